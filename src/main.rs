@@ -1,0 +1,5 @@
+//! The `weld` binary: everything is in [`weldment::cli`].
+
+fn main() -> std::process::ExitCode {
+    weldment::cli::main()
+}
