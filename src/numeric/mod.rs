@@ -1,1 +1,24 @@
-//! placeholder
+//! Arithmetic on slices: number formats, weighted sums, reductions, selection, keyed randomness.
+//!
+//! This layer knows no file, no tensor name and no thread. Every kernel gives the same bits however its
+//! input is cut, as long as the cuts fall on multiples of [`BLOCK`]; each has a slow f64 twin in its tests.
+
+mod combine;
+mod float8;
+mod format;
+mod random;
+mod real;
+mod reduce;
+mod select;
+
+pub use combine::{clamp_to_hull, weighted_sum};
+pub use format::{FloatType, Narrowed, NonFinite};
+pub use random::{MaskKey, keep_threshold};
+pub use real::Real;
+pub use reduce::{abs_sum, dot};
+pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
+
+/// Elements in a block: the unit in which tensors are decoded and sums are folded.
+///
+/// It is part of the numerics: another value gives sums that differ in their last bits.
+pub const BLOCK: usize = 16_384;

@@ -1,0 +1,429 @@
+//! The float formats of checkpoints: decoding to the precision of the merge, and one rounding on the way out.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use super::float8;
+use super::real::Real;
+
+/// Values converted at once where a library wants aligned slices.
+const STRIP: usize = 256;
+
+/// A float format that merges read and write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FloatType {
+    /// IEEE 754 double precision.
+    F64,
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// The top half of an F32.
+    Bf16,
+    /// 8 bits, 4 of exponent; no infinity.
+    F8E4m3,
+    /// 8 bits, 5 of exponent.
+    F8E5m2,
+}
+
+/// How many values of a slice are not finite.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NonFinite {
+    /// NaNs.
+    pub nan: u64,
+    /// Infinities of either sign.
+    pub infinite: u64,
+}
+
+impl NonFinite {
+    /// Whether there is any.
+    pub fn any(self) -> bool {
+        self.nan + self.infinite > 0
+    }
+
+    /// Counts those of a slice.
+    pub fn count<R: Real>(values: &[R]) -> Self {
+        let limit = R::from_f64(f64::INFINITY);
+        let mut found = Self::default();
+        // A branch-free sweep finds the usual answer, none, at the speed of memory.
+        let odd: u32 = values.iter().map(|value| u32::from(!(value.abs() < limit))).sum();
+        if odd > 0 {
+            for value in values {
+                let value = value.to_f64();
+                found.nan += u64::from(value.is_nan());
+                found.infinite += u64::from(value.is_infinite());
+            }
+        }
+        found
+    }
+}
+
+impl std::ops::AddAssign for NonFinite {
+    fn add_assign(&mut self, other: Self) {
+        self.nan += other.nan;
+        self.infinite += other.infinite;
+    }
+}
+
+/// What an encoding met beside numbers that fit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Narrowed {
+    /// Finite values beyond the largest that the format rounds to a finite one.
+    pub overflowed: u64,
+    /// Values that were not finite before.
+    pub non_finite: NonFinite,
+}
+
+impl FloatType {
+    /// The float format of a dtype, `None` for integers, bools and packed types.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        Some(match dtype {
+            Dtype::F64 => Self::F64,
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::BF16 => Self::Bf16,
+            Dtype::F8_E4M3 => Self::F8E4m3,
+            Dtype::F8_E5M2 => Self::F8E5m2,
+            _ => return None,
+        })
+    }
+
+    /// The dtype as safetensors names it.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F64 => Dtype::F64,
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+            Self::F8E4m3 => Dtype::F8_E4M3,
+            Self::F8E5m2 => Dtype::F8_E5M2,
+        }
+    }
+
+    /// Bytes of one value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::F8E4m3 | Self::F8E5m2 => 1,
+        }
+    }
+
+    /// The smallest format that holds every value of both, as torch promotes types.
+    pub fn promote(self, other: Self) -> Self {
+        use FloatType::*;
+        match (self, other) {
+            (a, b) if a == b => a,
+            (F64, _) | (_, F64) => F64,
+            (F32, _) | (_, F32) => F32,
+            (F16, Bf16) | (Bf16, F16) => F32,
+            // Each 8-bit float is exact in F16; BF16 holds both too.
+            (F16, _) | (_, F16) => F16,
+            (Bf16, _) | (_, Bf16) => Bf16,
+            (F8E4m3 | F8E5m2, F8E4m3 | F8E5m2) => F16,
+        }
+    }
+
+    /// Whether sources of this format are computed in `f64`.
+    pub fn wants_f64(self) -> bool {
+        matches!(self, Self::F64 | Self::F32)
+    }
+
+    /// The largest finite value, and the smallest magnitude that no longer rounds to a finite one.
+    fn limits(self) -> (f64, f64) {
+        match self {
+            Self::F64 => (f64::MAX, f64::INFINITY),
+            Self::F32 => (f64::from(f32::MAX), (2.0 - 2f64.powi(-24)) * 2f64.powi(127)),
+            Self::F16 => (65_504.0, 65_520.0),
+            Self::Bf16 => (f64::from(bf16::MAX.to_f32()), (2.0 - 2f64.powi(-8)) * 2f64.powi(127)),
+            // 464 lies half-way between 448 and the NaN's place and rounds to even: 448.
+            Self::F8E4m3 => (448.0, f64::from(464f32.next_up())),
+            Self::F8E5m2 => (57_344.0, 61_440.0),
+        }
+    }
+
+    /// Decodes little-endian bytes. Both slices hold the same number of values; excess of either is ignored.
+    pub fn decode<R: Real>(self, bytes: &[u8], values: &mut [R]) {
+        match self {
+            Self::F64 => {
+                for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                    *value = R::from_f64(f64::from_le_bytes(*raw));
+                }
+            }
+            Self::F32 => {
+                for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *value = R::from_f32(f32::from_le_bytes(*raw));
+                }
+            }
+            Self::Bf16 => {
+                for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *value = R::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16));
+                }
+            }
+            Self::F16 => decode_f16(bytes, values),
+            Self::F8E4m3 => decode_f8(float8::decode_e4m3, bytes, values),
+            Self::F8E5m2 => decode_f8(float8::decode_e5m2, bytes, values),
+        }
+    }
+
+    /// Encodes to little-endian bytes with one rounding, to nearest even.
+    ///
+    /// With `saturate`, values beyond the range become the largest finite value of their sign; without, they
+    /// become what the format has there (infinity, or NaN in `F8_E4M3`). Both are counted.
+    pub fn encode<R: Real>(self, values: &mut [R], saturate: bool, bytes: &mut [u8]) -> Narrowed {
+        let narrowed = self.narrow(values, saturate);
+        match self {
+            Self::F64 => {
+                for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<8>().0) {
+                    *raw = value.to_f64().to_le_bytes();
+                }
+            }
+            Self::F32 => {
+                for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<4>().0) {
+                    *raw = value.to_f32().to_le_bytes();
+                }
+            }
+            Self::Bf16 => {
+                for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<2>().0) {
+                    *raw = round_to_bf16(round_to_odd(*value)).to_le_bytes();
+                }
+            }
+            Self::F16 => encode_f16(values, bytes),
+            Self::F8E4m3 => encode_f8(float8::encode_e4m3, values, bytes),
+            Self::F8E5m2 => encode_f8(float8::encode_e5m2, values, bytes),
+        }
+        narrowed
+    }
+
+    /// Counts what does not fit, and clamps it if asked to.
+    fn narrow<R: Real>(self, values: &mut [R], saturate: bool) -> Narrowed {
+        let (largest, beyond) = self.limits();
+        // In f32 the limit of a wider format is infinity: nothing finite reaches it.
+        let limit = R::from_f64(beyond);
+        let outside: u32 = values.iter().map(|value| u32::from(!(value.abs() < limit))).sum();
+        if outside == 0 {
+            return Narrowed::default();
+        }
+        let non_finite = NonFinite::count(values);
+        if saturate {
+            let largest = R::from_f64(largest);
+            for value in values.iter_mut().filter(|value| value.abs() >= limit) {
+                *value = if *value < R::ZERO { R::ZERO - largest } else { largest };
+            }
+        }
+        Narrowed { overflowed: u64::from(outside) - non_finite.nan - non_finite.infinite, non_finite }
+    }
+}
+
+fn decode_f16<R: Real>(bytes: &[u8], values: &mut [R]) {
+    let mut halves = [f16::ZERO; STRIP];
+    let mut singles = [0f32; STRIP];
+    for (values, bytes) in values.chunks_mut(STRIP).zip(bytes.chunks(2 * STRIP)) {
+        let length = values.len().min(bytes.len() / 2);
+        for (half, raw) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *half = f16::from_le_bytes(*raw);
+        }
+        halves[..length].convert_to_f32_slice(&mut singles[..length]);
+        for (value, single) in values.iter_mut().zip(&singles[..length]) {
+            *value = R::from_f32(*single);
+        }
+    }
+}
+
+fn encode_f16<R: Real>(values: &[R], bytes: &mut [u8]) {
+    let mut halves = [f16::ZERO; STRIP];
+    let mut singles = [0f32; STRIP];
+    for (values, bytes) in values.chunks(STRIP).zip(bytes.chunks_mut(2 * STRIP)) {
+        for (single, value) in singles.iter_mut().zip(values) {
+            *single = round_to_odd(*value);
+        }
+        halves[..values.len()].convert_from_f32_slice(&singles[..values.len()]);
+        for (raw, half) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(&halves) {
+            *raw = half.to_le_bytes();
+        }
+    }
+}
+
+fn decode_f8<R: Real>(decode: fn(u8) -> f32, bytes: &[u8], values: &mut [R]) {
+    let table: [f32; 256] = std::array::from_fn(|byte| decode(byte as u8));
+    for (value, byte) in values.iter_mut().zip(bytes) {
+        *value = R::from_f32(table[usize::from(*byte)]);
+    }
+}
+
+fn encode_f8<R: Real>(encode: fn(f64) -> u8, values: &[R], bytes: &mut [u8]) {
+    for (byte, value) in bytes.iter_mut().zip(values) {
+        *byte = encode(value.to_f64());
+    }
+}
+
+/// To `f32` such that a second rounding, to 16 bits, gives what one rounding would have given.
+///
+/// Rounding to odd keeps in the last bit whether anything was cut off. Source: Boldo and Melquiond, "When
+/// double rounding is odd", IMACS 2005. An `f32` passes as it is.
+fn round_to_odd<R: Real>(value: R) -> f32 {
+    let nearest = value.to_f32();
+    if R::from_f32(nearest) == value || value != value {
+        return nearest;
+    }
+    let bits = nearest.to_bits();
+    let truncated = if R::from_f32(nearest).abs() > value.abs() { bits - 1 } else { bits };
+    f32::from_bits(truncated | 1)
+}
+
+/// The bits of the nearest BF16, ties to even; a NaN stays a NaN.
+fn round_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+    let quiet_nan = (bits >> 16) as u16 | 0x40;
+    if value.is_nan() { quiet_nan } else { rounded }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALL: [FloatType; 6] = [
+        FloatType::F64,
+        FloatType::F32,
+        FloatType::F16,
+        FloatType::Bf16,
+        FloatType::F8E4m3,
+        FloatType::F8E5m2,
+    ];
+
+    fn round_trip<R: Real>(format: FloatType, raw: &[u8]) -> Vec<u8> {
+        let mut values = vec![R::ZERO; raw.len() / format.size()];
+        format.decode(raw, &mut values);
+        let mut back = vec![0; raw.len()];
+        format.encode(&mut values, false, &mut back);
+        back
+    }
+
+    fn is_nan(format: FloatType, raw: &[u8]) -> bool {
+        let mut value = [0f64];
+        format.decode(raw, &mut value);
+        value[0].is_nan()
+    }
+
+    #[test]
+    fn every_narrow_value_survives_a_round_trip() {
+        for format in ALL.into_iter().filter(|format| format.size() <= 2) {
+            for bits in 0..1u32 << (8 * format.size()) {
+                let raw = &bits.to_le_bytes()[..format.size()];
+                if is_nan(format, raw) {
+                    assert!(is_nan(format, &round_trip::<f32>(format, raw)), "{format:?} {bits:#x}");
+                } else {
+                    assert_eq!(round_trip::<f32>(format, raw), raw, "{format:?} {bits:#x}");
+                    assert_eq!(round_trip::<f64>(format, raw), raw, "{format:?} {bits:#x}");
+                }
+            }
+        }
+    }
+
+    /// The slow twin of `encode`: of all values of the format, the nearest, ties to the even mantissa.
+    fn nearest(format: FloatType, value: f64) -> f64 {
+        let mut candidates = Vec::new();
+        for bits in 0..1u32 << (8 * format.size() - 1) {
+            let mut decoded = [0f64];
+            format.decode(&bits.to_le_bytes()[..format.size()], &mut decoded);
+            if decoded[0].is_finite() {
+                candidates.push((decoded[0], bits));
+            }
+        }
+        let magnitude = value.abs();
+        let (best, _) = candidates
+            .into_iter()
+            .min_by(|(a, a_bits), (b, b_bits)| {
+                (a - magnitude).abs().total_cmp(&(b - magnitude).abs()).then((a_bits & 1).cmp(&(b_bits & 1)))
+            })
+            .expect("a format has values");
+        best.copysign(value)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn encoding_rounds_once_to_nearest_even(
+            format in prop::sample::select(vec![FloatType::F16, FloatType::Bf16, FloatType::F8E4m3, FloatType::F8E5m2]),
+            mantissa in 1f64..2.0, low in 0u64..4, exponent in -20i32..8, negative: bool,
+        ) {
+            // Values a hair from a tie are where a second rounding would show.
+            let coarse = f64::from((mantissa * 512.0).round() as f32) / 512.0 * 2f64.powi(exponent);
+            let value = f64::from_bits(coarse.to_bits() + low) * if negative { -1.0 } else { 1.0 };
+            let mut bytes = vec![0; format.size()];
+            format.encode(&mut [value], false, &mut bytes);
+            let mut decoded = [0f64];
+            format.decode(&bytes, &mut decoded);
+            prop_assert_eq!(decoded[0], nearest(format, value));
+        }
+    }
+
+    #[test]
+    fn a_value_just_above_a_tie_is_not_rounded_twice() {
+        // 1 + 2^-8 is a tie between two BF16 values; 2^-50 more decides it, and would be lost by way of f32.
+        let mut bytes = [0; 2];
+        FloatType::Bf16.encode(&mut [1.0 + 2f64.powi(-8) + 2f64.powi(-50)], false, &mut bytes);
+        assert_eq!(bf16::from_le_bytes(bytes).to_f64(), 1.0 + 2f64.powi(-7));
+        FloatType::Bf16.encode(&mut [1.0 + 2f64.powi(-8)], false, &mut bytes);
+        assert_eq!(bf16::from_le_bytes(bytes).to_f64(), 1.0);
+    }
+
+    #[test]
+    fn overflow_is_counted_and_saturates_on_demand() {
+        for (format, fits, too_large, largest) in [
+            (FloatType::F16, 65_519.0, 65_520.0, 65_504.0),
+            (FloatType::F8E4m3, 464.0, 465.0, 448.0),
+            (FloatType::F8E5m2, 61_439.0, 61_440.0, 57_344.0),
+            (FloatType::Bf16, 3.3e38, 3.4e38, f64::from(bf16::MAX.to_f32())),
+        ] {
+            let mut bytes = vec![0; 3 * format.size()];
+            let narrowed = format.encode(&mut [fits, too_large, -too_large], false, &mut bytes);
+            assert_eq!(narrowed.overflowed, 2, "{format:?}");
+            assert_eq!(narrowed.non_finite, NonFinite::default());
+            let narrowed = format.encode(&mut [fits, too_large, -too_large], true, &mut bytes);
+            assert_eq!(narrowed.overflowed, 2);
+            let mut back = [0f64; 3];
+            format.decode(&bytes, &mut back);
+            assert_eq!(back[1..], [largest, -largest], "{format:?}");
+        }
+        let narrowed = FloatType::F16.encode(&mut [f32::NAN, f32::INFINITY, 1e6], false, &mut [0; 6]);
+        assert_eq!(narrowed, Narrowed { overflowed: 1, non_finite: NonFinite { nan: 1, infinite: 1 } });
+    }
+
+    #[test]
+    fn unaligned_bytes_decode() {
+        let mut raw = vec![0u8; 1 + 2 * 600];
+        for (index, half) in raw[1..].chunks_exact_mut(2).enumerate() {
+            half.copy_from_slice(&f16::from_f32(index as f32).to_le_bytes());
+        }
+        let mut values = vec![0f32; 600];
+        FloatType::F16.decode(&raw[1..], &mut values);
+        assert!(values.iter().enumerate().all(|(index, value)| *value == index as f32));
+    }
+
+    #[test]
+    fn promotion_is_symmetric_and_exact() {
+        for a in ALL {
+            for b in ALL {
+                assert_eq!(a.promote(b), b.promote(a));
+                let wide = a.promote(b);
+                for format in [a, b].into_iter().filter(|format| format.size() == 1) {
+                    for byte in 0..=255u8 {
+                        let mut value = [0f32];
+                        format.decode(&[byte], &mut value);
+                        let mut bytes = [0; 8];
+                        wide.encode(&mut value.clone(), false, &mut bytes);
+                        let mut back = [0f32];
+                        wide.decode(&bytes, &mut back);
+                        assert!(back[0] == value[0] || value[0].is_nan());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Counter-based randomness: a draw depends on its key and its place, never on what was drawn before.
+//!
+//! So masks are the same at any thread count, tile size and order of work, and a second pass can draw
+//! them again instead of keeping them. The generator is SplitMix64 read at position `index / 2` (Steele, Lea
+//! and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), 32 bits to a draw.
+
+/// The increment of SplitMix64: 2^64 divided by the golden ratio, made odd.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Selects one stream of draws: the key of one model's mask of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MaskKey(u64);
+
+impl MaskKey {
+    /// The key of the `slot`-th model's mask of the tensor `name` under `seed`.
+    pub fn new(seed: u64, name: &str, slot: usize) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("weldment 2026-11 mask key");
+        hasher.update(&seed.to_le_bytes());
+        hasher.update(&(slot as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+        let mut key = [0; 8];
+        hasher.finalize_xof().fill(&mut key);
+        Self(u64::from_le_bytes(key))
+    }
+
+    /// The draw at one place, uniform in 32 bits.
+    #[inline]
+    pub fn draw(self, index: u64) -> u32 {
+        let word = mix(self.0.wrapping_add((index >> 1).wrapping_add(1).wrapping_mul(GOLDEN)));
+        (word >> (32 * (index & 1))) as u32
+    }
+}
+
+/// The bound below which a draw keeps its element, so that a share `density` in `[0, 1]` is kept.
+pub fn keep_threshold(density: f64) -> u64 {
+    (density * 2f64.powi(32)).round() as u64
+}
+
+/// The output function of SplitMix64.
+#[inline]
+fn mix(mut word: u64) -> u64 {
+    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_splitmix64_read_at_a_position() {
+        // The first outputs of the reference implementation seeded with 1234567.
+        let key = MaskKey(1_234_567);
+        let word = |index: u64| u64::from(key.draw(2 * index)) | u64::from(key.draw(2 * index + 1)) << 32;
+        assert_eq!(word(0), 6_457_827_717_110_365_317);
+        assert_eq!(word(1), 3_203_168_211_198_807_973);
+        assert_eq!(word(2), 9_817_491_932_198_370_423);
+    }
+
+    #[test]
+    fn the_kept_share_is_the_density() {
+        for density in [0.0, 0.1, 0.53, 0.9, 1.0] {
+            let bound = keep_threshold(density);
+            let count = 1_000_000u64;
+            for slot in 0..3 {
+                let key = MaskKey::new(42, "model.layers.0.mlp.up_proj.weight", slot);
+                let kept = (0..count).filter(|&index| u64::from(key.draw(index)) < bound).count() as f64;
+                // Five standard deviations of the binomial.
+                let allowed = 5.0 * (count as f64 * density * (1.0 - density)).sqrt();
+                assert!((kept - count as f64 * density).abs() <= allowed, "{density}: {kept}");
+            }
+        }
+    }
+
+    #[test]
+    fn keys_differ_by_seed_name_and_slot() {
+        let key = MaskKey::new(1, "a", 0);
+        assert_ne!(key, MaskKey::new(2, "a", 0));
+        assert_ne!(key, MaskKey::new(1, "b", 0));
+        assert_ne!(key, MaskKey::new(1, "a", 1));
+        // Masks of two slots are independent: they agree on about half of the coin flips.
+        let other = MaskKey::new(1, "a", 1);
+        let agree = (0..100_000).filter(|&i| (key.draw(i) ^ other.draw(i)) >> 31 == 0).count();
+        assert!((49_000..51_000).contains(&agree), "{agree}");
+    }
+}

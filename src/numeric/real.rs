@@ -1,0 +1,83 @@
+//! The two precisions that merges compute in.
+
+use std::fmt::Debug;
+use std::ops::{Add, AddAssign, Div, Mul, Sub};
+
+/// `f32` or `f64`: what sources are decoded to, and what kernels compute in.
+///
+/// Sources of 16 bits and less are computed in `f32`, which holds each of their values exactly and leaves
+/// 13 bits or more to spare; `F32` and `F64` sources are computed in `f64`.
+pub trait Real:
+    Copy
+    + Debug
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + AddAssign
+    + 'static
+{
+    /// Zero.
+    const ZERO: Self;
+    /// One.
+    const ONE: Self;
+    /// Four units in the last place of one: what a sum of a few weights that make up one may be off by.
+    const NOISE: Self;
+    /// The nearest value of this precision.
+    fn from_f64(value: f64) -> Self;
+    /// The same value; exact.
+    fn to_f64(self) -> f64;
+    /// The same value from `f32`; exact.
+    fn from_f32(value: f32) -> Self;
+    /// The nearest `f32`.
+    fn to_f32(self) -> f32;
+    /// The magnitude.
+    fn abs(self) -> Self;
+    /// The smaller of two; of a number and NaN, the number.
+    fn min(self, other: Self) -> Self;
+    /// The larger of two; of a number and NaN, the number.
+    fn max(self, other: Self) -> Self;
+
+    /// Orders values by magnitude as an integer below 2^31: the bits of the magnitude rounded to `f32`.
+    fn magnitude_key(self) -> u32 {
+        self.to_f32().to_bits() & 0x7fff_ffff
+    }
+}
+
+macro_rules! real {
+    ($float:ty) => {
+        impl Real for $float {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            const NOISE: Self = 4.0 * <$float>::EPSILON;
+            fn from_f64(value: f64) -> Self {
+                value as $float
+            }
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+            fn from_f32(value: f32) -> Self {
+                <$float>::from(value)
+            }
+            fn to_f32(self) -> f32 {
+                self as f32
+            }
+            fn abs(self) -> Self {
+                <$float>::abs(self)
+            }
+            fn min(self, other: Self) -> Self {
+                <$float>::min(self, other)
+            }
+            fn max(self, other: Self) -> Self {
+                <$float>::max(self, other)
+            }
+        }
+    };
+}
+
+real!(f32);
+real!(f64);
