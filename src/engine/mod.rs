@@ -1,1 +1,112 @@
-//! placeholder
+//! Computes tensors block by block, straight from mapped bytes to their final place.
+//!
+//! The engine is given [`Job`]s in output order and a [`Sink`] for the bytes. A job is cut into tiles; workers
+//! claim tiles in order, so that reads and writes run forward through the files. A job that computes is a
+//! [`Program`]: zero or more passes that measure, each followed by a small serial decision, then one that
+//! applies. Sums are folded in block order, so the bytes do not depend on threads, tiles or memory.
+//!
+//! This layer knows no method by name, no recipe and no file.
+
+mod budget;
+mod execute;
+mod job;
+mod program;
+
+use std::io;
+
+pub use budget::{BudgetError, Limits, Settings};
+pub use execute::execute;
+pub use job::{Job, Source, Work};
+pub use program::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+
+use crate::numeric::{FloatType, NonFinite};
+
+/// Where computed bytes go.
+pub trait Sink: Sync {
+    /// Takes bytes of the output of job number `job`, `offset` bytes after its start.
+    ///
+    /// Calls come from several threads, each byte once, in no particular order.
+    fn write(&self, job: usize, offset: u64, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// Is told how far the work is, and may stop it.
+pub trait Observer: Sync {
+    /// So many more bytes were read or written.
+    fn advance(&self, bytes: u64);
+    /// Whether the work shall stop; asked before every tile.
+    fn cancelled(&self) -> bool;
+}
+
+/// Why an execution stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// An input holds NaN or infinity.
+    #[error("source {source_index} of job {job} holds {} NaN and {} infinite values", found.nan, found.infinite)]
+    NonFinite {
+        /// The job.
+        job: usize,
+        /// Which of its sources.
+        source_index: usize,
+        /// How many in the whole tensor.
+        found: NonFinite,
+    },
+    /// Results do not fit the output's format.
+    #[error("{count} values of job {job} do not fit {format:?}")]
+    Overflow {
+        /// The job.
+        job: usize,
+        /// How many values.
+        count: u64,
+        /// The output's format.
+        format: FloatType,
+    },
+    /// Finite inputs gave a NaN.
+    #[error("{count} values of job {job} came out as NaN from finite inputs")]
+    NotANumber {
+        /// The job.
+        job: usize,
+        /// How many values.
+        count: u64,
+    },
+    /// Sources that must be equal are not.
+    #[error("source {source_index} of job {job} differs from source 0")]
+    NotIdentical {
+        /// The job.
+        job: usize,
+        /// The first source that differs from source 0.
+        source_index: usize,
+    },
+    /// The sink could not take the bytes.
+    #[error("cannot write the output of job {job}")]
+    Write {
+        /// The job.
+        job: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A worker thread could not be started.
+    #[error("cannot start {threads} worker threads")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// Why.
+        #[source]
+        source: rayon::ThreadPoolBuildError,
+    },
+    /// The observer asked to stop.
+    #[error("stopped")]
+    Cancelled,
+}
+
+/// What an execution did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Bytes read from sources, those of every pass counted.
+    pub read: u64,
+    /// Bytes given to the sink.
+    pub written: u64,
+    /// Values that were saturated.
+    pub saturated: u64,
+}

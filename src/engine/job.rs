@@ -1,0 +1,64 @@
+//! One tensor's work: where its sources lie in memory and what becomes of them.
+
+use super::program::AnyProgram;
+use crate::numeric::{BLOCK, FloatType};
+
+/// One tensor's work.
+pub struct Job<'a> {
+    /// What is done.
+    pub work: Work<'a>,
+    /// Whether the result goes to the sink; a job without output only checks its sources.
+    pub output: bool,
+}
+
+/// What is done with the sources.
+pub enum Work<'a> {
+    /// The bytes of the first source, which all others must equal.
+    Copy {
+        /// The sources, of one length in bytes.
+        sources: Vec<&'a [u8]>,
+        /// The format, to look for NaN and infinity; `None` for integers and bools.
+        format: Option<FloatType>,
+    },
+    /// Decode, compute, round once.
+    Compute {
+        /// The sources, of one number of elements.
+        sources: Vec<Source<'a>>,
+        /// Elements of the output and of every source.
+        elements: u64,
+        /// What is computed.
+        program: &'a dyn AnyProgram,
+        /// The format that is written.
+        output: FloatType,
+    },
+}
+
+/// The bytes of one source tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// Little-endian values, row by row.
+    pub bytes: &'a [u8],
+    /// Their format.
+    pub format: FloatType,
+}
+
+impl Work<'_> {
+    /// Whether the work is computed in `f64`; see [`Real`](crate::numeric::Real).
+    pub(super) fn wants_f64(&self) -> bool {
+        match self {
+            Work::Copy { .. } => false,
+            Work::Compute { sources, .. } => sources.iter().any(|source| source.format.wants_f64()),
+        }
+    }
+
+    /// Blocks of the tensor; bytes that are copied are cut into blocks of so many bytes.
+    pub(super) fn blocks(&self) -> usize {
+        match self {
+            Work::Copy { sources, .. } => sources.first().map_or(0, |bytes| bytes.len().div_ceil(COPY_BLOCK)),
+            Work::Compute { elements, .. } => elements.div_ceil(BLOCK as u64) as usize,
+        }
+    }
+}
+
+/// Bytes of a block that is copied; a multiple of every format's size.
+pub(super) const COPY_BLOCK: usize = 4 * BLOCK;

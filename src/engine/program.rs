@@ -1,0 +1,85 @@
+//! What a merge method does with the elements of one tensor: passes over blocks.
+
+use crate::numeric::Real;
+
+/// The elements of one block, decoded.
+#[derive(Debug, Clone, Copy)]
+pub struct Block<'a, R> {
+    /// The block's number in its tensor; all blocks but the last hold [`BLOCK`](crate::numeric::BLOCK) elements.
+    pub index: usize,
+    /// The number of its first element in its tensor.
+    pub first: u64,
+    /// The sources' elements, all of one length.
+    pub sources: &'a [&'a [R]],
+}
+
+impl<R> Block<'_, R> {
+    /// How many elements each source has here.
+    pub fn len(&self) -> usize {
+        self.sources.first().map_or(0, |source| source.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A merge of one tensor: passes that measure, then one that applies.
+///
+/// [`next`](Self::next) is the serial decision between two passes: from all that was measured so far, which
+/// pass comes next. It must depend on nothing else.
+pub trait Program<R: Real>: Send + Sync {
+    /// The pass after those whose results are `measured`, in order.
+    fn next(&self, measured: &[Measured]) -> Pass<R>;
+}
+
+/// A program in both precisions.
+pub trait AnyProgram: Program<f32> + Program<f64> {
+    /// An upper bound of what it needs.
+    fn cost(&self) -> Cost;
+}
+
+/// What a program needs of the engine, at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Passes that measure; each reads every source once more.
+    pub measures: usize,
+    /// Length of the longest vector of counts.
+    pub counts: usize,
+    /// Length of the longest vector of sums.
+    pub sums: usize,
+}
+
+/// One pass over the blocks of a tensor.
+pub enum Pass<R> {
+    /// Collects a statistic.
+    Measure(Box<dyn Measure<R>>),
+    /// Computes the output; the last pass.
+    Apply(Box<dyn Apply<R>>),
+}
+
+/// Collects sums and counts over blocks.
+pub trait Measure<R>: Send + Sync {
+    /// How many sums; each is folded over the blocks in block order.
+    fn sums(&self) -> usize;
+    /// How many counts; integers, so their order does not matter.
+    fn counts(&self) -> usize;
+    /// Sets the block's `sums` (given as zeros) and adds to `counts`.
+    fn block(&self, block: Block<'_, R>, sums: &mut [f64], counts: &mut [u64]);
+}
+
+/// Computes the output of a block.
+pub trait Apply<R>: Send + Sync {
+    /// Sets every element of `out`, which has the block's length.
+    fn block(&self, block: Block<'_, R>, out: &mut [R]);
+}
+
+/// What a pass that measured found over the whole tensor.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Measured {
+    /// The sums.
+    pub sums: Vec<f64>,
+    /// The counts.
+    pub counts: Vec<u64>,
+}
