@@ -1,26 +1,104 @@
 //! Merge methods: one file each, and the registry that the recipe reader, the docs and the tests walk.
 //!
 //! A method knows its parameters, how many models it takes, and how to turn the parameter values of one
-//! tensor into a [`Program`](crate::engine::Program). It knows no file, no tensor name, no thread.
+//! tensor into an [`Action`]. It knows no file, no layer, no thread. A new method is one file here and one line
+//! in [`all`].
+//!
+//! Two programs serve most of them: [`weighted_sum`] (measure an inner product if need be, then one linear
+//! combination) and [`task_vectors`] (differences from a base: mask, elect a sign, add).
 
+mod dare;
+mod linear;
 mod params;
+mod passthrough;
+mod slerp;
+mod task_arithmetic;
+mod task_vectors;
+mod ties;
+mod weighted_sum;
 
 pub use params::{
     Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue, TensorParams,
 };
 
-/// A merge method: its description, and the programs it makes.
+use crate::engine::AnyProgram;
+
+/// A merge method: its description, and what it does with one tensor.
 pub trait Method: Send + Sync {
     /// What the recipe reader, the help and the reference say of it.
     fn info(&self) -> &'static MethodInfo;
+
+    /// What becomes of one tensor.
+    ///
+    /// # Errors
+    /// Values that fit one by one but not together, in words for the user.
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String>;
+}
+
+/// What a method may know of the tensor it merges.
+#[derive(Debug, Clone, Copy)]
+pub struct Tensor<'a> {
+    /// Its name, which keys its random masks and nothing else.
+    pub name: &'a str,
+    /// Its elements.
+    pub elements: u64,
+    /// The seed of the run.
+    pub seed: u64,
+    /// Which source is the base, where the method has one.
+    pub base: Option<usize>,
+    /// How many sources there are, the base included.
+    pub sources: usize,
+}
+
+/// What becomes of one tensor.
+pub enum Action {
+    /// The bytes of that source, converted if the output has another dtype.
+    Copy(usize),
+    /// A computation.
+    Compute(Box<dyn AnyProgram>),
 }
 
 /// Every merge method, in the order of the reference.
 pub fn all() -> &'static [&'static dyn Method] {
-    &[]
+    &[
+        &linear::Linear,
+        &slerp::Slerp,
+        &task_arithmetic::TaskArithmetic,
+        &ties::Ties,
+        &dare::DareLinear,
+        &dare::DareTies,
+        &passthrough::Passthrough,
+    ]
 }
 
 /// The method of that name.
 pub fn find(name: &str) -> Option<&'static dyn Method> {
     all().iter().copied().find(|method| method.info().name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_is_sound() {
+        let mut names: Vec<_> = all().iter().map(|method| method.info().name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all().len(), "two methods share a name");
+        for method in all() {
+            let info = method.info();
+            assert!(std::ptr::addr_eq(find(info.name).expect("registered").info(), info));
+            for text in [info.summary, info.formula, info.when, info.source] {
+                assert!(!text.is_empty(), "{}", info.name);
+            }
+            for param in info.params {
+                assert!(!param.doc.is_empty(), "{}.{}", info.name, param.name);
+                assert!(!(param.required && param.default.is_some()), "{}.{}", info.name, param.name);
+                if let Some(default) = param.default {
+                    assert!(param.kind.accepts(default), "{}.{}", info.name, param.name);
+                }
+            }
+        }
+    }
 }

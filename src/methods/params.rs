@@ -113,3 +113,52 @@ pub struct TensorParams {
     /// For each source, in source order, its values; an unset one is absent.
     pub sources: Vec<Vec<(&'static str, ParamValue)>>,
 }
+
+impl ParamKind {
+    /// Whether a value is of this kind and within its bounds.
+    pub fn accepts(self, value: ParamValue) -> bool {
+        match (self, value) {
+            (Self::Number, ParamValue::Number(number)) => number.is_finite(),
+            (Self::Range { min, max }, ParamValue::Number(number)) => (min..=max).contains(&number),
+            (Self::Bool, ParamValue::Bool(_)) => true,
+            (Self::Word { words, .. }, ParamValue::Word(word)) => words.contains(&word),
+            _ => false,
+        }
+    }
+}
+
+impl TensorParams {
+    /// The number under `name` for the whole tensor; `None` if unset.
+    pub fn number(&self, name: &str) -> Option<f64> {
+        number(&self.tensor, name)
+    }
+
+    /// The truth value under `name`; false if unset.
+    pub fn flag(&self, name: &str) -> bool {
+        matches!(lookup(&self.tensor, name), Some(ParamValue::Bool(true)))
+    }
+
+    /// The word under `name`; empty if unset.
+    pub fn word(&self, name: &str) -> &'static str {
+        match lookup(&self.tensor, name) {
+            Some(ParamValue::Word(word)) => word,
+            _ => "",
+        }
+    }
+
+    /// The number under `name` of one source; `None` if unset.
+    pub fn source_number(&self, source: usize, name: &str) -> Option<f64> {
+        self.sources.get(source).and_then(|values| number(values, name))
+    }
+}
+
+fn lookup(values: &[(&'static str, ParamValue)], name: &str) -> Option<ParamValue> {
+    values.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+}
+
+fn number(values: &[(&'static str, ParamValue)], name: &str) -> Option<f64> {
+    match lookup(values, name) {
+        Some(ParamValue::Number(number)) => Some(number),
+        _ => None,
+    }
+}

@@ -1,0 +1,74 @@
+//! `dare_linear` and `dare_ties`: task vectors thinned at random.
+
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
+use super::{Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, Tensor, TensorParams};
+
+/// Thins task vectors at random and adds them.
+pub(super) struct DareLinear;
+/// Thins task vectors at random, elects a sign for each element, and adds those that agree.
+pub(super) struct DareTies;
+
+const PARAMS: &[ParamInfo] = &[
+    task_vectors::WEIGHT,
+    task_vectors::DENSITY,
+    task_vectors::normalize(false),
+    task_vectors::LAMBDA,
+    task_vectors::rescale("l1"),
+    task_vectors::INT8_MASK,
+];
+
+const DEPARTS: &str = "`rescale: true` is mergekit's: it restores the task vector's L1 norm in each tensor. The paper \
+    divides by the density: that is `rescale: expectation`. Masks are keyed by seed, tensor name and place of the \
+    model in the recipe, so they are the same at any thread count; mergekit's depend on execution order.";
+
+const SOURCE: &str = "Yu et al., Language models are super mario, arXiv:2311.03099";
+
+static LINEAR: MethodInfo = MethodInfo {
+    name: "dare_linear",
+    summary: "task vectors thinned at random and rescaled, then added",
+    formula: "d_i = x_i - base, each element kept with probability density, then rescaled; \
+              out = base + lambda * sum(w_i * d_i), divided by sum(w_i) with `normalize`",
+    when: "like task_arithmetic, where many fine-tunes shall disturb each other less",
+    departs: DEPARTS,
+    source: SOURCE,
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: PARAMS,
+    random: true,
+};
+
+static TIES: MethodInfo = MethodInfo {
+    name: "dare_ties",
+    summary: "task vectors thinned at random and rescaled; where signs conflict, the majority is added",
+    formula: "d_i = x_i - base, each element kept with probability density, then rescaled; \
+              s = sign(sum(w_i * d_i)), + if the sum is 0; out = base + lambda * sum over sign(w_i * d_i) = s of \
+              w_i * d_i, divided by the sum of those w_i with `normalize`",
+    when: "like ties, with a random choice of elements instead of the largest",
+    departs: DEPARTS,
+    source: SOURCE,
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: PARAMS,
+    random: true,
+};
+
+impl Method for DareLinear {
+    fn info(&self) -> &'static MethodInfo {
+        &LINEAR
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        task_vectors::action(Scheme { sparsifier: Sparsifier::Random, consensus: Consensus::None }, params, tensor)
+    }
+}
+
+impl Method for DareTies {
+    fn info(&self) -> &'static MethodInfo {
+        &TIES
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        let scheme = Scheme { sparsifier: Sparsifier::Random, consensus: Consensus::WeightedSign };
+        task_vectors::action(scheme, params, tensor)
+    }
+}

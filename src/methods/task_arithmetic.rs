@@ -1,0 +1,37 @@
+//! `task_arithmetic`: the base plus a weighted sum of task vectors.
+
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
+use super::{Action, Arity, BaseRule, Method, MethodInfo, Tensor, TensorParams};
+
+/// The base plus weighted differences from it.
+pub(super) struct TaskArithmetic;
+
+static INFO: MethodInfo = MethodInfo {
+    name: "task_arithmetic",
+    summary: "the base plus a weighted sum of task vectors (differences of the fine-tunes from the base)",
+    formula: "out = base + lambda * sum(w_i * (x_i - base)), divided by sum(w_i) with `normalize`",
+    when: "the first thing to try; weights of about 0.3 to 1, negative ones take a skill away",
+    departs: "`density` is accepted and has no effect, as in mergekit.",
+    source: "Ilharco et al., Editing models with task arithmetic, arXiv:2212.04089",
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: &[
+        task_vectors::WEIGHT,
+        task_vectors::normalize(false),
+        task_vectors::LAMBDA,
+        task_vectors::UNUSED_DENSITY,
+        task_vectors::UNUSED_RESCALE,
+        task_vectors::INT8_MASK,
+    ],
+    random: false,
+};
+
+impl Method for TaskArithmetic {
+    fn info(&self) -> &'static MethodInfo {
+        &INFO
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        task_vectors::action(Scheme { sparsifier: Sparsifier::None, consensus: Consensus::None }, params, tensor)
+    }
+}
