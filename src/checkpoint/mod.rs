@@ -1,1 +1,44 @@
-//! placeholder
+//! Checkpoints: headers, maps, shards, indexes, sidecar files. The only layer that opens model files.
+//!
+//! It finds a model on disk, refuses what is malformed or quantised, and hands out named tensors as mapped
+//! bytes; it also says what names, configs and tokenizers tell, and how output shards are laid out.
+//! Everything read here is hostile until checked, and every limit is a named constant.
+//! It must not know recipes, methods or plans, and it reads no environment and prints nothing.
+
+mod aliases;
+mod bounded;
+mod config;
+mod error;
+mod folder;
+mod header;
+mod hub;
+mod index;
+mod layout;
+mod limits;
+mod locate;
+mod model_ref;
+mod names;
+mod quantised;
+mod reader;
+mod shard;
+mod sidecars;
+mod stacks;
+mod vocabulary;
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+
+pub use aliases::{PrefixAlias, find_alias};
+pub use config::ModelConfig;
+pub use error::CheckpointError;
+pub use hub::HubSnapshot;
+pub use layout::{ShardLayout, index_json, shard_layout};
+pub use locate::{Location, Locator};
+pub use model_ref::ModelRef;
+pub use names::{is_derived_buffer, is_input_embedding, is_output_head};
+pub use reader::{Checkpoint, TensorEntry};
+pub use safetensors::Dtype;
+pub use shard::Shard;
+pub use sidecars::{Sidecar, SidecarKind};
+pub use stacks::{LayerStack, layer_stacks};
+pub use vocabulary::{VocabularyComparison, compare_vocabularies};

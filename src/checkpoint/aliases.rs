@@ -1,0 +1,276 @@
+//! Finds the one prefix by which two checkpoints name the same tensors differently.
+//!
+//! `bert.encoder...` in one file is `encoder...` in another; composite models moved `language_model.` about.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::names::is_number;
+
+/// A prefix of one model's names that stands for another prefix in a second model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrefixAlias {
+    /// What the reference's names start with: whole components with their dot, or nothing.
+    pub reference_prefix: String,
+    /// What the other model's names start with instead.
+    pub model_prefix: String,
+}
+
+impl PrefixAlias {
+    /// The model's name for a tensor of the reference; none if the name lacks the prefix.
+    ///
+    /// A name that the model has as it stands needs no alias: look for that first.
+    pub fn apply(&self, name: &str) -> Option<String> {
+        let rest = name.strip_prefix(self.reference_prefix.as_str())?;
+        (!rest.is_empty()).then(|| format!("{}{rest}", self.model_prefix))
+    }
+}
+
+/// How many names with one suffix are looked at as partners: real models have one or two.
+const PARTNERS: usize = 4;
+
+/// How many pairs of prefixes are tried out on all names.
+const CANDIDATES: usize = 16;
+
+/// Names and shapes.
+type Shapes<'a> = HashMap<&'a str, &'a [usize]>;
+
+/// The alias that finds the most of the names which `reference` has and `other` lacks, if it finds enough.
+///
+/// Shapes must agree, no name may already mean another tensor of the reference, and one hit among many misses
+/// is no evidence. A mere renaming of one module (`a.weight` and `b.weight`) is no prefix either.
+pub fn find_alias(
+    reference: &[(&str, &[usize])],
+    other: &[(&str, &[usize])],
+) -> Option<PrefixAlias> {
+    let in_reference: HashSet<&str> = reference.iter().map(|(name, _)| *name).collect();
+    let in_other: HashSet<&str> = other.iter().map(|(name, _)| *name).collect();
+    let mut missing: Vec<_> = reference
+        .iter()
+        .filter(|(name, _)| !in_other.contains(name))
+        .collect();
+    let extra: Vec<_> = other
+        .iter()
+        .filter(|(name, _)| !in_reference.contains(name))
+        .collect();
+    // In order, so that the first partners of a suffix do not depend on the order of a file.
+    missing.sort();
+    let shapes: Shapes = extra.iter().map(|(name, shape)| (*name, *shape)).collect();
+
+    let partners = partners_by_suffix(shapes.keys().copied().collect());
+    let mut votes: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for (name, _) in &missing {
+        for pair in candidates(name, &partners) {
+            *votes.entry(pair).or_default() += 1;
+        }
+    }
+    let mut pairs: Vec<((&str, &str), usize)> = votes.into_iter().collect();
+    pairs.sort_by_key(|(pair, votes)| (std::cmp::Reverse(*votes), pair.0.len() + pair.1.len()));
+
+    let mut best: Option<(usize, PrefixAlias)> = None;
+    for ((reference_prefix, model_prefix), _) in pairs.into_iter().take(CANDIDATES) {
+        let alias = PrefixAlias {
+            reference_prefix: reference_prefix.into(),
+            model_prefix: model_prefix.into(),
+        };
+        let resolved = count_resolved(&alias, &missing, &shapes);
+        if best.as_ref().is_none_or(|(most, _)| *most < resolved) {
+            best = Some((resolved, alias));
+        }
+    }
+    let (resolved, alias) = best?;
+    (resolved > 1 || (resolved == 1 && missing.len() == 1)).then_some(alias)
+}
+
+/// The names that end in a suffix, by that suffix; of each no more than are ever looked at.
+fn partners_by_suffix(mut names: Vec<&str>) -> HashMap<&str, Vec<&str>> {
+    names.sort_unstable();
+    let mut partners: HashMap<&str, Vec<&str>> = HashMap::new();
+    for name in names {
+        for (_, suffix) in prefix_cuts(name) {
+            let partners = partners.entry(suffix).or_default();
+            if partners.len() < PARTNERS {
+                partners.push(name);
+            }
+        }
+    }
+    partners
+}
+
+/// The pairs of prefixes that would explain a name: those that leave the longest common suffix.
+fn candidates<'a>(
+    name: &'a str,
+    partners: &HashMap<&str, Vec<&'a str>>,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let longest = prefix_cuts(name).find_map(|(prefix, suffix)| {
+        let partners = partners.get(suffix)?;
+        Some((prefix, suffix, partners.clone()))
+    });
+    longest.into_iter().flat_map(|(prefix, suffix, partners)| {
+        partners.into_iter().filter_map(move |partner| {
+            let partner_prefix = &partner[..partner.len() - suffix.len()];
+            let whole = prefix.is_empty() || partner_prefix.is_empty();
+            (whole || suffix.contains('.')).then_some((prefix, partner_prefix))
+        })
+    })
+}
+
+/// Every way to cut a name after whole components, none of them a number: the shortest prefix first.
+fn prefix_cuts(name: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut next = Some(0);
+    std::iter::from_fn(move || {
+        let start = next?;
+        let rest = &name[start..];
+        next = rest
+            .split_once('.')
+            .filter(|(part, rest)| !is_number(part) && !rest.is_empty())
+            .map(|(part, _)| start + part.len() + 1);
+        Some((&name[..start], rest))
+    })
+}
+
+fn count_resolved(alias: &PrefixAlias, missing: &[&(&str, &[usize])], extra: &Shapes) -> usize {
+    let resolves = |(name, shape): &(&str, &[usize])| {
+        alias
+            .apply(name)
+            .is_some_and(|target| extra.get(target.as_str()) == Some(shape))
+    };
+    missing.iter().filter(|entry| resolves(entry)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: &[usize] = &[2, 3];
+
+    fn alias(reference: &[&str], other: &[&str]) -> Option<(String, String)> {
+        let shaped = |names: &[&'static str]| -> Vec<(&str, &[usize])> {
+            names.iter().map(|name| (*name, SHAPE)).collect()
+        };
+        let leak = |names: &[&str]| -> Vec<&'static str> {
+            names.iter().map(|name| &*name.to_string().leak()).collect()
+        };
+        find_alias(&shaped(&leak(reference)), &shaped(&leak(other)))
+            .map(|alias| (alias.reference_prefix, alias.model_prefix))
+    }
+
+    #[test]
+    fn prefixes_are_found() {
+        let cases: [(&[&str], &[&str], &str, &str); 7] = [
+            (
+                &["model.layers.0.w", "model.norm.weight"],
+                &["layers.0.w", "norm.weight"],
+                "model.",
+                "",
+            ),
+            (
+                &["layers.0.w", "norm.weight"],
+                &["model.layers.0.w", "model.norm.weight"],
+                "",
+                "model.",
+            ),
+            (
+                &[
+                    "language_model.model.layers.0.w",
+                    "language_model.model.layers.1.w",
+                    "language_model.lm_head.weight",
+                ],
+                &[
+                    "model.language_model.layers.0.w",
+                    "model.language_model.layers.1.w",
+                    "lm_head.weight",
+                ],
+                "language_model.model.",
+                "model.language_model.",
+            ),
+            (
+                &[
+                    "bert.encoder.layer.0.w",
+                    "bert.pooler.dense.weight",
+                    "cls.bias",
+                ],
+                &["encoder.layer.0.w", "pooler.dense.weight", "cls.bias"],
+                "bert.",
+                "",
+            ),
+            (
+                &["lm_head.weight", "a.b"],
+                &["model.lm_head.weight", "a.b"],
+                "",
+                "model.",
+            ),
+            (&["model.w"], &["w"], "model.", ""),
+            (
+                &["m.a.0.w", "m.a.1.w", "m.a.2.w", "x.b.0.w"],
+                &["a.0.w", "a.1.w", "a.2.w", "b.0.w"],
+                "m.",
+                "",
+            ),
+        ];
+        for (reference, other, reference_prefix, model_prefix) in cases {
+            let expected = Some((reference_prefix.into(), model_prefix.into()));
+            assert_eq!(alias(reference, other), expected, "{reference:?}");
+        }
+    }
+
+    #[test]
+    fn weak_evidence_is_none() {
+        let cases: [(&[&str], &[&str]); 7] = [
+            (&[], &[]),
+            (&["a.w", "b.w"], &["a.w", "b.w"]),
+            (&["lm_head.weight"], &["score.weight"]),
+            (&["a.0.w", "b.0.w", "c.0.w"], &["m.a.0.w"]),
+            (&["layers.0.w", "layers.1.w"], &["layers.2.w", "layers.3.w"]),
+            (&["model.a", "model.b"], &["x", "y"]),
+            // The target would be a tensor that the reference itself has.
+            (&["model.a.w", "model.b.w", "a.w", "b.w"], &["a.w", "b.w"]),
+        ];
+        for (reference, other) in cases {
+            assert_eq!(alias(reference, other), None, "{reference:?}");
+        }
+        let other_shape: &[usize] = &[3, 2];
+        let reference = [("m.a.w", SHAPE), ("m.b.w", SHAPE)];
+        assert_eq!(
+            find_alias(&reference, &[("a.w", other_shape), ("b.w", other_shape)]),
+            None
+        );
+    }
+
+    #[test]
+    fn an_alias_swaps_the_prefix() {
+        let alias = PrefixAlias {
+            reference_prefix: "bert.".into(),
+            model_prefix: "x.y.".into(),
+        };
+        assert_eq!(alias.apply("bert.a.w").as_deref(), Some("x.y.a.w"));
+        assert_eq!(alias.apply("a.w"), None);
+        assert_eq!(alias.apply("bert."), None);
+    }
+
+    /// Quadratic work on these would take minutes.
+    #[test]
+    fn a_hundred_thousand_names_are_no_trouble() {
+        let names =
+            |make: &dyn Fn(usize) -> String| -> Vec<String> { (0..100_000).map(make).collect() };
+        let pairs = [
+            (
+                names(&|i| format!("model.layers.{}.experts.{}.w", i / 256, i % 256)),
+                names(&|i| format!("layers.{}.experts.{}.w", i / 256, i % 256)),
+                true,
+            ),
+            (
+                names(&|i| format!("a{i}.x.weight")),
+                names(&|i| format!("b{i}.x.weight")),
+                false,
+            ),
+        ];
+        for (reference, other, found) in &pairs {
+            let shaped = |names: &'static [String]| -> Vec<(&str, &[usize])> {
+                names.iter().map(|name| (name.as_str(), SHAPE)).collect()
+            };
+            let reference = shaped(reference.clone().leak());
+            let other = shaped(other.clone().leak());
+            assert_eq!(find_alias(&reference, &other).is_some(), *found);
+        }
+    }
+}

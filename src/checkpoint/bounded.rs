@@ -1,0 +1,56 @@
+//! Reading small files whole, but never more of them than a limit allows.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use super::error::CheckpointError;
+use super::limits::MAX_DETAIL_CHARS;
+
+/// The bytes of a regular file of at most `limit` bytes.
+pub(super) fn read_bounded(
+    path: &Path,
+    limit: u64,
+    what: &'static str,
+) -> Result<Vec<u8>, CheckpointError> {
+    let io = |source| CheckpointError::io("read", path, source);
+    // Asked before opening: opening a FIFO for reading would wait for ever.
+    if !fs::metadata(path).map_err(io)?.is_file() {
+        return Err(CheckpointError::NotAFile { path: path.into() });
+    }
+    let file = File::open(path).map_err(io)?;
+    let found = file.metadata().map_err(io)?.len();
+    let too_large = |found| CheckpointError::TooLarge {
+        path: path.into(),
+        what,
+        limit,
+        found,
+    };
+    if found > limit {
+        return Err(too_large(found));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > limit {
+        return Err(too_large(bytes.len() as u64));
+    }
+    Ok(bytes)
+}
+
+/// Another parser's message made fit for a terminal: it may repeat hostile bytes, at any length.
+pub(super) fn plain(message: &dyn std::fmt::Display) -> String {
+    let text = message.to_string();
+    let mut out = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == MAX_DETAIL_CHARS {
+            out.push_str("...");
+            break;
+        }
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}

@@ -1,0 +1,159 @@
+//! `config.json`: what it says about the model, wherever in it that is said.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::bounded::{plain, read_bounded};
+use super::error::CheckpointError;
+use super::limits::MAX_CONFIG_BYTES;
+
+/// Where multimodal configs keep those of their language model.
+const NESTED: [&str; 3] = ["text_config", "llm_config", "language_config"];
+
+/// The names that the number of layers goes by.
+const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+
+/// A parsed `config.json`; the order of its keys is kept.
+#[derive(Debug, Clone)]
+pub struct ModelConfig {
+    path: PathBuf,
+    value: Value,
+}
+
+impl ModelConfig {
+    /// Reads the config of a folder, if it has one.
+    pub(super) fn read(folder: &Path) -> Result<Option<ModelConfig>, CheckpointError> {
+        let path = folder.join("config.json");
+        if fs::symlink_metadata(&path).is_err() {
+            return Ok(None);
+        }
+        let bytes = read_bounded(&path, MAX_CONFIG_BYTES, "config, in bytes")?;
+        let malformed = |detail| CheckpointError::JsonMalformed {
+            path: path.clone(),
+            detail,
+        };
+        let value: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(plain(&e)))?;
+        if !value.is_object() {
+            return Err(malformed("expected an object".into()));
+        }
+        Ok(Some(ModelConfig { path, value }))
+    }
+
+    /// Where it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All of it: always an object.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// A key at the top, or else in the language model's part; null counts as absent.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        let nested = NESTED.iter().filter_map(|part| self.value.get(part));
+        std::iter::once(&self.value)
+            .chain(nested)
+            .filter_map(|part| part.get(key))
+            .find(|value| !value.is_null())
+    }
+
+    /// A whole number that is not negative.
+    pub fn get_usize(&self, key: &str) -> Option<usize> {
+        usize::try_from(self.get(key)?.as_u64()?).ok()
+    }
+
+    /// A truth value.
+    pub fn get_bool(&self, key: &str) -> Option<bool> {
+        self.get(key)?.as_bool()
+    }
+
+    /// A text.
+    pub fn get_str(&self, key: &str) -> Option<&str> {
+        self.get(key)?.as_str()
+    }
+
+    /// How many layers the language model has, under any of the names for that.
+    pub fn num_hidden_layers(&self) -> Option<usize> {
+        LAYER_COUNTS.iter().find_map(|key| self.get_usize(key))
+    }
+
+    /// Whether the output head is the input embedding; none if the config leaves it to the architecture.
+    pub fn tie_word_embeddings(&self) -> Option<bool> {
+        self.get_bool("tie_word_embeddings")
+    }
+
+    /// How many tokens the embeddings have rows for.
+    pub fn vocab_size(&self) -> Option<usize> {
+        self.get_usize("vocab_size")
+    }
+
+    /// The classes that load it.
+    pub fn architectures(&self) -> Vec<String> {
+        let list = self.get("architectures").and_then(Value::as_array);
+        let names = list.into_iter().flatten().filter_map(Value::as_str);
+        names.map(Into::into).collect()
+    }
+
+    /// The family, as transformers names it.
+    pub fn model_type(&self) -> Option<&str> {
+        self.get_str("model_type")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::write;
+    use super::*;
+
+    fn config(json: &str) -> Result<Option<ModelConfig>, CheckpointError> {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("config.json"), json.as_bytes());
+        ModelConfig::read(folder.path())
+    }
+
+    #[test]
+    fn values_are_found_at_the_top_then_in_the_language_model() {
+        let cases = [
+            (
+                r#"{"num_hidden_layers": 3, "text_config": {"n_layer": 4}}"#,
+                Some(3),
+            ),
+            (
+                r#"{"num_hidden_layers": null, "text_config": {"num_hidden_layers": 4}}"#,
+                Some(4),
+            ),
+            (r#"{"llm_config": {"num_layers": 5}}"#, Some(5)),
+            (r#"{"language_config": {"n_layers": 6}}"#, Some(6)),
+            (r#"{"num_hidden_layers": -1}"#, None),
+            (r#"{"num_hidden_layers": "3"}"#, None),
+            (r#"{"text_config": 7}"#, None),
+            (r#"{"text_config": []}"#, None),
+            ("{}", None),
+        ];
+        for (json, expected) in cases {
+            let config = config(json).unwrap().unwrap();
+            assert_eq!(config.num_hidden_layers(), expected, "{json}");
+        }
+        let json = r#"{"architectures": ["A", 1], "model_type": "llama", "vocab_size": 9,
+                       "text_config": {"tie_word_embeddings": true}}"#;
+        let config = config(json).unwrap().unwrap();
+        assert_eq!(config.architectures(), ["A"]);
+        assert_eq!(config.model_type(), Some("llama"));
+        assert_eq!(config.vocab_size(), Some(9));
+        assert_eq!(config.tie_word_embeddings(), Some(true));
+    }
+
+    #[test]
+    fn hostile_configs_are_errors() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        for json in ["", "[]", "3", "{", "{\"a\":\u{1}}", "\u{feff}{}", &deep] {
+            let message = config(json).unwrap_err().to_string();
+            assert!(message.contains("config.json is malformed"), "{message}");
+        }
+        let none = tempfile::tempdir().unwrap();
+        assert!(ModelConfig::read(none.path()).unwrap().is_none());
+    }
+}

@@ -1,0 +1,417 @@
+//! What can be wrong with a checkpoint: one error type, which always names the file.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+
+/// Why a checkpoint can't be found, opened, trusted or laid out.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// No folder, file or cached snapshot has that name.
+    #[error("model `{model}` not found; looked in {}; hint: {hint}", Listed(.looked_in))]
+    NotFound {
+        /// The model as written.
+        model: String,
+        /// Every place that was looked in, and what was the matter there.
+        looked_in: Vec<String>,
+        /// What to do about it.
+        hint: String,
+    },
+    /// `model+adapter`.
+    #[error(
+        "model `{model}`: LoRA adapters (`model+adapter`) are not supported yet; \
+         hint: merge adapter `{adapter}` into `{base}` first (peft: `merge_and_unload`) and name the result"
+    )]
+    Adapter {
+        /// The model as written.
+        model: String,
+        /// The part before the `+`.
+        base: String,
+        /// The part after the `+`.
+        adapter: String,
+    },
+    /// A revision that would lead out of the Hub cache.
+    #[error(
+        "model `{model}`: `{revision}` is not a revision; \
+         hint: give a branch, a tag, `refs/pr/N` or a full commit hash"
+    )]
+    BadRevision {
+        /// The model as written.
+        model: String,
+        /// The part after the `@`.
+        revision: String,
+    },
+    /// The operating system said no.
+    #[error("can't {action} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A folder, pipe or device stands where a file is expected.
+    #[error("expected a regular file, found something else at {path}", path = .path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file or folder exceeds what any real one needs.
+    #[error(
+        "{path}: {what} is too large: expected at most {limit}, found {found}",
+        path = .path.display()
+    )]
+    TooLarge {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is too large, with its unit.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+        /// What was found.
+        found: u64,
+    },
+    /// A folder holds no safetensors file.
+    #[error(
+        "no safetensors weights in {path}; found {}; hint: {hint}",
+        Listed(.found),
+        path = .path.display()
+    )]
+    NoWeights {
+        /// The folder.
+        path: PathBuf,
+        /// What was there instead.
+        found: Vec<String>,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A weight file of another format was named.
+    #[error("{path} is {what}, expected a safetensors file; hint: {hint}", path = .path.display())]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What it seems to be.
+        what: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// Several safetensors files, and nothing that says how they belong together.
+    #[error(
+        "{path} has no index and several safetensors files that are not one set: {}; \
+         hint: name the file itself",
+        Listed(.files),
+        path = .path.display()
+    )]
+    AmbiguousFolder {
+        /// The folder.
+        path: PathBuf,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// A shard is not there: a number is lacking, or the index names an absent file.
+    #[error("{path}: shard {shard} is missing, expected by {expected_by}; hint: {hint}", path = .path.display())]
+    ShardMissing {
+        /// The folder.
+        path: PathBuf,
+        /// The file that is lacking.
+        shard: String,
+        /// What says that it should be there.
+        expected_by: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A checkpoint without a single tensor.
+    #[error("{path} holds no tensors", path = .path.display())]
+    NoTensors {
+        /// The folder or file.
+        path: PathBuf,
+    },
+
+    /// The file ends before what its header promises.
+    #[error(
+        "{path} is truncated: expected {expected} bytes, found {found}; \
+         hint: copy or download it again",
+        path = .path.display()
+    )]
+    Truncated {
+        /// The shard.
+        path: PathBuf,
+        /// Bytes that the file must have (at least).
+        expected: u64,
+        /// Bytes that it has.
+        found: u64,
+    },
+    /// The file goes on after its last tensor.
+    #[error(
+        "{path} has bytes that belong to no tensor at its end: expected {expected} bytes, found {found}",
+        path = .path.display()
+    )]
+    TrailingBytes {
+        /// The shard.
+        path: PathBuf,
+        /// Bytes that the header accounts for.
+        expected: u64,
+        /// Bytes that the file has.
+        found: u64,
+    },
+    /// The first eight bytes claim a header no safetensors file has.
+    #[error(
+        "{path} is not a safetensors file: its first 8 bytes give a header of {found} bytes, \
+         expected at most {limit}",
+        path = .path.display()
+    )]
+    HeaderTooLarge {
+        /// The shard.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
+        /// The length that the file claims.
+        found: u64,
+    },
+    /// The header is not UTF-8, not JSON, or not of the form that safetensors has.
+    #[error("{path} has a malformed safetensors header: {detail}", path = .path.display())]
+    HeaderMalformed {
+        /// The shard.
+        path: PathBuf,
+        /// What is the matter with it.
+        detail: String,
+    },
+    /// A tensor name that is empty, endless, or has control characters.
+    #[error("{path}: tensor name `{tensor}` {why}", path = .path.display())]
+    BadTensorName {
+        /// The shard or index.
+        path: PathBuf,
+        /// The name, escaped and shortened.
+        tensor: String,
+        /// What is the matter with it.
+        why: &'static str,
+    },
+    /// A header or an index has a name twice.
+    #[error("{path} names tensor `{tensor}` twice", path = .path.display())]
+    DuplicateKey {
+        /// The shard or index.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor ends before it begins.
+    #[error(
+        "{path}: tensor `{tensor}` ends before it begins: data offsets {begin} to {end}",
+        path = .path.display()
+    )]
+    ReversedOffsets {
+        /// The shard.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Where it begins, from the end of the header.
+        begin: u64,
+        /// Where it ends.
+        end: u64,
+    },
+    /// Two tensors share bytes.
+    #[error(
+        "{path}: tensor `{tensor}` overlaps the one before it: expected to begin at byte {expected} \
+         of the data, found {found}",
+        path = .path.display()
+    )]
+    Overlap {
+        /// The shard.
+        path: PathBuf,
+        /// The later tensor.
+        tensor: String,
+        /// Where the tensor before it ends.
+        expected: u64,
+        /// Where it begins.
+        found: u64,
+    },
+    /// Bytes between two tensors belong to neither.
+    #[error(
+        "{path}: a hole before tensor `{tensor}`: expected to begin at byte {expected} of the data, \
+         found {found}",
+        path = .path.display()
+    )]
+    Hole {
+        /// The shard.
+        path: PathBuf,
+        /// The tensor after the hole.
+        tensor: String,
+        /// Where the tensor before it ends.
+        expected: u64,
+        /// Where it begins.
+        found: u64,
+    },
+    /// Dtype and shape need another number of bytes than the offsets give.
+    #[error(
+        "{path}: tensor `{tensor}` of dtype {dtype} and shape {shape:?}: expected {expected} bytes, \
+         found {found} between its offsets",
+        path = .path.display()
+    )]
+    SizeMismatch {
+        /// The shard.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The bytes that dtype and shape need.
+        expected: u64,
+        /// The bytes that the offsets give.
+        found: u64,
+    },
+    /// A shape with more elements than can be counted, too many dimensions, or half a byte at its end.
+    #[error(
+        "{path}: tensor `{tensor}` has an impossible shape: {shape} of dtype {dtype} {why}",
+        path = .path.display()
+    )]
+    ImpossibleShape {
+        /// The shard, or the file to be written.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: Dtype,
+        /// Its shape, shortened.
+        shape: String,
+        /// What is the matter with it.
+        why: &'static str,
+    },
+
+    /// The index is not JSON, or not of the form that an index has.
+    #[error("{path} is a malformed index: {detail}", path = .path.display())]
+    IndexMalformed {
+        /// The index.
+        path: PathBuf,
+        /// What is the matter with it.
+        detail: String,
+    },
+    /// The index names a file outside of its folder, or none that could be a shard.
+    #[error(
+        "{path}: tensor `{tensor}` is said to be in `{file}`, expected the plain name of a \
+         .safetensors file in the same folder",
+        path = .path.display()
+    )]
+    IndexFileName {
+        /// The index.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What the index gives as its file.
+        file: String,
+    },
+    /// The index says that a tensor is in a shard where it is not.
+    #[error(
+        "{path}: tensor `{tensor}` expected in {shard}, found in {}; \
+         hint: index and shards are not of one download, fetch both again",
+        .found_in.as_deref().unwrap_or("no shard"),
+        path = .path.display()
+    )]
+    NotInShard {
+        /// The index.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shard that the index names.
+        shard: String,
+        /// The shard that has it.
+        found_in: Option<String>,
+    },
+    /// Shards hold tensors that the index does not name.
+    #[error(
+        "{path} does not name tensor `{tensor}` of {shard} ({count} such in all); \
+         hint: index and shards are not of one download, fetch both again",
+        path = .path.display()
+    )]
+    Unindexed {
+        /// The index.
+        path: PathBuf,
+        /// The first such tensor.
+        tensor: String,
+        /// Its shard.
+        shard: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// Two shards hold a tensor of the same name.
+    #[error("{path}: tensor `{tensor}` is in both {first} and {second}", path = .path.display())]
+    DuplicateTensor {
+        /// The folder.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The first file.
+        first: String,
+        /// The other file.
+        second: String,
+    },
+
+    /// A JSON file beside the weights is malformed.
+    #[error("{path} is malformed: {detail}", path = .path.display())]
+    JsonMalformed {
+        /// The file.
+        path: PathBuf,
+        /// What is the matter with it.
+        detail: String,
+    },
+    /// The weights are quantised: arithmetic on the stored numbers would be meaningless.
+    #[error("model `{model}` is quantised ({seen}), in {path}; hint: {hint}", path = .path.display())]
+    Quantised {
+        /// The model as the recipe writes it.
+        model: String,
+        /// The config or shard that shows it.
+        path: PathBuf,
+        /// What was seen.
+        seen: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A mapped file was written to, or replaced, since it was opened.
+    #[error(
+        "{path} changed while it was read: expected {expected}, found {found}; \
+         hint: run again when nothing else writes to it",
+        path = .path.display()
+    )]
+    Changed {
+        /// The shard.
+        path: PathBuf,
+        /// Its length and time of modification at open.
+        expected: String,
+        /// What they are now.
+        found: String,
+    },
+}
+
+impl CheckpointError {
+    /// An [`CheckpointError::Io`].
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source,
+        }
+    }
+}
+
+/// A list in a message: all of it when short, else its beginning and a count.
+struct Listed<'a>(&'a [String]);
+
+/// How many entries of a list a message repeats.
+const LISTED: usize = 8;
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("nothing");
+        }
+        f.write_str(&self.0[..self.0.len().min(LISTED)].join(", "))?;
+        if self.0.len() > LISTED {
+            write!(f, " and {} more", self.0.len() - LISTED)?;
+        }
+        Ok(())
+    }
+}

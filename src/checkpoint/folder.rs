@@ -1,0 +1,279 @@
+//! Which files of a folder are the checkpoint: an index's shards, one file, or a complete numbered set.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::error::CheckpointError;
+use super::index::Index;
+use super::limits::{MAX_FOLDER_ENTRIES, MAX_SHARDS};
+use super::locate::Location;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const INDEX_END: &str = ".safetensors.index.json";
+const ADAPTER: &str = "adapter_model.safetensors";
+
+/// How many numbers of a broken set are looked through for the one to name.
+const MISSING_SHOWN: usize = 3;
+
+/// What a folder's checkpoint is made of.
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// In name order.
+    pub(super) shards: Vec<PathBuf>,
+    /// The index that names them, if one does.
+    pub(super) index: Option<Index>,
+    /// What was left aside.
+    pub(super) notes: Vec<String>,
+}
+
+/// Finds the weights of a folder.
+pub(super) fn find_weights(location: &Location) -> Result<Weights, CheckpointError> {
+    let folder = &location.path;
+    let names = file_names(folder)?;
+    let mut files: BTreeSet<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| name.ends_with(".safetensors"))
+        .collect();
+    let adapter = files.remove(ADAPTER);
+
+    let (chosen, index, chosen_by) = if let Some(name) = choose_index(&names, &files) {
+        let index = Index::read(&folder.join(name))?;
+        let shards: BTreeSet<String> = index.shards()?.into_iter().map(Into::into).collect();
+        check_present(location, &shards, name)?;
+        (shards, Some(index), name.to_owned())
+    } else {
+        let chosen = choose_files(location, &files)?;
+        if chosen.is_empty() {
+            return Err(no_weights(location, &names, adapter));
+        }
+        let first = chosen.first().cloned().unwrap_or_default();
+        (chosen, None, first)
+    };
+
+    let mut notes = Vec::new();
+    files.retain(|file| !chosen.contains(*file));
+    if adapter {
+        files.insert(ADAPTER);
+    }
+    for file in files {
+        let file = folder.join(file);
+        notes.push(format!(
+            "{} was not read: it is not part of {chosen_by}",
+            file.display()
+        ));
+    }
+    Ok(Weights {
+        shards: chosen.iter().map(|name| folder.join(name)).collect(),
+        index,
+        notes,
+    })
+}
+
+/// The UTF-8 names in a folder; a file with another name is none of a checkpoint's.
+pub(super) fn file_names(folder: &Path) -> Result<BTreeSet<String>, CheckpointError> {
+    let io = |source| CheckpointError::io("list", folder, source);
+    let mut names = BTreeSet::new();
+    for (count, entry) in fs::read_dir(folder).map_err(io)?.enumerate() {
+        if count == MAX_FOLDER_ENTRIES {
+            return Err(CheckpointError::TooLarge {
+                path: folder.into(),
+                what: "number of files in the folder",
+                limit: MAX_FOLDER_ENTRIES as u64,
+                found: count as u64 + 1,
+            });
+        }
+        if let Ok(name) = entry.map_err(io)?.file_name().into_string()
+            && !name.chars().any(char::is_control)
+        {
+            names.insert(name);
+        }
+    }
+    Ok(names)
+}
+
+/// `model.safetensors.index.json`; or, when there's no `model.safetensors`, the only other index.
+fn choose_index<'a>(names: &'a BTreeSet<String>, files: &BTreeSet<&str>) -> Option<&'a str> {
+    if let Some(name) = names.get(INDEX) {
+        return Some(name);
+    }
+    let mut others = names.iter().filter(|name| name.ends_with(INDEX_END));
+    match (others.next(), others.next()) {
+        (Some(only), None) if !files.contains(SINGLE) => Some(only),
+        _ => None,
+    }
+}
+
+/// Without an index: `model.safetensors`, the only file, or the files of one complete set.
+fn choose_files(
+    location: &Location,
+    files: &BTreeSet<&str>,
+) -> Result<BTreeSet<String>, CheckpointError> {
+    if files.contains(SINGLE) {
+        return Ok([SINGLE.to_owned()].into());
+    }
+    let mut sets: BTreeMap<Option<(&str, usize)>, BTreeSet<usize>> = BTreeMap::new();
+    for file in files {
+        match numbered(file) {
+            Some((stem, number, of)) => sets.entry(Some((stem, of))).or_default().insert(number),
+            None => sets.entry(None).or_default().insert(0),
+        };
+    }
+    let chosen = || files.iter().map(|file| (*file).to_owned()).collect();
+    match sets.first_key_value() {
+        None => Ok(BTreeSet::new()),
+        Some((None, _)) if files.len() == 1 => Ok(chosen()),
+        Some((Some((stem, of)), numbers)) if sets.len() == 1 => {
+            check_complete(location, stem, *of, numbers)?;
+            Ok(chosen())
+        }
+        _ => Err(CheckpointError::AmbiguousFolder {
+            path: location.path.clone(),
+            files: chosen()
+                .into_iter()
+                .collect::<BTreeSet<String>>()
+                .into_iter()
+                .collect(),
+        }),
+    }
+}
+
+/// `model-00002-of-00003.safetensors` is number 2 of the 3 of `model`.
+fn numbered(file: &str) -> Option<(&str, usize, usize)> {
+    let (rest, of) = file.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let count = |digits: &str| {
+        digits
+            .bytes()
+            .all(|b| b.is_ascii_digit())
+            .then(|| digits.parse().ok())
+            .flatten()
+    };
+    Some((stem, count(number)?, count(of)?))
+}
+
+fn check_complete(
+    location: &Location,
+    stem: &str,
+    of: usize,
+    numbers: &BTreeSet<usize>,
+) -> Result<(), CheckpointError> {
+    if of > MAX_SHARDS {
+        return Err(CheckpointError::TooLarge {
+            path: location.path.clone(),
+            what: "number of shards",
+            limit: MAX_SHARDS as u64,
+            found: of as u64,
+        });
+    }
+    let mut missing = (1..=of)
+        .filter(|number| !numbers.contains(number))
+        .peekable();
+    if missing.peek().is_none() {
+        return Ok(());
+    }
+    let missing: Vec<String> = missing
+        .take(MISSING_SHOWN)
+        .map(|number| format!("{stem}-{number:05}-of-{of:05}.safetensors"))
+        .collect();
+    Err(CheckpointError::ShardMissing {
+        path: location.path.clone(),
+        shard: missing.join(", "),
+        expected_by: "the names of the others".into(),
+        hint: download_hint(location),
+    })
+}
+
+fn check_present(
+    location: &Location,
+    shards: &BTreeSet<String>,
+    index: &str,
+) -> Result<(), CheckpointError> {
+    for shard in shards {
+        // Follows links: a snapshot's link may outlive the blob that it leads to.
+        if fs::metadata(location.path.join(shard)).is_err() {
+            return Err(CheckpointError::ShardMissing {
+                path: location.path.clone(),
+                shard: shard.clone(),
+                expected_by: index.into(),
+                hint: download_hint(location),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn download_hint(location: &Location) -> String {
+    match &location.hub {
+        Some(hub) => format!(
+            "the download is not complete, run `hf download {} --revision {}`",
+            hub.repo, hub.revision
+        ),
+        None => "copy or download it again".into(),
+    }
+}
+
+/// Weights of other formats, by the ends of their names.
+const OTHER_FORMATS: [(&[&str], &str, &str); 4] = [
+    (
+        &[".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"],
+        "a pickle, which is not read yet",
+        "convert it to safetensors",
+    ),
+    (
+        &[".gguf", ".ggml"],
+        "a GGUF file",
+        "use the safetensors it was made from",
+    ),
+    (
+        &[".h5", ".msgpack"],
+        "a TensorFlow or Flax file",
+        "convert it to safetensors",
+    ),
+    (
+        &[".onnx"],
+        "an ONNX file",
+        "use the safetensors it was exported from",
+    ),
+];
+
+/// What a file's name says about a format that isn't read, and what to do.
+pub(super) fn other_format(name: &str) -> Option<(&'static str, &'static str)> {
+    OTHER_FORMATS
+        .into_iter()
+        .find(|(ends, ..)| ends.iter().any(|end| name.ends_with(end)))
+        .map(|(_, what, hint)| (what, hint))
+}
+
+fn no_weights(location: &Location, names: &BTreeSet<String>, adapter: bool) -> CheckpointError {
+    let weights: Vec<(&String, &str)> = names
+        .iter()
+        .filter(|name| *name != "training_args.bin")
+        .filter_map(|name| Some((name, other_format(name)?.1)))
+        .collect();
+    let hint = if adapter {
+        "this is a LoRA adapter, merge it into its base model first".into()
+    } else if let Some((_, hint)) = weights.first() {
+        (*hint).into()
+    } else if names.contains("model_index.json") {
+        "this is a pipeline, name the folder of one component".into()
+    } else if location.hub.is_some() {
+        download_hint(location)
+    } else {
+        "name a folder with `model.safetensors` or its shards and index".into()
+    };
+    let mut found: Vec<String> = match weights.is_empty() {
+        true => names.iter().cloned().collect(),
+        false => weights.into_iter().map(|(name, _)| name.clone()).collect(),
+    };
+    if adapter && !found.iter().any(|name| name == ADAPTER) {
+        found.insert(0, ADAPTER.into());
+    }
+    CheckpointError::NoWeights {
+        path: location.path.clone(),
+        found,
+        hint,
+    }
+}

@@ -1,0 +1,149 @@
+//! The local Hugging Face cache, as huggingface_hub lays it out: refs hold commits, snapshots hold files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::bounded::read_bounded;
+use super::limits::MAX_REF_BYTES;
+
+/// Which state of which Hub repository a location is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubSnapshot {
+    /// `org/name`.
+    pub repo: String,
+    /// The revision that was asked for; `main` if none was.
+    pub revision: String,
+    /// The commit that it stood for when it was downloaded.
+    pub commit: String,
+}
+
+/// The revision that huggingface_hub takes when none is given.
+pub(super) const DEFAULT_REVISION: &str = "main";
+
+/// The longest repository id: huggingface_hub's own limit.
+const MAX_REPO_ID_BYTES: usize = 96;
+
+/// Snapshots named in a message, so that someone may pick one.
+const SNAPSHOTS_SHOWN: usize = 3;
+
+/// Whether the text can be `name` or `org/name` on the Hub; by huggingface_hub's own rules.
+pub(super) fn is_repo_id(text: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            && !part.starts_with(['-', '.'])
+            && !part.ends_with(['-', '.'])
+    };
+    text.len() <= MAX_REPO_ID_BYTES
+        && !text.contains("--")
+        && !text.contains("..")
+        && match text.split_once('/') {
+            Some((org, name)) => part(org) && part(name),
+            None => part(text),
+        }
+}
+
+/// Whether a revision stays within `refs/`: git allows slashes, but no `..` and no absolute path.
+pub(super) fn is_revision(text: &str) -> bool {
+    !text.contains(['\\', ':', '\0'])
+        && text
+            .split('/')
+            .all(|part| !matches!(part, "" | "." | "..") && !part.contains(".."))
+}
+
+/// Finds a snapshot's folder and commit, or says where it was looked for and what was lacking.
+pub(super) fn find(cache: &Path, repo: &str, revision: &str) -> Result<(PathBuf, String), String> {
+    let repo_dir = cache.join(format!("models--{}", repo.replace('/', "--")));
+    if !repo_dir.is_dir() {
+        return Err(format!("{}", repo_dir.display()));
+    }
+    let commit = if is_commit(revision) {
+        revision.to_owned()
+    } else {
+        read_ref(&repo_dir, revision)?
+    };
+    let snapshot = repo_dir.join("snapshots").join(&commit);
+    if !snapshot.is_dir() {
+        return Err(format!(
+            "{} (no such snapshot{})",
+            snapshot.display(),
+            snapshots_there(&repo_dir)
+        ));
+    }
+    Ok((snapshot, commit))
+}
+
+fn is_commit(text: &str) -> bool {
+    text.len() == 40
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'))
+}
+
+fn read_ref(repo_dir: &Path, revision: &str) -> Result<String, String> {
+    let path = repo_dir.join("refs").join(revision);
+    if !path.is_file() {
+        return Err(format!(
+            "{} (no such revision{})",
+            path.display(),
+            snapshots_there(repo_dir)
+        ));
+    }
+    let bytes = read_bounded(&path, MAX_REF_BYTES, "ref, in bytes").map_err(|e| e.to_string())?;
+    match std::str::from_utf8(&bytes).map(str::trim) {
+        Ok(commit) if is_commit(commit) => Ok(commit.to_owned()),
+        _ => Err(format!("{} (holds no commit hash)", path.display())),
+    }
+}
+
+fn snapshots_there(repo_dir: &Path) -> String {
+    let mut commits: Vec<String> = fs::read_dir(repo_dir.join("snapshots"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| is_commit(name))
+        .collect();
+    commits.sort();
+    commits.truncate(SNAPSHOTS_SHOWN);
+    if commits.is_empty() {
+        String::new()
+    } else {
+        format!("; the cache holds {}", commits.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repo_ids_and_revisions_cannot_leave_the_cache() {
+        for id in ["gpt2", "org/name", "Qwen/Qwen3-0.6B", "a/b_c.d"] {
+            assert!(is_repo_id(id), "{id}");
+        }
+        for id in [
+            "", "/", "/abs", "a/", "a/b/c", "../x", "a/..", "./a", "a--b/c", "a\\b", "a/b:c", "~",
+        ] {
+            assert!(!is_repo_id(id), "{id}");
+        }
+        for revision in ["main", "refs/pr/1", "v1.0", "feature/x"] {
+            assert!(is_revision(revision), "{revision}");
+        }
+        for revision in [
+            "",
+            "/etc/passwd",
+            "..",
+            "../../x",
+            "a/../b",
+            "a//b",
+            "a/",
+            "C:x",
+            "a\\b",
+        ] {
+            assert!(!is_revision(revision), "{revision}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The index of a sharded checkpoint, held against its shards: neither is believed without the other.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::bounded::{plain, read_bounded};
+use super::error::CheckpointError;
+use super::header::check_name;
+use super::limits::{MAX_FILE_NAME_BYTES, MAX_INDEX_BYTES, MAX_SHARDS};
+use super::reader::TensorEntry;
+use super::shard::Shard;
+
+/// An index that was read, and whose names are safe to use.
+#[derive(Debug)]
+pub(super) struct Index {
+    path: PathBuf,
+    /// Tensor and file, in the index's order.
+    weight_map: Vec<(String, String)>,
+    total_size: Option<serde_json::Value>,
+}
+
+impl Index {
+    /// Reads an index; refuses file names that lead anywhere but to shards beside it.
+    pub(super) fn read(path: &Path) -> Result<Index, CheckpointError> {
+        let bytes = read_bounded(path, MAX_INDEX_BYTES, "index, in bytes")?;
+        let malformed = |detail| CheckpointError::IndexMalformed {
+            path: path.into(),
+            detail,
+        };
+        let raw: RawIndex = serde_json::from_slice(&bytes).map_err(|e| malformed(plain(&e)))?;
+        let weight_map = match raw.weight_maps.len() {
+            0 => return Err(malformed("expected a `weight_map`, found none".into())),
+            1 => raw.weight_maps.into_iter().flat_map(|map| map.0).collect(),
+            _ => return Err(malformed("expected one `weight_map`, found several".into())),
+        };
+        let index = Index {
+            path: path.into(),
+            weight_map,
+            total_size: raw.total_size,
+        };
+        index.check_names()?;
+        Ok(index)
+    }
+
+    fn check_names(&self) -> Result<(), CheckpointError> {
+        let mut seen = HashMap::with_capacity(self.weight_map.len());
+        for (tensor, file) in &self.weight_map {
+            check_name(&self.path, tensor)?;
+            if !is_shard_name(file) {
+                return Err(CheckpointError::IndexFileName {
+                    path: self.path.clone(),
+                    tensor: tensor.clone(),
+                    file: plain(file),
+                });
+            }
+            if seen.insert(tensor.as_str(), file.as_str()).is_some() {
+                return Err(CheckpointError::DuplicateKey {
+                    path: self.path.clone(),
+                    tensor: tensor.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that it names, in name order.
+    pub(super) fn shards(&self) -> Result<BTreeSet<&str>, CheckpointError> {
+        let shards: BTreeSet<&str> = self.weight_map.iter().map(|(_, f)| f.as_str()).collect();
+        if shards.len() > MAX_SHARDS {
+            return Err(CheckpointError::TooLarge {
+                path: self.path.clone(),
+                what: "number of shards",
+                limit: MAX_SHARDS as u64,
+                found: shards.len() as u64,
+            });
+        }
+        Ok(shards)
+    }
+
+    /// Every entry is in the shard that is named, and every tensor of the shards has an entry.
+    pub(super) fn check(
+        &self,
+        shards: &[Shard],
+        tensors: &[TensorEntry],
+        by_name: &HashMap<String, usize>,
+    ) -> Result<(), CheckpointError> {
+        let files: Vec<String> = shards.iter().map(Shard::file_name).collect();
+        let mut indexed = vec![false; tensors.len()];
+        for (name, file) in &self.weight_map {
+            let at = by_name.get(name).copied();
+            let found_in = at.map(|at| &files[tensors[at].shard]);
+            match at {
+                Some(at) if found_in == Some(file) => indexed[at] = true,
+                _ => {
+                    return Err(CheckpointError::NotInShard {
+                        path: self.path.clone(),
+                        tensor: name.clone(),
+                        shard: file.clone(),
+                        found_in: found_in.cloned(),
+                    });
+                }
+            }
+        }
+        match indexed.iter().position(|&indexed| !indexed) {
+            None => Ok(()),
+            Some(first) => Err(CheckpointError::Unindexed {
+                path: self.path.clone(),
+                tensor: tensors[first].name.clone(),
+                shard: files[tensors[first].shard].clone(),
+                count: indexed.iter().filter(|&&indexed| !indexed).count(),
+            }),
+        }
+    }
+
+    /// `total_size` is often wrong in the wild and nothing depends on it, so that is only worth a note.
+    pub(super) fn total_size_note(&self, tensors: &[TensorEntry]) -> Option<String> {
+        let stated = self
+            .total_size
+            .as_ref()
+            .filter(|stated| !stated.is_null())?;
+        let found: u64 = tensors.iter().map(|tensor| tensor.len).sum();
+        let agrees = stated.as_u64() == Some(found) || stated.as_f64() == Some(found as f64);
+        (!agrees).then(|| {
+            format!(
+                "{}: `total_size` is {}, the shards hold {found} bytes of tensors",
+                self.path.display(),
+                plain(stated)
+            )
+        })
+    }
+}
+
+/// One plain file name: no way out of the folder, on any system.
+fn is_shard_name(file: &str) -> bool {
+    file.len() <= MAX_FILE_NAME_BYTES
+        && file.len() > ".safetensors".len()
+        && file.ends_with(".safetensors")
+        && !file.contains(['/', '\\', ':'])
+        && !file.chars().any(char::is_control)
+}
+
+/// The index's JSON; nothing in it is taken for the last of two.
+#[derive(Default)]
+struct RawIndex {
+    weight_maps: Vec<WeightMap>,
+    total_size: Option<serde_json::Value>,
+}
+
+/// Pairs in their order, equal names included.
+struct WeightMap(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for RawIndex {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = RawIndex;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a `weight_map`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawIndex, A::Error> {
+                let mut index = RawIndex::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    match key.as_str() {
+                        "weight_map" => index.weight_maps.push(map.next_value()?),
+                        "metadata" => {
+                            let metadata: serde_json::Value = map.next_value()?;
+                            index.total_size = metadata.get("total_size").cloned();
+                        }
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(index)
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+impl<'de> Deserialize<'de> for WeightMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = WeightMap;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a `weight_map` of file names by tensor")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(WeightMap(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(Pairs)
+    }
+}

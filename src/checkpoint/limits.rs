@@ -1,0 +1,37 @@
+//! How much of a hostile file is believed: every limit of the layer, and why it is what it is.
+
+/// The largest safetensors header: the safetensors crate's own limit.
+pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The largest `*.safetensors.index.json`: some two million tensors.
+pub(super) const MAX_INDEX_BYTES: u64 = 256 << 20;
+
+/// The largest `config.json`; real ones are a few KiB.
+pub(super) const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// The largest `tokenizer.json` or vocabulary file; real ones reach 35 MB.
+pub(super) const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
+
+/// The largest file under `refs/` of the Hub cache: it holds one commit hash.
+pub(super) const MAX_REF_BYTES: u64 = 4 << 10;
+
+/// The most shards of one checkpoint; `model-00001-of-99999` has five digits.
+pub(super) const MAX_SHARDS: usize = 100_000;
+
+/// The most files looked at in a model's folder.
+pub(super) const MAX_FOLDER_ENTRIES: usize = 200_000;
+
+/// The longest tensor name, in bytes; real ones stay under 200.
+pub(super) const MAX_NAME_BYTES: usize = 4096;
+
+/// The longest file name that an index may give: what file systems take.
+pub(super) const MAX_FILE_NAME_BYTES: usize = 255;
+
+/// The longest model reference, in bytes: what the kernel takes for a path.
+pub(super) const MAX_MODEL_REF_BYTES: usize = 4096;
+
+/// The most dimensions of a tensor; torch and numpy stop at 64.
+pub(super) const MAX_RANK: usize = 64;
+
+/// How much of a message by another parser is repeated in ours.
+pub(super) const MAX_DETAIL_CHARS: usize = 300;

@@ -1,0 +1,290 @@
+//! From a model as written to a place on disk: local paths first, then the Hub cache; never the network.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::error::CheckpointError;
+use super::hub::{self, HubSnapshot};
+use super::model_ref::ModelRef;
+
+/// Where models are looked for. The command line fills it: the library reads no environment.
+#[derive(Debug, Clone, Default)]
+pub struct Locator {
+    /// Relative paths are looked for here first.
+    pub working_dir: PathBuf,
+    /// Then here: the folder of the recipe.
+    pub recipe_dir: Option<PathBuf>,
+    /// The Hub cache (`HF_HUB_CACHE`, or `hub` under `HF_HOME`).
+    pub hub_cache: Option<PathBuf>,
+}
+
+/// Where a model is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// A folder, or a single `.safetensors` file.
+    pub path: PathBuf,
+    /// Which snapshot it is, if it was found in the Hub cache.
+    pub hub: Option<HubSnapshot>,
+}
+
+impl Location {
+    /// A local folder or file.
+    pub fn local(path: impl Into<PathBuf>) -> Location {
+        Location {
+            path: path.into(),
+            hub: None,
+        }
+    }
+}
+
+impl Locator {
+    /// Finds a model: an existing local path, taken literally whatever characters it has, or a cached snapshot.
+    pub fn locate(&self, model: &ModelRef) -> Result<Location, CheckpointError> {
+        let mut looked_in = Vec::new();
+        if let Some(path) = self.find_local(model.text(), &mut looked_in) {
+            return Ok(Location::local(path));
+        }
+        if let Some(adapter) = &model.adapter {
+            return Err(CheckpointError::Adapter {
+                model: model.to_string(),
+                base: model.path.clone(),
+                adapter: adapter.clone(),
+            });
+        }
+        let revision = model.revision.as_deref().unwrap_or(hub::DEFAULT_REVISION);
+        if !hub::is_revision(revision) {
+            return Err(CheckpointError::BadRevision {
+                model: model.to_string(),
+                revision: revision.into(),
+            });
+        }
+        if let Some(cache) = &self.hub_cache
+            && hub::is_repo_id(&model.path)
+        {
+            match hub::find(cache, &model.path, revision) {
+                Ok((path, commit)) => {
+                    return Ok(Location {
+                        path,
+                        hub: Some(HubSnapshot {
+                            repo: model.path.clone(),
+                            revision: revision.into(),
+                            commit,
+                        }),
+                    });
+                }
+                Err(place) => looked_in.push(place),
+            }
+        }
+        Err(CheckpointError::NotFound {
+            model: model.to_string(),
+            looked_in,
+            hint: self.hint(model),
+        })
+    }
+
+    fn find_local(&self, text: &str, looked_in: &mut Vec<String>) -> Option<PathBuf> {
+        for path in self.local_places(text) {
+            match fs::metadata(&path) {
+                Ok(_) => return Some(path),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    looked_in.push(path.display().to_string());
+                }
+                Err(error) => looked_in.push(format!("{} ({error})", path.display())),
+            }
+        }
+        None
+    }
+
+    /// Joining an absolute path to a folder gives that path, so it is looked for once only.
+    fn local_places(&self, text: &str) -> Vec<PathBuf> {
+        let mut places = vec![self.working_dir.join(text)];
+        if let Some(recipe_dir) = &self.recipe_dir {
+            places.push(recipe_dir.join(text));
+        }
+        places.dedup();
+        places
+    }
+
+    fn hint(&self, model: &ModelRef) -> String {
+        let path = &model.path;
+        if path.starts_with('~') {
+            return "write the home folder out: `~` is a shell's".into();
+        }
+        if let Some(revision) = &model.revision
+            && self.find_local(path, &mut Vec::new()).is_some()
+        {
+            return format!("`{path}` is local and has no revisions, drop `@{revision}`");
+        }
+        if Path::new(path).is_absolute() || !hub::is_repo_id(path) {
+            return "check the path; a relative one is looked for from the working folder, \
+                    then from the recipe's"
+                .into();
+        }
+        match &model.revision {
+            Some(revision) => {
+                format!("check the path, or `hf download {path} --revision {revision}`")
+            }
+            None => format!("check the path, or `hf download {path}`"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{safetensors, write};
+    use super::super::reader::Checkpoint;
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
+
+    fn locator(root: &Path) -> Locator {
+        Locator {
+            working_dir: root.join("work"),
+            recipe_dir: Some(root.join("recipes")),
+            hub_cache: Some(root.join("hub")),
+        }
+    }
+
+    fn locate(root: &Path, text: &str) -> Result<Location, CheckpointError> {
+        locator(root).locate(&ModelRef::parse(text).unwrap())
+    }
+
+    #[test]
+    fn local_paths_come_first_and_literally() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        for dir in [
+            "work/a",
+            "work/a+b@c",
+            "recipes/a",
+            "recipes/r",
+            "work/org/name",
+        ] {
+            fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        let cases = [
+            ("a", "work/a"),
+            ("a+b@c", "work/a+b@c"),
+            ("r", "recipes/r"),
+            ("../work/a", "work/../work/a"),
+            ("org/name", "work/org/name"),
+        ];
+        for (text, expected) in cases {
+            let location = locate(root, text).unwrap();
+            assert_eq!(location, Location::local(root.join(expected)));
+        }
+        let absolute = root.join("work/a");
+        let location = locate(root, absolute.to_str().unwrap()).unwrap();
+        assert_eq!(location.path, absolute);
+    }
+
+    #[cfg(unix)]
+    fn hub(root: &Path) -> PathBuf {
+        let repo = root.join("hub/models--org--name");
+        write(&repo.join("blobs/abc"), &safetensors(&[("w", "F32", &[2])]));
+        for commit in [COMMIT, OTHER] {
+            let snapshot = repo.join("snapshots").join(commit);
+            fs::create_dir_all(&snapshot).unwrap();
+            std::os::unix::fs::symlink("../../blobs/abc", snapshot.join("model.safetensors"))
+                .unwrap();
+        }
+        write(&repo.join("refs/main"), COMMIT.as_bytes());
+        write(&repo.join("refs/refs/pr/1"), OTHER.as_bytes());
+        write(&repo.join("refs/broken"), b"../../../../etc");
+        repo
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn the_hub_cache_is_read_as_huggingface_hub_writes_it() {
+        let root = tempfile::tempdir().unwrap();
+        let repo = hub(root.path());
+        let cases = [
+            ("org/name", "main", COMMIT),
+            ("org/name@main", "main", COMMIT),
+            ("org/name@refs/pr/1", "refs/pr/1", OTHER),
+            (&format!("org/name@{OTHER}"), OTHER, OTHER),
+        ];
+        for (text, revision, commit) in cases {
+            let location = locate(root.path(), text).unwrap();
+            assert_eq!(location.path, repo.join("snapshots").join(commit));
+            let snapshot = location.hub.clone().unwrap();
+            assert_eq!(
+                (
+                    snapshot.repo.as_str(),
+                    snapshot.revision.as_str(),
+                    snapshot.commit.as_str()
+                ),
+                ("org/name", revision, commit)
+            );
+            let checkpoint = Checkpoint::open(text, &location).unwrap();
+            assert_eq!(checkpoint.tensors().len(), 1);
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn what_is_not_found_says_where_and_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        hub(root.path());
+        fs::create_dir_all(root.path().join("work/there")).unwrap();
+        let cases: [(&str, &[&str]); 9] = [
+            (
+                "org/none",
+                &[
+                    "work/org/none",
+                    "recipes/org/none",
+                    "models--org--none",
+                    "hf download org/none",
+                ],
+            ),
+            (
+                "org/name@v2",
+                &["refs/v2", "no such revision", COMMIT, "--revision v2"],
+            ),
+            ("org/name@broken", &["holds no commit hash"]),
+            (
+                "org/name@0000000000000000000000000000000000000000",
+                &["no such snapshot"],
+            ),
+            ("org/name@../../x", &["is not a revision"]),
+            ("org/name@/etc", &["is not a revision"]),
+            ("a/b/c", &["work/a/b/c", "check the path"]),
+            ("~/x", &["home folder"]),
+            ("there@v1", &["is local and has no revisions"]),
+        ];
+        for (text, parts) in cases {
+            let message = locate(root.path(), text).unwrap_err().to_string();
+            for part in parts {
+                assert!(message.contains(part), "{text}: {message}");
+            }
+        }
+        let message = locate(root.path(), "org/name+org/lora")
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("not supported yet"), "{message}");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_partial_download_is_an_error_that_names_the_shard() {
+        let root = tempfile::tempdir().unwrap();
+        let repo = hub(root.path());
+        let snapshot = repo.join("snapshots").join(COMMIT);
+        fs::remove_file(snapshot.join("model.safetensors")).unwrap();
+        std::os::unix::fs::symlink("../../blobs/gone", snapshot.join("x.safetensors")).unwrap();
+        let index = br#"{"weight_map": {"w": "x.safetensors"}}"#;
+        write(&snapshot.join("model.safetensors.index.json"), index);
+        let location = locate(root.path(), "org/name").unwrap();
+        let message = Checkpoint::open("org/name", &location)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("shard x.safetensors is missing"),
+            "{message}"
+        );
+        assert!(message.contains("hf download org/name"), "{message}");
+    }
+}

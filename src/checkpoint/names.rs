@@ -1,0 +1,153 @@
+//! What a tensor's name says about its role; no table of architectures, only the field's habits.
+
+/// Modules whose weight has a row for each token.
+const EMBEDDINGS: [&str; 8] = [
+    "embed_in",
+    "embed_tokens",
+    "embed_tokens_per_layer",
+    "tok_embeddings",
+    "token_embedding",
+    "token_embeddings",
+    "word_embeddings",
+    "wte",
+];
+
+/// Embeddings whose name is too common to be believed anywhere but at these places.
+const EMBEDDINGS_AT: [&str; 4] = [
+    "shared.weight",
+    "model.shared.weight",
+    "backbone.embeddings.weight",
+    "backbone.embedding.weight",
+];
+
+/// Output heads that are so only at the top.
+const HEADS_AT: [&str; 4] = [
+    "embed_out.weight",
+    "output.weight",
+    "cls.predictions.decoder.weight",
+    "cls.predictions.decoder.bias",
+];
+
+/// Whether the tensor maps the last hidden state to the vocabulary.
+pub fn is_output_head(name: &str) -> bool {
+    let module = name
+        .strip_suffix(".weight")
+        .or_else(|| name.strip_suffix(".bias"));
+    HEADS_AT.contains(&name)
+        || module.is_some_and(|module| module == "lm_head" || module.ends_with(".lm_head"))
+}
+
+/// Whether the tensor maps tokens to hidden states: its first axis is the vocabulary.
+pub fn is_input_embedding(name: &str) -> bool {
+    let Some(module) = name.strip_suffix(".weight") else {
+        return false;
+    };
+    let last = module.rsplit('.').next().unwrap_or(module);
+    EMBEDDINGS.contains(&last) || EMBEDDINGS_AT.contains(&name)
+}
+
+/// Whether the tensor is computed from the config, not trained: rotary frequencies, causal masks, positions.
+///
+/// Old checkpoints store these; new ones of the same model do not.
+pub fn is_derived_buffer(name: &str) -> bool {
+    let mut parts = name.rsplit('.');
+    let last = parts.next().unwrap_or_default();
+    let module = parts.next().unwrap_or_default();
+    let parent = parts.next().unwrap_or_default();
+    match last {
+        "position_ids" => true,
+        "inv_freq" | "cos_cached" | "sin_cached" => {
+            matches!(module, "rotary_emb" | "rotary_pos_emb" | "rotary_embedding")
+        }
+        "masked_bias" => matches!(module, "attn" | "attention"),
+        "bias" => match module {
+            "attn" => is_number(parent),
+            // A layer's own `attention` is a module (NeoX, GPT-Neo); elsewhere it may be a linear map.
+            "attention" => parent == "attn" || is_number(parent),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// Whether a component of a name is a plain number: the position in a list of modules.
+pub(super) fn is_number(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(role: fn(&str) -> bool, yes: &[&str], no: &[&str]) {
+        for name in yes {
+            assert!(role(name), "{name}");
+        }
+        for name in no {
+            assert!(!role(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn roles_are_told_by_name() {
+        check(
+            is_output_head,
+            &[
+                "lm_head.weight",
+                "lm_head.bias",
+                "language_model.lm_head.weight",
+                "embed_out.weight",
+                "output.weight",
+                "cls.predictions.decoder.weight",
+            ],
+            &[
+                "",
+                "lm_head",
+                "xlm_head.weight",
+                "layers.0.output.weight",
+                "lm_head.dense.weight",
+            ],
+        );
+        check(
+            is_input_embedding,
+            &[
+                "model.embed_tokens.weight",
+                "transformer.wte.weight",
+                "gpt_neox.embed_in.weight",
+                "bert.embeddings.word_embeddings.weight",
+                "tok_embeddings.weight",
+                "shared.weight",
+                "encoder.embed_tokens.weight",
+            ],
+            &[
+                "",
+                "weight",
+                "transformer.wpe.weight",
+                "bert.embeddings.position_embeddings.weight",
+                "model.layers.0.mlp.shared.weight",
+                "embed_tokens.bias",
+            ],
+        );
+        check(
+            is_derived_buffer,
+            &[
+                "model.layers.0.self_attn.rotary_emb.inv_freq",
+                "transformer.h.0.attn.bias",
+                "h.0.attn.masked_bias",
+                "gpt_neox.layers.3.attention.bias",
+                "gpt_neox.layers.3.attention.masked_bias",
+                "transformer.h.0.attn.attention.bias",
+                "bert.embeddings.position_ids",
+            ],
+            &[
+                "",
+                "bias",
+                "attn.bias",
+                "pooler.attention.bias",
+                "h.0.attn.c_attn.bias",
+                "model.norm.bias",
+                "ssm.inv_freq",
+            ],
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! Tells quantised checkpoints from plain ones: their stored numbers mean nothing to a merge.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::bounded::plain;
+use super::config::ModelConfig;
+use super::error::CheckpointError;
+use super::reader::TensorEntry;
+use super::shard::Shard;
+
+const HINT: &str = "dequantise it first, or name the model it was made from";
+const CONFIG_HINT: &str = "dequantise it first, or name the model it was made from; \
+                           if its weights are plain, drop the entry from config.json";
+
+/// Config entries that only quantised models have.
+const CONFIG_KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+
+/// What GPTQ, AWQ, bitsandbytes, compressed-tensors and FP8 checkpoints store beside their weights.
+const TELL_TALE_ENDS: [&str; 9] = [
+    ".qweight",
+    ".qzeros",
+    ".g_idx",
+    ".weight_packed",
+    ".weight_scale_inv",
+    ".SCB",
+    ".absmax",
+    ".quant_map",
+    ".nested_absmax",
+];
+
+/// Scales by the end of their name, and the weight that they would scale: proof only beside a narrow one.
+const SCALES: [(&str, &str); 3] = [
+    (".weight_scale", ".weight"),
+    (".scale_weight", ".weight"),
+    ("_scales", "_blocks"),
+];
+
+/// Refuses a quantised checkpoint, saying what showed it.
+pub(super) fn refuse_quantised(
+    label: &str,
+    config: Option<&ModelConfig>,
+    shards: &[Shard],
+    tensors: &[TensorEntry],
+    by_name: &HashMap<String, usize>,
+) -> Result<(), CheckpointError> {
+    let refuse = |path: PathBuf, seen, hint| {
+        Err(CheckpointError::Quantised {
+            model: label.into(),
+            path,
+            seen,
+            hint,
+        })
+    };
+    if let Some(config) = config
+        && let Some(seen) = in_config(config)
+    {
+        return refuse(config.path().into(), seen, CONFIG_HINT);
+    }
+    let dtype_of = |name: &str| by_name.get(name).map(|&at| tensors[at].dtype);
+    for tensor in tensors {
+        if let Some(seen) = in_tensor(tensor, &dtype_of) {
+            return refuse(shards[tensor.shard].path.clone(), seen, HINT);
+        }
+    }
+    Ok(())
+}
+
+fn in_config(config: &ModelConfig) -> Option<String> {
+    let (key, value) = CONFIG_KEYS
+        .iter()
+        .find_map(|key| Some((key, config.get(key)?)))?;
+    if value.as_object().is_some_and(serde_json::Map::is_empty) {
+        return None;
+    }
+    let method = value.get("quant_method").and_then(Value::as_str);
+    Some(match method {
+        Some(method) => format!("`{key}` with quant_method `{}`", plain(&method)),
+        None => format!("a `{key}`"),
+    })
+}
+
+fn in_tensor(tensor: &TensorEntry, dtype_of: &dyn Fn(&str) -> Option<Dtype>) -> Option<String> {
+    let name = &tensor.name;
+    if is_packed(tensor.dtype) {
+        return Some(format!("tensor `{name}` of dtype {}", tensor.dtype));
+    }
+    let tell_tale = TELL_TALE_ENDS.iter().any(|end| name.ends_with(end))
+        || name.contains("quant_state.")
+        || name == "scaled_fp8";
+    let scale = SCALES.iter().any(|(scale, weight)| {
+        name.strip_suffix(scale)
+            .and_then(|stem| dtype_of(&format!("{stem}{weight}")))
+            .is_some_and(is_narrow)
+    });
+    (tell_tale || scale).then(|| format!("tensor `{name}`"))
+}
+
+/// Formats that hold less than a number per element, or numbers that no method decodes.
+fn is_packed(dtype: Dtype) -> bool {
+    matches!(
+        dtype,
+        Dtype::F4
+            | Dtype::F6_E2M3
+            | Dtype::F6_E3M2
+            | Dtype::F8_E8M0
+            | Dtype::F8_E4M3FNUZ
+            | Dtype::F8_E5M2FNUZ
+    )
+}
+
+fn is_narrow(dtype: Dtype) -> bool {
+    dtype.bitsize() <= 8 && dtype != Dtype::BOOL
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{safetensors, write};
+    use super::super::locate::Location;
+    use super::super::reader::Checkpoint;
+
+    /// Name, dtype, shape.
+    type Tensors<'a> = &'a [(&'a str, &'a str, &'a [usize])];
+
+    fn open(config: &str, tensors: Tensors) -> Result<(), String> {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("config.json"), config.as_bytes());
+        write(
+            &folder.path().join("model.safetensors"),
+            &safetensors(tensors),
+        );
+        Checkpoint::open("org/q", &Location::local(folder.path()))
+            .map(|_| ())
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn quantised_checkpoints_are_refused_by_what_shows_it() {
+        let plain: (&str, &str, &[usize]) = ("a.weight", "BF16", &[2, 2]);
+        let gptq = r#"{"quantization_config": {"quant_method": "gptq"}}"#;
+        let cases: [(&str, Tensors, &str); 13] = [
+            (gptq, &[plain], "quant_method `gptq`"),
+            (
+                r#"{"text_config": {"quantization_config": {"bits": 4}}}"#,
+                &[plain],
+                "quantization_config",
+            ),
+            (
+                r#"{"quantization_config": "x"}"#,
+                &[plain],
+                "quantization_config",
+            ),
+            ("{}", &[("a.qweight", "I32", &[2])], "`a.qweight`"),
+            ("{}", &[("a.qzeros", "I32", &[2])], "`a.qzeros`"),
+            (
+                "{}",
+                &[("a.weight_packed", "I32", &[2])],
+                "`a.weight_packed`",
+            ),
+            ("{}", &[("a.SCB", "F32", &[2])], "`a.SCB`"),
+            (
+                "{}",
+                &[("a.weight.quant_state.bitsandbytes__nf4", "U8", &[2])],
+                "quant_state",
+            ),
+            ("{}", &[("a.weight", "F4", &[4])], "dtype F4"),
+            (
+                "{}",
+                &[("a.weight", "F8_E4M3FNUZ", &[4])],
+                "dtype F8_E4M3FNUZ",
+            ),
+            (
+                "{}",
+                &[
+                    ("a.weight", "F8_E4M3", &[4]),
+                    ("a.weight_scale", "F32", &[]),
+                ],
+                "`a.weight_scale`",
+            ),
+            (
+                "{}",
+                &[
+                    ("a.weight", "F8_E4M3", &[4]),
+                    ("a.scale_weight", "F32", &[]),
+                ],
+                "`a.scale_weight`",
+            ),
+            (
+                "{}",
+                &[("e.up_blocks", "U8", &[4]), ("e.up_scales", "U8", &[4])],
+                "`e.up_scales`",
+            ),
+        ];
+        for (config, tensors, expected) in cases {
+            let message = open(config, tensors).unwrap_err();
+            assert!(message.contains("`org/q` is quantised"), "{message}");
+            assert!(message.contains(expected), "{expected}: {message}");
+            assert!(message.contains("hint: dequantise"), "{message}");
+        }
+    }
+
+    #[test]
+    fn plain_checkpoints_raise_no_false_alarm() {
+        let cases: [(&str, Tensors); 5] = [
+            (
+                "{}",
+                &[("a.weight", "BF16", &[2]), ("a.weight_scale", "BF16", &[2])],
+            ),
+            ("{}", &[("a.weight_scale", "F32", &[2])]),
+            ("{}", &[("a.weight", "F8_E4M3", &[4])]),
+            (r#"{"quantization_config": null}"#, &[("a", "F32", &[])]),
+            (r#"{"quantization_config": {}}"#, &[("a", "F32", &[])]),
+        ];
+        for (config, tensors) in cases {
+            open(config, tensors).unwrap();
+        }
+    }
+}

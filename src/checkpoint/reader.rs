@@ -1,0 +1,209 @@
+//! An opened checkpoint: every tensor by name, its bytes mapped, its shards and index known to agree.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+
+use super::config::ModelConfig;
+use super::error::CheckpointError;
+use super::folder::{Weights, find_weights, other_format};
+use super::locate::Location;
+use super::quantised::refuse_quantised;
+use super::shard::Shard;
+use super::sidecars::{Sidecar, find_sidecars};
+
+/// A checkpoint whose headers were checked and whose shards are mapped.
+#[derive(Debug)]
+pub struct Checkpoint {
+    label: String,
+    location: Location,
+    single_file: bool,
+    config: Option<ModelConfig>,
+    shards: Vec<Shard>,
+    tensors: Vec<TensorEntry>,
+    by_name: HashMap<String, usize>,
+    notes: Vec<String>,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its shape; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// Its shard, as an index into [`Checkpoint::shards`].
+    pub shard: usize,
+    /// Where it starts in its shard's file.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+impl TensorEntry {
+    /// How many elements it has; that this can be counted was checked at open.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&dim| dim as u64).product()
+    }
+}
+
+impl Checkpoint {
+    /// Opens a located model, which messages will call `label`; no weight is read.
+    pub fn open(label: &str, location: &Location) -> Result<Checkpoint, CheckpointError> {
+        let path = &location.path;
+        let is_dir = fs::metadata(path)
+            .map_err(|source| CheckpointError::io("open", path, source))?
+            .is_dir();
+        let (weights, config) = if is_dir {
+            (find_weights(location)?, ModelConfig::read(path)?)
+        } else {
+            (single_file(path)?, None)
+        };
+        let (shards, tensors) = open_shards(&weights.shards)?;
+        if tensors.is_empty() {
+            return Err(CheckpointError::NoTensors { path: path.clone() });
+        }
+        let by_name = index_names(path, &shards, &tensors)?;
+        let mut notes = weights.notes;
+        if let Some(index) = &weights.index {
+            index.check(&shards, &tensors, &by_name)?;
+            notes.extend(index.total_size_note(&tensors));
+        }
+        refuse_quantised(label, config.as_ref(), &shards, &tensors, &by_name)?;
+        Ok(Checkpoint {
+            label: label.into(),
+            location: location.clone(),
+            single_file: !is_dir,
+            config,
+            shards,
+            tensors,
+            by_name,
+            notes,
+        })
+    }
+
+    /// The model as the recipe writes it.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Where it is.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Its tensors in file order: shards by name, tensors by offset.
+    pub fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    /// The tensor of that name, as an index into [`Checkpoint::tensors`].
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The bytes of a tensor, as they are in the file: little-endian, in C order, perhaps not aligned.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is none of [`Checkpoint::tensors`].
+    pub fn data(&self, index: usize) -> &[u8] {
+        let tensor = &self.tensors[index];
+        let start = tensor.offset as usize;
+        &self.shards[tensor.shard].bytes()[start..start + tensor.len as usize]
+    }
+
+    /// Its files, in name order.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// Its `config.json`; none for a single file, or a folder without one.
+    pub fn config(&self) -> Option<&ModelConfig> {
+        self.config.as_ref()
+    }
+
+    /// Whether it is one `.safetensors` file that was named itself.
+    pub fn is_single_file(&self) -> bool {
+        self.single_file
+    }
+
+    /// What was odd but harmless: files left aside, an index's wrong total.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether every shard still has the length and time of modification that it had at open.
+    ///
+    /// To be asked after the last read: a mapped file may be written to by others at any time.
+    pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        self.shards.iter().try_for_each(Shard::check_unchanged)
+    }
+
+    /// The files beside the weights that belong to the checkpoint, in name order; none for a single file.
+    pub fn sidecars(&self) -> Result<Vec<Sidecar>, CheckpointError> {
+        if self.single_file {
+            return Ok(Vec::new());
+        }
+        find_sidecars(&self.location.path, self.config.as_ref())
+    }
+}
+
+fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
+    if let Some((what, hint)) = other_format(&path.to_string_lossy()) {
+        return Err(CheckpointError::NotSafetensors {
+            path: path.into(),
+            what,
+            hint,
+        });
+    }
+    Ok(Weights {
+        shards: vec![path.into()],
+        index: None,
+        notes: Vec::new(),
+    })
+}
+
+fn open_shards(paths: &[PathBuf]) -> Result<(Vec<Shard>, Vec<TensorEntry>), CheckpointError> {
+    let mut shards = Vec::with_capacity(paths.len());
+    let mut tensors = Vec::new();
+    for path in paths {
+        let (shard, found) = Shard::open(path)?;
+        tensors.extend(found.into_iter().map(|tensor| TensorEntry {
+            name: tensor.name,
+            dtype: tensor.dtype,
+            shape: tensor.shape,
+            shard: shards.len(),
+            offset: tensor.offset,
+            len: tensor.len,
+        }));
+        shards.push(shard);
+    }
+    Ok((shards, tensors))
+}
+
+fn index_names(
+    path: &Path,
+    shards: &[Shard],
+    tensors: &[TensorEntry],
+) -> Result<HashMap<String, usize>, CheckpointError> {
+    let mut by_name = HashMap::with_capacity(tensors.len());
+    for (at, tensor) in tensors.iter().enumerate() {
+        if let Some(first) = by_name.insert(tensor.name.clone(), at) {
+            return Err(CheckpointError::DuplicateTensor {
+                path: path.into(),
+                tensor: tensor.name.clone(),
+                first: shards[tensors[first].shard].file_name(),
+                second: shards[tensor.shard].file_name(),
+            });
+        }
+    }
+    Ok(by_name)
+}
+
+#[cfg(test)]
+mod tests;

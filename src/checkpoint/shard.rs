@@ -1,0 +1,97 @@
+//! One mapped safetensors file, and whether it still is what it was when it was mapped.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Metadata};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use memmap2::Mmap;
+
+use super::error::CheckpointError;
+use super::header::{self, HeaderTensor};
+
+/// A safetensors file of a checkpoint.
+#[derive(Debug)]
+pub struct Shard {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub file_size: u64,
+    /// The length of its header's JSON, padding included; the data starts 8 bytes after that.
+    pub header_len: u64,
+    /// Its `__metadata__`.
+    pub metadata: BTreeMap<String, String>,
+    modified: Option<SystemTime>,
+    map: Mmap,
+}
+
+impl Shard {
+    /// Maps a file, and gives the tensors of its header by offset.
+    pub(super) fn open(path: &Path) -> Result<(Shard, Vec<HeaderTensor>), CheckpointError> {
+        let io = |source| CheckpointError::io("open", path, source);
+        // Asked before opening: opening a FIFO for reading would wait for ever.
+        if !fs::metadata(path).map_err(io)?.is_file() {
+            return Err(CheckpointError::NotAFile { path: path.into() });
+        }
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if metadata.len() == 0 {
+            return Err(CheckpointError::Truncated {
+                path: path.into(),
+                expected: header::LENGTH_BYTES,
+                found: 0,
+            });
+        }
+        // SAFETY: the map is only ever read, as bytes, for which every value is valid. What can't be ruled out
+        // is that somebody else writes to the file or truncates it meanwhile: lengths and times are compared
+        // before a run is believed (`check_unchanged`), and the command line turns the SIGBUS of a truncated
+        // map into an error.
+        let map = unsafe { Mmap::map(&file) }
+            .map_err(|source| CheckpointError::io("map", path, source))?;
+        let header = header::read(path, &map)?;
+        let shard = Shard {
+            path: path.into(),
+            file_size: map.len() as u64,
+            header_len: header.len,
+            metadata: header.metadata,
+            modified: metadata.modified().ok(),
+            map,
+        };
+        Ok((shard, header.tensors))
+    }
+
+    /// The whole file.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Its name without the folder.
+    pub fn file_name(&self) -> String {
+        self.path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Compares length and time of modification with those at open.
+    pub(super) fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        let io = |source| CheckpointError::io("look at", &self.path, source);
+        let now: Metadata = fs::metadata(&self.path).map_err(io)?;
+        let modified = now.modified().ok();
+        if now.len() == self.file_size && modified == self.modified {
+            return Ok(());
+        }
+        Err(CheckpointError::Changed {
+            path: self.path.clone(),
+            expected: state(self.file_size, self.modified),
+            found: state(now.len(), modified),
+        })
+    }
+}
+
+fn state(len: u64, modified: Option<SystemTime>) -> String {
+    match modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()) {
+        Some(time) => format!("{len} bytes of Unix time {:.3}", time.as_secs_f64()),
+        None => format!("{len} bytes"),
+    }
+}

@@ -1,0 +1,204 @@
+//! The files beside the weights that belong to a checkpoint: tokenizer, templates, processors, licences.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::config::ModelConfig;
+use super::error::CheckpointError;
+use super::folder::{file_names, other_format};
+
+/// A file that is carried over to a checkpoint made from this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sidecar {
+    /// Its path within the folder: plain names joined by `/`.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it is for.
+    pub kind: SidecarKind,
+}
+
+/// What a sidecar file is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SidecarKind {
+    /// Vocabulary, merges, special tokens.
+    Tokenizer,
+    /// How a conversation is written as tokens.
+    ChatTemplate,
+    /// Defaults of generation.
+    Generation,
+    /// How images, sound and video become input.
+    Processor,
+    /// Python that the config's `auto_map` points to.
+    Code,
+    /// Licences and notices.
+    Licence,
+    /// Anything else, such as the modules of a sentence-transformers model.
+    Other,
+}
+
+/// Where transformers keeps templates beyond the default one.
+const TEMPLATES_DIR: &str = "additional_chat_templates";
+
+/// Sidecars by their whole name.
+const NAMES: [(&str, SidecarKind); 24] = [
+    ("added_tokens.json", SidecarKind::Tokenizer),
+    ("merges.txt", SidecarKind::Tokenizer),
+    ("normalizer.json", SidecarKind::Tokenizer),
+    ("special_tokens_map.json", SidecarKind::Tokenizer),
+    ("tekken.json", SidecarKind::Tokenizer),
+    ("tokenizer.json", SidecarKind::Tokenizer),
+    ("tokenizer_config.json", SidecarKind::Tokenizer),
+    ("vocab.json", SidecarKind::Tokenizer),
+    ("vocab.txt", SidecarKind::Tokenizer),
+    ("chat_template.jinja", SidecarKind::ChatTemplate),
+    ("chat_template.json", SidecarKind::ChatTemplate),
+    ("generation_config.json", SidecarKind::Generation),
+    ("audio_processor_config.json", SidecarKind::Processor),
+    ("feature_extractor.json", SidecarKind::Processor),
+    ("feature_extractor_config.json", SidecarKind::Processor),
+    ("image_processor.json", SidecarKind::Processor),
+    ("image_processor_config.json", SidecarKind::Processor),
+    ("preprocessor_config.json", SidecarKind::Processor),
+    ("processor_config.json", SidecarKind::Processor),
+    ("video_preprocessor_config.json", SidecarKind::Processor),
+    ("video_processor_config.json", SidecarKind::Processor),
+    ("config_sentence_transformers.json", SidecarKind::Other),
+    ("modules.json", SidecarKind::Other),
+    ("sentence_bert_config.json", SidecarKind::Other),
+];
+
+/// Vocabularies by the end of their name: sentencepiece (`spiece.model`, `source.spm`) and tiktoken.
+const TOKENIZER_ENDS: [&str; 3] = [".model", ".spm", ".tiktoken"];
+
+/// Legal files by the start of their name, in capitals.
+const LEGAL_STARTS: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
+
+/// The sidecars of a folder, in name order.
+pub(super) fn find_sidecars(
+    folder: &Path,
+    config: Option<&ModelConfig>,
+) -> Result<Vec<Sidecar>, CheckpointError> {
+    let has_code = config.is_some_and(|config| config.get("auto_map").is_some());
+    let mut sidecars = Vec::new();
+    let mut add = |name: String, kind| {
+        let path = folder.join(&name);
+        // Follows links, as a Hub snapshot is made of them; what they lead to must be a regular file.
+        if fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            sidecars.push(Sidecar { name, path, kind });
+        }
+    };
+    for name in file_names(folder)? {
+        if let Some(kind) = kind_of(&name, has_code) {
+            add(name, kind);
+        } else if name == TEMPLATES_DIR && folder.join(&name).is_dir() {
+            for template in file_names(&folder.join(&name))? {
+                if template.ends_with(".jinja") {
+                    add(format!("{name}/{template}"), SidecarKind::ChatTemplate);
+                }
+            }
+        } else if is_module_dir(&name) {
+            add(format!("{name}/config.json"), SidecarKind::Other);
+        }
+    }
+    sidecars.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(sidecars)
+}
+
+fn kind_of(name: &str, has_code: bool) -> Option<SidecarKind> {
+    if let Some((_, kind)) = NAMES.iter().find(|(known, _)| *known == name) {
+        return Some(*kind);
+    }
+    if name.ends_with(".safetensors") || other_format(name).is_some() {
+        return None;
+    }
+    let upper = name.to_ascii_uppercase();
+    if LEGAL_STARTS.iter().any(|start| upper.starts_with(start)) {
+        return Some(SidecarKind::Licence);
+    }
+    if TOKENIZER_ENDS.iter().any(|end| name.ends_with(end)) || name.starts_with("tokenizer.model") {
+        return Some(SidecarKind::Tokenizer);
+    }
+    (has_code && name.ends_with(".py")).then_some(SidecarKind::Code)
+}
+
+/// `1_Pooling`: a module of a sentence-transformers model.
+fn is_module_dir(name: &str) -> bool {
+    name.split_once('_').is_some_and(|(number, rest)| {
+        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) && !rest.is_empty()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::write;
+    use super::*;
+
+    fn names(files: &[&str], config: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            write(&folder.path().join(file), b"{}");
+        }
+        write(&folder.path().join("config.json"), config.as_bytes());
+        let config = ModelConfig::read(folder.path()).unwrap();
+        let sidecars = find_sidecars(folder.path(), config.as_ref()).unwrap();
+        sidecars.into_iter().map(|sidecar| sidecar.name).collect()
+    }
+
+    #[test]
+    fn what_belongs_to_the_checkpoint_is_carried_and_nothing_else() {
+        let carried = [
+            "1_Pooling/config.json",
+            "LICENSE.md",
+            "NOTICE",
+            "additional_chat_templates/tool.jinja",
+            "chat_template.jinja",
+            "generation_config.json",
+            "modules.json",
+            "preprocessor_config.json",
+            "qwen.tiktoken",
+            "sentencepiece.bpe.model",
+            "tokenizer.json",
+            "tokenizer.model.v3",
+        ];
+        let left = [
+            "README.md",
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "training_args.bin",
+            "optimizer.pt",
+            "rng_state_0.pth",
+            "trainer_state.json",
+            "modeling_x.py",
+            "additional_chat_templates/x.py",
+            "tokenizer_config.json/x",
+            "LICENSE.bin",
+            "original/tokenizer.model",
+        ];
+        let all = [carried.as_slice(), &left].concat();
+        assert_eq!(names(&all, "{}"), carried);
+        let code = names(
+            &["modeling_x.py"],
+            r#"{"auto_map": {"AutoModel": "modeling_x.X"}}"#,
+        );
+        assert_eq!(code, ["modeling_x.py"]);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn links_are_followed_to_regular_files_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = |target: &str, name: &str| {
+            std::os::unix::fs::symlink(target, folder.path().join(name)).unwrap();
+        };
+        write(&folder.path().join("blobs/1"), b"x");
+        link("blobs/1", "tokenizer.json");
+        link("blobs/gone", "vocab.json");
+        link("blobs", "merges.txt");
+        link("/dev/null", "vocab.txt");
+        let sidecars = find_sidecars(folder.path(), None).unwrap();
+        assert_eq!(sidecars.len(), 1);
+        assert_eq!(sidecars[0].name, "tokenizer.json");
+        assert_eq!(sidecars[0].kind, SidecarKind::Tokenizer);
+    }
+}

@@ -1,0 +1,409 @@
+//! Whether the token ids of two checkpoints mean the same: averaging rows of different tokens is nonsense.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::bounded::{plain, read_bounded};
+use super::error::CheckpointError;
+use super::limits::MAX_TOKENIZER_BYTES;
+use super::reader::Checkpoint;
+
+/// What two vocabularies have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VocabularyComparison {
+    /// Every id means the same in both.
+    Same,
+    /// At least one of the two has no vocabulary that can be read.
+    Unknown,
+    /// The ids that both define mean the same.
+    Compatible {
+        /// Ids that only the first defines.
+        only_a: usize,
+        /// Ids that only the second defines.
+        only_b: usize,
+    },
+    /// Some ids mean different tokens.
+    Conflict {
+        /// How many.
+        differing: usize,
+        /// The first of them: id, token of the first, token of the second.
+        examples: Vec<(u64, String, String)>,
+    },
+}
+
+/// How many differing ids are shown.
+const EXAMPLES: usize = 5;
+
+/// How much of each file is compared at once.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// Tokens by id.
+type Vocabulary = BTreeMap<u64, String>;
+
+/// Compares what the token ids of two checkpoints stand for.
+pub fn compare_vocabularies(
+    a: &Checkpoint,
+    b: &Checkpoint,
+) -> Result<VocabularyComparison, CheckpointError> {
+    if a.is_single_file() || b.is_single_file() {
+        return Ok(VocabularyComparison::Unknown);
+    }
+    let (a, b) = (&a.location().path, &b.location().path);
+    if same_bytes(&a.join("tokenizer.json"), &b.join("tokenizer.json"))? {
+        return Ok(VocabularyComparison::Same);
+    }
+    Ok(match (read_vocabulary(a)?, read_vocabulary(b)?) {
+        (Some(a), Some(b)) => compare(&a, &b),
+        _ => VocabularyComparison::Unknown,
+    })
+}
+
+fn compare(a: &Vocabulary, b: &Vocabulary) -> VocabularyComparison {
+    let mut shared = 0;
+    let mut differing = 0;
+    let mut examples = Vec::new();
+    for (id, token) in a {
+        let Some(other) = b.get(id) else { continue };
+        shared += 1;
+        if token != other {
+            differing += 1;
+            if examples.len() < EXAMPLES {
+                examples.push((*id, plain(token), plain(other)));
+            }
+        }
+    }
+    let (only_a, only_b) = (a.len() - shared, b.len() - shared);
+    if differing > 0 {
+        VocabularyComparison::Conflict {
+            differing,
+            examples,
+        }
+    } else if only_a == 0 && only_b == 0 {
+        VocabularyComparison::Same
+    } else {
+        VocabularyComparison::Compatible { only_a, only_b }
+    }
+}
+
+/// Whether both files exist and hold the same; read in step, so that neither is ever held whole.
+fn same_bytes(a: &Path, b: &Path) -> Result<bool, CheckpointError> {
+    if !is_file(a) || !is_file(b) {
+        return Ok(false);
+    }
+    let open = |path: &Path| File::open(path).map_err(|e| CheckpointError::io("open", path, e));
+    let (mut file_a, mut file_b) = (open(a)?, open(b)?);
+    let (mut chunk_a, mut chunk_b) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    loop {
+        let len_a = fill(&mut file_a, a, &mut chunk_a)?;
+        let len_b = fill(&mut file_b, b, &mut chunk_b)?;
+        if chunk_a[..len_a] != chunk_b[..len_b] {
+            return Ok(false);
+        }
+        if len_a < CHUNK_BYTES {
+            return Ok(true);
+        }
+    }
+}
+
+/// Reads until the chunk is full or the file ends.
+fn fill(file: &mut File, path: &Path, chunk: &mut [u8]) -> Result<usize, CheckpointError> {
+    let mut len = 0;
+    while len < chunk.len() {
+        match file.read(&mut chunk[len..]) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(CheckpointError::io("read", path, error)),
+        }
+    }
+    Ok(len)
+}
+
+fn is_file(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
+}
+
+/// The vocabulary of a folder, from whichever of its files has it.
+fn read_vocabulary(folder: &Path) -> Result<Option<Vocabulary>, CheckpointError> {
+    let readers: [(&str, Reader); 3] = [
+        ("tokenizer.json", from_tokenizer_json),
+        ("vocab.json", from_vocab_json),
+        ("vocab.txt", from_vocab_txt),
+    ];
+    for (name, read) in readers {
+        let path = folder.join(name);
+        if is_file(&path) {
+            let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES, "vocabulary, in bytes")?;
+            let vocabulary = read(folder, &bytes).map_err(|e| e.at(path))?;
+            if !vocabulary.is_empty() {
+                return Ok(Some(vocabulary));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Reads one kind of file; it may look for more beside it.
+type Reader = fn(&Path, &[u8]) -> Result<Vocabulary, ReadError>;
+
+/// What went wrong, in this file or in one beside it.
+enum ReadError {
+    Json(serde_json::Error),
+    Other(CheckpointError),
+}
+
+impl ReadError {
+    fn at(self, path: PathBuf) -> CheckpointError {
+        match self {
+            ReadError::Json(error) => CheckpointError::JsonMalformed {
+                path,
+                detail: plain(&error),
+            },
+            ReadError::Other(error) => error,
+        }
+    }
+}
+
+impl From<serde_json::Error> for ReadError {
+    fn from(error: serde_json::Error) -> Self {
+        ReadError::Json(error)
+    }
+}
+
+#[derive(Deserialize)]
+struct TokenizerFile {
+    #[serde(default)]
+    model: Option<TokenizerModel>,
+    #[serde(default)]
+    added_tokens: Option<Vec<AddedToken>>,
+}
+
+#[derive(Deserialize)]
+struct TokenizerModel {
+    #[serde(default)]
+    vocab: Tokens,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u64,
+    content: String,
+}
+
+fn from_tokenizer_json(_: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
+    let file: TokenizerFile = serde_json::from_slice(bytes)?;
+    let mut vocabulary = file.model.map(|model| model.vocab.0).unwrap_or_default();
+    for token in file.added_tokens.into_iter().flatten() {
+        // tokenizers, too, asks the added tokens first what an id means.
+        vocabulary.insert(token.id, token.content);
+    }
+    Ok(vocabulary)
+}
+
+fn from_vocab_json(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
+    let tokens: Tokens = serde_json::from_slice(bytes)?;
+    with_added_tokens(folder, tokens.0)
+}
+
+fn from_vocab_txt(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
+    let text = String::from_utf8_lossy(bytes);
+    let lines = text.lines().map(str::to_owned);
+    with_added_tokens(folder, (0..).zip(lines).collect())
+}
+
+fn with_added_tokens(folder: &Path, mut vocabulary: Vocabulary) -> Result<Vocabulary, ReadError> {
+    let path = folder.join("added_tokens.json");
+    if is_file(&path) {
+        let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES, "added tokens, in bytes")
+            .map_err(ReadError::Other)?;
+        let added: HashMap<String, u64> = serde_json::from_slice(&bytes)
+            .map_err(|e| ReadError::Other(ReadError::Json(e).at(path)))?;
+        let mut added: Vec<(String, u64)> = added.into_iter().collect();
+        added.sort();
+        vocabulary.extend(added.into_iter().map(|(token, id)| (id, token)));
+    }
+    Ok(vocabulary)
+}
+
+/// A vocabulary as a map from token to id, or as Unigram's list of tokens and scores.
+#[derive(Default)]
+struct Tokens(Vocabulary);
+
+impl<'de> Deserialize<'de> for Tokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Tokens;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("ids by token, or a list of tokens and scores")
+            }
+
+            fn visit_unit<E>(self) -> Result<Tokens, E> {
+                Ok(Tokens::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tokens, A::Error> {
+                let mut tokens = Vocabulary::new();
+                while let Some((token, id)) = map.next_entry::<String, u64>()? {
+                    tokens.insert(id, token);
+                }
+                Ok(Tokens(tokens))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tokens, A::Error> {
+                let mut tokens = Vocabulary::new();
+                while let Some((token, _)) = seq.next_element::<(String, IgnoredAny)>()? {
+                    tokens.insert(tokens.len() as u64, token);
+                }
+                Ok(Tokens(tokens))
+            }
+        }
+
+        deserializer.deserialize_any(Entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{safetensors, write};
+    use super::super::locate::Location;
+    use super::*;
+
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
+    fn compared(a: Files, b: Files) -> Result<VocabularyComparison, CheckpointError> {
+        let open = |files: Files| {
+            let folder = tempfile::tempdir().unwrap();
+            let weights = safetensors(&[("w", "F32", &[1])]);
+            write(&folder.path().join("model.safetensors"), &weights);
+            for (name, text) in files {
+                write(&folder.path().join(name), text.as_bytes());
+            }
+            let location = Location::local(folder.path());
+            (Checkpoint::open("m", &location).unwrap(), folder)
+        };
+        let ((a, _keep_a), (b, _keep_b)) = (open(a), open(b));
+        compare_vocabularies(&a, &b)
+    }
+
+    const BPE: &str =
+        r#"{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}}"#;
+
+    #[test]
+    fn vocabularies_are_compared_by_id() {
+        use VocabularyComparison::*;
+        let bpe: Files = &[("tokenizer.json", BPE)];
+        let tokenizer = |json| [("tokenizer.json", json)];
+        let conflict = |examples: &[(u64, &str, &str)]| Conflict {
+            differing: examples.len(),
+            examples: examples
+                .iter()
+                .map(|(id, a, b)| (*id, (*a).into(), (*b).into()))
+                .collect(),
+        };
+        let cases: Vec<(Files, Files, VocabularyComparison)> = vec![
+            (bpe, bpe, Same),
+            (bpe, &[("vocab.json", r#"{"b": 1, "a": 0}"#)], Same),
+            (bpe, &[("vocab.txt", "a\r\nb\n")], Same),
+            (bpe, &[], Unknown),
+            (&[], &[], Unknown),
+            (bpe, &[("tokenizer.json", "{}")], Unknown),
+            (
+                bpe,
+                &[("tokenizer.json", "{}"), ("vocab.txt", "a\nb")],
+                Same,
+            ),
+            (
+                bpe,
+                &[(
+                    "tokenizer.json",
+                    r#"{"model": {"vocab": [["a", -1.5], ["b", -2]]}, "added_tokens": [{"id": 2, "content": "<x>"}]}"#,
+                )],
+                Compatible {
+                    only_a: 0,
+                    only_b: 1,
+                },
+            ),
+            (
+                bpe,
+                &[
+                    ("vocab.json", r#"{"a": 0}"#),
+                    ("added_tokens.json", r#"{"<x>": 5}"#),
+                ],
+                Compatible {
+                    only_a: 1,
+                    only_b: 1,
+                },
+            ),
+            (
+                bpe,
+                &[("vocab.txt", "b\na\n")],
+                conflict(&[(0, "a", "b"), (1, "b", "a")]),
+            ),
+            (
+                bpe,
+                &[("vocab.txt", "a\n\u{1b}\n")],
+                conflict(&[(1, "b", "\\u{1b}")]),
+            ),
+        ];
+        for (a, b, expected) in cases {
+            assert_eq!(compared(a, b).unwrap(), expected, "{a:?} {b:?}");
+        }
+        for json in [
+            "{",
+            r#"{"model": {"vocab": 3}}"#,
+            r#"{"model": {"vocab": {"a": -1}}}"#,
+        ] {
+            let message = compared(bpe, &tokenizer(json)).unwrap_err().to_string();
+            assert!(message.contains("tokenizer.json is malformed"), "{message}");
+        }
+        let added = [("vocab.txt", "a"), ("added_tokens.json", "[]")];
+        let message = compared(bpe, &added).unwrap_err().to_string();
+        assert!(
+            message.contains("added_tokens.json is malformed"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn examples_are_few_and_long_files_are_compared_to_their_end() {
+        let vocab = |shift: usize| -> String {
+            (0..50_000)
+                .map(|i| format!("t{}\n", i + shift * usize::from(i > 40_000)))
+                .collect()
+        };
+        let found = compared(&[("vocab.txt", &vocab(0))], &[("vocab.txt", &vocab(1))]).unwrap();
+        let VocabularyComparison::Conflict {
+            differing,
+            examples,
+        } = found
+        else {
+            panic!("{found:?}");
+        };
+        assert_eq!((differing, examples.len()), (9_999, 5));
+        assert_eq!(examples[0], (40_001, "t40001".into(), "t40002".into()));
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let long = vec![7; 3 * CHUNK_BYTES];
+        write(&path("a"), &long);
+        write(&path("b"), &long);
+        write(&path("c"), &long[1..]);
+        write(&path("d"), &[&long[1..], &[8]].concat());
+        for (other, same) in [("b", true), ("c", false), ("d", false), ("gone", false)] {
+            assert_eq!(
+                same_bytes(&path("a"), &path(other)).unwrap(),
+                same,
+                "{other}"
+            );
+        }
+    }
+}
