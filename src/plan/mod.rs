@@ -1,1 +1,201 @@
-//! placeholder
+//! The plan: the fate of every tensor, before a weight is read.
+//!
+//! [`plan`] takes a recipe and the headers of the checkpoints it names; after it nothing is undecided. Every
+//! output tensor has its shape, dtype, place, sources, operation and parameter values, every input tensor its
+//! fate. `run` executes a plan and [`explain`] shows it; both see the same one.
+//!
+//! This layer reads headers, configs and tokenizers, never a weight, and writes nothing.
+
+mod config;
+mod counterparts;
+mod explain;
+mod layers;
+mod models;
+mod outputs;
+mod problems;
+mod vocabularies;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+pub use explain::{Detail, json, text};
+pub use outputs::{Operation, PlannedTensor, SourceTensor};
+
+use crate::checkpoint::{Checkpoint, Dtype, Locator, ModelRef, ShardLayout, Sidecar, shard_layout};
+use crate::engine::{Cost, Limits, Settings};
+use crate::methods::{self, MethodInfo};
+use crate::recipe::{Recipe, RecipeError};
+use problems::Problems;
+
+/// What a plan depends on beside the recipe and the checkpoints.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The engine's arguments.
+    pub settings: Settings,
+    /// Keys random masks.
+    pub seed: u64,
+    /// Bytes of tensors in an output file.
+    pub shard_size: u64,
+    /// Whose tokenizer files go into the output, if not the base's or the first model's.
+    pub tokenizer_from: Option<ModelRef>,
+}
+
+/// A merge that is ready to run.
+pub struct Plan {
+    /// The method.
+    pub method: &'static MethodInfo,
+    /// Whether the result depends on the seed.
+    pub random: bool,
+    /// The seed.
+    pub seed: u64,
+    /// The recipe's file and text.
+    pub recipe: (String, String),
+    /// The models, opened, in order of first appearance.
+    pub models: Vec<Checkpoint>,
+    /// The model that gives names, order, config and files to the output.
+    pub donor: usize,
+    /// The base model, if the recipe names one.
+    pub base: Option<usize>,
+    /// The output's tensors, in order.
+    pub tensors: Vec<PlannedTensor>,
+    /// Pairs of input tensors that must be equal, as one of them is left out: (model, left out, kept).
+    pub equal: Vec<(usize, usize, usize)>,
+    /// What becomes of each input tensor, for each model.
+    pub fates: Vec<Vec<Fate>>,
+    /// The output's weight files.
+    pub shards: Vec<ShardLayout>,
+    /// The output's `config.json`, if the donor has one.
+    pub config: Option<serde_json::Value>,
+    /// Files carried over: the model they come from, and the file.
+    pub sidecars: Vec<(usize, Sidecar)>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+    /// The engine's arguments.
+    pub settings: Settings,
+    /// What follows from them.
+    pub limits: Limits,
+    /// Bytes read at the most, every pass counted.
+    pub bytes_read: u64,
+}
+
+/// What becomes of an input tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes into so many output tensors.
+    Used(usize),
+    /// It is the copy of a tied embedding, and left out.
+    TiedCopy,
+    /// No slice of the recipe asks for it.
+    OutsideSlices,
+    /// Computed from the config when the model is loaded; another model's is carried over.
+    DerivedBuffer,
+}
+
+impl Plan {
+    /// Names, dtypes and shapes of the output, as the writers of headers and indexes want them.
+    pub fn signatures(&self) -> Vec<(String, Dtype, Vec<usize>)> {
+        self.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone())).collect()
+    }
+
+    /// Bytes of the output's weight files.
+    pub fn bytes_written(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.file_size).sum()
+    }
+
+    /// How many output tensors have each dtype.
+    pub fn dtypes(&self) -> BTreeMap<String, usize> {
+        let mut dtypes = BTreeMap::new();
+        for tensor in &self.tensors {
+            *dtypes.entry(format!("{:?}", tensor.dtype)).or_default() += 1;
+        }
+        dtypes
+    }
+}
+
+/// Plans the merge that a recipe asks for.
+///
+/// # Errors
+/// All that can be found wrong without reading a weight, at once.
+pub fn plan(recipe: &Recipe, path: &str, locator: &Locator, options: &Options) -> Result<Plan, RecipeError> {
+    let mut problems = Problems::default();
+    let plan = attempt(recipe, path, locator, options, &mut problems);
+    match plan {
+        Some(plan) if problems.is_empty() => Ok(plan),
+        _ => Err(problems.into_error(path, &recipe.text)),
+    }
+}
+
+/// The plan, or `None` where a problem leaves nothing to go on with; others are only noted.
+fn attempt(
+    recipe: &Recipe,
+    path: &str,
+    locator: &Locator,
+    options: &Options,
+    problems: &mut Problems,
+) -> Option<Plan> {
+    let method = methods::find(recipe.method.name)?;
+    let models = models::open(recipe, locator, options.tokenizer_from.as_ref(), problems)?;
+    let mut notes = models.notes();
+    vocabularies::check(&models, &mut notes, problems);
+
+    let merge = outputs::resolve(recipe, method, &models, options.seed, &mut notes, problems);
+    if !problems.is_empty() {
+        return None;
+    }
+    let outputs::Merge { tensors, equal, fates, layer_map } = merge;
+    if tensors.is_empty() {
+        problems.add(None, "the recipe leaves no tensor to write", None);
+        return None;
+    }
+
+    let config = models.donor().config().map(|config| config::edited(config, &tensors, layer_map.as_ref(), &mut notes));
+    let sidecars = models.sidecars(&mut notes, problems)?;
+    let signatures: Vec<_> =
+        tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone())).collect();
+    let shards = match shard_layout(&signatures, options.shard_size) {
+        Ok(shards) => shards,
+        Err(error) => {
+            problems.add_error(None, &error);
+            return None;
+        }
+    };
+    let widest = tensors.iter().map(|tensor| tensor.sources.len()).max().unwrap_or(1);
+    let cost = tensors.iter().map(PlannedTensor::cost).fold(Cost::default(), |a, b| Cost {
+        measures: a.measures.max(b.measures),
+        counts: a.counts.max(b.counts),
+        sums: a.sums.max(b.sums),
+    });
+    let limits = match options.settings.limits(widest, cost) {
+        Ok(limits) => limits,
+        Err(error) => {
+            let hint = "raise --memory, or lower --threads".to_owned();
+            problems.add(None, error.to_string(), Some(hint));
+            return None;
+        }
+    };
+    let bytes_read = tensors.iter().map(|tensor| tensor.bytes_read(&models.checkpoints)).sum();
+    Some(Plan {
+        method: method.info(),
+        random: method.info().random,
+        seed: options.seed,
+        recipe: (path.to_owned(), recipe.text.clone()),
+        donor: models.donor,
+        base: models.base,
+        models: models.checkpoints,
+        tensors,
+        equal,
+        fates,
+        shards,
+        config,
+        sidecars,
+        notes,
+        settings: options.settings,
+        limits,
+        bytes_read,
+    })
+}
+
+/// A path as it is shown to people.
+fn shown(path: &PathBuf) -> String {
+    path.display().to_string()
+}

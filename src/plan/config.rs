@@ -1,0 +1,134 @@
+//! The output's `config.json`: the donor's, with the fields that the merge changed.
+
+use serde_json::{Map, Value};
+
+use super::layers::LayerMap;
+use super::outputs::PlannedTensor;
+use super::problems::some_of;
+use crate::checkpoint::{Dtype, ModelConfig};
+use crate::numeric::FloatType;
+
+/// Where composite models keep the config of their language model.
+const NESTED: [&str; 3] = ["text_config", "llm_config", "language_config"];
+/// How configs spell the number of layers.
+const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+/// Fields that are a list of one entry for each layer, beside those whose name says so.
+const PER_LAYER: [&str; 9] = [
+    "num_attention_heads",
+    "num_query_heads",
+    "num_key_value_heads",
+    "num_kv_heads",
+    "intermediate_size",
+    "ffn_multipliers",
+    "qkv_multipliers",
+    "activation_sparsity_pattern",
+    "no_rope_layers",
+];
+/// Fields that speak of layers by number, so that they mean something else after restacking.
+const BY_NUMBER: [&str; 8] = [
+    "max_window_layers",
+    "sliding_window_pattern",
+    "first_k_dense_replace",
+    "decoder_sparse_step",
+    "moe_layer_freq",
+    "full_attention_interval",
+    "mlp_only_layers",
+    "num_kv_shared_layers",
+];
+
+/// The donor's config with the output's dtype and layers.
+pub(super) fn edited(
+    config: &ModelConfig,
+    tensors: &[PlannedTensor],
+    layer_map: Option<&LayerMap>,
+    notes: &mut Vec<String>,
+) -> Value {
+    let mut value = config.value().clone();
+    if let Some(object) = value.as_object_mut() {
+        set_dtype(object, tensors, notes);
+        if let Some(map) = layer_map {
+            set_layers(object, map, notes);
+        }
+    }
+    value
+}
+
+/// The name of a dtype in configs.
+fn dtype_name(dtype: Dtype) -> Option<&'static str> {
+    Some(match dtype {
+        Dtype::F64 => "float64",
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        Dtype::F8_E4M3 => "float8_e4m3fn",
+        Dtype::F8_E5M2 => "float8_e5m2",
+        _ => return None,
+    })
+}
+
+/// Writes the dtype that most weights have: `dtype` for transformers 5, `torch_dtype` for those before.
+fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: &mut Vec<String>) {
+    let mut elements: Vec<(Dtype, u64)> = Vec::new();
+    for tensor in tensors.iter().filter(|tensor| FloatType::of(tensor.dtype).is_some()) {
+        match elements.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
+            Some((_, count)) => *count += tensor.elements(),
+            None => elements.push((tensor.dtype, tensor.elements())),
+        }
+    }
+    let Some(&(dtype, _)) = elements.iter().max_by_key(|(_, count)| *count) else { return };
+    let Some(name) = dtype_name(dtype) else { return };
+    if elements.len() > 1 {
+        let all: Vec<String> = elements.iter().map(|(dtype, _)| format!("{dtype:?}")).collect();
+        notes.push(format!("the output has tensors of several dtypes ({}); its config says {name}, as most have", all.join(", ")));
+    }
+    for key in ["dtype", "torch_dtype"] {
+        config.insert(key.into(), name.into());
+    }
+    for nested in NESTED {
+        let Some(nested) = config.get_mut(nested).and_then(Value::as_object_mut) else { continue };
+        for key in ["dtype", "torch_dtype"] {
+            if nested.contains_key(key) {
+                nested.insert(key.into(), name.into());
+            }
+        }
+    }
+}
+
+/// Writes the number of layers, and reorders what is listed by layer.
+fn set_layers(config: &mut Map<String, Value>, map: &LayerMap, notes: &mut Vec<String>) {
+    let nested = NESTED.into_iter().find(|key| {
+        config.get(*key).and_then(Value::as_object).is_some_and(|nested| LAYER_COUNTS.iter().any(|key| nested.contains_key(*key)))
+    });
+    let object = match nested {
+        Some(key) => config.get_mut(key).and_then(Value::as_object_mut),
+        None => Some(config),
+    };
+    let Some(config) = object else { return };
+    for key in LAYER_COUNTS {
+        if let Some(count) = config.get_mut(key) {
+            *count = map.from.len().into();
+        }
+    }
+    let unchanged = map.from.iter().copied().eq(0..map.before);
+    if unchanged {
+        return;
+    }
+    let mut by_number = Vec::new();
+    for (key, value) in config.iter_mut() {
+        let listed = PER_LAYER.contains(&key.as_str()) || key.contains("layer") || key.contains("block");
+        match value {
+            Value::Array(list) if listed && list.len() == map.before => {
+                *list = map.from.iter().filter_map(|&layer| list.get(layer).cloned()).collect();
+            }
+            Value::Array(list) if BY_NUMBER.contains(&key.as_str()) && !list.is_empty() => by_number.push(key.clone()),
+            Value::Number(_) if BY_NUMBER.contains(&key.as_str()) => by_number.push(key.clone()),
+            _ => {}
+        }
+    }
+    if !by_number.is_empty() {
+        notes.push(format!(
+            "the config speaks of layers by number in {}, and the layers were restacked: check that it still holds",
+            some_of(&by_number)
+        ));
+    }
+}

@@ -1,0 +1,89 @@
+//! Finds, for each tensor of the donor, its counterpart in another model: by name, by alias, or tied.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::checkpoint::{Checkpoint, LayerStack, PrefixAlias, find_alias, is_input_embedding, is_output_head};
+
+/// How many prefixes one model may write in its own way.
+const ALIASES: usize = 4;
+
+/// A model's tensors under the donor's names.
+pub(super) struct Counterparts {
+    /// For each tensor of the model, in file order, its name as the donor would write it.
+    pub(super) names: Vec<String>,
+    by_name: HashMap<String, usize>,
+    /// Which prefixes differ.
+    pub(super) aliases: Vec<PrefixAlias>,
+    /// Whether the output head is the input embedding: what the config says, or, where it says nothing,
+    /// whether the file has a head.
+    pub(super) tied: bool,
+    /// What the config says of that.
+    pub(super) tied_by_config: Option<bool>,
+    /// The tensors that are a head and an embedding, if there are any.
+    pub(super) embedding: Option<usize>,
+}
+
+impl Counterparts {
+    pub(super) fn new(donor: &Checkpoint, stacks: &[LayerStack], model: &Checkpoint) -> Self {
+        let donor_names: HashSet<&str> = donor.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        let mut names: Vec<String> = model.tensors().iter().map(|tensor| tensor.name.clone()).collect();
+        let mut aliases = Vec::new();
+        for _ in 0..ALIASES {
+            let reference: Vec<(&str, &[usize])> =
+                donor.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())).collect();
+            let other: Vec<(&str, &[usize])> =
+                names.iter().zip(model.tensors()).map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect();
+            let Some(alias) = find_alias(&reference, &other) else { break };
+            let back = PrefixAlias {
+                reference_prefix: alias.model_prefix.clone(),
+                model_prefix: alias.reference_prefix.clone(),
+            };
+            let renamed: Vec<Option<String>> = names
+                .iter()
+                .map(|name| {
+                    let theirs = back.apply(name).filter(|_| !donor_names.contains(name.as_str()))?;
+                    // A name that the donor does not have is renamed only where a stack gives it a meaning:
+                    // a model may have more layers than the donor.
+                    let known = donor_names.contains(theirs.as_str())
+                        || stacks.iter().any(|stack| theirs.starts_with(&stack.prefix));
+                    known.then_some(theirs)
+                })
+                .collect();
+            if renamed.iter().all(Option::is_none) {
+                break;
+            }
+            for (name, renamed) in names.iter_mut().zip(renamed) {
+                if let Some(renamed) = renamed {
+                    *name = renamed;
+                }
+            }
+            aliases.push(alias);
+        }
+        let by_name = names.iter().enumerate().map(|(index, name)| (name.clone(), index)).collect();
+        let tied_by_config = model.config().and_then(|config| config.tie_word_embeddings());
+        let has_head = names.iter().any(|name| is_head(name));
+        Self {
+            tied: tied_by_config.unwrap_or(!has_head),
+            tied_by_config,
+            embedding: names.iter().position(|name| is_input_embedding(name)),
+            names,
+            by_name,
+            aliases,
+        }
+    }
+
+    /// The model's tensor of that name.
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The model's tensor of that name; for the head of a tied model, its embedding.
+    pub(super) fn find_or_tied(&self, name: &str) -> Option<usize> {
+        self.find(name).or_else(|| if self.tied && is_head(name) { self.embedding } else { None })
+    }
+}
+
+/// Whether the tensor is the head's matrix, which a tied model does not store; its bias is stored.
+pub(super) fn is_head(name: &str) -> bool {
+    is_output_head(name) && name.ends_with(".weight")
+}

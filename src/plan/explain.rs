@@ -1,0 +1,254 @@
+//! Shows a plan: as text for people, as JSON for programs.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use bytesize::ByteSize;
+use serde_json::{Value, json};
+
+use super::{Fate, Operation, Plan, PlannedTensor, shown};
+use crate::methods::{ParamValue, TensorParams};
+
+/// How much of a plan is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Models, groups of tensors that are merged alike, files, costs.
+    Summary,
+    /// Every tensor too.
+    All,
+}
+
+/// The plan for people.
+pub fn text(plan: &Plan, detail: Detail) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_text(&mut out, plan, detail);
+    out
+}
+
+fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result {
+    writeln!(out, "method   {}{}", plan.method.name, if plan.random { format!(", seed {}", plan.seed) } else { String::new() })?;
+    for (index, model) in plan.models.iter().enumerate() {
+        let bytes: u64 = model.tensors().iter().map(|tensor| tensor.len).sum();
+        let mut roles = Vec::new();
+        if plan.base == Some(index) {
+            roles.push("base");
+        }
+        if plan.donor == index {
+            roles.push("gives names, config and files");
+        }
+        let roles = if roles.is_empty() { String::new() } else { format!("  ({})", roles.join("; ")) };
+        writeln!(
+            out,
+            "{}  {}  {} tensors, {}{roles}",
+            if index == 0 { "models " } else { "       " },
+            model.label(),
+            model.tensors().len(),
+            size(bytes)
+        )?;
+    }
+    writeln!(out)?;
+    for (recipe, names) in alike(plan) {
+        writeln!(out, "{:>5}  {}", names.len(), recipe)?;
+        if detail == Detail::Summary {
+            let shown: Vec<&str> = names.iter().take(2).copied().collect();
+            let more = if names.len() > 2 { ", ..." } else { "" };
+            writeln!(out, "       {}{more}", shown.join(", "))?;
+        }
+    }
+    if detail == Detail::All {
+        writeln!(out)?;
+        for tensor in &plan.tensors {
+            writeln!(out, "{}  {:?} {:?}  {}", tensor.name, tensor.dtype, tensor.shape, effective(plan, tensor))?;
+            for (index, source) in tensor.sources.iter().enumerate() {
+                let model = &plan.models[source.model];
+                writeln!(out, "    <- {}: {}{}", model.label(), model.tensors()[source.tensor].name, of_source(tensor, index))?;
+            }
+        }
+    }
+    for (model, fates) in plan.models.iter().zip(&plan.fates) {
+        for (fate, why) in [
+            (Fate::TiedCopy, "left out: the tied copy of an embedding (checked to be equal)"),
+            (Fate::OutsideSlices, "left out: no slice asks for it"),
+            (Fate::DerivedBuffer, "left out: computed from the config when the model is loaded"),
+        ] {
+            let names: Vec<&str> = model
+                .tensors()
+                .iter()
+                .zip(fates)
+                .filter(|(_, found)| **found == fate)
+                .map(|(tensor, _)| tensor.name.as_str())
+                .collect();
+            if !names.is_empty() {
+                let most = if detail == Detail::All { usize::MAX } else { 2 };
+                let listed: Vec<&str> = names.iter().take(most).copied().collect();
+                let more = if listed.len() < names.len() { ", ..." } else { "" };
+                writeln!(out, "{:>5}  of {} {why}\n       {}{more}", names.len(), model.label(), listed.join(", "))?;
+            }
+        }
+    }
+    writeln!(out)?;
+    let files = match &plan.shards[..] {
+        [shard] => shard.file_name.clone(),
+        shards => format!("{} shards", shards.len()),
+    };
+    let dtypes: Vec<String> = plan.dtypes().into_iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+    writeln!(out, "output   {} tensors ({}) in {files}", plan.tensors.len(), dtypes.join(", "))?;
+    if !plan.sidecars.is_empty() {
+        let names: Vec<&str> = plan.sidecars.iter().map(|(_, file)| file.name.as_str()).collect();
+        writeln!(out, "files    {}", names.join(", "))?;
+    }
+    writeln!(
+        out,
+        "cost     reads {}, writes {}, own memory up to {}, {} threads",
+        size(plan.bytes_read),
+        size(plan.bytes_written()),
+        ByteSize(plan.limits.peak),
+        plan.settings.threads
+    )?;
+    for note in &plan.notes {
+        writeln!(out, "note     {note}")?;
+    }
+    Ok(())
+}
+
+/// Decimal, as the Hub and disks count.
+fn size(bytes: u64) -> String {
+    ByteSize(bytes).display().si().to_string()
+}
+
+/// Tensors by what is done with them, the most common first.
+fn alike(plan: &Plan) -> Vec<(String, Vec<&str>)> {
+    let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for tensor in &plan.tensors {
+        let mut what = effective(plan, tensor);
+        for (index, source) in tensor.sources.iter().enumerate() {
+            let _ = write!(what, "{} {}{}", if index == 0 { " of" } else { "," }, plan.models[source.model].label(), of_source(tensor, index));
+        }
+        groups.entry(what).or_default().push(&tensor.name);
+    }
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by_key(|(_, names)| std::cmp::Reverse(names.len()));
+    groups
+}
+
+/// The operation and the values that hold for the whole tensor.
+fn effective(plan: &Plan, tensor: &PlannedTensor) -> String {
+    match &tensor.operation {
+        Operation::Copy if tensor.sources.len() > 1 => "copy, if equal".to_owned(),
+        Operation::Copy => "copy".to_owned(),
+        Operation::Compute(_) => {
+            let values: Vec<String> = tensor.params.tensor.iter().map(|(name, value)| format!(" {name}={}", value_text(*value))).collect();
+            format!("{}{}", plan.method.name, values.concat())
+        }
+    }
+}
+
+/// What holds for one source of a tensor.
+fn of_source(tensor: &PlannedTensor, source: usize) -> String {
+    if tensor.base == Some(source) && tensor.params.sources.get(source).is_none_or(Vec::is_empty) {
+        return " (base)".to_owned();
+    }
+    let values = tensor.params.sources.get(source).map(Vec::as_slice).unwrap_or_default();
+    let values: Vec<String> = values.iter().map(|(name, value)| format!("{name}={}", value_text(*value))).collect();
+    if values.is_empty() { String::new() } else { format!(" ({})", values.join(" ")) }
+}
+
+fn value_text(value: ParamValue) -> String {
+    match value {
+        // Gradients give values such as 0.30000000000000004.
+        ParamValue::Number(number) => format!("{}", (number * 1e6).round() / 1e6),
+        ParamValue::Bool(flag) => flag.to_string(),
+        ParamValue::Word(word) => word.to_owned(),
+    }
+}
+
+/// The plan for programs: every tensor.
+pub fn json(plan: &Plan) -> Value {
+    let models: Vec<Value> = plan
+        .models
+        .iter()
+        .enumerate()
+        .map(|(index, model)| {
+            let location = model.location();
+            let fates: serde_json::Map<String, Value> = model
+                .tensors()
+                .iter()
+                .zip(plan.fates.get(index).into_iter().flatten())
+                .map(|(tensor, fate)| (tensor.name.clone(), fate_json(*fate)))
+                .collect();
+            json!({
+                "model": model.label(),
+                "path": shown(&location.path),
+                "commit": location.hub.as_ref().map(|hub| hub.commit.clone()),
+                "base": plan.base == Some(index),
+                "donor": plan.donor == index,
+                "tensors": fates,
+            })
+        })
+        .collect();
+    let tensors: Vec<Value> = plan.tensors.iter().map(|tensor| tensor_json(plan, tensor)).collect();
+    let shards: Vec<Value> =
+        plan.shards.iter().map(|shard| json!({"file": shard.file_name, "bytes": shard.file_size, "tensors": shard.tensors.len()})).collect();
+    json!({
+        "method": plan.method.name,
+        "seed": plan.random.then_some(plan.seed),
+        "models": models,
+        "tensors": tensors,
+        "shards": shards,
+        "files": plan.sidecars.iter().map(|(model, file)| json!({"file": file.name, "from": plan.models[*model].label()})).collect::<Vec<_>>(),
+        "checked_equal": plan.equal.iter().map(|&(model, left_out, kept)| {
+            let names = plan.models[model].tensors();
+            json!({"model": plan.models[model].label(), "left_out": names[left_out].name, "kept": names[kept].name})
+        }).collect::<Vec<_>>(),
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written(),
+        "peak_memory": plan.limits.peak,
+        "threads": plan.settings.threads,
+        "notes": plan.notes,
+    })
+}
+
+fn tensor_json(plan: &Plan, tensor: &PlannedTensor) -> Value {
+    let sources: Vec<Value> = tensor
+        .sources
+        .iter()
+        .enumerate()
+        .map(|(index, source)| {
+            let model = &plan.models[source.model];
+            json!({
+                "model": model.label(),
+                "tensor": model.tensors()[source.tensor].name,
+                "base": tensor.base == Some(index),
+                "parameters": values_json(tensor.params.sources.get(index).map(Vec::as_slice).unwrap_or_default()),
+            })
+        })
+        .collect();
+    let TensorParams { tensor: values, .. } = &tensor.params;
+    json!({
+        "name": tensor.name,
+        "dtype": format!("{:?}", tensor.dtype),
+        "shape": tensor.shape,
+        "operation": match tensor.operation { Operation::Copy => "copy", Operation::Compute(_) => plan.method.name },
+        "parameters": values_json(values),
+        "sources": sources,
+    })
+}
+
+fn values_json(values: &[(&'static str, ParamValue)]) -> Value {
+    let value = |value: &ParamValue| match *value {
+        ParamValue::Number(number) => json!(number),
+        ParamValue::Bool(flag) => json!(flag),
+        ParamValue::Word(word) => json!(word),
+    };
+    Value::Object(values.iter().map(|(name, found)| ((*name).to_owned(), value(found))).collect())
+}
+
+fn fate_json(fate: Fate) -> Value {
+    match fate {
+        Fate::Used(count) => json!({"used": count}),
+        Fate::TiedCopy => json!("tied copy"),
+        Fate::OutsideSlices => json!("outside slices"),
+        Fate::DerivedBuffer => json!("derived buffer"),
+    }
+}

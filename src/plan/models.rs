@@ -1,0 +1,152 @@
+//! Opens the models that a recipe names.
+
+use std::collections::HashMap;
+
+use super::problems::Problems;
+use crate::checkpoint::{Checkpoint, Locator, ModelRef, Sidecar, SidecarKind};
+use crate::recipe::{Inputs, Located, Position, Recipe};
+
+/// The models of a recipe, opened.
+pub(super) struct Models {
+    /// In order of first appearance; the tokenizer's donor last, if it is none of the others.
+    pub(super) checkpoints: Vec<Checkpoint>,
+    /// Where the recipe names each first.
+    pub(super) at: Vec<Option<Position>>,
+    /// How many of the checkpoints are merged; a mere tokenizer donor is not.
+    pub(super) merged: usize,
+    /// Which gives names, order, config and files.
+    pub(super) donor: usize,
+    pub(super) base: Option<usize>,
+    tokenizer_donor: usize,
+    by_text: HashMap<String, usize>,
+}
+
+/// Opens all models, or notes what is wrong with each that cannot be opened.
+pub(super) fn open(
+    recipe: &Recipe,
+    locator: &Locator,
+    tokenizer_from: Option<&ModelRef>,
+    problems: &mut Problems,
+) -> Option<Models> {
+    let mut models = Models {
+        checkpoints: Vec::new(),
+        at: Vec::new(),
+        merged: 0,
+        donor: 0,
+        base: None,
+        tokenizer_donor: 0,
+        by_text: HashMap::new(),
+    };
+    let mut complete = true;
+    for Located { value, at } in named(recipe) {
+        complete &= models.add(value, Some(*at), locator, problems);
+    }
+    models.merged = models.checkpoints.len();
+    if let Some(model) = tokenizer_from {
+        complete &= models.add(model, None, locator, problems);
+    }
+    if !complete || models.merged == 0 {
+        return None;
+    }
+    models.base = recipe.base_model.as_ref().and_then(|base| models.index(&base.value));
+    models.donor = models.base.unwrap_or(0);
+    models.tokenizer_donor = tokenizer_from.and_then(|model| models.index(model)).unwrap_or(models.donor);
+    Some(models)
+}
+
+/// Every mention of a model, in the order of the recipe.
+fn named(recipe: &Recipe) -> Vec<&Located<ModelRef>> {
+    let mut named: Vec<&Located<ModelRef>> = Vec::new();
+    match &recipe.inputs {
+        Inputs::Models(sources) => named.extend(sources.iter().map(|source| &source.model)),
+        Inputs::Slices(slices) => {
+            for slice in slices {
+                named.extend(slice.sources.iter().map(|source| &source.model));
+                named.extend(&slice.base_model);
+            }
+        }
+    }
+    named.extend(&recipe.base_model);
+    named
+}
+
+impl Models {
+    fn add(&mut self, model: &ModelRef, at: Option<Position>, locator: &Locator, problems: &mut Problems) -> bool {
+        let text = model.to_string();
+        if self.by_text.contains_key(&text) {
+            return true;
+        }
+        let opened = locator.locate(model).and_then(|location| Checkpoint::open(&text, &location));
+        match opened {
+            Ok(checkpoint) => {
+                self.by_text.insert(text, self.checkpoints.len());
+                self.checkpoints.push(checkpoint);
+                self.at.push(at);
+                true
+            }
+            Err(error) => {
+                // One message for each model, however often the recipe names it.
+                self.by_text.insert(text, usize::MAX);
+                problems.add_error(at, &error);
+                false
+            }
+        }
+    }
+
+    /// The model's place among the checkpoints.
+    pub(super) fn index(&self, model: &ModelRef) -> Option<usize> {
+        self.by_text.get(&model.to_string()).copied().filter(|&index| index < self.checkpoints.len())
+    }
+
+    pub(super) fn donor(&self) -> &Checkpoint {
+        &self.checkpoints[self.donor]
+    }
+
+    pub(super) fn label(&self, model: usize) -> &str {
+        self.checkpoints[model].label()
+    }
+
+    /// What opening them had to say.
+    pub(super) fn notes(&self) -> Vec<String> {
+        self.checkpoints
+            .iter()
+            .flat_map(|model| model.notes().iter().map(|note| format!("`{}`: {note}", model.label())))
+            .collect()
+    }
+
+    /// The files that are carried over: the tokenizer's from its donor, the rest from the config's.
+    pub(super) fn sidecars(&self, notes: &mut Vec<String>, problems: &mut Problems) -> Option<Vec<(usize, Sidecar)>> {
+        let speaks = |kind: &SidecarKind| matches!(kind, SidecarKind::Tokenizer | SidecarKind::ChatTemplate);
+        let mut files = Vec::new();
+        for model in [self.donor, self.tokenizer_donor] {
+            match self.checkpoints[model].sidecars() {
+                Ok(found) => files.extend(
+                    found
+                        .into_iter()
+                        .filter(|file| speaks(&file.kind) == (model == self.tokenizer_donor) || self.one_donor())
+                        .map(|file| (model, file)),
+                ),
+                Err(error) => {
+                    problems.add_error(self.at[model], &error);
+                    return None;
+                }
+            }
+            if self.one_donor() {
+                break;
+            }
+        }
+        files.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
+        if self.donor().config().is_some() && !files.iter().any(|(_, file)| file.kind == SidecarKind::Tokenizer) {
+            let label = self.label(self.tokenizer_donor);
+            notes.push(format!("`{label}` has no tokenizer files: the output will have none (--tokenizer-from names another model)"));
+        }
+        if files.iter().any(|(_, file)| file.kind == SidecarKind::Code) {
+            notes.push(format!("Python files of `{}` are carried over, as its config's auto_map needs them", self.label(self.donor)));
+        }
+        Some(files)
+    }
+
+    fn one_donor(&self) -> bool {
+        self.donor == self.tokenizer_donor
+    }
+}

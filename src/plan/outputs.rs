@@ -1,0 +1,480 @@
+//! Resolves every output tensor: its sources, dtype, parameter values and operation; and every input's fate.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Fate;
+use super::counterparts::{Counterparts, is_head};
+use super::layers::{Group, LayerMap, Wanted, Wish, wish};
+use super::models::Models;
+use super::problems::{Problems, some_of};
+use super::vocabularies::different_vocabularies;
+use crate::checkpoint::{
+    Checkpoint, Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding, is_output_head, layer_stacks,
+};
+use crate::engine::{AnyProgram, Cost};
+use crate::methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
+use crate::numeric::FloatType;
+use crate::recipe::{self, Parameters, Position, Recipe};
+
+/// Mismatched tensors that are spelled out; more are counted.
+const MISMATCHES: usize = 5;
+
+/// One tensor of the output.
+pub struct PlannedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where it comes from, in the method's order.
+    pub sources: Vec<SourceTensor>,
+    /// Which of the sources is the base.
+    pub base: Option<usize>,
+    /// What is done.
+    pub operation: Operation,
+    /// The effective parameter values; empty where nothing is computed.
+    pub params: TensorParams,
+}
+
+/// A tensor of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceTensor {
+    /// The model, as an index into [`Plan::models`](super::Plan::models).
+    pub model: usize,
+    /// The tensor, as an index into the model's tensors.
+    pub tensor: usize,
+}
+
+/// What is done with the sources of a tensor.
+pub enum Operation {
+    /// The first source's bytes; all others must be equal to them.
+    Copy,
+    /// A computation.
+    Compute(Box<dyn AnyProgram>),
+}
+
+impl PlannedTensor {
+    /// Elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&dim| dim as u64).product()
+    }
+
+    /// What its operation needs of the engine.
+    pub fn cost(&self) -> Cost {
+        match &self.operation {
+            Operation::Copy => Cost::default(),
+            Operation::Compute(program) => program.cost(),
+        }
+    }
+
+    /// Bytes it reads at the most.
+    pub(super) fn bytes_read(&self, models: &[Checkpoint]) -> u64 {
+        let once: u64 = self.sources.iter().map(|source| models[source.model].tensors()[source.tensor].len).sum();
+        once * (self.cost().measures as u64 + 1)
+    }
+}
+
+/// The merge, resolved.
+pub(super) struct Merge {
+    pub(super) tensors: Vec<PlannedTensor>,
+    pub(super) equal: Vec<(usize, usize, usize)>,
+    pub(super) fates: Vec<Vec<Fate>>,
+    pub(super) layer_map: Option<LayerMap>,
+}
+
+/// Resolves what the recipe asks for.
+pub(super) fn resolve(
+    recipe: &Recipe,
+    method: &'static dyn Method,
+    models: &Models,
+    seed: u64,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) -> Merge {
+    let donor = models.donor();
+    let stacks: Vec<LayerStack> = layer_stacks(donor.tensors().iter().map(|tensor| tensor.name.as_str()));
+    let counterparts: Vec<Counterparts> = models.checkpoints[..models.merged]
+        .iter()
+        .map(|model| Counterparts::new(donor, &stacks, model))
+        .collect();
+    for (model, names) in counterparts.iter().enumerate() {
+        for alias in &names.aliases {
+            notes.push(format!(
+                "`{}` names its tensors `{}...` where `{}` has `{}...`; they are taken for the same",
+                models.label(model),
+                alias.model_prefix,
+                donor.label(),
+                alias.reference_prefix
+            ));
+        }
+    }
+    let Wish { groups, wanted, layer_map } = wish(recipe, models, &counterparts, &stacks, notes, problems);
+    let mut resolver = Resolver {
+        recipe,
+        method,
+        models,
+        counterparts: &counterparts,
+        groups: &groups,
+        seed,
+        problems,
+        notes,
+        missing: BTreeMap::new(),
+        unset: BTreeSet::new(),
+        rejected: BTreeMap::new(),
+        mismatched: Vec::new(),
+        equal: BTreeSet::new(),
+        used: models.checkpoints.iter().map(|model| vec![0; model.tensors().len()]).collect(),
+    };
+    resolver.check_heads();
+    let tensors: Vec<PlannedTensor> = wanted.iter().filter_map(|wanted| resolver.tensor(wanted)).collect();
+    let fates = resolver.fates(layer_map.is_some());
+    resolver.report();
+    Merge { tensors, equal: resolver.equal.into_iter().collect(), fates, layer_map }
+}
+
+struct Resolver<'a> {
+    recipe: &'a Recipe,
+    method: &'static dyn Method,
+    models: &'a Models,
+    counterparts: &'a [Counterparts],
+    groups: &'a [Group<'a>],
+    seed: u64,
+    problems: &'a mut Problems,
+    notes: &'a mut Vec<String>,
+    /// Names that a model lacks, by model.
+    missing: BTreeMap<usize, Vec<String>>,
+    /// Parameters and models that were reported to lack a value.
+    unset: BTreeSet<(&'static str, usize)>,
+    /// What the method said of parameter values, with the first tensor and how many.
+    rejected: BTreeMap<String, (String, usize)>,
+    /// Shape mismatches: place, message, whether the vocabulary is the matter.
+    mismatched: Vec<(Position, String, bool)>,
+    /// Heads that must equal their embeddings.
+    equal: BTreeSet<(usize, usize, usize)>,
+    used: Vec<Vec<usize>>,
+}
+
+impl<'a> Resolver<'a> {
+    /// Refuses checkpoints whose head is missing though their config says that it is no copy.
+    fn check_heads(&mut self) {
+        for (model, names) in self.counterparts.iter().enumerate() {
+            let checkpoint = &self.models.checkpoints[model];
+            let generates = checkpoint.config().is_some_and(|config| {
+                config.architectures().iter().any(|name| name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel"))
+            });
+            let headless = names.embedding.is_some() && !names.names.iter().any(|name| is_head(name));
+            if generates && headless && names.tied_by_config == Some(false) {
+                self.problems.add(
+                    self.models.at[model],
+                    format!("`{}` has no output head, and its config says `tie_word_embeddings: false`", checkpoint.label()),
+                    Some("the checkpoint is incomplete, or the config should say true".to_owned()),
+                );
+            }
+        }
+    }
+
+    /// Resolves one output tensor; `None` if it is left out or something is wrong with it.
+    fn tensor(&mut self, wanted: &Wanted) -> Option<PlannedTensor> {
+        let group = &self.groups[wanted.group];
+        if is_head(&wanted.name) && self.counterparts[self.models.donor].tied {
+            for source in &group.sources {
+                self.leave_out_head(&wanted.name, source.model, source.at);
+            }
+            return None;
+        }
+        if is_derived_buffer(&wanted.name) {
+            return self.derived_buffer(wanted, group);
+        }
+        let mut sources = Vec::with_capacity(group.sources.len());
+        for (source, name) in group.sources.iter().zip(&wanted.picks) {
+            match self.counterparts[source.model].find_or_tied(name) {
+                Some(tensor) => sources.push(SourceTensor { model: source.model, tensor }),
+                None => self.missing.entry(source.model).or_default().push(name.clone()),
+            }
+        }
+        if sources.len() < group.sources.len() {
+            return None;
+        }
+        for source in &sources {
+            self.used[source.model][source.tensor] += 1;
+        }
+        self.same_shapes(wanted, group, &sources)?;
+        self.operate(wanted, group, sources)
+    }
+
+    fn entry(&self, source: SourceTensor) -> &'a TensorEntry {
+        &self.models.checkpoints[source.model].tensors()[source.tensor]
+    }
+
+    /// The output ties its head to its embedding, so a model's own head is left out: it must be a copy.
+    fn leave_out_head(&mut self, name: &str, model: usize, at: Position) {
+        let names = &self.counterparts[model];
+        let (Some(head), Some(embedding)) = (names.find(name), names.embedding) else { return };
+        if names.tied_by_config == Some(false) && model != self.models.donor {
+            let (untied, donor) = (self.models.label(model), self.models.label(self.models.donor));
+            let message = format!(
+                "`{untied}` has an output head of its own (`tie_word_embeddings: false`), which would be lost: \
+                 `{donor}`, whose config the output gets, ties it to the embedding"
+            );
+            let hint = format!("make `{untied}` the base model or the first one, or leave it out");
+            self.problems.add(Some(at), message, Some(hint));
+        } else {
+            self.equal.insert((model, head, embedding));
+        }
+    }
+
+    /// Computed from the config when the model is loaded: the donor's is carried over as it is.
+    fn derived_buffer(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<PlannedTensor> {
+        let source = group.sources.iter().zip(&wanted.picks).find_map(|(source, name)| {
+            let tensor = self.counterparts[source.model].find(name)?;
+            Some(SourceTensor { model: source.model, tensor })
+        })?;
+        self.used[source.model][source.tensor] += 1;
+        let entry = self.entry(source);
+        Some(PlannedTensor {
+            name: wanted.name.clone(),
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            sources: vec![source],
+            base: None,
+            operation: Operation::Copy,
+            params: TensorParams::default(),
+        })
+    }
+
+    fn same_shapes(&mut self, wanted: &Wanted, group: &Group<'_>, sources: &[SourceTensor]) -> Option<()> {
+        let first = self.entry(sources[0]);
+        let odd = sources.iter().position(|&source| self.entry(source).shape != first.shape);
+        let Some(odd) = odd else { return Some(()) };
+        let other = self.entry(sources[odd]);
+        let vocabulary = (is_input_embedding(&wanted.name) || is_output_head(&wanted.name))
+            && other.shape.get(1..) == first.shape.get(1..);
+        let message = format!(
+            "`{}` has shape {:?} in `{}` and {:?} in `{}`",
+            wanted.name,
+            first.shape,
+            self.models.label(sources[0].model),
+            other.shape,
+            self.models.label(sources[odd].model)
+        );
+        self.mismatched.push((group.sources[odd].at, message, vocabulary));
+        None
+    }
+
+    fn operate(&mut self, wanted: &Wanted, group: &Group<'_>, mut sources: Vec<SourceTensor>) -> Option<PlannedTensor> {
+        let first = self.entry(sources[0]);
+        let planned = |dtype, sources, base, operation, params| PlannedTensor {
+            name: wanted.name.clone(),
+            dtype,
+            shape: first.shape.clone(),
+            sources,
+            base,
+            operation,
+            params,
+        };
+        let formats: Vec<Option<FloatType>> =
+            sources.iter().map(|&source| FloatType::of(self.entry(source).dtype)).collect();
+        let Some(formats) = formats.into_iter().collect::<Option<Vec<FloatType>>>() else {
+            // Integers and bools are carried through where all agree; the run compares them.
+            if let Some(odd) = sources.iter().position(|&source| self.entry(source).dtype != first.dtype) {
+                let message = format!(
+                    "`{}` is {:?} in `{}` and {:?} in `{}`",
+                    wanted.name,
+                    first.dtype,
+                    self.models.label(sources[0].model),
+                    self.entry(sources[odd]).dtype,
+                    self.models.label(sources[odd].model)
+                );
+                self.mismatched.push((group.sources[odd].at, message, false));
+                return None;
+            }
+            return Some(planned(first.dtype, sources, None, Operation::Copy, TensorParams::default()));
+        };
+        let widest = formats.iter().copied().reduce(FloatType::promote)?;
+        let asked = self.recipe.out_dtype.or(self.recipe.dtype).and_then(FloatType::of);
+        let output = asked.unwrap_or(widest);
+
+        let params = self.params(wanted, group)?;
+        let tensor = Tensor {
+            name: &wanted.name,
+            elements: first.elements(),
+            seed: self.seed,
+            base: group.base,
+            sources: sources.len(),
+        };
+        match self.method.action(&params, &tensor) {
+            Ok(Action::Copy(source)) => {
+                let operation = if formats[source] == output {
+                    Operation::Copy
+                } else {
+                    Operation::Compute(methods::convert())
+                };
+                sources = vec![sources[source]];
+                Some(planned(output.dtype(), sources, None, operation, params))
+            }
+            Ok(Action::Compute(program)) => {
+                Some(planned(output.dtype(), sources, group.base, Operation::Compute(program), params))
+            }
+            Err(message) => {
+                let entry = self.rejected.entry(message).or_insert_with(|| (wanted.name.clone(), 0));
+                entry.1 += 1;
+                None
+            }
+        }
+    }
+
+    /// The effective parameter values of one tensor.
+    fn params(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<TensorParams> {
+        let shared: Vec<&Parameters> = group.parameters.into_iter().chain([&self.recipe.parameters]).collect();
+        let mut params = TensorParams { tensor: Vec::new(), sources: vec![Vec::new(); group.sources.len()] };
+        let mut complete = true;
+        for info in self.method.info().params {
+            if info.scope == ParamScope::Tensor {
+                let value = recipe::resolve(info, &shared, &wanted.name, wanted.depth);
+                complete &= self.accept(info, None, wanted, value, &mut params.tensor);
+                continue;
+            }
+            for (index, (source, name)) in group.sources.iter().zip(&wanted.picks).enumerate() {
+                if info.scope == ParamScope::EachButBase && group.base == Some(index) {
+                    continue;
+                }
+                let levels: Vec<&Parameters> = source.parameters.into_iter().chain(shared.iter().copied()).collect();
+                let value = recipe::resolve(info, &levels, name, wanted.depth);
+                complete &= self.accept(info, Some((source.model, source.at)), wanted, value, &mut params.sources[index]);
+            }
+        }
+        complete.then_some(params)
+    }
+
+    /// Takes a value, or reports that a required one is not there.
+    fn accept(
+        &mut self,
+        info: &'static ParamInfo,
+        model: Option<(usize, Position)>,
+        wanted: &Wanted,
+        value: Option<ParamValue>,
+        values: &mut Vec<(&'static str, ParamValue)>,
+    ) -> bool {
+        if let Some(value) = value {
+            values.push((info.name, value));
+            return true;
+        }
+        if info.required && self.unset.insert((info.name, model.map_or(usize::MAX, |(model, _)| model))) {
+            let whose = model.map_or(String::new(), |(model, _)| format!(" of `{}`", self.models.label(model)));
+            self.problems.add(
+                model.map(|(_, at)| at),
+                format!("no value for the required parameter `{}`{whose} at tensor `{}`", info.name, wanted.name),
+                Some("give one that holds for all tensors: an entry without `filter` comes last".to_owned()),
+            );
+        }
+        !info.required
+    }
+
+    /// What becomes of each input tensor; reports those that nothing asks for.
+    fn fates(&mut self, sliced: bool) -> Vec<Vec<Fate>> {
+        let mut fates = Vec::new();
+        for (model, names) in self.counterparts.iter().enumerate() {
+            let mut extra = Vec::new();
+            let mut of_model = Vec::new();
+            for (tensor, name) in names.names.iter().enumerate() {
+                let uses = self.used[model][tensor];
+                let fate = match uses {
+                    0 if is_derived_buffer(name) => Fate::DerivedBuffer,
+                    0 if is_head(name) && self.is_left_out_head(model, name) => Fate::TiedCopy,
+                    0 if sliced => Fate::OutsideSlices,
+                    0 => {
+                        extra.push(name.clone());
+                        Fate::OutsideSlices
+                    }
+                    count => Fate::Used(count),
+                };
+                of_model.push(fate);
+            }
+            if !extra.is_empty() && model != self.models.donor && !self.is_only_base_of_slices(model) {
+                let message = format!(
+                    "`{}` has {} tensors that `{}` lacks: {}",
+                    self.models.label(model),
+                    extra.len(),
+                    self.models.label(self.models.donor),
+                    some_of(&extra)
+                );
+                let hint = "every model must have the same tensors; if one was saved with another head, merge the \
+                            versions without it";
+                self.problems.add(self.models.at[model], message, Some(hint.to_owned()));
+            }
+            fates.push(of_model);
+        }
+        if fates.iter().flatten().any(|fate| *fate == Fate::DerivedBuffer) {
+            self.notes.push(
+                "buffers that are computed from the config (rotary frequencies, causal masks, positions) are carried \
+                 over from one model where the others have them too"
+                    .to_owned(),
+            );
+        }
+        fates
+    }
+
+    /// Whether a head that nothing asked for is a tied copy; if the donor stores none, it is met here first.
+    fn is_left_out_head(&mut self, model: usize, name: &str) -> bool {
+        let donor = &self.counterparts[self.models.donor];
+        if donor.tied && donor.find(name).is_none() {
+            let mut sources = self.groups.iter().flat_map(|group| &group.sources);
+            if let Some(at) = sources.find(|source| source.model == model).map(|source| source.at) {
+                self.leave_out_head(name, model, at);
+            }
+        }
+        donor.tied
+    }
+
+    /// A recipe-wide base that no slice has among its sources gives the config, not tensors.
+    fn is_only_base_of_slices(&self, model: usize) -> bool {
+        !self.groups.iter().any(|group| group.sources.iter().any(|source| source.model == model))
+    }
+
+    /// Reports what was collected.
+    fn report(&mut self) {
+        for (model, names) in std::mem::take(&mut self.missing) {
+            let (label, donor) = (self.models.label(model), self.models.label(self.models.donor));
+            let heads = names.iter().any(|name| is_head(name));
+            let message = format!("`{label}` lacks {} tensors that `{donor}` has: {}", names.len(), some_of(&names));
+            let hint = if heads && self.counterparts[model].tied_by_config == Some(false) {
+                "its config says `tie_word_embeddings: false`, so its output head must be in the file".to_owned()
+            } else {
+                nearest_names(&self.counterparts[model], &names)
+            };
+            self.problems.add(self.models.at[model], message, Some(hint));
+        }
+        for (message, (name, count)) in std::mem::take(&mut self.rejected) {
+            self.problems.add(None, format!("{message} (`{name}` and {count} tensors in all)"), None);
+        }
+        let mismatched = std::mem::take(&mut self.mismatched);
+        let more = mismatched.len().saturating_sub(MISMATCHES);
+        for (at, message, vocabulary) in mismatched.into_iter().take(MISMATCHES) {
+            let (message, hint) = if vocabulary {
+                (format!("{message}: their vocabularies differ, so token ids may not mean the same"), different_vocabularies())
+            } else {
+                (message, "only tensors of one shape and kind can be merged: these are not fine-tunes of one model".to_owned())
+            };
+            self.problems.add(Some(at), message, Some(hint));
+        }
+        if more > 0 {
+            self.problems.add(None, format!("{more} more tensors do not match"), None);
+        }
+    }
+}
+
+/// What the model has instead of the first missing name.
+fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
+    let Some(first) = missing.first() else { return String::new() };
+    let last = first.rsplit_once('.').map_or(first.as_str(), |(_, last)| last);
+    let near = counterparts
+        .names
+        .iter()
+        .filter(|name| name.ends_with(last))
+        .min_by_key(|name| strsim::damerau_levenshtein(name, first));
+    match near {
+        Some(near) => format!("the nearest to `{first}` that it has is `{near}`"),
+        None => "it is another architecture, or the file is incomplete".to_owned(),
+    }
+}

@@ -1,0 +1,46 @@
+//! Collects what is wrong with a merge, so that all of it is reported at once.
+
+use std::error::Error;
+
+use crate::recipe::{Position, Problem, ProblemKind, RecipeError};
+
+/// Names shown where many could be.
+const SHOWN: usize = 4;
+
+/// What is wrong, in the order it was found.
+#[derive(Default)]
+pub(super) struct Problems(Vec<Problem>);
+
+impl Problems {
+    pub(super) fn add(&mut self, at: Option<Position>, message: impl Into<String>, hint: Option<String>) {
+        let problem = Problem::new(ProblemKind::Invalid, at, message.into());
+        self.0.push(match hint {
+            Some(hint) => problem.with_hint(hint),
+            None => problem,
+        });
+    }
+
+    /// Adds an error of a lower layer, whose text may end in a hint.
+    pub(super) fn add_error(&mut self, at: Option<Position>, error: &dyn Error) {
+        let text = error.to_string();
+        match text.split_once("; hint: ") {
+            Some((message, hint)) => self.add(at, message, Some(hint.to_owned())),
+            None => self.add(at, text, None),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn into_error(self, path: &str, text: &str) -> RecipeError {
+        RecipeError::new(path, text, self.0)
+    }
+}
+
+/// The first few of a list, and how many more there are.
+pub(super) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{}`", name.as_ref())).collect();
+    let more = names.len().saturating_sub(SHOWN);
+    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
+}

@@ -1,0 +1,60 @@
+//! Refuses models whose token ids mean different things.
+
+use super::models::Models;
+use super::problems::Problems;
+use crate::checkpoint::{VocabularyComparison, compare_vocabularies};
+
+/// Share of ids that may mean another token before models count as of different vocabularies.
+///
+/// Fine-tunes give reserved tokens names of their own (Llama 3 reserves 250 of 128,256); other vocabularies
+/// differ in nearly every id.
+const RENAMED: f64 = 0.01;
+
+/// Compares each merged model's vocabulary with the donor's.
+pub(super) fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Problems) {
+    let donor = models.donor();
+    let rows = donor.config().and_then(|config| config.vocab_size()).unwrap_or(0);
+    for (model, checkpoint) in models.checkpoints[..models.merged].iter().enumerate() {
+        if model == models.donor {
+            continue;
+        }
+        let (ours, theirs) = (donor.label(), checkpoint.label());
+        match compare_vocabularies(donor, checkpoint) {
+            Err(error) => problems.add_error(models.at[model], &error),
+            Ok(VocabularyComparison::Same | VocabularyComparison::Unknown) => {}
+            Ok(VocabularyComparison::Compatible { only_a, only_b }) => notes.push(format!(
+                "the tokenizers of `{ours}` and `{theirs}` differ: {only_a} ids only in the first, {only_b} only in \
+                 the second; the output has the tokenizer of `{}`",
+                models.label(models.donor)
+            )),
+            Ok(VocabularyComparison::Conflict { differing, examples }) => {
+                let examples: Vec<String> =
+                    examples.iter().map(|(id, a, b)| format!("{id} is {a:?} in one and {b:?} in the other")).collect();
+                let examples = examples.join(", ");
+                if differing as f64 <= RENAMED * rows as f64 {
+                    notes.push(format!(
+                        "`{ours}` and `{theirs}` give {differing} token ids different meanings: {examples}; few \
+                         enough to be renamed reserved tokens"
+                    ));
+                } else {
+                    problems.add(
+                        models.at[model],
+                        format!(
+                            "the vocabularies of `{ours}` and `{theirs}` differ: {differing} token ids do not mean \
+                             the same token: {examples}"
+                        ),
+                        Some(different_vocabularies()),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What can be done about different vocabularies.
+pub(super) fn different_vocabularies() -> String {
+    "rows of an embedding can be merged only where the same id means the same token: leave this model out, merge \
+     fine-tunes that kept the base's tokenizer, or give the model the base's tokenizer first (transformers: \
+     `resize_token_embeddings` after aligning the tokens)"
+        .to_owned()
+}
