@@ -1,0 +1,81 @@
+//! The model card: `README.md` with the Hub's metadata and the recipe.
+
+use std::path::Path;
+
+use crate::plan::Plan;
+
+/// The card of the checkpoint at `out`.
+pub(super) fn text(plan: &Plan, out: &Path) -> String {
+    let name = out.file_name().map_or_else(|| "merge".into(), |name| name.to_string_lossy().into_owned());
+    let hub: Vec<&str> =
+        plan.models.iter().filter_map(|model| model.location().hub.as_ref()).map(|hub| hub.repo.as_str()).collect();
+    let mut card = String::from("---\n");
+    if !hub.is_empty() {
+        card.push_str("base_model:\n");
+        for repo in hub {
+            card.push_str(&format!("- {}\n", quoted(repo)));
+        }
+        card.push_str("base_model_relation: merge\n");
+    }
+    if plan.config.is_some() {
+        card.push_str("library_name: transformers\n");
+    }
+    card.push_str("tags:\n- merge\n- weldment\n---\n");
+    card.push_str(&format!("# {}\n\n", escaped(&name)));
+    card.push_str(&format!(
+        "Merged with Weldment {} by the `{}` method ({}).\n\n## Models\n\n",
+        env!("CARGO_PKG_VERSION"),
+        plan.method.name,
+        plan.method.source
+    ));
+    for (index, model) in plan.models.iter().enumerate() {
+        let role = if plan.base == Some(index) { " (base)" } else { "" };
+        card.push_str(&format!("- {}{role}\n", code(model.label())));
+    }
+    card.push_str("\n## Recipe\n\n");
+    if plan.random {
+        card.push_str(&format!("Run with `--seed {}`.\n\n", plan.seed));
+    }
+    // A fence longer than any run of backticks in the recipe cannot be closed by it.
+    let fence = "`".repeat(longest_run(&plan.recipe.1).max(2) + 1);
+    card.push_str(&format!("{fence}yaml\n{}\n{fence}\n", plan.recipe.1.trim_end()));
+    card
+}
+
+/// A YAML string: JSON's are a subset.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// Text in which Markdown sees no markup.
+fn escaped(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let special = c.is_ascii_punctuation() && !matches!(c, '-' | '.' | ',');
+            special.then_some('\\').into_iter().chain([if c.is_control() { ' ' } else { c }])
+        })
+        .collect()
+}
+
+/// Text in code style.
+fn code(text: &str) -> String {
+    let fence = "`".repeat(longest_run(text) + 1);
+    format!("{fence}{}{fence}", text.replace(char::is_control, " "))
+}
+
+fn longest_run(text: &str) -> usize {
+    text.split(|c| c != '`').map(str::len).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_recipes_cannot_break_out_of_the_card() {
+        assert_eq!(escaped("a_b*[x](y)\n#"), "a\\_b\\*\\[x\\]\\(y\\) \\#");
+        assert_eq!(code("a`b``c"), "```a`b``c```");
+        assert_eq!(quoted("x: \"y\"\n- z"), r#""x: \"y\"\n- z""#);
+        assert_eq!(longest_run("``` a ````"), 4);
+    }
+}

@@ -1,0 +1,200 @@
+//! Why a run failed, in words that name tensor, model and remedy.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::CheckpointError;
+use crate::engine::EngineError;
+use crate::plan::Plan;
+
+/// Why a run failed. The output's place is as it was before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Something is already at the output's place.
+    #[error("{} is not empty; hint: choose another folder, or replace it with --force", path.display())]
+    OutputExists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output's place is a file.
+    #[error("{} is a file, and a checkpoint is a folder; hint: choose another name", path.display())]
+    OutputIsFile {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output's place is, or holds, an input.
+    #[error("{} is or holds the input {}, which would be lost; hint: choose another folder", path.display(), input.display())]
+    OutputIsInput {
+        /// The output.
+        path: PathBuf,
+        /// The input.
+        input: PathBuf,
+    },
+    /// The output has no name to stage beside.
+    #[error("{} does not name a folder; hint: give a name, such as `merged`", path.display())]
+    OutputUnnamed {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Another process is at it.
+    #[error("another weld is writing to {}; hint: wait for it, or stop it", path.display())]
+    OutputLocked {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The disk is too small.
+    #[error(
+        "the output needs {needed} bytes, and {} has {available} bytes free; hint: free some space, or write elsewhere",
+        path.display()
+    )]
+    DiskFull {
+        /// The folder that the output is in.
+        path: PathBuf,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// The operating system said no.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An input holds NaN or infinity.
+    #[error(
+        "tensor `{tensor}` of model `{model}` holds {nan} NaN and {infinite} infinite values; hint: the checkpoint is \
+         damaged: leave the model out, or carry them through with --allow-nonfinite"
+    )]
+    NonFinite {
+        /// The tensor, as the model names it.
+        tensor: String,
+        /// The model.
+        model: String,
+        /// How many NaNs.
+        nan: u64,
+        /// How many infinities.
+        infinite: u64,
+    },
+    /// Results do not fit the output's dtype.
+    #[error(
+        "{count} values of tensor `{tensor}` are too large for {dtype}; hint: write another dtype (`dtype: bfloat16` has \
+         the range of float32), or clamp them to the largest value with --saturate"
+    )]
+    Overflow {
+        /// The output tensor.
+        tensor: String,
+        /// How many values.
+        count: u64,
+        /// The output's dtype.
+        dtype: String,
+    },
+    /// Finite inputs gave NaN.
+    #[error(
+        "{count} values of tensor `{tensor}` came out as NaN though the inputs are finite; hint: its weights overflow \
+         the arithmetic: use smaller ones"
+    )]
+    NotANumber {
+        /// The output tensor.
+        tensor: String,
+        /// How many values.
+        count: u64,
+    },
+    /// Integers or bools differ between models.
+    #[error(
+        "`{tensor}` holds integers or bools that differ between `{model}` and `{other}`; hint: such tensors are carried \
+         through only when all models agree"
+    )]
+    NotIdentical {
+        /// The tensor.
+        tensor: String,
+        /// The first model.
+        model: String,
+        /// The one that differs from it.
+        other: String,
+    },
+    /// A tied head is no copy of its embedding.
+    #[error(
+        "`{head}` of `{model}` differs from `{embedding}`, though the output ties them; hint: the model was trained \
+         with a head of its own: set `tie_word_embeddings` to false in the configs of all models, or remove the head"
+    )]
+    NotTied {
+        /// The model.
+        model: String,
+        /// Its head.
+        head: String,
+        /// Its embedding.
+        embedding: String,
+    },
+    /// An input was written to while it was read.
+    #[error("model `{model}` changed while it was read: {source}; hint: run the merge again")]
+    InputChanged {
+        /// The model.
+        model: String,
+        /// Which file, and how.
+        source: CheckpointError,
+    },
+    /// The engine could not work.
+    #[error("cannot run the merge")]
+    Engine(#[source] EngineError),
+    /// The user stopped it.
+    #[error("stopped; nothing was written")]
+    Cancelled,
+}
+
+impl RunError {
+    /// Whether the input is at fault, and not the tool or the machine.
+    pub fn is_users(&self) -> bool {
+        !matches!(self, Self::Io { .. } | Self::Engine(_) | Self::Cancelled | Self::InputChanged { .. } | Self::DiskFull { .. })
+    }
+
+    /// Names what the engine knows only by number.
+    pub(super) fn from_engine(error: EngineError, plan: &Plan, out: &Path) -> Self {
+        let of_job = |job: usize| job.checked_sub(plan.equal.len()).and_then(|index| plan.tensors.get(index));
+        let source_of = |job: usize, source: usize| {
+            let source = of_job(job)?.sources.get(source)?;
+            let model = &plan.models[source.model];
+            Some((model.tensors()[source.tensor].name.clone(), model.label().to_owned()))
+        };
+        match error {
+            EngineError::NonFinite { job, source_index, found } => match source_of(job, source_index) {
+                Some((tensor, model)) => Self::NonFinite { tensor, model, nan: found.nan, infinite: found.infinite },
+                None => Self::Engine(error),
+            },
+            EngineError::Overflow { job, count, format } => match of_job(job) {
+                Some(tensor) => {
+                    Self::Overflow { tensor: tensor.name.clone(), count, dtype: format!("{:?}", format.dtype()) }
+                }
+                None => Self::Engine(error),
+            },
+            EngineError::NotANumber { job, count } => match of_job(job) {
+                Some(tensor) => Self::NotANumber { tensor: tensor.name.clone(), count },
+                None => Self::Engine(error),
+            },
+            EngineError::NotIdentical { job, source_index } => {
+                if let Some(&(model, head, embedding)) = plan.equal.get(job) {
+                    let model = &plan.models[model];
+                    let name = |tensor: usize| model.tensors()[tensor].name.clone();
+                    return Self::NotTied { model: model.label().to_owned(), head: name(head), embedding: name(embedding) };
+                }
+                match (source_of(job, 0), source_of(job, source_index)) {
+                    (Some((tensor, model)), Some((_, other))) => Self::NotIdentical { tensor, model, other },
+                    _ => Self::Engine(error),
+                }
+            }
+            EngineError::Write { source, .. } => Self::Io { action: "write the weights of", path: out.to_owned(), source },
+            EngineError::Cancelled => Self::Cancelled,
+            other => Self::Engine(other),
+        }
+    }
+}
+
+/// For `map_err`: what was tried, with which file.
+pub(super) fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RunError + 'a {
+    move |source| RunError::Io { action, path: path.to_owned(), source }
+}
