@@ -1,6 +1,73 @@
-//! The command line.
+//! The command line: arguments, progress, messages, exit codes. One file per subcommand.
+//!
+//! Data goes to stdout, all else to stderr. Only this layer prints and reads the environment.
 
-/// Runs `weld`.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+mod arguments;
+mod completions;
+mod environment;
+mod inspect;
+mod memory;
+mod merge;
+mod methods;
+mod output;
+mod plan;
+mod progress;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::{Failure, fail};
+
+/// Merge fine-tuned model checkpoints: mergekit's recipes, streamed, exact and checked
+#[derive(Parser)]
+#[command(name = "weld", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 done, 1 the input is wrong, 2 the tool could not run.\n\
+                        Start with: weld plan recipes/ties.yml")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Merge(merge::Arguments),
+    Plan(plan::Arguments),
+    Inspect(inspect::Arguments),
+    Methods(methods::Arguments),
+    Completions(completions::Arguments),
+}
+
+/// Runs `weld` with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to stdout and are no failure.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let done: Result<(), Failure> = match cli.command {
+        Command::Merge(arguments) => merge::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Methods(arguments) => methods::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_sound() {
+        super::Cli::command().debug_assert();
+    }
 }

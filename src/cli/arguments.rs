@@ -1,0 +1,88 @@
+//! Arguments that several subcommands share, and what the engine makes of them.
+
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+
+use super::environment;
+use super::output::Failure;
+use crate::checkpoint::ModelRef;
+use crate::engine::Settings;
+use crate::plan::{self, Options, Plan};
+use crate::recipe;
+
+/// The shape of what goes to stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// What a plan depends on.
+#[derive(Args)]
+pub(super) struct PlanArguments {
+    /// The recipe, in mergekit's YAML
+    pub(super) recipe: PathBuf,
+
+    /// Largest shard of the output, in bytes of tensors (5GB, 500MB, 2GiB)
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
+    shard_size: u64,
+
+    /// Take the tokenizer's files from this model instead of the base or the first model
+    #[arg(long, value_name = "MODEL", value_parser = ModelRef::parse)]
+    tokenizer_from: Option<ModelRef>,
+
+    /// Seed of random masks (dare_linear, dare_ties)
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// Worker threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Own memory that may be held, mapped files not counted
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    memory: u64,
+
+    /// Carry NaN and infinity in the inputs through, instead of refusing them
+    #[arg(long)]
+    allow_nonfinite: bool,
+
+    /// Clamp values that are too large for the output's dtype, instead of refusing them
+    #[arg(long)]
+    saturate: bool,
+}
+
+impl PlanArguments {
+    /// Reads the recipe and plans it.
+    pub(super) fn plan(&self) -> Result<Plan, Failure> {
+        let recipe = recipe::read(&self.recipe)?;
+        let locator = environment::locator(self.recipe.parent())?;
+        let threads = self.threads.map_or_else(|| available_parallelism().map_or(1, usize::from), usize::from);
+        let options = Options {
+            settings: Settings {
+                threads,
+                memory: self.memory,
+                allow_non_finite: self.allow_nonfinite,
+                saturate: self.saturate,
+            },
+            seed: self.seed,
+            shard_size: self.shard_size,
+            tokenizer_from: self.tokenizer_from.clone(),
+        };
+        Ok(plan::plan(&recipe, &self.recipe.display().to_string(), &locator, &options)?)
+    }
+}
+
+/// A size: a number of bytes, or with a unit, decimal (GB) or binary (GiB).
+fn size(text: &str) -> Result<u64, String> {
+    match text.parse::<ByteSize>() {
+        Ok(ByteSize(0)) => Err("must be more than 0".into()),
+        Ok(ByteSize(bytes)) => Ok(bytes),
+        Err(_) => Err("expected a size such as 5GB, 500MB or 256MiB".into()),
+    }
+}

@@ -1,0 +1,188 @@
+//! `weld inspect`: lists a checkpoint.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use bytesize::ByteSize;
+use clap::Args;
+use serde_json::json;
+
+use super::arguments::Format;
+use super::environment;
+use super::output::{Failure, print};
+use crate::checkpoint::{Checkpoint, ModelRef, TensorEntry, layer_stacks};
+
+/// List a checkpoint's tensors, dtypes, shapes, parameters, shards and metadata
+///
+/// Reads headers only. Layers that look alike are shown as one line.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// A folder, a .safetensors file, or a Hub id in the local cache (org/name@revision)
+    #[arg(value_parser = ModelRef::parse)]
+    model: ModelRef,
+
+    /// List every tensor by itself
+    #[arg(long)]
+    all: bool,
+
+    /// What is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let location = environment::locator(None)?.locate(&arguments.model)?;
+    let model = Checkpoint::open(&arguments.model.to_string(), &location)?;
+    print(&match arguments.format {
+        Format::Text => as_text(&model, arguments.all),
+        Format::Json => format!("{:#}", as_json(&model)),
+    })
+}
+
+fn as_text(model: &Checkpoint, all: bool) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_text(&mut out, model, all);
+    out
+}
+
+fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Result {
+    let tensors = model.tensors();
+    let bytes: u64 = tensors.iter().map(|tensor| tensor.len).sum();
+    let parameters: u64 = tensors.iter().map(TensorEntry::elements).sum();
+    writeln!(out, "{}", model.location().path.display())?;
+    if let Some(hub) = &model.location().hub {
+        writeln!(out, "{} at {}", hub.repo, hub.commit)?;
+    }
+    if let Some(config) = model.config() {
+        let kind = config.model_type().unwrap_or("unknown");
+        writeln!(out, "{kind} ({})", config.architectures().join(", "))?;
+    }
+    writeln!(out, "{} tensors, {} parameters, {}", tensors.len(), grouped(parameters), ByteSize(bytes).display().si())?;
+    let mut dtypes: BTreeMap<String, usize> = BTreeMap::new();
+    for tensor in tensors {
+        *dtypes.entry(format!("{:?}", tensor.dtype)).or_default() += 1;
+    }
+    for (dtype, count) in &dtypes {
+        writeln!(out, "  {dtype} in {count} tensors")?;
+    }
+    for shard in model.shards() {
+        let metadata: Vec<String> = shard.metadata.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
+        writeln!(out, "  {}  {}  {}", shard.file_name(), ByteSize(shard.file_size).display().si(), metadata.join(" "))?;
+    }
+    writeln!(out)?;
+    let rows = if all { each(tensors) } else { collapsed(tensors) };
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    for (name, signature) in rows {
+        writeln!(out, "{name:width$}  {signature}")?;
+    }
+    for note in model.notes() {
+        writeln!(out, "\nnote: {note}")?;
+    }
+    Ok(())
+}
+
+fn signature(tensor: &TensorEntry) -> String {
+    format!("{:<5} {:?}", format!("{:?}", tensor.dtype), tensor.shape)
+}
+
+fn each(tensors: &[TensorEntry]) -> Vec<(String, String)> {
+    tensors.iter().map(|tensor| (tensor.name.clone(), signature(tensor))).collect()
+}
+
+/// One row for the tensors of a stack that differ only in their layer; others by themselves.
+fn collapsed(tensors: &[TensorEntry]) -> Vec<(String, String)> {
+    let stacks = layer_stacks(tensors.iter().map(|tensor| tensor.name.as_str()));
+    let mut rows: Vec<(String, String, Vec<usize>)> = Vec::new();
+    let mut places: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for tensor in tensors {
+        let split = stacks.iter().find_map(|stack| stack.split(&tensor.name).map(|(layer, rest)| (stack, layer, rest)));
+        let signature = signature(tensor);
+        let Some((stack, layer, rest)) = split else {
+            rows.push((tensor.name.clone(), signature, Vec::new()));
+            continue;
+        };
+        let key = (format!("{}\0{rest}", stack.prefix), signature.clone());
+        let place = *places.entry(key).or_insert_with(|| {
+            rows.push((format!("{}\0{rest}", stack.prefix), signature, Vec::new()));
+            rows.len() - 1
+        });
+        rows[place].2.push(layer);
+    }
+    rows.into_iter().map(|(name, signature, layers)| (name.replace('\0', &format!("{}.", ranges(layers))), signature)).collect()
+}
+
+/// `{0..31}`, or `{0..2,5}` where some are missing.
+fn ranges(mut layers: Vec<usize>) -> String {
+    layers.sort_unstable();
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for layer in layers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == layer => *last = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let runs: Vec<String> =
+        runs.iter().map(|(first, last)| if first == last { first.to_string() } else { format!("{first}..{last}") }).collect();
+    format!("{{{}}}", runs.join(","))
+}
+
+/// Digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn as_json(model: &Checkpoint) -> serde_json::Value {
+    let tensors: Vec<_> = model
+        .tensors()
+        .iter()
+        .map(|tensor| {
+            json!({
+                "name": tensor.name,
+                "dtype": format!("{:?}", tensor.dtype),
+                "shape": tensor.shape,
+                "bytes": tensor.len,
+                "file": model.shards()[tensor.shard].file_name(),
+                "offset": tensor.offset,
+            })
+        })
+        .collect();
+    let shards: Vec<_> = model
+        .shards()
+        .iter()
+        .map(|shard| json!({"file": shard.file_name(), "bytes": shard.file_size, "metadata": shard.metadata}))
+        .collect();
+    json!({
+        "model": model.label(),
+        "path": model.location().path.display().to_string(),
+        "commit": model.location().hub.as_ref().map(|hub| hub.commit.clone()),
+        "model_type": model.config().and_then(|config| config.model_type()),
+        "architectures": model.config().map(|config| config.architectures()).unwrap_or_default(),
+        "parameters": model.tensors().iter().map(TensorEntry::elements).sum::<u64>(),
+        "tensors": tensors,
+        "shards": shards,
+        "notes": model.notes(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_easy_to_read() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(ranges(vec![2, 0, 1]), "{0..2}");
+        assert_eq!(ranges(vec![0, 1, 3]), "{0..1,3}");
+        assert_eq!(ranges(vec![7]), "{7}");
+    }
+}

@@ -1,0 +1,96 @@
+//! `weld merge`: runs a recipe.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::Args;
+use serde_json::json;
+
+use super::arguments::{Format, PlanArguments};
+use super::memory::PeakMemory;
+use super::output::{Failure, print, say};
+use super::progress::Progress;
+use super::signals;
+use crate::plan::Plan;
+use crate::run::{self, Summary};
+
+/// Merge models by a recipe and write a checkpoint folder
+///
+/// The folder appears when it is complete, or not at all. `weld plan` shows what a recipe would do.
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    plan: PlanArguments,
+
+    /// The folder to write
+    out: PathBuf,
+
+    /// Replace OUT if it is not empty
+    #[arg(long)]
+    force: bool,
+
+    /// Say nothing but errors
+    #[arg(long, short)]
+    quiet: bool,
+
+    /// What is printed at the end: a summary on stderr, or an object on stdout
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let stop = signals::install()?;
+    let plan = arguments.plan.plan()?;
+    let quiet = arguments.quiet;
+    if !quiet {
+        for note in &plan.notes {
+            say(&format!("note: {note}"));
+        }
+    }
+    let peak = PeakMemory::watch();
+    let progress = Progress::start(&plan, quiet, stop);
+    let done = run::run(&plan, &arguments.out, arguments.force, &progress);
+    progress.finish();
+    let (summary, peak) = (done?, peak.stop());
+    match arguments.format {
+        Format::Json => print(&format!("{:#}", as_json(arguments, &summary, peak))),
+        Format::Text if quiet => Ok(()),
+        Format::Text => {
+            say(&as_text(arguments, &plan, &summary, peak));
+            Ok(())
+        }
+    }
+}
+
+fn as_text(arguments: &Arguments, plan: &Plan, summary: &Summary, peak: Option<u64>) -> String {
+    let seconds = summary.elapsed.as_secs_f64();
+    let moved = summary.totals.read + summary.totals.written;
+    let mut text = format!(
+        "{}: {} tensors by {}, {} read, {} written in {seconds:.2} s ({}/s)",
+        arguments.out.display(),
+        summary.tensors,
+        plan.method.name,
+        ByteSize(summary.totals.read).display().si(),
+        ByteSize(summary.totals.written).display().si(),
+        ByteSize((moved as f64 / seconds.max(1e-9)) as u64).display().si(),
+    );
+    if let Some(peak) = peak {
+        text.push_str(&format!(", {} of own memory", ByteSize(peak)));
+    }
+    if summary.totals.saturated > 0 {
+        text.push_str(&format!("\n{} values were too large and were clamped", summary.totals.saturated));
+    }
+    text
+}
+
+fn as_json(arguments: &Arguments, summary: &Summary, peak: Option<u64>) -> serde_json::Value {
+    json!({
+        "out": arguments.out.display().to_string(),
+        "tensors": summary.tensors,
+        "bytes_read": summary.totals.read,
+        "bytes_written": summary.totals.written,
+        "saturated": summary.totals.saturated,
+        "seconds": summary.elapsed.as_secs_f64(),
+        "peak_memory": peak,
+    })
+}

@@ -1,0 +1,202 @@
+//! `weld methods`: the reference of merge methods, from the registry.
+
+use std::fmt::Write;
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::output::{Failure, print};
+use crate::methods::{self, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
+use crate::recipe::nearest;
+
+/// List the merge methods, or explain one
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The method to explain
+    name: Option<String>,
+
+    /// What is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+    /// The reference page, docs/methods.md
+    Markdown,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let all = || methods::all().iter().map(|method| method.info());
+    let chosen: Vec<&MethodInfo> = match &arguments.name {
+        None => all().collect(),
+        Some(name) => match methods::find(name) {
+            Some(method) => vec![method.info()],
+            None => {
+                let near = nearest(name, all().map(|info| info.name)).map(|near| format!("did you mean `{near}`? "));
+                let names: Vec<&str> = all().map(|info| info.name).collect();
+                return Err(Failure::Input(format!(
+                    "there is no method `{name}`; hint: {}the methods are {}",
+                    near.unwrap_or_default(),
+                    names.join(", ")
+                )));
+            }
+        },
+    };
+    print(&match (arguments.format, &arguments.name) {
+        (Format::Json, _) => format!("{:#}", serde_json::Value::Array(chosen.into_iter().map(as_json).collect())),
+        (Format::Markdown, _) => reference(&chosen),
+        (Format::Text, None) => list(&chosen),
+        (Format::Text, Some(_)) => chosen.into_iter().map(page).collect(),
+    })
+}
+
+fn list(all: &[&MethodInfo]) -> String {
+    let width = all.iter().map(|info| info.name.len()).max().unwrap_or(0);
+    all.iter().map(|info| format!("{:width$}  {}\n", info.name, info.summary)).collect()
+}
+
+/// What a parameter takes.
+fn kind(kind: ParamKind) -> String {
+    match kind {
+        ParamKind::Number => "number".into(),
+        ParamKind::Range { min, max } => format!("number from {min} to {max}"),
+        ParamKind::Bool => "true or false".into(),
+        ParamKind::Word { words, .. } => words.join(", "),
+    }
+}
+
+fn scope(scope: ParamScope) -> &'static str {
+    match scope {
+        ParamScope::Tensor => "all models together",
+        ParamScope::EachModel => "each model",
+        ParamScope::EachButBase => "each model but the base",
+    }
+}
+
+fn default(param: &ParamInfo) -> String {
+    match param.default {
+        Some(ParamValue::Number(number)) => number.to_string(),
+        Some(ParamValue::Bool(flag)) => flag.to_string(),
+        Some(ParamValue::Word(word)) => word.into(),
+        None if param.required => "required".into(),
+        None => "unset".into(),
+    }
+}
+
+fn takes(info: &MethodInfo) -> String {
+    let models = match (info.models.min, info.models.max) {
+        (min, Some(max)) if min == max && min == 1 => "exactly one model".into(),
+        (min, Some(max)) if min == max => format!("exactly {min} models, the base included"),
+        (min, Some(max)) => format!("{min} to {max} models"),
+        (min, None) => format!("{min} or more models"),
+    };
+    match info.base {
+        BaseRule::Required => format!("{models}; needs `base_model`"),
+        BaseRule::OneOfModels => format!("{models}; `base_model` counts as one of them"),
+    }
+}
+
+fn page(info: &MethodInfo) -> String {
+    let mut out = format!("{}: {}\n\n", info.name, info.summary);
+    let mut section = |title: &str, text: &str| {
+        if !text.is_empty() {
+            let _ = writeln!(out, "{title}\n  {text}\n");
+        }
+    };
+    section("formula", info.formula);
+    section("takes", &takes(info));
+    section("when", info.when);
+    section("departs", info.departs);
+    section("source", info.source);
+    let _ = writeln!(out, "parameters");
+    for param in info.params {
+        let _ = writeln!(
+            out,
+            "  {}  {}, for {}, default {}\n      {}",
+            param.name,
+            kind(param.kind),
+            scope(param.scope),
+            default(param),
+            param.doc
+        );
+    }
+    out
+}
+
+/// docs/methods.md.
+fn reference(all: &[&MethodInfo]) -> String {
+    let mut out = String::from(
+        "# Merge methods\n\nMade by `weld methods --format markdown` from the registry; a test holds this page to it.\n\n\
+         Below, `x_i` are the models' tensors, `w_i` their weights, `base` the base model's tensor, `N` its number of \
+         elements.\nArithmetic is at least float32, reductions are float64, and each result is rounded once.\n",
+    );
+    for info in all {
+        let _ = write!(
+            out,
+            "\n## {}\n\n{}.\n\n```text\n{}\n```\n\nTakes {}.\n\nUse it for: {}.\n",
+            info.name,
+            capitalised(info.summary),
+            info.formula,
+            takes(info),
+            info.when
+        );
+        if !info.departs.is_empty() {
+            let _ = write!(out, "\n{}\n", info.departs);
+        }
+        let _ = write!(out, "\nSource: {}.\n\n| parameter | takes | for | default | |\n| --- | --- | --- | --- | --- |\n", info.source);
+        for param in info.params {
+            let _ = writeln!(
+                out,
+                "| `{}` | {} | {} | {} | {} |",
+                param.name,
+                kind(param.kind),
+                scope(param.scope),
+                default(param),
+                param.doc
+            );
+        }
+    }
+    out
+}
+
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
+fn as_json(info: &MethodInfo) -> serde_json::Value {
+    let params: Vec<_> = info
+        .params
+        .iter()
+        .map(|param| {
+            json!({
+                "name": param.name,
+                "takes": kind(param.kind),
+                "for": scope(param.scope),
+                "required": param.required,
+                "default": param.default.map(|value| match value {
+                    ParamValue::Number(number) => json!(number),
+                    ParamValue::Bool(flag) => json!(flag),
+                    ParamValue::Word(word) => json!(word),
+                }),
+                "doc": param.doc,
+            })
+        })
+        .collect();
+    json!({
+        "name": info.name,
+        "summary": info.summary,
+        "formula": info.formula,
+        "takes": takes(info),
+        "when": info.when,
+        "departs": info.departs,
+        "source": info.source,
+        "random": info.random,
+        "parameters": params,
+    })
+}

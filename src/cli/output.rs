@@ -1,0 +1,115 @@
+//! What people and programs are told: data on stdout, failures on stderr with an exit code.
+
+use std::env;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use crate::checkpoint::CheckpointError;
+use crate::recipe::{self, RecipeError};
+use crate::run::RunError;
+
+/// Why a command ends without success.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The input is wrong: exit code 1.
+    Input(String),
+    /// A recipe, or what it asks for, is wrong: exit code 1.
+    Recipe(Box<RecipeError>),
+    /// The tool could not run: exit code 2.
+    Tool(String),
+    /// The user stopped it: exit code 130, as shells have it.
+    Stopped(String),
+    /// The reader of stdout went away: nothing to say.
+    BrokenPipe,
+}
+
+impl Failure {
+    pub(super) fn tool(message: impl Into<String>) -> Self {
+        Self::Tool(message.into())
+    }
+}
+
+impl From<RecipeError> for Failure {
+    fn from(error: RecipeError) -> Self {
+        Self::Recipe(Box::new(error))
+    }
+}
+
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            let inner_text = inner.to_string();
+            if !text.contains(&inner_text) {
+                text = format!("{text}: {inner_text}");
+            }
+            cause = inner.source();
+        }
+        match error {
+            RunError::Cancelled => Self::Stopped(text),
+            error if error.is_users() => Self::Input(text),
+            _ => Self::Tool(text),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::BrokenPipe;
+        }
+        Self::tool(format!("cannot write to stdout: {error}"))
+    }
+}
+
+/// Reports a failure and gives its exit code.
+pub(super) fn fail(failure: &Failure) -> ExitCode {
+    let (text, code) = match failure {
+        Failure::BrokenPipe => return ExitCode::SUCCESS,
+        Failure::Recipe(error) => (recipe::render(error, colored()), 1),
+        Failure::Input(message) => (with_hint(message), 1),
+        Failure::Tool(message) => (with_hint(message), 2),
+        Failure::Stopped(message) => (message.clone(), 130),
+    };
+    say(&text);
+    ExitCode::from(code)
+}
+
+/// Puts what follows `hint:` on a line of its own.
+fn with_hint(message: &str) -> String {
+    let error = if colored() { "\x1b[1;31merror\x1b[0m" } else { "error" };
+    match message.split_once("; hint: ") {
+        Some((what, hint)) => format!("{error}: {what}\n\nhint: {hint}"),
+        None => format!("{error}: {message}"),
+    }
+}
+
+/// A line on stderr.
+pub(super) fn say(text: &str) {
+    // Nobody is left to tell if stderr is gone.
+    let _ = writeln!(io::stderr().lock(), "{}", text.trim_end());
+}
+
+/// Data on stdout.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Whether stderr takes colours.
+fn colored() -> bool {
+    io::stderr().is_terminal()
+        && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && env::var_os("TERM").is_none_or(|term| term != "dumb")
+}

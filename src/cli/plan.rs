@@ -1,0 +1,34 @@
+//! `weld plan`: what a merge would do.
+
+use clap::Args;
+
+use super::arguments::{Format, PlanArguments};
+use super::output::{Failure, print};
+use crate::plan::{self, Detail};
+
+/// Show what a recipe would do, reading headers and configs only
+///
+/// Finds every error that can be found without the weights: missing models, tensors that do not match,
+/// parameters without a value. Nothing is written.
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    plan: PlanArguments,
+
+    /// List every tensor with its sources and parameter values
+    #[arg(long)]
+    all: bool,
+
+    /// What is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let plan = arguments.plan.plan()?;
+    let detail = if arguments.all { Detail::All } else { Detail::Summary };
+    print(&match arguments.format {
+        Format::Text => plan::text(&plan, detail),
+        Format::Json => format!("{:#}", plan::json(&plan)),
+    })
+}
