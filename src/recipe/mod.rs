@@ -1,1 +1,31 @@
-//! placeholder
+//! Recipes: the user's YAML, strictly typed, with line and column in every error.
+//!
+//! The grammar is mergekit's, without its leniency: an unknown key, an unknown parameter or a value of the
+//! wrong type is a [`Problem`] at its place in the file, and all problems of a recipe are reported at once.
+//! What a method takes comes from its [`MethodInfo`](crate::methods::MethodInfo); no method is known by name.
+//! This layer opens no file but the recipe: whether models exist, how deep they are and which tensors they
+//! hold is for the plan, which reports what it finds as problems of the same recipe.
+
+mod contract;
+mod keys;
+mod model;
+mod nearest;
+mod parameters;
+mod parse;
+mod places;
+mod problem;
+mod render;
+mod schema;
+mod setting;
+mod walk;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+pub use nearest::nearest;
+pub use parse::{parse, read};
+pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
+pub use render::{render, render_warnings};
+pub use schema::{Inputs, Recipe, Slice, SliceSource, Source};
+pub use setting::{Parameters, Setting, resolve};

@@ -1,0 +1,277 @@
+//! What a method demands of a recipe as a whole: how many models, which base, which parameters.
+
+use std::collections::HashSet;
+
+use super::problem::{Located, Position, Problem, ProblemKind, quoted};
+use super::schema::{Inputs, Recipe, Slice, Source};
+use super::setting::Parameters;
+use super::walk::Walk;
+use crate::checkpoint::ModelRef;
+use crate::methods::{Arity, BaseRule, MethodInfo, ParamScope};
+
+/// The inputs of one merge: all of `models:`, or those of one slice.
+struct Group<'a> {
+    inputs: Vec<Input<'a>>,
+    /// The slice's settings.
+    slice: Option<&'a Parameters>,
+    base: Option<&'a ModelRef>,
+    /// Where to say what is wrong with the group as a whole.
+    at: Position,
+}
+
+impl Group<'_> {
+    /// Whether the base that the method requires is there: without it, the count is wrong by one anyway.
+    fn has_its_base(&self, method: &MethodInfo) -> bool {
+        let is_base = |input: &Input<'_>| self.base == Some(&input.model.value);
+        method.base != BaseRule::Required || self.inputs.iter().any(is_base)
+    }
+}
+
+struct Input<'a> {
+    model: &'a Located<ModelRef>,
+    /// `None` for a base that `models:` does not list.
+    parameters: Option<&'a Parameters>,
+}
+
+/// Holds a recipe against its method's contract. `method_at` is where the method is named, `inputs_at` is the
+/// key `models` or `slices`.
+pub(super) fn check(
+    walk: &mut Walk<'_>,
+    recipe: &Recipe,
+    method_at: Position,
+    inputs_at: Position,
+) {
+    let groups: Vec<Group<'_>> = match &recipe.inputs {
+        Inputs::Models(sources) => vec![models_group(recipe, sources, inputs_at)],
+        Inputs::Slices(slices) => slices.iter().map(|s| slice_group(recipe, s)).collect(),
+    };
+    // A group of which an input could not be read has no count, and may hold its base.
+    if !walk.incomplete {
+        check_duplicates(walk, recipe);
+        check_base(walk, recipe, &groups, method_at);
+        for group in groups
+            .iter()
+            .filter(|group| group.has_its_base(recipe.method))
+        {
+            check_count(walk, recipe.method, group);
+        }
+    }
+    check_required(walk, recipe, &groups, method_at);
+    warn_of_base_settings(walk, recipe.method, &groups);
+}
+
+fn models_group<'a>(recipe: &'a Recipe, sources: &'a [Source], at: Position) -> Group<'a> {
+    let mut inputs: Vec<Input<'a>> = sources
+        .iter()
+        .map(|source| Input {
+            model: &source.model,
+            parameters: Some(&source.parameters),
+        })
+        .collect();
+    if let Some(base) = &recipe.base_model
+        && !sources.iter().any(|s| s.model.value == base.value)
+    {
+        inputs.push(Input {
+            model: base,
+            parameters: None,
+        });
+    }
+    Group {
+        inputs,
+        slice: None,
+        base: recipe.base_model.as_ref().map(|base| &base.value),
+        at,
+    }
+}
+
+fn slice_group<'a>(recipe: &'a Recipe, slice: &'a Slice) -> Group<'a> {
+    let inputs = slice.sources.iter().map(|source| Input {
+        model: &source.model,
+        parameters: Some(&source.parameters),
+    });
+    Group {
+        inputs: inputs.collect(),
+        slice: Some(&slice.parameters),
+        base: recipe.base_of(slice).map(|base| &base.value),
+        at: slice.at,
+    }
+}
+
+/// A model that is listed twice is a slip, as in mergekit; other layers of it in the same slice are not.
+fn check_duplicates(walk: &mut Walk<'_>, recipe: &Recipe) {
+    match &recipe.inputs {
+        Inputs::Models(sources) => {
+            let mut seen = HashSet::new();
+            for source in sources {
+                if !seen.insert(&source.model.value) {
+                    duplicate(walk, &source.model, "in `models`");
+                }
+            }
+        }
+        Inputs::Slices(slices) => {
+            for slice in slices {
+                let base = recipe.base_of(slice).map(|base| &base.value);
+                let mut seen = HashSet::new();
+                for source in &slice.sources {
+                    let model = &source.model.value;
+                    // Which of two would be the base?
+                    let range = (base != Some(model)).then_some(&source.layer_range);
+                    if !seen.insert((model, range)) {
+                        duplicate(walk, &source.model, "in this slice");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn duplicate(walk: &mut Walk<'_>, model: &Located<ModelRef>, place: &str) {
+    let message = format!("the model {} is listed twice {place}", name(&model.value));
+    walk.refuse(
+        ProblemKind::Invalid,
+        model.at,
+        message,
+        Some("list it once"),
+    );
+}
+
+fn check_base(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method_at: Position) {
+    let method = recipe.method;
+    if method.base != BaseRule::Required {
+        return;
+    }
+    if groups.iter().any(|group| group.base.is_none()) {
+        let message = format!("`{}` needs a `base_model`", method.name);
+        let hint = "add `base_model:` and the model that the others are measured from";
+        walk.refuse(ProblemKind::Missing, method_at, message, Some(hint));
+    }
+    for group in groups {
+        let Some(base) = group.base.filter(|_| !group.has_its_base(method)) else {
+            continue;
+        };
+        let message = format!(
+            "the base {} is none of the sources of this slice",
+            name(base)
+        );
+        let hint = format!(
+            "`{}` needs its base in every slice: add it to `sources` with its `layer_range`",
+            method.name
+        );
+        walk.refuse(ProblemKind::Missing, group.at, message, Some(&hint));
+    }
+}
+
+fn check_count(walk: &mut Walk<'_>, method: &MethodInfo, group: &Group<'_>) {
+    let Arity { min, max } = method.models;
+    let found = group.inputs.len();
+    if min <= found && max.is_none_or(|max| found <= max) {
+        return;
+    }
+    let noun = |count| if count == 1 { "model" } else { "models" };
+    let expected = match max {
+        Some(max) if max == min => format!("{min} {}", noun(min)),
+        Some(max) if max < found => format!("at most {max} {}", noun(max)),
+        _ => format!("at least {min} {}", noun(min)),
+    };
+    let joined = group.inputs.iter().any(|input| input.parameters.is_none());
+    let with_base = match (method.base, joined) {
+        (_, true) => ", with the base that `models` does not list",
+        (BaseRule::Required, false) => ", the base included",
+        (BaseRule::OneOfModels, false) => "",
+    };
+    let message = format!(
+        "`{}` takes {expected}, found {found}{with_base}",
+        method.name
+    );
+    walk.problem(ProblemKind::Invalid, group.at, message);
+}
+
+fn check_required(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method_at: Position) {
+    let required = recipe.method.params.iter().filter(|info| info.required);
+    for info in required {
+        let set = |level: Option<&Parameters>| level.is_some_and(|p| p.get(info.name).is_some());
+        if walk.flawed.contains(info.name) || set(Some(&recipe.parameters)) {
+            continue;
+        }
+        // Without the base that must be there, one model too many would be asked for its value.
+        let base_matters = info.scope == ParamScope::EachButBase;
+        if base_matters && walk.base_unread {
+            continue;
+        }
+        let unset: Vec<&Group<'_>> = groups.iter().filter(|group| !set(group.slice)).collect();
+        if info.scope == ParamScope::Tensor {
+            let at = match unset.first() {
+                None => continue,
+                Some(group) if unset.len() < groups.len() => group.at,
+                Some(_) => method_at,
+            };
+            let message = format!(
+                "missing required parameter `{}` of `{}`",
+                info.name, recipe.method.name
+            );
+            let hint = format!("add `{}` to the `parameters` of the recipe", info.name);
+            walk.refuse(ProblemKind::Missing, at, message, Some(&hint));
+            continue;
+        }
+        // A model may lack it in every one of a hundred slices: said once.
+        let mut said = HashSet::new();
+        for group in unset {
+            if base_matters && recipe.method.base == BaseRule::Required && group.base.is_none() {
+                continue;
+            }
+            for input in &group.inputs {
+                let is_base = group.base == Some(&input.model.value);
+                let needs = info.scope == ParamScope::EachModel || !is_base;
+                if needs && !set(input.parameters) && said.insert(&input.model.value) {
+                    missing_parameter(walk, info.name, input);
+                }
+            }
+        }
+    }
+}
+
+fn missing_parameter(walk: &mut Walk<'_>, parameter: &str, input: &Input<'_>) {
+    let message = format!(
+        "missing required parameter `{parameter}` for the model {}",
+        name(&input.model.value)
+    );
+    let hint = match input.parameters {
+        Some(_) => format!("add `{parameter}` to its `parameters`, or to those of the recipe"),
+        None => format!(
+            "`models` does not list the base, so it joins them: list it with a `{parameter}`, or add \
+             `{parameter}` to the `parameters` of the recipe"
+        ),
+    };
+    walk.refuse(ProblemKind::Missing, input.model.at, message, Some(&hint));
+}
+
+/// mergekit's own examples give the base a weight that is never read.
+fn warn_of_base_settings(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Group<'_>]) {
+    for group in groups {
+        for input in &group.inputs {
+            let is_base = group.base == Some(&input.model.value);
+            let Some(parameters) = input.parameters.filter(|_| is_base) else {
+                continue;
+            };
+            for info in method.params {
+                if info.scope == ParamScope::EachButBase
+                    && let Some(setting) = parameters.get(info.name)
+                {
+                    let message = format!(
+                        "`{}` of the base {} has no effect",
+                        info.name,
+                        name(&input.model.value)
+                    );
+                    let hint = format!("`{}` takes it of every model but the base", method.name);
+                    walk.warn(
+                        Problem::new(ProblemKind::Invalid, setting.at(), message).with_hint(hint),
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn name(model: &ModelRef) -> String {
+    quoted(&model.to_string())
+}

@@ -1,0 +1,101 @@
+//! Which keys each mapping of a recipe takes, and what is said of the others.
+
+use super::nearest::{nearest, suggestion};
+use super::problem::{ProblemKind, quoted};
+use super::walk::Walk;
+use super::yaml::Entry;
+
+/// A kind of mapping: its name in messages, its keys, and mergekit's keys that Weldment can't take yet.
+pub(super) struct Place {
+    pub(super) name: &'static str,
+    pub(super) keys: &'static [&'static str],
+    pub(super) unsupported: &'static [&'static str],
+}
+
+pub(super) const RECIPE: Place = Place {
+    name: "a recipe",
+    keys: &[
+        "merge_method",
+        "models",
+        "slices",
+        "base_model",
+        "parameters",
+        "dtype",
+        "out_dtype",
+    ],
+    unsupported: &["modules", "tokenizer", "tokenizer_source", "chat_template"],
+};
+
+pub(super) const MODEL: Place = Place {
+    name: "an entry of `models`",
+    keys: &["model", "parameters"],
+    unsupported: &[],
+};
+
+pub(super) const SLICE: Place = Place {
+    name: "a slice",
+    keys: &["sources", "base_model", "parameters"],
+    unsupported: &["residual_weight"],
+};
+
+pub(super) const SOURCE: Place = Place {
+    name: "a source of a slice",
+    keys: &["model", "layer_range", "parameters"],
+    unsupported: &[],
+};
+
+impl Walk<'_> {
+    /// A key that the place does not take: not yet, or not at all.
+    pub(super) fn other_key(&mut self, place: &Place, entry: &Entry) {
+        let key = entry.key.as_str();
+        if !place.unsupported.contains(&key) {
+            let hint = self.unknown_key_hint(place, key);
+            let message = format!("unknown key {} in {}", quoted(key), place.name);
+            return self.refuse(ProblemKind::Unknown, entry.key_at, message, hint.as_deref());
+        }
+        if entry.node.is_null() {
+            return;
+        }
+        let hint = match key {
+            "tokenizer" | "tokenizer_source" => Some(
+                "remove it to carry the tokenizer over from the base (or first) model, or name another \
+                 model with `--tokenizer-from`",
+            ),
+            "chat_template" => {
+                Some("remove it: the chat template comes with the tokenizer, as it is there")
+            }
+            "lora" => Some("an adapter is written `model+adapter`"),
+            _ => None,
+        };
+        let message = format!("`{key}` is not supported yet");
+        self.refuse(ProblemKind::Unsupported, entry.key_at, message, hint);
+    }
+
+    fn unknown_key_hint(&mut self, place: &Place, key: &str) -> Option<String> {
+        let takes_parameters = place.keys.contains(&"parameters");
+        if let Some(method) = self.method.filter(|_| takes_parameters) {
+            let near = nearest(key, place.keys.iter().copied());
+            let names = method.params.iter().map(|info| info.name);
+            // A short parameter such as `t` is near to anything: only for itself.
+            let parameter = names.clone().find(|name| *name == key).or_else(|| {
+                let close = nearest(key, names.filter(|name| 3 < name.len()));
+                close.filter(|_| near.is_none())
+            });
+            if let Some(parameter) = parameter {
+                self.flawed.add(parameter);
+                return Some(format!(
+                    "`{parameter}` is a parameter of `{}`: put it under `parameters:`",
+                    method.name
+                ));
+            }
+            self.flawed.all |= near == Some("parameters");
+        }
+        let elsewhere = [SOURCE, SLICE, MODEL, RECIPE]
+            .into_iter()
+            .find(|other| other.name != place.name && other.keys.contains(&key));
+        match elsewhere {
+            Some(other) => Some(format!("`{key}` is a key of {}", other.name)),
+            None => suggestion(key, "the keys are", place.keys),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! How a recipe names a model and a dtype.
+
+use safetensors::Dtype;
+
+use super::keys::Place;
+use super::nearest::suggestion;
+use super::problem::{Located, ProblemKind, quoted};
+use super::walk::Walk;
+use super::yaml::{Entry, Node, Value};
+use crate::checkpoint::ModelRef;
+
+/// The dtypes that can be computed from and written, as torch spells them.
+const DTYPES: &[(&str, Dtype)] = &[
+    ("bfloat16", Dtype::BF16),
+    ("float16", Dtype::F16),
+    ("float32", Dtype::F32),
+    ("float64", Dtype::F64),
+    ("float8_e4m3fn", Dtype::F8_E4M3),
+    ("float8_e5m2", Dtype::F8_E5M2),
+];
+
+/// What else people call them.
+const DTYPE_NICKNAMES: &[(&str, &str)] = &[
+    ("bf16", "bfloat16"),
+    ("fp16", "float16"),
+    ("f16", "float16"),
+    ("half", "float16"),
+    ("fp32", "float32"),
+    ("f32", "float32"),
+    ("float", "float32"),
+    ("fp64", "float64"),
+    ("f64", "float64"),
+    ("double", "float64"),
+    ("fp8", "float8_e4m3fn"),
+    ("float8", "float8_e4m3fn"),
+];
+
+const MODEL_FORM: Place = Place {
+    name: "a model",
+    keys: &["model"],
+    unsupported: &["lora", "override_architecture"],
+};
+
+const PATH_FORM: Place = Place {
+    name: "a model's path",
+    keys: &["path", "revision"],
+    unsupported: &[],
+};
+
+impl Walk<'_> {
+    /// A model: `path`, `org/name@revision`, `path+adapter`, or mergekit's mapping of the same.
+    pub(super) fn model(&mut self, node: &Node) -> Option<Located<ModelRef>> {
+        let text = match &node.value {
+            Value::Text(text) => text.clone(),
+            Value::Map(entries) if entries.iter().any(|entry| entry.key == "path") => {
+                self.path_form(node, entries)?
+            }
+            Value::Map(entries) => self.model_form(node, entries)?,
+            Value::Null => {
+                self.problem(
+                    ProblemKind::Missing,
+                    node.at,
+                    "expected a model, found nothing",
+                );
+                return None;
+            }
+            other => {
+                let message = format!("expected a model, found {}", other.found());
+                let hint = (!matches!(other, Value::List(_)))
+                    .then_some("if this is a model's name, put it in quotes");
+                self.refuse(ProblemKind::Invalid, node.at, message, hint);
+                return None;
+            }
+        };
+        match ModelRef::parse(&text) {
+            Ok(value) => Some(Located { value, at: node.at }),
+            Err(reason) => {
+                self.problem(ProblemKind::Invalid, node.at, reason);
+                None
+            }
+        }
+    }
+
+    /// `{model: ...}`, as mergekit writes a model in full.
+    fn model_form(&mut self, node: &Node, entries: &[Entry]) -> Option<String> {
+        let mut model = None;
+        let before = self.problems.len();
+        for entry in entries {
+            match entry.key.as_str() {
+                "model" => model = Some(&entry.node),
+                _ => self.other_key(&MODEL_FORM, entry),
+            }
+        }
+        let sound = self.problems.len() == before;
+        let text = match model.map(|node| (&node.value, node)) {
+            Some((Value::Text(text), _)) => text.clone(),
+            Some((Value::Map(entries), node)) => self.path_form(node, entries)?,
+            Some((other, node)) => {
+                let message = format!("expected a model, found {}", other.found());
+                self.problem(ProblemKind::Invalid, node.at, message);
+                return None;
+            }
+            None if sound => {
+                self.problem(ProblemKind::Missing, node.at, "missing `model`");
+                return None;
+            }
+            None => return None,
+        };
+        sound.then_some(text)
+    }
+
+    /// `{path: ..., revision: ...}`.
+    fn path_form(&mut self, node: &Node, entries: &[Entry]) -> Option<String> {
+        let mut path = None;
+        let mut revision = None;
+        let before = self.problems.len();
+        for entry in entries {
+            match entry.key.as_str() {
+                "path" => path = self.text(entry),
+                "revision" if entry.node.is_null() => {}
+                "revision" => revision = self.text(entry),
+                _ => self.other_key(&PATH_FORM, entry),
+            }
+        }
+        if self.problems.len() != before {
+            return None;
+        }
+        match (path, revision) {
+            (Some(path), Some(revision)) => Some(format!("{path}@{revision}")),
+            (Some(path), None) => Some(path),
+            (None, _) => {
+                self.problem(ProblemKind::Missing, node.at, "missing `path`");
+                None
+            }
+        }
+    }
+
+    /// A string; the problem says which key wants one.
+    pub(super) fn text(&mut self, entry: &Entry) -> Option<String> {
+        if let Value::Text(text) = &entry.node.value {
+            return Some(text.clone());
+        }
+        let key = quoted(&entry.key);
+        let found = entry.node.value.found();
+        let message = format!("expected text for {key}, found {found}");
+        let hint = match entry.node.value {
+            Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
+                Some("if text is meant, put it in quotes")
+            }
+            _ => None,
+        };
+        self.refuse(ProblemKind::Invalid, entry.node.at, message, hint);
+        None
+    }
+
+    /// `dtype:` and `out_dtype:`.
+    pub(super) fn dtype(&mut self, entry: &Entry) -> Option<Dtype> {
+        if entry.node.is_null() {
+            return None;
+        }
+        let text = self.text(entry)?;
+        let name = text.strip_prefix("torch.").unwrap_or(&text);
+        if let Some((_, dtype)) = DTYPES.iter().find(|(known, _)| *known == name) {
+            return Some(*dtype);
+        }
+        let key = quoted(&entry.key);
+        let message = format!("unknown dtype {} for {key}", quoted(&text));
+        let nickname = DTYPE_NICKNAMES
+            .iter()
+            .find(|(nickname, _)| name.eq_ignore_ascii_case(nickname));
+        let known: Vec<&str> = DTYPES.iter().map(|(name, _)| *name).collect();
+        let hint = match nickname {
+            Some((_, name)) => Some(format!("did you mean `{name}`?")),
+            None => suggestion(name, "the dtypes are", &known),
+        };
+        self.refuse(
+            ProblemKind::Unknown,
+            entry.node.at,
+            message,
+            hint.as_deref(),
+        );
+        None
+    }
+}

@@ -1,0 +1,84 @@
+//! The way in: a recipe's file or text to a recipe or to everything that is wrong with it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::problem::{Problem, ProblemKind, RecipeError, sort};
+use super::schema::Recipe;
+use super::walk::Walk;
+use super::yaml;
+use crate::methods::{self, MethodInfo};
+
+/// The largest recipe; one with a slice for each of a thousand layers has some 200 KB.
+const MAX_RECIPE_BYTES: u64 = 1 << 20;
+
+/// Reads a recipe from a file, for the methods of the registry.
+pub fn read(path: &Path) -> Result<Recipe, RecipeError> {
+    let name = path.display().to_string();
+    let text = match read_text(path) {
+        Ok(text) => text,
+        Err(problem) => return Err(RecipeError::new(name, "", vec![problem])),
+    };
+    let registry: Vec<&'static MethodInfo> = methods::all().iter().map(|m| m.info()).collect();
+    parse(&name, &text, &registry)
+}
+
+/// Reads a recipe from its text, for these methods. `name` is what errors call it.
+pub fn parse(
+    name: &str,
+    text: &str,
+    methods: &[&'static MethodInfo],
+) -> Result<Recipe, RecipeError> {
+    // Positions count the characters that editors show.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if MAX_RECIPE_BYTES < text.len() as u64 {
+        return Err(RecipeError::new(name, "", vec![too_large()]));
+    }
+    let mut walk = Walk::new(methods);
+    let recipe = match yaml::read(text) {
+        Ok(root) => walk.recipe(&root),
+        Err(problem) => return Err(RecipeError::new(name, text, vec![problem])),
+    };
+    let mut warnings = walk.warnings;
+    sort(&mut warnings);
+    match recipe {
+        Some(recipe) if walk.problems.is_empty() => Ok(Recipe {
+            warnings,
+            path: name.into(),
+            text: text.into(),
+            ..recipe
+        }),
+        _ => Err(RecipeError::new(name, text, walk.problems)),
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, Problem> {
+    let unreadable = |message: String| Problem::new(ProblemKind::Unreadable, None, message);
+    let cannot = |error: std::io::Error| unreadable(format!("cannot read the recipe: {error}"));
+    let file = File::open(path).map_err(cannot)?;
+    if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        return Err(unreadable("expected a recipe, found a folder".into())
+            .with_hint("a recipe is a YAML file, such as `recipe.yml`"));
+    }
+    let mut bytes = Vec::new();
+    // Not by the file's length: it may be a pipe.
+    let mut limited = file.take(MAX_RECIPE_BYTES + 1);
+    limited.read_to_end(&mut bytes).map_err(cannot)?;
+    if MAX_RECIPE_BYTES < bytes.len() as u64 {
+        return Err(too_large());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let before = error.as_bytes().iter().take(valid);
+        let line = 1 + before.filter(|byte| **byte == b'\n').count();
+        unreadable(format!("the recipe is not UTF-8 text: see line {line}"))
+            .with_hint("save the file as UTF-8")
+    })
+}
+
+fn too_large() -> Problem {
+    let message = format!("expected a recipe of at most {MAX_RECIPE_BYTES} bytes, found more");
+    Problem::new(ProblemKind::Unreadable, None, message)
+        .with_hint("is this the recipe, and not one of the models?")
+}

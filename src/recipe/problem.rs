@@ -1,0 +1,194 @@
+//! What is wrong with a recipe and where: positions, problems, and the error that carries all of them.
+
+use std::fmt;
+
+/// A place in a recipe's text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// Byte offset of the first byte in [`RecipeError::text`].
+    pub start: usize,
+    /// Byte offset past the last byte; never beyond the line of `start`.
+    pub end: usize,
+}
+
+/// A value and where the recipe gives it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub at: Position,
+}
+
+/// What sort of problem it is, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// The file could not be read, or is no text, or is too large.
+    Unreadable,
+    /// It is not YAML.
+    Syntax,
+    /// A key, a parameter, a method or a word that does not exist.
+    Unknown,
+    /// Valid for mergekit, and not for this version of Weldment.
+    Unsupported,
+    /// Something that must be there is not.
+    Missing,
+    /// A value of the wrong type, out of its range, or at odds with the rest.
+    Invalid,
+}
+
+/// One thing that is wrong with a recipe, or, as a warning, that has no effect.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// What sort of problem.
+    pub kind: ProblemKind,
+    /// Where; `None` if the recipe as a whole is meant.
+    pub at: Option<Position>,
+    /// What was expected and what was found: lowercase, user text in backticks, no full stop.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// A problem at a place. Characters that could disturb a terminal are escaped.
+    pub fn new(
+        kind: ProblemKind,
+        at: impl Into<Option<Position>>,
+        message: impl AsRef<str>,
+    ) -> Problem {
+        Problem {
+            kind,
+            at: at.into(),
+            message: printable(message.as_ref()),
+            hint: None,
+        }
+    }
+
+    /// The same problem with a hint.
+    pub fn with_hint(mut self, hint: impl AsRef<str>) -> Problem {
+        self.hint = Some(printable(hint.as_ref()));
+        self
+    }
+}
+
+/// Everything that is wrong with one recipe, in order of position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecipeError {
+    /// The recipe's path, as the user gave it.
+    pub path: String,
+    /// The recipe's text, which the positions point into; empty if it could not be read.
+    pub text: String,
+    /// The problems; never empty when this layer made the error.
+    pub problems: Vec<Problem>,
+}
+
+impl RecipeError {
+    /// The error of these problems, put in order of position, each once.
+    pub fn new(
+        path: impl Into<String>,
+        text: impl Into<String>,
+        mut problems: Vec<Problem>,
+    ) -> RecipeError {
+        sort(&mut problems);
+        RecipeError {
+            path: path.into(),
+            text: text.into(),
+            problems,
+        }
+    }
+}
+
+impl std::error::Error for RecipeError {}
+
+impl fmt::Display for RecipeError {
+    /// One line for each problem, `path:line:column: message`, and one for its hint.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = printable(&self.path);
+        for (index, problem) in self.problems.iter().enumerate() {
+            if 0 < index {
+                writeln!(f)?;
+            }
+            match problem.at {
+                Some(at) => write!(f, "{path}:{}:{}: {}", at.line, at.column, problem.message)?,
+                None => write!(f, "{path}: {}", problem.message)?,
+            }
+            if let Some(hint) = &problem.hint {
+                write!(f, "\n  hint: {hint}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts problems in order of position, those of the whole recipe first. A mapping that is used twice through
+/// an alias reports its problems twice at one place: one of them is enough.
+pub(super) fn sort(problems: &mut Vec<Problem>) {
+    problems.sort_by_key(|problem| problem.at.map(|at| (at.start, at.end)));
+    problems.dedup();
+}
+
+/// The most characters of a user's text that a message quotes.
+const MAX_QUOTED_CHARS: usize = 80;
+
+/// A user's text in backticks, cut when it is long.
+pub(super) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED_CHARS) {
+        Some((end, _)) => format!("`{}…`", text.get(..end).unwrap_or_default()),
+        None => format!("`{text}`"),
+    }
+}
+
+/// Names in backticks, with commas.
+pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let names: Vec<String> = names.into_iter().map(quoted).collect();
+    names.join(", ")
+}
+
+/// Escapes control characters, and those that reverse the direction of text: a recipe may come from anywhere.
+pub(super) fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => out.extend(c.escape_unicode()),
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_is_escaped_and_cut() {
+        let problem = Problem::new(ProblemKind::Invalid, None, "a\u{1b}[31m\n\u{202e}ü");
+        assert_eq!(problem.message, "a\\u{1b}[31m\\n\\u{202e}ü");
+        assert_eq!(quoted(&"ü".repeat(100)).chars().count(), 83);
+    }
+
+    #[test]
+    fn problems_come_in_order_and_once() {
+        let at = |start| Position {
+            line: 1,
+            column: start + 1,
+            start,
+            end: start,
+        };
+        let problem = |start| Problem::new(ProblemKind::Invalid, at(start), format!("p{start}"));
+        let whole = Problem::new(ProblemKind::Missing, None, "whole").with_hint("add it");
+        let error = RecipeError::new("r.yml", "", vec![problem(4), problem(2), whole, problem(2)]);
+        insta::assert_snapshot!(error, @r"
+        r.yml: whole
+          hint: add it
+        r.yml:1:3: p2
+        r.yml:1:5: p4
+        ");
+    }
+}

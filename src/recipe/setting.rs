@@ -1,0 +1,180 @@
+//! Parameter settings and what they come to for one tensor: filters, gradients over depth, precedence.
+
+use super::problem::{Located, Position};
+use crate::methods::{ParamInfo, ParamValue};
+
+/// The settings of one `parameters:` mapping.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Parameters(pub(super) Vec<(&'static str, Setting)>);
+
+impl Parameters {
+    /// The setting of that parameter.
+    pub fn get(&self, name: &str) -> Option<&Setting> {
+        let found = self.0.iter().find(|(known, _)| *known == name);
+        found.map(|(_, setting)| setting)
+    }
+
+    /// The parameters that are set here, in the order of the recipe.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Setting)> {
+        self.0.iter().map(|(name, setting)| (*name, setting))
+    }
+
+    /// Whether none is set here.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What a recipe says of one parameter at one level: every value is of the parameter's kind and in its range.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    pub(super) choices: Vec<Choice>,
+    pub(super) at: Position,
+}
+
+/// A value for the tensors that a filter lets through.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Choice {
+    /// A part of the tensor's name; `None` lets all through.
+    pub(super) filter: Option<Located<String>>,
+    pub(super) curve: Curve,
+}
+
+/// A value over depth.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Curve {
+    /// The same everywhere.
+    Constant(ParamValue),
+    /// Numbers at equal distances, straight lines between them.
+    Lines(Vec<f64>),
+    /// Values that nothing lies between: each holds until the next.
+    Steps(Vec<ParamValue>),
+}
+
+impl Setting {
+    /// The value for a tensor at a relative depth in `0..=1`: the first choice whose filter is part of the
+    /// name decides. `None` if there is none.
+    pub fn value_at(&self, tensor_name: &str, depth: f64) -> Option<ParamValue> {
+        self.choices
+            .iter()
+            .find(|choice| choice.lets_through(tensor_name))
+            .and_then(|choice| choice.curve.value_at(depth))
+    }
+
+    /// Whether every tensor gets a value here.
+    pub fn covers_all(&self) -> bool {
+        self.choices.iter().any(|choice| choice.filter.is_none())
+    }
+
+    /// The filters, in order; those that no tensor's name contains do nothing.
+    pub fn filters(&self) -> impl Iterator<Item = &Located<String>> {
+        self.choices
+            .iter()
+            .filter_map(|choice| choice.filter.as_ref())
+    }
+
+    /// Where the recipe gives it.
+    pub fn at(&self) -> Position {
+        self.at
+    }
+}
+
+impl Choice {
+    fn lets_through(&self, tensor_name: &str) -> bool {
+        match &self.filter {
+            Some(filter) => tensor_name.contains(filter.value.as_str()),
+            None => true,
+        }
+    }
+}
+
+impl Curve {
+    fn value_at(&self, depth: f64) -> Option<ParamValue> {
+        match self {
+            Curve::Constant(value) => Some(*value),
+            Curve::Lines(values) => line_value(values, depth).map(ParamValue::Number),
+            Curve::Steps(values) => values.get(scaled(depth, values.len()) as usize).copied(),
+        }
+    }
+}
+
+/// Where a depth falls among `count` points: 0 is the first, `count - 1` the last.
+fn scaled(depth: f64, count: usize) -> f64 {
+    let depth = if depth.is_nan() { 0.0 } else { depth };
+    depth.clamp(0.0, 1.0) * count.saturating_sub(1) as f64
+}
+
+fn line_value(values: &[f64], depth: f64) -> Option<f64> {
+    let scaled = scaled(depth, values.len());
+    let index = scaled as usize;
+    let from = *values.get(index)?;
+    let to = values.get(index + 1).copied().unwrap_or(from);
+    let part = scaled - index as f64;
+    let value = (1.0 - part) * from + part * to;
+    // Rounding may not carry a value out of the parameter's range.
+    Some(value.max(from.min(to)).min(from.max(to)))
+}
+
+/// The value of a parameter for one tensor. `levels` go from the most to the least specific: source, slice,
+/// recipe; the first whose setting yields a value decides, then the default. `None` is "unset", or missing
+/// if the parameter is required.
+pub fn resolve(
+    info: &ParamInfo,
+    levels: &[&Parameters],
+    tensor_name: &str,
+    depth: f64,
+) -> Option<ParamValue> {
+    levels
+        .iter()
+        .filter_map(|level| level.get(info.name))
+        .find_map(|setting| setting.value_at(tensor_name, depth))
+        .or(info.default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_are_what_a_hand_works_out() {
+        let lines = Curve::Lines(vec![0.0, 0.5, 0.3, 0.7, 1.0]);
+        let check = |curve: &Curve, depth: f64, expected: f64| match curve.value_at(depth) {
+            Some(ParamValue::Number(value)) => {
+                assert!(
+                    (value - expected).abs() < 1e-15,
+                    "{depth}: {value}, not {expected}"
+                );
+            }
+            other => panic!("{other:?}"),
+        };
+        check(&lines, 0.0, 0.0);
+        check(&lines, 0.125, 0.25);
+        check(&lines, 0.25, 0.5);
+        // 1/3 of the way down, 4/3 along the points: a third of the way from 0.5 to 0.3.
+        check(&lines, 1.0 / 3.0, 0.5 - 0.2 / 3.0);
+        check(&lines, 0.9, 0.7 + 0.3 * 0.6);
+        check(&lines, 1.0, 1.0);
+        check(&lines, f64::NAN, 0.0);
+        check(&lines, 7.0, 1.0);
+        check(&lines, -7.0, 0.0);
+        check(&Curve::Lines(vec![3.0]), 0.5, 3.0);
+        check(&Curve::Lines(vec![-1.0, 1.0]), 0.5, 0.0);
+    }
+
+    #[test]
+    fn what_is_no_number_holds_until_the_next() {
+        let steps = Curve::Steps(["a", "b", "c"].map(ParamValue::Word).to_vec());
+        let check = |depth: f64, expected| {
+            assert_eq!(
+                steps.value_at(depth),
+                Some(ParamValue::Word(expected)),
+                "{depth}"
+            );
+        };
+        check(0.0, "a");
+        check(0.49, "a");
+        check(0.5, "b");
+        check(0.99, "b");
+        check(1.0, "c");
+    }
+}

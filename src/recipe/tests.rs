@@ -1,0 +1,868 @@
+//! The grammar by example: recipes, and what is said of them.
+
+use std::fmt::Write;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::methods::{Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
+
+const fn method(
+    name: &'static str,
+    models: Arity,
+    base: BaseRule,
+    params: &'static [ParamInfo],
+) -> MethodInfo {
+    MethodInfo {
+        name,
+        summary: "",
+        formula: "",
+        when: "",
+        departs: "",
+        source: "",
+        models,
+        base,
+        params,
+        random: false,
+    }
+}
+
+const fn param(name: &'static str, kind: ParamKind, scope: ParamScope) -> ParamInfo {
+    ParamInfo {
+        name,
+        kind,
+        scope,
+        default: None,
+        required: false,
+        doc: "",
+    }
+}
+
+const fn required(param: ParamInfo) -> ParamInfo {
+    ParamInfo {
+        required: true,
+        ..param
+    }
+}
+
+const UNIT: ParamKind = ParamKind::Range { min: 0.0, max: 1.0 };
+const RESCALE: ParamKind = ParamKind::Word {
+    words: &["l1", "expectation", "false"],
+    booleans: Some(("l1", "false")),
+};
+
+static LINEAR: MethodInfo = method(
+    "linear",
+    Arity { min: 1, max: None },
+    BaseRule::OneOfModels,
+    &[
+        required(param("weight", ParamKind::Number, ParamScope::EachModel)),
+        ParamInfo {
+            default: Some(ParamValue::Bool(true)),
+            ..param("normalize", ParamKind::Bool, ParamScope::Tensor)
+        },
+    ],
+);
+static SLERP: MethodInfo = method(
+    "slerp",
+    Arity {
+        min: 2,
+        max: Some(2),
+    },
+    BaseRule::Required,
+    &[required(param("t", UNIT, ParamScope::Tensor))],
+);
+static TIES: MethodInfo = method(
+    "ties",
+    Arity { min: 2, max: None },
+    BaseRule::Required,
+    &[
+        required(param("weight", ParamKind::Number, ParamScope::EachButBase)),
+        ParamInfo {
+            default: Some(ParamValue::Number(1.0)),
+            ..param("density", UNIT, ParamScope::EachButBase)
+        },
+        param("normalize", ParamKind::Bool, ParamScope::Tensor),
+        param("rescale", RESCALE, ParamScope::Tensor),
+    ],
+);
+static PASSTHROUGH: MethodInfo = method(
+    "passthrough",
+    Arity {
+        min: 1,
+        max: Some(1),
+    },
+    BaseRule::OneOfModels,
+    &[param("scale", ParamKind::Number, ParamScope::EachModel)],
+);
+
+const METHODS: &[&MethodInfo] = &[&LINEAR, &SLERP, &TIES, &PASSTHROUGH];
+
+fn recipe(text: &str) -> Recipe {
+    match parse("r.yml", text, METHODS) {
+        Ok(recipe) => recipe,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// What is said of a recipe: its problems, or its warnings.
+fn said(text: &str) -> String {
+    match parse("r.yml", text, METHODS) {
+        Ok(recipe) if recipe.warnings.is_empty() => "sound".into(),
+        Ok(recipe) => format!("sound\n{}", recipe.error(recipe.warnings.clone())),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The same for an entry of `parameters:` of a `ties` recipe.
+fn said_of(parameters: &str) -> String {
+    said(&format!(
+        "merge_method: ties\nbase_model: b\nmodels:\n- model: x\nparameters:\n  weight: 1\n  {parameters}\n"
+    ))
+}
+
+const GRADIENT_SLERP: &str = "\
+slices:
+  - sources:
+      - model: psmathur/orca_mini_v3_13b
+        layer_range: [0, 40]
+      - model: garage-bAInd/Platypus2-13B@main
+        layer_range: [0, 40]
+merge_method: slerp
+base_model: psmathur/orca_mini_v3_13b
+parameters:
+  t:
+    - filter: self_attn
+      value: [0, 0.5, 0.3, 0.7, 1]
+    - filter: mlp
+      value: [1, 0.5, 0.7, 0.3, 0]
+    - value: 0.5
+dtype: float16
+";
+
+#[test]
+fn a_gradient_slerp_is_read() {
+    let recipe = recipe(GRADIENT_SLERP);
+    assert_eq!(recipe.method.name, "slerp");
+    assert_eq!(recipe.dtype, Some(safetensors::Dtype::F16));
+    assert_eq!(recipe.out_dtype, None);
+    let Inputs::Slices(slices) = &recipe.inputs else {
+        panic!("no slices");
+    };
+    assert_eq!(slices[0].sources[1].layer_range, 0..40);
+    assert_eq!(slices[0].sources[1].model.at.line, 5);
+    assert_eq!(recipe.base_of(&slices[0]), recipe.base_model.as_ref());
+    let t = |tensor: &str, depth| resolve(&SLERP.params[0], &[&recipe.parameters], tensor, depth);
+    let number = |value| Some(ParamValue::Number(value));
+    assert_eq!(
+        t("model.layers.3.self_attn.q_proj.weight", 0.25),
+        number(0.5)
+    );
+    assert_eq!(t("model.layers.3.mlp.up_proj.weight", 1.0), number(0.0));
+    assert_eq!(t("model.norm.weight", 0.3), number(0.5));
+    let filters: Vec<&str> = recipe
+        .parameters
+        .get("t")
+        .into_iter()
+        .flat_map(Setting::filters)
+        .map(|filter| filter.value.as_str())
+        .collect();
+    assert_eq!(filters, ["self_attn", "mlp"]);
+}
+
+#[test]
+fn a_passthrough_stack_of_44_layers_is_read() {
+    let mut text = "merge_method: passthrough\nslices:\n".to_owned();
+    for (model, from, to) in [("a", 0, 16), ("b", 4, 16), ("a", 8, 24)] {
+        writeln!(
+            text,
+            "- sources:\n  - {{model: org/{model}, layer_range: [{from}, {to}], parameters: {{scale: 0.5}}}}"
+        )
+        .unwrap();
+    }
+    let recipe = recipe(&text);
+    let Inputs::Slices(slices) = &recipe.inputs else {
+        panic!("no slices");
+    };
+    let layers: usize = slices.iter().map(|s| s.sources[0].layer_range.len()).sum();
+    assert_eq!(layers, 44);
+    let models: Vec<String> = recipe
+        .referenced_models()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(models, ["org/a", "org/b"]);
+}
+
+#[test]
+fn precedence_is_source_slice_recipe_default() {
+    let recipe = recipe(
+        "
+merge_method: ties
+base_model: base
+slices:
+- sources:
+  - {model: base, layer_range: [0, 2]}
+  - model: x
+    layer_range: [0, 2]
+    parameters: {weight: [{filter: mlp, value: 1}]}
+  parameters: {weight: [{filter: mlp, value: 2}, {filter: norm, value: 3}]}
+parameters:
+  weight: [{filter: norm, value: 4}, {filter: '*', value: 5}]
+",
+    );
+    let Inputs::Slices(slices) = &recipe.inputs else {
+        panic!("no slices");
+    };
+    let levels = [
+        &slices[0].sources[1].parameters,
+        &slices[0].parameters,
+        &recipe.parameters,
+    ];
+    let check = |param: &ParamInfo, tensor: &str, expected: f64| {
+        let value = resolve(param, &levels, tensor, 0.0);
+        assert_eq!(value, Some(ParamValue::Number(expected)), "{tensor}");
+    };
+    check(&TIES.params[0], "layers.0.mlp.up", 1.0);
+    check(&TIES.params[0], "layers.0.norm", 3.0);
+    check(&TIES.params[0], "layers.0.attn", 5.0);
+    check(&TIES.params[1], "layers.0.attn", 1.0);
+    assert_eq!(resolve(&TIES.params[2], &levels, "x", 0.0), None);
+}
+
+#[test]
+fn a_base_that_is_not_listed_is_referenced_last() {
+    let recipe = recipe(
+        "{merge_method: ties, base_model: b, models: [{model: y}, {model: x}], parameters: {weight: 1}}",
+    );
+    let models: Vec<&str> = recipe
+        .referenced_models()
+        .iter()
+        .map(|m| m.text())
+        .collect();
+    assert_eq!(models, ["y", "x", "b"]);
+}
+
+#[test]
+fn mergekits_leniences_that_mean_something_are_kept() {
+    let sound = |text: &str| assert_eq!(said(text), "sound", "{text}");
+    sound(
+        "merge_method: linear\nmodels:\n- model: a\n  parameters: {weight: 1e-3}\n- model: b\n  parameters: {weight: '5e-1'}\n",
+    );
+    sound(
+        "merge_method: linear\nmodels: [{model: {model: {path: a, revision: main}}}, {model: {path: b}}, {model: {model: c@x}}]\nparameters: {weight: 1}\n",
+    );
+    sound(
+        "merge_method: linear\nmodels: [{model: a, parameters: }]\nparameters: {weight: 1}\nbase_model: ~\ndtype:\nslices: null\ntokenizer_source: null\n",
+    );
+    sound(
+        "merge_method: linear\nmodels: [{model: a, parameters: &d {weight: 1}}, {model: b, parameters: *d}, {model: c, parameters: {<<: *d}}]\n",
+    );
+    sound(
+        "\u{feff}merge_method: linear\r\nmodels:\r\n- model: a\r\nparameters:\r\n  weight: 1\r\n",
+    );
+    for dtype in [
+        "torch.bfloat16",
+        "float16",
+        "float32",
+        "float64",
+        "float8_e4m3fn",
+        "float8_e5m2",
+    ] {
+        sound(&format!(
+            "merge_method: linear\nmodels: [{{model: a}}]\nparameters: {{weight: 1}}\ndtype: {dtype}\nout_dtype: {dtype}"
+        ));
+    }
+    for truth in [
+        "true",
+        "yes",
+        "on",
+        "1",
+        "1.0",
+        "'True'",
+        "false",
+        "no",
+        "Off",
+        "0",
+        "[true, false]",
+    ] {
+        assert_eq!(said_of(&format!("normalize: {truth}")), "sound", "{truth}");
+    }
+    for word in [
+        "l1",
+        "expectation",
+        "'false'",
+        "true",
+        "false",
+        "no",
+        "[l1, false]",
+    ] {
+        assert_eq!(said_of(&format!("rescale: {word}")), "sound", "{word}");
+    }
+    for density in [
+        "0",
+        "1",
+        "0.5",
+        "[0, 1]",
+        "'0.5'",
+        "{value: 0.5}",
+        "{filter: ~, value: [0, 1]}",
+        "[{filter: mlp, value: 1}]",
+    ] {
+        assert_eq!(
+            said_of(&format!("density: {density}")),
+            "sound",
+            "{density}"
+        );
+    }
+}
+
+#[test]
+fn a_word_reads_booleans_by_its_table() {
+    let value = |word: &str| {
+        let recipe = recipe(&format!(
+            "merge_method: ties\nbase_model: b\nmodels: [{{model: x}}]\nparameters: {{weight: 1, rescale: {word}}}\n"
+        ));
+        recipe
+            .parameters
+            .get("rescale")
+            .and_then(|s| s.value_at("x", 0.0))
+    };
+    assert_eq!(value("true"), Some(ParamValue::Word("l1")));
+    assert_eq!(value("no"), Some(ParamValue::Word("false")));
+    assert_eq!(value("expectation"), Some(ParamValue::Word("expectation")));
+}
+
+#[test]
+fn whole_recipes_are_refused_with_reasons() {
+    insta::assert_snapshot!(said(""), @r"
+    r.yml:1:1: the recipe is empty
+      hint: a recipe has at least `merge_method:` and `models:` or `slices:`
+    ");
+    insta::assert_snapshot!(said("- a\n- b\n"), @r"
+    r.yml:1:1: expected a recipe, found a list
+      hint: a recipe has at least `merge_method:` and `models:` or `slices:`
+    ");
+    insta::assert_snapshot!(said("models: [{model: a}]\n"), @r"
+    r.yml: missing `merge_method`
+      hint: the methods are `linear`, `slerp`, `ties`, `passthrough`
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\n"), @r"
+    r.yml: missing `models` or `slices`
+      hint: list the models to merge under `models:`
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nslices: []\nparameters: {weight: 1}"), @r"
+    r.yml:3:1: expected one of `models` and `slices`, found both
+    r.yml:3:9: expected a list for `slices`, found an empty list
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: []\n"), @r"
+    r.yml:2:9: expected a list for `models`, found an empty list
+    ");
+    insta::assert_snapshot!(said("merge_method: linaer\nmodels: [{model: a}]\nparameters: {wieght: 1}\n"), @r"
+    r.yml:1:15: unknown merge method `linaer`
+      hint: did you mean `linear`? the methods are `linear`, `slerp`, `ties`, `passthrough`
+    ");
+    insta::assert_snapshot!(said("merge_method: della\nmodels: [{model: a}]\n"), @r"
+    r.yml:1:15: the method `della` is not supported yet
+      hint: the methods are `linear`, `slerp`, `ties`, `passthrough`
+    ");
+    insta::assert_snapshot!(said("merge_method: 3\nmodels: [{model: a}]\n"), @r"
+    r.yml:1:15: expected text for `merge_method`, found `3`
+      hint: if text is meant, put it in quotes
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodules: {}\ntokenizer: {source: union}\ntokenizer_source: base\nchat_template: auto\n"), @r"
+    r.yml:2:1: `modules` is not supported yet
+    r.yml:3:1: `tokenizer` is not supported yet
+      hint: remove it to carry the tokenizer over from the base (or first) model, or name another model with `--tokenizer-from`
+    r.yml:4:1: `tokenizer_source` is not supported yet
+      hint: remove it to carry the tokenizer over from the base (or first) model, or name another model with `--tokenizer-from`
+    r.yml:5:1: `chat_template` is not supported yet
+      hint: remove it: the chat template comes with the tokenizer, as it is there
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ndtype: bf16\nout_dtype: auto\n"), @r"
+    r.yml:4:8: unknown dtype `bf16` for `dtype`
+      hint: did you mean `bfloat16`?
+    r.yml:5:12: unknown dtype `auto` for `out_dtype`
+      hint: the dtypes are `bfloat16`, `float16`, `float32`, `float64`, `float8_e4m3fn`, `float8_e5m2`
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\nnormalize: true\nbasemodel: x\nsources: []\n\"\\e[31m\": 1\n"), @r"
+    r.yml:4:1: unknown key `normalize` in a recipe
+      hint: `normalize` is a parameter of `linear`: put it under `parameters:`
+    r.yml:5:1: unknown key `basemodel` in a recipe
+      hint: did you mean `base_model`? the keys are `merge_method`, `models`, `slices`, `base_model`, `parameters`, `dtype`, `out_dtype`
+    r.yml:6:1: unknown key `sources` in a recipe
+      hint: `sources` is a key of a slice
+    r.yml:7:1: unknown key `\u{1b}[31m` in a recipe
+      hint: the keys are `merge_method`, `models`, `slices`, `base_model`, `parameters`, `dtype`, `out_dtype`
+    ");
+}
+
+#[test]
+fn models_are_refused_with_reasons() {
+    let models = |models: &str| {
+        said(&format!(
+            "merge_method: linear\nparameters: {{weight: 1}}\nmodels:\n{models}\n"
+        ))
+    };
+    insta::assert_snapshot!(models("- ./a"), @r"
+    r.yml:4:3: expected an entry of `models`, found `./a`
+      hint: write `- model:` and then the model
+    ");
+    insta::assert_snapshot!(models("- model: 7\n- model: no\n- model:\n- parameters: {}\n- model: [a]"), @r"
+    r.yml:4:10: expected a model, found `7`
+      hint: if this is a model's name, put it in quotes
+    r.yml:6:3: expected a model, found nothing
+    r.yml:7:3: missing `model` in an entry of `models`
+    r.yml:8:10: expected a model, found a list
+    ");
+    insta::assert_snapshot!(models("- model: a@b@c\n- model: ''"), @r"
+    r.yml:4:10: expected `path@revision`, found more than one `@` in `a@b@c`
+    r.yml:5:10: expected a model, found nothing
+    ");
+    insta::assert_snapshot!(models("- model: {model: a, lora: b}\n- model: {model: c, override_architecture: d}\n- model: {path: e, revison: f}\n- model: {revision: x}"), @r"
+    r.yml:4:21: `lora` is not supported yet
+      hint: an adapter is written `model+adapter`
+    r.yml:5:21: `override_architecture` is not supported yet
+    r.yml:6:20: unknown key `revison` in a model's path
+      hint: did you mean `revision`? the keys are `path`, `revision`
+    r.yml:7:11: unknown key `revision` in a model
+      hint: the keys are `model`
+    ");
+    insta::assert_snapshot!(models("- model: a\n  layer_range: [0, 4]\n- model: b\n  paramters: {weight: 1}\n  weights: 3"), @r"
+    r.yml:5:3: unknown key `layer_range` in an entry of `models`
+      hint: `layer_range` is a key of a source of a slice
+    r.yml:7:3: unknown key `paramters` in an entry of `models`
+      hint: did you mean `parameters`? the keys are `model`, `parameters`
+    r.yml:8:3: unknown key `weights` in an entry of `models`
+      hint: `weight` is a parameter of `linear`: put it under `parameters:`
+    ");
+    insta::assert_snapshot!(models("- model: a\n- model: b\n- model: a"), @r"
+    r.yml:6:10: the model `a` is listed twice in `models`
+      hint: list it once
+    ");
+}
+
+#[test]
+fn slices_are_refused_with_reasons() {
+    let slices = |slices: &str| {
+        said(&format!(
+            "merge_method: slerp\nbase_model: a\nparameters: {{t: 0.5}}\nslices:\n{slices}\n"
+        ))
+    };
+    insta::assert_snapshot!(slices("- sources: []\n- {}\n- model: a\n  layer_range: [0, 2]"), @r"
+    r.yml:5:12: expected a list for `sources`, found an empty list
+    r.yml:6:3: missing `sources` in a slice
+    r.yml:7:3: unknown key `model` in a slice
+      hint: `model` is a key of a source of a slice
+    r.yml:7:3: missing `sources` in a slice
+    r.yml:8:3: unknown key `layer_range` in a slice
+      hint: `layer_range` is a key of a source of a slice
+    ");
+    insta::assert_snapshot!(slices("- sources:\n  - {model: a, layer_range: [0, 4]}\n  - {model: b, layer_range: [4, 12]}"), @r"
+    r.yml:7:29: expected as many layers as in the other sources: 8 of `b`, but 4 of `a`
+    ");
+    insta::assert_snapshot!(slices(
+        "- sources:\n  - {model: a, layer_range: [4, 4]}\n  - {model: b, layer_range: [4, 2]}\n  - {model: c, layer_range: [-1, 2]}\n  - {model: d, layer_range: [0, 1.5]}\n  - {model: e, layer_range: [0, 99999999999999999999]}\n  - {model: f, layer_range: 0-4}\n  - {model: g, layer_range: [1, 2, 3]}\n  - {model: h}"
+    ), @r"
+    r.yml:6:29: the layer range `[4, 4]` is empty
+      hint: a range is half-open: `[0, 32]` is 32 layers, 0 to 31
+    r.yml:7:29: the layer range `[4, 2]` runs backwards
+      hint: a range is half-open: `[0, 32]` is 32 layers, 0 to 31
+    r.yml:8:29: negative layer in the range `[-1, 2]`
+      hint: a range is half-open: `[0, 32]` is 32 layers, 0 to 31
+    r.yml:9:29: expected a layer number, found `1.5`
+      hint: a range is half-open: `[0, 32]` is 32 layers, 0 to 31
+    r.yml:10:29: expected a layer number, found `1e20`
+      hint: a range is half-open: `[0, 32]` is 32 layers, 0 to 31
+    r.yml:11:29: expected a range of layers, found `0-4`
+      hint: a range is half-open: `[0, 32]` is 32 layers, 0 to 31
+    r.yml:12:29: expected a range of two layers, found 3 items
+      hint: a range is half-open: `[0, 32]` is 32 layers, 0 to 31
+    r.yml:13:5: missing `layer_range` in a source of a slice
+    ");
+    insta::assert_snapshot!(slices("- sources:\n  - {model: c, layer_range: [0, 4]}\n  - {model: b, layer_range: [0, 4]}\n  residual_weight: 0.1"), @r"
+    r.yml:5:3: the base `a` is none of the sources of this slice
+      hint: `slerp` needs its base in every slice: add it to `sources` with its `layer_range`
+    r.yml:8:3: `residual_weight` is not supported yet
+    ");
+    insta::assert_snapshot!(slices("- sources:\n  - {model: a, layer_range: [0, 4]}\n  - {model: a, layer_range: [4, 8]}"), @r"
+    r.yml:7:13: the model `a` is listed twice in this slice
+      hint: list it once
+    ");
+    insta::assert_snapshot!(slices("- sources:\n  - {model: a, layer_range: [0, 4], parameters: {t: 1}}\n  - {model: b, layer_range: [0, 4]}\n  parameters: {t: 2}"), @r"
+    r.yml:6:50: `t` has one value for a tensor, not one for each model
+      hint: move it to the `parameters` of the slice or of the recipe
+    r.yml:8:19: expected `t` between 0 and 1, found `2`
+    ");
+}
+
+#[test]
+fn parameters_are_refused_with_reasons() {
+    insta::assert_snapshot!(said_of("denisty: 1"), @r"
+    r.yml:7:3: `ties` has no parameter `denisty`
+      hint: did you mean `density`? the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
+    ");
+    insta::assert_snapshot!(said_of("t: 1"), @r"
+    r.yml:7:3: `ties` has no parameter `t`
+      hint: it is a parameter of `slerp`; the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
+    ");
+    insta::assert_snapshot!(said_of("density: 1.5"), @r"
+    r.yml:7:12: expected `density` between 0 and 1, found `1.5`
+    ");
+    insta::assert_snapshot!(said_of("density: [0, -1, x, .nan]"), @r"
+    r.yml:7:16: expected `density` between 0 and 1, found `-1`
+    r.yml:7:20: expected a number for `density`, found `x`
+    r.yml:7:23: expected a finite number for `density`, found `NaN`
+    ");
+    insta::assert_snapshot!(said_of("density: []"), @r"
+    r.yml:7:12: expected values for `density`, found an empty list
+    ");
+    insta::assert_snapshot!(said_of("density:"), @r"
+    r.yml:7:3: expected a number for `density`, found nothing
+    ");
+    insta::assert_snapshot!(said_of("density: true"), @r"
+    r.yml:7:12: expected a number for `density`, found `true`
+    ");
+    insta::assert_snapshot!(said_of("density: .inf"), @r"
+    r.yml:7:12: expected a finite number for `density`, found `inf`
+    ");
+    insta::assert_snapshot!(said_of("density: 1e999"), @r"
+    r.yml:7:12: expected a finite number for `density`, found `inf`
+    ");
+    insta::assert_snapshot!(said_of("density: [[0, 1]]"), @r"
+    r.yml:7:13: expected a number for `density`, found a list
+    ");
+    insta::assert_snapshot!(said_of("density: [0, {value: 1}]"), @r"
+    r.yml:7:13: expected `filter` and `value` in this list of `density`, found `0`
+      hint: a list holds either values over depth or conditional values, not both
+    ");
+    insta::assert_snapshot!(said_of("density: {filter: mlp}"), @r"
+    r.yml:7:12: missing `value` in a conditional value of `density`
+      hint: write `- filter: part_of_a_tensor_name` and under it `value: ...`
+    ");
+    insta::assert_snapshot!(said_of("density: {mlp: 0.5}"), @r"
+    r.yml:7:12: missing `value` in a conditional value of `density`
+      hint: write `- filter: part_of_a_tensor_name` and under it `value: ...`
+    r.yml:7:13: unknown key `mlp` in a conditional value
+      hint: the keys are `filter`, `value`
+    ");
+    insta::assert_snapshot!(said_of("density: [{filter: 3, value: 1}, {filter: x, value: {}}, {filter: y, value: []}, {flter: z, value: 1}]"), @r"
+    r.yml:7:22: expected text for `filter`, found `3`
+      hint: if text is meant, put it in quotes
+    r.yml:7:55: expected a number for `density`, found a mapping
+    r.yml:7:79: expected values for `density`, found an empty list
+    r.yml:7:85: unknown key `flter` in a conditional value
+      hint: did you mean `filter`? the keys are `filter`, `value`
+    ");
+    insta::assert_snapshot!(said_of("normalize: 2"), @r"
+    r.yml:7:14: expected `true` or `false` for `normalize`, found `2`
+    ");
+    insta::assert_snapshot!(said_of("rescale: l2"), @r"
+    r.yml:7:12: unknown word `l2` for `rescale`
+      hint: did you mean `l1`? the words are `l1`, `expectation`, `false`
+    ");
+    insta::assert_snapshot!(said_of("rescale: 0.5"), @r"
+    r.yml:7:12: expected one of `l1`, `expectation`, `false` for `rescale`, found `0.5`
+    ");
+    insta::assert_snapshot!(said("merge_method: ties\nbase_model: b\nmodels: [{model: x}]\nparameters: 3\n"), @r"
+    r.yml:4:13: expected a mapping of parameters, found `3`
+      hint: write `name: value`, one to a line
+    ");
+    insta::assert_snapshot!(said("merge_method: passthrough\nmodels: [{model: x, parameters: {t: 0, foo: 1}}]\n"), @r"
+    r.yml:2:34: `passthrough` has no parameter `t`
+      hint: it is a parameter of `slerp`; the parameters of `passthrough` are `scale`
+    r.yml:2:40: `passthrough` has no parameter `foo`
+      hint: the parameters of `passthrough` are `scale`
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: x, parameters: {weight: 1, normalize: false}}]\n"), @r"
+    r.yml:2:45: `normalize` has one value for a tensor, not one for each model
+      hint: move it to the `parameters` of the recipe
+    ");
+}
+
+#[test]
+fn contracts_are_held() {
+    insta::assert_snapshot!(said("merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}, {model: c}]\nparameters: {t: 1}\n"), @r"
+    r.yml:3:1: `slerp` takes 2 models, found 3, the base included
+    ");
+    insta::assert_snapshot!(said("merge_method: slerp\nbase_model: a\nmodels: [{model: a}]\nparameters: {t: 1}\n"), @r"
+    r.yml:3:1: `slerp` takes 2 models, found 1, the base included
+    ");
+    insta::assert_snapshot!(said("merge_method: passthrough\nbase_model: b\nmodels: [{model: a}]\n"), @r"
+    r.yml:3:1: `passthrough` takes 1 model, found 2, with the base that `models` does not list
+    ");
+    insta::assert_snapshot!(said("merge_method: slerp\nmodels: [{model: a}, {model: b}]\n"), @r"
+    r.yml:1:15: `slerp` needs a `base_model`
+      hint: add `base_model:` and the model that the others are measured from
+    r.yml:1:15: missing required parameter `t` of `slerp`
+      hint: add `t` to the `parameters` of the recipe
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\nbase_model: c\nmodels: [{model: a, parameters: {weight: 1}}, {model: b}]\n"), @r"
+    r.yml:2:13: missing required parameter `weight` for the model `c`
+      hint: `models` does not list the base, so it joins them: list it with a `weight`, or add `weight` to the `parameters` of the recipe
+    r.yml:3:55: missing required parameter `weight` for the model `b`
+      hint: add `weight` to its `parameters`, or to those of the recipe
+    ");
+    insta::assert_snapshot!(said("merge_method: ties\nbase_model: a\nmodels: [{model: a}, {model: b}, {model: c, parameters: {weight: 1}}]\n"), @r"
+    r.yml:3:30: missing required parameter `weight` for the model `b`
+      hint: add `weight` to its `parameters`, or to those of the recipe
+    ");
+    // Only the plan knows the tensors, and whether the filter leaves one without a value.
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a, parameters: {weight: {filter: mlp, value: 1}}}]\n"), @r"
+    sound
+    ");
+    // A base or a parameter that is wrong is not missing as well.
+    insta::assert_snapshot!(said("merge_method: ties\nbase_model: [a]\nmodels: [{model: a}, {model: b, parameters: {weight: x}}]\n"), @r"
+    r.yml:2:13: expected a model, found a list
+    r.yml:3:54: expected a number for `weight`, found `x`
+    ");
+}
+
+#[test]
+fn what_has_no_effect_is_warned_of() {
+    insta::assert_snapshot!(said("merge_method: ties\nbase_model: a\nmodels: [{model: a, parameters: {weight: 1, density: 0.5}}, {model: b}]\nparameters: {weight: 1}\n"), @r"
+    sound
+    r.yml:3:42: `weight` of the base `a` has no effect
+      hint: `ties` takes it of every model but the base
+    r.yml:3:54: `density` of the base `a` has no effect
+      hint: `ties` takes it of every model but the base
+    ");
+    insta::assert_snapshot!(said_of("density: [{value: 1}, {filter: mlp, value: 0}, {filter: norm, value: 0}]"), @r"
+    sound
+    r.yml:7:25: this value of `density` and those after it are never used
+      hint: the one before it has no filter and takes every tensor: put it last
+    ");
+    insta::assert_snapshot!(said_of("density: [{filter: 'layers.*.mlp', value: 1}]"), @r"
+    sound
+    r.yml:7:22: the filter `layers.*.mlp` matches no tensor
+      hint: a filter is a part of a tensor's name, taken literally: `*` stands for all names only when it is the whole filter
+    ");
+}
+
+#[test]
+fn every_problem_is_reported_at_once_in_order() {
+    insta::assert_snapshot!(said("
+merge_method: ties
+modells:
+models:
+  - model: a
+    parameters:
+      wieght: 0.5
+      normalize: true
+  - model: b
+    parameters: {weight: [0.1, oops], density: 7}
+dtype: bfloat
+parameters:
+  lambda: 1
+"), @r"
+r.yml:2:15: `ties` needs a `base_model`
+  hint: add `base_model:` and the model that the others are measured from
+r.yml:3:1: unknown key `modells` in a recipe
+  hint: did you mean `models`? the keys are `merge_method`, `models`, `slices`, `base_model`, `parameters`, `dtype`, `out_dtype`
+r.yml:7:7: `ties` has no parameter `wieght`
+  hint: did you mean `weight`? the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
+r.yml:8:7: `normalize` has one value for a tensor, not one for each model
+  hint: move it to the `parameters` of the recipe
+r.yml:10:32: expected a number for `weight`, found `oops`
+r.yml:10:48: expected `density` between 0 and 1, found `7`
+r.yml:11:8: unknown dtype `bfloat` for `dtype`
+  hint: did you mean `bfloat16`? the dtypes are `bfloat16`, `float16`, `float32`, `float64`, `float8_e4m3fn`, `float8_e5m2`
+r.yml:13:3: `ties` has no parameter `lambda`
+  hint: the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
+");
+}
+
+#[test]
+fn problems_are_drawn_with_their_lines() {
+    let text = "merge_method: ties\nbase_model: ./base\nmodels:\n  - model: ./a\n    parameters:\n      weight: 0.5\n      denisty: 0.5 # ünïcode\n\tignored: by nobody\n";
+    let Err(error) = parse("dir/r.yml", text, METHODS) else {
+        panic!("it is wrong");
+    };
+    insta::assert_snapshot!(render(&error, false), @r"
+    error: invalid YAML: tabs disallowed within this context (block indentation)
+     --> dir/r.yml:8:2
+      |
+    8 |     ignored: by nobody
+      |     ^
+      |
+      = hint: indent with spaces
+    ");
+
+    let text = "merge_method: ties\nmodels:\n  - model: ./a\n    parameters:\n      weight: 0.5\n      denisty: 0.5 # ünïcode\n";
+    let Err(error) = parse("dir/r.yml", text, METHODS) else {
+        panic!("it is wrong");
+    };
+    insta::assert_snapshot!(render(&error, false), @r"
+    error: `ties` needs a `base_model`
+     --> dir/r.yml:1:15
+      |
+    1 | merge_method: ties
+      |               ^^^^
+      |
+      = hint: add `base_model:` and the model that the others are measured from
+
+    error: `ties` has no parameter `denisty`
+     --> dir/r.yml:6:7
+      |
+    6 |       denisty: 0.5 # ünïcode
+      |       ^^^^^^^
+      |
+      = hint: did you mean `density`? the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
+
+    2 problems in dir/r.yml
+    ");
+    assert!(render(&error, true).contains("\u{1b}["));
+    let Err(error) = parse("r.yml", "dtype: float32", METHODS) else {
+        panic!("it is wrong");
+    };
+    insta::assert_snapshot!(render(&error, false), @r"
+    error: missing `merge_method`
+    --> r.yml
+     = hint: the methods are `linear`, `slerp`, `ties`, `passthrough`
+
+    error: missing `models` or `slices`
+    --> r.yml
+     = hint: list the models to merge under `models:`
+
+    2 problems in r.yml
+    ");
+    let warning = Problem::new(ProblemKind::Invalid, None, "no effect");
+    insta::assert_snapshot!(render_warnings("r.yml", "", &[warning], false), @r"
+    warning: no effect
+    --> r.yml
+    ");
+}
+
+#[test]
+fn files_that_are_no_recipes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |name: &str, bytes: Option<&[u8]>| {
+        let path = folder.path().join(name);
+        if let Some(bytes) = bytes {
+            std::fs::write(&path, bytes).unwrap();
+        }
+        let error = read(&path).unwrap_err();
+        assert_eq!(error.problems[0].kind, ProblemKind::Unreadable);
+        render(&error, false);
+        error
+            .to_string()
+            .replace(&path.display().to_string(), "PATH")
+    };
+    insta::assert_snapshot!(check("absent.yml", None), @r"
+    PATH: cannot read the recipe: No such file or directory (os error 2)
+    ");
+    insta::assert_snapshot!(check("", None), @r"
+    PATH: expected a recipe, found a folder
+      hint: a recipe is a YAML file, such as `recipe.yml`
+    ");
+    insta::assert_snapshot!(check("latin1.yml", Some(b"a: 1\nb: \xe9\n")), @r"
+    PATH: the recipe is not UTF-8 text: see line 2
+      hint: save the file as UTF-8
+    ");
+    insta::assert_snapshot!(check("large.yml", Some(&vec![b' '; (1 << 20) + 1])), @r"
+    PATH: expected a recipe of at most 1048576 bytes, found more
+      hint: is this the recipe, and not one of the models?
+    ");
+}
+
+#[test]
+fn mergekits_recipes_are_read_with_the_registry() {
+    let read = |text: &str| {
+        let registry: Vec<&'static MethodInfo> =
+            crate::methods::all().iter().map(|m| m.info()).collect();
+        let recipe = parse("r.yml", text, &registry);
+        recipe.map(|recipe| recipe.error(recipe.warnings.clone()).to_string())
+    };
+    assert_eq!(read(GRADIENT_SLERP), Ok(String::new()));
+    let ties = "
+models:
+  - model: psmathur/orca_mini_v3_13b
+    parameters:
+      density: [1, 0.7, 0.1]
+      weight: 1.0
+  - model: garage-bAInd/Platypus2-13B
+    parameters:
+      density: 0.5
+      weight: [0, 0.3, 0.7, 1]
+  - model: WizardLM/WizardMath-13B-V1.0
+    parameters:
+      density: 0.33
+      weight:
+        - filter: mlp
+          value: 0.5
+        - value: 0
+merge_method: ties
+base_model: TheBloke/Llama-2-13B-fp16
+parameters:
+  normalize: true
+  int8_mask: true
+dtype: float16
+";
+    assert_eq!(read(ties), Ok(String::new()));
+}
+
+#[test]
+fn ten_thousand_problems_are_drawn_soon() {
+    let mut text =
+        "merge_method: ties\nbase_model: b\nmodels: [{model: a}]\nparameters: {weight: 1}\n"
+            .to_owned();
+    for key in 0..10_000 {
+        writeln!(text, "unknown{key}: 1").unwrap();
+    }
+    let error = parse("r.yml", &text, METHODS).unwrap_err();
+    assert_eq!(error.problems.len(), 10_000);
+    assert!(render(&error, false).ends_with("10000 problems in r.yml, the first 50 shown"));
+}
+
+/// Reads, and draws what comes of it: neither may panic.
+fn exercise(text: &str) {
+    match parse("r.yml", text, METHODS) {
+        Ok(recipe) => {
+            let _ = recipe.referenced_models();
+            render_warnings("r.yml", &recipe.text, &recipe.warnings, true);
+        }
+        Err(error) => {
+            for problem in &error.problems {
+                if let Some(at) = problem.at {
+                    assert!(
+                        error.text.get(at.start..at.end).is_some(),
+                        "{at:?} in {text:?}"
+                    );
+                }
+            }
+            let _ = error.to_string();
+            render(&error, false);
+            render(&error, true);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        exercise(&text);
+    }
+
+    #[test]
+    fn no_yaml_like_text_panics(text in "[-:\\[\\]{},&*!|>'\"#%@ \t\r\nab0.é\u{feff}\u{85}\u{2028}]{0,60}") {
+        exercise(&text);
+    }
+
+    /// A recipe with a piece cut out and another put in its place.
+    #[test]
+    fn no_damaged_recipe_panics(
+        cut in 0..GRADIENT_SLERP.len(),
+        length in 0..40usize,
+        piece in "[-:\\[\\]{},&*!|>'\"# \nat0.ü]{0,6}",
+    ) {
+        let end = (cut + length).min(GRADIENT_SLERP.len());
+        exercise(&format!("{}{piece}{}", &GRADIENT_SLERP[..cut], &GRADIENT_SLERP[end..]));
+    }
+
+    #[test]
+    fn no_position_from_outside_panics(start in 0..40usize, end in 0..40usize) {
+        let at = Position { line: 1, column: 1, start, end };
+        let problem = Problem::new(ProblemKind::Invalid, at, "x");
+        render(&RecipeError::new("r.yml", "ünï\ncode\r\n", vec![problem]), false);
+    }
+}

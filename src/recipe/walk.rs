@@ -1,0 +1,424 @@
+//! The walk over the tree that types it, and collects what is wrong on the way instead of stopping at it.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use super::contract;
+use super::keys::{MODEL, Place, RECIPE, SLICE, SOURCE};
+use super::nearest::nearest;
+use super::parameters::Level;
+use super::problem::{Located, Position, Problem, ProblemKind, listed, quoted};
+use super::schema::{Inputs, Recipe, Slice, SliceSource, Source};
+use super::setting::Parameters;
+use super::yaml::{Entry, Node, Value};
+use crate::checkpoint::ModelRef;
+use crate::methods::MethodInfo;
+
+/// Methods of mergekit 0.1.5, so that a method to come is told from a misspelt one.
+const PEER_METHODS: &[&str] = &[
+    "arcee_fusion",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "karcher",
+    "linear",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "passthrough",
+    "ram",
+    "ramplus_tl",
+    "sce",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+];
+
+/// The walk: what it knows, and what it has found.
+pub(super) struct Walk<'a> {
+    pub(super) methods: &'a [&'static MethodInfo],
+    pub(super) method: Option<&'static MethodInfo>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<Problem>,
+    pub(super) flawed: Flawed,
+    /// Whether an input is missing from the result because it had problems of its own.
+    pub(super) incomplete: bool,
+    /// Whether a `base_model` had problems, so that nobody knows which input is the base.
+    pub(super) base_unread: bool,
+}
+
+/// The parameters that are given somewhere, but wrongly: to call them missing would be one problem too many.
+#[derive(Default)]
+pub(super) struct Flawed {
+    names: BTreeSet<&'static str>,
+    pub(super) all: bool,
+}
+
+impl Flawed {
+    pub(super) fn add(&mut self, name: &'static str) {
+        self.names.insert(name);
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.all || self.names.contains(name)
+    }
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(methods: &'a [&'static MethodInfo]) -> Walk<'a> {
+        Walk {
+            methods,
+            method: None,
+            problems: Vec::new(),
+            warnings: Vec::new(),
+            flawed: Flawed::default(),
+            incomplete: false,
+            base_unread: false,
+        }
+    }
+
+    pub(super) fn problem(
+        &mut self,
+        kind: ProblemKind,
+        at: impl Into<Option<Position>>,
+        message: impl AsRef<str>,
+    ) {
+        self.problems.push(Problem::new(kind, at, message));
+    }
+
+    /// A problem, and a hint if there is one.
+    pub(super) fn refuse(
+        &mut self,
+        kind: ProblemKind,
+        at: impl Into<Option<Position>>,
+        message: impl AsRef<str>,
+        hint: Option<&str>,
+    ) {
+        let problem = Problem::new(kind, at, message);
+        self.problems.push(match hint {
+            Some(hint) => problem.with_hint(hint),
+            None => problem,
+        });
+    }
+
+    pub(super) fn warn(&mut self, warning: Problem) {
+        self.warnings.push(warning);
+    }
+
+    /// The whole recipe; what comes back is whole only if no problem was noted.
+    pub(super) fn recipe(&mut self, root: &Node) -> Option<Recipe> {
+        let Value::Map(entries) = &root.value else {
+            let message = match &root.value {
+                Value::Null => "the recipe is empty".to_owned(),
+                other => format!("expected a recipe, found {}", other.found()),
+            };
+            let hint = "a recipe has at least `merge_method:` and `models:` or `slices:`";
+            self.refuse(ProblemKind::Invalid, root.at, message, Some(hint));
+            return None;
+        };
+        let method = entries.iter().find(|entry| entry.key == "merge_method");
+        // The method first: it says what `parameters:` may hold, wherever in the file they stand.
+        self.method = self.merge_method(method);
+        let mut parts = Parts::default();
+        for entry in entries {
+            self.top_level(&mut parts, entry);
+        }
+        if parts.models_key.is_none() && parts.slices_key.is_none() && !parts.modules {
+            let hint = "list the models to merge under `models:`";
+            let message = "missing `models` or `slices`";
+            self.refuse(ProblemKind::Missing, None, message, Some(hint));
+        }
+        if let (Some(models), Some(slices)) = (parts.models_key, parts.slices_key) {
+            let second = match models.start < slices.start {
+                true => slices,
+                false => models,
+            };
+            let message = "expected one of `models` and `slices`, found both";
+            self.problem(ProblemKind::Invalid, second, message);
+            return None;
+        }
+        let recipe = Recipe {
+            method: self.method?,
+            inputs: parts.inputs?,
+            base_model: parts.base_model,
+            dtype: parts.dtype,
+            out_dtype: parts.out_dtype,
+            parameters: parts.parameters,
+            warnings: Vec::new(),
+            path: String::new(),
+            text: String::new(),
+        };
+        let inputs_key = parts.models_key.or(parts.slices_key).unwrap_or(root.at);
+        let method_at = method.map_or(root.at, |entry| entry.node.at);
+        contract::check(self, &recipe, method_at, inputs_key);
+        Some(recipe)
+    }
+
+    fn top_level(&mut self, parts: &mut Parts, entry: &Entry) {
+        let node = &entry.node;
+        match entry.key.as_str() {
+            "merge_method" => {}
+            // mergekit's fields are optional: nothing is the same as no key.
+            "models" | "slices" | "base_model" | "dtype" | "out_dtype" if node.is_null() => {}
+            "models" => {
+                parts.models_key = Some(entry.key_at);
+                parts.inputs = self.models(entry).map(Inputs::Models);
+            }
+            "slices" => {
+                parts.slices_key = Some(entry.key_at);
+                parts.inputs = self.slices(entry).map(Inputs::Slices);
+            }
+            "base_model" => parts.base_model = self.base_model(node),
+            "dtype" => parts.dtype = self.dtype(entry),
+            "out_dtype" => parts.out_dtype = self.dtype(entry),
+            "parameters" => parts.parameters = self.parameters(node, Level::Recipe),
+            key => {
+                parts.modules |= key == "modules";
+                self.other_key(&RECIPE, entry);
+            }
+        }
+    }
+
+    fn merge_method(&mut self, entry: Option<&Entry>) -> Option<&'static MethodInfo> {
+        let known: Vec<&str> = self.methods.iter().map(|method| method.name).collect();
+        let Some(entry) = entry.filter(|entry| !entry.node.is_null()) else {
+            let hint = format!("the methods are {}", listed(known));
+            let message = "missing `merge_method`";
+            self.refuse(ProblemKind::Missing, None, message, Some(&hint));
+            return None;
+        };
+        let name = self.text(entry)?;
+        if let Some(method) = self.methods.iter().find(|method| method.name == name) {
+            return Some(method);
+        }
+        let near = nearest(&name, known.iter().copied());
+        let all = format!("the methods are {}", listed(known));
+        if PEER_METHODS.contains(&name.as_str()) {
+            let message = format!("the method `{name}` is not supported yet");
+            self.refuse(ProblemKind::Unsupported, entry.node.at, message, Some(&all));
+            return None;
+        }
+        let hint = match near {
+            Some(near) => format!("did you mean `{near}`? {all}"),
+            None => all,
+        };
+        let message = format!("unknown merge method {}", quoted(&name));
+        self.refuse(ProblemKind::Unknown, entry.node.at, message, Some(&hint));
+        None
+    }
+
+    fn base_model(&mut self, node: &Node) -> Option<Located<ModelRef>> {
+        let base = self.model(node);
+        self.base_unread |= base.is_none();
+        self.incomplete |= base.is_none();
+        base
+    }
+
+    fn models(&mut self, entry: &Entry) -> Option<Vec<Source>> {
+        let items = self.items(entry, "models")?;
+        let mut sources = Vec::with_capacity(items.len());
+        for item in items {
+            match self.source(item) {
+                Some(source) => sources.push(source),
+                None => self.incomplete = true,
+            }
+        }
+        Some(sources)
+    }
+
+    fn source(&mut self, node: &Node) -> Option<Source> {
+        let entries = self.entries(node, &MODEL)?;
+        let mut model = None;
+        let mut parameters = Parameters::default();
+        for entry in entries {
+            match entry.key.as_str() {
+                "model" => model = Some(self.model(&entry.node)),
+                "parameters" => parameters = self.parameters(&entry.node, Level::Model),
+                _ => self.other_key(&MODEL, entry),
+            }
+        }
+        if model.is_none() {
+            self.missing("model", node, &MODEL);
+        }
+        Some(Source {
+            model: model??,
+            parameters,
+        })
+    }
+
+    fn slices(&mut self, entry: &Entry) -> Option<Vec<Slice>> {
+        let items = self.items(entry, "slices")?;
+        let mut slices = Vec::with_capacity(items.len());
+        for item in items {
+            match self.slice(item) {
+                Some(slice) => slices.push(slice),
+                None => self.incomplete = true,
+            }
+        }
+        Some(slices)
+    }
+
+    fn slice(&mut self, node: &Node) -> Option<Slice> {
+        let entries = self.entries(node, &SLICE)?;
+        let mut sources = None;
+        let mut base_model = None;
+        let mut parameters = Parameters::default();
+        for entry in entries {
+            match entry.key.as_str() {
+                "sources" => sources = Some(self.slice_sources(entry)),
+                "base_model" if entry.node.is_null() => {}
+                "base_model" => base_model = self.base_model(&entry.node),
+                "parameters" => parameters = self.parameters(&entry.node, Level::Slice),
+                _ => self.other_key(&SLICE, entry),
+            }
+        }
+        if sources.is_none() {
+            self.missing("sources", node, &SLICE);
+        }
+        Some(Slice {
+            sources: sources??,
+            base_model,
+            parameters,
+            at: node.at,
+        })
+    }
+
+    fn slice_sources(&mut self, entry: &Entry) -> Option<Vec<SliceSource>> {
+        let items = self.items(entry, "sources")?;
+        let mut sources: Vec<SliceSource> = Vec::with_capacity(items.len());
+        for item in items {
+            match self.slice_source(item) {
+                Some(source) => sources.push(source),
+                None => self.incomplete = true,
+            }
+        }
+        let (first, rest) = sources.split_first()?;
+        for source in rest {
+            let (expected, found) = (first.layer_range.len(), source.layer_range.len());
+            if expected != found {
+                let message = format!(
+                    "expected as many layers as in the other sources: {found} of {}, but {expected} of {}",
+                    quoted(&source.model.value.to_string()),
+                    quoted(&first.model.value.to_string()),
+                );
+                let at = source.layer_range_at;
+                self.problem(ProblemKind::Invalid, at, message);
+            }
+        }
+        Some(sources)
+    }
+
+    fn slice_source(&mut self, node: &Node) -> Option<SliceSource> {
+        let entries = self.entries(node, &SOURCE)?;
+        let mut model = None;
+        let mut layer_range = None;
+        let mut parameters = Parameters::default();
+        for entry in entries {
+            match entry.key.as_str() {
+                "model" => model = Some(self.model(&entry.node)),
+                "layer_range" => {
+                    layer_range = Some((self.layer_range(&entry.node), entry.node.at));
+                }
+                "parameters" => parameters = self.parameters(&entry.node, Level::Source),
+                _ => self.other_key(&SOURCE, entry),
+            }
+        }
+        if model.is_none() {
+            self.missing("model", node, &SOURCE);
+        }
+        if layer_range.is_none() {
+            self.missing("layer_range", node, &SOURCE);
+        }
+        let (layer_range, layer_range_at) = layer_range?;
+        Some(SliceSource {
+            model: model??,
+            layer_range: layer_range?,
+            layer_range_at,
+            parameters,
+        })
+    }
+
+    fn layer_range(&mut self, node: &Node) -> Option<Range<usize>> {
+        let message = match &node.value {
+            Value::List(items) => match items.as_slice() {
+                [first, end] => match (&first.value, &end.value) {
+                    (Value::Int(first), Value::Int(end)) => {
+                        match (usize::try_from(*first), usize::try_from(*end)) {
+                            (Ok(first), Ok(end)) if first < end => return Some(first..end),
+                            (Ok(first), Ok(end)) if first == end => {
+                                format!("the layer range `[{first}, {end}]` is empty")
+                            }
+                            (Ok(first), Ok(end)) => {
+                                format!("the layer range `[{first}, {end}]` runs backwards")
+                            }
+                            _ => format!("negative layer in the range `[{first}, {end}]`"),
+                        }
+                    }
+                    (Value::Int(_), other) | (other, _) => {
+                        format!("expected a layer number, found {}", other.found())
+                    }
+                },
+                items => format!(
+                    "expected a range of two layers, found {} items",
+                    items.len()
+                ),
+            },
+            other => format!("expected a range of layers, found {}", other.found()),
+        };
+        let hint = "a range is half-open: `[0, 32]` is 32 layers, 0 to 31";
+        self.refuse(ProblemKind::Invalid, node.at, message, Some(hint));
+        None
+    }
+
+    /// The items of a list that may not be empty.
+    fn items<'n>(&mut self, entry: &'n Entry, key: &str) -> Option<&'n [Node]> {
+        let node = &entry.node;
+        let found = match &node.value {
+            Value::List(items) if items.is_empty() => "an empty list".into(),
+            Value::List(items) => return Some(items),
+            other => other.found(),
+        };
+        let message = format!("expected a list for `{key}`, found {found}");
+        self.problem(ProblemKind::Invalid, node.at, message);
+        self.incomplete = true;
+        None
+    }
+
+    /// The entries of an item that must be a mapping.
+    fn entries<'n>(&mut self, node: &'n Node, place: &Place) -> Option<&'n [Entry]> {
+        if let Value::Map(entries) = &node.value {
+            return Some(entries);
+        }
+        let message = format!("expected {}, found {}", place.name, node.value.found());
+        let hint = match (&node.value, place.keys) {
+            (Value::Text(_), ["model", ..]) => Some("write `- model:` and then the model"),
+            _ => None,
+        };
+        self.refuse(ProblemKind::Invalid, node.at, message, hint);
+        None
+    }
+
+    fn missing(&mut self, key: &str, node: &Node, place: &Place) {
+        let message = format!("missing `{key}` in {}", place.name);
+        self.problem(ProblemKind::Missing, node.at, message);
+    }
+}
+
+/// The recipe as far as it was read.
+#[derive(Default)]
+struct Parts {
+    models_key: Option<Position>,
+    slices_key: Option<Position>,
+    modules: bool,
+    inputs: Option<Inputs>,
+    base_model: Option<Located<ModelRef>>,
+    dtype: Option<Dtype>,
+    out_dtype: Option<Dtype>,
+    parameters: Parameters,
+}
