@@ -62,7 +62,10 @@ impl PlanArguments {
     pub(super) fn plan(&self) -> Result<Plan, Failure> {
         let recipe = recipe::read(&self.recipe)?;
         let locator = environment::locator(self.recipe.parent())?;
-        let threads = self.threads.map_or_else(|| available_parallelism().map_or(1, usize::from), usize::from);
+        let threads = self.threads.map_or_else(
+            || available_parallelism().map_or(1, usize::from),
+            usize::from,
+        );
         let options = Options {
             settings: Settings {
                 threads,
@@ -74,7 +77,12 @@ impl PlanArguments {
             shard_size: self.shard_size,
             tokenizer_from: self.tokenizer_from.clone(),
         };
-        Ok(plan::plan(&recipe, &self.recipe.display().to_string(), &locator, &options)?)
+        Ok(plan::plan(
+            &recipe,
+            &self.recipe.display().to_string(),
+            &locator,
+            &options,
+        )?)
     }
 }
 

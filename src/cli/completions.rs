@@ -16,6 +16,11 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut script = Vec::new();
-    generate(arguments.shell, &mut super::Cli::command(), "weld", &mut script);
+    generate(
+        arguments.shell,
+        &mut super::Cli::command(),
+        "weld",
+        &mut script,
+    );
     print(&String::from_utf8_lossy(&script))
 }

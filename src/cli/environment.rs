@@ -11,12 +11,20 @@ pub(super) fn locator(recipe_dir: Option<&Path>) -> Result<Locator, Failure> {
     let working_dir = env::current_dir()
         .map_err(|error| Failure::tool(format!("cannot tell the working folder: {error}")))?;
     let recipe_dir = recipe_dir.map(|dir| working_dir.join(dir));
-    Ok(Locator { working_dir, recipe_dir, hub_cache: hub_cache() })
+    Ok(Locator {
+        working_dir,
+        recipe_dir,
+        hub_cache: hub_cache(),
+    })
 }
 
 /// The cache as huggingface_hub finds it.
 fn hub_cache() -> Option<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     set("HF_HUB_CACHE")
         .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
         .or_else(|| set("HF_HOME").map(|home| home.join("hub")))

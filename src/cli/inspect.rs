@@ -58,7 +58,13 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
         let kind = config.model_type().unwrap_or("unknown");
         writeln!(out, "{kind} ({})", config.architectures().join(", "))?;
     }
-    writeln!(out, "{} tensors, {} parameters, {}", tensors.len(), grouped(parameters), ByteSize(bytes).display().si())?;
+    writeln!(
+        out,
+        "{} tensors, {} parameters, {}",
+        tensors.len(),
+        grouped(parameters),
+        ByteSize(bytes).display().si()
+    )?;
     let mut dtypes: BTreeMap<String, usize> = BTreeMap::new();
     for tensor in tensors {
         *dtypes.entry(format!("{:?}", tensor.dtype)).or_default() += 1;
@@ -67,12 +73,30 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
         writeln!(out, "  {dtype} in {count} tensors")?;
     }
     for shard in model.shards() {
-        let metadata: Vec<String> = shard.metadata.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
-        writeln!(out, "  {}  {}  {}", shard.file_name(), ByteSize(shard.file_size).display().si(), metadata.join(" "))?;
+        let metadata: Vec<String> = shard
+            .metadata
+            .iter()
+            .map(|(key, value)| format!("{key}={value:?}"))
+            .collect();
+        writeln!(
+            out,
+            "  {}  {}  {}",
+            shard.file_name(),
+            ByteSize(shard.file_size).display().si(),
+            metadata.join(" ")
+        )?;
     }
     writeln!(out)?;
-    let rows = if all { each(tensors) } else { collapsed(tensors) };
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let rows = if all {
+        each(tensors)
+    } else {
+        collapsed(tensors)
+    };
+    let width = rows
+        .iter()
+        .map(|(name, _)| name.chars().count())
+        .max()
+        .unwrap_or(0);
     for (name, signature) in rows {
         writeln!(out, "{name:width$}  {signature}")?;
     }
@@ -87,7 +111,10 @@ fn signature(tensor: &TensorEntry) -> String {
 }
 
 fn each(tensors: &[TensorEntry]) -> Vec<(String, String)> {
-    tensors.iter().map(|tensor| (tensor.name.clone(), signature(tensor))).collect()
+    tensors
+        .iter()
+        .map(|tensor| (tensor.name.clone(), signature(tensor)))
+        .collect()
 }
 
 /// One row for the tensors of a stack that differ only in their layer; others by themselves.
@@ -96,7 +123,11 @@ fn collapsed(tensors: &[TensorEntry]) -> Vec<(String, String)> {
     let mut rows: Vec<(String, String, Vec<usize>)> = Vec::new();
     let mut places: BTreeMap<(String, String), usize> = BTreeMap::new();
     for tensor in tensors {
-        let split = stacks.iter().find_map(|stack| stack.split(&tensor.name).map(|(layer, rest)| (stack, layer, rest)));
+        let split = stacks.iter().find_map(|stack| {
+            stack
+                .split(&tensor.name)
+                .map(|(layer, rest)| (stack, layer, rest))
+        });
         let signature = signature(tensor);
         let Some((stack, layer, rest)) = split else {
             rows.push((tensor.name.clone(), signature, Vec::new()));
@@ -109,7 +140,14 @@ fn collapsed(tensors: &[TensorEntry]) -> Vec<(String, String)> {
         });
         rows[place].2.push(layer);
     }
-    rows.into_iter().map(|(name, signature, layers)| (name.replace('\0', &format!("{}.", ranges(layers))), signature)).collect()
+    rows.into_iter()
+        .map(|(name, signature, layers)| {
+            (
+                name.replace('\0', &format!("{}.", ranges(layers))),
+                signature,
+            )
+        })
+        .collect()
 }
 
 /// `{0..31}`, or `{0..2,5}` where some are missing.
@@ -122,8 +160,16 @@ fn ranges(mut layers: Vec<usize>) -> String {
             _ => runs.push((layer, layer)),
         }
     }
-    let runs: Vec<String> =
-        runs.iter().map(|(first, last)| if first == last { first.to_string() } else { format!("{first}..{last}") }).collect();
+    let runs: Vec<String> = runs
+        .iter()
+        .map(|(first, last)| {
+            if first == last {
+                first.to_string()
+            } else {
+                format!("{first}..{last}")
+            }
+        })
+        .collect();
     format!("{{{}}}", runs.join(","))
 }
 

@@ -21,14 +21,20 @@ impl PeakMemory {
         let peak = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, stopped) = (Arc::clone(&peak), Arc::clone(&stop));
-        let watcher = thread::Builder::new().name("weld-memory".into()).spawn(move || {
-            while !stopped.load(Relaxed) {
+        let watcher = thread::Builder::new()
+            .name("weld-memory".into())
+            .spawn(move || {
+                while !stopped.load(Relaxed) {
+                    seen.fetch_max(anonymous().unwrap_or(0), Relaxed);
+                    thread::sleep(INTERVAL);
+                }
                 seen.fetch_max(anonymous().unwrap_or(0), Relaxed);
-                thread::sleep(INTERVAL);
-            }
-            seen.fetch_max(anonymous().unwrap_or(0), Relaxed);
-        });
-        Self { peak, stop, watcher: watcher.ok() }
+            });
+        Self {
+            peak,
+            stop,
+            watcher: watcher.ok(),
+        }
     }
 
     /// The peak in bytes, if the system tells.
@@ -42,7 +48,9 @@ impl PeakMemory {
 /// The process's anonymous memory now; Linux only.
 fn anonymous() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
 }

@@ -72,13 +72,18 @@ fn as_text(arguments: &Arguments, plan: &Plan, summary: &Summary, peak: Option<u
         plan.method.name,
         ByteSize(summary.totals.read).display().si(),
         ByteSize(summary.totals.written).display().si(),
-        ByteSize((moved as f64 / seconds.max(1e-9)) as u64).display().si(),
+        ByteSize((moved as f64 / seconds.max(1e-9)) as u64)
+            .display()
+            .si(),
     );
     if let Some(peak) = peak {
         text.push_str(&format!(", {} of own memory", ByteSize(peak)));
     }
     if summary.totals.saturated > 0 {
-        text.push_str(&format!("\n{} values were too large and were clamped", summary.totals.saturated));
+        text.push_str(&format!(
+            "\n{} values were too large and were clamped",
+            summary.totals.saturated
+        ));
     }
     text
 }

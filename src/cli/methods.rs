@@ -37,7 +37,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(name) => match methods::find(name) {
             Some(method) => vec![method.info()],
             None => {
-                let near = nearest(name, all().map(|info| info.name)).map(|near| format!("did you mean `{near}`? "));
+                let near = nearest(name, all().map(|info| info.name))
+                    .map(|near| format!("did you mean `{near}`? "));
                 let names: Vec<&str> = all().map(|info| info.name).collect();
                 return Err(Failure::Input(format!(
                     "there is no method `{name}`; hint: {}the methods are {}",
@@ -48,7 +49,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         },
     };
     print(&match (arguments.format, &arguments.name) {
-        (Format::Json, _) => format!("{:#}", serde_json::Value::Array(chosen.into_iter().map(as_json).collect())),
+        (Format::Json, _) => format!(
+            "{:#}",
+            serde_json::Value::Array(chosen.into_iter().map(as_json).collect())
+        ),
         (Format::Markdown, _) => reference(&chosen),
         (Format::Text, None) => list(&chosen),
         (Format::Text, Some(_)) => chosen.into_iter().map(page).collect(),
@@ -57,7 +61,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn list(all: &[&MethodInfo]) -> String {
     let width = all.iter().map(|info| info.name.len()).max().unwrap_or(0);
-    all.iter().map(|info| format!("{:width$}  {}\n", info.name, info.summary)).collect()
+    all.iter()
+        .map(|info| format!("{:width$}  {}\n", info.name, info.summary))
+        .collect()
 }
 
 /// What a parameter takes.
@@ -148,7 +154,11 @@ fn reference(all: &[&MethodInfo]) -> String {
         if !info.departs.is_empty() {
             let _ = write!(out, "\n{}\n", info.departs);
         }
-        let _ = write!(out, "\nSource: {}.\n\n| parameter | takes | for | default | |\n| --- | --- | --- | --- | --- |\n", info.source);
+        let _ = write!(
+            out,
+            "\nSource: {}.\n\n| parameter | takes | for | default | |\n| --- | --- | --- | --- | --- |\n",
+            info.source
+        );
         for param in info.params {
             let _ = writeln!(
                 out,
@@ -166,7 +176,10 @@ fn reference(all: &[&MethodInfo]) -> String {
 
 fn capitalised(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
+    chars
+        .next()
+        .map(|first| first.to_uppercase().chain(chars).collect())
+        .unwrap_or_default()
 }
 
 fn as_json(info: &MethodInfo) -> serde_json::Value {

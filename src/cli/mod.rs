@@ -23,8 +23,10 @@ use output::{Failure, fail};
 /// Merge fine-tuned model checkpoints: mergekit's recipes, streamed, exact and checked
 #[derive(Parser)]
 #[command(name = "weld", version, max_term_width = 100, propagate_version = true)]
-#[command(after_help = "Exit codes: 0 done, 1 the input is wrong, 2 the tool could not run.\n\
-                        Start with: weld plan recipes/ties.yml")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 the input is wrong, 2 the tool could not run.\n\
+                        Start with: weld plan recipes/ties.yml"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -46,7 +48,11 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version go to stdout and are no failure.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     let done: Result<(), Failure> = match cli.command {

@@ -84,7 +84,11 @@ pub(super) fn fail(failure: &Failure) -> ExitCode {
 
 /// Puts what follows `hint:` on a line of its own.
 fn with_hint(message: &str) -> String {
-    let error = if colored() { "\x1b[1;31merror\x1b[0m" } else { "error" };
+    let error = if colored() {
+        "\x1b[1;31merror\x1b[0m"
+    } else {
+        "error"
+    };
     match message.split_once("; hint: ") {
         Some((what, hint)) => format!("{error}: {what}\n\nhint: {hint}"),
         None => format!("{error}: {message}"),

@@ -26,7 +26,11 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let plan = arguments.plan.plan()?;
-    let detail = if arguments.all { Detail::All } else { Detail::Summary };
+    let detail = if arguments.all {
+        Detail::All
+    } else {
+        Detail::Summary
+    };
     print(&match arguments.format {
         Format::Text => plan::text(&plan, detail),
         Format::Json => format!("{:#}", plan::json(&plan)),

@@ -18,14 +18,26 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn start(plan: &Plan, quiet: bool, stop: Arc<AtomicBool>) -> Self {
-        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(10) };
-        let bar = ProgressBar::with_draw_target(Some(plan.bytes_read + plan.bytes_written()), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3}%  {decimal_bytes_per_sec}  {eta} left  {msg}") {
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(10)
+        };
+        let bar =
+            ProgressBar::with_draw_target(Some(plan.bytes_read + plan.bytes_written()), target);
+        if let Ok(style) = ProgressStyle::with_template(
+            "{bar:30} {percent:>3}%  {decimal_bytes_per_sec}  {eta} left  {msg}",
+        ) {
             bar.set_style(style);
         }
         bar.set_message(plan.method.name);
         if !quiet && !io::stderr().is_terminal() {
-            say(&format!("merging {} tensors of {} models by {}", plan.tensors.len(), plan.models.len(), plan.method.name));
+            say(&format!(
+                "merging {} tensors of {} models by {}",
+                plan.tensors.len(),
+                plan.models.len(),
+                plan.method.name
+            ));
         }
         Self { bar, stop }
     }

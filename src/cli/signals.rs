@@ -9,7 +9,8 @@ use signal_hook::{flag, low_level};
 use super::output::Failure;
 
 /// What is said when a mapped page is gone.
-const TRUNCATED: &[u8] = b"error: an input file was cut short while it was read; nothing was written\n\n\
+const TRUNCATED: &[u8] =
+    b"error: an input file was cut short while it was read; nothing was written\n\n\
                            hint: see that nothing writes to the models, and run the merge again\n";
 
 /// Installs the handlers; the flag is set when the user asks to stop. A second time ends the process at once.
@@ -27,7 +28,10 @@ pub(super) fn install() -> Result<Arc<AtomicBool>, Failure> {
 }
 
 /// Turns the fault of reading past the end of a file that was truncated under its map into an error.
-#[expect(unsafe_code, reason = "a signal handler can be installed in no other way")]
+#[expect(
+    unsafe_code,
+    reason = "a signal handler can be installed in no other way"
+)]
 fn on_bus_error() -> std::io::Result<()> {
     let handler = || {
         // What was staged stays beside the output; the next run cleans it away.

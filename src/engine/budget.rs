@@ -29,7 +29,9 @@ pub struct Limits {
 
 /// The memory budget is too small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{threads} threads and {sources} sources need at least {needed} bytes of memory, the budget is {budget}")]
+#[error(
+    "{threads} threads and {sources} sources need at least {needed} bytes of memory, the budget is {budget}"
+)]
 pub struct BudgetError {
     /// The budget in bytes.
     pub budget: u64,
@@ -59,13 +61,23 @@ impl Settings {
         let fixed = OVERHEAD + threads * worker + neediest;
         let needed = fixed + threads * block;
         if needed > self.memory {
-            return Err(BudgetError { budget: self.memory, needed, threads: self.threads, sources });
+            return Err(BudgetError {
+                budget: self.memory,
+                needed,
+                threads: self.threads,
+                sources,
+            });
         }
         let spare = self.memory - fixed;
         let tile_blocks = (spare / 2 / (threads * block)).clamp(1, MOST_TILE_BLOCKS);
-        let statistics = neediest + STATISTICS.min(spare - (threads * block * tile_blocks).min(spare));
+        let statistics =
+            neediest + STATISTICS.min(spare - (threads * block * tile_blocks).min(spare));
         let peak = OVERHEAD + threads * (worker + tile_blocks * block) + statistics;
-        Ok(Limits { tile_blocks: tile_blocks as usize, statistics, peak })
+        Ok(Limits {
+            tile_blocks: tile_blocks as usize,
+            statistics,
+            peak,
+        })
     }
 }
 
@@ -80,7 +92,12 @@ mod tests {
     use super::*;
 
     fn settings(memory: u64, threads: usize) -> Settings {
-        Settings { threads, memory, allow_non_finite: false, saturate: false }
+        Settings {
+            threads,
+            memory,
+            allow_non_finite: false,
+            saturate: false,
+        }
     }
 
     #[test]
@@ -88,9 +105,16 @@ mod tests {
         for memory in [64u64 << 20, 256 << 20, 1 << 30] {
             for threads in [1, 2, 8] {
                 for sources in [1, 3, 9] {
-                    let cost = Cost { measures: 2, counts: 65_536 * sources, sums: 3 };
+                    let cost = Cost {
+                        measures: 2,
+                        counts: 65_536 * sources,
+                        sums: 3,
+                    };
                     if let Ok(limits) = settings(memory, threads).limits(sources, cost) {
-                        assert!(limits.peak <= memory, "{memory} {threads} {sources}: {limits:?}");
+                        assert!(
+                            limits.peak <= memory,
+                            "{memory} {threads} {sources}: {limits:?}"
+                        );
                         assert!(limits.tile_blocks >= 1);
                     }
                 }
@@ -103,6 +127,10 @@ mod tests {
     fn too_little_memory_says_how_much_would_do() {
         let error = settings(1 << 20, 2).limits(3, Cost::default()).unwrap_err();
         assert!(settings(error.needed, 2).limits(3, Cost::default()).is_ok());
-        assert!(settings(error.needed - 1, 2).limits(3, Cost::default()).is_err());
+        assert!(
+            settings(error.needed - 1, 2)
+                .limits(3, Cost::default())
+                .is_err()
+        );
     }
 }

@@ -35,9 +35,23 @@ pub fn execute(
         .num_threads(settings.threads)
         .thread_name(|index| format!("weld-{index}"))
         .build()
-        .map_err(|source| EngineError::Threads { threads: settings.threads, source })?;
-    let scratch = (0..settings.threads).map(|_| Mutex::new(Scratch::default())).collect();
-    let engine = Engine { jobs, settings, limits, sink, observer, pool, scratch, tally: Tally::default() };
+        .map_err(|source| EngineError::Threads {
+            threads: settings.threads,
+            source,
+        })?;
+    let scratch = (0..settings.threads)
+        .map(|_| Mutex::new(Scratch::default()))
+        .collect();
+    let engine = Engine {
+        jobs,
+        settings,
+        limits,
+        sink,
+        observer,
+        pool,
+        scratch,
+        tally: Tally::default(),
+    };
     let mut start = 0;
     while start < jobs.len() {
         let batch = engine.batch_from(start);
@@ -153,7 +167,10 @@ impl<'a> Flight<'a> {
             measured: Vec::new(),
             pending: Mutex::default(),
             tiles_left: AtomicUsize::new(0),
-            seen: Mutex::new(Seen { sources: vec![NonFinite::default(); sources], ..Seen::default() }),
+            seen: Mutex::new(Seen {
+                sources: vec![NonFinite::default(); sources],
+                ..Seen::default()
+            }),
         };
         // A tensor without elements has no pass to make.
         if work.blocks() > 0 {
@@ -169,7 +186,9 @@ impl<'a> Flight<'a> {
             Work::Compute { program, .. } if self.work.wants_f64() => {
                 Stage::Double(Program::<f64>::next(*program, &self.measured))
             }
-            Work::Compute { program, .. } => Stage::Single(Program::<f32>::next(*program, &self.measured)),
+            Work::Compute { program, .. } => {
+                Stage::Single(Program::<f32>::next(*program, &self.measured))
+            }
         };
     }
 
@@ -183,11 +202,19 @@ impl<'a> Flight<'a> {
                 return;
             }
         };
-        let Pending { counts, sums: mut tiles } = std::mem::take(&mut *lock(&self.pending));
+        let Pending {
+            counts,
+            sums: mut tiles,
+        } = std::mem::take(&mut *lock(&self.pending));
         tiles.sort_unstable_by_key(|(first_block, _)| *first_block);
         let mut sums = vec![0.0; width];
-        for block in tiles.iter().flat_map(|(_, blocks)| blocks.chunks(width.max(1))) {
-            sums.iter_mut().zip(block).for_each(|(sum, part)| *sum += part);
+        for block in tiles
+            .iter()
+            .flat_map(|(_, blocks)| blocks.chunks(width.max(1)))
+        {
+            sums.iter_mut()
+                .zip(block)
+                .for_each(|(sum, part)| *sum += part);
         }
         self.measured.push(Measured { sums, counts });
         self.decide();
@@ -208,7 +235,9 @@ impl<'a> Engine<'a> {
         while let Some(job) = self.jobs.get(end) {
             let cost = cost(&job.work);
             held += statistics(cost, job.work.blocks(), self.settings.threads);
-            let full = measures && (tiles >= MEASURED_TILES * self.settings.threads || held > self.limits.statistics);
+            let full = measures
+                && (tiles >= MEASURED_TILES * self.settings.threads
+                    || held > self.limits.statistics);
             if end > start && (full || (cost.measures > 0) != measures) {
                 break;
             }
@@ -238,7 +267,11 @@ impl<'a> Engine<'a> {
     }
 
     /// Lets the workers empty the queue.
-    fn run_round(&self, flights: &[Flight<'_>], queue: &[(usize, usize)]) -> Result<(), EngineError> {
+    fn run_round(
+        &self,
+        flights: &[Flight<'_>],
+        queue: &[(usize, usize)],
+    ) -> Result<(), EngineError> {
         let claimed = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let failure: Mutex<Option<EngineError>> = Mutex::new(None);
@@ -246,8 +279,12 @@ impl<'a> Engine<'a> {
             let mut scratch = lock(&self.scratch[context.index()]);
             let mut counts: Vec<Vec<u64>> = vec![Vec::new(); flights.len()];
             while !stop.load(Relaxed) {
-                let Some(&(index, tile)) = queue.get(claimed.fetch_add(1, Relaxed)) else { break };
-                if let Err(error) = self.run_tile(&flights[index], tile, &mut scratch, &mut counts[index]) {
+                let Some(&(index, tile)) = queue.get(claimed.fetch_add(1, Relaxed)) else {
+                    break;
+                };
+                if let Err(error) =
+                    self.run_tile(&flights[index], tile, &mut scratch, &mut counts[index])
+                {
                     stop.store(true, Relaxed);
                     lock(&failure).get_or_insert(error);
                 }
@@ -257,11 +294,18 @@ impl<'a> Engine<'a> {
                 if pending.counts.is_empty() {
                     pending.counts = counts;
                 } else {
-                    pending.counts.iter_mut().zip(counts).for_each(|(total, part)| *total += part);
+                    pending
+                        .counts
+                        .iter_mut()
+                        .zip(counts)
+                        .for_each(|(total, part)| *total += part);
                 }
             }
         });
-        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        failure
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or(Ok(()), Err)
     }
 
     fn run_tile(
@@ -276,13 +320,21 @@ impl<'a> Engine<'a> {
         }
         let first = tile * self.limits.tile_blocks;
         let blocks = first..flight.work.blocks().min(first + self.limits.tile_blocks);
-        let Scratch { single, double, encoded } = scratch;
+        let Scratch {
+            single,
+            double,
+            encoded,
+        } = scratch;
         match (&flight.stage, flight.work) {
             (Stage::Copy, Work::Copy { sources, format }) => {
                 self.copy_tile(flight, sources, *format, blocks, scratch)?;
             }
-            (Stage::Single(pass), work) => self.compute_tile(flight, work, pass, blocks, single, encoded, counts)?,
-            (Stage::Double(pass), work) => self.compute_tile(flight, work, pass, blocks, double, encoded, counts)?,
+            (Stage::Single(pass), work) => {
+                self.compute_tile(flight, work, pass, blocks, single, encoded, counts)?
+            }
+            (Stage::Double(pass), work) => {
+                self.compute_tile(flight, work, pass, blocks, double, encoded, counts)?
+            }
             (Stage::Copy | Stage::Done, _) => {}
         }
         if flight.tiles_left.fetch_sub(1, Relaxed) == 1 {
@@ -299,20 +351,42 @@ impl<'a> Engine<'a> {
             return Err(EngineError::NotIdentical { job, source_index });
         }
         let allowed = self.settings.allow_non_finite;
-        if let Some((source_index, &found)) = seen.sources.iter().enumerate().find(|(_, found)| found.any())
+        if let Some((source_index, &found)) = seen
+            .sources
+            .iter()
+            .enumerate()
+            .find(|(_, found)| found.any())
             && !allowed
         {
-            return Err(EngineError::NonFinite { job, source_index, found });
+            return Err(EngineError::NonFinite {
+                job,
+                source_index,
+                found,
+            });
         }
-        let Work::Compute { output, .. } = flight.work else { return Ok(()) };
+        let Work::Compute { output, .. } = flight.work else {
+            return Ok(());
+        };
         let results = seen.results;
         if results.non_finite.nan > 0 && !allowed {
-            return Err(EngineError::NotANumber { job, count: results.non_finite.nan });
+            return Err(EngineError::NotANumber {
+                job,
+                count: results.non_finite.nan,
+            });
         }
         // Infinities that came in may go out; those that finite inputs gave are overflow.
-        let count = results.overflowed + if allowed { 0 } else { results.non_finite.infinite };
+        let count = results.overflowed
+            + if allowed {
+                0
+            } else {
+                results.non_finite.infinite
+            };
         if count > 0 && !self.settings.saturate {
-            return Err(EngineError::Overflow { job, count, format: *output });
+            return Err(EngineError::Overflow {
+                job,
+                count,
+                format: *output,
+            });
         }
         self.tally.saturated.fetch_add(count, Relaxed);
         Ok(())
@@ -326,10 +400,14 @@ impl<'a> Engine<'a> {
         blocks: Range<usize>,
         scratch: &mut Scratch,
     ) -> Result<(), EngineError> {
-        let Some((first, others)) = sources.split_first() else { return Ok(()) };
+        let Some((first, others)) = sources.split_first() else {
+            return Ok(());
+        };
         let bytes = blocks.start * COPY_BLOCK..first.len().min(blocks.end * COPY_BLOCK);
         let tile = &first[bytes.clone()];
-        let differing = others.iter().position(|other| other.get(bytes.clone()) != Some(tile));
+        let differing = others
+            .iter()
+            .position(|other| other.get(bytes.clone()) != Some(tile));
         let mut found = NonFinite::default();
         if let Some(format) = format {
             for block in tile.chunks(COPY_BLOCK) {
@@ -348,7 +426,10 @@ impl<'a> Engine<'a> {
         self.write(flight, bytes.start as u64, tile)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the worker's buffers are lent separately")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the worker's buffers are lent separately"
+    )]
     fn compute_tile<R: Real>(
         &self,
         flight: &Flight<'_>,
@@ -359,13 +440,22 @@ impl<'a> Engine<'a> {
         encoded: &mut Vec<u8>,
         counts: &mut Vec<u64>,
     ) -> Result<(), EngineError> {
-        let Work::Compute { sources, elements, output, .. } = work else { return Ok(()) };
+        let Work::Compute {
+            sources,
+            elements,
+            output,
+            ..
+        } = work
+        else {
+            return Ok(());
+        };
         let mut found = vec![NonFinite::default(); sources.len()];
         let mut results = Narrowed::default();
         let mut sums = Vec::new();
         let mut read = 0;
         encoded.clear();
-        lane.sources.resize_with(lane.sources.len().max(sources.len()), Vec::new);
+        lane.sources
+            .resize_with(lane.sources.len().max(sources.len()), Vec::new);
         for index in blocks.clone() {
             let first = index as u64 * BLOCK as u64;
             let length = (BLOCK as u64).min(elements - first) as usize;
@@ -377,8 +467,15 @@ impl<'a> Engine<'a> {
                     *found += NonFinite::count(values);
                 }
             }
-            let views: Vec<&[R]> = lane.sources[..sources.len()].iter().map(Vec::as_slice).collect();
-            let block = Block { index, first, sources: &views };
+            let views: Vec<&[R]> = lane.sources[..sources.len()]
+                .iter()
+                .map(Vec::as_slice)
+                .collect();
+            let block = Block {
+                index,
+                first,
+                sources: &views,
+            };
             match pass {
                 Pass::Measure(measure) => {
                     counts.resize(measure.counts(), 0);
@@ -391,7 +488,8 @@ impl<'a> Engine<'a> {
                     apply.block(block, &mut lane.out);
                     let start = encoded.len();
                     encoded.resize(start + length * output.size(), 0);
-                    let narrowed = output.encode(&mut lane.out, self.settings.saturate, &mut encoded[start..]);
+                    let narrowed =
+                        output.encode(&mut lane.out, self.settings.saturate, &mut encoded[start..]);
                     results.overflowed += narrowed.overflowed;
                     results.non_finite += narrowed.non_finite;
                 }
@@ -399,7 +497,10 @@ impl<'a> Engine<'a> {
         }
         {
             let mut seen = lock(&flight.seen);
-            seen.sources.iter_mut().zip(found).for_each(|(total, part)| *total += part);
+            seen.sources
+                .iter_mut()
+                .zip(found)
+                .for_each(|(total, part)| *total += part);
             seen.results.overflowed += results.overflowed;
             seen.results.non_finite += results.non_finite;
         }
@@ -407,7 +508,11 @@ impl<'a> Engine<'a> {
         if !sums.is_empty() {
             lock(&flight.pending).sums.push((blocks.start, sums));
         }
-        self.write(flight, blocks.start as u64 * (BLOCK * output.size()) as u64, encoded)
+        self.write(
+            flight,
+            blocks.start as u64 * (BLOCK * output.size()) as u64,
+            encoded,
+        )
     }
 
     fn write(&self, flight: &Flight<'_>, offset: u64, bytes: &[u8]) -> Result<(), EngineError> {
@@ -416,7 +521,10 @@ impl<'a> Engine<'a> {
         }
         self.sink
             .write(flight.job, offset, bytes)
-            .map_err(|source| EngineError::Write { job: flight.job, source })?;
+            .map_err(|source| EngineError::Write {
+                job: flight.job,
+                source,
+            })?;
         self.tally.written.fetch_add(bytes.len() as u64, Relaxed);
         self.observer.advance(bytes.len() as u64);
         Ok(())
@@ -429,7 +537,12 @@ impl<'a> Engine<'a> {
 }
 
 /// Decodes elements `first..first + length` of a source; gives the bytes read.
-fn decode_block<R: Real>(source: &Source<'_>, first: usize, length: usize, values: &mut Vec<R>) -> usize {
+fn decode_block<R: Real>(
+    source: &Source<'_>,
+    first: usize,
+    length: usize,
+    values: &mut Vec<R>,
+) -> usize {
     let size = source.format.size();
     let bytes = &source.bytes[first * size..(first + length) * size];
     values.resize(length, R::ZERO);

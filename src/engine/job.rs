@@ -54,7 +54,9 @@ impl Work<'_> {
     /// Blocks of the tensor; bytes that are copied are cut into blocks of so many bytes.
     pub(super) fn blocks(&self) -> usize {
         match self {
-            Work::Copy { sources, .. } => sources.first().map_or(0, |bytes| bytes.len().div_ceil(COPY_BLOCK)),
+            Work::Copy { sources, .. } => sources
+                .first()
+                .map_or(0, |bytes| bytes.len().div_ceil(COPY_BLOCK)),
             Work::Compute { elements, .. } => elements.div_ceil(BLOCK as u64) as usize,
         }
     }

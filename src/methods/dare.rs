@@ -58,7 +58,14 @@ impl Method for DareLinear {
     }
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        task_vectors::action(Scheme { sparsifier: Sparsifier::Random, consensus: Consensus::None }, params, tensor)
+        task_vectors::action(
+            Scheme {
+                sparsifier: Sparsifier::Random,
+                consensus: Consensus::None,
+            },
+            params,
+            tensor,
+        )
     }
 }
 
@@ -68,7 +75,10 @@ impl Method for DareTies {
     }
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme { sparsifier: Sparsifier::Random, consensus: Consensus::WeightedSign };
+        let scheme = Scheme {
+            sparsifier: Sparsifier::Random,
+            consensus: Consensus::WeightedSign,
+        };
         task_vectors::action(scheme, params, tensor)
     }
 }

@@ -78,7 +78,10 @@ pub fn convert() -> Box<dyn AnyProgram> {
 
 /// The method of that name.
 pub fn find(name: &str) -> Option<&'static dyn Method> {
-    all().iter().copied().find(|method| method.info().name == name)
+    all()
+        .iter()
+        .copied()
+        .find(|method| method.info().name == name)
 }
 
 #[cfg(test)]
@@ -93,13 +96,21 @@ mod tests {
         assert_eq!(names.len(), all().len(), "two methods share a name");
         for method in all() {
             let info = method.info();
-            assert!(std::ptr::addr_eq(find(info.name).expect("registered").info(), info));
+            assert!(std::ptr::addr_eq(
+                find(info.name).expect("registered").info(),
+                info
+            ));
             for text in [info.summary, info.formula, info.when, info.source] {
                 assert!(!text.is_empty(), "{}", info.name);
             }
             for param in info.params {
                 assert!(!param.doc.is_empty(), "{}.{}", info.name, param.name);
-                assert!(!(param.required && param.default.is_some()), "{}.{}", info.name, param.name);
+                assert!(
+                    !(param.required && param.default.is_some()),
+                    "{}.{}",
+                    info.name,
+                    param.name
+                );
                 if let Some(default) = param.default {
                     assert!(param.kind.accepts(default), "{}.{}", info.name, param.name);
                 }

@@ -148,12 +148,17 @@ impl TensorParams {
 
     /// The number under `name` of one source; `None` if unset.
     pub fn source_number(&self, source: usize, name: &str) -> Option<f64> {
-        self.sources.get(source).and_then(|values| number(values, name))
+        self.sources
+            .get(source)
+            .and_then(|values| number(values, name))
     }
 }
 
 fn lookup(values: &[(&'static str, ParamValue)], name: &str) -> Option<ParamValue> {
-    values.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+    values
+        .iter()
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| *value)
 }
 
 fn number(values: &[(&'static str, ParamValue)], name: &str) -> Option<f64> {

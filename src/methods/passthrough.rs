@@ -2,7 +2,8 @@
 
 use super::weighted_sum::WeightedSum;
 use super::{
-    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, Tensor, TensorParams,
+    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, Tensor,
+    TensorParams,
 };
 
 /// The tensors of one model, unchanged or scaled.
@@ -15,7 +16,10 @@ static INFO: MethodInfo = MethodInfo {
     when: "stacking layers (depth up-scaling, frankenmerges), dropping layers, changing the dtype",
     departs: "",
     source: "mergekit 0.1.5",
-    models: Arity { min: 1, max: Some(1) },
+    models: Arity {
+        min: 1,
+        max: Some(1),
+    },
     base: BaseRule::OneOfModels,
     params: &[ParamInfo {
         name: "scale",
@@ -36,7 +40,9 @@ impl Method for Passthrough {
     fn action(&self, params: &TensorParams, _tensor: &Tensor<'_>) -> Result<Action, String> {
         Ok(match params.source_number(0, "scale") {
             None | Some(1.0) => Action::Copy(0),
-            Some(scale) => Action::Compute(Box::new(WeightedSum { weights: vec![scale] })),
+            Some(scale) => Action::Compute(Box::new(WeightedSum {
+                weights: vec![scale],
+            })),
         })
     }
 }

@@ -2,7 +2,8 @@
 
 use super::weighted_sum::Combination;
 use super::{
-    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, Tensor, TensorParams,
+    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, Tensor,
+    TensorParams,
 };
 use crate::engine::{AnyProgram, Block, Cost, Measure, Measured, Pass, Program};
 use crate::numeric::{Real, dot};
@@ -23,7 +24,10 @@ static INFO: MethodInfo = MethodInfo {
               model give that model; mergekit leaves such tensors unnormalised. For independent fine-tunes of one \
               base the cosine exceeds 0.9995 when updates are below about 2 % of the weights: slerp is then linear.",
     source: "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; mergekit 0.1.5",
-    models: Arity { min: 2, max: Some(2) },
+    models: Arity {
+        min: 2,
+        max: Some(2),
+    },
     base: BaseRule::Required,
     params: &[ParamInfo {
         name: "t",
@@ -60,18 +64,27 @@ impl GreatCircle {
         let t = self.t;
         let norms = base_squared.sqrt() * other_squared.sqrt();
         // Without a direction there is no angle; mergekit takes a right one.
-        let cosine = if norms > 0.0 { (inner / norms).clamp(-1.0, 1.0) } else { 0.0 };
+        let cosine = if norms > 0.0 {
+            (inner / norms).clamp(-1.0, 1.0)
+        } else {
+            0.0
+        };
         if cosine.abs() > LINEAR_ABOVE {
             return (1.0 - t, t);
         }
         let angle = cosine.acos();
-        (((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin())
+        (
+            ((1.0 - t) * angle).sin() / angle.sin(),
+            (t * angle).sin() / angle.sin(),
+        )
     }
 }
 
 impl<R: Real> Program<R> for GreatCircle {
     fn next(&self, measured: &[Measured]) -> Pass<R> {
-        let Some(gram) = measured.first() else { return Pass::Measure(Box::new(Gram)) };
+        let Some(gram) = measured.first() else {
+            return Pass::Measure(Box::new(Gram));
+        };
         let (first, inner, second) = (gram.sums[0], gram.sums[1], gram.sums[2]);
         let weights = if self.base == 0 {
             let (base, other) = self.weights(first, inner, second);
@@ -86,7 +99,11 @@ impl<R: Real> Program<R> for GreatCircle {
 
 impl AnyProgram for GreatCircle {
     fn cost(&self) -> Cost {
-        Cost { measures: 1, counts: 0, sums: 3 }
+        Cost {
+            measures: 1,
+            counts: 0,
+            sums: 3,
+        }
     }
 }
 

@@ -32,6 +32,13 @@ impl Method for TaskArithmetic {
     }
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        task_vectors::action(Scheme { sparsifier: Sparsifier::None, consensus: Consensus::None }, params, tensor)
+        task_vectors::action(
+            Scheme {
+                sparsifier: Sparsifier::None,
+                consensus: Consensus::None,
+            },
+            params,
+            tensor,
+        )
     }
 }

@@ -14,7 +14,8 @@ use super::weighted_sum::WeightedSum;
 use super::{Action, ParamInfo, ParamKind, ParamScope, ParamValue, Tensor, TensorParams};
 use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use crate::numeric::{
-    BLOCK, HIGH_BINS, LOW_BINS, MaskKey, Rank, Real, abs_sum, high_bin, keep_threshold, low_bin, rank_from_top,
+    BLOCK, HIGH_BINS, LOW_BINS, MaskKey, Rank, Real, abs_sum, high_bin, keep_threshold, low_bin,
+    rank_from_top,
 };
 
 /// Elements handled at a time, so that the partial results stay in the first cache.
@@ -40,8 +41,10 @@ pub(super) const DENSITY: ParamInfo = ParamInfo {
     doc: "The share of the task vector's elements that is kept.",
 };
 
-pub(super) const UNUSED_DENSITY: ParamInfo =
-    ParamInfo { doc: "No effect here; accepted because mergekit accepts it.", ..DENSITY };
+pub(super) const UNUSED_DENSITY: ParamInfo = ParamInfo {
+    doc: "No effect here; accepted because mergekit accepts it.",
+    ..DENSITY
+};
 
 pub(super) const LAMBDA: ParamInfo = ParamInfo {
     name: "lambda",
@@ -61,8 +64,10 @@ pub(super) const INT8_MASK: ParamInfo = ParamInfo {
     doc: "No effect; accepted because mergekit accepts it (there it saves memory).",
 };
 
-pub(super) const UNUSED_RESCALE: ParamInfo =
-    ParamInfo { doc: "No effect here; accepted because mergekit accepts it.", ..rescale_by_word("false", true) };
+pub(super) const UNUSED_RESCALE: ParamInfo = ParamInfo {
+    doc: "No effect here; accepted because mergekit accepts it.",
+    ..rescale_by_word("false", true)
+};
 
 pub(super) const fn normalize(default: bool) -> ParamInfo {
     ParamInfo {
@@ -85,7 +90,11 @@ const fn rescale_by_word(default: &'static str, expectation: bool) -> ParamInfo 
     ParamInfo {
         name: "rescale",
         kind: ParamKind::Word {
-            words: if expectation { &["l1", "expectation", "false"] } else { &["l1", "false"] },
+            words: if expectation {
+                &["l1", "expectation", "false"]
+            } else {
+                &["l1", "false"]
+            },
             booleans: Some(("l1", "false")),
         },
         scope: ParamScope::Tensor,
@@ -128,9 +137,15 @@ pub(super) enum Consensus {
 }
 
 /// What becomes of one tensor under such a scheme.
-pub(super) fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+pub(super) fn action(
+    scheme: Scheme,
+    params: &TensorParams,
+    tensor: &Tensor<'_>,
+) -> Result<Action, String> {
     let base = tensor.base.ok_or("the method needs a base model")?;
-    let others: Vec<usize> = (0..tensor.sources).filter(|&source| source != base).collect();
+    let others: Vec<usize> = (0..tensor.sources)
+        .filter(|&source| source != base)
+        .collect();
     if others.is_empty() {
         return Ok(Action::Copy(base));
     }
@@ -155,7 +170,12 @@ pub(super) fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>)
     }
     let plain = terms.iter().all(|term| matches!(term.choice, Choice::All));
     if plain && scheme.consensus == Consensus::None {
-        return Ok(Action::Compute(Box::new(linear(&terms, base, lambda, normalize.then_some(total)))));
+        return Ok(Action::Compute(Box::new(linear(
+            &terms,
+            base,
+            lambda,
+            normalize.then_some(total),
+        ))));
     }
     let rescale = match params.word("rescale") {
         "l1" => Rescale::L1,
@@ -166,7 +186,12 @@ pub(super) fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>)
         base,
         terms,
         rescale,
-        sum: Sum { consensus: scheme.consensus, lambda, normalize, total },
+        sum: Sum {
+            consensus: scheme.consensus,
+            lambda,
+            normalize,
+            total,
+        },
         blocks: tensor.elements.div_ceil(BLOCK as u64) as usize,
     })))
 }
@@ -205,8 +230,13 @@ impl Choice {
         match sparsifier {
             _ if density >= 1.0 || sparsifier == Sparsifier::None => Self::All,
             _ if density <= 0.0 => Self::Nothing,
-            Sparsifier::Random => Self::Random { key: MaskKey::new(tensor.seed, tensor.name, slot), density },
-            _ => Self::Largest { count: ((density * tensor.elements as f64) as u64).max(1) },
+            Sparsifier::Random => Self::Random {
+                key: MaskKey::new(tensor.seed, tensor.name, slot),
+                density,
+            },
+            _ => Self::Largest {
+                count: ((density * tensor.elements as f64) as u64).max(1),
+            },
         }
     }
 }
@@ -239,7 +269,11 @@ struct TaskVectors {
 
 impl AnyProgram for TaskVectors {
     fn cost(&self) -> Cost {
-        let largest = self.terms.iter().filter(|term| matches!(term.choice, Choice::Largest { .. })).count();
+        let largest = self
+            .terms
+            .iter()
+            .filter(|term| matches!(term.choice, Choice::Largest { .. }))
+            .count();
         let norms = usize::from(self.rescale == Rescale::L1);
         Cost {
             // Two histograms, and one more pass where magnitudes tie at a threshold.
@@ -270,21 +304,39 @@ impl<R: Real> Program<R> for TaskVectors {
             .collect();
         let factors: Vec<f64> = match self.rescale {
             Rescale::Off => vec![1.0; masked.len()],
-            Rescale::Expectation => self.terms.iter().map(|term| term.choice.expectation()).collect(),
+            Rescale::Expectation => self
+                .terms
+                .iter()
+                .map(|term| term.choice.expectation())
+                .collect(),
             Rescale::L1 => {
                 let Some(norms) = measured.next() else {
-                    return Pass::Measure(Box::new(Norms { base: self.base, terms: masked }));
+                    return Pass::Measure(Box::new(Norms {
+                        base: self.base,
+                        terms: masked,
+                    }));
                 };
-                norms.sums.chunks_exact(2).map(|pair| l1_factor(pair[0], pair[1])).collect()
+                norms
+                    .sums
+                    .chunks_exact(2)
+                    .map(|pair| l1_factor(pair[0], pair[1]))
+                    .collect()
             }
         };
         let terms = masked
             .into_iter()
             .zip(&self.terms)
             .zip(factors)
-            .map(|((masked, term), factor)| MaskedTerm { scaled: R::from_f64(term.weight * factor), ..masked })
+            .map(|((masked, term), factor)| MaskedTerm {
+                scaled: R::from_f64(term.weight * factor),
+                ..masked
+            })
             .collect();
-        Pass::Apply(Box::new(AddUp { base: self.base, terms, sum: self.sum }))
+        Pass::Apply(Box::new(AddUp {
+            base: self.base,
+            terms,
+            sum: self.sum,
+        }))
     }
 }
 
@@ -300,12 +352,19 @@ impl Choice {
 
 /// What restores the L1 norm; one where there is next to nothing to restore.
 fn l1_factor(before: f64, after: f64) -> f64 {
-    if before < LEAST_NORM || after < LEAST_NORM { 1.0 } else { before / after }
+    if before < LEAST_NORM || after < LEAST_NORM {
+        1.0
+    } else {
+        before / after
+    }
 }
 
 impl TaskVectors {
     /// The masks, or the measure that is still missing.
-    fn masks<'m>(&self, measured: &mut impl Iterator<Item = &'m Measured>) -> Result<Vec<Mask>, MagnitudeCounts> {
+    fn masks<'m>(
+        &self,
+        measured: &mut impl Iterator<Item = &'m Measured>,
+    ) -> Result<Vec<Mask>, MagnitudeCounts> {
         let largest: Vec<(usize, usize, u64)> = self
             .terms
             .iter()
@@ -320,11 +379,20 @@ impl TaskVectors {
             return Ok(masks);
         }
 
-        let high = self.counted(measured, largest.iter().map(|&(_, source, _)| (source, Target::HighBins)))?;
+        let high = self.counted(
+            measured,
+            largest
+                .iter()
+                .map(|&(_, source, _)| (source, Target::HighBins)),
+        )?;
         let mut split = Vec::new();
-        for (&(index, source, count), counts) in largest.iter().zip(high.counts.chunks_exact(HIGH_BINS)) {
+        for (&(index, source, count), counts) in
+            largest.iter().zip(high.counts.chunks_exact(HIGH_BINS))
+        {
             match rank_from_top(counts, count) {
-                Some(Rank { bin, wanted, held }) if wanted < held => split.push((index, source, bin, wanted)),
+                Some(Rank { bin, wanted, held }) if wanted < held => {
+                    split.push((index, source, bin, wanted))
+                }
                 Some(Rank { bin, .. }) => masks[index] = Mask::from_key(key(bin, 0)),
                 None => masks[index] = Mask::All,
             }
@@ -333,11 +401,17 @@ impl TaskVectors {
             return Ok(masks);
         }
 
-        let bins = split.iter().map(|&(_, source, bin, _)| (source, Target::LowBins { bin }));
+        let bins = split
+            .iter()
+            .map(|&(_, source, bin, _)| (source, Target::LowBins { bin }));
         let low = self.counted(measured, bins)?;
         let mut tied = Vec::new();
-        for (&(index, source, bin, wanted), counts) in split.iter().zip(low.counts.chunks_exact(LOW_BINS)) {
-            let Some(rank) = rank_from_top(counts, wanted) else { continue };
+        for (&(index, source, bin, wanted), counts) in
+            split.iter().zip(low.counts.chunks_exact(LOW_BINS))
+        {
+            let Some(rank) = rank_from_top(counts, wanted) else {
+                continue;
+            };
             let key = key(bin, rank.bin);
             masks[index] = Mask::from_key(key);
             if rank.wanted < rank.held {
@@ -348,16 +422,23 @@ impl TaskVectors {
             return Ok(masks);
         }
 
-        let keys = tied.iter().map(|&(_, source, key, _)| (source, Target::Equal { key }));
+        let keys = tied
+            .iter()
+            .map(|&(_, source, key, _)| (source, Target::Equal { key }));
         let ties = self.counted(measured, keys)?;
-        for (&(index, _, key, wanted), counts) in tied.iter().zip(ties.counts.chunks_exact(self.blocks)) {
+        for (&(index, _, key, wanted), counts) in
+            tied.iter().zip(ties.counts.chunks_exact(self.blocks))
+        {
             let mut before = 0;
             let quota = counts.iter().map(|held| {
                 let quota = wanted.saturating_sub(before);
                 before += held;
                 quota
             });
-            masks[index] = Mask::Largest { above: key, quota: Some(quota.collect()) };
+            masks[index] = Mask::Largest {
+                above: key,
+                quota: Some(quota.collect()),
+            };
         }
         Ok(masks)
     }
@@ -387,7 +468,10 @@ impl Choice {
         match self {
             Self::All | Self::Largest { .. } => Mask::All,
             Self::Nothing => Mask::Nothing,
-            Self::Random { key, density } => Mask::Random { key, bound: keep_threshold(density) },
+            Self::Random { key, density } => Mask::Random {
+                key,
+                bound: keep_threshold(density),
+            },
         }
     }
 }
@@ -398,20 +482,31 @@ enum Mask {
     All,
     Nothing,
     /// Magnitude keys above `above`; and of those equal to it, in each block the first `quota`, or all.
-    Largest { above: u32, quota: Option<Arc<[u64]>> },
-    Random { key: MaskKey, bound: u64 },
+    Largest {
+        above: u32,
+        quota: Option<Arc<[u64]>>,
+    },
+    Random {
+        key: MaskKey,
+        bound: u64,
+    },
 }
 
 impl Mask {
     /// Keeps magnitude keys from `key` on.
     fn from_key(key: u32) -> Self {
-        Self::Largest { above: key, quota: None }
+        Self::Largest {
+            above: key,
+            quota: None,
+        }
     }
 
     /// How many elements that equal the threshold a block keeps.
     fn ties_in(&self, block: usize) -> u64 {
         match self {
-            Self::Largest { quota: Some(quota), .. } => quota[block],
+            Self::Largest {
+                quota: Some(quota), ..
+            } => quota[block],
             _ => u64::MAX,
         }
     }
@@ -425,15 +520,18 @@ impl Mask {
             Self::Largest { above, quota: None } => {
                 places.for_each(|(keep, delta)| *keep = delta.magnitude_key() >= above);
             }
-            Self::Largest { above, quota: Some(_) } => places.for_each(|(keep, delta)| {
+            Self::Largest {
+                above,
+                quota: Some(_),
+            } => places.for_each(|(keep, delta)| {
                 let key = delta.magnitude_key();
                 let tie = key == above && *ties > 0;
                 *ties -= u64::from(tie);
                 *keep = key > above || tie;
             }),
-            Self::Random { key, bound } => places
-                .enumerate()
-                .for_each(|(offset, (keep, _))| *keep = u64::from(key.draw(first + offset as u64)) < bound),
+            Self::Random { key, bound } => places.enumerate().for_each(|(offset, (keep, _))| {
+                *keep = u64::from(key.draw(first + offset as u64)) < bound
+            }),
         }
     }
 }
@@ -452,9 +550,13 @@ struct MaskedTerm<R> {
 #[derive(Debug, Clone, Copy)]
 enum Target {
     HighBins,
-    LowBins { bin: usize },
+    LowBins {
+        bin: usize,
+    },
     /// Those equal to a key, by block.
-    Equal { key: u32 },
+    Equal {
+        key: u32,
+    },
 }
 
 /// Counts magnitudes of task vectors.
@@ -483,14 +585,18 @@ impl<R: Real> Measure<R> for MagnitudeCounts {
     fn block(&self, block: Block<'_, R>, _sums: &mut [f64], mut counts: &mut [u64]) {
         let base = block.sources[self.base];
         for &(source, target) in &self.targets {
-            let keys = block.sources[source].iter().zip(base).map(|(&x, &base)| (x - base).magnitude_key());
+            let keys = block.sources[source]
+                .iter()
+                .zip(base)
+                .map(|(&x, &base)| (x - base).magnitude_key());
             let width = match target {
                 Target::HighBins => {
                     keys.for_each(|key| counts[high_bin(key)] += 1);
                     HIGH_BINS
                 }
                 Target::LowBins { bin } => {
-                    keys.filter(|&key| high_bin(key) == bin).for_each(|key| counts[low_bin(key)] += 1);
+                    keys.filter(|&key| high_bin(key) == bin)
+                        .for_each(|key| counts[low_bin(key)] += 1);
                     LOW_BINS
                 }
                 Target::Equal { key: wanted } => {
@@ -527,19 +633,33 @@ impl<R: Real> Measure<R> for Norms<R> {
                 let length = STRIP.min(block.len() - start);
                 let (deltas, keep) = (&mut deltas[..length], &mut keep[..length]);
                 subtract(&block, term.source, self.base, start, deltas);
-                term.mask.fill(block.first + start as u64, &mut ties, deltas, keep);
+                term.mask
+                    .fill(block.first + start as u64, &mut ties, deltas, keep);
                 sums[0] += abs_sum(deltas);
-                deltas.iter_mut().zip(keep).for_each(|(delta, keep)| *delta = if *keep { *delta } else { R::ZERO });
+                deltas
+                    .iter_mut()
+                    .zip(keep)
+                    .for_each(|(delta, keep)| *delta = if *keep { *delta } else { R::ZERO });
                 sums[1] += abs_sum(deltas);
             }
         }
     }
 }
 
-fn subtract<R: Real>(block: &Block<'_, R>, source: usize, base: usize, start: usize, deltas: &mut [R]) {
+fn subtract<R: Real>(
+    block: &Block<'_, R>,
+    source: usize,
+    base: usize,
+    start: usize,
+    deltas: &mut [R],
+) {
     let source = &block.sources[source][start..][..deltas.len()];
     let base = &block.sources[base][start..][..deltas.len()];
-    deltas.iter_mut().zip(source).zip(base).for_each(|((delta, &x), &base)| *delta = x - base);
+    deltas
+        .iter_mut()
+        .zip(source)
+        .zip(base)
+        .for_each(|((delta, &x), &base)| *delta = x - base);
 }
 
 /// Adds masked task vectors to the base.
@@ -561,6 +681,9 @@ struct Strip<R> {
     mixed: [R; STRIP],
     share: [R; STRIP],
     divisor: [R; STRIP],
+    /// The least and the largest of the added sources.
+    low: [R; STRIP],
+    high: [R; STRIP],
 }
 
 impl<R: Real> Apply<R> for AddUp<R> {
@@ -572,8 +695,14 @@ impl<R: Real> Apply<R> for AddUp<R> {
             mixed: [R::ZERO; STRIP],
             share: [R::ZERO; STRIP],
             divisor: [R::ZERO; STRIP],
+            low: [R::ZERO; STRIP],
+            high: [R::ZERO; STRIP],
         };
-        let mut ties: Vec<u64> = self.terms.iter().map(|term| term.mask.ties_in(block.index)).collect();
+        let mut ties: Vec<u64> = self
+            .terms
+            .iter()
+            .map(|term| term.mask.ties_in(block.index))
+            .collect();
         for (index, out) in out.chunks_mut(STRIP).enumerate() {
             let start = index * STRIP;
             self.vote(&block, start, out.len(), &mut ties, &mut strip);
@@ -584,15 +713,35 @@ impl<R: Real> Apply<R> for AddUp<R> {
 }
 
 impl<R: Real> AddUp<R> {
+    /// Whether results that are means of the added sources are held between them.
+    ///
+    /// So copies give their model to the bit. Sources of 16 bits need no such care: in f32 they have bits to
+    /// spare.
+    fn bounded(&self) -> bool {
+        size_of::<R>() == size_of::<f64>() && self.terms.iter().all(|term| term.scaled >= R::ZERO)
+    }
+
     /// Masks each term, and strikes out those of the sign that lost.
-    fn vote(&self, block: &Block<'_, R>, start: usize, length: usize, ties: &mut [u64], strip: &mut Strip<R>) {
+    fn vote(
+        &self,
+        block: &Block<'_, R>,
+        start: usize,
+        length: usize,
+        ties: &mut [u64],
+        strip: &mut Strip<R>,
+    ) {
         strip.ballot.fill(R::ZERO);
-        for (((term, ties), votes), added) in
-            self.terms.iter().zip(ties).zip(&mut strip.votes).zip(&mut strip.added)
+        for (((term, ties), votes), added) in self
+            .terms
+            .iter()
+            .zip(ties)
+            .zip(&mut strip.votes)
+            .zip(&mut strip.added)
         {
             let (votes, added) = (&mut votes[..length], &mut added[..length]);
             subtract(block, term.source, self.base, start, votes);
-            term.mask.fill(block.first + start as u64, ties, votes, added);
+            term.mask
+                .fill(block.first + start as u64, ties, votes, added);
             for ((vote, added), ballot) in votes.iter_mut().zip(added).zip(&mut strip.ballot) {
                 *vote = if *added { *vote * term.scaled } else { R::ZERO };
                 *ballot += *vote;
@@ -600,7 +749,9 @@ impl<R: Real> AddUp<R> {
         }
         if self.sum.consensus == Consensus::WeightedSign {
             for (votes, added) in strip.votes.iter().zip(&mut strip.added) {
-                for ((&vote, added), &ballot) in votes[..length].iter().zip(added).zip(&strip.ballot) {
+                for ((&vote, added), &ballot) in
+                    votes[..length].iter().zip(added).zip(&strip.ballot)
+                {
                     // A tie is a plus, and a vote of zero agrees with no sign.
                     let plus = ballot >= R::ZERO;
                     *added = (vote > R::ZERO && plus) || (vote < R::ZERO && !plus);
@@ -610,35 +761,88 @@ impl<R: Real> AddUp<R> {
     }
 
     fn add(&self, block: &Block<'_, R>, start: usize, length: usize, strip: &mut Strip<R>) {
-        let Strip { mixed, share, divisor, added, .. } = strip;
-        mixed.fill(R::ZERO);
+        let Strip {
+            mixed,
+            share,
+            divisor,
+            added,
+            low,
+            high,
+            ..
+        } = strip;
+        // Minus zero is the sum of nothing: plus zero would turn a minus zero of the sources over.
+        let nothing = R::from_f64(-0.0);
+        mixed.fill(nothing);
         share.fill(R::ZERO);
         divisor.fill(R::ZERO);
-        for (term, added) in self.terms.iter().zip(added) {
+        for (term, added) in self.terms.iter().zip(added.iter()) {
             let source = &block.sources[term.source][start..][..length];
             for i in 0..length {
-                mixed[i] += if added[i] { term.scaled * source[i] } else { R::ZERO };
+                mixed[i] += if added[i] {
+                    term.scaled * source[i]
+                } else {
+                    nothing
+                };
                 share[i] += if added[i] { term.scaled } else { R::ZERO };
                 divisor[i] += if added[i] { term.weight } else { R::ZERO };
+            }
+        }
+        if self.bounded() {
+            low.fill(R::from_f64(f64::INFINITY));
+            high.fill(R::from_f64(f64::NEG_INFINITY));
+            for (term, added) in self.terms.iter().zip(added) {
+                let source = &block.sources[term.source][start..][..length];
+                for i in 0..length {
+                    low[i] = if added[i] {
+                        low[i].min(source[i])
+                    } else {
+                        low[i]
+                    };
+                    high[i] = if added[i] {
+                        high[i].max(source[i])
+                    } else {
+                        high[i]
+                    };
+                }
             }
         }
         match (self.sum.normalize, self.sum.consensus) {
             (false, _) => divisor.fill(R::ONE),
             (true, Consensus::None) => divisor.fill(R::from_f64(self.sum.total)),
-            (true, Consensus::WeightedSign) => divisor
-                .iter_mut()
-                .for_each(|divisor| *divisor = if *divisor == R::ZERO { R::ONE } else { *divisor }),
+            (true, Consensus::WeightedSign) => divisor.iter_mut().for_each(|divisor| {
+                *divisor = if *divisor == R::ZERO {
+                    R::ONE
+                } else {
+                    *divisor
+                }
+            }),
         }
     }
 
     fn finish(&self, base: &[R], strip: &Strip<R>, out: &mut [R]) {
         let lambda = R::from_f64(self.sum.lambda);
+        let bounded = self.bounded();
         for (i, (out, &base)) in out.iter_mut().zip(base).enumerate() {
             let share = lambda * (strip.share[i] / strip.divisor[i]);
             let rest = R::ONE - share;
             // What remains of weights that add up to one is rounding.
-            let rest = if rest.abs() <= R::NOISE { R::ZERO } else { rest };
-            let merged = lambda * (strip.mixed[i] / strip.divisor[i]) + rest * base;
+            let rest = if rest.abs() <= R::NOISE {
+                R::ZERO
+            } else {
+                rest
+            };
+            let added = lambda * (strip.mixed[i] / strip.divisor[i]);
+            let merged = if rest == R::ZERO {
+                added
+            } else {
+                added + rest * base
+            };
+            let mean = bounded && rest == R::ZERO;
+            let merged = if mean {
+                merged.max(strip.low[i]).min(strip.high[i])
+            } else {
+                merged
+            };
             // Where nothing is added the base stays, the sign of a zero included.
             let untouched = strip.mixed[i] == R::ZERO && strip.share[i] == R::ZERO;
             *out = if untouched { base } else { merged };

@@ -36,7 +36,10 @@ impl Method for Ties {
     }
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme { sparsifier: Sparsifier::Magnitude, consensus: Consensus::WeightedSign };
+        let scheme = Scheme {
+            sparsifier: Sparsifier::Magnitude,
+            consensus: Consensus::WeightedSign,
+        };
         task_vectors::action(scheme, params, tensor)
     }
 }

@@ -35,7 +35,11 @@ impl<R: Real> Combination<R> {
         let mean = (sum - 1.0).abs() < 1e-12 && weights.iter().all(|&weight| weight >= 0.0);
         Self {
             weights: weights.iter().map(|&weight| R::from_f64(weight)).collect(),
-            hull: if mean { (0..weights.len()).filter(|&k| weights[k] != 0.0).collect() } else { Vec::new() },
+            hull: if mean {
+                (0..weights.len()).filter(|&k| weights[k] != 0.0).collect()
+            } else {
+                Vec::new()
+            },
         }
     }
 }
@@ -44,7 +48,11 @@ impl<R: Real> Apply<R> for Combination<R> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
         weighted_sum(block.sources, &self.weights, out);
         if !self.hull.is_empty() {
-            let hull: Vec<&[R]> = self.hull.iter().map(|&source| block.sources[source]).collect();
+            let hull: Vec<&[R]> = self
+                .hull
+                .iter()
+                .map(|&source| block.sources[source])
+                .collect();
             clamp_to_hull(&hull, out);
         }
     }

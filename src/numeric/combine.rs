@@ -20,9 +20,13 @@ pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], out: &mut [R]) {
             }
             let source = &source[start..][..out.len()];
             if first {
-                out.iter_mut().zip(source).for_each(|(sum, &value)| *sum = weight * value);
+                out.iter_mut()
+                    .zip(source)
+                    .for_each(|(sum, &value)| *sum = weight * value);
             } else {
-                out.iter_mut().zip(source).for_each(|(sum, &value)| *sum += weight * value);
+                out.iter_mut()
+                    .zip(source)
+                    .for_each(|(sum, &value)| *sum += weight * value);
             }
             first = false;
         }
@@ -35,7 +39,9 @@ pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], out: &mut [R]) {
 /// A weighted mean with weights of one sign lies there by its definition; rounding can carry it out by a
 /// step. So elements in which all sources agree come out as they went in, to the bit.
 pub fn clamp_to_hull<R: Real>(sources: &[&[R]], out: &mut [R]) {
-    let Some((first, rest)) = sources.split_first() else { return };
+    let Some((first, rest)) = sources.split_first() else {
+        return;
+    };
     let mut low = [R::ZERO; STRIP];
     let mut high = [R::ZERO; STRIP];
     let mut start = 0;
@@ -98,7 +104,11 @@ mod tests {
     #[test]
     fn a_source_of_weight_zero_does_not_matter() {
         let mut out = [0f32; 2];
-        weighted_sum(&[&[1.0, 2.0], &[f32::INFINITY, f32::NAN]], &[1.0, 0.0], &mut out);
+        weighted_sum(
+            &[&[1.0, 2.0], &[f32::INFINITY, f32::NAN]],
+            &[1.0, 0.0],
+            &mut out,
+        );
         assert_eq!(out, [1.0, 2.0]);
         weighted_sum(&[&[1.0f32, 2.0]], &[0.0], &mut out);
         assert_eq!(out, [0.0, 0.0]);

@@ -13,7 +13,11 @@ pub(super) fn decode_e4m3(byte: u8) -> f32 {
         (0, _) => mantissa * 2f32.powi(-9),
         _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
     };
-    if byte >> 7 == 1 { -magnitude } else { magnitude }
+    if byte >> 7 == 1 {
+        -magnitude
+    } else {
+        magnitude
+    }
 }
 
 /// The value of an `F8_E5M2` byte.
@@ -32,7 +36,11 @@ pub(super) fn encode_e4m3(value: f64) -> u8 {
     let exponent = binade(rounded, -6);
     let mantissa = (rounded * 2f64.powi(3 - exponent)) as u8;
     // A normal number carries its hidden bit (8) into the exponent field.
-    sign | if mantissa < 8 { mantissa } else { (((exponent + 7) as u8) << 3) + (mantissa - 8) }
+    sign | if mantissa < 8 {
+        mantissa
+    } else {
+        (((exponent + 7) as u8) << 3) + (mantissa - 8)
+    }
 }
 
 /// Rounds to the nearest `F8_E5M2`, ties to even; beyond the range is infinity.
@@ -42,7 +50,12 @@ pub(super) fn encode_e5m2(value: f64) -> u8 {
     }
     let rounded = round_to_grid(value.abs(), 2, -14);
     // `rounded` has two bits of mantissa, so the conversion is exact or overflows as it should.
-    let bits = f16::from_f64(if rounded > 57_344.0 { f64::INFINITY } else { rounded }).to_bits();
+    let bits = f16::from_f64(if rounded > 57_344.0 {
+        f64::INFINITY
+    } else {
+        rounded
+    })
+    .to_bits();
     u8::from(value.is_sign_negative()) << 7 | (bits >> 8) as u8
 }
 
@@ -67,7 +80,10 @@ mod tests {
 
     /// All finite values of a format with their bytes, ascending, positive half.
     fn table(decode: fn(u8) -> f32) -> Vec<(f64, u8)> {
-        (0..=0x7f).map(|byte| (f64::from(decode(byte)), byte)).filter(|(value, _)| value.is_finite()).collect()
+        (0..=0x7f)
+            .map(|byte| (f64::from(decode(byte)), byte))
+            .filter(|(value, _)| value.is_finite())
+            .collect()
     }
 
     fn check(decode: fn(u8) -> f32, encode: fn(f64) -> u8) {
@@ -78,7 +94,11 @@ mod tests {
             assert_eq!(encode(low), low_byte);
             assert_eq!(encode(-low), low_byte | 0x80);
             let middle = (low + high) / 2.0;
-            let even = if low_byte % 2 == 0 { low_byte } else { high_byte };
+            let even = if low_byte % 2 == 0 {
+                low_byte
+            } else {
+                high_byte
+            };
             assert_eq!(encode(middle), even, "tie between {low} and {high}");
             assert_eq!(encode(middle.next_down()), low_byte);
             assert_eq!(encode(middle.next_up()), high_byte);

@@ -47,7 +47,10 @@ impl NonFinite {
         let limit = R::from_f64(f64::INFINITY);
         let mut found = Self::default();
         // A branch-free sweep finds the usual answer, none, at the speed of memory.
-        let odd: u32 = values.iter().map(|value| u32::from(!(value.abs() < limit))).sum();
+        let odd: u32 = values
+            .iter()
+            .map(|value| u32::from(!(value.abs() < limit)))
+            .sum();
         if odd > 0 {
             for value in values {
                 let value = value.to_f64();
@@ -137,7 +140,10 @@ impl FloatType {
             Self::F64 => (f64::MAX, f64::INFINITY),
             Self::F32 => (f64::from(f32::MAX), (2.0 - 2f64.powi(-24)) * 2f64.powi(127)),
             Self::F16 => (65_504.0, 65_520.0),
-            Self::Bf16 => (f64::from(bf16::MAX.to_f32()), (2.0 - 2f64.powi(-8)) * 2f64.powi(127)),
+            Self::Bf16 => (
+                f64::from(bf16::MAX.to_f32()),
+                (2.0 - 2f64.powi(-8)) * 2f64.powi(127),
+            ),
             // 464 lies half-way between 448 and the NaN's place and rounds to even: 448.
             Self::F8E4m3 => (448.0, f64::from(464f32.next_up())),
             Self::F8E5m2 => (57_344.0, 61_440.0),
@@ -202,7 +208,10 @@ impl FloatType {
         let (largest, beyond) = self.limits();
         // In f32 the limit of a wider format is infinity: nothing finite reaches it.
         let limit = R::from_f64(beyond);
-        let outside: u32 = values.iter().map(|value| u32::from(!(value.abs() < limit))).sum();
+        let outside: u32 = values
+            .iter()
+            .map(|value| u32::from(!(value.abs() < limit)))
+            .sum();
         if outside == 0 {
             return Narrowed::default();
         }
@@ -210,10 +219,17 @@ impl FloatType {
         if saturate {
             let largest = R::from_f64(largest);
             for value in values.iter_mut().filter(|value| value.abs() >= limit) {
-                *value = if *value < R::ZERO { R::ZERO - largest } else { largest };
+                *value = if *value < R::ZERO {
+                    R::ZERO - largest
+                } else {
+                    largest
+                };
             }
         }
-        Narrowed { overflowed: u64::from(outside) - non_finite.nan - non_finite.infinite, non_finite }
+        Narrowed {
+            overflowed: u64::from(outside) - non_finite.nan - non_finite.infinite,
+            non_finite,
+        }
     }
 }
 
@@ -269,7 +285,11 @@ fn round_to_odd<R: Real>(value: R) -> f32 {
         return nearest;
     }
     let bits = nearest.to_bits();
-    let truncated = if R::from_f32(nearest).abs() > value.abs() { bits - 1 } else { bits };
+    let truncated = if R::from_f32(nearest).abs() > value.abs() {
+        bits - 1
+    } else {
+        bits
+    };
     f32::from_bits(truncated | 1)
 }
 
@@ -316,7 +336,10 @@ mod tests {
             for bits in 0..1u32 << (8 * format.size()) {
                 let raw = &bits.to_le_bytes()[..format.size()];
                 if is_nan(format, raw) {
-                    assert!(is_nan(format, &round_trip::<f32>(format, raw)), "{format:?} {bits:#x}");
+                    assert!(
+                        is_nan(format, &round_trip::<f32>(format, raw)),
+                        "{format:?} {bits:#x}"
+                    );
                 } else {
                     assert_eq!(round_trip::<f32>(format, raw), raw, "{format:?} {bits:#x}");
                     assert_eq!(round_trip::<f64>(format, raw), raw, "{format:?} {bits:#x}");
@@ -339,7 +362,10 @@ mod tests {
         let (best, _) = candidates
             .into_iter()
             .min_by(|(a, a_bits), (b, b_bits)| {
-                (a - magnitude).abs().total_cmp(&(b - magnitude).abs()).then((a_bits & 1).cmp(&(b_bits & 1)))
+                (a - magnitude)
+                    .abs()
+                    .total_cmp(&(b - magnitude).abs())
+                    .then((a_bits & 1).cmp(&(b_bits & 1)))
             })
             .expect("a format has values");
         best.copysign(value)
@@ -367,7 +393,11 @@ mod tests {
     fn a_value_just_above_a_tie_is_not_rounded_twice() {
         // 1 + 2^-8 is a tie between two BF16 values; 2^-50 more decides it, and would be lost by way of f32.
         let mut bytes = [0; 2];
-        FloatType::Bf16.encode(&mut [1.0 + 2f64.powi(-8) + 2f64.powi(-50)], false, &mut bytes);
+        FloatType::Bf16.encode(
+            &mut [1.0 + 2f64.powi(-8) + 2f64.powi(-50)],
+            false,
+            &mut bytes,
+        );
         assert_eq!(bf16::from_le_bytes(bytes).to_f64(), 1.0 + 2f64.powi(-7));
         FloatType::Bf16.encode(&mut [1.0 + 2f64.powi(-8)], false, &mut bytes);
         assert_eq!(bf16::from_le_bytes(bytes).to_f64(), 1.0);
@@ -379,7 +409,12 @@ mod tests {
             (FloatType::F16, 65_519.0, 65_520.0, 65_504.0),
             (FloatType::F8E4m3, 464.0, 465.0, 448.0),
             (FloatType::F8E5m2, 61_439.0, 61_440.0, 57_344.0),
-            (FloatType::Bf16, 3.3e38, 3.4e38, f64::from(bf16::MAX.to_f32())),
+            (
+                FloatType::Bf16,
+                3.3e38,
+                3.4e38,
+                f64::from(bf16::MAX.to_f32()),
+            ),
         ] {
             let mut bytes = vec![0; 3 * format.size()];
             let narrowed = format.encode(&mut [fits, too_large, -too_large], false, &mut bytes);
@@ -391,8 +426,18 @@ mod tests {
             format.decode(&bytes, &mut back);
             assert_eq!(back[1..], [largest, -largest], "{format:?}");
         }
-        let narrowed = FloatType::F16.encode(&mut [f32::NAN, f32::INFINITY, 1e6], false, &mut [0; 6]);
-        assert_eq!(narrowed, Narrowed { overflowed: 1, non_finite: NonFinite { nan: 1, infinite: 1 } });
+        let narrowed =
+            FloatType::F16.encode(&mut [f32::NAN, f32::INFINITY, 1e6], false, &mut [0; 6]);
+        assert_eq!(
+            narrowed,
+            Narrowed {
+                overflowed: 1,
+                non_finite: NonFinite {
+                    nan: 1,
+                    infinite: 1
+                }
+            }
+        );
     }
 
     #[test]
@@ -403,7 +448,12 @@ mod tests {
         }
         let mut values = vec![0f32; 600];
         FloatType::F16.decode(&raw[1..], &mut values);
-        assert!(values.iter().enumerate().all(|(index, value)| *value == index as f32));
+        assert!(
+            values
+                .iter()
+                .enumerate()
+                .all(|(index, value)| *value == index as f32)
+        );
     }
 
     #[test]

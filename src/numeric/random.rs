@@ -26,7 +26,9 @@ impl MaskKey {
     /// The draw at one place, uniform in 32 bits.
     #[inline]
     pub fn draw(self, index: u64) -> u32 {
-        let word = mix(self.0.wrapping_add((index >> 1).wrapping_add(1).wrapping_mul(GOLDEN)));
+        let word = mix(self
+            .0
+            .wrapping_add((index >> 1).wrapping_add(1).wrapping_mul(GOLDEN)));
         (word >> (32 * (index & 1))) as u32
     }
 }
@@ -52,7 +54,8 @@ mod tests {
     fn is_splitmix64_read_at_a_position() {
         // The first outputs of the reference implementation seeded with 1234567.
         let key = MaskKey(1_234_567);
-        let word = |index: u64| u64::from(key.draw(2 * index)) | u64::from(key.draw(2 * index + 1)) << 32;
+        let word =
+            |index: u64| u64::from(key.draw(2 * index)) | u64::from(key.draw(2 * index + 1)) << 32;
         assert_eq!(word(0), 6_457_827_717_110_365_317);
         assert_eq!(word(1), 3_203_168_211_198_807_973);
         assert_eq!(word(2), 9_817_491_932_198_370_423);
@@ -65,10 +68,15 @@ mod tests {
             let count = 1_000_000u64;
             for slot in 0..3 {
                 let key = MaskKey::new(42, "model.layers.0.mlp.up_proj.weight", slot);
-                let kept = (0..count).filter(|&index| u64::from(key.draw(index)) < bound).count() as f64;
+                let kept = (0..count)
+                    .filter(|&index| u64::from(key.draw(index)) < bound)
+                    .count() as f64;
                 // Five standard deviations of the binomial.
                 let allowed = 5.0 * (count as f64 * density * (1.0 - density)).sqrt();
-                assert!((kept - count as f64 * density).abs() <= allowed, "{density}: {kept}");
+                assert!(
+                    (kept - count as f64 * density).abs() <= allowed,
+                    "{density}: {kept}"
+                );
             }
         }
     }
@@ -81,7 +89,9 @@ mod tests {
         assert_ne!(key, MaskKey::new(1, "a", 1));
         // Masks of two slots are independent: they agree on about half of the coin flips.
         let other = MaskKey::new(1, "a", 1);
-        let agree = (0..100_000).filter(|&i| (key.draw(i) ^ other.draw(i)) >> 31 == 0).count();
+        let agree = (0..100_000)
+            .filter(|&i| (key.draw(i) ^ other.draw(i)) >> 31 == 0)
+            .count();
         assert!((49_000..51_000).contains(&agree), "{agree}");
     }
 }

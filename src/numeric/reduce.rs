@@ -7,7 +7,9 @@ const LANES: usize = 8;
 
 /// The inner product of two slices of one length.
 pub fn dot<R: Real>(a: &[R], b: &[R]) -> f64 {
-    striped(a.len().min(b.len()), |index| a[index].to_f64() * b[index].to_f64())
+    striped(a.len().min(b.len()), |index| {
+        a[index].to_f64() * b[index].to_f64()
+    })
 }
 
 /// The sum of magnitudes.

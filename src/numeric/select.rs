@@ -39,7 +39,11 @@ pub fn rank_from_top(counts: &[u64], k: u64) -> Option<Rank> {
     let mut above = 0;
     for (bin, &held) in counts.iter().enumerate().rev() {
         if above + held >= k && held > 0 {
-            return Some(Rank { bin, wanted: k - above, held });
+            return Some(Rank {
+                bin,
+                wanted: k - above,
+                held,
+            });
         }
         above += held;
     }

@@ -69,23 +69,41 @@ fn dtype_name(dtype: Dtype) -> Option<&'static str> {
 /// Writes the dtype that most weights have: `dtype` for transformers 5, `torch_dtype` for those before.
 fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: &mut Vec<String>) {
     let mut elements: Vec<(Dtype, u64)> = Vec::new();
-    for tensor in tensors.iter().filter(|tensor| FloatType::of(tensor.dtype).is_some()) {
-        match elements.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
+    for tensor in tensors
+        .iter()
+        .filter(|tensor| FloatType::of(tensor.dtype).is_some())
+    {
+        match elements
+            .iter_mut()
+            .find(|(dtype, _)| *dtype == tensor.dtype)
+        {
             Some((_, count)) => *count += tensor.elements(),
             None => elements.push((tensor.dtype, tensor.elements())),
         }
     }
-    let Some(&(dtype, _)) = elements.iter().max_by_key(|(_, count)| *count) else { return };
-    let Some(name) = dtype_name(dtype) else { return };
+    let Some(&(dtype, _)) = elements.iter().max_by_key(|(_, count)| *count) else {
+        return;
+    };
+    let Some(name) = dtype_name(dtype) else {
+        return;
+    };
     if elements.len() > 1 {
-        let all: Vec<String> = elements.iter().map(|(dtype, _)| format!("{dtype:?}")).collect();
-        notes.push(format!("the output has tensors of several dtypes ({}); its config says {name}, as most have", all.join(", ")));
+        let all: Vec<String> = elements
+            .iter()
+            .map(|(dtype, _)| format!("{dtype:?}"))
+            .collect();
+        notes.push(format!(
+            "the output has tensors of several dtypes ({}); its config says {name}, as most have",
+            all.join(", ")
+        ));
     }
     for key in ["dtype", "torch_dtype"] {
         config.insert(key.into(), name.into());
     }
     for nested in NESTED {
-        let Some(nested) = config.get_mut(nested).and_then(Value::as_object_mut) else { continue };
+        let Some(nested) = config.get_mut(nested).and_then(Value::as_object_mut) else {
+            continue;
+        };
         for key in ["dtype", "torch_dtype"] {
             if nested.contains_key(key) {
                 nested.insert(key.into(), name.into());
@@ -97,7 +115,10 @@ fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: 
 /// Writes the number of layers, and reorders what is listed by layer.
 fn set_layers(config: &mut Map<String, Value>, map: &LayerMap, notes: &mut Vec<String>) {
     let nested = NESTED.into_iter().find(|key| {
-        config.get(*key).and_then(Value::as_object).is_some_and(|nested| LAYER_COUNTS.iter().any(|key| nested.contains_key(*key)))
+        config
+            .get(*key)
+            .and_then(Value::as_object)
+            .is_some_and(|nested| LAYER_COUNTS.iter().any(|key| nested.contains_key(*key)))
     });
     let object = match nested {
         Some(key) => config.get_mut(key).and_then(Value::as_object_mut),
@@ -115,12 +136,19 @@ fn set_layers(config: &mut Map<String, Value>, map: &LayerMap, notes: &mut Vec<S
     }
     let mut by_number = Vec::new();
     for (key, value) in config.iter_mut() {
-        let listed = PER_LAYER.contains(&key.as_str()) || key.contains("layer") || key.contains("block");
+        let listed =
+            PER_LAYER.contains(&key.as_str()) || key.contains("layer") || key.contains("block");
         match value {
             Value::Array(list) if listed && list.len() == map.before => {
-                *list = map.from.iter().filter_map(|&layer| list.get(layer).cloned()).collect();
+                *list = map
+                    .from
+                    .iter()
+                    .filter_map(|&layer| list.get(layer).cloned())
+                    .collect();
             }
-            Value::Array(list) if BY_NUMBER.contains(&key.as_str()) && !list.is_empty() => by_number.push(key.clone()),
+            Value::Array(list) if BY_NUMBER.contains(&key.as_str()) && !list.is_empty() => {
+                by_number.push(key.clone())
+            }
             Value::Number(_) if BY_NUMBER.contains(&key.as_str()) => by_number.push(key.clone()),
             _ => {}
         }

@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::checkpoint::{Checkpoint, LayerStack, PrefixAlias, find_alias, is_input_embedding, is_output_head};
+use crate::checkpoint::{
+    Checkpoint, LayerStack, PrefixAlias, find_alias, is_input_embedding, is_output_head,
+};
 
 /// How many prefixes one model may write in its own way.
 const ALIASES: usize = 4;
@@ -25,15 +27,31 @@ pub(super) struct Counterparts {
 
 impl Counterparts {
     pub(super) fn new(donor: &Checkpoint, stacks: &[LayerStack], model: &Checkpoint) -> Self {
-        let donor_names: HashSet<&str> = donor.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
-        let mut names: Vec<String> = model.tensors().iter().map(|tensor| tensor.name.clone()).collect();
+        let donor_names: HashSet<&str> = donor
+            .tensors()
+            .iter()
+            .map(|tensor| tensor.name.as_str())
+            .collect();
+        let mut names: Vec<String> = model
+            .tensors()
+            .iter()
+            .map(|tensor| tensor.name.clone())
+            .collect();
         let mut aliases = Vec::new();
         for _ in 0..ALIASES {
-            let reference: Vec<(&str, &[usize])> =
-                donor.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())).collect();
-            let other: Vec<(&str, &[usize])> =
-                names.iter().zip(model.tensors()).map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect();
-            let Some(alias) = find_alias(&reference, &other) else { break };
+            let reference: Vec<(&str, &[usize])> = donor
+                .tensors()
+                .iter()
+                .map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()))
+                .collect();
+            let other: Vec<(&str, &[usize])> = names
+                .iter()
+                .zip(model.tensors())
+                .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))
+                .collect();
+            let Some(alias) = find_alias(&reference, &other) else {
+                break;
+            };
             let back = PrefixAlias {
                 reference_prefix: alias.model_prefix.clone(),
                 model_prefix: alias.reference_prefix.clone(),
@@ -41,7 +59,9 @@ impl Counterparts {
             let renamed: Vec<Option<String>> = names
                 .iter()
                 .map(|name| {
-                    let theirs = back.apply(name).filter(|_| !donor_names.contains(name.as_str()))?;
+                    let theirs = back
+                        .apply(name)
+                        .filter(|_| !donor_names.contains(name.as_str()))?;
                     // A name that the donor does not have is renamed only where a stack gives it a meaning:
                     // a model may have more layers than the donor.
                     let known = donor_names.contains(theirs.as_str())
@@ -59,8 +79,14 @@ impl Counterparts {
             }
             aliases.push(alias);
         }
-        let by_name = names.iter().enumerate().map(|(index, name)| (name.clone(), index)).collect();
-        let tied_by_config = model.config().and_then(|config| config.tie_word_embeddings());
+        let by_name = names
+            .iter()
+            .enumerate()
+            .map(|(index, name)| (name.clone(), index))
+            .collect();
+        let tied_by_config = model
+            .config()
+            .and_then(|config| config.tie_word_embeddings());
         let has_head = names.iter().any(|name| is_head(name));
         Self {
             tied: tied_by_config.unwrap_or(!has_head),
@@ -79,7 +105,13 @@ impl Counterparts {
 
     /// The model's tensor of that name; for the head of a tied model, its embedding.
     pub(super) fn find_or_tied(&self, name: &str) -> Option<usize> {
-        self.find(name).or_else(|| if self.tied && is_head(name) { self.embedding } else { None })
+        self.find(name).or_else(|| {
+            if self.tied && is_head(name) {
+                self.embedding
+            } else {
+                None
+            }
+        })
     }
 }
 

@@ -27,7 +27,16 @@ pub fn text(plan: &Plan, detail: Detail) -> String {
 }
 
 fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result {
-    writeln!(out, "method   {}{}", plan.method.name, if plan.random { format!(", seed {}", plan.seed) } else { String::new() })?;
+    writeln!(
+        out,
+        "method   {}{}",
+        plan.method.name,
+        if plan.random {
+            format!(", seed {}", plan.seed)
+        } else {
+            String::new()
+        }
+    )?;
     for (index, model) in plan.models.iter().enumerate() {
         let bytes: u64 = model.tensors().iter().map(|tensor| tensor.len).sum();
         let mut roles = Vec::new();
@@ -37,7 +46,11 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
         if plan.donor == index {
             roles.push("gives names, config and files");
         }
-        let roles = if roles.is_empty() { String::new() } else { format!("  ({})", roles.join("; ")) };
+        let roles = if roles.is_empty() {
+            String::new()
+        } else {
+            format!("  ({})", roles.join("; "))
+        };
         writeln!(
             out,
             "{}  {}  {} tensors, {}{roles}",
@@ -59,18 +72,37 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
     if detail == Detail::All {
         writeln!(out)?;
         for tensor in &plan.tensors {
-            writeln!(out, "{}  {:?} {:?}  {}", tensor.name, tensor.dtype, tensor.shape, effective(plan, tensor))?;
+            writeln!(
+                out,
+                "{}  {:?} {:?}  {}",
+                tensor.name,
+                tensor.dtype,
+                tensor.shape,
+                effective(plan, tensor)
+            )?;
             for (index, source) in tensor.sources.iter().enumerate() {
                 let model = &plan.models[source.model];
-                writeln!(out, "    <- {}: {}{}", model.label(), model.tensors()[source.tensor].name, of_source(tensor, index))?;
+                writeln!(
+                    out,
+                    "    <- {}: {}{}",
+                    model.label(),
+                    model.tensors()[source.tensor].name,
+                    of_source(tensor, index)
+                )?;
             }
         }
     }
     for (model, fates) in plan.models.iter().zip(&plan.fates) {
         for (fate, why) in [
-            (Fate::TiedCopy, "left out: the tied copy of an embedding (checked to be equal)"),
+            (
+                Fate::TiedCopy,
+                "left out: the tied copy of an embedding (checked to be equal)",
+            ),
             (Fate::OutsideSlices, "left out: no slice asks for it"),
-            (Fate::DerivedBuffer, "left out: computed from the config when the model is loaded"),
+            (
+                Fate::DerivedBuffer,
+                "left out: computed from the config when the model is loaded",
+            ),
         ] {
             let names: Vec<&str> = model
                 .tensors()
@@ -82,8 +114,18 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
             if !names.is_empty() {
                 let most = if detail == Detail::All { usize::MAX } else { 2 };
                 let listed: Vec<&str> = names.iter().take(most).copied().collect();
-                let more = if listed.len() < names.len() { ", ..." } else { "" };
-                writeln!(out, "{:>5}  of {} {why}\n       {}{more}", names.len(), model.label(), listed.join(", "))?;
+                let more = if listed.len() < names.len() {
+                    ", ..."
+                } else {
+                    ""
+                };
+                writeln!(
+                    out,
+                    "{:>5}  of {} {why}\n       {}{more}",
+                    names.len(),
+                    model.label(),
+                    listed.join(", ")
+                )?;
             }
         }
     }
@@ -92,10 +134,23 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
         [shard] => shard.file_name.clone(),
         shards => format!("{} shards", shards.len()),
     };
-    let dtypes: Vec<String> = plan.dtypes().into_iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
-    writeln!(out, "output   {} tensors ({}) in {files}", plan.tensors.len(), dtypes.join(", "))?;
+    let dtypes: Vec<String> = plan
+        .dtypes()
+        .into_iter()
+        .map(|(dtype, count)| format!("{count} {dtype}"))
+        .collect();
+    writeln!(
+        out,
+        "output   {} tensors ({}) in {files}",
+        plan.tensors.len(),
+        dtypes.join(", ")
+    )?;
     if !plan.sidecars.is_empty() {
-        let names: Vec<&str> = plan.sidecars.iter().map(|(_, file)| file.name.as_str()).collect();
+        let names: Vec<&str> = plan
+            .sidecars
+            .iter()
+            .map(|(_, file)| file.name.as_str())
+            .collect();
         writeln!(out, "files    {}", names.join(", "))?;
     }
     writeln!(
@@ -123,7 +178,13 @@ fn alike(plan: &Plan) -> Vec<(String, Vec<&str>)> {
     for tensor in &plan.tensors {
         let mut what = effective(plan, tensor);
         for (index, source) in tensor.sources.iter().enumerate() {
-            let _ = write!(what, "{} {}{}", if index == 0 { " of" } else { "," }, plan.models[source.model].label(), of_source(tensor, index));
+            let _ = write!(
+                what,
+                "{} {}{}",
+                if index == 0 { " of" } else { "," },
+                plan.models[source.model].label(),
+                of_source(tensor, index)
+            );
         }
         groups.entry(what).or_default().push(&tensor.name);
     }
@@ -138,7 +199,12 @@ fn effective(plan: &Plan, tensor: &PlannedTensor) -> String {
         Operation::Copy if tensor.sources.len() > 1 => "copy, if equal".to_owned(),
         Operation::Copy => "copy".to_owned(),
         Operation::Compute(_) => {
-            let values: Vec<String> = tensor.params.tensor.iter().map(|(name, value)| format!(" {name}={}", value_text(*value))).collect();
+            let values: Vec<String> = tensor
+                .params
+                .tensor
+                .iter()
+                .map(|(name, value)| format!(" {name}={}", value_text(*value)))
+                .collect();
             format!("{}{}", plan.method.name, values.concat())
         }
     }
@@ -149,9 +215,21 @@ fn of_source(tensor: &PlannedTensor, source: usize) -> String {
     if tensor.base == Some(source) && tensor.params.sources.get(source).is_none_or(Vec::is_empty) {
         return " (base)".to_owned();
     }
-    let values = tensor.params.sources.get(source).map(Vec::as_slice).unwrap_or_default();
-    let values: Vec<String> = values.iter().map(|(name, value)| format!("{name}={}", value_text(*value))).collect();
-    if values.is_empty() { String::new() } else { format!(" ({})", values.join(" ")) }
+    let values = tensor
+        .params
+        .sources
+        .get(source)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let values: Vec<String> = values
+        .iter()
+        .map(|(name, value)| format!("{name}={}", value_text(*value)))
+        .collect();
+    if values.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", values.join(" "))
+    }
 }
 
 fn value_text(value: ParamValue) -> String {
@@ -187,7 +265,11 @@ pub fn json(plan: &Plan) -> Value {
             })
         })
         .collect();
-    let tensors: Vec<Value> = plan.tensors.iter().map(|tensor| tensor_json(plan, tensor)).collect();
+    let tensors: Vec<Value> = plan
+        .tensors
+        .iter()
+        .map(|tensor| tensor_json(plan, tensor))
+        .collect();
     let shards: Vec<Value> =
         plan.shards.iter().map(|shard| json!({"file": shard.file_name, "bytes": shard.file_size, "tensors": shard.tensors.len()})).collect();
     json!({
@@ -241,7 +323,12 @@ fn values_json(values: &[(&'static str, ParamValue)]) -> Value {
         ParamValue::Bool(flag) => json!(flag),
         ParamValue::Word(word) => json!(word),
     };
-    Value::Object(values.iter().map(|(name, found)| ((*name).to_owned(), value(found))).collect())
+    Value::Object(
+        values
+            .iter()
+            .map(|(name, found)| ((*name).to_owned(), value(found)))
+            .collect(),
+    )
 }
 
 fn fate_json(fate: Fate) -> Value {

@@ -67,13 +67,19 @@ pub(super) fn wish<'r>(
 
 /// Where a name lies in its own stack: 0 for the first layer, 1 for the last.
 fn depth(stacks: &[LayerStack], name: &str) -> f64 {
-    let layer = stacks.iter().find_map(|stack| stack.split(name).map(|(layer, _)| (layer, stack.layers)));
+    let layer = stacks
+        .iter()
+        .find_map(|stack| stack.split(name).map(|(layer, _)| (layer, stack.layers)));
     layer.map_or(0.0, |(layer, layers)| depth_of(layer, layers))
 }
 
 /// mergekit's rule: a stack of one layer is at its end.
 fn depth_of(layer: usize, layers: usize) -> f64 {
-    if layers > 1 { layer as f64 / (layers - 1) as f64 } else { 1.0 }
+    if layers > 1 {
+        layer as f64 / (layers - 1) as f64
+    } else {
+        1.0
+    }
 }
 
 fn whole_models<'r>(
@@ -83,24 +89,48 @@ fn whole_models<'r>(
     stacks: &[LayerStack],
     notes: &mut Vec<String>,
 ) -> Wish<'r> {
-    let Inputs::Models(listed) = &recipe.inputs else { return Wish { groups: vec![], wanted: vec![], layer_map: None } };
+    let Inputs::Models(listed) = &recipe.inputs else {
+        return Wish {
+            groups: vec![],
+            wanted: vec![],
+            layer_map: None,
+        };
+    };
     let mut sources: Vec<GroupSource<'r>> = listed
         .iter()
         .filter_map(|source| {
             let model = models.index(&source.model.value)?;
-            Some(GroupSource { model, parameters: Some(&source.parameters), at: source.model.at })
+            Some(GroupSource {
+                model,
+                parameters: Some(&source.parameters),
+                at: source.model.at,
+            })
         })
         .collect();
     let mut base = None;
     if let (Some(model), Some(named)) = (models.base, &recipe.base_model) {
-        base = sources.iter().position(|source| source.model == model).or(Some(sources.len()));
+        base = sources
+            .iter()
+            .position(|source| source.model == model)
+            .or(Some(sources.len()));
         if base == Some(sources.len()) {
-            sources.push(GroupSource { model, parameters: None, at: named.at });
+            sources.push(GroupSource {
+                model,
+                parameters: None,
+                at: named.at,
+            });
         }
     }
     if stacks.len() > 1 {
-        let names: Vec<String> = stacks.iter().map(|stack| format!("{}0..{}", stack.prefix, stack.layers)).collect();
-        notes.push(format!("{} stacks of layers: {}; a gradient runs over each by itself", stacks.len(), some_of(&names)));
+        let names: Vec<String> = stacks
+            .iter()
+            .map(|stack| format!("{}0..{}", stack.prefix, stack.layers))
+            .collect();
+        notes.push(format!(
+            "{} stacks of layers: {}; a gradient runs over each by itself",
+            stacks.len(),
+            some_of(&names)
+        ));
     }
     let wanted = counterparts[models.donor]
         .names
@@ -112,7 +142,15 @@ fn whole_models<'r>(
             picks: vec![name.clone(); sources.len()],
         })
         .collect();
-    Wish { groups: vec![Group { sources, base, parameters: None }], wanted, layer_map: None }
+    Wish {
+        groups: vec![Group {
+            sources,
+            base,
+            parameters: None,
+        }],
+        wanted,
+        layer_map: None,
+    }
 }
 
 fn slices<'r>(
@@ -123,28 +161,58 @@ fn slices<'r>(
     notes: &mut Vec<String>,
     problems: &mut Problems,
 ) -> Wish<'r> {
-    let mut wish = Wish { groups: vec![], wanted: vec![], layer_map: None };
-    let Inputs::Slices(slices) = &recipe.inputs else { return wish };
-    let Some(stack) = main_stack(models, stacks, slices.first().map(|slice| slice.at), notes, problems) else {
+    let mut wish = Wish {
+        groups: vec![],
+        wanted: vec![],
+        layer_map: None,
+    };
+    let Inputs::Slices(slices) = &recipe.inputs else {
+        return wish;
+    };
+    let Some(stack) = main_stack(
+        models,
+        stacks,
+        slices.first().map(|slice| slice.at),
+        notes,
+        problems,
+    ) else {
         return wish;
     };
     for slice in slices {
-        let base = slice.base_model.as_ref().or(recipe.base_model.as_ref()).and_then(|base| models.index(&base.value));
+        let base = slice
+            .base_model
+            .as_ref()
+            .or(recipe.base_model.as_ref())
+            .and_then(|base| models.index(&base.value));
         let sources: Vec<GroupSource<'r>> = slice
             .sources
             .iter()
             .filter_map(|source| {
                 let model = models.index(&source.model.value)?;
-                Some(GroupSource { model, parameters: Some(&source.parameters), at: source.model.at })
+                Some(GroupSource {
+                    model,
+                    parameters: Some(&source.parameters),
+                    at: source.model.at,
+                })
             })
             .collect();
         let base = sources.iter().position(|source| Some(source.model) == base);
-        wish.groups.push(Group { sources, base, parameters: Some(&slice.parameters) });
+        wish.groups.push(Group {
+            sources,
+            base,
+            parameters: Some(&slice.parameters),
+        });
     }
-    let layers: Vec<BTreeMap<usize, Vec<&str>>> = counterparts.iter().map(|names| layers_of(names, stack)).collect();
+    let layers: Vec<BTreeMap<usize, Vec<&str>>> = counterparts
+        .iter()
+        .map(|names| layers_of(names, stack))
+        .collect();
     for (slice, group) in slices.iter().zip(&wish.groups) {
         for (source, placed) in slice.sources.iter().zip(&group.sources) {
-            let have = layers[placed.model].keys().next_back().map_or(0, |last| last + 1);
+            let have = layers[placed.model]
+                .keys()
+                .next_back()
+                .map_or(0, |last| last + 1);
             if source.layer_range.end > have {
                 problems.add(
                     Some(source.layer_range_at),
@@ -173,7 +241,12 @@ fn slices<'r>(
                 tails.insert(name.clone());
             }
             let picks = vec![name.clone(); wish.groups[group].sources.len()];
-            wish.wanted.push(Wanted { name: name.clone(), depth: 0.0, group, picks });
+            wish.wanted.push(Wanted {
+                name: name.clone(),
+                depth: 0.0,
+                group,
+                picks,
+            });
         } else if !placed {
             placed = true;
             wish.layer_map = Some(restack(recipe, models, stack, &layers, &mut wish, problems));
@@ -181,7 +254,10 @@ fn slices<'r>(
     }
     if slices.len() > 1 && !tails.is_empty() {
         let tails: Vec<String> = tails.into_iter().collect();
-        notes.push(format!("tensors outside the layers come from the last slice's models: {}", some_of(&tails)));
+        notes.push(format!(
+            "tensors outside the layers come from the last slice's models: {}",
+            some_of(&tails)
+        ));
     }
     wish
 }
@@ -195,18 +271,33 @@ fn restack(
     wish: &mut Wish<'_>,
     problems: &mut Problems,
 ) -> LayerMap {
-    let mut map = LayerMap { from: Vec::new(), before: stack.layers };
-    let Inputs::Slices(slices) = &recipe.inputs else { return map };
+    let mut map = LayerMap {
+        from: Vec::new(),
+        before: stack.layers,
+    };
+    let Inputs::Slices(slices) = &recipe.inputs else {
+        return map;
+    };
     for (group, slice) in slices.iter().enumerate() {
-        let count = slice.sources.first().map_or(0, |source| source.layer_range.len());
+        let count = slice
+            .sources
+            .first()
+            .map_or(0, |source| source.layer_range.len());
         for offset in 0..count {
-            let here: Vec<usize> = slice.sources.iter().map(|source| source.layer_range.start + offset).collect();
+            let here: Vec<usize> = slice
+                .sources
+                .iter()
+                .map(|source| source.layer_range.start + offset)
+                .collect();
             let placed = &wish.groups[group].sources;
             let suffixes = &layers[placed[0].model][&here[0]];
             for (source, &layer) in placed.iter().zip(&here).skip(1) {
                 let theirs: BTreeSet<&&str> = layers[source.model][&layer].iter().collect();
-                let extra: Vec<&str> =
-                    theirs.into_iter().filter(|suffix| !suffixes.contains(suffix)).copied().collect();
+                let extra: Vec<&str> = theirs
+                    .into_iter()
+                    .filter(|suffix| !suffixes.contains(suffix))
+                    .copied()
+                    .collect();
                 if !extra.is_empty() {
                     problems.add(
                         Some(source.at),
@@ -227,11 +318,17 @@ fn restack(
                     name: format!("{}{out}.{suffix}", stack.prefix),
                     depth: depth_of(offset, count),
                     group,
-                    picks: here.iter().map(|layer| format!("{}{layer}.{suffix}", stack.prefix)).collect(),
+                    picks: here
+                        .iter()
+                        .map(|layer| format!("{}{layer}.{suffix}", stack.prefix))
+                        .collect(),
                 });
             }
             // The per-layer lists of the config describe the donor's layers: count in those, if it is a source.
-            let donor = placed.iter().position(|source| source.model == models.donor).unwrap_or(0);
+            let donor = placed
+                .iter()
+                .position(|source| source.model == models.donor)
+                .unwrap_or(0);
             map.from.push(here[donor]);
         }
     }
@@ -239,9 +336,15 @@ fn restack(
 }
 
 /// The suffixes of each layer, in file order.
-fn layers_of<'a>(counterparts: &'a Counterparts, stack: &LayerStack) -> BTreeMap<usize, Vec<&'a str>> {
+fn layers_of<'a>(
+    counterparts: &'a Counterparts,
+    stack: &LayerStack,
+) -> BTreeMap<usize, Vec<&'a str>> {
     // A model may have more layers than the donor.
-    let stack = LayerStack { prefix: stack.prefix.clone(), layers: usize::MAX };
+    let stack = LayerStack {
+        prefix: stack.prefix.clone(),
+        layers: usize::MAX,
+    };
     let mut layers: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for name in &counterparts.names {
         if let Some((layer, suffix)) = stack.split(name) {
@@ -253,7 +356,9 @@ fn layers_of<'a>(counterparts: &'a Counterparts, stack: &LayerStack) -> BTreeMap
 
 /// Whether a tensor comes before the layers: embeddings do; norms and heads come after.
 fn comes_first(name: &str) -> bool {
-    let positions = name.split('.').any(|part| part == "wpe" || part.contains("embed"));
+    let positions = name
+        .split('.')
+        .any(|part| part == "wpe" || part.contains("embed"));
     !is_head(name) && !name.starts_with("embed_out") && (is_input_embedding(name) || positions)
 }
 
@@ -265,11 +370,20 @@ fn main_stack<'s>(
     notes: &mut Vec<String>,
     problems: &mut Problems,
 ) -> Option<&'s LayerStack> {
-    let shown: Vec<String> = stacks.iter().map(|stack| format!("{}0..{}", stack.prefix, stack.layers)).collect();
+    let shown: Vec<String> = stacks
+        .iter()
+        .map(|stack| format!("{}0..{}", stack.prefix, stack.layers))
+        .collect();
     let label = models.label(models.donor);
-    let counted = models.donor().config().and_then(|config| config.num_hidden_layers());
+    let counted = models
+        .donor()
+        .config()
+        .and_then(|config| config.num_hidden_layers());
     let fitting: Vec<&LayerStack> = match counted {
-        Some(layers) if stacks.len() > 1 => stacks.iter().filter(|stack| stack.layers == layers).collect(),
+        Some(layers) if stacks.len() > 1 => stacks
+            .iter()
+            .filter(|stack| stack.layers == layers)
+            .collect(),
         _ => stacks.iter().collect(),
     };
     match fitting[..] {
@@ -286,15 +400,34 @@ fn main_stack<'s>(
         }
         [] => {
             let message = match stacks.len() {
-                0 => format!("`{label}` has no stack of layers in its tensor names, so there is nothing to slice"),
-                _ => format!("`{label}` has several stacks of layers, and none has the config's number: {}", some_of(&shown)),
+                0 => format!(
+                    "`{label}` has no stack of layers in its tensor names, so there is nothing to slice"
+                ),
+                _ => format!(
+                    "`{label}` has several stacks of layers, and none has the config's number: {}",
+                    some_of(&shown)
+                ),
             };
-            problems.add(at, message, Some("merge such models with `models:`".to_owned()));
+            problems.add(
+                at,
+                message,
+                Some("merge such models with `models:`".to_owned()),
+            );
             None
         }
         _ => {
-            let message = format!("`{label}` has several stacks of layers that slices could cut: {}", some_of(&shown));
-            problems.add(at, message, Some("`modules:`, which names one, is not supported yet; merge with `models:`".to_owned()));
+            let message = format!(
+                "`{label}` has several stacks of layers that slices could cut: {}",
+                some_of(&shown)
+            );
+            problems.add(
+                at,
+                message,
+                Some(
+                    "`modules:`, which names one, is not supported yet; merge with `models:`"
+                        .to_owned(),
+                ),
+            );
             None
         }
     }

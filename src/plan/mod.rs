@@ -94,7 +94,10 @@ pub enum Fate {
 impl Plan {
     /// Names, dtypes and shapes of the output, as the writers of headers and indexes want them.
     pub fn signatures(&self) -> Vec<(String, Dtype, Vec<usize>)> {
-        self.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone())).collect()
+        self.tensors
+            .iter()
+            .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
+            .collect()
     }
 
     /// Bytes of the output's weight files.
@@ -116,7 +119,12 @@ impl Plan {
 ///
 /// # Errors
 /// All that can be found wrong without reading a weight, at once.
-pub fn plan(recipe: &Recipe, path: &str, locator: &Locator, options: &Options) -> Result<Plan, RecipeError> {
+pub fn plan(
+    recipe: &Recipe,
+    path: &str,
+    locator: &Locator,
+    options: &Options,
+) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
     let plan = attempt(recipe, path, locator, options, &mut problems);
     match plan {
@@ -135,23 +143,41 @@ fn attempt(
 ) -> Option<Plan> {
     let method = methods::find(recipe.method.name)?;
     let models = models::open(recipe, locator, options.tokenizer_from.as_ref(), problems)?;
-    let mut notes = models.notes();
+    let mut notes: Vec<String> = recipe
+        .warnings
+        .iter()
+        .map(|warning| match warning.at {
+            Some(at) => format!("{path}:{}:{}: {}", at.line, at.column, warning.message),
+            None => warning.message.clone(),
+        })
+        .collect();
+    notes.extend(models.notes());
     vocabularies::check(&models, &mut notes, problems);
 
     let merge = outputs::resolve(recipe, method, &models, options.seed, &mut notes, problems);
     if !problems.is_empty() {
         return None;
     }
-    let outputs::Merge { tensors, equal, fates, layer_map } = merge;
+    let outputs::Merge {
+        tensors,
+        equal,
+        fates,
+        layer_map,
+    } = merge;
     if tensors.is_empty() {
         problems.add(None, "the recipe leaves no tensor to write", None);
         return None;
     }
 
-    let config = models.donor().config().map(|config| config::edited(config, &tensors, layer_map.as_ref(), &mut notes));
+    let config = models
+        .donor()
+        .config()
+        .map(|config| config::edited(config, &tensors, layer_map.as_ref(), &mut notes));
     let sidecars = models.sidecars(&mut notes, problems)?;
-    let signatures: Vec<_> =
-        tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone())).collect();
+    let signatures: Vec<_> = tensors
+        .iter()
+        .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
+        .collect();
     let shards = match shard_layout(&signatures, options.shard_size) {
         Ok(shards) => shards,
         Err(error) => {
@@ -159,12 +185,19 @@ fn attempt(
             return None;
         }
     };
-    let widest = tensors.iter().map(|tensor| tensor.sources.len()).max().unwrap_or(1);
-    let cost = tensors.iter().map(PlannedTensor::cost).fold(Cost::default(), |a, b| Cost {
-        measures: a.measures.max(b.measures),
-        counts: a.counts.max(b.counts),
-        sums: a.sums.max(b.sums),
-    });
+    let widest = tensors
+        .iter()
+        .map(|tensor| tensor.sources.len())
+        .max()
+        .unwrap_or(1);
+    let cost = tensors
+        .iter()
+        .map(PlannedTensor::cost)
+        .fold(Cost::default(), |a, b| Cost {
+            measures: a.measures.max(b.measures),
+            counts: a.counts.max(b.counts),
+            sums: a.sums.max(b.sums),
+        });
     let limits = match options.settings.limits(widest, cost) {
         Ok(limits) => limits,
         Err(error) => {
@@ -173,7 +206,10 @@ fn attempt(
             return None;
         }
     };
-    let bytes_read = tensors.iter().map(|tensor| tensor.bytes_read(&models.checkpoints)).sum();
+    let bytes_read = tensors
+        .iter()
+        .map(|tensor| tensor.bytes_read(&models.checkpoints))
+        .sum();
     Some(Plan {
         method: method.info(),
         random: method.info().random,

@@ -48,9 +48,14 @@ pub(super) fn open(
     if !complete || models.merged == 0 {
         return None;
     }
-    models.base = recipe.base_model.as_ref().and_then(|base| models.index(&base.value));
+    models.base = recipe
+        .base_model
+        .as_ref()
+        .and_then(|base| models.index(&base.value));
     models.donor = models.base.unwrap_or(0);
-    models.tokenizer_donor = tokenizer_from.and_then(|model| models.index(model)).unwrap_or(models.donor);
+    models.tokenizer_donor = tokenizer_from
+        .and_then(|model| models.index(model))
+        .unwrap_or(models.donor);
     Some(models)
 }
 
@@ -71,12 +76,20 @@ fn named(recipe: &Recipe) -> Vec<&Located<ModelRef>> {
 }
 
 impl Models {
-    fn add(&mut self, model: &ModelRef, at: Option<Position>, locator: &Locator, problems: &mut Problems) -> bool {
+    fn add(
+        &mut self,
+        model: &ModelRef,
+        at: Option<Position>,
+        locator: &Locator,
+        problems: &mut Problems,
+    ) -> bool {
         let text = model.to_string();
         if self.by_text.contains_key(&text) {
             return true;
         }
-        let opened = locator.locate(model).and_then(|location| Checkpoint::open(&text, &location));
+        let opened = locator
+            .locate(model)
+            .and_then(|location| Checkpoint::open(&text, &location));
         match opened {
             Ok(checkpoint) => {
                 self.by_text.insert(text, self.checkpoints.len());
@@ -95,7 +108,10 @@ impl Models {
 
     /// The model's place among the checkpoints.
     pub(super) fn index(&self, model: &ModelRef) -> Option<usize> {
-        self.by_text.get(&model.to_string()).copied().filter(|&index| index < self.checkpoints.len())
+        self.by_text
+            .get(&model.to_string())
+            .copied()
+            .filter(|&index| index < self.checkpoints.len())
     }
 
     pub(super) fn donor(&self) -> &Checkpoint {
@@ -110,20 +126,33 @@ impl Models {
     pub(super) fn notes(&self) -> Vec<String> {
         self.checkpoints
             .iter()
-            .flat_map(|model| model.notes().iter().map(|note| format!("`{}`: {note}", model.label())))
+            .flat_map(|model| {
+                model
+                    .notes()
+                    .iter()
+                    .map(|note| format!("`{}`: {note}", model.label()))
+            })
             .collect()
     }
 
     /// The files that are carried over: the tokenizer's from its donor, the rest from the config's.
-    pub(super) fn sidecars(&self, notes: &mut Vec<String>, problems: &mut Problems) -> Option<Vec<(usize, Sidecar)>> {
-        let speaks = |kind: &SidecarKind| matches!(kind, SidecarKind::Tokenizer | SidecarKind::ChatTemplate);
+    pub(super) fn sidecars(
+        &self,
+        notes: &mut Vec<String>,
+        problems: &mut Problems,
+    ) -> Option<Vec<(usize, Sidecar)>> {
+        let speaks =
+            |kind: &SidecarKind| matches!(kind, SidecarKind::Tokenizer | SidecarKind::ChatTemplate);
         let mut files = Vec::new();
         for model in [self.donor, self.tokenizer_donor] {
             match self.checkpoints[model].sidecars() {
                 Ok(found) => files.extend(
                     found
                         .into_iter()
-                        .filter(|file| speaks(&file.kind) == (model == self.tokenizer_donor) || self.one_donor())
+                        .filter(|file| {
+                            speaks(&file.kind) == (model == self.tokenizer_donor)
+                                || self.one_donor()
+                        })
                         .map(|file| (model, file)),
                 ),
                 Err(error) => {
@@ -136,12 +165,19 @@ impl Models {
             }
         }
         files.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
-        if self.donor().config().is_some() && !files.iter().any(|(_, file)| file.kind == SidecarKind::Tokenizer) {
+        if self.donor().config().is_some()
+            && !files
+                .iter()
+                .any(|(_, file)| file.kind == SidecarKind::Tokenizer)
+        {
             let label = self.label(self.tokenizer_donor);
             notes.push(format!("`{label}` has no tokenizer files: the output will have none (--tokenizer-from names another model)"));
         }
         if files.iter().any(|(_, file)| file.kind == SidecarKind::Code) {
-            notes.push(format!("Python files of `{}` are carried over, as its config's auto_map needs them", self.label(self.donor)));
+            notes.push(format!(
+                "Python files of `{}` are carried over, as its config's auto_map needs them",
+                self.label(self.donor)
+            ));
         }
         Some(files)
     }

@@ -9,10 +9,13 @@ use super::models::Models;
 use super::problems::{Problems, some_of};
 use super::vocabularies::different_vocabularies;
 use crate::checkpoint::{
-    Checkpoint, Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding, is_output_head, layer_stacks,
+    Checkpoint, Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding,
+    is_output_head, layer_stacks,
 };
 use crate::engine::{AnyProgram, Cost};
-use crate::methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
+use crate::methods::{
+    self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams,
+};
 use crate::numeric::FloatType;
 use crate::recipe::{self, Parameters, Position, Recipe};
 
@@ -70,7 +73,11 @@ impl PlannedTensor {
 
     /// Bytes it reads at the most.
     pub(super) fn bytes_read(&self, models: &[Checkpoint]) -> u64 {
-        let once: u64 = self.sources.iter().map(|source| models[source.model].tensors()[source.tensor].len).sum();
+        let once: u64 = self
+            .sources
+            .iter()
+            .map(|source| models[source.model].tensors()[source.tensor].len)
+            .sum();
         once * (self.cost().measures as u64 + 1)
     }
 }
@@ -93,7 +100,8 @@ pub(super) fn resolve(
     problems: &mut Problems,
 ) -> Merge {
     let donor = models.donor();
-    let stacks: Vec<LayerStack> = layer_stacks(donor.tensors().iter().map(|tensor| tensor.name.as_str()));
+    let stacks: Vec<LayerStack> =
+        layer_stacks(donor.tensors().iter().map(|tensor| tensor.name.as_str()));
     let counterparts: Vec<Counterparts> = models.checkpoints[..models.merged]
         .iter()
         .map(|model| Counterparts::new(donor, &stacks, model))
@@ -109,7 +117,11 @@ pub(super) fn resolve(
             ));
         }
     }
-    let Wish { groups, wanted, layer_map } = wish(recipe, models, &counterparts, &stacks, notes, problems);
+    let Wish {
+        groups,
+        wanted,
+        layer_map,
+    } = wish(recipe, models, &counterparts, &stacks, notes, problems);
     let mut resolver = Resolver {
         recipe,
         method,
@@ -124,13 +136,25 @@ pub(super) fn resolve(
         rejected: BTreeMap::new(),
         mismatched: Vec::new(),
         equal: BTreeSet::new(),
-        used: models.checkpoints.iter().map(|model| vec![0; model.tensors().len()]).collect(),
+        used: models
+            .checkpoints
+            .iter()
+            .map(|model| vec![0; model.tensors().len()])
+            .collect(),
     };
     resolver.check_heads();
-    let tensors: Vec<PlannedTensor> = wanted.iter().filter_map(|wanted| resolver.tensor(wanted)).collect();
+    let tensors: Vec<PlannedTensor> = wanted
+        .iter()
+        .filter_map(|wanted| resolver.tensor(wanted))
+        .collect();
     let fates = resolver.fates(layer_map.is_some());
     resolver.report();
-    Merge { tensors, equal: resolver.equal.into_iter().collect(), fates, layer_map }
+    Merge {
+        tensors,
+        equal: resolver.equal.into_iter().collect(),
+        fates,
+        layer_map,
+    }
 }
 
 struct Resolver<'a> {
@@ -161,13 +185,20 @@ impl<'a> Resolver<'a> {
         for (model, names) in self.counterparts.iter().enumerate() {
             let checkpoint = &self.models.checkpoints[model];
             let generates = checkpoint.config().is_some_and(|config| {
-                config.architectures().iter().any(|name| name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel"))
+                config
+                    .architectures()
+                    .iter()
+                    .any(|name| name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel"))
             });
-            let headless = names.embedding.is_some() && !names.names.iter().any(|name| is_head(name));
+            let headless =
+                names.embedding.is_some() && !names.names.iter().any(|name| is_head(name));
             if generates && headless && names.tied_by_config == Some(false) {
                 self.problems.add(
                     self.models.at[model],
-                    format!("`{}` has no output head, and its config says `tie_word_embeddings: false`", checkpoint.label()),
+                    format!(
+                        "`{}` has no output head, and its config says `tie_word_embeddings: false`",
+                        checkpoint.label()
+                    ),
                     Some("the checkpoint is incomplete, or the config should say true".to_owned()),
                 );
             }
@@ -189,8 +220,15 @@ impl<'a> Resolver<'a> {
         let mut sources = Vec::with_capacity(group.sources.len());
         for (source, name) in group.sources.iter().zip(&wanted.picks) {
             match self.counterparts[source.model].find_or_tied(name) {
-                Some(tensor) => sources.push(SourceTensor { model: source.model, tensor }),
-                None => self.missing.entry(source.model).or_default().push(name.clone()),
+                Some(tensor) => sources.push(SourceTensor {
+                    model: source.model,
+                    tensor,
+                }),
+                None => self
+                    .missing
+                    .entry(source.model)
+                    .or_default()
+                    .push(name.clone()),
             }
         }
         if sources.len() < group.sources.len() {
@@ -210,9 +248,14 @@ impl<'a> Resolver<'a> {
     /// The output ties its head to its embedding, so a model's own head is left out: it must be a copy.
     fn leave_out_head(&mut self, name: &str, model: usize, at: Position) {
         let names = &self.counterparts[model];
-        let (Some(head), Some(embedding)) = (names.find(name), names.embedding) else { return };
+        let (Some(head), Some(embedding)) = (names.find(name), names.embedding) else {
+            return;
+        };
         if names.tied_by_config == Some(false) && model != self.models.donor {
-            let (untied, donor) = (self.models.label(model), self.models.label(self.models.donor));
+            let (untied, donor) = (
+                self.models.label(model),
+                self.models.label(self.models.donor),
+            );
             let message = format!(
                 "`{untied}` has an output head of its own (`tie_word_embeddings: false`), which would be lost: \
                  `{donor}`, whose config the output gets, ties it to the embedding"
@@ -226,10 +269,17 @@ impl<'a> Resolver<'a> {
 
     /// Computed from the config when the model is loaded: the donor's is carried over as it is.
     fn derived_buffer(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<PlannedTensor> {
-        let source = group.sources.iter().zip(&wanted.picks).find_map(|(source, name)| {
-            let tensor = self.counterparts[source.model].find(name)?;
-            Some(SourceTensor { model: source.model, tensor })
-        })?;
+        let source = group
+            .sources
+            .iter()
+            .zip(&wanted.picks)
+            .find_map(|(source, name)| {
+                let tensor = self.counterparts[source.model].find(name)?;
+                Some(SourceTensor {
+                    model: source.model,
+                    tensor,
+                })
+            })?;
         self.used[source.model][source.tensor] += 1;
         let entry = self.entry(source);
         Some(PlannedTensor {
@@ -243,9 +293,16 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    fn same_shapes(&mut self, wanted: &Wanted, group: &Group<'_>, sources: &[SourceTensor]) -> Option<()> {
+    fn same_shapes(
+        &mut self,
+        wanted: &Wanted,
+        group: &Group<'_>,
+        sources: &[SourceTensor],
+    ) -> Option<()> {
         let first = self.entry(sources[0]);
-        let odd = sources.iter().position(|&source| self.entry(source).shape != first.shape);
+        let odd = sources
+            .iter()
+            .position(|&source| self.entry(source).shape != first.shape);
         let Some(odd) = odd else { return Some(()) };
         let other = self.entry(sources[odd]);
         let vocabulary = (is_input_embedding(&wanted.name) || is_output_head(&wanted.name))
@@ -258,11 +315,17 @@ impl<'a> Resolver<'a> {
             other.shape,
             self.models.label(sources[odd].model)
         );
-        self.mismatched.push((group.sources[odd].at, message, vocabulary));
+        self.mismatched
+            .push((group.sources[odd].at, message, vocabulary));
         None
     }
 
-    fn operate(&mut self, wanted: &Wanted, group: &Group<'_>, mut sources: Vec<SourceTensor>) -> Option<PlannedTensor> {
+    fn operate(
+        &mut self,
+        wanted: &Wanted,
+        group: &Group<'_>,
+        mut sources: Vec<SourceTensor>,
+    ) -> Option<PlannedTensor> {
         let first = self.entry(sources[0]);
         let planned = |dtype, sources, base, operation, params| PlannedTensor {
             name: wanted.name.clone(),
@@ -273,11 +336,16 @@ impl<'a> Resolver<'a> {
             operation,
             params,
         };
-        let formats: Vec<Option<FloatType>> =
-            sources.iter().map(|&source| FloatType::of(self.entry(source).dtype)).collect();
+        let formats: Vec<Option<FloatType>> = sources
+            .iter()
+            .map(|&source| FloatType::of(self.entry(source).dtype))
+            .collect();
         let Some(formats) = formats.into_iter().collect::<Option<Vec<FloatType>>>() else {
             // Integers and bools are carried through where all agree; the run compares them.
-            if let Some(odd) = sources.iter().position(|&source| self.entry(source).dtype != first.dtype) {
+            if let Some(odd) = sources
+                .iter()
+                .position(|&source| self.entry(source).dtype != first.dtype)
+            {
                 let message = format!(
                     "`{}` is {:?} in `{}` and {:?} in `{}`",
                     wanted.name,
@@ -286,13 +354,24 @@ impl<'a> Resolver<'a> {
                     self.entry(sources[odd]).dtype,
                     self.models.label(sources[odd].model)
                 );
-                self.mismatched.push((group.sources[odd].at, message, false));
+                self.mismatched
+                    .push((group.sources[odd].at, message, false));
                 return None;
             }
-            return Some(planned(first.dtype, sources, None, Operation::Copy, TensorParams::default()));
+            return Some(planned(
+                first.dtype,
+                sources,
+                None,
+                Operation::Copy,
+                TensorParams::default(),
+            ));
         };
         let widest = formats.iter().copied().reduce(FloatType::promote)?;
-        let asked = self.recipe.out_dtype.or(self.recipe.dtype).and_then(FloatType::of);
+        let asked = self
+            .recipe
+            .out_dtype
+            .or(self.recipe.dtype)
+            .and_then(FloatType::of);
         let output = asked.unwrap_or(widest);
 
         let params = self.params(wanted, group)?;
@@ -313,11 +392,18 @@ impl<'a> Resolver<'a> {
                 sources = vec![sources[source]];
                 Some(planned(output.dtype(), sources, None, operation, params))
             }
-            Ok(Action::Compute(program)) => {
-                Some(planned(output.dtype(), sources, group.base, Operation::Compute(program), params))
-            }
+            Ok(Action::Compute(program)) => Some(planned(
+                output.dtype(),
+                sources,
+                group.base,
+                Operation::Compute(program),
+                params,
+            )),
             Err(message) => {
-                let entry = self.rejected.entry(message).or_insert_with(|| (wanted.name.clone(), 0));
+                let entry = self
+                    .rejected
+                    .entry(message)
+                    .or_insert_with(|| (wanted.name.clone(), 0));
                 entry.1 += 1;
                 None
             }
@@ -326,8 +412,15 @@ impl<'a> Resolver<'a> {
 
     /// The effective parameter values of one tensor.
     fn params(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<TensorParams> {
-        let shared: Vec<&Parameters> = group.parameters.into_iter().chain([&self.recipe.parameters]).collect();
-        let mut params = TensorParams { tensor: Vec::new(), sources: vec![Vec::new(); group.sources.len()] };
+        let shared: Vec<&Parameters> = group
+            .parameters
+            .into_iter()
+            .chain([&self.recipe.parameters])
+            .collect();
+        let mut params = TensorParams {
+            tensor: Vec::new(),
+            sources: vec![Vec::new(); group.sources.len()],
+        };
         let mut complete = true;
         for info in self.method.info().params {
             if info.scope == ParamScope::Tensor {
@@ -339,9 +432,19 @@ impl<'a> Resolver<'a> {
                 if info.scope == ParamScope::EachButBase && group.base == Some(index) {
                     continue;
                 }
-                let levels: Vec<&Parameters> = source.parameters.into_iter().chain(shared.iter().copied()).collect();
+                let levels: Vec<&Parameters> = source
+                    .parameters
+                    .into_iter()
+                    .chain(shared.iter().copied())
+                    .collect();
                 let value = recipe::resolve(info, &levels, name, wanted.depth);
-                complete &= self.accept(info, Some((source.model, source.at)), wanted, value, &mut params.sources[index]);
+                complete &= self.accept(
+                    info,
+                    Some((source.model, source.at)),
+                    wanted,
+                    value,
+                    &mut params.sources[index],
+                );
             }
         }
         complete.then_some(params)
@@ -360,12 +463,24 @@ impl<'a> Resolver<'a> {
             values.push((info.name, value));
             return true;
         }
-        if info.required && self.unset.insert((info.name, model.map_or(usize::MAX, |(model, _)| model))) {
-            let whose = model.map_or(String::new(), |(model, _)| format!(" of `{}`", self.models.label(model)));
+        if info.required
+            && self
+                .unset
+                .insert((info.name, model.map_or(usize::MAX, |(model, _)| model)))
+        {
+            let whose = model.map_or(String::new(), |(model, _)| {
+                format!(" of `{}`", self.models.label(model))
+            });
             self.problems.add(
                 model.map(|(_, at)| at),
-                format!("no value for the required parameter `{}`{whose} at tensor `{}`", info.name, wanted.name),
-                Some("give one that holds for all tensors: an entry without `filter` comes last".to_owned()),
+                format!(
+                    "no value for the required parameter `{}`{whose} at tensor `{}`",
+                    info.name, wanted.name
+                ),
+                Some(
+                    "give one that holds for all tensors: an entry without `filter` comes last"
+                        .to_owned(),
+                ),
             );
         }
         !info.required
@@ -391,7 +506,10 @@ impl<'a> Resolver<'a> {
                 };
                 of_model.push(fate);
             }
-            if !extra.is_empty() && model != self.models.donor && !self.is_only_base_of_slices(model) {
+            if !extra.is_empty()
+                && model != self.models.donor
+                && !self.is_only_base_of_slices(model)
+            {
                 let message = format!(
                     "`{}` has {} tensors that `{}` lacks: {}",
                     self.models.label(model),
@@ -401,11 +519,16 @@ impl<'a> Resolver<'a> {
                 );
                 let hint = "every model must have the same tensors; if one was saved with another head, merge the \
                             versions without it";
-                self.problems.add(self.models.at[model], message, Some(hint.to_owned()));
+                self.problems
+                    .add(self.models.at[model], message, Some(hint.to_owned()));
             }
             fates.push(of_model);
         }
-        if fates.iter().flatten().any(|fate| *fate == Fate::DerivedBuffer) {
+        if fates
+            .iter()
+            .flatten()
+            .any(|fate| *fate == Fate::DerivedBuffer)
+        {
             self.notes.push(
                 "buffers that are computed from the config (rotary frequencies, causal masks, positions) are carried \
                  over from one model where the others have them too"
@@ -420,7 +543,10 @@ impl<'a> Resolver<'a> {
         let donor = &self.counterparts[self.models.donor];
         if donor.tied && donor.find(name).is_none() {
             let mut sources = self.groups.iter().flat_map(|group| &group.sources);
-            if let Some(at) = sources.find(|source| source.model == model).map(|source| source.at) {
+            if let Some(at) = sources
+                .find(|source| source.model == model)
+                .map(|source| source.at)
+            {
                 self.leave_out_head(name, model, at);
             }
         }
@@ -429,45 +555,70 @@ impl<'a> Resolver<'a> {
 
     /// A recipe-wide base that no slice has among its sources gives the config, not tensors.
     fn is_only_base_of_slices(&self, model: usize) -> bool {
-        !self.groups.iter().any(|group| group.sources.iter().any(|source| source.model == model))
+        !self
+            .groups
+            .iter()
+            .any(|group| group.sources.iter().any(|source| source.model == model))
     }
 
     /// Reports what was collected.
     fn report(&mut self) {
         for (model, names) in std::mem::take(&mut self.missing) {
-            let (label, donor) = (self.models.label(model), self.models.label(self.models.donor));
+            let (label, donor) = (
+                self.models.label(model),
+                self.models.label(self.models.donor),
+            );
             let heads = names.iter().any(|name| is_head(name));
-            let message = format!("`{label}` lacks {} tensors that `{donor}` has: {}", names.len(), some_of(&names));
+            let message = format!(
+                "`{label}` lacks {} tensors that `{donor}` has: {}",
+                names.len(),
+                some_of(&names)
+            );
             let hint = if heads && self.counterparts[model].tied_by_config == Some(false) {
                 "its config says `tie_word_embeddings: false`, so its output head must be in the file".to_owned()
             } else {
                 nearest_names(&self.counterparts[model], &names)
             };
-            self.problems.add(self.models.at[model], message, Some(hint));
+            self.problems
+                .add(self.models.at[model], message, Some(hint));
         }
         for (message, (name, count)) in std::mem::take(&mut self.rejected) {
-            self.problems.add(None, format!("{message} (`{name}` and {count} tensors in all)"), None);
+            self.problems.add(
+                None,
+                format!("{message} (`{name}` and {count} tensors in all)"),
+                None,
+            );
         }
         let mismatched = std::mem::take(&mut self.mismatched);
         let more = mismatched.len().saturating_sub(MISMATCHES);
         for (at, message, vocabulary) in mismatched.into_iter().take(MISMATCHES) {
             let (message, hint) = if vocabulary {
-                (format!("{message}: their vocabularies differ, so token ids may not mean the same"), different_vocabularies())
+                (
+                    format!(
+                        "{message}: their vocabularies differ, so token ids may not mean the same"
+                    ),
+                    different_vocabularies(),
+                )
             } else {
                 (message, "only tensors of one shape and kind can be merged: these are not fine-tunes of one model".to_owned())
             };
             self.problems.add(Some(at), message, Some(hint));
         }
         if more > 0 {
-            self.problems.add(None, format!("{more} more tensors do not match"), None);
+            self.problems
+                .add(None, format!("{more} more tensors do not match"), None);
         }
     }
 }
 
 /// What the model has instead of the first missing name.
 fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
-    let Some(first) = missing.first() else { return String::new() };
-    let last = first.rsplit_once('.').map_or(first.as_str(), |(_, last)| last);
+    let Some(first) = missing.first() else {
+        return String::new();
+    };
+    let last = first
+        .rsplit_once('.')
+        .map_or(first.as_str(), |(_, last)| last);
     let near = counterparts
         .names
         .iter()

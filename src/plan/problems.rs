@@ -12,7 +12,12 @@ const SHOWN: usize = 4;
 pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
-    pub(super) fn add(&mut self, at: Option<Position>, message: impl Into<String>, hint: Option<String>) {
+    pub(super) fn add(
+        &mut self,
+        at: Option<Position>,
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) {
         let problem = Problem::new(ProblemKind::Invalid, at, message.into());
         self.0.push(match hint {
             Some(hint) => problem.with_hint(hint),
@@ -40,7 +45,15 @@ impl Problems {
 
 /// The first few of a list, and how many more there are.
 pub(super) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{}`", name.as_ref())).collect();
+    let shown: Vec<String> = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("`{}`", name.as_ref()))
+        .collect();
     let more = names.len().saturating_sub(SHOWN);
-    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
+    if more == 0 {
+        shown.join(", ")
+    } else {
+        format!("{} and {more} more", shown.join(", "))
+    }
 }

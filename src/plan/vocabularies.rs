@@ -13,7 +13,10 @@ const RENAMED: f64 = 0.01;
 /// Compares each merged model's vocabulary with the donor's.
 pub(super) fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Problems) {
     let donor = models.donor();
-    let rows = donor.config().and_then(|config| config.vocab_size()).unwrap_or(0);
+    let rows = donor
+        .config()
+        .and_then(|config| config.vocab_size())
+        .unwrap_or(0);
     for (model, checkpoint) in models.checkpoints[..models.merged].iter().enumerate() {
         if model == models.donor {
             continue;

@@ -6,9 +6,16 @@ use crate::plan::Plan;
 
 /// The card of the checkpoint at `out`.
 pub(super) fn text(plan: &Plan, out: &Path) -> String {
-    let name = out.file_name().map_or_else(|| "merge".into(), |name| name.to_string_lossy().into_owned());
-    let hub: Vec<&str> =
-        plan.models.iter().filter_map(|model| model.location().hub.as_ref()).map(|hub| hub.repo.as_str()).collect();
+    let name = out.file_name().map_or_else(
+        || "merge".into(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    let hub: Vec<&str> = plan
+        .models
+        .iter()
+        .filter_map(|model| model.location().hub.as_ref())
+        .map(|hub| hub.repo.as_str())
+        .collect();
     let mut card = String::from("---\n");
     if !hub.is_empty() {
         card.push_str("base_model:\n");
@@ -29,7 +36,11 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
         plan.method.source
     ));
     for (index, model) in plan.models.iter().enumerate() {
-        let role = if plan.base == Some(index) { " (base)" } else { "" };
+        let role = if plan.base == Some(index) {
+            " (base)"
+        } else {
+            ""
+        };
         card.push_str(&format!("- {}{role}\n", code(model.label())));
     }
     card.push_str("\n## Recipe\n\n");
@@ -38,7 +49,10 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
     }
     // A fence longer than any run of backticks in the recipe cannot be closed by it.
     let fence = "`".repeat(longest_run(&plan.recipe.1).max(2) + 1);
-    card.push_str(&format!("{fence}yaml\n{}\n{fence}\n", plan.recipe.1.trim_end()));
+    card.push_str(&format!(
+        "{fence}yaml\n{}\n{fence}\n",
+        plan.recipe.1.trim_end()
+    ));
     card
 }
 
@@ -52,7 +66,10 @@ fn escaped(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             let special = c.is_ascii_punctuation() && !matches!(c, '-' | '.' | ',');
-            special.then_some('\\').into_iter().chain([if c.is_control() { ' ' } else { c }])
+            special
+                .then_some('\\')
+                .into_iter()
+                .chain([if c.is_control() { ' ' } else { c }])
         })
         .collect()
 }

@@ -150,44 +150,83 @@ pub enum RunError {
 impl RunError {
     /// Whether the input is at fault, and not the tool or the machine.
     pub fn is_users(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Engine(_) | Self::Cancelled | Self::InputChanged { .. } | Self::DiskFull { .. })
+        !matches!(
+            self,
+            Self::Io { .. }
+                | Self::Engine(_)
+                | Self::Cancelled
+                | Self::InputChanged { .. }
+                | Self::DiskFull { .. }
+        )
     }
 
     /// Names what the engine knows only by number.
     pub(super) fn from_engine(error: EngineError, plan: &Plan, out: &Path) -> Self {
-        let of_job = |job: usize| job.checked_sub(plan.equal.len()).and_then(|index| plan.tensors.get(index));
+        let of_job = |job: usize| {
+            job.checked_sub(plan.equal.len())
+                .and_then(|index| plan.tensors.get(index))
+        };
         let source_of = |job: usize, source: usize| {
             let source = of_job(job)?.sources.get(source)?;
             let model = &plan.models[source.model];
-            Some((model.tensors()[source.tensor].name.clone(), model.label().to_owned()))
+            Some((
+                model.tensors()[source.tensor].name.clone(),
+                model.label().to_owned(),
+            ))
         };
         match error {
-            EngineError::NonFinite { job, source_index, found } => match source_of(job, source_index) {
-                Some((tensor, model)) => Self::NonFinite { tensor, model, nan: found.nan, infinite: found.infinite },
+            EngineError::NonFinite {
+                job,
+                source_index,
+                found,
+            } => match source_of(job, source_index) {
+                Some((tensor, model)) => Self::NonFinite {
+                    tensor,
+                    model,
+                    nan: found.nan,
+                    infinite: found.infinite,
+                },
                 None => Self::Engine(error),
             },
             EngineError::Overflow { job, count, format } => match of_job(job) {
-                Some(tensor) => {
-                    Self::Overflow { tensor: tensor.name.clone(), count, dtype: format!("{:?}", format.dtype()) }
-                }
+                Some(tensor) => Self::Overflow {
+                    tensor: tensor.name.clone(),
+                    count,
+                    dtype: format!("{:?}", format.dtype()),
+                },
                 None => Self::Engine(error),
             },
             EngineError::NotANumber { job, count } => match of_job(job) {
-                Some(tensor) => Self::NotANumber { tensor: tensor.name.clone(), count },
+                Some(tensor) => Self::NotANumber {
+                    tensor: tensor.name.clone(),
+                    count,
+                },
                 None => Self::Engine(error),
             },
             EngineError::NotIdentical { job, source_index } => {
                 if let Some(&(model, head, embedding)) = plan.equal.get(job) {
                     let model = &plan.models[model];
                     let name = |tensor: usize| model.tensors()[tensor].name.clone();
-                    return Self::NotTied { model: model.label().to_owned(), head: name(head), embedding: name(embedding) };
+                    return Self::NotTied {
+                        model: model.label().to_owned(),
+                        head: name(head),
+                        embedding: name(embedding),
+                    };
                 }
                 match (source_of(job, 0), source_of(job, source_index)) {
-                    (Some((tensor, model)), Some((_, other))) => Self::NotIdentical { tensor, model, other },
+                    (Some((tensor, model)), Some((_, other))) => Self::NotIdentical {
+                        tensor,
+                        model,
+                        other,
+                    },
                     _ => Self::Engine(error),
                 }
             }
-            EngineError::Write { source, .. } => Self::Io { action: "write the weights of", path: out.to_owned(), source },
+            EngineError::Write { source, .. } => Self::Io {
+                action: "write the weights of",
+                path: out.to_owned(),
+                source,
+            },
             EngineError::Cancelled => Self::Cancelled,
             other => Self::Engine(other),
         }
@@ -195,6 +234,13 @@ impl RunError {
 }
 
 /// For `map_err`: what was tried, with which file.
-pub(super) fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RunError + 'a {
-    move |source| RunError::Io { action, path: path.to_owned(), source }
+pub(super) fn io_error<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> RunError + 'a {
+    move |source| RunError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }

@@ -38,10 +38,23 @@ pub struct Summary {
 /// # Errors
 /// Before anything is written: `out` is in use, or the disk is too small. Later: what only the weights can
 /// tell (NaN, overflow, copies that differ), and failures of the disk. In each case `out` is as it was.
-pub fn run(plan: &Plan, out: &Path, force: bool, observer: &dyn Observer) -> Result<Summary, RunError> {
+pub fn run(
+    plan: &Plan,
+    out: &Path,
+    force: bool,
+    observer: &dyn Observer,
+) -> Result<Summary, RunError> {
     let started = Instant::now();
-    let side: u64 = plan.sidecars.iter().filter_map(|(_, file)| file.path.metadata().ok()).map(|meta| meta.len()).sum();
-    let inputs = plan.models.iter().map(|model| model.location().path.as_path());
+    let side: u64 = plan
+        .sidecars
+        .iter()
+        .filter_map(|(_, file)| file.path.metadata().ok())
+        .map(|meta| meta.len())
+        .sum();
+    let inputs = plan
+        .models
+        .iter()
+        .map(|model| model.location().path.as_path());
     let stage = Stage::open(out, force, inputs, plan.bytes_written() + side)?;
 
     let files = OutputFiles::create(stage.path(), &plan.shards, plan.equal.len())?;
@@ -50,16 +63,29 @@ pub fn run(plan: &Plan, out: &Path, force: bool, observer: &dyn Observer) -> Res
         .map_err(|error| RunError::from_engine(error, plan, out))?;
     files.sync()?;
     for model in &plan.models {
-        model.check_unchanged().map_err(|source| RunError::InputChanged { model: model.label().to_owned(), source })?;
+        model
+            .check_unchanged()
+            .map_err(|source| RunError::InputChanged {
+                model: model.label().to_owned(),
+                source,
+            })?;
     }
 
     if plan.shards.len() > 1 {
         let index = index_json(&plan.shards, &plan.signatures());
-        write_file(stage.path(), "model.safetensors.index.json", index.as_bytes())?;
+        write_file(
+            stage.path(),
+            "model.safetensors.index.json",
+            index.as_bytes(),
+        )?;
     }
     if let Some(config) = &plan.config {
         // `Value` prints without fail; the alternate form is indented.
-        write_file(stage.path(), "config.json", format!("{config:#}\n").as_bytes())?;
+        write_file(
+            stage.path(),
+            "config.json",
+            format!("{config:#}\n").as_bytes(),
+        )?;
     }
     for (_, file) in &plan.sidecars {
         output::copy_file(&file.path, stage.path(), &file.name)?;
@@ -69,19 +95,35 @@ pub fn run(plan: &Plan, out: &Path, force: bool, observer: &dyn Observer) -> Res
         return Err(RunError::Cancelled);
     }
     stage.commit()?;
-    Ok(Summary { tensors: plan.tensors.len(), totals, elapsed: started.elapsed() })
+    Ok(Summary {
+        tensors: plan.tensors.len(),
+        totals,
+        elapsed: started.elapsed(),
+    })
 }
 
 /// The engine's work: first the pairs that must be equal, then the output's tensors.
 fn jobs(plan: &Plan) -> Vec<Job<'_>> {
     let equal = plan.equal.iter().map(|&(model, left_out, kept)| {
         let model = &plan.models[model];
-        Job { work: Work::Copy { sources: vec![model.data(left_out), model.data(kept)], format: None }, output: false }
+        Job {
+            work: Work::Copy {
+                sources: vec![model.data(left_out), model.data(kept)],
+                format: None,
+            },
+            output: false,
+        }
     });
     let tensors = plan.tensors.iter().map(|tensor| {
-        let bytes = tensor.sources.iter().map(|source| plan.models[source.model].data(source.tensor));
+        let bytes = tensor
+            .sources
+            .iter()
+            .map(|source| plan.models[source.model].data(source.tensor));
         let work = match &tensor.operation {
-            Operation::Copy => Work::Copy { sources: bytes.collect(), format: FloatType::of(tensor.dtype) },
+            Operation::Copy => Work::Copy {
+                sources: bytes.collect(),
+                format: FloatType::of(tensor.dtype),
+            },
             Operation::Compute(program) => Work::Compute {
                 sources: tensor
                     .sources

@@ -22,31 +22,44 @@ pub(super) struct OutputFiles {
 
 impl OutputFiles {
     /// Creates the files in a folder, with room for all that will be in them.
-    pub(super) fn create(folder: &Path, shards: &[ShardLayout], checks: usize) -> Result<Self, RunError> {
+    pub(super) fn create(
+        folder: &Path,
+        shards: &[ShardLayout],
+        checks: usize,
+    ) -> Result<Self, RunError> {
         let mut files = Vec::new();
         let mut places = vec![(0, 0); shards.iter().map(|shard| shard.tensors.len()).sum()];
         for (number, shard) in shards.iter().enumerate() {
             let path = folder.join(&shard.file_name);
             let file = File::create_new(&path).map_err(io_error("create", &path))?;
             reserve(&file, shard.file_size).map_err(io_error("make room for", &path))?;
-            file.write_all_at(&shard.header, 0).map_err(io_error("write", &path))?;
+            file.write_all_at(&shard.header, 0)
+                .map_err(io_error("write", &path))?;
             for &(tensor, offset) in &shard.tensors {
                 places[tensor] = (number, offset);
             }
             files.push((path, file));
         }
-        Ok(Self { files, places, checks })
+        Ok(Self {
+            files,
+            places,
+            checks,
+        })
     }
 
     /// Waits until all of it is on the disk.
     pub(super) fn sync(&self) -> Result<(), RunError> {
-        self.files.iter().try_for_each(|(path, file)| file.sync_all().map_err(io_error("sync", path)))
+        self.files
+            .iter()
+            .try_for_each(|(path, file)| file.sync_all().map_err(io_error("sync", path)))
     }
 }
 
 impl Sink for OutputFiles {
     fn write(&self, job: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let place = job.checked_sub(self.checks).and_then(|tensor| self.places.get(tensor));
+        let place = job
+            .checked_sub(self.checks)
+            .and_then(|tensor| self.places.get(tensor));
         let Some(&(file, start)) = place else {
             return Err(io::Error::other("no place is planned for these bytes"));
         };

@@ -39,7 +39,12 @@ impl Stage {
         name.push(SUFFIX);
         let path = parent.join(name);
         let lock = lock_folder(&path, &out)?;
-        let stage = Self { out, path, committed: false, _lock: lock };
+        let stage = Self {
+            out,
+            path,
+            committed: false,
+            _lock: lock,
+        };
         clear(&stage.path)?;
         check_space(&parent, needed)?;
         Ok(stage)
@@ -62,15 +67,18 @@ impl Stage {
                     let aside = self.path.with_extension("weld-replaced");
                     clear_away(&aside)?;
                     fs::rename(&self.out, &aside).map_err(io_error("move aside", &self.out))?;
-                    fs::rename(&self.path, &self.out).map_err(io_error("rename the staged folder to", &self.out))?;
+                    fs::rename(&self.path, &self.out)
+                        .map_err(io_error("rename the staged folder to", &self.out))?;
                     fs::rename(&aside, &self.path).map_err(io_error("move", &aside))?;
                 }
             }
             self.committed = true;
             sync_folder(parent_of(&self.out))?;
-            return fs::remove_dir_all(&self.path).map_err(io_error("remove the replaced", &self.path));
+            return fs::remove_dir_all(&self.path)
+                .map_err(io_error("remove the replaced", &self.path));
         }
-        fs::rename(&self.path, &self.out).map_err(io_error("rename the staged folder to", &self.out))?;
+        fs::rename(&self.path, &self.out)
+            .map_err(io_error("rename the staged folder to", &self.out))?;
         self.committed = true;
         sync_folder(parent_of(&self.out))
     }
@@ -91,9 +99,15 @@ fn resolve(out: &Path) -> Result<PathBuf, RunError> {
         Ok(path) => Ok(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => match out.file_name() {
             Some(_) => std::path::absolute(out).map_err(io_error("resolve", out)),
-            None => Err(RunError::OutputUnnamed { path: out.to_owned() }),
+            None => Err(RunError::OutputUnnamed {
+                path: out.to_owned(),
+            }),
         },
-        Err(source) => Err(RunError::Io { action: "resolve", path: out.to_owned(), source }),
+        Err(source) => Err(RunError::Io {
+            action: "resolve",
+            path: out.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -101,23 +115,40 @@ fn parent_of(out: &Path) -> &Path {
     out.parent().unwrap_or(Path::new("/"))
 }
 
-fn check_free<'p>(out: &Path, force: bool, inputs: impl Iterator<Item = &'p Path>) -> Result<(), RunError> {
+fn check_free<'p>(
+    out: &Path,
+    force: bool,
+    inputs: impl Iterator<Item = &'p Path>,
+) -> Result<(), RunError> {
     if out.file_name().is_none() {
-        return Err(RunError::OutputUnnamed { path: out.to_owned() });
+        return Err(RunError::OutputUnnamed {
+            path: out.to_owned(),
+        });
     }
     for input in inputs {
         if fs::canonicalize(input).is_ok_and(|input| input.starts_with(out)) {
-            return Err(RunError::OutputIsInput { path: out.to_owned(), input: input.to_owned() });
+            return Err(RunError::OutputIsInput {
+                path: out.to_owned(),
+                input: input.to_owned(),
+            });
         }
     }
     match fs::metadata(out) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(RunError::Io { action: "look at", path: out.to_owned(), source }),
-        Ok(meta) if !meta.is_dir() => Err(RunError::OutputIsFile { path: out.to_owned() }),
+        Err(source) => Err(RunError::Io {
+            action: "look at",
+            path: out.to_owned(),
+            source,
+        }),
+        Ok(meta) if !meta.is_dir() => Err(RunError::OutputIsFile {
+            path: out.to_owned(),
+        }),
         Ok(_) => {
             let mut entries = fs::read_dir(out).map_err(io_error("list", out))?;
             match entries.next() {
-                Some(_) if !force => Err(RunError::OutputExists { path: out.to_owned() }),
+                Some(_) if !force => Err(RunError::OutputExists {
+                    path: out.to_owned(),
+                }),
                 _ => Ok(()),
             }
         }
@@ -126,10 +157,16 @@ fn check_free<'p>(out: &Path, force: bool, inputs: impl Iterator<Item = &'p Path
 
 fn check_space(folder: &Path, needed: u64) -> Result<(), RunError> {
     // A file system that does not say is tried.
-    let Ok(stat) = statvfs(folder) else { return Ok(()) };
+    let Ok(stat) = statvfs(folder) else {
+        return Ok(());
+    };
     let available = stat.f_bavail.saturating_mul(stat.f_frsize);
     if needed > available {
-        return Err(RunError::DiskFull { path: folder.to_owned(), needed, available });
+        return Err(RunError::DiskFull {
+            path: folder.to_owned(),
+            needed,
+            available,
+        });
     }
     Ok(())
 }
@@ -139,7 +176,11 @@ fn lock_folder(path: &Path, out: &Path) -> Result<File, RunError> {
     loop {
         match fs::create_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(RunError::Io { action: "create", path: path.to_owned(), source: error });
+                return Err(RunError::Io {
+                    action: "create",
+                    path: path.to_owned(),
+                    source: error,
+                });
             }
             _ => {}
         }
@@ -150,14 +191,24 @@ fn lock_folder(path: &Path, out: &Path) -> Result<File, RunError> {
         };
         match folder.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(RunError::OutputLocked { path: out.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(RunError::OutputLocked {
+                    path: out.to_owned(),
+                });
+            }
             Err(TryLockError::Error(source)) => {
-                return Err(RunError::Io { action: "lock", path: path.to_owned(), source });
+                return Err(RunError::Io {
+                    action: "lock",
+                    path: path.to_owned(),
+                    source,
+                });
             }
         }
         // Between open and lock its owner may have renamed it: then what is locked is a finished output.
         let locked = folder.metadata().map_err(io_error("look at", path))?;
-        if fs::symlink_metadata(path).is_ok_and(|meta| meta.ino() == locked.ino() && meta.dev() == locked.dev()) {
+        if fs::symlink_metadata(path)
+            .is_ok_and(|meta| meta.ino() == locked.ino() && meta.dev() == locked.dev())
+        {
             return Ok(folder);
         }
     }
@@ -182,5 +233,7 @@ fn clear_away(path: &Path) -> Result<(), RunError> {
 }
 
 fn sync_folder(path: &Path) -> Result<(), RunError> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(io_error("sync", path))
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(io_error("sync", path))
 }

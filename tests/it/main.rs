@@ -1,1 +1,6 @@
-//! Integration tests of the whole.
+//! Tests of the whole: the binary on small checkpoints that they make themselves.
+
+mod determinism;
+mod fixtures;
+mod golden;
+mod identity;

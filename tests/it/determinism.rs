@@ -1,0 +1,151 @@
+//! The same bytes whatever the threads, the memory (and so the tiles) and the shard size.
+
+use safetensors::Dtype;
+
+use crate::fixtures::{Bench, files, floats, llama_config, load, noise};
+
+/// Recipes of every method over `base`, `a` and `b`.
+pub(crate) const RECIPES: [(&str, &str); 10] = [
+    (
+        "linear",
+        "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.6}}\n",
+    ),
+    (
+        "slerp",
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\nparameters: {t: 0.3}\n",
+    ),
+    (
+        "task_arithmetic",
+        "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.4}\n",
+    ),
+    (
+        "ties",
+        "merge_method: ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.37}\n",
+    ),
+    (
+        "ties, rescaled",
+        "merge_method: ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.37, rescale: true, normalize: false}\n",
+    ),
+    (
+        "dare_linear",
+        "merge_method: dare_linear\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.37}\n",
+    ),
+    (
+        "dare_linear, by expectation",
+        "merge_method: dare_linear\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.37, rescale: expectation}\n",
+    ),
+    (
+        "dare_ties",
+        "merge_method: dare_ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.6, lambda: 0.8}\n",
+    ),
+    (
+        "passthrough",
+        "merge_method: passthrough\nmodels: [{model: a}]\n",
+    ),
+    (
+        "passthrough, scaled",
+        "merge_method: passthrough\nmodels: [{model: a, parameters: {scale: 0.7}}]\n",
+    ),
+];
+
+/// Models with a tensor of several blocks, whose values tie often, and small ones.
+fn bench(dtype: Dtype) -> Bench {
+    let bench = Bench::new();
+    for (seed, name) in ["base", "a", "b"].into_iter().enumerate() {
+        let seed = seed as u64 + 1;
+        // Rounded to a coarse grid, so that many differences are equal in magnitude.
+        let coarse = noise(seed, 700 * 331).map(|value| (value * 200.0).round() / 200.0);
+        let specs = [
+            floats("lm_head.weight", dtype, &[700, 331], coarse),
+            floats(
+                "model.embed_tokens.weight",
+                dtype,
+                &[300, 331],
+                noise(seed + 10, 300 * 331),
+            ),
+            floats(
+                "model.layers.0.norm.weight",
+                dtype,
+                &[331],
+                noise(seed + 20, 331),
+            ),
+            floats(
+                "model.layers.1.norm.weight",
+                dtype,
+                &[331],
+                noise(seed + 30, 331),
+            ),
+            floats("model.scale", dtype, &[], noise(seed + 40, 1)),
+            floats("model.nothing", dtype, &[0, 4], []),
+        ];
+        bench.model(name, &llama_config(2), &specs);
+    }
+    bench
+}
+
+#[test]
+fn bytes_do_not_depend_on_threads_memory_or_shards() {
+    for dtype in [Dtype::BF16, Dtype::F32] {
+        let bench = bench(dtype);
+        for (name, recipe) in RECIPES {
+            let whole = files(&bench.merge(recipe, &["--threads", "1", "--memory", "256MiB"]));
+            for more in [
+                ["--threads", "2", "--memory", "256MiB"],
+                ["--threads", "5", "--memory", "256MiB"],
+                ["--threads", "1", "--memory", "48MiB"],
+                ["--threads", "3", "--memory", "64MiB"],
+            ] {
+                assert!(
+                    files(&bench.merge(recipe, &more)) == whole,
+                    "{name} in {dtype:?} with {more:?}"
+                );
+            }
+            let mut tensors = load(&bench.merge(recipe, &[]));
+            let mut sharded =
+                load(&bench.merge(recipe, &["--shard-size", "300kB", "--threads", "2"]));
+            tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+            sharded.sort_by(|(a, _), (b, _)| a.cmp(b));
+            assert!(tensors == sharded, "{name} in {dtype:?}, sharded");
+        }
+    }
+}
+
+#[test]
+fn random_masks_depend_on_the_seed_and_nothing_else() {
+    let bench = bench(Dtype::BF16);
+    let recipe = RECIPES[7].1;
+    let first = load(&bench.merge(recipe, &["--seed", "1"]));
+    assert!(load(&bench.merge(recipe, &["--seed", "2"])) != first);
+    assert!(load(&bench.merge(recipe, &["--seed", "1"])) == first);
+}
+
+#[test]
+fn exactly_k_elements_stay_where_magnitudes_tie() {
+    // All differences are equal: the first k by index stay.
+    let bench = Bench::new();
+    let count = 50_000;
+    bench.tensors(
+        "base.safetensors",
+        &[floats(
+            "w",
+            Dtype::F32,
+            &[count],
+            std::iter::repeat_n(0.0, count),
+        )],
+    );
+    bench.tensors(
+        "a.safetensors",
+        &[floats(
+            "w",
+            Dtype::F32,
+            &[count],
+            std::iter::repeat_n(0.5, count),
+        )],
+    );
+    let recipe = "merge_method: ties\nbase_model: base.safetensors\nmodels: [{model: a.safetensors}]\n\
+                  parameters: {weight: 1, density: 0.5001}\n";
+    let merged = load(&bench.merge(recipe, &["--threads", "2"]));
+    let values = merged[0].1.values();
+    assert!(values[..25_005].iter().all(|&value| value == 0.5));
+    assert!(values[25_005..].iter().all(|&value| value == 0.0));
+}

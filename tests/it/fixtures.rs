@@ -1,0 +1,299 @@
+//! Small checkpoints, and `weld` run on them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use weldment::numeric::FloatType;
+
+/// A folder for one test, with models and recipes in it.
+pub(crate) struct Bench {
+    dir: TempDir,
+}
+
+/// What a run of `weld` gave.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A tensor to be written: name, dtype, shape, values.
+pub(crate) struct Spec {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// A tensor of float values.
+pub(crate) fn floats(
+    name: &str,
+    dtype: Dtype,
+    shape: &[usize],
+    values: impl IntoIterator<Item = f64>,
+) -> Spec {
+    let format = FloatType::of(dtype).expect("a float dtype");
+    let mut values: Vec<f64> = values.into_iter().collect();
+    assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
+    let mut bytes = vec![0; values.len() * format.size()];
+    format.encode(&mut values, false, &mut bytes);
+    Spec {
+        name: name.into(),
+        dtype,
+        shape: shape.into(),
+        bytes,
+    }
+}
+
+/// A tensor of integers.
+pub(crate) fn integers(name: &str, values: &[i64]) -> Spec {
+    let bytes = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    Spec {
+        name: name.into(),
+        dtype: Dtype::I64,
+        shape: vec![values.len()],
+        bytes,
+    }
+}
+
+/// Numbers about as large as weights are, the same for the same seed.
+pub(crate) fn noise(seed: u64, count: usize) -> impl Iterator<Item = f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def1;
+    (0..count).map(move |_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as f64 / 2f64.powi(31) - 0.5) * 0.1
+    })
+}
+
+/// The tensors of a tiny Llama: `layers` layers, hidden 8, vocabulary 16.
+pub(crate) fn llama(seed: u64, layers: usize, dtype: Dtype) -> Vec<Spec> {
+    let mut shapes: Vec<(String, Vec<usize>)> =
+        vec![("model.embed_tokens.weight".into(), vec![16, 8])];
+    for layer in 0..layers {
+        for (suffix, shape) in [
+            ("input_layernorm.weight", vec![8]),
+            ("mlp.down_proj.weight", vec![8, 12]),
+            ("mlp.up_proj.weight", vec![12, 8]),
+            ("self_attn.q_proj.weight", vec![8, 8]),
+        ] {
+            shapes.push((format!("model.layers.{layer}.{suffix}"), shape));
+        }
+    }
+    shapes.push(("model.norm.weight".into(), vec![8]));
+    shapes.push(("lm_head.weight".into(), vec![16, 8]));
+    shapes
+        .into_iter()
+        .enumerate()
+        .map(|(index, (name, shape))| {
+            let count = shape.iter().product();
+            floats(
+                &name,
+                dtype,
+                &shape,
+                noise(seed * 1000 + index as u64, count),
+            )
+        })
+        .collect()
+}
+
+/// The config of [`llama`].
+pub(crate) fn llama_config(layers: usize) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_attention_heads": 1,
+        "num_hidden_layers": layers,
+        "vocab_size": 16,
+        "tie_word_embeddings": false,
+        "torch_dtype": "float32"
+    })
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        Self {
+            dir: TempDir::new().expect("a temporary folder"),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes any file.
+    pub(crate) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("folder");
+        fs::write(&path, bytes).expect("file");
+        path
+    }
+
+    /// Writes one safetensors file.
+    pub(crate) fn tensors(&self, name: &str, specs: &[Spec]) -> PathBuf {
+        let views = specs.iter().map(|spec| {
+            let view = TensorView::new(spec.dtype, spec.shape.clone(), &spec.bytes)
+                .expect("a sound tensor");
+            (spec.name.as_str(), view)
+        });
+        self.file(
+            name,
+            safetensors::serialize(views, None).expect("serialised"),
+        )
+    }
+
+    /// Writes a model folder with one weight file.
+    pub(crate) fn model(&self, name: &str, config: &Value, specs: &[Spec]) -> PathBuf {
+        self.file(&format!("{name}/config.json"), config.to_string());
+        self.tensors(&format!("{name}/model.safetensors"), specs);
+        self.path(name)
+    }
+
+    /// A tiny Llama of two layers in a folder.
+    pub(crate) fn llama(&self, name: &str, seed: u64, dtype: Dtype) -> PathBuf {
+        self.model(name, &llama_config(2), &llama(seed, 2, dtype))
+    }
+
+    /// Writes `recipe.yml`.
+    pub(crate) fn recipe(&self, text: &str) -> PathBuf {
+        self.file("recipe.yml", text)
+    }
+
+    /// Runs `weld` in the folder, in an environment without a Hub cache.
+    pub(crate) fn weld(&self, arguments: &[&str]) -> Outcome {
+        let output = self
+            .command()
+            .args(arguments)
+            .output()
+            .expect("weld starts");
+        Outcome {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    /// `weld`, ready to be given arguments.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weld"));
+        command
+            .current_dir(self.dir.path())
+            .env_remove("HF_HUB_CACHE")
+            .env("HF_HOME", self.path("no-hub"));
+        command
+    }
+
+    /// Merges `recipe.yml` to `out` with more arguments and expects success.
+    pub(crate) fn merge(&self, recipe: &str, more: &[&str]) -> PathBuf {
+        self.recipe(recipe);
+        let mut arguments = vec!["merge", "recipe.yml", "out", "--force", "-q"];
+        arguments.extend(more);
+        let outcome = self.weld(&arguments);
+        assert_eq!(outcome.code, Some(0), "{}\n{recipe}", outcome.stderr);
+        self.path("out")
+    }
+
+    /// Expects that a merge of the recipe is refused with exit code 1 and writes nothing; gives the message.
+    pub(crate) fn refused(&self, recipe: &str, more: &[&str]) -> String {
+        self.recipe(recipe);
+        let mut arguments = vec!["merge", "recipe.yml", "out", "-q"];
+        arguments.extend(more);
+        let outcome = self.weld(&arguments);
+        assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+        assert!(!self.path("out").exists(), "a refused merge left an output");
+        let left: Vec<_> = fs::read_dir(self.dir.path())
+            .expect("folder")
+            .map(|entry| {
+                entry
+                    .expect("entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+            .filter(|name| name.contains("weld-"))
+            .collect();
+        assert!(left.is_empty(), "a refused merge left {left:?}");
+        outcome.stderr
+    }
+}
+
+/// One tensor of a checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Loaded {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Loaded {
+    /// Its float values.
+    pub(crate) fn values(&self) -> Vec<f64> {
+        let format = FloatType::of(self.dtype).expect("a float dtype");
+        let mut values = vec![0.0; self.bytes.len() / format.size()];
+        format.decode(&self.bytes, &mut values);
+        values
+    }
+}
+
+/// All tensors of a file or of a folder's safetensors files, in file order.
+pub(crate) fn load(path: &Path) -> Vec<(String, Loaded)> {
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        files = fs::read_dir(path)
+            .expect("folder")
+            .map(|entry| entry.expect("entry").path())
+            .collect();
+        files.retain(|file| {
+            file.extension()
+                .is_some_and(|extension| extension == "safetensors")
+        });
+        files.sort();
+    }
+    let mut tensors = Vec::new();
+    for file in files {
+        let bytes = fs::read(&file).expect("weights");
+        let parsed = SafeTensors::deserialize(&bytes).expect("a sound file");
+        let (_, header) = SafeTensors::read_metadata(&bytes).expect("a sound header");
+        for name in header.offset_keys() {
+            let view = parsed.tensor(&name).expect("listed");
+            let loaded = Loaded {
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+                bytes: view.data().to_vec(),
+            };
+            tensors.push((name, loaded));
+        }
+    }
+    tensors
+}
+
+/// Every file of a folder with its bytes, by name.
+pub(crate) fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(path)
+        .expect("folder")
+        .map(|entry| entry.expect("entry").path())
+        .map(|path| {
+            (
+                path.file_name()
+                    .expect("a name")
+                    .to_string_lossy()
+                    .into_owned(),
+                fs::read(&path).expect("file"),
+            )
+        })
+        .collect();
+    files.sort();
+    files
+}

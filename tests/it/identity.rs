@@ -1,0 +1,82 @@
+//! Merging copies of one model returns it, bit for bit.
+
+use safetensors::Dtype;
+
+use crate::fixtures::{Bench, floats, llama_config, load, noise};
+
+/// Recipes that must return their model when `a`, `b` and `c` are copies of it; `base` is another model.
+const RECIPES: [&str; 10] = [
+    "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 3}}\n- {model: b, parameters: {weight: 0.11}}\n",
+    "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\nparameters: {normalize: false}\n",
+    "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\nparameters: {t: 0.3}\n",
+    "merge_method: task_arithmetic\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: ties\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\n",
+    "merge_method: ties\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\nparameters: {normalize: false}\n",
+    "merge_method: ties\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\n",
+    "merge_method: dare_ties\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\n",
+    "merge_method: passthrough\nmodels: [{model: a}]\n",
+];
+
+#[test]
+fn copies_return_the_model() {
+    for dtype in [
+        Dtype::F64,
+        Dtype::F32,
+        Dtype::BF16,
+        Dtype::F16,
+        Dtype::F8_E4M3,
+        Dtype::F8_E5M2,
+    ] {
+        let bench = Bench::new();
+        let range = 1e-3;
+        // Values beside which the base is huge, zeros of both signs, subnormals.
+        let mut values: Vec<f64> = noise(7, 3000).collect();
+        values.extend([0.0, -0.0, 1e-30, -1e-30, 1e-6, -1e-6, range, 6e-8, 1e-40]);
+        let count = values.len();
+        let copy = || {
+            [
+                floats("model.layers.0.w", dtype, &[count], values.clone()),
+                floats("model.layers.1.w", dtype, &[3], [1e-30, -0.0, 1.0]),
+                floats("model.tiny", dtype, &[2], [1e-20, -1e-20]),
+            ]
+        };
+        for name in ["a", "b", "c"] {
+            bench.model(name, &llama_config(2), &copy());
+        }
+        let base = [
+            floats(
+                "model.layers.0.w",
+                dtype,
+                &[count],
+                noise(9, count).map(|value| value * 20.0),
+            ),
+            floats("model.layers.1.w", dtype, &[3], [1.0, 1.0, -1.0]),
+            floats("model.tiny", dtype, &[2], [0.5, 0.5]),
+        ];
+        bench.model("base", &llama_config(2), &base);
+        let model = load(&bench.path("a"));
+        for recipe in RECIPES {
+            assert!(
+                load(&bench.merge(recipe, &[])) == model,
+                "{dtype:?}\n{recipe}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_base_alone_comes_out_of_weights_of_zero() {
+    let bench = Bench::new();
+    bench.llama("base", 1, Dtype::BF16);
+    bench.llama("a", 2, Dtype::BF16);
+    for method in ["task_arithmetic", "ties", "dare_linear", "dare_ties"] {
+        let recipe = format!(
+            "merge_method: {method}\nbase_model: base\nmodels: [{{model: a}}]\nparameters: {{weight: 0, normalize: false}}\n"
+        );
+        assert!(
+            load(&bench.merge(&recipe, &[])) == load(&bench.path("base")),
+            "{method}"
+        );
+    }
+}
