@@ -4,13 +4,12 @@
 //! rescaled; `u_i = w_i * d_i`; where a sign is elected, only the `u_i` of that sign stay; their sum, divided
 //! by the weights if normalised, times lambda, is added to the base.
 //!
-//! The sum is computed as a combination of the models, `(1 - c) * base + sum of c_i * x_i`, not as base plus
-//! differences: where the weights add up to one the base drops out exactly, so that copies of a model give
-//! that model to the bit, however small an element is beside the base's.
+//! Where the weights that are added make up one, the result is a mean of the models, and is held between the
+//! least and the largest of them: so copies of a model give that model to the bit, however small an element
+//! is beside the base's.
 
 use std::sync::Arc;
 
-use super::weighted_sum::WeightedSum;
 use super::{Action, ParamInfo, ParamKind, ParamScope, ParamValue, Tensor, TensorParams};
 use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use crate::numeric::{
@@ -168,15 +167,6 @@ pub(super) fn action(
     if normalize && scheme.consensus == Consensus::None && total.abs() <= 1e-9 * size {
         return Err("the weights sum to zero, and `normalize` divides by their sum".into());
     }
-    let plain = terms.iter().all(|term| matches!(term.choice, Choice::All));
-    if plain && scheme.consensus == Consensus::None {
-        return Ok(Action::Compute(Box::new(linear(
-            &terms,
-            base,
-            lambda,
-            normalize.then_some(total),
-        ))));
-    }
     let rescale = match params.word("rescale") {
         "l1" => Rescale::L1,
         "expectation" => Rescale::Expectation,
@@ -194,18 +184,6 @@ pub(super) fn action(
         },
         blocks: tensor.elements.div_ceil(BLOCK as u64) as usize,
     })))
-}
-
-/// Without masks and signs the sum is one linear combination.
-fn linear(terms: &[Term], base: usize, lambda: f64, divisor: Option<f64>) -> WeightedSum {
-    let mut weights = vec![0.0; terms.len() + 1];
-    for term in terms {
-        weights[term.source] = lambda * term.weight / divisor.unwrap_or(1.0);
-    }
-    let rest = 1.0 - weights.iter().sum::<f64>();
-    // Weights of 0.1, 0.2 and 0.7 leave 1e-16 of the base: that is rounding, and means none of it.
-    weights[base] = if rest.abs() < 1e-12 { 0.0 } else { rest };
-    WeightedSum { weights }
 }
 
 /// One fine-tune.
@@ -671,14 +649,14 @@ struct AddUp<R> {
 
 /// Partial results of a strip.
 struct Strip<R> {
-    /// For each term, its weighted and masked task vector; zero where it is masked or outvoted.
+    /// For each term, its scaled and masked task vector; zero where it is masked.
     votes: Vec<[R; STRIP]>,
     /// For each term, whether it is added.
     added: Vec<[bool; STRIP]>,
     /// The sum of votes.
     ballot: [R; STRIP],
-    /// Sums over the added terms: of scaled weight times source, of scaled weight, of weight.
-    mixed: [R; STRIP],
+    /// Sums over the added terms: of votes, of scaled weights, of weights.
+    total: [R; STRIP],
     share: [R; STRIP],
     divisor: [R; STRIP],
     /// The least and the largest of the added sources.
@@ -686,18 +664,25 @@ struct Strip<R> {
     high: [R; STRIP],
 }
 
+impl<R: Real> Strip<R> {
+    fn new(terms: usize) -> Self {
+        let zeros = [R::ZERO; STRIP];
+        Self {
+            votes: vec![zeros; terms],
+            added: vec![[false; STRIP]; terms],
+            ballot: zeros,
+            total: zeros,
+            share: zeros,
+            divisor: zeros,
+            low: zeros,
+            high: zeros,
+        }
+    }
+}
+
 impl<R: Real> Apply<R> for AddUp<R> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        let mut strip = Strip {
-            votes: vec![[R::ZERO; STRIP]; self.terms.len()],
-            added: vec![[false; STRIP]; self.terms.len()],
-            ballot: [R::ZERO; STRIP],
-            mixed: [R::ZERO; STRIP],
-            share: [R::ZERO; STRIP],
-            divisor: [R::ZERO; STRIP],
-            low: [R::ZERO; STRIP],
-            high: [R::ZERO; STRIP],
-        };
+        let mut strip = Strip::new(self.terms.len());
         let mut ties: Vec<u64> = self
             .terms
             .iter()
@@ -706,22 +691,28 @@ impl<R: Real> Apply<R> for AddUp<R> {
         for (index, out) in out.chunks_mut(STRIP).enumerate() {
             let start = index * STRIP;
             self.vote(&block, start, out.len(), &mut ties, &mut strip);
+            if self.sum.consensus == Consensus::WeightedSign {
+                strike_out(out.len(), &mut strip);
+            }
             self.add(&block, start, out.len(), &mut strip);
             self.finish(&block.sources[self.base][start..][..out.len()], &strip, out);
         }
     }
 }
 
-impl<R: Real> AddUp<R> {
-    /// Whether results that are means of the added sources are held between them.
-    ///
-    /// So copies give their model to the bit. Sources of 16 bits need no such care: in f32 they have bits to
-    /// spare.
-    fn bounded(&self) -> bool {
-        size_of::<R>() == size_of::<f64>() && self.terms.iter().all(|term| term.scaled >= R::ZERO)
+/// Strikes out the terms whose sign lost.
+fn strike_out<R: Real>(length: usize, strip: &mut Strip<R>) {
+    for (votes, added) in strip.votes.iter().zip(&mut strip.added) {
+        for ((&vote, added), &ballot) in votes[..length].iter().zip(added).zip(&strip.ballot) {
+            // A tie is a plus, and a vote of zero agrees with no sign.
+            let plus = ballot >= R::ZERO;
+            *added = (vote > R::ZERO && plus) || (vote < R::ZERO && !plus);
+        }
     }
+}
 
-    /// Masks each term, and strikes out those of the sign that lost.
+impl<R: Real> AddUp<R> {
+    /// Masks each term and sums the votes.
     fn vote(
         &self,
         block: &Block<'_, R>,
@@ -731,13 +722,8 @@ impl<R: Real> AddUp<R> {
         strip: &mut Strip<R>,
     ) {
         strip.ballot.fill(R::ZERO);
-        for (((term, ties), votes), added) in self
-            .terms
-            .iter()
-            .zip(ties)
-            .zip(&mut strip.votes)
-            .zip(&mut strip.added)
-        {
+        let rows = strip.votes.iter_mut().zip(&mut strip.added);
+        for ((term, ties), (votes, added)) in self.terms.iter().zip(ties).zip(rows) {
             let (votes, added) = (&mut votes[..length], &mut added[..length]);
             subtract(block, term.source, self.base, start, votes);
             term.mask
@@ -747,105 +733,88 @@ impl<R: Real> AddUp<R> {
                 *ballot += *vote;
             }
         }
-        if self.sum.consensus == Consensus::WeightedSign {
-            for (votes, added) in strip.votes.iter().zip(&mut strip.added) {
-                for ((&vote, added), &ballot) in
-                    votes[..length].iter().zip(added).zip(&strip.ballot)
-                {
-                    // A tie is a plus, and a vote of zero agrees with no sign.
-                    let plus = ballot >= R::ZERO;
-                    *added = (vote > R::ZERO && plus) || (vote < R::ZERO && !plus);
-                }
-            }
-        }
     }
 
+    /// Sums the added terms.
     fn add(&self, block: &Block<'_, R>, start: usize, length: usize, strip: &mut Strip<R>) {
         let Strip {
-            mixed,
+            votes,
+            added,
+            total,
             share,
             divisor,
-            added,
             low,
             high,
             ..
         } = strip;
-        // Minus zero is the sum of nothing: plus zero would turn a minus zero of the sources over.
-        let nothing = R::from_f64(-0.0);
-        mixed.fill(nothing);
+        total.fill(R::ZERO);
         share.fill(R::ZERO);
         divisor.fill(R::ZERO);
-        for (term, added) in self.terms.iter().zip(added.iter()) {
+        low.fill(R::from_f64(f64::INFINITY));
+        high.fill(R::from_f64(f64::NEG_INFINITY));
+        for ((term, votes), added) in self.terms.iter().zip(votes).zip(added) {
             let source = &block.sources[term.source][start..][..length];
             for i in 0..length {
-                mixed[i] += if added[i] {
-                    term.scaled * source[i]
-                } else {
-                    nothing
+                let (vote, scaled, weight) = match added[i] {
+                    true => (votes[i], term.scaled, term.weight),
+                    false => (R::ZERO, R::ZERO, R::ZERO),
                 };
-                share[i] += if added[i] { term.scaled } else { R::ZERO };
-                divisor[i] += if added[i] { term.weight } else { R::ZERO };
-            }
-        }
-        if self.bounded() {
-            low.fill(R::from_f64(f64::INFINITY));
-            high.fill(R::from_f64(f64::NEG_INFINITY));
-            for (term, added) in self.terms.iter().zip(added) {
-                let source = &block.sources[term.source][start..][..length];
-                for i in 0..length {
-                    low[i] = if added[i] {
-                        low[i].min(source[i])
-                    } else {
-                        low[i]
-                    };
-                    high[i] = if added[i] {
-                        high[i].max(source[i])
-                    } else {
-                        high[i]
-                    };
-                }
+                total[i] += vote;
+                share[i] += scaled;
+                divisor[i] += weight;
+                let source = source[i];
+                low[i] = if added[i] && source < low[i] {
+                    source
+                } else {
+                    low[i]
+                };
+                high[i] = if added[i] && source > high[i] {
+                    source
+                } else {
+                    high[i]
+                };
             }
         }
         match (self.sum.normalize, self.sum.consensus) {
             (false, _) => divisor.fill(R::ONE),
             (true, Consensus::None) => divisor.fill(R::from_f64(self.sum.total)),
-            (true, Consensus::WeightedSign) => divisor.iter_mut().for_each(|divisor| {
-                *divisor = if *divisor == R::ZERO {
-                    R::ONE
-                } else {
-                    *divisor
+            (true, Consensus::WeightedSign) => {
+                for divisor in divisor {
+                    *divisor = if *divisor == R::ZERO {
+                        R::ONE
+                    } else {
+                        *divisor
+                    };
                 }
-            }),
+            }
         }
     }
 
     fn finish(&self, base: &[R], strip: &Strip<R>, out: &mut [R]) {
         let lambda = R::from_f64(self.sum.lambda);
-        let bounded = self.bounded();
+        let one_sign = self.terms.iter().all(|term| term.scaled >= R::ZERO);
         for (i, (out, &base)) in out.iter_mut().zip(base).enumerate() {
-            let share = lambda * (strip.share[i] / strip.divisor[i]);
-            let rest = R::ONE - share;
-            // What remains of weights that add up to one is rounding.
-            let rest = if rest.abs() <= R::NOISE {
-                R::ZERO
+            let difference = lambda * (strip.total[i] / strip.divisor[i]);
+            // Adding a zero could turn the sign of another.
+            let merged = if difference == R::ZERO {
+                base
             } else {
-                rest
+                base + difference
             };
-            let added = lambda * (strip.mixed[i] / strip.divisor[i]);
-            let merged = if rest == R::ZERO {
-                added
-            } else {
-                added + rest * base
-            };
-            let mean = bounded && rest == R::ZERO;
-            let merged = if mean {
-                merged.max(strip.low[i]).min(strip.high[i])
+            // What weights that make up one miss it by is rounding.
+            let missing = R::ONE - lambda * (strip.share[i] / strip.divisor[i]);
+            let mean = one_sign && missing.abs() <= R::NOISE;
+            // At equality too, as a minus zero equals a plus zero.
+            let raised = if mean && merged <= strip.low[i] {
+                strip.low[i]
             } else {
                 merged
             };
-            // Where nothing is added the base stays, the sign of a zero included.
-            let untouched = strip.mixed[i] == R::ZERO && strip.share[i] == R::ZERO;
-            *out = if untouched { base } else { merged };
+            *out = if mean && raised >= strip.high[i] {
+                strip.high[i]
+            } else {
+                raised
+            };
         }
     }
 }

@@ -57,9 +57,9 @@ pub fn clamp_to_hull<R: Real>(sources: &[&[R]], out: &mut [R]) {
             }
         }
         for ((value, &low), &high) in out.iter_mut().zip(&low).zip(&high) {
-            // Comparisons with NaN are false, so a NaN stays.
-            let raised = if *value < low { low } else { *value };
-            *value = if raised > high { high } else { raised };
+            // Comparisons with NaN are false, so a NaN stays. At equality too, as a minus zero equals a plus zero.
+            let raised = if *value <= low { low } else { *value };
+            *value = if raised >= high { high } else { raised };
         }
         start += length;
     }
