@@ -14,6 +14,8 @@ mod passthrough;
 mod slerp;
 mod task_arithmetic;
 mod task_vectors;
+#[cfg(test)]
+mod tests;
 mod ties;
 mod weighted_sum;
 
@@ -85,7 +87,7 @@ pub fn find(name: &str) -> Option<&'static dyn Method> {
 }
 
 #[cfg(test)]
-mod tests {
+mod registry_tests {
     use super::*;
 
     #[test]
