@@ -47,20 +47,20 @@ impl Method for Linear {
     }
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let mut weights: Vec<f64> = (0..tensor.sources)
+        let weights: Vec<f64> = (0..tensor.sources)
             .map(|source| params.source_number(source, "weight").unwrap_or(0.0))
             .collect();
+        let mut divisor = 1.0;
         if params.flag("normalize") {
-            let sum: f64 = weights.iter().sum();
+            divisor = weights.iter().sum();
             let size: f64 = weights.iter().map(|weight| weight.abs()).sum();
             // Weights such as 0.1, 0.2 and -0.3 cancel up to a rounding: that is zero, not 5e-17.
-            if sum.abs() <= 1e-9 * size {
+            if divisor.abs() <= 1e-9 * size {
                 return Err(format!(
                     "the weights {weights:?} sum to zero, and `normalize` divides by their sum"
                 ));
             }
-            weights.iter_mut().for_each(|weight| *weight /= sum);
         }
-        Ok(Action::Compute(Box::new(WeightedSum { weights })))
+        Ok(Action::Compute(Box::new(WeightedSum { weights, divisor })))
     }
 }

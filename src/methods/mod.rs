@@ -75,7 +75,10 @@ pub fn all() -> &'static [&'static dyn Method] {
 
 /// The program that changes a tensor's dtype and nothing else.
 pub fn convert() -> Box<dyn AnyProgram> {
-    Box::new(weighted_sum::WeightedSum { weights: vec![1.0] })
+    Box::new(weighted_sum::WeightedSum {
+        weights: vec![1.0],
+        divisor: 1.0,
+    })
 }
 
 /// The method of that name.

@@ -29,8 +29,7 @@ pub(super) fn decode_e5m2(byte: u8) -> f32 {
 pub(super) fn encode_e4m3(value: f64) -> u8 {
     let sign = u8::from(value.is_sign_negative()) << 7;
     let rounded = round_to_grid(value.abs(), 3, -6);
-    // Not `> 448`: NaN must end here too.
-    if !(rounded <= 448.0) {
+    if rounded.is_nan() || rounded > 448.0 {
         return sign | 0x7f;
     }
     let exponent = binade(rounded, -6);

@@ -47,11 +47,11 @@ impl NonFinite {
         let limit = R::from_f64(f64::INFINITY);
         let mut found = Self::default();
         // A branch-free sweep finds the usual answer, none, at the speed of memory.
-        let odd: u32 = values
+        let finite: usize = values
             .iter()
-            .map(|value| u32::from(!(value.abs() < limit)))
+            .map(|value| usize::from(value.abs() < limit))
             .sum();
-        if odd > 0 {
+        if finite < values.len() {
             for value in values {
                 let value = value.to_f64();
                 found.nan += u64::from(value.is_nan());
@@ -208,10 +208,11 @@ impl FloatType {
         let (largest, beyond) = self.limits();
         // In f32 the limit of a wider format is infinity: nothing finite reaches it.
         let limit = R::from_f64(beyond);
-        let outside: u32 = values
+        let inside: usize = values
             .iter()
-            .map(|value| u32::from(!(value.abs() < limit)))
+            .map(|value| usize::from(value.abs() < limit))
             .sum();
+        let outside = (values.len() - inside) as u64;
         if outside == 0 {
             return Narrowed::default();
         }
@@ -227,7 +228,7 @@ impl FloatType {
             }
         }
         Narrowed {
-            overflowed: u64::from(outside) - non_finite.nan - non_finite.infinite,
+            overflowed: outside - non_finite.nan - non_finite.infinite,
             non_finite,
         }
     }
@@ -281,7 +282,7 @@ fn encode_f8<R: Real>(encode: fn(f64) -> u8, values: &[R], bytes: &mut [u8]) {
 /// double rounding is odd", IMACS 2005. An `f32` passes as it is.
 fn round_to_odd<R: Real>(value: R) -> f32 {
     let nearest = value.to_f32();
-    if R::from_f32(nearest) == value || value != value {
+    if R::from_f32(nearest) == value || nearest.is_nan() {
         return nearest;
     }
     let bits = nearest.to_bits();

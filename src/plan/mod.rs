@@ -16,7 +16,7 @@ mod problems;
 mod vocabularies;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 
 pub use explain::{Detail, json, text};
 pub use outputs::{Operation, PlannedTensor, SourceTensor};
@@ -232,6 +232,6 @@ fn attempt(
 }
 
 /// A path as it is shown to people.
-fn shown(path: &PathBuf) -> String {
+fn shown(path: &Path) -> String {
     path.display().to_string()
 }

@@ -137,7 +137,7 @@ pub enum RunError {
         /// The model.
         model: String,
         /// Which file, and how.
-        source: CheckpointError,
+        source: Box<CheckpointError>,
     },
     /// The engine could not work.
     #[error("cannot run the merge")]

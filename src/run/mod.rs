@@ -67,7 +67,7 @@ pub fn run(
             .check_unchanged()
             .map_err(|source| RunError::InputChanged {
                 model: model.label().to_owned(),
-                source,
+                source: Box::new(source),
             })?;
     }
 
