@@ -78,7 +78,7 @@ fn kind(kind: ParamKind) -> String {
 
 fn scope(scope: ParamScope) -> &'static str {
     match scope {
-        ParamScope::Tensor => "all models together",
+        ParamScope::Tensor => "all models",
         ParamScope::EachModel => "each model",
         ParamScope::EachButBase => "each model but the base",
     }
@@ -89,7 +89,7 @@ fn default(param: &ParamInfo) -> String {
         Some(ParamValue::Number(number)) => number.to_string(),
         Some(ParamValue::Bool(flag)) => flag.to_string(),
         Some(ParamValue::Word(word)) => word.into(),
-        None if param.required => "required".into(),
+        None if param.required => "none, it must be given".into(),
         None => "unset".into(),
     }
 }

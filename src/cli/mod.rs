@@ -24,7 +24,7 @@ use output::{Failure, fail};
 #[derive(Parser)]
 #[command(name = "weld", version, max_term_width = 100, propagate_version = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 the input is wrong, 2 the tool could not run.\n\
+    after_help = "Exit codes: 0 done, 1 the input is wrong, 2 the tool could not run, 130 stopped.\n\
                         Start with: weld plan recipes/ties.yml"
 )]
 struct Cli {

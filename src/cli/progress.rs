@@ -14,6 +14,9 @@ use crate::plan::Plan;
 pub(super) struct Progress {
     bar: ProgressBar,
     stop: Arc<AtomicBool>,
+    /// What is said when the work begins, where no bar shows it.
+    line: String,
+    announced: AtomicBool,
 }
 
 impl Progress {
@@ -31,15 +34,19 @@ impl Progress {
             bar.set_style(style);
         }
         bar.set_message(plan.method.name);
-        if !quiet && !io::stderr().is_terminal() {
-            say(&format!(
-                "merging {} tensors of {} models by {}",
-                plan.tensors.len(),
-                plan.models.len(),
-                plan.method.name
-            ));
+        let line = format!(
+            "merging {} tensors of {} models by {}",
+            plan.tensors.len(),
+            plan.models.len(),
+            plan.method.name
+        );
+        let announced = quiet || io::stderr().is_terminal();
+        Self {
+            bar,
+            stop,
+            line,
+            announced: AtomicBool::new(announced),
         }
-        Self { bar, stop }
     }
 
     /// Takes the bar away.
@@ -50,6 +57,10 @@ impl Progress {
 
 impl Observer for Progress {
     fn advance(&self, bytes: u64) {
+        // Only now is it sure that nothing stands in the output's place.
+        if !self.announced.swap(true, Relaxed) {
+            say(&self.line);
+        }
         self.bar.inc(bytes);
     }
 

@@ -57,7 +57,8 @@ impl Method for Linear {
             // Weights such as 0.1, 0.2 and -0.3 cancel up to a rounding: that is zero, not 5e-17.
             if divisor.abs() <= 1e-9 * size {
                 return Err(format!(
-                    "the weights {weights:?} sum to zero, and `normalize` divides by their sum"
+                    "the weights {weights:?} sum to zero, and `normalize` divides by their sum; \
+                     hint: choose weights with another sum, or set `normalize: false`"
                 ));
             }
         }

@@ -165,7 +165,11 @@ pub(super) fn action(
     let total: f64 = terms.iter().map(|term| term.weight).sum();
     let size: f64 = terms.iter().map(|term| term.weight.abs()).sum();
     if normalize && scheme.consensus == Consensus::None && total.abs() <= 1e-9 * size {
-        return Err("the weights sum to zero, and `normalize` divides by their sum".into());
+        return Err(
+            "the weights sum to zero, and `normalize` divides by their sum; \
+                    hint: choose weights with another sum, or set `normalize: false`"
+                .into(),
+        );
     }
     let rescale = match params.word("rescale") {
         "l1" => Rescale::L1,

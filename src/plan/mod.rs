@@ -21,6 +21,8 @@ use std::path::Path;
 pub use explain::{Detail, json, text};
 pub use outputs::{Operation, PlannedTensor, SourceTensor};
 
+use bytesize::ByteSize;
+
 use crate::checkpoint::{Checkpoint, Dtype, Locator, ModelRef, ShardLayout, Sidecar, shard_layout};
 use crate::engine::{Cost, Limits, Settings};
 use crate::methods::{self, MethodInfo};
@@ -146,12 +148,26 @@ fn attempt(
     let mut notes: Vec<String> = recipe
         .warnings
         .iter()
-        .map(|warning| match warning.at {
-            Some(at) => format!("{path}:{}:{}: {}", at.line, at.column, warning.message),
-            None => warning.message.clone(),
+        .map(|warning| {
+            let line = warning
+                .at
+                .map_or(String::new(), |at| format!("line {}: ", at.line));
+            let hint = warning
+                .hint
+                .as_ref()
+                .map_or(String::new(), |hint| format!(" ({hint})"));
+            format!("{line}{}{hint}", warning.message)
         })
         .collect();
     notes.extend(models.notes());
+    if let (Some(dtype), Some(out)) = (recipe.dtype, recipe.out_dtype)
+        && dtype.bitsize() < out.bitsize()
+    {
+        notes.push(format!(
+            "`out_dtype` names what is written, so `dtype: {dtype:?}` has no effect: arithmetic is never narrower \
+             than float32"
+        ));
+    }
     vocabularies::check(&models, &mut notes, problems);
 
     let merge = outputs::resolve(recipe, method, &models, options.seed, &mut notes, problems);
@@ -201,8 +217,15 @@ fn attempt(
     let limits = match options.settings.limits(widest, cost) {
         Ok(limits) => limits,
         Err(error) => {
+            let message = format!(
+                "{} and {} need at least {} of memory, and the budget is {}",
+                problems::count(error.threads, "thread"),
+                problems::count(error.sources, "source"),
+                ByteSize(error.needed),
+                ByteSize(error.budget)
+            );
             let hint = "raise --memory, or lower --threads".to_owned();
-            problems.add(None, error.to_string(), Some(hint));
+            problems.add(None, message, Some(hint));
             return None;
         }
     };

@@ -1,6 +1,8 @@
 //! Opens the models that a recipe names.
 
 use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
 
 use super::problems::Problems;
 use crate::checkpoint::{Checkpoint, Locator, ModelRef, Sidecar, SidecarKind};
@@ -124,6 +126,34 @@ impl Models {
 
     /// What opening them had to say.
     pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = self.notes_of_each();
+        for (index, model) in self.checkpoints.iter().enumerate() {
+            let path = &model.location().path;
+            let same = |other: &&Checkpoint| {
+                let path_of = |path: &Path| fs::canonicalize(path).ok();
+                path_of(&other.location().path) == path_of(path)
+            };
+            if let Some(other) = self.checkpoints[..index].iter().find(same) {
+                notes.push(format!(
+                    "`{}` and `{}` are the same model: {}",
+                    other.label(),
+                    model.label(),
+                    path.display()
+                ));
+            }
+        }
+        let others = &self.checkpoints[..self.merged];
+        if self.donor().config().is_none() && others.iter().any(|model| model.config().is_some()) {
+            notes.push(format!(
+                "`{}` has no config.json, so the output will have none; name a model that has one first, or as \
+                 `base_model`",
+                self.donor().label()
+            ));
+        }
+        notes
+    }
+
+    fn notes_of_each(&self) -> Vec<String> {
         self.checkpoints
             .iter()
             .flat_map(|model| {

@@ -6,7 +6,7 @@ use super::Fate;
 use super::counterparts::{Counterparts, is_head};
 use super::layers::{Group, LayerMap, Wanted, Wish, wish};
 use super::models::Models;
-use super::problems::{Problems, some_of};
+use super::problems::{Problems, count, some_of};
 use super::vocabularies::different_vocabularies;
 use crate::checkpoint::{
     Checkpoint, Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding,
@@ -17,7 +17,7 @@ use crate::methods::{
     self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams,
 };
 use crate::numeric::FloatType;
-use crate::recipe::{self, Parameters, Position, Recipe};
+use crate::recipe::{self, Inputs, Parameters, Position, Recipe};
 
 /// Mismatched tensors that are spelled out; more are counted.
 const MISMATCHES: usize = 5;
@@ -108,20 +108,33 @@ pub(super) fn resolve(
         .collect();
     for (model, names) in counterparts.iter().enumerate() {
         for alias in &names.aliases {
-            notes.push(format!(
-                "`{}` names its tensors `{}...` where `{}` has `{}...`; they are taken for the same",
-                models.label(model),
-                alias.model_prefix,
-                donor.label(),
-                alias.reference_prefix
-            ));
+            let (ours, theirs) = (&alias.reference_prefix, &alias.model_prefix);
+            let (label, donor) = (models.label(model), donor.label());
+            notes.push(match (ours.as_str(), theirs.as_str()) {
+                (ours, "") => format!("names of `{label}` lack the prefix `{ours}` that `{donor}` has; they are taken for the same"),
+                ("", theirs) => format!("names of `{label}` have the prefix `{theirs}`, which `{donor}` lacks; they are taken for the same"),
+                (ours, theirs) => format!("names of `{label}` start with `{theirs}` where `{donor}` has `{ours}`; they are taken for the same"),
+            });
         }
+    }
+    if matches!(recipe.inputs, Inputs::Models(_)) {
+        different_depths(models, &counterparts, &stacks, problems);
     }
     let Wish {
         groups,
         wanted,
         layer_map,
     } = wish(recipe, models, &counterparts, &stacks, notes, problems);
+    // A wish that could not be written down says nothing of the rest.
+    if !problems.is_empty() {
+        return Merge {
+            tensors: Vec::new(),
+            equal: Vec::new(),
+            fates: Vec::new(),
+            layer_map,
+        };
+    }
+    unused_filters(recipe, &wanted, notes);
     let mut resolver = Resolver {
         recipe,
         method,
@@ -132,6 +145,7 @@ pub(super) fn resolve(
         problems,
         notes,
         missing: BTreeMap::new(),
+        headless: BTreeSet::new(),
         unset: BTreeSet::new(),
         rejected: BTreeMap::new(),
         mismatched: Vec::new(),
@@ -168,6 +182,8 @@ struct Resolver<'a> {
     notes: &'a mut Vec<String>,
     /// Names that a model lacks, by model.
     missing: BTreeMap<usize, Vec<String>>,
+    /// Models whose head is missing.
+    headless: BTreeSet<usize>,
     /// Parameters and models that were reported to lack a value.
     unset: BTreeSet<(&'static str, usize)>,
     /// What the method said of parameter values, with the first tensor and how many.
@@ -193,6 +209,7 @@ impl<'a> Resolver<'a> {
             let headless =
                 names.embedding.is_some() && !names.names.iter().any(|name| is_head(name));
             if generates && headless && names.tied_by_config == Some(false) {
+                self.headless.insert(model);
                 self.problems.add(
                     self.models.at[model],
                     format!(
@@ -511,9 +528,9 @@ impl<'a> Resolver<'a> {
                 && !self.is_only_base_of_slices(model)
             {
                 let message = format!(
-                    "`{}` has {} tensors that `{}` lacks: {}",
+                    "`{}` has {} that `{}` lacks: {}",
                     self.models.label(model),
-                    extra.len(),
+                    count(extra.len(), "tensor"),
                     self.models.label(self.models.donor),
                     some_of(&extra)
                 );
@@ -563,30 +580,37 @@ impl<'a> Resolver<'a> {
 
     /// Reports what was collected.
     fn report(&mut self) {
-        for (model, names) in std::mem::take(&mut self.missing) {
+        for (model, mut names) in std::mem::take(&mut self.missing) {
+            // A missing head of an untied model has been reported as such.
+            if self.headless.contains(&model) {
+                names.retain(|name| !is_head(name));
+            }
+            if names.is_empty() {
+                continue;
+            }
             let (label, donor) = (
                 self.models.label(model),
                 self.models.label(self.models.donor),
             );
-            let heads = names.iter().any(|name| is_head(name));
             let message = format!(
-                "`{label}` lacks {} tensors that `{donor}` has: {}",
-                names.len(),
+                "`{label}` lacks {} that `{donor}` has: {}",
+                count(names.len(), "tensor"),
                 some_of(&names)
             );
-            let hint = if heads && self.counterparts[model].tied_by_config == Some(false) {
-                "its config says `tie_word_embeddings: false`, so its output head must be in the file".to_owned()
-            } else {
-                nearest_names(&self.counterparts[model], &names)
-            };
+            let hint = nearest_names(&self.counterparts[model], &names);
             self.problems
                 .add(self.models.at[model], message, Some(hint));
         }
-        for (message, (name, count)) in std::mem::take(&mut self.rejected) {
+        for (message, (name, tensors)) in std::mem::take(&mut self.rejected) {
+            let (message, hint) = match message.split_once("; hint: ") {
+                Some((message, hint)) => (message, Some(hint.to_owned())),
+                None => (message.as_str(), None),
+            };
+            let tensors = count(tensors, "tensor");
             self.problems.add(
                 None,
-                format!("{message} (`{name}` and {count} tensors in all)"),
-                None,
+                format!("{message}, in {tensors} (the first is `{name}`)"),
+                hint,
             );
         }
         let mismatched = std::mem::take(&mut self.mismatched);
@@ -605,8 +629,74 @@ impl<'a> Resolver<'a> {
             self.problems.add(Some(at), message, Some(hint));
         }
         if more > 0 {
+            let more = count(more, "more tensor");
             self.problems
-                .add(None, format!("{more} more tensors do not match"), None);
+                .add(None, format!("{more} of other shapes"), None);
+        }
+    }
+}
+
+/// Refuses models of other depths, which only slices can bring together.
+fn different_depths(
+    models: &Models,
+    counterparts: &[Counterparts],
+    stacks: &[LayerStack],
+    problems: &mut Problems,
+) {
+    for (model, names) in counterparts.iter().enumerate() {
+        for stack in stacks {
+            let any = LayerStack {
+                prefix: stack.prefix.clone(),
+                layers: usize::MAX,
+            };
+            let last = names
+                .names
+                .iter()
+                .filter_map(|name| any.split(name))
+                .map(|(layer, _)| layer)
+                .max();
+            let layers = last.map_or(0, |last| last + 1);
+            if layers > 0 && layers != stack.layers {
+                let message = format!(
+                    "`{}` has {} in `{}`, and `{}` has {}",
+                    models.label(model),
+                    count(layers, "layer"),
+                    stack.prefix,
+                    models.label(models.donor),
+                    stack.layers
+                );
+                let hint = "models of different depths can be merged by `slices:`, which names the layers of each";
+                problems.add(models.at[model], message, Some(hint.to_owned()));
+            }
+        }
+    }
+}
+
+/// Notes filters that fit no tensor: most are misspelt.
+fn unused_filters(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec<String>) {
+    let mut levels = vec![&recipe.parameters];
+    match &recipe.inputs {
+        Inputs::Models(sources) => levels.extend(sources.iter().map(|source| &source.parameters)),
+        Inputs::Slices(slices) => {
+            for slice in slices {
+                levels.push(&slice.parameters);
+                levels.extend(slice.sources.iter().map(|source| &source.parameters));
+            }
+        }
+    }
+    for (_, setting) in levels.into_iter().flat_map(Parameters::iter) {
+        for filter in setting.filters() {
+            let text = filter.value.as_str();
+            let fits = |name: &String| text == "*" || name.contains(text);
+            if !wanted
+                .iter()
+                .any(|wanted| fits(&wanted.name) || wanted.picks.iter().any(fits))
+            {
+                notes.push(format!(
+                    "line {}: the filter `{text}` fits no tensor",
+                    filter.at.line
+                ));
+            }
         }
     }
 }
@@ -624,7 +714,11 @@ fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
         .iter()
         .filter(|name| name.ends_with(last))
         .min_by_key(|name| strsim::damerau_levenshtein(name, first));
+    let letters = |name: &str| name.replace(|c: char| c.is_ascii_digit(), "");
     match near {
+        Some(near) if letters(near) == letters(first) => {
+            "it has them in other layers: the file is incomplete, or another model's".to_owned()
+        }
         Some(near) => format!("the nearest to `{first}` that it has is `{near}`"),
         None => "it is another architecture, or the file is incomplete".to_owned(),
     }

@@ -43,6 +43,12 @@ impl Problems {
     }
 }
 
+/// A number of things: `1 tensor`, `2 tensors`.
+pub(super) fn count(number: usize, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 /// The first few of a list, and how many more there are.
 pub(super) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
     let shown: Vec<String> = names

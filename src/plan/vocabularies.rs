@@ -17,7 +17,7 @@ pub(super) fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Pro
         .config()
         .and_then(|config| config.vocab_size())
         .unwrap_or(0);
-    for (model, checkpoint) in models.checkpoints[..models.merged].iter().enumerate() {
+    for (model, checkpoint) in models.checkpoints.iter().enumerate() {
         if model == models.donor {
             continue;
         }

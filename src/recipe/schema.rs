@@ -69,7 +69,7 @@ pub struct Slice {
 pub struct SliceSource {
     /// The model.
     pub model: Located<ModelRef>,
-    /// Its layers, half-open; never empty. Whether the model has as many is for the plan to see.
+    /// Its layers, half-open; empty only in the first or the last of several slices. Whether the model has as many is for the plan to see.
     pub layer_range: Range<usize>,
     /// Where the range stands.
     pub layer_range_at: Position,

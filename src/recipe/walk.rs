@@ -40,6 +40,9 @@ const PEER_METHODS: &[&str] = &[
     "ties",
 ];
 
+/// The hint for layer ranges.
+const HALF_OPEN: &str = "a range is half-open: `[0, 32]` is 32 layers, 0 to 31";
+
 /// The walk: what it knows, and what it has found.
 pub(super) struct Walk<'a> {
     pub(super) methods: &'a [&'static MethodInfo],
@@ -261,6 +264,7 @@ impl<'a> Walk<'a> {
                 None => self.incomplete = true,
             }
         }
+        self.refuse_empty_slices(&slices);
         Some(slices)
     }
 
@@ -350,10 +354,8 @@ impl<'a> Walk<'a> {
                 [first, end] => match (&first.value, &end.value) {
                     (Value::Int(first), Value::Int(end)) => {
                         match (usize::try_from(*first), usize::try_from(*end)) {
-                            (Ok(first), Ok(end)) if first < end => return Some(first..end),
-                            (Ok(first), Ok(end)) if first == end => {
-                                format!("the layer range `[{first}, {end}]` is empty")
-                            }
+                            // Whether a slice may be empty depends on where it stands.
+                            (Ok(first), Ok(end)) if first <= end => return Some(first..end),
                             (Ok(first), Ok(end)) => {
                                 format!("the layer range `[{first}, {end}]` runs backwards")
                             }
@@ -371,9 +373,34 @@ impl<'a> Walk<'a> {
             },
             other => format!("expected a range of layers, found {}", other.found()),
         };
-        let hint = "a range is half-open: `[0, 32]` is 32 layers, 0 to 31";
-        self.refuse(ProblemKind::Invalid, node.at, message, Some(hint));
+        self.refuse(ProblemKind::Invalid, node.at, message, Some(HALF_OPEN));
         None
+    }
+
+    /// Refuses empty slices, but for the first and the last of several.
+    ///
+    /// Those name the models that the embeddings, or the last norm and the head, come from: a known idiom.
+    fn refuse_empty_slices(&mut self, slices: &[Slice]) {
+        let last = slices.len().saturating_sub(1);
+        for (index, slice) in slices.iter().enumerate() {
+            if last > 0 && (index == 0 || index == last) {
+                continue;
+            }
+            for source in slice
+                .sources
+                .iter()
+                .filter(|source| source.layer_range.is_empty())
+            {
+                let Range { start, end } = source.layer_range;
+                let message = format!("the layer range `[{start}, {end}]` is empty");
+                self.refuse(
+                    ProblemKind::Invalid,
+                    source.layer_range_at,
+                    message,
+                    Some(HALF_OPEN),
+                );
+            }
+        }
     }
 
     /// The items of a list that may not be empty.

@@ -1,5 +1,6 @@
 //! The model card: `README.md` with the Hub's metadata and the recipe.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::plan::Plan;
@@ -10,12 +11,15 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
         || "merge".into(),
         |name| name.to_string_lossy().into_owned(),
     );
-    let hub: Vec<&str> = plan
+    let mut hub: Vec<&str> = plan
         .models
         .iter()
         .filter_map(|model| model.location().hub.as_ref())
         .map(|hub| hub.repo.as_str())
         .collect();
+    // A repository may be named by several revisions.
+    let mut seen = HashSet::new();
+    hub.retain(|repo| seen.insert(*repo));
     let mut card = String::from("---\n");
     if !hub.is_empty() {
         card.push_str("base_model:\n");
