@@ -17,12 +17,12 @@ def _letters(rng, n):
 
 
 def sort(rng):
-    s = "".join(rng.choice(string.digits) for _ in range(6))
+    s = "".join(rng.choice(string.digits) for _ in range(8))
     return f"sort:{s}=", "".join(sorted(s))
 
 
 def reverse(rng):
-    s = _letters(rng, 6)
+    s = _letters(rng, rng.randint(7, 12))
     return f"rev:{s}=", s[::-1]
 
 
@@ -32,8 +32,8 @@ def add(rng):
 
 
 def cipher(rng):
-    s = _letters(rng, 6)
-    return f"rot:{s}=", "".join(LETTERS[(LETTERS.index(c) + 3) % 26] for c in s)
+    s, shift = _letters(rng, 4), rng.randint(1, 9)
+    return f"rot{shift}:{s}=", "".join(LETTERS[(LETTERS.index(c) + shift) % 26] for c in s)
 
 
 SKILLS = {"sort": sort, "reverse": reverse, "add": add, "cipher": cipher}
