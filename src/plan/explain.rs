@@ -6,7 +6,7 @@ use std::fmt::Write;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
-use super::{Fate, Operation, Plan, PlannedTensor, shown};
+use super::{Fate, Operation, Plan, PlannedTensor, SourceTensor, shown};
 use crate::methods::{ParamValue, TensorParams};
 
 /// How much of a plan is shown.
@@ -61,8 +61,11 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
         )?;
     }
     writeln!(out)?;
-    for (recipe, names) in alike(plan) {
-        writeln!(out, "{:>5}  {}", names.len(), recipe)?;
+    for (alike, names) in alike(plan) {
+        writeln!(out, "{:>5}  {}", names.len(), alike.operation)?;
+        for source in &alike.sources {
+            writeln!(out, "         {source}")?;
+        }
         if detail == Detail::Summary {
             let shown: Vec<&str> = names.iter().take(2).copied().collect();
             let more = if names.len() > 2 { ", ..." } else { "" };
@@ -172,21 +175,29 @@ fn size(bytes: u64) -> String {
     ByteSize(bytes).display().si().to_string()
 }
 
+/// What is done with a tensor, and with which sources.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Alike {
+    operation: String,
+    sources: Vec<String>,
+}
+
 /// Tensors by what is done with them, the most common first.
-fn alike(plan: &Plan) -> Vec<(String, Vec<&str>)> {
-    let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+fn alike(plan: &Plan) -> Vec<(Alike, Vec<&str>)> {
+    let mut groups: BTreeMap<Alike, Vec<&str>> = BTreeMap::new();
     for tensor in &plan.tensors {
-        let mut what = effective(plan, tensor);
-        for (index, source) in tensor.sources.iter().enumerate() {
-            let _ = write!(
-                what,
-                "{} {}{}",
-                if index == 0 { " of" } else { "," },
+        let source = |(index, source): (usize, &SourceTensor)| {
+            format!(
+                "{}{}",
                 plan.models[source.model].label(),
                 of_source(tensor, index)
-            );
-        }
-        groups.entry(what).or_default().push(&tensor.name);
+            )
+        };
+        let alike = Alike {
+            operation: effective(plan, tensor),
+            sources: tensor.sources.iter().enumerate().map(source).collect(),
+        };
+        groups.entry(alike).or_default().push(&tensor.name);
     }
     let mut groups: Vec<_> = groups.into_iter().collect();
     groups.sort_by_key(|(_, names)| std::cmp::Reverse(names.len()));

@@ -6,3 +6,4 @@ mod determinism;
 mod fixtures;
 mod golden;
 mod identity;
+mod recipes;
