@@ -31,7 +31,8 @@ impl Stage {
         needed: u64,
     ) -> Result<Self, RunError> {
         let out = resolve(out)?;
-        check_free(&out, force, inputs)?;
+        check_inputs(&out, inputs)?;
+        check_free(&out, force)?;
         let parent = parent_of(&out).to_owned();
         fs::create_dir_all(&parent).map_err(io_error("create", &parent))?;
         let mut name = OsString::from(".");
@@ -45,6 +46,8 @@ impl Stage {
             committed: false,
             _lock: lock,
         };
+        // Another run may have finished while this one came to hold the lock.
+        check_free(&stage.out, force)?;
         clear(&stage.path)?;
         check_space(&parent, needed)?;
         Ok(stage)
@@ -115,16 +118,7 @@ fn parent_of(out: &Path) -> &Path {
     out.parent().unwrap_or(Path::new("/"))
 }
 
-fn check_free<'p>(
-    out: &Path,
-    force: bool,
-    inputs: impl Iterator<Item = &'p Path>,
-) -> Result<(), RunError> {
-    if out.file_name().is_none() {
-        return Err(RunError::OutputUnnamed {
-            path: out.to_owned(),
-        });
-    }
+fn check_inputs<'p>(out: &Path, inputs: impl Iterator<Item = &'p Path>) -> Result<(), RunError> {
     for input in inputs {
         if fs::canonicalize(input).is_ok_and(|input| input.starts_with(out)) {
             return Err(RunError::OutputIsInput {
@@ -132,6 +126,15 @@ fn check_free<'p>(
                 input: input.to_owned(),
             });
         }
+    }
+    Ok(())
+}
+
+fn check_free(out: &Path, force: bool) -> Result<(), RunError> {
+    if out.file_name().is_none() {
+        return Err(RunError::OutputUnnamed {
+            path: out.to_owned(),
+        });
     }
     match fs::metadata(out) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process;
 
 use assert_cmd::Command;
 use safetensors::tensor::TensorView;
@@ -61,6 +62,37 @@ pub(crate) fn integers(name: &str, values: &[i64]) -> Spec {
         name: name.into(),
         dtype: Dtype::I64,
         shape: vec![values.len()],
+        bytes,
+    }
+}
+
+/// A tensor of truth values.
+pub(crate) fn bools(name: &str, values: &[bool]) -> Spec {
+    Spec {
+        name: name.into(),
+        dtype: Dtype::BOOL,
+        shape: vec![values.len()],
+        bytes: values.iter().map(|&value| value.into()).collect(),
+    }
+}
+
+/// A large tensor of BF16, made quickly: random signs and mantissas, a few exponents.
+pub(crate) fn quick_bf16(name: &str, seed: u64, shape: &[usize]) -> Spec {
+    let elements: usize = shape.iter().product();
+    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = vec![0; elements * 2];
+    for chunk in bytes.chunks_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // Magnitudes from 2^-7 to 2^-4.
+        let four = (state & 0x80ff_80ff_80ff_80ff) | 0x3c00_3c00_3c00_3c00;
+        chunk.copy_from_slice(&four.to_le_bytes()[..chunk.len()]);
+    }
+    Spec {
+        name: name.into(),
+        dtype: Dtype::BF16,
+        shape: shape.into(),
         bytes,
     }
 }
@@ -191,8 +223,75 @@ impl Bench {
         command
             .current_dir(self.dir.path())
             .env_remove("HF_HUB_CACHE")
+            .env_remove("HUGGINGFACE_HUB_CACHE")
             .env("HF_HOME", self.path("no-hub"));
         command
+    }
+
+    /// The same as a process that can be stopped on its way; what it prints can be read at its end.
+    pub(crate) fn process(&self, arguments: &[&str]) -> process::Command {
+        let mut command = process::Command::new(env!("CARGO_BIN_EXE_weld"));
+        command
+            .current_dir(self.dir.path())
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HUGGINGFACE_HUB_CACHE")
+            .env("HF_HOME", self.path("no-hub"))
+            .args(arguments)
+            .stdin(process::Stdio::null())
+            .stdout(process::Stdio::piped())
+            .stderr(process::Stdio::piped());
+        command
+    }
+
+    /// A message with `BENCH` for the folder's path.
+    pub(crate) fn clean(&self, message: &str) -> String {
+        let path = self.dir.path();
+        let real = fs::canonicalize(path).expect("the folder");
+        message
+            .replace(&*real.to_string_lossy(), "BENCH")
+            .replace(&*path.to_string_lossy(), "BENCH")
+    }
+
+    /// Where a merge to `out` is staged.
+    pub(crate) fn staging(&self) -> PathBuf {
+        self.path(".out.weld-staging")
+    }
+
+    /// Puts a model in the Hub cache as huggingface_hub does: blobs, links to them by commit, the branch's commit.
+    pub(crate) fn hub_model(&self, repo: &str, branch: &str, commit: &str, specs: &[Spec]) {
+        let root = format!("no-hub/hub/models--{}", repo.replace('/', "--"));
+        self.tensors(&format!("{root}/blobs/weights-{commit}"), specs);
+        let config = llama_config(2).to_string();
+        self.file(&format!("{root}/blobs/config-{commit}"), config);
+        self.file(&format!("{root}/refs/{branch}"), commit);
+        let snapshot = self.path(&format!("{root}/snapshots/{commit}"));
+        fs::create_dir_all(&snapshot).expect("folder");
+        for (blob, name) in [("weights", "model.safetensors"), ("config", "config.json")] {
+            let target = format!("../../blobs/{blob}-{commit}");
+            std::os::unix::fs::symlink(target, snapshot.join(name)).expect("link");
+        }
+    }
+
+    /// Writes a model of two shards and their index.
+    pub(crate) fn sharded(&self, name: &str, config: &Value, specs: &[Spec]) -> PathBuf {
+        self.file(&format!("{name}/config.json"), config.to_string());
+        let mut weight_map = serde_json::Map::new();
+        let (first, second) = specs.split_at(specs.len() / 2);
+        for (number, part) in [first, second].into_iter().enumerate() {
+            let file = format!("model-0000{}-of-00002.safetensors", number + 1);
+            self.tensors(&format!("{name}/{file}"), part);
+            weight_map.extend(
+                part.iter()
+                    .map(|spec| (spec.name.clone(), json!(file.clone()))),
+            );
+        }
+        let total: usize = specs.iter().map(|spec| spec.bytes.len()).sum();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        self.file(
+            &format!("{name}/model.safetensors.index.json"),
+            index.to_string(),
+        );
+        self.path(name)
     }
 
     /// Merges `recipe.yml` to `out` with more arguments and expects success.
@@ -226,6 +325,51 @@ impl Bench {
             .collect();
         assert!(left.is_empty(), "a refused merge left {left:?}");
         outcome.stderr
+    }
+}
+
+/// The tensors without one of them.
+pub(crate) fn without(mut specs: Vec<Spec>, name: &str) -> Vec<Spec> {
+    let before = specs.len();
+    specs.retain(|spec| spec.name != name);
+    assert!(specs.len() < before, "there is no {name}");
+    specs
+}
+
+/// The tensors with another in the place of that of its name, or after all.
+pub(crate) fn with(mut specs: Vec<Spec>, new: Spec) -> Vec<Spec> {
+    match specs.iter().position(|spec| spec.name == new.name) {
+        Some(place) => specs[place] = new,
+        None => specs.push(new),
+    }
+    specs
+}
+
+/// A config with other or more fields.
+pub(crate) fn config_with(layers: usize, more: Value) -> Value {
+    let mut config = llama_config(layers);
+    let fields = config.as_object_mut().expect("an object");
+    fields.extend(more.as_object().expect("an object").clone());
+    config
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).expect("file")).expect("JSON")
+}
+
+impl Bench {
+    /// Expects a refusal of the recipe with a Hub cache in the folder; gives the message.
+    pub(crate) fn refused_with_cache(&self, recipe: &str, cache: &str) -> String {
+        self.recipe(recipe);
+        let output = self
+            .command()
+            .env("HF_HUB_CACHE", self.path(cache))
+            .args(["plan", "recipe.yml"])
+            .output()
+            .expect("weld starts");
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).expect("UTF-8")
     }
 }
 
