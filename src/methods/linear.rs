@@ -50,18 +50,19 @@ impl Method for Linear {
         let weights: Vec<f64> = (0..tensor.sources)
             .map(|source| params.source_number(source, "weight").unwrap_or(0.0))
             .collect();
-        let mut divisor = 1.0;
-        if params.flag("normalize") {
-            divisor = weights.iter().sum();
-            let size: f64 = weights.iter().map(|weight| weight.abs()).sum();
-            // Weights such as 0.1, 0.2 and -0.3 cancel up to a rounding: that is zero, not 5e-17.
-            if divisor.abs() <= 1e-9 * size {
-                return Err(format!(
-                    "the weights {weights:?} sum to zero, and `normalize` divides by their sum; \
-                     hint: choose weights with another sum, or set `normalize: false`"
-                ));
-            }
+        let normalize = params.flag("normalize");
+        let sum: f64 = weights.iter().sum();
+        let size: f64 = weights.iter().map(|weight| weight.abs()).sum();
+        // Weights such as 0.1, 0.2 and -0.3 cancel up to a rounding: that is zero, not 5e-17.
+        if normalize && sum.abs() <= 1e-9 * size {
+            return Err(format!(
+                "the weights {weights:?} sum to zero, and `normalize` divides by their sum; \
+                 hint: choose weights with another sum, or set `normalize: false`"
+            ));
         }
-        Ok(Action::Compute(Box::new(WeightedSum { weights, divisor })))
+        Ok(Action::Compute(Box::new(WeightedSum {
+            weights,
+            normalize,
+        })))
     }
 }

@@ -77,7 +77,7 @@ pub fn all() -> &'static [&'static dyn Method] {
 pub fn convert() -> Box<dyn AnyProgram> {
     Box::new(weighted_sum::WeightedSum {
         weights: vec![1.0],
-        divisor: 1.0,
+        normalize: false,
     })
 }
 

@@ -42,7 +42,7 @@ impl Method for Passthrough {
             None | Some(1.0) => Action::Copy(0),
             Some(scale) => Action::Compute(Box::new(WeightedSum {
                 weights: vec![scale],
-                divisor: 1.0,
+                normalize: false,
             })),
         })
     }

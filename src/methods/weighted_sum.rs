@@ -3,18 +3,19 @@
 use crate::engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
 use crate::numeric::{Real, clamp_to_hull, weighted_sum};
 
-/// `out = sum of weights[k] * sources[k] / divisor`, with weights that are known beforehand.
+/// `out = sum of weights[k] * sources[k]`, or that divided by the sum of the weights.
 pub(super) struct WeightedSum {
     /// One weight for each source.
     pub(super) weights: Vec<f64>,
-    /// Divides the sum, not the weights: whole weights then give exact sums, and a result half-way between
-    /// two 16-bit values is rounded to even, not to where the weights' own rounding pushed it.
-    pub(super) divisor: f64,
+    /// Whether the sum is divided. It is the sum that is, not the weights: whole weights then give exact sums,
+    /// and a result half-way between two 16-bit values is rounded to even, not to where the weights' own
+    /// rounding pushed it.
+    pub(super) normalize: bool,
 }
 
 impl<R: Real> Program<R> for WeightedSum {
     fn next(&self, _measured: &[Measured]) -> Pass<R> {
-        Pass::Apply(Box::new(Combination::new(&self.weights, self.divisor)))
+        Pass::Apply(Box::new(Combination::new(&self.weights, self.normalize)))
     }
 }
 
@@ -33,19 +34,27 @@ pub(super) struct Combination<R> {
 }
 
 impl<R: Real> Combination<R> {
-    pub(super) fn new(weights: &[f64], divisor: f64) -> Self {
-        let sum = weights.iter().sum::<f64>() / divisor;
+    pub(super) fn new(exact: &[f64], normalize: bool) -> Self {
+        let weights: Vec<R> = exact.iter().map(|&weight| R::from_f64(weight)).collect();
+        // The sum of the weights as they are used, so that their rounding cancels.
+        let divisor = match normalize {
+            true => weights.iter().fold(R::ZERO, |sum, &weight| sum + weight),
+            false => R::ONE,
+        };
         // A sum of weights that is meant to be one is so up to a few roundings.
-        let mean =
-            (sum - 1.0).abs() < 1e-12 && weights.iter().all(|&weight| weight / divisor >= 0.0);
+        let one = normalize || (exact.iter().sum::<f64>() - 1.0).abs() < 1e-12;
+        let mean = one
+            && exact
+                .iter()
+                .all(|&weight| R::from_f64(weight) / divisor >= R::ZERO);
         Self {
-            divisor: R::from_f64(divisor),
-            weights: weights.iter().map(|&weight| R::from_f64(weight)).collect(),
+            divisor,
             hull: if mean {
-                (0..weights.len()).filter(|&k| weights[k] != 0.0).collect()
+                (0..exact.len()).filter(|&k| exact[k] != 0.0).collect()
             } else {
                 Vec::new()
             },
+            weights,
         }
     }
 }

@@ -26,7 +26,7 @@ pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], out: &mut [R]) {
             } else {
                 out.iter_mut()
                     .zip(source)
-                    .for_each(|(sum, &value)| *sum += weight * value);
+                    .for_each(|(sum, &value)| *sum = value.times_plus(weight, *sum));
             }
             first = false;
         }

@@ -37,6 +37,11 @@ pub trait Real:
     fn to_f32(self) -> f32;
     /// The magnitude.
     fn abs(self) -> Self;
+    /// `self * factor + sum` with one rounding in `f32`, two in `f64`.
+    ///
+    /// In `f32` the product is exact in `f64` and added there: what a fused multiply-add gives, on any
+    /// processor (but for a double rounding once in half a billion).
+    fn times_plus(self, factor: Self, sum: Self) -> Self;
     /// The smaller of two; of a number and NaN, the number.
     fn min(self, other: Self) -> Self;
     /// The larger of two; of a number and NaN, the number.
@@ -49,7 +54,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($float:ty) => {
+    ($float:ty, $times_plus:expr) => {
         impl Real for $float {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -69,6 +74,9 @@ macro_rules! real {
             fn abs(self) -> Self {
                 <$float>::abs(self)
             }
+            fn times_plus(self, factor: Self, sum: Self) -> Self {
+                $times_plus(self, factor, sum)
+            }
             fn min(self, other: Self) -> Self {
                 <$float>::min(self, other)
             }
@@ -79,5 +87,7 @@ macro_rules! real {
     };
 }
 
-real!(f32);
-real!(f64);
+real!(f32, |value, factor, sum| {
+    (f64::from(value) * f64::from(factor) + f64::from(sum)) as f32
+});
+real!(f64, |value: f64, factor, sum| value * factor + sum);

@@ -63,6 +63,10 @@ impl Stage {
         sync_folder(&self.path)?;
         let replaces = fs::read_dir(&self.out).is_ok_and(|mut entries| entries.next().is_some());
         if replaces {
+            // The exchange puts what it replaces in the staging folder's place, where another run would take it
+            // for its own while it is being removed: locked, it is not. Whoever else may hold it does no harm.
+            let replaced = File::open(&self.out).map_err(io_error("open", &self.out))?;
+            let _ = replaced.try_lock();
             // One step where the system can: at no time is there no checkpoint.
             match renameat_with(CWD, &self.path, CWD, &self.out, RenameFlags::EXCHANGE) {
                 Ok(()) => {}
@@ -70,8 +74,11 @@ impl Stage {
                     let aside = self.path.with_extension("weld-replaced");
                     clear_away(&aside)?;
                     fs::rename(&self.out, &aside).map_err(io_error("move aside", &self.out))?;
-                    fs::rename(&self.path, &self.out)
-                        .map_err(io_error("rename the staged folder to", &self.out))?;
+                    if let Err(error) = fs::rename(&self.path, &self.out) {
+                        // Put back what was there.
+                        let _ = fs::rename(&aside, &self.out);
+                        return Err(io_error("rename the staged folder to", &self.out)(error));
+                    }
                     fs::rename(&aside, &self.path).map_err(io_error("move", &aside))?;
                 }
             }
