@@ -63,6 +63,7 @@ impl Method for Linear {
         Ok(Action::Compute(Box::new(WeightedSum {
             weights,
             normalize,
+            fused: true,
         })))
     }
 }

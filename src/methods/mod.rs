@@ -78,6 +78,7 @@ pub fn convert() -> Box<dyn AnyProgram> {
     Box::new(weighted_sum::WeightedSum {
         weights: vec![1.0],
         normalize: false,
+        fused: false,
     })
 }
 

@@ -43,6 +43,7 @@ impl Method for Passthrough {
             Some(scale) => Action::Compute(Box::new(WeightedSum {
                 weights: vec![scale],
                 normalize: false,
+                fused: false,
             })),
         })
     }

@@ -93,7 +93,7 @@ impl<R: Real> Program<R> for GreatCircle {
             let (base, other) = self.weights(second, inner, first);
             [other, base]
         };
-        Pass::Apply(Box::new(Combination::new(&weights, false)))
+        Pass::Apply(Box::new(Combination::new(&weights, false, false)))
     }
 }
 

@@ -494,28 +494,39 @@ impl Mask {
     }
 
     /// Fills `keep` for the elements from `first` on; `ties` is what is left of the block's quota.
-    fn fill<R: Real>(&self, first: u64, ties: &mut u64, deltas: &[R], keep: &mut [bool]) {
+    ///
+    /// One where an element is kept, zero where not: a number of the same width as the values lets the
+    /// compiler work on many at once, where a `bool` makes it branch.
+    fn fill<R: Real>(&self, first: u64, ties: &mut u64, deltas: &[R], keep: &mut [R]) {
         let places = keep.iter_mut().zip(deltas);
         match *self {
-            Self::All => keep.fill(true),
-            Self::Nothing => keep.fill(false),
+            Self::All => keep.fill(R::ONE),
+            Self::Nothing => keep.fill(R::ZERO),
             Self::Largest { above, quota: None } => {
-                places.for_each(|(keep, delta)| *keep = delta.magnitude_key() >= above);
+                places.for_each(|(keep, delta)| *keep = one_if(delta.magnitude_key() >= above));
             }
             Self::Largest {
                 above,
                 quota: Some(_),
             } => places.for_each(|(keep, delta)| {
                 let key = delta.magnitude_key();
-                let tie = key == above && *ties > 0;
+                let tie = (key == above) & (*ties > 0);
                 *ties -= u64::from(tie);
-                *keep = key > above || tie;
+                *keep = one_if((key > above) | tie);
             }),
-            Self::Random { key, bound } => places.enumerate().for_each(|(offset, (keep, _))| {
-                *keep = u64::from(key.draw(first + offset as u64)) < bound
-            }),
+            Self::Random { key, bound } => {
+                places.enumerate().for_each(|(offset, (keep, _))| {
+                    *keep = one_if(u64::from(key.draw(first + offset as u64)) < bound);
+                });
+            }
         }
     }
+}
+
+/// One for yes, zero for no.
+#[inline(always)]
+fn one_if<R: Real>(yes: bool) -> R {
+    if yes { R::ONE } else { R::ZERO }
 }
 
 /// A fine-tune whose mask is known.
@@ -608,7 +619,7 @@ impl<R: Real> Measure<R> for Norms<R> {
 
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
         let mut deltas = [R::ZERO; STRIP];
-        let mut keep = [false; STRIP];
+        let mut keep = [R::ZERO; STRIP];
         for (term, sums) in self.terms.iter().zip(sums.chunks_exact_mut(2)) {
             let mut ties = term.mask.ties_in(block.index);
             for start in (0..block.len()).step_by(STRIP) {
@@ -618,10 +629,9 @@ impl<R: Real> Measure<R> for Norms<R> {
                 term.mask
                     .fill(block.first + start as u64, &mut ties, deltas, keep);
                 sums[0] += abs_sum(deltas);
-                deltas
-                    .iter_mut()
-                    .zip(keep)
-                    .for_each(|(delta, keep)| *delta = if *keep { *delta } else { R::ZERO });
+                deltas.iter_mut().zip(keep).for_each(|(delta, keep)| {
+                    *delta = if *keep > R::ZERO { *delta } else { R::ZERO }
+                });
                 sums[1] += abs_sum(deltas);
             }
         }
@@ -655,8 +665,8 @@ struct AddUp<R> {
 struct Strip<R> {
     /// For each term, its scaled and masked task vector; zero where it is masked.
     votes: Vec<[R; STRIP]>,
-    /// For each term, whether it is added.
-    added: Vec<[bool; STRIP]>,
+    /// For each term, one where it is added, else zero.
+    added: Vec<[R; STRIP]>,
     /// The sum of votes.
     ballot: [R; STRIP],
     /// Sums over the added terms: of votes, of scaled weights, of weights.
@@ -673,7 +683,7 @@ impl<R: Real> Strip<R> {
         let zeros = [R::ZERO; STRIP];
         Self {
             votes: vec![zeros; terms],
-            added: vec![[false; STRIP]; terms],
+            added: vec![zeros; terms],
             ballot: zeros,
             total: zeros,
             share: zeros,
@@ -710,7 +720,7 @@ fn strike_out<R: Real>(length: usize, strip: &mut Strip<R>) {
         for ((&vote, added), &ballot) in votes[..length].iter().zip(added).zip(&strip.ballot) {
             // A tie is a plus, and a vote of zero agrees with no sign.
             let plus = ballot >= R::ZERO;
-            *added = (vote > R::ZERO && plus) || (vote < R::ZERO && !plus);
+            *added = one_if(((vote > R::ZERO) & plus) | ((vote < R::ZERO) & !plus));
         }
     }
 }
@@ -733,7 +743,11 @@ impl<R: Real> AddUp<R> {
             term.mask
                 .fill(block.first + start as u64, ties, votes, added);
             for ((vote, added), ballot) in votes.iter_mut().zip(added).zip(&mut strip.ballot) {
-                *vote = if *added { *vote * term.scaled } else { R::ZERO };
+                *vote = if *added > R::ZERO {
+                    *vote * term.scaled
+                } else {
+                    R::ZERO
+                };
                 *ballot += *vote;
             }
         }
@@ -751,6 +765,9 @@ impl<R: Real> AddUp<R> {
             high,
             ..
         } = strip;
+        // Slices of one known length need no check at each element.
+        let [total, share, divisor, low, high] =
+            [total, share, divisor, low, high].map(|values| &mut values[..length]);
         total.fill(R::ZERO);
         share.fill(R::ZERO);
         divisor.fill(R::ZERO);
@@ -758,21 +775,19 @@ impl<R: Real> AddUp<R> {
         high.fill(R::from_f64(f64::NEG_INFINITY));
         for ((term, votes), added) in self.terms.iter().zip(votes).zip(added) {
             let source = &block.sources[term.source][start..][..length];
+            let (votes, added) = (&votes[..length], &added[..length]);
             for i in 0..length {
-                let (vote, scaled, weight) = match added[i] {
-                    true => (votes[i], term.scaled, term.weight),
-                    false => (R::ZERO, R::ZERO, R::ZERO),
-                };
-                total[i] += vote;
-                share[i] += scaled;
-                divisor[i] += weight;
+                let yes = added[i] > R::ZERO;
+                total[i] += if yes { votes[i] } else { R::ZERO };
+                share[i] += added[i] * term.scaled;
+                divisor[i] += added[i] * term.weight;
                 let source = source[i];
-                low[i] = if added[i] && source < low[i] {
+                low[i] = if yes & (source < low[i]) {
                     source
                 } else {
                     low[i]
                 };
-                high[i] = if added[i] && source > high[i] {
+                high[i] = if yes & (source > high[i]) {
                     source
                 } else {
                     high[i]
@@ -797,8 +812,17 @@ impl<R: Real> AddUp<R> {
     fn finish(&self, base: &[R], strip: &Strip<R>, out: &mut [R]) {
         let lambda = R::from_f64(self.sum.lambda);
         let one_sign = self.terms.iter().all(|term| term.scaled >= R::ZERO);
-        for (i, (out, &base)) in out.iter_mut().zip(base).enumerate() {
-            let difference = lambda * (strip.total[i] / strip.divisor[i]);
+        let length = out.len();
+        let [total, share, divisor, low, high] = [
+            &strip.total,
+            &strip.share,
+            &strip.divisor,
+            &strip.low,
+            &strip.high,
+        ]
+        .map(|values| &values[..length]);
+        for (i, (out, &base)) in out.iter_mut().zip(&base[..length]).enumerate() {
+            let difference = lambda * (total[i] / divisor[i]);
             // Adding a zero could turn the sign of another.
             let merged = if difference == R::ZERO {
                 base
@@ -806,16 +830,16 @@ impl<R: Real> AddUp<R> {
                 base + difference
             };
             // What weights that make up one miss it by is rounding.
-            let missing = R::ONE - lambda * (strip.share[i] / strip.divisor[i]);
+            let missing = R::ONE - lambda * (share[i] / divisor[i]);
             let mean = one_sign && missing.abs() <= R::NOISE;
             // At equality too, as a minus zero equals a plus zero.
-            let raised = if mean && merged <= strip.low[i] {
-                strip.low[i]
+            let raised = if mean && merged <= low[i] {
+                low[i]
             } else {
                 merged
             };
-            *out = if mean && raised >= strip.high[i] {
-                strip.high[i]
+            *out = if mean && raised >= high[i] {
+                high[i]
             } else {
                 raised
             };

@@ -11,11 +11,17 @@ pub(super) struct WeightedSum {
     /// and a result half-way between two 16-bit values is rounded to even, not to where the weights' own
     /// rounding pushed it.
     pub(super) normalize: bool,
+    /// Whether each term is added with one rounding.
+    pub(super) fused: bool,
 }
 
 impl<R: Real> Program<R> for WeightedSum {
     fn next(&self, _measured: &[Measured]) -> Pass<R> {
-        Pass::Apply(Box::new(Combination::new(&self.weights, self.normalize)))
+        Pass::Apply(Box::new(Combination::new(
+            &self.weights,
+            self.normalize,
+            self.fused,
+        )))
     }
 }
 
@@ -29,12 +35,13 @@ impl AnyProgram for WeightedSum {
 pub(super) struct Combination<R> {
     weights: Vec<R>,
     divisor: R,
+    fused: bool,
     /// The sources that a result must lie between: those with weight, if the sum is a mean.
     hull: Vec<usize>,
 }
 
 impl<R: Real> Combination<R> {
-    pub(super) fn new(exact: &[f64], normalize: bool) -> Self {
+    pub(super) fn new(exact: &[f64], normalize: bool, fused: bool) -> Self {
         let weights: Vec<R> = exact.iter().map(|&weight| R::from_f64(weight)).collect();
         // The sum of the weights as they are used, so that their rounding cancels.
         let divisor = match normalize {
@@ -49,6 +56,7 @@ impl<R: Real> Combination<R> {
                 .all(|&weight| R::from_f64(weight) / divisor >= R::ZERO);
         Self {
             divisor,
+            fused,
             hull: if mean {
                 (0..exact.len()).filter(|&k| exact[k] != 0.0).collect()
             } else {
@@ -61,7 +69,7 @@ impl<R: Real> Combination<R> {
 
 impl<R: Real> Apply<R> for Combination<R> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        weighted_sum(block.sources, &self.weights, out);
+        weighted_sum(block.sources, &self.weights, self.fused, out);
         if self.divisor != R::ONE {
             out.iter_mut()
                 .for_each(|value| *value = *value / self.divisor);

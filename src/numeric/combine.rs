@@ -7,9 +7,11 @@ const STRIP: usize = 2048;
 
 /// `out[i] = sum of weights[k] * sources[k][i]`, summed in source order.
 ///
+/// With `fused`, each term is added with one rounding; without, its product is rounded first, so that terms
+/// that cancel give zero. mergekit does the first in `linear`, the second in `slerp`.
 /// A source of weight zero is left out, so that an infinity in it does not turn into NaN.
 /// All slices have the length of `out`.
-pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], out: &mut [R]) {
+pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], fused: bool, out: &mut [R]) {
     let mut start = 0;
     for out in out.chunks_mut(STRIP) {
         out.fill(R::ZERO);
@@ -23,10 +25,14 @@ pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], out: &mut [R]) {
                 out.iter_mut()
                     .zip(source)
                     .for_each(|(sum, &value)| *sum = weight * value);
-            } else {
+            } else if fused {
                 out.iter_mut()
                     .zip(source)
                     .for_each(|(sum, &value)| *sum = value.times_plus(weight, *sum));
+            } else {
+                out.iter_mut()
+                    .zip(source)
+                    .for_each(|(sum, &value)| *sum += weight * value);
             }
             first = false;
         }
@@ -84,7 +90,7 @@ mod tests {
             let weights: Vec<f32> = (0..count).map(|r| value(r, length + 1)).collect();
             let sources: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
             let mut out = vec![0f32; length];
-            weighted_sum(&sources, &weights, &mut out);
+            weighted_sum(&sources, &weights, seed % 2 == 0, &mut out);
 
             let matrix = Array2::from_shape_fn((count, length), |(r, c)| f64::from(rows[r][c]));
             let twin = Array1::from_iter(weights.iter().map(|&w| f64::from(w))).dot(&matrix);
@@ -107,10 +113,11 @@ mod tests {
         weighted_sum(
             &[&[1.0, 2.0], &[f32::INFINITY, f32::NAN]],
             &[1.0, 0.0],
+            true,
             &mut out,
         );
         assert_eq!(out, [1.0, 2.0]);
-        weighted_sum(&[&[1.0f32, 2.0]], &[0.0], &mut out);
+        weighted_sum(&[&[1.0f32, 2.0]], &[0.0], true, &mut out);
         assert_eq!(out, [0.0, 0.0]);
     }
 
@@ -118,7 +125,12 @@ mod tests {
     fn copies_come_out_as_they_went_in() {
         let values = [0.1f64, -3.7e200, 5e-324, 1.0 / 3.0];
         let mut out = [0f64; 4];
-        weighted_sum(&[&values, &values, &values], &[0.1, 0.2, 0.7], &mut out);
+        weighted_sum(
+            &[&values, &values, &values],
+            &[0.1, 0.2, 0.7],
+            true,
+            &mut out,
+        );
         clamp_to_hull(&[&values, &values, &values], &mut out);
         assert_eq!(out, values);
     }
