@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
+/// What to do about a file that no sound writer made.
+const DAMAGED: &str = "the file is damaged: copy or download it again";
+
 /// Why a checkpoint can't be found, opened, trusted or laid out.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -54,7 +57,11 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// A folder, pipe or device stands where a file is expected.
-    #[error("expected a regular file, found something else at {path}", path = .path.display())]
+    #[error(
+        "expected a regular file, found something else at {path}; \
+         hint: name a folder with safetensors files, or one such file",
+        path = .path.display()
+    )]
     NotAFile {
         /// The path.
         path: PathBuf,
@@ -124,7 +131,10 @@ pub enum CheckpointError {
         hint: String,
     },
     /// A checkpoint without a single tensor.
-    #[error("{path} holds no tensors", path = .path.display())]
+    #[error(
+        "{path} holds no tensors; hint: name another file or folder",
+        path = .path.display()
+    )]
     NoTensors {
         /// The folder or file.
         path: PathBuf,
@@ -146,7 +156,9 @@ pub enum CheckpointError {
     },
     /// The file goes on after its last tensor.
     #[error(
-        "{path} has bytes that belong to no tensor at its end: expected {expected} bytes, found {found}",
+        "{path} has bytes that belong to no tensor at its end: expected {expected} bytes, \
+         found {found}; hint: {}",
+        DAMAGED,
         path = .path.display()
     )]
     TrailingBytes {
@@ -160,7 +172,8 @@ pub enum CheckpointError {
     /// The first eight bytes claim a header no safetensors file has.
     #[error(
         "{path} is not a safetensors file: its first 8 bytes give a header of {found} bytes, \
-         expected at most {limit}",
+         expected at most {limit}; hint: {}",
+        DAMAGED,
         path = .path.display()
     )]
     HeaderTooLarge {
@@ -172,7 +185,11 @@ pub enum CheckpointError {
         found: u64,
     },
     /// The header is not UTF-8, not JSON, or not of the form that safetensors has.
-    #[error("{path} has a malformed safetensors header: {detail}", path = .path.display())]
+    #[error(
+        "{path} has a malformed safetensors header: {detail}; hint: {}",
+        DAMAGED,
+        path = .path.display()
+    )]
     HeaderMalformed {
         /// The shard.
         path: PathBuf,
@@ -180,7 +197,11 @@ pub enum CheckpointError {
         detail: String,
     },
     /// A tensor name that is empty, endless, or has control characters.
-    #[error("{path}: tensor name `{tensor}` {why}", path = .path.display())]
+    #[error(
+        "{path}: tensor name `{tensor}` {why}; hint: {}",
+        DAMAGED,
+        path = .path.display()
+    )]
     BadTensorName {
         /// The shard or index.
         path: PathBuf,
@@ -190,7 +211,11 @@ pub enum CheckpointError {
         why: &'static str,
     },
     /// A header or an index has a name twice.
-    #[error("{path} names tensor `{tensor}` twice", path = .path.display())]
+    #[error(
+        "{path} names tensor `{tensor}` twice; hint: {}",
+        DAMAGED,
+        path = .path.display()
+    )]
     DuplicateKey {
         /// The shard or index.
         path: PathBuf,
@@ -199,7 +224,9 @@ pub enum CheckpointError {
     },
     /// A tensor ends before it begins.
     #[error(
-        "{path}: tensor `{tensor}` ends before it begins: data offsets {begin} to {end}",
+        "{path}: tensor `{tensor}` ends before it begins: data offsets {begin} to {end}; \
+         hint: {}",
+        DAMAGED,
         path = .path.display()
     )]
     ReversedOffsets {
@@ -215,7 +242,8 @@ pub enum CheckpointError {
     /// Two tensors share bytes.
     #[error(
         "{path}: tensor `{tensor}` overlaps the one before it: expected to begin at byte {expected} \
-         of the data, found {found}",
+         of the data, found {found}; hint: {}",
+        DAMAGED,
         path = .path.display()
     )]
     Overlap {
@@ -231,7 +259,8 @@ pub enum CheckpointError {
     /// Bytes between two tensors belong to neither.
     #[error(
         "{path}: a hole before tensor `{tensor}`: expected to begin at byte {expected} of the data, \
-         found {found}",
+         found {found}; hint: {}",
+        DAMAGED,
         path = .path.display()
     )]
     Hole {
@@ -247,7 +276,8 @@ pub enum CheckpointError {
     /// Dtype and shape need another number of bytes than the offsets give.
     #[error(
         "{path}: tensor `{tensor}` of dtype {dtype} and shape {shape:?}: expected {expected} bytes, \
-         found {found} between its offsets",
+         found {found} between its offsets; hint: {}",
+        DAMAGED,
         path = .path.display()
     )]
     SizeMismatch {
@@ -266,7 +296,9 @@ pub enum CheckpointError {
     },
     /// A shape with more elements than can be counted, too many dimensions, or half a byte at its end.
     #[error(
-        "{path}: tensor `{tensor}` has an impossible shape: {shape} of dtype {dtype} {why}",
+        "{path}: tensor `{tensor}` has an impossible shape: {shape} of dtype {dtype} {why}; \
+         hint: {}",
+        DAMAGED,
         path = .path.display()
     )]
     ImpossibleShape {
@@ -283,7 +315,10 @@ pub enum CheckpointError {
     },
 
     /// The index is not JSON, or not of the form that an index has.
-    #[error("{path} is a malformed index: {detail}", path = .path.display())]
+    #[error(
+        "{path} is a malformed index: {detail}; hint: download it again",
+        path = .path.display()
+    )]
     IndexMalformed {
         /// The index.
         path: PathBuf,
@@ -293,7 +328,8 @@ pub enum CheckpointError {
     /// The index names a file outside of its folder, or none that could be a shard.
     #[error(
         "{path}: tensor `{tensor}` is said to be in `{file}`, expected the plain name of a \
-         .safetensors file in the same folder",
+         .safetensors file in the same folder; \
+         hint: index and shards are not of one download, fetch both again",
         path = .path.display()
     )]
     IndexFileName {
@@ -338,7 +374,11 @@ pub enum CheckpointError {
         count: usize,
     },
     /// Two shards hold a tensor of the same name.
-    #[error("{path}: tensor `{tensor}` is in both {first} and {second}", path = .path.display())]
+    #[error(
+        "{path}: tensor `{tensor}` is in both {first} and {second}; \
+         hint: the files are not of one checkpoint: fetch it again into an empty folder",
+        path = .path.display()
+    )]
     DuplicateTensor {
         /// The folder.
         path: PathBuf,
@@ -351,7 +391,10 @@ pub enum CheckpointError {
     },
 
     /// A JSON file beside the weights is malformed.
-    #[error("{path} is malformed: {detail}", path = .path.display())]
+    #[error(
+        "{path} is malformed: {detail}; hint: correct it, or download it again",
+        path = .path.display()
+    )]
     JsonMalformed {
         /// The file.
         path: PathBuf,

@@ -713,7 +713,11 @@ fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
         .names
         .iter()
         .filter(|name| name.ends_with(last))
-        .min_by_key(|name| strsim::damerau_levenshtein(name, first));
+        .map(|name| (strsim::damerau_levenshtein(name, first), name))
+        .min_by_key(|(edits, _)| *edits)
+        // Names that share no more than their ends say nothing of each other.
+        .filter(|(edits, _)| edits * 2 < first.len())
+        .map(|(_, name)| name);
     let letters = |name: &str| name.replace(|c: char| c.is_ascii_digit(), "");
     match near {
         Some(near) if letters(near) == letters(first) => {

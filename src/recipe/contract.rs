@@ -183,7 +183,13 @@ fn check_count(walk: &mut Walk<'_>, method: &MethodInfo, group: &Group<'_>) {
         "`{}` takes {expected}, found {found}{with_base}",
         method.name
     );
-    walk.problem(ProblemKind::Invalid, group.at, message);
+    let hint = match found < min {
+        true => "list more models",
+        false => {
+            "list fewer models, or choose a method that takes more: `weld methods` has them all"
+        }
+    };
+    walk.refuse(ProblemKind::Invalid, group.at, message, Some(hint));
 }
 
 fn check_required(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method_at: Position) {

@@ -247,7 +247,11 @@ fn scalar(info: &'static ParamInfo, value: &Value, at: Position) -> Result<Param
                 info.name,
                 value.found()
             );
-            Err(Problem::new(ProblemKind::Invalid, at, message))
+            let problem = Problem::new(ProblemKind::Invalid, at, message);
+            Err(match info.doc {
+                "" => problem,
+                doc => problem.with_hint(doc),
+            })
         }
         ParamKind::Bool => match truth(value) {
             Some(truth) => Ok(ParamValue::Bool(truth)),

@@ -355,9 +355,7 @@ fn whole_recipes_are_refused_with_reasons() {
     r.yml:3:1: expected one of `models` and `slices`, found both
     r.yml:3:9: expected a list for `slices`, found an empty list
     ");
-    insta::assert_snapshot!(said("merge_method: linear\nmodels: []\n"), @r"
-    r.yml:2:9: expected a list for `models`, found an empty list
-    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: []\n"), @"r.yml:2:9: expected a list for `models`, found an empty list");
     insta::assert_snapshot!(said("merge_method: linaer\nmodels: [{model: a}]\nparameters: {wieght: 1}\n"), @r"
     r.yml:1:15: unknown merge method `linaer`
       hint: did you mean `linear`? the methods are `linear`, `slerp`, `ties`, `passthrough`
@@ -458,9 +456,7 @@ fn slices_are_refused_with_reasons() {
     r.yml:8:3: unknown key `layer_range` in a slice
       hint: `layer_range` is a key of a source of a slice
     ");
-    insta::assert_snapshot!(slices("- sources:\n  - {model: a, layer_range: [0, 4]}\n  - {model: b, layer_range: [4, 12]}"), @r"
-    r.yml:7:29: expected as many layers as in the other sources: 8 of `b`, but 4 of `a`
-    ");
+    insta::assert_snapshot!(slices("- sources:\n  - {model: a, layer_range: [0, 4]}\n  - {model: b, layer_range: [4, 12]}"), @"r.yml:7:29: expected as many layers as in the other sources: 8 of `b`, but 4 of `a`");
     insta::assert_snapshot!(slices(
         "- sources:\n  - {model: a, layer_range: [4, 4]}\n  - {model: b, layer_range: [4, 2]}\n  - {model: c, layer_range: [-1, 2]}\n  - {model: d, layer_range: [0, 1.5]}\n  - {model: e, layer_range: [0, 99999999999999999999]}\n  - {model: f, layer_range: 0-4}\n  - {model: g, layer_range: [1, 2, 3]}\n  - {model: h}"
     ), @r"
@@ -506,32 +502,18 @@ fn parameters_are_refused_with_reasons() {
     r.yml:7:3: `ties` has no parameter `t`
       hint: it is a parameter of `slerp`; the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
     ");
-    insta::assert_snapshot!(said_of("density: 1.5"), @r"
-    r.yml:7:12: expected `density` between 0 and 1, found `1.5`
-    ");
+    insta::assert_snapshot!(said_of("density: 1.5"), @"r.yml:7:12: expected `density` between 0 and 1, found `1.5`");
     insta::assert_snapshot!(said_of("density: [0, -1, x, .nan]"), @r"
     r.yml:7:16: expected `density` between 0 and 1, found `-1`
     r.yml:7:20: expected a number for `density`, found `x`
     r.yml:7:23: expected a finite number for `density`, found `NaN`
     ");
-    insta::assert_snapshot!(said_of("density: []"), @r"
-    r.yml:7:12: expected values for `density`, found an empty list
-    ");
-    insta::assert_snapshot!(said_of("density:"), @r"
-    r.yml:7:3: expected a number for `density`, found nothing
-    ");
-    insta::assert_snapshot!(said_of("density: true"), @r"
-    r.yml:7:12: expected a number for `density`, found `true`
-    ");
-    insta::assert_snapshot!(said_of("density: .inf"), @r"
-    r.yml:7:12: expected a finite number for `density`, found `inf`
-    ");
-    insta::assert_snapshot!(said_of("density: 1e999"), @r"
-    r.yml:7:12: expected a finite number for `density`, found `inf`
-    ");
-    insta::assert_snapshot!(said_of("density: [[0, 1]]"), @r"
-    r.yml:7:13: expected a number for `density`, found a list
-    ");
+    insta::assert_snapshot!(said_of("density: []"), @"r.yml:7:12: expected values for `density`, found an empty list");
+    insta::assert_snapshot!(said_of("density:"), @"r.yml:7:3: expected a number for `density`, found nothing");
+    insta::assert_snapshot!(said_of("density: true"), @"r.yml:7:12: expected a number for `density`, found `true`");
+    insta::assert_snapshot!(said_of("density: .inf"), @"r.yml:7:12: expected a finite number for `density`, found `inf`");
+    insta::assert_snapshot!(said_of("density: 1e999"), @"r.yml:7:12: expected a finite number for `density`, found `inf`");
+    insta::assert_snapshot!(said_of("density: [[0, 1]]"), @"r.yml:7:13: expected a number for `density`, found a list");
     insta::assert_snapshot!(said_of("density: [0, {value: 1}]"), @r"
     r.yml:7:13: expected `filter` and `value` in this list of `density`, found `0`
       hint: a list holds either values over depth or conditional values, not both
@@ -554,16 +536,12 @@ fn parameters_are_refused_with_reasons() {
     r.yml:7:85: unknown key `flter` in a conditional value
       hint: did you mean `filter`? the keys are `filter`, `value`
     ");
-    insta::assert_snapshot!(said_of("normalize: 2"), @r"
-    r.yml:7:14: expected `true` or `false` for `normalize`, found `2`
-    ");
+    insta::assert_snapshot!(said_of("normalize: 2"), @"r.yml:7:14: expected `true` or `false` for `normalize`, found `2`");
     insta::assert_snapshot!(said_of("rescale: l2"), @r"
     r.yml:7:12: unknown word `l2` for `rescale`
       hint: did you mean `l1`? the words are `l1`, `expectation`, `false`
     ");
-    insta::assert_snapshot!(said_of("rescale: 0.5"), @r"
-    r.yml:7:12: expected one of `l1`, `expectation`, `false` for `rescale`, found `0.5`
-    ");
+    insta::assert_snapshot!(said_of("rescale: 0.5"), @"r.yml:7:12: expected one of `l1`, `expectation`, `false` for `rescale`, found `0.5`");
     insta::assert_snapshot!(said("merge_method: ties\nbase_model: b\nmodels: [{model: x}]\nparameters: 3\n"), @r"
     r.yml:4:13: expected a mapping of parameters, found `3`
       hint: write `name: value`, one to a line
@@ -584,12 +562,15 @@ fn parameters_are_refused_with_reasons() {
 fn contracts_are_held() {
     insta::assert_snapshot!(said("merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}, {model: c}]\nparameters: {t: 1}\n"), @r"
     r.yml:3:1: `slerp` takes 2 models, found 3, the base included
+      hint: list fewer models, or choose a method that takes more: `weld methods` has them all
     ");
     insta::assert_snapshot!(said("merge_method: slerp\nbase_model: a\nmodels: [{model: a}]\nparameters: {t: 1}\n"), @r"
     r.yml:3:1: `slerp` takes 2 models, found 1, the base included
+      hint: list more models
     ");
     insta::assert_snapshot!(said("merge_method: passthrough\nbase_model: b\nmodels: [{model: a}]\n"), @r"
     r.yml:3:1: `passthrough` takes 1 model, found 2, with the base that `models` does not list
+      hint: list fewer models, or choose a method that takes more: `weld methods` has them all
     ");
     insta::assert_snapshot!(said("merge_method: slerp\nmodels: [{model: a}, {model: b}]\n"), @r"
     r.yml:1:15: `slerp` needs a `base_model`
@@ -608,9 +589,7 @@ fn contracts_are_held() {
       hint: add `weight` to its `parameters`, or to those of the recipe
     ");
     // Only the plan knows the tensors, and whether the filter leaves one without a value.
-    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a, parameters: {weight: {filter: mlp, value: 1}}}]\n"), @r"
-    sound
-    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a, parameters: {weight: {filter: mlp, value: 1}}}]\n"), @"sound");
     // A base or a parameter that is wrong is not missing as well.
     insta::assert_snapshot!(said("merge_method: ties\nbase_model: [a]\nmodels: [{model: a}, {model: b, parameters: {weight: x}}]\n"), @r"
     r.yml:2:13: expected a model, found a list
@@ -748,9 +727,7 @@ fn files_that_are_no_recipes_are_refused() {
             .to_string()
             .replace(&path.display().to_string(), "PATH")
     };
-    insta::assert_snapshot!(check("absent.yml", None), @r"
-    PATH: cannot read the recipe: No such file or directory (os error 2)
-    ");
+    insta::assert_snapshot!(check("absent.yml", None), @"PATH: cannot read the recipe: No such file or directory (os error 2)");
     insta::assert_snapshot!(check("", None), @r"
     PATH: expected a recipe, found a folder
       hint: a recipe is a YAML file, such as `recipe.yml`

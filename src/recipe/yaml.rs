@@ -377,9 +377,7 @@ mod tests {
                 super::super::RecipeError::new("r.yml", text, vec![problem]).to_string()
             }
         };
-        insta::assert_snapshot!(check("a: [1, 2\nb: 3\n"), @r"
-        r.yml:2:2: invalid YAML: illegal placement of ':' indicator
-        ");
+        insta::assert_snapshot!(check("a: [1, 2\nb: 3\n"), @"r.yml:2:2: invalid YAML: illegal placement of ':' indicator");
         insta::assert_snapshot!(check("a: 1\nb: 2\na: 3\n"), @r"
         r.yml:3:1: duplicate key `a`
           hint: a key may be given once in a mapping: remove one of the two
@@ -400,31 +398,17 @@ mod tests {
         r.yml:1:4: invalid YAML: unexpected character: `@'
           hint: put it in quotes: a plain value can't begin with `@`
         ");
-        insta::assert_snapshot!(check("a: \0\n"), @r"
-        r.yml:1:4: invalid YAML: unexpected character: `\u{0}'
-        ");
-        insta::assert_snapshot!(check("a: \"b\n"), @r"
-        r.yml:1:4: invalid YAML: unclosed quote
-        ");
-        insta::assert_snapshot!(check("? [a]\n: b\n"), @r"
-        r.yml:1:3: invalid YAML: expected a key that is text
-        ");
-        insta::assert_snapshot!(check("a: !!python/object:os.system x\n"), @r"
-        r.yml:1:30: invalid YAML: unsupported tag `!!python/object:os.system`
-        ");
+        insta::assert_snapshot!(check("a: \0\n"), @r"r.yml:1:4: invalid YAML: unexpected character: `\u{0}'");
+        insta::assert_snapshot!(check("a: \"b\n"), @"r.yml:1:4: invalid YAML: unclosed quote");
+        insta::assert_snapshot!(check("? [a]\n: b\n"), @"r.yml:1:3: invalid YAML: expected a key that is text");
+        insta::assert_snapshot!(check("a: !!python/object:os.system x\n"), @"r.yml:1:30: invalid YAML: unsupported tag `!!python/object:os.system`");
         insta::assert_snapshot!(check("a: 1\n---\nb: 2\n"), @r"
         r.yml:3:1: several documents in one recipe are not supported yet
           hint: put each document in a file of its own, and merge them one after the other
         ");
-        insta::assert_snapshot!(check("a: &a [*a]\n"), @r"
-        r.yml:1:8: invalid YAML: this alias refers to what it is part of
-        ");
-        insta::assert_snapshot!(check("<<: 3\n"), @r"
-        r.yml:1:5: invalid YAML: YAML merge value must be mapping or sequence of mappings
-        ");
-        insta::assert_snapshot!(check("~: 3\n"), @r"
-        r.yml:1:1: invalid YAML: expected a key that is text
-        ");
+        insta::assert_snapshot!(check("a: &a [*a]\n"), @"r.yml:1:8: invalid YAML: this alias refers to what it is part of");
+        insta::assert_snapshot!(check("<<: 3\n"), @"r.yml:1:5: invalid YAML: YAML merge value must be mapping or sequence of mappings");
+        insta::assert_snapshot!(check("~: 3\n"), @"r.yml:1:1: invalid YAML: expected a key that is text");
     }
 
     #[test]
