@@ -1,182 +1,585 @@
-//! What is read: formats, shards, single files, names of many kinds, the Hub's cache.
+//! Every kind of checkpoint that goes in: layouts, dtypes, places, names.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
+use half::{bf16, f16};
 use safetensors::Dtype;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::fixtures::{Bench, Loaded, Spec, floats, llama, llama_config, load, noise};
+use crate::fixtures::{
+    Bench, Loaded, Spec, bools, config_with, files, floats, integers, llama, llama_config, load,
+    noise, read_json, with, without,
+};
 
-fn linear(a: &str, b: &str) -> String {
+const FLOATS: [Dtype; 6] = [
+    Dtype::F64,
+    Dtype::F32,
+    Dtype::F16,
+    Dtype::BF16,
+    Dtype::F8_E4M3,
+    Dtype::F8_E5M2,
+];
+
+/// The mean of two models.
+fn mean(a: &str, b: &str) -> String {
     format!(
-        "merge_method: linear\nmodels:\n- {{model: {a}, parameters: {{weight: 1}}}}\n- {{model: {b}, parameters: {{weight: 3}}}}\n"
+        "merge_method: linear\nmodels:\n- model: {a}\n- model: {b}\nparameters: {{weight: 0.5}}\n"
     )
 }
 
-fn tensor<'a>(tensors: &'a [(String, Loaded)], name: &str) -> &'a Loaded {
-    &tensors.iter().find(|(found, _)| found == name).unwrap().1
+fn by_name(path: &Path) -> BTreeMap<String, Loaded> {
+    load(path).into_iter().collect()
+}
+
+fn names(path: &Path) -> Vec<String> {
+    load(path).into_iter().map(|(name, _)| name).collect()
+}
+
+/// The values of stored floats, read without the crate's own tables.
+fn decoded(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
+    let small = |byte: u8, exponent_bits: i32, mantissa_bits: i32| {
+        let bias = (1 << (exponent_bits - 1)) - 1;
+        let mantissa = f64::from(byte & ((1 << mantissa_bits) - 1));
+        let exponent = i32::from((byte & 0x7f) >> mantissa_bits);
+        let magnitude = match exponent {
+            0 => mantissa * 2f64.powi(1 - bias - mantissa_bits),
+            _ => (1.0 + mantissa * 2f64.powi(-mantissa_bits)) * 2f64.powi(exponent - bias),
+        };
+        if byte >> 7 == 1 {
+            -magnitude
+        } else {
+            magnitude
+        }
+    };
+    match dtype {
+        Dtype::F64 => {
+            let (values, _) = bytes.as_chunks::<8>();
+            values.iter().map(|raw| f64::from_le_bytes(*raw)).collect()
+        }
+        Dtype::F32 => {
+            let (values, _) = bytes.as_chunks::<4>();
+            let value = |raw: &[u8; 4]| f64::from(f32::from_le_bytes(*raw));
+            values.iter().map(value).collect()
+        }
+        Dtype::F16 | Dtype::BF16 => {
+            let (values, _) = bytes.as_chunks::<2>();
+            let value = |raw: &[u8; 2]| match dtype {
+                Dtype::F16 => f16::from_le_bytes(*raw).to_f64(),
+                _ => bf16::from_le_bytes(*raw).to_f64(),
+            };
+            values.iter().map(value).collect()
+        }
+        Dtype::F8_E4M3 => bytes.iter().map(|&byte| small(byte, 4, 3)).collect(),
+        Dtype::F8_E5M2 => bytes.iter().map(|&byte| small(byte, 5, 2)).collect(),
+        other => panic!("{other:?} is no float"),
+    }
+}
+
+/// How far a value of that dtype may lie from the exact one: half a step, and a hair for the arithmetic.
+fn half_step(dtype: Dtype, exact: f64) -> f64 {
+    let (mantissa_bits, least_exponent) = match dtype {
+        Dtype::F64 => (52, -1022),
+        Dtype::F32 => (23, -126),
+        Dtype::F16 => (10, -14),
+        Dtype::BF16 => (7, -126),
+        Dtype::F8_E4M3 => (3, -6),
+        _ => (2, -14),
+    };
+    let exponent = (exact.abs().log2().floor() as i32).max(least_exponent);
+    // F64 is rounded in each step.
+    let slack = if dtype == Dtype::F64 { 4.0 } else { 1.0001 };
+    2f64.powi(exponent - mantissa_bits - 1) * slack
 }
 
 #[test]
-fn every_float_dtype_is_decoded_and_promoted() {
-    let dtypes = [
-        Dtype::F64,
-        Dtype::F32,
-        Dtype::F16,
-        Dtype::BF16,
-        Dtype::F8_E4M3,
-        Dtype::F8_E5M2,
-    ];
-    let promoted = |a: Dtype, b: Dtype| match (a, b) {
-        (a, b) if a == b => a,
-        (Dtype::F64, _) | (_, Dtype::F64) => Dtype::F64,
-        (Dtype::F32, _)
-        | (_, Dtype::F32)
-        | (Dtype::F16, Dtype::BF16)
-        | (Dtype::BF16, Dtype::F16) => Dtype::F32,
-        (Dtype::F16, _) | (_, Dtype::F16) => Dtype::F16,
-        (Dtype::BF16, _) | (_, Dtype::BF16) => Dtype::BF16,
-        _ => Dtype::F16,
+fn every_pair_of_float_dtypes_is_merged_as_an_f64_reference_does() {
+    use Dtype::*;
+    let wide = |a: Dtype, b: Dtype| match (a, b) {
+        _ if a == b => a,
+        (F64, _) | (_, F64) => F64,
+        (F32, _) | (_, F32) | (F16, BF16) | (BF16, F16) => F32,
+        (BF16, _) | (_, BF16) => BF16,
+        _ => F16,
     };
-    // Exact in every dtype, as are their means with weights 1 and 3.
-    let (a, b) = ([1.0, -0.5, 0.0, 4.0], [2.0, 1.5, -4.0, 4.0]);
-    let mean: Vec<f64> = a.iter().zip(b).map(|(a, b)| (a + 3.0 * b) / 4.0).collect();
-    for first in dtypes {
-        for second in dtypes {
-            let bench = Bench::new();
-            bench.tensors("a.safetensors", &[floats("w", first, &[4], a)]);
-            bench.tensors("b.safetensors", &[floats("w", second, &[4], b)]);
-            let merged = load(&bench.merge(&linear("a.safetensors", "b.safetensors"), &[]));
-            assert_eq!(
-                merged[0].1.dtype,
-                promoted(first, second),
-                "{first:?} {second:?}"
+    let bench = Bench::new();
+    for dtype in FLOATS {
+        for (model, seed) in [("a", 1), ("b", 2)] {
+            // Zeros, powers of two, values of many sizes.
+            let values = [0.0, -0.0, 0.25, -8.0].into_iter().chain(
+                noise(seed, 196)
+                    .enumerate()
+                    .map(|(index, value)| value * 2f64.powi(index as i32 % 10)),
             );
-            let wide = load(&bench.merge(
-                &(linear("a.safetensors", "b.safetensors") + "dtype: float32\n"),
-                &[],
-            ));
-            assert_eq!(
-                (wide[0].1.dtype, wide[0].1.values()),
-                (Dtype::F32, mean.clone())
+            let spec = floats("w", dtype, &[2, 100], values);
+            bench.tensors(&format!("{model}-{dtype:?}.safetensors"), &[spec]);
+        }
+    }
+    for a in FLOATS {
+        for b in FLOATS {
+            let (a_file, b_file) = (
+                format!("a-{a:?}.safetensors"),
+                format!("b-{b:?}.safetensors"),
             );
+            let recipe = format!(
+                "merge_method: linear\nmodels:\n- {{model: {a_file}, parameters: {{weight: 0.75}}}}\n\
+                 - {{model: {b_file}, parameters: {{weight: 0.5}}}}\nparameters: {{normalize: false}}\n"
+            );
+            let merged = load(&bench.merge(&recipe, &[]));
+            let (name, merged) = &merged[0];
+            assert_eq!((name.as_str(), &merged.shape[..]), ("w", &[2, 100][..]));
+            assert_eq!(merged.dtype, wide(a, b), "{a:?} and {b:?}");
+            let x = decoded(a, &load(&bench.path(&a_file))[0].1.bytes);
+            let y = decoded(b, &load(&bench.path(&b_file))[0].1.bytes);
+            for ((x, y), found) in x.iter().zip(&y).zip(decoded(merged.dtype, &merged.bytes)) {
+                let exact = 0.75 * x + 0.5 * y;
+                assert!(
+                    (found - exact).abs() <= half_step(merged.dtype, exact),
+                    "{a:?} and {b:?}: 0.75 * {x} + 0.5 * {y} is {exact}, found {found}"
+                );
+            }
         }
     }
 }
 
 #[test]
-fn shards_merge_as_one_file_does() {
+fn a_dtype_of_the_recipe_is_written_whatever_the_inputs_have() {
     let bench = Bench::new();
-    let whole = linear("a", "b");
     bench.llama("a", 1, Dtype::BF16);
-    bench.llama("b", 2, Dtype::BF16);
-    let expected = load(&bench.merge(&whole, &[]));
-    let mut specs = llama(2, 2, Dtype::BF16);
-    let rest = specs.split_off(4);
-    fs::remove_file(bench.path("b/model.safetensors")).unwrap();
-    let mut map = serde_json::Map::new();
-    for (file, specs) in [
-        ("model-00001-of-00002.safetensors", &specs),
-        ("model-00002-of-00002.safetensors", &rest),
+    bench.llama("b", 2, Dtype::F32);
+    for (key, dtype) in [
+        ("float64", Dtype::F64),
+        ("float32", Dtype::F32),
+        ("float16", Dtype::F16),
+        ("bfloat16", Dtype::BF16),
+        ("float8_e4m3fn", Dtype::F8_E4M3),
+        ("float8_e5m2", Dtype::F8_E5M2),
     ] {
-        bench.tensors(&format!("b/{file}"), specs);
-        map.extend(specs.iter().map(|spec| (spec.name.clone(), file.into())));
+        let out = bench.merge(&format!("{}dtype: {key}\n", mean("a", "b")), &[]);
+        for (name, tensor) in load(&out) {
+            assert_eq!(tensor.dtype, dtype, "{name}");
+        }
+        let config = read_json(&out.join("config.json"));
+        assert_eq!(config["dtype"], key);
+        assert_eq!(config["torch_dtype"], key);
     }
-    bench.file(
-        "b/model.safetensors.index.json",
-        json!({"weight_map": map}).to_string(),
-    );
-    assert!(load(&bench.merge(&whole, &[])) == expected);
 }
 
 #[test]
-fn a_tied_head_is_the_embedding_of_its_model() {
-    // The first model has a head of its own, the second ties it: the embedding takes its place.
+fn shards_and_a_single_file_give_the_same_merge() {
     let bench = Bench::new();
-    bench.llama("a", 1, Dtype::F32);
-    let mut specs = llama(2, 2, Dtype::F32);
-    specs.retain(|spec| spec.name != "lm_head.weight");
-    let mut config = llama_config(2);
-    config["tie_word_embeddings"] = json!(true);
-    bench.model("b", &config, &specs);
-    let merged = load(&bench.merge(&linear("a", "b"), &[]));
-    let head = tensor(&load(&bench.path("a")), "lm_head.weight").values();
-    let embedding = tensor(&load(&bench.path("b")), "model.embed_tokens.weight").values();
-    for (found, (head, embedding)) in tensor(&merged, "lm_head.weight")
-        .values()
-        .iter()
-        .zip(head.iter().zip(embedding))
-    {
-        assert!((found - (head + 3.0 * embedding) / 4.0).abs() < 1e-8);
-    }
+    let (a, b) = (llama(1, 2, Dtype::BF16), llama(2, 2, Dtype::BF16));
+    bench.model("a", &llama_config(2), &a);
+    bench.model("b", &llama_config(2), &b);
+    bench.sharded("a-sharded", &llama_config(2), &a);
+    bench.sharded("b-sharded", &llama_config(2), &b);
+    bench.tensors("a.safetensors", &a);
+    // Shards without an index are known by their names.
+    let loose = bench.sharded("b-loose", &llama_config(2), &b);
+    fs::remove_file(loose.join("model.safetensors.index.json")).unwrap();
 
-    // The other way about, a stored copy of the embedding is left out, as the output ties it.
-    let mut specs = llama(1, 2, Dtype::F32);
-    let copy = specs
+    let whole = by_name(&bench.merge(&mean("a", "b"), &[]));
+    assert_eq!(whole.len(), 11);
+    for (x, y) in [
+        ("a-sharded", "b-sharded"),
+        ("a-sharded", "b"),
+        ("a", "b-loose"),
+        ("a.safetensors", "b-sharded"),
+        ("a/model.safetensors", "b"),
+    ] {
+        assert!(
+            by_name(&bench.merge(&mean(x, y), &[])) == whole,
+            "{x} and {y}"
+        );
+    }
+}
+
+#[test]
+fn a_raw_state_dict_needs_no_config_and_gets_none() {
+    let bench = Bench::new();
+    for (name, seed) in [("a", 1), ("b", 2)] {
+        let specs = [
+            floats("cond.0.proj", Dtype::F16, &[4, 4], noise(seed, 16)),
+            floats("unet.in.0.0.bias", Dtype::F16, &[4], noise(seed + 7, 4)),
+        ];
+        bench.tensors(&format!("{name}.safetensors"), &specs);
+    }
+    let out = bench.merge(&mean("a.safetensors", "b.safetensors"), &[]);
+    assert_eq!(names(&out), ["cond.0.proj", "unet.in.0.0.bias"]);
+    let found: Vec<String> = files(&out).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(found, ["README.md", "model.safetensors"]);
+}
+
+#[test]
+fn a_file_first_and_a_folder_after_it_lose_no_config_silently() {
+    let bench = Bench::new();
+    bench.tensors("a.safetensors", &llama(1, 2, Dtype::BF16));
+    bench.llama("b", 2, Dtype::BF16);
+    bench.recipe(&mean("a.safetensors", "b"));
+    let outcome = bench.weld(&["merge", "recipe.yml", "out"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(!bench.path("out/config.json").exists());
+    assert!(
+        outcome
+            .stderr
+            .contains("note: `a.safetensors` has no config.json, so the output will have none"),
+        "{}",
+        outcome.stderr
+    );
+    bench.merge(&mean("b", "a.safetensors"), &[]);
+    assert!(bench.path("out/config.json").exists());
+}
+
+#[test]
+fn scalars_and_empty_tensors_are_merged_too() {
+    let bench = Bench::new();
+    for (name, value) in [("a", 1.0), ("b", 2.0)] {
+        let specs = [
+            floats("scale", Dtype::F32, &[], [value]),
+            floats("nothing", Dtype::BF16, &[0], []),
+            floats("hollow", Dtype::F32, &[3, 0, 2], []),
+            floats("w", Dtype::F32, &[2], [value, -value]),
+        ];
+        bench.tensors(&format!("{name}.safetensors"), &specs);
+    }
+    for recipe in [
+        mean("a.safetensors", "b.safetensors"),
+        "merge_method: ties\nbase_model: a.safetensors\nmodels: [{model: b.safetensors}]\n\
+         parameters: {weight: 1, density: 0.5, lambda: 0.5}\n"
+            .to_owned(),
+        "merge_method: slerp\nbase_model: a.safetensors\nmodels: [{model: a.safetensors}, {model: b.safetensors}]\n\
+         parameters: {t: 0.5}\n"
+            .to_owned(),
+        "merge_method: task_arithmetic\nbase_model: a.safetensors\nmodels: [{model: b.safetensors}]\n\
+         parameters: {weight: 0.5}\n"
+            .to_owned(),
+        "merge_method: dare_ties\nbase_model: a.safetensors\nmodels: [{model: b.safetensors}]\n\
+         parameters: {weight: 0.5, normalize: false}\n"
+            .to_owned(),
+    ] {
+        let merged = by_name(&bench.merge(&recipe, &[]));
+        assert_eq!(merged.len(), 4, "{recipe}");
+        assert_eq!(merged["scale"].shape, [0usize; 0]);
+        assert_eq!(merged["scale"].values(), [1.5], "{recipe}");
+        assert_eq!(merged["nothing"].shape, [0]);
+        assert_eq!(merged["hollow"].shape, [3, 0, 2]);
+        assert_eq!(merged["hollow"].bytes, [0u8; 0]);
+    }
+}
+
+#[test]
+fn integers_and_truth_values_that_agree_are_carried_through_as_they_are() {
+    let bench = Bench::new();
+    for (name, seed) in [("a", 1), ("b", 2)] {
+        let specs = [
+            bools("mask", &[true, false, true]),
+            floats("w", Dtype::F32, &[4], noise(seed, 4)),
+            integers("ids", &[i64::MIN, -1, 0, i64::MAX]),
+        ];
+        bench.tensors(&format!("{name}.safetensors"), &specs);
+    }
+    let recipe = format!("{}dtype: float16\n", mean("a.safetensors", "b.safetensors"));
+    let (input, merged) = (
+        by_name(&bench.path("a.safetensors")),
+        by_name(&bench.merge(&recipe, &[])),
+    );
+    assert_eq!(merged["mask"], input["mask"]);
+    assert_eq!(merged["ids"], input["ids"]);
+    assert_eq!(merged["w"].dtype, Dtype::F16);
+}
+
+fn tied(layers: usize) -> Value {
+    config_with(layers, json!({"tie_word_embeddings": true}))
+}
+
+/// A head that is a copy of the embedding.
+fn tied_head(specs: Vec<Spec>) -> Vec<Spec> {
+    let embedding = specs
         .iter()
         .find(|spec| spec.name == "model.embed_tokens.weight")
-        .unwrap()
-        .bytes
-        .clone();
-    specs
-        .iter_mut()
-        .find(|spec| spec.name == "lm_head.weight")
-        .unwrap()
-        .bytes = copy;
-    bench.model("a", &config, &specs);
-    let merged = load(&bench.merge(&linear("b", "a"), &[]));
-    assert!(merged.iter().all(|(name, _)| name != "lm_head.weight"));
-    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
-    assert!(
-        plan.contains("1  of a left out: the tied copy of an embedding"),
-        "{plan}"
-    );
+        .unwrap();
+    let head = Spec {
+        name: "lm_head.weight".into(),
+        dtype: embedding.dtype,
+        shape: embedding.shape.clone(),
+        bytes: embedding.bytes.clone(),
+    };
+    with(specs, head)
 }
 
 #[test]
-fn a_prefix_that_one_model_lacks_is_found_and_reported() {
+fn tied_models_are_merged_whether_or_not_they_store_their_head() {
+    let bench = Bench::new();
+    let headless = |seed| without(llama(seed, 2, Dtype::BF16), "lm_head.weight");
+    bench.model("bare", &tied(2), &headless(1));
+    bench.model("stored", &tied(2), &tied_head(llama(2, 2, Dtype::BF16)));
+    for (a, b) in [("bare", "stored"), ("stored", "bare")] {
+        let merged = by_name(&bench.merge(&mean(a, b), &[]));
+        assert_eq!(merged.len(), 10, "{a} and {b}");
+        assert!(!merged.contains_key("lm_head.weight"), "{a} and {b}");
+        let plan = bench.weld(&["plan", "recipe.yml", "--format", "json"]);
+        let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+        assert_eq!(
+            plan["checked_equal"],
+            json!([{"model": "stored", "left_out": "lm_head.weight", "kept": "model.embed_tokens.weight"}])
+        );
+        let place = usize::from(b == "stored");
+        assert_eq!(
+            plan["models"][place]["tensors"]["lm_head.weight"],
+            "tied copy"
+        );
+    }
+}
+
+#[test]
+fn a_tied_model_among_untied_ones_gives_its_embedding_for_its_head() {
+    let bench = Bench::new();
+    bench.llama("untied", 1, Dtype::F32);
+    bench.model(
+        "tied",
+        &tied(2),
+        &without(llama(2, 2, Dtype::F32), "lm_head.weight"),
+    );
+    let merged = by_name(&bench.merge(&mean("untied", "tied"), &[]));
+    let (untied, tied) = (by_name(&bench.path("untied")), by_name(&bench.path("tied")));
+    let head = untied["lm_head.weight"].values();
+    let embedding = tied["model.embed_tokens.weight"].values();
+    for ((x, y), found) in head
+        .iter()
+        .zip(&embedding)
+        .zip(merged["lm_head.weight"].values())
+    {
+        assert_eq!(found as f32, (0.5 * x + 0.5 * y) as f32);
+    }
+    let config = read_json(&bench.path("out/config.json"));
+    assert_eq!(config["tie_word_embeddings"], false);
+}
+
+#[test]
+fn a_prefix_that_one_model_lacks_is_found_and_noted() {
     let bench = Bench::new();
     bench.llama("a", 1, Dtype::F32);
     bench.llama("b", 2, Dtype::F32);
-    let expected = load(&bench.merge(&linear("a", "b"), &[]));
-    let renamed: Vec<Spec> = llama(2, 2, Dtype::F32)
-        .into_iter()
-        .map(|spec| Spec {
-            name: spec
-                .name
-                .strip_prefix("model.")
-                .unwrap_or(&spec.name)
-                .to_owned(),
-            ..spec
-        })
-        .collect();
-    bench.model("b", &llama_config(2), &renamed);
-    assert!(load(&bench.merge(&linear("a", "b"), &[])) == expected);
-    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
-    assert!(
-        plan.contains("names of `b` lack the prefix `model.` that `a` has"),
-        "{plan}"
-    );
+    let whole = load(&bench.merge(&mean("a", "b"), &[]));
+    let renamed = |new: &str| -> Vec<Spec> {
+        let mut specs = llama(2, 2, Dtype::F32);
+        for spec in &mut specs {
+            if let Some(rest) = spec.name.strip_prefix("model.") {
+                spec.name = format!("{new}{rest}");
+            }
+        }
+        specs
+    };
+    for (new, note) in [
+        ("", "lack the prefix `model.` that `a` has"),
+        (
+            "model.language_model.",
+            "start with `model.language_model.` where `a` has `model.`",
+        ),
+        (
+            "transformer.",
+            "start with `transformer.` where `a` has `model.`",
+        ),
+    ] {
+        bench.model("other", &llama_config(2), &renamed(new));
+        assert!(
+            load(&bench.merge(&mean("a", "other"), &[])) == whole,
+            "{new}"
+        );
+        let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+        let note = format!("names of `other` {note}; they are taken for the same");
+        assert!(plan.contains(&note), "{note}\n{plan}");
+    }
 }
 
 #[test]
-fn buffers_that_are_computed_from_the_config_need_not_be_everywhere() {
+fn the_hub_cache_is_read_by_branch_and_by_commit() {
+    const OLD: &str = "0123456789abcdef0123456789abcdef01234567";
+    const NEW: &str = "89abcdef0123456789abcdef0123456789abcdef";
     let bench = Bench::new();
-    bench.llama("a", 1, Dtype::F32);
-    let mut specs = llama(2, 2, Dtype::F32);
-    specs.push(floats(
-        "model.layers.0.self_attn.rotary_emb.inv_freq",
-        Dtype::F32,
-        &[2],
-        [1.0, 0.1],
+    bench.hub_model("org/name", "v1", OLD, &llama(1, 2, Dtype::F32));
+    bench.hub_model("org/name", "main", NEW, &llama(2, 2, Dtype::F32));
+    let weights = |commit: &str| {
+        let root = "no-hub/hub/models--org--name";
+        load(&bench.path(&format!("{root}/snapshots/{commit}")))
+    };
+    let recipe = |model: &str| format!("merge_method: passthrough\nmodels: [{{model: {model}}}]\n");
+    for (model, commit) in [
+        ("org/name".to_owned(), NEW),
+        ("org/name@main".to_owned(), NEW),
+        ("org/name@v1".to_owned(), OLD),
+        (format!("org/name@{OLD}"), OLD),
+    ] {
+        assert!(
+            load(&bench.merge(&recipe(&model), &[])) == weights(commit),
+            "{model}"
+        );
+        let plan = bench.weld(&["plan", "recipe.yml", "--format", "json"]);
+        let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+        assert_eq!(plan["models"][0]["commit"], commit, "{model}");
+    }
+
+    // HF_HUB_CACHE is the cache itself, and comes before HF_HOME.
+    fs::rename(bench.path("no-hub/hub"), bench.path("cache")).unwrap();
+    bench.recipe(&recipe("org/name"));
+    let run = |home: &str, cache: Option<&str>| {
+        let mut command = bench.command();
+        command.args(["merge", "recipe.yml", "out", "-q", "--force"]);
+        command.env("HF_HOME", bench.path(home));
+        if let Some(cache) = cache {
+            command.env("HF_HUB_CACHE", bench.path(cache));
+        }
+        command.output().unwrap().status.code()
+    };
+    assert_eq!(run("no-hub", None), Some(1));
+    assert_eq!(run("no-hub", Some("cache")), Some(0));
+    fs::create_dir(bench.path("home")).unwrap();
+    fs::rename(bench.path("cache"), bench.path("home/hub")).unwrap();
+    assert_eq!(run("home", None), Some(0));
+    assert_eq!(run("home", Some("no-hub")), Some(1));
+}
+
+#[test]
+fn relative_paths_start_at_the_working_folder_then_at_the_recipe() {
+    let bench = Bench::new();
+    let model = |name: &str, seed: u64| {
+        let spec = floats("w", Dtype::F32, &[3], noise(seed, 3));
+        bench.tensors(name, &[spec])
+    };
+    let here = load(&model("both.safetensors", 1));
+    let there = load(&model("recipes/models/there.safetensors", 2));
+    model("recipes/both.safetensors", 3);
+    for (text, expected) in [
+        ("both.safetensors", &here),
+        ("./both.safetensors", &here),
+        ("models/there.safetensors", &there),
+        ("recipes/models/there.safetensors", &there),
+        ("../recipes/models/there.safetensors", &there),
+    ] {
+        let recipe = format!("merge_method: passthrough\nmodels: [{{model: {text}}}]\n");
+        bench.file("recipes/r.yml", recipe);
+        let outcome = bench.weld(&["merge", "recipes/r.yml", "out", "-q", "--force"]);
+        assert_eq!(outcome.code, Some(0), "{text}: {}", outcome.stderr);
+        assert!(&load(&bench.path("out")) == expected, "{text}");
+    }
+}
+
+#[test]
+fn buffers_that_are_computed_at_load_follow_the_model_that_gives_the_names() {
+    let bench = Bench::new();
+    let buffer = "model.layers.1.self_attn.rotary_emb.inv_freq";
+    let old = |seed: u64| {
+        let frequencies = floats(buffer, Dtype::F32, &[4], [1.0, 0.1, 0.01, seed as f64]);
+        with(llama(seed, 2, Dtype::BF16), frequencies)
+    };
+    bench.model("old", &llama_config(2), &old(1));
+    bench.model("older", &llama_config(2), &old(2));
+    bench.llama("new", 3, Dtype::BF16);
+    let input = by_name(&bench.path("old"));
+
+    let merged = by_name(&bench.merge(&mean("old", "new"), &[]));
+    assert_eq!(merged[buffer], input[buffer]);
+    let merged = by_name(&bench.merge(&mean("old", "older"), &[]));
+    assert_eq!(merged[buffer], input[buffer], "buffers are not averaged");
+    let merged = by_name(&bench.merge(&mean("new", "old"), &[]));
+    assert!(!merged.contains_key(buffer));
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(
+        plan.contains("1  of old left out: computed from the config when the model is loaded"),
+        "{plan}"
+    );
+    assert!(plan.contains(buffer), "{plan}");
+}
+
+/// Layers are found in the names of any architecture, so that a gradient runs over them.
+#[test]
+fn gradients_run_over_the_layers_of_any_architecture() {
+    let stacks: [(&str, &[&str], &[&str]); 4] = [
+        (
+            "bert.encoder.layer.",
+            &[
+                "attention.self.query.weight",
+                "attention.output.LayerNorm.bias",
+            ],
+            &[
+                "bert.embeddings.word_embeddings.weight",
+                "bert.pooler.dense.bias",
+            ],
+        ),
+        (
+            "gpt_neox.layers.",
+            &["attention.query_key_value.weight", "input_layernorm.bias"],
+            &["gpt_neox.embed_in.weight", "embed_out.weight"],
+        ),
+        (
+            "transformer.h.",
+            &["attn.c_attn.weight", "ln_1.bias"],
+            &["transformer.wte.weight", "transformer.wpe.weight"],
+        ),
+        (
+            "model.language_model.layers.",
+            &["mlp.experts.0.w1.weight", "mlp.experts.1.w1.weight"],
+            &["model.language_model.embed_tokens.weight"],
+        ),
+    ];
+    for (prefix, suffixes, others) in stacks {
+        let bench = Bench::new();
+        for (model, value) in [("a", 0.0), ("b", 1.0)] {
+            let specs: Vec<Spec> = (0..5)
+                .flat_map(|layer| {
+                    suffixes
+                        .iter()
+                        .map(move |suffix| format!("{prefix}{layer}.{suffix}"))
+                })
+                .chain(others.iter().map(|name| (*name).to_owned()))
+                .map(|name| floats(&name, Dtype::F32, &[2, 2], [value; 4]))
+                .collect();
+            bench.tensors(&format!("{model}.safetensors"), &specs);
+        }
+        // The output's value is b's weight.
+        let merged = load(&bench.merge(
+            "merge_method: linear\nmodels:\n- {model: a.safetensors, parameters: {weight: [1, 0]}}\n\
+             - {model: b.safetensors, parameters: {weight: [0, 1]}}\n",
+            &[],
+        ));
+        assert_eq!(merged.len(), 5 * suffixes.len() + others.len());
+        for (name, tensor) in merged {
+            let layer = name
+                .strip_prefix(prefix)
+                .and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+            let expected = layer.map_or(0.0, |layer| f64::from(layer) / 4.0);
+            assert_eq!(tensor.values(), [expected; 4], "{name}");
+        }
+    }
+}
+
+#[test]
+fn two_towers_have_a_depth_each_and_the_plan_says_so() {
+    let bench = Bench::new();
+    for (model, value) in [("a", 0.0), ("b", 1.0)] {
+        let tower = |prefix: &'static str, layers: usize| {
+            (0..layers).map(move |layer| {
+                let name = format!("{prefix}.layers.{layer}.self_attn.q_proj.weight");
+                floats(&name, Dtype::F32, &[1], [value])
+            })
+        };
+        let specs: Vec<Spec> = tower("model", 3).chain(tower("visual", 5)).collect();
+        bench.tensors(&format!("{model}.safetensors"), &specs);
+    }
+    let merged = by_name(&bench.merge(
+        "merge_method: linear\nmodels:\n- {model: a.safetensors, parameters: {weight: [1, 0]}}\n\
+         - {model: b.safetensors, parameters: {weight: [0, 1]}}\n",
+        &[],
     ));
-    bench.model("b", &llama_config(2), &specs);
-    assert_eq!(load(&bench.merge(&linear("a", "b"), &[])).len(), 11);
-    let merged = load(&bench.merge(&linear("b", "a"), &[]));
-    assert_eq!(
-        tensor(&merged, "model.layers.0.self_attn.rotary_emb.inv_freq").values()[0],
-        1.0
+    let value = |name: &str| merged[&format!("{name}.self_attn.q_proj.weight")].values()[0];
+    assert_eq!(value("model.layers.1"), 0.5);
+    assert_eq!(value("visual.layers.1"), 0.25);
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(
+        plan.contains("2 stacks of layers: `visual.layers.0..5`, `model.layers.0..3`"),
+        "{plan}"
     );
 }
 
@@ -232,26 +635,6 @@ fn gradients_run_over_the_layers_of_any_naming() {
             .find(|tensor| tensor["name"] == "final.norm")
             .unwrap();
         assert_eq!(norm["parameters"]["t"], 0.2);
-    }
-}
-
-#[test]
-fn scalars_and_empty_tensors_merge() {
-    let bench = Bench::new();
-    for (name, value) in [("a", 1.0), ("b", 2.0)] {
-        let specs = [
-            floats("scalar", Dtype::F32, &[], [value]),
-            floats("none", Dtype::F32, &[0, 7], []),
-        ];
-        bench.tensors(&format!("{name}.safetensors"), &specs);
-    }
-    for method in ["ties", "dare_ties", "task_arithmetic"] {
-        let recipe = format!(
-            "merge_method: {method}\nbase_model: a.safetensors\nmodels: [{{model: b.safetensors}}]\nparameters: {{weight: 1}}\n"
-        );
-        let merged = load(&bench.merge(&recipe, &[]));
-        assert_eq!(tensor(&merged, "scalar").values(), [2.0], "{method}");
-        assert_eq!(tensor(&merged, "none").shape, [0, 7]);
     }
 }
 
@@ -314,25 +697,6 @@ fn models_are_found_in_the_hub_cache() {
         "hub",
     );
     assert!(escaping.contains("is not a revision"), "{escaping}");
-}
-
-#[test]
-fn paths_are_looked_for_from_the_working_folder_then_from_the_recipes() {
-    let bench = Bench::new();
-    bench.llama("models/a", 1, Dtype::F32);
-    bench.llama("recipes/models/a", 2, Dtype::F32);
-    bench.llama("recipes/models/b", 3, Dtype::F32);
-    let recipe =
-        |model: &str| format!("merge_method: passthrough\nmodels: [{{model: models/{model}}}]\n");
-    for (model, found) in [("a", "models/a"), ("b", "recipes/models/b")] {
-        bench.file("recipes/r.yml", recipe(model));
-        let outcome = bench.weld(&["merge", "-q", "--force", "recipes/r.yml", "out"]);
-        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-        assert!(
-            load(&bench.path("out")) == load(&bench.path(found)),
-            "{model}"
-        );
-    }
 }
 
 #[test]
