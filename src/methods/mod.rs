@@ -4,8 +4,8 @@
 //! tensor into an [`Action`]. It knows no file, no layer, no thread. A new method is one file here and one line
 //! in [`all`].
 //!
-//! Two programs serve most of them: [`weighted_sum`] (measure an inner product if need be, then one linear
-//! combination) and [`task_vectors`] (differences from a base: mask, elect a sign, add).
+//! Two programs serve most of them: `weighted_sum` (measure an inner product if need be, then one linear
+//! combination) and `task_vectors` (differences from a base: mask, elect a sign, add).
 
 mod dare;
 mod linear;

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
 use super::problems::{Problems, some_of};
-use crate::checkpoint::{LayerStack, is_input_embedding};
-use crate::recipe::{Inputs, Parameters, Position, Recipe};
+use crate::checkpoint::{LayerStack, ModelRef, is_input_embedding};
+use crate::recipe::{Inputs, Located, Parameters, Position, Recipe};
 
 /// Sources that are merged with each other: those of `models:`, or of one slice.
 pub(super) struct Group<'r> {
@@ -82,6 +82,19 @@ fn depth_of(layer: usize, layers: usize) -> f64 {
     }
 }
 
+/// A source of the recipe with its model, which has been opened.
+fn placed<'r>(
+    models: &Models,
+    named: &'r Located<ModelRef>,
+    parameters: &'r Parameters,
+) -> Option<GroupSource<'r>> {
+    Some(GroupSource {
+        model: models.index(&named.value)?,
+        parameters: Some(parameters),
+        at: named.at,
+    })
+}
+
 fn whole_models<'r>(
     recipe: &'r Recipe,
     models: &Models,
@@ -98,14 +111,7 @@ fn whole_models<'r>(
     };
     let mut sources: Vec<GroupSource<'r>> = listed
         .iter()
-        .filter_map(|source| {
-            let model = models.index(&source.model.value)?;
-            Some(GroupSource {
-                model,
-                parameters: Some(&source.parameters),
-                at: source.model.at,
-            })
-        })
+        .filter_map(|source| placed(models, &source.model, &source.parameters))
         .collect();
     let mut base = None;
     if let (Some(model), Some(named)) = (models.base, &recipe.base_model) {
@@ -187,14 +193,7 @@ fn slices<'r>(
         let sources: Vec<GroupSource<'r>> = slice
             .sources
             .iter()
-            .filter_map(|source| {
-                let model = models.index(&source.model.value)?;
-                Some(GroupSource {
-                    model,
-                    parameters: Some(&source.parameters),
-                    at: source.model.at,
-                })
-            })
+            .filter_map(|source| placed(models, &source.model, &source.parameters))
             .collect();
         let base = sources.iter().position(|source| Some(source.model) == base);
         wish.groups.push(Group {

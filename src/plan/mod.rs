@@ -2,10 +2,11 @@
 //!
 //! [`plan`] takes a recipe and the headers of the checkpoints it names; after it nothing is undecided. Every
 //! output tensor has its shape, dtype, place, sources, operation and parameter values, every input tensor its
-//! fate. `run` executes a plan and [`explain`] shows it; both see the same one.
+//! fate. `run` executes a plan and [`text`] or [`json`] shows it; both see the same one.
 //!
 //! This layer reads headers, configs and tokenizers, never a weight, and writes nothing.
 
+mod comparisons;
 mod config;
 mod counterparts;
 mod explain;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Fate;
+use super::comparisons::{different_depths, nearest_names, unused_filters};
 use super::counterparts::{Counterparts, is_head};
 use super::layers::{Group, LayerMap, Wanted, Wish, wish};
 use super::models::Models;
@@ -633,97 +634,5 @@ impl<'a> Resolver<'a> {
             self.problems
                 .add(None, format!("{more} of other shapes"), None);
         }
-    }
-}
-
-/// Refuses models of other depths, which only slices can bring together.
-fn different_depths(
-    models: &Models,
-    counterparts: &[Counterparts],
-    stacks: &[LayerStack],
-    problems: &mut Problems,
-) {
-    for (model, names) in counterparts.iter().enumerate() {
-        for stack in stacks {
-            let any = LayerStack {
-                prefix: stack.prefix.clone(),
-                layers: usize::MAX,
-            };
-            let last = names
-                .names
-                .iter()
-                .filter_map(|name| any.split(name))
-                .map(|(layer, _)| layer)
-                .max();
-            let layers = last.map_or(0, |last| last + 1);
-            if layers > 0 && layers != stack.layers {
-                let message = format!(
-                    "`{}` has {} in `{}`, and `{}` has {}",
-                    models.label(model),
-                    count(layers, "layer"),
-                    stack.prefix,
-                    models.label(models.donor),
-                    stack.layers
-                );
-                let hint = "models of different depths can be merged by `slices:`, which names the layers of each";
-                problems.add(models.at[model], message, Some(hint.to_owned()));
-            }
-        }
-    }
-}
-
-/// Notes filters that fit no tensor: most are misspelt.
-fn unused_filters(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec<String>) {
-    let mut levels = vec![&recipe.parameters];
-    match &recipe.inputs {
-        Inputs::Models(sources) => levels.extend(sources.iter().map(|source| &source.parameters)),
-        Inputs::Slices(slices) => {
-            for slice in slices {
-                levels.push(&slice.parameters);
-                levels.extend(slice.sources.iter().map(|source| &source.parameters));
-            }
-        }
-    }
-    for (_, setting) in levels.into_iter().flat_map(Parameters::iter) {
-        for filter in setting.filters() {
-            let text = filter.value.as_str();
-            let fits = |name: &String| text == "*" || name.contains(text);
-            if !wanted
-                .iter()
-                .any(|wanted| fits(&wanted.name) || wanted.picks.iter().any(fits))
-            {
-                notes.push(format!(
-                    "line {}: the filter `{text}` fits no tensor",
-                    filter.at.line
-                ));
-            }
-        }
-    }
-}
-
-/// What the model has instead of the first missing name.
-fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
-    let Some(first) = missing.first() else {
-        return String::new();
-    };
-    let last = first
-        .rsplit_once('.')
-        .map_or(first.as_str(), |(_, last)| last);
-    let near = counterparts
-        .names
-        .iter()
-        .filter(|name| name.ends_with(last))
-        .map(|name| (strsim::damerau_levenshtein(name, first), name))
-        .min_by_key(|(edits, _)| *edits)
-        // Names that share no more than their ends say nothing of each other.
-        .filter(|(edits, _)| edits * 2 < first.len())
-        .map(|(_, name)| name);
-    let letters = |name: &str| name.replace(|c: char| c.is_ascii_digit(), "");
-    match near {
-        Some(near) if letters(near) == letters(first) => {
-            "it has them in other layers: the file is incomplete, or another model's".to_owned()
-        }
-        Some(near) => format!("the nearest to `{first}` that it has is `{near}`"),
-        None => "it is another architecture, or the file is incomplete".to_owned(),
     }
 }
