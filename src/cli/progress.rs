@@ -29,7 +29,7 @@ impl Progress {
         let bar =
             ProgressBar::with_draw_target(Some(plan.bytes_read + plan.bytes_written()), target);
         if let Ok(style) = ProgressStyle::with_template(
-            "{bar:30} {percent:>3}%  {decimal_bytes_per_sec}  {eta} left  {msg}",
+            "{bar:30} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}",
         ) {
             bar.set_style(style);
         }
