@@ -6,7 +6,7 @@ use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
 use super::problems::{Problems, some_of};
 use crate::checkpoint::{LayerStack, ModelRef, is_input_embedding};
-use crate::recipe::{Inputs, Located, Parameters, Position, Recipe};
+use crate::recipe::{Inputs, Located, Parameters, Position, Recipe, Slice, Source};
 
 /// Sources that are merged with each other: those of `models:`, or of one slice.
 pub(super) struct Group<'r> {
@@ -60,8 +60,16 @@ pub(super) fn wish<'r>(
     problems: &mut Problems,
 ) -> Wish<'r> {
     match &recipe.inputs {
-        Inputs::Models(_) => whole_models(recipe, models, counterparts, stacks, notes),
-        Inputs::Slices(_) => slices(recipe, models, counterparts, stacks, notes, problems),
+        Inputs::Models(listed) => whole_models(recipe, listed, models, counterparts, stacks, notes),
+        Inputs::Slices(listed) => slices(
+            recipe,
+            listed,
+            models,
+            counterparts,
+            stacks,
+            notes,
+            problems,
+        ),
     }
 }
 
@@ -97,18 +105,12 @@ fn placed<'r>(
 
 fn whole_models<'r>(
     recipe: &'r Recipe,
+    listed: &'r [Source],
     models: &Models,
     counterparts: &[Counterparts],
     stacks: &[LayerStack],
     notes: &mut Vec<String>,
 ) -> Wish<'r> {
-    let Inputs::Models(listed) = &recipe.inputs else {
-        return Wish {
-            groups: vec![],
-            wanted: vec![],
-            layer_map: None,
-        };
-    };
     let mut sources: Vec<GroupSource<'r>> = listed
         .iter()
         .filter_map(|source| placed(models, &source.model, &source.parameters))
@@ -161,6 +163,7 @@ fn whole_models<'r>(
 
 fn slices<'r>(
     recipe: &'r Recipe,
+    slices: &'r [Slice],
     models: &Models,
     counterparts: &[Counterparts],
     stacks: &[LayerStack],
@@ -171,9 +174,6 @@ fn slices<'r>(
         groups: vec![],
         wanted: vec![],
         layer_map: None,
-    };
-    let Inputs::Slices(slices) = &recipe.inputs else {
-        return wish;
     };
     let Some(stack) = main_stack(
         models,
@@ -248,7 +248,7 @@ fn slices<'r>(
             });
         } else if !placed {
             placed = true;
-            wish.layer_map = Some(restack(recipe, models, stack, &layers, &mut wish, problems));
+            wish.layer_map = Some(restack(slices, models, stack, &layers, &mut wish, problems));
         }
     }
     if slices.len() > 1 && !tails.is_empty() {
@@ -263,7 +263,7 @@ fn slices<'r>(
 
 /// Emits the output's layers in order.
 fn restack(
-    recipe: &Recipe,
+    slices: &[Slice],
     models: &Models,
     stack: &LayerStack,
     layers: &[BTreeMap<usize, Vec<&str>>],
@@ -273,9 +273,6 @@ fn restack(
     let mut map = LayerMap {
         from: Vec::new(),
         before: stack.layers,
-    };
-    let Inputs::Slices(slices) = &recipe.inputs else {
-        return map;
     };
     for (group, slice) in slices.iter().enumerate() {
         let count = slice

@@ -97,10 +97,7 @@ pub enum Fate {
 impl Plan {
     /// Names, dtypes and shapes of the output, as the writers of headers and indexes want them.
     pub fn signatures(&self) -> Vec<(String, Dtype, Vec<usize>)> {
-        self.tensors
-            .iter()
-            .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
-            .collect()
+        signatures(&self.tensors)
     }
 
     /// Bytes of the output's weight files.
@@ -191,11 +188,7 @@ fn attempt(
         .config()
         .map(|config| config::edited(config, &tensors, layer_map.as_ref(), &mut notes));
     let sidecars = models.sidecars(&mut notes, problems)?;
-    let signatures: Vec<_> = tensors
-        .iter()
-        .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
-        .collect();
-    let shards = match shard_layout(&signatures, options.shard_size) {
+    let shards = match shard_layout(&signatures(&tensors), options.shard_size) {
         Ok(shards) => shards,
         Err(error) => {
             problems.add_error(None, &error);
@@ -253,6 +246,13 @@ fn attempt(
         limits,
         bytes_read,
     })
+}
+
+fn signatures(tensors: &[PlannedTensor]) -> Vec<(String, Dtype, Vec<usize>)> {
+    tensors
+        .iter()
+        .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
+        .collect()
 }
 
 /// A path as it is shown to people.
