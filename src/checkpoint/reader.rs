@@ -13,6 +13,7 @@ use super::locate::Location;
 use super::quantised::refuse_quantised;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, find_sidecars};
+use crate::numeric::{Elements, FloatType, Stored};
 
 /// A checkpoint whose headers were checked and whose shards are mapped.
 #[derive(Debug)]
@@ -106,15 +107,26 @@ impl Checkpoint {
         self.by_name.get(name).copied()
     }
 
-    /// The bytes of a tensor, as they are in the file: little-endian, in C order, perhaps not aligned.
+    /// The bytes of a tensor, if they are in a file as they are: little-endian, in C order, perhaps not aligned.
     ///
     /// # Panics
     ///
     /// If `index` is none of [`Checkpoint::tensors`].
-    pub fn data(&self, index: usize) -> &[u8] {
+    pub fn bytes(&self, index: usize) -> Option<&[u8]> {
         let tensor = &self.tensors[index];
         let start = tensor.offset as usize;
-        &self.shards[tensor.shard].bytes()[start..start + tensor.len as usize]
+        Some(&self.shards[tensor.shard].bytes()[start..start + tensor.len as usize])
+    }
+
+    /// The values of a tensor; `None` for integers and bools.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is none of [`Checkpoint::tensors`].
+    pub fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        let format = FloatType::of(self.tensors[index].dtype)?;
+        let bytes = self.bytes(index)?;
+        Some(Box::new(Stored { bytes, format }))
     }
 
     /// Its files, in name order.

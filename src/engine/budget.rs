@@ -55,8 +55,9 @@ impl Settings {
     pub fn limits(&self, sources: usize, cost: Cost) -> Result<Limits, BudgetError> {
         let threads = self.threads as u64;
         // Both precisions' scratch, and a block of output.
-        let worker = (sources as u64 + 1) * BLOCK as u64 * (4 + 8);
-        let block = BLOCK as u64 * 8;
+        let longest = BLOCK.max(cost.row) as u64;
+        let worker = (sources as u64 + 1) * longest * (4 + 8);
+        let block = longest * 8;
         let neediest = statistics(cost, 1, self.threads);
         let fixed = OVERHEAD + threads * worker + neediest;
         let needed = fixed + threads * block;
@@ -109,6 +110,7 @@ mod tests {
                         measures: 2,
                         counts: 65_536 * sources,
                         sums: 3,
+                        row: 0,
                     };
                     if let Ok(limits) = settings(memory, threads).limits(sources, cost) {
                         assert!(

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rayon::ThreadPool;
 
 use super::budget::{Limits, Settings, statistics};
-use super::job::{COPY_BLOCK, Job, Source, Work};
+use super::job::{COPY_BLOCK, Job, Work};
 use super::program::{Block, Cost, Measured, Pass, Program};
 use super::{EngineError, Observer, Sink, Totals};
 use crate::numeric::{BLOCK, FloatType, Narrowed, NonFinite, Real};
@@ -449,6 +449,7 @@ impl<'a> Engine<'a> {
         else {
             return Ok(());
         };
+        let block_len = work.block_len();
         let mut found = vec![NonFinite::default(); sources.len()];
         let mut results = Narrowed::default();
         let mut sums = Vec::new();
@@ -457,10 +458,11 @@ impl<'a> Engine<'a> {
         lane.sources
             .resize_with(lane.sources.len().max(sources.len()), Vec::new);
         for index in blocks.clone() {
-            let first = index as u64 * BLOCK as u64;
-            let length = (BLOCK as u64).min(elements - first) as usize;
+            let first = index as u64 * block_len as u64;
+            let length = (block_len as u64).min(elements - first) as usize;
             for (source, values) in sources.iter().zip(&mut lane.sources) {
-                read += decode_block(source, first as usize, length, values);
+                values.resize(length, R::ZERO);
+                read += R::fill(source.as_ref(), first, values);
             }
             if flight.first_look() {
                 for (found, values) in found.iter_mut().zip(&lane.sources) {
@@ -510,7 +512,7 @@ impl<'a> Engine<'a> {
         }
         self.write(
             flight,
-            blocks.start as u64 * (BLOCK * output.size()) as u64,
+            blocks.start as u64 * (block_len * output.size()) as u64,
             encoded,
         )
     }
@@ -534,20 +536,6 @@ impl<'a> Engine<'a> {
         self.tally.read.fetch_add(bytes as u64, Relaxed);
         self.observer.advance(bytes as u64);
     }
-}
-
-/// Decodes elements `first..first + length` of a source; gives the bytes read.
-fn decode_block<R: Real>(
-    source: &Source<'_>,
-    first: usize,
-    length: usize,
-    values: &mut Vec<R>,
-) -> usize {
-    let size = source.format.size();
-    let bytes = &source.bytes[first * size..(first + length) * size];
-    values.resize(length, R::ZERO);
-    source.format.decode(bytes, values);
-    bytes.len()
 }
 
 /// Counts NaN and infinity in bytes that are only copied.

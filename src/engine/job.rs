@@ -1,7 +1,7 @@
 //! One tensor's work: where its sources lie in memory and what becomes of them.
 
 use super::program::AnyProgram;
-use crate::numeric::{BLOCK, FloatType};
+use crate::numeric::{BLOCK, Elements, FloatType};
 
 /// One tensor's work.
 pub struct Job<'a> {
@@ -23,7 +23,7 @@ pub enum Work<'a> {
     /// Decode, compute, round once.
     Compute {
         /// The sources, of one number of elements.
-        sources: Vec<Source<'a>>,
+        sources: Vec<Box<dyn Elements + 'a>>,
         /// Elements of the output and of every source.
         elements: u64,
         /// What is computed.
@@ -33,21 +33,14 @@ pub enum Work<'a> {
     },
 }
 
-/// The bytes of one source tensor.
-#[derive(Debug, Clone, Copy)]
-pub struct Source<'a> {
-    /// Little-endian values, row by row.
-    pub bytes: &'a [u8],
-    /// Their format.
-    pub format: FloatType,
-}
-
 impl Work<'_> {
     /// Whether the work is computed in `f64`; see [`Real`](crate::numeric::Real).
     pub(super) fn wants_f64(&self) -> bool {
         match self {
             Work::Copy { .. } => false,
-            Work::Compute { sources, .. } => sources.iter().any(|source| source.format.wants_f64()),
+            Work::Compute { sources, .. } => {
+                sources.iter().any(|source| source.format().wants_f64())
+            }
         }
     }
 
@@ -57,7 +50,15 @@ impl Work<'_> {
             Work::Copy { sources, .. } => sources
                 .first()
                 .map_or(0, |bytes| bytes.len().div_ceil(COPY_BLOCK)),
-            Work::Compute { elements, .. } => elements.div_ceil(BLOCK as u64) as usize,
+            Work::Compute { elements, .. } => elements.div_ceil(self.block_len() as u64) as usize,
+        }
+    }
+
+    /// Elements in each block but the last; bytes in it, if they are copied.
+    pub(super) fn block_len(&self) -> usize {
+        match self {
+            Work::Copy { .. } => COPY_BLOCK,
+            Work::Compute { program, .. } => program.cost().block_len(),
         }
     }
 }

@@ -16,7 +16,7 @@ use std::io;
 
 pub use budget::{BudgetError, Limits, Settings};
 pub use execute::execute;
-pub use job::{Job, Source, Work};
+pub use job::{Job, Work};
 pub use program::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 
 use crate::numeric::{FloatType, NonFinite};

@@ -1,11 +1,11 @@
 //! What a merge method does with the elements of one tensor: passes over blocks.
 
-use crate::numeric::Real;
+use crate::numeric::{BLOCK, Real};
 
 /// The elements of one block, decoded.
 #[derive(Debug, Clone, Copy)]
 pub struct Block<'a, R> {
-    /// The block's number in its tensor; all blocks but the last hold [`BLOCK`](crate::numeric::BLOCK) elements.
+    /// The block's number in its tensor; all blocks but the last hold [`Cost::block_len`] elements.
     pub index: usize,
     /// The number of its first element in its tensor.
     pub first: u64,
@@ -49,6 +49,31 @@ pub struct Cost {
     pub counts: usize,
     /// Length of the longest vector of sums.
     pub sums: usize,
+    /// Elements of a row, where the program must see whole rows; zero where it need not.
+    pub row: usize,
+}
+
+impl Cost {
+    /// Elements in each block of a tensor but its last: as many whole rows as a [`BLOCK`] holds, one at least.
+    ///
+    /// Depends on the tensor only, so that sums fold in the same order whatever the memory and the threads.
+    pub fn block_len(&self) -> usize {
+        match self.row {
+            0 => BLOCK,
+            row if row > BLOCK => row,
+            row => BLOCK - BLOCK % row,
+        }
+    }
+
+    /// The larger of each need.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            measures: self.measures.max(other.measures),
+            counts: self.counts.max(other.counts),
+            sums: self.sums.max(other.sums),
+            row: self.row.max(other.row),
+        }
+    }
 }
 
 /// One pass over the blocks of a tensor.

@@ -42,14 +42,21 @@ pub trait Method: Send + Sync {
 pub struct Tensor<'a> {
     /// Its name, which keys its random masks and nothing else.
     pub name: &'a str,
-    /// Its elements.
-    pub elements: u64,
+    /// Its shape; empty for a scalar.
+    pub shape: &'a [usize],
     /// The seed of the run.
     pub seed: u64,
     /// Which source is the base, where the method has one.
     pub base: Option<usize>,
     /// How many sources there are, the base included.
     pub sources: usize,
+}
+
+impl Tensor<'_> {
+    /// Its elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&dim| dim as u64).product()
+    }
 }
 
 /// What becomes of one tensor.

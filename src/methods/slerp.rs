@@ -101,8 +101,8 @@ impl AnyProgram for GreatCircle {
     fn cost(&self) -> Cost {
         Cost {
             measures: 1,
-            counts: 0,
             sums: 3,
+            ..Cost::default()
         }
     }
 }

@@ -186,7 +186,7 @@ pub(super) fn action(
             normalize,
             total,
         },
-        blocks: tensor.elements.div_ceil(BLOCK as u64) as usize,
+        blocks: tensor.elements().div_ceil(BLOCK as u64) as usize,
     })))
 }
 
@@ -217,7 +217,7 @@ impl Choice {
                 density,
             },
             _ => Self::Largest {
-                count: ((density * tensor.elements as f64) as u64).max(1),
+                count: ((density * tensor.elements() as f64) as u64).max(1),
             },
         }
     }
@@ -262,6 +262,7 @@ impl AnyProgram for TaskVectors {
             measures: if largest > 0 { 3 } else { 0 } + norms,
             counts: largest * HIGH_BINS.max(self.blocks),
             sums: norms * 2 * self.terms.len(),
+            row: 0,
         }
     }
 }

@@ -7,8 +7,8 @@ use ndarray::{Array1, Zip};
 use proptest::prelude::*;
 
 use super::{Action, ParamValue, Tensor, TensorParams, find};
-use crate::engine::{self, Job, Observer, Settings, Sink, Source, Work};
-use crate::numeric::{FloatType, MaskKey, keep_threshold};
+use crate::engine::{self, Job, Observer, Settings, Sink, Work};
+use crate::numeric::{Elements, FloatType, MaskKey, Stored, keep_threshold};
 
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 const SEED: u64 = 7;
@@ -99,7 +99,7 @@ impl Case {
             .collect();
         let tensor = Tensor {
             name: NAME,
-            elements: elements as u64,
+            shape: &[elements],
             seed: SEED,
             base: self.base,
             sources: sources.len(),
@@ -108,9 +108,9 @@ impl Case {
             Action::Copy(source) => return Ok(decode(format, &encoded[source])),
             Action::Compute(program) => program,
         };
-        let sources: Vec<Source<'_>> = encoded
+        let sources: Vec<Box<dyn Elements + '_>> = encoded
             .iter()
-            .map(|bytes| Source { bytes, format })
+            .map(|bytes| Box::new(Stored { bytes, format }) as _)
             .collect();
         let output = FloatType::F64;
         let settings = Settings {

@@ -4,6 +4,7 @@
 //! input is cut, as long as the cuts fall on multiples of [`BLOCK`]; each has a slow f64 twin in its tests.
 
 mod combine;
+mod elements;
 mod float8;
 mod format;
 mod random;
@@ -12,6 +13,7 @@ mod reduce;
 mod select;
 
 pub use combine::{clamp_to_hull, weighted_sum};
+pub use elements::{Elements, Fill, Stored};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use random::{MaskKey, keep_threshold};
 pub use real::Real;

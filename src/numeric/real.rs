@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
+use super::elements::{Elements, Fill};
+
 /// `f32` or `f64`: what sources are decoded to, and what kernels compute in.
 ///
 /// Sources of 16 bits and less are computed in `f32`, which holds each of their values exactly and leaves
@@ -47,6 +49,9 @@ pub trait Real:
     /// The larger of two; of a number and NaN, the number.
     fn max(self, other: Self) -> Self;
 
+    /// [`Fill::fill`] in this precision.
+    fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> usize;
+
     /// Orders values by magnitude as an integer below 2^31: the bits of the magnitude rounded to `f32`.
     fn magnitude_key(self) -> u32 {
         self.to_f32().to_bits() & 0x7fff_ffff
@@ -82,6 +87,9 @@ macro_rules! real {
             }
             fn max(self, other: Self) -> Self {
                 <$float>::max(self, other)
+            }
+            fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> usize {
+                Fill::<$float>::fill(elements, first, out)
             }
         }
     };

@@ -203,11 +203,7 @@ fn attempt(
     let cost = tensors
         .iter()
         .map(PlannedTensor::cost)
-        .fold(Cost::default(), |a, b| Cost {
-            measures: a.measures.max(b.measures),
-            counts: a.counts.max(b.counts),
-            sums: a.sums.max(b.sums),
-        });
+        .fold(Cost::default(), Cost::max);
     let limits = match options.settings.limits(widest, cost) {
         Ok(limits) => limits,
         Err(error) => {

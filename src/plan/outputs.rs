@@ -395,14 +395,17 @@ impl<'a> Resolver<'a> {
         let params = self.params(wanted, group)?;
         let tensor = Tensor {
             name: &wanted.name,
-            elements: first.elements(),
+            shape: &first.shape,
             seed: self.seed,
             base: group.base,
             sources: sources.len(),
         };
         match self.method.action(&params, &tensor) {
             Ok(Action::Copy(source)) => {
-                let operation = if formats[source] == output {
+                let stored = self.models.checkpoints[sources[source].model]
+                    .bytes(sources[source].tensor)
+                    .is_some();
+                let operation = if stored && formats[source] == output {
                     Operation::Copy
                 } else {
                     Operation::Compute(methods::convert())

@@ -131,6 +131,16 @@ pub enum RunError {
         /// Its embedding.
         embedding: String,
     },
+    /// Not every byte of the output was computed: a fault of this program.
+    #[error(
+        "{found} of {expected} bytes were computed; nothing was written; hint: report this recipe"
+    )]
+    Incomplete {
+        /// Bytes of tensors that the plan has.
+        expected: u64,
+        /// Bytes that were written.
+        found: u64,
+    },
     /// An input was written to while it was read.
     #[error("model `{model}` changed while it was read: {source}; hint: run the merge again")]
     InputChanged {
@@ -154,6 +164,7 @@ impl RunError {
             self,
             Self::Io { .. }
                 | Self::Engine(_)
+                | Self::Incomplete { .. }
                 | Self::Cancelled
                 | Self::InputChanged { .. }
                 | Self::DiskFull { .. }

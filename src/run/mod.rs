@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub use error::RunError;
 
 use crate::checkpoint::index_json;
-use crate::engine::{self, Job, Observer, Source, Totals, Work};
+use crate::engine::{self, Job, Observer, Totals, Work};
 use crate::numeric::FloatType;
 use crate::plan::{Operation, Plan};
 use output::{OutputFiles, write_file};
@@ -61,6 +61,7 @@ pub fn run(
     let jobs = jobs(plan);
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &files, observer)
         .map_err(|error| RunError::from_engine(error, plan, out))?;
+    check_complete(plan, totals)?;
     files.sync()?;
     for model in &plan.models {
         model
@@ -102,37 +103,53 @@ pub fn run(
     })
 }
 
+/// That every byte of every tensor was computed: a last look before a folder is put in its place.
+fn check_complete(plan: &Plan, totals: Totals) -> Result<(), RunError> {
+    let headers: u64 = plan
+        .shards
+        .iter()
+        .map(|shard| shard.header.len() as u64)
+        .sum();
+    let expected = plan.bytes_written() - headers;
+    if totals.written == expected {
+        return Ok(());
+    }
+    Err(RunError::Incomplete {
+        expected,
+        found: totals.written,
+    })
+}
+
 /// The engine's work: first the pairs that must be equal, then the output's tensors.
 fn jobs(plan: &Plan) -> Vec<Job<'_>> {
     let equal = plan.equal.iter().map(|&(model, left_out, kept)| {
         let model = &plan.models[model];
         Job {
             work: Work::Copy {
-                sources: vec![model.data(left_out), model.data(kept)],
+                sources: [left_out, kept]
+                    .into_iter()
+                    .filter_map(|tensor| model.bytes(tensor))
+                    .collect(),
                 format: None,
             },
             output: false,
         }
     });
     let tensors = plan.tensors.iter().map(|tensor| {
-        let bytes = tensor
-            .sources
-            .iter()
-            .map(|source| plan.models[source.model].data(source.tensor));
         let work = match &tensor.operation {
             Operation::Copy => Work::Copy {
-                sources: bytes.collect(),
+                sources: tensor
+                    .sources
+                    .iter()
+                    .filter_map(|source| plan.models[source.model].bytes(source.tensor))
+                    .collect(),
                 format: FloatType::of(tensor.dtype),
             },
             Operation::Compute(program) => Work::Compute {
                 sources: tensor
                     .sources
                     .iter()
-                    .zip(bytes)
-                    .filter_map(|(source, bytes)| {
-                        let dtype = plan.models[source.model].tensors()[source.tensor].dtype;
-                        FloatType::of(dtype).map(|format| Source { bytes, format })
-                    })
+                    .filter_map(|source| plan.models[source.model].elements(source.tensor))
                     .collect(),
                 elements: tensor.elements(),
                 program: program.as_ref(),

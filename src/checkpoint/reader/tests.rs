@@ -96,7 +96,7 @@ fn folders_and_files_open() {
         assert_eq!(checkpoint.notes().len(), notes, "{:?}", checkpoint.notes());
         for (at, tensor) in checkpoint.tensors().iter().enumerate() {
             assert_eq!(checkpoint.find(&tensor.name), Some(at));
-            assert_eq!(checkpoint.data(at).len() as u64, tensor.len);
+            assert_eq!(checkpoint.bytes(at).unwrap().len() as u64, tensor.len);
             let size = tensor.dtype.bitsize() as u64 / 8;
             assert_eq!(tensor.elements() * size, tensor.len);
         }
@@ -114,7 +114,7 @@ fn a_single_file_has_neither_config_nor_sidecars() {
     let checkpoint = Checkpoint::open("x", &location).unwrap();
     assert!(checkpoint.is_single_file() && checkpoint.config().is_none());
     assert!(checkpoint.sidecars().unwrap().is_empty());
-    assert_eq!(checkpoint.data(0), [0, 1]);
+    assert_eq!(checkpoint.bytes(0).unwrap(), [0, 1]);
     assert_eq!(checkpoint.shards()[0].metadata["format"], "pt");
     checkpoint.check_unchanged().unwrap();
 
@@ -318,7 +318,7 @@ fn open_bytes(bytes: &[u8]) -> bool {
     let opened = Checkpoint::open("x", &Location::local(file.path()));
     if let Ok(checkpoint) = &opened {
         for at in 0..checkpoint.tensors().len() {
-            checkpoint.data(at);
+            let _ = checkpoint.bytes(at);
         }
     }
     opened.is_ok()
