@@ -5,7 +5,7 @@ use super::layers::Wanted;
 use super::models::Models;
 use super::problems::{Problems, count};
 use crate::checkpoint::LayerStack;
-use crate::recipe::{Inputs, Parameters, Recipe};
+use crate::recipe::{Parameters, Recipe};
 
 /// Refuses models of other depths, which only slices can bring together.
 pub(super) fn different_depths(
@@ -45,17 +45,7 @@ pub(super) fn different_depths(
 
 /// Notes filters that fit no tensor: most are misspelt.
 pub(super) fn unused_filters(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec<String>) {
-    let mut levels = vec![&recipe.parameters];
-    match &recipe.inputs {
-        Inputs::Models(sources) => levels.extend(sources.iter().map(|source| &source.parameters)),
-        Inputs::Slices(slices) => {
-            for slice in slices {
-                levels.push(&slice.parameters);
-                levels.extend(slice.sources.iter().map(|source| &source.parameters));
-            }
-        }
-    }
-    for (_, setting) in levels.into_iter().flat_map(Parameters::iter) {
+    for (_, setting) in recipe.levels().flat_map(Parameters::iter) {
         for filter in setting.filters() {
             let text = filter.value.as_str();
             let fits = |name: &String| text == "*" || name.contains(text);
@@ -69,6 +59,17 @@ pub(super) fn unused_filters(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec
                 ));
             }
         }
+    }
+    let names: Vec<&str> = wanted.iter().map(|wanted| wanted.name.as_str()).collect();
+    for pattern in recipe
+        .exceptions
+        .iter()
+        .flat_map(|exception| exception.idle(&names))
+    {
+        notes.push(format!(
+            "line {}: the pattern `{}` fits no tensor",
+            pattern.at.line, pattern.value
+        ));
     }
 }
 

@@ -12,6 +12,17 @@ use crate::numeric::FloatType;
 const NESTED: [&str; 3] = ["text_config", "llm_config", "language_config"];
 /// How configs spell the number of layers.
 const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+/// How configs of vision towers spell it.
+const VISION_COUNTS: [&str; 4] = ["depth", "num_hidden_layers", "n_layers", "num_layers"];
+/// How configs with an encoder and a decoder spell the encoder's; `num_hidden_layers` repeats it.
+const ENCODER_COUNTS: [&str; 4] = [
+    "encoder_layers",
+    "num_encoder_layers",
+    "num_layers",
+    "num_hidden_layers",
+];
+/// How they spell the decoder's.
+const DECODER_COUNTS: [&str; 2] = ["decoder_layers", "num_decoder_layers"];
 /// Fields that are a list of one entry for each layer, beside those whose name says so.
 const PER_LAYER: [&str; 9] = [
     "num_attention_heads",
@@ -40,13 +51,13 @@ const BY_NUMBER: [&str; 8] = [
 pub(super) fn edited(
     config: &ModelConfig,
     tensors: &[PlannedTensor],
-    layer_map: Option<&LayerMap>,
+    layer_maps: &[LayerMap],
     notes: &mut Vec<String>,
 ) -> Value {
     let mut value = config.value().clone();
     if let Some(object) = value.as_object_mut() {
         set_dtype(object, tensors, notes);
-        if let Some(map) = layer_map {
+        for map in layer_maps {
             set_layers(object, map, notes);
         }
     }
@@ -112,23 +123,71 @@ fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: 
     }
 }
 
-/// Writes the number of layers, and reorders what is listed by layer.
-fn set_layers(config: &mut Map<String, Value>, map: &LayerMap, notes: &mut Vec<String>) {
-    let nested = NESTED.into_iter().find(|key| {
+/// Where the config counts the layers of a stack: the object inside it, and the keys that may be there.
+fn layer_counts(
+    config: &Map<String, Value>,
+    prefix: &str,
+) -> (Option<&'static str>, &'static [&'static str]) {
+    let has = |key: &str, counts: &[&str]| {
         config
-            .get(*key)
+            .get(key)
             .and_then(Value::as_object)
-            .is_some_and(|nested| LAYER_COUNTS.iter().any(|key| nested.contains_key(*key)))
-    });
+            .is_some_and(|nested| counts.iter().any(|count| nested.contains_key(*count)))
+    };
+    let two_stacks =
+        config.contains_key("decoder_layers") || config.contains_key("num_decoder_layers");
+    let of = |part: &str| prefix.split('.').any(|found| found == part);
+    if ["visual", "vision_tower", "vision_model", "vision_encoder"]
+        .iter()
+        .any(|part| of(part))
+    {
+        if has("vision_config", &VISION_COUNTS) {
+            return (Some("vision_config"), &VISION_COUNTS);
+        }
+    } else if ["audio_tower", "audio_model", "audio_encoder"]
+        .iter()
+        .any(|part| of(part))
+    {
+        if has("audio_config", &ENCODER_COUNTS) {
+            return (Some("audio_config"), &ENCODER_COUNTS);
+        }
+    } else if of("encoder") && two_stacks {
+        return (None, &ENCODER_COUNTS);
+    } else if of("decoder") && two_stacks {
+        return (None, &DECODER_COUNTS);
+    }
+    let nested = NESTED.into_iter().find(|key| has(key, &LAYER_COUNTS));
+    (nested, &LAYER_COUNTS)
+}
+
+/// Writes the number of layers of a stack, and reorders what is listed by layer.
+fn set_layers(config: &mut Map<String, Value>, map: &LayerMap, notes: &mut Vec<String>) {
+    // T5's decoder has as many layers as its encoder, unless the config says otherwise.
+    let coder = map.prefix.starts_with("encoder.") || map.prefix.starts_with("decoder.");
+    if let (true, Some(both)) = (coder, config.get("num_layers").cloned())
+        && config.get("num_decoder_layers").is_none_or(Value::is_null)
+    {
+        config.insert("num_decoder_layers".into(), both);
+    }
+    let (nested, keys) = layer_counts(config, &map.prefix);
     let object = match nested {
         Some(key) => config.get_mut(key).and_then(Value::as_object_mut),
         None => Some(config),
     };
     let Some(config) = object else { return };
-    for key in LAYER_COUNTS {
-        if let Some(count) = config.get_mut(key) {
+    let mut found = false;
+    for key in keys {
+        if let Some(count) = config.get_mut(*key) {
             *count = map.from.len().into();
+            found = true;
         }
+    }
+    if !found {
+        notes.push(format!(
+            "the config has no number of layers for `{}`, of which the output has {}: check that it loads",
+            map.prefix,
+            map.from.len()
+        ));
     }
     let unchanged = map.from.iter().copied().eq(0..map.before);
     if unchanged {

@@ -101,11 +101,15 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
                 Fate::TiedCopy,
                 "left out: the tied copy of an embedding (checked to be equal)",
             ),
-            (Fate::OutsideSlices, "left out: no slice asks for it"),
+            (
+                Fate::OutsideSlices,
+                "left out: no slice or module asks for it",
+            ),
             (
                 Fate::DerivedBuffer,
                 "left out: computed from the config when the model is loaded",
             ),
+            (Fate::Excepted, "left out: `only` or `except` says so"),
         ] {
             let names: Vec<&str> = model
                 .tensors()
@@ -348,5 +352,6 @@ fn fate_json(fate: Fate) -> Value {
         Fate::TiedCopy => json!("tied copy"),
         Fate::OutsideSlices => json!("outside slices"),
         Fate::DerivedBuffer => json!("derived buffer"),
+        Fate::Excepted => json!("excepted"),
     }
 }

@@ -4,17 +4,27 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
+use super::modules::assign;
 use super::problems::{Problems, some_of};
 use crate::checkpoint::{LayerStack, ModelRef, is_input_embedding};
-use crate::recipe::{Inputs, Located, Parameters, Position, Recipe, Slice, Source};
+use crate::recipe::{Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
 
 /// Sources that are merged with each other: those of `models:`, or of one slice.
 pub(super) struct Group<'r> {
     pub(super) sources: Vec<GroupSource<'r>>,
     /// Which source is the base.
     pub(super) base: Option<usize>,
-    /// The slice's own parameters.
-    pub(super) parameters: Option<&'r Parameters>,
+    /// Whether it has all of its models, not only some layers.
+    pub(super) whole: bool,
+    /// The parameters of its slice and its module, the nearest first.
+    pub(super) levels: Vec<&'r Parameters>,
+}
+
+impl Group<'_> {
+    /// Whether the model is one of its sources.
+    pub(super) fn has(&self, model: usize) -> bool {
+        self.sources.iter().any(|source| source.model == model)
+    }
 }
 
 /// One source of a group.
@@ -35,8 +45,10 @@ pub(super) struct Wanted {
     pub(super) picks: Vec<String>,
 }
 
-/// How the output's layers were restacked.
+/// How the layers of a stack were restacked.
 pub(super) struct LayerMap {
+    /// The stack's prefix, such as `model.layers.`.
+    pub(super) prefix: String,
     /// For each output layer, the layer of the donor's stack (or of the first source) it comes from.
     pub(super) from: Vec<usize>,
     /// Layers of the donor.
@@ -47,7 +59,20 @@ pub(super) struct LayerMap {
 pub(super) struct Wish<'r> {
     pub(super) groups: Vec<Group<'r>>,
     pub(super) wanted: Vec<Wanted>,
-    pub(super) layer_map: Option<LayerMap>,
+    /// The stacks that slices cut.
+    pub(super) layer_maps: Vec<LayerMap>,
+}
+
+/// A module of the recipe, and all that its part of the wish is made from.
+struct Part<'a, 'r> {
+    recipe: &'r Recipe,
+    module: &'r Module,
+    /// The donor's names in the module, in order.
+    names: Vec<&'a String>,
+    models: &'a Models,
+    counterparts: &'a [Counterparts],
+    /// The stacks of layers in the module.
+    stacks: Vec<&'a LayerStack>,
 }
 
 /// Lists what the recipe asks for.
@@ -59,22 +84,48 @@ pub(super) fn wish<'r>(
     notes: &mut Vec<String>,
     problems: &mut Problems,
 ) -> Wish<'r> {
-    match &recipe.inputs {
-        Inputs::Models(listed) => whole_models(recipe, listed, models, counterparts, stacks, notes),
-        Inputs::Slices(listed) => slices(
+    let mut wish = Wish {
+        groups: Vec::new(),
+        wanted: Vec::new(),
+        layer_maps: Vec::new(),
+    };
+    let names = &counterparts[models.donor].names;
+    let modules = assign(
+        &recipe.modules,
+        names,
+        models.label(models.donor),
+        notes,
+        problems,
+    );
+    if !problems.is_empty() {
+        return wish;
+    }
+    for (index, module) in recipe.modules.iter().enumerate() {
+        let names: Vec<&String> = names
+            .iter()
+            .zip(&modules)
+            .filter(|(_, of)| **of == index)
+            .map(|(name, _)| name)
+            .collect();
+        let holds = |stack: &&LayerStack| names.iter().any(|name| stack.split(name).is_some());
+        let part = Part {
             recipe,
-            listed,
+            module,
             models,
             counterparts,
-            stacks,
-            notes,
-            problems,
-        ),
+            stacks: stacks.iter().filter(holds).collect(),
+            names,
+        };
+        match &module.inputs {
+            Inputs::Models(listed) => part.whole_models(listed, notes, &mut wish),
+            Inputs::Slices(listed) => part.slices(listed, notes, problems, &mut wish),
+        }
     }
+    wish
 }
 
 /// Where a name lies in its own stack: 0 for the first layer, 1 for the last.
-fn depth(stacks: &[LayerStack], name: &str) -> f64 {
+fn depth(stacks: &[&LayerStack], name: &str) -> f64 {
     let layer = stacks
         .iter()
         .find_map(|stack| stack.split(name).map(|(layer, _)| (layer, stack.layers)));
@@ -103,232 +154,293 @@ fn placed<'r>(
     })
 }
 
-fn whole_models<'r>(
-    recipe: &'r Recipe,
-    listed: &'r [Source],
-    models: &Models,
-    counterparts: &[Counterparts],
-    stacks: &[LayerStack],
-    notes: &mut Vec<String>,
-) -> Wish<'r> {
-    let mut sources: Vec<GroupSource<'r>> = listed
-        .iter()
-        .filter_map(|source| placed(models, &source.model, &source.parameters))
-        .collect();
-    let mut base = None;
-    if let (Some(model), Some(named)) = (models.base, &recipe.base_model) {
-        base = sources
+impl<'r> Part<'_, 'r> {
+    fn whole_models(&self, listed: &'r [Source], notes: &mut Vec<String>, wish: &mut Wish<'r>) {
+        let mut sources: Vec<GroupSource<'r>> = listed
             .iter()
-            .position(|source| source.model == model)
-            .or(Some(sources.len()));
-        if base == Some(sources.len()) {
-            sources.push(GroupSource {
-                model,
-                parameters: None,
-                at: named.at,
-            });
+            .filter_map(|source| placed(self.models, &source.model, &source.parameters))
+            .collect();
+        let mut base = None;
+        if let (Some(model), Some(named)) = (self.models.base, &self.recipe.base_model) {
+            base = sources
+                .iter()
+                .position(|source| source.model == model)
+                .or(Some(sources.len()));
+            if base == Some(sources.len()) {
+                sources.push(GroupSource {
+                    model,
+                    parameters: None,
+                    at: named.at,
+                });
+            }
         }
-    }
-    if stacks.len() > 1 {
-        let names: Vec<String> = stacks
-            .iter()
-            .map(|stack| format!("{}0..{}", stack.prefix, stack.layers))
-            .collect();
-        notes.push(format!(
-            "{} stacks of layers: {}; a gradient runs over each by itself",
-            stacks.len(),
-            some_of(&names)
-        ));
-    }
-    let wanted = counterparts[models.donor]
-        .names
-        .iter()
-        .map(|name| Wanted {
+        if self.stacks.len() > 1 {
+            notes.push(format!(
+                "{} stacks of layers: {}; a gradient runs over each by itself",
+                self.stacks.len(),
+                some_of(&self.shown_stacks())
+            ));
+        }
+        let group = wish.groups.len();
+        let wanted = self.names.iter().map(|&name| Wanted {
             name: name.clone(),
-            depth: depth(stacks, name),
-            group: 0,
+            depth: depth(&self.stacks, name),
+            group,
             picks: vec![name.clone(); sources.len()],
-        })
-        .collect();
-    Wish {
-        groups: vec![Group {
-            sources,
-            base,
-            parameters: None,
-        }],
-        wanted,
-        layer_map: None,
-    }
-}
-
-fn slices<'r>(
-    recipe: &'r Recipe,
-    slices: &'r [Slice],
-    models: &Models,
-    counterparts: &[Counterparts],
-    stacks: &[LayerStack],
-    notes: &mut Vec<String>,
-    problems: &mut Problems,
-) -> Wish<'r> {
-    let mut wish = Wish {
-        groups: vec![],
-        wanted: vec![],
-        layer_map: None,
-    };
-    let Some(stack) = main_stack(
-        models,
-        stacks,
-        slices.first().map(|slice| slice.at),
-        notes,
-        problems,
-    ) else {
-        return wish;
-    };
-    for slice in slices {
-        let base = slice
-            .base_model
-            .as_ref()
-            .or(recipe.base_model.as_ref())
-            .and_then(|base| models.index(&base.value));
-        let sources: Vec<GroupSource<'r>> = slice
-            .sources
-            .iter()
-            .filter_map(|source| placed(models, &source.model, &source.parameters))
-            .collect();
-        let base = sources.iter().position(|source| Some(source.model) == base);
+        });
+        wish.wanted.extend(wanted);
         wish.groups.push(Group {
             sources,
             base,
-            parameters: Some(&slice.parameters),
+            whole: true,
+            levels: vec![&self.module.parameters],
         });
     }
-    let layers: Vec<BTreeMap<usize, Vec<&str>>> = counterparts
-        .iter()
-        .map(|names| layers_of(names, stack))
-        .collect();
-    for (slice, group) in slices.iter().zip(&wish.groups) {
-        for (source, placed) in slice.sources.iter().zip(&group.sources) {
-            let have = layers[placed.model]
-                .keys()
-                .next_back()
-                .map_or(0, |last| last + 1);
-            if source.layer_range.end > have {
-                problems.add(
-                    Some(source.layer_range_at),
-                    format!(
-                        "layer_range [{}, {}] goes beyond `{}`, which has {have} layers",
-                        source.layer_range.start,
-                        source.layer_range.end,
-                        models.label(placed.model)
-                    ),
-                    Some(format!("the range is half-open: [0, {have}] is all of it")),
-                );
-            }
-        }
-    }
-    if !problems.is_empty() {
-        return wish;
-    }
 
-    let last = slices.len() - 1;
-    let mut placed = false;
-    let mut tails = BTreeSet::new();
-    for name in &counterparts[models.donor].names {
-        if stack.split(name).is_none() {
-            let group = if comes_first(name) { 0 } else { last };
-            if group == last && !is_head(name) && !name.contains("norm") && !comes_first(name) {
-                tails.insert(name.clone());
-            }
-            let picks = vec![name.clone(); wish.groups[group].sources.len()];
-            wish.wanted.push(Wanted {
-                name: name.clone(),
-                depth: 0.0,
-                group,
-                picks,
-            });
-        } else if !placed {
-            placed = true;
-            wish.layer_map = Some(restack(slices, models, stack, &layers, &mut wish, problems));
+    fn slices(
+        &self,
+        slices: &'r [Slice],
+        notes: &mut Vec<String>,
+        problems: &mut Problems,
+        wish: &mut Wish<'r>,
+    ) {
+        let at = slices.first().map(|slice| slice.at);
+        let Some(stack) = self.main_stack(at, notes, problems) else {
+            return;
+        };
+        let first = wish.groups.len();
+        for slice in slices {
+            wish.groups.push(self.group(slice));
         }
-    }
-    if slices.len() > 1 && !tails.is_empty() {
-        let tails: Vec<String> = tails.into_iter().collect();
-        notes.push(format!(
-            "tensors outside the layers come from the last slice's models: {}",
-            some_of(&tails)
-        ));
-    }
-    wish
-}
-
-/// Emits the output's layers in order.
-fn restack(
-    slices: &[Slice],
-    models: &Models,
-    stack: &LayerStack,
-    layers: &[BTreeMap<usize, Vec<&str>>],
-    wish: &mut Wish<'_>,
-    problems: &mut Problems,
-) -> LayerMap {
-    let mut map = LayerMap {
-        from: Vec::new(),
-        before: stack.layers,
-    };
-    for (group, slice) in slices.iter().enumerate() {
-        let count = slice
-            .sources
-            .first()
-            .map_or(0, |source| source.layer_range.len());
-        for offset in 0..count {
-            let here: Vec<usize> = slice
-                .sources
-                .iter()
-                .map(|source| source.layer_range.start + offset)
-                .collect();
-            let placed = &wish.groups[group].sources;
-            let suffixes = &layers[placed[0].model][&here[0]];
-            for (source, &layer) in placed.iter().zip(&here).skip(1) {
-                let theirs: BTreeSet<&&str> = layers[source.model][&layer].iter().collect();
-                let extra: Vec<&str> = theirs
-                    .into_iter()
-                    .filter(|suffix| !suffixes.contains(suffix))
-                    .copied()
-                    .collect();
-                if !extra.is_empty() {
+        let layers: Vec<BTreeMap<usize, Vec<&str>>> = self
+            .counterparts
+            .iter()
+            .map(|names| layers_of(names, stack))
+            .collect();
+        let before = problems.count();
+        for (slice, group) in slices.iter().zip(&wish.groups[first..]) {
+            for (source, placed) in slice.sources.iter().zip(&group.sources) {
+                let have = layers[placed.model]
+                    .keys()
+                    .next_back()
+                    .map_or(0, |last| last + 1);
+                if source.layer_range.end > have {
                     problems.add(
-                        Some(source.at),
+                        Some(source.layer_range_at),
                         format!(
-                            "layer {layer} of `{}` has tensors that layer {} of `{}` lacks: {}",
-                            models.label(source.model),
-                            here[0],
-                            models.label(placed[0].model),
-                            some_of(&extra)
+                            "layer_range [{}, {}] goes beyond `{}`, which has {have} layers",
+                            source.layer_range.start,
+                            source.layer_range.end,
+                            self.models.label(placed.model)
                         ),
-                        None,
+                        Some(format!("the range is half-open: [0, {have}] is all of it")),
                     );
                 }
             }
-            let out = map.from.len();
-            for suffix in suffixes {
+        }
+        if problems.count() > before {
+            return;
+        }
+
+        let last = wish.groups.len() - 1;
+        let mut placed = false;
+        let mut tails = BTreeSet::new();
+        for &name in &self.names {
+            if stack.split(name).is_none() {
+                let group = if comes_first(name) { first } else { last };
+                if group == last && !is_head(name) && !name.contains("norm") && !comes_first(name) {
+                    tails.insert(name.clone());
+                }
+                let picks = vec![name.clone(); wish.groups[group].sources.len()];
                 wish.wanted.push(Wanted {
-                    name: format!("{}{out}.{suffix}", stack.prefix),
-                    depth: depth_of(offset, count),
+                    name: name.clone(),
+                    depth: 0.0,
                     group,
-                    picks: here
-                        .iter()
-                        .map(|layer| format!("{}{layer}.{suffix}", stack.prefix))
-                        .collect(),
+                    picks,
                 });
+            } else if !placed {
+                placed = true;
+                let map = self.restack(slices, first, stack, &layers, wish, problems);
+                wish.layer_maps.push(map);
             }
-            // The per-layer lists of the config describe the donor's layers: count in those, if it is a source.
-            let donor = placed
-                .iter()
-                .position(|source| source.model == models.donor)
-                .unwrap_or(0);
-            map.from.push(here[donor]);
+        }
+        if slices.len() > 1 && !tails.is_empty() {
+            let tails: Vec<String> = tails.into_iter().collect();
+            notes.push(format!(
+                "tensors outside the layers come from the last slice's models: {}",
+                some_of(&tails)
+            ));
         }
     }
-    map
+
+    /// The sources of one slice.
+    fn group(&self, slice: &'r Slice) -> Group<'r> {
+        let base = self
+            .recipe
+            .base_of(slice)
+            .and_then(|base| self.models.index(&base.value));
+        let sources: Vec<GroupSource<'r>> = slice
+            .sources
+            .iter()
+            .filter_map(|source| placed(self.models, &source.model, &source.parameters))
+            .collect();
+        Group {
+            base: sources.iter().position(|source| Some(source.model) == base),
+            sources,
+            whole: false,
+            levels: vec![&slice.parameters, &self.module.parameters],
+        }
+    }
+
+    /// Emits the output's layers in order. `first` is the group of the first slice.
+    fn restack(
+        &self,
+        slices: &[Slice],
+        first: usize,
+        stack: &LayerStack,
+        layers: &[BTreeMap<usize, Vec<&str>>],
+        wish: &mut Wish<'r>,
+        problems: &mut Problems,
+    ) -> LayerMap {
+        let mut map = LayerMap {
+            prefix: stack.prefix.clone(),
+            from: Vec::new(),
+            before: stack.layers,
+        };
+        for (slice, group) in slices.iter().zip(first..) {
+            let count = slice
+                .sources
+                .first()
+                .map_or(0, |source| source.layer_range.len());
+            for offset in 0..count {
+                let here: Vec<usize> = slice
+                    .sources
+                    .iter()
+                    .map(|source| source.layer_range.start + offset)
+                    .collect();
+                let placed = &wish.groups[group].sources;
+                let suffixes = &layers[placed[0].model][&here[0]];
+                for (source, &layer) in placed.iter().zip(&here).skip(1) {
+                    let theirs: BTreeSet<&&str> = layers[source.model][&layer].iter().collect();
+                    let extra: Vec<&str> = theirs
+                        .into_iter()
+                        .filter(|suffix| !suffixes.contains(suffix))
+                        .copied()
+                        .collect();
+                    if !extra.is_empty() {
+                        problems.add(
+                            Some(source.at),
+                            format!(
+                                "layer {layer} of `{}` has tensors that layer {} of `{}` lacks: {}",
+                                self.models.label(source.model),
+                                here[0],
+                                self.models.label(placed[0].model),
+                                some_of(&extra)
+                            ),
+                            None,
+                        );
+                    }
+                }
+                let out = map.from.len();
+                for suffix in suffixes {
+                    wish.wanted.push(Wanted {
+                        name: format!("{}{out}.{suffix}", stack.prefix),
+                        depth: depth_of(offset, count),
+                        group,
+                        picks: here
+                            .iter()
+                            .map(|layer| format!("{}{layer}.{suffix}", stack.prefix))
+                            .collect(),
+                    });
+                }
+                // The per-layer lists of the config describe the donor's layers: count in those, if it is a source.
+                let donor = placed
+                    .iter()
+                    .position(|source| source.model == self.models.donor)
+                    .unwrap_or(0);
+                map.from.push(here[donor]);
+            }
+        }
+        map
+    }
+
+    fn shown_stacks(&self) -> Vec<String> {
+        self.stacks
+            .iter()
+            .map(|stack| format!("{}0..{}", stack.prefix, stack.layers))
+            .collect()
+    }
+
+    /// The stack of layers that `slices:` cuts.
+    fn main_stack(
+        &self,
+        at: Option<Position>,
+        notes: &mut Vec<String>,
+        problems: &mut Problems,
+    ) -> Option<&LayerStack> {
+        let shown = self.shown_stacks();
+        let label = self.models.label(self.models.donor);
+        let whole = self.module.name.is_none();
+        let here = match &self.module.name {
+            Some(name) => format!("the module `{}` of `{label}`", name.value),
+            None => format!("`{label}`"),
+        };
+        let counted = self
+            .models
+            .donor()
+            .config()
+            .and_then(|config| config.num_hidden_layers());
+        let fitting: Vec<&LayerStack> = match counted {
+            Some(layers) if self.stacks.len() > 1 => self
+                .stacks
+                .iter()
+                .filter(|stack| stack.layers == layers)
+                .copied()
+                .collect(),
+            _ => self.stacks.clone(),
+        };
+        match fitting[..] {
+            [stack] => {
+                if self.stacks.len() > 1 {
+                    notes.push(format!(
+                        "{here} has {} stacks of layers ({}); slices cut `{}`, whose length is the config's number of layers",
+                        self.stacks.len(),
+                        some_of(&shown),
+                        stack.prefix
+                    ));
+                }
+                Some(stack)
+            }
+            [] => {
+                let message = match self.stacks.len() {
+                    0 => format!(
+                        "{here} has no stack of layers in its tensor names, so there is nothing to slice"
+                    ),
+                    _ => format!(
+                        "{here} has several stacks of layers, and none has the config's number: {}",
+                        some_of(&shown)
+                    ),
+                };
+                let hint = "merge such models with `models:`";
+                problems.add(at, message, Some(hint.to_owned()));
+                None
+            }
+            _ => {
+                let message = format!(
+                    "{here} has several stacks of layers that slices could cut: {}",
+                    some_of(&shown)
+                );
+                let hint = match whole {
+                    true => "put the slices under `modules:`, by the module that they cut",
+                    false => {
+                        "name a smaller module, a part of tensor names such as `visual.blocks`"
+                    }
+                };
+                problems.add(at, message, Some(hint.to_owned()));
+                None
+            }
+        }
+    }
 }
 
 /// The suffixes of each layer, in file order.
@@ -356,75 +468,4 @@ fn comes_first(name: &str) -> bool {
         .split('.')
         .any(|part| part == "wpe" || part.contains("embed"));
     !is_head(name) && !name.starts_with("embed_out") && (is_input_embedding(name) || positions)
-}
-
-/// The stack of layers that `slices:` cuts.
-fn main_stack<'s>(
-    models: &Models,
-    stacks: &'s [LayerStack],
-    at: Option<Position>,
-    notes: &mut Vec<String>,
-    problems: &mut Problems,
-) -> Option<&'s LayerStack> {
-    let shown: Vec<String> = stacks
-        .iter()
-        .map(|stack| format!("{}0..{}", stack.prefix, stack.layers))
-        .collect();
-    let label = models.label(models.donor);
-    let counted = models
-        .donor()
-        .config()
-        .and_then(|config| config.num_hidden_layers());
-    let fitting: Vec<&LayerStack> = match counted {
-        Some(layers) if stacks.len() > 1 => stacks
-            .iter()
-            .filter(|stack| stack.layers == layers)
-            .collect(),
-        _ => stacks.iter().collect(),
-    };
-    match fitting[..] {
-        [stack] => {
-            if stacks.len() > 1 {
-                notes.push(format!(
-                    "`{label}` has {} stacks of layers ({}); slices cut `{}`, whose length is the config's number of layers",
-                    stacks.len(),
-                    some_of(&shown),
-                    stack.prefix
-                ));
-            }
-            Some(stack)
-        }
-        [] => {
-            let message = match stacks.len() {
-                0 => format!(
-                    "`{label}` has no stack of layers in its tensor names, so there is nothing to slice"
-                ),
-                _ => format!(
-                    "`{label}` has several stacks of layers, and none has the config's number: {}",
-                    some_of(&shown)
-                ),
-            };
-            problems.add(
-                at,
-                message,
-                Some("merge such models with `models:`".to_owned()),
-            );
-            None
-        }
-        _ => {
-            let message = format!(
-                "`{label}` has several stacks of layers that slices could cut: {}",
-                some_of(&shown)
-            );
-            problems.add(
-                at,
-                message,
-                Some(
-                    "`modules:`, which names one, is not supported yet; merge with `models:`"
-                        .to_owned(),
-                ),
-            );
-            None
-        }
-    }
 }

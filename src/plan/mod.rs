@@ -12,6 +12,7 @@ mod counterparts;
 mod explain;
 mod layers;
 mod models;
+mod modules;
 mod outputs;
 mod problems;
 mod vocabularies;
@@ -92,6 +93,8 @@ pub enum Fate {
     OutsideSlices,
     /// Computed from the config when the model is loaded; another model's is carried over.
     DerivedBuffer,
+    /// `only:` or `except:` of the recipe drops it, or takes it from another model.
+    Excepted,
 }
 
 impl Plan {
@@ -176,7 +179,7 @@ fn attempt(
         tensors,
         equal,
         fates,
-        layer_map,
+        layer_maps,
     } = merge;
     if tensors.is_empty() {
         problems.add(None, "the recipe leaves no tensor to write", None);
@@ -186,7 +189,15 @@ fn attempt(
     let config = models
         .donor()
         .config()
-        .map(|config| config::edited(config, &tensors, layer_map.as_ref(), &mut notes));
+        .map(|config| config::edited(config, &tensors, &layer_maps, &mut notes))
+        .map(|mut config| {
+            let donor = models.donor().label();
+            let mut asked = recipe.architectures.iter();
+            if let Some((_, class)) = asked.find(|(model, _)| model.text() == donor) {
+                config["architectures"] = [class.as_str()].as_slice().into();
+            }
+            config
+        });
     let sidecars = models.sidecars(&mut notes, problems)?;
     let shards = match shard_layout(&signatures(&tensors), options.shard_size) {
         Ok(shards) => shards,

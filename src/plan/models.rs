@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::problems::Problems;
 use crate::checkpoint::{Checkpoint, Locator, ModelRef, Sidecar, SidecarKind};
-use crate::recipe::{Inputs, Located, Position, Recipe};
+use crate::recipe::{Located, Position, Recipe};
 
 /// The models of a recipe, opened.
 pub(super) struct Models {
@@ -40,7 +40,7 @@ pub(super) fn open(
         by_text: HashMap::new(),
     };
     let mut complete = true;
-    for Located { value, at } in named(recipe) {
+    for Located { value, at } in recipe.mentions() {
         complete &= models.add(value, Some(*at), locator, problems);
     }
     models.merged = models.checkpoints.len();
@@ -59,22 +59,6 @@ pub(super) fn open(
         .and_then(|model| models.index(model))
         .unwrap_or(models.donor);
     Some(models)
-}
-
-/// Every mention of a model, in the order of the recipe.
-fn named(recipe: &Recipe) -> Vec<&Located<ModelRef>> {
-    let mut named: Vec<&Located<ModelRef>> = Vec::new();
-    match &recipe.inputs {
-        Inputs::Models(sources) => named.extend(sources.iter().map(|source| &source.model)),
-        Inputs::Slices(slices) => {
-            for slice in slices {
-                named.extend(slice.sources.iter().map(|source| &source.model));
-                named.extend(&slice.base_model);
-            }
-        }
-    }
-    named.extend(&recipe.base_model);
-    named
 }
 
 impl Models {

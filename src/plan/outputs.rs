@@ -18,7 +18,7 @@ use crate::methods::{
     self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams,
 };
 use crate::numeric::FloatType;
-use crate::recipe::{self, Inputs, Parameters, Position, Recipe};
+use crate::recipe::{self, Exception, Fallback, Parameters, Position, Recipe};
 
 /// Mismatched tensors that are spelled out; more are counted.
 const MISMATCHES: usize = 5;
@@ -88,7 +88,7 @@ pub(super) struct Merge {
     pub(super) tensors: Vec<PlannedTensor>,
     pub(super) equal: Vec<(usize, usize, usize)>,
     pub(super) fates: Vec<Vec<Fate>>,
-    pub(super) layer_map: Option<LayerMap>,
+    pub(super) layer_maps: Vec<LayerMap>,
 }
 
 /// Resolves what the recipe asks for.
@@ -118,13 +118,13 @@ pub(super) fn resolve(
             });
         }
     }
-    if matches!(recipe.inputs, Inputs::Models(_)) {
+    if !recipe.is_sliced() {
         different_depths(models, &counterparts, &stacks, problems);
     }
     let Wish {
         groups,
         wanted,
-        layer_map,
+        layer_maps,
     } = wish(recipe, models, &counterparts, &stacks, notes, problems);
     // A wish that could not be written down says nothing of the rest.
     if !problems.is_empty() {
@@ -132,7 +132,7 @@ pub(super) fn resolve(
             tensors: Vec::new(),
             equal: Vec::new(),
             fates: Vec::new(),
-            layer_map,
+            layer_maps,
         };
     }
     unused_filters(recipe, &wanted, notes);
@@ -162,13 +162,13 @@ pub(super) fn resolve(
         .iter()
         .filter_map(|wanted| resolver.tensor(wanted))
         .collect();
-    let fates = resolver.fates(layer_map.is_some());
+    let fates = resolver.fates(&layer_maps);
     resolver.report();
     Merge {
         tensors,
         equal: resolver.equal.into_iter().collect(),
         fates,
-        layer_map,
+        layer_maps,
     }
 }
 
@@ -234,6 +234,9 @@ impl<'a> Resolver<'a> {
         }
         if is_derived_buffer(&wanted.name) {
             return self.derived_buffer(wanted, group);
+        }
+        if let Some(exception) = self.recipe.exception(&wanted.name) {
+            return self.excepted(exception, wanted, group);
         }
         let mut sources = Vec::with_capacity(group.sources.len());
         for (source, name) in group.sources.iter().zip(&wanted.picks) {
@@ -385,12 +388,7 @@ impl<'a> Resolver<'a> {
             ));
         };
         let widest = formats.iter().copied().reduce(FloatType::promote)?;
-        let asked = self
-            .recipe
-            .out_dtype
-            .or(self.recipe.dtype)
-            .and_then(FloatType::of);
-        let output = asked.unwrap_or(widest);
+        let output = self.output_format().unwrap_or(widest);
 
         let params = self.params(wanted, group)?;
         let tensor = Tensor {
@@ -434,8 +432,9 @@ impl<'a> Resolver<'a> {
     /// The effective parameter values of one tensor.
     fn params(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<TensorParams> {
         let shared: Vec<&Parameters> = group
-            .parameters
-            .into_iter()
+            .levels
+            .iter()
+            .copied()
             .chain([&self.recipe.parameters])
             .collect();
         let mut params = TensorParams {
@@ -508,17 +507,28 @@ impl<'a> Resolver<'a> {
     }
 
     /// What becomes of each input tensor; reports those that nothing asks for.
-    fn fates(&mut self, sliced: bool) -> Vec<Vec<Fate>> {
+    fn fates(&mut self, cut: &[LayerMap]) -> Vec<Vec<Fate>> {
         let mut fates = Vec::new();
         for (model, names) in self.counterparts.iter().enumerate() {
             let mut extra = Vec::new();
             let mut of_model = Vec::new();
+            let mut groups = self.groups.iter();
+            let whole = groups.any(|group| group.whole && group.has(model));
+            let donor = &self.counterparts[self.models.donor];
+            // What the output has is another module's; what a cut stack has may be in no slice.
+            let asked_elsewhere = |name: &str| {
+                !whole
+                    || donor.find(name).is_some()
+                    || cut.iter().any(|map| name.starts_with(&map.prefix))
+            };
             for (tensor, name) in names.names.iter().enumerate() {
                 let uses = self.used[model][tensor];
                 let fate = match uses {
                     0 if is_derived_buffer(name) => Fate::DerivedBuffer,
                     0 if is_head(name) && self.is_left_out_head(model, name) => Fate::TiedCopy,
-                    0 if sliced => Fate::OutsideSlices,
+                    0 if self.is_excepted(name) => Fate::Excepted,
+                    0 if asked_elsewhere(name) && model != self.models.donor => Fate::OutsideSlices,
+                    0 if !cut.is_empty() => Fate::OutsideSlices,
                     0 => {
                         extra.push(name.clone());
                         Fate::OutsideSlices
@@ -576,10 +586,70 @@ impl<'a> Resolver<'a> {
 
     /// A recipe-wide base that no slice has among its sources gives the config, not tensors.
     fn is_only_base_of_slices(&self, model: usize) -> bool {
-        !self
-            .groups
-            .iter()
-            .any(|group| group.sources.iter().any(|source| source.model == model))
+        !self.groups.iter().any(|group| group.has(model))
+    }
+
+    /// Whether the recipe says that a tensor of that name is not merged.
+    fn is_excepted(&self, name: &str) -> bool {
+        let exception = self.recipe.exception(name);
+        let donor = &self.counterparts[self.models.donor];
+        exception.is_some_and(|exception| {
+            exception.fallback == Fallback::Drop || donor.find(name).is_some()
+        })
+    }
+
+    /// The source that `only:` or `except:` takes instead of merging; nothing if the tensor is dropped.
+    fn excepted(
+        &mut self,
+        exception: &Exception,
+        wanted: &Wanted,
+        group: &Group<'_>,
+    ) -> Option<PlannedTensor> {
+        let source = match exception.fallback {
+            Fallback::Drop => return None,
+            Fallback::Copy => 0,
+            Fallback::Base => match group.base {
+                Some(base) => base,
+                None => {
+                    self.rejected
+                        .entry("`base` stands for the base model, and there is none here; hint: name a `base_model`, \
+                                or say `copy` for the first model".to_owned())
+                        .or_insert_with(|| (wanted.name.clone(), 0))
+                        .1 += 1;
+                    return None;
+                }
+            },
+        };
+        let (model, name) = (group.sources[source].model, &wanted.picks[source]);
+        let Some(tensor) = self.counterparts[model].find_or_tied(name) else {
+            self.missing.entry(model).or_default().push(name.clone());
+            return None;
+        };
+        let source = SourceTensor { model, tensor };
+        self.used[model][tensor] += 1;
+        let entry = self.entry(source);
+        let stored = FloatType::of(entry.dtype);
+        let output = self.output_format().or(stored).filter(|_| stored.is_some());
+        let bytes = self.models.checkpoints[model].bytes(tensor);
+        Some(PlannedTensor {
+            name: wanted.name.clone(),
+            dtype: output.map_or(entry.dtype, FloatType::dtype),
+            shape: entry.shape.clone(),
+            sources: vec![source],
+            base: None,
+            operation: if stored == output && bytes.is_some() {
+                Operation::Copy
+            } else {
+                Operation::Compute(methods::convert())
+            },
+            params: TensorParams::default(),
+        })
+    }
+
+    /// The format that the recipe asks for.
+    fn output_format(&self) -> Option<FloatType> {
+        let asked = self.recipe.out_dtype.or(self.recipe.dtype);
+        asked.and_then(FloatType::of)
     }
 
     /// Reports what was collected.

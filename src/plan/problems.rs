@@ -34,6 +34,11 @@ impl Problems {
         }
     }
 
+    /// How many.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::problem::{Located, Position, Problem, ProblemKind, quoted};
-use super::schema::{Inputs, Recipe, Slice, Source};
+use super::schema::{Inputs, Module, Recipe, Slice, Source};
 use super::setting::Parameters;
 use super::walk::Walk;
 use crate::checkpoint::ModelRef;
@@ -12,8 +12,8 @@ use crate::methods::{Arity, BaseRule, MethodInfo, ParamScope};
 /// The inputs of one merge: all of `models:`, or those of one slice.
 struct Group<'a> {
     inputs: Vec<Input<'a>>,
-    /// The slice's settings.
-    slice: Option<&'a Parameters>,
+    /// The settings of its slice and its module.
+    levels: Vec<&'a Parameters>,
     base: Option<&'a ModelRef>,
     /// Where to say what is wrong with the group as a whole.
     at: Position,
@@ -33,18 +33,20 @@ struct Input<'a> {
     parameters: Option<&'a Parameters>,
 }
 
-/// Holds a recipe against its method's contract. `method_at` is where the method is named, `inputs_at` is the
-/// key `models` or `slices`.
-pub(super) fn check(
-    walk: &mut Walk<'_>,
-    recipe: &Recipe,
-    method_at: Position,
-    inputs_at: Position,
-) {
-    let groups: Vec<Group<'_>> = match &recipe.inputs {
-        Inputs::Models(sources) => vec![models_group(recipe, sources, inputs_at)],
-        Inputs::Slices(slices) => slices.iter().map(|s| slice_group(recipe, s)).collect(),
-    };
+/// Holds a recipe against its method's contract.
+pub(super) fn check(walk: &mut Walk<'_>, recipe: &Recipe) {
+    let method_at = recipe.method_at;
+    let groups: Vec<Group<'_>> = recipe
+        .modules
+        .iter()
+        .flat_map(|module| match &module.inputs {
+            Inputs::Models(sources) => vec![models_group(recipe, module, sources)],
+            Inputs::Slices(slices) => slices
+                .iter()
+                .map(|slice| slice_group(recipe, module, slice))
+                .collect(),
+        })
+        .collect();
     // A group of which an input could not be read has no count, and may hold its base.
     if !walk.incomplete {
         check_duplicates(walk, recipe);
@@ -60,7 +62,7 @@ pub(super) fn check(
     warn_of_base_settings(walk, recipe.method, &groups);
 }
 
-fn models_group<'a>(recipe: &'a Recipe, sources: &'a [Source], at: Position) -> Group<'a> {
+fn models_group<'a>(recipe: &'a Recipe, module: &'a Module, sources: &'a [Source]) -> Group<'a> {
     let mut inputs: Vec<Input<'a>> = sources
         .iter()
         .map(|source| Input {
@@ -78,20 +80,20 @@ fn models_group<'a>(recipe: &'a Recipe, sources: &'a [Source], at: Position) -> 
     }
     Group {
         inputs,
-        slice: None,
+        levels: vec![&module.parameters],
         base: recipe.base_model.as_ref().map(|base| &base.value),
-        at,
+        at: module.at,
     }
 }
 
-fn slice_group<'a>(recipe: &'a Recipe, slice: &'a Slice) -> Group<'a> {
+fn slice_group<'a>(recipe: &'a Recipe, module: &'a Module, slice: &'a Slice) -> Group<'a> {
     let inputs = slice.sources.iter().map(|source| Input {
         model: &source.model,
         parameters: Some(&source.parameters),
     });
     Group {
         inputs: inputs.collect(),
-        slice: Some(&slice.parameters),
+        levels: vec![&slice.parameters, &module.parameters],
         base: recipe.base_of(slice).map(|base| &base.value),
         at: slice.at,
     }
@@ -99,25 +101,27 @@ fn slice_group<'a>(recipe: &'a Recipe, slice: &'a Slice) -> Group<'a> {
 
 /// A model that is listed twice is a slip, as in mergekit; other layers of it in the same slice are not.
 fn check_duplicates(walk: &mut Walk<'_>, recipe: &Recipe) {
-    match &recipe.inputs {
-        Inputs::Models(sources) => {
-            let mut seen = HashSet::new();
-            for source in sources {
-                if !seen.insert(&source.model.value) {
-                    duplicate(walk, &source.model, "in `models`");
+    for module in &recipe.modules {
+        match &module.inputs {
+            Inputs::Models(sources) => {
+                let mut seen = HashSet::new();
+                for source in sources {
+                    if !seen.insert(&source.model.value) {
+                        duplicate(walk, &source.model, "in `models`");
+                    }
                 }
             }
-        }
-        Inputs::Slices(slices) => {
-            for slice in slices {
-                let base = recipe.base_of(slice).map(|base| &base.value);
-                let mut seen = HashSet::new();
-                for source in &slice.sources {
-                    let model = &source.model.value;
-                    // Which of two would be the base?
-                    let range = (base != Some(model)).then_some(&source.layer_range);
-                    if !seen.insert((model, range)) {
-                        duplicate(walk, &source.model, "in this slice");
+            Inputs::Slices(slices) => {
+                for slice in slices {
+                    let base = recipe.base_of(slice).map(|base| &base.value);
+                    let mut seen = HashSet::new();
+                    for source in &slice.sources {
+                        let model = &source.model.value;
+                        // Which of two would be the base?
+                        let range = (base != Some(model)).then_some(&source.layer_range);
+                        if !seen.insert((model, range)) {
+                            duplicate(walk, &source.model, "in this slice");
+                        }
                     }
                 }
             }
@@ -204,7 +208,10 @@ fn check_required(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], me
         if base_matters && walk.base_unread {
             continue;
         }
-        let unset: Vec<&Group<'_>> = groups.iter().filter(|group| !set(group.slice)).collect();
+        let unset: Vec<&Group<'_>> = groups
+            .iter()
+            .filter(|group| !group.levels.iter().any(|level| set(Some(level))))
+            .collect();
         if info.scope == ParamScope::Tensor {
             let at = match unset.first() {
                 None => continue,

@@ -15,15 +15,25 @@ pub(super) struct Place {
 pub(super) const RECIPE: Place = Place {
     name: "a recipe",
     keys: &[
+        "name",
         "merge_method",
         "models",
         "slices",
+        "modules",
         "base_model",
         "parameters",
         "dtype",
         "out_dtype",
+        "only",
+        "except",
     ],
-    unsupported: &["modules", "tokenizer", "tokenizer_source", "chat_template"],
+    unsupported: &["tokenizer", "tokenizer_source", "chat_template"],
+};
+
+pub(super) const MODULE: Place = Place {
+    name: "a module",
+    keys: &["models", "slices", "parameters"],
+    unsupported: &[],
 };
 
 pub(super) const MODEL: Place = Place {
@@ -64,7 +74,6 @@ impl Walk<'_> {
             "chat_template" => {
                 Some("remove it: the chat template comes with the tokenizer, as it is there")
             }
-            "lora" => Some("an adapter is written `model+adapter`"),
             _ => None,
         };
         let message = format!("`{key}` is not supported yet");

@@ -7,6 +7,8 @@
 //! hold is for the plan, which reports what it finds as problems of the same recipe.
 
 mod contract;
+mod documents;
+mod exceptions;
 mod keys;
 mod model;
 mod nearest;
@@ -23,9 +25,10 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub use exceptions::{Exception, Fallback};
 pub use nearest::nearest;
 pub use parse::{parse, read};
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
 pub use render::{render, render_warnings};
-pub use schema::{Inputs, Recipe, Slice, SliceSource, Source};
+pub use schema::{Inputs, Module, Recipe, Slice, SliceSource, Source};
 pub use setting::{Parameters, Setting, resolve};

@@ -37,8 +37,8 @@ const DTYPE_NICKNAMES: &[(&str, &str)] = &[
 
 const MODEL_FORM: Place = Place {
     name: "a model",
-    keys: &["model"],
-    unsupported: &["lora", "override_architecture"],
+    keys: &["model", "lora", "override_architecture"],
+    unsupported: &[],
 };
 
 const PATH_FORM: Place = Place {
@@ -55,7 +55,7 @@ impl Walk<'_> {
             Value::Map(entries) if entries.iter().any(|entry| entry.key == "path") => {
                 self.path_form(node, entries)?
             }
-            Value::Map(entries) => self.model_form(node, entries)?,
+            Value::Map(entries) => return self.model_form(node, entries),
             Value::Null => {
                 self.problem(
                     ProblemKind::Missing,
@@ -72,7 +72,11 @@ impl Walk<'_> {
                 return None;
             }
         };
-        match ModelRef::parse(&text) {
+        self.parsed(node, &text)
+    }
+
+    fn parsed(&mut self, node: &Node, text: &str) -> Option<Located<ModelRef>> {
+        match ModelRef::parse(text) {
             Ok(value) => Some(Located { value, at: node.at }),
             Err(reason) => {
                 self.problem(ProblemKind::Invalid, node.at, reason);
@@ -81,32 +85,50 @@ impl Walk<'_> {
         }
     }
 
-    /// `{model: ...}`, as mergekit writes a model in full.
-    fn model_form(&mut self, node: &Node, entries: &[Entry]) -> Option<String> {
+    /// `{model: ..., lora: ..., override_architecture: ...}`, as mergekit writes a model in full.
+    fn model_form(&mut self, node: &Node, entries: &[Entry]) -> Option<Located<ModelRef>> {
         let mut model = None;
+        let mut lora = None;
+        let mut architecture = None;
         let before = self.problems.len();
         for entry in entries {
             match entry.key.as_str() {
-                "model" => model = Some(&entry.node),
+                "model" => model = Some(self.path(&entry.node, "a model")),
+                "lora" | "override_architecture" if entry.node.is_null() => {}
+                "lora" => lora = self.path(&entry.node, "an adapter"),
+                "override_architecture" => architecture = self.text(entry),
                 _ => self.other_key(&MODEL_FORM, entry),
             }
         }
-        let sound = self.problems.len() == before;
-        let text = match model.map(|node| (&node.value, node)) {
-            Some((Value::Text(text), _)) => text.clone(),
-            Some((Value::Map(entries), node)) => self.path_form(node, entries)?,
-            Some((other, node)) => {
-                let message = format!("expected a model, found {}", other.found());
-                self.problem(ProblemKind::Invalid, node.at, message);
-                return None;
-            }
-            None if sound => {
-                self.problem(ProblemKind::Missing, node.at, "missing `model`");
-                return None;
-            }
-            None => return None,
+        if self.problems.len() != before {
+            return None;
+        }
+        let Some(model) = model else {
+            self.problem(ProblemKind::Missing, node.at, "missing `model`");
+            return None;
         };
-        sound.then_some(text)
+        let text = match (model?, lora) {
+            (model, Some(lora)) => format!("{model}+{lora}"),
+            (model, None) => model,
+        };
+        let model = self.parsed(node, &text)?;
+        if let Some(architecture) = architecture {
+            self.architectures.push((model.value.clone(), architecture));
+        }
+        Some(model)
+    }
+
+    /// A path as text or in full.
+    fn path(&mut self, node: &Node, what: &str) -> Option<String> {
+        match &node.value {
+            Value::Text(text) => Some(text.clone()),
+            Value::Map(entries) => self.path_form(node, entries),
+            other => {
+                let message = format!("expected {what}, found {}", other.found());
+                self.problem(ProblemKind::Invalid, node.at, message);
+                None
+            }
+        }
     }
 
     /// `{path: ..., revision: ...}`.

@@ -12,6 +12,7 @@ use crate::methods::{MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
     Recipe,
+    Module,
     Slice,
     /// A source of a slice.
     Source,

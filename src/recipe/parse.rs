@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use super::documents::link;
 use super::problem::{Problem, ProblemKind, RecipeError, sort};
 use super::schema::Recipe;
 use super::walk::Walk;
@@ -12,6 +13,9 @@ use crate::methods::{self, MethodInfo};
 
 /// The largest recipe; one with a slice for each of a thousand layers has some 200 KB.
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
+
+/// The most documents in a file.
+const MAX_DOCUMENTS: usize = 256;
 
 /// Reads a recipe from a file, for the methods of the registry.
 pub fn read(path: &Path) -> Result<Recipe, RecipeError> {
@@ -35,21 +39,46 @@ pub fn parse(
     if MAX_RECIPE_BYTES < text.len() as u64 {
         return Err(RecipeError::new(name, "", vec![too_large()]));
     }
-    let mut walk = Walk::new(methods);
-    let recipe = match yaml::read(text) {
-        Ok(root) => walk.recipe(&root),
+    let roots = match yaml::read(text) {
+        Ok(roots) => roots,
         Err(problem) => return Err(RecipeError::new(name, text, vec![problem])),
     };
-    let mut warnings = walk.warnings;
+    let mut problems = Vec::new();
+    let mut warnings = Vec::new();
+    let mut documents = Vec::new();
+    if roots.is_empty() {
+        let hint = "a recipe has at least `merge_method:` and `models:` or `slices:`";
+        problems
+            .push(Problem::new(ProblemKind::Invalid, None, "the recipe is empty").with_hint(hint));
+    }
+    if roots.len() > MAX_DOCUMENTS {
+        let message = format!(
+            "expected at most {MAX_DOCUMENTS} documents, found {}",
+            roots.len()
+        );
+        problems.push(Problem::new(ProblemKind::Invalid, None, message));
+        return Err(RecipeError::new(name, text, problems));
+    }
+    for root in &roots {
+        let mut walk = Walk::new(methods);
+        documents.extend(walk.recipe(root));
+        problems.append(&mut walk.problems);
+        warnings.append(&mut walk.warnings);
+    }
+    let complete = problems.is_empty() && documents.len() == roots.len();
+    let recipe = match documents.len() {
+        1 if complete => documents.pop(),
+        _ => link(documents, complete, &mut problems),
+    };
     sort(&mut warnings);
     match recipe {
-        Some(recipe) if walk.problems.is_empty() => Ok(Recipe {
+        Some(recipe) if problems.is_empty() => Ok(Recipe {
             warnings,
             path: name.into(),
             text: text.into(),
             ..recipe
         }),
-        _ => Err(RecipeError::new(name, text, walk.problems)),
+        _ => Err(RecipeError::new(name, text, problems)),
     }
 }
 

@@ -1,10 +1,10 @@
 //! What a recipe says, once every word of it is known to be right.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
 use safetensors::Dtype;
 
+use super::exceptions::Exception;
 use super::problem::{Located, Position, Problem, RecipeError};
 use super::setting::Parameters;
 use crate::checkpoint::ModelRef;
@@ -13,10 +13,14 @@ use crate::methods::MethodInfo;
 /// A merge recipe, typed and checked against its method's contract.
 #[derive(Debug)]
 pub struct Recipe {
+    /// `name:`, by which other documents of the same file use the result as a model.
+    pub name: Option<Located<String>>,
     /// The method that merges.
     pub method: &'static MethodInfo,
-    /// What is merged.
-    pub inputs: Inputs,
+    /// Where the method is named.
+    pub method_at: Position,
+    /// What is merged; never empty.
+    pub modules: Vec<Module>,
     /// The base, for every slice that names none of its own.
     pub base_model: Option<Located<ModelRef>>,
     /// `dtype:`.
@@ -25,12 +29,31 @@ pub struct Recipe {
     pub out_dtype: Option<Dtype>,
     /// The settings for all models and slices.
     pub parameters: Parameters,
+    /// `only:` and `except:`: the tensors that are not merged. The first that applies decides.
+    pub exceptions: Vec<Exception>,
+    /// `override_architecture:` of models, which the config of their merge names.
+    pub architectures: Vec<(ModelRef, String)>,
+    /// The named documents that this one is made from, each after those it uses itself.
+    pub results: Vec<Recipe>,
     /// What is well formed and has no effect; never an error.
     pub warnings: Vec<Problem>,
     /// The recipe's path, as the user gave it.
     pub path: String,
     /// The text as read (without a byte order mark), which the positions point into.
     pub text: String,
+}
+
+/// A part of the output with its own inputs: a tower of a model that has several, or all of it.
+#[derive(Debug)]
+pub struct Module {
+    /// The key under `modules:`; `None` for all of a model.
+    pub name: Option<Located<String>>,
+    /// What is merged.
+    pub inputs: Inputs,
+    /// The settings for all its models and slices.
+    pub parameters: Parameters,
+    /// Where its `models` or `slices` are named.
+    pub at: Position,
 }
 
 /// What is merged: whole models, or slices of them stacked up.
@@ -83,34 +106,64 @@ impl Recipe {
         slice.base_model.as_ref().or(self.base_model.as_ref())
     }
 
-    /// Every model once, in order of appearance in the inputs; then the bases that are none of them.
-    pub fn referenced_models(&self) -> Vec<&ModelRef> {
-        let mut models = Vec::new();
-        let mut seen = HashSet::new();
-        let (sources, bases): (Vec<_>, Vec<_>) = match &self.inputs {
-            Inputs::Models(sources) => (sources.iter().map(|s| &s.model).collect(), Vec::new()),
-            Inputs::Slices(slices) => (
-                slices
-                    .iter()
-                    .flat_map(|s| &s.sources)
-                    .map(|s| &s.model)
-                    .collect(),
-                slices
-                    .iter()
-                    .filter_map(|s| s.base_model.as_ref())
-                    .collect(),
-            ),
-        };
-        for model in sources.into_iter().chain(&self.base_model).chain(bases) {
-            if seen.insert(&model.value) {
-                models.push(&model.value);
-            }
-        }
-        models
+    /// Every mention of a model in the inputs, then the base; in the order of the recipe.
+    pub fn mentions(&self) -> impl Iterator<Item = &Located<ModelRef>> {
+        self.modules
+            .iter()
+            .flat_map(|module| module.inputs.mentions())
+            .chain(&self.base_model)
+    }
+
+    /// The settings at every level.
+    pub fn levels(&self) -> impl Iterator<Item = &Parameters> {
+        self.modules
+            .iter()
+            .flat_map(|module| {
+                [&module.parameters]
+                    .into_iter()
+                    .chain(module.inputs.levels())
+            })
+            .chain([&self.parameters])
+    }
+
+    /// Whether some layers are named, so that others may be left out.
+    pub fn is_sliced(&self) -> bool {
+        self.modules
+            .iter()
+            .any(|module| matches!(module.inputs, Inputs::Slices(_)))
+    }
+
+    /// What is done instead of merging the tensor of that name.
+    pub fn exception(&self, tensor: &str) -> Option<&Exception> {
+        self.exceptions
+            .iter()
+            .find(|exception| exception.applies(tensor))
     }
 
     /// The error of problems that were found later, by those who know the models.
     pub fn error(&self, problems: Vec<Problem>) -> RecipeError {
         RecipeError::new(self.path.clone(), self.text.clone(), problems)
+    }
+}
+
+impl Inputs {
+    fn mentions(&self) -> Box<dyn Iterator<Item = &Located<ModelRef>> + '_> {
+        match self {
+            Self::Models(sources) => Box::new(sources.iter().map(|source| &source.model)),
+            Self::Slices(slices) => Box::new(slices.iter().flat_map(|slice| {
+                let models = slice.sources.iter().map(|source| &source.model);
+                models.chain(&slice.base_model)
+            })),
+        }
+    }
+
+    fn levels(&self) -> Box<dyn Iterator<Item = &Parameters> + '_> {
+        match self {
+            Self::Models(sources) => Box::new(sources.iter().map(|source| &source.parameters)),
+            Self::Slices(slices) => Box::new(slices.iter().flat_map(|slice| {
+                let sources = slice.sources.iter().map(|source| &source.parameters);
+                [&slice.parameters].into_iter().chain(sources)
+            })),
+        }
     }
 }

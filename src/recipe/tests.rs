@@ -146,7 +146,7 @@ fn a_gradient_slerp_is_read() {
     assert_eq!(recipe.method.name, "slerp");
     assert_eq!(recipe.dtype, Some(safetensors::Dtype::F16));
     assert_eq!(recipe.out_dtype, None);
-    let Inputs::Slices(slices) = &recipe.inputs else {
+    let Inputs::Slices(slices) = &recipe.modules[0].inputs else {
         panic!("no slices");
     };
     assert_eq!(slices[0].sources[1].layer_range, 0..40);
@@ -181,17 +181,13 @@ fn a_passthrough_stack_of_44_layers_is_read() {
         .unwrap();
     }
     let recipe = recipe(&text);
-    let Inputs::Slices(slices) = &recipe.inputs else {
+    let Inputs::Slices(slices) = &recipe.modules[0].inputs else {
         panic!("no slices");
     };
     let layers: usize = slices.iter().map(|s| s.sources[0].layer_range.len()).sum();
     assert_eq!(layers, 44);
-    let models: Vec<String> = recipe
-        .referenced_models()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(models, ["org/a", "org/b"]);
+    let models: Vec<&str> = recipe.mentions().map(|model| model.value.text()).collect();
+    assert_eq!(models, ["org/a", "org/b", "org/a"]);
 }
 
 #[test]
@@ -211,7 +207,7 @@ parameters:
   weight: [{filter: norm, value: 4}, {filter: '*', value: 5}]
 ",
     );
-    let Inputs::Slices(slices) = &recipe.inputs else {
+    let Inputs::Slices(slices) = &recipe.modules[0].inputs else {
         panic!("no slices");
     };
     let levels = [
@@ -235,11 +231,7 @@ fn a_base_that_is_not_listed_is_referenced_last() {
     let recipe = recipe(
         "{merge_method: ties, base_model: b, models: [{model: y}, {model: x}], parameters: {weight: 1}}",
     );
-    let models: Vec<&str> = recipe
-        .referenced_models()
-        .iter()
-        .map(|m| m.text())
-        .collect();
+    let models: Vec<&str> = recipe.mentions().map(|model| model.value.text()).collect();
     assert_eq!(models, ["y", "x", "b"]);
 }
 
@@ -335,8 +327,8 @@ fn a_word_reads_booleans_by_its_table() {
 
 #[test]
 fn whole_recipes_are_refused_with_reasons() {
-    insta::assert_snapshot!(said(""), @r"
-    r.yml:1:1: the recipe is empty
+    insta::assert_snapshot!(said(""), @"
+    r.yml: the recipe is empty
       hint: a recipe has at least `merge_method:` and `models:` or `slices:`
     ");
     insta::assert_snapshot!(said("- a\n- b\n"), @r"
@@ -351,8 +343,8 @@ fn whole_recipes_are_refused_with_reasons() {
     r.yml: missing `models` or `slices`
       hint: list the models to merge under `models:`
     ");
-    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nslices: []\nparameters: {weight: 1}"), @r"
-    r.yml:3:1: expected one of `models` and `slices`, found both
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nslices: []\nparameters: {weight: 1}"), @"
+    r.yml:3:1: expected one of `models`, `slices` and `modules`, found more
     r.yml:3:9: expected a list for `slices`, found an empty list
     ");
     insta::assert_snapshot!(said("merge_method: linear\nmodels: []\n"), @"r.yml:2:9: expected a list for `models`, found an empty list");
@@ -369,7 +361,8 @@ fn whole_recipes_are_refused_with_reasons() {
       hint: if text is meant, put it in quotes
     ");
     insta::assert_snapshot!(said("merge_method: linear\nmodules: {}\ntokenizer: {source: union}\ntokenizer_source: base\nchat_template: auto\n"), @r"
-    r.yml:2:1: `modules` is not supported yet
+    r.yml:2:10: expected the modules of the model, found none
+      hint: write a module's name, such as `text_decoder:`, and under it `models:` or `slices:`
     r.yml:3:1: `tokenizer` is not supported yet
       hint: remove it to carry the tokenizer over from the base (or first) model, or name another model with `--tokenizer-from`
     r.yml:4:1: `tokenizer_source` is not supported yet
@@ -387,11 +380,11 @@ fn whole_recipes_are_refused_with_reasons() {
     r.yml:4:1: unknown key `normalize` in a recipe
       hint: `normalize` is a parameter of `linear`: put it under `parameters:`
     r.yml:5:1: unknown key `basemodel` in a recipe
-      hint: did you mean `base_model`? the keys are `merge_method`, `models`, `slices`, `base_model`, `parameters`, `dtype`, `out_dtype`
+      hint: did you mean `base_model`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
     r.yml:6:1: unknown key `sources` in a recipe
       hint: `sources` is a key of a slice
     r.yml:7:1: unknown key `\u{1b}[31m` in a recipe
-      hint: the keys are `merge_method`, `models`, `slices`, `base_model`, `parameters`, `dtype`, `out_dtype`
+      hint: the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
     ");
 }
 
@@ -417,14 +410,14 @@ fn models_are_refused_with_reasons() {
     r.yml:4:10: expected `path@revision`, found more than one `@` in `a@b@c`
     r.yml:5:10: expected a model, found nothing
     ");
-    insta::assert_snapshot!(models("- model: {model: a, lora: b}\n- model: {model: c, override_architecture: d}\n- model: {path: e, revison: f}\n- model: {revision: x}"), @r"
-    r.yml:4:21: `lora` is not supported yet
-      hint: an adapter is written `model+adapter`
-    r.yml:5:21: `override_architecture` is not supported yet
+    insta::assert_snapshot!(models("- model: {model: a, lora: {}}\n- model: {model: c, override_architecture: 3}\n- model: {path: e, revison: f}\n- model: {revision: x}"), @r"
+    r.yml:4:27: missing `path`
+    r.yml:5:44: expected text for `override_architecture`, found `3`
+      hint: if text is meant, put it in quotes
     r.yml:6:20: unknown key `revison` in a model's path
       hint: did you mean `revision`? the keys are `path`, `revision`
     r.yml:7:11: unknown key `revision` in a model
-      hint: the keys are `model`
+      hint: the keys are `model`, `lora`, `override_architecture`
     ");
     insta::assert_snapshot!(models("- model: a\n  layer_range: [0, 4]\n- model: b\n  paramters: {weight: 1}\n  weights: 3"), @r"
     r.yml:5:3: unknown key `layer_range` in an entry of `models`
@@ -633,22 +626,22 @@ models:
 dtype: bfloat
 parameters:
   lambda: 1
-"), @r"
-r.yml:2:15: `ties` needs a `base_model`
-  hint: add `base_model:` and the model that the others are measured from
-r.yml:3:1: unknown key `modells` in a recipe
-  hint: did you mean `models`? the keys are `merge_method`, `models`, `slices`, `base_model`, `parameters`, `dtype`, `out_dtype`
-r.yml:7:7: `ties` has no parameter `wieght`
-  hint: did you mean `weight`? the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
-r.yml:8:7: `normalize` has one value for a tensor, not one for each model
-  hint: move it to the `parameters` of the recipe
-r.yml:10:32: expected a number for `weight`, found `oops`
-r.yml:10:48: expected `density` between 0 and 1, found `7`
-r.yml:11:8: unknown dtype `bfloat` for `dtype`
-  hint: did you mean `bfloat16`? the dtypes are `bfloat16`, `float16`, `float32`, `float64`, `float8_e4m3fn`, `float8_e5m2`
-r.yml:13:3: `ties` has no parameter `lambda`
-  hint: the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
-");
+"), @"
+    r.yml:2:15: `ties` needs a `base_model`
+      hint: add `base_model:` and the model that the others are measured from
+    r.yml:3:1: unknown key `modells` in a recipe
+      hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
+    r.yml:7:7: `ties` has no parameter `wieght`
+      hint: did you mean `weight`? the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
+    r.yml:8:7: `normalize` has one value for a tensor, not one for each model
+      hint: move it to the `parameters` of the recipe
+    r.yml:10:32: expected a number for `weight`, found `oops`
+    r.yml:10:48: expected `density` between 0 and 1, found `7`
+    r.yml:11:8: unknown dtype `bfloat` for `dtype`
+      hint: did you mean `bfloat16`? the dtypes are `bfloat16`, `float16`, `float32`, `float64`, `float8_e4m3fn`, `float8_e5m2`
+    r.yml:13:3: `ties` has no parameter `lambda`
+      hint: the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
+    ");
 }
 
 #[test]
@@ -795,7 +788,7 @@ fn ten_thousand_problems_are_drawn_soon() {
 fn exercise(text: &str) {
     match parse("r.yml", text, METHODS) {
         Ok(recipe) => {
-            let _ = recipe.referenced_models();
+            let _ = recipe.mentions().count();
             render_warnings("r.yml", &recipe.text, &recipe.warnings, true);
         }
         Err(error) => {
@@ -842,4 +835,172 @@ proptest! {
         let problem = Problem::new(ProblemKind::Invalid, at, "x");
         render(&RecipeError::new("r.yml", "ünï\ncode\r\n", vec![problem]), false);
     }
+}
+
+#[test]
+fn a_model_in_full_is_the_model_in_short() {
+    let recipe = recipe(
+        "
+merge_method: linear
+parameters: {weight: 1}
+models:
+- model: {model: {path: org/a, revision: main}, lora: {path: org/l, revision: v2}}
+- model: {model: b, lora: null, override_architecture: MistralForCausalLM}
+",
+    );
+    let models: Vec<&str> = recipe.mentions().map(|model| model.value.text()).collect();
+    assert_eq!(models, ["org/a@main+org/l@v2", "b"]);
+    assert_eq!(recipe.architectures[0].0.text(), "b");
+    assert_eq!(recipe.architectures[0].1, "MistralForCausalLM");
+}
+
+#[test]
+fn modules_have_inputs_and_settings_of_their_own() {
+    let recipe = recipe(
+        "
+merge_method: linear
+modules:
+  text_decoder:
+    slices:
+    - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [1, 3]}]
+    parameters: {weight: 2}
+  vision_tower:
+    models: [{model: a, parameters: {weight: 1}}]
+",
+    );
+    let names: Vec<_> = recipe
+        .modules
+        .iter()
+        .filter_map(|module| module.name.as_ref())
+        .collect();
+    assert_eq!(names[0].value, "text_decoder");
+    assert_eq!(names[1].at.line, 8);
+    assert!(recipe.is_sliced());
+    insta::assert_snapshot!(said("merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}]\nmodules: {x: {models: [{model: a}]}}\n"), @"r.yml:4:1: expected one of `models`, `slices` and `modules`, found more");
+    insta::assert_snapshot!(said("merge_method: linear\nmodules: {x: {models: [{model: a}], slices: []}, y: {}, z: 3}\n"), @"
+    r.yml:2:37: expected one of `models` and `slices`, found both
+    r.yml:2:45: expected a list for `slices`, found an empty list
+    r.yml:2:50: missing `models` or `slices` in the module `y`
+    r.yml:2:60: expected a module, found `3`
+    ");
+}
+
+#[test]
+fn documents_are_put_in_order() {
+    let recipe = recipe(
+        "
+merge_method: linear
+models: [{model: second}, {model: a}]
+parameters: {weight: 1}
+---
+name: second
+merge_method: linear
+models: [{model: first}, {model: b}]
+parameters: {weight: 1}
+---
+name: first
+merge_method: linear
+models: [{model: a}, {model: b}]
+parameters: {weight: 1}
+",
+    );
+    let names: Vec<_> = recipe
+        .results
+        .iter()
+        .filter_map(|result| result.name.as_ref())
+        .collect();
+    assert_eq!(names[0].value, "first");
+    assert_eq!(names[1].value, "second");
+    assert!(recipe.name.is_none());
+
+    let one = |name: &str, model: &str| {
+        let name = if name.is_empty() {
+            String::new()
+        } else {
+            format!("name: {name}\n")
+        };
+        format!(
+            "{name}merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {model}}}]\n---\n"
+        )
+    };
+    let documents = |list: &[(&str, &str)]| {
+        let texts: Vec<String> = list.iter().map(|(name, model)| one(name, model)).collect();
+        said(&texts.concat())
+    };
+    insta::assert_snapshot!(documents(&[("a", "b"), ("b", "a"), ("", "a")]), @"
+    r.yml:1:7: `a` is made from its own result
+      hint: a document may use the results of others that do not use its own
+    r.yml:6:7: `b` is made from its own result
+      hint: a document may use the results of others that do not use its own
+    ");
+    insta::assert_snapshot!(documents(&[("a", "a"), ("", "a")]), @"
+    r.yml:1:7: `a` is made from its own result
+      hint: a document may use the results of others that do not use its own
+    ");
+    insta::assert_snapshot!(documents(&[("a", "x"), ("a", "x"), ("", "a")]), @"r.yml:6:7: two documents have the name `a`");
+    insta::assert_snapshot!(documents(&[("", "x"), ("", "y")]), @"
+    r.yml:5:15: two documents have no name, and only one result is written
+      hint: give the documents that others use a `name:`; the other one stands at line 1
+    ");
+    insta::assert_snapshot!(documents(&[("a", "x"), ("b", "y")]), @"
+    r.yml:6:7: no other document uses `a` and `b`, and only one result is written
+      hint: leave out the `name:` of the last merge, and use the others in it
+    ");
+    insta::assert_snapshot!(documents(&[("a", "x"), ("", "y")]), @"
+    r.yml:1:7: the result `a` is not used
+      hint: use it as a model, or remove the document: only one result is written
+    ");
+    insta::assert_snapshot!(documents(&[("a+b", "x")]), @"
+    r.yml:1:7: `a+b` can't name a result
+      hint: a name has letters, digits, `-`, `_`, `.` and `/`
+    ");
+    let last = parse("r.yml", &(one("a", "x") + &one("b", "a")), METHODS).unwrap();
+    assert_eq!(last.name.unwrap().value, "b");
+    assert!(
+        parse("r.yml", &one("", "x").repeat(300), METHODS)
+            .unwrap_err()
+            .to_string()
+            .contains("at most 256 documents")
+    );
+}
+
+#[test]
+fn exceptions_name_tensors_and_what_becomes_of_them() {
+    let recipe = recipe(
+        "
+merge_method: linear
+parameters: {weight: 1}
+models: [{model: a}]
+only: {tensors: ['*.mlp.*', '*.self_attn.*'], otherwise: copy}
+except:
+- {tensors: '*.mlp.gate*', action: drop}
+",
+    );
+    let fallback = |name: &str| recipe.exception(name).map(|exception| exception.fallback);
+    assert_eq!(fallback("model.layers.0.mlp.up_proj.weight"), None);
+    assert_eq!(
+        fallback("model.layers.0.mlp.gate_proj.weight"),
+        Some(Fallback::Drop)
+    );
+    assert_eq!(fallback("model.norm.weight"), Some(Fallback::Copy));
+    let idle: Vec<&str> = recipe
+        .exceptions
+        .iter()
+        .flat_map(|exception| exception.idle(&["model.layers.0.mlp.gate_proj.weight"]))
+        .map(|pattern| pattern.value.as_str())
+        .collect();
+    assert_eq!(idle, ["*.self_attn.*"]);
+    insta::assert_snapshot!(said("merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}]\nonly: {tensors: '[', otherwise: skip}\nexcept: [{tensors: 3}, {action: drop, otherwise: copy}, x]\n"), @"
+    r.yml:4:17: `[` is no pattern: unclosed character class; missing ']'
+    r.yml:4:33: unknown word `skip` for `otherwise`
+      hint: the words are `copy`, `base`, `drop`
+    r.yml:5:10: missing `action` in an entry of `except`
+      hint: what shall become of these tensors: `copy` (of the first model), `base` (of the base model) or `drop`?
+    r.yml:5:20: expected a pattern, found `3`
+      hint: a pattern is a tensor's name, in which `*` stands for any characters: `*.mlp.*`
+    r.yml:5:24: missing `tensors` in an entry of `except`
+    r.yml:5:39: unknown key `otherwise` in an entry of `except`
+      hint: the keys are `tensors`, `action`
+    r.yml:5:57: expected an entry of `except`, found `x`
+    ");
 }

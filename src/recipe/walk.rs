@@ -6,11 +6,12 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::contract;
-use super::keys::{MODEL, Place, RECIPE, SLICE, SOURCE};
+use super::exceptions::Exception;
+use super::keys::{MODEL, MODULE, Place, RECIPE, SLICE, SOURCE};
 use super::nearest::nearest;
 use super::parameters::Level;
 use super::problem::{Located, Position, Problem, ProblemKind, listed, quoted};
-use super::schema::{Inputs, Recipe, Slice, SliceSource, Source};
+use super::schema::{Inputs, Module, Recipe, Slice, SliceSource, Source};
 use super::setting::Parameters;
 use super::yaml::{Entry, Node, Value};
 use crate::checkpoint::ModelRef;
@@ -52,6 +53,8 @@ pub(super) struct Walk<'a> {
     pub(super) flawed: Flawed,
     /// Whether an input is missing from the result because it had problems of its own.
     pub(super) incomplete: bool,
+    /// The `override_architecture` of models.
+    pub(super) architectures: Vec<(ModelRef, String)>,
     /// Whether a `base_model` had problems, so that nobody knows which input is the base.
     pub(super) base_unread: bool,
 }
@@ -82,6 +85,7 @@ impl<'a> Walk<'a> {
             warnings: Vec::new(),
             flawed: Flawed::default(),
             incomplete: false,
+            architectures: Vec::new(),
             base_unread: false,
         }
     }
@@ -132,34 +136,27 @@ impl<'a> Walk<'a> {
         for entry in entries {
             self.top_level(&mut parts, entry);
         }
-        if parts.models_key.is_none() && parts.slices_key.is_none() && !parts.modules {
-            let hint = "list the models to merge under `models:`";
-            let message = "missing `models` or `slices`";
-            self.refuse(ProblemKind::Missing, None, message, Some(hint));
-        }
-        if let (Some(models), Some(slices)) = (parts.models_key, parts.slices_key) {
-            let second = match models.start < slices.start {
-                true => slices,
-                false => models,
-            };
-            let message = "expected one of `models` and `slices`, found both";
-            self.problem(ProblemKind::Invalid, second, message);
+        if !self.one_kind_of_inputs(&parts.inputs_at) {
             return None;
         }
+        let method_at = method.map_or(root.at, |entry| entry.node.at);
         let recipe = Recipe {
+            name: parts.name,
             method: self.method?,
-            inputs: parts.inputs?,
+            method_at,
+            modules: parts.modules?,
             base_model: parts.base_model,
             dtype: parts.dtype,
             out_dtype: parts.out_dtype,
             parameters: parts.parameters,
+            exceptions: parts.exceptions,
+            architectures: std::mem::take(&mut self.architectures),
+            results: Vec::new(),
             warnings: Vec::new(),
             path: String::new(),
             text: String::new(),
         };
-        let inputs_key = parts.models_key.or(parts.slices_key).unwrap_or(root.at);
-        let method_at = method.map_or(root.at, |entry| entry.node.at);
-        contract::check(self, &recipe, method_at, inputs_key);
+        contract::check(self, &recipe);
         Some(recipe)
     }
 
@@ -168,24 +165,130 @@ impl<'a> Walk<'a> {
         match entry.key.as_str() {
             "merge_method" => {}
             // mergekit's fields are optional: nothing is the same as no key.
-            "models" | "slices" | "base_model" | "dtype" | "out_dtype" if node.is_null() => {}
+            "name" | "models" | "slices" | "modules" | "base_model" | "dtype" | "out_dtype"
+            | "only" | "except"
+                if node.is_null() => {}
+            "name" => parts.name = self.name(entry),
             "models" => {
-                parts.models_key = Some(entry.key_at);
-                parts.inputs = self.models(entry).map(Inputs::Models);
+                let inputs = self.models(entry).map(Inputs::Models);
+                parts.whole(entry.key_at, inputs);
             }
             "slices" => {
-                parts.slices_key = Some(entry.key_at);
-                parts.inputs = self.slices(entry).map(Inputs::Slices);
+                let inputs = self.slices(entry).map(Inputs::Slices);
+                parts.whole(entry.key_at, inputs);
+            }
+            "modules" => {
+                parts.inputs_at.push(entry.key_at);
+                parts.modules = self.modules(entry);
             }
             "base_model" => parts.base_model = self.base_model(node),
             "dtype" => parts.dtype = self.dtype(entry),
             "out_dtype" => parts.out_dtype = self.dtype(entry),
             "parameters" => parts.parameters = self.parameters(node, Level::Recipe),
-            key => {
-                parts.modules |= key == "modules";
-                self.other_key(&RECIPE, entry);
+            "only" => parts.exceptions.extend(self.only(entry)),
+            "except" => {
+                // Said of fewer tensors than `only`, wherever it stands.
+                let except = self.except(entry);
+                parts.exceptions.splice(..0, except);
+            }
+            _ => self.other_key(&RECIPE, entry),
+        }
+    }
+
+    /// Refuses all but one of `models`, `slices` and `modules`.
+    fn one_kind_of_inputs(&mut self, at: &[Position]) -> bool {
+        match at {
+            [_] => true,
+            [] => {
+                let hint = "list the models to merge under `models:`";
+                let message = "missing `models` or `slices`";
+                self.refuse(ProblemKind::Missing, None, message, Some(hint));
+                false
+            }
+            [_, second, ..] => {
+                let message = "expected one of `models`, `slices` and `modules`, found more";
+                self.problem(ProblemKind::Invalid, *second, message);
+                false
             }
         }
+    }
+
+    /// What other documents call the result.
+    fn name(&mut self, entry: &Entry) -> Option<Located<String>> {
+        let value = self.text(entry)?;
+        let at = entry.node.at;
+        let fits = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ' ');
+        if value.trim().is_empty() || !value.chars().all(fits) {
+            let message = format!("{} can't name a result", quoted(&value));
+            let hint = "a name has letters, digits, `-`, `_`, `.` and `/`";
+            self.refuse(ProblemKind::Invalid, at, message, Some(hint));
+            return None;
+        }
+        Some(Located { value, at })
+    }
+
+    /// `modules:`, a mapping from the names of modules to what each is merged from.
+    fn modules(&mut self, entry: &Entry) -> Option<Vec<Module>> {
+        let entries = match &entry.node.value {
+            Value::Map(entries) if !entries.is_empty() => entries,
+            other => {
+                let found = match other {
+                    Value::Map(_) => "none".to_owned(),
+                    other => other.found(),
+                };
+                let message = format!("expected the modules of the model, found {found}");
+                let hint = "write a module's name, such as `text_decoder:`, and under it `models:` or `slices:`";
+                self.refuse(ProblemKind::Invalid, entry.node.at, message, Some(hint));
+                self.incomplete = true;
+                return None;
+            }
+        };
+        let read: Vec<Option<Module>> = entries.iter().map(|entry| self.module(entry)).collect();
+        self.incomplete |= read.iter().any(Option::is_none);
+        read.into_iter().collect()
+    }
+
+    fn module(&mut self, entry: &Entry) -> Option<Module> {
+        let name = Located {
+            value: entry.key.clone(),
+            at: entry.key_at,
+        };
+        let entries = self.entries(&entry.node, &MODULE)?;
+        let mut inputs: Vec<(Position, Option<Inputs>)> = Vec::new();
+        let mut parameters = Parameters::default();
+        for entry in entries {
+            match entry.key.as_str() {
+                "models" | "slices" if entry.node.is_null() => {}
+                "models" => {
+                    inputs.push((entry.key_at, self.models(entry).map(Inputs::Models)));
+                }
+                "slices" => {
+                    inputs.push((entry.key_at, self.slices(entry).map(Inputs::Slices)));
+                }
+                "parameters" => parameters = self.parameters(&entry.node, Level::Module),
+                _ => self.other_key(&MODULE, entry),
+            }
+        }
+        let mut inputs = inputs.into_iter();
+        let Some((at, first)) = inputs.next() else {
+            let message = format!(
+                "missing `models` or `slices` in the module {}",
+                quoted(&name.value)
+            );
+            self.problem(ProblemKind::Missing, entry.key_at, message);
+            return None;
+        };
+        if let Some((second, _)) = inputs.next() {
+            let message = "expected one of `models` and `slices`, found both";
+            self.problem(ProblemKind::Invalid, second, message);
+            return None;
+        }
+        Some(Module {
+            name: Some(name),
+            inputs: first?,
+            parameters,
+            at,
+        })
     }
 
     fn merge_method(&mut self, entry: Option<&Entry>) -> Option<&'static MethodInfo> {
@@ -404,7 +507,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The items of a list that may not be empty.
-    fn items<'n>(&mut self, entry: &'n Entry, key: &str) -> Option<&'n [Node]> {
+    pub(super) fn items<'n>(&mut self, entry: &'n Entry, key: &str) -> Option<&'n [Node]> {
         let node = &entry.node;
         let found = match &node.value {
             Value::List(items) if items.is_empty() => "an empty list".into(),
@@ -418,7 +521,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The entries of an item that must be a mapping.
-    fn entries<'n>(&mut self, node: &'n Node, place: &Place) -> Option<&'n [Entry]> {
+    pub(super) fn entries<'n>(&mut self, node: &'n Node, place: &Place) -> Option<&'n [Entry]> {
         if let Value::Map(entries) = &node.value {
             return Some(entries);
         }
@@ -431,7 +534,7 @@ impl<'a> Walk<'a> {
         None
     }
 
-    fn missing(&mut self, key: &str, node: &Node, place: &Place) {
+    pub(super) fn missing(&mut self, key: &str, node: &Node, place: &Place) {
         let message = format!("missing `{key}` in {}", place.name);
         self.problem(ProblemKind::Missing, node.at, message);
     }
@@ -440,12 +543,28 @@ impl<'a> Walk<'a> {
 /// The recipe as far as it was read.
 #[derive(Default)]
 struct Parts {
-    models_key: Option<Position>,
-    slices_key: Option<Position>,
-    modules: bool,
-    inputs: Option<Inputs>,
+    name: Option<Located<String>>,
+    /// Where `models`, `slices` or `modules` stand.
+    inputs_at: Vec<Position>,
+    modules: Option<Vec<Module>>,
     base_model: Option<Located<ModelRef>>,
     dtype: Option<Dtype>,
     out_dtype: Option<Dtype>,
     parameters: Parameters,
+    exceptions: Vec<Exception>,
+}
+
+impl Parts {
+    /// Inputs of the whole model.
+    fn whole(&mut self, at: Position, inputs: Option<Inputs>) {
+        self.inputs_at.push(at);
+        self.modules = inputs.map(|inputs| {
+            vec![Module {
+                name: None,
+                inputs,
+                parameters: Parameters::default(),
+                at,
+            }]
+        });
+    }
 }

@@ -69,11 +69,12 @@ impl Value {
     }
 }
 
-/// Reads one YAML document. Only syntax errors stop here, and the first one does.
-pub(super) fn read(text: &str) -> Result<Node, Problem> {
+/// Reads the YAML documents of a file, empty ones left out. Only syntax errors stop here, and the first one
+/// does.
+pub(super) fn read(text: &str) -> Result<Vec<Node>, Problem> {
     let places = Places::of(text);
-    match serde_saphyr::from_str_with_options::<Spanned<Raw>>(text, options()) {
-        Ok(raw) => Ok(places.node(raw)),
+    match serde_saphyr::from_multiple_with_options::<Spanned<Raw>>(text, options()) {
+        Ok(documents) => Ok(documents.into_iter().map(|raw| places.node(raw)).collect()),
         Err(error) => Err(syntax_problem(&error, &places)),
     }
 }
@@ -105,12 +106,6 @@ fn syntax_problem(error: &serde_saphyr::Error, places: &Places<'_>) -> Problem {
     let invalid =
         |reason: &str| Problem::new(ProblemKind::Syntax, at, format!("invalid YAML: {reason}"));
     match bare(error) {
-        Error::MultipleDocuments { .. } => Problem::new(
-            ProblemKind::Unsupported,
-            at,
-            "several documents in one recipe are not supported yet",
-        )
-        .with_hint("put each document in a file of its own, and merge them one after the other"),
         Error::DuplicateMappingKey { key, .. } => {
             let key = key.as_deref().map(quoted);
             let message = format!("duplicate key {}", key.unwrap_or_default());
@@ -331,7 +326,7 @@ mod tests {
         }
         let mut out = String::new();
         match read(text) {
-            Ok(node) => walk(text, &node, &mut out),
+            Ok(nodes) => nodes.iter().for_each(|node| walk(text, node, &mut out)),
             Err(problem) => panic!("{problem:?}"),
         }
         out
@@ -402,10 +397,6 @@ mod tests {
         insta::assert_snapshot!(check("a: \"b\n"), @"r.yml:1:4: invalid YAML: unclosed quote");
         insta::assert_snapshot!(check("? [a]\n: b\n"), @"r.yml:1:3: invalid YAML: expected a key that is text");
         insta::assert_snapshot!(check("a: !!python/object:os.system x\n"), @"r.yml:1:30: invalid YAML: unsupported tag `!!python/object:os.system`");
-        insta::assert_snapshot!(check("a: 1\n---\nb: 2\n"), @r"
-        r.yml:3:1: several documents in one recipe are not supported yet
-          hint: put each document in a file of its own, and merge them one after the other
-        ");
         insta::assert_snapshot!(check("a: &a [*a]\n"), @"r.yml:1:8: invalid YAML: this alias refers to what it is part of");
         insta::assert_snapshot!(check("<<: 3\n"), @"r.yml:1:5: invalid YAML: YAML merge value must be mapping or sequence of mappings");
         insta::assert_snapshot!(check("~: 3\n"), @"r.yml:1:1: invalid YAML: expected a key that is text");

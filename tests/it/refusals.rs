@@ -557,7 +557,7 @@ fn with_hint(message: &str) -> String {
 fn messages_about_recipes_read_well() {
     let bench = bench();
     let list = |entries: &str| format!("merge_method: linear\nmodels:\n{entries}");
-    insta::assert_snapshot!(planned(&bench, "merge_method: linear\nmodles:\n- model: a\n"), @r"
+    insta::assert_snapshot!(planned(&bench, "merge_method: linear\nmodles:\n- model: a\n"), @"
     error: missing `models` or `slices`
     --> recipe.yml
      = hint: list the models to merge under `models:`
@@ -568,7 +568,7 @@ fn messages_about_recipes_read_well() {
     2 | modles:
       | ^^^^^^
       |
-      = hint: did you mean `models`? the keys are `merge_method`, `models`, `slices`, `base_model`, `parameters`, `dtype`, `out_dtype`
+      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
 
     2 problems in recipe.yml
     ");
@@ -1144,14 +1144,14 @@ fn all_that_is_wrong_is_said_at_once_on_each_level() {
     let bench = bench();
     let recipe = "merge_method: ties\nbase_model: base\nmodls: 3\nmodels:\n- model: a\n  parameters: {weight: 1, density: 2}\n\
                   - model: b\n  parameters: {wieght: 1}\ndtype: bf16\n";
-    insta::assert_snapshot!(planned(&bench, recipe), @r"
+    insta::assert_snapshot!(planned(&bench, recipe), @"
     error: unknown key `modls` in a recipe
      --> recipe.yml:3:1
       |
     3 | modls: 3
       | ^^^^^
       |
-      = hint: did you mean `models`? the keys are `merge_method`, `models`, `slices`, `base_model`, `parameters`, `dtype`, `out_dtype`
+      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
 
     error: expected `density` between 0 and 1, found `2`
      --> recipe.yml:6:36
