@@ -41,6 +41,11 @@ impl ModelConfig {
         Ok(Some(ModelConfig { path, value }))
     }
 
+    /// A config that was made, not read; `path` is where it would be.
+    pub fn made(path: PathBuf, value: Value) -> ModelConfig {
+        ModelConfig { path, value }
+    }
+
     /// Where it was read from.
     pub fn path(&self) -> &Path {
         &self.path

@@ -10,6 +10,7 @@ use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::{Weights, find_weights, other_format};
 use super::locate::Location;
+use super::made::Made;
 use super::quantised::refuse_quantised;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, find_sidecars};
@@ -26,6 +27,7 @@ pub struct Checkpoint {
     tensors: Vec<TensorEntry>,
     by_name: HashMap<String, usize>,
     notes: Vec<String>,
+    made: Option<(Box<dyn Made>, Vec<Sidecar>)>,
 }
 
 /// A tensor of a checkpoint.
@@ -84,7 +86,38 @@ impl Checkpoint {
             tensors,
             by_name,
             notes,
+            made: None,
         })
+    }
+
+    /// A checkpoint that no file holds; `location` is that of the files beside it.
+    pub fn made(
+        label: &str,
+        location: &Location,
+        config: Option<ModelConfig>,
+        tensors: Vec<TensorEntry>,
+        sidecars: Vec<Sidecar>,
+        values: Box<dyn Made>,
+    ) -> Checkpoint {
+        Checkpoint {
+            label: label.into(),
+            location: location.clone(),
+            single_file: config.is_none(),
+            config,
+            shards: Vec::new(),
+            by_name: (0..)
+                .zip(&tensors)
+                .map(|(at, tensor)| (tensor.name.clone(), at))
+                .collect(),
+            tensors,
+            notes: Vec::new(),
+            made: Some((values, sidecars)),
+        }
+    }
+
+    /// Whether no file holds it.
+    pub fn is_made(&self) -> bool {
+        self.made.is_some()
     }
 
     /// The model as the recipe writes it.
@@ -113,6 +146,9 @@ impl Checkpoint {
     ///
     /// If `index` is none of [`Checkpoint::tensors`].
     pub fn bytes(&self, index: usize) -> Option<&[u8]> {
+        if let Some((made, _)) = &self.made {
+            return made.bytes(index);
+        }
         let tensor = &self.tensors[index];
         let start = tensor.offset as usize;
         Some(&self.shards[tensor.shard].bytes()[start..start + tensor.len as usize])
@@ -124,6 +160,9 @@ impl Checkpoint {
     ///
     /// If `index` is none of [`Checkpoint::tensors`].
     pub fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        if let Some((made, _)) = &self.made {
+            return made.elements(index);
+        }
         let format = FloatType::of(self.tensors[index].dtype)?;
         let bytes = self.bytes(index)?;
         Some(Box::new(Stored { bytes, format }))
@@ -153,11 +192,17 @@ impl Checkpoint {
     ///
     /// To be asked after the last read: a mapped file may be written to by others at any time.
     pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        if let Some((made, _)) = &self.made {
+            return made.check_unchanged();
+        }
         self.shards.iter().try_for_each(Shard::check_unchanged)
     }
 
     /// The files beside the weights that belong to the checkpoint, in name order; none for a single file.
     pub fn sidecars(&self) -> Result<Vec<Sidecar>, CheckpointError> {
+        if let Some((_, sidecars)) = &self.made {
+            return Ok(sidecars.clone());
+        }
         if self.single_file {
             return Ok(Vec::new());
         }

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rayon::ThreadPool;
 
 use super::budget::{Limits, Settings, statistics};
-use super::job::{COPY_BLOCK, Job, Work};
+use super::job::{COPY_BLOCK, Job, Target, Work};
 use super::program::{Block, Cost, Measured, Pass, Program};
 use super::{EngineError, Observer, Sink, Totals};
 use crate::numeric::{BLOCK, FloatType, Narrowed, NonFinite, Real};
@@ -109,7 +109,7 @@ struct Lane<R> {
 struct Flight<'a> {
     job: usize,
     work: &'a Work<'a>,
-    output: bool,
+    output: Option<usize>,
     stage: Stage,
     measured: Vec<Measured>,
     pending: Mutex<Pending>,
@@ -154,7 +154,7 @@ fn cost(work: &Work<'_>) -> Cost {
 
 impl<'a> Flight<'a> {
     fn new(job: usize, jobs: &'a [Job<'a>]) -> Self {
-        let Job { work, output } = &jobs[job];
+        let Job { work, output, .. } = &jobs[job];
         let sources = match work {
             Work::Copy { sources, .. } => sources.len(),
             Work::Compute { sources, .. } => sources.len(),
@@ -190,6 +190,17 @@ impl<'a> Flight<'a> {
                 Stage::Single(Program::<f32>::next(*program, &self.measured))
             }
         };
+        if let Work::Compute {
+            target: Target::Decide(decided),
+            ..
+        } = self.work
+        {
+            match std::mem::replace(&mut self.stage, Stage::Done) {
+                Stage::Single(Pass::Apply(apply)) => decided.set_single(apply),
+                Stage::Double(Pass::Apply(apply)) => decided.set_double(apply),
+                measures => self.stage = measures,
+            }
+        }
     }
 
     /// Folds what a round measured and goes on to the next pass, or is done.
@@ -238,7 +249,7 @@ impl<'a> Engine<'a> {
             let full = measures
                 && (tiles >= MEASURED_TILES * self.settings.threads
                     || held > self.limits.statistics);
-            if end > start && (full || (cost.measures > 0) != measures) {
+            if end > start && (full || job.after_all || (cost.measures > 0) != measures) {
                 break;
             }
             tiles += job.work.blocks().div_ceil(self.limits.tile_blocks);
@@ -364,7 +375,11 @@ impl<'a> Engine<'a> {
                 found,
             });
         }
-        let Work::Compute { output, .. } = flight.work else {
+        let Work::Compute {
+            target: Target::Values(output),
+            ..
+        } = flight.work
+        else {
             return Ok(());
         };
         let results = seen.results;
@@ -443,13 +458,18 @@ impl<'a> Engine<'a> {
         let Work::Compute {
             sources,
             elements,
-            output,
+            target,
             ..
         } = work
         else {
             return Ok(());
         };
         let block_len = work.block_len();
+        let output = match target {
+            Target::Values(format) => *format,
+            // Only measures, and writes nothing.
+            Target::Decide(_) => FloatType::F64,
+        };
         let mut found = vec![NonFinite::default(); sources.len()];
         let mut results = Narrowed::default();
         let mut sums = Vec::new();
@@ -518,11 +538,11 @@ impl<'a> Engine<'a> {
     }
 
     fn write(&self, flight: &Flight<'_>, offset: u64, bytes: &[u8]) -> Result<(), EngineError> {
-        if !flight.output || bytes.is_empty() {
+        let Some(output) = flight.output.filter(|_| !bytes.is_empty()) else {
             return Ok(());
-        }
+        };
         self.sink
-            .write(flight.job, offset, bytes)
+            .write(output, offset, bytes)
             .map_err(|source| EngineError::Write {
                 job: flight.job,
                 source,

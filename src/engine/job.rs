@@ -1,5 +1,6 @@
 //! One tensor's work: where its sources lie in memory and what becomes of them.
 
+use super::derived::Decided;
 use super::program::AnyProgram;
 use crate::numeric::{BLOCK, Elements, FloatType};
 
@@ -7,8 +8,10 @@ use crate::numeric::{BLOCK, Elements, FloatType};
 pub struct Job<'a> {
     /// What is done.
     pub work: Work<'a>,
-    /// Whether the result goes to the sink; a job without output only checks its sources.
-    pub output: bool,
+    /// The number by which the sink knows the result; a job without output only checks or measures.
+    pub output: Option<usize>,
+    /// Whether the jobs before it must be done first, as its sources are derived from what they decide.
+    pub after_all: bool,
 }
 
 /// What is done with the sources.
@@ -28,9 +31,18 @@ pub enum Work<'a> {
         elements: u64,
         /// What is computed.
         program: &'a dyn AnyProgram,
-        /// The format that is written.
-        output: FloatType,
+        /// What it is computed for.
+        target: Target<'a>,
     },
+}
+
+/// What a computation is for.
+#[derive(Clone, Copy)]
+pub enum Target<'a> {
+    /// Values in this format.
+    Values(FloatType),
+    /// The last pass only, for the [`Derived`](super::Derived) values of a later job.
+    Decide(&'a Decided),
 }
 
 impl Work<'_> {

@@ -8,6 +8,7 @@
 //! This layer knows no method by name, no recipe and no file.
 
 mod budget;
+mod derived;
 mod execute;
 mod job;
 mod program;
@@ -15,18 +16,19 @@ mod program;
 use std::io;
 
 pub use budget::{BudgetError, Limits, Settings};
+pub use derived::{Decided, Derived};
 pub use execute::execute;
-pub use job::{Job, Work};
+pub use job::{Job, Target, Work};
 pub use program::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 
 use crate::numeric::{FloatType, NonFinite};
 
 /// Where computed bytes go.
 pub trait Sink: Sync {
-    /// Takes bytes of the output of job number `job`, `offset` bytes after its start.
+    /// Takes bytes of an output, `offset` bytes after its start; see [`Job::output`].
     ///
     /// Calls come from several threads, each byte once, in no particular order.
-    fn write(&self, job: usize, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
 /// Is told how far the work is, and may stop it.

@@ -7,7 +7,7 @@ use ndarray::{Array1, Zip};
 use proptest::prelude::*;
 
 use super::{Action, ParamValue, Tensor, TensorParams, find};
-use crate::engine::{self, Job, Observer, Settings, Sink, Work};
+use crate::engine::{self, Job, Observer, Settings, Sink, Target, Work};
 use crate::numeric::{Elements, FloatType, MaskKey, Stored, keep_threshold};
 
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
@@ -125,9 +125,13 @@ impl Case {
             sources,
             elements: elements as u64,
             program: program.as_ref(),
-            output,
+            target: Target::Values(output),
         };
-        let jobs = [Job { work, output: true }];
+        let jobs = [Job {
+            work,
+            output: Some(0),
+            after_all: false,
+        }];
         engine::execute(&jobs, &settings, &limits, &memory, &Nobody)
             .map_err(|error| error.to_string())?;
         Ok(decode(output, &memory.0.into_inner().unwrap()))

@@ -27,6 +27,25 @@ pub fn text(plan: &Plan, detail: Detail) -> String {
 }
 
 fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result {
+    for (model, result) in &plan.results {
+        writeln!(
+            out,
+            "first    `{}`, not written:",
+            plan.models[*model].label()
+        )?;
+        let mut inner = String::new();
+        write_merge(&mut inner, &result.plan, detail)?;
+        for line in inner.lines() {
+            writeln!(out, "{}", format!("  | {line}").trim_end())?;
+        }
+        writeln!(out)?;
+    }
+    write_merge(out, plan, detail)?;
+    write_output(out, plan)
+}
+
+/// What is merged, and what becomes of each input tensor.
+fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result {
     writeln!(
         out,
         "method   {}{}",
@@ -45,6 +64,9 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
         }
         if plan.donor == index {
             roles.push("gives names, config and files");
+        }
+        if plan.results.contains_key(&index) {
+            roles.push("the result of another document");
         }
         let roles = if roles.is_empty() {
             String::new()
@@ -136,6 +158,11 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
             }
         }
     }
+    Ok(())
+}
+
+/// The files that are written, and what they cost.
+fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
     writeln!(out)?;
     let files = match &plan.shards[..] {
         [shard] => shard.file_name.clone(),
@@ -289,6 +316,9 @@ pub fn json(plan: &Plan) -> Value {
         plan.shards.iter().map(|shard| json!({"file": shard.file_name, "bytes": shard.file_size, "tensors": shard.tensors.len()})).collect();
     json!({
         "method": plan.method.name,
+        "results": plan.results.iter().map(|(model, result)| {
+            json!({"name": plan.models[*model].label(), "plan": json(&result.plan)})
+        }).collect::<Vec<_>>(),
         "seed": plan.random.then_some(plan.seed),
         "models": models,
         "tensors": tensors,

@@ -15,13 +15,16 @@ mod models;
 mod modules;
 mod outputs;
 mod problems;
+mod results;
 mod vocabularies;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use explain::{Detail, json, text};
 pub use outputs::{Operation, PlannedTensor, SourceTensor};
+pub use results::MergeResult;
 
 use bytesize::ByteSize;
 
@@ -30,6 +33,7 @@ use crate::engine::{Cost, Limits, Settings};
 use crate::methods::{self, MethodInfo};
 use crate::recipe::{Recipe, RecipeError};
 use problems::Problems;
+use results::{Results, reading};
 
 /// What a plan depends on beside the recipe and the checkpoints.
 #[derive(Debug, Clone)]
@@ -56,8 +60,12 @@ pub struct Plan {
     pub recipe: (String, String),
     /// The models, opened, in order of first appearance.
     pub models: Vec<Checkpoint>,
+    /// Those of the models that are results of other documents of the recipe, by their number.
+    pub results: BTreeMap<usize, Arc<MergeResult>>,
     /// The model that gives names, order, config and files to the output.
     pub donor: usize,
+    /// The model whose tokenizer files the output gets.
+    pub tokenizer_donor: usize,
     /// The base model, if the recipe names one.
     pub base: Option<usize>,
     /// The output's tensors, in order.
@@ -78,6 +86,8 @@ pub struct Plan {
     pub settings: Settings,
     /// What follows from them.
     pub limits: Limits,
+    /// The most that a tensor needs of the engine, those of results included.
+    pub cost: Cost,
     /// Bytes read at the most, every pass counted.
     pub bytes_read: u64,
 }
@@ -129,9 +139,26 @@ pub fn plan(
     options: &Options,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
-    let plan = attempt(recipe, path, locator, options, &mut problems);
+    let mut results = Results::new();
+    let mut notes = Vec::new();
+    for document in &recipe.results {
+        let plan = attempt(document, path, locator, options, &results, &mut problems);
+        if let (Some(plan), Some(name)) = (plan, &document.name) {
+            let of_document = plan.notes.iter();
+            notes.extend(of_document.map(|note| format!("`{}`: {note}", name.value)));
+            results.insert(name.value.clone(), Arc::new(MergeResult::new(plan)));
+        }
+        // What is made from a document that cannot be planned cannot be planned either.
+        if !problems.is_empty() {
+            return Err(problems.into_error(path, &recipe.text));
+        }
+    }
+    let plan = attempt(recipe, path, locator, options, &results, &mut problems);
     match plan {
-        Some(plan) if problems.is_empty() => Ok(plan),
+        Some(mut plan) if problems.is_empty() => {
+            plan.notes.splice(..0, notes);
+            Ok(plan)
+        }
         _ => Err(problems.into_error(path, &recipe.text)),
     }
 }
@@ -142,10 +169,12 @@ fn attempt(
     path: &str,
     locator: &Locator,
     options: &Options,
+    results: &Results,
     problems: &mut Problems,
 ) -> Option<Plan> {
     let method = methods::find(recipe.method.name)?;
-    let models = models::open(recipe, locator, options.tokenizer_from.as_ref(), problems)?;
+    let tokenizer_from = options.tokenizer_from.as_ref();
+    let models = models::open(recipe, locator, tokenizer_from, results, problems)?;
     let mut notes: Vec<String> = recipe
         .warnings
         .iter()
@@ -206,14 +235,15 @@ fn attempt(
             return None;
         }
     };
-    let widest = tensors
+    let readings: Vec<_> = tensors
         .iter()
-        .map(|tensor| tensor.sources.len())
-        .max()
-        .unwrap_or(1);
+        .map(|tensor| reading(tensor, &models.checkpoints, &models.results))
+        .collect();
+    let widest = readings.iter().map(|tensor| tensor.held).max().unwrap_or(1);
     let cost = tensors
         .iter()
         .map(PlannedTensor::cost)
+        .chain(models.results.values().map(|result| result.plan.cost))
         .fold(Cost::default(), Cost::max);
     let limits = match options.settings.limits(widest, cost) {
         Ok(limits) => limits,
@@ -232,16 +262,21 @@ fn attempt(
     };
     let bytes_read = tensors
         .iter()
-        .map(|tensor| tensor.bytes_read(&models.checkpoints))
+        .zip(&readings)
+        .map(|(tensor, reading)| {
+            reading.before + reading.once * (tensor.cost().measures as u64 + 1)
+        })
         .sum();
     Some(Plan {
         method: method.info(),
-        random: method.info().random,
+        random: method.info().random || results.values().any(|result| result.plan.random),
         seed: options.seed,
         recipe: (path.to_owned(), recipe.text.clone()),
         donor: models.donor,
+        tokenizer_donor: models.tokenizer_donor,
         base: models.base,
         models: models.checkpoints,
+        results: models.results,
         tensors,
         equal,
         fates,
@@ -251,6 +286,7 @@ fn attempt(
         notes,
         settings: options.settings,
         limits,
+        cost,
         bytes_read,
     })
 }

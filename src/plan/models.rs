@@ -1,10 +1,12 @@
 //! Opens the models that a recipe names.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::problems::Problems;
+use super::results::{MergeResult, Results};
 use crate::checkpoint::{Checkpoint, Locator, ModelRef, Sidecar, SidecarKind};
 use crate::recipe::{Located, Position, Recipe};
 
@@ -19,7 +21,9 @@ pub(super) struct Models {
     /// Which gives names, order, config and files.
     pub(super) donor: usize,
     pub(super) base: Option<usize>,
-    tokenizer_donor: usize,
+    pub(super) tokenizer_donor: usize,
+    /// Those that are results of other merges.
+    pub(super) results: BTreeMap<usize, Arc<MergeResult>>,
     by_text: HashMap<String, usize>,
 }
 
@@ -28,6 +32,7 @@ pub(super) fn open(
     recipe: &Recipe,
     locator: &Locator,
     tokenizer_from: Option<&ModelRef>,
+    results: &Results,
     problems: &mut Problems,
 ) -> Option<Models> {
     let mut models = Models {
@@ -37,15 +42,16 @@ pub(super) fn open(
         donor: 0,
         base: None,
         tokenizer_donor: 0,
+        results: BTreeMap::new(),
         by_text: HashMap::new(),
     };
     let mut complete = true;
     for Located { value, at } in recipe.mentions() {
-        complete &= models.add(value, Some(*at), locator, problems);
+        complete &= models.add(value, Some(*at), locator, results, problems);
     }
     models.merged = models.checkpoints.len();
     if let Some(model) = tokenizer_from {
-        complete &= models.add(model, None, locator, problems);
+        complete &= models.add(model, None, locator, &Results::new(), problems);
     }
     if !complete || models.merged == 0 {
         return None;
@@ -67,11 +73,15 @@ impl Models {
         model: &ModelRef,
         at: Option<Position>,
         locator: &Locator,
+        results: &Results,
         problems: &mut Problems,
     ) -> bool {
         let text = model.to_string();
         if self.by_text.contains_key(&text) {
             return true;
+        }
+        if let Some(result) = results.get(&model.path) {
+            return self.add_result(model, at, result, problems);
         }
         let opened = locator
             .locate(model)
@@ -90,6 +100,34 @@ impl Models {
                 false
             }
         }
+    }
+
+    /// Adds the result of another document.
+    fn add_result(
+        &mut self,
+        model: &ModelRef,
+        at: Option<Position>,
+        result: &Arc<MergeResult>,
+        problems: &mut Problems,
+    ) -> bool {
+        let text = model.to_string();
+        if text != model.path {
+            let message = format!(
+                "`{}` is the result of another document, which has neither revisions nor adapters: `{text}`",
+                model.path
+            );
+            let hint =
+                "name it alone, or apply the adapter to one of the models that it is merged from";
+            problems.add(at, message, Some(hint.to_owned()));
+            self.by_text.insert(text, usize::MAX);
+            return false;
+        }
+        let index = self.checkpoints.len();
+        self.checkpoints.push(result.checkpoint(&text));
+        self.by_text.insert(text, index);
+        self.results.insert(index, Arc::clone(result));
+        self.at.push(at);
+        true
     }
 
     /// The model's place among the checkpoints.
@@ -115,8 +153,11 @@ impl Models {
             let path = &model.location().path;
             let same = |other: &&Checkpoint| {
                 let path_of = |path: &Path| fs::canonicalize(path).ok();
-                path_of(&other.location().path) == path_of(path)
+                !other.is_made() && path_of(&other.location().path) == path_of(path)
             };
+            if model.is_made() {
+                continue;
+            }
             if let Some(other) = self.checkpoints[..index].iter().find(same) {
                 notes.push(format!(
                     "`{}` and `{}` are the same model: {}",

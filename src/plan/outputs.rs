@@ -10,8 +10,8 @@ use super::models::Models;
 use super::problems::{Problems, count, some_of};
 use super::vocabularies::different_vocabularies;
 use crate::checkpoint::{
-    Checkpoint, Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding,
-    is_output_head, layer_stacks,
+    Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding, is_output_head,
+    layer_stacks,
 };
 use crate::engine::{AnyProgram, Cost};
 use crate::methods::{
@@ -70,16 +70,6 @@ impl PlannedTensor {
             Operation::Copy => Cost::default(),
             Operation::Compute(program) => program.cost(),
         }
-    }
-
-    /// Bytes it reads at the most.
-    pub(super) fn bytes_read(&self, models: &[Checkpoint]) -> u64 {
-        let once: u64 = self
-            .sources
-            .iter()
-            .map(|source| models[source.model].tensors()[source.tensor].len)
-            .sum();
-        once * (self.cost().measures as u64 + 1)
     }
 }
 

@@ -11,8 +11,8 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
         || "merge".into(),
         |name| name.to_string_lossy().into_owned(),
     );
-    let mut hub: Vec<&str> = plan
-        .models
+    let models = plan.stored_models();
+    let mut hub: Vec<&str> = models
         .iter()
         .filter_map(|model| model.location().hub.as_ref())
         .map(|hub| hub.repo.as_str())
@@ -39,8 +39,9 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
         plan.method.name,
         plan.method.source
     ));
-    for (index, model) in plan.models.iter().enumerate() {
-        let role = if plan.base == Some(index) {
+    let base = plan.base.map(|base| plan.models[base].label());
+    for model in models {
+        let role = if base == Some(model.label()) {
             " (base)"
         } else {
             ""

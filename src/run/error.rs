@@ -3,9 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::Purpose;
 use crate::checkpoint::CheckpointError;
 use crate::engine::EngineError;
-use crate::plan::Plan;
 
 /// Why a run failed. The output's place is as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -172,13 +172,14 @@ impl RunError {
     }
 
     /// Names what the engine knows only by number.
-    pub(super) fn from_engine(error: EngineError, plan: &Plan, out: &Path) -> Self {
-        let of_job = |job: usize| {
-            job.checked_sub(plan.equal.len())
-                .and_then(|index| plan.tensors.get(index))
+    pub(super) fn from_engine(error: EngineError, purposes: &[Purpose<'_>], out: &Path) -> Self {
+        let of_job = |job: usize| match purposes.get(job)? {
+            Purpose::Tensor(plan, index) => Some((*plan, plan.tensors.get(*index)?)),
+            Purpose::Equal(..) => None,
         };
         let source_of = |job: usize, source: usize| {
-            let source = of_job(job)?.sources.get(source)?;
+            let (plan, tensor) = of_job(job)?;
+            let source = tensor.sources.get(source)?;
             let model = &plan.models[source.model];
             Some((
                 model.tensors()[source.tensor].name.clone(),
@@ -200,7 +201,7 @@ impl RunError {
                 None => Self::Engine(error),
             },
             EngineError::Overflow { job, count, format } => match of_job(job) {
-                Some(tensor) => Self::Overflow {
+                Some((_, tensor)) => Self::Overflow {
                     tensor: tensor.name.clone(),
                     count,
                     dtype: format!("{:?}", format.dtype()),
@@ -208,14 +209,16 @@ impl RunError {
                 None => Self::Engine(error),
             },
             EngineError::NotANumber { job, count } => match of_job(job) {
-                Some(tensor) => Self::NotANumber {
+                Some((_, tensor)) => Self::NotANumber {
                     tensor: tensor.name.clone(),
                     count,
                 },
                 None => Self::Engine(error),
             },
             EngineError::NotIdentical { job, source_index } => {
-                if let Some(&(model, head, embedding)) = plan.equal.get(job) {
+                if let Some(Purpose::Equal(plan, index)) = purposes.get(job)
+                    && let Some(&(model, head, embedding)) = plan.equal.get(*index)
+                {
                     let model = &plan.models[model];
                     let name = |tensor: usize| model.tensors()[tensor].name.clone();
                     return Self::NotTied {

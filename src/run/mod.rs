@@ -10,15 +10,16 @@ mod error;
 mod output;
 mod stage;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub use error::RunError;
 
 use crate::checkpoint::index_json;
-use crate::engine::{self, Job, Observer, Totals, Work};
+use crate::engine::{self, Job, Observer, Target, Totals};
 use crate::numeric::FloatType;
-use crate::plan::{Operation, Plan};
+use crate::plan::{Operation, Plan, PlannedTensor};
 use output::{OutputFiles, write_file};
 use stage::Stage;
 
@@ -51,16 +52,14 @@ pub fn run(
         .filter_map(|(_, file)| file.path.metadata().ok())
         .map(|meta| meta.len())
         .sum();
-    let inputs = plan
-        .models
-        .iter()
-        .map(|model| model.location().path.as_path());
+    let models = plan.stored_models();
+    let inputs = models.iter().map(|model| model.location().path.as_path());
     let stage = Stage::open(out, force, inputs, plan.bytes_written() + side)?;
 
-    let files = OutputFiles::create(stage.path(), &plan.shards, plan.equal.len())?;
-    let jobs = jobs(plan);
+    let files = OutputFiles::create(stage.path(), &plan.shards)?;
+    let Work { jobs, purposes, .. } = Work::of(plan);
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &files, observer)
-        .map_err(|error| RunError::from_engine(error, plan, out))?;
+        .map_err(|error| RunError::from_engine(error, &purposes, out))?;
     check_complete(plan, totals)?;
     files.sync()?;
     for model in &plan.models {
@@ -120,44 +119,126 @@ fn check_complete(plan: &Plan, totals: Totals) -> Result<(), RunError> {
     })
 }
 
-/// The engine's work: first the pairs that must be equal, then the output's tensors.
-fn jobs(plan: &Plan) -> Vec<Job<'_>> {
-    let equal = plan.equal.iter().map(|&(model, left_out, kept)| {
-        let model = &plan.models[model];
-        Job {
-            work: Work::Copy {
-                sources: [left_out, kept]
-                    .into_iter()
-                    .filter_map(|tensor| model.bytes(tensor))
-                    .collect(),
-                format: None,
-            },
-            output: false,
+/// What a job of the engine is for, so that its errors can be told.
+#[derive(Clone, Copy)]
+enum Purpose<'a> {
+    /// A pair of tensors that must be equal, of a plan.
+    Equal(&'a Plan, usize),
+    /// A tensor of a plan: written, or decided for those made from it.
+    Tensor(&'a Plan, usize),
+}
+
+/// The engine's work, in order, and what each job is for.
+#[derive(Default)]
+struct Work<'a> {
+    jobs: Vec<Job<'a>>,
+    purposes: Vec<Purpose<'a>>,
+    /// The results that are checked and decided already, by address.
+    prepared: HashSet<*const PlannedTensor>,
+}
+
+impl<'a> Work<'a> {
+    /// First the pairs that must be equal, then the output's tensors, each after what it is made from.
+    fn of(plan: &'a Plan) -> Self {
+        let mut work = Self::default();
+        work.check_equal(plan);
+        for (index, tensor) in plan.tensors.iter().enumerate() {
+            let derived = work.prepare(plan, tensor);
+            let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
+            work.push(
+                Purpose::Tensor(plan, index),
+                Job {
+                    work: computation(plan, tensor, Target::Values(format)),
+                    output: Some(index),
+                    after_all: derived,
+                },
+            );
         }
-    });
-    let tensors = plan.tensors.iter().map(|tensor| {
-        let work = match &tensor.operation {
-            Operation::Copy => Work::Copy {
-                sources: tensor
-                    .sources
-                    .iter()
-                    .filter_map(|source| plan.models[source.model].bytes(source.tensor))
-                    .collect(),
+        work
+    }
+
+    fn push(&mut self, purpose: Purpose<'a>, job: Job<'a>) {
+        self.purposes.push(purpose);
+        self.jobs.push(job);
+    }
+
+    fn check_equal(&mut self, plan: &'a Plan) {
+        for result in plan.results.values() {
+            self.check_equal(&result.plan);
+        }
+        for (index, &(model, left_out, kept)) in plan.equal.iter().enumerate() {
+            let model = &plan.models[model];
+            let pair = [left_out, kept].into_iter();
+            let work = engine::Work::Copy {
+                sources: pair.filter_map(|tensor| model.bytes(tensor)).collect(),
+                format: None,
+            };
+            let job = Job {
+                work,
+                output: None,
+                after_all: false,
+            };
+            self.push(Purpose::Equal(plan, index), job);
+        }
+    }
+
+    /// Adds the jobs that a tensor's sources need, if they are results; tells whether any is.
+    fn prepare(&mut self, plan: &'a Plan, tensor: &'a PlannedTensor) -> bool {
+        let mut any = false;
+        for source in &tensor.sources {
+            let Some((result, index)) = plan.result_of(source) else {
+                continue;
+            };
+            any = true;
+            let Some((made, decided)) = result
+                .plan
+                .tensors
+                .get(index)
+                .zip(result.decided.get(index))
+            else {
+                continue;
+            };
+            if !self.prepared.insert(made) {
+                continue;
+            }
+            let derived = self.prepare(&result.plan, made);
+            let needed = made.cost().measures > 0
+                || matches!(made.operation, Operation::Copy) && made.sources.len() > 1;
+            if needed {
+                let job = Job {
+                    work: computation(&result.plan, made, Target::Decide(decided)),
+                    output: None,
+                    after_all: derived,
+                };
+                self.push(Purpose::Tensor(&result.plan, index), job);
+            }
+        }
+        any
+    }
+}
+
+/// What the engine does for a tensor.
+fn computation<'a>(
+    plan: &'a Plan,
+    tensor: &'a PlannedTensor,
+    target: Target<'a>,
+) -> engine::Work<'a> {
+    match &tensor.operation {
+        Operation::Copy => {
+            let sources = tensor.sources.iter();
+            engine::Work::Copy {
+                sources: sources.filter_map(|source| plan.bytes(source)).collect(),
                 format: FloatType::of(tensor.dtype),
-            },
-            Operation::Compute(program) => Work::Compute {
-                sources: tensor
-                    .sources
-                    .iter()
-                    .filter_map(|source| plan.models[source.model].elements(source.tensor))
-                    .collect(),
+            }
+        }
+        Operation::Compute(program) => {
+            let sources = tensor.sources.iter();
+            engine::Work::Compute {
+                sources: sources.filter_map(|source| plan.elements(source)).collect(),
                 elements: tensor.elements(),
                 program: program.as_ref(),
-                // The plan computes only what is written as a float.
-                output: FloatType::of(tensor.dtype).unwrap_or(FloatType::F32),
-            },
-        };
-        Job { work, output: true }
-    });
-    equal.chain(tensors).collect()
+                target,
+            }
+        }
+    }
 }

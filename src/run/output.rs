@@ -16,17 +16,11 @@ pub(super) struct OutputFiles {
     files: Vec<(PathBuf, File)>,
     /// For each tensor, its file and its offset there.
     places: Vec<(usize, u64)>,
-    /// Jobs before the first tensor, which write nothing.
-    checks: usize,
 }
 
 impl OutputFiles {
     /// Creates the files in a folder, with room for all that will be in them.
-    pub(super) fn create(
-        folder: &Path,
-        shards: &[ShardLayout],
-        checks: usize,
-    ) -> Result<Self, RunError> {
+    pub(super) fn create(folder: &Path, shards: &[ShardLayout]) -> Result<Self, RunError> {
         let mut files = Vec::new();
         let mut places = vec![(0, 0); shards.iter().map(|shard| shard.tensors.len()).sum()];
         for (number, shard) in shards.iter().enumerate() {
@@ -40,11 +34,7 @@ impl OutputFiles {
             }
             files.push((path, file));
         }
-        Ok(Self {
-            files,
-            places,
-            checks,
-        })
+        Ok(Self { files, places })
     }
 
     /// Waits until all of it is on the disk.
@@ -56,11 +46,8 @@ impl OutputFiles {
 }
 
 impl Sink for OutputFiles {
-    fn write(&self, job: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let place = job
-            .checked_sub(self.checks)
-            .and_then(|tensor| self.places.get(tensor));
-        let Some(&(file, start)) = place else {
+    fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let Some(&(file, start)) = self.places.get(tensor) else {
             return Err(io::Error::other("no place is planned for these bytes"));
         };
         self.files[file].1.write_all_at(bytes, start + offset)

@@ -49,7 +49,7 @@ pub(crate) const RECIPES: [(&str, &str); 10] = [
 ];
 
 /// Models with a tensor of several blocks, whose values tie often, and small ones.
-fn bench(dtype: Dtype) -> Bench {
+pub(crate) fn bench(dtype: Dtype) -> Bench {
     let bench = Bench::new();
     for (seed, name) in ["base", "a", "b"].into_iter().enumerate() {
         let seed = seed as u64 + 1;

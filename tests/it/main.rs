@@ -4,12 +4,15 @@
 
 mod cli;
 mod determinism;
+mod documents;
+mod exceptions;
 mod fixtures;
 mod golden;
 mod identity;
 mod inputs;
 mod kill;
 mod memory;
+mod modules;
 mod outputs;
 mod recipes;
 mod refusals;

@@ -287,7 +287,10 @@ fn stacked_slices_copy_layers_and_restack_the_config() {
     assert_eq!(config["max_window_layers"], 2);
     let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
     assert!(plan.contains("by number in `max_window_layers`"), "{plan}");
-    assert!(plan.contains("left out: no slice or module asks for it"), "{plan}");
+    assert!(
+        plan.contains("left out: no slice or module asks for it"),
+        "{plan}"
+    );
     // The layers of the output follow each other, as they do in the inputs.
     let order: Vec<String> = load(&out)
         .into_iter()

@@ -1,0 +1,143 @@
+//! Values that a program computes when they are read: the result of one job as a source of another.
+//!
+//! A program that measures does so in a job of its own, [`Target::Decide`](super::Target::Decide), before the
+//! job that reads its values. What is read is rounded as if it had been written, so that a merge of results
+//! equals merging what was written to files.
+
+use std::sync::OnceLock;
+
+use super::program::{AnyProgram, Apply, Block, Pass, Program};
+use crate::numeric::{Elements, Fill, FloatType, NonFinite, Real};
+
+/// The pass that a program came to, after its measures.
+#[derive(Default)]
+pub struct Decided {
+    single: OnceLock<Box<dyn Apply<f32>>>,
+    double: OnceLock<Box<dyn Apply<f64>>>,
+}
+
+impl Decided {
+    pub(super) fn set_single(&self, apply: Box<dyn Apply<f32>>) {
+        // A second job that decided the same came to the same.
+        let _ = self.single.set(apply);
+    }
+
+    pub(super) fn set_double(&self, apply: Box<dyn Apply<f64>>) {
+        let _ = self.double.set(apply);
+    }
+}
+
+/// The values of a computed tensor.
+pub struct Derived<'a> {
+    /// The sources, of one number of elements.
+    pub sources: Vec<Box<dyn Elements + 'a>>,
+    /// Elements of the tensor and of every source.
+    pub elements: u64,
+    /// What is computed.
+    pub program: &'a dyn AnyProgram,
+    /// The format that the values are rounded to.
+    pub output: FloatType,
+    /// What the program decided; filled here if it decides without measuring.
+    pub decided: &'a Decided,
+    /// Whether NaN and infinity in sources are let through.
+    pub allow_non_finite: bool,
+    /// Whether results beyond the format's range become its largest value.
+    pub saturate: bool,
+}
+
+impl<R: Real> Fill<R> for Derived<'_> {
+    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+        let single = || match Program::<f32>::next(self.program, &[]) {
+            Pass::Apply(apply) => Some(apply),
+            Pass::Measure(_) => None,
+        };
+        let double = || match Program::<f64>::next(self.program, &[]) {
+            Pass::Apply(apply) => Some(apply),
+            Pass::Measure(_) => None,
+        };
+        if self
+            .sources
+            .iter()
+            .any(|source| source.format().wants_f64())
+        {
+            self.compute(decided(&self.decided.double, double), first, out)
+        } else {
+            self.compute(decided(&self.decided.single, single), first, out)
+        }
+    }
+}
+
+/// What was decided, or can be without measuring.
+fn decided<A: ?Sized>(
+    cell: &OnceLock<Box<A>>,
+    next: impl FnOnce() -> Option<Box<A>>,
+) -> Option<&A> {
+    if cell.get().is_none()
+        && let Some(apply) = next()
+    {
+        let _ = cell.set(apply);
+    }
+    cell.get().map(AsRef::as_ref)
+}
+
+impl Derived<'_> {
+    /// Computes whole blocks, as the program's own job would, and keeps what is asked for.
+    ///
+    /// NaN stands for what cannot be computed: the job that reads it reports it.
+    fn compute<P: Real, R: Real>(
+        &self,
+        apply: Option<&dyn Apply<P>>,
+        first: u64,
+        out: &mut [R],
+    ) -> usize {
+        let nan = R::from_f64(f64::NAN);
+        let Some(apply) = apply else {
+            out.fill(nan);
+            return 0;
+        };
+        let block_len = self.program.cost().block_len();
+        let end = first + out.len() as u64;
+        let mut sources: Vec<Vec<P>> = vec![Vec::new(); self.sources.len()];
+        let (mut result, mut bytes, mut rounded) = (Vec::new(), Vec::new(), Vec::new());
+        let mut read = 0;
+        let mut index = (first / block_len as u64) as usize;
+        while (index as u64 * block_len as u64) < end {
+            let start = index as u64 * block_len as u64;
+            let length = (block_len as u64).min(self.elements - start) as usize;
+            let mut found = NonFinite::default();
+            for (source, values) in self.sources.iter().zip(&mut sources) {
+                values.resize(length, P::ZERO);
+                read += P::fill(source.as_ref(), start, values);
+                found += NonFinite::count(values);
+            }
+            let views: Vec<&[P]> = sources.iter().map(Vec::as_slice).collect();
+            result.clear();
+            result.resize(length, P::ZERO);
+            let block = Block {
+                index,
+                first: start,
+                sources: &views,
+            };
+            apply.block(block, &mut result);
+            bytes.resize(length * self.output.size(), 0);
+            self.output.encode(&mut result, self.saturate, &mut bytes);
+            rounded.resize(length, R::ZERO);
+            self.output.decode(&bytes, &mut rounded);
+            if found.any() && !self.allow_non_finite {
+                rounded.fill(nan);
+            }
+            let from = start.max(first);
+            let to = (start + length as u64).min(end);
+            out[(from - first) as usize..(to - first) as usize]
+                .copy_from_slice(&rounded[(from - start) as usize..(to - start) as usize]);
+            index += 1;
+        }
+        read
+    }
+}
+
+impl Elements for Derived<'_> {
+    fn format(&self) -> FloatType {
+        self.output
+    }
+}

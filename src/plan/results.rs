@@ -1,0 +1,173 @@
+//! Results of merges as models of other merges: the documents of one file that use each other by name.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::outputs::{Operation, PlannedTensor};
+use super::{Plan, SourceTensor};
+use crate::checkpoint::{Checkpoint, CheckpointError, Made, ModelConfig, TensorEntry};
+use crate::engine::{Decided, Derived};
+use crate::numeric::{Elements, FloatType};
+
+/// A merge whose result other merges read, tensor by tensor, without it being written.
+pub struct MergeResult {
+    /// The merge.
+    pub plan: Plan,
+    /// What the program of each tensor decided.
+    pub decided: Vec<Decided>,
+}
+
+/// The results that have been planned, by name.
+pub(super) type Results = BTreeMap<String, Arc<MergeResult>>;
+
+impl MergeResult {
+    pub(super) fn new(plan: Plan) -> Self {
+        let decided = plan.tensors.iter().map(|_| Decided::default()).collect();
+        Self { plan, decided }
+    }
+
+    /// The result as a model, which messages will call `label`.
+    pub(super) fn checkpoint(self: &Arc<Self>, label: &str) -> Checkpoint {
+        let plan = &self.plan;
+        let donor = &plan.models[plan.donor];
+        let config = plan
+            .config
+            .clone()
+            .map(|value| ModelConfig::made(donor.location().path.join("config.json"), value));
+        let entries = plan.tensors.iter().map(|tensor| TensorEntry {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            shard: 0,
+            offset: 0,
+            len: tensor.elements() * (tensor.dtype.bitsize() / 8) as u64,
+        });
+        let sidecars = plan.sidecars.iter().map(|(_, file)| file.clone());
+        Checkpoint::made(
+            label,
+            plan.models[plan.tokenizer_donor].location(),
+            config,
+            entries.collect(),
+            sidecars.collect(),
+            Box::new(ResultValues(Arc::clone(self))),
+        )
+    }
+}
+
+struct ResultValues(Arc<MergeResult>);
+
+impl fmt::Debug for ResultValues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResultValues").finish_non_exhaustive()
+    }
+}
+
+impl Made for ResultValues {
+    fn bytes(&self, index: usize) -> Option<&[u8]> {
+        let tensor = self.0.plan.tensors.get(index)?;
+        match tensor.operation {
+            Operation::Copy => self.0.plan.bytes(tensor.sources.first()?),
+            Operation::Compute(_) => None,
+        }
+    }
+
+    fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        let plan = &self.0.plan;
+        let tensor = plan.tensors.get(index)?;
+        let output = FloatType::of(tensor.dtype)?;
+        let Operation::Compute(program) = &tensor.operation else {
+            return plan.elements(tensor.sources.first()?);
+        };
+        let sources = tensor.sources.iter().map(|source| plan.elements(source));
+        Some(Box::new(Derived {
+            sources: sources.collect::<Option<_>>()?,
+            elements: tensor.elements(),
+            program: program.as_ref(),
+            output,
+            decided: self.0.decided.get(index)?,
+            allow_non_finite: plan.settings.allow_non_finite,
+            saturate: plan.settings.saturate,
+        }))
+    }
+
+    fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        let mut models = self.0.plan.models.iter();
+        models.try_for_each(Checkpoint::check_unchanged)
+    }
+}
+
+impl Plan {
+    /// The models that files hold: its own, and those of the results among them; each once.
+    pub fn stored_models(&self) -> Vec<&Checkpoint> {
+        let mut models: Vec<&Checkpoint> = Vec::new();
+        let inner = self.results.values().map(|result| &result.plan);
+        let own = self.models.iter().filter(|model| !model.is_made());
+        for model in own.chain(inner.flat_map(Plan::stored_models)) {
+            let known = |other: &&Checkpoint| other.label() == model.label();
+            if !models.iter().any(known) {
+                models.push(model);
+            }
+        }
+        models
+    }
+
+    /// The bytes of a source, if a file has them as they are.
+    pub fn bytes(&self, source: &SourceTensor) -> Option<&[u8]> {
+        self.models.get(source.model)?.bytes(source.tensor)
+    }
+
+    /// The values of a source; `None` for integers and bools.
+    pub fn elements(&self, source: &SourceTensor) -> Option<Box<dyn Elements + '_>> {
+        self.models.get(source.model)?.elements(source.tensor)
+    }
+
+    /// The merge that a source is the result of, and the number of its tensor there.
+    pub fn result_of(&self, source: &SourceTensor) -> Option<(&MergeResult, usize)> {
+        let result = self.results.get(&source.model)?;
+        Some((result, source.tensor))
+    }
+}
+
+/// What reading the sources of a tensor takes, results included.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reading {
+    /// Bytes read in one pass.
+    pub(super) once: u64,
+    /// Bytes read before it, to decide what the sources are derived by.
+    pub(super) before: u64,
+    /// Blocks that are held at a time.
+    pub(super) held: usize,
+}
+
+/// What one pass over a tensor takes.
+pub(super) fn reading(
+    tensor: &PlannedTensor,
+    models: &[Checkpoint],
+    results: &BTreeMap<usize, Arc<MergeResult>>,
+) -> Reading {
+    let mut sum = Reading::default();
+    for source in &tensor.sources {
+        let part = match results.get(&source.model) {
+            None => Reading {
+                once: models[source.model].tensors()[source.tensor].len,
+                before: 0,
+                held: 1,
+            },
+            Some(result) => {
+                let made = &result.plan.tensors[source.tensor];
+                let inner = reading(made, &result.plan.models, &result.plan.results);
+                Reading {
+                    once: inner.once,
+                    before: inner.before + inner.once * made.cost().measures as u64,
+                    // Its own sources, and its values in three forms.
+                    held: inner.held + 3,
+                }
+            }
+        };
+        sum.once += part.once;
+        sum.before += part.before;
+        sum.held += part.held;
+    }
+    sum
+}

@@ -1,0 +1,207 @@
+//! Several documents in one file: what they write is what merging one after the other writes.
+
+use safetensors::Dtype;
+use serde_json::json;
+
+use crate::determinism::{self, RECIPES};
+use crate::fixtures::{Bench, config_with, files, floats, integers, llama, load, read_json, with};
+
+/// The weights and the config of what `recipe.yml` gives.
+fn merged(bench: &Bench, recipe: &str, more: &[&str]) -> Vec<(String, Vec<u8>)> {
+    let mut files = files(&bench.merge(recipe, more));
+    files.retain(|(name, _)| name != "README.md");
+    files
+}
+
+#[test]
+fn two_documents_write_what_two_merges_write() {
+    for (dtype, other) in [
+        (Dtype::BF16, "float32"),
+        (Dtype::F32, "bfloat16"),
+        (Dtype::F16, "float16"),
+    ] {
+        let bench = determinism::bench(dtype);
+        for (index, (name, first)) in RECIPES.into_iter().enumerate() {
+            // Each once with an apply alone, a histogram or a Gram matrix after it.
+            let (last, second) = [RECIPES[0], RECIPES[3], RECIPES[1]][index % 3];
+            let first = format!("{first}dtype: {other}\n");
+            let second = second.replace("model: a", "model: first");
+            // One after the other, by way of a folder.
+            let out = bench.merge(&first, &[]);
+            let folder = bench.path("first");
+            let _ = std::fs::remove_dir_all(&folder);
+            std::fs::rename(out, &folder).unwrap();
+            let apart = merged(&bench, &second, &[]);
+            std::fs::remove_dir_all(&folder).unwrap();
+            let both = format!("{second}---\nname: first\n{first}");
+            for more in [["--threads", "1"], ["--threads", "3"]] {
+                let together = merged(&bench, &both, &more);
+                assert!(
+                    together == apart,
+                    "{name}, then {last}, in {dtype:?}, {more:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn results_of_results_are_read_through() {
+    let bench = Bench::new();
+    for (seed, name) in ["a", "b", "c"].into_iter().enumerate() {
+        bench.llama(name, seed as u64, Dtype::F32);
+    }
+    let linear = |name: &str, x: &str, y: &str| {
+        format!(
+            "name: {name}\nmerge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {x}}}, {{model: {y}}}]\n---\n"
+        )
+    };
+    let recipe = linear("ab", "a", "b")
+        + &linear("cab", "ab", "c")
+        + &linear("all", "cab", "ab").replace("name: all\n", "");
+    let out = bench.merge(&recipe, &[]);
+    // ab = (a+b)/2, cab = ab/2 + c/2, all = cab/2 + ab/2 = 3/4 ab + 1/4 c.
+    let (a, b, c) = (
+        load(&bench.path("a")),
+        load(&bench.path("b")),
+        load(&bench.path("c")),
+    );
+    for (name, tensor) in load(&out) {
+        let of = |model: &[(String, crate::fixtures::Loaded)]| {
+            model
+                .iter()
+                .find(|(found, _)| *found == name)
+                .unwrap()
+                .1
+                .values()
+        };
+        let (a, b, c) = (of(&a), of(&b), of(&c));
+        for (index, value) in tensor.values().into_iter().enumerate() {
+            let expected = 0.375 * (a[index] + b[index]) + 0.25 * c[index];
+            assert!((value - expected).abs() < 1e-7, "{name}[{index}]");
+        }
+    }
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(plan.contains("first    `cab`, not written:"), "{plan}");
+    assert!(
+        plan.contains("  | first") || plan.contains("(the result of another document)"),
+        "{plan}"
+    );
+    // The card names the models that files hold.
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    for model in ["- `a`", "- `b`", "- `c`"] {
+        assert!(card.contains(model), "{card}");
+    }
+}
+
+#[test]
+fn slices_of_results_and_their_config_follow() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::BF16);
+    bench.llama("b", 2, Dtype::BF16);
+    let recipe = "
+name: tall
+merge_method: passthrough
+slices:
+- sources: [{model: a, layer_range: [0, 2]}]
+- sources: [{model: b, layer_range: [0, 2]}]
+---
+merge_method: passthrough
+slices:
+- sources: [{model: tall, layer_range: [1, 4]}]
+- sources: [{model: tall, layer_range: [3, 4]}]
+";
+    let out = bench.merge(recipe, &[]);
+    assert_eq!(
+        read_json(&out.join("config.json"))["num_hidden_layers"],
+        json!(4)
+    );
+    let (out, b) = (load(&out), load(&bench.path("b")));
+    let of = |model: &[(String, crate::fixtures::Loaded)], name: &str| {
+        model
+            .iter()
+            .find(|(found, _)| found == name)
+            .unwrap()
+            .1
+            .clone()
+    };
+    let name = |layer: usize| format!("model.layers.{layer}.mlp.up_proj.weight");
+    assert_eq!(of(&out, &name(1)), of(&b, &name(0)));
+    assert_eq!(of(&out, &name(3)), of(&b, &name(1)));
+}
+
+#[test]
+fn what_the_weights_of_a_result_show_is_an_error() {
+    let bench = Bench::new();
+    let nan = floats(
+        "model.norm.weight",
+        Dtype::F32,
+        &[8],
+        [1.0, 2.0, f64::NAN, 0.0, 0.0, 0.0, 0.0, 0.0],
+    );
+    bench.llama("a", 1, Dtype::F32);
+    bench.model(
+        "bad",
+        &config_with(2, json!({})),
+        &with(llama(2, 2, Dtype::F32), nan),
+    );
+    let recipe = |method: &str| {
+        format!(
+            "name: mixed\nmerge_method: {method}\nbase_model: a\nparameters: {{weight: 1, density: 0.1}}\n\
+             models: [{{model: bad}}]\n---\nmerge_method: passthrough\nmodels: [{{model: mixed}}]\n"
+        )
+    };
+    // With a measure the model itself is seen, without one its trace in the result.
+    let message = bench.refused(&recipe("ties"), &[]);
+    assert!(
+        message.contains("`model.norm.weight`") && message.contains("`bad`"),
+        "{message}"
+    );
+    let message = bench.refused(
+        &recipe("task_arithmetic").replace(", density: 0.1", ""),
+        &[],
+    );
+    assert!(
+        message.contains("`model.norm.weight`") && message.contains("`mixed`"),
+        "{message}"
+    );
+
+    let ids = |first: i64| integers("model.position_list", &[first, 1, 2]);
+    bench.model(
+        "x",
+        &config_with(2, json!({})),
+        &with(llama(2, 2, Dtype::F32), ids(0)),
+    );
+    bench.model(
+        "y",
+        &config_with(2, json!({})),
+        &with(llama(3, 2, Dtype::F32), ids(5)),
+    );
+    let linear = "name: mixed\nmerge_method: linear\nparameters: {weight: 1}\nmodels: [{model: x}, {model: y}]\n\
+                  ---\nmerge_method: passthrough\nmodels: [{model: mixed}]\n";
+    let message = bench.refused(linear, &[]);
+    assert!(message.contains("`model.position_list`"), "{message}");
+}
+
+#[test]
+fn results_have_neither_revisions_nor_adapters() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    let message = bench.refused(
+        "name: one\nmerge_method: passthrough\nmodels: [{model: a}]\n---\nmerge_method: passthrough\nmodels: [{model: one+lora}]\n",
+        &[],
+    );
+    assert!(
+        message.contains("`one` is the result of another document"),
+        "{message}"
+    );
+    let message = bench.refused(
+        "name: one\nmerge_method: passthrough\nmodels: [{model: missing}]\n---\nmerge_method: passthrough\nmodels: [{model: one}]\n",
+        &[],
+    );
+    assert!(
+        message.contains("`missing`") || message.contains("missing"),
+        "{message}"
+    );
+    assert!(message.contains("recipe.yml:3"), "{message}");
+}
