@@ -44,8 +44,8 @@ pub(super) const MODEL: Place = Place {
 
 pub(super) const SLICE: Place = Place {
     name: "a slice",
-    keys: &["sources", "base_model", "parameters"],
-    unsupported: &["residual_weight"],
+    keys: &["sources", "base_model", "parameters", "residual_weight"],
+    unsupported: &[],
 };
 
 pub(super) const SOURCE: Place = Place {

@@ -469,10 +469,9 @@ fn slices_are_refused_with_reasons() {
       hint: a range is half-open: `[0, 32]` is 32 layers, 0 to 31
     r.yml:13:5: missing `layer_range` in a source of a slice
     ");
-    insta::assert_snapshot!(slices("- sources:\n  - {model: c, layer_range: [0, 4]}\n  - {model: b, layer_range: [0, 4]}\n  residual_weight: 0.1"), @r"
+    insta::assert_snapshot!(slices("- sources:\n  - {model: c, layer_range: [0, 4]}\n  - {model: b, layer_range: [0, 4]}\n  residual_weight: 0.1"), @"
     r.yml:5:3: the base `a` is none of the sources of this slice
       hint: `slerp` needs its base in every slice: add it to `sources` with its `layer_range`
-    r.yml:8:3: `residual_weight` is not supported yet
     ");
     insta::assert_snapshot!(slices("- sources:\n  - {model: a, layer_range: [0, 4]}\n  - {model: a, layer_range: [4, 8]}"), @r"
     r.yml:7:13: the model `a` is listed twice in this slice

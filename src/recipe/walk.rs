@@ -382,6 +382,15 @@ impl<'a> Walk<'a> {
                 "base_model" if entry.node.is_null() => {}
                 "base_model" => base_model = self.base_model(&entry.node),
                 "parameters" => parameters = self.parameters(&entry.node, Level::Slice),
+                "residual_weight" if entry.node.is_null() => {}
+                "residual_weight" => self.warn(
+                    Problem::new(
+                        ProblemKind::Invalid,
+                        entry.key_at,
+                        "`residual_weight` has no effect",
+                    )
+                    .with_hint("mergekit reads it and never uses it: remove it"),
+                ),
                 _ => self.other_key(&SLICE, entry),
             }
         }
