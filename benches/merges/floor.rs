@@ -1,0 +1,97 @@
+//! The copy floor: every input byte read once, every output byte written once, as durable as a merge.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use memmap2::Mmap;
+
+/// Bytes that a thread reads or writes at a time.
+const CHUNK: usize = 4 << 20;
+
+/// How the output is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writing {
+    /// Through the page cache, then synced.
+    Buffered,
+    /// Past the page cache, then synced.
+    Direct,
+}
+
+/// Reads the inputs through maps and writes as much as the first one holds; gives the time it took.
+pub(crate) fn copy(
+    inputs: &[PathBuf],
+    out: &Path,
+    writing: Writing,
+    threads: usize,
+) -> io::Result<Duration> {
+    let _ = fs::remove_file(out);
+    let started = Instant::now();
+    let maps: Vec<Mmap> = inputs
+        .iter()
+        .map(|path| {
+            // SAFETY: the benchmark's own files, which nobody writes to.
+            unsafe { Mmap::map(&File::open(path)?) }
+        })
+        .collect::<io::Result<_>>()?;
+    let Some(first) = maps.first() else {
+        return Err(io::Error::other("no input"));
+    };
+    let length = first.len().next_multiple_of(CHUNK);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    if writing == Writing::Direct {
+        options.custom_flags(libc::O_DIRECT);
+    }
+    let file = options.open(out)?;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length as u64)?;
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    // Aligned as direct writes want it.
+                    let mut buffer = vec![0u8; CHUNK + 4096];
+                    let skip = buffer.as_ptr().align_offset(4096);
+                    let buffer = &mut buffer[skip..skip + CHUNK];
+                    loop {
+                        let start = next.fetch_add(1, Relaxed) * CHUNK;
+                        if start >= length {
+                            return Ok(());
+                        }
+                        for (index, map) in maps.iter().enumerate() {
+                            let end = map.len().min(start + CHUNK);
+                            let piece = map.get(start..end).unwrap_or_default();
+                            if index == 0 {
+                                buffer[..piece.len()].copy_from_slice(piece);
+                            } else {
+                                std::hint::black_box(touch(piece));
+                            }
+                        }
+                        file.write_all_at(buffer, start as u64)?;
+                    }
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().expect("a worker copies"))
+    })
+    .and_then(|()| file.set_len(first.len() as u64))
+    .and_then(|()| file.sync_all())?;
+    let elapsed = started.elapsed();
+    fs::remove_file(out)?;
+    Ok(elapsed)
+}
+
+/// Reads every byte.
+fn touch(bytes: &[u8]) -> u64 {
+    let (words, _) = bytes.as_chunks::<8>();
+    words
+        .iter()
+        .fold(0, |sum, word| sum ^ u64::from_le_bytes(*word))
+}
