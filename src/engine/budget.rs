@@ -54,9 +54,9 @@ impl Settings {
     /// Divides the memory up for jobs of at most so many sources and so much cost each.
     pub fn limits(&self, sources: usize, cost: Cost) -> Result<Limits, BudgetError> {
         let threads = self.threads as u64;
-        // Both precisions' scratch, and a block of output.
+        // Sources and a block of output in both precisions, and what the passes hold.
         let longest = BLOCK.max(cost.row) as u64;
-        let worker = (sources as u64 + 1) * longest * (4 + 8);
+        let worker = longest * ((sources as u64 + 1) * (4 + 8) + cost.scratch as u64);
         let block = longest * 8;
         let neediest = statistics(cost, 1, self.threads);
         let fixed = OVERHEAD + threads * worker + neediest;
@@ -110,7 +110,8 @@ mod tests {
                         measures: 2,
                         counts: 65_536 * sources,
                         sums: 3,
-                        row: 0,
+                        row: 70_000 * (threads - 1),
+                        scratch: 4,
                     };
                     if let Ok(limits) = settings(memory, threads).limits(sources, cost) {
                         assert!(

@@ -51,6 +51,8 @@ pub struct Cost {
     pub sums: usize,
     /// Elements of a row, where the program must see whole rows; zero where it need not.
     pub row: usize,
+    /// Bytes that its passes hold for each element of the block a worker is at.
+    pub scratch: usize,
 }
 
 impl Cost {
@@ -72,6 +74,7 @@ impl Cost {
             counts: self.counts.max(other.counts),
             sums: self.sums.max(other.sums),
             row: self.row.max(other.row),
+            scratch: self.scratch.max(other.scratch),
         }
     }
 }
