@@ -62,6 +62,7 @@ impl Method for DareLinear {
             Scheme {
                 sparsifier: Sparsifier::Random,
                 consensus: Consensus::None,
+                agreement: false,
             },
             params,
             tensor,
@@ -78,6 +79,7 @@ impl Method for DareTies {
         let scheme = Scheme {
             sparsifier: Sparsifier::Random,
             consensus: Consensus::WeightedSign,
+            agreement: false,
         };
         task_vectors::action(scheme, params, tensor)
     }

@@ -7,8 +7,10 @@
 //! Two programs serve most of them: `weighted_sum` (measure an inner product if need be, then one linear
 //! combination) and `task_vectors` (differences from a base: mask, elect a sign, add).
 
+mod band;
 mod dare;
 mod linear;
+mod order;
 mod params;
 mod passthrough;
 mod slerp;
@@ -56,6 +58,11 @@ impl Tensor<'_> {
     /// Its elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product()
+    }
+
+    /// Elements in a row: its last dimension; one for a scalar.
+    pub fn row(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
     }
 }
 

@@ -36,6 +36,7 @@ impl Method for TaskArithmetic {
             Scheme {
                 sparsifier: Sparsifier::None,
                 consensus: Consensus::None,
+                agreement: false,
             },
             params,
             tensor,

@@ -39,6 +39,7 @@ impl Method for Ties {
         let scheme = Scheme {
             sparsifier: Sparsifier::Magnitude,
             consensus: Consensus::WeightedSign,
+            agreement: false,
         };
         task_vectors::action(scheme, params, tensor)
     }

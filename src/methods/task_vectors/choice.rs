@@ -1,0 +1,180 @@
+//! Which elements of a task vector shall be kept, and the masks that follow once magnitudes are measured.
+
+use super::super::band::Wanted;
+use super::super::order::{Counts, Keys, Order};
+use super::super::{Tensor, TensorParams};
+use super::mask::Mask;
+use super::ranks::Chances;
+use super::{Sparsifier, Term};
+use crate::engine::{Block, Measured};
+use crate::numeric::{MaskKey, Real, keep_threshold};
+
+/// Which elements of a task vector shall be kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Choice {
+    All,
+    Nothing,
+    /// The `count` largest but for the `skip` largest of all.
+    Ranked {
+        skip: u64,
+        count: u64,
+    },
+    Random {
+        key: MaskKey,
+        density: f64,
+    },
+    /// Each by a chance that rises with its rank in its row.
+    ByRank {
+        key: MaskKey,
+        chances: Chances,
+        row: usize,
+    },
+}
+
+impl Choice {
+    /// The choice for the task vector of `source`, the `slot`-th.
+    pub(super) fn new(
+        sparsifier: Sparsifier,
+        params: &TensorParams,
+        tensor: &Tensor<'_>,
+        source: usize,
+        slot: usize,
+    ) -> Result<Self, String> {
+        let number = |name, default| params.source_number(source, name).unwrap_or(default);
+        let density = number("density", 1.0);
+        if density >= 1.0 || sparsifier == Sparsifier::None {
+            return Ok(Self::All);
+        }
+        if density <= 0.0 {
+            return Ok(Self::Nothing);
+        }
+        let key = MaskKey::new(tensor.seed, tensor.name, slot);
+        let elements = tensor.elements();
+        let share = |part: f64| (part * elements as f64) as u64;
+        Ok(match sparsifier {
+            Sparsifier::None => Self::All,
+            Sparsifier::Magnitude => Self::Ranked {
+                skip: 0,
+                count: share(density).max(1),
+            },
+            Sparsifier::Outliers => {
+                let count = share(density);
+                let smallest = elements
+                    .saturating_sub(count)
+                    .saturating_sub(share(number("gamma", 0.0)));
+                match count {
+                    0 => Self::Nothing,
+                    count => Self::Ranked {
+                        skip: elements.saturating_sub(count).saturating_sub(smallest),
+                        count,
+                    },
+                }
+            }
+            Sparsifier::Random => Self::Random { key, density },
+            Sparsifier::ByRank => Self::ByRank {
+                key,
+                chances: Chances::new(density, number("epsilon", 0.0))?,
+                row: ranked_row(tensor)?,
+            },
+        })
+    }
+
+    /// What a mask of one chance for all elements is scaled by so that it keeps its expectation.
+    pub(super) fn expectation(self) -> f64 {
+        match self {
+            Self::Random { density, .. } => 1.0 / density,
+            _ => 1.0,
+        }
+    }
+
+    /// How many ranks are looked up.
+    pub(super) fn ranks(self) -> usize {
+        match self {
+            Self::Ranked { skip, .. } => Wanted::ranks(skip),
+            _ => 0,
+        }
+    }
+
+    /// Elements of a row, where the mask needs whole rows.
+    pub(super) fn row(self) -> usize {
+        match self {
+            Self::ByRank { row, .. } => row,
+            _ => 0,
+        }
+    }
+
+    /// The mask, where it needs no measure; where it does, a placeholder.
+    fn mask(self, by_chance: bool) -> Mask {
+        match self {
+            Self::All | Self::Ranked { .. } => Mask::All,
+            Self::Nothing => Mask::Nothing,
+            Self::Random { key, density } => Mask::Random {
+                key,
+                bound: keep_threshold(density),
+            },
+            Self::ByRank { key, chances, row } => Mask::ByRank {
+                key,
+                chances,
+                row,
+                scaled: by_chance,
+            },
+        }
+    }
+}
+
+/// Elements in a row of the tensor.
+fn ranked_row(tensor: &Tensor<'_>) -> Result<usize, String> {
+    let row = tensor.row();
+    if u32::try_from(row).is_err() {
+        return Err(format!(
+            "rows of {row} elements cannot be ranked; at most {} can; hint: set `density: 1` for such tensors",
+            u32::MAX
+        ));
+    }
+    Ok(row)
+}
+
+/// The magnitudes of task vectors; a stream is a source.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Magnitudes {
+    pub(super) base: usize,
+}
+
+impl<R: Real> Keys<R> for Magnitudes {
+    fn fill(&self, block: &Block<'_, R>, stream: usize, keys: &mut [u32]) {
+        let pairs = block.sources[stream].iter().zip(block.sources[self.base]);
+        for (key, (&x, &base)) in keys.iter_mut().zip(pairs) {
+            *key = (x - base).magnitude_key();
+        }
+    }
+}
+
+/// The masks of the terms, or the measure that is still missing.
+///
+/// `by_chance`: whether elements are divided by the chance they had, where each has its own.
+pub(super) fn masks<'m>(
+    terms: &[Term],
+    order: &Order<Magnitudes>,
+    by_chance: bool,
+    measured: &mut impl Iterator<Item = &'m Measured>,
+) -> Result<Vec<Mask>, Counts<Magnitudes>> {
+    let mut masks: Vec<Mask> = terms
+        .iter()
+        .map(|term| term.choice.mask(by_chance))
+        .collect();
+    let (mut places, mut wanted) = (Vec::new(), Vec::new());
+    for (place, term) in terms.iter().enumerate() {
+        if let Choice::Ranked { skip, count } = term.choice {
+            places.push(place);
+            wanted.push(Wanted {
+                stream: term.source,
+                skip,
+                count,
+            });
+        }
+    }
+    for (place, band) in places.into_iter().zip(order.bands(measured, &wanted)?) {
+        masks[place] = Mask::Magnitudes(band);
+    }
+    Ok(masks)
+}

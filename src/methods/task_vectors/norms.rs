@@ -1,0 +1,55 @@
+//! The pass that measures L1 norms before and after the masks, for `rescale: l1`.
+
+use super::STRIP;
+use super::choice::Magnitudes;
+use super::sum::{MaskedTerm, subtract};
+use crate::engine::{Block, Measure};
+use crate::numeric::{Real, abs_sum};
+
+/// L1 norms below this are not rescaled to or from; mergekit's value.
+const LEAST_NORM: f64 = 1e-7;
+
+/// What restores the L1 norm; one where there is next to nothing to restore.
+pub(super) fn l1_factor(before: f64, after: f64) -> f64 {
+    if before < LEAST_NORM || after < LEAST_NORM {
+        1.0
+    } else {
+        before / after
+    }
+}
+
+/// Measures each task vector's L1 norm, before and after its mask.
+pub(super) struct Norms<R> {
+    pub(super) base: usize,
+    pub(super) terms: Vec<MaskedTerm<R>>,
+}
+
+impl<R: Real> Measure<R> for Norms<R> {
+    fn sums(&self) -> usize {
+        2 * self.terms.len()
+    }
+
+    fn counts(&self) -> usize {
+        0
+    }
+
+    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+        let mut deltas = [R::ZERO; STRIP];
+        let mut keep = [R::ZERO; STRIP];
+        for (term, sums) in self.terms.iter().zip(sums.chunks_exact_mut(2)) {
+            let magnitudes = Magnitudes { base: self.base };
+            let mut mask = term.mask.in_block(&block, magnitudes, term.source);
+            for start in (0..block.len()).step_by(STRIP) {
+                let length = STRIP.min(block.len() - start);
+                let (deltas, keep) = (&mut deltas[..length], &mut keep[..length]);
+                subtract(&block, term.source, self.base, start, deltas);
+                mask.fill(start, deltas, keep);
+                sums[0] += abs_sum(deltas);
+                deltas.iter_mut().zip(keep).for_each(|(delta, keep)| {
+                    *delta = if *keep > R::ZERO { *delta } else { R::ZERO }
+                });
+                sums[1] += abs_sum(deltas);
+            }
+        }
+    }
+}

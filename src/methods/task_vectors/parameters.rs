@@ -1,0 +1,89 @@
+//! The parameters that the task vector methods share.
+
+use super::super::{ParamInfo, ParamKind, ParamScope, ParamValue};
+
+pub(in crate::methods) const WEIGHT: ParamInfo = ParamInfo {
+    name: "weight",
+    kind: ParamKind::Number,
+    scope: ParamScope::EachButBase,
+    default: None,
+    required: true,
+    doc: "What the model's task vector is multiplied by.",
+};
+
+pub(in crate::methods) const DENSITY: ParamInfo = ParamInfo {
+    name: "density",
+    kind: ParamKind::Range { min: 0.0, max: 1.0 },
+    scope: ParamScope::EachButBase,
+    default: Some(ParamValue::Number(1.0)),
+    required: false,
+    doc: "The share of the task vector's elements that is kept.",
+};
+
+pub(in crate::methods) const UNUSED_DENSITY: ParamInfo = ParamInfo {
+    doc: "No effect here; accepted because mergekit accepts it.",
+    ..DENSITY
+};
+
+pub(in crate::methods) const LAMBDA: ParamInfo = ParamInfo {
+    name: "lambda",
+    kind: ParamKind::Number,
+    scope: ParamScope::Tensor,
+    default: Some(ParamValue::Number(1.0)),
+    required: false,
+    doc: "What the sum of task vectors is multiplied by before it is added to the base.",
+};
+
+pub(in crate::methods) const INT8_MASK: ParamInfo = ParamInfo {
+    name: "int8_mask",
+    kind: ParamKind::Bool,
+    scope: ParamScope::Tensor,
+    default: Some(ParamValue::Bool(false)),
+    required: false,
+    doc: "No effect; accepted because mergekit accepts it (there it saves memory).",
+};
+
+pub(in crate::methods) const UNUSED_RESCALE: ParamInfo = ParamInfo {
+    doc: "No effect here; accepted because mergekit accepts it.",
+    ..rescale_by_word("false", true)
+};
+
+pub(in crate::methods) const fn normalize(default: bool) -> ParamInfo {
+    ParamInfo {
+        name: "normalize",
+        kind: ParamKind::Bool,
+        scope: ParamScope::Tensor,
+        default: Some(ParamValue::Bool(default)),
+        required: false,
+        doc: "Divide by the sum of the weights (with an elected sign: of those that agree).",
+    }
+}
+
+/// `rescale` of the methods whose masks are random, or of those whose masks are not.
+pub(in crate::methods) const fn rescale(default: &'static str) -> ParamInfo {
+    // Only a random mask has an expectation to restore; those rescale by default.
+    rescale_by_word(default, matches!(default.as_bytes(), b"l1"))
+}
+
+const fn rescale_by_word(default: &'static str, expectation: bool) -> ParamInfo {
+    ParamInfo {
+        name: "rescale",
+        kind: ParamKind::Word {
+            words: if expectation {
+                &["l1", "expectation", "false"]
+            } else {
+                &["l1", "false"]
+            },
+            booleans: Some(("l1", "false")),
+        },
+        scope: ParamScope::Tensor,
+        default: Some(ParamValue::Word(default)),
+        required: false,
+        doc: if expectation {
+            "How masked task vectors are scaled: `l1` (or true) to their L1 norm before, `expectation` by 1/density, \
+             `false` not at all."
+        } else {
+            "How masked task vectors are scaled: `l1` (or true) to their L1 norm before, `false` not at all."
+        },
+    }
+}
