@@ -7,12 +7,17 @@
 //! Two programs serve most of them: `weighted_sum` (measure an inner product if need be, then one linear
 //! combination) and `task_vectors` (differences from a base: mask, elect a sign, add).
 
+mod arcee_fusion;
 mod band;
+mod breadcrumbs;
+mod consensus;
 mod dare;
+mod della;
 mod linear;
 mod order;
 mod params;
 mod passthrough;
+mod sce;
 mod slerp;
 mod task_arithmetic;
 mod task_vectors;
@@ -83,6 +88,14 @@ pub fn all() -> &'static [&'static dyn Method] {
         &ties::Ties,
         &dare::DareLinear,
         &dare::DareTies,
+        &della::Della,
+        &della::DellaLinear,
+        &breadcrumbs::Breadcrumbs,
+        &breadcrumbs::BreadcrumbsTies,
+        &consensus::ConsensusTa,
+        &consensus::ConsensusTies,
+        &sce::Sce,
+        &arcee_fusion::ArceeFusion,
         &passthrough::Passthrough,
     ]
 }

@@ -1,0 +1,101 @@
+//! `breadcrumbs` and `breadcrumbs_ties`: task vectors without their smallest and their very largest elements.
+
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
+use super::{
+    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
+    Tensor, TensorParams,
+};
+
+/// Drops the small and the outlying elements of task vectors and adds the rest.
+pub(super) struct Breadcrumbs;
+/// Drops the small and the outlying elements, elects a sign for each element, and adds those that agree.
+pub(super) struct BreadcrumbsTies;
+
+const PARAMS: &[ParamInfo] = &[
+    task_vectors::WEIGHT,
+    ParamInfo {
+        doc: "The share of the task vector's elements that is kept; 1 keeps all, the largest too.",
+        ..task_vectors::DENSITY
+    },
+    ParamInfo {
+        name: "gamma",
+        kind: ParamKind::Range { min: 0.0, max: 1.0 },
+        scope: ParamScope::EachButBase,
+        default: Some(ParamValue::Number(0.01)),
+        required: false,
+        doc: "The share of the largest elements that is dropped, as far as the density leaves room.",
+    },
+    task_vectors::normalize(false),
+    task_vectors::LAMBDA,
+    task_vectors::rescale("false"),
+    task_vectors::INT8_MASK,
+];
+
+const DEPARTS: &str = "As in mergekit, the elements are counted in each tensor, and density and gamma are shares that \
+    are kept and dropped (the paper's beta is 1 - density - gamma). Equal magnitudes at either threshold are kept by \
+    lowest index, so that exactly k stay (mergekit: undefined). With `gamma: 0` the mask is that of ties; mergekit \
+    before 0.1.5 then dropped everything.";
+
+const SOURCE: &str = "Davari and Belilovsky, Model Breadcrumbs, arXiv:2312.06795";
+
+static PLAIN: MethodInfo = MethodInfo {
+    name: "breadcrumbs",
+    summary: "task vectors without their smallest and their very largest elements, then added",
+    formula: "d_i = x_i - base; of its elements ordered by |d_i|, kept are the k = floor(density * N) below the \
+              floor(gamma * N) largest (or below fewer, if there are not so many); \
+              out = base + lambda * sum(w_i * d_i), divided by sum(w_i) with `normalize`",
+    when: "many fine-tunes, some with outliers; density about 0.9, gamma 0.01",
+    departs: DEPARTS,
+    source: SOURCE,
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: PARAMS,
+    random: false,
+};
+
+static TIES: MethodInfo = MethodInfo {
+    name: "breadcrumbs_ties",
+    summary: "task vectors without their smallest and their very largest elements; where signs conflict, the \
+              majority is added",
+    formula: "d_i = x_i - base; of its elements ordered by |d_i|, kept are the k = floor(density * N) below the \
+              floor(gamma * N) largest (or below fewer, if there are not so many); \
+              s = sign(sum(w_i * d_i)), + if the sum is 0; out = base + lambda * sum over sign(w_i * d_i) = s of \
+              w_i * d_i, divided by the sum of those w_i with `normalize`",
+    when: "like ties, where outliers do harm",
+    departs: DEPARTS,
+    source: SOURCE,
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: PARAMS,
+    random: false,
+};
+
+impl Method for Breadcrumbs {
+    fn info(&self) -> &'static MethodInfo {
+        &PLAIN
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        let scheme = Scheme {
+            sparsifier: Sparsifier::Outliers,
+            consensus: Consensus::None,
+            agreement: false,
+        };
+        task_vectors::action(scheme, params, tensor)
+    }
+}
+
+impl Method for BreadcrumbsTies {
+    fn info(&self) -> &'static MethodInfo {
+        &TIES
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        let scheme = Scheme {
+            sparsifier: Sparsifier::Outliers,
+            consensus: Consensus::WeightedSign,
+            agreement: false,
+        };
+        task_vectors::action(scheme, params, tensor)
+    }
+}

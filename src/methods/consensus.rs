@@ -1,0 +1,108 @@
+//! `consensus_ta` and `consensus_ties`: a sum of task vectors, where enough of them agree with it.
+
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
+use super::{
+    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
+    Tensor, TensorParams,
+};
+
+/// Adds task vectors where enough of them agree with the sum.
+pub(super) struct ConsensusTa;
+/// Trims task vectors, elects a sign, adds those that agree, where enough task vectors agree with the sum.
+pub(super) struct ConsensusTies;
+
+const fn params(density: ParamInfo, normalize: bool, rescale: ParamInfo) -> [ParamInfo; 7] {
+    [
+        task_vectors::WEIGHT,
+        density,
+        ParamInfo {
+            name: "k",
+            kind: ParamKind::Number,
+            scope: ParamScope::EachButBase,
+            default: Some(ParamValue::Number(1.0)),
+            required: false,
+            doc: "How many task vectors must agree; one whole number for all models.",
+        },
+        ParamInfo {
+            name: "lambda",
+            kind: ParamKind::Number,
+            scope: ParamScope::EachButBase,
+            default: Some(ParamValue::Number(1.0)),
+            required: false,
+            doc: "How much of the rest of the sum the task vector must outweigh to agree; smaller keeps more.",
+        },
+        task_vectors::normalize(normalize),
+        rescale,
+        task_vectors::INT8_MASK,
+    ]
+}
+
+const DEPARTS: &str = "From mergekitty, which mergekit 0.1.5 lacks; the paper chooses lambda for each task on \
+    held-out data. `lambda` scales the bar, not the sum. mergekitty takes the first model's `k` for all; here \
+    different ones are an error, and so is one that no element can reach.";
+
+const SOURCE: &str = "Wang et al., Localizing task information, arXiv:2405.07813; mergekitty";
+
+static TA: MethodInfo = MethodInfo {
+    name: "consensus_ta",
+    summary: "a weighted sum of task vectors, where enough of them agree with it",
+    formula: "d_i = x_i - base; t = sum(w_i * d_i), divided by sum(w_i) with `normalize`; out = base + t where \
+              |d_i| > lambda_i * |t - d_i| for at least k models, else base",
+    when: "many fine-tunes; drops what only the sum of all has (k 1) or what serves one task alone (k 2)",
+    departs: DEPARTS,
+    source: SOURCE,
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: &params(
+        task_vectors::UNUSED_DENSITY,
+        false,
+        task_vectors::UNUSED_RESCALE,
+    ),
+    random: false,
+};
+
+static TIES: MethodInfo = MethodInfo {
+    name: "consensus_ties",
+    summary: "the sum of task vectors that ties makes, where enough task vectors agree with it",
+    formula: "d_i = x_i - base, e_i = d_i kept where |d_i| is among the k' = max(1, floor(density * N)) largest; \
+              s = sign(sum(w_i * e_i)), + if the sum is 0; t = sum over sign(w_i * e_i) = s of w_i * e_i, divided \
+              by the sum of those w_i with `normalize`; out = base + t where |d_i| > lambda_i * |t - d_i| for at \
+              least k models, else base",
+    when: "many fine-tunes that disturb each other",
+    departs: DEPARTS,
+    source: SOURCE,
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: &params(task_vectors::DENSITY, true, task_vectors::rescale("false")),
+    random: false,
+};
+
+impl Method for ConsensusTa {
+    fn info(&self) -> &'static MethodInfo {
+        &TA
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        let scheme = Scheme {
+            sparsifier: Sparsifier::None,
+            consensus: Consensus::None,
+            agreement: true,
+        };
+        task_vectors::action(scheme, params, tensor)
+    }
+}
+
+impl Method for ConsensusTies {
+    fn info(&self) -> &'static MethodInfo {
+        &TIES
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        let scheme = Scheme {
+            sparsifier: Sparsifier::Magnitude,
+            consensus: Consensus::WeightedSign,
+            agreement: true,
+        };
+        task_vectors::action(scheme, params, tensor)
+    }
+}

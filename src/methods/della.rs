@@ -1,0 +1,109 @@
+//! `della` and `della_linear`: task vectors thinned at random, small elements more than large ones.
+
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
+use super::{
+    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
+    Tensor, TensorParams,
+};
+
+/// Thins task vectors by magnitude and chance, elects a sign for each element, and adds those that agree.
+pub(super) struct Della;
+/// Thins task vectors by magnitude and chance and adds them.
+pub(super) struct DellaLinear;
+
+const EPSILON: ParamInfo = ParamInfo {
+    name: "epsilon",
+    kind: ParamKind::Range { min: 0.0, max: 0.5 },
+    scope: ParamScope::EachButBase,
+    default: Some(ParamValue::Number(0.15)),
+    required: false,
+    doc: "How far the chance to be kept differs from the density, for the smallest and the largest of a row; \
+          density - epsilon and density + epsilon must lie between 0 and 1.",
+};
+
+const fn params(normalize: bool) -> [ParamInfo; 7] {
+    [
+        task_vectors::WEIGHT,
+        task_vectors::DENSITY,
+        EPSILON,
+        task_vectors::normalize(normalize),
+        task_vectors::LAMBDA,
+        ParamInfo {
+            doc: "How masked task vectors are scaled: `l1` (or true) to their L1 norm before, `expectation` each \
+                  element by 1/p, `false` not at all.",
+            ..task_vectors::rescale("l1")
+        },
+        task_vectors::INT8_MASK,
+    ]
+}
+
+const DEPARTS: &str = "`rescale: true` is mergekit's: it restores the task vector's L1 norm in each tensor. The paper \
+    divides each element by its chance: that is `rescale: expectation`. Masks are keyed by seed, tensor name and \
+    place of the model in the recipe; mergekit's depend on execution order. Magnitudes are ranked as float32, equal \
+    ones by index; in bfloat16 mergekit rounds the ranks themselves. A row is the last dimension at any shape, so \
+    that stacked experts are thinned like single ones; mergekit ranks along the second, which is the same for \
+    matrices. In rows of one element the chance is the density; mergekit fails there.";
+
+const SOURCE: &str = "Deep et al., DELLA-Merging, arXiv:2406.11617";
+
+static ELECTED: MethodInfo = MethodInfo {
+    name: "della",
+    summary: "task vectors thinned at random, small elements more than large ones; where signs conflict, the \
+              majority is added",
+    formula: "d_i = x_i - base, each element kept with probability \
+              p = (density - epsilon) + 2 * epsilon * (r - 1) / (n - 1), r its rank by magnitude in its row of n, \
+              then rescaled; s = sign(sum(w_i * d_i)), + if the sum is 0; out = base + lambda * sum over \
+              sign(w_i * d_i) = s of w_i * d_i, divided by the sum of those w_i with `normalize`",
+    when: "like dare_ties, where the large changes matter more",
+    departs: DEPARTS,
+    source: SOURCE,
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: &params(true),
+    random: true,
+};
+
+static LINEAR: MethodInfo = MethodInfo {
+    name: "della_linear",
+    summary: "task vectors thinned at random, small elements more than large ones, then added",
+    formula: "d_i = x_i - base, each element kept with probability \
+              p = (density - epsilon) + 2 * epsilon * (r - 1) / (n - 1), r its rank by magnitude in its row of n, \
+              then rescaled; out = base + lambda * sum(w_i * d_i), divided by sum(w_i) with `normalize`",
+    when: "like dare_linear, where the large changes matter more",
+    departs: DEPARTS,
+    source: SOURCE,
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: &params(false),
+    random: true,
+};
+
+impl Method for Della {
+    fn info(&self) -> &'static MethodInfo {
+        &ELECTED
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        let scheme = Scheme {
+            sparsifier: Sparsifier::ByRank,
+            consensus: Consensus::WeightedSign,
+            agreement: false,
+        };
+        task_vectors::action(scheme, params, tensor)
+    }
+}
+
+impl Method for DellaLinear {
+    fn info(&self) -> &'static MethodInfo {
+        &LINEAR
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        let scheme = Scheme {
+            sparsifier: Sparsifier::ByRank,
+            consensus: Consensus::None,
+            agreement: false,
+        };
+        task_vectors::action(scheme, params, tensor)
+    }
+}

@@ -1,0 +1,268 @@
+//! `sce`: select by variance, weigh by energy, erase what lost the vote on the sign.
+
+use super::band::{Band, Wanted};
+use super::order::{self, Keys, Order};
+use super::task_vectors::{self, AddUp, Consensus, Mask, MaskedTerm, STRIP, Sum, subtract};
+use super::{
+    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
+    Tensor, TensorParams,
+};
+use crate::engine::{AnyProgram, Block, Cost, Measure, Measured, Pass, Program};
+use crate::numeric::{BLOCK, Real, dot};
+
+/// Selects, calculates, erases.
+pub(super) struct Sce;
+
+static INFO: MethodInfo = MethodInfo {
+    name: "sce",
+    summary: "task vectors where they vary most, each weighted by its energy; where signs conflict, the majority \
+              is merged",
+    formula: "d_i = x_i - base, all zero but at the k = floor(select_topk * M) elements of largest variance over the \
+              models, M the number of elements whose variance is not zero; w_i = sum(d_i^2) / sum over all models; \
+              s = sign(sum(d_i)), + if the sum is 0; out = base + the mean of those d_i with sign s, weighted by w_i",
+    when: "fine-tunes that learned much of different things; select_topk 0.1 to 0.3, or 1",
+    departs: "Weights are shares of the energy however small it is; mergekit weighs all models alike where the mean \
+              squares add up to less than 1e-6, which is the rule for light fine-tunes, and shrinks a model that \
+              is alone with a weight below 1e-6. Standard deviations are compared as float32, equal ones kept by \
+              lowest index. Where all models agree an element has no variance: with `select_topk` below 1 it stays \
+              the base's, as in mergekit. With one model besides the base that would be every element: an error.",
+    source: "Wan et al., FuseChat, arXiv:2408.07990",
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: &[
+        ParamInfo {
+            name: "select_topk",
+            kind: ParamKind::Range { min: 0.0, max: 1.0 },
+            scope: ParamScope::Tensor,
+            default: Some(ParamValue::Number(1.0)),
+            required: false,
+            doc: "The share of elements that is merged, those of largest variance first; 1 is all, also those \
+                  without variance.",
+        },
+        task_vectors::INT8_MASK,
+    ],
+    random: false,
+};
+
+impl Method for Sce {
+    fn info(&self) -> &'static MethodInfo {
+        &INFO
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        let base = tensor.base.ok_or("the method needs a base model")?;
+        let others: Vec<usize> = (0..tensor.sources)
+            .filter(|&source| source != base)
+            .collect();
+        let share = params.number("select_topk").unwrap_or(1.0);
+        if others.is_empty() || share <= 0.0 {
+            return Ok(Action::Copy(base));
+        }
+        if others.len() == 1 && share < 1.0 {
+            return Err(format!(
+                "`select_topk` is {share}, which selects by the variance over the models, but there is one model \
+                 besides the base; hint: add a model, or set `select_topk: 1`"
+            ));
+        }
+        let elements = tensor.elements();
+        Ok(Action::Compute(Box::new(SelectWeighErase {
+            base,
+            others,
+            share,
+            elements,
+            blocks: elements.div_ceil(BLOCK as u64) as usize,
+        })))
+    }
+}
+
+/// Finds the band of variances, measures the energies, applies.
+struct SelectWeighErase {
+    base: usize,
+    others: Vec<usize>,
+    share: f64,
+    elements: u64,
+    blocks: usize,
+}
+
+impl AnyProgram for SelectWeighErase {
+    fn cost(&self) -> Cost {
+        Cost {
+            measures: if self.share < 1.0 {
+                2 + order::PASSES
+            } else {
+                1
+            },
+            counts: self.order().counts(1),
+            sums: self.others.len(),
+            scratch: 4,
+            ..Cost::default()
+        }
+    }
+}
+
+impl SelectWeighErase {
+    fn order(&self) -> Order<Spread> {
+        Order {
+            keys: Spread {
+                sources: self.others.clone(),
+            },
+            blocks: self.blocks,
+        }
+    }
+
+    /// The variances that are merged, or the measure that is missing.
+    fn band<'m>(
+        &self,
+        measured: &mut impl Iterator<Item = &'m Measured>,
+    ) -> Result<Band, order::Counts<Spread>> {
+        let order = self.order();
+        let zeros: u64 = order
+            .equal(measured, &[(0, 0)])?
+            .into_iter()
+            .flatten()
+            .sum();
+        let count = (self.share * self.elements.saturating_sub(zeros) as f64) as u64;
+        let wanted = Wanted {
+            stream: 0,
+            skip: 0,
+            count,
+        };
+        if count == 0 {
+            return Ok(Band::nothing());
+        }
+        let bands = order.bands(measured, &[wanted])?;
+        Ok(bands.into_iter().next().unwrap_or_else(Band::nothing))
+    }
+}
+
+impl<R: Real> Program<R> for SelectWeighErase {
+    fn next(&self, measured: &[Measured]) -> Pass<R> {
+        let mut measured = measured.iter();
+        let mut common = None;
+        if self.share < 1.0 {
+            common = match self.band(&mut measured) {
+                Ok(band) => Some((band, self.order().keys)),
+                Err(measure) => return Pass::Measure(Box::new(measure)),
+            };
+        }
+        let Some(energies) = measured.next() else {
+            return Pass::Measure(Box::new(Energies {
+                base: self.base,
+                common,
+                others: self.others.clone(),
+            }));
+        };
+        let total: f64 = energies.sums.iter().sum();
+        let terms = self
+            .others
+            .iter()
+            .zip(&energies.sums)
+            .map(|(&source, &energy)| {
+                // Without energy there is nothing to weigh, and any weights do.
+                let weight = R::from_f64(if total > 0.0 { energy / total } else { 1.0 });
+                MaskedTerm {
+                    source,
+                    weight,
+                    scaled: weight,
+                    mask: Mask::All,
+                }
+            })
+            .collect();
+        Pass::Apply(Box::new(AddUp {
+            base: self.base,
+            terms,
+            sum: Sum {
+                consensus: Consensus::Sign,
+                lambda: 1.0,
+                normalize: true,
+                total: 1.0,
+            },
+            agreement: None,
+            common,
+        }))
+    }
+}
+
+/// The standard deviation over some sources; one stream.
+#[derive(Debug, Clone)]
+struct Spread {
+    sources: Vec<usize>,
+}
+
+impl<R: Real> Keys<R> for Spread {
+    fn fill(&self, block: &Block<'_, R>, _stream: usize, keys: &mut [u32]) {
+        let Some((&first, others)) = self.sources.split_first() else {
+            return keys.fill(0);
+        };
+        let count = self.sources.len() as f64;
+        let first = block.sources[first];
+        let mut mean = [0f64; STRIP];
+        let mut squares = [0f64; STRIP];
+        for (index, keys) in keys.chunks_mut(STRIP).enumerate() {
+            let place = index * STRIP..index * STRIP + keys.len();
+            let first = &first[place.clone()];
+            // Seen from the first source, so that where all agree there is no variance, not a rounding's.
+            mean[..keys.len()].fill(0.0);
+            for &source in others {
+                let source = &block.sources[source][place.clone()];
+                for ((mean, &x), &first) in mean.iter_mut().zip(source).zip(first) {
+                    *mean += x.to_f64() - first.to_f64();
+                }
+            }
+            for (mean, squares) in mean.iter_mut().zip(&mut squares) {
+                *mean /= count;
+                *squares = *mean * *mean;
+            }
+            for &source in others {
+                let source = &block.sources[source][place.clone()];
+                let means = mean.iter().zip(&mut squares);
+                for (((mean, squares), &x), &first) in means.zip(source).zip(first) {
+                    let off = x.to_f64() - first.to_f64() - mean;
+                    *squares += off * off;
+                }
+            }
+            // The deviation orders as the variance does, and has no squares that float32 cannot hold.
+            for (key, squares) in keys.iter_mut().zip(&squares) {
+                *key = (squares / count).sqrt().magnitude_key();
+            }
+        }
+    }
+}
+
+/// Measures the sum of squares of each task vector where it is merged.
+struct Energies {
+    base: usize,
+    common: Option<(Band, Spread)>,
+    others: Vec<usize>,
+}
+
+impl<R: Real> Measure<R> for Energies {
+    fn sums(&self) -> usize {
+        self.others.len()
+    }
+
+    fn counts(&self) -> usize {
+        0
+    }
+
+    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+        let mut keep = vec![R::ONE; block.len()];
+        if let Some((band, keys)) = &self.common {
+            let mut of_block = vec![0; block.len()];
+            keys.fill(&block, 0, &mut of_block);
+            band.in_block(block.index)
+                .fill(of_block.into_iter(), &mut keep);
+        }
+        let mut deltas = [R::ZERO; STRIP];
+        for (index, keep) in keep.chunks(STRIP).enumerate() {
+            let deltas = &mut deltas[..keep.len()];
+            for (&source, sum) in self.others.iter().zip(&mut *sums) {
+                subtract(&block, source, self.base, index * STRIP, deltas);
+                for (delta, &keep) in deltas.iter_mut().zip(keep) {
+                    *delta = if keep > R::ZERO { *delta } else { R::ZERO };
+                }
+                *sum += dot(deltas, deltas);
+            }
+        }
+    }
+}
