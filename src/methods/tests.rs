@@ -1,5 +1,7 @@
 //! Every method against a case worked by hand and against its slow f64 twin, on the real engine.
 
+mod sparse;
+
 use std::io;
 use std::sync::Mutex;
 
