@@ -5,7 +5,7 @@ use safetensors::Dtype;
 use crate::fixtures::{Bench, files, floats, llama_config, load, noise};
 
 /// Recipes of every method over `base`, `a` and `b`.
-pub(crate) const RECIPES: [(&str, &str); 10] = [
+const RECIPES: &[(&str, &str)] = &[
     (
         "linear",
         "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.6}}\n",
@@ -45,6 +45,46 @@ pub(crate) const RECIPES: [(&str, &str); 10] = [
     (
         "passthrough, scaled",
         "merge_method: passthrough\nmodels: [{model: a, parameters: {scale: 0.7}}]\n",
+    ),
+    (
+        "della",
+        "merge_method: della\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.6, epsilon: 0.1}\n",
+    ),
+    (
+        "della, by expectation",
+        "merge_method: della\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.6, epsilon: 0.1, rescale: expectation}\n",
+    ),
+    (
+        "della_linear",
+        "merge_method: della_linear\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.5, lambda: 0.8}\n",
+    ),
+    (
+        "breadcrumbs",
+        "merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.6, gamma: 0.13}\n",
+    ),
+    (
+        "breadcrumbs_ties, rescaled",
+        "merge_method: breadcrumbs_ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.6, gamma: 0.13, rescale: true}\n",
+    ),
+    (
+        "consensus_ta",
+        "merge_method: consensus_ta\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, lambda: 0.6, k: 2}\n",
+    ),
+    (
+        "consensus_ties",
+        "merge_method: consensus_ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.37, lambda: 0.3}\n",
+    ),
+    (
+        "sce",
+        "merge_method: sce\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {select_topk: 0.3}\n",
+    ),
+    (
+        "sce of all",
+        "merge_method: sce\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {}\n",
+    ),
+    (
+        "arcee_fusion",
+        "merge_method: arcee_fusion\nbase_model: base\nmodels: [{model: a}]\n",
     ),
 ];
 
@@ -111,12 +151,32 @@ fn bytes_do_not_depend_on_threads_memory_or_shards() {
 }
 
 #[test]
+fn every_method_has_a_recipe_here() {
+    for method in weldment::methods::all() {
+        let line = format!("merge_method: {}\n", method.info().name);
+        assert!(
+            RECIPES.iter().any(|(_, recipe)| recipe.starts_with(&line)),
+            "{line}"
+        );
+    }
+}
+
+#[test]
 fn random_masks_depend_on_the_seed_and_nothing_else() {
     let bench = bench(Dtype::BF16);
-    let recipe = RECIPES[7].1;
-    let first = load(&bench.merge(recipe, &["--seed", "1"]));
-    assert!(load(&bench.merge(recipe, &["--seed", "2"])) != first);
-    assert!(load(&bench.merge(recipe, &["--seed", "1"])) == first);
+    for method in weldment::methods::all() {
+        let info = method.info();
+        let line = format!("merge_method: {}\n", info.name);
+        let recipe = RECIPES
+            .iter()
+            .find(|(_, recipe)| recipe.starts_with(&line))
+            .unwrap()
+            .1;
+        let first = load(&bench.merge(recipe, &["--seed", "1"]));
+        let other = load(&bench.merge(recipe, &["--seed", "2"]));
+        assert_eq!(other != first, info.random, "{}", info.name);
+        assert!(load(&bench.merge(recipe, &["--seed", "1"])) == first);
+    }
 }
 
 #[test]

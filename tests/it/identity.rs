@@ -5,7 +5,7 @@ use safetensors::Dtype;
 use crate::fixtures::{Bench, floats, llama_config, load, noise};
 
 /// Recipes that must return their model when `a`, `b` and `c` are copies of it; `base` is another model.
-const RECIPES: [&str; 10] = [
+const RECIPES: &[&str] = &[
     "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
     "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 3}}\n- {model: b, parameters: {weight: 0.11}}\n",
     "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\nparameters: {normalize: false}\n",
@@ -16,6 +16,20 @@ const RECIPES: [&str; 10] = [
     "merge_method: ties\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\n",
     "merge_method: dare_ties\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\n",
     "merge_method: passthrough\nmodels: [{model: a}]\n",
+    "merge_method: della\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: della_linear\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: breadcrumbs\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: breadcrumbs_ties\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: consensus_ta\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: consensus_ties\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: breadcrumbs\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\n",
+    "merge_method: breadcrumbs_ties\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\n",
+    "merge_method: consensus_ties\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\n",
+    "merge_method: della\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\nparameters: {epsilon: 0.1}\n",
+    "merge_method: della_linear\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\nparameters: {epsilon: 0.1}\n",
+    "merge_method: sce\nbase_model: base\nmodels: [{model: a}, {model: b}, {model: c}]\n",
+    "merge_method: sce\nbase_model: a\nmodels: [{model: b}, {model: c}]\nparameters: {select_topk: 0.3}\n",
+    "merge_method: arcee_fusion\nbase_model: a\nmodels: [{model: b}]\n",
 ];
 
 #[test]
@@ -70,7 +84,13 @@ fn the_base_alone_comes_out_of_weights_of_zero() {
     let bench = Bench::new();
     bench.llama("base", 1, Dtype::BF16);
     bench.llama("a", 2, Dtype::BF16);
-    for method in ["task_arithmetic", "ties", "dare_linear", "dare_ties"] {
+    let weighted = weldment::methods::all().iter().filter(|method| {
+        let info = method.info();
+        let has = |name| info.params.iter().any(|param| param.name == name);
+        info.base == weldment::methods::BaseRule::Required && has("weight") && has("normalize")
+    });
+    for method in weighted {
+        let method = method.info().name;
         let recipe = format!(
             "merge_method: {method}\nbase_model: base\nmodels: [{{model: a}}]\nparameters: {{weight: 0, normalize: false}}\n"
         );
