@@ -181,6 +181,32 @@ fn strike_out<R: Real>(length: usize, strip: &mut Strip<R>) {
     }
 }
 
+// Short loops over few slices, which the compiler turns into vectors; over all of them at once it does not.
+
+/// Adds the votes that count to their totals.
+fn sum_added<R: Real>(votes: &[R], added: &[R], totals: &mut [R]) {
+    for ((total, &vote), &added) in totals.iter_mut().zip(votes).zip(added) {
+        *total += if added > R::ZERO { vote } else { R::ZERO };
+    }
+}
+
+/// Adds the weight where the term is added.
+fn sum_weights<R: Real>(added: &[R], weight: R, sums: &mut [R]) {
+    for (sum, &added) in sums.iter_mut().zip(added) {
+        *sum += added * weight;
+    }
+}
+
+/// Widens the range to the values that are added.
+fn widen<R: Real>(values: &[R], added: &[R], low: &mut [R], high: &mut [R]) {
+    let bounds = low.iter_mut().zip(high);
+    for ((&value, &added), (low, high)) in values.iter().zip(added).zip(bounds) {
+        let yes = added > R::ZERO;
+        *low = if yes & (value < *low) { value } else { *low };
+        *high = if yes & (value > *high) { value } else { *high };
+    }
+}
+
 impl<R: Real, K> AddUp<R, K> {
     /// Masks each term and sums the votes.
     fn vote(
@@ -227,7 +253,6 @@ impl<R: Real, K> AddUp<R, K> {
             high,
             ..
         } = strip;
-        // Slices of one known length need no check at each element.
         let [total, share, divisor, low, high] =
             [total, share, divisor, low, high].map(|values| &mut values[..length]);
         total.fill(R::ZERO);
@@ -238,23 +263,10 @@ impl<R: Real, K> AddUp<R, K> {
         for ((term, votes), added) in self.terms.iter().zip(votes).zip(added) {
             let source = &block.sources[term.source][start..][..length];
             let (votes, added) = (&votes[..length], &added[..length]);
-            for i in 0..length {
-                let yes = added[i] > R::ZERO;
-                total[i] += if yes { votes[i] } else { R::ZERO };
-                share[i] += added[i] * term.scaled;
-                divisor[i] += added[i] * term.weight;
-                let source = source[i];
-                low[i] = if yes & (source < low[i]) {
-                    source
-                } else {
-                    low[i]
-                };
-                high[i] = if yes & (source > high[i]) {
-                    source
-                } else {
-                    high[i]
-                };
-            }
+            sum_added(votes, added, total);
+            sum_weights(added, term.scaled, share);
+            sum_weights(added, term.weight, divisor);
+            widen(source, added, low, high);
         }
         match (self.sum.normalize, self.sum.consensus) {
             (false, _) => divisor.fill(R::ONE),
