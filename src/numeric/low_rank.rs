@@ -1,0 +1,559 @@
+//! A stored matrix plus a product of two thin ones, made while it is read: no matrix is ever held whole.
+//!
+//! The product is summed in f64, over the rank in ascending order, for each element by itself: what is given
+//! for an element is the same whatever range is asked for. What is held at a time is a tile, some 200 KiB.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::elements::{Elements, Fill, Stored};
+use super::format::FloatType;
+use super::real::Real;
+use super::reduce::dot;
+
+/// Rows of a tile.
+const ROWS: usize = 32;
+/// Columns of a tile.
+const COLUMNS: usize = 512;
+/// Ranks of the factors that are decoded at a time; a multiple of [`UNROLL`].
+const RANKS: usize = 16;
+/// Ranks added in one sweep over a row.
+const UNROLL: usize = 4;
+
+/// `scale * L R`, and perhaps a new length for each row or column of the sum.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    /// What is added to: `[rows, columns]`, in row order.
+    pub base: Stored<'a>,
+    /// The length of a row, at least one.
+    pub columns: usize,
+    /// `L`, a vector of the rank for each row.
+    pub left: Factor<'a>,
+    /// `R`, a vector of the rank for each column.
+    pub right: Factor<'a>,
+    /// The rank: the length of those vectors.
+    pub rank: usize,
+    /// What the product is multiplied by.
+    pub scale: f64,
+    /// The lengths that the rows or columns of the sum are given, if they are given any.
+    pub lengths: Option<Lengths<'a>>,
+}
+
+/// A vector of the rank for each row, or each column, of a matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Factor<'a> {
+    /// The numbers.
+    pub values: Stored<'a>,
+    /// Their order.
+    pub order: Order,
+}
+
+/// How the numbers of a [`Factor`] are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// `[rank, rows]` or `[rank, columns]`.
+    ByRank,
+    /// `[rows, rank]` or `[columns, rank]`.
+    ByPlace,
+}
+
+/// New lengths (2-norms) for the rows or columns of a matrix.
+///
+/// Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5.
+#[derive(Debug, Clone, Copy)]
+pub struct Lengths<'a> {
+    /// A length for each row or column.
+    pub wanted: Stored<'a>,
+    /// The lengths that they have, as far as they are known.
+    pub found: &'a Norms,
+}
+
+/// The 2-norms of the rows or columns of a matrix: each measured when it is first asked for, and kept.
+#[derive(Debug)]
+pub enum Norms {
+    /// Of rows, each by itself; the bits of an f64.
+    Rows(OnceLock<Box<[AtomicU64]>>),
+    /// Of columns, all at once.
+    Columns(OnceLock<Box<[f64]>>),
+}
+
+impl Norms {
+    /// None known yet.
+    pub fn of_rows() -> Self {
+        Self::Rows(OnceLock::new())
+    }
+
+    /// None known yet.
+    pub fn of_columns() -> Self {
+        Self::Columns(OnceLock::new())
+    }
+}
+
+/// Stands for a norm that is not known: a NaN that no arithmetic gives.
+const UNKNOWN: u64 = u64::MAX;
+
+/// A part of a matrix: rows and columns, half-open.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    rows: (usize, usize),
+    columns: (usize, usize),
+}
+
+impl Part {
+    fn height(self) -> usize {
+        self.rows.1 - self.rows.0
+    }
+
+    fn width(self) -> usize {
+        self.columns.1 - self.columns.0
+    }
+
+    /// Tiles, row by row; the columns of a tile start at multiples of [`COLUMNS`] from the first.
+    fn tiles(self) -> impl Iterator<Item = Part> {
+        cuts(self.rows, ROWS).flat_map(move |rows| {
+            cuts(self.columns, COLUMNS).map(move |columns| Part { rows, columns })
+        })
+    }
+}
+
+fn cuts((start, end): (usize, usize), size: usize) -> impl Iterator<Item = (usize, usize)> {
+    (start..end)
+        .step_by(size)
+        .map(move |first| (first, end.min(first + size)))
+}
+
+/// What one call of [`Fill::fill`] works in.
+#[derive(Default)]
+struct Scratch {
+    left: Vec<f64>,
+    right: Vec<f64>,
+    /// The product, and then the sum, of a tile.
+    tile: Vec<f64>,
+    base: Vec<f64>,
+}
+
+impl Factor<'_> {
+    /// Decodes the numbers `ranks` of the places `places`: one run of places for each rank.
+    fn decode(
+        &self,
+        rank: usize,
+        ranks: (usize, usize),
+        places: (usize, usize),
+        out: &mut Vec<f64>,
+    ) {
+        let length = places.1 - places.0;
+        let depth = ranks.1 - ranks.0;
+        out.resize(length * depth, 0.0);
+        match self.order {
+            Order::ByRank => {
+                let of_rank = self.values.bytes.len() / self.values.format.size() / rank;
+                for (run, number) in out.chunks_mut(length).zip(ranks.0..) {
+                    self.values.fill((number * of_rank + places.0) as u64, run);
+                }
+            }
+            Order::ByPlace => {
+                let mut vector = [0.0; RANKS];
+                for place in 0..length {
+                    let first = (places.0 + place) * rank + ranks.0;
+                    self.values.fill(first as u64, &mut vector[..depth]);
+                    for (run, value) in out.chunks_mut(length).zip(vector) {
+                        run[place] = value;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl LowRank<'_> {
+    fn rows(&self) -> usize {
+        self.base.bytes.len() / self.base.format.size() / self.columns
+    }
+
+    /// Sets `scratch.tile` to `scale * L R` of a tile.
+    fn product(&self, part: Part, scratch: &mut Scratch) {
+        let Scratch {
+            left, right, tile, ..
+        } = scratch;
+        tile.clear();
+        tile.resize(part.height() * part.width(), 0.0);
+        for ranks in cuts((0, self.rank), RANKS) {
+            self.left.decode(self.rank, ranks, part.rows, left);
+            self.right.decode(self.rank, ranks, part.columns, right);
+            for (row, sums) in tile.chunks_mut(part.width()).enumerate() {
+                let factor = |rank: usize| left[rank * part.height() + row];
+                add_ranks(ranks.1 - ranks.0, factor, right, sums);
+            }
+        }
+        tile.iter_mut().for_each(|sum| *sum *= self.scale);
+    }
+
+    /// Sets `scratch.tile` to the stored matrix plus `scale * L R`, of a tile.
+    fn sum(&self, part: Part, scratch: &mut Scratch) {
+        self.product(part, scratch);
+        let width = part.width();
+        scratch.base.resize(width, 0.0);
+        for (row, sums) in (part.rows.0..).zip(scratch.tile.chunks_mut(width)) {
+            let first = row * self.columns + part.columns.0;
+            self.base.fill(first as u64, &mut scratch.base);
+            sums.iter_mut()
+                .zip(&scratch.base)
+                .for_each(|(sum, base)| *sum += base);
+        }
+    }
+
+    /// Measures the norms of whole rows.
+    fn row_norms(&self, rows: (usize, usize), known: &[AtomicU64], scratch: &mut Scratch) {
+        for rows in cuts(rows, ROWS) {
+            let missing = |known: &AtomicU64| known.load(Relaxed) == UNKNOWN;
+            if !known[rows.0..rows.1].iter().any(missing) {
+                continue;
+            }
+            let mut squares = [0.0; ROWS];
+            for columns in cuts((0, self.columns), COLUMNS) {
+                let part = Part { rows, columns };
+                self.sum(part, scratch);
+                for (square, row) in squares.iter_mut().zip(scratch.tile.chunks(part.width())) {
+                    *square += dot(row, row);
+                }
+            }
+            // Two threads may measure the same row: they find the same.
+            for (known, square) in known[rows.0..rows.1].iter().zip(squares) {
+                known.store(square.sqrt().to_bits(), Relaxed);
+            }
+        }
+    }
+
+    /// Measures the norms of all columns.
+    fn column_norms(&self, scratch: &mut Scratch) -> Box<[f64]> {
+        let mut squares = vec![0.0; self.columns];
+        let whole = Part {
+            rows: (0, self.rows()),
+            columns: (0, self.columns),
+        };
+        for part in whole.tiles() {
+            self.sum(part, scratch);
+            for row in scratch.tile.chunks(part.width()) {
+                squares[part.columns.0..part.columns.1]
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(square, value)| *square += value * value);
+            }
+        }
+        squares
+            .iter_mut()
+            .for_each(|square| *square = square.sqrt());
+        squares.into()
+    }
+
+    /// What each element of a tile is multiplied by: `by_row` and `by_column` are set, one of them to ones.
+    fn factors(&self, part: Part, scratch: &mut Scratch) -> Option<Factors> {
+        let Lengths { wanted, found } = self.lengths.as_ref()?;
+        let (of_rows, places) = match found {
+            Norms::Rows(_) => (true, part.rows),
+            Norms::Columns(_) => (false, part.columns),
+        };
+        let mut factors = vec![0.0; places.1 - places.0];
+        wanted.fill(places.0 as u64, &mut factors);
+        match found {
+            Norms::Rows(known) => {
+                let known = known
+                    .get_or_init(|| (0..self.rows()).map(|_| AtomicU64::new(UNKNOWN)).collect());
+                self.row_norms(part.rows, known, scratch);
+                for (factor, norm) in factors.iter_mut().zip(&known[places.0..places.1]) {
+                    *factor /= f64::from_bits(norm.load(Relaxed));
+                }
+            }
+            Norms::Columns(known) => {
+                let known = known.get_or_init(|| self.column_norms(scratch));
+                for (factor, norm) in factors.iter_mut().zip(&known[places.0..places.1]) {
+                    *factor /= norm;
+                }
+            }
+        }
+        Some(Factors { factors, of_rows })
+    }
+}
+
+/// What the elements of a tile are multiplied by.
+struct Factors {
+    factors: Vec<f64>,
+    of_rows: bool,
+}
+
+impl Factors {
+    fn of(&self, row: usize, column: usize) -> f64 {
+        self.factors[if self.of_rows { row } else { column }]
+    }
+}
+
+/// Adds `factor(k) * right[k]` to a row for each rank `k` in turn.
+fn add_ranks(ranks: usize, factor: impl Fn(usize) -> f64, right: &[f64], sums: &mut [f64]) {
+    let width = sums.len();
+    let run = |rank: usize| &right[rank * width..(rank + 1) * width];
+    let whole = ranks - ranks % UNROLL;
+    for rank in (0..whole).step_by(UNROLL) {
+        let (a, b, c, d) = (
+            factor(rank),
+            factor(rank + 1),
+            factor(rank + 2),
+            factor(rank + 3),
+        );
+        let values = run(rank)
+            .iter()
+            .zip(run(rank + 1))
+            .zip(run(rank + 2))
+            .zip(run(rank + 3));
+        for (sum, (((w, x), y), z)) in sums.iter_mut().zip(values) {
+            // One after the other, so that the grouping leaves no trace.
+            *sum = *sum + a * w + b * x + c * y + d * z;
+        }
+    }
+    for rank in whole..ranks {
+        let factor = factor(rank);
+        sums.iter_mut()
+            .zip(run(rank))
+            .for_each(|(sum, value)| *sum += factor * value);
+    }
+}
+
+/// A range of elements as parts of the matrix: the end of a row, whole rows, the beginning of a row.
+fn parts(first: usize, length: usize, columns: usize) -> Vec<Part> {
+    let end = first + length;
+    let (first_row, last_row) = (first / columns, end / columns);
+    let (from, to) = (first % columns, end % columns);
+    let part = |rows, columns| Part { rows, columns };
+    let mut parts = if first_row == last_row {
+        vec![part((first_row, first_row + 1), (from, to))]
+    } else {
+        let whole = first_row + usize::from(from > 0);
+        let mut parts = Vec::with_capacity(3);
+        if from > 0 {
+            parts.push(part((first_row, whole), (from, columns)));
+        }
+        parts.push(part((whole, last_row), (0, columns)));
+        parts.push(part((last_row, last_row + 1), (0, to)));
+        parts
+    };
+    parts.retain(|part| part.height() > 0 && part.width() > 0);
+    parts
+}
+
+impl<R: Real> Fill<R> for LowRank<'_> {
+    /// The bytes that are counted are those of the stored matrix. The factors are read again for each tile,
+    /// and the matrix once more where lengths are measured: from memory, as a rule.
+    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+        let mut scratch = Scratch::default();
+        let start = first as usize;
+        for part in parts(start, out.len(), self.columns)
+            .into_iter()
+            .flat_map(Part::tiles)
+        {
+            let factors = self.factors(part, &mut scratch);
+            self.sum(part, &mut scratch);
+            for (row, sums) in scratch.tile.chunks(part.width()).enumerate() {
+                let place = (part.rows.0 + row) * self.columns + part.columns.0 - start;
+                let out = &mut out[place..place + sums.len()];
+                for (column, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+                    *out = R::from_f64(match &factors {
+                        Some(factors) => factors.of(row, column) * sum,
+                        None => *sum,
+                    });
+                }
+            }
+        }
+        out.len() * self.base.format.size()
+    }
+}
+
+impl Elements for LowRank<'_> {
+    /// That of the stored matrix: what is added to it is meant for the same place.
+    fn format(&self) -> FloatType {
+        self.base.format
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array1, Array2, Axis};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes of values in a format, and the values as they are stored.
+    fn stored(format: FloatType, values: &[f64]) -> (Vec<u8>, Vec<f64>) {
+        let mut bytes = vec![0; values.len() * format.size()];
+        format.encode(&mut values.to_vec(), false, &mut bytes);
+        let mut back = vec![0.0; values.len()];
+        format.decode(&bytes, &mut back);
+        (bytes, back)
+    }
+
+    fn noise(seed: u64, count: usize) -> Vec<f64> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let next = |_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / 2f64.powi(53) - 0.5
+        };
+        (0..count).map(next).collect()
+    }
+
+    #[derive(Debug, Clone)]
+    struct Case {
+        rows: usize,
+        columns: usize,
+        rank: usize,
+        base: FloatType,
+        factors: FloatType,
+        left: Order,
+        right: Order,
+        /// Of rows, of columns, or not at all.
+        lengths: Option<bool>,
+        range: (usize, usize),
+        seed: u64,
+    }
+
+    fn case() -> impl Strategy<Value = Case> {
+        let size = prop_oneof![1usize..6, 30usize..40, 500usize..530];
+        let order = prop::sample::select(vec![Order::ByRank, Order::ByPlace]);
+        let format = prop::sample::select(vec![
+            FloatType::Bf16,
+            FloatType::F16,
+            FloatType::F32,
+            FloatType::F64,
+        ]);
+        (
+            (size, 1usize..70, 1usize..40),
+            (format.clone(), format),
+            (order.clone(), order),
+            any::<bool>(),
+            prop::option::of(any::<bool>()),
+            (0.0f64..1.0, 0.0f64..1.0),
+            any::<u64>(),
+        )
+            .prop_map(
+                |((a, b, rank), (base, factors), (left, right), wide, lengths, range, seed)| {
+                    let (rows, columns) = if wide { (b, a) } else { (a, b) };
+                    let place = |at: f64| (at * (rows * columns + 1) as f64) as usize;
+                    let (from, to) = (place(range.0), place(range.1));
+                    Case {
+                        rows,
+                        columns,
+                        rank,
+                        base,
+                        factors,
+                        left,
+                        right,
+                        lengths,
+                        range: (from.min(to), from.max(to)),
+                        seed,
+                    }
+                },
+            )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn any_range_is_that_of_the_whole_in_f64(case in case()) {
+            let Case { rows, columns, rank, range: (from, to), .. } = case;
+            let (base_bytes, base) = stored(case.base, &noise(case.seed, rows * columns));
+            let (left_bytes, left) = stored(case.factors, &noise(case.seed.wrapping_add(1), rows * rank));
+            let (right_bytes, right) = stored(case.factors, &noise(case.seed.wrapping_add(2), columns * rank));
+            let wanted: Vec<f64> = noise(case.seed.wrapping_add(3), rows.max(columns)).iter().map(|x| x + 1.0).collect();
+            let places = if case.lengths == Some(true) { rows } else { columns };
+            let (wanted_bytes, wanted) = stored(case.factors, &wanted[..places]);
+            let norms = if case.lengths == Some(true) { Norms::of_rows() } else { Norms::of_columns() };
+            let scale = 0.75;
+
+            // The twin: whole matrices in f64.
+            let matrix = |order, values: &[f64], places| match order {
+                Order::ByPlace => Array2::from_shape_vec((places, rank), values.to_vec()).unwrap(),
+                Order::ByRank => Array2::from_shape_vec((rank, places), values.to_vec()).unwrap().reversed_axes(),
+            };
+            let product = matrix(case.left, &left, rows).dot(&matrix(case.right, &right, columns).t());
+            let mut twin = Array2::from_shape_vec((rows, columns), base).unwrap() + product * scale;
+            if let Some(of_rows) = case.lengths {
+                let axis = Axis(usize::from(of_rows));
+                let found = twin.map_axis(axis, |line| line.dot(&line).sqrt());
+                let factors = (Array1::from(wanted) / found).insert_axis(axis);
+                twin *= &factors;
+            }
+
+            let elements = LowRank {
+                base: Stored { bytes: &base_bytes, format: case.base },
+                columns,
+                left: Factor { values: Stored { bytes: &left_bytes, format: case.factors }, order: case.left },
+                right: Factor { values: Stored { bytes: &right_bytes, format: case.factors }, order: case.right },
+                rank,
+                scale,
+                lengths: case.lengths.map(|_| Lengths {
+                    wanted: Stored { bytes: &wanted_bytes, format: case.factors },
+                    found: &norms,
+                }),
+            };
+            let mut part = vec![f64::NAN; to - from];
+            let read = Fill::<f64>::fill(&elements, from as u64, &mut part);
+            prop_assert_eq!(read, (to - from) * case.base.size());
+            let mut whole = vec![f64::NAN; rows * columns];
+            Fill::<f64>::fill(&elements, 0, &mut whole);
+            prop_assert_eq!(&whole[from..to], &part[..], "a range and the whole differ in their bits");
+            for (found, twin) in whole.iter().zip(&twin) {
+                prop_assert!((found - twin).abs() <= 1e-13 * (rank as f64 + twin.abs()), "{} for {}", found, twin);
+            }
+            let mut single = vec![0f32; to - from];
+            Fill::<f32>::fill(&elements, from as u64, &mut single);
+            prop_assert!(single.iter().zip(&part).all(|(single, double)| *single == *double as f32));
+        }
+    }
+
+    /// `[[1, 2], [3, 4]] + 0.5 [[1], [2]] [[10, 20]]`, by hand.
+    #[test]
+    fn two_by_two_by_hand() {
+        let (base, _) = stored(FloatType::F32, &[1.0, 2.0, 3.0, 4.0]);
+        let (left, _) = stored(FloatType::F32, &[1.0, 2.0]);
+        let (right, _) = stored(FloatType::F32, &[10.0, 20.0]);
+        let (wanted, _) = stored(FloatType::F32, &[20.0, 1.0]);
+        let f32s = |bytes| Stored {
+            bytes,
+            format: FloatType::F32,
+        };
+        let factor = |bytes| Factor {
+            values: f32s(bytes),
+            order: Order::ByRank,
+        };
+        let norms = [Norms::of_rows(), Norms::of_columns()];
+        let mut elements = LowRank {
+            base: f32s(&base),
+            columns: 2,
+            left: factor(&left),
+            right: factor(&right),
+            rank: 1,
+            scale: 0.5,
+            lengths: None,
+        };
+        let values = |elements: &LowRank<'_>| {
+            let mut out = [0f64; 4];
+            Fill::<f64>::fill(elements, 0, &mut out);
+            out
+        };
+        let sum = [6.0, 12.0, 13.0, 24.0];
+        assert_eq!(values(&elements), sum);
+        // The first row is sqrt(180) long and shall be 20, the second sqrt(745) and shall be 1.
+        let (a, b) = (20.0 / 180f64.sqrt(), 1.0 / 745f64.sqrt());
+        elements.lengths = Some(Lengths {
+            wanted: f32s(&wanted),
+            found: &norms[0],
+        });
+        assert_eq!(values(&elements), [a * 6.0, a * 12.0, b * 13.0, b * 24.0]);
+        // Columns: sqrt(36 + 169) and sqrt(144 + 576).
+        let (a, b) = (20.0 / 205f64.sqrt(), 1.0 / 720f64.sqrt());
+        elements.lengths = Some(Lengths {
+            wanted: f32s(&wanted),
+            found: &norms[1],
+        });
+        assert_eq!(values(&elements), [a * 6.0, b * 12.0, a * 13.0, b * 24.0]);
+    }
+}
