@@ -56,6 +56,19 @@ impl ModelConfig {
         &self.value
     }
 
+    /// Says that the output head is not the input embedding, wherever it says the opposite, and at the top.
+    pub(super) fn untie(&mut self) {
+        const KEY: &str = "tie_word_embeddings";
+        for part in NESTED {
+            if let Some(tied) = self.value.get_mut(part).and_then(|part| part.get_mut(KEY)) {
+                *tied = false.into();
+            }
+        }
+        if let Some(top) = self.value.as_object_mut() {
+            top.insert(KEY.into(), false.into());
+        }
+    }
+
     /// A key at the top, or else in the language model's part; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
         let nested = NESTED.iter().filter_map(|part| self.value.get(part));

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
+use super::adapter::AdapterError;
+
 /// What to do about a file that no sound writer made.
 const DAMAGED: &str = "the file is damaged: copy or download it again";
 
@@ -22,18 +24,21 @@ pub enum CheckpointError {
         /// What to do about it.
         hint: String,
     },
-    /// `model+adapter`.
-    #[error(
-        "model `{model}`: LoRA adapters (`model+adapter`) are not supported yet; \
-         hint: merge adapter `{adapter}` into `{base}` first (peft: `merge_and_unload`) and name the result"
-    )]
+    /// An adapter can't be read, or does not fit its model.
+    #[error("model `{model}`: {source}")]
     Adapter {
         /// The model as written.
         model: String,
-        /// The part before the `+`.
-        base: String,
-        /// The part after the `+`.
-        adapter: String,
+        /// What is the matter.
+        source: Box<AdapterError>,
+    },
+    /// No folder or cached snapshot has the adapter's name.
+    #[error("adapter of model `{model}`: {source}")]
+    AdapterNotFound {
+        /// The model as written, with its adapter.
+        model: String,
+        /// What is the matter, with the adapter as a model.
+        source: Box<CheckpointError>,
     },
     /// A revision that would lead out of the Hub cache.
     #[error(

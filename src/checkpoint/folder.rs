@@ -254,7 +254,8 @@ fn no_weights(location: &Location, names: &BTreeSet<String>, adapter: bool) -> C
         .filter_map(|name| Some((name, other_format(name)?.1)))
         .collect();
     let hint = if adapter {
-        "this is a LoRA adapter, merge it into its base model first".into()
+        "this is a LoRA adapter: write `model+adapter`, with the model that it was trained on"
+            .into()
     } else if let Some((_, hint)) = weights.first() {
         (*hint).into()
     } else if names.contains("model_index.json") {

@@ -35,3 +35,6 @@ pub(super) const MAX_RANK: usize = 64;
 
 /// How much of a message by another parser is repeated in ours.
 pub(super) const MAX_DETAIL_CHARS: usize = 300;
+
+/// The largest rank of a LoRA adapter; real ones reach a few thousand.
+pub(super) const MAX_ADAPTER_RANK: usize = 1 << 20;

@@ -26,6 +26,8 @@ pub struct Location {
     pub path: PathBuf,
     /// Which snapshot it is, if it was found in the Hub cache.
     pub hub: Option<HubSnapshot>,
+    /// The folder of the adapter that it is read with.
+    pub adapter: Option<Box<Location>>,
 }
 
 impl Location {
@@ -34,7 +36,14 @@ impl Location {
         Location {
             path: path.into(),
             hub: None,
+            adapter: None,
         }
+    }
+
+    /// The folders and files that it is made of.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let adapter = self.adapter.iter().map(|adapter| adapter.path.as_path());
+        std::iter::once(self.path.as_path()).chain(adapter)
     }
 }
 
@@ -45,12 +54,8 @@ impl Locator {
         if let Some(path) = self.find_local(model.text(), &mut looked_in) {
             return Ok(Location::local(path));
         }
-        if let Some(adapter) = &model.adapter {
-            return Err(CheckpointError::Adapter {
-                model: model.to_string(),
-                base: model.path.clone(),
-                adapter: adapter.clone(),
-            });
+        if let Some((base, adapter)) = model.base_and_adapter() {
+            return self.locate_both(model, &base, &adapter);
         }
         let revision = model.revision.as_deref().unwrap_or(hub::DEFAULT_REVISION);
         if !hub::is_revision(revision) {
@@ -71,6 +76,7 @@ impl Locator {
                             revision: revision.into(),
                             commit,
                         }),
+                        adapter: None,
                     });
                 }
                 Err(place) => looked_in.push(place),
@@ -81,6 +87,24 @@ impl Locator {
             looked_in,
             hint: self.hint(model),
         })
+    }
+
+    /// Finds a model and its adapter, each as a model is found.
+    fn locate_both(
+        &self,
+        model: &ModelRef,
+        base: &ModelRef,
+        adapter: &ModelRef,
+    ) -> Result<Location, CheckpointError> {
+        let mut location = self.locate(base)?;
+        let adapter = self
+            .locate(adapter)
+            .map_err(|source| CheckpointError::AdapterNotFound {
+                model: model.to_string(),
+                source: Box::new(source),
+            })?;
+        location.adapter = Some(Box::new(adapter));
+        Ok(location)
     }
 
     fn find_local(&self, text: &str, looked_in: &mut Vec<String>) -> Option<PathBuf> {
@@ -264,7 +288,45 @@ mod tests {
         let message = locate(root.path(), "org/name+org/lora")
             .unwrap_err()
             .to_string();
-        assert!(message.contains("not supported yet"), "{message}");
+        for part in [
+            "adapter of model `org/name+org/lora`",
+            "`org/lora` not found",
+            "hf download org/lora",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+        let message = locate(root.path(), "org/none+there")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.starts_with("model `org/none` not found"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn an_adapter_is_found_as_a_model_is() {
+        let root = tempfile::tempdir().unwrap();
+        let repo = hub(root.path());
+        fs::create_dir_all(root.path().join("recipes/lora")).unwrap();
+        let cases = [
+            ("org/name+lora", COMMIT, root.path().join("recipes/lora")),
+            (
+                "org/name@refs/pr/1+org/name@main",
+                OTHER,
+                repo.join("snapshots").join(COMMIT),
+            ),
+        ];
+        for (text, commit, adapter) in cases {
+            let location = locate(root.path(), text).unwrap();
+            assert_eq!(location.path, repo.join("snapshots").join(commit));
+            assert_eq!(location.adapter.as_ref().unwrap().path, adapter);
+            assert_eq!(location.paths().count(), 2);
+        }
+        // A folder of that very name is no adapted model.
+        fs::create_dir_all(root.path().join("work/a+b")).unwrap();
+        assert_eq!(locate(root.path(), "a+b").unwrap().adapter, None);
     }
 
     #[test]

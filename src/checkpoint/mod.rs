@@ -5,6 +5,7 @@
 //! Everything read here is hostile until checked, and every limit is a named constant.
 //! It must not know recipes, methods or plans, and it reads no environment and prints nothing.
 
+mod adapter;
 mod aliases;
 mod bounded;
 mod config;
@@ -29,6 +30,7 @@ mod vocabulary;
 #[cfg(test)]
 pub(crate) mod fixtures;
 
+pub use adapter::{Adapter, AdapterError};
 pub use aliases::{PrefixAlias, find_alias};
 pub use config::ModelConfig;
 pub use error::CheckpointError;

@@ -52,6 +52,23 @@ impl ModelRef {
         }
     }
 
+    /// The model without its adapter, and the adapter, if it has one.
+    pub(super) fn base_and_adapter(&self) -> Option<(ModelRef, ModelRef)> {
+        let adapter = self.adapter.as_deref()?;
+        // Both were checked when the whole was read.
+        let (adapter_path, adapter_revision) = split_revision(adapter, "an adapter").ok()?;
+        let part = |path: &str, revision: Option<&str>| ModelRef {
+            path: path.into(),
+            revision: revision.map(Into::into),
+            adapter: None,
+            text: revision.map_or(path.into(), |revision| format!("{path}@{revision}")),
+        };
+        Some((
+            part(&self.path, self.revision.as_deref()),
+            part(adapter_path, adapter_revision),
+        ))
+    }
+
     /// The reference as written.
     pub fn text(&self) -> &str {
         &self.text

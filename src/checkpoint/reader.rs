@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
+use super::adapter::Adapter;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::{Weights, find_weights, other_format};
@@ -22,11 +23,12 @@ pub struct Checkpoint {
     label: String,
     location: Location,
     single_file: bool,
-    config: Option<ModelConfig>,
-    shards: Vec<Shard>,
-    tensors: Vec<TensorEntry>,
-    by_name: HashMap<String, usize>,
-    notes: Vec<String>,
+    pub(super) config: Option<ModelConfig>,
+    pub(super) shards: Vec<Shard>,
+    pub(super) tensors: Vec<TensorEntry>,
+    pub(super) by_name: HashMap<String, usize>,
+    pub(super) notes: Vec<String>,
+    adapter: Option<Adapter>,
     made: Option<(Box<dyn Made>, Vec<Sidecar>)>,
 }
 
@@ -77,7 +79,7 @@ impl Checkpoint {
             notes.extend(index.total_size_note(&tensors));
         }
         refuse_quantised(label, config.as_ref(), &shards, &tensors, &by_name)?;
-        Ok(Checkpoint {
+        let mut checkpoint = Checkpoint {
             label: label.into(),
             location: location.clone(),
             single_file: !is_dir,
@@ -86,8 +88,17 @@ impl Checkpoint {
             tensors,
             by_name,
             notes,
+            adapter: None,
             made: None,
-        })
+        };
+        if let Some(adapter) = &location.adapter {
+            let attached = Adapter::attach(adapter, &mut checkpoint);
+            checkpoint.adapter = Some(attached.map_err(|source| CheckpointError::Adapter {
+                model: label.into(),
+                source: Box::new(source),
+            })?);
+        }
+        Ok(checkpoint)
     }
 
     /// A checkpoint that no file holds; `location` is that of the files beside it.
@@ -111,6 +122,7 @@ impl Checkpoint {
                 .collect(),
             tensors,
             notes: Vec::new(),
+            adapter: None,
             made: Some((values, sidecars)),
         }
     }
@@ -146,12 +158,23 @@ impl Checkpoint {
     ///
     /// If `index` is none of [`Checkpoint::tensors`].
     pub fn bytes(&self, index: usize) -> Option<&[u8]> {
+        match &self.adapter {
+            Some(adapter) if adapter.changes(index) => adapter.bytes(index, self),
+            _ => self.stored(index),
+        }
+    }
+
+    /// The bytes of a tensor as [`bytes`](Self::bytes) gives them, whatever an adapter makes of it.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is none of [`Checkpoint::tensors`].
+    pub fn stored(&self, index: usize) -> Option<&[u8]> {
         if let Some((made, _)) = &self.made {
             return made.bytes(index);
         }
         let tensor = &self.tensors[index];
-        let start = tensor.offset as usize;
-        Some(&self.shards[tensor.shard].bytes()[start..start + tensor.len as usize])
+        Some(self.shards[tensor.shard].slice(tensor.offset, tensor.len))
     }
 
     /// The values of a tensor; `None` for integers and bools.
@@ -164,11 +187,35 @@ impl Checkpoint {
             return made.elements(index);
         }
         let format = FloatType::of(self.tensors[index].dtype)?;
-        let bytes = self.bytes(index)?;
-        Some(Box::new(Stored { bytes, format }))
+        let stored = Stored {
+            bytes: self.stored(index)?,
+            format,
+        };
+        match &self.adapter {
+            Some(adapter) => Some(adapter.elements(index, stored, self)),
+            None => Some(Box::new(stored)),
+        }
     }
 
-    /// Its files, in name order.
+    /// How many bytes it takes to read a tensor once; the factors of an adapter are not counted.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is none of [`Checkpoint::tensors`].
+    pub fn bytes_read(&self, index: usize) -> u64 {
+        let whole = self
+            .adapter
+            .as_ref()
+            .and_then(|adapter| adapter.replaced(index));
+        whole.unwrap_or(self.tensors[index].len)
+    }
+
+    /// The adapter that it is read with.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// Its files, in name order; its adapter's last.
     pub fn shards(&self) -> &[Shard] {
         &self.shards
     }

@@ -60,9 +60,10 @@ impl Shard {
         Ok((shard, header.tensors))
     }
 
-    /// The whole file.
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.map
+    /// The bytes of a tensor of its header.
+    pub(super) fn slice(&self, offset: u64, len: u64) -> &[u8] {
+        let start = offset as usize;
+        &self.map[start..start + len as usize]
     }
 
     /// Its name without the folder.

@@ -17,7 +17,8 @@ use crate::checkpoint::{Checkpoint, ModelRef, TensorEntry, layer_stacks};
 /// Reads headers only. Layers that look alike are shown as one line.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A folder, a .safetensors file, or a Hub id in the local cache (org/name@revision)
+    /// A folder, a .safetensors file, or a Hub id in the local cache (org/name@revision); a LoRA adapter may
+    /// follow a `+`
     #[arg(value_parser = ModelRef::parse)]
     model: ModelRef,
 
@@ -54,6 +55,13 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
     if let Some(hub) = &model.location().hub {
         writeln!(out, "{} at {}", hub.repo, hub.commit)?;
     }
+    if let Some(adapter) = model.adapter() {
+        let location = adapter.location();
+        writeln!(out, "+ {}", location.path.display())?;
+        if let Some(hub) = &location.hub {
+            writeln!(out, "+ {} at {}", hub.repo, hub.commit)?;
+        }
+    }
     if let Some(config) = model.config() {
         let kind = config.model_type().unwrap_or("unknown");
         writeln!(out, "{kind} ({})", config.architectures().join(", "))?;
@@ -87,11 +95,7 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
         )?;
     }
     writeln!(out)?;
-    let rows = if all {
-        each(tensors)
-    } else {
-        collapsed(tensors)
-    };
+    let rows = if all { each(model) } else { collapsed(model) };
     let width = rows
         .iter()
         .map(|(name, _)| name.chars().count())
@@ -106,29 +110,38 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
     Ok(())
 }
 
-fn signature(tensor: &TensorEntry) -> String {
-    format!("{:<5} {:?}", format!("{:?}", tensor.dtype), tensor.shape)
+fn signature(model: &Checkpoint, index: usize) -> String {
+    let tensor = &model.tensors()[index];
+    let adapted = model
+        .adapter()
+        .is_some_and(|adapter| adapter.changes(index));
+    format!(
+        "{:<5} {:?}{}",
+        format!("{:?}", tensor.dtype),
+        tensor.shape,
+        if adapted { " (adapted)" } else { "" }
+    )
 }
 
-fn each(tensors: &[TensorEntry]) -> Vec<(String, String)> {
-    tensors
-        .iter()
-        .map(|tensor| (tensor.name.clone(), signature(tensor)))
+fn each(model: &Checkpoint) -> Vec<(String, String)> {
+    (model.tensors().iter().enumerate())
+        .map(|(index, tensor)| (tensor.name.clone(), signature(model, index)))
         .collect()
 }
 
 /// One row for the tensors of a stack that differ only in their layer; others by themselves.
-fn collapsed(tensors: &[TensorEntry]) -> Vec<(String, String)> {
+fn collapsed(model: &Checkpoint) -> Vec<(String, String)> {
+    let tensors = model.tensors();
     let stacks = layer_stacks(tensors.iter().map(|tensor| tensor.name.as_str()));
     let mut rows: Vec<(String, String, Vec<usize>)> = Vec::new();
     let mut places: BTreeMap<(String, String), usize> = BTreeMap::new();
-    for tensor in tensors {
+    for (index, tensor) in tensors.iter().enumerate() {
         let split = stacks.iter().find_map(|stack| {
             stack
                 .split(&tensor.name)
                 .map(|(layer, rest)| (stack, layer, rest))
         });
-        let signature = signature(tensor);
+        let signature = signature(model, index);
         let Some((stack, layer, rest)) = split else {
             rows.push((tensor.name.clone(), signature, Vec::new()));
             continue;
@@ -190,7 +203,8 @@ fn as_json(model: &Checkpoint) -> serde_json::Value {
     let tensors: Vec<_> = model
         .tensors()
         .iter()
-        .map(|tensor| {
+        .enumerate()
+        .map(|(index, tensor)| {
             json!({
                 "name": tensor.name,
                 "dtype": format!("{:?}", tensor.dtype),
@@ -198,6 +212,7 @@ fn as_json(model: &Checkpoint) -> serde_json::Value {
                 "bytes": tensor.len,
                 "file": model.shards()[tensor.shard].file_name(),
                 "offset": tensor.offset,
+                "adapted": model.adapter().is_some_and(|adapter| adapter.changes(index)),
             })
         })
         .collect();
@@ -210,6 +225,7 @@ fn as_json(model: &Checkpoint) -> serde_json::Value {
         "model": model.label(),
         "path": model.location().path.display().to_string(),
         "commit": model.location().hub.as_ref().map(|hub| hub.commit.clone()),
+        "adapter": model.adapter().map(|adapter| adapter.location().path.display().to_string()),
         "model_type": model.config().and_then(|config| config.model_type()),
         "architectures": model.config().map(|config| config.architectures()).unwrap_or_default(),
         "parameters": model.tensors().iter().map(TensorEntry::elements).sum::<u64>(),

@@ -6,7 +6,9 @@ use std::fmt::Write;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
+use super::problems::count;
 use super::{Fate, Operation, Plan, PlannedTensor, SourceTensor, shown};
+use crate::checkpoint::{Adapter, Checkpoint};
 use crate::methods::{ParamValue, TensorParams};
 
 /// How much of a plan is shown.
@@ -81,6 +83,9 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
             model.tensors().len(),
             size(bytes)
         )?;
+        if let Some(adapter) = model.adapter() {
+            writeln!(out, "           {}", adapter_text(adapter))?;
+        }
     }
     writeln!(out)?;
     for (alike, names) in alike(plan) {
@@ -201,6 +206,36 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
     Ok(())
 }
 
+/// `LoRA of rank 16, 224 tensors adapted`.
+fn adapter_text(adapter: &Adapter) -> String {
+    let kind = if adapter.is_dora() { "DoRA" } else { "LoRA" };
+    let ranks = match adapter.ranks() {
+        Some((least, most)) if least == most => format!(" of rank {most}"),
+        Some((least, most)) => format!(" of ranks {least} to {most}"),
+        None => String::new(),
+    };
+    let tensors = count(adapter.changed().len(), "tensor");
+    format!("{kind}{ranks}, {tensors} adapted while read")
+}
+
+/// The adapter of a model for programs.
+fn adapter_json(model: &Checkpoint) -> Option<Value> {
+    let adapter = model.adapter()?;
+    let location = adapter.location();
+    let names: Vec<&str> = adapter
+        .changed()
+        .map(|tensor| model.tensors()[tensor].name.as_str())
+        .collect();
+    Some(json!({
+        "path": shown(&location.path),
+        "commit": location.hub.as_ref().map(|hub| hub.commit.clone()),
+        "dora": adapter.is_dora(),
+        "least_rank": adapter.ranks().map(|(least, _)| least),
+        "largest_rank": adapter.ranks().map(|(_, largest)| largest),
+        "tensors": names,
+    }))
+}
+
 /// Decimal, as the Hub and disks count.
 fn size(bytes: u64) -> String {
     ByteSize(bytes).display().si().to_string()
@@ -301,6 +336,7 @@ pub fn json(plan: &Plan) -> Value {
                 "model": model.label(),
                 "path": shown(&location.path),
                 "commit": location.hub.as_ref().map(|hub| hub.commit.clone()),
+                "adapter": adapter_json(model),
                 "base": plan.base == Some(index),
                 "donor": plan.donor == index,
                 "tensors": fates,

@@ -33,7 +33,7 @@ use crate::engine::{Cost, Limits, Settings};
 use crate::methods::{self, MethodInfo};
 use crate::recipe::{Recipe, RecipeError};
 use problems::Problems;
-use results::{Results, reading};
+use results::{Results, adapters_hold, reading};
 
 /// What a plan depends on beside the recipe and the checkpoints.
 #[derive(Debug, Clone)]
@@ -245,15 +245,25 @@ fn attempt(
         .map(PlannedTensor::cost)
         .chain(models.results.values().map(|result| result.plan.cost))
         .fold(Cost::default(), Cost::max);
-    let limits = match options.settings.limits(widest, cost) {
-        Ok(limits) => limits,
+    // What adapters hold comes on top of what the engine needs.
+    let inner = models.results.values().map(|result| result.plan.held());
+    let held = adapters_hold(&models.checkpoints) + inner.sum::<u64>();
+    let settings = Settings {
+        memory: options.settings.memory.saturating_sub(held),
+        ..options.settings
+    };
+    let limits = match settings.limits(widest, cost) {
+        Ok(limits) => Limits {
+            peak: limits.peak + held,
+            ..limits
+        },
         Err(error) => {
             let message = format!(
                 "{} and {} need at least {} of memory, and the budget is {}",
                 problems::count(error.threads, "thread"),
                 problems::count(error.sources, "source"),
-                ByteSize(error.needed),
-                ByteSize(error.budget)
+                ByteSize(error.needed + held),
+                ByteSize(options.settings.memory)
             );
             let hint = "raise --memory, or lower --threads".to_owned();
             problems.add(None, message, Some(hint));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::problems::Problems;
@@ -150,20 +150,21 @@ impl Models {
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = self.notes_of_each();
         for (index, model) in self.checkpoints.iter().enumerate() {
-            let path = &model.location().path;
-            let same = |other: &&Checkpoint| {
-                let path_of = |path: &Path| fs::canonicalize(path).ok();
-                !other.is_made() && path_of(&other.location().path) == path_of(path)
-            };
             if model.is_made() {
                 continue;
             }
+            let paths_of = |model: &Checkpoint| -> Vec<Option<PathBuf>> {
+                let real = |path: &Path| fs::canonicalize(path).ok();
+                model.location().paths().map(real).collect()
+            };
+            let paths = paths_of(model);
+            let same = |other: &&Checkpoint| !other.is_made() && paths_of(other) == paths;
             if let Some(other) = self.checkpoints[..index].iter().find(same) {
                 notes.push(format!(
                     "`{}` and `{}` are the same model: {}",
                     other.label(),
                     model.label(),
-                    path.display()
+                    model.location().path.display()
                 ));
             }
         }

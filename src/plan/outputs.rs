@@ -273,9 +273,25 @@ impl<'a> Resolver<'a> {
             );
             let hint = format!("make `{untied}` the base model or the first one, or leave it out");
             self.problems.add(Some(at), message, Some(hint));
+        } else if names.tied_by_config != Some(true) && self.is_adapted(model, &[head, embedding]) {
+            let label = self.models.label(model);
+            let message = format!(
+                "the adapter of `{label}` changes its output head or its embedding, of which the output keeps one: \
+                 `{}`, whose config the output gets, ties them",
+                self.models.label(self.models.donor)
+            );
+            let hint = format!(
+                "say in the config of `{label}` whether the head is the embedding (`tie_word_embeddings`)"
+            );
+            self.problems.add(Some(at), message, Some(hint));
         } else {
             self.equal.insert((model, head, embedding));
         }
+    }
+
+    fn is_adapted(&self, model: usize, tensors: &[usize]) -> bool {
+        let adapter = self.models.checkpoints[model].adapter();
+        adapter.is_some_and(|adapter| tensors.iter().any(|&tensor| adapter.changes(tensor)))
     }
 
     /// Computed from the config when the model is loaded: the donor's is carried over as it is.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::outputs::{Operation, PlannedTensor};
 use super::{Plan, SourceTensor};
-use crate::checkpoint::{Checkpoint, CheckpointError, Made, ModelConfig, TensorEntry};
+use crate::checkpoint::{Adapter, Checkpoint, CheckpointError, Made, ModelConfig, TensorEntry};
 use crate::engine::{Decided, Derived};
 use crate::numeric::{Elements, FloatType};
 
@@ -112,6 +112,12 @@ impl Plan {
         models
     }
 
+    /// Bytes that adapters hold at the end of a run at the most, those of results included.
+    pub(super) fn held(&self) -> u64 {
+        let inner = self.results.values().map(|result| result.plan.held());
+        adapters_hold(&self.models) + inner.sum::<u64>()
+    }
+
     /// The bytes of a source, if a file has them as they are.
     pub fn bytes(&self, source: &SourceTensor) -> Option<&[u8]> {
         self.models.get(source.model)?.bytes(source.tensor)
@@ -127,6 +133,12 @@ impl Plan {
         let result = self.results.get(&source.model)?;
         Some((result, source.tensor))
     }
+}
+
+/// Bytes that the adapters of models hold at the end of a run at the most.
+pub(super) fn adapters_hold(models: &[Checkpoint]) -> u64 {
+    let adapters = models.iter().filter_map(Checkpoint::adapter);
+    adapters.map(Adapter::held).sum()
 }
 
 /// What reading the sources of a tensor takes, results included.
@@ -150,7 +162,7 @@ pub(super) fn reading(
     for source in &tensor.sources {
         let part = match results.get(&source.model) {
             None => Reading {
-                once: models[source.model].tensors()[source.tensor].len,
+                once: models[source.model].bytes_read(source.tensor),
                 before: 0,
                 held: 1,
             },

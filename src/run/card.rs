@@ -14,7 +14,12 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
     let models = plan.stored_models();
     let mut hub: Vec<&str> = models
         .iter()
-        .filter_map(|model| model.location().hub.as_ref())
+        .flat_map(|model| {
+            let location = model.location();
+            let adapter = location.adapter.as_deref();
+            std::iter::once(location).chain(adapter)
+        })
+        .filter_map(|location| location.hub.as_ref())
         .map(|hub| hub.repo.as_str())
         .collect();
     // A repository may be named by several revisions.

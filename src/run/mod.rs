@@ -53,7 +53,7 @@ pub fn run(
         .map(|meta| meta.len())
         .sum();
     let models = plan.stored_models();
-    let inputs = models.iter().map(|model| model.location().path.as_path());
+    let inputs = models.iter().flat_map(|model| model.location().paths());
     let stage = Stage::open(out, force, inputs, plan.bytes_written() + side)?;
 
     let files = OutputFiles::create(stage.path(), &plan.shards)?;
@@ -170,7 +170,8 @@ impl<'a> Work<'a> {
             let model = &plan.models[model];
             let pair = [left_out, kept].into_iter();
             let work = engine::Work::Copy {
-                sources: pair.filter_map(|tensor| model.bytes(tensor)).collect(),
+                // As they are stored: an adapter of the one that is kept changes the other with it.
+                sources: pair.filter_map(|tensor| model.stored(tensor)).collect(),
                 format: None,
             };
             let job = Job {

@@ -1,0 +1,462 @@
+//! `adapter_config.json`: every option that changes the merged weights is honoured here or refused by name.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::error::AdapterError;
+use super::pattern::Pattern;
+use crate::checkpoint::bounded::{plain, read_bounded};
+use crate::checkpoint::error::CheckpointError;
+use crate::checkpoint::limits::{MAX_ADAPTER_RANK, MAX_CONFIG_BYTES};
+
+/// The file's name.
+pub(super) const FILE: &str = "adapter_config.json";
+
+/// What the config says about the arithmetic.
+#[derive(Debug)]
+pub(super) struct AdapterConfig {
+    path: PathBuf,
+    rank: usize,
+    alpha: f64,
+    ranks: Vec<(Pattern, usize)>,
+    alphas: Vec<(Pattern, f64)>,
+    rank_stabilised: bool,
+    /// Whether rows or columns get new lengths.
+    pub(super) dora: bool,
+    /// Whether weights are stored as `[in, out]`; what shapes say goes first.
+    pub(super) fan_in_fan_out: bool,
+    /// Whether a tied head was trained as the embedding's copy.
+    pub(super) ensure_weight_tying: bool,
+    /// The model that the adapter was trained on.
+    pub(super) base_model: Option<String>,
+    /// What is odd but harmless.
+    pub(super) notes: Vec<String>,
+}
+
+/// Options that say how the adapter was trained or is loaded. They choose modules (the weight file names
+/// those), draw first values (it has the last ones), or drop out activations: the merged weights don't change.
+const NO_MATTER: [&str; 26] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "modules_to_save",
+    "parent_library",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "velora_config",
+    // Told by the shape of what is there.
+    "lora_bias",
+    // Read below.
+    "init_lora_weights",
+    "peft_type",
+];
+
+/// Options that are honoured.
+const HONOURED: [&str; 8] = [
+    "alpha_pattern",
+    "ensure_weight_tying",
+    "fan_in_fan_out",
+    "lora_alpha",
+    "r",
+    "rank_pattern",
+    "use_dora",
+    "use_rslora",
+];
+
+/// Options that are refused where they are set, and why.
+const REFUSED: [(&str, &str); 9] = [
+    (
+        "alora_invocation_tokens",
+        "(aLoRA) adapts some tokens and not others, so that no merged weights do the same",
+    ),
+    (
+        "arrow_config",
+        "routes between adapters by token, so that no merged weights do the same",
+    ),
+    (
+        "kasa_config",
+        "(KaSA) changes the model's own weights first",
+    ),
+    (
+        "layer_replication",
+        "repeats layers before they are adapted, which is not supported",
+    ),
+    (
+        "monteclora_config",
+        "(MonteCLoRA) samples its weights, which is not supported",
+    ),
+    (
+        "target_parameters",
+        "adapts parameters that are no module's `weight`, which is not supported",
+    ),
+    (
+        "trainable_token_indices",
+        "replaces single rows of an embedding, which is not supported",
+    ),
+    (
+        "use_bdlora",
+        "(BD-LoRA) has factors in blocks, which is not supported",
+    ),
+    (
+        "use_qalora",
+        "(QA-LoRA) adapts groups of inputs of a quantised model, which is not supported",
+    ),
+];
+
+/// First values that leave the model's own weights as they are, so that the adapter fits the model as it is.
+const PLAIN_STARTS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
+
+const WITH_PEFT: &str =
+    "merge the adapter with PEFT (`merge_and_unload`) and name the result, if PEFT can do that";
+
+impl AdapterConfig {
+    /// Reads the config of a folder.
+    pub(super) fn read(folder: &Path) -> Result<AdapterConfig, AdapterError> {
+        let path = folder.join(FILE);
+        let bytes =
+            read_bounded(&path, MAX_CONFIG_BYTES, "adapter config, in bytes").map_err(Box::new)?;
+        let malformed = |detail| {
+            Box::new(CheckpointError::JsonMalformed {
+                path: path.clone(),
+                detail,
+            })
+        };
+        let value: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(plain(&e)))?;
+        let Value::Object(options) = value else {
+            return Err(malformed("expected an object".into()).into());
+        };
+        parse(path, &options)
+    }
+
+    /// The rank of a module, and what its product is multiplied by.
+    pub(super) fn rank_and_scale(&self, module: &str) -> (usize, f64) {
+        let rank = first_fit(&self.ranks, module).unwrap_or(self.rank);
+        let alpha = first_fit(&self.alphas, module).unwrap_or(self.alpha);
+        let divisor = match self.rank_stabilised {
+            true => (rank as f64).sqrt(),
+            false => rank as f64,
+        };
+        (rank, alpha / divisor)
+    }
+
+    /// Where it was read from.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The value of the first pattern that fits, in the order of the file.
+fn first_fit<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
+    patterns
+        .iter()
+        .find(|(pattern, _)| pattern.fits(module))
+        .map(|(_, value)| *value)
+}
+
+type Options = serde_json::Map<String, Value>;
+
+fn parse(path: PathBuf, options: &Options) -> Result<AdapterConfig, AdapterError> {
+    let reader = Reader {
+        path: &path,
+        options,
+    };
+    reader.kind()?;
+    reader.refusals()?;
+    reader.start()?;
+    let rank = reader.rank("r", options.get("r"))?;
+    let alpha = reader.alpha("lora_alpha", options.get("lora_alpha"))?;
+    let config = AdapterConfig {
+        rank,
+        alpha,
+        ranks: reader.patterns("rank_pattern", Reader::rank)?,
+        alphas: reader.patterns("alpha_pattern", Reader::alpha)?,
+        rank_stabilised: reader.flag("use_rslora")?,
+        dora: reader.flag("use_dora")?,
+        fan_in_fan_out: reader.flag("fan_in_fan_out")?,
+        ensure_weight_tying: reader.flag("ensure_weight_tying")?,
+        base_model: options
+            .get("base_model_name_or_path")
+            .and_then(Value::as_str)
+            .filter(|name| !name.is_empty())
+            .map(|name| plain(&name)),
+        notes: reader.unknown(),
+        path: path.clone(),
+    };
+    Ok(config)
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    options: &'a Options,
+}
+
+impl Reader<'_> {
+    /// That it is a LoRA adapter; AdaLoRA, LoHa, IA3 and others are adapters too.
+    fn kind(&self) -> Result<(), AdapterError> {
+        match self.options.get("peft_type") {
+            Some(Value::String(kind)) if kind == "LORA" => Ok(()),
+            Some(Value::String(kind)) => Err(self.unsupported(
+                format!("`peft_type: {}`", plain(kind)),
+                "is not LoRA, the only kind of adapter that is supported",
+                WITH_PEFT,
+            )),
+            other => Err(self.wrong("peft_type", "\"LORA\"", other)),
+        }
+    }
+
+    fn refusals(&self) -> Result<(), AdapterError> {
+        for (option, why) in REFUSED {
+            if self.options.get(option).is_some_and(is_set) {
+                return Err(self.unsupported(format!("`{option}`"), why, WITH_PEFT));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses first values that were split off the model's weights: the adapter fits what was left of them.
+    fn start(&self) -> Result<(), AdapterError> {
+        let start = match self.options.get("init_lora_weights") {
+            None | Some(Value::Null | Value::Bool(_)) => return Ok(()),
+            Some(Value::String(start)) => start,
+            other => return Err(self.wrong("init_lora_weights", "true, false or a name", other)),
+        };
+        let lower = start.to_ascii_lowercase();
+        if PLAIN_STARTS.contains(&lower.as_str()) || matches!(lower.as_str(), "true" | "false") {
+            return Ok(());
+        }
+        let changed = ["pissa", "olora", "corda", "lora_ga", "loftq"]
+            .iter()
+            .any(|name| lower.starts_with(name));
+        let what = format!("`init_lora_weights: {}`", plain(start));
+        Err(match changed {
+            true if lower == "loftq" => self.unsupported(
+                what,
+                "was trained on a quantised copy of the model",
+                "apply it to that copy with PEFT (`merge_and_unload`) and name the result",
+            ),
+            true => self.unsupported(
+                what,
+                "was trained on what its first values left of the model's weights, not on the model",
+                "save it with PEFT's `path_initial_model_for_weight_conversion`, which makes it an adapter of the \
+                 model itself",
+            ),
+            false => self.unsupported(
+                what,
+                "is not known: it may have changed the model's own weights",
+                WITH_PEFT,
+            ),
+        })
+    }
+
+    fn flag(&self, option: &str) -> Result<bool, AdapterError> {
+        match self.options.get(option) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            other => Err(self.wrong(option, "true or false", other)),
+        }
+    }
+
+    fn rank(&self, option: &str, value: Option<&Value>) -> Result<usize, AdapterError> {
+        value
+            .and_then(Value::as_u64)
+            .and_then(|rank| usize::try_from(rank).ok())
+            .filter(|rank| (1..=MAX_ADAPTER_RANK).contains(rank))
+            .ok_or_else(|| self.wrong(option, "a whole number from 1 to 1048576", value))
+    }
+
+    fn alpha(&self, option: &str, value: Option<&Value>) -> Result<f64, AdapterError> {
+        value
+            .and_then(Value::as_f64)
+            .filter(|alpha| alpha.is_finite())
+            .ok_or_else(|| self.wrong(option, "a number", value))
+    }
+
+    fn patterns<T>(
+        &self,
+        option: &'static str,
+        read: impl Fn(&Self, &str, Option<&Value>) -> Result<T, AdapterError>,
+    ) -> Result<Vec<(Pattern, T)>, AdapterError> {
+        let entries = match self.options.get(option) {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Object(entries)) => entries,
+            other => return Err(self.wrong(option, "an object", other)),
+        };
+        let entry = |(text, value): (&String, &Value)| {
+            let pattern = Pattern::parse(text).map_err(|detail| AdapterError::Pattern {
+                path: self.path.into(),
+                option,
+                pattern: plain(text),
+                detail: plain(&detail),
+            })?;
+            let value = read(self, &format!("{option}.{}", plain(text)), Some(value))?;
+            Ok((pattern, value))
+        };
+        entries.iter().map(entry).collect()
+    }
+
+    /// Notes options that are set and that nothing is known of.
+    fn unknown(&self) -> Vec<String> {
+        let known = |option: &str| {
+            NO_MATTER.contains(&option)
+                || HONOURED.contains(&option)
+                || REFUSED.iter().any(|(refused, _)| *refused == option)
+        };
+        self.options
+            .iter()
+            .filter(|(option, value)| !known(option) && is_set(value))
+            .map(|(option, _)| {
+                format!(
+                    "{}: `{}` is not known and has no effect",
+                    self.path.display(),
+                    plain(option)
+                )
+            })
+            .collect()
+    }
+
+    fn unsupported(&self, what: String, why: &'static str, hint: &'static str) -> AdapterError {
+        AdapterError::Unsupported {
+            path: self.path.into(),
+            what,
+            why,
+            hint,
+        }
+    }
+
+    fn wrong(&self, option: &str, expected: &'static str, found: Option<&Value>) -> AdapterError {
+        AdapterError::Option {
+            path: self.path.into(),
+            option: option.into(),
+            expected,
+            found: found.map_or("nothing".into(), |value| plain(value)),
+        }
+    }
+}
+
+/// Whether an option has a value other than what stands for none.
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(entries) => !entries.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(more: Value) -> Result<AdapterConfig, AdapterError> {
+        let mut options = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16});
+        let Value::Object(more) = more else {
+            panic!("an object")
+        };
+        for (option, value) in more {
+            options[option] = value;
+        }
+        parse("c/adapter_config.json".into(), options.as_object().unwrap())
+    }
+
+    #[test]
+    fn ranks_and_scales_follow_the_patterns() {
+        let config = config(json!({
+            "rank_pattern": {"down_proj": 4, r"layers\.1\..*": 2},
+            "alpha_pattern": {"^model.layers.0.mlp.down_proj": 1.5},
+        }))
+        .unwrap();
+        let check = |module: &str, rank, scale| {
+            assert_eq!(config.rank_and_scale(module), (rank, scale), "{module}");
+        };
+        check("model.layers.0.self_attn.q_proj", 8, 2.0);
+        check("model.layers.0.mlp.down_proj", 4, 1.5 / 4.0);
+        // The first pattern that fits counts.
+        check("model.layers.1.mlp.down_proj", 4, 4.0);
+        check("model.layers.1.mlp.up_proj", 2, 8.0);
+    }
+
+    #[test]
+    fn rank_stabilised_scales_divide_by_the_root() {
+        let config = config(json!({"use_rslora": true, "r": 16, "lora_alpha": 32})).unwrap();
+        assert_eq!(config.rank_and_scale("q"), (16, 8.0));
+    }
+
+    #[test]
+    fn what_changes_the_result_and_is_not_supported_is_refused_by_name() {
+        for (more, part) in [
+            (json!({"peft_type": "LOHA"}), "`peft_type: LOHA`"),
+            (json!({"peft_type": null}), "`peft_type`"),
+            (json!({"use_qalora": true}), "`use_qalora`"),
+            (
+                json!({"alora_invocation_tokens": [1]}),
+                "`alora_invocation_tokens`",
+            ),
+            (
+                json!({"layer_replication": [[0, 4]]}),
+                "`layer_replication`",
+            ),
+            (json!({"target_parameters": ["x"]}), "`target_parameters`"),
+            (
+                json!({"trainable_token_indices": [1]}),
+                "`trainable_token_indices`",
+            ),
+            (json!({"kasa_config": {"beta": 1}}), "`kasa_config`"),
+            (
+                json!({"init_lora_weights": "pissa_niter_4"}),
+                "path_initial_model_for_weight_conversion",
+            ),
+            (json!({"init_lora_weights": "olora"}), "olora"),
+            (json!({"init_lora_weights": "loftq"}), "quantised"),
+            (json!({"init_lora_weights": "novel"}), "is not known"),
+            (json!({"init_lora_weights": 3}), "`init_lora_weights`"),
+            (json!({"r": 0}), "whole number"),
+            (json!({"r": -1}), "whole number"),
+            (json!({"r": 8.5}), "whole number"),
+            (json!({"r": 1e18}), "whole number"),
+            (json!({"r": "8"}), "whole number"),
+            (json!({"r": null}), "`r`"),
+            (json!({"lora_alpha": "16"}), "a number"),
+            (json!({"lora_alpha": null}), "`lora_alpha`"),
+            (json!({"use_dora": "yes"}), "true or false"),
+            (json!({"rank_pattern": [1]}), "an object"),
+            (json!({"rank_pattern": {"q": 0}}), "rank_pattern.q"),
+            (json!({"alpha_pattern": {"(": 1}}), "can't read the pattern"),
+        ] {
+            let message = config(more.clone()).unwrap_err().to_string();
+            assert!(message.contains(part), "{more}: {message}");
+            assert!(message.contains("adapter_config.json"), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_matter_passes_and_what_is_unknown_is_noted() {
+        let quiet = json!({
+            "lora_dropout": 0.1, "bias": "none", "target_modules": ["q"], "use_qalora": false,
+            "layer_replication": null, "init_lora_weights": "gaussian", "trainable_token_indices": null,
+            "eva_config": {"rho": 2.0}, "qalora_group_size": 16, "new": false, "newer": null,
+        });
+        assert!(config(quiet).unwrap().notes.is_empty());
+        let notes = config(json!({"use_novelty": true})).unwrap().notes;
+        assert!(notes[0].contains("`use_novelty`"), "{notes:?}");
+    }
+}

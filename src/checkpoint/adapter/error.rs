@@ -1,0 +1,151 @@
+//! What can be wrong with an adapter: every message names its file, and the key or option in it.
+
+use std::path::PathBuf;
+
+use crate::checkpoint::error::CheckpointError;
+
+/// Why an adapter can't be read, or does not fit its model.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// One of its files can't be opened or trusted.
+    #[error(transparent)]
+    File(#[from] Box<CheckpointError>),
+    /// The folder lacks one of the two files that an adapter is made of.
+    #[error("no {file} in {path}; hint: {hint}", path = .path.display())]
+    FileMissing {
+        /// The folder.
+        path: PathBuf,
+        /// The file that is lacking.
+        file: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// An option of the config has a value that it can't have.
+    #[error("{path}: expected `{option}` to be {expected}, found {found}; hint: correct it, or download it again", path = .path.display())]
+    Option {
+        /// The config.
+        path: PathBuf,
+        /// The option.
+        option: String,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A pattern of the config is none that can be read.
+    #[error("{path}: can't read the pattern `{pattern}` of `{option}`: {detail}; hint: name the modules one by one", path = .path.display())]
+    Pattern {
+        /// The config.
+        path: PathBuf,
+        /// The option.
+        option: &'static str,
+        /// The pattern, shortened.
+        pattern: String,
+        /// What is the matter with it.
+        detail: String,
+    },
+    /// The adapter is of another kind, or uses what is not supported.
+    #[error("{path}: {what} {why}; hint: {hint}", path = .path.display())]
+    Unsupported {
+        /// The config.
+        path: PathBuf,
+        /// The option and its value.
+        what: String,
+        /// Why it is not supported.
+        why: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A tensor that no LoRA adapter has.
+    #[error("{path}: tensor `{key}` {why}; hint: merge the adapter with PEFT (`merge_and_unload`) and name the result", path = .path.display())]
+    Key {
+        /// The weight file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// What is the matter with it.
+        why: &'static str,
+    },
+    /// Two tensors are the same part of the same module.
+    #[error("{path}: `{first}` and `{second}` are both that part of the same module; hint: the file holds several adapters, save each by itself", path = .path.display())]
+    Twice {
+        /// The weight file.
+        path: PathBuf,
+        /// A tensor.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A part of a module is there and another is lacking.
+    #[error("{path}: `{key}` is there without its {missing}; hint: the adapter is incomplete, copy or download it again", path = .path.display())]
+    Half {
+        /// The weight file.
+        path: PathBuf,
+        /// A tensor that is there.
+        key: String,
+        /// What is lacking.
+        missing: &'static str,
+    },
+    /// A tensor of the adapter is for a tensor that the model does not have.
+    #[error("{path}: `{key}` is for tensor `{tensor}`, which the model does not have; hint: {hint}", path = .path.display())]
+    NoTensor {
+        /// The weight file.
+        path: PathBuf,
+        /// The adapter's tensor.
+        key: String,
+        /// The model's tensor.
+        tensor: String,
+        /// The nearest there is, or what else to do.
+        hint: String,
+    },
+    /// A tensor of the adapter could be for several tensors of the model.
+    #[error("{path}: `{key}` could be for {first} or {second}; hint: name the model that the adapter was trained on", path = .path.display())]
+    Ambiguous {
+        /// The weight file.
+        path: PathBuf,
+        /// The adapter's tensor.
+        key: String,
+        /// A tensor of the model.
+        first: String,
+        /// Another.
+        second: String,
+    },
+    /// A tensor has a shape that does not fit its model or its config.
+    #[error("{path}: `{key}` has shape {found:?}, expected {expected}; hint: {hint}", path = .path.display())]
+    Shape {
+        /// The weight file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// What would fit, and why.
+        expected: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A tensor has a type that can't be computed with, or that can't stand in for the model's.
+    #[error("{path}: `{key}` is {found}, expected {expected}; hint: {hint}", path = .path.display())]
+    Type {
+        /// The weight file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// What would fit.
+        expected: String,
+        /// Its dtype.
+        found: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// The head of a model that ties it to its embedding is adapted, and they can't be untied.
+    #[error("{path}: `{key}` adapts the output head, which the model ties to its embedding, and they can't be untied: {why}; hint: merge the adapter with PEFT (`merge_and_unload`) and compare what the result computes", path = .path.display())]
+    Tied {
+        /// The weight file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Why not.
+        why: &'static str,
+    },
+}

@@ -1,0 +1,176 @@
+//! The names in an adapter's weight file: which module each is of, and which part of it.
+
+/// What a tensor of an adapter is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Key {
+    /// A part of a module's low-rank update.
+    Part {
+        /// The module, as the adapted model names it.
+        module: String,
+        /// Which part.
+        part: Part,
+    },
+    /// A whole tensor that takes the place of the model's of that name.
+    Whole {
+        /// Its name in the adapted model.
+        name: String,
+    },
+}
+
+/// The parts of a low-rank update; shapes are those of a linear map from `in` to `out`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// `[rank, in]`.
+    A,
+    /// `[out, rank]`.
+    B,
+    /// `[out]`: what is added to the module's bias.
+    BiasOfB,
+    /// `[rank, vocabulary]`.
+    EmbeddingA,
+    /// `[hidden, rank]`.
+    EmbeddingB,
+    /// DoRA's lengths, `[out]`.
+    Magnitude,
+}
+
+/// What PEFT puts before each name of the model that it wraps.
+const PREFIX: &str = "base_model.model.";
+
+/// The name that PEFT gives to an adapter where none is chosen.
+const DEFAULT_NAME: &str = "default";
+
+/// Reads a name; the error says why it is none that a LoRA adapter has.
+///
+/// PEFT leaves the adapter's own name out when it saves; other tools write it in: `lora_A.default.weight`.
+pub(super) fn parse(key: &str) -> Result<Key, &'static str> {
+    let name = key.strip_prefix(PREFIX).unwrap_or(key);
+    let words: Vec<&str> = name.split('.').collect();
+    if words.contains(&"token_adapter") {
+        return Err("belongs to `trainable_token_indices`, which is not supported");
+    }
+    let Some(place) = words.iter().position(|word| word.starts_with("lora_")) else {
+        return whole(&words);
+    };
+    let (module, rest) = words.split_at(place);
+    if module.is_empty() {
+        return Err("names no module");
+    }
+    if module.last() == Some(&"base_layer") {
+        return Err(
+            "adapts one of several parameters of a module (`target_parameters`), which is not supported",
+        );
+    }
+    // The adapter's name is one word: PEFT refuses dots in it.
+    let part = match rest {
+        ["lora_A", "weight"] | ["lora_A", _, "weight"] => Part::A,
+        ["lora_B", "weight"] | ["lora_B", _, "weight"] => Part::B,
+        ["lora_B", "bias"] | ["lora_B", _, "bias"] => Part::BiasOfB,
+        ["lora_embedding_A"] | ["lora_embedding_A", _] => Part::EmbeddingA,
+        ["lora_embedding_B"] | ["lora_embedding_B", _] => Part::EmbeddingB,
+        ["lora_magnitude_vector"]
+        | ["lora_magnitude_vector", _]
+        | ["lora_magnitude_vector", _, "weight"] => Part::Magnitude,
+        _ => return Err("is no part of a LoRA or DoRA module"),
+    };
+    Ok(Key::Part {
+        module: module.join("."),
+        part,
+    })
+}
+
+fn whole(words: &[&str]) -> Result<Key, &'static str> {
+    if words.contains(&"original_module") {
+        return Err("is the model's own tensor that `modules_to_save` replaces");
+    }
+    let mut name: Vec<&str> = Vec::with_capacity(words.len());
+    let mut words = words.iter().copied().peekable();
+    while let Some(word) = words.next() {
+        match word {
+            "base_layer" => {}
+            "modules_to_save" => {
+                words.next_if_eq(&DEFAULT_NAME);
+            }
+            word => name.push(word),
+        }
+    }
+    if name.is_empty() || name.contains(&"") {
+        return Err("names no tensor");
+    }
+    Ok(Key::Whole {
+        name: name.join("."),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_peft_and_others_write_them() {
+        let q = "model.layers.0.self_attn.q_proj";
+        let parts = [
+            ("lora_A.weight", Part::A),
+            ("lora_A.default.weight", Part::A),
+            ("lora_A.my-adapter.weight", Part::A),
+            ("lora_B.weight", Part::B),
+            ("lora_B.bias", Part::BiasOfB),
+            ("lora_B.default.bias", Part::BiasOfB),
+            ("lora_embedding_A", Part::EmbeddingA),
+            ("lora_embedding_B.default", Part::EmbeddingB),
+            ("lora_magnitude_vector", Part::Magnitude),
+            ("lora_magnitude_vector.weight", Part::Magnitude),
+            ("lora_magnitude_vector.default.weight", Part::Magnitude),
+        ];
+        for (end, part) in parts {
+            for prefix in ["base_model.model.", ""] {
+                let module = q.to_owned();
+                let expected = Ok(Key::Part { module, part });
+                assert_eq!(parse(&format!("{prefix}{q}.{end}")), expected, "{end}");
+            }
+        }
+        let wholes = [
+            ("base_model.model.score.weight", "score.weight"),
+            (
+                "base_model.model.score.modules_to_save.weight",
+                "score.weight",
+            ),
+            (
+                "base_model.model.score.modules_to_save.default.dense.bias",
+                "score.dense.bias",
+            ),
+            (
+                "base_model.model.model.embed_tokens.base_layer.weight",
+                "model.embed_tokens.weight",
+            ),
+            ("base_model.model.q_proj.base_layer.bias", "q_proj.bias"),
+            ("q_proj.bias", "q_proj.bias"),
+        ];
+        for (key, name) in wholes {
+            let name = name.to_owned();
+            assert_eq!(parse(key), Ok(Key::Whole { name }), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_lora_is_refused() {
+        for key in [
+            "base_model.model.lora_A.weight",
+            "lora_A.weight",
+            "base_model.model.q.lora_E",
+            "base_model.model.q.lora_diag",
+            "base_model.model.q.lora_A",
+            "base_model.model.q.lora_A.a.b.weight",
+            "base_model.model.q.lora_A.bias",
+            "base_model.model.experts.base_layer.lora_A.weight",
+            "base_model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+            "base_model.model.score.original_module.weight",
+            "base_model.model.",
+            "",
+            "a..b",
+            "base_layer",
+        ] {
+            assert!(parse(key).is_err(), "{key:?}");
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! Puts the parts of each module together, checks their shapes, and gives each its tensor of the model.
+
+use std::collections::BTreeMap;
+
+use super::config::AdapterConfig;
+use super::error::AdapterError;
+use super::keys::{self, Key, Part};
+use super::targets::{Targets, Wanted};
+use super::tied::{self, Embedding};
+use super::weights::Weights;
+use super::{Change, Side, Update};
+use crate::checkpoint::names::{is_derived_buffer, is_input_embedding, is_output_head};
+use crate::checkpoint::reader::{Checkpoint, TensorEntry};
+use crate::numeric::{FloatType, Norms, Order};
+
+const OTHER_MODEL: &str = "name the model that the adapter was trained on";
+const OTHER_CONFIG: &str =
+    "weights and adapter_config.json are not of one adapter, copy or download it again";
+const RESIZED: &str = "the adapter was trained after tokens were added: resize the model's embeddings \
+                       (`resize_token_embeddings`), save it, and name that model";
+
+/// What the adapter holds for one tensor of the model.
+#[derive(Debug, Clone, Copy)]
+enum Piece {
+    /// A linear map's or a convolution's `A`, `B` and DoRA lengths.
+    Linear {
+        a: usize,
+        b: usize,
+        magnitude: Option<usize>,
+    },
+    /// An embedding's.
+    Embedding {
+        a: usize,
+        b: usize,
+        magnitude: Option<usize>,
+    },
+    /// What is added to a bias.
+    Bias { bias: usize },
+    /// All of it.
+    Whole { tensor: usize },
+}
+
+/// A piece, and what it is for.
+struct Placed {
+    /// The module, as `rank_pattern` matches it.
+    module: String,
+    /// The tensor's name in the model that the adapter was trained on.
+    name: String,
+    piece: Piece,
+}
+
+/// How a matrix of the model lies in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lies {
+    /// `[out, in]`, as linear maps do; with more dimensions, a convolution.
+    OutIn,
+    /// `[in, out]`, as GPT-2's Conv1D and embeddings do.
+    InOut,
+}
+
+/// The changes that the adapter makes, by tensor of the model.
+pub(super) fn place(
+    weights: &Weights,
+    config: &AdapterConfig,
+    model: &mut Checkpoint,
+) -> Result<BTreeMap<usize, Change>, AdapterError> {
+    let mut placed = gather(weights, config)?;
+    let mut found = {
+        let targets = Targets {
+            tensors: &model.tensors,
+            by_name: &model.by_name,
+        };
+        let wanted: Vec<Wanted<'_>> = placed.iter().map(|piece| wanted(weights, piece)).collect();
+        let (found, notes) = targets.find(&weights.path, &wanted)?;
+        model.notes.extend(notes);
+        found
+    };
+    untie(weights, config, &mut placed, &mut found, model)?;
+
+    let conv1d = Conv1d::new(weights, config, model, &placed, &found);
+    let mut changes: BTreeMap<usize, Change> = BTreeMap::new();
+    let mut keys: BTreeMap<(usize, bool), usize> = BTreeMap::new();
+    for (piece, found) in placed.iter().zip(&found) {
+        let key = piece.piece.key();
+        let Some(tensor) = *found else {
+            let targets = Targets {
+                tensors: &model.tensors,
+                by_name: &model.by_name,
+            };
+            return Err(AdapterError::NoTensor {
+                path: weights.path.clone(),
+                key: weights.key(key).into(),
+                tensor: piece.name.clone(),
+                hint: targets.nearest(&piece.name),
+            });
+        };
+        let entry = &model.tensors[tensor];
+        let whole = matches!(piece.piece, Piece::Whole { .. });
+        if let Some(first) = keys.insert((tensor, whole), key) {
+            return Err(twice(weights, first, key));
+        }
+        let change = changes.entry(tensor).or_default();
+        match piece.piece {
+            Piece::Whole { tensor } => {
+                check_whole(weights, tensor, entry)?;
+                change.whole = Some(tensor);
+            }
+            _ => change.update = update(weights, config, piece, entry, &conv1d)?,
+        }
+    }
+    Ok(changes)
+}
+
+impl Piece {
+    /// A tensor of the adapter that it is known by.
+    fn key(self) -> usize {
+        match self {
+            Piece::Linear { a, .. } | Piece::Embedding { a, .. } => a,
+            Piece::Bias { bias } => bias,
+            Piece::Whole { tensor } => tensor,
+        }
+    }
+}
+
+/// Reads every name and pairs the parts up.
+fn gather(weights: &Weights, config: &AdapterConfig) -> Result<Vec<Placed>, AdapterError> {
+    let mut modules: BTreeMap<String, BTreeMap<Part, usize>> = BTreeMap::new();
+    let mut wholes: BTreeMap<String, usize> = BTreeMap::new();
+    for (index, tensor) in weights.tensors.iter().enumerate() {
+        let key = keys::parse(&tensor.name).map_err(|why| bad_key(weights, index, why))?;
+        let before = match key {
+            Key::Part { module, part } => modules.entry(module).or_default().insert(part, index),
+            Key::Whole { name } => wholes.insert(name, index),
+        };
+        if let Some(first) = before {
+            return Err(twice(weights, first, index));
+        }
+    }
+    let mut placed = Vec::with_capacity(modules.len() + wholes.len());
+    for (module, parts) in modules {
+        for part in parts.values() {
+            weights.check_float(*part)?;
+        }
+        for piece in pieces(weights, config, &parts)? {
+            let end = match piece {
+                Piece::Bias { .. } => "bias",
+                _ => "weight",
+            };
+            placed.push(Placed {
+                name: format!("{module}.{end}"),
+                module: module.clone(),
+                piece,
+            });
+        }
+    }
+    placed.extend(wholes.into_iter().map(|(name, tensor)| Placed {
+        module: String::new(),
+        name,
+        piece: Piece::Whole { tensor },
+    }));
+    Ok(placed)
+}
+
+/// The update of a module's weight, and that of its bias.
+fn pieces(
+    weights: &Weights,
+    config: &AdapterConfig,
+    parts: &BTreeMap<Part, usize>,
+) -> Result<Vec<Piece>, AdapterError> {
+    let part = |part| parts.get(&part).copied();
+    let half = |there: usize, missing| AdapterError::Half {
+        path: weights.path.clone(),
+        key: weights.key(there).into(),
+        missing,
+    };
+    let magnitude = part(Part::Magnitude);
+    let linear = (part(Part::A), part(Part::B));
+    let embedding = (part(Part::EmbeddingA), part(Part::EmbeddingB));
+    let (a, b) = match (linear, embedding) {
+        ((Some(a), Some(b)), (None, None)) | ((None, None), (Some(a), Some(b))) => (a, b),
+        ((Some(a), None), _) => return Err(half(a, "lora_B")),
+        ((None, Some(b)), _) => return Err(half(b, "lora_A")),
+        (_, (Some(a), None)) => return Err(half(a, "lora_embedding_B")),
+        (_, (None, Some(b))) => return Err(half(b, "lora_embedding_A")),
+        ((Some(first), _), (Some(second), _)) => return Err(twice(weights, first, second)),
+        ((None, None), (None, None)) => {
+            let there = parts.values().next().copied().unwrap_or_default();
+            return Err(half(there, "lora_A and lora_B"));
+        }
+    };
+    match magnitude {
+        None if config.dora => return Err(half(a, "lora_magnitude_vector (`use_dora` is true)")),
+        Some(magnitude) if !config.dora => {
+            let why = "is there though `use_dora` is not set in adapter_config.json";
+            return Err(bad_key(weights, magnitude, why));
+        }
+        _ => {}
+    }
+    let mut pieces = vec![match linear {
+        (Some(_), _) => Piece::Linear { a, b, magnitude },
+        _ => Piece::Embedding { a, b, magnitude },
+    }];
+    pieces.extend(part(Part::BiasOfB).map(|bias| Piece::Bias { bias }));
+    Ok(pieces)
+}
+
+/// What a tensor of the model must look like for a piece.
+fn wanted<'a>(weights: &'a Weights, placed: &Placed) -> Wanted<'a> {
+    let piece = placed.piece;
+    Wanted {
+        name: placed.name.clone(),
+        key: weights.key(piece.key()),
+        fits: Box::new(move |shape| match piece {
+            Piece::Linear { a, b, .. } => [Lies::OutIn, Lies::InOut]
+                .into_iter()
+                .any(|lies| fits(shape, weights.shape(a), weights.shape(b), lies)),
+            Piece::Embedding { a, b, .. } => {
+                fits(shape, weights.shape(a), weights.shape(b), Lies::InOut)
+            }
+            Piece::Bias { bias } => shape == weights.shape(bias),
+            Piece::Whole { tensor } => shape == weights.shape(tensor),
+        }),
+    }
+}
+
+/// Whether a matrix of the model takes the product of `b`, `[out, rank]`, and `a`, `[rank, in]`.
+///
+/// A convolution's `a` has the shape of its kernel, and `b` one of ones.
+fn fits(shape: &[usize], a: &[usize], b: &[usize], lies: Lies) -> bool {
+    let (Some(&out), Some(inputs)) = (b.first(), a.get(1..)) else {
+        return false;
+    };
+    match lies {
+        Lies::OutIn => shape.len() >= 2 && shape[0] == out && shape[1..] == *inputs,
+        Lies::InOut => inputs.len() == 1 && *shape == [inputs[0], out],
+    }
+}
+
+/// Checks the shapes of a piece, and says how it is computed; nothing for a tensor without elements.
+fn update(
+    weights: &Weights,
+    config: &AdapterConfig,
+    placed: &Placed,
+    entry: &TensorEntry,
+    conv1d: &Conv1d,
+) -> Result<Option<Update>, AdapterError> {
+    if FloatType::of(entry.dtype).is_none() {
+        return Err(AdapterError::Type {
+            path: weights.path.clone(),
+            key: weights.key(placed.piece.key()).into(),
+            expected: format!(
+                "to be for floats, and `{}` is {:?}",
+                entry.name, entry.dtype
+            ),
+            found: "an update".into(),
+            hint: OTHER_MODEL,
+        });
+    }
+    let (rank, scale) = config.rank_and_scale(&placed.module);
+    let (a, b, magnitude) = match placed.piece {
+        Piece::Linear { a, b, magnitude } | Piece::Embedding { a, b, magnitude } => {
+            (a, b, magnitude)
+        }
+        Piece::Bias { bias } => {
+            if entry.shape != weights.shape(bias) {
+                let expected = format!("{:?}, as `{}` has", entry.shape, entry.name);
+                return Err(weights.shape_error(bias, expected, OTHER_MODEL));
+            }
+            return Ok((entry.elements() > 0).then_some(Update {
+                left: Side::One,
+                right: Side::Tensor(bias, Order::ByRank),
+                rank: 1,
+                scale,
+                columns: entry.elements() as usize,
+                lengths: None,
+            }));
+        }
+        Piece::Whole { .. } => return Ok(None),
+    };
+    check_ranks(weights, a, b, rank, &placed.module)?;
+    let embedding = matches!(placed.piece, Piece::Embedding { .. });
+    let fitting = |lies| fits(&entry.shape, weights.shape(a), weights.shape(b), lies);
+    let lies = match (fitting(Lies::OutIn) && !embedding, fitting(Lies::InOut)) {
+        (true, true) => conv1d.lies(&placed.module),
+        (true, false) => Lies::OutIn,
+        (false, true) => Lies::InOut,
+        (false, false) => return Err(misfit(weights, a, b, entry)),
+    };
+    let out = weights.shape(b)[0];
+    if let Some(magnitude) = magnitude {
+        // A convolution's lengths have dimensions of one around them.
+        let long: Vec<usize> = (weights.shape(magnitude).iter().copied())
+            .filter(|&dim| dim != 1)
+            .collect();
+        if weights.tensors[magnitude].elements() != out as u64 || long.len() > 1 {
+            let expected = format!("[{out}], a length for each output");
+            return Err(weights.shape_error(magnitude, expected, OTHER_CONFIG));
+        }
+    }
+    if entry.elements() == 0 {
+        return Ok(None);
+    }
+    let a = Side::Tensor(a, Order::ByRank);
+    let b = Side::Tensor(b, Order::ByPlace);
+    Ok(Some(match lies {
+        Lies::OutIn => Update {
+            left: b,
+            right: a,
+            rank,
+            scale,
+            columns: entry.shape[1..].iter().product(),
+            lengths: magnitude.map(|magnitude| (magnitude, Norms::of_rows())),
+        },
+        Lies::InOut => Update {
+            left: a,
+            right: b,
+            rank,
+            scale,
+            columns: out,
+            lengths: magnitude.map(|magnitude| (magnitude, Norms::of_columns())),
+        },
+    }))
+}
+
+/// That both factors have the rank that the config gives.
+fn check_ranks(
+    weights: &Weights,
+    a: usize,
+    b: usize,
+    rank: usize,
+    module: &str,
+) -> Result<(), AdapterError> {
+    let (shape_a, shape_b) = (weights.shape(a), weights.shape(b));
+    if shape_a.len() < 2 || shape_a[0] != rank {
+        let expected =
+            format!("[{rank}, ...], as adapter_config.json gives `{module}` rank {rank}");
+        return Err(weights.shape_error(a, expected, OTHER_CONFIG));
+    }
+    let ones = shape_b.get(2..).unwrap_or_default();
+    if shape_b.len() < 2 || shape_b[1] != rank || ones.iter().any(|&dim| dim != 1) {
+        let expected =
+            format!("[..., {rank}], as adapter_config.json gives `{module}` rank {rank}");
+        return Err(weights.shape_error(b, expected, OTHER_CONFIG));
+    }
+    Ok(())
+}
+
+/// The error for factors whose product is not of the tensor's shape.
+fn misfit(weights: &Weights, a: usize, b: usize, entry: &TensorEntry) -> AdapterError {
+    let vocabulary = is_input_embedding(&entry.name) || is_output_head(&entry.name);
+    let hint = if vocabulary { RESIZED } else { OTHER_MODEL };
+    let expected = format!(
+        "a product with {:?} that fits `{}`, of shape {:?}",
+        weights.shape(b),
+        entry.name,
+        entry.shape
+    );
+    weights.shape_error(a, expected, hint)
+}
+
+/// That a tensor of the adapter can stand in for one of the model.
+fn check_whole(weights: &Weights, whole: usize, entry: &TensorEntry) -> Result<(), AdapterError> {
+    if weights.shape(whole) != entry.shape {
+        let vocabulary = is_input_embedding(&entry.name) || is_output_head(&entry.name);
+        let hint = if vocabulary { RESIZED } else { OTHER_MODEL };
+        let expected = format!("{:?}, as `{}` has", entry.shape, entry.name);
+        return Err(weights.shape_error(whole, expected, hint));
+    }
+    let found = weights.tensors[whole].dtype;
+    let floats = FloatType::of(entry.dtype).is_some() && FloatType::of(found).is_some();
+    // What is not computed with is carried over as bytes.
+    if found == entry.dtype || (floats && !is_derived_buffer(&entry.name)) {
+        return Ok(());
+    }
+    Err(AdapterError::Type {
+        path: weights.path.clone(),
+        key: weights.key(whole).into(),
+        expected: format!("{:?}, as `{}` is", entry.dtype, entry.name),
+        found: format!("{found:?}"),
+        hint: OTHER_MODEL,
+    })
+}
+
+/// Unties an output head that the adapter changes from the embedding that the model ties it to.
+fn untie(
+    weights: &Weights,
+    config: &AdapterConfig,
+    placed: &mut Vec<Placed>,
+    found: &mut Vec<Option<usize>>,
+    model: &mut Checkpoint,
+) -> Result<(), AdapterError> {
+    let tied = model
+        .config
+        .as_ref()
+        .and_then(|config| config.tie_word_embeddings());
+    let heads: Vec<usize> = (0..placed.len())
+        .filter(|&piece| {
+            let name = &placed[piece].name;
+            is_output_head(name)
+                && name.ends_with(".weight")
+                && (found[piece].is_none() && tied != Some(false)
+                    || found[piece].is_some() && tied == Some(true))
+        })
+        .collect();
+    let embeds = |tensor: &usize| is_input_embedding(&model.tensors[*tensor].name);
+    let adapted = found.iter().flatten().any(embeds);
+    if heads.is_empty() {
+        if adapted && !config.ensure_weight_tying {
+            model.notes.extend(tied::both_change(&weights.path, model));
+        }
+        return Ok(());
+    }
+    if config.ensure_weight_tying && adapted {
+        // PEFT trained one update for both, and stores it twice.
+        let mut at = 0..;
+        placed.retain(|_| at.next().is_none_or(|at| !heads.contains(&at)));
+        let mut at = 0..;
+        found.retain(|_| at.next().is_none_or(|at| !heads.contains(&at)));
+        return Ok(());
+    }
+    for head in heads {
+        let piece = &placed[head];
+        let wanted = wanted(weights, piece);
+        let embedding = Embedding::find(&weights.path, &wanted, model)?;
+        found[head] = Some(embedding.untie(&piece.name, model));
+    }
+    model.notes.push(tied::untied(&weights.path));
+    Ok(())
+}
+
+/// Tells how square matrices lie, which their shape does not.
+struct Conv1d {
+    /// The model is of a family whose layers have GPT-2's Conv1D.
+    family: bool,
+    /// How the adapter's other matrices lie, if all in one way; else what its config says.
+    otherwise: Lies,
+}
+
+/// Model types in transformers that use Conv1D, whose weights are `[in, out]`.
+const CONV1D_TYPES: [&str; 6] = [
+    "clvp_decoder",
+    "clvp_encoder",
+    "decision_transformer",
+    "gpt2",
+    "imagegpt",
+    "openai-gpt",
+];
+
+/// The modules that are Conv1D there.
+const CONV1D_MODULES: [&str; 4] = ["c_attn", "c_fc", "c_proj", "q_attn"];
+
+impl Conv1d {
+    /// The config's `fan_in_fan_out` goes last: PEFT corrects it module by module while it trains, so that it
+    /// says how the last module lay.
+    fn new(
+        weights: &Weights,
+        config: &AdapterConfig,
+        model: &Checkpoint,
+        placed: &[Placed],
+        found: &[Option<usize>],
+    ) -> Self {
+        let kind = model.config.as_ref().and_then(|config| config.model_type());
+        let mut seen: Vec<Lies> = Vec::new();
+        for (piece, found) in placed.iter().zip(found) {
+            let (Piece::Linear { a, b, .. }, Some(tensor)) = (piece.piece, *found) else {
+                continue;
+            };
+            let shape = &model.tensors[tensor].shape;
+            let fitting = |lies| fits(shape, weights.shape(a), weights.shape(b), lies);
+            match (fitting(Lies::OutIn), fitting(Lies::InOut)) {
+                (true, false) => seen.push(Lies::OutIn),
+                (false, true) => seen.push(Lies::InOut),
+                _ => {}
+            }
+        }
+        let said = match config.fan_in_fan_out {
+            true => Lies::InOut,
+            false => Lies::OutIn,
+        };
+        let unanimous = seen
+            .first()
+            .filter(|first| seen.iter().all(|lies| lies == *first));
+        Self {
+            family: kind.is_some_and(|kind| CONV1D_TYPES.contains(&kind)),
+            otherwise: unanimous.copied().unwrap_or(said),
+        }
+    }
+
+    fn lies(&self, module: &str) -> Lies {
+        let last = module.rsplit('.').next().unwrap_or(module);
+        match (self.family, CONV1D_MODULES.contains(&last)) {
+            (true, true) => Lies::InOut,
+            (true, false) => Lies::OutIn,
+            (false, _) => self.otherwise,
+        }
+    }
+}
+
+fn bad_key(weights: &Weights, tensor: usize, why: &'static str) -> AdapterError {
+    AdapterError::Key {
+        path: weights.path.clone(),
+        key: weights.key(tensor).into(),
+        why,
+    }
+}
+
+fn twice(weights: &Weights, first: usize, second: usize) -> AdapterError {
+    AdapterError::Twice {
+        path: weights.path.clone(),
+        first: weights.key(first).into(),
+        second: weights.key(second).into(),
+    }
+}
