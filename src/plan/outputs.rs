@@ -271,7 +271,13 @@ impl<'a> Resolver<'a> {
                 "`{untied}` has an output head of its own (`tie_word_embeddings: false`), which would be lost: \
                  `{donor}`, whose config the output gets, ties it to the embedding"
             );
-            let hint = format!("make `{untied}` the base model or the first one, or leave it out");
+            let mut hint =
+                format!("make `{untied}` the base model or the first one, or leave it out");
+            if self.is_adapted(model, &[head, embedding]) {
+                hint.push_str(
+                    "; `ensure_weight_tying: true` in its adapter_config.json lets one update change both",
+                );
+            }
             self.problems.add(Some(at), message, Some(hint));
         } else if names.tied_by_config != Some(true) && self.is_adapted(model, &[head, embedding]) {
             let label = self.models.label(model);

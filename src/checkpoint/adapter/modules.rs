@@ -6,7 +6,7 @@ use super::config::AdapterConfig;
 use super::error::AdapterError;
 use super::keys::{self, Key, Part};
 use super::targets::{Targets, Wanted};
-use super::tied::{self, Embedding};
+use super::tied::{self, Copied, Embedding};
 use super::weights::Weights;
 use super::{Change, Side, Update};
 use crate::checkpoint::names::{is_derived_buffer, is_input_embedding, is_output_head};
@@ -381,7 +381,7 @@ fn check_whole(weights: &Weights, whole: usize, entry: &TensorEntry) -> Result<(
     })
 }
 
-/// Unties an output head that the adapter changes from the embedding that the model ties it to.
+/// Unties an output head from the embedding that the model ties it to, where the adapter changes one of them.
 fn untie(
     weights: &Weights,
     config: &AdapterConfig,
@@ -403,14 +403,21 @@ fn untie(
         })
         .collect();
     let embeds = |tensor: &usize| is_input_embedding(&model.tensors[*tensor].name);
-    let adapted = found.iter().flatten().any(embeds);
+    let adapted = found.iter().flatten().copied().find(embeds).map(Embedding);
     if heads.is_empty() {
-        if adapted && !config.ensure_weight_tying {
-            model.notes.extend(tied::both_change(&weights.path, model));
+        if let Some(embedding) = adapted.filter(|_| !config.ensure_weight_tying) {
+            match embedding.copied(model) {
+                Copied::No => {}
+                Copied::Head(name) => {
+                    embedding.untie(&name, model);
+                    model.notes.push(tied::untied(&weights.path));
+                }
+                Copied::Unnamed => model.notes.push(tied::both_change(&weights.path)),
+            }
         }
         return Ok(());
     }
-    if config.ensure_weight_tying && adapted {
+    if config.ensure_weight_tying && adapted.is_some() {
         // PEFT trained one update for both, and stores it twice.
         let mut at = 0..;
         placed.retain(|_| at.next().is_none_or(|at| !heads.contains(&at)));

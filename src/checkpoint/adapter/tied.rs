@@ -1,7 +1,7 @@
 //! Output heads that are their embedding's copy, once an adapter changes one of the two.
 //!
-//! In training PEFT adds each update to its own module only. So a head that is adapted is no copy any more: it
-//! becomes a tensor of its own, and the config says so. An adapted embedding changes both, as in PEFT's merge.
+//! In training PEFT adds each update to its own module only. So whichever of the two is adapted, the head is no
+//! copy any more: it becomes a tensor of its own, and the config says so. PEFT's merge changes both.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::checkpoint::names::{is_input_embedding, is_output_head};
 use crate::checkpoint::reader::{Checkpoint, TensorEntry};
 
 /// The embedding that a head is tied to.
-pub(super) struct Embedding(usize);
+pub(super) struct Embedding(pub(super) usize);
 
 impl Embedding {
     /// The model's only embedding of the head's shape.
@@ -35,7 +35,9 @@ impl Embedding {
             .filter(|(_, tensor)| is_input_embedding(&tensor.name) && (head.fits)(&tensor.shape));
         match (fitting.next(), fitting.next()) {
             (Some((embedding, _)), None) => Ok(Embedding(embedding)),
-            (None, _) => Err(refused("the model has no embedding of its shape")),
+            (None, _) => Err(refused(
+                "the model has no embedding of its shape, were tokens added?",
+            )),
             (Some(_), Some(_)) => Err(refused("the model has several embeddings of its shape")),
         }
     }
@@ -65,30 +67,57 @@ impl Embedding {
     }
 }
 
+/// What becomes of a tied head whose embedding alone is adapted.
+pub(super) enum Copied {
+    /// There is none.
+    No,
+    /// It can be given a tensor of its own, of this name.
+    Head(String),
+    /// It changes with the embedding, as its name is not known.
+    Unnamed,
+}
+
+impl Embedding {
+    /// What becomes of this embedding's copy.
+    pub(super) fn copied(&self, model: &Checkpoint) -> Copied {
+        let Some(config) = model.config.as_ref() else {
+            return Copied::No;
+        };
+        let headless = !(model.tensors.iter())
+            .any(|tensor| is_output_head(&tensor.name) && tensor.name.ends_with(".weight"));
+        let generates = (config.architectures().iter())
+            .any(|name| name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel"));
+        let tied = config.tie_word_embeddings();
+        if !tied.unwrap_or(headless && generates) {
+            return Copied::No;
+        }
+        let decoder = config.get_bool("is_encoder_decoder") != Some(true);
+        let usual = (USUAL_EMBEDDINGS.iter()).any(|end| model.tensors[self.0].name.ends_with(end));
+        match generates && decoder && usual {
+            true => Copied::Head(USUAL_HEAD.into()),
+            false => Copied::Unnamed,
+        }
+    }
+}
+
+/// What transformers calls the head of every decoder whose embedding is called one of the others.
+const USUAL_HEAD: &str = "lm_head.weight";
+const USUAL_EMBEDDINGS: [&str; 2] = [".embed_tokens.weight", "wte.weight"];
+
 /// Says that a head was untied.
 pub(super) fn untied(path: &Path) -> String {
     format!(
-        "{} adapts the output head, which the model ties to its embedding: they are untied (`tie_word_embeddings: \
-         false`), and both are stored",
+        "{} adapts the output head or the embedding, which the model ties: they are untied (`tie_word_embeddings: \
+         false`) and both stored, as each was trained by itself",
         path.display()
     )
 }
 
-/// Says that an embedding is adapted whose copy is the head.
-pub(super) fn both_change(path: &Path, model: &Checkpoint) -> Option<String> {
-    let config = model.config.as_ref()?;
-    let headless = !(model.tensors.iter())
-        .any(|tensor| is_output_head(&tensor.name) && tensor.name.ends_with(".weight"));
-    let generates = (config.architectures().iter())
-        .any(|name| name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel"));
-    let tied = config
-        .tie_word_embeddings()
-        .unwrap_or(headless && generates);
-    tied.then(|| {
-        format!(
-            "{} adapts the embedding, which is the output head too: both change, as in PEFT's merge, though in \
-             training only the embedding did",
-            path.display()
-        )
-    })
+/// Says that an embedding is adapted whose copy changes with it.
+pub(super) fn both_change(path: &Path) -> String {
+    format!(
+        "{} adapts the embedding, which is the output head too: both change, as in PEFT's merge, though in \
+         training only the embedding did",
+        path.display()
+    )
 }
