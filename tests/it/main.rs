@@ -11,6 +11,7 @@ mod golden;
 mod identity;
 mod inputs;
 mod kill;
+mod lora;
 mod memory;
 mod modules;
 mod outputs;

@@ -124,9 +124,13 @@ const RECIPES: [(&str, &str, &[&str]); 17] = [
         &["recipe.yml:2:"],
     ),
     (
-        "an adapter",
+        "an adapter that is not there",
         "merge_method: passthrough\nmodels: [{model: a+lora}]\n",
-        &["LoRA", "`lora`", "merge_and_unload"],
+        &[
+            "recipe.yml:2:",
+            "adapter of model `a+lora`",
+            "`lora` not found",
+        ],
     ),
     (
         "several problems at once",
@@ -1122,10 +1126,7 @@ fn other_formats_are_named_with_a_way_out() {
         ("pytorch_model.bin", "convert it to safetensors"),
         ("model.gguf", "use the safetensors it was made from"),
         ("model.onnx", "use the safetensors it was exported from"),
-        (
-            "adapter_model.safetensors",
-            "merge it into its base model first",
-        ),
+        ("adapter_model.safetensors", "write `model+adapter`"),
         ("model_index.json", "name the folder of one component"),
     ] {
         let bench = Bench::new();
