@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use weldment::numeric::FloatType;
 
 use crate::fixtures::{
-    Bench, Loaded, Spec, config_with, files, floats, llama, llama_config, load, noise, read_json,
+    Bench, Loaded, Spec, config_with, files, floats, llama, llama_config, load, noise, quick_bf16,
+    read_json,
 };
 
 const UP: &str = "model.layers.0.mlp.up_proj";
@@ -382,13 +383,11 @@ fn tensors_that_the_adapter_replaces_are_carried_over() {
         &[8],
         noise(8, 8),
     );
-    let expected = [
-        rounded(
-            &Array2::from_shape_vec((16, 8), noise(9, 128).collect()).unwrap(),
-            Dtype::BF16,
-        ),
-        norm.bytes.clone(),
-    ];
+    let f32s = FloatType::F32;
+    let mut values = vec![0.0; 128];
+    f32s.decode(&head.bytes, &mut values);
+    let values = Array2::from_shape_vec((16, 8), values).unwrap();
+    let expected = [rounded(&values, Dtype::BF16), norm.bytes.clone()];
     adapter(
         &bench,
         "lora",
@@ -400,7 +399,6 @@ fn tensors_that_the_adapter_replaces_are_carried_over() {
     let out = by_name(&bench.merge(PASSTHROUGH, &[]));
     for (name, bytes) in ["lm_head.weight", "model.norm.weight"].iter().zip(expected) {
         assert_eq!(out[*name].dtype, Dtype::BF16);
-        // The F32 head goes through f32 noise and BF16 once: within one rounding.
         assert_eq!(out[*name].bytes, bytes, "{name}");
     }
 }
@@ -548,4 +546,60 @@ fn an_adapters_folder_is_never_written_over() {
     let outcome = bench.weld(&["merge", "recipe.yml", "lora", "--force", "-q"]);
     assert_ne!(outcome.code, Some(0));
     assert_eq!(files(&bench.path("lora")), before);
+}
+
+#[test]
+fn adapted_models_are_sources_of_other_documents() {
+    let bench = large(Dtype::BF16);
+    let inner = "merge_method: linear\nmodels: [{model: a+dora}, {model: base+lora}]\nparameters: {weight: 0.5}\n";
+    let outer = "merge_method: slerp\nbase_model: base\nmodels: [{model: base}, {model: first}]\nparameters: {t: 0.3}\n";
+    let out = bench.merge(inner, &[]);
+    fs::rename(out, bench.path("first")).unwrap();
+    let apart = load(&bench.merge(outer, &[]));
+    fs::remove_dir_all(bench.path("first")).unwrap();
+    let together = bench.merge(
+        &format!("{outer}---\nname: first\n{inner}"),
+        &["--threads", "3"],
+    );
+    assert!(load(&together) == apart);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn own_memory_does_not_grow_with_adapted_tensors() {
+    let bench = Bench::new();
+    let (out, inputs, rank) = (2048, 4096, 16);
+    // 16 MiB in bf16, 64 MiB as the f64 that it is computed in.
+    let name = "model.layers.0.up.weight";
+    bench.model(
+        "a",
+        &llama_config(1),
+        &[quick_bf16(name, 1, &[out, inputs])],
+    );
+    let module = "model.layers.0.up";
+    let part = |part: &str, shape: &[usize]| quick_bf16(&key(module, part), 2, shape);
+    let parts = [
+        part("lora_A.weight", &[rank, inputs]),
+        part("lora_B.weight", &[out, rank]),
+        part("lora_magnitude_vector", &[out]),
+    ];
+    write(&bench, "lora", json!({"r": rank, "use_dora": true}), &parts);
+    bench.recipe(PASSTHROUGH);
+    let arguments = [
+        "merge",
+        "recipe.yml",
+        "out",
+        "-q",
+        "--threads",
+        "2",
+        "--memory",
+        "40MiB",
+        "--format",
+        "json",
+    ];
+    let outcome = bench.weld(&arguments);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let summary: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let peak = summary["peak_memory"].as_u64().expect("Linux tells");
+    assert!(peak <= 40 << 20, "{peak} bytes");
 }

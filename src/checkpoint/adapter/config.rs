@@ -122,6 +122,9 @@ const REFUSED: [(&str, &str); 9] = [
 /// First values that leave the model's own weights as they are, so that the adapter fits the model as it is.
 const PLAIN_STARTS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
+/// The most patterns that are not plain names; real adapters have a handful.
+const MAX_EXPRESSIONS: usize = 256;
+
 const WITH_PEFT: &str =
     "merge the adapter with PEFT (`merge_and_unload`) and name the result, if PEFT can do that";
 
@@ -297,13 +300,21 @@ impl Reader<'_> {
             Some(Value::Object(entries)) => entries,
             other => return Err(self.wrong(option, "an object", other)),
         };
+        let mut expressions = 0;
         let entry = |(text, value): (&String, &Value)| {
-            let pattern = Pattern::parse(text).map_err(|detail| AdapterError::Pattern {
+            let refused = |detail: &str| AdapterError::Pattern {
                 path: self.path.into(),
                 option,
                 pattern: plain(text),
                 detail: plain(&detail),
-            })?;
+            };
+            let pattern = Pattern::parse(text).map_err(|detail| refused(&detail))?;
+            expressions += usize::from(pattern.is_expression());
+            if expressions > MAX_EXPRESSIONS {
+                return Err(refused(
+                    "it is one of more than 256 that are not plain names",
+                ));
+            }
             let value = read(self, &format!("{option}.{}", plain(text)), Some(value))?;
             Ok((pattern, value))
         };
@@ -446,6 +457,18 @@ mod tests {
             assert!(message.contains(part), "{more}: {message}");
             assert!(message.contains("adapter_config.json"), "{message}");
         }
+    }
+
+    #[test]
+    fn many_names_are_taken_and_many_expressions_are_not() {
+        let many = |pattern: &dyn Fn(usize) -> String| {
+            let entries = (0..1000).map(|at| (pattern(at), json!(2)));
+            json!({"rank_pattern": entries.collect::<Options>()})
+        };
+        let names = config(many(&|at| format!("layers.{at}.q"))).unwrap();
+        assert_eq!(names.rank_and_scale("m.layers.999.q"), (2, 8.0));
+        let message = config(many(&|at| format!("layers.{at}.(q|v)"))).unwrap_err();
+        assert!(message.to_string().contains("more than 256"), "{message}");
     }
 
     #[test]

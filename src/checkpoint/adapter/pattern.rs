@@ -6,7 +6,7 @@ use regex_lite::{Regex, RegexBuilder};
 const MAX_PATTERN_BYTES: usize = 4096;
 
 /// The most memory that a compiled pattern may take.
-const MAX_COMPILED_BYTES: usize = 1 << 20;
+const MAX_COMPILED_BYTES: usize = 256 << 10;
 
 /// A pattern for the ends of module names: the whole name, or what follows one of its dots.
 ///
@@ -34,6 +34,11 @@ impl Pattern {
             .build()
             .map(Pattern::Expression)
             .map_err(|error| error.to_string())
+    }
+
+    /// Whether it takes memory and time beyond its own length.
+    pub(super) fn is_expression(&self) -> bool {
+        matches!(self, Pattern::Expression(_))
     }
 
     /// Whether it is for the module of that name.

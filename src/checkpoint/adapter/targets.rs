@@ -7,6 +7,10 @@ use super::error::AdapterError;
 use crate::checkpoint::names::is_number;
 use crate::checkpoint::reader::TensorEntry;
 
+/// How many stacks, and how many names outside of them, are looked for under other prefixes; a real adapter
+/// has a few.
+const ODD: usize = 256;
+
 /// Names that are not alike in so large a part say nothing of each other.
 const NEAR: usize = 2;
 
@@ -64,7 +68,7 @@ impl Targets<'_> {
             }
         }
         let mut renamings: Vec<Renaming> = Vec::new();
-        for (stack, members) in stacks {
+        for (stack, members) in stacks.into_iter().take(ODD) {
             let members: Vec<(usize, &Wanted<'_>)> = members
                 .into_iter()
                 .map(|index| (index, &wanted[index]))
@@ -79,16 +83,16 @@ impl Targets<'_> {
                 renamings.push(renaming);
             }
         }
-        for (found, wanted) in found.iter_mut().zip(wanted) {
-            if found.is_none() && stack_of(&wanted.name).is_none() {
-                let renamed = renamings
-                    .iter()
-                    .find_map(|renaming| self.renamed(renaming, wanted));
-                *found = match renamed {
-                    Some(tensor) => Some(tensor),
-                    None => self.under_a_prefix(path, wanted)?,
-                };
-            }
+        let outside = (found.iter_mut().zip(wanted))
+            .filter(|(found, wanted)| found.is_none() && stack_of(&wanted.name).is_none());
+        for (found, wanted) in outside.take(ODD) {
+            let renamed = renamings
+                .iter()
+                .find_map(|renaming| self.renamed(renaming, wanted));
+            *found = match renamed {
+                Some(tensor) => Some(tensor),
+                None => self.under_a_prefix(path, wanted)?,
+            };
         }
         let note = |renaming: &Renaming| {
             format!(
