@@ -5,7 +5,7 @@ use safetensors::Dtype;
 use crate::fixtures::{Bench, files, floats, llama_config, load, noise};
 
 /// Recipes of every method over `base`, `a` and `b`.
-const RECIPES: &[(&str, &str)] = &[
+pub(crate) const RECIPES: &[(&str, &str)] = &[
     (
         "linear",
         "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.6}}\n",

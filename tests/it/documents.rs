@@ -15,32 +15,34 @@ fn merged(bench: &Bench, recipe: &str, more: &[&str]) -> Vec<(String, Vec<u8>)> 
 
 #[test]
 fn two_documents_write_what_two_merges_write() {
-    for (dtype, other) in [
+    let cases = [
         (Dtype::BF16, "float32"),
         (Dtype::F32, "bfloat16"),
         (Dtype::F16, "float16"),
-    ] {
-        let bench = determinism::bench(dtype);
-        for (index, (name, first)) in RECIPES.into_iter().enumerate() {
-            // Each once with an apply alone, a histogram or a Gram matrix after it.
-            let (last, second) = [RECIPES[0], RECIPES[3], RECIPES[1]][index % 3];
-            let first = format!("{first}dtype: {other}\n");
-            let second = second.replace("model: a", "model: first");
-            // One after the other, by way of a folder.
-            let out = bench.merge(&first, &[]);
-            let folder = bench.path("first");
-            let _ = std::fs::remove_dir_all(&folder);
-            std::fs::rename(out, &folder).unwrap();
-            let apart = merged(&bench, &second, &[]);
-            std::fs::remove_dir_all(&folder).unwrap();
-            let both = format!("{second}---\nname: first\n{first}");
-            for more in [["--threads", "1"], ["--threads", "3"]] {
-                let together = merged(&bench, &both, &more);
-                assert!(
-                    together == apart,
-                    "{name}, then {last}, in {dtype:?}, {more:?}"
-                );
-            }
+    ];
+    let benches = cases.map(|(dtype, _)| determinism::bench(dtype));
+    let named = |wanted: &str| *RECIPES.iter().find(|(name, _)| *name == wanted).unwrap();
+    // An apply alone, a histogram and a Gram matrix.
+    let seconds = ["linear", "ties", "slerp"].map(named);
+    for (index, (name, first)) in RECIPES.iter().enumerate() {
+        let ((dtype, other), bench) = (cases[index % 3], &benches[index % 3]);
+        let (last, second) = seconds[index / 3 % 3];
+        let first = format!("{first}dtype: {other}\n");
+        let second = second.replace("model: a", "model: first");
+        // One after the other, by way of a folder.
+        let out = bench.merge(&first, &[]);
+        let folder = bench.path("first");
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::rename(out, &folder).unwrap();
+        let apart = merged(bench, &second, &[]);
+        std::fs::remove_dir_all(&folder).unwrap();
+        let both = format!("{second}---\nname: first\n{first}");
+        for more in [["--threads", "1"], ["--threads", "3"]] {
+            let together = merged(bench, &both, &more);
+            assert!(
+                together == apart,
+                "{name}, then {last}, in {dtype:?}, {more:?}"
+            );
         }
     }
 }

@@ -20,6 +20,9 @@ pub(super) struct Targets<'a> {
     pub(super) by_name: &'a HashMap<String, usize>,
 }
 
+/// Whether a shape fits.
+pub(super) type Fits<'a> = Box<dyn Fn(&[usize]) -> bool + 'a>;
+
 /// A tensor that the adapter is for.
 pub(super) struct Wanted<'a> {
     /// Its name in the model that the adapter was trained on.
@@ -27,7 +30,7 @@ pub(super) struct Wanted<'a> {
     /// A tensor of the adapter that is for it.
     pub(super) key: &'a str,
     /// Which shapes it may have.
-    pub(super) fits: Box<dyn Fn(&[usize]) -> bool + 'a>,
+    pub(super) fits: Fits<'a>,
 }
 
 /// What the names start with, where the adapter and the model differ.

@@ -140,9 +140,13 @@ impl Merge {
             sources,
             elements: elements as u64,
             program: program.as_ref(),
-            output,
+            target: Target::Values(output),
         };
-        let jobs = [Job { work, output: true }];
+        let jobs = [Job {
+            work,
+            output: Some(0),
+            after_all: false,
+        }];
         engine::execute(&jobs, &settings, &limits, &memory, &Nobody)
             .map_err(|error| error.to_string())?;
         Ok(decode(output, &memory.0.into_inner().unwrap()))
