@@ -311,7 +311,7 @@ def main():
     arguments = parser.parse_args()
     binary = arguments.weld.resolve()
     print(f"peft {peft.__version__}, transformers {tf.__version__}")
-    print(f"{'case':24} {'model':5} {'tensors':>7} {'elements':>9}  "
+    print(f"{'case':26} {'model':5} {'tensors':>7} {'elements':>9}  "
           f"{'!= f64':>7} {'steps':>6}  {'!= f32':>7} {'steps':>6} {'relative':>9}")
     failed = []
     for name, case in CASES.items():
@@ -322,10 +322,10 @@ def main():
         try:
             adapted = make(case, name, folder)
         except ValueError as error:
-            print(f"{name:24} left out: {str(error)[:90]}")
+            print(f"{name:26} left out: {str(error)[:90]}")
             continue
         for dtype, stored in DTYPES.items():
-            row = f"{name:24} {dtype:5}"
+            row = f"{name:26} {dtype:5}"
             error = weld(binary, folder, dtype, "adapter")
             if error or case.refused:
                 good = bool(case.refused) and case.refused in error
