@@ -30,7 +30,8 @@ pub struct Limits {
 /// The memory budget is too small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{threads} threads and {sources} sources need at least {needed} bytes of memory, the budget is {budget}"
+    "{threads} threads and {sources} sources need at least {needed} bytes of memory, the budget is {budget}; blocks \
+     hold {block} elements, column sums take {columns} bytes"
 )]
 pub struct BudgetError {
     /// The budget in bytes.
@@ -41,6 +42,10 @@ pub struct BudgetError {
     pub threads: usize,
     /// Sources of the widest job.
     pub sources: usize,
+    /// Elements of the longest block; more than [`BLOCK`] where whole rows are held.
+    pub block: usize,
+    /// Bytes that the sums over columns take.
+    pub columns: u64,
 }
 
 /// The program itself, its stacks, headers and plan: measured at 6 to 20 MiB, rounded up.
@@ -57,8 +62,10 @@ impl Settings {
         // Sources and a block of output in both precisions, and what the passes hold.
         let longest = BLOCK.max(cost.row) as u64;
         let worker = longest * ((sources as u64 + 1) * (4 + 8) + cost.scratch as u64);
-        let block = longest * 8;
-        let neediest = statistics(cost, 1, self.threads);
+        // Its output, and its sums: those of a tile are held while it is computed, and while it waits for its turn
+        // to be folded.
+        let block = longest * 8 + 2 * 8 * cost.sums as u64;
+        let neediest = statistics(cost, self.threads);
         let fixed = OVERHEAD + threads * worker + neediest;
         let needed = fixed + threads * block;
         if needed > self.memory {
@@ -67,6 +74,8 @@ impl Settings {
                 needed,
                 threads: self.threads,
                 sources,
+                block: longest as usize,
+                columns: column_sums(cost),
             });
         }
         let spare = self.memory - fixed;
@@ -82,10 +91,16 @@ impl Settings {
     }
 }
 
-/// Bytes that the statistics of a job with so many blocks hold at the most: every worker's counts and their
-/// total, before and after, and every block's sums.
-pub(super) fn statistics(cost: Cost, blocks: usize, threads: usize) -> u64 {
-    (cost.counts as u64) * 8 * (threads as u64 + 2) + (cost.sums as u64) * 8 * blocks as u64
+/// Bytes that the statistics of a job hold at the most: every worker's counts and their total, before and
+/// after, the folded sums, and those over columns.
+pub(super) fn statistics(cost: Cost, threads: usize) -> u64 {
+    (cost.counts as u64) * 8 * (threads as u64 + 2) + (cost.sums as u64) * 8 + column_sums(cost)
+}
+
+/// Bytes of the sums over columns: as the workers leave them, put together, and what the program makes of
+/// them, which is no more.
+fn column_sums(cost: Cost) -> u64 {
+    (cost.column_sums as u64).saturating_mul(3 * 8)
 }
 
 #[cfg(test)]
@@ -112,6 +127,7 @@ mod tests {
                         sums: 3,
                         row: 70_000 * (threads - 1),
                         scratch: 4,
+                        column_sums: 3 * 16_000 * (threads - 1),
                     };
                     if let Ok(limits) = settings(memory, threads).limits(sources, cost) {
                         assert!(
@@ -124,6 +140,24 @@ mod tests {
             }
         }
         assert!(settings(256 << 20, 16).limits(8, Cost::default()).is_ok());
+    }
+
+    #[test]
+    fn long_rows_and_many_columns_count() {
+        let rows = Cost {
+            row: 50_000_000,
+            ..Cost::default()
+        };
+        let error = settings(256 << 20, 2).limits(3, rows).unwrap_err();
+        assert_eq!(error.block, 50_000_000);
+        assert!(error.needed > 2 * 4 * 12 * 50_000_000);
+        let columns = Cost {
+            column_sums: 50_000_000,
+            ..Cost::default()
+        };
+        let error = settings(256 << 20, 2).limits(3, columns).unwrap_err();
+        assert_eq!(error.columns, 3 * 8 * 50_000_000);
+        assert!(settings(error.needed, 2).limits(3, columns).is_ok());
     }
 
     #[test]

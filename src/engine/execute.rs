@@ -4,6 +4,7 @@
 //! all of them form one queue, so that small tensors do not leave threads idle. Between rounds the
 //! statistics are folded and each program decides on its next pass, serially.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,13 +13,16 @@ use rayon::ThreadPool;
 
 use super::budget::{Limits, Settings, statistics};
 use super::job::{COPY_BLOCK, Job, Target, Work};
-use super::program::{Block, Cost, Measured, Pass, Program};
+use super::program::{Block, Cost, MeasureColumns, Measured, Pass, Program};
 use super::{EngineError, Observer, Sink, Totals};
-use crate::numeric::{BLOCK, FloatType, Narrowed, NonFinite, Real};
+use crate::numeric::{BLOCK, Elements, FloatType, Narrowed, NonFinite, Real};
 
 /// Tiles per thread in a batch of jobs that measure: enough to keep every thread busy, few enough that what
 /// was measured is still in the cache when it is applied.
 const MEASURED_TILES: usize = 8;
+/// Columns that a worker sums at a time: its sums stay in the first cache, and what it reads of a row is a
+/// few lines of it. Sums do not depend on it.
+const BAND: usize = 512;
 
 /// Runs the jobs in order and gives their bytes to the sink.
 ///
@@ -105,6 +109,54 @@ struct Lane<R> {
     out: Vec<R>,
 }
 
+impl<R: Real> Lane<R> {
+    /// Decodes a run of elements of every source; gives the bytes read.
+    fn fill(&mut self, sources: &[Box<dyn Elements + '_>], first: u64, length: usize) -> usize {
+        self.sources
+            .resize_with(self.sources.len().max(sources.len()), Vec::new);
+        let mut read = 0;
+        for (source, values) in sources.iter().zip(&mut self.sources) {
+            values.resize(length, R::ZERO);
+            read += R::fill(source.as_ref(), first, values);
+        }
+        read
+    }
+}
+
+/// What was decoded of the first so many sources.
+fn views<R>(decoded: &[Vec<R>], sources: usize) -> Vec<&[R]> {
+    decoded.iter().take(sources).map(Vec::as_slice).collect()
+}
+
+/// NaN and infinity that a worker met in the sources of a part.
+struct Found(Vec<NonFinite>);
+
+impl Found {
+    fn new(sources: usize) -> Self {
+        Self(vec![NonFinite::default(); sources])
+    }
+
+    /// Looks at decoded values, if nobody has before.
+    fn look<R: Real>(&mut self, flight: &Flight<'_>, views: &[&[R]]) {
+        if flight.first_look() {
+            for (found, values) in self.0.iter_mut().zip(views) {
+                *found += NonFinite::count(values);
+            }
+        }
+    }
+
+    /// Adds what was met to what others met.
+    fn tell(self, flight: &Flight<'_>, results: Narrowed) {
+        let mut seen = lock(&flight.seen);
+        seen.sources
+            .iter_mut()
+            .zip(self.0)
+            .for_each(|(total, part)| *total += part);
+        seen.results.overflowed += results.overflowed;
+        seen.results.non_finite += results.non_finite;
+    }
+}
+
 /// A job of the batch at hand.
 struct Flight<'a> {
     job: usize,
@@ -113,7 +165,7 @@ struct Flight<'a> {
     stage: Stage,
     measured: Vec<Measured>,
     pending: Mutex<Pending>,
-    tiles_left: AtomicUsize,
+    parts_left: AtomicUsize,
     seen: Mutex<Seen>,
 }
 
@@ -125,11 +177,65 @@ enum Stage {
     Done,
 }
 
-/// What the workers have measured in a round: counts, and sums by the first block of their tile.
+impl Stage {
+    /// Columns, if the pass goes over those.
+    fn columns(&self) -> Option<usize> {
+        match self {
+            Stage::Single(Pass::MeasureColumns(columns, _))
+            | Stage::Double(Pass::MeasureColumns(columns, _)) => Some(*columns),
+            _ => None,
+        }
+    }
+
+    /// Sums in each block, or of each column.
+    fn sums(&self) -> Option<usize> {
+        match self {
+            Stage::Single(Pass::Measure(measure)) => Some(measure.sums()),
+            Stage::Double(Pass::Measure(measure)) => Some(measure.sums()),
+            Stage::Single(Pass::MeasureColumns(_, measure)) => Some(measure.sums()),
+            Stage::Double(Pass::MeasureColumns(_, measure)) => Some(measure.sums()),
+            _ => None,
+        }
+    }
+
+    fn refused(&self) -> Option<&str> {
+        match self {
+            Stage::Single(Pass::Refuse(reason)) | Stage::Double(Pass::Refuse(reason)) => {
+                Some(reason)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What the workers have measured in a round.
 #[derive(Default)]
 struct Pending {
     counts: Vec<u64>,
-    sums: Vec<(usize, Vec<f64>)>,
+    /// The sums of the first `folded` blocks.
+    sums: Vec<f64>,
+    folded: usize,
+    /// The sums of tiles that were done before their turn, by their first block.
+    waiting: BTreeMap<usize, Vec<f64>>,
+    /// The sums over columns, by the first column of a band.
+    bands: Vec<(usize, Vec<f64>)>,
+}
+
+impl Pending {
+    /// Takes the sums of a tile's blocks, so many for each, and folds those whose turn it is.
+    fn take(&mut self, first_block: usize, tile: Vec<f64>, width: usize) {
+        self.sums.resize(width, 0.0);
+        self.waiting.insert(first_block, tile);
+        while let Some(tile) = self.waiting.remove(&self.folded) {
+            for block in tile.chunks(width) {
+                self.sums
+                    .iter_mut()
+                    .zip(block)
+                    .for_each(|(sum, part)| *sum += part);
+                self.folded += 1;
+            }
+        }
+    }
 }
 
 /// What was met in the values of a job.
@@ -166,7 +272,7 @@ impl<'a> Flight<'a> {
             stage: Stage::Done,
             measured: Vec::new(),
             pending: Mutex::default(),
-            tiles_left: AtomicUsize::new(0),
+            parts_left: AtomicUsize::new(0),
             seen: Mutex::new(Seen {
                 sources: vec![NonFinite::default(); sources],
                 ..Seen::default()
@@ -205,36 +311,48 @@ impl<'a> Flight<'a> {
 
     /// Folds what a round measured and goes on to the next pass, or is done.
     fn finish_round(&mut self) {
-        let width = match &self.stage {
-            Stage::Single(Pass::Measure(measure)) => measure.sums(),
-            Stage::Double(Pass::Measure(measure)) => measure.sums(),
-            _ => {
-                self.stage = Stage::Done;
-                return;
-            }
+        let Some(width) = self.stage.sums() else {
+            self.stage = Stage::Done;
+            return;
         };
         let Pending {
             counts,
-            sums: mut tiles,
+            mut sums,
+            bands,
+            ..
         } = std::mem::take(&mut *lock(&self.pending));
-        tiles.sort_unstable_by_key(|(first_block, _)| *first_block);
-        let mut sums = vec![0.0; width];
-        for block in tiles
-            .iter()
-            .flat_map(|(_, blocks)| blocks.chunks(width.max(1)))
-        {
-            sums.iter_mut()
-                .zip(block)
-                .for_each(|(sum, part)| *sum += part);
+        if let Some(columns) = self.stage.columns() {
+            sums = beside_each_other(columns, width, bands);
         }
         self.measured.push(Measured { sums, counts });
         self.decide();
+    }
+
+    /// Parts that the workers claim in this round: bands of columns, or tiles.
+    fn parts(&self, tile_blocks: usize) -> usize {
+        match (&self.stage, self.stage.columns()) {
+            (Stage::Done, _) => 0,
+            (_, Some(columns)) => columns.div_ceil(BAND),
+            (_, None) => self.work.blocks().div_ceil(tile_blocks),
+        }
     }
 
     /// Whether this is the first look at the sources, which counts NaN and infinity.
     fn first_look(&self) -> bool {
         self.measured.is_empty()
     }
+}
+
+/// The sums of all bands, each kind of sum over all columns.
+fn beside_each_other(columns: usize, kinds: usize, bands: Vec<(usize, Vec<f64>)>) -> Vec<f64> {
+    let mut sums = vec![0.0; columns * kinds];
+    for (first, band) in bands {
+        let width = band.len() / kinds.max(1);
+        for (kind, part) in band.chunks(width.max(1)).enumerate() {
+            sums[kind * columns + first..][..part.len()].copy_from_slice(part);
+        }
+    }
+    sums
 }
 
 impl<'a> Engine<'a> {
@@ -245,7 +363,7 @@ impl<'a> Engine<'a> {
         let (mut held, mut tiles) = (0, 0);
         while let Some(job) = self.jobs.get(end) {
             let cost = cost(&job.work);
-            held += statistics(cost, job.work.blocks(), self.settings.threads);
+            held += statistics(cost, self.settings.threads);
             let full = measures
                 && (tiles >= MEASURED_TILES * self.settings.threads
                     || held > self.limits.statistics);
@@ -263,11 +381,15 @@ impl<'a> Engine<'a> {
         loop {
             let mut queue = Vec::new();
             for (index, flight) in flights.iter().enumerate() {
-                if !matches!(flight.stage, Stage::Done) {
-                    let tiles = flight.work.blocks().div_ceil(self.limits.tile_blocks);
-                    flight.tiles_left.store(tiles, Relaxed);
-                    queue.extend((0..tiles).map(|tile| (index, tile)));
+                if let Some(reason) = flight.stage.refused() {
+                    return Err(EngineError::Refused {
+                        job: flight.job,
+                        reason: reason.to_owned(),
+                    });
                 }
+                let parts = flight.parts(self.limits.tile_blocks);
+                flight.parts_left.store(parts, Relaxed);
+                queue.extend((0..parts).map(|part| (index, part)));
             }
             if queue.is_empty() {
                 return Ok(());
@@ -290,11 +412,11 @@ impl<'a> Engine<'a> {
             let mut scratch = lock(&self.scratch[context.index()]);
             let mut counts: Vec<Vec<u64>> = vec![Vec::new(); flights.len()];
             while !stop.load(Relaxed) {
-                let Some(&(index, tile)) = queue.get(claimed.fetch_add(1, Relaxed)) else {
+                let Some(&(index, part)) = queue.get(claimed.fetch_add(1, Relaxed)) else {
                     break;
                 };
                 if let Err(error) =
-                    self.run_tile(&flights[index], tile, &mut scratch, &mut counts[index])
+                    self.run_part(&flights[index], part, &mut scratch, &mut counts[index])
                 {
                     stop.store(true, Relaxed);
                     lock(&failure).get_or_insert(error);
@@ -319,17 +441,17 @@ impl<'a> Engine<'a> {
             .map_or(Ok(()), Err)
     }
 
-    fn run_tile(
+    fn run_part(
         &self,
         flight: &Flight<'_>,
-        tile: usize,
+        part: usize,
         scratch: &mut Scratch,
         counts: &mut Vec<u64>,
     ) -> Result<(), EngineError> {
         if self.observer.cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let first = tile * self.limits.tile_blocks;
+        let first = part.saturating_mul(self.limits.tile_blocks);
         let blocks = first..flight.work.blocks().min(first + self.limits.tile_blocks);
         let Scratch {
             single,
@@ -340,6 +462,12 @@ impl<'a> Engine<'a> {
             (Stage::Copy, Work::Copy { sources, format }) => {
                 self.copy_tile(flight, sources, *format, blocks, scratch)?;
             }
+            (Stage::Single(Pass::MeasureColumns(columns, measure)), work) => {
+                self.measure_band(flight, work, *columns, measure.as_ref(), part, single);
+            }
+            (Stage::Double(Pass::MeasureColumns(columns, measure)), work) => {
+                self.measure_band(flight, work, *columns, measure.as_ref(), part, double);
+            }
             (Stage::Single(pass), work) => {
                 self.compute_tile(flight, work, pass, blocks, single, encoded, counts)?
             }
@@ -348,7 +476,7 @@ impl<'a> Engine<'a> {
             }
             (Stage::Copy | Stage::Done, _) => {}
         }
-        if flight.tiles_left.fetch_sub(1, Relaxed) == 1 {
+        if flight.parts_left.fetch_sub(1, Relaxed) == 1 {
             self.judge(flight)?;
         }
         Ok(())
@@ -470,29 +598,17 @@ impl<'a> Engine<'a> {
             // Only measures, and writes nothing.
             Target::Decide(_) => FloatType::F64,
         };
-        let mut found = vec![NonFinite::default(); sources.len()];
+        let mut found = Found::new(sources.len());
         let mut results = Narrowed::default();
         let mut sums = Vec::new();
         let mut read = 0;
         encoded.clear();
-        lane.sources
-            .resize_with(lane.sources.len().max(sources.len()), Vec::new);
         for index in blocks.clone() {
             let first = index as u64 * block_len as u64;
             let length = (block_len as u64).min(elements - first) as usize;
-            for (source, values) in sources.iter().zip(&mut lane.sources) {
-                values.resize(length, R::ZERO);
-                read += R::fill(source.as_ref(), first, values);
-            }
-            if flight.first_look() {
-                for (found, values) in found.iter_mut().zip(&lane.sources) {
-                    *found += NonFinite::count(values);
-                }
-            }
-            let views: Vec<&[R]> = lane.sources[..sources.len()]
-                .iter()
-                .map(Vec::as_slice)
-                .collect();
+            read += lane.fill(sources, first, length);
+            let views = views(&lane.sources, sources.len());
+            found.look(flight, &views);
             let block = Block {
                 index,
                 first,
@@ -515,26 +631,54 @@ impl<'a> Engine<'a> {
                     results.overflowed += narrowed.overflowed;
                     results.non_finite += narrowed.non_finite;
                 }
+                // Columns are measured in bands, and a refusal ends the run before any tile.
+                Pass::MeasureColumns(..) | Pass::Refuse(_) => {}
             }
         }
-        {
-            let mut seen = lock(&flight.seen);
-            seen.sources
-                .iter_mut()
-                .zip(found)
-                .for_each(|(total, part)| *total += part);
-            seen.results.overflowed += results.overflowed;
-            seen.results.non_finite += results.non_finite;
-        }
+        found.tell(flight, results);
         self.count_read(read);
         if !sums.is_empty() {
-            lock(&flight.pending).sums.push((blocks.start, sums));
+            let width = sums.len() / blocks.len();
+            lock(&flight.pending).take(blocks.start, sums, width);
         }
         self.write(
             flight,
             blocks.start as u64 * (block_len * output.size()) as u64,
             encoded,
         )
+    }
+
+    /// Sums some columns, row by row.
+    fn measure_band<R: Real>(
+        &self,
+        flight: &Flight<'_>,
+        work: &Work<'_>,
+        columns: usize,
+        measure: &dyn MeasureColumns<R>,
+        band: usize,
+        lane: &mut Lane<R>,
+    ) {
+        let Work::Compute {
+            sources, elements, ..
+        } = work
+        else {
+            return;
+        };
+        let first_column = band * BAND;
+        let width = BAND.min(columns - first_column);
+        let mut found = Found::new(sources.len());
+        let mut sums = vec![0.0; width * measure.sums()];
+        let mut read = 0;
+        for row in 0..elements / columns as u64 {
+            let first = row * columns as u64 + first_column as u64;
+            read += lane.fill(sources, first, width);
+            let views = views(&lane.sources, sources.len());
+            found.look(flight, &views);
+            measure.row(&views, &mut sums);
+        }
+        found.tell(flight, Narrowed::default());
+        self.count_read(read);
+        lock(&flight.pending).bands.push((first_column, sums));
     }
 
     fn write(&self, flight: &Flight<'_>, offset: u64, bytes: &[u8]) -> Result<(), EngineError> {

@@ -19,7 +19,9 @@ pub use budget::{BudgetError, Limits, Settings};
 pub use derived::{Decided, Derived};
 pub use execute::execute;
 pub use job::{Job, Target, Work};
-pub use program::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+pub use program::{
+    AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Pass, Program,
+};
 
 use crate::numeric::{FloatType, NonFinite};
 
@@ -78,6 +80,14 @@ pub enum EngineError {
         job: usize,
         /// The first source that differs from source 0.
         source_index: usize,
+    },
+    /// The program has no result for these values.
+    #[error("job {job} has no result: {reason}")]
+    Refused {
+        /// The job.
+        job: usize,
+        /// Why, and a hint.
+        reason: String,
     },
     /// The sink could not take the bytes.
     #[error("cannot write the output of job {job}")]

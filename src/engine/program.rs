@@ -1,4 +1,4 @@
-//! What a merge method does with the elements of one tensor: passes over blocks.
+//! What a merge method does with the elements of one tensor: passes over blocks, or over columns.
 
 use crate::numeric::{BLOCK, Real};
 
@@ -53,6 +53,8 @@ pub struct Cost {
     pub row: usize,
     /// Bytes that its passes hold for each element of the block a worker is at.
     pub scratch: usize,
+    /// Length of the longest vector of sums over columns; see [`MeasureColumns`].
+    pub column_sums: usize,
 }
 
 impl Cost {
@@ -75,6 +77,7 @@ impl Cost {
             sums: self.sums.max(other.sums),
             row: self.row.max(other.row),
             scratch: self.scratch.max(other.scratch),
+            column_sums: self.column_sums.max(other.column_sums),
         }
     }
 }
@@ -83,8 +86,12 @@ impl Cost {
 pub enum Pass<R> {
     /// Collects a statistic.
     Measure(Box<dyn Measure<R>>),
+    /// Collects sums over each column of a tensor whose rows have so many elements.
+    MeasureColumns(usize, Box<dyn MeasureColumns<R>>),
     /// Computes the output; the last pass.
     Apply(Box<dyn Apply<R>>),
+    /// There is no result for what was measured: why, and a hint, in words for the user.
+    Refuse(String),
 }
 
 /// Collects sums and counts over blocks.
@@ -97,6 +104,18 @@ pub trait Measure<R>: Send + Sync {
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], counts: &mut [u64]);
 }
 
+/// Collects sums over each column of a tensor.
+///
+/// A worker takes some neighbouring columns and goes through all rows in order: so each sum is made by one
+/// worker, in row order, and needs no folding, however many columns there are.
+pub trait MeasureColumns<R>: Send + Sync {
+    /// How many sums each column has.
+    fn sums(&self) -> usize;
+    /// Adds the elements of one row to the sums of their columns: `sums[k * width + column]` is sum `k` of a
+    /// column, `width` the number of columns at hand.
+    fn row(&self, sources: &[&[R]], sums: &mut [f64]);
+}
+
 /// Computes the output of a block.
 pub trait Apply<R>: Send + Sync {
     /// Sets every element of `out`, which has the block's length.
@@ -106,7 +125,7 @@ pub trait Apply<R>: Send + Sync {
 /// What a pass that measured found over the whole tensor.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Measured {
-    /// The sums.
+    /// The sums. Of a pass over columns, sum `k` of each column in turn, for each `k`.
     pub sums: Vec<f64>,
     /// The counts.
     pub counts: Vec<u64>,

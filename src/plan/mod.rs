@@ -31,6 +31,7 @@ use bytesize::ByteSize;
 use crate::checkpoint::{Checkpoint, Dtype, Locator, ModelRef, ShardLayout, Sidecar, shard_layout};
 use crate::engine::{Cost, Limits, Settings};
 use crate::methods::{self, MethodInfo};
+use crate::numeric::BLOCK;
 use crate::recipe::{Recipe, RecipeError};
 use problems::Problems;
 use results::{Results, adapters_hold, reading};
@@ -265,8 +266,9 @@ fn attempt(
                 ByteSize(error.needed + held),
                 ByteSize(options.settings.memory)
             );
+            let why = whole_rows_or_columns(&tensors).unwrap_or_default();
             let hint = "raise --memory, or lower --threads".to_owned();
-            problems.add(None, message, Some(hint));
+            problems.add(None, message + &why, Some(hint));
             return None;
         }
     };
@@ -299,6 +301,28 @@ fn attempt(
         cost,
         bytes_read,
     })
+}
+
+/// Which tensor's rows must be held whole, or columns be summed, if that takes more than blocks usually do.
+fn whole_rows_or_columns(tensors: &[PlannedTensor]) -> Option<String> {
+    let need = |tensor: &&PlannedTensor| {
+        let cost = tensor.cost();
+        cost.row.max(cost.column_sums)
+    };
+    let tensor = tensors.iter().max_by_key(need)?;
+    let cost = tensor.cost();
+    let (name, shape) = (&tensor.name, &tensor.shape);
+    if cost.column_sums > BLOCK {
+        Some(format!(
+            ": the method sums each column of `{name}`, whose shape is {shape:?}"
+        ))
+    } else if cost.row > BLOCK {
+        Some(format!(
+            ": the method holds whole rows of `{name}`, whose shape is {shape:?}"
+        ))
+    } else {
+        None
+    }
 }
 
 fn signatures(tensors: &[PlannedTensor]) -> Vec<(String, Dtype, Vec<usize>)> {

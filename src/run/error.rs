@@ -105,6 +105,14 @@ pub enum RunError {
         /// How many values.
         count: u64,
     },
+    /// The method has no result for these values.
+    #[error("tensor `{tensor}`: {reason}")]
+    NoResult {
+        /// The output tensor.
+        tensor: String,
+        /// Why, and a hint.
+        reason: String,
+    },
     /// Integers or bools differ between models.
     #[error(
         "`{tensor}` holds integers or bools that differ between `{model}` and `{other}`; hint: such tensors are carried \
@@ -214,6 +222,13 @@ impl RunError {
                     count,
                 },
                 None => Self::Engine(error),
+            },
+            EngineError::Refused { job, reason } => match of_job(job) {
+                Some((_, tensor)) => Self::NoResult {
+                    tensor: tensor.name.clone(),
+                    reason,
+                },
+                None => Self::Engine(EngineError::Refused { job, reason }),
             },
             EngineError::NotIdentical { job, source_index } => {
                 if let Some(Purpose::Equal(plan, index)) = purposes.get(job)

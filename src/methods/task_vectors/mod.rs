@@ -181,6 +181,7 @@ impl AnyProgram for TaskVectors {
             row: self.row,
             // Keys; where there are rows, the ranks of each term, and a row to sort.
             scratch: 4 + if by_rank > 0 { 4 * by_rank + 8 } else { 0 },
+            column_sums: 0,
         }
     }
 }
