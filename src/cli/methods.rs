@@ -70,6 +70,7 @@ fn list(all: &[&MethodInfo]) -> String {
 fn kind(kind: ParamKind) -> String {
     match kind {
         ParamKind::Number => "number".into(),
+        ParamKind::Range { min, max } if max.is_infinite() => format!("number, {min} or more"),
         ParamKind::Range { min, max } => format!("number from {min} to {max}"),
         ParamKind::Bool => "true or false".into(),
         ParamKind::Word { words, .. } => words.join(", "),
@@ -97,6 +98,9 @@ fn default(param: &ParamInfo) -> String {
 fn takes(info: &MethodInfo) -> String {
     let models = match (info.models.min, info.models.max) {
         (min, Some(max)) if min == max && min == 1 => "exactly one model".into(),
+        (min, Some(max)) if min == max && info.base == BaseRule::Optional => {
+            format!("exactly {min} models")
+        }
         (min, Some(max)) if min == max => format!("exactly {min} models, the base included"),
         (min, Some(max)) => format!("{min} to {max} models"),
         (min, None) => format!("{min} or more models"),
@@ -104,6 +108,9 @@ fn takes(info: &MethodInfo) -> String {
     match info.base {
         BaseRule::Required => format!("{models}; needs `base_model`"),
         BaseRule::OneOfModels => format!("{models}; `base_model` counts as one of them"),
+        BaseRule::Optional => {
+            format!("{models}; a `base_model` is one more, from which their differences are taken")
+        }
     }
 }
 

@@ -15,7 +15,7 @@ pub struct MethodInfo {
     pub departs: &'static str,
     /// Where the formula comes from.
     pub source: &'static str,
-    /// How many models it takes, the base included.
+    /// How many models it takes; the base included, unless it is [`BaseRule::Optional`].
     pub models: Arity,
     /// What it does with `base_model`.
     pub base: BaseRule,
@@ -25,7 +25,7 @@ pub struct MethodInfo {
     pub random: bool,
 }
 
-/// How many models a method takes, the base included.
+/// How many models a method takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arity {
     /// At least so many.
@@ -41,6 +41,9 @@ pub enum BaseRule {
     Required,
     /// The base is one of the models like the others; a base that `models:` does not list joins them last.
     OneOfModels,
+    /// Without one the models themselves are merged; with one their differences from it are, and it does not
+    /// count as one of them.
+    Optional,
 }
 
 /// One parameter of a method.
@@ -69,7 +72,7 @@ pub enum ParamKind {
     Range {
         /// Smallest allowed.
         min: f64,
-        /// Largest allowed.
+        /// Largest allowed; infinity where there is no limit, though the number is always finite.
         max: f64,
     },
     /// `true` or `false`.
@@ -119,7 +122,9 @@ impl ParamKind {
     pub fn accepts(self, value: ParamValue) -> bool {
         match (self, value) {
             (Self::Number, ParamValue::Number(number)) => number.is_finite(),
-            (Self::Range { min, max }, ParamValue::Number(number)) => (min..=max).contains(&number),
+            (Self::Range { min, max }, ParamValue::Number(number)) => {
+                number.is_finite() && (min..=max).contains(&number)
+            }
             (Self::Bool, ParamValue::Bool(_)) => true,
             (Self::Word { words, .. }, ParamValue::Word(word)) => words.contains(&word),
             _ => false,

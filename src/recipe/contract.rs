@@ -20,10 +20,19 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Whether the base that the method requires is there: without it, the count is wrong by one anyway.
+    /// Whether the base that the method requires, or could do without, is there: without it, the count is
+    /// wrong by one anyway.
     fn has_its_base(&self, method: &MethodInfo) -> bool {
+        match method.base {
+            BaseRule::OneOfModels => true,
+            BaseRule::Optional => self.base.is_none() || self.lists_its_base(),
+            BaseRule::Required => self.lists_its_base(),
+        }
+    }
+
+    fn lists_its_base(&self) -> bool {
         let is_base = |input: &Input<'_>| self.base == Some(&input.model.value);
-        method.base != BaseRule::Required || self.inputs.iter().any(is_base)
+        self.inputs.iter().any(is_base)
     }
 }
 
@@ -60,6 +69,7 @@ pub(super) fn check(walk: &mut Walk<'_>, recipe: &Recipe) {
     }
     check_required(walk, recipe, &groups, method_at);
     warn_of_base_settings(walk, recipe.method, &groups);
+    warn_of_joined_bases(walk, recipe.method, &groups);
 }
 
 fn models_group<'a>(recipe: &'a Recipe, module: &'a Module, sources: &'a [Source]) -> Group<'a> {
@@ -141,10 +151,10 @@ fn duplicate(walk: &mut Walk<'_>, model: &Located<ModelRef>, place: &str) {
 
 fn check_base(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method_at: Position) {
     let method = recipe.method;
-    if method.base != BaseRule::Required {
+    if method.base == BaseRule::OneOfModels {
         return;
     }
-    if groups.iter().any(|group| group.base.is_none()) {
+    if method.base == BaseRule::Required && groups.iter().any(|group| group.base.is_none()) {
         let message = format!("`{}` needs a `base_model`", method.name);
         let hint = "add `base_model:` and the model that the others are measured from";
         walk.refuse(ProblemKind::Missing, method_at, message, Some(hint));
@@ -157,8 +167,12 @@ fn check_base(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method
             "the base {} is none of the sources of this slice",
             name(base)
         );
+        let without = match method.base {
+            BaseRule::Optional => ", or name no `base_model` to merge without one",
+            _ => "",
+        };
         let hint = format!(
-            "`{}` needs its base in every slice: add it to `sources` with its `layer_range`",
+            "`{}` needs its base in every slice: add it to `sources` with its `layer_range`{without}",
             method.name
         );
         walk.refuse(ProblemKind::Missing, group.at, message, Some(&hint));
@@ -167,7 +181,9 @@ fn check_base(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method
 
 fn check_count(walk: &mut Walk<'_>, method: &MethodInfo, group: &Group<'_>) {
     let Arity { min, max } = method.models;
-    let found = group.inputs.len();
+    // The base of a method that can do without one does not count.
+    let beside_base = method.base == BaseRule::Optional && group.lists_its_base();
+    let found = group.inputs.len() - usize::from(beside_base);
     if min <= found && max.is_none_or(|max| found <= max) {
         return;
     }
@@ -179,6 +195,8 @@ fn check_count(walk: &mut Walk<'_>, method: &MethodInfo, group: &Group<'_>) {
     };
     let joined = group.inputs.iter().any(|input| input.parameters.is_none());
     let with_base = match (method.base, joined) {
+        (BaseRule::Optional, _) if beside_base => " besides the base",
+        (BaseRule::Optional, _) => "",
         (_, true) => ", with the base that `models` does not list",
         (BaseRule::Required, false) => ", the base included",
         (BaseRule::OneOfModels, false) => "",
@@ -281,6 +299,26 @@ fn warn_of_base_settings(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Gro
                     );
                 }
             }
+        }
+    }
+}
+
+/// A base that nobody listed is merged like those that are listed: in mergekit without a word.
+fn warn_of_joined_bases(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Group<'_>]) {
+    if method.base != BaseRule::OneOfModels {
+        return;
+    }
+    for input in groups.iter().flat_map(|group| &group.inputs) {
+        if input.parameters.is_none() {
+            let message = format!(
+                "the base {}, which `models` does not list, is merged as one of the models",
+                name(&input.model.value)
+            );
+            let hint = format!(
+                "`{}` subtracts no base: list it to say so, or remove `base_model` to leave it out",
+                method.name
+            );
+            walk.warn(Problem::new(ProblemKind::Invalid, input.model.at, message).with_hint(hint));
         }
     }
 }

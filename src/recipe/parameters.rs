@@ -243,11 +243,11 @@ fn scalar(info: &'static ParamInfo, value: &Value, at: Position) -> Result<Param
             if min <= number && number <= max {
                 return Ok(ParamValue::Number(number));
             }
-            let message = format!(
-                "expected `{}` between {min} and {max}, found {}",
-                info.name,
-                value.found()
-            );
+            let bounds = match max.is_infinite() {
+                true => format!("{min} or more"),
+                false => format!("between {min} and {max}"),
+            };
+            let message = format!("expected `{}` {bounds}, found {}", info.name, value.found());
             let problem = Problem::new(ProblemKind::Invalid, at, message);
             Err(match info.doc {
                 "" => problem,
