@@ -4,8 +4,8 @@
 //! tensor into an [`Action`]. It knows no file, no layer, no thread. A new method is one file here and one line
 //! in [`all`].
 //!
-//! Two programs serve most of them: `weighted_sum` (measure an inner product if need be, then one linear
-//! combination) and `task_vectors` (differences from a base: mask, elect a sign, add).
+//! Three programs serve most of them: `weighted_sum` (one linear combination), `gram` (measure inner products,
+//! solve for the weights, then the same) and `task_vectors` (differences from a base: mask, elect a sign, add).
 
 mod arcee_fusion;
 mod band;
@@ -13,10 +13,17 @@ mod breadcrumbs;
 mod consensus;
 mod dare;
 mod della;
+mod gram;
+mod karcher;
 mod linear;
+mod model_stock;
+mod multislerp;
+mod nearswap;
+mod nuslerp;
 mod order;
 mod params;
 mod passthrough;
+mod ram;
 mod sce;
 mod slerp;
 mod task_arithmetic;
@@ -84,6 +91,9 @@ pub fn all() -> &'static [&'static dyn Method] {
     &[
         &linear::Linear,
         &slerp::Slerp,
+        &nuslerp::Nuslerp,
+        &multislerp::Multislerp,
+        &karcher::Karcher,
         &task_arithmetic::TaskArithmetic,
         &ties::Ties,
         &dare::DareLinear,
@@ -96,6 +106,10 @@ pub fn all() -> &'static [&'static dyn Method] {
         &consensus::ConsensusTies,
         &sce::Sce,
         &arcee_fusion::ArceeFusion,
+        &model_stock::ModelStock,
+        &nearswap::Nearswap,
+        &ram::Ram,
+        &ram::RamPlus,
         &passthrough::Passthrough,
     ]
 }

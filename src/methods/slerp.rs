@@ -1,12 +1,12 @@
 //! `slerp`: the way between two models along the great circle.
 
-use super::weighted_sum::Combination;
+use std::sync::Arc;
+
+use super::gram::{Extent, Gram, GramProgram, Solve, Vectors};
 use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, Tensor,
     TensorParams,
 };
-use crate::engine::{AnyProgram, Block, Cost, Measure, Measured, Pass, Program};
-use crate::numeric::{Real, dot};
 
 /// Spherical linear interpolation from the base to the other model.
 pub(super) struct Slerp;
@@ -47,82 +47,47 @@ impl Method for Slerp {
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
         let t = params.number("t").ok_or("`t` has no value")?;
-        let base = tensor.base.ok_or("slerp needs a base model")?;
-        Ok(Action::Compute(Box::new(GreatCircle { t, base })))
+        let base = match (tensor.base, tensor.sources) {
+            (Some(base @ (0 | 1)), 2) => base,
+            _ => return Err("slerp needs a base and one other model".into()),
+        };
+        Ok(Action::Compute(Box::new(GramProgram {
+            vectors: Vectors {
+                members: vec![base, 1 - base],
+                origin: None,
+            },
+            extent: Extent::Whole,
+            solve: Arc::new(GreatCircle { t }),
+        })))
     }
 }
 
-/// Measures the angle, then combines.
+/// The weights of base and other from the angle between them.
 struct GreatCircle {
     t: f64,
-    base: usize,
 }
 
-impl GreatCircle {
-    /// The weights of base and other from the Gram matrix's entries.
-    fn weights(&self, base_squared: f64, inner: f64, other_squared: f64) -> (f64, f64) {
-        let t = self.t;
-        let norms = base_squared.sqrt() * other_squared.sqrt();
+impl Solve for GreatCircle {
+    fn weights(&self, gram: &Gram) -> Vec<f64> {
+        arc(self.t, gram, |cosine| cosine.abs() > LINEAR_ABOVE).into()
+    }
+}
+
+/// The weights of two vectors at `t` on the great circle between them, or on the line where `is_linear` says
+/// so of the cosine.
+pub(super) fn arc(t: f64, gram: &Gram, is_linear: impl Fn(f64) -> bool) -> [f64; 2] {
+    let cosine = match gram.cosine(0, 1) {
+        Some(cosine) => cosine,
+        None if gram.all_zero() => return [1.0 - t, t],
         // Without a direction there is no angle; mergekit takes a right one.
-        let cosine = if norms > 0.0 {
-            (inner / norms).clamp(-1.0, 1.0)
-        } else {
-            0.0
-        };
-        if cosine.abs() > LINEAR_ABOVE {
-            return (1.0 - t, t);
-        }
-        let angle = cosine.acos();
-        (
-            ((1.0 - t) * angle).sin() / angle.sin(),
-            (t * angle).sin() / angle.sin(),
-        )
+        None => 0.0,
+    };
+    if is_linear(cosine) {
+        return [1.0 - t, t];
     }
-}
-
-impl<R: Real> Program<R> for GreatCircle {
-    fn next(&self, measured: &[Measured]) -> Pass<R> {
-        let Some(gram) = measured.first() else {
-            return Pass::Measure(Box::new(Gram));
-        };
-        let (first, inner, second) = (gram.sums[0], gram.sums[1], gram.sums[2]);
-        let weights = if self.base == 0 {
-            let (base, other) = self.weights(first, inner, second);
-            [base, other]
-        } else {
-            let (base, other) = self.weights(second, inner, first);
-            [other, base]
-        };
-        Pass::Apply(Box::new(Combination::new(&weights, false, false)))
-    }
-}
-
-impl AnyProgram for GreatCircle {
-    fn cost(&self) -> Cost {
-        Cost {
-            measures: 1,
-            sums: 3,
-            ..Cost::default()
-        }
-    }
-}
-
-/// The inner products of two sources: first with itself, first with second, second with itself.
-struct Gram;
-
-impl<R: Real> Measure<R> for Gram {
-    fn sums(&self) -> usize {
-        3
-    }
-
-    fn counts(&self) -> usize {
-        0
-    }
-
-    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
-        let [a, b] = [block.sources[0], block.sources[1]];
-        sums[0] = dot(a, a);
-        sums[1] = dot(a, b);
-        sums[2] = dot(b, b);
-    }
+    let angle = cosine.acos();
+    [
+        ((1.0 - t) * angle).sin() / angle.sin(),
+        (t * angle).sin() / angle.sin(),
+    ]
 }

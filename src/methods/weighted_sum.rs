@@ -69,17 +69,20 @@ impl<R: Real> Combination<R> {
 
 impl<R: Real> Apply<R> for Combination<R> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        weighted_sum(block.sources, &self.weights, self.fused, out);
+        self.combine(block.sources, out);
+    }
+}
+
+impl<R: Real> Combination<R> {
+    /// Combines slices of one length.
+    pub(super) fn combine(&self, sources: &[&[R]], out: &mut [R]) {
+        weighted_sum(sources, &self.weights, self.fused, out);
         if self.divisor != R::ONE {
             out.iter_mut()
                 .for_each(|value| *value = *value / self.divisor);
         }
         if !self.hull.is_empty() {
-            let hull: Vec<&[R]> = self
-                .hull
-                .iter()
-                .map(|&source| block.sources[source])
-                .collect();
+            let hull: Vec<&[R]> = self.hull.iter().map(|&source| sources[source]).collect();
             clamp_to_hull(&hull, out);
         }
     }

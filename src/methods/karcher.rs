@@ -1,0 +1,188 @@
+//! `karcher`: the mean of directions on the sphere, by iteration.
+
+use std::sync::Arc;
+
+use super::gram::{Extent, Gram, GramProgram, Solve, Vectors};
+use super::{
+    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
+    Tensor, TensorParams,
+};
+
+/// The Riemannian (Karcher) mean of the models.
+pub(super) struct Karcher;
+
+static INFO: MethodInfo = MethodInfo {
+    name: "karcher",
+    summary: "the Karcher mean of the models' directions, at their mean length",
+    formula: "u_i = x_i / |x_i|; m from u-mean / |u-mean|, then until its tangent is shorter than tol or max_iter times: \
+              tangent = mean(theta_i / sin(theta_i) * (u_i - cos(theta_i) * m)), theta_i the angle of m and u_i; m = \
+              cos(|tangent|) * m + sin(|tangent|) * tangent / |tangent|; out = mean(|x_i|) * m",
+    when: "several models that shall count alike, as slerp with t = 0.5 does for two",
+    departs: "As in mergekit, a `base_model` is one of the models and counts like each of the others; here a note says so \
+              where `models:` does not list it. Tensors whose norms are all below tol are merged like any others; \
+              mergekit writes zeros. A direction within tol of the opposite of the mean draws it nowhere; mergekit \
+              divides by the sine of the angle, which is nearly zero.",
+    source: "Karcher, Riemannian center of mass, 1977; arXiv:2603.04972; mergekit 0.1.5",
+    models: Arity { min: 1, max: None },
+    base: BaseRule::OneOfModels,
+    params: &[
+        ParamInfo {
+            name: "max_iter",
+            kind: ParamKind::Range { min: 0.0, max: 1e6 },
+            scope: ParamScope::Tensor,
+            default: Some(ParamValue::Number(10.0)),
+            required: false,
+            doc: "Steps at the most; a whole number.",
+        },
+        ParamInfo {
+            name: "tol",
+            kind: ParamKind::Range {
+                min: 0.0,
+                max: f64::INFINITY,
+            },
+            scope: ParamScope::Tensor,
+            default: Some(ParamValue::Number(1e-5)),
+            required: false,
+            doc: "The step, in radians, below which it stops; and the norm below which a tensor, beside longer ones, has \
+                  no direction.",
+        },
+    ],
+    random: false,
+};
+
+impl Method for Karcher {
+    fn info(&self) -> &'static MethodInfo {
+        &INFO
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        let steps = params.number("max_iter").unwrap_or(10.0);
+        if steps.fract() != 0.0 {
+            return Err(format!(
+                "`max_iter` is {steps}; hint: give a whole number for each tensor"
+            ));
+        }
+        if tensor.sources == 1 {
+            return Ok(Action::Copy(0));
+        }
+        Ok(Action::Compute(Box::new(GramProgram {
+            vectors: Vectors::from_base(tensor.sources, None),
+            extent: Extent::Whole,
+            solve: Arc::new(KarcherMean {
+                steps: steps as usize,
+                tolerance: params.number("tol").unwrap_or(1e-5),
+            }),
+        })))
+    }
+}
+
+/// The iteration, on the mean's coefficients instead of its elements.
+struct KarcherMean {
+    steps: usize,
+    tolerance: f64,
+}
+
+impl Solve for KarcherMean {
+    fn weights(&self, gram: &Gram) -> Vec<f64> {
+        let count = gram.count();
+        let norms: Vec<f64> = (0..count).map(|i| gram.norm(i)).collect();
+        let longest = norms.iter().copied().fold(0.0, f64::max);
+        let least = match longest > self.tolerance {
+            true => self.tolerance,
+            false => self.tolerance * longest,
+        };
+        let directed: Vec<usize> = (0..count).filter(|&i| norms[i] > least).collect();
+        let mut weights = vec![0.0; count];
+        let units = Units::new(gram, &directed);
+        let Some(mean) = units.mean(self.steps, self.tolerance) else {
+            // All are zero, or not a number: their plain mean is.
+            weights.fill(1.0 / count as f64);
+            return weights;
+        };
+        // Models without a direction count in the length.
+        let length = norms.iter().sum::<f64>() / count as f64;
+        for (&i, coefficient) in directed.iter().zip(mean) {
+            weights[i] = length * coefficient / norms[i];
+        }
+        weights
+    }
+}
+
+/// Unit vectors, known by their cosines.
+struct Units {
+    /// Row by row.
+    cosines: Vec<Vec<f64>>,
+}
+
+impl Units {
+    fn new(gram: &Gram, directed: &[usize]) -> Self {
+        let row = |&i: &usize| {
+            let cosine = |&j: &usize| if i == j { Some(1.0) } else { gram.cosine(i, j) };
+            directed.iter().map(|j| cosine(j).unwrap_or(0.0)).collect()
+        };
+        Self {
+            cosines: directed.iter().map(row).collect(),
+        }
+    }
+
+    /// The inner products of a combination of the vectors with each of them.
+    fn dots(&self, combination: &[f64]) -> Vec<f64> {
+        let dot = |row: &Vec<f64>| row.iter().zip(combination).map(|(a, b)| a * b).sum();
+        self.cosines.iter().map(dot).collect()
+    }
+
+    /// The length of a combination of the vectors.
+    fn length(&self, combination: &[f64]) -> f64 {
+        let dots = self.dots(combination);
+        let squared: f64 = dots.iter().zip(combination).map(|(a, b)| a * b).sum();
+        squared.max(0.0).sqrt()
+    }
+
+    /// The coefficients of the mean direction; `None` if there is no vector.
+    fn mean(&self, steps: usize, tolerance: f64) -> Option<Vec<f64>> {
+        let count = self.cosines.len();
+        let share = 1.0 / count as f64;
+        let mut mean = vec![share; count];
+        let length = self.length(&mean);
+        if length < tolerance || length == 0.0 {
+            // Where they cancel, the first is as good a start as any.
+            mean.fill(0.0);
+            *mean.first_mut()? = 1.0;
+        } else {
+            mean.iter_mut().for_each(|part| *part /= length);
+        }
+        for _ in 0..steps {
+            let dots = self.dots(&mean);
+            let mut tangent = vec![0.0; count];
+            let mut along = 0.0;
+            for (part, &dot) in tangent.iter_mut().zip(&dots) {
+                let dot = dot.clamp(-1.0, 1.0);
+                let angle = dot.acos();
+                // The same direction, or the opposite one, where every way is the shortest.
+                if angle < tolerance
+                    || std::f64::consts::PI - angle < tolerance
+                    || angle.sin() == 0.0
+                {
+                    continue;
+                }
+                *part = share * angle / angle.sin();
+                along += *part * dot;
+            }
+            for (part, mean) in tangent.iter_mut().zip(&mean) {
+                *part -= along * mean;
+            }
+            let step = self.length(&tangent);
+            if step < tolerance || step == 0.0 {
+                break;
+            }
+            for (mean, part) in mean.iter_mut().zip(&tangent) {
+                *mean = step.cos() * *mean + step.sin() / step * part;
+            }
+            let length = self.length(&mean);
+            if length > tolerance {
+                mean.iter_mut().for_each(|part| *part /= length);
+            }
+        }
+        Some(mean).filter(|mean| !mean.is_empty())
+    }
+}
