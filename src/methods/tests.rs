@@ -1,5 +1,6 @@
 //! Every method against a case worked by hand and against its slow f64 twin, on the real engine.
 
+mod geometric;
 mod sparse;
 
 use std::io;
@@ -94,6 +95,15 @@ impl Case {
 
     /// Runs it on the engine; values are stored as `format` first.
     fn run(&self, format: FloatType, sources: &[Vec<f64>]) -> Result<Vec<f64>, String> {
+        self.run_shaped(format, &[sources[0].len()], sources)
+    }
+
+    fn run_shaped(
+        &self,
+        format: FloatType,
+        shape: &[usize],
+        sources: &[Vec<f64>],
+    ) -> Result<Vec<f64>, String> {
         let elements = sources[0].len();
         let encoded: Vec<Vec<u8>> = sources
             .iter()
@@ -101,7 +111,7 @@ impl Case {
             .collect();
         let tensor = Tensor {
             name: NAME,
-            shape: &[elements],
+            shape,
             seed: SEED,
             base: self.base,
             sources: sources.len(),

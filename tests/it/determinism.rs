@@ -86,6 +86,46 @@ pub(crate) const RECIPES: &[(&str, &str)] = &[
         "arcee_fusion",
         "merge_method: arcee_fusion\nbase_model: base\nmodels: [{model: a}]\n",
     ),
+    (
+        "nuslerp",
+        "merge_method: nuslerp\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.4}\n",
+    ),
+    (
+        "nuslerp by rows",
+        "merge_method: nuslerp\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.4, nuslerp_flatten: false}\n",
+    ),
+    (
+        "nuslerp by columns",
+        "merge_method: nuslerp\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.4, nuslerp_flatten: false, nuslerp_row_wise: true}\n",
+    ),
+    (
+        "multislerp",
+        "merge_method: multislerp\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.4}\n",
+    ),
+    (
+        "karcher",
+        "merge_method: karcher\nmodels: [{model: a}, {model: b}, {model: base}]\n",
+    ),
+    (
+        "model_stock",
+        "merge_method: model_stock\nbase_model: base\nmodels: [{model: a}, {model: b}]\n",
+    ),
+    (
+        "model_stock by rows",
+        "merge_method: model_stock\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {filter_wise: true}\n",
+    ),
+    (
+        "nearswap",
+        "merge_method: nearswap\nbase_model: a\nmodels: [{model: b}]\nparameters: {t: 0.01}\n",
+    ),
+    (
+        "ram",
+        "merge_method: ram\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {epsilon: 0.02}\n",
+    ),
+    (
+        "ramplus_tl",
+        "merge_method: ramplus_tl\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {epsilon: 0.02}\n",
+    ),
 ];
 
 /// Models with a tensor of several blocks, whose values tie often, and small ones.
@@ -114,6 +154,13 @@ pub(crate) fn bench(dtype: Dtype) -> Bench {
                 dtype,
                 &[331],
                 noise(seed + 30, 331),
+            ),
+            // More columns than one worker sums at a time.
+            floats(
+                "model.layers.0.wide.weight",
+                dtype,
+                &[30, 1300],
+                noise(seed + 50, 30 * 1300),
             ),
             floats("model.scale", dtype, &[], noise(seed + 40, 1)),
             floats("model.nothing", dtype, &[0, 4], []),
@@ -157,6 +204,14 @@ fn every_method_has_a_recipe_here() {
         assert!(
             RECIPES.iter().any(|(_, recipe)| recipe.starts_with(&line)),
             "{line}"
+    ),
+    (
+fn every_method_is_among_them() {
+    for method in weldment::methods::all() {
+        let named = format!("merge_method: {}\n", method.info().name);
+        assert!(
+            RECIPES.iter().any(|(_, recipe)| recipe.contains(&named)),
+            "{named} is not among the recipes above"
         );
     }
 }

@@ -15,6 +15,28 @@ const RECIPES: &[&str] = &[
     "merge_method: ties\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\nparameters: {normalize: false}\n",
     "merge_method: ties\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\n",
     "merge_method: dare_ties\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 0.3, density: 0.5}}\n- {model: c, parameters: {weight: 0.9, density: 0.2}}\n",
+    "merge_method: nuslerp\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\n",
+    "merge_method: nuslerp\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\n",
+    "merge_method: nuslerp\nbase_model: c\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\n",
+    "merge_method: nuslerp\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\nparameters: {nuslerp_flatten: false}\n",
+    "merge_method: nuslerp\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\nparameters: {nuslerp_flatten: false, nuslerp_row_wise: true}\n",
+    "merge_method: nuslerp\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\nparameters: {nuslerp_flatten: false, nuslerp_row_wise: true}\n",
+    "merge_method: multislerp\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: multislerp\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
+    "merge_method: multislerp\nbase_model: c\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- {model: b, parameters: {weight: 0.7}}\n",
+    "merge_method: multislerp\nbase_model: base\nmodels: [{model: a, parameters: {weight: 0.3}}]\n",
+    "merge_method: karcher\nmodels: [{model: a}, {model: b}, {model: c}]\n",
+    "merge_method: karcher\nbase_model: a\nmodels: [{model: a}, {model: b}, {model: c}]\n",
+    "merge_method: karcher\nmodels: [{model: a}]\n",
+    "merge_method: model_stock\nbase_model: base\nmodels: [{model: a}, {model: b}, {model: c}]\n",
+    "merge_method: model_stock\nbase_model: base\nmodels: [{model: a}, {model: b}, {model: c}]\nparameters: {filter_wise: true}\n",
+    "merge_method: model_stock\nbase_model: a\nmodels: [{model: a}, {model: b}, {model: c}]\nparameters: {filter_wise: true}\n",
+    "merge_method: nearswap\nbase_model: a\nmodels: [{model: b}]\nparameters: {t: 0.001}\n",
+    "merge_method: nearswap\nbase_model: base\nmodels: [{model: a}]\nparameters: {t: 1000}\n",
+    "merge_method: nearswap\nbase_model: a\nmodels: [{model: base}]\nparameters: {t: 0}\n",
+    "merge_method: ram\nbase_model: base\nmodels: [{model: a}, {model: b}, {model: c}]\nparameters: {epsilon: 0}\n",
+    "merge_method: ram\nbase_model: a\nmodels: [{model: b}, {model: c}]\n",
+    "merge_method: ramplus_tl\nbase_model: base\nmodels: [{model: a}, {model: b}, {model: c}]\nparameters: {epsilon: 0}\n",
     "merge_method: passthrough\nmodels: [{model: a}]\n",
     "merge_method: della\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
     "merge_method: della_linear\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.1}}\n- {model: b, parameters: {weight: 0.2}}\n- {model: c, parameters: {weight: 0.7}}\n",
@@ -53,6 +75,7 @@ fn copies_return_the_model() {
                 floats("model.layers.0.w", dtype, &[count], values.clone()),
                 floats("model.layers.1.w", dtype, &[3], [1e-30, -0.0, 1.0]),
                 floats("model.tiny", dtype, &[2], [1e-20, -1e-20]),
+                floats("model.matrix", dtype, &[20, 700], noise(8, 14_000)),
             ]
         };
         for name in ["a", "b", "c"] {
@@ -67,6 +90,7 @@ fn copies_return_the_model() {
             ),
             floats("model.layers.1.w", dtype, &[3], [1.0, 1.0, -1.0]),
             floats("model.tiny", dtype, &[2], [0.5, 0.5]),
+            floats("model.matrix", dtype, &[20, 700], noise(10, 14_000)),
         ];
         bench.model("base", &llama_config(2), &base);
         let model = load(&bench.path("a"));
@@ -76,6 +100,17 @@ fn copies_return_the_model() {
                 "{dtype:?}\n{recipe}"
             );
         }
+    }
+}
+
+#[test]
+fn every_method_returns_copies() {
+    for method in weldment::methods::all() {
+        let named = format!("merge_method: {}\n", method.info().name);
+        assert!(
+            RECIPES.iter().any(|recipe| recipe.contains(&named)) || method.info().random,
+            "{named} is not among the identities"
+        );
     }
 }
 
