@@ -96,6 +96,20 @@ static PASSTHROUGH: MethodInfo = method(
     &[param("scale", ParamKind::Number, ParamScope::EachModel)],
 );
 
+static NUSLERP: MethodInfo = method(
+    "nuslerp",
+    Arity {
+        min: 2,
+        max: Some(2),
+    },
+    BaseRule::Optional,
+    &[required(param(
+        "weight",
+        ParamKind::Number,
+        ParamScope::EachButBase,
+    ))],
+);
+
 const METHODS: &[&MethodInfo] = &[&LINEAR, &SLERP, &TIES, &PASSTHROUGH];
 
 fn recipe(text: &str) -> Recipe {
@@ -1002,4 +1016,57 @@ except:
       hint: the keys are `tensors`, `action`
     r.yml:5:57: expected an entry of `except`, found `x`
     ");
+}
+
+#[test]
+fn an_optional_base_is_not_one_of_the_models() {
+    let said = |rest: &str| match parse(
+        "r.yml",
+        &format!("merge_method: nuslerp\nparameters: {{weight: 1}}\n{rest}\n"),
+        &[&NUSLERP],
+    ) {
+        Ok(recipe) => assert_sound(&recipe),
+        Err(error) => error.to_string(),
+    };
+    fn assert_sound(recipe: &Recipe) -> String {
+        assert!(recipe.warnings.is_empty());
+        "sound".into()
+    }
+    assert_eq!(said("models: [{model: a}, {model: b}]"), "sound");
+    assert_eq!(
+        said("base_model: c\nmodels: [{model: a}, {model: b}]"),
+        "sound"
+    );
+    let listed = "base_model: c\nmodels: [{model: a}, {model: b}, {model: c}]";
+    assert_eq!(said(listed), "sound");
+    let one = said("base_model: a\nmodels: [{model: a}, {model: b}]");
+    assert!(
+        one.contains("takes 2 models, found 1 besides the base"),
+        "{one}"
+    );
+    let three = said("models: [{model: a}, {model: b}, {model: c}]");
+    assert!(three.contains("takes 2 models, found 3"), "{three}");
+    let slice = "slices:\n- sources:\n  - {model: a, layer_range: [0, 4]}\n  - {model: b, layer_range: [0, 4]}";
+    assert_eq!(said(slice), "sound");
+    let without = said(&format!("base_model: c\n{slice}"));
+    assert!(
+        without.contains("is none of the sources of this slice"),
+        "{without}"
+    );
+    assert!(without.contains("or name no `base_model`"), "{without}");
+}
+
+#[test]
+fn a_base_that_joins_the_models_is_noted() {
+    let joined = said(
+        "merge_method: linear\nbase_model: c\nmodels: [{model: a}]\nparameters: {weight: 1}\n",
+    );
+    assert!(
+        joined.contains("is merged as one of the models"),
+        "{joined}"
+    );
+    let listed = said(
+        "merge_method: linear\nbase_model: a\nmodels: [{model: a}]\nparameters: {weight: 1}\n",
+    );
+    assert_eq!(listed, "sound");
 }

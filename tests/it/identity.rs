@@ -90,7 +90,12 @@ fn copies_return_the_model() {
             ),
             floats("model.layers.1.w", dtype, &[3], [1.0, 1.0, -1.0]),
             floats("model.tiny", dtype, &[2], [0.5, 0.5]),
-            floats("model.matrix", dtype, &[20, 700], noise(10, 14_000)),
+            floats(
+                "model.matrix",
+                dtype,
+                &[20, 700],
+                noise(10, 14_000).map(|value| value + 1.0),
+            ),
         ];
         bench.model("base", &llama_config(2), &base);
         let model = load(&bench.path("a"));

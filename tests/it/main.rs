@@ -7,6 +7,7 @@ mod determinism;
 mod documents;
 mod exceptions;
 mod fixtures;
+mod geometric;
 mod golden;
 mod identity;
 mod inputs;
