@@ -38,3 +38,6 @@ pub(super) const MAX_DETAIL_CHARS: usize = 300;
 
 /// The largest rank of a LoRA adapter; real ones reach a few thousand.
 pub(super) const MAX_ADAPTER_RANK: usize = 1 << 20;
+
+/// The largest token id; real vocabularies end near 300,000.
+pub(super) const MAX_TOKEN_ID: u32 = (1 << 24) - 1;

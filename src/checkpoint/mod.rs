@@ -25,7 +25,7 @@ mod reader;
 mod shard;
 mod sidecars;
 mod stacks;
-mod vocabulary;
+mod tokenizer;
 
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -45,4 +45,7 @@ pub use safetensors::Dtype;
 pub use shard::Shard;
 pub use sidecars::{Sidecar, SidecarKind};
 pub use stacks::{LayerStack, layer_stacks};
-pub use vocabulary::{VocabularyComparison, compare_vocabularies};
+pub use tokenizer::{
+    AddedToken, Tokenizer, TokenizerKind, VocabularyComparison, chat_template,
+    compare_vocabularies, settings,
+};

@@ -68,9 +68,7 @@ impl RowMap {
 
     /// Whether it gives the first part, of so many rows, as it is.
     pub fn is_identity(&self, rows: usize) -> bool {
-        let same = |(index, row): (usize, &Row)| {
-            matches!(row, Row::Copy { part: 0, row } if *row as usize == index)
-        };
+        let same = |(index, row): (usize, &Row)| matches!(row, Row::Copy { part: 0, row } if *row as usize == index);
         self.rows.len() == rows && self.rows.iter().enumerate().all(same)
     }
 

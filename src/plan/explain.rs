@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 
 use super::problems::count;
-use super::{Fate, Operation, Plan, PlannedTensor, SourceTensor, shown};
+use super::{Fate, Filled, Operation, Plan, PlannedTensor, SourceTensor, VocabularySummary, shown};
 use crate::checkpoint::{Adapter, Checkpoint};
 use crate::methods::{ParamValue, TensorParams};
 
@@ -86,6 +86,9 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
         if let Some(adapter) = model.adapter() {
             writeln!(out, "           {}", adapter_text(adapter))?;
         }
+    }
+    if let Some(vocabulary) = &plan.vocabulary {
+        write_vocabulary(out, plan, vocabulary)?;
     }
     writeln!(out)?;
     for (alike, names) in alike(plan) {
@@ -184,12 +187,15 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
         plan.tensors.len(),
         dtypes.join(", ")
     )?;
-    if !plan.sidecars.is_empty() {
-        let names: Vec<&str> = plan
+    if !plan.sidecars.is_empty() || !plan.made.is_empty() {
+        let made = plan.made.iter().map(|(name, _)| name.as_str());
+        let mut names: Vec<&str> = plan
             .sidecars
             .iter()
             .map(|(_, file)| file.name.as_str())
+            .chain(made)
             .collect();
+        names.sort_unstable();
         writeln!(out, "files    {}", names.join(", "))?;
     }
     writeln!(
@@ -234,6 +240,76 @@ fn adapter_json(model: &Checkpoint) -> Option<Value> {
         "largest_rank": adapter.ranks().map(|(_, largest)| largest),
         "tensors": names,
     }))
+}
+
+/// How many tokens and rows there are, and how many rows of each model are not its own.
+fn write_vocabulary(
+    out: &mut String,
+    plan: &Plan,
+    vocabulary: &VocabularySummary,
+) -> std::fmt::Result {
+    writeln!(
+        out,
+        "tokens   {}: {} tokens ({} of them added), {} rows",
+        vocabulary.source, vocabulary.tokens, vocabulary.added, vocabulary.rows
+    )?;
+    for (model, filled) in &vocabulary.models {
+        let from: Vec<String> = by_rule(filled)
+            .into_iter()
+            .filter(|(_, _, count)| *count > 0)
+            .map(|(_, rule, count)| format!("{count} {rule}"))
+            .collect();
+        if !from.is_empty() {
+            writeln!(
+                out,
+                "         {}: {} rows filled: {}",
+                plan.models[*model].label(),
+                filled.total(),
+                from.join(", ")
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The rules that fill rows: a name for programs, words for people, and how many rows.
+fn by_rule(filled: &Filled) -> [(&'static str, &'static str, usize); 5] {
+    [
+        ("base", "from the base", filled.base),
+        (
+            "only",
+            "from the only model that has the token",
+            filled.only,
+        ),
+        (
+            "mean",
+            "the mean of the models that have the token",
+            filled.mean,
+        ),
+        ("zero", "zeros, as no model has the token", filled.nowhere),
+        ("recipe", "from where the recipe says", filled.recipe),
+    ]
+}
+
+fn vocabulary_json(plan: &Plan, vocabulary: &VocabularySummary) -> Value {
+    let models: Vec<Value> = vocabulary
+        .models
+        .iter()
+        .map(|(model, filled)| {
+            let rules = by_rule(filled).into_iter();
+            let filled: serde_json::Map<String, Value> = rules
+                .map(|(name, _, count)| (name.to_owned(), json!(count)))
+                .collect();
+            json!({"model": plan.models[*model].label(), "filled": filled})
+        })
+        .collect();
+    json!({
+        "source": vocabulary.source,
+        "tokens": vocabulary.tokens,
+        "added": vocabulary.added,
+        "rows": vocabulary.rows,
+        "models": models,
+    })
 }
 
 /// Decimal, as the Hub and disks count.
@@ -360,6 +436,8 @@ pub fn json(plan: &Plan) -> Value {
         "tensors": tensors,
         "shards": shards,
         "files": plan.sidecars.iter().map(|(model, file)| json!({"file": file.name, "from": plan.models[*model].label()})).collect::<Vec<_>>(),
+        "made": plan.made.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+        "vocabulary": plan.vocabulary.as_ref().map(|vocabulary| vocabulary_json(plan, vocabulary)),
         "checked_equal": plan.equal.iter().map(|&(model, left_out, kept)| {
             let names = plan.models[model].tensors();
             json!({"model": plan.models[model].label(), "left_out": names[left_out].name, "kept": names[kept].name})

@@ -16,6 +16,7 @@ mod modules;
 mod outputs;
 mod problems;
 mod results;
+mod tokenizer;
 mod vocabularies;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 pub use explain::{Detail, json, text};
 pub use outputs::{Operation, PlannedTensor, SourceTensor};
 pub use results::MergeResult;
+pub use tokenizer::{Filled, Rows, VocabularySummary};
 
 use bytesize::ByteSize;
 
@@ -81,6 +83,10 @@ pub struct Plan {
     pub config: Option<serde_json::Value>,
     /// Files carried over: the model they come from, and the file.
     pub sidecars: Vec<(usize, Sidecar)>,
+    /// Files that are made: their names and bytes.
+    pub made: Vec<(String, Vec<u8>)>,
+    /// The vocabulary, if the recipe says which.
+    pub vocabulary: Option<VocabularySummary>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// The engine's arguments.
@@ -143,6 +149,7 @@ pub fn plan(
     let mut results = Results::new();
     let mut notes = Vec::new();
     for document in &recipe.results {
+        refuse_files_of_a_result(document, &mut problems);
         let plan = attempt(document, path, locator, options, &results, &mut problems);
         if let (Some(plan), Some(name)) = (plan, &document.name) {
             let of_document = plan.notes.iter();
@@ -161,6 +168,24 @@ pub fn plan(
             Ok(plan)
         }
         _ => Err(problems.into_error(path, &recipe.text)),
+    }
+}
+
+/// Refuses a result that would need files of its own: it is read by other merges, and never written.
+fn refuse_files_of_a_result(document: &Recipe, problems: &mut Problems) {
+    let asked = [
+        ("tokenizer", document.tokenizer.as_ref().map(|key| key.at)),
+        (
+            "chat_template",
+            document.chat_template.as_ref().map(|template| template.at),
+        ),
+    ];
+    for (key, at) in asked {
+        if at.is_some() {
+            let message = format!("`{key}` has no place in a document that others are made from");
+            let hint = "say it in the document that is written".to_owned();
+            problems.add(at, message, Some(hint));
+        }
     }
 }
 
@@ -199,9 +224,22 @@ fn attempt(
              than float32"
         ));
     }
-    vocabularies::check(&models, &mut notes, problems);
+    let alignment = tokenizer::align(recipe, &models, &mut notes, problems);
+    if recipe.tokenizer.is_none() {
+        vocabularies::check(&models, &mut notes, problems);
+    } else if alignment.is_none() {
+        return None;
+    }
 
-    let merge = outputs::resolve(recipe, method, &models, options.seed, &mut notes, problems);
+    let merge = outputs::resolve(
+        recipe,
+        method,
+        &models,
+        alignment.as_ref(),
+        options.seed,
+        &mut notes,
+        problems,
+    );
     if !problems.is_empty() {
         return None;
     }
@@ -226,9 +264,15 @@ fn attempt(
             if let Some((_, class)) = asked.find(|(model, _)| model.text() == donor) {
                 config["architectures"] = [class.as_str()].as_slice().into();
             }
+            if let Some(alignment) = &alignment {
+                alignment.edit_config(&mut config, &mut notes);
+            }
             config
         });
-    let sidecars = models.sidecars(&mut notes, problems)?;
+    let mut sidecars = models.sidecars(&mut notes, problems)?;
+    let made = made(recipe, &models, alignment.as_ref(), &mut notes, problems)?;
+    sidecars.retain(|(_, file)| made.iter().all(|(name, _)| *name != file.name));
+    let vocabulary = alignment.map(|alignment| alignment.summary(&mut notes));
     let shards = match shard_layout(&signatures(&tensors), options.shard_size) {
         Ok(shards) => shards,
         Err(error) => {
@@ -295,6 +339,8 @@ fn attempt(
         shards,
         config,
         sidecars,
+        made,
+        vocabulary,
         notes,
         settings: options.settings,
         limits,
@@ -323,6 +369,34 @@ fn whole_rows_or_columns(tensors: &[PlannedTensor]) -> Option<String> {
     } else {
         None
     }
+}
+
+/// The files that the merge makes anew, for its vocabulary and its chat template.
+fn made(
+    recipe: &Recipe,
+    models: &models::Models,
+    alignment: Option<&tokenizer::Alignment<'_>>,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) -> Option<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    let mut sound = Ok(());
+    if let Some(alignment) = alignment {
+        match tokenizer::made_files(alignment, notes) {
+            Ok(made) => files = made,
+            Err(error) => sound = Err(error),
+        }
+    }
+    if let Some(asked) = &recipe.chat_template
+        && let Some(template) = tokenizer::chat_template(asked, models, notes, problems)
+    {
+        let of = &models.checkpoints[models.tokenizer_donor];
+        sound = sound.and_then(|()| tokenizer::with_template(&template, of, &mut files));
+    }
+    if let Err(error) = sound {
+        problems.add_error(models.at[models.tokenizer_donor], &error);
+    }
+    problems.is_empty().then_some(files)
 }
 
 fn signatures(tensors: &[PlannedTensor]) -> Vec<(String, Dtype, Vec<usize>)> {

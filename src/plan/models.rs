@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::problems::Problems;
 use super::results::{MergeResult, Results};
 use crate::checkpoint::{Checkpoint, Locator, ModelRef, Sidecar, SidecarKind};
-use crate::recipe::{Located, Position, Recipe};
+use crate::recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
 
 /// The models of a recipe, opened.
 pub(super) struct Models {
@@ -50,6 +50,17 @@ pub(super) fn open(
         complete &= models.add(value, Some(*at), locator, results, problems);
     }
     models.merged = models.checkpoints.len();
+    for Located { value, at } in recipe.tokenizer.iter().flat_map(Tokenizer::mentions) {
+        complete &= models.add(value, Some(*at), locator, results, problems);
+    }
+    if let (Some(model), Some(key)) = (tokenizer_from, &recipe.tokenizer) {
+        let message = format!(
+            "the recipe says which vocabulary the output has, and `--tokenizer-from {model}` names another"
+        );
+        let hint = "leave one of the two out".to_owned();
+        problems.add(Some(key.at), message, Some(hint));
+        return None;
+    }
     if let Some(model) = tokenizer_from {
         complete &= models.add(model, None, locator, &Results::new(), problems);
     }
@@ -61,7 +72,12 @@ pub(super) fn open(
         .as_ref()
         .and_then(|base| models.index(&base.value));
     models.donor = models.base.unwrap_or(0);
+    let of_key = recipe.tokenizer.as_ref().and_then(|key| match &key.source {
+        VocabularySource::Model(model) => Some(&model.value),
+        VocabularySource::Union | VocabularySource::Base => None,
+    });
     models.tokenizer_donor = tokenizer_from
+        .or(of_key)
         .and_then(|model| models.index(model))
         .unwrap_or(models.donor);
     Some(models)

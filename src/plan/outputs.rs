@@ -8,6 +8,7 @@ use super::counterparts::{Counterparts, is_head};
 use super::layers::{Group, LayerMap, Wanted, Wish, wish};
 use super::models::Models;
 use super::problems::{Problems, count, some_of};
+use super::tokenizer::{Aligned, Alignment, Rows};
 use super::vocabularies::different_vocabularies;
 use crate::checkpoint::{
     Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding, is_output_head,
@@ -35,6 +36,8 @@ pub struct PlannedTensor {
     pub sources: Vec<SourceTensor>,
     /// Which of the sources is the base.
     pub base: Option<usize>,
+    /// For each source, the rows that stand in its place where tokens are aligned; empty where none are.
+    pub rows: Vec<Option<Rows>>,
     /// What is done.
     pub operation: Operation,
     /// The effective parameter values; empty where nothing is computed.
@@ -86,6 +89,7 @@ pub(super) fn resolve(
     recipe: &Recipe,
     method: &'static dyn Method,
     models: &Models,
+    alignment: Option<&Alignment<'_>>,
     seed: u64,
     notes: &mut Vec<String>,
     problems: &mut Problems,
@@ -132,6 +136,7 @@ pub(super) fn resolve(
         models,
         counterparts: &counterparts,
         groups: &groups,
+        alignment,
         seed,
         problems,
         notes,
@@ -168,6 +173,7 @@ struct Resolver<'a> {
     models: &'a Models,
     counterparts: &'a [Counterparts],
     groups: &'a [Group<'a>],
+    alignment: Option<&'a Alignment<'a>>,
     seed: u64,
     problems: &'a mut Problems,
     notes: &'a mut Vec<String>,
@@ -248,8 +254,32 @@ impl<'a> Resolver<'a> {
         for source in &sources {
             self.used[source.model][source.tensor] += 1;
         }
-        self.same_shapes(wanted, group, &sources)?;
-        self.operate(wanted, group, sources)
+        let aligned = self.aligned(wanted, group)?;
+        if aligned.is_none() {
+            self.same_shapes(wanted, group, &sources)?;
+        }
+        self.operate(wanted, group, sources, aligned)
+    }
+
+    /// How the sources are aligned by token, if they have rows for tokens; `None` if they can't be.
+    fn aligned(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<Option<Aligned>> {
+        let Some(alignment) = self.alignment else {
+            return Some(None);
+        };
+        let models: Vec<usize> = group.sources.iter().map(|source| source.model).collect();
+        let base = group.base.and_then(|base| models.get(base).copied());
+        let find = |model: usize| {
+            let place = models.iter().position(|other| *other == model);
+            let name = place.map_or(&wanted.name, |place| &wanted.picks[place]);
+            self.counterparts.get(model)?.find_or_tied(name)
+        };
+        match alignment.tensor(&wanted.name, &models, base, &find) {
+            Ok(aligned) => Some(aligned),
+            Err(message) => {
+                self.problems.add(None, message, None);
+                None
+            }
+        }
     }
 
     fn entry(&self, source: SourceTensor) -> &'a TensorEntry {
@@ -321,6 +351,7 @@ impl<'a> Resolver<'a> {
             shape: entry.shape.clone(),
             sources: vec![source],
             base: None,
+            rows: Vec::new(),
             operation: Operation::Copy,
             params: TensorParams::default(),
         })
@@ -358,14 +389,20 @@ impl<'a> Resolver<'a> {
         wanted: &Wanted,
         group: &Group<'_>,
         mut sources: Vec<SourceTensor>,
+        aligned: Option<Aligned>,
     ) -> Option<PlannedTensor> {
         let first = self.entry(sources[0]);
-        let planned = |dtype, sources, base, operation, params| PlannedTensor {
+        let (shape, mut rows) = match aligned {
+            Some(aligned) => (aligned.shape, aligned.rows),
+            None => (first.shape.clone(), Vec::new()),
+        };
+        let planned = |dtype, sources, base, rows, operation, params| PlannedTensor {
             name: wanted.name.clone(),
             dtype,
-            shape: first.shape.clone(),
+            shape: shape.clone(),
             sources,
             base,
+            rows,
             operation,
             params,
         };
@@ -395,6 +432,7 @@ impl<'a> Resolver<'a> {
                 first.dtype,
                 sources,
                 None,
+                Vec::new(),
                 Operation::Copy,
                 TensorParams::default(),
             ));
@@ -405,7 +443,7 @@ impl<'a> Resolver<'a> {
         let params = self.params(wanted, group)?;
         let tensor = Tensor {
             name: &wanted.name,
-            shape: &first.shape,
+            shape: &shape,
             seed: self.seed,
             base: group.base,
             sources: sources.len(),
@@ -415,18 +453,28 @@ impl<'a> Resolver<'a> {
                 let stored = self.models.checkpoints[sources[source].model]
                     .bytes(sources[source].tensor)
                     .is_some();
-                let operation = if stored && formats[source] == output {
+                let of_source: Vec<Option<Rows>> = rows.drain(..).skip(source).take(1).collect();
+                let as_it_is = of_source.iter().all(Option::is_none);
+                let operation = if stored && as_it_is && formats[source] == output {
                     Operation::Copy
                 } else {
                     Operation::Compute(methods::convert())
                 };
                 sources = vec![sources[source]];
-                Some(planned(output.dtype(), sources, None, operation, params))
+                Some(planned(
+                    output.dtype(),
+                    sources,
+                    None,
+                    of_source,
+                    operation,
+                    params,
+                ))
             }
             Ok(Action::Compute(program)) => Some(planned(
                 output.dtype(),
                 sources,
                 group.base,
+                rows,
                 Operation::Compute(program),
                 params,
             )),
@@ -637,19 +685,30 @@ impl<'a> Resolver<'a> {
             self.missing.entry(model).or_default().push(name.clone());
             return None;
         };
+        let aligned = self.aligned(wanted, group)?;
+        let chosen = source;
         let source = SourceTensor { model, tensor };
         self.used[model][tensor] += 1;
         let entry = self.entry(source);
+        let (shape, rows) = match aligned {
+            Some(mut aligned) => (
+                aligned.shape,
+                aligned.rows.drain(..).skip(chosen).take(1).collect(),
+            ),
+            None => (entry.shape.clone(), Vec::new()),
+        };
+        let as_it_is = rows.iter().all(Option::is_none);
         let stored = FloatType::of(entry.dtype);
         let output = self.output_format().or(stored).filter(|_| stored.is_some());
         let bytes = self.models.checkpoints[model].bytes(tensor);
         Some(PlannedTensor {
             name: wanted.name.clone(),
             dtype: output.map_or(entry.dtype, FloatType::dtype),
-            shape: entry.shape.clone(),
+            shape,
             sources: vec![source],
             base: None,
-            operation: if stored == output && bytes.is_some() {
+            rows,
+            operation: if stored == output && as_it_is && bytes.is_some() {
                 Operation::Copy
             } else {
                 Operation::Compute(methods::convert())

@@ -79,7 +79,7 @@ impl Made for ResultValues {
         let Operation::Compute(program) = &tensor.operation else {
             return plan.elements(tensor.sources.first()?);
         };
-        let sources = tensor.sources.iter().map(|source| plan.elements(source));
+        let sources = (0..tensor.sources.len()).map(|source| plan.source_values(tensor, source));
         Some(Box::new(Derived {
             sources: sources.collect::<Option<_>>()?,
             elements: tensor.elements(),
@@ -159,7 +159,23 @@ pub(super) fn reading(
     results: &BTreeMap<usize, Arc<MergeResult>>,
 ) -> Reading {
     let mut sum = Reading::default();
-    for source in &tensor.sources {
+    for (index, source) in tensor.sources.iter().enumerate() {
+        if let Some(Some(rows)) = tensor.rows.get(index) {
+            sum.once += rows.bytes_read(models);
+            sum.held += 1;
+            for part in &rows.parts {
+                let result = results.get(&part.model);
+                if let Some(made) = result.and_then(|made| made.plan.tensors.get(part.tensor)) {
+                    let inner = result.map(|made| (&made.plan.models, &made.plan.results));
+                    let inner = inner.map_or(Reading::default(), |(models, results)| {
+                        reading(made, models, results)
+                    });
+                    sum.before += inner.before + inner.once * made.cost().measures as u64;
+                    sum.held += inner.held + 3;
+                }
+            }
+            continue;
+        }
         let part = match results.get(&source.model) {
             None => Reading {
                 once: models[source.model].bytes_read(source.tensor),

@@ -56,8 +56,8 @@ pub(super) fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Pro
 
 /// What can be done about different vocabularies.
 pub(super) fn different_vocabularies() -> String {
-    "rows of an embedding can be merged only where the same id means the same token: leave this model out, merge \
-     fine-tunes that kept the base's tokenizer, or give the model the base's tokenizer first (transformers: \
-     `resize_token_embeddings` after aligning the tokens)"
+    "rows of an embedding can be merged only where the same id means the same token: add `tokenizer: {source: union}` \
+     to the recipe, which aligns the rows by token (`source: base` keeps the base's tokens only), or leave this model \
+     out"
         .to_owned()
 }

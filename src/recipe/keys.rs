@@ -26,8 +26,11 @@ pub(super) const RECIPE: Place = Place {
         "out_dtype",
         "only",
         "except",
+        "tokenizer",
+        "tokenizer_source",
+        "chat_template",
     ],
-    unsupported: &["tokenizer", "tokenizer_source", "chat_template"],
+    unsupported: &[],
 };
 
 pub(super) const MODULE: Place = Place {
@@ -66,18 +69,8 @@ impl Walk<'_> {
         if entry.node.is_null() {
             return;
         }
-        let hint = match key {
-            "tokenizer" | "tokenizer_source" => Some(
-                "remove it to carry the tokenizer over from the base (or first) model, or name another \
-                 model with `--tokenizer-from`",
-            ),
-            "chat_template" => {
-                Some("remove it: the chat template comes with the tokenizer, as it is there")
-            }
-            _ => None,
-        };
         let message = format!("`{key}` is not supported yet");
-        self.refuse(ProblemKind::Unsupported, entry.key_at, message, hint);
+        self.problem(ProblemKind::Unsupported, entry.key_at, message);
     }
 
     fn unknown_key_hint(&mut self, place: &Place, key: &str) -> Option<String> {

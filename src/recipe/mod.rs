@@ -19,6 +19,7 @@ mod problem;
 mod render;
 mod schema;
 mod setting;
+mod tokenizer;
 mod walk;
 mod yaml;
 
@@ -32,3 +33,4 @@ pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
 pub use render::{render, render_warnings};
 pub use schema::{Inputs, Module, Recipe, Slice, SliceSource, Source};
 pub use setting::{Parameters, Setting, resolve};
+pub use tokenizer::{RowSource, TokenName, TokenRule, Tokenizer, VocabularySource};

@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use super::exceptions::Exception;
 use super::problem::{Located, Position, Problem, RecipeError};
 use super::setting::Parameters;
+use super::tokenizer::Tokenizer;
 use crate::checkpoint::ModelRef;
 use crate::methods::MethodInfo;
 
@@ -27,6 +28,10 @@ pub struct Recipe {
     pub dtype: Option<Dtype>,
     /// `out_dtype:`.
     pub out_dtype: Option<Dtype>,
+    /// `tokenizer:` or `tokenizer_source:`.
+    pub tokenizer: Option<Tokenizer>,
+    /// `chat_template:`: `auto`, a name, or the template itself.
+    pub chat_template: Option<Located<String>>,
     /// The settings for all models and slices.
     pub parameters: Parameters,
     /// `only:` and `except:`: the tensors that are not merged. The first that applies decides.

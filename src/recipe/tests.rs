@@ -377,12 +377,7 @@ fn whole_recipes_are_refused_with_reasons() {
     insta::assert_snapshot!(said("merge_method: linear\nmodules: {}\ntokenizer: {source: union}\ntokenizer_source: base\nchat_template: auto\n"), @r"
     r.yml:2:10: expected the modules of the model, found none
       hint: write a module's name, such as `text_decoder:`, and under it `models:` or `slices:`
-    r.yml:3:1: `tokenizer` is not supported yet
-      hint: remove it to carry the tokenizer over from the base (or first) model, or name another model with `--tokenizer-from`
-    r.yml:4:1: `tokenizer_source` is not supported yet
-      hint: remove it to carry the tokenizer over from the base (or first) model, or name another model with `--tokenizer-from`
-    r.yml:5:1: `chat_template` is not supported yet
-      hint: remove it: the chat template comes with the tokenizer, as it is there
+    r.yml:4:1: expected one of `tokenizer` and `tokenizer_source`, found `tokenizer` too
     ");
     insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ndtype: bf16\nout_dtype: auto\n"), @r"
     r.yml:4:8: unknown dtype `bf16` for `dtype`
@@ -394,11 +389,11 @@ fn whole_recipes_are_refused_with_reasons() {
     r.yml:4:1: unknown key `normalize` in a recipe
       hint: `normalize` is a parameter of `linear`: put it under `parameters:`
     r.yml:5:1: unknown key `basemodel` in a recipe
-      hint: did you mean `base_model`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
+      hint: did you mean `base_model`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`, `tokenizer`, `tokenizer_source`, `chat_template`
     r.yml:6:1: unknown key `sources` in a recipe
       hint: `sources` is a key of a slice
     r.yml:7:1: unknown key `\u{1b}[31m` in a recipe
-      hint: the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
+      hint: the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`, `tokenizer`, `tokenizer_source`, `chat_template`
     ");
 }
 
@@ -643,7 +638,7 @@ parameters:
     r.yml:2:15: `ties` needs a `base_model`
       hint: add `base_model:` and the model that the others are measured from
     r.yml:3:1: unknown key `modells` in a recipe
-      hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
+      hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`, `tokenizer`, `tokenizer_source`, `chat_template`
     r.yml:7:7: `ties` has no parameter `wieght`
       hint: did you mean `weight`? the parameters of `ties` are `weight`, `density`, `normalize`, `rescale`
     r.yml:8:7: `normalize` has one value for a tensor, not one for each model
@@ -1069,4 +1064,70 @@ fn a_base_that_joins_the_models_is_noted() {
         "merge_method: linear\nbase_model: a\nmodels: [{model: a}]\nparameters: {weight: 1}\n",
     );
     assert_eq!(listed, "sound");
+}
+
+#[test]
+fn vocabularies_are_read_in_both_forms() {
+    let read = |more: &str| {
+        recipe(&format!(
+            "merge_method: linear\nmodels: [{{model: a}}]\nparameters: {{weight: 1}}\n{more}\n"
+        ))
+    };
+    let source = |more: &str| match read(more).tokenizer.map(|tokenizer| tokenizer.source) {
+        Some(VocabularySource::Union) => "union".to_owned(),
+        Some(VocabularySource::Base) => "base".to_owned(),
+        Some(VocabularySource::Model(model)) => model.value.to_string(),
+        None => "none".to_owned(),
+    };
+    for (more, expected) in [
+        ("tokenizer: {}", "union"),
+        ("tokenizer: {source: base}", "base"),
+        ("tokenizer: {source: org/name}", "org/name"),
+        ("tokenizer: {source: {model: {path: org/name}}}", "org/name"),
+        ("tokenizer:", "none"),
+        ("tokenizer_source: union", "union"),
+        ("tokenizer_source: base", "base"),
+        ("tokenizer_source: model:org/name", "org/name"),
+        ("tokenizer_source: ~\ntokenizer: {source: b}", "b"),
+    ] {
+        assert_eq!(source(more), expected, "{more}");
+    }
+    let found = read(
+        "chat_template: auto\ntokenizer:\n  pad_to_multiple_of: 64\n  tokens:\n    <a>: {source: b}\n    <b>: {source: {kind: zero}, force: true}\n    <c>: {source: {kind: model_token, model: c, token_id: 7}}\n    <d>: {source: {kind: model_token, model: c, token: <q>}}\n    <e>: {}\n",
+    );
+    assert_eq!(
+        found
+            .chat_template
+            .map(|template| template.value)
+            .as_deref(),
+        Some("auto")
+    );
+    let tokenizer = found.tokenizer.expect("a tokenizer");
+    assert_eq!(tokenizer.pad_to_multiple_of, Some(64));
+    let mentions: Vec<String> = tokenizer
+        .mentions()
+        .map(|model| model.value.to_string())
+        .collect();
+    assert_eq!(mentions, ["b", "c", "c"]);
+    let forced: Vec<bool> = tokenizer.tokens.iter().map(|rule| rule.force).collect();
+    assert_eq!(forced, [false, true, false, false, false]);
+    assert!(matches!(tokenizer.tokens[1].source, Some(RowSource::Zero)));
+    assert!(matches!(
+        tokenizer.tokens[2].source,
+        Some(RowSource::Token(_, TokenName::Id(7)))
+    ));
+    assert!(tokenizer.tokens[4].source.is_none());
+}
+
+#[test]
+fn vocabularies_are_refused_with_reasons() {
+    insta::assert_snapshot!(said(
+        "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\nchat_template: ' '\ntokenizer:\n  sauce: union\n  \
+         pad_to_multiple_of: 0\n  tokens:\n    <a>: b\n    <b>: {force: true}\n    <c>: {source: {kind: one}}\n    <d>: {source: \
+         {kind: model_token, token: a}}\n    <e>: {source: {kind: model_token, model: a}}\n    <f>: {source: {kind: model_token, \
+         model: a, token: a, token_id: 1}}\n    <g>: {source: {kind: zero, model: a}}\n    <h>: {source: {kind: model_token, model: \
+         a, token_id: -1}}\n    <i>: {source: 3}\n    <j>: {source: a, force: 1}\n    '': {source: a}\n"
+    ), @"");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer: union\n"), @"");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer_source: [a]\n"), @"");
 }

@@ -13,6 +13,7 @@ use super::parameters::Level;
 use super::problem::{Located, Position, Problem, ProblemKind, listed, quoted};
 use super::schema::{Inputs, Module, Recipe, Slice, SliceSource, Source};
 use super::setting::Parameters;
+use super::tokenizer::Tokenizer;
 use super::yaml::{Entry, Node, Value};
 use crate::checkpoint::ModelRef;
 use crate::methods::MethodInfo;
@@ -148,6 +149,8 @@ impl<'a> Walk<'a> {
             base_model: parts.base_model,
             dtype: parts.dtype,
             out_dtype: parts.out_dtype,
+            tokenizer: parts.tokenizer,
+            chat_template: parts.chat_template,
             parameters: parts.parameters,
             exceptions: parts.exceptions,
             architectures: std::mem::take(&mut self.architectures),
@@ -166,7 +169,7 @@ impl<'a> Walk<'a> {
             "merge_method" => {}
             // mergekit's fields are optional: nothing is the same as no key.
             "name" | "models" | "slices" | "modules" | "base_model" | "dtype" | "out_dtype"
-            | "only" | "except"
+            | "only" | "except" | "tokenizer" | "tokenizer_source" | "chat_template"
                 if node.is_null() => {}
             "name" => parts.name = self.name(entry),
             "models" => {
@@ -191,6 +194,16 @@ impl<'a> Walk<'a> {
                 let except = self.except(entry);
                 parts.exceptions.splice(..0, except);
             }
+            "tokenizer" | "tokenizer_source" => {
+                if let Some(first) = parts.tokenizer_key.replace(entry.key.clone()) {
+                    return self.second_tokenizer(&quoted(&first), entry);
+                }
+                parts.tokenizer = match entry.key.as_str() {
+                    "tokenizer" => self.tokenizer(entry),
+                    _ => self.tokenizer_source(entry),
+                };
+            }
+            "chat_template" => parts.chat_template = self.chat_template(entry),
             _ => self.other_key(&RECIPE, entry),
         }
     }
@@ -559,6 +572,10 @@ struct Parts {
     base_model: Option<Located<ModelRef>>,
     dtype: Option<Dtype>,
     out_dtype: Option<Dtype>,
+    /// The first of `tokenizer` and `tokenizer_source`.
+    tokenizer_key: Option<String>,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<Located<String>>,
     parameters: Parameters,
     exceptions: Vec<Exception>,
 }

@@ -51,6 +51,7 @@ pub fn run(
         .iter()
         .filter_map(|(_, file)| file.path.metadata().ok())
         .map(|meta| meta.len())
+        .chain(plan.made.iter().map(|(_, bytes)| bytes.len() as u64))
         .sum();
     let models = plan.stored_models();
     let inputs = models.iter().flat_map(|model| model.location().paths());
@@ -89,6 +90,9 @@ pub fn run(
     }
     for (_, file) in &plan.sidecars {
         output::copy_file(&file.path, stage.path(), &file.name)?;
+    }
+    for (name, bytes) in &plan.made {
+        write_file(stage.path(), name, bytes)?;
     }
     write_file(stage.path(), "README.md", card::text(plan, out).as_bytes())?;
     if observer.cancelled() {
@@ -186,7 +190,7 @@ impl<'a> Work<'a> {
     /// Adds the jobs that a tensor's sources need, if they are results; tells whether any is.
     fn prepare(&mut self, plan: &'a Plan, tensor: &'a PlannedTensor) -> bool {
         let mut any = false;
-        for source in &tensor.sources {
+        for source in tensor.inputs() {
             let Some((result, index)) = plan.result_of(source) else {
                 continue;
             };
@@ -233,9 +237,11 @@ fn computation<'a>(
             }
         }
         Operation::Compute(program) => {
-            let sources = tensor.sources.iter();
+            let sources = 0..tensor.sources.len();
             engine::Work::Compute {
-                sources: sources.filter_map(|source| plan.elements(source)).collect(),
+                sources: sources
+                    .filter_map(|source| plan.source_values(tensor, source))
+                    .collect(),
                 elements: tensor.elements(),
                 program: program.as_ref(),
                 target,

@@ -18,3 +18,4 @@ mod modules;
 mod outputs;
 mod recipes;
 mod refusals;
+mod tokenizer;

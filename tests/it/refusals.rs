@@ -217,7 +217,7 @@ fn vocabularies_that_differ_are_refused() {
             "[16, 8]",
             "[17, 8]",
             "token ids may not mean the same",
-            "resize_token_embeddings",
+            "add `tokenizer: {source: union}`",
         ],
     );
 
@@ -572,7 +572,7 @@ fn messages_about_recipes_read_well() {
     2 | modles:
       | ^^^^^^
       |
-      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
+      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`, `tokenizer`, `tokenizer_source`, `chat_template`
 
     2 problems in recipe.yml
     ");
@@ -707,7 +707,7 @@ fn messages_about_models_that_do_not_fit_read_well() {
     4 | - {model: b, parameters: {weight: 1}}
       |           ^
       |
-      = hint: rows of an embedding can be merged only where the same id means the same token: leave this model out, merge fine-tunes that kept the base's tokenizer, or give the model the base's tokenizer first (transformers: `resize_token_embeddings` after aligning the tokens)
+      = hint: rows of an embedding can be merged only where the same id means the same token: add `tokenizer: {source: union}` to the recipe, which aligns the rows by token (`source: base` keeps the base's tokens only), or leave this model out
     ");
     let bench = self::bench();
     for (model, token) in [("a", "cat"), ("b", "dog")] {
@@ -721,7 +721,7 @@ fn messages_about_models_that_do_not_fit_read_well() {
     4 | - {model: b, parameters: {weight: 1}}
       |           ^
       |
-      = hint: rows of an embedding can be merged only where the same id means the same token: leave this model out, merge fine-tunes that kept the base's tokenizer, or give the model the base's tokenizer first (transformers: `resize_token_embeddings` after aligning the tokens)
+      = hint: rows of an embedding can be merged only where the same id means the same token: add `tokenizer: {source: union}` to the recipe, which aligns the rows by token (`source: base` keeps the base's tokens only), or leave this model out
     "#);
     let bench = with_b(|specs, _| {
         *specs = without(std::mem::take(specs), "model.norm.weight");
@@ -1152,7 +1152,7 @@ fn all_that_is_wrong_is_said_at_once_on_each_level() {
     3 | modls: 3
       | ^^^^^
       |
-      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`
+      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `only`, `except`, `tokenizer`, `tokenizer_source`, `chat_template`
 
     error: expected `density` between 0 and 1, found `2`
      --> recipe.yml:6:36

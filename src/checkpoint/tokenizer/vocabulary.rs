@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::bounded::{plain, read_bounded};
-use super::error::CheckpointError;
-use super::limits::MAX_TOKENIZER_BYTES;
-use super::reader::Checkpoint;
+use super::super::bounded::{plain, read_bounded};
+use super::super::error::CheckpointError;
+use super::super::limits::MAX_TOKENIZER_BYTES;
+use super::super::reader::Checkpoint;
 
 /// What two vocabularies have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,9 +273,9 @@ impl<'de> Deserialize<'de> for Tokens {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{safetensors, write};
-    use super::super::locate::Location;
     use super::*;
+    use crate::checkpoint::fixtures::{safetensors, write};
+    use crate::checkpoint::locate::Location;
 
     type Files<'a> = &'a [(&'a str, &'a str)];
 
