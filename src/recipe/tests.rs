@@ -1127,7 +1127,33 @@ fn vocabularies_are_refused_with_reasons() {
          {kind: model_token, token: a}}\n    <e>: {source: {kind: model_token, model: a}}\n    <f>: {source: {kind: model_token, \
          model: a, token: a, token_id: 1}}\n    <g>: {source: {kind: zero, model: a}}\n    <h>: {source: {kind: model_token, model: \
          a, token_id: -1}}\n    <i>: {source: 3}\n    <j>: {source: a, force: 1}\n    '': {source: a}\n"
-    ), @"");
-    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer: union\n"), @"");
-    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer_source: [a]\n"), @"");
+    ), @r"
+    r.yml:4:16: expected a chat template, found ` `
+      hint: `auto`, a template's name, or the template itself
+    r.yml:6:3: unknown key `sauce` in `tokenizer`
+      hint: did you mean `source`? the keys are `source`, `tokens`, `pad_to_multiple_of`
+    r.yml:7:23: expected a whole number from 1 to 1048576 for `pad_to_multiple_of`, found `0`
+    r.yml:9:10: expected a mapping for the token `<a>`, found `b`
+      hint: such as `{source: {kind: zero}}`
+    r.yml:10:11: `force` has no source to force
+      hint: a source is a model, `{kind: zero}`, or `{kind: model_token, model: ..., token: ...}`
+    r.yml:11:26: unknown kind `one` of a source
+      hint: a source is a model, `{kind: zero}`, or `{kind: model_token, model: ..., token: ...}`
+    r.yml:12:19: missing `model` in the source of a token
+    r.yml:13:19: missing `token` or `token_id` in the source of a token
+    r.yml:14:59: expected one of `token` and `token_id`, found both
+    r.yml:15:32: zeros need no model and no token
+    r.yml:16:59: expected a token's number for `token_id`, found `-1`
+    r.yml:17:19: expected the source of a token, found `3`
+      hint: a source is a model, `{kind: zero}`, or `{kind: model_token, model: ..., token: ...}`
+    r.yml:18:29: expected `true` or `false` for `force`, found `1`
+    r.yml:19:5: a token can't be empty
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer: union\n"), @r"
+    r.yml:4:12: expected a mapping for `tokenizer`, found `union`
+      hint: write `tokenizer: {source: ...}`, or `tokenizer_source: ...`
+    ");
+    insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer_source: [a]\n"), @r"
+    r.yml:4:19: expected `union`, `base` or a model, found a list
+    ");
 }

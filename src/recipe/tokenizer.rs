@@ -1,6 +1,6 @@
 //! `tokenizer:`, `tokenizer_source:` and `chat_template:`: the vocabulary of the output.
 
-use super::keys::{Place, RECIPE};
+use super::keys::Place;
 use super::problem::{Located, Position, ProblemKind, quoted};
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
@@ -344,11 +344,8 @@ impl Walk<'_> {
         let value = self.text(entry)?;
         if value.trim().is_empty() {
             let message = format!("expected a chat template, found {}", quoted(&value));
-            let hint = format!(
-                "`auto`, a template's name, or the template itself; without the key of {} the tokenizer's own is kept",
-                RECIPE.name
-            );
-            self.refuse(ProblemKind::Invalid, entry.node.at, message, Some(&hint));
+            let hint = "`auto`, a template's name, or the template itself";
+            self.refuse(ProblemKind::Invalid, entry.node.at, message, Some(hint));
             return None;
         }
         Some(Located {

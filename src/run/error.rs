@@ -187,11 +187,20 @@ impl RunError {
         };
         let source_of = |job: usize, source: usize| {
             let (plan, tensor) = of_job(job)?;
+            let rows = tensor.rows.get(source).and_then(Option::as_ref);
             let source = tensor.sources.get(source)?;
             let model = &plan.models[source.model];
+            let mut labels = vec![model.label()];
+            // Rows of tokens that the model lacks are those of others.
+            for part in rows.into_iter().flat_map(|rows| &rows.parts) {
+                let label = plan.models[part.model].label();
+                if !labels.contains(&label) {
+                    labels.push(label);
+                }
+            }
             Some((
                 model.tensors()[source.tensor].name.clone(),
-                model.label().to_owned(),
+                labels.join("` or `"),
             ))
         };
         match error {

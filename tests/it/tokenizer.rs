@@ -409,7 +409,15 @@ fn tokens_without_a_row_are_named_not_made_up() {
             "merge_method: linear\nmodels: [{{model: a}}, {{model: b}}]\nparameters: {{weight: 1}}\ntokenizer: {{source: union{more}}}\n"
         )
     };
-    insta::assert_snapshot!(bench.clean(&bench.refused(&recipe(""), &[])), @"");
+    insta::assert_snapshot!(bench.clean(&bench.refused(&recipe(""), &[])), @r#"
+    error: the embedding of `b` has 6 rows, and its tokenizer 1 token beyond: `<pad>`
+     --> recipe.yml:2:30
+      |
+    2 | models: [{model: a}, {model: b}]
+      |                              ^
+      |
+      = hint: say where their rows come from, such as `tokens: {"<pad>": {source: {kind: zero}}}` under `tokenizer:`
+    "#);
     let out = bench.merge(&recipe(", tokens: {<pad>: {source: {kind: zero}}}"), &[]);
     let id = ids(&out)["<pad>"];
     assert_eq!(row_of(&out, "lm_head.weight", id), vec![0.0; HIDDEN]);
@@ -708,30 +716,110 @@ fn what_cannot_be_aligned_is_refused() {
         )
     };
     let refused = |more: &str| bench.clean(&bench.refused(&recipe(more), &[]));
-    insta::assert_snapshot!(refused("tokenizer: {source: union, tokens: {<q>: {source: a}}}"), @"");
-    insta::assert_snapshot!(refused("tokenizer: {tokens: {<a>: {source: {kind: model_token, model: a, token: nix}}}}"), @"");
-    insta::assert_snapshot!(refused("tokenizer: {tokens: {<a>: {source: {kind: model_token, model: a, token_id: 8}}}}"), @"");
-    insta::assert_snapshot!(refused("tokenizer_source: base\nchat_template: chatlm"), @"");
-    insta::assert_snapshot!(refused("tokenizer_source: base\nchat_template: '{{ a'"), @"");
-    insta::assert_snapshot!(bench.clean(&bench.refused(&recipe("tokenizer_source: union"), &["--tokenizer-from", "a"])), @"");
-    // The donor of names is `base`; `b` without the key is another vocabulary.
-    insta::assert_snapshot!(bench.clean(&bench.refused(&recipe("").replace("{model: a}", "{model: b}"), &[])), @"");
+    insta::assert_snapshot!(refused("tokenizer: {source: union, tokens: {<q>: {source: a}}}"), @r#"
+    error: `a` has no row for the token "<q>"
+     --> recipe.yml:4:51
+      |
+    4 | tokenizer: {source: union, tokens: {<q>: {source: a}}}
+      |                                                   ^
+      |
+      = hint: name a model that has it, or another of its tokens: `{kind: model_token, model: ..., token: ...}`
+    "#);
+    insta::assert_snapshot!(refused("tokenizer: {tokens: {<a>: {source: {kind: model_token, model: a, token: nix}}}}"), @r#"
+    error: `a` has no token "nix"
+     --> recipe.yml:4:63
+      |
+    4 | tokenizer: {tokens: {<a>: {source: {kind: model_token, model: a, token: nix}}}}
+      |                                                               ^
+    "#);
+    insta::assert_snapshot!(refused("tokenizer: {tokens: {<a>: {source: {kind: model_token, model: a, token_id: 8}}}}"), @r"
+    error: `a` has no row 8: its embedding has 8 rows
+     --> recipe.yml:4:63
+      |
+    4 | tokenizer: {tokens: {<a>: {source: {kind: model_token, model: a, token_id: 8}}}}
+      |                                                               ^
+    ");
+    insta::assert_snapshot!(refused("tokenizer_source: base\nchat_template: chatlm"), @r#"
+    error: unknown chat template "chatlm"
+     --> recipe.yml:5:16
+      |
+    5 | chat_template: chatlm
+      |                ^^^^^^
+      |
+      = hint: did you mean `chatml`? the names are `auto`, `alpaca`, `chatml`, `exaone`, `llama3`, `mistral`
+    "#);
+    insta::assert_snapshot!(refused("tokenizer_source: base\nchat_template: '{{ a'"), @r"
+    error: the chat template is not sound Jinja: unexpected end of input, expected end of variable block, in its line 1
+     --> recipe.yml:5:16
+      |
+    5 | chat_template: '{{ a'
+      |                ^^^^^^
+    ");
+    insta::assert_snapshot!(bench.clean(&bench.refused(&recipe("tokenizer_source: union"), &["--tokenizer-from", "a"])), @r"
+    error: the recipe says which vocabulary the output has, and `--tokenizer-from a` names another
+     --> recipe.yml:4:19
+      |
+    4 | tokenizer_source: union
+      |                   ^^^^^
+      |
+      = hint: leave one of the two out
+    ");
+    // Without the key, ids that mean other tokens are refused, and the key is named.
+    insta::assert_snapshot!(bench.clean(&bench.refused(&recipe("").replace("{model: a}", "{model: b}"), &[])), @r#"
+    error: the vocabularies of `base` and `b` differ: 2 token ids do not mean the same token: 3 is "x" in one and "z" in the other, 5 is "z" in one and "x" in the other
+     --> recipe.yml:2:33
+      |
+    2 | models: [{model: base}, {model: b}]
+      |                                 ^
+      |
+      = hint: rows of an embedding can be merged only where the same id means the same token: add `tokenizer: {source: union}` to the recipe, which aligns the rows by token (`source: base` keeps the base's tokens only), or leave this model out
+    "#);
     fs::rename(
         bench.path("a/tokenizer.json"),
         bench.path("a/tokenizer.model"),
     )
     .expect("moved");
-    insta::assert_snapshot!(refused("tokenizer_source: union"), @"");
+    insta::assert_snapshot!(refused("tokenizer_source: union"), @r#"
+    error: `a` has no tokenizer.json, only `tokenizer.model`
+     --> recipe.yml:2:33
+      |
+    2 | models: [{model: base}, {model: a}]
+      |                                 ^
+      |
+      = hint: write one: `AutoTokenizer.from_pretrained("a").save_pretrained("a")` in transformers
+    "#);
     fs::remove_file(bench.path("a/tokenizer.model")).expect("removed");
-    insta::assert_snapshot!(refused("tokenizer_source: union"), @"");
+    insta::assert_snapshot!(refused("tokenizer_source: union"), @r"
+    error: `a` has no tokenizer, so nothing tells what its rows stand for
+     --> recipe.yml:2:33
+      |
+    2 | models: [{model: base}, {model: a}]
+      |                                 ^
+      |
+      = hint: put its tokenizer.json into its folder
+    ");
     bench.file(
         "a/tokenizer.json",
         r#"{"model": {"vocab": {"a": 0, "b": 0}}}"#,
     );
-    insta::assert_snapshot!(refused("tokenizer_source: union"), @"");
+    insta::assert_snapshot!(refused("tokenizer_source: union"), @r#"
+    error: BENCH/a/tokenizer.json is malformed: id 0 is "a" and "b" at once
+     --> recipe.yml:2:33
+      |
+    2 | models: [{model: base}, {model: a}]
+      |                                 ^
+      |
+      = hint: correct it, or download it again
+    "#);
     let huge = fs::File::create(bench.path("a/tokenizer.json")).expect("created");
     huge.set_len(1 << 30).expect("sparse");
-    insta::assert_snapshot!(refused("tokenizer_source: union"), @"");
+    insta::assert_snapshot!(refused("tokenizer_source: union"), @r"
+    error: BENCH/a/tokenizer.json: tokenizer, in bytes is too large: expected at most 536870912, found 1073741824
+     --> recipe.yml:2:33
+      |
+    2 | models: [{model: base}, {model: a}]
+      |                                 ^
+    ");
 }
 
 #[test]

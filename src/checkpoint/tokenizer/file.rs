@@ -273,6 +273,11 @@ impl Tokenizer {
         self.end() > self.ids.len()
     }
 
+    /// Lets go of all that only [`to_json`](Self::to_json) needs.
+    pub fn keep_tokens_only(&mut self) {
+        self.entries = Vec::new();
+    }
+
     /// The text of the file, with the added tokens as they are now.
     pub fn to_json(&self) -> String {
         let added: Vec<Value> = self.added.iter().map(|token| token.entry(true)).collect();

@@ -198,7 +198,12 @@ fn read_all(
         if *matters {
             let label = models.label(model);
             match Tokenizer::of(&models.checkpoints[model]) {
-                Ok(TokenizerKind::Fast(tokenizer)) => found = Some(*tokenizer),
+                Ok(TokenizerKind::Fast(mut tokenizer)) => {
+                    if model != source {
+                        tokenizer.keep_tokens_only();
+                    }
+                    found = Some(*tokenizer);
+                }
                 Ok(TokenizerKind::Other(names)) => {
                     sound = false;
                     problems.add(
