@@ -164,12 +164,9 @@ pub(super) fn reading(
             sum.once += rows.bytes_read(models);
             sum.held += 1;
             for part in &rows.parts {
-                let result = results.get(&part.model);
-                if let Some(made) = result.and_then(|made| made.plan.tensors.get(part.tensor)) {
-                    let inner = result.map(|made| (&made.plan.models, &made.plan.results));
-                    let inner = inner.map_or(Reading::default(), |(models, results)| {
-                        reading(made, models, results)
-                    });
+                if let Some(result) = results.get(&part.model) {
+                    let made = &result.plan.tensors[part.tensor];
+                    let inner = reading(made, &result.plan.models, &result.plan.results);
                     sum.before += inner.before + inner.once * made.cost().measures as u64;
                     sum.held += inner.held + 3;
                 }

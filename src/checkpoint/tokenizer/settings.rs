@@ -84,7 +84,9 @@ mod tests {
     use super::super::super::locate::Location;
     use super::*;
 
-    fn template(files: &[(&str, &str)]) -> Result<Option<String>, CheckpointError> {
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
+    fn template(files: Files<'_>) -> Result<Option<String>, CheckpointError> {
         let folder = tempfile::tempdir().unwrap();
         write(
             &folder.path().join("model.safetensors"),
@@ -99,7 +101,7 @@ mod tests {
     #[test]
     fn templates_are_found_where_transformers_looks() {
         let config = |json| ("tokenizer_config.json", json);
-        let cases: [(&[(&str, &str)], Option<&str>); 8] = [
+        let cases: [(Files<'_>, Option<&str>); 8] = [
             (&[], None),
             (&[config("{}")], None),
             (&[config(r#"{"chat_template": null}"#)], None),

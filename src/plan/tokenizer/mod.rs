@@ -61,7 +61,7 @@ pub(super) struct Alignment<'a> {
     /// The recipe's rules by id.
     rules: HashMap<u32, Rule>,
     /// Row maps by the models of a group and its base.
-    groups: RefCell<BTreeMap<(Vec<usize>, Option<usize>), Arc<GroupRows>>>,
+    groups: RefCell<BTreeMap<GroupKey, Arc<GroupRows>>>,
     /// What tensors were found to be aligned by their shape only.
     by_shape: RefCell<Vec<String>>,
     /// Tensors that look as if they spoke of tokens, and are not aligned.
@@ -69,6 +69,9 @@ pub(super) struct Alignment<'a> {
     /// The first group that was aligned: its models, and their rows.
     first: RefCell<Option<(Vec<usize>, Arc<GroupRows>)>>,
 }
+
+/// The models of a group, and its base.
+type GroupKey = (Vec<usize>, Option<usize>);
 
 /// What a model has of the output's vocabulary.
 struct ModelTokens {
