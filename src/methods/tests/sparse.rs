@@ -644,13 +644,15 @@ fn band_twin(magnitudes: &[f32], skip: usize, count: usize) -> Vec<bool> {
     keep
 }
 
-/// The task vector of the `slot`-th model, masked and rescaled.
+/// The task vector of the `slot`-th model, masked, and what it is rescaled by.
+///
+/// Products are made in the order of the method, so that votes which cancel do so here as there.
 fn masked_twin(
     merge: &Merge,
     base: &Array1<f64>,
     source: &Array1<f64>,
     slot: usize,
-) -> Array1<f64> {
+) -> (Array1<f64>, f64) {
     let delta = source - base;
     let count = delta.len();
     let has = |name: &str| {
@@ -659,7 +661,7 @@ fn masked_twin(
     };
     let density = merge.of("density", slot);
     if density >= 1.0 || merge.method == "consensus_ta" {
-        return delta;
+        return (delta, 1.0);
     }
     let magnitudes: Vec<f32> = delta.iter().map(|x| x.abs() as f32).collect();
     let kept = (density * count as f64) as usize;
@@ -691,16 +693,17 @@ fn masked_twin(
     };
     let norm = |values: &Array1<f64>| values.mapv(f64::abs).sum();
     let mut masked = Array1::from_shape_fn(count, |i| if keep[i] { delta[i] } else { 0.0 });
+    let mut factor = 1.0;
     match merge.value("rescale") {
         Some(ParamValue::Word("l1")) if norm(&delta) >= 1e-7 && norm(&masked) >= 1e-7 => {
-            masked *= norm(&delta) / norm(&masked);
+            factor = norm(&delta) / norm(&masked);
         }
         Some(ParamValue::Word("expectation")) => {
             masked /= &Array1::from(chances);
         }
         _ => {}
     }
-    masked
+    (masked, factor)
 }
 
 fn weighted_twin(merge: &Merge, sources: &[Array1<f64>]) -> Array1<f64> {
@@ -714,7 +717,8 @@ fn weighted_twin(merge: &Merge, sources: &[Array1<f64>]) -> Array1<f64> {
         .enumerate()
         .map(|(slot, source)| {
             let weight = merge.of("weight", slot);
-            (weight, masked_twin(merge, base, source, slot) * weight)
+            let (masked, factor) = masked_twin(merge, base, source, slot);
+            (weight, masked * (weight * factor))
         })
         .collect();
     let elected = matches!(
