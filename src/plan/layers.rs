@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
-use super::modules::assign;
+use super::modules::{assign, feeds_embeddings};
 use super::problems::{Problems, some_of};
 use crate::checkpoint::{LayerStack, ModelRef, is_input_embedding};
 use crate::recipe::{Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
@@ -245,10 +245,12 @@ impl<'r> Part<'_, 'r> {
         let last = wish.groups.len() - 1;
         let mut placed = false;
         let mut tails = BTreeSet::new();
+        let is_tower = |name: &str| feeds_embeddings(name) && !feeds_embeddings(&stack.prefix);
         for &name in &self.names {
             if stack.split(name).is_none() {
-                let group = if comes_first(name) { first } else { last };
-                if group == last && !is_head(name) && !name.contains("norm") && !comes_first(name) {
+                let leads = comes_first(name) || is_tower(name);
+                let group = if leads { first } else { last };
+                if !leads && !is_head(name) && !name.contains("norm") {
                     tails.insert(name.clone());
                 }
                 let picks = vec![name.clone(); wish.groups[group].sources.len()];

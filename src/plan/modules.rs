@@ -123,6 +123,13 @@ pub(super) fn assign(
     assigned
 }
 
+/// Whether the tensor is of a tower or projector whose output takes its place among the embeddings.
+pub(super) fn feeds_embeddings(name: &str) -> bool {
+    ["vision_tower", "audio_tower", "multi_modal_projector"]
+        .iter()
+        .any(|module| claim(module, name).is_some())
+}
+
 /// How many characters of the name the module stands for, if it is in it.
 fn claim(module: &str, name: &str) -> Option<usize> {
     let known = KNOWN.iter().find(|(known, _)| *known == module);
