@@ -6,6 +6,7 @@ mod cli;
 mod defects;
 mod determinism;
 mod documents;
+mod examples;
 mod exceptions;
 mod fixtures;
 mod geometric;
