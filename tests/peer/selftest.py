@@ -7,12 +7,15 @@ computing in float64 in weld's place, which must pass (for every case with --all
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
 sys.dont_write_bytecode = True
 
+import safetensors.torch
 import torch
+import yaml
 
 import compare
 import models
@@ -77,7 +80,7 @@ def planted():
             passes &= verdict.startswith("differs") == should_differ
             missed += not passes
             print(f"{'ok  ' if passes else 'MISS'} {dtype} {what}: {verdict}".replace("torch.", ""))
-    return missed + ties_are_judged() + excuses_are_judged()
+    return missed + ties_are_judged() + excuses_are_judged() + decisions_are_judged() + rates_are_judged()
 
 
 def ties_are_judged():
@@ -113,22 +116,72 @@ def excuses_are_judged():
     ]
     missed = 0
     for what, want, got, notes, excused in cases:
-        notes = {key if "|" in key else f"big.weight|{key}": note for key, note in notes.items()}
-        verdict = compare.judge(want, got, notes).verdict()
+        float64 = {"big.weight": notes["float64"]} if "float64" in notes else {}
+        verdict = compare.judge(want, got, notes, lambda: float64).verdict()
         passes = verdict.startswith("within a step") == excused
         missed += not passes
         print(f"{'ok  ' if passes else 'MISS'} {what}: {verdict}")
     return missed
 
 
+def decisions_are_judged():
+    """The number of tensors that are excused as the peer in float64 where they should not be, or the reverse."""
+    good = checkpoint(torch.float32)
+    other = {"big.weight": good["big.weight"].roll(1), "norm.weight": good["norm.weight"]}
+    half = good["big.weight"].clone()
+    half[:32] = other["big.weight"][:32]
+    missed = 0
+    for what, got, excused in (
+        ("as the peer in float64", other, True),
+        ("half as in float64, half as in float32", good | {"big.weight": half}, False),
+    ):
+        judgement = compare.judge(good, got, {}, lambda: other)
+        passes = (not judgement.differs) == excused and judgement.decided == excused
+        missed += not passes
+        print(f"{'ok  ' if passes else 'MISS'} {what}: {judgement.verdict()}")
+    return missed
+
+
+def rates_are_judged():
+    """The number of masks that are taken for fair though they are not, or the reverse."""
+    gen = torch.Generator().manual_seed(7)
+    p = torch.linspace(0.3, 0.7, 10_000)
+    draw = torch.rand(p.shape, generator=gen)
+    missed = 0
+    for what, mask, fair in (
+        ("fair masks", draw < p, True),
+        ("masks that keep too many", draw < p + 0.05, False),
+        ("masks that keep the small", draw < p.flip(0), False),
+    ):
+        rates = peer.Rates()
+        rates.see(p, mask.byte())
+        found = rates.found()
+        far = max(abs(found["off"]), abs(found["lean off"])) > compare.STANDARD_DEVIATIONS
+        missed += far == fair
+        print(f"{'ok  ' if far != fair else 'MISS'} {what}: {found}")
+    return missed
+
+
 def peer_in_float64(_weld, _text, folder):
     """Stands in for weld: the peer with float64 arithmetic, ties at the lowest index."""
-    text = peer.in_float64((folder / "peer.done").read_text().split("\n", 1)[1])
-    with peer.lowest_index():
-        try:
-            peer.run(text, folder / "weld")
-        except Exception:
-            peer.run(text, folder / "weld", architecture=peer.architecture_from_tensors)
+    tensors = peer.float64(folder, MASKS)
+    shutil.rmtree(folder / "weld", ignore_errors=True)
+    shutil.copytree(folder / "peer", folder / "weld", ignore=shutil.ignore_patterns("*.safetensors*"))
+    safetensors.torch.save_file(tensors, folder / "weld" / "model.safetensors")
+
+
+MASKS = {}
+
+
+def any_masks(_weld, text, _folder):
+    """Stands in for weld's masks: every second element, whatever the density."""
+    MASKS.clear()
+    recipe = yaml.safe_load(text)
+    for place, _ in enumerate(recipe["models"]):
+        for name, tensor in compare.load(recipe["base_model"])[0].items():
+            gen = models.generator(name, place)
+            MASKS.setdefault(name, []).append(torch.rand(tensor.shape, generator=gen).lt(0.5).byte())
+    return MASKS
 
 
 def main():
@@ -138,7 +191,8 @@ def main():
     args = parser.parse_args()
     if planted():
         return 1
-    compare.run_weld = peer_in_float64
+    compare.run_weld, compare.masks_of = peer_in_float64, any_masks
+    compare.STANDARD_DEVIATIONS = float("inf")
     return compare.compare(
         argparse.Namespace(
             weld=Path("none"),
@@ -147,6 +201,7 @@ def main():
             dtype=None if args.all else ["bf16"],
             recipe="",
             table=None,
+            docs=None,
         )
     )
 
