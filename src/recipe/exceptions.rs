@@ -46,13 +46,11 @@ const FALLBACKS: [(&str, Fallback); 3] = [
 const ONLY: Place = Place {
     name: "`only`",
     keys: &["tensors", "otherwise"],
-    unsupported: &[],
 };
 
 const EXCEPT: Place = Place {
     name: "an entry of `except`",
     keys: &["tensors", "action"],
-    unsupported: &[],
 };
 
 impl Exception {

@@ -5,11 +5,10 @@ use super::problem::{ProblemKind, quoted};
 use super::walk::Walk;
 use super::yaml::Entry;
 
-/// A kind of mapping: its name in messages, its keys, and mergekit's keys that Weldment can't take yet.
+/// A kind of mapping: its name in messages, and its keys.
 pub(super) struct Place {
     pub(super) name: &'static str,
     pub(super) keys: &'static [&'static str],
-    pub(super) unsupported: &'static [&'static str],
 }
 
 pub(super) const RECIPE: Place = Place {
@@ -30,47 +29,35 @@ pub(super) const RECIPE: Place = Place {
         "tokenizer_source",
         "chat_template",
     ],
-    unsupported: &[],
 };
 
 pub(super) const MODULE: Place = Place {
     name: "a module",
     keys: &["models", "slices", "parameters"],
-    unsupported: &[],
 };
 
 pub(super) const MODEL: Place = Place {
     name: "an entry of `models`",
     keys: &["model", "parameters"],
-    unsupported: &[],
 };
 
 pub(super) const SLICE: Place = Place {
     name: "a slice",
     keys: &["sources", "base_model", "parameters", "residual_weight"],
-    unsupported: &[],
 };
 
 pub(super) const SOURCE: Place = Place {
     name: "a source of a slice",
     keys: &["model", "layer_range", "parameters"],
-    unsupported: &[],
 };
 
 impl Walk<'_> {
-    /// A key that the place does not take: not yet, or not at all.
+    /// A key that the place does not take.
     pub(super) fn other_key(&mut self, place: &Place, entry: &Entry) {
         let key = entry.key.as_str();
-        if !place.unsupported.contains(&key) {
-            let hint = self.unknown_key_hint(place, key);
-            let message = format!("unknown key {} in {}", quoted(key), place.name);
-            return self.refuse(ProblemKind::Unknown, entry.key_at, message, hint.as_deref());
-        }
-        if entry.node.is_null() {
-            return;
-        }
-        let message = format!("`{key}` is not supported yet");
-        self.problem(ProblemKind::Unsupported, entry.key_at, message);
+        let hint = self.unknown_key_hint(place, key);
+        let message = format!("unknown key {} in {}", quoted(key), place.name);
+        self.refuse(ProblemKind::Unknown, entry.key_at, message, hint.as_deref());
     }
 
     fn unknown_key_hint(&mut self, place: &Place, key: &str) -> Option<String> {

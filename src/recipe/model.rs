@@ -38,13 +38,11 @@ const DTYPE_NICKNAMES: &[(&str, &str)] = &[
 const MODEL_FORM: Place = Place {
     name: "a model",
     keys: &["model", "lora", "override_architecture"],
-    unsupported: &[],
 };
 
 const PATH_FORM: Place = Place {
     name: "a model's path",
     keys: &["path", "revision"],
-    unsupported: &[],
 };
 
 impl Walk<'_> {

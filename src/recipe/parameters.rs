@@ -23,7 +23,6 @@ pub(super) enum Level {
 const CONDITIONAL: Place = Place {
     name: "a conditional value",
     keys: &["filter", "value"],
-    unsupported: &[],
 };
 
 impl Walk<'_> {

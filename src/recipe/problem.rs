@@ -33,8 +33,6 @@ pub enum ProblemKind {
     Syntax,
     /// A key, a parameter, a method or a word that does not exist.
     Unknown,
-    /// Valid for mergekit, and not for this version of Weldment.
-    Unsupported,
     /// Something that must be there is not.
     Missing,
     /// A value of the wrong type, out of its range, or at odds with the rest.

@@ -79,19 +79,16 @@ impl Tokenizer {
 const TOKENIZER: Place = Place {
     name: "`tokenizer`",
     keys: &["source", "tokens", "pad_to_multiple_of"],
-    unsupported: &[],
 };
 
 const RULE: Place = Place {
     name: "an entry of `tokens`",
     keys: &["source", "force"],
-    unsupported: &[],
 };
 
 const ROW: Place = Place {
     name: "the source of a token",
     keys: &["kind", "model", "token", "token_id"],
-    unsupported: &[],
 };
 
 /// The hint where a row's source cannot be read.

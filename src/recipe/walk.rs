@@ -18,30 +18,6 @@ use super::yaml::{Entry, Node, Value};
 use crate::checkpoint::ModelRef;
 use crate::methods::MethodInfo;
 
-/// Methods of mergekit 0.1.5, so that a method to come is told from a misspelt one.
-const PEER_METHODS: &[&str] = &[
-    "arcee_fusion",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "karcher",
-    "linear",
-    "model_stock",
-    "multislerp",
-    "nearswap",
-    "nuslerp",
-    "passthrough",
-    "ram",
-    "ramplus_tl",
-    "sce",
-    "slerp",
-    "task_arithmetic",
-    "ties",
-];
-
 /// The hint for layer ranges.
 const HALF_OPEN: &str = "a range is half-open: `[0, 32]` is 32 layers, 0 to 31";
 
@@ -318,11 +294,6 @@ impl<'a> Walk<'a> {
         }
         let near = nearest(&name, known.iter().copied());
         let all = format!("the methods are {}", listed(known));
-        if PEER_METHODS.contains(&name.as_str()) {
-            let message = format!("the method `{name}` is not supported yet");
-            self.refuse(ProblemKind::Unsupported, entry.node.at, message, Some(&all));
-            return None;
-        }
         let hint = match near {
             Some(near) => format!("did you mean `{near}`? {all}"),
             None => all,
