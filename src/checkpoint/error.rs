@@ -101,7 +101,7 @@ pub enum CheckpointError {
         hint: String,
     },
     /// A weight file of another format was named.
-    #[error("{path} is {what}, expected a safetensors file; hint: {hint}", path = .path.display())]
+    #[error("{path} is {what}, expected safetensors or a file of torch.save; hint: {hint}", path = .path.display())]
     NotSafetensors {
         /// The file.
         path: PathBuf,
@@ -319,6 +319,100 @@ pub enum CheckpointError {
         why: &'static str,
     },
 
+    /// A pickle holds what is not read: a name that is no tensor's, an opcode that torch does not write.
+    #[error(
+        "{path} holds {what} at byte {offset}, which is not read: pickles are read for their tensors alone, and \
+         nothing in them is executed; hint: {hint}",
+        path = .path.display()
+    )]
+    PickleRefused {
+        /// The file.
+        path: PathBuf,
+        /// From the start of the file.
+        offset: u64,
+        /// What it is.
+        what: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A pickle that no pickler wrote, or only in part.
+    #[error(
+        "{path} has a malformed pickle: {detail}, at byte {offset}; hint: {}",
+        DAMAGED,
+        path = .path.display()
+    )]
+    PickleMalformed {
+        /// The file.
+        path: PathBuf,
+        /// From the start of the file.
+        offset: u64,
+        /// What is the matter with it.
+        detail: String,
+    },
+    /// A pickle exceeds what any real one needs.
+    #[error(
+        "{path} has a pickle with too many {what}: expected at most {limit}, found more at byte {offset}; \
+         hint: {}",
+        DAMAGED,
+        path = .path.display()
+    )]
+    PickleTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// From the start of the file.
+        offset: u64,
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// What torch.save puts around its pickle is not as it writes it.
+    #[error(
+        "{path} is not as torch.save writes files: {detail}; hint: {}",
+        DAMAGED,
+        path = .path.display()
+    )]
+    ArchiveMalformed {
+        /// The file.
+        path: PathBuf,
+        /// What is the matter with it.
+        detail: String,
+    },
+    /// A pickle holds something other than tensors by name.
+    #[error("{path}: expected a dict of tensors by name, found {found}; hint: {hint}", path = .path.display())]
+    NotStateDict {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A tensor of a pickle whose elements are apart from each other, where that can't be dealt with.
+    #[error(
+        "{path}: tensor `{tensor}` is a strided view, or shares its place with one, {why}; \
+         hint: save it by `.contiguous()`, or as safetensors",
+        path = .path.display()
+    )]
+    StridedView {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Why that is a problem.
+        why: String,
+    },
+    /// A tensor of a pickle is not where it says.
+    #[error("{path}: tensor `{tensor}` {why}; hint: {}", DAMAGED, path = .path.display())]
+    PickledTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is the matter with it.
+        why: String,
+    },
+
     /// The index is not JSON, or not of the form that an index has.
     #[error(
         "{path} is a malformed index: {detail}; hint: download it again",
@@ -333,7 +427,7 @@ pub enum CheckpointError {
     /// The index names a file outside of its folder, or none that could be a shard.
     #[error(
         "{path}: tensor `{tensor}` is said to be in `{file}`, expected the plain name of a \
-         .safetensors file in the same folder; \
+         file in the same folder that ends in {ends}; \
          hint: index and shards are not of one download, fetch both again",
         path = .path.display()
     )]
@@ -344,6 +438,8 @@ pub enum CheckpointError {
         tensor: String,
         /// What the index gives as its file.
         file: String,
+        /// What names of shards end in.
+        ends: String,
     },
     /// The index says that a tensor is in a shard where it is not.
     #[error(

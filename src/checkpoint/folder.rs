@@ -9,10 +9,68 @@ use super::index::Index;
 use super::limits::{MAX_FOLDER_ENTRIES, MAX_SHARDS};
 use super::locate::Location;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const INDEX_END: &str = ".safetensors.index.json";
-const ADAPTER: &str = "adapter_model.safetensors";
+const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+
+/// How the files of a checkpoint are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Safetensors,
+    /// What torch.save writes.
+    Pickle,
+}
+
+impl Format {
+    /// The format that a file's name tells; safetensors if it tells none.
+    pub(super) fn of(name: &str) -> Format {
+        match Format::Pickle.ends().iter().any(|end| name.ends_with(end)) {
+            true => Format::Pickle,
+            false => Format::Safetensors,
+        }
+    }
+
+    /// The ends of its files' names.
+    pub(super) fn ends(self) -> &'static [&'static str] {
+        match self {
+            Format::Safetensors => &[".safetensors"],
+            Format::Pickle => &[".bin", ".pt", ".pth", ".ckpt"],
+        }
+    }
+
+    /// The file of a checkpoint that is one file.
+    fn single(self) -> &'static str {
+        match self {
+            Format::Safetensors => "model.safetensors",
+            Format::Pickle => "pytorch_model.bin",
+        }
+    }
+
+    fn index(self) -> &'static str {
+        match self {
+            Format::Safetensors => "model.safetensors.index.json",
+            Format::Pickle => "pytorch_model.bin.index.json",
+        }
+    }
+
+    fn index_end(self) -> &'static str {
+        match self {
+            Format::Safetensors => ".safetensors.index.json",
+            Format::Pickle => ".bin.index.json",
+        }
+    }
+}
+
+/// Whether a file is what trainers keep to go on with: its end is that of a pickle, and it is no weights.
+fn is_of_training(name: &str) -> bool {
+    let starts = [
+        "optimizer",
+        "scheduler",
+        "scaler",
+        "rng_state",
+        "random_states",
+        "training_args",
+    ];
+    starts.iter().any(|start| name.starts_with(start)) || name.contains("optim_states")
+}
 
 /// How many numbers of a broken set are looked through for the one to name.
 const MISSING_SHOWN: usize = 3;
@@ -24,40 +82,53 @@ pub(super) struct Weights {
     pub(super) shards: Vec<PathBuf>,
     /// The index that names them, if one does.
     pub(super) index: Option<Index>,
+    /// How the shards are written.
+    pub(super) format: Format,
     /// What was left aside.
     pub(super) notes: Vec<String>,
 }
 
-/// Finds the weights of a folder.
+/// Finds the weights of a folder: safetensors if there are any, else pickles.
 pub(super) fn find_weights(location: &Location) -> Result<Weights, CheckpointError> {
+    let names = file_names(&location.path)?;
+    for format in [Format::Safetensors, Format::Pickle] {
+        if let Some(weights) = find_format(location, &names, format)? {
+            return Ok(weights);
+        }
+    }
+    Err(no_weights(location, &names))
+}
+
+/// Finds the weights of one format.
+fn find_format(
+    location: &Location,
+    names: &BTreeSet<String>,
+    format: Format,
+) -> Result<Option<Weights>, CheckpointError> {
     let folder = &location.path;
-    let names = file_names(folder)?;
-    let mut files: BTreeSet<&str> = names
+    let (adapters, mut files): (BTreeSet<&str>, BTreeSet<&str>) = names
         .iter()
         .map(String::as_str)
-        .filter(|name| name.ends_with(".safetensors"))
-        .collect();
-    let adapter = files.remove(ADAPTER);
+        .filter(|name| format.ends().iter().any(|end| name.ends_with(end)))
+        .filter(|name| !is_of_training(name) || format == Format::Safetensors)
+        .partition(|name| ADAPTERS.contains(name));
 
-    let (chosen, index, chosen_by) = if let Some(name) = choose_index(&names, &files) {
-        let index = Index::read(&folder.join(name))?;
+    let (chosen, index, chosen_by) = if let Some(name) = choose_index(names, &files, format) {
+        let index = Index::read(&folder.join(name), format)?;
         let shards: BTreeSet<String> = index.shards()?.into_iter().map(Into::into).collect();
         check_present(location, &shards, name)?;
         (shards, Some(index), name.to_owned())
     } else {
-        let chosen = choose_files(location, &files)?;
-        if chosen.is_empty() {
-            return Err(no_weights(location, &names, adapter));
-        }
-        let first = chosen.first().cloned().unwrap_or_default();
+        let chosen = choose_files(location, &files, format)?;
+        let Some(first) = chosen.first().cloned() else {
+            return Ok(None);
+        };
         (chosen, None, first)
     };
 
     let mut notes = Vec::new();
     files.retain(|file| !chosen.contains(*file));
-    if adapter {
-        files.insert(ADAPTER);
-    }
+    files.extend(adapters);
     for file in files {
         let file = folder.join(file);
         notes.push(format!(
@@ -65,11 +136,12 @@ pub(super) fn find_weights(location: &Location) -> Result<Weights, CheckpointErr
             file.display()
         ));
     }
-    Ok(Weights {
+    Ok(Some(Weights {
         shards: chosen.iter().map(|name| folder.join(name)).collect(),
         index,
+        format,
         notes,
-    })
+    }))
 }
 
 /// The UTF-8 names in a folder; a file with another name is none of a checkpoint's.
@@ -95,13 +167,19 @@ pub(super) fn file_names(folder: &Path) -> Result<BTreeSet<String>, CheckpointEr
 }
 
 /// `model.safetensors.index.json`; or, when there's no `model.safetensors`, the only other index.
-fn choose_index<'a>(names: &'a BTreeSet<String>, files: &BTreeSet<&str>) -> Option<&'a str> {
-    if let Some(name) = names.get(INDEX) {
+fn choose_index<'a>(
+    names: &'a BTreeSet<String>,
+    files: &BTreeSet<&str>,
+    format: Format,
+) -> Option<&'a str> {
+    if let Some(name) = names.get(format.index()) {
         return Some(name);
     }
-    let mut others = names.iter().filter(|name| name.ends_with(INDEX_END));
+    let mut others = names
+        .iter()
+        .filter(|name| name.ends_with(format.index_end()));
     match (others.next(), others.next()) {
-        (Some(only), None) if !files.contains(SINGLE) => Some(only),
+        (Some(only), None) if !files.contains(format.single()) => Some(only),
         _ => None,
     }
 }
@@ -110,14 +188,18 @@ fn choose_index<'a>(names: &'a BTreeSet<String>, files: &BTreeSet<&str>) -> Opti
 fn choose_files(
     location: &Location,
     files: &BTreeSet<&str>,
+    format: Format,
 ) -> Result<BTreeSet<String>, CheckpointError> {
-    if files.contains(SINGLE) {
-        return Ok([SINGLE.to_owned()].into());
+    if files.contains(format.single()) {
+        return Ok([format.single().to_owned()].into());
     }
-    let mut sets: BTreeMap<Option<(&str, usize)>, BTreeSet<usize>> = BTreeMap::new();
+    let mut sets: BTreeMap<Option<(&str, usize, &str)>, BTreeSet<usize>> = BTreeMap::new();
     for file in files {
         match numbered(file) {
-            Some((stem, number, of)) => sets.entry(Some((stem, of))).or_default().insert(number),
+            Some((stem, number, of, end)) => {
+                let set = sets.entry(Some((stem, of, end))).or_default();
+                set.insert(number)
+            }
             None => sets.entry(None).or_default().insert(0),
         };
     }
@@ -125,8 +207,8 @@ fn choose_files(
     match sets.first_key_value() {
         None => Ok(BTreeSet::new()),
         Some((None, _)) if files.len() == 1 => Ok(chosen()),
-        Some((Some((stem, of)), numbers)) if sets.len() == 1 => {
-            check_complete(location, stem, *of, numbers)?;
+        Some((Some((stem, of, end)), numbers)) if sets.len() == 1 => {
+            check_complete(location, stem, *of, end, numbers)?;
             Ok(chosen())
         }
         _ => Err(CheckpointError::AmbiguousFolder {
@@ -140,9 +222,10 @@ fn choose_files(
     }
 }
 
-/// `model-00002-of-00003.safetensors` is number 2 of the 3 of `model`.
-fn numbered(file: &str) -> Option<(&str, usize, usize)> {
-    let (rest, of) = file.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+/// `model-00002-of-00003.safetensors` is number 2 of the 3 of `model` that end in `.safetensors`.
+fn numbered(file: &str) -> Option<(&str, usize, usize, &str)> {
+    let (rest, end) = file.split_at(file.rfind('.')?);
+    let (rest, of) = rest.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
     let count = |digits: &str| {
         digits
@@ -151,13 +234,14 @@ fn numbered(file: &str) -> Option<(&str, usize, usize)> {
             .then(|| digits.parse().ok())
             .flatten()
     };
-    Some((stem, count(number)?, count(of)?))
+    Some((stem, count(number)?, count(of)?, end))
 }
 
 fn check_complete(
     location: &Location,
     stem: &str,
     of: usize,
+    end: &str,
     numbers: &BTreeSet<usize>,
 ) -> Result<(), CheckpointError> {
     if of > MAX_SHARDS {
@@ -176,7 +260,7 @@ fn check_complete(
     }
     let missing: Vec<String> = missing
         .take(MISSING_SHOWN)
-        .map(|number| format!("{stem}-{number:05}-of-{of:05}.safetensors"))
+        .map(|number| format!("{stem}-{number:05}-of-{of:05}{end}"))
         .collect();
     Err(CheckpointError::ShardMissing {
         path: location.path.clone(),
@@ -218,8 +302,8 @@ fn download_hint(location: &Location) -> String {
 /// Weights of other formats, by the ends of their names.
 const OTHER_FORMATS: [(&[&str], &str, &str); 4] = [
     (
-        &[".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"],
-        "a pickle, which is not read yet",
+        &[".pkl", ".pickle"],
+        "a pickle, which torch.save does not name so",
         "convert it to safetensors",
     ),
     (
@@ -247,13 +331,13 @@ pub(super) fn other_format(name: &str) -> Option<(&'static str, &'static str)> {
         .map(|(_, what, hint)| (what, hint))
 }
 
-fn no_weights(location: &Location, names: &BTreeSet<String>, adapter: bool) -> CheckpointError {
+fn no_weights(location: &Location, names: &BTreeSet<String>) -> CheckpointError {
+    let adapter = ADAPTERS.into_iter().find(|name| names.contains(*name));
     let weights: Vec<(&String, &str)> = names
         .iter()
-        .filter(|name| *name != "training_args.bin")
         .filter_map(|name| Some((name, other_format(name)?.1)))
         .collect();
-    let hint = if adapter {
+    let hint = if adapter.is_some() {
         "this is a LoRA adapter: write `model+adapter`, with the model that it was trained on"
             .into()
     } else if let Some((_, hint)) = weights.first() {
@@ -269,8 +353,10 @@ fn no_weights(location: &Location, names: &BTreeSet<String>, adapter: bool) -> C
         true => names.iter().cloned().collect(),
         false => weights.into_iter().map(|(name, _)| name.clone()).collect(),
     };
-    if adapter && !found.iter().any(|name| name == ADAPTER) {
-        found.insert(0, ADAPTER.into());
+    if let Some(adapter) = adapter
+        && !found.iter().any(|name| name == adapter)
+    {
+        found.insert(0, adapter.into());
     }
     CheckpointError::NoWeights {
         path: location.path.clone(),

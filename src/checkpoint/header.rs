@@ -118,7 +118,7 @@ fn recognise(file: &[u8]) -> Option<(&'static str, &'static str)> {
         (
             b"PK\x03\x04",
             "a zip archive, as torch.save writes",
-            "convert it to safetensors",
+            "name it `*.bin` or `*.pt`, or convert it to safetensors",
         ),
         (
             b"GGUF",

@@ -8,6 +8,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::bounded::{plain, read_bounded};
 use super::error::CheckpointError;
+use super::folder::Format;
 use super::header::check_name;
 use super::limits::{MAX_FILE_NAME_BYTES, MAX_INDEX_BYTES, MAX_SHARDS};
 use super::reader::TensorEntry;
@@ -17,6 +18,7 @@ use super::shard::Shard;
 #[derive(Debug)]
 pub(super) struct Index {
     path: PathBuf,
+    format: Format,
     /// Tensor and file, in the index's order.
     weight_map: Vec<(String, String)>,
     total_size: Option<serde_json::Value>,
@@ -24,7 +26,7 @@ pub(super) struct Index {
 
 impl Index {
     /// Reads an index; refuses file names that lead anywhere but to shards beside it.
-    pub(super) fn read(path: &Path) -> Result<Index, CheckpointError> {
+    pub(super) fn read(path: &Path, format: Format) -> Result<Index, CheckpointError> {
         let bytes = read_bounded(path, MAX_INDEX_BYTES, "index, in bytes")?;
         let malformed = |detail| CheckpointError::IndexMalformed {
             path: path.into(),
@@ -38,6 +40,7 @@ impl Index {
         };
         let index = Index {
             path: path.into(),
+            format,
             weight_map,
             total_size: raw.total_size,
         };
@@ -49,11 +52,12 @@ impl Index {
         let mut seen = HashMap::with_capacity(self.weight_map.len());
         for (tensor, file) in &self.weight_map {
             check_name(&self.path, tensor)?;
-            if !is_shard_name(file) {
+            if !is_shard_name(file, self.format) {
                 return Err(CheckpointError::IndexFileName {
                     path: self.path.clone(),
                     tensor: tensor.clone(),
                     file: plain(file),
+                    ends: self.format.ends().join(" or "),
                 });
             }
             if seen.insert(tensor.as_str(), file.as_str()).is_some() {
@@ -134,10 +138,10 @@ impl Index {
 }
 
 /// One plain file name: no way out of the folder, on any system.
-fn is_shard_name(file: &str) -> bool {
+fn is_shard_name(file: &str, format: Format) -> bool {
+    let mut ends = format.ends().iter();
     file.len() <= MAX_FILE_NAME_BYTES
-        && file.len() > ".safetensors".len()
-        && file.ends_with(".safetensors")
+        && ends.any(|end| file.ends_with(end) && file.len() > end.len())
         && !file.contains(['/', '\\', ':'])
         && !file.chars().any(char::is_control)
 }

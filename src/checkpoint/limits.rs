@@ -41,3 +41,25 @@ pub(super) const MAX_ADAPTER_RANK: usize = 1 << 20;
 
 /// The largest token id; real vocabularies end near 300,000.
 pub(super) const MAX_TOKEN_ID: u32 = (1 << 24) - 1;
+
+/// The largest pickle within a file of torch; a tensor takes some 200 bytes of it.
+pub(super) const MAX_PICKLE_BYTES: usize = 32 << 20;
+
+/// The most values that a pickle may push; a tensor takes some 25.
+pub(super) const MAX_PICKLE_VALUES: usize = 1 << 23;
+
+/// The most objects (dicts, lists, tuples, storages, tensors) of a pickle; a tensor takes seven.
+pub(super) const MAX_PICKLE_OBJECTS: usize = 1 << 20;
+
+/// The most values on a pickle's stack at once; picklers write dicts and lists in runs of a thousand.
+pub(super) const MAX_PICKLE_STACK: usize = 1 << 18;
+
+/// The most values that a pickle keeps for later.
+pub(super) const MAX_PICKLE_MEMO: usize = 1 << 22;
+
+/// The most entries of a zip archive: a storage each, and a few more.
+pub(super) const MAX_ARCHIVE_ENTRIES: usize = 1 << 20;
+
+/// The most bytes of integers and bools in strided views that are copied at open, per file; those of real models
+/// are masks and position ids of a few KiB.
+pub(super) const MAX_GATHERED_BYTES: u64 = 16 << 20;

@@ -20,6 +20,7 @@ mod locate;
 mod made;
 mod model_ref;
 mod names;
+mod pickle;
 mod quantised;
 mod reader;
 mod shard;

@@ -1,6 +1,6 @@
 //! An opened checkpoint: every tensor by name, its bytes mapped, its shards and index known to agree.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,13 +9,14 @@ use safetensors::Dtype;
 use super::adapter::Adapter;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
-use super::folder::{Weights, find_weights, other_format};
+use super::folder::{Format, Weights, find_weights, other_format};
 use super::locate::Location;
 use super::made::Made;
+use super::pickle::Place;
 use super::quantised::refuse_quantised;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, find_sidecars};
-use crate::numeric::{Elements, FloatType, Stored};
+use crate::numeric::{Elements, FloatType, Stored, Strided};
 
 /// A checkpoint whose headers were checked and whose shards are mapped.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Checkpoint {
     pub(super) shards: Vec<Shard>,
     pub(super) tensors: Vec<TensorEntry>,
     pub(super) by_name: HashMap<String, usize>,
+    /// Of the tensors whose bytes are not one after the other in their shard.
+    places: HashMap<usize, Place>,
     pub(super) notes: Vec<String>,
     adapter: Option<Adapter>,
     made: Option<(Box<dyn Made>, Vec<Sidecar>)>,
@@ -43,9 +46,9 @@ pub struct TensorEntry {
     pub shape: Vec<usize>,
     /// Its shard, as an index into [`Checkpoint::shards`].
     pub shard: usize,
-    /// Where it starts in its shard's file.
+    /// Where it starts in its shard's file. Tensors of a pickle may share their bytes, or parts of them.
     pub offset: u64,
-    /// Its length in bytes.
+    /// Its length in bytes, one element after the other.
     pub len: u64,
 }
 
@@ -68,12 +71,19 @@ impl Checkpoint {
         } else {
             (single_file(path)?, None)
         };
-        let (shards, tensors) = open_shards(&weights.shards)?;
+        let mut notes = weights.notes;
+        let Opened {
+            shards,
+            tensors,
+            places,
+        } = match weights.format {
+            Format::Safetensors => open_shards(&weights.shards)?,
+            Format::Pickle => open_pickles(&weights.shards, &mut notes)?,
+        };
         if tensors.is_empty() {
             return Err(CheckpointError::NoTensors { path: path.clone() });
         }
         let by_name = index_names(path, &shards, &tensors)?;
-        let mut notes = weights.notes;
         if let Some(index) = &weights.index {
             index.check(&shards, &tensors, &by_name)?;
             notes.extend(index.total_size_note(&tensors));
@@ -87,6 +97,7 @@ impl Checkpoint {
             shards,
             tensors,
             by_name,
+            places,
             notes,
             adapter: None,
             made: None,
@@ -97,8 +108,32 @@ impl Checkpoint {
                 model: label.into(),
                 source: Box::new(source),
             })?);
+            checkpoint.refuse_adapted_views()?;
         }
         Ok(checkpoint)
+    }
+
+    /// Refuses an adapter that changes a strided view, or a head untied from one: it adds to stored values.
+    fn refuse_adapted_views(&self) -> Result<(), CheckpointError> {
+        let views: HashSet<(usize, u64)> = self
+            .places
+            .iter()
+            .filter(|(_, place)| matches!(place, Place::Strided(_)))
+            .map(|(&at, _)| (self.tensors[at].shard, self.tensors[at].offset))
+            .collect();
+        let mut changed = self.adapter.iter().flat_map(Adapter::changed);
+        let found = changed.find(|&at| {
+            let tensor = &self.tensors[at];
+            views.contains(&(tensor.shard, tensor.offset))
+        });
+        match found {
+            None => Ok(()),
+            Some(at) => Err(CheckpointError::StridedView {
+                path: self.shards[self.tensors[at].shard].path.clone(),
+                tensor: self.tensors[at].name.clone(),
+                why: "and no adapter is added to such".into(),
+            }),
+        }
     }
 
     /// A checkpoint that no file holds; `location` is that of the files beside it.
@@ -121,6 +156,7 @@ impl Checkpoint {
                 .map(|(at, tensor)| (tensor.name.clone(), at))
                 .collect(),
             tensors,
+            places: HashMap::new(),
             notes: Vec::new(),
             adapter: None,
             made: Some((values, sidecars)),
@@ -174,6 +210,11 @@ impl Checkpoint {
             return made.bytes(index);
         }
         let tensor = &self.tensors[index];
+        match self.places.get(&index) {
+            None | Some(Place::Contiguous) => {}
+            Some(Place::Gathered(bytes)) => return Some(bytes),
+            Some(Place::Strided(_)) => return None,
+        }
         Some(self.shards[tensor.shard].slice(tensor.offset, tensor.len))
     }
 
@@ -186,7 +227,16 @@ impl Checkpoint {
         if let Some((made, _)) = &self.made {
             return made.elements(index);
         }
-        let format = FloatType::of(self.tensors[index].dtype)?;
+        let tensor = &self.tensors[index];
+        let format = FloatType::of(tensor.dtype)?;
+        // No adapter changes it: that was seen to at open.
+        if let Some(Place::Strided(strides)) = self.places.get(&index) {
+            return Some(Box::new(Strided {
+                bytes: self.shards[tensor.shard].bytes_from(tensor.offset),
+                format,
+                strides,
+            }));
+        }
         let stored = Stored {
             bytes: self.stored(index)?,
             format,
@@ -225,7 +275,7 @@ impl Checkpoint {
         self.config.as_ref()
     }
 
-    /// Whether it is one `.safetensors` file that was named itself.
+    /// Whether it is one file that was named itself.
     pub fn is_single_file(&self) -> bool {
         self.single_file
     }
@@ -258,7 +308,8 @@ impl Checkpoint {
 }
 
 fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
-    if let Some((what, hint)) = other_format(&path.to_string_lossy()) {
+    let name = path.to_string_lossy();
+    if let Some((what, hint)) = other_format(&name) {
         return Err(CheckpointError::NotSafetensors {
             path: path.into(),
             what,
@@ -268,11 +319,56 @@ fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
     Ok(Weights {
         shards: vec![path.into()],
         index: None,
+        format: Format::of(&name),
         notes: Vec::new(),
     })
 }
 
-fn open_shards(paths: &[PathBuf]) -> Result<(Vec<Shard>, Vec<TensorEntry>), CheckpointError> {
+/// Mapped files, and what is in them.
+struct Opened {
+    shards: Vec<Shard>,
+    tensors: Vec<TensorEntry>,
+    places: HashMap<usize, Place>,
+}
+
+fn open_pickles(paths: &[PathBuf], notes: &mut Vec<String>) -> Result<Opened, CheckpointError> {
+    let mut opened = Opened {
+        shards: Vec::with_capacity(paths.len()),
+        tensors: Vec::new(),
+        places: HashMap::new(),
+    };
+    for path in paths {
+        let (shard, pickled) = Shard::open_pickle(path)?;
+        for tensor in pickled.tensors {
+            if !matches!(tensor.place, Place::Contiguous) {
+                opened.places.insert(opened.tensors.len(), tensor.place);
+            }
+            opened.tensors.push(TensorEntry {
+                name: tensor.name,
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                shard: opened.shards.len(),
+                offset: tensor.offset,
+                len: tensor.len,
+            });
+        }
+        notes.extend(pickled.notes);
+        opened.shards.push(shard);
+    }
+    if let [first, others @ ..] = paths {
+        let others = match others.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        notes.push(format!(
+            "{}{others}: read as pickles; nothing in them is executed",
+            first.display()
+        ));
+    }
+    Ok(opened)
+}
+
+fn open_shards(paths: &[PathBuf]) -> Result<Opened, CheckpointError> {
     let mut shards = Vec::with_capacity(paths.len());
     let mut tensors = Vec::new();
     for path in paths {
@@ -287,7 +383,11 @@ fn open_shards(paths: &[PathBuf]) -> Result<(Vec<Shard>, Vec<TensorEntry>), Chec
         }));
         shards.push(shard);
     }
-    Ok((shards, tensors))
+    Ok(Opened {
+        shards,
+        tensors,
+        places: HashMap::new(),
+    })
 }
 
 fn index_names(

@@ -1,4 +1,4 @@
-//! One mapped safetensors file, and whether it still is what it was when it was mapped.
+//! One mapped file of weights, and whether it still is what it was when it was mapped.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
@@ -9,25 +9,41 @@ use memmap2::Mmap;
 
 use super::error::CheckpointError;
 use super::header::{self, HeaderTensor};
+use super::pickle::{self, Pickled};
 
-/// A safetensors file of a checkpoint.
+/// A file of a checkpoint.
 #[derive(Debug)]
 pub struct Shard {
     /// Where it is.
     pub path: PathBuf,
     /// Its length in bytes.
     pub file_size: u64,
-    /// The length of its header's JSON, padding included; the data starts 8 bytes after that.
+    /// The length of its header's JSON, padding included; the data starts 8 bytes after that. 0 for a pickle.
     pub header_len: u64,
-    /// Its `__metadata__`.
+    /// Its `__metadata__`; pickles have none.
     pub metadata: BTreeMap<String, String>,
     modified: Option<SystemTime>,
     map: Mmap,
 }
 
 impl Shard {
-    /// Maps a file, and gives the tensors of its header by offset.
+    /// Maps a safetensors file, and gives the tensors of its header by offset.
     pub(super) fn open(path: &Path) -> Result<(Shard, Vec<HeaderTensor>), CheckpointError> {
+        let mut shard = Shard::map(path)?;
+        let header = header::read(path, &shard.map)?;
+        shard.header_len = header.len;
+        shard.metadata = header.metadata;
+        Ok((shard, header.tensors))
+    }
+
+    /// Maps a file of torch.save, and gives the tensors of its pickle by offset.
+    pub(super) fn open_pickle(path: &Path) -> Result<(Shard, Pickled), CheckpointError> {
+        let shard = Shard::map(path)?;
+        let pickled = pickle::read(path, &shard.map)?;
+        Ok((shard, pickled))
+    }
+
+    fn map(path: &Path) -> Result<Shard, CheckpointError> {
         let io = |source| CheckpointError::io("open", path, source);
         // Asked before opening: opening a FIFO for reading would wait for ever.
         if !fs::metadata(path).map_err(io)?.is_file() {
@@ -48,22 +64,25 @@ impl Shard {
         // map into an error.
         let map = unsafe { Mmap::map(&file) }
             .map_err(|source| CheckpointError::io("map", path, source))?;
-        let header = header::read(path, &map)?;
-        let shard = Shard {
+        Ok(Shard {
             path: path.into(),
             file_size: map.len() as u64,
-            header_len: header.len,
-            metadata: header.metadata,
+            header_len: 0,
+            metadata: BTreeMap::new(),
             modified: metadata.modified().ok(),
             map,
-        };
-        Ok((shard, header.tensors))
+        })
     }
 
     /// The bytes of a tensor of its header.
     pub(super) fn slice(&self, offset: u64, len: u64) -> &[u8] {
         let start = offset as usize;
         &self.map[start..start + len as usize]
+    }
+
+    /// The bytes of the file from a place on.
+    pub(super) fn bytes_from(&self, offset: u64) -> &[u8] {
+        &self.map[offset as usize..]
     }
 
     /// Its name without the folder.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::config::ModelConfig;
 use super::error::CheckpointError;
-use super::folder::{file_names, other_format};
+use super::folder::{Format, file_names, other_format};
 
 /// A file that is carried over to a checkpoint made from this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,7 +109,8 @@ fn kind_of(name: &str, has_code: bool) -> Option<SidecarKind> {
     if let Some((_, kind)) = NAMES.iter().find(|(known, _)| *known == name) {
         return Some(*kind);
     }
-    if name.ends_with(".safetensors") || other_format(name).is_some() {
+    let weights = Format::of(name) == Format::Pickle || name.ends_with(".safetensors");
+    if weights || other_format(name).is_some() {
         return None;
     }
     let upper = name.to_ascii_uppercase();

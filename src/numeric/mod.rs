@@ -13,6 +13,7 @@ mod random;
 mod real;
 mod reduce;
 mod select;
+mod strided;
 
 pub use combine::{clamp_to_hull, weighted_sum};
 pub use elements::{Elements, Fill, Stored};
@@ -23,6 +24,7 @@ pub use random::{MaskKey, keep_threshold};
 pub use real::Real;
 pub use reduce::{abs_sum, dot};
 pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
+pub use strided::{Strided, Strides};
 
 /// Elements in a block: the unit in which tensors are decoded and sums are folded.
 ///

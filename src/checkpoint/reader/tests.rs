@@ -134,7 +134,18 @@ fn folders_that_are_no_checkpoint_say_what_they_are() {
         (vec![("config.json", b"{}")], &["config.json", "hint"]),
         (
             vec![("pytorch_model.bin", b"x")],
-            &["pytorch_model.bin", "convert it to safetensors"],
+            &[
+                "pytorch_model.bin is no file of torch.save",
+                "copy or download",
+            ],
+        ),
+        (
+            vec![
+                ("optimizer.pt", b"x"),
+                ("training_args.bin", b"x"),
+                ("rng_state_0.pth", b"x"),
+            ],
+            &["no safetensors weights", "optimizer.pt"],
         ),
         (
             vec![("m.Q4_K.gguf", b"x"), ("README.md", b"x")],
@@ -290,8 +301,8 @@ fn an_index_is_not_believed_without_its_shards() {
 fn files_of_other_formats_are_told_apart() {
     for (name, part) in [
         ("m.gguf", "GGUF"),
-        ("m.bin", "pickle"),
-        ("m.ckpt", "pickle"),
+        ("m.bin", "no file of torch.save"),
+        ("m.pkl", "pickle"),
     ] {
         let folder = folder(&[(name, b"x")]);
         let location = Location::local(folder.path().join(name));

@@ -1,0 +1,254 @@
+//! Checkpoints that torch.save wrote, read without running what is in them.
+//!
+//! A pickle is a program for Python, and unpickling a hostile one runs what it likes. Here a small machine
+//! knows the moves that torch writes and the few names that make tensors, and refuses anything else by name;
+//! the numbers stay where they are in the file. It knows one file at a time, and no folder.
+
+mod legacy;
+mod machine;
+mod objects;
+mod state;
+mod torch;
+mod zip;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+
+use safetensors::Dtype;
+
+use self::machine::Unpickled;
+use self::objects::{Object, Storage, Tensor, Value};
+use super::bounded::plain;
+use super::error::CheckpointError;
+use super::header::tensor_bytes;
+use super::limits::MAX_GATHERED_BYTES;
+use crate::numeric::{FloatType, Strides};
+
+/// What a file of torch holds.
+#[derive(Debug)]
+pub(super) struct Pickled {
+    /// By place in the file; those of one place in the pickle's order.
+    pub(super) tensors: Vec<PickledTensor>,
+    /// What was left aside.
+    pub(super) notes: Vec<String>,
+}
+
+/// One tensor of it, known to lie within the file.
+#[derive(Debug)]
+pub(super) struct PickledTensor {
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// Of its first element, from the start of the file.
+    pub(super) offset: u64,
+    /// What its elements take, however they lie.
+    pub(super) len: u64,
+    pub(super) place: Place,
+}
+
+/// How the elements of a tensor lie in a file.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// One after the other.
+    Contiguous,
+    /// Apart from each other, or in another order.
+    Strided(Strides),
+    /// They were, and are too few to be left there: in order.
+    Gathered(Vec<u8>),
+}
+
+/// Reads all but the numbers of a whole mapped file.
+pub(super) fn read(path: &Path, file: &[u8]) -> Result<Pickled, CheckpointError> {
+    if file.starts_with(zip::MAGIC) {
+        let archive = zip::Archive::read(path, file)?;
+        let pickle = archive.pickle();
+        let bytes = file.get(pickle.clone()).unwrap_or_default();
+        let unpickled = machine::unpickle(path, bytes, pickle.start as u64)?;
+        if unpickled.len != bytes.len() {
+            return Err(CheckpointError::PickleMalformed {
+                path: path.into(),
+                offset: pickle.start.saturating_add(unpickled.len) as u64,
+                detail: "it goes on after its end".into(),
+            });
+        }
+        return place(path, file, &unpickled, |key| archive.storage(key));
+    }
+    if legacy::is_legacy(file) {
+        let legacy = legacy::read(path, file)?;
+        return place(path, file, &legacy.object, |key| {
+            legacy.storages.get(key).cloned()
+        });
+    }
+    Err(foreign(path, file))
+}
+
+/// What a file that torch did not write seems to be.
+fn foreign(path: &Path, file: &[u8]) -> CheckpointError {
+    let (what, hint) = match file {
+        [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => {
+            ("a Git LFS pointer, not the weights", "run `git lfs pull`")
+        }
+        [b'<', ..] => ("a web page", "download the file itself"),
+        [b'G', b'G', b'U', b'F', ..] => ("a GGUF file", "use the safetensors it was made from"),
+        [_, _, _, _, _, _, _, _, b'{', ..] => (
+            "a safetensors file by another name",
+            "name it `*.safetensors`",
+        ),
+        [0x80, ..] => (
+            "a pickle that torch.save did not write",
+            "load it where you trust it, and save its tensors as safetensors",
+        ),
+        _ => ("no file of torch.save", "copy or download it again"),
+    };
+    CheckpointError::NotSafetensors {
+        path: path.into(),
+        what,
+        hint,
+    }
+}
+
+/// Finds every tensor of a state dict in the file.
+fn place<'a>(
+    path: &Path,
+    file: &[u8],
+    unpickled: &Unpickled<'a>,
+    storages: impl Fn(&str) -> Option<Range<usize>>,
+) -> Result<Pickled, CheckpointError> {
+    let state = state::state_dict(path, unpickled)?;
+    let mut ranges: HashMap<usize, Range<usize>> = HashMap::new();
+    let mut tensors = Vec::with_capacity(state.tensors.len());
+    let mut gathered = 0;
+    for (name, tensor) in &state.tensors {
+        let wrong = |why: String| CheckpointError::PickledTensor {
+            path: path.into(),
+            tensor: (*name).into(),
+            why,
+        };
+        let Some(Object::Storage(storage)) = unpickled.objects.get(Value::Object(tensor.storage))
+        else {
+            return Err(wrong("has no storage".into()));
+        };
+        let range = match ranges.get(&tensor.storage) {
+            Some(range) => range.clone(),
+            None => {
+                let range = extent(storage, &storages).map_err(wrong)?;
+                ranges.entry(tensor.storage).or_insert(range).clone()
+            }
+        };
+        let found = view(file, range, tensor, unpickled, &mut gathered).map_err(wrong)?;
+        if matches!(found.place, Place::Strided(_)) && FloatType::of(found.dtype).is_none() {
+            return Err(CheckpointError::StridedView {
+                path: path.into(),
+                tensor: (*name).into(),
+                why: format!(
+                    "and {} is no float type: of such, {MAX_GATHERED_BYTES} bytes of a file are copied at most",
+                    found.dtype
+                ),
+            });
+        }
+        tensors.push(PickledTensor {
+            name: (*name).into(),
+            ..found
+        });
+    }
+    tensors.sort_by_key(|tensor| tensor.offset);
+    Ok(Pickled {
+        tensors,
+        notes: state.notes,
+    })
+}
+
+/// Where the storage that is meant lies, once it is known to have the size that the pickle gives it.
+fn extent(
+    storage: &Storage,
+    storages: &impl Fn(&str) -> Option<Range<usize>>,
+) -> Result<Range<usize>, String> {
+    let key = plain(&storage.key);
+    let range = storages(storage.key)
+        .ok_or_else(|| format!("is in storage `{key}`, which is not there"))?;
+    let size = storage.element_size();
+    if storage.numel.checked_mul(size) != Some(range.len() as u64) {
+        return Err(format!(
+            "is in storage `{key}` of {} elements of {size} bytes, which has {} bytes",
+            storage.numel,
+            range.len()
+        ));
+    }
+    let Some((first, len)) = storage.part else {
+        return Ok(range);
+    };
+    let part = first.checked_add(len).filter(|&end| end <= storage.numel);
+    if part.is_none() {
+        return Err(format!("is in a part of storage `{key}` beyond its end"));
+    }
+    // Below the length of the storage, and so of the file.
+    let start = range.start + (first * size) as usize;
+    Ok(start..start + (len * size) as usize)
+}
+
+/// Holds a tensor against its storage; all but its name.
+fn view(
+    file: &[u8],
+    storage: Range<usize>,
+    tensor: &Tensor,
+    unpickled: &Unpickled,
+    gathered: &mut u64,
+) -> Result<PickledTensor, String> {
+    let dtype = tensor.dtype;
+    let shape: Vec<usize> = unpickled
+        .objects
+        .sizes(tensor.shape)
+        .into_iter()
+        .map(|size| usize::try_from(size).unwrap_or(usize::MAX))
+        .collect();
+    let strides = unpickled.objects.sizes(tensor.strides);
+    let len = tensor_bytes(dtype, &shape).map_err(|why| {
+        format!(
+            "of dtype {dtype} and shape {} {why}",
+            plain(&format_args!("{shape:?}"))
+        )
+    })?;
+    let size = dtype.bitsize() as u64 / 8;
+    let strides = Strides::new(shape.clone(), strides);
+    let beyond = || {
+        format!(
+            "of dtype {dtype} and shape {} goes beyond its storage of {} bytes",
+            plain(&format_args!("{shape:?}")),
+            storage.len()
+        )
+    };
+    // One past the last element that it has, from the first of the storage.
+    let end = strides
+        .span()
+        .and_then(|span| span.checked_add(tensor.offset))
+        .and_then(|end| end.checked_mul(size))
+        .filter(|&end| len == 0 || end <= storage.len() as u64);
+    if end.is_none() {
+        return Err(beyond());
+    }
+    // An empty tensor may be said to begin anywhere.
+    let first = tensor.offset.saturating_mul(size).min(storage.len() as u64);
+    let offset = storage.start as u64 + first;
+    let small = gathered.saturating_add(len) <= MAX_GATHERED_BYTES;
+    let place = if strides.is_contiguous() {
+        Place::Contiguous
+    } else if FloatType::of(dtype).is_none() && small {
+        *gathered += len;
+        let from = offset as usize..storage.end;
+        Place::Gathered(strides.gather(file.get(from).unwrap_or_default(), size as usize))
+    } else {
+        Place::Strided(strides)
+    };
+    Ok(PickledTensor {
+        name: String::new(),
+        dtype,
+        shape,
+        offset,
+        len,
+        place,
+    })
+}
+
+#[cfg(test)]
+mod tests;
