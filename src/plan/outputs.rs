@@ -320,6 +320,14 @@ impl<'a> Resolver<'a> {
                 "say in the config of `{label}` whether the head is the embedding (`tie_word_embeddings`)"
             );
             self.problems.add(Some(at), message, Some(hint));
+        } else if let Some(apart) = self.without_bytes(model, [head, embedding]) {
+            let message = format!(
+                "`{}` ties `{name}` to its embedding, and can't be checked for it: `{}` is a strided view in its file",
+                self.models.label(model),
+                self.models.checkpoints[model].tensors()[apart].name
+            );
+            let hint = "save it by `.contiguous()`, or as safetensors".to_owned();
+            self.problems.add(Some(at), message, Some(hint));
         } else {
             self.equal.insert((model, head, embedding));
         }
@@ -328,6 +336,13 @@ impl<'a> Resolver<'a> {
     fn is_adapted(&self, model: usize, tensors: &[usize]) -> bool {
         let adapter = self.models.checkpoints[model].adapter();
         adapter.is_some_and(|adapter| tensors.iter().any(|&tensor| adapter.changes(tensor)))
+    }
+
+    /// The first of two tensors whose bytes are not one after the other in a file.
+    fn without_bytes(&self, model: usize, pair: [usize; 2]) -> Option<usize> {
+        let checkpoint = &self.models.checkpoints[model];
+        let mut pair = pair.into_iter();
+        pair.find(|&tensor| !checkpoint.is_made() && checkpoint.stored(tensor).is_none())
     }
 
     /// Computed from the config when the model is loaded: the donor's is carried over as it is.

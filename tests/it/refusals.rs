@@ -1029,9 +1029,9 @@ fn every_broken_file_says_what_was_expected_and_what_was_found() {
       the file is damaged: copy or download it again
     BENCH/x.safetensors is not a safetensors file: its first 8 bytes give a header of 18446744073709551615 bytes, expected at most 100000000
       the file is damaged: copy or download it again
-    BENCH/x.safetensors is a Git LFS pointer, not the weights, expected a safetensors file
+    BENCH/x.safetensors is a Git LFS pointer, not the weights, expected safetensors or a file of torch.save
       run `git lfs pull`
-    BENCH/x.safetensors is a web page, expected a safetensors file
+    BENCH/x.safetensors is a web page, expected safetensors or a file of torch.save
       download the file itself
     BENCH/x.safetensors holds no tensors
       name another file or folder
@@ -1105,7 +1105,7 @@ fn an_index_and_its_shards_must_be_of_one_download() {
       index and shards are not of one download, fetch both again
     BENCH/m: shard model-00003-of-00002.safetensors is missing, expected by model.safetensors.index.json
       copy or download it again
-    BENCH/m/model.safetensors.index.json: tensor `w` is said to be in `../w.safetensors`, expected the plain name of a .safetensors file in the same folder
+    BENCH/m/model.safetensors.index.json: tensor `w` is said to be in `../w.safetensors`, expected the plain name of a file in the same folder that ends in .safetensors
       index and shards are not of one download, fetch both again
     BENCH/m/model.safetensors.index.json is a malformed index: invalid type: sequence, expected a `weight_map` of file names by tensor at line 1 column 14
       download it again
@@ -1123,7 +1123,6 @@ fn an_index_and_its_shards_must_be_of_one_download() {
 #[test]
 fn other_formats_are_named_with_a_way_out() {
     for (file, says_it) in [
-        ("pytorch_model.bin", "convert it to safetensors"),
         ("model.gguf", "use the safetensors it was made from"),
         ("model.onnx", "use the safetensors it was exported from"),
         ("adapter_model.safetensors", "write `model+adapter`"),

@@ -91,9 +91,7 @@ pub(super) fn read<'a>(path: &Path, file: &'a [u8]) -> Result<Legacy<'a>, Checkp
             found: file.len() as u64,
         };
         let (numel, data) = rest.split_first_chunk::<8>().ok_or_else(|| short(8))?;
-        let len = u64::from_le_bytes(*numel)
-            .checked_mul(size)
-            .unwrap_or(u64::MAX);
+        let len = u64::from_le_bytes(*numel).saturating_mul(size);
         if len > data.len() as u64 {
             return Err(short(len.saturating_add(8)));
         }

@@ -19,9 +19,12 @@ const NAMED: usize = 4;
 /// Tensors by name, in the order of the file, and notes.
 #[derive(Debug)]
 pub(super) struct State<'a> {
-    pub(super) tensors: Vec<(&'a str, Tensor)>,
+    pub(super) tensors: Named<'a>,
     pub(super) notes: Vec<String>,
 }
+
+/// Tensors and their names.
+type Named<'a> = Vec<(&'a str, Tensor)>;
 
 /// The entries of a dict.
 type Entries<'o, 'a> = &'o [(Value<'a>, Value<'a>)];
@@ -80,7 +83,7 @@ fn tensors<'a>(
     path: &Path,
     pickle: &Unpickled<'a>,
     entries: Entries<'_, 'a>,
-) -> Result<(Vec<(&'a str, Tensor)>, Vec<String>), CheckpointError> {
+) -> Result<(Named<'a>, Vec<String>), CheckpointError> {
     let mut tensors = Vec::new();
     let mut aside = Vec::new();
     let mut seen = HashSet::with_capacity(entries.len());
