@@ -452,3 +452,29 @@ fn the_scales_of_quantised_weights_are_left_out_of_the_merge() {
     assert!(message.contains("fp8"), "{message}");
     assert!(message.contains("hint: "), "{message}");
 }
+
+/// `gamma: 0` drops no outlier: what is left is what TIES leaves, not nothing.
+#[test]
+fn breadcrumbs_without_outliers_drop_the_whole_task_vector() {
+    let bench = Bench::new();
+    for (name, seed) in [("base", 1), ("a", 2)] {
+        bench.llama(name, seed, Dtype::F32);
+    }
+    let recipe = |method: &str, more: &str| {
+        format!(
+            "merge_method: {method}\nbase_model: base\nmodels: [{{model: a, parameters: {{weight: 1, density: 0.4{more}}}}}]\nparameters: {{normalize: false}}\n"
+        )
+    };
+    let ties = by_name(&bench.merge(&recipe("ties", ""), &[]));
+    for method in ["breadcrumbs", "breadcrumbs_ties"] {
+        let out = by_name(&bench.merge(&recipe(method, ", gamma: 0"), &[]));
+        assert!(out == ties, "{method}");
+        // A norm of eight elements: a hundredth of them is none.
+        let out = by_name(&bench.merge(&recipe(method, ", gamma: 0.01"), &[]));
+        assert_eq!(
+            out["model.norm.weight"], ties["model.norm.weight"],
+            "{method}"
+        );
+    }
+    assert!(ties != by_name(&bench.path("base")));
+}

@@ -291,3 +291,34 @@ models:
     }
     assert!(merged(&bench, steps.next().unwrap()) == out);
 }
+
+/// arcee_fusion: the base is one of the two models.
+#[test]
+fn a_fusion_of_two_models_of_which_one_is_the_base() {
+    let bench = bench(&["one", "other"], 24);
+    let out = merged(
+        &bench,
+        "
+models:
+  - model: one
+  - model: other
+merge_method: arcee_fusion
+base_model: one
+dtype: bfloat16
+",
+    );
+    let inputs = ["one", "other"].map(|model| by_name(&bench.path(model)));
+    let mut chosen = [0, 0];
+    for (name, tensor) in &out {
+        assert_eq!(tensor.dtype, Dtype::BF16, "{name}");
+        let values = inputs.each_ref().map(|model| model[name].values());
+        for (index, merged) in tensor.values().into_iter().enumerate() {
+            let of = values
+                .iter()
+                .position(|model| half::bf16::from_f64(model[index]).to_f64() == merged);
+            chosen[of.unwrap_or_else(|| panic!("{name}: {merged} is of neither"))] += 1;
+        }
+    }
+    // The important changes are few: those beyond the median and one and a half interquartile ranges.
+    assert!(chosen[1] > 0 && chosen[1] * 2 < chosen[0], "{chosen:?}");
+}

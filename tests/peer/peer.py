@@ -5,6 +5,7 @@ These choices of the peer's are not defined by the method:
   (an unstable sort decides);
 - the vote on the sign where the deltas cancel but for their rounding, and whether an
   importance is at least as large as a threshold that it equals but for its rounding.
+Where weld mends the method (Model Stock's floor under norms), the mended tensor is kept.
 `merge` keeps the places of these beside the output, and for the first what comes
 out when the elements of lowest index are kept; and of 16-bit outputs the float32
 values before they were rounded. `float64` is what comes out when all is computed in
@@ -61,6 +62,9 @@ THEIR_ARCHITECTURE = mergekit.merge.get_architecture_info
 
 # The name of a tensor in a stack of layers: what stands before the number, it, the rest.
 LAYER = re.compile(r"^((?:.*?\.)?(?:layers|layer|h|blocks|block)\.)(\d+)(\..+)$")
+
+# The least that the peer's Model Stock divides by, in place of the product of two norms.
+STOCK_FLOOR = 1e-6
 
 # Tensors that come before the layers: embeddings, and the towers that look at images.
 BEFORE_LAYERS = re.compile(r"^(?!embed_out).*embed|(^|\.)w[tp]e\.|^(vision_tower|visual|multi_modal_projector)\.")
@@ -217,6 +221,28 @@ class Choices:
         if near.any():
             self.notes[f"{group.metadata.name}|votes"] = near
 
+    def note_stock(self, group, parameters):
+        """A tensor of Model Stock where the peer's floor under norms, or its lack of one under t, decides."""
+        base = group.base.tensor.double()
+        tuned = [entry.tensor.double() for entry in group.non_base]
+        shape = (-1,) if not parameters["filter_wise"] else (-1, base.shape[-1] if base.dim() else 1)
+        offsets = torch.stack([(model - base).reshape(shape) for model in tuned])
+        norms = offsets.norm(dim=-1)
+        cosines, floored = [], False
+        for i in range(len(tuned)):
+            for j in range(i + 1, len(tuned)):
+                product = norms[i] * norms[j]
+                floored |= bool((product < STOCK_FLOOR * (1 + 1e-6)).any())
+                dot = (offsets[i] * offsets[j]).sum(dim=-1)
+                cosines.append(torch.where(product > 0, dot / product, 0.0).clamp(-1, 1))
+        cosine = torch.stack(cosines).mean(dim=0)
+        if not floored and not bool((cosine < 1e-6).any()):
+            return
+        n, cosine = len(tuned), cosine.clamp(min=0).unsqueeze(-1)
+        t = n * cosine / (1 + (n - 1) * cosine)
+        merged = base.reshape(shape) + t * offsets.mean(dim=0)
+        self.notes[f"{group.metadata.name}|mended"] = merged.reshape(base.shape)
+
     def vote(self, name, single, exact):
         votes = undecided_votes(single, exact)
         if votes.any():
@@ -365,6 +391,8 @@ def run(text, out, choices=None, architecture=THEIR_ARCHITECTURE, masks=None, ra
             choices.note_sce(group, parameters)
         if choices is not None and method.spec.name == "arcee_fusion" and len(group.entries) == 2:
             choices.note_fusion(group)
+        if choices is not None and method.spec.name == "model_stock" and len(group.entries) > 2:
+            choices.note_stock(group, parameters)
         return THEIR_FUNCTION(method, group, **parameters)
 
     def save(task, writer, tensor):

@@ -400,7 +400,6 @@ NUSLERP = [
     members("nuslerp-gradient", "nuslerp", ("[0.1, 0.9]", 0.5), base="base"),
     members("nuslerp-rows", "nuslerp", (0.6, 0.4), "nuslerp_flatten: false", base="base"),
     members("nuslerp-columns", "nuslerp", (0.6, 0.4), "nuslerp_flatten: false, nuslerp_row_wise: true"),
-    members("nuslerp-sum-0", "nuslerp", (0.5, -0.5)),
     members("nuslerp-beyond-one", "nuslerp", (-0.3, 1.1), base="base"),
 ]
 

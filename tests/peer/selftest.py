@@ -139,6 +139,12 @@ def decisions_are_judged():
         passes = (not judgement.differs) == excused and judgement.decided == excused
         missed += not passes
         print(f"{'ok  ' if passes else 'MISS'} {what}: {judgement.verdict()}")
+    mended = {"big.weight|mended": other["big.weight"].double()}
+    for what, got, excused in (("as the mended method", other, True), ("half mended", good | {"big.weight": half}, False)):
+        judgement = compare.judge(good, got, mended)
+        passes = (not judgement.differs) == excused
+        missed += not passes
+        print(f"{'ok  ' if passes else 'MISS'} {what}: {judgement.verdict()}")
     return missed
 
 
