@@ -63,3 +63,7 @@ pub(super) const MAX_ARCHIVE_ENTRIES: usize = 1 << 20;
 /// The most bytes of integers and bools in strided views that are copied at open, per file; those of real models
 /// are masks and position ids of a few KiB.
 pub(super) const MAX_GATHERED_BYTES: u64 = 16 << 20;
+
+/// How far the tensors of a pickle may go beyond four times its file, which they may view more than once; masks and
+/// positions are expanded by strides of zero.
+pub(super) const MAX_CLAIMED_BYTES: u64 = 1 << 30;

@@ -22,7 +22,7 @@ use self::objects::{Object, Storage, Tensor, Value};
 use super::bounded::plain;
 use super::error::CheckpointError;
 use super::header::tensor_bytes;
-use super::limits::MAX_GATHERED_BYTES;
+use super::limits::{MAX_CLAIMED_BYTES, MAX_GATHERED_BYTES};
 use crate::numeric::{FloatType, Strides};
 
 /// What a file of torch holds.
@@ -119,6 +119,7 @@ fn place<'a>(
     let mut ranges: HashMap<usize, Range<usize>> = HashMap::new();
     let mut tensors = Vec::with_capacity(state.tensors.len());
     let mut gathered = 0;
+    let mut claimed = 0u64;
     for (name, tensor) in &state.tensors {
         let wrong = |why: String| CheckpointError::PickledTensor {
             path: path.into(),
@@ -137,6 +138,13 @@ fn place<'a>(
             }
         };
         let found = view(file, range, tensor, unpickled, &mut gathered).map_err(wrong)?;
+        claimed = claimed.saturating_add(found.len);
+        if claimed > MAX_CLAIMED_BYTES.saturating_add(file.len() as u64 * 4) {
+            return Err(wrong(format!(
+                "makes the tensors {claimed} bytes, in a file of {}: views of the same bytes, more than any model has",
+                file.len()
+            )));
+        }
         if matches!(found.place, Place::Strided(_)) && FloatType::of(found.dtype).is_none() {
             return Err(CheckpointError::StridedView {
                 path: path.into(),

@@ -7,7 +7,7 @@ use safetensors::Dtype;
 
 use super::machine::Problem;
 use super::torch::Global;
-use crate::checkpoint::limits::MAX_PICKLE_OBJECTS;
+use crate::checkpoint::limits::{MAX_PICKLE_OBJECTS, MAX_PICKLE_VALUES};
 
 /// A value on the stack of a pickle, or within one of its objects.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -73,27 +73,39 @@ pub(super) struct Tensor {
 
 /// All objects of a pickle.
 #[derive(Debug, Default)]
-pub(super) struct Objects<'a>(Vec<Object<'a>>);
+pub(super) struct Objects<'a> {
+    all: Vec<Object<'a>>,
+    /// Values that they were given when they were added: a dict may be made from a list again and again.
+    given: usize,
+}
 
 impl<'a> Objects<'a> {
     pub(super) fn add(&mut self, object: Object<'a>) -> Result<Value<'a>, Problem> {
-        if self.0.len() == MAX_PICKLE_OBJECTS {
+        if self.all.len() == MAX_PICKLE_OBJECTS {
             return Err(Problem::TooMany("objects", MAX_PICKLE_OBJECTS));
         }
-        self.0.push(object);
-        Ok(Value::Object(self.0.len() - 1))
+        self.given += match &object {
+            Object::Tuple(items) | Object::List(items) => items.len(),
+            Object::Dict(entries) => entries.len(),
+            Object::Set | Object::Device | Object::Storage(_) | Object::Tensor(_) => 0,
+        };
+        if self.given > MAX_PICKLE_VALUES {
+            return Err(Problem::TooMany("values in objects", MAX_PICKLE_VALUES));
+        }
+        self.all.push(object);
+        Ok(Value::Object(self.all.len() - 1))
     }
 
     pub(super) fn get(&self, value: Value<'a>) -> Option<&Object<'a>> {
         match value {
-            Value::Object(number) => self.0.get(number),
+            Value::Object(number) => self.all.get(number),
             _ => None,
         }
     }
 
     pub(super) fn get_mut(&mut self, value: Value<'a>) -> Option<&mut Object<'a>> {
         match value {
-            Value::Object(number) => self.0.get_mut(number),
+            Value::Object(number) => self.all.get_mut(number),
             _ => None,
         }
     }
@@ -114,7 +126,7 @@ impl<'a> Objects<'a> {
 
     /// Every storage that was named.
     pub(super) fn storages(&self) -> impl Iterator<Item = &Storage<'a>> {
-        self.0.iter().filter_map(|object| match object {
+        self.all.iter().filter_map(|object| match object {
             Object::Storage(storage) => Some(storage),
             _ => None,
         })

@@ -220,6 +220,27 @@ fn views_stay_within_their_storage() {
 }
 
 #[test]
+fn a_small_file_does_not_claim_large_tensors() {
+    // A stride of zero: 2^30 elements in the place of one.
+    let message =
+        open_bytes(&pickle(&tensor(b"K\x00", b"J\x00\x00\x00\x40", b"K\x00"))).unwrap_err();
+    assert!(message.contains("views of the same bytes"), "{message}");
+    let few = open_bytes(&pickle(&tensor(b"K\x00", b"M\x00\x10", b"K\x00"))).unwrap();
+    assert_eq!(values(&few, 0), [0.0; 4096]);
+}
+
+#[test]
+fn a_list_is_not_copied_for_ever() {
+    let mut bytes = b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01(".to_vec();
+    bytes.extend(b"K\x00K\x00\x86".repeat(10_000));
+    bytes.push(b'e');
+    bytes.extend(b"h\x00h\x01\x85R0".repeat(1000));
+    bytes.extend(b"00}.");
+    let message = open_bytes(&pickle(&bytes)).unwrap_err();
+    assert!(message.contains("values in objects"), "{message}");
+}
+
+#[test]
 fn nothing_is_executed() {
     let marker = std::env::temp_dir().join(format!("weld-pickle-{}", std::process::id()));
     for (module, name) in [
