@@ -366,10 +366,6 @@ fn whole_recipes_are_refused_with_reasons() {
     r.yml:1:15: unknown merge method `linaer`
       hint: did you mean `linear`? the methods are `linear`, `slerp`, `ties`, `passthrough`
     ");
-    insta::assert_snapshot!(said("merge_method: della\nmodels: [{model: a}]\n"), @r"
-    r.yml:1:15: the method `della` is not supported yet
-      hint: the methods are `linear`, `slerp`, `ties`, `passthrough`
-    ");
     insta::assert_snapshot!(said("merge_method: 3\nmodels: [{model: a}]\n"), @r"
     r.yml:1:15: expected text for `merge_method`, found `3`
       hint: if text is meant, put it in quotes
