@@ -728,3 +728,44 @@ fn unaligned_and_padded_headers_are_read() {
         assert!(merged[0].1.values() == expected);
     }
 }
+
+/// Files that torch.save wrote are inputs; strided views among them are written in order.
+#[test]
+fn pickles_are_models() {
+    let bench = Bench::new();
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer/pickled");
+    let put = |from: &str, to: &str| {
+        bench.file(to, "");
+        fs::copy(made.join(from), bench.path(to)).unwrap();
+    };
+    put("legacy.bin", "a/pytorch_model.bin");
+    put("zip.pt", "b.pt");
+    let expected: BTreeMap<_, _> = load(&made.join("values.safetensors")).into_iter().collect();
+    for (model, count) in [("a", 18), ("b.pt", 13)] {
+        let listed = bench.weld(&["inspect", model]);
+        assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+        assert!(
+            listed.stdout.contains("nothing in them is executed"),
+            "{}",
+            listed.stdout
+        );
+        let out = format!("out-{count}");
+        bench.file(
+            "recipe.yml",
+            format!("merge_method: passthrough\nmodels: [{{model: {model}}}]\n"),
+        );
+        let merged = bench.weld(&["merge", "recipe.yml", &out]);
+        assert_eq!(merged.code, Some(0), "{}", merged.stderr);
+        let found = load(&bench.path(&out));
+        assert_eq!(found.len(), count);
+        for (name, tensor) in &found {
+            let expected = &expected[name];
+            assert_eq!(
+                (tensor.dtype, &tensor.shape),
+                (expected.dtype, &expected.shape),
+                "{name}"
+            );
+            assert_eq!(tensor.bytes, expected.bytes, "{name}");
+        }
+    }
+}
