@@ -172,5 +172,5 @@ fn merges_agree_with_mergekit() {
             "{case}: {left_out} of {elements} elements left out"
         );
     }
-    assert!(cases >= 20, "only {cases} golden cases found");
+    assert!(cases >= 45, "only {cases} golden cases found");
 }
