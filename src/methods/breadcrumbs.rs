@@ -1,15 +1,7 @@
 //! `breadcrumbs` and `breadcrumbs_ties`: task vectors without their smallest and their very largest elements.
 
-use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
-use super::{
-    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
-    Tensor, TensorParams,
-};
-
-/// Drops the small and the outlying elements of task vectors and adds the rest.
-pub(super) struct Breadcrumbs;
-/// Drops the small and the outlying elements, elects a sign for each element, and adds those that agree.
-pub(super) struct BreadcrumbsTies;
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier, TaskVectorMethod};
+use super::{Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
 
 const PARAMS: &[ParamInfo] = &[
     task_vectors::WEIGHT,
@@ -70,32 +62,22 @@ static TIES: MethodInfo = MethodInfo {
     random: false,
 };
 
-impl Method for Breadcrumbs {
-    fn info(&self) -> &'static MethodInfo {
-        &PLAIN
-    }
+/// Drops the small and the outlying elements of task vectors and adds the rest.
+pub(super) static BREADCRUMBS: TaskVectorMethod = TaskVectorMethod {
+    info: &PLAIN,
+    scheme: Scheme {
+        sparsifier: Sparsifier::Outliers,
+        consensus: Consensus::None,
+        agreement: false,
+    },
+};
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme {
-            sparsifier: Sparsifier::Outliers,
-            consensus: Consensus::None,
-            agreement: false,
-        };
-        task_vectors::action(scheme, params, tensor)
-    }
-}
-
-impl Method for BreadcrumbsTies {
-    fn info(&self) -> &'static MethodInfo {
-        &TIES
-    }
-
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme {
-            sparsifier: Sparsifier::Outliers,
-            consensus: Consensus::WeightedSign,
-            agreement: false,
-        };
-        task_vectors::action(scheme, params, tensor)
-    }
-}
+/// Drops the small and the outlying elements, elects a sign for each element, and adds those that agree.
+pub(super) static BREADCRUMBS_TIES: TaskVectorMethod = TaskVectorMethod {
+    info: &TIES,
+    scheme: Scheme {
+        sparsifier: Sparsifier::Outliers,
+        consensus: Consensus::WeightedSign,
+        agreement: false,
+    },
+};

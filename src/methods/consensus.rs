@@ -1,15 +1,7 @@
 //! `consensus_ta` and `consensus_ties`: a sum of task vectors, where enough of them agree with it.
 
-use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
-use super::{
-    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
-    Tensor, TensorParams,
-};
-
-/// Adds task vectors where enough of them agree with the sum.
-pub(super) struct ConsensusTa;
-/// Trims task vectors, elects a sign, adds those that agree, where enough task vectors agree with the sum.
-pub(super) struct ConsensusTies;
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier, TaskVectorMethod};
+use super::{Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
 
 const fn params(density: ParamInfo, normalize: bool, rescale: ParamInfo) -> [ParamInfo; 7] {
     [
@@ -77,32 +69,22 @@ static TIES: MethodInfo = MethodInfo {
     random: false,
 };
 
-impl Method for ConsensusTa {
-    fn info(&self) -> &'static MethodInfo {
-        &TA
-    }
+/// Adds task vectors where enough of them agree with the sum.
+pub(super) static CONSENSUS_TA: TaskVectorMethod = TaskVectorMethod {
+    info: &TA,
+    scheme: Scheme {
+        sparsifier: Sparsifier::None,
+        consensus: Consensus::None,
+        agreement: true,
+    },
+};
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme {
-            sparsifier: Sparsifier::None,
-            consensus: Consensus::None,
-            agreement: true,
-        };
-        task_vectors::action(scheme, params, tensor)
-    }
-}
-
-impl Method for ConsensusTies {
-    fn info(&self) -> &'static MethodInfo {
-        &TIES
-    }
-
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme {
-            sparsifier: Sparsifier::Magnitude,
-            consensus: Consensus::WeightedSign,
-            agreement: true,
-        };
-        task_vectors::action(scheme, params, tensor)
-    }
-}
+/// Trims task vectors, elects a sign, adds those that agree, where enough task vectors agree with the sum.
+pub(super) static CONSENSUS_TIES: TaskVectorMethod = TaskVectorMethod {
+    info: &TIES,
+    scheme: Scheme {
+        sparsifier: Sparsifier::Magnitude,
+        consensus: Consensus::WeightedSign,
+        agreement: true,
+    },
+};

@@ -1,12 +1,7 @@
 //! `dare_linear` and `dare_ties`: task vectors thinned at random.
 
-use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
-use super::{Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, Tensor, TensorParams};
-
-/// Thins task vectors at random and adds them.
-pub(super) struct DareLinear;
-/// Thins task vectors at random, elects a sign for each element, and adds those that agree.
-pub(super) struct DareTies;
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier, TaskVectorMethod};
+use super::{Arity, BaseRule, MethodInfo, ParamInfo};
 
 const PARAMS: &[ParamInfo] = &[
     task_vectors::WEIGHT,
@@ -52,35 +47,22 @@ static TIES: MethodInfo = MethodInfo {
     random: true,
 };
 
-impl Method for DareLinear {
-    fn info(&self) -> &'static MethodInfo {
-        &LINEAR
-    }
+/// Thins task vectors at random and adds them.
+pub(super) static DARE_LINEAR: TaskVectorMethod = TaskVectorMethod {
+    info: &LINEAR,
+    scheme: Scheme {
+        sparsifier: Sparsifier::Random,
+        consensus: Consensus::None,
+        agreement: false,
+    },
+};
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        task_vectors::action(
-            Scheme {
-                sparsifier: Sparsifier::Random,
-                consensus: Consensus::None,
-                agreement: false,
-            },
-            params,
-            tensor,
-        )
-    }
-}
-
-impl Method for DareTies {
-    fn info(&self) -> &'static MethodInfo {
-        &TIES
-    }
-
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme {
-            sparsifier: Sparsifier::Random,
-            consensus: Consensus::WeightedSign,
-            agreement: false,
-        };
-        task_vectors::action(scheme, params, tensor)
-    }
-}
+/// Thins task vectors at random, elects a sign for each element, and adds those that agree.
+pub(super) static DARE_TIES: TaskVectorMethod = TaskVectorMethod {
+    info: &TIES,
+    scheme: Scheme {
+        sparsifier: Sparsifier::Random,
+        consensus: Consensus::WeightedSign,
+        agreement: false,
+    },
+};

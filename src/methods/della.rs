@@ -1,15 +1,7 @@
 //! `della` and `della_linear`: task vectors thinned at random, small elements more than large ones.
 
-use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
-use super::{
-    Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
-    Tensor, TensorParams,
-};
-
-/// Thins task vectors by magnitude and chance, elects a sign for each element, and adds those that agree.
-pub(super) struct Della;
-/// Thins task vectors by magnitude and chance and adds them.
-pub(super) struct DellaLinear;
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier, TaskVectorMethod};
+use super::{Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
 
 const EPSILON: ParamInfo = ParamInfo {
     name: "epsilon",
@@ -78,32 +70,22 @@ static LINEAR: MethodInfo = MethodInfo {
     random: true,
 };
 
-impl Method for Della {
-    fn info(&self) -> &'static MethodInfo {
-        &ELECTED
-    }
+/// Thins task vectors by magnitude and chance, elects a sign for each element, and adds those that agree.
+pub(super) static DELLA: TaskVectorMethod = TaskVectorMethod {
+    info: &ELECTED,
+    scheme: Scheme {
+        sparsifier: Sparsifier::ByRank,
+        consensus: Consensus::WeightedSign,
+        agreement: false,
+    },
+};
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme {
-            sparsifier: Sparsifier::ByRank,
-            consensus: Consensus::WeightedSign,
-            agreement: false,
-        };
-        task_vectors::action(scheme, params, tensor)
-    }
-}
-
-impl Method for DellaLinear {
-    fn info(&self) -> &'static MethodInfo {
-        &LINEAR
-    }
-
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme {
-            sparsifier: Sparsifier::ByRank,
-            consensus: Consensus::None,
-            agreement: false,
-        };
-        task_vectors::action(scheme, params, tensor)
-    }
-}
+/// Thins task vectors by magnitude and chance and adds them.
+pub(super) static DELLA_LINEAR: TaskVectorMethod = TaskVectorMethod {
+    info: &LINEAR,
+    scheme: Scheme {
+        sparsifier: Sparsifier::ByRank,
+        consensus: Consensus::None,
+        agreement: false,
+    },
+};

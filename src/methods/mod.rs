@@ -2,7 +2,7 @@
 //!
 //! A method knows its parameters, how many models it takes, and how to turn the parameter values of one
 //! tensor into an [`Action`]. It knows no file, no layer, no thread. A new method is one file here and one line
-//! in [`all`].
+//! in the registry that [`all`] gives.
 //!
 //! Three programs serve most of them: `weighted_sum` (one linear combination), `gram` (measure inner products,
 //! solve for the weights, then the same) and `task_vectors` (differences from a base: mask, elect a sign, add).
@@ -88,31 +88,33 @@ pub enum Action {
 
 /// Every merge method, in the order of the reference.
 pub fn all() -> &'static [&'static dyn Method] {
-    &[
-        &linear::Linear,
-        &slerp::Slerp,
-        &nuslerp::Nuslerp,
-        &multislerp::Multislerp,
-        &karcher::Karcher,
-        &task_arithmetic::TaskArithmetic,
-        &ties::Ties,
-        &dare::DareLinear,
-        &dare::DareTies,
-        &della::Della,
-        &della::DellaLinear,
-        &breadcrumbs::Breadcrumbs,
-        &breadcrumbs::BreadcrumbsTies,
-        &consensus::ConsensusTa,
-        &consensus::ConsensusTies,
-        &sce::Sce,
-        &arcee_fusion::ArceeFusion,
-        &model_stock::ModelStock,
-        &nearswap::Nearswap,
-        &ram::Ram,
-        &ram::RamPlus,
-        &passthrough::Passthrough,
-    ]
+    REGISTRY
 }
+
+static REGISTRY: &[&dyn Method] = &[
+    &linear::Linear,
+    &slerp::Slerp,
+    &nuslerp::Nuslerp,
+    &multislerp::Multislerp,
+    &karcher::Karcher,
+    &task_arithmetic::TASK_ARITHMETIC,
+    &ties::TIES,
+    &dare::DARE_LINEAR,
+    &dare::DARE_TIES,
+    &della::DELLA,
+    &della::DELLA_LINEAR,
+    &breadcrumbs::BREADCRUMBS,
+    &breadcrumbs::BREADCRUMBS_TIES,
+    &consensus::CONSENSUS_TA,
+    &consensus::CONSENSUS_TIES,
+    &sce::Sce,
+    &arcee_fusion::ArceeFusion,
+    &model_stock::ModelStock,
+    &nearswap::Nearswap,
+    &ram::Ram,
+    &ram::RamPlus,
+    &passthrough::Passthrough,
+];
 
 /// The program that changes a tensor's dtype and nothing else.
 pub fn convert() -> Box<dyn AnyProgram> {

@@ -1,10 +1,7 @@
 //! `task_arithmetic`: the base plus a weighted sum of task vectors.
 
-use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
-use super::{Action, Arity, BaseRule, Method, MethodInfo, Tensor, TensorParams};
-
-/// The base plus weighted differences from it.
-pub(super) struct TaskArithmetic;
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier, TaskVectorMethod};
+use super::{Arity, BaseRule, MethodInfo};
 
 static INFO: MethodInfo = MethodInfo {
     name: "task_arithmetic",
@@ -26,20 +23,12 @@ static INFO: MethodInfo = MethodInfo {
     random: false,
 };
 
-impl Method for TaskArithmetic {
-    fn info(&self) -> &'static MethodInfo {
-        &INFO
-    }
-
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        task_vectors::action(
-            Scheme {
-                sparsifier: Sparsifier::None,
-                consensus: Consensus::None,
-                agreement: false,
-            },
-            params,
-            tensor,
-        )
-    }
-}
+/// The base plus weighted differences from it.
+pub(super) static TASK_ARITHMETIC: TaskVectorMethod = TaskVectorMethod {
+    info: &INFO,
+    scheme: Scheme {
+        sparsifier: Sparsifier::None,
+        consensus: Consensus::None,
+        agreement: false,
+    },
+};

@@ -104,11 +104,6 @@ impl Case {
         shape: &[usize],
         sources: &[Vec<f64>],
     ) -> Result<Vec<f64>, String> {
-        let elements = sources[0].len();
-        let encoded: Vec<Vec<u8>> = sources
-            .iter()
-            .map(|values| encode(format, values))
-            .collect();
         let tensor = Tensor {
             name: NAME,
             shape,
@@ -116,38 +111,54 @@ impl Case {
             base: self.base,
             sources: sources.len(),
         };
-        let program = match find(self.method).unwrap().action(&self.params(), &tensor)? {
-            Action::Copy(source) => return Ok(decode(format, &encoded[source])),
-            Action::Compute(program) => program,
-        };
-        let sources: Vec<Box<dyn Elements + '_>> = encoded
-            .iter()
-            .map(|bytes| Box::new(Stored { bytes, format }) as _)
-            .collect();
-        let output = FloatType::F64;
-        let settings = Settings {
-            threads: 2,
-            memory: 256 << 20,
-            allow_non_finite: false,
-            saturate: false,
-        };
-        let limits = settings.limits(sources.len(), program.cost()).unwrap();
-        let memory = Memory(Mutex::new(vec![0; elements * output.size()]));
-        let work = Work::Compute {
-            sources,
-            elements: elements as u64,
-            program: program.as_ref(),
-            target: Target::Values(output),
-        };
-        let jobs = [Job {
-            work,
-            output: Some(0),
-            after_all: false,
-        }];
-        engine::execute(&jobs, &settings, &limits, &memory, &Nobody)
-            .map_err(|error| error.to_string())?;
-        Ok(decode(output, &memory.0.into_inner().unwrap()))
+        merged(self.method, &self.params(), &tensor, format, sources)
     }
+}
+
+/// Runs a method on the engine; values are stored as `format` first.
+fn merged(
+    method: &str,
+    params: &TensorParams,
+    tensor: &Tensor<'_>,
+    format: FloatType,
+    sources: &[Vec<f64>],
+) -> Result<Vec<f64>, String> {
+    let elements = tensor.elements();
+    let encoded: Vec<Vec<u8>> = sources
+        .iter()
+        .map(|values| encode(format, values))
+        .collect();
+    let program = match find(method).unwrap().action(params, tensor)? {
+        Action::Copy(source) => return Ok(decode(format, &encoded[source])),
+        Action::Compute(program) => program,
+    };
+    let settings = Settings {
+        threads: 2,
+        memory: 256 << 20,
+        allow_non_finite: false,
+        saturate: false,
+    };
+    let limits = settings.limits(sources.len(), program.cost()).unwrap();
+    let output = FloatType::F64;
+    let memory = Memory(Mutex::new(vec![0; elements as usize * output.size()]));
+    let sources: Vec<Box<dyn Elements + '_>> = encoded
+        .iter()
+        .map(|bytes| Box::new(Stored { bytes, format }) as _)
+        .collect();
+    let work = Work::Compute {
+        sources,
+        elements,
+        program: program.as_ref(),
+        target: Target::Values(output),
+    };
+    let jobs = [Job {
+        work,
+        output: Some(0),
+        after_all: false,
+    }];
+    engine::execute(&jobs, &settings, &limits, &memory, &Nobody)
+        .map_err(|error| error.to_string())?;
+    Ok(decode(output, &memory.0.into_inner().unwrap()))
 }
 
 fn encode(format: FloatType, values: &[f64]) -> Vec<u8> {

@@ -1,10 +1,7 @@
 //! `ties`: trim, elect a sign, merge.
 
-use super::task_vectors::{self, Consensus, Scheme, Sparsifier};
-use super::{Action, Arity, BaseRule, Method, MethodInfo, Tensor, TensorParams};
-
-/// Trims task vectors to their largest elements, elects a sign for each element, and adds those that agree.
-pub(super) struct Ties;
+use super::task_vectors::{self, Consensus, Scheme, Sparsifier, TaskVectorMethod};
+use super::{Arity, BaseRule, MethodInfo};
 
 static INFO: MethodInfo = MethodInfo {
     name: "ties",
@@ -30,17 +27,12 @@ static INFO: MethodInfo = MethodInfo {
     random: false,
 };
 
-impl Method for Ties {
-    fn info(&self) -> &'static MethodInfo {
-        &INFO
-    }
-
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
-        let scheme = Scheme {
-            sparsifier: Sparsifier::Magnitude,
-            consensus: Consensus::WeightedSign,
-            agreement: false,
-        };
-        task_vectors::action(scheme, params, tensor)
-    }
-}
+/// Trims task vectors to their largest elements, elects a sign for each element, and adds those that agree.
+pub(super) static TIES: TaskVectorMethod = TaskVectorMethod {
+    info: &INFO,
+    scheme: Scheme {
+        sparsifier: Sparsifier::Magnitude,
+        consensus: Consensus::WeightedSign,
+        agreement: false,
+    },
+};

@@ -25,7 +25,7 @@ pub(super) use self::parameters::{
 pub(super) use self::sum::{AddUp, Agreement, MaskedTerm, Sum, subtract};
 use super::band::Band;
 use super::order::{self, Order};
-use super::{Action, Tensor, TensorParams};
+use super::{Action, Method, MethodInfo, Tensor, TensorParams};
 use crate::engine::{AnyProgram, Cost, Measured, Pass, Program};
 use crate::numeric::Real;
 
@@ -40,6 +40,22 @@ pub(super) struct Scheme {
     /// Whether elements are merged only where enough task vectors agree with the sum: parameters `k` and,
     /// for each model, `lambda`.
     pub(super) agreement: bool,
+}
+
+/// A method that is such a scheme, and nothing more.
+pub(super) struct TaskVectorMethod {
+    pub(super) info: &'static MethodInfo,
+    pub(super) scheme: Scheme,
+}
+
+impl Method for TaskVectorMethod {
+    fn info(&self) -> &'static MethodInfo {
+        self.info
+    }
+
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+        action(self.scheme, params, tensor)
+    }
 }
 
 /// Which elements of a task vector are kept.
@@ -69,11 +85,7 @@ pub(super) enum Consensus {
 }
 
 /// What becomes of one tensor under such a scheme.
-pub(super) fn action(
-    scheme: Scheme,
-    params: &TensorParams,
-    tensor: &Tensor<'_>,
-) -> Result<Action, String> {
+fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
     let base = tensor.base.ok_or("the method needs a base model")?;
     let others: Vec<usize> = (0..tensor.sources)
         .filter(|&source| source != base)

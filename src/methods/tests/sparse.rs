@@ -102,10 +102,6 @@ impl Merge {
 
     fn run(&self, format: FloatType, sources: &[Vec<f64>]) -> Result<Vec<f64>, String> {
         let elements = sources[0].len();
-        let encoded: Vec<Vec<u8>> = sources
-            .iter()
-            .map(|values| encode(format, values))
-            .collect();
         let shape = match self.shape.is_empty() {
             true => vec![elements],
             false => self.shape.clone(),
@@ -119,37 +115,7 @@ impl Merge {
             sources: sources.len(),
         };
         let params = self.params(sources.len());
-        let program = match find(self.method).unwrap().action(&params, &tensor)? {
-            Action::Copy(source) => return Ok(decode(format, &encoded[source])),
-            Action::Compute(program) => program,
-        };
-        let settings = Settings {
-            threads: 2,
-            memory: 256 << 20,
-            allow_non_finite: false,
-            saturate: false,
-        };
-        let limits = settings.limits(sources.len(), program.cost()).unwrap();
-        let output = FloatType::F64;
-        let memory = Memory(Mutex::new(vec![0; elements * output.size()]));
-        let sources: Vec<Box<dyn Elements + '_>> = encoded
-            .iter()
-            .map(|bytes| Box::new(Stored { bytes, format }) as _)
-            .collect();
-        let work = Work::Compute {
-            sources,
-            elements: elements as u64,
-            program: program.as_ref(),
-            target: Target::Values(output),
-        };
-        let jobs = [Job {
-            work,
-            output: Some(0),
-            after_all: false,
-        }];
-        engine::execute(&jobs, &settings, &limits, &memory, &Nobody)
-            .map_err(|error| error.to_string())?;
-        Ok(decode(output, &memory.0.into_inner().unwrap()))
+        merged(self.method, &params, &tensor, format, sources)
     }
 
     #[track_caller]
