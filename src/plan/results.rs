@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ptr;
 use std::sync::Arc;
 
 use super::outputs::{Operation, PlannedTensor};
@@ -98,14 +99,31 @@ impl Made for ResultValues {
 }
 
 impl Plan {
+    /// Every result that it is made from, and what those are made from; each once.
+    pub fn all_results(&self) -> Vec<&MergeResult> {
+        let mut results = Vec::new();
+        self.collect_results(&mut results);
+        results
+    }
+
+    /// Documents may share results, and those again: a walk without memory would take for ever.
+    fn collect_results<'p>(&'p self, results: &mut Vec<&'p MergeResult>) {
+        for result in self.results.values().map(Arc::as_ref) {
+            if !results.iter().any(|known| ptr::eq(*known, result)) {
+                results.push(result);
+                result.plan.collect_results(results);
+            }
+        }
+    }
+
     /// The models that files hold: its own, and those of the results among them; each once.
     pub fn stored_models(&self) -> Vec<&Checkpoint> {
         let mut models: Vec<&Checkpoint> = Vec::new();
-        let inner = self.results.values().map(|result| &result.plan);
-        let own = self.models.iter().filter(|model| !model.is_made());
-        for model in own.chain(inner.flat_map(Plan::stored_models)) {
+        let results = self.all_results();
+        let inner = results.iter().flat_map(|result| &result.plan.models);
+        for model in self.models.iter().chain(inner) {
             let known = |other: &&Checkpoint| other.label() == model.label();
-            if !models.iter().any(known) {
+            if !model.is_made() && !models.iter().any(known) {
                 models.push(model);
             }
         }

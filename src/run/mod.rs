@@ -145,6 +145,9 @@ impl<'a> Work<'a> {
     /// First the pairs that must be equal, then the output's tensors, each after what it is made from.
     fn of(plan: &'a Plan) -> Self {
         let mut work = Self::default();
+        for result in plan.all_results() {
+            work.check_equal(&result.plan);
+        }
         work.check_equal(plan);
         for (index, tensor) in plan.tensors.iter().enumerate() {
             let derived = work.prepare(plan, tensor);
@@ -167,9 +170,6 @@ impl<'a> Work<'a> {
     }
 
     fn check_equal(&mut self, plan: &'a Plan) {
-        for result in plan.results.values() {
-            self.check_equal(&result.plan);
-        }
         for (index, &(model, left_out, kept)) in plan.equal.iter().enumerate() {
             let model = &plan.models[model];
             let pair = [left_out, kept].into_iter();
