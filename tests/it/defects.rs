@@ -1,21 +1,15 @@
 //! What merge tools get silently wrong, as their users found out: one test for each, named after the defect.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use weldment::methods::{self, BaseRule, MethodInfo, ParamScope};
 
 use crate::fixtures::{
-    Bench, Loaded, Spec, bools, config_with, floats, integers, llama, llama_config, load, noise,
-    read_json, with,
+    Bench, Loaded, Spec, bools, by_name, config_with, floats, integers, llama, llama_config, load,
+    noise, read_json, with,
 };
-
-fn by_name(path: &Path) -> BTreeMap<String, Loaded> {
-    load(path).into_iter().collect()
-}
 
 /// Random values by name, so that no two tensors are alike.
 fn weights(seed: u64, dtype: Dtype, names: &[String]) -> Vec<Spec> {

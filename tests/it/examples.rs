@@ -1,15 +1,10 @@
 //! Recipes built like the examples that mergekit ships, on stand-ins with as many layers and the same names.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use safetensors::Dtype;
 
-use crate::fixtures::{Bench, Loaded, llama, llama_config, load, read_json};
-
-fn by_name(path: &Path) -> BTreeMap<String, Loaded> {
-    load(path).into_iter().collect()
-}
+use crate::fixtures::{Bench, Loaded, by_name, llama, llama_config, read_json};
 
 /// Stand-ins of so many layers, each with its own weights.
 fn bench(models: &[&str], layers: usize) -> Bench {

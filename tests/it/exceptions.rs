@@ -1,16 +1,11 @@
 //! `only:` and `except:`: the tensors that are not merged, and what becomes of them.
 
+use std::collections::BTreeMap;
+
 use safetensors::Dtype;
 use serde_json::json;
 
-use crate::fixtures::{Bench, Loaded, config_with, floats, llama, load, noise, with};
-
-fn tensor(model: &[(String, Loaded)], name: &str) -> Option<Loaded> {
-    model
-        .iter()
-        .find(|(found, _)| found == name)
-        .map(|(_, tensor)| tensor.clone())
-}
+use crate::fixtures::{Bench, Loaded, by_name, config_with, floats, llama, noise, with};
 
 const MIX: &str = "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
 
@@ -20,32 +15,32 @@ fn what_is_not_merged_is_copied_taken_from_the_base_or_dropped() {
     for (seed, name) in ["base", "a", "b"].into_iter().enumerate() {
         bench.llama(name, seed as u64, Dtype::BF16);
     }
-    let (base, a) = (load(&bench.path("base")), load(&bench.path("a")));
-    let all = load(&bench.merge(MIX, &[]));
+    let (base, a) = (by_name(&bench.path("base")), by_name(&bench.path("a")));
+    let all = by_name(&bench.merge(MIX, &[]));
     let recipe = format!(
         "{MIX}except:\n- {{tensors: '*.mlp.*', action: copy}}\n- {{tensors: ['*norm*', lm_head.weight], action: base}}\n\
          - {{tensors: '*.1.self_attn.*', action: drop}}\n"
     );
-    let out = load(&bench.merge(&recipe, &[]));
-    let same = |name: &str, of: &[(String, Loaded)]| {
-        assert_eq!(tensor(&out, name), tensor(of, name), "{name}")
+    let out = by_name(&bench.merge(&recipe, &[]));
+    let same = |name: &str, of: &BTreeMap<String, Loaded>| {
+        assert_eq!(out.get(name), of.get(name), "{name}")
     };
     same("model.layers.0.mlp.up_proj.weight", &a);
     same("model.layers.1.input_layernorm.weight", &base);
     same("lm_head.weight", &base);
     same("model.layers.0.self_attn.q_proj.weight", &all);
-    assert_eq!(tensor(&out, "model.layers.1.self_attn.q_proj.weight"), None);
+    assert_eq!(out.get("model.layers.1.self_attn.q_proj.weight"), None);
     assert_eq!(out.len(), all.len() - 1);
     let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
     assert!(plan.contains("`only` or `except` says so"), "{plan}");
 
-    let out = load(&bench.merge(
+    let out = by_name(&bench.merge(
         &format!("{MIX}only: {{tensors: '*.mlp.*', otherwise: base}}\n"),
         &[],
     ));
     for (name, found) in &out {
         let of = if name.contains(".mlp.") { &all } else { &base };
-        assert_eq!(Some(found.clone()), tensor(of, name), "{name}");
+        assert_eq!(Some(found), of.get(name), "{name}");
     }
 }
 
@@ -56,7 +51,7 @@ fn an_excepted_tensor_gets_the_dtype_of_the_others() {
         bench.llama(name, seed as u64, Dtype::F32);
     }
     let recipe = format!("{MIX}dtype: bfloat16\nexcept: [{{tensors: '*norm*', action: copy}}]\n");
-    let out = load(&bench.merge(&recipe, &[]));
+    let out = by_name(&bench.merge(&recipe, &[]));
     assert!(out.iter().all(|(_, tensor)| tensor.dtype == Dtype::BF16));
 }
 
@@ -78,15 +73,15 @@ fn dropped_tensors_may_be_missing_or_differ() {
     assert!(bench.refused(MIX, &[]).contains("score.weight"));
     let recipe = format!("{MIX}except: [{{tensors: 'score.*', action: drop}}]\n");
     assert_eq!(
-        tensor(&load(&bench.merge(&recipe, &[])), "score.weight"),
+        by_name(&bench.merge(&recipe, &[])).get("score.weight"),
         None
     );
     std::fs::remove_dir_all(bench.path("out")).unwrap();
     let recipe = format!("{MIX}except: [{{tensors: 'score.*', action: base}}]\n");
-    let out = load(&bench.merge(&recipe, &[]));
+    let out = by_name(&bench.merge(&recipe, &[]));
     assert_eq!(
-        tensor(&out, "score.weight"),
-        tensor(&load(&bench.path("base")), "score.weight")
+        out.get("score.weight"),
+        by_name(&bench.path("base")).get("score.weight")
     );
     std::fs::remove_dir_all(bench.path("out")).unwrap();
     // Only other models have it: not the donor's, so nothing would be written.

@@ -1,5 +1,6 @@
 //! Small checkpoints, and `weld` run on them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -421,6 +422,11 @@ pub(crate) fn load(path: &Path) -> Vec<(String, Loaded)> {
         }
     }
     tensors
+}
+
+/// All tensors of a checkpoint by name.
+pub(crate) fn by_name(path: &Path) -> BTreeMap<String, Loaded> {
+    load(path).into_iter().collect()
 }
 
 /// Every file of a folder with its bytes, by name.

@@ -10,8 +10,8 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::fixtures::{
-    Bench, Loaded, Spec, bools, config_with, files, floats, integers, llama, llama_config, load,
-    noise, read_json, with, without,
+    Bench, Loaded, Spec, bools, by_name, config_with, files, floats, integers, llama, llama_config,
+    load, noise, read_json, with, without,
 };
 
 const FLOATS: [Dtype; 6] = [
@@ -28,10 +28,6 @@ fn mean(a: &str, b: &str) -> String {
     format!(
         "merge_method: linear\nmodels:\n- model: {a}\n- model: {b}\nparameters: {{weight: 0.5}}\n"
     )
-}
-
-fn by_name(path: &Path) -> BTreeMap<String, Loaded> {
-    load(path).into_iter().collect()
 }
 
 fn names(path: &Path) -> Vec<String> {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
 use ndarray::{Array2, Axis};
 use safetensors::Dtype;
@@ -10,8 +9,8 @@ use serde_json::{Value, json};
 use weldment::numeric::FloatType;
 
 use crate::fixtures::{
-    Bench, Loaded, Spec, config_with, files, floats, llama, llama_config, load, noise, quick_bf16,
-    read_json,
+    Bench, Loaded, Spec, by_name, config_with, files, floats, llama, llama_config, load, noise,
+    quick_bf16, read_json,
 };
 
 const UP: &str = "model.layers.0.mlp.up_proj";
@@ -80,10 +79,6 @@ fn write(bench: &Bench, name: &str, more: Value, specs: &[Spec]) {
     }
     bench.file(&format!("{name}/adapter_config.json"), options.to_string());
     bench.tensors(&format!("{name}/adapter_model.safetensors"), specs);
-}
-
-fn by_name(path: &Path) -> BTreeMap<String, Loaded> {
-    load(path).into_iter().collect()
 }
 
 fn matrix(tensor: &Loaded) -> Array2<f64> {

@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::fixtures::{Bench, Loaded, Spec, floats, load, noise, read_json};
+use crate::fixtures::{Bench, Spec, by_name, floats, noise, read_json};
 
 fn stack(specs: &mut Vec<Spec>, prefix: &str, layers: usize, suffix: &str, seed: u64) {
     for layer in 0..layers {
@@ -50,11 +50,6 @@ fn vision_language(bench: &Bench, name: &str, seed: u64, text: usize, vision: us
     bench.model(name, &config, &specs);
 }
 
-fn tensor(model: &[(String, Loaded)], name: &str) -> Loaded {
-    let found = model.iter().find(|(found, _)| found == name);
-    found.unwrap_or_else(|| panic!("no {name}")).1.clone()
-}
-
 fn config(bench: &Bench) -> Value {
     read_json(&bench.path("out/config.json"))
 }
@@ -78,23 +73,23 @@ modules:
     models: [{model: b}]
     parameters: {weight: 1}
 ";
-    let out = load(&bench.merge(recipe, &[]));
-    let (a, b) = (load(&bench.path("a")), load(&bench.path("b")));
+    let out = by_name(&bench.merge(recipe, &[]));
+    let (a, b) = (by_name(&bench.path("a")), by_name(&bench.path("b")));
     assert_eq!(
-        tensor(&out, "visual.merger.mlp.0.weight"),
-        tensor(&b, "visual.merger.mlp.0.weight")
+        out["visual.merger.mlp.0.weight"],
+        b["visual.merger.mlp.0.weight"]
     );
     assert_eq!(
-        tensor(&out, "visual.blocks.4.attn.proj.weight"),
-        tensor(&b, "visual.blocks.3.attn.proj.weight")
+        out["visual.blocks.4.attn.proj.weight"],
+        b["visual.blocks.3.attn.proj.weight"]
     );
     assert_eq!(
-        tensor(&out, "visual.blocks.1.attn.proj.weight"),
-        tensor(&a, "visual.blocks.1.attn.proj.weight")
+        out["visual.blocks.1.attn.proj.weight"],
+        a["visual.blocks.1.attn.proj.weight"]
     );
     let name = "model.layers.2.mlp.up_proj.weight";
-    let (x, y) = (tensor(&a, name).values(), tensor(&b, name).values());
-    for (index, value) in tensor(&out, name).values().into_iter().enumerate() {
+    let (x, y) = (a[name].values(), b[name].values());
+    for (index, value) in out[name].values().into_iter().enumerate() {
         assert!((value - (x[index] + 3.0 * y[index]) / 4.0).abs() < 1e-8);
     }
     let config = config(&bench);
@@ -112,10 +107,10 @@ modules:
   text_decoder: {slices: [{sources: [{model: a, layer_range: [0, 4]}]}, {sources: [{model: a, layer_range: [2, 4]}]}]}
   visual: {models: [{model: a}]}
 ";
-    let out = load(&bench.merge(recipe, &[]));
+    let out = by_name(&bench.merge(recipe, &[]));
     assert_eq!(
-        tensor(&out, "model.layers.5.mlp.up_proj.weight"),
-        tensor(&load(&bench.path("a")), "model.layers.3.mlp.up_proj.weight")
+        out["model.layers.5.mlp.up_proj.weight"],
+        by_name(&bench.path("a"))["model.layers.3.mlp.up_proj.weight"]
     );
     assert_eq!(config(&bench)["text_config"]["num_hidden_layers"], json!(6));
     assert_eq!(config(&bench)["vision_config"]["depth"], json!(4));
@@ -208,9 +203,9 @@ modules:
   text_decoder: {models: [{model: a}, {model: b}]}
   visual: {models: [{model: a}]}
 ";
-    let out = load(&bench.merge(recipe, &[]));
+    let out = by_name(&bench.merge(recipe, &[]));
     assert_eq!(
-        tensor(&out, "visual.blocks.0.attn.proj.weight"),
-        tensor(&load(&bench.path("a")), "visual.blocks.0.attn.proj.weight")
+        out["visual.blocks.0.attn.proj.weight"],
+        by_name(&bench.path("a"))["visual.blocks.0.attn.proj.weight"]
     );
 }

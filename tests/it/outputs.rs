@@ -1,6 +1,6 @@
 //! What a merge writes: shards and index, config, sidecar files, card; and that the plan says it beforehand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use crate::fixtures::{
-    Bench, Loaded, config_with, files, floats, llama, llama_config, load, read_json, with,
+    Bench, Loaded, by_name, config_with, files, floats, llama, llama_config, load, read_json, with,
 };
 
 const LINEAR: &str =
@@ -19,10 +19,6 @@ fn bench() -> Bench {
     bench.llama("a", 1, Dtype::BF16);
     bench.llama("b", 2, Dtype::BF16);
     bench
-}
-
-fn by_name(path: &Path) -> BTreeMap<String, Loaded> {
-    load(path).into_iter().collect()
 }
 
 fn file_names(path: &Path) -> BTreeSet<String> {
