@@ -590,7 +590,8 @@ impl<'a> Resolver<'a> {
             let mut groups = self.groups.iter();
             let whole = groups.any(|group| group.whole && group.has(model));
             let donor = &self.counterparts[self.models.donor];
-            // What the output has is another module's; what a cut stack has may be in no slice.
+            // What the donor has is another module's, what a cut stack has may be in no slice; and a model of which
+            // only layers are asked for, or nothing, may have more.
             let asked_elsewhere = |name: &str| {
                 !whole
                     || donor.find(name).is_some()
@@ -602,8 +603,7 @@ impl<'a> Resolver<'a> {
                     0 if is_derived_buffer(name) => Fate::DerivedBuffer,
                     0 if is_head(name) && self.is_left_out_head(model, name) => Fate::TiedCopy,
                     0 if self.is_excepted(name) => Fate::Excepted,
-                    0 if asked_elsewhere(name) && model != self.models.donor => Fate::OutsideSlices,
-                    0 if !cut.is_empty() => Fate::OutsideSlices,
+                    0 if asked_elsewhere(name) => Fate::OutsideSlices,
                     0 => {
                         extra.push(name.clone());
                         Fate::OutsideSlices
@@ -612,10 +612,7 @@ impl<'a> Resolver<'a> {
                 };
                 of_model.push(fate);
             }
-            if !extra.is_empty()
-                && model != self.models.donor
-                && !self.is_only_base_of_slices(model)
-            {
+            if !extra.is_empty() {
                 let message = format!(
                     "`{}` has {} that `{}` lacks: {}",
                     self.models.label(model),
@@ -657,11 +654,6 @@ impl<'a> Resolver<'a> {
             }
         }
         donor.tied
-    }
-
-    /// A recipe-wide base that no slice has among its sources gives the config, not tensors.
-    fn is_only_base_of_slices(&self, model: usize) -> bool {
-        !self.groups.iter().any(|group| group.has(model))
     }
 
     /// Whether the recipe says that a tensor of that name is not merged.

@@ -160,6 +160,32 @@ modules:
 }
 
 #[test]
+fn a_cut_tower_excuses_no_extra_tensor_of_another() {
+    let bench = Bench::new();
+    vision_language(&bench, "a", 1, 3, 2);
+    vision_language(&bench, "b", 2, 3, 4);
+    // Two layers of the vision tower that only `b` has would be lost.
+    let recipe = "
+merge_method: linear
+parameters: {weight: 1}
+modules:
+  text_decoder:
+    slices:
+    - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]
+  visual: {models: [{model: a}, {model: b}]}
+";
+    let message = bench.refused(recipe, &[]);
+    assert!(
+        message.contains("`b` has 2 tensors that `a` lacks"),
+        "{message}"
+    );
+    assert!(
+        message.contains("visual.blocks.2.attn.proj.weight"),
+        "{message}"
+    );
+}
+
+#[test]
 fn every_tensor_has_a_module_and_every_module_tensors() {
     let bench = Bench::new();
     vision_language(&bench, "a", 1, 2, 3);
