@@ -23,6 +23,10 @@ pub struct Limits {
     pub tile_blocks: usize,
     /// Bytes that the statistics of the jobs in flight may hold together.
     pub statistics: u64,
+    /// Bytes of a chunk of output, the unit of writing to a disk; a power of two.
+    pub chunk: usize,
+    /// Chunks that the sink may hold.
+    pub chunks: usize,
     /// Own memory at the peak, in bytes.
     pub peak: u64,
 }
@@ -55,6 +59,11 @@ const MOST_TILE_BLOCKS: u64 = 128;
 /// Bytes that statistics get at the least, beside what the neediest job takes.
 const STATISTICS: u64 = 8 << 20;
 
+/// The smallest and the largest chunk of output worth writing at a time.
+const CHUNK: [u64; 2] = [64 << 10, 4 << 20];
+/// Chunks beside those that the workers fill: one that is written, and some that wait for it.
+const MORE_CHUNKS: u64 = 4;
+
 impl Settings {
     /// Divides the memory up for jobs of at most so many sources and so much cost each.
     pub fn limits(&self, sources: usize, cost: Cost) -> Result<Limits, BudgetError> {
@@ -66,7 +75,8 @@ impl Settings {
         // to be folded.
         let block = longest * 8 + 2 * 8 * cost.sums as u64;
         let neediest = statistics(cost, self.threads);
-        let fixed = OVERHEAD + threads * worker + neediest;
+        let chunks = threads + MORE_CHUNKS;
+        let fixed = OVERHEAD + threads * worker + neediest + chunks * CHUNK[0];
         let needed = fixed + threads * block;
         if needed > self.memory {
             return Err(BudgetError {
@@ -78,14 +88,22 @@ impl Settings {
                 columns: column_sums(cost),
             });
         }
-        let spare = self.memory - fixed;
+        let mut spare = self.memory - fixed;
+        let mut chunk = CHUNK[0];
+        while chunk < CHUNK[1] && chunks * chunk <= spare / 4 {
+            spare -= chunks * chunk;
+            chunk *= 2;
+        }
         let tile_blocks = (spare / 2 / (threads * block)).clamp(1, MOST_TILE_BLOCKS);
         let statistics =
             neediest + STATISTICS.min(spare - (threads * block * tile_blocks).min(spare));
-        let peak = OVERHEAD + threads * (worker + tile_blocks * block) + statistics;
+        let peak =
+            OVERHEAD + threads * (worker + tile_blocks * block) + statistics + chunks * chunk;
         Ok(Limits {
             tile_blocks: tile_blocks as usize,
             statistics,
+            chunk: chunk as usize,
+            chunks: chunks as usize,
             peak,
         })
     }

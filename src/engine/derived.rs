@@ -49,11 +49,15 @@ impl<R: Real> Fill<R> for Derived<'_> {
     fn fill(&self, first: u64, out: &mut [R]) -> usize {
         let single = || match Program::<f32>::next(self.program, &[]) {
             Pass::Apply(apply) => Some(apply),
-            Pass::Measure(_) | Pass::MeasureColumns(..) | Pass::Refuse(_) => None,
+            Pass::Measure(_) | Pass::Sample(..) | Pass::MeasureColumns(..) | Pass::Refuse(_) => {
+                None
+            }
         };
         let double = || match Program::<f64>::next(self.program, &[]) {
             Pass::Apply(apply) => Some(apply),
-            Pass::Measure(_) | Pass::MeasureColumns(..) | Pass::Refuse(_) => None,
+            Pass::Measure(_) | Pass::Sample(..) | Pass::MeasureColumns(..) | Pass::Refuse(_) => {
+                None
+            }
         };
         if self
             .sources

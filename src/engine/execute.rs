@@ -164,6 +164,8 @@ struct Flight<'a> {
     output: Option<usize>,
     stage: Stage,
     measured: Vec<Measured>,
+    /// Whether a pass has been through all elements, and has counted NaN and infinity.
+    looked: bool,
     pending: Mutex<Pending>,
     parts_left: AtomicUsize,
     seen: Mutex<Seen>,
@@ -190,12 +192,24 @@ impl Stage {
     /// Sums in each block, or of each column.
     fn sums(&self) -> Option<usize> {
         match self {
-            Stage::Single(Pass::Measure(measure)) => Some(measure.sums()),
-            Stage::Double(Pass::Measure(measure)) => Some(measure.sums()),
+            Stage::Single(Pass::Measure(measure) | Pass::Sample(_, measure)) => {
+                Some(measure.sums())
+            }
+            Stage::Double(Pass::Measure(measure) | Pass::Sample(_, measure)) => {
+                Some(measure.sums())
+            }
             Stage::Single(Pass::MeasureColumns(_, measure)) => Some(measure.sums()),
             Stage::Double(Pass::MeasureColumns(_, measure)) => Some(measure.sums()),
             _ => None,
         }
+    }
+
+    /// Whether the pass sees only some of the elements.
+    fn samples(&self) -> bool {
+        matches!(
+            self,
+            Stage::Single(Pass::Sample(..)) | Stage::Double(Pass::Sample(..))
+        )
     }
 
     fn refused(&self) -> Option<&str> {
@@ -271,6 +285,7 @@ impl<'a> Flight<'a> {
             output: *output,
             stage: Stage::Done,
             measured: Vec::new(),
+            looked: false,
             pending: Mutex::default(),
             parts_left: AtomicUsize::new(0),
             seen: Mutex::new(Seen {
@@ -325,6 +340,7 @@ impl<'a> Flight<'a> {
             sums = beside_each_other(columns, width, bands);
         }
         self.measured.push(Measured { sums, counts });
+        self.looked |= !self.stage.samples();
         self.decide();
     }
 
@@ -339,8 +355,17 @@ impl<'a> Flight<'a> {
 
     /// Whether this is the first look at the sources, which counts NaN and infinity.
     fn first_look(&self) -> bool {
-        self.measured.is_empty()
+        !self.looked && !self.stage.samples()
     }
+}
+
+/// Which elements of a block are sampled: so many, at a place that depends on the block's number only.
+fn sampled_part(index: usize, length: usize, sampled: usize) -> Range<usize> {
+    let sampled = sampled.min(length);
+    // Multiples of the golden ratio are spread evenly, and keep step with no row length.
+    let share = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let start = ((share * (length - sampled) as u64) >> 32) as usize;
+    start..start + sampled
 }
 
 /// The sums of all bands, each kind of sum over all columns.
@@ -604,8 +629,13 @@ impl<'a> Engine<'a> {
         let mut read = 0;
         encoded.clear();
         for index in blocks.clone() {
-            let first = index as u64 * block_len as u64;
-            let length = (block_len as u64).min(elements - first) as usize;
+            let mut first = index as u64 * block_len as u64;
+            let mut length = (block_len as u64).min(elements - first) as usize;
+            if let Pass::Sample(sampled, _) = pass {
+                let part = sampled_part(index, length, *sampled);
+                first += part.start as u64;
+                length = part.len();
+            }
             read += lane.fill(sources, first, length);
             let views = views(&lane.sources, sources.len());
             found.look(flight, &views);
@@ -615,7 +645,7 @@ impl<'a> Engine<'a> {
                 sources: &views,
             };
             match pass {
-                Pass::Measure(measure) => {
+                Pass::Measure(measure) | Pass::Sample(_, measure) => {
                     counts.resize(measure.counts(), 0);
                     let start = sums.len();
                     sums.resize(start + measure.sums(), 0.0);

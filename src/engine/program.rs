@@ -86,6 +86,9 @@ impl Cost {
 pub enum Pass<R> {
     /// Collects a statistic.
     Measure(Box<dyn Measure<R>>),
+    /// Collects a statistic of so many neighbouring elements of each block, at a place that differs from block
+    /// to block: what a program may guess by, and must not rely on.
+    Sample(usize, Box<dyn Measure<R>>),
     /// Collects sums over each column of a tensor whose rows have so many elements.
     MeasureColumns(usize, Box<dyn MeasureColumns<R>>),
     /// Computes the output; the last pass.

@@ -68,10 +68,11 @@ impl AnyProgram for Fusion {
     fn cost(&self) -> Cost {
         let order = Order {
             keys: self.importance,
+            elements: self.elements,
             blocks: self.blocks,
         };
         Cost {
-            measures: order::PASSES - 1,
+            measures: order::CUTS,
             counts: order.counts(3),
             row: self.importance.row,
             // A key, and two probabilities.
@@ -85,6 +86,7 @@ impl<R: Real> Program<R> for Fusion {
     fn next(&self, measured: &[Measured]) -> Pass<R> {
         let order = Order {
             keys: self.importance,
+            elements: self.elements,
             blocks: self.blocks,
         };
         let last = self.elements.saturating_sub(1);
@@ -93,7 +95,7 @@ impl<R: Real> Program<R> for Fusion {
         let ranks = places.map(|place| (0, self.elements - place));
         let cuts = match order.cuts(&mut measured.iter(), &ranks) {
             Ok(cuts) => cuts,
-            Err(measure) => return Pass::Measure(Box::new(measure)),
+            Err(measure) => return measure.pass(),
         };
         let value = |place: usize| {
             cuts.get(place)

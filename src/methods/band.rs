@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use super::order::{Counts, Cut, Order};
+use super::order::{Counts, Found, Order};
 use crate::engine::Measured;
-use crate::numeric::Real;
+use crate::numeric::{Real, vectorised};
 
 /// How many elements of a stream shall be kept: the `count` largest but for the `skip` largest of all.
 #[derive(Debug, Clone, Copy)]
@@ -41,28 +41,12 @@ impl<K: Clone> Order<K> {
             ranks.push((stream, skip + count));
             ranks.extend((skip > 0).then_some((stream, skip)));
         }
-        let mut cuts = self.cuts(measured, &ranks)?.into_iter();
+        let mut found = self.found(measured, &ranks)?.into_iter();
         let mut bands = Vec::new();
-        let mut tied = Vec::new();
         for wanted in wanted {
-            let Some(low) = cuts.next() else { break };
-            let high = if wanted.skip > 0 { cuts.next() } else { None };
-            let (band, ties) = Band::between(low, high);
-            for (key, count) in ties {
-                tied.push((bands.len(), wanted.stream, key, count));
-            }
-            bands.push(band);
-        }
-        let keys: Vec<(usize, u32)> = tied
-            .iter()
-            .map(|&(_, stream, key, _)| (stream, key))
-            .collect();
-        let counts = self.equal(measured, &keys)?;
-        for (&(place, _, key, count), counts) in tied.iter().zip(counts) {
-            bands[place].ties.push(Tie {
-                key,
-                quota: quotas(count, counts),
-            });
+            let Some(low) = found.next() else { break };
+            let high = if wanted.skip > 0 { found.next() } else { None };
+            bands.push(Band::between(&low, high.as_ref()));
         }
         Ok(bands)
     }
@@ -94,30 +78,38 @@ impl Band {
         }
     }
 
-    /// Between the smallest that is kept and the smallest of the largest, which are not; and the keys of which
-    /// only so many are kept, their quotas still to come.
-    fn between(low: Cut, high: Option<Cut>) -> (Self, Vec<(u32, u64)>) {
+    /// Between the smallest that is kept and the smallest of the largest, which are not.
+    fn between(low: &Found<'_>, high: Option<&Found<'_>>) -> Self {
         let mut band = Self {
-            from: low.key,
-            below: high.map_or(u32::MAX, |high| high.key),
+            from: low.cut.key,
+            below: high.map_or(u32::MAX, |high| high.cut.key),
             ties: Vec::new(),
         };
-        let mut tied = Vec::new();
+        let mut keep_first = |found: &Found<'_>, count| {
+            band.ties.push(Tie {
+                key: found.cut.key,
+                quota: quotas(count, found.equal),
+            });
+        };
         match high {
-            Some(high) if high.key == low.key => {
-                tied.push((low.key, low.inside.saturating_sub(high.inside)));
+            Some(high) if high.cut.key == low.cut.key => {
+                // Here the upper cut always parts its equals, so they are counted.
+                keep_first(high, low.cut.inside.saturating_sub(high.cut.inside));
             }
             _ => {
-                if low.inside < low.held {
-                    band.from = low.key + 1;
-                    tied.push((low.key, low.inside));
+                let parted = |found: &Found<'_>| found.cut.inside < found.cut.held;
+                if parted(low) {
+                    keep_first(low, low.cut.inside);
                 }
-                if let Some(high) = high.filter(|high| high.inside < high.held) {
-                    tied.push((high.key, high.held - high.inside));
+                if let Some(high) = high.filter(|high| parted(high)) {
+                    keep_first(high, high.cut.held - high.cut.inside);
+                }
+                if parted(low) {
+                    band.from = low.cut.key + 1;
                 }
             }
         }
-        (band, tied)
+        band
     }
 
     /// The band in one block.
@@ -130,8 +122,7 @@ impl Band {
         BlockBand {
             from: self.from,
             below: self.below,
-            first: left(0),
-            second: left(1),
+            ties: [left(0), left(1)],
         }
     }
 }
@@ -157,34 +148,69 @@ const NO_TIE: (u32, u64) = (u32::MAX, 0);
 pub(super) struct BlockBand {
     from: u32,
     below: u32,
-    /// A tied key, and how many of it are still kept.
-    first: (u32, u64),
-    second: (u32, u64),
+    /// Tied keys, and how many of each are still kept.
+    ties: [(u32, u64); 2],
 }
 
 impl BlockBand {
     /// One where an element is kept, zero where not: a number of the same width as the values lets the
     /// compiler work on many at once, where a `bool` makes it branch.
-    pub(super) fn fill<R: Real>(&mut self, keys: impl Iterator<Item = u32>, keep: &mut [R]) {
-        let Self { from, below, .. } = *self;
-        let within = |key| (key >= from) & (key < below);
-        if self.first == NO_TIE {
-            keep.iter_mut()
-                .zip(keys)
-                .for_each(|(keep, key)| *keep = one_if(within(key)));
-            return;
+    pub(super) fn fill<R: Real>(&mut self, keys: &[u32], keep: &mut [R]) {
+        // Nearly always a tie is kept in the whole strip or nowhere in it.
+        let counts = self.ties.map(|(key, left)| match left {
+            0 => 0,
+            _ => count_equal(keys, key),
+        });
+        let parted = |((_, left), count): (&(u32, u64), &u64)| *left > 0 && count > left;
+        if self.ties.iter().zip(&counts).any(parted) {
+            return self.fill_one_by_one(keys, keep);
         }
-        let mut ties = [self.first, self.second];
-        for (keep, key) in keep.iter_mut().zip(keys) {
-            let mut kept = within(key);
-            for (tied, left) in &mut ties {
+        let kept = self.ties.map(|(key, left)| match left {
+            0 => NO_TIE.0,
+            _ => key,
+        });
+        for ((_, left), count) in self.ties.iter_mut().zip(counts) {
+            *left -= count;
+        }
+        keep_within(keys, [self.from, self.below], kept, keep);
+    }
+
+    fn fill_one_by_one<R: Real>(&mut self, keys: &[u32], keep: &mut [R]) {
+        for (keep, &key) in keep.iter_mut().zip(keys) {
+            let mut kept = (key >= self.from) & (key < self.below);
+            for (tied, left) in &mut self.ties {
                 let tie = (key == *tied) & (*left > 0);
                 *left -= u64::from(tie);
                 kept |= tie;
             }
             *keep = one_if(kept);
         }
-        [self.first, self.second] = ties;
+    }
+}
+
+vectorised! {
+    /// How many keys are equal to this one.
+    pub(super) fn count_equal(keys: &[u32], key: u32) -> u64 {
+        let mut count = 0;
+        // In pieces that 32 bits can count.
+        for keys in keys.chunks(1 << 20) {
+            let mut equal = 0u32;
+            for &other in keys {
+                equal += u32::from(other == key);
+            }
+            count += u64::from(equal);
+        }
+        count
+    }
+}
+
+vectorised! {
+    /// One where a key is within the bounds or tied, else zero.
+    fn keep_within<R: Real>(keys: &[u32], [from, below]: [u32; 2], tied: [u32; 2], keep: &mut [R]) {
+        for (keep, &key) in keep.iter_mut().zip(keys) {
+            let within = (key >= from) & (key < below);
+            *keep = one_if(within | (key == tied[0]) | (key == tied[1]));
+        }
     }
 }
 

@@ -1,13 +1,30 @@
 //! Order statistics over passes: the k-th largest key of a tensor, exactly, and which of its equals stay.
 //!
-//! It knows keys and blocks, not what the keys are made of. See [`numeric`](crate::numeric) for the two
-//! histograms; a third pass counts, block by block, the elements that equal a threshold.
+//! It knows keys and blocks, not what the keys are made of. There are two ways to a cut:
+//!
+//! - **A guess that is checked.** Differences of 16-bit values are few numbers, each many times, so a sample
+//!   tells which key the k-th is. One pass counts, for each of a few candidates, the elements above it, and
+//!   block by block those equal to it: if k lies between, that is the cut, and nothing more need be read.
+//! - **Two histograms** over float bits, see [`numeric`](crate::numeric), where nothing can be guessed or the
+//!   guess was wrong; then, if elements tie at the cut, a pass that counts those block by block.
+//!
+//! Both are exact, and give the same.
 
-use crate::engine::{Block, Measure, Measured};
-use crate::numeric::{HIGH_BINS, LOW_BINS, Rank, Real, high_bin, low_bin, rank_from_top};
+use crate::engine::{Block, Measure, Measured, Pass};
+use crate::numeric::{
+    HIGH_BINS, LOW_BINS, Rank, Real, high_bin, low_bin, rank_from_top, vectorised,
+};
 
-/// Passes that [`Order::cuts`] and [`Order::equal`] take together, at most.
-pub(super) const PASSES: usize = 3;
+/// Reads of the whole tensor that [`Order::cuts`] takes at most.
+pub(super) const CUTS: usize = 2;
+/// Reads of the whole tensor that [`Order::found`] takes at most: a guess, the cuts, those that tie.
+pub(super) const PASSES: usize = CUTS + 2;
+/// Elements of a tensor that are sampled for a guess.
+const SAMPLE: usize = 1 << 14;
+/// Keys that are tried in one pass.
+const CANDIDATES: usize = 3;
+/// How many standard deviations from its expected place in the sample a rank is looked for.
+const DEVIATIONS: f64 = 4.0;
 
 /// Makes [magnitude keys](Real::magnitude_key) of a tensor's elements, in one or more streams.
 pub(super) trait Keys<R>: Clone + Send + Sync + 'static {
@@ -15,9 +32,10 @@ pub(super) trait Keys<R>: Clone + Send + Sync + 'static {
     fn fill(&self, block: &Block<'_, R>, stream: usize, keys: &mut [u32]);
 }
 
-/// The keys of a tensor, and into how many blocks it is cut.
+/// The keys of a tensor, how many there are, and into how many blocks it is cut.
 pub(super) struct Order<K> {
     pub(super) keys: K,
+    pub(super) elements: u64,
     pub(super) blocks: usize,
 }
 
@@ -31,10 +49,100 @@ pub(super) struct Cut {
     pub(super) held: u64,
 }
 
+/// A cut, and how many elements have its key, block by block, as far as that matters.
+pub(super) struct Found<'m> {
+    pub(super) cut: Cut,
+    pub(super) equal: &'m [u64],
+}
+
 impl<K: Clone> Order<K> {
     /// Length of the longest vector of counts for so many ranks.
     pub(super) fn counts(&self, ranks: usize) -> usize {
-        ranks * HIGH_BINS.max(self.blocks)
+        ranks
+            * HIGH_BINS
+                .max(CANDIDATES * (1 + self.blocks))
+                .max(SAMPLE + self.blocks)
+    }
+
+    /// The cuts at these ranks with their equals block by block, or the measure that is missing.
+    ///
+    /// Ranks of one stream stand together. Where all elements of a key are on one side of the cut, its equals
+    /// may be left out.
+    pub(super) fn found<'m>(
+        &self,
+        measured: &mut impl Iterator<Item = &'m Measured>,
+        ranks: &[(usize, u64)],
+    ) -> Result<Vec<Found<'m>>, Counts<K>> {
+        if let Some(found) = self.guessed(measured, ranks)? {
+            return Ok(found);
+        }
+        let cuts = self.cuts(measured, ranks)?;
+        let parted = |cut: &Cut| cut.inside < cut.held;
+        let keys: Vec<(usize, u32)> = ranks
+            .iter()
+            .zip(&cuts)
+            .filter(|(_, cut)| parted(cut))
+            .map(|(&(stream, _), cut)| (stream, cut.key))
+            .collect();
+        let mut counts = self.equal(measured, &keys)?.into_iter();
+        let mut equal = |cut: &Cut| parted(cut).then(|| counts.next()).flatten();
+        Ok(cuts
+            .into_iter()
+            .map(|cut| Found {
+                equal: equal(&cut).unwrap_or_default(),
+                cut,
+            })
+            .collect())
+    }
+
+    /// The cuts if a sample suggests them, and a count of all elements confirms it.
+    fn guessed<'m>(
+        &self,
+        measured: &mut impl Iterator<Item = &'m Measured>,
+        ranks: &[(usize, u64)],
+    ) -> Result<Option<Vec<Found<'m>>>, Counts<K>> {
+        if ranks.is_empty() {
+            return Ok(None);
+        }
+        let streams = streams(ranks);
+        let each = SAMPLE.div_ceil(self.blocks.max(1));
+        let sampled = streams
+            .iter()
+            .map(|&stream| (stream, Target::Sampled { each }));
+        let sample = self.counted(measured, sampled)?;
+        let samples = || sample.counts.chunks_exact(each * self.blocks);
+        let mut targets = Vec::new();
+        for &(stream, rank) in ranks {
+            let place = streams.iter().position(|&other| other == stream);
+            let sample = place
+                .and_then(|place| samples().nth(place))
+                .unwrap_or_default();
+            let keys = candidates(sample, rank, self.elements);
+            if keys.is_empty() {
+                return Ok(None);
+            }
+            targets.extend(keys.into_iter().map(|key| (stream, rank, key)));
+        }
+        let guesses = targets
+            .iter()
+            .map(|&(stream, _, key)| (stream, Target::Guess { key }));
+        let counted = self.counted(measured, guesses)?;
+        let counts = counted.counts.chunks_exact(1 + self.blocks);
+        let mut found: Vec<Option<Found<'m>>> = ranks.iter().map(|_| None).collect();
+        for (&(stream, rank, key), counts) in targets.iter().zip(counts) {
+            let Some((&above, equal)) = counts.split_first() else {
+                continue;
+            };
+            let held = equal.iter().sum();
+            if (above + 1..=above + held).contains(&rank)
+                && let Some(place) = ranks.iter().position(|&other| other == (stream, rank))
+            {
+                let inside = rank - above;
+                let cut = Cut { key, inside, held };
+                found[place] = Some(Found { cut, equal });
+            }
+        }
+        Ok(found.into_iter().collect())
     }
 
     /// The cuts at these ranks (stream, and rank from the top, from 1 on), or the measure that is missing.
@@ -48,8 +156,7 @@ impl<K: Clone> Order<K> {
         if ranks.is_empty() {
             return Ok(Vec::new());
         }
-        let mut streams: Vec<usize> = ranks.iter().map(|&(stream, _)| stream).collect();
-        streams.dedup();
+        let streams = streams(ranks);
         let high = self.counted(
             measured,
             streams.iter().map(|&stream| (stream, Target::HighBins)),
@@ -121,9 +228,61 @@ impl<K: Clone> Order<K> {
     }
 }
 
+/// The streams of some ranks, each once.
+fn streams(ranks: &[(usize, u64)]) -> Vec<usize> {
+    let mut streams: Vec<usize> = ranks.iter().map(|&(stream, _)| stream).collect();
+    streams.dedup();
+    streams
+}
+
+/// The keys that the element of this rank may have, by a sample of [recorded](Target::Sampled) keys; none
+/// where a guess would rather be wrong.
+fn candidates(sample: &[u64], rank: u64, elements: u64) -> Vec<u32> {
+    let mut keys: Vec<u32> = sample
+        .iter()
+        .filter_map(|&recorded| recorded.checked_sub(1))
+        .map(|key| key as u32)
+        .collect();
+    let share = rank as f64 / elements as f64;
+    let size = keys.len() as f64;
+    let spread = 1.0 + DEVIATIONS * (size * share * (1.0 - share)).max(0.0).sqrt();
+    // From the top.
+    let first = (share * size - spread).max(0.0) as usize;
+    let last = ((share * size + spread) as usize).min(keys.len().saturating_sub(1));
+    if first > last || keys.is_empty() {
+        return Vec::new();
+    }
+    let descending = |a: &u32, b: &u32| b.cmp(a);
+    let (_, _, below) = keys.select_nth_unstable_by(first, descending);
+    if last > first {
+        below.select_nth_unstable_by(last - first - 1, descending);
+    }
+    let window = &mut keys[first..=last];
+    window.sort_unstable();
+    let mut runs: Vec<(usize, u32)> = window
+        .chunk_by(|a, b| a == b)
+        .map(|run| (run.len(), run[0]))
+        .collect();
+    runs.sort_unstable_by(|a, b| b.cmp(a));
+    runs.truncate(CANDIDATES);
+    let likely: usize = runs.iter().map(|&(count, _)| count).sum();
+    if 2 * likely < window.len() {
+        return Vec::new();
+    }
+    runs.into_iter().map(|(_, key)| key).collect()
+}
+
 /// What is counted of a stream's keys.
 #[derive(Debug, Clone, Copy)]
 enum Target {
+    /// Nothing: the keys themselves, plus one, of so many elements of each block.
+    Sampled {
+        each: usize,
+    },
+    /// Those above a key; then, by block, those equal to it.
+    Guess {
+        key: u32,
+    },
     HighBins,
     LowBins {
         bin: usize,
@@ -141,6 +300,37 @@ pub(super) struct Counts<K> {
     targets: Vec<(usize, Target)>,
 }
 
+impl<K> Counts<K> {
+    /// The pass that measures this.
+    pub(super) fn pass<R: Real>(self) -> Pass<R>
+    where
+        K: Keys<R>,
+    {
+        match self.targets.first() {
+            Some(&(_, Target::Sampled { each })) => Pass::Sample(each, Box::new(self)),
+            _ => Pass::Measure(Box::new(self)),
+        }
+    }
+}
+
+vectorised! {
+    /// How many keys are above this one, and how many are equal to it.
+    fn count_above(keys: &[u32], key: u32) -> (u64, u64) {
+        let (mut above, mut equal) = (0, 0);
+        // In pieces that 32 bits can count.
+        for keys in keys.chunks(1 << 20) {
+            let (mut more, mut same) = (0u32, 0u32);
+            for &other in keys {
+                more += u32::from(other > key);
+                same += u32::from(other == key);
+            }
+            above += u64::from(more);
+            equal += u64::from(same);
+        }
+        (above, equal)
+    }
+}
+
 impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
     fn sums(&self) -> usize {
         0
@@ -150,6 +340,8 @@ impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
         self.targets
             .iter()
             .map(|(_, target)| match target {
+                Target::Sampled { each } => each * self.blocks,
+                Target::Guess { .. } => 1 + self.blocks,
                 Target::HighBins => HIGH_BINS,
                 Target::LowBins { .. } => LOW_BINS,
                 Target::Equal { .. } => self.blocks,
@@ -166,6 +358,19 @@ impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
                 filled = Some(stream);
             }
             let width = match target {
+                Target::Sampled { each } => {
+                    let places = &mut counts[block.index * each..][..keys.len()];
+                    for (place, &key) in places.iter_mut().zip(&keys) {
+                        *place = u64::from(key) + 1;
+                    }
+                    each * self.blocks
+                }
+                Target::Guess { key } => {
+                    let (above, equal) = count_above(&keys, key);
+                    counts[0] += above;
+                    counts[1 + block.index] += equal;
+                    1 + self.blocks
+                }
                 Target::HighBins => {
                     keys.iter().for_each(|&key| counts[high_bin(key)] += 1);
                     HIGH_BINS
@@ -177,12 +382,145 @@ impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
                     LOW_BINS
                 }
                 Target::Equal { key: wanted } => {
-                    let equal = keys.iter().filter(|&&key| key == wanted).count();
-                    counts[block.index] += equal as u64;
+                    counts[block.index] += count_above(&keys, wanted).1;
                     self.blocks
                 }
             };
             counts = &mut counts[width..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The sources are the streams.
+    #[derive(Clone)]
+    struct Values;
+
+    impl Keys<f32> for Values {
+        fn fill(&self, block: &Block<'_, f32>, stream: usize, keys: &mut [u32]) {
+            for (key, value) in keys.iter_mut().zip(block.sources[stream]) {
+                *key = value.magnitude_key();
+            }
+        }
+    }
+
+    const BLOCK: usize = 1000;
+
+    /// Finds cuts as the engine would, a sample being the first elements of a block; gives the passes taken.
+    fn find(values: &[f32], ranks: &[u64]) -> (Vec<(Cut, Vec<u64>)>, usize) {
+        let order = Order {
+            keys: Values,
+            elements: values.len() as u64,
+            blocks: values.len().div_ceil(BLOCK),
+        };
+        let ranks: Vec<(usize, u64)> = ranks.iter().map(|&rank| (0, rank)).collect();
+        let mut measured: Vec<Measured> = Vec::new();
+        loop {
+            let missing = match order.found(&mut measured.iter(), &ranks) {
+                Ok(found) => {
+                    let found = found.iter().map(|found| (found.cut, found.equal.to_vec()));
+                    return (found.collect(), measured.len());
+                }
+                Err(missing) => missing,
+            };
+            let (each, measure) = match missing.pass::<f32>() {
+                Pass::Sample(each, measure) => (each, measure),
+                Pass::Measure(measure) => (BLOCK, measure),
+                _ => panic!("no other pass is made"),
+            };
+            let mut counts = vec![0; measure.counts()];
+            assert!(counts.len() <= order.counts(ranks.len()));
+            for (index, block) in values.chunks(BLOCK).enumerate() {
+                let sources = [&block[..each.min(block.len())]];
+                let first = (index * BLOCK) as u64;
+                let block = Block {
+                    index,
+                    first,
+                    sources: &sources,
+                };
+                measure.block(block, &mut [], &mut counts);
+            }
+            let sums = Vec::new();
+            measured.push(Measured { sums, counts });
+        }
+    }
+
+    /// The cut and its equals by sorting.
+    fn twin(values: &[f32], rank: u64) -> (Cut, Vec<u64>) {
+        let keys: Vec<u32> = values.iter().map(|value| value.magnitude_key()).collect();
+        let mut sorted = keys.clone();
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        let key = sorted[rank as usize - 1];
+        let above = sorted.iter().filter(|&&other| other > key).count() as u64;
+        let equal = |keys: &[u32]| keys.iter().filter(|&&other| other == key).count() as u64;
+        let cut = Cut {
+            key,
+            inside: rank - above,
+            held: equal(&keys),
+        };
+        (cut, keys.chunks(BLOCK).map(equal).collect())
+    }
+
+    fn check(values: &[f32], ranks: &[u64]) -> usize {
+        let (found, passes) = find(values, ranks);
+        for (&rank, (cut, equal)) in ranks.iter().zip(found) {
+            let (expected, counts) = twin(values, rank);
+            assert_eq!(cut, expected);
+            if cut.inside < cut.held || !equal.is_empty() {
+                assert_eq!(equal, counts);
+            }
+        }
+        passes
+    }
+
+    fn noise(index: usize) -> f32 {
+        let word = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((word ^ (word >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) as f32 / (1 << 24) as f32
+    }
+
+    #[test]
+    fn few_values_are_guessed_in_one_pass_after_the_sample() {
+        let values: Vec<f32> = (0..50_000).map(|i| (noise(i) * 20.0).floor()).collect();
+        assert_eq!(check(&values, &[10_100]), 2);
+        assert_eq!(check(&values, &[30_100, 600]), 2);
+    }
+
+    #[test]
+    fn many_values_are_not_guessed() {
+        let values: Vec<f32> = (0..50_000).map(noise).collect();
+        assert_eq!(check(&values, &[10_000]), 3);
+    }
+
+    #[test]
+    fn a_sample_that_misleads_costs_a_pass_and_nothing_else() {
+        // Zeros where the sample looks.
+        let values: Vec<f32> = (0..50_000)
+            .map(|i| {
+                if i % BLOCK < 400 {
+                    0.0
+                } else {
+                    1.0 + (noise(i) * 8.0).floor()
+                }
+            })
+            .collect();
+        assert_eq!(check(&values, &[10_000]), 5);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn finds_what_sorting_finds(
+            length in 1usize..40_000, steps in prop::sample::select(vec![1.0f32, 3.0, 30.0, 1e4, 1e9]),
+            one: prop::sample::Index, other: prop::sample::Index, shift in 0usize..100_000,
+        ) {
+            let values: Vec<f32> = (0..length).map(|i| (noise(i + shift) * steps).floor() - steps / 3.0).collect();
+            let (one, other) = (one.index(length) as u64 + 1, other.index(length) as u64 + 1);
+            check(&values, &[one.max(other), one.min(other)]);
         }
     }
 }

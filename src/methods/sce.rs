@@ -2,7 +2,7 @@
 
 use super::band::{Band, Wanted};
 use super::order::{self, Keys, Order};
-use super::task_vectors::{self, AddUp, Consensus, Mask, MaskedTerm, STRIP, Sum, subtract};
+use super::task_vectors::{self, AddUp, Consensus, Mask, MaskedTerm, STRIP, Sum, strike, subtract};
 use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
@@ -106,6 +106,7 @@ impl SelectWeighErase {
             keys: Spread {
                 sources: self.others.clone(),
             },
+            elements: self.elements,
             blocks: self.blocks,
         }
     }
@@ -142,7 +143,7 @@ impl<R: Real> Program<R> for SelectWeighErase {
         if self.share < 1.0 {
             common = match self.band(&mut measured) {
                 Ok(band) => Some((band, self.order().keys)),
-                Err(measure) => return Pass::Measure(Box::new(measure)),
+                Err(measure) => return measure.pass(),
             };
         }
         let Some(energies) = measured.next() else {
@@ -250,18 +251,17 @@ impl<R: Real> Measure<R> for Energies {
         if let Some((band, keys)) = &self.common {
             let mut of_block = vec![0; block.len()];
             keys.fill(&block, 0, &mut of_block);
-            band.in_block(block.index)
-                .fill(of_block.into_iter(), &mut keep);
+            band.in_block(block.index).fill(&of_block, &mut keep);
         }
         let mut deltas = [R::ZERO; STRIP];
+        let mut kept = [R::ZERO; STRIP];
         for (index, keep) in keep.chunks(STRIP).enumerate() {
             let deltas = &mut deltas[..keep.len()];
             for (&source, sum) in self.others.iter().zip(&mut *sums) {
                 subtract(&block, source, self.base, index * STRIP, deltas);
-                for (delta, &keep) in deltas.iter_mut().zip(keep) {
-                    *delta = if keep > R::ZERO { *delta } else { R::ZERO };
-                }
-                *sum += dot(deltas, deltas);
+                strike(deltas, keep, &mut kept);
+                let kept = &kept[..deltas.len()];
+                *sum += dot(kept, kept);
             }
         }
     }

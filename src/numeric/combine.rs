@@ -1,73 +1,86 @@
 //! Weighted sums of sources: what every merge ends in.
 
 use super::real::Real;
+use super::vector::vectorised;
 
 /// Elements summed at a time, so that the partial sums stay in the first cache.
 const STRIP: usize = 2048;
 
-/// `out[i] = sum of weights[k] * sources[k][i]`, summed in source order.
-///
-/// With `fused`, each term is added with one rounding; without, its product is rounded first, so that terms
-/// that cancel give zero. mergekit does the first in `linear`, the second in `slerp`.
-/// A source of weight zero is left out, so that an infinity in it does not turn into NaN.
-/// All slices have the length of `out`.
-pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], fused: bool, out: &mut [R]) {
-    let mut start = 0;
-    for out in out.chunks_mut(STRIP) {
-        out.fill(R::ZERO);
-        let mut first = true;
-        for (source, &weight) in sources.iter().zip(weights) {
-            if weight == R::ZERO {
-                continue;
+vectorised! {
+    /// `out[i] = sum of weights[k] * sources[k][i]`, summed in source order.
+    ///
+    /// With `fused`, each term is added with one rounding; without, its product is rounded first, so that terms
+    /// that cancel give zero. mergekit does the first in `linear`, the second in `slerp`.
+    /// A source of weight zero is left out, so that an infinity in it does not turn into NaN.
+    /// All slices have the length of `out`.
+    pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], fused: bool, out: &mut [R]) {
+        let mut start = 0;
+        for out in out.chunks_mut(STRIP) {
+            out.fill(R::ZERO);
+            let mut first = true;
+            for (source, &weight) in sources.iter().zip(weights) {
+                if weight == R::ZERO {
+                    continue;
+                }
+                let source = &source[start..][..out.len()];
+                if first {
+                    out.iter_mut()
+                        .zip(source)
+                        .for_each(|(sum, &value)| *sum = weight * value);
+                } else if fused {
+                    out.iter_mut()
+                        .zip(source)
+                        .for_each(|(sum, &value)| *sum = value.times_plus(weight, *sum));
+                } else {
+                    out.iter_mut()
+                        .zip(source)
+                        .for_each(|(sum, &value)| *sum += weight * value);
+                }
+                first = false;
             }
-            let source = &source[start..][..out.len()];
-            if first {
-                out.iter_mut()
-                    .zip(source)
-                    .for_each(|(sum, &value)| *sum = weight * value);
-            } else if fused {
-                out.iter_mut()
-                    .zip(source)
-                    .for_each(|(sum, &value)| *sum = value.times_plus(weight, *sum));
-            } else {
-                out.iter_mut()
-                    .zip(source)
-                    .for_each(|(sum, &value)| *sum += weight * value);
-            }
-            first = false;
+            start += out.len();
         }
-        start += out.len();
     }
 }
 
-/// Puts each element of `out` between the least and the largest of the sources there.
-///
-/// A weighted mean with weights of one sign lies there by its definition; rounding can carry it out by a
-/// step. So elements in which all sources agree come out as they went in, to the bit.
-pub fn clamp_to_hull<R: Real>(sources: &[&[R]], out: &mut [R]) {
-    let Some((first, rest)) = sources.split_first() else {
+vectorised! {
+    /// Puts each element of `out` between the least and the largest of the sources there.
+    ///
+    /// A weighted mean with weights of one sign lies there by its definition; rounding can carry it out by a
+    /// step. So elements in which all sources agree come out as they went in, to the bit.
+    pub fn clamp_to_hull<R: Real>(sources: &[&[R]], out: &mut [R]) {
+        let (chunks, rest) = out.as_chunks_mut::<LANES>();
+        let start = chunks.len() * LANES;
+        for (index, out) in chunks.iter_mut().enumerate() {
+            clamp_lanes(sources, index * LANES, out);
+        }
+        for (index, out) in rest.iter_mut().enumerate() {
+            clamp_lanes(sources, start + index, std::array::from_mut(out));
+        }
+    }
+}
+
+/// Elements whose bounds are found together, in registers.
+const LANES: usize = 8;
+
+#[inline(always)]
+fn clamp_lanes<R: Real, const N: usize>(sources: &[&[R]], start: usize, out: &mut [R; N]) {
+    let lanes = |source: &[R]| source[start..].first_chunk::<N>().copied();
+    let mut sources = sources.iter().filter_map(|source| lanes(source));
+    let Some(first) = sources.next() else {
         return;
     };
-    let mut low = [R::ZERO; STRIP];
-    let mut high = [R::ZERO; STRIP];
-    let mut start = 0;
-    for out in out.chunks_mut(STRIP) {
-        let length = out.len();
-        low[..length].copy_from_slice(&first[start..][..length]);
-        high[..length].copy_from_slice(&first[start..][..length]);
-        for source in rest {
-            let source = &source[start..][..length];
-            for ((low, high), &value) in low.iter_mut().zip(&mut high).zip(source) {
-                *low = if value < *low { value } else { *low };
-                *high = if value > *high { value } else { *high };
-            }
+    let (mut low, mut high) = (first, first);
+    for source in sources {
+        for ((low, high), value) in low.iter_mut().zip(&mut high).zip(source) {
+            *low = if value < *low { value } else { *low };
+            *high = if value > *high { value } else { *high };
         }
-        for ((value, &low), &high) in out.iter_mut().zip(&low).zip(&high) {
-            // Comparisons with NaN are false, so a NaN stays. At equality too, as a minus zero equals a plus zero.
-            let raised = if *value <= low { low } else { *value };
-            *value = if raised >= high { high } else { raised };
-        }
-        start += length;
+    }
+    for ((value, low), high) in out.iter_mut().zip(low).zip(high) {
+        // Comparisons with NaN are false, so a NaN stays. At equality too, as a minus zero equals a plus zero.
+        let raised = if *value <= low { low } else { *value };
+        *value = if raised >= high { high } else { raised };
     }
 }
 

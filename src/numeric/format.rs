@@ -6,6 +6,7 @@ use safetensors::Dtype;
 
 use super::float8;
 use super::real::Real;
+use super::vector::vectorised;
 
 /// Values converted at once where a library wants aligned slices.
 const STRIP: usize = 256;
@@ -46,12 +47,8 @@ impl NonFinite {
     pub fn count<R: Real>(values: &[R]) -> Self {
         let limit = R::from_f64(f64::INFINITY);
         let mut found = Self::default();
-        // A branch-free sweep finds the usual answer, none, at the speed of memory.
-        let finite: usize = values
-            .iter()
-            .map(|value| usize::from(value.abs() < limit))
-            .sum();
-        if finite < values.len() {
+        // A sweep without branches finds the usual answer, none, at the speed of memory.
+        if !all_below(values, limit) {
             for value in values {
                 let value = value.to_f64();
                 found.nan += u64::from(value.is_nan());
@@ -153,21 +150,9 @@ impl FloatType {
     /// Decodes little-endian bytes. Both slices hold the same number of values; excess of either is ignored.
     pub fn decode<R: Real>(self, bytes: &[u8], values: &mut [R]) {
         match self {
-            Self::F64 => {
-                for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<8>().0) {
-                    *value = R::from_f64(f64::from_le_bytes(*raw));
-                }
-            }
-            Self::F32 => {
-                for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *value = R::from_f32(f32::from_le_bytes(*raw));
-                }
-            }
-            Self::Bf16 => {
-                for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *value = R::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16));
-                }
-            }
+            Self::F64 => decode_f64(bytes, values),
+            Self::F32 => decode_f32(bytes, values),
+            Self::Bf16 => decode_bf16(bytes, values),
             Self::F16 => decode_f16(bytes, values),
             Self::F8E4m3 => decode_f8(float8::decode_e4m3, bytes, values),
             Self::F8E5m2 => decode_f8(float8::decode_e5m2, bytes, values),
@@ -181,21 +166,9 @@ impl FloatType {
     pub fn encode<R: Real>(self, values: &mut [R], saturate: bool, bytes: &mut [u8]) -> Narrowed {
         let narrowed = self.narrow(values, saturate);
         match self {
-            Self::F64 => {
-                for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<8>().0) {
-                    *raw = value.to_f64().to_le_bytes();
-                }
-            }
-            Self::F32 => {
-                for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<4>().0) {
-                    *raw = value.to_f32().to_le_bytes();
-                }
-            }
-            Self::Bf16 => {
-                for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<2>().0) {
-                    *raw = round_to_bf16(round_to_odd(*value)).to_le_bytes();
-                }
-            }
+            Self::F64 => encode_f64(values, bytes),
+            Self::F32 => encode_f32(values, bytes),
+            Self::Bf16 => encode_bf16(values, bytes),
             Self::F16 => encode_f16(values, bytes),
             Self::F8E4m3 => encode_f8(float8::encode_e4m3, values, bytes),
             Self::F8E5m2 => encode_f8(float8::encode_e5m2, values, bytes),
@@ -208,14 +181,11 @@ impl FloatType {
         let (largest, beyond) = self.limits();
         // In f32 the limit of a wider format is infinity: nothing finite reaches it.
         let limit = R::from_f64(beyond);
-        let inside: usize = values
-            .iter()
-            .map(|value| usize::from(value.abs() < limit))
-            .sum();
-        let outside = (values.len() - inside) as u64;
-        if outside == 0 {
+        if all_below(values, limit) {
             return Narrowed::default();
         }
+        let inside = values.iter().filter(|value| value.abs() < limit).count();
+        let outside = (values.len() - inside) as u64;
         let non_finite = NonFinite::count(values);
         if saturate {
             let largest = R::from_f64(largest);
@@ -230,6 +200,61 @@ impl FloatType {
         Narrowed {
             overflowed: outside - non_finite.nan - non_finite.infinite,
             non_finite,
+        }
+    }
+}
+
+vectorised! {
+    /// Whether all magnitudes are below the limit; a NaN is not.
+    fn all_below<R: Real>(values: &[R], limit: R) -> bool {
+        values.iter().fold(true, |all, value| all & (value.abs() < limit))
+    }
+}
+
+vectorised! {
+    fn decode_f64<R: Real>(bytes: &[u8], values: &mut [R]) {
+        for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *value = R::from_f64(f64::from_le_bytes(*raw));
+        }
+    }
+}
+
+vectorised! {
+    fn decode_f32<R: Real>(bytes: &[u8], values: &mut [R]) {
+        for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *value = R::from_f32(f32::from_le_bytes(*raw));
+        }
+    }
+}
+
+vectorised! {
+    fn decode_bf16<R: Real>(bytes: &[u8], values: &mut [R]) {
+        for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *value = R::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16));
+        }
+    }
+}
+
+vectorised! {
+    fn encode_f64<R: Real>(values: &[R], bytes: &mut [u8]) {
+        for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<8>().0) {
+            *raw = value.to_f64().to_le_bytes();
+        }
+    }
+}
+
+vectorised! {
+    fn encode_f32<R: Real>(values: &[R], bytes: &mut [u8]) {
+        for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<4>().0) {
+            *raw = value.to_f32().to_le_bytes();
+        }
+    }
+}
+
+vectorised! {
+    fn encode_bf16<R: Real>(values: &[R], bytes: &mut [u8]) {
+        for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<2>().0) {
+            *raw = round_to_bf16(round_to_odd(*value)).to_le_bytes();
         }
     }
 }
@@ -280,6 +305,7 @@ fn encode_f8<R: Real>(encode: fn(f64) -> u8, values: &[R], bytes: &mut [u8]) {
 ///
 /// Rounding to odd keeps in the last bit whether anything was cut off. Source: Boldo and Melquiond, "When
 /// double rounding is odd", IMACS 2005. An `f32` passes as it is.
+#[inline(always)]
 fn round_to_odd<R: Real>(value: R) -> f32 {
     let nearest = value.to_f32();
     if R::from_f32(nearest) == value || nearest.is_nan() {
@@ -295,6 +321,7 @@ fn round_to_odd<R: Real>(value: R) -> f32 {
 }
 
 /// The bits of the nearest BF16, ties to even; a NaN stays a NaN.
+#[inline(always)]
 fn round_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;

@@ -14,6 +14,7 @@ mod real;
 mod reduce;
 mod select;
 mod strided;
+mod vector;
 
 pub use combine::{clamp_to_hull, weighted_sum};
 pub use elements::{Elements, Fill, Stored};
@@ -25,6 +26,7 @@ pub use real::Real;
 pub use reduce::{abs_sum, dot};
 pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
 pub use strided::{Strided, Strides};
+pub(crate) use vector::vectorised;
 
 /// Elements in a block: the unit in which tensors are decoded and sums are folded.
 ///

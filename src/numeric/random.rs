@@ -4,6 +4,8 @@
 //! them again instead of keeping them. The generator is SplitMix64 read at position `index / 2` (Steele, Lea
 //! and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), 32 bits to a draw.
 
+use super::vector::vectorised;
+
 /// The increment of SplitMix64: 2^64 divided by the golden ratio, made odd.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -31,6 +33,34 @@ impl MaskKey {
             .wrapping_add((index >> 1).wrapping_add(1).wrapping_mul(GOLDEN)));
         (word >> (32 * (index & 1))) as u32
     }
+
+    /// The draws at the places from `first` on.
+    pub fn fill(self, first: u64, draws: &mut [u32]) {
+        // A word holds the draws of an even place and the next.
+        let last_place = (first + draws.len() as u64).wrapping_sub(1);
+        let (head, rest) = draws.split_at_mut(draws.len().min((first & 1) as usize));
+        for draw in head {
+            *draw = self.draw(first);
+        }
+        fill_pairs(self.0, first.div_ceil(2), rest);
+        if rest.len() % 2 == 1
+            && let Some(last) = rest.last_mut()
+        {
+            *last = self.draw(last_place);
+        }
+    }
+}
+
+vectorised! {
+    /// Sets pairs of draws to the words from number `first` on; what is left of a pair stays.
+    fn fill_pairs(key: u64, first: u64, draws: &mut [u32]) {
+        let start = key.wrapping_add(first.wrapping_add(1).wrapping_mul(GOLDEN));
+        let steps = (0u64..).map(|step| step.wrapping_mul(GOLDEN));
+        for (pair, step) in draws.as_chunks_mut::<2>().0.iter_mut().zip(steps) {
+            let word = mix(start.wrapping_add(step));
+            *pair = [word as u32, (word >> 32) as u32];
+        }
+    }
 }
 
 /// The bound below which a draw keeps its element, so that a share `density` in `[0, 1]` is kept.
@@ -39,7 +69,7 @@ pub fn keep_threshold(density: f64) -> u64 {
 }
 
 /// The output function of SplitMix64.
-#[inline]
+#[inline(always)]
 fn mix(mut word: u64) -> u64 {
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -59,6 +89,19 @@ mod tests {
         assert_eq!(word(0), 6_457_827_717_110_365_317);
         assert_eq!(word(1), 3_203_168_211_198_807_973);
         assert_eq!(word(2), 9_817_491_932_198_370_423);
+    }
+
+    #[test]
+    fn many_draws_are_those_at_each_place() {
+        let key = MaskKey::new(7, "a", 1);
+        for first in [0, 1, 2, 16_383, 16_384, u64::MAX - 40] {
+            for length in 0..40 {
+                let mut draws = vec![0; length];
+                key.fill(first, &mut draws);
+                let each: Vec<u32> = (0..length as u64).map(|i| key.draw(first + i)).collect();
+                assert_eq!(draws, each, "{first} {length}");
+            }
+        }
     }
 
     #[test]

@@ -41,8 +41,7 @@ pub trait Real:
     fn abs(self) -> Self;
     /// `self * factor + sum` with one rounding in `f32`, two in `f64`.
     ///
-    /// In `f32` the product is exact in `f64` and added there: what a fused multiply-add gives, on any
-    /// processor (but for a double rounding once in half a billion).
+    /// Belongs into [vectorised](super::vector) kernels: elsewhere the fused operation is a slow call.
     fn times_plus(self, factor: Self, sum: Self) -> Self;
     /// The smaller of two; of a number and NaN, the number.
     fn min(self, other: Self) -> Self;
@@ -53,6 +52,7 @@ pub trait Real:
     fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> usize;
 
     /// Orders values by magnitude as an integer below 2^31: the bits of the magnitude rounded to `f32`.
+    #[inline(always)]
     fn magnitude_key(self) -> u32 {
         self.to_f32().to_bits() & 0x7fff_ffff
     }
@@ -64,30 +64,39 @@ macro_rules! real {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NOISE: Self = 4.0 * <$float>::EPSILON;
+            #[inline(always)]
             fn from_f64(value: f64) -> Self {
                 value as $float
             }
+            #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from(self)
             }
+            #[inline(always)]
             fn from_f32(value: f32) -> Self {
                 <$float>::from(value)
             }
+            #[inline(always)]
             fn to_f32(self) -> f32 {
                 self as f32
             }
+            #[inline(always)]
             fn abs(self) -> Self {
                 <$float>::abs(self)
             }
+            #[inline(always)]
             fn times_plus(self, factor: Self, sum: Self) -> Self {
                 $times_plus(self, factor, sum)
             }
+            #[inline(always)]
             fn min(self, other: Self) -> Self {
                 <$float>::min(self, other)
             }
+            #[inline(always)]
             fn max(self, other: Self) -> Self {
                 <$float>::max(self, other)
             }
+            #[inline(always)]
             fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> usize {
                 Fill::<$float>::fill(elements, first, out)
             }
@@ -95,7 +104,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, |value, factor, sum| {
-    (f64::from(value) * f64::from(factor) + f64::from(sum)) as f32
-});
+real!(f32, f32::mul_add);
 real!(f64, |value: f64, factor, sum| value * factor + sum);

@@ -1,20 +1,25 @@
 //! Sums in f64, always in the same order, so that they do not depend on the processor or on threads.
 
 use super::real::Real;
+use super::vector::vectorised;
 
 /// Partial sums kept side by side; fixed, whatever the width of the processor's registers.
 const LANES: usize = 8;
 
-/// The inner product of two slices of one length.
-pub fn dot<R: Real>(a: &[R], b: &[R]) -> f64 {
-    striped(a.len().min(b.len()), |index| {
-        a[index].to_f64() * b[index].to_f64()
-    })
+vectorised! {
+    /// The inner product of two slices of one length.
+    pub fn dot<R: Real>(a: &[R], b: &[R]) -> f64 {
+        striped(a.len().min(b.len()), |index| {
+            a[index].to_f64() * b[index].to_f64()
+        })
+    }
 }
 
-/// The sum of magnitudes.
-pub fn abs_sum<R: Real>(values: &[R]) -> f64 {
-    striped(values.len(), |index| values[index].abs().to_f64())
+vectorised! {
+    /// The sum of magnitudes.
+    pub fn abs_sum<R: Real>(values: &[R]) -> f64 {
+        striped(values.len(), |index| values[index].abs().to_f64())
+    }
 }
 
 /// Sums `term(0) .. term(length)`: lane `l` takes the terms `l, l + LANES, ...`, then lanes fold pairwise.

@@ -9,6 +9,7 @@ mod card;
 mod error;
 mod output;
 mod stage;
+mod writer;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,6 +23,7 @@ use crate::numeric::FloatType;
 use crate::plan::{Operation, Plan, PlannedTensor};
 use output::{OutputFiles, write_file};
 use stage::Stage;
+use writer::Room;
 
 /// What a run did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,12 +59,16 @@ pub fn run(
     let inputs = models.iter().flat_map(|model| model.location().paths());
     let stage = Stage::open(out, force, inputs, plan.bytes_written() + side)?;
 
-    let files = OutputFiles::create(stage.path(), &plan.shards)?;
+    let room = Room {
+        chunk: plan.limits.chunk,
+        chunks: plan.limits.chunks,
+    };
+    let files = OutputFiles::create(stage.path(), &plan.shards, room)?;
     let Work { jobs, purposes, .. } = Work::of(plan);
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &files, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, out))?;
     check_complete(plan, totals)?;
-    files.sync()?;
+    files.finish()?;
     for model in &plan.models {
         model
             .check_unchanged()

@@ -2,46 +2,52 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{FallocateFlags, fallocate};
+use std::path::Path;
 
 use super::error::{RunError, io_error};
+use super::writer::{NewFile, Room, Writer};
 use crate::checkpoint::ShardLayout;
 use crate::engine::Sink;
 
 /// The weight files, at full length, headers written.
 pub(super) struct OutputFiles {
-    files: Vec<(PathBuf, File)>,
+    writer: Writer,
     /// For each tensor, its file and its offset there.
     places: Vec<(usize, u64)>,
 }
 
 impl OutputFiles {
     /// Creates the files in a folder, with room for all that will be in them.
-    pub(super) fn create(folder: &Path, shards: &[ShardLayout]) -> Result<Self, RunError> {
+    pub(super) fn create(
+        folder: &Path,
+        shards: &[ShardLayout],
+        room: Room,
+    ) -> Result<Self, RunError> {
         let mut files = Vec::new();
         let mut places = vec![(0, 0); shards.iter().map(|shard| shard.tensors.len()).sum()];
         for (number, shard) in shards.iter().enumerate() {
             let path = folder.join(&shard.file_name);
-            let file = File::create_new(&path).map_err(io_error("create", &path))?;
-            reserve(&file, shard.file_size).map_err(io_error("make room for", &path))?;
-            file.write_all_at(&shard.header, 0)
-                .map_err(io_error("write", &path))?;
+            let file = NewFile::create(path.clone(), shard.file_size)
+                .map_err(io_error("make room for", &path))?;
             for &(tensor, offset) in &shard.tensors {
                 places[tensor] = (number, offset);
             }
-            files.push((path, file));
+            files.push(file);
         }
-        Ok(Self { files, places })
+        let writer = Writer::new(files, room).map_err(io_error("start to write", folder))?;
+        for (number, shard) in shards.iter().enumerate() {
+            writer
+                .write(number, 0, &shard.header)
+                .map_err(io_error("write", &folder.join(&shard.file_name)))?;
+        }
+        Ok(Self { writer, places })
     }
 
     /// Waits until all of it is on the disk.
-    pub(super) fn sync(&self) -> Result<(), RunError> {
-        self.files
-            .iter()
-            .try_for_each(|(path, file)| file.sync_all().map_err(io_error("sync", path)))
+    pub(super) fn finish(self) -> Result<(), RunError> {
+        self.writer
+            .finish()
+            .map_err(|(path, error)| io_error("write", &path)(error))
     }
 }
 
@@ -50,16 +56,7 @@ impl Sink for OutputFiles {
         let Some(&(file, start)) = self.places.get(tensor) else {
             return Err(io::Error::other("no place is planned for these bytes"));
         };
-        self.files[file].1.write_all_at(bytes, start + offset)
-    }
-}
-
-/// Sets the file's length, and its blocks aside where the file system can, so that a full disk shows at once.
-fn reserve(file: &File, length: u64) -> io::Result<()> {
-    match fallocate(file, FallocateFlags::empty(), 0, length) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::NOSPC) => Err(rustix::io::Errno::NOSPC.into()),
-        Err(_) => file.set_len(length),
+        self.writer.write(file, start + offset, bytes)
     }
 }
 

@@ -7,7 +7,7 @@ use super::mask::Mask;
 use super::ranks::Chances;
 use super::{Sparsifier, Term};
 use crate::engine::{Block, Measured};
-use crate::numeric::{MaskKey, Real, keep_threshold};
+use crate::numeric::{MaskKey, Real, keep_threshold, vectorised};
 
 /// Which elements of a task vector shall be kept.
 #[derive(Debug, Clone, Copy)]
@@ -142,8 +142,13 @@ pub(super) struct Magnitudes {
 
 impl<R: Real> Keys<R> for Magnitudes {
     fn fill(&self, block: &Block<'_, R>, stream: usize, keys: &mut [u32]) {
-        let pairs = block.sources[stream].iter().zip(block.sources[self.base]);
-        for (key, (&x, &base)) in keys.iter_mut().zip(pairs) {
+        difference_keys(block.sources[stream], block.sources[self.base], keys);
+    }
+}
+
+vectorised! {
+    fn difference_keys<R: Real>(source: &[R], base: &[R], keys: &mut [u32]) {
+        for (key, (&x, &base)) in keys.iter_mut().zip(source.iter().zip(base)) {
             *key = (x - base).magnitude_key();
         }
     }

@@ -2,9 +2,10 @@
 
 use super::super::band::{Band, BlockBand, one_if};
 use super::super::order::Keys;
+use super::STRIP;
 use super::ranks::{Chances, rank_rows};
 use crate::engine::Block;
-use crate::numeric::{MaskKey, Real};
+use crate::numeric::{MaskKey, Real, vectorised};
 
 /// Which elements of a task vector are kept.
 #[derive(Debug, Clone)]
@@ -67,9 +68,32 @@ impl Mask {
     }
 }
 
+vectorised! {
+    fn magnitude_keys<R: Real>(values: &[R], keys: &mut [u32]) {
+        for (key, value) in keys.iter_mut().zip(values) {
+            *key = value.magnitude_key();
+        }
+    }
+}
+
+vectorised! {
+    /// One where a draw is below the bound.
+    fn keep_below<R: Real>(draws: &[u32], bound: u64, keep: &mut [R]) {
+        match u32::try_from(bound) {
+            Ok(bound) => {
+                for (keep, &draw) in keep.iter_mut().zip(draws) {
+                    *keep = one_if(draw < bound);
+                }
+            }
+            // Above all draws.
+            Err(_) => keep.fill(R::ONE),
+        }
+    }
+}
+
 impl BlockMask<'_> {
-    /// Sets `keep` for the elements from number `start` of the block on: one where an element is kept, else
-    /// zero. Strips are asked for in order.
+    /// Sets `keep` for the elements from number `start` of the block on, [`STRIP`] at the most: one where an
+    /// element is kept, else zero. Strips are asked for in order.
     pub(in crate::methods) fn fill<R: Real>(&mut self, start: usize, deltas: &[R], keep: &mut [R]) {
         let first = self.first + start as u64;
         match *self.mask {
@@ -77,13 +101,16 @@ impl BlockMask<'_> {
             Mask::Nothing => keep.fill(R::ZERO),
             Mask::Magnitudes(_) => {
                 if let Some(band) = &mut self.band {
-                    band.fill(deltas.iter().map(|delta| delta.magnitude_key()), keep);
+                    let mut keys = [0; STRIP];
+                    magnitude_keys(deltas, &mut keys);
+                    band.fill(&keys[..deltas.len()], keep);
                 }
             }
             Mask::Random { key, bound } => {
-                for (offset, keep) in keep.iter_mut().enumerate() {
-                    *keep = one_if(u64::from(key.draw(first + offset as u64)) < bound);
-                }
+                let mut draws = [0; STRIP];
+                let draws = &mut draws[..keep.len()];
+                key.fill(first, draws);
+                keep_below(draws, bound, keep);
             }
             Mask::ByRank {
                 key, chances, row, ..

@@ -18,6 +18,7 @@ mod sum;
 
 use self::choice::{Choice, Magnitudes, masks};
 pub(super) use self::mask::Mask;
+pub(super) use self::norms::strike;
 use self::norms::{Norms, l1_factor};
 pub(super) use self::parameters::{
     DENSITY, INT8_MASK, LAMBDA, UNUSED_DENSITY, UNUSED_RESCALE, WEIGHT, normalize, rescale,
@@ -134,10 +135,11 @@ fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>) -> Result<
         },
         agreement,
         row: row.unwrap_or(0),
+        elements: tensor.elements(),
         blocks: 0,
     };
     let block = program.cost().block_len() as u64;
-    program.blocks = tensor.elements().div_ceil(block) as usize;
+    program.blocks = program.elements.div_ceil(block) as usize;
     Ok(Action::Compute(Box::new(program)))
 }
 
@@ -165,6 +167,7 @@ struct TaskVectors {
     agreement: Option<Agreement>,
     /// Elements of a row, where a mask needs whole rows; else zero.
     row: usize,
+    elements: u64,
     blocks: usize,
 }
 
@@ -172,6 +175,7 @@ impl TaskVectors {
     fn order(&self) -> Order<Magnitudes> {
         Order {
             keys: Magnitudes { base: self.base },
+            elements: self.elements,
             blocks: self.blocks,
         }
     }
@@ -204,7 +208,7 @@ impl<R: Real> Program<R> for TaskVectors {
         let by_chance = self.rescale == Rescale::Expectation;
         let masks = match masks(&self.terms, &self.order(), by_chance, &mut measured) {
             Ok(masks) => masks,
-            Err(measure) => return Pass::Measure(Box::new(measure)),
+            Err(measure) => return measure.pass(),
         };
         let masked: Vec<MaskedTerm<R>> = self
             .terms

@@ -7,7 +7,7 @@ use crate::engine::{Apply, Block};
 use crate::methods::TensorParams;
 use crate::methods::band::{Band, one_if};
 use crate::methods::order::Keys;
-use crate::numeric::Real;
+use crate::numeric::{Real, vectorised};
 
 /// A fine-tune whose mask is known.
 #[derive(Debug, Clone)]
@@ -83,11 +83,15 @@ pub(in crate::methods) fn subtract<R: Real>(
 ) {
     let source = &block.sources[source][start..][..deltas.len()];
     let base = &block.sources[base][start..][..deltas.len()];
-    deltas
-        .iter_mut()
-        .zip(source)
-        .zip(base)
-        .for_each(|((delta, &x), &base)| *delta = x - base);
+    differences(source, base, deltas);
+}
+
+vectorised! {
+    fn differences<R: Real>(source: &[R], base: &[R], deltas: &mut [R]) {
+        for ((delta, &x), &base) in deltas.iter_mut().zip(source).zip(base) {
+            *delta = x - base;
+        }
+    }
 }
 
 /// Adds masked task vectors to the base.
@@ -108,29 +112,37 @@ struct Strip<R> {
     added: Vec<[R; STRIP]>,
     /// The sum that decides on the sign.
     ballot: [R; STRIP],
-    /// Sums over the added terms: of votes, of scaled weights, of weights.
+    /// Sums over the added terms: of votes, of weights, of scaled weights.
     total: [R; STRIP],
-    share: [R; STRIP],
     divisor: [R; STRIP],
-    /// The least and the largest of the added sources.
-    low: [R; STRIP],
-    high: [R; STRIP],
+    share: [R; STRIP],
+    /// The least and the largest of the added sources, and room for those that are made from them.
+    bounds: [Bounds<R>; 2],
     /// One where the common mask keeps an element, else zero.
     common: [R; STRIP],
 }
 
+/// Between what results must lie.
+struct Bounds<R> {
+    low: [R; STRIP],
+    high: [R; STRIP],
+}
+
 impl<R: Real> Strip<R> {
-    fn new(terms: usize) -> Self {
+    fn new(terms: usize, divisor: R) -> Self {
         let zeros = [R::ZERO; STRIP];
+        let bounds = || Bounds {
+            low: zeros,
+            high: zeros,
+        };
         Self {
             votes: vec![zeros; terms],
             added: vec![zeros; terms],
             ballot: zeros,
             total: zeros,
+            divisor: [divisor; STRIP],
             share: zeros,
-            divisor: zeros,
-            low: zeros,
-            high: zeros,
+            bounds: [bounds(), bounds()],
             common: zeros,
         }
     }
@@ -138,7 +150,7 @@ impl<R: Real> Strip<R> {
 
 impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        let mut strip = Strip::new(self.terms.len());
+        let mut strip = Strip::new(self.terms.len(), self.divisor().unwrap_or(R::ONE));
         let magnitudes = Magnitudes { base: self.base };
         let mut masks: Vec<BlockMask<'_>> = self
             .terms
@@ -154,26 +166,58 @@ impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
             let start = index * STRIP;
             let length = out.len();
             if let Some((band, keys)) = &mut common {
-                let keys = keys[start..][..length].iter().copied();
-                band.fill(keys, &mut strip.common[..length]);
+                band.fill(&keys[start..][..length], &mut strip.common[..length]);
             }
             self.vote(&block, start, length, &mut masks, &mut strip);
             if self.sum.consensus != Consensus::None {
-                strike_out(length, &mut strip);
+                for (votes, added) in strip.votes.iter().zip(&mut strip.added) {
+                    strike_out(&strip.ballot[..length], votes, added);
+                }
             }
             self.add(&block, start, length, &mut strip);
-            if let Some(agreement) = &self.agreement {
-                self.agree(agreement, &block, start, length, &mut strip);
-            }
             self.finish(&block.sources[self.base][start..][..length], &strip, out);
         }
     }
 }
 
-/// Strikes out the terms whose sign lost.
-fn strike_out<R: Real>(length: usize, strip: &mut Strip<R>) {
-    for (votes, added) in strip.votes.iter().zip(&mut strip.added) {
-        for ((&vote, added), &ballot) in votes[..length].iter().zip(added).zip(&strip.ballot) {
+// Short loops over few slices, which the compiler turns into vectors; over all of them at once it does not.
+// What is chosen between an old value and a new one goes to another slice: in place, only the new ones would be
+// stored, and stores under a mask are slow.
+
+vectorised! {
+    /// Keeps what both masks keep.
+    fn keep_common<R: Real>(common: &[R], added: &mut [R]) {
+        for (added, &common) in added.iter_mut().zip(common) {
+            *added = *added * common;
+        }
+    }
+}
+
+vectorised! {
+    /// Turns task vectors into votes, scaled and masked, and adds them to the ballot.
+    fn cast<R: Real>(scaled: R, added: &[R], votes: &mut [R], ballot: &mut [R]) {
+        for ((vote, &added), ballot) in votes.iter_mut().zip(added).zip(ballot) {
+            *vote = if added > R::ZERO { *vote * scaled } else { R::ZERO };
+            *ballot += *vote;
+        }
+    }
+}
+
+vectorised! {
+    /// The same, where the ballot is of task vectors before they are scaled.
+    fn cast_unweighted<R: Real>(scaled: R, added: &[R], votes: &mut [R], ballot: &mut [R]) {
+        for ((vote, &added), ballot) in votes.iter_mut().zip(added).zip(ballot) {
+            let delta = if added > R::ZERO { *vote } else { R::ZERO };
+            *ballot += delta;
+            *vote = if added > R::ZERO { delta * scaled } else { R::ZERO };
+        }
+    }
+}
+
+vectorised! {
+    /// Strikes out the votes whose sign lost.
+    fn strike_out<R: Real>(ballot: &[R], votes: &[R], added: &mut [R]) {
+        for ((&vote, added), &ballot) in votes.iter().zip(added).zip(ballot) {
             // A tie is a plus, and a vote of zero agrees with no sign.
             let plus = ballot >= R::ZERO;
             *added = one_if(((vote > R::ZERO) & plus) | ((vote < R::ZERO) & !plus));
@@ -181,30 +225,99 @@ fn strike_out<R: Real>(length: usize, strip: &mut Strip<R>) {
     }
 }
 
-// Short loops over few slices, which the compiler turns into vectors; over all of them at once it does not.
-
-/// Adds the votes that count to their totals.
-fn sum_added<R: Real>(votes: &[R], added: &[R], totals: &mut [R]) {
-    for ((total, &vote), &added) in totals.iter_mut().zip(votes).zip(added) {
-        *total += if added > R::ZERO { vote } else { R::ZERO };
+vectorised! {
+    /// Adds the votes that count.
+    fn sum_added<R: Real>(votes: &[R], added: &[R], total: &mut [R]) {
+        for ((total, &vote), &added) in total.iter_mut().zip(votes).zip(added) {
+            *total += if added > R::ZERO { vote } else { R::ZERO };
+        }
     }
 }
 
-/// Adds the weight where the term is added.
-fn sum_weights<R: Real>(added: &[R], weight: R, sums: &mut [R]) {
-    for (sum, &added) in sums.iter_mut().zip(added) {
-        *sum += added * weight;
+vectorised! {
+    /// Adds the weight where the term is added.
+    fn sum_weights<R: Real>(added: &[R], weight: R, weights: &mut [R]) {
+        for (weights, &added) in weights.iter_mut().zip(added) {
+            *weights += added * weight;
+        }
     }
 }
 
-/// Widens the range to the values that are added.
-fn widen<R: Real>(values: &[R], added: &[R], low: &mut [R], high: &mut [R]) {
-    let bounds = low.iter_mut().zip(high);
-    for ((&value, &added), (low, high)) in values.iter().zip(added).zip(bounds) {
-        let yes = added > R::ZERO;
-        *low = if yes & (value < *low) { value } else { *low };
-        *high = if yes & (value > *high) { value } else { *high };
+vectorised! {
+    /// The least of the values that are added and what was the least before.
+    fn widen_down<R: Real>(values: &[R], added: &[R], below: &[R], low: &mut [R]) {
+        for ((low, &below), (&value, &added)) in low.iter_mut().zip(below).zip(values.iter().zip(added)) {
+            *low = if (added > R::ZERO) & (value < below) { value } else { below };
+        }
     }
+}
+
+vectorised! {
+    /// The largest of the values that are added and what was the largest before.
+    fn widen_up<R: Real>(values: &[R], added: &[R], above: &[R], high: &mut [R]) {
+        for ((high, &above), (&value, &added)) in high.iter_mut().zip(above).zip(values.iter().zip(added)) {
+            *high = if (added > R::ZERO) & (value > above) { value } else { above };
+        }
+    }
+}
+
+vectorised! {
+    /// Counts the task vectors that agree with the mean of the sum.
+    fn count_agreeing<R: Real>(
+        deltas: &[R], factor: R, total: &[R], divisor: &[R], agreeing: &mut [R],
+    ) {
+        let sums = total.iter().zip(divisor);
+        for ((&delta, (&total, &divisor)), agreeing) in deltas.iter().zip(sums).zip(agreeing) {
+            let rest = total / nonzero(divisor) - delta;
+            *agreeing += one_if(delta.abs() > factor * rest.abs());
+        }
+    }
+}
+
+vectorised! {
+    /// Adds `lambda * total / divisor` to the base.
+    fn add_difference<R: Real>(
+        lambda: R, base: &[R], total: &[R], divisor: &[R], out: &mut [R],
+    ) {
+        let sums = total.iter().zip(divisor);
+        for ((out, &base), (&total, &divisor)) in out.iter_mut().zip(base).zip(sums) {
+            let difference = lambda * (total / nonzero(divisor));
+            // Adding a zero could turn the sign of another.
+            *out = if difference == R::ZERO { base } else { base + difference };
+        }
+    }
+}
+
+vectorised! {
+    /// Adds `lambda * total / divisor` to the base; where the weights make up one, the result is a mean, and
+    /// is put between the bounds.
+    fn add_mean<R: Real>(
+        lambda: R, base: &[R], total: &[R], divisor: &[R], share: &[R], bounds: [&[R]; 2], out: &mut [R],
+    ) {
+        let [low, high] = bounds;
+        let sums = total.iter().zip(divisor).zip(share);
+        let bounds = low.iter().zip(high);
+        for (((out, &base), ((&total, &divisor), &share)), (&low, &high)) in
+            out.iter_mut().zip(base).zip(sums).zip(bounds)
+        {
+            let divisor = nonzero(divisor);
+            let difference = lambda * (total / divisor);
+            // Adding a zero could turn the sign of another.
+            let merged = if difference == R::ZERO { base } else { base + difference };
+            // What weights that make up one miss it by is rounding.
+            let missing = R::ONE - lambda * (share / divisor);
+            let mean = missing.abs() <= R::NOISE;
+            // At equality too, as a minus zero equals a plus zero.
+            let raised = if mean & (merged <= low) { low } else { merged };
+            *out = if mean & (raised >= high) { high } else { raised };
+        }
+    }
+}
+
+/// Where nothing is added, nothing is divided.
+#[inline(always)]
+fn nonzero<R: Real>(divisor: R) -> R {
+    if divisor == R::ZERO { R::ONE } else { divisor }
 }
 
 impl<R: Real, K> AddUp<R, K> {
@@ -225,61 +338,62 @@ impl<R: Real, K> AddUp<R, K> {
             subtract(block, term.source, self.base, start, votes);
             mask.fill(start, votes, added);
             if self.common.is_some() {
-                added
-                    .iter_mut()
-                    .zip(&strip.common)
-                    .for_each(|(added, &common)| *added = one_if((*added * common) > R::ZERO));
+                keep_common(&strip.common, added);
             }
             mask.scale(start, votes);
-            for ((vote, added), ballot) in votes.iter_mut().zip(added).zip(&mut strip.ballot) {
-                let kept = *added > R::ZERO;
-                let delta = *vote;
-                *vote = if kept { delta * term.scaled } else { R::ZERO };
-                let voice = if unweighted { delta } else { *vote };
-                *ballot += if kept { voice } else { R::ZERO };
+            match unweighted {
+                true => cast_unweighted(term.scaled, added, votes, &mut strip.ballot),
+                false => cast(term.scaled, added, votes, &mut strip.ballot),
             }
         }
     }
 
+    /// What the sum is divided by, if it is not the weights that were added.
+    fn divisor(&self) -> Option<R> {
+        match (self.sum.normalize, self.sum.consensus) {
+            (false, _) => Some(R::ONE),
+            (true, Consensus::None) => Some(R::from_f64(self.sum.total)),
+            (true, Consensus::WeightedSign | Consensus::Sign) => None,
+        }
+    }
+
+    /// Whether results are means of the sources where the weights make up one.
+    fn means(&self) -> bool {
+        // Elements that are scaled each by its own factor do not add up to a mean.
+        !self.terms.iter().any(|term| term.mask.scales_each())
+            && self.terms.iter().all(|term| term.scaled >= R::ZERO)
+    }
+
     /// Sums the added terms.
     fn add(&self, block: &Block<'_, R>, start: usize, length: usize, strip: &mut Strip<R>) {
-        let Strip {
-            votes,
-            added,
-            total,
-            share,
-            divisor,
-            low,
-            high,
-            ..
-        } = strip;
-        let [total, share, divisor, low, high] =
-            [total, share, divisor, low, high].map(|values| &mut values[..length]);
-        total.fill(R::ZERO);
-        share.fill(R::ZERO);
-        divisor.fill(R::ZERO);
-        low.fill(R::from_f64(f64::INFINITY));
-        high.fill(R::from_f64(f64::NEG_INFINITY));
-        for ((term, votes), added) in self.terms.iter().zip(votes).zip(added) {
-            let source = &block.sources[term.source][start..][..length];
-            let (votes, added) = (&votes[..length], &added[..length]);
-            sum_added(votes, added, total);
-            sum_weights(added, term.scaled, share);
-            sum_weights(added, term.weight, divisor);
-            widen(source, added, low, high);
+        let (means, divided) = (self.means(), self.divisor().is_none());
+        strip.total.fill(R::ZERO);
+        if divided {
+            strip.divisor.fill(R::ZERO);
         }
-        match (self.sum.normalize, self.sum.consensus) {
-            (false, _) => divisor.fill(R::ONE),
-            (true, Consensus::None) => divisor.fill(R::from_f64(self.sum.total)),
-            (true, Consensus::WeightedSign | Consensus::Sign) => {
-                for divisor in divisor {
-                    *divisor = if *divisor == R::ZERO {
-                        R::ONE
-                    } else {
-                        *divisor
-                    };
-                }
+        let [from, to] = &mut strip.bounds;
+        let (mut from, mut to) = (from, to);
+        if means {
+            strip.share.fill(R::ZERO);
+            from.low.fill(R::from_f64(f64::INFINITY));
+            from.high.fill(R::from_f64(f64::NEG_INFINITY));
+        }
+        for ((term, votes), added) in self.terms.iter().zip(&strip.votes).zip(&strip.added) {
+            let (votes, added) = (&votes[..length], &added[..length]);
+            sum_added(votes, added, &mut strip.total);
+            if divided {
+                sum_weights(added, term.weight, &mut strip.divisor);
             }
+            if means {
+                let source = &block.sources[term.source][start..][..length];
+                sum_weights(added, term.scaled, &mut strip.share);
+                widen_down(source, added, &from.low, &mut to.low);
+                widen_up(source, added, &from.high, &mut to.high);
+                std::mem::swap(&mut from, &mut to);
+            }
+        }
+        if let Some(agreement) = &self.agreement {
+            self.agree(agreement, block, start, length, strip);
         }
     }
 
@@ -298,10 +412,8 @@ impl<R: Real, K> AddUp<R, K> {
         for (term, &factor) in self.terms.iter().zip(&agreement.factors) {
             let factor = R::from_f64(factor);
             subtract(block, term.source, self.base, start, &mut deltas[..length]);
-            for (i, delta) in deltas[..length].iter().enumerate() {
-                let rest = strip.total[i] / strip.divisor[i] - *delta;
-                agreeing[i] += one_if(delta.abs() > factor * rest.abs());
-            }
+            let Strip { total, divisor, .. } = &*strip;
+            count_agreeing(&deltas[..length], factor, total, divisor, &mut agreeing);
         }
         for (i, &agreeing) in agreeing[..length].iter().enumerate() {
             if agreeing < least {
@@ -314,40 +426,21 @@ impl<R: Real, K> AddUp<R, K> {
 
     fn finish(&self, base: &[R], strip: &Strip<R>, out: &mut [R]) {
         let lambda = R::from_f64(self.sum.lambda);
-        let one_sign = self.terms.iter().all(|term| term.scaled >= R::ZERO);
-        // Elements that are scaled each by its own factor do not add up to a mean.
-        let scaled_alike = !self.terms.iter().any(|term| term.mask.scales_each());
-        let length = out.len();
-        let [total, share, divisor, low, high] = [
-            &strip.total,
-            &strip.share,
-            &strip.divisor,
-            &strip.low,
-            &strip.high,
-        ]
-        .map(|values| &values[..length]);
-        for (i, (out, &base)) in out.iter_mut().zip(&base[..length]).enumerate() {
-            let difference = lambda * (total[i] / divisor[i]);
-            // Adding a zero could turn the sign of another.
-            let merged = if difference == R::ZERO {
-                base
-            } else {
-                base + difference
-            };
-            // What weights that make up one miss it by is rounding.
-            let missing = R::ONE - lambda * (share[i] / divisor[i]);
-            let mean = one_sign && scaled_alike && missing.abs() <= R::NOISE;
-            // At equality too, as a minus zero equals a plus zero.
-            let raised = if mean && merged <= low[i] {
-                low[i]
-            } else {
-                merged
-            };
-            *out = if mean && raised >= high[i] {
-                high[i]
-            } else {
-                raised
-            };
+        let Strip {
+            total,
+            divisor,
+            share,
+            bounds,
+            ..
+        } = strip;
+        match self.means() {
+            true => {
+                // Each term has put them to the other place.
+                let Bounds { low, high } = &bounds[self.terms.len() % 2];
+                let bounds = [&low[..], &high[..]];
+                add_mean(lambda, base, total, divisor, share, bounds, out);
+            }
+            false => add_difference(lambda, base, total, divisor, out),
         }
     }
 }
