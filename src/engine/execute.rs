@@ -627,7 +627,15 @@ impl<'a> Engine<'a> {
         let mut results = Narrowed::default();
         let mut sums = Vec::new();
         let mut read = 0;
-        encoded.clear();
+        // What is in it from another tile is overwritten.
+        let mut room = 0;
+        if let Pass::Apply(_) = pass {
+            let end = (blocks.end as u64 * block_len as u64).min(*elements);
+            let first = blocks.start as u64 * block_len as u64;
+            room = (end - first) as usize * output.size();
+        }
+        encoded.resize(room, 0);
+        let mut rest = encoded.as_mut_slice();
         for index in blocks.clone() {
             let mut first = index as u64 * block_len as u64;
             let mut length = (block_len as u64).min(elements - first) as usize;
@@ -654,10 +662,9 @@ impl<'a> Engine<'a> {
                 Pass::Apply(apply) => {
                     lane.out.resize(length, R::ZERO);
                     apply.block(block, &mut lane.out);
-                    let start = encoded.len();
-                    encoded.resize(start + length * output.size(), 0);
-                    let narrowed =
-                        output.encode(&mut lane.out, self.settings.saturate, &mut encoded[start..]);
+                    let (bytes, after) = rest.split_at_mut(length * output.size());
+                    rest = after;
+                    let narrowed = output.encode(&mut lane.out, self.settings.saturate, bytes);
                     results.overflowed += narrowed.overflowed;
                     results.non_finite += narrowed.non_finite;
                 }

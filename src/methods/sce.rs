@@ -2,13 +2,13 @@
 
 use super::band::{Band, Wanted};
 use super::order::{self, Keys, Order};
-use super::task_vectors::{self, AddUp, Consensus, Mask, MaskedTerm, STRIP, Sum, strike, subtract};
+use super::task_vectors::{self, AddUp, Consensus, Mask, MaskedTerm, STRIP, Sum, subtract};
 use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
 };
 use crate::engine::{AnyProgram, Block, Cost, Measure, Measured, Pass, Program};
-use crate::numeric::{BLOCK, Real, dot};
+use crate::numeric::{BLOCK, Real, dot, vectorised};
 
 /// Selects, calculates, erases.
 pub(super) struct Sce;
@@ -226,6 +226,15 @@ impl<R: Real> Keys<R> for Spread {
             for (key, squares) in keys.iter_mut().zip(&squares) {
                 *key = (squares / count).sqrt().magnitude_key();
             }
+        }
+    }
+}
+
+vectorised! {
+    /// What is kept, with zeros for the rest.
+    fn strike<R: Real>(deltas: &[R], keep: &[R], kept: &mut [R]) {
+        for ((kept, &delta), &keep) in kept.iter_mut().zip(deltas).zip(keep) {
+            *kept = if keep > R::ZERO { delta } else { R::ZERO };
         }
     }
 }

@@ -16,7 +16,6 @@ vectorised! {
     pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], fused: bool, out: &mut [R]) {
         let mut start = 0;
         for out in out.chunks_mut(STRIP) {
-            out.fill(R::ZERO);
             let mut first = true;
             for (source, &weight) in sources.iter().zip(weights) {
                 if weight == R::ZERO {
@@ -37,6 +36,9 @@ vectorised! {
                         .for_each(|(sum, &value)| *sum += weight * value);
                 }
                 first = false;
+            }
+            if first {
+                out.fill(R::ZERO);
             }
             start += out.len();
         }

@@ -23,7 +23,7 @@ pub use gather::{Gather, RowMap};
 pub use low_rank::{Factor, Lengths, LowRank, Norms, Order};
 pub use random::{MaskKey, keep_threshold};
 pub use real::Real;
-pub use reduce::{abs_sum, dot};
+pub use reduce::{abs_sums, dot};
 pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
 pub use strided::{Strided, Strides};
 pub(crate) use vector::vectorised;

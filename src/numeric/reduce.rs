@@ -9,33 +9,47 @@ const LANES: usize = 8;
 vectorised! {
     /// The inner product of two slices of one length.
     pub fn dot<R: Real>(a: &[R], b: &[R]) -> f64 {
-        striped(a.len().min(b.len()), |index| {
-            a[index].to_f64() * b[index].to_f64()
-        })
+        let length = a.len().min(b.len());
+        let mut lanes = [0f64; LANES];
+        let (a, b) = (a[..length].as_chunks::<LANES>(), b[..length].as_chunks::<LANES>());
+        for (a, b) in a.0.iter().zip(b.0) {
+            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += a.to_f64() * b.to_f64();
+            }
+        }
+        for ((lane, a), b) in lanes.iter_mut().zip(a.1).zip(b.1) {
+            *lane += a.to_f64() * b.to_f64();
+        }
+        fold(lanes)
     }
 }
 
 vectorised! {
-    /// The sum of magnitudes.
-    pub fn abs_sum<R: Real>(values: &[R]) -> f64 {
-        striped(values.len(), |index| values[index].abs().to_f64())
+    /// The sum of magnitudes, and that of those that are kept: where `keep` is above zero.
+    pub fn abs_sums<R: Real>(values: &[R], keep: &[R]) -> [f64; 2] {
+        let length = values.len().min(keep.len());
+        let (mut all, mut kept) = ([0f64; LANES], [0f64; LANES]);
+        let values = values[..length].as_chunks::<LANES>();
+        let keep = keep[..length].as_chunks::<LANES>();
+        for (values, keep) in values.0.iter().zip(keep.0) {
+            for i in 0..LANES {
+                let chosen = if keep[i] > R::ZERO { values[i].abs() } else { R::ZERO };
+                all[i] += values[i].abs().to_f64();
+                kept[i] += chosen.to_f64();
+            }
+        }
+        for (i, (value, keep)) in values.1.iter().zip(keep.1).enumerate() {
+            let chosen = if *keep > R::ZERO { value.abs() } else { R::ZERO };
+            all[i] += value.abs().to_f64();
+            kept[i] += chosen.to_f64();
+        }
+        [fold(all), fold(kept)]
     }
 }
 
-/// Sums `term(0) .. term(length)`: lane `l` takes the terms `l, l + LANES, ...`, then lanes fold pairwise.
+/// Lane `l` has summed the terms `l, l + LANES, ...`; lanes fold pairwise.
 #[inline(always)]
-fn striped(length: usize, term: impl Fn(usize) -> f64) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let whole = length - length % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(start + lane);
-        }
-    }
-    for (lane, index) in (whole..length).enumerate() {
-        lanes[lane] += term(index);
-    }
-    let [a, b, c, d, e, f, g, h] = lanes;
+fn fold([a, b, c, d, e, f, g, h]: [f64; LANES]) -> f64 {
     ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
@@ -52,8 +66,12 @@ mod tests {
             let other: Vec<f64> = values.iter().rev().copied().collect();
             let twin = ArrayView1::from(&values).dot(&ArrayView1::from(&other));
             prop_assert!((dot(&values, &other) - twin).abs() <= 1e-12 * 1e6 * values.len() as f64);
+            let [all, kept] = abs_sums(&values, &other);
             let twin: f64 = values.iter().map(|value| value.abs()).sum();
-            prop_assert!((abs_sum(&values) - twin).abs() <= 1e-12 * twin);
+            prop_assert!((all - twin).abs() <= 1e-12 * twin);
+            let positive = values.iter().zip(&other).filter(|&(_, &keep)| keep > 0.0);
+            let twin: f64 = positive.map(|(value, _)| value.abs()).sum();
+            prop_assert!((kept - twin).abs() <= 1e-12 * twin);
         }
     }
 
@@ -62,6 +80,6 @@ mod tests {
         // In f32 the ones would vanish beside 2^24.
         let mut values = vec![1f32; 1 + 1024];
         values[0] = 16_777_216.0;
-        assert_eq!(abs_sum(&values), 16_777_216.0 + 1024.0);
+        assert_eq!(abs_sums(&values, &values), [16_777_216.0 + 1024.0; 2]);
     }
 }

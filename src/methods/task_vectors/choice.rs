@@ -112,11 +112,12 @@ impl Choice {
                 key,
                 bound: keep_threshold(density),
             },
-            Self::ByRank { key, chances, row } => Mask::ByRank {
-                key,
-                chances,
-                row,
-                scaled: by_chance,
+            Self::ByRank { key, chances, row } => match by_chance {
+                true => Mask::ByRankScaled { key, chances, row },
+                false => Mask::ByRank {
+                    key,
+                    bounds: chances.bounds(row),
+                },
             },
         }
     }

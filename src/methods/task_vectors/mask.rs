@@ -1,9 +1,11 @@
 //! Which elements of a task vector are kept, known for every element.
 
+use std::sync::Arc;
+
 use super::super::band::{Band, BlockBand, one_if};
 use super::super::order::Keys;
 use super::STRIP;
-use super::ranks::{Chances, rank_rows};
+use super::ranks::{Chances, RankedRows, rank_rows};
 use crate::engine::Block;
 use crate::numeric::{MaskKey, Real, vectorised};
 
@@ -18,12 +20,16 @@ pub(in crate::methods) enum Mask {
         key: MaskKey,
         bound: u64,
     },
-    /// By a chance that rises with the rank in the row; `scaled`, divided by that chance.
+    /// By a chance that rises with the rank in the row; `bounds` are of the draws, for each rank.
     ByRank {
+        key: MaskKey,
+        bounds: Arc<[u32]>,
+    },
+    /// The same, each element divided by its chance.
+    ByRankScaled {
         key: MaskKey,
         chances: Chances,
         row: usize,
-        scaled: bool,
     },
 }
 
@@ -33,14 +39,16 @@ pub(in crate::methods) struct BlockMask<'m> {
     /// The number of the block's first element.
     first: u64,
     band: Option<BlockBand>,
-    /// For each element of the block, its rank in its row.
+    /// For each element of the block, whether it is kept; for a chance by rank.
+    kept: Vec<bool>,
+    /// For each element of the block, its rank in its row; where that scales it.
     ranks: Vec<u32>,
 }
 
 impl Mask {
     /// Whether each kept element is scaled by a factor of its own.
     pub(super) fn scales_each(&self) -> bool {
-        matches!(self, Self::ByRank { scaled: true, .. })
+        matches!(self, Self::ByRankScaled { .. })
     }
 
     /// The mask of a source's task vector in a block.
@@ -50,11 +58,28 @@ impl Mask {
         magnitudes: impl Keys<R>,
         source: usize,
     ) -> BlockMask<'_> {
-        let mut ranks = Vec::new();
-        if let Self::ByRank { row, .. } = *self {
-            ranks.resize(block.len(), 0);
-            magnitudes.fill(block, source, &mut ranks);
-            rank_rows(&mut ranks, row);
+        let (mut kept, mut ranks) = (Vec::new(), Vec::new());
+        match self {
+            Self::ByRank { key, bounds } => {
+                let mut keys = vec![0; block.len()];
+                magnitudes.fill(block, source, &mut keys);
+                kept.resize(block.len(), false);
+                let row = bounds.len();
+                let mut draws = vec![0; row];
+                let mut rows = RankedRows::new(bounds);
+                let places = (block.first..).step_by(row);
+                for ((keys, kept), first) in keys.chunks(row).zip(kept.chunks_mut(row)).zip(places)
+                {
+                    key.fill(first, &mut draws);
+                    rows.keep(keys, &draws, kept);
+                }
+            }
+            Self::ByRankScaled { row, .. } => {
+                ranks.resize(block.len(), 0);
+                magnitudes.fill(block, source, &mut ranks);
+                rank_rows(&mut ranks, *row);
+            }
+            _ => {}
         }
         BlockMask {
             mask: self,
@@ -63,6 +88,7 @@ impl Mask {
                 Self::Magnitudes(band) => Some(band.in_block(block.index)),
                 _ => None,
             },
+            kept,
             ranks,
         }
     }
@@ -112,12 +138,15 @@ impl BlockMask<'_> {
                 key.fill(first, draws);
                 keep_below(draws, bound, keep);
             }
-            Mask::ByRank {
-                key, chances, row, ..
-            } => {
+            Mask::ByRank { .. } => {
+                for (keep, &kept) in keep.iter_mut().zip(&self.kept[start..]) {
+                    *keep = one_if(kept);
+                }
+            }
+            Mask::ByRankScaled { key, chances, row } => {
                 let ranks = &self.ranks[start..];
                 for (offset, (keep, &rank)) in keep.iter_mut().zip(ranks).enumerate() {
-                    let draw = u64::from(key.draw(first + offset as u64));
+                    let draw = key.draw(first + offset as u64);
                     *keep = one_if(draw < chances.bound(rank, row));
                 }
             }
@@ -126,13 +155,7 @@ impl BlockMask<'_> {
 
     /// Divides the task vector by the chance of each element, where the mask says so.
     pub(in crate::methods) fn scale<R: Real>(&self, start: usize, deltas: &mut [R]) {
-        if let Mask::ByRank {
-            chances,
-            row,
-            scaled: true,
-            ..
-        } = *self.mask
-        {
+        if let Mask::ByRankScaled { chances, row, .. } = *self.mask {
             for (delta, &rank) in deltas.iter_mut().zip(&self.ranks[start..]) {
                 *delta = *delta / R::from_f64(chances.of(rank, row));
             }

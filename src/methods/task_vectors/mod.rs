@@ -18,7 +18,6 @@ mod sum;
 
 use self::choice::{Choice, Magnitudes, masks};
 pub(super) use self::mask::Mask;
-pub(super) use self::norms::strike;
 use self::norms::{Norms, l1_factor};
 pub(super) use self::parameters::{
     DENSITY, INT8_MASK, LAMBDA, UNUSED_DENSITY, UNUSED_RESCALE, WEIGHT, normalize, rescale,
@@ -31,7 +30,7 @@ use crate::engine::{AnyProgram, Cost, Measured, Pass, Program};
 use crate::numeric::Real;
 
 /// Elements handled at a time, so that the partial results stay in the first cache.
-pub(super) const STRIP: usize = 1024;
+pub(super) const STRIP: usize = 512;
 
 /// What a method makes of task vectors.
 #[derive(Debug, Clone, Copy)]
@@ -195,8 +194,9 @@ impl AnyProgram for TaskVectors {
             counts: self.order().counts(ranks),
             sums: norms * 2 * self.terms.len(),
             row: self.row,
-            // Keys; where there are rows, the ranks of each term, and a row to sort.
-            scratch: 4 + if by_rank > 0 { 4 * by_rank + 8 } else { 0 },
+            // Keys; where there are rows, the bounds of each term and its ranks or what it keeps, and for one row
+            // what ranking it takes.
+            scratch: 4 + if by_rank > 0 { 8 * by_rank + 16 } else { 0 },
             column_sums: 0,
         }
     }

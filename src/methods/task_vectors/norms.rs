@@ -4,7 +4,7 @@ use super::STRIP;
 use super::choice::Magnitudes;
 use super::sum::{MaskedTerm, subtract};
 use crate::engine::{Block, Measure};
-use crate::numeric::{Real, abs_sum, vectorised};
+use crate::numeric::{Real, abs_sums};
 
 /// L1 norms below this are not rescaled to or from; mergekit's value.
 const LEAST_NORM: f64 = 1e-7;
@@ -15,15 +15,6 @@ pub(super) fn l1_factor(before: f64, after: f64) -> f64 {
         1.0
     } else {
         before / after
-    }
-}
-
-vectorised! {
-    /// What is kept, with zeros for the rest.
-    pub(in crate::methods) fn strike<R: Real>(deltas: &[R], keep: &[R], kept: &mut [R]) {
-        for ((kept, &delta), &keep) in kept.iter_mut().zip(deltas).zip(keep) {
-            *kept = if keep > R::ZERO { delta } else { R::ZERO };
-        }
     }
 }
 
@@ -45,7 +36,6 @@ impl<R: Real> Measure<R> for Norms<R> {
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
         let mut deltas = [R::ZERO; STRIP];
         let mut keep = [R::ZERO; STRIP];
-        let mut kept = [R::ZERO; STRIP];
         for (term, sums) in self.terms.iter().zip(sums.chunks_exact_mut(2)) {
             let magnitudes = Magnitudes { base: self.base };
             let mut mask = term.mask.in_block(&block, magnitudes, term.source);
@@ -54,9 +44,9 @@ impl<R: Real> Measure<R> for Norms<R> {
                 let (deltas, keep) = (&mut deltas[..length], &mut keep[..length]);
                 subtract(&block, term.source, self.base, start, deltas);
                 mask.fill(start, deltas, keep);
-                sums[0] += abs_sum(deltas);
-                strike(deltas, keep, &mut kept);
-                sums[1] += abs_sum(&kept[..length]);
+                let [before, after] = abs_sums(deltas, keep);
+                sums[0] += before;
+                sums[1] += after;
             }
         }
     }

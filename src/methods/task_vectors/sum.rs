@@ -7,7 +7,7 @@ use crate::engine::{Apply, Block};
 use crate::methods::TensorParams;
 use crate::methods::band::{Band, one_if};
 use crate::methods::order::Keys;
-use crate::numeric::{Real, vectorised};
+use crate::numeric::{Real, clamp_to_hull, vectorised};
 
 /// A fine-tune whose mask is known.
 #[derive(Debug, Clone)]
@@ -150,6 +150,9 @@ impl<R: Real> Strip<R> {
 
 impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+        if self.adds_everything() {
+            return self.add_everything(&block, out);
+        }
         let mut strip = Strip::new(self.terms.len(), self.divisor().unwrap_or(R::ONE));
         let magnitudes = Magnitudes { base: self.base };
         let mut masks: Vec<BlockMask<'_>> = self
@@ -183,6 +186,15 @@ impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
 // Short loops over few slices, which the compiler turns into vectors; over all of them at once it does not.
 // What is chosen between an old value and a new one goes to another slice: in place, only the new ones would be
 // stored, and stores under a mask are slow.
+
+vectorised! {
+    /// Adds a scaled task vector.
+    fn add_scaled<R: Real>(source: &[R], base: &[R], scaled: R, total: &mut [R]) {
+        for ((total, &x), &base) in total.iter_mut().zip(source).zip(base) {
+            *total += (x - base) * scaled;
+        }
+    }
+}
 
 vectorised! {
     /// Keeps what both masks keep.
@@ -304,14 +316,18 @@ vectorised! {
             let difference = lambda * (total / divisor);
             // Adding a zero could turn the sign of another.
             let merged = if difference == R::ZERO { base } else { base + difference };
-            // What weights that make up one miss it by is rounding.
-            let missing = R::ONE - lambda * (share / divisor);
-            let mean = missing.abs() <= R::NOISE;
+            let mean = is_mean(lambda, share, divisor);
             // At equality too, as a minus zero equals a plus zero.
             let raised = if mean & (merged <= low) { low } else { merged };
             *out = if mean & (raised >= high) { high } else { raised };
         }
     }
+}
+
+/// Whether weights make up one; what they miss it by then is rounding.
+#[inline(always)]
+fn is_mean<R: Real>(lambda: R, share: R, divisor: R) -> bool {
+    (R::ONE - lambda * (share / divisor)).abs() <= R::NOISE
 }
 
 /// Where nothing is added, nothing is divided.
@@ -348,6 +364,43 @@ impl<R: Real, K> AddUp<R, K> {
         }
     }
 
+    /// Whether there is nothing to choose: every element of every task vector is added.
+    fn adds_everything(&self) -> bool {
+        self.sum.consensus == Consensus::None
+            && self.common.is_none()
+            && self.agreement.is_none()
+            && self.terms.iter().all(|term| matches!(term.mask, Mask::All))
+    }
+
+    fn add_everything(&self, block: &Block<'_, R>, out: &mut [R]) {
+        let base = block.sources[self.base];
+        let lambda = R::from_f64(self.sum.lambda);
+        let divisor = self.divisor().unwrap_or(R::ONE);
+        let share = self
+            .terms
+            .iter()
+            .fold(R::ZERO, |sum, term| sum + term.scaled);
+        let mean = is_mean(lambda, share, divisor) && self.means();
+        let mut total = [R::ZERO; STRIP];
+        let mut hull = Vec::with_capacity(self.terms.len());
+        for (index, out) in out.chunks_mut(STRIP).enumerate() {
+            let strip = index * STRIP..index * STRIP + out.len();
+            total.fill(R::ZERO);
+            let base = &base[strip.clone()];
+            for term in &self.terms {
+                let source = block.sources[term.source];
+                add_scaled(&source[strip.clone()], base, term.scaled, &mut total);
+            }
+            add_difference(lambda, base, &total, &[divisor; STRIP], out);
+            if mean {
+                hull.clear();
+                let sources = self.terms.iter().map(|term| block.sources[term.source]);
+                hull.extend(sources.map(|source| &source[strip.clone()]));
+                clamp_to_hull(&hull, out);
+            }
+        }
+    }
+
     /// What the sum is divided by, if it is not the weights that were added.
     fn divisor(&self) -> Option<R> {
         match (self.sum.normalize, self.sum.consensus) {
@@ -367,7 +420,12 @@ impl<R: Real, K> AddUp<R, K> {
     /// Sums the added terms.
     fn add(&self, block: &Block<'_, R>, start: usize, length: usize, strip: &mut Strip<R>) {
         let (means, divided) = (self.means(), self.divisor().is_none());
-        strip.total.fill(R::ZERO);
+        let elected = self.sum.consensus != Consensus::None;
+        match elected {
+            true => strip.total.fill(R::ZERO),
+            // All votes count.
+            false => strip.total = strip.ballot,
+        }
         if divided {
             strip.divisor.fill(R::ZERO);
         }
@@ -380,7 +438,9 @@ impl<R: Real, K> AddUp<R, K> {
         }
         for ((term, votes), added) in self.terms.iter().zip(&strip.votes).zip(&strip.added) {
             let (votes, added) = (&votes[..length], &added[..length]);
-            sum_added(votes, added, &mut strip.total);
+            if elected {
+                sum_added(votes, added, &mut strip.total);
+            }
             if divided {
                 sum_weights(added, term.weight, &mut strip.divisor);
             }
