@@ -29,7 +29,7 @@ use floor::Writing;
 use models::Shape;
 
 /// Methods with their recipes over `base`, `a` and `b`; `{x}` stands for the paths.
-const METHODS: [(&str, &str); 12] = [
+const METHODS: [(&str, &str); 14] = [
     (
         "passthrough",
         "merge_method: passthrough\nmodels: [{model: {a}}]\n",
@@ -51,12 +51,20 @@ const METHODS: [(&str, &str); 12] = [
         "merge_method: nuslerp\nmodels: [{model: {a}, parameters: {weight: 0.6}}, {model: {b}, parameters: {weight: 0.4}}]\n",
     ),
     (
+        "multislerp",
+        "merge_method: multislerp\nmodels: [{model: {a}, parameters: {weight: 0.6}}, {model: {b}, parameters: {weight: 0.4}}]\n",
+    ),
+    (
         "karcher",
         "merge_method: karcher\nmodels: [{model: {a}}, {model: {b}}]\n",
     ),
     (
         "model_stock",
         "merge_method: model_stock\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\n",
+    ),
+    (
+        "dare_linear",
+        "merge_method: dare_linear\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\nparameters: {weight: 0.5, density: 0.5}\n",
     ),
     (
         "dare_ties",
@@ -104,6 +112,9 @@ struct Arguments {
     /// Drop the inputs from the page cache before each run
     #[arg(long)]
     cold: bool,
+    /// Write the table to this file too
+    #[arg(long)]
+    results: Option<PathBuf>,
     /// Given by cargo; no effect
     #[arg(long, hide = true)]
     bench: bool,
@@ -181,10 +192,7 @@ fn run(arguments: &Arguments) -> io::Result<()> {
         })
         .collect::<io::Result<_>>()?;
 
-    println!(
-        "| method | inputs | floor | weld | of the floor | processor | own memory | mergekit | times faster |"
-    );
-    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
+    let mut table = heading(arguments);
     for (((name, recipe), runs), peer) in methods.iter().zip(&runs).zip(&peer) {
         let count = inputs.used_by(recipe).len();
         let floor = median(floors[count - 1].iter().copied());
@@ -202,13 +210,35 @@ fn run(arguments: &Arguments) -> io::Result<()> {
             ),
             None => ("".to_owned(), "".to_owned()),
         };
-        println!(
-            "| {name} | {count} | {floor:.2} s | {wall:.2} s | {:.2} | {processor:.2} s | {:.0} MiB | {theirs} | {faster} |",
+        table += &format!(
+            "| {name} | {count} | {floor:.2} s | {wall:.2} s | {:.2} | {processor:.2} s | {:.0} MiB | {theirs} | {faster} |\n",
             wall / floor,
             memory as f64 / 1048576.0
         );
     }
+    print!("{table}");
+    if let Some(path) = &arguments.results {
+        fs::write(path, table)?;
+    }
     Ok(())
+}
+
+/// What was measured, and the first rows of the table.
+fn heading(arguments: &Arguments) -> String {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = processor
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unknown processor", |(_, name)| name);
+    format!(
+        "{processor}, {} threads, shape {}, {} cache, medians of {} rounds\n\n\
+         | method | inputs | copy floor | weld | of the floor | processor time | own memory | mergekit | times faster |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+        arguments.threads,
+        arguments.shape,
+        if arguments.cold { "cold" } else { "warm" },
+        arguments.rounds,
+    )
 }
 
 /// The shape that answers are checked on.
@@ -312,7 +342,8 @@ fn floor_of(models: &[PathBuf], folder: &Path, arguments: &Arguments) -> io::Res
     let mut best = f64::INFINITY;
     for writing in [Writing::Buffered, Writing::Direct] {
         prepare(models, arguments)?;
-        match floor::copy(models, &out, writing, arguments.threads) {
+        // More threads than weld computes with, as it writes from another one: so some read while others write.
+        match floor::copy(models, &out, writing, arguments.threads + 2) {
             Ok(elapsed) => best = best.min(elapsed.as_secs_f64()),
             // Not every file system writes directly.
             Err(_) if writing == Writing::Direct => {}

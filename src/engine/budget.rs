@@ -61,8 +61,9 @@ const STATISTICS: u64 = 8 << 20;
 
 /// The smallest and the largest chunk of output worth writing at a time.
 const CHUNK: [u64; 2] = [64 << 10, 4 << 20];
-/// Chunks beside those that the workers fill: one that is written, and some that wait for it.
-const MORE_CHUNKS: u64 = 4;
+/// Chunks beside those that the workers fill: what one batch of tensors gives is written while the next is
+/// measured.
+const MORE_CHUNKS: u64 = 16;
 
 impl Settings {
     /// Divides the memory up for jobs of at most so many sources and so much cost each.

@@ -202,30 +202,67 @@ impl<R: Real> Keys<R> for Spread {
         for (index, keys) in keys.chunks_mut(STRIP).enumerate() {
             let place = index * STRIP..index * STRIP + keys.len();
             let first = &first[place.clone()];
+            if let [other] = *others {
+                half_difference_keys(&block.sources[other][place], first, keys);
+                continue;
+            }
             // Seen from the first source, so that where all agree there is no variance, not a rounding's.
-            mean[..keys.len()].fill(0.0);
+            let (mean, squares) = (&mut mean[..keys.len()], &mut squares[..keys.len()]);
+            mean.fill(0.0);
             for &source in others {
-                let source = &block.sources[source][place.clone()];
-                for ((mean, &x), &first) in mean.iter_mut().zip(source).zip(first) {
-                    *mean += x.to_f64() - first.to_f64();
-                }
+                add_differences(&block.sources[source][place.clone()], first, mean);
             }
-            for (mean, squares) in mean.iter_mut().zip(&mut squares) {
-                *mean /= count;
-                *squares = *mean * *mean;
-            }
+            square_of_mean(count, mean, squares);
             for &source in others {
-                let source = &block.sources[source][place.clone()];
-                let means = mean.iter().zip(&mut squares);
-                for (((mean, squares), &x), &first) in means.zip(source).zip(first) {
-                    let off = x.to_f64() - first.to_f64() - mean;
-                    *squares += off * off;
-                }
+                add_squares(&block.sources[source][place.clone()], first, mean, squares);
             }
-            // The deviation orders as the variance does, and has no squares that float32 cannot hold.
-            for (key, squares) in keys.iter_mut().zip(&squares) {
-                *key = (squares / count).sqrt().magnitude_key();
-            }
+            deviation_keys(squares, count, keys);
+        }
+    }
+}
+
+vectorised! {
+    /// What [`deviation_keys`] gives for two sources: half their difference, exactly.
+    fn half_difference_keys<R: Real>(source: &[R], first: &[R], keys: &mut [u32]) {
+        for ((key, &x), &first) in keys.iter_mut().zip(source).zip(first) {
+            *key = ((x.to_f64() - first.to_f64()) / 2.0).magnitude_key();
+        }
+    }
+}
+
+vectorised! {
+    fn add_differences<R: Real>(source: &[R], first: &[R], sums: &mut [f64]) {
+        for ((sum, &x), &first) in sums.iter_mut().zip(source).zip(first) {
+            *sum += x.to_f64() - first.to_f64();
+        }
+    }
+}
+
+vectorised! {
+    /// Divides the sums, and sets `squares` to the squares of the means.
+    fn square_of_mean(count: f64, sums: &mut [f64], squares: &mut [f64]) {
+        for (mean, square) in sums.iter_mut().zip(squares) {
+            *mean /= count;
+            *square = *mean * *mean;
+        }
+    }
+}
+
+vectorised! {
+    fn add_squares<R: Real>(source: &[R], first: &[R], mean: &[f64], squares: &mut [f64]) {
+        let means = mean.iter().zip(squares);
+        for (((mean, squares), &x), &first) in means.zip(source).zip(first) {
+            let off = x.to_f64() - first.to_f64() - mean;
+            *squares += off * off;
+        }
+    }
+}
+
+vectorised! {
+    /// The deviation orders as the variance does, and has no squares that float32 cannot hold.
+    fn deviation_keys(squares: &[f64], count: f64, keys: &mut [u32]) {
+        for (key, squares) in keys.iter_mut().zip(squares) {
+            *key = (squares / count).sqrt().magnitude_key();
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::super::band::count_equal;
 use crate::numeric::{keep_threshold, vectorised};
 
 /// The chance to be kept, by rank in the row: from `density - epsilon` for the smallest magnitude to
@@ -55,81 +56,106 @@ impl Chances {
 pub(super) struct RankedRows<'b> {
     /// The bound of each rank.
     bounds: &'b [u32],
-    /// For each element, its bin: zeros have the first for themselves.
-    bins: Vec<u32>,
-    counts: Vec<u32>,
+    /// For each element, its bin.
+    bins: Vec<u16>,
+    /// How many elements are in a bin.
+    counts: [u32; BINS],
     /// For each bin, the bounds of its first rank and of its last.
-    ends: Vec<[u32; 2]>,
+    ends: [[u32; 2]; BINS],
     undecided: Vec<u32>,
 }
+
+/// Bins of a row at the most; a power of two, so that no place is out of bounds.
+const BINS: usize = 4096;
 
 impl<'b> RankedRows<'b> {
     /// For rows with as many elements as there are bounds.
     pub(super) fn new(bounds: &'b [u32]) -> Self {
         let row = bounds.len();
-        let bins = 1 + (row / 2).clamp(1, MOST_BINS);
         Self {
             bounds,
             bins: vec![0; row],
-            counts: vec![0; bins],
-            ends: vec![[0; 2]; bins],
+            counts: [0; BINS],
+            ends: [[0; 2]; BINS],
             undecided: vec![0; row],
         }
     }
 
     /// Sets `keep` for one row, by its keys and draws.
     pub(super) fn keep(&mut self, keys: &[u32], draws: &[u32], keep: &mut [bool]) {
-        assign_bins(keys, self.counts.len() as u32, &mut self.bins);
+        let last = (keys.len() / 2).clamp(1, BINS - 1);
+        assign_bins(keys, last as u32, &mut self.bins);
         let bins = &self.bins[..keys.len()];
-        self.counts.fill(0);
-        for &bin in bins {
-            self.counts[bin as usize] += 1;
-        }
-        let mut below = 0;
-        for (ends, &count) in self.ends.iter_mut().zip(&self.counts) {
-            if count > 0 {
-                let last = below + count as usize - 1;
-                *ends = [self.bounds[below], self.bounds[last]];
-                below = last + 1;
-            }
-        }
-        let (mut undecided, mut zeros) = (0, 0);
-        for ((keep, &bin), (&draw, index)) in keep.iter_mut().zip(bins).zip(draws.iter().zip(0..)) {
-            let [mut least, mut most] = self.ends[bin as usize];
-            if bin == 0 {
-                // The zeros come first, in their order.
-                least = self.bounds[zeros];
-                most = least;
-                zeros += 1;
-            }
-            *keep = draw < least;
-            self.undecided[undecided] = index;
-            undecided += usize::from((draw >= least) & (draw < most));
-        }
+        count_bins(bins, &mut self.counts);
+        find_ends(&self.counts[..=last], self.bounds, &mut self.ends);
+        let undecided = decide(bins, draws, &self.ends, keep, &mut self.undecided);
+        // Zeros can be many, and their ranks are their order: they are counted in one walk.
+        let (mut zeros, mut walked) = (0, 0);
         for &index in &self.undecided[..undecided] {
             let index = index as usize;
-            let rank = count_smaller(keys, index);
-            keep[index] = draws[index] < self.bounds[rank as usize];
+            let rank = if keys[index] == 0 {
+                zeros += count_equal(&keys[walked..index], 0) as usize;
+                walked = index;
+                zeros
+            } else {
+                count_smaller(keys, index) as usize
+            };
+            keep[index] = draws[index] < self.bounds[rank];
         }
     }
 }
 
-/// Bins of a row at the most, beside that of the zeros.
-const MOST_BINS: usize = 4096;
-
 vectorised! {
-    /// Bins by magnitude, of equal width from zero to the largest, beside the first for zeros.
-    fn assign_bins(keys: &[u32], bins: u32, places: &mut [u32]) {
+    /// Bins by magnitude, of equal width from zero to the largest, from 1 to `last`; 0 is for zeros.
+    fn assign_bins(keys: &[u32], last: u32, bins: &mut [u16]) {
         let most = keys.iter().fold(0, |most, &key| most.max(key));
-        let last = bins.saturating_sub(2) as i32;
-        let width = last as f32 / f32::from_bits(most);
-        for (place, &key) in places.iter_mut().zip(keys) {
+        let width = (last - 1) as f32 / f32::from_bits(most);
+        // Beside this number a float has no fraction: its lower bits are the whole number that was added.
+        const WHOLE: f32 = 8_388_608.0;
+        for (bin, &key) in bins.iter_mut().zip(keys) {
             // Larger keys never get a lower bin, whatever the rounding; a NaN, of which the run tells, gets any.
-            let bin = (f32::from_bits(key) * width) as i32;
-            let bin = 1 + bin.clamp(0, last) as u32;
-            *place = if key == 0 { 0 } else { bin };
+            let place = (f32::from_bits(key) * width + WHOLE).to_bits().wrapping_sub(WHOLE.to_bits());
+            *bin = if key == 0 { 0 } else { (1 + place.min(last - 1)) as u16 };
         }
     }
+}
+
+/// How many elements each bin has.
+fn count_bins(bins: &[u16], counts: &mut [u32; BINS]) {
+    counts.fill(0);
+    for &bin in bins {
+        counts[usize::from(bin) % BINS] += 1;
+    }
+}
+
+/// The bounds of each bin's first rank and of its last; of those without elements, any.
+fn find_ends(counts: &[u32], bounds: &[u32], ends: &mut [[u32; 2]; BINS]) {
+    let mut below = 0;
+    for (ends, &count) in ends.iter_mut().zip(counts) {
+        let next = below + count as usize;
+        let bound = |rank: usize| bounds.get(rank).copied().unwrap_or(u32::MAX);
+        *ends = [bound(below), bound(next.saturating_sub(1))];
+        below = next;
+    }
+}
+
+/// Keeps what draws below its bin's least bound; puts down what draws between the bounds, and gives how many.
+fn decide(
+    bins: &[u16],
+    draws: &[u32],
+    ends: &[[u32; 2]; BINS],
+    keep: &mut [bool],
+    undecided: &mut [u32],
+) -> usize {
+    let mut count = 0;
+    let draws = draws.iter().zip(0..);
+    for ((keep, &bin), (&draw, index)) in keep.iter_mut().zip(bins).zip(draws) {
+        let [least, most] = ends[usize::from(bin) % BINS];
+        *keep = draw < least;
+        undecided[count] = index;
+        count += usize::from((draw >= least) & (draw < most));
+    }
+    count
 }
 
 vectorised! {
