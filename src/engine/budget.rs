@@ -54,8 +54,8 @@ pub struct BudgetError {
 
 /// The program itself, its stacks, headers and plan: measured at 6 to 20 MiB, rounded up.
 const OVERHEAD: u64 = 32 << 20;
-/// Blocks in the largest tile worth having: 4 MiB of 16-bit output.
-const MOST_TILE_BLOCKS: u64 = 128;
+/// Blocks in the largest tile worth having: 2 MiB of 16-bit output.
+const MOST_TILE_BLOCKS: u64 = 64;
 /// Bytes that statistics get at the least, beside what the neediest job takes.
 const STATISTICS: u64 = 8 << 20;
 

@@ -2,7 +2,7 @@
 //!
 //! A batch is a run of neighbouring jobs. In each round every job of the batch makes one pass; the tiles of
 //! all of them form one queue, so that small tensors do not leave threads idle. Between rounds the
-//! statistics are folded and each program decides on its next pass, serially.
+//! statistics are folded and each program decides on its next pass.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::ThreadPool;
+use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 
 use super::budget::{Limits, Settings, statistics};
 use super::job::{COPY_BLOCK, Job, Target, Work};
@@ -19,7 +20,7 @@ use crate::numeric::{BLOCK, Elements, FloatType, Narrowed, NonFinite, Real};
 
 /// Tiles per thread in a batch of jobs that measure: enough to keep every thread busy, few enough that what
 /// was measured is still in the cache when it is applied.
-const MEASURED_TILES: usize = 8;
+const MEASURED_TILES: usize = 16;
 /// Columns that a worker sums at a time: its sums stay in the first cache, and what it reads of a row is a
 /// few lines of it. Sums do not depend on it.
 const BAND: usize = 512;
@@ -420,7 +421,8 @@ impl<'a> Engine<'a> {
                 return Ok(());
             }
             self.run_round(&flights, &queue)?;
-            flights.iter_mut().for_each(Flight::finish_round);
+            self.pool
+                .install(|| flights.par_iter_mut().for_each(Flight::finish_round));
         }
     }
 

@@ -429,10 +429,14 @@ impl<R: Real, K> AddUp<R, K> {
         if divided {
             strip.divisor.fill(R::ZERO);
         }
+        // Then both sums of weights are one.
+        let alike = divided && self.terms.iter().all(|term| term.scaled == term.weight);
         let [from, to] = &mut strip.bounds;
         let (mut from, mut to) = (from, to);
         if means {
-            strip.share.fill(R::ZERO);
+            if !alike {
+                strip.share.fill(R::ZERO);
+            }
             from.low.fill(R::from_f64(f64::INFINITY));
             from.high.fill(R::from_f64(f64::NEG_INFINITY));
         }
@@ -446,11 +450,16 @@ impl<R: Real, K> AddUp<R, K> {
             }
             if means {
                 let source = &block.sources[term.source][start..][..length];
-                sum_weights(added, term.scaled, &mut strip.share);
+                if !alike {
+                    sum_weights(added, term.scaled, &mut strip.share);
+                }
                 widen_down(source, added, &from.low, &mut to.low);
                 widen_up(source, added, &from.high, &mut to.high);
                 std::mem::swap(&mut from, &mut to);
             }
+        }
+        if alike {
+            strip.share = strip.divisor;
         }
         if let Some(agreement) = &self.agreement {
             self.agree(agreement, block, start, length, strip);
