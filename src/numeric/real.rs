@@ -41,7 +41,7 @@ pub trait Real:
     fn abs(self) -> Self;
     /// `self * factor + sum` with one rounding in `f32`, two in `f64`.
     ///
-    /// Belongs into [vectorised](super::vector) kernels: elsewhere the fused operation is a slow call.
+    /// Belongs into `vectorised!` kernels: elsewhere the fused operation is a slow call.
     fn times_plus(self, factor: Self, sum: Self) -> Self;
     /// The smaller of two; of a number and NaN, the number.
     fn min(self, other: Self) -> Self;
