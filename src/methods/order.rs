@@ -10,6 +10,7 @@
 //!
 //! Both are exact, and give the same.
 
+use super::band::count_equal;
 use crate::engine::{Block, Measure, Measured, Pass};
 use crate::numeric::{
     HIGH_BINS, LOW_BINS, Rank, Real, high_bin, low_bin, rank_from_top, vectorised,
@@ -382,7 +383,7 @@ impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
                     LOW_BINS
                 }
                 Target::Equal { key: wanted } => {
-                    counts[block.index] += count_above(&keys, wanted).1;
+                    counts[block.index] += count_equal(&keys, wanted);
                     self.blocks
                 }
             };
