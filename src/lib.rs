@@ -7,10 +7,11 @@
 //! ```
 //!
 //! Each module is a layer and may use those listed after it, never those before:
-//! [`cli`], [`run`], [`plan`], [`recipe`], [`methods`], [`engine`], [`checkpoint`], [`numeric`].
+//! [`cli`], [`audit`], [`run`], [`plan`], [`recipe`], [`methods`], [`engine`], [`checkpoint`], [`numeric`].
 //! The library never prints and never reads the environment; [`cli`] does.
 //! `docs/architecture.md` is the map.
 
+pub mod audit;
 pub mod checkpoint;
 pub mod cli;
 pub mod engine;

@@ -12,6 +12,7 @@ mod methods;
 mod output;
 mod plan;
 mod progress;
+mod report;
 mod signals;
 
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ use output::{Failure, fail};
 #[derive(Parser)]
 #[command(name = "weld", version, max_term_width = 100, propagate_version = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 the input is wrong, 2 the tool could not run, 130 stopped.\n\
+    after_help = "Exit codes: 0 done or passed, 1 the input is wrong, 2 the tool could not run, 3 inconclusive, 130 stopped.\n\
                         Start with: weld plan recipes/ties.yml"
 )]
 struct Cli {

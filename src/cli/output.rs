@@ -4,6 +4,7 @@ use std::env;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
+use crate::audit::Verdict;
 use crate::checkpoint::CheckpointError;
 use crate::recipe::{self, RecipeError};
 use crate::run::RunError;
@@ -19,6 +20,8 @@ pub(super) enum Failure {
     Tool(String),
     /// The user stopped it: exit code 130, as shells have it.
     Stopped(String),
+    /// A report that does not pass, and has been written down: its own exit code.
+    Verdict(Verdict),
     /// The reader of stdout went away: nothing to say.
     BrokenPipe,
 }
@@ -73,6 +76,7 @@ impl From<io::Error> for Failure {
 pub(super) fn fail(failure: &Failure) -> ExitCode {
     let (text, code) = match failure {
         Failure::BrokenPipe => return ExitCode::SUCCESS,
+        Failure::Verdict(verdict) => return ExitCode::from(verdict.exit_code()),
         Failure::Recipe(error) => (recipe::render(error, colored()), 1),
         Failure::Input(message) => (with_hint(message), 1),
         Failure::Tool(message) => (with_hint(message), 2),

@@ -1,0 +1,35 @@
+//! A report for programs.
+
+use serde_json::{Value, json};
+
+use crate::audit::{Finding, Report};
+
+/// The report as JSON; its keys are part of the interface.
+pub fn json(report: &Report) -> Value {
+    json!({
+        "tool": {"name": "weldment", "version": env!("CARGO_PKG_VERSION")},
+        "command": report.command.name(),
+        "subject": report.subject,
+        "verdict": report.verdict().name(),
+        "summary": report.summary.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+        "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
+        "checked": report.checked.iter().map(|check| check.id).collect::<Vec<_>>(),
+        "skipped": report.skipped.iter().map(|skipped| json!({
+            "check": skipped.check.id, "why": skipped.why, "needed": skipped.needed,
+        })).collect::<Vec<_>>(),
+        "details": report.details,
+    })
+}
+
+fn finding(finding: &Finding) -> Value {
+    json!({
+        "check": finding.check.id,
+        "severity": finding.severity.name(),
+        "file": finding.place.file,
+        "tensor": finding.place.tensor,
+        "field": finding.place.field,
+        "expected": finding.expected,
+        "found": finding.found,
+        "remedy": finding.remedy(),
+    })
+}

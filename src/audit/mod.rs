@@ -1,0 +1,18 @@
+//! How one knows that a checkpoint is right: `check`, `diff`, `verify`, and the reports that they make.
+//!
+//! A command looks at checkpoints and makes a [`Report`]: findings, each of a [`CheckInfo`] of the [`registry`],
+//! and what people and programs want to see beside them. [`formats`] writes a report down; a format knows no
+//! command, and a command no format.
+//!
+//! Nothing here writes a file or prints, and a finding is never an error: an error means that the command
+//! could not run.
+
+pub mod formats;
+mod registry;
+mod report;
+
+pub use registry::{all_checks, find_check};
+pub use report::{
+    CheckInfo, Command, Finding, HeatMap, Histogram, Place, Report, Severity, Skipped, Table,
+    Verdict,
+};

@@ -1,0 +1,41 @@
+//! Every kind of finding, in one list that docs, help, policies and tests walk.
+
+use super::report::CheckInfo;
+
+/// The checks of each module, in the order in which `docs/checks.md` shows them.
+const GROUPS: &[&[CheckInfo]] = &[];
+
+/// Every check.
+pub fn all_checks() -> impl Iterator<Item = &'static CheckInfo> {
+    GROUPS.iter().copied().flatten()
+}
+
+/// The check of an id.
+pub fn find_check(id: &str) -> Option<&'static CheckInfo> {
+    all_checks().find(|check| check.id == id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_check_has_an_id_of_its_own_and_texts_to_read() {
+        let mut seen = HashSet::new();
+        for check in all_checks() {
+            assert!(seen.insert(check.id), "{} twice", check.id);
+            let (group, name) = check.id.split_once('.').expect(check.id);
+            for part in [group, name] {
+                let kebab = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+                assert!(!part.is_empty() && part.chars().all(kebab), "{}", check.id);
+            }
+            for text in [check.title, check.why, check.remedy] {
+                assert!(text.len() > 10, "{}: `{text}`", check.id);
+            }
+            assert!(!check.title.ends_with('.'), "{}", check.id);
+            assert_eq!(find_check(check.id), Some(check));
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What a command found, in a form that every format can write down.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Worth knowing; nothing is wrong.
+    Note,
+    /// Probably not meant, and it may be.
+    Warning,
+    /// Wrong: the command fails.
+    Error,
+}
+
+impl Severity {
+    /// Its name, as formats and policies write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Note => "note",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A kind of finding. Every one stands in the registry, which `docs/checks.md` is made from.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CheckInfo {
+    /// `group.name`, in kebab case; it never changes, as policies and dashboards refer to it.
+    pub id: &'static str,
+    /// How bad a finding is, unless a policy says otherwise.
+    pub severity: Severity,
+    /// What is wrong, as a short sentence without a full stop: `A tensor holds NaN`.
+    pub title: &'static str,
+    /// Why that matters and how it comes about, in a sentence or two.
+    pub why: &'static str,
+    /// What to do about it, in the imperative.
+    pub remedy: &'static str,
+}
+
+impl CheckInfo {
+    /// The part of the id before the dot.
+    pub fn group(&self) -> &'static str {
+        self.id.split_once('.').map_or(self.id, |(group, _)| group)
+    }
+}
+
+/// Where a finding is. What is `None` does not apply.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The file, relative to the checkpoint's folder: `model-00001-of-00002.safetensors`, `config.json`.
+    pub file: Option<String>,
+    /// The tensor.
+    pub tensor: Option<String>,
+    /// The field of the file, as a path with dots: `rope_scaling.factor`.
+    pub field: Option<String>,
+}
+
+impl Place {
+    /// A file of the checkpoint.
+    pub fn file(name: impl Into<String>) -> Place {
+        Place {
+            file: Some(name.into()),
+            ..Place::default()
+        }
+    }
+
+    /// A tensor, and the file that it is in if that is known.
+    pub fn tensor(name: impl Into<String>, file: Option<String>) -> Place {
+        Place {
+            file,
+            tensor: Some(name.into()),
+            field: None,
+        }
+    }
+
+    /// A field of a file.
+    pub fn field(file: impl Into<String>, field: impl Into<String>) -> Place {
+        Place {
+            file: Some(file.into()),
+            tensor: None,
+            field: Some(field.into()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.tensor, &self.file, &self.field) {
+            (Some(tensor), ..) => f.write_str(tensor),
+            (None, Some(file), Some(field)) => write!(f, "{file}: {field}"),
+            (None, Some(file), None) => f.write_str(file),
+            (None, None, Some(field)) => f.write_str(field),
+            (None, None, None) => f.write_str("the checkpoint"),
+        }
+    }
+}
+
+/// One thing that was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// Its kind.
+    pub check: &'static CheckInfo,
+    /// How bad it is: its kind's severity, until a policy changes it.
+    pub severity: Severity,
+    /// Where.
+    pub place: Place,
+    /// What should be there.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+    /// What to do, where that is more exact than the kind's remedy.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    /// A finding of the kind's own severity.
+    pub fn new(
+        check: &'static CheckInfo,
+        place: Place,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Finding {
+        Finding {
+            check,
+            severity: check.severity,
+            place,
+            expected: expected.into(),
+            found: found.into(),
+            remedy: None,
+        }
+    }
+
+    /// With a remedy of its own.
+    pub fn with_remedy(self, remedy: impl Into<String>) -> Finding {
+        Finding {
+            remedy: Some(remedy.into()),
+            ..self
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> &str {
+        self.remedy.as_deref().unwrap_or(self.check.remedy)
+    }
+}
+
+/// Which command made a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// `weld check`: one checkpoint by itself.
+    Check,
+    /// `weld diff`: two checkpoints against each other.
+    Diff,
+    /// `weld verify`: a checkpoint against its recipe and inputs.
+    Verify,
+}
+
+impl Command {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Command::Check => "check",
+            Command::Diff => "diff",
+            Command::Verify => "verify",
+        }
+    }
+}
+
+/// What a report comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything that was looked at is right.
+    Passed,
+    /// Something is wrong.
+    Failed,
+    /// Nothing that was looked at is wrong, and something could not be looked at.
+    Inconclusive,
+}
+
+impl Verdict {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Passed => "passed",
+            Verdict::Failed => "failed",
+            Verdict::Inconclusive => "inconclusive",
+        }
+    }
+
+    /// The exit code of a command that ends so; 2 is kept for one that could not run.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Verdict::Passed => 0,
+            Verdict::Failed => 1,
+            Verdict::Inconclusive => 3,
+        }
+    }
+}
+
+/// A check that was not made, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Skipped {
+    /// Its kind.
+    pub check: &'static CheckInfo,
+    /// Why, as a sentence without a full stop.
+    pub why: String,
+    /// Whether what it would have found is needed for a verdict: then the report is inconclusive.
+    pub needed: bool,
+}
+
+/// Rows of text under headings, worst or most important first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    /// What it shows.
+    pub title: String,
+    /// The headings.
+    pub columns: Vec<String>,
+    /// The rows; numbers are formatted already.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// A number for each layer and role, to be seen at a glance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeatMap {
+    /// What it shows.
+    pub title: String,
+    /// The unit of its numbers, or what they are a ratio of.
+    pub unit: String,
+    /// A row each: roles of tensors, such as `self_attn.q_proj.weight`.
+    pub roles: Vec<String>,
+    /// A column each: layers.
+    pub layers: Vec<String>,
+    /// By role, then by layer; `None` where a layer has no such tensor.
+    pub values: Vec<Vec<Option<f64>>>,
+}
+
+/// How many elements lie between each two of some bounds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Histogram {
+    /// What it shows.
+    pub title: String,
+    /// The unit of its bounds.
+    pub unit: String,
+    /// For each bar its lower and upper bound and the number of elements.
+    pub bars: Vec<(f64, f64, u64)>,
+}
+
+/// What a command has to say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The command.
+    pub command: Command,
+    /// What was looked at, as the user wrote it.
+    pub subject: String,
+    /// What people want to know first: names and values, in order.
+    pub summary: Vec<(String, String)>,
+    /// The checks that were made.
+    pub checked: Vec<&'static CheckInfo>,
+    /// Those that were not.
+    pub skipped: Vec<Skipped>,
+    /// What was found; [`Report::sort`] puts the worst first.
+    pub findings: Vec<Finding>,
+    /// Tables to show.
+    pub tables: Vec<Table>,
+    /// Heat maps to show.
+    pub heat_maps: Vec<HeatMap>,
+    /// Histograms to show.
+    pub histograms: Vec<Histogram>,
+    /// The command's own numbers, for programs.
+    pub details: Value,
+}
+
+impl Report {
+    /// An empty report.
+    pub fn new(command: Command, subject: impl Into<String>) -> Report {
+        Report {
+            command,
+            subject: subject.into(),
+            summary: Vec::new(),
+            checked: Vec::new(),
+            skipped: Vec::new(),
+            findings: Vec::new(),
+            tables: Vec::new(),
+            heat_maps: Vec::new(),
+            histograms: Vec::new(),
+            details: Value::Null,
+        }
+    }
+
+    /// Says something in the summary.
+    pub fn say(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.summary.push((name.into(), value.into()));
+    }
+
+    /// Puts the worst findings first, then orders them by check and place.
+    pub fn sort(&mut self) {
+        self.findings.sort_by(|a, b| {
+            let key = |finding: &Finding| (std::cmp::Reverse(finding.severity), finding.check.id);
+            key(a).cmp(&key(b)).then_with(|| a.place.cmp(&b.place))
+        });
+    }
+
+    /// How many findings are of a severity.
+    pub fn count(&self, severity: Severity) -> usize {
+        let of = |finding: &&Finding| finding.severity == severity;
+        self.findings.iter().filter(of).count()
+    }
+
+    /// What it comes to: an error fails it, and what is needed and was not looked at leaves it open.
+    pub fn verdict(&self) -> Verdict {
+        if self.count(Severity::Error) > 0 {
+            Verdict::Failed
+        } else if self.skipped.iter().any(|skipped| skipped.needed) {
+            Verdict::Inconclusive
+        } else {
+            Verdict::Passed
+        }
+    }
+}
