@@ -4,6 +4,7 @@
 //! input is cut, as long as the cuts fall on multiples of [`BLOCK`]; each has a slow f64 twin in its tests.
 
 mod combine;
+mod digest;
 mod elements;
 mod float8;
 mod format;
@@ -13,10 +14,12 @@ mod random;
 mod real;
 mod reduce;
 mod select;
+mod steps;
 mod strided;
 mod vector;
 
 pub use combine::{clamp_to_hull, weighted_sum};
+pub use digest::TreeDigest;
 pub use elements::{Elements, Fill, Stored};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};
@@ -32,3 +35,6 @@ pub(crate) use vector::vectorised;
 ///
 /// It is part of the numerics: another value gives sums that differ in their last bits.
 pub const BLOCK: usize = 16_384;
+
+/// The version of the arithmetic: another number means that the same recipe and inputs may give other bits.
+pub const NUMERICS: u32 = 1;
