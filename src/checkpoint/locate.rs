@@ -17,6 +17,8 @@ pub struct Locator {
     pub recipe_dir: Option<PathBuf>,
     /// The Hub cache (`HF_HUB_CACHE`, or `hub` under `HF_HOME`).
     pub hub_cache: Option<PathBuf>,
+    /// Models that are elsewhere than a recipe says: as written there, without adapter, and where they are.
+    pub elsewhere: Vec<(String, PathBuf)>,
 }
 
 /// Where a model is.
@@ -51,6 +53,14 @@ impl Locator {
     /// Finds a model: an existing local path, taken literally whatever characters it has, or a cached snapshot.
     pub fn locate(&self, model: &ModelRef) -> Result<Location, CheckpointError> {
         let mut looked_in = Vec::new();
+        let moved = |(text, _): &&(String, PathBuf)| text == model.text();
+        if let Some((_, path)) = self.elsewhere.iter().find(moved) {
+            let path = self.working_dir.join(path);
+            return match fs::metadata(&path) {
+                Ok(_) => Ok(Location::local(path)),
+                Err(source) => Err(CheckpointError::io("open", &path, source)),
+            };
+        }
         if let Some(path) = self.find_local(model.text(), &mut looked_in) {
             return Ok(Location::local(path));
         }
@@ -168,6 +178,7 @@ mod tests {
             working_dir: root.join("work"),
             recipe_dir: Some(root.join("recipes")),
             hub_cache: Some(root.join("hub")),
+            elsewhere: Vec::new(),
         }
     }
 

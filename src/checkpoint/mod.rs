@@ -33,6 +33,7 @@ pub(crate) mod fixtures;
 
 pub use adapter::{Adapter, AdapterError};
 pub use aliases::{PrefixAlias, find_alias};
+pub(crate) use bounded::read_bounded;
 pub use config::ModelConfig;
 pub use error::CheckpointError;
 pub use hub::HubSnapshot;

@@ -93,6 +93,25 @@ impl Shard {
             .unwrap_or_default()
     }
 
+    /// The BLAKE3 digest of its header, length and padding included; pickles have none.
+    pub fn header_digest(&self) -> Option<blake3::Hash> {
+        let header = self
+            .map
+            .get(..header::LENGTH_BYTES as usize + self.header_len as usize)?;
+        (self.header_len > 0).then(|| blake3::hash(header))
+    }
+
+    /// The SHA-256 of the file by its name in the Hub's cache, which names large files so.
+    ///
+    /// It is what the Hub said at the download, and was not computed from what the file holds now.
+    pub fn hub_sha256(&self) -> Option<String> {
+        let blob = fs::read_link(&self.path).ok()?;
+        let parent = blob.parent()?.file_name()?;
+        let name = blob.file_name()?.to_str()?;
+        let hex = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
+        (parent == "blobs" && name.len() == 64 && name.bytes().all(hex)).then(|| name.to_owned())
+    }
+
     /// Compares length and time of modification with those at open.
     pub(super) fn check_unchanged(&self) -> Result<(), CheckpointError> {
         let io = |source| CheckpointError::io("look at", &self.path, source);

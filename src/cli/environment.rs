@@ -1,6 +1,7 @@
 //! What the environment says: where the Hub's cache is, from where relative paths start.
 
 use std::env;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use super::output::Failure;
@@ -15,7 +16,14 @@ pub(super) fn locator(recipe_dir: Option<&Path>) -> Result<Locator, Failure> {
         working_dir,
         recipe_dir,
         hub_cache: hub_cache(),
+        elsewhere: Vec::new(),
     })
+}
+
+/// A number that nobody knows beforehand.
+pub(super) fn random() -> u64 {
+    // The standard library keys its hash maps with the system's randomness.
+    RandomState::new().build_hasher().finish()
 }
 
 /// The cache as huggingface_hub finds it.

@@ -12,7 +12,7 @@ use super::output::{Failure, print, say};
 use super::progress::Progress;
 use super::signals;
 use crate::plan::Plan;
-use crate::run::{self, Summary};
+use crate::run::{self, RunOptions, Summary};
 
 /// Merge models by a recipe and write a checkpoint folder
 ///
@@ -28,6 +28,10 @@ pub(super) struct Arguments {
     /// Replace OUT if it is not empty
     #[arg(long)]
     force: bool,
+
+    /// Put the digest of every tensor of the inputs into the lock, which reads them once more
+    #[arg(long)]
+    hash_inputs: bool,
 
     /// Say nothing but errors
     #[arg(long, short)]
@@ -49,7 +53,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let peak = PeakMemory::watch();
     let progress = Progress::start(&plan, quiet, stop);
-    let done = run::run(&plan, &arguments.out, arguments.force, &progress);
+    let done = run::run(
+        &plan,
+        &arguments.out,
+        RunOptions {
+            force: arguments.force,
+            hash_inputs: arguments.hash_inputs,
+        },
+        &progress,
+    );
     progress.finish();
     let (summary, peak) = (done?, peak.stop());
     match arguments.format {

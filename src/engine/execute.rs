@@ -163,6 +163,7 @@ struct Flight<'a> {
     job: usize,
     work: &'a Work<'a>,
     output: Option<usize>,
+    sample: Option<&'a [usize]>,
     stage: Stage,
     measured: Vec<Measured>,
     /// Whether a pass has been through all elements, and has counted NaN and infinity.
@@ -203,6 +204,14 @@ impl Stage {
             Stage::Double(Pass::MeasureColumns(_, measure)) => Some(measure.sums()),
             _ => None,
         }
+    }
+
+    /// Whether the pass gives the output.
+    fn is_last(&self) -> bool {
+        matches!(
+            self,
+            Stage::Copy | Stage::Single(Pass::Apply(_)) | Stage::Double(Pass::Apply(_))
+        )
     }
 
     /// Whether the pass sees only some of the elements.
@@ -275,7 +284,12 @@ fn cost(work: &Work<'_>) -> Cost {
 
 impl<'a> Flight<'a> {
     fn new(job: usize, jobs: &'a [Job<'a>]) -> Self {
-        let Job { work, output, .. } = &jobs[job];
+        let Job {
+            work,
+            output,
+            sample,
+            ..
+        } = &jobs[job];
         let sources = match work {
             Work::Copy { sources, .. } => sources.len(),
             Work::Compute { sources, .. } => sources.len(),
@@ -284,6 +298,7 @@ impl<'a> Flight<'a> {
             job,
             work,
             output: *output,
+            sample: sample.as_deref(),
             stage: Stage::Done,
             measured: Vec::new(),
             looked: false,
@@ -347,11 +362,31 @@ impl<'a> Flight<'a> {
 
     /// Parts that the workers claim in this round: bands of columns, or tiles.
     fn parts(&self, tile_blocks: usize) -> usize {
-        match (&self.stage, self.stage.columns()) {
-            (Stage::Done, _) => 0,
-            (_, Some(columns)) => columns.div_ceil(BAND),
-            (_, None) => self.work.blocks().div_ceil(tile_blocks),
+        match (&self.stage, self.stage.columns(), self.sample()) {
+            (Stage::Done, ..) => 0,
+            (_, Some(columns), _) => columns.div_ceil(BAND),
+            (_, _, Some(sample)) => sample.len(),
+            (_, None, None) => self.work.blocks().div_ceil(tile_blocks),
         }
+    }
+
+    /// The blocks of a part that is a tile: one, where only some are wanted.
+    fn tile(&self, part: usize, tile_blocks: usize) -> Range<usize> {
+        let blocks = self.work.blocks();
+        match self.sample() {
+            Some(sample) => sample
+                .get(part)
+                .map_or(0..0, |&block| block.min(blocks)..blocks.min(block + 1)),
+            None => {
+                let first = part.saturating_mul(tile_blocks);
+                first..blocks.min(first + tile_blocks)
+            }
+        }
+    }
+
+    /// The blocks that are wanted of the pass at hand, if not all are.
+    fn sample(&self) -> Option<&'a [usize]> {
+        self.sample.filter(|_| self.stage.is_last())
     }
 
     /// Whether this is the first look at the sources, which counts NaN and infinity.
@@ -478,8 +513,7 @@ impl<'a> Engine<'a> {
         if self.observer.cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let first = part.saturating_mul(self.limits.tile_blocks);
-        let blocks = first..flight.work.blocks().min(first + self.limits.tile_blocks);
+        let blocks = flight.tile(part, self.limits.tile_blocks);
         let Scratch {
             single,
             double,

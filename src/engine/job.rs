@@ -12,6 +12,16 @@ pub struct Job<'a> {
     pub output: Option<usize>,
     /// Whether the jobs before it must be done first, as its sources are derived from what they decide.
     pub after_all: bool,
+    /// The blocks that are wanted, ascending, if not all are: a look at a result that is there already. Passes
+    /// that measure go over all of them, as the result depends on it.
+    pub sample: Option<Vec<usize>>,
+}
+
+impl Job<'_> {
+    /// Blocks of its tensor.
+    pub fn blocks(&self) -> usize {
+        self.work.blocks()
+    }
 }
 
 /// What is done with the sources.

@@ -155,6 +155,7 @@ fn merged(
         work,
         output: Some(0),
         after_all: false,
+        sample: None,
     }];
     engine::execute(&jobs, &settings, &limits, &memory, &Nobody)
         .map_err(|error| error.to_string())?;

@@ -61,6 +61,10 @@ pub struct Plan {
     pub seed: u64,
     /// The recipe's file and text.
     pub recipe: (String, String),
+    /// Bytes of tensors in an output file at the most.
+    pub shard_size: u64,
+    /// Whose tokenizer files were asked for, if not the base's or the first model's.
+    pub tokenizer_from: Option<String>,
     /// The models, opened, in order of first appearance.
     pub models: Vec<Checkpoint>,
     /// Those of the models that are results of other documents of the recipe, by their number.
@@ -118,6 +122,18 @@ impl Plan {
     /// Names, dtypes and shapes of the output, as the writers of headers and indexes want them.
     pub fn signatures(&self) -> Vec<(String, Dtype, Vec<usize>)> {
         signatures(&self.tensors)
+    }
+
+    /// Bytes of each tensor of the output.
+    pub fn lens(&self) -> Vec<u64> {
+        let len = |tensor: &PlannedTensor| tensor.elements() * tensor.dtype.bitsize() as u64 / 8;
+        self.tensors.iter().map(len).collect()
+    }
+
+    /// The text of the output's `config.json`, if the donor has one.
+    pub fn config_text(&self) -> Option<String> {
+        // `Value` prints without fail; the alternate form is indented.
+        self.config.as_ref().map(|config| format!("{config:#}\n"))
     }
 
     /// Bytes of the output's weight files.
@@ -328,6 +344,8 @@ fn attempt(
         random: method.info().random || results.values().any(|result| result.plan.random),
         seed: options.seed,
         recipe: (path.to_owned(), recipe.text.clone()),
+        shard_size: options.shard_size,
+        tokenizer_from: tokenizer_from.map(|model| model.text().to_owned()),
         donor: models.donor,
         tokenizer_donor: models.tokenizer_donor,
         base: models.base,

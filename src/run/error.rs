@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Purpose;
+use super::work::Purpose;
 use crate::checkpoint::CheckpointError;
 use crate::engine::EngineError;
 

@@ -6,23 +6,33 @@
 //! This layer decides nothing: what is computed stands in the plan.
 
 mod card;
+mod digests;
 mod error;
+mod lock;
 mod output;
 mod stage;
+mod work;
 mod writer;
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+pub use digests::digests;
 pub use error::RunError;
+pub use lock::{
+    LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
+    files_of,
+};
 
-use crate::checkpoint::index_json;
-use crate::engine::{self, Job, Observer, Target, Totals};
-use crate::numeric::FloatType;
-use crate::plan::{Operation, Plan, PlannedTensor};
+use crate::checkpoint::{Checkpoint, index_json};
+use crate::engine::{self, Observer, Sink, Totals};
+use crate::plan::Plan;
 use output::{OutputFiles, write_file};
 use stage::Stage;
+pub use work::Sample;
+use work::Work;
 use writer::Room;
 
 /// What a run did.
@@ -36,6 +46,15 @@ pub struct Summary {
     pub elapsed: Duration,
 }
 
+/// How a run leaves its output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// Replace what is at the output's place.
+    pub force: bool,
+    /// Put the digests of the inputs' tensors into the lock too, which reads them once more.
+    pub hash_inputs: bool,
+}
+
 /// Runs a plan and puts the checkpoint at `out`.
 ///
 /// # Errors
@@ -44,7 +63,7 @@ pub struct Summary {
 pub fn run(
     plan: &Plan,
     out: &Path,
-    force: bool,
+    options: RunOptions,
     observer: &dyn Observer,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
@@ -57,49 +76,26 @@ pub fn run(
         .sum();
     let models = plan.stored_models();
     let inputs = models.iter().flat_map(|model| model.location().paths());
-    let stage = Stage::open(out, force, inputs, plan.bytes_written() + side)?;
+    let stage = Stage::open(out, options.force, inputs, plan.bytes_written() + side)?;
 
     let room = Room {
         chunk: plan.limits.chunk,
         chunks: plan.limits.chunks,
     };
-    let files = OutputFiles::create(stage.path(), &plan.shards, room)?;
-    let Work { jobs, purposes, .. } = Work::of(plan);
+    let files = OutputFiles::create(stage.path(), &plan.shards, &plan.lens(), room)?;
+    let Work { jobs, purposes, .. } = Work::of(plan, None);
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &files, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, out))?;
     check_complete(plan, totals)?;
-    files.finish()?;
-    for model in &plan.models {
-        model
-            .check_unchanged()
-            .map_err(|source| RunError::InputChanged {
-                model: model.label().to_owned(),
-                source: Box::new(source),
-            })?;
-    }
-
-    if plan.shards.len() > 1 {
-        let index = index_json(&plan.shards, &plan.signatures());
-        write_file(
-            stage.path(),
-            "model.safetensors.index.json",
-            index.as_bytes(),
-        )?;
-    }
-    if let Some(config) = &plan.config {
-        // `Value` prints without fail; the alternate form is indented.
-        write_file(
-            stage.path(),
-            "config.json",
-            format!("{config:#}\n").as_bytes(),
-        )?;
-    }
-    for (_, file) in &plan.sidecars {
-        output::copy_file(&file.path, stage.path(), &file.name)?;
-    }
-    for (name, bytes) in &plan.made {
-        write_file(stage.path(), name, bytes)?;
-    }
+    let digests = files.finish()?;
+    let inputs = match options.hash_inputs {
+        true => Some(input_digests(plan, observer)?),
+        false => None,
+    };
+    check_unchanged(plan)?;
+    let files = write_side_files(plan, stage.path())?;
+    let lock = Lock::new(plan, &digests, files, inputs);
+    write_file(stage.path(), LOCK_FILE, lock.text().as_bytes())?;
     write_file(stage.path(), "README.md", card::text(plan, out).as_bytes())?;
     if observer.cancelled() {
         return Err(RunError::Cancelled);
@@ -110,6 +106,78 @@ pub fn run(
         totals,
         elapsed: started.elapsed(),
     })
+}
+
+/// Computes what a plan would write and gives it to a sink: the output's tensors by number.
+///
+/// With `sample`, only those blocks of each tensor are computed; it gives them, ascending, for a tensor's number and how many blocks it has.
+///
+/// # Errors
+/// What only the weights can tell (NaN, overflow, copies that differ), and failures of the sink.
+pub fn replay(
+    plan: &Plan,
+    sample: Option<&Sample<'_>>,
+    sink: &dyn Sink,
+    observer: &dyn Observer,
+) -> Result<Totals, RunError> {
+    let Work { jobs, purposes, .. } = Work::of(plan, sample);
+    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)
+        .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;
+    check_unchanged(plan)?;
+    Ok(totals)
+}
+
+/// That no input was written to meanwhile.
+fn check_unchanged(plan: &Plan) -> Result<(), RunError> {
+    for model in &plan.models {
+        model
+            .check_unchanged()
+            .map_err(|source| RunError::InputChanged {
+                model: model.label().to_owned(),
+                source: Box::new(source),
+            })?;
+    }
+    Ok(())
+}
+
+/// Writes what is beside the weights; gives the digest of each file that `weld verify` makes again.
+fn write_side_files(plan: &Plan, folder: &Path) -> Result<BTreeMap<String, String>, RunError> {
+    let mut digests = BTreeMap::new();
+    let mut made: Vec<(&str, Cow<'_, [u8]>)> = Vec::new();
+    if plan.shards.len() > 1 {
+        let index = index_json(&plan.shards, &plan.signatures());
+        made.push(("model.safetensors.index.json", index.into_bytes().into()));
+    }
+    if let Some(config) = plan.config_text() {
+        made.push(("config.json", config.into_bytes().into()));
+    }
+    let files = plan.made.iter();
+    made.extend(files.map(|(name, bytes)| (name.as_str(), bytes.as_slice().into())));
+    for (name, bytes) in made {
+        let digest = write_file(folder, name, &bytes)?;
+        digests.insert(name.to_owned(), digest.to_string());
+    }
+    for (_, file) in &plan.sidecars {
+        let digest = output::copy_file(&file.path, folder, &file.name)?;
+        digests.insert(file.name.clone(), digest.to_string());
+    }
+    Ok(digests)
+}
+
+/// The digests of the tensors of every model that was read, by name.
+fn input_digests(
+    plan: &Plan,
+    observer: &dyn Observer,
+) -> Result<Vec<BTreeMap<String, String>>, RunError> {
+    let models = plan.stored_models();
+    let of = |model: &&Checkpoint| {
+        let digests = digests(model, plan.settings.threads, observer)?;
+        let tensors = model.tensors().iter().zip(digests);
+        let named =
+            tensors.filter_map(|(tensor, digest)| Some((tensor.name.clone(), digest?.to_string())));
+        Ok(named.collect())
+    };
+    models.iter().map(of).collect()
 }
 
 /// That every byte of every tensor was computed: a last look before a folder is put in its place.
@@ -127,131 +195,4 @@ fn check_complete(plan: &Plan, totals: Totals) -> Result<(), RunError> {
         expected,
         found: totals.written,
     })
-}
-
-/// What a job of the engine is for, so that its errors can be told.
-#[derive(Clone, Copy)]
-enum Purpose<'a> {
-    /// A pair of tensors that must be equal, of a plan.
-    Equal(&'a Plan, usize),
-    /// A tensor of a plan: written, or decided for those made from it.
-    Tensor(&'a Plan, usize),
-}
-
-/// The engine's work, in order, and what each job is for.
-#[derive(Default)]
-struct Work<'a> {
-    jobs: Vec<Job<'a>>,
-    purposes: Vec<Purpose<'a>>,
-    /// The results that are checked and decided already, by address.
-    prepared: HashSet<*const PlannedTensor>,
-}
-
-impl<'a> Work<'a> {
-    /// First the pairs that must be equal, then the output's tensors, each after what it is made from.
-    fn of(plan: &'a Plan) -> Self {
-        let mut work = Self::default();
-        for result in plan.all_results() {
-            work.check_equal(&result.plan);
-        }
-        work.check_equal(plan);
-        for (index, tensor) in plan.tensors.iter().enumerate() {
-            let derived = work.prepare(plan, tensor);
-            let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
-            work.push(
-                Purpose::Tensor(plan, index),
-                Job {
-                    work: computation(plan, tensor, Target::Values(format)),
-                    output: Some(index),
-                    after_all: derived,
-                },
-            );
-        }
-        work
-    }
-
-    fn push(&mut self, purpose: Purpose<'a>, job: Job<'a>) {
-        self.purposes.push(purpose);
-        self.jobs.push(job);
-    }
-
-    fn check_equal(&mut self, plan: &'a Plan) {
-        for (index, &(model, left_out, kept)) in plan.equal.iter().enumerate() {
-            let model = &plan.models[model];
-            let pair = [left_out, kept].into_iter();
-            let work = engine::Work::Copy {
-                // As they are stored: an adapter of the one that is kept changes the other with it.
-                sources: pair.filter_map(|tensor| model.stored(tensor)).collect(),
-                format: None,
-            };
-            let job = Job {
-                work,
-                output: None,
-                after_all: false,
-            };
-            self.push(Purpose::Equal(plan, index), job);
-        }
-    }
-
-    /// Adds the jobs that a tensor's sources need, if they are results; tells whether any is.
-    fn prepare(&mut self, plan: &'a Plan, tensor: &'a PlannedTensor) -> bool {
-        let mut any = false;
-        for source in tensor.inputs() {
-            let Some((result, index)) = plan.result_of(source) else {
-                continue;
-            };
-            any = true;
-            let Some((made, decided)) = result
-                .plan
-                .tensors
-                .get(index)
-                .zip(result.decided.get(index))
-            else {
-                continue;
-            };
-            if !self.prepared.insert(made) {
-                continue;
-            }
-            let derived = self.prepare(&result.plan, made);
-            let needed = made.cost().measures > 0
-                || matches!(made.operation, Operation::Copy) && made.sources.len() > 1;
-            if needed {
-                let job = Job {
-                    work: computation(&result.plan, made, Target::Decide(decided)),
-                    output: None,
-                    after_all: derived,
-                };
-                self.push(Purpose::Tensor(&result.plan, index), job);
-            }
-        }
-        any
-    }
-}
-
-/// What the engine does for a tensor.
-fn computation<'a>(
-    plan: &'a Plan,
-    tensor: &'a PlannedTensor,
-    target: Target<'a>,
-) -> engine::Work<'a> {
-    match &tensor.operation {
-        Operation::Copy => {
-            let sources = tensor.sources.iter();
-            engine::Work::Copy {
-                sources: sources.filter_map(|source| plan.bytes(source)).collect(),
-                format: FloatType::of(tensor.dtype),
-            }
-        }
-        Operation::Compute(program) => {
-            let sources = 0..tensor.sources.len();
-            engine::Work::Compute {
-                sources: sources
-                    .filter_map(|source| plan.source_values(tensor, source))
-                    .collect(),
-                elements: tensor.elements(),
-                program: program.as_ref(),
-                target,
-            }
-        }
-    }
 }

@@ -205,7 +205,10 @@ fn a_raw_state_dict_needs_no_config_and_gets_none() {
     let out = bench.merge(&mean("a.safetensors", "b.safetensors"), &[]);
     assert_eq!(names(&out), ["cond.0.proj", "unet.in.0.0.bias"]);
     let found: Vec<String> = files(&out).into_iter().map(|(name, _)| name).collect();
-    assert_eq!(found, ["README.md", "model.safetensors"]);
+    assert_eq!(
+        found,
+        ["README.md", "model.safetensors", "weldment.lock.json"]
+    );
 }
 
 #[test]

@@ -117,9 +117,14 @@ fn shards_hold_no_more_than_asked_and_the_index_knows_them() {
     let whole = by_name(&bench.merge(LINEAR, &[]));
     assert_eq!(
         file_names(&bench.path("out")),
-        ["README.md", "config.json", "model.safetensors"]
-            .map(String::from)
-            .into()
+        [
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "weldment.lock.json"
+        ]
+        .map(String::from)
+        .into()
     );
     let limit = 500;
     let out = bench.merge(LINEAR, &["--shard-size", "500"]);
@@ -352,7 +357,15 @@ fn files_beside_the_weights_are_carried_over_from_the_donor() {
         }
     }
     let mut expected: BTreeSet<String> = carried.map(String::from).into();
-    expected.extend(["README.md", "config.json", "model.safetensors"].map(String::from));
+    expected.extend(
+        [
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "weldment.lock.json",
+        ]
+        .map(String::from),
+    );
     let check = |from_b: &[&str], more: &[&str]| {
         let out = bench.merge(LINEAR, more);
         assert_eq!(file_names(&out), expected);
@@ -666,7 +679,7 @@ fn a_parent_folder_that_is_not_there_is_made() {
     let outcome = bench.weld(&["merge", "recipe.yml", "new/deep/out", "-q"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert_eq!(load(&bench.path("new/deep/out")).len(), 11);
-    assert_eq!(files(&bench.path("new/deep/out")).len(), 3);
+    assert_eq!(files(&bench.path("new/deep/out")).len(), 4);
     let left: Vec<_> = fs::read_dir(bench.path("new/deep")).unwrap().collect();
     assert_eq!(left.len(), 1);
 }

@@ -1,0 +1,254 @@
+//! `weldment.lock.json`: what a checkpoint was made from and what came out, so that `weld verify` can say later
+//! whether it still is that.
+//!
+//! The same recipe, inputs and options give the same lock: it holds no time, no host and no absolute path.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Location, read_bounded};
+use crate::numeric::NUMERICS;
+use crate::plan::Plan;
+
+/// The lock's file name.
+pub const LOCK_FILE: &str = "weldment.lock.json";
+
+/// The version of the lock's form.
+const FORMAT: &str = "weldment-lock/1";
+
+/// The largest lock: a million tensors.
+const MAX_LOCK_BYTES: u64 = 128 << 20;
+
+/// What a checkpoint was made from, and what came out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    /// The version of this form.
+    pub format: String,
+    /// Who made the checkpoint.
+    pub tool: Tool,
+    /// The command that made it: `merge`.
+    pub command: String,
+    /// The recipe, word by word; absolute paths of models are shortened to their last part.
+    pub recipe: String,
+    /// What the result depends on beside recipe and inputs.
+    pub options: LockedOptions,
+    /// The models that were read.
+    pub inputs: Vec<LockedInput>,
+    /// What was written.
+    pub outputs: LockedOutputs,
+}
+
+/// A version of the tool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The version of its arithmetic; see [`NUMERICS`].
+    pub numerics: u32,
+}
+
+/// The options of the command that the result depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedOptions {
+    /// Keys random masks.
+    pub seed: u64,
+    /// Bytes of tensors in a file.
+    pub shard_size: u64,
+    /// Whose tokenizer files were taken, if that was asked for.
+    pub tokenizer_from: Option<String>,
+    /// Whether NaN and infinity were carried through.
+    pub allow_nonfinite: bool,
+    /// Whether values that were too large were clamped.
+    pub saturate: bool,
+}
+
+/// A model that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedInput {
+    /// As the recipe names it.
+    pub model: String,
+    /// The repository and commit, if it came from the Hub's cache.
+    pub hub: Option<LockedHub>,
+    /// The repository and commit of its adapter, if that came from the Hub's cache.
+    pub adapter_hub: Option<LockedHub>,
+    /// Its weight files by name; an adapter's too.
+    pub files: BTreeMap<String, LockedFile>,
+    /// The BLAKE3 digest of each tensor's bytes, if they were asked for.
+    pub tensors: Option<BTreeMap<String, String>>,
+}
+
+/// A state of a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedHub {
+    /// `org/name`.
+    pub repo: String,
+    /// The commit.
+    pub commit: String,
+}
+
+/// A weight file that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedFile {
+    /// Its length.
+    pub bytes: u64,
+    /// The BLAKE3 digest of its header: every name, dtype, shape and place. Pickles have none.
+    pub header: Option<String>,
+    /// The SHA-256 of the whole file, where the Hub's cache names it.
+    pub sha256: Option<String>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedOutputs {
+    /// The BLAKE3 digest of each file that is neither weights nor made for people.
+    pub files: BTreeMap<String, String>,
+    /// The BLAKE3 digest of each tensor's bytes, whatever file it is in.
+    pub tensors: BTreeMap<String, String>,
+}
+
+impl Lock {
+    /// The lock of a plan that was run: with the digests of its tensors, in the plan's order, and of its files,
+    /// and, if they were taken, those of the tensors of [`Plan::stored_models`].
+    pub(super) fn new(
+        plan: &Plan,
+        tensors: &[blake3::Hash],
+        files: BTreeMap<String, String>,
+        inputs: Option<Vec<BTreeMap<String, String>>>,
+    ) -> Lock {
+        let models = plan.stored_models();
+        let short = Shortened::of(&models);
+        let mut inputs = inputs.map(Vec::into_iter);
+        let locked = |model: &&Checkpoint| LockedInput {
+            model: short.apply(model.label()),
+            hub: hub(model.location()),
+            adapter_hub: model.location().adapter.as_deref().and_then(hub),
+            files: files_of(model),
+            tensors: inputs.as_mut().and_then(Iterator::next),
+        };
+        Lock {
+            format: FORMAT.to_owned(),
+            tool: Tool {
+                name: "weldment".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                numerics: NUMERICS,
+            },
+            command: "merge".to_owned(),
+            recipe: short.apply(&plan.recipe.1),
+            options: LockedOptions {
+                seed: plan.seed,
+                shard_size: plan.shard_size,
+                tokenizer_from: plan.tokenizer_from.as_deref().map(|text| short.apply(text)),
+                allow_nonfinite: plan.settings.allow_non_finite,
+                saturate: plan.settings.saturate,
+            },
+            inputs: models.iter().map(locked).collect(),
+            outputs: LockedOutputs {
+                files,
+                tensors: plan
+                    .tensors
+                    .iter()
+                    .zip(tensors)
+                    .map(|(tensor, digest)| (tensor.name.clone(), digest.to_string()))
+                    .collect(),
+            },
+        }
+    }
+
+    /// The lock of a checkpoint's folder, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read, or is of another form.
+    pub fn read(folder: &Path) -> Result<Option<Lock>, CheckpointError> {
+        let path = folder.join(LOCK_FILE);
+        if path.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let bytes = read_bounded(&path, MAX_LOCK_BYTES, "lock, in bytes")?;
+        let malformed = |detail: String| CheckpointError::JsonMalformed {
+            path: path.clone(),
+            detail,
+        };
+        let lock: Lock =
+            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        if lock.format != FORMAT {
+            return Err(malformed(format!(
+                "expected a lock of the form `{FORMAT}`, found `{}`",
+                lock.format.escape_debug()
+            )));
+        }
+        Ok(Some(lock))
+    }
+
+    /// The text of the file.
+    pub fn text(&self) -> String {
+        // Strings, numbers and maps of strings always have a JSON.
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+}
+
+fn hub(location: &Location) -> Option<LockedHub> {
+    location.hub.as_ref().map(|hub| LockedHub {
+        repo: hub.repo.clone(),
+        commit: hub.commit.clone(),
+    })
+}
+
+/// The weight files of a model as they are now.
+pub fn files_of(model: &Checkpoint) -> BTreeMap<String, LockedFile> {
+    let files = model.shards().iter().map(|shard| {
+        let file = LockedFile {
+            bytes: shard.file_size,
+            header: shard.header_digest().map(|digest| digest.to_string()),
+            sha256: shard.hub_sha256(),
+        };
+        (shard.file_name(), file)
+    });
+    files.collect()
+}
+
+/// Absolute paths of models, and what stands for each in a lock.
+struct Shortened(Vec<(String, String)>);
+
+impl Shortened {
+    fn of(models: &[&Checkpoint]) -> Shortened {
+        let mut paths: Vec<&str> = models
+            .iter()
+            .flat_map(|model| model.label().split('+'))
+            .filter(|part| part.starts_with('/'))
+            .map(|part| part.trim_end_matches('/'))
+            .collect();
+        // The longest first: one may be the beginning of another.
+        paths.sort_by_key(|path| (std::cmp::Reverse(path.len()), *path));
+        paths.dedup();
+        let short = |(number, path): (usize, &&str)| {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let alike = |other: &&&str| other.rsplit('/').next() == Some(name);
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            let usable = name.chars().all(plain)
+                && name.starts_with(|c: char| c.is_ascii_alphabetic())
+                && paths.iter().filter(alike).count() == 1;
+            let short = match usable {
+                true => name.to_owned(),
+                false => format!("input-{}", number + 1),
+            };
+            ((*path).to_owned(), short)
+        };
+        Shortened(paths.iter().enumerate().map(short).collect())
+    }
+
+    fn apply(&self, text: &str) -> String {
+        let replaced = |text: String, (path, short): &(String, String)| text.replace(path, short);
+        self.0.iter().fold(text.to_owned(), replaced)
+    }
+}

@@ -1,0 +1,142 @@
+//! The engine's jobs for a plan, in order, and what each is for.
+
+use std::collections::HashSet;
+
+use crate::engine::{self, Job, Target};
+use crate::numeric::FloatType;
+use crate::plan::{Operation, Plan, PlannedTensor};
+
+/// Which blocks of a tensor are wanted, ascending: for its number in the output, and how many blocks it has.
+pub type Sample<'s> = dyn Fn(usize, usize) -> Vec<usize> + 's;
+
+/// What a job of the engine is for, so that its errors can be told.
+#[derive(Clone, Copy)]
+pub(super) enum Purpose<'a> {
+    /// A pair of tensors that must be equal, of a plan.
+    Equal(&'a Plan, usize),
+    /// A tensor of a plan: written, or decided for those made from it.
+    Tensor(&'a Plan, usize),
+}
+
+/// The engine's work, in order, and what each job is for.
+#[derive(Default)]
+pub(super) struct Work<'a> {
+    pub(super) jobs: Vec<Job<'a>>,
+    pub(super) purposes: Vec<Purpose<'a>>,
+    /// The results that are checked and decided already, by address.
+    prepared: HashSet<*const PlannedTensor>,
+}
+
+impl<'a> Work<'a> {
+    /// First the pairs that must be equal, then the output's tensors, each after what it is made from.
+    ///
+    /// With `sample`, only some blocks of the output's tensors: those that it gives for the number of a tensor and
+    /// that of its blocks.
+    pub(super) fn of(plan: &'a Plan, sample: Option<&Sample<'_>>) -> Self {
+        let mut work = Self::default();
+        for result in plan.all_results() {
+            work.check_equal(&result.plan);
+        }
+        work.check_equal(plan);
+        for (index, tensor) in plan.tensors.iter().enumerate() {
+            let derived = work.prepare(plan, tensor);
+            let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
+            let mut job = Job {
+                work: computation(plan, tensor, Target::Values(format)),
+                output: Some(index),
+                after_all: derived,
+                sample: None,
+            };
+            job.sample = sample.map(|sample| sample(index, job.blocks()));
+            work.push(Purpose::Tensor(plan, index), job);
+        }
+        work
+    }
+
+    fn push(&mut self, purpose: Purpose<'a>, job: Job<'a>) {
+        self.purposes.push(purpose);
+        self.jobs.push(job);
+    }
+
+    fn check_equal(&mut self, plan: &'a Plan) {
+        for (index, &(model, left_out, kept)) in plan.equal.iter().enumerate() {
+            let model = &plan.models[model];
+            let pair = [left_out, kept].into_iter();
+            let work = engine::Work::Copy {
+                // As they are stored: an adapter of the one that is kept changes the other with it.
+                sources: pair.filter_map(|tensor| model.stored(tensor)).collect(),
+                format: None,
+            };
+            let job = Job {
+                work,
+                output: None,
+                after_all: false,
+                sample: None,
+            };
+            self.push(Purpose::Equal(plan, index), job);
+        }
+    }
+
+    /// Adds the jobs that a tensor's sources need, if they are results; tells whether any is.
+    fn prepare(&mut self, plan: &'a Plan, tensor: &'a PlannedTensor) -> bool {
+        let mut any = false;
+        for source in tensor.inputs() {
+            let Some((result, index)) = plan.result_of(source) else {
+                continue;
+            };
+            any = true;
+            let Some((made, decided)) = result
+                .plan
+                .tensors
+                .get(index)
+                .zip(result.decided.get(index))
+            else {
+                continue;
+            };
+            if !self.prepared.insert(made) {
+                continue;
+            }
+            let derived = self.prepare(&result.plan, made);
+            let needed = made.cost().measures > 0
+                || matches!(made.operation, Operation::Copy) && made.sources.len() > 1;
+            if needed {
+                let job = Job {
+                    work: computation(&result.plan, made, Target::Decide(decided)),
+                    output: None,
+                    after_all: derived,
+                    sample: None,
+                };
+                self.push(Purpose::Tensor(&result.plan, index), job);
+            }
+        }
+        any
+    }
+}
+
+/// What the engine does for a tensor.
+fn computation<'a>(
+    plan: &'a Plan,
+    tensor: &'a PlannedTensor,
+    target: Target<'a>,
+) -> engine::Work<'a> {
+    match &tensor.operation {
+        Operation::Copy => {
+            let sources = tensor.sources.iter();
+            engine::Work::Copy {
+                sources: sources.filter_map(|source| plan.bytes(source)).collect(),
+                format: FloatType::of(tensor.dtype),
+            }
+        }
+        Operation::Compute(program) => {
+            let sources = 0..tensor.sources.len();
+            engine::Work::Compute {
+                sources: sources
+                    .filter_map(|source| plan.source_values(tensor, source))
+                    .collect(),
+                elements: tensor.elements(),
+                program: program.as_ref(),
+                target,
+            }
+        }
+    }
+}
