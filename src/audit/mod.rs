@@ -10,6 +10,7 @@
 pub mod formats;
 mod registry;
 mod report;
+pub mod verify;
 
 pub use registry::{all_checks, find_check};
 pub use report::{

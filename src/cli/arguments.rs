@@ -87,7 +87,7 @@ impl PlanArguments {
 }
 
 /// A size: a number of bytes, or with a unit, decimal (GB) or binary (GiB).
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     match text.parse::<ByteSize>() {
         Ok(ByteSize(0)) => Err("must be more than 0".into()),
         Ok(ByteSize(bytes)) => Ok(bytes),

@@ -14,6 +14,7 @@ mod plan;
 mod progress;
 mod report;
 mod signals;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ struct Cli {
 enum Command {
     Merge(merge::Arguments),
     Plan(plan::Arguments),
+    Verify(Box<verify::Arguments>),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
     Completions(completions::Arguments),
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
     let done: Result<(), Failure> = match cli.command {
         Command::Merge(arguments) => merge::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal};
 
 use super::output::say;
+use crate::checkpoint::Checkpoint;
 use crate::engine::Observer;
 use crate::plan::Plan;
 
@@ -21,25 +22,48 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn start(plan: &Plan, quiet: bool, stop: Arc<AtomicBool>) -> Self {
-        let target = if quiet {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr_with_hz(10)
-        };
-        let bar =
-            ProgressBar::with_draw_target(Some(plan.bytes_read + plan.bytes_written()), target);
-        if let Ok(style) = ProgressStyle::with_template(
-            "{bar:30} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}",
-        ) {
-            bar.set_style(style);
-        }
-        bar.set_message(plan.method.name);
         let line = format!(
             "merging {} tensors of {} models by {}",
             plan.tensors.len(),
             plan.models.len(),
             plan.method.name
         );
+        let bytes = plan.bytes_read + plan.bytes_written();
+        Self::over(bytes, plan.method.name, line, quiet, stop)
+    }
+
+    /// For a checkpoint that is verified, by a plan if there is one.
+    pub(super) fn verifying(
+        model: &Checkpoint,
+        plan: Option<&Plan>,
+        quiet: bool,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let own: u64 = model.tensors().iter().map(|tensor| tensor.len).sum();
+        let bytes = own + plan.map_or(0, |plan| plan.bytes_read);
+        let line = format!("verifying {} tensors", model.tensors().len());
+        Self::over(bytes, "verify", line, quiet, stop)
+    }
+
+    fn over(
+        bytes: u64,
+        message: &'static str,
+        line: String,
+        quiet: bool,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(10)
+        };
+        let bar = ProgressBar::with_draw_target(Some(bytes), target);
+        if let Ok(style) = ProgressStyle::with_template(
+            "{bar:30} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}",
+        ) {
+            bar.set_style(style);
+        }
+        bar.set_message(message);
         let announced = quiet || io::stderr().is_terminal();
         Self {
             bar,

@@ -28,7 +28,7 @@ mod tests;
 
 pub use exceptions::{Exception, Fallback};
 pub use nearest::nearest;
-pub use parse::{parse, read};
+pub use parse::{parse, parse_with_registry, read};
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
 pub use render::{render, render_warnings};
 pub use schema::{Inputs, Module, Recipe, Slice, SliceSource, Source};

@@ -24,8 +24,13 @@ pub fn read(path: &Path) -> Result<Recipe, RecipeError> {
         Ok(text) => text,
         Err(problem) => return Err(RecipeError::new(name, "", vec![problem])),
     };
+    parse_with_registry(&name, &text)
+}
+
+/// Reads a recipe from its text, for the methods of the registry. `name` is what errors call it.
+pub fn parse_with_registry(name: &str, text: &str) -> Result<Recipe, RecipeError> {
     let registry: Vec<&'static MethodInfo> = methods::all().iter().map(|m| m.info()).collect();
-    parse(&name, &text, &registry)
+    parse(name, text, &registry)
 }
 
 /// Reads a recipe from its text, for these methods. `name` is what errors call it.

@@ -21,3 +21,4 @@ mod outputs;
 mod recipes;
 mod refusals;
 mod tokenizer;
+mod verify;

@@ -1,0 +1,110 @@
+//! What `weld verify` can find.
+
+use crate::audit::{CheckInfo, Severity};
+
+macro_rules! checks {
+    ($($(#[$doc:meta])* $name:ident = $id:literal, $severity:ident, $title:literal, $why:literal, $remedy:literal;)*) => {
+        $($(#[$doc])* pub(super) static $name: CheckInfo = CheckInfo {
+            id: $id,
+            severity: Severity::$severity,
+            title: $title,
+            why: $why,
+            remedy: $remedy,
+        };)*
+        /// All of them.
+        pub(in crate::audit) static CHECKS: &[&CheckInfo] = &[$(&$name),*];
+    };
+}
+
+checks! {
+    MISSING = "verify.missing-tensor", Error,
+        "A tensor that the recipe makes is not in the checkpoint",
+        "Whoever loads it gets fresh random values in its place, or an error.",
+        "run the recipe again";
+    UNACCOUNTED = "verify.unaccounted-tensor", Error,
+        "A tensor is neither made nor copied by the recipe",
+        "Every tensor of a merge has its origin in the recipe; this one came from elsewhere.",
+        "find out what added it, or run the recipe again";
+    DTYPE = "verify.dtype", Error,
+        "A tensor has another dtype than the recipe gives it",
+        "Its values were rounded another time, or to another precision, than the recipe says.",
+        "run the recipe again, or name the dtype in `dtype`";
+    SHAPE = "verify.shape", Error,
+        "A tensor has another shape than the recipe gives it",
+        "It is not the result of this recipe and these inputs.",
+        "check that the recipe and the inputs are those of the merge";
+    DIFFERS = "verify.differs", Error,
+        "A tensor is not what the recipe makes of the inputs",
+        "Recomputed from the recipe and the inputs it comes out with other values.",
+        "run the recipe again; if it comes out the same, another recipe or other inputs made the checkpoint";
+    COPY = "verify.copy-of-input", Error,
+        "A tensor is a plain copy of an input, where the recipe merges",
+        "A copy passed off as a merge, or a merge that skipped this tensor.",
+        "run the recipe again";
+    SWAPPED = "verify.swapped", Error,
+        "Two models have each other's weight",
+        "The weights that explain the values best are the recipe's with two models exchanged.",
+        "check the order of the models in the recipe that was run";
+    NOT_APPLIED = "verify.not-applied", Error,
+        "A model that the recipe merges has no part in a tensor",
+        "The weight that explains the values best is zero for this model.",
+        "check that the model was given its weight, and that its file is the one that was meant";
+    SCALED = "verify.scaled", Error,
+        "The task vectors were applied with another scale",
+        "The weights that explain the values best are the recipe's times one factor.",
+        "check `weight`, `lambda` and `normalize` in the recipe that was run";
+    WEIGHTS = "verify.other-weights", Error,
+        "A tensor was merged with other weights",
+        "The values are explained by a sum of the same models with other weights.",
+        "check the weights in the recipe that was run";
+    TAMPERED = "verify.tampered", Error,
+        "Some elements of a tensor are not what the recipe makes, and all others are",
+        "A merge does not leave single elements wrong: they were changed afterwards, or a disk or a copy damaged them.",
+        "run the recipe again, or copy the checkpoint again from where it was right";
+    PRECISION = "verify.other-precision", Error,
+        "A tensor went through a narrower dtype",
+        "The values are those of the recipe, rounded to a dtype with fewer bits on the way.",
+        "run the recipe again with the dtype that is meant";
+    ROUNDING = "verify.rounding", Error,
+        "A tensor differs from the recipe's result by single roundings",
+        "No value is further from the recomputed one than the dtype's next: another tool or another order of arithmetic \
+         made it. That is weaker evidence than equality.",
+        "accept it with --allow step, or merge with weld for equal bytes";
+    REFUSED = "verify.no-result", Error,
+        "The recipe has no result for these inputs",
+        "Recomputing it stopped at values that a merge refuses.",
+        "repair the inputs, or pass the option that the merge was run with";
+    CONFIG = "verify.config", Error,
+        "config.json is not what the recipe writes",
+        "The model is loaded as its config says, so a changed field changes the model.",
+        "put the field back, or run the recipe again";
+    FILE = "verify.file", Error,
+        "A file beside the weights is not what the recipe writes",
+        "Tokenizer and generation settings are part of the model.",
+        "copy the file again from the model that gives it, or run the recipe again";
+    INPUT_CHANGED = "verify.input-changed", Error,
+        "An input is not what it was when the checkpoint was made",
+        "The lock records every input, and this one has changed since.",
+        "get the input at the revision of the lock, or run the recipe again";
+    LOCK_RECIPE = "verify.lock-recipe", Error,
+        "The lock names another recipe",
+        "The recipe that was given is not the one that the lock says the checkpoint was made by.",
+        "verify with the recipe of the lock by leaving --recipe out";
+    LOCK_OUTPUT = "verify.lock-output", Error,
+        "A tensor is not what was written",
+        "Its digest differs from the one that was taken when the checkpoint was made: it was changed afterwards.",
+        "copy the checkpoint again from where it was right, or run the recipe again";
+    NUMERICS = "verify.numerics", Warning,
+        "The checkpoint was made with another version of the arithmetic",
+        "Single roundings may differ between versions, so that equality can no longer be asked for.",
+        "verify with the version of weld that the lock names, or accept single roundings with --allow step";
+    NO_LOCK = "verify.lock", Note,
+        "The checkpoint has no lock",
+        "Without weldment.lock.json nothing says which inputs and options it was made with; they are taken from the \
+         command line.",
+        "merge with weld, which writes a lock";
+    REPLAY = "verify.replay", Error,
+        "The checkpoint could not be recomputed",
+        "An input or the recipe is not there, so nothing can be said about the values.",
+        "name the inputs with --inputs, or the folder that they are in";
+}

@@ -1,0 +1,127 @@
+//! Takes what the engine recomputes and compares it with what is there, instead of writing it.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::engine::Sink;
+use crate::numeric::FloatType;
+
+/// Elements of a window that is kept for the diagnosis.
+const WINDOW: usize = 16_384;
+
+/// Windows that are kept at the most, so that a checkpoint of which all is wrong does not fill the memory.
+const MOST_WINDOWS: usize = 512;
+
+/// Places of differing elements that are kept.
+pub(super) const PLACES: usize = 5;
+
+/// A tensor as it is there.
+pub(super) struct There<'a> {
+    /// Its bytes; `None` if it is not there, or of another dtype or shape.
+    pub(super) bytes: Option<&'a [u8]>,
+    /// Bytes of an element.
+    pub(super) size: usize,
+    /// Its format; `None` for integers and bools.
+    pub(super) format: Option<FloatType>,
+}
+
+/// What the comparison of a tensor came to.
+#[derive(Debug, Default)]
+pub(super) struct Difference {
+    /// Elements that differ.
+    pub(super) differing: u64,
+    /// The most steps of the format between two elements; `u64::MAX` if one is NaN, or no number.
+    pub(super) steps: u64,
+    /// The first places of elements that differ, ascending.
+    pub(super) places: Vec<u64>,
+    /// A part of what was expected that differs from what is there: the first element, the bytes.
+    pub(super) window: Option<(u64, Vec<u8>)>,
+}
+
+/// Compares what it is given.
+pub(super) struct Comparison<'a> {
+    tensors: Vec<There<'a>>,
+    differences: Vec<Mutex<Difference>>,
+    compared: Vec<AtomicU64>,
+    windows: AtomicUsize,
+}
+
+impl<'a> Comparison<'a> {
+    pub(super) fn new(tensors: Vec<There<'a>>) -> Self {
+        Self {
+            differences: tensors.iter().map(|_| Mutex::default()).collect(),
+            compared: tensors.iter().map(|_| AtomicU64::new(0)).collect(),
+            tensors,
+            windows: AtomicUsize::new(0),
+        }
+    }
+
+    /// What was found: for each tensor, the elements that were compared, and how they differ.
+    pub(super) fn finish(self) -> Vec<(u64, Difference)> {
+        let differences = self.differences.into_iter().map(Mutex::into_inner);
+        let differences =
+            differences.map(|difference| difference.unwrap_or_else(PoisonError::into_inner));
+        let compared = self.compared.into_iter().zip(&self.tensors);
+        let elements = compared.map(|(bytes, there)| bytes.into_inner() / there.size as u64);
+        elements.zip(differences).collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sink for Comparison<'_> {
+    fn write(&self, tensor: usize, offset: u64, expected: &[u8]) -> io::Result<()> {
+        let Some(there) = self.tensors.get(tensor) else {
+            return Ok(());
+        };
+        let start = offset as usize;
+        let found = there
+            .bytes
+            .and_then(|bytes| bytes.get(start..start + expected.len()));
+        let Some(found) = found else { return Ok(()) };
+        self.compared[tensor].fetch_add(expected.len() as u64, Relaxed);
+        if found == expected {
+            return Ok(());
+        }
+        let first = offset / there.size as u64;
+        let mut part = Difference::default();
+        for (index, (expected, found)) in expected
+            .chunks_exact(there.size)
+            .zip(found.chunks_exact(there.size))
+            .enumerate()
+        {
+            if expected == found {
+                continue;
+            }
+            part.differing += 1;
+            let steps = there
+                .format
+                .map_or(u64::MAX, |format| format.steps(expected, found));
+            part.steps = part.steps.max(steps);
+            if part.places.len() < PLACES {
+                part.places.push(first + index as u64);
+            }
+        }
+        let mut total = lock(&self.differences[tensor]);
+        total.differing += part.differing;
+        total.steps = total.steps.max(part.steps);
+        let places = &mut total.places;
+        places.extend(&part.places);
+        places.sort_unstable();
+        places.truncate(PLACES);
+        // The first in the tensor, whichever thread comes first.
+        let sooner = match &total.window {
+            None => self.windows.fetch_add(1, Relaxed) < MOST_WINDOWS,
+            Some((known, _)) => first < *known,
+        };
+        if sooner && let Some(&place) = part.places.first() {
+            let skipped = (place - first) as usize / WINDOW * WINDOW;
+            let bytes = skipped * there.size..expected.len().min((skipped + WINDOW) * there.size);
+            total.window = Some((first + skipped as u64, expected[bytes].to_vec()));
+        }
+        Ok(())
+    }
+}

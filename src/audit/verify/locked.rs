@@ -1,0 +1,138 @@
+//! What the lock says, against what is there.
+
+use super::{Request, checks, place};
+use crate::audit::{Finding, Place, Report};
+use crate::engine::Observer;
+use crate::numeric::NUMERICS;
+use crate::plan::Plan;
+use crate::run::{self, Lock, LockedInput, RunError, files_of};
+
+/// Compares the checkpoint's tensors with the digests of what was written; tells for each tensor whether it is that,
+/// if the lock says what it was.
+pub(super) fn outputs(
+    request: &Request<'_>,
+    lock: &Lock,
+    report: &mut Report,
+    observer: &dyn Observer,
+) -> Result<Vec<Option<bool>>, RunError> {
+    let model = request.model;
+    let digests = run::digests(model, request.threads, observer)?;
+    let mut intact = Vec::with_capacity(digests.len());
+    for (at, (tensor, digest)) in model.tensors().iter().zip(digests).enumerate() {
+        let written = lock.outputs.tensors.get(&tensor.name);
+        let same = written
+            .zip(digest)
+            .map(|(written, digest)| *written == digest.to_string());
+        if let (Some(false), Some(written), Some(digest)) = (same, written, digest) {
+            report.findings.push(Finding::new(
+                &checks::LOCK_OUTPUT,
+                place(model, at),
+                format!("BLAKE3 {written}"),
+                digest.to_string(),
+            ));
+        }
+        intact.push(same);
+    }
+    let written = lock.outputs.tensors.len();
+    let same = intact.iter().filter(|same| **same == Some(true)).count();
+    report.say(
+        "lock",
+        format!("{same} of {written} tensors are as they were written"),
+    );
+    if lock.tool.numerics != NUMERICS {
+        report.findings.push(Finding::new(
+            &checks::NUMERICS,
+            Place::field(run::LOCK_FILE, "tool.numerics"),
+            NUMERICS.to_string(),
+            lock.tool.numerics.to_string(),
+        ));
+    }
+    Ok(intact)
+}
+
+/// Compares the recipe and the inputs with those of the lock.
+pub(super) fn inputs(lock: &Lock, plan: &Plan, recipe_of_lock: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !recipe_of_lock && lock.recipe.trim_end() != plan.recipe.1.trim_end() {
+        findings.push(Finding::new(
+            &checks::LOCK_RECIPE,
+            Place::field(run::LOCK_FILE, "recipe"),
+            "the recipe that was given",
+            "another",
+        ));
+    }
+    let models = plan.stored_models();
+    for (model, locked) in models.iter().zip(&lock.inputs) {
+        compare(model.label(), &files_of(model), locked, &mut findings);
+    }
+    findings
+}
+
+/// Which tensors of the inputs have changed since, where the lock has their digests.
+pub(super) fn changed_tensors(
+    lock: &Lock,
+    plan: &Plan,
+    threads: usize,
+    observer: &dyn Observer,
+) -> Result<Vec<Finding>, RunError> {
+    let mut findings = Vec::new();
+    for (model, locked) in plan.stored_models().iter().zip(&lock.inputs) {
+        let Some(tensors) = &locked.tensors else {
+            continue;
+        };
+        let digests = run::digests(model, threads, observer)?;
+        for (at, (tensor, digest)) in model.tensors().iter().zip(digests).enumerate() {
+            let before = tensors.get(&tensor.name);
+            if let (Some(before), Some(now)) = (before, digest)
+                && *before != now.to_string()
+            {
+                let mut place = place(model, at);
+                place.file = place.file.map(|file| format!("{}: {file}", model.label()));
+                findings.push(Finding::new(
+                    &checks::INPUT_CHANGED,
+                    place,
+                    format!("BLAKE3 {before}"),
+                    now.to_string(),
+                ));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+fn compare(
+    label: &str,
+    files: &std::collections::BTreeMap<String, run::LockedFile>,
+    locked: &LockedInput,
+    findings: &mut Vec<Finding>,
+) {
+    for (name, expected) in &locked.files {
+        let place = Place::file(format!("{label}: {name}"));
+        let mut differs = |expected: String, found: String| {
+            let finding = Finding::new(&checks::INPUT_CHANGED, place.clone(), expected, found);
+            findings.push(finding);
+        };
+        let Some(found) = files.get(name) else {
+            differs(
+                format!("{} bytes", expected.bytes),
+                "no such file".to_owned(),
+            );
+            continue;
+        };
+        if found.bytes != expected.bytes {
+            differs(
+                format!("{} bytes", expected.bytes),
+                format!("{} bytes", found.bytes),
+            );
+        } else if found.header != expected.header {
+            differs(
+                "the header of the lock".to_owned(),
+                "another header".to_owned(),
+            );
+        } else if let (Some(expected), Some(found)) = (&expected.sha256, &found.sha256)
+            && expected != found
+        {
+            differs(format!("SHA-256 {expected}"), found.clone());
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! `weld verify`: recomputes a checkpoint from its recipe and inputs, and compares.
+//!
+//! Every tensor is accounted for: recomputed, copied, or reported. Equality of bytes decides; what is fitted to a
+//! difference only names it.
+
+mod checks;
+mod compare;
+mod diagnose;
+mod files;
+mod locked;
+mod sample;
+
+use bytesize::ByteSize;
+use serde_json::{Value, json};
+
+pub(in crate::audit) use checks::CHECKS;
+pub use sample::Coverage;
+
+use super::{Command, Finding, Place, Report, Skipped, Table};
+use crate::checkpoint::{Checkpoint, Dtype, TensorEntry};
+use crate::engine::Observer;
+use crate::numeric::FloatType;
+use crate::plan::{Operation, Plan, PlannedTensor};
+use crate::run::{self, Lock, RunError};
+use compare::{Comparison, Difference, There};
+
+/// The share of a tensor's elements below which a difference is of single elements.
+const FEW: f64 = 1e-3;
+
+/// What a verification goes by.
+pub struct Request<'a> {
+    /// The checkpoint.
+    pub model: &'a Checkpoint,
+    /// What its recipe and inputs come to; or why they come to nothing.
+    pub plan: Result<&'a Plan, String>,
+    /// Its lock, if it has one.
+    pub lock: Option<&'a Lock>,
+    /// Whether the plan is made from the lock's own recipe.
+    pub recipe_of_lock: bool,
+    /// How much is recomputed.
+    pub coverage: Coverage,
+    /// Whether values that are one step of their dtype off are accepted.
+    pub allow_step: bool,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+/// How a tensor compares with the recomputed one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Equal, and computed.
+    Exact,
+    /// Equal, and a copy of an input by the recipe's word.
+    Copied,
+    /// No value is more than a step off.
+    WithinStep,
+    /// Different.
+    Wrong,
+    /// It could not be compared.
+    NotCompared,
+}
+
+impl Outcome {
+    const ALL: [Outcome; 5] = [
+        Outcome::Exact,
+        Outcome::Copied,
+        Outcome::WithinStep,
+        Outcome::Wrong,
+        Outcome::NotCompared,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Outcome::Exact => "exact",
+            Outcome::Copied => "copied",
+            Outcome::WithinStep => "within a step",
+            Outcome::Wrong => "wrong",
+            Outcome::NotCompared => "not compared",
+        }
+    }
+}
+
+/// Verifies a checkpoint.
+///
+/// # Errors
+/// The work was stopped, or the machine failed; what is wrong with the checkpoint or its inputs is a finding.
+pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, RunError> {
+    let mut report = Report::new(Command::Verify, request.model.label());
+    let intact = match request.lock {
+        Some(lock) => Some(locked::outputs(request, lock, &mut report, observer)?),
+        None => {
+            report.findings.push(Finding::new(
+                &checks::NO_LOCK,
+                Place::file(run::LOCK_FILE),
+                "a lock",
+                "none",
+            ));
+            None
+        }
+    };
+    match &request.plan {
+        Ok(plan) => {
+            report.checked = CHECKS.to_vec();
+            recompute(request, plan, intact.as_deref(), &mut report, observer)?;
+        }
+        Err(why) => {
+            report.checked = vec![&checks::LOCK_OUTPUT, &checks::NUMERICS, &checks::NO_LOCK];
+            report
+                .checked
+                .retain(|check| request.lock.is_some() || check.id == checks::NO_LOCK.id);
+            report.skipped.push(Skipped {
+                check: &checks::REPLAY,
+                why: why.clone(),
+                needed: true,
+            });
+        }
+    }
+    Ok(report)
+}
+
+fn recompute(
+    request: &Request<'_>,
+    plan: &Plan,
+    intact: Option<&[Option<bool>]>,
+    report: &mut Report,
+    observer: &dyn Observer,
+) -> Result<(), RunError> {
+    let model = request.model;
+    if let Some(lock) = request.lock {
+        report
+            .findings
+            .extend(locked::inputs(lock, plan, request.recipe_of_lock));
+    }
+    report.findings.extend(accounting(plan, model));
+    report
+        .findings
+        .extend(files::compare(plan, model, request.lock.is_some()));
+    let there: Vec<There<'_>> = plan
+        .tensors
+        .iter()
+        .map(|tensor| there(tensor, model))
+        .collect();
+    let comparison = Comparison::new(there);
+    let sample = match request.coverage {
+        Coverage::Full => None,
+        Coverage::Sample { blocks, seed } => {
+            Some(move |tensor, count| sample::blocks(blocks, seed, tensor, count))
+        }
+    };
+    let sample = sample.as_ref().map(|sample| sample as &run::Sample<'_>);
+    let totals = match run::replay(plan, sample, &comparison, observer) {
+        Ok(totals) => totals,
+        Err(error) if error.is_users() => {
+            report.findings.push(Finding::new(
+                &checks::REFUSED,
+                Place::default(),
+                "a result",
+                error.to_string(),
+            ));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let differences = comparison.finish();
+    let mut outcomes = Vec::with_capacity(plan.tensors.len());
+    for (index, (tensor, (compared, difference))) in
+        plan.tensors.iter().zip(&differences).enumerate()
+    {
+        let intact = model
+            .find(&tensor.name)
+            .and_then(|at| intact.and_then(|intact| intact[at]));
+        let outcome = judge(request, plan, tensor, *compared, difference, intact, report);
+        outcomes.push((index, outcome));
+    }
+    let wrong = outcomes
+        .iter()
+        .any(|(_, outcome)| *outcome == Outcome::Wrong);
+    if let Some(lock) = request.lock.filter(|_| wrong) {
+        let changed = locked::changed_tensors(lock, plan, request.threads, observer)?;
+        report.findings.extend(changed);
+    }
+    summarise(request, plan, &outcomes, &differences, totals.read, report);
+    Ok(())
+}
+
+/// The tensor of a plan as it is in the checkpoint.
+fn there<'m>(tensor: &PlannedTensor, model: &'m Checkpoint) -> There<'m> {
+    let size = (tensor.dtype.bitsize() / 8).max(1);
+    let same = |entry: &&TensorEntry| entry.dtype == tensor.dtype && entry.shape == tensor.shape;
+    let bytes = model
+        .find(&tensor.name)
+        .filter(|&at| model.tensors().get(at).as_ref().is_some_and(same))
+        .and_then(|at| model.bytes(at));
+    There {
+        bytes,
+        size,
+        format: FloatType::of(tensor.dtype),
+    }
+}
+
+/// Every tensor of the recipe is there, as it should be, and no other is.
+fn accounting(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let text = |dtype: Dtype, shape: &[usize]| format!("{dtype:?} {shape:?}");
+    for tensor in &plan.tensors {
+        let Some(at) = model.find(&tensor.name) else {
+            findings.push(Finding::new(
+                &checks::MISSING,
+                Place::tensor(&tensor.name, None),
+                text(tensor.dtype, &tensor.shape),
+                "none",
+            ));
+            continue;
+        };
+        let found = &model.tensors()[at];
+        let check = if found.shape != tensor.shape {
+            &checks::SHAPE
+        } else if found.dtype != tensor.dtype {
+            &checks::DTYPE
+        } else {
+            continue;
+        };
+        findings.push(Finding::new(
+            check,
+            place(model, at),
+            text(tensor.dtype, &tensor.shape),
+            text(found.dtype, &found.shape),
+        ));
+    }
+    let planned: std::collections::HashSet<&str> = plan
+        .tensors
+        .iter()
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    for (at, found) in model.tensors().iter().enumerate() {
+        if !planned.contains(found.name.as_str()) {
+            findings.push(Finding::new(
+                &checks::UNACCOUNTED,
+                place(model, at),
+                "no such tensor",
+                text(found.dtype, &found.shape),
+            ));
+        }
+    }
+    findings
+}
+
+fn place(model: &Checkpoint, at: usize) -> Place {
+    let tensor = &model.tensors()[at];
+    let shard = model
+        .shards()
+        .get(tensor.shard)
+        .map(|shard| shard.file_name());
+    Place::tensor(&tensor.name, shard)
+}
+
+/// What a tensor's difference comes to; a finding, if it has one.
+fn judge(
+    request: &Request<'_>,
+    plan: &Plan,
+    tensor: &PlannedTensor,
+    compared: u64,
+    difference: &Difference,
+    intact: Option<bool>,
+    report: &mut Report,
+) -> Outcome {
+    let there = there(tensor, request.model);
+    let Some(at) = request
+        .model
+        .find(&tensor.name)
+        .filter(|_| there.bytes.is_some())
+    else {
+        return Outcome::NotCompared;
+    };
+    if difference.differing == 0 {
+        return match tensor.operation {
+            Operation::Copy => Outcome::Copied,
+            Operation::Compute(_) => Outcome::Exact,
+        };
+    }
+    let share = difference.differing as f64 / compared.max(1) as f64;
+    let how_much = how_much(compared, difference);
+    let place = place(request.model, at);
+    let changed_later = intact == Some(false);
+    if difference.steps <= 1 && !changed_later {
+        let mut finding = Finding::new(&checks::ROUNDING, place, "equal values", how_much);
+        if request.allow_step {
+            finding.severity = super::Severity::Note;
+        }
+        report.findings.push(finding);
+        return Outcome::WithinStep;
+    }
+    let finding = if share < FEW || changed_later {
+        Finding::new(&checks::TAMPERED, place, "equal values", how_much)
+    } else {
+        let window = difference.window.as_ref();
+        let cause = window
+            .and_then(|(first, expected)| diagnose::cause(plan, tensor, &there, *first, expected));
+        match cause {
+            Some(cause) => Finding::new(
+                cause.check,
+                place,
+                cause.expected,
+                format!("{} ({how_much})", cause.found),
+            ),
+            None => Finding::new(&checks::DIFFERS, place, "equal values", how_much),
+        }
+    };
+    report.findings.push(finding);
+    Outcome::Wrong
+}
+
+/// How many elements differ, by how much, and where.
+fn how_much(compared: u64, difference: &Difference) -> String {
+    let Difference {
+        differing,
+        steps,
+        places,
+        ..
+    } = difference;
+    let steps = match *steps {
+        u64::MAX => "beyond any step".to_owned(),
+        1 => "by one step".to_owned(),
+        steps => format!("by up to {steps} steps"),
+    };
+    let listed: Vec<String> = places.iter().map(u64::to_string).collect();
+    let more = if *differing > places.len() as u64 {
+        ", ..."
+    } else {
+        ""
+    };
+    format!(
+        "{differing} of {compared} elements differ {steps}, at {}{more}",
+        listed.join(", ")
+    )
+}
+
+fn summarise(
+    request: &Request<'_>,
+    plan: &Plan,
+    outcomes: &[(usize, Outcome)],
+    differences: &[(u64, Difference)],
+    read: u64,
+    report: &mut Report,
+) {
+    report.say(
+        "recipe",
+        format!("{}, by {}", plan.recipe.0, plan.method.name),
+    );
+    let counts: Vec<String> = Outcome::ALL
+        .into_iter()
+        .filter_map(|kind| {
+            let count = outcomes
+                .iter()
+                .filter(|(_, outcome)| *outcome == kind)
+                .count();
+            (count > 0).then(|| format!("{count} {}", kind.name()))
+        })
+        .collect();
+    report.say("tensors", counts.join(", "));
+    let compared: u64 = differences.iter().map(|(compared, _)| compared).sum();
+    let elements: u64 = plan.tensors.iter().map(PlannedTensor::elements).sum();
+    let share = 100.0 * compared as f64 / elements.max(1) as f64;
+    report.say(
+        "compared",
+        format!(
+            "{compared} of {elements} elements ({share:.1} %), {} of inputs read",
+            ByteSize(read).display().si()
+        ),
+    );
+    let mut details = json!({"compared": compared, "elements": elements});
+    if let Coverage::Sample { blocks, seed } = request.coverage {
+        // Of the tensor that the sample covers least.
+        let longest = plan
+            .tensors
+            .iter()
+            .map(|tensor| (tensor.elements() as usize).div_ceil(tensor.cost().block_len()));
+        let least = longest.max().map_or(1.0, |count| {
+            sample::found_for_sure(blocks.max(3).min(count), count)
+        });
+        report.say(
+            "sample",
+            format!("{blocks} blocks of each tensor, seed {seed}"),
+        );
+        let missed = match (compared == elements, request.lock) {
+            (true, _) => "nothing: every element was compared".to_owned(),
+            (false, lock) => format!(
+                "a fault in less than {:.1} % of a tensor may be missed with a chance of over 1 %, one wrong element with \
+                 {:.1} %{}",
+                100.0 * least,
+                100.0 - share,
+                match lock {
+                    Some(_) =>
+                        "; but not what was changed after the merge: digests cover every byte",
+                    None => "",
+                }
+            ),
+        };
+        report.say("missed", missed);
+        details["sample"] = json!({"blocks": blocks, "seed": seed, "found_for_sure": least});
+    }
+    let tensors: Vec<Value> = outcomes
+        .iter()
+        .map(|(index, outcome)| {
+            let (compared, difference) = &differences[*index];
+            json!({
+                "name": plan.tensors[*index].name,
+                "outcome": outcome.name(),
+                "compared": compared,
+                "differing": difference.differing,
+                "steps": difference.steps,
+            })
+        })
+        .collect();
+    details["tensors"] = tensors.into();
+    report.details = details;
+    effective(plan, report);
+}
+
+/// The parameters of each group of tensors, as the plan shows them, so that people see what was verified.
+fn effective(plan: &Plan, report: &mut Report) {
+    let models = plan.models.iter().enumerate().map(|(index, model)| {
+        let role = if plan.base == Some(index) { "base" } else { "" };
+        vec![model.label().to_owned(), role.to_owned()]
+    });
+    report.tables.push(Table {
+        title: "inputs".to_owned(),
+        columns: vec!["model".to_owned(), "role".to_owned()],
+        rows: models.collect(),
+    });
+}
