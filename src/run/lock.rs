@@ -217,6 +217,21 @@ pub fn files_of(model: &Checkpoint) -> BTreeMap<String, LockedFile> {
     files.collect()
 }
 
+/// The text of a plan's recipe as a lock has it.
+pub fn locked_recipe(plan: &Plan) -> String {
+    Shortened::of(&plan.stored_models()).apply(&plan.recipe.1)
+}
+
+/// Whether a name can stand in YAML as it is, and is a text there.
+fn is_plain_text(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(plain)
+        && name.parse::<f64>().is_err()
+        && !words.contains(&name.to_ascii_lowercase().as_str())
+}
+
 /// Absolute paths of models, and what stands for each in a lock.
 struct Shortened(Vec<(String, String)>);
 
@@ -234,10 +249,7 @@ impl Shortened {
         let short = |(number, path): (usize, &&str)| {
             let name = path.rsplit('/').next().unwrap_or_default();
             let alike = |other: &&&str| other.rsplit('/').next() == Some(name);
-            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            let usable = name.chars().all(plain)
-                && name.starts_with(|c: char| c.is_ascii_alphabetic())
-                && paths.iter().filter(alike).count() == 1;
+            let usable = is_plain_text(name) && paths.iter().filter(alike).count() == 1;
             let short = match usable {
                 true => name.to_owned(),
                 false => format!("input-{}", number + 1),
@@ -247,6 +259,7 @@ impl Shortened {
         Shortened(paths.iter().enumerate().map(short).collect())
     }
 
+    /// A text with the paths replaced.
     fn apply(&self, text: &str) -> String {
         let replaced = |text: String, (path, short): &(String, String)| text.replace(path, short);
         self.0.iter().fold(text.to_owned(), replaced)

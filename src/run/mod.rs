@@ -23,7 +23,7 @@ pub use digests::digests;
 pub use error::RunError;
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
-    files_of,
+    files_of, locked_recipe,
 };
 
 use crate::checkpoint::{Checkpoint, index_json};

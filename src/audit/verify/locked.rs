@@ -53,7 +53,8 @@ pub(super) fn outputs(
 /// Compares the recipe and the inputs with those of the lock.
 pub(super) fn inputs(lock: &Lock, plan: &Plan, recipe_of_lock: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if !recipe_of_lock && lock.recipe.trim_end() != plan.recipe.1.trim_end() {
+    let given = run::locked_recipe(plan);
+    if !recipe_of_lock && lock.recipe.trim_end() != given.trim_end() {
         findings.push(Finding::new(
             &checks::LOCK_RECIPE,
             Place::field(run::LOCK_FILE, "recipe"),
