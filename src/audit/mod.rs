@@ -7,6 +7,8 @@
 //! Nothing here writes a file or prints, and a finding is never an error: an error means that the command
 //! could not run.
 
+pub mod diff;
+mod fields;
 pub mod formats;
 mod registry;
 mod report;

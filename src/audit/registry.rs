@@ -1,10 +1,10 @@
 //! Every kind of finding, in one list that docs, help, policies and tests walk.
 
 use super::report::CheckInfo;
-use super::verify;
+use super::{diff, verify};
 
 /// The checks of each module, in the order in which `docs/checks.md` shows them.
-static GROUPS: &[&[&CheckInfo]] = &[verify::CHECKS];
+static GROUPS: &[&[&CheckInfo]] = &[diff::CHECKS, verify::CHECKS];
 
 /// Every check.
 pub fn all_checks() -> impl Iterator<Item = &'static CheckInfo> {

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod completions;
+mod diff;
 mod environment;
 mod inspect;
 mod memory;
@@ -38,6 +39,7 @@ struct Cli {
 enum Command {
     Merge(merge::Arguments),
     Plan(plan::Arguments),
+    Diff(Box<diff::Arguments>),
     Verify(Box<verify::Arguments>),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
     let done: Result<(), Failure> = match cli.command {
         Command::Merge(arguments) => merge::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Diff(arguments) => diff::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),

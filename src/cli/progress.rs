@@ -39,10 +39,22 @@ impl Progress {
         quiet: bool,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let own: u64 = model.tensors().iter().map(|tensor| tensor.len).sum();
-        let bytes = own + plan.map_or(0, |plan| plan.bytes_read);
+        let bytes = bytes_of(model) + plan.map_or(0, |plan| plan.bytes_read);
         let line = format!("verifying {} tensors", model.tensors().len());
-        Self::over(bytes, "verify", line, quiet, stop)
+        Self::over(bytes, "verifying", line, quiet, stop)
+    }
+
+    /// For checkpoints that are read once.
+    pub(super) fn reading(
+        models: &[&Checkpoint],
+        what: &'static str,
+        quiet: bool,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let bytes = models.iter().map(|model| bytes_of(model)).sum();
+        let tensors: usize = models.iter().map(|model| model.tensors().len()).sum();
+        let line = format!("{what} {tensors} tensors");
+        Self::over(bytes, what, line, quiet, stop)
     }
 
     fn over(
@@ -77,6 +89,10 @@ impl Progress {
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+fn bytes_of(model: &Checkpoint) -> u64 {
+    model.tensors().iter().map(|tensor| tensor.len).sum()
 }
 
 impl Observer for Progress {

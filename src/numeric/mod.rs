@@ -5,6 +5,7 @@
 
 mod combine;
 mod digest;
+mod distance;
 mod elements;
 mod float8;
 mod format;
@@ -20,6 +21,7 @@ mod vector;
 
 pub use combine::{clamp_to_hull, weighted_sum};
 pub use digest::TreeDigest;
+pub use distance::{Distance, STEP_BOUNDS, StepCounts, TaskSums, distance, task_sums};
 pub use elements::{Elements, Fill, Stored};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};

@@ -10,7 +10,7 @@ use crate::numeric::TreeDigest;
 /// Bytes that a worker hashes at a time.
 const PIECE: usize = 4 << 20;
 
-/// The BLAKE3 digest of each tensor's stored bytes; none for one whose bytes are not one after the other.
+/// The BLAKE3 digest of the stored bytes of these tensors of a checkpoint; none for one whose bytes are not one after the other.
 ///
 /// Bytes as they are stored: an adapter changes nothing.
 ///
@@ -18,14 +18,13 @@ const PIECE: usize = 4 << 20;
 /// The observer stopped it, or the threads could not be started.
 pub fn digests(
     model: &Checkpoint,
+    tensors: &[usize],
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Vec<Option<blake3::Hash>>, RunError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|source| RunError::Engine(EngineError::Threads { threads, source }))?;
-    let bytes: Vec<Option<&[u8]>> = (0..model.tensors().len())
-        .map(|tensor| model.stored(tensor))
-        .collect();
+    let bytes: Vec<Option<&[u8]>> = tensors.iter().map(|&tensor| model.stored(tensor)).collect();
     let trees: Vec<TreeDigest> = bytes
         .iter()
         .map(|bytes| TreeDigest::new(bytes.map_or(0, <[u8]>::len) as u64))
@@ -56,4 +55,17 @@ pub fn digests(
         .zip(bytes)
         .map(|(tree, bytes)| bytes.and_then(|_| tree.finish()))
         .collect())
+}
+
+/// [`digests`] of all tensors.
+///
+/// # Errors
+/// As there.
+pub fn all_digests(
+    model: &Checkpoint,
+    threads: usize,
+    observer: &dyn Observer,
+) -> Result<Vec<Option<blake3::Hash>>, RunError> {
+    let all: Vec<usize> = (0..model.tensors().len()).collect();
+    digests(model, &all, threads, observer)
 }

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use digests::digests;
+pub use digests::{all_digests, digests};
 pub use error::RunError;
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
@@ -171,7 +171,7 @@ fn input_digests(
 ) -> Result<Vec<BTreeMap<String, String>>, RunError> {
     let models = plan.stored_models();
     let of = |model: &&Checkpoint| {
-        let digests = digests(model, plan.settings.threads, observer)?;
+        let digests = all_digests(model, plan.settings.threads, observer)?;
         let tensors = model.tensors().iter().zip(digests);
         let named =
             tensors.filter_map(|(tensor, digest)| Some((tensor.name.clone(), digest?.to_string())));

@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::checks;
+use crate::audit::fields::{Field, differences, shown};
 use crate::audit::{Finding, Place, Severity};
 use crate::checkpoint::{Checkpoint, read_bounded};
 use crate::plan::Plan;
@@ -35,7 +34,8 @@ pub(super) fn compare(plan: &Plan, model: &Checkpoint, exact: bool) -> Vec<Findi
     }
     match (&plan.config, model.config()) {
         (Some(expected), Some(found)) => {
-            compare_fields(expected, found.value(), "", exact, &mut findings);
+            let fields = differences(expected, found.value());
+            findings.extend(fields.iter().filter_map(|found| field(found, exact)));
         }
         (Some(_), None) => findings.push(Finding::new(
             &checks::CONFIG,
@@ -107,74 +107,21 @@ fn compare_file(
     Some(finding)
 }
 
-/// Compares two JSON values field by field.
-fn compare_fields(
-    expected: &Value,
-    found: &Value,
-    at: &str,
-    exact: bool,
-    findings: &mut Vec<Finding>,
-) {
-    if let (Value::Object(expected), Value::Object(found)) = (expected, found) {
-        let keys = expected
-            .keys()
-            .chain(found.keys().filter(|key| !expected.contains_key(*key)));
-        for key in keys {
-            if !exact && WRITER_FIELDS.contains(&key.as_str()) {
-                continue;
-            }
-            let at = match at {
-                "" => key.clone(),
-                at => format!("{at}.{key}"),
-            };
-            let of = |map: &serde_json::Map<String, Value>| {
-                let other = match key.as_str() {
-                    "dtype" => "torch_dtype",
-                    "torch_dtype" => "dtype",
-                    key => key,
-                };
-                map.get(key)
-                    .or_else(|| map.get(other).filter(|_| !exact))
-                    .cloned()
-            };
-            match (of(expected), of(found)) {
-                (Some(expected), Some(found)) => {
-                    compare_fields(&expected, &found, &at, exact, findings);
-                }
-                (expected, found) => {
-                    findings.push(field(at, expected.as_ref(), found.as_ref(), exact))
-                }
-            }
-        }
-        return;
+/// A field that the configs do not have alike.
+fn field(field: &Field, exact: bool) -> Option<Finding> {
+    let name = field.path.rsplit('.').next().unwrap_or_default();
+    if !exact && WRITER_FIELDS.contains(&name) {
+        return None;
     }
-    let equal = expected == found
-        || matches!((expected.as_f64(), found.as_f64()), (Some(a), Some(b)) if a == b);
-    if !equal {
-        // A field that both have is never a matter of who wrote it.
-        findings.push(field(at.to_owned(), Some(expected), Some(found), true));
-    }
-}
-
-fn field(at: String, expected: Option<&Value>, found: Option<&Value>, exact: bool) -> Finding {
-    let text = |value: Option<&Value>| match value {
-        None => "none".to_owned(),
-        Some(value) => {
-            let text = value.to_string();
-            match text.char_indices().nth(80) {
-                Some((end, _)) => format!("{}...", &text[..end]),
-                None => text,
-            }
-        }
-    };
     let mut finding = Finding::new(
         &checks::CONFIG,
-        Place::field("config.json", at),
-        text(expected),
-        text(found),
+        Place::field("config.json", &field.path),
+        shown(field.first.as_ref()),
+        shown(field.second.as_ref()),
     );
-    if !exact {
+    // One that only one of them has may be a matter of who wrote it.
+    if !exact && (field.first.is_none() || field.second.is_none()) {
         finding.severity = Severity::Note;
     }
-    finding
+    Some(finding)
 }

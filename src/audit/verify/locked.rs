@@ -16,7 +16,7 @@ pub(super) fn outputs(
     observer: &dyn Observer,
 ) -> Result<Vec<Option<bool>>, RunError> {
     let model = request.model;
-    let digests = run::digests(model, request.threads, observer)?;
+    let digests = run::all_digests(model, request.threads, observer)?;
     let mut intact = Vec::with_capacity(digests.len());
     for (at, (tensor, digest)) in model.tensors().iter().zip(digests).enumerate() {
         let written = lock.outputs.tensors.get(&tensor.name);
@@ -81,7 +81,7 @@ pub(super) fn changed_tensors(
         let Some(tensors) = &locked.tensors else {
             continue;
         };
-        let digests = run::digests(model, threads, observer)?;
+        let digests = run::all_digests(model, threads, observer)?;
         for (at, (tensor, digest)) in model.tensors().iter().zip(digests).enumerate() {
             let before = tensors.get(&tensor.name);
             if let (Some(before), Some(now)) = (before, digest)

@@ -1,0 +1,64 @@
+//! What `weld diff` can find.
+
+use crate::audit::{CheckInfo, Severity};
+
+macro_rules! checks {
+    ($($name:ident = $id:literal, $severity:ident, $title:literal, $why:literal, $remedy:literal;)*) => {
+        $(pub(super) static $name: CheckInfo = CheckInfo {
+            id: $id,
+            severity: Severity::$severity,
+            title: $title,
+            why: $why,
+            remedy: $remedy,
+        };)*
+        /// All of them.
+        pub(in crate::audit) static CHECKS: &[&CheckInfo] = &[$(&$name),*];
+    };
+}
+
+checks! {
+    VALUES = "diff.values", Error,
+        "The values of a tensor differ",
+        "The two checkpoints compute differently.",
+        "none is needed if they are meant to differ: a policy says by how much they may";
+    MISSING = "diff.missing-tensor", Error,
+        "Only the first checkpoint has a tensor",
+        "The second lacks it, or has it under another name and with other values.",
+        "check which of the two is complete with `weld check`";
+    ADDED = "diff.added-tensor", Error,
+        "Only the second checkpoint has a tensor",
+        "The first lacks it, or has it under another name and with other values.",
+        "check which of the two is complete with `weld check`";
+    RENAMED = "diff.renamed-tensor", Warning,
+        "A tensor has another name",
+        "Both checkpoints have it, byte for byte, under different names.",
+        "check which name the config's architecture reads";
+    SHAPE = "diff.shape", Error,
+        "A tensor has another shape",
+        "Its values cannot be compared.",
+        "compare the configs of the two";
+    DTYPE = "diff.dtype", Warning,
+        "A tensor has another dtype",
+        "Its values were compared after decoding; those of the narrower dtype were rounded.",
+        "none is needed if the dtype is meant to differ";
+    NON_FINITE = "diff.non-finite", Warning,
+        "A tensor has values that are no numbers",
+        "NaN and infinity are left out of every measure.",
+        "look at the checkpoint with `weld check`";
+    IS_BASE = "diff.same-as-base", Warning,
+        "A checkpoint has the values of the base",
+        "It was not trained, or a merge gave its base back.",
+        "check that the right folder was compared";
+    CONFIG = "diff.config", Error,
+        "A field of a config differs",
+        "A model is loaded as its config says.",
+        "none is needed if the field is meant to differ";
+    TOKENS = "diff.tokenizer", Error,
+        "The tokenizers give other ids",
+        "The same text becomes other tokens, or the same id stands for another token.",
+        "none is needed if the vocabularies are meant to differ";
+    FILE = "diff.file", Note,
+        "A file beside the weights differs",
+        "Its bytes differ, or only one checkpoint has it.",
+        "compare the two files";
+}

@@ -1,0 +1,259 @@
+//! Measures pairs of tensors in one pass: pieces by all threads, folded in order.
+
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use super::Request;
+use crate::engine::{EngineError, Observer};
+use crate::numeric::{
+    BLOCK, Distance, Elements, FloatType, NonFinite, Real, STEP_BOUNDS, StepCounts, TaskSums,
+    distance, task_sums,
+};
+use crate::run::RunError;
+
+/// Blocks of a piece, the unit that a worker measures.
+const PIECE_BLOCKS: u64 = 64;
+
+/// A tensor of both checkpoints, and of the base if it has it in the same shape.
+pub(super) struct Triple<'a> {
+    elements: u64,
+    /// The bytes of both, if they are of one dtype and lie in files as they are.
+    bytes: Option<(&'a [u8], &'a [u8])>,
+    /// Bytes of an element, where there are such bytes.
+    size: usize,
+    /// Their format, if they are floats of one dtype.
+    format: Option<FloatType>,
+    values: Option<[Box<dyn Elements + 'a>; 2]>,
+    base: Option<Box<dyn Elements + 'a>>,
+}
+
+impl<'a> Triple<'a> {
+    pub(super) fn new(request: &Request<'a>, a: usize, b: usize) -> Self {
+        let (first, second) = (&request.a.tensors()[a], &request.b.tensors()[b]);
+        let same = first.dtype == second.dtype;
+        let base = request.base.and_then(|base| {
+            let at = base.find(&first.name)?;
+            let fits = base.tensors()[at].shape == first.shape;
+            fits.then(|| base.elements(at)).flatten()
+        });
+        Self {
+            elements: first.elements(),
+            bytes: request.a.bytes(a).zip(request.b.bytes(b)).filter(|_| same),
+            size: (first.dtype.bitsize() / 8).max(1),
+            format: FloatType::of(first.dtype).filter(|_| same),
+            values: (request.a.elements(a))
+                .zip(request.b.elements(b))
+                .map(|(a, b)| [a, b]),
+            base,
+        }
+    }
+
+    /// Whether the base has it.
+    pub(super) fn has_base(&self) -> bool {
+        self.base.is_some()
+    }
+
+    fn wants_f64(&self) -> bool {
+        let sources = self.values.iter().flatten().chain(&self.base);
+        sources
+            .into_iter()
+            .any(|source| source.format().wants_f64())
+    }
+}
+
+/// What was measured of a pair.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Measured {
+    /// Whether any byte differs; any value, where the dtypes do.
+    pub(super) differs: bool,
+    /// Elements that differ.
+    pub(super) differing: u64,
+    /// Elements of which one is NaN or infinite; they are left out of what follows.
+    pub(super) non_finite: u64,
+    /// Sums over the values; none for integers and bools.
+    pub(super) distance: Option<Distance>,
+    /// Distances in steps, if both are of one float dtype.
+    pub(super) steps: Option<StepCounts>,
+    /// Against the base, if it has the tensor.
+    pub(super) tasks: TaskSums,
+}
+
+impl Measured {
+    /// Adds what was found in the elements that follow.
+    pub(super) fn add(&mut self, next: &Measured) {
+        self.differs |= next.differs;
+        self.differing += next.differing;
+        self.non_finite += next.non_finite;
+        if let Some(distance) = &next.distance {
+            self.distance.get_or_insert_default().add(distance);
+        }
+        if let Some(steps) = &next.steps {
+            self.steps.get_or_insert_default().add(steps);
+        }
+        self.tasks.add(&next.tasks);
+    }
+
+    /// How much differs, for a message.
+    pub(super) fn in_words(&self, elements: u64) -> String {
+        let share = 100.0 * self.differing as f64 / elements.max(1) as f64;
+        let mut text = format!("{share:.2} % of the elements differ");
+        if self.differing == 0 {
+            text = "only signs of zeros or bits of NaN differ".to_owned();
+        } else if let Some(distance) = &self.distance {
+            text += &format!(
+                ", by {:.3e} at the most; relative L2 {:.3e}",
+                distance.largest,
+                distance.relative()
+            );
+        }
+        if let Some(steps) = self.steps.filter(|steps| steps.at_least[0] > 0) {
+            text += &format!("; up to {} steps", steps.largest);
+        }
+        text
+    }
+}
+
+/// Measures all pairs.
+pub(super) fn measure(
+    triples: &[Triple<'_>],
+    threads: usize,
+    observer: &dyn Observer,
+) -> Result<Vec<Measured>, RunError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|source| RunError::Engine(EngineError::Threads { threads, source }))?;
+    let piece = PIECE_BLOCKS * BLOCK as u64;
+    let pieces: Vec<(usize, u64)> = triples
+        .iter()
+        .enumerate()
+        .flat_map(|(index, triple)| {
+            (0..triple.elements.div_ceil(piece)).map(move |number| (index, number * piece))
+        })
+        .collect();
+    let parts: Vec<Measured> = pool.install(|| {
+        pieces
+            .par_iter()
+            .map_init(Lanes::default, |lanes, &(index, first)| {
+                if observer.cancelled() {
+                    return Err(RunError::Cancelled);
+                }
+                let triple = &triples[index];
+                let end = triple.elements.min(first + piece);
+                let part = lanes.piece(triple, first, end);
+                observer.advance(2 * (end - first) * triple.size as u64);
+                Ok(part)
+            })
+            .collect::<Result<_, _>>()
+    })?;
+    let mut measured = vec![Measured::default(); triples.len()];
+    for ((index, _), part) in pieces.iter().zip(&parts) {
+        measured[*index].add(part);
+    }
+    Ok(measured)
+}
+
+/// A worker's buffers.
+#[derive(Default)]
+struct Lanes {
+    single: [Vec<f32>; 3],
+    double: [Vec<f64>; 3],
+}
+
+impl Lanes {
+    fn piece(&mut self, triple: &Triple<'_>, first: u64, end: u64) -> Measured {
+        let mut sum = Measured::default();
+        let mut at = first;
+        while at < end {
+            let length = (end - at).min(BLOCK as u64) as usize;
+            let block = if triple.wants_f64() {
+                block(&mut self.double, triple, at, length)
+            } else {
+                block(&mut self.single, triple, at, length)
+            };
+            sum.add(&block);
+            at += length as u64;
+        }
+        sum
+    }
+}
+
+fn block<R: Real>(
+    lanes: &mut [Vec<R>; 3],
+    triple: &Triple<'_>,
+    first: u64,
+    length: usize,
+) -> Measured {
+    let mut found = Measured::default();
+    let bytes = triple.bytes.map(|(a, b)| {
+        let range = first as usize * triple.size..(first as usize + length) * triple.size;
+        (&a[range.clone()], &b[range])
+    });
+    if let Some((a, b)) = bytes {
+        found.differs = a != b;
+        match triple.format {
+            Some(format) => {
+                let steps = match found.differs {
+                    true => StepCounts::of(format, a, b),
+                    false => StepCounts::default(),
+                };
+                found.differing = steps.at_least[0];
+                found.steps = Some(steps);
+            }
+            None if found.differs => {
+                let pairs = a.chunks_exact(triple.size).zip(b.chunks_exact(triple.size));
+                found.differing = pairs.filter(|(a, b)| a != b).count() as u64;
+            }
+            None => {}
+        }
+    }
+    let Some([a, b]) = &triple.values else {
+        return found;
+    };
+    let [of_a, of_b, of_base] = lanes;
+    for (values, source) in [(&mut *of_a, a), (&mut *of_b, b)] {
+        values.resize(length, R::ZERO);
+        R::fill(source.as_ref(), first, values);
+    }
+    if bytes.is_none() {
+        found.differing = of_a.iter().zip(&*of_b).filter(|(a, b)| a != b).count() as u64;
+        found.differs = found.differing > 0;
+    }
+    let mut any = NonFinite::count(of_a).any() || NonFinite::count(of_b).any();
+    if let Some(base) = &triple.base {
+        of_base.resize(length, R::ZERO);
+        R::fill(base.as_ref(), first, of_base);
+        any |= NonFinite::count(of_base).any();
+    }
+    if any {
+        for index in 0..length {
+            let base = triple.base.is_some().then(|| of_base[index]);
+            let finite = |value: R| value.to_f64().is_finite();
+            if !finite(of_a[index]) || !finite(of_b[index]) || !base.is_none_or(finite) {
+                found.non_finite += 1;
+                (of_a[index], of_b[index]) = (R::ZERO, R::ZERO);
+                if base.is_some() {
+                    of_base[index] = R::ZERO;
+                }
+            }
+        }
+    }
+    found.distance = Some(distance(of_a, of_b));
+    if triple.base.is_some() {
+        found.tasks = task_sums(of_a, of_b, of_base);
+    }
+    found
+}
+
+/// Bars of a histogram of steps: lower and upper bound, and elements.
+pub(super) fn step_bars(steps: &StepCounts, elements: u64) -> Vec<(f64, f64, u64)> {
+    let mut bars = vec![(0.0, 0.0, elements - steps.at_least[0])];
+    for (at, bound) in STEP_BOUNDS.iter().enumerate() {
+        let beyond = steps.at_least.get(at + 1).copied().unwrap_or(0);
+        let upper = STEP_BOUNDS
+            .get(at + 1)
+            .map_or(steps.largest, |next| next - 1);
+        let count = steps.at_least[at] - beyond;
+        if count > 0 {
+            bars.push((*bound as f64, upper as f64, count));
+        }
+    }
+    bars
+}

@@ -1,0 +1,204 @@
+//! `weld diff`: two checkpoints against each other, and against what both come from.
+
+mod checks;
+mod files;
+mod measure;
+mod tables;
+
+pub(in crate::audit) use checks::CHECKS;
+
+use super::{Command, Finding, Place, Report};
+use crate::checkpoint::{Checkpoint, TensorEntry};
+use crate::engine::Observer;
+use crate::run::{RunError, digests};
+use measure::{Measured, Triple, measure};
+
+/// What is compared.
+pub struct Request<'a> {
+    /// The first checkpoint.
+    pub a: &'a Checkpoint,
+    /// The second.
+    pub b: &'a Checkpoint,
+    /// What both were made from.
+    pub base: Option<&'a Checkpoint>,
+    /// Show every tensor, and not only those that differ most.
+    pub all: bool,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+/// A tensor that both checkpoints have.
+struct Pair<'a> {
+    a: &'a TensorEntry,
+    b: &'a TensorEntry,
+    /// What was measured; `None` for other shapes.
+    measured: Option<Measured>,
+}
+
+/// Compares two checkpoints.
+///
+/// # Errors
+/// The work was stopped, or the threads could not be started.
+pub fn diff(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, RunError> {
+    let Request { a, b, base, .. } = request;
+    let mut report = Report::new(Command::Diff, format!("{} and {}", a.label(), b.label()));
+    report.checked = CHECKS.to_vec();
+    let common: Vec<(usize, usize)> = a
+        .tensors()
+        .iter()
+        .enumerate()
+        .filter_map(|(at, tensor)| Some((at, b.find(&tensor.name)?)))
+        .collect();
+    let comparable: Vec<(usize, usize)> = common
+        .iter()
+        .copied()
+        .filter(|&(at, of_b)| a.tensors()[at].shape == b.tensors()[of_b].shape)
+        .collect();
+    let triples: Vec<Triple<'_>> = comparable
+        .iter()
+        .map(|&(at, of_b)| Triple::new(request, at, of_b))
+        .collect();
+    let mut measured = measure(&triples, request.threads, observer)?.into_iter();
+    let pairs: Vec<Pair<'_>> = common
+        .iter()
+        .map(|&(at, of_b)| {
+            let (a, b) = (&a.tensors()[at], &b.tensors()[of_b]);
+            let measured = (a.shape == b.shape).then(|| measured.next()).flatten();
+            Pair { a, b, measured }
+        })
+        .collect();
+    report.findings.extend(pairs.iter().flat_map(findings));
+    report.findings.extend(one_sided(request, observer)?);
+    report.findings.extend(files::compare(a, b));
+    if let Some(base) = base {
+        same_as_base(a, base, &triples, &pairs, Side::First, &mut report);
+        same_as_base(b, base, &triples, &pairs, Side::Second, &mut report);
+    }
+    tables::show(request, &pairs, &mut report);
+    Ok(report)
+}
+
+fn signature(tensor: &TensorEntry) -> String {
+    format!("{:?} {:?}", tensor.dtype, tensor.shape)
+}
+
+fn findings(pair: &Pair<'_>) -> Vec<Finding> {
+    let place = || Place::tensor(&pair.a.name, None);
+    let Some(measured) = &pair.measured else {
+        let (a, b) = (signature(pair.a), signature(pair.b));
+        return vec![Finding::new(&checks::SHAPE, place(), a, b)];
+    };
+    let mut findings = Vec::new();
+    if pair.a.dtype != pair.b.dtype {
+        let (a, b) = (signature(pair.a), signature(pair.b));
+        findings.push(Finding::new(&checks::DTYPE, place(), a, b));
+    }
+    if measured.non_finite > 0 {
+        let found = format!(
+            "{} NaN or infinite values, not measured",
+            measured.non_finite
+        );
+        findings.push(Finding::new(
+            &checks::NON_FINITE,
+            place(),
+            "finite values",
+            found,
+        ));
+    }
+    if measured.differs {
+        findings.push(Finding::new(
+            &checks::VALUES,
+            place(),
+            "equal values",
+            measured.in_words(pair.a.elements()),
+        ));
+    }
+    findings
+}
+
+/// Tensors that only one of the two has; where the other has the same bytes under another name, that name.
+fn one_sided(request: &Request<'_>, observer: &dyn Observer) -> Result<Vec<Finding>, RunError> {
+    let only = |one: &Checkpoint, other: &Checkpoint| -> Vec<usize> {
+        let tensors = one.tensors().iter().enumerate();
+        let missing = tensors.filter(|(_, tensor)| other.find(&tensor.name).is_none());
+        missing.map(|(at, _)| at).collect()
+    };
+    let (a, b) = (request.a, request.b);
+    let (only_a, only_b) = (only(a, b), only(b, a));
+    let mut names = std::collections::BTreeMap::new();
+    if !only_a.is_empty() && !only_b.is_empty() {
+        // Only these are looked for under other names, so only these are hashed.
+        let hashes = digests(b, &only_b, request.threads, observer)?;
+        names = hashes
+            .iter()
+            .zip(&only_b)
+            .filter_map(|(hash, &at)| Some((hash.as_ref()?.to_string(), at)))
+            .collect();
+    }
+    let mut renamed = std::collections::BTreeSet::new();
+    let mut findings = Vec::new();
+    let hashes = match names.is_empty() {
+        true => vec![None; only_a.len()],
+        false => digests(a, &only_a, request.threads, observer)?,
+    };
+    for (&at, hash) in only_a.iter().zip(hashes) {
+        let tensor = &a.tensors()[at];
+        let place = Place::tensor(&tensor.name, None);
+        let same = hash.and_then(|hash| names.get(&hash.to_string()).copied());
+        let same = same.filter(|&other| signature(&b.tensors()[other]) == signature(tensor));
+        findings.push(match same {
+            Some(other) => {
+                renamed.insert(other);
+                let found = format!("the same as `{}`", b.tensors()[other].name);
+                Finding::new(&checks::RENAMED, place, tensor.name.clone(), found)
+            }
+            None => Finding::new(&checks::MISSING, place, signature(tensor), "none"),
+        });
+    }
+    for at in only_b.into_iter().filter(|at| !renamed.contains(at)) {
+        let tensor = &b.tensors()[at];
+        let place = Place::tensor(&tensor.name, None);
+        findings.push(Finding::new(
+            &checks::ADDED,
+            place,
+            "none",
+            signature(tensor),
+        ));
+    }
+    Ok(findings)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    First,
+    Second,
+}
+
+/// Says it if a checkpoint has, in all that is compared, the values of the base.
+fn same_as_base(
+    model: &Checkpoint,
+    base: &Checkpoint,
+    triples: &[Triple<'_>],
+    pairs: &[Pair<'_>],
+    side: Side,
+    report: &mut Report,
+) {
+    let mut compared = pairs
+        .iter()
+        .filter_map(|pair| pair.measured.as_ref())
+        .zip(triples);
+    let same = |(measured, triple): (&Measured, &Triple<'_>)| {
+        let energy = match side {
+            Side::First => measured.tasks.first,
+            Side::Second => measured.tasks.second,
+        };
+        triple.has_base() && energy == 0.0
+    };
+    if !pairs.is_empty() && compared.all(same) {
+        let found = format!("the values of `{}`", base.label());
+        let place = Place::file(model.label());
+        report
+            .findings
+            .push(Finding::new(&checks::IS_BASE, place, "a fine-tune", found));
+    }
+}

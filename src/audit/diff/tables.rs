@@ -1,0 +1,293 @@
+//! What of the measures is shown: the worst tensors, roles and layers, totals, a heat map, a histogram.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::measure::{Measured, step_bars};
+use super::{Pair, Request};
+use crate::audit::{HeatMap, Histogram, Report, Table};
+use crate::checkpoint::{LayerStack, layer_stacks};
+
+/// Rows of a table, unless all are asked for.
+const SHOWN: usize = 10;
+
+/// Adds tables, heat map, histogram, totals and details.
+pub(super) fn show(request: &Request<'_>, pairs: &[Pair<'_>], report: &mut Report) {
+    let stacks = layer_stacks(pairs.iter().map(|pair| pair.a.name.as_str()));
+    let with_base = request.base.is_some();
+    let mut total = Measured::default();
+    let mut roles: BTreeMap<String, Group> = BTreeMap::new();
+    let mut layers: BTreeMap<(String, usize), Group> = BTreeMap::new();
+    let mut tensors = Vec::new();
+    for pair in pairs {
+        let Some(measured) = &pair.measured else {
+            continue;
+        };
+        total.add(measured);
+        let (stack, layer, role) = place(&stacks, &pair.a.name);
+        roles
+            .entry(role)
+            .or_default()
+            .add(measured, pair.a.elements());
+        if let Some(layer) = layer {
+            let layer = layers.entry((stack, layer)).or_default();
+            layer.add(measured, pair.a.elements());
+        }
+        let mut group = Group::default();
+        group.add(measured, pair.a.elements());
+        tensors.push((pair.a.name.clone(), group));
+    }
+    let most = if request.all { usize::MAX } else { SHOWN };
+    let energy = (total.tasks.first, total.tasks.second);
+    let rows = |groups: Vec<(String, Group)>, most: usize| worst(groups, most, with_base, energy);
+    let changed = |(_, group): &(String, Group)| request.all || group.measured.differs || with_base;
+    tensors.retain(changed);
+    report.tables.push(table(
+        "tensors that differ most",
+        "tensor",
+        with_base,
+        rows(tensors, most),
+    ));
+    let roles: Vec<_> = roles.into_iter().filter(changed).collect();
+    report
+        .tables
+        .push(table("by role", "role", with_base, rows(roles, most)));
+    let named = layers
+        .iter()
+        .map(|((stack, layer), group)| (format!("{stack}{layer}"), group.clone()));
+    let layers: Vec<_> = named.filter(changed).collect();
+    if !layers.is_empty() {
+        report
+            .tables
+            .push(table("by layer", "layer", with_base, rows(layers, most)));
+    }
+    report.tables.retain(|table| !table.rows.is_empty());
+    report.heat_maps.extend(heat_map(&stacks, pairs));
+    let elements = |pair: &&Pair<'_>| {
+        pair.measured
+            .as_ref()
+            .is_some_and(|found| found.steps.is_some())
+    };
+    let stepped: u64 = pairs
+        .iter()
+        .filter(elements)
+        .map(|pair| pair.a.elements())
+        .sum();
+    if let Some(steps) = total.steps.filter(|steps| steps.at_least[0] > 0) {
+        report.histograms.push(Histogram {
+            title: "Elements by the steps that they are apart".to_owned(),
+            unit: "steps of the dtype".to_owned(),
+            bars: step_bars(&steps, stepped),
+        });
+    }
+    totals(request, pairs, &total, report);
+}
+
+/// Tensors that are shown together.
+#[derive(Clone, Default)]
+struct Group {
+    measured: Measured,
+    elements: u64,
+}
+
+impl Group {
+    fn add(&mut self, measured: &Measured, elements: u64) {
+        self.measured.add(measured);
+        self.elements += elements;
+    }
+
+    fn relative(&self) -> f64 {
+        self.measured
+            .distance
+            .as_ref()
+            .map_or(0.0, crate::numeric::Distance::relative)
+    }
+}
+
+/// Stack, layer and role of a tensor; all of its name is its role, where it is in no layer.
+fn place(stacks: &[LayerStack], name: &str) -> (String, Option<usize>, String) {
+    let split = stacks.iter().find_map(|stack| {
+        let (layer, rest) = stack.split(name)?;
+        Some((stack.prefix.clone(), Some(layer), rest.to_owned()))
+    });
+    split.unwrap_or_else(|| (String::new(), None, name.to_owned()))
+}
+
+fn table(title: &str, of: &str, with_base: bool, rows: Vec<Vec<String>>) -> Table {
+    let mut columns = vec![
+        of,
+        "differ",
+        "max",
+        "mean",
+        "relative L2",
+        "cosine",
+        "steps",
+    ];
+    if with_base {
+        columns.extend(["task cosine", "sign conflicts", "energy A", "energy B"]);
+    }
+    Table {
+        title: title.to_owned(),
+        columns: columns.into_iter().map(str::to_owned).collect(),
+        rows,
+    }
+}
+
+/// The rows of groups, those that differ most first.
+fn worst(
+    mut groups: Vec<(String, Group)>,
+    most: usize,
+    with_base: bool,
+    energy: (f64, f64),
+) -> Vec<Vec<String>> {
+    groups.sort_by(|(_, a), (_, b)| b.relative().total_cmp(&a.relative()));
+    groups.truncate(most);
+    groups
+        .into_iter()
+        .map(|(name, group)| row(name, &group, with_base, energy))
+        .collect()
+}
+
+fn row(name: String, group: &Group, with_base: bool, energy: (f64, f64)) -> Vec<String> {
+    let found = &group.measured;
+    let none = || "-".to_owned();
+    let share = |part: f64, whole: f64| match whole > 0.0 {
+        true => format!("{:.2} %", 100.0 * part / whole),
+        false => none(),
+    };
+    let mut row = vec![name, share(found.differing as f64, group.elements as f64)];
+    match &found.distance {
+        Some(distance) => row.extend([
+            format!("{:.2e}", distance.largest),
+            format!("{:.2e}", distance.absolute / group.elements.max(1) as f64),
+            format!("{:.2e}", distance.relative()),
+            format!("{:.6}", distance.cosine()),
+        ]),
+        None => row.extend([none(), none(), none(), none()]),
+    }
+    row.push(
+        found
+            .steps
+            .map_or_else(none, |steps| steps.largest.to_string()),
+    );
+    if with_base {
+        row.extend([
+            found
+                .tasks
+                .cosine()
+                .map_or_else(none, |cosine| format!("{cosine:.4}")),
+            share(found.tasks.conflicts, found.tasks.both),
+            share(found.tasks.first, energy.0),
+            share(found.tasks.second, energy.1),
+        ]);
+    }
+    row
+}
+
+/// Relative L2 by layer and role of the deepest stack.
+fn heat_map(stacks: &[LayerStack], pairs: &[Pair<'_>]) -> Option<HeatMap> {
+    let stack = stacks.first()?;
+    let mut roles: Vec<String> = Vec::new();
+    let mut values: Vec<Vec<Option<f64>>> = Vec::new();
+    for pair in pairs {
+        let Some((layer, role)) = stack.split(&pair.a.name) else {
+            continue;
+        };
+        let Some(distance) = pair.measured.as_ref().and_then(|found| found.distance) else {
+            continue;
+        };
+        let row = roles
+            .iter()
+            .position(|known| known == role)
+            .unwrap_or_else(|| {
+                roles.push(role.to_owned());
+                values.push(vec![None; stack.layers]);
+                roles.len() - 1
+            });
+        values[row][layer] = Some(distance.relative());
+    }
+    Some(HeatMap {
+        title: "Difference by layer and role".to_owned(),
+        unit: "L2 of the difference / L2 of the first".to_owned(),
+        layers: (0..stack.layers).map(|layer| layer.to_string()).collect(),
+        roles,
+        values,
+    })
+    .filter(|map| !map.roles.is_empty())
+}
+
+fn totals(request: &Request<'_>, pairs: &[Pair<'_>], total: &Measured, report: &mut Report) {
+    let measured = pairs.iter().filter(|pair| pair.measured.is_some());
+    let elements: u64 = measured.map(|pair| pair.a.elements()).sum();
+    let differing = |pair: &&Pair<'_>| pair.measured.as_ref().is_some_and(|found| found.differs);
+    let count = pairs.iter().filter(differing).count();
+    report.say(
+        "tensors",
+        format!("{} in both, {count} with other values", pairs.len()),
+    );
+    if count > 0 {
+        report.say("in all", total.in_words(elements));
+        if let Some(distance) = &total.distance {
+            report.say("cosine", format!("{:.8}", distance.cosine()));
+        }
+    }
+    if let Some(base) = request.base {
+        let tasks = &total.tasks;
+        report.say("base", base.label());
+        let relative = (tasks.second / tasks.first).sqrt();
+        report.say(
+            "tasks",
+            format!(
+                "cosine {}, {:.2} % of signs in conflict, the second's length is {relative:.4} of the first's",
+                tasks.cosine().map_or("-".to_owned(), |cosine| format!("{cosine:.4}")),
+                100.0 * tasks.conflicts / tasks.both.max(1.0),
+            ),
+        );
+    }
+    let tensors: Vec<Value> = pairs.iter().map(details).collect();
+    report.details = json!({
+        "a": request.a.label(),
+        "b": request.b.label(),
+        "base": request.base.map(|base| base.label()),
+        "total": numbers(total, elements),
+        "tensors": tensors,
+    });
+}
+
+fn details(pair: &Pair<'_>) -> Value {
+    let mut value = json!({
+        "name": pair.a.name,
+        "dtypes": [format!("{:?}", pair.a.dtype), format!("{:?}", pair.b.dtype)],
+        "shapes": [pair.a.shape, pair.b.shape],
+    });
+    if let (Some(found), Some(map)) = (&pair.measured, value.as_object_mut()) {
+        let numbers = numbers(found, pair.a.elements());
+        map.extend(numbers.as_object().cloned().unwrap_or_default());
+    }
+    value
+}
+
+fn numbers(found: &Measured, elements: u64) -> Value {
+    let distance = found.distance.as_ref();
+    let tasks = &found.tasks;
+    json!({
+        "elements": elements,
+        "equal": !found.differs,
+        "differing": found.differing,
+        "non_finite": found.non_finite,
+        "max": distance.map(|distance| distance.largest),
+        "mean": distance.map(|distance| distance.absolute / elements.max(1) as f64),
+        "l2": distance.map(|distance| distance.squared.sqrt()),
+        "relative_l2": distance.map(|distance| distance.relative()),
+        "cosine": distance.map(|distance| distance.cosine()),
+        "steps": found.steps.map(|steps| steps.largest),
+        "within_one_step": found.steps.map(|steps| elements - steps.at_least[1]),
+        "tasks": (tasks.first + tasks.second > 0.0).then(|| json!({
+            "l2": [tasks.first.sqrt(), tasks.second.sqrt()],
+            "cosine": tasks.cosine(),
+            "sign_conflicts": tasks.conflicts,
+            "both": tasks.both,
+        })),
+    })
+}

@@ -1,0 +1,394 @@
+//! How far two tensors are apart: sums over differences, and distances in steps of their format.
+
+use super::format::FloatType;
+use super::real::Real;
+use super::vector::vectorised;
+
+/// Partial sums kept side by side; fixed, whatever the width of the processor's registers.
+const LANES: usize = 8;
+
+/// Elements whose places are held at a time.
+const STRIP: usize = 1024;
+
+/// The least numbers of steps that are counted apart.
+pub const STEP_BOUNDS: [u64; 10] = [1, 2, 3, 5, 9, 17, 65, 257, 1025, 4097];
+
+/// Sums over two runs of finite elements of one length.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Distance {
+    /// The largest magnitude of a difference.
+    pub largest: f64,
+    /// The sum of the magnitudes of differences.
+    pub absolute: f64,
+    /// The sum of squared differences.
+    pub squared: f64,
+    /// The sum of squares of the first.
+    pub first: f64,
+    /// The sum of squares of the second.
+    pub second: f64,
+    /// The inner product of the two.
+    pub product: f64,
+}
+
+impl Distance {
+    /// Adds what was found in the elements that follow.
+    pub fn add(&mut self, next: &Distance) {
+        self.largest = self.largest.max(next.largest);
+        self.absolute += next.absolute;
+        self.squared += next.squared;
+        self.first += next.first;
+        self.second += next.second;
+        self.product += next.product;
+    }
+
+    /// The Euclidean norm of the difference as a part of the first's; of the second's, if the first is zero.
+    pub fn relative(&self) -> f64 {
+        match (self.squared, self.first, self.second) {
+            (0.0, ..) => 0.0,
+            (squared, 0.0, second) => (squared / second).sqrt(),
+            (squared, first, _) => (squared / first).sqrt(),
+        }
+    }
+
+    /// The cosine of the angle between the two; 1 if both are zero, 0 if one is.
+    pub fn cosine(&self) -> f64 {
+        match self.first * self.second {
+            0.0 if self.first == self.second => 1.0,
+            0.0 => 0.0,
+            _ => (self.product / self.first.sqrt() / self.second.sqrt()).clamp(-1.0, 1.0),
+        }
+    }
+}
+
+/// Sums over what two runs of elements differ by from a third.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct TaskSums {
+    /// The sum of squares of the first task vector.
+    pub first: f64,
+    /// The sum of squares of the second.
+    pub second: f64,
+    /// The inner product of the two.
+    pub product: f64,
+    /// Elements where the two have different signs.
+    pub conflicts: f64,
+    /// Elements where neither is zero.
+    pub both: f64,
+}
+
+impl TaskSums {
+    /// Adds what was found in the elements that follow.
+    pub fn add(&mut self, next: &TaskSums) {
+        self.first += next.first;
+        self.second += next.second;
+        self.product += next.product;
+        self.conflicts += next.conflicts;
+        self.both += next.both;
+    }
+
+    /// The cosine of the angle between the task vectors; `None` if one is zero.
+    pub fn cosine(&self) -> Option<f64> {
+        let cosine = self.product / self.first.sqrt() / self.second.sqrt();
+        cosine.is_finite().then(|| cosine.clamp(-1.0, 1.0))
+    }
+}
+
+vectorised! {
+    /// [`Distance`] of two slices of one length, all of whose elements are finite.
+    pub fn distance<R: Real>(a: &[R], b: &[R]) -> Distance {
+        let length = a.len().min(b.len());
+        let (a, b) = (a[..length].as_chunks::<LANES>(), b[..length].as_chunks::<LANES>());
+        let mut sums = [[0f64; LANES]; 6];
+        for (a, b) in a.0.iter().zip(b.0) {
+            lanes(a, b, &mut sums);
+        }
+        let (mut last_a, mut last_b) = ([R::ZERO; LANES], [R::ZERO; LANES]);
+        last_a[..a.1.len()].copy_from_slice(a.1);
+        last_b[..b.1.len()].copy_from_slice(b.1);
+        lanes(&last_a, &last_b, &mut sums);
+        let [largest, absolute, squared, first, second, product] = sums;
+        Distance {
+            largest: largest.into_iter().fold(0.0, f64::max),
+            absolute: fold(absolute),
+            squared: fold(squared),
+            first: fold(first),
+            second: fold(second),
+            product: fold(product),
+        }
+    }
+}
+
+#[inline(always)]
+fn lanes<R: Real>(a: &[R; LANES], b: &[R; LANES], sums: &mut [[f64; LANES]; 6]) {
+    for lane in 0..LANES {
+        let (a, b) = (a[lane].to_f64(), b[lane].to_f64());
+        let difference = (a - b).abs();
+        let largest = sums[0][lane];
+        sums[0][lane] = if difference > largest {
+            difference
+        } else {
+            largest
+        };
+        sums[1][lane] += difference;
+        sums[2][lane] += difference * difference;
+        sums[3][lane] += a * a;
+        sums[4][lane] += b * b;
+        sums[5][lane] += a * b;
+    }
+}
+
+vectorised! {
+    /// [`TaskSums`] of three slices of one length, all of whose elements are finite; the third is the base.
+    pub fn task_sums<R: Real>(a: &[R], b: &[R], base: &[R]) -> TaskSums {
+        let mut sums = [[0f64; LANES]; 5];
+        let length = a.len().min(b.len()).min(base.len());
+        let chunks = length / LANES;
+        let (a, b, base) = (&a[..length], &b[..length], &base[..length]);
+        for chunk in 0..chunks {
+            let at = chunk * LANES..(chunk + 1) * LANES;
+            task_lanes(&a[at.clone()], &b[at.clone()], &base[at], &mut sums);
+        }
+        let rest = chunks * LANES..length;
+        task_lanes(&a[rest.clone()], &b[rest.clone()], &base[rest], &mut sums);
+        let [first, second, product, conflicts, both] = sums;
+        TaskSums {
+            first: fold(first),
+            second: fold(second),
+            product: fold(product),
+            conflicts: fold(conflicts),
+            both: fold(both),
+        }
+    }
+}
+
+#[inline(always)]
+fn task_lanes<R: Real>(a: &[R], b: &[R], base: &[R], sums: &mut [[f64; LANES]; 5]) {
+    for (lane, ((a, b), base)) in a.iter().zip(b).zip(base).enumerate() {
+        let base = base.to_f64();
+        let (a, b) = (a.to_f64() - base, b.to_f64() - base);
+        let product = a * b;
+        sums[0][lane] += a * a;
+        sums[1][lane] += b * b;
+        sums[2][lane] += product;
+        // Signs, and not the product, which may be too small for a number.
+        let conflict = (a > 0.0) & (b < 0.0) | (a < 0.0) & (b > 0.0);
+        let both = (a != 0.0) & (b != 0.0);
+        sums[3][lane] += if conflict { 1.0 } else { 0.0 };
+        sums[4][lane] += if both { 1.0 } else { 0.0 };
+    }
+}
+
+#[inline(always)]
+fn fold([a, b, c, d, e, f, g, h]: [f64; LANES]) -> f64 {
+    ((a + b) + (c + d)) + ((e + f) + (g + h))
+}
+
+/// Distances in steps of a format; see [`FloatType::steps`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepCounts {
+    /// For each of [`STEP_BOUNDS`], the elements that are at least so many steps apart.
+    pub at_least: [u64; STEP_BOUNDS.len()],
+    /// The most steps between two elements. A NaN lies beyond infinity, by as much as its bits say.
+    pub largest: u64,
+}
+
+impl StepCounts {
+    /// Adds what was found in other elements.
+    pub fn add(&mut self, next: &StepCounts) {
+        let counts = self.at_least.iter_mut().zip(&next.at_least);
+        counts.for_each(|(count, next)| *count += next);
+        self.largest = self.largest.max(next.largest);
+    }
+
+    /// Counts the distances of two runs of elements of a format.
+    pub fn of(format: FloatType, a: &[u8], b: &[u8]) -> StepCounts {
+        let mut counts = StepCounts::default();
+        if format == FloatType::F64 {
+            let pairs = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+            for (a, b) in pairs.filter(|(a, b)| a != b) {
+                counts.count(place64(*a).abs_diff(place64(*b)));
+            }
+            return counts;
+        }
+        let size = format.size();
+        let (mut left, mut right) = ([0i32; STRIP], [0i32; STRIP]);
+        for (a, b) in a.chunks(STRIP * size).zip(b.chunks(STRIP * size)) {
+            let length = a.len() / size;
+            let (left, right) = (&mut left[..length], &mut right[..length]);
+            match size {
+                4 => (places32(a, left), places32(b, right)),
+                2 => (places16(a, left), places16(b, right)),
+                _ => (places8(a, left), places8(b, right)),
+            };
+            let (at_least, largest) = step_counts(left, right);
+            let totals = counts.at_least.iter_mut().zip(at_least);
+            totals.for_each(|(total, count)| *total += u64::from(count));
+            counts.largest = counts.largest.max(largest.into());
+        }
+        counts
+    }
+
+    fn count(&mut self, steps: u64) {
+        self.largest = self.largest.max(steps);
+        for (count, bound) in self.at_least.iter_mut().zip(STEP_BOUNDS) {
+            *count += u64::from(steps >= bound);
+        }
+    }
+}
+
+/// The place of a value among all of its format, from zero; it may be that of a NaN.
+fn place64(raw: [u8; 8]) -> i64 {
+    let bits = i64::from_le_bytes(raw);
+    let magnitude = bits & i64::MAX;
+    if bits < 0 { -magnitude } else { magnitude }
+}
+
+vectorised! {
+    fn places32(bytes: &[u8], places: &mut [i32]) {
+        for (place, raw) in places.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            let bits = i32::from_le_bytes(*raw);
+            let sign = bits >> 31;
+            *place = ((bits & i32::MAX) ^ sign) - sign;
+        }
+    }
+}
+
+vectorised! {
+    fn places16(bytes: &[u8], places: &mut [i32]) {
+        for (place, raw) in places.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            let bits = i32::from(i16::from_le_bytes(*raw));
+            let sign = bits >> 31;
+            *place = ((bits & 0x7fff) ^ sign) - sign;
+        }
+    }
+}
+
+vectorised! {
+    fn places8(bytes: &[u8], places: &mut [i32]) {
+        for (place, raw) in places.iter_mut().zip(bytes) {
+            let bits = i32::from(*raw as i8);
+            let sign = bits >> 31;
+            *place = ((bits & 0x7f) ^ sign) - sign;
+        }
+    }
+}
+
+vectorised! {
+    fn step_counts(a: &[i32], b: &[i32]) -> ([u32; STEP_BOUNDS.len()], u32) {
+        let mut counts = [0u32; STEP_BOUNDS.len()];
+        let mut largest = 0;
+        for (a, b) in a.iter().zip(b) {
+            let steps = a.abs_diff(*b);
+            largest = if steps > largest { steps } else { largest };
+        }
+        for (count, bound) in counts.iter_mut().zip(STEP_BOUNDS) {
+            // Nothing is as far apart: the usual end after a few bounds.
+            if u64::from(largest) < bound {
+                break;
+            }
+            for (a, b) in a.iter().zip(b) {
+                *count += u32::from(a.abs_diff(*b) >= bound as u32);
+            }
+        }
+        (counts, largest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn near(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 1e-9 * (a.abs() + b.abs() + 1e-300)
+    }
+
+    proptest! {
+        #[test]
+        fn sums_agree_with_their_twins(
+            rows in prop::collection::vec((-1e3f32..1e3, -1e3f32..1e3, -1e3f32..1e3), 0..200),
+        ) {
+            let column = |at: usize| -> Vec<f64> {
+                rows.iter().map(|row| f64::from([row.0, row.1, row.2][at])).collect()
+            };
+            let single = |at: usize| -> Vec<f32> {
+                column(at).into_iter().map(|value| value as f32).collect()
+            };
+            let (a, b, c) = (column(0), column(1), column(2));
+            let sum = |term: &dyn Fn(usize) -> f64| (0..a.len()).map(term).sum::<f64>();
+            for found in [distance(&a, &b), distance(&single(0), &single(1))] {
+                let largest = (0..a.len()).map(|at| (a[at] - b[at]).abs()).fold(0.0, f64::max);
+                prop_assert_eq!(found.largest, largest);
+                prop_assert!(near(found.absolute, sum(&|at| (a[at] - b[at]).abs())));
+                prop_assert!(near(found.squared, sum(&|at| (a[at] - b[at]).powi(2))));
+                prop_assert!(near(found.first, sum(&|at| a[at].powi(2))));
+                prop_assert!(near(found.second, sum(&|at| b[at].powi(2))));
+                prop_assert!((found.product - sum(&|at| a[at] * b[at])).abs() < 1e-3);
+            }
+            for found in [task_sums(&a, &b, &c), task_sums(&single(0), &single(1), &single(2))] {
+                let (x, y) = (|at: usize| a[at] - c[at], |at: usize| b[at] - c[at]);
+                prop_assert!(near(found.first, sum(&|at| x(at).powi(2))));
+                prop_assert!(near(found.second, sum(&|at| y(at).powi(2))));
+                prop_assert!((found.product - sum(&|at| x(at) * y(at))).abs() < 1e-2);
+                let conflicts = (0..a.len()).filter(|&at| x(at) * y(at) < 0.0).count();
+                prop_assert_eq!(found.conflicts, conflicts as f64);
+                let both = (0..a.len()).filter(|&at| x(at) != 0.0 && y(at) != 0.0).count();
+                prop_assert_eq!(found.both, both as f64);
+            }
+        }
+
+        #[test]
+        fn steps_agree_with_those_of_single_elements(
+            bytes in prop::collection::vec(any::<u8>(), 0..400),
+            flips in prop::collection::vec((0usize..400, any::<u8>()), 0..20),
+        ) {
+            let mut other = bytes.clone();
+            for (at, flip) in flips {
+                if let Some(byte) = other.get_mut(at) {
+                    *byte ^= flip;
+                }
+            }
+            for format in [
+                FloatType::F64, FloatType::F32, FloatType::F16,
+                FloatType::Bf16, FloatType::F8E4m3, FloatType::F8E5m2,
+            ] {
+                let size = format.size();
+                let whole = bytes.len() / size * size;
+                let (a, b) = (&bytes[..whole], &other[..whole]);
+                let mut expected = StepCounts::default();
+                for (a, b) in a.chunks(size).zip(b.chunks(size)) {
+                    // NaNs are told apart here, and are not there.
+                    let steps = format.steps(a, b);
+                    let is_nan = |raw: &[u8]| {
+                        let mut value = [0f64];
+                        format.decode(raw, &mut value);
+                        value[0].is_nan()
+                    };
+                    if is_nan(a) || is_nan(b) {
+                        prop_assume!(a == b);
+                    }
+                    expected.count(steps);
+                }
+                prop_assert_eq!(StepCounts::of(format, a, b), expected, "{:?}", format);
+            }
+        }
+    }
+
+    #[test]
+    fn angles_and_lengths_by_hand() {
+        let found = distance(&[3.0f32, 0.0, 4.0], &[3.0, 0.0, 0.0]);
+        assert_eq!(
+            (found.largest, found.squared, found.first),
+            (4.0, 16.0, 25.0)
+        );
+        assert_eq!(found.relative(), 0.8);
+        assert_eq!(found.cosine(), 0.6);
+        assert_eq!(distance(&[0f32; 3], &[0.0; 3]).cosine(), 1.0);
+        assert_eq!(distance(&[0f32; 3], &[1.0; 3]).cosine(), 0.0);
+        assert_eq!(distance(&[0f32; 3], &[2.0; 3]).relative(), 1.0);
+        // Task vectors (1, 0) and (1, 1), and a conflict.
+        let found = task_sums(&[2.0f32, 1.0, 0.0], &[2.0, 2.0, 2.0], &[1.0, 1.0, 1.0]);
+        assert_eq!((found.conflicts, found.both), (1.0, 2.0));
+        assert_eq!((found.first, found.second, found.product), (2.0, 3.0, 0.0));
+    }
+}
