@@ -7,11 +7,13 @@
 //! Nothing here writes a file or prints, and a finding is never an error: an error means that the command
 //! could not run.
 
+pub mod check;
 pub mod diff;
 mod fields;
 pub mod formats;
 mod registry;
 mod report;
+mod statistics;
 pub mod verify;
 
 pub use registry::{all_checks, find_check};
@@ -19,3 +21,4 @@ pub use report::{
     CheckInfo, Command, Finding, HeatMap, Histogram, Place, Report, Severity, Skipped, Table,
     Verdict,
 };
+pub use statistics::{TensorStatistics, exponent_of, statistics};

@@ -158,7 +158,7 @@ vectorised! {
 vectorised! {
     /// The sum of squares; nine at a time are added in the values' own precision, in which those of 16-bit values are
     /// exact, all else in f64.
-    fn squares<R: Real>(values: &[R]) -> f64 {
+    pub fn squares<R: Real>(values: &[R]) -> f64 {
         let mut sums = [0f64; 2 * LANES];
         for values in values.chunks(16 * LANES) {
             let (chunks, rest) = values.as_chunks::<{ 2 * LANES }>();

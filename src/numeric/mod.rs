@@ -3,6 +3,7 @@
 //! This layer knows no file, no tensor name and no thread. Every kernel gives the same bits however its
 //! input is cut, as long as the cuts fall on multiples of [`BLOCK`]; each has a slow f64 twin in its tests.
 
+mod census;
 mod combine;
 mod digest;
 mod distance;
@@ -19,9 +20,10 @@ mod steps;
 mod strided;
 mod vector;
 
+pub use census::Census;
 pub use combine::{clamp_to_hull, weighted_sum};
 pub use digest::TreeDigest;
-pub use distance::{Distance, STEP_BOUNDS, StepCounts, TaskSums, distance, task_sums};
+pub use distance::{Distance, STEP_BOUNDS, StepCounts, TaskSums, distance, squares, task_sums};
 pub use elements::{Elements, Fill, Stored};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};

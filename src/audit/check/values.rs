@@ -1,0 +1,388 @@
+//! What the values of a checkpoint show: NaN, zeros, copies, and what is out of line with its neighbours.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::json;
+
+use crate::audit::{
+    Finding, HeatMap, Histogram, Place, Report, Severity, TensorStatistics, exponent_of, statistics,
+};
+use crate::checkpoint::{
+    Checkpoint, LayerStack, is_derived_buffer, is_input_embedding, is_output_head, layer_stacks,
+};
+use crate::engine::Observer;
+use crate::numeric::FloatType;
+use crate::run::RunError;
+
+checks! {
+    NAN = "values.nan", Error,
+        "A tensor holds NaN",
+        "One NaN spreads to every output that its layer computes.",
+        "merge or train again from sound inputs; `weld merge` refuses inputs with NaN";
+    INFINITE = "values.infinite", Error,
+        "A tensor holds infinite values",
+        "They come of an overflow, mostly of float16, and become NaN in the next layer.",
+        "write the checkpoint in bfloat16 or float32 again";
+    ALL_ZERO = "values.all-zero", Error,
+        "A weight is all zeros",
+        "What goes through it is lost: it was never filled, or a merge cancelled it.",
+        "copy the tensor from a sound checkpoint, or merge again";
+    CONSTANT = "values.constant", Warning,
+        "All elements of a matrix are equal",
+        "It was never trained, or something filled it.",
+        "copy the tensor from a sound checkpoint";
+    SUBNORMAL = "values.subnormal", Warning,
+        "Most values of a tensor are too small for their dtype",
+        "Below the smallest normal number precision is lost, down to none.",
+        "write the checkpoint in bfloat16 or float32 again";
+    NORM_COLLAPSED = "values.norm-collapsed", Warning,
+        "A norm's weights are far below those of the other layers",
+        "Its layer hardly adds to the result any more.",
+        "compare the tensor with that of an input by `weld diff`";
+    DEAD_ROWS = "values.dead-rows", Note,
+        "Rows of an embedding are all zeros",
+        "Tokens of such rows look alike to the model; rows for padding are harmless.",
+        "check which tokens they belong to";
+    OUT_OF_LINE = "values.out-of-line", Warning,
+        "A tensor is far larger or smaller than the same in other layers",
+        "Layers of one model have weights of about one size; a wrong scale or a broken merge shows so.",
+        "compare the tensor with that of an input by `weld diff`";
+    IDENTICAL_LAYERS = "values.identical-layers", Warning,
+        "Two layers are equal, byte for byte",
+        "Layers are copied on purpose when models are stacked; else one overwrote the other.",
+        "check the slices of the recipe";
+    IDENTICAL_EXPERTS = "values.identical-experts", Warning,
+        "Two experts of a layer are equal, byte for byte",
+        "The router then chooses between one and the same.",
+        "check the sources of the experts";
+    ZERO_ROUTER = "values.zero-router", Error,
+        "A router is all zeros",
+        "Every token goes to the same experts.",
+        "assemble the experts again, with prompts or a random router";
+    ROUTER_ROWS = "values.identical-router-rows", Warning,
+        "Two rows of a router are equal",
+        "The two experts always get the same score.",
+        "give their experts other prompts";
+}
+
+/// The least part of values that is called a flood of subnormal ones.
+const FLOOD: f64 = 0.5;
+
+/// By how many powers of two a tensor may be off the median of its role.
+const OUT_OF_LINE_BITS: f64 = 5.0;
+
+/// By how many median deviations it must be off too.
+const DEVIATIONS: f64 = 10.0;
+
+/// Layers that a role must have before one of them can be out of line.
+const LEAST_LAYERS: usize = 4;
+
+/// Modules that send tokens to experts.
+const ROUTERS: [&str; 5] = [
+    "block_sparse_moe.gate.weight",
+    "block_sparse_moe.router.layer.weight",
+    "mlp.gate.weight",
+    "mlp.router.weight",
+    "feed_forward.router.weight",
+];
+
+/// Goes through all values, and adds what they show to the report.
+pub(super) fn check_values(
+    model: &Checkpoint,
+    threads: usize,
+    observer: &dyn Observer,
+    report: &mut Report,
+) -> Result<(), RunError> {
+    let found = statistics(model, threads, observer)?;
+    let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
+    let stacks = layer_stacks(names());
+    let mut roles: BTreeMap<(&str, &str), Vec<(usize, usize)>> = BTreeMap::new();
+    for (at, name) in names().enumerate() {
+        for stack in &stacks {
+            if let Some((layer, role)) = stack.split(name) {
+                roles.entry((&stack.prefix, role)).or_default().push((layer, at));
+            }
+        }
+    }
+    let values = Values {
+        model,
+        found: &found,
+        stacks: &stacks,
+    };
+    for at in 0..found.len() {
+        report.findings.extend(values.tensor(at, &roles));
+    }
+    for tensors in roles.values() {
+        report.findings.extend(values.role(tensors));
+    }
+    report.findings.extend(values.identical_layers());
+    report.findings.extend(values.identical_experts());
+    values.show(report);
+    Ok(())
+}
+
+/// The tensors of each role: its layer, and its number in the checkpoint.
+type Roles<'a> = BTreeMap<(&'a str, &'a str), Vec<(usize, usize)>>;
+
+struct Values<'a> {
+    model: &'a Checkpoint,
+    found: &'a [TensorStatistics],
+    stacks: &'a [LayerStack],
+}
+
+impl Values<'_> {
+    fn name(&self, at: usize) -> &str {
+        &self.model.tensors()[at].name
+    }
+
+    fn place(&self, at: usize) -> Place {
+        let tensor = &self.model.tensors()[at];
+        let file = self.model.shards().get(tensor.shard).map(|shard| shard.file_name());
+        Place::tensor(&tensor.name, file)
+    }
+
+    /// Rows and columns; none for vectors, however many dimensions of one they have.
+    fn matrix(&self, at: usize) -> Option<(usize, usize)> {
+        let shape = &self.model.tensors()[at].shape;
+        let wide = shape.iter().filter(|&&dim| dim > 1).count();
+        let rows = *shape.first()?;
+        (wide > 1 && rows > 0).then(|| (rows, shape[1..].iter().product()))
+    }
+
+    fn is_router(&self, at: usize) -> bool {
+        ROUTERS.iter().any(|router| self.name(at).ends_with(router))
+    }
+
+    /// The rows of a matrix as bytes.
+    fn rows(&self, at: usize) -> Vec<&[u8]> {
+        let row = self.matrix(at).and_then(|(rows, _)| {
+            let bytes = self.model.stored(at)?;
+            let len = bytes.len() / rows;
+            (len > 0).then(|| bytes.chunks_exact(len).collect())
+        });
+        row.unwrap_or_default()
+    }
+
+    /// What a tensor shows by itself.
+    fn tensor(&self, at: usize, roles: &Roles<'_>) -> Vec<Finding> {
+        let (entry, found) = (&self.model.tensors()[at], &self.found[at]);
+        if FloatType::of(entry.dtype).is_none() || found.elements == 0 || is_derived_buffer(&entry.name) {
+            return Vec::new();
+        }
+        let mut findings = Vec::new();
+        let mut add = |check, expected: &str, text: String| {
+            findings.push(Finding::new(check, self.place(at), expected, text));
+        };
+        let of = |count: u64| format!("{count} of {} elements", found.elements);
+        if found.nan > 0 {
+            add(&NAN, "numbers", of(found.nan));
+        }
+        if found.infinite > 0 {
+            add(&INFINITE, "finite values", of(found.infinite));
+        }
+        let numbers = found.elements - found.zeros;
+        if found.zeros == found.elements {
+            if self.is_router(at) {
+                add(&ZERO_ROUTER, "a row for each expert", "zeros".to_owned());
+            } else if self.matrix(at).is_some() || self.others_are_not_zero(at, roles) {
+                add(&ALL_ZERO, "weights", "zeros".to_owned());
+            }
+        } else if found.subnormal as f64 > FLOOD * numbers as f64 {
+            add(&SUBNORMAL, "normal numbers", of(found.subnormal));
+        } else if self.matrix(at).is_some() && self.is_constant(at) {
+            add(&CONSTANT, "weights", format!("{:e} everywhere", found.largest));
+        }
+        if found.zeros < found.elements && (is_input_embedding(&entry.name) || is_output_head(&entry.name)) {
+            let rows = self.rows(at);
+            let dead = rows.iter().filter(|row| row.iter().all(|&byte| byte == 0)).count();
+            if dead > 0 {
+                add(&DEAD_ROWS, "a vector for each token", format!("{dead} of {} rows are zeros", rows.len()));
+                if 2 * dead > rows.len()
+                    && let Some(last) = findings.last_mut()
+                {
+                    last.severity = Severity::Warning;
+                }
+            }
+        }
+        if self.is_router(at) && found.zeros < found.elements {
+            findings.extend(self.router_rows(at));
+        }
+        findings
+    }
+
+    /// Whether a vector of the same role has other values than zeros in another layer: then zeros are no habit of it.
+    fn others_are_not_zero(&self, at: usize, roles: &Roles<'_>) -> bool {
+        let mut of_role = roles.values().filter(|tensors| tensors.iter().any(|&(_, other)| other == at));
+        of_role.any(|tensors| {
+            let zero = |at: usize| self.found[at].zeros == self.found[at].elements;
+            let zeros = tensors.iter().filter(|&&(_, at)| zero(at)).count();
+            tensors.len() >= LEAST_LAYERS && 4 * zeros <= tensors.len()
+                || tensors.len() > zeros && self.name(at).ends_with(".weight")
+        })
+    }
+
+    fn is_constant(&self, at: usize) -> bool {
+        let size = self.model.tensors()[at].dtype.bitsize() / 8;
+        let bytes = self.model.stored(at).unwrap_or_default();
+        // Shifted by an element it is still the same: the first difference ends the comparison.
+        size > 0 && bytes.len() > size && bytes[size..] == bytes[..bytes.len() - size]
+    }
+
+    fn router_rows(&self, at: usize) -> Option<Finding> {
+        let mut first: HashMap<&[u8], usize> = HashMap::new();
+        for (row, bytes) in self.rows(at).into_iter().enumerate() {
+            if let Some(other) = first.insert(bytes, row) {
+                let found = format!("rows {other} and {row} are equal");
+                return Some(Finding::new(&ROUTER_ROWS, self.place(at), "a row for each expert", found));
+            }
+        }
+        None
+    }
+
+    /// Which tensors of a role are far from the others.
+    fn role(&self, tensors: &[(usize, usize)]) -> Vec<Finding> {
+        let sized: Vec<(usize, f64)> = tensors
+            .iter()
+            .map(|&(_, at)| (at, self.found[at].rms()))
+            .filter(|&(at, rms)| rms > 0.0 && !is_derived_buffer(self.name(at)))
+            .map(|(at, rms)| (at, rms.log2()))
+            .collect();
+        // Experts and their like have a role each and still many layers; what few layers have has no neighbours.
+        if sized.len() < LEAST_LAYERS {
+            return Vec::new();
+        }
+        let middle = median(sized.iter().map(|(_, size)| *size));
+        let spread = median(sized.iter().map(|(_, size)| (size - middle).abs()));
+        let far = OUT_OF_LINE_BITS.max(DEVIATIONS * spread);
+        sized
+            .iter()
+            .filter(|(_, size)| (size - middle).abs() > far)
+            .map(|&(at, size)| {
+                let norm = self.matrix(at).is_none() && self.name(at).contains("norm");
+                let check = match norm && size < middle {
+                    true => &NORM_COLLAPSED,
+                    false => &OUT_OF_LINE,
+                };
+                let expected = format!("an RMS of about {:.1e}, as in other layers", middle.exp2());
+                Finding::new(check, self.place(at), expected, format!("{:.1e}", size.exp2()))
+            })
+            .collect()
+    }
+
+    fn identical_layers(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for stack in self.stacks {
+            let mut layers = vec![blake3::Hasher::new(); stack.layers];
+            let mut matrices = vec![0usize; stack.layers];
+            for at in self.in_name_order() {
+                let Some((layer, role)) = stack.split(self.name(at)) else { continue };
+                let Some(digest) = self.found[at].digest else { continue };
+                layers[layer].update(role.as_bytes()).update(digest.as_bytes());
+                matrices[layer] += usize::from(self.matrix(at).is_some());
+            }
+            let mut first = HashMap::new();
+            for (layer, hasher) in layers.iter().enumerate() {
+                if matrices[layer] == 0 {
+                    continue;
+                }
+                if let Some(other) = first.insert(hasher.finalize(), layer) {
+                    let place = Place::tensor(format!("{}{layer}", stack.prefix), None);
+                    let found = format!("equal to layer {other}");
+                    findings.push(Finding::new(&IDENTICAL_LAYERS, place, "a layer of its own", found));
+                }
+            }
+        }
+        findings
+    }
+
+    fn in_name_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.found.len()).collect();
+        order.sort_by_key(|&at| self.name(at));
+        order
+    }
+
+    fn identical_experts(&self) -> Vec<Finding> {
+        let mut experts: BTreeMap<(String, usize), blake3::Hasher> = BTreeMap::new();
+        for at in self.in_name_order() {
+            let name = self.name(at);
+            let Some((before, rest)) = name.split_once("experts.") else { continue };
+            let Some((number, role)) = rest.split_once('.') else { continue };
+            let (Ok(number), Some(digest)) = (number.parse::<usize>(), self.found[at].digest) else { continue };
+            let expert = experts.entry((before.to_owned(), number)).or_default();
+            expert.update(role.as_bytes()).update(digest.as_bytes());
+        }
+        let mut first: HashMap<(String, blake3::Hash), usize> = HashMap::new();
+        let mut findings = Vec::new();
+        for ((before, number), hasher) in experts {
+            if let Some(other) = first.insert((before.clone(), hasher.finalize()), number) {
+                let place = Place::tensor(format!("{before}experts.{number}"), None);
+                let found = format!("equal to expert {other}");
+                findings.push(Finding::new(&IDENTICAL_EXPERTS, place, "an expert of its own", found));
+            }
+        }
+        findings
+    }
+
+    fn show(&self, report: &mut Report) {
+        if let Some(stack) = self.stacks.first() {
+            let mut map = HeatMap {
+                title: "Size of the weights by layer and role".to_owned(),
+                unit: "log2 of the RMS".to_owned(),
+                roles: Vec::new(),
+                layers: (0..stack.layers).map(|layer| layer.to_string()).collect(),
+                values: Vec::new(),
+            };
+            for (at, found) in self.found.iter().enumerate() {
+                let Some((layer, role)) = stack.split(self.name(at)) else { continue };
+                let row = map.roles.iter().position(|known| known == role).unwrap_or_else(|| {
+                    map.roles.push(role.to_owned());
+                    map.values.push(vec![None; stack.layers]);
+                    map.roles.len() - 1
+                });
+                map.values[row][layer] = (found.rms() > 0.0).then(|| found.rms().log2());
+            }
+            report.heat_maps.push(map);
+        }
+        let bars = self.found.first().map_or(0, |found| found.exponents.len());
+        let counted: Vec<(f64, f64, u64)> = (0..bars)
+            .map(|bar| {
+                let count = self.found.iter().map(|found| found.exponents[bar]).sum();
+                let exponent = exponent_of(bar);
+                (f64::from(exponent), f64::from(exponent + 1), count)
+            })
+            .skip_while(|(.., count)| *count == 0)
+            .collect();
+        let end = counted.iter().rposition(|(.., count)| *count > 0).map_or(0, |last| last + 1);
+        if end > 0 {
+            report.histograms.push(Histogram {
+                title: "Magnitudes of a sample of the elements".to_owned(),
+                unit: "log2 of the magnitude".to_owned(),
+                bars: counted[..end].to_vec(),
+            });
+        }
+        let tensors: Vec<_> = (self.model.tensors().iter().zip(self.found))
+            .map(|(tensor, found)| {
+                json!({
+                    "name": tensor.name,
+                    "dtype": format!("{:?}", tensor.dtype),
+                    "shape": tensor.shape,
+                    "rms": found.rms(),
+                    "largest": found.largest,
+                    "zeros": found.zeros,
+                    "nan": found.nan,
+                    "infinite": found.infinite,
+                    "subnormal": found.subnormal,
+                    "blake3": found.digest.map(|digest| digest.to_string()),
+                })
+            })
+            .collect();
+        report.details["tensors"] = tensors.into();
+    }
+}
+
+/// The middle of some numbers, of which there is one at least.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}

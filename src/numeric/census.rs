@@ -1,0 +1,134 @@
+//! What kinds of values there are, from their bits alone.
+
+use super::format::FloatType;
+use super::vector::vectorised;
+
+/// Elements of a strip; fewer than the narrowest count holds.
+const STRIP: usize = 1024;
+
+/// What the bits of some elements say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Census {
+    /// The largest magnitude, as bits: of infinity or NaN, if there is one.
+    pub largest: u64,
+    /// Zeros of either sign.
+    pub zeros: u64,
+    /// Values below the smallest normal one that are not zero.
+    pub subnormal: u64,
+}
+
+impl Census {
+    /// Of the elements of a format.
+    pub fn of(format: FloatType, bytes: &[u8]) -> Census {
+        let normal = format.least_normal();
+        let mut census = Census::default();
+        for strip in bytes.chunks(STRIP * format.size()) {
+            let (largest, zeros, below) = match format.size() {
+                8 => census8(strip, normal),
+                4 => census4(strip, normal),
+                2 => census2(strip, normal),
+                _ => census1(strip, normal),
+            };
+            census.largest = census.largest.max(largest);
+            census.zeros += zeros;
+            census.subnormal += below - zeros;
+        }
+        census
+    }
+
+    /// Adds what was found in other elements.
+    pub fn add(&mut self, next: &Census) {
+        self.largest = self.largest.max(next.largest);
+        self.zeros += next.zeros;
+        self.subnormal += next.subnormal;
+    }
+
+    /// Whether no element is NaN or infinite.
+    pub fn is_finite(&self, format: FloatType) -> bool {
+        self.largest <= format.largest_finite()
+    }
+}
+
+impl FloatType {
+    /// The bits of the smallest normal number.
+    fn least_normal(self) -> u64 {
+        match self {
+            FloatType::F64 => 1 << 52,
+            FloatType::F32 => 1 << 23,
+            FloatType::F16 => 1 << 10,
+            FloatType::Bf16 => 1 << 7,
+            FloatType::F8E4m3 => 1 << 3,
+            FloatType::F8E5m2 => 1 << 2,
+        }
+    }
+
+    /// The bits of the largest number.
+    fn largest_finite(self) -> u64 {
+        match self {
+            FloatType::F64 => 0x7fef_ffff_ffff_ffff,
+            FloatType::F32 => 0x7f7f_ffff,
+            FloatType::F16 => 0x7bff,
+            FloatType::Bf16 => 0x7f7f,
+            FloatType::F8E4m3 => 0x7e,
+            FloatType::F8E5m2 => 0x7b,
+        }
+    }
+}
+
+/// A kernel that gives the largest magnitude of a strip, its zeros, and its values below a bound.
+macro_rules! strip_census {
+    ($name:ident, $raw:ty, $count:ty, $bytes:literal) => {
+        vectorised! {
+            fn $name(bytes: &[u8], bound: u64) -> (u64, u64, u64) {
+                let bound = bound as $raw;
+                let (mut largest, mut zeros, mut below) = (0, 0 as $count, 0 as $count);
+                for raw in bytes.as_chunks::<$bytes>().0 {
+                    let magnitude = <$raw>::from_le_bytes(*raw) & (<$raw>::MAX >> 1);
+                    largest = if magnitude > largest { magnitude } else { largest };
+                    zeros += <$count>::from(magnitude == 0);
+                    below += <$count>::from(magnitude < bound);
+                }
+                (largest.into(), zeros.into(), below.into())
+            }
+        }
+    };
+}
+
+strip_census!(census8, u64, u64, 8);
+strip_census!(census4, u32, u32, 4);
+strip_census!(census2, u16, u16, 2);
+strip_census!(census1, u8, u16, 1);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_decoded_values(
+            bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(0x80), any::<u8>()], 0..600),
+        ) {
+            for (format, least_normal) in [
+                (FloatType::F64, f64::MIN_POSITIVE),
+                (FloatType::F32, f64::from(f32::MIN_POSITIVE)),
+                (FloatType::F16, 2f64.powi(-14)),
+                (FloatType::Bf16, f64::from(f32::MIN_POSITIVE)),
+                (FloatType::F8E4m3, 2f64.powi(-6)),
+                (FloatType::F8E5m2, 2f64.powi(-14)),
+            ] {
+                let bytes = &bytes[..bytes.len() / format.size() * format.size()];
+                let mut values = vec![0f64; bytes.len() / format.size()];
+                format.decode(bytes, &mut values);
+                let census = Census::of(format, bytes);
+                let zeros = values.iter().filter(|value| **value == 0.0).count();
+                prop_assert_eq!(census.zeros, zeros as u64);
+                let small = |value: &&f64| **value != 0.0 && value.abs() < least_normal;
+                prop_assert_eq!(census.subnormal, values.iter().filter(small).count() as u64);
+                let finite = values.iter().all(|value| value.is_finite());
+                prop_assert_eq!(census.is_finite(format), finite, "{:?}", format);
+            }
+        }
+    }
+}
