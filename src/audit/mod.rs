@@ -16,6 +16,6 @@ pub mod verify;
 
 pub use registry::{all_checks, find_check};
 pub use report::{
-    CheckInfo, Command, Finding, HeatMap, Histogram, Place, Report, Severity, Skipped, Table,
-    Verdict,
+    CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,
+    Skipped, Table, Verdict,
 };
