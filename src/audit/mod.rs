@@ -10,6 +10,7 @@
 pub mod diff;
 mod fields;
 pub mod formats;
+pub mod policy;
 mod registry;
 mod report;
 pub mod verify;

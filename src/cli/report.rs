@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::output::{Failure, print};
 use crate::audit::formats::Format;
+use crate::audit::policy::Policy;
 use crate::audit::{Report, Verdict};
 
 /// Where a report goes.
@@ -17,6 +18,20 @@ pub(super) struct ReportArguments {
     /// it again for more, at most one of them to stdout
     #[arg(long = "format", value_name = "FORMAT[=FILE]", default_value = "text", value_parser = output)]
     outputs: Vec<Output>,
+
+    /// What the project asks of its checkpoints: severities of checks, thresholds
+    #[arg(long, value_name = "FILE", value_parser = policy)]
+    policy: Option<Policy>,
+
+    /// Warnings fail too
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Reads a policy, before the work.
+fn policy(path: &str) -> Result<Policy, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
+    Policy::parse(&text).map_err(|error| error.to_string())
 }
 
 /// One format, and its file if it does not go to stdout.
@@ -53,6 +68,11 @@ impl ReportArguments {
     /// Writes the report down; a report that does not pass gives its exit code.
     pub(super) fn finish(&self, mut report: Report) -> Result<(), Failure> {
         self.check()?;
+        let mut policy = self.policy.clone().unwrap_or_default();
+        if self.strict {
+            policy.strict();
+        }
+        policy.apply(&mut report);
         report.sort();
         for output in &self.outputs {
             let text = output.format.write(&report);
@@ -68,6 +88,11 @@ impl ReportArguments {
             Verdict::Passed => Ok(()),
             verdict => Err(Failure::Verdict(verdict)),
         }
+    }
+
+    /// The policy, if there is one.
+    pub(super) fn policy(&self) -> Option<&Policy> {
+        self.policy.as_ref()
     }
 
     /// No two outputs may go to one place.

@@ -14,7 +14,7 @@ const MAX_ROWS: usize = 300;
 const MAX_COLUMNS: usize = 300;
 
 /// Numbers are drawn by their logarithms where the largest is so many times the least.
-const LOGARITHMIC: f64 = 100.0;
+const LOGARITHMIC: f64 = 20.0;
 
 /// What the template draws.
 #[derive(Serialize)]
