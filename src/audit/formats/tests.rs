@@ -7,7 +7,8 @@ use super::*;
 use crate::audit::{Command, Verdict};
 
 fn written(format: Format, report: &Report) -> String {
-    format.write(report).expect(format.name())
+    let written = format.write(report);
+    written.unwrap_or_else(|error| panic!("{}: {error}", format.name()))
 }
 
 /// Writes samples of all formats to look at, or to hold against schemas, into a folder.
