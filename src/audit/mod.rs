@@ -11,6 +11,7 @@ pub mod check;
 pub mod diff;
 mod fields;
 pub mod formats;
+pub mod policy;
 mod registry;
 mod report;
 mod statistics;
@@ -18,7 +19,7 @@ pub mod verify;
 
 pub use registry::{all_checks, find_check};
 pub use report::{
-    CheckInfo, Command, Finding, HeatMap, Histogram, Place, Report, Severity, Skipped, Table,
-    Verdict,
+    CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,
+    Skipped, Table, Verdict,
 };
 pub use statistics::{TensorStatistics, exponent_of, statistics};

@@ -218,6 +218,39 @@ pub struct Skipped {
     pub needed: bool,
 }
 
+/// What a policy made of the findings of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyChange {
+    /// Their kind.
+    pub check: &'static CheckInfo,
+    /// How bad they were.
+    pub from: Severity,
+    /// How bad they are now; `None` if they are left out.
+    pub to: Option<Severity>,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl fmt::Display for PolicyChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PolicyChange {
+            check,
+            from,
+            to,
+            count,
+        } = self;
+        let findings = if *count == 1 { "finding" } else { "findings" };
+        match to {
+            Some(to) => write!(
+                f,
+                "{}: {count} {findings}, {to} instead of {from}",
+                check.id
+            ),
+            None => write!(f, "{}: {count} {findings} left out ({from})", check.id),
+        }
+    }
+}
+
 /// Rows of text under headings, worst or most important first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
@@ -270,6 +303,8 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// What was found; [`Report::sort`] puts the worst first.
     pub findings: Vec<Finding>,
+    /// What a policy changed in them.
+    pub policy: Vec<PolicyChange>,
     /// Tables to show.
     pub tables: Vec<Table>,
     /// Heat maps to show.
@@ -290,6 +325,7 @@ impl Report {
             checked: Vec::new(),
             skipped: Vec::new(),
             findings: Vec::new(),
+            policy: Vec::new(),
             tables: Vec::new(),
             heat_maps: Vec::new(),
             histograms: Vec::new(),

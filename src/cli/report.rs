@@ -1,38 +1,145 @@
 //! What `check`, `diff` and `verify` share: how their report is written down, and the exit code it gives.
 
-use clap::{Args, ValueEnum};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
 
 use super::output::{Failure, print};
-use crate::audit::{Report, Verdict, formats};
-
-/// How a report is written down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum ReportFormat {
-    /// For people
-    Text,
-    /// For programs
-    Json,
-}
+use crate::audit::formats::Format;
+use crate::audit::policy::Policy;
+use crate::audit::{Report, Verdict};
 
 /// Where a report goes.
 #[derive(Args)]
 pub(super) struct ReportArguments {
-    /// What is printed
-    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
-    format: ReportFormat,
+    /// How the report is written down: text, json, junit, sarif, github, markdown or html; with =FILE to a file. Give
+    /// it again for more, at most one of them to stdout
+    #[arg(long = "format", value_name = "FORMAT[=FILE]", default_value = "text", value_parser = output)]
+    outputs: Vec<Output>,
+
+    /// What the project asks of its checkpoints: severities of checks, thresholds
+    #[arg(long, value_name = "FILE", value_parser = policy)]
+    policy: Option<Policy>,
+
+    /// Warnings fail too
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Reads a policy, before the work.
+fn policy(path: &str) -> Result<Policy, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
+    Policy::parse(&text).map_err(|error| error.to_string())
+}
+
+/// One format, and its file if it does not go to stdout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Output {
+    format: Format,
+    file: Option<PathBuf>,
+}
+
+/// Reads `FORMAT` or `FORMAT=FILE`. A file that cannot be written is refused here, before the work.
+fn output(text: &str) -> Result<Output, String> {
+    let (name, file) = match text.split_once('=') {
+        Some((name, file)) => (name, Some(PathBuf::from(file))),
+        None => (text, None),
+    };
+    let format = Format::ALL.into_iter().find(|format| format.name() == name);
+    let format = format.ok_or_else(|| {
+        let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
+        format!("expected one of {}", names.join(", "))
+    })?;
+    if let Some(file) = &file {
+        if file.as_os_str().is_empty() || file.is_dir() {
+            return Err("expected the name of a file after `=`".to_owned());
+        }
+        let folder = folder(file);
+        if !folder.is_dir() {
+            return Err(format!("there is no folder {}", folder.display()));
+        }
+    }
+    Ok(Output { format, file })
 }
 
 impl ReportArguments {
     /// Writes the report down; a report that does not pass gives its exit code.
     pub(super) fn finish(&self, mut report: Report) -> Result<(), Failure> {
+        self.check()?;
+        let mut policy = self.policy.clone().unwrap_or_default();
+        if self.strict {
+            policy.strict();
+        }
+        policy.apply(&mut report);
         report.sort();
-        print(&match self.format {
-            ReportFormat::Text => formats::text(&report),
-            ReportFormat::Json => format!("{:#}", formats::json(&report)),
-        })?;
+        for output in &self.outputs {
+            let text = output.format.write(&report);
+            let text = text.map_err(|error| Failure::tool(error.to_string()))?;
+            match &output.file {
+                None => print(&text)?,
+                Some(file) => write(file, &text).map_err(|error| {
+                    Failure::tool(format!("cannot write {}: {error}", file.display()))
+                })?,
+            }
+        }
         match report.verdict() {
             Verdict::Passed => Ok(()),
             verdict => Err(Failure::Verdict(verdict)),
         }
     }
+
+    /// The policy, if there is one.
+    pub(super) fn policy(&self) -> Option<&Policy> {
+        self.policy.as_ref()
+    }
+
+    /// No two outputs may go to one place.
+    fn check(&self) -> Result<(), Failure> {
+        for (at, output) in self.outputs.iter().enumerate() {
+            let same = |other: &&Output| other.file == output.file;
+            if self.outputs.iter().take(at).any(|other| same(&other)) {
+                return Err(Failure::tool(match &output.file {
+                    None => "two formats go to stdout; hint: give all but one a file, as in --format junit=report.xml"
+                        .to_owned(),
+                    Some(file) => format!("two formats go to {}", file.display()),
+                }));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The folder that a file is in.
+fn folder(file: &Path) -> &Path {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes a file whole or not at all: beside its place, then renamed. What is no file, such as a pipe, is written to.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    // A link stays one.
+    let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    if file.exists() && !file.is_file() {
+        return fs::OpenOptions::new()
+            .write(true)
+            .open(file)?
+            .write_all(text.as_bytes());
+    }
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".weld-report-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // As any new file has; the umask takes its share.
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut staged = builder.tempfile_in(folder(file))?;
+    staged.write_all(text.as_bytes())?;
+    staged.as_file().sync_all()?;
+    staged.persist(file).map_err(|error| error.error)?;
+    Ok(())
 }

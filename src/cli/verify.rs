@@ -53,7 +53,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SEED")]
     sample_seed: Option<u64>,
 
-    /// What is accepted [default: exact with a lock, step for what mergekit made]
+    /// What is accepted [default: the policy's; else exact with a lock, step for what mergekit made]
     #[arg(long, value_enum)]
     allow: Option<Allow>,
 
@@ -113,9 +113,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             seed: arguments.sample_seed.unwrap_or_else(environment::random),
         },
     };
-    let allow_step = match arguments.allow {
-        Some(allow) => allow == Allow::Step,
-        None => lock.is_none() && by_mergekit.is_some(),
+    let of_policy = arguments
+        .report
+        .policy()
+        .and_then(|policy| policy.allow_step);
+    let allow_step = match (arguments.allow, of_policy) {
+        (Some(allow), _) => allow == Allow::Step,
+        (None, Some(allow_step)) => allow_step,
+        (None, None) => lock.is_none() && by_mergekit.is_some(),
     };
     let request = Request {
         model: &model,

@@ -20,5 +20,6 @@ mod modules;
 mod outputs;
 mod recipes;
 mod refusals;
+mod report;
 mod tokenizer;
 mod verify;

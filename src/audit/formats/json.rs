@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::audit::{Finding, Report};
+use crate::audit::{Finding, Report, Severity};
 
 /// The report as JSON; its keys are part of the interface.
 pub fn json(report: &Report) -> Value {
@@ -16,6 +16,12 @@ pub fn json(report: &Report) -> Value {
         "checked": report.checked.iter().map(|check| check.id).collect::<Vec<_>>(),
         "skipped": report.skipped.iter().map(|skipped| json!({
             "check": skipped.check.id, "why": skipped.why, "needed": skipped.needed,
+        })).collect::<Vec<_>>(),
+        "policy": report.policy.iter().map(|change| json!({
+            "check": change.check.id,
+            "from": change.from.name(),
+            "to": change.to.map_or("off", Severity::name),
+            "findings": change.count,
         })).collect::<Vec<_>>(),
         "details": report.details,
     })

@@ -1,7 +1,100 @@
 //! A report written down: one file per format. None knows a command or a check by name.
+//!
+//! Names, values and paths in a report come from checkpoints of strangers. Every format but JSON, whose strings
+//! hold anything, shows them through [`clean`], and escapes what is left by its own rules.
 
+mod clean;
+mod github;
+mod groups;
+mod html;
 mod json;
+mod junit;
+mod markdown;
+#[cfg(test)]
+mod samples;
+mod sarif;
+#[cfg(test)]
+mod tests;
 mod text;
 
+pub use github::github;
+pub use html::html;
 pub use json::json;
+pub use junit::junit;
+pub use markdown::markdown;
+pub use sarif::sarif;
 pub use text::text;
+
+use super::report::Report;
+
+/// How a report is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Format {
+    /// For people at a terminal.
+    Text,
+    /// For programs.
+    Json,
+    /// For the test reports of CI systems.
+    Junit,
+    /// For code scanning: SARIF 2.1.0.
+    Sarif,
+    /// For annotations by GitHub's runner.
+    Github,
+    /// For step summaries and comments on pull requests.
+    Markdown,
+    /// For people, as a page.
+    Html,
+}
+
+/// Why a report could not be written down.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// The page's template failed.
+    #[error("cannot write the page: {0}")]
+    Html(#[from] minijinja::Error),
+    /// The XML could not be written.
+    #[error("cannot write JUnit: {0}")]
+    Junit(#[from] quick_junit::SerializeError),
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Format; 7] = [
+        Format::Text,
+        Format::Json,
+        Format::Junit,
+        Format::Sarif,
+        Format::Github,
+        Format::Markdown,
+        Format::Html,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Text => "text",
+            Format::Json => "json",
+            Format::Junit => "junit",
+            Format::Sarif => "sarif",
+            Format::Github => "github",
+            Format::Markdown => "markdown",
+            Format::Html => "html",
+        }
+    }
+
+    /// Writes down a sorted report.
+    ///
+    /// # Errors
+    /// A crate that writes the format failed, which no report should make it do.
+    pub fn write(self, report: &Report) -> Result<String, FormatError> {
+        Ok(match self {
+            Format::Text => text(report),
+            Format::Json => format!("{:#}\n", json(report)),
+            Format::Junit => junit(report)?,
+            Format::Sarif => format!("{:#}\n", sarif(report)),
+            Format::Github => github(report),
+            Format::Markdown => markdown(report),
+            Format::Html => html(report)?,
+        })
+    }
+}

@@ -1,0 +1,171 @@
+//! The words of the page: verdict, findings, tables.
+
+use serde::Serialize;
+
+use crate::audit::formats::clean::clean;
+use crate::audit::formats::groups::{Group, groups};
+use crate::audit::{Finding, Report, Severity, Table, Verdict};
+
+/// Findings of a group that the page has; a group of more is counted.
+const MAX_FINDINGS: usize = 200;
+
+/// Rows of a table that the page has.
+const MAX_ROWS: usize = 1000;
+
+/// What the template calls `page`.
+#[derive(Serialize)]
+pub(super) struct Page {
+    command: &'static str,
+    subject: String,
+    version: &'static str,
+    verdict: &'static str,
+    meaning: &'static str,
+    counts: Vec<Count>,
+    summary: Vec<(String, String)>,
+    groups: Vec<Shown>,
+    policy: Vec<String>,
+    skipped: Vec<NotMade>,
+    tables: Vec<Rows>,
+    checked: Vec<(&'static str, &'static str)>,
+}
+
+#[derive(Serialize)]
+struct Count {
+    count: usize,
+    of: &'static str,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    severity: &'static str,
+    id: &'static str,
+    title: &'static str,
+    why: &'static str,
+    remedy: String,
+    count: usize,
+    findings: Vec<Row>,
+    more: usize,
+}
+
+#[derive(Serialize)]
+struct Row {
+    place: String,
+    /// The file, where the place does not say it already.
+    file: Option<String>,
+    expected: String,
+    found: String,
+}
+
+#[derive(Serialize)]
+struct NotMade {
+    id: &'static str,
+    title: &'static str,
+    why: String,
+    needed: bool,
+}
+
+#[derive(Serialize)]
+struct Rows {
+    title: String,
+    columns: Vec<String>,
+    rows: Vec<Vec<Cell>>,
+    more: usize,
+    open: bool,
+}
+
+#[derive(Serialize)]
+struct Cell {
+    text: String,
+    is_number: bool,
+}
+
+pub(super) fn page(report: &Report) -> Page {
+    let counts = [Severity::Error, Severity::Warning, Severity::Note];
+    Page {
+        command: report.command.name(),
+        subject: clean(&report.subject),
+        version: env!("CARGO_PKG_VERSION"),
+        verdict: report.verdict().name(),
+        meaning: match report.verdict() {
+            Verdict::Passed => "Nothing is wrong in what was looked at.",
+            Verdict::Failed => "Something is wrong.",
+            Verdict::Inconclusive => "Nothing wrong was found, but not all could be looked at.",
+        },
+        counts: counts
+            .map(|severity| Count {
+                count: report.count(severity),
+                of: severity.name(),
+            })
+            .into(),
+        summary: report
+            .summary
+            .iter()
+            .map(|(name, value)| (clean(name), clean(value)))
+            .collect(),
+        groups: groups(report).map(|group| shown(&group)).collect(),
+        policy: report.policy.iter().map(ToString::to_string).collect(),
+        skipped: report
+            .skipped
+            .iter()
+            .map(|skipped| NotMade {
+                id: skipped.check.id,
+                title: skipped.check.title,
+                why: clean(&skipped.why),
+                needed: skipped.needed,
+            })
+            .collect(),
+        tables: report.tables.iter().map(rows).collect(),
+        checked: report
+            .checked
+            .iter()
+            .map(|check| (check.id, check.title))
+            .collect(),
+    }
+}
+
+fn shown(group: &Group<'_>) -> Shown {
+    let first = group.first;
+    Shown {
+        severity: first.severity.name(),
+        id: first.check.id,
+        title: first.check.title,
+        why: first.check.why,
+        remedy: clean(first.remedy()),
+        count: group.findings.len(),
+        findings: group.findings.iter().take(MAX_FINDINGS).map(row).collect(),
+        more: group.findings.len().saturating_sub(MAX_FINDINGS),
+    }
+}
+
+fn row(finding: &Finding) -> Row {
+    Row {
+        place: clean(&finding.place.to_string()),
+        file: finding
+            .place
+            .tensor
+            .as_ref()
+            .and(finding.place.file.as_deref())
+            .map(clean),
+        expected: clean(&finding.expected),
+        found: clean(&finding.found),
+    }
+}
+
+fn rows(table: &Table) -> Rows {
+    let cell = |text: &String| Cell {
+        is_number: text.parse::<f64>().is_ok(),
+        text: clean(text),
+    };
+    Rows {
+        title: clean(&table.title),
+        columns: table.columns.iter().map(|column| clean(column)).collect(),
+        rows: table
+            .rows
+            .iter()
+            .take(MAX_ROWS)
+            .map(|row| row.iter().map(cell).collect())
+            .collect(),
+        more: table.rows.len().saturating_sub(MAX_ROWS),
+        open: table.rows.len() <= 12,
+    }
+}

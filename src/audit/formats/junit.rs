@@ -1,0 +1,101 @@
+//! A report as JUnit XML: a test case for each check.
+
+use quick_junit::{NonSuccessKind, Property, SerializeError, TestCase, TestCaseStatus, TestSuite};
+
+use super::clean::clean;
+use super::groups::{Group, groups};
+use crate::audit::{CheckInfo, Report, Severity};
+
+/// The report as JUnit XML. A check with errors failed, with others it passed and says them as its output; one that
+/// was not made is skipped, or an error where no verdict is possible without it. It has no times, so that the same
+/// report gives the same file.
+///
+/// # Errors
+/// The XML cannot be written; names that XML cannot hold are no reason.
+pub fn junit(report: &Report) -> Result<String, SerializeError> {
+    let name = format!("weld {}", report.command.name());
+    let mut suite = TestSuite::new(format!("{name} {}", clean(&report.subject)));
+    for (key, value) in &report.summary {
+        suite.add_property(Property::new(clean(key), clean(value)));
+    }
+    for change in &report.policy {
+        suite.add_property(Property::new("policy", change.to_string()));
+    }
+    let groups: Vec<Group<'_>> = groups(report).collect();
+    let is_skipped = |check: &CheckInfo| report.skipped.iter().any(|s| s.check.id == check.id);
+    let mut checks: Vec<&CheckInfo> = Vec::new();
+    let found = groups.iter().map(|group| group.first.check);
+    for check in report.checked.iter().copied().chain(found) {
+        if !checks.iter().any(|known| known.id == check.id) {
+            checks.push(check);
+        }
+    }
+    for check in checks {
+        let of: Vec<&Group<'_>> = groups
+            .iter()
+            .filter(|group| group.first.check.id == check.id)
+            .collect();
+        if !of.is_empty() || !is_skipped(check) {
+            suite.add_test_case(case(report, check, made(check, &of), &of));
+        }
+    }
+    for skipped in &report.skipped {
+        let mut status = match skipped.needed {
+            true => TestCaseStatus::non_success(NonSuccessKind::Error),
+            false => TestCaseStatus::skipped(),
+        };
+        status.set_message(clean(&skipped.why));
+        status.set_type("not made");
+        suite.add_test_case(case(report, skipped.check, status, &[]));
+    }
+    let mut junit = quick_junit::Report::new(name);
+    junit.add_test_suite(suite);
+    // Jenkins' schema has this attribute in suites only. The first that is written is the root's.
+    let skipped = format!(
+        " skipped=\"{}\"",
+        report.skipped.iter().filter(|s| !s.needed).count()
+    );
+    Ok(junit.to_string()?.replacen(&skipped, "", 1))
+}
+
+/// What came of a check that was made.
+fn made(check: &CheckInfo, groups: &[&Group<'_>]) -> TestCaseStatus {
+    let error = |group: &&&Group<'_>| group.first.severity == Severity::Error;
+    let Some(group) = groups.iter().find(error) else {
+        return TestCaseStatus::success();
+    };
+    let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+    status.set_message(check.title);
+    status.set_type(check.id);
+    status.set_description(said(group));
+    status
+}
+
+fn case(
+    report: &Report,
+    check: &CheckInfo,
+    status: TestCaseStatus,
+    groups: &[&Group<'_>],
+) -> TestCase {
+    let mut case = TestCase::new(check.id, status);
+    case.set_classname(format!("weld.{}", report.command.name()));
+    let mild = groups
+        .iter()
+        .filter(|group| group.first.severity < Severity::Error);
+    let mild: Vec<String> = mild.map(|group| said(group)).collect();
+    if !mild.is_empty() {
+        case.set_system_out(mild.join("\n"));
+    }
+    case
+}
+
+fn said(group: &Group<'_>) -> String {
+    let first = group.first;
+    format!(
+        "{}: {}\n{}\nhint: {}\n",
+        first.severity,
+        first.check.title,
+        group.lines().join("\n"),
+        clean(first.remedy())
+    )
+}

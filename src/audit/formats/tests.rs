@@ -1,0 +1,196 @@
+//! Every format on a report as it is, and on one by somebody who means harm.
+
+use std::path::Path;
+
+use super::samples::{HOSTILE, hostile, realistic};
+use super::*;
+use crate::audit::{Command, Verdict};
+
+fn written(format: Format, report: &Report) -> String {
+    let written = format.write(report);
+    written.unwrap_or_else(|error| panic!("{}: {error}", format.name()))
+}
+
+/// Writes samples of all formats to look at, or to hold against schemas, into a folder.
+#[test]
+#[ignore = "writes target/report-samples"]
+fn samples_to_look_at() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/report-samples");
+    std::fs::create_dir_all(&folder).unwrap();
+    for (name, report) in [("realistic", realistic()), ("hostile", hostile())] {
+        for format in Format::ALL {
+            let path = folder.join(format!("{name}.{}", format.name()));
+            std::fs::write(path, written(format, &report)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn no_format_shows_what_cannot_be_seen() {
+    for format in Format::ALL {
+        let out = written(format, &hostile());
+        let bad = out.chars().find(|c| {
+            (c.is_control() && *c != '\n')
+                || matches!(c, '\u{202e}' | '\u{2066}' | '\u{fffe}' | '\u{ffff}')
+        });
+        // JSON's strings hold what XML does not; serde_json escapes control characters below U+0020 only.
+        if format != Format::Json {
+            assert_eq!(bad, None, "{}", format.name());
+        }
+        assert!(!out.contains('\x1b'), "{}", format.name());
+    }
+}
+
+#[test]
+fn no_line_is_a_command_to_a_runner_but_those_of_its_format() {
+    for format in Format::ALL {
+        for line in written(format, &hostile()).lines() {
+            let line = line.trim_start();
+            let own = format == Format::Github
+                && ["::error ", "::warning ", "::notice "]
+                    .iter()
+                    .any(|start| line.starts_with(start));
+            assert!(own || !line.starts_with("::"), "{}: {line}", format.name());
+            if !matches!(format, Format::Json) {
+                assert!(!line.contains("##["), "{}: {line}", format.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_endless() {
+    let mut report = hostile();
+    report.details = serde_json::Value::Null;
+    for format in [
+        Format::Text,
+        Format::Github,
+        Format::Sarif,
+        Format::Junit,
+        Format::Html,
+    ] {
+        let bytes = written(format, &report).len();
+        assert!(bytes < 3_000_000, "{}: {bytes}", format.name());
+    }
+}
+
+#[test]
+fn annotations_are_few_and_each_is_a_line() {
+    let out = written(Format::Github, &realistic());
+    insta::assert_snapshot!(out);
+    let mut many = realistic();
+    let finding = many.findings[0].clone();
+    let checks = crate::audit::all_checks();
+    many.findings = checks
+        .map(|check| crate::audit::Finding {
+            check,
+            ..finding.clone()
+        })
+        .collect();
+    let out = written(Format::Github, &many);
+    assert_eq!(out.matches("::error ").count(), 10, "{out}");
+    assert!(out.contains("more kinds of findings"), "{out}");
+}
+
+#[test]
+fn markdown_is_short_and_holds_no_markup_of_strangers() {
+    for report in [realistic(), hostile()] {
+        assert!(written(Format::Markdown, &report).len() < 64_000);
+    }
+    let out = written(Format::Markdown, &hostile());
+    for bad in [
+        "<script", "<img", "](", "`", "@e", "www.e", "~~", "$x", "<!--", "{{",
+    ] {
+        assert!(!out.contains(bad), "{bad}");
+    }
+    assert_eq!(
+        out.matches("<details>").count(),
+        out.matches("</details>").count()
+    );
+    // Every row of a table has as many cells as its heading.
+    let mut columns = None;
+    for line in out.lines() {
+        let cells = line.matches('|').count();
+        match columns {
+            _ if !line.starts_with('|') => columns = None,
+            None => columns = Some(cells),
+            Some(columns) => assert_eq!(cells, columns, "{line}"),
+        }
+    }
+    insta::assert_snapshot!(written(Format::Markdown, &realistic()));
+}
+
+#[test]
+fn the_page_is_whole_by_itself_and_holds_no_markup_of_strangers() {
+    let out = written(Format::Html, &hostile());
+    for bad in [
+        "<script",
+        "<img",
+        "javascript:alert(1)\"",
+        "<?xml",
+        "<!-- hidden",
+    ] {
+        assert!(!out.contains(bad), "{bad}");
+    }
+    for tag in ["style", "title", "table", "section", "article", "svg"] {
+        let opened =
+            out.matches(&format!("<{tag}>")).count() + out.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, out.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+    let quiet = written(Format::Html, &realistic());
+    for bad in ["<script", "http:", "https:", "url(", "@import", "src="] {
+        assert!(!quiet.contains(bad), "{bad}");
+    }
+    assert!(quiet.contains("prefers-color-scheme: dark"));
+    assert!(quiet.len() < 100_000, "{}", quiet.len());
+}
+
+#[test]
+fn junit_has_a_case_for_each_check() {
+    insta::assert_snapshot!(written(Format::Junit, &realistic()));
+    let out = written(Format::Junit, &hostile());
+    assert_eq!(out.matches("<testsuite ").count(), 1);
+    // What keeps a verdict from being given is no skipped test, which CI shows as green.
+    assert!(!out.contains("<skipped"), "{}", &out[..1000]);
+    assert_eq!(out.matches("<error").count(), HOSTILE.len() + 1);
+}
+
+#[test]
+fn sarif_has_a_result_for_each_check_and_a_place_for_each_result() {
+    let report = realistic();
+    insta::assert_snapshot!(written(Format::Sarif, &report));
+    for report in [report, hostile()] {
+        let sarif = sarif(&report);
+        let run = &sarif["runs"][0];
+        for result in run["results"].as_array().unwrap() {
+            let index = result["ruleIndex"].as_u64().unwrap() as usize;
+            assert_eq!(
+                run["tool"]["driver"]["rules"][index]["id"],
+                result["ruleId"]
+            );
+            let locations = result["locations"].as_array().unwrap();
+            assert!((1..=10).contains(&locations.len()));
+            for location in locations {
+                let uri = location["physicalLocation"]["artifactLocation"]["uri"]
+                    .as_str()
+                    .unwrap();
+                assert!(uri.is_ascii() && !uri.contains(' '), "{uri}");
+                assert!(!uri.contains("../"), "{uri}");
+            }
+        }
+    }
+}
+
+#[test]
+fn text_says_what_a_person_needs() {
+    insta::assert_snapshot!(written(Format::Text, &realistic()));
+}
+
+#[test]
+fn an_empty_report_can_be_written() {
+    let report = Report::new(Command::Check, "");
+    assert_eq!(report.verdict(), Verdict::Passed);
+    for format in Format::ALL {
+        assert!(!written(format, &report).is_empty(), "{}", format.name());
+    }
+}

@@ -1,0 +1,180 @@
+//! Reports in files, policies, and what `docs/ci.md` shows.
+
+use std::fs;
+
+use safetensors::Dtype;
+
+use crate::fixtures::{Bench, floats, llama_config, noise, read_json};
+
+const RECIPE: &str = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.6}}\n- {model: b, parameters: \
+                      {weight: 0.4}}\n";
+
+/// A folder with `a`, `b` and their merge as `out`, its lock gone: a note, and nothing wrong.
+fn merged() -> Bench {
+    let bench = Bench::new();
+    let mut config = llama_config(1);
+    config["vocab_size"] = 8.into();
+    config["hidden_size"] = 4.into();
+    for (seed, name) in [(1, "a"), (2, "b")] {
+        let tensors: Vec<_> = ["model.embed_tokens.weight", "lm_head.weight"]
+            .into_iter()
+            .map(|name| floats(name, Dtype::F32, &[8, 4], noise(seed, 32)))
+            .collect();
+        bench.model(name, &config, &tensors);
+    }
+    bench.merge(RECIPE, &[]);
+    fs::remove_file(bench.path("out/weldment.lock.json")).unwrap();
+    bench
+}
+
+const VERIFY: [&str; 5] = ["verify", "out", "-q", "--recipe", "recipe.yml"];
+
+fn verify(bench: &Bench, more: &[&str]) -> (Option<i32>, String, String) {
+    let outcome = bench.weld(&[&VERIFY, more].concat());
+    (outcome.code, outcome.stdout, outcome.stderr)
+}
+
+#[test]
+fn several_formats_are_written_at_once() {
+    let bench = merged();
+    fs::write(bench.path("report.xml"), "old").unwrap();
+    let (code, stdout, stderr) = verify(
+        &bench,
+        &[
+            "--format",
+            "text",
+            "--format",
+            "junit=report.xml",
+            "--format",
+            "html=report.html",
+            "--format",
+            "sarif=report.sarif",
+            "--format",
+            "markdown=report.md",
+        ],
+    );
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("passed"), "{stdout}");
+    let read = |name| fs::read_to_string(bench.path(name)).unwrap();
+    assert!(read("report.xml").starts_with("<?xml"));
+    assert!(read("report.html").starts_with("<!doctype html>"));
+    assert!(read("report.md").starts_with("## "));
+    assert_eq!(read_json(&bench.path("report.sarif"))["version"], "2.1.0");
+    // Nothing is left beside them.
+    let names = fs::read_dir(bench.path(".")).unwrap();
+    let left = names.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with(".weld-report")
+    });
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn outputs_that_cannot_be_are_refused_before_the_work() {
+    let bench = merged();
+    let refused = |more: &[&str], part: &str| {
+        let (code, stdout, stderr) = verify(&bench, more);
+        assert_eq!(code, Some(2), "{more:?}: {stderr}");
+        assert!(
+            stderr.contains(part) && stdout.is_empty(),
+            "{more:?}: {stderr}"
+        );
+    };
+    refused(&["--format", "yaml"], "expected one of text, json");
+    refused(&["--format", "json="], "the name of a file");
+    refused(&["--format", "json=out"], "the name of a file");
+    refused(
+        &["--format", "json=nowhere/report.json"],
+        "no folder nowhere",
+    );
+    refused(
+        &["--format", "json", "--format", "text"],
+        "two formats go to stdout",
+    );
+    refused(
+        &["--format", "json=x", "--format", "text=x"],
+        "two formats go to x",
+    );
+    assert!(!bench.path("x").exists());
+}
+
+#[test]
+fn policies_decide_what_fails() {
+    let bench = merged();
+    let with = |policy: &str, more: &[&str]| {
+        bench.file("policy.toml", policy);
+        verify(&bench, &[&["--policy", "policy.toml"], more].concat())
+    };
+    assert_eq!(with("", &["--strict"]).0, Some(0), "a note is no warning");
+    let (code, stdout, _) = with("[verify]\nrequire_lock = true\n", &[]);
+    assert_eq!(code, Some(1), "{stdout}");
+    assert!(
+        stdout.contains("verify.lock: 1 finding, error instead of note"),
+        "{stdout}"
+    );
+    assert_eq!(
+        with("[severity]\n\"verify.lock\" = \"warning\"\n", &[]).0,
+        Some(0)
+    );
+    assert_eq!(
+        with("[severity]\n\"verify.lock\" = \"warning\"\n", &["--strict"]).0,
+        Some(1)
+    );
+    let (code, _, stderr) = with("\n[verify]\nalow = \"step\"\n", &[]);
+    assert_eq!(code, Some(2));
+    assert!(
+        stderr.contains("line 3: unknown key `alow`; hint: did you mean `allow`?"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = verify(&bench, &["--policy", "nowhere.toml"]);
+    assert_eq!(code, Some(2), "{stderr}");
+}
+
+/// The blocks of a language in `docs/ci.md`.
+fn blocks(language: &str) -> Vec<String> {
+    let text = include_str!("../../docs/ci.md");
+    let start = format!("```{language}\n");
+    let after = text.split(&start).skip(1);
+    after
+        .map(|rest| rest.split("```").next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_examples_of_ci_are_yaml_and_call_weld_as_it_is() {
+    let bench = merged();
+    let hooks = include_str!("../../.pre-commit-hooks.yaml").to_owned();
+    let yaml = blocks("yaml");
+    assert_eq!(yaml.len(), 3);
+    for text in yaml.iter().chain([&hooks]) {
+        let parsed: Result<serde_json::Value, _> = serde_saphyr::from_str(text);
+        assert!(
+            parsed.is_ok_and(|value| value.is_object() || value.is_array()),
+            "{text}"
+        );
+    }
+    bench.file("policy.toml", &blocks("toml")[0]);
+    // Every command line, with the model and the inputs of this test.
+    let mut seen = 0;
+    for text in &yaml {
+        let joined = text.replace("\\\n", " ");
+        for line in joined.lines().filter(|line| line.contains("weld verify ")) {
+            seen += 1;
+            let (_, arguments) = line.split_once("weld verify ").unwrap();
+            let mut words = vec!["verify"];
+            words.extend(arguments.split_whitespace().map(|word| match word {
+                "models/merged" => "out",
+                "models" => ".",
+                word => word,
+            }));
+            words.extend(["--recipe", "recipe.yml"]);
+            let outcome = bench.weld(&words);
+            // The policy asks for a lock.
+            assert_eq!(outcome.code, Some(1), "{words:?}: {}", outcome.stderr);
+        }
+    }
+    assert_eq!(seen, 2);
+    for file in ["summary.md", "report.html", "report.sarif", "report.xml"] {
+        assert!(bench.path(file).is_file(), "{file}");
+    }
+}
