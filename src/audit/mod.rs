@@ -1,6 +1,6 @@
 //! How one knows that a checkpoint is right: `check`, `diff`, `verify`, and the reports that they make.
 //!
-//! A command looks at checkpoints and makes a [`Report`]: findings, each of a [`CheckInfo`] of the [`registry`],
+//! A command looks at checkpoints and makes a [`Report`]: findings, each of a [`CheckInfo`] of the registry,
 //! and what people and programs want to see beside them. [`formats`] writes a report down; a format knows no
 //! command, and a command no format.
 //!

@@ -1,7 +1,7 @@
 //! A report written down: one file per format. None knows a command or a check by name.
 //!
 //! Names, values and paths in a report come from checkpoints of strangers. Every format but JSON, whose strings
-//! hold anything, shows them through [`clean`], and escapes what is left by its own rules.
+//! hold anything, shows them through `clean`, and escapes what is left by its own rules.
 
 mod clean;
 mod github;
