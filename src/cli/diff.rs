@@ -47,17 +47,6 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    if arguments
-        .report
-        .policy()
-        .is_some_and(|policy| !policy.diff.is_empty())
-    {
-        // Better than to pass what the policy would fail.
-        return Err(Failure::tool(
-            "the policy has thresholds under [diff], which this version reads and does not compare yet; \
-             hint: take [diff] out of the policy",
-        ));
-    }
     let stop = signals::install()?;
     let locator = environment::locator(None)?;
     let a = open(&locator, &arguments.a)?;
@@ -72,6 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         b: &b,
         base: base.as_ref(),
         all: arguments.all,
+        policy: arguments.report.policy().map(|policy| &policy.diff),
         threads: arguments.threads.map_or_else(
             || available_parallelism().map_or(1, usize::from),
             usize::from,

@@ -5,6 +5,7 @@
 mod cli;
 mod defects;
 mod determinism;
+mod diff;
 mod documents;
 mod examples;
 mod exceptions;

@@ -7,8 +7,9 @@ mod tables;
 
 pub(in crate::audit) use checks::CHECKS;
 
-use super::{Command, Finding, Place, Report};
-use crate::checkpoint::{Checkpoint, TensorEntry};
+use super::policy::{DiffPolicy, Thresholds};
+use super::{Command, Finding, Place, Report, Severity};
+use crate::checkpoint::{Checkpoint, LayerStack, TensorEntry, layer_stacks};
 use crate::engine::Observer;
 use crate::run::{RunError, digests};
 use measure::{Measured, Triple, measure};
@@ -21,6 +22,8 @@ pub struct Request<'a> {
     pub b: &'a Checkpoint,
     /// What both were made from.
     pub base: Option<&'a Checkpoint>,
+    /// How far the two may be apart: what is within it is only worth a note.
+    pub policy: Option<&'a DiffPolicy>,
     /// Show every tensor, and not only those that differ most.
     pub all: bool,
     /// Worker threads.
@@ -67,7 +70,12 @@ pub fn diff(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, Ru
             Pair { a, b, measured }
         })
         .collect();
-    report.findings.extend(pairs.iter().flat_map(findings));
+    let stacks = layer_stacks(pairs.iter().map(|pair| pair.a.name.as_str()));
+    for pair in &pairs {
+        report
+            .findings
+            .extend(findings(pair, request.policy, &stacks));
+    }
     report.findings.extend(one_sided(request, observer)?);
     report.findings.extend(files::compare(a, b));
     if let Some(base) = base {
@@ -82,7 +90,7 @@ fn signature(tensor: &TensorEntry) -> String {
     format!("{:?} {:?}", tensor.dtype, tensor.shape)
 }
 
-fn findings(pair: &Pair<'_>) -> Vec<Finding> {
+fn findings(pair: &Pair<'_>, policy: Option<&DiffPolicy>, stacks: &[LayerStack]) -> Vec<Finding> {
     let place = || Place::tensor(&pair.a.name, None);
     let Some(measured) = &pair.measured else {
         let (a, b) = (signature(pair.a), signature(pair.b));
@@ -106,14 +114,46 @@ fn findings(pair: &Pair<'_>) -> Vec<Finding> {
         ));
     }
     if measured.differs {
-        findings.push(Finding::new(
-            &checks::VALUES,
-            place(),
-            "equal values",
-            measured.in_words(pair.a.elements()),
-        ));
+        let thresholds = policy.filter(|policy| !policy.is_empty()).map(|policy| {
+            let role = stacks.iter().find_map(|stack| stack.split(&pair.a.name));
+            policy.of(role.map_or(&pair.a.name, |(_, role)| role))
+        });
+        let found = measured.in_words(pair.a.elements());
+        let finding = |expected: &str| Finding::new(&checks::VALUES, place(), expected, found);
+        findings.push(match thresholds {
+            None => finding("equal values"),
+            Some(thresholds) => match exceeded(measured, thresholds) {
+                Some(asked) => finding(&asked),
+                None => Finding {
+                    severity: Severity::Note,
+                    ..finding("values that are as close as the policy asks")
+                },
+            },
+        });
     }
     findings
+}
+
+/// What of the thresholds a difference exceeds; a tensor that cannot be measured so exceeds all that are asked of it.
+fn exceeded(measured: &Measured, asked: Thresholds) -> Option<String> {
+    let distance = measured.distance.as_ref();
+    let relative = distance.map_or(f64::INFINITY, |distance| distance.relative());
+    let cosine = distance.map_or(-1.0, |distance| distance.cosine());
+    let steps = measured.steps.map_or(u64::MAX, |steps| steps.largest);
+    let mut exceeded = Vec::new();
+    if let Some(most) = asked.max_relative_l2.filter(|most| relative > *most) {
+        exceeded.push(format!("a relative L2 of at most {most}"));
+    }
+    if let Some(least) = asked.min_cosine.filter(|least| cosine < *least) {
+        exceeded.push(format!("a cosine of at least {least}"));
+    }
+    if let Some(most) = asked.max_steps.filter(|most| steps > *most) {
+        exceeded.push(format!("at most {most} steps"));
+    }
+    if measured.non_finite > 0 {
+        exceeded.push("finite values".to_owned());
+    }
+    (!exceeded.is_empty()).then(|| exceeded.join(", "))
 }
 
 /// Tensors that only one of the two has; where the other has the same bytes under another name, that name.
