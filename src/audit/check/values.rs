@@ -100,7 +100,10 @@ pub(super) fn check_values(
     for (at, name) in names().enumerate() {
         for stack in &stacks {
             if let Some((layer, role)) = stack.split(name) {
-                roles.entry((&stack.prefix, role)).or_default().push((layer, at));
+                roles
+                    .entry((&stack.prefix, role))
+                    .or_default()
+                    .push((layer, at));
             }
         }
     }
@@ -137,7 +140,11 @@ impl Values<'_> {
 
     fn place(&self, at: usize) -> Place {
         let tensor = &self.model.tensors()[at];
-        let file = self.model.shards().get(tensor.shard).map(|shard| shard.file_name());
+        let file = self
+            .model
+            .shards()
+            .get(tensor.shard)
+            .map(|shard| shard.file_name());
         Place::tensor(&tensor.name, file)
     }
 
@@ -166,7 +173,10 @@ impl Values<'_> {
     /// What a tensor shows by itself.
     fn tensor(&self, at: usize, roles: &Roles<'_>) -> Vec<Finding> {
         let (entry, found) = (&self.model.tensors()[at], &self.found[at]);
-        if FloatType::of(entry.dtype).is_none() || found.elements == 0 || is_derived_buffer(&entry.name) {
+        if FloatType::of(entry.dtype).is_none()
+            || found.elements == 0
+            || is_derived_buffer(&entry.name)
+        {
             return Vec::new();
         }
         let mut findings = Vec::new();
@@ -190,13 +200,26 @@ impl Values<'_> {
         } else if found.subnormal as f64 > FLOOD * numbers as f64 {
             add(&SUBNORMAL, "normal numbers", of(found.subnormal));
         } else if self.matrix(at).is_some() && self.is_constant(at) {
-            add(&CONSTANT, "weights", format!("{:e} everywhere", found.largest));
+            add(
+                &CONSTANT,
+                "weights",
+                format!("{:e} everywhere", found.largest),
+            );
         }
-        if found.zeros < found.elements && (is_input_embedding(&entry.name) || is_output_head(&entry.name)) {
+        if found.zeros < found.elements
+            && (is_input_embedding(&entry.name) || is_output_head(&entry.name))
+        {
             let rows = self.rows(at);
-            let dead = rows.iter().filter(|row| row.iter().all(|&byte| byte == 0)).count();
+            let dead = rows
+                .iter()
+                .filter(|row| row.iter().all(|&byte| byte == 0))
+                .count();
             if dead > 0 {
-                add(&DEAD_ROWS, "a vector for each token", format!("{dead} of {} rows are zeros", rows.len()));
+                add(
+                    &DEAD_ROWS,
+                    "a vector for each token",
+                    format!("{dead} of {} rows are zeros", rows.len()),
+                );
                 if 2 * dead > rows.len()
                     && let Some(last) = findings.last_mut()
                 {
@@ -212,7 +235,9 @@ impl Values<'_> {
 
     /// Whether a vector of the same role has other values than zeros in another layer: then zeros are no habit of it.
     fn others_are_not_zero(&self, at: usize, roles: &Roles<'_>) -> bool {
-        let mut of_role = roles.values().filter(|tensors| tensors.iter().any(|&(_, other)| other == at));
+        let mut of_role = roles
+            .values()
+            .filter(|tensors| tensors.iter().any(|&(_, other)| other == at));
         of_role.any(|tensors| {
             let zero = |at: usize| self.found[at].zeros == self.found[at].elements;
             let zeros = tensors.iter().filter(|&&(_, at)| zero(at)).count();
@@ -233,7 +258,12 @@ impl Values<'_> {
         for (row, bytes) in self.rows(at).into_iter().enumerate() {
             if let Some(other) = first.insert(bytes, row) {
                 let found = format!("rows {other} and {row} are equal");
-                return Some(Finding::new(&ROUTER_ROWS, self.place(at), "a row for each expert", found));
+                return Some(Finding::new(
+                    &ROUTER_ROWS,
+                    self.place(at),
+                    "a row for each expert",
+                    found,
+                ));
             }
         }
         None
@@ -264,7 +294,12 @@ impl Values<'_> {
                     false => &OUT_OF_LINE,
                 };
                 let expected = format!("an RMS of about {:.1e}, as in other layers", middle.exp2());
-                Finding::new(check, self.place(at), expected, format!("{:.1e}", size.exp2()))
+                Finding::new(
+                    check,
+                    self.place(at),
+                    expected,
+                    format!("{:.1e}", size.exp2()),
+                )
             })
             .collect()
     }
@@ -275,9 +310,15 @@ impl Values<'_> {
             let mut layers = vec![blake3::Hasher::new(); stack.layers];
             let mut matrices = vec![0usize; stack.layers];
             for at in self.in_name_order() {
-                let Some((layer, role)) = stack.split(self.name(at)) else { continue };
-                let Some(digest) = self.found[at].digest else { continue };
-                layers[layer].update(role.as_bytes()).update(digest.as_bytes());
+                let Some((layer, role)) = stack.split(self.name(at)) else {
+                    continue;
+                };
+                let Some(digest) = self.found[at].digest else {
+                    continue;
+                };
+                layers[layer]
+                    .update(role.as_bytes())
+                    .update(digest.as_bytes());
                 matrices[layer] += usize::from(self.matrix(at).is_some());
             }
             let mut first = HashMap::new();
@@ -288,7 +329,12 @@ impl Values<'_> {
                 if let Some(other) = first.insert(hasher.finalize(), layer) {
                     let place = Place::tensor(format!("{}{layer}", stack.prefix), None);
                     let found = format!("equal to layer {other}");
-                    findings.push(Finding::new(&IDENTICAL_LAYERS, place, "a layer of its own", found));
+                    findings.push(Finding::new(
+                        &IDENTICAL_LAYERS,
+                        place,
+                        "a layer of its own",
+                        found,
+                    ));
                 }
             }
         }
@@ -305,9 +351,16 @@ impl Values<'_> {
         let mut experts: BTreeMap<(String, usize), blake3::Hasher> = BTreeMap::new();
         for at in self.in_name_order() {
             let name = self.name(at);
-            let Some((before, rest)) = name.split_once("experts.") else { continue };
-            let Some((number, role)) = rest.split_once('.') else { continue };
-            let (Ok(number), Some(digest)) = (number.parse::<usize>(), self.found[at].digest) else { continue };
+            let Some((before, rest)) = name.split_once("experts.") else {
+                continue;
+            };
+            let Some((number, role)) = rest.split_once('.') else {
+                continue;
+            };
+            let (Ok(number), Some(digest)) = (number.parse::<usize>(), self.found[at].digest)
+            else {
+                continue;
+            };
             let expert = experts.entry((before.to_owned(), number)).or_default();
             expert.update(role.as_bytes()).update(digest.as_bytes());
         }
@@ -317,7 +370,12 @@ impl Values<'_> {
             if let Some(other) = first.insert((before.clone(), hasher.finalize()), number) {
                 let place = Place::tensor(format!("{before}experts.{number}"), None);
                 let found = format!("equal to expert {other}");
-                findings.push(Finding::new(&IDENTICAL_EXPERTS, place, "an expert of its own", found));
+                findings.push(Finding::new(
+                    &IDENTICAL_EXPERTS,
+                    place,
+                    "an expert of its own",
+                    found,
+                ));
             }
         }
         findings
@@ -333,12 +391,18 @@ impl Values<'_> {
                 values: Vec::new(),
             };
             for (at, found) in self.found.iter().enumerate() {
-                let Some((layer, role)) = stack.split(self.name(at)) else { continue };
-                let row = map.roles.iter().position(|known| known == role).unwrap_or_else(|| {
-                    map.roles.push(role.to_owned());
-                    map.values.push(vec![None; stack.layers]);
-                    map.roles.len() - 1
-                });
+                let Some((layer, role)) = stack.split(self.name(at)) else {
+                    continue;
+                };
+                let row = map
+                    .roles
+                    .iter()
+                    .position(|known| known == role)
+                    .unwrap_or_else(|| {
+                        map.roles.push(role.to_owned());
+                        map.values.push(vec![None; stack.layers]);
+                        map.roles.len() - 1
+                    });
                 map.values[row][layer] = (found.rms() > 0.0).then(|| found.rms().log2());
             }
             report.heat_maps.push(map);
@@ -352,7 +416,10 @@ impl Values<'_> {
             })
             .skip_while(|(.., count)| *count == 0)
             .collect();
-        let end = counted.iter().rposition(|(.., count)| *count > 0).map_or(0, |last| last + 1);
+        let end = counted
+            .iter()
+            .rposition(|(.., count)| *count > 0)
+            .map_or(0, |last| last + 1);
         if end > 0 {
             report.histograms.push(Histogram {
                 title: "Magnitudes of a sample of the elements".to_owned(),
