@@ -17,7 +17,7 @@ mod report;
 mod statistics;
 pub mod verify;
 
-pub use registry::{all_checks, find_check};
+pub use registry::{all_checks, checks_as_markdown, find_check};
 pub use report::{
     CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,
     Skipped, Table, Verdict,

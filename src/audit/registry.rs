@@ -1,10 +1,19 @@
 //! Every kind of finding, in one list that docs, help, policies and tests walk.
 
 use super::report::CheckInfo;
-use super::{diff, verify};
+use super::{check, diff, verify};
 
 /// The checks of each module, in the order in which `docs/checks.md` shows them.
-static GROUPS: &[&[&CheckInfo]] = &[diff::CHECKS, verify::CHECKS];
+static GROUPS: &[&[&CheckInfo]] = &[
+    check::container::CHECKS,
+    check::config::CHECKS,
+    check::structure::CHECKS,
+    check::values::CHECKS,
+    check::tokenizer::CHECKS,
+    check::safety::CHECKS,
+    diff::CHECKS,
+    verify::CHECKS,
+];
 
 /// Every check.
 pub fn all_checks() -> impl Iterator<Item = &'static CheckInfo> {
@@ -14,6 +23,30 @@ pub fn all_checks() -> impl Iterator<Item = &'static CheckInfo> {
 /// The check of an id.
 pub fn find_check(id: &str) -> Option<&'static CheckInfo> {
     all_checks().find(|check| check.id == id)
+}
+
+/// Every check as a page of Markdown: `docs/checks.md`.
+pub fn checks_as_markdown() -> String {
+    let mut out = String::from(
+        "# Checks\n\nEvery kind of finding of `weld check`, `weld diff` and `weld verify`. This page is written by \
+         `weld check --list`.\n",
+    );
+    let mut group = "";
+    for check in all_checks() {
+        if check.group() != group {
+            group = check.group();
+            out += &format!("\n## {group}\n");
+        }
+        let CheckInfo {
+            id,
+            severity,
+            title,
+            why,
+            remedy,
+        } = check;
+        out += &format!("\n### `{id}` ({severity})\n\n{title}. {why}\n\nRemedy: {remedy}.\n");
+    }
+    out
 }
 
 #[cfg(test)]

@@ -144,6 +144,90 @@ fn find_format(
     }))
 }
 
+/// The weights of a folder with all that is the matter with the set of its files, which [`find_weights`] stops at.
+#[derive(Debug)]
+pub(super) struct FoundWeights {
+    /// The files that are there.
+    pub(super) weights: Weights,
+    /// An index that can't be read, files that are not there.
+    pub(super) problems: Vec<CheckpointError>,
+    /// Weight files of the same format that are no part of it.
+    pub(super) left_aside: Vec<String>,
+}
+
+/// Finds the weights of a folder as [`find_weights`] does, but goes on after a problem with what is there.
+pub(super) fn survey_weights(location: &Location) -> Result<FoundWeights, CheckpointError> {
+    let names = file_names(&location.path)?;
+    for format in [Format::Safetensors, Format::Pickle] {
+        if let Some(found) = survey_format(location, &names, format) {
+            return Ok(found);
+        }
+    }
+    Err(no_weights(location, &names))
+}
+
+fn survey_format(
+    location: &Location,
+    names: &BTreeSet<String>,
+    format: Format,
+) -> Option<FoundWeights> {
+    let folder = &location.path;
+    let files: BTreeSet<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| format.ends().iter().any(|end| name.ends_with(end)))
+        .filter(|name| !is_of_training(name) && !ADAPTERS.contains(name))
+        .collect();
+    let mut problems = Vec::new();
+    let mut keep = |problem| {
+        problems.push(problem);
+        None
+    };
+    let chosen_index = choose_index(names, &files, format);
+    let index = chosen_index.and_then(|name| {
+        let read = Index::read(&folder.join(name), format);
+        read.and_then(|index| index.shards().map(drop).map(|()| index))
+            .map_or_else(&mut keep, Some)
+    });
+    let mut chosen: BTreeSet<String> = BTreeSet::new();
+    if let Some(index) = &index {
+        let by_index = chosen_index.unwrap_or_default();
+        for shard in index.shards().unwrap_or_default() {
+            let one = BTreeSet::from([shard.to_owned()]);
+            match check_present(location, &one, by_index) {
+                Ok(()) => chosen.extend(one),
+                Err(problem) => problems.push(problem),
+            }
+        }
+    } else if files.is_empty() {
+        // A broken index without a single shard beside it is still the checkpoint of the folder.
+        if problems.is_empty() {
+            return None;
+        }
+    } else {
+        match choose_files(location, &files, format) {
+            Ok(files) => chosen = files,
+            Err(problem) => {
+                // The numbered files belong together; of others nothing says so.
+                let together = files.iter().filter(|file| numbered(file).is_some());
+                chosen = together.map(|file| (*file).to_owned()).collect();
+                problems.push(problem);
+            }
+        }
+    }
+    let left_aside = files.iter().filter(|file| !chosen.contains(**file));
+    Some(FoundWeights {
+        left_aside: left_aside.map(|file| (*file).to_owned()).collect(),
+        weights: Weights {
+            shards: chosen.iter().map(|name| folder.join(name)).collect(),
+            index,
+            format,
+            notes: Vec::new(),
+        },
+        problems,
+    })
+}
+
 /// The UTF-8 names in a folder; a file with another name is none of a checkpoint's.
 pub(super) fn file_names(folder: &Path) -> Result<BTreeSet<String>, CheckpointError> {
     let io = |source| CheckpointError::io("list", folder, source);

@@ -119,6 +119,43 @@ impl Index {
         }
     }
 
+    /// Everything that [`check`](Self::check) would stop at; nothing is said of the entries of files that could not be read.
+    pub(super) fn problems(
+        &self,
+        shards: &[Shard],
+        tensors: &[TensorEntry],
+        by_name: &HashMap<String, usize>,
+    ) -> Vec<CheckpointError> {
+        let files: Vec<String> = shards.iter().map(Shard::file_name).collect();
+        let known: BTreeSet<&String> = files.iter().collect();
+        let mut indexed = vec![false; tensors.len()];
+        let mut problems = Vec::new();
+        for (name, file) in &self.weight_map {
+            let at = by_name.get(name).copied();
+            if let Some(at) = at {
+                indexed[at] = true;
+            }
+            let found_in = at.map(|at| &files[tensors[at].shard]);
+            if known.contains(file) && found_in != Some(file) {
+                problems.push(CheckpointError::NotInShard {
+                    path: self.path.clone(),
+                    tensor: name.clone(),
+                    shard: file.clone(),
+                    found_in: found_in.cloned(),
+                });
+            }
+        }
+        if let Some(first) = indexed.iter().position(|&indexed| !indexed) {
+            problems.push(CheckpointError::Unindexed {
+                path: self.path.clone(),
+                tensor: tensors[first].name.clone(),
+                shard: files[tensors[first].shard].clone(),
+                count: indexed.iter().filter(|&&indexed| !indexed).count(),
+            });
+        }
+        problems
+    }
+
     /// `total_size` is often wrong in the wild and nothing depends on it, so that is only worth a note.
     pub(super) fn total_size_note(&self, tensors: &[TensorEntry]) -> Option<String> {
         let stated = self

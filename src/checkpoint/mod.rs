@@ -23,9 +23,11 @@ mod names;
 mod pickle;
 mod quantised;
 mod reader;
+mod risks;
 mod shard;
 mod sidecars;
 mod stacks;
+mod survey;
 mod tokenizer;
 
 #[cfg(test)]
@@ -43,10 +45,12 @@ pub use made::Made;
 pub use model_ref::ModelRef;
 pub use names::{is_derived_buffer, is_input_embedding, is_output_head};
 pub use reader::{Checkpoint, TensorEntry};
+pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
 pub use shard::Shard;
 pub use sidecars::{Sidecar, SidecarKind};
 pub use stacks::{LayerStack, layer_stacks};
+pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Tokenizer, TokenizerKind, VocabularyComparison, chat_template,
     compare_vocabularies, settings,

@@ -99,6 +99,17 @@ fn in_tensor(tensor: &TensorEntry, dtype_of: &dyn Fn(&str) -> Option<Dtype>) -> 
     (tell_tale || scale).then(|| format!("tensor `{name}`"))
 }
 
+/// Whether nothing but a config says that it is quantised: every tensor holds plain numbers.
+pub(super) fn only_config_says(tensors: &[TensorEntry], by_name: &HashMap<String, usize>) -> bool {
+    let dtype_of = |name: &str| by_name.get(name).map(|&at| tensors[at].dtype);
+    let plain = |tensor: &TensorEntry| {
+        in_tensor(tensor, &dtype_of).is_none()
+            && !is_narrow(tensor.dtype)
+            && tensor.dtype != Dtype::I32
+    };
+    tensors.iter().all(plain)
+}
+
 /// Formats that hold less than a number per element, or numbers that no method decodes.
 fn is_packed(dtype: Dtype) -> bool {
     matches!(

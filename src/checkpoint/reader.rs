@@ -113,6 +113,30 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// A checkpoint of files that were opened one by one, and of the tensors whose names are `by_name`.
+    pub(super) fn of_opened(
+        label: &str,
+        location: &Location,
+        single_file: bool,
+        config: Option<ModelConfig>,
+        opened: Opened,
+        by_name: HashMap<String, usize>,
+    ) -> Checkpoint {
+        Checkpoint {
+            label: label.into(),
+            location: location.clone(),
+            single_file,
+            config,
+            shards: opened.shards,
+            tensors: opened.tensors,
+            by_name,
+            places: opened.places,
+            notes: Vec::new(),
+            adapter: None,
+            made: None,
+        }
+    }
+
     /// Refuses an adapter that changes a strided view, or a head untied from one: it adds to stored values.
     fn refuse_adapted_views(&self) -> Result<(), CheckpointError> {
         let views: HashSet<(usize, u64)> = self
@@ -307,7 +331,7 @@ impl Checkpoint {
     }
 }
 
-fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
+pub(super) fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
     let name = path.to_string_lossy();
     if let Some((what, hint)) = other_format(&name) {
         return Err(CheckpointError::NotSafetensors {
@@ -325,10 +349,35 @@ fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
 }
 
 /// Mapped files, and what is in them.
-struct Opened {
-    shards: Vec<Shard>,
-    tensors: Vec<TensorEntry>,
+#[derive(Default)]
+pub(super) struct Opened {
+    pub(super) shards: Vec<Shard>,
+    pub(super) tensors: Vec<TensorEntry>,
     places: HashMap<usize, Place>,
+}
+
+impl Opened {
+    /// Puts the files of another behind these.
+    pub(super) fn append(&mut self, other: Opened) {
+        let (shards, tensors) = (self.shards.len(), self.tensors.len());
+        self.shards.extend(other.shards);
+        self.tensors
+            .extend(other.tensors.into_iter().map(|tensor| TensorEntry {
+                shard: tensor.shard + shards,
+                ..tensor
+            }));
+        let places = other.places.into_iter();
+        self.places
+            .extend(places.map(|(at, place)| (at + tensors, place)));
+    }
+}
+
+/// Opens one file of a checkpoint by itself.
+pub(super) fn open_one(path: &Path, format: Format) -> Result<Opened, CheckpointError> {
+    match format {
+        Format::Safetensors => open_shards(&[path.into()]),
+        Format::Pickle => open_pickles(&[path.into()], &mut Vec::new()),
+    }
 }
 
 fn open_pickles(paths: &[PathBuf], notes: &mut Vec<String>) -> Result<Opened, CheckpointError> {

@@ -43,6 +43,11 @@ impl Shard {
         Ok((shard, pickled))
     }
 
+    /// The bytes of any file.
+    pub(super) fn map_bytes(path: &Path) -> Result<Mmap, CheckpointError> {
+        Shard::map(path).map(|shard| shard.map)
+    }
+
     fn map(path: &Path) -> Result<Shard, CheckpointError> {
         let io = |source| CheckpointError::io("open", path, source);
         // Asked before opening: opening a FIFO for reading would wait for ever.

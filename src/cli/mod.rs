@@ -3,6 +3,7 @@
 //! Data goes to stdout, all else to stderr. Only this layer prints and reads the environment.
 
 mod arguments;
+mod check;
 mod completions;
 mod diff;
 mod environment;
@@ -41,6 +42,7 @@ enum Command {
     Plan(plan::Arguments),
     Diff(Box<diff::Arguments>),
     Verify(Box<verify::Arguments>),
+    Check(check::Arguments),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
     Completions(completions::Arguments),
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -26,6 +26,7 @@ use std::sync::Arc;
 pub use explain::{Detail, json, text};
 pub use outputs::{Operation, PlannedTensor, SourceTensor};
 pub use results::MergeResult;
+pub(crate) use tokenizer::chat_template_parses;
 pub use tokenizer::{Filled, Rows, VocabularySummary};
 
 use bytesize::ByteSize;

@@ -1,4 +1,8 @@
-//! temporary
+//! `weld check`: whether one checkpoint is right, by itself.
+//!
+//! What is broken is a finding, and everything that is sound is still looked at.
+
+/// The kinds of findings of a module, and all of them in `CHECKS`.
 macro_rules! checks {
     ($($name:ident = $id:literal, $severity:ident, $title:literal, $why:literal, $remedy:literal;)*) => {
         $(static $name: $crate::audit::CheckInfo = $crate::audit::CheckInfo {
@@ -12,4 +16,82 @@ macro_rules! checks {
         pub(in crate::audit) static CHECKS: &[&$crate::audit::CheckInfo] = &[$(&$name),*];
     };
 }
+
+pub(super) mod config;
+pub(super) mod container;
+mod families;
+pub(super) mod safety;
+pub(super) mod structure;
+pub(super) mod tokenizer;
 pub(super) mod values;
+
+use super::{CheckInfo, Command, Report, Skipped};
+use crate::checkpoint::{CheckpointError, Location, Survey, TensorEntry};
+use crate::engine::Observer;
+use crate::run::RunError;
+
+/// Why a checkpoint could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The system does not let a file be read.
+    #[error(transparent)]
+    Unreadable(#[from] CheckpointError),
+    /// The values could not be read to their end.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// Looks at a located model, which the report will call `label`, with so many threads.
+///
+/// # Errors
+/// If the system does not let it be read. What is wrong with a checkpoint is a finding.
+pub fn check(
+    label: &str,
+    location: &Location,
+    survey: Survey,
+    threads: usize,
+    observer: &dyn Observer,
+) -> Result<Report, CheckError> {
+    let mut survey = survey;
+    let unreadable = |problem: &CheckpointError| matches!(problem, CheckpointError::Io { .. });
+    if let Some(at) = survey.problems.iter().position(unreadable) {
+        return Err(survey.problems.swap_remove(at).into());
+    }
+    let mut report = Report::new(Command::Check, label);
+    container::check_container(&survey, &mut report);
+    report.checked.extend(container::CHECKS);
+    safety::check_safety(location, &mut report)?;
+    report.checked.extend(safety::CHECKS);
+    let Some(model) = &survey.checkpoint else {
+        skip(&mut report, config::CHECKS, "no tensor could be read");
+        skip(&mut report, structure::CHECKS, "no tensor could be read");
+        return Ok(report);
+    };
+    let tensors = model.tensors();
+    report.say("tensors", tensors.len().to_string());
+    let parameters: u64 = tensors.iter().map(TensorEntry::elements).sum();
+    report.say("parameters", parameters.to_string());
+    tokenizer::check_tokenizer(model, &mut report);
+    report.checked.extend(tokenizer::CHECKS);
+    config::check_config(&survey, model, &mut report);
+    report.checked.extend(config::CHECKS);
+    if survey.quantised.is_some() && !survey.quantised_by_config_only {
+        let why = "the weights are quantised, so that shapes and values are not those of the architecture";
+        skip(&mut report, structure::CHECKS, why);
+        return Ok(report);
+    }
+    structure::check_structure(&survey, model, &mut report);
+    report.checked.extend(structure::CHECKS);
+    values::check_values(model, threads, observer, &mut report)?;
+    report.checked.extend(values::CHECKS);
+    Ok(report)
+}
+
+/// Says that checks which a verdict needs were not made.
+fn skip(report: &mut Report, checks: &[&'static CheckInfo], why: &str) {
+    report.skipped.extend(checks.iter().map(|check| Skipped {
+        check,
+        why: why.to_owned(),
+        needed: true,
+    }));
+}

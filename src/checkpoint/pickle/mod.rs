@@ -4,6 +4,7 @@
 //! knows the moves that torch writes and the few names that make tensors, and refuses anything else by name;
 //! the numbers stay where they are in the file. It knows one file at a time, and no folder.
 
+mod globals;
 mod legacy;
 mod machine;
 mod objects;
@@ -17,6 +18,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
+pub(super) use self::globals::globals;
 use self::machine::Unpickled;
 use self::objects::{Object, Storage, Tensor, Value};
 use super::bounded::plain;

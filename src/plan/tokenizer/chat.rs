@@ -53,7 +53,7 @@ pub(in crate::plan) fn chat_template(
 }
 
 /// Whether it is a sound Jinja template; nothing of it is run.
-fn parses(text: &str) -> Result<(), String> {
+pub(crate) fn parses(text: &str) -> Result<(), String> {
     if text.len() > MAX_BYTES {
         return Err(format!(
             "it has {} bytes, expected at most {MAX_BYTES}",

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 pub(super) use chat::chat_template;
+pub(crate) use chat::parses as chat_template_parses;
 pub(super) use files::{made_files, with_template};
 pub use rows::Filled;
 pub(super) use tensors::Aligned;

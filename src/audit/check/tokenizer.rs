@@ -1,0 +1,172 @@
+//! The tokenizer's files, and whether their ids have rows.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::container::in_short;
+use crate::audit::{Finding, Place, Report};
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, is_input_embedding,
+    settings,
+};
+use crate::plan::chat_template_parses;
+
+checks! {
+    MALFORMED = "tokenizer.malformed", Error,
+        "A file of the tokenizer or of the generation settings is malformed",
+        "The tokenizer does not load, or not as it was meant.",
+        "correct the file, or download it again";
+    TEMPLATE = "tokenizer.chat-template", Error,
+        "The chat template is not sound Jinja",
+        "Every conversation fails at its first message.",
+        "correct the template, or take that of the model that it comes from";
+    NO_ROW = "tokenizer.id-without-row", Error,
+        "The tokenizer gives ids that the embedding has no row for",
+        "A text with such a token crashes, or reads memory of something else.",
+        "resize the embedding, or remove the tokens";
+    SPECIAL = "tokenizer.special-id", Error,
+        "The id of a special token is beyond the embedding",
+        "Generation starts with, or waits for, a token that cannot be.",
+        "correct the id";
+    DISAGREE = "tokenizer.ids-disagree", Note,
+        "Files disagree on the id of a special token",
+        "Which of them is used depends on how the model is loaded.",
+        "make them agree if that is not meant";
+}
+
+const SPECIAL_TOKENS: [&str; 3] = ["bos", "eos", "pad"];
+
+/// Looks at the tokenizer, and at the ids of special tokens in every file that names one.
+pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
+    if model.is_single_file() {
+        return;
+    }
+    let rows = rows(model);
+    let malformed = |error: &CheckpointError, file: &str| {
+        Finding::new(
+            &MALFORMED,
+            Place::file(file),
+            "a sound file",
+            in_short(error),
+        )
+    };
+    let tokenizer = match Tokenizer::of(model) {
+        Ok(TokenizerKind::Fast(tokenizer)) => Some(tokenizer),
+        Ok(_) => None,
+        Err(error) => {
+            report.findings.push(malformed(&error, "tokenizer.json"));
+            None
+        }
+    };
+    if let (Some(tokenizer), Some(rows)) = (&tokenizer, rows)
+        && tokenizer.end() > rows
+    {
+        report.findings.push(Finding::new(
+            &NO_ROW,
+            Place::file("tokenizer.json"),
+            format!("ids below {rows}, the rows of the embedding"),
+            format!("ids up to {}", tokenizer.end() - 1),
+        ));
+    }
+    let mut files = BTreeMap::new();
+    for name in [
+        "generation_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ] {
+        match settings(model, name) {
+            Ok(found) => {
+                files.extend(found.map(|entries| (name, entries)));
+            }
+            Err(error) => report.findings.push(malformed(&error, name)),
+        }
+    }
+    template(model, report);
+    let config = model.config().and_then(|config| config.value().as_object());
+    files.extend(config.map(|entries| ("config.json", entries.clone())));
+    for token in SPECIAL_TOKENS {
+        let mut ids: Vec<(&str, Vec<i64>)> = Vec::new();
+        let key = format!("{token}_token_id");
+        for file in ["config.json", "generation_config.json"] {
+            let value = files.get(file).and_then(|entries| entries.get(&key));
+            ids.extend(value.and_then(ids_of).map(|ids| (file, ids)));
+        }
+        for (file, ids) in &ids {
+            // Configs say -1 for none.
+            let bad = ids
+                .iter()
+                .find(|&&id| rows.is_some_and(|rows| id >= 0 && id as u64 >= rows as u64));
+            if let (Some(bad), Some(rows)) = (bad, rows) {
+                report.findings.push(Finding::new(
+                    &SPECIAL,
+                    Place::field(*file, key.clone()),
+                    format!("an id below {rows}, the rows of the embedding"),
+                    bad.to_string(),
+                ));
+            }
+        }
+        let text = files
+            .get("tokenizer_config.json")
+            .and_then(|entries| entries.get(&format!("{token}_token")))
+            .and_then(|value| value.as_str().or_else(|| value.get("content")?.as_str()));
+        let id = text.and_then(|text| tokenizer.as_ref()?.id(text));
+        ids.extend(id.map(|id| ("tokenizer_config.json", vec![i64::from(id)])));
+        // An agreement in one of several ids is enough.
+        if let [(_, first), others @ ..] = &ids[..]
+            && let Some((file, other)) = others
+                .iter()
+                .find(|(_, ids)| !ids.iter().any(|id| first.contains(id)))
+        {
+            report.findings.push(Finding::new(
+                &DISAGREE,
+                Place::field(*file, key.clone()),
+                format!("{first:?}, as in {}", ids[0].0),
+                format!("{other:?}"),
+            ));
+        }
+    }
+}
+
+fn template(model: &Checkpoint, report: &mut Report) {
+    match chat_template(model) {
+        Ok(None) => {}
+        Ok(Some(text)) => {
+            if let Err(why) = chat_template_parses(&text) {
+                report.findings.push(Finding::new(
+                    &TEMPLATE,
+                    Place::file("the chat template"),
+                    "a template that parses",
+                    why,
+                ));
+            }
+        }
+        // That tokenizer_config.json is malformed has been said.
+        Err(CheckpointError::JsonMalformed { path, .. })
+            if path.ends_with("tokenizer_config.json") => {}
+        Err(error) => report.findings.push(Finding::new(
+            &TEMPLATE,
+            Place::file("the chat template"),
+            "a template that can be read",
+            in_short(&error),
+        )),
+    }
+}
+
+/// One id, or a list of them.
+fn ids_of(value: &Value) -> Option<Vec<i64>> {
+    match value {
+        Value::Array(list) => Some(list.iter().filter_map(Value::as_i64).collect()),
+        value => Some(vec![value.as_i64()?]),
+    }
+    .filter(|ids| !ids.is_empty())
+}
+
+/// The rows of the largest embedding of tokens.
+fn rows(model: &Checkpoint) -> Option<usize> {
+    let tensors = model.tensors().iter();
+    let embeddings = tensors.filter(|tensor| is_input_embedding(&tensor.name));
+    embeddings
+        .filter_map(|tensor| tensor.shape.first().copied())
+        .max()
+}
