@@ -239,6 +239,7 @@ fn finding(problem: &CheckpointError) -> Option<Finding> {
         | E::PickleMalformed { path, .. }
         | E::PickleTooLarge { path, .. }
         | E::ArchiveMalformed { path, .. }
+        | E::NotSafetensors { path, .. }
         | E::NotStateDict { path, .. }
         | E::StridedView { path, .. }
         | E::PickledTensor { path, .. } => new(

@@ -421,11 +421,14 @@ fn shape_text(sizes: &[Option<usize>]) -> String {
     format!("[{}]", sizes.collect::<Vec<String>>().join(", "))
 }
 
+/// By prefix and suffix: how many layers the stack has, and layer and tensor of those that have one.
+type Roles = BTreeMap<(String, String), (usize, Vec<(usize, usize)>)>;
+
 /// The tensors of each stack by what follows the layer's number.
-fn roles(model: &Checkpoint) -> BTreeMap<(String, String), (usize, Vec<(usize, usize)>)> {
+fn roles(model: &Checkpoint) -> Roles {
     let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
     let stacks = layer_stacks(names());
-    let mut roles: BTreeMap<(String, String), (usize, Vec<(usize, usize)>)> = BTreeMap::new();
+    let mut roles: Roles = BTreeMap::new();
     for (at, name) in names().enumerate() {
         let split = stacks
             .iter()
