@@ -443,3 +443,51 @@ fn the_page_of_checks_is_up_to_date() {
         "write it with `weld check --list > docs/checks.md`"
     );
 }
+
+/// Any byte of any file may be another: there is a report or a message, and never a panic.
+#[test]
+fn damaged_files_never_end_in_a_panic() {
+    let bench = good();
+    bench.file(
+        "m/pytorch_model.bin",
+        b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s.",
+    );
+    let names = [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "pytorch_model.bin",
+    ];
+    let mut state = 1u64;
+    let mut draw = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for round in 0..210 {
+        let path = bench.path("m").join(names[round % names.len()]);
+        let sound = fs::read(&path).unwrap();
+        let mut bytes = sound.clone();
+        match draw(4) {
+            0 => bytes.truncate(draw(sound.len())),
+            1 => bytes.extend_from_within(..draw(sound.len())),
+            _ => {
+                // Mostly in the beginning, where headers are.
+                for _ in 0..=draw(4) {
+                    let at = draw(sound.len().min(600));
+                    bytes[at] = [0, b'9', b'"', b'-', b'[', 0xff, b'}', draw(256) as u8][draw(8)];
+                }
+            }
+        }
+        fs::write(&path, &bytes).unwrap();
+        let outcome = bench.weld(&["check", "m", "--format", "json", "-q"]);
+        let told = format!("{} {:?}: {}", path.display(), outcome.code, outcome.stderr);
+        assert!(matches!(outcome.code, Some(0..=3)), "{told}");
+        assert!(!outcome.stderr.contains("panicked"), "{told}");
+        fs::write(&path, &sound).unwrap();
+    }
+}

@@ -24,4 +24,5 @@ mod recipes;
 mod refusals;
 mod report;
 mod tokenizer;
+mod values;
 mod verify;
