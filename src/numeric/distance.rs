@@ -11,7 +11,7 @@ const LANES: usize = 8;
 const STRIP: usize = 1024;
 
 /// The least numbers of steps that are counted apart.
-pub const STEP_BOUNDS: [u64; 10] = [1, 2, 3, 5, 9, 17, 65, 257, 1025, 4097];
+pub const STEP_BOUNDS: [u64; 8] = [1, 2, 3, 5, 9, 17, 257, 4097];
 
 /// Sums over two runs of finite elements of one length.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -45,6 +45,18 @@ impl Distance {
             (squared, 0.0, second) => (squared / second).sqrt(),
             (squared, first, _) => (squared / first).sqrt(),
         }
+    }
+
+    /// Whether all sums are numbers: then all that was added is finite.
+    pub fn is_finite(&self) -> bool {
+        let sums = [
+            self.largest,
+            self.absolute,
+            self.squared,
+            self.first,
+            self.second,
+        ];
+        sums.into_iter().all(f64::is_finite)
     }
 
     /// The cosine of the angle between the two; 1 if both are zero, 0 if one is.
@@ -84,6 +96,12 @@ impl TaskSums {
         self.product += next.product;
         self.conflicts += next.conflicts;
         self.both += next.both;
+    }
+
+    /// Whether all sums are numbers: then all that was added is finite.
+    pub fn is_finite(&self) -> bool {
+        let sums = [self.first, self.second, self.product];
+        sums.into_iter().all(f64::is_finite)
     }
 
     /// The cosine of the angle between the task vectors; `None` if one is zero.

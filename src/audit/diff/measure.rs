@@ -5,8 +5,8 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use super::Request;
 use crate::engine::{EngineError, Observer};
 use crate::numeric::{
-    BLOCK, Distance, Elements, FloatType, NonFinite, Real, STEP_BOUNDS, StepCounts, TaskSums,
-    distance, task_sums,
+    BLOCK, Distance, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums, distance,
+    task_sums,
 };
 use crate::run::RunError;
 
@@ -216,13 +216,20 @@ fn block<R: Real>(
         found.differing = of_a.iter().zip(&*of_b).filter(|(a, b)| a != b).count() as u64;
         found.differs = found.differing > 0;
     }
-    let mut any = NonFinite::count(of_a).any() || NonFinite::count(of_b).any();
     if let Some(base) = &triple.base {
         of_base.resize(length, R::ZERO);
         R::fill(base.as_ref(), first, of_base);
-        any |= NonFinite::count(of_base).any();
     }
-    if any {
+    let measured = |a: &[R], b: &[R], base: &[R]| {
+        let tasks = match triple.base {
+            Some(_) => task_sums(a, b, base),
+            None => TaskSums::default(),
+        };
+        (distance(a, b), tasks)
+    };
+    let (mut apart, mut tasks) = measured(of_a, of_b, of_base);
+    // What is not finite shows in the sums, so that nobody looks for it elsewhere.
+    if !apart.is_finite() || !tasks.is_finite() {
         for index in 0..length {
             let base = triple.base.is_some().then(|| of_base[index]);
             let finite = |value: R| value.to_f64().is_finite();
@@ -234,11 +241,10 @@ fn block<R: Real>(
                 }
             }
         }
+        (apart, tasks) = measured(of_a, of_b, of_base);
     }
-    found.distance = Some(distance(of_a, of_b));
-    if triple.base.is_some() {
-        found.tasks = task_sums(of_a, of_b, of_base);
-    }
+    found.distance = Some(apart);
+    found.tasks = tasks;
     found
 }
 
