@@ -7,13 +7,15 @@
 //! Nothing here writes a file or prints, and a finding is never an error: an error means that the command
 //! could not run.
 
+#[macro_use]
+mod report;
+
 pub mod check;
 pub mod diff;
 mod fields;
 pub mod formats;
 pub mod policy;
 mod registry;
-mod report;
 mod statistics;
 pub mod verify;
 

@@ -1,8 +1,11 @@
 //! What a command found, in a form that every format can write down.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde_json::Value;
+
+use crate::checkpoint::LayerStack;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +48,21 @@ pub struct CheckInfo {
     pub why: &'static str,
     /// What to do about it, in the imperative.
     pub remedy: &'static str,
+}
+
+/// The kinds of findings of a module: each as a static, and all of them as `CHECKS`, which the registry lists.
+macro_rules! checks {
+    ($($name:ident = $id:literal, $severity:ident, $title:literal, $why:literal, $remedy:literal;)*) => {
+        $(pub(in crate::audit) static $name: $crate::audit::CheckInfo = $crate::audit::CheckInfo {
+            id: $id,
+            severity: $crate::audit::Severity::$severity,
+            title: $title,
+            why: $why,
+            remedy: $remedy,
+        };)*
+        /// All of them.
+        pub(in crate::audit) static CHECKS: &[&$crate::audit::CheckInfo] = &[$(&$name),*];
+    };
 }
 
 impl CheckInfo {
@@ -275,6 +293,43 @@ pub struct HeatMap {
     pub layers: Vec<String>,
     /// By role, then by layer; `None` where a layer has no such tensor.
     pub values: Vec<Vec<Option<f64>>>,
+}
+
+/// The most cells of a heat map; a header may name any number of roles and layers.
+const MOST_CELLS: usize = 1 << 16;
+
+impl HeatMap {
+    /// The map of a stack's tensors, by their names; none if there is nothing to see, or too much.
+    pub(super) fn of<'n>(
+        title: &str,
+        unit: &str,
+        stack: &LayerStack,
+        tensors: impl Iterator<Item = (&'n str, Option<f64>)>,
+    ) -> Option<HeatMap> {
+        let mut rows: HashMap<&str, usize> = HashMap::new();
+        let mut map = HeatMap {
+            title: title.to_owned(),
+            unit: unit.to_owned(),
+            roles: Vec::new(),
+            layers: (0..stack.layers).map(|layer| layer.to_string()).collect(),
+            values: Vec::new(),
+        };
+        for (name, value) in tensors {
+            let Some((layer, role)) = stack.split(name) else {
+                continue;
+            };
+            let row = *rows.entry(role).or_insert_with(|| {
+                map.roles.push(role.to_owned());
+                map.values.push(vec![None; stack.layers]);
+                map.roles.len() - 1
+            });
+            if map.roles.len() * stack.layers > MOST_CELLS {
+                return None;
+            }
+            map.values[row][layer] = value;
+        }
+        (!map.roles.is_empty()).then_some(map)
+    }
 }
 
 /// How many elements lie between each two of some bounds.

@@ -1,10 +1,13 @@
 //! What is in the tensors of a checkpoint: one pass over its bytes, by all threads.
 
+use std::ops::RangeInclusive;
+use std::sync::{Mutex, PoisonError};
+
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::checkpoint::Checkpoint;
 use crate::engine::{EngineError, Observer};
-use crate::numeric::{Census, FloatType, NonFinite, TreeDigest, squares};
+use crate::numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, TreeDigest, squares};
 use crate::run::RunError;
 
 /// Bytes that a worker goes through at a time: they stay in its cache between the hash and the statistics.
@@ -18,6 +21,9 @@ const LEAST_EXPONENT: i32 = -40;
 
 /// Exponents that are counted apart.
 const EXPONENTS: usize = 64;
+
+/// Largest magnitudes of which squares may be taken in f32.
+const PLAIN: RangeInclusive<f64> = 1e-12..=1e12;
 
 /// What is in a tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,8 +68,10 @@ struct Part {
     non_finite: NonFinite,
     squares: f64,
     largest: f64,
-    exponents: Vec<u64>,
 }
+
+/// Elements by exponent, as workers count them.
+type Exponents = Mutex<[u64; EXPONENTS]>;
 
 /// Goes through all tensors of a checkpoint; integers and bools are only hashed.
 ///
@@ -94,6 +102,7 @@ pub fn statistics(
             (0..len).step_by(PIECE).map(move |first| (tensor, first))
         })
         .collect();
+    let exponents: Vec<Exponents> = tensors.iter().map(|_| Mutex::new([0; EXPONENTS])).collect();
     let parts: Vec<Part> = pool.install(|| {
         pieces
             .par_iter()
@@ -107,8 +116,11 @@ pub fn statistics(
                 let piece = &bytes[first..bytes.len().min(first + PIECE)];
                 trees[tensor].update(first as u64, piece);
                 observer.advance(piece.len() as u64);
-                Ok(FloatType::of(tensors[tensor].dtype)
-                    .map_or_else(Part::default, |format| part(format, piece)))
+                Ok(
+                    FloatType::of(tensors[tensor].dtype).map_or_else(Part::default, |format| {
+                        part(format, piece, &exponents[tensor])
+                    }),
+                )
             })
             .collect::<Result<_, _>>()
     })?;
@@ -124,7 +136,7 @@ pub fn statistics(
             subnormal: 0,
             squares: 0.0,
             largest: 0.0,
-            exponents: vec![0; EXPONENTS],
+            exponents: Vec::new(),
             digest: bytes.and_then(|_| tree.finish()),
         })
         .collect();
@@ -136,56 +148,110 @@ pub fn statistics(
         total.subnormal += part.census.subnormal;
         total.squares += part.squares;
         total.largest = total.largest.max(part.largest);
-        let counts = total.exponents.iter_mut().zip(&part.exponents);
-        counts.for_each(|(total, count)| *total += count);
+    }
+    for (at, (total, exponents)) in found.iter_mut().zip(exponents).enumerate() {
+        if bytes[at].is_none()
+            && let Some(elements) = model.elements(at)
+        {
+            scattered(elements.as_ref(), total, &exponents, observer)?;
+        }
+        let counts = exponents
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        total.exponents = counts.to_vec();
     }
     Ok(found)
 }
 
-fn part(format: FloatType, bytes: &[u8]) -> Part {
+/// Goes through a tensor whose bytes are not one after the other: views in a pickle, which are rare.
+fn scattered(
+    elements: &dyn Elements,
+    total: &mut TensorStatistics,
+    exponents: &Exponents,
+    observer: &dyn Observer,
+) -> Result<(), RunError> {
+    let mut values = vec![0f64; BLOCK];
+    let mut first = 0;
+    while first < total.elements {
+        if observer.cancelled() {
+            return Err(RunError::Cancelled);
+        }
+        let length = (total.elements - first).min(BLOCK as u64) as usize;
+        let values = &mut values[..length];
+        observer.advance(Fill::<f64>::fill(elements, first, values) as u64);
+        let found = doubles(values);
+        total.nan += found.non_finite.nan;
+        total.infinite += found.non_finite.infinite;
+        total.zeros += found.census.zeros;
+        total.squares += found.squares;
+        total.largest = total.largest.max(found.largest);
+        count_exponents(&values[..length.min(SAMPLED)], exponents);
+        first += length as u64;
+    }
+    Ok(())
+}
+
+/// What is in some values, of which those that are not finite are set to zero.
+fn doubles(values: &mut [f64]) -> Part {
+    let mut part = Part::default();
+    for value in values.iter_mut() {
+        part.census.zeros += u64::from(*value == 0.0);
+        if !value.is_finite() {
+            part.non_finite.nan += u64::from(value.is_nan());
+            part.non_finite.infinite += u64::from(value.is_infinite());
+            *value = 0.0;
+        }
+        part.largest = part.largest.max(value.abs());
+    }
+    part.squares = squares(values);
+    part
+}
+
+fn count_exponents(values: &[f64], exponents: &Exponents) {
+    let mut counts = exponents.lock().unwrap_or_else(PoisonError::into_inner);
+    for value in values
+        .iter()
+        .filter(|value| value.is_finite() && **value != 0.0)
+    {
+        // Those of the bits: the logarithm is slow, and rounds.
+        let exponent = (value.to_bits() >> 52 & 0x7ff) as i32 - 1023 - LEAST_EXPONENT;
+        counts[exponent.clamp(0, EXPONENTS as i32 - 1) as usize] += 1;
+    }
+}
+
+fn part(format: FloatType, bytes: &[u8], exponents: &Exponents) -> Part {
     let census = Census::of(format, bytes);
+    let finite = census.is_finite(format);
+    let mut largest = [0f64];
+    if finite {
+        format.decode(&census.largest.to_le_bytes()[..format.size()], &mut largest);
+    }
     let mut part = Part {
         census,
-        exponents: vec![0; EXPONENTS],
+        largest: largest[0],
         ..Part::default()
     };
-    let finite = census.is_finite(format);
+    // Squares of what is beyond would leave the range of f32.
+    let plain = finite && !format.wants_f64() && PLAIN.contains(&largest[0]);
     let mut single = [0f32; SAMPLED];
     let mut double = [0f64; SAMPLED];
     for (strip, bytes) in bytes.chunks(SAMPLED * format.size()).enumerate() {
         let length = bytes.len() / format.size();
-        let double = &mut double[..length];
-        if format.wants_f64() || !finite {
-            format.decode(bytes, double);
-            for value in double.iter_mut().filter(|value| !value.is_finite()) {
-                part.non_finite.nan += u64::from(value.is_nan());
-                part.non_finite.infinite += u64::from(value.is_infinite());
-                *value = 0.0;
-            }
-            part.squares += squares(double);
-            let magnitudes = double.iter().map(|value| value.abs());
-            part.largest = magnitudes.fold(part.largest, f64::max);
-        } else {
-            let single = &mut single[..length];
+        let (single, double) = (&mut single[..length], &mut double[..length]);
+        if plain {
             format.decode(bytes, single);
             part.squares += squares(single);
+        } else {
+            format.decode(bytes, double);
+            let found = doubles(double);
+            part.non_finite += found.non_finite;
+            part.squares += found.squares;
+            part.largest = part.largest.max(found.largest);
         }
         if strip == 0 {
             format.decode(bytes, double);
-            for value in double
-                .iter()
-                .filter(|value| value.is_finite() && **value != 0.0)
-            {
-                // Those of the bits: the logarithm is slow, and rounds.
-                let exponent = (value.to_bits() >> 52 & 0x7ff) as i32 - 1023 - LEAST_EXPONENT;
-                part.exponents[exponent.clamp(0, EXPONENTS as i32 - 1) as usize] += 1;
-            }
+            count_exponents(double, exponents);
         }
-    }
-    if finite {
-        let mut largest = [0f64];
-        format.decode(&census.largest.to_le_bytes()[..format.size()], &mut largest);
-        part.largest = largest[0];
     }
     part
 }

@@ -70,6 +70,25 @@ fn measures_by_hand() {
 }
 
 #[test]
+fn sizes_far_from_one_are_measured_too() {
+    for scale in [1e-30, 1e-22, 1e22, 1e30] {
+        let bench = one_tensor(
+            Dtype::BF16,
+            &[3.0 * scale, 0.0, 4.0 * scale],
+            &[3.0 * scale, 0.0, 0.0],
+            None,
+        );
+        let (_, report) = diff(&bench, &[]);
+        let found = &report["details"]["tensors"][0];
+        assert!(
+            (number(&found["relative_l2"]) - 0.8).abs() < 0.01,
+            "{scale}"
+        );
+        assert!((number(&found["cosine"]) - 0.6).abs() < 0.01, "{scale}");
+    }
+}
+
+#[test]
 fn steps_are_those_of_the_dtype() {
     // In BF16 the step above 1 is 1/128, and below it half of that.
     let step = 1.0 / 128.0;

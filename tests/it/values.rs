@@ -80,6 +80,54 @@ fn copy(specs: &mut [Spec], from: &str, to: &str) {
     }
 }
 
+/// What was made so is no defect: zeros in every layer, biases of any shape, tensors of any size.
+#[test]
+fn beginnings_are_no_defects() {
+    for dtype in [Dtype::BF16, Dtype::F32] {
+        let mut specs = good(dtype);
+        for layer in 0..LAYERS {
+            let prefix = format!("model.layers.{layer}.self_attn");
+            for name in ["relative_position_bias_table", "experts.down_proj_bias"] {
+                specs.push(floats(
+                    &format!("{prefix}.{name}"),
+                    dtype,
+                    &[4, 8],
+                    vec![0.0; 32],
+                ));
+            }
+            specs.push(floats(
+                &format!("{prefix}.q_norm.weight"),
+                dtype,
+                &[4, 8],
+                vec![1.0; 32],
+            ));
+        }
+        assert_eq!(found(&specs, &[]), [], "{dtype:?}");
+    }
+}
+
+/// Far from one, squares leave the range of f32.
+#[test]
+fn sizes_far_from_one_are_measured_too() {
+    for (scale, dtype) in [
+        (1e-25, Dtype::BF16),
+        (1e25, Dtype::BF16),
+        (1e-25, Dtype::F32),
+        (1e25, Dtype::F32),
+    ] {
+        let mut specs = good(dtype);
+        set(
+            &mut specs,
+            "model.layers.1.self_attn.q_proj.weight",
+            |values| {
+                values.iter_mut().for_each(|value| *value *= scale);
+            },
+        );
+        let expected = [("values.out-of-line".to_owned(), "warning".to_owned())];
+        assert_eq!(found(&specs, &[]), expected, "{scale} in {dtype:?}");
+    }
+}
+
 type Plant = fn(&mut [Spec]);
 
 const UP: &str = "model.layers.2.mlp.experts.1.up_proj.weight";

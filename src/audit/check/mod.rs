@@ -2,21 +2,6 @@
 //!
 //! What is broken is a finding, and everything that is sound is still looked at.
 
-/// The kinds of findings of a module, and all of them in `CHECKS`.
-macro_rules! checks {
-    ($($name:ident = $id:literal, $severity:ident, $title:literal, $why:literal, $remedy:literal;)*) => {
-        $(static $name: $crate::audit::CheckInfo = $crate::audit::CheckInfo {
-            id: $id,
-            severity: $crate::audit::Severity::$severity,
-            title: $title,
-            why: $why,
-            remedy: $remedy,
-        };)*
-        /// All of them.
-        pub(in crate::audit) static CHECKS: &[&$crate::audit::CheckInfo] = &[$(&$name),*];
-    };
-}
-
 pub(super) mod config;
 pub(super) mod container;
 mod families;
@@ -65,6 +50,8 @@ pub fn check(
     let Some(model) = &survey.checkpoint else {
         skip(&mut report, config::CHECKS, "no tensor could be read");
         skip(&mut report, structure::CHECKS, "no tensor could be read");
+        skip(&mut report, values::CHECKS, "no tensor could be read");
+        skip(&mut report, tokenizer::CHECKS, "no tensor could be read");
         return Ok(report);
     };
     let tensors = model.tensors();
@@ -78,6 +65,7 @@ pub fn check(
     if survey.quantised.is_some() && !survey.quantised_by_config_only {
         let why = "the weights are quantised, so that shapes and values are not those of the architecture";
         skip(&mut report, structure::CHECKS, why);
+        skip(&mut report, values::CHECKS, why);
         return Ok(report);
     }
     structure::check_structure(&survey, model, &mut report);

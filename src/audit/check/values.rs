@@ -1,6 +1,6 @@
 //! What the values of a checkpoint show: NaN, zeros, copies, and what is out of line with its neighbours.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::json;
 
@@ -77,6 +77,12 @@ const DEVIATIONS: f64 = 10.0;
 /// Layers that a role must have before one of them can be out of line.
 const LEAST_LAYERS: usize = 4;
 
+/// Stacks of layers that are looked at.
+const MOST_STACKS: usize = 64;
+
+/// Weights that wait for training as zeros, and are in no layer.
+const ZERO_AT_FIRST: [&str; 1] = ["mm_input_projection_weight"];
+
 /// Modules that send tokens to experts.
 const ROUTERS: [&str; 5] = [
     "block_sparse_moe.gate.weight",
@@ -95,7 +101,9 @@ pub(super) fn check_values(
 ) -> Result<(), RunError> {
     let found = statistics(model, threads, observer)?;
     let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
-    let stacks = layer_stacks(names());
+    // A model has a few; a header may name any number.
+    let mut stacks = layer_stacks(names());
+    stacks.truncate(MOST_STACKS);
     let mut roles: BTreeMap<(&str, &str), Vec<(usize, usize)>> = BTreeMap::new();
     for (at, name) in names().enumerate() {
         for stack in &stacks {
@@ -112,8 +120,9 @@ pub(super) fn check_values(
         found: &found,
         stacks: &stacks,
     };
+    let zeros = Zeros::of(&values, &roles);
     for at in 0..found.len() {
-        report.findings.extend(values.tensor(at, &roles));
+        report.findings.extend(values.tensor(at, &zeros));
     }
     for tensors in roles.values() {
         report.findings.extend(values.role(tensors));
@@ -126,6 +135,33 @@ pub(super) fn check_values(
 
 /// The tensors of each role: its layer, and its number in the checkpoint.
 type Roles<'a> = BTreeMap<(&'a str, &'a str), Vec<(usize, usize)>>;
+
+/// Tensors that are all zeros, by what the other layers have.
+struct Zeros {
+    /// The other layers have weights there.
+    odd: HashSet<usize>,
+    /// Every layer has zeros there: so it was made, and not damaged.
+    habit: HashSet<usize>,
+}
+
+impl Zeros {
+    fn of(values: &Values<'_>, roles: &Roles<'_>) -> Zeros {
+        let (mut odd, mut habit) = (HashSet::new(), HashSet::new());
+        for tensors in roles.values() {
+            let is_zero = |at: usize| values.found[at].zeros == values.found[at].elements;
+            let zeros = || tensors.iter().map(|&(_, at)| at).filter(|&at| is_zero(at));
+            let count = zeros().count();
+            let few = tensors.len() >= LEAST_LAYERS && 4 * count <= tensors.len();
+            let weights = |at: &usize| few || values.name(*at).ends_with(".weight");
+            if count < tensors.len() {
+                odd.extend(zeros().filter(weights));
+            } else if count > 1 {
+                habit.extend(zeros());
+            }
+        }
+        Zeros { odd, habit }
+    }
+}
 
 struct Values<'a> {
     model: &'a Checkpoint,
@@ -156,6 +192,14 @@ impl Values<'_> {
         (wide > 1 && rows > 0).then(|| (rows, shape[1..].iter().product()))
     }
 
+    /// Whether zeros or ones everywhere are no beginning of it: a matrix that is no bias, no norm.
+    fn is_weight(&self, at: usize) -> bool {
+        let name = self.name(at);
+        let last = name.rsplit('.').next().unwrap_or(name);
+        let starts_so = ZERO_AT_FIRST.contains(&last) || last.contains("bias") || is_norm(name);
+        self.matrix(at).is_some() && !starts_so
+    }
+
     fn is_router(&self, at: usize) -> bool {
         ROUTERS.iter().any(|router| self.name(at).ends_with(router))
     }
@@ -171,7 +215,7 @@ impl Values<'_> {
     }
 
     /// What a tensor shows by itself.
-    fn tensor(&self, at: usize, roles: &Roles<'_>) -> Vec<Finding> {
+    fn tensor(&self, at: usize, zeros: &Zeros) -> Vec<Finding> {
         let (entry, found) = (&self.model.tensors()[at], &self.found[at]);
         if FloatType::of(entry.dtype).is_none()
             || found.elements == 0
@@ -194,12 +238,12 @@ impl Values<'_> {
         if found.zeros == found.elements {
             if self.is_router(at) {
                 add(&ZERO_ROUTER, "a row for each expert", "zeros".to_owned());
-            } else if self.matrix(at).is_some() || self.others_are_not_zero(at, roles) {
+            } else if self.is_weight(at) || zeros.odd.contains(&at) {
                 add(&ALL_ZERO, "weights", "zeros".to_owned());
             }
         } else if found.subnormal as f64 > FLOOD * numbers as f64 {
             add(&SUBNORMAL, "normal numbers", of(found.subnormal));
-        } else if self.matrix(at).is_some() && self.is_constant(at) {
+        } else if self.is_weight(at) && self.is_constant(at) {
             add(
                 &CONSTANT,
                 "weights",
@@ -210,10 +254,8 @@ impl Values<'_> {
             && (is_input_embedding(&entry.name) || is_output_head(&entry.name))
         {
             let rows = self.rows(at);
-            let dead = rows
-                .iter()
-                .filter(|row| row.iter().all(|&byte| byte == 0))
-                .count();
+            let size = (entry.dtype.bitsize() / 8).max(1);
+            let dead = rows.iter().filter(|row| is_zero(row, size)).count();
             if dead > 0 {
                 add(
                     &DEAD_ROWS,
@@ -230,20 +272,12 @@ impl Values<'_> {
         if self.is_router(at) && found.zeros < found.elements {
             findings.extend(self.router_rows(at));
         }
+        if zeros.habit.contains(&at) {
+            let zero = |finding: &&mut Finding| finding.check.id == ALL_ZERO.id;
+            let of_zeros = findings.iter_mut().filter(zero);
+            of_zeros.for_each(|finding| finding.severity = Severity::Note);
+        }
         findings
-    }
-
-    /// Whether a vector of the same role has other values than zeros in another layer: then zeros are no habit of it.
-    fn others_are_not_zero(&self, at: usize, roles: &Roles<'_>) -> bool {
-        let mut of_role = roles
-            .values()
-            .filter(|tensors| tensors.iter().any(|&(_, other)| other == at));
-        of_role.any(|tensors| {
-            let zero = |at: usize| self.found[at].zeros == self.found[at].elements;
-            let zeros = tensors.iter().filter(|&&(_, at)| zero(at)).count();
-            tensors.len() >= LEAST_LAYERS && 4 * zeros <= tensors.len()
-                || tensors.len() > zeros && self.name(at).ends_with(".weight")
-        })
     }
 
     fn is_constant(&self, at: usize) -> bool {
@@ -275,6 +309,7 @@ impl Values<'_> {
             .iter()
             .map(|&(_, at)| (at, self.found[at].rms()))
             .filter(|&(at, rms)| rms > 0.0 && !is_derived_buffer(self.name(at)))
+            .filter(|&(at, _)| self.is_weight(at) || is_norm(self.name(at)))
             .map(|(at, rms)| (at, rms.log2()))
             .collect();
         // Experts and their like have a role each and still many layers; what few layers have has no neighbours.
@@ -288,7 +323,7 @@ impl Values<'_> {
             .iter()
             .filter(|(_, size)| (size - middle).abs() > far)
             .map(|&(at, size)| {
-                let norm = self.matrix(at).is_none() && self.name(at).contains("norm");
+                let norm = is_norm(self.name(at));
                 let check = match norm && size < middle {
                     true => &NORM_COLLAPSED,
                     false => &OUT_OF_LINE,
@@ -306,10 +341,11 @@ impl Values<'_> {
 
     fn identical_layers(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
+        let order = self.in_name_order();
         for stack in self.stacks {
             let mut layers = vec![blake3::Hasher::new(); stack.layers];
             let mut matrices = vec![0usize; stack.layers];
-            for at in self.in_name_order() {
+            for &at in &order {
                 let Some((layer, role)) = stack.split(self.name(at)) else {
                     continue;
                 };
@@ -382,31 +418,16 @@ impl Values<'_> {
     }
 
     fn show(&self, report: &mut Report) {
-        if let Some(stack) = self.stacks.first() {
-            let mut map = HeatMap {
-                title: "Size of the weights by layer and role".to_owned(),
-                unit: "log2 of the RMS".to_owned(),
-                roles: Vec::new(),
-                layers: (0..stack.layers).map(|layer| layer.to_string()).collect(),
-                values: Vec::new(),
-            };
-            for (at, found) in self.found.iter().enumerate() {
-                let Some((layer, role)) = stack.split(self.name(at)) else {
-                    continue;
-                };
-                let row = map
-                    .roles
-                    .iter()
-                    .position(|known| known == role)
-                    .unwrap_or_else(|| {
-                        map.roles.push(role.to_owned());
-                        map.values.push(vec![None; stack.layers]);
-                        map.roles.len() - 1
-                    });
-                map.values[row][layer] = (found.rms() > 0.0).then(|| found.rms().log2());
-            }
-            report.heat_maps.push(map);
-        }
+        let sizes = self.found.iter().enumerate().map(|(at, found)| {
+            let size = (found.rms() > 0.0).then(|| found.rms().log2());
+            (self.name(at), size)
+        });
+        report
+            .heat_maps
+            .extend(self.stacks.first().and_then(|stack| {
+                let title = "Size of the weights by layer and role";
+                HeatMap::of(title, "log2 of the RMS", stack, sizes)
+            }));
         let bars = self.found.first().map_or(0, |found| found.exponents.len());
         let counted: Vec<(f64, f64, u64)> = (0..bars)
             .map(|bar| {
@@ -445,6 +466,23 @@ impl Values<'_> {
             .collect();
         report.details["tensors"] = tensors.into();
     }
+}
+
+/// Whether a tensor is a norm's, by its name.
+fn is_norm(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+    let last = module.rsplit('.').next().unwrap_or(module);
+    last.contains("norm") || last.starts_with("ln")
+}
+
+/// Whether all elements of a row are zeros of either sign.
+fn is_zero(row: &[u8], size: usize) -> bool {
+    let zero = |element: &[u8]| match element.split_last() {
+        Some((sign, rest)) => sign & 0x7f == 0 && rest.iter().all(|&byte| byte == 0),
+        None => true,
+    };
+    row.chunks(size).all(zero)
 }
 
 /// The middle of some numbers, of which there is one at least.

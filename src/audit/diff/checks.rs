@@ -1,21 +1,5 @@
 //! What `weld diff` can find.
 
-use crate::audit::{CheckInfo, Severity};
-
-macro_rules! checks {
-    ($($name:ident = $id:literal, $severity:ident, $title:literal, $why:literal, $remedy:literal;)*) => {
-        $(pub(super) static $name: CheckInfo = CheckInfo {
-            id: $id,
-            severity: Severity::$severity,
-            title: $title,
-            why: $why,
-            remedy: $remedy,
-        };)*
-        /// All of them.
-        pub(in crate::audit) static CHECKS: &[&CheckInfo] = &[$(&$name),*];
-    };
-}
-
 checks! {
     VALUES = "diff.values", Error,
         "The values of a tensor differ",

@@ -187,34 +187,17 @@ fn row(name: String, group: &Group, with_base: bool, energy: (f64, f64)) -> Vec<
 
 /// Relative L2 by layer and role of the deepest stack.
 fn heat_map(stacks: &[LayerStack], pairs: &[Pair<'_>]) -> Option<HeatMap> {
-    let stack = stacks.first()?;
-    let mut roles: Vec<String> = Vec::new();
-    let mut values: Vec<Vec<Option<f64>>> = Vec::new();
-    for pair in pairs {
-        let Some((layer, role)) = stack.split(&pair.a.name) else {
-            continue;
-        };
-        let Some(distance) = pair.measured.as_ref().and_then(|found| found.distance) else {
-            continue;
-        };
-        let row = roles
-            .iter()
-            .position(|known| known == role)
-            .unwrap_or_else(|| {
-                roles.push(role.to_owned());
-                values.push(vec![None; stack.layers]);
-                roles.len() - 1
-            });
-        values[row][layer] = Some(distance.relative());
-    }
-    Some(HeatMap {
-        title: "Difference by layer and role".to_owned(),
-        unit: "L2 of the difference / L2 of the first".to_owned(),
-        layers: (0..stack.layers).map(|layer| layer.to_string()).collect(),
-        roles,
-        values,
-    })
-    .filter(|map| !map.roles.is_empty())
+    let relative = pairs.iter().map(|pair| {
+        let distance = pair.measured.as_ref().and_then(|found| found.distance);
+        let relative = distance.map(|distance| distance.relative());
+        (pair.a.name.as_str(), relative)
+    });
+    HeatMap::of(
+        "Difference by layer and role",
+        "L2 of the difference / L2 of the first",
+        stacks.first()?,
+        relative,
+    )
 }
 
 fn totals(request: &Request<'_>, pairs: &[Pair<'_>], total: &Measured, report: &mut Report) {

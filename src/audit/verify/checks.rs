@@ -1,21 +1,5 @@
 //! What `weld verify` can find.
 
-use crate::audit::{CheckInfo, Severity};
-
-macro_rules! checks {
-    ($($(#[$doc:meta])* $name:ident = $id:literal, $severity:ident, $title:literal, $why:literal, $remedy:literal;)*) => {
-        $($(#[$doc])* pub(super) static $name: CheckInfo = CheckInfo {
-            id: $id,
-            severity: Severity::$severity,
-            title: $title,
-            why: $why,
-            remedy: $remedy,
-        };)*
-        /// All of them.
-        pub(in crate::audit) static CHECKS: &[&CheckInfo] = &[$(&$name),*];
-    };
-}
-
 checks! {
     MISSING = "verify.missing-tensor", Error,
         "A tensor that the recipe makes is not in the checkpoint",
