@@ -40,9 +40,8 @@ pub(super) struct PlanArguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
-    /// Worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    threads: Threads,
 
     /// Own memory that may be held, mapped files not counted
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
@@ -62,13 +61,9 @@ impl PlanArguments {
     pub(super) fn plan(&self) -> Result<Plan, Failure> {
         let recipe = recipe::read(&self.recipe)?;
         let locator = environment::locator(self.recipe.parent())?;
-        let threads = self.threads.map_or_else(
-            || available_parallelism().map_or(1, usize::from),
-            usize::from,
-        );
         let options = Options {
             settings: Settings {
-                threads,
+                threads: self.threads.count(),
                 memory: self.memory,
                 allow_non_finite: self.allow_nonfinite,
                 saturate: self.saturate,
@@ -83,6 +78,24 @@ impl PlanArguments {
             &locator,
             &options,
         )?)
+    }
+}
+
+/// How many threads work.
+#[derive(Args)]
+pub(super) struct Threads {
+    /// Worker threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl Threads {
+    /// As many as were asked for, or the machine has processors.
+    pub(super) fn count(&self) -> usize {
+        self.threads.map_or_else(
+            || available_parallelism().map_or(1, usize::from),
+            usize::from,
+        )
     }
 }
 

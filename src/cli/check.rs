@@ -1,9 +1,8 @@
 //! `weld check`: whether a checkpoint is right.
 
-use std::thread::available_parallelism;
-
 use clap::Args;
 
+use super::arguments::Threads;
 use super::environment;
 use super::output::{Failure, print};
 use super::progress::Progress;
@@ -11,9 +10,9 @@ use super::report::ReportArguments;
 use super::signals;
 use crate::audit::check::{CheckError, check};
 use crate::audit::checks_as_markdown;
-use crate::checkpoint::{Checkpoint, CheckpointError, ModelRef, Survey};
+use crate::checkpoint::{Checkpoint, ModelRef, Survey};
 
-/// Look for whatever is wrong with a checkpoint: files, index, config, structure, tokenizer
+/// Look for whatever is wrong with a checkpoint: files, index, config, structure, values, tokenizer, safety
 ///
 /// Exit codes: 0 right, 1 wrong, 2 could not run, 3 could not tell.
 #[derive(Args)]
@@ -26,9 +25,8 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with_all = ["model", "threads"])]
     list: bool,
 
-    /// Worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    threads: Threads,
 
     /// Say nothing but the report
     #[arg(long, short)]
@@ -42,28 +40,29 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Some(model) = &arguments.model else {
         return print(&checks_as_markdown());
     };
-    let could_not_run = |error: CheckpointError| Failure::tool(error.to_string());
     let location = environment::locator(None)?
         .locate(model)
-        .map_err(could_not_run)?;
+        .map_err(Failure::could_not_run)?;
     if location.adapter.is_some() {
         return Err(Failure::tool(
             "a model with an adapter is not one checkpoint; hint: check the model by itself",
         ));
     }
-    let threads = arguments.threads.map_or_else(
-        || available_parallelism().map_or(1, usize::from),
-        usize::from,
-    );
     let stop = signals::install()?;
     let label = model.to_string();
-    let survey = Survey::of(&label, &location).map_err(could_not_run)?;
+    let survey = Survey::of(&label, &location).map_err(Failure::could_not_run)?;
     let models: Vec<&Checkpoint> = survey.checkpoint.iter().collect();
     let progress = Progress::reading(&models, "checking", arguments.quiet, stop);
-    let report = check(&label, &location, survey, threads, &progress);
+    let report = check(
+        &label,
+        &location,
+        survey,
+        arguments.threads.count(),
+        &progress,
+    );
     progress.finish();
     let report = report.map_err(|error| match error {
-        CheckError::Unreadable(error) => could_not_run(error),
+        CheckError::Unreadable(error) => Failure::could_not_run(error),
         CheckError::Run(error) => error.into(),
     });
     arguments.report.finish(report?)

@@ -1,9 +1,8 @@
 //! `weld diff`: compares two checkpoints.
 
-use std::thread::available_parallelism;
-
 use clap::Args;
 
+use super::arguments::Threads;
 use super::environment;
 use super::output::Failure;
 use super::progress::Progress;
@@ -34,9 +33,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     all: bool,
 
-    /// Worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    threads: Threads,
 
     /// Say nothing but the report
     #[arg(long, short)]
@@ -62,10 +60,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         base: base.as_ref(),
         all: arguments.all,
         policy: arguments.report.policy().map(|policy| &policy.diff),
-        threads: arguments.threads.map_or_else(
-            || available_parallelism().map_or(1, usize::from),
-            usize::from,
-        ),
+        threads: arguments.threads.count(),
     };
     let progress = Progress::reading(&[&a, &b], "comparing", arguments.quiet, stop);
     let report = diff(&request, &progress);
@@ -78,5 +73,5 @@ fn open(locator: &Locator, model: &ModelRef) -> Result<Checkpoint, Failure> {
     let opened = locator
         .locate(model)
         .and_then(|location| Checkpoint::open(&model.to_string(), &location));
-    opened.map_err(|error| Failure::tool(error.to_string()))
+    opened.map_err(Failure::could_not_run)
 }

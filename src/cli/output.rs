@@ -27,6 +27,11 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// For what looks at checkpoints: one that cannot be opened gets no verdict.
+    pub(super) fn could_not_run(error: CheckpointError) -> Self {
+        Self::tool(error.to_string())
+    }
+
     pub(super) fn tool(message: impl Into<String>) -> Self {
         Self::Tool(message.into())
     }

@@ -1,19 +1,18 @@
 //! `weld verify`: recomputes a checkpoint and compares.
 
 use std::path::PathBuf;
-use std::thread::available_parallelism;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 
-use super::arguments::size;
+use super::arguments::{Threads, size};
 use super::environment;
 use super::output::{Failure, say};
 use super::progress::Progress;
 use super::report::ReportArguments;
 use super::signals;
 use crate::audit::verify::{Coverage, Request, verify};
-use crate::checkpoint::{Checkpoint, CheckpointError, Locator, ModelRef};
+use crate::checkpoint::{Checkpoint, Locator, ModelRef};
 use crate::engine::Settings;
 use crate::plan::{self, Options};
 use crate::recipe::{self, Recipe, RecipeError};
@@ -61,9 +60,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
 
-    /// Worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    threads: Threads,
 
     /// Own memory that may be held, mapped files not counted
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
@@ -89,16 +87,15 @@ enum Allow {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::install()?;
     let locator = environment::locator(arguments.recipe.as_deref().and_then(|path| path.parent()))?;
-    let location = locator.locate(&arguments.model).map_err(could_not_run)?;
+    let location = locator
+        .locate(&arguments.model)
+        .map_err(Failure::could_not_run)?;
     let model = Checkpoint::open(&arguments.model.to_string(), &location)?;
     let lock = match model.is_single_file() {
         true => None,
         false => Lock::read(&location.path)?,
     };
-    let threads = arguments.threads.map_or_else(
-        || available_parallelism().map_or(1, usize::from),
-        usize::from,
-    );
+    let threads = arguments.threads.count();
     let by_mergekit = location.path.join(MERGEKIT_RECIPE);
     let by_mergekit = by_mergekit.is_file().then_some(by_mergekit);
     let recipe = the_recipe(arguments, lock.as_ref(), by_mergekit.clone())?;
@@ -149,11 +146,6 @@ fn no_plan(error: &RecipeError) -> String {
         "{first}{more}; hint: name the inputs with --inputs NAME=PATH, or the folder that their paths start from with \
          --inputs FOLDER"
     )
-}
-
-/// A model that is not there is no verdict on it.
-fn could_not_run(error: CheckpointError) -> Failure {
-    Failure::tool(error.to_string())
 }
 
 /// A recipe, and what messages call it.
