@@ -2,10 +2,8 @@
 
 use super::format::FloatType;
 use super::real::Real;
+use super::reduce::{LANES, fold};
 use super::vector::vectorised;
-
-/// Partial sums kept side by side; fixed, whatever the width of the processor's registers.
-const LANES: usize = 8;
 
 /// Elements whose places are held at a time.
 const STRIP: usize = 1024;
@@ -151,50 +149,40 @@ vectorised! {
 }
 
 vectorised! {
-    /// The sum; nine values at a time are added in their own precision, all else in f64.
+    /// The sum.
     fn sum<R: Real>(values: &[R]) -> f64 {
-        let mut sums = [0f64; 2 * LANES];
-        for values in values.chunks(16 * LANES) {
-            let (chunks, rest) = values.as_chunks::<{ 2 * LANES }>();
-            let mut parts = [R::ZERO; 2 * LANES];
-            for chunk in chunks {
-                for (part, value) in parts.iter_mut().zip(chunk) {
-                    *part += *value;
-                }
-            }
-            for (part, value) in parts.iter_mut().zip(rest) {
-                *part += *value;
-            }
-            for (sum, part) in sums.iter_mut().zip(parts) {
-                *sum += part.to_f64();
-            }
-        }
-        sums.into_iter().sum()
+        add_up(values, |value| value)
     }
 }
 
 vectorised! {
-    /// The sum of squares; nine at a time are added in the values' own precision, in which those of 16-bit values are
-    /// exact, all else in f64.
+    /// The sum of squares.
     pub fn squares<R: Real>(values: &[R]) -> f64 {
-        let mut sums = [0f64; 2 * LANES];
-        for values in values.chunks(16 * LANES) {
-            let (chunks, rest) = values.as_chunks::<{ 2 * LANES }>();
-            let mut parts = [R::ZERO; 2 * LANES];
-            for chunk in chunks {
-                for (part, value) in parts.iter_mut().zip(chunk) {
-                    *part += *value * *value;
-                }
-            }
-            for (part, value) in parts.iter_mut().zip(rest) {
-                *part += *value * *value;
-            }
-            for (sum, part) in sums.iter_mut().zip(parts) {
-                *sum += part.to_f64();
+        add_up(values, |value| value * value)
+    }
+}
+
+/// Adds terms up: nine at a time in the values' own precision, in which the squares of 16-bit values are exact, all
+/// else in f64.
+#[inline(always)]
+fn add_up<R: Real>(values: &[R], term: impl Fn(R) -> R) -> f64 {
+    let mut sums = [0f64; 2 * LANES];
+    for values in values.chunks(16 * LANES) {
+        let (chunks, rest) = values.as_chunks::<{ 2 * LANES }>();
+        let mut parts = [R::ZERO; 2 * LANES];
+        for chunk in chunks {
+            for (part, value) in parts.iter_mut().zip(chunk) {
+                *part += term(*value);
             }
         }
-        sums.into_iter().sum()
+        for (part, value) in parts.iter_mut().zip(rest) {
+            *part += term(*value);
+        }
+        for (sum, part) in sums.iter_mut().zip(parts) {
+            *sum += part.to_f64();
+        }
     }
+    sums.into_iter().sum()
 }
 
 vectorised! {
@@ -236,11 +224,6 @@ fn task_lanes<R: Real>(a: &[R], b: &[R], base: &[R], sums: &mut [[f64; LANES]; 5
         sums[3][lane] += if conflict { 1.0 } else { 0.0 };
         sums[4][lane] += if both { 1.0 } else { 0.0 };
     }
-}
-
-#[inline(always)]
-fn fold([a, b, c, d, e, f, g, h]: [f64; LANES]) -> f64 {
-    ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
 /// Distances in steps of a format; see [`FloatType::steps`].

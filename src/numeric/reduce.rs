@@ -4,7 +4,7 @@ use super::real::Real;
 use super::vector::vectorised;
 
 /// Partial sums kept side by side; fixed, whatever the width of the processor's registers.
-const LANES: usize = 8;
+pub(super) const LANES: usize = 8;
 
 vectorised! {
     /// The inner product of two slices of one length.
@@ -49,7 +49,7 @@ vectorised! {
 
 /// Lane `l` has summed the terms `l, l + LANES, ...`; lanes fold pairwise.
 #[inline(always)]
-fn fold([a, b, c, d, e, f, g, h]: [f64; LANES]) -> f64 {
+pub(super) fn fold([a, b, c, d, e, f, g, h]: [f64; LANES]) -> f64 {
     ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
