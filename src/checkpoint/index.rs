@@ -91,32 +91,8 @@ impl Index {
         tensors: &[TensorEntry],
         by_name: &HashMap<String, usize>,
     ) -> Result<(), CheckpointError> {
-        let files: Vec<String> = shards.iter().map(Shard::file_name).collect();
-        let mut indexed = vec![false; tensors.len()];
-        for (name, file) in &self.weight_map {
-            let at = by_name.get(name).copied();
-            let found_in = at.map(|at| &files[tensors[at].shard]);
-            match at {
-                Some(at) if found_in == Some(file) => indexed[at] = true,
-                _ => {
-                    return Err(CheckpointError::NotInShard {
-                        path: self.path.clone(),
-                        tensor: name.clone(),
-                        shard: file.clone(),
-                        found_in: found_in.cloned(),
-                    });
-                }
-            }
-        }
-        match indexed.iter().position(|&indexed| !indexed) {
-            None => Ok(()),
-            Some(first) => Err(CheckpointError::Unindexed {
-                path: self.path.clone(),
-                tensor: tensors[first].name.clone(),
-                shard: files[tensors[first].shard].clone(),
-                count: indexed.iter().filter(|&&indexed| !indexed).count(),
-            }),
-        }
+        let problem = self.problems(shards, tensors, by_name).into_iter().next();
+        problem.map_or(Ok(()), Err)
     }
 
     /// Everything that [`check`](Self::check) would stop at; nothing is said of the entries of files that could not be read.

@@ -72,36 +72,23 @@ impl Checkpoint {
             (single_file(path)?, None)
         };
         let mut notes = weights.notes;
-        let Opened {
-            shards,
-            tensors,
-            places,
-        } = match weights.format {
+        let opened = match weights.format {
             Format::Safetensors => open_shards(&weights.shards)?,
             Format::Pickle => open_pickles(&weights.shards, &mut notes)?,
         };
+        let (shards, tensors) = (&opened.shards, &opened.tensors);
         if tensors.is_empty() {
             return Err(CheckpointError::NoTensors { path: path.clone() });
         }
-        let by_name = index_names(path, &shards, &tensors)?;
+        let by_name = index_names(path, shards, tensors)?;
         if let Some(index) = &weights.index {
-            index.check(&shards, &tensors, &by_name)?;
-            notes.extend(index.total_size_note(&tensors));
+            index.check(shards, tensors, &by_name)?;
+            notes.extend(index.total_size_note(tensors));
         }
-        refuse_quantised(label, config.as_ref(), &shards, &tensors, &by_name)?;
-        let mut checkpoint = Checkpoint {
-            label: label.into(),
-            location: location.clone(),
-            single_file: !is_dir,
-            config,
-            shards,
-            tensors,
-            by_name,
-            places,
-            notes,
-            adapter: None,
-            made: None,
-        };
+        refuse_quantised(label, config.as_ref(), shards, tensors, &by_name)?;
+        let mut checkpoint =
+            Checkpoint::of_opened(label, location, !is_dir, config, opened, by_name);
+        checkpoint.notes = notes;
         if let Some(adapter) = &location.adapter {
             let attached = Adapter::attach(adapter, &mut checkpoint);
             checkpoint.adapter = Some(attached.map_err(|source| CheckpointError::Adapter {
