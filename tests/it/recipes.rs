@@ -1,20 +1,8 @@
 //! The recipes that ship: one for each method, and each runs.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::fixtures::{Bench, load};
-
-fn recipes() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
-    let mut recipes: Vec<PathBuf> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yml"))
-        .collect();
-    recipes.sort();
-    recipes
-}
+use crate::fixtures::{Bench, load, recipes};
 
 #[test]
 fn every_method_has_a_recipe_of_its_name() {

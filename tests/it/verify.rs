@@ -1,12 +1,12 @@
 //! `weld verify`: merges pass, faults are named, and what cannot be told is not called right.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::fixtures::{Bench, Spec, floats, llama_config, load, noise, read_json};
+use crate::fixtures::{Bench, Spec, floats, llama_config, load, noise, read_json, recipes};
 
 const LINEAR: &str = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.6}}\n- {model: b, parameters: \
                       {weight: 0.4}}\n";
@@ -120,17 +120,6 @@ fn rewrite(bench: &Bench, change: impl Fn(&mut Spec)) {
         .collect();
     specs.iter_mut().for_each(change);
     bench.tensors("out/model.safetensors", &specs);
-}
-
-fn recipes() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
-    let mut recipes: Vec<PathBuf> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yml"))
-        .collect();
-    recipes.sort();
-    recipes
 }
 
 #[test]
