@@ -24,4 +24,4 @@ pub use report::{
     CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,
     Skipped, Table, Verdict,
 };
-pub use statistics::{TensorStatistics, exponent_of, statistics};
+pub use statistics::{Statistics, TensorStatistics, exponent_of, statistics};

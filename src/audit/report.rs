@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::checkpoint::LayerStack;
+use crate::checkpoint::{Checkpoint, LayerStack, TensorEntry};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +101,12 @@ impl Place {
         }
     }
 
+    /// A tensor of a checkpoint, and its file.
+    pub(super) fn of(model: &Checkpoint, tensor: &TensorEntry) -> Place {
+        let shard = model.shards().get(tensor.shard);
+        Place::tensor(&tensor.name, shard.map(|shard| shard.file_name()))
+    }
+
     /// A field of a file.
     pub fn field(file: impl Into<String>, field: impl Into<String>) -> Place {
         Place {
@@ -156,6 +162,11 @@ impl Finding {
             found: found.into(),
             remedy: None,
         }
+    }
+
+    /// With another severity than its kind's.
+    pub fn with_severity(self, severity: Severity) -> Finding {
+        Finding { severity, ..self }
     }
 
     /// With a remedy of its own.

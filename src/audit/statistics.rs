@@ -3,12 +3,10 @@
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
-
 use crate::checkpoint::Checkpoint;
-use crate::engine::{EngineError, Observer};
-use crate::numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, TreeDigest, squares};
-use crate::run::RunError;
+use crate::engine::Observer;
+use crate::numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, squares};
+use crate::run::{RunError, each_piece};
 
 /// Bytes that a worker goes through at a time: they stay in its cache between the hash and the statistics.
 const PIECE: usize = 256 << 10;
@@ -42,13 +40,20 @@ pub struct TensorStatistics {
     pub squares: f64,
     /// The largest finite magnitude.
     pub largest: f64,
-    /// Of a sample, elements by the exponent of two of their magnitude; see [`exponent_of`].
-    pub exponents: Vec<u64>,
     /// The BLAKE3 digest of the stored bytes; none if they are not one after the other.
     pub digest: Option<blake3::Hash>,
 }
 
 impl TensorStatistics {
+    fn add(&mut self, part: &Part) {
+        self.nan += part.non_finite.nan;
+        self.infinite += part.non_finite.infinite;
+        self.zeros += part.census.zeros;
+        self.subnormal += part.census.subnormal;
+        self.squares += part.squares;
+        self.largest = self.largest.max(part.largest);
+    }
+
     /// The root of the mean square of what is finite.
     pub fn rms(&self) -> f64 {
         let finite = self.elements - self.nan - self.infinite;
@@ -56,7 +61,16 @@ impl TensorStatistics {
     }
 }
 
-/// The exponent that a bar of [`TensorStatistics::exponents`] stands for: magnitudes from its power of two to the next.
+/// What is in the tensors of a checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statistics {
+    /// In the checkpoint's order.
+    pub tensors: Vec<TensorStatistics>,
+    /// Of a sample of all elements, how many have which exponent of two; see [`exponent_of`].
+    pub exponents: Vec<u64>,
+}
+
+/// The exponent that a bar of [`Statistics::exponents`] stands for: magnitudes from its power of two to the next.
 pub fn exponent_of(bar: usize) -> i32 {
     LEAST_EXPONENT + bar as i32
 }
@@ -83,52 +97,19 @@ pub fn statistics(
     model: &Checkpoint,
     threads: usize,
     observer: &dyn Observer,
-) -> Result<Vec<TensorStatistics>, RunError> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|source| RunError::Engine(EngineError::Threads { threads, source }))?;
+) -> Result<Statistics, RunError> {
     let tensors = model.tensors();
-    let bytes: Vec<Option<&[u8]>> = (0..tensors.len())
-        .map(|tensor| model.stored(tensor))
-        .collect();
-    let trees: Vec<TreeDigest> = bytes
-        .iter()
-        .map(|bytes| TreeDigest::new(bytes.map_or(0, <[u8]>::len) as u64))
-        .collect();
-    let pieces: Vec<(usize, usize)> = bytes
-        .iter()
-        .enumerate()
-        .flat_map(|(tensor, bytes)| {
-            let len = bytes.map_or(0, <[u8]>::len);
-            (0..len).step_by(PIECE).map(move |first| (tensor, first))
-        })
-        .collect();
-    let exponents: Vec<Exponents> = tensors.iter().map(|_| Mutex::new([0; EXPONENTS])).collect();
-    let parts: Vec<Part> = pool.install(|| {
-        pieces
-            .par_iter()
-            .map(|&(tensor, first)| {
-                if observer.cancelled() {
-                    return Err(RunError::Cancelled);
-                }
-                let Some(bytes) = bytes[tensor] else {
-                    return Ok(Part::default());
-                };
-                let piece = &bytes[first..bytes.len().min(first + PIECE)];
-                trees[tensor].update(first as u64, piece);
-                observer.advance(piece.len() as u64);
-                Ok(
-                    FloatType::of(tensors[tensor].dtype).map_or_else(Part::default, |format| {
-                        part(format, piece, &exponents[tensor])
-                    }),
-                )
-            })
-            .collect::<Result<_, _>>()
-    })?;
+    let all: Vec<usize> = (0..tensors.len()).collect();
+    let exponents = Mutex::new([0; EXPONENTS]);
+    let look = |tensor: usize, piece: &[u8]| {
+        let format = FloatType::of(tensors[tensor].dtype);
+        format.map(|format| part(format, piece, &exponents))
+    };
+    let (digests, parts) = each_piece(model, &all, threads, PIECE, observer, look)?;
     let mut found: Vec<TensorStatistics> = tensors
         .iter()
-        .zip(trees)
-        .zip(&bytes)
-        .map(|((tensor, tree), bytes)| TensorStatistics {
+        .zip(digests)
+        .map(|(tensor, digest)| TensorStatistics {
             elements: tensor.elements(),
             nan: 0,
             infinite: 0,
@@ -136,31 +117,28 @@ pub fn statistics(
             subnormal: 0,
             squares: 0.0,
             largest: 0.0,
-            exponents: Vec::new(),
-            digest: bytes.and_then(|_| tree.finish()),
+            digest,
         })
         .collect();
-    for (&(tensor, _), part) in pieces.iter().zip(&parts) {
-        let total = &mut found[tensor];
-        total.nan += part.non_finite.nan;
-        total.infinite += part.non_finite.infinite;
-        total.zeros += part.census.zeros;
-        total.subnormal += part.census.subnormal;
-        total.squares += part.squares;
-        total.largest = total.largest.max(part.largest);
+    for (tensor, part) in parts {
+        if let Some(part) = part {
+            found[tensor].add(&part);
+        }
     }
-    for (at, (total, exponents)) in found.iter_mut().zip(exponents).enumerate() {
-        if bytes[at].is_none()
+    for (at, total) in found.iter_mut().enumerate() {
+        if model.stored(at).is_none()
             && let Some(elements) = model.elements(at)
         {
             scattered(elements.as_ref(), total, &exponents, observer)?;
         }
-        let counts = exponents
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        total.exponents = counts.to_vec();
     }
-    Ok(found)
+    let exponents = exponents
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    Ok(Statistics {
+        tensors: found,
+        exponents: exponents.to_vec(),
+    })
 }
 
 /// Goes through a tensor whose bytes are not one after the other: views in a pickle, which are rare.
@@ -179,12 +157,7 @@ fn scattered(
         let length = (total.elements - first).min(BLOCK as u64) as usize;
         let values = &mut values[..length];
         observer.advance(Fill::<f64>::fill(elements, first, values) as u64);
-        let found = doubles(values);
-        total.nan += found.non_finite.nan;
-        total.infinite += found.non_finite.infinite;
-        total.zeros += found.census.zeros;
-        total.squares += found.squares;
-        total.largest = total.largest.max(found.largest);
+        total.add(&doubles(values));
         count_exponents(&values[..length.min(SAMPLED)], exponents);
         first += length as u64;
     }

@@ -48,7 +48,7 @@ pub use reader::{Checkpoint, TensorEntry};
 pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
 pub use shard::Shard;
-pub use sidecars::{Sidecar, SidecarKind};
+pub use sidecars::{Sidecar, SidecarKind, read_sidecar};
 pub use stacks::{LayerStack, layer_stacks};
 pub use survey::Survey;
 pub use tokenizer::{

@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::bounded::read_bounded;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::{Format, file_names, other_format};
+use super::limits::MAX_SIDECAR_BYTES;
 
 /// A file that is carried over to a checkpoint made from this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +75,14 @@ const TOKENIZER_ENDS: [&str; 3] = [".model", ".spm", ".tiktoken"];
 
 /// Legal files by the start of their name, in capitals.
 const LEGAL_STARTS: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
+
+/// The bytes of a file beside the weights.
+///
+/// # Errors
+/// It cannot be read, or is larger than any real one.
+pub fn read_sidecar(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    read_bounded(path, MAX_SIDECAR_BYTES, "file, in bytes")
+}
 
 /// The sidecars of a folder, in name order.
 pub(super) fn find_sidecars(

@@ -36,14 +36,7 @@ pub fn execute(
     sink: &dyn Sink,
     observer: &dyn Observer,
 ) -> Result<Totals, EngineError> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(settings.threads)
-        .thread_name(|index| format!("weld-{index}"))
-        .build()
-        .map_err(|source| EngineError::Threads {
-            threads: settings.threads,
-            source,
-        })?;
+    let pool = pool(settings.threads)?;
     let scratch = (0..settings.threads)
         .map(|_| Mutex::new(Scratch::default()))
         .collect();
@@ -64,6 +57,18 @@ pub fn execute(
         engine.run_batch(batch)?;
     }
     Ok(engine.tally.totals())
+}
+
+/// So many worker threads.
+///
+/// # Errors
+/// The system does not give them.
+pub fn pool(threads: usize) -> Result<ThreadPool, EngineError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("weld-{index}"))
+        .build()
+        .map_err(|source| EngineError::Threads { threads, source })
 }
 
 /// All that the workers share.

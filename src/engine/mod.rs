@@ -17,7 +17,7 @@ use std::io;
 
 pub use budget::{BudgetError, Limits, Settings};
 pub use derived::{Decided, Derived};
-pub use execute::execute;
+pub use execute::{execute, pool};
 pub use job::{Job, Target, Work};
 pub use program::{
     AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Pass, Program,

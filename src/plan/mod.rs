@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 pub use explain::{Detail, json, text};
 pub use outputs::{Operation, PlannedTensor, SourceTensor};
+pub(crate) use problems::count;
 pub use results::MergeResult;
 pub(crate) use tokenizer::chat_template_parses;
 pub use tokenizer::{Filled, Rows, VocabularySummary};

@@ -49,7 +49,7 @@ impl Problems {
 }
 
 /// A number of things: `1 tensor`, `2 tensors`.
-pub(super) fn count(number: usize, thing: &str) -> String {
+pub(crate) fn count(number: usize, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{plural}")
 }

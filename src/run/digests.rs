@@ -1,16 +1,22 @@
-//! Digests of tensors that are in files: all of a checkpoint, by all threads.
+//! Passes over tensors that are in files, by all threads, each piece hashed while it is looked at.
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::error::RunError;
 use crate::checkpoint::Checkpoint;
-use crate::engine::{EngineError, Observer};
+use crate::engine::{self, Observer};
 use crate::numeric::TreeDigest;
 
 /// Bytes that a worker hashes at a time.
 const PIECE: usize = 4 << 20;
 
-/// The BLAKE3 digest of the stored bytes of these tensors of a checkpoint; none for one whose bytes are not one after the other.
+/// The BLAKE3 digest of a tensor's stored bytes; none if they are not one after the other.
+pub type Digest = Option<blake3::Hash>;
+
+/// Digests of tensors, and what was seen in their pieces: each with the place of its tensor, in the order of the bytes.
+pub type Seen<T> = (Vec<Digest>, Vec<(usize, T)>);
+
+/// The digests of these tensors of a checkpoint.
 ///
 /// Bytes as they are stored: an adapter changes nothing.
 ///
@@ -21,40 +27,9 @@ pub fn digests(
     tensors: &[usize],
     threads: usize,
     observer: &dyn Observer,
-) -> Result<Vec<Option<blake3::Hash>>, RunError> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|source| RunError::Engine(EngineError::Threads { threads, source }))?;
-    let bytes: Vec<Option<&[u8]>> = tensors.iter().map(|&tensor| model.stored(tensor)).collect();
-    let trees: Vec<TreeDigest> = bytes
-        .iter()
-        .map(|bytes| TreeDigest::new(bytes.map_or(0, <[u8]>::len) as u64))
-        .collect();
-    let pieces: Vec<(usize, usize)> = bytes
-        .iter()
-        .enumerate()
-        .flat_map(|(tensor, bytes)| {
-            let len = bytes.map_or(0, <[u8]>::len);
-            (0..len).step_by(PIECE).map(move |first| (tensor, first))
-        })
-        .collect();
-    pool.install(|| {
-        pieces.par_iter().try_for_each(|&(tensor, first)| {
-            if observer.cancelled() {
-                return Err(RunError::Cancelled);
-            }
-            if let Some(bytes) = bytes[tensor] {
-                let piece = &bytes[first..bytes.len().min(first + PIECE)];
-                trees[tensor].update(first as u64, piece);
-                observer.advance(piece.len() as u64);
-            }
-            Ok(())
-        })
-    })?;
-    Ok(trees
-        .into_iter()
-        .zip(bytes)
-        .map(|(tree, bytes)| bytes.and_then(|_| tree.finish()))
-        .collect())
+) -> Result<Vec<Digest>, RunError> {
+    let (digests, _) = each_piece(model, tensors, threads, PIECE, observer, |_, _| ())?;
+    Ok(digests)
 }
 
 /// [`digests`] of all tensors.
@@ -65,7 +40,52 @@ pub fn all_digests(
     model: &Checkpoint,
     threads: usize,
     observer: &dyn Observer,
-) -> Result<Vec<Option<blake3::Hash>>, RunError> {
+) -> Result<Vec<Digest>, RunError> {
     let all: Vec<usize> = (0..model.tensors().len()).collect();
     digests(model, &all, threads, observer)
+}
+
+/// Hashes these tensors piece by piece, and shows each piece, of so many bytes, to `look` while it is hot.
+///
+/// `look` is given the place of the tensor in `tensors`.
+///
+/// # Errors
+/// The observer stopped it, or the threads could not be started.
+pub fn each_piece<T: Send>(
+    model: &Checkpoint,
+    tensors: &[usize],
+    threads: usize,
+    piece: usize,
+    observer: &dyn Observer,
+    look: impl Fn(usize, &[u8]) -> T + Sync,
+) -> Result<Seen<T>, RunError> {
+    let pool = engine::pool(threads).map_err(RunError::Engine)?;
+    let bytes: Vec<Option<&[u8]>> = tensors.iter().map(|&tensor| model.stored(tensor)).collect();
+    let trees: Vec<TreeDigest> = bytes
+        .iter()
+        .map(|bytes| TreeDigest::new(bytes.map_or(0, <[u8]>::len) as u64))
+        .collect();
+    let pieces: Vec<(usize, usize, &[u8])> = bytes
+        .iter()
+        .enumerate()
+        .flat_map(|(at, bytes)| {
+            let pieces = bytes.unwrap_or_default().chunks(piece).enumerate();
+            pieces.map(move |(number, bytes)| (at, number * piece, bytes))
+        })
+        .collect();
+    let seen = pool.install(|| {
+        let seen = pieces.par_iter().map(|&(at, first, bytes)| {
+            if observer.cancelled() {
+                return Err(RunError::Cancelled);
+            }
+            trees[at].update(first as u64, bytes);
+            let seen = look(at, bytes);
+            observer.advance(bytes.len() as u64);
+            Ok((at, seen))
+        });
+        seen.collect::<Result<_, _>>()
+    })?;
+    let digests = trees.into_iter().zip(bytes);
+    let digests = digests.map(|(tree, bytes)| bytes.and_then(|_| tree.finish()));
+    Ok((digests.collect(), seen))
 }

@@ -54,7 +54,8 @@ checks! {
 
 /// Looks at the names, shapes and dtypes of all tensors.
 pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut Report) {
-    mixed_dtypes(model, report);
+    let roles = roles(model);
+    mixed_dtypes(model, &roles, report);
     let family = model.config().and_then(family_of);
     let missing_is_known = !survey.partial;
     if !missing_is_known {
@@ -70,7 +71,7 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
         }
         (_, config) => {
             if missing_is_known {
-                uneven_layers(model, report);
+                uneven_layers(&roles, report);
             }
             if let Some(config) = config {
                 vocabulary_of_unknown(config, model, report);
@@ -324,14 +325,10 @@ impl<'a> Structure<'a> {
         };
         report.findings.push(Finding::new(
             check,
-            self.place(tensor),
+            Place::of(self.model, tensor),
             shape_text(&rule.sizes),
             format!("{:?}", tensor.shape),
         ));
-    }
-
-    fn place(&self, tensor: &TensorEntry) -> Place {
-        place(self.model, tensor)
     }
 
     fn head(&self, expected: &mut HashSet<String>, report: &mut Report) {
@@ -376,7 +373,7 @@ impl<'a> Structure<'a> {
         if tied && differs {
             report.findings.push(Finding::new(
                 &TIED_DIFFERS,
-                self.place(tensor),
+                Place::of(self.model, tensor),
                 "the bytes of the embedding",
                 "other bytes",
             ));
@@ -400,18 +397,13 @@ impl<'a> Structure<'a> {
             if in_body && !known && !name.contains(".experts.") {
                 report.findings.push(Finding::new(
                     &UNEXPECTED,
-                    self.place(tensor),
+                    Place::of(self.model, tensor),
                     format!("a tensor of {}", self.family.types.join(" or ")),
                     format!("{:?}", tensor.shape),
                 ));
             }
         }
     }
-}
-
-fn place(model: &Checkpoint, tensor: &TensorEntry) -> Place {
-    let shard = model.shards().get(tensor.shard);
-    Place::tensor(tensor.name.clone(), shard.map(|shard| shard.file_name()))
 }
 
 fn shape_text(sizes: &[Option<usize>]) -> String {
@@ -446,8 +438,8 @@ fn roles(model: &Checkpoint) -> Roles {
 const EVEN_LAYERS: usize = 4;
 
 /// A tensor that all layers have but one in the middle: the ends of a stack may differ by design.
-fn uneven_layers(model: &Checkpoint, report: &mut Report) {
-    for ((prefix, suffix), (layers, having)) in roles(model) {
+fn uneven_layers(roles: &Roles, report: &mut Report) {
+    for ((prefix, suffix), &(layers, ref having)) in roles {
         if layers < EVEN_LAYERS || having.len() + 1 != layers {
             continue;
         }
@@ -463,8 +455,8 @@ fn uneven_layers(model: &Checkpoint, report: &mut Report) {
     }
 }
 
-fn mixed_dtypes(model: &Checkpoint, report: &mut Report) {
-    for ((prefix, suffix), (_, having)) in roles(model) {
+fn mixed_dtypes(model: &Checkpoint, roles: &Roles, report: &mut Report) {
+    for ((prefix, suffix), (_, having)) in roles {
         let dtypes: BTreeSet<String> = having
             .iter()
             .map(|&(_, at)| model.tensors()[at].dtype.to_string())
@@ -505,14 +497,11 @@ fn vocabulary_of_unknown(config: &ModelConfig, model: &Checkpoint, report: &mut 
         if rows < expected && !tensor.name.contains("per_layer") {
             let found = Finding::new(
                 &VOCAB,
-                place(model, tensor),
+                Place::of(model, tensor),
                 format!("{expected} rows"),
                 format!("{rows} rows"),
             );
-            report.findings.push(Finding {
-                severity: Severity::Warning,
-                ..found
-            });
+            report.findings.push(found.with_severity(Severity::Warning));
         }
     }
 }
@@ -532,9 +521,6 @@ fn layers_of_unknown(config: &ModelConfig, model: &Checkpoint, report: &mut Repo
             format!("{expected} layers"),
             format!("{} layers", stack.layers),
         );
-        report.findings.push(Finding {
-            severity: Severity::Warning,
-            ..found
-        });
+        report.findings.push(found.with_severity(Severity::Warning));
     }
 }

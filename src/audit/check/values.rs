@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_json::json;
 
 use crate::audit::{
-    Finding, HeatMap, Histogram, Place, Report, Severity, TensorStatistics, exponent_of, statistics,
+    Finding, HeatMap, Histogram, Place, Report, Severity, Statistics, TensorStatistics,
+    exponent_of, statistics,
 };
 use crate::checkpoint::{
     Checkpoint, LayerStack, is_derived_buffer, is_input_embedding, is_output_head, layer_stacks,
@@ -99,7 +100,10 @@ pub(super) fn check_values(
     observer: &dyn Observer,
     report: &mut Report,
 ) -> Result<(), RunError> {
-    let found = statistics(model, threads, observer)?;
+    let Statistics {
+        tensors: found,
+        exponents,
+    } = statistics(model, threads, observer)?;
     let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
     // A model has a few; a header may name any number.
     let mut stacks = layer_stacks(names());
@@ -127,9 +131,10 @@ pub(super) fn check_values(
     for tensors in roles.values() {
         report.findings.extend(values.role(tensors));
     }
-    report.findings.extend(values.identical_layers());
-    report.findings.extend(values.identical_experts());
-    values.show(report);
+    let order = values.in_name_order();
+    report.findings.extend(values.identical_layers(&order));
+    report.findings.extend(values.identical_experts(&order));
+    values.show(&exponents, report);
     Ok(())
 }
 
@@ -175,13 +180,7 @@ impl Values<'_> {
     }
 
     fn place(&self, at: usize) -> Place {
-        let tensor = &self.model.tensors()[at];
-        let file = self
-            .model
-            .shards()
-            .get(tensor.shard)
-            .map(|shard| shard.file_name());
-        Place::tensor(&tensor.name, file)
+        Place::of(self.model, &self.model.tensors()[at])
     }
 
     /// Rows and columns; none for vectors, however many dimensions of one they have.
@@ -205,13 +204,13 @@ impl Values<'_> {
     }
 
     /// The rows of a matrix as bytes.
-    fn rows(&self, at: usize) -> Vec<&[u8]> {
-        let row = self.matrix(at).and_then(|(rows, _)| {
+    fn rows(&self, at: usize) -> impl Iterator<Item = &[u8]> {
+        let rows = self.matrix(at).and_then(|(rows, _)| {
             let bytes = self.model.stored(at)?;
             let len = bytes.len() / rows;
-            (len > 0).then(|| bytes.chunks_exact(len).collect())
+            (len > 0).then(|| bytes.chunks_exact(len))
         });
-        row.unwrap_or_default()
+        rows.into_iter().flatten()
     }
 
     /// What a tensor shows by itself.
@@ -224,58 +223,51 @@ impl Values<'_> {
             return Vec::new();
         }
         let mut findings = Vec::new();
-        let mut add = |check, expected: &str, text: String| {
-            findings.push(Finding::new(check, self.place(at), expected, text));
+        let finding = |check, expected: &str, text: String| {
+            Finding::new(check, self.place(at), expected, text)
         };
         let of = |count: u64| format!("{count} of {} elements", found.elements);
         if found.nan > 0 {
-            add(&NAN, "numbers", of(found.nan));
+            findings.push(finding(&NAN, "numbers", of(found.nan)));
         }
         if found.infinite > 0 {
-            add(&INFINITE, "finite values", of(found.infinite));
+            findings.push(finding(&INFINITE, "finite values", of(found.infinite)));
         }
         let numbers = found.elements - found.zeros;
         if found.zeros == found.elements {
+            let text = "zeros".to_owned();
             if self.is_router(at) {
-                add(&ZERO_ROUTER, "a row for each expert", "zeros".to_owned());
+                findings.push(finding(&ZERO_ROUTER, "a row for each expert", text));
             } else if self.is_weight(at) || zeros.odd.contains(&at) {
-                add(&ALL_ZERO, "weights", "zeros".to_owned());
+                let zero = finding(&ALL_ZERO, "weights", text);
+                findings.push(match zeros.habit.contains(&at) {
+                    true => zero.with_severity(Severity::Note),
+                    false => zero,
+                });
             }
-        } else if found.subnormal as f64 > FLOOD * numbers as f64 {
-            add(&SUBNORMAL, "normal numbers", of(found.subnormal));
+            return findings;
+        }
+        if found.subnormal as f64 > FLOOD * numbers as f64 {
+            findings.push(finding(&SUBNORMAL, "normal numbers", of(found.subnormal)));
         } else if self.is_weight(at) && self.is_constant(at) {
-            add(
-                &CONSTANT,
-                "weights",
-                format!("{:e} everywhere", found.largest),
-            );
+            let text = format!("{:e} everywhere", found.largest);
+            findings.push(finding(&CONSTANT, "weights", text));
         }
-        if found.zeros < found.elements
-            && (is_input_embedding(&entry.name) || is_output_head(&entry.name))
-        {
-            let rows = self.rows(at);
+        if is_input_embedding(&entry.name) || is_output_head(&entry.name) {
+            let rows = self.rows(at).count();
             let size = (entry.dtype.bitsize() / 8).max(1);
-            let dead = rows.iter().filter(|row| is_zero(row, size)).count();
+            let dead = self.rows(at).filter(|row| is_zero(row, size)).count();
             if dead > 0 {
-                add(
-                    &DEAD_ROWS,
-                    "a vector for each token",
-                    format!("{dead} of {} rows are zeros", rows.len()),
-                );
-                if 2 * dead > rows.len()
-                    && let Some(last) = findings.last_mut()
-                {
-                    last.severity = Severity::Warning;
-                }
+                let text = format!("{dead} of {rows} rows are zeros");
+                let dead_rows = finding(&DEAD_ROWS, "a vector for each token", text);
+                findings.push(match 2 * dead > rows {
+                    true => dead_rows.with_severity(Severity::Warning),
+                    false => dead_rows,
+                });
             }
         }
-        if self.is_router(at) && found.zeros < found.elements {
+        if self.is_router(at) {
             findings.extend(self.router_rows(at));
-        }
-        if zeros.habit.contains(&at) {
-            let zero = |finding: &&mut Finding| finding.check.id == ALL_ZERO.id;
-            let of_zeros = findings.iter_mut().filter(zero);
-            of_zeros.for_each(|finding| finding.severity = Severity::Note);
         }
         findings
     }
@@ -289,7 +281,7 @@ impl Values<'_> {
 
     fn router_rows(&self, at: usize) -> Option<Finding> {
         let mut first: HashMap<&[u8], usize> = HashMap::new();
-        for (row, bytes) in self.rows(at).into_iter().enumerate() {
+        for (row, bytes) in self.rows(at).enumerate() {
             if let Some(other) = first.insert(bytes, row) {
                 let found = format!("rows {other} and {row} are equal");
                 return Some(Finding::new(
@@ -339,13 +331,12 @@ impl Values<'_> {
             .collect()
     }
 
-    fn identical_layers(&self) -> Vec<Finding> {
+    fn identical_layers(&self, order: &[usize]) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let order = self.in_name_order();
         for stack in self.stacks {
             let mut layers = vec![blake3::Hasher::new(); stack.layers];
             let mut matrices = vec![0usize; stack.layers];
-            for &at in &order {
+            for &at in order {
                 let Some((layer, role)) = stack.split(self.name(at)) else {
                     continue;
                 };
@@ -383,9 +374,9 @@ impl Values<'_> {
         order
     }
 
-    fn identical_experts(&self) -> Vec<Finding> {
+    fn identical_experts(&self, order: &[usize]) -> Vec<Finding> {
         let mut experts: BTreeMap<(String, usize), blake3::Hasher> = BTreeMap::new();
-        for at in self.in_name_order() {
+        for &at in order {
             let name = self.name(at);
             let Some((before, rest)) = name.split_once("experts.") else {
                 continue;
@@ -417,7 +408,7 @@ impl Values<'_> {
         findings
     }
 
-    fn show(&self, report: &mut Report) {
+    fn show(&self, exponents: &[u64], report: &mut Report) {
         let sizes = self.found.iter().enumerate().map(|(at, found)| {
             let size = (found.rms() > 0.0).then(|| found.rms().log2());
             (self.name(at), size)
@@ -428,10 +419,10 @@ impl Values<'_> {
                 let title = "Size of the weights by layer and role";
                 HeatMap::of(title, "log2 of the RMS", stack, sizes)
             }));
-        let bars = self.found.first().map_or(0, |found| found.exponents.len());
-        let counted: Vec<(f64, f64, u64)> = (0..bars)
-            .map(|bar| {
-                let count = self.found.iter().map(|found| found.exponents[bar]).sum();
+        let counted: Vec<(f64, f64, u64)> = exponents
+            .iter()
+            .enumerate()
+            .map(|(bar, &count)| {
                 let exponent = exponent_of(bar);
                 (f64::from(exponent), f64::from(exponent + 1), count)
             })

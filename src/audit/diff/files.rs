@@ -7,16 +7,13 @@ use serde_json::Value;
 use super::checks;
 use crate::audit::fields::{differences, shown};
 use crate::audit::{Finding, Place, Severity};
-use crate::checkpoint::{Checkpoint, Sidecar, Tokenizer, TokenizerKind, read_bounded};
+use crate::checkpoint::{Checkpoint, Sidecar, Tokenizer, TokenizerKind, read_sidecar};
 
 /// Files whose fields are compared one by one.
 const BY_FIELD: [&str; 2] = ["generation_config.json", "tokenizer_config.json"];
 
 /// Tokens that are named; more are counted.
 const TOKENS_SHOWN: usize = 8;
-
-/// The largest file that is compared.
-const MOST_BYTES: u64 = 512 << 20;
 
 /// Fields that name who wrote a config.
 const WRITER_FIELDS: [&str; 2] = ["transformers_version", "_name_or_path"];
@@ -49,17 +46,17 @@ fn fields(file: &str, a: &Value, b: &Value) -> Vec<Finding> {
         .into_iter()
         .map(|field| {
             let (a, b) = (shown(field.first.as_ref()), shown(field.second.as_ref()));
-            let mut finding = Finding::new(&checks::CONFIG, Place::field(file, &field.path), a, b);
-            if WRITER_FIELDS.contains(&field.path.as_str()) {
-                finding.severity = Severity::Note;
+            let finding = Finding::new(&checks::CONFIG, Place::field(file, &field.path), a, b);
+            match WRITER_FIELDS.contains(&field.path.as_str()) {
+                true => finding.with_severity(Severity::Note),
+                false => finding,
             }
-            finding
         })
         .collect()
 }
 
 fn file(name: &str, a: Option<&Sidecar>, b: Option<&Sidecar>) -> Vec<Finding> {
-    let read = |file: &Sidecar| read_bounded(&file.path, MOST_BYTES, "file, in bytes").ok();
+    let read = |file: &Sidecar| read_sidecar(&file.path).ok();
     let (a, b) = (a.map(read), b.map(read));
     if a == b {
         return Vec::new();

@@ -3,7 +3,7 @@
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::Request;
-use crate::engine::{EngineError, Observer};
+use crate::engine::{self, Observer};
 use crate::numeric::{
     BLOCK, Distance, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums, distance,
     task_sums,
@@ -129,8 +129,7 @@ pub(super) fn measure(
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Vec<Measured>, RunError> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|source| RunError::Engine(EngineError::Threads { threads, source }))?;
+    let pool = engine::pool(threads).map_err(RunError::Engine)?;
     let piece = PIECE_BLOCKS * BLOCK as u64;
     let pieces: Vec<(usize, u64)> = triples
         .iter()

@@ -7,10 +7,13 @@ mod tables;
 
 pub(in crate::audit) use checks::CHECKS;
 
+use std::collections::{HashMap, HashSet};
+
 use super::policy::{DiffPolicy, Thresholds};
 use super::{Command, Finding, Place, Report, Severity};
 use crate::checkpoint::{Checkpoint, LayerStack, TensorEntry, layer_stacks};
 use crate::engine::Observer;
+use crate::numeric::TaskSums;
 use crate::run::{RunError, digests};
 use measure::{Measured, Triple, measure};
 
@@ -79,10 +82,10 @@ pub fn diff(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, Ru
     report.findings.extend(one_sided(request, observer)?);
     report.findings.extend(files::compare(a, b));
     if let Some(base) = base {
-        same_as_base(a, base, &triples, &pairs, Side::First, &mut report);
-        same_as_base(b, base, &triples, &pairs, Side::Second, &mut report);
+        same_as_base(a, base, &triples, &pairs, |tasks| tasks.first, &mut report);
+        same_as_base(b, base, &triples, &pairs, |tasks| tasks.second, &mut report);
     }
-    tables::show(request, &pairs, &mut report);
+    tables::show(request, &pairs, &stacks, &mut report);
     Ok(report)
 }
 
@@ -124,10 +127,8 @@ fn findings(pair: &Pair<'_>, policy: Option<&DiffPolicy>, stacks: &[LayerStack])
             None => finding("equal values"),
             Some(thresholds) => match exceeded(measured, thresholds) {
                 Some(asked) => finding(&asked),
-                None => Finding {
-                    severity: Severity::Note,
-                    ..finding("values that are as close as the policy asks")
-                },
+                None => finding("values that are as close as the policy asks")
+                    .with_severity(Severity::Note),
             },
         });
     }
@@ -165,17 +166,17 @@ fn one_sided(request: &Request<'_>, observer: &dyn Observer) -> Result<Vec<Findi
     };
     let (a, b) = (request.a, request.b);
     let (only_a, only_b) = (only(a, b), only(b, a));
-    let mut names = std::collections::BTreeMap::new();
+    let mut names = HashMap::new();
     if !only_a.is_empty() && !only_b.is_empty() {
         // Only these are looked for under other names, so only these are hashed.
         let hashes = digests(b, &only_b, request.threads, observer)?;
         names = hashes
             .iter()
             .zip(&only_b)
-            .filter_map(|(hash, &at)| Some((hash.as_ref()?.to_string(), at)))
+            .filter_map(|(hash, &at)| Some(((*hash)?, at)))
             .collect();
     }
-    let mut renamed = std::collections::BTreeSet::new();
+    let mut renamed = HashSet::new();
     let mut findings = Vec::new();
     let hashes = match names.is_empty() {
         true => vec![None; only_a.len()],
@@ -184,7 +185,7 @@ fn one_sided(request: &Request<'_>, observer: &dyn Observer) -> Result<Vec<Findi
     for (&at, hash) in only_a.iter().zip(hashes) {
         let tensor = &a.tensors()[at];
         let place = Place::tensor(&tensor.name, None);
-        let same = hash.and_then(|hash| names.get(&hash.to_string()).copied());
+        let same = hash.and_then(|hash| names.get(&hash).copied());
         let same = same.filter(|&other| signature(&b.tensors()[other]) == signature(tensor));
         findings.push(match same {
             Some(other) => {
@@ -208,19 +209,13 @@ fn one_sided(request: &Request<'_>, observer: &dyn Observer) -> Result<Vec<Findi
     Ok(findings)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    First,
-    Second,
-}
-
-/// Says it if a checkpoint has, in all that is compared, the values of the base.
+/// Says it if a checkpoint has, in all that is compared, the values of the base: its task vectors have no energy.
 fn same_as_base(
     model: &Checkpoint,
     base: &Checkpoint,
     triples: &[Triple<'_>],
     pairs: &[Pair<'_>],
-    side: Side,
+    energy: fn(&TaskSums) -> f64,
     report: &mut Report,
 ) {
     let mut compared = pairs
@@ -228,11 +223,7 @@ fn same_as_base(
         .filter_map(|pair| pair.measured.as_ref())
         .zip(triples);
     let same = |(measured, triple): (&Measured, &Triple<'_>)| {
-        let energy = match side {
-            Side::First => measured.tasks.first,
-            Side::Second => measured.tasks.second,
-        };
-        triple.has_base() && energy == 0.0
+        triple.has_base() && energy(&measured.tasks) == 0.0
     };
     if !pairs.is_empty() && compared.all(same) {
         let found = format!("the values of `{}`", base.label());

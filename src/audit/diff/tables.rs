@@ -7,14 +7,18 @@ use serde_json::{Value, json};
 use super::measure::{Measured, step_bars};
 use super::{Pair, Request};
 use crate::audit::{HeatMap, Histogram, Report, Table};
-use crate::checkpoint::{LayerStack, layer_stacks};
+use crate::checkpoint::LayerStack;
 
 /// Rows of a table, unless all are asked for.
 const SHOWN: usize = 10;
 
 /// Adds tables, heat map, histogram, totals and details.
-pub(super) fn show(request: &Request<'_>, pairs: &[Pair<'_>], report: &mut Report) {
-    let stacks = layer_stacks(pairs.iter().map(|pair| pair.a.name.as_str()));
+pub(super) fn show(
+    request: &Request<'_>,
+    pairs: &[Pair<'_>],
+    stacks: &[LayerStack],
+    report: &mut Report,
+) {
     let with_base = request.base.is_some();
     let mut total = Measured::default();
     let mut roles: BTreeMap<String, Group> = BTreeMap::new();
@@ -25,7 +29,7 @@ pub(super) fn show(request: &Request<'_>, pairs: &[Pair<'_>], report: &mut Repor
             continue;
         };
         total.add(measured);
-        let (stack, layer, role) = place(&stacks, &pair.a.name);
+        let (stack, layer, role) = place(stacks, &pair.a.name);
         roles
             .entry(role)
             .or_default()
@@ -63,7 +67,7 @@ pub(super) fn show(request: &Request<'_>, pairs: &[Pair<'_>], report: &mut Repor
             .push(table("by layer", "layer", with_base, rows(layers, most)));
     }
     report.tables.retain(|table| !table.rows.is_empty());
-    report.heat_maps.extend(heat_map(&stacks, pairs));
+    report.heat_maps.extend(heat_map(stacks, pairs));
     let elements = |pair: &&Pair<'_>| {
         pair.measured
             .as_ref()

@@ -3,6 +3,7 @@
 use crate::audit::report::{Finding, Report, Severity};
 
 use super::clean::clean;
+use crate::plan::count;
 
 /// Findings of one group that are shown before the rest is counted.
 pub(super) const SHOWN: usize = 10;
@@ -59,16 +60,12 @@ pub(super) fn groups(report: &Report) -> impl Iterator<Item = Group<'_>> {
 
 /// `1 error, 2 warnings, 0 notes, 12 checks made`.
 pub(super) fn counts(report: &Report) -> String {
-    let of = |count: usize, what: &str| match count {
-        1 => format!("1 {what}"),
-        count => format!("{count} {what}s"),
-    };
     format!(
         "{}, {}, {}, {} made",
-        of(report.count(Severity::Error), "error"),
-        of(report.count(Severity::Warning), "warning"),
-        of(report.count(Severity::Note), "note"),
-        of(report.checked.len(), "check")
+        count(report.count(Severity::Error), "error"),
+        count(report.count(Severity::Warning), "warning"),
+        count(report.count(Severity::Note), "note"),
+        count(report.checked.len(), "check")
     )
 }
 

@@ -41,14 +41,14 @@ pub(super) struct Difference {
 
 /// Compares what it is given.
 pub(super) struct Comparison<'a> {
-    tensors: Vec<There<'a>>,
+    tensors: &'a [There<'a>],
     differences: Vec<Mutex<Difference>>,
     compared: Vec<AtomicU64>,
     windows: AtomicUsize,
 }
 
 impl<'a> Comparison<'a> {
-    pub(super) fn new(tensors: Vec<There<'a>>) -> Self {
+    pub(super) fn new(tensors: &'a [There<'a>]) -> Self {
         Self {
             differences: tensors.iter().map(|_| Mutex::default()).collect(),
             compared: tensors.iter().map(|_| AtomicU64::new(0)).collect(),
@@ -62,7 +62,7 @@ impl<'a> Comparison<'a> {
         let differences = self.differences.into_iter().map(Mutex::into_inner);
         let differences =
             differences.map(|difference| difference.unwrap_or_else(PoisonError::into_inner));
-        let compared = self.compared.into_iter().zip(&self.tensors);
+        let compared = self.compared.into_iter().zip(self.tensors);
         let elements = compared.map(|(bytes, there)| bytes.into_inner() / there.size as u64);
         elements.zip(differences).collect()
     }

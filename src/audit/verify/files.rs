@@ -6,7 +6,7 @@ use std::path::Path;
 use super::checks;
 use crate::audit::fields::{Field, differences, shown};
 use crate::audit::{Finding, Place, Severity};
-use crate::checkpoint::{Checkpoint, read_bounded};
+use crate::checkpoint::{Checkpoint, read_sidecar};
 use crate::plan::Plan;
 
 /// Files that tools write anew with every save, and that say nothing about how a model computes.
@@ -18,9 +18,6 @@ const WRITER_FIELDS: [&str; 3] = [
     "_name_or_path",
     "_attn_implementation_autoset",
 ];
-
-/// The largest file that is compared.
-const MOST_BYTES: u64 = 512 << 20;
 
 /// Compares the files of a folder with those of a plan.
 ///
@@ -49,12 +46,10 @@ pub(super) fn compare(plan: &Plan, model: &Checkpoint, exact: bool) -> Vec<Findi
         .made
         .iter()
         .map(|(name, bytes)| (name.as_str(), Some(bytes.clone())));
-    let copied = plan.sidecars.iter().map(|(_, file)| {
-        (
-            file.name.as_str(),
-            read_bounded(&file.path, MOST_BYTES, "file, in bytes").ok(),
-        )
-    });
+    let copied = plan
+        .sidecars
+        .iter()
+        .map(|(_, file)| (file.name.as_str(), read_sidecar(&file.path).ok()));
     for (name, expected) in made.chain(copied) {
         if !NOT_COMPARED.contains(&name) {
             findings.extend(compare_file(folder, name, expected.as_deref(), exact));
@@ -75,13 +70,13 @@ fn compare_file(
         return None;
     };
     if fs::metadata(&path).is_err() {
-        let mut finding = Finding::new(&checks::FILE, Place::file(name), "the file", "none");
-        if !exact {
-            finding.severity = Severity::Warning;
-        }
-        return Some(finding);
+        let finding = Finding::new(&checks::FILE, Place::file(name), "the file", "none");
+        return Some(match exact {
+            true => finding,
+            false => finding.with_severity(Severity::Warning),
+        });
     }
-    let found = match read_bounded(&path, MOST_BYTES, "file, in bytes") {
+    let found = match read_sidecar(&path) {
         Ok(found) if found == expected => return None,
         Ok(found) => found,
         Err(error) => {
@@ -95,16 +90,16 @@ fn compare_file(
         }
     };
     let digest = |bytes: &[u8]| format!("{} bytes, BLAKE3 {}", bytes.len(), blake3::hash(bytes));
-    let mut finding = Finding::new(
+    let finding = Finding::new(
         &checks::FILE,
         Place::file(name),
         digest(expected),
         digest(&found),
     );
-    if !exact {
-        finding.severity = Severity::Note;
-    }
-    Some(finding)
+    Some(match exact {
+        true => finding,
+        false => finding.with_severity(Severity::Note),
+    })
 }
 
 /// A field that the configs do not have alike.
@@ -113,15 +108,16 @@ fn field(field: &Field, exact: bool) -> Option<Finding> {
     if !exact && WRITER_FIELDS.contains(&name) {
         return None;
     }
-    let mut finding = Finding::new(
+    let finding = Finding::new(
         &checks::CONFIG,
         Place::field("config.json", &field.path),
         shown(field.first.as_ref()),
         shown(field.second.as_ref()),
     );
     // One that only one of them has may be a matter of who wrote it.
-    if !exact && (field.first.is_none() || field.second.is_none()) {
-        finding.severity = Severity::Note;
-    }
-    Some(finding)
+    let by_one = field.first.is_none() || field.second.is_none();
+    Some(match !exact && by_one {
+        true => finding.with_severity(Severity::Note),
+        false => finding,
+    })
 }

@@ -1,6 +1,8 @@
 //! What the lock says, against what is there.
 
-use super::{Request, checks, place};
+use std::collections::BTreeMap;
+
+use super::{Request, checks};
 use crate::audit::{Finding, Place, Report};
 use crate::engine::Observer;
 use crate::numeric::NUMERICS;
@@ -18,7 +20,7 @@ pub(super) fn outputs(
     let model = request.model;
     let digests = run::all_digests(model, request.threads, observer)?;
     let mut intact = Vec::with_capacity(digests.len());
-    for (at, (tensor, digest)) in model.tensors().iter().zip(digests).enumerate() {
+    for (tensor, digest) in model.tensors().iter().zip(digests) {
         let written = lock.outputs.tensors.get(&tensor.name);
         let same = written
             .zip(digest)
@@ -26,7 +28,7 @@ pub(super) fn outputs(
         if let (Some(false), Some(written), Some(digest)) = (same, written, digest) {
             report.findings.push(Finding::new(
                 &checks::LOCK_OUTPUT,
-                place(model, at),
+                Place::of(model, tensor),
                 format!("BLAKE3 {written}"),
                 digest.to_string(),
             ));
@@ -82,12 +84,12 @@ pub(super) fn changed_tensors(
             continue;
         };
         let digests = run::all_digests(model, threads, observer)?;
-        for (at, (tensor, digest)) in model.tensors().iter().zip(digests).enumerate() {
+        for (tensor, digest) in model.tensors().iter().zip(digests) {
             let before = tensors.get(&tensor.name);
             if let (Some(before), Some(now)) = (before, digest)
                 && *before != now.to_string()
             {
-                let mut place = place(model, at);
+                let mut place = Place::of(model, tensor);
                 place.file = place.file.map(|file| format!("{}: {file}", model.label()));
                 findings.push(Finding::new(
                     &checks::INPUT_CHANGED,
@@ -103,7 +105,7 @@ pub(super) fn changed_tensors(
 
 fn compare(
     label: &str,
-    files: &std::collections::BTreeMap<String, run::LockedFile>,
+    files: &BTreeMap<String, run::LockedFile>,
     locked: &LockedInput,
     findings: &mut Vec<Finding>,
 ) {

@@ -10,13 +10,15 @@ mod files;
 mod locked;
 mod sample;
 
+use std::collections::HashSet;
+
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
 pub(in crate::audit) use checks::CHECKS;
 pub use sample::Coverage;
 
-use super::{Command, Finding, Place, Report, Skipped, Table};
+use super::{Command, Finding, Place, Report, Severity, Skipped, Table};
 use crate::checkpoint::{Checkpoint, Dtype, TensorEntry};
 use crate::engine::Observer;
 use crate::numeric::FloatType;
@@ -140,7 +142,7 @@ fn recompute(
         .iter()
         .map(|tensor| there(tensor, model))
         .collect();
-    let comparison = Comparison::new(there);
+    let comparison = Comparison::new(&there);
     let sample = match request.coverage {
         Coverage::Full => None,
         Coverage::Sample { blocks, seed } => {
@@ -163,18 +165,14 @@ fn recompute(
     };
     let differences = comparison.finish();
     let mut outcomes = Vec::with_capacity(plan.tensors.len());
-    for (index, (tensor, (compared, difference))) in
-        plan.tensors.iter().zip(&differences).enumerate()
-    {
+    for ((tensor, there), compared) in plan.tensors.iter().zip(&there).zip(&differences) {
         let intact = model
             .find(&tensor.name)
             .and_then(|at| intact.and_then(|intact| intact[at]));
-        let outcome = judge(request, plan, tensor, *compared, difference, intact, report);
-        outcomes.push((index, outcome));
+        let outcome = judge(request, plan, tensor, there, compared, intact, report);
+        outcomes.push(outcome);
     }
-    let wrong = outcomes
-        .iter()
-        .any(|(_, outcome)| *outcome == Outcome::Wrong);
+    let wrong = outcomes.contains(&Outcome::Wrong);
     if let Some(lock) = request.lock.filter(|_| wrong) {
         let changed = locked::changed_tensors(lock, plan, request.threads, observer)?;
         report.findings.extend(changed);
@@ -222,21 +220,21 @@ fn accounting(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
         };
         findings.push(Finding::new(
             check,
-            place(model, at),
+            Place::of(model, found),
             text(tensor.dtype, &tensor.shape),
             text(found.dtype, &found.shape),
         ));
     }
-    let planned: std::collections::HashSet<&str> = plan
+    let planned: HashSet<&str> = plan
         .tensors
         .iter()
         .map(|tensor| tensor.name.as_str())
         .collect();
-    for (at, found) in model.tensors().iter().enumerate() {
+    for found in model.tensors() {
         if !planned.contains(found.name.as_str()) {
             findings.push(Finding::new(
                 &checks::UNACCOUNTED,
-                place(model, at),
+                Place::of(model, found),
                 "no such tensor",
                 text(found.dtype, &found.shape),
             ));
@@ -245,26 +243,16 @@ fn accounting(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
     findings
 }
 
-fn place(model: &Checkpoint, at: usize) -> Place {
-    let tensor = &model.tensors()[at];
-    let shard = model
-        .shards()
-        .get(tensor.shard)
-        .map(|shard| shard.file_name());
-    Place::tensor(&tensor.name, shard)
-}
-
 /// What a tensor's difference comes to; a finding, if it has one.
 fn judge(
     request: &Request<'_>,
     plan: &Plan,
     tensor: &PlannedTensor,
-    compared: u64,
-    difference: &Difference,
+    there: &There<'_>,
+    (compared, difference): &(u64, Difference),
     intact: Option<bool>,
     report: &mut Report,
 ) -> Outcome {
-    let there = there(tensor, request.model);
     let Some(at) = request
         .model
         .find(&tensor.name)
@@ -278,14 +266,14 @@ fn judge(
             Operation::Compute(_) => Outcome::Exact,
         };
     }
-    let share = difference.differing as f64 / compared.max(1) as f64;
-    let how_much = how_much(compared, difference);
-    let place = place(request.model, at);
+    let share = difference.differing as f64 / (*compared).max(1) as f64;
+    let how_much = how_much(*compared, difference);
+    let place = Place::of(request.model, &request.model.tensors()[at]);
     let changed_later = intact == Some(false);
     if difference.steps <= 1 && !changed_later {
         let mut finding = Finding::new(&checks::ROUNDING, place, "equal values", how_much);
         if request.allow_step {
-            finding.severity = super::Severity::Note;
+            finding.severity = Severity::Note;
         }
         report.findings.push(finding);
         return Outcome::WithinStep;
@@ -295,7 +283,7 @@ fn judge(
     } else {
         let window = difference.window.as_ref();
         let cause = window
-            .and_then(|(first, expected)| diagnose::cause(plan, tensor, &there, *first, expected));
+            .and_then(|(first, expected)| diagnose::cause(plan, tensor, there, *first, expected));
         match cause {
             Some(cause) => Finding::new(
                 cause.check,
@@ -338,7 +326,7 @@ fn how_much(compared: u64, difference: &Difference) -> String {
 fn summarise(
     request: &Request<'_>,
     plan: &Plan,
-    outcomes: &[(usize, Outcome)],
+    outcomes: &[Outcome],
     differences: &[(u64, Difference)],
     read: u64,
     report: &mut Report,
@@ -350,10 +338,7 @@ fn summarise(
     let counts: Vec<String> = Outcome::ALL
         .into_iter()
         .filter_map(|kind| {
-            let count = outcomes
-                .iter()
-                .filter(|(_, outcome)| *outcome == kind)
-                .count();
+            let count = outcomes.iter().filter(|outcome| **outcome == kind).count();
             (count > 0).then(|| format!("{count} {}", kind.name()))
         })
         .collect();
@@ -401,10 +386,11 @@ fn summarise(
     }
     let tensors: Vec<Value> = outcomes
         .iter()
-        .map(|(index, outcome)| {
-            let (compared, difference) = &differences[*index];
+        .zip(&plan.tensors)
+        .zip(differences)
+        .map(|((outcome, tensor), (compared, difference))| {
             json!({
-                "name": plan.tensors[*index].name,
+                "name": tensor.name,
                 "outcome": outcome.name(),
                 "compared": compared,
                 "differing": difference.differing,
@@ -414,11 +400,11 @@ fn summarise(
         .collect();
     details["tensors"] = tensors.into();
     report.details = details;
-    effective(plan, report);
+    inputs(plan, report);
 }
 
-/// The parameters of each group of tensors, as the plan shows them, so that people see what was verified.
-fn effective(plan: &Plan, report: &mut Report) {
+/// The models that it was recomputed from, so that people see what was verified.
+fn inputs(plan: &Plan, report: &mut Report) {
     let models = plan.models.iter().enumerate().map(|(index, model)| {
         let role = if plan.base == Some(index) { "base" } else { "" };
         vec![model.label().to_owned(), role.to_owned()]
