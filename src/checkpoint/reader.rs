@@ -1,6 +1,7 @@
 //! An opened checkpoint: every tensor by name, its bytes mapped, its shards and index known to agree.
 
 use std::collections::{HashMap, HashSet};
+use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -274,6 +275,35 @@ impl Checkpoint {
     /// The adapter that it is read with.
     pub fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
+    }
+
+    /// Bytes that it holds in memory at the end of a run at the most, maps not counted.
+    pub fn held(&self) -> u64 {
+        match &self.made {
+            Some((made, _)) => made.held(),
+            None => self.adapter.as_ref().map_or(0, Adapter::held),
+        }
+    }
+
+    /// What there is to be said of values that were made.
+    pub fn said(&self) -> Vec<String> {
+        let made = self.made.as_ref();
+        made.map_or(Vec::new(), |(made, _)| made.said())
+    }
+
+    /// Makes what must be there before values are read; what files hold is there.
+    ///
+    /// # Errors
+    /// What makes the values failed, in words for the user.
+    pub fn prepare(
+        &self,
+        threads: usize,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        match &self.made {
+            Some((made, _)) => made.prepare(threads, cancelled),
+            None => Ok(()),
+        }
     }
 
     /// Its files, in name order; its adapter's last.

@@ -44,3 +44,20 @@ impl Elements for Stored<'_> {
         self.format
     }
 }
+
+/// Zeros.
+#[derive(Debug, Clone, Copy)]
+pub struct Zeros;
+
+impl<R: Real> Fill<R> for Zeros {
+    fn fill(&self, _first: u64, out: &mut [R]) -> usize {
+        out.fill(R::ZERO);
+        0
+    }
+}
+
+impl Elements for Zeros {
+    fn format(&self) -> FloatType {
+        FloatType::F32
+    }
+}

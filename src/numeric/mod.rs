@@ -12,27 +12,31 @@ mod float8;
 mod format;
 mod gather;
 mod low_rank;
+mod normal;
 mod random;
 mod real;
 mod reduce;
 mod select;
 mod steps;
 mod strided;
+mod submatrix;
 mod vector;
 
 pub use census::Census;
 pub use combine::{clamp_to_hull, weighted_sum};
 pub use digest::TreeDigest;
 pub use distance::{Distance, STEP_BOUNDS, StepCounts, TaskSums, distance, squares, task_sums};
-pub use elements::{Elements, Fill, Stored};
+pub use elements::{Elements, Fill, Stored, Zeros};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};
 pub use low_rank::{Factor, Lengths, LowRank, Norms, Order};
+pub use normal::NormalKey;
 pub use random::{MaskKey, keep_threshold};
 pub use real::Real;
 pub use reduce::{abs_sums, dot};
 pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
 pub use strided::{Strided, Strides};
+pub use submatrix::{Joined, Picks, Submatrix};
 pub(crate) use vector::vectorised;
 
 /// Elements in a block: the unit in which tensors are decoded and sums are folded.

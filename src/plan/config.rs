@@ -65,7 +65,7 @@ pub(super) fn edited(
 }
 
 /// The name of a dtype in configs.
-fn dtype_name(dtype: Dtype) -> Option<&'static str> {
+pub(crate) fn dtype_name(dtype: Dtype) -> Option<&'static str> {
     Some(match dtype {
         Dtype::F64 => "float64",
         Dtype::F32 => "float32",

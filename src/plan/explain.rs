@@ -111,7 +111,7 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
                 tensor.name,
                 tensor.dtype,
                 tensor.shape,
-                effective(plan, tensor)
+                effective(tensor)
             )?;
             for (index, source) in tensor.sources.iter().enumerate() {
                 let model = &plan.models[source.model];
@@ -140,6 +140,10 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
                 "left out: computed from the config when the model is loaded",
             ),
             (Fate::Excepted, "left out: `only` or `except` says so"),
+            (
+                Fate::NotTaken,
+                "left out: not among what the assembly takes from it",
+            ),
         ] {
             let names: Vec<&str> = model
                 .tensors()
@@ -336,7 +340,7 @@ fn alike(plan: &Plan) -> Vec<(Alike, Vec<&str>)> {
             )
         };
         let alike = Alike {
-            operation: effective(plan, tensor),
+            operation: effective(tensor),
             sources: tensor.sources.iter().enumerate().map(source).collect(),
         };
         groups.entry(alike).or_default().push(&tensor.name);
@@ -347,18 +351,18 @@ fn alike(plan: &Plan) -> Vec<(Alike, Vec<&str>)> {
 }
 
 /// The operation and the values that hold for the whole tensor.
-fn effective(plan: &Plan, tensor: &PlannedTensor) -> String {
+fn effective(tensor: &PlannedTensor) -> String {
     match &tensor.operation {
         Operation::Copy if tensor.sources.len() > 1 => "copy, if equal".to_owned(),
         Operation::Copy => "copy".to_owned(),
-        Operation::Compute(_) => {
+        Operation::Compute { name, .. } => {
             let values: Vec<String> = tensor
                 .params
                 .tensor
                 .iter()
                 .map(|(name, value)| format!(" {name}={}", value_text(*value)))
                 .collect();
-            format!("{}{}", plan.method.name, values.concat())
+            format!("{name}{}", values.concat())
         }
     }
 }
@@ -470,7 +474,7 @@ fn tensor_json(plan: &Plan, tensor: &PlannedTensor) -> Value {
         "name": tensor.name,
         "dtype": format!("{:?}", tensor.dtype),
         "shape": tensor.shape,
-        "operation": match tensor.operation { Operation::Copy => "copy", Operation::Compute(_) => plan.method.name },
+        "operation": match tensor.operation { Operation::Copy => "copy", Operation::Compute { name, .. } => name },
         "parameters": values_json(values),
         "sources": sources,
     })
@@ -497,5 +501,6 @@ fn fate_json(fate: Fate) -> Value {
         Fate::OutsideSlices => json!("outside slices"),
         Fate::DerivedBuffer => json!("derived buffer"),
         Fate::Excepted => json!("excepted"),
+        Fate::NotTaken => json!("not taken"),
     }
 }

@@ -9,6 +9,7 @@
 mod comparisons;
 mod config;
 mod counterparts;
+mod draft;
 mod explain;
 mod layers;
 mod models;
@@ -17,28 +18,31 @@ mod outputs;
 mod problems;
 mod results;
 mod tokenizer;
+mod views;
 mod vocabularies;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+pub(crate) use config::dtype_name;
 pub use explain::{Detail, json, text};
 pub use outputs::{Operation, PlannedTensor, SourceTensor};
 pub(crate) use problems::count;
 pub use results::MergeResult;
 pub(crate) use tokenizer::chat_template_parses;
-pub use tokenizer::{Filled, Rows, VocabularySummary};
+pub use tokenizer::{Filled, VocabularySummary};
+pub use views::{Fold, Part, Rows, View};
+pub(crate) use vocabularies::check as check_vocabularies;
 
-use bytesize::ByteSize;
-
-use crate::checkpoint::{Checkpoint, Dtype, Locator, ModelRef, ShardLayout, Sidecar, shard_layout};
+use crate::checkpoint::{Checkpoint, Dtype, Locator, ModelRef, ShardLayout, Sidecar};
 use crate::engine::{Cost, Limits, Settings};
 use crate::methods::{self, MethodInfo};
-use crate::numeric::BLOCK;
 use crate::recipe::{Recipe, RecipeError};
-use problems::Problems;
-use results::{Results, adapters_hold, reading};
+pub(crate) use draft::Draft;
+pub(crate) use models::Models;
+pub(crate) use problems::Problems;
+pub(crate) use results::Results;
 
 /// What a plan depends on beside the recipe and the checkpoints.
 #[derive(Debug, Clone)]
@@ -51,10 +55,16 @@ pub struct Options {
     pub shard_size: u64,
     /// Whose tokenizer files go into the output, if not the base's or the first model's.
     pub tokenizer_from: Option<ModelRef>,
+    /// Whether a mixture of experts may be assembled that does not compute what its models do.
+    pub inexact: bool,
 }
 
 /// A merge that is ready to run.
 pub struct Plan {
+    /// The command that runs it: `merge` or `moe`.
+    pub command: &'static str,
+    /// Whether what it makes may not compute what its models do.
+    pub inexact: bool,
     /// The method.
     pub method: &'static MethodInfo,
     /// Whether the result depends on the seed.
@@ -118,12 +128,14 @@ pub enum Fate {
     DerivedBuffer,
     /// `only:` or `except:` of the recipe drops it, or takes it from another model.
     Excepted,
+    /// Of this model only other tensors become parts of an assembly.
+    NotTaken,
 }
 
 impl Plan {
     /// Names, dtypes and shapes of the output, as the writers of headers and indexes want them.
     pub fn signatures(&self) -> Vec<(String, Dtype, Vec<usize>)> {
-        signatures(&self.tensors)
+        draft::signatures(&self.tensors)
     }
 
     /// Bytes of each tensor of the output.
@@ -164,21 +176,10 @@ pub fn plan(
     options: &Options,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
-    let mut results = Results::new();
-    let mut notes = Vec::new();
-    for document in &recipe.results {
-        refuse_files_of_a_result(document, &mut problems);
-        let plan = attempt(document, path, locator, options, &results, &mut problems);
-        if let (Some(plan), Some(name)) = (plan, &document.name) {
-            let of_document = plan.notes.iter();
-            notes.extend(of_document.map(|note| format!("`{}`: {note}", name.value)));
-            results.insert(name.value.clone(), Arc::new(MergeResult::new(plan)));
-        }
-        // What is made from a document that cannot be planned cannot be planned either.
-        if !problems.is_empty() {
-            return Err(problems.into_error(path, &recipe.text));
-        }
-    }
+    let Some((results, notes)) = results_of(&recipe.results, path, locator, options, &mut problems)
+    else {
+        return Err(problems.into_error(path, &recipe.text));
+    };
     let plan = attempt(recipe, path, locator, options, &results, &mut problems);
     match plan {
         Some(mut plan) if problems.is_empty() => {
@@ -187,6 +188,32 @@ pub fn plan(
         }
         _ => Err(problems.into_error(path, &recipe.text)),
     }
+}
+
+/// The merges that others are made from, by name, and what is to be said of them; `None` where one cannot be planned.
+pub(crate) fn results_of(
+    documents: &[Recipe],
+    path: &str,
+    locator: &Locator,
+    options: &Options,
+    problems: &mut Problems,
+) -> Option<(Results, Vec<String>)> {
+    let mut results = Results::new();
+    let mut notes = Vec::new();
+    for document in documents {
+        refuse_files_of_a_result(document, problems);
+        let plan = attempt(document, path, locator, options, &results, problems);
+        if let (Some(plan), Some(name)) = (plan, &document.name) {
+            let of_document = plan.notes.iter();
+            notes.extend(of_document.map(|note| format!("`{}`: {note}", name.value)));
+            results.insert(name.value.clone(), Arc::new(MergeResult::new(plan)));
+        }
+        // What is made from a document that cannot be planned cannot be planned either.
+        if !problems.is_empty() {
+            return None;
+        }
+    }
+    Some((results, notes))
 }
 
 /// Refuses a result that would need files of its own: it is read by other merges, and never written.
@@ -291,104 +318,22 @@ fn attempt(
     let made = made(recipe, &models, alignment.as_ref(), &mut notes, problems)?;
     sidecars.retain(|(_, file)| made.iter().all(|(name, _)| *name != file.name));
     let vocabulary = alignment.map(|alignment| alignment.summary(&mut notes));
-    let shards = match shard_layout(&signatures(&tensors), options.shard_size) {
-        Ok(shards) => shards,
-        Err(error) => {
-            problems.add_error(None, &error);
-            return None;
-        }
-    };
-    let readings: Vec<_> = tensors
-        .iter()
-        .map(|tensor| reading(tensor, &models.checkpoints, &models.results))
-        .collect();
-    let widest = readings.iter().map(|tensor| tensor.held).max().unwrap_or(1);
-    let cost = tensors
-        .iter()
-        .map(PlannedTensor::cost)
-        .chain(models.results.values().map(|result| result.plan.cost))
-        .fold(Cost::default(), Cost::max);
-    // What adapters hold comes on top of what the engine needs.
-    let inner = models.results.values().map(|result| result.plan.held());
-    let held = adapters_hold(&models.checkpoints) + inner.sum::<u64>();
-    let settings = Settings {
-        memory: options.settings.memory.saturating_sub(held),
-        ..options.settings
-    };
-    let limits = match settings.limits(widest, cost) {
-        Ok(limits) => Limits {
-            peak: limits.peak + held,
-            ..limits
-        },
-        Err(error) => {
-            let message = format!(
-                "{} and {} need at least {} of memory, and the budget is {}",
-                problems::count(error.threads, "thread"),
-                problems::count(error.sources, "source"),
-                ByteSize(error.needed + held),
-                ByteSize(options.settings.memory)
-            );
-            let why = whole_rows_or_columns(&tensors).unwrap_or_default();
-            let hint = "raise --memory, or lower --threads".to_owned();
-            problems.add(None, message + &why, Some(hint));
-            return None;
-        }
-    };
-    let bytes_read = tensors
-        .iter()
-        .zip(&readings)
-        .map(|(tensor, reading)| {
-            reading.before + reading.once * (tensor.cost().measures as u64 + 1)
-        })
-        .sum();
-    Some(Plan {
+    let draft = Draft {
+        command: "merge",
         method: method.info(),
-        random: method.info().random || results.values().any(|result| result.plan.random),
-        seed: options.seed,
+        random: method.info().random,
         recipe: (path.to_owned(), recipe.text.clone()),
-        shard_size: options.shard_size,
-        tokenizer_from: tokenizer_from.map(|model| model.text().to_owned()),
-        donor: models.donor,
-        tokenizer_donor: models.tokenizer_donor,
-        base: models.base,
-        models: models.checkpoints,
-        results: models.results,
+        models,
         tensors,
         equal,
         fates,
-        shards,
         config,
         sidecars,
         made,
         vocabulary,
         notes,
-        settings: options.settings,
-        limits,
-        cost,
-        bytes_read,
-    })
-}
-
-/// Which tensor's rows must be held whole, or columns be summed, if that takes more than blocks usually do.
-fn whole_rows_or_columns(tensors: &[PlannedTensor]) -> Option<String> {
-    let need = |tensor: &&PlannedTensor| {
-        let cost = tensor.cost();
-        cost.row.max(cost.column_sums)
     };
-    let tensor = tensors.iter().max_by_key(need)?;
-    let cost = tensor.cost();
-    let (name, shape) = (&tensor.name, &tensor.shape);
-    if cost.column_sums > BLOCK {
-        Some(format!(
-            ": the method sums each column of `{name}`, whose shape is {shape:?}"
-        ))
-    } else if cost.row > BLOCK {
-        Some(format!(
-            ": the method holds whole rows of `{name}`, whose shape is {shape:?}"
-        ))
-    } else {
-        None
-    }
+    draft.finish(options, problems)
 }
 
 /// The files that the merge makes anew, for its vocabulary and its chat template.
@@ -417,13 +362,6 @@ fn made(
         problems.add_error(models.at[models.tokenizer_donor], &error);
     }
     problems.is_empty().then_some(files)
-}
-
-fn signatures(tensors: &[PlannedTensor]) -> Vec<(String, Dtype, Vec<usize>)> {
-    tensors
-        .iter()
-        .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
-        .collect()
 }
 
 /// A path as it is shown to people.

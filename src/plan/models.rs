@@ -11,19 +11,20 @@ use crate::checkpoint::{Checkpoint, Locator, ModelRef, Sidecar, SidecarKind};
 use crate::recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
 
 /// The models of a recipe, opened.
-pub(super) struct Models {
+#[derive(Default)]
+pub(crate) struct Models {
     /// In order of first appearance; the tokenizer's donor last, if it is none of the others.
-    pub(super) checkpoints: Vec<Checkpoint>,
+    pub(crate) checkpoints: Vec<Checkpoint>,
     /// Where the recipe names each first.
-    pub(super) at: Vec<Option<Position>>,
+    pub(crate) at: Vec<Option<Position>>,
     /// How many of the checkpoints are merged; a mere tokenizer donor is not.
-    pub(super) merged: usize,
+    pub(crate) merged: usize,
     /// Which gives names, order, config and files.
-    pub(super) donor: usize,
-    pub(super) base: Option<usize>,
-    pub(super) tokenizer_donor: usize,
+    pub(crate) donor: usize,
+    pub(crate) base: Option<usize>,
+    pub(crate) tokenizer_donor: usize,
     /// Those that are results of other merges.
-    pub(super) results: BTreeMap<usize, Arc<MergeResult>>,
+    pub(crate) results: BTreeMap<usize, Arc<MergeResult>>,
     by_text: HashMap<String, usize>,
 }
 
@@ -35,16 +36,7 @@ pub(super) fn open(
     results: &Results,
     problems: &mut Problems,
 ) -> Option<Models> {
-    let mut models = Models {
-        checkpoints: Vec::new(),
-        at: Vec::new(),
-        merged: 0,
-        donor: 0,
-        base: None,
-        tokenizer_donor: 0,
-        results: BTreeMap::new(),
-        by_text: HashMap::new(),
-    };
+    let mut models = Models::default();
     let mut complete = true;
     for Located { value, at } in recipe.mentions() {
         complete &= models.add(value, Some(*at), locator, results, problems);
@@ -84,7 +76,8 @@ pub(super) fn open(
 }
 
 impl Models {
-    fn add(
+    /// Opens a model, if it is not open yet; whether it is open then.
+    pub(crate) fn add(
         &mut self,
         model: &ModelRef,
         at: Option<Position>,
@@ -147,23 +140,23 @@ impl Models {
     }
 
     /// The model's place among the checkpoints.
-    pub(super) fn index(&self, model: &ModelRef) -> Option<usize> {
+    pub(crate) fn index(&self, model: &ModelRef) -> Option<usize> {
         self.by_text
             .get(&model.to_string())
             .copied()
             .filter(|&index| index < self.checkpoints.len())
     }
 
-    pub(super) fn donor(&self) -> &Checkpoint {
+    pub(crate) fn donor(&self) -> &Checkpoint {
         &self.checkpoints[self.donor]
     }
 
-    pub(super) fn label(&self, model: usize) -> &str {
+    pub(crate) fn label(&self, model: usize) -> &str {
         self.checkpoints[model].label()
     }
 
     /// What opening them had to say.
-    pub(super) fn notes(&self) -> Vec<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes = self.notes_of_each();
         for (index, model) in self.checkpoints.iter().enumerate() {
             if model.is_made() {
@@ -208,7 +201,7 @@ impl Models {
     }
 
     /// The files that are carried over: the tokenizer's from its donor, the rest from the config's.
-    pub(super) fn sidecars(
+    pub(crate) fn sidecars(
         &self,
         notes: &mut Vec<String>,
         problems: &mut Problems,

@@ -8,7 +8,8 @@ use super::counterparts::{Counterparts, is_head};
 use super::layers::{Group, LayerMap, Wanted, Wish, wish};
 use super::models::Models;
 use super::problems::{Problems, count, some_of};
-use super::tokenizer::{Aligned, Alignment, Rows};
+use super::tokenizer::{Aligned, Alignment};
+use super::views::View;
 use super::vocabularies::different_vocabularies;
 use crate::checkpoint::{
     Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding, is_output_head,
@@ -36,8 +37,8 @@ pub struct PlannedTensor {
     pub sources: Vec<SourceTensor>,
     /// Which of the sources is the base.
     pub base: Option<usize>,
-    /// For each source, the rows that stand in its place where tokens are aligned; empty where none are.
-    pub rows: Vec<Option<Rows>>,
+    /// For each source, what is read in its place; empty where each is read as it is.
+    pub views: Vec<Option<View>>,
     /// What is done.
     pub operation: Operation,
     /// The effective parameter values; empty where nothing is computed.
@@ -58,7 +59,22 @@ pub enum Operation {
     /// The first source's bytes; all others must be equal to them.
     Copy,
     /// A computation.
-    Compute(Box<dyn AnyProgram>),
+    Compute {
+        /// What it is called where plans are shown: a method, `convert`, a step of an assembly.
+        name: &'static str,
+        /// What is computed.
+        program: Box<dyn AnyProgram>,
+    },
+}
+
+impl Operation {
+    /// The first source in the output's dtype.
+    pub fn convert() -> Self {
+        Operation::Compute {
+            name: "convert",
+            program: methods::convert(),
+        }
+    }
 }
 
 impl PlannedTensor {
@@ -71,7 +87,7 @@ impl PlannedTensor {
     pub fn cost(&self) -> Cost {
         match &self.operation {
             Operation::Copy => Cost::default(),
-            Operation::Compute(program) => program.cost(),
+            Operation::Compute { program, .. } => program.cost(),
         }
     }
 }
@@ -366,7 +382,7 @@ impl<'a> Resolver<'a> {
             shape: entry.shape.clone(),
             sources: vec![source],
             base: None,
-            rows: Vec::new(),
+            views: Vec::new(),
             operation: Operation::Copy,
             params: TensorParams::default(),
         })
@@ -407,17 +423,17 @@ impl<'a> Resolver<'a> {
         aligned: Option<Aligned>,
     ) -> Option<PlannedTensor> {
         let first = self.entry(sources[0]);
-        let (shape, mut rows) = match aligned {
-            Some(aligned) => (aligned.shape, aligned.rows),
+        let (shape, mut views) = match aligned {
+            Some(aligned) => (aligned.shape, aligned.views),
             None => (first.shape.clone(), Vec::new()),
         };
-        let planned = |dtype, sources, base, rows, operation, params| PlannedTensor {
+        let planned = |dtype, sources, base, views, operation, params| PlannedTensor {
             name: wanted.name.clone(),
             dtype,
             shape: shape.clone(),
             sources,
             base,
-            rows,
+            views,
             operation,
             params,
         };
@@ -468,12 +484,12 @@ impl<'a> Resolver<'a> {
                 let stored = self.models.checkpoints[sources[source].model]
                     .bytes(sources[source].tensor)
                     .is_some();
-                let of_source: Vec<Option<Rows>> = rows.drain(..).skip(source).take(1).collect();
+                let of_source: Vec<Option<View>> = views.drain(..).skip(source).take(1).collect();
                 let as_it_is = of_source.iter().all(Option::is_none);
                 let operation = if stored && as_it_is && formats[source] == output {
                     Operation::Copy
                 } else {
-                    Operation::Compute(methods::convert())
+                    Operation::convert()
                 };
                 sources = vec![sources[source]];
                 Some(planned(
@@ -489,8 +505,11 @@ impl<'a> Resolver<'a> {
                 output.dtype(),
                 sources,
                 group.base,
-                rows,
-                Operation::Compute(program),
+                views,
+                Operation::Compute {
+                    name: self.method.info().name,
+                    program,
+                },
                 params,
             )),
             Err(message) => {
@@ -697,14 +716,14 @@ impl<'a> Resolver<'a> {
         let source = SourceTensor { model, tensor };
         self.used[model][tensor] += 1;
         let entry = self.entry(source);
-        let (shape, rows) = match aligned {
+        let (shape, views) = match aligned {
             Some(mut aligned) => (
                 aligned.shape,
-                aligned.rows.drain(..).skip(chosen).take(1).collect(),
+                aligned.views.drain(..).skip(chosen).take(1).collect(),
             ),
             None => (entry.shape.clone(), Vec::new()),
         };
-        let as_it_is = rows.iter().all(Option::is_none);
+        let as_it_is = views.iter().all(Option::is_none);
         let stored = FloatType::of(entry.dtype);
         let output = self.output_format().or(stored).filter(|_| stored.is_some());
         let bytes = self.models.checkpoints[model].bytes(tensor);
@@ -714,11 +733,11 @@ impl<'a> Resolver<'a> {
             shape,
             sources: vec![source],
             base: None,
-            rows,
+            views,
             operation: if stored == output && as_it_is && bytes.is_some() {
                 Operation::Copy
             } else {
-                Operation::Compute(methods::convert())
+                Operation::convert()
             },
             params: TensorParams::default(),
         })

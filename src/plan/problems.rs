@@ -9,10 +9,10 @@ const SHOWN: usize = 4;
 
 /// What is wrong, in the order it was found.
 #[derive(Default)]
-pub(super) struct Problems(Vec<Problem>);
+pub(crate) struct Problems(Vec<Problem>);
 
 impl Problems {
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         at: Option<Position>,
         message: impl Into<String>,
@@ -26,7 +26,7 @@ impl Problems {
     }
 
     /// Adds an error of a lower layer, whose text may end in a hint.
-    pub(super) fn add_error(&mut self, at: Option<Position>, error: &dyn Error) {
+    pub(crate) fn add_error(&mut self, at: Option<Position>, error: &dyn Error) {
         let text = error.to_string();
         match text.split_once("; hint: ") {
             Some((message, hint)) => self.add(at, message, Some(hint.to_owned())),
@@ -35,15 +35,25 @@ impl Problems {
     }
 
     /// How many.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn into_error(self, path: &str, text: &str) -> RecipeError {
+    /// Adds all of others.
+    pub(crate) fn append(&mut self, mut others: Problems) {
+        self.0.append(&mut others.0);
+    }
+
+    /// What each says, without place and hint.
+    pub(crate) fn into_messages(self) -> Vec<String> {
+        self.0.into_iter().map(|problem| problem.message).collect()
+    }
+
+    pub(crate) fn into_error(self, path: &str, text: &str) -> RecipeError {
         RecipeError::new(path, text, self.0)
     }
 }

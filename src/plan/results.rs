@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::outputs::{Operation, PlannedTensor};
 use super::{Plan, SourceTensor};
-use crate::checkpoint::{Adapter, Checkpoint, CheckpointError, Made, ModelConfig, TensorEntry};
+use crate::checkpoint::{Checkpoint, CheckpointError, Made, ModelConfig, TensorEntry};
 use crate::engine::{Decided, Derived};
 use crate::numeric::{Elements, FloatType};
 
@@ -20,7 +20,7 @@ pub struct MergeResult {
 }
 
 /// The results that have been planned, by name.
-pub(super) type Results = BTreeMap<String, Arc<MergeResult>>;
+pub(crate) type Results = BTreeMap<String, Arc<MergeResult>>;
 
 impl MergeResult {
     pub(super) fn new(plan: Plan) -> Self {
@@ -69,7 +69,7 @@ impl Made for ResultValues {
         let tensor = self.0.plan.tensors.get(index)?;
         match tensor.operation {
             Operation::Copy => self.0.plan.bytes(tensor.sources.first()?),
-            Operation::Compute(_) => None,
+            Operation::Compute { .. } => None,
         }
     }
 
@@ -77,7 +77,7 @@ impl Made for ResultValues {
         let plan = &self.0.plan;
         let tensor = plan.tensors.get(index)?;
         let output = FloatType::of(tensor.dtype)?;
-        let Operation::Compute(program) = &tensor.operation else {
+        let Operation::Compute { program, .. } = &tensor.operation else {
             return plan.elements(tensor.sources.first()?);
         };
         let sources = (0..tensor.sources.len()).map(|source| plan.source_values(tensor, source));
@@ -130,10 +130,10 @@ impl Plan {
         models
     }
 
-    /// Bytes that adapters hold at the end of a run at the most, those of results included.
+    /// Bytes that models hold at the end of a run at the most, those of results included.
     pub(super) fn held(&self) -> u64 {
         let inner = self.results.values().map(|result| result.plan.held());
-        adapters_hold(&self.models) + inner.sum::<u64>()
+        held_by(&self.models) + inner.sum::<u64>()
     }
 
     /// The bytes of a source, if a file has them as they are.
@@ -153,10 +153,9 @@ impl Plan {
     }
 }
 
-/// Bytes that the adapters of models hold at the end of a run at the most.
-pub(super) fn adapters_hold(models: &[Checkpoint]) -> u64 {
-    let adapters = models.iter().filter_map(Checkpoint::adapter);
-    adapters.map(Adapter::held).sum()
+/// Bytes that models hold beside their files at the end of a run at the most: adapters, routers.
+pub(super) fn held_by(models: &[Checkpoint]) -> u64 {
+    models.iter().map(Checkpoint::held).sum()
 }
 
 /// What reading the sources of a tensor takes, results included.
@@ -178,10 +177,10 @@ pub(super) fn reading(
 ) -> Reading {
     let mut sum = Reading::default();
     for (index, source) in tensor.sources.iter().enumerate() {
-        if let Some(Some(rows)) = tensor.rows.get(index) {
-            sum.once += rows.bytes_read(models);
+        if let Some(Some(view)) = tensor.views.get(index) {
+            sum.once += view.bytes_read(models);
             sum.held += 1;
-            for part in &rows.parts {
+            for part in view.parts() {
                 if let Some(result) = results.get(&part.model) {
                     let made = &result.plan.tensors[part.tensor];
                     let inner = reading(made, &result.plan.models, &result.plan.results);

@@ -11,7 +11,7 @@ use crate::checkpoint::{VocabularyComparison, compare_vocabularies};
 const RENAMED: f64 = 0.01;
 
 /// Compares each merged model's vocabulary with the donor's.
-pub(super) fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Problems) {
+pub(crate) fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Problems) {
     let donor = models.donor();
     let rows = donor
         .config()

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::work::Purpose;
 use crate::checkpoint::CheckpointError;
 use crate::engine::EngineError;
+use crate::plan::View;
 
 /// Why a run failed. The output's place is as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +158,12 @@ pub enum RunError {
         /// Which file, and how.
         source: Box<CheckpointError>,
     },
+    /// What the output needs beside its inputs could not be made.
+    #[error("{source}")]
+    NotPrepared {
+        /// Why, and a hint.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The engine could not work.
     #[error("cannot run the merge")]
     Engine(#[source] EngineError),
@@ -187,12 +194,12 @@ impl RunError {
         };
         let source_of = |job: usize, source: usize| {
             let (plan, tensor) = of_job(job)?;
-            let rows = tensor.rows.get(source).and_then(Option::as_ref);
+            let view = tensor.views.get(source).and_then(Option::as_ref);
             let source = tensor.sources.get(source)?;
             let model = &plan.models[source.model];
             let mut labels = vec![model.label()];
-            // Rows of tokens that the model lacks are those of others.
-            for part in rows.into_iter().flat_map(|rows| &rows.parts) {
+            // What is read in the source's place may be of others too.
+            for part in view.into_iter().flat_map(View::inputs) {
                 let label = plan.models[part.model].label();
                 if !labels.contains(&label) {
                     labels.push(label);

@@ -29,7 +29,7 @@ pub struct Lock {
     pub format: String,
     /// Who made the checkpoint.
     pub tool: Tool,
-    /// The command that made it: `merge`.
+    /// The command that made it: `merge` or `moe`.
     pub command: String,
     /// The recipe, word by word; absolute paths of models are shortened to their last part.
     pub recipe: String,
@@ -67,6 +67,9 @@ pub struct LockedOptions {
     pub allow_nonfinite: bool,
     /// Whether values that were too large were clamped.
     pub saturate: bool,
+    /// Whether a mixture of experts was assembled that does not compute what its models do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inexact: bool,
 }
 
 /// A model that was read.
@@ -143,7 +146,7 @@ impl Lock {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 numerics: NUMERICS,
             },
-            command: "merge".to_owned(),
+            command: plan.command.to_owned(),
             recipe: short.apply(&plan.recipe.1),
             options: LockedOptions {
                 seed: plan.seed,
@@ -151,6 +154,7 @@ impl Lock {
                 tokenizer_from: plan.tokenizer_from.as_deref().map(|text| short.apply(text)),
                 allow_nonfinite: plan.settings.allow_non_finite,
                 saturate: plan.settings.saturate,
+                inexact: plan.inexact,
             },
             inputs: models.iter().map(locked).collect(),
             outputs: LockedOutputs {

@@ -36,7 +36,7 @@ use work::Work;
 use writer::Room;
 
 /// What a run did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     /// Tensors written.
     pub tensors: usize,
@@ -44,6 +44,8 @@ pub struct Summary {
     pub totals: Totals,
     /// How long it took.
     pub elapsed: Duration,
+    /// What the user should know, and only the weights could tell.
+    pub notes: Vec<String>,
 }
 
 /// How a run leaves its output.
@@ -83,6 +85,7 @@ pub fn run(
         chunks: plan.limits.chunks,
     };
     let files = OutputFiles::create(stage.path(), &plan.shards, &plan.lens(), room)?;
+    prepare(plan, observer)?;
     let Work { jobs, purposes, .. } = Work::of(plan, None);
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &files, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, out))?;
@@ -105,6 +108,7 @@ pub fn run(
         tensors: plan.tensors.len(),
         totals,
         elapsed: started.elapsed(),
+        notes: plan.models.iter().flat_map(Checkpoint::said).collect(),
     })
 }
 
@@ -120,11 +124,25 @@ pub fn replay(
     sink: &dyn Sink,
     observer: &dyn Observer,
 ) -> Result<Totals, RunError> {
+    prepare(plan, observer)?;
     let Work { jobs, purposes, .. } = Work::of(plan, sample);
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;
     check_unchanged(plan)?;
     Ok(totals)
+}
+
+/// Makes the values that no file holds and that are not computed block by block: the rows of routers.
+fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
+    let cancelled = || observer.cancelled();
+    for model in &plan.models {
+        let prepared = model.prepare(plan.settings.threads, &cancelled);
+        prepared.map_err(|source| match observer.cancelled() {
+            true => RunError::Cancelled,
+            false => RunError::NotPrepared { source },
+        })?;
+    }
+    Ok(())
 }
 
 /// That no input was written to meanwhile.

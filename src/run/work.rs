@@ -127,7 +127,7 @@ fn computation<'a>(
                 format: FloatType::of(tensor.dtype),
             }
         }
-        Operation::Compute(program) => {
+        Operation::Compute { program, .. } => {
             let sources = 0..tensor.sources.len();
             engine::Work::Compute {
                 sources: sources

@@ -263,7 +263,7 @@ fn judge(
     if difference.differing == 0 {
         return match tensor.operation {
             Operation::Copy => Outcome::Copied,
-            Operation::Compute(_) => Outcome::Exact,
+            Operation::Compute { .. } => Outcome::Exact,
         };
     }
     let share = difference.differing as f64 / (*compared).max(1) as f64;

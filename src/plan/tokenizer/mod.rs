@@ -18,7 +18,6 @@ pub(crate) use chat::parses as chat_template_parses;
 pub(super) use files::{made_files, with_template};
 pub use rows::Filled;
 pub(super) use tensors::Aligned;
-pub use tensors::Rows;
 
 use super::models::Models;
 use super::problems::{Problems, count, some_of};

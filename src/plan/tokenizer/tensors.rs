@@ -5,68 +5,16 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::Alignment;
-use crate::checkpoint::{Checkpoint, TensorEntry, is_input_embedding, is_output_head};
-use crate::numeric::{Elements, FloatType, Gather, RowMap};
-use crate::plan::{Plan, PlannedTensor, SourceTensor};
-
-/// Rows of several tensors in the place of one source.
-#[derive(Debug, Clone)]
-pub struct Rows {
-    /// What the map's parts are; the first is the source itself.
-    pub parts: Vec<SourceTensor>,
-    /// Where each row comes from.
-    pub map: Arc<RowMap>,
-    /// Elements of a row.
-    pub width: usize,
-}
-
-impl Rows {
-    /// Bytes of one pass over all rows, at the most.
-    pub(in crate::plan) fn bytes_read(&self, models: &[Checkpoint]) -> u64 {
-        let format = |part: &SourceTensor| {
-            FloatType::of(models[part.model].tensors()[part.tensor].dtype)
-                .map_or(0, FloatType::size)
-        };
-        let widest = self.parts.iter().map(format).max().unwrap_or(0);
-        self.map.reads() * (self.width * widest) as u64
-    }
-}
-
-impl PlannedTensor {
-    /// The tensors that are read for it: its sources, and those that give rows to them.
-    pub fn inputs(&self) -> impl Iterator<Item = &SourceTensor> {
-        let rows = self.rows.iter().flatten();
-        self.sources.iter().chain(rows.flat_map(|rows| &rows.parts))
-    }
-}
-
-impl Plan {
-    /// The values of a source: those of its tensor, or rows of several in its place; `None` for integers and bools.
-    pub fn source_values(
-        &self,
-        tensor: &PlannedTensor,
-        source: usize,
-    ) -> Option<Box<dyn Elements + '_>> {
-        let stored = tensor.sources.get(source)?;
-        let Some(Some(rows)) = tensor.rows.get(source) else {
-            return self.elements(stored);
-        };
-        let parts = rows.parts.iter().map(|part| self.elements(part));
-        let parts = parts.collect::<Option<Vec<_>>>()?;
-        Some(Box::new(Gather::new(
-            parts,
-            Arc::clone(&rows.map),
-            rows.width,
-        )))
-    }
-}
+use crate::checkpoint::{TensorEntry, is_input_embedding, is_output_head};
+use crate::numeric::FloatType;
+use crate::plan::{Rows, SourceTensor, View};
 
 /// A tensor whose sources are aligned by token.
 pub(in crate::plan) struct Aligned {
     /// Its shape in the output.
     pub(in crate::plan) shape: Vec<usize>,
     /// For each source, its rows; `None` where they are as they should be.
-    pub(in crate::plan) rows: Vec<Option<Rows>>,
+    pub(in crate::plan) views: Vec<Option<View>>,
 }
 
 /// Where the vocabulary is in a shape.
@@ -215,15 +163,15 @@ impl Alignment<'_> {
                     ));
                 }
             }
-            aligned.push(Some(Rows {
+            aligned.push(Some(View::Rows(Rows {
                 parts,
                 map: Arc::clone(map),
                 width,
-            }));
+            })));
         }
         Ok(Some(Aligned {
             shape,
-            rows: aligned,
+            views: aligned,
         }))
     }
 

@@ -1,0 +1,225 @@
+//! Parts of matrices, and several of them one after the other: how experts are cut and put together.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::elements::{Elements, Fill};
+use super::format::FloatType;
+use super::real::Real;
+
+/// Which rows, or which columns, of a matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Picks {
+    /// Neighbours.
+    Range(Range<usize>),
+    /// These, in this order.
+    List {
+        /// Their numbers.
+        picks: Arc<[u32]>,
+        /// How many the matrix has.
+        of: usize,
+    },
+}
+
+impl Picks {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Picks::Range(range) => range.len(),
+            Picks::List { picks, .. } => picks.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn get(&self, index: usize) -> usize {
+        match self {
+            Picks::Range(range) => range.start + index,
+            Picks::List { picks, .. } => picks[index] as usize,
+        }
+    }
+}
+
+/// Rows and columns of a matrix, each column perhaps times a factor of its own.
+pub struct Submatrix<'a> {
+    /// The matrix, or a tensor seen as one: its last dimension makes the rows.
+    pub matrix: Box<dyn Elements + 'a>,
+    /// Elements of a row of the matrix.
+    pub width: usize,
+    /// Rows of it.
+    pub rows: Picks,
+    /// Columns of it.
+    pub columns: Picks,
+    /// A factor for each column of the matrix.
+    pub factors: Option<Vec<f64>>,
+}
+
+impl Submatrix<'_> {
+    fn elements(&self) -> u64 {
+        self.rows.len() as u64 * self.columns.len() as u64
+    }
+
+    /// Sets `out` to elements of one row, from its column `first` on; gives the bytes read.
+    fn row<R: Real>(&self, row: usize, first: usize, out: &mut [R], scratch: &mut Vec<R>) -> usize {
+        let start = self.rows.get(row) as u64 * self.width as u64;
+        let read = match &self.columns {
+            Picks::Range(range) => R::fill(
+                self.matrix.as_ref(),
+                start + (range.start + first) as u64,
+                out,
+            ),
+            Picks::List { picks, .. } => {
+                scratch.resize(self.width, R::ZERO);
+                let read = R::fill(self.matrix.as_ref(), start, scratch);
+                for (value, pick) in out.iter_mut().zip(&picks[first..]) {
+                    *value = scratch[*pick as usize];
+                }
+                read
+            }
+        };
+        if let Some(factors) = &self.factors {
+            for (index, value) in out.iter_mut().enumerate() {
+                *value = R::from_f64(value.to_f64() * factors[self.columns.get(first + index)]);
+            }
+        }
+        read
+    }
+
+    /// Whether whole neighbouring rows are read as they are.
+    fn is_run(&self) -> bool {
+        matches!((&self.rows, &self.columns), (Picks::Range(_), Picks::Range(columns)) if *columns == (0..self.width))
+            && self.factors.is_none()
+    }
+
+    fn fill_from<R: Real>(&self, first: u64, out: &mut [R]) -> usize {
+        if self.is_run() {
+            let start = self.rows.get(0) as u64 * self.width as u64;
+            return R::fill(self.matrix.as_ref(), start + first, out);
+        }
+        let columns = self.columns.len();
+        let (mut row, mut column) = (
+            (first / columns as u64) as usize,
+            (first % columns as u64) as usize,
+        );
+        let (mut read, mut rest, mut scratch) = (0, out, Vec::new());
+        while !rest.is_empty() {
+            let (here, after) = rest.split_at_mut((columns - column).min(rest.len()));
+            read += self.row(row, column, here, &mut scratch);
+            (rest, row, column) = (after, row + 1, 0);
+        }
+        read
+    }
+}
+
+/// Parts of matrices, one after the other.
+pub struct Joined<'a> {
+    /// Each with the number of its first element.
+    parts: Vec<(u64, Submatrix<'a>)>,
+    format: FloatType,
+}
+
+impl<'a> Joined<'a> {
+    /// These parts, whose picks all lie within their matrices.
+    pub fn new(parts: Vec<Submatrix<'a>>) -> Self {
+        let formats = parts.iter().map(|part| part.matrix.format());
+        let format = formats.reduce(FloatType::promote).unwrap_or(FloatType::F32);
+        let mut first = 0;
+        let place = |part: Submatrix<'a>| {
+            let start = first;
+            first += part.elements();
+            (start, part)
+        };
+        Self {
+            parts: parts.into_iter().map(place).collect(),
+            format,
+        }
+    }
+}
+
+impl<R: Real> Fill<R> for Joined<'_> {
+    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+        let (mut first, mut rest, mut read) = (first, out, 0);
+        // The last part that starts at or before the first element: empty ones come before it.
+        let index = self.parts.partition_point(|(start, _)| *start <= first);
+        for (start, part) in &self.parts[index.saturating_sub(1)..] {
+            let left = (start + part.elements()).saturating_sub(first);
+            let (here, after) = rest.split_at_mut(rest.len().min(left as usize));
+            if !here.is_empty() {
+                read += part.fill_from(first - start, here);
+                first += here.len() as u64;
+            }
+            rest = after;
+        }
+        read
+    }
+}
+
+impl Elements for Joined<'_> {
+    fn format(&self) -> FloatType {
+        self.format
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::Stored;
+    use proptest::prelude::*;
+
+    fn list(picks: &[u32], of: usize) -> Picks {
+        Picks::List {
+            picks: picks.into(),
+            of,
+        }
+    }
+
+    /// A matrix whose elements are their own numbers.
+    fn numbers(rows: usize, width: usize) -> Vec<u8> {
+        let values = (0..rows * width).map(|number| number as f32);
+        values.flat_map(f32::to_le_bytes).collect()
+    }
+
+    proptest! {
+        /// Every window of a join is what putting the parts together element by element gives.
+        #[test]
+        fn windows_are_those_of_the_whole(
+            picked_rows in prop::collection::vec(0u32..5, 0..6),
+            picked_columns in prop::collection::vec(0u32..7, 0..8),
+            range in (0usize..5, 0usize..5),
+            columns in (0usize..7, 0usize..7),
+            scaled in any::<bool>(),
+            window in (0usize..200, 0usize..200),
+        ) {
+            let bytes = numbers(5, 7);
+            let stored = || Box::new(Stored { bytes: &bytes, format: FloatType::F32 });
+            let ordered = |(a, b): (usize, usize)| Picks::Range(a.min(b)..a.max(b));
+            let factors: Vec<f64> = (0..7).map(|column| 1.0 + column as f64).collect();
+            let parts = [
+                (list(&picked_rows, 5), list(&picked_columns, 7)),
+                (ordered(range), Picks::Range(0..7)),
+                (ordered(range), ordered(columns)),
+            ];
+            let mut whole = Vec::new();
+            for (rows, columns) in &parts {
+                for row in 0..rows.len() {
+                    for column in 0..columns.len() {
+                        let column = columns.get(column);
+                        let factor = if scaled { factors[column] } else { 1.0 };
+                        whole.push((rows.get(row) * 7 + column) as f64 * factor);
+                    }
+                }
+            }
+            let joined = Joined::new(parts.map(|(rows, columns)| Submatrix {
+                matrix: stored(), width: 7, rows, columns, factors: scaled.then(|| factors.clone()),
+            }).into());
+            let (start, end) = (window.0.min(whole.len()), window.1.min(whole.len()));
+            let (start, end) = (start.min(end), start.max(end));
+            let mut out = vec![-1.0f64; end - start];
+            Fill::<f64>::fill(&joined, start as u64, &mut out);
+            prop_assert_eq!(out, &whole[start..end]);
+        }
+    }
+}

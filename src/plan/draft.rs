@@ -1,0 +1,148 @@
+//! The end of planning, common to merges and assemblies: files are laid out, memory is counted.
+
+use bytesize::ByteSize;
+
+use super::models::Models;
+use super::problems::{Problems, count};
+use super::results::{held_by, reading};
+use super::{Fate, Options, Plan, PlannedTensor, VocabularySummary};
+use crate::checkpoint::{Dtype, Sidecar, shard_layout};
+use crate::engine::{Cost, Limits, Settings};
+use crate::methods::MethodInfo;
+use crate::numeric::BLOCK;
+
+/// What is decided of a plan before its files and its memory are.
+pub(crate) struct Draft {
+    pub(crate) command: &'static str,
+    pub(crate) method: &'static MethodInfo,
+    pub(crate) random: bool,
+    pub(crate) recipe: (String, String),
+    pub(crate) models: Models,
+    pub(crate) tensors: Vec<PlannedTensor>,
+    pub(crate) equal: Vec<(usize, usize, usize)>,
+    pub(crate) fates: Vec<Vec<Fate>>,
+    pub(crate) config: Option<serde_json::Value>,
+    pub(crate) sidecars: Vec<(usize, Sidecar)>,
+    pub(crate) made: Vec<(String, Vec<u8>)>,
+    pub(crate) vocabulary: Option<VocabularySummary>,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Draft {
+    /// The plan; `None` where it cannot be written, or not in this memory.
+    pub(crate) fn finish(self, options: &Options, problems: &mut Problems) -> Option<Plan> {
+        let Draft {
+            models, tensors, ..
+        } = self;
+        let shards = match shard_layout(&signatures(&tensors), options.shard_size) {
+            Ok(shards) => shards,
+            Err(error) => {
+                problems.add_error(None, &error);
+                return None;
+            }
+        };
+        let readings: Vec<_> = tensors
+            .iter()
+            .map(|tensor| reading(tensor, &models.checkpoints, &models.results))
+            .collect();
+        let widest = readings.iter().map(|tensor| tensor.held).max().unwrap_or(1);
+        let cost = tensors
+            .iter()
+            .map(PlannedTensor::cost)
+            .chain(models.results.values().map(|result| result.plan.cost))
+            .fold(Cost::default(), Cost::max);
+        // What adapters and routers hold comes on top of what the engine needs.
+        let inner = models.results.values().map(|result| result.plan.held());
+        let held = held_by(&models.checkpoints) + inner.sum::<u64>();
+        let settings = Settings {
+            memory: options.settings.memory.saturating_sub(held),
+            ..options.settings
+        };
+        let limits = match settings.limits(widest, cost) {
+            Ok(limits) => Limits {
+                peak: limits.peak + held,
+                ..limits
+            },
+            Err(error) => {
+                let message = format!(
+                    "{} and {} need at least {} of memory, and the budget is {}",
+                    count(error.threads, "thread"),
+                    count(error.sources, "source"),
+                    ByteSize(error.needed + held),
+                    ByteSize(options.settings.memory)
+                );
+                let why = whole_rows_or_columns(&tensors).unwrap_or_default();
+                let hint = "raise --memory, or lower --threads".to_owned();
+                problems.add(None, message + &why, Some(hint));
+                return None;
+            }
+        };
+        let bytes_read = tensors
+            .iter()
+            .zip(&readings)
+            .map(|(tensor, reading)| {
+                reading.before + reading.once * (tensor.cost().measures as u64 + 1)
+            })
+            .sum();
+        Some(Plan {
+            command: self.command,
+            inexact: options.inexact,
+            method: self.method,
+            random: self.random || models.results.values().any(|result| result.plan.random),
+            seed: options.seed,
+            recipe: self.recipe,
+            shard_size: options.shard_size,
+            tokenizer_from: options
+                .tokenizer_from
+                .as_ref()
+                .map(|model| model.text().to_owned()),
+            donor: models.donor,
+            tokenizer_donor: models.tokenizer_donor,
+            base: models.base,
+            models: models.checkpoints,
+            results: models.results,
+            tensors,
+            equal: self.equal,
+            fates: self.fates,
+            shards,
+            config: self.config,
+            sidecars: self.sidecars,
+            made: self.made,
+            vocabulary: self.vocabulary,
+            notes: self.notes,
+            settings: options.settings,
+            limits,
+            cost,
+            bytes_read,
+        })
+    }
+}
+
+/// Which tensor's rows must be held whole, or columns be summed, if that takes more than blocks usually do.
+fn whole_rows_or_columns(tensors: &[PlannedTensor]) -> Option<String> {
+    let need = |tensor: &&PlannedTensor| {
+        let cost = tensor.cost();
+        cost.row.max(cost.column_sums)
+    };
+    let tensor = tensors.iter().max_by_key(need)?;
+    let cost = tensor.cost();
+    let (name, shape) = (&tensor.name, &tensor.shape);
+    if cost.column_sums > BLOCK {
+        Some(format!(
+            ": the method sums each column of `{name}`, whose shape is {shape:?}"
+        ))
+    } else if cost.row > BLOCK {
+        Some(format!(
+            ": the method holds whole rows of `{name}`, whose shape is {shape:?}"
+        ))
+    } else {
+        None
+    }
+}
+
+pub(super) fn signatures(tensors: &[PlannedTensor]) -> Vec<(String, Dtype, Vec<usize>)> {
+    tensors
+        .iter()
+        .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
+        .collect()
+}

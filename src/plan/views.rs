@@ -1,0 +1,173 @@
+//! What is read in the place of a source: rows by token, or parts of matrices put together.
+
+use std::sync::Arc;
+
+use super::{Plan, PlannedTensor, SourceTensor};
+use crate::checkpoint::Checkpoint;
+use crate::numeric::{Elements, FloatType, Gather, Joined, Picks, RowMap, Submatrix};
+
+/// What is read in the place of a source.
+#[derive(Debug, Clone)]
+pub enum View {
+    /// Rows of several tensors, where tokens are aligned.
+    Rows(Rows),
+    /// Parts of matrices, one after the other, where experts are assembled.
+    Parts(Vec<Part>),
+}
+
+/// Rows of several tensors in the place of one source.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    /// What the map's parts are; the first is the source itself.
+    pub parts: Vec<SourceTensor>,
+    /// Where each row comes from.
+    pub map: Arc<RowMap>,
+    /// Elements of a row.
+    pub width: usize,
+}
+
+/// Rows and columns of a matrix.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The matrix.
+    pub source: SourceTensor,
+    /// Which rows.
+    pub rows: Picks,
+    /// Which columns.
+    pub columns: Picks,
+    /// Two vectors with an element for each column of the matrix: each column is multiplied by the first's and
+    /// divided by the second's.
+    pub fold: Option<Fold>,
+}
+
+/// A norm's weights that are moved into the matrix behind it.
+#[derive(Debug, Clone, Copy)]
+pub struct Fold {
+    /// The norm that the matrix was made for.
+    pub own: SourceTensor,
+    /// The norm that it will stand behind.
+    pub other: SourceTensor,
+    /// What is added to both: one where a norm stores its distance from one.
+    pub offset: f64,
+}
+
+impl View {
+    /// The tensors that it reads.
+    pub fn inputs(&self) -> Vec<&SourceTensor> {
+        match self {
+            View::Rows(rows) => rows.parts.iter().collect(),
+            View::Parts(parts) => {
+                let folds = parts.iter().filter_map(|part| part.fold.as_ref());
+                let norms = folds.flat_map(|fold| [&fold.own, &fold.other]);
+                parts.iter().map(|part| &part.source).chain(norms).collect()
+            }
+        }
+    }
+
+    /// Tensors whose values are read for each of its own, whole rows of them at the most.
+    pub(super) fn parts(&self) -> Vec<SourceTensor> {
+        match self {
+            View::Rows(rows) => rows.parts.clone(),
+            View::Parts(parts) => parts.iter().map(|part| part.source).collect(),
+        }
+    }
+
+    /// Bytes of one pass over it, at the most.
+    pub(super) fn bytes_read(&self, models: &[Checkpoint]) -> u64 {
+        let format = |part: &SourceTensor| {
+            FloatType::of(models[part.model].tensors()[part.tensor].dtype)
+                .map_or(0, FloatType::size)
+        };
+        match self {
+            View::Rows(rows) => {
+                let widest = rows.parts.iter().map(format).max().unwrap_or(0);
+                rows.map.reads() * (rows.width * widest) as u64
+            }
+            View::Parts(parts) => parts
+                .iter()
+                .map(|part| part.elements_read() * format(&part.source) as u64)
+                .sum(),
+        }
+    }
+}
+
+impl Part {
+    /// Elements that are read: all of a row from which single columns are picked.
+    fn elements_read(&self) -> u64 {
+        let columns = match &self.columns {
+            Picks::Range(range) => range.len(),
+            Picks::List { of, .. } => *of,
+        };
+        (self.rows.len() * columns) as u64
+    }
+}
+
+impl PlannedTensor {
+    /// The tensors that are read for it: its sources, and those that are read in their place.
+    pub fn inputs(&self) -> impl Iterator<Item = &SourceTensor> {
+        let views = self.views.iter().flatten();
+        self.sources.iter().chain(views.flat_map(View::inputs))
+    }
+}
+
+impl Plan {
+    /// The values of a source: those of its tensor, or what is read in its place; `None` for integers and bools.
+    pub fn source_values(
+        &self,
+        tensor: &PlannedTensor,
+        source: usize,
+    ) -> Option<Box<dyn Elements + '_>> {
+        let stored = tensor.sources.get(source)?;
+        match tensor.views.get(source) {
+            None | Some(None) => self.elements(stored),
+            Some(Some(View::Rows(rows))) => {
+                let parts = rows.parts.iter().map(|part| self.elements(part));
+                let parts = parts.collect::<Option<Vec<_>>>()?;
+                Some(Box::new(Gather::new(
+                    parts,
+                    Arc::clone(&rows.map),
+                    rows.width,
+                )))
+            }
+            Some(Some(View::Parts(parts))) => {
+                let parts = parts.iter().map(|part| self.part(part));
+                Some(Box::new(Joined::new(parts.collect::<Option<Vec<_>>>()?)))
+            }
+        }
+    }
+
+    fn part(&self, part: &Part) -> Option<Submatrix<'_>> {
+        let SourceTensor { model, tensor } = part.source;
+        let entry = self.models.get(model)?.tensors().get(tensor)?;
+        let factors = match &part.fold {
+            None => None,
+            Some(fold) => {
+                let (own, other) = (self.vector(&fold.own)?, self.vector(&fold.other)?);
+                let pairs = own.iter().zip(&other);
+                let factor =
+                    |(own, other): (&f64, &f64)| (own + fold.offset) / (other + fold.offset);
+                Some(pairs.map(factor).collect())
+            }
+        };
+        Some(Submatrix {
+            matrix: self.elements(&part.source)?,
+            width: entry.shape.last().copied().unwrap_or(1),
+            rows: part.rows.clone(),
+            columns: part.columns.clone(),
+            factors,
+        })
+    }
+
+    /// All values of a tensor, of a norm: it is a vector.
+    fn vector(&self, source: &SourceTensor) -> Option<Vec<f64>> {
+        let entry = self
+            .models
+            .get(source.model)?
+            .tensors()
+            .get(source.tensor)?;
+        let mut values = vec![0.0; usize::try_from(entry.elements()).ok()?];
+        let elements = self.elements(source)?;
+        crate::numeric::Fill::<f64>::fill(elements.as_ref(), 0, &mut values);
+        Some(values)
+    }
+}
