@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::problem::{Located, Problem, ProblemKind, quoted};
 use super::schema::Recipe;
+use crate::checkpoint::ModelRef;
 
 /// Puts the documents in order: the one whose result is written, with those that it is made from.
 ///
@@ -14,6 +15,66 @@ pub(super) fn link(
     problems: &mut Vec<Problem>,
 ) -> Option<Recipe> {
     let before = problems.len();
+    let (_, uses) = uses(&documents, problems);
+    let last = match complete {
+        true => written(&documents, &uses, problems),
+        false => None,
+    };
+    if problems.len() > before {
+        return None;
+    }
+    let last = last?;
+    let mut order = Vec::new();
+    collect(last, &uses, &mut order);
+    refuse_unused(&documents, &order, problems);
+    if problems.len() > before {
+        return None;
+    }
+    let mut results = in_order(documents, &order);
+    let recipe = results.pop()?;
+    Some(Recipe { results, ..recipe })
+}
+
+/// Puts merges in order that an assembly of these models is made from.
+pub(super) fn link_models<'a>(
+    models: impl Iterator<Item = &'a Located<ModelRef>>,
+    documents: Vec<Recipe>,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<Recipe>> {
+    let before = problems.len();
+    let (by_name, uses) = uses(&documents, problems);
+    if let Some(nameless) = documents.iter().find(|document| document.name.is_none()) {
+        let message = "a merge beside a mixture of experts has no name";
+        let hint = "give it a `name:`, and use it as the base, the backbone or an expert";
+        let at = nameless.method_at;
+        problems.push(Problem::new(ProblemKind::Missing, at, message).with_hint(hint));
+    }
+    if problems.len() > before {
+        return None;
+    }
+    let mut order = Vec::new();
+    for model in models {
+        if let Some(&index) = by_name.get(&model.value.path) {
+            collect(index, &uses, &mut order);
+        }
+    }
+    refuse_unused(&documents, &order, problems);
+    (problems.len() == before).then(|| in_order(documents, &order))
+}
+
+fn in_order(documents: Vec<Recipe>, order: &[usize]) -> Vec<Recipe> {
+    let mut documents: Vec<Option<Recipe>> = documents.into_iter().map(Some).collect();
+    let taken = order
+        .iter()
+        .filter_map(|&index| documents.get_mut(index)?.take());
+    taken.collect()
+}
+
+/// The documents by name, and which of them each uses; refuses equal names and cycles.
+fn uses(
+    documents: &[Recipe],
+    problems: &mut Vec<Problem>,
+) -> (HashMap<String, usize>, Vec<Vec<usize>>) {
     let mut by_name: HashMap<String, usize> = HashMap::new();
     for (index, document) in documents.iter().enumerate() {
         let Some(name) = &document.name else { continue };
@@ -34,28 +95,8 @@ pub(super) fn link(
             used
         })
         .collect();
-    refuse_cycles(&documents, &uses, problems);
-    let last = match complete {
-        true => written(&documents, &uses, problems),
-        false => None,
-    };
-    if problems.len() > before {
-        return None;
-    }
-    let last = last?;
-    let mut order = Vec::new();
-    collect(last, &uses, &mut order);
-    refuse_unused(&documents, &order, problems);
-    if problems.len() > before {
-        return None;
-    }
-    let mut documents: Vec<Option<Recipe>> = documents.into_iter().map(Some).collect();
-    let mut results: Vec<Recipe> = order
-        .iter()
-        .filter_map(|&index| documents.get_mut(index)?.take())
-        .collect();
-    let recipe = results.pop()?;
-    Some(Recipe { results, ..recipe })
+    refuse_cycles(documents, &uses, problems);
+    (by_name, uses)
 }
 
 /// The document whose result is written: the one without a name, or the only one that no other uses.

@@ -11,6 +11,7 @@ mod documents;
 mod exceptions;
 mod keys;
 mod model;
+mod moe;
 mod nearest;
 mod parameters;
 mod parse;
@@ -27,8 +28,9 @@ mod yaml;
 mod tests;
 
 pub use exceptions::{Exception, Fallback};
+pub use moe::{Expert, GateMode, LayerRanges, MoeRecipe, PromptTokens, RouterRecipe};
 pub use nearest::nearest;
-pub use parse::{parse, parse_with_registry, read};
+pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any};
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
 pub use render::{render, render_warnings};
 pub use schema::{Inputs, Module, Recipe, Slice, SliceSource, Source};

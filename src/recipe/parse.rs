@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::documents::link;
+use super::documents::{link, link_models};
+use super::moe::{MoeRecipe, is_moe};
 use super::problem::{Problem, ProblemKind, RecipeError, sort};
 use super::schema::Recipe;
 use super::walk::Walk;
@@ -17,28 +18,65 @@ const MAX_RECIPE_BYTES: u64 = 1 << 20;
 /// The most documents in a file.
 const MAX_DOCUMENTS: usize = 256;
 
-/// Reads a recipe from a file, for the methods of the registry.
+/// What a recipe asks for.
+#[derive(Debug)]
+pub enum AnyRecipe {
+    /// Models are merged.
+    Merge(Box<Recipe>),
+    /// Models become the experts of another.
+    Moe(Box<MoeRecipe>),
+}
+
+/// Reads the recipe of a merge from a file, for the methods of the registry.
 pub fn read(path: &Path) -> Result<Recipe, RecipeError> {
+    merge(read_any(path)?)
+}
+
+/// Reads a recipe from a file, for the methods of the registry.
+pub fn read_any(path: &Path) -> Result<AnyRecipe, RecipeError> {
     let name = path.display().to_string();
-    let text = match read_text(path) {
-        Ok(text) => text,
-        Err(problem) => return Err(RecipeError::new(name, "", vec![problem])),
-    };
-    parse_with_registry(&name, &text)
+    match read_text(path) {
+        Ok(text) => parse_any(&name, &text),
+        Err(problem) => Err(RecipeError::new(name, "", vec![problem])),
+    }
+}
+
+/// Reads the recipe of a merge from its text, for the methods of the registry. `name` is what errors call it.
+pub fn parse_with_registry(name: &str, text: &str) -> Result<Recipe, RecipeError> {
+    merge(parse_any(name, text)?)
 }
 
 /// Reads a recipe from its text, for the methods of the registry. `name` is what errors call it.
-pub fn parse_with_registry(name: &str, text: &str) -> Result<Recipe, RecipeError> {
+pub fn parse_any(name: &str, text: &str) -> Result<AnyRecipe, RecipeError> {
     let registry: Vec<&'static MethodInfo> = methods::all().iter().map(|m| m.info()).collect();
-    parse(name, text, &registry)
+    parse_documents(name, text, &registry)
 }
 
-/// Reads a recipe from its text, for these methods. `name` is what errors call it.
+/// Reads the recipe of a merge from its text, for these methods. `name` is what errors call it.
 pub fn parse(
     name: &str,
     text: &str,
     methods: &[&'static MethodInfo],
 ) -> Result<Recipe, RecipeError> {
+    merge(parse_documents(name, text, methods)?)
+}
+
+fn merge(recipe: AnyRecipe) -> Result<Recipe, RecipeError> {
+    match recipe {
+        AnyRecipe::Merge(recipe) => Ok(*recipe),
+        AnyRecipe::Moe(recipe) => {
+            let message = "expected a recipe that merges, found one of a mixture of experts";
+            let problem = Problem::new(ProblemKind::Invalid, recipe.gate_mode.at, message);
+            Err(recipe.error(vec![problem.with_hint("run it with `weld moe`")]))
+        }
+    }
+}
+
+fn parse_documents(
+    name: &str,
+    text: &str,
+    methods: &[&'static MethodInfo],
+) -> Result<AnyRecipe, RecipeError> {
     // Positions count the characters that editors show.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if MAX_RECIPE_BYTES < text.len() as u64 {
@@ -51,6 +89,7 @@ pub fn parse(
     let mut problems = Vec::new();
     let mut warnings = Vec::new();
     let mut documents = Vec::new();
+    let mut assemblies = Vec::new();
     if roots.is_empty() {
         let hint = "a recipe has at least `merge_method:` and `models:` or `slices:`";
         problems
@@ -66,23 +105,59 @@ pub fn parse(
     }
     for root in &roots {
         let mut walk = Walk::new(methods);
-        documents.extend(walk.recipe(root));
+        if is_moe(root) {
+            if let Some((recipe, backbone)) = walk.moe(root) {
+                documents.extend(backbone);
+                assemblies.push(recipe);
+            }
+        } else {
+            documents.extend(walk.recipe(root));
+        }
         problems.append(&mut walk.problems);
         warnings.append(&mut walk.warnings);
     }
-    let complete = problems.is_empty() && documents.len() == roots.len();
-    let recipe = match documents.len() {
-        1 if complete => documents.pop(),
-        _ => link(documents, complete, &mut problems),
-    };
     sort(&mut warnings);
+    let recipe = match assemblies.pop() {
+        // One that could not be read says nothing of what the others are for.
+        None if roots.iter().any(is_moe) => None,
+        None => {
+            let complete = problems.is_empty() && documents.len() == roots.len();
+            let recipe = match documents.len() {
+                1 if complete => documents.pop(),
+                _ => link(documents, complete, &mut problems),
+            };
+            recipe.map(|recipe| {
+                AnyRecipe::Merge(Box::new(Recipe {
+                    warnings,
+                    path: name.into(),
+                    text: text.into(),
+                    ..recipe
+                }))
+            })
+        }
+        Some(_) if !problems.is_empty() => None,
+        Some(recipe) if assemblies.is_empty() => {
+            let results = link_models(recipe.mentions(), documents, &mut problems);
+            results.map(|results| {
+                AnyRecipe::Moe(Box::new(MoeRecipe {
+                    results,
+                    warnings,
+                    path: name.into(),
+                    text: text.into(),
+                    ..recipe
+                }))
+            })
+        }
+        Some(second) => {
+            let message =
+                "two documents assemble a mixture of experts, and only one result is written";
+            let at = second.gate_mode.at;
+            problems.push(Problem::new(ProblemKind::Invalid, at, message));
+            None
+        }
+    };
     match recipe {
-        Some(recipe) if problems.is_empty() => Ok(Recipe {
-            warnings,
-            path: name.into(),
-            text: text.into(),
-            ..recipe
-        }),
+        Some(recipe) if problems.is_empty() => Ok(recipe),
         _ => Err(RecipeError::new(name, text, problems)),
     }
 }

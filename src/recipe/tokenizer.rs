@@ -323,7 +323,7 @@ impl Walk<'_> {
         }
     }
 
-    fn flag(&mut self, entry: &Entry) -> Option<bool> {
+    pub(super) fn flag(&mut self, entry: &Entry) -> Option<bool> {
         if let Value::Bool(flag) = entry.node.value {
             return Some(flag);
         }

@@ -1,0 +1,658 @@
+//! The recipe of a mixture of experts: mergekit-moe's keys and Weldment's, typed.
+
+use safetensors::Dtype;
+
+use super::keys::Place;
+use super::nearest::suggestion;
+use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, quoted};
+use super::schema::Recipe;
+use super::walk::Walk;
+use super::yaml::{Entry, Node, Value};
+use crate::checkpoint::ModelRef;
+
+/// The name of a backbone that is written inside the recipe, among its models.
+const BACKBONE: &str = "backbone";
+
+/// The most experts; more are a slip of the pen, and a table of them would not be readable.
+const MAX_EXPERTS: usize = 1024;
+
+/// What assembles a mixture of experts, typed and checked as far as it goes without the models.
+#[derive(Debug)]
+pub struct MoeRecipe {
+    /// The model that gives config, tokenizer, and every tensor outside of the experts.
+    pub base_model: Located<ModelRef>,
+    /// What gives the tensors outside of the experts instead: a merge of the recipe, or a model.
+    pub backbone: Option<Located<ModelRef>>,
+    /// `architecture:`, as it is written.
+    pub architecture: Option<Located<String>>,
+    /// Where the rows of routers come from.
+    pub gate_mode: Located<GateMode>,
+    /// How they are made.
+    pub router: RouterRecipe,
+    /// `dtype:`.
+    pub dtype: Option<Dtype>,
+    /// Experts that a token goes through.
+    pub experts_per_token: Located<usize>,
+    /// The experts; never empty.
+    pub experts: Vec<Expert>,
+    /// Experts that every token goes through.
+    pub shared_experts: Vec<Expert>,
+    /// Whether the norm that an expert was trained behind is folded into it.
+    pub fold_norms: bool,
+    /// `layers:`: those that get experts, if not all do.
+    pub layers: Option<Located<LayerRanges>>,
+    /// Merges that `base_model`, `backbone` and experts may be, each after those it uses itself.
+    pub results: Vec<Recipe>,
+    /// What is well formed and has no effect.
+    pub warnings: Vec<Problem>,
+    /// The recipe's path, as the user gave it.
+    pub path: String,
+    /// The text as read, which the positions point into.
+    pub text: String,
+}
+
+/// One expert.
+#[derive(Debug)]
+pub struct Expert {
+    /// The dense model that it comes from.
+    pub source: Located<ModelRef>,
+    /// Texts that it is for.
+    pub positive_prompts: Vec<String>,
+    /// Texts that it is not for.
+    pub negative_prompts: Vec<String>,
+    /// Standard deviation of the normal noise added to each element of its matrices.
+    pub noise_scale: Option<f64>,
+    /// What its last matrix, the one that writes to the residual stream, is multiplied by.
+    pub residual_scale: Option<f64>,
+    /// Of a shared expert: its share of the block's output; the others get the rest.
+    pub alpha: Option<f64>,
+    /// Where it stands.
+    pub at: Position,
+}
+
+/// How rows of routers are made, beside the mode.
+#[derive(Debug, Default)]
+pub struct RouterRecipe {
+    /// Which tokens of a prompt count.
+    pub tokens: Option<PromptTokens>,
+    /// What rows are divided by: less than one makes the choice sharper.
+    pub temperature: Option<f64>,
+    /// Whether rows get length one; they do if nothing is said.
+    pub normalize: Option<bool>,
+    /// Whether the mean of a layer's rows is taken from each before they are normalised. The choice of experts
+    /// does not see what all rows have in common; their lengths do.
+    pub center: bool,
+    /// Keys random rows, instead of the run's seed.
+    pub seed: Option<u64>,
+    /// A safetensors file with the rows.
+    pub file: Option<Located<String>>,
+}
+
+/// Which tokens of a prompt a router's row is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromptTokens {
+    /// The last of each prompt, as mergekit does.
+    Last,
+    /// All but the token that begins a text.
+    Mean,
+}
+
+/// Ranges of layers, half-open; without an end, to the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerRanges(pub Vec<(usize, Option<usize>)>);
+
+impl LayerRanges {
+    /// Whether a layer is in one of them.
+    pub fn has(&self, layer: usize) -> bool {
+        let mut ranges = self.0.iter();
+        ranges.any(|(first, end)| *first <= layer && end.is_none_or(|end| layer < end))
+    }
+}
+
+/// Where the rows of routers come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateMode {
+    /// The states that enter a layer, at the last token of each prompt.
+    Hidden,
+    /// The same, the mean over tokens.
+    HiddenAvg,
+    /// The states that the router will see: behind attention and norm.
+    GateInput,
+    /// Sums of the prompts' token embeddings, the same in every layer.
+    CheapEmbed,
+    /// Normal draws.
+    Random,
+    /// Uniform draws, as a fresh linear layer has.
+    UniformRandom,
+    /// Normal draws made orthonormal in each layer.
+    Orthogonal,
+    /// Zeros: all experts alike, the first ones chosen.
+    Zero,
+    /// Rows from a file.
+    File,
+}
+
+impl GateMode {
+    /// Every mode with its name and what it does.
+    pub const ALL: [(&str, GateMode, &str); 10] = [
+        (
+            "hidden",
+            GateMode::Hidden,
+            "states entering the layer at each prompt's last token (mergekit's default)",
+        ),
+        (
+            "hidden_avg",
+            GateMode::HiddenAvg,
+            "the same, the mean over a prompt's tokens",
+        ),
+        ("hidden_last", GateMode::Hidden, "another name of `hidden`"),
+        (
+            "gate_input",
+            GateMode::GateInput,
+            "states that the router will see: behind attention and norm",
+        ),
+        (
+            "cheap_embed",
+            GateMode::CheapEmbed,
+            "sums of the prompts' token embeddings, the same in every layer",
+        ),
+        ("random", GateMode::Random, "normal draws"),
+        (
+            "uniform_random",
+            GateMode::UniformRandom,
+            "uniform draws between -1 and 1 over the root of the width",
+        ),
+        (
+            "orthogonal",
+            GateMode::Orthogonal,
+            "normal draws, orthonormal in each layer",
+        ),
+        (
+            "zero",
+            GateMode::Zero,
+            "zeros: training decides; until then the first experts are taken",
+        ),
+        (
+            "file",
+            GateMode::File,
+            "rows of a safetensors file, `router: {file: ...}`",
+        ),
+    ];
+
+    /// The name of the mode.
+    pub fn name(self) -> &'static str {
+        let mut all = Self::ALL.iter();
+        all.find(|(_, mode, _)| *mode == self)
+            .map_or("", |(name, ..)| name)
+    }
+
+    /// Whether it is made from prompts.
+    pub fn needs_prompts(self) -> bool {
+        self.needs_states() || self == GateMode::CheapEmbed
+    }
+
+    /// Whether it is made from states inside the model.
+    pub fn needs_states(self) -> bool {
+        matches!(
+            self,
+            GateMode::Hidden | GateMode::HiddenAvg | GateMode::GateInput
+        )
+    }
+
+    /// Whether it is drawn.
+    pub fn is_random(self) -> bool {
+        matches!(
+            self,
+            GateMode::Random | GateMode::UniformRandom | GateMode::Orthogonal
+        )
+    }
+}
+
+impl MoeRecipe {
+    /// Every mention of a model: the base, the backbone, then the experts.
+    pub fn mentions(&self) -> impl Iterator<Item = &Located<ModelRef>> {
+        let experts = self.experts.iter().chain(&self.shared_experts);
+        [&self.base_model]
+            .into_iter()
+            .chain(&self.backbone)
+            .chain(experts.map(|expert| &expert.source))
+    }
+
+    /// The error of problems that were found later, by those who know the models.
+    pub fn error(&self, problems: Vec<Problem>) -> RecipeError {
+        RecipeError::new(self.path.clone(), self.text.clone(), problems)
+    }
+}
+
+const MOE: Place = Place {
+    name: "a recipe of a mixture of experts",
+    keys: &[
+        "base_model",
+        "experts",
+        "shared_experts",
+        "gate_mode",
+        "router",
+        "experts_per_token",
+        "architecture",
+        "dtype",
+        "backbone",
+        "fold_norms",
+        "layers",
+    ],
+};
+
+const EXPERT: Place = Place {
+    name: "an expert",
+    keys: &[
+        "source_model",
+        "positive_prompts",
+        "negative_prompts",
+        "noise_scale",
+        "residual_scale",
+        "alpha",
+    ],
+};
+
+const ROUTER: Place = Place {
+    name: "`router`",
+    keys: &[
+        "tokens",
+        "temperature",
+        "normalize",
+        "center",
+        "seed",
+        "file",
+    ],
+};
+
+/// Whether a document assembles a mixture of experts, and does not merge.
+pub(super) fn is_moe(root: &Node) -> bool {
+    let Value::Map(entries) = &root.value else {
+        return false;
+    };
+    let has = |key: &str| entries.iter().any(|entry| entry.key == key);
+    !has("merge_method") && (has("experts") || has("gate_mode"))
+}
+
+impl Walk<'_> {
+    /// The whole recipe, and the merge that it may hold as its backbone.
+    pub(super) fn moe(&mut self, root: &Node) -> Option<(MoeRecipe, Option<Recipe>)> {
+        let entries = self.entries(root, &MOE)?;
+        let mut base_model = None;
+        let mut backbone = None;
+        let mut inner = None;
+        let mut experts = None;
+        let mut recipe = Parts::default();
+        let before = self.problems.len();
+        for entry in entries {
+            let node = &entry.node;
+            match entry.key.as_str() {
+                "gate_mode" | "router" | "experts_per_token" | "architecture" | "dtype"
+                | "backbone" | "fold_norms" | "layers" | "shared_experts"
+                    if node.is_null() => {}
+                "base_model" => base_model = Some(self.model(node)),
+                "experts" => experts = Some(self.experts(entry, false)),
+                "shared_experts" => {
+                    recipe.shared_experts = self.experts(entry, true).unwrap_or_default();
+                }
+                "gate_mode" => recipe.gate_mode = self.gate_mode(entry),
+                "router" => recipe.router = self.router(node).unwrap_or_default(),
+                "experts_per_token" => recipe.experts_per_token = self.experts_per_token(entry),
+                "architecture" => {
+                    recipe.architecture =
+                        self.text(entry).map(|value| Located { value, at: node.at });
+                }
+                "dtype" => recipe.dtype = self.dtype(entry),
+                "backbone" => (backbone, inner) = self.backbone(node),
+                "fold_norms" => recipe.fold_norms = self.flag(entry).unwrap_or_default(),
+                "layers" => recipe.layers = self.layers(entry),
+                _ => self.other_key(&MOE, entry),
+            }
+        }
+        if base_model.is_none() {
+            self.missing("base_model", root, &MOE);
+        }
+        if experts.is_none() {
+            self.missing("experts", root, &MOE);
+        }
+        let (base_model, experts) = (base_model??, experts??);
+        let default = Located {
+            value: 2,
+            at: root.at,
+        };
+        let recipe = MoeRecipe {
+            base_model,
+            backbone,
+            architecture: recipe.architecture,
+            gate_mode: recipe.gate_mode.unwrap_or(Located {
+                value: GateMode::Hidden,
+                at: root.at,
+            }),
+            router: recipe.router,
+            dtype: recipe.dtype,
+            experts_per_token: recipe.experts_per_token.unwrap_or(default),
+            experts,
+            shared_experts: recipe.shared_experts,
+            fold_norms: recipe.fold_norms,
+            layers: recipe.layers,
+            results: Vec::new(),
+            warnings: Vec::new(),
+            path: String::new(),
+            text: String::new(),
+        };
+        if self.problems.len() == before {
+            self.check_moe(&recipe);
+        }
+        Some((recipe, inner))
+    }
+
+    fn experts(&mut self, entry: &Entry, shared: bool) -> Option<Vec<Expert>> {
+        let items = self.items(entry, &entry.key)?;
+        if items.len() > MAX_EXPERTS {
+            let message = format!(
+                "expected at most {MAX_EXPERTS} experts, found {}",
+                items.len()
+            );
+            self.problem(ProblemKind::Invalid, entry.node.at, message);
+            return None;
+        }
+        items.iter().map(|item| self.expert(item, shared)).collect()
+    }
+
+    fn expert(&mut self, node: &Node, shared: bool) -> Option<Expert> {
+        let entries = self.entries(node, &EXPERT)?;
+        let mut source = None;
+        let mut expert = ExpertParts::default();
+        for entry in entries {
+            match entry.key.as_str() {
+                "positive_prompts" | "negative_prompts" | "noise_scale" | "residual_scale"
+                | "alpha"
+                    if entry.node.is_null() => {}
+                "source_model" => source = Some(self.model(&entry.node)),
+                "positive_prompts" => expert.positive = self.prompts(entry),
+                "negative_prompts" => expert.negative = self.prompts(entry),
+                "noise_scale" => expert.noise = self.number(entry, "at least 0", |x| x >= 0.0),
+                "residual_scale" => expert.residual = self.number(entry, "finite", |_| true),
+                "alpha" if shared => {
+                    let fits = |x| (0.0..=1.0).contains(&x);
+                    expert.alpha = self.number(entry, "from 0 to 1", fits);
+                }
+                "alpha" => {
+                    let message =
+                        "`alpha` is the share of a shared expert, and this is a routed one";
+                    let hint = "put the expert under `shared_experts`, or remove `alpha`";
+                    self.refuse(ProblemKind::Invalid, entry.key_at, message, Some(hint));
+                }
+                _ => self.other_key(&EXPERT, entry),
+            }
+        }
+        if source.is_none() {
+            self.missing("source_model", node, &EXPERT);
+        }
+        Some(Expert {
+            source: source??,
+            positive_prompts: expert.positive,
+            negative_prompts: expert.negative,
+            noise_scale: expert.noise,
+            residual_scale: expert.residual,
+            alpha: expert.alpha,
+            at: node.at,
+        })
+    }
+
+    fn prompts(&mut self, entry: &Entry) -> Vec<String> {
+        let Some(items) = self.items(entry, &entry.key) else {
+            return Vec::new();
+        };
+        let mut prompts = Vec::with_capacity(items.len());
+        for item in items {
+            match &item.value {
+                Value::Text(text) => prompts.push(text.clone()),
+                other => {
+                    let message = format!("expected a prompt, found {}", other.found());
+                    let hint = "a prompt is text: put it in quotes";
+                    self.refuse(ProblemKind::Invalid, item.at, message, Some(hint));
+                }
+            }
+        }
+        prompts
+    }
+
+    fn gate_mode(&mut self, entry: &Entry) -> Option<Located<GateMode>> {
+        let text = self.text(entry)?;
+        let at = entry.node.at;
+        let known = GateMode::ALL.iter().find(|(name, ..)| *name == text);
+        if let Some((_, value, _)) = known {
+            return Some(Located { value: *value, at });
+        }
+        let names: Vec<&str> = GateMode::ALL.iter().map(|(name, ..)| *name).collect();
+        let hint = suggestion(&text, "the modes are", &names);
+        let message = format!("unknown gate mode {}", quoted(&text));
+        self.refuse(ProblemKind::Unknown, at, message, hint.as_deref());
+        None
+    }
+
+    fn router(&mut self, node: &Node) -> Option<RouterRecipe> {
+        let entries = self.entries(node, &ROUTER)?;
+        let mut router = RouterRecipe::default();
+        for entry in entries {
+            match entry.key.as_str() {
+                _ if entry.node.is_null() => {}
+                "tokens" => router.tokens = self.prompt_tokens(entry),
+                "temperature" => {
+                    router.temperature = self.number(entry, "more than 0", |x| x > 0.0);
+                }
+                "normalize" => router.normalize = self.flag(entry),
+                "center" => router.center = self.flag(entry).unwrap_or_default(),
+                "seed" => router.seed = self.whole(entry, 0).map(|seed| seed as u64),
+                "file" => {
+                    let at = entry.node.at;
+                    router.file = self.text(entry).map(|value| Located { value, at });
+                }
+                _ => self.other_key(&ROUTER, entry),
+            }
+        }
+        Some(router)
+    }
+
+    fn prompt_tokens(&mut self, entry: &Entry) -> Option<PromptTokens> {
+        match self.text(entry)?.as_str() {
+            "last" => Some(PromptTokens::Last),
+            "mean" => Some(PromptTokens::Mean),
+            other => {
+                let message = format!(
+                    "expected `last` or `mean` for `tokens`, found {}",
+                    quoted(other)
+                );
+                self.problem(ProblemKind::Unknown, entry.node.at, message);
+                None
+            }
+        }
+    }
+
+    fn experts_per_token(&mut self, entry: &Entry) -> Option<Located<usize>> {
+        let value = self.whole(entry, 1)?;
+        let at = entry.node.at;
+        Some(Located { value, at })
+    }
+
+    /// A model, or a merge in its place: that gets a name, by which the recipe's models find it.
+    fn backbone(&mut self, node: &Node) -> (Option<Located<ModelRef>>, Option<Recipe>) {
+        let is_merge = match &node.value {
+            Value::Map(entries) => entries.iter().any(|entry| entry.key == "merge_method"),
+            _ => false,
+        };
+        if !is_merge {
+            return (self.model(node), None);
+        }
+        let mut walk = Walk::new(self.methods);
+        let merge = walk.recipe(node);
+        self.problems.append(&mut walk.problems);
+        self.warnings.append(&mut walk.warnings);
+        let at = node.at;
+        let named = merge.map(|merge| Recipe {
+            name: Some(Located {
+                value: BACKBONE.to_owned(),
+                at,
+            }),
+            ..merge
+        });
+        let model = ModelRef::parse(BACKBONE).ok();
+        (model.map(|value| Located { value, at }), named)
+    }
+
+    /// `layers: "4-"`, `"0-4, 8-12"`, half-open as layer ranges are; or one layer by its number.
+    fn layers(&mut self, entry: &Entry) -> Option<Located<LayerRanges>> {
+        let at = entry.node.at;
+        let text = match &entry.node.value {
+            Value::Int(layer) => layer.to_string(),
+            _ => self.text(entry)?,
+        };
+        let range = |part: &str| -> Option<(usize, Option<usize>)> {
+            match part.trim().split_once('-') {
+                None => {
+                    let layer = part.trim().parse::<usize>().ok()?;
+                    Some((layer, Some(layer.checked_add(1)?)))
+                }
+                Some((first, end)) => {
+                    let first = match first.trim() {
+                        "" => 0,
+                        first => first.parse().ok()?,
+                    };
+                    let end = match end.trim() {
+                        "" => None,
+                        end => Some(end.parse().ok()?),
+                    };
+                    end.is_none_or(|end| first < end).then_some((first, end))
+                }
+            }
+        };
+        let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+        if ranges.is_none() {
+            let message = format!("expected ranges of layers, found {}", quoted(&text));
+            let hint =
+                "`\"4-\"` is from the fifth layer on, `\"0-4, 8-12\"` is half-open: eight layers";
+            self.refuse(ProblemKind::Invalid, at, message, Some(hint));
+        }
+        ranges.map(|ranges| Located {
+            value: LayerRanges(ranges),
+            at,
+        })
+    }
+
+    fn number(&mut self, entry: &Entry, expected: &str, fits: impl Fn(f64) -> bool) -> Option<f64> {
+        let number = match entry.node.value {
+            Value::Int(number) => Some(number as f64),
+            Value::Float(number) => Some(number),
+            _ => None,
+        };
+        let number = number.filter(|number| number.is_finite() && fits(*number));
+        if number.is_none() {
+            let (key, found) = (quoted(&entry.key), entry.node.value.found());
+            let message = format!("expected a number {expected} for {key}, found {found}");
+            self.problem(ProblemKind::Invalid, entry.node.at, message);
+        }
+        number
+    }
+
+    fn whole(&mut self, entry: &Entry, least: usize) -> Option<usize> {
+        let number = match entry.node.value {
+            Value::Int(number) => usize::try_from(number).ok(),
+            _ => None,
+        };
+        let number = number.filter(|number| least <= *number);
+        if number.is_none() {
+            let (key, found) = (quoted(&entry.key), entry.node.value.found());
+            let message = format!("expected a whole number from {least} for {key}, found {found}");
+            self.problem(ProblemKind::Invalid, entry.node.at, message);
+        }
+        number
+    }
+
+    /// What the recipe's parts demand of each other.
+    fn check_moe(&mut self, recipe: &MoeRecipe) {
+        let Located { value: mode, at } = recipe.gate_mode;
+        let (experts, per_token) = (recipe.experts.len(), recipe.experts_per_token.value);
+        if experts < per_token {
+            let message =
+                format!("a token goes through {per_token} experts, and there are {experts}");
+            let hint = "add experts, or lower `experts_per_token` (2 if nothing is said)";
+            let at = recipe.experts_per_token.at;
+            self.refuse(ProblemKind::Invalid, at, message, Some(hint));
+        }
+        let promptless = recipe
+            .experts
+            .iter()
+            .find(|expert| expert.positive_prompts.is_empty());
+        if let (Some(expert), true) = (promptless, mode.needs_prompts()) {
+            let model = quoted(&expert.source.value.to_string());
+            let message = format!("the expert {model} has no `positive_prompts`");
+            let hint = format!(
+                "`gate_mode: {}` makes a router's rows from them; `random`, `uniform_random`, `orthogonal` and `zero` \
+                 need none",
+                mode.name()
+            );
+            self.refuse(ProblemKind::Missing, expert.at, message, Some(&hint));
+        }
+        let alike = |expert: &Expert| {
+            let first = &recipe.experts[0];
+            expert.positive_prompts == first.positive_prompts
+                && expert.negative_prompts == first.negative_prompts
+        };
+        if experts > 1 && mode.needs_prompts() && recipe.experts.iter().all(alike) {
+            let message = "all experts have the same prompts, so their routers would be equal";
+            let hint =
+                "give each expert prompts for what it is good at, or choose another `gate_mode`";
+            self.refuse(
+                ProblemKind::Invalid,
+                recipe.experts[0].at,
+                message,
+                Some(hint),
+            );
+        }
+        match (&recipe.router.file, mode) {
+            (None, GateMode::File) => {
+                let hint = "name a safetensors file: `router: {file: rows.safetensors}`";
+                let message = "`gate_mode: file` has no file";
+                self.refuse(ProblemKind::Missing, at, message, Some(hint));
+            }
+            (Some(file), mode) if mode != GateMode::File => {
+                let message = format!("`file` has no effect with `gate_mode: {}`", mode.name());
+                let hint = "say `gate_mode: file`, or remove it";
+                self.refuse(ProblemKind::Invalid, file.at, message, Some(hint));
+            }
+            _ => {}
+        }
+        let shares = recipe
+            .shared_experts
+            .iter()
+            .filter_map(|expert| expert.alpha);
+        if shares.sum::<f64>() > 1.0 {
+            let message = "the shares (`alpha`) of the shared experts are more than 1 together";
+            self.problem(ProblemKind::Invalid, recipe.shared_experts[0].at, message);
+        }
+    }
+}
+
+/// The recipe as far as it was read.
+#[derive(Default)]
+struct Parts {
+    architecture: Option<Located<String>>,
+    gate_mode: Option<Located<GateMode>>,
+    router: RouterRecipe,
+    dtype: Option<Dtype>,
+    experts_per_token: Option<Located<usize>>,
+    shared_experts: Vec<Expert>,
+    fold_norms: bool,
+    layers: Option<Located<LayerRanges>>,
+}
+
+/// An expert as far as it was read.
+#[derive(Default)]
+struct ExpertParts {
+    positive: Vec<String>,
+    negative: Vec<String>,
+    noise: Option<f64>,
+    residual: Option<f64>,
+    alpha: Option<f64>,
+}
