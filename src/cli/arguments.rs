@@ -8,10 +8,11 @@ use clap::{Args, ValueEnum};
 
 use super::environment;
 use super::output::Failure;
-use crate::checkpoint::ModelRef;
+use crate::checkpoint::{Locator, ModelRef};
 use crate::engine::Settings;
+use crate::moe;
 use crate::plan::{self, Options, Plan};
-use crate::recipe;
+use crate::recipe::{self, AnyRecipe, RecipeError};
 
 /// The shape of what goes to stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -36,7 +37,7 @@ pub(super) struct PlanArguments {
     #[arg(long, value_name = "MODEL", value_parser = ModelRef::parse)]
     tokenizer_from: Option<ModelRef>,
 
-    /// Seed of random masks (dare_linear, dare_ties)
+    /// Seed of random masks (dare_linear, dare_ties), and of random routers
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
@@ -57,9 +58,14 @@ pub(super) struct PlanArguments {
 }
 
 impl PlanArguments {
-    /// Reads the recipe and plans it.
+    /// Reads the recipe of a merge and plans it.
     pub(super) fn plan(&self) -> Result<Plan, Failure> {
         let recipe = recipe::read(&self.recipe)?;
+        self.plan_recipe(&AnyRecipe::Merge(Box::new(recipe)), false)
+    }
+
+    /// Plans a recipe of any kind; `inexact` is for mixtures of experts.
+    pub(super) fn plan_recipe(&self, recipe: &AnyRecipe, inexact: bool) -> Result<Plan, Failure> {
         let locator = environment::locator(self.recipe.parent())?;
         let options = Options {
             settings: Settings {
@@ -71,13 +77,23 @@ impl PlanArguments {
             seed: self.seed,
             shard_size: self.shard_size,
             tokenizer_from: self.tokenizer_from.clone(),
+            inexact,
         };
-        Ok(plan::plan(
-            &recipe,
-            &self.recipe.display().to_string(),
-            &locator,
-            &options,
-        )?)
+        let path = self.recipe.display().to_string();
+        Ok(plan_any(recipe, &path, &locator, &options)?)
+    }
+}
+
+/// The plan of a recipe of any kind, which messages call `path`.
+pub(super) fn plan_any(
+    recipe: &AnyRecipe,
+    path: &str,
+    locator: &Locator,
+    options: &Options,
+) -> Result<Plan, RecipeError> {
+    match recipe {
+        AnyRecipe::Merge(recipe) => plan::plan(recipe, path, locator, options),
+        AnyRecipe::Moe(recipe) => moe::plan(recipe, path, locator, options),
     }
 }
 

@@ -1,6 +1,8 @@
 //! `weld merge`: runs a recipe.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -22,6 +24,19 @@ pub(super) struct Arguments {
     #[command(flatten)]
     plan: PlanArguments,
 
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let stop = signals::install()?;
+    let plan = arguments.plan.plan()?;
+    arguments.output.write(&plan, stop)
+}
+
+/// Where a checkpoint is written, and what is said of it.
+#[derive(Args)]
+pub(super) struct OutputArguments {
     /// The folder to write
     out: PathBuf,
 
@@ -42,39 +57,50 @@ pub(super) struct Arguments {
     format: Format,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::install()?;
-    let plan = arguments.plan.plan()?;
-    let quiet = arguments.quiet;
-    if !quiet {
-        for note in &plan.notes {
-            say(&format!("note: {note}"));
+impl OutputArguments {
+    /// Runs a plan.
+    pub(super) fn write(&self, plan: &Plan, stop: Arc<AtomicBool>) -> Result<(), Failure> {
+        let quiet = self.quiet;
+        if !quiet {
+            for note in &plan.notes {
+                say(&format!("note: {note}"));
+            }
         }
-    }
-    let peak = PeakMemory::watch();
-    let progress = Progress::start(&plan, quiet, stop);
-    let done = run::run(
-        &plan,
-        &arguments.out,
-        RunOptions {
-            force: arguments.force,
-            hash_inputs: arguments.hash_inputs,
-        },
-        &progress,
-    );
-    progress.finish();
-    let (summary, peak) = (done?, peak.stop());
-    match arguments.format {
-        Format::Json => print(&format!("{:#}", as_json(arguments, &summary, peak))),
-        Format::Text if quiet => Ok(()),
-        Format::Text => {
-            say(&as_text(arguments, &plan, &summary, peak));
-            Ok(())
+        let peak = PeakMemory::watch();
+        let progress = Progress::start(plan, quiet, stop);
+        let done = run::run(
+            plan,
+            &self.out,
+            RunOptions {
+                force: self.force,
+                hash_inputs: self.hash_inputs,
+            },
+            &progress,
+        );
+        progress.finish();
+        let (summary, peak) = (done?, peak.stop());
+        if !quiet {
+            for note in &summary.notes {
+                say(&format!("note: {note}"));
+            }
+        }
+        match self.format {
+            Format::Json => print(&format!("{:#}", as_json(self, &summary, peak))),
+            Format::Text if quiet => Ok(()),
+            Format::Text => {
+                say(&as_text(self, plan, &summary, peak));
+                Ok(())
+            }
         }
     }
 }
 
-fn as_text(arguments: &Arguments, plan: &Plan, summary: &Summary, peak: Option<u64>) -> String {
+fn as_text(
+    arguments: &OutputArguments,
+    plan: &Plan,
+    summary: &Summary,
+    peak: Option<u64>,
+) -> String {
     let seconds = summary.elapsed.as_secs_f64();
     let moved = summary.totals.read + summary.totals.written;
     let mut text = format!(
@@ -100,13 +126,14 @@ fn as_text(arguments: &Arguments, plan: &Plan, summary: &Summary, peak: Option<u
     text
 }
 
-fn as_json(arguments: &Arguments, summary: &Summary, peak: Option<u64>) -> serde_json::Value {
+fn as_json(arguments: &OutputArguments, summary: &Summary, peak: Option<u64>) -> serde_json::Value {
     json!({
         "out": arguments.out.display().to_string(),
         "tensors": summary.tensors,
         "bytes_read": summary.totals.read,
         "bytes_written": summary.totals.written,
         "saturated": summary.totals.saturated,
+        "notes": summary.notes,
         "seconds": summary.elapsed.as_secs_f64(),
         "peak_memory": peak,
     })

@@ -11,6 +11,7 @@ mod inspect;
 mod memory;
 mod merge;
 mod methods;
+mod moe;
 mod output;
 mod plan;
 mod progress;
@@ -39,6 +40,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Merge(merge::Arguments),
+    Moe(moe::Arguments),
     Plan(plan::Arguments),
     Diff(Box<diff::Arguments>),
     Verify(Box<verify::Arguments>),
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
     };
     let done: Result<(), Failure> = match cli.command {
         Command::Merge(arguments) => merge::run(&arguments),
+        Command::Moe(arguments) => moe::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),

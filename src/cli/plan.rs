@@ -5,6 +5,7 @@ use clap::Args;
 use super::arguments::{Format, PlanArguments};
 use super::output::{Failure, print};
 use crate::plan::{self, Detail};
+use crate::recipe;
 
 /// Show what a recipe would do, reading headers and configs only
 ///
@@ -19,13 +20,18 @@ pub(super) struct Arguments {
     #[arg(long)]
     all: bool,
 
+    /// Of a mixture of experts: plan it though it won't compute what its models do
+    #[arg(long)]
+    inexact: bool,
+
     /// What is printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let plan = arguments.plan.plan()?;
+    let recipe = recipe::read_any(&arguments.plan.recipe)?;
+    let plan = arguments.plan.plan_recipe(&recipe, arguments.inexact)?;
     let detail = if arguments.all {
         Detail::All
     } else {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 
-use super::arguments::{Threads, size};
+use super::arguments::{Threads, plan_any, size};
 use super::environment;
 use super::output::{Failure, say};
 use super::progress::Progress;
@@ -14,8 +14,8 @@ use super::signals;
 use crate::audit::verify::{Coverage, Request, verify};
 use crate::checkpoint::{Checkpoint, Locator, ModelRef};
 use crate::engine::Settings;
-use crate::plan::{self, Options};
-use crate::recipe::{self, Recipe, RecipeError};
+use crate::plan::Options;
+use crate::recipe::{self, AnyRecipe, RecipeError};
 use crate::run::Lock;
 
 /// The file in which mergekit leaves the recipe of a merge.
@@ -101,7 +101,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let recipe = the_recipe(arguments, lock.as_ref(), by_mergekit.clone())?;
     let locator = with_inputs(locator, &arguments.inputs, &location.path)?;
     let options = options(arguments, lock.as_ref(), threads)?;
-    let planned = plan::plan(&recipe.recipe, &recipe.name, &locator, &options);
+    let planned = plan_any(&recipe.recipe, &recipe.name, &locator, &options);
     let planned = planned.map_err(|error| no_plan(&error));
     let coverage = match arguments.full {
         true => Coverage::Full,
@@ -150,7 +150,7 @@ fn no_plan(error: &RecipeError) -> String {
 
 /// A recipe, and what messages call it.
 struct Named {
-    recipe: Recipe,
+    recipe: AnyRecipe,
     name: String,
 }
 
@@ -161,7 +161,7 @@ fn the_recipe(
 ) -> Result<Named, Failure> {
     let file = arguments.recipe.clone();
     let from_file = |path: PathBuf| -> Result<Named, Failure> {
-        let recipe = recipe::read(&path).map_err(|error| {
+        let recipe = recipe::read_any(&path).map_err(|error| {
             say(&recipe::render(&error, false));
             Failure::tool(format!("cannot read the recipe {}", path.display()))
         })?;
@@ -174,7 +174,7 @@ fn the_recipe(
         (Some(path), ..) => from_file(path),
         (None, Some(lock), _) => {
             let name = crate::run::LOCK_FILE;
-            let recipe = recipe::parse_with_registry(name, &lock.recipe).map_err(|error| {
+            let recipe = recipe::parse_any(name, &lock.recipe).map_err(|error| {
                 say(&recipe::render(&error, false));
                 Failure::tool(format!("cannot read the recipe in {name}"))
             })?;
@@ -237,5 +237,6 @@ fn options(arguments: &Arguments, lock: Option<&Lock>, threads: usize) -> Result
             .unwrap_or(0),
         shard_size: locked.map_or(ByteSize::gb(5).as_u64(), |options| options.shard_size),
         tokenizer_from,
+        inexact: locked.is_some_and(|options| options.inexact),
     })
 }

@@ -39,6 +39,7 @@ fn planned(recipe_path: &Path) -> Plan {
         seed: 0,
         shard_size: 1 << 40,
         tokenizer_from: None,
+        inexact: false,
     };
     plan(&recipe, "recipe.yml", &locator, &options).unwrap()
 }

@@ -1,0 +1,742 @@
+//! The tensors of a mixture of experts: what each is made of.
+
+use std::collections::HashMap;
+
+use super::adjust::{Adjust, Segment};
+use super::family::Dense;
+use super::router::{self, Invented};
+use super::targets::{Absent, Experts, SharedLayout, Target};
+use crate::checkpoint::{Dtype, TensorEntry, is_derived_buffer, is_output_head};
+use crate::methods::TensorParams;
+use crate::numeric::{FloatType, NormalKey, Picks};
+use crate::plan::{
+    Fate, Fold, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View,
+};
+use crate::recipe::{Expert, Position};
+
+/// What a tensor of an assembly is called where plans are shown.
+const EXPERT: &str = "expert";
+const ROUTER: &str = "router";
+const ZEROS: &str = "zeros";
+const NORM: &str = "norm";
+const EMBEDDING: &str = "embedding";
+
+/// An expert of the recipe, with its model.
+pub(super) struct Source<'a> {
+    pub(super) recipe: &'a Expert,
+    pub(super) model: usize,
+    pub(super) dense: &'a Dense,
+}
+
+/// What is assembled.
+pub(super) struct Assembly<'a> {
+    pub(super) models: &'a Models,
+    /// The model that gives everything but the experts.
+    pub(super) base: usize,
+    pub(super) base_at: Option<Position>,
+    pub(super) dense: &'a Dense,
+    pub(super) target: &'static Target,
+    pub(super) experts: Vec<Source<'a>>,
+    pub(super) shared: Option<Source<'a>>,
+    /// Which layers have experts.
+    pub(super) has_experts: Vec<bool>,
+    pub(super) fold_norms: bool,
+    pub(super) seed: u64,
+    /// The dtype that the recipe asks for.
+    pub(super) dtype: Option<FloatType>,
+    /// The model that the tensors of no model will be of.
+    pub(super) invented: usize,
+}
+
+/// The tensors, and those among them that no model has.
+#[derive(Default)]
+pub(super) struct Tensors {
+    pub(super) planned: Vec<PlannedTensor>,
+    pub(super) invented: Vec<(TensorEntry, Invented)>,
+    /// Pairs that must be equal, as one of them is left out.
+    pub(super) equal: Vec<(usize, usize, usize)>,
+    pub(super) fates: Vec<Vec<Fate>>,
+    /// The names of the routers, by layer with experts.
+    pub(super) routers: Vec<String>,
+    /// Width of the shared expert.
+    pub(super) shared_width: usize,
+}
+
+/// One of the three matrices of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Matrix {
+    Gate,
+    Up,
+    Down,
+}
+
+impl Matrix {
+    fn name(self) -> &'static str {
+        match self {
+            Matrix::Gate => "gate_proj.weight",
+            Matrix::Up => "up_proj.weight",
+            Matrix::Down => "down_proj.weight",
+        }
+    }
+}
+
+/// A matrix of an expert as it will be: where it is, and what is done with it.
+struct Piece {
+    part: Part,
+    /// Rows and columns.
+    shape: [usize; 2],
+    /// Whether it is all of a tensor, as it is.
+    whole: bool,
+    segment: Segment,
+}
+
+impl<'a> Assembly<'a> {
+    /// Decides the tensors; adds to `problems` what is missing or has another shape.
+    pub(super) fn tensors(&self, problems: &mut Problems) -> Tensors {
+        let mut out = Tensors::default();
+        if let Some(shared) = &self.shared {
+            out.shared_width = shared.dense.width;
+        }
+        let model = &self.models.checkpoints[self.base];
+        let mut seen = vec![false; self.dense.layers];
+        for (at, entry) in model.tensors().iter().enumerate() {
+            let source = SourceTensor {
+                model: self.base,
+                tensor: at,
+            };
+            let layer = layer_of(&entry.name);
+            match layer {
+                Some((layer, _)) if layer >= self.dense.layers => {
+                    let message = format!(
+                        "`{}` of `{}` is of layer {layer}, and its config says {} layers",
+                        entry.name,
+                        model.label(),
+                        self.dense.layers
+                    );
+                    problems.add(self.base_at, message, None);
+                    return out;
+                }
+                Some((layer, rest)) if rest.starts_with("mlp.") => {
+                    if !std::mem::replace(&mut seen[layer], true) {
+                        self.mlp(layer, &mut out, problems);
+                    }
+                }
+                _ if is_derived_buffer(&entry.name) => {}
+                _ => self.outside(source, entry, &mut out, problems),
+            }
+        }
+        if let Some(layer) = seen.iter().position(|seen| !seen) {
+            let name = format!("model.layers.{layer}.mlp.{}", Matrix::Gate.name());
+            self.lacks(self.base, self.base_at, &name, problems);
+        }
+        out.fates = self.fates(&out.planned);
+        out
+    }
+
+    /// A tensor outside of the MLPs: as it is, or in the parts and scale that the target wants.
+    fn outside(
+        &self,
+        source: SourceTensor,
+        entry: &TensorEntry,
+        out: &mut Tensors,
+        problems: &mut Problems,
+    ) {
+        let (dense, family) = (self.dense, self.dense.family);
+        let name = &entry.name;
+        let model = &self.models.checkpoints[self.base];
+        if !name.starts_with("model.") && !is_output_head(name) {
+            let message = format!(
+                "`{name}` of `{}` has no place in a `{}`",
+                model.label(),
+                self.target.model_type
+            );
+            let hint = "expected names such as `model.layers.0.self_attn.q_proj.weight` and `lm_head.weight`";
+            problems.add(self.base_at, message, Some(hint.to_owned()));
+            return;
+        }
+        if is_output_head(name) && dense.tied {
+            // Left out as its copy is: what is written ties them, or gets the head from the embedding.
+            if let Some(embedding) = model.find("model.embed_tokens.weight") {
+                out.equal.push((self.base, source.tensor, embedding));
+            }
+            return;
+        }
+        if family.fused && name.ends_with(".self_attn.qkv_proj.weight") {
+            let (query, key) = (
+                dense.heads * dense.head_dim,
+                dense.kv_heads * dense.head_dim,
+            );
+            let cuts = [
+                ("q_proj", 0..query),
+                ("k_proj", query..query + key),
+                ("v_proj", query + key..query + 2 * key),
+            ];
+            let expected = [query + 2 * key, dense.hidden];
+            if entry.shape != expected {
+                self.has_shape(self.base, self.base_at, entry, &expected, problems);
+                return;
+            }
+            for (matrix, rows) in cuts {
+                let name = name.replace("qkv_proj", matrix);
+                let piece = self.cut(source, rows, dense.hidden);
+                out.planned.push(self.join(name, vec![piece], Vec::new()));
+            }
+            return;
+        }
+        let norm = family.norm_offset != 0.0 && name.ends_with("norm.weight");
+        let embedding = family.scaled_embedding && name == "model.embed_tokens.weight";
+        if embedding {
+            let head = self.values(
+                source,
+                "lm_head.weight".into(),
+                entry,
+                Segment::plain(0),
+                EXPERT,
+            );
+            if dense.tied {
+                out.planned.push(head);
+            }
+        }
+        let segment = Segment {
+            scale: if embedding {
+                (dense.hidden as f64).sqrt()
+            } else {
+                1.0
+            },
+            shift: if norm { family.norm_offset } else { 0.0 },
+            ..Segment::plain(entry.elements())
+        };
+        let what = if norm { NORM } else { EMBEDDING };
+        out.planned
+            .push(self.values(source, name.clone(), entry, segment, what));
+    }
+
+    /// A tensor of the base, each of whose values is changed in the same way.
+    fn values(
+        &self,
+        source: SourceTensor,
+        name: String,
+        entry: &TensorEntry,
+        segment: Segment,
+        what: &'static str,
+    ) -> PlannedTensor {
+        let stored = FloatType::of(entry.dtype);
+        let output = self.dtype.filter(|_| stored.is_some()).or(stored);
+        let bytes = self.models.checkpoints[source.model]
+            .bytes(source.tensor)
+            .is_some();
+        let operation = if !segment.is_plain() {
+            Operation::Compute {
+                name: what,
+                program: Box::new(Adjust([segment].into())),
+            }
+        } else if output == stored && bytes || stored.is_none() {
+            Operation::Copy
+        } else {
+            Operation::convert()
+        };
+        PlannedTensor {
+            name,
+            dtype: output.map_or(entry.dtype, FloatType::dtype),
+            shape: entry.shape.clone(),
+            sources: vec![source],
+            base: None,
+            views: Vec::new(),
+            operation,
+            params: TensorParams::default(),
+        }
+    }
+
+    /// The MLP of a layer: with experts, or dense as it was.
+    fn mlp(&self, layer: usize, out: &mut Tensors, problems: &mut Problems) {
+        let prefix = format!("model.layers.{layer}.");
+        if !self.has_experts[layer] {
+            let donor = Donor {
+                model: self.base,
+                at: self.base_at,
+                dense: self.dense,
+            };
+            for matrix in [Matrix::Gate, Matrix::Up, Matrix::Down] {
+                if let Some(piece) = self.piece(&donor, layer, matrix, problems) {
+                    let name = format!("{prefix}mlp.{}", matrix.name());
+                    out.planned.push(self.one(name, piece));
+                }
+            }
+            return;
+        }
+        self.router(&prefix, out);
+        let routed = 1.0
+            - self
+                .shared
+                .as_ref()
+                .and_then(|shared| shared.recipe.alpha)
+                .unwrap_or(0.0);
+        let piece = |number: usize, expert: &Source<'_>, matrix, problems: &mut Problems| {
+            self.expert_piece(expert, layer, matrix, routed, (number, "expert"), problems)
+        };
+        match &self.target.experts {
+            Experts::Each {
+                prefix: each,
+                gate,
+                up,
+                down,
+            } => {
+                for (number, expert) in self.experts.iter().enumerate() {
+                    for (matrix, suffix) in
+                        [(Matrix::Gate, gate), (Matrix::Up, up), (Matrix::Down, down)]
+                    {
+                        if let Some(piece) = piece(number, expert, matrix, problems) {
+                            out.planned
+                                .push(self.one(format!("{prefix}{each}{number}.{suffix}"), piece));
+                        }
+                    }
+                }
+            }
+            Experts::Fused { input, output } => {
+                let experts = self.experts.len();
+                for (name, matrices, rows, columns) in [
+                    (
+                        input,
+                        &[Matrix::Gate, Matrix::Up][..],
+                        2 * self.dense.width,
+                        self.dense.hidden,
+                    ),
+                    (
+                        output,
+                        &[Matrix::Down][..],
+                        self.dense.hidden,
+                        self.dense.width,
+                    ),
+                ] {
+                    let pieces: Vec<Piece> = (self.experts.iter().enumerate())
+                        .flat_map(|(number, expert)| {
+                            matrices.iter().map(move |matrix| (number, expert, *matrix))
+                        })
+                        .filter_map(|(number, expert, matrix)| {
+                            piece(number, expert, matrix, problems)
+                        })
+                        .collect();
+                    if pieces.len() == experts * matrices.len() {
+                        let shape = vec![experts, rows, columns];
+                        out.planned
+                            .push(self.join(format!("{prefix}{name}"), pieces, shape));
+                    }
+                }
+            }
+        }
+        self.shared_expert(layer, &prefix, out, problems);
+    }
+
+    fn router(&self, prefix: &str, out: &mut Tensors) {
+        let place = out.routers.len();
+        let name = format!("{prefix}{}", self.target.router);
+        out.routers.push(name.clone());
+        let experts = self.experts.len();
+        let dtype = match self.target.router_f32 {
+            true => Dtype::F32,
+            false => self.main_dtype(),
+        };
+        self.invent(
+            name,
+            vec![experts, self.dense.hidden],
+            dtype,
+            Invented::Rows(place),
+            out,
+        );
+        if let Some((bias, two_dimensions)) = self.target.correction {
+            let shape = match two_dimensions {
+                true => vec![1, experts],
+                false => vec![experts],
+            };
+            self.invent(
+                format!("{prefix}{bias}"),
+                shape,
+                Dtype::F32,
+                Invented::Zeros,
+                out,
+            );
+        }
+    }
+
+    /// A tensor that no model has.
+    fn invent(
+        &self,
+        name: String,
+        shape: Vec<usize>,
+        dtype: Dtype,
+        what: Invented,
+        out: &mut Tensors,
+    ) {
+        let source = SourceTensor {
+            model: self.invented,
+            tensor: out.invented.len(),
+        };
+        out.invented
+            .push((router::entry(name.clone(), shape.clone()), what));
+        let elements = shape.iter().map(|dim| *dim as u64).product();
+        out.planned.push(PlannedTensor {
+            name,
+            dtype,
+            shape,
+            sources: vec![source],
+            base: None,
+            views: Vec::new(),
+            operation: Operation::Compute {
+                name: if matches!(what, Invented::Zeros) {
+                    ZEROS
+                } else {
+                    ROUTER
+                },
+                program: Box::new(Adjust([Segment::plain(elements)].into())),
+            },
+            params: TensorParams::default(),
+        });
+    }
+
+    fn shared_expert(
+        &self,
+        layer: usize,
+        prefix: &str,
+        out: &mut Tensors,
+        problems: &mut Problems,
+    ) {
+        let Some(layout) = &self.target.shared else {
+            return;
+        };
+        let (hidden, dtype) = (self.dense.hidden, self.main_dtype());
+        let Some(shared) = &self.shared else {
+            let width = match layout.absent {
+                Absent::Nothing => return,
+                Absent::ZeroWidth => 0,
+                Absent::Zeros => self.dense.width,
+            };
+            if let SharedLayout::Each(each) = &layout.layout {
+                for matrix in [Matrix::Gate, Matrix::Up, Matrix::Down] {
+                    let shape = match matrix {
+                        Matrix::Down => vec![hidden, width],
+                        Matrix::Gate | Matrix::Up => vec![width, hidden],
+                    };
+                    self.invent(
+                        format!("{prefix}{each}{}", matrix.name()),
+                        shape,
+                        dtype,
+                        Invented::Zeros,
+                        out,
+                    );
+                }
+            }
+            if let Some(gate) = layout.gate {
+                self.invent(
+                    format!("{prefix}{gate}"),
+                    vec![1, hidden],
+                    dtype,
+                    Invented::Zeros,
+                    out,
+                );
+            }
+            return;
+        };
+        // A gate of zeros halves the result.
+        let share = match (shared.recipe.alpha, layout.gate) {
+            (Some(alpha), Some(_)) => 2.0 * alpha,
+            (Some(alpha), None) => alpha,
+            (None, _) => 1.0,
+        };
+        let mut piece =
+            |matrix| self.expert_piece(shared, layer, matrix, share, (0, "shared"), problems);
+        match &layout.layout {
+            SharedLayout::Each(each) => {
+                for matrix in [Matrix::Gate, Matrix::Up, Matrix::Down] {
+                    if let Some(piece) = piece(matrix) {
+                        out.planned
+                            .push(self.one(format!("{prefix}{each}{}", matrix.name()), piece));
+                    }
+                }
+            }
+            SharedLayout::Fused(input, output) => {
+                if let (Some(gate), Some(up)) = (piece(Matrix::Gate), piece(Matrix::Up)) {
+                    let shape = vec![2 * shared.dense.width, hidden];
+                    out.planned
+                        .push(self.join(format!("{prefix}{input}"), vec![gate, up], shape));
+                }
+                if let Some(down) = piece(Matrix::Down) {
+                    out.planned
+                        .push(self.one(format!("{prefix}{output}"), down));
+                }
+            }
+        }
+        if let Some(gate) = layout.gate {
+            let what = match shared.recipe.alpha {
+                Some(_) => Invented::Zeros,
+                None => Invented::SharedGate(out.routers.len() - 1),
+            };
+            self.invent(format!("{prefix}{gate}"), vec![1, hidden], dtype, what, out);
+        }
+    }
+
+    /// A matrix of an expert, with what the recipe does to it.
+    fn expert_piece(
+        &self,
+        expert: &Source<'_>,
+        layer: usize,
+        matrix: Matrix,
+        share: f64,
+        (number, kind): (usize, &str),
+        problems: &mut Problems,
+    ) -> Option<Piece> {
+        let donor = Donor {
+            model: expert.model,
+            at: Some(expert.recipe.source.at),
+            dense: expert.dense,
+        };
+        let mut piece = self.piece(&donor, layer, matrix, problems)?;
+        if let Some(deviation) = expert
+            .recipe
+            .noise_scale
+            .filter(|deviation| *deviation > 0.0)
+        {
+            let name = format!("{kind} layer {layer} {}", matrix.name());
+            piece.segment.noise = Some((NormalKey::new(self.seed, &name, number), deviation));
+        }
+        if matrix == Matrix::Down {
+            piece.segment.scale = share * expert.recipe.residual_scale.unwrap_or(1.0);
+        } else if self.fold_norms && expert.model != self.base {
+            piece.part.fold = Some(self.fold(&donor, layer, problems)?);
+            piece.whole = false;
+        }
+        Some(piece)
+    }
+
+    /// The norm that an expert was trained behind, and the one that it will stand behind.
+    fn fold(&self, donor: &Donor<'_>, layer: usize, problems: &mut Problems) -> Option<Fold> {
+        let mut norm = |donor: &Donor<'_>| {
+            let name = format!("model.layers.{layer}.{}", donor.dense.family.pre_norm?);
+            self.find(donor, &name, &[donor.dense.hidden], problems)
+        };
+        let base = Donor {
+            model: self.base,
+            at: self.base_at,
+            dense: self.dense,
+        };
+        Some(Fold {
+            own: norm(donor)?,
+            other: norm(&base)?,
+            offset: donor.dense.family.norm_offset,
+        })
+    }
+
+    /// A matrix of a dense MLP.
+    fn piece(
+        &self,
+        donor: &Donor<'_>,
+        layer: usize,
+        matrix: Matrix,
+        problems: &mut Problems,
+    ) -> Option<Piece> {
+        let Dense {
+            width,
+            hidden,
+            family,
+            ..
+        } = *donor.dense;
+        let (name, stored, rows) = match (matrix, family.fused) {
+            (Matrix::Down, _) => (Matrix::Down.name(), [hidden, width], 0..hidden),
+            (Matrix::Gate, true) => ("gate_up_proj.weight", [2 * width, hidden], 0..width),
+            (Matrix::Up, true) => ("gate_up_proj.weight", [2 * width, hidden], width..2 * width),
+            (_, false) => (matrix.name(), [width, hidden], 0..width),
+        };
+        let name = format!("model.layers.{layer}.mlp.{name}");
+        let source = self.find(donor, &name, &stored, problems)?;
+        let whole = rows.len() == stored[0];
+        Some(Piece {
+            whole,
+            ..self.cut(source, rows, stored[1])
+        })
+    }
+
+    /// Rows of a matrix, as they are.
+    fn cut(&self, source: SourceTensor, rows: std::ops::Range<usize>, columns: usize) -> Piece {
+        let shape = [rows.len(), columns];
+        Piece {
+            part: Part {
+                source,
+                rows: Picks::Range(rows),
+                columns: Picks::Range(0..columns),
+                fold: None,
+            },
+            shape,
+            whole: false,
+            segment: Segment::plain((shape[0] * shape[1]) as u64),
+        }
+    }
+
+    /// The tensor of one piece: copied, converted, or computed.
+    fn one(&self, name: String, piece: Piece) -> PlannedTensor {
+        let entry = self.entry(piece.part.source);
+        let stored = FloatType::of(entry.dtype);
+        let bytes =
+            self.models.checkpoints[piece.part.source.model].bytes(piece.part.source.tensor);
+        let same = stored.map(FloatType::dtype) == Some(self.main_dtype()) && bytes.is_some();
+        if !(piece.whole && piece.segment.is_plain()) {
+            let shape = piece.shape.into();
+            return self.join(name, vec![piece], shape);
+        }
+        PlannedTensor {
+            name,
+            dtype: self.main_dtype(),
+            shape: piece.shape.into(),
+            sources: vec![piece.part.source],
+            base: None,
+            views: Vec::new(),
+            operation: match same {
+                true => Operation::Copy,
+                false => Operation::convert(),
+            },
+            params: TensorParams::default(),
+        }
+    }
+
+    /// The tensor of pieces one after the other.
+    fn join(&self, name: String, pieces: Vec<Piece>, shape: Vec<usize>) -> PlannedTensor {
+        let shape = match shape.is_empty() {
+            true => pieces
+                .first()
+                .map_or(Vec::new(), |piece| piece.shape.into()),
+            false => shape,
+        };
+        let segments: Vec<Segment> = pieces.iter().map(|piece| piece.segment.clone()).collect();
+        let parts: Vec<Part> = pieces.into_iter().map(|piece| piece.part).collect();
+        PlannedTensor {
+            name,
+            dtype: self.main_dtype(),
+            shape,
+            sources: parts.first().map(|part| part.source).into_iter().collect(),
+            base: None,
+            views: vec![Some(View::Parts(parts))],
+            operation: Operation::Compute {
+                name: EXPERT,
+                program: Box::new(Adjust(segments.into())),
+            },
+            params: TensorParams::default(),
+        }
+    }
+
+    fn entry(&self, source: SourceTensor) -> &'a TensorEntry {
+        &self.models.checkpoints[source.model].tensors()[source.tensor]
+    }
+
+    /// What experts and routers are written in: what the recipe asks for, or the base's MLPs have.
+    fn main_dtype(&self) -> Dtype {
+        let model = &self.models.checkpoints[self.base];
+        let stored = model
+            .tensors()
+            .iter()
+            .find(|tensor| tensor.name.contains(".mlp."));
+        let stored = stored.and_then(|tensor| FloatType::of(tensor.dtype));
+        self.dtype.or(stored).unwrap_or(FloatType::F32).dtype()
+    }
+
+    /// A tensor of a donor, of this shape and of floats.
+    fn find(
+        &self,
+        donor: &Donor<'_>,
+        name: &str,
+        shape: &[usize],
+        problems: &mut Problems,
+    ) -> Option<SourceTensor> {
+        let model = &self.models.checkpoints[donor.model];
+        let Some(tensor) = model.find(name) else {
+            self.lacks(donor.model, donor.at, name, problems);
+            return None;
+        };
+        let entry = &model.tensors()[tensor];
+        if entry.shape != shape {
+            self.has_shape(donor.model, donor.at, entry, shape, problems);
+            return None;
+        }
+        if FloatType::of(entry.dtype).is_none() {
+            let message = format!(
+                "`{name}` of `{}` holds {:?}, expected floats",
+                model.label(),
+                entry.dtype
+            );
+            problems.add(donor.at, message, None);
+            return None;
+        }
+        Some(SourceTensor {
+            model: donor.model,
+            tensor,
+        })
+    }
+
+    fn lacks(&self, model: usize, at: Option<Position>, name: &str, problems: &mut Problems) {
+        let label = self.models.label(model);
+        let message = format!("`{label}` has no `{name}`");
+        let hint = "the checkpoint is incomplete, or its config is of another model: look at it with `weld check`";
+        problems.add(at, message, Some(hint.to_owned()));
+    }
+
+    fn has_shape(
+        &self,
+        model: usize,
+        at: Option<Position>,
+        entry: &TensorEntry,
+        expected: &[usize],
+        problems: &mut Problems,
+    ) {
+        let message = format!(
+            "`{}` of `{}` has shape {:?}, expected {expected:?} by its config",
+            entry.name,
+            self.models.label(model),
+            entry.shape
+        );
+        problems.add(at, message, None);
+    }
+
+    /// What becomes of each tensor of each model.
+    fn fates(&self, planned: &[PlannedTensor]) -> Vec<Vec<Fate>> {
+        let mut used: HashMap<SourceTensor, usize> = HashMap::new();
+        for tensor in planned {
+            // A view's first part is the source itself.
+            let mut inputs: Vec<&SourceTensor> = tensor.inputs().collect();
+            inputs.sort_unstable();
+            inputs.dedup();
+            for input in inputs {
+                *used.entry(*input).or_default() += 1;
+            }
+        }
+        let fate = |model: usize, tensor: usize, name: &str| match used
+            .get(&SourceTensor { model, tensor })
+        {
+            Some(count) => Fate::Used(*count),
+            None if is_derived_buffer(name) => Fate::DerivedBuffer,
+            None if model == self.base && is_output_head(name) && self.dense.tied => Fate::TiedCopy,
+            None => Fate::NotTaken,
+        };
+        let of_model = |(model, checkpoint): (usize, &crate::checkpoint::Checkpoint)| {
+            let tensors = checkpoint.tensors().iter().enumerate();
+            tensors
+                .map(|(tensor, entry)| fate(model, tensor, &entry.name))
+                .collect()
+        };
+        self.models
+            .checkpoints
+            .iter()
+            .enumerate()
+            .map(of_model)
+            .collect()
+    }
+}
+
+/// A model that matrices are taken from, and where the recipe names it.
+struct Donor<'a> {
+    model: usize,
+    at: Option<Position>,
+    dense: &'a Dense,
+}
+
+/// The layer that a tensor is of, and what follows its number.
+fn layer_of(name: &str) -> Option<(usize, &str)> {
+    let (number, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    Some((number.parse().ok()?, rest))
+}

@@ -1,0 +1,166 @@
+//! The output's `config.json`: the base's fields in the target's words, readable by transformers 4 and 5.
+
+use serde_json::{Map, Value, json};
+
+use super::family::{Dense, Window};
+use super::targets::{Norms, Partial, SharedWidth, Target};
+use crate::checkpoint::ModelConfig;
+
+/// The base's fields that every target has, as they are.
+const KEPT: [&str; 12] = [
+    "vocab_size",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "attention_dropout",
+    "sep_token_id",
+    "eod_token_id",
+    "transformers_version",
+];
+
+/// The multipliers of Granite, which are one without it.
+const MULTIPLIERS: [&str; 4] = [
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+    "attention_multiplier",
+];
+
+/// What the assembly decided, as far as the config says it.
+pub(super) struct Assembled<'a> {
+    pub(super) target: &'a Target,
+    pub(super) base: &'a Dense,
+    /// Routed experts.
+    pub(super) experts: usize,
+    pub(super) per_token: usize,
+    /// Their width.
+    pub(super) width: usize,
+    /// Width of the shared expert; zero without one.
+    pub(super) shared_width: usize,
+    /// Which layers have experts.
+    pub(super) has_experts: &'a [bool],
+    /// The name of the dtype that is written.
+    pub(super) dtype: Option<&'static str>,
+}
+
+/// The config of an assembly on the base of `config`.
+pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
+    let Assembled {
+        target,
+        base,
+        experts,
+        per_token,
+        width,
+        shared_width,
+        has_experts,
+        dtype,
+    } = *assembled;
+    let mut out = Map::new();
+    let mut set = |key: &str, value: Value| {
+        out.insert(key.to_owned(), value);
+    };
+    set("architectures", json!([target.class]));
+    set("model_type", json!(target.model_type));
+    for key in KEPT {
+        if let Some(value) = config.value().get(key) {
+            set(key, value.clone());
+        }
+    }
+    set("hidden_size", json!(base.hidden));
+    set("hidden_act", json!(base.activation));
+    set("num_hidden_layers", json!(base.layers));
+    set("num_attention_heads", json!(base.heads));
+    set("num_key_value_heads", json!(base.kv_heads));
+    if target.attention.head_dim || base.head_dim * base.heads == base.hidden {
+        set("head_dim", json!(base.head_dim));
+    }
+    set(
+        "tie_word_embeddings",
+        json!(base.tied && !base.family.scaled_embedding),
+    );
+    // Defaults differ between families: what the config leaves to its class is written down.
+    if config.get("rms_norm_eps").is_none() {
+        let eps = match base.family.model_type {
+            "phi3" | "olmo2" | "ernie4_5" | "hunyuan_v1_dense" => 1e-5,
+            _ => 1e-6,
+        };
+        set("rms_norm_eps", json!(eps));
+    }
+    set_rope(&mut set, base);
+    if target.attention.window {
+        let window = match base.window {
+            Window::All(size) => json!(size),
+            Window::None | Window::Some => Value::Null,
+        };
+        set("sliding_window", window);
+    }
+    if let Some(key) = target.attention.qkv_bias {
+        set(key, json!(base.qkv_bias));
+    }
+    if target.attention.norms == Norms::Optional {
+        set("use_qk_norm", json!(base.qk_norm));
+    }
+    set("intermediate_size", json!(base.width));
+    set(target.counts.width, json!(width));
+    for key in target.counts.experts {
+        set(key, json!(experts));
+    }
+    set(target.counts.per_token, json!(per_token));
+    match target.shared.as_ref().map(|shared| shared.width) {
+        Some(SharedWidth::Neurons(key)) => set(key, json!(shared_width)),
+        Some(SharedWidth::Experts(key)) => set(key, json!(shared_width / width.max(1))),
+        Some(SharedWidth::Fixed) | None => {}
+    }
+    if target.model_type.starts_with("granite") {
+        for key in MULTIPLIERS {
+            let plain = match key {
+                "attention_multiplier" => json!((base.head_dim as f64).powf(-0.5)),
+                _ => json!(1.0),
+            };
+            let of_base = config
+                .value()
+                .get(key)
+                .filter(|_| base.family.model_type == "granite");
+            set(key, of_base.cloned().unwrap_or(plain));
+        }
+    }
+    let dense: Vec<usize> = (0..base.layers)
+        .filter(|layer| !has_experts[*layer])
+        .collect();
+    match target.partial {
+        Partial::No => {}
+        Partial::MlpOnlyLayers => set("mlp_only_layers", json!(dense)),
+        Partial::FirstDense => set("first_k_dense_replace", json!(dense.len())),
+        Partial::StartAndEnd => {
+            let first = has_experts.iter().position(|has| *has).unwrap_or(0);
+            let last = has_experts.iter().rposition(|has| *has).unwrap_or(0);
+            set("moe_layer_start_index", json!(first));
+            set("moe_layer_end_index", json!(last));
+        }
+    }
+    if let Ok(Value::Object(fixed)) = serde_json::from_str(target.counts.fixed) {
+        for (key, value) in fixed {
+            set(&key, value);
+        }
+    }
+    if let Some(dtype) = dtype {
+        set("dtype", json!(dtype));
+        set("torch_dtype", json!(dtype));
+    }
+    Value::Object(out)
+}
+
+/// Rotary positions as transformers 4 reads them, and as transformers 5 does.
+fn set_rope(set: &mut impl FnMut(&str, Value), base: &Dense) {
+    let rope = &base.rope;
+    set("rope_theta", json!(rope.theta));
+    set("rope_scaling", json!(rope.scaling));
+    let mut parameters = rope.scaling.clone().unwrap_or_default();
+    parameters.insert("rope_type".into(), json!(rope.kind()));
+    parameters.insert("rope_theta".into(), json!(rope.theta));
+    set("rope_parameters", Value::Object(parameters));
+}

@@ -1,0 +1,167 @@
+//! What a target cannot express of a dense model, and what an expert must share with its base.
+
+use super::family::{Dense, Window};
+use super::targets::{Norms, TARGETS, Target};
+
+/// A reason why an assembly would not compute what its models do: the field, what was expected, what was found.
+#[derive(Debug, PartialEq)]
+pub(super) struct Misfit {
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+}
+
+fn misfit(message: String, hint: Option<String>) -> Misfit {
+    Misfit { message, hint }
+}
+
+/// What a target cannot express of the model that gives everything but the experts.
+pub(super) fn of_base(base: &Dense, target: &Target, label: &str) -> Vec<Misfit> {
+    let (name, attention) = (target.model_type, &target.attention);
+    let mut found = Vec::new();
+    let family = base.family.model_type;
+    if !target.families.contains(&family) {
+        let others: Vec<&str> = TARGETS
+            .iter()
+            .filter(|other| other.families.contains(&family))
+            .map(|other| other.model_type)
+            .collect();
+        found.push(Misfit {
+            message: format!(
+                "`{label}` is of the family `{family}`, which `{name}` does not hold exactly: it holds {}",
+                target.families.join(", ")
+            ),
+            hint: (!others.is_empty()).then(|| {
+                format!("`architecture: {}` holds it", others.join("` or `"))
+            }),
+        });
+        // What follows from it would only repeat it.
+        return found;
+    }
+    if base.qkv_bias && attention.qkv_bias.is_none() {
+        found.push(misfit(
+            format!("`{label}` has biases of q, k or v (`attention_bias`), and `{name}` has none"),
+            elsewhere(&|other| other.attention.qkv_bias.is_some()),
+        ));
+    }
+    if base.o_bias && !attention.o_bias {
+        found.push(misfit(
+            format!("`{label}` has a bias of o (`attention_bias`), and `{name}` has none"),
+            elsewhere(&|other| other.attention.o_bias),
+        ));
+    }
+    match (attention.norms, base.qk_norm) {
+        (Norms::None, true) => found.push(misfit(
+            format!("`{label}` has norms of q and k, and `{name}` has none"),
+            None,
+        )),
+        (Norms::Always, false) => found.push(misfit(
+            format!("`{name}` norms q and k, and `{label}` does not: no weight makes such a norm the identity"),
+            None,
+        )),
+        _ => {}
+    }
+    match base.window {
+        Window::All(size) if !attention.window => found.push(misfit(
+            format!("`{label}` looks back {size} tokens (`sliding_window`), and `{name}` has no window"),
+            elsewhere(&|other| other.attention.window),
+        )),
+        Window::Some => found.push(misfit(
+            format!("`{label}` has a window (`sliding_window`) in some layers only, which `{name}` cannot express"),
+            None,
+        )),
+        _ => {}
+    }
+    if !attention.head_dim && base.head_dim * base.heads != base.hidden {
+        found.push(misfit(
+            format!(
+                "`{label}` has {} heads of {} (`head_dim`), and `{name}` takes them to be {} wide: `hidden_size` over \
+                 `num_attention_heads`",
+                base.heads,
+                base.head_dim,
+                base.hidden / base.heads
+            ),
+            elsewhere(&|other| other.attention.head_dim),
+        ));
+    }
+    if base.rope.partial != 1.0 {
+        found.push(misfit(
+            format!("`{label}` turns a share of {} of each head (`partial_rotary_factor`), and `{name}` all of it", base.rope.partial),
+            None,
+        ));
+    }
+    // Computed alike by every class of transformers; the others depend on more than the config's rope.
+    if !matches!(base.rope.kind(), "default" | "linear" | "llama3" | "yarn") {
+        found.push(misfit(
+            format!("`{label}` has rotary positions of the kind `{}` (`rope_scaling`), which `{name}` does not have", base.rope.kind()),
+            None,
+        ));
+    }
+    found
+}
+
+/// What keeps a model's MLPs from being experts of a base.
+pub(super) fn of_expert(base: &Dense, expert: &Dense, label: &str) -> Vec<Misfit> {
+    let mut found = Vec::new();
+    if expert.mlp_bias {
+        found.push(misfit(
+            format!("`{label}` has biases in its MLP (`mlp_bias`), which no expert has"),
+            Some("the layouts of experts have no place for them: leave this model out".to_owned()),
+        ));
+    }
+    let sizes = [
+        ("hidden_size", base.hidden, expert.hidden),
+        ("intermediate_size", base.width, expert.width),
+        ("num_hidden_layers", base.layers, expert.layers),
+    ];
+    for (field, expected, value) in sizes {
+        if expected != value {
+            found.push(misfit(
+                format!("the expert `{label}` has `{field}` {value}, expected {expected} as the base has"),
+                Some("experts are fine-tunes of one base".to_owned()),
+            ));
+        }
+    }
+    if base.activation != expert.activation {
+        found.push(misfit(
+            format!(
+                "the expert `{label}` has `hidden_act` `{}`, expected `{}` as the base has",
+                expert.activation, base.activation
+            ),
+            Some("all experts have one activation".to_owned()),
+        ));
+    }
+    found
+}
+
+/// What an expert was trained with and the assembly has not: it works, though not as it did.
+pub(super) fn of_surroundings(base: &Dense, expert: &Dense, label: &str) -> Vec<Misfit> {
+    let mut found = Vec::new();
+    if base.rope != expert.rope {
+        found.push(misfit(
+            format!(
+                "the expert `{label}` was trained with other rotary positions (`rope_theta` {} and {} in the base, \
+                 scaling `{}` and `{}`)",
+                expert.rope.theta,
+                base.rope.theta,
+                expert.rope.kind(),
+                base.rope.kind()
+            ),
+            Some("its MLPs will see states that they were not trained on".to_owned()),
+        ));
+    }
+    if base.window != expert.window {
+        found.push(misfit(
+            format!("the expert `{label}` was trained with another `sliding_window` than the base"),
+            Some("its MLPs will see states that they were not trained on".to_owned()),
+        ));
+    }
+    if (base.qkv_bias, base.o_bias, base.qk_norm)
+        != (expert.qkv_bias, expert.o_bias, expert.qk_norm)
+    {
+        found.push(misfit(
+            format!("the attention of the expert `{label}` is built otherwise than the base's (biases, norms of q and k)"),
+            Some("experts are fine-tunes of one base".to_owned()),
+        ));
+    }
+    found
+}

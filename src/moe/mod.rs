@@ -1,0 +1,528 @@
+//! Mixtures of experts: dense models become the experts of one, by a recipe that resolves to the same plan as a
+//! merge's.
+//!
+//! [`plan`] reads headers, configs and tokenizers. What a target cannot compute exactly as the models do is
+//! refused before anything is written. Rows of routers, which no model has, are made when the plan is run.
+//!
+//! This layer knows recipes and plans; it writes nothing.
+
+mod adjust;
+mod assembly;
+mod config;
+mod exact;
+mod family;
+mod router;
+mod targets;
+
+use crate::checkpoint::{Checkpoint, Locator, ModelRef};
+use crate::methods::{Arity, BaseRule, MethodInfo};
+use crate::numeric::FloatType;
+use crate::plan::{self, Draft, Models, Options, Plan, Problems, Results};
+use crate::recipe::{GateMode, MoeRecipe, Position, RecipeError};
+use assembly::{Assembly, Source, Tensors};
+use exact::Misfit;
+use family::Dense;
+use router::Routers;
+use targets::{Partial, TARGETS, Target};
+
+/// What plans and cards call an assembly.
+static MOE: MethodInfo = MethodInfo {
+    name: "moe",
+    summary: "dense models as the experts of one model",
+    formula: "",
+    when: "",
+    departs: "",
+    source: "docs/moe.md",
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: &[],
+    random: false,
+};
+
+/// What messages call the model whose tensors no file holds.
+const INVENTED: &str = "the router";
+
+/// Plans the assembly that a recipe asks for.
+///
+/// # Errors
+/// All that can be found wrong without reading a weight, at once.
+pub fn plan(
+    recipe: &MoeRecipe,
+    path: &str,
+    locator: &Locator,
+    options: &Options,
+) -> Result<Plan, RecipeError> {
+    let mut problems = Problems::default();
+    let results = plan::results_of(&recipe.results, path, locator, options, &mut problems);
+    let plan = results.and_then(|(results, notes)| {
+        attempt(
+            recipe,
+            path,
+            locator,
+            options,
+            &results,
+            notes,
+            &mut problems,
+        )
+    });
+    match plan {
+        Some(plan) if problems.is_empty() => Ok(plan),
+        _ => Err(problems.into_error(path, &recipe.text)),
+    }
+}
+
+fn attempt(
+    recipe: &MoeRecipe,
+    path: &str,
+    locator: &Locator,
+    options: &Options,
+    results: &Results,
+    mut notes: Vec<String>,
+    problems: &mut Problems,
+) -> Option<Plan> {
+    let mut models = open(recipe, locator, options, results, problems)?;
+    notes.extend(models.notes());
+    let index = |model: &ModelRef| models.index(model);
+    let base = index(&recipe.base_model.value)?;
+    let backbone = match &recipe.backbone {
+        Some(backbone) => index(&backbone.value)?,
+        None => base,
+    };
+    let dense = denses(&models, problems)?;
+    let of_model = |model: usize| dense[model].as_ref();
+    let of_base = of_model(base)?;
+    let source = |expert| {
+        let expert: &crate::recipe::Expert = expert;
+        let model = models.index(&expert.source.value)?;
+        Some(Source {
+            recipe: expert,
+            model,
+            dense: of_model(model)?,
+        })
+    };
+    let experts: Vec<Source<'_>> = recipe.experts.iter().map(source).collect::<Option<_>>()?;
+    let shared: Vec<Source<'_>> = recipe
+        .shared_experts
+        .iter()
+        .map(source)
+        .collect::<Option<_>>()?;
+    let target = target(recipe, of_base, problems)?;
+
+    let mut misfits = exact::of_base(of_base, target, models.label(base))
+        .into_iter()
+        .map(|misfit| (Some(recipe.base_model.at), misfit))
+        .collect::<Vec<_>>();
+    let others = experts
+        .iter()
+        .chain(&shared)
+        .map(|expert| (expert.model, expert.recipe.source.at));
+    let others = others.chain(recipe.backbone.as_ref().map(|named| (backbone, named.at)));
+    let mut looked_at = vec![base];
+    for (model, at) in others {
+        if looked_at.contains(&model) {
+            continue;
+        }
+        looked_at.push(model);
+        let (other, label) = (of_model(model)?, models.label(model));
+        // No word of the user makes matrices fit.
+        for Misfit { message, hint } in exact::of_expert(of_base, other, label) {
+            problems.add(Some(at), message, hint);
+        }
+        let surroundings = exact::of_surroundings(of_base, other, label);
+        misfits.extend(surroundings.into_iter().map(|misfit| (Some(at), misfit)));
+    }
+    if of_base.mlp_bias {
+        for Misfit { message, hint } in exact::of_expert(of_base, of_base, models.label(base)) {
+            problems.add(Some(recipe.base_model.at), message, hint);
+        }
+    }
+    report_misfits(misfits, options.inexact, &mut notes, problems);
+    check_vocabularies(&models, options.inexact, &mut notes, problems);
+    let shared = shared_expert(recipe, target, shared, problems);
+    let has_experts = layers_with_experts(recipe, target, of_base, problems);
+    if !problems.is_empty() {
+        return None;
+    }
+
+    let invented = models.checkpoints.len();
+    let assembly = Assembly {
+        models: &models,
+        base: backbone,
+        base_at: Some(recipe.backbone.as_ref().unwrap_or(&recipe.base_model).at),
+        dense: of_base,
+        target,
+        shared,
+        experts,
+        has_experts,
+        fold_norms: recipe.fold_norms,
+        seed: recipe.router.seed.unwrap_or(options.seed),
+        dtype: recipe.dtype.and_then(FloatType::of),
+        invented,
+    };
+    if recipe.fold_norms && of_base.family.pre_norm.is_none() {
+        let message = format!(
+            "`fold_norms` folds the norm before the MLP, and `{}` has none",
+            of_base.family.model_type
+        );
+        problems.add(
+            Some(recipe.gate_mode.at),
+            message,
+            Some("remove it".to_owned()),
+        );
+    }
+    let Tensors {
+        planned,
+        invented: made,
+        equal,
+        mut fates,
+        routers,
+        shared_width,
+    } = assembly.tensors(problems);
+    if !problems.is_empty() {
+        return None;
+    }
+    let shared_gate = made
+        .iter()
+        .any(|(_, what)| matches!(what, router::Invented::SharedGate(_)));
+    let random = recipe.gate_mode.value.is_random()
+        || recipe
+            .experts
+            .iter()
+            .chain(&recipe.shared_experts)
+            .any(|expert| expert.noise_scale.is_some());
+    let config = models.checkpoints[base].config().map(|config| {
+        let dtypes = planned
+            .iter()
+            .find(|tensor| tensor.name.ends_with("embed_tokens.weight"));
+        config::config(
+            config,
+            &config::Assembled {
+                target,
+                base: of_base,
+                experts: assembly.experts.len(),
+                per_token: recipe.experts_per_token.value,
+                width: of_base.width,
+                shared_width,
+                has_experts: &assembly.has_experts,
+                dtype: dtypes.and_then(|tensor| plan::dtype_name(tensor.dtype)),
+            },
+        )
+    });
+    let router = router(
+        recipe,
+        options,
+        locator,
+        routers,
+        of_base.hidden,
+        shared_gate,
+        problems,
+    )?;
+    let (entries, what): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+    let routers = Routers::new(router, what);
+    let location = models.checkpoints[base].location().clone();
+    fates.push(vec![plan::Fate::Used(1); entries.len()]);
+    models.checkpoints.push(Checkpoint::made(
+        INVENTED,
+        &location,
+        None,
+        entries,
+        Vec::new(),
+        Box::new(routers),
+    ));
+    models.at.push(None);
+    let sidecars = models.sidecars(&mut notes, problems)?;
+    Draft {
+        command: "moe",
+        method: &MOE,
+        random,
+        recipe: (path.to_owned(), recipe.text.clone()),
+        models,
+        tensors: planned,
+        equal,
+        fates,
+        config,
+        sidecars,
+        made: Vec::new(),
+        vocabulary: None,
+        notes,
+    }
+    .finish(options, problems)
+}
+
+/// Opens the models of the recipe.
+fn open(
+    recipe: &MoeRecipe,
+    locator: &Locator,
+    options: &Options,
+    results: &Results,
+    problems: &mut Problems,
+) -> Option<Models> {
+    let mut models = Models::default();
+    let mut complete = true;
+    for model in recipe.mentions() {
+        complete &= models.add(&model.value, Some(model.at), locator, results, problems);
+    }
+    models.merged = models.checkpoints.len();
+    if let Some(model) = &options.tokenizer_from {
+        complete &= models.add(model, None, locator, &Results::new(), problems);
+    }
+    if !complete {
+        return None;
+    }
+    models.donor = models.index(&recipe.base_model.value)?;
+    models.base = Some(models.donor);
+    let asked = options.tokenizer_from.as_ref();
+    models.tokenizer_donor = asked
+        .and_then(|model| models.index(model))
+        .unwrap_or(models.donor);
+    Some(models)
+}
+
+/// What each model is; of those that are merely asked for a tokenizer nothing is needed.
+fn denses(models: &Models, problems: &mut Problems) -> Option<Vec<Option<Dense>>> {
+    let mut denses = Vec::with_capacity(models.checkpoints.len());
+    for (index, model) in models.checkpoints.iter().enumerate() {
+        if index >= models.merged {
+            denses.push(None);
+            continue;
+        }
+        match Dense::read(model) {
+            Ok(dense) => denses.push(Some(dense)),
+            Err(message) => {
+                let (message, hint) = split_hint(&message);
+                problems.add(models.at[index], message, hint);
+            }
+        }
+    }
+    problems.is_empty().then_some(denses)
+}
+
+/// A message and what follows `hint:` in it.
+fn split_hint(message: &str) -> (&str, Option<String>) {
+    match message.split_once("; hint: ") {
+        Some((message, hint)) => (message, Some(hint.to_owned())),
+        None => (message, None),
+    }
+}
+
+/// The layout that is written.
+fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<&'static Target> {
+    let family = base.family.model_type;
+    let known = || -> Vec<&str> { TARGETS.iter().map(|target| target.model_type).collect() };
+    let Some(asked) = &recipe.architecture else {
+        let target = Target::of_family(family, !recipe.shared_experts.is_empty());
+        if target.is_none() {
+            let message = format!("no target holds a `{family}` and a shared expert");
+            problems.add(
+                recipe.shared_experts.first().map(|expert| expert.at),
+                message,
+                None,
+            );
+        }
+        return target;
+    };
+    match Target::named(&asked.value)[..] {
+        [target] => Some(target),
+        [] if asked.value.to_lowercase().starts_with("deepseek") => {
+            let message = "`DeepSeek MoE` needs code of its own to be loaded, which is not written";
+            let hint = "`architecture: glm4_moe` holds a Llama with shared experts exactly, in stock transformers";
+            problems.add(Some(asked.at), message, Some(hint.to_owned()));
+            None
+        }
+        [] => {
+            let near = crate::recipe::nearest(&asked.value, known());
+            let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+            let message = format!("unknown architecture `{}`", asked.value);
+            let hint = format!("{near}the targets are {}", known().join(", "));
+            problems.add(Some(asked.at), message, Some(hint));
+            None
+        }
+        ref several => {
+            // The one that holds the base, if the word leaves a choice.
+            let holds = several
+                .iter()
+                .find(|target| target.families.contains(&family));
+            Some(holds.unwrap_or(&several[0]))
+        }
+    }
+}
+
+fn report_misfits(
+    misfits: Vec<(Option<Position>, Misfit)>,
+    inexact: bool,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) {
+    for (at, Misfit { message, hint }) in misfits {
+        if inexact {
+            notes.push(format!("not exact: {message}"));
+            continue;
+        }
+        let anyway = "`--inexact` assembles it all the same";
+        let hint = hint.map_or(anyway.to_owned(), |hint| format!("{hint}; {anyway}"));
+        problems.add(at, message, Some(hint));
+    }
+}
+
+/// Refuses experts whose token ids mean other tokens than the base's, whose embedding they will read.
+fn check_vocabularies(
+    models: &Models,
+    inexact: bool,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) {
+    let mut found = Problems::default();
+    plan::check_vocabularies(models, notes, &mut found);
+    if inexact {
+        let messages = found.into_messages();
+        notes.extend(
+            messages
+                .into_iter()
+                .map(|message| format!("not exact: {message}")),
+        );
+    } else {
+        problems.append(found);
+    }
+}
+
+/// The shared expert, if the recipe has one and the target too.
+fn shared_expert<'a>(
+    recipe: &MoeRecipe,
+    target: &Target,
+    mut shared: Vec<Source<'a>>,
+    problems: &mut Problems,
+) -> Option<Source<'a>> {
+    let name = target.model_type;
+    if let Some(second) = shared.get(1) {
+        let message = format!(
+            "`{name}` has one shared expert, and the recipe lists {}",
+            shared.len()
+        );
+        problems.add(
+            Some(second.recipe.at),
+            message,
+            Some("keep one of them".to_owned()),
+        );
+    }
+    let first = shared.drain(..).next()?;
+    let Some(layout) = &target.shared else {
+        let message = format!("`{name}` has no shared experts");
+        let hint = "`architecture: qwen2_moe`, `glm4_moe`, `dots1` or `granitemoeshared` has";
+        problems.add(Some(first.recipe.at), message, Some(hint.to_owned()));
+        return None;
+    };
+    let mode = recipe.gate_mode.value;
+    let prompts = !first.recipe.positive_prompts.is_empty();
+    if layout.gate.is_some() && first.recipe.alpha.is_none() && mode.needs_prompts() && !prompts {
+        let message = format!(
+            "the shared expert of a `{name}` has a gate of its own, and no `positive_prompts` to make it from"
+        );
+        let hint = "give it prompts, or say `alpha`: its share of the result, whatever the token";
+        problems.add(Some(first.recipe.at), message, Some(hint.to_owned()));
+    }
+    Some(first)
+}
+
+/// Which layers get experts.
+fn layers_with_experts(
+    recipe: &MoeRecipe,
+    target: &Target,
+    base: &Dense,
+    problems: &mut Problems,
+) -> Vec<bool> {
+    let Some(layers) = &recipe.layers else {
+        return vec![true; base.layers];
+    };
+    let at = Some(layers.at);
+    let mut ranges = layers.value.0.iter();
+    if let Some((first, end)) = ranges
+        .find(|(first, end)| *first >= base.layers || end.is_some_and(|end| end > base.layers))
+    {
+        let range = end.map_or(format!("{first}-"), |end| format!("{first}-{end}"));
+        let message = format!(
+            "the layers `{range}` are not all there: the base has {}",
+            base.layers
+        );
+        let hint = "a range is half-open: `0-4` is four layers, 0 to 3".to_owned();
+        problems.add(at, message, Some(hint));
+        return vec![true; base.layers];
+    }
+    let has: Vec<bool> = (0..base.layers)
+        .map(|layer| layers.value.has(layer))
+        .collect();
+    let name = target.model_type;
+    let first = has.iter().position(|has| *has).unwrap_or(0);
+    let last = has.iter().rposition(|has| *has).unwrap_or(0);
+    let one_run = has.iter().take(last + 1).skip(first).all(|has| *has);
+    let refusal = match target.partial {
+        _ if has.iter().all(|has| *has) => None,
+        Partial::MlpOnlyLayers => None,
+        Partial::No => Some("has experts in every layer"),
+        Partial::FirstDense => {
+            (!one_run || last + 1 < has.len()).then_some("has its dense layers before all others")
+        }
+        Partial::StartAndEnd => (!one_run).then_some("has its layers with experts in one run"),
+    };
+    if let Some(refusal) = refusal {
+        let message = format!("`{name}` {refusal}, and `layers` says otherwise");
+        let hint =
+            "`qwen2_moe` and `qwen3_moe` take any layers; `glm4_moe` and `dots1` the last ones"
+                .to_owned();
+        problems.add(at, message, Some(hint));
+    }
+    has
+}
+
+/// How the rows of routers are made.
+fn router(
+    recipe: &MoeRecipe,
+    options: &Options,
+    locator: &Locator,
+    names: Vec<String>,
+    hidden: usize,
+    shared_gate: bool,
+    problems: &mut Problems,
+) -> Option<router::Recipe> {
+    let mode = recipe.gate_mode.value;
+    let file = match &recipe.router.file {
+        None => None,
+        Some(file) => {
+            let opened = ModelRef::parse(&file.value)
+                .map_err(|why| why.to_string())
+                .and_then(|model| {
+                    let location = locator.locate(&model).map_err(|error| error.to_string())?;
+                    Checkpoint::open(&file.value, &location).map_err(|error| error.to_string())
+                });
+            match opened {
+                Ok(opened) => Some(opened),
+                Err(message) => {
+                    let (message, hint) = split_hint(&message);
+                    problems.add(Some(file.at), message, hint);
+                    return None;
+                }
+            }
+        }
+    };
+    let experts = recipe.experts.len();
+    if mode == GateMode::Orthogonal && experts + usize::from(shared_gate) > hidden {
+        let message = format!("{experts} rows cannot be orthogonal in {hidden} dimensions");
+        problems.add(
+            Some(recipe.gate_mode.at),
+            message,
+            Some("use `random`".to_owned()),
+        );
+        return None;
+    }
+    Some(router::Recipe {
+        mode,
+        names,
+        hidden,
+        experts,
+        shared_gate,
+        seed: recipe.router.seed.unwrap_or(options.seed),
+        center: recipe.router.center,
+        normalize: recipe.router.normalize.unwrap_or(mode.needs_prompts()),
+        temperature: recipe.router.temperature.unwrap_or(1.0),
+        file,
+    })
+}

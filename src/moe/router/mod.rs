@@ -1,0 +1,145 @@
+//! Routers: tensors of an assembly that no model has, made before the others are written.
+
+mod drawn;
+mod rows;
+
+use std::error::Error;
+use std::fmt;
+use std::sync::OnceLock;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Made, TensorEntry};
+use crate::numeric::{Elements, FloatType, Stored, Zeros};
+use crate::recipe::GateMode;
+
+pub(super) use rows::Rows;
+
+/// What a tensor that no model has is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Invented {
+    /// The rows of the router of the layer with this place among those with experts.
+    Rows(usize),
+    /// The row that the shared expert of that layer is gated by.
+    SharedGate(usize),
+    /// Zeros.
+    Zeros,
+}
+
+/// How rows are made.
+pub(super) struct Recipe {
+    pub(super) mode: GateMode,
+    /// The names of the routers' tensors, by layer: they key what is drawn.
+    pub(super) names: Vec<String>,
+    /// Width of a row.
+    pub(super) hidden: usize,
+    /// How many experts.
+    pub(super) experts: usize,
+    /// Whether the shared expert has a row of its own, behind those of the experts.
+    pub(super) shared_gate: bool,
+    pub(super) seed: u64,
+    pub(super) center: bool,
+    pub(super) normalize: bool,
+    pub(super) temperature: f64,
+    /// The file that rows are read from.
+    pub(super) file: Option<Checkpoint>,
+}
+
+impl Recipe {
+    /// Rows of each layer.
+    fn rows(&self) -> usize {
+        self.experts + usize::from(self.shared_gate)
+    }
+
+    /// Bytes of all rows while they are made.
+    fn bytes(&self) -> u64 {
+        (self.names.len() * self.rows() * self.hidden * size_of::<f64>()) as u64
+    }
+}
+
+/// The tensors that no model has.
+pub(super) struct Routers {
+    recipe: Recipe,
+    tensors: Vec<Invented>,
+    /// For each layer, the bytes of its rows as f32.
+    made: OnceLock<Vec<Vec<u8>>>,
+}
+
+impl fmt::Debug for Routers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Routers").finish_non_exhaustive()
+    }
+}
+
+impl Routers {
+    pub(super) fn new(recipe: Recipe, tensors: Vec<Invented>) -> Self {
+        Routers {
+            recipe,
+            tensors,
+            made: OnceLock::new(),
+        }
+    }
+
+    /// The bytes of some rows of a layer.
+    fn rows(&self, layer: usize, rows: std::ops::Range<usize>) -> Option<Box<dyn Elements + '_>> {
+        let row = self.recipe.hidden * size_of::<f32>();
+        let bytes = self.made.get()?.get(layer)?;
+        Some(Box::new(Stored {
+            bytes: bytes.get(rows.start * row..rows.end * row)?,
+            format: FloatType::F32,
+        }))
+    }
+}
+
+impl Made for Routers {
+    fn bytes(&self, _index: usize) -> Option<&[u8]> {
+        None
+    }
+
+    fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        let experts = self.recipe.experts;
+        match *self.tensors.get(index)? {
+            Invented::Zeros => Some(Box::new(Zeros)),
+            Invented::Rows(layer) => self.rows(layer, 0..experts),
+            Invented::SharedGate(layer) => self.rows(layer, experts..experts + 1),
+        }
+    }
+
+    fn prepare(
+        &self,
+        threads: usize,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        if self.made.get().is_some() {
+            return Ok(());
+        }
+        let layers = rows::make(&self.recipe, threads, cancelled)?;
+        let bytes = |rows: Rows| {
+            let values = rows.values.iter().map(|value| *value as f32);
+            values.flat_map(f32::to_le_bytes).collect()
+        };
+        // A second call would have made the same.
+        let _ = self.made.set(layers.into_iter().map(bytes).collect());
+        Ok(())
+    }
+
+    fn held(&self) -> u64 {
+        self.recipe.bytes()
+    }
+
+    fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        let mut files = self.recipe.file.iter();
+        files.try_for_each(Checkpoint::check_unchanged)
+    }
+}
+
+/// The entry of a tensor that no model has.
+pub(super) fn entry(name: String, shape: Vec<usize>) -> TensorEntry {
+    let elements: usize = shape.iter().product();
+    TensorEntry {
+        name,
+        dtype: crate::checkpoint::Dtype::F32,
+        shape,
+        shard: 0,
+        offset: 0,
+        len: (elements * size_of::<f32>()) as u64,
+    }
+}

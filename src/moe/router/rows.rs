@@ -1,0 +1,145 @@
+//! The rows of every layer's router, by any mode: made, centred, normalised, divided by the temperature.
+
+use std::error::Error;
+
+use super::{Recipe, drawn};
+use crate::checkpoint::Checkpoint;
+use crate::numeric::Fill;
+use crate::recipe::GateMode;
+
+/// Below this length a row is taken for zero: it has no direction.
+const NO_LENGTH: f64 = 1e-12;
+
+/// The rows of one layer: `[experts, hidden]`, and behind them that of the shared expert's gate.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::moe) struct Rows {
+    pub(in crate::moe) values: Vec<f64>,
+    pub(in crate::moe) hidden: usize,
+}
+
+impl Rows {
+    pub(super) fn zero(recipe: &Recipe) -> Self {
+        Rows {
+            values: vec![0.0; recipe.rows() * recipe.hidden],
+            hidden: recipe.hidden,
+        }
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f64]> {
+        self.values.chunks_exact_mut(self.hidden)
+    }
+
+    /// Takes the mean of the first `count` rows from each of them.
+    fn center(&mut self, count: usize) {
+        let mut mean = vec![0.0; self.hidden];
+        for row in self.values.chunks_exact(self.hidden).take(count) {
+            for (mean, value) in mean.iter_mut().zip(row) {
+                *mean += value / count as f64;
+            }
+        }
+        for row in self.iter_mut().take(count) {
+            for (value, mean) in row.iter_mut().zip(&mean) {
+                *value -= mean;
+            }
+        }
+    }
+}
+
+/// Gives a vector length one; false if it has none.
+pub(super) fn normalize(row: &mut [f64]) -> bool {
+    let length = row.iter().map(|value| value * value).sum::<f64>().sqrt();
+    if !(length > NO_LENGTH) || !length.is_finite() {
+        return false;
+    }
+    row.iter_mut().for_each(|value| *value /= length);
+    true
+}
+
+/// The rows of each layer with experts.
+///
+/// # Errors
+/// In words for the user: a row without direction, a file that has other rows, states that cannot be computed.
+pub(super) fn make(
+    recipe: &Recipe,
+    _threads: usize,
+    _cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<Vec<Rows>, Box<dyn Error + Send + Sync>> {
+    let mut layers: Vec<Rows> = match recipe.mode {
+        GateMode::Zero => return Ok(vec![Rows::zero(recipe); recipe.names.len()]),
+        GateMode::Random | GateMode::UniformRandom | GateMode::Orthogonal => recipe
+            .names
+            .iter()
+            .map(|name| drawn::rows(recipe, name))
+            .collect::<Result<_, _>>()?,
+        GateMode::File => {
+            let Some(file) = &recipe.file else {
+                return Err("no file of rows was opened".into());
+            };
+            let rows = recipe
+                .names
+                .iter()
+                .map(|name| from_file(recipe, file, name));
+            rows.collect::<Result<_, _>>()?
+        }
+        mode => return Err(format!("the gate mode `{}` is not built", mode.name()).into()),
+    };
+    for (rows, name) in layers.iter_mut().zip(&recipe.names) {
+        if recipe.center {
+            rows.center(recipe.experts);
+        }
+        for (expert, row) in rows.iter_mut().enumerate() {
+            if recipe.normalize && !normalize(row) {
+                return Err(format!(
+                    "the row of expert {expert} of `{name}` has no direction; hint: its prompts give nothing that \
+                     tells it from the others: change them, or use `normalize: false`"
+                )
+                .into());
+            }
+            row.iter_mut()
+                .for_each(|value| *value /= recipe.temperature);
+        }
+    }
+    Ok(layers)
+}
+
+/// The name under which a file gives one table of rows for all layers.
+const ALL_LAYERS: &str = "rows";
+
+/// The rows of a layer from a file: by the router's name, or `rows` for all layers.
+fn from_file(recipe: &Recipe, file: &Checkpoint, name: &str) -> Result<Rows, String> {
+    let found = file.find(name).or_else(|| file.find(ALL_LAYERS));
+    let Some(at) = found else {
+        return Err(format!(
+            "`{}` has neither `{name}` nor `{ALL_LAYERS}`; hint: name each layer's rows as the output does, or give \
+             `{ALL_LAYERS}` for all layers",
+            file.label()
+        ));
+    };
+    let entry = &file.tensors()[at];
+    let expected = [recipe.rows(), recipe.hidden];
+    if entry.shape != expected {
+        return Err(format!(
+            "`{}` of `{}` has shape {:?}, expected {expected:?}: a row for each expert",
+            entry.name,
+            file.label(),
+            entry.shape
+        ));
+    }
+    let Some(elements) = file.elements(at) else {
+        return Err(format!(
+            "`{}` of `{}` holds no floats",
+            entry.name,
+            file.label()
+        ));
+    };
+    let mut rows = Rows::zero(recipe);
+    Fill::<f64>::fill(elements.as_ref(), 0, &mut rows.values);
+    match rows.values.iter().all(|value| value.is_finite()) {
+        true => Ok(rows),
+        false => Err(format!(
+            "`{}` of `{}` holds NaN or infinity",
+            entry.name,
+            file.label()
+        )),
+    }
+}
