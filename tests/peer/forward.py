@@ -61,7 +61,7 @@ def rope(kind, theta=1e4, **fields):
     partial = fields.pop("partial_rotary_factor", None)
     spelled = dict(rope_theta=theta)
     if kind != "default":
-        spelled["rope_scaling"] = dict(rope_type=kind, **fields)
+        spelled["rope_scaling"] = {"type" if kind == "longrope" else "rope_type": kind} | fields
     if partial is not None:
         spelled["partial_rotary_factor"] = partial
     return spelled
@@ -271,6 +271,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path)
     parser.add_argument("--golden", type=Path)
+    parser.add_argument("--keep", action="store_true", help="take the models that are in --work already")
     parser.add_argument("--case", choices=CASES, action="append")
     args = parser.parse_args()
     if args.golden:
@@ -280,10 +281,12 @@ def main():
     if not args.work:
         parser.error("--work or --golden")
     work = args.work.resolve() / ("new" if NEW else "old")
-    shutil.rmtree(work, ignore_errors=True)
     cases = args.case or list(CASES)
+    if not args.keep:
+        shutil.rmtree(work, ignore_errors=True)
     for case in cases:
-        write(work / case, case, {}, LENGTHS)
+        if not args.keep or not (work / case / "expected.safetensors").exists():
+            write(work / case, case, {}, LENGTHS)
     command = [harness(), "--ignored", "--exact", "forward::states_of_folders"]
     done = subprocess.run(command, env=os.environ | {"WELD_STATES": str(work)}, capture_output=True, text=True)
     if done.returncode:
