@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Each module is a layer and may use those listed after it, never those before:
-//! [`cli`], [`audit`], [`run`], [`moe`], [`plan`], [`recipe`], [`methods`], [`engine`], [`checkpoint`], [`numeric`].
+//! [`cli`], [`audit`], [`run`], [`moe`], [`plan`], [`recipe`], [`methods`], [`engine`], [`forward`],
+//! [`checkpoint`], [`numeric`].
 //! The library never prints and never reads the environment; [`cli`] does.
 //! `docs/architecture.md` is the map.
 
@@ -15,6 +16,7 @@ pub mod audit;
 pub mod checkpoint;
 pub mod cli;
 pub mod engine;
+pub mod forward;
 pub mod methods;
 pub mod moe;
 pub mod numeric;

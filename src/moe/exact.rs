@@ -19,20 +19,22 @@ pub(super) fn of_base(base: &Dense, target: &Target, label: &str) -> Vec<Misfit>
     let (name, attention) = (target.model_type, &target.attention);
     let mut found = Vec::new();
     let family = base.family.model_type;
-    if !target.families.contains(&family) {
+    let elsewhere = |fits: &dyn Fn(&Target) -> bool| {
+        let holds = |other: &&Target| other.families.contains(&family) && fits(other);
         let others: Vec<&str> = TARGETS
             .iter()
-            .filter(|other| other.families.contains(&family))
+            .filter(holds)
             .map(|other| other.model_type)
             .collect();
+        (!others.is_empty()).then(|| format!("`architecture: {}` holds it", others.join("` or `")))
+    };
+    if !target.families.contains(&family) {
         found.push(Misfit {
             message: format!(
                 "`{label}` is of the family `{family}`, which `{name}` does not hold exactly: it holds {}",
                 target.families.join(", ")
             ),
-            hint: (!others.is_empty()).then(|| {
-                format!("`architecture: {}` holds it", others.join("` or `"))
-            }),
+            hint: elsewhere(&|_| true),
         });
         // What follows from it would only repeat it.
         return found;

@@ -11,6 +11,7 @@ mod documents;
 mod examples;
 mod exceptions;
 mod fixtures;
+mod forward;
 mod geometric;
 mod golden;
 mod identity;

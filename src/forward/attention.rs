@@ -1,0 +1,134 @@
+//! Causal attention, each prompt by itself, a block of queries at a time.
+
+use rayon::prelude::*;
+
+use super::product::{View, multiply_into};
+use super::states::{Batch, States};
+
+/// Queries whose scores are held at a time, by each thread.
+const QUERIES: usize = 64;
+
+/// What an attention is made of beside its queries, keys and values.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attention {
+    /// Heads of queries, a multiple of those of keys.
+    pub(super) heads: usize,
+    pub(super) key_heads: usize,
+    pub(super) head_dim: usize,
+    /// What products are multiplied by.
+    pub(super) scale: f64,
+    /// How many keys up to its own a query sees, if not all.
+    pub(super) window: Option<usize>,
+}
+
+impl Attention {
+    /// `softmax(q k) v` of each head, written to where the queries were.
+    pub(super) fn apply(&self, query: &mut States, key: &States, value: &States, batch: &Batch) {
+        let tokens = query.tokens;
+        let size = self.head_dim * tokens;
+        let group = self.heads / self.key_heads;
+        let heads = query.values.par_chunks_exact_mut(size).enumerate();
+        heads.for_each_init(Scratch::default, |scratch, (head, queries)| {
+            let first = head / group * size;
+            let (keys, values) = (&key.values[first..][..size], &value.values[first..][..size]);
+            for prompt in &batch.prompts {
+                for start in prompt.clone().step_by(QUERIES) {
+                    let end = prompt.end.min(start + QUERIES);
+                    self.block(
+                        scratch,
+                        queries,
+                        keys,
+                        values,
+                        tokens,
+                        prompt.start,
+                        start..end,
+                    );
+                }
+            }
+        });
+    }
+
+    /// One head, one prompt, some of its queries.
+    #[expect(clippy::too_many_arguments)]
+    fn block(
+        &self,
+        scratch: &mut Scratch,
+        queries: &mut [f32],
+        keys: &[f32],
+        values: &[f32],
+        tokens: usize,
+        prompt: usize,
+        block: std::ops::Range<usize>,
+    ) {
+        // The first key that the first query sees.
+        let first = match self.window {
+            Some(window) => (block.start + 1).saturating_sub(window).max(prompt),
+            None => prompt,
+        };
+        let (count, seen) = (block.len(), block.end - first);
+        scratch.scores.resize(count * seen, 0.0);
+        // Queries and keys are features x tokens.
+        let left = View {
+            values: &queries[block.start..],
+            rows: count,
+            columns: self.head_dim,
+            down: 1,
+            beside: tokens,
+        };
+        let right = View {
+            values: &keys[first..],
+            rows: self.head_dim,
+            columns: seen,
+            down: tokens,
+            beside: 1,
+        };
+        multiply_into(&mut scratch.scores, seen, left, right);
+        for (row, token) in scratch.scores.chunks_exact_mut(seen).zip(block.clone()) {
+            let from = match self.window {
+                Some(window) => (token + 1).saturating_sub(window).max(first),
+                None => first,
+            };
+            softmax(row, from - first..token + 1 - first, self.scale);
+        }
+        // Values are features x keys, scores queries x keys: what is wanted is features x queries.
+        let left = View {
+            values: &values[first..],
+            rows: self.head_dim,
+            columns: seen,
+            down: tokens,
+            beside: 1,
+        };
+        let right = View {
+            values: &scratch.scores,
+            rows: seen,
+            columns: count,
+            down: 1,
+            beside: seen,
+        };
+        multiply_into(&mut queries[block.start..], tokens, left, right);
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    /// Queries x keys.
+    scores: Vec<f32>,
+}
+
+/// Makes scores probabilities: `exp(scale * score)` over their sum where they are visible, zero elsewhere.
+fn softmax(scores: &mut [f32], visible: std::ops::Range<usize>, scale: f64) {
+    let scale = scale as f32;
+    scores[..visible.start].fill(0.0);
+    scores[visible.end..].fill(0.0);
+    let scores = &mut scores[visible];
+    let largest = scores.iter().fold(f32::NEG_INFINITY, |largest, score| {
+        largest.max(scale * score)
+    });
+    let mut sum = 0f64;
+    for score in scores.iter_mut() {
+        *score = (scale * *score - largest).exp();
+        sum += f64::from(*score);
+    }
+    let inverse = (1.0 / sum) as f32;
+    scores.iter_mut().for_each(|score| *score *= inverse);
+}

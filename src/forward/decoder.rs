@@ -1,0 +1,443 @@
+//! The decoder: one block for all families, run layer by layer for all prompts at once.
+
+use std::ops::Range;
+
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::attention::Attention;
+use super::error::ForwardError;
+use super::fields::Fields;
+use super::layout::{Layer, Matrix, Mlp, Tensors, Vector};
+use super::norm::rms_norm;
+use super::product::{View, multiply};
+use super::rope::{Rope, Table};
+use super::settings::{Norms, Settings};
+use super::states::{Batch, States};
+use super::weights::Weights;
+
+/// How many tiles of the head are worked on before their sums are folded.
+const TILES: usize = 32;
+
+/// Is shown the states of a run.
+///
+/// `states` are `tokens x hidden` in row order, all prompts one after the other; `prompts` are the ranges of
+/// their tokens.
+pub trait Observer {
+    /// The residual stream that enters layer `layer`, before its norm.
+    fn layer_input(&mut self, layer: usize, states: &[f32], prompts: &[Range<usize>]);
+
+    /// What a router of layer `layer` would see: after the attention, the residual, and the norm before the
+    /// MLP where the family has one.
+    fn gate_input(&mut self, layer: usize, states: &[f32], prompts: &[Range<usize>]);
+
+    /// Whether [`gate_input`](Self::gate_input) is wanted; without it the attention of the last layer is not
+    /// computed.
+    fn wants_gate_inputs(&self) -> bool {
+        true
+    }
+}
+
+/// A decoder whose config was understood and whose tensors were found, of the shapes that they must have.
+pub struct Decoder<'w> {
+    weights: &'w dyn Weights,
+    settings: Settings,
+    embedding: Matrix,
+    layers: Vec<Layer>,
+    rope: Rope,
+}
+
+impl<'w> Decoder<'w> {
+    /// Reads a `config.json` and finds the tensors of all layers; no weight is read.
+    ///
+    /// # Errors
+    /// If the config is of no family that can be run, has a field that would change the result and is not
+    /// understood, or the tensors are not those that it calls for.
+    pub fn new(config: &Value, weights: &'w dyn Weights) -> Result<Decoder<'w>, ForwardError> {
+        let fields = Fields::new(config)?;
+        let settings = Settings::read(&fields)?;
+        let tensors = Tensors::new(weights);
+        let embedding = tensors.embedding(&settings)?;
+        let layers = (0..settings.layers).map(|layer| tensors.layer(&settings, layer));
+        let layers = layers.collect::<Result<Vec<Layer>, ForwardError>>()?;
+        Ok(Decoder {
+            weights,
+            embedding,
+            layers,
+            rope: Rope::new(&fields, &settings.rope, settings.head_dim)?,
+            settings,
+        })
+    }
+
+    /// How many layers it has.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The features of a state.
+    pub fn hidden_size(&self) -> usize {
+        self.settings.hidden
+    }
+
+    /// Runs all prompts and shows their states; each weight is read once.
+    ///
+    /// `until`: the last layer whose states are wanted, or none for the last there is; the run ends before the
+    /// MLP of that layer. Beside a tile of a matrix for each thread, a run holds for each token its state, its
+    /// queries, keys and values, or the inner features of an MLP, in f32. The states do not depend on
+    /// `threads`; none means one for each processor.
+    ///
+    /// # Errors
+    /// If a prompt is empty or has a token without embedding, a weight can't be read, states become NaN or
+    /// infinite, or do not fit memory.
+    pub fn run(
+        &self,
+        prompts: &[Vec<u32>],
+        threads: usize,
+        observer: &mut dyn Observer,
+        until: Option<usize>,
+    ) -> Result<(), ForwardError> {
+        let last = until.unwrap_or(self.layers.len() - 1);
+        if last >= self.layers.len() {
+            return Err(ForwardError::Layer {
+                asked: last,
+                layers: self.layers.len(),
+            });
+        }
+        let batch = Batch::new(prompts, self.settings.vocabulary)?;
+        let pool = pool(threads)?;
+        let table = self.rope.table(&batch)?;
+        let mut states = self.embed(&batch)?;
+        let mut by_token = Vec::new();
+        for (number, layer) in self.layers.iter().enumerate().take(last + 1) {
+            states.check(|| format!("that enter layer {number}"))?;
+            states.by_token(&mut by_token);
+            observer.layer_input(number, &by_token, &batch.prompts);
+            if number == last && !observer.wants_gate_inputs() {
+                break;
+            }
+            pool.install(|| self.attend(number, layer, &mut states, &batch, &table))?;
+            let input = self.mlp_input(layer, &states)?;
+            if observer.wants_gate_inputs() {
+                input.check(|| format!("before the MLP of layer {number}"))?;
+                input.by_token(&mut by_token);
+                observer.gate_input(number, &by_token, &batch.prompts);
+            }
+            if number < last {
+                pool.install(|| self.feed(layer, &input, &mut states))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The logits of the token that would follow each prompt: as many as the vocabulary has tokens.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run), and if there is no head.
+    pub fn logits(
+        &self,
+        prompts: &[Vec<u32>],
+        threads: usize,
+    ) -> Result<Vec<Vec<f32>>, ForwardError> {
+        let batch = Batch::new(prompts, self.settings.vocabulary)?;
+        let pool = pool(threads)?;
+        let head = pool.install(|| self.head())?;
+        let states = self.last_states(&batch, &pool)?;
+        let states = self.normed(&head.norm, &states.select(&batch.last_tokens())?)?;
+        let mut logits = vec![Vec::new(); prompts.len()];
+        pool.install(|| {
+            self.by_tiles(
+                &head.matrix,
+                &states,
+                |_, tile| Ok(tile),
+                |tile| {
+                    for row in tile.chunks_exact(states.tokens) {
+                        for (logits, logit) in logits.iter_mut().zip(row) {
+                            logits.push(*logit);
+                        }
+                    }
+                },
+            )
+        })?;
+        Ok(logits)
+    }
+
+    /// The natural logarithm of the probability of each token of a prompt but the first, given those before it.
+    ///
+    /// Logits are not kept: they are summed as they come, a tile of the head at a time.
+    ///
+    /// # Errors
+    /// As for [`logits`](Self::logits).
+    pub fn log_probabilities(
+        &self,
+        prompts: &[Vec<u32>],
+        threads: usize,
+    ) -> Result<Vec<Vec<f64>>, ForwardError> {
+        let batch = Batch::new(prompts, self.settings.vocabulary)?;
+        let pool = pool(threads)?;
+        let head = pool.install(|| self.head())?;
+        let asked = batch.prompts.iter();
+        let asked: Vec<usize> = asked.flat_map(|range| range.start..range.end - 1).collect();
+        let mut given = Vec::new();
+        if !asked.is_empty() {
+            let states = self.last_states(&batch, &pool)?;
+            let states = self.normed(&head.norm, &states.select(&asked)?)?;
+            let followers: Vec<usize> = asked
+                .iter()
+                .map(|&token| batch.tokens[token + 1] as usize)
+                .collect();
+            let mut sums = vec![LogSum::default(); asked.len()];
+            let measure = |first: usize, tile: Vec<f32>| {
+                let mut sums = vec![LogSum::default(); states.tokens];
+                for (row, token) in tile.chunks_exact(states.tokens).zip(first..) {
+                    for ((sum, &logit), &follower) in sums.iter_mut().zip(row).zip(&followers) {
+                        sum.add(f64::from(logit), token == follower);
+                    }
+                }
+                Ok(sums)
+            };
+            pool.install(|| {
+                self.by_tiles(&head.matrix, &states, measure, |tile| {
+                    for (sum, tile) in sums.iter_mut().zip(tile) {
+                        sum.fold(tile);
+                    }
+                })
+            })?;
+            given = sums.iter().map(LogSum::log_probability).collect();
+        }
+        let mut rest = given.as_slice();
+        let parts = batch.prompts.iter().map(|range| {
+            let (of_prompt, others) = rest.split_at(range.len() - 1);
+            rest = others;
+            of_prompt.to_vec()
+        });
+        Ok(parts.collect())
+    }
+
+    /// The states that leave the last layer.
+    fn last_states(&self, batch: &Batch, pool: &ThreadPool) -> Result<States, ForwardError> {
+        let table = self.rope.table(batch)?;
+        let mut states = self.embed(batch)?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            states.check(|| format!("that enter layer {number}"))?;
+            pool.install(|| {
+                self.attend(number, layer, &mut states, batch, &table)?;
+                let input = self.mlp_input(layer, &states)?;
+                self.feed(layer, &input, &mut states)
+            })?;
+        }
+        states.check(|| "that leave the last layer".into())?;
+        Ok(states)
+    }
+
+    /// The rows of the embedding, one for each token.
+    fn embed(&self, batch: &Batch) -> Result<States, ForwardError> {
+        let (hidden, tokens) = (self.settings.hidden, batch.tokens.len());
+        let mut states = States::zeros(hidden, tokens)?;
+        let mut row = vec![0.0; hidden];
+        for (place, token) in batch.tokens.iter().enumerate() {
+            let start = *token as usize * hidden;
+            self.weights.read(&self.embedding.tensor, start, &mut row)?;
+            for (feature, value) in row.iter().enumerate() {
+                states.values[feature * tokens + place] = value * self.settings.embedding_scale;
+            }
+        }
+        Ok(states)
+    }
+
+    fn normed(&self, norm: &Vector, states: &States) -> Result<States, ForwardError> {
+        let mut normed = States::zeros(states.rows, states.tokens)?;
+        normed.values.copy_from_slice(&states.values);
+        self.norm(norm, &mut normed)?;
+        Ok(normed)
+    }
+
+    fn norm(&self, norm: &Vector, states: &mut States) -> Result<(), ForwardError> {
+        let weight = norm.read(self.weights)?;
+        let (offset, eps) = (self.settings.norm_offset, self.settings.eps);
+        rms_norm(&mut states.values, states.tokens, &weight, offset, eps);
+        Ok(())
+    }
+
+    /// Adds what the attention of a layer gives to the residual stream.
+    fn attend(
+        &self,
+        number: usize,
+        layer: &Layer,
+        states: &mut States,
+        batch: &Batch,
+        table: &Table,
+    ) -> Result<(), ForwardError> {
+        let settings = &self.settings;
+        let (mut query, mut key, value) = {
+            let normed = match settings.norms {
+                Norms::Before => Some(self.normed(&layer.attention_norm, states)?),
+                Norms::After => None,
+            };
+            let input = normed.as_ref().unwrap_or(states);
+            (
+                layer.query.apply(self.weights, input)?,
+                layer.key.apply(self.weights, input)?,
+                layer.value.apply(self.weights, input)?,
+            )
+        };
+        if let Some((of_query, of_key)) = &layer.query_norms {
+            self.norm(of_query, &mut query)?;
+            self.norm(of_key, &mut key)?;
+        }
+        table.rotate(&mut query.values, settings.head_dim);
+        table.rotate(&mut key.values, settings.head_dim);
+        let attention = Attention {
+            heads: settings.heads,
+            key_heads: settings.key_heads,
+            head_dim: settings.head_dim,
+            scale: settings.attention_scale,
+            window: settings.windows.of_layer(number),
+        };
+        attention.apply(&mut query, &key, &value, batch);
+        drop((key, value));
+        let mut out = layer.output.apply(self.weights, &query)?;
+        if settings.norms == Norms::After {
+            self.norm(&layer.attention_norm, &mut out)?;
+        }
+        states.add(&out, settings.residual_scale);
+        Ok(())
+    }
+
+    /// What the MLP of a layer is given.
+    fn mlp_input(&self, layer: &Layer, states: &States) -> Result<States, ForwardError> {
+        match self.settings.norms {
+            Norms::Before => self.normed(&layer.mlp_norm, states),
+            Norms::After => {
+                let mut input = States::zeros(states.rows, states.tokens)?;
+                input.values.copy_from_slice(&states.values);
+                Ok(input)
+            }
+        }
+    }
+
+    /// Adds what the MLP of a layer gives to the residual stream.
+    fn feed(&self, layer: &Layer, input: &States, states: &mut States) -> Result<(), ForwardError> {
+        let activation = self.settings.activation;
+        let mut out = match &layer.mlp {
+            Mlp::Dense(gated) => gated.apply(self.weights, activation, input)?,
+            Mlp::Experts(experts) => experts.apply(self.weights, activation, input)?,
+        };
+        if self.settings.norms == Norms::After {
+            self.norm(&layer.mlp_norm, &mut out)?;
+        }
+        states.add(&out, self.settings.residual_scale);
+        Ok(())
+    }
+
+    /// The tensors of the head; where it is tied and stored as well, both must be the same.
+    fn head(&self) -> Result<Head, ForwardError> {
+        let tensors = Tensors::new(self.weights);
+        let matrix = tensors.head(&self.settings)?;
+        if let Some(stored) = tensors.tied_head(&self.settings)? {
+            let tiles = (0..matrix.rows).into_par_iter().step_by(matrix.tile_rows());
+            tiles.try_for_each_init(Default::default, |(a, b): &mut (Vec<_>, Vec<_>), first| {
+                matrix.read(self.weights, first, a)?;
+                stored.read(self.weights, first, b)?;
+                match a == b {
+                    true => Ok(()),
+                    false => Err(ForwardError::HeadsDiffer {
+                        embedding: matrix.tensor.clone(),
+                    }),
+                }
+            })?;
+        }
+        Ok(Head {
+            norm: tensors.last_norm(&self.settings)?,
+            matrix,
+        })
+    }
+
+    /// Multiplies the head by states a tile at a time; what is made of a tile, which starts at a token, is
+    /// folded in order.
+    fn by_tiles<T: Send>(
+        &self,
+        head: &Matrix,
+        states: &States,
+        make: impl Fn(usize, Vec<f32>) -> Result<T, ForwardError> + Sync,
+        mut fold: impl FnMut(T),
+    ) -> Result<(), ForwardError> {
+        let divisor = self.settings.logits_divisor as f32;
+        let firsts: Vec<usize> = (0..head.rows).step_by(head.tile_rows()).collect();
+        for firsts in firsts.chunks(TILES) {
+            let tiles = firsts.par_iter().map_init(Vec::new, |tile, &first| {
+                let rows = head.read(self.weights, first, tile)?;
+                let mut logits = States::zeros(rows, states.tokens)?;
+                multiply(
+                    &mut logits.values,
+                    View::rows(tile, rows, head.columns),
+                    View::rows(&states.values, states.rows, states.tokens),
+                );
+                logits.values.iter_mut().for_each(|logit| *logit /= divisor);
+                logits.check(|| "that the head gives, the logits,".into())?;
+                make(first, logits.values)
+            });
+            let tiles: Result<Vec<T>, ForwardError> = tiles.collect();
+            tiles?.into_iter().for_each(&mut fold);
+        }
+        Ok(())
+    }
+}
+
+/// What follows the last layer.
+struct Head {
+    norm: Vector,
+    matrix: Matrix,
+}
+
+/// The logarithm of a sum of powers, and one of its terms.
+#[derive(Debug, Clone, Copy)]
+struct LogSum {
+    largest: f64,
+    /// Of powers, divided by that of the largest.
+    sum: f64,
+    /// The logit that is asked for, once it is met.
+    wanted: f64,
+}
+
+impl Default for LogSum {
+    fn default() -> Self {
+        LogSum {
+            largest: f64::NEG_INFINITY,
+            sum: 0.0,
+            wanted: f64::NEG_INFINITY,
+        }
+    }
+}
+
+impl LogSum {
+    fn add(&mut self, logit: f64, wanted: bool) {
+        self.fold(LogSum {
+            largest: logit,
+            sum: 1.0,
+            wanted: if wanted { logit } else { f64::NEG_INFINITY },
+        });
+    }
+
+    fn fold(&mut self, other: LogSum) {
+        self.wanted = self.wanted.max(other.wanted);
+        if other.largest <= self.largest {
+            self.sum += other.sum * (other.largest - self.largest).exp();
+        } else {
+            self.sum = other.sum + self.sum * (self.largest - other.largest).exp();
+            self.largest = other.largest;
+        }
+    }
+
+    fn log_probability(&self) -> f64 {
+        self.wanted - self.largest - self.sum.ln()
+    }
+}
+
+fn pool(threads: usize) -> Result<ThreadPool, ForwardError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("weld-{index}"))
+        .build()
+        .map_err(|source| ForwardError::Threads { threads, source })
+}

@@ -1,0 +1,173 @@
+//! Why a model can't be run: one error type, which names the field, the tensor or the prompt.
+
+use std::path::PathBuf;
+
+use crate::checkpoint::CheckpointError;
+
+/// Why a decoder can't be made or run. It names no model: who asked for it does.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ForwardError {
+    /// Another kind of model.
+    #[error(
+        "config.json: can't run model_type `{found}`, expected one of {expected}; \
+         hint: take a model of one of these for what needs states"
+    )]
+    Family {
+        /// What the config says.
+        found: String,
+        /// All that can be run.
+        expected: String,
+    },
+    /// A field of the config that is missing, malformed, or means something that can't be run.
+    #[error("config.json: `{field}`: expected {expected}, found {found}; hint: {hint}")]
+    Field {
+        /// The field, with what it is in.
+        field: String,
+        /// What it may be.
+        expected: String,
+        /// What it is, shortened.
+        found: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A tensor that the config calls for is not there.
+    #[error(
+        "tensor `{tensor}` is missing, expected shape {expected:?}; \
+         hint: config.json and the weights are not of one model, or a file is lacking"
+    )]
+    Missing {
+        /// Its name.
+        tensor: String,
+        /// The shape that follows from the config.
+        expected: Vec<usize>,
+    },
+    /// A tensor is not of the shape that the config calls for.
+    #[error(
+        "tensor `{tensor}`: expected shape {expected:?}, found {found:?}; \
+         hint: config.json and the weights are not of one model"
+    )]
+    Shape {
+        /// Its name.
+        tensor: String,
+        /// The shape that follows from the config.
+        expected: Vec<usize>,
+        /// The shape that it has.
+        found: Vec<usize>,
+    },
+    /// A tensor that would change the result, of which the config says nothing.
+    #[error(
+        "tensor `{tensor}` is there, but config.json says nothing of it; \
+         hint: correct the config (attention_bias, mlp_bias, use_qk_norm), or remove the tensor"
+    )]
+    Surplus {
+        /// Its name.
+        tensor: String,
+    },
+    /// A tensor's values can't be had.
+    #[error("tensor `{tensor}` can't be read: {detail}; hint: only models of floats can be run")]
+    Read {
+        /// Its name.
+        tensor: String,
+        /// Why.
+        detail: String,
+    },
+    /// The head is said to be the embedding, and is another.
+    #[error(
+        "`lm_head.weight` differs from `{embedding}`, though config.json ties them; \
+         hint: set tie_word_embeddings to false, or remove the head"
+    )]
+    HeadsDiffer {
+        /// The name of the embedding.
+        embedding: String,
+    },
+    /// There is nothing to run.
+    #[error("no prompt was given; hint: give one at least")]
+    NoPrompt,
+    /// A prompt without tokens.
+    #[error("prompt {prompt} has no tokens; hint: give it a text, or add the beginning token")]
+    EmptyPrompt {
+        /// Which, from zero.
+        prompt: usize,
+    },
+    /// A token that has no embedding.
+    #[error(
+        "token {token} of prompt {prompt}: expected one below {vocabulary}, the rows of the embedding; \
+         hint: the tokenizer is of another model"
+    )]
+    Token {
+        /// Which prompt, from zero.
+        prompt: usize,
+        /// The token.
+        token: u32,
+        /// How many tokens there are.
+        vocabulary: usize,
+    },
+    /// A prompt for which the frequencies of positions would change.
+    #[error(
+        "prompt {prompt} has {found} tokens, expected at most {limit} with {why}; hint: shorten it"
+    )]
+    TooLong {
+        /// Which prompt, from zero.
+        prompt: usize,
+        /// The most.
+        limit: usize,
+        /// Its tokens.
+        found: usize,
+        /// What sets the limit.
+        why: &'static str,
+    },
+    /// A layer that the model does not have.
+    #[error(
+        "layer {asked} was asked for, expected one below {layers}; hint: layers count from zero"
+    )]
+    Layer {
+        /// The layer.
+        asked: usize,
+        /// How many there are.
+        layers: usize,
+    },
+    /// States became NaN or infinite.
+    #[error(
+        "the states {place} hold {nan} NaN and {infinite} infinite values; \
+         hint: `weld check` finds the tensors that hold such values"
+    )]
+    NotFinite {
+        /// Where.
+        place: String,
+        /// How many NaNs.
+        nan: u64,
+        /// How many infinities.
+        infinite: u64,
+    },
+    /// The states do not fit.
+    #[error("can't hold {rows} x {tokens} values; hint: run fewer prompts at a time")]
+    Memory {
+        /// Values of a token.
+        rows: usize,
+        /// Tokens.
+        tokens: usize,
+    },
+    /// Worker threads could not be started.
+    #[error("can't start {threads} worker threads; hint: ask for fewer")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// Why.
+        #[source]
+        source: rayon::ThreadPoolBuildError,
+    },
+    /// A tokenizer that can't be read, or is of another kind.
+    #[error("{path}: {detail}; hint: {hint}", path = .path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is the matter.
+        detail: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A file beside the weights can't be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}

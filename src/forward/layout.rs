@@ -1,0 +1,421 @@
+//! Which tensors a model is made of: every name found and every shape checked before anything is computed.
+
+use super::error::ForwardError;
+use super::settings::{Layout, Mixture, Norms, QueryNorm, Routing, Settings, Shared};
+use super::weights::Weights;
+
+/// A matrix: a tensor, or a part of one.
+#[derive(Debug, Clone)]
+pub(super) struct Matrix {
+    pub(super) tensor: String,
+    /// The element that it starts at.
+    pub(super) start: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+/// A vector: a tensor, or a part of one.
+#[derive(Debug, Clone)]
+pub(super) struct Vector {
+    pub(super) tensor: String,
+    pub(super) start: usize,
+    pub(super) length: usize,
+}
+
+impl Vector {
+    pub(super) fn read(&self, weights: &dyn Weights) -> Result<Vec<f32>, ForwardError> {
+        let mut values = vec![0.0; self.length];
+        weights.read(&self.tensor, self.start, &mut values)?;
+        Ok(values)
+    }
+}
+
+/// A matrix, and perhaps what is added to its product.
+#[derive(Debug, Clone)]
+pub(super) struct Linear {
+    pub(super) matrix: Matrix,
+    pub(super) bias: Option<Vector>,
+}
+
+/// A gated MLP.
+#[derive(Debug, Clone)]
+pub(super) struct Gated {
+    pub(super) gate: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+}
+
+/// Experts, and what sends tokens to them.
+#[derive(Debug)]
+pub(super) struct Experts {
+    pub(super) router: Linear,
+    pub(super) routing: Routing,
+    /// How many experts a token goes to.
+    pub(super) per_token: usize,
+    /// What is added to the scores that choose.
+    pub(super) correction: Option<Vector>,
+    pub(super) experts: Vec<Gated>,
+    pub(super) shared: Option<Gated>,
+    pub(super) shared_gate: Option<Linear>,
+}
+
+/// What follows the attention.
+#[derive(Debug)]
+pub(super) enum Mlp {
+    Dense(Gated),
+    Experts(Experts),
+}
+
+/// The tensors of a layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) attention_norm: Vector,
+    pub(super) query: Linear,
+    pub(super) key: Linear,
+    pub(super) value: Linear,
+    pub(super) output: Linear,
+    /// Those of queries and of keys.
+    pub(super) query_norms: Option<(Vector, Vector)>,
+    pub(super) mlp_norm: Vector,
+    pub(super) mlp: Mlp,
+}
+
+/// Looks for the tensors of a model.
+pub(super) struct Tensors<'a> {
+    pub(super) weights: &'a dyn Weights,
+    /// What their names start with.
+    pub(super) prefix: &'static str,
+}
+
+impl<'a> Tensors<'a> {
+    /// Finds out whether the names start with `model.`, or the body was saved alone.
+    pub(super) fn new(weights: &'a dyn Weights) -> Self {
+        let prefix = match weights.shape("embed_tokens.weight") {
+            Some(_) => "",
+            None => "model.",
+        };
+        Tensors { weights, prefix }
+    }
+
+    /// The embedding: a row for each token.
+    pub(super) fn embedding(&self, settings: &Settings) -> Result<Matrix, ForwardError> {
+        self.matrix(
+            format!("{}embed_tokens.weight", self.prefix),
+            settings.vocabulary,
+            settings.hidden,
+        )
+    }
+
+    /// The norm before the head.
+    pub(super) fn last_norm(&self, settings: &Settings) -> Result<Vector, ForwardError> {
+        self.vector(format!("{}norm.weight", self.prefix), settings.hidden)
+    }
+
+    /// The head's matrix, which may be the embedding.
+    pub(super) fn head(&self, settings: &Settings) -> Result<Matrix, ForwardError> {
+        match settings.tied {
+            true => self.embedding(settings),
+            false => self.stored_head(settings),
+        }
+    }
+
+    /// The head that is stored where it is tied to the embedding, so that it need not be.
+    pub(super) fn tied_head(&self, settings: &Settings) -> Result<Option<Matrix>, ForwardError> {
+        match settings.tied && self.weights.shape(HEAD).is_some() {
+            true => self.stored_head(settings).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn stored_head(&self, settings: &Settings) -> Result<Matrix, ForwardError> {
+        self.matrix(HEAD.into(), settings.vocabulary, settings.hidden)
+    }
+
+    /// The tensors of a layer.
+    pub(super) fn layer(&self, settings: &Settings, layer: usize) -> Result<Layer, ForwardError> {
+        let start = format!("{}layers.{layer}.", self.prefix);
+        let name = |rest: &str| format!("{start}{rest}");
+        let hidden = settings.hidden;
+        let too_many = |field: &str| ForwardError::Field {
+            field: field.into(),
+            expected: "a size that fits memory".into(),
+            found: settings.head_dim.to_string(),
+            hint: "correct config.json, or download it again",
+        };
+        let features = |heads: usize| {
+            let features = heads.checked_mul(settings.head_dim);
+            features.ok_or_else(|| too_many("head_dim"))
+        };
+        let (queries, keys) = (features(settings.heads)?, features(settings.key_heads)?);
+        let [query, key, value] = match settings.fused {
+            true => {
+                let rows = [queries, keys, keys];
+                self.fused(name("self_attn.qkv_proj"), rows, hidden)?
+            }
+            false => {
+                let part = |part: &str, rows| {
+                    self.linear(
+                        name(&format!("self_attn.{part}_proj")),
+                        rows,
+                        hidden,
+                        settings.qkv_bias,
+                    )
+                };
+                [part("q", queries)?, part("k", keys)?, part("v", keys)?]
+            }
+        };
+        let norm = |norm: &str, length| self.vector(name(&format!("{norm}.weight")), length);
+        let query_norms = match settings.query_norm {
+            QueryNorm::None => {
+                for norm in ["q_norm", "k_norm"] {
+                    self.refuse(name(&format!("self_attn.{norm}.weight")))?;
+                }
+                None
+            }
+            QueryNorm::Head => Some((settings.head_dim, settings.head_dim)),
+            QueryNorm::All => Some((queries, keys)),
+        };
+        let query_norms = match query_norms {
+            None => None,
+            Some((of_queries, of_keys)) => Some((
+                norm("self_attn.q_norm", of_queries)?,
+                norm("self_attn.k_norm", of_keys)?,
+            )),
+        };
+        let (attention_norm, mlp_norm) = match settings.norms {
+            Norms::Before => ("input_layernorm", "post_attention_layernorm"),
+            Norms::After => ("post_attention_layernorm", "post_feedforward_layernorm"),
+        };
+        Ok(Layer {
+            attention_norm: norm(attention_norm, hidden)?,
+            query,
+            key,
+            value,
+            output: self.linear(
+                name("self_attn.o_proj"),
+                hidden,
+                queries,
+                settings.output_bias,
+            )?,
+            query_norms,
+            mlp_norm: norm(mlp_norm, hidden)?,
+            mlp: match settings.mixture.as_ref().filter(|all| all.has(layer)) {
+                Some(mixture) => Mlp::Experts(self.experts(settings, mixture, &start)?),
+                None => Mlp::Dense(self.dense(settings, &name("mlp."))?),
+            },
+        })
+    }
+
+    fn dense(&self, settings: &Settings, start: &str) -> Result<Gated, ForwardError> {
+        let (hidden, inner) = (settings.hidden, settings.inner);
+        if !settings.fused {
+            return self.gated(start, inner, hidden, settings.mlp_bias);
+        }
+        let [gate, up] = self.fused(format!("{start}gate_up_proj"), [inner, inner], hidden)?;
+        let down = self.linear(format!("{start}down_proj"), hidden, inner, false)?;
+        Ok(Gated { gate, up, down })
+    }
+
+    fn gated(
+        &self,
+        start: &str,
+        inner: usize,
+        hidden: usize,
+        bias: bool,
+    ) -> Result<Gated, ForwardError> {
+        Ok(Gated {
+            gate: self.linear(format!("{start}gate_proj"), inner, hidden, bias)?,
+            up: self.linear(format!("{start}up_proj"), inner, hidden, bias)?,
+            down: self.linear(format!("{start}down_proj"), hidden, inner, bias)?,
+        })
+    }
+
+    fn experts(
+        &self,
+        settings: &Settings,
+        mixture: &Mixture,
+        start: &str,
+    ) -> Result<Experts, ForwardError> {
+        let (hidden, width) = (settings.hidden, mixture.width);
+        let block = match mixture.layout {
+            Layout::Qwen => format!("{start}mlp."),
+            Layout::Mixtral | Layout::Granite => format!("{start}block_sparse_moe."),
+        };
+        let router = match mixture.layout {
+            Layout::Granite => format!("{block}router.layer"),
+            Layout::Qwen | Layout::Mixtral => format!("{block}gate"),
+        };
+        let router = self.linear(router, mixture.experts, hidden, false)?;
+        // The router has a row for each: the number of experts is no longer a mere claim.
+        let numbers = 0..mixture.experts;
+        let experts: Result<Vec<Gated>, ForwardError> = match mixture.layout {
+            Layout::Qwen => numbers
+                .map(|expert| {
+                    self.gated(&format!("{block}experts.{expert}."), width, hidden, false)
+                })
+                .collect(),
+            Layout::Mixtral => numbers
+                .map(|expert| {
+                    let part = |part: &str, rows, columns| {
+                        let name = format!("{block}experts.{expert}.{part}");
+                        self.linear(name, rows, columns, false)
+                    };
+                    Ok(Gated {
+                        gate: part("w1", width, hidden)?,
+                        up: part("w3", width, hidden)?,
+                        down: part("w2", hidden, width)?,
+                    })
+                })
+                .collect(),
+            Layout::Granite => {
+                let (input, output) = (
+                    format!("{block}input_linear.weight"),
+                    format!("{block}output_linear.weight"),
+                );
+                self.expect(&input, &[mixture.experts, 2 * width, hidden])?;
+                self.expect(&output, &[mixture.experts, hidden, width])?;
+                // That these can be counted is known: the tensors have so many elements.
+                let part = |tensor: &str, start, rows, columns| Linear {
+                    matrix: Matrix {
+                        tensor: tensor.into(),
+                        start,
+                        rows,
+                        columns,
+                    },
+                    bias: None,
+                };
+                let expert = |expert: usize| Gated {
+                    gate: part(&input, 2 * expert * width * hidden, width, hidden),
+                    up: part(&input, (2 * expert + 1) * width * hidden, width, hidden),
+                    down: part(&output, expert * hidden * width, hidden, width),
+                };
+                Ok(numbers.map(expert).collect())
+            }
+        };
+        let shared = match (mixture.shared, mixture.layout) {
+            (Shared::None, _) => None,
+            (Shared::Gated(width), _) => {
+                Some(self.gated(&format!("{block}shared_expert."), width, hidden, false)?)
+            }
+            (Shared::Plain(width), Layout::Granite) => {
+                let name = format!("{start}shared_mlp.input_linear");
+                let [gate, up] = self.fused(name, [width, width], hidden)?;
+                let down = format!("{start}shared_mlp.output_linear");
+                let down = self.linear(down, hidden, width, false)?;
+                Some(Gated { gate, up, down })
+            }
+            (Shared::Plain(width), _) => {
+                Some(self.gated(&format!("{block}shared_experts."), width, hidden, false)?)
+            }
+        };
+        let correction = format!("{block}gate.e_score_correction_bias");
+        Ok(Experts {
+            router,
+            routing: mixture.routing,
+            per_token: mixture.per_token,
+            correction: match mixture.routing {
+                Routing::Sigmoid { .. } => Some(self.vector(correction, mixture.experts)?),
+                _ => None,
+            },
+            experts: experts?,
+            shared,
+            shared_gate: match mixture.shared {
+                Shared::Gated(_) => {
+                    Some(self.linear(format!("{block}shared_expert_gate"), 1, hidden, false)?)
+                }
+                Shared::None | Shared::Plain(_) => None,
+            },
+        })
+    }
+
+    /// Matrices that are one tensor, one below the other.
+    fn fused<const N: usize>(
+        &self,
+        module: String,
+        rows: [usize; N],
+        columns: usize,
+    ) -> Result<[Linear; N], ForwardError> {
+        let all = rows
+            .iter()
+            .fold(0usize, |all, rows| all.saturating_add(*rows));
+        let tensor = format!("{module}.weight");
+        self.matrix(tensor.clone(), all, columns)?;
+        self.refuse(format!("{module}.bias"))?;
+        let mut first = 0;
+        Ok(rows.map(|rows| {
+            let start = first * columns;
+            first += rows;
+            Linear {
+                matrix: Matrix {
+                    tensor: tensor.clone(),
+                    start,
+                    rows,
+                    columns,
+                },
+                bias: None,
+            }
+        }))
+    }
+
+    fn linear(
+        &self,
+        module: String,
+        rows: usize,
+        columns: usize,
+        bias: bool,
+    ) -> Result<Linear, ForwardError> {
+        let matrix = self.matrix(format!("{module}.weight"), rows, columns)?;
+        let name = format!("{module}.bias");
+        let bias = match bias {
+            true => Some(self.vector(name, rows)?),
+            false => self.refuse(name).map(|()| None)?,
+        };
+        Ok(Linear { matrix, bias })
+    }
+
+    fn matrix(&self, tensor: String, rows: usize, columns: usize) -> Result<Matrix, ForwardError> {
+        self.expect(&tensor, &[rows, columns])?;
+        Ok(Matrix {
+            tensor,
+            start: 0,
+            rows,
+            columns,
+        })
+    }
+
+    fn vector(&self, tensor: String, length: usize) -> Result<Vector, ForwardError> {
+        self.expect(&tensor, &[length])?;
+        Ok(Vector {
+            tensor,
+            start: 0,
+            length,
+        })
+    }
+
+    /// An error unless there is such a tensor of that shape, with elements.
+    fn expect(&self, tensor: &str, expected: &[usize]) -> Result<(), ForwardError> {
+        match self.weights.shape(tensor) {
+            None => Err(ForwardError::Missing {
+                tensor: tensor.into(),
+                expected: expected.into(),
+            }),
+            Some(found) if found != expected || found.contains(&0) => Err(ForwardError::Shape {
+                tensor: tensor.into(),
+                expected: expected.into(),
+                found: found.into(),
+            }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// An error if there is a tensor of which the config says nothing.
+    fn refuse(&self, tensor: String) -> Result<(), ForwardError> {
+        match self.weights.shape(&tensor) {
+            None => Ok(()),
+            Some(_) => Err(ForwardError::Surplus { tensor }),
+        }
+    }
+}
+
+/// The name of the head's matrix.
+const HEAD: &str = "lm_head.weight";

@@ -1,0 +1,178 @@
+//! Products of matrices: a tile of a stored matrix at a time, read, multiplied and dropped.
+
+use rayon::prelude::*;
+
+use super::activation::Activation;
+use super::error::ForwardError;
+use super::layout::{Gated, Linear, Matrix};
+use super::states::States;
+use super::weights::Weights;
+
+/// How many elements of a stored matrix are held by a thread at a time, if a row is not longer.
+const TILE: usize = 1 << 20;
+/// Rows of a tile: a multiple of these if there is room, as kernels work on so many at once.
+const ROWS: usize = 16;
+
+impl Matrix {
+    /// Rows of a tile; they depend on the shape alone, so that sums do not depend on the threads.
+    pub(super) fn tile_rows(&self) -> usize {
+        let rows = TILE / self.columns.max(1);
+        (rows / ROWS * ROWS).clamp(ROWS, 1024)
+    }
+
+    /// Reads the tile that starts at a row into `tile`; gives its number of rows.
+    pub(super) fn read(
+        &self,
+        weights: &dyn Weights,
+        first: usize,
+        tile: &mut Vec<f32>,
+    ) -> Result<usize, ForwardError> {
+        let rows = self.tile_rows().min(self.rows - first);
+        tile.resize(rows * self.columns, 0.0);
+        weights.read(&self.tensor, self.start + first * self.columns, tile)?;
+        Ok(rows)
+    }
+}
+
+impl Linear {
+    /// `W x + b` for each token.
+    pub(super) fn apply(&self, weights: &dyn Weights, x: &States) -> Result<States, ForwardError> {
+        let mut out = States::zeros(self.matrix.rows, x.tokens)?;
+        let rows = self.matrix.tile_rows();
+        let chunks = out.values.par_chunks_mut(rows * x.tokens).enumerate();
+        chunks.try_for_each_init(Vec::new, |tile, (number, out)| {
+            self.tile(weights, x, number * rows, tile, out)
+        })?;
+        Ok(out)
+    }
+
+    /// The rows of `W x + b` from `first` on that are of one tile.
+    fn tile(
+        &self,
+        weights: &dyn Weights,
+        x: &States,
+        first: usize,
+        tile: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> Result<(), ForwardError> {
+        let rows = self.matrix.read(weights, first, tile)?;
+        let columns = self.matrix.columns;
+        multiply(
+            out,
+            View::rows(tile, rows, columns),
+            View::rows(&x.values, columns, x.tokens),
+        );
+        if let Some(bias) = &self.bias {
+            let mut values = vec![0.0; rows];
+            weights.read(&bias.tensor, bias.start + first, &mut values)?;
+            for (out, bias) in out.chunks_exact_mut(x.tokens).zip(values) {
+                out.iter_mut().for_each(|out| *out += bias);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Gated {
+    /// `W_down (activation(W_gate x) * W_up x)` for each token.
+    pub(super) fn apply(
+        &self,
+        weights: &dyn Weights,
+        activation: Activation,
+        x: &States,
+    ) -> Result<States, ForwardError> {
+        let mut inner = States::zeros(self.gate.matrix.rows, x.tokens)?;
+        let rows = self.gate.matrix.tile_rows();
+        let chunks = inner.values.par_chunks_mut(rows * x.tokens).enumerate();
+        let scratch = || (Vec::new(), Vec::new());
+        chunks.try_for_each_init(scratch, |(tile, ups), (number, gates)| {
+            let first = number * rows;
+            self.gate.tile(weights, x, first, tile, gates)?;
+            ups.resize(gates.len(), 0.0);
+            self.up.tile(weights, x, first, tile, ups)?;
+            activation.gate(gates, ups);
+            Ok::<(), ForwardError>(())
+        })?;
+        self.down.apply(weights, &inner)
+    }
+}
+
+/// A matrix in a slice.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// From an element to that below it.
+    pub(super) down: usize,
+    /// From an element to that beside it.
+    pub(super) beside: usize,
+}
+
+impl<'a> View<'a> {
+    /// One whose rows follow one another.
+    pub(super) fn rows(values: &'a [f32], rows: usize, columns: usize) -> Self {
+        View {
+            values,
+            rows,
+            columns,
+            down: columns,
+            beside: 1,
+        }
+    }
+
+    /// How long the slice must be.
+    fn length(&self) -> usize {
+        match self.rows == 0 || self.columns == 0 {
+            true => 0,
+            false => (self.rows - 1) * self.down + (self.columns - 1) * self.beside + 1,
+        }
+    }
+}
+
+/// Sets `out` to `left right`; its rows follow one another, and it is as long as they are.
+///
+/// # Panics
+/// If the matrices do not fit each other or their slices: a mistake of the caller's.
+pub(super) fn multiply(out: &mut [f32], left: View, right: View) {
+    multiply_into(out, right.columns, left, right);
+}
+
+/// Sets the first columns of `out`, whose rows are `stride` apart, to `left right`.
+///
+/// # Panics
+/// If the matrices do not fit each other or their slices: a mistake of the caller's.
+pub(super) fn multiply_into(out: &mut [f32], stride: usize, left: View, right: View) {
+    let (rows, columns, inner) = (left.rows, right.columns, left.columns);
+    assert!(inner == right.rows && columns <= stride);
+    assert!(left.length() <= left.values.len() && right.length() <= right.values.len());
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    assert!((rows - 1) * stride + columns <= out.len());
+    // SAFETY: the matrices lie within their slices, as was just checked; `out` is borrowed alone; f32 is one of
+    // the types that the crate knows.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            inner,
+            out.as_mut_ptr(),
+            1,
+            stride as isize,
+            false,
+            left.values.as_ptr(),
+            left.beside as isize,
+            left.down as isize,
+            right.values.as_ptr(),
+            right.beside as isize,
+            right.down as isize,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}

@@ -1,0 +1,451 @@
+//! Rotary positions: what the two spellings of a config say of them, frequencies, and the rotation.
+//!
+//! Source of the kinds: transformers' `modeling_rope_utils.py`; of the rotation: Su et al., "RoFormer", 2021.
+
+use std::f64::consts::TAU;
+
+use serde_json::Value;
+
+use super::error::ForwardError;
+use super::fields::Fields;
+use super::states::{Batch, States};
+
+/// What the fields of `rope_scaling` and `rope_parameters` may be.
+const KNOWN: [&str; 17] = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "finetuned",
+];
+
+const ONE_SPELLING: &str =
+    "transformers 4 and 5 would disagree; keep rope_scaling and rope_theta, or rope_parameters";
+
+/// What a family makes of the fields.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RopeDefaults {
+    /// Where the config has none; none if versions of transformers differ in it.
+    pub(super) theta: f64,
+    /// Which part of a head is rotated where the config says nothing; none if its code always rotates all.
+    pub(super) partial: Option<f64>,
+    /// Whether `su` and `yarn` mean longrope, as for Phi-3.
+    pub(super) longrope: bool,
+}
+
+/// What a config says of positions.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct RopeSettings {
+    theta: f64,
+    /// Which part of a head is rotated.
+    partial: f64,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Kind {
+    Default,
+    Linear {
+        factor: f64,
+    },
+    /// As the default up to so many positions.
+    Dynamic {
+        limit: usize,
+    },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
+    Yarn {
+        factor: f64,
+        attention: f64,
+        fast: f64,
+        slow: f64,
+        original: f64,
+        truncate: bool,
+    },
+    Longrope {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        attention: f64,
+        original: usize,
+    },
+}
+
+impl RopeSettings {
+    /// Reads both spellings; they must agree where both are there.
+    pub(super) fn read(config: &Fields, defaults: RopeDefaults) -> Result<Self, ForwardError> {
+        let new = config.object("rope_parameters", "rope_parameters.")?;
+        let old = config.object("rope_scaling", "rope_scaling.")?;
+        let new = new.filter(|fields| fields.entries().next().is_some());
+        let old = old.filter(|fields| fields.entries().next().is_some());
+        let theta = agreed(config, new, old, "rope_theta")?;
+        let partial = agreed(config, new, old, "partial_rotary_factor")?;
+        let read = |fields: &Fields| Kind::read(config, fields, defaults);
+        let kind = match (new, old) {
+            (None, None) => Kind::Default,
+            (Some(fields), None) | (None, Some(fields)) => read(&fields)?,
+            (Some(new), Some(old)) => {
+                let kind = read(&new)?;
+                if kind != read(&old)? {
+                    let expected = "the same as in `rope_parameters`";
+                    return Err(config.wrong_with("rope_scaling", expected, ONE_SPELLING));
+                }
+                kind
+            }
+        };
+        let theta = theta.unwrap_or(defaults.theta);
+        if theta <= 1.0 {
+            return Err(config.wrong("rope_theta", "a number above one"));
+        }
+        let partial = match (partial, defaults.partial) {
+            (None, None) => 1.0,
+            (None, Some(partial)) => partial,
+            (Some(partial), Some(_)) if partial > 0.0 && partial <= 1.0 => partial,
+            (Some(1.0), None) => 1.0,
+            (Some(_), _) => {
+                let expected = match defaults.partial {
+                    None => "1, as this family rotates whole heads",
+                    Some(_) => "a number above zero, at most one",
+                };
+                return Err(config.wrong("partial_rotary_factor", expected));
+            }
+        };
+        Ok(RopeSettings {
+            theta,
+            partial,
+            kind,
+        })
+    }
+}
+
+/// A number that may stand in either spelling or at the top, and must be the same wherever it does.
+fn agreed(
+    config: &Fields,
+    new: Option<Fields>,
+    old: Option<Fields>,
+    name: &str,
+) -> Result<Option<f64>, ForwardError> {
+    let mut found: Option<f64> = None;
+    for fields in [new, old, Some(*config)].into_iter().flatten() {
+        let Some(number) = fields.number(name)? else {
+            continue;
+        };
+        if found.is_some_and(|found| found != number) {
+            return Err(fields.wrong_with(name, "the same wherever it is said", ONE_SPELLING));
+        }
+        found = Some(number);
+    }
+    Ok(found)
+}
+
+impl Kind {
+    fn read(
+        config: &Fields,
+        fields: &Fields,
+        defaults: RopeDefaults,
+    ) -> Result<Self, ForwardError> {
+        for (name, value) in fields.entries() {
+            if !KNOWN.contains(&name.as_str()) && !value.is_null() {
+                let known = format!("one of {}", KNOWN.join(", "));
+                return Err(fields.wrong(name, known));
+            }
+        }
+        let (field, named) = match fields.text("rope_type")? {
+            Some(named) => ("rope_type", named),
+            None => ("type", fields.text("type")?.unwrap_or("default")),
+        };
+        let factor = || match fields.positive("factor")? {
+            Some(factor) => Ok(factor),
+            None => Err(fields.wrong("factor", "a number")),
+        };
+        match named {
+            "default" => Ok(Kind::Default),
+            "su" | "yarn" | "longrope" if defaults.longrope => Kind::longrope(config, fields),
+            "linear" => Ok(Kind::Linear { factor: factor()? }),
+            "dynamic" => Ok(Kind::Dynamic {
+                limit: config.required("max_position_embeddings")?,
+            }),
+            "llama3" => {
+                let part = |name| match fields.positive(name)? {
+                    Some(number) => Ok(number),
+                    None => Err(fields.wrong(name, "a number")),
+                };
+                let (low, high) = (part("low_freq_factor")?, part("high_freq_factor")?);
+                if low >= high {
+                    return Err(fields.wrong("low_freq_factor", "less than high_freq_factor"));
+                }
+                Ok(Kind::Llama3 {
+                    factor: factor()?,
+                    low,
+                    high,
+                    original: original(config, fields)? as f64,
+                })
+            }
+            "yarn" => Kind::yarn(config, fields),
+            _ => {
+                let kinds = "default, linear, dynamic, llama3 or yarn (longrope: phi3)";
+                Err(fields.wrong(field, kinds))
+            }
+        }
+    }
+
+    /// Source: Peng et al., "YaRN", 2023; `mscale` as DeepSeek has it.
+    fn yarn(config: &Fields, fields: &Fields) -> Result<Self, ForwardError> {
+        let original = original(config, fields)? as f64;
+        let factor = match fields.positive("factor")? {
+            Some(factor) => factor,
+            None => config.required("max_position_embeddings")? as f64 / original,
+        };
+        let stretched = |scale: f64| match factor <= 1.0 {
+            true => 1.0,
+            false => 0.1 * scale * factor.ln() + 1.0,
+        };
+        let attention = match fields.positive("attention_factor")? {
+            Some(attention) => attention,
+            None => match (
+                fields.positive("mscale")?,
+                fields.positive("mscale_all_dim")?,
+            ) {
+                (Some(mscale), Some(all)) => stretched(mscale) / stretched(all),
+                _ => stretched(1.0),
+            },
+        };
+        Ok(Kind::Yarn {
+            factor,
+            attention,
+            fast: fields.positive("beta_fast")?.unwrap_or(32.0),
+            slow: fields.positive("beta_slow")?.unwrap_or(1.0),
+            original,
+            truncate: fields.flag("truncate", true)?,
+        })
+    }
+
+    /// Source: Ding et al., "LongRoPE", 2024, as Phi-3 uses it.
+    fn longrope(config: &Fields, fields: &Fields) -> Result<Self, ForwardError> {
+        if fields.get("factor").is_some() {
+            return Err(fields.wrong("factor", "none: it follows from max_position_embeddings"));
+        }
+        let factors = |name: &str| -> Result<Vec<f64>, ForwardError> {
+            let list = fields.list(name)?.unwrap_or_default();
+            let numbers = list
+                .iter()
+                .map(|value| value.as_f64().filter(|number| *number > 0.0));
+            let numbers: Option<Vec<f64>> = numbers.collect();
+            let numbers = numbers.filter(|numbers| !numbers.is_empty());
+            numbers.ok_or_else(|| fields.wrong(name, "a list of numbers above zero"))
+        };
+        let original = match config.size("original_max_position_embeddings")? {
+            Some(original) => original,
+            None => original(config, fields)?,
+        };
+        let stretch = config.required("max_position_embeddings")? as f64 / original as f64;
+        let attention = match fields.positive("attention_factor")? {
+            Some(attention) => attention,
+            None if stretch <= 1.0 => 1.0,
+            None => (1.0 + stretch.ln() / (original as f64).ln()).sqrt(),
+        };
+        Ok(Kind::Longrope {
+            short: factors("short_factor")?,
+            long: factors("long_factor")?,
+            attention,
+            original,
+        })
+    }
+}
+
+/// The length of context before it was stretched.
+fn original(config: &Fields, fields: &Fields) -> Result<usize, ForwardError> {
+    const NAME: &str = "original_max_position_embeddings";
+    match (fields.size(NAME)?, config.size(NAME)?) {
+        (Some(inner), Some(outer)) if inner != outer => {
+            Err(fields.wrong_with(NAME, "the same wherever it is said", ONE_SPELLING))
+        }
+        (Some(original), _) | (None, Some(original)) => Ok(original),
+        (None, None) => config.required("max_position_embeddings"),
+    }
+}
+
+/// The frequencies of a model's positions.
+#[derive(Debug)]
+pub(super) struct Rope {
+    /// In radians per position, one for each pair of features; of f32, as models were trained with them.
+    frequencies: Vec<f32>,
+    /// Those of prompts that are longer than so many tokens.
+    long: Option<(usize, Vec<f32>)>,
+    /// The longest prompt.
+    limit: Option<usize>,
+    /// What sines and cosines are multiplied by.
+    scale: f64,
+}
+
+impl Rope {
+    /// The frequencies for heads of that many features, which are known to be real.
+    pub(super) fn new(
+        config: &Fields,
+        settings: &RopeSettings,
+        head_dim: usize,
+    ) -> Result<Rope, ForwardError> {
+        let rotated = (head_dim as f64 * settings.partial) as usize;
+        if rotated == 0 || !rotated.is_multiple_of(2) {
+            let expected = format!("an even number of rotated features of {head_dim}");
+            return Err(config.wrong("head_dim", expected));
+        }
+        let powers = (0..rotated / 2).map(|pair| 2.0 * pair as f64 / rotated as f64);
+        let plain: Vec<f64> = powers.map(|power| settings.theta.powf(-power)).collect();
+        let stretched = |by: &dyn Fn(usize, f64) -> f64| -> Vec<f32> {
+            let each = plain.iter().enumerate();
+            each.map(|(pair, &frequency)| by(pair, frequency) as f32)
+                .collect()
+        };
+        let divided = |name: &str, by: &[f64]| match by.len() == plain.len() {
+            true => Ok(stretched(&|pair, frequency| frequency / by[pair])),
+            false => Err(config.wrong(
+                "rope_scaling",
+                format!("{} numbers in {name}, not {}", plain.len(), by.len()),
+            )),
+        };
+        let mut rope = Rope {
+            frequencies: Vec::new(),
+            long: None,
+            limit: None,
+            scale: 1.0,
+        };
+        rope.frequencies = match &settings.kind {
+            Kind::Default => stretched(&|_, frequency| frequency),
+            Kind::Linear { factor } => stretched(&|_, frequency| frequency / factor),
+            Kind::Dynamic { limit } => {
+                rope.limit = Some(*limit);
+                stretched(&|_, frequency| frequency)
+            }
+            Kind::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => stretched(&|_, frequency| {
+                // How many times a pair goes round in the original context.
+                let turns = original * frequency / TAU;
+                let smooth = ((turns - low) / (high - low)).max(0.0).min(1.0);
+                frequency * ((1.0 - smooth) / factor + smooth)
+            }),
+            Kind::Yarn {
+                factor,
+                attention,
+                fast,
+                slow,
+                original,
+                truncate,
+            } => {
+                rope.scale = *attention;
+                let pair_of = |turns: f64| {
+                    let of = (original / (turns * TAU)).ln() / settings.theta.ln();
+                    rotated as f64 * of / 2.0
+                };
+                let (mut first, mut last) = (pair_of(*fast), pair_of(*slow));
+                if *truncate {
+                    (first, last) = (first.floor(), last.ceil());
+                }
+                let (first, mut last) = (first.max(0.0), last.min(rotated as f64 - 1.0));
+                if first == last {
+                    last += 0.001;
+                }
+                stretched(&|pair, frequency| {
+                    let ramp = (pair as f64 - first) / (last - first);
+                    let ramp = ramp.max(0.0).min(1.0);
+                    frequency * (ramp / factor + 1.0 - ramp)
+                })
+            }
+            Kind::Longrope {
+                short,
+                long,
+                attention,
+                original,
+            } => {
+                rope.scale = *attention;
+                rope.long = Some((*original, divided("long_factor", long)?));
+                divided("short_factor", short)?
+            }
+        };
+        Ok(rope)
+    }
+
+    /// The cosines and sines of all tokens: pairs x tokens.
+    pub(super) fn table(&self, batch: &Batch) -> Result<Table, ForwardError> {
+        let pairs = self.frequencies.len();
+        let mut cos = States::zeros(pairs, batch.tokens.len())?;
+        let mut sin = States::zeros(pairs, batch.tokens.len())?;
+        for (prompt, range) in batch.prompts.iter().enumerate() {
+            if let Some(limit) = self.limit.filter(|limit| range.len() > *limit) {
+                return Err(ForwardError::TooLong {
+                    prompt,
+                    limit,
+                    found: range.len(),
+                    why: "dynamic rope and max_position_embeddings",
+                });
+            }
+            let long = self.long.as_ref();
+            let frequencies = match long.filter(|(original, _)| range.len() > *original) {
+                Some((_, long)) => long,
+                None => &self.frequencies,
+            };
+            for (pair, frequency) in frequencies.iter().enumerate() {
+                let row = pair * cos.tokens;
+                for (position, token) in range.clone().enumerate() {
+                    // The product in f32: what the model was trained with.
+                    let (s, c) = f64::from(position as f32 * frequency).sin_cos();
+                    cos.values[row + token] = (c * self.scale) as f32;
+                    sin.values[row + token] = (s * self.scale) as f32;
+                }
+            }
+        }
+        Ok(Table { cos, sin })
+    }
+}
+
+/// Cosines and sines: pairs x tokens.
+pub(super) struct Table {
+    cos: States,
+    sin: States,
+}
+
+impl Table {
+    /// Rotates the first features of each head, `head_dim` rows of `values` each: pair `i` is rows `i` and
+    /// `i + pairs`.
+    pub(super) fn rotate(&self, values: &mut [f32], head_dim: usize) {
+        let half = self.cos.values.len();
+        for head in values.chunks_exact_mut(head_dim * self.cos.tokens) {
+            let (first, rest) = head.split_at_mut(half);
+            let angles = self.cos.values.iter().zip(&self.sin.values);
+            for ((a, b), (cos, sin)) in first.iter_mut().zip(rest).zip(angles) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+}
+
+/// Whether a value is nested by the kinds of layers, which no family here has.
+pub(super) fn refuse_nested(config: &Fields) -> Result<(), ForwardError> {
+    for name in ["rope_parameters", "rope_scaling"] {
+        let fields = config.object(name, "")?;
+        let mut values = fields.iter().flat_map(|fields| fields.entries());
+        if values.any(|(_, value)| matches!(value, Value::Object(_))) {
+            return Err(config.wrong(name, "numbers that are the same for all layers"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Text to tokens, by a model's `tokenizer.json`.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::error::ForwardError;
+use crate::checkpoint::{Checkpoint, read_bounded, settings};
+
+/// The largest `tokenizer.json` that is read; real ones reach 35 MB.
+const MAX_BYTES: u64 = 512 << 20;
+
+/// Cuts text into the tokens of a model.
+pub struct Tokenizer {
+    cutter: tokenizers::Tokenizer,
+    /// The text of the token that texts begin with, if they do.
+    beginning: Option<String>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a checkpoint: `tokenizer.json`, and `bos_token` of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// If there is no `tokenizer.json`, or it can't be read.
+    pub fn open(checkpoint: &Checkpoint) -> Result<Tokenizer, ForwardError> {
+        let folder = &checkpoint.location().path;
+        let path = folder.join("tokenizer.json");
+        let wrong = |path: &Path, detail: String, hint| ForwardError::Tokenizer {
+            path: path.into(),
+            detail,
+            hint,
+        };
+        let has = |name: &str| fs::metadata(folder.join(name)).is_ok();
+        if checkpoint.is_single_file() || !has("tokenizer.json") {
+            let (detail, hint) = match has("tokenizer.model") {
+                true => (
+                    "there is none, only tokenizer.model, which is not read",
+                    "load the tokenizer with transformers and save it: that writes tokenizer.json",
+                ),
+                false => (
+                    "there is none",
+                    "copy the tokenizer's files beside the weights",
+                ),
+            };
+            return Err(wrong(&path, detail.into(), hint));
+        }
+        let bytes = read_bounded(&path, MAX_BYTES, "tokenizer, in bytes")?;
+        let read = tokenizers::Tokenizer::from_bytes(&bytes);
+        let mut cutter = read.map_err(|error| {
+            let detail = format!("it is malformed: {}", shortened(&error.to_string()));
+            wrong(&path, detail, "download it again")
+        })?;
+        // A file may ask for either; neither is wanted for states.
+        cutter.with_padding(None);
+        let untruncated = cutter.with_truncation(None).map(drop);
+        untruncated
+            .map_err(|error| wrong(&path, shortened(&error.to_string()), "download it again"))?;
+        let beginning = beginning(checkpoint)?;
+        if let Some(token) = &beginning
+            && cutter.token_to_id(token).is_none()
+        {
+            let detail = format!("bos_token `{}` is not in tokenizer.json", shortened(token));
+            let hint = "the two files are not of one tokenizer: download them again";
+            return Err(wrong(&folder.join("tokenizer_config.json"), detail, hint));
+        }
+        Ok(Tokenizer { cutter, beginning })
+    }
+
+    /// The text of the token that texts begin with; none if the model has none.
+    pub fn beginning(&self) -> Option<&str> {
+        self.beginning.as_deref()
+    }
+
+    /// The tokens of a text, without those that the tokenizer would add by itself.
+    ///
+    /// With `add_bos`, the beginning token's text is put before it, if the model has one; special tokens that
+    /// the text spells out become tokens.
+    ///
+    /// # Errors
+    /// If the tokenizer has no token for a part of it.
+    pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>, ForwardError> {
+        let before = self.beginning().filter(|_| add_bos).unwrap_or_default();
+        let encoded = self.cutter.encode(format!("{before}{text}"), false);
+        match encoded {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(ForwardError::Tokenizer {
+                path: "tokenizer.json".into(),
+                detail: format!(
+                    "`{}` can't be cut: {}",
+                    shortened(text),
+                    shortened(&error.to_string())
+                ),
+                hint: "take another text, or a tokenizer with a token for what is unknown",
+            }),
+        }
+    }
+}
+
+/// `bos_token` of `tokenizer_config.json`: a text, or an object with one.
+fn beginning(checkpoint: &Checkpoint) -> Result<Option<String>, ForwardError> {
+    let found = settings(checkpoint, "tokenizer_config.json")?;
+    let token = found.and_then(|mut entries| entries.remove("bos_token"));
+    Ok(match token {
+        Some(Value::String(text)) => Some(text),
+        Some(Value::Object(mut entries)) => match entries.remove("content") {
+            Some(Value::String(text)) => Some(text),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// The beginning of a text, for a message.
+fn shortened(text: &str) -> String {
+    text.chars().take(200).collect()
+}
