@@ -12,6 +12,10 @@ pub trait Made: Debug + Send + Sync {
     fn bytes(&self, index: usize) -> Option<&[u8]>;
     /// The values of a tensor; `None` for integers and bools.
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>>;
+    /// Whether [`prepare`](Self::prepare) reads results of merges, which must be decided by then.
+    fn reads_results(&self) -> bool {
+        false
+    }
     /// Makes what must be there before values are read; asked once, before the first.
     fn prepare(
         &self,

@@ -285,6 +285,13 @@ impl Checkpoint {
         }
     }
 
+    /// Whether [`prepare`](Self::prepare) reads results of merges.
+    pub fn reads_results(&self) -> bool {
+        self.made
+            .as_ref()
+            .is_some_and(|(made, _)| made.reads_results())
+    }
+
     /// What there is to be said of values that were made.
     pub fn said(&self) -> Vec<String> {
         let made = self.made.as_ref();

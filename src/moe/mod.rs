@@ -15,10 +15,11 @@ mod router;
 mod targets;
 
 use crate::checkpoint::{Checkpoint, Locator, ModelRef};
+use crate::forward::{Decoder, Tokenizer};
 use crate::methods::{Arity, BaseRule, MethodInfo};
 use crate::numeric::FloatType;
 use crate::plan::{self, Draft, Models, Options, Plan, Problems, Results};
-use crate::recipe::{GateMode, MoeRecipe, Position, RecipeError};
+use crate::recipe::{GateMode, MoeRecipe, Position, PromptTokens, RecipeError};
 use assembly::{Assembly, Source, Tensors};
 use exact::Misfit;
 use family::Dense;
@@ -208,15 +209,20 @@ fn attempt(
             },
         )
     });
-    let router = router(
+    let layers = (0..of_base.layers).filter(|layer| assembly.has_experts[*layer]);
+    let parts = RouterParts {
         recipe,
         options,
         locator,
-        routers,
-        of_base.hidden,
+        models: &models,
+        results,
+        backbone,
+        dense: of_base,
+        names: routers,
+        layers: layers.collect(),
         shared_gate,
-        problems,
-    )?;
+    };
+    let router = router(parts, problems)?;
     let (entries, what): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     let routers = Routers::new(router, what);
     let location = models.checkpoints[base].location().clone();
@@ -473,26 +479,38 @@ fn layers_with_experts(
     has
 }
 
-/// How the rows of routers are made.
-fn router(
-    recipe: &MoeRecipe,
-    options: &Options,
-    locator: &Locator,
+/// What the rows of routers are made from, beside the recipe.
+struct RouterParts<'a> {
+    recipe: &'a MoeRecipe,
+    options: &'a Options,
+    locator: &'a Locator,
+    models: &'a Models,
+    results: &'a Results,
+    /// The model whose states are taken.
+    backbone: usize,
+    dense: &'a Dense,
     names: Vec<String>,
-    hidden: usize,
+    layers: Vec<usize>,
     shared_gate: bool,
-    problems: &mut Problems,
-) -> Option<router::Recipe> {
+}
+
+/// How the rows of routers are made.
+fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Recipe> {
+    let RouterParts {
+        recipe,
+        options,
+        locator,
+        models,
+        dense,
+        shared_gate,
+        ..
+    } = parts;
     let mode = recipe.gate_mode.value;
     let file = match &recipe.router.file {
         None => None,
         Some(file) => {
-            let opened = ModelRef::parse(&file.value)
-                .map_err(|why| why.to_string())
-                .and_then(|model| {
-                    let location = locator.locate(&model).map_err(|error| error.to_string())?;
-                    Checkpoint::open(&file.value, &location).map_err(|error| error.to_string())
-                });
+            let model = ModelRef::parse(&file.value).map_err(|why| why.to_string());
+            let opened = model.and_then(|model| open_again(&model, &file.value, locator));
             match opened {
                 Ok(opened) => Some(opened),
                 Err(message) => {
@@ -503,7 +521,7 @@ fn router(
             }
         }
     };
-    let experts = recipe.experts.len();
+    let (experts, hidden) = (recipe.experts.len(), dense.hidden);
     if mode == GateMode::Orthogonal && experts + usize::from(shared_gate) > hidden {
         let message = format!("{experts} rows cannot be orthogonal in {hidden} dimensions");
         problems.add(
@@ -513,9 +531,45 @@ fn router(
         );
         return None;
     }
+    let (prompts, model) = match mode.needs_prompts() {
+        true => {
+            let prompts = prompts(recipe, models, shared_gate, problems)?;
+            let label = models.label(parts.backbone);
+            // A handle of its own: it is read before the plan's are.
+            let opened = match parts.results.get(label) {
+                Some(result) => Ok(result.checkpoint(label)),
+                None => {
+                    let location = models.checkpoints[parts.backbone].location();
+                    Checkpoint::open(label, location).map_err(|error| error.to_string())
+                }
+            };
+            match opened {
+                Ok(model) => (prompts, Some(model)),
+                Err(message) => {
+                    problems.add(models.at[parts.backbone], message, None);
+                    return None;
+                }
+            }
+        }
+        false => (Vec::new(), None),
+    };
+    if mode.needs_states()
+        && let Some(model) = &model
+        && let Some(config) = model.config()
+        && let Err(error) = Decoder::new(config.value(), model)
+    {
+        let message = format!("the states of `{}` for the routers: {error}", model.label());
+        let (message, hint) = split_hint(&message);
+        problems.add(models.at[parts.backbone], message, hint);
+        return None;
+    }
+    let default = match mode {
+        GateMode::HiddenAvg | GateMode::GateInput => PromptTokens::Mean,
+        _ => PromptTokens::Last,
+    };
     Some(router::Recipe {
         mode,
-        names,
+        names: parts.names,
         hidden,
         experts,
         shared_gate,
@@ -524,5 +578,62 @@ fn router(
         normalize: recipe.router.normalize.unwrap_or(mode.needs_prompts()),
         temperature: recipe.router.temperature.unwrap_or(1.0),
         file,
+        layers: parts.layers,
+        prompts,
+        tokens: recipe.router.tokens.unwrap_or(default),
+        model,
+        // The state, what is read of it, queries, keys and values, and the inner features of an MLP.
+        per_token: size_of::<f32>() * (6 * hidden + 2 * dense.width),
     })
+}
+
+fn open_again(model: &ModelRef, label: &str, locator: &Locator) -> Result<Checkpoint, String> {
+    let location = locator.locate(model).map_err(|error| error.to_string())?;
+    Checkpoint::open(label, &location).map_err(|error| error.to_string())
+}
+
+/// The prompts of all experts, and of the shared one if it has a gate, cut into tokens.
+fn prompts(
+    recipe: &MoeRecipe,
+    models: &Models,
+    shared_gate: bool,
+    problems: &mut Problems,
+) -> Option<Vec<router::Prompt>> {
+    let tokenizer = match Tokenizer::open(&models.checkpoints[models.tokenizer_donor]) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => {
+            problems.add_error(Some(recipe.gate_mode.at), &error);
+            return None;
+        }
+    };
+    let shared = recipe.shared_experts.iter().take(usize::from(shared_gate));
+    let mut cut = Vec::new();
+    for (row, expert) in recipe.experts.iter().chain(shared).enumerate() {
+        for (texts, sign) in [
+            (&expert.positive_prompts, 1.0),
+            (&expert.negative_prompts, -1.0),
+        ] {
+            for text in texts {
+                let tokens = match tokenizer.encode(text, true) {
+                    Ok(tokens) => tokens,
+                    Err(error) => {
+                        problems.add_error(Some(expert.at), &error);
+                        return None;
+                    }
+                };
+                if tokens.is_empty() {
+                    let message = "an empty prompt has no tokens";
+                    problems.add(Some(expert.at), message, Some("remove it".to_owned()));
+                    return None;
+                }
+                cut.push(router::Prompt {
+                    row,
+                    weight: sign / texts.len() as f64,
+                    begins: tokenizer.beginning().is_some(),
+                    tokens,
+                });
+            }
+        }
+    }
+    Some(cut)
 }

@@ -29,7 +29,7 @@ impl MergeResult {
     }
 
     /// The result as a model, which messages will call `label`.
-    pub(super) fn checkpoint(self: &Arc<Self>, label: &str) -> Checkpoint {
+    pub(crate) fn checkpoint(self: &Arc<Self>, label: &str) -> Checkpoint {
         let plan = &self.plan;
         let donor = &plan.models[plan.donor];
         let config = plan

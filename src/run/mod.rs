@@ -135,6 +135,11 @@ pub fn replay(
 /// Makes the values that no file holds and that are not computed block by block: the rows of routers.
 fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
     let cancelled = || observer.cancelled();
+    if plan.models.iter().any(Checkpoint::reads_results) {
+        let Work { jobs, purposes, .. } = Work::of_results(plan);
+        engine::execute(&jobs, &plan.settings, &plan.limits, &NoOutput, observer)
+            .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;
+    }
     for model in &plan.models {
         let prepared = model.prepare(plan.settings.threads, &cancelled);
         prepared.map_err(|source| match observer.cancelled() {
@@ -143,6 +148,15 @@ fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
         })?;
     }
     Ok(())
+}
+
+/// Takes nothing: for work that only decides.
+struct NoOutput;
+
+impl Sink for NoOutput {
+    fn write(&self, _output: usize, _offset: u64, _bytes: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// That no input was written to meanwhile.

@@ -53,6 +53,22 @@ impl<'a> Work<'a> {
         work
     }
 
+    /// The work without output that results need before their values can be read: all of them.
+    pub(super) fn of_results(plan: &'a Plan) -> Self {
+        let mut work = Self::default();
+        for result in plan.all_results() {
+            work.check_equal(&result.plan);
+        }
+        // A tensor of each result as if it were a source of a tensor of the plan.
+        for result in plan.all_results() {
+            let made = result.plan.tensors.iter().zip(&result.decided);
+            for (index, (tensor, decided)) in made.enumerate() {
+                work.decide(&result.plan, index, tensor, decided);
+            }
+        }
+        work
+    }
+
     fn push(&mut self, purpose: Purpose<'a>, job: Job<'a>) {
         self.purposes.push(purpose);
         self.jobs.push(job);
@@ -93,23 +109,34 @@ impl<'a> Work<'a> {
             else {
                 continue;
             };
-            if !self.prepared.insert(made) {
-                continue;
-            }
-            let derived = self.prepare(&result.plan, made);
-            let needed = made.cost().measures > 0
-                || matches!(made.operation, Operation::Copy) && made.sources.len() > 1;
-            if needed {
-                let job = Job {
-                    work: computation(&result.plan, made, Target::Decide(decided)),
-                    output: None,
-                    after_all: derived,
-                    sample: None,
-                };
-                self.push(Purpose::Tensor(&result.plan, index), job);
-            }
+            self.decide(&result.plan, index, made, decided);
         }
         any
+    }
+
+    /// Adds the job that decides a tensor of a result, once, and those that its own sources need.
+    fn decide(
+        &mut self,
+        plan: &'a Plan,
+        index: usize,
+        made: &'a PlannedTensor,
+        decided: &'a engine::Decided,
+    ) {
+        if !self.prepared.insert(made) {
+            return;
+        }
+        let derived = self.prepare(plan, made);
+        let needed = made.cost().measures > 0
+            || matches!(made.operation, Operation::Copy) && made.sources.len() > 1;
+        if needed {
+            let job = Job {
+                work: computation(plan, made, Target::Decide(decided)),
+                output: None,
+                after_all: derived,
+                sample: None,
+            };
+            self.push(Purpose::Tensor(plan, index), job);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
     python tests/peer/moe.py make --weld target/release/weld --work FOLDER     # transformers 5: models, recipes, outputs
     python tests/peer/moe.py load --work FOLDER                                # any transformers: loads and compares
+    python tests/peer/moe.py rows --weld target/release/weld --work FOLDER     # router rows against mergekit's, in FOLDER/rows
     python tests/peer/moe.py configs --work FOLDER                             # both must have run `load`: do they agree?
 """
 
@@ -169,9 +170,96 @@ def configs(work):
     return failed
 
 
+WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix code music maths poems prose tests rust".split()
+BASES = [
+    ("Llama", {}, "mixtral", False),
+    ("Mistral", dict(sliding_window=None), "mixtral", False),
+    ("Qwen2", {}, "qwen2_moe", True),
+    ("Qwen3", dict(head_dim=16), "qwen3_moe", False),
+]
+
+
+def save_tokenizer(folder):
+    """One token for each byte: transformers 5 makes a byte-level BPE of whatever tokenizer a Qwen2 has."""
+    import tokenizers
+
+    words = ["<pad>", "<s>", "</s>", "<unk>"] + sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>", "<unk>"])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(folder)
+
+
+def prompts(seed, count):
+    generator = torch.Generator().manual_seed(seed)
+    length = lambda: int(torch.randint(2, 9, (), generator=generator))
+    pick = lambda: WORDS[int(torch.randint(len(WORDS), (), generator=generator))]
+    return [" ".join(pick() for _ in range(length())) for _ in range(count)]
+
+
+def peer_recipe(base, experts, mode, shared):
+    one = lambda model, seed: dict(source_model=str(model), positive_prompts=prompts(seed, 3),
+                                   negative_prompts=prompts(seed + 100, 2))
+    recipe = dict(base_model=str(base), gate_mode=mode, dtype="float32", experts_per_token=2,
+                  experts=[one(model, seed) for seed, model in enumerate(experts)])
+    if shared:
+        recipe["shared_experts"] = [dict(one(base, 50), residual_scale=0.1)]
+    return json.dumps(recipe)
+
+
+def rows(weld, work):
+    """The same recipe by both tools: how near are the routers' rows?"""
+    import safetensors.torch
+
+    work = work / "rows"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    failed = 0
+    for classes, options, target, shared in BASES:
+        models = [work / f"{classes}-{index}" for index in range(5)]
+        for index, folder in enumerate(models):
+            options = dict(options, num_hidden_layers=4, hidden_size=128, intermediate_size=160, vocab_size=300)
+            make_dense(folder, classes, options)
+            save_tokenizer(folder)
+            config = json.loads((folder / "config.json").read_text())
+            if "rope_theta" not in config:
+                config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+                (folder / "config.json").write_text(json.dumps(config))
+        for mode in ("hidden", "cheap_embed"):
+            recipe = work / f"{classes}-{mode}.yml"
+            recipe.write_text(peer_recipe(models[0], models[1:], mode, shared))
+            ours, theirs = work / f"{classes}-{mode}-weld", work / f"{classes}-{mode}-peer"
+            done = subprocess.run([weld, "moe", "-q", recipe, ours], capture_output=True, text=True)
+            peer = subprocess.run(
+                [pathlib.Path(sys.executable).parent / "mergekit-moe", recipe, theirs, "--device", "cpu"],
+                capture_output=True, text=True)
+            if done.returncode or peer.returncode:
+                failed += 1
+                print(classes, mode, done.stderr, peer.stderr[-2000:])
+                continue
+            gates = lambda folder: {
+                name.replace("block_sparse_moe.", "mlp.").replace("mlp.router", "mlp.gate"): tensor.double()
+                for file in folder.glob("*.safetensors") for name, tensor in safetensors.torch.load_file(file).items()
+                if name.endswith(("gate.weight", "expert_gate.weight"))}
+            a, b = gates(ours), gates(theirs)
+            if a.keys() != b.keys() or not a:
+                failed += 1
+                print(classes, mode, sorted(a), sorted(b))
+                continue
+            cosines = [torch.nn.functional.cosine_similarity(a[name], b[name], dim=-1).min().item() for name in a]
+            lengths = max((a[name].norm(dim=-1) - 1).abs().max().item() for name in a)
+            print(f"{classes:8} {mode:12} {len(cosines)} tensors, least cosine {min(cosines):.6f}, "
+                  f"lengths within {lengths:.1e} of 1")
+            failed += min(cosines) < 0.998
+    return failed
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["make", "load", "configs"])
+    parser.add_argument("what", choices=["make", "load", "rows", "configs"])
     parser.add_argument("--weld", type=lambda path: str(pathlib.Path(path).resolve()))
     parser.add_argument("--work", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
@@ -179,6 +267,8 @@ def main():
         failed = make(arguments.weld, arguments.work)
     elif arguments.what == "load":
         failed = load(arguments.work)
+    elif arguments.what == "rows":
+        failed = rows(arguments.weld, arguments.work)
     else:
         failed = configs(arguments.work)
     sys.exit(bool(failed))

@@ -1,7 +1,9 @@
 //! Routers: tensors of an assembly that no model has, made before the others are written.
 
 mod drawn;
+mod report;
 mod rows;
+mod states;
 
 use std::error::Error;
 use std::fmt;
@@ -9,9 +11,9 @@ use std::sync::OnceLock;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Made, TensorEntry};
 use crate::numeric::{Elements, FloatType, Stored, Zeros};
-use crate::recipe::GateMode;
+use crate::recipe::{GateMode, PromptTokens};
 
-pub(super) use rows::Rows;
+use rows::Rows;
 
 /// What a tensor that no model has is.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +43,27 @@ pub(super) struct Recipe {
     pub(super) temperature: f64,
     /// The file that rows are read from.
     pub(super) file: Option<Checkpoint>,
+    /// The layers of the routers, ascending.
+    pub(super) layers: Vec<usize>,
+    /// The prompts, cut into tokens.
+    pub(super) prompts: Vec<Prompt>,
+    /// Which of their tokens count.
+    pub(super) tokens: PromptTokens,
+    /// The dense model whose states or embeddings are taken.
+    pub(super) model: Option<Checkpoint>,
+    /// Bytes that states take for each token.
+    pub(super) per_token: usize,
+}
+
+/// A prompt, cut into tokens.
+pub(super) struct Prompt {
+    /// The expert that it is of; the shared one comes last.
+    pub(super) row: usize,
+    /// One over the number of the expert's prompts of its kind; negative for those that it is not for.
+    pub(super) weight: f64,
+    /// Whether its first token only says that a text begins.
+    pub(super) begins: bool,
+    pub(super) tokens: Vec<u32>,
 }
 
 impl Recipe {
@@ -59,8 +82,8 @@ impl Recipe {
 pub(super) struct Routers {
     recipe: Recipe,
     tensors: Vec<Invented>,
-    /// For each layer, the bytes of its rows as f32.
-    made: OnceLock<Vec<Vec<u8>>>,
+    /// For each layer, the bytes of its rows as f32; and what there is to be said of them.
+    made: OnceLock<(Vec<Vec<u8>>, Vec<String>)>,
 }
 
 impl fmt::Debug for Routers {
@@ -81,7 +104,7 @@ impl Routers {
     /// The bytes of some rows of a layer.
     fn rows(&self, layer: usize, rows: std::ops::Range<usize>) -> Option<Box<dyn Elements + '_>> {
         let row = self.recipe.hidden * size_of::<f32>();
-        let bytes = self.made.get()?.get(layer)?;
+        let bytes = self.made.get()?.0.get(layer)?;
         Some(Box::new(Stored {
             bytes: bytes.get(rows.start * row..rows.end * row)?,
             format: FloatType::F32,
@@ -112,13 +135,30 @@ impl Made for Routers {
             return Ok(());
         }
         let layers = rows::make(&self.recipe, threads, cancelled)?;
+        let notes = match self.recipe.mode {
+            // All alike, and meant to be.
+            GateMode::Zero => Vec::new(),
+            _ => report::notes(&layers, &self.recipe.names, self.recipe.experts),
+        };
         let bytes = |rows: Rows| {
             let values = rows.values.iter().map(|value| *value as f32);
             values.flat_map(f32::to_le_bytes).collect()
         };
         // A second call would have made the same.
-        let _ = self.made.set(layers.into_iter().map(bytes).collect());
+        let _ = self
+            .made
+            .set((layers.into_iter().map(bytes).collect(), notes));
         Ok(())
+    }
+
+    fn reads_results(&self) -> bool {
+        self.recipe.model.as_ref().is_some_and(Checkpoint::is_made)
+    }
+
+    fn said(&self) -> Vec<String> {
+        self.made
+            .get()
+            .map_or(Vec::new(), |(_, notes)| notes.clone())
     }
 
     fn held(&self) -> u64 {
@@ -126,7 +166,7 @@ impl Made for Routers {
     }
 
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
-        let mut files = self.recipe.file.iter();
+        let mut files = self.recipe.file.iter().chain(&self.recipe.model);
         files.try_for_each(Checkpoint::check_unchanged)
     }
 }

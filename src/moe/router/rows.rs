@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::{Recipe, drawn};
+use super::{Recipe, drawn, states};
 use crate::checkpoint::Checkpoint;
 use crate::numeric::Fill;
 use crate::recipe::GateMode;
@@ -12,9 +12,9 @@ const NO_LENGTH: f64 = 1e-12;
 
 /// The rows of one layer: `[experts, hidden]`, and behind them that of the shared expert's gate.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::moe) struct Rows {
-    pub(in crate::moe) values: Vec<f64>,
-    pub(in crate::moe) hidden: usize,
+pub(super) struct Rows {
+    pub(super) values: Vec<f64>,
+    pub(super) hidden: usize,
 }
 
 impl Rows {
@@ -23,6 +23,19 @@ impl Rows {
             values: vec![0.0; recipe.rows() * recipe.hidden],
             hidden: recipe.hidden,
         }
+    }
+
+    /// One row.
+    pub(super) fn row(&self, row: usize) -> &[f64] {
+        &self.values[row * self.hidden..][..self.hidden]
+    }
+
+    /// The cosine between two rows; none if one has no direction.
+    pub(super) fn cosine(&self, a: usize, b: usize) -> Option<f64> {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let (a, b) = (self.row(a), self.row(b));
+        let lengths = (dot(a, a) * dot(b, b)).sqrt();
+        (lengths > 0.0).then(|| dot(a, b) / lengths)
     }
 
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f64]> {
@@ -61,8 +74,8 @@ pub(super) fn normalize(row: &mut [f64]) -> bool {
 /// In words for the user: a row without direction, a file that has other rows, states that cannot be computed.
 pub(super) fn make(
     recipe: &Recipe,
-    _threads: usize,
-    _cancelled: &(dyn Fn() -> bool + Sync),
+    threads: usize,
+    cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<Vec<Rows>, Box<dyn Error + Send + Sync>> {
     let mut layers: Vec<Rows> = match recipe.mode {
         GateMode::Zero => return Ok(vec![Rows::zero(recipe); recipe.names.len()]),
@@ -81,7 +94,13 @@ pub(super) fn make(
                 .map(|name| from_file(recipe, file, name));
             rows.collect::<Result<_, _>>()?
         }
-        mode => return Err(format!("the gate mode `{}` is not built", mode.name()).into()),
+        GateMode::CheapEmbed => {
+            let rows = states::embedded(recipe, dense(recipe)?)?;
+            vec![rows; recipe.names.len()]
+        }
+        GateMode::Hidden | GateMode::HiddenAvg | GateMode::GateInput => {
+            states::hidden(recipe, dense(recipe)?, threads, cancelled)?
+        }
     };
     for (rows, name) in layers.iter_mut().zip(&recipe.names) {
         if recipe.center {
@@ -100,6 +119,13 @@ pub(super) fn make(
         }
     }
     Ok(layers)
+}
+
+fn dense(recipe: &Recipe) -> Result<&Checkpoint, &'static str> {
+    recipe
+        .model
+        .as_ref()
+        .ok_or("no model was opened for the routers")
 }
 
 /// The name under which a file gives one table of rows for all layers.
