@@ -34,7 +34,15 @@ impl Attention {
             for prompt in &batch.prompts {
                 for start in prompt.clone().step_by(QUERIES) {
                     let end = prompt.end.min(start + QUERIES);
-                    self.block(scratch, queries, keys, values, tokens, prompt.start, start..end);
+                    self.block(
+                        scratch,
+                        queries,
+                        keys,
+                        values,
+                        tokens,
+                        prompt.start,
+                        start..end,
+                    );
                 }
             }
         });
@@ -113,9 +121,9 @@ fn softmax(scores: &mut [f32], visible: std::ops::Range<usize>, scale: f64) {
     scores[..visible.start].fill(0.0);
     scores[visible.end..].fill(0.0);
     let scores = &mut scores[visible];
-    let largest = scores
-        .iter()
-        .fold(f32::NEG_INFINITY, |largest, score| largest.max(scale * score));
+    let largest = scores.iter().fold(f32::NEG_INFINITY, |largest, score| {
+        largest.max(scale * score)
+    });
     let mut sum = 0f64;
     for score in scores.iter_mut() {
         *score = (scale * *score - largest).exp();

@@ -146,13 +146,18 @@ impl<'w> Decoder<'w> {
         let states = self.normed(&head.norm, &states.select(&batch.last_tokens())?)?;
         let mut logits = vec![Vec::new(); prompts.len()];
         pool.install(|| {
-            self.by_tiles(&head.matrix, &states, |_, tile| Ok(tile), |tile| {
-                for row in tile.chunks_exact(states.tokens) {
-                    for (logits, logit) in logits.iter_mut().zip(row) {
-                        logits.push(*logit);
+            self.by_tiles(
+                &head.matrix,
+                &states,
+                |_, tile| Ok(tile),
+                |tile| {
+                    for row in tile.chunks_exact(states.tokens) {
+                        for (logits, logit) in logits.iter_mut().zip(row) {
+                            logits.push(*logit);
+                        }
                     }
-                }
-            })
+                },
+            )
         })?;
         Ok(logits)
     }

@@ -104,7 +104,9 @@ pub enum ForwardError {
         vocabulary: usize,
     },
     /// A prompt for which the frequencies of positions would change.
-    #[error("prompt {prompt} has {found} tokens, expected at most {limit} with {why}; hint: shorten it")]
+    #[error(
+        "prompt {prompt} has {found} tokens, expected at most {limit} with {why}; hint: shorten it"
+    )]
     TooLong {
         /// Which prompt, from zero.
         prompt: usize,
@@ -116,7 +118,9 @@ pub enum ForwardError {
         why: &'static str,
     },
     /// A layer that the model does not have.
-    #[error("layer {asked} was asked for, expected one below {layers}; hint: layers count from zero")]
+    #[error(
+        "layer {asked} was asked for, expected one below {layers}; hint: layers count from zero"
+    )]
     Layer {
         /// The layer.
         asked: usize,

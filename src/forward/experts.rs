@@ -97,7 +97,9 @@ pub(super) fn route(
         } => {
             let scores: Vec<f64> = logits.iter().map(|&logit| sigmoid(logit)).collect();
             let corrected = scores.iter().zip(correction);
-            let choosing: Vec<f64> = corrected.map(|(score, by)| score + f64::from(*by)).collect();
+            let choosing: Vec<f64> = corrected
+                .map(|(score, by)| score + f64::from(*by))
+                .collect();
             let size = logits.len() / groups;
             let members = |group: usize| group * size..(group + 1) * size;
             let of_group = |group| -> f64 {

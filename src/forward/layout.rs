@@ -335,7 +335,9 @@ impl<'a> Tensors<'a> {
         rows: [usize; N],
         columns: usize,
     ) -> Result<[Linear; N], ForwardError> {
-        let all = rows.iter().fold(0usize, |all, rows| all.saturating_add(*rows));
+        let all = rows
+            .iter()
+            .fold(0usize, |all, rows| all.saturating_add(*rows));
         let tensor = format!("{module}.weight");
         self.matrix(tensor.clone(), all, columns)?;
         self.refuse(format!("{module}.bias"))?;

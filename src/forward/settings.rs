@@ -236,7 +236,10 @@ impl Settings {
             Qwen2Moe => (flag("qkv_bias", true)?, false),
             Glm4Moe => (flag("attention_bias", false)?, false),
             Mistral | Mixtral | Phi3 => (false, false),
-            _ => (flag("attention_bias", false)?, flag("attention_bias", false)?),
+            _ => (
+                flag("attention_bias", false)?,
+                flag("attention_bias", false)?,
+            ),
         };
         let mixture = Mixture::read(config, family)?;
         let needs_inner = mixture
@@ -470,9 +473,11 @@ impl Mixture {
                 Some(0) => Shared::None,
                 Some(width) => Shared::Gated(width),
             },
-            GraniteMoeShared => {
-                plain(config.size_or_zero("shared_intermediate_size")?.unwrap_or(0))
-            }
+            GraniteMoeShared => plain(
+                config
+                    .size_or_zero("shared_intermediate_size")?
+                    .unwrap_or(0),
+            ),
             Glm4Moe | Dots1 => match config.size_or_zero("n_shared_experts")? {
                 None => return Err(config.wrong("n_shared_experts", "a number")),
                 Some(count) => match width.checked_mul(count) {

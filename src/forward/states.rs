@@ -94,7 +94,10 @@ impl Batch {
             if of_prompt.is_empty() {
                 return Err(ForwardError::EmptyPrompt { prompt });
             }
-            if let Some(&token) = of_prompt.iter().find(|&&token| token as usize >= vocabulary) {
+            if let Some(&token) = of_prompt
+                .iter()
+                .find(|&&token| token as usize >= vocabulary)
+            {
                 return Err(ForwardError::Token {
                     prompt,
                     token,

@@ -64,7 +64,10 @@ fn read(path: &Path) -> States {
 
 fn write(path: &Path, states: &States) {
     let bytes = |values: &[f32]| -> Vec<u8> {
-        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+        values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect()
     };
     let bytes: Vec<(&String, Vec<u8>)> = states
         .iter()
@@ -79,7 +82,9 @@ fn write(path: &Path, states: &States) {
 
 /// The folders in one, in order.
 fn cases(root: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    let entries = fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     let mut folders: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
     folders.sort();
     folders
