@@ -345,7 +345,7 @@ impl Rope {
             } => stretched(&|_, frequency| {
                 // How many times a pair goes round in the original context.
                 let turns = original * frequency / TAU;
-                let smooth = ((turns - low) / (high - low)).max(0.0).min(1.0);
+                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 frequency * ((1.0 - smooth) / factor + smooth)
             }),
             Kind::Yarn {
@@ -371,7 +371,7 @@ impl Rope {
                 }
                 stretched(&|pair, frequency| {
                     let ramp = (pair as f64 - first) / (last - first);
-                    let ramp = ramp.max(0.0).min(1.0);
+                    let ramp = ramp.clamp(0.0, 1.0);
                     frequency * (ramp / factor + 1.0 - ramp)
                 })
             }
