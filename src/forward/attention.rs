@@ -1,5 +1,7 @@
 //! Causal attention, each prompt by itself, a block of queries at a time.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::product::{View, multiply_into};
@@ -28,62 +30,49 @@ impl Attention {
         let size = self.head_dim * tokens;
         let group = self.heads / self.key_heads;
         let heads = query.values.par_chunks_exact_mut(size).enumerate();
-        heads.for_each_init(Scratch::default, |scratch, (head, queries)| {
+        heads.for_each_init(Vec::new, |scores, (head, queries)| {
             let first = head / group * size;
-            let (keys, values) = (&key.values[first..][..size], &value.values[first..][..size]);
+            let mut head = Head {
+                queries,
+                keys: &key.values[first..][..size],
+                values: &value.values[first..][..size],
+                tokens,
+            };
             for prompt in &batch.prompts {
                 for start in prompt.clone().step_by(QUERIES) {
-                    let end = prompt.end.min(start + QUERIES);
-                    self.block(
-                        scratch,
-                        queries,
-                        keys,
-                        values,
-                        tokens,
-                        prompt.start,
-                        start..end,
-                    );
+                    let block = start..prompt.end.min(start + QUERIES);
+                    self.block(&mut head, prompt.start, block, scores);
                 }
             }
         });
     }
 
-    /// One head, one prompt, some of its queries.
-    #[expect(clippy::too_many_arguments)]
-    fn block(
-        &self,
-        scratch: &mut Scratch,
-        queries: &mut [f32],
-        keys: &[f32],
-        values: &[f32],
-        tokens: usize,
-        prompt: usize,
-        block: std::ops::Range<usize>,
-    ) {
+    /// Some queries of a prompt, which starts at the token `prompt`.
+    fn block(&self, head: &mut Head, prompt: usize, block: Range<usize>, scores: &mut Vec<f32>) {
         // The first key that the first query sees.
         let first = match self.window {
             Some(window) => (block.start + 1).saturating_sub(window).max(prompt),
             None => prompt,
         };
         let (count, seen) = (block.len(), block.end - first);
-        scratch.scores.resize(count * seen, 0.0);
-        // Queries and keys are features x tokens.
+        // Queries x keys.
+        scores.resize(count * seen, 0.0);
         let left = View {
-            values: &queries[block.start..],
+            values: &head.queries[block.start..],
             rows: count,
             columns: self.head_dim,
             down: 1,
-            beside: tokens,
+            beside: head.tokens,
         };
         let right = View {
-            values: &keys[first..],
+            values: &head.keys[first..],
             rows: self.head_dim,
             columns: seen,
-            down: tokens,
+            down: head.tokens,
             beside: 1,
         };
-        multiply_into(&mut scratch.scores, seen, left, right);
-        for (row, token) in scratch.scores.chunks_exact_mut(seen).zip(block.clone()) {
+        multiply_into(scores, seen, left, right);
+        for (row, token) in scores.chunks_exact_mut(seen).zip(block.clone()) {
             let from = match self.window {
                 Some(window) => (token + 1).saturating_sub(window).max(first),
                 None => first,
@@ -92,31 +81,34 @@ impl Attention {
         }
         // Values are features x keys, scores queries x keys: what is wanted is features x queries.
         let left = View {
-            values: &values[first..],
+            values: &head.values[first..],
             rows: self.head_dim,
             columns: seen,
-            down: tokens,
+            down: head.tokens,
             beside: 1,
         };
         let right = View {
-            values: &scratch.scores,
+            values: scores,
             rows: seen,
             columns: count,
             down: 1,
             beside: seen,
         };
-        multiply_into(&mut queries[block.start..], tokens, left, right);
+        multiply_into(&mut head.queries[block.start..], head.tokens, left, right);
     }
 }
 
-#[derive(Default)]
-struct Scratch {
-    /// Queries x keys.
-    scores: Vec<f32>,
+/// What one head works on: features x tokens each.
+struct Head<'a> {
+    /// Become the result, block by block.
+    queries: &'a mut [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    tokens: usize,
 }
 
 /// Makes scores probabilities: `exp(scale * score)` over their sum where they are visible, zero elsewhere.
-fn softmax(scores: &mut [f32], visible: std::ops::Range<usize>, scale: f64) {
+fn softmax(scores: &mut [f32], visible: Range<usize>, scale: f64) {
     let scale = scale as f32;
     scores[..visible.start].fill(0.0);
     scores[visible.end..].fill(0.0);

@@ -62,8 +62,8 @@ pub(super) struct Experts {
 /// What follows the attention.
 #[derive(Debug)]
 pub(super) enum Mlp {
-    Dense(Gated),
-    Experts(Experts),
+    Dense(Box<Gated>),
+    Experts(Box<Experts>),
 }
 
 /// The tensors of a layer.
@@ -200,8 +200,8 @@ impl<'a> Tensors<'a> {
             query_norms,
             mlp_norm: norm(mlp_norm, hidden)?,
             mlp: match settings.mixture.as_ref().filter(|all| all.has(layer)) {
-                Some(mixture) => Mlp::Experts(self.experts(settings, mixture, &start)?),
-                None => Mlp::Dense(self.dense(settings, &name("mlp."))?),
+                Some(mixture) => Mlp::Experts(Box::new(self.experts(settings, mixture, &start)?)),
+                None => Mlp::Dense(Box::new(self.dense(settings, &name("mlp."))?)),
             },
         })
     }

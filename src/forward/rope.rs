@@ -31,6 +31,8 @@ const KNOWN: [&str; 17] = [
     "finetuned",
 ];
 
+const ORIGINAL: &str = "original_max_position_embeddings";
+
 const ONE_SPELLING: &str =
     "transformers 4 and 5 would disagree; keep rope_scaling and rope_theta, or rope_parameters";
 
@@ -249,10 +251,14 @@ impl Kind {
             let numbers = numbers.filter(|numbers| !numbers.is_empty());
             numbers.ok_or_else(|| fields.wrong(name, "a list of numbers above zero"))
         };
-        let original = match config.size("original_max_position_embeddings")? {
-            Some(original) => original,
-            None => original(config, fields)?,
-        };
+        // The field beside the factors counts for nothing: the class has a default for that at the top.
+        let original = config.size(ORIGINAL)?.unwrap_or(4096);
+        if fields
+            .size(ORIGINAL)?
+            .is_some_and(|inner| inner != original)
+        {
+            return Err(fields.wrong_with(ORIGINAL, original.to_string(), ONE_SPELLING));
+        }
         let stretch = config.required("max_position_embeddings")? as f64 / original as f64;
         let attention = match fields.positive("attention_factor")? {
             Some(attention) => attention,
@@ -270,10 +276,9 @@ impl Kind {
 
 /// The length of context before it was stretched.
 fn original(config: &Fields, fields: &Fields) -> Result<usize, ForwardError> {
-    const NAME: &str = "original_max_position_embeddings";
-    match (fields.size(NAME)?, config.size(NAME)?) {
+    match (fields.size(ORIGINAL)?, config.size(ORIGINAL)?) {
         (Some(inner), Some(outer)) if inner != outer => {
-            Err(fields.wrong_with(NAME, "the same wherever it is said", ONE_SPELLING))
+            Err(fields.wrong_with(ORIGINAL, "the same wherever it is said", ONE_SPELLING))
         }
         (Some(original), _) | (None, Some(original)) => Ok(original),
         (None, None) => config.required("max_position_embeddings"),
@@ -340,7 +345,7 @@ impl Rope {
             } => stretched(&|_, frequency| {
                 // How many times a pair goes round in the original context.
                 let turns = original * frequency / TAU;
-                let smooth = ((turns - low) / (high - low)).max(0.0).min(1.0);
+                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 frequency * ((1.0 - smooth) / factor + smooth)
             }),
             Kind::Yarn {
@@ -366,7 +371,7 @@ impl Rope {
                 }
                 stretched(&|pair, frequency| {
                     let ramp = (pair as f64 - first) / (last - first);
-                    let ramp = ramp.max(0.0).min(1.0);
+                    let ramp = ramp.clamp(0.0, 1.0);
                     frequency * (ramp / factor + 1.0 - ramp)
                 })
             }

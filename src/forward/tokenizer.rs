@@ -1,7 +1,8 @@
 //! Text to tokens, by a model's `tokenizer.json`.
 
 use std::fs;
-use std::path::Path;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -13,6 +14,8 @@ const MAX_BYTES: u64 = 512 << 20;
 
 /// Cuts text into the tokens of a model.
 pub struct Tokenizer {
+    /// Where it was read from.
+    path: PathBuf,
     cutter: tokenizers::Tokenizer,
     /// The text of the token that texts begin with, if they do.
     beginning: Option<String>,
@@ -46,10 +49,13 @@ impl Tokenizer {
             return Err(wrong(&path, detail.into(), hint));
         }
         let bytes = read_bounded(&path, MAX_BYTES, "tokenizer, in bytes")?;
-        let read = tokenizers::Tokenizer::from_bytes(&bytes);
-        let mut cutter = read.map_err(|error| {
-            let detail = format!("it is malformed: {}", shortened(&error.to_string()));
-            wrong(&path, detail, "download it again")
+        let read = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes));
+        let mut cutter = read.map_err(|detail| {
+            wrong(
+                &path,
+                format!("it is malformed: {detail}"),
+                "download it again",
+            )
         })?;
         // A file may ask for either; neither is wanted for states.
         cutter.with_padding(None);
@@ -64,7 +70,11 @@ impl Tokenizer {
             let hint = "the two files are not of one tokenizer: download them again";
             return Err(wrong(&folder.join("tokenizer_config.json"), detail, hint));
         }
-        Ok(Tokenizer { cutter, beginning })
+        Ok(Tokenizer {
+            path,
+            cutter,
+            beginning,
+        })
     }
 
     /// The text of the token that texts begin with; none if the model has none.
@@ -81,19 +91,24 @@ impl Tokenizer {
     /// If the tokenizer has no token for a part of it.
     pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>, ForwardError> {
         let before = self.beginning().filter(|_| add_bos).unwrap_or_default();
-        let encoded = self.cutter.encode(format!("{before}{text}"), false);
+        let encoded = guarded(|| self.cutter.encode(format!("{before}{text}"), false));
         match encoded {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => Err(ForwardError::Tokenizer {
-                path: "tokenizer.json".into(),
-                detail: format!(
-                    "`{}` can't be cut: {}",
-                    shortened(text),
-                    shortened(&error.to_string())
-                ),
+            Err(detail) => Err(ForwardError::Tokenizer {
+                path: self.path.clone(),
+                detail: format!("`{}` can't be cut: {detail}", shortened(text)),
                 hint: "take another text, or a tokenizer with a token for what is unknown",
             }),
         }
+    }
+}
+
+/// Runs what a stranger's file may bring to panic: the crate believes the tables in it.
+fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(shortened(&error.to_string())),
+        Err(_) => Err("its tables contradict each other".into()),
     }
 }
 

@@ -1,1 +1,88 @@
-//! tests
+//! Kernels and the whole block against slow twins in f64; configs and tensors that lie.
+
+mod hostile;
+mod kernels;
+mod tokens;
+mod twin;
+mod whole;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::{ForwardError, Observer, Weights};
+
+/// Weights in memory.
+#[derive(Default, Clone)]
+pub(super) struct Held(pub(super) BTreeMap<String, (Vec<usize>, Vec<f32>)>);
+
+impl Held {
+    /// Adds a tensor of numbers that look random, of magnitude `scale` around `centre`.
+    pub(super) fn add(&mut self, name: &str, shape: &[usize], centre: f32, scale: f32) {
+        let seed = name.bytes().fold(7u64, |seed, byte| {
+            seed.wrapping_mul(31).wrapping_add(byte.into())
+        });
+        let values = random(shape.iter().product(), seed);
+        let values = values.iter().map(|value| centre + scale * value).collect();
+        self.0.insert(name.into(), (shape.into(), values));
+    }
+
+    pub(super) fn values(&self, name: &str) -> Vec<f64> {
+        self.0[name].1.iter().map(|&value| value.into()).collect()
+    }
+}
+
+impl Weights for Held {
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.0.get(name).map(|(shape, _)| shape.as_slice())
+    }
+
+    fn read(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ForwardError> {
+        out.copy_from_slice(&self.0[name].1[start..][..out.len()]);
+        Ok(())
+    }
+}
+
+/// Numbers from -1 to 1.
+pub(super) fn random(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Keeps all states.
+#[derive(Default)]
+pub(super) struct Kept {
+    pub(super) layers: Vec<Vec<f32>>,
+    pub(super) gates: Vec<Vec<f32>>,
+    pub(super) prompts: Vec<Range<usize>>,
+}
+
+impl Observer for Kept {
+    fn layer_input(&mut self, layer: usize, states: &[f32], prompts: &[Range<usize>]) {
+        assert_eq!(layer, self.layers.len());
+        self.layers.push(states.to_vec());
+        self.prompts = prompts.to_vec();
+    }
+
+    fn gate_input(&mut self, layer: usize, states: &[f32], _: &[Range<usize>]) {
+        assert_eq!(layer, self.gates.len());
+        self.gates.push(states.to_vec());
+    }
+}
+
+/// Asserts that values are those of a twin, within `bound` of the largest.
+pub(super) fn assert_near(found: &[f32], twin: &[f64], bound: f64) {
+    assert_eq!(found.len(), twin.len());
+    let largest = twin
+        .iter()
+        .fold(1e-30f64, |most, value| most.max(value.abs()));
+    for (place, (found, twin)) in found.iter().zip(twin).enumerate() {
+        let off = (f64::from(*found) - twin).abs();
+        assert!(off <= bound * largest, "{place}: {found} is not {twin}");
+    }
+}

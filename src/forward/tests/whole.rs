@@ -1,0 +1,252 @@
+//! The whole decoder against its twin, and what is promised of a run.
+
+use std::ops::Range;
+
+use serde_json::{Value, json};
+
+use super::super::{Decoder, ForwardError, Observer};
+use super::twin::Twin;
+use super::{Held, Kept, assert_near, random};
+
+const VOCABULARY: usize = 2100;
+
+pub(super) fn config() -> Value {
+    json!({
+        "model_type": "qwen3_moe", "hidden_size": 12, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "vocab_size": VOCABULARY,
+        "intermediate_size": 10, "moe_intermediate_size": 7, "num_experts": 3, "num_experts_per_tok": 2,
+        "norm_topk_prob": true, "decoder_sparse_step": 2, "rms_norm_eps": 1e-6, "rope_theta": 50.0,
+        "use_sliding_window": true, "sliding_window": 4, "tie_word_embeddings": false,
+    })
+}
+
+pub(super) fn held() -> Held {
+    let mut held = Held::default();
+    held.add("model.embed_tokens.weight", &[VOCABULARY, 12], 0.0, 1.0);
+    held.add("lm_head.weight", &[VOCABULARY, 12], 0.0, 1.0);
+    held.add("model.norm.weight", &[12], 1.0, 0.3);
+    for layer in 0..3 {
+        let name = |rest: &str| format!("model.layers.{layer}.{rest}.weight");
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            held.add(&name(norm), &[12], 1.0, 0.3);
+        }
+        for (part, rows, columns) in [("q", 24, 12), ("k", 12, 12), ("v", 12, 12), ("o", 12, 24)] {
+            held.add(
+                &name(&format!("self_attn.{part}_proj")),
+                &[rows, columns],
+                0.0,
+                0.6,
+            );
+        }
+        for norm in ["q_norm", "k_norm"] {
+            held.add(&name(&format!("self_attn.{norm}")), &[6], 1.0, 0.4);
+        }
+        let mut mlp = |start: String, inner: usize| {
+            held.add(&name(&format!("{start}gate_proj")), &[inner, 12], 0.0, 0.7);
+            held.add(&name(&format!("{start}up_proj")), &[inner, 12], 0.0, 0.7);
+            held.add(&name(&format!("{start}down_proj")), &[12, inner], 0.0, 0.7);
+        };
+        if layer % 2 == 0 {
+            mlp("mlp.".into(), 10);
+        } else {
+            for expert in 0..3 {
+                mlp(format!("mlp.experts.{expert}."), 7);
+            }
+            held.add(&name("mlp.gate"), &[3, 12], 0.0, 0.7);
+        }
+    }
+    held
+}
+
+fn prompts() -> Vec<Vec<u32>> {
+    let tokens = random(99, 12).into_iter();
+    let mut tokens = tokens.map(|x| ((x + 1.0) / 2.0 * VOCABULARY as f32) as u32);
+    let lengths = [1, 7, 2, 70];
+    lengths
+        .map(|length| tokens.by_ref().take(length).collect())
+        .into()
+}
+
+#[test]
+fn states_logits_and_probabilities_are_those_of_the_twin() {
+    let (config, held, prompts) = (config(), held(), prompts());
+    let twin = Twin {
+        held: &held,
+        hidden: 12,
+        heads: 4,
+        key_heads: 2,
+        head_dim: 6,
+        layers: 3,
+        window: 4,
+        theta: 50.0,
+        experts: 3,
+        per_token: 2,
+        eps: 1e-6,
+    };
+    let decoder = Decoder::new(&config, &held).unwrap();
+    let mut kept = Kept::default();
+    decoder.run(&prompts, 2, &mut kept, None).unwrap();
+    let logits = decoder.logits(&prompts, 2).unwrap();
+    let given = decoder.log_probabilities(&prompts, 2).unwrap();
+    assert_eq!((decoder.layers(), decoder.hidden_size()), (3, 12));
+    assert_eq!((kept.layers.len(), kept.gates.len()), (3, 3));
+    for (prompt, (tokens, range)) in prompts.iter().zip(kept.prompts.clone()).enumerate() {
+        let (layers, gates) = twin.run(tokens);
+        let part = range.start * 12..range.end * 12;
+        for layer in 0..3 {
+            assert_near(
+                &kept.layers[layer][part.clone()],
+                &layers[layer].concat(),
+                1e-5,
+            );
+            assert_near(
+                &kept.gates[layer][part.clone()],
+                &gates[layer].concat(),
+                1e-5,
+            );
+        }
+        let all = twin.logits(&layers[3]);
+        assert_near(&logits[prompt], all.last().unwrap(), 1e-5);
+        let follow = tokens[1..].iter().zip(&all).map(|(&token, logits)| {
+            let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+            logits[token as usize] - sum.ln()
+        });
+        let follow: Vec<f64> = follow.collect();
+        let found: Vec<f32> = given[prompt].iter().map(|&one| one as f32).collect();
+        assert_near(&found, &follow, 1e-5);
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let (config, held, prompts) = (config(), held(), prompts());
+    let decoder = Decoder::new(&config, &held).unwrap();
+    let run = |threads| {
+        let mut kept = Kept::default();
+        decoder.run(&prompts, threads, &mut kept, None).unwrap();
+        let logits = decoder.logits(&prompts, threads).unwrap();
+        let given = decoder.log_probabilities(&prompts, threads).unwrap();
+        (kept.layers, kept.gates, logits, given)
+    };
+    let one = run(1);
+    for threads in [0, 2, 5] {
+        assert_eq!(one, run(threads));
+    }
+}
+
+/// Wants no gates.
+struct Inputs(Vec<usize>);
+
+impl Observer for Inputs {
+    fn layer_input(&mut self, layer: usize, _: &[f32], _: &[Range<usize>]) {
+        self.0.push(layer);
+    }
+
+    fn gate_input(&mut self, _: usize, _: &[f32], _: &[Range<usize>]) {
+        panic!("they are not wanted");
+    }
+
+    fn wants_gate_inputs(&self) -> bool {
+        false
+    }
+}
+
+/// Tensors that are not needed may hold anything; a head is needed only for logits.
+#[test]
+fn a_run_ends_where_it_may() {
+    let (config, mut held, prompts) = (config(), held(), prompts());
+    held.0.remove("lm_head.weight");
+    for name in ["self_attn.q_proj", "mlp.gate"] {
+        let values = &mut held
+            .0
+            .get_mut(&format!("model.layers.1.{name}.weight"))
+            .unwrap()
+            .1;
+        values.fill(f32::NAN);
+    }
+    let decoder = Decoder::new(&config, &held).unwrap();
+    let mut kept = Kept::default();
+    decoder.run(&prompts, 1, &mut kept, Some(0)).unwrap();
+    assert_eq!((kept.layers.len(), kept.gates.len()), (1, 1));
+    let mut inputs = Inputs(Vec::new());
+    decoder.run(&prompts, 1, &mut inputs, Some(1)).unwrap();
+    assert_eq!(inputs.0, [0, 1]);
+    let error = decoder.run(&prompts, 1, &mut Kept::default(), Some(1));
+    assert!(
+        matches!(error, Err(ForwardError::NotFinite { .. })),
+        "{error:?}"
+    );
+    let error = decoder.run(&prompts, 1, &mut inputs, Some(3));
+    assert!(matches!(
+        error,
+        Err(ForwardError::Layer {
+            asked: 3,
+            layers: 3
+        })
+    ));
+    let error = decoder.logits(&prompts, 1);
+    assert!(
+        matches!(error, Err(ForwardError::Missing { .. })),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn prompts_that_can_t_be_run_are_errors() {
+    let (config, held) = (config(), held());
+    let decoder = Decoder::new(&config, &held).unwrap();
+    let message = |prompts: &[Vec<u32>]| {
+        let run = decoder.run(prompts, 1, &mut Kept::default(), None);
+        let given = decoder.log_probabilities(prompts, 1).unwrap_err();
+        assert_eq!(run.unwrap_err().to_string(), given.to_string());
+        given.to_string()
+    };
+    assert!(message(&[]).starts_with("no prompt was given"));
+    assert!(message(&[vec![1], vec![]]).starts_with("prompt 1 has no tokens"));
+    assert!(
+        message(&[vec![5, 2100]]).starts_with("token 2100 of prompt 0: expected one below 2100")
+    );
+    // One token alone has nothing to be given.
+    assert_eq!(
+        decoder.log_probabilities(&[vec![3]], 1).unwrap(),
+        [[0f64; 0]]
+    );
+}
+
+#[test]
+fn a_tied_head_may_be_stored_but_must_be_the_embedding() {
+    let (mut config, mut held, prompts) = (config(), held(), prompts());
+    config["tie_word_embeddings"] = true.into();
+    let differ = Decoder::new(&config, &held).unwrap().logits(&prompts, 1);
+    assert!(matches!(differ, Err(ForwardError::HeadsDiffer { .. })));
+    let embedding = held.0["model.embed_tokens.weight"].clone();
+    held.0.insert("lm_head.weight".into(), embedding);
+    let stored = Decoder::new(&config, &held)
+        .unwrap()
+        .logits(&prompts, 1)
+        .unwrap();
+    held.0.remove("lm_head.weight");
+    let alone = Decoder::new(&config, &held)
+        .unwrap()
+        .logits(&prompts, 1)
+        .unwrap();
+    assert_eq!(stored, alone);
+}
+
+/// A body that was saved alone has no prefix.
+#[test]
+fn names_may_lack_their_prefix() {
+    let (config, held, prompts) = (config(), held(), prompts());
+    let bare = held.0.iter().map(|(name, tensor)| {
+        let bare = name.strip_prefix("model.").unwrap_or(name);
+        (bare.to_owned(), tensor.clone())
+    });
+    let bare = Held(bare.collect());
+    let logits = |held: &Held| {
+        Decoder::new(&config, held)
+            .unwrap()
+            .logits(&prompts, 1)
+            .unwrap()
+    };
+    assert_eq!(logits(&bare), logits(&held));
+}
