@@ -23,9 +23,13 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn start(plan: &Plan, quiet: bool, stop: Arc<AtomicBool>) -> Self {
         let line = format!(
-            "merging {} tensors of {} models by {}",
+            "{} {} tensors of {} models by {}",
+            match plan.command {
+                "moe" => "assembling",
+                _ => "merging",
+            },
             plan.tensors.len(),
-            plan.models.len(),
+            plan.stored_models().len(),
             plan.method.name
         );
         let bytes = plan.bytes_read + plan.bytes_written();

@@ -7,9 +7,19 @@ use crate::checkpoint::{Checkpoint, ModelConfig};
 /// The families that experts can be taken from, by the model type of their configs.
 static FAMILIES: &[Family] = &[
     Family::plain("llama"),
-    Family::plain("mistral"),
-    Family::plain("qwen2"),
-    Family::plain("qwen3"),
+    Family {
+        kv_heads: Some(8),
+        ..Family::plain("mistral")
+    },
+    Family {
+        kv_heads: Some(32),
+        ..Family::plain("qwen2")
+    },
+    Family {
+        kv_heads: Some(32),
+        head_dim: Some(128),
+        ..Family::plain("qwen3")
+    },
     Family {
         fused: true,
         ..Family::plain("phi3")
@@ -19,6 +29,8 @@ static FAMILIES: &[Family] = &[
         scaled_embedding: true,
         activation: "gelu_pytorch_tanh",
         tied: true,
+        kv_heads: Some(16),
+        head_dim: Some(256),
         ..Family::plain("gemma")
     },
     Family::plain("granite"),
@@ -30,6 +42,8 @@ static FAMILIES: &[Family] = &[
     Family {
         tied: true,
         theta: 500_000.0,
+        kv_heads: Some(2),
+        head_dim: Some(128),
         ..Family::plain("ernie4_5")
     },
     Family::plain("hunyuan_v1_dense"),
@@ -53,6 +67,10 @@ pub(super) struct Family {
     tied: bool,
     /// The base of rotary frequencies if the config doesn't say.
     theta: f64,
+    /// Heads of keys and values if the config doesn't say; none where they are as many as all.
+    kv_heads: Option<usize>,
+    /// Width of a head if the config doesn't say; none where heads share the width of a state.
+    head_dim: Option<usize>,
 }
 
 impl Family {
@@ -66,6 +84,8 @@ impl Family {
             activation: "silu",
             tied: false,
             theta: 10_000.0,
+            kv_heads: None,
+            head_dim: None,
         }
     }
 
@@ -211,8 +231,9 @@ impl Dense {
             kv_heads: config
                 .get_usize("num_key_value_heads")
                 .filter(|heads| *heads > 0)
+                .or(family.kv_heads)
                 .unwrap_or(heads),
-            head_dim: head_dim.unwrap_or(hidden / heads),
+            head_dim: head_dim.or(family.head_dim).unwrap_or(hidden / heads),
             activation: activation.unwrap_or_else(|| family.activation.to_owned()),
             tied: config.tie_word_embeddings().unwrap_or(family.tied),
             qkv_bias: has(".self_attn.q_proj.bias")

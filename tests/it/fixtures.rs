@@ -448,13 +448,18 @@ pub(crate) fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// The recipes that ship, by name.
+/// The recipes of merges that ship, by name.
 pub(crate) fn recipes() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
     let mut recipes: Vec<PathBuf> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "yml"))
+        .filter(|path| {
+            fs::read_to_string(path)
+                .unwrap()
+                .contains("\nmerge_method:")
+        })
         .collect();
     recipes.sort();
     recipes

@@ -20,6 +20,7 @@ mod kill;
 mod lora;
 mod memory;
 mod modules;
+mod moe;
 mod outputs;
 mod recipes;
 mod refusals;

@@ -138,7 +138,7 @@ impl Made for Routers {
         let notes = match self.recipe.mode {
             // All alike, and meant to be.
             GateMode::Zero => Vec::new(),
-            _ => report::notes(&layers, &self.recipe.names, self.recipe.experts),
+            _ => report::notes(&layers, &self.recipe),
         };
         let bytes = |rows: Rows| {
             let values = rows.values.iter().map(|value| *value as f32);

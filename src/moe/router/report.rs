@@ -2,6 +2,7 @@
 
 use nalgebra::DMatrix;
 
+use super::Recipe;
 use super::rows::Rows;
 
 /// The condition number above which a layer's rows are called nearly dependent; mergekit's.
@@ -13,9 +14,12 @@ const COINCIDE: f64 = 0.98;
 /// Pairs of experts that are named; more are counted.
 const PAIRS: usize = 3;
 
-/// Notes on the rows of all layers, whose routers have these names.
-pub(super) fn notes(layers: &[Rows], names: &[String], experts: usize) -> Vec<String> {
-    let conditions: Vec<f64> = layers.iter().map(condition).collect();
+/// Notes on the rows of all layers.
+pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Vec<String> {
+    let (names, experts) = (&recipe.names, recipe.experts);
+    // Rows whose mean was taken away sum to nothing: one direction less is expected of them.
+    let spare = usize::from(recipe.center);
+    let conditions: Vec<f64> = layers.iter().map(|rows| condition(rows, spare)).collect();
     let worst = (0..layers.len()).max_by(|a, b| conditions[*a].total_cmp(&conditions[*b]));
     let bad = conditions
         .iter()
@@ -27,9 +31,15 @@ pub(super) fn notes(layers: &[Rows], names: &[String], experts: usize) -> Vec<St
             number if number < 1e6 => format!("{number:.1}"),
             _ => "over a million".to_owned(),
         };
+        let hint = match recipe.mode.needs_prompts() {
+            true if !recipe.center => {
+                "; more different prompts, or `router: {center: true}`, tell experts apart better"
+            }
+            true => "; more different prompts tell experts apart better",
+            false => "",
+        };
         notes.push(format!(
-            "the rows of {bad} of {} routers are nearly dependent: the condition number of `{}` is {number}; more \
-             different prompts, or `router: {{center: true}}`, tell experts apart better",
+            "the rows of {bad} of {} routers are nearly dependent: the condition number of `{}` is {number}{hint}",
             layers.len(),
             names[worst]
         ));
@@ -57,24 +67,27 @@ pub(super) fn notes(layers: &[Rows], names: &[String], experts: usize) -> Vec<St
     notes
 }
 
-/// The largest singular value of the rows over the smallest.
-fn condition(rows: &Rows) -> f64 {
+/// The largest singular value of the rows over the smallest, the `spare` smallest left out.
+fn condition(rows: &Rows, spare: usize) -> f64 {
     let count = rows.values.len() / rows.hidden;
     let gram = DMatrix::from_fn(count, count, |a, b| {
         let (a, b) = (rows.row(a), rows.row(b));
         a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()
     });
-    let values = gram.symmetric_eigenvalues();
-    let (least, most) = (values.min(), values.max());
-    match least > most * f64::EPSILON {
-        true => (most / least).sqrt(),
-        false => f64::INFINITY,
+    let mut values: Vec<f64> = gram.symmetric_eigenvalues().iter().copied().collect();
+    values.sort_by(f64::total_cmp);
+    match (values.get(spare), values.last()) {
+        // A row or two that are left nothing to depend on.
+        (None, _) | (_, None) => 1.0,
+        (Some(least), Some(most)) if *least > most * f64::EPSILON => (most / least).sqrt(),
+        _ => f64::INFINITY,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::{GateMode, PromptTokens};
 
     fn rows(values: &[f64], hidden: usize) -> Rows {
         Rows {
@@ -83,25 +96,47 @@ mod tests {
         }
     }
 
+    fn recipe(center: bool) -> Recipe {
+        Recipe {
+            mode: GateMode::Hidden,
+            names: vec!["a".to_owned(), "b".to_owned()],
+            hidden: 2,
+            experts: 2,
+            shared_gate: false,
+            seed: 0,
+            center,
+            normalize: true,
+            temperature: 1.0,
+            file: None,
+            layers: vec![0, 1],
+            prompts: Vec::new(),
+            tokens: PromptTokens::Last,
+            model: None,
+            per_token: 1,
+        }
+    }
+
     #[test]
     fn the_condition_number_is_that_of_the_matrix() {
-        assert_eq!(condition(&rows(&[1.0, 0.0, 0.0, 1.0], 2)), 1.0);
-        assert!((condition(&rows(&[3.0, 0.0, 0.0, 0.0, 0.5, 0.0], 3)) - 6.0).abs() < 1e-12);
-        assert_eq!(condition(&rows(&[1.0, 2.0, 1.0, 2.0], 2)), f64::INFINITY);
+        assert_eq!(condition(&rows(&[1.0, 0.0, 0.0, 1.0], 2), 0), 1.0);
+        assert!((condition(&rows(&[3.0, 0.0, 0.0, 0.0, 0.5, 0.0], 3), 0) - 6.0).abs() < 1e-12);
+        assert_eq!(condition(&rows(&[1.0, 2.0, 1.0, 2.0], 2), 0), f64::INFINITY);
+        assert_eq!(condition(&rows(&[1.0, 2.0, -1.0, -2.0], 2), 1), 1.0);
     }
 
     #[test]
     fn experts_that_are_alike_are_named() {
-        let names = ["a".to_owned(), "b".to_owned()];
         let apart = rows(&[1.0, 0.0, 0.0, 1.0], 2);
         let alike = rows(&[1.0, 0.0, 0.999, 0.01], 2);
-        assert!(notes(&[apart.clone(), apart.clone()], &names, 2).is_empty());
-        let found = notes(&[apart, alike], &names, 2);
+        assert!(notes(&[apart.clone(), apart.clone()], &recipe(false)).is_empty());
+        let found = notes(&[apart, alike], &recipe(false));
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(
             found[0].contains("1 of 2 routers") && found[0].contains("`b`"),
             "{found:?}"
         );
         assert!(found[1].contains("experts 0 and 1"), "{found:?}");
+        let opposite = rows(&[1.0, 0.0, -1.0, 0.0], 2);
+        assert!(notes(&[opposite.clone(), opposite], &recipe(true)).is_empty());
     }
 }
