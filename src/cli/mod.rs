@@ -8,6 +8,7 @@ mod completions;
 mod diff;
 mod environment;
 mod inspect;
+mod keys;
 mod memory;
 mod merge;
 mod methods;
@@ -15,6 +16,7 @@ mod output;
 mod plan;
 mod progress;
 mod report;
+mod sign;
 mod signals;
 mod verify;
 
@@ -42,6 +44,7 @@ enum Command {
     Plan(plan::Arguments),
     Diff(Box<diff::Arguments>),
     Verify(Box<verify::Arguments>),
+    Sign(sign::Arguments),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Sign(arguments) => sign::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),

@@ -1,4 +1,5 @@
-//! What `check`, `diff` and `verify` share: how their report is written down, and the exit code it gives.
+//! What `check`, `diff` and `verify` share: how their report is written down, and the exit code it gives. Whole files
+//! are written here.
 
 use std::fs;
 use std::io::{self, Write};
@@ -120,7 +121,7 @@ fn folder(file: &Path) -> &Path {
 }
 
 /// Writes a file whole or not at all: beside its place, then renamed. What is no file, such as a pipe, is written to.
-fn write(file: &Path, text: &str) -> io::Result<()> {
+pub(super) fn write(file: &Path, text: &str) -> io::Result<()> {
     // A link stays one.
     let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     if file.exists() && !file.is_file() {

@@ -1,18 +1,23 @@
 //! `weld verify`: recomputes a checkpoint and compares.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 
 use super::arguments::{Threads, size};
 use super::environment;
+use super::keys;
 use super::output::{Failure, say};
 use super::progress::Progress;
 use super::report::ReportArguments;
 use super::signals;
-use crate::audit::verify::{Coverage, Request, verify};
-use crate::checkpoint::{Checkpoint, Locator, ModelRef};
+use crate::audit::Report;
+use crate::audit::provenance::{Signature, SignatureReport, missing_signature};
+use crate::audit::verify::{Coverage, Request, not_recomputed, not_trusted, verify};
+use crate::checkpoint::{Checkpoint, Location, Locator, ModelRef};
 use crate::engine::Settings;
 use crate::plan::{self, Options};
 use crate::recipe::{self, Recipe, RecipeError};
@@ -25,7 +30,9 @@ const MERGEKIT_RECIPE: &str = "mergekit_config.yml";
 ///
 /// Recipe and options come from the checkpoint's weldment.lock.json, unless --recipe names one; mergekit's
 /// mergekit_config.yml is taken if there is no lock. By default a sample of every tensor is recomputed, and every
-/// tensor's digest is held against the lock. Exit codes: 0 right, 1 wrong, 2 could not run, 3 could not tell.
+/// tensor's digest is held against the lock. With --signature or --key, the signature is checked first, and nothing
+/// else unless --recompute, --full, --recipe or --inputs asks for it. Exit codes: 0 right, 1 wrong, 2 could not run,
+/// 3 could not tell.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The checkpoint: a folder, a file, or a Hub id in the local cache
@@ -39,6 +46,18 @@ pub(super) struct Arguments {
     /// Where the inputs are: NAME=PATH for a model as the recipe writes it, or a folder that relative paths start from
     #[arg(long, value_name = "NAME=PATH|FOLDER", num_args = 1..)]
     inputs: Vec<String>,
+
+    /// The signature that is checked first [default with --key: model.sig in the folder, or FILE.sig beside a file]
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
+
+    /// The public key, in PEM, of who must have signed [default: the policy's]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+
+    /// Recompute too where the signature holds
+    #[arg(long)]
+    recompute: bool,
 
     /// Recompute every byte
     #[arg(long, conflicts_with = "samples")]
@@ -90,12 +109,71 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let location = locator
         .locate(&arguments.model)
         .map_err(Failure::could_not_run)?;
-    let model = Checkpoint::open(&arguments.model.to_string(), &location)?;
+    let threads = arguments.threads.count();
+    let signature = signature(arguments, &location.path, threads, &stop)?;
+    let label = arguments.model.to_string();
+    let mut report = match &signature {
+        Some(signature) if !signature.holds() => not_trusted(&label),
+        Some(_) if arguments.only_signature() => not_recomputed(&label, &location.path)?,
+        _ => recompute(arguments, locator, &location, threads, stop)?,
+    };
+    if let Some(signature) = signature {
+        signature.add_to(&mut report);
+    }
+    arguments.report.finish(report)
+}
+
+impl Arguments {
+    /// Whether a signature is all that was asked for.
+    fn only_signature(&self) -> bool {
+        let recompute =
+            self.recompute || self.full || self.recipe.is_some() || !self.inputs.is_empty();
+        (self.signature.is_some() || self.key.is_some()) && !recompute
+    }
+}
+
+/// Checks the signature, if one is asked for.
+fn signature(
+    arguments: &Arguments,
+    root: &Path,
+    threads: usize,
+    stop: &Arc<AtomicBool>,
+) -> Result<Option<SignatureReport>, Failure> {
+    let Some(key) = &arguments.key else {
+        return match &arguments.signature {
+            None => Ok(None),
+            Some(_) => Err(Failure::tool(
+                "a signature proves nothing without the key of who must have made it; hint: name the public key with \
+                 --key",
+            )),
+        };
+    };
+    let key = keys::public(key)?;
+    let default = keys::signature_of(root);
+    let file = arguments.signature.as_ref().unwrap_or(&default);
+    if arguments.signature.is_none() && file.symlink_metadata().is_err() {
+        return Ok(Some(missing_signature(file)));
+    }
+    let opened = Signature::open(root, file, &key).map_err(Failure::could_not_run)?;
+    let what = "checking the signature";
+    let progress = Progress::hashing(opened.bytes(), what, arguments.quiet, stop.clone());
+    let checked = opened.check(threads, &progress);
+    progress.finish();
+    Ok(Some(checked?))
+}
+
+fn recompute(
+    arguments: &Arguments,
+    locator: Locator,
+    location: &Location,
+    threads: usize,
+    stop: Arc<AtomicBool>,
+) -> Result<Report, Failure> {
+    let model = Checkpoint::open(&arguments.model.to_string(), location)?;
     let lock = match model.is_single_file() {
         true => None,
         false => Lock::read(&location.path)?,
     };
-    let threads = arguments.threads.count();
     let by_mergekit = location.path.join(MERGEKIT_RECIPE);
     let by_mergekit = by_mergekit.is_file().then_some(by_mergekit);
     let recipe = the_recipe(arguments, lock.as_ref(), by_mergekit.clone())?;
@@ -131,7 +209,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let progress = Progress::verifying(&model, planned.as_ref().ok(), arguments.quiet, stop);
     let report = verify(&request, &progress);
     progress.finish();
-    arguments.report.finish(report?)
+    Ok(report?)
 }
 
 /// Why a recipe comes to nothing, in one line.

@@ -11,6 +11,7 @@ mod locked;
 mod sample;
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ pub(in crate::audit) use checks::CHECKS;
 pub use sample::Coverage;
 
 use super::{Command, Finding, Place, Report, Severity, Skipped, Table};
-use crate::checkpoint::{Checkpoint, Dtype, TensorEntry};
+use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, TensorEntry};
 use crate::engine::Observer;
 use crate::numeric::FloatType;
 use crate::plan::{Operation, Plan, PlannedTensor};
@@ -90,16 +91,9 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, 
     let mut report = Report::new(Command::Verify, request.model.label());
     let intact = match request.lock {
         Some(lock) => Some(locked::outputs(request, lock, &mut report, observer)?),
-        None => {
-            report.findings.push(Finding::new(
-                &checks::NO_LOCK,
-                Place::file(run::LOCK_FILE),
-                "a lock",
-                "none",
-            ));
-            None
-        }
+        None => None,
     };
+    report.findings.extend(no_lock(request.lock));
     match &request.plan {
         Ok(plan) => {
             report.checked = CHECKS.to_vec();
@@ -118,6 +112,45 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, 
         }
     }
     Ok(report)
+}
+
+/// The report on a checkpoint at `path` that is not recomputed, as nobody asked for more than its signature.
+///
+/// # Errors
+/// Its lock cannot be read.
+pub fn not_recomputed(label: &str, path: &Path) -> Result<Report, CheckpointError> {
+    let why = "only the signature was asked for; --recompute asks for both";
+    let mut report = without_replay(label, why, false);
+    report.checked.push(&checks::NO_LOCK);
+    // A file has no lock of its own.
+    let lock = if path.is_dir() {
+        Lock::read(path)?
+    } else {
+        None
+    };
+    report.findings.extend(no_lock(lock.as_ref()));
+    Ok(report)
+}
+
+/// The report on a checkpoint whose signature does not hold: its bytes are a stranger's, and are not read further.
+pub fn not_trusted(label: &str) -> Report {
+    without_replay(label, "the signature does not hold", true)
+}
+
+fn without_replay(label: &str, why: &str, needed: bool) -> Report {
+    let mut report = Report::new(Command::Verify, label);
+    report.skipped.push(Skipped {
+        check: &checks::REPLAY,
+        why: why.to_owned(),
+        needed,
+    });
+    report
+}
+
+fn no_lock(lock: Option<&Lock>) -> Option<Finding> {
+    let place = Place::file(run::LOCK_FILE);
+    let none = || Finding::new(&checks::NO_LOCK, place, "a lock", "none");
+    lock.is_none().then(none)
 }
 
 fn recompute(
