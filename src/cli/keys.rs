@@ -1,4 +1,4 @@
-//! Key files, and where the signature of a checkpoint is looked for.
+//! Key files, and where the signature and the attestation of a checkpoint are looked for.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,15 +13,27 @@ const MAX_KEY_BYTES: u64 = 1 << 20;
 /// The signature's file in a checkpoint's folder, as the model-signing package calls it.
 const SIGNATURE: &str = "model.sig";
 
+/// The attestation's.
+const ATTESTATION: &str = "weldment.intoto.json";
+
 /// Where a checkpoint's signature is unless another place is named: in its folder, or beside its only file.
 pub(super) fn signature_of(model: &Path) -> PathBuf {
+    of(model, SIGNATURE, ".sig")
+}
+
+/// Where its attestation is unless another place is named.
+pub(super) fn attestation_of(model: &Path) -> PathBuf {
+    of(model, ATTESTATION, ".intoto.json")
+}
+
+fn of(model: &Path, in_folder: &str, beside: &str) -> PathBuf {
     match model.is_file() {
         true => {
             let mut name = model.file_name().unwrap_or_default().to_owned();
-            name.push(".sig");
+            name.push(beside);
             model.with_file_name(name)
         }
-        false => model.join(SIGNATURE),
+        false => model.join(in_folder),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Data goes to stdout, all else to stderr. Only this layer prints and reads the environment.
 
 mod arguments;
+mod attest;
 mod check;
 mod completions;
 mod diff;
@@ -15,6 +16,7 @@ mod methods;
 mod output;
 mod plan;
 mod progress;
+mod recompute;
 mod report;
 mod sign;
 mod signals;
@@ -45,6 +47,7 @@ enum Command {
     Diff(Box<diff::Arguments>),
     Verify(Box<verify::Arguments>),
     Sign(sign::Arguments),
+    Attest(Box<attest::Arguments>),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Sign(arguments) => sign::run(&arguments),
+        Command::Attest(arguments) => attest::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),

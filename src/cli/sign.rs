@@ -79,7 +79,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn failure(error: SignError) -> Failure {
+pub(super) fn failure(error: SignError) -> Failure {
     match error {
         SignError::Checkpoint(error) => Failure::could_not_run(error),
         SignError::Run(error) => error.into(),
@@ -91,7 +91,7 @@ fn failure(error: SignError) -> Failure {
 }
 
 /// A private key in the folder would be published with it.
-fn not_inside(key: &Path, root: &Path) -> Result<(), Failure> {
+pub(super) fn not_inside(key: &Path, root: &Path) -> Result<(), Failure> {
     let (Ok(key), Ok(root)) = (fs::canonicalize(key), fs::canonicalize(root)) else {
         return Ok(());
     };

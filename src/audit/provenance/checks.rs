@@ -41,4 +41,20 @@ checks! {
         "What the signer left out is there",
         "The signature excludes this path by name, so anybody may put anything there.",
         "remove it, or sign again without leaving it out";
+    NO_ATTESTATION = "attestation.missing", Error,
+        "There is no attestation",
+        "Nothing that is signed says what the checkpoint was made from.",
+        "write one with `weld attest --key`, or name it with --attestation";
+    ATTESTATION = "attestation.unreadable", Error,
+        "The attestation cannot be believed",
+        "It is not an attestation of a merge that the given key has signed, so it proves nothing.",
+        "get the attestation again from who made it, or write one with `weld attest --key`";
+    ATTESTED = "attestation.file", Error,
+        "A file is not what was attested",
+        "It is another than the one that was recomputed, or was not there then.",
+        "get the files again from where the attestation is from, or attest again";
+    INPUT = "provenance.input", Error,
+        "An input is not among those that the policy allows",
+        "The project says in `allow_inputs` what its models may be made from.",
+        "merge allowed models, or add this one to `allow_inputs`";
 }

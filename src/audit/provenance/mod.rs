@@ -4,20 +4,28 @@
 //! A signature says that the holder of a key had these bytes in hand, and nothing of how they came to be; an
 //! attestation says what they were made from. It is written only of what was recomputed.
 
+pub mod attest;
+mod attested;
 mod bundle;
 mod checks;
 mod digest;
+mod inputs;
 mod keys;
 mod manifest;
 mod sign;
 mod signature;
 mod statement;
+mod vouched;
 
+pub use attest::{Attestation, attest};
+pub use attested::Attested;
 pub use bundle::is_bundle;
 pub(in crate::audit) use checks::CHECKS;
+pub use inputs::check_inputs;
 pub use keys::{KeyError, PrivateKey, PublicKey, Wanted};
 pub use sign::{SignError, Signed, ToSign};
-pub use signature::{Signature, SignatureReport, missing_signature};
+pub use signature::Signature;
+pub use vouched::Vouched;
 
 /// How much of a stranger's text is repeated.
 const MAX_SHOWN: usize = 200;

@@ -4,22 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
-
 use super::bundle::{self, Refused};
 use super::checks;
 use super::digest::{Piece, digests};
 use super::keys::PublicKey;
 use super::manifest::{Manifest, Resource};
 use super::sign::{below, whole};
+use super::vouched::{MAX_BUNDLE_BYTES, Vouched, file_name};
 use super::{hex, short};
-use crate::audit::{Finding, Place, Report, Severity};
+use crate::audit::{Finding, Place};
 use crate::checkpoint::{CheckpointError, TreeEntry, TreeKind, read_bounded, tree};
 use crate::engine::Observer;
 use crate::run::RunError;
-
-/// The largest bundle: half a million files.
-const MAX_BUNDLE_BYTES: u64 = 128 << 20;
 
 /// A signature that was opened: what is to be compared with the files, if it holds.
 pub struct Signature {
@@ -35,33 +31,6 @@ struct Compared {
     place: Place,
     piece: Piece,
     digest: Vec<u8>,
-}
-
-/// What a signature came to.
-pub struct SignatureReport {
-    findings: Vec<Finding>,
-    said: String,
-    details: Value,
-}
-
-/// The report on a signature that is required and not there.
-pub fn missing_signature(path: &Path) -> SignatureReport {
-    let file = file_name(path);
-    SignatureReport {
-        said: format!("none: there is no {file}"),
-        findings: vec![Finding::new(
-            &checks::MISSING,
-            Place::file(&file),
-            "a signature",
-            "none",
-        )],
-        details: json!({"file": file, "holds": false}),
-    }
-}
-
-fn file_name(path: &Path) -> String {
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    name.to_string_lossy().into_owned()
 }
 
 impl Signature {
@@ -220,11 +189,7 @@ impl Signature {
     ///
     /// # Errors
     /// The observer stopped it, or the threads could not be started.
-    pub fn check(
-        self,
-        threads: usize,
-        observer: &dyn Observer,
-    ) -> Result<SignatureReport, RunError> {
+    pub fn check(self, threads: usize, observer: &dyn Observer) -> Result<Vouched, RunError> {
         let Signature {
             file,
             key,
@@ -250,26 +215,7 @@ impl Signature {
                 findings.push(Finding::new(&checks::CHANGED, one.place, expected, found));
             }
         }
-        let failed = findings
-            .iter()
-            .any(|finding| finding.severity == Severity::Error);
-        let by = format!("{} key {}", key.curve(), key.fingerprint());
-        let said = match failed {
-            false => format!("{file} holds for {} files, by the {by}", files.len()),
-            true => format!("{file} does not hold, by the {by}"),
-        };
-        let details = json!({
-            "file": file,
-            "holds": !failed,
-            "files": files.len(),
-            "curve": key.curve(),
-            "key": key.fingerprint(),
-        });
-        Ok(SignatureReport {
-            findings,
-            said,
-            details,
-        })
+        Ok(Vouched::new("signature", file, &key, files.len(), findings))
     }
 }
 
@@ -298,26 +244,5 @@ fn refusal(refused: Refused, place: Place, key: &PublicKey) -> Finding {
             let expected = format!("a signature by the key {}", key.fingerprint());
             Finding::new(&checks::INVALID, place, expected, "another")
         }
-    }
-}
-
-impl SignatureReport {
-    /// Whether nothing is wrong with it.
-    pub fn holds(&self) -> bool {
-        let error = |finding: &Finding| finding.severity == Severity::Error;
-        !self.findings.iter().any(error)
-    }
-
-    /// Puts it into a report, before all else.
-    pub fn add_to(self, report: &mut Report) {
-        report
-            .summary
-            .insert(0, ("signature".to_owned(), self.said));
-        report.findings.extend(self.findings);
-        report.checked.splice(0..0, checks::CHECKS.iter().copied());
-        if !report.details.is_object() {
-            report.details = json!({});
-        }
-        report.details["signature"] = self.details;
     }
 }

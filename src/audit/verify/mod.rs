@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 pub(in crate::audit) use checks::CHECKS;
 pub use sample::Coverage;
 
-use super::{Command, Finding, Place, Report, Severity, Skipped, Table};
+use super::{Command, Finding, Place, Report, Severity, Skipped, Table, Verdict};
 use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, TensorEntry};
 use crate::engine::Observer;
 use crate::numeric::FloatType;
@@ -114,11 +114,30 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, 
     Ok(report)
 }
 
-/// The report on a checkpoint at `path` that is not recomputed, as nobody asked for more than its signature.
+/// Whether a report proves that a checkpoint is what its recipe makes of its inputs, byte for byte: every element was
+/// compared and every tensor is exact or a copy, with a lock and without an error.
+///
+/// For a report to which no policy was applied.
+pub fn proves(report: &Report) -> bool {
+    let tensors = report.details["tensors"].as_array();
+    let right = [Outcome::Exact, Outcome::Copied].map(|outcome| Value::from(outcome.name()));
+    let no_lock = |finding: &Finding| finding.check.id == checks::NO_LOCK.id;
+    report.verdict() == Verdict::Passed
+        && !report.findings.iter().any(no_lock)
+        && report.details["compared"] == report.details["elements"]
+        && tensors.is_some_and(|tensors| {
+            tensors
+                .iter()
+                .all(|tensor| right.contains(&tensor["outcome"]))
+        })
+}
+
+/// The report on a checkpoint at `path` that is not recomputed, as nobody asked for more than its signature; and its
+/// lock.
 ///
 /// # Errors
 /// Its lock cannot be read.
-pub fn not_recomputed(label: &str, path: &Path) -> Result<Report, CheckpointError> {
+pub fn not_recomputed(label: &str, path: &Path) -> Result<(Report, Option<Lock>), CheckpointError> {
     let why = "only the signature was asked for; --recompute asks for both";
     let mut report = without_replay(label, why, false);
     report.checked.push(&checks::NO_LOCK);
@@ -129,7 +148,7 @@ pub fn not_recomputed(label: &str, path: &Path) -> Result<Report, CheckpointErro
         None
     };
     report.findings.extend(no_lock(lock.as_ref()));
-    Ok(report)
+    Ok((report, lock))
 }
 
 /// The report on a checkpoint whose signature does not hold: its bytes are a stranger's, and are not read further.
