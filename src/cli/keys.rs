@@ -26,6 +26,11 @@ pub(super) fn attestation_of(model: &Path) -> PathBuf {
     of(model, ATTESTATION, ".intoto.json")
 }
 
+/// Whether a file of a checkpoint's folder is its signature or attestation, by its name.
+pub(super) fn vouches(name: &str) -> bool {
+    [SIGNATURE, ATTESTATION].contains(&name)
+}
+
 fn of(model: &Path, in_folder: &str, beside: &str) -> PathBuf {
     match model.is_file() {
         true => {

@@ -62,7 +62,8 @@ struct Serialization {
     method: String,
     hash_type: String,
     allow_symlinks: bool,
-    shard_size: Option<u64>,
+    /// The package writes whole numbers as floats.
+    shard_size: Option<f64>,
     #[serde(default)]
     ignore_paths: Vec<String>,
 }
@@ -95,16 +96,24 @@ impl Manifest {
         } = predicate.serialization;
         let shard = match (method.as_str(), shard_size) {
             ("files", None) => None,
-            ("shards", Some(size)) if size > 0 => Some(size),
-            ("shards", _) => return Err(("a shard_size".to_owned(), "none".to_owned())),
+            ("shards", Some(size)) if size.fract() == 0.0 && (1.0..1e15).contains(&size) => {
+                Some(size as u64)
+            }
+            ("shards", size) => {
+                let found = size.map_or("none".to_owned(), |size| size.to_string());
+                return Err(("a shard_size in bytes".to_owned(), found));
+            }
             _ => return Err(("method `files` or `shards`".to_owned(), short(&method))),
         };
         let algorithm = Algorithm::of(&hash_type)
             .ok_or_else(|| ("hash_type sha256 or blake3".to_owned(), short(&hash_type)))?;
+        // As the package calls what it hashes in ranges.
+        let in_ranges = shard.map(|size| format!("{hash_type}-sharded-{size}"));
         let mut resources = BTreeMap::new();
         let mut root = Sha256::new();
         for described in predicate.resources {
-            if described.algorithm != hash_type {
+            if described.algorithm != hash_type && Some(&described.algorithm) != in_ranges.as_ref()
+            {
                 return Err((hash_type, short(&described.algorithm)));
             }
             let digest = from_hex(&described.digest)
