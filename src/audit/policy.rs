@@ -469,6 +469,21 @@ mod tests {
             }
         };
         check(
+            "[provenance]\nrequire_signatur = \"x\"",
+            &["line 2: ", "`require_signatur`", "`require_signature`"],
+        );
+        for wrong in ["require_signature = true", "require_attestation = \"\""] {
+            check(
+                &format!("[provenance]\n{wrong}"),
+                &["line 2: ", "public key"],
+            );
+        }
+        check(
+            "[provenance]\nallow_inputs = \"a\"",
+            &["line 2: ", "list of patterns"],
+        );
+        check("[provenance]\nallow_inputs = [\"[\"]", &["line 2: "]);
+        check(
             "fail_om = \"error\"",
             &["line 1: ", "`fail_om`", "`fail_on`"],
         );

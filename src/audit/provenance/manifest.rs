@@ -144,7 +144,11 @@ impl Manifest {
             shard,
             algorithm,
             links: allow_symlinks,
-            ignored: ignore_paths.iter().filter_map(|path| plain(path)).collect(),
+            ignored: ignore_paths
+                .iter()
+                .filter_map(|path| plain(path))
+                .filter(|path| !NOT_SIGNED.iter().any(|of_git| is_below(path, of_git)))
+                .collect(),
             resources,
         })
     }
@@ -182,12 +186,18 @@ impl Manifest {
 
     /// Whether a path is left out.
     pub(super) fn leaves_out(&self, path: &str) -> bool {
-        let below = |ignored: &str| {
-            let rest = path.strip_prefix(ignored);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        NOT_SIGNED.into_iter().any(below) || self.ignored.iter().any(|ignored| below(ignored))
+        let ignored = self.ignored.iter().map(String::as_str);
+        NOT_SIGNED
+            .into_iter()
+            .chain(ignored)
+            .any(|ignored| is_below(path, ignored))
     }
+}
+
+/// Whether a path is another one, or in it.
+fn is_below(path: &str, other: &str) -> bool {
+    let rest = path.strip_prefix(other);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Reads `path`, or `path:first:last`, where a path may hold colons of its own.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::bundle::{self, Refused};
 use super::checks;
@@ -223,7 +223,7 @@ impl Signature {
 /// the specification.
 fn signed_name(
     entry: &TreeEntry,
-    root: &PathBuf,
+    root: &Path,
     signed: &BTreeMap<&str, Vec<(&Resource, &[u8])>>,
 ) -> String {
     if entry.name == "." && !signed.contains_key(".") {
