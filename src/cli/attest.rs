@@ -39,6 +39,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::install()?;
     let recomputation = &arguments.recomputation;
     let (locator, location) = recomputation.locate()?;
+    if location.adapter.is_some() {
+        return Err(Failure::tool(
+            "a model with an adapter is not one checkpoint; hint: attest the model that was merged",
+        ));
+    }
     let key = key(arguments, &location.path)?;
     let exact = Some(false);
     let recomputed = recomputation.run(locator, &location, Coverage::Full, exact, stop.clone())?;

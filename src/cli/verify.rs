@@ -15,6 +15,7 @@ use super::signals;
 use crate::audit::policy::ProvenancePolicy;
 use crate::audit::provenance::{Attested, PublicKey, Signature, Vouched, check_inputs};
 use crate::audit::verify::{Coverage, not_recomputed, not_trusted};
+use crate::checkpoint::Location;
 use crate::run::Lock;
 
 /// Recompute a merged checkpoint from its recipe and inputs, and compare; or check its signature
@@ -77,7 +78,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (locator, location) = recomputation.locate()?;
     let policy = recomputation.report.policy();
     let provenance = policy.map_or_else(ProvenancePolicy::default, |p| p.provenance.clone());
-    let vouched = vouched(arguments, &provenance, &location.path, &stop)?;
+    let vouched = vouched(arguments, &provenance, &location, &stop)?;
     let label = recomputation.model.to_string();
     let mut inputs = None;
     let mut report = if !vouched.iter().all(Vouched::holds) {
@@ -131,9 +132,10 @@ impl Arguments {
 fn vouched(
     arguments: &Arguments,
     policy: &ProvenancePolicy,
-    root: &Path,
+    location: &Location,
     stop: &Arc<AtomicBool>,
 ) -> Result<Vec<Vouched>, Failure> {
+    let root = location.path.as_path();
     let threads = arguments.recomputation.threads.count();
     let quiet = arguments.recomputation.quiet;
     let mut vouched = Vec::new();
@@ -168,7 +170,12 @@ fn vouched(
             vouched.push(checked?);
         }
     }
-    Ok(vouched)
+    match (&location.adapter, vouched.is_empty()) {
+        (Some(_), false) => Err(Failure::tool(
+            "a model with an adapter is not one checkpoint; hint: verify the signature of each by itself",
+        )),
+        _ => Ok(vouched),
+    }
 }
 
 /// The key of who must have signed: the policy's, which the command line may repeat and not replace.

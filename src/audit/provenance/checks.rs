@@ -32,7 +32,7 @@ checks! {
     LINK = "signature.link", Error,
         "A link is where a file was signed",
         "The signature says that no links were followed, and what a link leads to can be exchanged.",
-        "put the file itself there";
+        "put the file itself there; the Hub's cache is made of links, `hf download --local-dir` writes files";
     OUTSIDE = "signature.link-outside", Warning,
         "A link leads out of the folder",
         "What it leads to is what was signed, but lies where others may change it.",

@@ -138,7 +138,7 @@ pub fn proves(report: &Report) -> bool {
 /// # Errors
 /// Its lock cannot be read.
 pub fn not_recomputed(label: &str, path: &Path) -> Result<(Report, Option<Lock>), CheckpointError> {
-    let why = "only the signature was asked for; --recompute asks for both";
+    let why = "it was not asked for; --recompute asks for it";
     let mut report = without_replay(label, why, false);
     report.checked.push(&checks::NO_LOCK);
     // A file has no lock of its own.
