@@ -7,7 +7,8 @@ pyOpenSSL is wanted by model-signing 1.1.1 and not asked for. --schemas: those o
 which is not kept here; with them, what weld writes is held against them too.
 
 Every case is one folder, one key and one way of signing; then each of a list of changes, which both must refuse. A row
-says how many were told alike.
+says how many were told alike. --attestation FILE holds what `weld attest` wrote against the protobufs of the package
+in-toto-attestation, which model-signing brings.
 """
 
 import argparse
@@ -138,11 +139,28 @@ def schemas(folder):
     return [jsonschema.Draft202012Validator(of(kind), registry=registry) for kind in ("bundle", "statement")]
 
 
+def attestation(path):
+    """Whether a statement is one of in-toto v1 with SLSA provenance v1, and has no field that these do not have."""
+    from google.protobuf import json_format
+    from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+    from in_toto_attestation.v1 import statement, statement_pb2
+
+    text = path.read_text()
+    statement.Statement.copy_from_pb(json_format.Parse(text, statement_pb2.Statement())).validate()
+    predicate = json_format.Parse(json.dumps(json.loads(text)["predicate"]), provenance_pb2.Provenance())
+    assert predicate.build_definition.build_type and predicate.run_details.builder.id
+    assert predicate.build_definition.resolved_dependencies
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weld", required=True, type=pathlib.Path)
     parser.add_argument("--schemas", type=pathlib.Path)
+    parser.add_argument("--attestation", type=pathlib.Path, help="what `weld attest` wrote: check only this")
     arguments = parser.parse_args()
+    if arguments.attestation:
+        attestation(arguments.attestation)
+        return 0
     weld, validators = arguments.weld.resolve(), arguments.schemas and schemas(arguments.schemas)
     wrong = 0
     print("| key | signed by | signature | both pass | changes that both refuse |\n| --- | --- | --- | --- | --- |")
