@@ -15,6 +15,7 @@ pub mod diff;
 mod fields;
 pub mod formats;
 pub mod policy;
+pub mod provenance;
 mod registry;
 mod statistics;
 pub mod verify;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
 use toml::Spanned;
@@ -28,6 +29,34 @@ pub struct Policy {
     pub diff: DiffPolicy,
     /// Whether `weld verify` accepts single roundings, if the policy says.
     pub allow_step: Option<bool>,
+    /// Who must vouch for a checkpoint, and what it may be made from.
+    pub provenance: ProvenancePolicy,
+}
+
+/// Who must vouch for a checkpoint, and what it may be made from.
+#[derive(Debug, Clone, Default)]
+pub struct ProvenancePolicy {
+    /// The public key of who must have signed it.
+    pub signed_by: Option<PathBuf>,
+    /// The public key of who must have attested it.
+    pub attested_by: Option<PathBuf>,
+    /// Patterns of the inputs that are allowed, if not all are.
+    inputs: Option<Vec<GlobMatcher>>,
+}
+
+impl ProvenancePolicy {
+    /// Whether any input is allowed.
+    pub fn allows_all(&self) -> bool {
+        self.inputs.is_none()
+    }
+
+    /// Whether an input of this name is allowed.
+    pub fn allows(&self, name: &str) -> bool {
+        let Some(patterns) = &self.inputs else {
+            return true;
+        };
+        patterns.iter().any(|pattern| pattern.is_match(name))
+    }
 }
 
 /// How far two checkpoints may be apart.
@@ -97,6 +126,15 @@ impl Policy {
         let table = DeTable::parse(text)
             .map_err(|error| reader.error(error.span().unwrap_or_default(), error.message()))?;
         reader.policy(table.get_ref())
+    }
+
+    /// That paths in it start from this folder, its own.
+    pub fn in_folder(&mut self, folder: &Path) {
+        let provenance = &mut self.provenance;
+        let keys = [&mut provenance.signed_by, &mut provenance.attested_by];
+        for key in keys.into_iter().flatten() {
+            *key = folder.join(&key);
+        }
     }
 
     /// That warnings fail a report too, as `--strict` says.
@@ -205,7 +243,10 @@ impl Reader<'_> {
 
     fn policy(&self, table: &DeTable<'_>) -> Result<Policy, PolicyError> {
         let mut policy = Policy::default();
-        for (key, value) in self.entries(table, &["severity", "fail_on", "diff", "verify"])? {
+        for (key, value) in self.entries(
+            table,
+            &["severity", "fail_on", "diff", "verify", "provenance"],
+        )? {
             match key {
                 "severity" => policy.severities = self.severities(self.table(value)?)?,
                 "fail_on" => {
@@ -214,6 +255,7 @@ impl Reader<'_> {
                     policy.fail_on = Some(self.one_of(value, &named)?);
                 }
                 "diff" => policy.diff = self.diff(self.table(value)?)?,
+                "provenance" => policy.provenance = self.provenance(self.table(value)?)?,
                 _ => (),
             }
         }
@@ -279,15 +321,42 @@ impl Reader<'_> {
                 self.threshold(key, value, &mut thresholds)?;
                 continue;
             }
-            let text = value.get_ref().as_str();
-            let text = text.ok_or_else(|| self.expected("a pattern in quotes", value))?;
-            let glob = GlobBuilder::new(text).literal_separator(false).build();
-            let glob = glob.map_err(|error| self.error(value.span(), error.to_string()))?;
-            pattern = Some(glob.compile_matcher());
+            pattern = Some(self.pattern(value)?);
         }
         let message = "`match` is missing: the pattern of the roles";
         let pattern = pattern.ok_or_else(|| self.error(value.span(), message))?;
         Ok((pattern, thresholds))
+    }
+
+    fn pattern(&self, value: &Value<'_>) -> Result<GlobMatcher, PolicyError> {
+        let text = value.get_ref().as_str();
+        let text = text.ok_or_else(|| self.expected("a pattern in quotes", value))?;
+        let glob = GlobBuilder::new(text).literal_separator(false).build();
+        let glob = glob.map_err(|error| self.error(value.span(), error.to_string()))?;
+        Ok(glob.compile_matcher())
+    }
+
+    fn provenance(&self, table: &DeTable<'_>) -> Result<ProvenancePolicy, PolicyError> {
+        let known = ["require_signature", "require_attestation", "allow_inputs"];
+        let mut provenance = ProvenancePolicy::default();
+        for (key, value) in self.entries(table, &known)? {
+            if key == "allow_inputs" {
+                let DeValue::Array(patterns) = value.get_ref() else {
+                    return Err(self.expected("a list of patterns", value));
+                };
+                let patterns = patterns.iter().map(|pattern| self.pattern(pattern));
+                provenance.inputs = Some(patterns.collect::<Result<_, _>>()?);
+                continue;
+            }
+            let path = value.get_ref().as_str().filter(|path| !path.is_empty());
+            let path = path.ok_or_else(|| self.expected("the file of a public key", value))?;
+            let path = Some(PathBuf::from(path));
+            match key {
+                "require_signature" => provenance.signed_by = path,
+                _ => provenance.attested_by = path,
+            }
+        }
+        Ok(provenance)
     }
 
     fn threshold(
@@ -399,6 +468,21 @@ mod tests {
                 assert!(message.contains(part), "{text}: {message}");
             }
         };
+        check(
+            "[provenance]\nrequire_signatur = \"x\"",
+            &["line 2: ", "`require_signatur`", "`require_signature`"],
+        );
+        for wrong in ["require_signature = true", "require_attestation = \"\""] {
+            check(
+                &format!("[provenance]\n{wrong}"),
+                &["line 2: ", "public key"],
+            );
+        }
+        check(
+            "[provenance]\nallow_inputs = \"a\"",
+            &["line 2: ", "list of patterns"],
+        );
+        check("[provenance]\nallow_inputs = [\"[\"]", &["line 2: "]);
         check(
             "fail_om = \"error\"",
             &["line 1: ", "`fail_om`", "`fail_on`"],

@@ -1,7 +1,7 @@
 //! Every kind of finding, in one list that docs, help, policies and tests walk.
 
 use super::report::CheckInfo;
-use super::{check, diff, verify};
+use super::{check, diff, provenance, verify};
 
 /// The checks of each module, in the order in which `docs/checks.md` shows them.
 static GROUPS: &[&[&CheckInfo]] = &[
@@ -13,6 +13,7 @@ static GROUPS: &[&[&CheckInfo]] = &[
     check::safety::CHECKS,
     diff::CHECKS,
     verify::CHECKS,
+    provenance::CHECKS,
 ];
 
 /// Every check.

@@ -29,6 +29,7 @@ mod sidecars;
 mod stacks;
 mod survey;
 mod tokenizer;
+mod tree;
 
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -55,3 +56,4 @@ pub use tokenizer::{
     AddedToken, Tokenizer, TokenizerKind, VocabularyComparison, chat_template,
     compare_vocabularies, settings,
 };
+pub use tree::{TreeEntry, TreeKind, tree};

@@ -3,11 +3,13 @@
 //! Data goes to stdout, all else to stderr. Only this layer prints and reads the environment.
 
 mod arguments;
+mod attest;
 mod check;
 mod completions;
 mod diff;
 mod environment;
 mod inspect;
+mod keys;
 mod memory;
 mod merge;
 mod methods;
@@ -15,7 +17,9 @@ mod moe;
 mod output;
 mod plan;
 mod progress;
+mod recompute;
 mod report;
+mod sign;
 mod signals;
 mod verify;
 
@@ -44,6 +48,8 @@ enum Command {
     Plan(plan::Arguments),
     Diff(Box<diff::Arguments>),
     Verify(Box<verify::Arguments>),
+    Sign(sign::Arguments),
+    Attest(Box<attest::Arguments>),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
@@ -70,6 +76,8 @@ pub fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Sign(arguments) => sign::run(&arguments),
+        Command::Attest(arguments) => attest::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),

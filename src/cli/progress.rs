@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal};
 
@@ -58,6 +59,17 @@ impl Progress {
         let bytes = models.iter().map(|model| bytes_of(model)).sum();
         let tensors: usize = models.iter().map(|model| model.tensors().len()).sum();
         let line = format!("{what} {tensors} tensors");
+        Self::over(bytes, what, line, quiet, stop)
+    }
+
+    /// For files that are hashed whole.
+    pub(super) fn hashing(
+        bytes: u64,
+        what: &'static str,
+        quiet: bool,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let line = format!("{what}: {} to read", ByteSize(bytes).display().si());
         Self::over(bytes, what, line, quiet, stop)
     }
 

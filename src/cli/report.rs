@@ -1,4 +1,5 @@
-//! What `check`, `diff` and `verify` share: how their report is written down, and the exit code it gives.
+//! What `check`, `diff` and `verify` share: how their report is written down, and the exit code it gives. Whole files
+//! are written here.
 
 use std::fs;
 use std::io::{self, Write};
@@ -31,7 +32,9 @@ pub(super) struct ReportArguments {
 /// Reads a policy, before the work.
 fn policy(path: &str) -> Result<Policy, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
-    Policy::parse(&text).map_err(|error| error.to_string())
+    let mut policy = Policy::parse(&text).map_err(|error| error.to_string())?;
+    policy.in_folder(folder(Path::new(path)));
+    Ok(policy)
 }
 
 /// One format, and its file if it does not go to stdout.
@@ -66,7 +69,16 @@ fn output(text: &str) -> Result<Output, String> {
 
 impl ReportArguments {
     /// Writes the report down; a report that does not pass gives its exit code.
-    pub(super) fn finish(&self, mut report: Report) -> Result<(), Failure> {
+    pub(super) fn finish(&self, report: Report) -> Result<(), Failure> {
+        self.finish_beside(report, print)
+    }
+
+    /// The same, where stdout is for something else: what would go there goes to `other`.
+    pub(super) fn finish_beside(
+        &self,
+        mut report: Report,
+        other: impl Fn(&str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         self.check()?;
         let mut policy = self.policy.clone().unwrap_or_default();
         if self.strict {
@@ -78,7 +90,7 @@ impl ReportArguments {
             let text = output.format.write(&report);
             let text = text.map_err(|error| Failure::tool(error.to_string()))?;
             match &output.file {
-                None => print(&text)?,
+                None => other(&text)?,
                 Some(file) => write(file, &text).map_err(|error| {
                     Failure::tool(format!("cannot write {}: {error}", file.display()))
                 })?,
@@ -120,7 +132,7 @@ fn folder(file: &Path) -> &Path {
 }
 
 /// Writes a file whole or not at all: beside its place, then renamed. What is no file, such as a pipe, is written to.
-fn write(file: &Path, text: &str) -> io::Result<()> {
+pub(super) fn write(file: &Path, text: &str) -> io::Result<()> {
     // A link stays one.
     let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     if file.exists() && !file.is_file() {

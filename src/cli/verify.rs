@@ -1,44 +1,50 @@
-//! `weld verify`: recomputes a checkpoint and compares.
+//! `weld verify`: checks who vouches for a checkpoint, recomputes it and compares.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 
-use super::arguments::{Threads, plan_any, size};
 use super::environment;
-use super::output::{Failure, say};
+use super::keys;
+use super::output::Failure;
 use super::progress::Progress;
-use super::report::ReportArguments;
+use super::recompute::Recomputation;
 use super::signals;
-use crate::audit::verify::{Coverage, Request, verify};
-use crate::checkpoint::{Checkpoint, Locator, ModelRef};
-use crate::engine::Settings;
-use crate::plan::Options;
-use crate::recipe::{self, AnyRecipe, RecipeError};
+use crate::audit::policy::ProvenancePolicy;
+use crate::audit::provenance::{Attested, PublicKey, Signature, Vouched, check_inputs};
+use crate::audit::verify::{Coverage, not_recomputed, not_trusted};
+use crate::checkpoint::Location;
 use crate::run::Lock;
 
-/// The file in which mergekit leaves the recipe of a merge.
-const MERGEKIT_RECIPE: &str = "mergekit_config.yml";
-
-/// Recompute a merged checkpoint from its recipe and inputs, and compare
+/// Recompute a merged checkpoint from its recipe and inputs, and compare; or check its signature
 ///
 /// Recipe and options come from the checkpoint's weldment.lock.json, unless --recipe names one; mergekit's
 /// mergekit_config.yml is taken if there is no lock. By default a sample of every tensor is recomputed, and every
-/// tensor's digest is held against the lock. Exit codes: 0 right, 1 wrong, 2 could not run, 3 could not tell.
+/// tensor's digest is held against the lock. With --signature, --attestation or --key, these are checked first, and
+/// nothing else unless --recompute, --full, --recipe or --inputs asks for it. Exit codes: 0 right, 1 wrong, 2 could
+/// not run, 3 could not tell.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The checkpoint: a folder, a file, or a Hub id in the local cache
-    #[arg(value_parser = ModelRef::parse)]
-    model: ModelRef,
+    #[command(flatten)]
+    recomputation: Recomputation,
 
-    /// The recipe that it is to be the result of [default: that of its lock]
+    /// The signature that is checked first [default with --key alone: model.sig in the folder, or FILE.sig beside a file]
     #[arg(long, value_name = "FILE")]
-    recipe: Option<PathBuf>,
+    signature: Option<PathBuf>,
 
-    /// Where the inputs are: NAME=PATH for a model as the recipe writes it, or a folder that relative paths start from
-    #[arg(long, value_name = "NAME=PATH|FOLDER", num_args = 1..)]
-    inputs: Vec<String>,
+    /// The signed attestation that is checked first
+    #[arg(long, value_name = "FILE")]
+    attestation: Option<PathBuf>,
+
+    /// The public key, in PEM, of who must have signed [default: the policy's]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+
+    /// Recompute too where the signature holds
+    #[arg(long)]
+    recompute: bool,
 
     /// Recompute every byte
     #[arg(long, conflicts_with = "samples")]
@@ -55,24 +61,6 @@ pub(super) struct Arguments {
     /// What is accepted [default: the policy's; else exact with a lock, step for what mergekit made]
     #[arg(long, value_enum)]
     allow: Option<Allow>,
-
-    /// Seed of random masks, where no lock says it
-    #[arg(long)]
-    seed: Option<u64>,
-
-    #[command(flatten)]
-    threads: Threads,
-
-    /// Own memory that may be held, mapped files not counted
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
-    memory: u64,
-
-    /// Say nothing but the report
-    #[arg(long, short)]
-    quiet: bool,
-
-    #[command(flatten)]
-    report: ReportArguments,
 }
 
 /// How far a value may be from the recomputed one.
@@ -86,157 +74,121 @@ enum Allow {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::install()?;
-    let locator = environment::locator(arguments.recipe.as_deref().and_then(|path| path.parent()))?;
-    let location = locator
-        .locate(&arguments.model)
-        .map_err(Failure::could_not_run)?;
-    let model = Checkpoint::open(&arguments.model.to_string(), &location)?;
-    let lock = match model.is_single_file() {
-        true => None,
-        false => Lock::read(&location.path)?,
+    let recomputation = &arguments.recomputation;
+    let (locator, location) = recomputation.locate()?;
+    let policy = recomputation.report.policy();
+    let provenance = policy.map_or_else(ProvenancePolicy::default, |p| p.provenance.clone());
+    let vouched = vouched(arguments, &provenance, &location, &stop)?;
+    let label = recomputation.model.to_string();
+    let mut inputs = None;
+    let mut report = if !vouched.iter().all(Vouched::holds) {
+        not_trusted(&label)
+    } else if arguments.only_vouched() {
+        let (report, lock) = not_recomputed(&label, &location.path)?;
+        inputs = lock.map(|lock| lock.inputs);
+        report
+    } else {
+        let allow = arguments.allow.map(|allow| allow == Allow::Step);
+        let allow_step = allow.or(policy.and_then(|policy| policy.allow_step));
+        let coverage = arguments.coverage();
+        let done = recomputation.run(locator, &location, coverage, allow_step, stop)?;
+        // What was read counts, not what the lock says of it.
+        let plan = done.plan.as_ref().map(Lock::of_plan);
+        inputs = plan.or(done.lock).map(|lock| lock.inputs);
+        done.report
     };
-    let threads = arguments.threads.count();
-    let by_mergekit = location.path.join(MERGEKIT_RECIPE);
-    let by_mergekit = by_mergekit.is_file().then_some(by_mergekit);
-    let recipe = the_recipe(arguments, lock.as_ref(), by_mergekit.clone())?;
-    let locator = with_inputs(locator, &arguments.inputs, &location.path)?;
-    let options = options(arguments, lock.as_ref(), threads)?;
-    let planned = plan_any(&recipe.recipe, &recipe.name, &locator, &options);
-    let planned = planned.map_err(|error| no_plan(&error));
-    let coverage = match arguments.full {
-        true => Coverage::Full,
-        false => Coverage::Sample {
-            blocks: arguments.samples as usize,
-            seed: arguments.sample_seed.unwrap_or_else(environment::random),
-        },
-    };
-    let of_policy = arguments
-        .report
-        .policy()
-        .and_then(|policy| policy.allow_step);
-    let allow_step = match (arguments.allow, of_policy) {
-        (Some(allow), _) => allow == Allow::Step,
-        (None, Some(allow_step)) => allow_step,
-        (None, None) => lock.is_none() && by_mergekit.is_some(),
-    };
-    let request = Request {
-        model: &model,
-        plan: planned.as_ref().map_err(String::clone),
-        lock: lock.as_ref(),
-        recipe_of_lock: arguments.recipe.is_none(),
-        coverage,
-        allow_step,
-        threads,
-    };
-    let progress = Progress::verifying(&model, planned.as_ref().ok(), arguments.quiet, stop);
-    let report = verify(&request, &progress);
-    progress.finish();
-    arguments.report.finish(report?)
+    let trusted = vouched.iter().all(Vouched::holds);
+    for one in vouched {
+        one.add_to(&mut report);
+    }
+    if trusted {
+        check_inputs(&provenance, inputs.as_deref(), &mut report);
+    }
+    recomputation.report.finish(report)
 }
 
-/// Why a recipe comes to nothing, in one line.
-fn no_plan(error: &RecipeError) -> String {
-    let first = error.problems.first();
-    let first = first.map_or(String::new(), |problem| problem.message.clone());
-    let more = match error.problems.len() {
-        0 | 1 => String::new(),
-        more => format!("; and {} more problems", more - 1),
-    };
-    format!(
-        "{first}{more}; hint: name the inputs with --inputs NAME=PATH, or the folder that their paths start from with \
-         --inputs FOLDER"
-    )
-}
+impl Arguments {
+    /// Whether who vouches for it is all that was asked for.
+    fn only_vouched(&self) -> bool {
+        let more = &self.recomputation;
+        let recompute =
+            self.recompute || self.full || more.recipe.is_some() || !more.inputs.is_empty();
+        let vouched = self.signature.is_some() || self.attestation.is_some() || self.key.is_some();
+        vouched && !recompute
+    }
 
-/// A recipe, and what messages call it.
-struct Named {
-    recipe: AnyRecipe,
-    name: String,
-}
-
-fn the_recipe(
-    arguments: &Arguments,
-    lock: Option<&Lock>,
-    by_mergekit: Option<PathBuf>,
-) -> Result<Named, Failure> {
-    let file = arguments.recipe.clone();
-    let from_file = |path: PathBuf| -> Result<Named, Failure> {
-        let recipe = recipe::read_any(&path).map_err(|error| {
-            say(&recipe::render(&error, false));
-            Failure::tool(format!("cannot read the recipe {}", path.display()))
-        })?;
-        Ok(Named {
-            recipe,
-            name: path.display().to_string(),
-        })
-    };
-    match (file, lock, by_mergekit) {
-        (Some(path), ..) => from_file(path),
-        (None, Some(lock), _) => {
-            let name = crate::run::LOCK_FILE;
-            let recipe = recipe::parse_any(name, &lock.recipe).map_err(|error| {
-                say(&recipe::render(&error, false));
-                Failure::tool(format!("cannot read the recipe in {name}"))
-            })?;
-            Ok(Named {
-                recipe,
-                name: name.to_owned(),
-            })
+    fn coverage(&self) -> Coverage {
+        match self.full {
+            true => Coverage::Full,
+            false => Coverage::Sample {
+                blocks: self.samples as usize,
+                seed: self.sample_seed.unwrap_or_else(environment::random),
+            },
         }
-        (None, None, Some(path)) => from_file(path),
-        (None, None, None) => Err(Failure::tool(
-            "the checkpoint has no weldment.lock.json and no mergekit_config.yml, so nothing says what it is to be; \
-             hint: name the recipe with --recipe",
+    }
+}
+
+/// Checks the signature and the attestation, if they are asked for: by the command line or by a policy.
+fn vouched(
+    arguments: &Arguments,
+    policy: &ProvenancePolicy,
+    location: &Location,
+    stop: &Arc<AtomicBool>,
+) -> Result<Vec<Vouched>, Failure> {
+    let root = location.path.as_path();
+    let threads = arguments.recomputation.threads.count();
+    let quiet = arguments.recomputation.quiet;
+    let mut vouched = Vec::new();
+    let by_key_alone = arguments.key.is_some() && arguments.attestation.is_none();
+    let place = keys::signature_of(root);
+    let place = arguments.signature.as_ref().unwrap_or(&place);
+    if arguments.signature.is_some() || policy.signed_by.is_some() || by_key_alone {
+        let key = key(arguments, policy.signed_by.as_deref())?;
+        if arguments.signature.is_none() && place.symlink_metadata().is_err() {
+            vouched.push(Vouched::no_signature(place));
+        } else {
+            let opened = Signature::open(root, place, &key).map_err(Failure::could_not_run)?;
+            let what = "checking the signature";
+            let progress = Progress::hashing(opened.bytes(), what, quiet, stop.clone());
+            let checked = opened.check(threads, &progress);
+            progress.finish();
+            vouched.push(checked?);
+        }
+    }
+    if arguments.attestation.is_some() || policy.attested_by.is_some() {
+        let key = key(arguments, policy.attested_by.as_deref())?;
+        let default = keys::attestation_of(root);
+        let file = arguments.attestation.as_ref().unwrap_or(&default);
+        if arguments.attestation.is_none() && file.symlink_metadata().is_err() {
+            vouched.push(Vouched::no_attestation(file));
+        } else {
+            let opened = Attested::open(root, file, place, &key).map_err(Failure::could_not_run)?;
+            let what = "checking the attestation";
+            let progress = Progress::hashing(opened.bytes(), what, quiet, stop.clone());
+            let checked = opened.check(threads, &progress);
+            progress.finish();
+            vouched.push(checked?);
+        }
+    }
+    match (&location.adapter, vouched.is_empty()) {
+        (Some(_), false) => Err(Failure::tool(
+            "a model with an adapter is not one checkpoint; hint: verify the signature of each by itself",
+        )),
+        _ => Ok(vouched),
+    }
+}
+
+/// The key of who must have signed: the policy's, which the command line may repeat and not replace.
+fn key(arguments: &Arguments, of_policy: Option<&Path>) -> Result<PublicKey, Failure> {
+    let given = arguments.key.as_deref().map(keys::public).transpose()?;
+    let required = of_policy.map(keys::public).transpose()?;
+    match (given, required) {
+        (Some(given), Some(required)) if given.fingerprint() != required.fingerprint() => Err(
+            Failure::tool("--key is not the key that the policy requires; hint: leave --key out"),
+        ),
+        (_, Some(key)) | (Some(key), None) => Ok(key),
+        (None, None) => Err(Failure::tool(
+            "a signature proves nothing without the key of who must have made it; hint: name the public key with --key",
         )),
     }
-}
-
-fn with_inputs(
-    locator: Locator,
-    inputs: &[String],
-    model: &std::path::Path,
-) -> Result<Locator, Failure> {
-    let mut locator = locator;
-    let mut folder = None;
-    for input in inputs {
-        match input.split_once('=') {
-            Some((name, path)) => locator.elsewhere.push((name.to_owned(), path.into())),
-            None if folder.is_none() => folder = Some(locator.working_dir.join(input)),
-            None => {
-                return Err(Failure::tool(
-                    "--inputs names more than one folder; hint: give others as NAME=PATH",
-                ));
-            }
-        }
-    }
-    // Merges often lie beside their inputs.
-    let beside = || locator.working_dir.join(model).parent().map(Into::into);
-    locator.recipe_dir = folder
-        .or_else(|| locator.recipe_dir.clone())
-        .or_else(beside);
-    Ok(locator)
-}
-
-fn options(arguments: &Arguments, lock: Option<&Lock>, threads: usize) -> Result<Options, Failure> {
-    let locked = lock.map(|lock| &lock.options);
-    let tokenizer_from = locked
-        .and_then(|options| options.tokenizer_from.as_deref())
-        .map(ModelRef::parse)
-        .transpose()
-        .map_err(|why| Failure::tool(format!("options.tokenizer_from of the lock: {why}")))?;
-    Ok(Options {
-        settings: Settings {
-            threads,
-            memory: arguments.memory,
-            allow_non_finite: locked.is_some_and(|options| options.allow_nonfinite),
-            saturate: locked.is_some_and(|options| options.saturate),
-        },
-        seed: arguments
-            .seed
-            .or(locked.map(|options| options.seed))
-            .unwrap_or(0),
-        shard_size: locked.map_or(ByteSize::gb(5).as_u64(), |options| options.shard_size),
-        tokenizer_from,
-        inexact: locked.is_some_and(|options| options.inexact),
-    })
 }

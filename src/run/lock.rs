@@ -169,6 +169,11 @@ impl Lock {
         }
     }
 
+    /// What a lock says of a plan before it is run: all but the outputs.
+    pub fn of_plan(plan: &Plan) -> Lock {
+        Lock::new(plan, &[], BTreeMap::new(), None)
+    }
+
     /// The lock of a checkpoint's folder, if there is one.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ mod outputs;
 mod recipes;
 mod refusals;
 mod report;
+mod signing;
 mod tokenizer;
 mod values;
 mod verify;

@@ -11,6 +11,7 @@ mod locked;
 mod sample;
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
@@ -18,8 +19,8 @@ use serde_json::{Value, json};
 pub(in crate::audit) use checks::CHECKS;
 pub use sample::Coverage;
 
-use super::{Command, Finding, Place, Report, Severity, Skipped, Table};
-use crate::checkpoint::{Checkpoint, Dtype, TensorEntry};
+use super::{Command, Finding, Place, Report, Severity, Skipped, Table, Verdict};
+use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, TensorEntry};
 use crate::engine::Observer;
 use crate::numeric::FloatType;
 use crate::plan::{Operation, Plan, PlannedTensor};
@@ -90,16 +91,9 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, 
     let mut report = Report::new(Command::Verify, request.model.label());
     let intact = match request.lock {
         Some(lock) => Some(locked::outputs(request, lock, &mut report, observer)?),
-        None => {
-            report.findings.push(Finding::new(
-                &checks::NO_LOCK,
-                Place::file(run::LOCK_FILE),
-                "a lock",
-                "none",
-            ));
-            None
-        }
+        None => None,
     };
+    report.findings.extend(no_lock(request.lock));
     match &request.plan {
         Ok(plan) => {
             report.checked = CHECKS.to_vec();
@@ -118,6 +112,64 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, 
         }
     }
     Ok(report)
+}
+
+/// Whether a report proves that a checkpoint is what its recipe makes of its inputs, byte for byte: every element was
+/// compared and every tensor is exact or a copy, with a lock and without an error.
+///
+/// For a report to which no policy was applied.
+pub fn proves(report: &Report) -> bool {
+    let tensors = report.details["tensors"].as_array();
+    let right = [Outcome::Exact, Outcome::Copied].map(|outcome| Value::from(outcome.name()));
+    let no_lock = |finding: &Finding| finding.check.id == checks::NO_LOCK.id;
+    report.verdict() == Verdict::Passed
+        && !report.findings.iter().any(no_lock)
+        && report.details["compared"] == report.details["elements"]
+        && tensors.is_some_and(|tensors| {
+            tensors
+                .iter()
+                .all(|tensor| right.contains(&tensor["outcome"]))
+        })
+}
+
+/// The report on a checkpoint at `path` that is not recomputed, as nobody asked for more than its signature; and its
+/// lock.
+///
+/// # Errors
+/// Its lock cannot be read.
+pub fn not_recomputed(label: &str, path: &Path) -> Result<(Report, Option<Lock>), CheckpointError> {
+    let why = "it was not asked for; --recompute asks for it";
+    let mut report = without_replay(label, why, false);
+    report.checked.push(&checks::NO_LOCK);
+    // A file has no lock of its own.
+    let lock = if path.is_dir() {
+        Lock::read(path)?
+    } else {
+        None
+    };
+    report.findings.extend(no_lock(lock.as_ref()));
+    Ok((report, lock))
+}
+
+/// The report on a checkpoint whose signature does not hold: its bytes are a stranger's, and are not read further.
+pub fn not_trusted(label: &str) -> Report {
+    without_replay(label, "the signature does not hold", true)
+}
+
+fn without_replay(label: &str, why: &str, needed: bool) -> Report {
+    let mut report = Report::new(Command::Verify, label);
+    report.skipped.push(Skipped {
+        check: &checks::REPLAY,
+        why: why.to_owned(),
+        needed,
+    });
+    report
+}
+
+fn no_lock(lock: Option<&Lock>) -> Option<Finding> {
+    let place = Place::file(run::LOCK_FILE);
+    let none = || Finding::new(&checks::NO_LOCK, place, "a lock", "none");
+    lock.is_none().then(none)
 }
 
 fn recompute(

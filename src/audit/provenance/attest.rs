@@ -1,0 +1,219 @@
+//! `weld attest`: says where a checkpoint comes from, of what was just recomputed, and of nothing else.
+//!
+//! An in-toto statement with the predicate of SLSA provenance v1. It holds no time, no host and no absolute path: the
+//! same checkpoint and inputs give the same text.
+//!
+//! # merge-v1
+//!
+//! The build type of a merge. `externalParameters` are the `recipe`, word by word, and the `options` that the result
+//! depends on, with the seed, both as `weldment.lock.json` has them. `internalParameters.numerics` is the version of
+//! the arithmetic. `resolvedDependencies` are the files of the inputs that went in: weights, config, and files that
+//! were carried over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::bundle;
+use super::digest::{Algorithm, Piece, digests};
+use super::hex;
+use super::keys::PrivateKey;
+use super::manifest::NOT_SIGNED;
+use super::sign::{SignError, whole};
+use super::statement::Statement;
+use crate::checkpoint::{Checkpoint, HubSnapshot, tree};
+use crate::engine::Observer;
+use crate::numeric::NUMERICS;
+use crate::plan::Plan;
+use crate::run::{LOCK_FILE, Lock};
+
+/// The predicate's type.
+pub(super) const PREDICATE: &str = "https://slsa.dev/provenance/v1";
+
+/// What kind of build it was.
+pub(super) const BUILD_TYPE: &str =
+    "https://docs.rs/weldment/latest/weldment/audit/provenance/attest/#merge-v1";
+
+/// Who recomputed it: the tool, as there is nobody else who could be named without a key.
+const BUILDER: &str = "https://crates.io/crates/weldment";
+
+/// The part of a predicate that is looked at.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Predicate {
+    pub(super) build_definition: BuildDefinition,
+}
+
+/// What was built, and how.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct BuildDefinition {
+    pub(super) build_type: String,
+}
+
+/// What is said of a checkpoint that was recomputed.
+pub struct Attestation {
+    /// The statement, as indented JSON.
+    pub statement: String,
+    /// How many files it is about.
+    pub subjects: usize,
+    /// Files of the folder that were not recomputed, so that nothing is said of them.
+    pub left_out: Vec<String>,
+}
+
+impl Attestation {
+    /// The statement in a bundle that is signed by a key.
+    ///
+    /// # Errors
+    /// The key failed.
+    pub fn signed(&self, key: &PrivateKey) -> Result<String, SignError> {
+        bundle::write(self.statement.as_bytes(), key).ok_or(SignError::Key)
+    }
+}
+
+/// A file of an input.
+struct Dependency {
+    name: String,
+    uri: Option<String>,
+    path: PathBuf,
+}
+
+/// Says what a plan made a checkpoint from. That the checkpoint is what the plan makes must have been found out before:
+/// see [`proves`](crate::audit::verify::proves).
+///
+/// # Errors
+/// A file cannot be read, or the observer stopped it.
+pub fn attest(
+    plan: &Plan,
+    model: &Checkpoint,
+    threads: usize,
+    observer: &dyn Observer,
+) -> Result<Attestation, SignError> {
+    let proven = proven(plan, model);
+    let skip = |path: &str| NOT_SIGNED.contains(&path);
+    let (subjects, others): (Vec<_>, Vec<_>) = tree(&model.location().path, &skip)?
+        .into_iter()
+        .partition(|entry| entry.kind.bytes().is_some() && proven.contains(&entry.name));
+    let lock = Lock::of_plan(plan);
+    let dependencies = dependencies(plan, &lock);
+    let mut pieces: Vec<Piece> = subjects.iter().map(whole).collect();
+    for dependency in &dependencies {
+        pieces.push(piece(&dependency.path)?);
+    }
+    let mut sha256 = Vec::with_capacity(pieces.len());
+    for (piece, digest) in
+        pieces
+            .iter()
+            .zip(digests(&pieces, Algorithm::Sha256, threads, observer)?)
+    {
+        let digest = digest.map_err(|source| SignError::Unreadable {
+            path: piece.path.clone(),
+            source,
+        })?;
+        sha256.push(hex(&digest));
+    }
+    let (of_subjects, of_dependencies) = sha256.split_at(subjects.len());
+    let subject: Vec<Value> = subjects
+        .iter()
+        .zip(of_subjects)
+        .map(|(entry, sha256)| json!({"name": entry.name, "digest": {"sha256": sha256}}))
+        .collect();
+    let resolved = dependencies.iter().zip(of_dependencies);
+    let resolved: Vec<Value> = resolved
+        .map(|(one, sha256)| describe(one, sha256))
+        .collect();
+    let predicate = json!({
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "externalParameters": {"recipe": lock.recipe, "options": lock.options},
+            "internalParameters": {"numerics": NUMERICS},
+            "resolvedDependencies": resolved,
+        },
+        "runDetails": {
+            "builder": {"id": BUILDER, "version": {"weldment": lock.tool.version}},
+        },
+    });
+    let statement = Statement::write(subject.into(), PREDICATE, predicate);
+    Ok(Attestation {
+        statement: format!("{statement:#}\n"),
+        subjects: subjects.len(),
+        left_out: others.into_iter().map(|entry| entry.name).collect(),
+    })
+}
+
+/// The files of a checkpoint that a verification by this plan proves. A card is written for people, and not compared.
+fn proven(plan: &Plan, model: &Checkpoint) -> BTreeSet<String> {
+    let mut names: BTreeSet<String> = model.shards().iter().map(|s| s.file_name()).collect();
+    if names.len() > 1 {
+        // Opening the checkpoint held it against its shards.
+        names.insert("model.safetensors.index.json".to_owned());
+    }
+    if plan.config.is_some() {
+        names.insert("config.json".to_owned());
+    }
+    names.extend(plan.made.iter().map(|(name, _)| name.clone()));
+    names.extend(plan.sidecars.iter().map(|(_, file)| file.name.clone()));
+    names.insert(LOCK_FILE.to_owned());
+    names
+}
+
+fn piece(path: &Path) -> Result<Piece, SignError> {
+    let unreadable = |source| SignError::Unreadable {
+        path: path.into(),
+        source,
+    };
+    Ok(Piece {
+        path: path.into(),
+        first: 0,
+        bytes: path.metadata().map_err(unreadable)?.len(),
+        ends: true,
+    })
+}
+
+/// The files that went in, by model in the order of the lock, then by name.
+fn dependencies(plan: &Plan, lock: &Lock) -> Vec<Dependency> {
+    let mut all = Vec::new();
+    for (model, locked) in plan.stored_models().into_iter().zip(&lock.inputs) {
+        let location = model.location();
+        let mut files: BTreeMap<String, (PathBuf, Option<&HubSnapshot>)> = BTreeMap::new();
+        let adapter = location.adapter.as_deref();
+        for shard in model.shards() {
+            let of_adapter = adapter.filter(|adapter| shard.path.starts_with(&adapter.path));
+            let hub = of_adapter.map_or(location.hub.as_ref(), |adapter| adapter.hub.as_ref());
+            files.insert(shard.file_name(), (shard.path.clone(), hub));
+        }
+        if let Some(adapter) = adapter {
+            let name = "adapter_config.json";
+            let path = adapter.path.join(name);
+            files.insert(name.to_owned(), (path, adapter.hub.as_ref()));
+        }
+        let config = location.path.join("config.json");
+        if !model.is_single_file() && config.is_file() {
+            files.insert("config.json".to_owned(), (config, location.hub.as_ref()));
+        }
+        for (_, file) in &plan.sidecars {
+            if file.path.starts_with(&location.path) {
+                let from = (file.path.clone(), location.hub.as_ref());
+                files.insert(file.name.clone(), from);
+            }
+        }
+        all.extend(files.into_iter().map(|(file, (path, hub))| Dependency {
+            name: format!("{}/{file}", locked.model),
+            uri: hub.map(|hub| format!("pkg:huggingface/{}@{}#{file}", hub.repo, hub.commit)),
+            path,
+        }));
+    }
+    all
+}
+
+fn describe(dependency: &Dependency, sha256: &str) -> Value {
+    let mut described = Map::new();
+    described.insert("name".to_owned(), dependency.name.as_str().into());
+    if let Some(uri) = &dependency.uri {
+        described.insert("uri".to_owned(), uri.as_str().into());
+    }
+    described.insert("digest".to_owned(), json!({"sha256": sha256}));
+    described.into()
+}

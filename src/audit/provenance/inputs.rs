@@ -1,0 +1,58 @@
+//! Whether the inputs of a merge are among those that a project allows.
+
+use super::checks;
+use super::short;
+use crate::audit::policy::ProvenancePolicy;
+use crate::audit::{Finding, Place, Report, Skipped};
+use crate::run::{LOCK_FILE, LockedHub, LockedInput};
+
+/// Holds inputs against a policy, if it says which are allowed. None means that nobody knows the inputs.
+///
+/// An input from the Hub's cache is its repository and commit, any other what the recipe calls it; an adapter is an
+/// input of its own.
+pub fn check_inputs(
+    policy: &ProvenancePolicy,
+    inputs: Option<&[LockedInput]>,
+    report: &mut Report,
+) {
+    if policy.allows_all() {
+        return;
+    }
+    let Some(inputs) = inputs else {
+        report.skipped.push(Skipped {
+            check: &checks::INPUT,
+            why: "there is no lock, and nothing was recomputed, so the inputs are not known"
+                .to_owned(),
+            needed: true,
+        });
+        return;
+    };
+    report.checked.push(&checks::INPUT);
+    for input in inputs {
+        let (model, adapter) = match input.model.split_once('+') {
+            Some((model, adapter)) => (model, Some(adapter)),
+            None => (input.model.as_str(), None),
+        };
+        let parts = std::iter::once((model, &input.hub))
+            .chain(adapter.map(|adapter| (adapter, &input.adapter_hub)));
+        for (name, hub) in parts {
+            let names = names(name, hub.as_ref());
+            if !names.iter().any(|name| policy.allows(name)) {
+                report.findings.push(Finding::new(
+                    &checks::INPUT,
+                    Place::field(LOCK_FILE, "inputs"),
+                    "an input that the policy allows",
+                    short(names.last().map_or(name, String::as_str)),
+                ));
+            }
+        }
+    }
+}
+
+/// What an input may be called in a policy.
+fn names(name: &str, hub: Option<&LockedHub>) -> Vec<String> {
+    match hub {
+        Some(hub) => vec![hub.repo.clone(), format!("{}@{}", hub.repo, hub.commit)],
+        None => vec![name.to_owned()],
+    }
+}

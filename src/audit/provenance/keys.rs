@@ -1,0 +1,271 @@
+//! Keys in PEM, and the signatures that they make and check: ECDSA on the curves that OpenSSF Model Signing asks for.
+//! Knows nothing of models.
+
+use std::fmt;
+
+use p256::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePublicKey, LineEnding};
+use sha2::{Digest, Sha256};
+
+use super::hex;
+
+/// Why a key cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// There is no PEM block in the file.
+    #[error("it is no PEM file: expected a block that begins with `-----BEGIN`; hint: {}", .0.hint())]
+    NotPem(Wanted),
+    /// It is another thing than the key that is wanted.
+    #[error("it holds `{}`, where {} is wanted; hint: {hint}", .found.escape_debug(), .wanted)]
+    OtherKind {
+        /// What is wanted.
+        wanted: Wanted,
+        /// The label of the block that is there.
+        found: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// It is a key that signatures of models are not made with.
+    #[error(
+        "`{label}` holds no ECDSA key on P-256, P-384 or P-521: other curves, RSA and Ed25519 are not used for signing \
+         models, or the block is damaged; hint: {}", .wanted.hint()
+    )]
+    Unusable {
+        /// What is wanted.
+        wanted: Wanted,
+        /// The label of the block.
+        label: &'static str,
+    },
+}
+
+/// Which half of a key is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The one that signs.
+    Private,
+    /// The one that checks.
+    Public,
+}
+
+impl Wanted {
+    fn hint(self) -> &'static str {
+        match self {
+            Wanted::Private => {
+                "`openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes one"
+            }
+            Wanted::Public => {
+                "`openssl ec -in key.pem -pubout -out pub.pem` writes it for a private key"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Wanted::Private => "a private key",
+            Wanted::Public => "a public key",
+        })
+    }
+}
+
+/// The label of a PEM file's first block that is a key, and the text of the block.
+fn block(text: &str, wanted: Wanted) -> Result<(&str, &str), KeyError> {
+    let mut rest = text;
+    while let Some(begin) = rest.find("-----BEGIN ") {
+        let from = &rest[begin..];
+        let label = from.trim_start_matches("-----BEGIN ");
+        let Some((label, body)) = label.split_once("-----") else {
+            break;
+        };
+        // OpenSSL writes the curve's name before a key.
+        if label == "EC PARAMETERS" {
+            rest = body;
+            continue;
+        }
+        let end = format!("-----END {label}-----");
+        let Some(at) = from.find(&end) else { break };
+        return Ok((label, &from[..at + end.len()]));
+    }
+    Err(KeyError::NotPem(wanted))
+}
+
+/// What a block is that is no key of the wanted half.
+fn other_kind(label: &str, wanted: Wanted) -> KeyError {
+    let hint = match (label, wanted) {
+        ("ENCRYPTED PRIVATE KEY", Wanted::Private) => {
+            "decrypt it with `openssl pkcs8 -in key.pem -out plain.pem`"
+        }
+        ("CERTIFICATE", Wanted::Public) => {
+            "`openssl x509 -in cert.pem -pubkey -noout` writes its public key"
+        }
+        _ => wanted.hint(),
+    };
+    KeyError::OtherKind {
+        wanted,
+        found: label.chars().take(64).collect(),
+        hint,
+    }
+}
+
+/// The three curves: a variant each, and what is done by the crate of each.
+macro_rules! curves {
+    ($($name:ident = $krate:ident, $text:literal;)*) => {
+        enum SigningCurve {
+            $($name($krate::ecdsa::SigningKey),)*
+        }
+
+        #[derive(Clone)]
+        enum VerifyingCurve {
+            $($name($krate::ecdsa::VerifyingKey),)*
+        }
+
+        impl SigningCurve {
+            fn read(label: &str, pem: &str) -> Option<SigningCurve> {
+                $(
+                    let key = match label {
+                        "EC PRIVATE KEY" => $krate::SecretKey::from_sec1_pem(pem).ok(),
+                        _ => $krate::SecretKey::from_pkcs8_pem(pem).ok(),
+                    };
+                    if let Some(key) = key {
+                        return Some(SigningCurve::$name(key.into()));
+                    }
+                )*
+                None
+            }
+
+            fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+                match self {
+                    $(SigningCurve::$name(key) => {
+                        use $krate::ecdsa::{Signature, signature::Signer};
+                        let signature: Signature = key.try_sign(message).ok()?;
+                        Some(signature.to_der().as_bytes().to_vec())
+                    })*
+                }
+            }
+
+            fn public(&self) -> VerifyingCurve {
+                match self {
+                    $(SigningCurve::$name(key) => VerifyingCurve::$name(*key.verifying_key()),)*
+                }
+            }
+        }
+
+        impl VerifyingCurve {
+            fn read(pem: &str) -> Option<VerifyingCurve> {
+                $(
+                    if let Ok(key) = $krate::ecdsa::VerifyingKey::from_public_key_pem(pem) {
+                        return Some(VerifyingCurve::$name(key));
+                    }
+                )*
+                None
+            }
+
+            fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
+                match self {
+                    $(VerifyingCurve::$name(key) => {
+                        use $krate::ecdsa::{Signature, signature::Verifier};
+                        Signature::from_der(signature)
+                            .is_ok_and(|signature| key.verify(message, &signature).is_ok())
+                    })*
+                }
+            }
+
+            fn pem(&self) -> Option<String> {
+                match self {
+                    $(VerifyingCurve::$name(key) => key.to_public_key_pem(LineEnding::LF).ok(),)*
+                }
+            }
+
+            fn curve(&self) -> &'static str {
+                match self {
+                    $(VerifyingCurve::$name(_) => $text,)*
+                }
+            }
+        }
+    };
+}
+
+curves! {
+    P256 = p256, "P-256";
+    P384 = p384, "P-384";
+    P521 = p521, "P-521";
+}
+
+/// A key that signs.
+pub struct PrivateKey(SigningCurve);
+
+impl PrivateKey {
+    /// Reads a key in PEM: PKCS#8 (`PRIVATE KEY`) or SEC1 (`EC PRIVATE KEY`).
+    ///
+    /// # Errors
+    /// It is none, is encrypted, or is of another algorithm.
+    pub fn read(text: &str) -> Result<PrivateKey, KeyError> {
+        let wanted = Wanted::Private;
+        let (label, pem) = block(text, wanted)?;
+        let label = match label {
+            "PRIVATE KEY" => "PRIVATE KEY",
+            "EC PRIVATE KEY" => "EC PRIVATE KEY",
+            other => return Err(other_kind(other, wanted)),
+        };
+        let curve = SigningCurve::read(label, pem).ok_or(KeyError::Unusable { wanted, label })?;
+        Ok(PrivateKey(curve))
+    }
+
+    /// Signs a message: the same message gives the same signature (RFC 6979), in DER. None if the key cannot.
+    pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+        self.0.sign(message)
+    }
+
+    /// The key that checks what this one signs.
+    pub fn public(&self) -> PublicKey {
+        PublicKey(self.0.public())
+    }
+}
+
+/// A key that checks.
+#[derive(Clone)]
+pub struct PublicKey(VerifyingCurve);
+
+impl PublicKey {
+    /// Reads a key in PEM (`PUBLIC KEY`).
+    ///
+    /// # Errors
+    /// It is none, or is of another algorithm.
+    pub fn read(text: &str) -> Result<PublicKey, KeyError> {
+        let wanted = Wanted::Public;
+        let (label, pem) = block(text, wanted)?;
+        if label != "PUBLIC KEY" {
+            return Err(other_kind(label, wanted));
+        }
+        let label = "PUBLIC KEY";
+        let curve = VerifyingCurve::read(pem).ok_or(KeyError::Unusable { wanted, label })?;
+        Ok(PublicKey(curve))
+    }
+
+    /// Whether a signature, in DER, is this key's of a message.
+    pub(super) fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
+        self.0.verify(message, signature)
+    }
+
+    /// The SHA-256 of the key as PEM, in hex: how a bundle names the key that it wants.
+    pub fn fingerprint(&self) -> String {
+        // A key that was read can be written.
+        hex(&Sha256::digest(self.0.pem().unwrap_or_default()))
+    }
+
+    /// The key as PEM.
+    pub(super) fn pem(&self) -> String {
+        self.0.pem().unwrap_or_default()
+    }
+
+    /// Its curve.
+    pub fn curve(&self) -> &'static str {
+        self.0.curve()
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.curve(), self.fingerprint())
+    }
+}

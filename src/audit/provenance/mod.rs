@@ -1,0 +1,54 @@
+//! Who vouches for a checkpoint, and for what: signatures by OpenSSF Model Signing 1.0, and attestations of where it
+//! comes from.
+//!
+//! A signature says that the holder of a key had these bytes in hand, and nothing of how they came to be; an
+//! attestation says what they were made from. It is written only of what was recomputed.
+
+pub mod attest;
+mod attested;
+mod bundle;
+mod checks;
+mod digest;
+mod inputs;
+mod keys;
+mod manifest;
+mod sign;
+mod signature;
+mod statement;
+mod vouched;
+
+pub use attest::{Attestation, attest};
+pub use attested::Attested;
+pub use bundle::is_bundle;
+pub(in crate::audit) use checks::CHECKS;
+pub use inputs::check_inputs;
+pub use keys::{KeyError, PrivateKey, PublicKey, Wanted};
+pub use sign::{SignError, Signed, ToSign};
+pub use signature::Signature;
+pub use vouched::Vouched;
+
+/// How much of a stranger's text is repeated.
+const MAX_SHOWN: usize = 200;
+
+/// A stranger's text, or its beginning.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+/// Bytes in hexadecimal, lower case.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes from hexadecimal, of either case.
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let pair = |pair: &[u8]| match pair {
+        [high, low] => u8::try_from(digit(*high)? * 16 + digit(*low)?).ok(),
+        _ => None,
+    };
+    text.as_bytes().chunks(2).map(pair).collect()
+}

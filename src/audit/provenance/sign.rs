@@ -1,0 +1,196 @@
+//! `weld sign`: the digests of every file, under the signature of a key.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::bundle;
+use super::digest::{Algorithm, Piece, digests};
+use super::keys::PrivateKey;
+use super::manifest::{Manifest, NOT_SIGNED, Resource};
+use crate::checkpoint::{CheckpointError, TreeEntry, TreeKind, tree};
+use crate::engine::Observer;
+use crate::run::RunError;
+
+/// Why a checkpoint is not signed.
+#[derive(Debug, thiserror::Error)]
+pub enum SignError {
+    /// Its files cannot be listed.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// It was stopped, or threads could not be started.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// There is something that is not a file.
+    #[error(
+        "{path}: expected files only, found {found}; hint: put the file itself there, as what a link leads to can be \
+         exchanged", path = .path.display()
+    )]
+    NotAFile {
+        /// Where.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}", path = .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is nothing to sign.
+    #[error("{path}: expected files to sign, found none", path = .path.display())]
+    Empty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The place of the signature cannot be told to a verifier.
+    #[error(
+        "the signature's path {path} is no UTF-8, so nobody could be told to leave it out; hint: choose another name",
+        path = .path.display()
+    )]
+    BadPlace {
+        /// The place.
+        path: PathBuf,
+    },
+    /// The key failed.
+    #[error("the key cannot sign; hint: make another one")]
+    Key,
+}
+
+/// What is to be signed: every file of a folder, or one.
+pub struct ToSign {
+    name: String,
+    entries: Vec<TreeEntry>,
+    ignored: Vec<String>,
+}
+
+/// A signature, and what it covers.
+pub struct Signed {
+    /// The text of the bundle.
+    pub bundle: String,
+    /// How many files it covers.
+    pub files: usize,
+}
+
+impl ToSign {
+    /// Lists what is at `root`. The signature's own place, if it is below, is left out, as is what belongs to a
+    /// repository.
+    ///
+    /// # Errors
+    /// It cannot be listed, there is something that is not a file, or nothing.
+    pub fn list(root: &Path, signature: &Path) -> Result<ToSign, SignError> {
+        let real =
+            fs::canonicalize(root).map_err(|source| CheckpointError::io("open", root, source))?;
+        let mut ignored = Vec::new();
+        if let Some(place) = below(&real, signature) {
+            let place = place.ok_or_else(|| SignError::BadPlace {
+                path: signature.into(),
+            })?;
+            if !NOT_SIGNED.contains(&place.as_str()) {
+                ignored.push(place);
+            }
+        }
+        let left_out = Manifest {
+            shard: None,
+            algorithm: Algorithm::Sha256,
+            links: false,
+            ignored,
+            resources: BTreeMap::new(),
+        };
+        let entries = tree(&real, &|path| left_out.leaves_out(path))?;
+        for entry in &entries {
+            let found = match entry.kind {
+                TreeKind::File(_) => continue,
+                TreeKind::Link { .. } => "a link",
+                TreeKind::Other(found) => found,
+            };
+            return Err(SignError::NotAFile {
+                path: entry.path.clone(),
+                found,
+            });
+        }
+        if entries.is_empty() {
+            return Err(SignError::Empty { path: root.into() });
+        }
+        let name = real.file_name().unwrap_or(real.as_os_str());
+        Ok(ToSign {
+            name: name.to_string_lossy().into_owned(),
+            entries,
+            ignored: left_out.ignored,
+        })
+    }
+
+    /// The bytes that are read.
+    pub fn bytes(&self) -> u64 {
+        let bytes = self.entries.iter().filter_map(|entry| entry.kind.bytes());
+        bytes.sum()
+    }
+
+    /// Signs it.
+    ///
+    /// The same files and key give the same signature.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the observer stopped it.
+    pub fn sign(
+        self,
+        key: &PrivateKey,
+        threads: usize,
+        observer: &dyn Observer,
+    ) -> Result<Signed, SignError> {
+        let pieces: Vec<Piece> = self.entries.iter().map(whole).collect();
+        let digests = digests(&pieces, Algorithm::Sha256, threads, observer)?;
+        let mut resources = BTreeMap::new();
+        for (entry, digest) in self.entries.iter().zip(digests) {
+            let digest = digest.map_err(|source| SignError::Unreadable {
+                path: entry.path.clone(),
+                source,
+            })?;
+            resources.insert(Resource::whole(&entry.name), digest);
+        }
+        let files = resources.len();
+        let manifest = Manifest {
+            shard: None,
+            algorithm: Algorithm::Sha256,
+            links: false,
+            ignored: self.ignored,
+            resources,
+        };
+        let payload = manifest.write(&self.name);
+        let bundle = bundle::write(payload.as_bytes(), key).ok_or(SignError::Key)?;
+        Ok(Signed { bundle, files })
+    }
+}
+
+/// A file as one piece.
+pub(super) fn whole(entry: &TreeEntry) -> Piece {
+    Piece {
+        path: entry.path.clone(),
+        first: 0,
+        bytes: entry.kind.bytes().unwrap_or(0),
+        ends: true,
+    }
+}
+
+/// The path of a file from a folder, if it is below: its folder must be there, it need not. `Some(None)` if the path
+/// is no UTF-8.
+pub(super) fn below(folder: &Path, file: &Path) -> Option<Option<String>> {
+    let parent = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let parent = fs::canonicalize(parent).ok()?;
+    let inside = parent.strip_prefix(folder).ok()?;
+    let path = inside.join(file.file_name()?);
+    let mut names = Vec::new();
+    for name in &path {
+        let Some(name) = name.to_str() else {
+            return Some(None);
+        };
+        names.push(name);
+    }
+    Some(Some(names.join("/")))
+}

@@ -1,0 +1,248 @@
+//! `weld verify --signature`: the signature first, then every file against what was signed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use super::bundle::{self, Refused};
+use super::checks;
+use super::digest::{Piece, digests};
+use super::keys::PublicKey;
+use super::manifest::{Manifest, Resource};
+use super::sign::{below, whole};
+use super::vouched::{MAX_BUNDLE_BYTES, Vouched, file_name};
+use super::{hex, short};
+use crate::audit::{Finding, Place};
+use crate::checkpoint::{CheckpointError, TreeEntry, TreeKind, read_bounded, tree};
+use crate::engine::Observer;
+use crate::run::RunError;
+
+/// A signature that was opened: what is to be compared with the files, if it holds.
+pub struct Signature {
+    file: String,
+    key: PublicKey,
+    findings: Vec<Finding>,
+    expected: Option<Manifest>,
+    compared: Vec<Compared>,
+}
+
+/// Bytes that must have a digest.
+struct Compared {
+    place: Place,
+    piece: Piece,
+    digest: Vec<u8>,
+}
+
+impl Signature {
+    /// Opens the bundle in `file`, checks that `key` has signed it, and lists what is at `root`, a folder or a file.
+    ///
+    /// # Errors
+    /// The bundle cannot be read, or the folder cannot be listed. What is wrong with them is a finding.
+    pub fn open(root: &Path, file: &Path, key: &PublicKey) -> Result<Signature, CheckpointError> {
+        let bytes = read_bounded(file, MAX_BUNDLE_BYTES, "signature, in bytes")?;
+        let name = file_name(file);
+        let mut opened = Signature {
+            file: name.clone(),
+            key: key.clone(),
+            findings: Vec::new(),
+            expected: None,
+            compared: Vec::new(),
+        };
+        let place = Place::file(name);
+        let manifest = match bundle::open(&bytes, key) {
+            Ok(payload) => Manifest::read(&payload),
+            Err(refused) => {
+                opened.findings.push(refusal(refused, place, key));
+                return Ok(opened);
+            }
+        };
+        match manifest {
+            Ok(manifest) => opened.list(root, file, manifest)?,
+            Err((expected, found)) => {
+                let finding = Finding::new(&checks::UNREADABLE, place, expected, found);
+                opened.findings.push(finding);
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Holds the names of the files against those that were signed.
+    fn list(
+        &mut self,
+        root: &Path,
+        file: &Path,
+        manifest: Manifest,
+    ) -> Result<(), CheckpointError> {
+        let real =
+            fs::canonicalize(root).map_err(|source| CheckpointError::io("open", root, source))?;
+        let own = below(&real, file).flatten();
+        let skip = |path: &str| manifest.leaves_out(path) || own.as_deref() == Some(path);
+        let entries = tree(&real, &skip)?;
+        for path in &manifest.ignored {
+            if own.as_ref() != Some(path) && real.join(path).symlink_metadata().is_ok() {
+                let finding = Finding::new(
+                    &checks::LEFT_OUT,
+                    Place::file(path),
+                    "nothing at a path that is not signed",
+                    "something",
+                );
+                self.findings.push(finding);
+            }
+        }
+        let mut signed: BTreeMap<&str, Vec<(&Resource, &[u8])>> = BTreeMap::new();
+        for (resource, digest) in &manifest.resources {
+            let of_path = signed.entry(&resource.path).or_default();
+            of_path.push((resource, digest));
+        }
+        let mut seen = BTreeSet::new();
+        for entry in &entries {
+            let name = signed_name(entry, &real, &signed);
+            let resources = signed.get(name.as_str()).map_or(&[][..], Vec::as_slice);
+            seen.insert(name);
+            self.entry(entry, resources, &manifest);
+        }
+        for path in signed.keys().filter(|path| !seen.contains(**path)) {
+            let finding = Finding::new(
+                &checks::ABSENT,
+                Place::file(short(path)),
+                "the file",
+                "none",
+            );
+            self.findings.push(finding);
+        }
+        self.expected = Some(manifest);
+        Ok(())
+    }
+
+    /// Holds a file against what was signed of it.
+    fn entry(&mut self, entry: &TreeEntry, resources: &[(&Resource, &[u8])], manifest: &Manifest) {
+        let place = Place::file(short(&entry.name));
+        let mut find = |check, expected: &str, found: String| {
+            self.findings
+                .push(Finding::new(check, place.clone(), expected, found));
+        };
+        let bytes = match &entry.kind {
+            TreeKind::Other(found) => {
+                let check = match resources {
+                    [] => &checks::ADDED,
+                    _ => &checks::CHANGED,
+                };
+                return find(check, "files only", (*found).to_owned());
+            }
+            TreeKind::File(bytes) => *bytes,
+            TreeKind::Link { .. } if !manifest.links => {
+                return find(&checks::LINK, "a file", "a link".to_owned());
+            }
+            TreeKind::Link { bytes, outside } => {
+                if *outside {
+                    find(&checks::OUTSIDE, "a file", "a link".to_owned());
+                }
+                *bytes
+            }
+        };
+        // Ranges of an empty file are none.
+        if resources.is_empty() && !(manifest.shard.is_some() && bytes == 0) {
+            return find(&checks::ADDED, "no such file", format!("{bytes} bytes"));
+        }
+        let Some(size) = manifest.shard else {
+            let whole = resources.iter().map(|(_, digest)| (whole(entry), digest));
+            self.compared.extend(whole.map(|(piece, digest)| Compared {
+                place: place.clone(),
+                piece,
+                digest: digest.to_vec(),
+            }));
+            return;
+        };
+        let count = bytes.div_ceil(size);
+        let ranges = (0..count).map(|at| (at * size, (at + 1).saturating_mul(size).min(bytes)));
+        let as_signed = count == resources.len() as u64
+            && ranges
+                .zip(resources)
+                .all(|(range, (resource, _))| resource.range == Some(range));
+        if !as_signed {
+            let found = format!("{bytes} bytes, which are other ranges");
+            return find(&checks::CHANGED, "the ranges that were signed", found);
+        }
+        for (resource, digest) in resources {
+            let Some((first, last)) = resource.range else {
+                continue;
+            };
+            self.compared.push(Compared {
+                place: place.clone(),
+                piece: Piece {
+                    path: entry.path.clone(),
+                    first,
+                    bytes: last.saturating_sub(first),
+                    ends: last == bytes,
+                },
+                digest: digest.to_vec(),
+            });
+        }
+    }
+
+    /// The bytes that [`Signature::check`] reads.
+    pub fn bytes(&self) -> u64 {
+        self.compared.iter().map(|one| one.piece.bytes).sum()
+    }
+
+    /// Hashes the files, and says what the signature comes to.
+    ///
+    /// # Errors
+    /// The observer stopped it, or the threads could not be started.
+    pub fn check(self, threads: usize, observer: &dyn Observer) -> Result<Vouched, RunError> {
+        let Signature {
+            file,
+            key,
+            mut findings,
+            expected,
+            compared,
+        } = self;
+        let pieces: Vec<Piece> = compared.iter().map(|one| one.piece.clone()).collect();
+        let mut files = BTreeSet::new();
+        if let Some(manifest) = &expected {
+            let algorithm = manifest.algorithm;
+            let digests = digests(&pieces, algorithm, threads, observer)?;
+            for (one, digest) in compared.into_iter().zip(digests) {
+                let found = match digest {
+                    Ok(digest) if digest == one.digest => {
+                        files.insert(one.place);
+                        continue;
+                    }
+                    Ok(digest) => hex(&digest),
+                    Err(error) => format!("a file that cannot be read: {error}"),
+                };
+                let expected = format!("{} {}", algorithm.name(), hex(&one.digest));
+                findings.push(Finding::new(&checks::CHANGED, one.place, expected, found));
+            }
+        }
+        Ok(Vouched::new("signature", file, &key, files.len(), findings))
+    }
+}
+
+/// What a file is called in a signature. A model of one file is `.` to the model-signing package, and by its name to
+/// the specification.
+fn signed_name(
+    entry: &TreeEntry,
+    root: &Path,
+    signed: &BTreeMap<&str, Vec<(&Resource, &[u8])>>,
+) -> String {
+    if entry.name == "." && !signed.contains_key(".") {
+        return file_name(root);
+    }
+    entry.name.clone()
+}
+
+fn refusal(refused: Refused, place: Place, key: &PublicKey) -> Finding {
+    match refused {
+        Refused::Unreadable { expected, found } => {
+            Finding::new(&checks::UNREADABLE, place, expected, found)
+        }
+        Refused::OtherKey { expected, found } => {
+            Finding::new(&checks::OTHER_KEY, place, format!("key {expected}"), found)
+        }
+        Refused::Invalid => {
+            let expected = format!("a signature by the key {}", key.fingerprint());
+            Finding::new(&checks::INVALID, place, expected, "another")
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What a signature or an attestation came to, on its way into a report.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::checks;
+use super::keys::PublicKey;
+use crate::audit::{CheckInfo, Finding, Place, Report, Severity};
+
+/// The largest bundle: half a million files.
+pub(super) const MAX_BUNDLE_BYTES: u64 = 128 << 20;
+
+/// What a signature or an attestation came to.
+pub struct Vouched {
+    what: &'static str,
+    findings: Vec<Finding>,
+    said: String,
+    details: Value,
+}
+
+pub(super) fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
+impl Vouched {
+    /// For so many files, by a key, unless a finding says otherwise.
+    pub(super) fn new(
+        what: &'static str,
+        file: String,
+        key: &PublicKey,
+        files: usize,
+        findings: Vec<Finding>,
+    ) -> Vouched {
+        let holds = !findings.iter().any(is_error);
+        let by = format!("{} key {}", key.curve(), key.fingerprint());
+        let said = match holds {
+            true => format!("{file} holds for {files} files, by the {by}"),
+            false => format!("{file} does not hold, by the {by}"),
+        };
+        let details = json!({
+            "file": file,
+            "holds": holds,
+            "files": files,
+            "curve": key.curve(),
+            "key": key.fingerprint(),
+        });
+        Vouched {
+            what,
+            findings,
+            said,
+            details,
+        }
+    }
+
+    /// For a signature that is wanted and not there.
+    pub fn no_signature(path: &Path) -> Vouched {
+        Vouched::none("signature", &checks::MISSING, path)
+    }
+
+    /// For an attestation that is wanted and not there.
+    pub fn no_attestation(path: &Path) -> Vouched {
+        Vouched::none("attestation", &checks::NO_ATTESTATION, path)
+    }
+
+    fn none(what: &'static str, check: &'static CheckInfo, path: &Path) -> Vouched {
+        let file = file_name(path);
+        let finding = Finding::new(check, Place::file(&file), format!("the {what}"), "none");
+        Vouched {
+            what,
+            findings: vec![finding],
+            said: format!("none: there is no {file}"),
+            details: json!({"file": file, "holds": false}),
+        }
+    }
+
+    /// Whether nothing is wrong with it.
+    pub fn holds(&self) -> bool {
+        !self.findings.iter().any(is_error)
+    }
+
+    /// Puts it into a report.
+    pub fn add_to(self, report: &mut Report) {
+        report.say(self.what, self.said);
+        report.findings.extend(self.findings);
+        let own = checks::CHECKS
+            .iter()
+            .filter(|check| check.group() == self.what);
+        report.checked.extend(own.copied());
+        if !report.details.is_object() {
+            report.details = json!({});
+        }
+        report.details[self.what] = self.details;
+    }
+}
+
+fn is_error(finding: &Finding) -> bool {
+    finding.severity == Severity::Error
+}

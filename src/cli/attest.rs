@@ -1,0 +1,109 @@
+//! `weld attest`: recomputes a checkpoint, and only if it is right to the byte says where it comes from.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::keys;
+use super::output::{Failure, print, say};
+use super::progress::Progress;
+use super::recompute::Recomputation;
+use super::report::write;
+use super::sign::{failure, not_inside};
+use super::signals;
+use crate::audit::Verdict;
+use crate::audit::provenance::{PrivateKey, attest, check_inputs};
+use crate::audit::verify::{Coverage, proves};
+use crate::run::Lock;
+
+/// Recompute every byte of a checkpoint, and say what it was made from (in-toto, SLSA provenance v1)
+///
+/// Nothing is written unless every tensor is exact: then a statement about the recomputed files, with the recipe, the
+/// options and the digests of the inputs. It holds no time and no host. Exit codes: 0 attested, 1 wrong, 2 could not
+/// run, 3 could not tell.
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    recomputation: Recomputation,
+
+    /// Where the attestation is written [default: stdout, and the report goes to stderr]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Sign the attestation with this private key, in PEM: a Sigstore bundle instead of the plain statement
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let stop = signals::install()?;
+    let recomputation = &arguments.recomputation;
+    let (locator, location) = recomputation.locate()?;
+    if location.adapter.is_some() {
+        return Err(Failure::tool(
+            "a model with an adapter is not one checkpoint; hint: attest the model that was merged",
+        ));
+    }
+    let key = key(arguments, &location.path)?;
+    let exact = Some(false);
+    let recomputed = recomputation.run(locator, &location, Coverage::Full, exact, stop.clone())?;
+    let mut report = recomputed.report;
+    let proven = proves(&report);
+    let plan = recomputed.plan.filter(|_| proven);
+    let inputs = plan.as_ref().map(|plan| Lock::of_plan(plan).inputs);
+    if let Some(policy) = recomputation.report.policy() {
+        check_inputs(&policy.provenance, inputs.as_deref(), &mut report);
+    }
+    let has_lock = recomputed.lock.is_some();
+    match &arguments.output {
+        Some(_) => recomputation.report.finish(report)?,
+        None => recomputation.report.finish_beside(report, |text| {
+            say(text);
+            Ok(())
+        })?,
+    }
+    let Some(plan) = plan else {
+        // The report passed, by what the policy or the checkpoint accepts.
+        say(match has_lock {
+            true => "nothing is attested: not every tensor is exact",
+            false => {
+                "nothing is attested: there is no weldment.lock.json\n\nhint: merge with weld, which writes it"
+            }
+        });
+        return Err(Failure::Verdict(Verdict::Failed));
+    };
+    let threads = recomputation.threads.count();
+    let quiet = recomputation.quiet;
+    let progress = Progress::hashing(plan.bytes_read, "attesting", quiet, stop);
+    let attestation = attest(&plan, &recomputed.model, threads, &progress);
+    progress.finish();
+    let attestation = attestation.map_err(failure)?;
+    let text = match &key {
+        Some(key) => attestation.signed(key).map_err(failure)?,
+        None => attestation.statement,
+    };
+    match &arguments.output {
+        None => print(&text)?,
+        Some(file) => write(file, &text)
+            .map_err(|error| Failure::tool(format!("cannot write {}: {error}", file.display())))?,
+    }
+    if !quiet {
+        say(&format!("attested {} files", attestation.subjects));
+        let others = attestation.left_out.iter();
+        for name in others.filter(|name| !keys::vouches(name)) {
+            say(&format!(
+                "not recomputed, so not attested: {}",
+                name.escape_debug()
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn key(arguments: &Arguments, root: &Path) -> Result<Option<PrivateKey>, Failure> {
+    let Some(path) = &arguments.key else {
+        return Ok(None);
+    };
+    not_inside(path, root)?;
+    keys::private(path).map(Some)
+}

@@ -1,0 +1,129 @@
+//! `weld sign`: signs the files of a checkpoint with a local key.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::arguments::Threads;
+use super::environment;
+use super::keys;
+use super::output::{Failure, say};
+use super::progress::Progress;
+use super::report::write;
+use super::signals;
+use crate::audit::provenance::{SignError, ToSign, is_bundle};
+use crate::checkpoint::{ModelRef, read_bounded};
+
+/// The largest file that is looked at before it is replaced by a signature.
+const MAX_OLD_BYTES: u64 = 128 << 20;
+
+/// Sign every file of a checkpoint with a local key (OpenSSF Model Signing 1.0)
+///
+/// The signature is a Sigstore bundle that the model-signing package verifies too. What belongs to git and the
+/// signature itself are not signed. The same files and key give the same signature.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The checkpoint: a folder, a file, or a Hub id in the local cache
+    #[arg(value_parser = ModelRef::parse)]
+    model: ModelRef,
+
+    /// The private key in PEM: PKCS#8 or SEC1, on P-256, P-384 or P-521
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+
+    /// Where the signature is written [default: model.sig in the folder, or FILE.sig beside a single file]
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// Say nothing but failures
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let stop = signals::install()?;
+    let location = environment::locator(None)?
+        .locate(&arguments.model)
+        .map_err(Failure::could_not_run)?;
+    if location.adapter.is_some() {
+        return Err(Failure::tool(
+            "a model with an adapter is not one checkpoint; hint: sign each by itself",
+        ));
+    }
+    let root = location.path;
+    let key = keys::private(&arguments.key)?;
+    not_inside(&arguments.key, &root)?;
+    let place = arguments.signature.clone();
+    let place = place.unwrap_or_else(|| keys::signature_of(&root));
+    replaceable(&place)?;
+    let listed = ToSign::list(&root, &place).map_err(failure)?;
+    let progress = Progress::hashing(listed.bytes(), "signing", arguments.quiet, stop);
+    let signed = listed.sign(&key, arguments.threads.count(), &progress);
+    progress.finish();
+    let signed = signed.map_err(failure)?;
+    write(&place, &signed.bundle)
+        .map_err(|error| Failure::tool(format!("cannot write {}: {error}", place.display())))?;
+    if !arguments.quiet {
+        say(&format!(
+            "signed {} files with the {} key {}: {}",
+            signed.files,
+            key.public().curve(),
+            key.public().fingerprint(),
+            place.display()
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn failure(error: SignError) -> Failure {
+    match error {
+        SignError::Checkpoint(error) => Failure::could_not_run(error),
+        SignError::Run(error) => error.into(),
+        SignError::NotAFile { .. } | SignError::Empty { .. } => Failure::Input(error.to_string()),
+        SignError::Unreadable { .. } | SignError::BadPlace { .. } | SignError::Key => {
+            Failure::tool(error.to_string())
+        }
+    }
+}
+
+/// A private key in the folder would be published with it.
+pub(super) fn not_inside(key: &Path, root: &Path) -> Result<(), Failure> {
+    let (Ok(key), Ok(root)) = (fs::canonicalize(key), fs::canonicalize(root)) else {
+        return Ok(());
+    };
+    match key.starts_with(&root) {
+        false => Ok(()),
+        true => Err(Failure::tool(format!(
+            "the private key {} is in what is to be signed, and would be published with it; hint: keep it elsewhere",
+            key.display()
+        ))),
+    }
+}
+
+/// Only a signature is replaced by a signature, so that no mistyped path costs a file of the model.
+fn replaceable(place: &Path) -> Result<(), Failure> {
+    let Ok(there) = place.symlink_metadata() else {
+        let folder = place
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        return match folder.is_none_or(Path::is_dir) {
+            true => Ok(()),
+            false => Err(Failure::tool(format!(
+                "cannot write {}: there is no such folder",
+                place.display()
+            ))),
+        };
+    };
+    let old = read_bounded(place, MAX_OLD_BYTES, "signature, in bytes");
+    match there.is_file() && old.is_ok_and(|old| is_bundle(&old)) {
+        true => Ok(()),
+        false => Err(Failure::tool(format!(
+            "{} is there and is no signature, so it is not replaced; hint: name another file with --signature",
+            place.display()
+        ))),
+    }
+}
