@@ -24,6 +24,9 @@ pub(super) const MAX_SHARDS: usize = 100_000;
 /// The most files looked at in a model's folder.
 pub(super) const MAX_FOLDER_ENTRIES: usize = 200_000;
 
+/// The deepest subfolder of a model's folder that is looked into.
+pub(super) const MAX_FOLDER_DEPTH: usize = 8;
+
 /// The longest tensor name, in bytes; real ones stay under 200.
 pub(super) const MAX_NAME_BYTES: usize = 4096;
 

@@ -44,6 +44,7 @@ pub use locate::{Location, Locator};
 pub use made::Made;
 pub use model_ref::ModelRef;
 pub use names::{is_derived_buffer, is_input_embedding, is_output_head};
+pub use pickle::PickleImports;
 pub use reader::{Checkpoint, TensorEntry};
 pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
