@@ -40,21 +40,19 @@ pub(super) fn check_safety(
     let risks = folder_risks(location)?;
     for (file, target) in risks.links_outside {
         let expected = "a file of the folder, or a blob of the Hub's cache";
-        report
-            .findings
-            .push(Finding::new(&LINK, Place::file(file), expected, target));
+        report.add(Finding::new(&LINK, Place::file(file), expected, target));
     }
     for (file, imports) in risks.pickles {
-        report.findings.extend(pickle(location, file, imports));
+        report.extend(pickle(location, file, imports));
     }
     for folder in risks.left_out {
         let place = Place::file(folder);
         let expected = "a folder that can be looked into";
         let finding = Finding::new(&LEFT_OUT, place, expected, "one that was left out");
-        report.findings.push(finding);
+        report.add(finding);
     }
     for (file, class) in risks.code {
-        report.findings.push(Finding::new(
+        report.add(Finding::new(
             &CODE,
             Place::field(file, "auto_map"),
             "no code",
