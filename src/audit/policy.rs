@@ -155,7 +155,7 @@ impl Policy {
         for mut finding in std::mem::take(&mut report.findings) {
             let to = self.severity(finding.check, finding.severity);
             if to != Some(finding.severity) {
-                count(&mut changes, finding.check, finding.severity, to);
+                count(&mut changes, finding.check, finding.severity, to, 1);
             }
             if let Some(to) = to {
                 finding.severity = to;
@@ -163,6 +163,14 @@ impl Policy {
             }
         }
         report.findings = kept;
+        report.more.retain_mut(|more| {
+            let to = self.severity(more.check, more.severity);
+            if to != Some(more.severity) {
+                count(&mut changes, more.check, more.severity, to, more.count);
+            }
+            more.severity = to.unwrap_or(more.severity);
+            to.is_some()
+        });
         report.policy = changes;
         let off = |check: &CheckInfo| self.severities.get(check.id) == Some(&None);
         for check in report.checked.iter().copied().filter(|check| off(check)) {
@@ -191,17 +199,18 @@ fn count(
     check: &'static CheckInfo,
     from: Severity,
     to: Option<Severity>,
+    more: usize,
 ) {
     let same = |change: &&mut PolicyChange| {
         change.check.id == check.id && change.from == from && change.to == to
     };
     match changes.iter_mut().find(same) {
-        Some(change) => change.count += 1,
+        Some(change) => change.count += more,
         None => changes.push(PolicyChange {
             check,
             from,
             to,
-            count: 1,
+            count: more,
         }),
     }
 }

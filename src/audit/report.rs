@@ -1,6 +1,6 @@
 //! What a command found, in a form that every format can write down.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use serde_json::Value;
@@ -247,6 +247,23 @@ pub struct Skipped {
     pub needed: bool,
 }
 
+/// Findings of one check and severity that are kept: a hostile file can have any number.
+const MOST_FINDINGS: usize = 20_000;
+
+/// Tensors of which a report's details tell one by one; some three thousand bytes are held for each.
+const MOST_DETAILED: usize = 1 << 17;
+
+/// Findings of one kind that were counted and not kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct More {
+    /// Their kind.
+    pub check: &'static CheckInfo,
+    /// How bad they are.
+    pub severity: Severity,
+    /// How many there are.
+    pub count: usize,
+}
+
 /// What a policy made of the findings of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyChange {
@@ -369,6 +386,10 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// What was found; [`Report::sort`] puts the worst first.
     pub findings: Vec<Finding>,
+    /// What was found beside it, where there is too much of a kind to keep it.
+    pub more: Vec<More>,
+    /// How many findings of a check and severity are kept.
+    kept: BTreeMap<(&'static str, Severity), usize>,
     /// What a policy changed in them.
     pub policy: Vec<PolicyChange>,
     /// Tables to show.
@@ -391,6 +412,8 @@ impl Report {
             checked: Vec::new(),
             skipped: Vec::new(),
             findings: Vec::new(),
+            more: Vec::new(),
+            kept: BTreeMap::new(),
             policy: Vec::new(),
             tables: Vec::new(),
             heat_maps: Vec::new(),
@@ -404,6 +427,43 @@ impl Report {
         self.summary.push((name.into(), value.into()));
     }
 
+    /// Adds a finding; where there are too many of its kind, it is only counted.
+    pub fn add(&mut self, finding: Finding) {
+        let Finding {
+            check, severity, ..
+        } = finding;
+        let kept = self.kept.entry((check.id, severity)).or_default();
+        if *kept < MOST_FINDINGS {
+            *kept += 1;
+            self.findings.push(finding);
+            return;
+        }
+        let same = |more: &&mut More| more.check.id == check.id && more.severity == severity;
+        match self.more.iter_mut().find(same) {
+            Some(more) => more.count += 1,
+            None => self.more.push(More {
+                check,
+                severity,
+                count: 1,
+            }),
+        }
+    }
+
+    /// Adds findings.
+    pub fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        findings.into_iter().for_each(|finding| self.add(finding));
+    }
+
+    /// Puts values of tensors into the details, as many as may be held, and how many are left out.
+    pub(super) fn detail(&mut self, tensors: impl ExactSizeIterator<Item = Value>) {
+        let left_out = tensors.len().saturating_sub(MOST_DETAILED);
+        let told: Vec<Value> = tensors.take(MOST_DETAILED).collect();
+        self.details["tensors"] = told.into();
+        if left_out > 0 {
+            self.details["tensors_left_out"] = left_out.into();
+        }
+    }
+
     /// Puts the worst findings first, then orders them by check and place.
     pub fn sort(&mut self) {
         self.findings.sort_by(|a, b| {
@@ -415,7 +475,8 @@ impl Report {
     /// How many findings are of a severity.
     pub fn count(&self, severity: Severity) -> usize {
         let of = |finding: &&Finding| finding.severity == severity;
-        self.findings.iter().filter(of).count()
+        let more = self.more.iter().filter(|more| more.severity == severity);
+        self.findings.iter().filter(of).count() + more.map(|more| more.count).sum::<usize>()
     }
 
     /// What it comes to: an error fails it, and what is needed and was not looked at leaves it open.
@@ -427,5 +488,47 @@ impl Report {
         } else {
             Verdict::Passed
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::all_checks;
+    use super::super::policy::Policy;
+    use super::*;
+
+    #[test]
+    fn findings_beyond_a_limit_are_counted() {
+        let mut checks = all_checks();
+        let (one, other) = (checks.next().unwrap(), checks.next().unwrap());
+        let mut report = Report::new(Command::Check, "m");
+        let place = |at: usize| Place::tensor(format!("t{at}"), None);
+        let many = (0..MOST_FINDINGS + 3).map(|at| Finding::new(one, place(at), "", ""));
+        report.extend(many);
+        report.add(Finding::new(other, place(0), "", ""));
+        assert_eq!(report.findings.len(), MOST_FINDINGS + 1);
+        assert_eq!(report.count(Severity::Error), MOST_FINDINGS + 4);
+        assert_eq!(report.more.len(), 1);
+
+        let text = format!("[severity]\n\"{}\" = \"note\"\n", one.id);
+        let mut milder = report.clone();
+        Policy::parse(&text).unwrap().apply(&mut milder);
+        assert_eq!(milder.count(Severity::Note), MOST_FINDINGS + 3);
+        assert_eq!(milder.policy[0].count, MOST_FINDINGS + 3);
+        Policy::parse(&text.replace("note", "off"))
+            .unwrap()
+            .apply(&mut report);
+        assert_eq!((report.findings.len(), report.more.len()), (1, 0));
+    }
+
+    #[test]
+    fn details_tell_of_so_many_tensors_at_the_most() {
+        let mut report = Report::new(Command::Check, "m");
+        report.detail((0..MOST_DETAILED + 2).map(Value::from));
+        assert_eq!(
+            report.details["tensors"].as_array().unwrap().len(),
+            MOST_DETAILED
+        );
+        assert_eq!(report.details["tensors_left_out"], 2);
     }
 }

@@ -13,7 +13,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 
 use super::bounded::plain;
 use super::error::CheckpointError;
-use super::limits::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK};
+use super::limits::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS};
 
 /// The header's length comes first, in this many bytes.
 pub(super) const LENGTH_BYTES: u64 = 8;
@@ -166,6 +166,11 @@ impl<'de> Deserialize<'de> for RawHeader {
                         header.metadata = metadata.unwrap_or_default();
                     } else {
                         let info = map.next_value().map_err(named)?;
+                        if header.tensors.len() == MAX_TENSORS {
+                            return Err(A::Error::custom(format_args!(
+                                "more than {MAX_TENSORS} tensors, which no real file has"
+                            )));
+                        }
                         header.tensors.push((name, info));
                     }
                 }

@@ -27,6 +27,12 @@ pub(super) const MAX_FOLDER_ENTRIES: usize = 200_000;
 /// The most files and folders below a folder that is signed; a checkpoint has some tens.
 pub(super) const MAX_TREE_ENTRIES: usize = 1 << 20;
 
+/// The deepest subfolder of a model's folder that is looked into.
+pub(super) const MAX_FOLDER_DEPTH: usize = 8;
+
+/// The most tensors of a file; the largest models have some 200,000 in all.
+pub(super) const MAX_TENSORS: usize = 1 << 20;
+
 /// The longest tensor name, in bytes; real ones stay under 200.
 pub(super) const MAX_NAME_BYTES: usize = 4096;
 

@@ -45,12 +45,13 @@ pub use locate::{Location, Locator};
 pub use made::Made;
 pub use model_ref::ModelRef;
 pub use names::{is_derived_buffer, is_input_embedding, is_output_head};
+pub use pickle::PickleImports;
 pub use reader::{Checkpoint, TensorEntry};
 pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
 pub use shard::Shard;
 pub use sidecars::{Sidecar, SidecarKind, read_sidecar};
-pub use stacks::{LayerStack, layer_stacks};
+pub use stacks::{LayerStack, StackIndex, layer_stacks};
 pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Tokenizer, TokenizerKind, VocabularyComparison, chat_template,

@@ -1,31 +1,33 @@
 //! What in a folder could run code, or leads out of it; nothing is executed and no link followed but to be told.
 
-use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::bounded::read_bounded;
 use super::error::CheckpointError;
 use super::folder::{Format, file_names};
-use super::limits::MAX_CONFIG_BYTES;
+use super::limits::{MAX_CONFIG_BYTES, MAX_FOLDER_DEPTH, MAX_FOLDER_ENTRIES};
 use super::locate::Location;
-use super::pickle::globals;
+use super::pickle::{PickleImports, globals};
 use super::shard::Shard;
 
-/// What was found in a folder, by file.
+/// What was found in a folder and its subfolders, by file.
 #[derive(Debug, Default)]
 pub struct FolderRisks {
     /// Links and where they lead.
     pub links_outside: Vec<(String, String)>,
-    /// Pickles and what they import, as `module.name`.
-    pub pickles: Vec<(String, BTreeSet<String>)>,
+    /// Pickles and what they import.
+    pub pickles: Vec<(String, PickleImports)>,
     /// Configs and the code that they name.
     pub code: Vec<(String, String)>,
+    /// Subfolders that were not looked into: there are too many files, or they are too deep.
+    pub left_out: Vec<String>,
 }
 
 /// The ends of pickles that are no weights by their name.
-const OTHER_PICKLES: [&str; 3] = [".pkl", ".pickle", ".joblib"];
+const OTHER_PICKLES: [&str; 4] = [".pkl", ".pickle", ".joblib", ".dill"];
 
 /// Looks at the files of a model's folder; a single file has no folder.
 ///
@@ -44,35 +46,71 @@ pub fn folder_risks(location: &Location) -> Result<FolderRisks, CheckpointError>
         let is_cache = snapshots.file_name()? == "snapshots";
         is_cache.then(|| snapshots.parent().map(|repo| repo.join("blobs")))?
     });
-    for name in file_names(folder)? {
-        let path = folder.join(&name);
-        let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
-        if is_link && let Ok(target) = fs::canonicalize(&path) {
-            let in_blobs = blobs
-                .as_ref()
-                .is_some_and(|blobs| target.starts_with(blobs));
-            if !target.starts_with(&home) && !in_blobs {
-                risks
-                    .links_outside
-                    .push((name, target.display().to_string()));
+    let inside = |target: &Path| {
+        let in_blobs = blobs
+            .as_ref()
+            .is_some_and(|blobs| target.starts_with(blobs));
+        target.starts_with(&home) || in_blobs
+    };
+    // The folders that wait, with what stands before the names of their files, and how deep they are.
+    let mut waiting: Vec<(PathBuf, String, usize)> = vec![(folder.clone(), String::new(), 0)];
+    let mut entries = 0;
+    while let Some((folder, before, depth)) = waiting.pop() {
+        let names = match file_names(&folder) {
+            Ok(names) => names,
+            Err(error) if depth == 0 => return Err(error),
+            Err(_) => {
+                risks.left_out.push(before);
                 continue;
             }
-        }
-        let is_pickle = Format::of(&name) == Format::Pickle;
-        if is_pickle || OTHER_PICKLES.iter().any(|end| name.ends_with(end)) {
-            if let Ok(bytes) = Shard::map_bytes(&path) {
-                risks.pickles.push((name, globals(&path, &bytes)));
+        };
+        entries += names.len();
+        for name in names {
+            let path = folder.join(&name);
+            let shown = format!("{before}{name}");
+            let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
+            if is_link
+                && let Ok(target) = fs::canonicalize(&path)
+                && !inside(&target)
+            {
+                let target = target.display().to_string();
+                risks.links_outside.push((shown, target));
+            } else if !path.is_dir() {
+                look_at(&path, shown, &mut risks);
+            } else if is_link {
+                // What it leads to is within the folder, and is met there.
+            } else if depth == MAX_FOLDER_DEPTH || entries > MAX_FOLDER_ENTRIES {
+                risks.left_out.push(format!("{shown}/"));
+            } else {
+                waiting.push((path, format!("{shown}/"), depth + 1));
             }
-        } else if name.ends_with("config.json")
-            && let Ok(bytes) = read_bounded(&path, MAX_CONFIG_BYTES, "config, in bytes")
-            && let Ok(config) = serde_json::from_slice::<Value>(&bytes)
-            && let Some(code) = config.get("auto_map").and_then(Value::as_object)
-        {
-            let classes = code.values().filter_map(Value::as_str);
-            risks
-                .code
-                .push((name, classes.collect::<Vec<&str>>().join(", ")));
         }
     }
     Ok(risks)
+}
+
+/// Looks at one file, which the report calls `shown`.
+fn look_at(path: &Path, shown: String, risks: &mut FolderRisks) {
+    let name = shown.to_ascii_lowercase();
+    let is_pickle = Format::of(&name) == Format::Pickle;
+    if is_pickle || OTHER_PICKLES.iter().any(|end| name.ends_with(end)) {
+        let imports = match Shard::map_bytes(path) {
+            Ok(bytes) => globals(path, &bytes),
+            // What is empty or no file cannot be unpickled.
+            Err(CheckpointError::Truncated { .. } | CheckpointError::NotAFile { .. }) => return,
+            Err(problem) => PickleImports {
+                unread: Some(problem.to_string()),
+                ..PickleImports::default()
+            },
+        };
+        risks.pickles.push((shown, imports));
+    } else if name.ends_with("config.json")
+        && let Ok(bytes) = read_bounded(path, MAX_CONFIG_BYTES, "config, in bytes")
+        && let Ok(config) = serde_json::from_slice::<Value>(&bytes)
+        && let Some(code) = config.get("auto_map").and_then(Value::as_object)
+    {
+        let classes = code.values().filter_map(Value::as_str);
+        let classes = classes.collect::<Vec<&str>>().join(", ");
+        risks.code.push((shown, classes));
+    }
 }

@@ -25,6 +25,27 @@ impl LayerStack {
     }
 }
 
+/// Stacks by their prefixes, so that the one of a name is found at once, however many there are.
+#[derive(Debug)]
+pub struct StackIndex<'s>(HashMap<&'s str, &'s LayerStack>);
+
+impl<'s> StackIndex<'s> {
+    /// Of these stacks.
+    pub fn of(stacks: &'s [LayerStack]) -> Self {
+        let by_prefix = stacks.iter().map(|stack| (stack.prefix.as_str(), stack));
+        Self(by_prefix.collect())
+    }
+
+    /// The stack that a name is of, with the layer's number and what follows it.
+    pub fn split<'n>(&self, name: &'n str) -> Option<(&'s LayerStack, usize, &'n str)> {
+        // Only the first number in a name counts, so what stands before it is the only prefix it can have.
+        let (prefix, ..) = split_outermost(name)?;
+        let stack = self.0.get(prefix)?;
+        let (layer, suffix) = stack.split(name)?;
+        Some((stack, layer, suffix))
+    }
+}
+
 /// What lists of layers are called: a stack by such a name needs less further evidence.
 const LAYER_LISTS: [&str; 6] = ["layers", "layer", "h", "blocks", "block", "resblocks"];
 
@@ -254,6 +275,11 @@ mod tests {
             ("layers.3.w", None),
         ] {
             assert_eq!(stack.split(name), expected, "{name}");
+            let stacks = [stack.clone()];
+            let found = StackIndex::of(&stacks)
+                .split(name)
+                .map(|(_, at, rest)| (at, rest));
+            assert_eq!(found, expected, "{name}");
         }
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::arguments::Format;
 use super::environment;
 use super::output::{Failure, print};
-use crate::checkpoint::{Checkpoint, ModelRef, TensorEntry, layer_stacks};
+use crate::checkpoint::{Checkpoint, ModelRef, StackIndex, TensorEntry, layer_stacks};
 
 /// List a checkpoint's tensors, dtypes, shapes, parameters, shards and metadata
 ///
@@ -133,14 +133,11 @@ fn each(model: &Checkpoint) -> Vec<(String, String)> {
 fn collapsed(model: &Checkpoint) -> Vec<(String, String)> {
     let tensors = model.tensors();
     let stacks = layer_stacks(tensors.iter().map(|tensor| tensor.name.as_str()));
+    let stacks = StackIndex::of(&stacks);
     let mut rows: Vec<(String, String, Vec<usize>)> = Vec::new();
     let mut places: BTreeMap<(String, String), usize> = BTreeMap::new();
     for (index, tensor) in tensors.iter().enumerate() {
-        let split = stacks.iter().find_map(|stack| {
-            stack
-                .split(&tensor.name)
-                .map(|(layer, rest)| (stack, layer, rest))
-        });
+        let split = stacks.split(&tensor.name);
         let signature = signature(model, index);
         let Some((stack, layer, rest)) = split else {
             rows.push((tensor.name.clone(), signature, Vec::new()));

@@ -339,6 +339,16 @@ const DEFECTS: &[(&str, Plant)] = &[
             b"\x80\x02ccollections\nOrderedDict\n)R.",
         );
     }),
+    ("safety.unread-pickle", |b| {
+        b.file(
+            "m/sub/model.joblib",
+            b"\x78\x9c\x4b\x04\x00\x00\x62\x00\x62",
+        );
+    }),
+    ("safety.left-out", |b| {
+        let deep = b.path("m").join("a/".repeat(9));
+        fs::create_dir_all(deep).unwrap();
+    }),
     ("safety.remote-code", |b| {
         config(b, "auto_map", json!({"AutoModel": "modeling_x.X"}))
     }),
@@ -432,6 +442,41 @@ fn links_of_the_hubs_cache_are_no_finding() {
     let of_safety = |finding: &Value| finding["check"].as_str().unwrap().starts_with("safety.");
     assert!(!findings.iter().any(of_safety), "{findings:?}");
     assert_eq!(outcome.code, Some(0), "{findings:?}");
+}
+
+#[test]
+fn pickles_in_subfolders_are_looked_at() {
+    let bench = good();
+    bench.file(
+        "m/checkpoint-5/rng_state.pth",
+        b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93)R.",
+    );
+    bench.file("m/openvino/openvino_model.bin", [0xee; 64]);
+    bench.file("m/openvino/openvino_model.xml", "<net/>");
+    std::os::unix::fs::symlink("checkpoint-5", bench.path("m/last")).unwrap();
+    let outcome = bench.weld(&["check", "m", "--format", "json"]);
+    let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let told: Vec<[&Value; 4]> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| ["check", "severity", "file", "found"].map(|key| &finding[key]))
+        .collect();
+    let expected = json!([
+        [
+            "safety.dangerous-pickle",
+            "error",
+            "checkpoint-5/rng_state.pth",
+            "torch.os.system"
+        ],
+        [
+            "safety.unread-pickle",
+            "note",
+            "openvino/openvino_model.bin",
+            "it is no pickle, 0xee is no opcode, at byte 0"
+        ],
+    ]);
+    assert_eq!(json!(told), expected);
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Rep
     let is_config =
         |problem: &&CheckpointError| matches!(problem, CheckpointError::JsonMalformed { .. });
     if let Some(problem) = survey.problems.iter().find(is_config) {
-        report.findings.push(Finding::new(
+        report.add(Finding::new(
             &MALFORMED,
             Place::file("config.json"),
             "a JSON object",
@@ -46,9 +46,7 @@ pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Rep
     let Some(config) = model.config() else {
         if !model.is_single_file() {
             let place = Place::file("config.json");
-            report
-                .findings
-                .push(Finding::new(&MISSING, place, "the file", "none"));
+            report.add(Finding::new(&MISSING, place, "the file", "none"));
         }
         return;
     };
@@ -62,9 +60,7 @@ pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Rep
             false => (&QUANTISED, Place::default()),
         };
         let found = in_short(quantised);
-        report
-            .findings
-            .push(Finding::new(check, place, "plain weights", found));
+        report.add(Finding::new(check, place, "plain weights", found));
     }
     let field = ["dtype", "torch_dtype"];
     let stated = field
@@ -90,8 +86,6 @@ pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Rep
         .map(|(name, _)| *name);
     if let Some(most) = most.filter(|most| *most != stated && survey.quantised.is_none()) {
         let place = Place::field("config.json", key);
-        report
-            .findings
-            .push(Finding::new(&DTYPE, place, most, format!("`{stated}`")));
+        report.add(Finding::new(&DTYPE, place, most, format!("`{stated}`")));
     }
 }

@@ -102,14 +102,12 @@ checks! {
 
 /// Adds what was met when the files were opened.
 pub(super) fn check_container(survey: &Survey, report: &mut Report) {
-    report
-        .findings
-        .extend(survey.problems.iter().filter_map(finding));
+    report.extend(survey.problems.iter().filter_map(finding));
     for file in &survey.left_aside {
         let single = ["model.safetensors", "pytorch_model.bin"].contains(&file.as_str());
         let check = if single { &STALE } else { &ORPHAN };
         let place = Place::file(file.clone());
-        report.findings.push(Finding::new(
+        report.add(Finding::new(
             check,
             place,
             "only the files of the checkpoint",
@@ -120,7 +118,7 @@ pub(super) fn check_container(survey: &Survey, report: &mut Report) {
         let found = found
             .split_once(": ")
             .map_or(found.as_str(), |(_, what)| what);
-        report.findings.push(Finding::new(
+        report.add(Finding::new(
             &TOTAL_SIZE,
             Place::default(),
             "the bytes of all tensors",

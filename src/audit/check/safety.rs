@@ -1,17 +1,27 @@
 //! What would run code, or lead out of the folder.
 
-use crate::audit::{Finding, Place, Report};
-use crate::checkpoint::{CheckpointError, Location, folder_risks};
+use std::collections::BTreeSet;
+
+use crate::audit::{Finding, Place, Report, Severity};
+use crate::checkpoint::{CheckpointError, Location, PickleImports, folder_risks};
 
 checks! {
     DANGEROUS = "safety.dangerous-pickle", Error,
-        "A pickle names a function that runs programs or code",
-        "Whoever unpickles the file, which torch.load may do, executes it.",
-        "delete the file, and distrust where it came from";
+        "A pickle imports what neither weights nor trainers' files need",
+        "Whoever unpickles the file, which torch.load may do, runs what it imports; of these names nothing says that they are harmless.",
+        "delete the file, and distrust where it came from unless you know what wrote it";
+    UNREAD = "safety.unread-pickle", Warning,
+        "A file that is named like a pickle could not be followed to its end",
+        "What it would import is not known: it is compressed, broken off, or no pickle at all.",
+        "remove it if nothing needs it, and do not load it before you know what it is";
     PICKLE = "safety.pickle", Note,
         "The folder holds a pickle",
-        "Loaders that prefer it unpickle it, and unpickling can run code; this one names none that is known to be harmful.",
+        "Loaders that prefer it unpickle it, and unpickling can run code; all that this one imports is what weights and trainers' files need.",
         "remove it if nothing needs it";
+    LEFT_OUT = "safety.left-out", Warning,
+        "A subfolder was not looked into",
+        "It is deeper, or the checkpoint has more files, than any real one; pickles can hide there.",
+        "remove the folder if nothing needs it";
     CODE = "safety.remote-code", Warning,
         "config.json names code to be loaded with the model",
         "Loading with trust_remote_code runs it.",
@@ -30,29 +40,19 @@ pub(super) fn check_safety(
     let risks = folder_risks(location)?;
     for (file, target) in risks.links_outside {
         let expected = "a file of the folder, or a blob of the Hub's cache";
-        report
-            .findings
-            .push(Finding::new(&LINK, Place::file(file), expected, target));
+        report.add(Finding::new(&LINK, Place::file(file), expected, target));
     }
-    for (file, globals) in risks.pickles {
-        let bad: Vec<&str> = globals
-            .iter()
-            .map(String::as_str)
-            .filter(|name| is_dangerous(name))
-            .collect();
-        let place = Place::file(file);
-        report.findings.push(match bad.is_empty() {
-            false => Finding::new(&DANGEROUS, place, "tensors alone", bad.join(", ")),
-            true => Finding::new(
-                &PICKLE,
-                place,
-                "safetensors alone",
-                globals.into_iter().collect::<Vec<_>>().join(", "),
-            ),
-        });
+    for (file, imports) in risks.pickles {
+        report.extend(pickle(location, file, imports));
+    }
+    for folder in risks.left_out {
+        let place = Place::file(folder);
+        let expected = "a folder that can be looked into";
+        let finding = Finding::new(&LEFT_OUT, place, expected, "one that was left out");
+        report.add(finding);
     }
     for (file, class) in risks.code {
-        report.findings.push(Finding::new(
+        report.add(Finding::new(
             &CODE,
             Place::field(file, "auto_map"),
             "no code",
@@ -62,43 +62,40 @@ pub(super) fn check_safety(
     Ok(())
 }
 
-/// Modules of which no tensor needs anything.
-const DANGEROUS_MODULES: [&str; 16] = [
-    "os",
-    "posix",
-    "nt",
-    "subprocess",
-    "sys",
-    "socket",
-    "shutil",
-    "runpy",
-    "pty",
-    "commands",
-    "importlib",
-    "webbrowser",
-    "ctypes",
-    "requests",
-    "asyncio",
-    "multiprocessing",
-];
+/// Names that are shown of one file.
+const NAMES_SHOWN: usize = 12;
 
-/// Functions of Python itself that run what they are given, or find what does.
-const DANGEROUS_BUILTINS: [&str; 8] = [
-    "eval",
-    "exec",
-    "compile",
-    "open",
-    "getattr",
-    "__import__",
-    "apply",
-    "execfile",
-];
-
-fn is_dangerous(global: &str) -> bool {
-    let Some((module, name)) = global.rsplit_once('.') else {
-        return false;
+/// What the imports of one file come to.
+fn pickle(location: &Location, file: String, imports: PickleImports) -> Vec<Finding> {
+    let list = |names: &BTreeSet<String>| {
+        let shown: Vec<&str> = names.iter().take(NAMES_SHOWN).map(String::as_str).collect();
+        let more = match names.len().saturating_sub(NAMES_SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("{}{more}", shown.join(", "))
     };
-    let top = global.split('.').next().unwrap_or_default();
-    DANGEROUS_MODULES.contains(&top)
-        || (["builtins", "__builtin__"].contains(&module) && DANGEROUS_BUILTINS.contains(&name))
+    let mut findings = Vec::new();
+    let place = || Place::file(file.clone());
+    if !imports.others.is_empty() {
+        let found = list(&imports.others);
+        findings.push(Finding::new(&DANGEROUS, place(), "tensors alone", found));
+    }
+    if let Some(why) = imports.unread {
+        let unread = Finding::new(&UNREAD, place(), "a pickle to its end", why);
+        // The weights of OpenVINO are plain numbers by a pickle's name, beside a description.
+        let described = location.path.join(&file).with_extension("xml").is_file();
+        findings.push(match described {
+            true => unread.with_severity(Severity::Note),
+            false => unread,
+        });
+    }
+    if findings.is_empty() {
+        let found = match imports.harmless.is_empty() {
+            true => "one that imports nothing".to_owned(),
+            false => list(&imports.harmless),
+        };
+        findings.push(Finding::new(&PICKLE, place(), "safetensors alone", found));
+    }
+    findings
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use super::families::{FAMILIES, Family};
 use crate::audit::{Finding, Place, Report, Severity, Skipped};
 use crate::checkpoint::{
-    Checkpoint, ModelConfig, Survey, TensorEntry, is_derived_buffer, is_input_embedding,
-    layer_stacks,
+    Checkpoint, ModelConfig, StackIndex, Survey, TensorEntry, is_derived_buffer,
+    is_input_embedding, layer_stacks,
 };
 
 checks! {
@@ -257,7 +257,7 @@ impl<'a> Structure<'a> {
             .any(|&layer| layer >= expected.saturating_add(more));
         let lacking = stored.range(..expected).count() < expected;
         if surplus || (lacking && self.missing_is_known) {
-            report.findings.push(Finding::new(
+            report.add(Finding::new(
                 &LAYERS,
                 Place::field("config.json", "num_hidden_layers"),
                 format!("{expected} layers"),
@@ -277,7 +277,7 @@ impl<'a> Structure<'a> {
             let surplus = numbers.iter().any(|&number| number >= expected);
             let lacking = numbers.len() < expected && self.missing_is_known;
             if !numbers.is_empty() && (surplus || lacking) {
-                report.findings.push(Finding::new(
+                report.add(Finding::new(
                     &EXPERTS,
                     Place::tensor(format!("{}{layer}", self.layers_before), None),
                     format!("{expected} experts"),
@@ -294,7 +294,7 @@ impl<'a> Structure<'a> {
         let found = self.model.find(&name).or_else(|| self.model.find(&old));
         let Some(tensor) = found.map(|at| &self.model.tensors()[at]) else {
             if !rule.optional && self.missing_is_known {
-                report.findings.push(Finding::new(
+                report.add(Finding::new(
                     &MISSING,
                     Place::tensor(name, None),
                     format!("a tensor of shape {}", shape_text(&rule.sizes)),
@@ -323,7 +323,7 @@ impl<'a> Structure<'a> {
             ["E"] if same_rank => &EXPERTS,
             _ => &SHAPE,
         };
-        report.findings.push(Finding::new(
+        report.add(Finding::new(
             check,
             Place::of(self.model, tensor),
             shape_text(&rule.sizes),
@@ -346,7 +346,7 @@ impl<'a> Structure<'a> {
                     .any(|end| name.ends_with(end))
             };
             if !tied && self.missing_is_known && architectures.iter().any(has_head) {
-                report.findings.push(Finding::new(
+                report.add(Finding::new(
                     &NO_HEAD,
                     Place::tensor(head, None),
                     "a head, as `tie_word_embeddings` is not true",
@@ -371,7 +371,7 @@ impl<'a> Structure<'a> {
         };
         let differs = self.model.bytes(at) != self.model.bytes(embedding);
         if tied && differs {
-            report.findings.push(Finding::new(
+            report.add(Finding::new(
                 &TIED_DIFFERS,
                 Place::of(self.model, tensor),
                 "the bytes of the embedding",
@@ -395,7 +395,7 @@ impl<'a> Structure<'a> {
             });
             let known = expected.contains(name) || is_derived_buffer(name) || surplus_layer;
             if in_body && !known && !name.contains(".experts.") {
-                report.findings.push(Finding::new(
+                report.add(Finding::new(
                     &UNEXPECTED,
                     Place::of(self.model, tensor),
                     format!("a tensor of {}", self.family.types.join(" or ")),
@@ -420,12 +420,10 @@ type Roles = BTreeMap<(String, String), (usize, Vec<(usize, usize)>)>;
 fn roles(model: &Checkpoint) -> Roles {
     let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
     let stacks = layer_stacks(names());
+    let index = StackIndex::of(&stacks);
     let mut roles: Roles = BTreeMap::new();
     for (at, name) in names().enumerate() {
-        let split = stacks
-            .iter()
-            .find_map(|stack| Some((stack, stack.split(name)?)));
-        if let Some((stack, (layer, suffix))) = split {
+        if let Some((stack, layer, suffix)) = index.split(name) {
             let role = (stack.prefix.clone(), suffix.to_owned());
             let (_, layers) = roles.entry(role).or_insert((stack.layers, Vec::new()));
             layers.push((layer, at));
@@ -445,7 +443,7 @@ fn uneven_layers(roles: &Roles, report: &mut Report) {
         }
         let having: BTreeSet<usize> = having.iter().map(|&(layer, _)| layer).collect();
         if let Some(without) = (1..layers - 1).find(|layer| !having.contains(layer)) {
-            report.findings.push(Finding::new(
+            report.add(Finding::new(
                 &UNEVEN,
                 Place::tensor(format!("{prefix}{without}.{suffix}"), None),
                 format!("a tensor that the other {} layers have", layers - 1),
@@ -462,7 +460,7 @@ fn mixed_dtypes(model: &Checkpoint, roles: &Roles, report: &mut Report) {
             .map(|&(_, at)| model.tensors()[at].dtype.to_string())
             .collect();
         if dtypes.len() > 1 {
-            report.findings.push(Finding::new(
+            report.add(Finding::new(
                 &MIXED,
                 Place::tensor(format!("{prefix}*.{suffix}"), None),
                 "one dtype in all layers",
@@ -501,7 +499,7 @@ fn vocabulary_of_unknown(config: &ModelConfig, model: &Checkpoint, report: &mut 
                 format!("{expected} rows"),
                 format!("{rows} rows"),
             );
-            report.findings.push(found.with_severity(Severity::Warning));
+            report.add(found.with_severity(Severity::Warning));
         }
     }
 }
@@ -521,6 +519,6 @@ fn layers_of_unknown(config: &ModelConfig, model: &Checkpoint, report: &mut Repo
             format!("{expected} layers"),
             format!("{} layers", stack.layers),
         );
-        report.findings.push(found.with_severity(Severity::Warning));
+        report.add(found.with_severity(Severity::Warning));
     }
 }

@@ -55,14 +55,14 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
         Ok(TokenizerKind::Fast(tokenizer)) => Some(tokenizer),
         Ok(_) => None,
         Err(error) => {
-            report.findings.push(malformed(&error, "tokenizer.json"));
+            report.add(malformed(&error, "tokenizer.json"));
             None
         }
     };
     if let (Some(tokenizer), Some(rows)) = (&tokenizer, rows)
         && tokenizer.end() > rows
     {
-        report.findings.push(Finding::new(
+        report.add(Finding::new(
             &NO_ROW,
             Place::file("tokenizer.json"),
             format!("ids below {rows}, the rows of the embedding"),
@@ -79,7 +79,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             Ok(found) => {
                 files.extend(found.map(|entries| (name, entries)));
             }
-            Err(error) => report.findings.push(malformed(&error, name)),
+            Err(error) => report.add(malformed(&error, name)),
         }
     }
     template(model, report);
@@ -98,7 +98,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
                 .iter()
                 .find(|&&id| rows.is_some_and(|rows| id >= 0 && id as u64 >= rows as u64));
             if let (Some(bad), Some(rows)) = (bad, rows) {
-                report.findings.push(Finding::new(
+                report.add(Finding::new(
                     &SPECIAL,
                     Place::field(*file, key.clone()),
                     format!("an id below {rows}, the rows of the embedding"),
@@ -118,7 +118,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
                 .iter()
                 .find(|(_, ids)| !ids.iter().any(|id| first.contains(id)))
         {
-            report.findings.push(Finding::new(
+            report.add(Finding::new(
                 &DISAGREE,
                 Place::field(*file, key.clone()),
                 format!("{first:?}, as in {}", ids[0].0),
@@ -133,7 +133,7 @@ fn template(model: &Checkpoint, report: &mut Report) {
         Ok(None) => {}
         Ok(Some(text)) => {
             if let Err(why) = chat_template_parses(&text) {
-                report.findings.push(Finding::new(
+                report.add(Finding::new(
                     &TEMPLATE,
                     Place::file("the chat template"),
                     "a template that parses",
@@ -144,7 +144,7 @@ fn template(model: &Checkpoint, report: &mut Report) {
         // That tokenizer_config.json is malformed has been said.
         Err(CheckpointError::JsonMalformed { path, .. })
             if path.ends_with("tokenizer_config.json") => {}
-        Err(error) => report.findings.push(Finding::new(
+        Err(error) => report.add(Finding::new(
             &TEMPLATE,
             Place::file("the chat template"),
             "a template that can be read",

@@ -9,7 +9,8 @@ use crate::audit::{
     exponent_of, statistics,
 };
 use crate::checkpoint::{
-    Checkpoint, LayerStack, is_derived_buffer, is_input_embedding, is_output_head, layer_stacks,
+    Checkpoint, LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_output_head,
+    layer_stacks,
 };
 use crate::engine::Observer;
 use crate::numeric::FloatType;
@@ -81,6 +82,9 @@ const LEAST_LAYERS: usize = 4;
 /// Stacks of layers that are looked at.
 const MOST_STACKS: usize = 64;
 
+/// Experts whose rows of a router are compared: no real model has as many.
+const MOST_EXPERTS: usize = 1 << 16;
+
 /// Weights that wait for training as zeros, and are in no layer.
 const ZERO_AT_FIRST: [&str; 1] = ["mm_input_projection_weight"];
 
@@ -108,15 +112,12 @@ pub(super) fn check_values(
     // A model has a few; a header may name any number.
     let mut stacks = layer_stacks(names());
     stacks.truncate(MOST_STACKS);
-    let mut roles: BTreeMap<(&str, &str), Vec<(usize, usize)>> = BTreeMap::new();
+    let index = StackIndex::of(&stacks);
+    let mut roles: Roles<'_> = BTreeMap::new();
     for (at, name) in names().enumerate() {
-        for stack in &stacks {
-            if let Some((layer, role)) = stack.split(name) {
-                roles
-                    .entry((&stack.prefix, role))
-                    .or_default()
-                    .push((layer, at));
-            }
+        if let Some((stack, layer, role)) = index.split(name) {
+            let role = roles.entry((&stack.prefix, role)).or_default();
+            role.push((layer, at));
         }
     }
     let values = Values {
@@ -126,14 +127,14 @@ pub(super) fn check_values(
     };
     let zeros = Zeros::of(&values, &roles);
     for at in 0..found.len() {
-        report.findings.extend(values.tensor(at, &zeros));
+        report.extend(values.tensor(at, &zeros));
     }
     for tensors in roles.values() {
-        report.findings.extend(values.role(tensors));
+        report.extend(values.role(tensors));
     }
     let order = values.in_name_order();
-    report.findings.extend(values.identical_layers(&order));
-    report.findings.extend(values.identical_experts(&order));
+    report.extend(values.identical_layers(&order));
+    report.extend(values.identical_experts(&order));
     values.show(&exponents, report);
     Ok(())
 }
@@ -280,6 +281,9 @@ impl Values<'_> {
     }
 
     fn router_rows(&self, at: usize) -> Option<Finding> {
+        if self.matrix(at)?.0 > MOST_EXPERTS {
+            return None;
+        }
         let mut first: HashMap<&[u8], usize> = HashMap::new();
         for (row, bytes) in self.rows(at).enumerate() {
             if let Some(other) = first.insert(bytes, row) {
@@ -331,41 +335,51 @@ impl Values<'_> {
             .collect()
     }
 
-    fn identical_layers(&self, order: &[usize]) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        for stack in self.stacks {
-            let mut layers = vec![blake3::Hasher::new(); stack.layers];
-            let mut matrices = vec![0usize; stack.layers];
-            for &at in order {
-                let Some((layer, role)) = stack.split(self.name(at)) else {
-                    continue;
-                };
-                let Some(digest) = self.found[at].digest else {
-                    continue;
-                };
-                layers[layer]
-                    .update(role.as_bytes())
-                    .update(digest.as_bytes());
-                matrices[layer] += usize::from(self.matrix(at).is_some());
+    /// Digests of runs of tensors that `key` gives one place, each with its key: names in order keep a layer or an
+    /// expert together, so that one is made at a time.
+    fn digests<'s, K: PartialEq>(
+        &'s self,
+        order: &[usize],
+        key: impl Fn(&'s str) -> Option<(K, &'s str)>,
+    ) -> Vec<(K, blake3::Hash)> {
+        let mut digests = Vec::new();
+        let mut open: Option<(K, blake3::Hasher, bool)> = None;
+        let mut close = |run: Option<(K, blake3::Hasher, bool)>| {
+            if let Some((key, hasher, true)) = run {
+                digests.push((key, hasher.finalize()));
             }
-            let mut first = HashMap::new();
-            for (layer, hasher) in layers.iter().enumerate() {
-                if matrices[layer] == 0 {
-                    continue;
-                }
-                if let Some(other) = first.insert(hasher.finalize(), layer) {
-                    let place = Place::tensor(format!("{}{layer}", stack.prefix), None);
-                    let found = format!("equal to layer {other}");
-                    findings.push(Finding::new(
-                        &IDENTICAL_LAYERS,
-                        place,
-                        "a layer of its own",
-                        found,
-                    ));
-                }
+        };
+        for &at in order {
+            let (Some((key, role)), Some(digest)) = (key(self.name(at)), self.found[at].digest)
+            else {
+                continue;
+            };
+            if open.as_ref().is_none_or(|(before, ..)| *before != key) {
+                close(open.take());
             }
+            let (_, hasher, matrices) =
+                open.get_or_insert_with(|| (key, blake3::Hasher::new(), false));
+            hasher.update(role.as_bytes()).update(digest.as_bytes());
+            *matrices |= self.matrix(at).is_some();
         }
-        findings
+        close(open);
+        digests
+    }
+
+    /// Layers without a matrix are left out.
+    fn identical_layers(&self, order: &[usize]) -> Vec<Finding> {
+        let index = StackIndex::of(self.stacks);
+        let layers = self.digests(order, |name| {
+            let (stack, layer, role) = index.split(name)?;
+            Some(((stack.prefix.as_str(), layer), role))
+        });
+        let equal = equal(layers).into_iter();
+        let finding = equal.map(|(prefix, layer, other)| {
+            let place = Place::tensor(format!("{prefix}{layer}"), None);
+            let found = format!("equal to layer {other}");
+            Finding::new(&IDENTICAL_LAYERS, place, "a layer of its own", found)
+        });
+        finding.collect()
     }
 
     fn in_name_order(&self) -> Vec<usize> {
@@ -375,37 +389,18 @@ impl Values<'_> {
     }
 
     fn identical_experts(&self, order: &[usize]) -> Vec<Finding> {
-        let mut experts: BTreeMap<(String, usize), blake3::Hasher> = BTreeMap::new();
-        for &at in order {
-            let name = self.name(at);
-            let Some((before, rest)) = name.split_once("experts.") else {
-                continue;
-            };
-            let Some((number, role)) = rest.split_once('.') else {
-                continue;
-            };
-            let (Ok(number), Some(digest)) = (number.parse::<usize>(), self.found[at].digest)
-            else {
-                continue;
-            };
-            let expert = experts.entry((before.to_owned(), number)).or_default();
-            expert.update(role.as_bytes()).update(digest.as_bytes());
-        }
-        let mut first: HashMap<(String, blake3::Hash), usize> = HashMap::new();
-        let mut findings = Vec::new();
-        for ((before, number), hasher) in experts {
-            if let Some(other) = first.insert((before.clone(), hasher.finalize()), number) {
-                let place = Place::tensor(format!("{before}experts.{number}"), None);
-                let found = format!("equal to expert {other}");
-                findings.push(Finding::new(
-                    &IDENTICAL_EXPERTS,
-                    place,
-                    "an expert of its own",
-                    found,
-                ));
-            }
-        }
-        findings
+        let experts = self.digests(order, |name| {
+            let (before, rest) = name.split_once("experts.")?;
+            let (number, role) = rest.split_once('.')?;
+            Some(((before, number.parse().ok()?), role))
+        });
+        let equal = equal(experts).into_iter();
+        let finding = equal.map(|(before, number, other)| {
+            let place = Place::tensor(format!("{before}experts.{number}"), None);
+            let found = format!("equal to expert {other}");
+            Finding::new(&IDENTICAL_EXPERTS, place, "an expert of its own", found)
+        });
+        finding.collect()
     }
 
     fn show(&self, exponents: &[u64], report: &mut Report) {
@@ -439,24 +434,33 @@ impl Values<'_> {
                 bars: counted[..end].to_vec(),
             });
         }
-        let tensors: Vec<_> = (self.model.tensors().iter().zip(self.found))
-            .map(|(tensor, found)| {
-                json!({
-                    "name": tensor.name,
-                    "dtype": format!("{:?}", tensor.dtype),
-                    "shape": tensor.shape,
-                    "rms": found.rms(),
-                    "largest": found.largest,
-                    "zeros": found.zeros,
-                    "nan": found.nan,
-                    "infinite": found.infinite,
-                    "subnormal": found.subnormal,
-                    "blake3": found.digest.map(|digest| digest.to_string()),
-                })
+        let tensors = (self.model.tensors().iter().zip(self.found)).map(|(tensor, found)| {
+            json!({
+                "name": tensor.name,
+                "dtype": format!("{:?}", tensor.dtype),
+                "shape": tensor.shape,
+                "rms": found.rms(),
+                "largest": found.largest,
+                "zeros": found.zeros,
+                "nan": found.nan,
+                "infinite": found.infinite,
+                "subnormal": found.subnormal,
+                "blake3": found.digest.map(|digest| digest.to_string()),
             })
-            .collect();
-        report.details["tensors"] = tensors.into();
+        });
+        report.detail(tensors);
     }
+}
+
+/// Numbers that have the digest of another below the same name: the name, the number, the one before it.
+fn equal(mut digests: Vec<((&str, usize), blake3::Hash)>) -> Vec<(&str, usize, usize)> {
+    digests.sort_unstable_by_key(|(key, _)| *key);
+    let mut last: HashMap<(&str, blake3::Hash), usize> = HashMap::new();
+    let found = digests.into_iter().filter_map(|((name, number), digest)| {
+        let other = last.insert((name, digest), number)?;
+        Some((name, number, other))
+    });
+    found.collect()
 }
 
 /// Whether a tensor is a norm's, by its name.

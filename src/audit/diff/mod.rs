@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::policy::{DiffPolicy, Thresholds};
 use super::{Command, Finding, Place, Report, Severity};
-use crate::checkpoint::{Checkpoint, LayerStack, TensorEntry, layer_stacks};
+use crate::checkpoint::{Checkpoint, StackIndex, TensorEntry, layer_stacks};
 use crate::engine::Observer;
 use crate::numeric::TaskSums;
 use crate::run::{RunError, digests};
@@ -74,13 +74,12 @@ pub fn diff(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, Ru
         })
         .collect();
     let stacks = layer_stacks(pairs.iter().map(|pair| pair.a.name.as_str()));
+    let index = StackIndex::of(&stacks);
     for pair in &pairs {
-        report
-            .findings
-            .extend(findings(pair, request.policy, &stacks));
+        report.extend(findings(pair, request.policy, &index));
     }
-    report.findings.extend(one_sided(request, observer)?);
-    report.findings.extend(files::compare(a, b));
+    report.extend(one_sided(request, observer)?);
+    report.extend(files::compare(a, b));
     if let Some(base) = base {
         same_as_base(a, base, &triples, &pairs, |tasks| tasks.first, &mut report);
         same_as_base(b, base, &triples, &pairs, |tasks| tasks.second, &mut report);
@@ -93,7 +92,7 @@ fn signature(tensor: &TensorEntry) -> String {
     format!("{:?} {:?}", tensor.dtype, tensor.shape)
 }
 
-fn findings(pair: &Pair<'_>, policy: Option<&DiffPolicy>, stacks: &[LayerStack]) -> Vec<Finding> {
+fn findings(pair: &Pair<'_>, policy: Option<&DiffPolicy>, stacks: &StackIndex<'_>) -> Vec<Finding> {
     let place = || Place::tensor(&pair.a.name, None);
     let Some(measured) = &pair.measured else {
         let (a, b) = (signature(pair.a), signature(pair.b));
@@ -118,8 +117,8 @@ fn findings(pair: &Pair<'_>, policy: Option<&DiffPolicy>, stacks: &[LayerStack])
     }
     if measured.differs {
         let thresholds = policy.filter(|policy| !policy.is_empty()).map(|policy| {
-            let role = stacks.iter().find_map(|stack| stack.split(&pair.a.name));
-            policy.of(role.map_or(&pair.a.name, |(_, role)| role))
+            let role = stacks.split(&pair.a.name);
+            policy.of(role.map_or(&pair.a.name, |(_, _, role)| role))
         });
         let found = measured.in_words(pair.a.elements());
         let finding = |expected: &str| Finding::new(&checks::VALUES, place(), expected, found);
@@ -228,8 +227,6 @@ fn same_as_base(
     if !pairs.is_empty() && compared.all(same) {
         let found = format!("the values of `{}`", base.label());
         let place = Place::file(model.label());
-        report
-            .findings
-            .push(Finding::new(&checks::IS_BASE, place, "a fine-tune", found));
+        report.add(Finding::new(&checks::IS_BASE, place, "a fine-tune", found));
     }
 }

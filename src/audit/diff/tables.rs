@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::measure::{Measured, step_bars};
 use super::{Pair, Request};
 use crate::audit::{HeatMap, Histogram, Report, Table};
-use crate::checkpoint::LayerStack;
+use crate::checkpoint::{LayerStack, StackIndex};
 
 /// Rows of a table, unless all are asked for.
 const SHOWN: usize = 10;
@@ -21,50 +21,52 @@ pub(super) fn show(
 ) {
     let with_base = request.base.is_some();
     let mut total = Measured::default();
-    let mut roles: BTreeMap<String, Group> = BTreeMap::new();
-    let mut layers: BTreeMap<(String, usize), Group> = BTreeMap::new();
+    let mut roles: BTreeMap<&str, Group> = BTreeMap::new();
+    let mut layers: BTreeMap<(&str, usize), Group> = BTreeMap::new();
+    // A tensor that is in no layer has a role of its own: its name.
+    let mut alone = Vec::new();
     let mut tensors = Vec::new();
+    let index = StackIndex::of(stacks);
     for pair in pairs {
         let Some(measured) = &pair.measured else {
             continue;
         };
         total.add(measured);
-        let (stack, layer, role) = place(stacks, &pair.a.name);
-        roles
-            .entry(role)
-            .or_default()
-            .add(measured, pair.a.elements());
-        if let Some(layer) = layer {
-            let layer = layers.entry((stack, layer)).or_default();
-            layer.add(measured, pair.a.elements());
+        let elements = pair.a.elements();
+        let row = Row {
+            name: &pair.a.name,
+            layer: None,
+            measured,
+            elements,
+        };
+        match index.split(&pair.a.name) {
+            Some((stack, layer, role)) => {
+                roles.entry(role).or_default().add(measured, elements);
+                let layer = layers.entry((&stack.prefix, layer)).or_default();
+                layer.add(measured, elements);
+            }
+            None => alone.push(row),
         }
-        let mut group = Group::default();
-        group.add(measured, pair.a.elements());
-        tensors.push((pair.a.name.clone(), group));
+        tensors.push(row);
     }
-    let most = if request.all { usize::MAX } else { SHOWN };
     let energy = (total.tasks.first, total.tasks.second);
-    let rows = |groups: Vec<(String, Group)>, most: usize| worst(groups, most, with_base, energy);
-    let changed = |(_, group): &(String, Group)| request.all || group.measured.differs || with_base;
-    tensors.retain(changed);
-    report.tables.push(table(
-        "tensors that differ most",
-        "tensor",
-        with_base,
-        rows(tensors, most),
-    ));
-    let roles: Vec<_> = roles.into_iter().filter(changed).collect();
-    report
-        .tables
-        .push(table("by role", "role", with_base, rows(roles, most)));
-    let named = layers
-        .iter()
-        .map(|((stack, layer), group)| (format!("{stack}{layer}"), group.clone()));
-    let layers: Vec<_> = named.filter(changed).collect();
-    if !layers.is_empty() {
+    let rows = |mut rows: Vec<Row<'_>>| {
+        rows.retain(|row| request.all || row.measured.differs || with_base);
+        worst(rows, request.all, with_base, energy)
+    };
+    alone.extend(roles.iter().map(|(role, group)| group.row(role, None)));
+    // Before they are ordered by size, which is stable, by name.
+    alone.sort_by_key(|row| row.name);
+    let by_layer = layers.iter();
+    let by_layer = by_layer.map(|((stack, layer), group)| group.row(stack, Some(*layer)));
+    for (title, of, groups) in [
+        ("tensors that differ most", "tensor", tensors),
+        ("by role", "role", alone),
+        ("by layer", "layer", by_layer.collect()),
+    ] {
         report
             .tables
-            .push(table("by layer", "layer", with_base, rows(layers, most)));
+            .push(table(title, of, with_base, rows(groups)));
     }
     report.tables.retain(|table| !table.rows.is_empty());
     report.heat_maps.extend(heat_map(stacks, pairs));
@@ -101,21 +103,36 @@ impl Group {
         self.elements += elements;
     }
 
-    fn relative(&self) -> f64 {
-        self.measured
-            .distance
-            .as_ref()
-            .map_or(0.0, crate::numeric::Distance::relative)
+    fn row<'r>(&'r self, name: &'r str, layer: Option<usize>) -> Row<'r> {
+        Row {
+            name,
+            layer,
+            measured: &self.measured,
+            elements: self.elements,
+        }
     }
 }
 
-/// Stack, layer and role of a tensor; all of its name is its role, where it is in no layer.
-fn place(stacks: &[LayerStack], name: &str) -> (String, Option<usize>, String) {
-    let split = stacks.iter().find_map(|stack| {
-        let (layer, rest) = stack.split(name)?;
-        Some((stack.prefix.clone(), Some(layer), rest.to_owned()))
-    });
-    split.unwrap_or_else(|| (String::new(), None, name.to_owned()))
+/// What a row of a table shows.
+#[derive(Clone, Copy)]
+struct Row<'r> {
+    /// A tensor, a role, or what stands before the number of a layer.
+    name: &'r str,
+    layer: Option<usize>,
+    measured: &'r Measured,
+    elements: u64,
+}
+
+impl Row<'_> {
+    fn relative(&self) -> f64 {
+        let distance = self.measured.distance.as_ref();
+        distance.map_or(0.0, crate::numeric::Distance::relative)
+    }
+
+    fn title(&self) -> String {
+        let layer = self.layer.map(|layer| layer.to_string());
+        format!("{}{}", self.name, layer.unwrap_or_default())
+    }
 }
 
 fn table(title: &str, of: &str, with_base: bool, rows: Vec<Vec<String>>) -> Table {
@@ -138,23 +155,22 @@ fn table(title: &str, of: &str, with_base: bool, rows: Vec<Vec<String>>) -> Tabl
     }
 }
 
-/// The rows of groups, those that differ most first.
+/// The rows, those that differ most first.
 fn worst(
-    mut groups: Vec<(String, Group)>,
-    most: usize,
+    mut rows: Vec<Row<'_>>,
+    all: bool,
     with_base: bool,
     energy: (f64, f64),
 ) -> Vec<Vec<String>> {
-    groups.sort_by(|(_, a), (_, b)| b.relative().total_cmp(&a.relative()));
-    groups.truncate(most);
-    groups
-        .into_iter()
-        .map(|(name, group)| row(name, &group, with_base, energy))
-        .collect()
+    rows.sort_by(|a, b| b.relative().total_cmp(&a.relative()));
+    rows.truncate(if all { usize::MAX } else { SHOWN });
+    let cells = rows.iter().map(|row| cells(row, with_base, energy));
+    cells.collect()
 }
 
-fn row(name: String, group: &Group, with_base: bool, energy: (f64, f64)) -> Vec<String> {
-    let found = &group.measured;
+fn cells(group: &Row<'_>, with_base: bool, energy: (f64, f64)) -> Vec<String> {
+    let found = group.measured;
+    let name = group.title();
     let none = || "-".to_owned();
     let share = |part: f64, whole: f64| match whole > 0.0 {
         true => format!("{:.2} %", 100.0 * part / whole),
@@ -222,24 +238,26 @@ fn totals(request: &Request<'_>, pairs: &[Pair<'_>], total: &Measured, report: &
     if let Some(base) = request.base {
         let tasks = &total.tasks;
         report.say("base", base.label());
-        let relative = (tasks.second / tasks.first).sqrt();
+        let relative = match tasks.first > 0.0 {
+            true => format!("{:.4}", (tasks.second / tasks.first).sqrt()),
+            false => "-".to_owned(),
+        };
         report.say(
             "tasks",
             format!(
-                "cosine {}, {:.2} % of signs in conflict, the second's length is {relative:.4} of the first's",
+                "cosine {}, {:.2} % of signs in conflict, the second's length is {relative} of the first's",
                 tasks.cosine().map_or("-".to_owned(), |cosine| format!("{cosine:.4}")),
                 100.0 * tasks.conflicts / tasks.both.max(1.0),
             ),
         );
     }
-    let tensors: Vec<Value> = pairs.iter().map(details).collect();
     report.details = json!({
         "a": request.a.label(),
         "b": request.b.label(),
         "base": request.base.map(|base| base.label()),
         "total": numbers(total, elements),
-        "tensors": tensors,
     });
+    report.detail(pairs.iter().map(details));
 }
 
 fn details(pair: &Pair<'_>) -> Value {

@@ -1,6 +1,6 @@
 //! Findings of one kind together, as every format for people shows them.
 
-use crate::audit::report::{Finding, Report, Severity};
+use crate::audit::report::{Finding, More, Report, Severity};
 
 use super::clean::clean;
 use crate::plan::count;
@@ -12,8 +12,10 @@ pub(super) const SHOWN: usize = 10;
 pub(super) struct Group<'r> {
     /// The first of them, which speaks for all.
     pub(super) first: &'r Finding,
-    /// All of them.
+    /// All of them that were kept.
     pub(super) findings: &'r [Finding],
+    /// How many were only counted.
+    counted: usize,
 }
 
 impl<'r> Group<'r> {
@@ -22,9 +24,14 @@ impl<'r> Group<'r> {
         self.findings.iter().take(SHOWN)
     }
 
-    /// How many are not.
+    /// How many there are.
+    pub(super) fn total(&self) -> usize {
+        self.findings.len() + self.counted
+    }
+
+    /// How many are not shown.
     pub(super) fn more(&self) -> usize {
-        self.findings.len().saturating_sub(SHOWN)
+        self.total().saturating_sub(SHOWN)
     }
 
     /// Those that are shown, a line each, and how many there are beside them.
@@ -54,7 +61,15 @@ pub(super) fn groups(report: &Report) -> impl Iterator<Item = Group<'_>> {
         .chunk_by(|a, b| a.check.id == b.check.id && a.severity == b.severity)
         .filter_map(|findings| {
             let first = findings.first()?;
-            Some(Group { first, findings })
+            let same =
+                |more: &&More| more.check.id == first.check.id && more.severity == first.severity;
+            // A policy can make one kind of two.
+            let counted = report.more.iter().filter(same).map(|more| more.count).sum();
+            Some(Group {
+                first,
+                findings,
+                counted,
+            })
         })
 }
 

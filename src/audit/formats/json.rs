@@ -13,6 +13,9 @@ pub fn json(report: &Report) -> Value {
         "verdict": report.verdict().name(),
         "summary": report.summary.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
+        "more_findings": report.more.iter().map(|more| json!({
+            "check": more.check.id, "severity": more.severity.name(), "findings": more.count,
+        })).collect::<Vec<_>>(),
         "checked": report.checked.iter().map(|check| check.id).collect::<Vec<_>>(),
         "skipped": report.skipped.iter().map(|skipped| json!({
             "check": skipped.check.id, "why": skipped.why, "needed": skipped.needed,

@@ -95,7 +95,7 @@ fn result(report: &Report, group: &Group<'_>, rules: &[&CheckInfo]) -> Value {
             clean(first.remedy())
         )},
         "locations": locations,
-        "occurrenceCount": group.findings.len(),
+        "occurrenceCount": group.total(),
         "partialFingerprints": {"check/v1": format!("{} {}", first.check.id, clean(&report.subject))},
     })
 }

@@ -26,7 +26,7 @@ pub(super) fn outputs(
             .zip(digest)
             .map(|(written, digest)| *written == digest.to_string());
         if let (Some(false), Some(written), Some(digest)) = (same, written, digest) {
-            report.findings.push(Finding::new(
+            report.add(Finding::new(
                 &checks::LOCK_OUTPUT,
                 Place::of(model, tensor),
                 format!("BLAKE3 {written}"),
@@ -42,7 +42,7 @@ pub(super) fn outputs(
         format!("{same} of {written} tensors are as they were written"),
     );
     if lock.tool.numerics != NUMERICS {
-        report.findings.push(Finding::new(
+        report.add(Finding::new(
             &checks::NUMERICS,
             Place::field(run::LOCK_FILE, "tool.numerics"),
             NUMERICS.to_string(),

@@ -93,7 +93,7 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, 
         Some(lock) => Some(locked::outputs(request, lock, &mut report, observer)?),
         None => None,
     };
-    report.findings.extend(no_lock(request.lock));
+    report.extend(no_lock(request.lock));
     match &request.plan {
         Ok(plan) => {
             report.checked = CHECKS.to_vec();
@@ -181,14 +181,10 @@ fn recompute(
 ) -> Result<(), RunError> {
     let model = request.model;
     if let Some(lock) = request.lock {
-        report
-            .findings
-            .extend(locked::inputs(lock, plan, request.recipe_of_lock));
+        report.extend(locked::inputs(lock, plan, request.recipe_of_lock));
     }
-    report.findings.extend(accounting(plan, model));
-    report
-        .findings
-        .extend(files::compare(plan, model, request.lock.is_some()));
+    report.extend(accounting(plan, model));
+    report.extend(files::compare(plan, model, request.lock.is_some()));
     let there: Vec<There<'_>> = plan
         .tensors
         .iter()
@@ -205,7 +201,7 @@ fn recompute(
     let totals = match run::replay(plan, sample, &comparison, observer) {
         Ok(totals) => totals,
         Err(error) if error.is_users() => {
-            report.findings.push(Finding::new(
+            report.add(Finding::new(
                 &checks::REFUSED,
                 Place::default(),
                 "a result",
@@ -227,7 +223,7 @@ fn recompute(
     let wrong = outcomes.contains(&Outcome::Wrong);
     if let Some(lock) = request.lock.filter(|_| wrong) {
         let changed = locked::changed_tensors(lock, plan, request.threads, observer)?;
-        report.findings.extend(changed);
+        report.extend(changed);
     }
     summarise(request, plan, &outcomes, &differences, totals.read, report);
     Ok(())
@@ -327,7 +323,7 @@ fn judge(
         if request.allow_step {
             finding.severity = Severity::Note;
         }
-        report.findings.push(finding);
+        report.add(finding);
         return Outcome::WithinStep;
     }
     let finding = if share < FEW || changed_later {
@@ -346,7 +342,7 @@ fn judge(
             None => Finding::new(&checks::DIFFERS, place, "equal values", how_much),
         }
     };
-    report.findings.push(finding);
+    report.add(finding);
     Outcome::Wrong
 }
 

@@ -1,184 +1,493 @@
-//! The names that a pickle asks to be imported, listed without following its moves.
+//! The names that the pickles of a file import, found by following their moves without making anything.
+//!
+//! The stack holds what a name can be made of, strings, and nothing else of any value; so what STACK_GLOBAL takes
+//! is known, whatever was pushed, dropped, kept and recalled before. What can't be followed to its end is said.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
-use super::zip;
-use crate::checkpoint::limits::MAX_PICKLE_BYTES;
+use super::allowed::{Import, import};
+use super::{legacy, zip};
+use crate::checkpoint::bounded::plain;
+use crate::checkpoint::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK};
 
 /// The most names that are listed of one file.
 const MAX_GLOBALS: usize = 1000;
 
-/// The most pickles that one file is made of; torch's old format has five.
-const MAX_PICKLES: usize = 16;
+/// The pickles that a file of torch's old format is made of; after them there are bytes of tensors.
+const LEGACY_PICKLES: usize = 5;
 
-/// Module and name of everything that the pickles of a file import.
-pub(in crate::checkpoint) fn globals(path: &std::path::Path, file: &[u8]) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let mut rest = file;
-    if file.starts_with(zip::MAGIC) {
-        let pickle = zip::Archive::read(path, file).map(|archive| archive.pickle());
-        rest = pickle
-            .ok()
-            .and_then(|range| file.get(range))
-            .unwrap_or_default();
-    }
-    rest = &rest[..rest.len().min(MAX_PICKLE_BYTES)];
-    for _ in 0..MAX_PICKLES {
-        let mut walk = Walk {
-            bytes: rest,
-            at: 0,
-            texts: Vec::new(),
-            memo: HashMap::new(),
-            memoized: 0,
-        };
-        // What is no pickle ends the walk; what was found before it stays.
-        while found.len() < MAX_GLOBALS && walk.step(&mut found) == Some(Step::On) {}
-        let ended = walk.at > 0 && rest.get(walk.at - 1) == Some(&b'.');
-        rest = rest.get(walk.at..).unwrap_or_default();
-        if !ended || rest.is_empty() {
-            break;
+/// What the pickles of a file import, as `module.name`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct PickleImports {
+    /// Names that weights and trainers' files need.
+    pub harmless: BTreeSet<String>,
+    /// All others.
+    pub others: BTreeSet<String>,
+    /// Why there may be more: the file was not followed to its end.
+    pub unread: Option<String>,
+}
+
+/// Follows the pickles of a mapped file.
+pub(in crate::checkpoint) fn globals(path: &Path, file: &[u8]) -> PickleImports {
+    let mut found = PickleImports::default();
+    let (mut rest, most, in_archive) = if file.starts_with(zip::MAGIC) {
+        match zip::Archive::read(path, file) {
+            Ok(archive) => (file.get(archive.pickle()).unwrap_or_default(), 1, true),
+            Err(problem) => {
+                let text = problem.to_string();
+                let why = text.split("; hint: ").next().unwrap_or_default();
+                found.unread = Some(why.to_owned());
+                return found;
+            }
         }
+    } else {
+        (file, LEGACY_PICKLES, false)
+    };
+    for _ in 0..most {
+        let mut walk = Walk {
+            bytes: &rest[..rest.len().min(MAX_PICKLE_BYTES)],
+            at: 0,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            found: &mut found,
+        };
+        let stopped = loop {
+            let before = walk.at;
+            match walk.step() {
+                Ok(false) => {}
+                Ok(true) => break Ok(walk.at),
+                Err(why) => break Err((why, before)),
+            }
+        };
+        let at = match stopped {
+            Ok(at) => at,
+            Err((why, at)) => {
+                let offset = file.len() - rest.len() + at;
+                found.unread = Some(match in_archive {
+                    true => format!("its pickle {why} at byte {at}"),
+                    false => format!("it {why} at byte {offset}"),
+                });
+                return found;
+            }
+        };
+        rest = rest.get(at..).unwrap_or_default();
+        if rest.is_empty() {
+            return found;
+        }
+    }
+    // Bytes that no loader takes for a pickle: those of tensors, and what stands behind the pickle of an archive.
+    if !in_archive && !legacy::is_legacy(file) {
+        let offset = file.len() - rest.len();
+        found.unread = Some(format!("it goes on after five pickles, at byte {offset}"));
     }
     found
 }
 
-#[derive(PartialEq)]
-enum Step {
-    On,
-    Stop,
+/// A value on the stack. Small, as a hostile pickle has many.
+#[derive(Debug, Clone, Copy)]
+enum Value {
+    /// A string, by its place in the pickle.
+    Text {
+        at: u32,
+        len: u32,
+    },
+    /// The class of an enum.
+    Enum,
+    /// The function that looks up a member.
+    Getattr,
+    /// An enum and the name of a member of it, as arguments.
+    Member,
+    Other,
 }
+
+/// What ends a walk too early: an end of a sentence.
+type Broken = String;
 
 struct Walk<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// The last strings that were pushed, or fetched from the memo.
-    texts: Vec<&'a [u8]>,
-    memo: HashMap<u64, &'a [u8]>,
-    /// How many values were kept by number of their turn.
-    memoized: u64,
+    stack: Vec<Value>,
+    /// Lengths of the stack where marks were set.
+    marks: Vec<u32>,
+    memo: HashMap<u32, Value>,
+    found: &'a mut PickleImports,
 }
 
 impl<'a> Walk<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let end = self.at.checked_add(len)?;
-        let taken = self.bytes.get(self.at..end)?;
-        self.at = end;
-        Some(taken)
-    }
-
-    fn number(&mut self, len: usize) -> Option<u64> {
-        let bytes = self.take(len)?.iter().rev();
-        Some(bytes.fold(0, |number, &byte| number << 8 | u64::from(byte)))
-    }
-
-    fn line(&mut self) -> Option<&'a [u8]> {
-        let rest = self.bytes.get(self.at..)?;
-        let len = rest.iter().position(|&byte| byte == b'\n')?;
-        let line = self.take(len)?;
-        self.at += 1;
-        Some(line)
-    }
-
-    fn text(&mut self, len: usize) -> Option<()> {
-        let len = usize::try_from(self.number(len)?).ok()?;
-        let text = self.take(len)?;
-        self.push(text);
-        Some(())
-    }
-
-    fn push(&mut self, text: &'a [u8]) {
-        if self.texts.len() == 2 {
-            self.texts.remove(0);
-        }
-        self.texts.push(text);
-    }
-
-    fn put(&mut self, key: u64) {
-        if let Some(text) = self.texts.last() {
-            self.memo.insert(key, text);
-        }
-    }
-
-    fn recall(&mut self, key: u64) {
-        if let Some(text) = self.memo.get(&key).copied() {
-            self.push(text);
-        }
-    }
-
-    fn key_line(&mut self) -> Option<u64> {
-        std::str::from_utf8(self.line()?).ok()?.trim().parse().ok()
-    }
-
-    fn step(&mut self, found: &mut BTreeSet<String>) -> Option<Step> {
-        let [op] = *self.take(1)? else { return None };
-        match op {
-            b'.' => return Some(Step::Stop),
-            // GLOBAL, INST
-            b'c' | b'i' => {
-                let (module, name) = (self.line()?, self.line()?);
-                found.insert(name_of(module, name));
+    /// Follows one opcode; whether it was the last one.
+    fn step(&mut self) -> Result<bool, Broken> {
+        let start = self.at;
+        let op = self.number(1)?;
+        match op as u8 {
+            b'.' => {
+                self.pop()?;
+                return Ok(true);
             }
-            0x93 => {
-                if let [module, name] = self.texts[..] {
-                    found.insert(name_of(module, name));
+            // MARK
+            b'(' => {
+                if self.marks.len() == MAX_PICKLE_STACK {
+                    return Err("sets too many marks".into());
                 }
+                self.marks.push(self.stack.len() as u32);
             }
-            0x8c | b'U' | b'C' => self.text(1)?,
-            b'X' | b'T' | b'B' => self.text(4)?,
-            0x8d | 0x8e | 0x96 => self.text(8)?,
-            b'S' | b'V' => {
+            // POP takes a mark if there is nothing above it.
+            b'0' if self.marks.last() == Some(&(self.stack.len() as u32)) => {
+                self.marks.pop();
+            }
+            b'0' => {
+                self.pop()?;
+            }
+            b'1' => self.pop_mark()?,
+            b'2' => {
+                let top = self.top()?;
+                self.push(top)?;
+            }
+
+            // Strings: SHORT_BINUNICODE, SHORT_BINSTRING; BINUNICODE, BINSTRING; BINUNICODE8
+            0x8c | b'U' => self.text(1)?,
+            b'X' | b'T' => self.text(4)?,
+            0x8d => self.text(8)?,
+            // STRING, UNICODE: what is escaped stays so, and no harmless name has a backslash.
+            b'S' => {
                 let line = self.line()?;
-                let quotes: &[u8] = if op == b'S' { b"'\"" } else { b"" };
-                let trim = |text: &'a [u8]| match text {
-                    [first, inner @ .., last] if first == last && quotes.contains(first) => inner,
-                    text => text,
-                };
-                self.push(trim(line));
+                let quoted = |quote: &u8| line.len() >= 2 && line.ends_with(&[*quote]);
+                let cut = usize::from(
+                    line.first()
+                        .filter(|first| b"'\"".contains(first))
+                        .is_some_and(quoted),
+                );
+                self.push_text(start + 1 + cut, line.len() - 2 * cut)?;
             }
-            // Numbers and names of persistent objects, as lines.
+            b'V' => {
+                let len = self.line()?.len();
+                self.push_text(start + 1, len)?;
+            }
+
+            // NONE, NEWTRUE, NEWFALSE, EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT, EMPTY_SET, NEXT_BUFFER
+            b'N' | 0x88 | 0x89 | b')' | b']' | b'}' | 0x8f | 0x97 => self.push(Value::Other)?,
+            // BININT1; BININT2; BININT; BINFLOAT
+            b'K' => self.data(1)?,
+            b'M' => self.data(2)?,
+            b'J' => self.data(4)?,
+            b'G' => self.data(8)?,
+            // LONG1, SHORT_BINBYTES; LONG4, BINBYTES; BINBYTES8, BYTEARRAY8
+            0x8a | b'C' => self.counted(1)?,
+            0x8b | b'B' => self.counted(4)?,
+            0x8e | 0x96 => self.counted(8)?,
+            // INT, LONG, FLOAT, PERSID
             b'I' | b'L' | b'F' | b'P' => {
                 self.line()?;
+                self.push(Value::Other)?;
             }
-            // LONG1, LONG4
-            0x8a | 0x8b => {
-                let len = self.number(if op == 0x8a { 1 } else { 4 })?;
-                self.take(usize::try_from(len).ok()?)?;
+            // PROTO; FRAME; READONLY_BUFFER
+            0x80 => {
+                self.take(1)?;
             }
+            0x95 => {
+                self.take(8)?;
+            }
+            0x98 => {
+                self.top()?;
+            }
+
+            // TUPLE, LIST, DICT, FROZENSET
+            b't' | b'l' | b'd' | 0x91 => {
+                self.pop_mark()?;
+                self.push(Value::Other)?;
+            }
+            0x86 => self.pair()?,
+            // TUPLE1, BINPERSID; NEWOBJ; TUPLE3, NEWOBJ_EX
+            0x85 | b'Q' => self.make(1)?,
+            0x81 => self.make(2)?,
+            0x87 | 0x92 => self.make(3)?,
+            // APPEND, BUILD; SETITEM; APPENDS, SETITEMS, ADDITEMS: what they change stays where it is.
+            b'a' | b'b' => {
+                self.pop()?;
+                self.top()?;
+            }
+            b's' => {
+                self.pop()?;
+                self.pop()?;
+                self.top()?;
+            }
+            b'e' | b'u' | 0x90 => {
+                self.pop_mark()?;
+                self.top()?;
+            }
+            b'R' => {
+                let arguments = self.take_top()?;
+                let callable = self.take_top()?;
+                match (callable, arguments) {
+                    (Value::Getattr, Value::Member) => {}
+                    pair => [pair.0, pair.1]
+                        .into_iter()
+                        .for_each(|value| self.used(value)),
+                }
+                self.push(Value::Other)?;
+            }
+            // OBJ: the class stands behind the mark.
+            b'o' => {
+                self.pop_mark()?;
+                self.push(Value::Other)?;
+            }
+
+            // PUT; BINPUT; LONG_BINPUT; MEMOIZE, which counts what is kept
             b'p' => {
                 let key = self.key_line()?;
-                self.put(key);
+                self.put(key)?;
             }
+            b'q' => {
+                let key = self.number(1)?;
+                self.put(key)?;
+            }
+            b'r' => {
+                let key = self.number(4)?;
+                self.put(key)?;
+            }
+            0x94 => self.put(self.memo.len() as u64)?,
+            // GET; BINGET; LONG_BINGET
             b'g' => {
                 let key = self.key_line()?;
-                self.recall(key);
+                self.recall(key)?;
             }
-            b'q' | b'r' => {
-                let key = self.number(if op == b'q' { 1 } else { 4 })?;
-                self.put(key);
+            b'h' => {
+                let key = self.number(1)?;
+                self.recall(key)?;
             }
-            b'h' | b'j' => {
-                let key = self.number(if op == b'h' { 1 } else { 4 })?;
-                self.recall(key);
+            b'j' => {
+                let key = self.number(4)?;
+                self.recall(key)?;
             }
-            0x94 => {
-                self.put(self.memoized);
-                self.memoized += 1;
+
+            // GLOBAL
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                let value = self.import(module, name)?;
+                self.push(value)?;
             }
-            // PROTO, BININT1, EXT1; BININT2, EXT2; BININT, EXT4; BINFLOAT, FRAME
-            0x80 | b'K' | 0x82 => drop(self.take(1)?),
-            b'M' | 0x83 => drop(self.take(2)?),
-            b'J' | 0x84 => drop(self.take(4)?),
-            b'G' | 0x95 => drop(self.take(8)?),
-            _ => {}
+            // INST calls what it imports.
+            b'i' => {
+                let (module, name) = (self.line()?, self.line()?);
+                let value = self.import(module, name)?;
+                self.used(value);
+                self.pop_mark()?;
+                self.push(Value::Other)?;
+            }
+            // STACK_GLOBAL
+            0x93 => {
+                let (name, module) = (self.take_top()?, self.take_top()?);
+                let value = match (self.text_of(module), self.text_of(name)) {
+                    (Some(module), Some(name)) => self.import(module, name)?,
+                    _ => {
+                        let what = "a name that is made while the file is unpickled";
+                        self.found.others.insert(what.to_owned());
+                        Value::Other
+                    }
+                };
+                self.push(value)?;
+            }
+            // EXT1, EXT2, EXT4
+            0x82 => self.extension(1)?,
+            0x83 => self.extension(2)?,
+            0x84 => self.extension(4)?,
+
+            other => return Err(format!("is no pickle, {other:#04x} is no opcode,")),
         }
-        Some(Step::On)
+        Ok(false)
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Broken> {
+        let end = self.at.checked_add(len);
+        let Some(taken) = end.and_then(|end| self.bytes.get(self.at..end)) else {
+            return Err(match self.bytes.len() == MAX_PICKLE_BYTES {
+                true => format!("is longer than {MAX_PICKLE_BYTES} bytes, and was left"),
+                false => "breaks off".into(),
+            });
+        };
+        self.at += len;
+        Ok(taken)
+    }
+
+    /// A little-endian number of up to eight bytes.
+    fn number(&mut self, len: usize) -> Result<u64, Broken> {
+        let bytes = self.take(len)?.iter().rev();
+        Ok(bytes.fold(0, |number, &byte| number << 8 | u64::from(byte)))
+    }
+
+    fn line(&mut self) -> Result<&'a [u8], Broken> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        match rest.iter().position(|&byte| byte == b'\n') {
+            Some(len) => {
+                let line = self.take(len)?;
+                self.take(1)?;
+                Ok(line)
+            }
+            None => Err("has a line without an end".into()),
+        }
+    }
+
+    fn key_line(&mut self) -> Result<u64, Broken> {
+        let line = std::str::from_utf8(self.line()?).unwrap_or_default();
+        let key = line.trim().parse();
+        key.map_err(|_| format!("has `{}` for a number", plain(&line)))
+    }
+
+    fn data(&mut self, len: usize) -> Result<(), Broken> {
+        self.take(len)?;
+        self.push(Value::Other)
+    }
+
+    /// Bytes behind their count.
+    fn counted(&mut self, len: usize) -> Result<(), Broken> {
+        let count = self.number(len)?;
+        self.data(usize::try_from(count).unwrap_or(usize::MAX))
+    }
+
+    fn text(&mut self, len: usize) -> Result<(), Broken> {
+        let count = usize::try_from(self.number(len)?).unwrap_or(usize::MAX);
+        let at = self.at;
+        self.take(count)?;
+        self.push_text(at, count)
+    }
+
+    fn push_text(&mut self, at: usize, len: usize) -> Result<(), Broken> {
+        // A pickle is shorter than `u32::MAX`: its first `MAX_PICKLE_BYTES` are followed.
+        let (at, len) = (at as u32, len as u32);
+        self.push(Value::Text { at, len })
+    }
+
+    fn text_of(&self, value: Value) -> Option<&'a [u8]> {
+        match value {
+            Value::Text { at, len } => self.bytes.get(at as usize..)?.get(..len as usize),
+            _ => None,
+        }
+    }
+
+    fn push(&mut self, value: Value) -> Result<(), Broken> {
+        if self.stack.len() == MAX_PICKLE_STACK {
+            return Err("has too many values at once".into());
+        }
+        self.stack.push(value);
+        Ok(())
+    }
+
+    fn top(&self) -> Result<Value, Broken> {
+        let floor = self.marks.last().copied().unwrap_or(0) as usize;
+        match self.stack.last() {
+            Some(value) if self.stack.len() > floor => Ok(*value),
+            _ => Err("takes a value where there is none,".into()),
+        }
+    }
+
+    /// Takes a value that the caller knows what to make of.
+    fn take_top(&mut self) -> Result<Value, Broken> {
+        let value = self.top()?;
+        self.stack.pop();
+        Ok(value)
+    }
+
+    fn pop(&mut self) -> Result<(), Broken> {
+        let value = self.take_top()?;
+        self.used(value);
+        Ok(())
+    }
+
+    /// Whatever `getattr` is used for but members of enums could be anything.
+    fn used(&mut self, value: Value) {
+        if matches!(value, Value::Getattr) {
+            self.found.others.insert("builtins.getattr".into());
+        }
+    }
+
+    fn pop_mark(&mut self) -> Result<(), Broken> {
+        let Some(mark) = self.marks.pop() else {
+            return Err("takes a mark where there is none,".into());
+        };
+        while self.stack.len() > mark as usize {
+            self.pop()?;
+        }
+        Ok(())
+    }
+
+    /// Makes one value of the last ones.
+    fn make(&mut self, count: usize) -> Result<(), Broken> {
+        for _ in 0..count {
+            self.pop()?;
+        }
+        self.push(Value::Other)
+    }
+
+    /// TUPLE2: it may be what names a member of an enum.
+    fn pair(&mut self) -> Result<(), Broken> {
+        let (second, first) = (self.take_top()?, self.take_top()?);
+        let is_member = |name: &[u8]| {
+            // Members are in capitals, and methods are not.
+            let capital = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit();
+            name.iter().all(|byte| capital(byte) || *byte == b'_') && !name.starts_with(b"_")
+        };
+        if matches!(first, Value::Enum) && self.text_of(second).is_some_and(is_member) {
+            return self.push(Value::Member);
+        }
+        self.used(first);
+        self.used(second);
+        self.push(Value::Other)
+    }
+
+    fn put(&mut self, key: u64) -> Result<(), Broken> {
+        let value = self.top()?;
+        let key = u32::try_from(key).map_err(|_| "keeps a value under a number too large,")?;
+        if self.memo.len() == MAX_PICKLE_MEMO && !self.memo.contains_key(&key) {
+            return Err("keeps too many values for later".into());
+        }
+        self.memo.insert(key, value);
+        Ok(())
+    }
+
+    fn recall(&mut self, key: u64) -> Result<(), Broken> {
+        let value = u32::try_from(key).ok().and_then(|key| self.memo.get(&key));
+        match value {
+            Some(&value) => self.push(value),
+            None => Err("recalls a value that was not kept,".into()),
+        }
+    }
+
+    /// Names that a program has agreed on by number.
+    fn extension(&mut self, len: usize) -> Result<(), Broken> {
+        let code = self.number(len)?;
+        self.list(format!("extension {code}"), Import::Other)?;
+        self.push(Value::Other)
+    }
+
+    fn import(&mut self, module: &[u8], name: &[u8]) -> Result<Value, Broken> {
+        let kind = match (std::str::from_utf8(module), std::str::from_utf8(name)) {
+            (Ok(module), Ok(name)) => import(module, name),
+            _ => Import::Other,
+        };
+        let text = |bytes: &[u8]| {
+            let shown = &bytes[..bytes.len().min(100)];
+            String::from_utf8_lossy(shown).replace(char::is_control, "?")
+        };
+        self.list(format!("{}.{}", text(module), text(name)), kind)?;
+        Ok(match kind {
+            Import::Enum => Value::Enum,
+            Import::Getattr => Value::Getattr,
+            Import::Harmless | Import::Other => Value::Other,
+        })
+    }
+
+    fn list(&mut self, name: String, kind: Import) -> Result<(), Broken> {
+        if self.found.harmless.len() + self.found.others.len() >= MAX_GLOBALS {
+            return Err(format!("imports more than {MAX_GLOBALS} names"));
+        }
+        match kind {
+            Import::Other => self.found.others.insert(name),
+            Import::Harmless | Import::Enum | Import::Getattr => self.found.harmless.insert(name),
+        };
+        Ok(())
     }
 }
 
-fn name_of(module: &[u8], name: &[u8]) -> String {
-    let text = |bytes: &[u8]| {
-        let shown = &bytes[..bytes.len().min(100)];
-        String::from_utf8_lossy(shown).replace(char::is_control, "?")
-    };
-    format!("{}.{}", text(module), text(name))
-}
+#[cfg(test)]
+mod tests;

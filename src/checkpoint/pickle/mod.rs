@@ -4,6 +4,7 @@
 //! knows the moves that torch writes and the few names that make tensors, and refuses anything else by name;
 //! the numbers stay where they are in the file. It knows one file at a time, and no folder.
 
+mod allowed;
 mod globals;
 mod legacy;
 mod machine;
@@ -18,6 +19,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
+pub use self::globals::PickleImports;
 pub(super) use self::globals::globals;
 use self::machine::Unpickled;
 use self::objects::{Object, Storage, Tensor, Value};

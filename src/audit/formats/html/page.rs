@@ -131,9 +131,9 @@ fn shown(group: &Group<'_>) -> Shown {
         title: first.check.title,
         why: first.check.why,
         remedy: clean(first.remedy()),
-        count: group.findings.len(),
+        count: group.total(),
         findings: group.findings.iter().take(MAX_FINDINGS).map(row).collect(),
-        more: group.findings.len().saturating_sub(MAX_FINDINGS),
+        more: group.total().saturating_sub(MAX_FINDINGS),
     }
 }
 
