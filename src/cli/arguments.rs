@@ -66,6 +66,13 @@ impl PlanArguments {
 
     /// Plans a recipe of any kind; `inexact` is for mixtures of experts.
     pub(super) fn plan_recipe(&self, recipe: &AnyRecipe, inexact: bool) -> Result<Plan, Failure> {
+        let (locator, options) = self.surroundings(inexact)?;
+        let path = self.recipe.display().to_string();
+        Ok(plan_any(recipe, &path, &locator, &options)?)
+    }
+
+    /// Where models are looked for, and what a plan depends on beside them.
+    pub(super) fn surroundings(&self, inexact: bool) -> Result<(Locator, Options), Failure> {
         let locator = environment::locator(self.recipe.parent())?;
         let options = Options {
             settings: Settings {
@@ -79,8 +86,7 @@ impl PlanArguments {
             tokenizer_from: self.tokenizer_from.clone(),
             inexact,
         };
-        let path = self.recipe.display().to_string();
-        Ok(plan_any(recipe, &path, &locator, &options)?)
+        Ok((locator, options))
     }
 }
 

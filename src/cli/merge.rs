@@ -38,7 +38,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 #[derive(Args)]
 pub(super) struct OutputArguments {
     /// The folder to write
-    out: PathBuf,
+    pub(super) out: PathBuf,
 
     /// Replace OUT if it is not empty
     #[arg(long)]
@@ -50,7 +50,7 @@ pub(super) struct OutputArguments {
 
     /// Say nothing but errors
     #[arg(long, short)]
-    quiet: bool,
+    pub(super) quiet: bool,
 
     /// What is printed at the end: a summary on stderr, or an object on stdout
     #[arg(long, value_enum, default_value_t = Format::Text)]

@@ -1,12 +1,22 @@
 //! `weld moe`: assembles a mixture of experts.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use clap::Args;
 
 use super::arguments::PlanArguments;
 use super::merge::OutputArguments;
-use super::output::Failure;
+use super::output::{Failure, say};
+use super::progress::Progress;
 use super::signals;
-use crate::recipe::{self, AnyRecipe, Problem, ProblemKind};
+use crate::audit::verify::{Coverage, Request, verify};
+use crate::audit::{Verdict, formats};
+use crate::checkpoint::{Checkpoint, Location};
+use crate::moe;
+use crate::plan::{self, Plan};
+use crate::recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
+use crate::run::Lock;
 
 /// Assemble dense models into a mixture of experts, by mergekit-moe's YAML
 ///
@@ -23,18 +33,83 @@ pub(super) struct Arguments {
     /// Assemble it though it won't compute what its models do, and say in notes where
     #[arg(long)]
     inexact: bool,
+
+    /// Prove it: identical experts give the base's logits before, and every byte is computed again after
+    #[arg(long)]
+    check: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::install()?;
     let recipe = recipe::read_any(&arguments.plan.recipe)?;
-    if let AnyRecipe::Merge(merge) = &recipe {
-        let message = "expected a recipe of a mixture of experts, found one that merges";
-        let problem = Problem::new(ProblemKind::Invalid, merge.method_at, message);
-        return Err(merge
-            .error(vec![problem.with_hint("run it with `weld merge`")])
-            .into());
-    }
+    let assembly = match &recipe {
+        AnyRecipe::Moe(assembly) => assembly,
+        AnyRecipe::Merge(merge) => {
+            let message = "expected a recipe of a mixture of experts, found one that merges";
+            let problem = Problem::new(ProblemKind::Invalid, merge.method_at, message);
+            let problem = problem.with_hint("run it with `weld merge`");
+            return Err(merge.error(vec![problem]).into());
+        }
+    };
     let plan = arguments.plan.plan_recipe(&recipe, arguments.inexact)?;
-    arguments.output.write(&plan, stop)
+    if arguments.check {
+        prove(arguments, assembly)?;
+    }
+    arguments.output.write(&plan, Arc::clone(&stop))?;
+    if arguments.check {
+        recompute(arguments, &plan, stop)?;
+    }
+    Ok(())
+}
+
+/// That the target computes what the base does.
+fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
+    let (locator, options) = arguments.plan.surroundings(arguments.inexact)?;
+    let found = moe::identity(recipe, &locator, &options).map_err(Failure::Input)?;
+    let (base, error, bound) = (&recipe.base_model.value, found.error, moe::BOUND);
+    if error > bound {
+        return Err(Failure::Input(format!(
+            "with `{base}` as every expert, logits differ by {error:.1e} of the largest, expected {bound:.0e} at \
+             most; nothing was written; hint: the target does not compute what `{base}` does"
+        )));
+    }
+    if !arguments.output.quiet {
+        say(&format!(
+            "checked: with `{base}` as every expert, logits are its own within {error:.1e}"
+        ));
+    }
+    Ok(())
+}
+
+/// That every byte that was written is what the recipe says.
+fn recompute(arguments: &Arguments, plan: &Plan, stop: Arc<AtomicBool>) -> Result<(), Failure> {
+    let out = &arguments.output.out;
+    let location = Location::local(out);
+    let model = Checkpoint::open(&out.display().to_string(), &location)?;
+    let lock = Lock::read(&location.path)?;
+    let request = Request {
+        model: &model,
+        plan: Ok(plan),
+        lock: lock.as_ref(),
+        recipe_of_lock: true,
+        coverage: Coverage::Full,
+        allow_step: false,
+        threads: plan.settings.threads,
+    };
+    let quiet = arguments.output.quiet;
+    let progress = Progress::verifying(&model, Some(plan), quiet, stop);
+    let report = verify(&request, &progress);
+    progress.finish();
+    let report = report?;
+    if report.verdict() != Verdict::Passed {
+        say(&formats::text(&report));
+        return Err(Failure::Verdict(report.verdict()));
+    }
+    if !quiet {
+        let tensors = plan::count(model.tensors().len(), "tensor");
+        say(&format!(
+            "checked: {tensors} computed again, every byte as it should be"
+        ));
+    }
+    Ok(())
 }

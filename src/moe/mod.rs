@@ -11,8 +11,11 @@ mod assembly;
 mod config;
 mod exact;
 mod family;
+mod identity;
 mod router;
 mod targets;
+
+pub use identity::{BOUND, Identity, identity};
 
 use crate::checkpoint::{Checkpoint, Locator, ModelRef};
 use crate::forward::{Decoder, Tokenizer};

@@ -23,7 +23,7 @@ pub struct MergeResult {
 pub(crate) type Results = BTreeMap<String, Arc<MergeResult>>;
 
 impl MergeResult {
-    pub(super) fn new(plan: Plan) -> Self {
+    pub(crate) fn new(plan: Plan) -> Self {
         let decided = plan.tensors.iter().map(|_| Decided::default()).collect();
         Self { plan, decided }
     }

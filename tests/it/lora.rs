@@ -303,7 +303,7 @@ fn the_plan_and_the_card_show_the_adapter() {
             .unwrap();
         tensor["operation"].as_str().unwrap().to_owned()
     };
-    assert_eq!(operation(&dora, &format!("{UP}.weight")), "passthrough");
+    assert_eq!(operation(&dora, &format!("{UP}.weight")), "convert");
     assert_eq!(operation(&dora, "model.norm.weight"), "copy");
     // A number for each row of the two tensors is held, and counted.
     let plain = plan("merge_method: passthrough\nmodels: [{model: a+plain}]\n");

@@ -804,6 +804,38 @@ fn the_recipe_that_ships_assembles_the_family() {
 }
 
 #[test]
+fn check_proves_the_target_and_the_bytes() {
+    let bench = Bench::new();
+    for (name, seed) in [("base", 1), ("one", 2), ("two", 3)] {
+        bench.dense(name, "qwen3", seed, json!({}));
+    }
+    bench.recipe(
+        "base_model: base\narchitecture: glm4_moe\nlayers: \"1-\"\nfold_norms: true\ngate_mode: random\nexperts: \
+         [{source_model: one, noise_scale: 0.1}, {source_model: two, residual_scale: 0.5}]\n\
+         shared_experts: [{source_model: base, alpha: 0.5}]\n",
+    );
+    let done = bench.weld(&["moe", "recipe.yml", "out", "--check"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    for part in [
+        "checked: with `base` as every expert, logits are its own within",
+        "computed again, every byte as it should be",
+    ] {
+        assert!(done.stderr.contains(part), "{part}: {}", done.stderr);
+    }
+    // What is not exact is not called so: half of each head turned, where the target turns all of it.
+    bench.dense("half", "phi3", 4, json!({"partial_rotary_factor": 0.5}));
+    bench.recipe("base_model: half\ngate_mode: random\nexperts: [{source_model: half}, {source_model: half}]\n");
+    let wrong = bench.weld(&["moe", "recipe.yml", "half-moe", "--check", "--inexact"]);
+    assert_eq!(wrong.code, Some(1), "{}", wrong.stderr);
+    assert!(
+        wrong.stderr.contains("does not compute what `half` does"),
+        "{}",
+        wrong.stderr
+    );
+    assert!(!bench.path("half-moe").exists());
+}
+
+#[test]
 fn adapters_become_experts() {
     let bench = Bench::new();
     bench.dense("base", "llama", 1, json!({}));

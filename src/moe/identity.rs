@@ -1,0 +1,128 @@
+//! The proof that an assembly computes what its base does: with the base as every expert, both give the same logits.
+
+use std::sync::Arc;
+
+use super::plan;
+use crate::checkpoint::{Checkpoint, Dtype, Locator};
+use crate::forward::Decoder;
+use crate::plan::{MergeResult, Options};
+use crate::recipe::{Expert, GateMode, Located, MoeRecipe, RouterRecipe};
+
+/// The largest relative difference of logits that float32 explains.
+pub const BOUND: f64 = 1e-5;
+
+/// Tokens of each text that the two models are compared by.
+const TEXTS: [usize; 3] = [12, 5, 1];
+
+/// How far an assembly of identical experts is from the dense model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Identity {
+    /// The largest difference between logits over the largest logit.
+    pub error: f64,
+}
+
+/// Assembles the base as every expert of a recipe, in float32 and without writing it, and compares its logits with
+/// the base's own.
+///
+/// What the recipe does to experts (noise, scales, other sources, a backbone) is left out; its target, layers,
+/// shared shares and experts per token are kept. The weights of the base are read about as often as it has experts.
+///
+/// # Errors
+/// In words for the user: it cannot be assembled, or a family that the forward pass cannot run.
+pub fn identity(
+    recipe: &MoeRecipe,
+    locator: &Locator,
+    options: &Options,
+) -> Result<Identity, String> {
+    let base = &recipe.base_model;
+    if recipe.results.iter().any(|result| {
+        let name = result.name.as_ref();
+        name.is_some_and(|name| name.value == base.value.path)
+    }) {
+        return Err(format!(
+            "`{}` is the result of a merge, and is not there to be compared with; hint: merge it first",
+            base.value
+        ));
+    }
+    let variant = identical(recipe);
+    let planned = plan(&variant, &recipe.path, locator, options);
+    let planned = planned.map_err(|error| error.to_string())?;
+    let (threads, donor) = (options.settings.threads, planned.donor);
+    for model in &planned.models {
+        let prepared = model.prepare(threads, &|| false);
+        prepared.map_err(|error| error.to_string())?;
+    }
+    let result = Arc::new(MergeResult::new(planned));
+    let mixture = result.checkpoint("identical experts");
+    let dense = &result.plan.models[donor];
+    let vocabulary = dense.config().and_then(|config| config.vocab_size());
+    let vocabulary = vocabulary
+        .ok_or("the base's config has no `vocab_size`")?
+        .max(1);
+    // Tokens from all over the vocabulary.
+    let text = |(seed, length): (usize, &usize)| -> Vec<u32> {
+        let token = |place: usize| ((seed * 31 + place + 1) * 7919 % vocabulary) as u32;
+        (0..*length).map(token).collect()
+    };
+    let texts: Vec<Vec<u32>> = TEXTS.iter().enumerate().map(text).collect();
+    let logits = |model: &Checkpoint| -> Result<Vec<Vec<f32>>, String> {
+        let config = model.config().ok_or("a model has no config.json")?;
+        let told = |error: crate::forward::ForwardError| format!("`{}`: {error}", model.label());
+        let decoder = Decoder::new(config.value(), model).map_err(told)?;
+        decoder.logits(&texts, threads).map_err(told)
+    };
+    let (expected, found) = (logits(dense)?.concat(), logits(&mixture)?.concat());
+    let largest = expected
+        .iter()
+        .fold(0.0, |most, logit| f64::from(logit.abs()).max(most));
+    let pairs = expected.iter().zip(&found);
+    let off = pairs.fold(0.0, |most, (a, b)| f64::from((a - b).abs()).max(most));
+    match largest > 0.0 && off.is_finite() && expected.len() == found.len() {
+        true => Ok(Identity {
+            error: off / largest,
+        }),
+        false => Err("the logits of the base are all zero, so they prove nothing".into()),
+    }
+}
+
+/// The recipe with the base as every expert.
+fn identical(recipe: &MoeRecipe) -> MoeRecipe {
+    let base = &recipe.base_model;
+    let expert = |expert: &Expert| Expert {
+        source: Located {
+            value: base.value.clone(),
+            at: expert.source.at,
+        },
+        positive_prompts: Vec::new(),
+        negative_prompts: Vec::new(),
+        noise_scale: None,
+        residual_scale: None,
+        alpha: expert.alpha,
+        at: expert.at,
+    };
+    // One that is added on top of the others has no dense counterpart.
+    let shared = recipe
+        .shared_experts
+        .iter()
+        .filter(|expert| expert.alpha.is_some());
+    MoeRecipe {
+        base_model: base.clone(),
+        backbone: None,
+        architecture: recipe.architecture.clone(),
+        gate_mode: Located {
+            value: GateMode::Random,
+            at: recipe.gate_mode.at,
+        },
+        router: RouterRecipe::default(),
+        dtype: Some(Dtype::F32),
+        experts_per_token: recipe.experts_per_token.clone(),
+        experts: recipe.experts.iter().map(expert).collect(),
+        shared_experts: shared.map(expert).collect(),
+        fold_norms: recipe.fold_norms,
+        layers: recipe.layers.clone(),
+        results: Vec::new(),
+        warnings: Vec::new(),
+        path: recipe.path.clone(),
+        text: recipe.text.clone(),
+    }
+}
