@@ -23,11 +23,74 @@ pub(crate) enum Writing {
 }
 
 /// Reads the inputs through maps and writes as much as the first one holds; gives the time it took.
+#[allow(dead_code, reason = "each benchmark uses one of the two")]
 pub(crate) fn copy(
     inputs: &[PathBuf],
     out: &Path,
     writing: Writing,
     threads: usize,
+) -> io::Result<Duration> {
+    let Some(first) = inputs.first() else {
+        return Err(io::Error::other("no input"));
+    };
+    let length = fs::metadata(first)?.len() as usize;
+    work(
+        inputs,
+        out,
+        writing,
+        threads,
+        length,
+        |maps, start, buffer| {
+            for (index, map) in maps.iter().enumerate() {
+                let end = map.len().min(start + CHUNK);
+                let piece = map.get(start..end).unwrap_or_default();
+                if index == 0 {
+                    buffer[..piece.len()].copy_from_slice(piece);
+                } else {
+                    std::hint::black_box(touch(piece));
+                }
+            }
+        },
+    )
+}
+
+/// Writes so many bytes, copied from one input after the other, again and again; gives the time it took.
+#[allow(dead_code, reason = "each benchmark uses one of the two")]
+pub(crate) fn copy_length(
+    inputs: &[PathBuf],
+    out: &Path,
+    writing: Writing,
+    threads: usize,
+    length: u64,
+) -> io::Result<Duration> {
+    work(
+        inputs,
+        out,
+        writing,
+        threads,
+        length as usize,
+        |maps, start, buffer| {
+            let number = start / CHUNK;
+            let map = &maps[number % maps.len()];
+            // Whole chunks of it in turn.
+            let chunks = (map.len() / CHUNK).max(1);
+            let from = number / maps.len() % chunks * CHUNK;
+            let piece = map
+                .get(from..map.len().min(from + CHUNK))
+                .unwrap_or_default();
+            buffer[..piece.len()].copy_from_slice(piece);
+        },
+    )
+}
+
+/// Writes `length` bytes that `fill` gives, a chunk at a time, from several threads.
+fn work(
+    inputs: &[PathBuf],
+    out: &Path,
+    writing: Writing,
+    threads: usize,
+    exact: usize,
+    fill: impl Fn(&[Mmap], usize, &mut [u8]) + Sync,
 ) -> io::Result<Duration> {
     let _ = fs::remove_file(out);
     let started = Instant::now();
@@ -38,10 +101,7 @@ pub(crate) fn copy(
             unsafe { Mmap::map(&File::open(path)?) }
         })
         .collect::<io::Result<_>>()?;
-    let Some(first) = maps.first() else {
-        return Err(io::Error::other("no input"));
-    };
-    let length = first.len().next_multiple_of(CHUNK);
+    let length = exact.next_multiple_of(CHUNK);
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     if writing == Writing::Direct {
@@ -63,15 +123,7 @@ pub(crate) fn copy(
                         if start >= length {
                             return Ok(());
                         }
-                        for (index, map) in maps.iter().enumerate() {
-                            let end = map.len().min(start + CHUNK);
-                            let piece = map.get(start..end).unwrap_or_default();
-                            if index == 0 {
-                                buffer[..piece.len()].copy_from_slice(piece);
-                            } else {
-                                std::hint::black_box(touch(piece));
-                            }
-                        }
+                        fill(&maps, start, buffer);
                         file.write_all_at(buffer, start as u64)?;
                     }
                 })
@@ -81,7 +133,7 @@ pub(crate) fn copy(
             .into_iter()
             .try_for_each(|worker| worker.join().expect("a worker copies"))
     })
-    .and_then(|()| file.set_len(first.len() as u64))
+    .and_then(|()| file.set_len(exact as u64))
     .and_then(|()| file.sync_all())?;
     let elapsed = started.elapsed();
     fs::remove_file(out)?;
@@ -89,6 +141,7 @@ pub(crate) fn copy(
 }
 
 /// Reads every byte.
+#[allow(dead_code, reason = "not every benchmark reads without writing")]
 fn touch(bytes: &[u8]) -> u64 {
     let (words, _) = bytes.as_chunks::<8>();
     words

@@ -1,7 +1,7 @@
 //! Mixtures of experts: dense models become the experts of one, by a recipe that resolves to the same plan as a
 //! merge's.
 //!
-//! [`plan`] reads headers, configs and tokenizers. What a target cannot compute exactly as the models do is
+//! [`plan()`] reads headers, configs and tokenizers. What a target cannot compute exactly as the models do is
 //! refused before anything is written. Rows of routers, which no model has, are made when the plan is run.
 //!
 //! This layer knows recipes and plans; it writes nothing.

@@ -61,7 +61,7 @@ impl Rows {
 /// Gives a vector length one; false if it has none.
 pub(super) fn normalize(row: &mut [f64]) -> bool {
     let length = row.iter().map(|value| value * value).sum::<f64>().sqrt();
-    if !(length > NO_LENGTH) || !length.is_finite() {
+    if length.is_nan() || length <= NO_LENGTH || length.is_infinite() {
         return false;
     }
     row.iter_mut().for_each(|value| *value /= length);
