@@ -12,7 +12,7 @@ use crate::numeric::{FloatType, NormalKey, Picks};
 use crate::plan::{
     Fate, Fold, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View,
 };
-use crate::recipe::{Expert, Position};
+use crate::recipe::{Expert, Position, Split, Upcycle};
 
 /// What a tensor of an assembly is called where plans are shown.
 const EXPERT: &str = "expert";
@@ -41,6 +41,8 @@ pub(super) struct Assembly<'a> {
     /// Which layers have experts.
     pub(super) has_experts: Vec<bool>,
     pub(super) fold_norms: bool,
+    /// How each expert is cut.
+    pub(super) upcycle: Upcycle,
     pub(super) seed: u64,
     /// The dtype that the recipe asks for.
     pub(super) dtype: Option<FloatType>,
@@ -271,9 +273,22 @@ impl<'a> Assembly<'a> {
                 .as_ref()
                 .and_then(|shared| shared.recipe.alpha)
                 .unwrap_or(0.0);
+        let parts = self.upcycle.granularity;
+        // The weights of the parts of an expert are equal, and sum to what its own would be.
+        let share = routed * parts as f64;
         let piece = |number: usize, expert: &Source<'_>, matrix, problems: &mut Problems| {
-            self.expert_piece(expert, layer, matrix, routed, (number, "expert"), problems)
+            let whole =
+                self.expert_piece(expert, layer, matrix, share, (number, "expert"), problems)?;
+            Some(self.part(whole, layer, matrix, number))
         };
+        let experts = || {
+            let cut = self
+                .experts
+                .iter()
+                .flat_map(|expert| std::iter::repeat_n(expert, parts));
+            cut.enumerate()
+        };
+        let width = self.dense.width / parts;
         match &self.target.experts {
             Experts::Each {
                 prefix: each,
@@ -281,7 +296,7 @@ impl<'a> Assembly<'a> {
                 up,
                 down,
             } => {
-                for (number, expert) in self.experts.iter().enumerate() {
+                for (number, expert) in experts() {
                     for (matrix, suffix) in
                         [(Matrix::Gate, gate), (Matrix::Up, up), (Matrix::Down, down)]
                     {
@@ -293,22 +308,17 @@ impl<'a> Assembly<'a> {
                 }
             }
             Experts::Fused { input, output } => {
-                let experts = self.experts.len();
+                let count = self.experts.len() * parts;
                 for (name, matrices, rows, columns) in [
                     (
                         input,
                         &[Matrix::Gate, Matrix::Up][..],
-                        2 * self.dense.width,
+                        2 * width,
                         self.dense.hidden,
                     ),
-                    (
-                        output,
-                        &[Matrix::Down][..],
-                        self.dense.hidden,
-                        self.dense.width,
-                    ),
+                    (output, &[Matrix::Down][..], self.dense.hidden, width),
                 ] {
-                    let pieces: Vec<Piece> = (self.experts.iter().enumerate())
+                    let pieces: Vec<Piece> = experts()
                         .flat_map(|(number, expert)| {
                             matrices.iter().map(move |matrix| (number, expert, *matrix))
                         })
@@ -316,8 +326,8 @@ impl<'a> Assembly<'a> {
                             piece(number, expert, matrix, problems)
                         })
                         .collect();
-                    if pieces.len() == experts * matrices.len() {
-                        let shape = vec![experts, rows, columns];
+                    if pieces.len() == count * matrices.len() {
+                        let shape = vec![count, rows, columns];
                         out.planned
                             .push(self.join(format!("{prefix}{name}"), pieces, shape));
                     }
@@ -331,7 +341,7 @@ impl<'a> Assembly<'a> {
         let place = out.routers.len();
         let name = format!("{prefix}{}", self.target.router);
         out.routers.push(name.clone());
-        let experts = self.experts.len();
+        let experts = self.experts.len() * self.upcycle.granularity;
         let dtype = match self.target.router_f32 {
             true => Dtype::F32,
             false => self.main_dtype(),
@@ -505,6 +515,44 @@ impl<'a> Assembly<'a> {
             piece.whole = false;
         }
         Some(piece)
+    }
+
+    /// The neurons of one part of an expert: rows of the gate and up matrices, columns of the down matrix.
+    fn part(&self, mut piece: Piece, layer: usize, matrix: Matrix, number: usize) -> Piece {
+        let Upcycle { granularity, split } = self.upcycle;
+        if granularity == 1 {
+            return piece;
+        }
+        let (width, part) = (self.dense.width / granularity, number % granularity);
+        let range = part * width..(part + 1) * width;
+        let first = match (&piece.part.rows, matrix) {
+            (Picks::Range(rows), Matrix::Gate | Matrix::Up) => rows.start,
+            _ => 0,
+        };
+        let picks = match matrix {
+            Matrix::Gate | Matrix::Up => &mut piece.part.rows,
+            Matrix::Down => &mut piece.part.columns,
+        };
+        let of = self.dense.width;
+        *picks = match split {
+            Split::Contiguous => Picks::Range(first + range.start..first + range.end),
+            Split::Random => {
+                let name = format!("neurons of layer {layer}");
+                let order = shuffled(NormalKey::new(self.seed, &name, number / granularity), of);
+                let picks = order[range].iter().map(|neuron| first as u32 + neuron);
+                Picks::List {
+                    picks: picks.collect(),
+                    of,
+                }
+            }
+        };
+        piece.shape = match matrix {
+            Matrix::Down => [piece.shape[0], width],
+            Matrix::Gate | Matrix::Up => [width, piece.shape[1]],
+        };
+        piece.segment.elements = (piece.shape[0] * piece.shape[1]) as u64;
+        piece.whole = false;
+        piece
     }
 
     /// The norm that an expert was trained behind, and the one that it will stand behind.
@@ -733,6 +781,16 @@ struct Donor<'a> {
     model: usize,
     at: Option<Position>,
     dense: &'a Dense,
+}
+
+/// The numbers below `count` in an order drawn by a key: sorted by draws, ties by number.
+fn shuffled(key: NormalKey, count: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    order.sort_by(|a, b| {
+        let draw = |number: u32| key.uniform(u64::from(number));
+        draw(*a).total_cmp(&draw(*b)).then(a.cmp(b))
+    });
+    order
 }
 
 /// The layer that a tensor is of, and what follows its number.

@@ -36,7 +36,6 @@ static FAMILIES: &[Family] = &[
     Family::plain("granite"),
     Family {
         pre_norm: None,
-        theta: 500_000.0,
         ..Family::plain("olmo2")
     },
     Family {
@@ -253,7 +252,11 @@ impl Dense {
 }
 
 fn window(config: &ModelConfig, family: &Family) -> Window {
-    let size = config.get_usize("sliding_window");
+    let size = match config.value().get("sliding_window") {
+        // What its class has where the config says nothing; null is said.
+        None if family.model_type == "mistral" => Some(4096),
+        _ => config.get_usize("sliding_window"),
+    };
     let kinds = config.get("layer_types").and_then(Value::as_array);
     let sliding = |kind: &Value| kind.as_str() == Some("sliding_attention");
     match (family.model_type, size) {

@@ -119,6 +119,7 @@ fn identical(recipe: &MoeRecipe) -> MoeRecipe {
         experts: recipe.experts.iter().map(expert).collect(),
         shared_experts: shared.map(expert).collect(),
         fold_norms: recipe.fold_norms,
+        upcycle: recipe.upcycle.clone(),
         layers: recipe.layers.clone(),
         results: Vec::new(),
         warnings: Vec::new(),

@@ -22,7 +22,7 @@ use crate::forward::{Decoder, Tokenizer};
 use crate::methods::{Arity, BaseRule, MethodInfo};
 use crate::numeric::FloatType;
 use crate::plan::{self, Draft, Models, Options, Plan, Problems, Results};
-use crate::recipe::{GateMode, MoeRecipe, Position, PromptTokens, RecipeError};
+use crate::recipe::{GateMode, MoeRecipe, Position, PromptTokens, RecipeError, Split, Upcycle};
 use assembly::{Assembly, Source, Tensors};
 use exact::Misfit;
 use family::Dense;
@@ -148,6 +148,28 @@ fn attempt(
         return None;
     }
 
+    let upcycle = recipe.upcycle.as_ref().map_or(
+        Upcycle {
+            granularity: 1,
+            split: Split::Contiguous,
+        },
+        |upcycle| upcycle.value,
+    );
+    let parts = upcycle.granularity;
+    if let Some(at) = recipe.upcycle.as_ref().map(|upcycle| upcycle.at)
+        && of_base.width % parts != 0
+    {
+        let message = format!(
+            "the width of the experts (`intermediate_size` {}) cannot be cut into {parts} equal parts",
+            of_base.width
+        );
+        problems.add(
+            Some(at),
+            message,
+            Some("choose a `granularity` that divides it".to_owned()),
+        );
+        return None;
+    }
     let invented = models.checkpoints.len();
     let assembly = Assembly {
         models: &models,
@@ -159,6 +181,7 @@ fn attempt(
         experts,
         has_experts,
         fold_norms: recipe.fold_norms,
+        upcycle,
         seed: recipe.router.seed.unwrap_or(options.seed),
         dtype: recipe.dtype.and_then(FloatType::of),
         invented,
@@ -203,9 +226,9 @@ fn attempt(
             &config::Assembled {
                 target,
                 base: of_base,
-                experts: assembly.experts.len(),
+                experts: assembly.experts.len() * parts,
                 per_token: recipe.experts_per_token.value,
-                width: of_base.width,
+                width: of_base.width / parts,
                 shared_width,
                 has_experts: &assembly.has_experts,
                 dtype: dtypes.and_then(|tensor| plan::dtype_name(tensor.dtype)),
@@ -213,6 +236,23 @@ fn attempt(
         )
     });
     let layers = (0..of_base.layers).filter(|layer| assembly.has_experts[*layer]);
+    let layers: Vec<usize> = layers.collect();
+    let some = match layers.len() < of_base.layers {
+        true => format!(" in {} of {} layers", layers.len(), of_base.layers),
+        false => String::new(),
+    };
+    let shared = if assembly.shared.is_some() {
+        " and a shared one"
+    } else {
+        ""
+    };
+    let assembly = format!(
+        "{} of {}{shared}{some}, {} for each token, routers by {}",
+        target.model_type,
+        plan::count(recipe.experts.len() * parts, "expert"),
+        recipe.experts_per_token.value,
+        recipe.gate_mode.value.name()
+    );
     let parts = RouterParts {
         recipe,
         options,
@@ -222,7 +262,7 @@ fn attempt(
         backbone,
         dense: of_base,
         names: routers,
-        layers: layers.collect(),
+        layers,
         shared_gate,
     };
     let router = router(parts, problems)?;
@@ -243,6 +283,7 @@ fn attempt(
     Draft {
         command: "moe",
         method: &MOE,
+        assembly: Some(assembly),
         random,
         recipe: (path.to_owned(), recipe.text.clone()),
         models,
@@ -575,6 +616,10 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         names: parts.names,
         hidden,
         experts,
+        parts: recipe
+            .upcycle
+            .as_ref()
+            .map_or(1, |cut| cut.value.granularity),
         shared_gate,
         seed: recipe.router.seed.unwrap_or(options.seed),
         center: recipe.router.center,

@@ -15,6 +15,7 @@ use crate::numeric::BLOCK;
 pub(crate) struct Draft {
     pub(crate) command: &'static str,
     pub(crate) method: &'static MethodInfo,
+    pub(crate) assembly: Option<String>,
     pub(crate) random: bool,
     pub(crate) recipe: (String, String),
     pub(crate) models: Models,
@@ -88,6 +89,7 @@ impl Draft {
             command: self.command,
             inexact: options.inexact,
             method: self.method,
+            assembly: self.assembly,
             random: self.random || models.results.values().any(|result| result.plan.random),
             seed: options.seed,
             recipe: self.recipe,

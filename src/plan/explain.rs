@@ -50,8 +50,12 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
 fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result {
     writeln!(
         out,
-        "method   {}{}",
+        "method   {}{}{}",
         plan.method.name,
+        match &plan.assembly {
+            Some(assembly) => format!(": {assembly}"),
+            None => String::new(),
+        },
         if plan.random {
             format!(", seed {}", plan.seed)
         } else {
@@ -432,6 +436,7 @@ pub fn json(plan: &Plan) -> Value {
         plan.shards.iter().map(|shard| json!({"file": shard.file_name, "bytes": shard.file_size, "tensors": shard.tensors.len()})).collect();
     json!({
         "method": plan.method.name,
+        "assembly": plan.assembly,
         "results": plan.results.iter().map(|(model, result)| {
             json!({"name": plan.models[*model].label(), "plan": json(&result.plan)})
         }).collect::<Vec<_>>(),

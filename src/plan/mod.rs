@@ -67,6 +67,8 @@ pub struct Plan {
     pub inexact: bool,
     /// The method.
     pub method: &'static MethodInfo,
+    /// What is assembled, in words; nothing for a merge.
+    pub assembly: Option<String>,
     /// Whether the result depends on the seed.
     pub random: bool,
     /// The seed.
@@ -321,6 +323,7 @@ fn attempt(
     let draft = Draft {
         command: "merge",
         method: method.info(),
+        assembly: None,
         random: method.info().random,
         recipe: (path.to_owned(), recipe.text.clone()),
         models,

@@ -28,7 +28,9 @@ mod yaml;
 mod tests;
 
 pub use exceptions::{Exception, Fallback};
-pub use moe::{Expert, GateMode, LayerRanges, MoeRecipe, PromptTokens, RouterRecipe};
+pub use moe::{
+    Expert, GateMode, LayerRanges, MoeRecipe, PromptTokens, RouterRecipe, Split, Upcycle,
+};
 pub use nearest::nearest;
 pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any};
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};

@@ -39,6 +39,8 @@ pub struct MoeRecipe {
     pub shared_experts: Vec<Expert>,
     /// Whether the norm that an expert was trained behind is folded into it.
     pub fold_norms: bool,
+    /// `upcycle:`: how each expert is cut into smaller ones, if it is.
+    pub upcycle: Option<Located<Upcycle>>,
     /// `layers:`: those that get experts, if not all do.
     pub layers: Option<Located<LayerRanges>>,
     /// Merges that `base_model`, `backbone` and experts may be, each after those it uses itself.
@@ -86,6 +88,24 @@ pub struct RouterRecipe {
     pub seed: Option<u64>,
     /// A safetensors file with the rows.
     pub file: Option<Located<String>>,
+}
+
+/// How an expert is cut into several of a share of its width, which are chosen together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upcycle {
+    /// Into how many.
+    pub granularity: usize,
+    /// Which neurons each gets.
+    pub split: Split,
+}
+
+/// Which neurons a part of an expert gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// Neighbours.
+    Contiguous,
+    /// Any, drawn by seed.
+    Random,
 }
 
 /// Which tokens of a prompt a router's row is made from.
@@ -237,6 +257,7 @@ const MOE: Place = Place {
         "dtype",
         "backbone",
         "fold_norms",
+        "upcycle",
         "layers",
     ],
 };
@@ -265,6 +286,11 @@ const ROUTER: Place = Place {
     ],
 };
 
+const UPCYCLE: Place = Place {
+    name: "`upcycle`",
+    keys: &["granularity", "split"],
+};
+
 /// Whether a document assembles a mixture of experts, and does not merge.
 pub(super) fn is_moe(root: &Node) -> bool {
     let Value::Map(entries) = &root.value else {
@@ -288,7 +314,7 @@ impl Walk<'_> {
             let node = &entry.node;
             match entry.key.as_str() {
                 "gate_mode" | "router" | "experts_per_token" | "architecture" | "dtype"
-                | "backbone" | "fold_norms" | "layers" | "shared_experts"
+                | "backbone" | "fold_norms" | "upcycle" | "layers" | "shared_experts"
                     if node.is_null() => {}
                 "base_model" => base_model = Some(self.model(node)),
                 "experts" => experts = Some(self.experts(entry, false)),
@@ -305,6 +331,7 @@ impl Walk<'_> {
                 "dtype" => recipe.dtype = self.dtype(entry),
                 "backbone" => (backbone, inner) = self.backbone(node),
                 "fold_norms" => recipe.fold_norms = self.flag(entry).unwrap_or_default(),
+                "upcycle" => recipe.upcycle = self.upcycle(node),
                 "layers" => recipe.layers = self.layers(entry),
                 _ => self.other_key(&MOE, entry),
             }
@@ -334,6 +361,7 @@ impl Walk<'_> {
             experts,
             shared_experts: recipe.shared_experts,
             fold_norms: recipe.fold_norms,
+            upcycle: recipe.upcycle,
             layers: recipe.layers,
             results: Vec::new(),
             warnings: Vec::new(),
@@ -455,6 +483,39 @@ impl Walk<'_> {
         Some(router)
     }
 
+    fn upcycle(&mut self, node: &Node) -> Option<Located<Upcycle>> {
+        let entries = self.entries(node, &UPCYCLE)?;
+        let mut upcycle = Upcycle {
+            granularity: 1,
+            split: Split::Contiguous,
+        };
+        for entry in entries {
+            match entry.key.as_str() {
+                _ if entry.node.is_null() => {}
+                "granularity" => upcycle.granularity = self.whole(entry, 1)?,
+                "split" => {
+                    upcycle.split = match self.text(entry)?.as_str() {
+                        "contiguous" => Split::Contiguous,
+                        "random" => Split::Random,
+                        other => {
+                            let found = quoted(other);
+                            let message = format!(
+                                "expected `contiguous` or `random` for `split`, found {found}"
+                            );
+                            self.problem(ProblemKind::Unknown, entry.node.at, message);
+                            return None;
+                        }
+                    };
+                }
+                _ => self.other_key(&UPCYCLE, entry),
+            }
+        }
+        Some(Located {
+            value: upcycle,
+            at: node.at,
+        })
+    }
+
     fn prompt_tokens(&mut self, entry: &Entry) -> Option<PromptTokens> {
         match self.text(entry)?.as_str() {
             "last" => Some(PromptTokens::Last),
@@ -572,7 +633,26 @@ impl Walk<'_> {
     /// What the recipe's parts demand of each other.
     fn check_moe(&mut self, recipe: &MoeRecipe) {
         let Located { value: mode, at } = recipe.gate_mode;
-        let (experts, per_token) = (recipe.experts.len(), recipe.experts_per_token.value);
+        let parts = recipe
+            .upcycle
+            .as_ref()
+            .map_or(1, |cut| cut.value.granularity);
+        let (experts, per_token) = (
+            recipe.experts.len().saturating_mul(parts),
+            recipe.experts_per_token.value,
+        );
+        if let Some(upcycle) = &recipe.upcycle
+            && (per_token % parts != 0 || experts > MAX_EXPERTS)
+        {
+            let message = match experts > MAX_EXPERTS {
+                true => format!("expected at most {MAX_EXPERTS} experts, found {experts}"),
+                false => format!(
+                    "each expert is cut into {parts}, and a token goes through {per_token}: not into whole ones"
+                ),
+            };
+            let hint = "`experts_per_token` counts the parts: make it a multiple of `granularity`";
+            self.refuse(ProblemKind::Invalid, upcycle.at, message, Some(hint));
+        }
         if experts < per_token {
             let message =
                 format!("a token goes through {per_token} experts, and there are {experts}");
@@ -599,7 +679,7 @@ impl Walk<'_> {
             expert.positive_prompts == first.positive_prompts
                 && expert.negative_prompts == first.negative_prompts
         };
-        if experts > 1 && mode.needs_prompts() && recipe.experts.iter().all(alike) {
+        if recipe.experts.len() > 1 && mode.needs_prompts() && recipe.experts.iter().all(alike) {
             let message = "all experts have the same prompts, so their routers would be equal";
             let hint =
                 "give each expert prompts for what it is good at, or choose another `gate_mode`";
@@ -644,6 +724,7 @@ struct Parts {
     experts_per_token: Option<Located<usize>>,
     shared_experts: Vec<Expert>,
     fold_norms: bool,
+    upcycle: Option<Located<Upcycle>>,
     layers: Option<Located<LayerRanges>>,
 }
 

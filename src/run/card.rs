@@ -36,14 +36,21 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
     if plan.config.is_some() {
         card.push_str("library_name: transformers\n");
     }
-    card.push_str("tags:\n- merge\n- weldment\n---\n");
+    card.push_str("tags:\n- merge\n");
+    if plan.assembly.is_some() {
+        card.push_str("- moe\n");
+    }
+    card.push_str("- weldment\n---\n");
     card.push_str(&format!("# {}\n\n", escaped(&name)));
-    card.push_str(&format!(
-        "Merged with Weldment {} by the `{}` method ({}).\n\n## Models\n\n",
-        env!("CARGO_PKG_VERSION"),
-        plan.method.name,
-        plan.method.source
-    ));
+    let version = env!("CARGO_PKG_VERSION");
+    card.push_str(&match &plan.assembly {
+        Some(assembly) => format!("Assembled with Weldment {version}: {assembly}."),
+        None => format!(
+            "Merged with Weldment {version} by the `{}` method ({}).",
+            plan.method.name, plan.method.source
+        ),
+    });
+    card.push_str("\n\n## Models\n\n");
     let base = plan.base.map(|base| plan.models[base].label());
     for model in models {
         let role = if base == Some(model.label()) {

@@ -161,9 +161,25 @@ fn assert_equal(a: &Loaded, b: &Loaded) {
     assert_eq!((a.dtype, &a.shape, &a.bytes), (b.dtype, &b.shape, &b.bytes));
 }
 
-const PAIRS: [(&str, &str, &str); 14] = [
+const PAIRS: [(&str, &str, &str); 18] = [
     ("llama", "mixtral", ""),
     ("mistral", "mixtral", ""),
+    ("llama", "mixtral", "upcycle: {granularity: 2}"),
+    (
+        "phi3",
+        "mixtral",
+        "upcycle: {granularity: 3, split: random}\nexperts_per_token: 6",
+    ),
+    (
+        "qwen3",
+        "glm4_moe",
+        "upcycle: {granularity: 2, split: random}\nexperts_per_token: 4\nshared_experts: [{source_model: dense, alpha: 0.5}]",
+    ),
+    (
+        "llama",
+        "granitemoe",
+        "upcycle: {granularity: 4}\nexperts_per_token: 4",
+    ),
     ("phi3", "mixtral", ""),
     ("llama", "qwen2_moe", ""),
     (
@@ -272,6 +288,19 @@ fn experts_and_all_else_are_the_bytes_of_their_models() {
         (&config["dtype"], &config["torch_dtype"]),
         (&json!("float32"), &json!("float32"))
     );
+}
+
+#[test]
+fn what_a_config_leaves_to_its_class_is_written_down() {
+    let bench = Bench::new();
+    bench.dense("base", "mistral", 1, json!({}));
+    let recipe = "base_model: base\ngate_mode: random\nexperts: [{source_model: base}, {source_model: base}]\n";
+    bench.moe(recipe, &[]);
+    let window = || read_json(&bench.path("out/config.json"))["sliding_window"].clone();
+    assert_eq!(window(), 4096);
+    bench.dense("base", "mistral", 1, json!({"sliding_window": null}));
+    bench.moe(recipe, &[]);
+    assert_eq!(window(), Value::Null);
 }
 
 #[test]
@@ -484,7 +513,7 @@ fn a_plan_shows_the_assembly_and_writes_nothing() {
     let plan = bench.weld(&["plan", "recipe.yml"]);
     assert_eq!(plan.code, Some(0), "{}", plan.stderr);
     for part in [
-        "method   moe",
+        "method   moe: mixtral of 2 experts, 2 for each token, routers by random",
         "router",
         "the router",
         "not among what the assembly takes from it",
@@ -740,6 +769,24 @@ fn what_is_not_exact_is_refused_by_the_fields_name() {
             "router: {temperature: 0}",
             "expected a number more than 0 for `temperature`",
         ),
+        (
+            "base",
+            "other",
+            "upcycle: {granularity: 3}",
+            "each expert is cut into 3, and a token goes through 2",
+        ),
+        (
+            "base",
+            "other",
+            "upcycle: {granularity: 5}\nexperts_per_token: 5",
+            "cannot be cut into 5 equal parts",
+        ),
+        (
+            "base",
+            "other",
+            "upcycle: {granularty: 2}",
+            "did you mean `granularity`?",
+        ),
         ("base", "missing", "", "missing"),
     ];
     for (base, expert, more, expected) in cases {
@@ -833,6 +880,36 @@ fn check_proves_the_target_and_the_bytes() {
         wrong.stderr
     );
     assert!(!bench.path("half-moe").exists());
+}
+
+#[test]
+fn mixtures_of_one_shape_merge_like_any_models() {
+    let bench = Bench::new();
+    for (name, seed) in [("base", 1), ("one", 2), ("two", 3)] {
+        bench.dense(name, "llama", seed, json!({}));
+    }
+    for (out, experts) in [("m1", ["one", "two"]), ("m2", ["base", "one"])] {
+        bench.recipe(&format!(
+            "base_model: base\ngate_mode: random\nexperts: [{{source_model: {}}}, {{source_model: {}}}]\n",
+            experts[0], experts[1]
+        ));
+        let done = bench.weld(&["moe", "recipe.yml", out, "-q"]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+    }
+    bench.merge(
+        "merge_method: linear\nmodels: [{model: m1, parameters: {weight: 1}}, {model: m2, parameters: {weight: 1}}]\n",
+        &[],
+    );
+    let [m1, m2, out] = ["m1", "m2", "out"].map(|name| by_name(&bench.path(name)));
+    for (name, merged) in &out {
+        let pairs = m1[name].values().into_iter().zip(m2[name].values());
+        let expected: Vec<f64> = pairs
+            .map(|(a, b)| f64::from(((a + b) / 2.0) as f32))
+            .collect();
+        assert_eq!(merged.values(), expected, "{name}");
+    }
+    assert_eq!(out.len(), m1.len());
+    assert_eq!(bench.weld(&["check", "out", "-q"]).code, Some(0));
 }
 
 #[test]

@@ -95,6 +95,8 @@ def cases():
             yield name, target, "plain", ""
             if target in SHARED and name in ("llama", "qwen2", "qwen3", "granite", "ernie4_5", "hunyuan"):
                 yield name, target, "alpha", f"shared_experts:\n  - {{source_model: {name}, alpha: 0.3}}\n"
+            if name in ("llama", "qwen3", "granite"):
+                yield name, target, "granular", "upcycle: {granularity: 2, split: random}\n"
             if target in PARTIAL and name in ("llama", "qwen2", "qwen3", "ernie4_5"):
                 yield name, target, "layers", f'layers: "{PARTIAL[target]}"\n'
 

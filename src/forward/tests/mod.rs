@@ -2,6 +2,7 @@
 
 mod hostile;
 mod kernels;
+mod published;
 mod tokens;
 mod twin;
 mod whole;

@@ -35,6 +35,8 @@ pub(super) struct Recipe {
     pub(super) hidden: usize,
     /// How many experts.
     pub(super) experts: usize,
+    /// Into how many parts each expert is cut; they have the same row.
+    pub(super) parts: usize,
     /// Whether the shared expert has a row of its own, behind those of the experts.
     pub(super) shared_gate: bool,
     pub(super) seed: u64,
@@ -74,7 +76,8 @@ impl Recipe {
 
     /// Bytes of all rows while they are made.
     fn bytes(&self) -> u64 {
-        (self.names.len() * self.rows() * self.hidden * size_of::<f64>()) as u64
+        let rows = self.rows() * size_of::<f64>() + self.rows() * self.parts * size_of::<f32>();
+        (self.names.len() * self.hidden * rows) as u64
     }
 }
 
@@ -118,7 +121,7 @@ impl Made for Routers {
     }
 
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
-        let experts = self.recipe.experts;
+        let experts = self.recipe.experts * self.recipe.parts;
         match *self.tensors.get(index)? {
             Invented::Zeros => Some(Box::new(Zeros)),
             Invented::Rows(layer) => self.rows(layer, 0..experts),
@@ -140,9 +143,16 @@ impl Made for Routers {
             GateMode::Zero => Vec::new(),
             _ => report::notes(&layers, &self.recipe),
         };
+        let Recipe { experts, parts, .. } = self.recipe;
         let bytes = |rows: Rows| {
-            let values = rows.values.iter().map(|value| *value as f32);
-            values.flat_map(f32::to_le_bytes).collect()
+            let mut bytes = Vec::with_capacity(rows.values.len() * parts * size_of::<f32>());
+            for (number, row) in rows.values.chunks_exact(rows.hidden).enumerate() {
+                let times = if number < experts { parts } else { 1 };
+                for value in std::iter::repeat_n(row, times).flatten() {
+                    bytes.extend((*value as f32).to_le_bytes());
+                }
+            }
+            bytes
         };
         // A second call would have made the same.
         let _ = self

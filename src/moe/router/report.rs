@@ -102,6 +102,7 @@ mod tests {
             names: vec!["a".to_owned(), "b".to_owned()],
             hidden: 2,
             experts: 2,
+            parts: 1,
             shared_gate: false,
             seed: 0,
             center,
