@@ -339,20 +339,11 @@ fn denses(models: &Models, problems: &mut Problems) -> Option<Vec<Option<Dense>>
         match Dense::read(model) {
             Ok(dense) => denses.push(Some(dense)),
             Err(message) => {
-                let (message, hint) = split_hint(&message);
-                problems.add(models.at[index], message, hint);
+                problems.add_text(models.at[index], &message);
             }
         }
     }
     problems.is_empty().then_some(denses)
-}
-
-/// A message and what follows `hint:` in it.
-fn split_hint(message: &str) -> (&str, Option<String>) {
-    match message.split_once("; hint: ") {
-        Some((message, hint)) => (message, Some(hint.to_owned())),
-        None => (message, None),
-    }
 }
 
 /// The layout that is written.
@@ -558,8 +549,7 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
             match opened {
                 Ok(opened) => Some(opened),
                 Err(message) => {
-                    let (message, hint) = split_hint(&message);
-                    problems.add(Some(file.at), message, hint);
+                    problems.add_text(Some(file.at), &message);
                     return None;
                 }
             }
@@ -603,14 +593,15 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         && let Err(error) = Decoder::new(config.value(), model)
     {
         let message = format!("the states of `{}` for the routers: {error}", model.label());
-        let (message, hint) = split_hint(&message);
-        problems.add(models.at[parts.backbone], message, hint);
+        problems.add_text(models.at[parts.backbone], &message);
         return None;
     }
     let default = match mode {
         GateMode::HiddenAvg | GateMode::GateInput => PromptTokens::Mean,
         _ => PromptTokens::Last,
     };
+    // The state, what is read of it, queries, keys and values, and the inner features of an MLP.
+    let per_token = size_of::<f32>() * (6 * hidden + 2 * dense.width);
     Some(router::Recipe {
         mode,
         names: parts.names,
@@ -630,8 +621,7 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         prompts,
         tokens: recipe.router.tokens.unwrap_or(default),
         model,
-        // The state, what is read of it, queries, keys and values, and the inner features of an MLP.
-        per_token: size_of::<f32>() * (6 * hidden + 2 * dense.width),
+        most_tokens: (options.settings.memory / 2) as usize / per_token,
     })
 }
 

@@ -27,7 +27,11 @@ impl Problems {
 
     /// Adds an error of a lower layer, whose text may end in a hint.
     pub(crate) fn add_error(&mut self, at: Option<Position>, error: &dyn Error) {
-        let text = error.to_string();
+        self.add_text(at, &error.to_string());
+    }
+
+    /// Adds a message that may end in a hint.
+    pub(crate) fn add_text(&mut self, at: Option<Position>, text: &str) {
         match text.split_once("; hint: ") {
             Some((message, hint)) => self.add(at, message, Some(hint.to_owned())),
             None => self.add(at, text, None),

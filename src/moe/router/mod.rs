@@ -53,8 +53,8 @@ pub(super) struct Recipe {
     pub(super) tokens: PromptTokens,
     /// The dense model whose states or embeddings are taken.
     pub(super) model: Option<Checkpoint>,
-    /// Bytes that states take for each token.
-    pub(super) per_token: usize,
+    /// Tokens whose states may be held at a time.
+    pub(super) most_tokens: usize,
 }
 
 /// A prompt, cut into tokens.

@@ -113,7 +113,7 @@ mod tests {
             prompts: Vec::new(),
             tokens: PromptTokens::Last,
             model: None,
-            per_token: 1,
+            most_tokens: 1,
         }
     }
 

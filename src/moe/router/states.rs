@@ -9,9 +9,6 @@ use crate::checkpoint::Checkpoint;
 use crate::forward::{Decoder, Observer, Weights};
 use crate::recipe::{GateMode, PromptTokens};
 
-/// Bytes of states that are held at a time; prompts beyond it go through the model in another run.
-const STATES: usize = 128 << 20;
-
 /// The rows of all layers by the states of the prompts.
 pub(super) fn hidden(
     recipe: &Recipe,
@@ -33,7 +30,7 @@ pub(super) fn hidden(
         prompts: &[],
     };
     let last = recipe.layers.last().copied();
-    for batch in batches(&recipe.prompts, recipe.per_token) {
+    for batch in batches(&recipe.prompts, recipe.most_tokens) {
         if cancelled() {
             return Err("stopped".into());
         }
@@ -46,9 +43,8 @@ pub(super) fn hidden(
     Ok(sums.rows)
 }
 
-/// Runs of prompts whose states fit together: so each run reads the weights once for many.
-fn batches(prompts: &[Prompt], per_token: usize) -> Vec<&[Prompt]> {
-    let most = (STATES / per_token.max(1)).max(1);
+/// Runs of prompts of so many tokens at the most, or of one longer prompt: each run reads the weights once.
+fn batches(prompts: &[Prompt], most: usize) -> Vec<&[Prompt]> {
     let mut batches = Vec::new();
     let (mut start, mut tokens) = (0, 0);
     for (index, prompt) in prompts.iter().enumerate() {
@@ -170,15 +166,15 @@ mod tests {
             tokens: vec![0; tokens],
         };
         let prompts: Vec<Prompt> = [3, 4, 100, 1, 1, 1].map(prompt).into();
-        let lens = |per_token: usize| -> Vec<usize> {
-            batches(&prompts, per_token)
+        let lens = |most: usize| -> Vec<usize> {
+            batches(&prompts, most)
                 .iter()
                 .map(|batch| batch.len())
                 .collect()
         };
-        assert_eq!(lens(1), [6]);
+        assert_eq!(lens(usize::MAX), [6]);
         // Seven tokens at a time: a longer prompt goes alone.
-        assert_eq!(lens(STATES / 7), [2, 1, 3]);
-        assert_eq!(lens(usize::MAX), [1; 6]);
+        assert_eq!(lens(7), [2, 1, 3]);
+        assert_eq!(lens(0), [1; 6]);
     }
 }
