@@ -25,7 +25,7 @@ impl Progress {
     pub(super) fn start(plan: &Plan, quiet: bool, stop: Arc<AtomicBool>) -> Self {
         let line = format!(
             "{} {} tensors of {} models by {}",
-            match plan.command {
+            match plan.command() {
                 "moe" => "assembling",
                 _ => "merging",
             },

@@ -17,6 +17,11 @@ pub struct Decided {
 }
 
 impl Decided {
+    /// Whether it is there already.
+    pub fn is_made(&self) -> bool {
+        self.single.get().is_some() || self.double.get().is_some()
+    }
+
     pub(super) fn set_single(&self, apply: Box<dyn Apply<f32>>) {
         // A second job that decided the same came to the same.
         let _ = self.single.set(apply);

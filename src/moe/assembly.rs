@@ -7,7 +7,6 @@ use super::family::Dense;
 use super::router::{self, Invented};
 use super::targets::{Absent, Experts, SharedLayout, Target};
 use crate::checkpoint::{Dtype, TensorEntry, is_derived_buffer, is_output_head};
-use crate::methods::TensorParams;
 use crate::numeric::{FloatType, NormalKey, Picks};
 use crate::plan::{
     Fate, Fold, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View,
@@ -237,16 +236,8 @@ impl<'a> Assembly<'a> {
         } else {
             Operation::convert()
         };
-        PlannedTensor {
-            name,
-            dtype: output.map_or(entry.dtype, FloatType::dtype),
-            shape: entry.shape.clone(),
-            sources: vec![source],
-            base: None,
-            views: Vec::new(),
-            operation,
-            params: TensorParams::default(),
-        }
+        let dtype = output.map_or(entry.dtype, FloatType::dtype);
+        PlannedTensor::plain(name, dtype, entry.shape.clone(), vec![source], operation)
     }
 
     /// The MLP of a layer: with experts, or dense as it was.
@@ -384,23 +375,15 @@ impl<'a> Assembly<'a> {
         out.invented
             .push((router::entry(name.clone(), shape.clone()), what));
         let elements = shape.iter().map(|dim| *dim as u64).product();
-        out.planned.push(PlannedTensor {
-            name,
-            dtype,
-            shape,
-            sources: vec![source],
-            base: None,
-            views: Vec::new(),
-            operation: Operation::Compute {
-                name: if matches!(what, Invented::Zeros) {
-                    ZEROS
-                } else {
-                    ROUTER
-                },
-                program: Box::new(Adjust([Segment::plain(elements)].into())),
+        let operation = Operation::Compute {
+            name: match what {
+                Invented::Zeros => ZEROS,
+                Invented::Rows(_) | Invented::SharedGate(_) => ROUTER,
             },
-            params: TensorParams::default(),
-        });
+            program: Box::new(Adjust([Segment::plain(elements)].into())),
+        };
+        let planned = PlannedTensor::plain(name, dtype, shape, vec![source], operation);
+        out.planned.push(planned);
     }
 
     fn shared_expert(
@@ -629,19 +612,12 @@ impl<'a> Assembly<'a> {
             let shape = piece.shape.into();
             return self.join(name, vec![piece], shape);
         }
-        PlannedTensor {
-            name,
-            dtype: self.main_dtype(),
-            shape: piece.shape.into(),
-            sources: vec![piece.part.source],
-            base: None,
-            views: Vec::new(),
-            operation: match same {
-                true => Operation::Copy,
-                false => Operation::convert(),
-            },
-            params: TensorParams::default(),
-        }
+        let operation = match same {
+            true => Operation::Copy,
+            false => Operation::convert(),
+        };
+        let (shape, sources) = (piece.shape.into(), vec![piece.part.source]);
+        PlannedTensor::plain(name, self.main_dtype(), shape, sources, operation)
     }
 
     /// The tensor of pieces one after the other.
@@ -654,18 +630,14 @@ impl<'a> Assembly<'a> {
         };
         let segments: Vec<Segment> = pieces.iter().map(|piece| piece.segment.clone()).collect();
         let parts: Vec<Part> = pieces.into_iter().map(|piece| piece.part).collect();
+        let operation = Operation::Compute {
+            name: EXPERT,
+            program: Box::new(Adjust(segments.into())),
+        };
+        let sources = parts.first().map(|part| part.source).into_iter().collect();
         PlannedTensor {
-            name,
-            dtype: self.main_dtype(),
-            shape,
-            sources: parts.first().map(|part| part.source).into_iter().collect(),
-            base: None,
             views: vec![Some(View::Parts(parts))],
-            operation: Operation::Compute {
-                name: EXPERT,
-                program: Box::new(Adjust(segments.into())),
-            },
-            params: TensorParams::default(),
+            ..PlannedTensor::plain(name, self.main_dtype(), shape, sources, operation)
         }
     }
 

@@ -84,11 +84,7 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
     );
     // Defaults differ between families: what the config leaves to its class is written down.
     if config.get("rms_norm_eps").is_none() {
-        let eps = match base.family.model_type {
-            "phi3" | "olmo2" | "ernie4_5" | "hunyuan_v1_dense" => 1e-5,
-            _ => 1e-6,
-        };
-        set("rms_norm_eps", json!(eps));
+        set("rms_norm_eps", json!(base.family.norm_eps));
     }
     set_rope(&mut set, base);
     if target.attention.window {
@@ -115,7 +111,7 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
         Some(SharedWidth::Experts(key)) => set(key, json!(shared_width / width.max(1))),
         Some(SharedWidth::Fixed) | None => {}
     }
-    if target.model_type.starts_with("granite") {
+    if target.multipliers {
         for key in MULTIPLIERS {
             let plain = match key {
                 "attention_multiplier" => json!((base.head_dim as f64).powf(-0.5)),

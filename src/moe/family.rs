@@ -22,6 +22,7 @@ static FAMILIES: &[Family] = &[
     },
     Family {
         fused: true,
+        norm_eps: 1e-5,
         ..Family::plain("phi3")
     },
     Family {
@@ -36,6 +37,7 @@ static FAMILIES: &[Family] = &[
     Family::plain("granite"),
     Family {
         pre_norm: None,
+        norm_eps: 1e-5,
         ..Family::plain("olmo2")
     },
     Family {
@@ -43,9 +45,13 @@ static FAMILIES: &[Family] = &[
         theta: 500_000.0,
         kv_heads: Some(2),
         head_dim: Some(128),
+        norm_eps: 1e-5,
         ..Family::plain("ernie4_5")
     },
-    Family::plain("hunyuan_v1_dense"),
+    Family {
+        norm_eps: 1e-5,
+        ..Family::plain("hunyuan_v1_dense")
+    },
 ];
 
 /// A family of dense decoders: how it differs from Llama.
@@ -68,6 +74,8 @@ pub(super) struct Family {
     theta: f64,
     /// Heads of keys and values if the config doesn't say; none where they are as many as all.
     kv_heads: Option<usize>,
+    /// What norms add under the root if the config doesn't say.
+    pub(super) norm_eps: f64,
     /// Width of a head if the config doesn't say; none where heads share the width of a state.
     head_dim: Option<usize>,
 }
@@ -84,6 +92,7 @@ impl Family {
             tied: false,
             theta: 10_000.0,
             kv_heads: None,
+            norm_eps: 1e-6,
             head_dim: None,
         }
     }

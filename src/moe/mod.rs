@@ -112,34 +112,14 @@ fn attempt(
         .collect::<Option<_>>()?;
     let target = target(recipe, of_base, problems)?;
 
-    let mut misfits = exact::of_base(of_base, target, models.label(base))
-        .into_iter()
-        .map(|misfit| (Some(recipe.base_model.at), misfit))
-        .collect::<Vec<_>>();
-    let others = experts
+    let backbone_at = recipe.backbone.as_ref().map(|named| (backbone, named.at));
+    let others: Vec<(usize, Position)> = experts
         .iter()
         .chain(&shared)
-        .map(|expert| (expert.model, expert.recipe.source.at));
-    let others = others.chain(recipe.backbone.as_ref().map(|named| (backbone, named.at)));
-    let mut looked_at = vec![base];
-    for (model, at) in others {
-        if looked_at.contains(&model) {
-            continue;
-        }
-        looked_at.push(model);
-        let (other, label) = (of_model(model)?, models.label(model));
-        // No word of the user makes matrices fit.
-        for Misfit { message, hint } in exact::of_expert(of_base, other, label) {
-            problems.add(Some(at), message, hint);
-        }
-        let surroundings = exact::of_surroundings(of_base, other, label);
-        misfits.extend(surroundings.into_iter().map(|misfit| (Some(at), misfit)));
-    }
-    if of_base.mlp_bias {
-        for Misfit { message, hint } in exact::of_expert(of_base, of_base, models.label(base)) {
-            problems.add(Some(recipe.base_model.at), message, hint);
-        }
-    }
+        .map(|expert| (expert.model, expert.recipe.source.at))
+        .chain(backbone_at)
+        .collect();
+    let misfits = misfits(recipe, target, &models, base, &dense, &others, problems)?;
     report_misfits(misfits, options.inexact, &mut notes, problems);
     check_vocabularies(&models, options.inexact, &mut notes, problems);
     let shared = shared_expert(recipe, target, shared, problems);
@@ -237,23 +217,8 @@ fn attempt(
     });
     let layers = (0..of_base.layers).filter(|layer| assembly.has_experts[*layer]);
     let layers: Vec<usize> = layers.collect();
-    let some = match layers.len() < of_base.layers {
-        true => format!(" in {} of {} layers", layers.len(), of_base.layers),
-        false => String::new(),
-    };
-    let shared = if assembly.shared.is_some() {
-        " and a shared one"
-    } else {
-        ""
-    };
-    let assembly = format!(
-        "{} of {}{shared}{some}, {} for each token, routers by {}",
-        target.model_type,
-        plan::count(recipe.experts.len() * parts, "expert"),
-        recipe.experts_per_token.value,
-        recipe.gate_mode.value.name()
-    );
-    let parts = RouterParts {
+    let described = described(recipe, &assembly, layers.len());
+    let of_router = RouterParts {
         recipe,
         options,
         locator,
@@ -265,7 +230,7 @@ fn attempt(
         layers,
         shared_gate,
     };
-    let router = router(parts, problems)?;
+    let router = router(of_router, problems)?;
     let (entries, what): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     let routers = Routers::new(router, what);
     let location = models.checkpoints[base].location().clone();
@@ -281,9 +246,8 @@ fn attempt(
     models.at.push(None);
     let sidecars = models.sidecars(&mut notes, problems)?;
     Draft {
-        command: "moe",
         method: &MOE,
-        assembly: Some(assembly),
+        assembly: Some(described),
         random,
         recipe: (path.to_owned(), recipe.text.clone()),
         models,
@@ -297,6 +261,27 @@ fn attempt(
         notes,
     }
     .finish(options, problems)
+}
+
+/// What is assembled, in words.
+fn described(recipe: &MoeRecipe, assembly: &Assembly<'_>, layers: usize) -> String {
+    let all = assembly.dense.layers;
+    let some = match layers < all {
+        true => format!(" in {layers} of {all} layers"),
+        false => String::new(),
+    };
+    let shared = match assembly.shared {
+        Some(_) => " and a shared one",
+        None => "",
+    };
+    let experts = assembly.experts.len() * assembly.upcycle.granularity;
+    format!(
+        "{} of {}{shared}{some}, {} for each token, routers by {}",
+        assembly.target.model_type,
+        plan::count(experts, "expert"),
+        recipe.experts_per_token.value,
+        recipe.gate_mode.value.name()
+    )
 }
 
 /// Opens the models of the recipe.
@@ -386,6 +371,45 @@ fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<&
             Some(holds.unwrap_or(&several[0]))
         }
     }
+}
+
+/// What keeps the models from being assembled exactly. What keeps their matrices from fitting at all, which no word
+/// of the user mends, goes to `problems`.
+fn misfits(
+    recipe: &MoeRecipe,
+    target: &Target,
+    models: &Models,
+    base: usize,
+    dense: &[Option<Dense>],
+    others: &[(usize, Position)],
+    problems: &mut Problems,
+) -> Option<Vec<(Option<Position>, Misfit)>> {
+    let of_base = dense[base].as_ref()?;
+    let base_at = Some(recipe.base_model.at);
+    let mut found: Vec<(Option<Position>, Misfit)> =
+        exact::of_base(of_base, target, models.label(base))
+            .into_iter()
+            .map(|misfit| (base_at, misfit))
+            .collect();
+    let mut looked_at = vec![base];
+    for (model, at) in others {
+        if looked_at.contains(model) {
+            continue;
+        }
+        looked_at.push(*model);
+        let (other, label) = (dense[*model].as_ref()?, models.label(*model));
+        for Misfit { message, hint } in exact::of_expert(of_base, other, label) {
+            problems.add(Some(*at), message, hint);
+        }
+        let surroundings = exact::of_surroundings(of_base, other, label);
+        found.extend(surroundings.into_iter().map(|misfit| (Some(*at), misfit)));
+    }
+    if of_base.mlp_bias {
+        for Misfit { message, hint } in exact::of_expert(of_base, of_base, models.label(base)) {
+            problems.add(base_at, message, hint);
+        }
+    }
+    Some(found)
 }
 
 fn report_misfits(

@@ -27,6 +27,8 @@ pub(super) struct Target {
     pub(super) attention: Attention,
     /// How the config says that only some layers have experts.
     pub(super) partial: Partial,
+    /// Whether it has Granite's multipliers, which are one for other families.
+    pub(super) multipliers: bool,
     /// How the config counts.
     pub(super) counts: Counts,
 }
@@ -189,6 +191,7 @@ pub(super) static TARGETS: &[Target] = &[
             head_dim: true,
         },
         partial: Partial::No,
+        multipliers: false,
         counts: Counts {
             experts: &["num_local_experts"],
             per_token: "num_experts_per_tok",
@@ -219,6 +222,7 @@ pub(super) static TARGETS: &[Target] = &[
             head_dim: false,
         },
         partial: Partial::MlpOnlyLayers,
+        multipliers: false,
         counts: Counts {
             experts: &["num_experts"],
             per_token: "num_experts_per_tok",
@@ -245,6 +249,7 @@ pub(super) static TARGETS: &[Target] = &[
             head_dim: true,
         },
         partial: Partial::MlpOnlyLayers,
+        multipliers: false,
         counts: Counts {
             experts: &["num_experts", "num_local_experts"],
             per_token: "num_experts_per_tok",
@@ -276,6 +281,7 @@ pub(super) static TARGETS: &[Target] = &[
             head_dim: true,
         },
         partial: Partial::FirstDense,
+        multipliers: false,
         counts: Counts {
             experts: &["n_routed_experts"],
             per_token: "num_experts_per_tok",
@@ -307,6 +313,7 @@ pub(super) static TARGETS: &[Target] = &[
             head_dim: true,
         },
         partial: Partial::FirstDense,
+        multipliers: false,
         counts: Counts {
             experts: &["n_routed_experts"],
             per_token: "num_experts_per_tok",
@@ -327,6 +334,7 @@ pub(super) static TARGETS: &[Target] = &[
         router_f32: false,
         attention: GRANITE_ATTENTION,
         partial: Partial::No,
+        multipliers: true,
         counts: Counts {
             experts: &["num_local_experts"],
             per_token: "num_experts_per_tok",
@@ -354,6 +362,7 @@ pub(super) static TARGETS: &[Target] = &[
         router_f32: false,
         attention: GRANITE_ATTENTION,
         partial: Partial::No,
+        multipliers: true,
         counts: Counts {
             experts: &["num_local_experts"],
             per_token: "num_experts_per_tok",
@@ -379,6 +388,7 @@ pub(super) static TARGETS: &[Target] = &[
             head_dim: false,
         },
         partial: Partial::No,
+        multipliers: false,
         counts: Counts {
             experts: &["num_experts"],
             per_token: "num_experts_per_tok",
@@ -409,6 +419,7 @@ pub(super) static TARGETS: &[Target] = &[
             head_dim: true,
         },
         partial: Partial::StartAndEnd,
+        multipliers: false,
         counts: Counts {
             experts: &["moe_num_experts"],
             per_token: "moe_k",
@@ -440,6 +451,7 @@ pub(super) static TARGETS: &[Target] = &[
             head_dim: true,
         },
         partial: Partial::No,
+        multipliers: false,
         counts: Counts {
             experts: &["num_experts"],
             per_token: "moe_topk",

@@ -13,7 +13,6 @@ use crate::numeric::BLOCK;
 
 /// What is decided of a plan before its files and its memory are.
 pub(crate) struct Draft {
-    pub(crate) command: &'static str,
     pub(crate) method: &'static MethodInfo,
     pub(crate) assembly: Option<String>,
     pub(crate) random: bool,
@@ -86,7 +85,6 @@ impl Draft {
             })
             .sum();
         Some(Plan {
-            command: self.command,
             inexact: options.inexact,
             method: self.method,
             assembly: self.assembly,

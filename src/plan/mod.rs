@@ -61,8 +61,6 @@ pub struct Options {
 
 /// A merge that is ready to run.
 pub struct Plan {
-    /// The command that runs it: `merge` or `moe`.
-    pub command: &'static str,
     /// Whether what it makes may not compute what its models do.
     pub inexact: bool,
     /// The method.
@@ -138,6 +136,14 @@ impl Plan {
     /// Names, dtypes and shapes of the output, as the writers of headers and indexes want them.
     pub fn signatures(&self) -> Vec<(String, Dtype, Vec<usize>)> {
         draft::signatures(&self.tensors)
+    }
+
+    /// The command that runs it: `merge` or `moe`.
+    pub fn command(&self) -> &'static str {
+        match self.assembly {
+            Some(_) => "moe",
+            None => "merge",
+        }
     }
 
     /// Bytes of each tensor of the output.
@@ -321,7 +327,6 @@ fn attempt(
     sidecars.retain(|(_, file)| made.iter().all(|(name, _)| *name != file.name));
     let vocabulary = alignment.map(|alignment| alignment.summary(&mut notes));
     let draft = Draft {
-        command: "merge",
         method: method.info(),
         assembly: None,
         random: method.info().random,

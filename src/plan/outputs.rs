@@ -78,6 +78,26 @@ impl Operation {
 }
 
 impl PlannedTensor {
+    /// A tensor of sources as they are, without a base or parameters.
+    pub(crate) fn plain(
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        sources: Vec<SourceTensor>,
+        operation: Operation,
+    ) -> Self {
+        PlannedTensor {
+            name,
+            dtype,
+            shape,
+            sources,
+            base: None,
+            views: Vec::new(),
+            operation,
+            params: TensorParams::default(),
+        }
+    }
+
     /// Elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product()
@@ -376,16 +396,13 @@ impl<'a> Resolver<'a> {
             })?;
         self.used[source.model][source.tensor] += 1;
         let entry = self.entry(source);
-        Some(PlannedTensor {
-            name: wanted.name.clone(),
-            dtype: entry.dtype,
-            shape: entry.shape.clone(),
-            sources: vec![source],
-            base: None,
-            views: Vec::new(),
-            operation: Operation::Copy,
-            params: TensorParams::default(),
-        })
+        Some(PlannedTensor::plain(
+            wanted.name.clone(),
+            entry.dtype,
+            entry.shape.clone(),
+            vec![source],
+            Operation::Copy,
+        ))
     }
 
     fn same_shapes(

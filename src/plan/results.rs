@@ -180,7 +180,7 @@ pub(super) fn reading(
         if let Some(Some(view)) = tensor.views.get(index) {
             sum.once += view.bytes_read(models);
             sum.held += 1;
-            for part in view.parts() {
+            for part in view.inputs() {
                 if let Some(result) = results.get(&part.model) {
                     let made = &result.plan.tensors[part.tensor];
                     let inner = reading(made, &result.plan.models, &result.plan.results);

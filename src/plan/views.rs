@@ -64,14 +64,6 @@ impl View {
         }
     }
 
-    /// Tensors whose values are read for each of its own, whole rows of them at the most.
-    pub(super) fn parts(&self) -> Vec<SourceTensor> {
-        match self {
-            View::Rows(rows) => rows.parts.clone(),
-            View::Parts(parts) => parts.iter().map(|part| part.source).collect(),
-        }
-    }
-
     /// Bytes of one pass over it, at the most.
     pub(super) fn bytes_read(&self, models: &[Checkpoint]) -> u64 {
         let format = |part: &SourceTensor| {

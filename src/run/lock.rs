@@ -146,7 +146,7 @@ impl Lock {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 numerics: NUMERICS,
             },
-            command: plan.command.to_owned(),
+            command: plan.command().to_owned(),
             recipe: short.apply(&plan.recipe.1),
             options: LockedOptions {
                 seed: plan.seed,

@@ -126,7 +126,7 @@ impl<'a> Work<'a> {
             return;
         }
         let derived = self.prepare(plan, made);
-        let needed = made.cost().measures > 0
+        let needed = made.cost().measures > 0 && !decided.is_made()
             || matches!(made.operation, Operation::Copy) && made.sources.len() > 1;
         if needed {
             let job = Job {

@@ -2,7 +2,7 @@
 
 use super::Recipe;
 use super::rows::{Rows, normalize};
-use crate::numeric::NormalKey;
+use crate::numeric::{NormalKey, dot};
 use crate::recipe::GateMode;
 
 /// The rows of the layer whose router has this name.
@@ -29,7 +29,7 @@ fn orthonormalize(values: &mut [f64], hidden: usize) -> Result<(), String> {
         let row = &mut rest[..hidden];
         for _ in 0..2 {
             for other in before.chunks_exact(hidden) {
-                let inner: f64 = row.iter().zip(other).map(|(a, b)| a * b).sum();
+                let inner = dot(row, other);
                 for (value, of_other) in row.iter_mut().zip(other) {
                     *value -= inner * of_other;
                 }

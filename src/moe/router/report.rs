@@ -4,6 +4,7 @@ use nalgebra::DMatrix;
 
 use super::Recipe;
 use super::rows::Rows;
+use crate::numeric::dot;
 
 /// The condition number above which a layer's rows are called nearly dependent; mergekit's.
 const CONDITION: f64 = 5.0;
@@ -19,7 +20,8 @@ pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Vec<String> {
     let (names, experts) = (&recipe.names, recipe.experts);
     // Rows whose mean was taken away sum to nothing: one direction less is expected of them.
     let spare = usize::from(recipe.center);
-    let conditions: Vec<f64> = layers.iter().map(|rows| condition(rows, spare)).collect();
+    let grams: Vec<DMatrix<f64>> = layers.iter().map(gram).collect();
+    let conditions: Vec<f64> = grams.iter().map(|gram| condition(gram, spare)).collect();
     let worst = (0..layers.len()).max_by(|a, b| conditions[*a].total_cmp(&conditions[*b]));
     let bad = conditions
         .iter()
@@ -47,8 +49,11 @@ pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Vec<String> {
     let mut pairs = Vec::new();
     for a in 0..experts {
         for b in a + 1..experts {
-            let alike = |rows: &&Rows| rows.cosine(a, b).is_some_and(|cosine| cosine > COINCIDE);
-            let count = layers.iter().filter(alike).count();
+            // Rows without length have no direction to coincide in.
+            let alike = |gram: &&DMatrix<f64>| {
+                gram[(a, b)] > COINCIDE * (gram[(a, a)] * gram[(b, b)]).sqrt()
+            };
+            let count = grams.iter().filter(alike).count();
             if count > 0 {
                 pairs.push((count, a, b));
             }
@@ -67,13 +72,14 @@ pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Vec<String> {
     notes
 }
 
-/// The largest singular value of the rows over the smallest, the `spare` smallest left out.
-fn condition(rows: &Rows, spare: usize) -> f64 {
+/// The inner products of the rows of a layer.
+fn gram(rows: &Rows) -> DMatrix<f64> {
     let count = rows.values.len() / rows.hidden;
-    let gram = DMatrix::from_fn(count, count, |a, b| {
-        let (a, b) = (rows.row(a), rows.row(b));
-        a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()
-    });
+    DMatrix::from_fn(count, count, |a, b| dot(rows.row(a), rows.row(b)))
+}
+
+/// The largest singular value of rows over the smallest, the `spare` smallest left out, by their inner products.
+fn condition(gram: &DMatrix<f64>, spare: usize) -> f64 {
     let mut values: Vec<f64> = gram.symmetric_eigenvalues().iter().copied().collect();
     values.sort_by(f64::total_cmp);
     match (values.get(spare), values.last()) {
@@ -117,12 +123,16 @@ mod tests {
         }
     }
 
+    fn condition_of(values: &[f64], hidden: usize, spare: usize) -> f64 {
+        condition(&gram(&rows(values, hidden)), spare)
+    }
+
     #[test]
     fn the_condition_number_is_that_of_the_matrix() {
-        assert_eq!(condition(&rows(&[1.0, 0.0, 0.0, 1.0], 2), 0), 1.0);
-        assert!((condition(&rows(&[3.0, 0.0, 0.0, 0.0, 0.5, 0.0], 3), 0) - 6.0).abs() < 1e-12);
-        assert_eq!(condition(&rows(&[1.0, 2.0, 1.0, 2.0], 2), 0), f64::INFINITY);
-        assert_eq!(condition(&rows(&[1.0, 2.0, -1.0, -2.0], 2), 1), 1.0);
+        assert_eq!(condition_of(&[1.0, 0.0, 0.0, 1.0], 2, 0), 1.0);
+        assert!((condition_of(&[3.0, 0.0, 0.0, 0.0, 0.5, 0.0], 3, 0) - 6.0).abs() < 1e-12);
+        assert_eq!(condition_of(&[1.0, 2.0, 1.0, 2.0], 2, 0), f64::INFINITY);
+        assert_eq!(condition_of(&[1.0, 2.0, -1.0, -2.0], 2, 1), 1.0);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::{Recipe, drawn, states};
 use crate::checkpoint::Checkpoint;
-use crate::numeric::Fill;
+use crate::numeric::{Fill, dot};
 use crate::recipe::GateMode;
 
 /// Below this length a row is taken for zero: it has no direction.
@@ -30,14 +30,6 @@ impl Rows {
         &self.values[row * self.hidden..][..self.hidden]
     }
 
-    /// The cosine between two rows; none if one has no direction.
-    pub(super) fn cosine(&self, a: usize, b: usize) -> Option<f64> {
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let (a, b) = (self.row(a), self.row(b));
-        let lengths = (dot(a, a) * dot(b, b)).sqrt();
-        (lengths > 0.0).then(|| dot(a, b) / lengths)
-    }
-
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f64]> {
         self.values.chunks_exact_mut(self.hidden)
     }
@@ -60,7 +52,7 @@ impl Rows {
 
 /// Gives a vector length one; false if it has none.
 pub(super) fn normalize(row: &mut [f64]) -> bool {
-    let length = row.iter().map(|value| value * value).sum::<f64>().sqrt();
+    let length = dot(row, row).sqrt();
     if length.is_nan() || length <= NO_LENGTH || length.is_infinite() {
         return false;
     }
