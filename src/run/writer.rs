@@ -1,4 +1,4 @@
-//! Bytes on their way to the disk: put together into aligned chunks, which a thread of its own writes.
+//! Bytes on their way to the disk: put together into aligned chunks, which threads of their own write.
 //!
 //! Workers go on computing while the disk works. Chunks are written past the page cache where the file system
 //! can: a merge writes gigabytes that nobody reads soon, and through the cache they cost a copy, a page each,
@@ -19,6 +19,9 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 /// What direct writes are aligned to: the page size, which is a multiple of every disk's sector.
 const ALIGNMENT: usize = 4096;
+
+/// Threads that write: while one waits for its turn on a busy processor, the disk has the other's chunk to write.
+const WRITERS: usize = 2;
 
 /// How much memory bytes may hold on their way.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +109,7 @@ fn open_direct(path: &Path) -> Option<File> {
 /// Writes files from several threads.
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// What the workers and the writing thread share.
@@ -127,8 +130,8 @@ struct State {
     open: BTreeMap<Place, Option<Chunk>>,
     /// Full chunks that wait to be written.
     full: VecDeque<(Place, Chunk)>,
-    /// Whether the thread is writing a chunk.
-    writing: bool,
+    /// Chunks that are being written.
+    writing: usize,
     /// Memory of chunks that were written.
     free: Vec<MmapMut>,
     /// How many chunks have memory.
@@ -146,7 +149,7 @@ struct Chunk {
 }
 
 impl Writer {
-    /// Starts the thread.
+    /// Starts the threads.
     pub(super) fn new(files: Vec<NewFile>, room: Room) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             files,
@@ -154,14 +157,18 @@ impl Writer {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        let its = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("weld-writer".to_owned())
-            .spawn(move || its.write_chunks())?;
-        Ok(Self {
+        let mut writer = Self {
             shared,
-            thread: Some(thread),
-        })
+            threads: Vec::new(),
+        };
+        for number in 0..WRITERS {
+            let its = Arc::clone(&writer.shared);
+            let thread = std::thread::Builder::new().name(format!("weld-writer-{number}"));
+            writer
+                .threads
+                .push(thread.spawn(move || its.write_chunks())?);
+        }
+        Ok(writer)
     }
 
     /// Takes bytes of a file at an offset; waits while there is no room.
@@ -195,22 +202,22 @@ impl Writer {
         Ok(())
     }
 
-    /// Lets the thread write what is full, and waits for it.
+    /// Lets the threads write what is full, and waits for them.
     fn close(&mut self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            let failure = (0, io::Error::other("the writing thread panicked"));
-            self.shared.lock().failure.get_or_insert(failure);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                let failure = (0, io::Error::other("a writing thread panicked"));
+                self.shared.lock().failure.get_or_insert(failure);
+            }
         }
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.thread.is_some() {
+        if !self.threads.is_empty() {
             // The run has failed: what is not written need not be.
             self.shared.lock().full.clear();
             self.close();
@@ -261,7 +268,7 @@ impl Shared {
                         let filled = Vec::new();
                         return Ok(Chunk { bytes, filled });
                     }
-                    if !state.writing && state.full.is_empty() {
+                    if state.writing == 0 && state.full.is_empty() {
                         self.make_room(&mut state)?;
                     }
                     if !state.free.is_empty() {
@@ -328,7 +335,7 @@ impl Shared {
         })
     }
 
-    /// The work of the thread: writes full chunks until no more will come.
+    /// The work of a thread: writes full chunks until no more will come.
     fn write_chunks(&self) {
         let mut state = self.lock();
         loop {
@@ -339,13 +346,13 @@ impl Shared {
                 state = self.wait(state);
                 continue;
             };
-            state.writing = true;
+            state.writing += 1;
             drop(state);
             let (file, number) = place;
             let start = number * self.room.chunk as u64;
             let done = self.files[file].write_chunk(start, &mut chunk.bytes);
             state = self.lock();
-            state.writing = false;
+            state.writing -= 1;
             state.free.push(chunk.bytes);
             if let Err(error) = done {
                 state.failure.get_or_insert((file, error));
