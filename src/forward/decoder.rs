@@ -11,11 +11,11 @@ use super::error::ForwardError;
 use super::fields::Fields;
 use super::layout::{Layer, Matrix, Mlp, Tensors, Vector};
 use super::norm::rms_norm;
-use super::product::{View, multiply};
 use super::rope::{Rope, Table};
 use super::settings::{Norms, Settings};
 use super::states::{Batch, States};
 use super::weights::Weights;
+use crate::numeric::{View, multiply};
 
 /// How many tiles of the head are worked on before their sums are folded.
 const TILES: usize = 32;

@@ -1,8 +1,10 @@
-//! The program that changes the values of an assembly's tensors: `scale * (x + noise) + shift`, by segments.
+//! The program that changes the values of an assembly's tensors: `scale * (x + noise) + shift`, by segments; and
+//! neurons that are drawn anew, from the normal distribution that those in their place have.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
+use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use crate::numeric::{NormalKey, Real};
 
 /// What is done with a run of elements.
@@ -14,6 +16,39 @@ pub(super) struct Segment {
     pub(super) shift: f64,
     /// Normal noise of this standard deviation, drawn by place in the segment.
     pub(super) noise: Option<(NormalKey, f64)>,
+    /// What is replaced before all that.
+    pub(super) redraw: Option<Redraw>,
+}
+
+/// Rows or columns of a segment whose elements are replaced by normal draws with the mean and the standard deviation
+/// of what they replace: Drop-Upcycling (Nakamura et al. 2025).
+#[derive(Debug, Clone)]
+pub(super) struct Redraw {
+    pub(super) key: NormalKey,
+    /// Which are replaced; one of them at least.
+    pub(super) which: Arc<[bool]>,
+    /// Whether they are rows.
+    pub(super) rows: bool,
+    /// Elements of a row.
+    pub(super) columns: usize,
+}
+
+impl Redraw {
+    /// Whether an element, by its place in the segment, is replaced.
+    fn hits(&self, place: u64) -> bool {
+        let columns = self.columns.max(1) as u64;
+        let at = match self.rows {
+            true => place / columns,
+            false => place % columns,
+        };
+        self.which.get(at as usize).copied().unwrap_or(false)
+    }
+
+    /// How many elements are replaced, of so many.
+    fn count(&self, elements: u64) -> f64 {
+        let hit = self.which.iter().filter(|hit| **hit).count() as f64;
+        elements as f64 * hit / self.which.len().max(1) as f64
+    }
 }
 
 impl Segment {
@@ -24,12 +59,13 @@ impl Segment {
             scale: 1.0,
             shift: 0.0,
             noise: None,
+            redraw: None,
         }
     }
 
     /// Whether it changes nothing.
     pub(super) fn is_plain(&self) -> bool {
-        self.scale == 1.0 && self.shift == 0.0 && self.noise.is_none()
+        self.scale == 1.0 && self.shift == 0.0 && self.noise.is_none() && self.redraw.is_none()
     }
 }
 
@@ -37,58 +73,133 @@ impl Segment {
 #[derive(Debug, Clone)]
 pub(super) struct Adjust(pub(super) Arc<[Segment]>);
 
+impl Adjust {
+    fn redraws(&self) -> usize {
+        let redraws = self.0.iter().filter(|segment| segment.redraw.is_some());
+        redraws.count()
+    }
+
+    /// Cuts a block into what it has of each segment: the segment's number, that of the first element in it, and the
+    /// place in the block.
+    fn parts(&self, first: u64, length: usize) -> impl Iterator<Item = (usize, u64, Range<usize>)> {
+        let end = first + length as u64;
+        let mut start = 0;
+        self.0
+            .iter()
+            .enumerate()
+            .filter_map(move |(number, segment)| {
+                let here = start.max(first)..(start + segment.elements).min(end);
+                let inner = here.start - start;
+                start += segment.elements;
+                (here.start < here.end).then(|| {
+                    let place = (here.start - first) as usize..(here.end - first) as usize;
+                    (number, inner, place)
+                })
+            })
+    }
+}
+
 impl<R: Real> Program<R> for Adjust {
-    fn next(&self, _measured: &[Measured]) -> Pass<R> {
-        Pass::Apply(Box::new(self.clone()))
+    fn next(&self, measured: &[Measured]) -> Pass<R> {
+        if self.redraws() == 0 {
+            return Pass::Apply(Box::new(Adjusted(self.clone(), Vec::new())));
+        }
+        let Some(Measured { sums, .. }) = measured.first() else {
+            return Pass::Measure(Box::new(self.clone()));
+        };
+        let mut sums = sums.chunks_exact(2);
+        let moments = self.0.iter().map(|segment| {
+            let redraw = segment.redraw.as_ref()?;
+            let count = redraw.count(segment.elements);
+            let [sum, squares] = *sums.next()? else {
+                return None;
+            };
+            let mean = sum / count;
+            let variance = (squares / count - mean * mean).max(0.0);
+            Some((mean, variance.sqrt()))
+        });
+        Pass::Apply(Box::new(Adjusted(self.clone(), moments.collect())))
     }
 }
 
 impl AnyProgram for Adjust {
     fn cost(&self) -> Cost {
-        Cost::default()
+        let redraws = self.redraws();
+        Cost {
+            measures: redraws.min(1),
+            sums: 2 * redraws,
+            ..Cost::default()
+        }
     }
 }
 
-impl<R: Real> Apply<R> for Adjust {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        let Some(mut values) = block.sources.first().copied() else {
+/// The sum and the sum of squares of what each segment replaces.
+impl<R: Real> Measure<R> for Adjust {
+    fn sums(&self) -> usize {
+        2 * self.redraws()
+    }
+
+    fn counts(&self) -> usize {
+        0
+    }
+
+    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+        let Some(values) = block.sources.first() else {
             return;
         };
-        let mut out = out;
-        let mut start = 0;
-        let mut first = block.first;
-        for segment in self.0.iter() {
-            let end = start + segment.elements;
-            let here = end.saturating_sub(first).min(out.len() as u64) as usize;
-            let (of_segment, rest) = values.split_at(here);
-            let (target, after) = out.split_at_mut(here);
-            segment.apply(first.saturating_sub(start), of_segment, target);
-            (values, out, first) = (rest, after, first + here as u64);
-            start = end;
+        for (number, inner, place) in self.parts(block.first, values.len()) {
+            let Some(redraw) = &self.0[number].redraw else {
+                continue;
+            };
+            let before = self.0[..number].iter();
+            let at = 2 * before.filter(|segment| segment.redraw.is_some()).count();
+            for (index, value) in (inner..).zip(&values[place]) {
+                if redraw.hits(index) {
+                    let value = value.to_f64();
+                    sums[at] += value;
+                    sums[at + 1] += value * value;
+                }
+            }
+        }
+    }
+}
+
+/// With the mean and the standard deviation of what each segment replaces.
+struct Adjusted(Adjust, Vec<Option<(f64, f64)>>);
+
+impl<R: Real> Apply<R> for Adjusted {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+        let Some(values) = block.sources.first() else {
+            return;
+        };
+        let Adjusted(adjust, moments) = self;
+        for (number, inner, place) in adjust.parts(block.first, values.len()) {
+            let moments = moments.get(number).copied().flatten();
+            adjust.0[number].apply(inner, moments, &values[place.clone()], &mut out[place]);
         }
     }
 }
 
 impl Segment {
-    fn apply<R: Real>(&self, first: u64, values: &[R], out: &mut [R]) {
-        let Segment {
-            scale,
-            shift,
-            noise,
-            ..
-        } = *self;
-        match noise {
-            None => {
-                for (out, value) in out.iter_mut().zip(values) {
-                    *out = R::from_f64(scale * value.to_f64() + shift);
-                }
+    fn apply<R: Real>(&self, first: u64, moments: Option<(f64, f64)>, values: &[R], out: &mut [R]) {
+        let Segment { scale, shift, .. } = *self;
+        if self.noise.is_none() && self.redraw.is_none() {
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = R::from_f64(scale * value.to_f64() + shift);
             }
-            Some((key, deviation)) => {
-                for ((index, out), value) in (first..).zip(out).zip(values) {
-                    let noisy = value.to_f64() + deviation * key.draw(index);
-                    *out = R::from_f64(scale * noisy + shift);
-                }
+            return;
+        }
+        for ((index, out), value) in (first..).zip(out).zip(values) {
+            let mut value = value.to_f64();
+            if let (Some(redraw), Some((mean, deviation))) = (&self.redraw, moments)
+                && redraw.hits(index)
+            {
+                value = mean + deviation * redraw.key.draw(index);
             }
+            if let Some((key, deviation)) = self.noise {
+                value += deviation * key.draw(index);
+            }
+            *out = R::from_f64(scale * value + shift);
         }
     }
 }
@@ -105,6 +216,7 @@ mod tests {
             scale,
             shift,
             noise,
+            redraw: None,
         };
         let segments = [
             segment(3, 2.0, 0.0, None),
@@ -129,9 +241,95 @@ mod tests {
                     first: first as u64,
                     sources: &[&values[first..end]],
                 };
-                Apply::<f64>::block(&program, block, &mut out);
+                Apply::<f64>::block(&Adjusted(program.clone(), Vec::new()), block, &mut out);
                 assert_eq!(out, expected[first..end]);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_drawn_anew_has_the_moments_of_what_it_replaces() {
+        let key = NormalKey::new(1, "a", 0);
+        let redraw = |rows, which: &[bool], columns| Redraw {
+            key,
+            which: which.into(),
+            rows,
+            columns,
+        };
+        // A plain segment, one whose second row of two is replaced, one whose first column of two is.
+        let segments = [
+            Segment::plain(3),
+            Segment {
+                scale: 2.0,
+                redraw: Some(redraw(true, &[false, true], 500)),
+                ..Segment::plain(1000)
+            },
+            Segment {
+                redraw: Some(redraw(false, &[true, false], 2)),
+                ..Segment::plain(1000)
+            },
+        ];
+        let program = Adjust(segments.into());
+        let values: Vec<f64> = (0..2003)
+            .map(|at| f64::from(at % 7) + f64::from(at / 1003))
+            .collect();
+        // Measured in blocks cut anywhere.
+        let mut sums = vec![0.0; 4];
+        for (number, block) in values.chunks(333).enumerate() {
+            let block = Block {
+                index: number,
+                first: number as u64 * 333,
+                sources: &[block],
+            };
+            Measure::<f64>::block(&program, block, &mut sums, &mut []);
+        }
+        let replaced = [
+            values[503..1003].to_vec(),
+            values[1003..]
+                .iter()
+                .step_by(2)
+                .copied()
+                .collect::<Vec<f64>>(),
+        ];
+        for (sums, replaced) in sums.chunks(2).zip(&replaced) {
+            assert_eq!(sums[0], replaced.iter().sum::<f64>());
+            assert_eq!(sums[1], replaced.iter().map(|x| x * x).sum::<f64>());
+        }
+        let measured = Measured {
+            sums,
+            counts: Vec::new(),
+        };
+        let Pass::Apply(apply) = Program::<f64>::next(&program, &[measured]) else {
+            panic!("it is applied once it is measured");
+        };
+        let mut out = vec![f64::NAN; values.len()];
+        let block = Block {
+            index: 0,
+            first: 0,
+            sources: &[&values],
+        };
+        apply.block(block, &mut out);
+        assert_eq!(out[..3], values[..3]);
+        for at in 0..500 {
+            assert_eq!(out[3 + at], 2.0 * values[3 + at]);
+            assert_eq!(out[1003 + 2 * at + 1], values[1003 + 2 * at + 1]);
+        }
+        let moments = |values: &[f64]| {
+            let count = values.len() as f64;
+            let mean = values.iter().sum::<f64>() / count;
+            let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+            (mean, (squares / count).sqrt())
+        };
+        let drawn = [
+            out[503..1003].iter().map(|x| x / 2.0).collect::<Vec<f64>>(),
+            out[1003..].iter().step_by(2).copied().collect(),
+        ];
+        for (drawn, replaced) in drawn.iter().zip(&replaced) {
+            let ((mean, deviation), (expected, spread)) = (moments(drawn), moments(replaced));
+            // Five standard errors of 500 draws.
+            assert!((mean - expected).abs() < 5.0 * spread / 500f64.sqrt());
+            assert!((deviation - spread).abs() < 5.0 * spread / 1000f64.sqrt());
+            assert!(drawn.iter().zip(replaced).all(|(a, b)| a != b));
         }
     }
 }

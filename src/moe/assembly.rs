@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::adjust::{Adjust, Segment};
+use super::adjust::{Adjust, Redraw, Segment};
 use super::family::Dense;
 use super::router::{self, Invented};
 use super::targets::{Absent, Experts, SharedLayout, Target};
@@ -270,7 +270,8 @@ impl<'a> Assembly<'a> {
         let piece = |number: usize, expert: &Source<'_>, matrix, problems: &mut Problems| {
             let whole =
                 self.expert_piece(expert, layer, matrix, share, (number, "expert"), problems)?;
-            Some(self.part(whole, layer, matrix, number))
+            let part = self.part(whole, layer, matrix, number);
+            Some(self.redrawn(part, layer, matrix, number))
         };
         let experts = || {
             let cut = self
@@ -502,7 +503,9 @@ impl<'a> Assembly<'a> {
 
     /// The neurons of one part of an expert: rows of the gate and up matrices, columns of the down matrix.
     fn part(&self, mut piece: Piece, layer: usize, matrix: Matrix, number: usize) -> Piece {
-        let Upcycle { granularity, split } = self.upcycle;
+        let Upcycle {
+            granularity, split, ..
+        } = self.upcycle;
         if granularity == 1 {
             return piece;
         }
@@ -535,6 +538,30 @@ impl<'a> Assembly<'a> {
         };
         piece.segment.elements = (piece.shape[0] * piece.shape[1]) as u64;
         piece.whole = false;
+        piece
+    }
+
+    /// The same with a share of the neurons drawn anew: the same ones in all three matrices, others in each expert.
+    fn redrawn(&self, mut piece: Piece, layer: usize, matrix: Matrix, number: usize) -> Piece {
+        let width = self.dense.width / self.upcycle.granularity;
+        let dropped = (self.upcycle.drop * width as f64).round() as usize;
+        if dropped == 0 {
+            return piece;
+        }
+        let key = |of: &str| {
+            let name = format!("dropped {of} of layer {layer}");
+            NormalKey::new(self.seed, &name, number)
+        };
+        let mut which = vec![false; width];
+        for neuron in shuffled(key("neurons"), width).into_iter().take(dropped) {
+            which[neuron as usize] = true;
+        }
+        piece.segment.redraw = Some(Redraw {
+            key: key(matrix.name()),
+            which: which.into(),
+            rows: matrix != Matrix::Down,
+            columns: piece.shape[1],
+        });
         piece
     }
 

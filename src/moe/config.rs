@@ -112,15 +112,14 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
         Some(SharedWidth::Fixed) | None => {}
     }
     if target.multipliers {
+        let granite = base.family.model_type == "granite";
         for key in MULTIPLIERS {
-            let plain = match key {
-                "attention_multiplier" => json!((base.head_dim as f64).powf(-0.5)),
+            // Other families divide scores by the root of a head's width; Granite's class multiplies them by one.
+            let plain = match (key, granite) {
+                ("attention_multiplier", false) => json!((base.head_dim as f64).powf(-0.5)),
                 _ => json!(1.0),
             };
-            let of_base = config
-                .value()
-                .get(key)
-                .filter(|_| base.family.model_type == "granite");
+            let of_base = config.value().get(key).filter(|_| granite);
             set(key, of_base.cloned().unwrap_or(plain));
         }
     }

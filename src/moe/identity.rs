@@ -6,7 +6,7 @@ use super::plan;
 use crate::checkpoint::{Checkpoint, Dtype, Locator};
 use crate::forward::Decoder;
 use crate::plan::{MergeResult, Options};
-use crate::recipe::{Expert, GateMode, Located, MoeRecipe, RouterRecipe};
+use crate::recipe::{Expert, GateMode, Located, MoeRecipe, RouterRecipe, Upcycle};
 
 /// The largest relative difference of logits that float32 explains.
 pub const BOUND: f64 = 1e-5;
@@ -85,6 +85,18 @@ pub fn identity(
     }
 }
 
+/// The same cuts, with all neurons kept.
+fn undropped(upcycle: &Located<Upcycle>) -> Located<Upcycle> {
+    let kept = Upcycle {
+        drop: 0.0,
+        ..upcycle.value
+    };
+    Located {
+        value: kept,
+        at: upcycle.at,
+    }
+}
+
 /// The recipe with the base as every expert.
 fn identical(recipe: &MoeRecipe) -> MoeRecipe {
     let base = &recipe.base_model;
@@ -119,7 +131,7 @@ fn identical(recipe: &MoeRecipe) -> MoeRecipe {
         experts: recipe.experts.iter().map(expert).collect(),
         shared_experts: shared.map(expert).collect(),
         fold_norms: recipe.fold_norms,
-        upcycle: recipe.upcycle.clone(),
+        upcycle: recipe.upcycle.as_ref().map(undropped),
         layers: recipe.layers.clone(),
         results: Vec::new(),
         warnings: Vec::new(),

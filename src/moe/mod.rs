@@ -22,7 +22,7 @@ use crate::forward::{Decoder, Tokenizer};
 use crate::methods::{Arity, BaseRule, MethodInfo};
 use crate::numeric::FloatType;
 use crate::plan::{self, Draft, Models, Options, Plan, Problems, Results};
-use crate::recipe::{GateMode, MoeRecipe, Position, PromptTokens, RecipeError, Split, Upcycle};
+use crate::recipe::{GateMode, MoeRecipe, Position, PromptTokens, RecipeError, Upcycle};
 use assembly::{Assembly, Source, Tensors};
 use exact::Misfit;
 use family::Dense;
@@ -128,13 +128,10 @@ fn attempt(
         return None;
     }
 
-    let upcycle = recipe.upcycle.as_ref().map_or(
-        Upcycle {
-            granularity: 1,
-            split: Split::Contiguous,
-        },
-        |upcycle| upcycle.value,
-    );
+    let upcycle = recipe
+        .upcycle
+        .as_ref()
+        .map_or_else(Upcycle::default, |upcycle| upcycle.value);
     let parts = upcycle.granularity;
     if let Some(at) = recipe.upcycle.as_ref().map(|upcycle| upcycle.at)
         && of_base.width % parts != 0
@@ -192,6 +189,7 @@ fn attempt(
         .iter()
         .any(|(_, what)| matches!(what, router::Invented::SharedGate(_)));
     let random = recipe.gate_mode.value.is_random()
+        || upcycle.drop > 0.0
         || recipe
             .experts
             .iter()
@@ -226,6 +224,7 @@ fn attempt(
         results,
         backbone,
         dense: of_base,
+        denses: &dense,
         names: routers,
         layers,
         shared_gate,
@@ -548,6 +547,8 @@ struct RouterParts<'a> {
     /// The model whose states are taken.
     backbone: usize,
     dense: &'a Dense,
+    /// What each model is.
+    denses: &'a [Option<Dense>],
     names: Vec<String>,
     layers: Vec<usize>,
     shared_gate: bool,
@@ -589,29 +590,32 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         );
         return None;
     }
-    let (prompts, model) = match mode.needs_prompts() {
+    // A handle of its own: it is read before the plan's are.
+    let open = |model: usize, problems: &mut Problems| {
+        let label = models.label(model);
+        let opened = match parts.results.get(label) {
+            Some(result) => Ok(result.checkpoint(label)),
+            None => {
+                let location = models.checkpoints[model].location();
+                Checkpoint::open(label, location).map_err(|error| error.to_string())
+            }
+        };
+        opened
+            .map_err(|message| problems.add(models.at[model], message, None))
+            .ok()
+    };
+    let (prompts, model) = match recipe.uses_prompts() {
         true => {
             let prompts = prompts(recipe, models, shared_gate, problems)?;
-            let label = models.label(parts.backbone);
-            // A handle of its own: it is read before the plan's are.
-            let opened = match parts.results.get(label) {
-                Some(result) => Ok(result.checkpoint(label)),
-                None => {
-                    let location = models.checkpoints[parts.backbone].location();
-                    Checkpoint::open(label, location).map_err(|error| error.to_string())
-                }
-            };
-            match opened {
-                Ok(model) => (prompts, Some(model)),
-                Err(message) => {
-                    problems.add(models.at[parts.backbone], message, None);
-                    return None;
-                }
-            }
+            (prompts, Some(open(parts.backbone, problems)?))
         }
         false => (Vec::new(), None),
     };
-    if mode.needs_states()
+    let changes = match mode == GateMode::TaskVector {
+        true => Some(changes(&parts, &open, problems)?),
+        false => None,
+    };
+    if mode != GateMode::CheapEmbed
         && let Some(model) = &model
         && let Some(config) = model.config()
         && let Err(error) = Decoder::new(config.value(), model)
@@ -621,7 +625,7 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         return None;
     }
     let default = match mode {
-        GateMode::HiddenAvg | GateMode::GateInput => PromptTokens::Mean,
+        GateMode::HiddenAvg | GateMode::GateInput | GateMode::TaskVector => PromptTokens::Mean,
         _ => PromptTokens::Last,
     };
     // The state, what is read of it, queries, keys and values, and the inner features of an MLP.
@@ -638,7 +642,10 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         shared_gate,
         seed: recipe.router.seed.unwrap_or(options.seed),
         center: recipe.router.center,
-        normalize: recipe.router.normalize.unwrap_or(mode.needs_prompts()),
+        normalize: recipe
+            .router
+            .normalize
+            .unwrap_or(mode.needs_prompts() || mode == GateMode::TaskVector),
         temperature: recipe.router.temperature.unwrap_or(1.0),
         file,
         layers: parts.layers,
@@ -646,6 +653,48 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         tokens: recipe.router.tokens.unwrap_or(default),
         model,
         most_tokens: (options.settings.memory / 2) as usize / per_token,
+        changes,
+    })
+}
+
+/// The models whose differences from the base give rows: those of the experts, and of the shared one if it has a gate.
+fn changes(
+    parts: &RouterParts<'_>,
+    open: &dyn Fn(usize, &mut Problems) -> Option<Checkpoint>,
+    problems: &mut Problems,
+) -> Option<router::Changes> {
+    let RouterParts { recipe, models, .. } = parts;
+    let base = models.index(&recipe.base_model.value)?;
+    let mut changed = |model: usize| {
+        Some(router::Changed {
+            family: parts.denses[model].as_ref()?.family,
+            width: parts.denses[model].as_ref()?.width,
+            model: open(model, problems)?,
+        })
+    };
+    let of_base = changed(base)?;
+    let shared = recipe
+        .shared_experts
+        .iter()
+        .take(usize::from(parts.shared_gate));
+    let mut experts = Vec::new();
+    for expert in recipe.experts.iter().chain(shared) {
+        let model = models.index(&expert.source.value)?;
+        if model == base {
+            let message = format!(
+                "the expert `{}` is the base, and `gate_mode: task_vector` makes rows from what differs from it",
+                expert.source.value
+            );
+            let hint = "choose another `gate_mode`, or leave the expert out";
+            problems.add(Some(expert.at), message, Some(hint.to_owned()));
+            return None;
+        }
+        experts.push(changed(model)?);
+    }
+    Some(router::Changes {
+        base: of_base,
+        experts,
+        fold_norms: recipe.fold_norms,
     })
 }
 

@@ -90,13 +90,26 @@ pub struct RouterRecipe {
     pub file: Option<Located<String>>,
 }
 
-/// How an expert is cut into several of a share of its width, which are chosen together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How an expert is cut into several of a share of its width, which are chosen together, and what is kept of each.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Upcycle {
     /// Into how many.
     pub granularity: usize,
     /// Which neurons each gets.
     pub split: Split,
+    /// The share of each one's neurons that are drawn anew, from 0 to 1.
+    pub drop: f64,
+}
+
+impl Default for Upcycle {
+    /// Experts as they are.
+    fn default() -> Self {
+        Self {
+            granularity: 1,
+            split: Split::Contiguous,
+            drop: 0.0,
+        }
+    }
 }
 
 /// Which neurons a part of an expert gets.
@@ -148,13 +161,15 @@ pub enum GateMode {
     Orthogonal,
     /// Zeros: all experts alike, the first ones chosen.
     Zero,
+    /// The direction along which an expert's first matrices differ most from the base's.
+    TaskVector,
     /// Rows from a file.
     File,
 }
 
 impl GateMode {
     /// Every mode with its name and what it does.
-    pub const ALL: [(&str, GateMode, &str); 10] = [
+    pub const ALL: [(&str, GateMode, &str); 11] = [
         (
             "hidden",
             GateMode::Hidden,
@@ -193,6 +208,11 @@ impl GateMode {
             "zeros: training decides; until then the first experts are taken",
         ),
         (
+            "task_vector",
+            GateMode::TaskVector,
+            "where an expert's gate and up matrices differ most from the base's: the first right singular vector",
+        ),
+        (
             "file",
             GateMode::File,
             "rows of a safetensors file, `router: {file: ...}`",
@@ -206,7 +226,7 @@ impl GateMode {
             .map_or("", |(name, ..)| name)
     }
 
-    /// Whether it is made from prompts.
+    /// Whether it cannot be made without prompts.
     pub fn needs_prompts(self) -> bool {
         self.needs_states() || self == GateMode::CheapEmbed
     }
@@ -217,6 +237,11 @@ impl GateMode {
             self,
             GateMode::Hidden | GateMode::HiddenAvg | GateMode::GateInput
         )
+    }
+
+    /// Whether the states that it is made from are those the router will see.
+    pub fn sees_gate_inputs(self) -> bool {
+        matches!(self, GateMode::GateInput | GateMode::TaskVector)
     }
 
     /// Whether it is drawn.
@@ -236,6 +261,15 @@ impl MoeRecipe {
             .into_iter()
             .chain(&self.backbone)
             .chain(experts.map(|expert| &expert.source))
+    }
+
+    /// Whether the rows are made from prompts: a mode that can do without takes them if there are any.
+    pub fn uses_prompts(&self) -> bool {
+        let mode = self.gate_mode.value;
+        let mut experts = self.experts.iter();
+        mode.needs_prompts()
+            || mode == GateMode::TaskVector
+                && experts.any(|expert| !expert.positive_prompts.is_empty())
     }
 
     /// The error of problems that were found later, by those who know the models.
@@ -288,7 +322,7 @@ const ROUTER: Place = Place {
 
 const UPCYCLE: Place = Place {
     name: "`upcycle`",
-    keys: &["granularity", "split"],
+    keys: &["granularity", "split", "drop"],
 };
 
 /// Whether a document assembles a mixture of experts, and does not merge.
@@ -485,14 +519,15 @@ impl Walk<'_> {
 
     fn upcycle(&mut self, node: &Node) -> Option<Located<Upcycle>> {
         let entries = self.entries(node, &UPCYCLE)?;
-        let mut upcycle = Upcycle {
-            granularity: 1,
-            split: Split::Contiguous,
-        };
+        let mut upcycle = Upcycle::default();
         for entry in entries {
             match entry.key.as_str() {
                 _ if entry.node.is_null() => {}
                 "granularity" => upcycle.granularity = self.whole(entry, 1)?,
+                "drop" => {
+                    let fits = |share| (0.0..=1.0).contains(&share);
+                    upcycle.drop = self.number(entry, "from 0 to 1", fits)?;
+                }
                 "split" => {
                     upcycle.split = match self.text(entry)?.as_str() {
                         "contiguous" => Split::Contiguous,
@@ -664,14 +699,20 @@ impl Walk<'_> {
             .experts
             .iter()
             .find(|expert| expert.positive_prompts.is_empty());
-        if let (Some(expert), true) = (promptless, mode.needs_prompts()) {
+        if let (Some(expert), true) = (promptless, recipe.uses_prompts()) {
             let model = quoted(&expert.source.value.to_string());
             let message = format!("the expert {model} has no `positive_prompts`");
-            let hint = format!(
-                "`gate_mode: {}` makes a router's rows from them; `random`, `uniform_random`, `orthogonal` and `zero` \
-                 need none",
-                mode.name()
-            );
+            let hint = match mode {
+                GateMode::TaskVector => {
+                    "`gate_mode: task_vector` takes the signs of all rows from prompts, or of none"
+                        .to_owned()
+                }
+                _ => format!(
+                    "`gate_mode: {}` makes a router's rows from them; `random`, `uniform_random`, `orthogonal`, `zero` \
+                     and `task_vector` need none",
+                    mode.name()
+                ),
+            };
             self.refuse(ProblemKind::Missing, expert.at, message, Some(&hint));
         }
         let alike = |expert: &Expert| {

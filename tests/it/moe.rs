@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use nalgebra::DMatrix;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use weldment::checkpoint::{Checkpoint, Locator, ModelRef};
@@ -161,7 +162,12 @@ fn assert_equal(a: &Loaded, b: &Loaded) {
     assert_eq!((a.dtype, &a.shape, &a.bytes), (b.dtype, &b.shape, &b.bytes));
 }
 
-const PAIRS: [(&str, &str, &str); 18] = [
+const PAIRS: [(&str, &str, &str); 19] = [
+    (
+        "granite",
+        "granitemoe",
+        "# multipliers as its class has them",
+    ),
     ("llama", "mixtral", ""),
     ("mistral", "mixtral", ""),
     ("llama", "mixtral", "upcycle: {granularity: 2}"),
@@ -211,7 +217,7 @@ fn identical_experts_give_the_dense_models_logits() {
     for (family, target, extra) in PAIRS {
         let bench = Bench::new();
         let more = match family {
-            "granite" => {
+            "granite" if !extra.starts_with('#') => {
                 json!({"embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 2.0,
                                 "attention_multiplier": 0.2})
             }
@@ -458,6 +464,212 @@ fn rows_are_what_the_recipe_says() {
         "{message}"
     );
     assert!(!bench.path("none").exists());
+}
+
+/// The first right singular vector of an expert's gate and up matrices less the base's, in one layer, with the sign
+/// along which its gates open further.
+fn singular_vector(
+    expert: &BTreeMap<String, Loaded>,
+    base: &BTreeMap<String, Loaded>,
+    layer: usize,
+    fused: bool,
+    fold: bool,
+) -> Vec<f64> {
+    let matrices = |model: &BTreeMap<String, Loaded>| -> Vec<f64> {
+        let names: &[&str] = match fused {
+            true => &["gate_up_proj"],
+            false => &["gate_proj", "up_proj"],
+        };
+        names
+            .iter()
+            .flat_map(|name| model[&format!("model.layers.{layer}.mlp.{name}.weight")].values())
+            .collect()
+    };
+    let norm = format!("model.layers.{layer}.post_attention_layernorm.weight");
+    let (own, other) = (expert[&norm].values(), base[&norm].values());
+    let (of_expert, of_base) = (matrices(expert), matrices(base));
+    let difference = DMatrix::from_fn(2 * WIDTH, HIDDEN, |row, column| {
+        let factor = if fold {
+            own[column] / other[column]
+        } else {
+            1.0
+        };
+        of_expert[row * HIDDEN + column] * factor - of_base[row * HIDDEN + column]
+    });
+    let svd = difference.clone().svd(false, true);
+    let right = svd.v_t.unwrap().row(0).transpose();
+    let opened: f64 = (&difference * &right).rows(0, WIDTH).sum();
+    right.iter().map(|value| value * opened.signum()).collect()
+}
+
+#[test]
+fn rows_from_task_vectors_are_first_singular_vectors() {
+    for family in ["llama", "phi3"] {
+        let bench = Bench::new();
+        for (name, seed) in [("base", 1), ("one", 2), ("two", 3)] {
+            bench.dense(name, family, seed, json!({}));
+        }
+        let recipe = |more: &str, prompts: [&str; 2]| {
+            format!(
+                "base_model: base\ngate_mode: task_vector\n{more}\nexperts:\n- {{source_model: one{}}}\n\
+                 - {{source_model: two{}}}\n",
+                prompts[0], prompts[1]
+            )
+        };
+        let row = |layer: usize, expert: usize| -> Vec<f64> {
+            let router = format!("model.layers.{layer}.block_sparse_moe.gate.weight");
+            by_name(&bench.path("out"))[&router].values()[expert * HIDDEN..][..HIDDEN].to_vec()
+        };
+        let cosine = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let base = by_name(&bench.path("base"));
+        for fold in [false, true] {
+            let files = bench.moe(
+                &recipe(&format!("fold_norms: {fold}"), ["", ""]),
+                &["--threads", "1"],
+            );
+            for (expert, name) in ["one", "two"].into_iter().enumerate() {
+                let model = by_name(&bench.path(name));
+                for layer in 0..LAYERS {
+                    let expected = singular_vector(&model, &base, layer, family == "phi3", fold);
+                    let found = cosine(&row(layer, expert), &expected);
+                    assert!(
+                        (found - 1.0).abs() < 1e-4,
+                        "{family} {fold} {name} {layer}: {found}"
+                    );
+                }
+            }
+            assert_eq!(
+                files,
+                bench.moe(
+                    &recipe(&format!("fold_norms: {fold}"), ["", ""]),
+                    &["--threads", "3"]
+                )
+            );
+        }
+        // With prompts a row points to the side of their states.
+        let prompts = [", positive_prompts: [abc]", ", positive_prompts: [de]"];
+        bench.moe(&recipe("", prompts), &[]);
+        let rows: Vec<Vec<f64>> = (0..LAYERS)
+            .flat_map(|layer| [row(layer, 0), row(layer, 1)])
+            .collect();
+        bench.moe(
+            &recipe("", prompts).replace("task_vector", "gate_input"),
+            &[],
+        );
+        for (at, found) in rows.iter().enumerate() {
+            let states = row(at / 2, at % 2);
+            assert!(cosine(found, &states) > 0.0, "{family} {at}");
+        }
+        bench.moe(&recipe("router: {temperature: 0.5}", ["", ""]), &[]);
+        assert!((cosine(&row(0, 0), &row(0, 0)) - 4.0).abs() < 1e-5);
+        let message = bench.moe_refused(&recipe("", [", positive_prompts: [abc]", ""]));
+        assert!(
+            message.contains("signs of all rows from prompts, or of none"),
+            "{message}"
+        );
+        let message = bench.moe_refused(&recipe("", ["", ""]).replace("two", "base"));
+        assert!(
+            message.contains("the expert `base` is the base"),
+            "{message}"
+        );
+        // A copy of the base under another name shows when its matrices are read.
+        bench.dense("copy", family, 1, json!({}));
+        let message = bench.moe_refused(&recipe("", ["", ""]).replace("two", "copy"));
+        assert!(
+            message.contains("expert 1 (`copy`) has the base's gate and up matrices in layer 0"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn dropped_neurons_are_drawn_anew_and_the_others_kept() {
+    for (family, granularity) in [("llama", 1), ("llama", 2), ("granite", 1)] {
+        let bench = Bench::new();
+        bench.dense("base", family, 1, json!({}));
+        let recipe = |more: &str| {
+            format!(
+                "base_model: base\ngate_mode: random\nexperts_per_token: 2\n\
+                 experts: [{{source_model: base}}, {{source_model: base}}]\n\
+                 upcycle: {{granularity: {granularity}{more}}}\n"
+            )
+        };
+        let (parts, width) = (2 * granularity, WIDTH / granularity);
+        // Gate and up rows and down columns of each expert, by neuron.
+        let neurons = || -> Vec<Vec<Vec<f64>>> {
+            let out = by_name(&bench.path("out"));
+            let of = |name: &str| {
+                out[&format!("model.layers.1.block_sparse_moe.{name}.weight")].values()
+            };
+            let expert = |expert: usize| -> [Vec<f64>; 3] {
+                match family {
+                    "granite" => {
+                        let input = of("input_linear")[expert * 2 * width * HIDDEN..].to_vec();
+                        let output = of("output_linear")[expert * width * HIDDEN..]
+                            [..width * HIDDEN]
+                            .to_vec();
+                        let (gate, up) = input[..2 * width * HIDDEN].split_at(width * HIDDEN);
+                        [gate.into(), up.into(), output]
+                    }
+                    _ => ["w1", "w3", "w2"].map(|name| of(&format!("experts.{expert}.{name}"))),
+                }
+            };
+            let neuron = |[gate, up, down]: &[Vec<f64>; 3], at: usize| {
+                let rows = [gate, up].map(|matrix| matrix[at * HIDDEN..][..HIDDEN].to_vec());
+                let column = (0..HIDDEN).map(|row| down[row * width + at]);
+                rows.concat()
+                    .into_iter()
+                    .chain(column)
+                    .collect::<Vec<f64>>()
+            };
+            (0..parts)
+                .map(|number| {
+                    let expert = expert(number);
+                    (0..width).map(|at| neuron(&expert, at)).collect()
+                })
+                .collect()
+        };
+        bench.moe(&recipe(""), &[]);
+        let whole = neurons();
+        bench.moe(&recipe(", drop: 0"), &[]);
+        assert!(whole == neurons());
+        let half = bench.moe(&recipe(", drop: 0.5"), &["--threads", "1", "--check"]);
+        let dropped = neurons();
+        let changed = |number: usize| -> Vec<usize> {
+            let pairs = whole[number].iter().zip(&dropped[number]).enumerate();
+            let changed = pairs.filter(|(_, (before, after))| before != after);
+            changed.map(|(at, _)| at).collect()
+        };
+        for number in 0..parts {
+            assert_eq!(changed(number).len(), width / 2, "{family} {number}");
+            // All of a neuron is drawn, and what is drawn is about as large.
+            for at in changed(number) {
+                let (before, after) = (&whole[number][at], &dropped[number][at]);
+                assert!(before.iter().zip(after).all(|(a, b)| a != b));
+                let length = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let ratio = length(after) / length(before);
+                assert!((0.3..3.0).contains(&ratio), "{ratio}");
+            }
+        }
+        assert_ne!(changed(0), changed(granularity));
+        assert!(half == bench.moe(&recipe(", drop: 0.5"), &["--threads", "3", "--check"]));
+        assert_eq!(bench.weld(&["verify", "out", "-q"]).code, Some(0));
+        let verified = bench.weld(&["verify", "out", "--full", "-q"]);
+        assert_eq!(verified.code, Some(0), "{}", verified.stdout);
+        bench.moe(&recipe(", drop: 1"), &[]);
+        let all = neurons();
+        let mut pairs = whole
+            .concat()
+            .concat()
+            .into_iter()
+            .zip(all.concat().concat());
+        assert!(pairs.all(|(a, b)| a != b));
+        let message = bench.moe_refused(&recipe(", drop: 1.5"));
+        assert!(
+            message.contains("drop") && message.contains("from 0 to 1"),
+            "{message}"
+        );
+    }
 }
 
 #[test]

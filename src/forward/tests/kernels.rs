@@ -6,11 +6,11 @@ use super::super::experts::route;
 use super::super::fields::Fields;
 use super::super::layout::{Gated, Linear, Matrix, Vector};
 use super::super::norm::rms_norm;
-use super::super::product::{View, multiply};
 use super::super::rope::{Rope, RopeDefaults, RopeSettings};
 use super::super::settings::Routing;
 use super::super::states::{Batch, States};
 use super::{Held, assert_near, random};
+use crate::numeric::{View, multiply};
 
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&value| value.into()).collect()

@@ -1,5 +1,6 @@
 //! Routers: tensors of an assembly that no model has, made before the others are written.
 
+mod directions;
 mod drawn;
 mod report;
 mod rows;
@@ -13,6 +14,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Made, TensorEntry};
 use crate::numeric::{Elements, FloatType, Stored, Zeros};
 use crate::recipe::{GateMode, PromptTokens};
 
+pub(super) use directions::{Changed, Changes};
 use rows::Rows;
 
 /// What a tensor that no model has is.
@@ -55,6 +57,8 @@ pub(super) struct Recipe {
     pub(super) model: Option<Checkpoint>,
     /// Tokens whose states may be held at a time.
     pub(super) most_tokens: usize,
+    /// The models whose differences are taken.
+    pub(super) changes: Option<Changes>,
 }
 
 /// A prompt, cut into tokens.
@@ -69,6 +73,12 @@ pub(super) struct Prompt {
 }
 
 impl Recipe {
+    /// The models that rows are made from.
+    fn models(&self) -> impl Iterator<Item = &Checkpoint> {
+        let changes = self.changes.iter().flat_map(Changes::models);
+        self.model.iter().chain(changes)
+    }
+
     /// Rows of each layer.
     fn rows(&self) -> usize {
         self.experts + usize::from(self.shared_gate)
@@ -162,7 +172,7 @@ impl Made for Routers {
     }
 
     fn reads_results(&self) -> bool {
-        self.recipe.model.as_ref().is_some_and(Checkpoint::is_made)
+        self.recipe.models().any(Checkpoint::is_made)
     }
 
     fn said(&self) -> Vec<String> {
@@ -176,7 +186,7 @@ impl Made for Routers {
     }
 
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
-        let mut files = self.recipe.file.iter().chain(&self.recipe.model);
+        let mut files = self.recipe.file.iter().chain(self.recipe.models());
         files.try_for_each(Checkpoint::check_unchanged)
     }
 }

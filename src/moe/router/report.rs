@@ -120,6 +120,7 @@ mod tests {
             tokens: PromptTokens::Last,
             model: None,
             most_tokens: 1,
+            changes: None,
         }
     }
 

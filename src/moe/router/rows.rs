@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::{Recipe, drawn, states};
+use super::{Recipe, directions, drawn, states};
 use crate::checkpoint::Checkpoint;
 use crate::numeric::{Fill, dot};
 use crate::recipe::GateMode;
@@ -32,6 +32,18 @@ impl Rows {
 
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f64]> {
         self.values.chunks_exact_mut(self.hidden)
+    }
+
+    /// Turns each row round that points away from the one of `others`.
+    fn turn_towards(&mut self, others: &Rows) {
+        for (row, other) in self
+            .iter_mut()
+            .zip(others.values.chunks_exact(others.hidden))
+        {
+            if dot(row, other) < 0.0 {
+                row.iter_mut().for_each(|value| *value = -*value);
+            }
+        }
     }
 
     /// Takes the mean of the first `count` rows from each of them.
@@ -92,6 +104,19 @@ pub(super) fn make(
         }
         GateMode::Hidden | GateMode::HiddenAvg | GateMode::GateInput => {
             states::hidden(recipe, dense(recipe)?, threads, cancelled)?
+        }
+        GateMode::TaskVector => {
+            let Some(changes) = &recipe.changes else {
+                return Err("no models were opened for the routers".into());
+            };
+            let mut layers = directions::rows(recipe, changes, threads, cancelled)?;
+            if !recipe.prompts.is_empty() {
+                let states = states::hidden(recipe, dense(recipe)?, threads, cancelled)?;
+                for (rows, states) in layers.iter_mut().zip(&states) {
+                    rows.turn_towards(states);
+                }
+            }
+            layers
         }
     };
     for (rows, name) in layers.iter_mut().zip(&recipe.names) {

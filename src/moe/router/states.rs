@@ -7,7 +7,7 @@ use super::rows::{Rows, normalize};
 use super::{Prompt, Recipe};
 use crate::checkpoint::Checkpoint;
 use crate::forward::{Decoder, Observer, Weights};
-use crate::recipe::{GateMode, PromptTokens};
+use crate::recipe::PromptTokens;
 
 /// The rows of all layers by the states of the prompts.
 pub(super) fn hidden(
@@ -93,19 +93,19 @@ impl Sums<'_> {
 
 impl Observer for Sums<'_> {
     fn layer_input(&mut self, layer: usize, states: &[f32], prompts: &[Range<usize>]) {
-        if self.recipe.mode != GateMode::GateInput {
+        if !self.recipe.mode.sees_gate_inputs() {
             self.add(layer, states, prompts);
         }
     }
 
     fn gate_input(&mut self, layer: usize, states: &[f32], prompts: &[Range<usize>]) {
-        if self.recipe.mode == GateMode::GateInput {
+        if self.recipe.mode.sees_gate_inputs() {
             self.add(layer, states, prompts);
         }
     }
 
     fn wants_gate_inputs(&self) -> bool {
-        self.recipe.mode == GateMode::GateInput
+        self.recipe.mode.sees_gate_inputs()
     }
 }
 
