@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::checkpoint::Checkpoint;
 use crate::engine::Observer;
-use crate::numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, squares};
+use crate::numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, squares, squares_bf16};
 use crate::run::{RunError, each_piece};
 
 /// Bytes that a worker goes through at a time: they stay in its cache between the hash and the statistics.
@@ -211,7 +211,9 @@ fn part(format: FloatType, bytes: &[u8], exponents: &Exponents) -> Part {
     for (strip, bytes) in bytes.chunks(SAMPLED * format.size()).enumerate() {
         let length = bytes.len() / format.size();
         let (single, double) = (&mut single[..length], &mut double[..length]);
-        if plain {
+        if plain && format == FloatType::Bf16 {
+            part.squares += squares_bf16(bytes);
+        } else if plain {
             format.decode(bytes, single);
             part.squares += squares(single);
         } else {

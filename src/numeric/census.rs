@@ -81,10 +81,21 @@ macro_rules! strip_census {
         vectorised! {
             fn $name(bytes: &[u8], bound: u64) -> (u64, u64, u64) {
                 let bound = bound as $raw;
-                let (mut largest, mut zeros, mut below) = (0, 0 as $count, 0 as $count);
-                for raw in bytes.as_chunks::<$bytes>().0 {
-                    let magnitude = <$raw>::from_le_bytes(*raw) & (<$raw>::MAX >> 1);
+                let bytes = bytes.as_chunks::<$bytes>().0;
+                let magnitude = |raw: &[u8; $bytes]| <$raw>::from_le_bytes(*raw) & (<$raw>::MAX >> 1);
+                let (mut largest, mut least) = (0, <$raw>::MAX);
+                for raw in bytes {
+                    let magnitude = magnitude(raw);
                     largest = if magnitude > largest { magnitude } else { largest };
+                    least = if magnitude < least { magnitude } else { least };
+                }
+                // The usual case: there is nothing to count.
+                if least >= bound {
+                    return (largest.into(), 0, 0);
+                }
+                let (mut zeros, mut below) = (0 as $count, 0 as $count);
+                for raw in bytes {
+                    let magnitude = magnitude(raw);
                     zeros += <$count>::from(magnitude == 0);
                     below += <$count>::from(magnitude < bound);
                 }

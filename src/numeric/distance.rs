@@ -109,74 +109,116 @@ impl TaskSums {
     }
 }
 
-/// Elements of a strip, whose differences stay in the first cache.
-const DIFFERENCES: usize = 2048;
+/// Elements that sums are begun of in the values' own precision, one after the other in each lane: nine squares of
+/// 16-bit values are exact there.
+const RUN: usize = 16 * LANES;
+/// Sums that are kept apart.
+const WIDE: usize = 2 * LANES;
 
-/// [`Distance`] of two slices of one length, all of whose elements are finite.
-pub fn distance<R: Real>(a: &[R], b: &[R]) -> Distance {
-    let length = a.len().min(b.len());
-    let mut differences = [R::ZERO; DIFFERENCES];
-    let mut total = Distance::default();
-    for (a, b) in a[..length]
-        .chunks(DIFFERENCES)
-        .zip(b[..length].chunks(DIFFERENCES))
-    {
-        let differences = &mut differences[..a.len()];
-        total.largest = total.largest.max(magnitudes(a, b, differences));
-        total.absolute += sum(differences);
-        total.squared += squares(differences);
-        total.first += squares(a);
-        total.second += squares(b);
+vectorised! {
+    /// [`Distance`] of two slices of one length, all of whose elements are finite.
+    pub fn distance<R: Real>(a: &[R], b: &[R]) -> Distance {
+        apart(a, b, |value| *value)
     }
-    total
 }
 
 vectorised! {
-    /// Sets the magnitudes of differences; gives the largest.
-    fn magnitudes<R: Real>(a: &[R], b: &[R], differences: &mut [R]) -> f64 {
-        for ((difference, a), b) in differences.iter_mut().zip(a).zip(b) {
-            *difference = (*a - *b).abs();
+    /// [`distance`] of stored bf16 elements, without decoding them first; not finite where they are not.
+    pub fn distance_bf16<R: Real>(a: &[u8], b: &[u8]) -> Distance {
+        apart(a.as_chunks::<2>().0, b.as_chunks::<2>().0, widened::<R>)
+    }
+}
+
+/// A bf16 element.
+#[inline(always)]
+fn widened<R: Real>(raw: &[u8; 2]) -> R {
+    R::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16))
+}
+
+/// Goes through both once: the largest magnitude of a difference, and the sums of magnitudes and of three squares.
+#[inline(always)]
+fn apart<T, R: Real>(a: &[T], b: &[T], value: impl Fn(&T) -> R + Copy) -> Distance {
+    let mut sums = [[0f64; WIDE]; 4];
+    let mut largest = [R::ZERO; WIDE];
+    for (a, b) in a.chunks(RUN).zip(b.chunks(RUN)) {
+        let mut parts = [[R::ZERO; WIDE]; 4];
+        let (whole, rest) = (a.as_chunks::<WIDE>(), b.as_chunks::<WIDE>());
+        for (a, b) in whole.0.iter().zip(rest.0) {
+            apart_lanes(a, b, value, &mut largest, &mut parts);
         }
-        let mut largest = [R::ZERO; 2 * LANES];
-        let (chunks, rest) = differences.as_chunks::<{ 2 * LANES }>();
-        for chunk in chunks {
-            for (largest, value) in largest.iter_mut().zip(chunk) {
-                *largest = if *value > *largest { *value } else { *largest };
+        apart_lanes(whole.1, rest.1, value, &mut largest, &mut parts);
+        for (sums, parts) in sums.iter_mut().zip(parts) {
+            for (sum, part) in sums.iter_mut().zip(parts) {
+                *sum += part.to_f64();
             }
         }
-        largest.iter().chain(rest).map(|value| value.to_f64()).fold(0.0, f64::max)
+    }
+    let [absolute, squared, first, second] = sums.map(|sums| sums.into_iter().sum());
+    Distance {
+        largest: largest
+            .iter()
+            .map(|value| value.to_f64())
+            .fold(0.0, f64::max),
+        absolute,
+        squared,
+        first,
+        second,
     }
 }
 
-vectorised! {
-    /// The sum.
-    fn sum<R: Real>(values: &[R]) -> f64 {
-        add_up(values, |value| value)
+#[inline(always)]
+fn apart_lanes<T, R: Real>(
+    a: &[T],
+    b: &[T],
+    value: impl Fn(&T) -> R,
+    largest: &mut [R; WIDE],
+    [absolute, squared, first, second]: &mut [[R; WIDE]; 4],
+) {
+    for (lane, (a, b)) in a.iter().zip(b).enumerate().take(WIDE) {
+        let (a, b) = (value(a), value(b));
+        let difference = (a - b).abs();
+        largest[lane] = if difference > largest[lane] {
+            difference
+        } else {
+            largest[lane]
+        };
+        absolute[lane] += difference;
+        squared[lane] += difference * difference;
+        first[lane] += a * a;
+        second[lane] += b * b;
     }
 }
 
 vectorised! {
     /// The sum of squares.
     pub fn squares<R: Real>(values: &[R]) -> f64 {
-        add_up(values, |value| value * value)
+        add_squares(values, |value| *value)
     }
 }
 
-/// Adds terms up: nine at a time in the values' own precision, in which the squares of 16-bit values are exact, all
-/// else in f64.
+vectorised! {
+    /// The sum of squares of stored bf16 elements, in f32: the same as of the decoded ones.
+    pub fn squares_bf16(bytes: &[u8]) -> f64 {
+        add_squares(bytes.as_chunks::<2>().0, widened::<f32>)
+    }
+}
+
+/// Adds squares up, a run at a time in the values' own precision, all else in f64.
 #[inline(always)]
-fn add_up<R: Real>(values: &[R], term: impl Fn(R) -> R) -> f64 {
-    let mut sums = [0f64; 2 * LANES];
-    for values in values.chunks(16 * LANES) {
-        let (chunks, rest) = values.as_chunks::<{ 2 * LANES }>();
-        let mut parts = [R::ZERO; 2 * LANES];
+fn add_squares<T, R: Real>(values: &[T], value: impl Fn(&T) -> R) -> f64 {
+    let mut sums = [0f64; WIDE];
+    for values in values.chunks(RUN) {
+        let (chunks, rest) = values.as_chunks::<WIDE>();
+        let mut parts = [R::ZERO; WIDE];
         for chunk in chunks {
-            for (part, value) in parts.iter_mut().zip(chunk) {
-                *part += term(*value);
+            for (part, raw) in parts.iter_mut().zip(chunk) {
+                let value = value(raw);
+                *part += value * value;
             }
         }
-        for (part, value) in parts.iter_mut().zip(rest) {
-            *part += term(*value);
+        for (part, raw) in parts.iter_mut().zip(rest) {
+            let value = value(raw);
+            *part += value * value;
         }
         for (sum, part) in sums.iter_mut().zip(parts) {
             *sum += part.to_f64();
@@ -287,43 +329,63 @@ type StripCounts = ([u32; STEP_BOUNDS.len()], u32);
 
 /// A kernel that counts the steps of a strip of elements, of a width that has the format's bits and a sign.
 macro_rules! strip_steps {
-    ($name:ident, $raw:ty, $place:ty, $steps:ty, $bytes:literal) => {
+    ($name:ident, $lanes:ident, $raw:ty, $place:ty, $steps:ty, $bytes:literal) => {
         vectorised! {
             fn $name(a: &[u8], b: &[u8]) -> StripCounts {
-                let mut steps = [0 as $steps; STRIP];
-                let mut largest = 0;
-                let pairs = a.as_chunks::<$bytes>().0.iter().zip(b.as_chunks::<$bytes>().0);
-                for (steps, (a, b)) in steps.iter_mut().zip(pairs) {
-                    let place = |raw: [u8; $bytes]| {
-                        let bits = <$place>::from(<$raw>::from_le_bytes(raw));
-                        let sign = bits >> (<$place>::BITS - 1);
-                        ((bits & <$place>::from(<$raw>::MAX)) ^ sign).wrapping_sub(sign)
-                    };
-                    *steps = place(*a).abs_diff(place(*b));
-                    largest = if *steps > largest { *steps } else { largest };
+                let mut counts = [[0 as $steps; WIDE]; STEP_BOUNDS.len()];
+                let mut largest = [0 as $steps; WIDE];
+                let (a, b) = (a.as_chunks::<$bytes>().0, b.as_chunks::<$bytes>().0);
+                let ((a, of_a), (b, of_b)) = (a.as_chunks::<WIDE>(), b.as_chunks::<WIDE>());
+                for (a, b) in a.iter().zip(b) {
+                    $lanes(a, b, &mut largest, &mut counts);
                 }
-                let mut counts = [0; STEP_BOUNDS.len()];
-                for (count, bound) in counts.iter_mut().zip(STEP_BOUNDS) {
-                    // The usual end after a few bounds.
-                    if u64::from(largest) < bound {
-                        break;
+                $lanes(of_a, of_b, &mut largest, &mut counts);
+                let mut totals = [0; STEP_BOUNDS.len()];
+                for (total, counts) in totals.iter_mut().zip(counts) {
+                    for count in counts {
+                        *total += u32::from(count);
                     }
+                }
+                (totals, largest.into_iter().fold(0, <$steps>::max).into())
+            }
+        }
+
+        #[inline(always)]
+        fn $lanes(
+            a: &[[u8; $bytes]],
+            b: &[[u8; $bytes]],
+            largest: &mut [$steps; WIDE],
+            counts: &mut [[$steps; WIDE]; STEP_BOUNDS.len()],
+        ) {
+            let mut steps = [0 as $steps; WIDE];
+            for ((steps, a), b) in steps.iter_mut().zip(a).zip(b) {
+                let a = <$place>::from(<$raw>::from_le_bytes(*a));
+                let b = <$place>::from(<$raw>::from_le_bytes(*b));
+                let (of_a, of_b) = (a >> (<$place>::BITS - 1), b >> (<$place>::BITS - 1));
+                let a = ((a & <$place>::from(<$raw>::MAX)) ^ of_a).wrapping_sub(of_a);
+                let b = ((b & <$place>::from(<$raw>::MAX)) ^ of_b).wrapping_sub(of_b);
+                *steps = a.abs_diff(b);
+            }
+            // Signed numbers are compared in one instruction, and no bound is as large.
+            let mut signed = [0 as $place; WIDE];
+            for ((largest, signed), steps) in largest.iter_mut().zip(&mut signed).zip(steps) {
+                *largest = if steps > *largest { steps } else { *largest };
+                let most = <$steps>::MAX >> 1;
+                *signed = (if steps < most { steps } else { most }) as $place;
+            }
+            for (counts, bound) in counts.iter_mut().zip(STEP_BOUNDS) {
+                for (count, steps) in counts.iter_mut().zip(signed) {
                     // A strip has fewer elements than the narrowest of these counts to.
-                    let mut narrow = 0 as $steps;
-                    for steps in &steps {
-                        narrow += <$steps>::from(*steps >= bound as $steps);
-                    }
-                    *count = narrow.into();
+                    *count += <$steps>::from(steps >= bound as $place);
                 }
-                (counts, largest.into())
             }
         }
     };
 }
 
-strip_steps!(steps32, i32, i32, u32, 4);
-strip_steps!(steps16, i16, i16, u16, 2);
-strip_steps!(steps8, i8, i16, u16, 1);
+strip_steps!(steps32, lanes32, i32, i32, u32, 4);
+strip_steps!(steps16, lanes16, i16, i16, u16, 2);
+strip_steps!(steps8, lanes8, i8, i16, u16, 1);
 
 #[cfg(test)]
 mod tests {
@@ -349,6 +411,19 @@ mod tests {
             let (a, b, c) = (column(0), column(1), column(2));
             let sum = |term: &dyn Fn(usize) -> f64| (0..a.len()).map(term).sum::<f64>();
             let close = |a: f64, b: f64| (a - b).abs() <= 1e-6 * (a.abs() + b.abs() + 1e-300);
+            let stored = |at: usize| -> Vec<u8> {
+                let values = single(at).into_iter();
+                values.flat_map(|value| half::bf16::from_f32(value).to_le_bytes()).collect()
+            };
+            let decoded = |bytes: &[u8]| {
+                let mut values = vec![0f32; bytes.len() / 2];
+                FloatType::Bf16.decode(bytes, &mut values);
+                values
+            };
+            let (first, second) = (stored(0), stored(1));
+            let found = distance_bf16::<f32>(&first, &second);
+            prop_assert_eq!(found, distance(&decoded(&first), &decoded(&second)));
+            prop_assert_eq!(squares_bf16(&first), squares(&decoded(&first)));
             for found in [distance(&a, &b), distance(&single(0), &single(1))] {
                 let largest = (0..a.len()).map(|at| (a[at] - b[at]).abs()).fold(0.0, f64::max);
                 prop_assert!(close(found.largest, largest));

@@ -26,7 +26,10 @@ mod vector;
 pub use census::Census;
 pub use combine::{clamp_to_hull, weighted_sum};
 pub use digest::TreeDigest;
-pub use distance::{Distance, STEP_BOUNDS, StepCounts, TaskSums, distance, squares, task_sums};
+pub use distance::{
+    Distance, STEP_BOUNDS, StepCounts, TaskSums, distance, distance_bf16, squares, squares_bf16,
+    task_sums,
+};
 pub use elements::{Elements, Fill, Stored, Zeros};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};

@@ -6,7 +6,7 @@ use super::Request;
 use crate::engine::{self, Observer};
 use crate::numeric::{
     BLOCK, Distance, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums, distance,
-    task_sums,
+    distance_bf16, task_sums,
 };
 use crate::run::RunError;
 
@@ -219,6 +219,14 @@ fn block<R: Real>(
     let Some([a, b]) = &triple.values else {
         return found;
     };
+    // The usual case, for which nothing need be decoded first.
+    if let (Some(FloatType::Bf16), Some((a, b)), None) = (triple.format, bytes, &triple.base) {
+        let apart = distance_bf16::<R>(a, b);
+        if apart.is_finite() {
+            found.distance = Some(apart);
+            return found;
+        }
+    }
     let [of_a, of_b, of_base] = lanes;
     for (values, source) in [(&mut *of_a, a), (&mut *of_b, b)] {
         values.resize(length, R::ZERO);
