@@ -291,6 +291,12 @@ struct Best {
 /// The direction of an orthonormal basis along which the difference is largest, by what the basis becomes.
 fn project(basis: &[f64], products: &[f64], hidden: usize) -> Best {
     let count = basis.len() / hidden;
+    if count == 0 {
+        return Best {
+            value: 0.0,
+            vector: Vec::new(),
+        };
+    }
     let row = |of: &[f64], at: usize| of[at * hidden..][..hidden].to_vec();
     let inner = DMatrix::from_fn(count, count, |a, b| dot(&row(basis, a), &row(products, b)));
     if !inner.iter().all(|value| value.is_finite()) {
