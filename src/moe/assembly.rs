@@ -597,11 +597,12 @@ impl<'a> Assembly<'a> {
             family,
             ..
         } = *donor.dense;
-        let (name, stored, rows) = match (matrix, family.fused) {
-            (Matrix::Down, _) => (Matrix::Down.name(), [hidden, width], 0..hidden),
-            (Matrix::Gate, true) => ("gate_up_proj.weight", [2 * width, hidden], 0..width),
-            (Matrix::Up, true) => ("gate_up_proj.weight", [2 * width, hidden], width..2 * width),
-            (_, false) => (matrix.name(), [width, hidden], 0..width),
+        let (name, stored, rows) = match matrix {
+            Matrix::Down => (matrix.name(), [hidden, width], 0..hidden),
+            Matrix::Gate | Matrix::Up => {
+                let (name, rows, all) = family.input_matrix(matrix == Matrix::Up, width);
+                (name, [all, hidden], rows)
+            }
         };
         let name = format!("model.layers.{layer}.mlp.{name}");
         let source = self.find(donor, &name, &stored, problems)?;

@@ -1,5 +1,7 @@
 //! What a dense model is, as far as an assembly must know: read from its config and its tensors' names.
 
+use std::ops::Range;
+
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{Checkpoint, ModelConfig};
@@ -94,6 +96,21 @@ impl Family {
             kv_heads: None,
             norm_eps: 1e-6,
             head_dim: None,
+        }
+    }
+
+    /// Where the gate matrix of an MLP of so many neurons is stored, or the up matrix: the tensor behind `mlp.`, its
+    /// rows there, and how many rows the tensor has.
+    pub(super) fn input_matrix(
+        &self,
+        up: bool,
+        width: usize,
+    ) -> (&'static str, Range<usize>, usize) {
+        match (self.fused, up) {
+            (true, false) => ("gate_up_proj.weight", 0..width, 2 * width),
+            (true, true) => ("gate_up_proj.weight", width..2 * width, 2 * width),
+            (false, false) => ("gate_proj.weight", 0..width, width),
+            (false, true) => ("up_proj.weight", 0..width, width),
         }
     }
 

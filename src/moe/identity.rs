@@ -24,8 +24,9 @@ pub struct Identity {
 /// Assembles the base as every expert of a recipe, in float32 and without writing it, and compares its logits with
 /// the base's own.
 ///
-/// What the recipe does to experts (noise, scales, other sources, a backbone) is left out; its target, layers,
-/// shared shares and experts per token are kept. The weights of the base are read about as often as it has experts.
+/// What the recipe does to experts (noise, scales, dropped neurons, other sources, a backbone) is left out; its target,
+/// layers, shared shares and experts per token are kept. The weights of the base are read about as often as it has
+/// experts.
 ///
 /// # Errors
 /// In words for the user: it cannot be assembled, or a family that the forward pass cannot run.

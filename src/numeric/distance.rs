@@ -1,6 +1,6 @@
 //! How far two tensors are apart: sums over differences, and distances in steps of their format.
 
-use super::format::FloatType;
+use super::format::{FloatType, from_bf16};
 use super::real::Real;
 use super::reduce::{LANES, fold};
 use super::vector::vectorised;
@@ -125,14 +125,8 @@ vectorised! {
 vectorised! {
     /// [`distance`] of stored bf16 elements, without decoding them first; not finite where they are not.
     pub fn distance_bf16<R: Real>(a: &[u8], b: &[u8]) -> Distance {
-        apart(a.as_chunks::<2>().0, b.as_chunks::<2>().0, widened::<R>)
+        apart(a.as_chunks::<2>().0, b.as_chunks::<2>().0, from_bf16::<R>)
     }
-}
-
-/// A bf16 element.
-#[inline(always)]
-fn widened<R: Real>(raw: &[u8; 2]) -> R {
-    R::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16))
 }
 
 /// Goes through both once: the largest magnitude of a difference, and the sums of magnitudes and of three squares.
@@ -142,11 +136,11 @@ fn apart<T, R: Real>(a: &[T], b: &[T], value: impl Fn(&T) -> R + Copy) -> Distan
     let mut largest = [R::ZERO; WIDE];
     for (a, b) in a.chunks(RUN).zip(b.chunks(RUN)) {
         let mut parts = [[R::ZERO; WIDE]; 4];
-        let (whole, rest) = (a.as_chunks::<WIDE>(), b.as_chunks::<WIDE>());
-        for (a, b) in whole.0.iter().zip(rest.0) {
+        let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<WIDE>(), b.as_chunks::<WIDE>());
+        for (a, b) in a.iter().zip(b) {
             apart_lanes(a, b, value, &mut largest, &mut parts);
         }
-        apart_lanes(whole.1, rest.1, value, &mut largest, &mut parts);
+        apart_lanes(rest_of_a, rest_of_b, value, &mut largest, &mut parts);
         for (sums, parts) in sums.iter_mut().zip(parts) {
             for (sum, part) in sums.iter_mut().zip(parts) {
                 *sum += part.to_f64();
@@ -199,7 +193,7 @@ vectorised! {
 vectorised! {
     /// The sum of squares of stored bf16 elements, in f32: the same as of the decoded ones.
     pub fn squares_bf16(bytes: &[u8]) -> f64 {
-        add_squares(bytes.as_chunks::<2>().0, widened::<f32>)
+        add_squares(bytes.as_chunks::<2>().0, from_bf16::<f32>)
     }
 }
 
@@ -335,11 +329,11 @@ macro_rules! strip_steps {
                 let mut counts = [[0 as $steps; WIDE]; STEP_BOUNDS.len()];
                 let mut largest = [0 as $steps; WIDE];
                 let (a, b) = (a.as_chunks::<$bytes>().0, b.as_chunks::<$bytes>().0);
-                let ((a, of_a), (b, of_b)) = (a.as_chunks::<WIDE>(), b.as_chunks::<WIDE>());
+                let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<WIDE>(), b.as_chunks::<WIDE>());
                 for (a, b) in a.iter().zip(b) {
                     $lanes(a, b, &mut largest, &mut counts);
                 }
-                $lanes(of_a, of_b, &mut largest, &mut counts);
+                $lanes(rest_of_a, rest_of_b, &mut largest, &mut counts);
                 let mut totals = [0; STEP_BOUNDS.len()];
                 for (total, counts) in totals.iter_mut().zip(counts) {
                     for count in counts {

@@ -230,9 +230,15 @@ vectorised! {
 vectorised! {
     fn decode_bf16<R: Real>(bytes: &[u8], values: &mut [R]) {
         for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-            *value = R::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16));
+            *value = from_bf16(raw);
         }
     }
+}
+
+/// A stored bf16 element: the upper half of an f32.
+#[inline(always)]
+pub(super) fn from_bf16<R: Real>(raw: &[u8; 2]) -> R {
+    R::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16))
 }
 
 vectorised! {

@@ -16,7 +16,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::super::family::Family;
 use super::Recipe;
-use super::rows::{Rows, normalize};
+use super::rows::{Rows, normalize, project_out};
 use crate::checkpoint::Checkpoint;
 use crate::engine;
 use crate::forward::Weights;
@@ -240,14 +240,10 @@ impl<'a> Change<'a> {
         let rows = TILE.min(self.expert.width - first);
         let read = |of: &Changed, out: &mut Vec<f32>| {
             out.resize(rows * self.hidden, 0.0);
-            let (name, first) = match (of.family.fused, up) {
-                (true, false) => ("gate_up_proj", first),
-                (true, true) => ("gate_up_proj", of.width + first),
-                (false, false) => ("gate_proj", first),
-                (false, true) => ("up_proj", first),
-            };
-            let name = format!("model.layers.{}.mlp.{name}.weight", self.layer);
-            let read = Weights::read(&of.model, &name, first * self.hidden, out);
+            let (name, stored, _) = of.family.input_matrix(up, of.width);
+            let name = format!("model.layers.{}.mlp.{name}", self.layer);
+            let start = (stored.start + first) * self.hidden;
+            let read = Weights::read(&of.model, &name, start, out);
             read.map_err(|error| format!("`{}`: {error}", of.model.label()))
         };
         read(self.base, &mut tile.base)?;
@@ -290,20 +286,22 @@ struct Best {
 
 /// The direction of an orthonormal basis along which the difference is largest, by what the basis becomes.
 fn project(basis: &[f64], products: &[f64], hidden: usize) -> Best {
+    let without = |value| Best {
+        value,
+        vector: Vec::new(),
+    };
     let count = basis.len() / hidden;
     if count == 0 {
-        return Best {
-            value: 0.0,
-            vector: Vec::new(),
-        };
+        return without(0.0);
     }
-    let row = |of: &[f64], at: usize| of[at * hidden..][..hidden].to_vec();
-    let inner = DMatrix::from_fn(count, count, |a, b| dot(&row(basis, a), &row(products, b)));
+    let inner = DMatrix::from_fn(count, count, |a, b| {
+        dot(
+            &basis[a * hidden..][..hidden],
+            &products[b * hidden..][..hidden],
+        )
+    });
     if !inner.iter().all(|value| value.is_finite()) {
-        return Best {
-            value: f64::NAN,
-            vector: Vec::new(),
-        };
+        return without(f64::NAN);
     }
     // Rounding alone keeps it from being symmetric.
     let symmetric = (&inner + inner.transpose()) / 2.0;
@@ -314,10 +312,7 @@ fn project(basis: &[f64], products: &[f64], hidden: usize) -> Best {
             value: *value,
             vector: eigen.eigenvectors.column(at).iter().copied().collect(),
         },
-        None => Best {
-            value: 0.0,
-            vector: Vec::new(),
-        },
+        None => without(0.0),
     }
 }
 
@@ -342,11 +337,7 @@ fn keep_independent(vectors: &mut Vec<f64>, hidden: usize) {
         let mut independent = normalize(vector);
         // Twice is enough (Kahan); only the first time shows what is left.
         for _ in 0..2 {
-            for other in before.chunks_exact(hidden) {
-                let inner = dot(vector, other);
-                let pairs = vector.iter_mut().zip(other);
-                pairs.for_each(|(value, other)| *value -= inner * other);
-            }
+            project_out(vector, before);
             independent &= dot(vector, vector).sqrt() > DEPENDENT && normalize(vector);
         }
         kept += usize::from(independent);

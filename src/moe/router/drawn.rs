@@ -1,8 +1,8 @@
 //! Rows that are drawn: normal, uniform, orthonormal.
 
 use super::Recipe;
-use super::rows::{Rows, normalize};
-use crate::numeric::{NormalKey, dot};
+use super::rows::{Rows, normalize, project_out};
+use crate::numeric::NormalKey;
 use crate::recipe::GateMode;
 
 /// The rows of the layer whose router has this name.
@@ -28,12 +28,7 @@ fn orthonormalize(values: &mut [f64], hidden: usize) -> Result<(), String> {
         let (before, rest) = values.split_at_mut(row * hidden);
         let row = &mut rest[..hidden];
         for _ in 0..2 {
-            for other in before.chunks_exact(hidden) {
-                let inner = dot(row, other);
-                for (value, of_other) in row.iter_mut().zip(other) {
-                    *value -= inner * of_other;
-                }
-            }
+            project_out(row, before);
             if !normalize(row) {
                 return Err(format!(
                     "more than {hidden} rows cannot be orthogonal in {hidden} dimensions; hint: use `gate_mode: random`"

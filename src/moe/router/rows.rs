@@ -72,6 +72,16 @@ pub(super) fn normalize(row: &mut [f64]) -> bool {
     true
 }
 
+/// Takes from a row what it has of others, which are orthonormal and stand one after the other.
+pub(super) fn project_out(row: &mut [f64], others: &[f64]) {
+    for other in others.chunks_exact(row.len()) {
+        let inner = dot(row, other);
+        for (value, of_other) in row.iter_mut().zip(other) {
+            *value -= inner * of_other;
+        }
+    }
+}
+
 /// The rows of each layer with experts.
 ///
 /// # Errors
