@@ -61,6 +61,15 @@ fn peak(bench: &Bench, recipe: &str, more: &[&str]) -> u64 {
     summary["peak_memory"].as_u64().expect("Linux tells")
 }
 
+/// What `weld plan` says that it takes at most.
+fn bound(bench: &Bench) -> u64 {
+    let arguments = ["plan", "recipe.yml", "--threads", "2", "--format", "json"];
+    let outcome = bench.weld(&arguments);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let plan: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    plan["peak_memory"].as_u64().unwrap()
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn own_memory_is_bounded_whatever_the_size() {
@@ -70,7 +79,7 @@ fn own_memory_is_bounded_whatever_the_size() {
         "merge_method: ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.3}\n",
         "merge_method: dare_ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.3}\n",
     ];
-    let mut peaks = Vec::new();
+    let mut bounds = Vec::new();
     for layers in [2, 12] {
         let bench = Bench::new();
         for (salt, name) in ["base", "a", "b"].into_iter().enumerate() {
@@ -83,16 +92,13 @@ fn own_memory_is_bounded_whatever_the_size() {
                 tight <= 48 * MIB,
                 "{tight} bytes with --memory 48MiB\n{recipe}"
             );
-            let usual = peak(&bench, recipe, &[]);
-            assert!(usual <= 256 * MIB, "{usual} bytes by default\n{recipe}");
-            peaks.push(usual);
+            // How much of it is used depends on the disk: chunks wait for it.
+            let (usual, bound) = (peak(&bench, recipe, &[]), bound(&bench));
+            assert!(usual <= bound, "{usual} bytes of {bound}\n{recipe}");
+            assert!(bound <= 256 * MIB, "{bound} bytes by default\n{recipe}");
+            bounds.push(bound);
         }
     }
-    let (small, large) = peaks.split_at(recipes.len());
-    for (small, large) in small.iter().zip(large) {
-        assert!(
-            *large <= small + 8 * MIB,
-            "own memory grows with the model: {small} to {large} bytes"
-        );
-    }
+    let (small, large) = bounds.split_at(recipes.len());
+    assert_eq!(small, large, "the bound grows with the model");
 }
