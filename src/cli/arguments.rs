@@ -11,7 +11,7 @@ use super::output::Failure;
 use crate::checkpoint::{Locator, ModelRef};
 use crate::engine::Settings;
 use crate::moe;
-use crate::plan::{self, Options, Plan};
+use crate::plan::{self, MoeOptions, Options, Plan};
 use crate::recipe::{self, AnyRecipe, RecipeError};
 
 /// The shape of what goes to stdout.
@@ -61,18 +61,18 @@ impl PlanArguments {
     /// Reads the recipe of a merge and plans it.
     pub(super) fn plan(&self) -> Result<Plan, Failure> {
         let recipe = recipe::read(&self.recipe)?;
-        self.plan_recipe(&AnyRecipe::Merge(Box::new(recipe)), false)
+        self.plan_recipe(&AnyRecipe::Merge(Box::new(recipe)), MoeOptions::default())
     }
 
-    /// Plans a recipe of any kind; `inexact` is for mixtures of experts.
-    pub(super) fn plan_recipe(&self, recipe: &AnyRecipe, inexact: bool) -> Result<Plan, Failure> {
-        let (locator, options) = self.surroundings(inexact)?;
+    /// Plans a recipe of any kind.
+    pub(super) fn plan_recipe(&self, recipe: &AnyRecipe, moe: MoeOptions) -> Result<Plan, Failure> {
+        let (locator, options) = self.surroundings(moe)?;
         let path = self.recipe.display().to_string();
         Ok(plan_any(recipe, &path, &locator, &options)?)
     }
 
     /// Where models are looked for, and what a plan depends on beside them.
-    pub(super) fn surroundings(&self, inexact: bool) -> Result<(Locator, Options), Failure> {
+    pub(super) fn surroundings(&self, moe: MoeOptions) -> Result<(Locator, Options), Failure> {
         let locator = environment::locator(self.recipe.parent())?;
         let options = Options {
             settings: Settings {
@@ -84,9 +84,30 @@ impl PlanArguments {
             seed: self.seed,
             shard_size: self.shard_size,
             tokenizer_from: self.tokenizer_from.clone(),
-            inexact,
+            moe,
         };
         Ok((locator, options))
+    }
+}
+
+/// How mixtures of experts are written.
+#[derive(Args)]
+pub(super) struct MoeArguments {
+    /// Mixtures of experts: make it though it won't compute what its models do, and say in notes where
+    #[arg(long)]
+    inexact: bool,
+
+    /// Mixtures of experts: all experts of a layer in two tensors, as transformers 5 holds them; 4 cannot load them
+    #[arg(long)]
+    fused: bool,
+}
+
+impl MoeArguments {
+    pub(super) fn options(&self) -> MoeOptions {
+        MoeOptions {
+            inexact: self.inexact,
+            fused: self.fused,
+        }
     }
 }
 
@@ -100,6 +121,7 @@ pub(super) fn plan_any(
     match recipe {
         AnyRecipe::Merge(recipe) => plan::plan(recipe, path, locator, options),
         AnyRecipe::Moe(recipe) => moe::plan(recipe, path, locator, options),
+        AnyRecipe::Edit(recipe) => moe::plan_edit(recipe, path, locator, options),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 
-use super::arguments::PlanArguments;
+use super::arguments::{MoeArguments, PlanArguments};
 use super::merge::OutputArguments;
 use super::output::{Failure, say};
 use super::progress::Progress;
@@ -30,9 +30,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     output: OutputArguments,
 
-    /// Assemble it though it won't compute what its models do, and say in notes where
-    #[arg(long)]
-    inexact: bool,
+    #[command(flatten)]
+    moe: MoeArguments,
 
     /// Prove it: identical experts give the base's logits before, and every byte is computed again after
     #[arg(long)]
@@ -43,7 +42,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::install()?;
     let recipe = recipe::read_any(&arguments.plan.recipe)?;
     let assembly = match &recipe {
-        AnyRecipe::Moe(assembly) => assembly,
+        AnyRecipe::Moe(assembly) => Some(assembly),
+        // Nothing dense to be compared with: what is written is proved byte by byte.
+        AnyRecipe::Edit(_) => None,
         AnyRecipe::Merge(merge) => {
             let message = "expected a recipe of a mixture of experts, found one that merges";
             let problem = Problem::new(ProblemKind::Invalid, merge.method_at, message);
@@ -51,8 +52,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             return Err(merge.error(vec![problem]).into());
         }
     };
-    let plan = arguments.plan.plan_recipe(&recipe, arguments.inexact)?;
-    if arguments.check {
+    let plan = arguments
+        .plan
+        .plan_recipe(&recipe, arguments.moe.options())?;
+    if let Some(assembly) = assembly.filter(|_| arguments.check) {
         prove(arguments, assembly)?;
     }
     arguments.output.write(&plan, Arc::clone(&stop))?;
@@ -64,7 +67,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// That the target computes what the base does.
 fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
-    let (locator, options) = arguments.plan.surroundings(arguments.inexact)?;
+    let (locator, options) = arguments.plan.surroundings(arguments.moe.options())?;
     let found = moe::identity(recipe, &locator, &options).map_err(Failure::Input)?;
     let (base, error, bound) = (&recipe.base_model.value, found.error, moe::BOUND);
     if error > bound {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::arguments::{Format, PlanArguments};
+use super::arguments::{Format, MoeArguments, PlanArguments};
 use super::output::{Failure, print};
 use crate::plan::{self, Detail};
 use crate::recipe;
@@ -20,9 +20,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     all: bool,
 
-    /// Of a mixture of experts: plan it though it won't compute what its models do
-    #[arg(long)]
-    inexact: bool,
+    #[command(flatten)]
+    moe: MoeArguments,
 
     /// What is printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -31,7 +30,9 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let recipe = recipe::read_any(&arguments.plan.recipe)?;
-    let plan = arguments.plan.plan_recipe(&recipe, arguments.inexact)?;
+    let plan = arguments
+        .plan
+        .plan_recipe(&recipe, arguments.moe.options())?;
     let detail = if arguments.all {
         Detail::All
     } else {

@@ -16,7 +16,7 @@ use crate::audit::Report;
 use crate::audit::verify::{Coverage, Request, verify};
 use crate::checkpoint::{Checkpoint, Location, Locator, ModelRef};
 use crate::engine::Settings;
-use crate::plan::{Options, Plan};
+use crate::plan::{MoeOptions, Options, Plan};
 use crate::recipe::{self, AnyRecipe, RecipeError};
 use crate::run::Lock;
 
@@ -175,7 +175,10 @@ impl Recomputation {
                 .unwrap_or(0),
             shard_size: locked.map_or(ByteSize::gb(5).as_u64(), |options| options.shard_size),
             tokenizer_from,
-            inexact: locked.is_some_and(|options| options.inexact),
+            moe: MoeOptions {
+                inexact: locked.is_some_and(|options| options.inexact),
+                fused: locked.is_some_and(|options| options.fused),
+            },
         })
     }
 }

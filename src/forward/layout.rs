@@ -237,24 +237,37 @@ impl<'a> Tensors<'a> {
         start: &str,
     ) -> Result<Experts, ForwardError> {
         let (hidden, width) = (settings.hidden, mixture.width);
+        // As transformers 5 holds them, and some tools write them.
+        let held = [
+            format!("{start}mlp.experts.gate_up_proj"),
+            format!("{start}mlp.experts.down_proj"),
+        ];
+        let is_held = self.weights.shape(&held[0]).is_some();
         let block = match mixture.layout {
-            Layout::Qwen => format!("{start}mlp."),
-            Layout::Mixtral | Layout::Granite => format!("{start}block_sparse_moe."),
+            Layout::Mixtral | Layout::Granite if !is_held => format!("{start}block_sparse_moe."),
+            _ => format!("{start}mlp."),
         };
         let router = match mixture.layout {
             Layout::Granite => format!("{block}router.layer"),
             Layout::Qwen | Layout::Mixtral => format!("{block}gate"),
         };
+        let fused = match mixture.layout {
+            Layout::Granite => Some([
+                format!("{block}input_linear.weight"),
+                format!("{block}output_linear.weight"),
+            ]),
+            Layout::Qwen | Layout::Mixtral => is_held.then_some(held),
+        };
         let router = self.linear(router, mixture.experts, hidden, false)?;
         // The router has a row for each: the number of experts is no longer a mere claim.
         let numbers = 0..mixture.experts;
-        let experts: Result<Vec<Gated>, ForwardError> = match mixture.layout {
-            Layout::Qwen => numbers
+        let experts: Result<Vec<Gated>, ForwardError> = match (fused, mixture.layout) {
+            (None, Layout::Qwen | Layout::Granite) => numbers
                 .map(|expert| {
                     self.gated(&format!("{block}experts.{expert}."), width, hidden, false)
                 })
                 .collect(),
-            Layout::Mixtral => numbers
+            (None, Layout::Mixtral) => numbers
                 .map(|expert| {
                     let part = |part: &str, rows, columns| {
                         let name = format!("{block}experts.{expert}.{part}");
@@ -267,11 +280,7 @@ impl<'a> Tensors<'a> {
                     })
                 })
                 .collect(),
-            Layout::Granite => {
-                let (input, output) = (
-                    format!("{block}input_linear.weight"),
-                    format!("{block}output_linear.weight"),
-                );
+            (Some([input, output]), _) => {
                 self.expect(&input, &[mixture.experts, 2 * width, hidden])?;
                 self.expect(&output, &[mixture.experts, hidden, width])?;
                 // That these can be counted is known: the tensors have so many elements.

@@ -1,22 +1,16 @@
 //! The tensors of a mixture of experts: what each is made of.
 
-use std::collections::HashMap;
-
-use super::adjust::{Adjust, Redraw, Segment};
+use super::adjust::{Redraw, Segment};
 use super::family::Dense;
-use super::router::{self, Invented};
-use super::targets::{Absent, Experts, SharedLayout, Target};
+use super::pieces::{Donor, EXPERT, Matrix, Piece, Pieces, Tensors, layer_of};
+use super::router::Invented;
+use super::targets::{Absent, Experts, Names, SharedLayout, Target};
 use crate::checkpoint::{Dtype, TensorEntry, is_derived_buffer, is_output_head};
-use crate::numeric::{FloatType, NormalKey, Picks};
-use crate::plan::{
-    Fate, Fold, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View,
-};
+use crate::numeric::{NormalKey, Picks};
+use crate::plan::{Fold, Problems, SourceTensor};
 use crate::recipe::{Expert, Position, Split, Upcycle};
 
 /// What a tensor of an assembly is called where plans are shown.
-const EXPERT: &str = "expert";
-const ROUTER: &str = "router";
-const ZEROS: &str = "zeros";
 const NORM: &str = "norm";
 const EMBEDDING: &str = "embedding";
 
@@ -29,12 +23,14 @@ pub(super) struct Source<'a> {
 
 /// What is assembled.
 pub(super) struct Assembly<'a> {
-    pub(super) models: &'a Models,
+    pub(super) pieces: Pieces<'a>,
     /// The model that gives everything but the experts.
     pub(super) base: usize,
     pub(super) base_at: Option<Position>,
     pub(super) dense: &'a Dense,
     pub(super) target: &'static Target,
+    /// How routers and experts are named.
+    pub(super) names: Names,
     pub(super) experts: Vec<Source<'a>>,
     pub(super) shared: Option<Source<'a>>,
     /// Which layers have experts.
@@ -43,62 +39,16 @@ pub(super) struct Assembly<'a> {
     /// How each expert is cut.
     pub(super) upcycle: Upcycle,
     pub(super) seed: u64,
-    /// The dtype that the recipe asks for.
-    pub(super) dtype: Option<FloatType>,
-    /// The model that the tensors of no model will be of.
-    pub(super) invented: usize,
 }
 
-/// The tensors, and those among them that no model has.
-#[derive(Default)]
-pub(super) struct Tensors {
-    pub(super) planned: Vec<PlannedTensor>,
-    pub(super) invented: Vec<(TensorEntry, Invented)>,
-    /// Pairs that must be equal, as one of them is left out.
-    pub(super) equal: Vec<(usize, usize, usize)>,
-    pub(super) fates: Vec<Vec<Fate>>,
-    /// The names of the routers, by layer with experts.
-    pub(super) routers: Vec<String>,
-    /// Width of the shared expert.
-    pub(super) shared_width: usize,
-}
-
-/// One of the three matrices of an MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Matrix {
-    Gate,
-    Up,
-    Down,
-}
-
-impl Matrix {
-    fn name(self) -> &'static str {
-        match self {
-            Matrix::Gate => "gate_proj.weight",
-            Matrix::Up => "up_proj.weight",
-            Matrix::Down => "down_proj.weight",
-        }
-    }
-}
-
-/// A matrix of an expert as it will be: where it is, and what is done with it.
-struct Piece {
-    part: Part,
-    /// Rows and columns.
-    shape: [usize; 2],
-    /// Whether it is all of a tensor, as it is.
-    whole: bool,
-    segment: Segment,
-}
-
-impl<'a> Assembly<'a> {
+impl Assembly<'_> {
     /// Decides the tensors; adds to `problems` what is missing or has another shape.
     pub(super) fn tensors(&self, problems: &mut Problems) -> Tensors {
         let mut out = Tensors::default();
         if let Some(shared) = &self.shared {
             out.shared_width = shared.dense.width;
         }
-        let model = &self.models.checkpoints[self.base];
+        let model = &self.pieces.models.checkpoints[self.base];
         let mut seen = vec![false; self.dense.layers];
         for (at, entry) in model.tensors().iter().enumerate() {
             let source = SourceTensor {
@@ -128,9 +78,11 @@ impl<'a> Assembly<'a> {
         }
         if let Some(layer) = seen.iter().position(|seen| !seen) {
             let name = format!("model.layers.{layer}.mlp.{}", Matrix::Gate.name());
-            self.lacks(self.base, self.base_at, &name, problems);
+            self.pieces.lacks(self.base, self.base_at, &name, problems);
         }
-        out.fates = self.fates(&out.planned);
+        out.fates = self
+            .pieces
+            .fates(&out.planned, self.dense.tied.then_some(self.base));
         out
     }
 
@@ -144,7 +96,7 @@ impl<'a> Assembly<'a> {
     ) {
         let (dense, family) = (self.dense, self.dense.family);
         let name = &entry.name;
-        let model = &self.models.checkpoints[self.base];
+        let model = &self.pieces.models.checkpoints[self.base];
         if !name.starts_with("model.") && !is_output_head(name) {
             let message = format!(
                 "`{name}` of `{}` has no place in a `{}`",
@@ -174,20 +126,22 @@ impl<'a> Assembly<'a> {
             ];
             let expected = [query + 2 * key, dense.hidden];
             if entry.shape != expected {
-                self.has_shape(self.base, self.base_at, entry, &expected, problems);
+                self.pieces
+                    .has_shape(self.base, self.base_at, entry, &expected, problems);
                 return;
             }
             for (matrix, rows) in cuts {
                 let name = name.replace("qkv_proj", matrix);
-                let piece = self.cut(source, rows, dense.hidden);
-                out.planned.push(self.join(name, vec![piece], Vec::new()));
+                let piece = self.pieces.cut(source, rows, dense.hidden);
+                out.planned
+                    .push(self.pieces.join(name, vec![piece], Vec::new()));
             }
             return;
         }
         let norm = family.norm_offset != 0.0 && name.ends_with("norm.weight");
         let embedding = family.scaled_embedding && name == "model.embed_tokens.weight";
         if embedding {
-            let head = self.values(
+            let head = self.pieces.values(
                 source,
                 "lm_head.weight".into(),
                 entry,
@@ -208,36 +162,10 @@ impl<'a> Assembly<'a> {
             ..Segment::plain(entry.elements())
         };
         let what = if norm { NORM } else { EMBEDDING };
-        out.planned
-            .push(self.values(source, name.clone(), entry, segment, what));
-    }
-
-    /// A tensor of the base, each of whose values is changed in the same way.
-    fn values(
-        &self,
-        source: SourceTensor,
-        name: String,
-        entry: &TensorEntry,
-        segment: Segment,
-        what: &'static str,
-    ) -> PlannedTensor {
-        let stored = FloatType::of(entry.dtype);
-        let output = self.dtype.filter(|_| stored.is_some()).or(stored);
-        let bytes = self.models.checkpoints[source.model]
-            .bytes(source.tensor)
-            .is_some();
-        let operation = if !segment.is_plain() {
-            Operation::Compute {
-                name: what,
-                program: Box::new(Adjust([segment].into())),
-            }
-        } else if output == stored && bytes || stored.is_none() {
-            Operation::Copy
-        } else {
-            Operation::convert()
-        };
-        let dtype = output.map_or(entry.dtype, FloatType::dtype);
-        PlannedTensor::plain(name, dtype, entry.shape.clone(), vec![source], operation)
+        out.planned.push(
+            self.pieces
+                .values(source, name.clone(), entry, segment, what),
+        );
     }
 
     /// The MLP of a layer: with experts, or dense as it was.
@@ -250,9 +178,9 @@ impl<'a> Assembly<'a> {
                 dense: self.dense,
             };
             for matrix in [Matrix::Gate, Matrix::Up, Matrix::Down] {
-                if let Some(piece) = self.piece(&donor, layer, matrix, problems) {
+                if let Some(piece) = self.pieces.piece(&donor, layer, matrix, problems) {
                     let name = format!("{prefix}mlp.{}", matrix.name());
-                    out.planned.push(self.one(name, piece));
+                    out.planned.push(self.pieces.one(name, piece));
                 }
             }
             return;
@@ -281,7 +209,7 @@ impl<'a> Assembly<'a> {
             cut.enumerate()
         };
         let width = self.dense.width / parts;
-        match &self.target.experts {
+        match self.names.experts {
             Experts::Each {
                 prefix: each,
                 gate,
@@ -293,8 +221,10 @@ impl<'a> Assembly<'a> {
                         [(Matrix::Gate, gate), (Matrix::Up, up), (Matrix::Down, down)]
                     {
                         if let Some(piece) = piece(number, expert, matrix, problems) {
-                            out.planned
-                                .push(self.one(format!("{prefix}{each}{number}.{suffix}"), piece));
+                            out.planned.push(
+                                self.pieces
+                                    .one(format!("{prefix}{each}{number}.{suffix}"), piece),
+                            );
                         }
                     }
                 }
@@ -320,8 +250,11 @@ impl<'a> Assembly<'a> {
                         .collect();
                     if pieces.len() == count * matrices.len() {
                         let shape = vec![count, rows, columns];
-                        out.planned
-                            .push(self.join(format!("{prefix}{name}"), pieces, shape));
+                        out.planned.push(self.pieces.join(
+                            format!("{prefix}{name}"),
+                            pieces,
+                            shape,
+                        ));
                     }
                 }
             }
@@ -331,14 +264,15 @@ impl<'a> Assembly<'a> {
 
     fn router(&self, prefix: &str, out: &mut Tensors) {
         let place = out.routers.len();
-        let name = format!("{prefix}{}", self.target.router);
-        out.routers.push(name.clone());
+        let name = format!("{prefix}{}", self.names.router);
+        // What is drawn is keyed by the name on the Hub, whatever the layout.
+        out.routers.push(format!("{prefix}{}", self.target.router));
         let experts = self.experts.len() * self.upcycle.granularity;
         let dtype = match self.target.router_f32 {
             true => Dtype::F32,
-            false => self.main_dtype(),
+            false => self.pieces.main,
         };
-        self.invent(
+        self.pieces.invent(
             name,
             vec![experts, self.dense.hidden],
             dtype,
@@ -350,7 +284,7 @@ impl<'a> Assembly<'a> {
                 true => vec![1, experts],
                 false => vec![experts],
             };
-            self.invent(
+            self.pieces.invent(
                 format!("{prefix}{bias}"),
                 shape,
                 Dtype::F32,
@@ -358,33 +292,6 @@ impl<'a> Assembly<'a> {
                 out,
             );
         }
-    }
-
-    /// A tensor that no model has.
-    fn invent(
-        &self,
-        name: String,
-        shape: Vec<usize>,
-        dtype: Dtype,
-        what: Invented,
-        out: &mut Tensors,
-    ) {
-        let source = SourceTensor {
-            model: self.invented,
-            tensor: out.invented.len(),
-        };
-        out.invented
-            .push((router::entry(name.clone(), shape.clone()), what));
-        let elements = shape.iter().map(|dim| *dim as u64).product();
-        let operation = Operation::Compute {
-            name: match what {
-                Invented::Zeros => ZEROS,
-                Invented::Rows(_) | Invented::SharedGate(_) => ROUTER,
-            },
-            program: Box::new(Adjust([Segment::plain(elements)].into())),
-        };
-        let planned = PlannedTensor::plain(name, dtype, shape, vec![source], operation);
-        out.planned.push(planned);
     }
 
     fn shared_expert(
@@ -397,7 +304,7 @@ impl<'a> Assembly<'a> {
         let Some(layout) = &self.target.shared else {
             return;
         };
-        let (hidden, dtype) = (self.dense.hidden, self.main_dtype());
+        let (hidden, dtype) = (self.dense.hidden, self.pieces.main);
         let Some(shared) = &self.shared else {
             let width = match layout.absent {
                 Absent::Nothing => return,
@@ -410,7 +317,7 @@ impl<'a> Assembly<'a> {
                         Matrix::Down => vec![hidden, width],
                         Matrix::Gate | Matrix::Up => vec![width, hidden],
                     };
-                    self.invent(
+                    self.pieces.invent(
                         format!("{prefix}{each}{}", matrix.name()),
                         shape,
                         dtype,
@@ -420,7 +327,7 @@ impl<'a> Assembly<'a> {
                 }
             }
             if let Some(gate) = layout.gate {
-                self.invent(
+                self.pieces.invent(
                     format!("{prefix}{gate}"),
                     vec![1, hidden],
                     dtype,
@@ -442,20 +349,25 @@ impl<'a> Assembly<'a> {
             SharedLayout::Each(each) => {
                 for matrix in [Matrix::Gate, Matrix::Up, Matrix::Down] {
                     if let Some(piece) = piece(matrix) {
-                        out.planned
-                            .push(self.one(format!("{prefix}{each}{}", matrix.name()), piece));
+                        out.planned.push(
+                            self.pieces
+                                .one(format!("{prefix}{each}{}", matrix.name()), piece),
+                        );
                     }
                 }
             }
             SharedLayout::Fused(input, output) => {
                 if let (Some(gate), Some(up)) = (piece(Matrix::Gate), piece(Matrix::Up)) {
                     let shape = vec![2 * shared.dense.width, hidden];
-                    out.planned
-                        .push(self.join(format!("{prefix}{input}"), vec![gate, up], shape));
+                    out.planned.push(self.pieces.join(
+                        format!("{prefix}{input}"),
+                        vec![gate, up],
+                        shape,
+                    ));
                 }
                 if let Some(down) = piece(Matrix::Down) {
                     out.planned
-                        .push(self.one(format!("{prefix}{output}"), down));
+                        .push(self.pieces.one(format!("{prefix}{output}"), down));
                 }
             }
         }
@@ -464,7 +376,8 @@ impl<'a> Assembly<'a> {
                 Some(_) => Invented::Zeros,
                 None => Invented::SharedGate(out.routers.len() - 1),
             };
-            self.invent(format!("{prefix}{gate}"), vec![1, hidden], dtype, what, out);
+            self.pieces
+                .invent(format!("{prefix}{gate}"), vec![1, hidden], dtype, what, out);
         }
     }
 
@@ -483,7 +396,7 @@ impl<'a> Assembly<'a> {
             at: Some(expert.recipe.source.at),
             dense: expert.dense,
         };
-        let mut piece = self.piece(&donor, layer, matrix, problems)?;
+        let mut piece = self.pieces.piece(&donor, layer, matrix, problems)?;
         if let Some(deviation) = expert
             .recipe
             .noise_scale
@@ -569,7 +482,8 @@ impl<'a> Assembly<'a> {
     fn fold(&self, donor: &Donor<'_>, layer: usize, problems: &mut Problems) -> Option<Fold> {
         let mut norm = |donor: &Donor<'_>| {
             let name = format!("model.layers.{layer}.{}", donor.dense.family.pre_norm?);
-            self.find(donor, &name, &[donor.dense.hidden], problems)
+            self.pieces
+                .find(donor, &name, &[donor.dense.hidden], problems)
         };
         let base = Donor {
             model: self.base,
@@ -582,205 +496,6 @@ impl<'a> Assembly<'a> {
             offset: donor.dense.family.norm_offset,
         })
     }
-
-    /// A matrix of a dense MLP.
-    fn piece(
-        &self,
-        donor: &Donor<'_>,
-        layer: usize,
-        matrix: Matrix,
-        problems: &mut Problems,
-    ) -> Option<Piece> {
-        let Dense {
-            width,
-            hidden,
-            family,
-            ..
-        } = *donor.dense;
-        let (name, stored, rows) = match matrix {
-            Matrix::Down => (matrix.name(), [hidden, width], 0..hidden),
-            Matrix::Gate | Matrix::Up => {
-                let (name, rows, all) = family.input_matrix(matrix == Matrix::Up, width);
-                (name, [all, hidden], rows)
-            }
-        };
-        let name = format!("model.layers.{layer}.mlp.{name}");
-        let source = self.find(donor, &name, &stored, problems)?;
-        let whole = rows.len() == stored[0];
-        Some(Piece {
-            whole,
-            ..self.cut(source, rows, stored[1])
-        })
-    }
-
-    /// Rows of a matrix, as they are.
-    fn cut(&self, source: SourceTensor, rows: std::ops::Range<usize>, columns: usize) -> Piece {
-        let shape = [rows.len(), columns];
-        Piece {
-            part: Part {
-                source,
-                rows: Picks::Range(rows),
-                columns: Picks::Range(0..columns),
-                fold: None,
-            },
-            shape,
-            whole: false,
-            segment: Segment::plain((shape[0] * shape[1]) as u64),
-        }
-    }
-
-    /// The tensor of one piece: copied, converted, or computed.
-    fn one(&self, name: String, piece: Piece) -> PlannedTensor {
-        let entry = self.entry(piece.part.source);
-        let stored = FloatType::of(entry.dtype);
-        let bytes =
-            self.models.checkpoints[piece.part.source.model].bytes(piece.part.source.tensor);
-        let same = stored.map(FloatType::dtype) == Some(self.main_dtype()) && bytes.is_some();
-        if !(piece.whole && piece.segment.is_plain()) {
-            let shape = piece.shape.into();
-            return self.join(name, vec![piece], shape);
-        }
-        let operation = match same {
-            true => Operation::Copy,
-            false => Operation::convert(),
-        };
-        let (shape, sources) = (piece.shape.into(), vec![piece.part.source]);
-        PlannedTensor::plain(name, self.main_dtype(), shape, sources, operation)
-    }
-
-    /// The tensor of pieces one after the other.
-    fn join(&self, name: String, pieces: Vec<Piece>, shape: Vec<usize>) -> PlannedTensor {
-        let shape = match shape.is_empty() {
-            true => pieces
-                .first()
-                .map_or(Vec::new(), |piece| piece.shape.into()),
-            false => shape,
-        };
-        let segments: Vec<Segment> = pieces.iter().map(|piece| piece.segment.clone()).collect();
-        let parts: Vec<Part> = pieces.into_iter().map(|piece| piece.part).collect();
-        let operation = Operation::Compute {
-            name: EXPERT,
-            program: Box::new(Adjust(segments.into())),
-        };
-        let sources = parts.first().map(|part| part.source).into_iter().collect();
-        PlannedTensor {
-            views: vec![Some(View::Parts(parts))],
-            ..PlannedTensor::plain(name, self.main_dtype(), shape, sources, operation)
-        }
-    }
-
-    fn entry(&self, source: SourceTensor) -> &'a TensorEntry {
-        &self.models.checkpoints[source.model].tensors()[source.tensor]
-    }
-
-    /// What experts and routers are written in: what the recipe asks for, or the base's MLPs have.
-    fn main_dtype(&self) -> Dtype {
-        let model = &self.models.checkpoints[self.base];
-        let stored = model
-            .tensors()
-            .iter()
-            .find(|tensor| tensor.name.contains(".mlp."));
-        let stored = stored.and_then(|tensor| FloatType::of(tensor.dtype));
-        self.dtype.or(stored).unwrap_or(FloatType::F32).dtype()
-    }
-
-    /// A tensor of a donor, of this shape and of floats.
-    fn find(
-        &self,
-        donor: &Donor<'_>,
-        name: &str,
-        shape: &[usize],
-        problems: &mut Problems,
-    ) -> Option<SourceTensor> {
-        let model = &self.models.checkpoints[donor.model];
-        let Some(tensor) = model.find(name) else {
-            self.lacks(donor.model, donor.at, name, problems);
-            return None;
-        };
-        let entry = &model.tensors()[tensor];
-        if entry.shape != shape {
-            self.has_shape(donor.model, donor.at, entry, shape, problems);
-            return None;
-        }
-        if FloatType::of(entry.dtype).is_none() {
-            let message = format!(
-                "`{name}` of `{}` holds {:?}, expected floats",
-                model.label(),
-                entry.dtype
-            );
-            problems.add(donor.at, message, None);
-            return None;
-        }
-        Some(SourceTensor {
-            model: donor.model,
-            tensor,
-        })
-    }
-
-    fn lacks(&self, model: usize, at: Option<Position>, name: &str, problems: &mut Problems) {
-        let label = self.models.label(model);
-        let message = format!("`{label}` has no `{name}`");
-        let hint = "the checkpoint is incomplete, or its config is of another model: look at it with `weld check`";
-        problems.add(at, message, Some(hint.to_owned()));
-    }
-
-    fn has_shape(
-        &self,
-        model: usize,
-        at: Option<Position>,
-        entry: &TensorEntry,
-        expected: &[usize],
-        problems: &mut Problems,
-    ) {
-        let message = format!(
-            "`{}` of `{}` has shape {:?}, expected {expected:?} by its config",
-            entry.name,
-            self.models.label(model),
-            entry.shape
-        );
-        problems.add(at, message, None);
-    }
-
-    /// What becomes of each tensor of each model.
-    fn fates(&self, planned: &[PlannedTensor]) -> Vec<Vec<Fate>> {
-        let mut used: HashMap<SourceTensor, usize> = HashMap::new();
-        for tensor in planned {
-            // A view's first part is the source itself.
-            let mut inputs: Vec<&SourceTensor> = tensor.inputs().collect();
-            inputs.sort_unstable();
-            inputs.dedup();
-            for input in inputs {
-                *used.entry(*input).or_default() += 1;
-            }
-        }
-        let fate = |model: usize, tensor: usize, name: &str| match used
-            .get(&SourceTensor { model, tensor })
-        {
-            Some(count) => Fate::Used(*count),
-            None if is_derived_buffer(name) => Fate::DerivedBuffer,
-            None if model == self.base && is_output_head(name) && self.dense.tied => Fate::TiedCopy,
-            None => Fate::NotTaken,
-        };
-        let of_model = |(model, checkpoint): (usize, &crate::checkpoint::Checkpoint)| {
-            let tensors = checkpoint.tensors().iter().enumerate();
-            tensors
-                .map(|(tensor, entry)| fate(model, tensor, &entry.name))
-                .collect()
-        };
-        self.models
-            .checkpoints
-            .iter()
-            .enumerate()
-            .map(of_model)
-            .collect()
-    }
-}
-
-/// A model that matrices are taken from, and where the recipe names it.
-struct Donor<'a> {
-    model: usize,
-    at: Option<Position>,
-    dense: &'a Dense,
 }
 
 /// The numbers below `count` in an order drawn by a key: sorted by draws, ties by number.
@@ -791,10 +506,4 @@ fn shuffled(key: NormalKey, count: usize) -> Vec<u32> {
         draw(*a).total_cmp(&draw(*b)).then(a.cmp(b))
     });
     order
-}
-
-/// The layer that a tensor is of, and what follows its number.
-fn layer_of(name: &str) -> Option<(usize, &str)> {
-    let (number, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    Some((number.parse().ok()?, rest))
 }

@@ -65,16 +65,7 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
     };
     set("architectures", json!([target.class]));
     set("model_type", json!(target.model_type));
-    for key in KEPT {
-        if let Some(value) = config.value().get(key) {
-            set(key, value.clone());
-        }
-    }
-    set("hidden_size", json!(base.hidden));
-    set("hidden_act", json!(base.activation));
-    set("num_hidden_layers", json!(base.layers));
-    set("num_attention_heads", json!(base.heads));
-    set("num_key_value_heads", json!(base.kv_heads));
+    set_decoder(&mut set, config, base);
     if target.attention.head_dim || base.head_dim * base.heads == base.hidden {
         set("head_dim", json!(base.head_dim));
     }
@@ -82,17 +73,8 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
         "tie_word_embeddings",
         json!(base.tied && !base.family.scaled_embedding),
     );
-    // Defaults differ between families: what the config leaves to its class is written down.
-    if config.get("rms_norm_eps").is_none() {
-        set("rms_norm_eps", json!(base.family.norm_eps));
-    }
-    set_rope(&mut set, base);
     if target.attention.window {
-        let window = match base.window {
-            Window::All(size) => json!(size),
-            Window::None | Window::Some => Value::Null,
-        };
-        set("sliding_window", window);
+        set("sliding_window", window(base));
     }
     if let Some(key) = target.attention.qkv_bias {
         set(key, json!(base.qkv_bias));
@@ -142,11 +124,80 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
             set(&key, value);
         }
     }
+    set_dtype(&mut set, dtype);
+    Value::Object(out)
+}
+
+/// The config of a dense model that was taken out of a mixture with the config of `config`: `dense` is what it is,
+/// its width that of its MLPs.
+pub(super) fn dense(config: &ModelConfig, dense: &Dense, dtype: Option<&str>) -> Value {
+    let mut out = Map::new();
+    let mut set = |key: &str, value: Value| {
+        out.insert(key.to_owned(), value);
+    };
+    let family = dense.family;
+    set("architectures", json!([family.class]));
+    set("model_type", json!(family.model_type));
+    set_decoder(&mut set, config, dense);
+    set("head_dim", json!(dense.head_dim));
+    set("intermediate_size", json!(dense.width));
+    set("tie_word_embeddings", json!(dense.tied));
+    match family.model_type {
+        "llama" => {
+            set("attention_bias", json!(dense.qkv_bias));
+            set("mlp_bias", json!(false));
+        }
+        "mistral" => set("sliding_window", window(dense)),
+        "qwen2" | "qwen3" => {
+            set("attention_bias", json!(dense.qkv_bias));
+            set("use_sliding_window", json!(false));
+        }
+        "granite" => {
+            set("attention_bias", json!(dense.qkv_bias));
+            set("mlp_bias", json!(false));
+            for key in MULTIPLIERS {
+                let of_mixture = config.value().get(key).cloned();
+                set(key, of_mixture.unwrap_or(json!(1.0)));
+            }
+        }
+        "ernie4_5" => set("use_bias", json!(false)),
+        _ => set("attention_bias", json!(dense.qkv_bias)),
+    }
+    set_dtype(&mut set, dtype);
+    Value::Object(out)
+}
+
+/// What a dense decoder and a mixture around its attention say alike.
+fn set_decoder(set: &mut impl FnMut(&str, Value), config: &ModelConfig, dense: &Dense) {
+    for key in KEPT {
+        if let Some(value) = config.value().get(key) {
+            set(key, value.clone());
+        }
+    }
+    set("hidden_size", json!(dense.hidden));
+    set("hidden_act", json!(dense.activation));
+    set("num_hidden_layers", json!(dense.layers));
+    set("num_attention_heads", json!(dense.heads));
+    set("num_key_value_heads", json!(dense.kv_heads));
+    // Defaults differ between families: what the config leaves to its class is written down.
+    if config.get("rms_norm_eps").is_none() {
+        set("rms_norm_eps", json!(dense.family.norm_eps));
+    }
+    set_rope(set, dense);
+}
+
+fn set_dtype(set: &mut impl FnMut(&str, Value), dtype: Option<&str>) {
     if let Some(dtype) = dtype {
         set("dtype", json!(dtype));
         set("torch_dtype", json!(dtype));
     }
-    Value::Object(out)
+}
+
+fn window(dense: &Dense) -> Value {
+    match dense.window {
+        Window::All(size) => json!(size),
+        Window::None | Window::Some => Value::Null,
+    }
 }
 
 /// Rotary positions as transformers 4 reads them, and as transformers 5 does.

@@ -8,24 +8,24 @@ use crate::checkpoint::{Checkpoint, ModelConfig};
 
 /// The families that experts can be taken from, by the model type of their configs.
 static FAMILIES: &[Family] = &[
-    Family::plain("llama"),
+    Family::plain("llama", "LlamaForCausalLM"),
     Family {
         kv_heads: Some(8),
-        ..Family::plain("mistral")
+        ..Family::plain("mistral", "MistralForCausalLM")
     },
     Family {
         kv_heads: Some(32),
-        ..Family::plain("qwen2")
+        ..Family::plain("qwen2", "Qwen2ForCausalLM")
     },
     Family {
         kv_heads: Some(32),
         head_dim: Some(128),
-        ..Family::plain("qwen3")
+        ..Family::plain("qwen3", "Qwen3ForCausalLM")
     },
     Family {
         fused: true,
         norm_eps: 1e-5,
-        ..Family::plain("phi3")
+        ..Family::plain("phi3", "Phi3ForCausalLM")
     },
     Family {
         norm_offset: 1.0,
@@ -34,13 +34,13 @@ static FAMILIES: &[Family] = &[
         tied: true,
         kv_heads: Some(16),
         head_dim: Some(256),
-        ..Family::plain("gemma")
+        ..Family::plain("gemma", "GemmaForCausalLM")
     },
-    Family::plain("granite"),
+    Family::plain("granite", "GraniteForCausalLM"),
     Family {
         pre_norm: None,
         norm_eps: 1e-5,
-        ..Family::plain("olmo2")
+        ..Family::plain("olmo2", "Olmo2ForCausalLM")
     },
     Family {
         tied: true,
@@ -48,11 +48,11 @@ static FAMILIES: &[Family] = &[
         kv_heads: Some(2),
         head_dim: Some(128),
         norm_eps: 1e-5,
-        ..Family::plain("ernie4_5")
+        ..Family::plain("ernie4_5", "Ernie4_5ForCausalLM")
     },
     Family {
         norm_eps: 1e-5,
-        ..Family::plain("hunyuan_v1_dense")
+        ..Family::plain("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM")
     },
 ];
 
@@ -60,6 +60,8 @@ static FAMILIES: &[Family] = &[
 #[derive(Debug)]
 pub(super) struct Family {
     pub(super) model_type: &'static str,
+    /// The class that loads it.
+    pub(super) class: &'static str,
     /// Whether q, k and v are one matrix, and gate and up another.
     pub(super) fused: bool,
     /// The norm whose result the MLP sees, behind the layer's prefix.
@@ -83,9 +85,10 @@ pub(super) struct Family {
 }
 
 impl Family {
-    const fn plain(model_type: &'static str) -> Self {
+    const fn plain(model_type: &'static str, class: &'static str) -> Self {
         Family {
             model_type,
+            class,
             fused: false,
             pre_norm: Some("post_attention_layernorm.weight"),
             norm_offset: 0.0,
@@ -112,6 +115,18 @@ impl Family {
             (false, false) => ("gate_proj.weight", 0..width, width),
             (false, true) => ("up_proj.weight", 0..width, width),
         }
+    }
+
+    /// The one of this model type.
+    pub(super) fn named(model_type: &str) -> Option<&'static Family> {
+        FAMILIES
+            .iter()
+            .find(|family| family.model_type == model_type)
+    }
+
+    /// Llama, which the others are told by.
+    pub(super) fn first() -> &'static Family {
+        &FAMILIES[0]
     }
 
     /// The names of all, for messages.
@@ -215,10 +230,7 @@ impl Dense {
             ));
         };
         let model_type = config.model_type().unwrap_or_default();
-        let known = FAMILIES
-            .iter()
-            .find(|family| family.model_type == model_type);
-        let Some(family) = known else {
+        let Some(family) = Family::named(model_type) else {
             return Err(format!(
                 "`{label}` is of the family `{}`, expected one of {}; hint: experts are taken from dense models of \
                  these families",
@@ -226,6 +238,17 @@ impl Dense {
                 Family::names().join(", ")
             ));
         };
+        Dense::of(model, config, family, "intermediate_size")
+    }
+
+    /// What a model is, taken for one of a family, whose MLPs are as wide as that field says.
+    pub(super) fn of(
+        model: &Checkpoint,
+        config: &ModelConfig,
+        family: &'static Family,
+        width: &str,
+    ) -> Result<Dense, String> {
+        let label = model.label();
         let need = |key: &str| {
             let value = config.get_usize(key).filter(|value| *value > 0);
             value.ok_or_else(|| {
@@ -250,7 +273,7 @@ impl Dense {
         Ok(Dense {
             family,
             hidden,
-            width: need("intermediate_size")?,
+            width: need(width)?,
             layers: need("num_hidden_layers")?,
             heads,
             kv_heads: config

@@ -9,9 +9,13 @@
 mod adjust;
 mod assembly;
 mod config;
+mod edit;
 mod exact;
+mod extract;
 mod family;
 mod identity;
+mod mixture;
+mod pieces;
 mod router;
 mod targets;
 
@@ -22,10 +26,13 @@ use crate::forward::{Decoder, Tokenizer};
 use crate::methods::{Arity, BaseRule, MethodInfo};
 use crate::numeric::FloatType;
 use crate::plan::{self, Draft, Models, Options, Plan, Problems, Results};
-use crate::recipe::{GateMode, MoeRecipe, Position, PromptTokens, RecipeError, Upcycle};
-use assembly::{Assembly, Source, Tensors};
+use crate::recipe::{
+    Change, EditRecipe, GateMode, Located, MoeRecipe, Position, PromptTokens, RecipeError, Upcycle,
+};
+use assembly::{Assembly, Source};
 use exact::Misfit;
 use family::Dense;
+use pieces::{Pieces, Tensors};
 use router::Routers;
 use targets::{Partial, TARGETS, Target};
 
@@ -75,6 +82,35 @@ pub fn plan(
     }
 }
 
+/// Plans what a recipe makes of a mixture.
+///
+/// # Errors
+/// All that can be found wrong without reading a weight, at once.
+pub fn plan_edit(
+    recipe: &EditRecipe,
+    path: &str,
+    locator: &Locator,
+    options: &Options,
+) -> Result<Plan, RecipeError> {
+    let mut problems = Problems::default();
+    let results = plan::results_of(&recipe.results, path, locator, options, &mut problems);
+    let plan = results.and_then(|(results, notes)| {
+        let around = (path, locator, options);
+        match &recipe.change {
+            Change::Experts(edited) => {
+                edit::attempt(recipe, edited, around, &results, notes, &mut problems)
+            }
+            Change::Extract(experts) => {
+                extract::attempt(recipe, experts, around, &results, notes, &mut problems)
+            }
+        }
+    });
+    match plan {
+        Some(plan) if problems.is_empty() => Ok(plan),
+        _ => Err(problems.into_error(path, &recipe.text)),
+    }
+}
+
 fn attempt(
     recipe: &MoeRecipe,
     path: &str,
@@ -84,7 +120,7 @@ fn attempt(
     mut notes: Vec<String>,
     problems: &mut Problems,
 ) -> Option<Plan> {
-    let mut models = open(recipe, locator, options, results, problems)?;
+    let models = open(&mut recipe.mentions(), locator, options, results, problems)?;
     notes.extend(models.notes());
     let index = |model: &ModelRef| models.index(model);
     let base = index(&recipe.base_model.value)?;
@@ -120,8 +156,8 @@ fn attempt(
         .chain(backbone_at)
         .collect();
     let misfits = misfits(recipe, target, &models, base, &dense, &others, problems)?;
-    report_misfits(misfits, options.inexact, &mut notes, problems);
-    check_vocabularies(&models, options.inexact, &mut notes, problems);
+    report_misfits(misfits, options.moe.inexact, &mut notes, problems);
+    check_vocabularies(&models, options.moe.inexact, &mut notes, problems);
     let shared = shared_expert(recipe, target, shared, problems);
     let has_experts = layers_with_experts(recipe, target, of_base, problems);
     if !problems.is_empty() {
@@ -147,21 +183,20 @@ fn attempt(
         );
         return None;
     }
-    let invented = models.checkpoints.len();
+    let dtype = recipe.dtype.and_then(FloatType::of);
     let assembly = Assembly {
-        models: &models,
+        pieces: Pieces::new(&models, backbone, dtype),
         base: backbone,
         base_at: Some(recipe.backbone.as_ref().unwrap_or(&recipe.base_model).at),
         dense: of_base,
         target,
+        names: target.names(options.moe.fused),
         shared,
         experts,
         has_experts,
         fold_norms: recipe.fold_norms,
         upcycle,
         seed: recipe.router.seed.unwrap_or(options.seed),
-        dtype: recipe.dtype.and_then(FloatType::of),
-        invented,
     };
     if recipe.fold_norms && of_base.family.pre_norm.is_none() {
         let message = format!(
@@ -174,18 +209,12 @@ fn attempt(
             Some("remove it".to_owned()),
         );
     }
-    let Tensors {
-        planned,
-        invented: made,
-        equal,
-        mut fates,
-        routers,
-        shared_width,
-    } = assembly.tensors(problems);
+    let mut tensors = assembly.tensors(problems);
     if !problems.is_empty() {
         return None;
     }
-    let shared_gate = made
+    let shared_gate = tensors
+        .invented
         .iter()
         .any(|(_, what)| matches!(what, router::Invented::SharedGate(_)));
     let random = recipe.gate_mode.value.is_random()
@@ -196,7 +225,8 @@ fn attempt(
             .chain(&recipe.shared_experts)
             .any(|expert| expert.noise_scale.is_some());
     let config = models.checkpoints[base].config().map(|config| {
-        let dtypes = planned
+        let dtypes = tensors
+            .planned
             .iter()
             .find(|tensor| tensor.name.ends_with("embed_tokens.weight"));
         config::config(
@@ -207,7 +237,7 @@ fn attempt(
                 experts: assembly.experts.len() * parts,
                 per_token: recipe.experts_per_token.value,
                 width: of_base.width / parts,
-                shared_width,
+                shared_width: tensors.shared_width,
                 has_experts: &assembly.has_experts,
                 dtype: dtypes.and_then(|tensor| plan::dtype_name(tensor.dtype)),
             },
@@ -225,35 +255,76 @@ fn attempt(
         backbone,
         dense: of_base,
         denses: &dense,
-        names: routers,
+        names: std::mem::take(&mut tensors.routers),
         layers,
         shared_gate,
     };
-    let router = router(of_router, problems)?;
-    let (entries, what): (Vec<_>, Vec<_>) = made.into_iter().unzip();
-    let routers = Routers::new(router, what);
-    let location = models.checkpoints[base].location().clone();
-    fates.push(vec![plan::Fate::Used(1); entries.len()]);
-    models.checkpoints.push(Checkpoint::made(
-        INVENTED,
-        &location,
-        None,
-        entries,
-        Vec::new(),
-        Box::new(routers),
-    ));
-    models.at.push(None);
+    let decided = Decided {
+        described,
+        random,
+        router: Some(router(of_router, problems)?),
+        tensors,
+        config,
+        recipe: (path.to_owned(), recipe.text.clone()),
+    };
+    finish(decided, models, base, notes, options, problems)
+}
+
+/// What was decided of an output.
+struct Decided {
+    /// What it is, in words.
+    described: String,
+    /// Whether anything is drawn.
+    random: bool,
+    tensors: Tensors,
+    /// How the tensors are made that no model has; none if there are no such.
+    router: Option<router::Recipe>,
+    config: Option<serde_json::Value>,
+    /// The path of the recipe and its text.
+    recipe: (String, String),
+}
+
+/// The plan of what was decided.
+fn finish(
+    decided: Decided,
+    mut models: Models,
+    base: usize,
+    mut notes: Vec<String>,
+    options: &Options,
+    problems: &mut Problems,
+) -> Option<Plan> {
+    let Tensors {
+        planned,
+        invented,
+        equal,
+        mut fates,
+        ..
+    } = decided.tensors;
+    let (entries, what): (Vec<_>, Vec<_>) = invented.into_iter().unzip();
+    if let Some(router) = decided.router {
+        let location = models.checkpoints[base].location().clone();
+        fates.push(vec![plan::Fate::Used(1); entries.len()]);
+        models.checkpoints.push(Checkpoint::made(
+            INVENTED,
+            &location,
+            None,
+            entries,
+            Vec::new(),
+            Box::new(Routers::new(router, what)),
+        ));
+        models.at.push(None);
+    }
     let sidecars = models.sidecars(&mut notes, problems)?;
     Draft {
         method: &MOE,
-        assembly: Some(described),
-        random,
-        recipe: (path.to_owned(), recipe.text.clone()),
+        assembly: Some(decided.described),
+        random: decided.random,
+        recipe: decided.recipe,
         models,
         tensors: planned,
         equal,
         fates,
-        config,
+        config: decided.config,
         sidecars,
         made: Vec::new(),
         vocabulary: None,
@@ -283,9 +354,9 @@ fn described(recipe: &MoeRecipe, assembly: &Assembly<'_>, layers: usize) -> Stri
     )
 }
 
-/// Opens the models of the recipe.
+/// Opens the models of a recipe, of which the first is the base.
 fn open(
-    recipe: &MoeRecipe,
+    mentions: &mut dyn Iterator<Item = &Located<ModelRef>>,
     locator: &Locator,
     options: &Options,
     results: &Results,
@@ -293,7 +364,9 @@ fn open(
 ) -> Option<Models> {
     let mut models = Models::default();
     let mut complete = true;
-    for model in recipe.mentions() {
+    let mut base = None;
+    for model in mentions {
+        base = base.or(Some(&model.value));
         complete &= models.add(&model.value, Some(model.at), locator, results, problems);
     }
     models.merged = models.checkpoints.len();
@@ -303,7 +376,7 @@ fn open(
     if !complete {
         return None;
     }
-    models.donor = models.index(&recipe.base_model.value)?;
+    models.donor = models.index(base?)?;
     models.base = Some(models.donor);
     let asked = options.tokenizer_from.as_ref();
     models.tokenizer_donor = asked
@@ -568,17 +641,7 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
     let mode = recipe.gate_mode.value;
     let file = match &recipe.router.file {
         None => None,
-        Some(file) => {
-            let model = ModelRef::parse(&file.value).map_err(|why| why.to_string());
-            let opened = model.and_then(|model| open_again(&model, &file.value, locator));
-            match opened {
-                Ok(opened) => Some(opened),
-                Err(message) => {
-                    problems.add_text(Some(file.at), &message);
-                    return None;
-                }
-            }
-        }
+        Some(file) => Some(open_file(file, locator, problems)?),
     };
     let (experts, hidden) = (recipe.experts.len(), dense.hidden);
     if mode == GateMode::Orthogonal && experts + usize::from(shared_gate) > hidden {
@@ -590,23 +653,17 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         );
         return None;
     }
-    // A handle of its own: it is read before the plan's are.
-    let open = |model: usize, problems: &mut Problems| {
-        let label = models.label(model);
-        let opened = match parts.results.get(label) {
-            Some(result) => Ok(result.checkpoint(label)),
-            None => {
-                let location = models.checkpoints[model].location();
-                Checkpoint::open(label, location).map_err(|error| error.to_string())
-            }
-        };
-        opened
-            .map_err(|message| problems.add(models.at[model], message, None))
-            .ok()
-    };
+    let open =
+        |model: usize, problems: &mut Problems| open_again(models, parts.results, model, problems);
     let (prompts, model) = match recipe.uses_prompts() {
         true => {
-            let prompts = prompts(recipe, models, shared_gate, problems)?;
+            let shared = recipe.shared_experts.iter().take(usize::from(shared_gate));
+            let mut texts = recipe.experts.iter().chain(shared).map(|expert| Texts {
+                positive: &expert.positive_prompts,
+                negative: &expert.negative_prompts,
+                at: expert.at,
+            });
+            let prompts = prompts(&mut texts, recipe.gate_mode.at, models, problems)?;
             (prompts, Some(open(parts.backbone, problems)?))
         }
         false => (Vec::new(), None),
@@ -628,8 +685,6 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         GateMode::HiddenAvg | GateMode::GateInput | GateMode::TaskVector => PromptTokens::Mean,
         _ => PromptTokens::Last,
     };
-    // The state, what is read of it, queries, keys and values, and the inner features of an MLP.
-    let per_token = size_of::<f32>() * (6 * hidden + 2 * dense.width);
     Some(router::Recipe {
         mode,
         names: parts.names,
@@ -652,8 +707,9 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         prompts,
         tokens: recipe.router.tokens.unwrap_or(default),
         model,
-        most_tokens: (options.settings.memory / 2) as usize / per_token,
+        most_tokens: most_tokens(dense, options),
         changes,
+        beside: None,
     })
 }
 
@@ -698,32 +754,73 @@ fn changes(
     })
 }
 
-fn open_again(model: &ModelRef, label: &str, locator: &Locator) -> Result<Checkpoint, String> {
-    let location = locator.locate(model).map_err(|error| error.to_string())?;
-    Checkpoint::open(label, &location).map_err(|error| error.to_string())
+/// A handle of its own of a model that is read before the plan's are.
+fn open_again(
+    models: &Models,
+    results: &Results,
+    model: usize,
+    problems: &mut Problems,
+) -> Option<Checkpoint> {
+    let label = models.label(model);
+    let opened = match results.get(label) {
+        Some(result) => Ok(result.checkpoint(label)),
+        None => {
+            let location = models.checkpoints[model].location();
+            Checkpoint::open(label, location).map_err(|error| error.to_string())
+        }
+    };
+    opened
+        .map_err(|message| problems.add(models.at[model], message, None))
+        .ok()
 }
 
-/// The prompts of all experts, and of the shared one if it has a gate, cut into tokens.
-fn prompts(
-    recipe: &MoeRecipe,
+/// A file of rows.
+fn open_file(
+    file: &Located<String>,
+    locator: &Locator,
+    problems: &mut Problems,
+) -> Option<Checkpoint> {
+    let open = || {
+        let model = ModelRef::parse(&file.value).map_err(|why| why.to_string())?;
+        let location = locator.locate(&model).map_err(|error| error.to_string())?;
+        Checkpoint::open(&file.value, &location).map_err(|error| error.to_string())
+    };
+    open()
+        .map_err(|message| problems.add_text(Some(file.at), &message))
+        .ok()
+}
+
+/// Tokens whose states fit half of the memory.
+fn most_tokens(dense: &Dense, options: &Options) -> usize {
+    // The state, what is read of it, queries, keys and values, and the inner features of an MLP.
+    let per_token = size_of::<f32>() * (6 * dense.hidden + 2 * dense.width);
+    (options.settings.memory / 2) as usize / per_token
+}
+
+/// The prompts of an expert.
+struct Texts<'a> {
+    positive: &'a [String],
+    negative: &'a [String],
+    at: Position,
+}
+
+/// The prompts of rows, one after the other, cut into tokens.
+fn prompts<'a>(
+    texts: &mut dyn Iterator<Item = Texts<'a>>,
+    mode_at: Position,
     models: &Models,
-    shared_gate: bool,
     problems: &mut Problems,
 ) -> Option<Vec<router::Prompt>> {
     let tokenizer = match Tokenizer::open(&models.checkpoints[models.tokenizer_donor]) {
         Ok(tokenizer) => tokenizer,
         Err(error) => {
-            problems.add_error(Some(recipe.gate_mode.at), &error);
+            problems.add_error(Some(mode_at), &error);
             return None;
         }
     };
-    let shared = recipe.shared_experts.iter().take(usize::from(shared_gate));
     let mut cut = Vec::new();
-    for (row, expert) in recipe.experts.iter().chain(shared).enumerate() {
-        for (texts, sign) in [
-            (&expert.positive_prompts, 1.0),
-            (&expert.negative_prompts, -1.0),
-        ] {
+    for (row, expert) in texts.enumerate() {
+        for (texts, sign) in [(expert.positive, 1.0), (expert.negative, -1.0)] {
             for text in texts {
                 let tokens = match tokenizer.encode(text, true) {
                     Ok(tokens) => tokens,

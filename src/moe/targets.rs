@@ -2,6 +2,8 @@
 //!
 //! The names are those of checkpoints on the Hub, which transformers 4 and 5, vLLM and llama.cpp read.
 
+use super::pieces::Matrix;
+
 /// A layout.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -49,6 +51,47 @@ pub(super) enum Experts {
         output: &'static str,
     },
 }
+
+/// How a layer's router and experts are named.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names {
+    /// The router's rows, behind the layer's prefix.
+    pub(super) router: &'static str,
+    /// The experts.
+    pub(super) experts: &'static Experts,
+}
+
+impl Names {
+    /// The name of a tensor of an expert, behind the layer's prefix; of fused ones, of the tensor that holds it.
+    pub(super) fn tensor(&self, expert: usize, matrix: Matrix) -> String {
+        match (self.experts, matrix) {
+            (
+                Experts::Each {
+                    prefix,
+                    gate,
+                    up,
+                    down,
+                },
+                _,
+            ) => {
+                let suffix = match matrix {
+                    Matrix::Gate => gate,
+                    Matrix::Up => up,
+                    Matrix::Down => down,
+                };
+                format!("{prefix}{expert}.{suffix}")
+            }
+            (Experts::Fused { output, .. }, Matrix::Down) => (*output).to_owned(),
+            (Experts::Fused { input, .. }, _) => (*input).to_owned(),
+        }
+    }
+}
+
+/// What transformers 5 holds in memory, writes for checkpoints that it read so, and reads.
+static HELD: Experts = Experts::Fused {
+    input: "mlp.experts.gate_up_proj",
+    output: "mlp.experts.down_proj",
+};
 
 /// The expert that every token goes through.
 #[derive(Debug)]
@@ -462,6 +505,20 @@ pub(super) static TARGETS: &[Target] = &[
 ];
 
 impl Target {
+    /// The names on the Hub, or those that transformers 5 holds in memory.
+    pub(super) fn names(&'static self, held: bool) -> Names {
+        match (&self.experts, self.router) {
+            (Experts::Each { .. }, router) if held => Names {
+                router: match router {
+                    "block_sparse_moe.gate.weight" => "mlp.gate.weight",
+                    other => other,
+                },
+                experts: &HELD,
+            },
+            (experts, router) => Names { router, experts },
+        }
+    }
+
     /// Those that `architecture:` may mean: a model type, or the beginning of mergekit's title or of a class.
     pub(super) fn named(word: &str) -> Vec<&'static Target> {
         let word = word.to_lowercase();

@@ -41,7 +41,7 @@ pub use real::Real;
 pub use reduce::{abs_sums, dot};
 pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
 pub use strided::{Strided, Strides};
-pub use submatrix::{Joined, Picks, Submatrix};
+pub use submatrix::{Beside, Joined, Picks, Submatrix};
 pub(crate) use vector::vectorised;
 
 /// Elements in a block: the unit in which tensors are decoded and sums are folded.

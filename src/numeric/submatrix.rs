@@ -1,4 +1,4 @@
-//! Parts of matrices, and several of them one after the other: how experts are cut and put together.
+//! Parts of matrices, and several of them one after the other or side by side: how experts are cut and put together.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -163,6 +163,64 @@ impl Elements for Joined<'_> {
     }
 }
 
+/// Parts of matrices with equally many rows, side by side.
+pub struct Beside<'a> {
+    /// Each with the number of its first column; none is without columns.
+    parts: Vec<(usize, Submatrix<'a>)>,
+    /// Elements of a row of all.
+    width: usize,
+    format: FloatType,
+}
+
+impl<'a> Beside<'a> {
+    /// These parts, whose picks all lie within their matrices.
+    pub fn new(parts: Vec<Submatrix<'a>>) -> Self {
+        let formats = parts.iter().map(|part| part.matrix.format());
+        let format = formats.reduce(FloatType::promote).unwrap_or(FloatType::F32);
+        let mut width = 0;
+        let place = |part: Submatrix<'a>| {
+            let start = width;
+            width += part.columns.len();
+            (start, part)
+        };
+        let parts = parts.into_iter().filter(|part| !part.columns.is_empty());
+        Self {
+            parts: parts.map(place).collect(),
+            width,
+            format,
+        }
+    }
+}
+
+impl<R: Real> Fill<R> for Beside<'_> {
+    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+        let width = self.width.max(1) as u64;
+        let (mut row, mut column) = ((first / width) as usize, (first % width) as usize);
+        let (mut read, mut rest, mut scratch) = (0, out, Vec::new());
+        while !rest.is_empty() {
+            let index = self.parts.partition_point(|(start, _)| *start <= column);
+            let Some((start, part)) = self.parts.get(index.saturating_sub(1)) else {
+                return read;
+            };
+            let left = start + part.columns.len() - column;
+            let (here, after) = rest.split_at_mut(rest.len().min(left));
+            read += part.row(row, column - start, here, &mut scratch);
+            column += here.len();
+            if column == self.width {
+                (row, column) = (row + 1, 0);
+            }
+            rest = after;
+        }
+        read
+    }
+}
+
+impl Elements for Beside<'_> {
+    fn format(&self) -> FloatType {
+        self.format
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +277,41 @@ mod tests {
             let (start, end) = (start.min(end), start.max(end));
             let mut out = vec![-1.0f64; end - start];
             Fill::<f64>::fill(&joined, start as u64, &mut out);
+            prop_assert_eq!(out, &whole[start..end]);
+        }
+
+        /// The same of parts side by side.
+        #[test]
+        fn windows_of_parts_side_by_side_are_those_of_the_whole(
+            picked_rows in prop::collection::vec(0u32..5, 0..6),
+            picked_columns in prop::collection::vec(0u32..7, 0..8),
+            columns in (0usize..7, 0usize..7),
+            window in (0usize..200, 0usize..200),
+        ) {
+            let bytes = numbers(5, 7);
+            let factors: Vec<f64> = (0..7).map(|column| 1.0 + column as f64).collect();
+            let parts = [
+                (list(&picked_columns, 7), None),
+                (Picks::Range(columns.0.min(columns.1)..columns.0.max(columns.1)), Some(factors)),
+                (Picks::Range(0..7), None),
+            ];
+            let mut whole = Vec::new();
+            for row in &picked_rows {
+                for (columns, factors) in &parts {
+                    for column in (0..columns.len()).map(|column| columns.get(column)) {
+                        let factor = factors.as_ref().map_or(1.0, |factors| factors[column]);
+                        whole.push((*row as usize * 7 + column) as f64 * factor);
+                    }
+                }
+            }
+            let beside = Beside::new(parts.map(|(columns, factors)| Submatrix {
+                matrix: Box::new(Stored { bytes: &bytes, format: FloatType::F32 }),
+                width: 7, rows: list(&picked_rows, 5), columns, factors,
+            }).into());
+            let (start, end) = (window.0.min(whole.len()), window.1.min(whole.len()));
+            let (start, end) = (start.min(end), start.max(end));
+            let mut out = vec![-1.0f64; end - start];
+            Fill::<f64>::fill(&beside, start as u64, &mut out);
             prop_assert_eq!(out, &whole[start..end]);
         }
     }

@@ -85,7 +85,7 @@ impl Draft {
             })
             .sum();
         Some(Plan {
-            inexact: options.inexact,
+            moe: options.moe,
             method: self.method,
             assembly: self.assembly,
             random: self.random || models.results.values().any(|result| result.plan.random),

@@ -55,14 +55,23 @@ pub struct Options {
     pub shard_size: u64,
     /// Whose tokenizer files go into the output, if not the base's or the first model's.
     pub tokenizer_from: Option<ModelRef>,
-    /// Whether a mixture of experts may be assembled that does not compute what its models do.
+    /// How mixtures of experts are written.
+    pub moe: MoeOptions,
+}
+
+/// How mixtures of experts are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MoeOptions {
+    /// Whether the result may compute something else than its models do.
     pub inexact: bool,
+    /// Whether all experts of a layer are in two tensors, as transformers 5 holds them in memory.
+    pub fused: bool,
 }
 
 /// A merge that is ready to run.
 pub struct Plan {
-    /// Whether what it makes may not compute what its models do.
-    pub inexact: bool,
+    /// How mixtures of experts are written.
+    pub moe: MoeOptions,
     /// The method.
     pub method: &'static MethodInfo,
     /// What is assembled, in words; nothing for a merge.

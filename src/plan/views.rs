@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Plan, PlannedTensor, SourceTensor};
 use crate::checkpoint::Checkpoint;
-use crate::numeric::{Elements, FloatType, Gather, Joined, Picks, RowMap, Submatrix};
+use crate::numeric::{Beside, Elements, FloatType, Gather, Joined, Picks, RowMap, Submatrix};
 
 /// What is read in the place of a source.
 #[derive(Debug, Clone)]
@@ -13,6 +13,8 @@ pub enum View {
     Rows(Rows),
     /// Parts of matrices, one after the other, where experts are assembled.
     Parts(Vec<Part>),
+    /// Parts of matrices with equally many rows, side by side, where experts become one MLP.
+    Beside(Vec<Part>),
 }
 
 /// Rows of several tensors in the place of one source.
@@ -38,6 +40,8 @@ pub struct Part {
     /// Two vectors with an element for each column of the matrix: each column is multiplied by the first's and
     /// divided by the second's.
     pub fold: Option<Fold>,
+    /// What all its elements are multiplied by.
+    pub scale: f64,
 }
 
 /// A norm's weights that are moved into the matrix behind it.
@@ -56,7 +60,7 @@ impl View {
     pub fn inputs(&self) -> Vec<&SourceTensor> {
         match self {
             View::Rows(rows) => rows.parts.iter().collect(),
-            View::Parts(parts) => {
+            View::Parts(parts) | View::Beside(parts) => {
                 let folds = parts.iter().filter_map(|part| part.fold.as_ref());
                 let norms = folds.flat_map(|fold| [&fold.own, &fold.other]);
                 parts.iter().map(|part| &part.source).chain(norms).collect()
@@ -75,7 +79,7 @@ impl View {
                 let widest = rows.parts.iter().map(format).max().unwrap_or(0);
                 rows.map.reads() * (rows.width * widest) as u64
             }
-            View::Parts(parts) => parts
+            View::Parts(parts) | View::Beside(parts) => parts
                 .iter()
                 .map(|part| part.elements_read() * format(&part.source) as u64)
                 .sum(),
@@ -125,13 +129,18 @@ impl Plan {
                 let parts = parts.iter().map(|part| self.part(part));
                 Some(Box::new(Joined::new(parts.collect::<Option<Vec<_>>>()?)))
             }
+            Some(Some(View::Beside(parts))) => {
+                let parts = parts.iter().map(|part| self.part(part));
+                Some(Box::new(Beside::new(parts.collect::<Option<Vec<_>>>()?)))
+            }
         }
     }
 
     fn part(&self, part: &Part) -> Option<Submatrix<'_>> {
         let SourceTensor { model, tensor } = part.source;
         let entry = self.models.get(model)?.tensors().get(tensor)?;
-        let factors = match &part.fold {
+        let width = entry.shape.last().copied().unwrap_or(1);
+        let mut factors = match &part.fold {
             None => None,
             Some(fold) => {
                 let (own, other) = (self.vector(&fold.own)?, self.vector(&fold.other)?);
@@ -141,9 +150,13 @@ impl Plan {
                 Some(pairs.map(factor).collect())
             }
         };
+        if part.scale != 1.0 {
+            let factors: &mut Vec<f64> = factors.get_or_insert_with(|| vec![1.0; width]);
+            factors.iter_mut().for_each(|factor| *factor *= part.scale);
+        }
         Some(Submatrix {
             matrix: self.elements(&part.source)?,
-            width: entry.shape.last().copied().unwrap_or(1),
+            width,
             rows: part.rows.clone(),
             columns: part.columns.clone(),
             factors,

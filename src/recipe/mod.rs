@@ -8,6 +8,7 @@
 
 mod contract;
 mod documents;
+mod edit;
 mod exceptions;
 mod keys;
 mod model;
@@ -27,10 +28,9 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub use edit::{Change, EditRecipe, Edited, Member, Which};
 pub use exceptions::{Exception, Fallback};
-pub use moe::{
-    Expert, GateMode, LayerRanges, MoeRecipe, PromptTokens, RouterRecipe, Split, Upcycle,
-};
+pub use moe::{Expert, GateMode, MoeRecipe, PromptTokens, Ranges, RouterRecipe, Split, Upcycle};
 pub use nearest::nearest;
 pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any};
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};

@@ -14,7 +14,7 @@ use crate::checkpoint::ModelRef;
 const BACKBONE: &str = "backbone";
 
 /// The most experts; more are a slip of the pen, and a table of them would not be readable.
-const MAX_EXPERTS: usize = 1024;
+pub(super) const MAX_EXPERTS: usize = 1024;
 
 /// What assembles a mixture of experts, typed and checked as far as it goes without the models.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub struct MoeRecipe {
     /// `upcycle:`: how each expert is cut into smaller ones, if it is.
     pub upcycle: Option<Located<Upcycle>>,
     /// `layers:`: those that get experts, if not all do.
-    pub layers: Option<Located<LayerRanges>>,
+    pub layers: Option<Located<Ranges>>,
     /// Merges that `base_model`, `backbone` and experts may be, each after those it uses itself.
     pub results: Vec<Recipe>,
     /// What is well formed and has no effect.
@@ -130,15 +130,31 @@ pub enum PromptTokens {
     Mean,
 }
 
-/// Ranges of layers, half-open; without an end, to the last.
+/// Ranges of layers or experts, half-open; without an end, to the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerRanges(pub Vec<(usize, Option<usize>)>);
+pub struct Ranges(pub Vec<(usize, Option<usize>)>);
 
-impl LayerRanges {
-    /// Whether a layer is in one of them.
-    pub fn has(&self, layer: usize) -> bool {
+impl Ranges {
+    /// Whether a number is in one of them.
+    pub fn has(&self, number: usize) -> bool {
         let mut ranges = self.0.iter();
-        ranges.any(|(first, end)| *first <= layer && end.is_none_or(|end| layer < end))
+        ranges.any(|(first, end)| *first <= number && end.is_none_or(|end| number < end))
+    }
+
+    /// The numbers, in the order of the ranges, of `count` that there are.
+    ///
+    /// # Errors
+    /// The first that is not there.
+    pub fn of(&self, count: usize) -> Result<Vec<usize>, usize> {
+        let mut numbers = Vec::new();
+        for (first, end) in &self.0 {
+            let end = end.unwrap_or(count);
+            if count <= *first || count < end {
+                return Err((*first).max(count));
+            }
+            numbers.extend(*first..end);
+        }
+        Ok(numbers)
     }
 }
 
@@ -331,7 +347,7 @@ pub(super) fn is_moe(root: &Node) -> bool {
         return false;
     };
     let has = |key: &str| entries.iter().any(|entry| entry.key == key);
-    !has("merge_method") && (has("experts") || has("gate_mode"))
+    !has("merge_method") && (has("experts") || has("gate_mode") || has("extract"))
 }
 
 impl Walk<'_> {
@@ -366,7 +382,7 @@ impl Walk<'_> {
                 "backbone" => (backbone, inner) = self.backbone(node),
                 "fold_norms" => recipe.fold_norms = self.flag(entry).unwrap_or_default(),
                 "upcycle" => recipe.upcycle = self.upcycle(node),
-                "layers" => recipe.layers = self.layers(entry),
+                "layers" => recipe.layers = self.ranges(entry, "layers"),
                 _ => self.other_key(&MOE, entry),
             }
         }
@@ -462,7 +478,7 @@ impl Walk<'_> {
         })
     }
 
-    fn prompts(&mut self, entry: &Entry) -> Vec<String> {
+    pub(super) fn prompts(&mut self, entry: &Entry) -> Vec<String> {
         let Some(items) = self.items(entry, &entry.key) else {
             return Vec::new();
         };
@@ -480,7 +496,7 @@ impl Walk<'_> {
         prompts
     }
 
-    fn gate_mode(&mut self, entry: &Entry) -> Option<Located<GateMode>> {
+    pub(super) fn gate_mode(&mut self, entry: &Entry) -> Option<Located<GateMode>> {
         let text = self.text(entry)?;
         let at = entry.node.at;
         let known = GateMode::ALL.iter().find(|(name, ..)| *name == text);
@@ -494,7 +510,7 @@ impl Walk<'_> {
         None
     }
 
-    fn router(&mut self, node: &Node) -> Option<RouterRecipe> {
+    pub(super) fn router(&mut self, node: &Node) -> Option<RouterRecipe> {
         let entries = self.entries(node, &ROUTER)?;
         let mut router = RouterRecipe::default();
         for entry in entries {
@@ -566,7 +582,7 @@ impl Walk<'_> {
         }
     }
 
-    fn experts_per_token(&mut self, entry: &Entry) -> Option<Located<usize>> {
+    pub(super) fn experts_per_token(&mut self, entry: &Entry) -> Option<Located<usize>> {
         let value = self.whole(entry, 1)?;
         let at = entry.node.at;
         Some(Located { value, at })
@@ -597,18 +613,18 @@ impl Walk<'_> {
         (model.map(|value| Located { value, at }), named)
     }
 
-    /// `layers: "4-"`, `"0-4, 8-12"`, half-open as layer ranges are; or one layer by its number.
-    fn layers(&mut self, entry: &Entry) -> Option<Located<LayerRanges>> {
+    /// `"4-"`, `"0-4, 8-12"`, half-open as layer ranges are; or one number.
+    pub(super) fn ranges(&mut self, entry: &Entry, of: &str) -> Option<Located<Ranges>> {
         let at = entry.node.at;
         let text = match &entry.node.value {
-            Value::Int(layer) => layer.to_string(),
+            Value::Int(number) => number.to_string(),
             _ => self.text(entry)?,
         };
         let range = |part: &str| -> Option<(usize, Option<usize>)> {
             match part.trim().split_once('-') {
                 None => {
-                    let layer = part.trim().parse::<usize>().ok()?;
-                    Some((layer, Some(layer.checked_add(1)?)))
+                    let number = part.trim().parse::<usize>().ok()?;
+                    Some((number, Some(number.checked_add(1)?)))
                 }
                 Some((first, end)) => {
                     let first = match first.trim() {
@@ -625,18 +641,23 @@ impl Walk<'_> {
         };
         let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
         if ranges.is_none() {
-            let message = format!("expected ranges of layers, found {}", quoted(&text));
+            let message = format!("expected ranges of {of}, found {}", quoted(&text));
             let hint =
-                "`\"4-\"` is from the fifth layer on, `\"0-4, 8-12\"` is half-open: eight layers";
-            self.refuse(ProblemKind::Invalid, at, message, Some(hint));
+                format!("`\"4-\"` is from number 4 on, `\"0-4, 8-12\"` is half-open: eight {of}");
+            self.refuse(ProblemKind::Invalid, at, message, Some(&hint));
         }
         ranges.map(|ranges| Located {
-            value: LayerRanges(ranges),
+            value: Ranges(ranges),
             at,
         })
     }
 
-    fn number(&mut self, entry: &Entry, expected: &str, fits: impl Fn(f64) -> bool) -> Option<f64> {
+    pub(super) fn number(
+        &mut self,
+        entry: &Entry,
+        expected: &str,
+        fits: impl Fn(f64) -> bool,
+    ) -> Option<f64> {
         let number = match entry.node.value {
             Value::Int(number) => Some(number as f64),
             Value::Float(number) => Some(number),
@@ -651,7 +672,7 @@ impl Walk<'_> {
         number
     }
 
-    fn whole(&mut self, entry: &Entry, least: usize) -> Option<usize> {
+    pub(super) fn whole(&mut self, entry: &Entry, least: usize) -> Option<usize> {
         let number = match entry.node.value {
             Value::Int(number) => usize::try_from(number).ok(),
             _ => None,
@@ -665,9 +686,26 @@ impl Walk<'_> {
         number
     }
 
+    /// A file of rows is there where rows come from one, and only there.
+    pub(super) fn check_file(&mut self, file: Option<&Located<String>>, mode: &Located<GateMode>) {
+        match (file, mode.value) {
+            (None, GateMode::File) => {
+                let hint = "name a safetensors file: `router: {file: rows.safetensors}`";
+                let message = "`gate_mode: file` has no file";
+                self.refuse(ProblemKind::Missing, mode.at, message, Some(hint));
+            }
+            (Some(file), mode) if mode != GateMode::File => {
+                let message = format!("`file` has no effect with `gate_mode: {}`", mode.name());
+                let hint = "say `gate_mode: file`, or remove it";
+                self.refuse(ProblemKind::Invalid, file.at, message, Some(hint));
+            }
+            _ => {}
+        }
+    }
+
     /// What the recipe's parts demand of each other.
     fn check_moe(&mut self, recipe: &MoeRecipe) {
-        let Located { value: mode, at } = recipe.gate_mode;
+        let mode = recipe.gate_mode.value;
         let parts = recipe
             .upcycle
             .as_ref()
@@ -731,19 +769,7 @@ impl Walk<'_> {
                 Some(hint),
             );
         }
-        match (&recipe.router.file, mode) {
-            (None, GateMode::File) => {
-                let hint = "name a safetensors file: `router: {file: rows.safetensors}`";
-                let message = "`gate_mode: file` has no file";
-                self.refuse(ProblemKind::Missing, at, message, Some(hint));
-            }
-            (Some(file), mode) if mode != GateMode::File => {
-                let message = format!("`file` has no effect with `gate_mode: {}`", mode.name());
-                let hint = "say `gate_mode: file`, or remove it";
-                self.refuse(ProblemKind::Invalid, file.at, message, Some(hint));
-            }
-            _ => {}
-        }
+        self.check_file(recipe.router.file.as_ref(), &recipe.gate_mode);
         let shares = recipe
             .shared_experts
             .iter()
@@ -766,7 +792,7 @@ struct Parts {
     shared_experts: Vec<Expert>,
     fold_norms: bool,
     upcycle: Option<Located<Upcycle>>,
-    layers: Option<Located<LayerRanges>>,
+    layers: Option<Located<Ranges>>,
 }
 
 /// An expert as far as it was read.

@@ -5,11 +5,13 @@ use std::io::Read;
 use std::path::Path;
 
 use super::documents::{link, link_models};
+use super::edit::{EditRecipe, is_edit};
 use super::moe::{MoeRecipe, is_moe};
-use super::problem::{Problem, ProblemKind, RecipeError, sort};
+use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, sort};
 use super::schema::Recipe;
 use super::walk::Walk;
 use super::yaml;
+use crate::checkpoint::ModelRef;
 use crate::methods::{self, MethodInfo};
 
 /// The largest recipe; one with a slice for each of a thousand layers has some 200 KB.
@@ -25,6 +27,8 @@ pub enum AnyRecipe {
     Merge(Box<Recipe>),
     /// Models become the experts of another.
     Moe(Box<MoeRecipe>),
+    /// A mixture of experts becomes another, or a dense model.
+    Edit(Box<EditRecipe>),
 }
 
 /// Reads the recipe of a merge from a file, for the methods of the registry.
@@ -62,13 +66,15 @@ pub fn parse(
 }
 
 fn merge(recipe: AnyRecipe) -> Result<Recipe, RecipeError> {
+    let problem = |at| {
+        let message = "expected a recipe that merges, found one of a mixture of experts";
+        let problem = Problem::new(ProblemKind::Invalid, Some(at), message);
+        vec![problem.with_hint("run it with `weld moe`")]
+    };
     match recipe {
         AnyRecipe::Merge(recipe) => Ok(*recipe),
-        AnyRecipe::Moe(recipe) => {
-            let message = "expected a recipe that merges, found one of a mixture of experts";
-            let problem = Problem::new(ProblemKind::Invalid, recipe.gate_mode.at, message);
-            Err(recipe.error(vec![problem.with_hint("run it with `weld moe`")]))
-        }
+        AnyRecipe::Moe(recipe) => Err(recipe.error(problem(recipe.gate_mode.at))),
+        AnyRecipe::Edit(recipe) => Err(recipe.error(problem(recipe.at))),
     }
 }
 
@@ -105,10 +111,15 @@ fn parse_documents(
     }
     for root in &roots {
         let mut walk = Walk::new(methods);
-        if is_moe(root) {
+        if is_moe(root) && is_edit(root) {
+            assemblies.extend(
+                walk.edit(root)
+                    .map(|recipe| Assembly::Edit(Box::new(recipe))),
+            );
+        } else if is_moe(root) {
             if let Some((recipe, backbone)) = walk.moe(root) {
                 documents.extend(backbone);
-                assemblies.push(recipe);
+                assemblies.push(Assembly::Moe(Box::new(recipe)));
             }
         } else {
             documents.extend(walk.recipe(root));
@@ -138,27 +149,55 @@ fn parse_documents(
         Some(_) if !problems.is_empty() => None,
         Some(recipe) if assemblies.is_empty() => {
             let results = link_models(recipe.mentions(), documents, &mut problems);
-            results.map(|results| {
-                AnyRecipe::Moe(Box::new(MoeRecipe {
+            results.map(|results| match recipe {
+                Assembly::Moe(recipe) => AnyRecipe::Moe(Box::new(MoeRecipe {
                     results,
                     warnings,
                     path: name.into(),
                     text: text.into(),
-                    ..recipe
-                }))
+                    ..*recipe
+                })),
+                Assembly::Edit(recipe) => AnyRecipe::Edit(Box::new(EditRecipe {
+                    results,
+                    warnings,
+                    path: name.into(),
+                    text: text.into(),
+                    ..*recipe
+                })),
             })
         }
         Some(second) => {
             let message =
                 "two documents assemble a mixture of experts, and only one result is written";
-            let at = second.gate_mode.at;
-            problems.push(Problem::new(ProblemKind::Invalid, at, message));
+            problems.push(Problem::new(ProblemKind::Invalid, second.at(), message));
             None
         }
     };
     match recipe {
         Some(recipe) if problems.is_empty() => Ok(recipe),
         _ => Err(RecipeError::new(name, text, problems)),
+    }
+}
+
+/// What makes a mixture of experts, or something of one.
+enum Assembly {
+    Moe(Box<MoeRecipe>),
+    Edit(Box<EditRecipe>),
+}
+
+impl Assembly {
+    fn mentions(&self) -> Box<dyn Iterator<Item = &Located<ModelRef>> + '_> {
+        match self {
+            Assembly::Moe(recipe) => Box::new(recipe.mentions()),
+            Assembly::Edit(recipe) => Box::new(recipe.mentions()),
+        }
+    }
+
+    fn at(&self) -> Position {
+        match self {
+            Assembly::Moe(recipe) => recipe.gate_mode.at,
+            Assembly::Edit(recipe) => recipe.at,
+        }
     }
 }
 

@@ -70,6 +70,9 @@ pub struct LockedOptions {
     /// Whether a mixture of experts was assembled that does not compute what its models do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inexact: bool,
+    /// Whether all experts of a layer are in two tensors.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fused: bool,
 }
 
 /// A model that was read.
@@ -154,7 +157,8 @@ impl Lock {
                 tokenizer_from: plan.tokenizer_from.as_deref().map(|text| short.apply(text)),
                 allow_nonfinite: plan.settings.allow_non_finite,
                 saturate: plan.settings.saturate,
-                inexact: plan.inexact,
+                inexact: plan.moe.inexact,
+                fused: plan.moe.fused,
             },
             inputs: models.iter().map(locked).collect(),
             outputs: LockedOutputs {

@@ -8,6 +8,7 @@ mod defects;
 mod determinism;
 mod diff;
 mod documents;
+mod edit;
 mod examples;
 mod exceptions;
 mod fixtures;

@@ -11,9 +11,9 @@ use weldment::forward::Decoder;
 
 use crate::fixtures::{Bench, Loaded, Spec, by_name, files, floats, noise, read_json};
 
-const HIDDEN: usize = 16;
-const WIDTH: usize = 24;
-const LAYERS: usize = 3;
+pub(crate) const HIDDEN: usize = 16;
+pub(crate) const WIDTH: usize = 24;
+pub(crate) const LAYERS: usize = 3;
 const ROWS: usize = 20;
 
 /// A dense decoder of a family, small and complete.
@@ -88,7 +88,7 @@ fn dense(family: &str, seed: u64) -> (Value, Vec<Spec>) {
 
 impl Bench {
     /// A dense model in a folder, of byte tokens that are letters.
-    fn dense(&self, name: &str, family: &str, seed: u64, more: Value) {
+    pub(crate) fn dense(&self, name: &str, family: &str, seed: u64, more: Value) {
         let (mut config, specs) = dense(family, seed);
         for (key, value) in more.as_object().unwrap() {
             config[key] = value.clone();
@@ -108,7 +108,7 @@ impl Bench {
         self.file(&format!("{name}/tokenizer_config.json"), "{}");
     }
 
-    fn moe(&self, recipe: &str, more: &[&str]) -> Vec<(String, Vec<u8>)> {
+    pub(crate) fn moe(&self, recipe: &str, more: &[&str]) -> Vec<(String, Vec<u8>)> {
         self.recipe(recipe);
         let mut arguments = vec!["moe", "recipe.yml", "out", "--force", "-q"];
         arguments.extend(more);
@@ -118,7 +118,7 @@ impl Bench {
     }
 
     /// Expects that an assembly is refused and writes nothing; gives the message.
-    fn moe_refused(&self, recipe: &str) -> String {
+    pub(crate) fn moe_refused(&self, recipe: &str) -> String {
         self.recipe(recipe);
         let outcome = self.weld(&["moe", "recipe.yml", "refused"]);
         assert_eq!(outcome.code, Some(1), "{}\n{recipe}", outcome.stderr);
@@ -131,7 +131,7 @@ impl Bench {
 }
 
 /// The logits of a checkpoint for a few texts.
-fn logits(path: &Path) -> Vec<f32> {
+pub(crate) fn logits(path: &Path) -> Vec<f32> {
     let locator = Locator {
         working_dir: path.parent().unwrap().into(),
         ..Locator::default()
@@ -145,7 +145,7 @@ fn logits(path: &Path) -> Vec<f32> {
 }
 
 #[track_caller]
-fn assert_same_logits(a: &[f32], b: &[f32], what: &str) {
+pub(crate) fn assert_same_logits(a: &[f32], b: &[f32], what: &str) {
     let largest = a.iter().fold(0f32, |most, x| most.max(x.abs()));
     let off = a
         .iter()
@@ -158,11 +158,11 @@ fn assert_same_logits(a: &[f32], b: &[f32], what: &str) {
 }
 
 #[track_caller]
-fn assert_equal(a: &Loaded, b: &Loaded) {
+pub(crate) fn assert_equal(a: &Loaded, b: &Loaded) {
     assert_eq!((a.dtype, &a.shape, &a.bytes), (b.dtype, &b.shape, &b.bytes));
 }
 
-const PAIRS: [(&str, &str, &str); 19] = [
+pub(crate) const PAIRS: [(&str, &str, &str); 19] = [
     (
         "granite",
         "granitemoe",

@@ -24,6 +24,8 @@ pub(super) enum Invented {
     Rows(usize),
     /// The row that the shared expert of that layer is gated by.
     SharedGate(usize),
+    /// What is added to the scores of the rows of that layer when experts are chosen.
+    Correction(usize),
     /// Zeros.
     Zeros,
 }
@@ -59,6 +61,16 @@ pub(super) struct Recipe {
     pub(super) most_tokens: usize,
     /// The models whose differences are taken.
     pub(super) changes: Option<Changes>,
+    /// Of rows that are added to the routers of `model`: what else is made for them.
+    pub(super) beside: Option<Beside>,
+}
+
+/// A mixture that gets more rows: as long as its own are in the mean, with the mean of their corrections.
+pub(super) struct Beside {
+    /// The names of its routers, by layer.
+    pub(super) routers: Vec<String>,
+    /// The names of the tensors of corrections, by layer.
+    pub(super) corrections: Option<Vec<String>>,
 }
 
 /// A prompt, cut into tokens.
@@ -95,8 +107,18 @@ impl Recipe {
 pub(super) struct Routers {
     recipe: Recipe,
     tensors: Vec<Invented>,
-    /// For each layer, the bytes of its rows as f32; and what there is to be said of them.
-    made: OnceLock<(Vec<Vec<u8>>, Vec<String>)>,
+    made: OnceLock<Finished>,
+}
+
+/// What was made.
+#[derive(Debug)]
+struct Finished {
+    /// For each layer, the bytes of its rows as f32.
+    rows: Vec<Vec<u8>>,
+    /// For each layer, those of their corrections.
+    corrections: Vec<Vec<u8>>,
+    /// What there is to be said of them.
+    notes: Vec<String>,
 }
 
 impl fmt::Debug for Routers {
@@ -117,7 +139,7 @@ impl Routers {
     /// The bytes of some rows of a layer.
     fn rows(&self, layer: usize, rows: std::ops::Range<usize>) -> Option<Box<dyn Elements + '_>> {
         let row = self.recipe.hidden * size_of::<f32>();
-        let bytes = self.made.get()?.0.get(layer)?;
+        let bytes = self.made.get()?.rows.get(layer)?;
         Some(Box::new(Stored {
             bytes: bytes.get(rows.start * row..rows.end * row)?,
             format: FloatType::F32,
@@ -134,6 +156,10 @@ impl Made for Routers {
         let experts = self.recipe.experts * self.recipe.parts;
         match *self.tensors.get(index)? {
             Invented::Zeros => Some(Box::new(Zeros)),
+            Invented::Correction(layer) => Some(Box::new(Stored {
+                bytes: self.made.get()?.corrections.get(layer)?,
+                format: FloatType::F32,
+            })),
             Invented::Rows(layer) => self.rows(layer, 0..experts),
             Invented::SharedGate(layer) => self.rows(layer, experts..experts + 1),
         }
@@ -164,10 +190,14 @@ impl Made for Routers {
             }
             bytes
         };
+        let corrections = rows::corrections(&self.recipe)?;
+        let repeated = |mean: f64| (mean as f32).to_le_bytes().repeat(experts);
         // A second call would have made the same.
-        let _ = self
-            .made
-            .set((layers.into_iter().map(bytes).collect(), notes));
+        let _ = self.made.set(Finished {
+            rows: layers.into_iter().map(bytes).collect(),
+            corrections: corrections.into_iter().map(repeated).collect(),
+            notes,
+        });
         Ok(())
     }
 
@@ -178,7 +208,7 @@ impl Made for Routers {
     fn said(&self) -> Vec<String> {
         self.made
             .get()
-            .map_or(Vec::new(), |(_, notes)| notes.clone())
+            .map_or(Vec::new(), |made| made.notes.clone())
     }
 
     fn held(&self) -> u64 {

@@ -121,6 +121,7 @@ mod tests {
             model: None,
             most_tokens: 1,
             changes: None,
+            beside: None,
         }
     }
 

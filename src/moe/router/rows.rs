@@ -129,10 +129,14 @@ pub(super) fn make(
             layers
         }
     };
-    for (rows, name) in layers.iter_mut().zip(&recipe.names) {
+    for (place, (rows, name)) in layers.iter_mut().zip(&recipe.names).enumerate() {
         if recipe.center {
             rows.center(recipe.experts);
         }
+        let length = match recipe.beside.as_ref().filter(|_| recipe.normalize) {
+            Some(beside) => mean_length(dense(recipe)?, &beside.routers[place], recipe.hidden)?,
+            None => 1.0,
+        };
         for (expert, row) in rows.iter_mut().enumerate() {
             if recipe.normalize && !normalize(row) {
                 return Err(format!(
@@ -142,7 +146,7 @@ pub(super) fn make(
                 .into());
             }
             row.iter_mut()
-                .for_each(|value| *value /= recipe.temperature);
+                .for_each(|value| *value *= length / recipe.temperature);
         }
     }
     Ok(layers)
@@ -153,6 +157,46 @@ fn dense(recipe: &Recipe) -> Result<&Checkpoint, &'static str> {
         .model
         .as_ref()
         .ok_or("no model was opened for the routers")
+}
+
+/// The mean length of the rows that a router has.
+fn mean_length(model: &Checkpoint, name: &str, hidden: usize) -> Result<f64, String> {
+    let values = values(model, name)?;
+    let rows = values.chunks_exact(hidden.max(1));
+    let count = rows.len().max(1) as f64;
+    Ok(rows.map(|row| dot(row, row).sqrt()).sum::<f64>() / count)
+}
+
+/// For each layer with experts, the mean of the corrections that the mixture has there, for rows that are added.
+pub(super) fn corrections(recipe: &Recipe) -> Result<Vec<f64>, Box<dyn Error + Send + Sync>> {
+    let names = recipe
+        .beside
+        .as_ref()
+        .and_then(|beside| beside.corrections.as_ref());
+    let mean = |name: &String| -> Result<f64, Box<dyn Error + Send + Sync>> {
+        let values = values(dense(recipe)?, name)?;
+        Ok(values.iter().sum::<f64>() / values.len().max(1) as f64)
+    };
+    names.into_iter().flatten().map(mean).collect()
+}
+
+/// All values of a small tensor.
+fn values(model: &Checkpoint, name: &str) -> Result<Vec<f64>, String> {
+    let found = model
+        .find(name)
+        .and_then(|at| Some((at, model.elements(at)?)));
+    let Some((at, elements)) = found else {
+        return Err(format!("`{}` has no floats `{name}`", model.label()));
+    };
+    let mut values = vec![0.0; model.tensors()[at].elements() as usize];
+    Fill::<f64>::fill(elements.as_ref(), 0, &mut values);
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values),
+        false => Err(format!(
+            "`{name}` of `{}` holds NaN or infinity",
+            model.label()
+        )),
+    }
 }
 
 /// The name under which a file gives one table of rows for all layers.

@@ -1,0 +1,465 @@
+//! A mixture of experts with other experts: kept, left out, doubled, taken from another mixture, replaced by a dense
+//! model's MLPs, or added with rows of their own.
+
+mod tensors;
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use super::exact;
+use super::family::Dense;
+use super::mixture::Mixture;
+use super::pieces::{Pieces, Tensors};
+use super::router::{self, Beside};
+use super::targets::Target;
+use super::{
+    Decided, Texts, check_vocabularies, finish, open, open_again, prompts, report_misfits,
+};
+use crate::checkpoint::Locator;
+use crate::forward::Decoder;
+use crate::numeric::FloatType;
+use crate::plan::{self, Models, Options, Plan, Problems, Results};
+use crate::recipe::{
+    EditRecipe, Edited, GateMode, Located, Member, Position, PromptTokens, Ranges, Which,
+};
+use tensors::Editing;
+
+/// Plans a mixture with other experts.
+pub(super) fn attempt(
+    recipe: &EditRecipe,
+    edited: &Edited,
+    (path, locator, options): (&str, &Locator, &Options),
+    results: &Results,
+    mut notes: Vec<String>,
+    problems: &mut Problems,
+) -> Option<Plan> {
+    let mut mentions = recipe.mentions();
+    let models = open(&mut mentions, locator, options, results, problems)?;
+    notes.extend(models.notes());
+    let base = models.index(&recipe.base_model.value)?;
+    let sources = Sources::read(&models, edited, base, recipe, problems)?;
+    let mixture = sources.mixture(base)?;
+    check_others(
+        recipe, edited, &sources, &models, base, &mut notes, options, problems,
+    );
+    check_vocabularies(&models, options.moe.inexact, &mut notes, problems);
+    let taken = taken(edited, &sources, &models, base, problems)?;
+    check_counts(edited, mixture, &models, base, taken.len(), problems);
+    if !problems.is_empty() {
+        return None;
+    }
+    let dtype = recipe.dtype.and_then(FloatType::of);
+    let stored = mixture.stored(&models.checkpoints[base]);
+    let editing = Editing {
+        pieces: Pieces {
+            models: &models,
+            dtype,
+            main: dtype.or(stored).unwrap_or(FloatType::F32).dtype(),
+            invented: models.checkpoints.len(),
+        },
+        base,
+        base_at: Some(recipe.base_model.at),
+        mixture,
+        names: mixture.target.names(options.moe.fused),
+        taken,
+        seed: edited.router.seed.unwrap_or(options.seed),
+    };
+    let tensors = editing.tensors(problems);
+    if !problems.is_empty() {
+        return None;
+    }
+    let count = editing.taken.len();
+    let config = models.checkpoints[base].config().map(|config| {
+        let mut config = config.value().clone();
+        for key in counting(mixture.target, &config) {
+            config[key] = json!(count);
+        }
+        if let Some(per_token) = &edited.experts_per_token {
+            config[mixture.target.counts.per_token] = json!(per_token.value);
+        }
+        if let Some(dtype) = dtype.and_then(|dtype| plan::dtype_name(dtype.dtype())) {
+            config["dtype"] = json!(dtype);
+            config["torch_dtype"] = json!(dtype);
+        }
+        config
+    });
+    let added = edited.added().count();
+    let described = format!(
+        "{} of {}, {} of them added",
+        mixture.target.model_type,
+        plan::count(count, "expert"),
+        added
+    );
+    let described = match added {
+        0 => described.replace(", 0 of them added", ""),
+        _ => format!(
+            "{described}, their routers by {}",
+            edited.gate_mode.value.name()
+        ),
+    };
+    let router = match added {
+        0 => None,
+        _ => Some(added_rows(
+            edited,
+            &editing,
+            &tensors,
+            (locator, options),
+            results,
+            problems,
+        )?),
+    };
+    let noise = edited
+        .members
+        .iter()
+        .any(|member| member.noise_scale.is_some());
+    let decided = Decided {
+        described,
+        random: noise || added > 0 && edited.gate_mode.value.is_random(),
+        tensors,
+        router,
+        config,
+        recipe: (path.to_owned(), recipe.text.clone()),
+    };
+    finish(decided, models, base, notes, options, problems)
+}
+
+/// What each model is.
+struct Sources {
+    /// By the model's number: a mixture, where experts are taken from one.
+    mixtures: Vec<Option<Mixture>>,
+    /// Or a dense one.
+    denses: Vec<Option<Dense>>,
+}
+
+impl Sources {
+    fn read(
+        models: &Models,
+        edited: &Edited,
+        base: usize,
+        recipe: &EditRecipe,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let count = models.checkpoints.len();
+        let mut sources = Sources {
+            mixtures: (0..count).map(|_| None).collect(),
+            denses: (0..count).map(|_| None).collect(),
+        };
+        let mut mixture = |model: usize, at: Position, problems: &mut Problems| match Mixture::read(
+            &models.checkpoints[model],
+        ) {
+            Ok(mixture) => sources.mixtures[model] = Some(mixture),
+            Err(message) => problems.add_text(Some(at), &message),
+        };
+        mixture(base, recipe.base_model.at, problems);
+        for member in &edited.members {
+            let Some(named) = member.which.model() else {
+                continue;
+            };
+            let model = models.index(&named.value)?;
+            match member.which {
+                Which::Kept { .. } => mixture(model, named.at, problems),
+                Which::Replaced { .. } | Which::Added(_) => {
+                    match Dense::read(&models.checkpoints[model]) {
+                        Ok(dense) => sources.denses[model] = Some(dense),
+                        Err(message) => problems.add_text(Some(named.at), &message),
+                    }
+                }
+            }
+        }
+        problems.is_empty().then_some(sources)
+    }
+
+    fn mixture(&self, model: usize) -> Option<&Mixture> {
+        self.mixtures.get(model)?.as_ref()
+    }
+
+    fn dense(&self, model: usize) -> Option<&Dense> {
+        self.denses.get(model)?.as_ref()
+    }
+}
+
+/// An expert of the output.
+struct Taken<'a> {
+    matrices: Matrices<'a>,
+    row: Row<'a>,
+    member: &'a Member,
+    at: Position,
+}
+
+/// Where its matrices come from.
+enum Matrices<'a> {
+    Mixture(usize, &'a Mixture, usize),
+    Dense(usize, &'a Dense),
+}
+
+/// Where its row in the routers comes from.
+#[derive(Clone, Copy)]
+enum Row<'a> {
+    Of(usize, &'a Mixture, usize),
+    /// Of those that are made, by number.
+    Made(usize),
+}
+
+/// The experts of the output, one by one.
+fn taken<'a>(
+    edited: &'a Edited,
+    sources: &'a Sources,
+    models: &Models,
+    base: usize,
+    problems: &mut Problems,
+) -> Option<Vec<Taken<'a>>> {
+    let mut taken = Vec::new();
+    let mut made = 0;
+    for member in &edited.members {
+        let named = member.which.model();
+        let model = match named {
+            Some(named) => models.index(&named.value)?,
+            None => base,
+        };
+        let at = named.map_or(member.at, |named| named.at);
+        let mut numbers = |experts: &Located<Ranges>, model: usize| {
+            let mixture = sources.mixture(model)?;
+            match experts.value.of(mixture.experts) {
+                Ok(numbers) => Some((mixture, numbers)),
+                Err(_) => {
+                    let message = format!(
+                        "`{}` has {}, and they are counted from 0",
+                        models.label(model),
+                        plan::count(mixture.experts, "expert")
+                    );
+                    let hint = "a range is half-open: `0-4` is four experts, 0 to 3";
+                    problems.add(Some(experts.at), message, Some(hint.to_owned()));
+                    None
+                }
+            }
+        };
+        match &member.which {
+            Which::Kept { experts, .. } => {
+                let Some((mixture, numbers)) = numbers(experts, model) else {
+                    continue;
+                };
+                taken.extend(numbers.into_iter().map(|expert| Taken {
+                    matrices: Matrices::Mixture(model, mixture, expert),
+                    row: Row::Of(model, mixture, expert),
+                    member,
+                    at,
+                }));
+            }
+            Which::Replaced { expert, .. } => {
+                let Some((mixture, numbers)) = numbers(expert, base) else {
+                    continue;
+                };
+                let dense = sources.dense(model)?;
+                taken.extend(numbers.into_iter().map(|expert| Taken {
+                    matrices: Matrices::Dense(model, dense),
+                    row: Row::Of(base, mixture, expert),
+                    member,
+                    at,
+                }));
+            }
+            Which::Added(_) => {
+                taken.push(Taken {
+                    matrices: Matrices::Dense(model, sources.dense(model)?),
+                    row: Row::Made(made),
+                    member,
+                    at,
+                });
+                made += 1;
+            }
+        }
+    }
+    Some(taken)
+}
+
+/// The fields of a config that count experts.
+fn counting(target: &Target, config: &serde_json::Value) -> BTreeSet<&'static str> {
+    let everywhere = ["num_local_experts", "num_experts"];
+    let there = everywhere
+        .into_iter()
+        .filter(|key| config.get(key).is_some());
+    target.counts.experts.iter().copied().chain(there).collect()
+}
+
+/// That models fit each other.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what the whole recipe is checked by"
+)]
+fn check_others(
+    recipe: &EditRecipe,
+    edited: &Edited,
+    sources: &Sources,
+    models: &Models,
+    base: usize,
+    notes: &mut Vec<String>,
+    options: &Options,
+    problems: &mut Problems,
+) {
+    let Some(mixture) = sources.mixture(base) else {
+        return;
+    };
+    let mut misfits = Vec::new();
+    let mut looked_at = BTreeSet::from([base]);
+    for member in &edited.members {
+        let Some(named) = member.which.model() else {
+            continue;
+        };
+        let Some(model) = models
+            .index(&named.value)
+            .filter(|model| looked_at.insert(*model))
+        else {
+            continue;
+        };
+        let label = models.label(model);
+        let other = match (sources.mixture(model), sources.dense(model)) {
+            (Some(other), _) => {
+                let (found, expected) = (other.target.model_type, mixture.target.model_type);
+                if found != expected {
+                    let message = format!(
+                        "`{label}` is a `{found}`, expected `{expected}` as `{}`: routers of two kinds weigh their \
+                         experts differently",
+                        recipe.base_model.value
+                    );
+                    problems.add(Some(named.at), message, None);
+                } else if other.layers != mixture.layers {
+                    let message = format!(
+                        "`{label}` has experts in other layers than `{}`",
+                        recipe.base_model.value
+                    );
+                    problems.add(Some(named.at), message, None);
+                }
+                &other.dense
+            }
+            (None, Some(dense)) => dense,
+            (None, None) => continue,
+        };
+        for exact::Misfit { message, hint } in exact::of_expert(&mixture.dense, other, label) {
+            problems.add(Some(named.at), message, hint);
+        }
+        let surroundings = exact::of_surroundings(&mixture.dense, other, label);
+        misfits.extend(
+            surroundings
+                .into_iter()
+                .map(|misfit| (Some(named.at), misfit)),
+        );
+    }
+    report_misfits(misfits, options.moe.inexact, notes, problems);
+}
+
+/// That so many experts can be chosen from as the config says.
+fn check_counts(
+    edited: &Edited,
+    mixture: &Mixture,
+    models: &Models,
+    base: usize,
+    count: usize,
+    problems: &mut Problems,
+) {
+    let config = models.checkpoints[base].config();
+    let field = |key: &str| config.and_then(|config| config.get_usize(key));
+    let asked = edited.experts_per_token.as_ref();
+    let per_token = asked
+        .map(|asked| asked.value)
+        .or_else(|| field(mixture.target.counts.per_token));
+    let at = asked
+        .map(|asked| asked.at)
+        .or(edited.members.first().map(|member| member.at));
+    if let Some(per_token) = per_token.filter(|per_token| *per_token > count) {
+        let message = format!("a token goes through {per_token} experts, and there are {count}");
+        let hint = "keep more experts, or lower `experts_per_token`";
+        problems.add(at, message, Some(hint.to_owned()));
+    }
+    if let Some(groups) = field("n_group").filter(|groups| *groups > 1)
+        && !count.is_multiple_of(groups)
+    {
+        let message = format!(
+            "the config chooses among {groups} groups of experts (`n_group`), and {count} are not {groups} equal groups"
+        );
+        problems.add(at, message, Some("keep a multiple of it".to_owned()));
+    }
+}
+
+/// How the rows of experts that are added are made.
+fn added_rows(
+    edited: &Edited,
+    editing: &Editing<'_>,
+    tensors: &Tensors,
+    (locator, options): (&Locator, &Options),
+    results: &Results,
+    problems: &mut Problems,
+) -> Option<router::Recipe> {
+    let (mode, router) = (edited.gate_mode.value, &edited.router);
+    let (mixture, models) = (editing.mixture, editing.pieces.models);
+    let model = open_again(models, results, editing.base, problems)?;
+    let file = match &router.file {
+        None => None,
+        Some(file) => Some(super::open_file(file, locator, problems)?),
+    };
+    let states = mode.needs_states();
+    if states
+        && let Some(config) = model.config()
+        && let Err(error) = Decoder::new(config.value(), &model)
+    {
+        let message = format!("the states of `{}` for the routers: {error}", model.label());
+        problems.add_text(editing.base_at, &message);
+        return None;
+    }
+    let layers = mixture.layers.clone();
+    if let Some(layer) = layers
+        .iter()
+        .find(|layer| states && **layer >= mixture.dense.layers)
+    {
+        let message = format!(
+            "layer {layer} has experts and is none of the {} that states go through: no row can be made for it",
+            mixture.dense.layers
+        );
+        let hint = "use `random`, `cheap_embed` or `file`".to_owned();
+        problems.add(Some(edited.gate_mode.at), message, Some(hint));
+        return None;
+    }
+    let prompts = match mode.needs_prompts() {
+        true => {
+            let texts = edited.added().map(|member| Texts {
+                positive: &member.positive_prompts,
+                negative: &member.negative_prompts,
+                at: member.at,
+            });
+            prompts(&mut { texts }, edited.gate_mode.at, models, problems)?
+        }
+        false => Vec::new(),
+    };
+    let named = |name: &str| -> Vec<String> {
+        let layers = layers.iter();
+        let names = layers.map(|layer| format!("model.layers.{layer}.{name}"));
+        names.collect()
+    };
+    let beside = Beside {
+        routers: named(mixture.names.router),
+        corrections: mixture.target.correction.map(|(name, _)| named(name)),
+    };
+    let default = match mode {
+        GateMode::HiddenAvg | GateMode::GateInput => PromptTokens::Mean,
+        _ => PromptTokens::Last,
+    };
+    Some(router::Recipe {
+        mode,
+        names: tensors.routers.clone(),
+        hidden: mixture.dense.hidden,
+        experts: editing.added(),
+        parts: 1,
+        shared_gate: false,
+        seed: editing.seed,
+        center: router.center,
+        normalize: router.normalize.unwrap_or(mode != GateMode::File),
+        temperature: router.temperature.unwrap_or(1.0),
+        file,
+        layers,
+        prompts,
+        tokens: router.tokens.unwrap_or(default),
+        most_tokens: super::most_tokens(&mixture.dense, options),
+        model: Some(model),
+        changes: None,
+        beside: Some(beside),
+    })
+}

@@ -1,0 +1,199 @@
+//! What a mixture of experts is, as far as its headers say: its layout, its experts, and the decoder around them.
+
+use super::family::{Dense, Family, Window};
+use super::pieces::{Donor, Matrix, Piece, Pieces, layer_of};
+use super::targets::{Experts, Names, TARGETS, Target};
+use crate::checkpoint::{Checkpoint, ModelConfig};
+use crate::numeric::FloatType;
+use crate::plan::Problems;
+
+/// A mixture.
+#[derive(Debug)]
+pub(super) struct Mixture {
+    pub(super) target: &'static Target,
+    pub(super) names: Names,
+    /// Experts of each layer.
+    pub(super) experts: usize,
+    /// The layers with experts, ascending.
+    pub(super) layers: Vec<usize>,
+    /// The decoder around them, as a dense model of the family that holds it, as wide as an expert.
+    pub(super) dense: Dense,
+}
+
+/// What classes have other defaults for: a config must say it.
+const SAID: [&str; 3] = ["num_key_value_heads", "rms_norm_eps", "hidden_act"];
+
+impl Mixture {
+    /// What a model is.
+    ///
+    /// # Errors
+    /// In words for the user: it is no mixture of a kind that is known, or not what its config says.
+    pub(super) fn read(model: &Checkpoint) -> Result<Mixture, String> {
+        let label = model.label();
+        let Some(config) = model.config() else {
+            return Err(format!(
+                "`{label}` has no config.json, which says how it is built; hint: name its folder, not a file in it"
+            ));
+        };
+        let model_type = config.model_type().unwrap_or_default();
+        let mut known = TARGETS.iter();
+        let Some(target) = known.find(|target| target.model_type == model_type) else {
+            let names: Vec<&str> = TARGETS.iter().map(|target| target.model_type).collect();
+            return Err(format!(
+                "`{label}` is of the family `{}`, expected a mixture of experts, one of {}; hint: `source_model` \
+                 takes the MLPs of a dense model",
+                model_type.escape_debug(),
+                names.join(", ")
+            ));
+        };
+        let silent = |field: &str| {
+            format!("the config of `{label}` has no `{field}`; hint: complete its config.json")
+        };
+        let unsaid = SAID.iter().find(|field| config.get(field).is_none());
+        if let Some(field) = unsaid {
+            return Err(silent(field));
+        }
+        if !says_theta(config) {
+            return Err(silent("rope_theta"));
+        }
+        let mut counts = target.counts.experts.iter().chain(&["num_local_experts"]);
+        let experts = counts
+            .find_map(|field| config.get_usize(field))
+            .filter(|experts| *experts > 0);
+        let experts = experts.ok_or_else(|| silent(target.counts.experts[0]))?;
+        let held = target.names(true);
+        let is_held = match held.experts {
+            Experts::Fused { input, .. } => model
+                .tensors()
+                .iter()
+                .any(|tensor| layer_of(&tensor.name).is_some_and(|(_, rest)| rest == *input)),
+            Experts::Each { .. } => false,
+        };
+        let names = target.names(is_held);
+        let mut dense = Dense::of(model, config, around(target, model), target.counts.width)?;
+        dense.window = window(target, config);
+        if config.tie_word_embeddings().is_none() {
+            dense.tied = model.find("lm_head.weight").is_none();
+        }
+        let mut layers = Vec::new();
+        for tensor in model.tensors() {
+            match layer_of(&tensor.name) {
+                Some((layer, rest)) if rest == names.router => {
+                    let expected = [experts, dense.hidden];
+                    if tensor.shape != expected {
+                        return Err(format!(
+                            "`{}` of `{label}` has shape {:?}, expected {expected:?} by its config",
+                            tensor.name, tensor.shape
+                        ));
+                    }
+                    layers.push(layer);
+                }
+                _ => {}
+            }
+        }
+        layers.sort_unstable();
+        if layers.is_empty() {
+            return Err(format!(
+                "`{label}` has no router, such as `model.layers.0.{}`, though its config says `{model_type}`",
+                names.router
+            ));
+        }
+        Ok(Mixture {
+            target,
+            names,
+            experts,
+            layers,
+            dense,
+        })
+    }
+
+    /// A matrix of one of its experts, as it is.
+    pub(super) fn expert(
+        &self,
+        pieces: &Pieces<'_>,
+        donor: &Donor<'_>,
+        layer: usize,
+        expert: usize,
+        matrix: Matrix,
+        problems: &mut Problems,
+    ) -> Option<Piece> {
+        let (hidden, width) = (self.dense.hidden, self.dense.width);
+        let name = format!("model.layers.{layer}.{}", self.names.tensor(expert, matrix));
+        let [rows, columns] = match matrix {
+            Matrix::Down => [hidden, width],
+            Matrix::Gate | Matrix::Up => [width, hidden],
+        };
+        if let Experts::Each { .. } = self.names.experts {
+            let source = pieces.find(donor, &name, &[rows, columns], problems)?;
+            return Some(Piece {
+                whole: true,
+                ..pieces.cut(source, 0..rows, columns)
+            });
+        }
+        let (all, first) = match matrix {
+            Matrix::Down => (hidden, expert * hidden),
+            Matrix::Gate => (2 * width, 2 * expert * width),
+            Matrix::Up => (2 * width, (2 * expert + 1) * width),
+        };
+        let source = pieces.find(donor, &name, &[self.experts, all, columns], problems)?;
+        Some(pieces.cut(source, first..first + rows, columns))
+    }
+
+    /// What its experts are stored in.
+    pub(super) fn stored(&self, model: &Checkpoint) -> Option<FloatType> {
+        let layer = self.layers.first()?;
+        let name = format!(
+            "model.layers.{layer}.{}",
+            self.names.tensor(0, Matrix::Gate)
+        );
+        FloatType::of(model.tensors()[model.find(&name)?].dtype)
+    }
+}
+
+/// Whether a config says the base of rotary frequencies, in the words of transformers 4 or 5.
+fn says_theta(config: &ModelConfig) -> bool {
+    let parameters = config.get("rope_parameters");
+    let inner = parameters.and_then(|parameters| parameters.get("rope_theta"));
+    inner.or_else(|| config.get("rope_theta")).is_some()
+}
+
+/// The dense family that a mixture is around its experts.
+fn around(target: &Target, model: &Checkpoint) -> &'static Family {
+    let has = |suffix: &str| {
+        let mut tensors = model.tensors().iter();
+        tensors.any(|tensor| tensor.name.ends_with(suffix))
+    };
+    let (bias, norms) = (
+        has(".self_attn.q_proj.bias"),
+        has(".self_attn.q_norm.weight"),
+    );
+    let window = model
+        .config()
+        .is_some_and(|config| config.get_usize("sliding_window").is_some());
+    let name = match target.model_type {
+        "mixtral" if window => "mistral",
+        "mixtral" => "llama",
+        "qwen2_moe" | "glm4_moe" if bias && !norms => "qwen2",
+        "qwen2_moe" => "llama",
+        "glm4_moe" if norms => "qwen3",
+        "glm4_moe" => "llama",
+        _ => target.families[0],
+    };
+    // The tables' test holds that each target's first family is there.
+    Family::named(name).unwrap_or_else(Family::first)
+}
+
+/// How far back the attention of a mixture looks.
+fn window(target: &Target, config: &ModelConfig) -> Window {
+    let size = config.get_usize("sliding_window");
+    let kinds = config
+        .get("layer_types")
+        .and_then(serde_json::Value::as_array);
+    let sliding = |kind: &serde_json::Value| kind.as_str() == Some("sliding_attention");
+    match size {
+        Some(size) if target.attention.window => Window::All(size),
+        Some(_) if config.get_bool("use_sliding_window") == Some(true) => Window::Some,
+        Some(_) if kinds.is_some_and(|kinds| kinds.iter().any(sliding)) => Window::Some,
+        _ => Window::None,
+    }
+}

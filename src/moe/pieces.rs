@@ -1,0 +1,348 @@
+//! What tensors of mixtures are put together from: parts of matrices, and tensors that no model has.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::adjust::{Adjust, Segment};
+use super::family::Dense;
+use super::router::{self, Invented};
+use crate::checkpoint::{Checkpoint, Dtype, TensorEntry, is_derived_buffer, is_output_head};
+use crate::numeric::{FloatType, Picks};
+use crate::plan::{Fate, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View};
+use crate::recipe::Position;
+
+/// What a tensor of an assembly is called where plans are shown.
+pub(super) const EXPERT: &str = "expert";
+const ROUTER: &str = "router";
+const ZEROS: &str = "zeros";
+
+/// The models that pieces are of, and what they are written in.
+pub(super) struct Pieces<'a> {
+    pub(super) models: &'a Models,
+    /// The dtype that the recipe asks for.
+    pub(super) dtype: Option<FloatType>,
+    /// What experts and routers are written in.
+    pub(super) main: Dtype,
+    /// The model that the tensors of no model will be of.
+    pub(super) invented: usize,
+}
+
+/// The tensors, and those among them that no model has.
+#[derive(Default)]
+pub(super) struct Tensors {
+    pub(super) planned: Vec<PlannedTensor>,
+    pub(super) invented: Vec<(TensorEntry, Invented)>,
+    /// Pairs that must be equal, as one of them is left out.
+    pub(super) equal: Vec<(usize, usize, usize)>,
+    pub(super) fates: Vec<Vec<Fate>>,
+    /// The names of the routers, by layer with experts.
+    pub(super) routers: Vec<String>,
+    /// Width of the shared expert.
+    pub(super) shared_width: usize,
+}
+
+/// One of the three matrices of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Matrix {
+    Gate,
+    Up,
+    Down,
+}
+
+impl Matrix {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Matrix::Gate => "gate_proj.weight",
+            Matrix::Up => "up_proj.weight",
+            Matrix::Down => "down_proj.weight",
+        }
+    }
+}
+
+/// A matrix of an expert as it will be: where it is, and what is done with it.
+pub(super) struct Piece {
+    pub(super) part: Part,
+    /// Rows and columns.
+    pub(super) shape: [usize; 2],
+    /// Whether it is all of a tensor, as it is.
+    pub(super) whole: bool,
+    pub(super) segment: Segment,
+}
+
+impl<'a> Pieces<'a> {
+    /// Pieces in the dtype that the recipe asks for, or that the MLPs of a dense base have.
+    pub(super) fn new(models: &'a Models, base: usize, dtype: Option<FloatType>) -> Self {
+        let mut tensors = models.checkpoints[base].tensors().iter();
+        let stored = tensors.find(|tensor| tensor.name.contains(".mlp."));
+        let stored = stored.and_then(|tensor| FloatType::of(tensor.dtype));
+        Self {
+            models,
+            dtype,
+            main: dtype.or(stored).unwrap_or(FloatType::F32).dtype(),
+            invented: models.checkpoints.len(),
+        }
+    }
+
+    /// A tensor of the base, each of whose values is changed in the same way.
+    pub(super) fn values(
+        &self,
+        source: SourceTensor,
+        name: String,
+        entry: &TensorEntry,
+        segment: Segment,
+        what: &'static str,
+    ) -> PlannedTensor {
+        let stored = FloatType::of(entry.dtype);
+        let output = self.dtype.filter(|_| stored.is_some()).or(stored);
+        let bytes = self.models.checkpoints[source.model]
+            .bytes(source.tensor)
+            .is_some();
+        let operation = if !segment.is_plain() {
+            Operation::Compute {
+                name: what,
+                program: Box::new(Adjust([segment].into())),
+            }
+        } else if output == stored && bytes || stored.is_none() {
+            Operation::Copy
+        } else {
+            Operation::convert()
+        };
+        let dtype = output.map_or(entry.dtype, FloatType::dtype);
+        PlannedTensor::plain(name, dtype, entry.shape.clone(), vec![source], operation)
+    }
+
+    /// A tensor that no model has.
+    pub(super) fn invent(
+        &self,
+        name: String,
+        shape: Vec<usize>,
+        dtype: Dtype,
+        what: Invented,
+        out: &mut Tensors,
+    ) {
+        let source = SourceTensor {
+            model: self.invented,
+            tensor: out.invented.len(),
+        };
+        out.invented
+            .push((router::entry(name.clone(), shape.clone()), what));
+        let elements = shape.iter().map(|dim| *dim as u64).product();
+        let operation = Operation::Compute {
+            name: match what {
+                Invented::Zeros => ZEROS,
+                Invented::Rows(_) | Invented::SharedGate(_) | Invented::Correction(_) => ROUTER,
+            },
+            program: Box::new(Adjust([Segment::plain(elements)].into())),
+        };
+        let planned = PlannedTensor::plain(name, dtype, shape, vec![source], operation);
+        out.planned.push(planned);
+    }
+
+    /// A matrix of a dense MLP.
+    pub(super) fn piece(
+        &self,
+        donor: &Donor<'_>,
+        layer: usize,
+        matrix: Matrix,
+        problems: &mut Problems,
+    ) -> Option<Piece> {
+        let Dense {
+            width,
+            hidden,
+            family,
+            ..
+        } = *donor.dense;
+        let (name, stored, rows) = match matrix {
+            Matrix::Down => (matrix.name(), [hidden, width], 0..hidden),
+            Matrix::Gate | Matrix::Up => {
+                let (name, rows, all) = family.input_matrix(matrix == Matrix::Up, width);
+                (name, [all, hidden], rows)
+            }
+        };
+        let name = format!("model.layers.{layer}.mlp.{name}");
+        let source = self.find(donor, &name, &stored, problems)?;
+        let whole = rows.len() == stored[0];
+        Some(Piece {
+            whole,
+            ..self.cut(source, rows, stored[1])
+        })
+    }
+
+    /// Rows of a matrix, as they are.
+    pub(super) fn cut(&self, source: SourceTensor, rows: Range<usize>, columns: usize) -> Piece {
+        let shape = [rows.len(), columns];
+        Piece {
+            part: Part {
+                source,
+                rows: Picks::Range(rows),
+                columns: Picks::Range(0..columns),
+                fold: None,
+                scale: 1.0,
+            },
+            shape,
+            whole: false,
+            segment: Segment::plain((shape[0] * shape[1]) as u64),
+        }
+    }
+
+    /// The tensor of one piece: copied, converted, or computed.
+    pub(super) fn one(&self, name: String, piece: Piece) -> PlannedTensor {
+        let entry = self.entry(piece.part.source);
+        let stored = FloatType::of(entry.dtype);
+        let bytes =
+            self.models.checkpoints[piece.part.source.model].bytes(piece.part.source.tensor);
+        let same = stored.map(FloatType::dtype) == Some(self.main) && bytes.is_some();
+        if !(piece.whole && piece.segment.is_plain()) {
+            let shape = piece.shape.into();
+            return self.join(name, vec![piece], shape);
+        }
+        let operation = match same {
+            true => Operation::Copy,
+            false => Operation::convert(),
+        };
+        let (shape, sources) = (piece.shape.into(), vec![piece.part.source]);
+        PlannedTensor::plain(name, self.main, shape, sources, operation)
+    }
+
+    /// The tensor of pieces one after the other.
+    pub(super) fn join(
+        &self,
+        name: String,
+        pieces: Vec<Piece>,
+        shape: Vec<usize>,
+    ) -> PlannedTensor {
+        let shape = match shape.is_empty() {
+            true => pieces
+                .first()
+                .map_or(Vec::new(), |piece| piece.shape.into()),
+            false => shape,
+        };
+        let segments: Vec<Segment> = pieces.iter().map(|piece| piece.segment.clone()).collect();
+        let parts: Vec<Part> = pieces.into_iter().map(|piece| piece.part).collect();
+        let operation = Operation::Compute {
+            name: EXPERT,
+            program: Box::new(Adjust(segments.into())),
+        };
+        let sources = parts.first().map(|part| part.source).into_iter().collect();
+        PlannedTensor {
+            views: vec![Some(View::Parts(parts))],
+            ..PlannedTensor::plain(name, self.main, shape, sources, operation)
+        }
+    }
+
+    pub(super) fn entry(&self, source: SourceTensor) -> &'a TensorEntry {
+        &self.models.checkpoints[source.model].tensors()[source.tensor]
+    }
+
+    /// A tensor of a donor, of this shape and of floats.
+    pub(super) fn find(
+        &self,
+        donor: &Donor<'_>,
+        name: &str,
+        shape: &[usize],
+        problems: &mut Problems,
+    ) -> Option<SourceTensor> {
+        let model = &self.models.checkpoints[donor.model];
+        let Some(tensor) = model.find(name) else {
+            self.lacks(donor.model, donor.at, name, problems);
+            return None;
+        };
+        let entry = &model.tensors()[tensor];
+        if entry.shape != shape {
+            self.has_shape(donor.model, donor.at, entry, shape, problems);
+            return None;
+        }
+        if FloatType::of(entry.dtype).is_none() {
+            let message = format!(
+                "`{name}` of `{}` holds {:?}, expected floats",
+                model.label(),
+                entry.dtype
+            );
+            problems.add(donor.at, message, None);
+            return None;
+        }
+        Some(SourceTensor {
+            model: donor.model,
+            tensor,
+        })
+    }
+
+    pub(super) fn lacks(
+        &self,
+        model: usize,
+        at: Option<Position>,
+        name: &str,
+        problems: &mut Problems,
+    ) {
+        let label = self.models.label(model);
+        let message = format!("`{label}` has no `{name}`");
+        let hint = "the checkpoint is incomplete, or its config is of another model: look at it with `weld check`";
+        problems.add(at, message, Some(hint.to_owned()));
+    }
+
+    pub(super) fn has_shape(
+        &self,
+        model: usize,
+        at: Option<Position>,
+        entry: &TensorEntry,
+        expected: &[usize],
+        problems: &mut Problems,
+    ) {
+        let message = format!(
+            "`{}` of `{}` has shape {:?}, expected {expected:?} by its config",
+            entry.name,
+            self.models.label(model),
+            entry.shape
+        );
+        problems.add(at, message, None);
+    }
+
+    /// What becomes of each tensor of each model.
+    ///
+    /// Of `tied`, the head is a copy of the embedding.
+    pub(super) fn fates(&self, planned: &[PlannedTensor], tied: Option<usize>) -> Vec<Vec<Fate>> {
+        let mut used: HashMap<SourceTensor, usize> = HashMap::new();
+        for tensor in planned {
+            // A view's first part is the source itself.
+            let mut inputs: Vec<&SourceTensor> = tensor.inputs().collect();
+            inputs.sort_unstable();
+            inputs.dedup();
+            for input in inputs {
+                *used.entry(*input).or_default() += 1;
+            }
+        }
+        let fate = |model: usize, tensor: usize, name: &str| match used
+            .get(&SourceTensor { model, tensor })
+        {
+            Some(count) => Fate::Used(*count),
+            None if is_derived_buffer(name) => Fate::DerivedBuffer,
+            None if Some(model) == tied && is_output_head(name) => Fate::TiedCopy,
+            None => Fate::NotTaken,
+        };
+        let of_model = |(model, checkpoint): (usize, &Checkpoint)| {
+            let tensors = checkpoint.tensors().iter().enumerate();
+            tensors
+                .map(|(tensor, entry)| fate(model, tensor, &entry.name))
+                .collect()
+        };
+        self.models
+            .checkpoints
+            .iter()
+            .enumerate()
+            .map(of_model)
+            .collect()
+    }
+}
+
+/// A model that matrices are taken from, and where the recipe names it.
+pub(super) struct Donor<'a> {
+    pub(super) model: usize,
+    pub(super) at: Option<Position>,
+    pub(super) dense: &'a Dense,
+}
+
+/// The layer that a tensor is of, and what follows its number.
+pub(super) fn layer_of(name: &str) -> Option<(usize, &str)> {
+    let (number, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    Some((number.parse().ok()?, rest))
+}
