@@ -77,8 +77,35 @@ def make_dense(folder, classes, options):
     model.save_pretrained(folder)
 
 
-def recipe(dense, target, extra):
-    experts = "".join(f"\n  - source_model: {dense}" for _ in range(4))
+def make_normed(dense, folder):
+    """The same function behind other norms: their weights are moved into the MLPs' matrices."""
+    import safetensors.torch
+
+    shutil.copytree(dense, folder)
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    offset = 1.0 if config["model_type"] == "gemma" else 0.0
+    torch.manual_seed(4)
+    for name in list(tensors):
+        if not name.endswith("post_attention_layernorm.weight"):
+            continue
+        factor = torch.rand_like(tensors[name]) + 0.5
+        tensors[name] = (tensors[name] + offset) * factor - offset
+        for matrix in ("gate_proj", "up_proj", "gate_up_proj"):
+            matrix = name.replace("post_attention_layernorm", f"mlp.{matrix}")
+            if matrix in tensors:
+                tensors[matrix] = tensors[matrix] / factor
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def recipe(dense, target, kind, extra):
+    mixture = f"base_model: {dense}-{target}-plain\n"
+    if kind == "extracted":
+        return mixture + "extract: 2\n"
+    if kind == "edited":
+        return mixture + 'experts_per_token: 3\nexperts: [{expert: 3}, {expert: "0-"}, {expert: 1}]\n'
+    source = f"{dense}-normed" if kind == "folded" else dense
+    experts = "".join(f"\n  - source_model: {source}" for _ in range(4))
     return f"""base_model: {dense}
 architecture: {target}
 gate_mode: random
@@ -93,6 +120,11 @@ def cases():
     for name, classes, options, targets in DENSE:
         for target in targets:
             yield name, target, "plain", ""
+            yield name, target, "fused", ""
+            yield name, target, "edited", ""
+            yield name, target, "extracted", ""
+            if name != "olmo2":
+                yield name, target, "folded", "fold_norms: true\n"
             if target in SHARED and name in ("llama", "qwen2", "qwen3", "granite", "ernie4_5", "hunyuan"):
                 yield name, target, "alpha", f"shared_experts:\n  - {{source_model: {name}, alpha: 0.3}}\n"
             if name in ("llama", "qwen3", "granite"):
@@ -106,11 +138,13 @@ def make(weld, work):
     work.mkdir(parents=True)
     for name, classes, options, _ in DENSE:
         make_dense(work / name, classes, options)
+        make_normed(work / name, work / f"{name}-normed")
     failed = 0
     for name, target, kind, extra in cases():
         out = f"{name}-{target}-{kind}"
-        (work / f"{out}.yml").write_text(recipe(name, target, extra))
-        done = subprocess.run([weld, "moe", "-q", f"{out}.yml", out], cwd=work, capture_output=True, text=True)
+        (work / f"{out}.yml").write_text(recipe(name, target, kind, extra))
+        flags = ["--fused"] if kind == "fused" else []
+        done = subprocess.run([weld, "moe", "-q", f"{out}.yml", out, *flags], cwd=work, capture_output=True, text=True)
         if done.returncode:
             failed += 1
             print(f"{out}: {done.stderr}")
@@ -122,6 +156,8 @@ def load(work):
     failed, worst, seen = 0, 0.0, {}
     dense = {}
     for name, target, kind, _ in cases():
+        if kind == "fused" and version < "5" and not target.startswith("granite"):
+            continue
         # As transformers 5 computed them: 4.57 reads rope wrongly in the configs that 5 writes.
         if name not in dense:
             dense[name] = torch.load(work / f"{name}.logits")
