@@ -4,10 +4,11 @@ use super::adjust::{Redraw, Segment};
 use super::family::Dense;
 use super::pieces::{Donor, EXPERT, Matrix, Piece, Pieces, Tensors, layer_of};
 use super::router::Invented;
+use super::split::Cuts;
 use super::targets::{Absent, Experts, Names, SharedLayout, Target};
 use crate::checkpoint::{Dtype, TensorEntry, is_derived_buffer, is_output_head};
 use crate::numeric::{NormalKey, Picks};
-use crate::plan::{Fold, Problems, SourceTensor};
+use crate::plan::{Cut, Fold, Problems, SourceTensor};
 use crate::recipe::{Expert, Position, Split, Upcycle};
 
 /// What a tensor of an assembly is called where plans are shown.
@@ -38,6 +39,8 @@ pub(super) struct Assembly<'a> {
     pub(super) fold_norms: bool,
     /// How each expert is cut.
     pub(super) upcycle: Upcycle,
+    /// The cuts that only weights can tell.
+    pub(super) cuts: Cuts,
     pub(super) seed: u64,
 }
 
@@ -425,7 +428,7 @@ impl Assembly<'_> {
         let (width, part) = (self.dense.width / granularity, number % granularity);
         let range = part * width..(part + 1) * width;
         let first = match (&piece.part.rows, matrix) {
-            (Picks::Range(rows), Matrix::Gate | Matrix::Up) => rows.start,
+            (Cut::Known(Picks::Range(rows)), Matrix::Gate | Matrix::Up) => rows.start,
             _ => 0,
         };
         let picks = match matrix {
@@ -434,16 +437,26 @@ impl Assembly<'_> {
         };
         let of = self.dense.width;
         *picks = match split {
-            Split::Contiguous => Picks::Range(first + range.start..first + range.end),
+            Split::Contiguous => (first + range.start..first + range.end).into(),
             Split::Random => {
                 let name = format!("neurons of layer {layer}");
                 let order = shuffled(NormalKey::new(self.seed, &name, number / granularity), of);
                 let picks = order[range].iter().map(|neuron| first as u32 + neuron);
-                Picks::List {
+                Cut::Known(Picks::List {
                     picks: picks.collect(),
                     of,
-                }
+                })
             }
+            Split::KMeans => Cut::Late {
+                picks: self
+                    .cuts
+                    .get(&(piece.part.source.model, layer))
+                    .cloned()
+                    .unwrap_or_default(),
+                range,
+                first,
+                of,
+            },
         };
         piece.shape = match matrix {
             Matrix::Down => [piece.shape[0], width],

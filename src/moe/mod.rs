@@ -17,6 +17,7 @@ mod identity;
 mod mixture;
 mod pieces;
 mod router;
+mod split;
 mod targets;
 
 pub use identity::{BOUND, Identity, identity};
@@ -27,13 +28,15 @@ use crate::methods::{Arity, BaseRule, MethodInfo};
 use crate::numeric::FloatType;
 use crate::plan::{self, Draft, Models, Options, Plan, Problems, Results};
 use crate::recipe::{
-    Change, EditRecipe, GateMode, Located, MoeRecipe, Position, PromptTokens, RecipeError, Upcycle,
+    Change, EditRecipe, GateMode, Located, MoeRecipe, Position, PromptTokens, RecipeError, Split,
+    Upcycle,
 };
 use assembly::{Assembly, Source};
 use exact::Misfit;
 use family::Dense;
 use pieces::{Pieces, Tensors};
 use router::Routers;
+use split::{Cuts, Splits};
 use targets::{Partial, TARGETS, Target};
 
 /// What plans and cards call an assembly.
@@ -184,6 +187,20 @@ fn attempt(
         return None;
     }
     let dtype = recipe.dtype.and_then(FloatType::of);
+    let layers = (0..of_base.layers).filter(|layer| has_experts[*layer]);
+    let layers: Vec<usize> = layers.collect();
+    let cuts: Cuts = match upcycle.split {
+        Split::KMeans if parts > 1 => {
+            let cut = |expert: &Source<'_>| {
+                let model = expert.model;
+                let layers = layers.iter();
+                let cuts = layers.map(move |layer| ((model, *layer), plan::LatePicks::default()));
+                cuts.collect::<Vec<_>>()
+            };
+            experts.iter().flat_map(cut).collect()
+        }
+        _ => Cuts::new(),
+    };
     let assembly = Assembly {
         pieces: Pieces::new(&models, backbone, dtype),
         base: backbone,
@@ -196,6 +213,7 @@ fn attempt(
         has_experts,
         fold_norms: recipe.fold_norms,
         upcycle,
+        cuts,
         seed: recipe.router.seed.unwrap_or(options.seed),
     };
     if recipe.fold_norms && of_base.family.pre_norm.is_none() {
@@ -243,9 +261,11 @@ fn attempt(
             },
         )
     });
-    let layers = (0..of_base.layers).filter(|layer| assembly.has_experts[*layer]);
-    let layers: Vec<usize> = layers.collect();
     let described = described(recipe, &assembly, layers.len());
+    let splits = match assembly.cuts.is_empty() {
+        true => None,
+        false => Some(splits(&assembly, results, problems)?),
+    };
     let of_router = RouterParts {
         recipe,
         options,
@@ -258,6 +278,7 @@ fn attempt(
         names: std::mem::take(&mut tensors.routers),
         layers,
         shared_gate,
+        splits,
     };
     let decided = Decided {
         described,
@@ -625,6 +646,7 @@ struct RouterParts<'a> {
     names: Vec<String>,
     layers: Vec<usize>,
     shared_gate: bool,
+    splits: Option<Splits>,
 }
 
 /// How the rows of routers are made.
@@ -710,6 +732,35 @@ fn router(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Rec
         most_tokens: most_tokens(dense, options),
         changes,
         beside: None,
+        splits: parts.splits,
+    })
+}
+
+/// The cuts of experts that only weights can tell.
+fn splits(assembly: &Assembly<'_>, results: &Results, problems: &mut Problems) -> Option<Splits> {
+    let mut models = std::collections::BTreeMap::new();
+    let mut wanted = Vec::new();
+    for ((model, layer), picks) in &assembly.cuts {
+        let mut experts = assembly.experts.iter();
+        let dense = experts.find(|expert| expert.model == *model)?.dense;
+        if !models.contains_key(model) {
+            let opened = open_again(assembly.pieces.models, results, *model, problems)?;
+            models.insert(*model, opened);
+        }
+        let (gate, ..) = dense.family.input_matrix(false, dense.width);
+        wanted.push(split::Split {
+            model: *model,
+            layer: *layer,
+            gate: format!("model.layers.{layer}.mlp.{gate}"),
+            shape: [dense.width, dense.hidden],
+            picks: picks.clone(),
+        });
+    }
+    Some(Splits {
+        wanted,
+        models,
+        parts: assembly.upcycle.granularity,
+        seed: assembly.seed,
     })
 }
 

@@ -7,7 +7,7 @@ use super::adjust::{Adjust, Segment};
 use super::family::Dense;
 use super::router::{self, Invented};
 use crate::checkpoint::{Checkpoint, Dtype, TensorEntry, is_derived_buffer, is_output_head};
-use crate::numeric::{FloatType, Picks};
+use crate::numeric::FloatType;
 use crate::plan::{Fate, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View};
 use crate::recipe::Position;
 
@@ -174,8 +174,8 @@ impl<'a> Pieces<'a> {
         Piece {
             part: Part {
                 source,
-                rows: Picks::Range(rows),
-                columns: Picks::Range(0..columns),
+                rows: rows.into(),
+                columns: (0..columns).into(),
                 fold: None,
                 scale: 1.0,
             },

@@ -32,7 +32,7 @@ pub(crate) use problems::count;
 pub use results::MergeResult;
 pub(crate) use tokenizer::chat_template_parses;
 pub use tokenizer::{Filled, VocabularySummary};
-pub use views::{Fold, Part, Rows, View};
+pub use views::{Cut, Fold, LatePicks, Part, Rows, View};
 pub(crate) use vocabularies::check as check_vocabularies;
 
 use crate::checkpoint::{Checkpoint, Dtype, Locator, ModelRef, ShardLayout, Sidecar};

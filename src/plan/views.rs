@@ -1,6 +1,7 @@
 //! What is read in the place of a source: rows by token, or parts of matrices put together.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use super::{Plan, PlannedTensor, SourceTensor};
 use crate::checkpoint::Checkpoint;
@@ -34,14 +35,77 @@ pub struct Part {
     /// The matrix.
     pub source: SourceTensor,
     /// Which rows.
-    pub rows: Picks,
+    pub rows: Cut,
     /// Which columns.
-    pub columns: Picks,
+    pub columns: Cut,
     /// Two vectors with an element for each column of the matrix: each column is multiplied by the first's and
     /// divided by the second's.
     pub fold: Option<Fold>,
     /// What all its elements are multiplied by.
     pub scale: f64,
+}
+
+/// Which rows, or which columns, of a matrix: known, or decided when the plan is run.
+#[derive(Debug, Clone)]
+pub enum Cut {
+    /// These.
+    Known(Picks),
+    /// Some of those that are decided before anything is read by them.
+    Late {
+        /// All of them.
+        picks: LatePicks,
+        /// Which of them.
+        range: Range<usize>,
+        /// What is added to their numbers.
+        first: usize,
+        /// How many the matrix has.
+        of: usize,
+    },
+}
+
+/// Numbers of rows that only weights can tell.
+#[derive(Debug, Clone, Default)]
+pub struct LatePicks(Arc<OnceLock<Vec<u32>>>);
+
+impl LatePicks {
+    /// Decides them; a second decision changes nothing.
+    pub fn decide(&self, picks: Vec<u32>) {
+        let _ = self.0.set(picks);
+    }
+}
+
+impl From<Range<usize>> for Cut {
+    fn from(range: Range<usize>) -> Self {
+        Cut::Known(Picks::Range(range))
+    }
+}
+
+impl Cut {
+    fn len(&self) -> usize {
+        match self {
+            Cut::Known(picks) => picks.len(),
+            Cut::Late { range, .. } => range.len(),
+        }
+    }
+
+    /// `None` if it is not decided yet.
+    fn picks(&self) -> Option<Picks> {
+        match self {
+            Cut::Known(picks) => Some(picks.clone()),
+            Cut::Late {
+                picks,
+                range,
+                first,
+                of,
+            } => {
+                let picks = picks.0.get()?.get(range.clone())?.iter();
+                Some(Picks::List {
+                    picks: picks.map(|pick| *first as u32 + pick).collect(),
+                    of: *of,
+                })
+            }
+        }
+    }
 }
 
 /// A norm's weights that are moved into the matrix behind it.
@@ -91,8 +155,8 @@ impl Part {
     /// Elements that are read: all of a row from which single columns are picked.
     fn elements_read(&self) -> u64 {
         let columns = match &self.columns {
-            Picks::Range(range) => range.len(),
-            Picks::List { of, .. } => *of,
+            Cut::Known(Picks::Range(range)) => range.len(),
+            Cut::Known(Picks::List { of, .. }) | Cut::Late { of, .. } => *of,
         };
         (self.rows.len() * columns) as u64
     }
@@ -157,8 +221,8 @@ impl Plan {
         Some(Submatrix {
             matrix: self.elements(&part.source)?,
             width,
-            rows: part.rows.clone(),
-            columns: part.columns.clone(),
+            rows: part.rows.picks()?,
+            columns: part.columns.picks()?,
             factors,
         })
     }

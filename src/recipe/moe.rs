@@ -119,6 +119,8 @@ pub enum Split {
     Contiguous,
     /// Any, drawn by seed.
     Random,
+    /// Those whose gate rows point the same way, by balanced k-means.
+    KMeans,
 }
 
 /// Which tokens of a prompt a router's row is made from.
@@ -548,10 +550,11 @@ impl Walk<'_> {
                     upcycle.split = match self.text(entry)?.as_str() {
                         "contiguous" => Split::Contiguous,
                         "random" => Split::Random,
+                        "kmeans" => Split::KMeans,
                         other => {
                             let found = quoted(other);
                             let message = format!(
-                                "expected `contiguous` or `random` for `split`, found {found}"
+                                "expected `contiguous`, `random` or `kmeans` for `split`, found {found}"
                             );
                             self.problem(ProblemKind::Unknown, entry.node.at, message);
                             return None;

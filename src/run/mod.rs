@@ -86,7 +86,7 @@ pub fn run(
     };
     let files = OutputFiles::create(stage.path(), &plan.shards, &plan.lens(), room)?;
     prepare(plan, observer)?;
-    let Work { jobs, purposes, .. } = Work::of(plan, None);
+    let Work { jobs, purposes, .. } = Work::of(plan, None)?;
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &files, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, out))?;
     check_complete(plan, totals)?;
@@ -125,7 +125,7 @@ pub fn replay(
     observer: &dyn Observer,
 ) -> Result<Totals, RunError> {
     prepare(plan, observer)?;
-    let Work { jobs, purposes, .. } = Work::of(plan, sample);
+    let Work { jobs, purposes, .. } = Work::of(plan, sample)?;
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;
     check_unchanged(plan)?;
@@ -136,7 +136,7 @@ pub fn replay(
 fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
     let cancelled = || observer.cancelled();
     if plan.models.iter().any(Checkpoint::reads_results) {
-        let Work { jobs, purposes, .. } = Work::of_results(plan);
+        let Work { jobs, purposes, .. } = Work::of_results(plan)?;
         engine::execute(&jobs, &plan.settings, &plan.limits, &NoOutput, observer)
             .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::error::RunError;
 use crate::engine::{self, Job, Target};
 use crate::numeric::FloatType;
 use crate::plan::{Operation, Plan, PlannedTensor};
@@ -32,17 +33,17 @@ impl<'a> Work<'a> {
     ///
     /// With `sample`, only some blocks of the output's tensors: those that it gives for the number of a tensor and
     /// that of its blocks.
-    pub(super) fn of(plan: &'a Plan, sample: Option<&Sample<'_>>) -> Self {
+    pub(super) fn of(plan: &'a Plan, sample: Option<&Sample<'_>>) -> Result<Self, RunError> {
         let mut work = Self::default();
         for result in plan.all_results() {
             work.check_equal(&result.plan);
         }
         work.check_equal(plan);
         for (index, tensor) in plan.tensors.iter().enumerate() {
-            let derived = work.prepare(plan, tensor);
+            let derived = work.prepare(plan, tensor)?;
             let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
             let mut job = Job {
-                work: computation(plan, tensor, Target::Values(format)),
+                work: computation(plan, tensor, Target::Values(format))?,
                 output: Some(index),
                 after_all: derived,
                 sample: None,
@@ -50,11 +51,11 @@ impl<'a> Work<'a> {
             job.sample = sample.map(|sample| sample(index, job.blocks()));
             work.push(Purpose::Tensor(plan, index), job);
         }
-        work
+        Ok(work)
     }
 
     /// The work without output that results need before their values can be read: all of them.
-    pub(super) fn of_results(plan: &'a Plan) -> Self {
+    pub(super) fn of_results(plan: &'a Plan) -> Result<Self, RunError> {
         let mut work = Self::default();
         for result in plan.all_results() {
             work.check_equal(&result.plan);
@@ -63,10 +64,10 @@ impl<'a> Work<'a> {
         for result in plan.all_results() {
             let made = result.plan.tensors.iter().zip(&result.decided);
             for (index, (tensor, decided)) in made.enumerate() {
-                work.decide(&result.plan, index, tensor, decided);
+                work.decide(&result.plan, index, tensor, decided)?;
             }
         }
-        work
+        Ok(work)
     }
 
     fn push(&mut self, purpose: Purpose<'a>, job: Job<'a>) {
@@ -94,7 +95,7 @@ impl<'a> Work<'a> {
     }
 
     /// Adds the jobs that a tensor's sources need, if they are results; tells whether any is.
-    fn prepare(&mut self, plan: &'a Plan, tensor: &'a PlannedTensor) -> bool {
+    fn prepare(&mut self, plan: &'a Plan, tensor: &'a PlannedTensor) -> Result<bool, RunError> {
         let mut any = false;
         for source in tensor.inputs() {
             let Some((result, index)) = plan.result_of(source) else {
@@ -109,9 +110,9 @@ impl<'a> Work<'a> {
             else {
                 continue;
             };
-            self.decide(&result.plan, index, made, decided);
+            self.decide(&result.plan, index, made, decided)?;
         }
-        any
+        Ok(any)
     }
 
     /// Adds the job that decides a tensor of a result, once, and those that its own sources need.
@@ -121,22 +122,23 @@ impl<'a> Work<'a> {
         index: usize,
         made: &'a PlannedTensor,
         decided: &'a engine::Decided,
-    ) {
+    ) -> Result<(), RunError> {
         if !self.prepared.insert(made) {
-            return;
+            return Ok(());
         }
-        let derived = self.prepare(plan, made);
+        let derived = self.prepare(plan, made)?;
         let needed = made.cost().measures > 0 && !decided.is_made()
             || matches!(made.operation, Operation::Copy) && made.sources.len() > 1;
         if needed {
             let job = Job {
-                work: computation(plan, made, Target::Decide(decided)),
+                work: computation(plan, made, Target::Decide(decided))?,
                 output: None,
                 after_all: derived,
                 sample: None,
             };
             self.push(Purpose::Tensor(plan, index), job);
         }
+        Ok(())
     }
 }
 
@@ -145,8 +147,8 @@ fn computation<'a>(
     plan: &'a Plan,
     tensor: &'a PlannedTensor,
     target: Target<'a>,
-) -> engine::Work<'a> {
-    match &tensor.operation {
+) -> Result<engine::Work<'a>, RunError> {
+    Ok(match &tensor.operation {
         Operation::Copy => {
             let sources = tensor.sources.iter();
             engine::Work::Copy {
@@ -158,12 +160,19 @@ fn computation<'a>(
             let sources = 0..tensor.sources.len();
             engine::Work::Compute {
                 sources: sources
-                    .filter_map(|source| plan.source_values(tensor, source))
-                    .collect(),
+                    .map(|source| plan.source_values(tensor, source))
+                    .collect::<Option<_>>()
+                    .ok_or_else(|| RunError::NotPrepared {
+                        source: format!(
+                            "the values that `{}` is made of cannot be read",
+                            tensor.name
+                        )
+                        .into(),
+                    })?,
                 elements: tensor.elements(),
                 program: program.as_ref(),
                 target,
             }
         }
-    }
+    })
 }

@@ -162,7 +162,7 @@ pub(crate) fn assert_equal(a: &Loaded, b: &Loaded) {
     assert_eq!((a.dtype, &a.shape, &a.bytes), (b.dtype, &b.shape, &b.bytes));
 }
 
-pub(crate) const PAIRS: [(&str, &str, &str); 19] = [
+pub(crate) const PAIRS: [(&str, &str, &str); 21] = [
     (
         "granite",
         "granitemoe",
@@ -185,6 +185,16 @@ pub(crate) const PAIRS: [(&str, &str, &str); 19] = [
         "llama",
         "granitemoe",
         "upcycle: {granularity: 4}\nexperts_per_token: 4",
+    ),
+    (
+        "llama",
+        "mixtral",
+        "upcycle: {granularity: 4, split: kmeans}\nexperts_per_token: 4",
+    ),
+    (
+        "phi3",
+        "mixtral",
+        "upcycle: {granularity: 2, split: kmeans}\nexperts_per_token: 2",
     ),
     ("phi3", "mixtral", ""),
     ("llama", "qwen2_moe", ""),
@@ -1165,4 +1175,78 @@ fn adapters_become_experts() {
     };
     assert_equal(expert(0), &merged["model.layers.1.mlp.up_proj.weight"]);
     assert_ne!(expert(0).bytes, expert(1).bytes);
+}
+
+/// Neurons about two directions, mixed: each part gets those of one, whole, in all three matrices.
+#[test]
+fn neurons_that_open_together_go_together() {
+    let bench = Bench::new();
+    bench.dense("dense", "llama", 3, json!({}));
+    let config = read_json(&bench.path("dense/config.json"));
+    let tensors = by_name(&bench.path("dense"));
+    let mut specs: Vec<Spec> = Vec::new();
+    for (name, tensor) in &tensors {
+        let mut bytes = tensor.bytes.clone();
+        if name.ends_with("gate_proj.weight") {
+            let rows = (0..WIDTH).flat_map(|row| {
+                (0..HIDDEN).map(move |column| {
+                    let other = usize::from(matches!(row % 4, 1 | 2));
+                    let near = noise((row * HIDDEN + column) as u64, 1).next().unwrap();
+                    let main = if column == 5 * other { 2.0 } else { 0.0 };
+                    (main + near) as f32 * (1 + row) as f32
+                })
+            });
+            bytes = rows.flat_map(f32::to_le_bytes).collect();
+        }
+        specs.push(Spec {
+            name: name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            bytes,
+        });
+    }
+    bench.model("dense", &config, &specs);
+    let recipe = "base_model: dense\ngate_mode: random\nupcycle: {granularity: 2, split: kmeans}\nexperts: [{source_model: dense}]\n";
+    let bytes = bench.moe(recipe, &["--threads", "1"]);
+    assert!(bytes == bench.moe(recipe, &["--threads", "3", "--memory", "64MiB"]));
+    let (out, dense) = (by_name(&bench.path("out")), by_name(&bench.path("dense")));
+    let row = |tensor: &Loaded, row: usize| tensor.bytes[row * 4 * HIDDEN..][..4 * HIDDEN].to_vec();
+    for layer in 0..LAYERS {
+        let gate = &dense[&format!("model.layers.{layer}.mlp.gate_proj.weight")];
+        let up = &dense[&format!("model.layers.{layer}.mlp.up_proj.weight")];
+        let mut seen = Vec::new();
+        for part in 0..2 {
+            let of = |matrix: &str| {
+                &out[&format!(
+                    "model.layers.{layer}.block_sparse_moe.experts.{part}.{matrix}.weight"
+                )]
+            };
+            let found = (0..WIDTH / 2).map(|place| {
+                let own = row(of("w1"), place);
+                let neuron = (0..WIDTH).find(|neuron| row(gate, *neuron) == own).unwrap();
+                assert!(
+                    row(of("w3"), place) == row(up, neuron),
+                    "up rows go with their gates"
+                );
+                neuron
+            });
+            let found: Vec<usize> = found.collect();
+            let kind = |row: usize| matches!(row % 4, 1 | 2);
+            assert!(
+                found.iter().all(|row| kind(*row) == kind(found[0])),
+                "{found:?}"
+            );
+            seen.extend(found);
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..WIDTH).collect::<Vec<_>>());
+    }
+    let verified = bench.weld(&["verify", "out", "--full"]);
+    assert_eq!(
+        verified.code,
+        Some(0),
+        "{}{}",
+        verified.stdout,
+        verified.stderr
+    );
 }

@@ -461,5 +461,6 @@ fn added_rows(
         model: Some(model),
         changes: None,
         beside: Some(beside),
+        splits: None,
     })
 }

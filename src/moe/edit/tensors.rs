@@ -9,7 +9,7 @@ use super::super::router::{self, Invented};
 use super::super::targets::{Experts, Names};
 use super::{Matrices, Row, Taken};
 use crate::checkpoint::{Dtype, TensorEntry};
-use crate::numeric::{FloatType, NormalKey, Picks};
+use crate::numeric::{FloatType, NormalKey};
 use crate::plan::{Operation, PlannedTensor, Problems, SourceTensor};
 use crate::recipe::Position;
 
@@ -97,7 +97,7 @@ impl Editing<'_> {
                 let tensor = self.pieces.models.checkpoints[model].find(&name)?;
                 let source = SourceTensor { model, tensor };
                 let mut piece = self.pieces.cut(source, 0..1, 1);
-                piece.part.columns = Picks::Range(expert..expert + 1);
+                piece.part.columns = (expert..expert + 1).into();
                 let elements = self.pieces.entry(source).elements();
                 (elements == mixture.experts as u64).then_some(piece)
             };

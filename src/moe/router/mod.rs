@@ -14,6 +14,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Made, TensorEntry};
 use crate::numeric::{Elements, FloatType, Stored, Zeros};
 use crate::recipe::{GateMode, PromptTokens};
 
+use super::split::Splits;
 pub(super) use directions::{Changed, Changes};
 use rows::Rows;
 
@@ -63,6 +64,8 @@ pub(super) struct Recipe {
     pub(super) changes: Option<Changes>,
     /// Of rows that are added to the routers of `model`: what else is made for them.
     pub(super) beside: Option<Beside>,
+    /// Cuts of experts, which are decided in the same go.
+    pub(super) splits: Option<Splits>,
 }
 
 /// A mixture that gets more rows: as long as its own are in the mean, with the mean of their corrections.
@@ -88,7 +91,8 @@ impl Recipe {
     /// The models that rows are made from.
     fn models(&self) -> impl Iterator<Item = &Checkpoint> {
         let changes = self.changes.iter().flat_map(Changes::models);
-        self.model.iter().chain(changes)
+        let splits = self.splits.iter().flat_map(|splits| splits.models.values());
+        self.model.iter().chain(changes).chain(splits)
     }
 
     /// Rows of each layer.
@@ -96,10 +100,11 @@ impl Recipe {
         self.experts + usize::from(self.shared_gate)
     }
 
-    /// Bytes of all rows while they are made.
+    /// Bytes of all rows while they are made, and of cuts.
     fn bytes(&self) -> u64 {
         let rows = self.rows() * size_of::<f64>() + self.rows() * self.parts * size_of::<f32>();
-        (self.names.len() * self.hidden * rows) as u64
+        let splits = self.splits.as_ref().map_or(0, Splits::bytes);
+        (self.names.len() * self.hidden * rows) as u64 + splits
     }
 }
 
@@ -172,6 +177,9 @@ impl Made for Routers {
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         if self.made.get().is_some() {
             return Ok(());
+        }
+        if let Some(splits) = &self.recipe.splits {
+            splits.decide(threads, cancelled)?;
         }
         let layers = rows::make(&self.recipe, threads, cancelled)?;
         let notes = match self.recipe.mode {

@@ -122,6 +122,7 @@ mod tests {
             most_tokens: 1,
             changes: None,
             beside: None,
+            splits: None,
         }
     }
 
