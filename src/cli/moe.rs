@@ -18,7 +18,7 @@ use crate::plan::{self, Plan};
 use crate::recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
 use crate::run::Lock;
 
-/// Assemble dense models into a mixture of experts, by mergekit-moe's YAML
+/// Assemble dense models into a mixture of experts, by mergekit-moe's YAML, or edit a mixture
 ///
 /// Writes the layout that transformers, vLLM and llama.cpp read. What it could not compute exactly as the models do
 /// is refused before anything is written. `weld plan` shows what a recipe would do, docs/moe.md what it may say.

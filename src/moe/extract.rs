@@ -24,7 +24,7 @@ pub(super) fn attempt(
     problems: &mut Problems,
 ) -> Option<Plan> {
     let mut mentions = recipe.mentions();
-    let models = open(&mut mentions, locator, options, results, problems)?;
+    let models = open(&mut mentions, None, locator, options, results, problems)?;
     notes.extend(models.notes());
     let (base, base_at) = (models.donor, Some(recipe.base_model.at));
     let model = &models.checkpoints[base];
@@ -89,6 +89,7 @@ pub(super) fn attempt(
         ..mixture.dense
     };
     let decided = Decided {
+        file: None,
         described: format!(
             "{} from {} of the {}'s {}",
             extracted.family.model_type,

@@ -1250,3 +1250,58 @@ fn neurons_that_open_together_go_together() {
         verified.stderr
     );
 }
+
+/// A file of rows is an input like any other: the lock has it, and verify finds it and sees that it changed.
+#[test]
+fn a_file_of_rows_is_an_input() {
+    let bench = Bench::new();
+    bench.dense("dense", "llama", 3, json!({}));
+    let rows = |name: &str, seed: u64| {
+        let values = noise(seed, 2 * HIDDEN);
+        bench.model(
+            name,
+            &json!({}),
+            &[floats("rows", Dtype::F32, &[2, HIDDEN], values)],
+        );
+    };
+    rows("rows", 1);
+    let file = bench.path("rows/model.safetensors");
+    let recipe = format!(
+        "base_model: dense\ngate_mode: file\nrouter: {{file: {}}}\nexperts: [{{source_model: dense}}, {{source_model: \
+         dense}}]\n",
+        file.display()
+    );
+    bench.moe(&recipe, &["--hash-inputs"]);
+    let lock = std::fs::read_to_string(bench.path("out/weldment.lock.json")).unwrap();
+    let folder = file.parent().unwrap().display().to_string();
+    assert!(
+        !lock.contains(&folder),
+        "an absolute path stays in the lock"
+    );
+    let lock: Value = serde_json::from_str(&lock).unwrap();
+    assert_eq!(lock["inputs"].as_array().unwrap().len(), 2, "{lock:#}");
+    let named = format!("model.safetensors={}", file.display());
+    let verify = || bench.weld(&["verify", "out", "--full", "--inputs", &named]);
+    let verified = verify();
+    assert_eq!(
+        verified.code,
+        Some(0),
+        "{}{}",
+        verified.stdout,
+        verified.stderr
+    );
+    rows("rows", 2);
+    let changed = verify();
+    assert_eq!(
+        changed.code,
+        Some(1),
+        "{}{}",
+        changed.stdout,
+        changed.stderr
+    );
+    assert!(
+        changed.stdout.contains("model.safetensors"),
+        "{}",
+        changed.stdout
+    );
+}

@@ -14,7 +14,8 @@ use super::pieces::{Pieces, Tensors};
 use super::router::{self, Beside};
 use super::targets::Target;
 use super::{
-    Decided, Texts, check_vocabularies, finish, open, open_again, prompts, report_misfits,
+    Decided, Texts, check_vocabularies, file_of_rows, finish, open, open_again, prompts,
+    report_misfits,
 };
 use crate::checkpoint::Locator;
 use crate::forward::Decoder;
@@ -35,7 +36,14 @@ pub(super) fn attempt(
     problems: &mut Problems,
 ) -> Option<Plan> {
     let mut mentions = recipe.mentions();
-    let models = open(&mut mentions, locator, options, results, problems)?;
+    let models = open(
+        &mut mentions,
+        edited.router.file.as_ref(),
+        locator,
+        options,
+        results,
+        problems,
+    )?;
     notes.extend(models.notes());
     let base = models.index(&recipe.base_model.value)?;
     let sources = Sources::read(&models, edited, base, recipe, problems)?;
@@ -101,12 +109,7 @@ pub(super) fn attempt(
     let router = match added {
         0 => None,
         _ => Some(added_rows(
-            edited,
-            &editing,
-            &tensors,
-            (locator, options),
-            results,
-            problems,
+            edited, &editing, &tensors, options, results, problems,
         )?),
     };
     let noise = edited
@@ -114,6 +117,7 @@ pub(super) fn attempt(
         .iter()
         .any(|member| member.noise_scale.is_some());
     let decided = Decided {
+        file: (edited.router.file.as_ref()).and_then(|file| file_of_rows(&models, file)),
         described,
         random: noise || added > 0 && edited.gate_mode.value.is_random(),
         tensors,
@@ -385,7 +389,7 @@ fn added_rows(
     edited: &Edited,
     editing: &Editing<'_>,
     tensors: &Tensors,
-    (locator, options): (&Locator, &Options),
+    options: &Options,
     results: &Results,
     problems: &mut Problems,
 ) -> Option<router::Recipe> {
@@ -394,7 +398,12 @@ fn added_rows(
     let model = open_again(models, results, editing.base, problems)?;
     let file = match &router.file {
         None => None,
-        Some(file) => Some(super::open_file(file, locator, problems)?),
+        Some(file) => Some(open_again(
+            models,
+            results,
+            file_of_rows(models, file)?,
+            problems,
+        )?),
     };
     let states = mode.needs_states();
     if states

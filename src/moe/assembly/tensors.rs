@@ -1,11 +1,11 @@
 //! The tensors of a mixture of experts: what each is made of.
 
-use super::adjust::{Redraw, Segment};
-use super::family::Dense;
-use super::pieces::{Donor, EXPERT, Matrix, Piece, Pieces, Tensors, layer_of};
-use super::router::Invented;
-use super::split::Cuts;
-use super::targets::{Absent, Experts, Names, SharedLayout, Target};
+use super::super::adjust::{Redraw, Segment};
+use super::super::family::Dense;
+use super::super::pieces::{Donor, EXPERT, Matrix, Piece, Pieces, Tensors, layer_of};
+use super::super::router::Invented;
+use super::super::split::Cuts;
+use super::super::targets::{Absent, Experts, Names, SharedLayout, Target};
 use crate::checkpoint::{Dtype, TensorEntry, is_derived_buffer, is_output_head};
 use crate::numeric::{NormalKey, Picks};
 use crate::plan::{Cut, Fold, Problems, SourceTensor};

@@ -1,0 +1,193 @@
+//! How the rows of an assembly's routers are made, and the cuts that only weights can tell.
+
+use super::super::family::Dense;
+use super::super::router;
+use super::super::split::{self, Splits};
+use super::super::{Texts, file_of_rows, most_tokens, open_again, prompts};
+use super::tensors::Assembly;
+use crate::checkpoint::Checkpoint;
+use crate::forward::Decoder;
+use crate::plan::{Models, Options, Problems, Results};
+use crate::recipe::{GateMode, MoeRecipe, PromptTokens};
+
+/// What the rows of routers are made from, beside the recipe.
+pub(super) struct RouterParts<'a> {
+    pub(super) recipe: &'a MoeRecipe,
+    pub(super) options: &'a Options,
+    pub(super) models: &'a Models,
+    pub(super) results: &'a Results,
+    /// The model whose states are taken.
+    pub(super) backbone: usize,
+    pub(super) dense: &'a Dense,
+    /// What each model is.
+    pub(super) denses: &'a [Option<Dense>],
+    pub(super) names: Vec<String>,
+    pub(super) layers: Vec<usize>,
+    pub(super) shared_gate: bool,
+    pub(super) splits: Option<Splits>,
+}
+
+/// How the rows of routers are made.
+pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Recipe> {
+    let RouterParts {
+        recipe,
+        options,
+        models,
+        results,
+        dense,
+        shared_gate,
+        ..
+    } = parts;
+    let mode = recipe.gate_mode.value;
+    let file = match &recipe.router.file {
+        None => None,
+        Some(file) => Some(open_again(
+            models,
+            results,
+            file_of_rows(models, file)?,
+            problems,
+        )?),
+    };
+    let (experts, hidden) = (recipe.experts.len(), dense.hidden);
+    if mode == GateMode::Orthogonal && experts + usize::from(shared_gate) > hidden {
+        let message = format!("{experts} rows cannot be orthogonal in {hidden} dimensions");
+        problems.add(
+            Some(recipe.gate_mode.at),
+            message,
+            Some("use `random`".to_owned()),
+        );
+        return None;
+    }
+    let open =
+        |model: usize, problems: &mut Problems| open_again(models, parts.results, model, problems);
+    let (prompts, model) = match recipe.uses_prompts() {
+        true => {
+            let shared = recipe.shared_experts.iter().take(usize::from(shared_gate));
+            let mut texts = recipe.experts.iter().chain(shared).map(|expert| Texts {
+                positive: &expert.positive_prompts,
+                negative: &expert.negative_prompts,
+                at: expert.at,
+            });
+            let prompts = prompts(&mut texts, recipe.gate_mode.at, models, problems)?;
+            (prompts, Some(open(parts.backbone, problems)?))
+        }
+        false => (Vec::new(), None),
+    };
+    let changes = match mode == GateMode::TaskVector {
+        true => Some(changes(&parts, &open, problems)?),
+        false => None,
+    };
+    if mode != GateMode::CheapEmbed
+        && let Some(model) = &model
+        && let Some(config) = model.config()
+        && let Err(error) = Decoder::new(config.value(), model)
+    {
+        let message = format!("the states of `{}` for the routers: {error}", model.label());
+        problems.add_text(models.at[parts.backbone], &message);
+        return None;
+    }
+    let default = match mode {
+        GateMode::HiddenAvg | GateMode::GateInput | GateMode::TaskVector => PromptTokens::Mean,
+        _ => PromptTokens::Last,
+    };
+    Some(router::Recipe {
+        mode,
+        names: parts.names,
+        hidden,
+        experts,
+        parts: recipe
+            .upcycle
+            .as_ref()
+            .map_or(1, |cut| cut.value.granularity),
+        shared_gate,
+        seed: recipe.router.seed.unwrap_or(options.seed),
+        center: recipe.router.center,
+        normalize: recipe
+            .router
+            .normalize
+            .unwrap_or(mode.needs_prompts() || mode == GateMode::TaskVector),
+        temperature: recipe.router.temperature.unwrap_or(1.0),
+        file,
+        layers: parts.layers,
+        prompts,
+        tokens: recipe.router.tokens.unwrap_or(default),
+        model,
+        most_tokens: most_tokens(dense, options),
+        changes,
+        beside: None,
+        splits: parts.splits,
+    })
+}
+
+/// The cuts of experts that only weights can tell.
+pub(super) fn splits(
+    assembly: &Assembly<'_>,
+    results: &Results,
+    problems: &mut Problems,
+) -> Option<Splits> {
+    let mut models = std::collections::BTreeMap::new();
+    let mut wanted = Vec::new();
+    for ((model, layer), picks) in &assembly.cuts {
+        let mut experts = assembly.experts.iter();
+        let dense = experts.find(|expert| expert.model == *model)?.dense;
+        if !models.contains_key(model) {
+            let opened = open_again(assembly.pieces.models, results, *model, problems)?;
+            models.insert(*model, opened);
+        }
+        let (gate, ..) = dense.family.input_matrix(false, dense.width);
+        wanted.push(split::Split {
+            model: *model,
+            layer: *layer,
+            gate: format!("model.layers.{layer}.mlp.{gate}"),
+            shape: [dense.width, dense.hidden],
+            picks: picks.clone(),
+        });
+    }
+    Some(Splits {
+        wanted,
+        models,
+        parts: assembly.upcycle.granularity,
+        seed: assembly.seed,
+    })
+}
+
+/// The models whose differences from the base give rows: those of the experts, and of the shared one if it has a gate.
+fn changes(
+    parts: &RouterParts<'_>,
+    open: &dyn Fn(usize, &mut Problems) -> Option<Checkpoint>,
+    problems: &mut Problems,
+) -> Option<router::Changes> {
+    let RouterParts { recipe, models, .. } = parts;
+    let base = models.index(&recipe.base_model.value)?;
+    let mut changed = |model: usize| {
+        Some(router::Changed {
+            family: parts.denses[model].as_ref()?.family,
+            width: parts.denses[model].as_ref()?.width,
+            model: open(model, problems)?,
+        })
+    };
+    let of_base = changed(base)?;
+    let shared = recipe
+        .shared_experts
+        .iter()
+        .take(usize::from(parts.shared_gate));
+    let mut experts = Vec::new();
+    for expert in recipe.experts.iter().chain(shared) {
+        let model = models.index(&expert.source.value)?;
+        if model == base {
+            let message = format!(
+                "the expert `{}` is the base, and `gate_mode: task_vector` makes rows from what differs from it",
+                expert.source.value
+            );
+            let hint = "choose another `gate_mode`, or leave the expert out";
+            problems.add(Some(expert.at), message, Some(hint.to_owned()));
+            return None;
+        }
+        experts.push(changed(model)?);
+    }
+    Some(router::Changes {
+        base: of_base,
+        experts,
+        fold_norms: recipe.fold_norms,
+    })
+}
