@@ -340,7 +340,7 @@ const ROUTER: Place = Place {
 
 const UPCYCLE: Place = Place {
     name: "`upcycle`",
-    keys: &["granularity", "split", "drop"],
+    keys: &["granularity", "split", "drop", "scale"],
 };
 
 /// Whether a document assembles a mixture of experts, and does not merge.
@@ -357,8 +357,7 @@ impl Walk<'_> {
     pub(super) fn moe(&mut self, root: &Node) -> Option<(MoeRecipe, Option<Recipe>)> {
         let entries = self.entries(root, &MOE)?;
         let mut base_model = None;
-        let mut backbone = None;
-        let mut inner = None;
+        let mut backbone_node = None;
         let mut experts = None;
         let mut recipe = Parts::default();
         let before = self.problems.len();
@@ -381,7 +380,8 @@ impl Walk<'_> {
                         self.text(entry).map(|value| Located { value, at: node.at });
                 }
                 "dtype" => recipe.dtype = self.dtype(entry),
-                "backbone" => (backbone, inner) = self.backbone(node),
+                // When the base is known.
+                "backbone" => backbone_node = Some(node),
                 "fold_norms" => recipe.fold_norms = self.flag(entry).unwrap_or_default(),
                 "upcycle" => recipe.upcycle = self.upcycle(node),
                 "layers" => recipe.layers = self.ranges(entry, "layers"),
@@ -394,6 +394,10 @@ impl Walk<'_> {
         if experts.is_none() {
             self.missing("experts", root, &MOE);
         }
+        let (backbone, inner) = match backbone_node {
+            Some(node) => self.backbone(node, base_model.as_ref().and_then(Option::as_ref)),
+            None => (None, None),
+        };
         let (base_model, experts) = (base_model??, experts??);
         let default = Located {
             value: 2,
@@ -546,6 +550,16 @@ impl Walk<'_> {
                     let fits = |share| (0.0..=1.0).contains(&share);
                     upcycle.drop = self.number(entry, "from 0 to 1", fits)?;
                 }
+                // The only one that there is: the last matrix of each part times their number.
+                "scale" => {
+                    let scale = self.text(entry)?;
+                    if scale != "exact" {
+                        let message =
+                            format!("expected `exact` for `scale`, found {}", quoted(&scale));
+                        self.problem(ProblemKind::Unknown, entry.node.at, message);
+                        return None;
+                    }
+                }
                 "split" => {
                     upcycle.split = match self.text(entry)?.as_str() {
                         "contiguous" => Split::Contiguous,
@@ -591,8 +605,13 @@ impl Walk<'_> {
         Some(Located { value, at })
     }
 
-    /// A model, or a merge in its place: that gets a name, by which the recipe's models find it.
-    fn backbone(&mut self, node: &Node) -> (Option<Located<ModelRef>>, Option<Recipe>) {
+    /// A model, or a merge in its place: that gets a name, by which the recipe's models find it, and the mixture's
+    /// base if its method needs one and it names none.
+    fn backbone(
+        &mut self,
+        node: &Node,
+        base: Option<&Located<ModelRef>>,
+    ) -> (Option<Located<ModelRef>>, Option<Recipe>) {
         let is_merge = match &node.value {
             Value::Map(entries) => entries.iter().any(|entry| entry.key == "merge_method"),
             _ => false,
@@ -601,6 +620,7 @@ impl Walk<'_> {
             return (self.model(node), None);
         }
         let mut walk = Walk::new(self.methods);
+        walk.outer_base = base.cloned();
         let merge = walk.recipe(node);
         self.problems.append(&mut walk.problems);
         self.warnings.append(&mut walk.warnings);

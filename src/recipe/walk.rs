@@ -16,7 +16,7 @@ use super::setting::Parameters;
 use super::tokenizer::Tokenizer;
 use super::yaml::{Entry, Node, Value};
 use crate::checkpoint::ModelRef;
-use crate::methods::MethodInfo;
+use crate::methods::{BaseRule, MethodInfo};
 
 /// The hint for layer ranges.
 const HALF_OPEN: &str = "a range is half-open: `[0, 32]` is 32 layers, 0 to 31";
@@ -34,6 +34,8 @@ pub(super) struct Walk<'a> {
     pub(super) architectures: Vec<(ModelRef, String)>,
     /// Whether a `base_model` had problems, so that nobody knows which input is the base.
     pub(super) base_unread: bool,
+    /// The base of a merge whose method needs one and whose recipe names none: that of the mixture it is inside of.
+    pub(super) outer_base: Option<Located<ModelRef>>,
 }
 
 /// The parameters that are given somewhere, but wrongly: to call them missing would be one problem too many.
@@ -64,6 +66,7 @@ impl<'a> Walk<'a> {
             incomplete: false,
             architectures: Vec::new(),
             base_unread: false,
+            outer_base: None,
         }
     }
 
@@ -122,7 +125,10 @@ impl<'a> Walk<'a> {
             method: self.method?,
             method_at,
             modules: parts.modules?,
-            base_model: parts.base_model,
+            base_model: match self.method?.base {
+                BaseRule::Required => parts.base_model.or_else(|| self.outer_base.take()),
+                BaseRule::OneOfModels | BaseRule::Optional => parts.base_model,
+            },
             dtype: parts.dtype,
             out_dtype: parts.out_dtype,
             tokenizer: parts.tokenizer,

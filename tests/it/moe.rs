@@ -1305,3 +1305,42 @@ fn a_file_of_rows_is_an_input() {
         changed.stdout
     );
 }
+
+/// All keys at once, and a backbone without a base of its own: it is merged on the mixture's.
+#[test]
+fn a_recipe_with_everything_runs() {
+    let bench = Bench::new();
+    for (name, seed) in [("base", 1), ("one", 2), ("two", 3)] {
+        bench.dense(name, "llama", seed, json!({}));
+    }
+    let recipe = |scale: &str, base: &str| {
+        format!(
+            "base_model: base\narchitecture: glm4_moe\ngate_mode: gate_input\nrouter: {{tokens: mean, temperature: \
+             0.5, seed: 7}}\nupcycle: {{granularity: 2, scale: {scale}, drop: 0.0}}\nlayers: \"1-\"\nfold_norms: \
+             true\nbackbone: {{merge_method: ties, {base}models: [{{model: one}}, {{model: two}}], parameters: \
+             {{weight: 1, density: 0.5}}}}\nexperts:\n  - {{source_model: one, positive_prompts: [\"ab\"]}}\n  - \
+             {{source_model: two, positive_prompts: [\"cd\"]}}\nshared_experts:\n  - {{source_model: base, alpha: \
+             0.5}}\n"
+        )
+    };
+    let named = bench.moe(&recipe("exact", "base_model: base, "), &[]);
+    let weights = |files: &[(String, Vec<u8>)]| {
+        let file = files.iter().find(|(name, _)| name == "model.safetensors");
+        file.unwrap().1.clone()
+    };
+    assert!(weights(&named) == weights(&bench.moe(&recipe("exact", ""), &[])));
+    assert_eq!(bench.weld(&["check", "out", "-q"]).code, Some(0));
+    let verified = bench.weld(&["verify", "out", "--full"]);
+    assert_eq!(
+        verified.code,
+        Some(0),
+        "{}{}",
+        verified.stdout,
+        verified.stderr
+    );
+    let message = bench.moe_refused(&recipe("cube", ""));
+    assert!(
+        message.contains("expected `exact` for `scale`, found `cube`"),
+        "{message}"
+    );
+}
