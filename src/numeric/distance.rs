@@ -115,72 +115,100 @@ const RUN: usize = 16 * LANES;
 /// Sums that are kept apart.
 const WIDE: usize = 2 * LANES;
 
-vectorised! {
-    /// [`Distance`] of two slices of one length, all of whose elements are finite.
-    pub fn distance<R: Real>(a: &[R], b: &[R]) -> Distance {
-        apart(a, b, |value| *value)
+/// [`Distance`] of two slices of one length, all of whose elements are finite.
+pub fn distance<R: Real>(a: &[R], b: &[R]) -> Distance {
+    let mut sum = Distance::default();
+    let mut apart = [R::ZERO; STRIP];
+    for (a, b) in a.chunks(STRIP).zip(b.chunks(STRIP)) {
+        let apart = &mut apart[..a.len().min(b.len())];
+        differences(a, b, apart);
+        sum.add(&of_strip(apart, squares(a), squares(b)));
     }
+    sum
 }
 
-vectorised! {
-    /// [`distance`] of stored bf16 elements, without decoding them first; not finite where they are not.
-    pub fn distance_bf16<R: Real>(a: &[u8], b: &[u8]) -> Distance {
-        apart(a.as_chunks::<2>().0, b.as_chunks::<2>().0, from_bf16::<R>)
+/// [`distance`] of stored bf16 elements, without decoding them first; not finite where they are not.
+pub fn distance_bf16<R: Real>(a: &[u8], b: &[u8]) -> Distance {
+    let mut sum = Distance::default();
+    let mut apart = [R::ZERO; STRIP];
+    for (a, b) in a.chunks(2 * STRIP).zip(b.chunks(2 * STRIP)) {
+        let apart = &mut apart[..a.len().min(b.len()) / 2];
+        differences_bf16(a, b, apart);
+        sum.add(&of_strip(apart, squares_bf16::<R>(a), squares_bf16::<R>(b)));
     }
+    sum
 }
 
-/// Goes through both once: the largest magnitude of a difference, and the sums of magnitudes and of three squares.
-#[inline(always)]
-fn apart<T, R: Real>(a: &[T], b: &[T], value: impl Fn(&T) -> R + Copy) -> Distance {
-    let mut sums = [[0f64; WIDE]; 4];
-    let mut largest = [R::ZERO; WIDE];
-    for (a, b) in a.chunks(RUN).zip(b.chunks(RUN)) {
-        let mut parts = [[R::ZERO; WIDE]; 4];
-        let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<WIDE>(), b.as_chunks::<WIDE>());
-        for (a, b) in a.iter().zip(b) {
-            apart_lanes(a, b, value, &mut largest, &mut parts);
-        }
-        apart_lanes(rest_of_a, rest_of_b, value, &mut largest, &mut parts);
-        for (sums, parts) in sums.iter_mut().zip(parts) {
-            for (sum, part) in sums.iter_mut().zip(parts) {
-                *sum += part.to_f64();
-            }
-        }
-    }
-    let [absolute, squared, first, second] = sums.map(|sums| sums.into_iter().sum());
+/// One kernel for each sum: with all of them in one loop the compiler keeps none in registers.
+fn of_strip<R: Real>(apart: &[R], first: f64, second: f64) -> Distance {
+    let (absolute, largest) = magnitudes(apart);
     Distance {
-        largest: largest
-            .iter()
-            .map(|value| value.to_f64())
-            .fold(0.0, f64::max),
+        largest,
         absolute,
-        squared,
+        squared: squares(apart),
         first,
         second,
     }
 }
 
-#[inline(always)]
-fn apart_lanes<T, R: Real>(
-    a: &[T],
-    b: &[T],
-    value: impl Fn(&T) -> R,
-    largest: &mut [R; WIDE],
-    [absolute, squared, first, second]: &mut [[R; WIDE]; 4],
-) {
-    for (lane, (a, b)) in a.iter().zip(b).enumerate().take(WIDE) {
-        let (a, b) = (value(a), value(b));
-        let difference = (a - b).abs();
-        largest[lane] = if difference > largest[lane] {
-            difference
-        } else {
-            largest[lane]
-        };
-        absolute[lane] += difference;
-        squared[lane] += difference * difference;
-        first[lane] += a * a;
-        second[lane] += b * b;
+vectorised! {
+    /// The magnitudes of differences.
+    fn differences<R: Real>(a: &[R], b: &[R], apart: &mut [R]) {
+        for (apart, (a, b)) in apart.iter_mut().zip(a.iter().zip(b)) {
+            *apart = (*a - *b).abs();
+        }
     }
+}
+
+vectorised! {
+    /// The magnitudes of differences of stored bf16 elements.
+    fn differences_bf16<R: Real>(a: &[u8], b: &[u8], apart: &mut [R]) {
+        let (a, b) = (a.as_chunks::<2>().0, b.as_chunks::<2>().0);
+        for (apart, (a, b)) in apart.iter_mut().zip(a.iter().zip(b)) {
+            *apart = (from_bf16::<R>(a) - from_bf16::<R>(b)).abs();
+        }
+    }
+}
+
+vectorised! {
+    /// The sum of values that are not negative, and the largest of them.
+    fn magnitudes<R: Real>(values: &[R]) -> (f64, f64) {
+        let (runs, rest) = values.as_chunks::<RUN>();
+        let mut sums = [0f64; WIDE];
+        let mut largest = [R::ZERO; WIDE];
+        for run in runs {
+            largest = add_run(run, largest, &mut sums);
+        }
+        if !rest.is_empty() {
+            largest = add_run(&padded(rest, |value| *value), largest, &mut sums);
+        }
+        let largest = largest.iter().map(|value| value.to_f64());
+        (sums.into_iter().sum(), largest.fold(0.0, f64::max))
+    }
+}
+
+/// Adds the values of a run; gives the largest ones.
+#[inline(always)]
+fn add_run<R: Real>(run: &[R; RUN], mut largest: [R; WIDE], sums: &mut [f64; WIDE]) -> [R; WIDE] {
+    let mut parts = [R::ZERO; WIDE];
+    for chunk in run.as_chunks::<WIDE>().0 {
+        for (part, value) in parts.iter_mut().zip(chunk) {
+            *part += *value;
+        }
+        largest = larger(&largest, chunk);
+    }
+    widen(sums, &parts);
+    largest
+}
+
+/// The larger one of each lane.
+#[inline(always)]
+fn larger<R: Real>(a: &[R; WIDE], b: &[R; WIDE]) -> [R; WIDE] {
+    let mut larger = [R::ZERO; WIDE];
+    for (larger, (a, b)) in larger.iter_mut().zip(a.iter().zip(b)) {
+        *larger = if *a > *b { *a } else { *b };
+    }
+    larger
 }
 
 vectorised! {
@@ -191,34 +219,55 @@ vectorised! {
 }
 
 vectorised! {
-    /// The sum of squares of stored bf16 elements, in f32: the same as of the decoded ones.
-    pub fn squares_bf16(bytes: &[u8]) -> f64 {
-        add_squares(bytes.as_chunks::<2>().0, from_bf16::<f32>)
+    /// The sum of squares of stored bf16 elements: the same as of the decoded ones.
+    pub fn squares_bf16<R: Real>(bytes: &[u8]) -> f64 {
+        add_squares(bytes.as_chunks::<2>().0, from_bf16::<R>)
     }
 }
 
 /// Adds squares up, a run at a time in the values' own precision, all else in f64.
 #[inline(always)]
-fn add_squares<T, R: Real>(values: &[T], value: impl Fn(&T) -> R) -> f64 {
+fn add_squares<T, R: Real>(values: &[T], value: impl Fn(&T) -> R + Copy) -> f64 {
+    let (runs, rest) = values.as_chunks::<RUN>();
     let mut sums = [0f64; WIDE];
-    for values in values.chunks(RUN) {
-        let (chunks, rest) = values.as_chunks::<WIDE>();
-        let mut parts = [R::ZERO; WIDE];
-        for chunk in chunks {
-            for (part, raw) in parts.iter_mut().zip(chunk) {
-                let value = value(raw);
-                *part += value * value;
-            }
-        }
-        for (part, raw) in parts.iter_mut().zip(rest) {
+    for run in runs {
+        square_run(run, value, &mut sums);
+    }
+    if !rest.is_empty() {
+        square_run(&padded(rest, value), |value| *value, &mut sums);
+    }
+    sums.into_iter().sum()
+}
+
+/// All runs are of a length that the compiler knows: else it keeps the sums in memory.
+#[inline(always)]
+fn square_run<T, R: Real>(run: &[T; RUN], value: impl Fn(&T) -> R, sums: &mut [f64; WIDE]) {
+    let mut parts = [R::ZERO; WIDE];
+    for chunk in run.as_chunks::<WIDE>().0 {
+        for (part, raw) in parts.iter_mut().zip(chunk) {
             let value = value(raw);
             *part += value * value;
         }
-        for (sum, part) in sums.iter_mut().zip(parts) {
-            *sum += part.to_f64();
-        }
     }
-    sums.into_iter().sum()
+    widen(sums, &parts);
+}
+
+/// The values of a shorter run, and zeros behind them.
+#[inline(always)]
+fn padded<T, R: Real>(rest: &[T], value: impl Fn(&T) -> R) -> [R; RUN] {
+    let mut run = [R::ZERO; RUN];
+    for (lane, raw) in run.iter_mut().zip(rest) {
+        *lane = value(raw);
+    }
+    run
+}
+
+/// Adds sums that were begun in the values' own precision.
+#[inline(always)]
+fn widen<R: Real>(sums: &mut [f64; WIDE], parts: &[R; WIDE]) {
+    for (sum, part) in sums.iter_mut().zip(parts) {
+        *sum += part.to_f64();
+    }
 }
 
 vectorised! {
@@ -321,15 +370,16 @@ fn place64(raw: [u8; 8]) -> i64 {
 /// How many elements of a strip are at least so many steps apart, and the most steps.
 type StripCounts = ([u32; STEP_BOUNDS.len()], u32);
 
-/// A kernel that counts the steps of a strip of elements, of a width that has the format's bits and a sign.
+/// A kernel that counts the steps of a strip of elements, of a width that has the format's bits and a sign; so many
+/// at a time.
 macro_rules! strip_steps {
-    ($name:ident, $lanes:ident, $raw:ty, $place:ty, $steps:ty, $bytes:literal) => {
+    ($name:ident, $lanes:ident, $raw:ty, $place:ty, $steps:ty, $bytes:literal, $wide:literal) => {
         vectorised! {
             fn $name(a: &[u8], b: &[u8]) -> StripCounts {
-                let mut counts = [[0 as $steps; WIDE]; STEP_BOUNDS.len()];
-                let mut largest = [0 as $steps; WIDE];
+                let mut counts = [[0 as $steps; $wide]; STEP_BOUNDS.len()];
+                let mut largest = [0 as $steps; $wide];
                 let (a, b) = (a.as_chunks::<$bytes>().0, b.as_chunks::<$bytes>().0);
-                let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<WIDE>(), b.as_chunks::<WIDE>());
+                let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<$wide>(), b.as_chunks::<$wide>());
                 for (a, b) in a.iter().zip(b) {
                     $lanes(a, b, &mut largest, &mut counts);
                 }
@@ -348,10 +398,10 @@ macro_rules! strip_steps {
         fn $lanes(
             a: &[[u8; $bytes]],
             b: &[[u8; $bytes]],
-            largest: &mut [$steps; WIDE],
-            counts: &mut [[$steps; WIDE]; STEP_BOUNDS.len()],
+            largest: &mut [$steps; $wide],
+            counts: &mut [[$steps; $wide]; STEP_BOUNDS.len()],
         ) {
-            let mut steps = [0 as $steps; WIDE];
+            let mut steps = [0 as $steps; $wide];
             for ((steps, a), b) in steps.iter_mut().zip(a).zip(b) {
                 let a = <$place>::from(<$raw>::from_le_bytes(*a));
                 let b = <$place>::from(<$raw>::from_le_bytes(*b));
@@ -361,7 +411,7 @@ macro_rules! strip_steps {
                 *steps = a.abs_diff(b);
             }
             // Signed numbers are compared in one instruction, and no bound is as large.
-            let mut signed = [0 as $place; WIDE];
+            let mut signed = [0 as $place; $wide];
             for ((largest, signed), steps) in largest.iter_mut().zip(&mut signed).zip(steps) {
                 *largest = if steps > *largest { steps } else { *largest };
                 let most = <$steps>::MAX >> 1;
@@ -377,9 +427,9 @@ macro_rules! strip_steps {
     };
 }
 
-strip_steps!(steps32, lanes32, i32, i32, u32, 4);
-strip_steps!(steps16, lanes16, i16, i16, u16, 2);
-strip_steps!(steps8, lanes8, i8, i16, u16, 1);
+strip_steps!(steps32, lanes32, i32, i32, u32, 4, 16);
+strip_steps!(steps16, lanes16, i16, i16, u16, 2, 32);
+strip_steps!(steps8, lanes8, i8, i16, u16, 1, 32);
 
 #[cfg(test)]
 mod tests {
@@ -417,7 +467,7 @@ mod tests {
             let (first, second) = (stored(0), stored(1));
             let found = distance_bf16::<f32>(&first, &second);
             prop_assert_eq!(found, distance(&decoded(&first), &decoded(&second)));
-            prop_assert_eq!(squares_bf16(&first), squares(&decoded(&first)));
+            prop_assert_eq!(squares_bf16::<f32>(&first), squares(&decoded(&first)));
             for found in [distance(&a, &b), distance(&single(0), &single(1))] {
                 let largest = (0..a.len()).map(|at| (a[at] - b[at]).abs()).fold(0.0, f64::max);
                 prop_assert!(close(found.largest, largest));
