@@ -536,3 +536,37 @@ fn damaged_files_never_end_in_a_panic() {
         fs::write(&path, &sound).unwrap();
     }
 }
+
+/// Biases may be left out in all layers, not in one, and not where the config promises them.
+#[test]
+fn a_bias_that_only_some_layers_have_is_missing_elsewhere() {
+    let biases = |layers: std::ops::Range<usize>| {
+        let name = |layer| format!("model.layers.{layer}.mlp.down_proj.bias");
+        let mut specs = whole();
+        let hidden = specs.iter().find(|spec| spec.name == "model.norm.weight");
+        let hidden = hidden.unwrap().shape[0];
+        let values = |layer: usize| crate::fixtures::noise(layer as u64, hidden);
+        specs
+            .extend(layers.map(|layer| floats(&name(layer), Dtype::F32, &[hidden], values(layer))));
+        specs
+    };
+    let missing = |bench: &Bench| {
+        let (_, findings) = check(bench);
+        let missing = findings
+            .iter()
+            .filter(|(id, _)| id == "structure.missing-tensor");
+        missing.count()
+    };
+    let bench = good();
+    one_file(&bench, &llama_config(4), &biases(0..4));
+    assert_eq!(missing(&bench), 0);
+    one_file(&bench, &llama_config(4), &biases(0..3));
+    assert_eq!(missing(&bench), 1);
+    let mut promised = llama_config(4);
+    promised["attention_bias"] = json!(true);
+    one_file(&bench, &promised, &whole());
+    assert!(missing(&bench) > 0, "four biases of each layer");
+    promised["model_type"] = json!("mistral");
+    one_file(&bench, &promised, &whole());
+    assert_eq!(missing(&bench), 0, "a Mistral has no such field");
+}

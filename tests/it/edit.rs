@@ -150,6 +150,8 @@ fn the_layout_of_transformers_5_and_the_hubs_are_turned_into_each_other() {
             &logits(&bench.path("held")),
             target,
         );
+        let checked = bench.weld(&["check", "held", "--strict"]);
+        assert_eq!(checked.code, Some(0), "{target}\n{}", checked.stdout);
         for (from, to, flags) in [("hub", "held", &["--fused"][..]), ("held", "hub", &[])] {
             let recipe = format!("base_model: {from}\nexperts: [{{expert: \"0-\"}}]\n");
             let (out, expected) = (bench.edit(&recipe, flags), by_name(&bench.path(to)));
@@ -549,4 +551,25 @@ fn a_plan_and_a_refused_merge_say_what_an_edit_is() {
         "{}",
         plan.stdout
     );
+}
+
+/// Experts that are one tensor have shapes too.
+#[test]
+fn a_fused_expert_of_another_shape_is_found() {
+    for (family, target) in [("llama", "mixtral"), ("qwen3", "qwen3_moe")] {
+        let bench = Bench::new();
+        bench.mixture("held", family, target, "", &["--fused"]);
+        bench.rewrite("held", |name, tensor| {
+            if name.ends_with("layers.1.mlp.experts.down_proj") {
+                tensor.shape.swap(1, 2);
+            }
+        });
+        let checked = bench.weld(&["check", "held"]);
+        assert_eq!(checked.code, Some(1), "{}", checked.stdout);
+        assert!(
+            checked.stdout.contains("structure.shape"),
+            "{}",
+            checked.stdout
+        );
+    }
 }

@@ -1,7 +1,8 @@
 //! Which tensors each architecture has, and their shapes: a table, a family in a few lines.
 //!
 //! `*` is a layer, `#` an expert; sizes are named as in [`size`](super::structure). A line may start with `?`: such a
-//! tensor may be left out; `-`: only layers without experts have it; `+`: only layers with experts.
+//! tensor may be left out, in all layers or in none; `-`: only layers without experts have it; `+`: only layers with
+//! experts.
 
 /// What a family's checkpoints hold.
 pub(super) struct Family {
@@ -13,6 +14,8 @@ pub(super) struct Family {
     pub(super) layers: &'static str,
     /// The tensors, in parts that families share: a line each, the name and its sizes.
     pub(super) parts: &'static [&'static str],
+    /// The tensors where all experts of a layer are in two, as transformers 5 holds them.
+    pub(super) held: Option<&'static [&'static str]>,
     /// The head, and whether it is the embedding where config.json says nothing.
     pub(super) head: Option<(&'static str, bool)>,
     /// Whether the size of a head of attention follows from the hidden size where config.json says nothing.
@@ -36,6 +39,23 @@ const FEEDFORWARD_NORMS: &str = "layers.*.pre_feedforward_layernorm.weight H\n\
 const EXPERTS: &str = "+layers.*.mlp.gate.weight E H\n+layers.*.mlp.experts.#.gate_proj.weight M H\n\
     +layers.*.mlp.experts.#.up_proj.weight M H\n+layers.*.mlp.experts.#.down_proj.weight H M";
 
+const HELD: &str = "+layers.*.mlp.gate.weight E H\n+layers.*.mlp.experts.gate_up_proj E MM H\n\
+    +layers.*.mlp.experts.down_proj E H M";
+const SHARED: &str = "+layers.*.mlp.shared_expert.gate_proj.weight S H\n\
+    +layers.*.mlp.shared_expert.up_proj.weight S H\n+layers.*.mlp.shared_expert.down_proj.weight H S\n\
+    +layers.*.mlp.shared_expert_gate.weight 1 H";
+const BERT: &str = "embeddings.word_embeddings.weight V H\nembeddings.position_embeddings.weight P H\n\
+    embeddings.token_type_embeddings.weight _ H\nembeddings.LayerNorm.weight H\n\
+    embeddings.LayerNorm.bias H\nencoder.layer.*.attention.self.query.weight H H\n\
+    encoder.layer.*.attention.self.query.bias H\nencoder.layer.*.attention.self.key.weight H H\n\
+    encoder.layer.*.attention.self.key.bias H\nencoder.layer.*.attention.self.value.weight H H\n\
+    encoder.layer.*.attention.self.value.bias H\nencoder.layer.*.attention.output.dense.weight H H\n\
+    encoder.layer.*.attention.output.dense.bias H\nencoder.layer.*.attention.output.LayerNorm.weight H\n\
+    encoder.layer.*.attention.output.LayerNorm.bias H\nencoder.layer.*.intermediate.dense.weight I H\n\
+    encoder.layer.*.intermediate.dense.bias I\nencoder.layer.*.output.dense.weight H I\n\
+    encoder.layer.*.output.dense.bias H\nencoder.layer.*.output.LayerNorm.weight H\n\
+    encoder.layer.*.output.LayerNorm.bias H\n?pooler.dense.weight H H\n?pooler.dense.bias H";
+
 /// A family of the Llama kind.
 const fn llama_like(types: &'static [&'static str], parts: &'static [&'static str]) -> Family {
     Family {
@@ -43,6 +63,7 @@ const fn llama_like(types: &'static [&'static str], parts: &'static [&'static st
         prefix: "model.",
         layers: "layers.",
         parts,
+        held: None,
         head: Some(("lm_head.weight", false)),
         head_dim_follows: true,
     }
@@ -127,30 +148,59 @@ pub(super) static FAMILIES: &[Family] = &[
              layers.*.post_attention_layernorm.weight H\nlayers.*.post_feedforward_layernorm.weight H",
         ],
     ),
-    llama_like(
-        &["mixtral"],
-        &[
+    Family {
+        held: Some(&[
             EMBEDDING,
             ATTENTION,
             NORMS,
-            "layers.*.block_sparse_moe.gate.weight E H\nlayers.*.block_sparse_moe.experts.#.w1.weight I H\n\
-             layers.*.block_sparse_moe.experts.#.w2.weight H I\nlayers.*.block_sparse_moe.experts.#.w3.weight I H",
-        ],
-    ),
-    llama_like(
-        &["qwen2_moe"],
-        &[
+            "layers.*.mlp.gate.weight E H\nlayers.*.mlp.experts.gate_up_proj E II H\n\
+             layers.*.mlp.experts.down_proj E H I",
+        ]),
+        ..llama_like(
+            &["mixtral"],
+            &[
+                EMBEDDING,
+                ATTENTION,
+                NORMS,
+                "layers.*.block_sparse_moe.gate.weight E H\nlayers.*.block_sparse_moe.experts.#.w1.weight I H\n\
+                 layers.*.block_sparse_moe.experts.#.w2.weight H I\n\
+                 layers.*.block_sparse_moe.experts.#.w3.weight I H",
+            ],
+        )
+    },
+    Family {
+        held: Some(&[
             EMBEDDING,
             ATTENTION,
             MAY_HAVE_BIASES,
             MLP,
             NORMS,
-            EXPERTS,
-            "+layers.*.mlp.shared_expert.gate_proj.weight S H\n+layers.*.mlp.shared_expert.up_proj.weight S H\n\
-             +layers.*.mlp.shared_expert.down_proj.weight H S\n+layers.*.mlp.shared_expert_gate.weight 1 H",
-        ],
-    ),
+            HELD,
+            SHARED,
+        ]),
+        ..llama_like(
+            &["qwen2_moe"],
+            &[
+                EMBEDDING,
+                ATTENTION,
+                MAY_HAVE_BIASES,
+                MLP,
+                NORMS,
+                EXPERTS,
+                SHARED,
+            ],
+        )
+    },
     Family {
+        held: Some(&[
+            EMBEDDING,
+            ATTENTION,
+            MAY_HAVE_BIASES,
+            HEAD_NORMS,
+            MLP,
+            NORMS,
+            HELD,
+        ]),
         head_dim_follows: false,
         ..llama_like(
             &["qwen3_moe"],
@@ -178,8 +228,8 @@ pub(super) static FAMILIES: &[Family] = &[
              ?layers.*.self_attn.o_proj.bias H\n\
              layers.*.self_attn.kv_a_proj_with_mqa.weight _ H\nlayers.*.self_attn.kv_a_layernorm.weight _\n\
              layers.*.self_attn.kv_b_proj.weight _ _\nlayers.*.self_attn.o_proj.weight H _\n\
-             ?layers.*.mlp.gate.e_score_correction_bias E\n?layers.*.mlp.shared_experts.gate_proj.weight _ H\n\
-             ?layers.*.mlp.shared_experts.up_proj.weight _ H\n?layers.*.mlp.shared_experts.down_proj.weight H _",
+             ?+layers.*.mlp.gate.e_score_correction_bias E\n?+layers.*.mlp.shared_experts.gate_proj.weight _ H\n\
+             ?+layers.*.mlp.shared_experts.up_proj.weight _ H\n?+layers.*.mlp.shared_experts.down_proj.weight H _",
         ],
     ),
     Family {
@@ -216,21 +266,31 @@ pub(super) static FAMILIES: &[Family] = &[
         prefix: "bert.",
         layers: "encoder.layer.",
         head: None,
+        ..llama_like(&["bert"], &[BERT])
+    },
+    Family {
+        prefix: "roberta.",
+        layers: "encoder.layer.",
+        head: None,
+        ..llama_like(&["roberta", "xlm-roberta", "camembert"], &[BERT])
+    },
+    Family {
+        prefix: "distilbert.",
+        layers: "transformer.layer.",
+        head: None,
         ..llama_like(
-            &["bert"],
+            &["distilbert"],
             &[
                 "embeddings.word_embeddings.weight V H\nembeddings.position_embeddings.weight P H\n\
-                 embeddings.token_type_embeddings.weight _ H\nembeddings.LayerNorm.weight H\n\
-                 embeddings.LayerNorm.bias H\nencoder.layer.*.attention.self.query.weight H H\n\
-                 encoder.layer.*.attention.self.query.bias H\nencoder.layer.*.attention.self.key.weight H H\n\
-                 encoder.layer.*.attention.self.key.bias H\nencoder.layer.*.attention.self.value.weight H H\n\
-                 encoder.layer.*.attention.self.value.bias H\nencoder.layer.*.attention.output.dense.weight H H\n\
-                 encoder.layer.*.attention.output.dense.bias H\n\
-                 encoder.layer.*.attention.output.LayerNorm.weight H\n\
-                 encoder.layer.*.attention.output.LayerNorm.bias H\nencoder.layer.*.intermediate.dense.weight I H\n\
-                 encoder.layer.*.intermediate.dense.bias I\nencoder.layer.*.output.dense.weight H I\n\
-                 encoder.layer.*.output.dense.bias H\nencoder.layer.*.output.LayerNorm.weight H\n\
-                 encoder.layer.*.output.LayerNorm.bias H\n?pooler.dense.weight H H\n?pooler.dense.bias H",
+                 embeddings.LayerNorm.weight H\nembeddings.LayerNorm.bias H\n\
+                 transformer.layer.*.attention.q_lin.weight H H\ntransformer.layer.*.attention.q_lin.bias H\n\
+                 transformer.layer.*.attention.k_lin.weight H H\ntransformer.layer.*.attention.k_lin.bias H\n\
+                 transformer.layer.*.attention.v_lin.weight H H\ntransformer.layer.*.attention.v_lin.bias H\n\
+                 transformer.layer.*.attention.out_lin.weight H H\ntransformer.layer.*.attention.out_lin.bias H\n\
+                 transformer.layer.*.sa_layer_norm.weight H\ntransformer.layer.*.sa_layer_norm.bias H\n\
+                 transformer.layer.*.ffn.lin1.weight I H\ntransformer.layer.*.ffn.lin1.bias I\n\
+                 transformer.layer.*.ffn.lin2.weight H I\ntransformer.layer.*.ffn.lin2.bias H\n\
+                 transformer.layer.*.output_layer_norm.weight H\ntransformer.layer.*.output_layer_norm.bias H",
             ],
         )
     },

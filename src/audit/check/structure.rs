@@ -91,17 +91,18 @@ fn family_of(config: &ModelConfig) -> Option<&'static Family> {
 fn size(family: &Family, config: &ModelConfig, letter: &str) -> Option<usize> {
     let any = |keys: &[&str]| keys.iter().find_map(|key| config.get_usize(key));
     let of = |letter: &str| size(family, config, letter);
-    let hidden = || any(&["hidden_size", "n_embd"]);
+    let hidden = || any(&["hidden_size", "n_embd", "dim"]);
     match letter {
         "1" => Some(1),
         "V" => config.vocab_size(),
         "H" => hidden(),
         "HHH" => hidden()?.checked_mul(3),
-        "I" => any(&["intermediate_size", "n_inner"]).or_else(|| {
+        "I" => any(&["intermediate_size", "n_inner", "hidden_dim"]).or_else(|| {
             let four_fold = family.types.contains(&"gpt2");
             hidden().filter(|_| four_fold)?.checked_mul(4)
         }),
         "II" => of("I")?.checked_mul(2),
+        "MM" => of("M")?.checked_mul(2),
         "M" => any(&["moe_intermediate_size"]),
         "S" => any(&["shared_expert_intermediate_size"]),
         "E" => any(&["num_local_experts", "num_experts", "n_routed_experts"]),
@@ -146,17 +147,23 @@ impl<'a> Structure<'a> {
         let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
         let whole = names().any(|name| name.starts_with(family.prefix));
         let prefix = if whole { family.prefix } else { "" };
-        let lines = family.parts.iter().flat_map(|part| part.lines());
+        let is_held = || names().any(|name| name.ends_with(".mlp.experts.gate_up_proj"));
+        let parts = match family.held {
+            Some(held) if is_held() => held,
+            _ => family.parts,
+        };
+        let lines = parts.iter().flat_map(|part| part.lines());
         let rules = lines.filter_map(|line| {
             let rest = line.trim_start_matches(['?', '-', '+']);
+            let marks = &line[..line.len() - rest.len()];
             let mut words = rest.split_whitespace();
             let name = format!("{prefix}{}", words.next()?);
             let letters: Vec<&str> = words.collect();
             Some(Rule {
-                optional: line.starts_with('?'),
-                experts: match line.as_bytes().first() {
-                    Some(b'-') => Some(false),
-                    Some(b'+') => Some(true),
+                optional: marks.contains('?'),
+                experts: match (marks.contains('-'), marks.contains('+')) {
+                    (true, _) => Some(false),
+                    (_, true) => Some(true),
                     _ => None,
                 },
                 sizes: letters
@@ -184,25 +191,29 @@ impl<'a> Structure<'a> {
         let mut expected: HashSet<String> = HashSet::new();
         for rule in &self.rules {
             if !rule.name.contains('*') {
-                self.one(rule, rule.name.clone(), &mut expected, report);
+                self.one(rule, rule.name.clone(), false, &mut expected, report);
                 continue;
             }
-            for layer in &stored {
-                if rule
-                    .experts
-                    .is_some_and(|with| with != experts.contains_key(layer))
-                {
-                    continue;
-                }
-                let name = rule.name.replacen('*', &layer.to_string(), 1);
+            let applies = |layer: &&usize| {
+                let with = experts.contains_key(layer);
+                rule.experts.is_none_or(|only| only == with)
+            };
+            let of_layer = |layer: usize| rule.name.replacen('*', &layer.to_string(), 1);
+            // What one layer has, or config.json promises, all have; further heads are built as they like.
+            let count = self.config.num_hidden_layers().unwrap_or(usize::MAX);
+            let mut body = stored.range(..count).filter(applies);
+            let needed = self.promised(rule)
+                || rule.optional && body.any(|layer| self.find(&of_layer(*layer)).is_some());
+            for layer in stored.iter().filter(applies) {
+                let name = of_layer(*layer);
                 if !name.contains('#') {
-                    self.one(rule, name, &mut expected, report);
+                    self.one(rule, name, needed && *layer < count, &mut expected, report);
                     continue;
                 }
                 // Fused experts are one tensor, of which the table knows nothing.
                 for expert in experts.get(layer).into_iter().flatten() {
                     let name = name.replacen('#', &expert.to_string(), 1);
-                    self.one(rule, name, &mut expected, report);
+                    self.one(rule, name, false, &mut expected, report);
                 }
             }
         }
@@ -287,13 +298,47 @@ impl<'a> Structure<'a> {
         }
     }
 
-    fn one(&self, rule: &Rule, name: String, expected: &mut HashSet<String>, report: &mut Report) {
+    /// Whether config.json says that the tensors of an optional rule are there: biases that loaders would look for.
+    fn promised(&self, rule: &Rule) -> bool {
+        const ATTENTION: [&str; 7] = [
+            "llama",
+            "granite",
+            "qwen3",
+            "qwen3_moe",
+            "gemma",
+            "gemma2",
+            "olmo2",
+        ];
+        let says = |key: &str| self.config.get_bool(key) == Some(true);
+        let is_of = |types: &[&str]| types.iter().any(|kind| self.family.types.contains(kind));
+        // Mistral shares a table with Llama, and has neither field.
+        let mistral = self.config.model_type() == Some("mistral");
+        let attention = rule.name.contains(".self_attn.") && rule.name.ends_with("_proj.bias");
+        let mlp = rule.name.contains(".mlp.") && rule.name.ends_with("_proj.bias");
+        let promised = attention && is_of(&ATTENTION) && says("attention_bias")
+            || mlp && is_of(&["llama", "granite"]) && says("mlp_bias");
+        rule.optional && promised && !mistral
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
         // Old checkpoints call the parameters of a LayerNorm so.
         let old = name.replace("LayerNorm.weight", "LayerNorm.gamma");
         let old = old.replace("LayerNorm.bias", "LayerNorm.beta");
-        let found = self.model.find(&name).or_else(|| self.model.find(&old));
+        self.model.find(name).or_else(|| self.model.find(&old))
+    }
+
+    /// One tensor of a rule; `needed` if it must be there though others may leave it out.
+    fn one(
+        &self,
+        rule: &Rule,
+        name: String,
+        needed: bool,
+        expected: &mut HashSet<String>,
+        report: &mut Report,
+    ) {
+        let found = self.find(&name);
         let Some(tensor) = found.map(|at| &self.model.tensors()[at]) else {
-            if !rule.optional && self.missing_is_known {
+            if (needed || !rule.optional) && self.missing_is_known {
                 report.add(Finding::new(
                     &MISSING,
                     Place::tensor(name, None),
