@@ -32,7 +32,7 @@ pub(super) fn attempt(
     let mixture = Mixture::read(model)
         .map_err(|message| problems.add_text(base_at, &message))
         .ok()?;
-    let Ok(chosen) = experts.value.of(mixture.experts) else {
+    let Some(chosen) = experts.value.of(mixture.experts) else {
         let message = format!(
             "`{}` has {}, and they are counted from 0",
             model.label(),
@@ -215,7 +215,7 @@ impl Extraction<'_> {
                 // Heads that predict further tokens: no dense class has them.
                 Some((layer, _)) if layer >= self.mixture.dense.layers => {}
                 Some((layer, rest))
-                    if self.mixture.layers.contains(&layer)
+                    if self.mixture.has(layer)
                         && (rest.starts_with("mlp.")
                             || rest.starts_with("block_sparse_moe.")
                             || rest.starts_with("shared_mlp.")) =>

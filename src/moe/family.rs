@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::{Checkpoint, ModelConfig};
 
+/// Larger sizes are no model's: products of two and sums of three of them can be counted.
+const LARGEST: usize = 1 << 31;
+
 /// The families that experts can be taken from, by the model type of their configs.
 static FAMILIES: &[Family] = &[
     Family::plain("llama", "LlamaForCausalLM"),
@@ -249,14 +252,26 @@ impl Dense {
         width: &str,
     ) -> Result<Dense, String> {
         let label = model.label();
+        let size = |key: &str| match config.get_usize(key).filter(|value| *value > 0) {
+            Some(value) if value > LARGEST => Err(format!(
+                "the config of `{label}` has {value} for `{key}`, which no model has; hint: correct its config.json"
+            )),
+            value => Ok(value),
+        };
         let need = |key: &str| {
-            let value = config.get_usize(key).filter(|value| *value > 0);
-            value.ok_or_else(|| {
+            size(key)?.ok_or_else(|| {
                 format!("the config of `{label}` has no `{key}`, or none above 0; hint: complete its config.json")
             })
         };
+        let (layers, tensors) = (need("num_hidden_layers")?, model.tensors().len());
+        if layers > tensors {
+            return Err(format!(
+                "the config of `{label}` says {layers} layers (`num_hidden_layers`), and there are {tensors} tensors; \
+                 hint: the checkpoint is incomplete, or its config is of another model"
+            ));
+        }
         let (hidden, heads) = (need("hidden_size")?, need("num_attention_heads")?);
-        let head_dim = config.get_usize("head_dim").filter(|dim| *dim > 0);
+        let head_dim = size("head_dim")?;
         let has = |suffix: &str| {
             model
                 .tensors()
@@ -274,11 +289,9 @@ impl Dense {
             family,
             hidden,
             width: need(width)?,
-            layers: need("num_hidden_layers")?,
+            layers,
             heads,
-            kv_heads: config
-                .get_usize("num_key_value_heads")
-                .filter(|heads| *heads > 0)
+            kv_heads: size("num_key_value_heads")?
                 .or(family.kv_heads)
                 .unwrap_or(heads),
             head_dim: head_dim.or(family.head_dim).unwrap_or(hidden / heads),

@@ -92,6 +92,7 @@ impl Mixture {
             }
         }
         layers.sort_unstable();
+        layers.dedup();
         if layers.is_empty() {
             return Err(format!(
                 "`{label}` has no router, such as `model.layers.0.{}`, though its config says `{model_type}`",
@@ -105,6 +106,11 @@ impl Mixture {
             layers,
             dense,
         })
+    }
+
+    /// Whether a layer has experts.
+    pub(super) fn has(&self, layer: usize) -> bool {
+        self.layers.binary_search(&layer).is_ok()
     }
 
     /// A matrix of one of its experts, as it is.

@@ -30,6 +30,7 @@ mod tests;
 
 pub use edit::{Change, EditRecipe, Edited, Member, Which};
 pub use exceptions::{Exception, Fallback};
+pub(crate) use moe::MAX_EXPERTS;
 pub use moe::{Expert, GateMode, MoeRecipe, PromptTokens, Ranges, RouterRecipe, Split, Upcycle};
 pub use nearest::nearest;
 pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any};

@@ -14,7 +14,7 @@ use crate::checkpoint::ModelRef;
 const BACKBONE: &str = "backbone";
 
 /// The most experts; more are a slip of the pen, and a table of them would not be readable.
-pub(super) const MAX_EXPERTS: usize = 1024;
+pub(crate) const MAX_EXPERTS: usize = 1024;
 
 /// What assembles a mixture of experts, typed and checked as far as it goes without the models.
 #[derive(Debug)]
@@ -143,20 +143,19 @@ impl Ranges {
         ranges.any(|(first, end)| *first <= number && end.is_none_or(|end| number < end))
     }
 
-    /// The numbers, in the order of the ranges, of `count` that there are.
-    ///
-    /// # Errors
-    /// The first that is not there.
-    pub fn of(&self, count: usize) -> Result<Vec<usize>, usize> {
+    /// The numbers, in the order of the ranges, of `count` that there are; none if one is not there, or they are
+    /// more than a mixture may have.
+    pub fn of(&self, count: usize) -> Option<Vec<usize>> {
         let mut numbers = Vec::new();
         for (first, end) in &self.0 {
             let end = end.unwrap_or(count);
-            if count <= *first || count < end {
-                return Err((*first).max(count));
+            let fits = *first < count && end <= count && end - first <= MAX_EXPERTS - numbers.len();
+            if !fits {
+                return None;
             }
             numbers.extend(*first..end);
         }
-        Ok(numbers)
+        Some(numbers)
     }
 }
 

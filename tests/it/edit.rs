@@ -573,3 +573,67 @@ fn a_fused_expert_of_another_shape_is_found() {
         );
     }
 }
+
+/// No size of a config is believed: not by an assembly, nor by an edit.
+#[test]
+fn sizes_that_no_model_has_are_refused() {
+    let bench = Bench::new();
+    bench.mixture("mixture", "phi3", "mixtral", "", &[]);
+    bench.mixture("held", "llama", "mixtral", "", &["--fused"]);
+    for (model, recipe) in [
+        (
+            "dense",
+            "base_model: dense\ngate_mode: random\nexperts: [{source_model: dense}, {source_model: dense}]\n",
+        ),
+        (
+            "mixture",
+            "base_model: mixture\nexperts: [{expert: 0}, {expert: 1}]\n",
+        ),
+        (
+            "held",
+            "base_model: held\nexperts: [{expert: 0}, {expert: 1}]\n",
+        ),
+        ("held", "base_model: held\nextract: \"0-2\"\n"),
+    ] {
+        let path = bench.path(&format!("{model}/config.json"));
+        let config = read_json(&path);
+        for field in [
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "num_local_experts",
+        ] {
+            // Twice the second is what is there, if nobody looks at what is carried.
+            for value in [1u64 << 40, (1 << 63) + 24, u64::MAX] {
+                if config.get(field).is_none() || field.starts_with("head") && model != "dense" {
+                    continue;
+                }
+                let mut wrong = config.clone();
+                wrong[field] = json!(value);
+                bench.file(&format!("{model}/config.json"), wrong.to_string());
+                bench.recipe(recipe);
+                let outcome = bench.weld(&["moe", "recipe.yml", "refused"]);
+                assert_eq!(
+                    outcome.code,
+                    Some(1),
+                    "{model} {field} {value}: {}",
+                    outcome.stderr
+                );
+                assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+                assert!(!bench.path("refused").exists(), "{model} {field} {value}");
+            }
+        }
+        bench.file(&format!("{model}/config.json"), config.to_string());
+    }
+    let many = "0-,".repeat(100_000) + "0";
+    let message = bench.moe_refused(&format!(
+        "base_model: mixture\nexperts: [{{expert: \"{many}\"}}]\n"
+    ));
+    assert!(message.len() < 2_000_000 && message.contains("has 3 experts"));
+    let items = "{expert: \"0-\"},".repeat(400);
+    let message = bench.moe_refused(&format!("base_model: mixture\nexperts: [{items}]\n"));
+    assert!(message.contains("expected at most 1024 experts, found 1200"));
+}

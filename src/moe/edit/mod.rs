@@ -22,7 +22,8 @@ use crate::forward::Decoder;
 use crate::numeric::FloatType;
 use crate::plan::{self, Models, Options, Plan, Problems, Results};
 use crate::recipe::{
-    EditRecipe, Edited, GateMode, Located, Member, Position, PromptTokens, Ranges, Which,
+    EditRecipe, Edited, GateMode, Located, MAX_EXPERTS, Member, Position, PromptTokens, Ranges,
+    Which,
 };
 use tensors::Editing;
 
@@ -225,8 +226,8 @@ fn taken<'a>(
         let mut numbers = |experts: &Located<Ranges>, model: usize| {
             let mixture = sources.mixture(model)?;
             match experts.value.of(mixture.experts) {
-                Ok(numbers) => Some((mixture, numbers)),
-                Err(_) => {
+                Some(numbers) => Some((mixture, numbers)),
+                None => {
                     let message = format!(
                         "`{}` has {}, and they are counted from 0",
                         models.label(model),
@@ -272,6 +273,15 @@ fn taken<'a>(
                 made += 1;
             }
         }
+    }
+    if taken.len() > MAX_EXPERTS {
+        let message = format!(
+            "expected at most {MAX_EXPERTS} experts, found {}",
+            taken.len()
+        );
+        let at = edited.members.first().map(|member| member.at);
+        problems.add(at, message, None);
+        return None;
     }
     Some(taken)
 }

@@ -38,9 +38,8 @@ impl Editing<'_> {
                 model: self.base,
                 tensor,
             };
-            let layer = layer_of(&entry.name).filter(|(layer, rest)| {
-                self.mixture.layers.contains(layer) && self.is_of_experts(rest)
-            });
+            let layer = layer_of(&entry.name)
+                .filter(|(layer, rest)| self.mixture.has(*layer) && self.is_of_experts(rest));
             match layer {
                 Some((layer, _)) => {
                     if done.insert(layer) {
