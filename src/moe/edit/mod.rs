@@ -94,16 +94,11 @@ pub(super) fn attempt(
         config
     });
     let added = edited.added().count();
-    let described = format!(
-        "{} of {}, {} of them added",
-        mixture.target.model_type,
-        plan::count(count, "expert"),
-        added
-    );
+    let (kind, experts) = (mixture.target.model_type, plan::count(count, "expert"));
     let described = match added {
-        0 => described.replace(", 0 of them added", ""),
+        0 => format!("{kind} of {experts}"),
         _ => format!(
-            "{described}, their routers by {}",
+            "{kind} of {experts}, {added} of them added, their routers by {}",
             edited.gate_mode.value.name()
         ),
     };
