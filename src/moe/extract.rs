@@ -32,16 +32,7 @@ pub(super) fn attempt(
     let mixture = Mixture::read(model)
         .map_err(|message| problems.add_text(base_at, &message))
         .ok()?;
-    let Some(chosen) = experts.value.of(mixture.experts) else {
-        let message = format!(
-            "`{}` has {}, and they are counted from 0",
-            model.label(),
-            plan::count(mixture.experts, "expert")
-        );
-        let hint = "a range is half-open: `0-2` is two experts, 0 and 1";
-        problems.add(Some(experts.at), message, Some(hint.to_owned()));
-        return None;
-    };
+    let chosen = mixture.numbers(experts, model.label(), problems)?;
     let shared = Shared::of(&mixture, model);
     let misfits = misfits(&mixture, config, &shared, model.label());
     let misfits = misfits
@@ -50,10 +41,6 @@ pub(super) fn attempt(
         .collect();
     report_misfits(misfits, options.moe.inexact, &mut notes, problems);
     let dtype = recipe.dtype.and_then(FloatType::of);
-    let main = dtype
-        .or(mixture.stored(model))
-        .unwrap_or(FloatType::F32)
-        .dtype();
     let factor = config
         .get("routed_scaling_factor")
         .and_then(serde_json::Value::as_f64);
@@ -63,12 +50,7 @@ pub(super) fn attempt(
     };
     let width = chosen.len() * mixture.dense.width + beside.map_or(0, |(_, width)| width);
     let extraction = Extraction {
-        pieces: Pieces {
-            models: &models,
-            dtype,
-            main,
-            invented: models.checkpoints.len(),
-        },
+        pieces: mixture.pieces(&models, base, dtype),
         base,
         base_at,
         mixture: &mixture,
@@ -83,7 +65,7 @@ pub(super) fn attempt(
             "of the {width} neurons of each MLP, the last {shared} are the shared expert's"
         ));
     }
-    let named = plan::dtype_name(main);
+    let named = plan::dtype_name(extraction.pieces.main);
     let extracted = Dense {
         width,
         ..mixture.dense

@@ -5,7 +5,8 @@ use super::pieces::{Donor, Matrix, Piece, Pieces, layer_of};
 use super::targets::{Experts, Names, TARGETS, Target};
 use crate::checkpoint::{Checkpoint, ModelConfig};
 use crate::numeric::FloatType;
-use crate::plan::Problems;
+use crate::plan::{self, Models, Problems};
+use crate::recipe::{Located, Ranges};
 
 /// A mixture.
 #[derive(Debug)]
@@ -145,14 +146,44 @@ impl Mixture {
         Some(pieces.cut(source, first..first + rows, columns))
     }
 
-    /// What its experts are stored in.
-    pub(super) fn stored(&self, model: &Checkpoint) -> Option<FloatType> {
-        let layer = self.layers.first()?;
-        let name = format!(
-            "model.layers.{layer}.{}",
-            self.names.tensor(0, Matrix::Gate)
-        );
-        FloatType::of(model.tensors()[model.find(&name)?].dtype)
+    /// The experts that a recipe names by number.
+    pub(super) fn numbers(
+        &self,
+        experts: &Located<Ranges>,
+        label: &str,
+        problems: &mut Problems,
+    ) -> Option<Vec<usize>> {
+        let numbers = experts.value.of(self.experts);
+        if numbers.is_none() {
+            let message = format!(
+                "`{label}` has {}, and they are counted from 0",
+                plan::count(self.experts, "expert")
+            );
+            let hint = "a range is half-open: `0-4` is four experts, 0 to 3";
+            problems.add(Some(experts.at), message, Some(hint.to_owned()));
+        }
+        numbers
+    }
+
+    /// Pieces in the dtype that the recipe asks for, or that the experts have.
+    pub(super) fn pieces<'a>(
+        &self,
+        models: &'a Models,
+        base: usize,
+        dtype: Option<FloatType>,
+    ) -> Pieces<'a> {
+        let model = &models.checkpoints[base];
+        let first = self.layers.first().and_then(|layer| {
+            let gate = self.names.tensor(0, Matrix::Gate);
+            model.find(&format!("model.layers.{layer}.{gate}"))
+        });
+        let stored = first.and_then(|gate| FloatType::of(model.tensors()[gate].dtype));
+        Pieces {
+            models,
+            dtype,
+            main: dtype.or(stored).unwrap_or(FloatType::F32).dtype(),
+            invented: models.checkpoints.len(),
+        }
     }
 }
 

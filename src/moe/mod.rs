@@ -23,7 +23,7 @@ mod targets;
 pub use identity::{BOUND, Identity, identity};
 
 use crate::checkpoint::{Checkpoint, Locator, ModelRef};
-use crate::forward::Tokenizer;
+use crate::forward::{Decoder, Tokenizer};
 use crate::methods::{Arity, BaseRule, MethodInfo};
 use crate::plan::{self, Draft, Models, Options, Plan, Problems, Results};
 use crate::recipe::{Change, EditRecipe, Located, MoeRecipe, Position, RecipeError};
@@ -277,6 +277,19 @@ fn open_again(
 /// The number of the file of rows among the models.
 fn file_of_rows(models: &Models, file: &Located<String>) -> Option<usize> {
     models.index(&ModelRef::parse(&file.value).ok()?)
+}
+
+/// Whether states can be computed of the model that routers are made from.
+fn has_states(model: &Checkpoint, at: Option<Position>, problems: &mut Problems) -> bool {
+    let Some(config) = model.config() else {
+        return true;
+    };
+    let Err(error) = Decoder::new(config.value(), model) else {
+        return true;
+    };
+    let message = format!("the states of `{}` for the routers: {error}", model.label());
+    problems.add_text(at, &message);
+    false
 }
 
 /// Tokens whose states fit half of the memory.

@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 
 use super::keys::Place;
-use super::moe::{GateMode, MAX_EXPERTS, Ranges, RouterRecipe};
+use super::moe::{GateMode, Ranges, RouterRecipe};
 use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, quoted};
 use super::schema::Recipe;
 use super::walk::Walk;
@@ -247,15 +247,7 @@ impl Walk<'_> {
     }
 
     fn members(&mut self, entry: &Entry) -> Option<Vec<Member>> {
-        let items = self.items(entry, &entry.key)?;
-        if items.len() > MAX_EXPERTS {
-            let message = format!(
-                "expected at most {MAX_EXPERTS} experts, found {}",
-                items.len()
-            );
-            self.problem(ProblemKind::Invalid, entry.node.at, message);
-            return None;
-        }
+        let items = self.expert_items(entry)?;
         items.iter().map(|item| self.member(item)).collect()
     }
 

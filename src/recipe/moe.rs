@@ -261,6 +261,14 @@ impl GateMode {
         matches!(self, GateMode::GateInput | GateMode::TaskVector)
     }
 
+    /// Which tokens of a prompt count if nothing is said.
+    pub fn tokens(self) -> PromptTokens {
+        match self {
+            GateMode::HiddenAvg | GateMode::GateInput | GateMode::TaskVector => PromptTokens::Mean,
+            _ => PromptTokens::Last,
+        }
+    }
+
     /// Whether it is drawn.
     pub fn is_random(self) -> bool {
         matches!(
@@ -430,6 +438,12 @@ impl Walk<'_> {
     }
 
     fn experts(&mut self, entry: &Entry, shared: bool) -> Option<Vec<Expert>> {
+        let items = self.expert_items(entry)?;
+        items.iter().map(|item| self.expert(item, shared)).collect()
+    }
+
+    /// The items of a list of experts, not more than there may be.
+    pub(super) fn expert_items<'n>(&mut self, entry: &'n Entry) -> Option<&'n [Node]> {
         let items = self.items(entry, &entry.key)?;
         if items.len() > MAX_EXPERTS {
             let message = format!(
@@ -439,7 +453,7 @@ impl Walk<'_> {
             self.problem(ProblemKind::Invalid, entry.node.at, message);
             return None;
         }
-        items.iter().map(|item| self.expert(item, shared)).collect()
+        Some(items)
     }
 
     fn expert(&mut self, node: &Node, shared: bool) -> Option<Expert> {

@@ -3,12 +3,11 @@
 use super::super::family::Dense;
 use super::super::router;
 use super::super::split::{self, Splits};
-use super::super::{Texts, file_of_rows, most_tokens, open_again, prompts};
+use super::super::{Texts, file_of_rows, has_states, most_tokens, open_again, prompts};
 use super::tensors::Assembly;
 use crate::checkpoint::Checkpoint;
-use crate::forward::Decoder;
 use crate::plan::{Models, Options, Problems, Results};
-use crate::recipe::{GateMode, MoeRecipe, PromptTokens};
+use crate::recipe::{GateMode, MoeRecipe};
 
 /// What the rows of routers are made from, beside the recipe.
 pub(super) struct RouterParts<'a> {
@@ -79,17 +78,10 @@ pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<
     };
     if mode != GateMode::CheapEmbed
         && let Some(model) = &model
-        && let Some(config) = model.config()
-        && let Err(error) = Decoder::new(config.value(), model)
+        && !has_states(model, models.at[parts.backbone], problems)
     {
-        let message = format!("the states of `{}` for the routers: {error}", model.label());
-        problems.add_text(models.at[parts.backbone], &message);
         return None;
     }
-    let default = match mode {
-        GateMode::HiddenAvg | GateMode::GateInput | GateMode::TaskVector => PromptTokens::Mean,
-        _ => PromptTokens::Last,
-    };
     Some(router::Recipe {
         mode,
         names: parts.names,
@@ -110,7 +102,7 @@ pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<
         file,
         layers: parts.layers,
         prompts,
-        tokens: recipe.router.tokens.unwrap_or(default),
+        tokens: recipe.router.tokens.unwrap_or(mode.tokens()),
         model,
         most_tokens: most_tokens(dense, options),
         changes,

@@ -10,20 +10,18 @@ use serde_json::json;
 use super::exact;
 use super::family::Dense;
 use super::mixture::Mixture;
-use super::pieces::{Pieces, Tensors};
+use super::pieces::Tensors;
 use super::router::{self, Beside};
 use super::targets::Target;
 use super::{
-    Decided, Texts, check_vocabularies, file_of_rows, finish, open, open_again, prompts,
-    report_misfits,
+    Decided, Texts, check_vocabularies, file_of_rows, finish, has_states, open, open_again,
+    prompts, report_misfits,
 };
 use crate::checkpoint::Locator;
-use crate::forward::Decoder;
 use crate::numeric::FloatType;
 use crate::plan::{self, Models, Options, Plan, Problems, Results};
 use crate::recipe::{
-    EditRecipe, Edited, GateMode, Located, MAX_EXPERTS, Member, Position, PromptTokens, Ranges,
-    Which,
+    EditRecipe, Edited, GateMode, Located, MAX_EXPERTS, Member, Position, Ranges, Which,
 };
 use tensors::Editing;
 
@@ -59,14 +57,8 @@ pub(super) fn attempt(
         return None;
     }
     let dtype = recipe.dtype.and_then(FloatType::of);
-    let stored = mixture.stored(&models.checkpoints[base]);
     let editing = Editing {
-        pieces: Pieces {
-            models: &models,
-            dtype,
-            main: dtype.or(stored).unwrap_or(FloatType::F32).dtype(),
-            invented: models.checkpoints.len(),
-        },
+        pieces: mixture.pieces(&models, base, dtype),
         base,
         base_at: Some(recipe.base_model.at),
         mixture,
@@ -220,19 +212,8 @@ fn taken<'a>(
         let at = named.map_or(member.at, |named| named.at);
         let mut numbers = |experts: &Located<Ranges>, model: usize| {
             let mixture = sources.mixture(model)?;
-            match experts.value.of(mixture.experts) {
-                Some(numbers) => Some((mixture, numbers)),
-                None => {
-                    let message = format!(
-                        "`{}` has {}, and they are counted from 0",
-                        models.label(model),
-                        plan::count(mixture.experts, "expert")
-                    );
-                    let hint = "a range is half-open: `0-4` is four experts, 0 to 3";
-                    problems.add(Some(experts.at), message, Some(hint.to_owned()));
-                    None
-                }
-            }
+            let numbers = mixture.numbers(experts, models.label(model), problems)?;
+            Some((mixture, numbers))
         };
         match &member.which {
             Which::Kept { experts, .. } => {
@@ -411,12 +392,7 @@ fn added_rows(
         )?),
     };
     let states = mode.needs_states();
-    if states
-        && let Some(config) = model.config()
-        && let Err(error) = Decoder::new(config.value(), &model)
-    {
-        let message = format!("the states of `{}` for the routers: {error}", model.label());
-        problems.add_text(editing.base_at, &message);
+    if states && !has_states(&model, editing.base_at, problems) {
         return None;
     }
     let layers = mixture.layers.clone();
@@ -452,10 +428,6 @@ fn added_rows(
         routers: named(mixture.names.router),
         corrections: mixture.target.correction.map(|(name, _)| named(name)),
     };
-    let default = match mode {
-        GateMode::HiddenAvg | GateMode::GateInput => PromptTokens::Mean,
-        _ => PromptTokens::Last,
-    };
     Some(router::Recipe {
         mode,
         names: tensors.routers.clone(),
@@ -470,7 +442,7 @@ fn added_rows(
         file,
         layers,
         prompts,
-        tokens: router.tokens.unwrap_or(default),
+        tokens: router.tokens.unwrap_or(mode.tokens()),
         most_tokens: super::most_tokens(&mixture.dense, options),
         model: Some(model),
         changes: None,
