@@ -27,6 +27,8 @@ pub struct Limits {
     pub chunk: usize,
     /// Chunks that the sink may hold.
     pub chunks: usize,
+    /// Bytes that the memos of the jobs in flight may hold together.
+    pub memo: u64,
     /// Own memory at the peak, in bytes.
     pub peak: u64,
 }
@@ -58,6 +60,8 @@ const OVERHEAD: u64 = 32 << 20;
 const MOST_TILE_BLOCKS: u64 = 64;
 /// Bytes that statistics get at the least, beside what the neediest job takes.
 const STATISTICS: u64 = 8 << 20;
+/// Bytes that memos get at the most, beside what the neediest job wishes.
+const MEMOS: u64 = 16 << 20;
 
 /// The smallest and the largest chunk of output worth writing at a time.
 const CHUNK: [u64; 2] = [64 << 10, 4 << 20];
@@ -100,12 +104,17 @@ impl Settings {
             neediest + STATISTICS.min(spare - (threads * block * tile_blocks).min(spare));
         let peak =
             OVERHEAD + threads * (worker + tile_blocks * block) + statistics + chunks * chunk;
+        let memo = match cost.memo {
+            0 => 0,
+            wished => (wished + MEMOS).min(self.memory.saturating_sub(peak)),
+        };
         Ok(Limits {
             tile_blocks: tile_blocks as usize,
             statistics,
             chunk: chunk as usize,
             chunks: chunks as usize,
-            peak,
+            memo,
+            peak: peak + memo,
         })
     }
 }
@@ -147,6 +156,7 @@ mod tests {
                         row: 70_000 * (threads - 1),
                         scratch: 4,
                         column_sums: 3 * 16_000 * (threads - 1),
+                        memo: (sources as u64 - 1) << 26,
                     };
                     if let Ok(limits) = settings(memory, threads).limits(sources, cost) {
                         assert!(

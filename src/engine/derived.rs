@@ -126,6 +126,8 @@ impl Derived<'_> {
                 index,
                 first: start,
                 sources: &views,
+                next: &[],
+                memo: None,
             };
             apply.block(block, &mut result);
             bytes.resize(length * self.output.size(), 0);

@@ -14,7 +14,7 @@ use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 
 use super::budget::{Limits, Settings, statistics};
 use super::job::{COPY_BLOCK, Job, Target, Work};
-use super::program::{Block, Cost, MeasureColumns, Measured, Pass, Program};
+use super::program::{Block, Cost, MeasureColumns, Measured, Memo, Pass, Program};
 use super::{EngineError, Observer, Sink, Totals};
 use crate::numeric::{BLOCK, Elements, FloatType, Narrowed, NonFinite, Real};
 
@@ -171,6 +171,8 @@ struct Flight<'a> {
     sample: Option<&'a [usize]>,
     stage: Stage,
     measured: Vec<Measured>,
+    /// One for each block, if there is memory for them.
+    memos: Vec<Memo>,
     /// Whether a pass has been through all elements, and has counted NaN and infinity.
     looked: bool,
     pending: Mutex<Pending>,
@@ -306,6 +308,7 @@ impl<'a> Flight<'a> {
             sample: sample.as_deref(),
             stage: Stage::Done,
             measured: Vec::new(),
+            memos: Vec::new(),
             looked: false,
             pending: Mutex::default(),
             parts_left: AtomicUsize::new(0),
@@ -444,6 +447,14 @@ impl<'a> Engine<'a> {
 
     fn run_batch(&self, batch: Range<usize>) -> Result<(), EngineError> {
         let mut flights: Vec<Flight<'_>> = batch.map(|job| Flight::new(job, self.jobs)).collect();
+        let mut memo = self.limits.memo;
+        for flight in &mut flights {
+            let wished = cost(flight.work).memo;
+            if wished > 0 && wished <= memo {
+                memo -= wished;
+                flight.memos.resize_with(flight.work.blocks(), Memo::new);
+            }
+        }
         loop {
             let mut queue = Vec::new();
             for (index, flight) in flights.iter().enumerate() {
@@ -677,13 +688,23 @@ impl<'a> Engine<'a> {
         }
         encoded.resize(room, 0);
         let mut rest = encoded.as_mut_slice();
+        let extent = |index: usize| {
+            let first = index as u64 * block_len as u64;
+            (first, (block_len as u64).min(elements - first) as usize)
+        };
+        let mut next: Vec<&[u8]> = Vec::with_capacity(sources.len());
         for index in blocks.clone() {
-            let mut first = index as u64 * block_len as u64;
-            let mut length = (block_len as u64).min(elements - first) as usize;
+            let (mut first, mut length) = extent(index);
             if let Pass::Sample(sampled, _) = pass {
                 let part = sampled_part(index, length, *sampled);
                 first += part.start as u64;
                 length = part.len();
+            } else if index + 1 < blocks.end {
+                let (first, length) = extent(index + 1);
+                next.clear();
+                next.extend(sources.iter().map(|source| source.stored(first, length)));
+            } else {
+                next.clear();
             }
             read += lane.fill(sources, first, length);
             let views = views(&lane.sources, sources.len());
@@ -692,6 +713,8 @@ impl<'a> Engine<'a> {
                 index,
                 first,
                 sources: &views,
+                next: &next,
+                memo: flight.memos.get(index),
             };
             match pass {
                 Pass::Measure(measure) | Pass::Sample(_, measure) => {

@@ -20,7 +20,7 @@ pub use derived::{Decided, Derived};
 pub use execute::{execute, pool};
 pub use job::{Job, Target, Work};
 pub use program::{
-    AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Pass, Program,
+    AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Memo, Pass, Program,
 };
 
 use crate::numeric::{FloatType, NonFinite};

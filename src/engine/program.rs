@@ -1,6 +1,9 @@
 //! What a merge method does with the elements of one tensor: passes over blocks, or over columns.
 
-use crate::numeric::{BLOCK, Real};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use crate::numeric::{BLOCK, Real, prefetch};
 
 /// The elements of one block, decoded.
 #[derive(Debug, Clone, Copy)]
@@ -11,9 +14,17 @@ pub struct Block<'a, R> {
     pub first: u64,
     /// The sources' elements, all of one length.
     pub sources: &'a [&'a [R]],
+    /// The bytes of the block that the worker decodes next, of each source where they are known.
+    pub next: &'a [&'a [u8]],
+    /// Where a pass that measures may leave what it found out, and where later ones find it; none where the
+    /// memory does not suffice, and then it is found out again. See [`Cost::memo`].
+    pub memo: Option<&'a Memo>,
 }
 
-impl<R> Block<'_, R> {
+/// What a pass over a block leaves for later ones.
+pub type Memo = OnceLock<Box<[u64]>>;
+
+impl<'a, R> Block<'a, R> {
     /// How many elements each source has here.
     pub fn len(&self) -> usize {
         self.sources.first().map_or(0, |source| source.len())
@@ -22,6 +33,39 @@ impl<R> Block<'_, R> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Some of its elements; `room` holds what its sources are.
+    pub fn part<'p>(&'p self, places: Range<usize>, room: &'p mut Vec<&'a [R]>) -> Block<'p, R>
+    where
+        'a: 'p,
+    {
+        room.clear();
+        let source = |source: &&'a [R]| &source[places.clone()];
+        room.extend(self.sources.iter().map(source));
+        Block {
+            index: self.index,
+            first: self.first + places.start as u64,
+            sources: room,
+            next: &[],
+            memo: None,
+        }
+    }
+
+    /// Asks the memory for the next block's elements at these places of it, so that they arrive while this block
+    /// is computed.
+    ///
+    /// For passes that work strip by strip: called once for each strip, it spreads the reading over the computing.
+    pub fn ahead(&self, strip: Range<usize>) {
+        let length = self.len().max(1);
+        for bytes in self.next {
+            let place = |element: usize| bytes.len() * element.min(length) / length;
+            prefetch(
+                bytes
+                    .get(place(strip.start)..place(strip.end))
+                    .unwrap_or_default(),
+            );
+        }
     }
 }
 
@@ -55,6 +99,8 @@ pub struct Cost {
     pub scratch: usize,
     /// Length of the longest vector of sums over columns; see [`MeasureColumns`].
     pub column_sums: usize,
+    /// Bytes of all memos of the tensor; wished for, not needed.
+    pub memo: u64,
 }
 
 impl Cost {
@@ -78,6 +124,7 @@ impl Cost {
             row: self.row.max(other.row),
             scratch: self.scratch.max(other.scratch),
             column_sums: self.column_sums.max(other.column_sums),
+            memo: self.memo.max(other.memo),
         }
     }
 }

@@ -129,6 +129,10 @@ struct Importance {
 }
 
 impl<R: Real> Keys<R> for Importance {
+    fn need_blocks(&self) -> bool {
+        true
+    }
+
     fn fill(&self, block: &Block<'_, R>, _stream: usize, keys: &mut [u32]) {
         let row = self.row.max(1);
         let rows = block.sources[self.other]

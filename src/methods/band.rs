@@ -78,6 +78,11 @@ impl Band {
         }
     }
 
+    /// From the cut on.
+    pub(super) fn from(cut: &Found<'_>) -> Self {
+        Self::between(cut, None)
+    }
+
     /// Between the smallest that is kept and the smallest of the largest, which are not.
     fn between(low: &Found<'_>, high: Option<&Found<'_>>) -> Self {
         let mut band = Self {
@@ -127,7 +132,8 @@ impl Band {
     }
 }
 
-/// How many of the elements counted by block each block may keep, so that the first `wanted` stay.
+/// How many of the elements counted by block each block may keep, so that the first `wanted` stay; [`ALL`] where
+/// it may keep as many as it has.
 fn quotas(wanted: u64, counts: &[u64]) -> Arc<[u64]> {
     let mut before = 0;
     counts
@@ -135,11 +141,13 @@ fn quotas(wanted: u64, counts: &[u64]) -> Arc<[u64]> {
         .map(|held| {
             let quota = wanted.saturating_sub(before);
             before += held;
-            quota
+            if quota >= *held { ALL } else { quota }
         })
         .collect()
 }
 
+/// A quota that is never used up.
+const ALL: u64 = u64::MAX;
 /// No key is as large.
 const NO_TIE: (u32, u64) = (u32::MAX, 0);
 
@@ -156,9 +164,9 @@ impl BlockBand {
     /// One where an element is kept, zero where not: a number of the same width as the values lets the
     /// compiler work on many at once, where a `bool` makes it branch.
     pub(super) fn fill<R: Real>(&mut self, keys: &[u32], keep: &mut [R]) {
-        // Nearly always a tie is kept in the whole strip or nowhere in it.
+        // Nearly always a tie is kept in the whole block, or nowhere in it, or in the whole strip.
         let counts = self.ties.map(|(key, left)| match left {
-            0 => 0,
+            0 | ALL => 0,
             _ => count_equal(keys, key),
         });
         let parted = |((_, left), count): (&(u32, u64), &u64)| *left > 0 && count > left;
@@ -170,7 +178,7 @@ impl BlockBand {
             _ => key,
         });
         for ((_, left), count) in self.ties.iter_mut().zip(counts) {
-            *left -= count;
+            *left = less(*left, count);
         }
         keep_within(keys, [self.from, self.below], kept, keep);
     }
@@ -180,12 +188,17 @@ impl BlockBand {
             let mut kept = (key >= self.from) & (key < self.below);
             for (tied, left) in &mut self.ties {
                 let tie = (key == *tied) & (*left > 0);
-                *left -= u64::from(tie);
+                *left = less(*left, u64::from(tie));
                 kept |= tie;
             }
             *keep = one_if(kept);
         }
     }
+}
+
+/// What is left of a quota.
+fn less(left: u64, kept: u64) -> u64 {
+    if left == ALL { ALL } else { left - kept }
 }
 
 vectorised! {

@@ -129,16 +129,22 @@ impl Vectors {
     }
 
     /// Adds the inner products of the elements at hand.
-    fn measure<R: Real>(&self, sources: &[&[R]], products: &mut [f64]) {
+    fn measure<R: Real>(&self, block: &Block<'_, R>, products: &mut [f64]) {
+        let sources = block.sources;
         let Some(origin) = self.origin else {
             let vectors: Vec<&[R]> = self.members.iter().map(|&member| sources[member]).collect();
-            return add_products(&vectors, products);
+            // What is read next is asked for piece by piece between the products.
+            let piece = block.len().div_ceil(products.len().max(1));
+            return add_products(&vectors, products, |place| {
+                block.ahead(place * piece..(place + 1) * piece);
+            });
         };
         // In f64, so that the differences of f32 and of narrower values are exact but for huge ratios.
         let mut differences = vec![[0.0; STRIP]; self.count()];
         let base = sources[origin];
         for start in (0..base.len()).step_by(STRIP) {
             let base = &base[start..base.len().min(start + STRIP)];
+            block.ahead(start..start + base.len());
             for (difference, &member) in differences.iter_mut().zip(&self.members) {
                 let source = &sources[member][start..][..base.len()];
                 for ((difference, x), base) in difference.iter_mut().zip(source).zip(base) {
@@ -149,7 +155,7 @@ impl Vectors {
                 .iter()
                 .map(|difference| &difference[..base.len()])
                 .collect();
-            add_products(&vectors, products);
+            add_products(&vectors, products, |_| {});
         }
     }
 
@@ -168,10 +174,12 @@ impl Vectors {
     }
 }
 
-fn add_products<R: Real>(vectors: &[&[R]], products: &mut [f64]) {
-    let mut products = products.iter_mut();
+/// Adds the inner products of all pairs; calls `before` before each, with its number.
+fn add_products<R: Real>(vectors: &[&[R]], products: &mut [f64], before: impl Fn(usize)) {
+    let mut products = products.iter_mut().enumerate();
     for (index, a) in vectors.iter().enumerate() {
-        for (b, product) in vectors[index..].iter().zip(&mut products) {
+        for (b, (place, product)) in vectors[index..].iter().zip(&mut products) {
+            before(place);
             *product += dot(a, b);
         }
     }
@@ -258,7 +266,7 @@ impl<R: Real> Measure<R> for Products {
     }
 
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
-        self.0.measure(block.sources, sums);
+        self.0.measure(&block, sums);
     }
 }
 
@@ -295,18 +303,17 @@ struct EachRow {
 impl<R: Real> Apply<R> for EachRow {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
         let vectors = &self.program.vectors;
+        let mut room = Vec::new();
         for (index, out) in out.chunks_mut(self.row).enumerate() {
-            let sources: Vec<&[R]> = block
-                .sources
-                .iter()
-                .map(|source| &source[index * self.row..][..out.len()])
-                .collect();
+            let row = index * self.row..index * self.row + out.len();
+            block.ahead(row.clone());
+            let row = block.part(row, &mut room);
             let mut gram = Gram {
                 count: vectors.count(),
                 products: vec![0.0; pairs(vectors.count())],
             };
-            vectors.measure(&sources, &mut gram.products);
-            self.program.solved(&gram).combine(&sources, out);
+            vectors.measure(&row, &mut gram.products);
+            self.program.solved(&gram).combine(row.sources, out);
         }
     }
 }

@@ -22,6 +22,8 @@ pub(super) const CUTS: usize = 2;
 pub(super) const PASSES: usize = CUTS + 2;
 /// Elements of a tensor that are sampled for a guess.
 const SAMPLE: usize = 1 << 14;
+/// Keys made at a time, so that they stay in the first cache.
+const STRIP: usize = 1024;
 /// Keys that are tried in one pass.
 const CANDIDATES: usize = 3;
 /// How many standard deviations from its expected place in the sample a rank is looked for.
@@ -31,6 +33,11 @@ const DEVIATIONS: f64 = 4.0;
 pub(super) trait Keys<R>: Clone + Send + Sync + 'static {
     /// Sets `keys`, one for each element of the block.
     fn fill(&self, block: &Block<'_, R>, stream: usize, keys: &mut [u32]);
+
+    /// Whether keys depend on more than their element, so that they are made for whole blocks only.
+    fn need_blocks(&self) -> bool {
+        false
+    }
 }
 
 /// The keys of a tensor, how many there are, and into how many blocks it is cut.
@@ -61,7 +68,7 @@ impl<K: Clone> Order<K> {
     pub(super) fn counts(&self, ranks: usize) -> usize {
         ranks
             * HIGH_BINS
-                .max(CANDIDATES * (1 + self.blocks))
+                .max(CANDIDATES * (1 + self.blocks) + self.blocks)
                 .max(SAMPLE + self.blocks)
     }
 
@@ -74,9 +81,18 @@ impl<K: Clone> Order<K> {
         measured: &mut impl Iterator<Item = &'m Measured>,
         ranks: &[(usize, u64)],
     ) -> Result<Vec<Found<'m>>, Counts<K>> {
-        if let Some(found) = self.guessed(measured, ranks)? {
-            return Ok(found);
+        match self.guessed(measured, ranks)? {
+            Some(found) => Ok(found),
+            None => self.exact(measured, ranks),
         }
+    }
+
+    /// The same without a guess.
+    fn exact<'m>(
+        &self,
+        measured: &mut impl Iterator<Item = &'m Measured>,
+        ranks: &[(usize, u64)],
+    ) -> Result<Vec<Found<'m>>, Counts<K>> {
         let cuts = self.cuts(measured, ranks)?;
         let parted = |cut: &Cut| cut.inside < cut.held;
         let keys: Vec<(usize, u32)> = ranks
@@ -106,19 +122,14 @@ impl<K: Clone> Order<K> {
             return Ok(None);
         }
         let streams = streams(ranks);
-        let each = SAMPLE.div_ceil(self.blocks.max(1));
-        let sampled = streams
-            .iter()
-            .map(|&stream| (stream, Target::Sampled { each }));
-        let sample = self.counted(measured, sampled)?;
-        let samples = || sample.counts.chunks_exact(each * self.blocks);
+        let samples = self.samples(measured, &streams)?;
         let mut targets = Vec::new();
         for &(stream, rank) in ranks {
             let place = streams.iter().position(|&other| other == stream);
-            let sample = place
-                .and_then(|place| samples().nth(place))
-                .unwrap_or_default();
-            let keys = candidates(sample, rank, self.elements);
+            let sample = place.and_then(|place| samples.get(place));
+            let keys = sample.map_or_else(Vec::new, |sample| {
+                candidates(sample.clone(), rank, self.elements)
+            });
             if keys.is_empty() {
                 return Ok(None);
             }
@@ -131,19 +142,63 @@ impl<K: Clone> Order<K> {
         let counts = counted.counts.chunks_exact(1 + self.blocks);
         let mut found: Vec<Option<Found<'m>>> = ranks.iter().map(|_| None).collect();
         for (&(stream, rank, key), counts) in targets.iter().zip(counts) {
-            let Some((&above, equal)) = counts.split_first() else {
-                continue;
-            };
-            let held = equal.iter().sum();
-            if (above + 1..=above + held).contains(&rank)
+            if let Some(confirmed) = confirmed(counts, key, rank)
                 && let Some(place) = ranks.iter().position(|&other| other == (stream, rank))
             {
-                let inside = rank - above;
-                let cut = Cut { key, inside, held };
-                found[place] = Some(Found { cut, equal });
+                found[place] = Some(confirmed);
             }
         }
         Ok(found.into_iter().collect())
+    }
+
+    /// The cut that parts off a share of the elements whose key is not zero, in the first stream; `None` if
+    /// that is no element.
+    pub(super) fn share<'m>(
+        &self,
+        measured: &mut impl Iterator<Item = &'m Measured>,
+        share: f64,
+    ) -> Result<Option<Found<'m>>, Counts<K>> {
+        let rank = |zeros: u64| (share * self.elements.saturating_sub(zeros) as f64) as u64;
+        let samples = self.samples(measured, &[0])?;
+        let sample = samples.into_iter().next().unwrap_or_default();
+        let zeros = sample.iter().filter(|&&key| key == 0).count() as f64;
+        // What the rank is probably.
+        let zeros = zeros / sample.len().max(1) as f64 * self.elements as f64;
+        let keys = candidates(sample, rank(zeros as u64).max(1), self.elements);
+        let guesses = keys.iter().map(|&key| Target::Guess { key });
+        let targets = std::iter::once(Target::Equal { key: 0 }).chain(guesses);
+        let counted = self.counted(measured, targets.map(|target| (0, target)))?;
+        let (zeros, counts) = counted.counts.split_at(self.blocks);
+        let rank = rank(zeros.iter().sum());
+        if rank == 0 {
+            return Ok(None);
+        }
+        let mut guesses = keys.iter().zip(counts.chunks_exact(1 + self.blocks));
+        match guesses.find_map(|(&key, counts)| confirmed(counts, key, rank)) {
+            Some(found) => Ok(Some(found)),
+            None => Ok(self.exact(measured, &[(0, rank)])?.into_iter().next()),
+        }
+    }
+
+    /// Some keys of each of these streams.
+    fn samples<'m>(
+        &self,
+        measured: &mut impl Iterator<Item = &'m Measured>,
+        streams: &[usize],
+    ) -> Result<Vec<Vec<u32>>, Counts<K>> {
+        let each = SAMPLE.div_ceil(self.blocks.max(1));
+        let sampled = streams
+            .iter()
+            .map(|&stream| (stream, Target::Sampled { each }));
+        let sample = self.counted(measured, sampled)?;
+        let recorded = sample.counts.chunks_exact((each * self.blocks).max(1));
+        let keys = |recorded: &[u64]| {
+            let keys = recorded
+                .iter()
+                .filter_map(|recorded| recorded.checked_sub(1));
+            keys.map(|key| key as u32).collect()
+        };
+        Ok(recorded.map(keys).collect())
     }
 
     /// The cuts at these ranks (stream, and rank from the top, from 1 on), or the measure that is missing.
@@ -236,14 +291,20 @@ fn streams(ranks: &[(usize, u64)]) -> Vec<usize> {
     streams
 }
 
-/// The keys that the element of this rank may have, by a sample of [recorded](Target::Sampled) keys; none
-/// where a guess would rather be wrong.
-fn candidates(sample: &[u64], rank: u64, elements: u64) -> Vec<u32> {
-    let mut keys: Vec<u32> = sample
-        .iter()
-        .filter_map(|&recorded| recorded.checked_sub(1))
-        .map(|key| key as u32)
-        .collect();
+/// The cut at a key if it is that of the element of this rank, by how many elements are above it and, block by
+/// block, equal to it.
+fn confirmed(counts: &[u64], key: u32, rank: u64) -> Option<Found<'_>> {
+    let (&above, equal) = counts.split_first()?;
+    let held = equal.iter().sum();
+    let inside = rank.checked_sub(above)?;
+    (1..=held).contains(&inside).then_some(Found {
+        cut: Cut { key, inside, held },
+        equal,
+    })
+}
+
+/// The keys that the element of this rank may have, by a sample of them; none where a guess would rather be wrong.
+fn candidates(mut keys: Vec<u32>, rank: u64, elements: u64) -> Vec<u32> {
     let share = rank as f64 / elements as f64;
     let size = keys.len() as f64;
     let spread = 1.0 + DEVIATIONS * (size * share * (1.0 - share)).max(0.0).sqrt();
@@ -350,26 +411,51 @@ impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
             .sum()
     }
 
-    fn block(&self, block: Block<'_, R>, _sums: &mut [f64], mut counts: &mut [u64]) {
-        let mut keys = vec![0; block.len()];
+    fn block(&self, block: Block<'_, R>, _sums: &mut [f64], counts: &mut [u64]) {
+        let strip = match self.keys.need_blocks() {
+            true => block.len(),
+            false => STRIP.min(block.len()),
+        };
+        let mut keys = vec![0; strip];
+        let mut room = Vec::new();
+        for start in (0..block.len()).step_by(strip.max(1)) {
+            let places = start..block.len().min(start + strip);
+            block.ahead(places.clone());
+            let keys = &mut keys[..places.len()];
+            self.count(&block.part(places, &mut room), start, keys, counts);
+        }
+    }
+}
+
+impl<K> Counts<K> {
+    /// Counts the keys of some elements, which begin at `start` of their block.
+    fn count<R: Real>(
+        &self,
+        part: &Block<'_, R>,
+        start: usize,
+        keys: &mut [u32],
+        mut counts: &mut [u64],
+    ) where
+        K: Keys<R>,
+    {
         let mut filled = None;
         for &(stream, target) in &self.targets {
             if filled != Some(stream) {
-                self.keys.fill(&block, stream, &mut keys);
+                self.keys.fill(part, stream, keys);
                 filled = Some(stream);
             }
             let width = match target {
                 Target::Sampled { each } => {
-                    let places = &mut counts[block.index * each..][..keys.len()];
-                    for (place, &key) in places.iter_mut().zip(&keys) {
+                    let places = &mut counts[part.index * each + start..][..keys.len()];
+                    for (place, &key) in places.iter_mut().zip(&*keys) {
                         *place = u64::from(key) + 1;
                     }
                     each * self.blocks
                 }
                 Target::Guess { key } => {
-                    let (above, equal) = count_above(&keys, key);
+                    let (above, equal) = count_above(keys, key);
                     counts[0] += above;
-                    counts[1 + block.index] += equal;
+                    counts[1 + part.index] += equal;
                     1 + self.blocks
                 }
                 Target::HighBins => {
@@ -383,7 +469,7 @@ impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
                     LOW_BINS
                 }
                 Target::Equal { key: wanted } => {
-                    counts[block.index] += count_equal(&keys, wanted);
+                    counts[part.index] += count_equal(keys, wanted);
                     self.blocks
                 }
             };
@@ -443,6 +529,8 @@ mod tests {
                     index,
                     first,
                     sources: &sources,
+                    next: &[],
+                    memo: None,
                 };
                 measure.block(block, &mut [], &mut counts);
             }

@@ -1,8 +1,8 @@
 //! `sce`: select by variance, weigh by energy, erase what lost the vote on the sign.
 
-use super::band::{Band, Wanted};
+use super::band::Band;
 use super::order::{self, Keys, Order};
-use super::task_vectors::{self, AddUp, Consensus, Mask, MaskedTerm, STRIP, Sum, subtract};
+use super::task_vectors::{self, AddUp, Consensus, Mask, MaskedTerm, STRIP, Sum, differences};
 use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
@@ -88,7 +88,7 @@ impl AnyProgram for SelectWeighErase {
     fn cost(&self) -> Cost {
         Cost {
             measures: if self.share < 1.0 {
-                2 + order::PASSES
+                1 + order::PASSES
             } else {
                 1
             },
@@ -116,23 +116,8 @@ impl SelectWeighErase {
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
     ) -> Result<Band, order::Counts<Spread>> {
-        let order = self.order();
-        let zeros: u64 = order
-            .equal(measured, &[(0, 0)])?
-            .into_iter()
-            .flatten()
-            .sum();
-        let count = (self.share * self.elements.saturating_sub(zeros) as f64) as u64;
-        let wanted = Wanted {
-            stream: 0,
-            skip: 0,
-            count,
-        };
-        if count == 0 {
-            return Ok(Band::nothing());
-        }
-        let bands = order.bands(measured, &[wanted])?;
-        Ok(bands.into_iter().next().unwrap_or_else(Band::nothing))
+        let found = self.order().share(measured, self.share)?;
+        Ok(found.map_or_else(Band::nothing, |found| Band::from(&found)))
     }
 }
 
@@ -197,15 +182,14 @@ impl<R: Real> Keys<R> for Spread {
         };
         let count = self.sources.len() as f64;
         let first = block.sources[first];
+        if let [other] = *others {
+            return half_difference_keys(block.sources[other], first, keys);
+        }
         let mut mean = [0f64; STRIP];
         let mut squares = [0f64; STRIP];
         for (index, keys) in keys.chunks_mut(STRIP).enumerate() {
             let place = index * STRIP..index * STRIP + keys.len();
             let first = &first[place.clone()];
-            if let [other] = *others {
-                half_difference_keys(&block.sources[other][place], first, keys);
-                continue;
-            }
             // Seen from the first source, so that where all agree there is no variance, not a rounding's.
             let (mean, squares) = (&mut mean[..keys.len()], &mut squares[..keys.len()]);
             mean.fill(0.0);
@@ -222,10 +206,11 @@ impl<R: Real> Keys<R> for Spread {
 }
 
 vectorised! {
-    /// What [`deviation_keys`] gives for two sources: half their difference, exactly.
+    /// What [`deviation_keys`] gives for two sources: half their difference, rounded once.
     fn half_difference_keys<R: Real>(source: &[R], first: &[R], keys: &mut [u32]) {
+        let half = R::from_f64(0.5);
         for ((key, &x), &first) in keys.iter_mut().zip(source).zip(first) {
-            *key = ((x.to_f64() - first.to_f64()) / 2.0).magnitude_key();
+            *key = ((x - first) * half).magnitude_key();
         }
     }
 }
@@ -293,20 +278,30 @@ impl<R: Real> Measure<R> for Energies {
     }
 
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
-        let mut keep = vec![R::ONE; block.len()];
-        if let Some((band, keys)) = &self.common {
-            let mut of_block = vec![0; block.len()];
-            keys.fill(&block, 0, &mut of_block);
-            band.in_block(block.index).fill(&of_block, &mut keep);
-        }
+        let mut room = Vec::new();
+        let mut keys = [0; STRIP];
+        let mut keep = [R::ONE; STRIP];
         let mut deltas = [R::ZERO; STRIP];
         let mut kept = [R::ZERO; STRIP];
-        for (index, keep) in keep.chunks(STRIP).enumerate() {
-            let deltas = &mut deltas[..keep.len()];
+        let mut common = self
+            .common
+            .as_ref()
+            .map(|(band, keys)| (band.in_block(block.index), keys));
+        for start in (0..block.len()).step_by(STRIP) {
+            let strip = start..block.len().min(start + STRIP);
+            block.ahead(strip.clone());
+            let part = block.part(strip.clone(), &mut room);
+            let keep = &mut keep[..strip.len()];
+            if let Some((band, spread)) = &mut common {
+                let keys = &mut keys[..strip.len()];
+                spread.fill(&part, 0, keys);
+                band.fill(keys, keep);
+            }
+            let deltas = &mut deltas[..strip.len()];
+            let kept = &mut kept[..strip.len()];
             for (&source, sum) in self.others.iter().zip(&mut *sums) {
-                subtract(&block, source, self.base, index * STRIP, deltas);
-                strike(deltas, keep, &mut kept);
-                let kept = &kept[..deltas.len()];
+                differences(part.sources[source], part.sources[self.base], deltas);
+                strike(deltas, keep, kept);
                 *sum += dot(kept, kept);
             }
         }

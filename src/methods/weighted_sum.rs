@@ -3,6 +3,9 @@
 use crate::engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
 use crate::numeric::{Real, clamp_to_hull, weighted_sum};
 
+/// Elements combined at a time, so that they stay in the first cache.
+const STRIP: usize = 1024;
+
 /// `out = sum of weights[k] * sources[k]`, or that divided by the sum of the weights.
 pub(super) struct WeightedSum {
     /// One weight for each source.
@@ -69,7 +72,12 @@ impl<R: Real> Combination<R> {
 
 impl<R: Real> Apply<R> for Combination<R> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        self.combine(block.sources, out);
+        let mut room = Vec::new();
+        for (index, out) in out.chunks_mut(STRIP).enumerate() {
+            let strip = index * STRIP..index * STRIP + out.len();
+            block.ahead(strip.clone());
+            self.combine(block.part(strip, &mut room).sources, out);
+        }
     }
 }
 

@@ -240,6 +240,8 @@ mod tests {
                     index: 0,
                     first: first as u64,
                     sources: &[&values[first..end]],
+                    next: &[],
+                    memo: None,
                 };
                 Apply::<f64>::block(&Adjusted(program.clone(), Vec::new()), block, &mut out);
                 assert_eq!(out, expected[first..end]);
@@ -280,6 +282,8 @@ mod tests {
                 index: number,
                 first: number as u64 * 333,
                 sources: &[block],
+                next: &[],
+                memo: None,
             };
             Measure::<f64>::block(&program, block, &mut sums, &mut []);
         }
@@ -307,6 +311,8 @@ mod tests {
             index: 0,
             first: 0,
             sources: &[&values],
+            next: &[],
+            memo: None,
         };
         apply.block(block, &mut out);
         assert_eq!(out[..3], values[..3]);

@@ -18,6 +18,13 @@ pub trait Elements: Fill<f32> + Fill<f64> {
     /// The format of the values: that of the bytes if they are stored, else the narrowest that they are
     /// meant to be written in. Decides the precision they are computed in.
     fn format(&self) -> FloatType;
+
+    /// The bytes of so many elements from number `first` on, where they are stored one after the other: what
+    /// may be asked for before it is read. `first + count` is at most the number of elements.
+    fn stored(&self, first: u64, count: usize) -> &[u8] {
+        let _ = (first, count);
+        &[]
+    }
 }
 
 /// Little-endian values in order, perhaps not aligned.
@@ -31,9 +38,7 @@ pub struct Stored<'a> {
 
 impl<R: Real> Fill<R> for Stored<'_> {
     fn fill(&self, first: u64, out: &mut [R]) -> usize {
-        let size = self.format.size();
-        let start = first as usize * size;
-        let bytes = &self.bytes[start..start + out.len() * size];
+        let bytes = self.stored(first, out.len());
         self.format.decode(bytes, out);
         bytes.len()
     }
@@ -42,6 +47,12 @@ impl<R: Real> Fill<R> for Stored<'_> {
 impl Elements for Stored<'_> {
     fn format(&self) -> FloatType {
         self.format
+    }
+
+    fn stored(&self, first: u64, count: usize) -> &[u8] {
+        let size = self.format.size();
+        let start = first as usize * size;
+        &self.bytes[start..start + count * size]
     }
 }
 

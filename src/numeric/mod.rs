@@ -3,6 +3,7 @@
 //! This layer knows no file, no tensor name and no thread. Every kernel gives the same bits however its
 //! input is cut, as long as the cuts fall on multiples of [`BLOCK`]; each has a slow f64 twin in its tests.
 
+mod bits;
 mod census;
 mod combine;
 mod digest;
@@ -11,8 +12,10 @@ mod elements;
 mod float8;
 mod format;
 mod gather;
+mod lanes;
 mod low_rank;
 mod normal;
+mod prefetch;
 mod product;
 mod random;
 mod real;
@@ -23,6 +26,7 @@ mod strided;
 mod submatrix;
 mod vector;
 
+pub use bits::{WORD, pack, unpack};
 pub use census::Census;
 pub use combine::{clamp_to_hull, weighted_sum};
 pub use digest::TreeDigest;
@@ -33,8 +37,10 @@ pub use distance::{
 pub use elements::{Elements, Fill, Stored, Zeros};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};
+pub(crate) use lanes::{LANES, each, load, select};
 pub use low_rank::{Factor, Lengths, LowRank, Norms, Order};
 pub use normal::NormalKey;
+pub use prefetch::prefetch;
 pub use product::{View, multiply, multiply_into};
 pub use random::{MaskKey, keep_threshold};
 pub use real::Real;

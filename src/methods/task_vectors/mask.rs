@@ -1,5 +1,6 @@
 //! Which elements of a task vector are kept, known for every element.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::super::band::{Band, BlockBand, one_if};
@@ -7,7 +8,7 @@ use super::super::order::Keys;
 use super::STRIP;
 use super::ranks::{Chances, RankedRows, rank_rows};
 use crate::engine::Block;
-use crate::numeric::{MaskKey, Real, vectorised};
+use crate::numeric::{MaskKey, Real, WORD, pack, unpack, vectorised};
 
 /// Which elements of a task vector are kept.
 #[derive(Debug, Clone)]
@@ -39,10 +40,12 @@ pub(in crate::methods) struct BlockMask<'m> {
     /// The number of the block's first element.
     first: u64,
     band: Option<BlockBand>,
-    /// For each element of the block, whether it is kept; for a chance by rank.
-    kept: Vec<bool>,
+    /// For each element of the block, whether it is kept; where that is known for all of them.
+    kept: Option<Cow<'m, [u64]>>,
     /// For each element of the block, its rank in its row; where that scales it.
     ranks: Vec<u32>,
+    /// Keys or draws of a strip.
+    numbers: [u32; STRIP],
 }
 
 impl Mask {
@@ -51,47 +54,69 @@ impl Mask {
         matches!(self, Self::ByRankScaled { .. })
     }
 
-    /// The mask of a source's task vector in a block.
-    pub(in crate::methods) fn in_block<R: Real>(
-        &self,
+    /// Whether finding it out takes so long that the pass that measures norms leaves it to the one that applies.
+    pub(super) fn is_remembered(&self) -> bool {
+        matches!(self, Self::ByRank { .. })
+    }
+
+    /// The mask of a source's task vector in a block; `known` is what it keeps, if a pass before has found that
+    /// out.
+    pub(in crate::methods) fn in_block<'m, R: Real>(
+        &'m self,
         block: &Block<'_, R>,
         magnitudes: impl Keys<R>,
         source: usize,
-    ) -> BlockMask<'_> {
-        let (mut kept, mut ranks) = (Vec::new(), Vec::new());
-        match self {
-            Self::ByRank { key, bounds } => {
-                let mut keys = vec![0; block.len()];
-                magnitudes.fill(block, source, &mut keys);
-                kept.resize(block.len(), false);
-                let row = bounds.len();
-                let mut draws = vec![0; row];
-                let mut rows = RankedRows::new(bounds);
-                let places = (block.first..).step_by(row);
-                for ((keys, kept), first) in keys.chunks(row).zip(kept.chunks_mut(row)).zip(places)
-                {
-                    key.fill(first, &mut draws);
-                    rows.keep(keys, &draws, kept);
-                }
-            }
-            Self::ByRankScaled { row, .. } => {
-                ranks.resize(block.len(), 0);
-                magnitudes.fill(block, source, &mut ranks);
-                rank_rows(&mut ranks, *row);
-            }
-            _ => {}
-        }
-        BlockMask {
+        known: Option<&'m [u64]>,
+    ) -> BlockMask<'m> {
+        let mut mask = BlockMask {
             mask: self,
             first: block.first,
-            band: match self {
-                Self::Magnitudes(band) => Some(band.in_block(block.index)),
-                _ => None,
-            },
-            kept,
-            ranks,
+            band: None,
+            kept: known.map(Cow::Borrowed),
+            ranks: Vec::new(),
+            numbers: [0; STRIP],
+        };
+        match self {
+            _ if known.is_some() => {}
+            Self::Magnitudes(band) => mask.band = Some(band.in_block(block.index)),
+            Self::ByRank { key, bounds } => {
+                let keys =
+                    |row: &Block<'_, R>, keys: &mut [u32]| magnitudes.fill(row, source, keys);
+                mask.kept = Some(Cow::Owned(keep_by_rank(*key, bounds, block, keys)));
+            }
+            Self::ByRankScaled { row, .. } => {
+                mask.ranks.resize(block.len(), 0);
+                magnitudes.fill(block, source, &mut mask.ranks);
+                rank_rows(&mut mask.ranks, *row);
+            }
+            Self::All | Self::Nothing | Self::Random { .. } => {}
         }
+        mask
     }
+}
+
+/// What is kept of the rows of a block by chances that rise with the rank; `fill` gives the keys of a row.
+fn keep_by_rank<R: Real>(
+    key: MaskKey,
+    bounds: &[u32],
+    block: &Block<'_, R>,
+    fill: impl Fn(&Block<'_, R>, &mut [u32]),
+) -> Vec<u64> {
+    let row = bounds.len();
+    let mut kept = vec![0; block.len()];
+    let (mut keys, mut draws) = (vec![0; row], vec![0; row]);
+    let mut room = Vec::new();
+    let mut rows = RankedRows::new(bounds);
+    for (index, kept) in kept.chunks_mut(row).enumerate() {
+        let places = index * row..index * row + kept.len();
+        let part = block.part(places, &mut room);
+        key.fill(part.first, &mut draws);
+        fill(&part, &mut keys);
+        rows.keep(&keys, &draws, kept);
+    }
+    let mut words = vec![0; kept.len().div_ceil(WORD)];
+    pack(&kept, &mut words);
+    words
 }
 
 vectorised! {
@@ -119,30 +144,28 @@ vectorised! {
 
 impl BlockMask<'_> {
     /// Sets `keep` for the elements from number `start` of the block on, [`STRIP`] at the most: one where an
-    /// element is kept, else zero. Strips are asked for in order.
+    /// element is kept, else zero. Strips are asked for in order, and all but the last are whole.
     pub(in crate::methods) fn fill<R: Real>(&mut self, start: usize, deltas: &[R], keep: &mut [R]) {
+        if let Some(kept) = &self.kept {
+            return unpack(&kept[start / WORD..], keep);
+        }
         let first = self.first + start as u64;
+        let numbers = &mut self.numbers[..keep.len()];
         match *self.mask {
             Mask::All => keep.fill(R::ONE),
             Mask::Nothing => keep.fill(R::ZERO),
             Mask::Magnitudes(_) => {
                 if let Some(band) = &mut self.band {
-                    let mut keys = [0; STRIP];
-                    magnitude_keys(deltas, &mut keys);
-                    band.fill(&keys[..deltas.len()], keep);
+                    magnitude_keys(deltas, numbers);
+                    band.fill(numbers, keep);
                 }
             }
             Mask::Random { key, bound } => {
-                let mut draws = [0; STRIP];
-                let draws = &mut draws[..keep.len()];
-                key.fill(first, draws);
-                keep_below(draws, bound, keep);
+                key.fill(first, numbers);
+                keep_below(numbers, bound, keep);
             }
-            Mask::ByRank { .. } => {
-                for (keep, &kept) in keep.iter_mut().zip(&self.kept[start..]) {
-                    *keep = one_if(kept);
-                }
-            }
+            // Known for the whole block.
+            Mask::ByRank { .. } => {}
             Mask::ByRankScaled { key, chances, row } => {
                 let ranks = &self.ranks[start..];
                 for (offset, (keep, &rank)) in keep.iter_mut().zip(ranks).enumerate() {
@@ -151,6 +174,11 @@ impl BlockMask<'_> {
                 }
             }
         }
+    }
+
+    /// What is kept of the whole block, if that is known: of masks that are [remembered](Mask::is_remembered).
+    pub(super) fn known(&self) -> Option<&[u64]> {
+        self.kept.as_deref()
     }
 
     /// Divides the task vector by the chance of each element, where the mask says so.

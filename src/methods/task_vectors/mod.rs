@@ -22,7 +22,7 @@ use self::norms::{Norms, l1_factor};
 pub(super) use self::parameters::{
     DENSITY, INT8_MASK, LAMBDA, UNUSED_DENSITY, UNUSED_RESCALE, WEIGHT, normalize, rescale,
 };
-pub(super) use self::sum::{AddUp, Agreement, MaskedTerm, Sum, subtract};
+pub(super) use self::sum::{AddUp, Agreement, MaskedTerm, Sum, differences};
 use super::band::Band;
 use super::order::{self, Order};
 use super::{Action, Method, MethodInfo, Tensor, TensorParams};
@@ -198,6 +198,7 @@ impl AnyProgram for TaskVectors {
             // what ranking it takes.
             scratch: 4 + if by_rank > 0 { 8 * by_rank + 16 } else { 0 },
             column_sums: 0,
+            memo: (norms * by_rank) as u64 * (self.elements / 8 + 8 * self.blocks as u64),
         }
     }
 }

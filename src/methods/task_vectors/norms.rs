@@ -2,7 +2,8 @@
 
 use super::STRIP;
 use super::choice::Magnitudes;
-use super::sum::{MaskedTerm, subtract};
+use super::mask::BlockMask;
+use super::sum::{MaskedTerm, differences};
 use crate::engine::{Block, Measure};
 use crate::numeric::{Real, abs_sums};
 
@@ -36,18 +37,31 @@ impl<R: Real> Measure<R> for Norms<R> {
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
         let mut deltas = [R::ZERO; STRIP];
         let mut keep = [R::ZERO; STRIP];
-        for (term, sums) in self.terms.iter().zip(sums.chunks_exact_mut(2)) {
-            let magnitudes = Magnitudes { base: self.base };
-            let mut mask = term.mask.in_block(&block, magnitudes, term.source);
-            for start in (0..block.len()).step_by(STRIP) {
-                let length = STRIP.min(block.len() - start);
-                let (deltas, keep) = (&mut deltas[..length], &mut keep[..length]);
-                subtract(&block, term.source, self.base, start, deltas);
+        let magnitudes = Magnitudes { base: self.base };
+        let mut masks: Vec<_> = self
+            .terms
+            .iter()
+            .map(|term| term.mask.in_block(&block, magnitudes, term.source, None))
+            .collect();
+        for start in (0..block.len()).step_by(STRIP) {
+            let length = STRIP.min(block.len() - start);
+            block.ahead(start..start + length);
+            let base = &block.sources[self.base][start..][..length];
+            let (deltas, keep) = (&mut deltas[..length], &mut keep[..length]);
+            let terms = self.terms.iter().zip(&mut masks);
+            for ((term, mask), sums) in terms.zip(sums.chunks_exact_mut(2)) {
+                differences(&block.sources[term.source][start..][..length], base, deltas);
                 mask.fill(start, deltas, keep);
                 let [before, after] = abs_sums(deltas, keep);
                 sums[0] += before;
                 sums[1] += after;
             }
+        }
+        // What took long to find out is left to the pass that applies it.
+        if let Some(memo) = block.memo {
+            let known = masks.iter().filter_map(BlockMask::known);
+            // Each block is measured once.
+            let _ = memo.set(known.flatten().copied().collect());
         }
     }
 }

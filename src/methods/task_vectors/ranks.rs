@@ -50,23 +50,27 @@ impl Chances {
 
 /// Decides which elements of rows are kept, and ranks only those on whose rank it depends.
 ///
-/// Chances rise with the rank, so a draw below the least bound of some ranks keeps an element of any of them,
-/// and one above the largest drops it. Magnitudes are counted in bins, which gives each element a range of
-/// ranks; what its draw does not decide is ranked by a look at the whole row.
+/// Chances rise with the rank, so a draw below the bound of the least rank keeps an element of any, and one that is
+/// not below that of the largest drops it. For the others magnitudes are counted in bins, which gives each a range
+/// of ranks; what its draw does not decide then is ranked by a look at the whole row.
 pub(super) struct RankedRows<'b> {
     /// The bound of each rank.
     bounds: &'b [u32],
     /// For each element, its bin.
-    bins: Vec<u16>,
-    /// How many elements are in a bin.
-    counts: [u32; BINS],
+    bins: Vec<u8>,
     /// For each bin, the bounds of its first rank and of its last.
     ends: [[u32; 2]; BINS],
-    undecided: Vec<u32>,
+    /// Elements that are not decided.
+    open: Vec<u32>,
+    /// Some of those, by their keys.
+    keyed: Vec<u64>,
 }
 
-/// Bins of a row at the most; a power of two, so that no place is out of bounds.
-const BINS: usize = 4096;
+/// Bins of a row: as many as a byte tells apart.
+const BINS: usize = 256;
+/// Keys that are looked for in a row one by one, as a share of its elements; where more are open, as in a row with
+/// one magnitude far above all others, the row is sorted.
+const LOOKED_FOR: usize = 32;
 
 impl<'b> RankedRows<'b> {
     /// For rows with as many elements as there are bounds.
@@ -75,61 +79,132 @@ impl<'b> RankedRows<'b> {
         Self {
             bounds,
             bins: vec![0; row],
-            counts: [0; BINS],
             ends: [[0; 2]; BINS],
-            undecided: vec![0; row],
+            open: vec![0; row],
+            keyed: Vec::with_capacity(row),
         }
     }
 
-    /// Sets `keep` for one row, by its keys and draws.
-    pub(super) fn keep(&mut self, keys: &[u32], draws: &[u32], keep: &mut [bool]) {
-        let last = (keys.len() / 2).clamp(1, BINS - 1);
-        assign_bins(keys, last as u32, &mut self.bins);
-        let bins = &self.bins[..keys.len()];
-        count_bins(bins, &mut self.counts);
-        find_ends(&self.counts[..=last], self.bounds, &mut self.ends);
-        let undecided = decide(bins, draws, &self.ends, keep, &mut self.undecided);
-        // Zeros can be many, and their ranks are their order: they are counted in one walk.
-        let (mut zeros, mut walked) = (0, 0);
-        for &index in &self.undecided[..undecided] {
-            let index = index as usize;
-            let rank = if keys[index] == 0 {
-                zeros += count_equal(&keys[walked..index], 0) as usize;
-                walked = index;
-                zeros
-            } else {
-                count_smaller(keys, index) as usize
-            };
-            keep[index] = draws[index] < self.bounds[rank];
+    /// Sets `keep` for one row, by its keys and draws: one where an element is kept, else zero.
+    pub(super) fn keep(&mut self, keys: &[u32], draws: &[u32], keep: &mut [u8]) {
+        let (Some(&least), Some(&most)) = (self.bounds.first(), self.bounds.last()) else {
+            return;
+        };
+        keep_below(draws, least, keep);
+        let open = draws_between(&draws[..keys.len()], least, most, &mut self.open);
+        let bins = &mut self.bins[..keys.len()];
+        assign_bins(keys, bins);
+        find_ends(&count_bins(bins), self.bounds, &mut self.ends);
+        let mut left = 0;
+        for place in 0..open {
+            let index = self.open[place] as usize;
+            let draw = draws[index];
+            let [least, most] = self.ends[usize::from(bins[index])];
+            keep[index] = u8::from(draw < least);
+            self.open[left] = index as u32;
+            left += usize::from((draw >= least) & (draw < most));
+        }
+        self.rank(keys, left, |index, bound| {
+            keep[index] = u8::from(draws[index] < bound)
+        });
+    }
+
+    /// Finds the ranks of the first `left` open elements, and gives their bounds.
+    fn rank(&mut self, keys: &[u32], left: usize, mut give: impl FnMut(usize, u32)) {
+        // Equal keys together, in their order.
+        let keyed = |&index: &u32| u64::from(keys[index as usize]) << 32 | u64::from(index);
+        self.keyed.clear();
+        self.keyed.extend(self.open[..left].iter().map(keyed));
+        self.keyed.sort_unstable();
+        let groups = || self.keyed.chunk_by(|a, b| a >> 32 == b >> 32);
+        if groups().count() > 1 + keys.len() / LOOKED_FOR {
+            let mut ranks = keys.to_vec();
+            rank_rows(&mut ranks, keys.len());
+            for &index in &self.open[..left] {
+                let rank = ranks[index as usize];
+                give(index as usize, self.bounds[rank as usize]);
+            }
+            return;
+        }
+        for group in groups() {
+            let mut ranked: Option<(usize, usize)> = None;
+            for &keyed in group {
+                let index = keyed as u32 as usize;
+                let rank = match ranked {
+                    None => count_smaller(keys, index) as usize,
+                    Some((before, rank)) => {
+                        rank + count_equal(&keys[before..index], keys[index]) as usize
+                    }
+                };
+                ranked = Some((index, rank));
+                give(index, self.bounds[rank]);
+            }
         }
     }
 }
 
 vectorised! {
-    /// Bins by magnitude, of equal width from zero to the largest, from 1 to `last`; 0 is for zeros.
-    fn assign_bins(keys: &[u32], last: u32, bins: &mut [u16]) {
+    /// One where a draw is below the bound, else zero.
+    fn keep_below(draws: &[u32], bound: u32, keep: &mut [u8]) {
+        for (keep, &draw) in keep.iter_mut().zip(draws) {
+            *keep = u8::from(draw < bound);
+        }
+    }
+}
+
+/// Puts down the places of draws from `least` on and below `most`, and gives how many there are.
+fn draws_between(draws: &[u32], least: u32, most: u32, places: &mut [u32]) -> usize {
+    let width = most.saturating_sub(least);
+    let mut count = 0;
+    for (&draw, index) in draws.iter().zip(0..) {
+        places[count] = index;
+        count += usize::from(draw.wrapping_sub(least) < width);
+    }
+    count
+}
+
+vectorised! {
+    /// Bins by magnitude, of equal width from zero to the largest.
+    fn assign_bins(keys: &[u32], bins: &mut [u8]) {
         let most = keys.iter().fold(0, |most, &key| most.max(key));
-        let width = (last - 1) as f32 / f32::from_bits(most);
+        let width = (BINS - 1) as f32 / f32::from_bits(most);
+        // Where the largest is next to nothing.
+        let width = if width.is_finite() { width } else { 0.0 };
         // Beside this number a float has no fraction: its lower bits are the whole number that was added.
         const WHOLE: f32 = 8_388_608.0;
         for (bin, &key) in bins.iter_mut().zip(keys) {
             // Larger keys never get a lower bin, whatever the rounding; a NaN, of which the run tells, gets any.
             let place = (f32::from_bits(key) * width + WHOLE).to_bits().wrapping_sub(WHOLE.to_bits());
-            *bin = if key == 0 { 0 } else { (1 + place.min(last - 1)) as u16 };
+            *bin = place.min(BINS as u32 - 1) as u8;
         }
     }
 }
 
 /// How many elements each bin has.
-fn count_bins(bins: &[u16], counts: &mut [u32; BINS]) {
-    counts.fill(0);
-    for &bin in bins {
-        counts[usize::from(bin) % BINS] += 1;
+fn count_bins(bins: &[u8]) -> [u32; BINS] {
+    // Four tables, so that equal bins in a row do not wait for each other.
+    let mut counts = [[0u32; BINS]; 4];
+    let (fours, rest) = bins.as_chunks::<4>();
+    for four in fours {
+        for (counts, &bin) in counts.iter_mut().zip(four) {
+            counts[usize::from(bin)] += 1;
+        }
     }
+    for &bin in rest {
+        counts[0][usize::from(bin)] += 1;
+    }
+    let [mut total, others @ ..] = counts;
+    for counts in others {
+        total
+            .iter_mut()
+            .zip(counts)
+            .for_each(|(total, count)| *total += count);
+    }
+    total
 }
 
 /// The bounds of each bin's first rank and of its last; of those without elements, any.
-fn find_ends(counts: &[u32], bounds: &[u32], ends: &mut [[u32; 2]; BINS]) {
+fn find_ends(counts: &[u32; BINS], bounds: &[u32], ends: &mut [[u32; 2]; BINS]) {
     let mut below = 0;
     for (ends, &count) in ends.iter_mut().zip(counts) {
         let next = below + count as usize;
@@ -137,25 +212,6 @@ fn find_ends(counts: &[u32], bounds: &[u32], ends: &mut [[u32; 2]; BINS]) {
         *ends = [bound(below), bound(next.saturating_sub(1))];
         below = next;
     }
-}
-
-/// Keeps what draws below its bin's least bound; puts down what draws between the bounds, and gives how many.
-fn decide(
-    bins: &[u16],
-    draws: &[u32],
-    ends: &[[u32; 2]; BINS],
-    keep: &mut [bool],
-    undecided: &mut [u32],
-) -> usize {
-    let mut count = 0;
-    let draws = draws.iter().zip(0..);
-    for ((keep, &bin), (&draw, index)) in keep.iter_mut().zip(bins).zip(draws) {
-        let [least, most] = ends[usize::from(bin) % BINS];
-        *keep = draw < least;
-        undecided[count] = index;
-        count += usize::from((draw >= least) & (draw < most));
-    }
-    count
 }
 
 vectorised! {
@@ -233,11 +289,11 @@ mod tests {
             MaskKey::new(seed, "a", 0).fill(0, &mut draws);
             let chances = Chances::new(density, epsilon).unwrap();
             let bounds = chances.bounds(row);
-            let mut keep = vec![false; row];
+            let mut keep = vec![0; row];
             RankedRows::new(&bounds).keep(&keys, &draws, &mut keep);
             let mut ranks = keys;
             rank_rows(&mut ranks, row);
-            let twin: Vec<bool> = ranks.iter().zip(draws).map(|(&rank, draw)| draw < chances.bound(rank, row)).collect();
+            let twin: Vec<u8> = ranks.iter().zip(draws).map(|(&rank, draw)| u8::from(draw < chances.bound(rank, row))).collect();
             prop_assert_eq!(keep, twin);
         }
 

@@ -7,7 +7,7 @@ use crate::engine::{Apply, Block};
 use crate::methods::TensorParams;
 use crate::methods::band::{Band, one_if};
 use crate::methods::order::Keys;
-use crate::numeric::{Real, clamp_to_hull, vectorised};
+use crate::numeric::{LANES, Real, WORD, each, load, select, vectorised};
 
 /// A fine-tune whose mask is known.
 #[derive(Debug, Clone)]
@@ -73,21 +73,9 @@ impl Agreement {
     }
 }
 
-/// Sets `deltas` to the task vector of `source` from element `start` of the block on.
-pub(in crate::methods) fn subtract<R: Real>(
-    block: &Block<'_, R>,
-    source: usize,
-    base: usize,
-    start: usize,
-    deltas: &mut [R],
-) {
-    let source = &block.sources[source][start..][..deltas.len()];
-    let base = &block.sources[base][start..][..deltas.len()];
-    differences(source, base, deltas);
-}
-
 vectorised! {
-    fn differences<R: Real>(source: &[R], base: &[R], deltas: &mut [R]) {
+    /// Sets `deltas` to the task vector of a source.
+    pub(in crate::methods) fn differences<R: Real>(source: &[R], base: &[R], deltas: &mut [R]) {
         for ((delta, &x), &base) in deltas.iter_mut().zip(source).zip(base) {
             *delta = x - base;
         }
@@ -104,95 +92,96 @@ pub(in crate::methods) struct AddUp<R, K> {
     pub(in crate::methods) common: Option<(Band, K)>,
 }
 
-/// Partial results of a strip.
-struct Strip<R> {
-    /// For each term, its scaled and masked task vector; zero where it is masked.
-    votes: Vec<[R; STRIP]>,
-    /// For each term, one where it is added, else zero.
-    added: Vec<[R; STRIP]>,
-    /// The sum that decides on the sign.
-    ballot: [R; STRIP],
-    /// Sums over the added terms: of votes, of weights, of scaled weights.
-    total: [R; STRIP],
-    divisor: [R; STRIP],
-    share: [R; STRIP],
-    /// The least and the largest of the added sources, and room for those that are made from them.
-    bounds: [Bounds<R>; 2],
-    /// One where the common mask keeps an element, else zero.
-    common: [R; STRIP],
+/// A term in a block, and what is held of it strip by strip.
+struct Vote<'b, R> {
+    mask: BlockMask<'b>,
+    /// The fine-tune's elements in the block.
+    source: &'b [R],
+    /// Its task vector in the strip, divided by the chance of each element where the mask says so.
+    deltas: [R; STRIP],
+    /// One where the element is kept, else zero.
+    keep: [R; STRIP],
+    /// What the task vector is multiplied by where the sign is elected.
+    ballot: R,
+    /// What it is multiplied by where it is added.
+    scaled: R,
+    /// What it adds to the divisor.
+    weight: R,
 }
 
-/// Between what results must lie.
-struct Bounds<R> {
-    low: [R; STRIP],
-    high: [R; STRIP],
+/// What is the same for all elements.
+#[derive(Debug, Clone, Copy)]
+struct Rule<R> {
+    lambda: R,
+    /// What the weights of the added terms are added to.
+    divisor: R,
 }
 
-impl<R: Real> Strip<R> {
-    fn new(terms: usize, divisor: R) -> Self {
-        let zeros = [R::ZERO; STRIP];
-        let bounds = || Bounds {
-            low: zeros,
-            high: zeros,
-        };
-        Self {
-            votes: vec![zeros; terms],
-            added: vec![zeros; terms],
-            ballot: zeros,
-            total: zeros,
-            divisor: [divisor; STRIP],
-            share: zeros,
-            bounds: [bounds(), bounds()],
-            common: zeros,
-        }
-    }
-}
+/// Only votes of the elected sign are added.
+const ELECTS: u8 = 1;
+/// The sum is divided by the divisor, to which each added term adds its weight.
+const DIVIDES: u8 = 2;
+/// Where the weights make up one, the result is a mean, and is put between its sources.
+const MEANS: u8 = 4;
 
 impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        if self.adds_everything() {
-            return self.add_everything(&block, out);
-        }
-        let mut strip = Strip::new(self.terms.len(), self.divisor().unwrap_or(R::ONE));
-        let magnitudes = Magnitudes { base: self.base };
-        let mut masks: Vec<BlockMask<'_>> = self
-            .terms
-            .iter()
-            .map(|term| term.mask.in_block(&block, magnitudes, term.source))
-            .collect();
-        let mut common = self.common.as_ref().map(|(band, keys)| {
-            let mut of_block = vec![0; block.len()];
-            keys.fill(&block, 0, &mut of_block);
-            (band.in_block(block.index), of_block)
-        });
+        let mut votes = self.votes(&block);
+        let mut common = self
+            .common
+            .as_ref()
+            .map(|(band, keys)| (band.in_block(block.index), keys));
+        let (mut keys, mut kept) = ([0; STRIP], [R::ZERO; STRIP]);
+        let mut room = Vec::new();
         for (index, out) in out.chunks_mut(STRIP).enumerate() {
             let start = index * STRIP;
-            let length = out.len();
-            if let Some((band, keys)) = &mut common {
-                band.fill(&keys[start..][..length], &mut strip.common[..length]);
+            let strip = start..start + out.len();
+            block.ahead(strip.clone());
+            let common = common.as_mut().map(|(band, stream)| {
+                let (keys, kept) = (&mut keys[..out.len()], &mut kept[..out.len()]);
+                stream.fill(&block.part(strip.clone(), &mut room), 0, keys);
+                band.fill(keys, kept);
+                &*kept
+            });
+            let base = &block.sources[self.base][strip];
+            for vote in &mut votes {
+                vote.prepare(base, start, common);
             }
-            self.vote(&block, start, length, &mut masks, &mut strip);
-            if self.sum.consensus != Consensus::None {
-                for (votes, added) in strip.votes.iter().zip(&mut strip.added) {
-                    strike_out(&strip.ballot[..length], votes, added);
-                }
+            if let Some(agreement) = &self.agreement {
+                self.agree(agreement, base, start, &mut votes);
             }
-            self.add(&block, start, length, &mut strip);
-            self.finish(&block.sources[self.base][start..][..length], &strip, out);
+            let rule = self.rule(R::from_f64(self.sum.lambda));
+            self.add(base, start, &votes, rule, self.means(), out);
         }
     }
 }
 
-// Short loops over few slices, which the compiler turns into vectors; over all of them at once it does not.
-// What is chosen between an old value and a new one goes to another slice: in place, only the new ones would be
-// stored, and stores under a mask are slow.
-
-vectorised! {
-    /// Adds a scaled task vector.
-    fn add_scaled<R: Real>(source: &[R], base: &[R], scaled: R, total: &mut [R]) {
-        for ((total, &x), &base) in total.iter_mut().zip(source).zip(base) {
-            *total += (x - base) * scaled;
+impl<R: Real> Vote<'_, R> {
+    /// Sets the task vector and the mask of the strip that begins at `start`.
+    fn prepare(&mut self, base: &[R], start: usize, common: Option<&[R]>) {
+        let length = base.len();
+        let (deltas, keep) = (&mut self.deltas[..length], &mut self.keep[..length]);
+        differences(&self.source[start..][..length], base, deltas);
+        self.mask.fill(start, deltas, keep);
+        if let Some(common) = common {
+            keep_common(common, keep);
         }
+        self.mask.scale(start, deltas);
+    }
+
+    /// What is added of some elements, and one where it is added, else zero.
+    #[inline(always)]
+    fn elected<const RULE: u8, const N: usize>(&self, at: usize, sign: &[R; N]) -> [[R; N]; 2] {
+        let keep = load(&self.keep, at);
+        if RULE & ELECTS == 0 {
+            return [keep, keep];
+        }
+        let (delta, scaled): ([R; N], R) = (load(&self.deltas, at), self.scaled);
+        let voted = each(|i| delta[i] * scaled);
+        let voted = select(&keep, voted, [R::ZERO; N]);
+        // A vote of zero agrees with no sign.
+        let agrees = each(|i| one_if(voted[i] * sign[i] > R::ZERO));
+        [voted, agrees]
     }
 }
 
@@ -206,208 +195,177 @@ vectorised! {
 }
 
 vectorised! {
-    /// Turns task vectors into votes, scaled and masked, and adds them to the ballot.
-    fn cast<R: Real>(scaled: R, added: &[R], votes: &mut [R], ballot: &mut [R]) {
-        for ((vote, &added), ballot) in votes.iter_mut().zip(added).zip(ballot) {
-            *vote = if added > R::ZERO { *vote * scaled } else { R::ZERO };
-            *ballot += *vote;
-        }
-    }
-}
-
-vectorised! {
-    /// The same, where the ballot is of task vectors before they are scaled.
-    fn cast_unweighted<R: Real>(scaled: R, added: &[R], votes: &mut [R], ballot: &mut [R]) {
-        for ((vote, &added), ballot) in votes.iter_mut().zip(added).zip(ballot) {
-            let delta = if added > R::ZERO { *vote } else { R::ZERO };
-            *ballot += delta;
-            *vote = if added > R::ZERO { delta * scaled } else { R::ZERO };
-        }
-    }
-}
-
-vectorised! {
-    /// Strikes out the votes whose sign lost.
-    fn strike_out<R: Real>(ballot: &[R], votes: &[R], added: &mut [R]) {
-        for ((&vote, added), &ballot) in votes.iter().zip(added).zip(ballot) {
-            // A tie is a plus, and a vote of zero agrees with no sign.
-            let plus = ballot >= R::ZERO;
-            *added = one_if(((vote > R::ZERO) & plus) | ((vote < R::ZERO) & !plus));
-        }
-    }
-}
-
-vectorised! {
-    /// Adds the votes that count.
-    fn sum_added<R: Real>(votes: &[R], added: &[R], total: &mut [R]) {
-        for ((total, &vote), &added) in total.iter_mut().zip(votes).zip(added) {
-            *total += if added > R::ZERO { vote } else { R::ZERO };
-        }
-    }
-}
-
-vectorised! {
-    /// Adds the weight where the term is added.
-    fn sum_weights<R: Real>(added: &[R], weight: R, weights: &mut [R]) {
-        for (weights, &added) in weights.iter_mut().zip(added) {
-            *weights += added * weight;
-        }
-    }
-}
-
-vectorised! {
-    /// The least of the values that are added and what was the least before.
-    fn widen_down<R: Real>(values: &[R], added: &[R], below: &[R], low: &mut [R]) {
-        for ((low, &below), (&value, &added)) in low.iter_mut().zip(below).zip(values.iter().zip(added)) {
-            *low = if (added > R::ZERO) & (value < below) { value } else { below };
-        }
-    }
-}
-
-vectorised! {
-    /// The largest of the values that are added and what was the largest before.
-    fn widen_up<R: Real>(values: &[R], added: &[R], above: &[R], high: &mut [R]) {
-        for ((high, &above), (&value, &added)) in high.iter_mut().zip(above).zip(values.iter().zip(added)) {
-            *high = if (added > R::ZERO) & (value > above) { value } else { above };
-        }
-    }
-}
-
-vectorised! {
-    /// Counts the task vectors that agree with the mean of the sum.
-    fn count_agreeing<R: Real>(
-        deltas: &[R], factor: R, total: &[R], divisor: &[R], agreeing: &mut [R],
+    /// Sets `out` to the base and what is added of the votes, whose strip begins at `start` of their block.
+    fn add_votes<R: Real, const RULE: u8>(
+        base: &[R], votes: &[Vote<'_, R>], start: usize, rule: Rule<R>, out: &mut [R],
     ) {
-        let sums = total.iter().zip(divisor);
-        for ((&delta, (&total, &divisor)), agreeing) in deltas.iter().zip(sums).zip(agreeing) {
-            let rest = total / nonzero(divisor) - delta;
-            *agreeing += one_if(delta.abs() > factor * rest.abs());
+        let (chunks, rest) = out.as_chunks_mut::<LANES>();
+        let whole = chunks.len() * LANES;
+        for (index, out) in chunks.iter_mut().enumerate() {
+            *out = add_lanes::<R, RULE, LANES>(base, votes, start, index * LANES, rule);
+        }
+        for (index, out) in rest.iter_mut().enumerate() {
+            [*out] = add_lanes::<R, RULE, 1>(base, votes, start, whole + index, rule);
         }
     }
 }
 
-vectorised! {
-    /// Adds `lambda * total / divisor` to the base.
-    fn add_difference<R: Real>(
-        lambda: R, base: &[R], total: &[R], divisor: &[R], out: &mut [R],
-    ) {
-        let sums = total.iter().zip(divisor);
-        for ((out, &base), (&total, &divisor)) in out.iter_mut().zip(base).zip(sums) {
-            let difference = lambda * (total / nonzero(divisor));
-            // Adding a zero could turn the sign of another.
-            *out = if difference == R::ZERO { base } else { base + difference };
-        }
-    }
-}
-
-vectorised! {
-    /// Adds `lambda * total / divisor` to the base; where the weights make up one, the result is a mean, and
-    /// is put between the bounds.
-    fn add_mean<R: Real>(
-        lambda: R, base: &[R], total: &[R], divisor: &[R], share: &[R], bounds: [&[R]; 2], out: &mut [R],
-    ) {
-        let [low, high] = bounds;
-        let sums = total.iter().zip(divisor).zip(share);
-        let bounds = low.iter().zip(high);
-        for (((out, &base), ((&total, &divisor), &share)), (&low, &high)) in
-            out.iter_mut().zip(base).zip(sums).zip(bounds)
-        {
-            let divisor = nonzero(divisor);
-            let difference = lambda * (total / divisor);
-            // Adding a zero could turn the sign of another.
-            let merged = if difference == R::ZERO { base } else { base + difference };
-            let mean = is_mean(lambda, share, divisor);
-            // At equality too, as a minus zero equals a plus zero.
-            let raised = if mean & (merged <= low) { low } else { merged };
-            *out = if mean & (raised >= high) { high } else { raised };
-        }
-    }
-}
-
-/// Whether weights make up one; what they miss it by then is rounding.
+/// The result for the elements from number `at` of the strip on.
 #[inline(always)]
-fn is_mean<R: Real>(lambda: R, share: R, divisor: R) -> bool {
-    (R::ONE - lambda * (share / divisor)).abs() <= R::NOISE
+fn add_lanes<R: Real, const RULE: u8, const N: usize>(
+    base: &[R],
+    votes: &[Vote<'_, R>],
+    start: usize,
+    at: usize,
+    rule: Rule<R>,
+) -> [R; N] {
+    let mut ballot = [R::ZERO; N];
+    for vote in votes {
+        let (delta, keep): ([R; N], [R; N]) = (load(&vote.deltas, at), load(&vote.keep, at));
+        let weight = vote.ballot;
+        let cast = each(|i| delta[i] * weight);
+        let cast = select(&keep, cast, [R::ZERO; N]);
+        ballot = each(|i| ballot[i] + cast[i]);
+    }
+    // A tie is a plus.
+    let sign = each(|i| {
+        if ballot[i] >= R::ZERO {
+            R::ONE
+        } else {
+            R::ZERO - R::ONE
+        }
+    });
+    let mut total = if RULE & ELECTS != 0 {
+        [R::ZERO; N]
+    } else {
+        ballot
+    };
+    let mut divisor = [rule.divisor; N];
+    if RULE & (ELECTS | DIVIDES) != 0 {
+        for vote in votes {
+            let [voted, added] = vote.elected::<RULE, N>(at, &sign);
+            let weight = vote.weight;
+            if RULE & ELECTS != 0 {
+                let counted = select(&added, voted, [R::ZERO; N]);
+                total = each(|i| total[i] + counted[i]);
+            }
+            if RULE & DIVIDES != 0 {
+                let part = select(&added, [weight; N], [R::ZERO; N]);
+                divisor = each(|i| divisor[i] + part[i]);
+            }
+        }
+    }
+    let mut share = [R::ZERO; N];
+    let mut low = [R::from_f64(f64::INFINITY); N];
+    let mut high = [R::from_f64(f64::NEG_INFINITY); N];
+    if RULE & MEANS != 0 {
+        for vote in votes {
+            let [_, added] = vote.elected::<RULE, N>(at, &sign);
+            let (source, scaled): ([R; N], R) = (load(vote.source, start + at), vote.scaled);
+            let part = select(&added, [scaled; N], [R::ZERO; N]);
+            share = each(|i| share[i] + part[i]);
+            low = each(|i| {
+                if (added[i] > R::ZERO) & (source[i] < low[i]) {
+                    source[i]
+                } else {
+                    low[i]
+                }
+            });
+            high = each(|i| {
+                if (added[i] > R::ZERO) & (source[i] > high[i]) {
+                    source[i]
+                } else {
+                    high[i]
+                }
+            });
+        }
+    }
+    // Where nothing is added, nothing is divided.
+    let divisor: [R; N] = each(|i| {
+        if divisor[i] == R::ZERO {
+            R::ONE
+        } else {
+            divisor[i]
+        }
+    });
+    let base: [R; N] = load(base, at);
+    each(|i| {
+        let mean = if RULE & DIVIDES != 0 {
+            total[i] / divisor[i]
+        } else {
+            total[i]
+        };
+        let difference = rule.lambda * mean;
+        // Adding a zero could turn the sign of another.
+        let merged = if difference == R::ZERO {
+            base[i]
+        } else {
+            base[i] + difference
+        };
+        if RULE & MEANS == 0 {
+            return merged;
+        }
+        // What weights that make up one miss it by is rounding.
+        let one = (divisor[i] - rule.lambda * share[i]).abs() <= R::NOISE * divisor[i];
+        // At equality too, as a minus zero equals a plus zero.
+        let raised = if one & (merged <= low[i]) {
+            low[i]
+        } else {
+            merged
+        };
+        if one & (raised >= high[i]) {
+            high[i]
+        } else {
+            raised
+        }
+    })
 }
 
-/// Where nothing is added, nothing is divided.
-#[inline(always)]
-fn nonzero<R: Real>(divisor: R) -> R {
-    if divisor == R::ZERO { R::ONE } else { divisor }
+vectorised! {
+    /// Counts a task vector where it agrees with the mean of the sum.
+    fn count_agreeing<R: Real>(deltas: &[R], factor: R, mean: &[R], agreeing: &mut [R]) {
+        for ((&delta, &mean), agreeing) in deltas.iter().zip(mean).zip(agreeing) {
+            *agreeing += one_if(delta.abs() > factor * (mean - delta).abs());
+        }
+    }
+}
+
+vectorised! {
+    /// One where so many agree, else zero.
+    fn keep_agreed<R: Real>(agreeing: &[R], least: R, keep: &mut [R]) {
+        for (keep, &agreeing) in keep.iter_mut().zip(agreeing) {
+            *keep = one_if(agreeing >= least);
+        }
+    }
 }
 
 impl<R: Real, K> AddUp<R, K> {
-    /// Masks each term and sums the votes.
-    fn vote(
-        &self,
-        block: &Block<'_, R>,
-        start: usize,
-        length: usize,
-        masks: &mut [BlockMask<'_>],
-        strip: &mut Strip<R>,
-    ) {
-        strip.ballot.fill(R::ZERO);
-        let unweighted = self.sum.consensus == Consensus::Sign;
-        let rows = strip.votes.iter_mut().zip(&mut strip.added);
-        for ((term, mask), (votes, added)) in self.terms.iter().zip(masks).zip(rows) {
-            let (votes, added) = (&mut votes[..length], &mut added[..length]);
-            subtract(block, term.source, self.base, start, votes);
-            mask.fill(start, votes, added);
-            if self.common.is_some() {
-                keep_common(&strip.common, added);
-            }
-            mask.scale(start, votes);
-            match unweighted {
-                true => cast_unweighted(term.scaled, added, votes, &mut strip.ballot),
-                false => cast(term.scaled, added, votes, &mut strip.ballot),
-            }
-        }
-    }
-
-    /// Whether there is nothing to choose: every element of every task vector is added.
-    fn adds_everything(&self) -> bool {
-        self.sum.consensus == Consensus::None
-            && self.common.is_none()
-            && self.agreement.is_none()
-            && self.terms.iter().all(|term| matches!(term.mask, Mask::All))
-    }
-
-    fn add_everything(&self, block: &Block<'_, R>, out: &mut [R]) {
-        let base = block.sources[self.base];
-        let lambda = R::from_f64(self.sum.lambda);
-        let divisor = self.divisor().unwrap_or(R::ONE);
-        let share = self
-            .terms
-            .iter()
-            .fold(R::ZERO, |sum, term| sum + term.scaled);
-        let mean = is_mean(lambda, share, divisor) && self.means();
-        let mut total = [R::ZERO; STRIP];
-        let mut hull = Vec::with_capacity(self.terms.len());
-        for (index, out) in out.chunks_mut(STRIP).enumerate() {
-            let strip = index * STRIP..index * STRIP + out.len();
-            total.fill(R::ZERO);
-            let base = &base[strip.clone()];
-            for term in &self.terms {
-                let source = block.sources[term.source];
-                add_scaled(&source[strip.clone()], base, term.scaled, &mut total);
-            }
-            add_difference(lambda, base, &total, &[divisor; STRIP], out);
-            if mean {
-                hull.clear();
-                let sources = self.terms.iter().map(|term| block.sources[term.source]);
-                hull.extend(sources.map(|source| &source[strip.clone()]));
-                clamp_to_hull(&hull, out);
-            }
-        }
-    }
-
-    /// What the sum is divided by, if it is not the weights that were added.
-    fn divisor(&self) -> Option<R> {
-        match (self.sum.normalize, self.sum.consensus) {
-            (false, _) => Some(R::ONE),
-            (true, Consensus::None) => Some(R::from_f64(self.sum.total)),
-            (true, Consensus::WeightedSign | Consensus::Sign) => None,
-        }
+    fn votes<'b>(&'b self, block: &Block<'b, R>) -> Vec<Vote<'b, R>> {
+        let magnitudes = Magnitudes { base: self.base };
+        // A sum of all terms has one divisor for all elements.
+        let divides = self.sum.normalize && self.sum.consensus != Consensus::None;
+        let words = block.len().div_ceil(WORD);
+        let memo = block.memo.and_then(|memo| memo.get());
+        let mut known = memo.map(|memo| memo.chunks_exact(words.max(1)));
+        let mut known = |mask: &Mask| match mask.is_remembered() {
+            true => known.as_mut()?.next(),
+            false => None,
+        };
+        let vote = |term: &'b MaskedTerm<R>| Vote {
+            mask: term
+                .mask
+                .in_block(block, magnitudes, term.source, known(&term.mask)),
+            source: block.sources[term.source],
+            deltas: [R::ZERO; STRIP],
+            keep: [R::ONE; STRIP],
+            ballot: match self.sum.consensus {
+                Consensus::Sign => R::ONE,
+                Consensus::None | Consensus::WeightedSign => term.scaled,
+            },
+            scaled: term.scaled,
+            weight: if divides { term.weight } else { R::ZERO },
+        };
+        self.terms.iter().map(vote).collect()
     }
 
     /// Whether results are means of the sources where the weights make up one.
@@ -417,99 +375,66 @@ impl<R: Real, K> AddUp<R, K> {
             && self.terms.iter().all(|term| term.scaled >= R::ZERO)
     }
 
-    /// Sums the added terms.
-    fn add(&self, block: &Block<'_, R>, start: usize, length: usize, strip: &mut Strip<R>) {
-        let (means, divided) = (self.means(), self.divisor().is_none());
-        let elected = self.sum.consensus != Consensus::None;
-        match elected {
-            true => strip.total.fill(R::ZERO),
-            // All votes count.
-            false => strip.total = strip.ballot,
-        }
-        if divided {
-            strip.divisor.fill(R::ZERO);
-        }
-        // Then both sums of weights are one.
-        let alike = divided && self.terms.iter().all(|term| term.scaled == term.weight);
-        let [from, to] = &mut strip.bounds;
-        let (mut from, mut to) = (from, to);
-        if means {
-            if !alike {
-                strip.share.fill(R::ZERO);
-            }
-            from.low.fill(R::from_f64(f64::INFINITY));
-            from.high.fill(R::from_f64(f64::NEG_INFINITY));
-        }
-        for ((term, votes), added) in self.terms.iter().zip(&strip.votes).zip(&strip.added) {
-            let (votes, added) = (&votes[..length], &added[..length]);
-            if elected {
-                sum_added(votes, added, &mut strip.total);
-            }
-            if divided {
-                sum_weights(added, term.weight, &mut strip.divisor);
-            }
-            if means {
-                let source = &block.sources[term.source][start..][..length];
-                if !alike {
-                    sum_weights(added, term.scaled, &mut strip.share);
-                }
-                widen_down(source, added, &from.low, &mut to.low);
-                widen_up(source, added, &from.high, &mut to.high);
-                std::mem::swap(&mut from, &mut to);
-            }
-        }
-        if alike {
-            strip.share = strip.divisor;
-        }
-        if let Some(agreement) = &self.agreement {
-            self.agree(agreement, block, start, length, strip);
+    fn rule(&self, lambda: R) -> Rule<R> {
+        Rule {
+            lambda,
+            divisor: match (self.sum.normalize, self.sum.consensus) {
+                (false, _) => R::ONE,
+                (true, Consensus::None) => R::from_f64(self.sum.total),
+                (true, Consensus::WeightedSign | Consensus::Sign) => R::ZERO,
+            },
         }
     }
 
-    /// Takes back what too few task vectors agree with.
-    fn agree(
+    /// Sets `out` to the base and what is added of the votes.
+    fn add(
         &self,
-        agreement: &Agreement,
-        block: &Block<'_, R>,
+        base: &[R],
         start: usize,
-        length: usize,
-        strip: &mut Strip<R>,
+        votes: &[Vote<'_, R>],
+        rule: Rule<R>,
+        means: bool,
+        out: &mut [R],
     ) {
-        let least = R::from_f64(agreement.least);
+        let elects = self.sum.consensus != Consensus::None;
+        let kernel = match (elects, self.sum.normalize, means) {
+            (false, false, false) => add_votes::<R, 0>,
+            (false, false, true) => add_votes::<R, MEANS>,
+            (false, true, false) => add_votes::<R, DIVIDES>,
+            (false, true, true) => add_votes::<R, { DIVIDES | MEANS }>,
+            (true, false, false) => add_votes::<R, ELECTS>,
+            (true, false, true) => add_votes::<R, { ELECTS | MEANS }>,
+            (true, true, false) => add_votes::<R, { ELECTS | DIVIDES }>,
+            (true, true, true) => add_votes::<R, { ELECTS | DIVIDES | MEANS }>,
+        };
+        kernel(base, votes, start, rule, out);
+    }
+
+    /// Masks what too few task vectors agree with.
+    fn agree(&self, agreement: &Agreement, base: &[R], start: usize, votes: &mut [Vote<'_, R>]) {
+        let length = base.len();
+        let mut mean = [R::ZERO; STRIP];
+        let mean = &mut mean[..length];
+        let zeros = [R::ZERO; STRIP];
+        self.add(
+            &zeros[..length],
+            start,
+            votes,
+            self.rule(R::ONE),
+            false,
+            mean,
+        );
         let mut agreeing = [R::ZERO; STRIP];
         let mut deltas = [R::ZERO; STRIP];
-        for (term, &factor) in self.terms.iter().zip(&agreement.factors) {
+        for (vote, &factor) in votes.iter().zip(&agreement.factors) {
+            differences(&vote.source[start..][..length], base, &mut deltas[..length]);
             let factor = R::from_f64(factor);
-            subtract(block, term.source, self.base, start, &mut deltas[..length]);
-            let Strip { total, divisor, .. } = &*strip;
-            count_agreeing(&deltas[..length], factor, total, divisor, &mut agreeing);
+            count_agreeing(&deltas[..length], factor, mean, &mut agreeing);
         }
-        for (i, &agreeing) in agreeing[..length].iter().enumerate() {
-            if agreeing < least {
-                strip.total[i] = R::ZERO;
-                // Nothing is added, so the result is no mean of what was.
-                strip.share[i] = R::ZERO;
-            }
-        }
-    }
-
-    fn finish(&self, base: &[R], strip: &Strip<R>, out: &mut [R]) {
-        let lambda = R::from_f64(self.sum.lambda);
-        let Strip {
-            total,
-            divisor,
-            share,
-            bounds,
-            ..
-        } = strip;
-        match self.means() {
-            true => {
-                // Each term has put them to the other place.
-                let Bounds { low, high } = &bounds[self.terms.len() % 2];
-                let bounds = [&low[..], &high[..]];
-                add_mean(lambda, base, total, divisor, share, bounds, out);
-            }
-            false => add_difference(lambda, base, total, divisor, out),
+        let mut agreed = [R::ZERO; STRIP];
+        keep_agreed(&agreeing, R::from_f64(agreement.least), &mut agreed);
+        for vote in votes {
+            keep_common(&agreed, &mut vote.keep);
         }
     }
 }
