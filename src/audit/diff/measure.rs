@@ -6,12 +6,14 @@ use super::Request;
 use crate::engine::{self, Observer};
 use crate::numeric::{
     BLOCK, Distance, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums, distance,
-    distance_bf16, task_sums,
+    distance_bf16, prefetch, task_sums,
 };
 use crate::run::RunError;
 
 /// Blocks of a piece, the unit that a worker measures.
 const PIECE_BLOCKS: u64 = 64;
+/// Elements that are looked at together where nothing need be decoded: they stay in the first cache.
+const STRIP: usize = 1024;
 
 /// A tensor of both checkpoints, and of the base if it has it in the same shape.
 pub(super) struct Triple<'a> {
@@ -198,6 +200,13 @@ fn block<R: Real>(
         let range = first as usize * triple.size..(first as usize + length) * triple.size;
         (&a[range.clone()], &b[range])
     });
+    // The usual case, for which nothing need be decoded first.
+    if triple.format == Some(FloatType::Bf16)
+        && triple.base.is_none()
+        && let Some(found) = block_bf16::<R>(triple, first, length)
+    {
+        return found;
+    }
     if let Some((a, b)) = bytes {
         found.differs = a != b;
         match triple.format {
@@ -219,14 +228,6 @@ fn block<R: Real>(
     let Some([a, b]) = &triple.values else {
         return found;
     };
-    // The usual case, for which nothing need be decoded first.
-    if let (Some(FloatType::Bf16), Some((a, b)), None) = (triple.format, bytes, &triple.base) {
-        let apart = distance_bf16::<R>(a, b);
-        if apart.is_finite() {
-            found.distance = Some(apart);
-            return found;
-        }
-    }
     let [of_a, of_b, of_base] = lanes;
     for (values, source) in [(&mut *of_a, a), (&mut *of_b, b)] {
         values.resize(length, R::ZERO);
@@ -266,6 +267,35 @@ fn block<R: Real>(
     found.distance = Some(apart);
     found.tasks = tasks;
     found
+}
+
+/// [`block`] of two runs of bf16 elements that lie in files as they are; none if not all are finite.
+fn block_bf16<R: Real>(triple: &Triple<'_>, first: u64, length: usize) -> Option<Measured> {
+    let (a, b) = triple.bytes?;
+    let start = 2 * first as usize;
+    let (mut apart, mut steps) = (Distance::default(), StepCounts::default());
+    let mut differs = false;
+    for at in (0..length).step_by(STRIP) {
+        let strip = start + 2 * at..start + 2 * length.min(at + STRIP);
+        // What the next block has there arrives while this is looked at.
+        let ahead = strip.start + 2 * BLOCK..strip.end + 2 * BLOCK;
+        for bytes in [a, b] {
+            prefetch(bytes.get(ahead.clone()).unwrap_or_default());
+        }
+        let (a, b) = (a.get(strip.clone())?, b.get(strip)?);
+        if a != b {
+            differs = true;
+            steps.add(&StepCounts::of(FloatType::Bf16, a, b));
+        }
+        apart.add(&distance_bf16::<R>(a, b));
+    }
+    apart.is_finite().then_some(Measured {
+        differs,
+        differing: steps.at_least[0],
+        distance: Some(apart),
+        steps: Some(steps),
+        ..Measured::default()
+    })
 }
 
 /// Bars of a histogram of steps: lower and upper bound, and elements.
