@@ -1,15 +1,11 @@
 //! The float formats of checkpoints: decoding to the precision of the merge, and one rounding on the way out.
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use half::bf16;
 use safetensors::Dtype;
 
-use super::float8;
+use super::narrow::{F8E4m3, F8E5m2, F16, Narrow};
 use super::real::Real;
 use super::vector::vectorised;
-
-/// Values converted at once where a library wants aligned slices.
-const STRIP: usize = 256;
 
 /// A float format that merges read and write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,8 +127,8 @@ impl FloatType {
         matches!(self, Self::F64 | Self::F32)
     }
 
-    /// The largest finite value, and the smallest magnitude that no longer rounds to a finite one.
-    fn limits(self) -> (f64, f64) {
+    /// The largest finite value, and the smallest magnitude of this precision that no longer rounds to a finite one.
+    fn limits<R: Real>(self) -> (f64, f64) {
         match self {
             Self::F64 => (f64::MAX, f64::INFINITY),
             Self::F32 => (f64::from(f32::MAX), (2.0 - 2f64.powi(-24)) * 2f64.powi(127)),
@@ -141,8 +137,9 @@ impl FloatType {
                 f64::from(bf16::MAX.to_f32()),
                 (2.0 - 2f64.powi(-8)) * 2f64.powi(127),
             ),
-            // 464 lies half-way between 448 and the NaN's place and rounds to even: 448.
-            Self::F8E4m3 => (448.0, f64::from(464f32.next_up())),
+            // 464 lies half-way between 448 and the NaN's place and rounds to even: 448. What follows it does not; a
+            // unit in its last place is 2^8 of those of one.
+            Self::F8E4m3 => (448.0, 464.0 + 256.0 / 4.0 * R::NOISE.to_f64()),
             Self::F8E5m2 => (57_344.0, 61_440.0),
         }
     }
@@ -153,9 +150,9 @@ impl FloatType {
             Self::F64 => decode_f64(bytes, values),
             Self::F32 => decode_f32(bytes, values),
             Self::Bf16 => decode_bf16(bytes, values),
-            Self::F16 => decode_f16(bytes, values),
-            Self::F8E4m3 => decode_f8(float8::decode_e4m3, bytes, values),
-            Self::F8E5m2 => decode_f8(float8::decode_e5m2, bytes, values),
+            Self::F16 => decode_narrow(F16, bytes, values),
+            Self::F8E4m3 => decode_narrow(F8E4m3, bytes, values),
+            Self::F8E5m2 => decode_narrow(F8E5m2, bytes, values),
         }
     }
 
@@ -164,24 +161,10 @@ impl FloatType {
     /// With `saturate`, values beyond the range become the largest finite value of their sign; without, they
     /// become what the format has there (infinity, or NaN in `F8_E4M3`). Both are counted.
     pub fn encode<R: Real>(self, values: &mut [R], saturate: bool, bytes: &mut [u8]) -> Narrowed {
-        let narrowed = self.narrow(values, saturate);
-        match self {
-            Self::F64 => encode_f64(values, bytes),
-            Self::F32 => encode_f32(values, bytes),
-            Self::Bf16 => encode_bf16(values, bytes),
-            Self::F16 => encode_f16(values, bytes),
-            Self::F8E4m3 => encode_f8(float8::encode_e4m3, values, bytes),
-            Self::F8E5m2 => encode_f8(float8::encode_e5m2, values, bytes),
-        }
-        narrowed
-    }
-
-    /// Counts what does not fit, and clamps it if asked to.
-    fn narrow<R: Real>(self, values: &mut [R], saturate: bool) -> Narrowed {
-        let (largest, beyond) = self.limits();
+        let (largest, beyond) = self.limits::<R>();
         // In f32 the limit of a wider format is infinity: nothing finite reaches it.
         let limit = R::from_f64(beyond);
-        if all_below(values, limit) {
+        if self.store(values, limit, bytes) {
             return Narrowed::default();
         }
         let inside = values.iter().filter(|value| value.abs() < limit).count();
@@ -196,10 +179,23 @@ impl FloatType {
                     largest
                 };
             }
+            self.store(values, limit, bytes);
         }
         Narrowed {
             overflowed: outside - non_finite.nan - non_finite.infinite,
             non_finite,
+        }
+    }
+
+    /// Encodes, and tells whether all magnitudes are below the limit; a NaN is not.
+    fn store<R: Real>(self, values: &[R], limit: R, bytes: &mut [u8]) -> bool {
+        match self {
+            Self::F64 => encode_f64(values, limit, bytes),
+            Self::F32 => encode_f32(values, limit, bytes),
+            Self::Bf16 => encode_bf16(values, limit, bytes),
+            Self::F16 => encode_narrow(F16, values, limit, bytes),
+            Self::F8E4m3 => encode_narrow(F8E4m3, values, limit, bytes),
+            Self::F8E5m2 => encode_narrow(F8E5m2, values, limit, bytes),
         }
     }
 }
@@ -242,88 +238,71 @@ pub(super) fn from_bf16<R: Real>(raw: &[u8; 2]) -> R {
 }
 
 vectorised! {
-    fn encode_f64<R: Real>(values: &[R], bytes: &mut [u8]) {
+    fn encode_f64<R: Real>(values: &[R], limit: R, bytes: &mut [u8]) -> bool {
+        let mut below = true;
         for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<8>().0) {
             *raw = value.to_f64().to_le_bytes();
+            below &= value.abs() < limit;
         }
+        below
     }
 }
 
 vectorised! {
-    fn encode_f32<R: Real>(values: &[R], bytes: &mut [u8]) {
+    fn encode_f32<R: Real>(values: &[R], limit: R, bytes: &mut [u8]) -> bool {
+        let mut below = true;
         for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<4>().0) {
             *raw = value.to_f32().to_le_bytes();
+            below &= value.abs() < limit;
+        }
+        below
+    }
+}
+
+vectorised! {
+    fn encode_bf16<R: Real>(values: &[R], limit: R, bytes: &mut [u8]) -> bool {
+        let mut below = true;
+        for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<2>().0) {
+            *raw = round_to_bf16(round_to_odd(*value)).to_le_bytes();
+            below &= value.abs() < limit;
+        }
+        below
+    }
+}
+
+vectorised! {
+    fn decode_narrow<R: Real, const BYTES: usize, F: Narrow<BYTES>>(format: F, bytes: &[u8], values: &mut [R]) {
+        for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<BYTES>().0) {
+            *value = R::from_f32(format.decode(*raw));
         }
     }
 }
 
 vectorised! {
-    fn encode_bf16<R: Real>(values: &[R], bytes: &mut [u8]) {
-        for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<2>().0) {
-            *raw = round_to_bf16(round_to_odd(*value)).to_le_bytes();
+    fn encode_narrow<R: Real, const BYTES: usize, F: Narrow<BYTES>>(format: F, values: &[R], limit: R, bytes: &mut [u8]) -> bool {
+        let mut below = true;
+        for (value, raw) in values.iter().zip(bytes.as_chunks_mut::<BYTES>().0) {
+            *raw = format.encode(round_to_odd(*value));
+            below &= value.abs() < limit;
         }
+        below
     }
 }
 
-fn decode_f16<R: Real>(bytes: &[u8], values: &mut [R]) {
-    let mut halves = [f16::ZERO; STRIP];
-    let mut singles = [0f32; STRIP];
-    for (values, bytes) in values.chunks_mut(STRIP).zip(bytes.chunks(2 * STRIP)) {
-        let length = values.len().min(bytes.len() / 2);
-        for (half, raw) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
-            *half = f16::from_le_bytes(*raw);
-        }
-        halves[..length].convert_to_f32_slice(&mut singles[..length]);
-        for (value, single) in values.iter_mut().zip(&singles[..length]) {
-            *value = R::from_f32(*single);
-        }
-    }
-}
-
-fn encode_f16<R: Real>(values: &[R], bytes: &mut [u8]) {
-    let mut halves = [f16::ZERO; STRIP];
-    let mut singles = [0f32; STRIP];
-    for (values, bytes) in values.chunks(STRIP).zip(bytes.chunks_mut(2 * STRIP)) {
-        for (single, value) in singles.iter_mut().zip(values) {
-            *single = round_to_odd(*value);
-        }
-        halves[..values.len()].convert_from_f32_slice(&singles[..values.len()]);
-        for (raw, half) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(&halves) {
-            *raw = half.to_le_bytes();
-        }
-    }
-}
-
-fn decode_f8<R: Real>(decode: fn(u8) -> f32, bytes: &[u8], values: &mut [R]) {
-    let table: [f32; 256] = std::array::from_fn(|byte| decode(byte as u8));
-    for (value, byte) in values.iter_mut().zip(bytes) {
-        *value = R::from_f32(table[usize::from(*byte)]);
-    }
-}
-
-fn encode_f8<R: Real>(encode: fn(f64) -> u8, values: &[R], bytes: &mut [u8]) {
-    for (byte, value) in bytes.iter_mut().zip(values) {
-        *byte = encode(value.to_f64());
-    }
-}
-
-/// To `f32` such that a second rounding, to 16 bits, gives what one rounding would have given.
+/// To `f32` such that a second rounding, to 16 bits or less, gives what one rounding would have given.
 ///
 /// Rounding to odd keeps in the last bit whether anything was cut off. Source: Boldo and Melquiond, "When
-/// double rounding is odd", IMACS 2005. An `f32` passes as it is.
+/// double rounding is odd", IMACS 2005. Twelve bits of mantissa are two more than F16 has, and an `f32` has
+/// them even where BF16 is subnormal, down to what rounds to zero. An `f32` passes as it is.
 #[inline(always)]
 fn round_to_odd<R: Real>(value: R) -> f32 {
-    let nearest = value.to_f32();
-    if R::from_f32(nearest) == value || nearest.is_nan() {
-        return nearest;
+    const CUT: u64 = (1 << 40) - 1;
+    if size_of::<R>() == size_of::<f32>() {
+        return value.to_f32();
     }
-    let bits = nearest.to_bits();
-    let truncated = if R::from_f32(nearest).abs() > value.abs() {
-        bits - 1
-    } else {
-        bits
-    };
-    f32::from_bits(truncated | 1)
+    let bits = value.to_f64().to_bits();
+    let odd = u64::from(bits & CUT != 0) << 40;
+    f64::from_bits(bits & !CUT | odd) as f32
 }
 
 /// The bits of the nearest BF16, ties to even; a NaN stays a NaN.
@@ -337,6 +316,7 @@ fn round_to_bf16(value: f32) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
     use proptest::prelude::*;
 
     use super::*;
@@ -435,6 +415,18 @@ mod tests {
         assert_eq!(bf16::from_le_bytes(bytes).to_f64(), 1.0 + 2f64.powi(-7));
         FloatType::Bf16.encode(&mut [1.0 + 2f64.powi(-8)], false, &mut bytes);
         assert_eq!(bf16::from_le_bytes(bytes).to_f64(), 1.0);
+        // Among subnormal values too, where f32 has fewer bits: these lie at ties between two BF16 values.
+        for step in 0..128u16 {
+            let tie = f64::from(2 * step + 1) * 2f64.powi(-134);
+            for (value, code) in [
+                (tie.next_down(), step),
+                (tie, step.next_multiple_of(2)),
+                (tie.next_up(), step + 1),
+            ] {
+                FloatType::Bf16.encode(&mut [value], false, &mut bytes);
+                assert_eq!(u16::from_le_bytes(bytes), code, "{value:e}");
+            }
+        }
     }
 
     #[test]
@@ -460,6 +452,13 @@ mod tests {
             format.decode(&bytes, &mut back);
             assert_eq!(back[1..], [largest, -largest], "{format:?}");
         }
+        // The values after the tie of the format without infinity, in both precisions.
+        let mut bytes = [0; 2];
+        let format = FloatType::F8E4m3;
+        let narrowed = format.encode(&mut [464f64, 464f64.next_up()], true, &mut bytes);
+        assert_eq!((narrowed.overflowed, bytes), (1, [0x7e, 0x7e]));
+        let narrowed = format.encode(&mut [464f32, 464f32.next_up()], true, &mut bytes);
+        assert_eq!((narrowed.overflowed, bytes), (1, [0x7e, 0x7e]));
         let narrowed =
             FloatType::F16.encode(&mut [f32::NAN, f32::INFINITY, 1e6], false, &mut [0; 6]);
         assert_eq!(
