@@ -22,6 +22,49 @@ pub(crate) enum Writing {
     Direct,
 }
 
+/// How inputs are read where nothing is written.
+#[allow(dead_code, reason = "not every benchmark reads without writing")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Through the page cache, from one thread.
+    Buffered,
+    /// Past the page cache, from all threads.
+    Direct,
+}
+
+/// Reads the inputs, one after the other, and gives the time it took.
+#[allow(dead_code, reason = "not every benchmark reads without writing")]
+pub(crate) fn read(inputs: &[PathBuf], reading: Reading, threads: usize) -> io::Result<Duration> {
+    let started = Instant::now();
+    let mut options = OpenOptions::new();
+    options.read(true);
+    let threads = match reading {
+        Reading::Buffered => 1,
+        Reading::Direct => {
+            options.custom_flags(libc::O_DIRECT);
+            threads
+        }
+    };
+    for path in inputs {
+        let file = options.open(path)?;
+        let length = file.metadata()?.len();
+        let next = AtomicUsize::new(0);
+        on_threads(threads, |buffer| {
+            loop {
+                let start = (next.fetch_add(1, Relaxed) * CHUNK) as u64;
+                if start >= length {
+                    return Ok(());
+                }
+                let mut done = 0;
+                while done < CHUNK && start + (done as u64) < length {
+                    done += file.read_at(&mut buffer[done..], start + done as u64)?;
+                }
+            }
+        })?;
+    }
+    Ok(started.elapsed())
+}
+
 /// Reads the inputs through maps and writes as much as the first one holds; gives the time it took.
 #[allow(dead_code, reason = "each benchmark uses one of the two")]
 pub(crate) fn copy(
@@ -110,34 +153,39 @@ fn work(
     let file = options.open(out)?;
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length as u64)?;
     let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    // Aligned as direct writes want it.
-                    let mut buffer = vec![0u8; CHUNK + 4096];
-                    let skip = buffer.as_ptr().align_offset(4096);
-                    let buffer = &mut buffer[skip..skip + CHUNK];
-                    loop {
-                        let start = next.fetch_add(1, Relaxed) * CHUNK;
-                        if start >= length {
-                            return Ok(());
-                        }
-                        fill(&maps, start, buffer);
-                        file.write_all_at(buffer, start as u64)?;
-                    }
-                })
-            })
-            .collect();
-        workers
-            .into_iter()
-            .try_for_each(|worker| worker.join().expect("a worker copies"))
+    on_threads(threads, |buffer| {
+        loop {
+            let start = next.fetch_add(1, Relaxed) * CHUNK;
+            if start >= length {
+                return Ok(());
+            }
+            fill(&maps, start, buffer);
+            file.write_all_at(buffer, start as u64)?;
+        }
     })
     .and_then(|()| file.set_len(exact as u64))
     .and_then(|()| file.sync_all())?;
     let elapsed = started.elapsed();
     fs::remove_file(out)?;
     Ok(elapsed)
+}
+
+/// Lets threads work, each with a chunk of memory that is aligned as direct reads and writes want it.
+fn on_threads(threads: usize, work: impl Fn(&mut [u8]) -> io::Result<()> + Sync) -> io::Result<()> {
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut buffer = vec![0u8; CHUNK + 4096];
+                    let skip = buffer.as_ptr().align_offset(4096);
+                    work(&mut buffer[skip..skip + CHUNK])
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().expect("a worker reads or writes"))
+    })
 }
 
 /// Reads every byte.

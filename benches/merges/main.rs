@@ -3,11 +3,13 @@
 //! ```sh
 //! cargo bench --bench merges -- --shape 1.1b --rounds 5 --folder target/bench
 //! cargo bench --bench merges -- --shape 1.1b --peer path/to/python   # with mergekit 0.1.5 in it
+//! cargo bench --bench merges -- --scale --methods linear,ties        # 0.5, 2 and 8 GB an input
+//! cargo bench --bench merges -- --shape 1.1b --limit 1GiB --methods linear,ties
 //! ```
 //!
-//! In each round every method runs once, with the copy floor between them, so that a slow minute of the
-//! machine hits all alike. Each answer is checked before it is timed: on a small model, the bytes must not
-//! depend on threads or memory, and must be no input's. The table has medians.
+//! In each round every method runs once, with its floor before it, so that a slow minute of the machine hits
+//! all alike. Each answer is checked before it is timed: on a small model, the bytes must not depend on threads
+//! or memory, and must be no input's. The table has medians; `--store` keeps it under `benches/results/`.
 
 #![expect(
     clippy::print_stdout,
@@ -15,78 +17,33 @@
     reason = "a benchmark shows its table"
 )]
 
+mod cgroup;
+mod check;
 mod floor;
+mod inputs;
+mod methods;
 mod models;
+mod process;
+mod results;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
+use cgroup::Cgroup;
 use clap::Parser;
-use floor::Writing;
+use floor::{Reading, Writing};
+use inputs::Inputs;
+use methods::{METHODS, Method};
 use models::Shape;
+use process::Usage;
+use results::{Row, Timing};
 
-/// Methods with their recipes over `base`, `a` and `b`; `{x}` stands for the paths.
-const METHODS: [(&str, &str); 14] = [
-    (
-        "passthrough",
-        "merge_method: passthrough\nmodels: [{model: {a}}]\n",
-    ),
-    (
-        "linear",
-        "merge_method: linear\nmodels: [{model: {a}, parameters: {weight: 0.6}}, {model: {b}, parameters: {weight: 0.4}}]\n",
-    ),
-    (
-        "task_arithmetic",
-        "merge_method: task_arithmetic\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\nparameters: {weight: 0.5}\n",
-    ),
-    (
-        "slerp",
-        "merge_method: slerp\nbase_model: {a}\nmodels: [{model: {a}}, {model: {b}}]\nparameters: {t: 0.4}\n",
-    ),
-    (
-        "nuslerp",
-        "merge_method: nuslerp\nmodels: [{model: {a}, parameters: {weight: 0.6}}, {model: {b}, parameters: {weight: 0.4}}]\n",
-    ),
-    (
-        "multislerp",
-        "merge_method: multislerp\nmodels: [{model: {a}, parameters: {weight: 0.6}}, {model: {b}, parameters: {weight: 0.4}}]\n",
-    ),
-    (
-        "karcher",
-        "merge_method: karcher\nmodels: [{model: {a}}, {model: {b}}]\n",
-    ),
-    (
-        "model_stock",
-        "merge_method: model_stock\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\n",
-    ),
-    (
-        "dare_linear",
-        "merge_method: dare_linear\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\nparameters: {weight: 0.5, density: 0.5}\n",
-    ),
-    (
-        "dare_ties",
-        "merge_method: dare_ties\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\nparameters: {weight: 0.5, density: 0.5}\n",
-    ),
-    (
-        "ties",
-        "merge_method: ties\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\nparameters: {weight: 0.5, density: 0.5}\n",
-    ),
-    (
-        "breadcrumbs",
-        "merge_method: breadcrumbs\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\nparameters: {weight: 0.5, density: 0.5, gamma: 0.01}\n",
-    ),
-    (
-        "sce",
-        "merge_method: sce\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\nparameters: {select_topk: 0.5}\n",
-    ),
-    (
-        "della",
-        "merge_method: della\nbase_model: {base}\nmodels: [{model: {a}}, {model: {b}}]\nparameters: {weight: 0.5, density: 0.5, epsilon: 0.15}\n",
-    ),
-];
+/// The shapes of `--scale`: 0.5, 2.2 and 8.4 GB an input.
+const SCALE: [&str; 3] = ["0.25b", "1.1b", "4b"];
 
 /// Time whole merges beside the copy floor
 #[derive(Parser)]
@@ -94,6 +51,12 @@ struct Arguments {
     /// Size of the models: tiny, 0.25b, 1.1b, 4b or 7b parameters
     #[arg(long, default_value = "0.25b")]
     shape: String,
+    /// At 0.5, 2 and 8 GB an input, one table: shapes 0.25b, 1.1b and 4b
+    #[arg(long, conflicts_with_all = ["shape", "limit", "peer"])]
+    scale: bool,
+    /// Run each merge, cold, in a cgroup that allows so much memory, page cache included: 1GiB
+    #[arg(long, conflicts_with = "peer")]
+    limit: Option<ByteSize>,
     /// Where models and outputs are put
     #[arg(long, default_value = "target/bench")]
     folder: PathBuf,
@@ -112,21 +75,22 @@ struct Arguments {
     /// Drop the inputs from the page cache before each run
     #[arg(long)]
     cold: bool,
-    /// Write the table to this file too
+    /// Keep the table under benches/results, named by processor and date
     #[arg(long)]
-    results: Option<PathBuf>,
+    store: bool,
+    /// Only take the floors of these files, for the process that runs under a limit
+    #[arg(long, hide = true, num_args = 1..)]
+    floors: Vec<PathBuf>,
     /// Given by cargo; no effect
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What a process took.
-#[derive(Debug, Clone, Copy)]
-struct Usage {
-    wall: Duration,
-    processor: Duration,
-    /// Its largest resident set in bytes, mapped files included.
-    resident: u64,
+impl Arguments {
+    /// Whether nothing is in the page cache before a run.
+    fn is_cold(&self) -> bool {
+        self.cold || self.limit.is_some()
+    }
 }
 
 fn main() -> ExitCode {
@@ -140,142 +104,246 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> io::Result<()> {
-    let Some(shape) = Shape::find(&arguments.shape) else {
-        let names: Vec<&str> = models::SHAPES.iter().map(|shape| shape.name).collect();
-        return Err(io::Error::other(format!(
-            "no shape `{}`; there are {}",
-            arguments.shape,
-            names.join(", ")
-        )));
-    };
-    let chosen = |name: &str| {
-        arguments.methods.is_empty() || arguments.methods.iter().any(|method| method == name)
-    };
+    if !arguments.floors.is_empty() {
+        return tell_floors(arguments);
+    }
+    let shapes = shapes(arguments)?;
+    if let Some(limit) = arguments.limit {
+        // Told before an hour is spent on models.
+        Cgroup::new(limit.as_u64())?;
+    }
     fs::create_dir_all(&arguments.folder)?;
     let folder = fs::canonicalize(&arguments.folder)?;
+    inputs::check_room(&folder, &shapes)?;
     let weld = PathBuf::from(env!("CARGO_BIN_EXE_weld"));
-    let methods: Vec<(&str, &str)> = METHODS
-        .into_iter()
-        .filter(|(name, _)| chosen(name) && knows(&weld, name))
-        .collect();
+    let methods = chosen(arguments, &weld)?;
 
     let tiny = Inputs::make(&folder, SMALL)?;
-    for (name, recipe) in &methods {
-        check(&weld, &folder, &tiny, recipe)
-            .map_err(|error| io::Error::other(format!("{name}: {error}")))?;
+    for method in &methods {
+        check::answer(&weld, &folder, &tiny, method.recipe)
+            .map_err(|error| io::Error::other(format!("{}: {error}", method.name)))?;
     }
     eprintln!("{} answers checked", methods.len());
 
-    let inputs = Inputs::make(&folder, shape)?;
-    let mut floors: [Vec<f64>; 3] = Default::default();
-    let mut runs: Vec<Vec<(Usage, u64)>> = vec![Vec::new(); methods.len()];
-    for round in 0..arguments.rounds {
-        for (index, (name, recipe)) in methods.iter().enumerate() {
-            let models = inputs.used_by(recipe);
-            let floor = floor_of(&models, &folder, round == 0, arguments)?;
-            floors[models.len() - 1].push(floor);
-            let usage = merge(&weld, &folder, &inputs, recipe, arguments)?;
-            eprintln!(
-                "round {}: {name} {:.2} s, floor of {} {floor:.2} s",
-                round + 1,
-                usage.0.wall.as_secs_f64(),
-                models.len()
-            );
-            runs[index].push(usage);
-        }
-    }
-    let peer: Vec<Option<Usage>> = methods
-        .iter()
-        .map(|(_, recipe)| match &arguments.peer {
-            Some(python) => peer_merge(python, &folder, &inputs, recipe).map(Some),
-            None => Ok(None),
-        })
-        .collect::<io::Result<_>>()?;
-
-    let mut table = heading(arguments);
-    for (((name, recipe), runs), peer) in methods.iter().zip(&runs).zip(&peer) {
-        let count = inputs.used_by(recipe).len();
-        let floor = median(floors[count - 1].iter().copied());
-        let wall = median(runs.iter().map(|(usage, _)| usage.wall.as_secs_f64()));
-        let processor = median(runs.iter().map(|(usage, _)| usage.processor.as_secs_f64()));
-        let memory = runs.iter().map(|(_, memory)| *memory).max().unwrap_or(0);
-        let (theirs, faster) = match peer {
-            Some(usage) => (
-                format!(
-                    "{:.1} s, {:.1} GB",
-                    usage.wall.as_secs_f64(),
-                    usage.resident as f64 / 1e9
-                ),
-                format!("{:.1}", usage.wall.as_secs_f64() / wall),
-            ),
-            None => ("".to_owned(), "".to_owned()),
+    let mut rows = Vec::new();
+    for shape in shapes {
+        let inputs = Inputs::make(&folder, shape)?;
+        let bench = Bench {
+            weld: &weld,
+            folder: &folder,
+            inputs: &inputs,
+            arguments,
         };
-        table += &format!(
-            "| {name} | {count} | {floor:.2} s | {wall:.2} s | {:.2} | {processor:.2} s | {:.0} MiB | {theirs} | {faster} |\n",
-            wall / floor,
-            memory as f64 / 1048576.0
-        );
+        rows.extend(bench.rows(shape, &methods)?);
     }
+    let (kind, table) = match arguments.limit {
+        Some(limit) => ("limit", results::under_limit(arguments, limit, &rows)),
+        None if arguments.scale => ("scale", results::at_scale(arguments, &rows)),
+        None => ("merges", results::by_method(arguments, &rows)),
+    };
     print!("{table}");
-    if let Some(path) = &arguments.results {
-        fs::write(path, table)?;
+    if arguments.store {
+        eprintln!(
+            "kept as {}",
+            results::store(kind, arguments, &table)?.display()
+        );
     }
     Ok(())
 }
 
-/// What was measured, and the first rows of the table.
-fn heading(arguments: &Arguments) -> String {
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let processor = processor
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("unknown processor", |(_, name)| name);
-    format!(
-        "{processor}, {} threads, shape {}, {} cache, medians of {} rounds\n\n\
-         | method | inputs | copy floor | weld | of the floor | processor time | own memory | mergekit | times faster |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
-        arguments.threads,
-        arguments.shape,
-        if arguments.cold { "cold" } else { "warm" },
-        arguments.rounds,
-    )
+/// What is measured, smallest first.
+fn shapes(arguments: &Arguments) -> io::Result<Vec<Shape>> {
+    let names: Vec<&str> = match arguments.scale {
+        true => SCALE.into(),
+        false => vec![&arguments.shape],
+    };
+    let find = |name| {
+        Shape::find(name).ok_or_else(|| {
+            let known: Vec<&str> = models::SHAPES.iter().map(|shape| shape.name).collect();
+            io::Error::other(format!("no shape `{name}`; there are {}", known.join(", ")))
+        })
+    };
+    names.into_iter().map(find).collect()
+}
+
+/// The methods that were asked for and that this build has.
+fn chosen(arguments: &Arguments, weld: &Path) -> io::Result<Vec<Method>> {
+    let known = |name: &String| METHODS.iter().any(|method| method.name == name);
+    if let Some(name) = arguments.methods.iter().find(|name| !known(name)) {
+        let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
+        let known = known.join(", ");
+        return Err(io::Error::other(format!(
+            "no recipe for `{name}`; there are {known}"
+        )));
+    }
+    let asked = |name: &str| {
+        arguments.methods.is_empty() || arguments.methods.iter().any(|method| method == name)
+    };
+    let methods = METHODS.into_iter();
+    Ok(methods
+        .filter(|method| asked(method.name) && knows(weld, method.name))
+        .collect())
 }
 
 /// The shape that answers are checked on.
 const SMALL: Shape = models::SHAPES[0];
 
-/// The three models of a shape.
-struct Inputs {
-    base: PathBuf,
-    a: PathBuf,
-    b: PathBuf,
+/// All that the runs of one shape share.
+struct Bench<'a> {
+    weld: &'a Path,
+    folder: &'a Path,
+    inputs: &'a Inputs,
+    arguments: &'a Arguments,
 }
 
-impl Inputs {
-    fn make(folder: &Path, shape: Shape) -> io::Result<Self> {
-        Ok(Self {
-            base: models::model(folder, shape, 0)?,
-            a: models::model(folder, shape, 1)?,
-            b: models::model(folder, shape, 2)?,
+impl Bench<'_> {
+    /// Times the methods in rounds; a row for each.
+    fn rows(&self, shape: Shape, methods: &[Method]) -> io::Result<Vec<Row>> {
+        // A floor depends on the number of inputs, not on the method.
+        let mut floors: BTreeMap<usize, Vec<Floors>> = BTreeMap::new();
+        let mut timings: Vec<Vec<Timing>> = vec![Vec::new(); methods.len()];
+        for round in 0..self.arguments.rounds {
+            for (method, timings) in methods.iter().zip(&mut timings) {
+                let models = self.inputs.used_by(method.recipe);
+                let floor = self.floors(&models, round == 0)?;
+                floors.entry(models.len()).or_default().push(floor);
+                let timing = self.merge(method.recipe)?;
+                eprintln!(
+                    "{}, round {}: {} {:.2} s, floor of {} {:.2} s",
+                    shape.name,
+                    round + 1,
+                    method.name,
+                    timing.usage.wall.as_secs_f64(),
+                    models.len(),
+                    floor.copy
+                );
+                timings.push(timing);
+            }
+        }
+        let rows = methods.iter().zip(timings).map(|(method, timings)| {
+            let inputs = self.inputs.used_by(method.recipe).len();
+            let floors = floors.get(&inputs).map_or(&[][..], Vec::as_slice);
+            let peer = match &self.arguments.peer {
+                Some(python) => Some(self.peer_merge(python, method.recipe)?),
+                None => None,
+            };
+            Ok(Row {
+                method: *method,
+                shape,
+                inputs,
+                copy_floor: results::median(floors.iter().map(|floors| floors.copy)),
+                read_floor: results::median(floors.iter().map(|floors| floors.read)),
+                timings,
+                peer,
+            })
+        });
+        rows.collect()
+    }
+
+    /// The floors of these inputs, under the limit if there is one.
+    fn floors(&self, models: &[PathBuf], both: bool) -> io::Result<Floors> {
+        let Some(limit) = self.arguments.limit else {
+            return Ok(Floors {
+                copy: floor_of(models, self.folder, both, self.arguments)?,
+                read: f64::NAN,
+            });
+        };
+        let cgroup = Cgroup::new(limit.as_u64())?;
+        let output = cgroup
+            .command(&std::env::current_exe()?)
+            .args(["--limit", &limit.to_string(), "--threads"])
+            .arg(self.arguments.threads.to_string())
+            .arg("--folder")
+            .arg(self.folder)
+            .arg("--floors")
+            .args(models)
+            .stderr(Stdio::inherit())
+            .output()?;
+        let told: Option<Vec<f64>> = String::from_utf8_lossy(&output.stdout)
+            .split_whitespace()
+            .map(|seconds| seconds.parse().ok())
+            .collect();
+        match told.as_deref() {
+            Some(&[copy, read]) if output.status.success() => Ok(Floors { copy, read }),
+            _ => Err(io::Error::other("the floors under the limit failed")),
+        }
+    }
+
+    /// One merge by weld.
+    fn merge(&self, recipe: &str) -> io::Result<Timing> {
+        let (path, out) = (self.folder.join("recipe.yml"), self.folder.join("out"));
+        fs::write(&path, self.inputs.fill(recipe))?;
+        let _ = fs::remove_dir_all(&out);
+        prepare(&self.inputs.used_by(recipe), self.arguments)?;
+        let report = self.folder.join("report.json");
+        let limit = self.arguments.limit;
+        let cgroup = limit.map(|limit| Cgroup::new(limit.as_u64())).transpose()?;
+        let mut command = match &cgroup {
+            Some(cgroup) => cgroup.command(self.weld),
+            None => Command::new(self.weld),
+        };
+        command
+            .arg("merge")
+            .args([&path, &out])
+            .args(["-q", "--format", "json", "--threads"])
+            .arg(self.arguments.threads.to_string())
+            .stdout(fs::File::create(&report)?);
+        let usage = process::measure(&mut command)?;
+        let report: serde_json::Value = serde_json::from_slice(&fs::read(report)?)?;
+        fs::remove_dir_all(&out)?;
+        Ok(Timing {
+            usage,
+            own_memory: report["peak_memory"].as_u64().unwrap_or(0),
+            read: report["bytes_read"].as_u64().unwrap_or(0),
+            limited_peak: cgroup.map(|cgroup| cgroup.peak()).transpose()?,
         })
     }
 
-    /// The recipe with these models.
-    fn fill(&self, recipe: &str) -> String {
-        recipe
-            .replace("{base}", &self.base.to_string_lossy())
-            .replace("{a}", &self.a.to_string_lossy())
-            .replace("{b}", &self.b.to_string_lossy())
+    /// One merge by mergekit.
+    fn peer_merge(&self, python: &Path, recipe: &str) -> io::Result<Usage> {
+        let (path, out) = (self.folder.join("recipe.yml"), self.folder.join("peer"));
+        // It needs to be told the dtype to keep bf16 throughout.
+        fs::write(&path, self.inputs.fill(recipe) + "dtype: bfloat16\n")?;
+        let _ = fs::remove_dir_all(&out);
+        let mut command = Command::new(python);
+        command
+            .args(["-m", "mergekit.scripts.run_yaml"])
+            .args([&path, &out])
+            .args(["--no-write-model-card", "--quiet"])
+            .env("HF_HUB_OFFLINE", "1")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let usage = process::measure(&mut command)?;
+        fs::remove_dir_all(&out)?;
+        Ok(usage)
     }
+}
 
-    /// The weight files that a recipe reads.
-    fn used_by(&self, recipe: &str) -> Vec<PathBuf> {
-        [("{a}", &self.a), ("{b}", &self.b), ("{base}", &self.base)]
-            .into_iter()
-            .filter(|(mark, _)| recipe.contains(mark))
-            .map(|(_, path)| path.join("model.safetensors"))
-            .collect()
+/// What nothing can be faster than, in seconds.
+#[derive(Debug, Clone, Copy)]
+struct Floors {
+    /// Reading the inputs and writing the output.
+    copy: f64,
+    /// Reading the inputs; only taken under a limit.
+    read: f64,
+}
+
+/// Prints both floors of the files that were named.
+fn tell_floors(arguments: &Arguments) -> io::Result<()> {
+    let models = &arguments.floors;
+    let copy = floor_of(models, &arguments.folder, false, arguments)?;
+    let mut read = f64::INFINITY;
+    for reading in [Reading::Buffered, Reading::Direct] {
+        prepare(models, arguments)?;
+        match floor::read(models, reading, arguments.threads) {
+            Ok(elapsed) => read = read.min(elapsed.as_secs_f64()),
+            // Not every file system reads directly.
+            Err(_) if reading == Reading::Direct => {}
+            Err(error) => return Err(error),
+        }
     }
+    println!("{copy} {read}");
+    Ok(())
 }
 
 /// Whether this build has the method.
@@ -290,50 +358,6 @@ fn knows(weld: &Path, method: &str) -> bool {
         eprintln!("{method}: not in this build, left out");
     }
     known
-}
-
-/// Whether the bytes are the same at one thread and little memory, and no input's (but for a copy).
-fn check(weld: &Path, folder: &Path, inputs: &Inputs, recipe: &str) -> Result<(), String> {
-    let path = folder.join("recipe.yml");
-    fs::write(&path, inputs.fill(recipe)).map_err(|error| error.to_string())?;
-    let mut outputs = Vec::new();
-    for (threads, memory) in [("1", "64MiB"), ("3", "256MiB")] {
-        let out = folder.join("out");
-        let output = Command::new(weld)
-            .arg("merge")
-            .args([&path, &out])
-            .args(["--force", "-q", "--threads", threads, "--memory", memory])
-            .output()
-            .map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        let weights = fs::read(out.join("model.safetensors")).map_err(|error| error.to_string())?;
-        outputs.push(weights);
-    }
-    if outputs[0] != outputs[1] {
-        return Err("the bytes depend on threads or memory".into());
-    }
-    let copies = recipe.contains("passthrough");
-    for model in inputs.used_by(recipe) {
-        let input = fs::read(model).map_err(|error| error.to_string())?;
-        let same = payload(&input) == payload(&outputs[0]);
-        if same != copies {
-            return Err(format!(
-                "the output is {}an input",
-                if same { "" } else { "not " }
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// A safetensors file without its header.
-fn payload(file: &[u8]) -> &[u8] {
-    let header = file
-        .first_chunk::<8>()
-        .map_or(0, |length| u64::from_le_bytes(*length));
-    file.get(8 + header as usize..).unwrap_or_default()
 }
 
 /// The faster way of writing, in seconds. Through the cache, which is the slower one by far where direct writes
@@ -359,56 +383,11 @@ fn floor_of(
     }
 }
 
-/// One merge by weld: what the process took, and its own memory.
-fn merge(
-    weld: &Path,
-    folder: &Path,
-    inputs: &Inputs,
-    recipe: &str,
-    arguments: &Arguments,
-) -> io::Result<(Usage, u64)> {
-    let (path, out) = (folder.join("recipe.yml"), folder.join("out"));
-    fs::write(&path, inputs.fill(recipe))?;
-    let _ = fs::remove_dir_all(&out);
-    prepare(&inputs.used_by(recipe), arguments)?;
-    let report = folder.join("report.json");
-    let mut command = Command::new(weld);
-    command
-        .arg("merge")
-        .args([&path, &out])
-        .args(["-q", "--format", "json", "--threads"])
-        .arg(arguments.threads.to_string())
-        .stdout(fs::File::create(&report)?);
-    let usage = measure(&mut command)?;
-    let report: serde_json::Value = serde_json::from_slice(&fs::read(report)?)?;
-    fs::remove_dir_all(&out)?;
-    Ok((usage, report["peak_memory"].as_u64().unwrap_or(0)))
-}
-
-/// One merge by mergekit.
-fn peer_merge(python: &Path, folder: &Path, inputs: &Inputs, recipe: &str) -> io::Result<Usage> {
-    let (path, out) = (folder.join("recipe.yml"), folder.join("peer"));
-    // It needs to be told the dtype to keep bf16 throughout.
-    fs::write(&path, inputs.fill(recipe) + "dtype: bfloat16\n")?;
-    let _ = fs::remove_dir_all(&out);
-    let mut command = Command::new(python);
-    command
-        .args(["-m", "mergekit.scripts.run_yaml"])
-        .args([&path, &out])
-        .args(["--no-write-model-card", "--quiet"])
-        .env("HF_HUB_OFFLINE", "1")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let usage = measure(&mut command)?;
-    fs::remove_dir_all(&out)?;
-    Ok(usage)
-}
-
 /// Warms or drops the inputs in the page cache.
 fn prepare(models: &[PathBuf], arguments: &Arguments) -> io::Result<()> {
     for model in models {
         let mut file = fs::File::open(model)?;
-        if arguments.cold {
+        if arguments.is_cold() {
             file.sync_all()?;
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
         } else {
@@ -416,36 +395,4 @@ fn prepare(models: &[PathBuf], arguments: &Arguments) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Runs a process to its end.
-fn measure(command: &mut Command) -> io::Result<Usage> {
-    let started = Instant::now();
-    let child = command.spawn()?;
-    let mut status = 0;
-    // SAFETY: plain integers, for which zeros are valid, to be filled by the call.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    let pid = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
-    // SAFETY: the child is ours and is waited for only here; both pointers are to live values.
-    if unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let wall = started.elapsed();
-    if !libc::WIFEXITED(status) || libc::WEXITSTATUS(status) != 0 {
-        return Err(io::Error::other(format!("{command:?} failed")));
-    }
-    let time = |time: libc::timeval| {
-        Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
-    };
-    Ok(Usage {
-        wall,
-        processor: time(usage.ru_utime) + time(usage.ru_stime),
-        resident: usage.ru_maxrss as u64 * 1024,
-    })
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

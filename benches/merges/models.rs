@@ -74,6 +74,16 @@ impl Shape {
         SHAPES.into_iter().find(|shape| shape.name == name)
     }
 
+    /// Bytes of its weights.
+    #[allow(dead_code, reason = "not every benchmark looks for room first")]
+    pub(crate) fn bytes(&self) -> u64 {
+        let tensors = self.tensors();
+        let elements = tensors
+            .iter()
+            .map(|(_, dims)| dims.iter().product::<usize>());
+        2 * elements.sum::<usize>() as u64
+    }
+
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (h, i, kv, v) = (self.hidden, self.inner, self.key_values, self.vocabulary);
         let mut tensors = vec![
@@ -123,8 +133,8 @@ const CHUNK: usize = 1 << 20;
 
 /// Writes a model of that shape, if it is not there: `seed` 0 is the base, the others are its fine-tunes.
 pub(crate) fn model(folder: &Path, shape: Shape, seed: u64) -> io::Result<PathBuf> {
-    let path = folder.join(format!("{}-{seed}", shape.name));
-    if path.join("config.json").exists() {
+    let path = place(folder, shape, seed);
+    if is_made(folder, shape, seed) {
         return Ok(path);
     }
     fs::create_dir_all(&path)?;
@@ -167,6 +177,15 @@ pub(crate) fn model(folder: &Path, shape: Shape, seed: u64) -> io::Result<PathBu
     file.into_inner()?.sync_all()?;
     fs::write(path.join("config.json"), shape.config().to_string())?;
     Ok(path)
+}
+
+fn place(folder: &Path, shape: Shape, seed: u64) -> PathBuf {
+    folder.join(format!("{}-{seed}", shape.name))
+}
+
+/// Whether the model is there: its config is written last.
+pub(crate) fn is_made(folder: &Path, shape: Shape, seed: u64) -> bool {
+    place(folder, shape, seed).join("config.json").exists()
 }
 
 /// The elements `from..to` of a model as bytes.
