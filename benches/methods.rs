@@ -1,0 +1,155 @@
+//! Every method on the tiles of one tensor in memory, through the engine with one thread, in bytes of its sources
+//! a second: what a method takes where no file is read or written.
+//!
+//! ```sh
+//! cargo bench --bench methods
+//! cargo bench --bench methods -- ties
+//! ```
+
+use std::io;
+
+use divan::counter::BytesCount;
+use divan::{Bencher, black_box};
+use weldment::engine::{self, Cost, Job, Observer, Settings, Sink, Target, Work};
+use weldment::methods::{
+    self, Action, BaseRule, Method, ParamScope, ParamValue, Tensor, TensorParams,
+};
+use weldment::numeric::{Elements, FloatType, NormalKey, Stored};
+
+fn main() {
+    divan::main();
+}
+
+/// A matrix of 8 MiB in BF16: more than most second caches hold, for every source.
+const SHAPE: [usize; 2] = [2048, 2048];
+
+/// Values of parameters that have no default, or whose default does nothing.
+const VALUES: [(&str, f64); 4] = [
+    ("weight", 0.5),
+    ("density", 0.5),
+    ("t", 0.4),
+    ("select_topk", 0.5),
+];
+
+fn names() -> impl Iterator<Item = &'static str> {
+    methods::all().iter().map(|method| method.info().name)
+}
+
+#[divan::bench(args = names())]
+fn tiles(bencher: Bencher<'_, '_>, name: &str) {
+    let method = methods::find(name).expect("a registered method");
+    let stored = sources(method);
+    let tensor = Tensor {
+        name: "model.layers.0.mlp.up_proj.weight",
+        shape: &SHAPE,
+        seed: 1,
+        base: has_base(method).then_some(0),
+        sources: stored.len(),
+    };
+    let action = method
+        .action(&params(method, stored.len()), &tensor)
+        .expect("parameters that fit together");
+    let (work, cost) = match &action {
+        Action::Copy(source) => {
+            let sources = vec![stored[*source].as_slice()];
+            let format = Some(FloatType::Bf16);
+            (Work::Copy { sources, format }, Cost::default())
+        }
+        Action::Compute(program) => {
+            let sources = stored.iter().map(|bytes| {
+                let format = FloatType::Bf16;
+                Box::new(Stored { bytes, format }) as Box<dyn Elements + '_>
+            });
+            let work = Work::Compute {
+                sources: sources.collect(),
+                elements: tensor.elements(),
+                program: program.as_ref(),
+                target: Target::Values(FloatType::Bf16),
+            };
+            (work, program.cost())
+        }
+    };
+    let jobs = [Job {
+        work,
+        output: Some(0),
+        after_all: false,
+        sample: None,
+    }];
+    let settings = Settings {
+        threads: 1,
+        memory: 256 << 20,
+        allow_non_finite: false,
+        saturate: false,
+    };
+    let limits = settings.limits(stored.len(), cost).expect("room enough");
+    let bytes: usize = stored.iter().map(Vec::len).sum();
+    bencher.counter(BytesCount::new(bytes)).bench_local(|| {
+        engine::execute(black_box(&jobs), &settings, &limits, &Nowhere, &Nobody)
+            .expect("the method has a result")
+    });
+}
+
+/// A base, if there must be one, and as many models as the method takes, two at the most. Fine-tunes differ from
+/// the base by little.
+fn sources(method: &dyn Method) -> Vec<Vec<u8>> {
+    let elements: usize = SHAPE.iter().product();
+    let models = method.info().models.max.map_or(2, |most| most.min(2));
+    let first = u64::from(!has_base(method));
+    (first..=models as u64)
+        .map(|model| {
+            let [base, deltas] = [0, model].map(|seed| NormalKey::new(seed, "weights", 0));
+            let scale = if model == 0 { 0.0 } else { 0.0004 };
+            let mut values: Vec<f32> = (0..elements as u64)
+                .map(|at| (0.02 * base.draw(at) + scale * deltas.draw(at)) as f32)
+                .collect();
+            let mut bytes = vec![0; 2 * elements];
+            FloatType::Bf16.encode(&mut values, false, &mut bytes);
+            bytes
+        })
+        .collect()
+}
+
+fn has_base(method: &dyn Method) -> bool {
+    method.info().base == BaseRule::Required
+}
+
+fn params(method: &dyn Method, sources: usize) -> TensorParams {
+    let mut params = TensorParams {
+        tensor: Vec::new(),
+        sources: vec![Vec::new(); sources],
+    };
+    for param in method.info().params {
+        let given = VALUES.iter().find(|(name, _)| *name == param.name);
+        let given = given.map(|&(_, value)| ParamValue::Number(value));
+        let Some(value) = given.or(param.default) else {
+            continue;
+        };
+        if param.scope == ParamScope::Tensor {
+            params.tensor.push((param.name, value));
+        } else {
+            let sources = params.sources.iter_mut();
+            sources.for_each(|source| source.push((param.name, value)));
+        }
+    }
+    params
+}
+
+/// Takes nothing.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn write(&self, _output: usize, _offset: u64, bytes: &[u8]) -> io::Result<()> {
+        black_box(bytes);
+        Ok(())
+    }
+}
+
+/// Asks nothing.
+struct Nobody;
+
+impl Observer for Nobody {
+    fn advance(&self, _bytes: u64) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
