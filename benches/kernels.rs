@@ -104,6 +104,16 @@ fn non_finite(bencher: Bencher<'_, '_>) {
         .bench_local(|| NonFinite::count(black_box(&values)));
 }
 
+#[divan::bench(args = FORMATS)]
+fn non_finite_stored(bencher: Bencher<'_, '_>, format: FloatType) {
+    let mut values: Vec<f64> = weights(1);
+    let mut bytes = vec![0; BLOCK * format.size()];
+    format.encode(&mut values, false, &mut bytes);
+    bencher
+        .counter(stored(format, BLOCK))
+        .bench_local(|| format.non_finite(black_box(&bytes)));
+}
+
 #[divan::bench]
 fn masks(bencher: Bencher<'_, '_>) {
     let key = MaskKey::new(1, "a", 0);

@@ -156,6 +156,32 @@ impl FloatType {
         }
     }
 
+    /// Counts NaN and infinity in stored bytes; where there are none, which is the rule, without decoding.
+    pub fn non_finite(self, bytes: &[u8]) -> NonFinite {
+        let mut found = NonFinite::default();
+        if has_full_exponent(bytes, self.exponent_bits()) {
+            let mut values = [0f64; 512];
+            for bytes in bytes.chunks(values.len() * self.size()) {
+                let values = &mut values[..bytes.len() / self.size()];
+                self.decode(bytes, values);
+                found += NonFinite::count(values);
+            }
+        }
+        found
+    }
+
+    /// The bits of a stored value that all are ones in what is not finite, and in nothing else.
+    fn exponent_bits(self) -> u64 {
+        match self {
+            Self::F64 => 0x7ff0 << 48,
+            Self::F32 => 0x7f80 << 16,
+            Self::F16 => 0x7c00,
+            Self::Bf16 => 0x7f80,
+            Self::F8E4m3 => 0x7f,
+            Self::F8E5m2 => 0x7c,
+        }
+    }
+
     /// Encodes to little-endian bytes with one rounding, to nearest even.
     ///
     /// With `saturate`, values beyond the range become the largest finite value of their sign; without, they
@@ -204,6 +230,30 @@ vectorised! {
     /// Whether all magnitudes are below the limit; a NaN is not.
     fn all_below<R: Real>(values: &[R], limit: R) -> bool {
         values.iter().fold(true, |all, value| all & (value.abs() < limit))
+    }
+}
+
+/// Whether any stored value has all these bits, which lie side by side below its sign; a word at a time.
+fn has_full_exponent(bytes: &[u8], bits: u64) -> bool {
+    let sign = (bits << 1) & !bits;
+    // As many values as a word holds: the sign is the top bit of each.
+    let every = (0..u64::BITS)
+        .step_by(sign.trailing_zeros() as usize + 1)
+        .fold(0, |every, at| every | 1 << at);
+    let (words, rest) = bytes.as_chunks();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let least = bits & bits.wrapping_neg();
+    let carries =
+        carries(words, every * bits, every * least) | carries(&[last], every * bits, every * least);
+    carries & (every * sign) != 0
+}
+
+vectorised! {
+    /// Where adding to the masked words carried to, in any of them: one is added below bits that, if all are ones,
+    /// carry it into the bit above.
+    fn carries(words: &[[u8; 8]], mask: u64, ones: u64) -> u64 {
+        words.iter().fold(0, |carries, word| carries | ((u64::from_le_bytes(*word) & mask) + ones))
     }
 }
 
@@ -471,6 +521,36 @@ mod tests {
                 }
             }
         );
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found_without_decoding_wherever_it_lies() {
+        for format in ALL {
+            let size = format.size();
+            let mut bytes = vec![0; 37 * size];
+            let codes: Vec<[u8; 8]> = match size {
+                1 | 2 => (0..1u64 << (8 * size)).map(u64::to_le_bytes).collect(),
+                _ => [f64::NAN, f64::INFINITY, -f64::INFINITY, f64::MAX, -1.0, 0.0]
+                    .map(|value| {
+                        let mut code = [0; 8];
+                        format.encode(&mut [value], false, &mut code);
+                        code
+                    })
+                    .into(),
+            };
+            for (index, code) in codes.iter().enumerate() {
+                let at = index % 37 * size;
+                bytes[at..at + size].copy_from_slice(&code[..size]);
+                let mut value = [0f64];
+                format.decode(code, &mut value);
+                assert_eq!(
+                    format.non_finite(&bytes),
+                    NonFinite::count(&value),
+                    "{format:?} {code:x?}"
+                );
+                bytes[at..at + size].fill(0x5a);
+            }
+        }
     }
 
     #[test]
