@@ -7,6 +7,7 @@
 
 mod adapter;
 mod aliases;
+mod behind;
 mod bounded;
 mod config;
 mod error;

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -228,6 +229,21 @@ impl Checkpoint {
             Some(Place::Strided(_)) => return None,
         }
         Some(self.shards[tensor.shard].slice(tensor.offset, tensor.len))
+    }
+
+    /// Tells that these bytes of a tensor, as they are stored, are not needed again: the system may have their memory.
+    /// They can still be read, from the disk.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is none of [`Checkpoint::tensors`].
+    pub fn done_with(&self, index: usize, bytes: Range<u64>) {
+        let tensor = &self.tensors[index];
+        let in_file = matches!(self.places.get(&index), None | Some(Place::Contiguous));
+        if let Some(shard) = self.shards.get(tensor.shard).filter(|_| in_file) {
+            let end = tensor.len.min(bytes.end);
+            shard.done_with(tensor.offset + bytes.start.min(end)..tensor.offset + end);
+        }
     }
 
     /// The values of a tensor; `None` for integers and bools.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use memmap2::Mmap;
 
+use super::behind::{Behind, page_out};
 use super::error::CheckpointError;
 use super::header::{self, HeaderTensor};
 use super::pickle::{self, Pickled};
@@ -24,6 +26,7 @@ pub struct Shard {
     pub metadata: BTreeMap<String, String>,
     modified: Option<SystemTime>,
     map: Mmap,
+    behind: Behind,
 }
 
 impl Shard {
@@ -75,6 +78,7 @@ impl Shard {
             header_len: 0,
             metadata: BTreeMap::new(),
             modified: metadata.modified().ok(),
+            behind: Behind::new(map.len() as u64),
             map,
         })
     }
@@ -83,6 +87,13 @@ impl Shard {
     pub(super) fn slice(&self, offset: u64, len: u64) -> &[u8] {
         let start = offset as usize;
         &self.map[start..start + len as usize]
+    }
+
+    /// Lets the system have the memory of bytes that are not needed again.
+    pub(super) fn done_with(&self, bytes: Range<u64>) {
+        for piece in self.behind.note(bytes) {
+            page_out(&self.map[piece.start as usize..piece.end as usize]);
+        }
     }
 
     /// The bytes of the file from a place on.

@@ -1,5 +1,6 @@
-//! Watches how much anonymous memory the process holds, for the closing summary.
+//! How much memory there is for this process, and how much anonymous memory it holds, for the closing summary.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
@@ -53,4 +54,35 @@ fn anonymous() -> Option<u64> {
         .find_map(|line| line.strip_prefix("RssAnon:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+/// The memory that this process may fill, page cache included: what the machine has left, or what a cgroup allows it
+/// in all; Linux only.
+pub(super) fn available() -> Option<u64> {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = machine
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = groups.lines().flat_map(limits_of_group);
+    limits.chain([kibibytes * 1024]).min()
+}
+
+/// The limits of a cgroup and those above it, for a line of `/proc/self/cgroup`: `0::/path` in version 2,
+/// `4:memory:/path` in version 1. In a container the path may be that outside; then there are those of the root.
+fn limits_of_group(line: &str) -> Vec<u64> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (root, file) = match fields.next() {
+        Some("") => ("/sys/fs/cgroup", "memory.max"),
+        Some("memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        _ => return Vec::new(),
+    };
+    let path = fields.next().unwrap_or_default().trim_start_matches('/');
+    let limit = |group: &Path| {
+        let limit = std::fs::read_to_string(Path::new(root).join(group).join(file)).ok()?;
+        // `max` where there is none.
+        limit.trim().parse().ok()
+    };
+    Path::new(path).ancestors().filter_map(limit).collect()
 }

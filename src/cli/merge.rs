@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::arguments::{Format, PlanArguments};
-use super::memory::PeakMemory;
+use super::memory::{PeakMemory, available};
 use super::output::{Failure, print, say};
 use super::progress::Progress;
 use super::signals;
@@ -74,6 +74,7 @@ impl OutputArguments {
             RunOptions {
                 force: self.force,
                 hash_inputs: self.hash_inputs,
+                drop_behind: available().is_some_and(|memory| input_bytes(plan) > memory),
             },
             &progress,
         );
@@ -93,6 +94,13 @@ impl OutputArguments {
             }
         }
     }
+}
+
+/// Bytes of the files that a plan reads.
+fn input_bytes(plan: &Plan) -> u64 {
+    let models = plan.stored_models();
+    let shards = models.iter().flat_map(|model| model.shards());
+    shards.map(|shard| shard.file_size).sum()
 }
 
 fn as_text(

@@ -5,6 +5,7 @@
 //!
 //! This layer decides nothing: what is computed stands in the plan.
 
+mod behind;
 mod card;
 mod digests;
 mod error;
@@ -29,6 +30,7 @@ pub use lock::{
 use crate::checkpoint::{Checkpoint, index_json};
 use crate::engine::{self, Observer, Sink, Totals};
 use crate::plan::Plan;
+use behind::DropBehind;
 use output::{OutputFiles, write_file};
 use stage::Stage;
 pub use work::Sample;
@@ -55,6 +57,8 @@ pub struct RunOptions {
     pub force: bool,
     /// Put the digests of the inputs' tensors into the lock too, which reads them once more.
     pub hash_inputs: bool,
+    /// Let inputs leave the page cache as soon as they are read, as they do not fit into memory.
+    pub drop_behind: bool,
 }
 
 /// Runs a plan and puts the checkpoint at `out`.
@@ -87,7 +91,12 @@ pub fn run(
     let files = OutputFiles::create(stage.path(), &plan.shards, &plan.lens(), room)?;
     prepare(plan, observer)?;
     let Work { jobs, purposes, .. } = Work::of(plan, None)?;
-    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &files, observer)
+    let dropping = DropBehind { plan, sink: &files };
+    let sink: &dyn Sink = match options.drop_behind {
+        true => &dropping,
+        false => &files,
+    };
+    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, out))?;
     check_complete(plan, totals)?;
     let digests = files.finish()?;

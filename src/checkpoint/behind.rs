@@ -1,0 +1,87 @@
+//! Dropping behind: what was read of a mapped file for the last time leaves the page cache, for inputs that do not
+//! fit into memory.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Bytes that leave at once; pieces start at multiples of it. The pages that a system reads ahead in one lie within
+/// one piece, as they are powers of two and not larger.
+const PIECE: u64 = 8 << 20;
+
+/// How much of each piece of a file was read for the last time.
+#[derive(Debug)]
+pub(super) struct Behind {
+    file_size: u64,
+    read: Vec<AtomicU64>,
+}
+
+impl Behind {
+    pub(super) fn new(file_size: u64) -> Self {
+        let pieces = file_size.div_ceil(PIECE);
+        Self {
+            file_size,
+            read: (0..pieces).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Notes that these bytes are not needed again; gives the pieces of which all bytes no longer are.
+    ///
+    /// A piece with bytes that are never noted stays: a header, a tensor that nothing is made of.
+    pub(super) fn note(&self, bytes: Range<u64>) -> Vec<Range<u64>> {
+        let mut done = Vec::new();
+        let mut start = bytes.start;
+        let end = bytes.end.min(self.file_size);
+        while start < end {
+            let number = start / PIECE;
+            let first = number * PIECE;
+            let piece = first..self.file_size.min(first + PIECE);
+            let here = end.min(piece.end) - start;
+            let Some(read) = self.read.get(number as usize) else {
+                break;
+            };
+            let before = read.fetch_add(here, Relaxed);
+            if before + here == piece.end - piece.start {
+                done.push(piece.clone());
+            }
+            start = piece.end;
+        }
+        done
+    }
+}
+
+/// Lets the system have the memory of mapped bytes that start at a page; they are read again from their file if
+/// need be. Where the system has no such advice, or does not take it, nothing happens.
+pub(super) fn page_out(bytes: &[u8]) {
+    #[cfg(target_os = "linux")]
+    {
+        let start = bytes.as_ptr().cast_mut().cast();
+        // SAFETY: the advice changes no memory: pages leave it and come back as they were when they are touched.
+        unsafe { libc::madvise(start, bytes.len(), libc::MADV_PAGEOUT) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_leaves_when_all_of_it_was_read_and_only_once() {
+        let file_size = 2 * PIECE + 100;
+        let behind = Behind::new(file_size);
+        assert_eq!(behind.note(10..PIECE), []);
+        assert_eq!(behind.note(PIECE..PIECE + 7), []);
+        assert_eq!(behind.note(0..10), [0..PIECE]);
+        assert_eq!(behind.note(2 * PIECE + 50..file_size), []);
+        // Across a boundary.
+        assert_eq!(
+            behind.note(PIECE + 7..2 * PIECE + 50),
+            [PIECE..2 * PIECE, 2 * PIECE..file_size]
+        );
+        // Read again, for another tensor.
+        assert_eq!(behind.note(0..PIECE), []);
+        // Beyond the end, of a file that is not what it was.
+        assert_eq!(behind.note(file_size..file_size + PIECE), []);
+    }
+}

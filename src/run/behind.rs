@@ -1,0 +1,51 @@
+//! A sink before another: with each piece of output, what it was made of leaves the page cache.
+
+use std::io;
+
+use crate::engine::Sink;
+use crate::numeric::FloatType;
+use crate::plan::{Plan, PlannedTensor};
+
+/// Gives the output on, and the inputs' memory back.
+///
+/// Output comes from the last pass over its sources, so that nothing is dropped that is measured once more. A tensor
+/// from which several are made may be read from the disk again.
+pub(super) struct DropBehind<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) sink: &'a dyn Sink,
+}
+
+impl Sink for DropBehind<'_> {
+    fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.sink.write(output, offset, bytes)?;
+        if let Some(tensor) = self.plan.tensors.get(output) {
+            self.done_with(tensor, offset, bytes.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+impl DropBehind<'_> {
+    /// Notes that the elements of a part of the output are not needed again, of sources that are read in their order.
+    fn done_with(&self, tensor: &PlannedTensor, offset: u64, len: u64) {
+        for (place, source) in tensor.sources.iter().enumerate() {
+            let as_it_is = matches!(tensor.views.get(place), None | Some(None));
+            let Some(model) = self.plan.models.get(source.model).filter(|_| as_it_is) else {
+                continue;
+            };
+            let Some(entry) = model.tensors().get(source.tensor) else {
+                continue;
+            };
+            let (from, to) = (FloatType::of(entry.dtype), FloatType::of(tensor.dtype));
+            let bytes = match (from, to) {
+                _ if entry.dtype == tensor.dtype => offset..offset + len,
+                (Some(from), Some(to)) => {
+                    let scaled = |bytes: u64| bytes / to.size() as u64 * from.size() as u64;
+                    scaled(offset)..scaled(offset + len)
+                }
+                _ => continue,
+            };
+            model.done_with(source.tensor, bytes);
+        }
+    }
+}
