@@ -16,7 +16,7 @@ use super::budget::{Limits, Settings, statistics};
 use super::job::{COPY_BLOCK, Job, Target, Work};
 use super::program::{Block, Cost, MeasureColumns, Measured, Memo, Pass, Program};
 use super::{EngineError, Observer, Sink, Totals};
-use crate::numeric::{BLOCK, Elements, FloatType, Narrowed, NonFinite, Real};
+use crate::numeric::{Elements, FloatType, Narrowed, NonFinite, Real};
 
 /// Tiles per thread in a batch of jobs that measure: enough to keep every thread busy, few enough that what
 /// was measured is still in the cache when it is applied.
@@ -537,7 +537,7 @@ impl<'a> Engine<'a> {
         } = scratch;
         match (&flight.stage, flight.work) {
             (Stage::Copy, Work::Copy { sources, format }) => {
-                self.copy_tile(flight, sources, *format, blocks, scratch)?;
+                self.copy_tile(flight, sources, *format, blocks)?;
             }
             (Stage::Single(Pass::MeasureColumns(columns, measure)), work) => {
                 self.measure_band(flight, work, *columns, measure.as_ref(), part, single);
@@ -618,7 +618,6 @@ impl<'a> Engine<'a> {
         sources: &[&[u8]],
         format: Option<FloatType>,
         blocks: Range<usize>,
-        scratch: &mut Scratch,
     ) -> Result<(), EngineError> {
         let Some((first, others)) = sources.split_first() else {
             return Ok(());
@@ -628,15 +627,7 @@ impl<'a> Engine<'a> {
         let differing = others
             .iter()
             .position(|other| other.get(bytes.clone()) != Some(tile));
-        let mut found = NonFinite::default();
-        if let Some(format) = format {
-            for block in tile.chunks(COPY_BLOCK) {
-                found += match format {
-                    FloatType::F64 => scan(format, block, &mut scratch.double.out),
-                    _ => scan(format, block, &mut scratch.single.out),
-                };
-            }
-        }
+        let found = format.map_or(NonFinite::default(), |format| format.non_finite(tile));
         if differing.is_some() || found.any() {
             let mut seen = lock(&flight.seen);
             seen.differing = seen.differing.or(differing.map(|index| index + 1));
@@ -801,15 +792,4 @@ impl<'a> Engine<'a> {
         self.tally.read.fetch_add(bytes as u64, Relaxed);
         self.observer.advance(bytes as u64);
     }
-}
-
-/// Counts NaN and infinity in bytes that are only copied.
-fn scan<R: Real>(format: FloatType, bytes: &[u8], values: &mut Vec<R>) -> NonFinite {
-    let mut found = NonFinite::default();
-    for bytes in bytes.chunks(BLOCK * format.size()) {
-        values.resize(bytes.len() / format.size(), R::ZERO);
-        format.decode(bytes, values);
-        found += NonFinite::count(values);
-    }
-    found
 }
