@@ -1,7 +1,9 @@
 //! A sink before another: with each piece of output, what it was made of leaves the page cache.
 
 use std::io;
+use std::ops::Range;
 
+use crate::checkpoint::Dtype;
 use crate::engine::Sink;
 use crate::numeric::FloatType;
 use crate::plan::{Plan, PlannedTensor};
@@ -36,16 +38,33 @@ impl DropBehind<'_> {
             let Some(entry) = model.tensors().get(source.tensor) else {
                 continue;
             };
-            let (from, to) = (FloatType::of(entry.dtype), FloatType::of(tensor.dtype));
-            let bytes = match (from, to) {
-                _ if entry.dtype == tensor.dtype => offset..offset + len,
-                (Some(from), Some(to)) => {
-                    let scaled = |bytes: u64| bytes / to.size() as u64 * from.size() as u64;
-                    scaled(offset)..scaled(offset + len)
-                }
-                _ => continue,
-            };
-            model.done_with(source.tensor, bytes);
+            if let Some(bytes) = in_source(entry.dtype, tensor.dtype, offset..offset + len) {
+                model.done_with(source.tensor, bytes);
+            }
         }
+    }
+}
+
+/// Where the elements lie in a source that lie there in the output.
+fn in_source(source: Dtype, output: Dtype, bytes: Range<u64>) -> Option<Range<u64>> {
+    if source == output {
+        return Some(bytes);
+    }
+    let (from, to) = (FloatType::of(source)?, FloatType::of(output)?);
+    let scaled = |bytes: u64| bytes / to.size() as u64 * from.size() as u64;
+    Some(scaled(bytes.start)..scaled(bytes.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_are_found_in_sources_of_another_width() {
+        let found = |source, output| in_source(source, output, 4096..8192);
+        assert_eq!(found(Dtype::I32, Dtype::I32), Some(4096..8192));
+        assert_eq!(found(Dtype::F32, Dtype::BF16), Some(8192..16_384));
+        assert_eq!(found(Dtype::F8_E4M3, Dtype::F64), Some(512..1024));
+        assert_eq!(found(Dtype::I32, Dtype::F32), None);
     }
 }
