@@ -22,6 +22,7 @@ fn main() {
 
 /// A matrix of 8 MiB in BF16: more than most second caches hold, for every source.
 const SHAPE: [usize; 2] = [2048, 2048];
+const ELEMENTS: u64 = 2048 * 2048;
 
 /// Values of parameters that have no default, or whose default does nothing.
 const VALUES: [(&str, f64); 4] = [
@@ -38,17 +39,12 @@ fn names() -> impl Iterator<Item = &'static str> {
 #[divan::bench(args = names())]
 fn tiles(bencher: Bencher<'_, '_>, name: &str) {
     let method = methods::find(name).expect("a registered method");
-    let stored = sources(method);
-    let tensor = Tensor {
-        name: "model.layers.0.mlp.up_proj.weight",
-        shape: &SHAPE,
-        seed: 1,
-        base: has_base(method).then_some(0),
-        sources: stored.len(),
-    };
-    let action = method
-        .action(&params(method, stored.len()), &tensor)
-        .expect("parameters that fit together");
+    let (count, action) = (1..=most_sources(method))
+        .rev()
+        .find_map(|count| Some((count, action(method, count).ok()?)))
+        .expect("a number of sources that the method takes");
+    let first = u64::from(!has_base(method));
+    let stored: Vec<Vec<u8>> = (first..).take(count).map(model).collect();
     let (work, cost) = match &action {
         Action::Copy(source) => {
             let sources = vec![stored[*source].as_slice()];
@@ -62,7 +58,7 @@ fn tiles(bencher: Bencher<'_, '_>, name: &str) {
             });
             let work = Work::Compute {
                 sources: sources.collect(),
-                elements: tensor.elements(),
+                elements: ELEMENTS,
                 program: program.as_ref(),
                 target: Target::Values(FloatType::Bf16),
             };
@@ -89,24 +85,33 @@ fn tiles(bencher: Bencher<'_, '_>, name: &str) {
     });
 }
 
-/// A base, if there must be one, and as many models as the method takes, two at the most. Fine-tunes differ from
-/// the base by little.
-fn sources(method: &dyn Method) -> Vec<Vec<u8>> {
-    let elements: usize = SHAPE.iter().product();
+/// A base, if there must be one, and as many models as the method takes, two at the most.
+fn most_sources(method: &dyn Method) -> usize {
     let models = method.info().models.max.map_or(2, |most| most.min(2));
-    let first = u64::from(!has_base(method));
-    (first..=models as u64)
-        .map(|model| {
-            let [base, deltas] = [0, model].map(|seed| NormalKey::new(seed, "weights", 0));
-            let scale = if model == 0 { 0.0 } else { 0.0004 };
-            let mut values: Vec<f32> = (0..elements as u64)
-                .map(|at| (0.02 * base.draw(at) + scale * deltas.draw(at)) as f32)
-                .collect();
-            let mut bytes = vec![0; 2 * elements];
-            FloatType::Bf16.encode(&mut values, false, &mut bytes);
-            bytes
-        })
-        .collect()
+    models + usize::from(has_base(method))
+}
+
+/// What the method does with so many sources.
+fn action(method: &dyn Method, sources: usize) -> Result<Action, String> {
+    let tensor = Tensor {
+        name: "model.layers.0.mlp.up_proj.weight",
+        shape: &SHAPE,
+        seed: 1,
+        base: has_base(method).then_some(0),
+        sources,
+    };
+    method.action(&params(method, sources), &tensor)
+}
+
+/// The weights of the base (0), or of a fine-tune, which differs from it by little.
+fn model(number: u64) -> Vec<u8> {
+    let [base, deltas] = [0, number].map(|seed| NormalKey::new(seed, "weights", 0));
+    let scale = if number == 0 { 0.0 } else { 0.0004 };
+    let values = (0..ELEMENTS).map(|at| (0.02 * base.draw(at) + scale * deltas.draw(at)) as f32);
+    let mut values: Vec<f32> = values.collect();
+    let mut bytes = vec![0; 2 * values.len()];
+    FloatType::Bf16.encode(&mut values, false, &mut bytes);
+    bytes
 }
 
 fn has_base(method: &dyn Method) -> bool {

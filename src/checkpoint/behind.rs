@@ -72,7 +72,8 @@ mod tests {
         let behind = Behind::new(file_size);
         assert_eq!(behind.note(10..PIECE), []);
         assert_eq!(behind.note(PIECE..PIECE + 7), []);
-        assert_eq!(behind.note(0..10), [0..PIECE]);
+        let first = 0..PIECE;
+        assert_eq!(behind.note(0..10), [first]);
         assert_eq!(behind.note(2 * PIECE + 50..file_size), []);
         // Across a boundary.
         assert_eq!(
