@@ -42,7 +42,7 @@ use models::Shape;
 use process::Usage;
 use results::{Row, Timing};
 
-/// The shapes of `--scale`: 0.5, 2.2 and 8.4 GB an input.
+/// The shapes of `--scale`: 0.5, 2.2 and 7.9 GB an input.
 const SCALE: [&str; 3] = ["0.25b", "1.1b", "4b"];
 
 /// Time whole merges beside the copy floor
