@@ -4,8 +4,8 @@
 //! and what people and programs want to see beside them. [`formats`] writes a report down; a format knows no
 //! command, and a command no format.
 //!
-//! Nothing here writes a file or prints, and a finding is never an error: an error means that the command
-//! could not run.
+//! Nothing here prints or writes to a checkpoint (`check --mutate` writes copies into a folder that it is given), and a
+//! finding is never an error: an error means that the command could not run.
 
 #[macro_use]
 mod report;

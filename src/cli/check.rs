@@ -8,6 +8,7 @@ use super::output::{Failure, print};
 use super::progress::Progress;
 use super::report::ReportArguments;
 use super::signals;
+use crate::audit::check::mutate::{MutateError, mutate};
 use crate::audit::check::{CheckError, check};
 use crate::audit::checks_as_markdown;
 use crate::checkpoint::{Checkpoint, ModelRef, Survey};
@@ -24,6 +25,11 @@ pub(super) struct Arguments {
     /// Print every check that weld knows, as Markdown
     #[arg(long, conflicts_with_all = ["model", "threads"])]
     list: bool,
+
+    /// Plant every defect that weld knows in a copy of the model, a small one, and see that each is found. Exit codes:
+    /// 0 all found, 1 one missed, 3 one could not be planted
+    #[arg(long, conflicts_with = "list")]
+    mutate: bool,
 
     #[command(flatten)]
     threads: Threads,
@@ -52,18 +58,29 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let label = model.to_string();
     let survey = Survey::of(&label, &location).map_err(Failure::could_not_run)?;
     let models: Vec<&Checkpoint> = survey.checkpoint.iter().collect();
+    let threads = arguments.threads.count();
+    if arguments.mutate {
+        let scratch = tempfile::tempdir()
+            .map_err(|error| Failure::tool(format!("cannot make a temporary folder: {error}")))?;
+        let progress = Progress::reading(&models, "planting defects", arguments.quiet, stop);
+        let report = mutate(&label, &survey, scratch.path(), threads, &progress);
+        progress.finish();
+        return arguments.report.finish(report.map_err(|error| match error {
+            MutateError::Check(error) => error.into(),
+            error => Failure::tool(error.to_string()),
+        })?);
+    }
     let progress = Progress::reading(&models, "checking", arguments.quiet, stop);
-    let report = check(
-        &label,
-        &location,
-        survey,
-        arguments.threads.count(),
-        &progress,
-    );
+    let report = check(&label, &location, survey, threads, &progress);
     progress.finish();
-    let report = report.map_err(|error| match error {
-        CheckError::Unreadable(error) => Failure::could_not_run(error),
-        CheckError::Run(error) => error.into(),
-    });
     arguments.report.finish(report?)
+}
+
+impl From<CheckError> for Failure {
+    fn from(error: CheckError) -> Failure {
+        match error {
+            CheckError::Unreadable(error) => Failure::could_not_run(error),
+            CheckError::Run(error) => error.into(),
+        }
+    }
 }

@@ -22,6 +22,7 @@ mod lora;
 mod memory;
 mod modules;
 mod moe;
+mod mutate;
 mod outputs;
 mod recipes;
 mod refusals;

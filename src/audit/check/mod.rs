@@ -5,6 +5,7 @@
 pub(super) mod config;
 pub(super) mod container;
 mod families;
+pub mod mutate;
 pub(super) mod safety;
 pub(super) mod structure;
 pub(super) mod tokenizer;
@@ -14,6 +15,16 @@ use super::{CheckInfo, Command, Report, Skipped};
 use crate::checkpoint::{CheckpointError, Location, Survey, TensorEntry};
 use crate::engine::Observer;
 use crate::run::RunError;
+
+/// What can be found in a checkpoint, in the order in which it is looked for.
+pub(super) static CHECKED: &[&[&CheckInfo]] = &[
+    container::CHECKS,
+    config::CHECKS,
+    structure::CHECKS,
+    values::CHECKS,
+    tokenizer::CHECKS,
+    safety::CHECKS,
+];
 
 /// Why a checkpoint could not be looked at.
 #[derive(Debug, thiserror::Error)]

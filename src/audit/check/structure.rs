@@ -83,8 +83,28 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
 
 /// The family by the config's own `model_type`; one that nests its language model has none.
 fn family_of(config: &ModelConfig) -> Option<&'static Family> {
-    let kind = config.value().get("model_type")?.as_str()?;
+    family(config.value().get("model_type")?.as_str()?)
+}
+
+fn family(kind: &str) -> Option<&'static Family> {
     FAMILIES.iter().find(|family| family.types.contains(&kind))
+}
+
+/// Whether a table has the tensors of a `model_type`.
+pub(super) fn is_known(kind: &str) -> bool {
+    family(kind).is_some()
+}
+
+/// What the head is called in checkpoints of a `model_type`.
+pub(super) fn head_of(kind: &str) -> Option<&'static str> {
+    Some(family(kind)?.head?.0)
+}
+
+/// Whether a class has a head beside the body.
+pub(super) fn has_head(class: &str) -> bool {
+    ["ForCausalLM", "LMHeadModel"]
+        .iter()
+        .any(|end| class.ends_with(end))
 }
 
 /// A size by its letter: `_` and what config.json does not say are any size.
@@ -384,13 +404,8 @@ impl<'a> Structure<'a> {
         let embedding = self.rules.iter().find(|rule| rule.letters == ["V", "H"]);
         let embedding = embedding.and_then(|rule| self.model.find(&rule.name));
         let Some(at) = self.model.find(head) else {
-            let architectures = self.config.architectures();
-            let has_head = |name: &String| {
-                ["ForCausalLM", "LMHeadModel"]
-                    .iter()
-                    .any(|end| name.ends_with(end))
-            };
-            if !tied && self.missing_is_known && architectures.iter().any(has_head) {
+            let classes = self.config.architectures();
+            if !tied && self.missing_is_known && classes.iter().any(|class| has_head(class)) {
                 report.add(Finding::new(
                     &NO_HEAD,
                     Place::tensor(head, None),

@@ -83,13 +83,16 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
         }
     }
     template(model, report);
-    let config = model.config().and_then(|config| config.value().as_object());
-    files.extend(config.map(|entries| ("config.json", entries.clone())));
     for token in SPECIAL_TOKENS {
         let mut ids: Vec<(&str, Vec<i64>)> = Vec::new();
         let key = format!("{token}_token_id");
-        for file in ["config.json", "generation_config.json"] {
-            let value = files.get(file).and_then(|entries| entries.get(&key));
+        let of_config = model.config().and_then(|config| config.get(&key));
+        let generation = files.get("generation_config.json");
+        let of_generation = generation.and_then(|entries| entries.get(&key));
+        for (file, value) in [
+            ("config.json", of_config),
+            ("generation_config.json", of_generation),
+        ] {
             ids.extend(value.and_then(ids_of).map(|ids| (file, ids)));
         }
         for (file, ids) in &ids {

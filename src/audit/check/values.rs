@@ -89,7 +89,7 @@ const MOST_EXPERTS: usize = 1 << 16;
 const ZERO_AT_FIRST: [&str; 1] = ["mm_input_projection_weight"];
 
 /// Modules that send tokens to experts.
-const ROUTERS: [&str; 5] = [
+pub(super) const ROUTERS: [&str; 5] = [
     "block_sparse_moe.gate.weight",
     "block_sparse_moe.router.layer.weight",
     "mlp.gate.weight",
@@ -464,7 +464,7 @@ fn equal(mut digests: Vec<((&str, usize), blake3::Hash)>) -> Vec<(&str, usize, u
 }
 
 /// Whether a tensor is a norm's, by its name.
-fn is_norm(name: &str) -> bool {
+pub(super) fn is_norm(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let module = name.rsplit_once('.').map_or("", |(module, _)| module);
     let last = module.rsplit('.').next().unwrap_or(module);

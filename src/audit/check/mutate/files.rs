@@ -1,0 +1,426 @@
+//! What is done to files: weights, index, config.json, tokenizer, and what else lies in the folder.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::draft::{CONFIG, Draft, INDEX};
+use super::{Defect, Obstacle};
+use crate::audit::check::{config, container, safety, tokenizer};
+use crate::checkpoint::AddedToken;
+
+type Planted = Result<String, Obstacle>;
+
+/// A name that no checkpoint has.
+const UNHEARD_OF: &str = "weldment_unheard_of";
+
+pub(super) static DEFECTS: &[Defect] = &[
+    Defect::new("bytes cut off the end", &container::TRUNCATED, |draft| {
+        let [_, last] = draft.shards()?;
+        draft.edit_bytes(last, |bytes| bytes.truncate(bytes.len() - 1))?;
+        Ok(last.to_owned())
+    }),
+    Defect::new("bytes after the end", &container::TRAILING, |draft| {
+        let [_, last] = draft.shards()?;
+        draft.edit_bytes(last, |bytes| bytes.extend([0; 8]))?;
+        Ok(last.to_owned())
+    }),
+    Defect::new(
+        "two tensors over each other",
+        &container::OVERLAP,
+        |draft| move_last(draft, [-1, -1]),
+    ),
+    Defect::new("a hole between tensors", &container::HOLE, |draft| {
+        move_last(draft, [1, 1])
+    }),
+    Defect::new("too few bytes for a shape", &container::SIZE, |draft| {
+        move_last(draft, [0, -1])
+    }),
+    Defect::new("a header that is no JSON", &container::HEADER, |draft| {
+        let [first, _] = draft.shards()?;
+        draft.edit_header(first, |header| header.replacen('{', "[", 1))?;
+        Ok(first.to_owned())
+    }),
+    Defect::new("a control character in a name", &container::NAME, |draft| {
+        let [first, _] = draft.shards()?;
+        let name = first_name(draft, first)?;
+        rename(draft, first, &name, "\\u0007")?;
+        Ok(name)
+    }),
+    Defect::new(
+        "a tensor twice in a header",
+        &container::DUPLICATE_KEY,
+        |draft| {
+            let [first, last] = draft.shards()?;
+            for shard in [first, last] {
+                if let [one, other, ..] = &draft.tensors_of(shard)[..] {
+                    rename(draft, shard, &one.name, &other.name)?;
+                    return Ok(other.name.clone());
+                }
+            }
+            Err(Obstacle::model("no shard has two tensors"))
+        },
+    ),
+    Defect::new(
+        "safetensors named as a pickle",
+        &container::PICKLE,
+        |draft| {
+            let [first, _] = draft.shards()?;
+            let bytes = fs::read(draft.path(first))?;
+            draft.remove_weights()?;
+            draft.put("pytorch_model.bin", bytes)?;
+            Ok("pytorch_model.bin".to_owned())
+        },
+    )
+    .with(&[&safety::UNREAD]),
+    Defect::new(
+        "a folder by the name of a shard",
+        &container::NOT_A_FILE,
+        |draft| {
+            let [_, last] = draft.shards()?;
+            draft.remove(last)?;
+            fs::create_dir(draft.path(last))?;
+            Ok(last.to_owned())
+        },
+    ),
+    Defect::new("no tensors", &container::NO_TENSORS, |draft| {
+        draft.remove_weights()?;
+        draft.put("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      ")?;
+        Ok("model.safetensors".to_owned())
+    }),
+    Defect::new("an index of 1 TB", &container::TOO_LARGE, |draft| {
+        draft.shards()?;
+        fs::File::create(draft.path(INDEX))?.set_len(1 << 40)?;
+        Ok(INDEX.to_owned())
+    }),
+    Defect::new(
+        "a shard and the index lost",
+        &container::INCOMPLETE,
+        |draft| {
+            let [_, last] = draft.shards()?;
+            draft.remove(INDEX)?;
+            draft.remove(last)?;
+            Ok(last.to_owned())
+        },
+    ),
+    Defect::new(
+        "shards of several names without an index",
+        &container::AMBIGUOUS,
+        |draft| {
+            let [_, last] = draft.shards()?;
+            draft.remove(INDEX)?;
+            fs::rename(draft.path(last), draft.path("other.safetensors"))?;
+            Ok("other.safetensors".to_owned())
+        },
+    )
+    .with(&[&container::ORPHAN]),
+    Defect::new(
+        "an index that is no JSON",
+        &container::INDEX_MALFORMED,
+        |draft| {
+            draft.shards()?;
+            draft.put(INDEX, "{")?;
+            Ok(INDEX.to_owned())
+        },
+    ),
+    Defect::new("a shard lost", &container::INDEX_SHARD, |draft| {
+        let [_, last] = draft.shards()?;
+        draft.remove(last)?;
+        Ok(last.to_owned())
+    }),
+    Defect::new(
+        "an index that leads out of the folder",
+        &container::INDEX_FILE_NAME,
+        |draft| {
+            let [_, last] = draft.shards()?;
+            let name = first_name(draft, last)?;
+            edit_index(draft, |map| map[&name] = json!("../outside.safetensors"))?;
+            Ok(format!("{INDEX}: {name}"))
+        },
+    ),
+    Defect::new(
+        "a tensor indexed in another shard",
+        &container::NOT_IN_SHARD,
+        |draft| {
+            let (name, other) = indexed(draft)?;
+            edit_index(draft, |map| map[&name] = json!(other))?;
+            Ok(format!("{INDEX}: {name}"))
+        },
+    ),
+    Defect::new(
+        "a tensor left out of the index",
+        &container::UNINDEXED,
+        |draft| {
+            let (name, _) = indexed(draft)?;
+            edit_index(draft, |map| {
+                map.as_object_mut().and_then(|map| map.remove(&name));
+            })?;
+            Ok(format!("{INDEX}: {name}"))
+        },
+    ),
+    Defect::new("a tensor in two shards", &container::DUPLICATE, |draft| {
+        let [first, last] = draft.shards()?;
+        let tensors = draft.tensors_of(first);
+        let copied = tensors.first().copied();
+        let copied = copied.ok_or_else(|| Obstacle::model("its first shard is empty"))?;
+        draft.edit_header(last, |header| {
+            let mut header: Value = serde_json::from_str(header).unwrap_or_default();
+            let ends = header.as_object().into_iter().flatten();
+            let end = ends
+                .filter_map(|(_, entry)| entry["data_offsets"][1].as_u64())
+                .max();
+            let end = end.unwrap_or(0);
+            let mut entry = json!({"dtype": copied.dtype.to_string(), "shape": copied.shape});
+            entry["data_offsets"] = json!([end, end + copied.bytes.len() as u64]);
+            header[&copied.name] = entry;
+            header.to_string()
+        })?;
+        draft.edit_bytes(last, |bytes| bytes.extend_from_slice(&copied.bytes))?;
+        Ok(copied.name.clone())
+    })
+    // The index counts it once, and does not name its second place.
+    .with(&[&container::TOTAL_SIZE, &container::UNINDEXED]),
+    Defect::new(
+        "another total size in the index",
+        &container::TOTAL_SIZE,
+        |draft| {
+            draft.shards()?;
+            let mut index = index(draft)?;
+            index["metadata"]["total_size"] = json!(7);
+            draft.put(INDEX, index.to_string())?;
+            Ok(format!("{INDEX}: metadata.total_size"))
+        },
+    ),
+    Defect::new("a shard of another set", &container::ORPHAN, |draft| {
+        let [first, _] = draft.shards()?;
+        let name = "model-00003-of-00009.safetensors";
+        fs::copy(draft.path(first), draft.path(name))?;
+        Ok(name.to_owned())
+    }),
+    Defect::new(
+        "a whole file beside the shards",
+        &container::STALE,
+        |draft| {
+            let [first, _] = draft.shards()?;
+            let name = "model.safetensors";
+            fs::copy(draft.path(first), draft.path(name))?;
+            Ok(name.to_owned())
+        },
+    ),
+    Defect::new("a config that is no JSON", &config::MALFORMED, |draft| {
+        draft.put(CONFIG, "{")?;
+        Ok(CONFIG.to_owned())
+    }),
+    Defect::new("no config", &config::MISSING, |draft| {
+        if draft.original.config.is_null() {
+            return Err(Obstacle::model("it has none"));
+        }
+        draft.remove(CONFIG)?;
+        Ok(CONFIG.to_owned())
+    }),
+    Defect::new("another dtype in the config", &config::DTYPE, |draft| {
+        let field = ["dtype", "torch_dtype"];
+        let field = field
+            .iter()
+            .find(|field| draft.original.config.get(**field).is_some());
+        let stored = draft
+            .original
+            .tensors
+            .iter()
+            .map(|tensor| tensor.dtype.to_string());
+        let other = match stored.filter(|dtype| dtype == "F16").count() {
+            0 => "float16",
+            _ => "float64",
+        };
+        draft.set_config(field.unwrap_or(&"dtype"), json!(other))
+    }),
+    Defect::new(
+        "the settings of a quantisation left",
+        &config::QUANTISATION,
+        |draft| draft.set_config("quantization_config", json!({"quant_method": "gptq"})),
+    ),
+    Defect::new("packed weights", &config::QUANTISED, |draft| {
+        let role = draft.original.roles.values().flatten().next();
+        let &(_, at) = role.ok_or_else(|| Obstacle::model("it has no layers"))?;
+        let name = format!("{}.qweight", draft.original.tensors[at].name);
+        draft.rewrite(|tensors| {
+            let mut packed = tensors[at].clone();
+            packed.name.clone_from(&name);
+            tensors.push(packed);
+            Ok(())
+        })?;
+        Ok(name)
+    }),
+    Defect::new(
+        "a tokenizer that is no JSON",
+        &tokenizer::MALFORMED,
+        |draft| {
+            draft.put("tokenizer.json", "{")?;
+            Ok("tokenizer.json".to_owned())
+        },
+    ),
+    Defect::new(
+        "a chat template that is no Jinja",
+        &tokenizer::TEMPLATE,
+        |draft| {
+            draft.put("chat_template.jinja", "{% if %}")?;
+            Ok("chat_template.jinja".to_owned())
+        },
+    ),
+    Defect::new("a token without a row", &tokenizer::NO_ROW, |draft| {
+        // Two beyond: one alone may be for padding.
+        let end = draft.original.rows()? + 2;
+        let text = match draft.tokenizer()? {
+            None => {
+                let vocabulary = json!({"a": end - 2, "b": end - 1});
+                json!({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}}).to_string()
+            }
+            Some(mut tokenizer) => {
+                while tokenizer.end() < end {
+                    let text = format!("<{UNHEARD_OF}-{}>", tokenizer.end());
+                    let added = tokenizer.add(AddedToken::ordinary(text));
+                    added.map_err(Obstacle::Model)?;
+                }
+                tokenizer.to_json()
+            }
+        };
+        draft.put("tokenizer.json", text)?;
+        Ok("tokenizer.json".to_owned())
+    }),
+    Defect::new(
+        "a special token without a row",
+        &tokenizer::SPECIAL,
+        |draft| {
+            let rows = draft.original.rows()?;
+            let field = "bos_token_id";
+            if draft.has("generation_config.json") {
+                draft.edit_json("generation_config.json", |entries| {
+                    drop(entries.remove(field))
+                })?;
+            }
+            for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+                if draft.has(file) {
+                    draft.edit_json(file, |entries| drop(entries.remove("bos_token")))?;
+                }
+            }
+            draft.set_config(field, json!(rows + 1))
+        },
+    ),
+    Defect::new(
+        "two ids of one special token",
+        &tokenizer::DISAGREE,
+        |draft| {
+            if draft.original.rows()? < 3 {
+                return Err(Obstacle::model("it has too few tokens"));
+            }
+            for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+                if draft.has(file) {
+                    draft.edit_json(file, |entries| drop(entries.remove("eos_token")))?;
+                }
+            }
+            draft.edit_json("generation_config.json", |entries| {
+                entries.insert("eos_token_id".to_owned(), json!(0));
+            })?;
+            draft.set_config("eos_token_id", json!(1))
+        },
+    ),
+    Defect::new(
+        "a pickle that starts a program",
+        &safety::DANGEROUS,
+        |draft| pickle(draft, b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R."),
+    ),
+    Defect::new("a harmless pickle", &safety::PICKLE, |draft| {
+        pickle(draft, b"\x80\x02ccollections\nOrderedDict\n)R.")
+    }),
+    Defect::new("a compressed pickle", &safety::UNREAD, |draft| {
+        let name = "sub/model.joblib";
+        draft.put(name, b"\x78\x9c\x4b\x04\x00\x00\x62\x00\x62")?;
+        Ok(name.to_owned())
+    }),
+    Defect::new("folders in folders", &safety::LEFT_OUT, |draft| {
+        let name = "a/".repeat(9);
+        fs::create_dir_all(draft.path(&name))?;
+        Ok(name)
+    }),
+    Defect::new(
+        "code that is loaded with the model",
+        &safety::CODE,
+        |draft| draft.set_config("auto_map", json!({"AutoModel": "modeling_x.X"})),
+    ),
+    Defect::new("a link out of the folder", &safety::LINK, |draft| {
+        let name = "notes.json";
+        link(&draft.path("../outside.json"), &draft.path(name))?;
+        Ok(name.to_owned())
+    }),
+];
+
+#[cfg(unix)]
+fn link(to: &std::path::Path, at: &std::path::Path) -> Result<(), Obstacle> {
+    fs::write(to, "{}")?;
+    Ok(std::os::unix::fs::symlink(to, at)?)
+}
+
+#[cfg(not(unix))]
+fn link(_: &std::path::Path, _: &std::path::Path) -> Result<(), Obstacle> {
+    Err(Obstacle::model("links are made on Unix only"))
+}
+
+fn pickle(draft: &Draft<'_>, bytes: &[u8]) -> Planted {
+    let name = "training_args.bin";
+    draft.put(name, bytes)?;
+    Ok(name.to_owned())
+}
+
+fn first_name(draft: &Draft<'_>, shard: &str) -> Result<String, Obstacle> {
+    let tensors = draft.tensors_of(shard);
+    let first = tensors.first().map(|tensor| tensor.name.clone());
+    first.ok_or_else(|| Obstacle::model("its shard is empty"))
+}
+
+/// A tensor of a shard that has others, and another shard.
+fn indexed(draft: &Draft<'_>) -> Result<(String, String), Obstacle> {
+    let [first, last] = draft.shards()?;
+    for (shard, other) in [(last, first), (first, last)] {
+        if let [one, _, ..] = &draft.tensors_of(shard)[..] {
+            return Ok((one.name.clone(), other.to_owned()));
+        }
+    }
+    Err(Obstacle::model("no shard has two tensors"))
+}
+
+/// Gives a tensor another name in the header of its shard; `other` as JSON writes it.
+fn rename(draft: &Draft<'_>, shard: &str, name: &str, other: &str) -> Result<(), Obstacle> {
+    draft.edit_header(shard, |header| {
+        header.replacen(&format!("\"{name}\""), &format!("\"{other}\""), 1)
+    })
+}
+
+/// Moves beginning and end of the last tensor of a shard by so many of its elements.
+fn move_last(draft: &Draft<'_>, by: [i64; 2]) -> Planted {
+    let [first, _] = draft.shards()?;
+    let tensors = draft.tensors_of(first);
+    let [_, .., last] = &tensors[..] else {
+        return Err(Obstacle::model("its first shard has one tensor"));
+    };
+    draft.edit_header(first, |header| {
+        let mut header: Value = serde_json::from_str(header).unwrap_or_default();
+        let offsets = &mut header[&last.name]["data_offsets"];
+        for (at, by) in by.into_iter().enumerate() {
+            let moved = offsets[at].as_i64().unwrap_or(0) + by * last.size() as i64;
+            offsets[at] = json!(moved);
+        }
+        header.to_string()
+    })?;
+    Ok(last.name.clone())
+}
+
+fn index(draft: &Draft<'_>) -> Result<Value, Obstacle> {
+    let bytes = fs::read(draft.path(INDEX))?;
+    Ok(serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+fn edit_index(draft: &Draft<'_>, edit: impl FnOnce(&mut Value)) -> Result<(), Obstacle> {
+    let mut index = index(draft)?;
+    edit(&mut index["weight_map"]);
+    Ok(draft.put(INDEX, index.to_string())?)
+}

@@ -1,0 +1,459 @@
+//! What is done to tensors, and to what config.json says of them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::draft::{Draft, Role, Tensor};
+use super::{Defect, Obstacle};
+use crate::audit::check::values::{ROUTERS, is_norm};
+use crate::audit::check::{structure, values};
+use crate::checkpoint::{Dtype, is_derived_buffer};
+use crate::numeric::FloatType;
+
+type Planted = Result<String, Obstacle>;
+
+/// A `model_type` that no table has.
+const UNHEARD_OF: &str = "weldment_unheard_of";
+
+pub(super) static DEFECTS: &[Defect] = &[
+    Defect::new("a tensor lost", &structure::MISSING, |draft| {
+        known(draft)?;
+        let (_, at) = in_the_middle(matrix_role(draft)?.1);
+        lose(draft, &[at])
+    }),
+    Defect::new("a row lost", &structure::SHAPE, |draft| {
+        known(draft)?;
+        let (_, at) = in_the_middle(matrix_role(draft)?.1);
+        draft.change(at, |tensor| {
+            let row = tensor.row();
+            tensor.shape[0] -= 1;
+            let bytes = Arc::make_mut(&mut tensor.bytes);
+            bytes.truncate(bytes.len() - row);
+        })
+    }),
+    Defect::new("a tensor too many", &structure::UNEXPECTED, |draft| {
+        known(draft)?;
+        let (_, at) = in_the_middle(matrix_role(draft)?.1);
+        let name = format!("{}0.extra.weight", draft.original.layers_before);
+        draft.rewrite(|tensors| {
+            let mut extra = tensors[at].clone();
+            extra.name.clone_from(&name);
+            tensors.push(extra);
+            Ok(())
+        })?;
+        Ok(name)
+    }),
+    Defect::new(
+        "a tensor lost where the family is unknown",
+        &structure::UNEVEN,
+        |draft| {
+            draft.set_config("model_type", json!(UNHEARD_OF))?;
+            let role = of_all_layers(draft, matrix_role(draft)?.1, 4)?;
+            lose(draft, &[role[1].1])
+        },
+    ),
+    Defect::new("a layer more in the config", &structure::LAYERS, |draft| {
+        known(draft)?;
+        let fields = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+        let (field, layers) = number(draft, &fields)?;
+        draft.set_config(field, json!(layers + 1))
+    }),
+    Defect::new(
+        "an expert more in the config",
+        &structure::EXPERTS,
+        |draft| {
+            known(draft)?;
+            let fields = ["num_local_experts", "num_experts", "n_routed_experts"];
+            let (field, experts) = number(draft, &fields)?;
+            draft.set_config(field, json!(experts + 1))
+        },
+    ),
+    Defect::new("a token more in the config", &structure::VOCAB, |draft| {
+        let rows = draft.original.rows()?;
+        draft.set_config("vocab_size", json!(rows + 1))
+    }),
+    Defect::new(
+        "a tied head of its own",
+        &structure::TIED_DIFFERS,
+        |draft| {
+            known(draft)?;
+            let embedding = draft.original.embedding()?.clone();
+            let head = head_name(draft)?;
+            draft.set_config("tie_word_embeddings", json!(true))?;
+            draft.rewrite(|tensors| {
+                tensors.retain(|tensor| tensor.name != head);
+                let mut own = embedding;
+                own.name.clone_from(&head);
+                // The sign of one value.
+                if let Some(last) = Arc::make_mut(&mut own.bytes).last_mut() {
+                    *last ^= 0x80;
+                }
+                tensors.push(own);
+                Ok(())
+            })?;
+            Ok(head)
+        },
+    ),
+    Defect::new("a head lost", &structure::NO_HEAD, |draft| {
+        known(draft)?;
+        let head = head_name(draft)?;
+        draft.set_config("tie_word_embeddings", json!(false))?;
+        draft.rewrite(|tensors| {
+            tensors.retain(|tensor| tensor.name != head);
+            Ok(())
+        })?;
+        Ok(head)
+    }),
+    Defect::new("a layer in another dtype", &structure::MIXED, |draft| {
+        let (_, at) = in_the_middle(matrix_role(draft)?.1);
+        draft.change(at, |tensor| {
+            let values = tensor.values().unwrap_or_default();
+            tensor.dtype = match tensor.dtype {
+                Dtype::F32 => Dtype::BF16,
+                _ => Dtype::F32,
+            };
+            tensor.set(values);
+        })
+    }),
+    Defect::new("a NaN", &values::NAN, |draft| set_one(draft, f64::NAN)),
+    Defect::new("an infinity", &values::INFINITE, |draft| {
+        set_one(draft, f64::INFINITY)
+    }),
+    Defect::new("a matrix of zeros", &values::ALL_ZERO, |draft| {
+        let (_, at) = in_the_middle(matrix_role(draft)?.1);
+        fill(draft, at, 0.0)
+    }),
+    Defect::new("a norm of zeros", &values::ALL_ZERO, |draft| {
+        let (_, at) = in_the_middle(norm_role(draft)?);
+        fill(draft, at, 0.0)
+    }),
+    Defect::new("a matrix of one value", &values::CONSTANT, |draft| {
+        let (_, at) = in_the_middle(matrix_role(draft)?.1);
+        fill(draft, at, draft.original.tensors[at].rms())
+    }),
+    Defect::new("subnormal weights", &values::SUBNORMAL, |draft| {
+        let (name, role) = matrix_role(draft)?;
+        let rewritten = draft.rewrite(|tensors| {
+            for &(_, at) in role {
+                make_subnormal(&mut tensors[at])?;
+            }
+            Ok(())
+        });
+        rewritten.map(|()| format!("{}*.{name}", draft.original.layers_before))
+    }),
+    Defect::new("a norm of a thousandth", &values::NORM_COLLAPSED, |draft| {
+        let (_, at) = in_the_middle(norm_role(draft)?);
+        scale(draft, at, 1e-3)
+    }),
+    Defect::new(
+        "rows of zeros in the embedding",
+        &values::DEAD_ROWS,
+        |draft| {
+            let embedding = draft.original.embedding()?;
+            let at = place_of(draft, &embedding.name)?;
+            draft.change(at, |tensor| {
+                let row = tensor.row();
+                Arc::make_mut(&mut tensor.bytes)[..row].fill(0);
+            })
+        },
+    ),
+    Defect::new(
+        "a matrix of 256 times its size",
+        &values::OUT_OF_LINE,
+        |draft| {
+            let role = of_all_layers(draft, matrix_role(draft)?.1, 4)?;
+            let (_, at) = in_the_middle(role);
+            scale(draft, at, 256.0)
+        },
+    ),
+    Defect::new(
+        "a layer copied over another",
+        &values::IDENTICAL_LAYERS,
+        |draft| {
+            let of_layer = |layer: usize| -> Vec<(&str, usize)> {
+                let roles = draft.original.roles.iter();
+                let found = roles.filter_map(|(role, tensors)| {
+                    let of = tensors.iter().find(|(of, _)| *of == layer)?;
+                    Some((role.as_str(), of.1))
+                });
+                found.collect()
+            };
+            let alike = |&(one, other): &(usize, usize)| {
+                let (one, other) = (of_layer(one), of_layer(other));
+                one.len() == other.len()
+                    && one.iter().zip(&other).all(|(one, other)| {
+                        one.0 == other.0
+                            && draft.original.tensors[one.1].shape
+                                == draft.original.tensors[other.1].shape
+                    })
+            };
+            let layers = layers(draft);
+            let pair = (1..layers).map(|layer| (layer - 1, layer)).rfind(alike);
+            let (from, to) = pair.ok_or_else(|| {
+                Obstacle::model("no two neighbouring layers have the same tensors")
+            })?;
+            draft.rewrite(|tensors| {
+                for ((_, from), (_, to)) in of_layer(from).into_iter().zip(of_layer(to)) {
+                    tensors[to].bytes = tensors[from].bytes.clone();
+                }
+                Ok(())
+            })?;
+            Ok(format!("{}{to}", draft.original.layers_before))
+        },
+    ),
+    Defect::new(
+        "an expert copied over another",
+        &values::IDENTICAL_EXPERTS,
+        |draft| {
+            let first = expert(draft, 0)?;
+            let second = expert(draft, 1)?;
+            draft.rewrite(|tensors| {
+                for (from, to) in first.iter().zip(&second) {
+                    let bytes = from.of(tensors).to_vec();
+                    to.of_mut(tensors).copy_from_slice(&bytes);
+                }
+                Ok(())
+            })?;
+            Ok(draft.original.tensors[second[0].tensor].name.clone())
+        },
+    ),
+    Defect::new("a router of zeros", &values::ZERO_ROUTER, |draft| {
+        fill(draft, router(draft)?, 0.0)
+    }),
+    Defect::new(
+        "a row of a router copied over another",
+        &values::ROUTER_ROWS,
+        |draft| {
+            draft.change(router(draft)?, |tensor| {
+                let row = tensor.row();
+                Arc::make_mut(&mut tensor.bytes).copy_within(..row, row);
+            })
+        },
+    ),
+];
+
+/// Whether a table says what the model's family has: only then is a lost tensor known to be lost.
+fn known(draft: &Draft<'_>) -> Result<(), Obstacle> {
+    let kind = draft
+        .original
+        .config
+        .get("model_type")
+        .and_then(Value::as_str);
+    match kind {
+        Some(kind) if structure::is_known(kind) => Ok(()),
+        Some(kind) => Err(Obstacle::Model(format!("no table has the family `{kind}`"))),
+        None => Err(Obstacle::model("its config names no `model_type`")),
+    }
+}
+
+fn layers(draft: &Draft<'_>) -> usize {
+    let roles = draft.original.roles.values().flatten();
+    roles.map(|(layer, _)| layer + 1).max().unwrap_or(0)
+}
+
+/// The role that most layers have a matrix of float weights for, none of a router or an expert.
+fn matrix_role<'d>(draft: &'d Draft<'_>) -> Result<(&'d str, &'d Role), Obstacle> {
+    let is_weight = |(role, tensors): &(&String, &Role)| {
+        let fits = |&(_, at): &(usize, usize)| {
+            let tensor = &draft.original.tensors[at];
+            let wide = tensor.shape.iter().filter(|&&dim| dim > 1).count();
+            wide > 1
+                && tensor.shape[0] > 1
+                && FloatType::of(tensor.dtype).is_some()
+                && tensor.rms() > 0.0
+        };
+        let other = ["bias", "expert", "router", "gate.weight"];
+        !other.iter().any(|part| role.contains(part))
+            && !is_norm(role)
+            && !is_derived_buffer(role)
+            && tensors.iter().all(fits)
+    };
+    let roles = draft.original.roles.iter().filter(is_weight);
+    roles
+        .max_by_key(|(role, tensors)| (tensors.len(), std::cmp::Reverse(role.as_str())))
+        .map(|(role, tensors)| (role.as_str(), tensors))
+        .ok_or_else(|| Obstacle::model("it has no layers with a matrix of weights"))
+}
+
+/// The norms of a place in the layers.
+fn norm_role<'d>(draft: &'d Draft<'_>) -> Result<&'d Role, Obstacle> {
+    let is_size = |(role, tensors): &(&String, &Role)| {
+        let fits = |&(_, at): &(usize, usize)| draft.original.tensors[at].rms() > 0.0;
+        is_norm(role) && role.ends_with(".weight") && tensors.len() >= 4 && tensors.iter().all(fits)
+    };
+    let mut roles = draft.original.roles.iter().filter(is_size);
+    let role = roles.next().map(|(_, tensors)| tensors);
+    role.ok_or_else(|| {
+        Obstacle::model("it has no four layers with norms whose weights are not zero")
+    })
+}
+
+/// A role again, if so many layers at least, and all of the stack, have it.
+fn of_all_layers<'d>(
+    draft: &Draft<'_>,
+    role: &'d Role,
+    least: usize,
+) -> Result<&'d Role, Obstacle> {
+    match role.len() >= least && role.len() == layers(draft) {
+        true => Ok(role),
+        false => Err(Obstacle::Model(format!(
+            "it has no {least} layers that are alike"
+        ))),
+    }
+}
+
+fn in_the_middle(role: &Role) -> (usize, usize) {
+    role[role.len() / 2]
+}
+
+fn place_of(draft: &Draft<'_>, name: &str) -> Result<usize, Obstacle> {
+    let mut tensors = draft.original.tensors.iter();
+    let place = tensors.position(|tensor| tensor.name == name);
+    place.ok_or_else(|| Obstacle::Model(format!("it has no {name}")))
+}
+
+/// Removes tensors; names the first.
+fn lose(draft: &Draft<'_>, lost: &[usize]) -> Planted {
+    let names: BTreeSet<&str> = lost
+        .iter()
+        .map(|&at| draft.original.tensors[at].name.as_str())
+        .collect();
+    draft.rewrite(|tensors| {
+        tensors.retain(|tensor| !names.contains(tensor.name.as_str()));
+        Ok(())
+    })?;
+    Ok(names.into_iter().collect::<Vec<&str>>().join(", "))
+}
+
+/// A number of the config, at the top or in the language model's part, by the first of these names.
+fn number(draft: &Draft<'_>, fields: &[&'static str]) -> Result<(&'static str, u64), Obstacle> {
+    let config = &draft.original.config;
+    let parts = [Some(config), config.get("text_config")];
+    let found = parts.into_iter().flatten().find_map(|part| {
+        fields
+            .iter()
+            .find_map(|field| Some((*field, part.get(field)?.as_u64()?)))
+    });
+    found.ok_or_else(|| Obstacle::Model(format!("its config has no {}", fields.join(" or "))))
+}
+
+/// What the head is called, or would be.
+fn head_name(draft: &Draft<'_>) -> Result<String, Obstacle> {
+    let kind = draft
+        .original
+        .config
+        .get("model_type")
+        .and_then(Value::as_str);
+    let name = kind.and_then(structure::head_of);
+    let name = name.ok_or_else(|| Obstacle::model("its family has no head of its own"))?;
+    let classes = draft
+        .original
+        .config
+        .get("architectures")
+        .and_then(Value::as_array);
+    let mut classes = classes.into_iter().flatten().filter_map(Value::as_str);
+    match classes.any(structure::has_head) {
+        true => Ok(name.to_owned()),
+        false => Err(Obstacle::model(
+            "its `architectures` name no model with a head",
+        )),
+    }
+}
+
+fn set_one(draft: &Draft<'_>, value: f64) -> Planted {
+    let (_, at) = in_the_middle(matrix_role(draft)?.1);
+    draft.change(at, |tensor| {
+        let mut values = tensor.values().unwrap_or_default();
+        values[1] = value;
+        tensor.set(values);
+    })
+}
+
+fn fill(draft: &Draft<'_>, at: usize, value: f64) -> Planted {
+    draft.change(at, |tensor| {
+        let count = tensor.values().map_or(0, |values| values.len());
+        tensor.set(vec![value; count]);
+    })
+}
+
+fn scale(draft: &Draft<'_>, at: usize, by: f64) -> Planted {
+    draft.change(at, |tensor| {
+        let mut values = tensor.values().unwrap_or_default();
+        values.iter_mut().for_each(|value| *value *= by);
+        tensor.set(values);
+    })
+}
+
+/// Takes the exponents away; signs and digits stay, but the last digit is never zero.
+fn make_subnormal(tensor: &mut Tensor) -> Result<(), Obstacle> {
+    let keep: &[u8] = match tensor.dtype {
+        Dtype::F16 => &[0xff, 0x83],
+        Dtype::BF16 => &[0x7f, 0x80],
+        Dtype::F32 => &[0xff, 0xff, 0x7f, 0x80],
+        Dtype::F64 => &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f, 0x80],
+        _ => return Err(Obstacle::Model(format!("it is stored in {}", tensor.dtype))),
+    };
+    for element in Arc::make_mut(&mut tensor.bytes).chunks_exact_mut(keep.len()) {
+        element
+            .iter_mut()
+            .zip(keep)
+            .for_each(|(byte, keep)| *byte &= keep);
+        element[0] |= 1;
+    }
+    Ok(())
+}
+
+fn router(draft: &Draft<'_>) -> Result<usize, Obstacle> {
+    let is_router = |tensor: &Tensor| {
+        let named = ROUTERS.iter().any(|router| tensor.name.ends_with(router));
+        named && tensor.shape.len() == 2 && tensor.shape[0] > 1 && tensor.rms() > 0.0
+    };
+    let place = draft.original.tensors.iter().position(is_router);
+    place.ok_or_else(|| Obstacle::model("it has no experts"))
+}
+
+/// Some bytes of a tensor.
+struct Piece {
+    tensor: usize,
+    first: usize,
+    length: usize,
+}
+
+impl Piece {
+    fn of<'t>(&self, tensors: &'t [Tensor]) -> &'t [u8] {
+        &tensors[self.tensor].bytes[self.first..][..self.length]
+    }
+
+    fn of_mut<'t>(&self, tensors: &'t mut [Tensor]) -> &'t mut [u8] {
+        &mut Arc::make_mut(&mut tensors[self.tensor].bytes)[self.first..][..self.length]
+    }
+}
+
+/// The pieces of one expert of the first layer that has some, in the order of their names.
+fn expert(draft: &Draft<'_>, number: usize) -> Result<Vec<Piece>, Obstacle> {
+    let none = || Obstacle::model("it has no experts");
+    let tensors = &draft.original.tensors;
+    let split = |tensor: &'_ Tensor| {
+        let (before, rest) = tensor.name.split_once("experts.")?;
+        let (of, _) = rest.split_once('.')?;
+        Some((before.to_owned(), of.parse::<usize>().ok()?))
+    };
+    let before = tensors.iter().find_map(split).ok_or_else(none)?.0;
+    let mut places: Vec<usize> = (0..tensors.len())
+        .filter(|&at| {
+            split(&tensors[at]).is_some_and(|(of, found)| of == before && found == number)
+        })
+        .collect();
+    places.sort_by_key(|&at| &tensors[at].name);
+    let whole = |tensor: usize| Piece {
+        tensor,
+        first: 0,
+        length: tensors[tensor].bytes.len(),
+    };
+    match places.is_empty() {
+        true => Err(none()),
+        false => Ok(places.into_iter().map(whole).collect()),
+    }
+}

@@ -1,0 +1,167 @@
+//! `weld check --mutate`: every defect, planted in good checkpoints, is found by its own id and as nothing else.
+
+use std::fs;
+
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use crate::check::good;
+use crate::fixtures::{Bench, Spec, floats, noise};
+
+/// Layers of the mixture.
+const LAYERS: usize = 5;
+
+/// A Qwen3 with experts, of which every defect can be made.
+pub(crate) fn mixture(dtype: Dtype) -> Bench {
+    let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![40, 32])];
+    for layer in 0..LAYERS {
+        let mut add = |name: &str, shape: &[usize]| {
+            shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+        };
+        add("input_layernorm.weight", &[32]);
+        add("self_attn.q_proj.weight", &[32, 32]);
+        add("self_attn.k_proj.weight", &[16, 32]);
+        add("self_attn.v_proj.weight", &[16, 32]);
+        add("self_attn.o_proj.weight", &[32, 32]);
+        add("self_attn.q_norm.weight", &[8]);
+        add("self_attn.k_norm.weight", &[8]);
+        add("post_attention_layernorm.weight", &[32]);
+        add("mlp.gate.weight", &[4, 32]);
+        for expert in 0..4 {
+            add(&format!("mlp.experts.{expert}.gate_proj.weight"), &[24, 32]);
+            add(&format!("mlp.experts.{expert}.up_proj.weight"), &[24, 32]);
+            add(&format!("mlp.experts.{expert}.down_proj.weight"), &[32, 24]);
+        }
+    }
+    shapes.push(("model.norm.weight".into(), vec![32]));
+    shapes.push(("lm_head.weight".into(), vec![40, 32]));
+    let tensor = |(seed, (name, shape)): (u64, (String, Vec<usize>))| {
+        let count = shape.iter().product();
+        let values: Vec<f64> = match name.contains("norm") {
+            true => vec![1.0; count],
+            false => noise(seed, count).collect(),
+        };
+        floats(&name, dtype, &shape, values)
+    };
+    let specs: Vec<Spec> = (0..).zip(shapes).map(tensor).collect();
+    let bench = Bench::new();
+    let config = json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 32, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": LAYERS, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 24, "vocab_size": 40, "tie_word_embeddings": false,
+        "eos_token_id": 2
+    });
+    bench.model("m", &config, &specs);
+    bench
+}
+
+/// Plants all defects in `m`: the exit code, and of each that was not found alone its title, outcome and place.
+fn planted(bench: &Bench) -> (Option<i32>, Vec<[String; 3]>) {
+    let outcome = bench.weld(&["check", "m", "--mutate", "--format", "json", "-q"]);
+    let report: Value = serde_json::from_str(&outcome.stdout).expect(&outcome.stderr);
+    let defects = report["details"]["defects"].as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let other = defects
+        .iter()
+        .filter(|defect| defect["outcome"] != "found")
+        .map(|defect| {
+            let found = match defect["outcome"].as_str() {
+                Some("not planted") => text(&defect["where"]),
+                _ => format!("{}: {}", text(&defect["where"]), defect["found"]),
+            };
+            [text(&defect["defect"]), text(&defect["outcome"]), found]
+        });
+    (outcome.code, other.collect())
+}
+
+#[test]
+fn every_defect_is_found_by_its_own_id_and_as_nothing_else() {
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64] {
+        assert_eq!(planted(&mixture(dtype)), (Some(0), Vec::new()), "{dtype:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_planted_leaves_it_open() {
+    let (code, others) = planted(&good());
+    let not_planted: Vec<&str> = others.iter().map(|[title, ..]| title.as_str()).collect();
+    assert_eq!(
+        not_planted,
+        [
+            "an expert more in the config",
+            "an expert copied over another",
+            "a router of zeros",
+            "a row of a router copied over another",
+        ],
+        "{others:?}"
+    );
+    assert!(
+        others
+            .iter()
+            .all(|[_, outcome, _]| outcome == "not planted"),
+        "{others:?}"
+    );
+    assert_eq!(code, Some(3));
+    let outcome = good().weld(&["check", "m", "--mutate", "-q"]);
+    assert!(
+        outcome.stdout.contains("not planted: it has no experts"),
+        "{}",
+        outcome.stdout
+    );
+    let listed = outcome
+        .stdout
+        .lines()
+        .filter(|line| line.contains("values.zero-router"));
+    assert_eq!(
+        listed.count(),
+        1,
+        "as one that was not made: {}",
+        outcome.stdout
+    );
+}
+
+#[test]
+fn defects_are_planted_in_small_and_sound_models_only() {
+    let bench = good();
+    let refused = |hint: &str| {
+        let outcome = bench.weld(&["check", "m", "--mutate", "-q"]);
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(hint), "{}", outcome.stderr);
+    };
+    let tokenizer = fs::read(bench.path("m/tokenizer.json")).unwrap();
+    bench.file("m/tokenizer.json", "{");
+    refused("wrong already (tokenizer.malformed)");
+    let mut long = tokenizer;
+    long.resize((64 << 20) + 1, b' ');
+    bench.file("m/tokenizer.json", long);
+    refused("larger than 64.0 MiB");
+    let outcome = bench.weld(&[
+        "check",
+        "m/model-00001-of-00002.safetensors",
+        "--mutate",
+        "-q",
+    ]);
+    assert_eq!(outcome.code, Some(2));
+    assert!(
+        outcome.stderr.contains("name the folder"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn the_model_itself_is_not_touched() {
+    let bench = good();
+    let files = || -> Vec<(std::ffi::OsString, Vec<u8>)> {
+        let mut files: Vec<_> = fs::read_dir(bench.path("m"))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name(), fs::read(entry.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = files();
+    planted(&bench);
+    assert!(before == files());
+}
