@@ -52,7 +52,7 @@ pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
 pub use shard::Shard;
 pub use sidecars::{Sidecar, SidecarKind, read_sidecar};
-pub use stacks::{LayerStack, StackIndex, layer_stacks};
+pub use stacks::{LayerStack, StackIndex, layer_lists, layer_stacks};
 pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Tokenizer, TokenizerKind, VocabularyComparison, chat_template,

@@ -74,6 +74,26 @@ pub fn layer_stacks<'a>(names: impl Iterator<Item = &'a str>) -> Vec<LayerStack>
     stacks
 }
 
+/// The numbers in these names below each prefix that is called a list of layers, whether or not they are a stack.
+pub fn layer_lists<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, BTreeSet<usize>> {
+    let mut lists: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+    for name in names {
+        if let Some((prefix, layer, suffix)) = split_outermost(name)
+            && is_layer_list(prefix)
+            && suffix.contains('.')
+        {
+            lists.entry(prefix).or_default().insert(layer);
+        }
+    }
+    lists
+}
+
+/// Whether a prefix ends in what lists of layers are called.
+fn is_layer_list(prefix: &str) -> bool {
+    let list = prefix.trim_end_matches('.').rsplit('.').next();
+    list.is_some_and(|list| LAYER_LISTS.contains(&list))
+}
+
 /// Prefix with its dot, number, what follows.
 fn split_outermost(name: &str) -> Option<(&str, usize, &str)> {
     let mut start = 0;
@@ -109,8 +129,7 @@ fn is_stack(prefix: &str, layers: &Layers) -> bool {
     if last != Some(count.wrapping_sub(1)) {
         return false;
     }
-    let list = prefix.trim_end_matches('.').rsplit('.').next();
-    let by_name = list.is_some_and(|list| LAYER_LISTS.contains(&list));
+    let by_name = is_layer_list(prefix);
     if count == 1 {
         return by_name;
     }

@@ -28,6 +28,7 @@ mod recipes;
 mod refusals;
 mod report;
 mod signing;
+mod tables;
 mod tokenizer;
 mod values;
 mod verify;

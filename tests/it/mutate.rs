@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 
 use crate::check::good;
 use crate::fixtures::{Bench, Spec, floats, noise};
+use crate::tables::{golden, t5};
 
 /// Layers of the mixture.
-const LAYERS: usize = 5;
+const LAYERS: usize = 6;
 
-/// A Qwen3 with experts, of which every defect can be made.
-pub(crate) fn mixture(dtype: Dtype) -> Bench {
+/// A Qwen3 with experts, in which every defect can be planted; all experts of a layer in two tensors if it is `fused`.
+fn mixture(dtype: Dtype, fused: bool) -> Bench {
     let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![40, 32])];
     for layer in 0..LAYERS {
         let mut add = |name: &str, shape: &[usize]| {
@@ -27,6 +28,11 @@ pub(crate) fn mixture(dtype: Dtype) -> Bench {
         add("self_attn.k_norm.weight", &[8]);
         add("post_attention_layernorm.weight", &[32]);
         add("mlp.gate.weight", &[4, 32]);
+        if fused {
+            add("mlp.experts.gate_up_proj", &[4, 48, 32]);
+            add("mlp.experts.down_proj", &[4, 32, 24]);
+            continue;
+        }
         for expert in 0..4 {
             add(&format!("mlp.experts.{expert}.gate_proj.weight"), &[24, 32]);
             add(&format!("mlp.experts.{expert}.up_proj.weight"), &[24, 32]);
@@ -77,8 +83,30 @@ fn planted(bench: &Bench) -> (Option<i32>, Vec<[String; 3]>) {
 #[test]
 fn every_defect_is_found_by_its_own_id_and_as_nothing_else() {
     for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64] {
-        assert_eq!(planted(&mixture(dtype)), (Some(0), Vec::new()), "{dtype:?}");
+        for fused in [false, true] {
+            let found = planted(&mixture(dtype, fused));
+            assert_eq!(found, (Some(0), Vec::new()), "{dtype:?} {fused}");
+        }
     }
+}
+
+/// Models of several bodies, and with latent attention: what is planted in them is found too.
+#[test]
+fn defects_are_found_in_every_kind_of_table() {
+    for model in ["deepseek-v3-a-bf16", "gemma3-vision-a-bf16", "a-f32"] {
+        let bench = Bench::new();
+        golden(&bench, model);
+        let (code, others) = planted(&bench);
+        let wrong = others
+            .iter()
+            .any(|[_, outcome, _]| outcome != "not planted");
+        assert!(!wrong && code == Some(3), "{model}: {others:?}");
+    }
+    let (code, others) = planted(&t5(true, true));
+    let wrong = others
+        .iter()
+        .any(|[_, outcome, _]| outcome != "not planted");
+    assert!(!wrong && code == Some(3), "{others:?}");
 }
 
 #[test]
@@ -88,9 +116,12 @@ fn what_cannot_be_planted_leaves_it_open() {
     assert_eq!(
         not_planted,
         [
+            "a tensor lost from two layers",
             "an expert more in the config",
             "an expert copied over another",
+            "an expert of zeros",
             "a router of zeros",
+            "a row of zeros in a router",
             "a row of a router copied over another",
         ],
         "{others:?}"
@@ -111,7 +142,7 @@ fn what_cannot_be_planted_leaves_it_open() {
     let listed = outcome
         .stdout
         .lines()
-        .filter(|line| line.contains("values.zero-router"));
+        .filter(|line| line.contains("values.zero-router:"));
     assert_eq!(
         listed.count(),
         1,

@@ -8,16 +8,23 @@
 pub(super) struct Family {
     /// The `model_type`s of config.json.
     pub(super) types: &'static [&'static str],
-    /// What the names start with where a head is beside the body; without it the body was saved alone.
-    pub(super) prefix: &'static str,
-    /// What stands before a layer's number, after the prefix.
+    /// What the names start with: the first of these that any tensor has. With the empty one the body may have been
+    /// saved alone; without it the first one is missing.
+    pub(super) prefixes: &'static [&'static str],
+    /// What stands before a layer's number, after the prefix; empty where there are no layers.
     pub(super) layers: &'static str,
+    /// Fields that say how many layers there are, the first that is there.
+    pub(super) counts: &'static [&'static str],
+    /// The part of config.json that its sizes are in, where a model has several bodies.
+    pub(super) part: Option<&'static str>,
+    /// Whether only a model that writes text has it, beside an encoder.
+    pub(super) is_decoder: bool,
     /// The tensors, in parts that families share: a line each, the name and its sizes.
     pub(super) parts: &'static [&'static str],
     /// The tensors where all experts of a layer are in two, as transformers 5 holds them.
     pub(super) held: Option<&'static [&'static str]>,
-    /// The head, and whether it is the embedding where config.json says nothing.
-    pub(super) head: Option<(&'static str, bool)>,
+    /// What the head may be called, and whether it is the embedding where config.json says nothing.
+    pub(super) head: Option<(&'static [&'static str], bool)>,
     /// Whether the size of a head of attention follows from the hidden size where config.json says nothing.
     pub(super) head_dim_follows: bool,
 }
@@ -56,15 +63,75 @@ const BERT: &str = "embeddings.word_embeddings.weight V H\nembeddings.position_e
     encoder.layer.*.output.dense.bias H\nencoder.layer.*.output.LayerNorm.weight H\n\
     encoder.layer.*.output.LayerNorm.bias H\n?pooler.dense.weight H H\n?pooler.dense.bias H";
 
+const DEEPSEEK: &str = "?layers.*.self_attn.q_proj.weight QH H\n?layers.*.self_attn.q_a_proj.weight QL H\n\
+    ?layers.*.self_attn.q_a_layernorm.weight QL\n?layers.*.self_attn.q_b_proj.weight QH QL\n\
+    ?layers.*.self_attn.q_a_proj.bias QL\n?layers.*.self_attn.kv_a_proj_with_mqa.bias KA\n\
+    ?layers.*.self_attn.o_proj.bias H\n\
+    layers.*.self_attn.kv_a_proj_with_mqa.weight KA H\nlayers.*.self_attn.kv_a_layernorm.weight KL\n\
+    layers.*.self_attn.kv_b_proj.weight KB KL\nlayers.*.self_attn.o_proj.weight H VO\n\
+    ?+layers.*.mlp.gate.e_score_correction_bias E\n?+layers.*.mlp.shared_experts.gate_proj.weight SM H\n\
+    ?+layers.*.mlp.shared_experts.up_proj.weight SM H\n?+layers.*.mlp.shared_experts.down_proj.weight H SM";
+const T5_ENCODER: &str = "shared.weight V H\n?encoder.embed_tokens.weight V H\n?decoder.embed_tokens.weight V H\n\
+    encoder.final_layer_norm.weight H\n\
+    encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight B N\n\
+    encoder.block.*.layer.0.SelfAttention.q.weight Q H\nencoder.block.*.layer.0.SelfAttention.k.weight Q H\n\
+    encoder.block.*.layer.0.SelfAttention.v.weight Q H\nencoder.block.*.layer.0.SelfAttention.o.weight H Q\n\
+    encoder.block.*.layer.0.layer_norm.weight H\n?encoder.block.*.layer.1.DenseReluDense.wi.weight I H\n\
+    ?encoder.block.*.layer.1.DenseReluDense.wi_0.weight I H\n\
+    ?encoder.block.*.layer.1.DenseReluDense.wi_1.weight I H\n\
+    encoder.block.*.layer.1.DenseReluDense.wo.weight H I\nencoder.block.*.layer.1.layer_norm.weight H";
+const T5_DECODER: &str = "decoder.final_layer_norm.weight H\n\
+    decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight B N\n\
+    ?decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight B N\n\
+    decoder.block.*.layer.0.SelfAttention.q.weight Q H\ndecoder.block.*.layer.0.SelfAttention.k.weight Q H\n\
+    decoder.block.*.layer.0.SelfAttention.v.weight Q H\ndecoder.block.*.layer.0.SelfAttention.o.weight H Q\n\
+    decoder.block.*.layer.0.layer_norm.weight H\n\
+    decoder.block.*.layer.1.EncDecAttention.q.weight Q H\ndecoder.block.*.layer.1.EncDecAttention.k.weight Q H\n\
+    decoder.block.*.layer.1.EncDecAttention.v.weight Q H\ndecoder.block.*.layer.1.EncDecAttention.o.weight H Q\n\
+    decoder.block.*.layer.1.layer_norm.weight H\n?decoder.block.*.layer.2.DenseReluDense.wi.weight I H\n\
+    ?decoder.block.*.layer.2.DenseReluDense.wi_0.weight I H\n\
+    ?decoder.block.*.layer.2.DenseReluDense.wi_1.weight I H\n\
+    decoder.block.*.layer.2.DenseReluDense.wo.weight H I\ndecoder.block.*.layer.2.layer_norm.weight H";
+const GEMMA3: &[&str] = &[
+    EMBEDDING,
+    ATTENTION,
+    MAY_HAVE_BIASES,
+    HEAD_NORMS,
+    MLP,
+    NORMS,
+    FEEDFORWARD_NORMS,
+];
+const SIGLIP: &str = "embeddings.patch_embedding.weight H _ _ _\nembeddings.patch_embedding.bias H\n\
+    embeddings.position_embedding.weight _ H\npost_layernorm.weight H\npost_layernorm.bias H\n\
+    encoder.layers.*.layer_norm1.weight H\nencoder.layers.*.layer_norm1.bias H\n\
+    encoder.layers.*.layer_norm2.weight H\nencoder.layers.*.layer_norm2.bias H\n\
+    encoder.layers.*.self_attn.q_proj.weight H H\nencoder.layers.*.self_attn.q_proj.bias H\n\
+    encoder.layers.*.self_attn.k_proj.weight H H\nencoder.layers.*.self_attn.k_proj.bias H\n\
+    encoder.layers.*.self_attn.v_proj.weight H H\nencoder.layers.*.self_attn.v_proj.bias H\n\
+    encoder.layers.*.self_attn.out_proj.weight H H\nencoder.layers.*.self_attn.out_proj.bias H\n\
+    encoder.layers.*.mlp.fc1.weight I H\nencoder.layers.*.mlp.fc1.bias I\n\
+    encoder.layers.*.mlp.fc2.weight H I\nencoder.layers.*.mlp.fc2.bias H\n\
+    ?head.probe 1 1 H\n?head.attention.in_proj_weight HHH H\n?head.attention.in_proj_bias HHH\n\
+    ?head.attention.out_proj.weight H H\n?head.attention.out_proj.bias H\n?head.layernorm.weight H\n\
+    ?head.layernorm.bias H\n?head.mlp.fc1.weight I H\n?head.mlp.fc1.bias I\n?head.mlp.fc2.weight H I\n\
+    ?head.mlp.fc2.bias H";
+
+/// Fields that say how many layers there are.
+pub(super) const LAYER_COUNTS: [&str; 4] =
+    ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+
 /// A family of the Llama kind.
 const fn llama_like(types: &'static [&'static str], parts: &'static [&'static str]) -> Family {
     Family {
         types,
-        prefix: "model.",
+        prefixes: &["model.", ""],
         layers: "layers.",
+        counts: &LAYER_COUNTS,
+        part: None,
+        is_decoder: false,
         parts,
         held: None,
-        head: Some(("lm_head.weight", false)),
+        head: Some((&["lm_head.weight"], false)),
         head_dim_follows: true,
     }
 }
@@ -90,7 +157,7 @@ pub(super) static FAMILIES: &[Family] = &[
         )
     },
     Family {
-        head: Some(("lm_head.weight", true)),
+        head: Some((&["lm_head.weight"], true)),
         head_dim_follows: false,
         ..llama_like(
             &["gemma"],
@@ -98,7 +165,7 @@ pub(super) static FAMILIES: &[Family] = &[
         )
     },
     Family {
-        head: Some(("lm_head.weight", true)),
+        head: Some((&["lm_head.weight"], true)),
         head_dim_follows: false,
         ..llama_like(
             &["gemma2"],
@@ -113,20 +180,9 @@ pub(super) static FAMILIES: &[Family] = &[
         )
     },
     Family {
-        head: Some(("lm_head.weight", true)),
+        head: Some((&["lm_head.weight"], true)),
         head_dim_follows: false,
-        ..llama_like(
-            &["gemma3_text"],
-            &[
-                EMBEDDING,
-                ATTENTION,
-                MAY_HAVE_BIASES,
-                HEAD_NORMS,
-                MLP,
-                NORMS,
-                FEEDFORWARD_NORMS,
-            ],
-        )
+        ..llama_like(&["gemma3_text"], GEMMA3)
     },
     llama_like(
         &["phi3"],
@@ -215,26 +271,62 @@ pub(super) static FAMILIES: &[Family] = &[
             ],
         )
     },
-    llama_like(
-        &["deepseek_v2", "deepseek_v3"],
-        &[
-            EMBEDDING,
-            MLP,
-            NORMS,
-            EXPERTS,
-            "?layers.*.self_attn.q_proj.weight _ H\n?layers.*.self_attn.q_a_proj.weight _ H\n\
-             ?layers.*.self_attn.q_a_layernorm.weight _\n?layers.*.self_attn.q_b_proj.weight _ _\n\
-             ?layers.*.self_attn.q_a_proj.bias _\n?layers.*.self_attn.kv_a_proj_with_mqa.bias _\n\
-             ?layers.*.self_attn.o_proj.bias H\n\
-             layers.*.self_attn.kv_a_proj_with_mqa.weight _ H\nlayers.*.self_attn.kv_a_layernorm.weight _\n\
-             layers.*.self_attn.kv_b_proj.weight _ _\nlayers.*.self_attn.o_proj.weight H _\n\
-             ?+layers.*.mlp.gate.e_score_correction_bias E\n?+layers.*.mlp.shared_experts.gate_proj.weight _ H\n\
-             ?+layers.*.mlp.shared_experts.up_proj.weight _ H\n?+layers.*.mlp.shared_experts.down_proj.weight H _",
-        ],
-    ),
     Family {
-        prefix: "gpt_neox.",
-        head: Some(("embed_out.weight", false)),
+        held: Some(&[EMBEDDING, MLP, NORMS, HELD, DEEPSEEK]),
+        ..llama_like(
+            &["deepseek_v2", "deepseek_v3"],
+            &[EMBEDDING, MLP, NORMS, EXPERTS, DEEPSEEK],
+        )
+    },
+    // Families of several bodies: one entry for each.
+    Family {
+        prefixes: &["transformer.", ""],
+        layers: "encoder.block.",
+        head: Some((&["lm_head.weight"], true)),
+        head_dim_follows: false,
+        ..llama_like(&["t5", "mt5"], &[T5_ENCODER])
+    },
+    Family {
+        prefixes: &["transformer.", ""],
+        layers: "decoder.block.",
+        counts: &["num_decoder_layers", "num_layers"],
+        is_decoder: true,
+        head: None,
+        head_dim_follows: false,
+        ..llama_like(&["t5", "mt5"], &[T5_DECODER])
+    },
+    Family {
+        prefixes: &["language_model.model.", "model.language_model."],
+        part: Some("text_config"),
+        head: Some((&["lm_head.weight", "language_model.lm_head.weight"], true)),
+        head_dim_follows: false,
+        ..llama_like(&["gemma3"], GEMMA3)
+    },
+    Family {
+        prefixes: &[
+            "vision_tower.vision_model.",
+            "vision_tower.",
+            "model.vision_tower.vision_model.",
+            "model.vision_tower.",
+        ],
+        layers: "encoder.layers.",
+        part: Some("vision_config"),
+        head: None,
+        ..llama_like(&["gemma3"], &[SIGLIP])
+    },
+    Family {
+        prefixes: &["multi_modal_projector.", "model.multi_modal_projector."],
+        layers: "",
+        part: Some("text_config"),
+        head: None,
+        ..llama_like(
+            &["gemma3"],
+            &["mm_input_projection_weight VH H\nmm_soft_emb_norm.weight VH"],
+        )
+    },
+    Family {
+        prefixes: &["gpt_neox.", ""],
+        head: Some((&["embed_out.weight"], false)),
         ..llama_like(
             &["gpt_neox"],
             &[
@@ -249,9 +341,9 @@ pub(super) static FAMILIES: &[Family] = &[
         )
     },
     Family {
-        prefix: "transformer.",
+        prefixes: &["transformer.", ""],
         layers: "h.",
-        head: Some(("lm_head.weight", true)),
+        head: Some((&["lm_head.weight"], true)),
         ..llama_like(
             &["gpt2"],
             &[
@@ -263,19 +355,19 @@ pub(super) static FAMILIES: &[Family] = &[
         )
     },
     Family {
-        prefix: "bert.",
+        prefixes: &["bert.", ""],
         layers: "encoder.layer.",
         head: None,
         ..llama_like(&["bert"], &[BERT])
     },
     Family {
-        prefix: "roberta.",
+        prefixes: &["roberta.", ""],
         layers: "encoder.layer.",
         head: None,
         ..llama_like(&["roberta", "xlm-roberta", "camembert"], &[BERT])
     },
     Family {
-        prefix: "distilbert.",
+        prefixes: &["distilbert.", ""],
         layers: "transformer.layer.",
         head: None,
         ..llama_like(

@@ -29,6 +29,10 @@ checks! {
         "The id of a special token is beyond the embedding",
         "Generation starts with, or waits for, a token that cannot be.",
         "correct the id";
+    UNKNOWN = "tokenizer.unknown-special-token", Warning,
+        "A special token is not in the vocabulary",
+        "Loaders add it behind the last token, where the embedding may have no row for it.",
+        "add it to the tokenizer, or name the token that is meant";
     DISAGREE = "tokenizer.ids-disagree", Note,
         "Files disagree on the id of a special token",
         "Which of them is used depends on how the model is loaded.",
@@ -82,6 +86,24 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             Err(error) => report.add(malformed(&error, name)),
         }
     }
+    if let Some(tokenizer) = &tokenizer {
+        let file = "special_tokens_map.json";
+        let named = files.get(file).into_iter().flatten();
+        for (field, text) in
+            named.flat_map(|(field, value)| texts(value).map(move |text| (field, text)))
+        {
+            if tokenizer.id(text).is_none() {
+                let found = format!("`{}`, which is none", text.escape_debug());
+                let place = Place::field(file, field);
+                report.add(Finding::new(
+                    &UNKNOWN,
+                    place,
+                    "a token of tokenizer.json",
+                    found,
+                ));
+            }
+        }
+    }
     template(model, report);
     for token in SPECIAL_TOKENS {
         let mut ids: Vec<(&str, Vec<i64>)> = Vec::new();
@@ -109,12 +131,13 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
                 ));
             }
         }
-        let text = files
-            .get("tokenizer_config.json")
-            .and_then(|entries| entries.get(&format!("{token}_token")))
-            .and_then(|value| value.as_str().or_else(|| value.get("content")?.as_str()));
-        let id = text.and_then(|text| tokenizer.as_ref()?.id(text));
-        ids.extend(id.map(|id| ("tokenizer_config.json", vec![i64::from(id)])));
+        for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+            let entries = files.get(file);
+            let value = entries.and_then(|entries| entries.get(&format!("{token}_token")));
+            let text = value.and_then(|value| texts(value).next());
+            let id = text.and_then(|text| tokenizer.as_ref()?.id(text));
+            ids.extend(id.map(|id| (file, vec![i64::from(id)])));
+        }
         // An agreement in one of several ids is enough.
         if let [(_, first), others @ ..] = &ids[..]
             && let Some((file, other)) = others
@@ -154,6 +177,16 @@ fn template(model: &Checkpoint, report: &mut Report) {
             in_short(&error),
         )),
     }
+}
+
+/// The texts of a token, or of a list of them: each alone, or with its flags.
+fn texts(value: &Value) -> impl Iterator<Item = &str> {
+    let list = match value {
+        Value::Array(list) => list.as_slice(),
+        value => std::slice::from_ref(value),
+    };
+    list.iter()
+        .filter_map(|value| value.as_str().or_else(|| value.get("content")?.as_str()))
 }
 
 /// One id, or a list of them.

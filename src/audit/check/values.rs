@@ -61,6 +61,10 @@ checks! {
         "A router is all zeros",
         "Every token goes to the same experts.",
         "assemble the experts again, with prompts or a random router";
+    ZERO_ROUTER_ROW = "values.zero-router-row", Warning,
+        "A row of a router is all zeros",
+        "Its expert gets the same score for every token, whatever is in it.",
+        "give the expert a prompt, or leave it out";
     ROUTER_ROWS = "values.identical-router-rows", Warning,
         "Two rows of a router are equal",
         "The two experts always get the same score.",
@@ -84,6 +88,9 @@ const MOST_STACKS: usize = 64;
 
 /// Experts whose rows of a router are compared: no real model has as many.
 const MOST_EXPERTS: usize = 1 << 16;
+
+/// Bytes at the beginning of an expert by which it is told from others.
+const BEGINNING: usize = 256;
 
 /// Weights that wait for training as zeros, and are in no layer.
 const ZERO_AT_FIRST: [&str; 1] = ["mm_input_projection_weight"];
@@ -135,6 +142,7 @@ pub(super) fn check_values(
     let order = values.in_name_order();
     report.extend(values.identical_layers(&order));
     report.extend(values.identical_experts(&order));
+    report.extend(values.fused_experts(&order));
     values.show(&exponents, report);
     Ok(())
 }
@@ -284,8 +292,19 @@ impl Values<'_> {
         if self.matrix(at)?.0 > MOST_EXPERTS {
             return None;
         }
+        let size = (self.model.tensors()[at].dtype.bitsize() / 8).max(1);
         let mut first: HashMap<&[u8], usize> = HashMap::new();
         for (row, bytes) in self.rows(at).enumerate() {
+            if is_zero(bytes, size) {
+                let found = format!("row {row} is zeros");
+                let place = self.place(at);
+                return Some(Finding::new(
+                    &ZERO_ROUTER_ROW,
+                    place,
+                    "a row for each expert",
+                    found,
+                ));
+            }
             if let Some(other) = first.insert(bytes, row) {
                 let found = format!("rows {other} and {row} are equal");
                 return Some(Finding::new(
@@ -403,6 +422,70 @@ impl Values<'_> {
         finding.collect()
     }
 
+    /// Experts that are slices of the tensors of their layer: those of zeros, and those that are one and the same.
+    fn fused_experts(&self, order: &[usize]) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let mut layers: BTreeMap<(&str, usize), Vec<usize>> = BTreeMap::new();
+        for &at in order {
+            if let Some(key) = fused(self.name(at), &self.model.tensors()[at].shape) {
+                layers.entry(key).or_default().push(at);
+            }
+        }
+        for ((_, count), tensors) in layers {
+            let slice = |at: usize, expert: usize| {
+                let bytes = self.model.stored(at).unwrap_or_default();
+                let len = bytes.len() / count;
+                &bytes[expert * len..][..len]
+            };
+            for &at in &tensors {
+                let zeros = self.found[at].zeros;
+                let size = (self.model.tensors()[at].dtype.bitsize() / 8).max(1);
+                let of_one = self.found[at].elements / count as u64;
+                // Without as many zeros, no expert is looked through.
+                if zeros < of_one || zeros == self.found[at].elements {
+                    continue;
+                }
+                let zero = |&expert: &usize| {
+                    let bytes = slice(at, expert);
+                    !bytes.is_empty() && is_zero(bytes, size)
+                };
+                if let Some(expert) = (0..count).find(zero) {
+                    let found = format!("expert {expert} of {count} is zeros");
+                    findings.push(Finding::new(&ALL_ZERO, self.place(at), "weights", found));
+                }
+            }
+            // Experts differ in their first bytes, so that only those are looked at.
+            let begin = |expert: usize| -> Vec<&[u8]> {
+                let begins = tensors.iter().map(|&at| {
+                    let bytes = slice(at, expert);
+                    &bytes[..bytes.len().min(BEGINNING)]
+                });
+                begins.collect()
+            };
+            let mut first: HashMap<Vec<&[u8]>, usize> = HashMap::new();
+            for expert in 0..count {
+                let Some(other) = first.insert(begin(expert), expert) else {
+                    continue;
+                };
+                let same = |&at: &usize| slice(at, expert) == slice(at, other);
+                if tensors.iter().all(same)
+                    && !tensors.iter().all(|&at| slice(at, expert).is_empty())
+                {
+                    let found = format!("expert {expert} is equal to expert {other}");
+                    let place = self.place(tensors[0]);
+                    findings.push(Finding::new(
+                        &IDENTICAL_EXPERTS,
+                        place,
+                        "an expert of its own",
+                        found,
+                    ));
+                    break;
+                }
+            }
+        }
+        findings
+    }
+
     fn show(&self, exponents: &[u64], report: &mut Report) {
         let sizes = self.found.iter().enumerate().map(|(at, found)| {
             let size = (found.rms() > 0.0).then(|| found.rms().log2());
@@ -461,6 +544,23 @@ fn equal(mut digests: Vec<((&str, usize), blake3::Hash)>) -> Vec<(&str, usize, u
         Some((name, number, other))
     });
     found.collect()
+}
+
+/// What the experts of a layer have in common, by a tensor that holds a matrix of each, and how many they are.
+pub(super) fn fused<'n>(name: &'n str, shape: &[usize]) -> Option<(&'n str, usize)> {
+    let &[count, _, _] = shape else {
+        return None;
+    };
+    if !(2..=MOST_EXPERTS).contains(&count) {
+        return None;
+    }
+    let granite = ["input_linear.weight", "output_linear.weight"];
+    let before = match name.split_once("experts.") {
+        Some((_, rest)) if rest.starts_with(|c: char| c.is_ascii_digit()) => return None,
+        Some((before, _)) => before,
+        None => granite.iter().find_map(|end| name.strip_suffix(end))?,
+    };
+    Some((before, count))
 }
 
 /// Whether a tensor is a norm's, by its name.

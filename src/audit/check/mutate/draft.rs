@@ -292,9 +292,10 @@ impl<'a> Draft<'a> {
         name: &str,
         edit: impl FnOnce(&mut Map<String, Value>),
     ) -> Result<(), Obstacle> {
-        let value = match self.original.files.get(name) {
-            Some(bytes) => serde_json::from_slice(bytes).unwrap_or_default(),
-            None => Value::Null,
+        let value = match fs::read(self.path(name)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Value::Null,
+            Err(error) => return Err(error.into()),
         };
         let mut entries = match value {
             Value::Object(entries) => entries,

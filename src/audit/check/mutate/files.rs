@@ -11,6 +11,9 @@ use crate::checkpoint::AddedToken;
 
 type Planted = Result<String, Obstacle>;
 
+/// A tokenizer without a token.
+const NO_TOKENS: &str = r#"{"model": {"type": "BPE", "vocab": {}, "merges": []}}"#;
+
 /// A name that no checkpoint has.
 const UNHEARD_OF: &str = "weldment_unheard_of";
 
@@ -287,6 +290,20 @@ pub(super) static DEFECTS: &[Defect] = &[
         draft.put("tokenizer.json", text)?;
         Ok("tokenizer.json".to_owned())
     }),
+    Defect::new(
+        "a special token of no vocabulary",
+        &tokenizer::UNKNOWN,
+        |draft| {
+            let file = "special_tokens_map.json";
+            if !draft.has("tokenizer.json") {
+                draft.put("tokenizer.json", NO_TOKENS)?;
+            }
+            draft.edit_json(file, |entries| {
+                entries.insert("mask_token".to_owned(), json!(format!("<{UNHEARD_OF}>")));
+            })?;
+            Ok(format!("{file}: mask_token"))
+        },
+    ),
     Defect::new(
         "a special token without a row",
         &tokenizer::SPECIAL,

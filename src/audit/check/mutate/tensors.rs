@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::draft::{Draft, Role, Tensor};
 use super::{Defect, Obstacle};
-use crate::audit::check::values::{ROUTERS, is_norm};
+use crate::audit::check::values::{ROUTERS, fused, is_norm};
 use crate::audit::check::{structure, values};
-use crate::checkpoint::{Dtype, is_derived_buffer};
+use crate::checkpoint::{Dtype, is_derived_buffer, is_output_head, layer_stacks};
 use crate::numeric::FloatType;
 
 type Planted = Result<String, Obstacle>;
@@ -54,6 +54,109 @@ pub(super) static DEFECTS: &[Defect] = &[
             lose(draft, &[role[1].1])
         },
     ),
+    Defect::new(
+        "a tensor lost from the last layer",
+        &structure::UNEVEN,
+        |draft| {
+            unknown(draft)?;
+            let role = of_all_layers(draft, matrix_role(draft)?.1, 4)?;
+            lose(draft, &[role[role.len() - 1].1])
+        },
+    ),
+    Defect::new(
+        "a tensor lost from two layers",
+        &structure::UNEVEN,
+        |draft| {
+            unknown(draft)?;
+            let role = of_all_layers(draft, matrix_role(draft)?.1, 6)?;
+            lose(draft, &[role[2].1, role[4].1])
+        },
+    ),
+    Defect::new(
+        "another width in the config of an unknown family",
+        &structure::SHAPE,
+        |draft| {
+            unknown(draft)?;
+            one_stack(draft)?;
+            draft.original.embedding()?;
+            norm_role(draft)?;
+            let (field, width) = number(draft, &["hidden_size", "n_embd", "d_model"])?;
+            draft.set_config(field, json!(width + 1))
+        },
+    ),
+    Defect::new(
+        "a layer less in the config of an unknown family",
+        &structure::LAYERS,
+        |draft| {
+            unknown(draft)?;
+            one_stack(draft)?;
+            // Layers that predict further tokens may be there beyond.
+            let further = number(draft, &["num_nextn_predict_layers"]).map_or(0, |(_, more)| more);
+            let fewer = (layers(draft) as u64).checked_sub(1 + further);
+            let fewer = fewer.filter(|fewer| *fewer > 0);
+            let fewer = fewer.ok_or_else(|| Obstacle::model("it has too few layers"))?;
+            draft.set_config("num_hidden_layers", json!(fewer))
+        },
+    ),
+    Defect::new(
+        "a layer more in the config of an unknown family",
+        &structure::LAYERS,
+        |draft| {
+            unknown(draft)?;
+            one_stack(draft)?;
+            draft.set_config("num_hidden_layers", json!(layers(draft) + 1))
+        },
+    ),
+    Defect::new(
+        "a layer lost where the family is unknown",
+        &structure::LAYERS,
+        |draft| {
+            unknown(draft)?;
+            one_stack(draft)?;
+            let lost = format!("{}1.", draft.original.layers_before);
+            draft.rewrite(|tensors| {
+                tensors.retain(|tensor| !tensor.name.starts_with(&lost));
+                Ok(())
+            })?;
+            Ok(lost.trim_end_matches('.').to_owned())
+        },
+    ),
+    Defect::new(
+        "an embedding lost where the family is unknown",
+        &structure::MISSING,
+        |draft| {
+            unknown(draft)?;
+            one_stack(draft)?;
+            let embedding = draft.original.embedding()?;
+            let rows =
+                |tensor: &&Tensor| tensor.shape.len() == 2 && tensor.shape[0] >= embedding.shape[0];
+            let mut other = draft.original.tensors.iter().filter(rows);
+            if other.any(|tensor| tensor.name != embedding.name && !is_output_head(&tensor.name)) {
+                return Err(Obstacle::model("another matrix has as many rows"));
+            }
+            head_of_any(draft)?;
+            lose(draft, &[place_of(draft, &embedding.name)?])
+        },
+    ),
+    Defect::new(
+        "a tied head of its own where the family is unknown",
+        &structure::TIED_DIFFERS,
+        |draft| {
+            unknown(draft)?;
+            one_stack(draft)?;
+            draft.set_config("tie_word_embeddings", json!(true))?;
+            own_head(draft, head_of_any(draft)?)
+        },
+    ),
+    Defect::new(
+        "a token more in the config of an unknown family",
+        &structure::VOCAB,
+        |draft| {
+            unknown(draft)?;
+            one_stack(draft)?;
+            draft.set_config("vocab_size", json!(draft.original.rows()? + 1))
+        },
+    ),
     Defect::new("a layer more in the config", &structure::LAYERS, |draft| {
         known(draft)?;
         let fields = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
@@ -71,6 +174,7 @@ pub(super) static DEFECTS: &[Defect] = &[
         },
     ),
     Defect::new("a token more in the config", &structure::VOCAB, |draft| {
+        known(draft)?;
         let rows = draft.original.rows()?;
         draft.set_config("vocab_size", json!(rows + 1))
     }),
@@ -79,21 +183,9 @@ pub(super) static DEFECTS: &[Defect] = &[
         &structure::TIED_DIFFERS,
         |draft| {
             known(draft)?;
-            let embedding = draft.original.embedding()?.clone();
             let head = head_name(draft)?;
             draft.set_config("tie_word_embeddings", json!(true))?;
-            draft.rewrite(|tensors| {
-                tensors.retain(|tensor| tensor.name != head);
-                let mut own = embedding;
-                own.name.clone_from(&head);
-                // The sign of one value.
-                if let Some(last) = Arc::make_mut(&mut own.bytes).last_mut() {
-                    *last ^= 0x80;
-                }
-                tensors.push(own);
-                Ok(())
-            })?;
-            Ok(head)
+            own_head(draft, head)
         },
     ),
     Defect::new("a head lost", &structure::NO_HEAD, |draft| {
@@ -219,9 +311,27 @@ pub(super) static DEFECTS: &[Defect] = &[
             Ok(draft.original.tensors[second[0].tensor].name.clone())
         },
     ),
+    Defect::new("an expert of zeros", &values::ALL_ZERO, |draft| {
+        let expert = expert(draft, 1)?;
+        draft.rewrite(|tensors| {
+            expert[0].of_mut(tensors).fill(0);
+            Ok(())
+        })?;
+        Ok(draft.original.tensors[expert[0].tensor].name.clone())
+    }),
     Defect::new("a router of zeros", &values::ZERO_ROUTER, |draft| {
         fill(draft, router(draft)?, 0.0)
     }),
+    Defect::new(
+        "a row of zeros in a router",
+        &values::ZERO_ROUTER_ROW,
+        |draft| {
+            draft.change(router(draft)?, |tensor| {
+                let row = tensor.row();
+                Arc::make_mut(&mut tensor.bytes)[..row].fill(0);
+            })
+        },
+    ),
     Defect::new(
         "a row of a router copied over another",
         &values::ROUTER_ROWS,
@@ -246,6 +356,61 @@ fn known(draft: &Draft<'_>) -> Result<(), Obstacle> {
         Some(kind) => Err(Obstacle::Model(format!("no table has the family `{kind}`"))),
         None => Err(Obstacle::model("its config names no `model_type`")),
     }
+}
+
+/// Makes the model one that no table has.
+fn unknown(draft: &Draft<'_>) -> Result<(), Obstacle> {
+    draft.set_config("model_type", json!(UNHEARD_OF)).map(drop)
+}
+
+/// Only of a model with one stack of layers and one part, its config tells what it should be like.
+fn one_stack(draft: &Draft<'_>) -> Result<(), Obstacle> {
+    let names = draft
+        .original
+        .tensors
+        .iter()
+        .map(|tensor| tensor.name.as_str());
+    let nested = structure::is_nested(&draft.original.config);
+    match layer_stacks(names).len() == 1 && !nested && layers(draft) > 2 {
+        true => Ok(()),
+        false => Err(Obstacle::model(
+            "it is not one stack of three layers or more, with one config",
+        )),
+    }
+}
+
+/// The head of a model that no table has.
+fn head_of_any(draft: &Draft<'_>) -> Result<String, Obstacle> {
+    let classes = draft
+        .original
+        .config
+        .get("architectures")
+        .and_then(Value::as_array);
+    let mut classes = classes.into_iter().flatten().filter_map(Value::as_str);
+    if !classes.any(structure::has_head) {
+        return Err(Obstacle::model(
+            "its `architectures` name no model with a head",
+        ));
+    }
+    let mut names = draft.original.tensors.iter().map(|tensor| &tensor.name);
+    let stored = names.find(|name| is_output_head(name) && name.ends_with(".weight"));
+    Ok(stored.map_or_else(|| "lm_head.weight".to_owned(), String::clone))
+}
+
+/// Stores a head that differs from the embedding in one sign.
+fn own_head(draft: &Draft<'_>, head: String) -> Planted {
+    let embedding = draft.original.embedding()?.clone();
+    draft.rewrite(|tensors| {
+        tensors.retain(|tensor| tensor.name != head);
+        let mut own = embedding;
+        own.name.clone_from(&head);
+        if let Some(last) = Arc::make_mut(&mut own.bytes).last_mut() {
+            *last ^= 0x80;
+        }
+        tensors.push(own);
+        Ok(())
+    })?;
+    Ok(head)
 }
 
 fn layers(draft: &Draft<'_>) -> usize {
@@ -346,7 +511,9 @@ fn head_name(draft: &Draft<'_>) -> Result<String, Obstacle> {
         .config
         .get("model_type")
         .and_then(Value::as_str);
-    let name = kind.and_then(structure::head_of);
+    let names = kind.and_then(structure::heads_of).unwrap_or_default();
+    let stored = |name: &&&str| place_of(draft, name).is_ok();
+    let name = names.iter().find(stored).or(names.first());
     let name = name.ok_or_else(|| Obstacle::model("its family has no head of its own"))?;
     let classes = draft
         .original
@@ -355,7 +522,7 @@ fn head_name(draft: &Draft<'_>) -> Result<String, Obstacle> {
         .and_then(Value::as_array);
     let mut classes = classes.into_iter().flatten().filter_map(Value::as_str);
     match classes.any(structure::has_head) {
-        true => Ok(name.to_owned()),
+        true => Ok((*name).to_owned()),
         false => Err(Obstacle::model(
             "its `architectures` name no model with a head",
         )),
@@ -433,27 +600,40 @@ impl Piece {
 
 /// The pieces of one expert of the first layer that has some, in the order of their names.
 fn expert(draft: &Draft<'_>, number: usize) -> Result<Vec<Piece>, Obstacle> {
-    let none = || Obstacle::model("it has no experts");
     let tensors = &draft.original.tensors;
-    let split = |tensor: &'_ Tensor| {
+    // The layer of an expert by its name; its number, or how many there are in a tensor of all.
+    let apart = |tensor: &'_ Tensor| {
         let (before, rest) = tensor.name.split_once("experts.")?;
         let (of, _) = rest.split_once('.')?;
         Some((before.to_owned(), of.parse::<usize>().ok()?))
     };
-    let before = tensors.iter().find_map(split).ok_or_else(none)?.0;
-    let mut places: Vec<usize> = (0..tensors.len())
-        .filter(|&at| {
-            split(&tensors[at]).is_some_and(|(of, found)| of == before && found == number)
-        })
-        .collect();
-    places.sort_by_key(|&at| &tensors[at].name);
-    let whole = |tensor: usize| Piece {
-        tensor,
-        first: 0,
-        length: tensors[tensor].bytes.len(),
+    let together = |tensor: &'_ Tensor| {
+        let (before, count) = fused(&tensor.name, &tensor.shape)?;
+        Some((before.to_owned(), count))
     };
-    match places.is_empty() {
-        true => Err(none()),
-        false => Ok(places.into_iter().map(whole).collect()),
+    let is_weight =
+        |at: &usize| FloatType::of(tensors[*at].dtype).is_some() && tensors[*at].rms() > 0.0;
+    let mut pieces = Vec::new();
+    if let Some((layer, _)) = tensors.iter().find_map(apart) {
+        let of = |at: &usize| apart(&tensors[*at]) == Some((layer.clone(), number));
+        let places = (0..tensors.len()).filter(of).filter(is_weight);
+        pieces.extend(places.map(|tensor| Piece {
+            tensor,
+            first: 0,
+            length: tensors[tensor].bytes.len(),
+        }));
+    } else if let Some((layer, count)) = tensors.iter().find_map(together) {
+        let of = |at: &usize| together(&tensors[*at]) == Some((layer.clone(), count));
+        let places = (0..tensors.len()).filter(of).filter(is_weight);
+        pieces.extend(places.map(|tensor| Piece {
+            tensor,
+            first: number * tensors[tensor].row(),
+            length: tensors[tensor].row(),
+        }));
+    }
+    pieces.sort_by_key(|piece| &tensors[piece.tensor].name);
+    match pieces.is_empty() {
+        true => Err(Obstacle::model("it has no experts")),
+        false => Ok(pieces),
     }
 }

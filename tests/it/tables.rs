@@ -1,0 +1,314 @@
+//! `weld check` against its tables of architectures: families of several bodies, and what it holds against models
+//! that no table has.
+
+use std::fs;
+use std::path::Path;
+
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use crate::fixtures::{Bench, Spec, floats, noise, read_json, without};
+
+/// Copies a model of the goldens to `m`.
+pub(crate) fn golden(bench: &Bench, model: &str) {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer/golden/models");
+    for file in ["config.json", "model.safetensors"] {
+        let bytes = fs::read(models.join(model).join(file)).unwrap();
+        bench.file(&format!("m/{file}"), bytes);
+    }
+}
+
+fn specs(shapes: Vec<(String, Vec<usize>)>) -> Vec<Spec> {
+    let spec = |(seed, (name, shape)): (u64, (String, Vec<usize>))| {
+        let count = shape.iter().product();
+        let values: Vec<f64> = match name.contains("norm") {
+            true => vec![1.0; count],
+            false => noise(seed, count).collect(),
+        };
+        floats(&name, Dtype::F32, &shape, values)
+    };
+    (0..).zip(shapes).map(spec).collect()
+}
+
+/// The tensors of a T5 of four layers in each half.
+fn t5_specs(gated: bool, tied: bool) -> Vec<Spec> {
+    let mut shapes = vec![("shared.weight".to_owned(), vec![24, 16])];
+    for half in ["encoder", "decoder"] {
+        let mut add = |name: String, shape: &[usize]| {
+            shapes.push((format!("{half}.{name}"), shape.to_vec()));
+        };
+        let bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+        add(bias.to_owned(), &[8, 3]);
+        add("final_layer_norm.weight".to_owned(), &[16]);
+        for block in 0..4 {
+            let attentions: &[&str] = match half {
+                "encoder" => &["SelfAttention"],
+                _ => &["SelfAttention", "EncDecAttention"],
+            };
+            for (layer, attention) in attentions.iter().enumerate() {
+                let layer = format!("block.{block}.layer.{layer}");
+                for matrix in ["q", "k", "v"] {
+                    add(format!("{layer}.{attention}.{matrix}.weight"), &[12, 16]);
+                }
+                add(format!("{layer}.{attention}.o.weight"), &[16, 12]);
+                add(format!("{layer}.layer_norm.weight"), &[16]);
+            }
+            let layer = format!("block.{block}.layer.{}", attentions.len());
+            let into: &[&str] = if gated { &["wi_0", "wi_1"] } else { &["wi"] };
+            for matrix in into {
+                add(format!("{layer}.DenseReluDense.{matrix}.weight"), &[20, 16]);
+            }
+            add(format!("{layer}.DenseReluDense.wo.weight"), &[16, 20]);
+            add(format!("{layer}.layer_norm.weight"), &[16]);
+        }
+    }
+    if !tied {
+        shapes.push(("lm_head.weight".to_owned(), vec![24, 16]));
+    }
+    specs(shapes)
+}
+
+fn t5_config(gated: bool, tied: bool) -> Value {
+    json!({
+        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "d_model": 16, "d_kv": 4, "d_ff": 20,
+        "num_heads": 3, "num_layers": 4, "num_decoder_layers": 4, "relative_attention_num_buckets": 8,
+        "vocab_size": 24, "feed_forward_proj": if gated { "gated-gelu" } else { "relu" },
+        "tie_word_embeddings": tied, "is_encoder_decoder": true, "eos_token_id": 1, "pad_token_id": 0
+    })
+}
+
+/// A T5 in `m`.
+pub(crate) fn t5(gated: bool, tied: bool) -> Bench {
+    let bench = Bench::new();
+    bench.model("m", &t5_config(gated, tied), &t5_specs(gated, tied));
+    bench
+}
+
+/// The findings on `m`: id, severity and tensor or field.
+fn found(bench: &Bench) -> Vec<[String; 3]> {
+    let outcome = bench.weld(&["check", "m", "--format", "json", "-q"]);
+    let report: Value = serde_json::from_str(&outcome.stdout).expect(&outcome.stderr);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let findings = report["findings"].as_array().unwrap().iter();
+    let told = findings.map(|finding| {
+        let place = ["tensor", "field"].map(|key| text(&finding[key])).concat();
+        [text(&finding["check"]), text(&finding["severity"]), place]
+    });
+    told.collect()
+}
+
+/// The ids of the findings on `m`, each once.
+fn ids(bench: &Bench) -> Vec<String> {
+    let mut ids: Vec<String> = found(bench).into_iter().map(|[id, ..]| id).collect();
+    ids.sort();
+    ids.dedup();
+    ids
+}
+
+/// Sees that one more of each of these fields is found; a dot leads into a part of the config.
+fn one_more(bench: &Bench, fields: &[(&str, &str)]) {
+    let path = bench.path("m/config.json");
+    let before = read_json(&path);
+    for (field, id) in fields {
+        let mut config = before.clone();
+        let pointer = format!("/{}", field.replace('.', "/"));
+        let value = config
+            .pointer_mut(&pointer)
+            .unwrap_or_else(|| panic!("no {field}"));
+        *value = json!(value.as_u64().unwrap() + 1);
+        fs::write(&path, config.to_string()).unwrap();
+        assert_eq!(ids(bench), [*id], "{field}");
+    }
+    fs::write(&path, before.to_string()).unwrap();
+}
+
+#[test]
+fn a_t5_has_two_halves() {
+    for (gated, tied) in [(false, true), (true, true), (true, false), (false, false)] {
+        assert_eq!(found(&t5(gated, tied)), [[""; 3]; 0], "{gated} {tied}");
+        // Every tensor is missed where it is lost; one of a layer, and one of all.
+        for lost in t5_specs(gated, tied) {
+            let bench = Bench::new();
+            let left = without(t5_specs(gated, tied), &lost.name);
+            bench.model("m", &t5_config(gated, tied), &left);
+            let id = match lost.name.as_str() {
+                "lm_head.weight" => "structure.missing-head",
+                _ => "structure.missing-tensor",
+            };
+            assert_eq!(found(&bench), [[id, "error", &lost.name]], "{gated} {tied}");
+        }
+    }
+    let kind = "DenseReluDense.wi_1.weight";
+    let mut left = t5_specs(true, true);
+    left.retain(|spec| !spec.name.ends_with(kind));
+    let bench = Bench::new();
+    bench.model("m", &t5_config(true, true), &left);
+    assert_eq!(found(&bench).len(), 8, "of all layers");
+    one_more(
+        &t5(true, false),
+        &[
+            ("d_model", "structure.shape"),
+            ("d_kv", "structure.shape"),
+            ("d_ff", "structure.shape"),
+            ("num_heads", "structure.shape"),
+            ("relative_attention_num_buckets", "structure.shape"),
+            ("num_layers", "structure.layer-count"),
+            ("num_decoder_layers", "structure.layer-count"),
+            ("vocab_size", "structure.vocab-size"),
+        ],
+    );
+}
+
+/// What an encoder was saved as alone needs no decoder.
+#[test]
+fn the_encoder_of_a_t5_may_stand_alone() {
+    let mut config = t5_config(false, true);
+    config["architectures"] = json!(["T5EncoderModel"]);
+    let mut specs = t5_specs(false, true);
+    specs.retain(|spec| !spec.name.starts_with("decoder."));
+    let bench = Bench::new();
+    bench.model("m", &config, &specs);
+    assert_eq!(found(&bench), [[""; 3]; 0]);
+    config["architectures"] = json!(["T5Model"]);
+    bench.model("m", &config, &specs);
+    assert!(ids(&bench).contains(&"structure.missing-tensor".to_owned()));
+}
+
+#[test]
+fn a_gemma_3_has_a_language_model_a_tower_and_what_joins_them() {
+    let bench = Bench::new();
+    golden(&bench, "gemma3-vision-a-bf16");
+    assert_eq!(found(&bench), [[""; 3]; 0]);
+    let tensors = crate::fixtures::load(&bench.path("m/model.safetensors"));
+    for (name, _) in &tensors {
+        let left: Vec<Spec> = tensors
+            .iter()
+            .filter(|(other, _)| other != name)
+            .map(|(name, loaded)| Spec {
+                name: name.clone(),
+                dtype: loaded.dtype,
+                shape: loaded.shape.clone(),
+                bytes: loaded.bytes.clone(),
+            })
+            .collect();
+        bench.tensors("m/model.safetensors", &left);
+        let told = found(&bench);
+        match name.contains("vision_tower.head.") {
+            // The table lets the head of the tower be left out.
+            true => assert_eq!(told, [[""; 3]; 0], "{name}"),
+            false => assert_eq!(told, [["structure.missing-tensor", "error", name]]),
+        }
+    }
+    golden(&bench, "gemma3-vision-a-bf16");
+    one_more(
+        &bench,
+        &[
+            ("text_config.hidden_size", "structure.shape"),
+            ("text_config.intermediate_size", "structure.shape"),
+            ("text_config.head_dim", "structure.shape"),
+            ("text_config.num_attention_heads", "structure.shape"),
+            ("text_config.num_key_value_heads", "structure.shape"),
+            ("text_config.num_hidden_layers", "structure.layer-count"),
+            ("text_config.vocab_size", "structure.vocab-size"),
+            ("vision_config.hidden_size", "structure.shape"),
+            ("vision_config.intermediate_size", "structure.shape"),
+            ("vision_config.num_hidden_layers", "structure.layer-count"),
+        ],
+    );
+}
+
+#[test]
+fn latent_attention_has_the_sizes_of_the_config() {
+    let bench = Bench::new();
+    golden(&bench, "deepseek-v3-a-bf16");
+    assert_eq!(found(&bench), [[""; 3]; 0]);
+    one_more(
+        &bench,
+        &[
+            ("q_lora_rank", "structure.shape"),
+            ("kv_lora_rank", "structure.shape"),
+            ("qk_nope_head_dim", "structure.shape"),
+            ("qk_rope_head_dim", "structure.shape"),
+            ("v_head_dim", "structure.shape"),
+            ("num_attention_heads", "structure.shape"),
+            ("moe_intermediate_size", "structure.shape"),
+            ("n_shared_experts", "structure.shape"),
+            ("n_routed_experts", "structure.expert-count"),
+        ],
+    );
+    // Without a rank, one matrix makes the queries.
+    let mut config = read_json(&bench.path("m/config.json"));
+    config["q_lora_rank"] = Value::Null;
+    fs::write(bench.path("m/config.json"), config.to_string()).unwrap();
+    let told = found(&bench);
+    assert_eq!(told.len(), 4, "{told:?}");
+    assert!(
+        told.iter().all(
+            |[id, _, name]| id == "structure.missing-tensor" && name.ends_with("q_proj.weight")
+        )
+    );
+}
+
+/// Layers of a family that no table has: `lacks` says which have which tensor.
+fn unknown(layers: usize, lacks: impl Fn(usize, &str) -> bool) -> Vec<[String; 3]> {
+    let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![24, 16])];
+    for layer in 0..layers {
+        for (name, shape) in [
+            ("attn_norm.weight", vec![16]),
+            ("attn.in.weight", vec![16, 16]),
+            ("attn.out.weight", vec![16, 16]),
+            ("mlp.up.weight", vec![20, 16]),
+            ("mlp.down.weight", vec![16, 20]),
+        ] {
+            if !lacks(layer, name) {
+                shapes.push((format!("model.layers.{layer}.{name}"), shape));
+            }
+        }
+    }
+    let bench = Bench::new();
+    let config = json!({"model_type": "unheard_of", "num_hidden_layers": layers, "hidden_size": 16, "vocab_size": 24});
+    bench.model("m", &config, &specs(shapes));
+    found(&bench)
+}
+
+#[test]
+fn layers_at_the_ends_and_by_turns_may_be_built_otherwise() {
+    let none: [[&str; 3]; 0] = [];
+    assert_eq!(unknown(6, |_, _| false), none);
+    assert_eq!(
+        unknown(6, |layer, name| layer == 0 && name == "attn_norm.weight"),
+        none,
+        "the first"
+    );
+    assert_eq!(
+        unknown(6, |layer, name| layer == 5 && name.starts_with("mlp.")),
+        none,
+        "a whole module"
+    );
+    assert_eq!(
+        unknown(6, |layer, name| layer >= 4 && name.starts_with("attn.")),
+        none,
+        "two of them"
+    );
+    assert_eq!(
+        unknown(6, |layer, name| layer % 2 == 1 && name == "attn.in.weight"),
+        none,
+        "by turns"
+    );
+    let uneven = |layer: usize| {
+        let name = format!("model.layers.{layer}.attn.in.weight");
+        [
+            "structure.uneven-layers".to_owned(),
+            "warning".to_owned(),
+            name,
+        ]
+    };
+    let lost = |layers: &[usize]| {
+        unknown(6, |layer, name| {
+            layers.contains(&layer) && name == "attn.in.weight"
+        })
+    };
+    assert_eq!(lost(&[5]), [uneven(5)]);
+    assert_eq!(lost(&[2, 5]), [uneven(2), uneven(5)]);
+    assert_eq!(lost(&[3]), [uneven(3)]);
+}
