@@ -277,3 +277,56 @@ fn a_bias_that_only_some_layers_have_is_missing_elsewhere() {
     one_file(&bench, &promised, &whole());
     assert_eq!(missing(&bench), 0, "a Mistral has no such field");
 }
+
+/// What publishers put beside the weights is no part of them, and no fault.
+#[test]
+fn second_forms_of_the_weights_are_no_more_than_notes() {
+    let bench = good();
+    for name in [
+        "consolidated.safetensors",
+        "consolidated-00001-of-00002.safetensors",
+        "model.fp16.safetensors",
+        "model.fp16-00001-of-00002.safetensors",
+        "model-00001-of-00002.fp16.safetensors",
+        "original/consolidated.safetensors",
+    ] {
+        bench.tensors(&format!("m/{name}"), &whole());
+    }
+    bench.file("m/original/params.json", "{}");
+    bench.file("m/original/tokenizer.model", "x");
+    let (code, findings) = check(&bench);
+    assert_eq!(code, Some(0));
+    let orphan = || ("index.orphan-file".to_owned(), "note".to_owned());
+    assert_eq!(findings, vec![orphan(); 5]);
+    // Another file of weights may be anything.
+    bench.tensors("m/other.safetensors", &whole());
+    let (_, findings) = check(&bench);
+    assert_eq!(
+        findings[0],
+        ("index.orphan-file".to_owned(), "warning".to_owned())
+    );
+}
+
+#[test]
+fn the_token_that_pads_may_be_the_one_beyond_the_last_row() {
+    let bench = good();
+    let add = |id: u64, text: &str| {
+        edit_json(&bench.path("m/tokenizer.json"), |file| {
+            file["model"]["vocab"][text] = json!(id);
+        });
+    };
+    add(16, "<pad>");
+    let no_row =
+        |severity: &str| vec![("tokenizer.id-without-row".to_owned(), severity.to_owned())];
+    assert_eq!(
+        check(&bench),
+        (Some(1), no_row("error")),
+        "nothing says what it is for"
+    );
+    edit_json(&bench.path("m/tokenizer_config.json"), |file| {
+        file["pad_token"] = json!("<pad>")
+    });
+    assert_eq!(check(&bench), (Some(0), no_row("note")));
+    add(17, "<more>");
+    assert_eq!(check(&bench), (Some(1), no_row("error")));
+}

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::audit::{CheckInfo, Finding, Place, Report};
+use crate::audit::{CheckInfo, Finding, Place, Report, Severity};
 use crate::checkpoint::{CheckpointError, Survey};
 
 checks! {
@@ -107,12 +107,11 @@ pub(super) fn check_container(survey: &Survey, report: &mut Report) {
         let single = ["model.safetensors", "pytorch_model.bin"].contains(&file.as_str());
         let check = if single { &STALE } else { &ORPHAN };
         let place = Place::file(file.clone());
-        report.add(Finding::new(
-            check,
-            place,
-            "only the files of the checkpoint",
-            "a weight file that is none of them",
-        ));
+        let expected = "only the files of the checkpoint";
+        report.add(match second_form(file) {
+            None => Finding::new(check, place, expected, "a weight file that is none of them"),
+            Some(form) => Finding::new(check, place, expected, form).with_severity(Severity::Note),
+        });
     }
     if let Some(found) = &survey.total_size {
         let found = found
@@ -125,6 +124,21 @@ pub(super) fn check_container(survey: &Survey, report: &mut Report) {
             found,
         ));
     }
+}
+
+/// What a weight file is that publishers put beside a checkpoint, and that loaders take only by name.
+fn second_form(file: &str) -> Option<&'static str> {
+    if file.starts_with("consolidated") {
+        return Some("the same weights in the layout of their first authors");
+    }
+    let (stem, _) = file.rsplit_once('.')?;
+    // `model.fp16`, `model.fp16-00001-of-00002` and `model-00001-of-00002.fp16`.
+    let (model, variant) = stem.split_once('.')?;
+    let numbered = |name: &str| name.starts_with("model-") && name.contains("-of-");
+    let named = ["model", "pytorch_model"].contains(&model) || numbered(model);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let fits = named && !variant.is_empty() && variant.chars().all(plain);
+    fits.then_some("the same weights in a variant, which loaders take if they are asked to")
 }
 
 fn name_of(path: &Path) -> String {

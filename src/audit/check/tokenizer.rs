@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::container::in_short;
-use crate::audit::{Finding, Place, Report};
+use crate::audit::{Finding, Place, Report, Severity};
 use crate::checkpoint::{
     Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, is_input_embedding,
     settings,
@@ -63,16 +63,6 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             None
         }
     };
-    if let (Some(tokenizer), Some(rows)) = (&tokenizer, rows)
-        && tokenizer.end() > rows
-    {
-        report.add(Finding::new(
-            &NO_ROW,
-            Place::file("tokenizer.json"),
-            format!("ids below {rows}, the rows of the embedding"),
-            format!("ids up to {}", tokenizer.end() - 1),
-        ));
-    }
     let mut files = BTreeMap::new();
     for name in [
         "generation_config.json",
@@ -85,6 +75,29 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             }
             Err(error) => report.add(malformed(&error, name)),
         }
+    }
+    if let (Some(tokenizer), Some(rows)) = (&tokenizer, rows)
+        && tokenizer.end() > rows
+    {
+        let pads = |file: &str| {
+            let token = files.get(file)?.get("pad_token")?;
+            tokenizer.id(texts(token).next()?)
+        };
+        let mut pads = ["tokenizer_config.json", "special_tokens_map.json"]
+            .into_iter()
+            .filter_map(pads);
+        let found = Finding::new(
+            &NO_ROW,
+            Place::file("tokenizer.json"),
+            format!("ids below {rows}, the rows of the embedding"),
+            format!("ids up to {}", tokenizer.end() - 1),
+        );
+        // The padding of a fine-tune that was never trained with it; models run without it, one text at a time.
+        let padding_alone = tokenizer.end() == rows + 1 && pads.any(|id| id as usize == rows);
+        report.add(match padding_alone {
+            true => found.with_severity(Severity::Note),
+            false => found,
+        });
     }
     if let Some(tokenizer) = &tokenizer {
         let file = "special_tokens_map.json";
