@@ -270,3 +270,104 @@ fn what_cannot_be_opened_cannot_be_compared() {
     let outcome = bench.weld(&["diff", "a", "b"]);
     assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
 }
+
+/// Where the changes of a fine-tune are: in which roles, in which layers.
+#[test]
+fn energy_is_shared_out_by_role_and_layer() {
+    let bench = Bench::new();
+    let specs = |changes: &[(&str, f64)]| -> Vec<Spec> {
+        let names = [
+            "model.layers.0.up.weight",
+            "model.layers.0.down.weight",
+            "model.layers.1.up.weight",
+            "model.layers.1.down.weight",
+            "norm",
+        ];
+        let change = |name: &str| {
+            changes
+                .iter()
+                .find(|(of, _)| *of == name)
+                .map_or(0.0, |(_, by)| *by)
+        };
+        let spec = |name: &&str| floats(name, Dtype::F32, &[2, 1], [1.0 + change(name), 2.0]);
+        names.iter().map(spec).collect()
+    };
+    bench.model("base", &llama_config(2), &specs(&[]));
+    // Energies of 1, 4 and 4 of the first; all of the second in one tensor.
+    let a = [
+        ("model.layers.0.up.weight", 1.0),
+        ("model.layers.1.down.weight", 2.0),
+        ("norm", -2.0),
+    ];
+    bench.model("a", &llama_config(2), &specs(&a));
+    bench.model(
+        "b",
+        &llama_config(2),
+        &specs(&[("model.layers.1.down.weight", 3.0)]),
+    );
+    let (_, report) = diff(&bench, &["--base", "base"]);
+    let shares = |of: &str| -> Vec<(String, f64, f64)> {
+        let groups = report["details"][of].as_array().unwrap().iter();
+        let share = |group: &Value| {
+            let energy = &group["tasks"]["energy"];
+            let name = group["name"].as_str().unwrap().to_owned();
+            let of = |at: usize| energy[at].as_f64().unwrap_or(0.0);
+            (name, of(0), of(1))
+        };
+        groups.map(share).collect()
+    };
+    let ninth = 1.0 / 9.0;
+    let expected = [
+        ("down.weight", 4.0 * ninth, 1.0),
+        ("norm", 4.0 * ninth, 0.0),
+        ("up.weight", ninth, 0.0),
+    ];
+    let near = |found: Vec<(String, f64, f64)>, expected: &[(&str, f64, f64)]| {
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for ((name, first, second), expected) in found.iter().zip(expected) {
+            assert_eq!(name, expected.0);
+            assert!(
+                (first - expected.1).abs() < 1e-6 && (second - expected.2).abs() < 1e-6,
+                "{name}: {first} {second}"
+            );
+        }
+    };
+    near(shares("roles"), &expected);
+    near(
+        shares("layers"),
+        &[
+            ("model.layers.0", ninth, 0.0),
+            ("model.layers.1", 4.0 * ninth, 1.0),
+        ],
+    );
+    let text = bench
+        .weld(&["diff", "a", "b", "--base", "base", "-q"])
+        .stdout;
+    let by_role = text.split("by role").nth(1).unwrap();
+    let down = by_role
+        .lines()
+        .find(|line| line.trim().starts_with("down.weight"))
+        .unwrap();
+    let cells: Vec<&str> = down.split_whitespace().collect();
+    assert!(cells.join(" ").ends_with("44.44 % 100.00 %"), "{text}");
+}
+
+#[test]
+fn a_base_has_no_task_vector() {
+    let bench = one_tensor(Dtype::F32, &[1.0, 2.0], &[2.0, 3.0], None);
+    for (base, expected) in [("a", "first"), ("b", "second")] {
+        let (_, report) = diff(&bench, &["--base", base]);
+        let said = &report["summary"]["tasks"];
+        assert_eq!(
+            *said,
+            format!("one: the {expected} has the values of the base")
+        );
+        assert!(!report.to_string().contains("inf"), "{report:#}");
+    }
+    let outcome = bench.weld(&["diff", "a", "a", "--base", "a", "-q"]);
+    assert!(
+        outcome.stdout.contains("both have the values of the base"),
+        "{}",
+        outcome.stdout
+    );
+}

@@ -8,6 +8,7 @@ use super::measure::{Measured, step_bars};
 use super::{Pair, Request};
 use crate::audit::{HeatMap, Histogram, Report, Table};
 use crate::checkpoint::{LayerStack, StackIndex};
+use crate::numeric::TaskSums;
 
 /// Rows of a table, unless all are asked for.
 const SHOWN: usize = 10;
@@ -57,12 +58,22 @@ pub(super) fn show(
     alone.extend(roles.iter().map(|(role, group)| group.row(role, None)));
     // Before they are ordered by size, which is stable, by name.
     alone.sort_by_key(|row| row.name);
+    let values = |rows: &[Row<'_>]| -> Vec<Value> {
+        let value = |row: &Row<'_>| {
+            let mut value = numbers(row.measured, row.elements, energy);
+            value["name"] = row.title().into();
+            value
+        };
+        rows.iter().take(MOST_GROUPS).map(value).collect()
+    };
     let by_layer = layers.iter();
     let by_layer = by_layer.map(|((stack, layer), group)| group.row(stack, Some(*layer)));
+    let by_layer: Vec<Row<'_>> = by_layer.collect();
+    let groups = (values(&alone), values(&by_layer));
     for (title, of, groups) in [
         ("tensors that differ most", "tensor", tensors),
         ("by role", "role", alone),
-        ("by layer", "layer", by_layer.collect()),
+        ("by layer", "layer", by_layer),
     ] {
         report
             .tables
@@ -87,8 +98,11 @@ pub(super) fn show(
             bars: step_bars(&steps, stepped),
         });
     }
-    totals(request, pairs, &total, report);
+    totals(request, pairs, &total, groups, report);
 }
+
+/// Roles, and layers, of which the details tell one by one; a header may name any number.
+const MOST_GROUPS: usize = 1 << 14;
 
 /// Tensors that are shown together.
 #[derive(Clone, Default)]
@@ -220,7 +234,14 @@ fn heat_map(stacks: &[LayerStack], pairs: &[Pair<'_>]) -> Option<HeatMap> {
     )
 }
 
-fn totals(request: &Request<'_>, pairs: &[Pair<'_>], total: &Measured, report: &mut Report) {
+fn totals(
+    request: &Request<'_>,
+    pairs: &[Pair<'_>],
+    total: &Measured,
+    groups: (Vec<Value>, Vec<Value>),
+    report: &mut Report,
+) {
+    let energy = (total.tasks.first, total.tasks.second);
     let measured = pairs.iter().filter(|pair| pair.measured.is_some());
     let elements: u64 = measured.map(|pair| pair.a.elements()).sum();
     let differing = |pair: &&Pair<'_>| pair.measured.as_ref().is_some_and(|found| found.differs);
@@ -238,44 +259,54 @@ fn totals(request: &Request<'_>, pairs: &[Pair<'_>], total: &Measured, report: &
     if let Some(base) = request.base {
         let tasks = &total.tasks;
         report.say("base", base.label());
-        let relative = match tasks.first > 0.0 {
-            true => format!("{:.4}", (tasks.second / tasks.first).sqrt()),
-            false => "-".to_owned(),
-        };
-        report.say(
-            "tasks",
-            format!(
-                "cosine {}, {:.2} % of signs in conflict, the second's length is {relative} of the first's",
-                tasks.cosine().map_or("-".to_owned(), |cosine| format!("{cosine:.4}")),
-                100.0 * tasks.conflicts / tasks.both.max(1.0),
-            ),
-        );
+        report.say("tasks", in_words(tasks));
     }
     report.details = json!({
         "a": request.a.label(),
         "b": request.b.label(),
         "base": request.base.map(|base| base.label()),
-        "total": numbers(total, elements),
+        "total": numbers(total, elements, energy),
+        "roles": groups.0,
+        "layers": groups.1,
     });
-    report.detail(pairs.iter().map(details));
+    report.detail(pairs.iter().map(|pair| details(pair, energy)));
 }
 
-fn details(pair: &Pair<'_>) -> Value {
+/// How two task vectors lie to each other.
+fn in_words(tasks: &TaskSums) -> String {
+    let (first, second) = (tasks.first > 0.0, tasks.second > 0.0);
+    match (first, second) {
+        (false, false) => "none: both have the values of the base".to_owned(),
+        (false, true) => "one: the first has the values of the base".to_owned(),
+        (true, false) => "one: the second has the values of the base".to_owned(),
+        (true, true) => format!(
+            "cosine {}, {:.2} % of signs in conflict, the second's length is {:.4} of the first's",
+            tasks
+                .cosine()
+                .map_or("-".to_owned(), |cosine| format!("{cosine:.4}")),
+            100.0 * tasks.conflicts / tasks.both.max(1.0),
+            (tasks.second / tasks.first).sqrt(),
+        ),
+    }
+}
+
+fn details(pair: &Pair<'_>, energy: (f64, f64)) -> Value {
     let mut value = json!({
         "name": pair.a.name,
         "dtypes": [format!("{:?}", pair.a.dtype), format!("{:?}", pair.b.dtype)],
         "shapes": [pair.a.shape, pair.b.shape],
     });
     if let (Some(found), Some(map)) = (&pair.measured, value.as_object_mut()) {
-        let numbers = numbers(found, pair.a.elements());
+        let numbers = numbers(found, pair.a.elements(), energy);
         map.extend(numbers.as_object().cloned().unwrap_or_default());
     }
     value
 }
 
-fn numbers(found: &Measured, elements: u64) -> Value {
+fn numbers(found: &Measured, elements: u64, energy: (f64, f64)) -> Value {
     let distance = found.distance.as_ref();
     let tasks = &found.tasks;
+    let share = |part: f64, whole: f64| (whole > 0.0).then(|| part / whole);
     json!({
         "elements": elements,
         "equal": !found.differs,
@@ -290,6 +321,7 @@ fn numbers(found: &Measured, elements: u64) -> Value {
         "within_one_step": found.steps.map(|steps| elements - steps.at_least[1]),
         "tasks": (tasks.first + tasks.second > 0.0).then(|| json!({
             "l2": [tasks.first.sqrt(), tasks.second.sqrt()],
+            "energy": [share(tasks.first, energy.0), share(tasks.second, energy.1)],
             "cosine": tasks.cosine(),
             "sign_conflicts": tasks.conflicts,
             "both": tasks.both,
