@@ -137,8 +137,8 @@ impl Lock {
         let mut inputs = inputs.map(Vec::into_iter);
         let locked = |model: &&Checkpoint| LockedInput {
             model: short.apply(model.label()),
-            hub: hub(model.location()),
-            adapter_hub: model.location().adapter.as_deref().and_then(hub),
+            hub: locked_hub(model.location()),
+            adapter_hub: model.location().adapter.as_deref().and_then(locked_hub),
             files: files_of(model),
             tensors: inputs.as_mut().and_then(Iterator::next),
         };
@@ -210,7 +210,8 @@ impl Lock {
     }
 }
 
-fn hub(location: &Location) -> Option<LockedHub> {
+/// The repository and commit of a location in the Hub's cache.
+pub fn locked_hub(location: &Location) -> Option<LockedHub> {
     location.hub.as_ref().map(|hub| LockedHub {
         repo: hub.repo.clone(),
         commit: hub.commit.clone(),

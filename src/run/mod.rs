@@ -24,7 +24,7 @@ pub use digests::{Digest, Seen, all_digests, digests, each_piece};
 pub use error::RunError;
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
-    files_of, locked_recipe,
+    files_of, locked_hub, locked_recipe,
 };
 
 use crate::checkpoint::{Checkpoint, index_json};

@@ -494,3 +494,50 @@ fn hostile_locks_are_errors() {
         assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
     }
 }
+
+/// Puts a repository of one file into the Hub's cache, its blob named by a SHA-256 as the Hub names it.
+fn cached(bench: &Bench, commit: &str, sha256: &str, specs: &[Spec]) {
+    let root = bench.path("no-hub/hub/models--org--x");
+    // What was there by the same commit is put in its place.
+    let _ = fs::remove_dir_all(root.join("snapshots").join(commit));
+    bench.hub_model("org/x", "main", commit, specs);
+    let link = root.join(format!("snapshots/{commit}/model.safetensors"));
+    fs::rename(
+        root.join(format!("blobs/weights-{commit}")),
+        root.join("blobs").join(sha256),
+    )
+    .unwrap();
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(format!("../../blobs/{sha256}"), link).unwrap();
+}
+
+/// A lock names commits and digests of what came from the Hub; both are held against the cache.
+#[test]
+fn inputs_of_the_hub_are_those_of_the_lock() {
+    let [first, second] = ["1", "2"].map(|digit| digit.repeat(40));
+    let [one, other] = ["a", "b"].map(|digit| digit.repeat(64));
+    let bench = Bench::new();
+    cached(&bench, &first, &one, &fine_tune(1, Dtype::BF16));
+    bench.merge(
+        "merge_method: linear\nmodels: [{model: org/x, parameters: {weight: 1}}]\n",
+        &[],
+    );
+    assert_eq!(verify(&bench, &["--full"]).0, Some(0));
+    // The branch moved on, and the weights are the same.
+    cached(&bench, &second, &one, &fine_tune(1, Dtype::BF16));
+    let (code, report) = verify(&bench, &["--full"]);
+    assert_eq!((code, errors(&report)), (Some(0), vec![]), "{report:#}");
+    let found = finding(&report, "verify.input-commit");
+    assert_eq!(found["severity"], "warning");
+    assert_eq!(found["expected"], format!("org/x@{first}"));
+    assert_eq!(found["found"], format!("org/x@{second}"));
+    // Its weights are others too.
+    cached(&bench, &second, &other, &fine_tune(2, Dtype::BF16));
+    let (code, report) = verify(&bench, &["--full"]);
+    assert_eq!(code, Some(1), "{report:#}");
+    let found = finding(&report, "verify.input-sha256");
+    assert_eq!(found["file"], "org/x: model.safetensors");
+    assert_eq!(found["expected"], format!("SHA-256 {one}"));
+    assert_eq!(found["found"], other);
+    finding(&report, "verify.input-commit");
+}

@@ -70,6 +70,14 @@ checks! {
         "An input is not what it was when the checkpoint was made",
         "The lock records every input, and this one has changed since.",
         "get the input at the revision of the lock, or run the recipe again";
+    INPUT_COMMIT = "verify.input-commit", Warning,
+        "An input is at another commit of its repository than the lock names",
+        "It was updated since, or another revision is in the cache; where its weights differ, more is found.",
+        "download the commit that the lock names, or name it in --inputs";
+    INPUT_SHA256 = "verify.input-sha256", Error,
+        "A file of an input has another SHA-256 in the Hub's cache than the lock names",
+        "The repository published other bytes by this name than those that were merged.",
+        "download the commit that the lock names, or run the recipe again";
     LOCK_RECIPE = "verify.lock-recipe", Error,
         "The lock names another recipe",
         "The recipe that was given is not the one that the lock says the checkpoint was made by.",

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::{Request, checks};
-use crate::audit::{Finding, Place, Report};
+use crate::audit::{CheckInfo, Finding, Place, Report};
+use crate::checkpoint::Checkpoint;
 use crate::engine::Observer;
 use crate::numeric::NUMERICS;
 use crate::plan::Plan;
-use crate::run::{self, Lock, LockedInput, RunError, files_of};
+use crate::run::{self, Lock, LockedHub, LockedInput, RunError, files_of};
 
 /// Compares the checkpoint's tensors with the digests of what was written; tells for each tensor whether it is that,
 /// if the lock says what it was.
@@ -66,6 +67,7 @@ pub(super) fn inputs(lock: &Lock, plan: &Plan, recipe_of_lock: bool) -> Vec<Find
     }
     let models = plan.stored_models();
     for (model, locked) in models.iter().zip(&lock.inputs) {
+        findings.extend(commits(model, locked));
         compare(model.label(), &files_of(model), locked, &mut findings);
     }
     findings
@@ -103,6 +105,24 @@ pub(super) fn changed_tensors(
     Ok(findings)
 }
 
+/// Compares the commits that model and adapter are at with those of the lock, where both came from the Hub's cache.
+fn commits(model: &Checkpoint, locked: &LockedInput) -> Vec<Finding> {
+    let location = model.location();
+    let adapter = location.adapter.as_deref();
+    let pairs = [
+        (run::locked_hub(location), &locked.hub),
+        (adapter.and_then(run::locked_hub), &locked.adapter_hub),
+    ];
+    let finding = |(found, expected): (Option<LockedHub>, &Option<LockedHub>)| {
+        let (found, expected) = (found?, expected.as_ref()?);
+        let text = |hub: &LockedHub| format!("{}@{}", hub.repo, hub.commit);
+        let place = || Place::file(model.label());
+        (found != *expected)
+            .then(|| Finding::new(&checks::INPUT_COMMIT, place(), text(expected), text(&found)))
+    };
+    pairs.into_iter().filter_map(finding).collect()
+}
+
 fn compare(
     label: &str,
     files: &BTreeMap<String, run::LockedFile>,
@@ -111,31 +131,33 @@ fn compare(
 ) {
     for (name, expected) in &locked.files {
         let place = Place::file(format!("{label}: {name}"));
-        let mut differs = |expected: String, found: String| {
-            let finding = Finding::new(&checks::INPUT_CHANGED, place.clone(), expected, found);
-            findings.push(finding);
+        let mut differs = |check: &'static CheckInfo, expected: String, found: String| {
+            findings.push(Finding::new(check, place.clone(), expected, found));
         };
         let Some(found) = files.get(name) else {
             differs(
+                &checks::INPUT_CHANGED,
                 format!("{} bytes", expected.bytes),
                 "no such file".to_owned(),
             );
             continue;
         };
-        if found.bytes != expected.bytes {
+        let digests = expected.sha256.as_ref().zip(found.sha256.as_ref());
+        if let Some((expected, found)) = digests.filter(|(expected, found)| expected != found) {
+            let expected = format!("SHA-256 {expected}");
+            differs(&checks::INPUT_SHA256, expected, found.clone());
+        } else if found.bytes != expected.bytes {
             differs(
+                &checks::INPUT_CHANGED,
                 format!("{} bytes", expected.bytes),
                 format!("{} bytes", found.bytes),
             );
         } else if found.header != expected.header {
             differs(
+                &checks::INPUT_CHANGED,
                 "the header of the lock".to_owned(),
                 "another header".to_owned(),
             );
-        } else if let (Some(expected), Some(found)) = (&expected.sha256, &found.sha256)
-            && expected != found
-        {
-            differs(format!("SHA-256 {expected}"), found.clone());
         }
     }
 }
