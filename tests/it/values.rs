@@ -91,6 +91,21 @@ fn beginnings_are_no_defects() {
     }
 }
 
+/// Some models begin with biases of a millionth, which F16 has no normal numbers for.
+#[test]
+fn biases_that_are_hardly_there_are_only_worth_a_note() {
+    let mut specs = good(Dtype::F16);
+    for layer in 0..LAYERS {
+        let name = format!("model.layers.{layer}.self_attn.q_proj.bias");
+        set(&mut specs, &name, |values| {
+            let small = noise(layer as u64, values.len()).map(|value| value * 1e-5);
+            values.copy_from_slice(&small.collect::<Vec<f64>>());
+        });
+    }
+    let note = ("values.subnormal".to_owned(), "note".to_owned());
+    assert_eq!(found(&specs, &[]), vec![note; LAYERS]);
+}
+
 /// Far from one, squares leave the range of f32.
 #[test]
 fn sizes_far_from_one_are_measured_too() {

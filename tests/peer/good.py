@@ -16,6 +16,12 @@ import transformers
 SMALL = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, vocab_size=300,
              pad_token_id=0, bos_token_id=1, eos_token_id=2)
 GROUPED = dict(SMALL, num_key_value_heads=2)
+T5 = dict(d_model=64, d_ff=96, d_kv=24, num_layers=4, num_heads=4, vocab_size=300)
+VISION = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, image_size=32,
+              patch_size=8)
+LATENT = dict(kv_lora_rank=24, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12, moe_intermediate_size=40,
+              n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=2, first_k_dense_replace=1, n_group=2,
+              topk_group=1)
 EXPERTS = dict(GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48)
 
 # Model class, config class, options of the config, options of save_pretrained.
@@ -39,20 +45,30 @@ FAMILIES = [
     ("DistilBertForMaskedLM", "DistilBertConfig", dict(dim=64, hidden_dim=96, n_layers=4, n_heads=4, vocab_size=300)),
     ("ElectraModel", "ElectraConfig", dict(SMALL, embedding_size=32)),
     ("DebertaV2Model", "DebertaV2Config", SMALL),
-    ("T5ForConditionalGeneration", "T5Config", dict(d_model=64, d_ff=96, d_kv=16, num_layers=4, num_heads=4, vocab_size=300)),
-    ("T5ForConditionalGeneration", "T5Config",
-     dict(d_model=64, d_ff=96, d_kv=16, num_layers=4, num_heads=4, vocab_size=300, tie_word_embeddings=False,
-          feed_forward_proj="gated-gelu")),
+    ("T5ForConditionalGeneration", "T5Config", T5),
+    ("T5ForConditionalGeneration", "T5Config", dict(T5, tie_word_embeddings=False, feed_forward_proj="gated-gelu")),
+    ("T5EncoderModel", "T5Config", T5),
+    ("MT5ForConditionalGeneration", "MT5Config", dict(T5, num_decoder_layers=3)),
     ("BartForConditionalGeneration", "BartConfig",
      dict(d_model=64, encoder_ffn_dim=96, decoder_ffn_dim=96, encoder_layers=4, decoder_layers=4,
           encoder_attention_heads=4, decoder_attention_heads=4, vocab_size=300, max_position_embeddings=64)),
     ("MixtralForCausalLM", "MixtralConfig", dict(GROUPED, num_local_experts=4)),
     ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", dict(EXPERTS, shared_expert_intermediate_size=48)),
     ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", dict(EXPERTS, head_dim=16)),
+    ("DeepseekV3ForCausalLM", "DeepseekV3Config", dict(SMALL, **LATENT, num_key_value_heads=4, q_lora_rank=32)),
     ("DeepseekV3ForCausalLM", "DeepseekV3Config",
-     dict(GROUPED, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=48,
-          n_shared_experts=1, first_k_dense_replace=1, q_lora_rank=32, kv_lora_rank=16, qk_nope_head_dim=16,
-          qk_rope_head_dim=8, v_head_dim=16, n_group=2, topk_group=1)),
+     dict(SMALL, **LATENT, num_key_value_heads=4, q_lora_rank=None, attention_bias=True)),
+    ("DeepseekV2ForCausalLM", "DeepseekV2Config", dict(SMALL, **LATENT, num_key_value_heads=4, q_lora_rank=32)),
+    ("DeepseekV2ForCausalLM", "DeepseekV2Config", dict(SMALL, **LATENT, num_key_value_heads=4, q_lora_rank=None)),
+    ("Gemma3ForConditionalGeneration", "Gemma3Config",
+     dict(text_config=dict(GROUPED, head_dim=24), vision_config=VISION, mm_tokens_per_image=4, image_token_index=290,
+          boi_token_index=291, eoi_token_index=292)),
+    ("Gemma3ForConditionalGeneration", "Gemma3Config",
+     dict(text_config=dict(GROUPED, head_dim=24), vision_config=dict(VISION, vision_use_head=False),
+          mm_tokens_per_image=4, image_token_index=290, boi_token_index=291, eoi_token_index=292)),
+    ("ModernBertForMaskedLM", "ModernBertConfig",
+     dict(hidden_size=64, intermediate_size=96, num_hidden_layers=6, num_attention_heads=4, vocab_size=300,
+          pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)),
     ("GraniteForCausalLM", "GraniteConfig", GROUPED),
     ("GraniteMoeForCausalLM", "GraniteMoeConfig", dict(GROUPED, num_local_experts=4)),
     ("FalconForCausalLM", "FalconConfig", SMALL),
