@@ -251,7 +251,7 @@ pub struct Skipped {
 const MOST_FINDINGS: usize = 20_000;
 
 /// Tensors of which a report's details tell one by one; some three thousand bytes are held for each.
-const MOST_DETAILED: usize = 1 << 17;
+const MOST_DETAILED: usize = 1 << 16;
 
 /// Findings of one kind that were counted and not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 /// The largest safetensors header: the safetensors crate's own limit.
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// The largest `*.safetensors.index.json`: some two million tensors.
-pub(super) const MAX_INDEX_BYTES: u64 = 256 << 20;
+/// The largest `*.safetensors.index.json`: a tensor takes some 130 bytes of it.
+pub(super) const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// The largest `config.json`; real ones are a few KiB.
 pub(super) const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -30,8 +30,9 @@ pub(super) const MAX_TREE_ENTRIES: usize = 1 << 20;
 /// The deepest subfolder of a model's folder that is looked into.
 pub(super) const MAX_FOLDER_DEPTH: usize = 8;
 
-/// The most tensors of a file; the largest models have some 200,000 in all.
-pub(super) const MAX_TENSORS: usize = 1 << 20;
+/// The most tensors of a file, and of a checkpoint: the largest models have some 200,000. What is looked up and
+/// measured of each comes to a kilobyte, two where checkpoints are compared.
+pub(super) const MAX_TENSORS: usize = 1 << 18;
 
 /// The longest tensor name, in bytes; real ones stay under 200.
 pub(super) const MAX_NAME_BYTES: usize = 4096;

@@ -12,6 +12,7 @@ use super::adapter::Adapter;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::{Format, Weights, find_weights, other_format};
+use super::limits::MAX_TENSORS;
 use super::locate::Location;
 use super::made::Made;
 use super::pickle::Place;
@@ -397,6 +398,19 @@ pub(super) struct Opened {
 }
 
 impl Opened {
+    /// Refuses a checkpoint of more tensors than any real one has, of which `more` are in a file still to be added.
+    pub(super) fn check_count(&self, path: &Path, more: usize) -> Result<(), CheckpointError> {
+        match self.tensors.len() + more {
+            0..=MAX_TENSORS => Ok(()),
+            found => Err(CheckpointError::TooLarge {
+                path: path.into(),
+                what: "number of tensors of a checkpoint",
+                limit: MAX_TENSORS as u64,
+                found: found as u64,
+            }),
+        }
+    }
+
     /// Puts the files of another behind these.
     pub(super) fn append(&mut self, other: Opened) {
         let (shards, tensors) = (self.shards.len(), self.tensors.len());
@@ -428,6 +442,7 @@ fn open_pickles(paths: &[PathBuf], notes: &mut Vec<String>) -> Result<Opened, Ch
     };
     for path in paths {
         let (shard, pickled) = Shard::open_pickle(path)?;
+        opened.check_count(path, pickled.tensors.len())?;
         for tensor in pickled.tensors {
             if !matches!(tensor.place, Place::Contiguous) {
                 opened.places.insert(opened.tensors.len(), tensor.place);
@@ -458,25 +473,24 @@ fn open_pickles(paths: &[PathBuf], notes: &mut Vec<String>) -> Result<Opened, Ch
 }
 
 fn open_shards(paths: &[PathBuf]) -> Result<Opened, CheckpointError> {
-    let mut shards = Vec::with_capacity(paths.len());
-    let mut tensors = Vec::new();
+    let mut opened = Opened::default();
     for path in paths {
         let (shard, found) = Shard::open(path)?;
-        tensors.extend(found.into_iter().map(|tensor| TensorEntry {
-            name: tensor.name,
-            dtype: tensor.dtype,
-            shape: tensor.shape,
-            shard: shards.len(),
-            offset: tensor.offset,
-            len: tensor.len,
-        }));
-        shards.push(shard);
+        opened.check_count(path, found.len())?;
+        let shards = opened.shards.len();
+        opened
+            .tensors
+            .extend(found.into_iter().map(|tensor| TensorEntry {
+                name: tensor.name,
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                shard: shards,
+                offset: tensor.offset,
+                len: tensor.len,
+            }));
+        opened.shards.push(shard);
     }
-    Ok(Opened {
-        shards,
-        tensors,
-        places: HashMap::new(),
-    })
+    Ok(opened)
 }
 
 fn index_names(

@@ -54,7 +54,12 @@ impl Survey {
         };
         let mut opened = Opened::default();
         for shard in &weights.shards {
-            match open_one(shard, weights.format) {
+            let one = open_one(shard, weights.format);
+            let one = one.and_then(|one| {
+                opened.check_count(shard, one.tensors.len())?;
+                Ok(one)
+            });
+            match one {
                 Ok(one) => opened.append(one),
                 Err(problem) => problems.push(problem),
             }

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 
 use serde_json::Value;
 
-use crate::fixtures::{Bench, llama_config};
+use crate::fixtures::{Bench, Outcome, llama_config};
 
 /// Writes a model of one bf16 tensor per layer, straight to the file.
 fn model(bench: &Bench, name: &str, salt: u32, layers: usize, elements: usize) {
@@ -101,4 +101,108 @@ fn own_memory_is_bounded_whatever_the_size() {
     }
     let (small, large) = bounds.split_at(recipes.len());
     assert_eq!(small, large, "the bound grows with the model");
+}
+
+/// Own memory that looking at any header may take, in KiB.
+const HOSTILE_KIB: usize = 896 << 10;
+
+/// Runs `weld` with so much own memory and no more.
+fn limited(bench: &Bench, arguments: &[&str]) -> Outcome {
+    let script = format!("ulimit -d {HOSTILE_KIB}; exec \"$0\" \"$@\"");
+    let output = std::process::Command::new("sh")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_weld")])
+        .args(arguments)
+        .current_dir(bench.path("."))
+        .output()
+        .expect("sh starts");
+    Outcome {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+        stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+    }
+}
+
+/// Writes a file of so many empty tensors.
+fn empties(bench: &Bench, file: &str, count: usize, name: impl Fn(usize) -> String) {
+    let entry = r#"{"dtype":"F32","shape":[0],"data_offsets":[0,0]}"#;
+    let entries: Vec<String> = (0..count)
+        .map(|at| format!("\"{}\":{entry}", name(at)))
+        .collect();
+    let header = format!("{{{}}}", entries.join(","));
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bench.file(file, bytes);
+}
+
+/// A header costs its reader some hundred times what it costs its writer: as much as a real one may have is bounded in
+/// memory, and more is refused by name.
+#[test]
+#[cfg(target_os = "linux")]
+fn headers_of_any_length_are_read_in_bounded_memory() {
+    const MOST: usize = 1 << 18;
+    let bench = Bench::new();
+    bench.file("m/config.json", llama_config(2).to_string());
+    let layered = |at: usize| format!("model.layers.{}.w{}.weight", at % 4, at / 4);
+    empties(&bench, "m/model.safetensors", MOST, layered);
+    let ran = |arguments: &[&str], codes: &[i32]| {
+        let outcome = limited(&bench, arguments);
+        let code = outcome.code.unwrap_or(-1);
+        assert!(
+            codes.contains(&code),
+            "{arguments:?}: {code} {}",
+            outcome.stderr
+        );
+        outcome.stdout
+    };
+    ran(&["inspect", "m"], &[0]);
+    ran(&["check", "m", "-q", "--format", "json"], &[1]);
+    ran(&["diff", "m", "m", "-q", "--format", "json"], &[0]);
+
+    empties(&bench, "m/model.safetensors", 1 << 20, layered);
+    let told = ran(&["check", "m", "-q"], &[1]);
+    assert!(
+        told.contains("container.header") && told.contains("more than 262144 tensors"),
+        "{told}"
+    );
+    ran(&["inspect", "m"], &[1, 2]);
+    ran(&["diff", "m", "m", "-q"], &[2]);
+
+    std::fs::remove_file(bench.path("m/model.safetensors")).unwrap();
+    for shard in 1..=3 {
+        let name = format!("m/model-0000{shard}-of-00003.safetensors");
+        empties(&bench, &name, MOST / 2, |at| format!("{shard}.{at}"));
+    }
+    let told = ran(&["check", "m", "-q"], &[1]);
+    assert!(
+        told.contains("container.too-large") && told.contains("number of tensors"),
+        "{told}"
+    );
+    ran(&["inspect", "m"], &[1, 2]);
+}
+
+/// Few tensors of many rows.
+#[test]
+#[cfg(target_os = "linux")]
+fn embeddings_of_any_height_are_read_in_bounded_memory() {
+    const ROWS: u64 = 200_000_000;
+    let bench = Bench::new();
+    bench.file("m/config.json", llama_config(2).to_string());
+    let header = format!(
+        r#"{{"model.embed_tokens.weight":{{"dtype":"F8_E4M3","shape":[{ROWS},2],"data_offsets":[0,{}]}}}}"#,
+        2 * ROWS
+    );
+    let path = bench.file("m/model.safetensors", (header.len() as u64).to_le_bytes());
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    // A row that is none of zeros; the others take no room on the disk.
+    file.write_all(&[0x38; 2]).unwrap();
+    file.set_len(8 + header.len() as u64 + 2 * ROWS).unwrap();
+    let told = limited(&bench, &["check", "m", "-q"]).stdout;
+    assert!(
+        told.contains("199999999 of 200000000 rows are zeros"),
+        "{told}"
+    );
+    let outcome = limited(&bench, &["diff", "m", "m", "-q"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert_eq!(limited(&bench, &["inspect", "m"]).code, Some(0));
 }
