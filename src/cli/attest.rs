@@ -7,7 +7,7 @@ use clap::Args;
 use super::keys;
 use super::output::{Failure, print, say};
 use super::progress::Progress;
-use super::recompute::Recomputation;
+use super::recompute::{Arithmetic, Recomputation};
 use super::report::write;
 use super::sign::{failure, not_inside};
 use super::signals;
@@ -46,7 +46,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let key = key(arguments, &location.path)?;
     let exact = Some(false);
-    let recomputed = recomputation.run(locator, &location, Coverage::Full, exact, stop.clone())?;
+    let own = Some(Arithmetic::Weldment);
+    let recomputed =
+        recomputation.run(locator, &location, Coverage::Full, exact, own, stop.clone())?;
     let mut report = recomputed.report;
     let proven = proves(&report);
     let plan = recomputed.plan.filter(|_| proven);

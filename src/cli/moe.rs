@@ -10,7 +10,7 @@ use super::merge::OutputArguments;
 use super::output::{Failure, say};
 use super::progress::Progress;
 use super::signals;
-use crate::audit::verify::{Coverage, Request, verify};
+use crate::audit::verify::{Coverage, Numerics, Request, verify};
 use crate::audit::{Verdict, formats};
 use crate::checkpoint::{Checkpoint, Location};
 use crate::moe;
@@ -97,6 +97,7 @@ fn recompute(arguments: &Arguments, plan: &Plan, stop: Arc<AtomicBool>) -> Resul
         recipe_of_lock: true,
         coverage: Coverage::Full,
         allow_step: false,
+        numerics: Numerics::Weldment,
         threads: plan.settings.threads,
     };
     let quiet = arguments.output.quiet;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::arguments::{Threads, plan_any, size};
 use super::environment;
@@ -13,9 +13,10 @@ use super::output::{Failure, say};
 use super::progress::Progress;
 use super::report::ReportArguments;
 use crate::audit::Report;
-use crate::audit::verify::{Coverage, Request, verify};
+use crate::audit::verify::{Coverage, Numerics, Request, verify};
 use crate::checkpoint::{Checkpoint, Location, Locator, ModelRef};
 use crate::engine::Settings;
+use crate::methods::mergekit::Profile;
 use crate::plan::{MoeOptions, Options, Plan};
 use crate::recipe::{self, AnyRecipe, RecipeError};
 use crate::run::Lock;
@@ -57,6 +58,21 @@ pub(super) struct Recomputation {
     pub(super) report: ReportArguments,
 }
 
+/// The arithmetic that a checkpoint is held against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Arithmetic {
+    /// Weldment's; where that is not equal, mergekit's in the recipe's dtype
+    Auto,
+    /// Weldment's alone
+    Weldment,
+    /// mergekit's, each operation in float32
+    MergekitFloat32,
+    /// mergekit's, each operation rounded to bfloat16
+    MergekitBfloat16,
+    /// mergekit's, each operation rounded to float16
+    MergekitFloat16,
+}
+
 /// A checkpoint that was computed again.
 pub(super) struct Recomputed {
     pub(super) report: Report,
@@ -75,13 +91,15 @@ impl Recomputation {
         Ok((locator, location.map_err(Failure::could_not_run)?))
     }
 
-    /// Computes it again. `allow_step` says whether single roundings are accepted, if anything does.
+    /// Computes it again. `allow_step` says whether single roundings are accepted, `numerics` in which arithmetic, if
+    /// anything does.
     pub(super) fn run(
         &self,
         locator: Locator,
         location: &Location,
         coverage: Coverage,
         allow_step: Option<bool>,
+        numerics: Option<Arithmetic>,
         stop: Arc<AtomicBool>,
     ) -> Result<Recomputed, Failure> {
         let model = Checkpoint::open(&self.model.to_string(), location)?;
@@ -105,6 +123,7 @@ impl Recomputation {
             recipe_of_lock: self.recipe.is_none(),
             coverage,
             allow_step,
+            numerics: numerics_of(numerics, lock.as_ref(), &recipe.recipe),
             threads,
         };
         let progress = Progress::verifying(&model, planned.as_ref().ok(), self.quiet, stop);
@@ -180,6 +199,22 @@ impl Recomputation {
                 fused: locked.is_some_and(|options| options.fused),
             },
         })
+    }
+}
+
+/// The arithmetic that was asked for; else weldment's where a lock says that weld made it, or only weld reads the recipe.
+fn numerics_of(asked: Option<Arithmetic>, lock: Option<&Lock>, recipe: &AnyRecipe) -> Numerics {
+    let auto = || match recipe {
+        AnyRecipe::Merge(recipe) => Numerics::Auto(recipe.dtype),
+        AnyRecipe::Moe(_) | AnyRecipe::Edit(_) => Numerics::Weldment,
+    };
+    match asked {
+        None if lock.is_some() => Numerics::Weldment,
+        None | Some(Arithmetic::Auto) => auto(),
+        Some(Arithmetic::Weldment) => Numerics::Weldment,
+        Some(Arithmetic::MergekitFloat32) => Numerics::Mergekit(Profile::Float32),
+        Some(Arithmetic::MergekitBfloat16) => Numerics::Mergekit(Profile::Bfloat16),
+        Some(Arithmetic::MergekitFloat16) => Numerics::Mergekit(Profile::Float16),
     }
 }
 

@@ -10,7 +10,7 @@ use super::environment;
 use super::keys;
 use super::output::Failure;
 use super::progress::Progress;
-use super::recompute::Recomputation;
+use super::recompute::{Arithmetic, Recomputation};
 use super::signals;
 use crate::audit::policy::ProvenancePolicy;
 use crate::audit::provenance::{Attested, PublicKey, Signature, Vouched, check_inputs};
@@ -61,6 +61,10 @@ pub(super) struct Arguments {
     /// What is accepted [default: the policy's; else exact with a lock, step for what mergekit made]
     #[arg(long, value_enum)]
     allow: Option<Allow>,
+
+    /// In which arithmetic [default: weldment where there is a lock, else auto]
+    #[arg(long, value_enum)]
+    numerics: Option<Arithmetic>,
 }
 
 /// How far a value may be from the recomputed one.
@@ -91,7 +95,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let allow = arguments.allow.map(|allow| allow == Allow::Step);
         let allow_step = allow.or(policy.and_then(|policy| policy.allow_step));
         let coverage = arguments.coverage();
-        let done = recomputation.run(locator, &location, coverage, allow_step, stop)?;
+        let numerics = arguments.numerics;
+        let done = recomputation.run(locator, &location, coverage, allow_step, numerics, stop)?;
         // What was read counts, not what the lock says of it.
         let plan = done.plan.as_ref().map(Lock::of_plan);
         inputs = plan.or(done.lock).map(|lock| lock.inputs);

@@ -28,13 +28,13 @@ pub use lock::{
 };
 
 use crate::checkpoint::{Checkpoint, index_json};
-use crate::engine::{self, Observer, Sink, Totals};
+use crate::engine::{self, Observer, Settings, Sink, Totals};
 use crate::plan::Plan;
 use behind::DropBehind;
 use output::{OutputFiles, write_file};
 use stage::Stage;
-pub use work::Sample;
 use work::Work;
+pub use work::{Other, Sample};
 use writer::Room;
 
 /// What a run did.
@@ -139,6 +139,46 @@ pub fn replay(
         .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;
     check_unchanged(plan)?;
     Ok(totals)
+}
+
+/// Computes some tensors of a plan by other programs than the plan's, which get what is there as one source more.
+///
+/// Whatever numbers are there are let through, as it is their comparison that judges them. The memory of the plan's own
+/// programs may be too little for these: then the budget is what they need.
+///
+/// # Errors
+/// Failures of the sink, and what only the weights can tell.
+pub fn replay_others(
+    plan: &Plan,
+    others: &[Other<'_>],
+    sample: Option<&Sample<'_>>,
+    sink: &dyn Sink,
+    observer: &dyn Observer,
+) -> Result<Totals, RunError> {
+    let of_plan = |other: &Other<'_>| plan.tensors.get(other.tensor);
+    let widest = others
+        .iter()
+        .filter_map(of_plan)
+        .map(|tensor| tensor.sources.len() + 1);
+    let cost = others
+        .iter()
+        .fold(plan.cost, |cost, other| cost.max(other.program.cost()));
+    let mut settings = Settings {
+        allow_non_finite: true,
+        saturate: true,
+        ..plan.settings
+    };
+    let widest = widest.max().unwrap_or(0);
+    let limits = settings.limits(widest, cost).or_else(|error| {
+        settings.memory = error.needed;
+        settings.limits(widest, cost)
+    });
+    let limits = limits.map_err(|source| RunError::NotPrepared {
+        source: Box::new(source),
+    })?;
+    let Work { jobs, purposes, .. } = Work::of_others(plan, others, sample)?;
+    engine::execute(&jobs, &settings, &limits, sink, observer)
+        .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))
 }
 
 /// Makes the values that no file holds and that are not computed block by block: the rows of routers.

@@ -3,12 +3,22 @@
 use std::collections::HashSet;
 
 use super::error::RunError;
-use crate::engine::{self, Job, Target};
-use crate::numeric::FloatType;
+use crate::engine::{self, AnyProgram, Job, Target};
+use crate::numeric::{Elements, FloatType, Stored};
 use crate::plan::{Operation, Plan, PlannedTensor};
 
 /// Which blocks of a tensor are wanted, ascending: for its number in the output, and how many blocks it has.
 pub type Sample<'s> = dyn Fn(usize, usize) -> Vec<usize> + 's;
+
+/// A tensor of a plan that another program computes than the plan's.
+pub struct Other<'a> {
+    /// Its number in the output.
+    pub tensor: usize,
+    /// What computes it.
+    pub program: &'a dyn AnyProgram,
+    /// One source more, after those of the plan: what the checkpoint holds.
+    pub found: Stored<'a>,
+}
 
 /// What a job of the engine is for, so that its errors can be told.
 #[derive(Clone, Copy)]
@@ -50,6 +60,37 @@ impl<'a> Work<'a> {
             };
             job.sample = sample.map(|sample| sample(index, job.blocks()));
             work.push(Purpose::Tensor(plan, index), job);
+        }
+        Ok(work)
+    }
+
+    /// The work of other programs than the plan's, on some of its tensors.
+    pub(super) fn of_others(
+        plan: &'a Plan,
+        others: &'a [Other<'a>],
+        sample: Option<&Sample<'_>>,
+    ) -> Result<Self, RunError> {
+        let mut work = Self::default();
+        for other in others {
+            let Some(tensor) = plan.tensors.get(other.tensor) else {
+                continue;
+            };
+            let derived = work.prepare(plan, tensor)?;
+            let mut sources = sources(plan, tensor)?;
+            sources.push(Box::new(other.found));
+            let mut job = Job {
+                work: engine::Work::Compute {
+                    sources,
+                    elements: tensor.elements(),
+                    program: other.program,
+                    target: Target::Values(other.found.format),
+                },
+                output: Some(other.tensor),
+                after_all: derived,
+                sample: None,
+            };
+            job.sample = sample.map(|sample| sample(other.tensor, job.blocks()));
+            work.push(Purpose::Tensor(plan, other.tensor), job);
         }
         Ok(work)
     }
@@ -156,23 +197,29 @@ fn computation<'a>(
                 format: FloatType::of(tensor.dtype),
             }
         }
-        Operation::Compute { program, .. } => {
-            let sources = 0..tensor.sources.len();
-            engine::Work::Compute {
-                sources: sources
-                    .map(|source| plan.source_values(tensor, source))
-                    .collect::<Option<_>>()
-                    .ok_or_else(|| RunError::NotPrepared {
-                        source: format!(
-                            "the values that `{}` is made of cannot be read",
-                            tensor.name
-                        )
-                        .into(),
-                    })?,
-                elements: tensor.elements(),
-                program: program.as_ref(),
-                target,
-            }
-        }
+        Operation::Compute { program, .. } => engine::Work::Compute {
+            sources: sources(plan, tensor)?,
+            elements: tensor.elements(),
+            program: program.as_ref(),
+            target,
+        },
     })
+}
+
+/// The values that a tensor is computed from.
+fn sources<'a>(
+    plan: &'a Plan,
+    tensor: &'a PlannedTensor,
+) -> Result<Vec<Box<dyn Elements + 'a>>, RunError> {
+    let sources = 0..tensor.sources.len();
+    sources
+        .map(|source| plan.source_values(tensor, source))
+        .collect::<Option<_>>()
+        .ok_or_else(|| RunError::NotPrepared {
+            source: format!(
+                "the values that `{}` is made of cannot be read",
+                tensor.name
+            )
+            .into(),
+        })
 }

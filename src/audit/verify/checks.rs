@@ -54,6 +54,12 @@ checks! {
         "No value is further from the recomputed one than the dtype's next: another tool or another order of arithmetic \
          made it. That is weaker evidence than equality.",
         "accept it with --allow step, or merge with weld for equal bytes";
+    PEER = "verify.peer-numerics", Note,
+        "Tensors are exact in mergekit's arithmetic, and not in weldment's",
+        "Recomputed operation by operation as mergekit does it, every value comes out as it is there. What mergekit \
+         leaves open (which of equal magnitudes stay, the last digits of a norm) was taken from the checkpoint, within \
+         what mergekit can have done.",
+        "nothing is to be done; merge with weld for bytes that rest on recipe and inputs alone";
     REFUSED = "verify.no-result", Error,
         "The recipe has no result for these inputs",
         "Recomputing it stopped at values that a merge refuses.",

@@ -8,6 +8,7 @@ mod compare;
 mod diagnose;
 mod files;
 mod locked;
+mod numerics;
 mod sample;
 
 use std::collections::HashSet;
@@ -17,6 +18,7 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 
 pub(in crate::audit) use checks::CHECKS;
+pub use numerics::Numerics;
 pub use sample::Coverage;
 
 use super::{Command, Finding, Place, Report, Severity, Skipped, Table, Verdict};
@@ -26,6 +28,7 @@ use crate::numeric::FloatType;
 use crate::plan::{Operation, Plan, PlannedTensor};
 use crate::run::{self, Lock, RunError};
 use compare::{Comparison, Difference, There};
+use numerics::Fit;
 
 /// The share of a tensor's elements below which a difference is of single elements.
 const FEW: f64 = 1e-3;
@@ -44,6 +47,8 @@ pub struct Request<'a> {
     pub coverage: Coverage,
     /// Whether values that are one step of their dtype off are accepted.
     pub allow_step: bool,
+    /// In which arithmetic.
+    pub numerics: Numerics,
     /// Worker threads.
     pub threads: usize,
 }
@@ -59,16 +64,19 @@ enum Outcome {
     WithinStep,
     /// Different.
     Wrong,
+    /// Random masks that nothing recorded decide it; no value is beyond what they can give.
+    NotTold,
     /// It could not be compared.
     NotCompared,
 }
 
 impl Outcome {
-    const ALL: [Outcome; 5] = [
+    const ALL: [Outcome; 6] = [
         Outcome::Exact,
         Outcome::Copied,
         Outcome::WithinStep,
         Outcome::Wrong,
+        Outcome::NotTold,
         Outcome::NotCompared,
     ];
 
@@ -78,6 +86,7 @@ impl Outcome {
             Outcome::Copied => "copied",
             Outcome::WithinStep => "within a step",
             Outcome::Wrong => "wrong",
+            Outcome::NotTold => "not told",
             Outcome::NotCompared => "not compared",
         }
     }
@@ -211,13 +220,15 @@ fn recompute(
         }
         Err(error) => return Err(error),
     };
-    let differences = comparison.finish();
+    let mut differences = comparison.finish();
+    let fits = numerics::fit(request, plan, &there, &mut differences, sample, observer)?;
     let mut outcomes = Vec::with_capacity(plan.tensors.len());
-    for ((tensor, there), compared) in plan.tensors.iter().zip(&there).zip(&differences) {
+    let tensors = plan.tensors.iter().zip(&there).zip(&differences);
+    for (((tensor, there), compared), fit) in tensors.zip(&fits) {
         let intact = model
             .find(&tensor.name)
             .and_then(|at| intact.and_then(|intact| intact[at]));
-        let outcome = judge(request, plan, tensor, there, compared, intact, report);
+        let outcome = judge(request, plan, tensor, there, compared, fit, intact, report);
         outcomes.push(outcome);
     }
     let wrong = outcomes.contains(&Outcome::Wrong);
@@ -225,7 +236,41 @@ fn recompute(
         let changed = locked::changed_tensors(lock, plan, request.threads, observer)?;
         report.extend(changed);
     }
-    summarise(request, plan, &outcomes, &differences, totals.read, report);
+    let untold = plan.tensors.iter().zip(&fits).zip(&outcomes);
+    let untold = untold.filter(|(_, outcome)| **outcome == Outcome::NotTold);
+    let untold: Vec<_> = untold.map(|(tensor, _)| tensor).collect();
+    if let Some((tensor, fit)) = untold.first() {
+        let why = match fit {
+            Fit::Unknown(profile) => format!(
+                "the arithmetic of {} in {} is not known",
+                plan.method.name,
+                profile.name()
+            ),
+            _ => "mergekit drew random masks that nothing records; no value is beyond what they can give, which \
+                  proves nothing"
+                .to_owned(),
+        };
+        report.skipped.push(Skipped {
+            check: &checks::REPLAY,
+            why: format!(
+                "{} of {} tensors, `{}` first: {why}",
+                untold.len(),
+                plan.tensors.len(),
+                tensor.name
+            ),
+            needed: true,
+        });
+    }
+    report.extend(numerics::finding(&fits, &outcomes));
+    summarise(
+        request,
+        plan,
+        &outcomes,
+        &differences,
+        &fits,
+        totals.read,
+        report,
+    );
     Ok(())
 }
 
@@ -292,12 +337,17 @@ fn accounting(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
 }
 
 /// What a tensor's difference comes to; a finding, if it has one.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is looked up by another key"
+)]
 fn judge(
     request: &Request<'_>,
     plan: &Plan,
     tensor: &PlannedTensor,
     there: &There<'_>,
     (compared, difference): &(u64, Difference),
+    fit: &Fit,
     intact: Option<bool>,
     report: &mut Report,
 ) -> Outcome {
@@ -308,6 +358,9 @@ fn judge(
     else {
         return Outcome::NotCompared;
     };
+    if fit.tells_nothing(difference) {
+        return Outcome::NotTold;
+    }
     if difference.differing == 0 {
         return match tensor.operation {
             Operation::Copy => Outcome::Copied,
@@ -315,7 +368,7 @@ fn judge(
         };
     }
     let share = difference.differing as f64 / (*compared).max(1) as f64;
-    let how_much = how_much(*compared, difference);
+    let how_much = format!("{}{}", how_much(*compared, difference), fit.by());
     let place = Place::of(request.model, &request.model.tensors()[at]);
     let changed_later = intact == Some(false);
     if difference.steps <= 1 && !changed_later {
@@ -376,6 +429,7 @@ fn summarise(
     plan: &Plan,
     outcomes: &[Outcome],
     differences: &[(u64, Difference)],
+    fits: &[Fit],
     read: u64,
     report: &mut Report,
 ) {
@@ -391,6 +445,7 @@ fn summarise(
         })
         .collect();
     report.say("tensors", counts.join(", "));
+    report.say("numerics", numerics::summary(fits, outcomes));
     let compared: u64 = differences.iter().map(|(compared, _)| compared).sum();
     let elements: u64 = plan.tensors.iter().map(PlannedTensor::elements).sum();
     let share = 100.0 * compared as f64 / elements.max(1) as f64;
@@ -436,10 +491,12 @@ fn summarise(
         .iter()
         .zip(&plan.tensors)
         .zip(differences)
-        .map(|((outcome, tensor), (compared, difference))| {
+        .zip(fits)
+        .map(|(((outcome, tensor), (compared, difference)), fit)| {
             json!({
                 "name": tensor.name,
                 "outcome": outcome.name(),
+                "numerics": fit.name(),
                 "compared": compared,
                 "differing": difference.differing,
                 "steps": difference.steps,

@@ -1,0 +1,250 @@
+//! In which arithmetic a tensor was made: weldment's own, or mergekit's.
+//!
+//! What weldment's gives stands where it is equal. Else a tensor is computed again as mergekit does it, and the closer
+//! of the two is what the tensor is compared with.
+
+use super::checks;
+use super::compare::{Comparison, Difference, There};
+use super::{FEW, Outcome, Request};
+use crate::audit::{Finding, Place};
+use crate::checkpoint::Dtype;
+use crate::engine::Observer;
+use crate::methods::Tensor;
+use crate::methods::mergekit::{self, Evidence, Profile, Replay};
+use crate::numeric::{FloatType, Stored};
+use crate::plan::{Operation, Plan, PlannedTensor};
+use crate::run::{self, RunError};
+
+/// The arithmetic that a checkpoint is held against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numerics {
+    /// Weldment's, and where that is not equal, mergekit's in the recipe's `dtype`: that of the inputs if it has none.
+    Auto(Option<Dtype>),
+    /// Weldment's alone.
+    Weldment,
+    /// mergekit's alone.
+    Mergekit(Profile),
+}
+
+/// By which arithmetic a tensor was compared.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Fit {
+    /// Weldment's, or none: a copy.
+    Weldment,
+    /// mergekit's.
+    Mergekit(Profile, Evidence),
+    /// Of this one it is not known how it makes the tensor.
+    Unknown(Profile),
+}
+
+impl Fit {
+    /// What reports call it.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Fit::Weldment => "weldment",
+            Fit::Mergekit(profile, _) | Fit::Unknown(profile) => profile.name(),
+        }
+    }
+
+    /// What is said after a difference.
+    pub(super) fn by(&self) -> String {
+        match self {
+            Fit::Weldment => String::new(),
+            other => format!(", by {}", other.name()),
+        }
+    }
+
+    /// Whether nothing follows from a comparison.
+    pub(super) fn tells_nothing(&self, difference: &Difference) -> bool {
+        match self {
+            Fit::Weldment => false,
+            Fit::Mergekit(_, evidence) => evidence.bounds_only && difference.differing == 0,
+            Fit::Unknown(_) => true,
+        }
+    }
+}
+
+/// How good a comparison is: equal, within a step, or wrong.
+fn rank(difference: &Difference) -> u8 {
+    match difference {
+        Difference { differing: 0, .. } => 0,
+        Difference { steps: 0..=1, .. } => 1,
+        _ => 2,
+    }
+}
+
+/// Finds the arithmetic of each tensor, and puts its comparison in the place of weldment's.
+pub(super) fn fit(
+    request: &Request<'_>,
+    plan: &Plan,
+    there: &[There<'_>],
+    differences: &mut [(u64, Difference)],
+    sample: Option<&run::Sample<'_>>,
+    observer: &dyn Observer,
+) -> Result<Vec<Fit>, RunError> {
+    let mut fits = vec![Fit::Weldment; plan.tensors.len()];
+    if request.numerics == Numerics::Weldment || plan.assembly.is_some() || !plan.results.is_empty()
+    {
+        return Ok(fits);
+    }
+    let alone = matches!(request.numerics, Numerics::Mergekit(_));
+    let computed = |tensor: &PlannedTensor| matches!(tensor.operation, Operation::Compute { name, .. } if name == plan.method.name);
+    let tensors = plan.tensors.iter().zip(differences.iter());
+    let mut made = tensors.filter(|(tensor, _)| computed(tensor));
+    // With the masks of another seed no tensor is equal: then this one is right, and what differs is wrong.
+    if !alone && plan.random && made.any(|(_, (_, difference))| difference.differing == 0) {
+        return Ok(fits);
+    }
+    let mut replays: Vec<(usize, Profile, Box<dyn Replay>)> = Vec::new();
+    for (index, (tensor, there)) in plan.tensors.iter().zip(there).enumerate() {
+        if !computed(tensor)
+            || there.bytes.is_none()
+            || !alone && differences[index].1.differing == 0
+        {
+            continue;
+        }
+        let Some(profile) = profile(request.numerics, plan, tensor) else {
+            continue;
+        };
+        match replay(profile, plan, tensor, there) {
+            Some(replay) => replays.push((index, profile, replay)),
+            None if alone => fits[index] = Fit::Unknown(profile),
+            None => {}
+        }
+    }
+    let others = replays.iter().filter_map(|(tensor, _, replay)| {
+        let There { bytes, format, .. } = &there[*tensor];
+        Some(run::Other {
+            tensor: *tensor,
+            program: replay.as_ref(),
+            found: Stored {
+                bytes: (*bytes)?,
+                format: (*format)?,
+            },
+        })
+    });
+    let others: Vec<run::Other<'_>> = others.collect();
+    let comparison = Comparison::new(there);
+    run::replay_others(plan, &others, sample, &comparison, observer)?;
+    let mut by_peer = comparison.finish();
+    for (index, profile, replay) in &replays {
+        let own = &mut differences[*index];
+        let peer = &mut by_peer[*index];
+        let evidence = replay.evidence();
+        let few = (peer.1.differing as f64) < FEW * peer.0 as f64;
+        let closer = match (rank(&own.1), rank(&peer.1)) {
+            // What is not near in either is better explained by the one that knows no choices.
+            (2, 2) => few && peer.1.differing < own.1.differing,
+            (2, 0) if evidence.bounds_only => true,
+            (own, peer) if own != peer => peer < own,
+            _ => peer.1.differing < own.1.differing,
+        };
+        if closer || alone {
+            std::mem::swap(own, peer);
+            fits[*index] = Fit::Mergekit(*profile, evidence);
+        }
+    }
+    Ok(fits)
+}
+
+/// In which of mergekit's dtypes a tensor was computed.
+fn profile(numerics: Numerics, plan: &Plan, tensor: &PlannedTensor) -> Option<Profile> {
+    let dtype = match numerics {
+        Numerics::Weldment => return None,
+        Numerics::Mergekit(profile) => return Some(profile),
+        Numerics::Auto(dtype) => dtype,
+    };
+    let of_inputs = || {
+        let sources = (0..tensor.sources.len()).map(|source| plan.source_values(tensor, source));
+        let formats = sources.map(|values| values.map(|values| values.format()));
+        formats.reduce(|a, b| Some(a?.promote(b?))).flatten()
+    };
+    Profile::of(match dtype {
+        Some(dtype) => FloatType::of(dtype)?,
+        None => of_inputs()?,
+    })
+}
+
+fn replay(
+    profile: Profile,
+    plan: &Plan,
+    tensor: &PlannedTensor,
+    there: &There<'_>,
+) -> Option<Box<dyn Replay>> {
+    let of = Tensor {
+        name: &tensor.name,
+        shape: &tensor.shape,
+        seed: plan.seed,
+        base: tensor.base,
+        sources: tensor.sources.len(),
+    };
+    mergekit::replay(
+        profile,
+        plan.method.name,
+        &tensor.params,
+        &of,
+        there.format?,
+    )
+}
+
+/// What tensors were exact in mergekit's arithmetic, and what that rests on.
+pub(super) fn finding(fits: &[Fit], outcomes: &[Outcome]) -> Option<Finding> {
+    let mut names = Vec::new();
+    let (mut exact, mut tied, mut shifted) = (0, 0, 0f64);
+    for (fit, outcome) in fits.iter().zip(outcomes) {
+        if let (Fit::Mergekit(profile, evidence), Outcome::Exact) = (fit, outcome) {
+            exact += 1;
+            tied += evidence.tied;
+            shifted = shifted.max(evidence.shifted);
+            if !names.contains(&profile.name()) {
+                names.push(profile.name());
+            }
+        }
+    }
+    if exact == 0 {
+        return None;
+    }
+    let mut found = format!("{exact} tensors by {}", names.join(" and "));
+    if tied > 0 {
+        found += &format!(
+            "; {tied} elements have a magnitude equal to their threshold, and either value was accepted as long as the \
+             right number of them stays"
+        );
+    }
+    if shifted > 0.0 {
+        found += &format!(
+            "; weights from norms and angles are up to {shifted:.1e} from the recomputed ones"
+        );
+    }
+    Some(Finding::new(
+        &checks::PEER,
+        Place::default(),
+        "weldment's arithmetic",
+        found,
+    ))
+}
+
+/// How many tensors fit which arithmetic.
+pub(super) fn summary(fits: &[Fit], outcomes: &[Outcome]) -> String {
+    let profiles = Profile::ALL.iter().map(|profile| profile.name());
+    let names = std::iter::once("weldment").chain(profiles);
+    let mut parts = Vec::new();
+    for name in names {
+        let count = |wanted: Outcome| {
+            let pairs = fits.iter().zip(outcomes);
+            pairs
+                .filter(|(fit, outcome)| fit.name() == name && **outcome == wanted)
+                .count()
+        };
+        for outcome in [Outcome::Exact, Outcome::WithinStep, Outcome::NotTold] {
+            match count(outcome) {
+                0 => {}
+                found => parts.push(format!("{name} ({found} {})", outcome.name())),
+            }
+        }
+    }
+    match parts.is_empty() {
+        true => "none fits".to_owned(),
+        false => parts.join(", "),
+    }
+}

@@ -1,0 +1,221 @@
+//! mergekit's random methods: dare and della.
+//!
+//! Their masks are torch's, and nothing records which generator drew them in which order, so no value can be computed
+//! again. What can be said is within which bounds a value must lie, whatever was drawn: those of keeping and dropping
+//! each task vector there, rescaled as much as chance allows. A value within them proves nothing.
+
+use super::rounding::Profile;
+use super::tasks::Tasks;
+use super::{Evidence, Replay};
+use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use crate::methods::{Tensor, TensorParams};
+use crate::numeric::{FloatType, Real};
+
+/// How many standard deviations the part of a norm that a mask keeps may be from the expected.
+const STANDARD_DEVIATIONS: f64 = 8.0;
+
+/// How many values of the dtype roundings may move a sum.
+const ROUNDINGS: f64 = 8.0;
+
+/// Bounds of each value.
+#[derive(Debug, Clone)]
+struct Chances {
+    tasks: Tasks,
+    densities: Vec<f64>,
+    /// How far an element's own chance may be from the density.
+    spreads: Vec<f64>,
+    rescaled: bool,
+    /// The least and the largest factor of each term; empty before they are known.
+    factors: Vec<[f64; 2]>,
+    epsilon: f64,
+}
+
+pub(super) fn replay(
+    profile: Profile,
+    params: &TensorParams,
+    tensor: &Tensor<'_>,
+    output: FloatType,
+) -> Option<Box<dyn Replay>> {
+    let tasks = Tasks::new(profile, params, tensor, false)?;
+    let rescaled = match params.word("rescale") {
+        "l1" => true,
+        "false" => false,
+        // mergekit knows no other.
+        _ => return None,
+    };
+    let spread = |source| params.source_number(source, "epsilon").unwrap_or(0.0);
+    let density = |source| params.source_number(source, "density").unwrap_or(1.0);
+    let densities = tasks
+        .terms
+        .iter()
+        .map(|term| density(term.source))
+        .collect();
+    // The dtype of the result may be the coarser one.
+    let epsilon = match output {
+        FloatType::Bf16 => Profile::Bfloat16.epsilon(),
+        FloatType::F16 => Profile::Float16.epsilon(),
+        FloatType::F32 | FloatType::F64 => 0.0,
+        FloatType::F8E4m3 | FloatType::F8E5m2 => return None,
+    };
+    Some(Box::new(Chances {
+        densities,
+        spreads: tasks.terms.iter().map(|term| spread(term.source)).collect(),
+        rescaled,
+        factors: Vec::new(),
+        epsilon: epsilon.max(profile.epsilon()),
+        tasks,
+    }))
+}
+
+impl Chances {
+    fn deltas<R: Real>(&self, sources: &[&[R]], at: usize) -> impl Iterator<Item = f64> {
+        let deltas = self
+            .tasks
+            .terms
+            .iter()
+            .map(move |term| self.tasks.delta(term, sources, at));
+        deltas.map(R::to_f64)
+    }
+
+    /// By what each term's differences may be multiplied, from their sums and the sums of their squares.
+    fn factors(&self, sums: &[f64]) -> Vec<[f64; 2]> {
+        let chances = self.densities.iter().zip(&self.spreads);
+        let factors = chances
+            .zip(sums.chunks_exact(2))
+            .map(|((&density, &wide), sums)| {
+                if !self.rescaled || density >= 1.0 {
+                    return [1.0, 1.0];
+                }
+                // The variance of a chance is a quarter at the most.
+                let spread = STANDARD_DEVIATIONS * (0.25 * sums[1]).sqrt();
+                let least = sums[0] / ((density + wide) * sums[0] + spread);
+                let kept = (density - wide) * sums[0] - spread;
+                // Too few elements for a bound above: but what is kept has at least one of them.
+                let most = if kept > 0.0 {
+                    sums[0] / kept
+                } else {
+                    f64::INFINITY
+                };
+                [least.min(1.0), most]
+            });
+        factors.collect()
+    }
+
+    /// Between which values a result must lie.
+    fn bounds<R: Real>(&self, sources: &[&[R]], at: usize) -> [f64; 2] {
+        let base = self
+            .tasks
+            .profile
+            .step(sources[self.tasks.base][at])
+            .to_f64();
+        let [mut low, mut high, mut size] = [0.0, 0.0, 0.0f64];
+        let mut negative = false;
+        let (mut least, mut most) = (0f64, 0f64);
+        for ((delta, term), (&density, factor)) in self
+            .deltas(sources, at)
+            .zip(&self.tasks.terms)
+            .zip(self.densities.iter().zip(&self.factors))
+        {
+            if delta == 0.0 || density <= 0.0 || term.weight == 0.0 {
+                continue;
+            }
+            let largest = delta * factor[1];
+            let term_most = largest * f64::from(term.weight);
+            // One that always stays may still lose the election of a sign: zero is among the choices either way.
+            low += term_most.min(0.0);
+            high += term_most.max(0.0);
+            size += term_most.abs();
+            negative |= term.weight < 0.0;
+            least = least.min(largest);
+            most = most.max(largest);
+        }
+        if self.tasks.normalize {
+            // A mean of those that stay, if weights are not negative.
+            (low, high) = match negative {
+                true => (f64::NEG_INFINITY, f64::INFINITY),
+                false => (least, most),
+            };
+            size = size.max(most - least);
+        }
+        let lambda = self.tasks.lambda;
+        let (low, high) = match lambda < 0.0 {
+            true => (high * lambda, low * lambda),
+            false => (low * lambda, high * lambda),
+        };
+        let noise = match low == 0.0 && high == 0.0 {
+            // Nothing is added, so nothing is rounded.
+            true => 0.0,
+            false => ROUNDINGS * self.epsilon * (base.abs() + size * lambda.abs().max(1.0)),
+        };
+        [base + low - noise, base + high + noise]
+    }
+}
+
+impl<R: Real> Measure<R> for Chances {
+    fn sums(&self) -> usize {
+        2 * self.densities.len()
+    }
+
+    fn counts(&self) -> usize {
+        0
+    }
+
+    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+        for at in 0..block.len() {
+            for (delta, sums) in self.deltas(block.sources, at).zip(sums.chunks_exact_mut(2)) {
+                sums[0] += delta.abs();
+                sums[1] += delta * delta;
+            }
+        }
+    }
+}
+
+impl<R: Real> Apply<R> for Chances {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+        let Some(found) = block.sources.last() else {
+            return;
+        };
+        for (at, out) in out.iter_mut().enumerate() {
+            let [low, high] = self.bounds(block.sources, at);
+            let value = found[at].to_f64();
+            let bound = value.clamp(low.min(high), high.max(low));
+            *out = if bound == value {
+                found[at]
+            } else {
+                R::from_f64(bound)
+            };
+        }
+    }
+}
+
+impl<R: Real> Program<R> for Chances {
+    fn next(&self, measured: &[Measured]) -> Pass<R> {
+        let mut chances = self.clone();
+        match measured {
+            [sums, ..] => {
+                chances.factors = self.factors(&sums.sums);
+                Pass::Apply(Box::new(chances))
+            }
+            [] => Pass::Measure(Box::new(chances)),
+        }
+    }
+}
+
+impl AnyProgram for Chances {
+    fn cost(&self) -> Cost {
+        Cost {
+            measures: 1,
+            sums: 2 * self.densities.len(),
+            ..Cost::default()
+        }
+    }
+}
+
+impl Replay for Chances {
+    fn evidence(&self) -> Evidence {
+        Evidence {
+            bounds_only: true,
+            ..Evidence::default()
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! mergekit's arithmetic, operation by operation, so that a merge that it made can be recomputed to the byte.
+//!
+//! Nothing here merges: the product's own methods are in the files beside this folder, and know nothing of it. A
+//! [`Replay`] gets the checkpoint's own values as one source more. Where mergekit leaves a choice open that nothing
+//! records (which of equal magnitudes stay, the last bits of a sum), it gives the value that is there if one of the
+//! admissible choices makes it, and says how often it had to: see [`Evidence`].
+
+mod chance;
+mod rounding;
+mod search;
+mod sums;
+mod tasks;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+pub use rounding::Profile;
+
+use super::{Tensor, TensorParams};
+use crate::engine::AnyProgram;
+use crate::numeric::{FloatType, Real};
+
+/// How one tensor was made by mergekit: a program whose last source is what is there.
+pub trait Replay: AnyProgram {
+    /// What its result rests on beside recipe and inputs; known when it has run.
+    fn evidence(&self) -> Evidence;
+}
+
+/// What a replay took from the checkpoint itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Evidence {
+    /// Elements with more than one admissible value, as their magnitude equals a threshold.
+    pub tied: u64,
+    /// How far weights that hold for a whole tensor or row are from the recomputed ones, at the most: they come from
+    /// norms and angles, whose last digits depend on the order of a sum.
+    pub shifted: f64,
+    /// Whether elements are known within bounds only, as a random mask decides.
+    pub bounds_only: bool,
+}
+
+/// How mergekit makes a tensor; `None` where its arithmetic is not known here.
+///
+/// `output` is the format of the checkpoint's tensor.
+pub fn replay(
+    profile: Profile,
+    method: &str,
+    params: &TensorParams,
+    tensor: &Tensor<'_>,
+    output: FloatType,
+) -> Option<Box<dyn Replay>> {
+    let density = |source| params.source_number(source, "density").unwrap_or(1.0);
+    let others = (0..tensor.sources).filter(|&source| Some(source) != tensor.base);
+    let whole = || others.clone().all(|source| density(source) >= 1.0);
+    match method {
+        "linear" => Some(Box::new(sums::Linear::new(profile, params, tensor))),
+        "passthrough" => Some(Box::new(sums::Scaled::new(profile, params)?)),
+        "task_arithmetic" => tasks::replay(profile, params, tensor, output, false),
+        "ties" => tasks::trimmed(profile, params, tensor, output),
+        // Nothing is drawn where everything stays.
+        "dare_linear" | "della_linear" if whole() => {
+            tasks::replay(profile, params, tensor, output, false)
+        }
+        "dare_ties" | "della" if whole() => tasks::replay(profile, params, tensor, output, true),
+        "dare_linear" | "dare_ties" | "della" | "della_linear" => {
+            chance::replay(profile, params, tensor, output)
+        }
+        "slerp" | "nuslerp" | "model_stock" => {
+            search::replay(profile, method, params, tensor, output)
+        }
+        _ => None,
+    }
+}
+
+/// A value as it is read back from a checkpoint in a format.
+fn stored<R: Real>(output: FloatType, value: R) -> R {
+    let mut bytes = [0; 8];
+    let bytes = &mut bytes[..output.size()];
+    output.encode(&mut [value], true, bytes);
+    let mut back = [R::ZERO];
+    output.decode(bytes, &mut back);
+    back[0]
+}
+
+/// The largest number that several threads have seen.
+#[derive(Debug, Default)]
+struct Most(AtomicU64);
+
+impl Most {
+    fn see(&self, value: u64) {
+        self.0.fetch_max(value, Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
