@@ -23,6 +23,7 @@ mod memory;
 mod modules;
 mod moe;
 mod mutate;
+mod numerics;
 mod outputs;
 mod recipes;
 mod refusals;

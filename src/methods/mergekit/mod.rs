@@ -10,6 +10,8 @@ mod rounding;
 mod search;
 mod sums;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
