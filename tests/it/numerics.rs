@@ -47,7 +47,8 @@ fn verify(bench: &Bench, case: &str, more: &[&str]) -> (Option<i32>, Value, Vec<
 fn tensors<'r>(report: &'r Value, outcome: &str) -> Vec<&'r str> {
     let tensors = report["details"]["tensors"].as_array().unwrap().iter();
     let of = tensors.filter(|tensor| tensor["outcome"] == outcome);
-    of.map(|tensor| tensor["numerics"].as_str().unwrap()).collect()
+    of.map(|tensor| tensor["numerics"].as_str().unwrap())
+        .collect()
 }
 
 /// Merges that can be told, and in which arithmetic.
@@ -78,13 +79,21 @@ fn rewrite(bench: &Bench, change: impl Fn(&mut Spec)) {
 fn every_tensor_is_exact_in_the_arithmetic_of_the_recipe() {
     for (case, profile) in EXACT {
         let bench = copied(case);
-        for more in [&["--full"][..], &["--samples", "3"], &["--full", "--allow", "exact"]] {
+        for more in [
+            &["--full"][..],
+            &["--samples", "3"],
+            &["--full", "--allow", "exact"],
+        ] {
             let (code, report, failed) = verify(&bench, case, more);
             assert_eq!((code, failed), (Some(0), vec![]), "{case} {report:#}");
             let exact = tensors(&report, "exact");
             assert_eq!(exact.len(), 12, "{case} {report:#}");
             assert!(exact.contains(&profile), "{case} {report:#}");
-            assert!(exact.iter().all(|name| *name == profile || *name == "weldment"));
+            assert!(
+                exact
+                    .iter()
+                    .all(|name| *name == profile || *name == "weldment")
+            );
             let summary = report["summary"]["numerics"].as_str().unwrap();
             assert!(summary.contains(profile), "{case} {summary}");
             let note = &report["findings"];
@@ -99,7 +108,13 @@ fn every_tensor_is_exact_in_the_arithmetic_of_the_recipe() {
         let named = ["--full", "--allow", "exact", "--numerics", profile];
         let (code, report, _) = verify(&bench, case, &named);
         assert_eq!(code, Some(0), "{case} {report:#}");
-        let other = ["--full", "--allow", "exact", "--numerics", "mergekit-float16"];
+        let other = [
+            "--full",
+            "--allow",
+            "exact",
+            "--numerics",
+            "mergekit-float16",
+        ];
         assert_eq!(verify(&bench, case, &other).0, Some(1), "{case}");
     }
 }
@@ -115,9 +130,16 @@ fn one_element_that_was_moved_is_named() {
             }
         });
         let (code, report, failed) = verify(&bench, case, &["--full"]);
-        assert_eq!((code, &failed[..]), (Some(1), &["verify.tampered".to_owned()][..]), "{case} {report:#}");
+        assert_eq!(
+            (code, &failed[..]),
+            (Some(1), &["verify.tampered".to_owned()][..]),
+            "{case} {report:#}"
+        );
         let findings = report["findings"].as_array().unwrap();
-        let finding = findings.iter().find(|finding| finding["severity"] == "error").unwrap();
+        let finding = findings
+            .iter()
+            .find(|finding| finding["severity"] == "error")
+            .unwrap();
         let found = finding["found"].as_str().unwrap();
         assert!(found.contains("at 123"), "{case}: {found} {profile}");
     }
@@ -129,7 +151,11 @@ fn another_weight_and_exchanged_models_are_refused() {
         let recipe = copied(case).path("out/mergekit_config.yml");
         let text = fs::read_to_string(committed().join(case).join("mergekit_config.yml")).unwrap();
         drop(recipe);
-        for (from, to) in [("weight: 0.6", "weight: 0.61"), ("t: 0.3", "t: 0.31"), ("a-bf16", "c-bf16")] {
+        for (from, to) in [
+            ("weight: 0.6", "weight: 0.61"),
+            ("t: 0.3", "t: 0.31"),
+            ("a-bf16", "c-bf16"),
+        ] {
             let changed = match from {
                 "a-bf16" => text.replace(from, "?").replace(to, from).replace('?', to),
                 _ => text.replace(from, to),
@@ -152,7 +178,10 @@ fn random_masks_are_not_told_and_what_they_cannot_give_is_wrong() {
     let (code, report, failed) = verify(&bench, case, &["--full"]);
     assert_eq!((code, failed), (Some(3), vec![]), "{report:#}");
     assert!(!tensors(&report, "not told").is_empty());
-    assert!(report["skipped"].to_string().contains("random masks"), "{report:#}");
+    assert!(
+        report["skipped"].to_string().contains("random masks"),
+        "{report:#}"
+    );
     rewrite(&bench, |spec| {
         if spec.name.contains("up_proj") {
             spec.bytes[2..4].copy_from_slice(&half::bf16::from_f32(3.0).to_le_bytes());
@@ -176,5 +205,10 @@ fn what_mergekit_s_arithmetic_is_not_known_of_is_not_told() {
     let named = ["--full", "--numerics", "mergekit-float32"];
     let (code, report, _) = verify(&bench, case, &named);
     assert_eq!(code, Some(3), "{report:#}");
-    assert!(report["skipped"].to_string().contains("nearswap in mergekit-float32 is not known"), "{report:#}");
+    assert!(
+        report["skipped"]
+            .to_string()
+            .contains("nearswap in mergekit-float32 is not known"),
+        "{report:#}"
+    );
 }

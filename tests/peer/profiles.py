@@ -105,13 +105,16 @@ def recipes():
     found = {}
     for path in sorted((REPOSITORY / "recipes").glob("*.yml")):
         recipe = yaml.safe_load(path.read_text())
+        if recipe.get("parameters", {}).get("rescale") == "expectation":
+            recipe["parameters"]["rescale"] = True  # mergekit has no other
         try:
             MergeConfiguration.model_validate(recipe)
             mergekit.merge_methods.get(recipe["merge_method"])
         except Exception:
             continue
         found[path.stem] = recipe
-    return found | MORE
+    known = {name: recipe for name, recipe in found.items() if recipe["merge_method"] in KNOWN + RANDOM}
+    return known | MORE | {name: recipe for name, recipe in found.items() if name not in known}
 
 
 def merge(recipe, out, said=None):

@@ -90,9 +90,11 @@ pub(super) fn fit(
     let alone = matches!(request.numerics, Numerics::Mergekit(_));
     let computed = |tensor: &PlannedTensor| matches!(tensor.operation, Operation::Compute { name, .. } if name == plan.method.name);
     let tensors = plan.tensors.iter().zip(differences.iter());
-    let mut made = tensors.filter(|(tensor, _)| computed(tensor));
-    // With the masks of another seed no tensor is equal: then this one is right, and what differs is wrong.
-    if !alone && plan.random && made.any(|(_, (_, difference))| difference.differing == 0) {
+    let made = tensors.filter(|(tensor, _)| computed(tensor));
+    let equal = made.map(|(_, (_, difference))| difference.differing == 0);
+    let (equal, others): (Vec<bool>, Vec<bool>) = equal.partition(|equal| *equal);
+    // Masks of another seed leave few tensors equal: then this seed is right, and what differs is wrong.
+    if !alone && plan.random && equal.len() > others.len() {
         return Ok(fits);
     }
     let mut replays: Vec<(usize, Profile, Box<dyn Replay>)> = Vec::new();

@@ -12,8 +12,33 @@ use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Pro
 use crate::methods::{Tensor, TensorParams};
 use crate::numeric::{FloatType, Real};
 
-/// By how many float32 values cosines are moved either way.
-const COSINES: i32 = 24;
+/// How far from a recomputed cosine others are tried, in float32 values, and how far functions of it from theirs.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    cosines: i32,
+    functions: i32,
+}
+
+/// The recomputed numbers alone.
+const CENTRE: Window = Window {
+    cosines: 0,
+    functions: 0,
+};
+/// What a short sum in float32 may miss.
+const CLOSE: Window = Window {
+    cosines: 24,
+    functions: 1,
+};
+/// What a long one may: some 3e-5.
+const WIDE: Window = Window {
+    cosines: 512,
+    functions: 0,
+};
+/// Around the cosine that fits what is there best.
+const FITTED: Window = Window {
+    cosines: 8,
+    functions: 1,
+};
 /// By how many values of a 16-bit dtype cosines are moved either way.
 const COARSE_COSINES: i32 = 2;
 /// By how many float32 values the weight of model_stock is moved either way; that of nearly orthogonal updates has few
@@ -212,26 +237,39 @@ impl Kernel {
         }
     }
 
-    /// The numbers that may have been used, those nearest to the recomputed ones first.
-    fn numbers(&self, norms: &[f64], products: &[f64]) -> Vec<Numbers> {
-        let centre = self.around(norms, products, 0);
-        let all = self.around(norms, products, 1);
-        let Some(of) = centre.first().copied() else {
+    /// The numbers that may have been used, those nearest to the recomputed ones first; of rows if nothing was fitted.
+    fn numbers(&self, norms: &[f64], products: &[f64], fitted: Option<[f64; 2]>) -> Vec<Numbers> {
+        let mut all = self.around(norms, products, CENTRE);
+        let Some(of) = all.first().copied() else {
             return Vec::new();
         };
-        let mut numbers: Vec<Numbers> = centre
-            .into_iter()
-            .chain(all)
-            .map(|numbers| {
-                let parts = numbers
-                    .iter()
-                    .zip(&of)
-                    .map(|(a, b)| f64::from((a - b).abs()));
-                Numbers {
-                    of: numbers,
-                    distance: parts.fold(0.0, f64::max),
-                }
-            })
+        all.extend(self.around(norms, products, CLOSE));
+        if let (Some(fitted), Profile::Float32) = (fitted, self.inner())
+            && !matches!(self.formula, Formula::Stock { .. })
+        {
+            let cosines = angles(self.inner(), products, WIDE);
+            let wide = self.around(norms, products, WIDE);
+            let off = |numbers: &[f32; 3]| {
+                let [a, b, c] = numbers.map(f64::from);
+                (a / c - fitted[0]).abs() + (b / c - fitted[1]).abs()
+            };
+            let pairs = cosines.iter().zip(&wide);
+            let best = pairs.min_by(|(_, a), (_, b)| off(a).total_cmp(&off(b)));
+            if let Some((&(_, angle), _)) = best {
+                let cosine = [f64::from(angle).cos()];
+                all.extend(self.around(norms, &cosine, FITTED));
+            }
+            all.extend(wide);
+        }
+        let numbers = all.into_iter().map(|numbers| {
+            let parts = numbers.iter().zip(&of);
+            let parts = parts.map(|(a, b)| f64::from((a - b).abs()));
+            Numbers {
+                of: numbers,
+                distance: parts.fold(0.0, f64::max),
+            }
+        });
+        let mut numbers: Vec<Numbers> = numbers
             .filter(|numbers| numbers.of.iter().all(|number| number.is_finite()))
             .collect();
         numbers.sort_by(|a, b| {
@@ -244,13 +282,42 @@ impl Kernel {
         numbers
     }
 
+    /// How many sums tell which multiples of two vectors add up to what is there.
+    fn fitted_sums(&self) -> usize {
+        match self.formula {
+            Formula::Slerp { .. } | Formula::Nuslerp { .. } => 3,
+            Formula::Stock { .. } => 0,
+        }
+    }
+
+    /// Adds to the inner products of the two vectors, and of each with what is there.
+    fn fit<R: Real>(&self, sources: &[&[R]], sums: &mut [f64]) {
+        let ([of_both, of_first, of_second], Some(found)) = (sums, sources.last()) else {
+            return;
+        };
+        for at in 0..found.len() {
+            let base = match self.formula {
+                Formula::Nuslerp { base, .. } => {
+                    base.map_or(0.0, |base| sources[base][at].to_f64())
+                }
+                _ => 0.0,
+            };
+            let found = found[at].to_f64() - base;
+            let first = self.vector(0, sources, at).to_f64();
+            let second = self.vector(1, sources, at).to_f64();
+            *of_both += first * second;
+            *of_first += first * found;
+            *of_second += second * found;
+        }
+    }
+
     /// The recomputed numbers, or those in a window around them.
-    fn around(&self, norms: &[f64], products: &[f64], window: i32) -> Vec<[f32; 3]> {
+    fn around(&self, norms: &[f64], products: &[f64], window: Window) -> Vec<[f32; 3]> {
         let inner = self.inner();
         let step = |value: f32| inner.step(value);
         let fine = inner == Profile::Float32;
         // Functions of float32 are off by a value at the most; those of 16 bits are rounded from them.
-        let slack = if fine { window } else { 0 };
+        let slack = if fine { window.functions } else { 0 };
         match &self.formula {
             Formula::Slerp { t, .. } => {
                 let mut found = Vec::new();
@@ -310,8 +377,8 @@ impl Kernel {
                     }
                 };
                 let weights: Vec<f32> = match fine {
-                    true => near(inner, weight(mean), window * STOCK_WEIGHTS).collect(),
-                    false => near(inner, mean, window * COARSE_COSINES)
+                    true => near(inner, weight(mean), window.functions * STOCK_WEIGHTS).collect(),
+                    false => near(inner, mean, window.functions * COARSE_COSINES)
                         .map(weight)
                         .collect(),
                 };
@@ -390,24 +457,35 @@ fn near(profile: Profile, value: f32, window: i32) -> impl Iterator<Item = f32> 
 }
 
 /// The cosine of a pair of unit vectors and its angle, and those around them.
-fn angles(inner: Profile, products: &[f64], window: i32) -> Vec<(f32, f32)> {
+fn angles(inner: Profile, products: &[f64], window: Window) -> Vec<(f32, f32)> {
     let product = products.first().map_or(0.0, |&product| product as f32);
     let cosine = inner.step(product).clamp(-1.0, 1.0);
     let angle = |cosine: f32| inner.step(cosine.acos());
-    if inner != Profile::Float32 {
-        let cosines = near(inner, cosine, window * COARSE_COSINES);
-        let cosines = cosines.map(|cosine| cosine.clamp(-1.0, 1.0));
-        return cosines.map(|cosine| (cosine, angle(cosine))).collect();
-    }
-    if cosine.abs() < 0.5 {
+    if inner == Profile::Float32 && cosine.abs() < 0.5 {
         // A cosine near zero has digits that its angle has not.
-        let angles = near(inner, angle(cosine), window * COSINES);
+        let angles = near(inner, angle(cosine), window.cosines);
         return angles.map(|angle| (cosine, angle)).collect();
     }
-    let cosines = near(inner, cosine, window * COSINES).map(|cosine| cosine.clamp(-1.0, 1.0));
+    let (reach, slack) = match inner {
+        Profile::Float32 => (window.cosines, window.functions),
+        _ => (window.cosines.min(COARSE_COSINES), 0),
+    };
+    let cosines = near(inner, cosine, reach).map(|cosine| cosine.clamp(-1.0, 1.0));
     let pairs = cosines
-        .flat_map(|cosine| near(inner, angle(cosine), window).map(move |angle| (cosine, angle)));
+        .flat_map(|cosine| near(inner, angle(cosine), slack).map(move |angle| (cosine, angle)));
     pairs.collect()
+}
+
+/// The multiples of two vectors whose sum is closest to a third: from the squared lengths of the two, their inner
+/// product, and those with the third.
+fn least_squares(squares: &[f64], sums: &[f64]) -> Option<[f64; 2]> {
+    let ([xx, yy], [xy, xf, yf]) = (squares, sums) else {
+        return None;
+    };
+    let determinant = xx * yy - xy * xy;
+    let a = (yy * xf - xy * yf) / determinant;
+    let b = (xx * yf - xy * xf) / determinant;
+    (determinant > 1e-9 * xx * yy).then_some([a, b])
 }
 
 impl Search {
@@ -436,7 +514,9 @@ impl<R: Real> Program<R> for Search {
         let [products, rest @ ..] = rest else {
             return Pass::Measure(Box::new(Products { kernel, norms }));
         };
-        let numbers = kernel.numbers(&norms, &products.sums);
+        let (products, sums) = products.sums.split_at(kernel.pairs());
+        let fitted = least_squares(&squares.sums, sums);
+        let numbers = kernel.numbers(&norms, products, fitted);
         let trial = |numbers: Vec<Numbers>, most| {
             Box::new(Trial {
                 kernel: self.kernel.clone(),
@@ -484,7 +564,7 @@ impl AnyProgram for Search {
             },
             None => Cost {
                 measures: 4,
-                sums: self.kernel.vectors().max(self.kernel.pairs()),
+                sums: (self.kernel.vectors()).max(self.kernel.pairs() + self.kernel.fitted_sums()),
                 counts: MOST_NUMBERS,
                 ..Cost::default()
             },
@@ -492,9 +572,10 @@ impl AnyProgram for Search {
     }
 }
 
-/// The most numbers that are tried: those of model_stock; around a cosine are 3 angles of each, and 27 sines of each.
-const MOST_NUMBERS: usize = 2 * STOCK_WEIGHTS as usize + 2;
-const _: () = assert!(81 * (2 * COSINES as usize + 1) < MOST_NUMBERS);
+/// The most numbers that are tried: those of nuslerp, with 3 angles of each cosine, and 27 triples of sines of each.
+const MOST_NUMBERS: usize =
+    81 * (2 * (CLOSE.cosines + FITTED.cosines) as usize + 2) + 2 * WIDE.cosines as usize + 2;
+const _: () = assert!(2 * STOCK_WEIGHTS < MOST_NUMBERS as i32);
 
 impl Replay for Search {
     fn evidence(&self) -> Evidence {
@@ -530,7 +611,7 @@ struct Products {
 
 impl<R: Real> Measure<R> for Products {
     fn sums(&self) -> usize {
-        self.kernel.pairs()
+        self.kernel.pairs() + self.kernel.fitted_sums()
     }
 
     fn counts(&self) -> usize {
@@ -538,8 +619,10 @@ impl<R: Real> Measure<R> for Products {
     }
 
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+        let (products, sums) = sums.split_at_mut(self.kernel.pairs());
         self.kernel
-            .products(&self.norms, block.sources, 0..block.len(), sums);
+            .products(&self.norms, block.sources, 0..block.len(), products);
+        self.kernel.fit(block.sources, sums);
     }
 }
 
@@ -602,10 +685,11 @@ impl<R: Real> Apply<R> for Rows {
                 .products(&norms, block.sources, row.clone(), &mut products);
             let mut least = u64::MAX;
             let mut chosen = None;
-            let centre = self.kernel.around(&norms, &products, 0);
+            let centre = self.kernel.around(&norms, &products, CENTRE);
             let centre = centre.into_iter().map(|of| Numbers { of, distance: 0.0 });
             // The others are made only where those that were recomputed do not do.
-            let others = std::iter::once_with(|| self.kernel.numbers(&norms, &products)).flatten();
+            let others =
+                std::iter::once_with(|| self.kernel.numbers(&norms, &products, None)).flatten();
             for numbers in centre.chain(others) {
                 let misses = self
                     .kernel
