@@ -19,6 +19,8 @@ fn run<R: Real>(
         index: 0,
         first: 0,
         sources: &views,
+        next: &[],
+        memo: None,
     };
     let mut measured = Vec::new();
     loop {
