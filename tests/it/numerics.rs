@@ -130,27 +130,22 @@ fn one_element_that_was_moved_is_named() {
             }
         });
         let (code, report, failed) = verify(&bench, case, &["--full"]);
-        assert_eq!(
-            (code, &failed[..]),
-            (Some(1), &["verify.tampered".to_owned()][..]),
-            "{case} {report:#}"
-        );
+        assert_eq!((code, failed.len()), (Some(1), 1), "{case} {report:#}");
         let findings = report["findings"].as_array().unwrap();
         let finding = findings
             .iter()
             .find(|finding| finding["severity"] == "error")
             .unwrap();
         let found = finding["found"].as_str().unwrap();
-        assert!(found.contains("at 123"), "{case}: {found} {profile}");
+        let one = format!("1 of 512 elements differ by up to 8 steps, at 123, by {profile}");
+        assert!(found.contains(&one), "{case}: {found}");
     }
 }
 
 #[test]
 fn another_weight_and_exchanged_models_are_refused() {
     for (case, _) in EXACT {
-        let recipe = copied(case).path("out/mergekit_config.yml");
         let text = fs::read_to_string(committed().join(case).join("mergekit_config.yml")).unwrap();
-        drop(recipe);
         for (from, to) in [
             ("weight: 0.6", "weight: 0.61"),
             ("t: 0.3", "t: 0.31"),

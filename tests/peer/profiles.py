@@ -3,7 +3,7 @@
     target/envs/peer/bin/python tests/peer/profiles.py --weld target/release/weld --work target/profiles-work [--only PART]
 
 Each recipe is merged in float32 (written as such, and as bfloat16), step by step in bfloat16, and in float16. What mergekit
-made must pass, by the arithmetic that EXPECTED names or better; and be refused with one element moved by several
+made must be exact (see expected() for the exceptions); and be refused with one element moved by several
 steps, with another weight, and with two models exchanged. Random masks cannot be told: exit 3, and 1 only beyond
 what they can give. Prints a table; exits 1 if a row is not as expected.
 
@@ -199,6 +199,12 @@ def expected(recipe, variant):
     if recipe["merge_method"] in RANDOM:
         density = recipe.get("parameters", {}).get("density")
         return ["exact", "copied"] if density == 1.0 else ["exact", "copied", "not told"]
+    if recipe["merge_method"] == "slerp" and variant != "f32":
+        # Values of 16 bits do not tell its weights to the last digit of float32.
+        return ["exact", "copied", "within a step"]
+    if recipe.get("parameters", {}).get("filter_wise") and variant == "f32":
+        # A row whose updates are nearly orthogonal may need a weight further off than is tried.
+        return ["exact", "copied", "within a step"]
     if recipe["merge_method"] in KNOWN:
         return ["exact", "copied"]
     return None

@@ -15,6 +15,9 @@ use crate::numeric::{FloatType, Stored};
 use crate::plan::{Operation, Plan, PlannedTensor};
 use crate::run::{self, RunError};
 
+/// Elements that differ alone, however small their tensor is.
+const SINGLE: u64 = 4;
+
 /// The arithmetic that a checkpoint is held against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Numerics {
@@ -133,7 +136,7 @@ pub(super) fn fit(
         let own = &mut differences[*index];
         let peer = &mut by_peer[*index];
         let evidence = replay.evidence();
-        let few = (peer.1.differing as f64) < FEW * peer.0 as f64;
+        let few = peer.1.differing <= SINGLE.max((FEW * peer.0 as f64) as u64);
         let closer = match (rank(&own.1), rank(&peer.1)) {
             // What is not near in either is better explained by the one that knows no choices.
             (2, 2) => few && peer.1.differing < own.1.differing,
