@@ -282,7 +282,7 @@ impl<'a> Structure<'a> {
         Structure {
             rules,
             family,
-            layers: family.counts.iter().find_map(|field| count(field)),
+            layers: family.counts.iter().find_map(count),
             sizes,
             model,
             missing_is_known,
