@@ -1,5 +1,5 @@
-//! Dropping behind: what was read of a mapped file for the last time leaves the page cache, for inputs that do not
-//! fit into memory.
+//! Dropping behind: what was read of a mapped file for the last time leaves the map, and for inputs that do not fit
+//! into memory the page cache too.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -7,6 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Bytes that leave at once; pieces start at multiples of it. The pages that a system reads ahead in one lie within
 /// one piece, as they are powers of two and not larger.
 const PIECE: u64 = 8 << 20;
+
+/// What bytes leave that are not needed again. They can be read again from either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// The map. A process would do that at its end by one thread, and slowly; so its workers do it as they go.
+    Map,
+    /// The page cache too: they are read again from the disk.
+    Cache,
+}
 
 /// How much of each piece of a file was read for the last time.
 #[derive(Debug)]
@@ -49,17 +58,22 @@ impl Behind {
     }
 }
 
-/// Lets the system have the memory of mapped bytes that start at a page; they are read again from their file if
-/// need be. Where the system has no such advice, or does not take it, nothing happens.
-pub(super) fn page_out(bytes: &[u8]) {
+/// Lets mapped bytes that start at a page leave; they are read again from their file if need be. Where the system has
+/// no such advice, or does not take it, nothing happens.
+pub(super) fn leave(bytes: &[u8], leave: Leave) {
     #[cfg(target_os = "linux")]
     {
         let start = bytes.as_ptr().cast_mut().cast();
-        // SAFETY: the advice changes no memory: pages leave it and come back as they were when they are touched.
-        unsafe { libc::madvise(start, bytes.len(), libc::MADV_PAGEOUT) };
+        let advice = match leave {
+            Leave::Map => libc::MADV_DONTNEED,
+            Leave::Cache => libc::MADV_PAGEOUT,
+        };
+        // SAFETY: the bytes are of a map of a file that is never written to, so that pages leave it and come back as
+        // they are in the file when they are touched.
+        unsafe { libc::madvise(start, bytes.len(), advice) };
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = bytes;
+    let _ = (bytes, leave);
 }
 
 #[cfg(test)]

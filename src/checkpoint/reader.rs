@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 
 use super::adapter::Adapter;
+use super::behind::Leave;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::{Format, Weights, find_weights, other_format};
@@ -232,18 +233,21 @@ impl Checkpoint {
         Some(self.shards[tensor.shard].slice(tensor.offset, tensor.len))
     }
 
-    /// Tells that these bytes of a tensor, as they are stored, are not needed again: the system may have their memory.
-    /// They can still be read, from the disk.
+    /// Tells that these bytes of a tensor, as they are stored, are not needed again, so that they may leave. They can
+    /// still be read.
     ///
     /// # Panics
     ///
     /// If `index` is none of [`Checkpoint::tensors`].
-    pub fn done_with(&self, index: usize, bytes: Range<u64>) {
+    pub fn done_with(&self, index: usize, bytes: Range<u64>, leave: Leave) {
         let tensor = &self.tensors[index];
         let in_file = matches!(self.places.get(&index), None | Some(Place::Contiguous));
         if let Some(shard) = self.shards.get(tensor.shard).filter(|_| in_file) {
             let end = tensor.len.min(bytes.end);
-            shard.done_with(tensor.offset + bytes.start.min(end)..tensor.offset + end);
+            shard.done_with(
+                tensor.offset + bytes.start.min(end)..tensor.offset + end,
+                leave,
+            );
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use memmap2::Mmap;
 
-use super::behind::{Behind, page_out};
+use super::behind::{Behind, Leave, leave};
 use super::error::CheckpointError;
 use super::header::{self, HeaderTensor};
 use super::pickle::{self, Pickled};
@@ -89,10 +89,10 @@ impl Shard {
         &self.map[start..start + len as usize]
     }
 
-    /// Lets the system have the memory of bytes that are not needed again.
-    pub(super) fn done_with(&self, bytes: Range<u64>) {
+    /// Lets bytes leave that are not needed again.
+    pub(super) fn done_with(&self, bytes: Range<u64>, what: Leave) {
         for piece in self.behind.note(bytes) {
-            page_out(&self.map[piece.start as usize..piece.end as usize]);
+            leave(&self.map[piece.start as usize..piece.end as usize], what);
         }
     }
 

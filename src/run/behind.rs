@@ -1,9 +1,9 @@
-//! A sink before another: with each piece of output, what it was made of leaves the page cache.
+//! A sink before another: with each piece of output, what it was made of leaves the map, or the page cache too.
 
 use std::io;
 use std::ops::Range;
 
-use crate::checkpoint::Dtype;
+use crate::checkpoint::{Dtype, Leave};
 use crate::engine::Sink;
 use crate::numeric::FloatType;
 use crate::plan::{Plan, PlannedTensor};
@@ -15,6 +15,7 @@ use crate::plan::{Plan, PlannedTensor};
 pub(super) struct DropBehind<'a> {
     pub(super) plan: &'a Plan,
     pub(super) sink: &'a dyn Sink,
+    pub(super) leave: Leave,
 }
 
 impl Sink for DropBehind<'_> {
@@ -39,7 +40,7 @@ impl DropBehind<'_> {
                 continue;
             };
             if let Some(bytes) = in_source(entry.dtype, tensor.dtype, offset..offset + len) {
-                model.done_with(source.tensor, bytes);
+                model.done_with(source.tensor, bytes, self.leave);
             }
         }
     }

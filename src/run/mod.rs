@@ -27,7 +27,7 @@ pub use lock::{
     files_of, locked_hub, locked_recipe,
 };
 
-use crate::checkpoint::{Checkpoint, index_json};
+use crate::checkpoint::{Checkpoint, Leave, index_json};
 use crate::engine::{self, Observer, Settings, Sink, Totals};
 use crate::plan::Plan;
 use behind::DropBehind;
@@ -91,12 +91,16 @@ pub fn run(
     let files = OutputFiles::create(stage.path(), &plan.shards, &plan.lens(), room)?;
     prepare(plan, observer)?;
     let Work { jobs, purposes, .. } = Work::of(plan, None)?;
-    let dropping = DropBehind { plan, sink: &files };
-    let sink: &dyn Sink = match options.drop_behind {
-        true => &dropping,
-        false => &files,
+    let leave = match options.drop_behind {
+        true => Leave::Cache,
+        false => Leave::Map,
     };
-    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)
+    let sink = DropBehind {
+        plan,
+        sink: &files,
+        leave,
+    };
+    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, out))?;
     check_complete(plan, totals)?;
     let digests = files.finish()?;

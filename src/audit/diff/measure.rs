@@ -1,8 +1,11 @@
 //! Measures pairs of tensors in one pass: pieces by all threads, folded in order.
 
+use std::ops::Range;
+
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::Request;
+use crate::checkpoint::{Checkpoint, Leave};
 use crate::engine::{self, Observer};
 use crate::numeric::{
     BLOCK, Distance, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums, distance,
@@ -26,6 +29,8 @@ pub(super) struct Triple<'a> {
     format: Option<FloatType>,
     values: Option<[Box<dyn Elements + 'a>; 2]>,
     base: Option<Box<dyn Elements + 'a>>,
+    /// Where it lies in each.
+    places: [(&'a Checkpoint, usize); 2],
 }
 
 impl<'a> Triple<'a> {
@@ -46,6 +51,17 @@ impl<'a> Triple<'a> {
                 .zip(request.b.elements(b))
                 .map(|(a, b)| [a, b]),
             base,
+            places: [(request.a, a), (request.b, b)],
+        }
+    }
+
+    /// Tells that these elements are not looked at again.
+    fn done_with(&self, elements: Range<u64>) {
+        for (model, index) in self.places {
+            let tensor = &model.tensors()[index];
+            let size = tensor.len / tensor.elements().max(1);
+            let bytes = elements.start * size..elements.end * size;
+            model.done_with(index, bytes, Leave::Map);
         }
     }
 
@@ -150,6 +166,7 @@ pub(super) fn measure(
                 let triple = &triples[index];
                 let end = triple.elements.min(first + piece);
                 let part = lanes.piece(triple, first, end);
+                triple.done_with(first..end);
                 observer.advance(2 * (end - first) * triple.size as u64);
                 Ok(part)
             })
