@@ -10,8 +10,8 @@ use ndarray::{Array1, Zip};
 use proptest::prelude::*;
 
 use super::{Action, ParamValue, Tensor, TensorParams, find};
-use crate::engine::{self, Job, Observer, Settings, Sink, Target, Work};
-use crate::numeric::{Elements, FloatType, MaskKey, Stored, keep_threshold};
+use crate::engine::{self, Job, Limits, Observer, Settings, Sink, Target, Work};
+use crate::numeric::{FloatType, MaskKey, Stored, keep_threshold};
 
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 const SEED: u64 = 7;
@@ -140,26 +140,30 @@ fn merged(
     };
     let limits = settings.limits(sources.len(), program.cost()).unwrap();
     let output = FloatType::F64;
-    let memory = Memory(Mutex::new(vec![0; elements as usize * output.size()]));
-    let sources: Vec<Box<dyn Elements + '_>> = encoded
-        .iter()
-        .map(|bytes| Box::new(Stored { bytes, format }) as _)
-        .collect();
-    let work = Work::Compute {
-        sources,
-        elements,
-        program: program.as_ref(),
-        target: Target::Values(output),
-    };
     let jobs = [Job {
-        work,
+        work: Work::Compute {
+            sources: encoded
+                .iter()
+                .map(|bytes| Box::new(Stored { bytes, format }) as _)
+                .collect(),
+            elements,
+            program: program.as_ref(),
+            target: Target::Values(output),
+        },
         output: Some(0),
         after_all: false,
         sample: None,
     }];
-    engine::execute(&jobs, &settings, &limits, &memory, &Nobody)
-        .map_err(|error| error.to_string())?;
-    Ok(decode(output, &memory.0.into_inner().unwrap()))
+    let run = |limits: &Limits| -> Result<Vec<u8>, String> {
+        let memory = Memory(Mutex::new(vec![0; elements as usize * output.size()]));
+        engine::execute(&jobs, &settings, limits, &memory, &Nobody)
+            .map_err(|error| error.to_string())?;
+        Ok(memory.0.into_inner().unwrap())
+    };
+    let bytes = run(&limits);
+    // Where there is no memory for what passes leave to each other, it is found out again.
+    assert_eq!(bytes, run(&Limits { memo: 0, ..limits }));
+    Ok(decode(output, &bytes?))
 }
 
 fn encode(format: FloatType, values: &[f64]) -> Vec<u8> {
