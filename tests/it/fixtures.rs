@@ -464,3 +464,18 @@ pub(crate) fn recipes() -> Vec<PathBuf> {
     recipes.sort();
     recipes
 }
+
+/// Writes the tensors of the output anew.
+pub(crate) fn rewrite(bench: &Bench, change: impl Fn(&mut Spec)) {
+    let mut specs: Vec<Spec> = load(&bench.path("out"))
+        .into_iter()
+        .map(|(name, loaded)| Spec {
+            name,
+            dtype: loaded.dtype,
+            shape: loaded.shape,
+            bytes: loaded.bytes,
+        })
+        .collect();
+    specs.iter_mut().for_each(change);
+    bench.tensors("out/model.safetensors", &specs);
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::fixtures::{Bench, Spec, load};
+use crate::fixtures::{Bench, rewrite};
 
 fn committed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer/profiles")
@@ -60,20 +60,6 @@ const EXACT: [(&str, &str); 6] = [
     ("nuslerp-bf16", "mergekit-bfloat16"),
     ("model-stock-f32", "mergekit-float32"),
 ];
-
-fn rewrite(bench: &Bench, change: impl Fn(&mut Spec)) {
-    let loaded = load(&bench.path("out")).into_iter();
-    let mut specs: Vec<Spec> = loaded
-        .map(|(name, loaded)| Spec {
-            name,
-            dtype: loaded.dtype,
-            shape: loaded.shape,
-            bytes: loaded.bytes,
-        })
-        .collect();
-    specs.iter_mut().for_each(change);
-    bench.tensors("out/model.safetensors", &specs);
-}
 
 #[test]
 fn every_tensor_is_exact_in_the_arithmetic_of_the_recipe() {

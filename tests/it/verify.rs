@@ -6,7 +6,9 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::fixtures::{Bench, Spec, floats, llama_config, load, noise, read_json, recipes};
+use crate::fixtures::{
+    Bench, Spec, floats, llama_config, load, noise, read_json, recipes, rewrite,
+};
 
 const LINEAR: &str = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.6}}\n- {model: b, parameters: \
                       {weight: 0.4}}\n";
@@ -105,21 +107,6 @@ fn refused(bench: &Bench, more: &[&str], expected: &[&str]) -> Value {
 
 fn without_lock(bench: &Bench) {
     fs::remove_file(bench.path("out/weldment.lock.json")).unwrap();
-}
-
-/// Writes the output's tensors anew.
-fn rewrite(bench: &Bench, change: impl Fn(&mut Spec)) {
-    let mut specs: Vec<Spec> = load(&bench.path("out"))
-        .into_iter()
-        .map(|(name, loaded)| Spec {
-            name,
-            dtype: loaded.dtype,
-            shape: loaded.shape,
-            bytes: loaded.bytes,
-        })
-        .collect();
-    specs.iter_mut().for_each(change);
-    bench.tensors("out/model.safetensors", &specs);
 }
 
 #[test]
