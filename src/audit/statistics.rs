@@ -212,7 +212,7 @@ fn part(format: FloatType, bytes: &[u8], exponents: &Exponents) -> Part {
         let length = bytes.len() / format.size();
         let (single, double) = (&mut single[..length], &mut double[..length]);
         if plain && format == FloatType::Bf16 {
-            part.squares += squares_bf16::<f32>(bytes);
+            part.squares += squares_bf16(bytes);
         } else if plain {
             format.decode(bytes, single);
             part.squares += squares(single);

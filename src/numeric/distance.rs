@@ -1,15 +1,8 @@
-//! How far two tensors are apart: sums over differences, and distances in steps of their format.
+//! How far two tensors are apart: sums over differences.
 
-use super::format::{FloatType, from_bf16};
 use super::real::Real;
 use super::reduce::{LANES, fold};
 use super::vector::vectorised;
-
-/// Elements whose places are held at a time.
-const STRIP: usize = 1024;
-
-/// The least numbers of steps that are counted apart.
-pub const STEP_BOUNDS: [u64; 8] = [1, 2, 3, 5, 9, 17, 257, 4097];
 
 /// Sums over two runs of finite elements of one length.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -109,157 +102,221 @@ impl TaskSums {
     }
 }
 
-/// Elements that sums are begun of in the values' own precision, one after the other in each lane: nine squares of
-/// 16-bit values are exact there.
-const RUN: usize = 16 * LANES;
-/// Sums that are kept apart.
-const WIDE: usize = 2 * LANES;
+/// Pairs of elements side by side: the elements of the widest register, twice.
+const WIDE: usize = 16;
+/// Pairs of a run, the sums of which are begun in the values' own precision: 32 terms in each lane, so that in f32
+/// a sum is off by 2^-19 of itself at the very most.
+const RUN: usize = 16 * WIDE;
+
+/// [`Distance`] of elements that come strip by strip, all of which are finite; of others it is not finite.
+#[derive(Debug, Clone, Copy)]
+pub struct DistanceSums<R> {
+    largest: [R; WIDE],
+    absolute: [f64; WIDE],
+    squared: [f64; WIDE],
+    first: [f64; WIDE],
+    second: [f64; WIDE],
+}
+
+impl<R: Real> Default for DistanceSums<R> {
+    fn default() -> Self {
+        Self {
+            largest: [R::ZERO; WIDE],
+            absolute: [0.0; WIDE],
+            squared: [0.0; WIDE],
+            first: [0.0; WIDE],
+            second: [0.0; WIDE],
+        }
+    }
+}
+
+impl<R: Real> DistanceSums<R> {
+    /// What was added so far.
+    pub fn distance(&self) -> Distance {
+        let sum = |lanes: [f64; WIDE]| lanes.into_iter().sum();
+        let largest = self.largest.iter().map(|largest| largest.to_f64());
+        Distance {
+            largest: largest.fold(0.0, f64::max),
+            absolute: sum(self.absolute),
+            squared: sum(self.squared),
+            first: sum(self.first),
+            second: sum(self.second),
+        }
+    }
+
+    /// Adds two slices of one length.
+    pub fn add(&mut self, a: &[R], b: &[R]) {
+        let ((runs_of_a, rest_of_a), (runs_of_b, rest_of_b)) = (runs(a), runs(b));
+        add_runs(runs_of_a, runs_of_b, self);
+        if !rest_of_a.is_empty() {
+            add_runs(&[filled_up(rest_of_a)], &[filled_up(rest_of_b)], self);
+        }
+    }
+}
+
+impl DistanceSums<f32> {
+    /// Adds two runs of stored bf16 elements of one length: as [`DistanceSums::add`] would, were they decoded.
+    pub fn add_bf16(&mut self, a: &[u8], b: &[u8]) {
+        let ((runs_of_a, rest_of_a), (runs_of_b, rest_of_b)) = (runs_bf16(a), runs_bf16(b));
+        add_runs_bf16(runs_of_a, runs_of_b, self);
+        if !rest_of_a.is_empty() {
+            add_runs_bf16(
+                &[filled_up_bf16(rest_of_a)],
+                &[filled_up_bf16(rest_of_b)],
+                self,
+            );
+        }
+    }
+}
 
 /// [`Distance`] of two slices of one length, all of whose elements are finite.
 pub fn distance<R: Real>(a: &[R], b: &[R]) -> Distance {
-    let mut sum = Distance::default();
-    let mut apart = [R::ZERO; STRIP];
-    for (a, b) in a.chunks(STRIP).zip(b.chunks(STRIP)) {
-        let apart = &mut apart[..a.len().min(b.len())];
-        differences(a, b, apart);
-        sum.add(&of_strip(apart, squares(a), squares(b)));
-    }
-    sum
+    let mut sums = DistanceSums::default();
+    sums.add(a, b);
+    sums.distance()
 }
 
-/// [`distance`] of stored bf16 elements, without decoding them first; not finite where they are not.
-pub fn distance_bf16<R: Real>(a: &[u8], b: &[u8]) -> Distance {
-    let mut sum = Distance::default();
-    let mut apart = [R::ZERO; STRIP];
-    for (a, b) in a.chunks(2 * STRIP).zip(b.chunks(2 * STRIP)) {
-        let apart = &mut apart[..a.len().min(b.len()) / 2];
-        differences_bf16(a, b, apart);
-        sum.add(&of_strip(apart, squares_bf16::<R>(a), squares_bf16::<R>(b)));
-    }
-    sum
+/// Pairs of elements, in runs of a length that the compiler knows: else it keeps the sums in memory.
+type Runs<'a, P> = &'a [[P; RUN]];
+
+/// Runs of pairs, and the elements behind the last whole run.
+fn runs<R>(values: &[R]) -> (Runs<'_, [R; 2]>, &[R]) {
+    let runs = values.as_chunks::<2>().0.as_chunks::<RUN>().0;
+    (runs, &values[2 * RUN * runs.len()..])
 }
 
-/// One kernel for each sum: with all of them in one loop the compiler keeps none in registers.
-fn of_strip<R: Real>(apart: &[R], first: f64, second: f64) -> Distance {
-    let (absolute, largest) = magnitudes(apart);
-    Distance {
-        largest,
-        absolute,
-        squared: squares(apart),
-        first,
-        second,
-    }
+fn runs_bf16(bytes: &[u8]) -> (Runs<'_, [u8; 4]>, &[u8]) {
+    let runs = bytes.as_chunks::<4>().0.as_chunks::<RUN>().0;
+    (runs, &bytes[4 * RUN * runs.len()..])
 }
 
-vectorised! {
-    /// The magnitudes of differences.
-    fn differences<R: Real>(a: &[R], b: &[R], apart: &mut [R]) {
-        for (apart, (a, b)) in apart.iter_mut().zip(a.iter().zip(b)) {
-            *apart = (*a - *b).abs();
-        }
-    }
-}
-
-vectorised! {
-    /// The magnitudes of differences of stored bf16 elements.
-    fn differences_bf16<R: Real>(a: &[u8], b: &[u8], apart: &mut [R]) {
-        let (a, b) = (a.as_chunks::<2>().0, b.as_chunks::<2>().0);
-        for (apart, (a, b)) in apart.iter_mut().zip(a.iter().zip(b)) {
-            *apart = (from_bf16::<R>(a) - from_bf16::<R>(b)).abs();
-        }
-    }
-}
-
-vectorised! {
-    /// The sum of values that are not negative, and the largest of them.
-    fn magnitudes<R: Real>(values: &[R]) -> (f64, f64) {
-        let (runs, rest) = values.as_chunks::<RUN>();
-        let mut sums = [0f64; WIDE];
-        let mut largest = [R::ZERO; WIDE];
-        for run in runs {
-            largest = add_run(run, largest, &mut sums);
-        }
-        if !rest.is_empty() {
-            largest = add_run(&padded(rest, |value| *value), largest, &mut sums);
-        }
-        let largest = largest.iter().map(|value| value.to_f64());
-        (sums.into_iter().sum(), largest.fold(0.0, f64::max))
-    }
-}
-
-/// Adds the values of a run; gives the largest ones.
-#[inline(always)]
-fn add_run<R: Real>(run: &[R; RUN], mut largest: [R; WIDE], sums: &mut [f64; WIDE]) -> [R; WIDE] {
-    let mut parts = [R::ZERO; WIDE];
-    for chunk in run.as_chunks::<WIDE>().0 {
-        for (part, value) in parts.iter_mut().zip(chunk) {
-            *part += *value;
-        }
-        largest = larger(&largest, chunk);
-    }
-    widen(sums, &parts);
-    largest
-}
-
-/// The larger one of each lane.
-#[inline(always)]
-fn larger<R: Real>(a: &[R; WIDE], b: &[R; WIDE]) -> [R; WIDE] {
-    let mut larger = [R::ZERO; WIDE];
-    for (larger, (a, b)) in larger.iter_mut().zip(a.iter().zip(b)) {
-        *larger = if *a > *b { *a } else { *b };
-    }
-    larger
-}
-
-vectorised! {
-    /// The sum of squares.
-    pub fn squares<R: Real>(values: &[R]) -> f64 {
-        add_squares(values, |value| *value)
-    }
-}
-
-vectorised! {
-    /// The sum of squares of stored bf16 elements: the same as of the decoded ones.
-    pub fn squares_bf16<R: Real>(bytes: &[u8]) -> f64 {
-        add_squares(bytes.as_chunks::<2>().0, from_bf16::<R>)
-    }
-}
-
-/// Adds squares up, a run at a time in the values' own precision, all else in f64.
-#[inline(always)]
-fn add_squares<T, R: Real>(values: &[T], value: impl Fn(&T) -> R + Copy) -> f64 {
-    let (runs, rest) = values.as_chunks::<RUN>();
-    let mut sums = [0f64; WIDE];
-    for run in runs {
-        square_run(run, value, &mut sums);
-    }
-    if !rest.is_empty() {
-        square_run(&padded(rest, value), |value| *value, &mut sums);
-    }
-    sums.into_iter().sum()
-}
-
-/// All runs are of a length that the compiler knows: else it keeps the sums in memory.
-#[inline(always)]
-fn square_run<T, R: Real>(run: &[T; RUN], value: impl Fn(&T) -> R, sums: &mut [f64; WIDE]) {
-    let mut parts = [R::ZERO; WIDE];
-    for chunk in run.as_chunks::<WIDE>().0 {
-        for (part, raw) in parts.iter_mut().zip(chunk) {
-            let value = value(raw);
-            *part += value * value;
-        }
-    }
-    widen(sums, &parts);
-}
-
-/// The values of a shorter run, and zeros behind them.
-#[inline(always)]
-fn padded<T, R: Real>(rest: &[T], value: impl Fn(&T) -> R) -> [R; RUN] {
-    let mut run = [R::ZERO; RUN];
-    for (lane, raw) in run.iter_mut().zip(rest) {
-        *lane = value(raw);
-    }
+/// A run of less elements than it has, and zeros.
+#[cold]
+fn filled_up<R: Real>(values: &[R]) -> [[R; 2]; RUN] {
+    let mut run = [[R::ZERO; 2]; RUN];
+    let places = run.as_flattened_mut().iter_mut();
+    places
+        .zip(values)
+        .for_each(|(place, value)| *place = *value);
     run
+}
+
+#[cold]
+fn filled_up_bf16(bytes: &[u8]) -> [[u8; 4]; RUN] {
+    let mut run = [[0; 4]; RUN];
+    let places = run.as_flattened_mut().iter_mut();
+    places.zip(bytes).for_each(|(place, byte)| *place = *byte);
+    run
+}
+
+/// The two bf16 elements of a word.
+#[inline(always)]
+fn halves(word: &[u8; 4]) -> [f32; 2] {
+    let word = u32::from_le_bytes(*word);
+    [
+        f32::from_bits(word << 16),
+        f32::from_bits(word & 0xffff_0000),
+    ]
+}
+
+vectorised! {
+    fn add_runs<R: Real>(a: Runs<'_, [R; 2]>, b: Runs<'_, [R; 2]>, sums: &mut DistanceSums<R>) {
+        for (a, b) in a.iter().zip(b) {
+            add_run(a, b, |pair| *pair, sums);
+        }
+    }
+}
+
+vectorised! {
+    fn add_runs_bf16(a: Runs<'_, [u8; 4]>, b: Runs<'_, [u8; 4]>, sums: &mut DistanceSums<f32>) {
+        for (a, b) in a.iter().zip(b) {
+            add_run(a, b, halves, sums);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_run<P, R: Real>(
+    a: &[P; RUN],
+    b: &[P; RUN],
+    values: impl Fn(&P) -> [R; 2],
+    sums: &mut DistanceSums<R>,
+) {
+    let mut largest = sums.largest;
+    let [mut absolute, mut squared, mut first, mut second] = [[R::ZERO; WIDE]; 4];
+    for (a, b) in a.as_chunks::<WIDE>().0.iter().zip(b.as_chunks::<WIDE>().0) {
+        for i in 0..WIDE {
+            let ([a, other_a], [b, other_b]) = (values(&a[i]), values(&b[i]));
+            let (apart, other) = ((a - b).abs(), (other_a - other_b).abs());
+            first[i] = a.times_plus(a, other_a.times_plus(other_a, first[i]));
+            second[i] = b.times_plus(b, other_b.times_plus(other_b, second[i]));
+            squared[i] = apart.times_plus(apart, other.times_plus(other, squared[i]));
+            absolute[i] += apart + other;
+            let larger = if apart > other { apart } else { other };
+            largest[i] = if larger > largest[i] {
+                larger
+            } else {
+                largest[i]
+            };
+        }
+    }
+    sums.largest = largest;
+    widen(&mut sums.absolute, &absolute);
+    widen(&mut sums.squared, &squared);
+    widen(&mut sums.first, &first);
+    widen(&mut sums.second, &second);
+}
+
+/// The sum of squares.
+pub fn squares<R: Real>(values: &[R]) -> f64 {
+    let (runs, rest) = runs(values);
+    let mut sum = square_runs(runs);
+    if !rest.is_empty() {
+        sum += square_runs(&[filled_up(rest)]);
+    }
+    sum
+}
+
+/// The sum of squares of stored bf16 elements: the same as of the decoded ones.
+pub fn squares_bf16(bytes: &[u8]) -> f64 {
+    let (runs, rest) = runs_bf16(bytes);
+    let mut sum = square_runs_bf16(runs);
+    if !rest.is_empty() {
+        sum += square_runs_bf16(&[filled_up_bf16(rest)]);
+    }
+    sum
+}
+
+vectorised! {
+    fn square_runs<R: Real>(runs: Runs<'_, [R; 2]>) -> f64 {
+        let mut sums = [0f64; WIDE];
+        for run in runs {
+            square_run(run, |pair| *pair, &mut sums);
+        }
+        sums.into_iter().sum()
+    }
+}
+
+vectorised! {
+    fn square_runs_bf16(runs: Runs<'_, [u8; 4]>) -> f64 {
+        let mut sums = [0f64; WIDE];
+        for run in runs {
+            square_run(run, halves, &mut sums);
+        }
+        sums.into_iter().sum()
+    }
+}
+
+#[inline(always)]
+fn square_run<P, R: Real>(run: &[P; RUN], values: impl Fn(&P) -> [R; 2], sums: &mut [f64; WIDE]) {
+    let mut parts = [R::ZERO; WIDE];
+    for pairs in run.as_chunks::<WIDE>().0 {
+        for (part, pair) in parts.iter_mut().zip(pairs) {
+            let [value, other] = values(pair);
+            *part = value.times_plus(value, other.times_plus(other, *part));
+        }
+    }
+    widen(sums, &parts);
 }
 
 /// Adds sums that were begun in the values' own precision.
@@ -311,131 +368,12 @@ fn task_lanes<R: Real>(a: &[R], b: &[R], base: &[R], sums: &mut [[f64; LANES]; 5
     }
 }
 
-/// Distances in steps of a format; see [`FloatType::steps`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StepCounts {
-    /// For each of [`STEP_BOUNDS`], the elements that are at least so many steps apart.
-    pub at_least: [u64; STEP_BOUNDS.len()],
-    /// The most steps between two elements. A NaN lies beyond infinity, by as much as its bits say.
-    pub largest: u64,
-}
-
-impl StepCounts {
-    /// Adds what was found in other elements.
-    pub fn add(&mut self, next: &StepCounts) {
-        let counts = self.at_least.iter_mut().zip(&next.at_least);
-        counts.for_each(|(count, next)| *count += next);
-        self.largest = self.largest.max(next.largest);
-    }
-
-    /// Counts the distances of two runs of elements of a format.
-    pub fn of(format: FloatType, a: &[u8], b: &[u8]) -> StepCounts {
-        let mut counts = StepCounts::default();
-        if format == FloatType::F64 {
-            let pairs = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
-            for (a, b) in pairs.filter(|(a, b)| a != b) {
-                counts.count(place64(*a).abs_diff(place64(*b)));
-            }
-            return counts;
-        }
-        let size = format.size();
-        for (a, b) in a.chunks(STRIP * size).zip(b.chunks(STRIP * size)) {
-            let (at_least, largest) = match size {
-                4 => steps32(a, b),
-                2 => steps16(a, b),
-                _ => steps8(a, b),
-            };
-            let totals = counts.at_least.iter_mut().zip(at_least);
-            totals.for_each(|(total, count)| *total += u64::from(count));
-            counts.largest = counts.largest.max(largest.into());
-        }
-        counts
-    }
-
-    fn count(&mut self, steps: u64) {
-        self.largest = self.largest.max(steps);
-        for (count, bound) in self.at_least.iter_mut().zip(STEP_BOUNDS) {
-            *count += u64::from(steps >= bound);
-        }
-    }
-}
-
-/// The place of a value among all of its format, from zero; it may be that of a NaN.
-fn place64(raw: [u8; 8]) -> i64 {
-    let bits = i64::from_le_bytes(raw);
-    let magnitude = bits & i64::MAX;
-    if bits < 0 { -magnitude } else { magnitude }
-}
-
-/// How many elements of a strip are at least so many steps apart, and the most steps.
-type StripCounts = ([u32; STEP_BOUNDS.len()], u32);
-
-/// A kernel that counts the steps of a strip of elements, of a width that has the format's bits and a sign; so many
-/// at a time.
-macro_rules! strip_steps {
-    ($name:ident, $lanes:ident, $raw:ty, $place:ty, $steps:ty, $bytes:literal, $wide:literal) => {
-        vectorised! {
-            fn $name(a: &[u8], b: &[u8]) -> StripCounts {
-                let mut counts = [[0 as $steps; $wide]; STEP_BOUNDS.len()];
-                let mut largest = [0 as $steps; $wide];
-                let (a, b) = (a.as_chunks::<$bytes>().0, b.as_chunks::<$bytes>().0);
-                let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<$wide>(), b.as_chunks::<$wide>());
-                for (a, b) in a.iter().zip(b) {
-                    $lanes(a, b, &mut largest, &mut counts);
-                }
-                $lanes(rest_of_a, rest_of_b, &mut largest, &mut counts);
-                let mut totals = [0; STEP_BOUNDS.len()];
-                for (total, counts) in totals.iter_mut().zip(counts) {
-                    for count in counts {
-                        *total += u32::from(count);
-                    }
-                }
-                (totals, largest.into_iter().fold(0, <$steps>::max).into())
-            }
-        }
-
-        #[inline(always)]
-        fn $lanes(
-            a: &[[u8; $bytes]],
-            b: &[[u8; $bytes]],
-            largest: &mut [$steps; $wide],
-            counts: &mut [[$steps; $wide]; STEP_BOUNDS.len()],
-        ) {
-            let mut steps = [0 as $steps; $wide];
-            for ((steps, a), b) in steps.iter_mut().zip(a).zip(b) {
-                let a = <$place>::from(<$raw>::from_le_bytes(*a));
-                let b = <$place>::from(<$raw>::from_le_bytes(*b));
-                let (of_a, of_b) = (a >> (<$place>::BITS - 1), b >> (<$place>::BITS - 1));
-                let a = ((a & <$place>::from(<$raw>::MAX)) ^ of_a).wrapping_sub(of_a);
-                let b = ((b & <$place>::from(<$raw>::MAX)) ^ of_b).wrapping_sub(of_b);
-                *steps = a.abs_diff(b);
-            }
-            // Signed numbers are compared in one instruction, and no bound is as large.
-            let mut signed = [0 as $place; $wide];
-            for ((largest, signed), steps) in largest.iter_mut().zip(&mut signed).zip(steps) {
-                *largest = if steps > *largest { steps } else { *largest };
-                let most = <$steps>::MAX >> 1;
-                *signed = (if steps < most { steps } else { most }) as $place;
-            }
-            for (counts, bound) in counts.iter_mut().zip(STEP_BOUNDS) {
-                for (count, steps) in counts.iter_mut().zip(signed) {
-                    // A strip has fewer elements than the narrowest of these counts to.
-                    *count += <$steps>::from(steps >= bound as $place);
-                }
-            }
-        }
-    };
-}
-
-strip_steps!(steps32, lanes32, i32, i32, u32, 4, 16);
-strip_steps!(steps16, lanes16, i16, i16, u16, 2, 32);
-strip_steps!(steps8, lanes8, i8, i16, u16, 1, 32);
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::numeric::FloatType;
 
     fn near(a: f64, b: f64) -> bool {
         (a - b).abs() <= 1e-9 * (a.abs() + b.abs() + 1e-300)
@@ -444,7 +382,7 @@ mod tests {
     proptest! {
         #[test]
         fn sums_agree_with_their_twins(
-            rows in prop::collection::vec((-1e3f32..1e3, -1e3f32..1e3, -1e3f32..1e3), 0..200),
+            rows in prop::collection::vec((-1e3f32..1e3, -1e3f32..1e3, -1e3f32..1e3), 0..1200),
         ) {
             let column = |at: usize| -> Vec<f64> {
                 rows.iter().map(|row| f64::from([row.0, row.1, row.2][at])).collect()
@@ -465,15 +403,17 @@ mod tests {
                 values
             };
             let (first, second) = (stored(0), stored(1));
-            let found = distance_bf16::<f32>(&first, &second);
-            prop_assert_eq!(found, distance(&decoded(&first), &decoded(&second)));
-            prop_assert_eq!(squares_bf16::<f32>(&first), squares(&decoded(&first)));
+            let mut sums = DistanceSums::default();
+            sums.add_bf16(&first, &second);
+            prop_assert_eq!(sums.distance(), distance(&decoded(&first), &decoded(&second)));
+            prop_assert_eq!(squares_bf16(&first), squares(&decoded(&first)));
             for found in [distance(&a, &b), distance(&single(0), &single(1))] {
                 let largest = (0..a.len()).map(|at| (a[at] - b[at]).abs()).fold(0.0, f64::max);
                 prop_assert!(close(found.largest, largest));
                 prop_assert!(close(found.absolute, sum(&|at| (a[at] - b[at]).abs())));
                 prop_assert!(close(found.squared, sum(&|at| (a[at] - b[at]).powi(2))));
                 prop_assert!(close(found.first, sum(&|at| a[at].powi(2))));
+                prop_assert!(close(squares(&a), found.first) && close(squares(&single(0)), found.first));
                 prop_assert!(close(found.second, sum(&|at| b[at].powi(2))));
                 let cosine = sum(&|at| a[at] * b[at]) / found.first.sqrt() / found.second.sqrt();
                 prop_assert!(cosine.is_nan() || (found.cosine() - cosine).abs() < 1e-5);
@@ -487,42 +427,6 @@ mod tests {
                 prop_assert_eq!(found.conflicts, conflicts as f64);
                 let both = (0..a.len()).filter(|&at| x(at) != 0.0 && y(at) != 0.0).count();
                 prop_assert_eq!(found.both, both as f64);
-            }
-        }
-
-        #[test]
-        fn steps_agree_with_those_of_single_elements(
-            bytes in prop::collection::vec(any::<u8>(), 0..400),
-            flips in prop::collection::vec((0usize..400, any::<u8>()), 0..20),
-        ) {
-            let mut other = bytes.clone();
-            for (at, flip) in flips {
-                if let Some(byte) = other.get_mut(at) {
-                    *byte ^= flip;
-                }
-            }
-            for format in [
-                FloatType::F64, FloatType::F32, FloatType::F16,
-                FloatType::Bf16, FloatType::F8E4m3, FloatType::F8E5m2,
-            ] {
-                let size = format.size();
-                let whole = bytes.len() / size * size;
-                let (a, b) = (&bytes[..whole], &other[..whole]);
-                let mut expected = StepCounts::default();
-                for (a, b) in a.chunks(size).zip(b.chunks(size)) {
-                    // NaNs are told apart here, and are not there.
-                    let steps = format.steps(a, b);
-                    let is_nan = |raw: &[u8]| {
-                        let mut value = [0f64];
-                        format.decode(raw, &mut value);
-                        value[0].is_nan()
-                    };
-                    if is_nan(a) || is_nan(b) {
-                        prop_assume!(a == b);
-                    }
-                    expected.count(steps);
-                }
-                prop_assert_eq!(StepCounts::of(format, a, b), expected, "{:?}", format);
             }
         }
     }

@@ -283,7 +283,7 @@ vectorised! {
 
 /// A stored bf16 element: the upper half of an f32.
 #[inline(always)]
-pub(super) fn from_bf16<R: Real>(raw: &[u8; 2]) -> R {
+fn from_bf16<R: Real>(raw: &[u8; 2]) -> R {
     R::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16))
 }
 

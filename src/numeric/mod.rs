@@ -21,6 +21,7 @@ mod random;
 mod real;
 mod reduce;
 mod select;
+mod step_counts;
 mod steps;
 mod strided;
 mod submatrix;
@@ -30,10 +31,7 @@ pub use bits::{WORD, pack, unpack};
 pub use census::Census;
 pub use combine::{clamp_to_hull, weighted_sum};
 pub use digest::TreeDigest;
-pub use distance::{
-    Distance, STEP_BOUNDS, StepCounts, TaskSums, distance, distance_bf16, squares, squares_bf16,
-    task_sums,
-};
+pub use distance::{Distance, DistanceSums, TaskSums, distance, squares, squares_bf16, task_sums};
 pub use elements::{Elements, Fill, Stored, Zeros};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};
@@ -46,6 +44,7 @@ pub use random::{MaskKey, keep_threshold};
 pub use real::Real;
 pub use reduce::{abs_sums, dot};
 pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
+pub use step_counts::{STEP_BOUNDS, StepCounts};
 pub use strided::{Strided, Strides};
 pub use submatrix::{Beside, Joined, Picks, Submatrix};
 pub(crate) use vector::vectorised;

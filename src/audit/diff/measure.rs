@@ -8,15 +8,15 @@ use super::Request;
 use crate::checkpoint::{Checkpoint, Leave};
 use crate::engine::{self, Observer};
 use crate::numeric::{
-    BLOCK, Distance, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums, distance,
-    distance_bf16, prefetch, task_sums,
+    BLOCK, Distance, DistanceSums, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums,
+    distance, task_sums,
 };
 use crate::run::RunError;
 
 /// Blocks of a piece, the unit that a worker measures.
 const PIECE_BLOCKS: u64 = 64;
 /// Elements that are looked at together where nothing need be decoded: they stay in the first cache.
-const STRIP: usize = 1024;
+const STRIP: usize = 2048;
 
 /// A tensor of both checkpoints, and of the base if it has it in the same shape.
 pub(super) struct Triple<'a> {
@@ -194,7 +194,8 @@ impl Lanes {
             let length = (end - at).min(BLOCK as u64) as usize;
             let mut found = None;
             if !triple.wants_f64() {
-                found = Some(block(&mut self.single, triple, at, length));
+                found = block_bf16(triple, at, length)
+                    .or_else(|| Some(block(&mut self.single, triple, at, length)));
             }
             // What leaves the range of f32 when it is squared is measured again.
             let found = found.filter(Measured::is_plain);
@@ -217,13 +218,6 @@ fn block<R: Real>(
         let range = first as usize * triple.size..(first as usize + length) * triple.size;
         (&a[range.clone()], &b[range])
     });
-    // The usual case, for which nothing need be decoded first.
-    if triple.format == Some(FloatType::Bf16)
-        && triple.base.is_none()
-        && let Some(found) = block_bf16::<R>(triple, first, length)
-    {
-        return found;
-    }
     if let Some((a, b)) = bytes {
         found.differs = a != b;
         match triple.format {
@@ -286,26 +280,26 @@ fn block<R: Real>(
     found
 }
 
-/// [`block`] of two runs of bf16 elements that lie in files as they are; none if not all are finite.
-fn block_bf16<R: Real>(triple: &Triple<'_>, first: u64, length: usize) -> Option<Measured> {
+/// [`block`] in the usual case, for which nothing need be decoded: two runs of bf16 elements that lie in files as they
+/// are, without a base. None in others, and if not all are finite.
+fn block_bf16(triple: &Triple<'_>, first: u64, length: usize) -> Option<Measured> {
+    if triple.format != Some(FloatType::Bf16) || triple.base.is_some() {
+        return None;
+    }
     let (a, b) = triple.bytes?;
-    let start = 2 * first as usize;
-    let (mut apart, mut steps) = (Distance::default(), StepCounts::default());
+    let block = 2 * first as usize..2 * (first as usize + length);
+    let (a, b) = (a.get(block.clone())?, b.get(block)?);
+    let (mut sums, mut steps) = (DistanceSums::default(), StepCounts::default());
     let mut differs = false;
-    for at in (0..length).step_by(STRIP) {
-        let strip = start + 2 * at..start + 2 * length.min(at + STRIP);
-        // What the next block has there arrives while this is looked at.
-        let ahead = strip.start + 2 * BLOCK..strip.end + 2 * BLOCK;
-        for bytes in [a, b] {
-            prefetch(bytes.get(ahead.clone()).unwrap_or_default());
-        }
-        let (a, b) = (a.get(strip.clone())?, b.get(strip)?);
+    // Strip by strip, so that the memory brings the next ones while a strip is looked at for the second time.
+    for (a, b) in a.chunks(2 * STRIP).zip(b.chunks(2 * STRIP)) {
+        sums.add_bf16(a, b);
         if a != b {
             differs = true;
             steps.add(&StepCounts::of(FloatType::Bf16, a, b));
         }
-        apart.add(&distance_bf16::<R>(a, b));
     }
+    let apart = sums.distance();
     apart.is_finite().then_some(Measured {
         differs,
         differing: steps.at_least[0],
