@@ -233,6 +233,12 @@ impl Checkpoint {
         Some(self.shards[tensor.shard].slice(tensor.offset, tensor.len))
     }
 
+    /// Tells the system that all of it is going to be read, so that it comes from the disk in large pieces. Not for
+    /// samples: the system would read much that nobody looks at.
+    pub fn read_ahead(&self) {
+        self.shards.iter().for_each(Shard::read_ahead);
+    }
+
     /// Tells that these bytes of a tensor, as they are stored, are not needed again, so that they may leave. They can
     /// still be read.
     ///

@@ -89,6 +89,13 @@ impl Shard {
         &self.map[start..start + len as usize]
     }
 
+    /// Tells the system that all of it is going to be read: in large pages, where it has them for files. Where the
+    /// system has no such advice, or does not take it, nothing happens.
+    pub(super) fn read_ahead(&self) {
+        #[cfg(target_os = "linux")]
+        let _ = self.map.advise(memmap2::Advice::HugePage);
+    }
+
     /// Lets bytes leave that are not needed again.
     pub(super) fn done_with(&self, bytes: Range<u64>, what: Leave) {
         for piece in self.behind.note(bytes) {

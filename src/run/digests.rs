@@ -3,7 +3,7 @@
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::error::RunError;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Leave};
 use crate::engine::{self, Observer};
 use crate::numeric::TreeDigest;
 
@@ -60,6 +60,7 @@ pub fn each_piece<T: Send>(
     look: impl Fn(usize, &[u8]) -> T + Sync,
 ) -> Result<Seen<T>, RunError> {
     let pool = engine::pool(threads).map_err(RunError::Engine)?;
+    model.read_ahead();
     let bytes: Vec<Option<&[u8]>> = tensors.iter().map(|&tensor| model.stored(tensor)).collect();
     let trees: Vec<TreeDigest> = bytes
         .iter()
@@ -80,6 +81,8 @@ pub fn each_piece<T: Send>(
             }
             trees[at].update(first as u64, bytes);
             let seen = look(at, bytes);
+            let (first, len) = (first as u64, bytes.len() as u64);
+            model.done_with(tensors[at], first..first + len, Leave::Map);
             observer.advance(bytes.len() as u64);
             Ok((at, seen))
         });

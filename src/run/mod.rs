@@ -91,6 +91,7 @@ pub fn run(
     let files = OutputFiles::create(stage.path(), &plan.shards, &plan.lens(), room)?;
     prepare(plan, observer)?;
     let Work { jobs, purposes, .. } = Work::of(plan, None)?;
+    read_ahead(plan);
     let leave = match options.drop_behind {
         true => Leave::Cache,
         false => Leave::Map,
@@ -139,6 +140,9 @@ pub fn replay(
 ) -> Result<Totals, RunError> {
     prepare(plan, observer)?;
     let Work { jobs, purposes, .. } = Work::of(plan, sample)?;
+    if sample.is_none() {
+        read_ahead(plan);
+    }
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;
     check_unchanged(plan)?;
@@ -183,6 +187,13 @@ pub fn replay_others(
     let Work { jobs, purposes, .. } = Work::of_others(plan, others, sample)?;
     engine::execute(&jobs, &settings, &limits, sink, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))
+}
+
+/// Tells the system that all of the models is going to be read.
+fn read_ahead(plan: &Plan) {
+    plan.stored_models()
+        .iter()
+        .for_each(|model| model.read_ahead());
 }
 
 /// Makes the values that no file holds and that are not computed block by block: the rows of routers.

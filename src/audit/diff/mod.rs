@@ -64,6 +64,9 @@ pub fn diff(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, Ru
         .iter()
         .map(|&(at, of_b)| Triple::new(request, at, of_b))
         .collect();
+    for model in [Some(request.a), Some(request.b), request.base] {
+        model.into_iter().for_each(Checkpoint::read_ahead);
+    }
     let mut measured = measure(&triples, request.threads, observer)?.into_iter();
     let pairs: Vec<Pair<'_>> = common
         .iter()
