@@ -42,6 +42,9 @@ struct Arguments {
     /// Where models are made, and stay
     #[arg(long, default_value = "target/bench")]
     folder: PathBuf,
+    /// Make the models anew, and leave them in the page cache as writing does: in smaller pages
+    #[arg(long)]
+    written: bool,
     /// What cargo adds
     #[arg(long, hide = true)]
     bench: bool,
@@ -70,7 +73,12 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     let shape = Shape::find(&arguments.shape).ok_or_else(|| io::Error::other("no such shape"))?;
     fs::create_dir_all(&arguments.folder)?;
     let folder = fs::canonicalize(&arguments.folder)?;
-    let [base, a, b] = [0, 1, 2].map(|seed| models::model(&folder, shape, seed));
+    let made = if arguments.written {
+        models::written
+    } else {
+        models::model
+    };
+    let [base, a, b] = [0, 1, 2].map(|seed| made(&folder, shape, seed));
     let (base, a, b) = (base?, a?, b?);
     let recipes = ["linear", "ties"].map(|method| recipe(&folder, method, &base, &a, &b));
     let threads = arguments.threads.to_string();
@@ -141,10 +149,17 @@ fn run(arguments: &Arguments) -> io::Result<()> {
         }
     }
     println!(
-        "{} threads, shape {}, warm cache, medians of {} rounds\n\n\
+        "{} threads, shape {}, in the page cache as {} left it, medians of {} rounds\n\n\
          | command | floor | floor takes | takes | of the floor | at most | own memory |\n\
          |---|---|---:|---:|---:|---:|---:|",
-        arguments.threads, arguments.shape, arguments.rounds
+        arguments.threads,
+        arguments.shape,
+        if arguments.written {
+            "writing"
+        } else {
+            "reading"
+        },
+        arguments.rounds
     );
     for row in rows {
         let floor = median(row.times.iter().map(|(floor, _)| *floor));
