@@ -56,8 +56,9 @@ pub struct BudgetError {
 
 /// The program itself, its stacks, headers and plan: measured at 6 to 20 MiB, rounded up.
 const OVERHEAD: u64 = 32 << 20;
-/// Blocks in the largest tile worth having: 2 MiB of 16-bit output.
-const MOST_TILE_BLOCKS: u64 = 64;
+/// Blocks in the largest tile worth having: 512 KiB of 16-bit output, which stay in a worker's second cache until they
+/// are hashed and copied.
+const MOST_TILE_BLOCKS: u64 = 16;
 /// Bytes that statistics get at the least, beside what the neediest job takes.
 const STATISTICS: u64 = 8 << 20;
 /// Bytes that memos get at the most, beside what the neediest job wishes.
