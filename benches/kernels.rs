@@ -8,8 +8,8 @@
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use weldment::numeric::{
-    BLOCK, FloatType, HIGH_BINS, MaskKey, NonFinite, Real, abs_sums, clamp_to_hull, dot, high_bin,
-    weighted_sum,
+    BLOCK, FloatType, HIGH_BINS, MaskKey, NonFinite, PairProducts, Real, SumRule, abs_sums,
+    high_bin, weighted_sum,
 };
 
 fn main() {
@@ -66,14 +66,18 @@ fn encode<R: Real>(bencher: Bencher<'_, '_>, format: FloatType) {
 #[divan::bench(types = [f32, f64])]
 fn linear<R: Real>(bencher: Bencher<'_, '_>) {
     let (a, b): (Vec<R>, Vec<R>) = (weights(1), weights(2));
-    let weights = [R::from_f64(0.6), R::from_f64(0.4)];
+    let terms = [(0, R::from_f64(0.6)), (1, R::from_f64(0.4))];
+    let rule = SumRule {
+        divisor: R::ONE,
+        fused: true,
+        mean: true,
+    };
     let mut out = vec![R::ZERO; BLOCK];
     bencher
         .counter(stored(FloatType::Bf16, 2 * BLOCK))
         .bench_local(|| {
             let sources = [black_box(a.as_slice()), black_box(b.as_slice())];
-            weighted_sum(&sources, &weights, true, &mut out);
-            clamp_to_hull(&sources, black_box(&mut out));
+            weighted_sum(&sources, &terms, 0, rule, black_box(&mut out));
         });
 }
 
@@ -84,7 +88,9 @@ fn gram<R: Real>(bencher: Bencher<'_, '_>) {
         .counter(stored(FloatType::Bf16, 2 * BLOCK))
         .bench_local(|| {
             let (a, b) = (black_box(&a), black_box(&b));
-            [dot(a, a), dot(a, b), dot(b, b)]
+            let mut products = PairProducts::default();
+            products.add(a, b);
+            products.products()
         });
 }
 

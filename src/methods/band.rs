@@ -160,7 +160,43 @@ pub(super) struct BlockBand {
     ties: [(u32, u64); 2],
 }
 
+/// A band in a block in which each tie is kept everywhere or nowhere: a key alone says whether it is kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    from: u32,
+    below: u32,
+    tied: [u32; 2],
+}
+
+impl Bounds {
+    /// Whether an element with this key is kept.
+    #[inline(always)]
+    pub(super) fn keep(&self, key: u32) -> bool {
+        let within = (key >= self.from) & (key < self.below);
+        within | (key == self.tied[0]) | (key == self.tied[1])
+    }
+}
+
 impl BlockBand {
+    /// The bounds that hold in the whole block; none if a tie is kept in a part of it.
+    pub(super) fn bounds(&self) -> Option<Bounds> {
+        let whole = |&(_, left): &(u32, u64)| left == 0 || left == ALL;
+        self.ties.iter().all(whole).then(|| self.bounds_here())
+    }
+
+    /// The bounds where all ties with a quota are kept.
+    fn bounds_here(&self) -> Bounds {
+        let tied = |(key, left)| match left {
+            0 => NO_TIE.0,
+            _ => key,
+        };
+        Bounds {
+            from: self.from,
+            below: self.below,
+            tied: self.ties.map(tied),
+        }
+    }
+
     /// One where an element is kept, zero where not: a number of the same width as the values lets the
     /// compiler work on many at once, where a `bool` makes it branch.
     pub(super) fn fill<R: Real>(&mut self, keys: &[u32], keep: &mut [R]) {
@@ -173,14 +209,11 @@ impl BlockBand {
         if self.ties.iter().zip(&counts).any(parted) {
             return self.fill_one_by_one(keys, keep);
         }
-        let kept = self.ties.map(|(key, left)| match left {
-            0 => NO_TIE.0,
-            _ => key,
-        });
+        let bounds = self.bounds_here();
         for ((_, left), count) in self.ties.iter_mut().zip(counts) {
             *left = less(*left, count);
         }
-        keep_within(keys, [self.from, self.below], kept, keep);
+        keep_within(keys, bounds, keep);
     }
 
     fn fill_one_by_one<R: Real>(&mut self, keys: &[u32], keep: &mut [R]) {
@@ -218,11 +251,10 @@ vectorised! {
 }
 
 vectorised! {
-    /// One where a key is within the bounds or tied, else zero.
-    fn keep_within<R: Real>(keys: &[u32], [from, below]: [u32; 2], tied: [u32; 2], keep: &mut [R]) {
+    /// One where a key is kept, else zero.
+    fn keep_within<R: Real>(keys: &[u32], bounds: Bounds, keep: &mut [R]) {
         for (keep, &key) in keep.iter_mut().zip(keys) {
-            let within = (key >= from) & (key < below);
-            *keep = one_if(within | (key == tied[0]) | (key == tied[1]));
+            *keep = one_if(bounds.keep(key));
         }
     }
 }

@@ -11,7 +11,7 @@ use super::weighted_sum::Combination;
 use crate::engine::{
     AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Pass, Program,
 };
-use crate::numeric::{Real, dot};
+use crate::numeric::{PairProducts, Real, dot};
 
 /// Elements subtracted at a time, so that the differences stay in the first cache.
 const STRIP: usize = 1024;
@@ -130,23 +130,54 @@ impl Vectors {
 
     /// Adds the inner products of the elements at hand.
     fn measure<R: Real>(&self, block: &Block<'_, R>, products: &mut [f64]) {
-        let sources = block.sources;
-        let Some(origin) = self.origin else {
-            let vectors: Vec<&[R]> = self.members.iter().map(|&member| sources[member]).collect();
-            // What is read next is asked for piece by piece between the products.
-            let piece = block.len().div_ceil(products.len().max(1));
-            return add_products(&vectors, products, |place| {
-                block.ahead(place * piece..(place + 1) * piece);
-            });
-        };
-        // In f64, so that the differences of f32 and of narrower values are exact but for huge ratios.
+        let origin = self.origin.map(|origin| block.sources[origin]);
+        match (self.members.as_slice(), origin) {
+            (&[a, b], None) => self.measure_pair([a, b], block, products),
+            (_, None) => {
+                let sources = self.members.iter().map(|&member| block.sources[member]);
+                let vectors: Vec<&[R]> = sources.collect();
+                // What is read next is asked for piece by piece between the products.
+                let piece = block.len().div_ceil(products.len().max(1));
+                add_products(&vectors, products, |place| {
+                    block.ahead(place * piece..(place + 1) * piece);
+                });
+            }
+            (_, Some(base)) => self.measure_differences(base, block, products),
+        }
+    }
+
+    /// The usual case of two vectors, in one sweep.
+    fn measure_pair<R: Real>(
+        &self,
+        [a, b]: [usize; 2],
+        block: &Block<'_, R>,
+        products: &mut [f64],
+    ) {
+        let mut pair = PairProducts::default();
+        for start in (0..block.len()).step_by(STRIP) {
+            let strip = start..block.len().min(start + STRIP);
+            block.ahead(strip.clone());
+            pair.add(&block.sources[a][strip.clone()], &block.sources[b][strip]);
+        }
+        add(products, &pair.products());
+    }
+
+    /// In f64, so that the differences of f32 and of narrower values are exact but for huge ratios.
+    fn measure_differences<R: Real>(&self, base: &[R], block: &Block<'_, R>, products: &mut [f64]) {
         let mut differences = vec![[0.0; STRIP]; self.count()];
-        let base = sources[origin];
         for start in (0..base.len()).step_by(STRIP) {
-            let base = &base[start..base.len().min(start + STRIP)];
-            block.ahead(start..start + base.len());
+            let strip = start..base.len().min(start + STRIP);
+            let base = &base[strip.clone()];
+            block.ahead(strip.clone());
+            if let &[a, b] = self.members.as_slice() {
+                let mut pair = PairProducts::default();
+                let [a, b] = [a, b].map(|member| &block.sources[member][strip.clone()]);
+                pair.add_from(base, a, b);
+                add(products, &pair.products());
+                continue;
+            }
             for (difference, &member) in differences.iter_mut().zip(&self.members) {
-                let source = &sources[member][start..][..base.len()];
+                let source = &block.sources[member][strip.clone()];
                 for ((difference, x), base) in difference.iter_mut().zip(source).zip(base) {
                     *difference = x.to_f64() - base.to_f64();
                 }
@@ -172,6 +203,12 @@ impl Vectors {
         }
         weights
     }
+}
+
+fn add(sums: &mut [f64], parts: &[f64]) {
+    sums.iter_mut()
+        .zip(parts)
+        .for_each(|(sum, part)| *sum += part);
 }
 
 /// Adds the inner products of all pairs; calls `before` before each, with its number.
@@ -305,15 +342,17 @@ impl<R: Real> Apply<R> for EachRow {
         let vectors = &self.program.vectors;
         let mut room = Vec::new();
         for (index, out) in out.chunks_mut(self.row).enumerate() {
-            let row = index * self.row..index * self.row + out.len();
-            block.ahead(row.clone());
-            let row = block.part(row, &mut room);
+            let start = index * self.row;
+            block.ahead(start..start + out.len());
+            let row = block.part(start..start + out.len(), &mut room);
             let mut gram = Gram {
                 count: vectors.count(),
                 products: vec![0.0; pairs(vectors.count())],
             };
             vectors.measure(&row, &mut gram.products);
-            self.program.solved(&gram).combine(row.sources, out);
+            self.program
+                .solved(&gram)
+                .combine(block.sources, start, out);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The program of every method that ends in one linear combination of its sources.
 
 use crate::engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
-use crate::numeric::{Real, clamp_to_hull, weighted_sum};
+use crate::numeric::{Real, SumRule, weighted_sum};
 
 /// Elements combined at a time, so that they stay in the first cache.
 const STRIP: usize = 1024;
@@ -36,11 +36,9 @@ impl AnyProgram for WeightedSum {
 
 /// The pass that applies a linear combination.
 pub(super) struct Combination<R> {
-    weights: Vec<R>,
-    divisor: R,
-    fused: bool,
-    /// The sources that a result must lie between: those with weight, if the sum is a mean.
-    hull: Vec<usize>,
+    /// The sources with weight, and their weights.
+    terms: Vec<(usize, R)>,
+    rule: SumRule<R>,
 }
 
 impl<R: Real> Combination<R> {
@@ -53,45 +51,32 @@ impl<R: Real> Combination<R> {
         };
         // A sum of weights that is meant to be one is so up to a few roundings.
         let one = normalize || (exact.iter().sum::<f64>() - 1.0).abs() < 1e-12;
-        let mean = one
-            && exact
-                .iter()
-                .all(|&weight| R::from_f64(weight) / divisor >= R::ZERO);
+        let mean = one && weights.iter().all(|&weight| weight / divisor >= R::ZERO);
+        let terms = weights.into_iter().enumerate();
         Self {
-            divisor,
-            fused,
-            hull: if mean {
-                (0..exact.len()).filter(|&k| exact[k] != 0.0).collect()
-            } else {
-                Vec::new()
+            terms: terms.filter(|&(_, weight)| weight != R::ZERO).collect(),
+            rule: SumRule {
+                divisor,
+                fused,
+                mean,
             },
-            weights,
         }
     }
 }
 
 impl<R: Real> Apply<R> for Combination<R> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        let mut room = Vec::new();
         for (index, out) in out.chunks_mut(STRIP).enumerate() {
-            let strip = index * STRIP..index * STRIP + out.len();
-            block.ahead(strip.clone());
-            self.combine(block.part(strip, &mut room).sources, out);
+            let start = index * STRIP;
+            block.ahead(start..start + out.len());
+            self.combine(block.sources, start, out);
         }
     }
 }
 
 impl<R: Real> Combination<R> {
-    /// Combines slices of one length.
-    pub(super) fn combine(&self, sources: &[&[R]], out: &mut [R]) {
-        weighted_sum(sources, &self.weights, self.fused, out);
-        if self.divisor != R::ONE {
-            out.iter_mut()
-                .for_each(|value| *value = *value / self.divisor);
-        }
-        if !self.hull.is_empty() {
-            let hull: Vec<&[R]> = self.hull.iter().map(|&source| sources[source]).collect();
-            clamp_to_hull(&hull, out);
-        }
+    /// Combines the elements of the sources from `start` on.
+    pub(super) fn combine(&self, sources: &[&[R]], start: usize, out: &mut [R]) {
+        weighted_sum(sources, &self.terms, start, self.rule, out);
     }
 }

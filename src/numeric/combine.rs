@@ -1,89 +1,98 @@
 //! Weighted sums of sources: what every merge ends in.
 
+use super::lanes::{LANES, each, load};
 use super::real::Real;
 use super::vector::vectorised;
 
-/// Elements summed at a time, so that the partial sums stay in the first cache.
-const STRIP: usize = 2048;
+/// How the terms of a weighted sum are put together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SumRule<R> {
+    /// What the sum is divided by; one, if it is not.
+    pub divisor: R,
+    /// Whether each term is added with one rounding; without, its product is rounded first, so that terms that
+    /// cancel give zero. mergekit does the first in `linear`, the second in `slerp`.
+    pub fused: bool,
+    /// Whether the result is a mean, with weights of one sign that make up one: then it is put between the least and
+    /// the largest of the sources there. It lies there by its definition; rounding can carry it out by a step. So
+    /// elements in which all sources agree come out as they went in, to the bit.
+    pub mean: bool,
+}
 
-vectorised! {
-    /// `out[i] = sum of weights[k] * sources[k][i]`, summed in source order.
-    ///
-    /// With `fused`, each term is added with one rounding; without, its product is rounded first, so that terms
-    /// that cancel give zero. mergekit does the first in `linear`, the second in `slerp`.
-    /// A source of weight zero is left out, so that an infinity in it does not turn into NaN.
-    /// All slices have the length of `out`.
-    pub fn weighted_sum<R: Real>(sources: &[&[R]], weights: &[R], fused: bool, out: &mut [R]) {
-        let mut start = 0;
-        for out in out.chunks_mut(STRIP) {
-            let mut first = true;
-            for (source, &weight) in sources.iter().zip(weights) {
-                if weight == R::ZERO {
-                    continue;
-                }
-                let source = &source[start..][..out.len()];
-                if first {
-                    out.iter_mut()
-                        .zip(source)
-                        .for_each(|(sum, &value)| *sum = weight * value);
-                } else if fused {
-                    out.iter_mut()
-                        .zip(source)
-                        .for_each(|(sum, &value)| *sum = value.times_plus(weight, *sum));
-                } else {
-                    out.iter_mut()
-                        .zip(source)
-                        .for_each(|(sum, &value)| *sum += weight * value);
-                }
-                first = false;
-            }
-            if first {
-                out.fill(R::ZERO);
-            }
-            start += out.len();
-        }
-    }
+/// `out[i] = sum of weight * sources[source][start + i]`, summed in the order of the terms: sources and their weights.
+///
+/// A source that is in no term does not matter, not even an infinity in it. Without terms, zeros.
+pub fn weighted_sum<R: Real>(
+    sources: &[&[R]],
+    terms: &[(usize, R)],
+    start: usize,
+    rule: SumRule<R>,
+    out: &mut [R],
+) {
+    let kernel = match (rule.fused, rule.mean) {
+        (false, false) => sum_terms::<R, false, false>,
+        (false, true) => sum_terms::<R, false, true>,
+        (true, false) => sum_terms::<R, true, false>,
+        (true, true) => sum_terms::<R, true, true>,
+    };
+    kernel(sources, terms, start, rule.divisor, out);
 }
 
 vectorised! {
-    /// Puts each element of `out` between the least and the largest of the sources there.
-    ///
-    /// A weighted mean with weights of one sign lies there by its definition; rounding can carry it out by a
-    /// step. So elements in which all sources agree come out as they went in, to the bit.
-    pub fn clamp_to_hull<R: Real>(sources: &[&[R]], out: &mut [R]) {
+    fn sum_terms<R: Real, const FUSED: bool, const MEAN: bool>(
+        sources: &[&[R]], terms: &[(usize, R)], start: usize, divisor: R, out: &mut [R],
+    ) {
         let (chunks, rest) = out.as_chunks_mut::<LANES>();
-        let start = chunks.len() * LANES;
+        let behind = start + chunks.len() * LANES;
         for (index, out) in chunks.iter_mut().enumerate() {
-            clamp_lanes(sources, index * LANES, out);
+            *out = sum_lanes::<R, FUSED, MEAN, LANES>(sources, terms, start + index * LANES, divisor);
         }
         for (index, out) in rest.iter_mut().enumerate() {
-            clamp_lanes(sources, start + index, std::array::from_mut(out));
+            [*out] = sum_lanes::<R, FUSED, MEAN, 1>(sources, terms, behind + index, divisor);
         }
     }
 }
 
-/// Elements whose bounds are found together, in registers.
-const LANES: usize = 8;
-
 #[inline(always)]
-fn clamp_lanes<R: Real, const N: usize>(sources: &[&[R]], start: usize, out: &mut [R; N]) {
-    let lanes = |source: &[R]| source[start..].first_chunk::<N>().copied();
-    let mut sources = sources.iter().filter_map(|source| lanes(source));
-    let Some(first) = sources.next() else {
-        return;
+fn sum_lanes<R: Real, const FUSED: bool, const MEAN: bool, const N: usize>(
+    sources: &[&[R]],
+    terms: &[(usize, R)],
+    at: usize,
+    divisor: R,
+) -> [R; N] {
+    let Some((&(first, weight), others)) = terms.split_first() else {
+        return [R::ZERO; N];
     };
+    let first: [R; N] = load(sources[first], at);
+    let mut sum: [R; N] = each(|i| weight * first[i]);
     let (mut low, mut high) = (first, first);
-    for source in sources {
-        for ((low, high), value) in low.iter_mut().zip(&mut high).zip(source) {
-            *low = if value < *low { value } else { *low };
-            *high = if value > *high { value } else { *high };
+    for &(source, weight) in others {
+        let value: [R; N] = load(sources[source], at);
+        sum = each(|i| match FUSED {
+            true => value[i].times_plus(weight, sum[i]),
+            false => sum[i] + weight * value[i],
+        });
+        if MEAN {
+            low = each(|i| if value[i] < low[i] { value[i] } else { low[i] });
+            high = each(|i| {
+                if value[i] > high[i] {
+                    value[i]
+                } else {
+                    high[i]
+                }
+            });
         }
     }
-    for ((value, low), high) in out.iter_mut().zip(low).zip(high) {
-        // Comparisons with NaN are false, so a NaN stays. At equality too, as a minus zero equals a plus zero.
-        let raised = if *value <= low { low } else { *value };
-        *value = if raised >= high { high } else { raised };
+    if divisor != R::ONE {
+        sum = each(|i| sum[i] / divisor);
     }
+    if !MEAN {
+        return sum;
+    }
+    each(|i| {
+        // Comparisons with NaN are false, so a NaN stays. At equality too, as a minus zero equals a plus zero.
+        let raised = if sum[i] <= low[i] { low[i] } else { sum[i] };
+        if raised >= high[i] { high[i] } else { raised }
+    })
 }
 
 #[cfg(test)]
@@ -105,7 +114,14 @@ mod tests {
             let weights: Vec<f32> = (0..count).map(|r| value(r, length + 1)).collect();
             let sources: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
             let mut out = vec![0f32; length];
-            weighted_sum(&sources, &weights, seed % 2 == 0, &mut out);
+            let terms: Vec<(usize, f32)> = weights.iter().copied().enumerate().collect();
+            let rule = SumRule { divisor: 1.0, fused: seed % 2 == 0, mean: false };
+            weighted_sum(&sources, &terms, 0, rule, &mut out);
+            // From anywhere on, the same.
+            let start = seed as usize % (length + 1);
+            let mut rest = vec![0f32; length - start];
+            weighted_sum(&sources, &terms, start, rule, &mut rest);
+            prop_assert_eq!(&rest, &out[start..]);
 
             let matrix = Array2::from_shape_fn((count, length), |(r, c)| f64::from(rows[r][c]));
             let twin = Array1::from_iter(weights.iter().map(|&w| f64::from(w))).dot(&matrix);
@@ -113,7 +129,11 @@ mod tests {
                 prop_assert!((f64::from(*fast) - slow).abs() <= 1e-6);
             }
 
-            clamp_to_hull(&sources, &mut out);
+            let mut halves = out.clone();
+            weighted_sum(&sources, &terms, 0, SumRule { divisor: 2.0, ..rule }, &mut halves);
+            prop_assert!(out.iter().zip(&halves).all(|(sum, half)| sum / 2.0 == *half));
+
+            weighted_sum(&sources, &terms, 0, SumRule { mean: true, ..rule }, &mut out);
             for (column, clamped) in matrix.axis_iter(Axis(1)).zip(&out) {
                 let low = column.fold(f64::INFINITY, |a, &b| a.min(b));
                 let high = column.fold(f64::NEG_INFINITY, |a, &b| a.max(b));
@@ -122,17 +142,19 @@ mod tests {
         }
     }
 
+    const MEAN: SumRule<f64> = SumRule {
+        divisor: 1.0,
+        fused: true,
+        mean: true,
+    };
+
     #[test]
-    fn a_source_of_weight_zero_does_not_matter() {
-        let mut out = [0f32; 2];
-        weighted_sum(
-            &[&[1.0, 2.0], &[f32::INFINITY, f32::NAN]],
-            &[1.0, 0.0],
-            true,
-            &mut out,
-        );
+    fn a_source_in_no_term_does_not_matter() {
+        let mut out = [0f64; 2];
+        let sources: [&[f64]; 2] = [&[1.0, 2.0], &[f64::INFINITY, f64::NAN]];
+        weighted_sum(&sources, &[(0, 1.0)], 0, MEAN, &mut out);
         assert_eq!(out, [1.0, 2.0]);
-        weighted_sum(&[&[1.0f32, 2.0]], &[0.0], true, &mut out);
+        weighted_sum(&sources, &[], 0, MEAN, &mut out);
         assert_eq!(out, [0.0, 0.0]);
     }
 
@@ -140,13 +162,8 @@ mod tests {
     fn copies_come_out_as_they_went_in() {
         let values = [0.1f64, -3.7e200, 5e-324, 1.0 / 3.0];
         let mut out = [0f64; 4];
-        weighted_sum(
-            &[&values, &values, &values],
-            &[0.1, 0.2, 0.7],
-            true,
-            &mut out,
-        );
-        clamp_to_hull(&[&values, &values, &values], &mut out);
+        let terms = [(0, 0.1), (1, 0.2), (2, 0.7)];
+        weighted_sum(&[&values, &values, &values], &terms, 0, MEAN, &mut out);
         assert_eq!(out, values);
     }
 }

@@ -26,9 +26,3 @@ pub(crate) fn each<R: Real, const N: usize>(make: impl Fn(usize) -> R) -> [R; N]
     }
     lanes
 }
-
-/// One or the other, by whether the mask is above zero.
-#[inline(always)]
-pub(crate) fn select<R: Real, const N: usize>(mask: &[R; N], yes: [R; N], no: [R; N]) -> [R; N] {
-    each(|i| if mask[i] > R::ZERO { yes[i] } else { no[i] })
-}

@@ -24,6 +24,92 @@ vectorised! {
     }
 }
 
+/// The inner products of two vectors with themselves and with each other, of elements that come strip by strip.
+///
+/// The same to the bit as [`dot`] of the whole vectors, if all strips but the last are of a multiple of eight elements.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PairProducts {
+    lanes: [[f64; LANES]; 3],
+}
+
+impl PairProducts {
+    /// Adds elements of both.
+    pub fn add<R: Real>(&mut self, a: &[R], b: &[R]) {
+        self.lanes = add_products(a, b, self.lanes);
+    }
+
+    /// Adds elements of the differences of both from a third, made in f64.
+    pub fn add_from<R: Real>(&mut self, origin: &[R], a: &[R], b: &[R]) {
+        self.lanes = add_products_from(origin, a, b, self.lanes);
+    }
+
+    /// The first with itself, the first with the second, the second with itself.
+    pub fn products(&self) -> [f64; 3] {
+        self.lanes.map(fold)
+    }
+}
+
+vectorised! {
+    fn add_products<R: Real>(a: &[R], b: &[R], mut lanes: [[f64; LANES]; 3]) -> [[f64; LANES]; 3] {
+        let (a, b) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in a.0.iter().zip(b.0) {
+            lanes = add_product_lanes(a.map(R::to_f64), b.map(R::to_f64), lanes);
+        }
+        add_product_lanes(behind(a.1), behind(b.1), lanes)
+    }
+}
+
+vectorised! {
+    fn add_products_from<R: Real>(
+        origin: &[R], a: &[R], b: &[R], mut lanes: [[f64; LANES]; 3],
+    ) -> [[f64; LANES]; 3] {
+        let (origin, a, b) = (origin.as_chunks::<LANES>(), a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for ((origin, a), b) in origin.0.iter().zip(a.0).zip(b.0) {
+            let origin = origin.map(R::to_f64);
+            lanes = add_product_lanes(less(a.map(R::to_f64), origin), less(b.map(R::to_f64), origin), lanes);
+        }
+        let origin = behind(origin.1);
+        add_product_lanes(less(behind(a.1), origin), less(behind(b.1), origin), lanes)
+    }
+}
+
+/// The last elements, fewer than there are lanes, and zeros.
+#[inline(always)]
+fn behind<R: Real>(rest: &[R]) -> [f64; LANES] {
+    let mut lanes = [0.0; LANES];
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = value.to_f64();
+    }
+    lanes
+}
+
+#[inline(always)]
+fn less(a: [f64; LANES], b: [f64; LANES]) -> [f64; LANES] {
+    let mut less = a;
+    for (less, b) in less.iter_mut().zip(b) {
+        *less -= b;
+    }
+    less
+}
+
+#[inline(always)]
+fn add_product_lanes(
+    a: [f64; LANES],
+    b: [f64; LANES],
+    [mut aa, mut ab, mut bb]: [[f64; LANES]; 3],
+) -> [[f64; LANES]; 3] {
+    for i in 0..LANES {
+        aa[i] += a[i] * a[i];
+    }
+    for i in 0..LANES {
+        ab[i] += a[i] * b[i];
+    }
+    for i in 0..LANES {
+        bb[i] += b[i] * b[i];
+    }
+    [aa, ab, bb]
+}
+
 vectorised! {
     /// The sum of magnitudes, and that of those that are kept: where `keep` is above zero.
     pub fn abs_sums<R: Real>(values: &[R], keep: &[R]) -> [f64; 2] {
@@ -66,6 +152,18 @@ mod tests {
             let other: Vec<f64> = values.iter().rev().copied().collect();
             let twin = ArrayView1::from(&values).dot(&ArrayView1::from(&other));
             prop_assert!((dot(&values, &other) - twin).abs() <= 1e-12 * 1e6 * values.len() as f64);
+            let third: Vec<f64> = values.iter().map(|value| value * 0.5 + 1.0).collect();
+            let from = |values: &[f64]| -> Vec<f64> {
+                values.iter().zip(&third).map(|(value, third)| value - third).collect()
+            };
+            let (mut pair, mut apart) = (PairProducts::default(), PairProducts::default());
+            for ((a, b), third) in values.chunks(48).zip(other.chunks(48)).zip(third.chunks(48)) {
+                pair.add(a, b);
+                apart.add_from(third, a, b);
+            }
+            let dots = |a: &[f64], b: &[f64]| [dot(a, a), dot(a, b), dot(b, b)];
+            prop_assert_eq!(pair.products(), dots(&values, &other));
+            prop_assert_eq!(apart.products(), dots(&from(&values), &from(&other)));
             let [all, kept] = abs_sums(&values, &other);
             let twin: f64 = values.iter().map(|value| value.abs()).sum();
             prop_assert!((all - twin).abs() <= 1e-12 * twin);

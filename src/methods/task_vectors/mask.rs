@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::super::band::{Band, BlockBand, one_if};
+use super::super::band::{Band, BlockBand, Bounds, one_if};
 use super::super::order::Keys;
 use super::STRIP;
 use super::ranks::{Chances, RankedRows, rank_rows};
+use super::sum::differences;
 use crate::engine::Block;
 use crate::numeric::{MaskKey, Real, WORD, pack, unpack, vectorised};
 
@@ -128,6 +129,41 @@ vectorised! {
 }
 
 vectorised! {
+    /// The task vector where its magnitude is within the bounds, and one there, else zeros.
+    fn keep_bounded<R: Real>(source: &[R], base: &[R], bounds: Bounds, kept: &mut [R], keep: &mut [R]) {
+        let places = kept.iter_mut().zip(keep);
+        for ((kept, keep), (&x, &base)) in places.zip(source.iter().zip(base)) {
+            let delta = x - base;
+            let stays = bounds.keep(delta.magnitude_key());
+            *kept = if stays { delta } else { R::ZERO };
+            *keep = one_if(stays);
+        }
+    }
+}
+
+vectorised! {
+    /// The task vector where the draw is below the bound, and one there, else zeros.
+    fn keep_drawn<R: Real>(
+        source: &[R], base: &[R], draws: &[u32], bound: u32, kept: &mut [R], keep: &mut [R],
+    ) {
+        let places = kept.iter_mut().zip(keep).zip(draws);
+        for (((kept, keep), &draw), (&x, &base)) in places.zip(source.iter().zip(base)) {
+            *kept = if draw < bound { x - base } else { R::ZERO };
+            *keep = one_if(draw < bound);
+        }
+    }
+}
+
+vectorised! {
+    /// Zeros where an element is not kept.
+    pub(in crate::methods) fn strike<R: Real>(deltas: &mut [R], keep: &[R]) {
+        for (delta, &keep) in deltas.iter_mut().zip(keep) {
+            *delta = if keep > R::ZERO { *delta } else { R::ZERO };
+        }
+    }
+}
+
+vectorised! {
     /// One where a draw is below the bound.
     fn keep_below<R: Real>(draws: &[u32], bound: u64, keep: &mut [R]) {
         match u32::try_from(bound) {
@@ -172,6 +208,35 @@ impl BlockMask<'_> {
                     let draw = key.draw(first + offset as u64);
                     *keep = one_if(draw < chances.bound(rank, row));
                 }
+            }
+        }
+    }
+
+    /// Sets `kept` to the task vector, the source less the base, where an element is kept, else to zero; and `keep` as
+    /// [`fill`](Self::fill) does.
+    pub(in crate::methods) fn apply<R: Real>(
+        &mut self,
+        start: usize,
+        source: &[R],
+        base: &[R],
+        kept: &mut [R],
+        keep: &mut [R],
+    ) {
+        match (self.mask, self.band.and_then(|band| band.bounds())) {
+            (Mask::All, _) => {
+                differences(source, base, kept);
+                keep.fill(R::ONE);
+            }
+            (Mask::Magnitudes(_), Some(bounds)) => keep_bounded(source, base, bounds, kept, keep),
+            (&Mask::Random { key, bound }, _) if let Ok(bound) = u32::try_from(bound) => {
+                let draws = &mut self.numbers[..keep.len()];
+                key.fill(self.first + start as u64, draws);
+                keep_drawn(source, base, draws, bound, kept, keep);
+            }
+            _ => {
+                differences(source, base, kept);
+                self.fill(start, kept, keep);
+                strike(kept, keep);
             }
         }
     }

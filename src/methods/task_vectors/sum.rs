@@ -1,13 +1,13 @@
 //! The pass that applies: masked task vectors are added to the base.
 
 use super::choice::Magnitudes;
-use super::mask::{BlockMask, Mask};
+use super::mask::{BlockMask, Mask, strike};
 use super::{Consensus, STRIP};
 use crate::engine::{Apply, Block};
 use crate::methods::TensorParams;
 use crate::methods::band::{Band, one_if};
 use crate::methods::order::Keys;
-use crate::numeric::{LANES, Real, WORD, each, load, select, vectorised};
+use crate::numeric::{Real, WORD, vectorised};
 
 /// A fine-tune whose mask is known.
 #[derive(Debug, Clone)]
@@ -97,7 +97,8 @@ struct Vote<'b, R> {
     mask: BlockMask<'b>,
     /// The fine-tune's elements in the block.
     source: &'b [R],
-    /// Its task vector in the strip, divided by the chance of each element where the mask says so.
+    /// Its task vector in the strip where it is kept, divided by the chance of each element where the mask says so;
+    /// else zero.
     deltas: [R; STRIP],
     /// One where the element is kept, else zero.
     keep: [R; STRIP],
@@ -161,27 +162,13 @@ impl<R: Real> Vote<'_, R> {
     fn prepare(&mut self, base: &[R], start: usize, common: Option<&[R]>) {
         let length = base.len();
         let (deltas, keep) = (&mut self.deltas[..length], &mut self.keep[..length]);
-        differences(&self.source[start..][..length], base, deltas);
-        self.mask.fill(start, deltas, keep);
+        let source = &self.source[start..][..length];
+        self.mask.apply(start, source, base, deltas, keep);
         if let Some(common) = common {
             keep_common(common, keep);
+            strike(deltas, keep);
         }
         self.mask.scale(start, deltas);
-    }
-
-    /// What is added of some elements, and one where it is added, else zero.
-    #[inline(always)]
-    fn elected<const RULE: u8, const N: usize>(&self, at: usize, sign: &[R; N]) -> [[R; N]; 2] {
-        let keep = load(&self.keep, at);
-        if RULE & ELECTS == 0 {
-            return [keep, keep];
-        }
-        let (delta, scaled): ([R; N], R) = (load(&self.deltas, at), self.scaled);
-        let voted = each(|i| delta[i] * scaled);
-        let voted = select(&keep, voted, [R::ZERO; N]);
-        // A vote of zero agrees with no sign.
-        let agrees = each(|i| one_if(voted[i] * sign[i] > R::ZERO));
-        [voted, agrees]
     }
 }
 
@@ -194,131 +181,219 @@ vectorised! {
     }
 }
 
-vectorised! {
-    /// Sets `out` to the base and what is added of the votes, whose strip begins at `start` of their block.
-    fn add_votes<R: Real, const RULE: u8>(
-        base: &[R], votes: &[Vote<'_, R>], start: usize, rule: Rule<R>, out: &mut [R],
-    ) {
-        let (chunks, rest) = out.as_chunks_mut::<LANES>();
-        let whole = chunks.len() * LANES;
-        for (index, out) in chunks.iter_mut().enumerate() {
-            *out = add_lanes::<R, RULE, LANES>(base, votes, start, index * LANES, rule);
+/// A vote in a strip: all slices are of its length.
+#[derive(Clone, Copy)]
+struct Cast<'v, R> {
+    source: &'v [R],
+    deltas: &'v [R],
+    keep: &'v [R],
+    ballot: R,
+    scaled: R,
+    weight: R,
+}
+
+impl<'v, R: Real> Cast<'v, R> {
+    /// So many elements of a vote, of its block from `start` on.
+    fn of(vote: &'v Vote<'_, R>, start: usize, length: usize) -> Self {
+        Self {
+            source: &vote.source[start..start + length],
+            deltas: &vote.deltas[..length],
+            keep: &vote.keep[..length],
+            ballot: vote.ballot,
+            scaled: vote.scaled,
+            weight: vote.weight,
         }
-        for (index, out) in rest.iter_mut().enumerate() {
-            [*out] = add_lanes::<R, RULE, 1>(base, votes, start, whole + index, rule);
+    }
+
+    /// The same slices again, of a length that the compiler sees.
+    #[inline(always)]
+    fn cut(self, length: usize) -> Self {
+        Self {
+            source: &self.source[..length],
+            deltas: &self.deltas[..length],
+            keep: &self.keep[..length],
+            ..self
         }
+    }
+
+    /// What a vote adds to an element's tally, where it has been elected: with the sign of the ballot, if one is.
+    #[inline(always)]
+    fn add<const RULE: u8>(&self, at: usize, ballot: R, mut tally: Tally<R>) -> Tally<R> {
+        let added = if RULE & ELECTS != 0 {
+            let voted = self.deltas[at] * self.scaled;
+            // A tie is a plus; a vote of zero agrees with no sign.
+            let opposite = R::ZERO - voted;
+            let agrees = if ballot >= R::ZERO { voted } else { opposite } > R::ZERO;
+            tally.total += if agrees { voted } else { R::ZERO };
+            agrees
+        } else {
+            self.keep[at] > R::ZERO
+        };
+        if RULE & DIVIDES != 0 {
+            let weight = if added { self.weight } else { R::ZERO };
+            tally.divisor += weight;
+        }
+        if RULE & MEANS != 0 {
+            let source = self.source[at];
+            tally.share += if added { self.scaled } else { R::ZERO };
+            let (lower, higher) = (source < tally.low, source > tally.high);
+            tally.low = if added & lower { source } else { tally.low };
+            tally.high = if added & higher { source } else { tally.high };
+        }
+        tally
     }
 }
 
-/// The result for the elements from number `at` of the strip on.
-#[inline(always)]
-fn add_lanes<R: Real, const RULE: u8, const N: usize>(
-    base: &[R],
-    votes: &[Vote<'_, R>],
-    start: usize,
-    at: usize,
-    rule: Rule<R>,
-) -> [R; N] {
-    let mut ballot = [R::ZERO; N];
-    for vote in votes {
-        let (delta, keep): ([R; N], [R; N]) = (load(&vote.deltas, at), load(&vote.keep, at));
-        let weight = vote.ballot;
-        let cast = each(|i| delta[i] * weight);
-        let cast = select(&keep, cast, [R::ZERO; N]);
-        ballot = each(|i| ballot[i] + cast[i]);
+/// What the votes of an element make up.
+#[derive(Debug, Clone, Copy)]
+struct Tally<R> {
+    total: R,
+    divisor: R,
+    /// The weights of those that are added.
+    share: R,
+    /// The least and the largest of their sources.
+    low: R,
+    high: R,
+}
+
+impl<R: Real> Tally<R> {
+    #[inline(always)]
+    fn new(divisor: R, total: R) -> Self {
+        Self {
+            total,
+            divisor,
+            share: R::ZERO,
+            low: R::from_f64(f64::INFINITY),
+            high: R::from_f64(f64::NEG_INFINITY),
+        }
     }
-    // A tie is a plus.
-    let sign = each(|i| {
-        if ballot[i] >= R::ZERO {
+
+    /// The merged element.
+    #[inline(always)]
+    fn merge<const RULE: u8>(self, base: R, lambda: R) -> R {
+        // Where nothing is added, nothing is divided.
+        let divisor = if self.divisor == R::ZERO {
             R::ONE
         } else {
-            R::ZERO - R::ONE
-        }
-    });
-    let mut total = if RULE & ELECTS != 0 {
-        [R::ZERO; N]
-    } else {
-        ballot
-    };
-    let mut divisor = [rule.divisor; N];
-    if RULE & (ELECTS | DIVIDES) != 0 {
-        for vote in votes {
-            let [voted, added] = vote.elected::<RULE, N>(at, &sign);
-            let weight = vote.weight;
-            if RULE & ELECTS != 0 {
-                let counted = select(&added, voted, [R::ZERO; N]);
-                total = each(|i| total[i] + counted[i]);
-            }
-            if RULE & DIVIDES != 0 {
-                let part = select(&added, [weight; N], [R::ZERO; N]);
-                divisor = each(|i| divisor[i] + part[i]);
-            }
-        }
-    }
-    let mut share = [R::ZERO; N];
-    let mut low = [R::from_f64(f64::INFINITY); N];
-    let mut high = [R::from_f64(f64::NEG_INFINITY); N];
-    if RULE & MEANS != 0 {
-        for vote in votes {
-            let [_, added] = vote.elected::<RULE, N>(at, &sign);
-            let (source, scaled): ([R; N], R) = (load(vote.source, start + at), vote.scaled);
-            let part = select(&added, [scaled; N], [R::ZERO; N]);
-            share = each(|i| share[i] + part[i]);
-            low = each(|i| {
-                if (added[i] > R::ZERO) & (source[i] < low[i]) {
-                    source[i]
-                } else {
-                    low[i]
-                }
-            });
-            high = each(|i| {
-                if (added[i] > R::ZERO) & (source[i] > high[i]) {
-                    source[i]
-                } else {
-                    high[i]
-                }
-            });
-        }
-    }
-    // Where nothing is added, nothing is divided.
-    let divisor: [R; N] = each(|i| {
-        if divisor[i] == R::ZERO {
-            R::ONE
-        } else {
-            divisor[i]
-        }
-    });
-    let base: [R; N] = load(base, at);
-    each(|i| {
-        let mean = if RULE & DIVIDES != 0 {
-            total[i] / divisor[i]
-        } else {
-            total[i]
+            self.divisor
         };
-        let difference = rule.lambda * mean;
+        let mean = if RULE & DIVIDES != 0 {
+            self.total / divisor
+        } else {
+            self.total
+        };
+        let difference = lambda * mean;
         // Adding a zero could turn the sign of another.
         let merged = if difference == R::ZERO {
-            base[i]
+            base
         } else {
-            base[i] + difference
+            base + difference
         };
         if RULE & MEANS == 0 {
             return merged;
         }
         // What weights that make up one miss it by is rounding.
-        let one = (divisor[i] - rule.lambda * share[i]).abs() <= R::NOISE * divisor[i];
+        let one = (divisor - lambda * self.share).abs() <= R::NOISE * divisor;
         // At equality too, as a minus zero equals a plus zero.
-        let raised = if one & (merged <= low[i]) {
-            low[i]
+        let raised = if one & (merged <= self.low) {
+            self.low
         } else {
             merged
         };
-        if one & (raised >= high[i]) {
-            high[i]
+        if one & (raised >= self.high) {
+            self.high
         } else {
             raised
         }
-    })
+    }
+}
+
+vectorised! {
+    /// Sets `out` to the base and what is added of so many votes, which the compiler knows: then an element is made
+    /// in registers.
+    fn add_some<R: Real, const RULE: u8, const VOTES: usize>(
+        base: &[R], votes: [Cast<'_, R>; VOTES], rule: Rule<R>, out: &mut [R],
+    ) {
+        let length = out.len();
+        let (base, votes) = (&base[..length], votes.map(|vote| vote.cut(length)));
+        for at in 0..length {
+            let mut ballot = R::ZERO;
+            for vote in &votes {
+                ballot += vote.deltas[at] * vote.ballot;
+            }
+            let mut tally = Tally::new(rule.divisor, if RULE & ELECTS != 0 { R::ZERO } else { ballot });
+            for vote in &votes {
+                tally = vote.add::<RULE>(at, ballot, tally);
+            }
+            out[at] = tally.merge::<RULE>(base[at], rule.lambda);
+        }
+    }
+}
+
+vectorised! {
+    /// The same for any number of votes, one after the other over the whole strip.
+    fn add_many<R: Real, const RULE: u8>(base: &[R], votes: &[Cast<'_, R>], rule: Rule<R>, out: &mut [R]) {
+        let length = out.len().min(STRIP);
+        let (base, out) = (&base[..length], &mut out[..length]);
+        let mut ballots = [R::ZERO; STRIP];
+        for vote in votes {
+            let vote = vote.cut(length);
+            for (ballot, &delta) in ballots[..length].iter_mut().zip(vote.deltas) {
+                *ballot += delta * vote.ballot;
+            }
+        }
+        let [mut totals, mut shares] = [[R::ZERO; STRIP]; 2];
+        let mut divisors = [rule.divisor; STRIP];
+        let Tally { low, high, .. } = Tally::new(R::ZERO, R::ZERO);
+        let (mut lows, mut highs) = ([low; STRIP], [high; STRIP]);
+        if RULE & ELECTS == 0 {
+            totals = ballots;
+        }
+        for vote in votes {
+            let vote = vote.cut(length);
+            for at in 0..length {
+                let tally = Tally {
+                    total: totals[at],
+                    divisor: divisors[at],
+                    share: shares[at],
+                    low: lows[at],
+                    high: highs[at],
+                };
+                let tally = vote.add::<RULE>(at, ballots[at], tally);
+                totals[at] = tally.total;
+                divisors[at] = tally.divisor;
+                shares[at] = tally.share;
+                lows[at] = tally.low;
+                highs[at] = tally.high;
+            }
+        }
+        for at in 0..length {
+            let tally = Tally {
+                total: totals[at],
+                divisor: divisors[at],
+                share: shares[at],
+                low: lows[at],
+                high: highs[at],
+            };
+            out[at] = tally.merge::<RULE>(base[at], rule.lambda);
+        }
+    }
+}
+
+/// Sets `out` to the base and what is added of the votes.
+fn add_votes<R: Real, const RULE: u8>(
+    base: &[R],
+    votes: &[Cast<'_, R>],
+    rule: Rule<R>,
+    out: &mut [R],
+) {
+    match *votes {
+        [a] => add_some::<R, RULE, 1>(base, [a], rule, out),
+        [a, b] => add_some::<R, RULE, 2>(base, [a, b], rule, out),
+        [a, b, c] => add_some::<R, RULE, 3>(base, [a, b, c], rule, out),
+        [a, b, c, d] => add_some::<R, RULE, 4>(base, [a, b, c, d], rule, out),
+        _ => add_many::<R, RULE>(base, votes, rule, out),
+    }
 }
 
 vectorised! {
@@ -373,6 +448,28 @@ impl<R: Real, K> AddUp<R, K> {
         // Elements that are scaled each by its own factor do not add up to a mean.
         !self.terms.iter().any(|term| term.mask.scales_each())
             && self.terms.iter().all(|term| term.scaled >= R::ZERO)
+            && (self.sum.consensus != Consensus::None || self.may_make_up_one())
+    }
+
+    /// Whether the weights of some of the terms may make up what their sum is divided by: where not, as mostly with
+    /// masks that are rescaled, nobody need look at each element.
+    fn may_make_up_one(&self) -> bool {
+        // More are not tried one by one.
+        const FEW: usize = 10;
+        if self.terms.len() > FEW {
+            return true;
+        }
+        let divisor = self.rule(R::ONE).divisor.to_f64();
+        let scaled: Vec<f64> = self.terms.iter().map(|term| term.scaled.to_f64()).collect();
+        (1u32..1 << scaled.len()).any(|chosen| {
+            let chosen = scaled
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| chosen >> at & 1 == 1);
+            let share = self.sum.lambda * chosen.map(|(_, scaled)| scaled).sum::<f64>();
+            // Looser than the look at an element, whose sums are rounded.
+            (divisor - share).abs() <= 1e-4 * (divisor.abs() + share.abs())
+        })
     }
 
     fn rule(&self, lambda: R) -> Rule<R> {
@@ -407,7 +504,11 @@ impl<R: Real, K> AddUp<R, K> {
             (true, true, false) => add_votes::<R, { ELECTS | DIVIDES }>,
             (true, true, true) => add_votes::<R, { ELECTS | DIVIDES | MEANS }>,
         };
-        kernel(base, votes, start, rule, out);
+        let casts: Vec<Cast<'_, R>> = votes
+            .iter()
+            .map(|vote| Cast::of(vote, start, out.len()))
+            .collect();
+        kernel(base, &casts, rule, out);
     }
 
     /// Masks what too few task vectors agree with.
@@ -435,6 +536,7 @@ impl<R: Real, K> AddUp<R, K> {
         keep_agreed(&agreeing, R::from_f64(agreement.least), &mut agreed);
         for vote in votes {
             keep_common(&agreed, &mut vote.keep);
+            strike(&mut vote.deltas, &vote.keep);
         }
     }
 }
