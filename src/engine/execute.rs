@@ -142,12 +142,23 @@ impl Found {
         Self(vec![NonFinite::default(); sources])
     }
 
-    /// Looks at decoded values, if nobody has before.
-    fn look<R: Real>(&mut self, flight: &Flight<'_>, views: &[&[R]]) {
-        if flight.first_look() {
-            for (found, values) in self.0.iter_mut().zip(views) {
-                *found += NonFinite::count(values);
-            }
+    /// Looks at the elements from number `first` on, if nobody has before: at the bytes, where they are stored, which
+    /// are fewer than what was decoded.
+    fn look<R: Real>(
+        &mut self,
+        flight: &Flight<'_>,
+        sources: &[Box<dyn Elements + '_>],
+        first: u64,
+        views: &[&[R]],
+    ) {
+        if !flight.first_look() {
+            return;
+        }
+        for ((found, source), values) in self.0.iter_mut().zip(sources).zip(views) {
+            *found += match source.stored(first, values.len()) {
+                [] => NonFinite::count(values),
+                bytes => source.format().non_finite(bytes),
+            };
         }
     }
 
@@ -699,7 +710,7 @@ impl<'a> Engine<'a> {
             }
             read += lane.fill(sources, first, length);
             let views = views(&lane.sources, sources.len());
-            found.look(flight, &views);
+            found.look(flight, sources, first, &views);
             let block = Block {
                 index,
                 first,
@@ -765,7 +776,7 @@ impl<'a> Engine<'a> {
             let first = row * columns as u64 + first_column as u64;
             read += lane.fill(sources, first, width);
             let views = views(&lane.sources, sources.len());
-            found.look(flight, &views);
+            found.look(flight, sources, first, &views);
             measure.row(&views, &mut sums);
         }
         found.tell(flight, Narrowed::default());

@@ -160,20 +160,36 @@ pub(super) struct BlockBand {
     ties: [(u32, u64); 2],
 }
 
-/// A band in a block in which each tie is kept everywhere or nowhere: a key alone says whether it is kept.
-#[derive(Debug, Clone, Copy)]
+/// Which elements are kept: those whose number is in a range.
+///
+/// A number is a key, a draw, or zero or one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bounds {
     from: u32,
-    below: u32,
-    tied: [u32; 2],
+    width: u32,
 }
 
 impl Bounds {
-    /// Whether an element with this key is kept.
+    /// Keeps all keys, and all ones and zeros.
+    pub(super) const ALL: Self = Self::below(u32::MAX);
+    /// Keeps ones, and drops zeros.
+    pub(super) const ONES: Self = Self { from: 1, width: 1 };
+    /// Keeps nothing.
+    pub(super) const NOTHING: Self = Self::below(0);
+
+    /// Keeps numbers below this one.
+    pub(super) const fn below(bound: u32) -> Self {
+        Self {
+            from: 0,
+            width: bound,
+        }
+    }
+
+    /// Whether an element with this number is kept.
     #[inline(always)]
-    pub(super) fn keep(&self, key: u32) -> bool {
-        let within = (key >= self.from) & (key < self.below);
-        within | (key == self.tied[0]) | (key == self.tied[1])
+    pub(super) fn keep(&self, number: u32) -> bool {
+        // One comparison: below `from` the difference wraps to a large number.
+        number.wrapping_sub(self.from) < self.width
     }
 }
 
@@ -186,20 +202,25 @@ impl BlockBand {
 
     /// The bounds where all ties with a quota are kept.
     fn bounds_here(&self) -> Bounds {
-        let tied = |(key, left)| match left {
-            0 => NO_TIE.0,
-            _ => key,
-        };
+        let (mut from, mut below) = (self.from, self.below);
+        for (key, _) in self.ties.iter().filter(|(_, left)| *left > 0) {
+            // A tie lies next to the keys that are kept.
+            if *key < from {
+                from = *key;
+            } else {
+                below = *key + 1;
+            }
+        }
         Bounds {
-            from: self.from,
-            below: self.below,
-            tied: self.ties.map(tied),
+            from,
+            width: below.saturating_sub(from),
         }
     }
 
-    /// One where an element is kept, zero where not: a number of the same width as the values lets the
-    /// compiler work on many at once, where a `bool` makes it branch.
-    pub(super) fn fill<R: Real>(&mut self, keys: &[u32], keep: &mut [R]) {
+    /// The bounds that hold for the next elements of the block, of which these are the keys.
+    ///
+    /// Where a tie is kept in a part of them, keys become ones where an element is kept, and zeros.
+    pub(super) fn choose(&mut self, keys: &mut [u32]) -> Bounds {
         // Nearly always a tie is kept in the whole block, or nowhere in it, or in the whole strip.
         let counts = self.ties.map(|(key, left)| match left {
             0 | ALL => 0,
@@ -207,24 +228,25 @@ impl BlockBand {
         });
         let parted = |((_, left), count): (&(u32, u64), &u64)| *left > 0 && count > left;
         if self.ties.iter().zip(&counts).any(parted) {
-            return self.fill_one_by_one(keys, keep);
+            self.choose_one_by_one(keys);
+            return Bounds::ONES;
         }
         let bounds = self.bounds_here();
         for ((_, left), count) in self.ties.iter_mut().zip(counts) {
             *left = less(*left, count);
         }
-        keep_within(keys, bounds, keep);
+        bounds
     }
 
-    fn fill_one_by_one<R: Real>(&mut self, keys: &[u32], keep: &mut [R]) {
-        for (keep, &key) in keep.iter_mut().zip(keys) {
-            let mut kept = (key >= self.from) & (key < self.below);
+    fn choose_one_by_one(&mut self, keys: &mut [u32]) {
+        for key in keys {
+            let mut kept = (*key >= self.from) & (*key < self.below);
             for (tied, left) in &mut self.ties {
-                let tie = (key == *tied) & (*left > 0);
+                let tie = (*key == *tied) & (*left > 0);
                 *left = less(*left, u64::from(tie));
                 kept |= tie;
             }
-            *keep = one_if(kept);
+            *key = u32::from(kept);
         }
     }
 }
@@ -247,15 +269,6 @@ vectorised! {
             count += u64::from(equal);
         }
         count
-    }
-}
-
-vectorised! {
-    /// One where a key is kept, else zero.
-    fn keep_within<R: Real>(keys: &[u32], bounds: Bounds, keep: &mut [R]) {
-        for (keep, &key) in keep.iter_mut().zip(keys) {
-            *keep = one_if(bounds.keep(key));
-        }
     }
 }
 

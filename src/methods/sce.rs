@@ -2,7 +2,7 @@
 
 use super::band::Band;
 use super::order::{self, Keys, Order};
-use super::task_vectors::{self, AddUp, Consensus, Mask, MaskedTerm, STRIP, Sum, differences};
+use super::task_vectors::{self, AddUp, Choose, Consensus, Mask, Masked, MaskedTerm, STRIP, Sum};
 use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
@@ -252,15 +252,6 @@ vectorised! {
     }
 }
 
-vectorised! {
-    /// What is kept, with zeros for the rest.
-    fn strike<R: Real>(deltas: &[R], keep: &[R], kept: &mut [R]) {
-        for ((kept, &delta), &keep) in kept.iter_mut().zip(deltas).zip(keep) {
-            *kept = if keep > R::ZERO { delta } else { R::ZERO };
-        }
-    }
-}
-
 /// Measures the sum of squares of each task vector where it is merged.
 struct Energies {
     base: usize,
@@ -280,8 +271,6 @@ impl<R: Real> Measure<R> for Energies {
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
         let mut room = Vec::new();
         let mut keys = [0; STRIP];
-        let mut keep = [R::ONE; STRIP];
-        let mut deltas = [R::ZERO; STRIP];
         let mut kept = [R::ZERO; STRIP];
         let mut common = self
             .common
@@ -291,17 +280,16 @@ impl<R: Real> Measure<R> for Energies {
             let strip = start..block.len().min(start + STRIP);
             block.ahead(strip.clone());
             let part = block.part(strip.clone(), &mut room);
-            let keep = &mut keep[..strip.len()];
+            let keys = &mut keys[..strip.len()];
+            let mut choose = Choose::ALL;
             if let Some((band, spread)) = &mut common {
-                let keys = &mut keys[..strip.len()];
                 spread.fill(&part, 0, keys);
-                band.fill(keys, keep);
+                choose = Choose::given(band.choose(keys));
             }
-            let deltas = &mut deltas[..strip.len()];
+            let base = part.sources[self.base];
             let kept = &mut kept[..strip.len()];
             for (&source, sum) in self.others.iter().zip(&mut *sums) {
-                differences(part.sources[source], part.sources[self.base], deltas);
-                strike(deltas, keep, kept);
+                Masked::new(part.sources[source], base, choose, keys).fill(kept);
                 *sum += dot(kept, kept);
             }
         }

@@ -1,6 +1,5 @@
 //! Yes and no for many elements, one bit each: element `i` is bit `i % 64` of word `i / 64`.
 
-use super::real::Real;
 use super::vector::vectorised;
 
 /// Elements of a word.
@@ -30,11 +29,14 @@ fn pack_word(bytes: &[u8; WORD]) -> u64 {
 }
 
 vectorised! {
-    /// Sets values to one where the bit is set, else to zero.
-    pub fn unpack<R: Real>(words: &[u64], values: &mut [R]) {
-        for (values, word) in values.chunks_mut(WORD).zip(words) {
-            for (index, value) in values.iter_mut().enumerate() {
-                *value = if word >> index & 1 == 1 { R::ONE } else { R::ZERO };
+    /// Sets numbers to the bits: ones and zeros.
+    pub fn unpack(words: &[u64], numbers: &mut [u32]) {
+        for (numbers, &word) in numbers.chunks_mut(WORD).zip(words) {
+            for (half, numbers) in numbers.chunks_mut(WORD / 2).enumerate() {
+                let bits = (word >> (WORD / 2 * half)) as u32;
+                for (number, index) in numbers.iter_mut().zip(0u32..) {
+                    *number = bits >> index & 1;
+                }
             }
         }
     }
@@ -49,7 +51,6 @@ mod tests {
     proptest! {
         #[test]
         fn unpacks_what_was_packed(bits in prop::collection::vec(any::<bool>(), 0..300)) {
-            let values: Vec<f32> = bits.iter().map(|&bit| if bit { 1.0 } else { 0.0 }).collect();
             let bytes: Vec<u8> = bits.iter().map(|&bit| u8::from(bit)).collect();
             let mut words = vec![0; bits.len().div_ceil(WORD)];
             pack(&bytes, &mut words);
@@ -58,9 +59,9 @@ mod tests {
             }
             let ones: u32 = words.iter().map(|word| word.count_ones()).sum();
             prop_assert_eq!(ones as usize, bits.iter().filter(|bit| **bit).count());
-            let mut back = vec![7f64; values.len()];
+            let mut back = vec![7; bits.len()];
             unpack(&words, &mut back);
-            prop_assert!(back.iter().zip(&values).all(|(a, b)| *a == f64::from(*b)));
+            prop_assert!(back.iter().zip(&bits).all(|(&number, &bit)| number == u32::from(bit)));
         }
     }
 }

@@ -41,7 +41,7 @@ pub use prefetch::prefetch;
 pub use product::{View, multiply, multiply_into};
 pub use random::{MaskKey, keep_threshold};
 pub use real::Real;
-pub use reduce::{PairProducts, abs_sums, dot};
+pub use reduce::{PairProducts, abs_sum, dot};
 pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
 pub use step_counts::{STEP_BOUNDS, StepCounts};
 pub use strided::{Strided, Strides};

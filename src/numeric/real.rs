@@ -27,6 +27,8 @@ pub trait Real:
     const ZERO: Self;
     /// One.
     const ONE: Self;
+    /// Infinity.
+    const INFINITY: Self;
     /// Four units in the last place of one: what a sum of a few weights that make up one may be off by.
     const NOISE: Self;
     /// The nearest value of this precision.
@@ -63,6 +65,7 @@ macro_rules! real {
         impl Real for $float {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
+            const INFINITY: Self = <$float>::INFINITY;
             const NOISE: Self = 4.0 * <$float>::EPSILON;
             #[inline(always)]
             fn from_f64(value: f64) -> Self {

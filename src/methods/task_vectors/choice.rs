@@ -148,7 +148,8 @@ impl<R: Real> Keys<R> for Magnitudes {
 }
 
 vectorised! {
-    fn difference_keys<R: Real>(source: &[R], base: &[R], keys: &mut [u32]) {
+    /// Sets `keys` to the magnitude keys of a task vector.
+    pub(super) fn difference_keys<R: Real>(source: &[R], base: &[R], keys: &mut [u32]) {
         for (key, (&x, &base)) in keys.iter_mut().zip(source.iter().zip(base)) {
             *key = (x - base).magnitude_key();
         }

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::super::band::{Band, BlockBand, Bounds, one_if};
+use super::super::band::{Band, BlockBand, Bounds};
 use super::super::order::Keys;
 use super::STRIP;
+use super::choice::difference_keys;
 use super::ranks::{Chances, RankedRows, rank_rows};
-use super::sum::differences;
 use crate::engine::Block;
 use crate::numeric::{MaskKey, Real, WORD, pack, unpack, vectorised};
 
@@ -41,15 +41,153 @@ pub(in crate::methods) struct BlockMask<'m> {
     /// The number of the block's first element.
     first: u64,
     band: Option<BlockBand>,
+    /// The bounds of magnitudes that hold in the whole block, where they do.
+    whole: Option<Bounds>,
     /// For each element of the block, whether it is kept; where that is known for all of them.
     kept: Option<Cow<'m, [u64]>>,
     /// For each element of the block, its rank in its row; where that scales it.
     ranks: Vec<u32>,
-    /// Keys or draws of a strip.
-    numbers: [u32; STRIP],
+}
+
+/// By what the elements of a strip are chosen: each has a number, and those within the bounds are kept.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::methods) struct Choose {
+    by: Number,
+    bounds: Bounds,
+}
+
+/// What an element's number is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Number {
+    /// The magnitude key of the task vector.
+    Magnitude,
+    /// One that stands in a slice.
+    Given,
+}
+
+impl Choose {
+    /// All elements.
+    pub(in crate::methods) const ALL: Self = Self::magnitudes(Bounds::ALL);
+
+    const fn magnitudes(bounds: Bounds) -> Self {
+        Self {
+            by: Number::Magnitude,
+            bounds,
+        }
+    }
+
+    /// Elements whose given number is within the bounds.
+    pub(in crate::methods) const fn given(bounds: Bounds) -> Self {
+        Self {
+            by: Number::Given,
+            bounds,
+        }
+    }
+}
+
+/// A strip of a masked task vector: all slices are of its length.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::methods) struct Masked<'s, R> {
+    pub(in crate::methods) source: &'s [R],
+    base: &'s [R],
+    /// The elements' numbers; zeros where magnitudes are the numbers.
+    numbers: &'s [u32],
+    /// All ones where magnitudes are the numbers, else zero: so that one loop serves both.
+    magnitudes: u32,
+    bounds: Bounds,
+}
+
+/// What stands where no numbers are given.
+static NO_NUMBERS: [u32; STRIP] = [0; STRIP];
+
+impl<'s, R: Real> Masked<'s, R> {
+    /// The source less the base where it is chosen, by these numbers if they count; [`STRIP`] elements at the most.
+    pub(in crate::methods) fn new(
+        source: &'s [R],
+        base: &'s [R],
+        choose: Choose,
+        numbers: &'s [u32],
+    ) -> Self {
+        let given = choose.by == Number::Given;
+        Self {
+            source,
+            base,
+            numbers: if given { numbers } else { &NO_NUMBERS },
+            magnitudes: if given { 0 } else { u32::MAX },
+            bounds: choose.bounds,
+        }
+    }
+
+    /// The first elements, so many that the compiler sees it.
+    #[inline(always)]
+    pub(super) fn cut(self, length: usize) -> Self {
+        Self {
+            source: &self.source[..length],
+            base: &self.base[..length],
+            numbers: &self.numbers[..length],
+            ..self
+        }
+    }
+
+    /// The task vector's element, kept or not.
+    #[inline(always)]
+    pub(super) fn whole(&self, at: usize) -> R {
+        self.source[at] - self.base[at]
+    }
+
+    /// Whether an element is kept.
+    #[inline(always)]
+    pub(super) fn keeps(&self, at: usize) -> bool {
+        let magnitude = self.whole(at).magnitude_key() & self.magnitudes;
+        self.bounds.keep(magnitude | self.numbers[at])
+    }
+
+    /// The task vector's element if it is kept, else zero.
+    #[inline(always)]
+    pub(super) fn kept(&self, at: usize) -> R {
+        if self.keeps(at) {
+            self.whole(at)
+        } else {
+            R::ZERO
+        }
+    }
+
+    /// Sets `kept` to the task vector where it is kept, else to zero.
+    pub(in crate::methods) fn fill(self, kept: &mut [R]) {
+        fill_kept(self, kept);
+    }
+
+    /// Sets `whole` to the task vector, `kept` to that where it is kept, else to zero.
+    pub(super) fn fill_both(self, whole: &mut [R], kept: &mut [R]) {
+        fill_both(self, whole, kept);
+    }
+}
+
+vectorised! {
+    fn fill_kept<R: Real>(masked: Masked<'_, R>, kept: &mut [R]) {
+        let masked = masked.cut(kept.len());
+        for (at, kept) in kept.iter_mut().enumerate() {
+            *kept = masked.kept(at);
+        }
+    }
+}
+
+vectorised! {
+    fn fill_both<R: Real>(masked: Masked<'_, R>, whole: &mut [R], kept: &mut [R]) {
+        let masked = masked.cut(kept.len());
+        for (at, (whole, kept)) in whole.iter_mut().zip(kept).enumerate() {
+            *whole = masked.whole(at);
+            *kept = masked.kept(at);
+        }
+    }
 }
 
 impl Mask {
+    /// Whether it keeps every element.
+    pub(super) fn keeps_all(&self) -> bool {
+        matches!(self, Self::All)
+    }
+
     /// Whether each kept element is scaled by a factor of its own.
     pub(super) fn scales_each(&self) -> bool {
         matches!(self, Self::ByRankScaled { .. })
@@ -73,13 +211,17 @@ impl Mask {
             mask: self,
             first: block.first,
             band: None,
+            whole: None,
             kept: known.map(Cow::Borrowed),
             ranks: Vec::new(),
-            numbers: [0; STRIP],
         };
         match self {
             _ if known.is_some() => {}
-            Self::Magnitudes(band) => mask.band = Some(band.in_block(block.index)),
+            Self::Magnitudes(band) => {
+                let band = band.in_block(block.index);
+                mask.whole = band.bounds();
+                mask.band = Some(band);
+            }
             Self::ByRank { key, bounds } => {
                 let keys =
                     |row: &Block<'_, R>, keys: &mut [u32]| magnitudes.fill(row, source, keys);
@@ -128,115 +270,45 @@ vectorised! {
     }
 }
 
-vectorised! {
-    /// The task vector where its magnitude is within the bounds, and one there, else zeros.
-    fn keep_bounded<R: Real>(source: &[R], base: &[R], bounds: Bounds, kept: &mut [R], keep: &mut [R]) {
-        let places = kept.iter_mut().zip(keep);
-        for ((kept, keep), (&x, &base)) in places.zip(source.iter().zip(base)) {
-            let delta = x - base;
-            let stays = bounds.keep(delta.magnitude_key());
-            *kept = if stays { delta } else { R::ZERO };
-            *keep = one_if(stays);
-        }
-    }
-}
-
-vectorised! {
-    /// The task vector where the draw is below the bound, and one there, else zeros.
-    fn keep_drawn<R: Real>(
-        source: &[R], base: &[R], draws: &[u32], bound: u32, kept: &mut [R], keep: &mut [R],
-    ) {
-        let places = kept.iter_mut().zip(keep).zip(draws);
-        for (((kept, keep), &draw), (&x, &base)) in places.zip(source.iter().zip(base)) {
-            *kept = if draw < bound { x - base } else { R::ZERO };
-            *keep = one_if(draw < bound);
-        }
-    }
-}
-
-vectorised! {
-    /// Zeros where an element is not kept.
-    pub(in crate::methods) fn strike<R: Real>(deltas: &mut [R], keep: &[R]) {
-        for (delta, &keep) in deltas.iter_mut().zip(keep) {
-            *delta = if keep > R::ZERO { *delta } else { R::ZERO };
-        }
-    }
-}
-
-vectorised! {
-    /// One where a draw is below the bound.
-    fn keep_below<R: Real>(draws: &[u32], bound: u64, keep: &mut [R]) {
-        match u32::try_from(bound) {
-            Ok(bound) => {
-                for (keep, &draw) in keep.iter_mut().zip(draws) {
-                    *keep = one_if(draw < bound);
-                }
-            }
-            // Above all draws.
-            Err(_) => keep.fill(R::ONE),
-        }
-    }
-}
-
 impl BlockMask<'_> {
-    /// Sets `keep` for the elements from number `start` of the block on, [`STRIP`] at the most: one where an
-    /// element is kept, else zero. Strips are asked for in order, and all but the last are whole.
-    pub(in crate::methods) fn fill<R: Real>(&mut self, start: usize, deltas: &[R], keep: &mut [R]) {
-        if let Some(kept) = &self.kept {
-            return unpack(&kept[start / WORD..], keep);
-        }
-        let first = self.first + start as u64;
-        let numbers = &mut self.numbers[..keep.len()];
-        match *self.mask {
-            Mask::All => keep.fill(R::ONE),
-            Mask::Nothing => keep.fill(R::ZERO),
-            Mask::Magnitudes(_) => {
-                if let Some(band) = &mut self.band {
-                    magnitude_keys(deltas, numbers);
-                    band.fill(numbers, keep);
-                }
-            }
-            Mask::Random { key, bound } => {
-                key.fill(first, numbers);
-                keep_below(numbers, bound, keep);
-            }
-            // Known for the whole block.
-            Mask::ByRank { .. } => {}
-            Mask::ByRankScaled { key, chances, row } => {
-                let ranks = &self.ranks[start..];
-                for (offset, (keep, &rank)) in keep.iter_mut().zip(ranks).enumerate() {
-                    let draw = key.draw(first + offset as u64);
-                    *keep = one_if(draw < chances.bound(rank, row));
-                }
-            }
-        }
-    }
-
-    /// Sets `kept` to the task vector, the source less the base, where an element is kept, else to zero; and `keep` as
-    /// [`fill`](Self::fill) does.
-    pub(in crate::methods) fn apply<R: Real>(
+    /// By what the elements from number `start` of the block on are chosen, as many as there are `numbers`, [`STRIP`]
+    /// at the most; sets `numbers` if it is by them. Strips are asked for in order, and all but the last are whole.
+    pub(in crate::methods) fn choose<R: Real>(
         &mut self,
         start: usize,
         source: &[R],
         base: &[R],
-        kept: &mut [R],
-        keep: &mut [R],
-    ) {
-        match (self.mask, self.band.and_then(|band| band.bounds())) {
-            (Mask::All, _) => {
-                differences(source, base, kept);
-                keep.fill(R::ONE);
-            }
-            (Mask::Magnitudes(_), Some(bounds)) => keep_bounded(source, base, bounds, kept, keep),
+        numbers: &mut [u32],
+    ) -> Choose {
+        if let Some(kept) = &self.kept {
+            unpack(&kept[start / WORD..], numbers);
+            return Choose::given(Bounds::ONES);
+        }
+        let first = self.first + start as u64;
+        match (self.mask, &mut self.band) {
+            (Mask::Nothing, _) => Choose::magnitudes(Bounds::NOTHING),
+            (Mask::Magnitudes(_), Some(band)) => match self.whole {
+                Some(bounds) => Choose::magnitudes(bounds),
+                None => {
+                    difference_keys(source, base, numbers);
+                    Choose::given(band.choose(numbers))
+                }
+            },
             (&Mask::Random { key, bound }, _) if let Ok(bound) = u32::try_from(bound) => {
-                let draws = &mut self.numbers[..keep.len()];
-                key.fill(self.first + start as u64, draws);
-                keep_drawn(source, base, draws, bound, kept, keep);
+                key.fill(first, numbers);
+                Choose::given(Bounds::below(bound))
             }
-            _ => {
-                differences(source, base, kept);
-                self.fill(start, kept, keep);
-                strike(kept, keep);
+            (&Mask::ByRankScaled { key, chances, row }, _) => {
+                let ranks = &self.ranks[start..];
+                for (offset, (number, &rank)) in numbers.iter_mut().zip(ranks).enumerate() {
+                    let draw = key.draw(first + offset as u64);
+                    *number = u32::from(draw < chances.bound(rank, row));
+                }
+                Choose::given(Bounds::ONES)
+            }
+            // Bands and ranks are looked up before, and a bound may be above all draws.
+            (Mask::All | Mask::Magnitudes(_) | Mask::Random { .. } | Mask::ByRank { .. }, _) => {
+                Choose::ALL
             }
         }
     }

@@ -17,12 +17,12 @@ mod ranks;
 mod sum;
 
 use self::choice::{Choice, Magnitudes, masks};
-pub(super) use self::mask::Mask;
+pub(super) use self::mask::{Choose, Mask, Masked};
 use self::norms::{Norms, l1_factor};
 pub(super) use self::parameters::{
     DENSITY, INT8_MASK, LAMBDA, UNUSED_DENSITY, UNUSED_RESCALE, WEIGHT, normalize, rescale,
 };
-pub(super) use self::sum::{AddUp, Agreement, MaskedTerm, Sum, differences};
+pub(super) use self::sum::{AddUp, Agreement, MaskedTerm, Sum};
 use super::band::Band;
 use super::order::{self, Order};
 use super::{Action, Method, MethodInfo, Tensor, TensorParams};

@@ -2,10 +2,10 @@
 
 use super::STRIP;
 use super::choice::Magnitudes;
-use super::mask::BlockMask;
-use super::sum::{MaskedTerm, differences};
+use super::mask::{BlockMask, Masked};
+use super::sum::MaskedTerm;
 use crate::engine::{Block, Measure};
-use crate::numeric::{Real, abs_sums};
+use crate::numeric::{Real, abs_sum};
 
 /// L1 norms below this are not rescaled to or from; mergekit's value.
 const LEAST_NORM: f64 = 1e-7;
@@ -35,8 +35,8 @@ impl<R: Real> Measure<R> for Norms<R> {
     }
 
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
-        let mut deltas = [R::ZERO; STRIP];
-        let mut keep = [R::ZERO; STRIP];
+        let [mut whole, mut kept] = [[R::ZERO; STRIP]; 2];
+        let mut numbers = [0; STRIP];
         let magnitudes = Magnitudes { base: self.base };
         let mut masks: Vec<_> = self
             .terms
@@ -47,14 +47,15 @@ impl<R: Real> Measure<R> for Norms<R> {
             let length = STRIP.min(block.len() - start);
             block.ahead(start..start + length);
             let base = &block.sources[self.base][start..][..length];
-            let (deltas, keep) = (&mut deltas[..length], &mut keep[..length]);
+            let (whole, kept) = (&mut whole[..length], &mut kept[..length]);
+            let numbers = &mut numbers[..length];
             let terms = self.terms.iter().zip(&mut masks);
             for ((term, mask), sums) in terms.zip(sums.chunks_exact_mut(2)) {
-                differences(&block.sources[term.source][start..][..length], base, deltas);
-                mask.fill(start, deltas, keep);
-                let [before, after] = abs_sums(deltas, keep);
-                sums[0] += before;
-                sums[1] += after;
+                let source = &block.sources[term.source][start..][..length];
+                let choose = mask.choose(start, source, base, numbers);
+                Masked::new(source, base, choose, numbers).fill_both(whole, kept);
+                sums[0] += abs_sum(whole);
+                sums[1] += abs_sum(kept);
             }
         }
         // What took long to find out is left to the pass that applies it.

@@ -1,11 +1,11 @@
 //! The pass that applies: masked task vectors are added to the base.
 
 use super::choice::Magnitudes;
-use super::mask::{BlockMask, Mask, strike};
+use super::mask::{BlockMask, Choose, Mask, Masked};
 use super::{Consensus, STRIP};
 use crate::engine::{Apply, Block};
 use crate::methods::TensorParams;
-use crate::methods::band::{Band, one_if};
+use crate::methods::band::{Band, Bounds, one_if};
 use crate::methods::order::Keys;
 use crate::numeric::{Real, WORD, vectorised};
 
@@ -73,22 +73,13 @@ impl Agreement {
     }
 }
 
-vectorised! {
-    /// Sets `deltas` to the task vector of a source.
-    pub(in crate::methods) fn differences<R: Real>(source: &[R], base: &[R], deltas: &mut [R]) {
-        for ((delta, &x), &base) in deltas.iter_mut().zip(source).zip(base) {
-            *delta = x - base;
-        }
-    }
-}
-
 /// Adds masked task vectors to the base.
 pub(in crate::methods) struct AddUp<R, K> {
     pub(in crate::methods) base: usize,
     pub(in crate::methods) terms: Vec<MaskedTerm<R>>,
     pub(in crate::methods) sum: Sum,
     pub(in crate::methods) agreement: Option<Agreement>,
-    /// A mask that holds for all terms, beside their own: the band, and keys whose first stream it is of.
+    /// A mask that holds for all terms, in place of their own: the band, and keys whose first stream it is of.
     pub(in crate::methods) common: Option<(Band, K)>,
 }
 
@@ -97,11 +88,12 @@ struct Vote<'b, R> {
     mask: BlockMask<'b>,
     /// The fine-tune's elements in the block.
     source: &'b [R],
-    /// Its task vector in the strip where it is kept, divided by the chance of each element where the mask says so;
-    /// else zero.
-    deltas: [R; STRIP],
-    /// One where the element is kept, else zero.
-    keep: [R; STRIP],
+    /// By what the elements of the strip are chosen.
+    choose: Choose,
+    /// Their numbers, where they are chosen by such.
+    numbers: [u32; STRIP],
+    /// The task vector in the strip, each element divided by its chance; empty where the mask does not say so.
+    divided: Vec<R>,
     /// What the task vector is multiplied by where the sign is elected.
     ballot: R,
     /// What it is multiplied by where it is added.
@@ -124,6 +116,10 @@ const ELECTS: u8 = 1;
 const DIVIDES: u8 = 2;
 /// Where the weights make up one, the result is a mean, and is put between its sources.
 const MEANS: u8 = 4;
+/// Every vote keeps all elements.
+const WHOLE: u8 = 8;
+/// What is added is multiplied by what is added to the divisor, so that the weights make up one wherever any is added.
+const EVEN: u8 = 16;
 
 impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) {
@@ -132,87 +128,142 @@ impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
             .common
             .as_ref()
             .map(|(band, keys)| (band.in_block(block.index), keys));
-        let (mut keys, mut kept) = ([0; STRIP], [R::ZERO; STRIP]);
+        let mut numbers = [0; STRIP];
+        let zeros = [R::ZERO; STRIP];
         let mut room = Vec::new();
+        let rule = self.rule(R::from_f64(self.sum.lambda));
+        let kernel = self.kernel(self.means());
         for (index, out) in out.chunks_mut(STRIP).enumerate() {
             let start = index * STRIP;
             let strip = start..start + out.len();
             block.ahead(strip.clone());
+            let base = &block.sources[self.base][strip.clone()];
             let common = common.as_mut().map(|(band, stream)| {
-                let (keys, kept) = (&mut keys[..out.len()], &mut kept[..out.len()]);
-                stream.fill(&block.part(strip.clone(), &mut room), 0, keys);
-                band.fill(keys, kept);
-                &*kept
+                let keys = &mut numbers[..out.len()];
+                stream.fill(&block.part(strip, &mut room), 0, keys);
+                (Choose::given(band.choose(keys)), &*keys)
             });
-            let base = &block.sources[self.base][strip];
-            for vote in &mut votes {
-                vote.prepare(base, start, common);
+            if common.is_none() {
+                for vote in &mut votes {
+                    vote.prepare(base, start);
+                }
             }
+            let strip = Strip {
+                base,
+                zeros: &zeros[..out.len()],
+                start,
+                common,
+            };
             if let Some(agreement) = &self.agreement {
-                self.agree(agreement, base, start, &mut votes);
+                let agreed = self.agree(agreement, &strip, &votes);
+                for vote in &mut votes {
+                    vote.keep_agreed(&agreed, &strip);
+                }
             }
-            let rule = self.rule(R::from_f64(self.sum.lambda));
-            self.add(base, start, &votes, rule, self.means(), out);
+            kernel(base, &strip, &votes, rule, out);
         }
     }
 }
 
 impl<R: Real> Vote<'_, R> {
-    /// Sets the task vector and the mask of the strip that begins at `start`.
-    fn prepare(&mut self, base: &[R], start: usize, common: Option<&[R]>) {
+    /// Chooses the elements of the strip that begins at `start`.
+    fn prepare(&mut self, base: &[R], start: usize) {
         let length = base.len();
-        let (deltas, keep) = (&mut self.deltas[..length], &mut self.keep[..length]);
         let source = &self.source[start..][..length];
-        self.mask.apply(start, source, base, deltas, keep);
-        if let Some(common) = common {
-            keep_common(common, keep);
-            strike(deltas, keep);
+        let numbers = &mut self.numbers[..length];
+        self.choose = self.mask.choose(start, source, base, numbers);
+        if !self.divided.is_empty() {
+            let divided = &mut self.divided[..length];
+            Masked::new(source, base, self.choose, numbers).fill(divided);
+            self.mask.scale(start, divided);
         }
-        self.mask.scale(start, deltas);
+    }
+
+    /// Keeps of the strip what is kept and agreed on.
+    fn keep_agreed(&mut self, agreed: &[R], strip: &Strip<'_, R>) {
+        let mut numbers = [0; STRIP];
+        let masked = self.masked(strip);
+        choose_agreed(masked, agreed, &mut numbers[..strip.base.len()]);
+        self.numbers = numbers;
+        self.choose = Choose::given(Bounds::ONES);
+    }
+
+    /// Its task vector in the strip.
+    fn masked<'v>(&'v self, strip: &Strip<'v, R>) -> Masked<'v, R> {
+        let length = strip.base.len();
+        let own = (self.choose, &self.numbers[..length]);
+        let (choose, numbers) = strip.common.unwrap_or(own);
+        if self.divided.is_empty() {
+            let source = &self.source[strip.start..][..length];
+            Masked::new(source, strip.base, choose, numbers)
+        } else {
+            Masked::new(&self.divided[..length], strip.zeros, choose, numbers)
+        }
     }
 }
 
 vectorised! {
-    /// Keeps what both masks keep.
-    fn keep_common<R: Real>(common: &[R], added: &mut [R]) {
-        for (added, &common) in added.iter_mut().zip(common) {
-            *added = *added * common;
+    /// One where an element is kept and agreed on, else zero.
+    fn choose_agreed<R: Real>(masked: Masked<'_, R>, agreed: &[R], numbers: &mut [u32]) {
+        let (masked, agreed) = (masked.cut(numbers.len()), &agreed[..numbers.len()]);
+        for (at, number) in numbers.iter_mut().enumerate() {
+            *number = u32::from(masked.keeps(at) & (agreed[at] > R::ZERO));
         }
     }
 }
 
-/// A vote in a strip: all slices are of its length.
+/// What all votes have in common in a strip.
+struct Strip<'s, R> {
+    /// What task vectors are differences from.
+    base: &'s [R],
+    /// As many zeros.
+    zeros: &'s [R],
+    /// Where the strip begins in the block.
+    start: usize,
+    /// Numbers of its elements that hold for all terms, and how they choose.
+    common: Option<(Choose, &'s [u32])>,
+}
+
+/// A vote in a strip.
 #[derive(Clone, Copy)]
 struct Cast<'v, R> {
-    source: &'v [R],
-    deltas: &'v [R],
-    keep: &'v [R],
+    masked: Masked<'v, R>,
     ballot: R,
     scaled: R,
     weight: R,
 }
 
 impl<'v, R: Real> Cast<'v, R> {
-    /// So many elements of a vote, of its block from `start` on.
-    fn of(vote: &'v Vote<'_, R>, start: usize, length: usize) -> Self {
+    fn of(vote: &'v Vote<'_, R>, strip: &Strip<'v, R>) -> Self {
         Self {
-            source: &vote.source[start..start + length],
-            deltas: &vote.deltas[..length],
-            keep: &vote.keep[..length],
+            masked: vote.masked(strip),
             ballot: vote.ballot,
             scaled: vote.scaled,
             weight: vote.weight,
         }
     }
 
-    /// The same slices again, of a length that the compiler sees.
+    /// The same in the first elements, so many that the compiler sees it.
     #[inline(always)]
     fn cut(self, length: usize) -> Self {
         Self {
-            source: &self.source[..length],
-            deltas: &self.deltas[..length],
-            keep: &self.keep[..length],
+            masked: self.masked.cut(length),
             ..self
+        }
+    }
+
+    #[inline(always)]
+    fn keeps<const RULE: u8>(&self, at: usize) -> bool {
+        RULE & WHOLE != 0 || self.masked.keeps(at)
+    }
+
+    /// What is kept of an element of the task vector.
+    #[inline(always)]
+    fn delta<const RULE: u8>(&self, at: usize) -> R {
+        if RULE & WHOLE != 0 {
+            self.masked.whole(at)
+        } else {
+            self.masked.kept(at)
         }
     }
 
@@ -220,25 +271,28 @@ impl<'v, R: Real> Cast<'v, R> {
     #[inline(always)]
     fn add<const RULE: u8>(&self, at: usize, ballot: R, mut tally: Tally<R>) -> Tally<R> {
         let added = if RULE & ELECTS != 0 {
-            let voted = self.deltas[at] * self.scaled;
+            let voted = self.delta::<RULE>(at) * self.scaled;
             // A tie is a plus; a vote of zero agrees with no sign.
-            let opposite = R::ZERO - voted;
-            let agrees = if ballot >= R::ZERO { voted } else { opposite } > R::ZERO;
+            let sign = R::from_f64(if ballot >= R::ZERO { 1.0 } else { -1.0 });
+            let agrees = voted * sign > R::ZERO;
             tally.total += if agrees { voted } else { R::ZERO };
             agrees
         } else {
-            self.keep[at] > R::ZERO
+            self.keeps::<RULE>(at)
         };
         if RULE & DIVIDES != 0 {
             let weight = if added { self.weight } else { R::ZERO };
             tally.divisor += weight;
         }
         if RULE & MEANS != 0 {
-            let source = self.source[at];
-            tally.share += if added { self.scaled } else { R::ZERO };
-            let (lower, higher) = (source < tally.low, source > tally.high);
-            tally.low = if added & lower { source } else { tally.low };
-            tally.high = if added & higher { source } else { tally.high };
+            let source = self.masked.source[at];
+            if RULE & EVEN == 0 {
+                tally.share += if added { self.scaled } else { R::ZERO };
+            }
+            let low = if added { source } else { R::INFINITY };
+            let high = if added { source } else { R::ZERO - R::INFINITY };
+            tally.low = if low < tally.low { low } else { tally.low };
+            tally.high = if high > tally.high { high } else { tally.high };
         }
         tally
     }
@@ -263,8 +317,8 @@ impl<R: Real> Tally<R> {
             total,
             divisor,
             share: R::ZERO,
-            low: R::from_f64(f64::INFINITY),
-            high: R::from_f64(f64::NEG_INFINITY),
+            low: R::INFINITY,
+            high: R::ZERO - R::INFINITY,
         }
     }
 
@@ -292,8 +346,12 @@ impl<R: Real> Tally<R> {
         if RULE & MEANS == 0 {
             return merged;
         }
-        // What weights that make up one miss it by is rounding.
-        let one = (divisor - lambda * self.share).abs() <= R::NOISE * divisor;
+        let one = if RULE & EVEN != 0 {
+            self.divisor != R::ZERO
+        } else {
+            // What weights that make up one miss it by is rounding.
+            (divisor - lambda * self.share).abs() <= R::NOISE * divisor
+        };
         // At equality too, as a minus zero equals a plus zero.
         let raised = if one & (merged <= self.low) {
             self.low
@@ -319,7 +377,7 @@ vectorised! {
         for at in 0..length {
             let mut ballot = R::ZERO;
             for vote in &votes {
-                ballot += vote.deltas[at] * vote.ballot;
+                ballot += vote.delta::<RULE>(at) * vote.ballot;
             }
             let mut tally = Tally::new(rule.divisor, if RULE & ELECTS != 0 { R::ZERO } else { ballot });
             for vote in &votes {
@@ -338,8 +396,8 @@ vectorised! {
         let mut ballots = [R::ZERO; STRIP];
         for vote in votes {
             let vote = vote.cut(length);
-            for (ballot, &delta) in ballots[..length].iter_mut().zip(vote.deltas) {
-                *ballot += delta * vote.ballot;
+            for (at, ballot) in ballots[..length].iter_mut().enumerate() {
+                *ballot += vote.delta::<RULE>(at) * vote.ballot;
             }
         }
         let [mut totals, mut shares] = [[R::ZERO; STRIP]; 2];
@@ -380,26 +438,35 @@ vectorised! {
     }
 }
 
-/// Sets `out` to the base and what is added of the votes.
+/// Sets `out` to a base and what is added of the votes of a strip.
+type Kernel<R> = fn(&[R], &Strip<'_, R>, &[Vote<'_, R>], Rule<R>, &mut [R]);
+
 fn add_votes<R: Real, const RULE: u8>(
     base: &[R],
-    votes: &[Cast<'_, R>],
+    strip: &Strip<'_, R>,
+    votes: &[Vote<'_, R>],
     rule: Rule<R>,
     out: &mut [R],
 ) {
-    match *votes {
-        [a] => add_some::<R, RULE, 1>(base, [a], rule, out),
-        [a, b] => add_some::<R, RULE, 2>(base, [a, b], rule, out),
-        [a, b, c] => add_some::<R, RULE, 3>(base, [a, b, c], rule, out),
-        [a, b, c, d] => add_some::<R, RULE, 4>(base, [a, b, c, d], rule, out),
-        _ => add_many::<R, RULE>(base, votes, rule, out),
+    let cast = |vote| Cast::of(vote, strip);
+    match votes {
+        [a] => add_some::<R, RULE, 1>(base, [a].map(cast), rule, out),
+        [a, b] => add_some::<R, RULE, 2>(base, [a, b].map(cast), rule, out),
+        [a, b, c] => add_some::<R, RULE, 3>(base, [a, b, c].map(cast), rule, out),
+        [a, b, c, d] => add_some::<R, RULE, 4>(base, [a, b, c, d].map(cast), rule, out),
+        votes => {
+            let casts: Vec<Cast<'_, R>> = votes.iter().map(cast).collect();
+            add_many::<R, RULE>(base, &casts, rule, out);
+        }
     }
 }
 
 vectorised! {
-    /// Counts a task vector where it agrees with the mean of the sum.
-    fn count_agreeing<R: Real>(deltas: &[R], factor: R, mean: &[R], agreeing: &mut [R]) {
-        for ((&delta, &mean), agreeing) in deltas.iter().zip(mean).zip(agreeing) {
+    /// Counts a task vector, kept or not, where it agrees with the mean of the sum.
+    fn count_agreeing<R: Real>(masked: Masked<'_, R>, factor: R, mean: &[R], agreeing: &mut [R]) {
+        let masked = masked.cut(mean.len());
+        for (at, (&mean, agreeing)) in mean.iter().zip(agreeing).enumerate() {
+            let delta = masked.whole(at);
             *agreeing += one_if(delta.abs() > factor * (mean - delta).abs());
         }
     }
@@ -431,8 +498,12 @@ impl<R: Real, K> AddUp<R, K> {
                 .mask
                 .in_block(block, magnitudes, term.source, known(&term.mask)),
             source: block.sources[term.source],
-            deltas: [R::ZERO; STRIP],
-            keep: [R::ONE; STRIP],
+            choose: Choose::ALL,
+            numbers: [0; STRIP],
+            divided: match term.mask.scales_each() {
+                true => vec![R::ZERO; STRIP],
+                false => Vec::new(),
+            },
             ballot: match self.sum.consensus {
                 Consensus::Sign => R::ONE,
                 Consensus::None | Consensus::WeightedSign => term.scaled,
@@ -449,6 +520,12 @@ impl<R: Real, K> AddUp<R, K> {
         !self.terms.iter().any(|term| term.mask.scales_each())
             && self.terms.iter().all(|term| term.scaled >= R::ZERO)
             && (self.sum.consensus != Consensus::None || self.may_make_up_one())
+    }
+
+    /// Whether weights make up one wherever anything is added and divided by what was added of the weights.
+    fn is_even(&self) -> bool {
+        let same = |term: &MaskedTerm<R>| term.scaled == term.weight;
+        self.sum.lambda == 1.0 && self.terms.iter().all(same)
     }
 
     /// Whether the weights of some of the terms may make up what their sum is divided by: where not, as mostly with
@@ -483,18 +560,17 @@ impl<R: Real, K> AddUp<R, K> {
         }
     }
 
-    /// Sets `out` to the base and what is added of the votes.
-    fn add(
-        &self,
-        base: &[R],
-        start: usize,
-        votes: &[Vote<'_, R>],
-        rule: Rule<R>,
-        means: bool,
-        out: &mut [R],
-    ) {
+    /// The kernel that adds these terms up; `means` says whether it looks for means.
+    fn kernel(&self, means: bool) -> Kernel<R> {
         let elects = self.sum.consensus != Consensus::None;
-        let kernel = match (elects, self.sum.normalize, means) {
+        let whole = self.terms.iter().all(|term| term.mask.keeps_all())
+            && self.common.is_none()
+            && self.agreement.is_none();
+        match (elects, self.sum.normalize, means) {
+            (false, false, false) if whole => add_votes::<R, WHOLE>,
+            (false, false, true) if whole => add_votes::<R, { MEANS | WHOLE }>,
+            (false, true, false) if whole => add_votes::<R, { DIVIDES | WHOLE }>,
+            (false, true, true) if whole => add_votes::<R, { DIVIDES | MEANS | WHOLE }>,
             (false, false, false) => add_votes::<R, 0>,
             (false, false, true) => add_votes::<R, MEANS>,
             (false, true, false) => add_votes::<R, DIVIDES>,
@@ -502,41 +578,29 @@ impl<R: Real, K> AddUp<R, K> {
             (true, false, false) => add_votes::<R, ELECTS>,
             (true, false, true) => add_votes::<R, { ELECTS | MEANS }>,
             (true, true, false) => add_votes::<R, { ELECTS | DIVIDES }>,
+            (true, true, true) if self.is_even() => {
+                add_votes::<R, { ELECTS | DIVIDES | MEANS | EVEN }>
+            }
             (true, true, true) => add_votes::<R, { ELECTS | DIVIDES | MEANS }>,
-        };
-        let casts: Vec<Cast<'_, R>> = votes
-            .iter()
-            .map(|vote| Cast::of(vote, start, out.len()))
-            .collect();
-        kernel(base, &casts, rule, out);
+        }
     }
 
-    /// Masks what too few task vectors agree with.
-    fn agree(&self, agreement: &Agreement, base: &[R], start: usize, votes: &mut [Vote<'_, R>]) {
-        let length = base.len();
+    /// One for each element of the strip that enough task vectors agree with, else zero.
+    fn agree(
+        &self,
+        agreement: &Agreement,
+        strip: &Strip<'_, R>,
+        votes: &[Vote<'_, R>],
+    ) -> [R; STRIP] {
         let mut mean = [R::ZERO; STRIP];
-        let mean = &mut mean[..length];
-        let zeros = [R::ZERO; STRIP];
-        self.add(
-            &zeros[..length],
-            start,
-            votes,
-            self.rule(R::ONE),
-            false,
-            mean,
-        );
+        let mean = &mut mean[..strip.base.len()];
+        self.kernel(false)(strip.zeros, strip, votes, self.rule(R::ONE), mean);
         let mut agreeing = [R::ZERO; STRIP];
-        let mut deltas = [R::ZERO; STRIP];
         for (vote, &factor) in votes.iter().zip(&agreement.factors) {
-            differences(&vote.source[start..][..length], base, &mut deltas[..length]);
-            let factor = R::from_f64(factor);
-            count_agreeing(&deltas[..length], factor, mean, &mut agreeing);
+            count_agreeing(vote.masked(strip), R::from_f64(factor), mean, &mut agreeing);
         }
         let mut agreed = [R::ZERO; STRIP];
         keep_agreed(&agreeing, R::from_f64(agreement.least), &mut agreed);
-        for vote in votes {
-            keep_common(&agreed, &mut vote.keep);
-            strike(&mut vote.deltas, &vote.keep);
-        }
+        agreed
     }
 }
