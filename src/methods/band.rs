@@ -162,7 +162,7 @@ pub(super) struct BlockBand {
 
 /// Which elements are kept: those whose number is in a range.
 ///
-/// A number is a key, a draw, or zero or one.
+/// A number is a key, a draw, or zero for no and another for yes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bounds {
     from: u32,
@@ -170,10 +170,13 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// Keeps all keys, and all ones and zeros.
+    /// Keeps all keys.
     pub(super) const ALL: Self = Self::below(u32::MAX);
-    /// Keeps ones, and drops zeros.
-    pub(super) const ONES: Self = Self { from: 1, width: 1 };
+    /// Drops zeros, and keeps all others.
+    pub(super) const NON_ZERO: Self = Self {
+        from: 1,
+        width: u32::MAX,
+    };
     /// Keeps nothing.
     pub(super) const NOTHING: Self = Self::below(0);
 
@@ -229,7 +232,7 @@ impl BlockBand {
         let parted = |((_, left), count): (&(u32, u64), &u64)| *left > 0 && count > left;
         if self.ties.iter().zip(&counts).any(parted) {
             self.choose_one_by_one(keys);
-            return Bounds::ONES;
+            return Bounds::NON_ZERO;
         }
         let bounds = self.bounds_here();
         for ((_, left), count) in self.ties.iter_mut().zip(counts) {

@@ -379,12 +379,14 @@ vectorised! {
     /// How many keys are above this one, and how many are equal to it.
     fn count_above(keys: &[u32], key: u32) -> (u64, u64) {
         let (mut above, mut equal) = (0, 0);
+        // Keys have 31 bits, and AVX2 has an instruction to compare signed numbers only.
+        let key = key as i32;
         // In pieces that 32 bits can count.
         for keys in keys.chunks(1 << 20) {
             let (mut more, mut same) = (0u32, 0u32);
             for &other in keys {
-                more += u32::from(other > key);
-                same += u32::from(other == key);
+                more += u32::from(other as i32 > key);
+                same += u32::from(other as i32 == key);
             }
             above += u64::from(more);
             equal += u64::from(same);

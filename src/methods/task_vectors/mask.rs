@@ -282,7 +282,7 @@ impl BlockMask<'_> {
     ) -> Choose {
         if let Some(kept) = &self.kept {
             unpack(&kept[start / WORD..], numbers);
-            return Choose::given(Bounds::ONES);
+            return Choose::given(Bounds::NON_ZERO);
         }
         let first = self.first + start as u64;
         match (self.mask, &mut self.band) {
@@ -304,7 +304,7 @@ impl BlockMask<'_> {
                     let draw = key.draw(first + offset as u64);
                     *number = u32::from(draw < chances.bound(rank, row));
                 }
-                Choose::given(Bounds::ONES)
+                Choose::given(Bounds::NON_ZERO)
             }
             // Bands and ranks are looked up before, and a bound may be above all draws.
             (Mask::All | Mask::Magnitudes(_) | Mask::Random { .. } | Mask::ByRank { .. }, _) => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::band::count_equal;
-use crate::numeric::{keep_threshold, vectorised};
+use crate::numeric::{WORD, keep_threshold, pack, vectorised};
 
 /// The chance to be kept, by rank in the row: from `density - epsilon` for the smallest magnitude to
 /// `density + epsilon` for the largest.
@@ -60,9 +60,12 @@ pub(super) struct RankedRows<'b> {
     bins: Vec<u8>,
     /// For each bin, the bounds of its first rank and of its last.
     ends: [[u32; 2]; BINS],
-    /// Elements that are not decided.
+    /// For each element, one if its draw does not decide for all ranks, else zero; and the same as bits.
+    flags: Vec<u8>,
+    words: Vec<u64>,
+    /// Elements that their bins do not decide.
     open: Vec<u32>,
-    /// Some of those, by their keys.
+    /// Those by their keys.
     keyed: Vec<u64>,
 }
 
@@ -80,6 +83,8 @@ impl<'b> RankedRows<'b> {
             bounds,
             bins: vec![0; row],
             ends: [[0; 2]; BINS],
+            flags: vec![0; row],
+            words: vec![0; row.div_ceil(WORD)],
             open: vec![0; row],
             keyed: Vec::with_capacity(row),
         }
@@ -90,37 +95,44 @@ impl<'b> RankedRows<'b> {
         let (Some(&least), Some(&most)) = (self.bounds.first(), self.bounds.last()) else {
             return;
         };
-        keep_below(draws, least, keep);
-        let open = draws_between(&draws[..keys.len()], least, most, &mut self.open);
-        let bins = &mut self.bins[..keys.len()];
+        let row = keys.len().min(self.bounds.len());
+        let (keys, draws, keep) = (&keys[..row], &draws[..row], &mut keep[..row]);
+        let (bins, flags) = (&mut self.bins[..row], &mut self.flags[..row]);
+        decide_by_draws(draws, least, most, keep, flags);
         assign_bins(keys, bins);
         find_ends(&count_bins(bins), self.bounds, &mut self.ends);
-        let mut left = 0;
-        for place in 0..open {
-            let index = self.open[place] as usize;
-            let draw = draws[index];
-            let [least, most] = self.ends[usize::from(bins[index])];
-            keep[index] = u8::from(draw < least);
-            self.open[left] = index as u32;
-            left += usize::from((draw >= least) & (draw < most));
+        pack(flags, &mut self.words);
+        let mut open = 0;
+        for (&word, first) in self.words.iter().zip((0..).step_by(WORD)) {
+            let mut word = word;
+            while word != 0 {
+                let index = first + word.trailing_zeros() as usize;
+                word &= word - 1;
+                let draw = draws[index];
+                let [least, most] = self.ends[usize::from(bins[index])];
+                keep[index] = u8::from(draw < least);
+                // Overwritten if it is decided.
+                self.open[open] = index as u32;
+                open += usize::from((draw >= least) & (draw < most));
+            }
         }
-        self.rank(keys, left, |index, bound| {
+        self.rank(keys, open, |index, bound| {
             keep[index] = u8::from(draws[index] < bound)
         });
     }
 
-    /// Finds the ranks of the first `left` open elements, and gives their bounds.
-    fn rank(&mut self, keys: &[u32], left: usize, mut give: impl FnMut(usize, u32)) {
+    /// Finds the ranks of the first so many open elements, and gives their bounds.
+    fn rank(&mut self, keys: &[u32], open: usize, mut give: impl FnMut(usize, u32)) {
         // Equal keys together, in their order.
         let keyed = |&index: &u32| u64::from(keys[index as usize]) << 32 | u64::from(index);
         self.keyed.clear();
-        self.keyed.extend(self.open[..left].iter().map(keyed));
+        self.keyed.extend(self.open[..open].iter().map(keyed));
         self.keyed.sort_unstable();
         let groups = || self.keyed.chunk_by(|a, b| a >> 32 == b >> 32);
         if groups().count() > 1 + keys.len() / LOOKED_FOR {
             let mut ranks = keys.to_vec();
             rank_rows(&mut ranks, keys.len());
-            for &index in &self.open[..left] {
+            for &index in &self.open[..open] {
                 let rank = ranks[index as usize];
                 give(index as usize, self.bounds[rank as usize]);
             }
@@ -144,23 +156,14 @@ impl<'b> RankedRows<'b> {
 }
 
 vectorised! {
-    /// One where a draw is below the bound, else zero.
-    fn keep_below(draws: &[u32], bound: u32, keep: &mut [u8]) {
-        for (keep, &draw) in keep.iter_mut().zip(draws) {
-            *keep = u8::from(draw < bound);
+    /// Sets `keep` to one where a draw is below `least`, and `open` to one where it is not, but below `most`.
+    fn decide_by_draws(draws: &[u32], least: u32, most: u32, keep: &mut [u8], open: &mut [u8]) {
+        let width = most.saturating_sub(least);
+        for ((&draw, keep), open) in draws.iter().zip(keep).zip(open) {
+            *keep = u8::from(draw < least);
+            *open = u8::from(draw.wrapping_sub(least) < width);
         }
     }
-}
-
-/// Puts down the places of draws from `least` on and below `most`, and gives how many there are.
-fn draws_between(draws: &[u32], least: u32, most: u32, places: &mut [u32]) -> usize {
-    let width = most.saturating_sub(least);
-    let mut count = 0;
-    for (&draw, index) in draws.iter().zip(0..) {
-        places[count] = index;
-        count += usize::from(draw.wrapping_sub(least) < width);
-    }
-    count
 }
 
 vectorised! {
@@ -214,19 +217,22 @@ fn find_ends(counts: &[u32; BINS], bounds: &[u32], ends: &mut [[u32; 2]; BINS]) 
     }
 }
 
+/// The rank of an element: how many keys are smaller, or equal and before it.
+fn count_smaller(keys: &[u32], index: usize) -> u32 {
+    let key = keys[index];
+    let (before, after) = keys.split_at(index);
+    // A key has 31 bits.
+    count_up_to(before, key as i32) + count_up_to(after, key as i32 - 1)
+}
+
 vectorised! {
-    /// The rank of an element: how many keys are smaller, or equal and before it.
-    fn count_smaller(keys: &[u32], index: usize) -> u32 {
-        let key = keys[index];
-        let (before, after) = keys.split_at(index);
-        let mut rank = 0;
-        for &other in before {
-            rank += u32::from(other <= key);
+    /// How many keys are not above this one; compared as signed numbers, which AVX2 has an instruction for.
+    fn count_up_to(keys: &[u32], key: i32) -> u32 {
+        let mut count = 0;
+        for &other in keys {
+            count += u32::from(other as i32 <= key);
         }
-        for &other in after {
-            rank += u32::from(other < key);
-        }
-        rank
+        count
     }
 }
 

@@ -185,7 +185,7 @@ impl<R: Real> Vote<'_, R> {
         let masked = self.masked(strip);
         choose_agreed(masked, agreed, &mut numbers[..strip.base.len()]);
         self.numbers = numbers;
-        self.choose = Choose::given(Bounds::ONES);
+        self.choose = Choose::given(Bounds::NON_ZERO);
     }
 
     /// Its task vector in the strip.
