@@ -43,29 +43,42 @@ fn pack_word(bytes: &[u8; WORD]) -> u64 {
     word
 }
 
+/// Sets numbers to zero where the bit is not set, and to another number where it is.
+pub fn unpack(words: &[u64], numbers: &mut [u32]) {
+    let (whole, rest) = numbers.as_chunks_mut::<WORD>();
+    for (numbers, &word) in whole.iter_mut().zip(words) {
+        unpack_word(word, numbers);
+    }
+    if let Some(&word) = words.get(whole.len()) {
+        let mut last = [0; WORD];
+        unpack_word(word, &mut last);
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
 /// Elements of half a word, whose bits fit the numbers that tell of them.
 const HALF: usize = WORD / 2;
+/// The bits of half a word.
+const BITS: [u32; HALF] = {
+    let mut bits = [0; HALF];
+    let mut at = 0;
+    while at < HALF {
+        bits[at] = 1 << at;
+        at += 1;
+    }
+    bits
+};
 
 vectorised! {
-    /// Sets numbers to zero where the bit is not set, and to another number where it is.
-    pub fn unpack(words: &[u64], numbers: &mut [u32]) {
-        let (whole, rest) = numbers.as_chunks_mut::<HALF>();
-        let half = |index: usize| {
-            let word = words.get(index / 2).copied().unwrap_or(0);
-            (word >> (HALF * (index % 2))) as u32
-        };
-        for (index, numbers) in whole.iter_mut().enumerate() {
-            let bits = half(index);
-            for (at, number) in numbers.iter_mut().enumerate() {
-                // One operation: the bit stays where it is.
-                *number = bits & (1 << at);
-            }
+    /// A kernel without the loop over words, which the compiler would turn into scattered stores.
+    fn unpack_word(word: u64, numbers: &mut [u32; WORD]) {
+        // One operation for many: the bits stay where they are.
+        let (low, high) = numbers.split_at_mut(HALF);
+        for (number, bit) in low.iter_mut().zip(&BITS) {
+            *number = word as u32 & bit;
         }
-        if !rest.is_empty() {
-            let bits = half(whole.len());
-            for (at, number) in rest.iter_mut().enumerate() {
-                *number = bits & (1 << at);
-            }
+        for (number, bit) in high.iter_mut().zip(&BITS) {
+            *number = (word >> HALF) as u32 & bit;
         }
     }
 }

@@ -95,6 +95,11 @@ impl Choice {
         }
     }
 
+    /// Whether its mask may be [remembered](Mask::is_remembered).
+    pub(super) fn is_remembered(self) -> bool {
+        matches!(self, Self::Random { .. } | Self::ByRank { .. })
+    }
+
     /// Elements of a row, where the mask needs whole rows.
     pub(super) fn row(self) -> usize {
         match self {

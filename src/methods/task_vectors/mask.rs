@@ -45,6 +45,8 @@ pub(in crate::methods) struct BlockMask<'m> {
     whole: Option<Bounds>,
     /// For each element of the block, whether it is kept; where that is known for all of them.
     kept: Option<Cow<'m, [u64]>>,
+    /// The same of the elements that were asked for, where draws are remembered.
+    drawn: Option<Vec<u64>>,
     /// For each element of the block, its rank in its row; where that scales it.
     ranks: Vec<u32>,
 }
@@ -195,11 +197,16 @@ impl Mask {
 
     /// Whether finding it out takes so long that the pass that measures norms leaves it to the one that applies.
     pub(super) fn is_remembered(&self) -> bool {
-        matches!(self, Self::ByRank { .. })
+        match *self {
+            Self::ByRank { .. } => true,
+            // Where not all draws are below.
+            Self::Random { bound, .. } => u32::try_from(bound).is_ok(),
+            _ => false,
+        }
     }
 
     /// The mask of a source's task vector in a block; `known` is what it keeps, if a pass before has found that
-    /// out.
+    /// out. Where the block has room for it, what it keeps is put down for [`BlockMask::known`].
     pub(in crate::methods) fn in_block<'m, R: Real>(
         &'m self,
         block: &Block<'_, R>,
@@ -213,6 +220,7 @@ impl Mask {
             band: None,
             whole: None,
             kept: known.map(Cow::Borrowed),
+            drawn: None,
             ranks: Vec::new(),
         };
         match self {
@@ -231,6 +239,9 @@ impl Mask {
                 mask.ranks.resize(block.len(), 0);
                 magnitudes.fill(block, source, &mut mask.ranks);
                 rank_rows(&mut mask.ranks, *row);
+            }
+            Self::Random { .. } if self.is_remembered() && block.memo.is_some() => {
+                mask.drawn = Some(Vec::with_capacity(block.len().div_ceil(WORD)));
             }
             Self::All | Self::Nothing | Self::Random { .. } => {}
         }
@@ -270,6 +281,23 @@ vectorised! {
     }
 }
 
+/// Sets words to whether draws, [`STRIP`] at the most, are below the bound.
+fn pack_below(draws: &[u32], bound: u32, words: &mut [u64]) {
+    let mut below = [0; STRIP];
+    let below = &mut below[..draws.len()];
+    are_below(draws, bound, below);
+    pack(below, words);
+}
+
+vectorised! {
+    /// One where a draw is below the bound, else zero.
+    fn are_below(draws: &[u32], bound: u32, below: &mut [u8]) {
+        for (below, &draw) in below.iter_mut().zip(draws) {
+            *below = u8::from(draw < bound);
+        }
+    }
+}
+
 impl BlockMask<'_> {
     /// By what the elements from number `start` of the block on are chosen, as many as there are `numbers`, [`STRIP`]
     /// at the most; sets `numbers` if it is by them. Strips are asked for in order, and all but the last are whole.
@@ -296,6 +324,11 @@ impl BlockMask<'_> {
             },
             (&Mask::Random { key, bound }, _) if let Ok(bound) = u32::try_from(bound) => {
                 key.fill(first, numbers);
+                if let Some(drawn) = &mut self.drawn {
+                    let words = drawn.len();
+                    drawn.resize(words + numbers.len().div_ceil(WORD), 0);
+                    pack_below(numbers, bound, &mut drawn[words..]);
+                }
                 Choose::given(Bounds::below(bound))
             }
             (&Mask::ByRankScaled { key, chances, row }, _) => {
@@ -313,9 +346,10 @@ impl BlockMask<'_> {
         }
     }
 
-    /// What is kept of the whole block, if that is known: of masks that are [remembered](Mask::is_remembered).
+    /// What is kept of the whole block, if that is known and all elements were asked for: of masks that are
+    /// [remembered](Mask::is_remembered).
     pub(super) fn known(&self) -> Option<&[u64]> {
-        self.kept.as_deref()
+        self.kept.as_deref().or(self.drawn.as_deref())
     }
 
     /// Divides the task vector by the chance of each element, where the mask says so.

@@ -189,6 +189,11 @@ impl AnyProgram for TaskVectors {
             .filter(|term| term.choice.row() > 0)
             .count();
         let norms = usize::from(self.rescale == Rescale::L1);
+        let remembered = self
+            .terms
+            .iter()
+            .filter(|term| term.choice.is_remembered())
+            .count();
         Cost {
             measures: if ranks > 0 { order::PASSES } else { 0 } + norms,
             counts: self.order().counts(ranks),
@@ -198,7 +203,7 @@ impl AnyProgram for TaskVectors {
             // what ranking it takes.
             scratch: 4 + if by_rank > 0 { 8 * by_rank + 16 } else { 0 },
             column_sums: 0,
-            memo: (norms * by_rank) as u64 * (self.elements / 8 + 8 * self.blocks as u64),
+            memo: (norms * remembered) as u64 * (self.elements / 8 + 8 * self.blocks as u64),
         }
     }
 }
