@@ -453,7 +453,6 @@ fn add_votes<R: Real, const RULE: u8>(
         [a] => add_some::<R, RULE, 1>(base, [a].map(cast), rule, out),
         [a, b] => add_some::<R, RULE, 2>(base, [a, b].map(cast), rule, out),
         [a, b, c] => add_some::<R, RULE, 3>(base, [a, b, c].map(cast), rule, out),
-        [a, b, c, d] => add_some::<R, RULE, 4>(base, [a, b, c, d].map(cast), rule, out),
         votes => {
             let casts: Vec<Cast<'_, R>> = votes.iter().map(cast).collect();
             add_many::<R, RULE>(base, &casts, rule, out);
@@ -569,8 +568,6 @@ impl<R: Real, K> AddUp<R, K> {
         match (elects, self.sum.normalize, means) {
             (false, false, false) if whole => add_votes::<R, WHOLE>,
             (false, false, true) if whole => add_votes::<R, { MEANS | WHOLE }>,
-            (false, true, false) if whole => add_votes::<R, { DIVIDES | WHOLE }>,
-            (false, true, true) if whole => add_votes::<R, { DIVIDES | MEANS | WHOLE }>,
             (false, false, false) => add_votes::<R, 0>,
             (false, false, true) => add_votes::<R, MEANS>,
             (false, true, false) => add_votes::<R, DIVIDES>,
