@@ -280,3 +280,65 @@ vectorised! {
 pub(super) fn one_if<R: Real>(yes: bool) -> R {
     if yes { R::ONE } else { R::ZERO }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn quota() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), Just(ALL), 1u64..20]
+    }
+
+    proptest! {
+        #[test]
+        fn keeps_what_a_look_at_each_key_keeps(
+            keys in prop::collection::vec(0u32..8, 0..200), from in 1u32..5, width in 0u32..4,
+            quotas in [quota(), quota()], strip in 1usize..40,
+        ) {
+            let below = from + width;
+            let tied = [from - 1, below];
+            let tie = |(&key, &quota): (&u32, &u64)| Tie { key, quota: Arc::from([quota]) };
+            let ties = tied.iter().zip(&quotas).map(tie).collect();
+            let band = Band { from, below, ties };
+            let mut left = quotas;
+            let twin: Vec<bool> = keys
+                .iter()
+                .map(|key| {
+                    let Some(tie) = tied.iter().position(|tied| tied == key) else {
+                        return (from..below).contains(key);
+                    };
+                    let kept = left[tie] > 0;
+                    left[tie] = left[tie].saturating_sub(1);
+                    kept
+                })
+                .collect();
+            let mut strips = band.in_block(0);
+            let mut found = Vec::new();
+            for keys in keys.chunks(strip) {
+                let mut numbers = keys.to_vec();
+                let bounds = strips.choose(&mut numbers);
+                found.extend(numbers.iter().map(|&number| bounds.keep(number)));
+            }
+            prop_assert_eq!(&found, &twin);
+            let whole = band.in_block(0).bounds();
+            prop_assert_eq!(whole.is_some(), quotas.iter().all(|&quota| quota == 0 || quota == ALL));
+            if let Some(bounds) = whole {
+                let found: Vec<bool> = keys.iter().map(|&key| bounds.keep(key)).collect();
+                prop_assert_eq!(found, twin);
+            }
+        }
+    }
+
+    #[test]
+    fn bounds_at_their_ends() {
+        assert!(Bounds::ALL.keep(0) && Bounds::ALL.keep(0x7fff_ffff));
+        assert!(!Bounds::NOTHING.keep(0) && !Bounds::NOTHING.keep(u32::MAX));
+        assert!(!Bounds::NON_ZERO.keep(0) && Bounds::NON_ZERO.keep(1));
+        assert!(Bounds::NON_ZERO.keep(u32::MAX));
+        assert!(Bounds::below(7).keep(6) && !Bounds::below(7).keep(7));
+        let nothing = Band::nothing().in_block(3);
+        assert_eq!(nothing.bounds().map(|bounds| bounds.keep(0)), Some(false));
+    }
+}
