@@ -273,14 +273,6 @@ fn keep_by_rank<R: Real>(
     words
 }
 
-vectorised! {
-    fn magnitude_keys<R: Real>(values: &[R], keys: &mut [u32]) {
-        for (key, value) in keys.iter_mut().zip(values) {
-            *key = value.magnitude_key();
-        }
-    }
-}
-
 /// Sets words to whether draws, [`STRIP`] at the most, are below the bound.
 fn pack_below(draws: &[u32], bound: u32, words: &mut [u64]) {
     let mut below = [0; STRIP];

@@ -98,13 +98,14 @@ impl<'b> RankedRows<'b> {
         let row = keys.len().min(self.bounds.len());
         let (keys, draws, keep) = (&keys[..row], &draws[..row], &mut keep[..row]);
         let (bins, flags) = (&mut self.bins[..row], &mut self.flags[..row]);
+        let words = &mut self.words[..row.div_ceil(WORD)];
         decide_by_draws(draws, least, most, keep, flags);
         assign_bins(keys, bins);
         find_ends(&count_bins(bins), self.bounds, &mut self.ends);
-        pack(flags, &mut self.words);
+        pack(flags, words);
         let mut open = 0;
-        for (&word, first) in self.words.iter().zip((0..).step_by(WORD)) {
-            let mut word = word;
+        for (word, first) in words.iter().zip((0..).step_by(WORD)) {
+            let mut word = *word;
             while word != 0 {
                 let index = first + word.trailing_zeros() as usize;
                 word &= word - 1;

@@ -155,9 +155,10 @@ impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
                 common,
             };
             if let Some(agreement) = &self.agreement {
-                let agreed = self.agree(agreement, &strip, &votes);
+                let agreeing = self.count_agreeing(agreement, &strip, &votes);
+                let least = R::from_f64(agreement.least);
                 for vote in &mut votes {
-                    vote.keep_agreed(&agreed, &strip);
+                    vote.keep_agreed(&agreeing, least, &strip);
                 }
             }
             kernel(base, &strip, &votes, rule, out);
@@ -179,11 +180,11 @@ impl<R: Real> Vote<'_, R> {
         }
     }
 
-    /// Keeps of the strip what is kept and agreed on.
-    fn keep_agreed(&mut self, agreed: &[R], strip: &Strip<'_, R>) {
+    /// Keeps of the strip what is kept and so many agree with.
+    fn keep_agreed(&mut self, agreeing: &[R], least: R, strip: &Strip<'_, R>) {
         let mut numbers = [0; STRIP];
         let masked = self.masked(strip);
-        choose_agreed(masked, agreed, &mut numbers[..strip.base.len()]);
+        choose_agreed(masked, agreeing, least, &mut numbers[..strip.base.len()]);
         self.numbers = numbers;
         self.choose = Choose::given(Bounds::NON_ZERO);
     }
@@ -203,11 +204,11 @@ impl<R: Real> Vote<'_, R> {
 }
 
 vectorised! {
-    /// One where an element is kept and agreed on, else zero.
-    fn choose_agreed<R: Real>(masked: Masked<'_, R>, agreed: &[R], numbers: &mut [u32]) {
-        let (masked, agreed) = (masked.cut(numbers.len()), &agreed[..numbers.len()]);
+    /// One where an element is kept and so many agree with it, else zero.
+    fn choose_agreed<R: Real>(masked: Masked<'_, R>, agreeing: &[R], least: R, numbers: &mut [u32]) {
+        let (masked, agreeing) = (masked.cut(numbers.len()), &agreeing[..numbers.len()]);
         for (at, number) in numbers.iter_mut().enumerate() {
-            *number = u32::from(masked.keeps(at) & (agreed[at] > R::ZERO));
+            *number = u32::from(masked.keeps(at) & (agreeing[at] >= least));
         }
     }
 }
@@ -462,20 +463,11 @@ fn add_votes<R: Real, const RULE: u8>(
 
 vectorised! {
     /// Counts a task vector, kept or not, where it agrees with the mean of the sum.
-    fn count_agreeing<R: Real>(masked: Masked<'_, R>, factor: R, mean: &[R], agreeing: &mut [R]) {
+    fn add_agreeing<R: Real>(masked: Masked<'_, R>, factor: R, mean: &[R], agreeing: &mut [R]) {
         let masked = masked.cut(mean.len());
         for (at, (&mean, agreeing)) in mean.iter().zip(agreeing).enumerate() {
             let delta = masked.whole(at);
             *agreeing += one_if(delta.abs() > factor * (mean - delta).abs());
-        }
-    }
-}
-
-vectorised! {
-    /// One where so many agree, else zero.
-    fn keep_agreed<R: Real>(agreeing: &[R], least: R, keep: &mut [R]) {
-        for (keep, &agreeing) in keep.iter_mut().zip(agreeing) {
-            *keep = one_if(agreeing >= least);
         }
     }
 }
@@ -582,8 +574,8 @@ impl<R: Real, K> AddUp<R, K> {
         }
     }
 
-    /// One for each element of the strip that enough task vectors agree with, else zero.
-    fn agree(
+    /// For each element of the strip, how many task vectors agree with the sum.
+    fn count_agreeing(
         &self,
         agreement: &Agreement,
         strip: &Strip<'_, R>,
@@ -594,10 +586,8 @@ impl<R: Real, K> AddUp<R, K> {
         self.kernel(false)(strip.zeros, strip, votes, self.rule(R::ONE), mean);
         let mut agreeing = [R::ZERO; STRIP];
         for (vote, &factor) in votes.iter().zip(&agreement.factors) {
-            count_agreeing(vote.masked(strip), R::from_f64(factor), mean, &mut agreeing);
+            add_agreeing(vote.masked(strip), R::from_f64(factor), mean, &mut agreeing);
         }
-        let mut agreed = [R::ZERO; STRIP];
-        keep_agreed(&agreeing, R::from_f64(agreement.least), &mut agreed);
-        agreed
+        agreeing
     }
 }
