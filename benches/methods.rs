@@ -10,7 +10,7 @@ use std::io;
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
-use weldment::engine::{self, Cost, Job, Observer, Settings, Sink, Target, Work};
+use weldment::engine::{self, Cost, Job, Observer, Settings, Sink, Target, Tile, Work};
 use weldment::methods::{
     self, Action, BaseRule, Method, ParamScope, ParamValue, Tensor, TensorParams,
 };
@@ -143,8 +143,8 @@ fn params(method: &dyn Method, sources: usize) -> TensorParams {
 struct Nowhere;
 
 impl Sink for Nowhere {
-    fn write(&self, _output: usize, _offset: u64, bytes: &[u8]) -> io::Result<()> {
-        black_box(bytes);
+    fn write(&self, _output: usize, _offset: u64, bytes: Tile) -> io::Result<()> {
+        black_box(&*bytes);
         Ok(())
     }
 }

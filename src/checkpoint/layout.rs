@@ -16,13 +16,16 @@ use super::limits::MAX_HEADER_BYTES;
 pub struct ShardLayout {
     /// `model.safetensors`, or `model-00001-of-00003.safetensors`.
     pub file_name: String,
-    /// What the file starts with: the header's length and the header, padded so that data is aligned to 8.
+    /// What the file starts with: the header's length and the header, padded so that data begins at a page.
     pub header: Vec<u8>,
     /// The tensors by offset: index into the input, offset in the file.
     pub tensors: Vec<(usize, u64)>,
     /// The length of the whole file.
     pub file_size: u64,
 }
+
+/// What data is aligned to: a page, so that whole pages of tensors can be written, and mapped, as such.
+const ALIGNMENT: u64 = 4096;
 
 /// What a tensor's entry takes in a header beside its name and shape: keys, dtype, two offsets.
 const ENTRY_BYTES: u64 = 128;
@@ -105,13 +108,13 @@ fn fill_shards(
     shard_size: u64,
 ) -> Vec<Vec<usize>> {
     let mut groups = vec![Vec::new()];
-    let (mut data, mut header) = (0u64, ENTRY_BYTES);
+    let (mut data, mut header) = (0u64, ALIGNMENT + ENTRY_BYTES);
     for (at, ((name, _, shape), &len)) in tensors.iter().zip(lens).enumerate() {
         let entry = entry_bytes(name, shape);
         let full = data.saturating_add(len) > shard_size || header + entry > MAX_HEADER_BYTES;
         if full && groups.last().is_some_and(|group| !group.is_empty()) {
             groups.push(Vec::new());
-            (data, header) = (0, ENTRY_BYTES);
+            (data, header) = (0, ALIGNMENT + ENTRY_BYTES);
         }
         if let Some(group) = groups.last_mut() {
             group.push(at);
@@ -182,7 +185,8 @@ fn header(file_name: &str, infos: Vec<(String, TensorInfo)>) -> Result<Vec<u8>, 
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let metadata = Metadata::new(Some(metadata), infos).map_err(|e| malformed(&e))?;
     let mut json = serde_json::to_vec(&metadata).map_err(|e| malformed(&e))?;
-    json.resize(json.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
+    let padded = (LENGTH_BYTES + json.len() as u64).next_multiple_of(ALIGNMENT) - LENGTH_BYTES;
+    json.resize(padded as usize, b' ');
     if json.len() as u64 > MAX_HEADER_BYTES {
         return Err(CheckpointError::HeaderTooLarge {
             path: file_name.into(),
@@ -219,7 +223,7 @@ mod tests {
             .collect();
         assert_eq!(order, expected);
         for layout in &layouts {
-            assert_eq!(layout.header.len() % 8, 0);
+            assert_eq!(layout.header.len() as u64 % ALIGNMENT, 0);
             let mut file = layout.header.clone();
             file.resize(layout.file_size as usize, 7);
             let read = SafeTensors::deserialize(&file).unwrap();

@@ -1,6 +1,7 @@
 //! How much memory an execution may hold, and what follows for tiles and batches.
 
 use super::program::Cost;
+use super::tile::PAGE;
 use crate::numeric::BLOCK;
 
 /// The engine's arguments.
@@ -19,14 +20,12 @@ pub struct Settings {
 /// The memory that the needs of the jobs leave, divided up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Blocks in a tile.
-    pub tile_blocks: usize,
     /// Bytes that the statistics of the jobs in flight may hold together.
     pub statistics: u64,
-    /// Bytes of a chunk of output, the unit of writing to a disk; a power of two.
-    pub chunk: usize,
-    /// Chunks that the sink may hold.
-    pub chunks: usize,
+    /// Bytes of a tile of output, the unit of writing to a disk.
+    pub tile: usize,
+    /// Tiles that the workers and the sink may hold together.
+    pub tiles: usize,
     /// Bytes that the memos of the jobs in flight may hold together.
     pub memo: u64,
     /// Own memory at the peak, in bytes.
@@ -56,34 +55,33 @@ pub struct BudgetError {
 
 /// The program itself, its stacks, headers and plan: measured at 6 to 20 MiB, rounded up.
 const OVERHEAD: u64 = 32 << 20;
-/// Blocks in the largest tile worth having: 512 KiB of 16-bit output, which stay in a worker's second cache until they
-/// are hashed and copied.
-const MOST_TILE_BLOCKS: u64 = 16;
+/// Blocks that a worker measures at a time.
+pub(super) const MEASURED_BLOCKS: usize = 16;
 /// Bytes that statistics get at the least, beside what the neediest job takes.
 const STATISTICS: u64 = 8 << 20;
 /// Bytes that memos get at the most, beside what the neediest job wishes.
 const MEMOS: u64 = 16 << 20;
 
-/// The smallest and the largest chunk of output worth writing at a time.
-const CHUNK: [u64; 2] = [64 << 10, 4 << 20];
-/// Chunks beside those that the workers fill: what one batch of tensors gives is written while the next is
+/// Bytes of a tile of output: a large page, and enough for a disk to write at a time.
+const TILE: u64 = 2 << 20;
+/// Tiles beside those that the workers fill: what one batch of tensors gives is written while the next is
 /// measured.
-const MORE_CHUNKS: u64 = 16;
+const MORE_TILES: u64 = 32;
 
 impl Settings {
     /// Divides the memory up for jobs of at most so many sources and so much cost each.
     pub fn limits(&self, sources: usize, cost: Cost) -> Result<Limits, BudgetError> {
         let threads = self.threads as u64;
-        // Sources and a block of output in both precisions, and what the passes hold.
         let longest = BLOCK.max(cost.row) as u64;
-        let worker = longest * ((sources as u64 + 1) * (4 + 8) + cost.scratch as u64);
-        // Its output, and its sums: those of a tile are held while it is computed, and while it waits for its turn
-        // to be folded.
-        let block = longest * 8 + 2 * 8 * cost.sums as u64;
+        // Sources and a block of output in both precisions, and what the passes hold. The sums of blocks that are
+        // measured are held until it is their turn to be folded.
+        let worker = longest * ((sources as u64 + 1) * (4 + 8) + cost.scratch as u64)
+            + (MEASURED_BLOCKS * 2 * 8 * cost.sums) as u64;
+        // A block of the widest format, wherever in a page it begins.
+        let least = (longest * 8 + PAGE as u64).next_multiple_of(PAGE as u64);
         let neediest = statistics(cost, self.threads);
-        let chunks = threads + MORE_CHUNKS;
-        let fixed = OVERHEAD + threads * worker + neediest + chunks * CHUNK[0];
-        let needed = fixed + threads * block;
+        let fixed = OVERHEAD + threads * worker + neediest;
+        let needed = fixed + threads * least;
         if needed > self.memory {
             return Err(BudgetError {
                 budget: self.memory,
@@ -94,26 +92,21 @@ impl Settings {
                 columns: column_sums(cost),
             });
         }
-        let mut spare = self.memory - fixed;
-        let mut chunk = CHUNK[0];
-        while chunk < CHUNK[1] && chunks * chunk <= spare / 4 {
-            spare -= chunks * chunk;
-            chunk *= 2;
-        }
-        let tile_blocks = (spare / 2 / (threads * block)).clamp(1, MOST_TILE_BLOCKS);
-        let statistics =
-            neediest + STATISTICS.min(spare - (threads * block * tile_blocks).min(spare));
-        let peak =
-            OVERHEAD + threads * (worker + tile_blocks * block) + statistics + chunks * chunk;
+        let spare = self.memory - fixed;
+        let most = threads + MORE_TILES;
+        let tile = (spare / 2 / most).min(TILE) / PAGE as u64 * PAGE as u64;
+        let tile = tile.max(least);
+        let tiles = (spare / 2 / tile).clamp(threads, most);
+        let statistics = neediest + STATISTICS.min(spare - tiles * tile);
+        let peak = OVERHEAD + threads * worker + statistics + tiles * tile;
         let memo = match cost.memo {
             0 => 0,
             wished => (wished + MEMOS).min(self.memory.saturating_sub(peak)),
         };
         Ok(Limits {
-            tile_blocks: tile_blocks as usize,
+            tile: tile as usize,
+            tiles: tiles as usize,
             statistics,
-            chunk: chunk as usize,
-            chunks: chunks as usize,
             memo,
             peak: peak + memo,
         })
@@ -164,7 +157,7 @@ mod tests {
                             limits.peak <= memory,
                             "{memory} {threads} {sources}: {limits:?}"
                         );
-                        assert!(limits.tile_blocks >= 1);
+                        assert!(limits.tiles >= threads);
                     }
                 }
             }

@@ -5,6 +5,7 @@
 //! statistics are folded and each program decides on its next pass.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,15 +13,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rayon::ThreadPool;
 use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 
-use super::budget::{Limits, Settings, statistics};
+use super::budget::{Limits, MEASURED_BLOCKS, Settings, statistics};
 use super::job::{COPY_BLOCK, Job, Target, Work};
 use super::program::{Block, Cost, MeasureColumns, Measured, Memo, Pass, Program};
+use super::tile::{PAGE, Tile, Tiles};
 use super::{EngineError, Observer, Sink, Totals};
 use crate::numeric::{Elements, FloatType, Narrowed, NonFinite, Real};
 
 /// Tiles per thread in a batch of jobs that measure: enough to keep every thread busy, few enough that what
 /// was measured is still in the cache when it is applied.
 const MEASURED_TILES: usize = 16;
+/// Bytes of output after which the sink has a look: they stay in a worker's second cache until then.
+const LOOK: usize = 256 << 10;
 /// Columns that a worker sums at a time: its sums stay in the first cache, and what it reads of a row is a
 /// few lines of it. Sums do not depend on it.
 const BAND: usize = 512;
@@ -48,6 +52,7 @@ pub fn execute(
         observer,
         pool,
         scratch,
+        tiles: Tiles::new(limits.tile, limits.tiles),
         tally: Tally::default(),
     };
     let mut start = 0;
@@ -80,6 +85,7 @@ struct Engine<'a> {
     observer: &'a dyn Observer,
     pool: ThreadPool,
     scratch: Vec<Mutex<Scratch>>,
+    tiles: Tiles,
     tally: Tally,
 }
 
@@ -105,7 +111,6 @@ impl Tally {
 struct Scratch {
     single: Lane<f32>,
     double: Lane<f64>,
-    encoded: Vec<u8>,
 }
 
 /// Decoded blocks of every source, and the block that is computed.
@@ -171,6 +176,38 @@ impl Found {
             .for_each(|(total, part)| *total += part);
         seen.results.overflowed += results.overflowed;
         seen.results.non_finite += results.non_finite;
+    }
+}
+
+/// A tile of output while it is filled, block by block.
+struct Output<'a> {
+    sink: &'a dyn Sink,
+    /// The number by which the sink knows it.
+    number: usize,
+    /// Where the tile begins in it.
+    offset: u64,
+    tile: Tile,
+    filled: usize,
+    /// How many bytes the sink has seen.
+    shown: usize,
+}
+
+impl Output<'_> {
+    /// Where the next bytes, so many, are put down.
+    fn next(&mut self, len: usize) -> &mut [u8] {
+        let start = self.filled;
+        self.filled += len;
+        &mut self.tile[start..start + len]
+    }
+
+    /// Shows the sink what it has not seen, if that is so much.
+    fn show(&mut self, least: usize) {
+        if self.filled - self.shown >= least {
+            let offset = self.offset + self.shown as u64;
+            let bytes = &self.tile[self.shown..self.filled];
+            self.sink.look(self.number, offset, bytes);
+            self.shown = self.filled;
+        }
     }
 }
 
@@ -379,6 +416,14 @@ impl<'a> Flight<'a> {
         self.decide();
     }
 
+    /// Blocks that a worker takes at a time: in the last pass, as many as its output's tile holds.
+    fn tile_blocks(&self, limits: &Limits) -> usize {
+        match self.stage.is_last() {
+            true => tile_blocks(self.work, limits),
+            false => MEASURED_BLOCKS,
+        }
+    }
+
     /// Parts that the workers claim in this round: bands of columns, or tiles.
     fn parts(&self, tile_blocks: usize) -> usize {
         match (&self.stage, self.stage.columns(), self.sample()) {
@@ -412,6 +457,16 @@ impl<'a> Flight<'a> {
     fn first_look(&self) -> bool {
         !self.looked && !self.stage.samples()
     }
+}
+
+/// Blocks of output in a tile.
+fn tile_blocks(work: &Work<'_>, limits: &Limits) -> usize {
+    let size = match work {
+        Work::Copy { .. } => 1,
+        Work::Compute { target, .. } => target.format().size(),
+    };
+    let block = work.block_len().saturating_mul(size);
+    ((limits.tile - PAGE) / block.max(1)).max(1)
 }
 
 /// Which elements of a block are sampled: so many, at a place that depends on the block's number only.
@@ -450,7 +505,10 @@ impl<'a> Engine<'a> {
             if end > start && (full || job.after_all || (cost.measures > 0) != measures) {
                 break;
             }
-            tiles += job.work.blocks().div_ceil(self.limits.tile_blocks);
+            tiles += job
+                .work
+                .blocks()
+                .div_ceil(tile_blocks(&job.work, self.limits));
             end += 1;
         }
         start..end
@@ -475,7 +533,7 @@ impl<'a> Engine<'a> {
                         reason: reason.to_owned(),
                     });
                 }
-                let parts = flight.parts(self.limits.tile_blocks);
+                let parts = flight.parts(flight.tile_blocks(self.limits));
                 flight.parts_left.store(parts, Relaxed);
                 queue.extend((0..parts).map(|part| (index, part)));
             }
@@ -540,12 +598,8 @@ impl<'a> Engine<'a> {
         if self.observer.cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let blocks = flight.tile(part, self.limits.tile_blocks);
-        let Scratch {
-            single,
-            double,
-            encoded,
-        } = scratch;
+        let blocks = flight.tile(part, flight.tile_blocks(self.limits));
+        let Scratch { single, double } = scratch;
         match (&flight.stage, flight.work) {
             (Stage::Copy, Work::Copy { sources, format }) => {
                 self.copy_tile(flight, sources, *format, blocks)?;
@@ -557,10 +611,10 @@ impl<'a> Engine<'a> {
                 self.measure_band(flight, work, *columns, measure.as_ref(), part, double);
             }
             (Stage::Single(pass), work) => {
-                self.compute_tile(flight, work, pass, blocks, single, encoded, counts)?
+                self.compute_tile(flight, work, pass, blocks, single, counts)?
             }
             (Stage::Double(pass), work) => {
-                self.compute_tile(flight, work, pass, blocks, double, encoded, counts)?
+                self.compute_tile(flight, work, pass, blocks, double, counts)?
             }
             (Stage::Copy | Stage::Done, _) => {}
         }
@@ -634,24 +688,30 @@ impl<'a> Engine<'a> {
             return Ok(());
         };
         let bytes = blocks.start * COPY_BLOCK..first.len().min(blocks.end * COPY_BLOCK);
-        let tile = &first[bytes.clone()];
+        let range = &first[bytes.clone()];
         let differing = others
             .iter()
-            .position(|other| other.get(bytes.clone()) != Some(tile));
-        let found = format.map_or(NonFinite::default(), |format| format.non_finite(tile));
+            .position(|other| other.get(bytes.clone()) != Some(range));
+        let mut found = NonFinite::default();
+        let mut output = self.output(flight, bytes.start as u64, range.len())?;
+        for block in range.chunks(COPY_BLOCK) {
+            if let Some(format) = format {
+                found += format.non_finite(block);
+            }
+            if let Some(output) = &mut output {
+                output.next(block.len()).copy_from_slice(block);
+                output.show(LOOK);
+            }
+        }
         if differing.is_some() || found.any() {
             let mut seen = lock(&flight.seen);
             seen.differing = seen.differing.or(differing.map(|index| index + 1));
             seen.sources[0] += found;
         }
-        self.count_read(tile.len() * sources.len());
-        self.write(flight, bytes.start as u64, tile)
+        self.count_read(range.len() * sources.len());
+        self.write(flight, output)
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the worker's buffers are lent separately"
-    )]
     fn compute_tile<R: Real>(
         &self,
         flight: &Flight<'_>,
@@ -659,7 +719,6 @@ impl<'a> Engine<'a> {
         pass: &Pass<R>,
         blocks: Range<usize>,
         lane: &mut Lane<R>,
-        encoded: &mut Vec<u8>,
         counts: &mut Vec<u64>,
     ) -> Result<(), EngineError> {
         let Work::Compute {
@@ -672,28 +731,22 @@ impl<'a> Engine<'a> {
             return Ok(());
         };
         let block_len = work.block_len();
-        let output = match target {
-            Target::Values(format) => *format,
-            // Only measures, and writes nothing.
-            Target::Decide(_) => FloatType::F64,
-        };
+        let format = target.format();
         let mut found = Found::new(sources.len());
         let mut results = Narrowed::default();
         let mut sums = Vec::new();
         let mut read = 0;
-        // What is in it from another tile is overwritten.
-        let mut room = 0;
-        if let Pass::Apply(_) = pass {
-            let end = (blocks.end as u64 * block_len as u64).min(*elements);
-            let first = blocks.start as u64 * block_len as u64;
-            room = (end - first) as usize * output.size();
-        }
-        encoded.resize(room, 0);
-        let mut rest = encoded.as_mut_slice();
         let extent = |index: usize| {
             let first = index as u64 * block_len as u64;
             (first, (block_len as u64).min(elements - first) as usize)
         };
+        let mut output = None;
+        if let Pass::Apply(_) = pass {
+            let end = (blocks.end as u64 * block_len as u64).min(*elements);
+            let (first, _) = extent(blocks.start);
+            let len = (end - first) as usize * format.size();
+            output = self.output(flight, first * format.size() as u64, len)?;
+        }
         let mut next: Vec<&[u8]> = Vec::with_capacity(sources.len());
         for index in blocks.clone() {
             let (mut first, mut length) = extent(index);
@@ -728,11 +781,13 @@ impl<'a> Engine<'a> {
                 Pass::Apply(apply) => {
                     lane.out.resize(length, R::ZERO);
                     apply.block(block, &mut lane.out);
-                    let (bytes, after) = rest.split_at_mut(length * output.size());
-                    rest = after;
-                    let narrowed = output.encode(&mut lane.out, self.settings.saturate, bytes);
-                    results.overflowed += narrowed.overflowed;
-                    results.non_finite += narrowed.non_finite;
+                    if let Some(output) = &mut output {
+                        let bytes = output.next(length * format.size());
+                        let narrowed = format.encode(&mut lane.out, self.settings.saturate, bytes);
+                        results.overflowed += narrowed.overflowed;
+                        results.non_finite += narrowed.non_finite;
+                        output.show(LOOK);
+                    }
                 }
                 // Columns are measured in bands, and a refusal ends the run before any tile.
                 Pass::MeasureColumns(..) | Pass::Refuse(_) => {}
@@ -744,11 +799,7 @@ impl<'a> Engine<'a> {
             let width = sums.len() / blocks.len();
             lock(&flight.pending).take(blocks.start, sums, width);
         }
-        self.write(
-            flight,
-            blocks.start as u64 * (block_len * output.size()) as u64,
-            encoded,
-        )
+        self.write(flight, output)
     }
 
     /// Sums some columns, row by row.
@@ -784,19 +835,47 @@ impl<'a> Engine<'a> {
         lock(&flight.pending).bands.push((first_column, sums));
     }
 
-    fn write(&self, flight: &Flight<'_>, offset: u64, bytes: &[u8]) -> Result<(), EngineError> {
-        let Some(output) = flight.output.filter(|_| !bytes.is_empty()) else {
+    /// A tile for so many bytes of a job's output, if it has one.
+    fn output(
+        &self,
+        flight: &Flight<'_>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Option<Output<'a>>, EngineError> {
+        let Some(number) = flight.output.filter(|_| len > 0) else {
+            return Ok(None);
+        };
+        let phase = (self.sink.start(number) + offset) % PAGE as u64;
+        let tile = self.tiles.take(phase as usize, len);
+        Ok(Some(Output {
+            sink: self.sink,
+            number,
+            offset,
+            tile: tile.map_err(|source| self.not_written(flight, source))?,
+            filled: 0,
+            shown: 0,
+        }))
+    }
+
+    fn write(&self, flight: &Flight<'_>, output: Option<Output<'_>>) -> Result<(), EngineError> {
+        let Some(mut output) = output else {
             return Ok(());
         };
+        output.show(1);
+        let len = output.tile.len() as u64;
         self.sink
-            .write(output, offset, bytes)
-            .map_err(|source| EngineError::Write {
-                job: flight.job,
-                source,
-            })?;
-        self.tally.written.fetch_add(bytes.len() as u64, Relaxed);
-        self.observer.advance(bytes.len() as u64);
+            .write(output.number, output.offset, output.tile)
+            .map_err(|source| self.not_written(flight, source))?;
+        self.tally.written.fetch_add(len, Relaxed);
+        self.observer.advance(len);
         Ok(())
+    }
+
+    fn not_written(&self, flight: &Flight<'_>, source: io::Error) -> EngineError {
+        EngineError::Write {
+            job: flight.job,
+            source,
+        }
     }
 
     fn count_read(&self, bytes: usize) {

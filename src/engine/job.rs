@@ -55,6 +55,16 @@ pub enum Target<'a> {
     Decide(&'a Decided),
 }
 
+impl Target<'_> {
+    /// What a block is encoded in; nothing is where it only decides.
+    pub(super) fn format(&self) -> FloatType {
+        match self {
+            Target::Values(format) => *format,
+            Target::Decide(_) => FloatType::F64,
+        }
+    }
+}
+
 impl Work<'_> {
     /// Whether the work is computed in `f64`; see [`Real`](crate::numeric::Real).
     pub(super) fn wants_f64(&self) -> bool {

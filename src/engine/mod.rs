@@ -12,6 +12,7 @@ mod derived;
 mod execute;
 mod job;
 mod program;
+mod tile;
 
 use std::io;
 
@@ -22,15 +23,27 @@ pub use job::{Job, Target, Work};
 pub use program::{
     AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Memo, Pass, Program,
 };
+pub use tile::{PAGE, Tile, Tiles};
 
 use crate::numeric::{FloatType, NonFinite};
 
 /// Where computed bytes go.
 pub trait Sink: Sync {
-    /// Takes bytes of an output, `offset` bytes after its start; see [`Job::output`].
+    /// Where in its file an output begins, if it is written to one: then bytes lie in the pages of a tile as in those
+    /// of the file. See [`Job::output`].
+    fn start(&self, _output: usize) -> u64 {
+        0
+    }
+
+    /// Is shown bytes of an output, `offset` bytes after its start, while they are hot, before they are written.
     ///
     /// Calls come from several threads, each byte once, in no particular order.
-    fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    fn look(&self, _output: usize, _offset: u64, _bytes: &[u8]) {}
+
+    /// Takes bytes of an output, `offset` bytes after its start; they are dropped once they are done with.
+    ///
+    /// Called as [`look`](Self::look) is.
+    fn write(&self, output: usize, offset: u64, bytes: Tile) -> io::Result<()>;
 }
 
 /// Is told how far the work is, and may stop it.

@@ -10,7 +10,7 @@ use ndarray::{Array1, Zip};
 use proptest::prelude::*;
 
 use super::{Action, ParamValue, Tensor, TensorParams, find};
-use crate::engine::{self, Job, Limits, Observer, Settings, Sink, Target, Work};
+use crate::engine::{self, Job, Limits, Observer, Settings, Sink, Target, Tile, Work};
 use crate::numeric::{FloatType, MaskKey, Stored, keep_threshold};
 
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
@@ -19,9 +19,9 @@ const SEED: u64 = 7;
 struct Memory(Mutex<Vec<u8>>);
 
 impl Sink for Memory {
-    fn write(&self, _job: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, _job: usize, offset: u64, bytes: Tile) -> io::Result<()> {
         let offset = offset as usize;
-        self.0.lock().unwrap()[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.0.lock().unwrap()[offset..offset + bytes.len()].copy_from_slice(&bytes);
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use crate::checkpoint::{Dtype, Leave};
-use crate::engine::Sink;
+use crate::engine::{Sink, Tile};
 use crate::numeric::FloatType;
 use crate::plan::{Plan, PlannedTensor};
 
@@ -19,10 +19,19 @@ pub(super) struct DropBehind<'a> {
 }
 
 impl Sink for DropBehind<'_> {
-    fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn start(&self, output: usize) -> u64 {
+        self.sink.start(output)
+    }
+
+    fn look(&self, output: usize, offset: u64, bytes: &[u8]) {
+        self.sink.look(output, offset, bytes);
+    }
+
+    fn write(&self, output: usize, offset: u64, bytes: Tile) -> io::Result<()> {
+        let len = bytes.len() as u64;
         self.sink.write(output, offset, bytes)?;
         if let Some(tensor) = self.plan.tensors.get(output) {
-            self.done_with(tensor, offset, bytes.len() as u64);
+            self.done_with(tensor, offset, len);
         }
         Ok(())
     }

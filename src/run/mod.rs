@@ -28,14 +28,13 @@ pub use lock::{
 };
 
 use crate::checkpoint::{Checkpoint, Leave, index_json};
-use crate::engine::{self, Observer, Settings, Sink, Totals};
+use crate::engine::{self, Observer, Settings, Sink, Tile, Totals};
 use crate::plan::Plan;
 use behind::DropBehind;
 use output::{OutputFiles, write_file};
 use stage::Stage;
 use work::Work;
 pub use work::{Other, Sample};
-use writer::Room;
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,11 +83,7 @@ pub fn run(
     let inputs = models.iter().flat_map(|model| model.location().paths());
     let stage = Stage::open(out, options.force, inputs, plan.bytes_written() + side)?;
 
-    let room = Room {
-        chunk: plan.limits.chunk,
-        chunks: plan.limits.chunks,
-    };
-    let files = OutputFiles::create(stage.path(), &plan.shards, &plan.lens(), room)?;
+    let files = OutputFiles::create(stage.path(), &plan.shards, &plan.lens())?;
     prepare(plan, observer)?;
     let Work { jobs, purposes, .. } = Work::of(plan, None)?;
     read_ahead(plan);
@@ -218,7 +213,7 @@ fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
 struct NoOutput;
 
 impl Sink for NoOutput {
-    fn write(&self, _output: usize, _offset: u64, _bytes: &[u8]) -> std::io::Result<()> {
+    fn write(&self, _output: usize, _offset: u64, _bytes: Tile) -> std::io::Result<()> {
         Ok(())
     }
 }

@@ -5,9 +5,9 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use super::error::{RunError, io_error};
-use super::writer::{NewFile, Room, Writer};
+use super::writer::{NewFile, Writer};
 use crate::checkpoint::ShardLayout;
-use crate::engine::Sink;
+use crate::engine::{Sink, Tile};
 use crate::numeric::TreeDigest;
 
 /// Bytes of a small file that are copied at a time.
@@ -28,7 +28,6 @@ impl OutputFiles {
         folder: &Path,
         shards: &[ShardLayout],
         lens: &[u64],
-        room: Room,
     ) -> Result<Self, RunError> {
         let mut files = Vec::new();
         let mut places = vec![(0, 0); lens.len()];
@@ -36,19 +35,15 @@ impl OutputFiles {
             let path = folder.join(&shard.file_name);
             let file = NewFile::create(path.clone(), shard.file_size)
                 .map_err(io_error("make room for", &path))?;
+            file.write(0, &shard.header)
+                .map_err(io_error("write", &path))?;
             for &(tensor, offset) in &shard.tensors {
                 places[tensor] = (number, offset);
             }
             files.push(file);
         }
-        let writer = Writer::new(files, room).map_err(io_error("start to write", folder))?;
-        for (number, shard) in shards.iter().enumerate() {
-            writer
-                .write(number, 0, &shard.header)
-                .map_err(io_error("write", &folder.join(&shard.file_name)))?;
-        }
         Ok(Self {
-            writer,
+            writer: Writer::new(files).map_err(io_error("start to write", folder))?,
             places,
             digests: lens.iter().map(|&len| TreeDigest::new(len)).collect(),
         })
@@ -69,13 +64,20 @@ impl OutputFiles {
 }
 
 impl Sink for OutputFiles {
-    fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let Some(&(file, start)) = self.places.get(tensor) else {
-            return Err(io::Error::other("no place is planned for these bytes"));
-        };
+    fn start(&self, tensor: usize) -> u64 {
+        self.places.get(tensor).map_or(0, |&(_, start)| start)
+    }
+
+    fn look(&self, tensor: usize, offset: u64, bytes: &[u8]) {
         if let Some(digest) = self.digests.get(tensor) {
             digest.update(offset, bytes);
         }
+    }
+
+    fn write(&self, tensor: usize, offset: u64, bytes: Tile) -> io::Result<()> {
+        let Some(&(file, start)) = self.places.get(tensor) else {
+            return Err(io::Error::other("no place is planned for these bytes"));
+        };
         self.writer.write(file, start + offset, bytes)
     }
 }

@@ -1252,7 +1252,7 @@ fn a_disk_that_is_too_small_is_said_before_anything_is_written() {
     assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
     says(
         &with_hint(&outcome.stderr),
-        &["the output needs 12000000000", "bytes free"],
+        &["the output needs 12000000004096 bytes", "bytes free"],
     );
     assert!(!bench.path("out").exists());
     assert!(!bench.staging().exists());

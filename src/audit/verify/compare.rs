@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::engine::Sink;
+use crate::engine::{Sink, Tile};
 use crate::numeric::FloatType;
 
 /// Elements of a window that is kept for the diagnosis.
@@ -73,7 +73,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sink for Comparison<'_> {
-    fn write(&self, tensor: usize, offset: u64, expected: &[u8]) -> io::Result<()> {
+    fn write(&self, tensor: usize, offset: u64, expected: Tile) -> io::Result<()> {
+        let expected: &[u8] = &expected;
         let Some(there) = self.tensors.get(tensor) else {
             return Ok(());
         };
