@@ -20,8 +20,8 @@ use super::tile::{PAGE, Tile, Tiles};
 use super::{EngineError, Observer, Sink, Totals};
 use crate::numeric::{Elements, FloatType, Narrowed, NonFinite, Real};
 
-/// Tiles per thread in a batch of jobs that measure: enough to keep every thread busy, few enough that what
-/// was measured is still in the cache when it is applied.
+/// Tiles per thread in a batch of jobs that measure: enough that no thread waits long for another's last one, few
+/// enough that what passes leave to each other takes little memory.
 const MEASURED_TILES: usize = 16;
 /// Bytes of output after which the sink has a look: they stay in a worker's second cache until then.
 const LOOK: usize = 256 << 10;
