@@ -35,7 +35,7 @@ impl OutputFiles {
             let path = folder.join(&shard.file_name);
             let file = NewFile::create(path.clone(), shard.file_size)
                 .map_err(io_error("make room for", &path))?;
-            file.write(0, &shard.header)
+            file.write_header(&shard.header)
                 .map_err(io_error("write", &path))?;
             for &(tensor, offset) in &shard.tensors {
                 places[tensor] = (number, offset);

@@ -53,6 +53,12 @@ impl NewFile {
         })
     }
 
+    /// Writes what the file starts with, through the page cache: its memory does not begin at a page, as direct writes
+    /// want it.
+    pub(super) fn write_header(&self, header: &[u8]) -> io::Result<()> {
+        self.buffered.write_all_at(header, 0)
+    }
+
     /// Writes bytes at their place: many past the page cache, but for parts of pages, which go through it as few do.
     pub(super) fn write(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
         let pages = whole_pages(start, bytes.len());
@@ -340,6 +346,19 @@ mod tests {
         file.write(0, &bytes[unaligned..][..len]).unwrap();
         file.sync().unwrap();
         assert_eq!(fs::read(path).unwrap(), vec![7u8; len]);
+    }
+
+    #[test]
+    fn a_long_header_does_not_send_what_follows_through_the_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        let file = NewFile::create(path.clone(), 2 * FEW as u64).unwrap();
+        let header = vec![7u8; 2 * FEW + 1];
+        let unaligned = usize::from((header.as_ptr() as usize).is_multiple_of(PAGE));
+        file.write_header(&header[unaligned..][..2 * FEW]).unwrap();
+        assert!(!file.refused.load(Relaxed));
+        file.sync().unwrap();
+        assert_eq!(fs::read(path).unwrap(), vec![7u8; 2 * FEW]);
     }
 
     #[test]
