@@ -83,19 +83,17 @@ impl Shared {
                 return Ok(memory);
             }
             if state.made < self.most {
+                // Anonymous maps begin at a page.
+                let memory = MmapMut::map_anon(self.size)?;
+                // In large pages, of which the system has fewer to look up for a write; where it has none, as it is.
+                #[cfg(target_os = "linux")]
+                let _ = memory.advise(memmap2::Advice::HugePage);
                 state.made += 1;
-                break;
+                return Ok(memory);
             }
             let freed = self.freed.wait(state);
             state = freed.unwrap_or_else(PoisonError::into_inner);
         }
-        drop(state);
-        // Anonymous maps begin at a page.
-        let memory = MmapMut::map_anon(self.size)?;
-        // In large pages, of which the system has fewer to look up for a write; where it has none, as it is.
-        #[cfg(target_os = "linux")]
-        let _ = memory.advise(memmap2::Advice::HugePage);
-        Ok(memory)
     }
 }
 
