@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::report::{CheckInfo, PolicyChange, Report, Severity, Skipped};
 use super::{all_checks, find_check};
-use crate::recipe::nearest;
+use recipe::nearest;
 
 /// The check that `require_lock` makes an error.
 const NO_LOCK: &str = "verify.lock";

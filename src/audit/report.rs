@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::checkpoint::{Checkpoint, LayerStack, TensorEntry};
+use checkpoint::{Checkpoint, LayerStack, TensorEntry};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,15 +53,15 @@ pub struct CheckInfo {
 /// The kinds of findings of a module: each as a static, and all of them as `CHECKS`, which the registry lists.
 macro_rules! checks {
     ($($name:ident = $id:literal, $severity:ident, $title:literal, $why:literal, $remedy:literal;)*) => {
-        $(pub(in crate::audit) static $name: $crate::audit::CheckInfo = $crate::audit::CheckInfo {
+        $(pub(crate) static $name: $crate::CheckInfo = $crate::CheckInfo {
             id: $id,
-            severity: $crate::audit::Severity::$severity,
+            severity: $crate::Severity::$severity,
             title: $title,
             why: $why,
             remedy: $remedy,
         };)*
         /// All of them.
-        pub(in crate::audit) static CHECKS: &[&$crate::audit::CheckInfo] = &[$(&$name),*];
+        pub(crate) static CHECKS: &[&$crate::CheckInfo] = &[$(&$name),*];
     };
 }
 

@@ -3,10 +3,10 @@
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
-use crate::checkpoint::Checkpoint;
-use crate::engine::Observer;
-use crate::numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, squares, squares_bf16};
-use crate::run::{RunError, each_piece};
+use checkpoint::Checkpoint;
+use engine::Observer;
+use numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, squares, squares_bf16};
+use run::{RunError, each_piece};
 
 /// Bytes that a worker goes through at a time: they stay in its cache between the hash and the statistics.
 const PIECE: usize = 256 << 10;

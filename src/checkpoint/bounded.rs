@@ -8,7 +8,7 @@ use super::error::CheckpointError;
 use super::limits::MAX_DETAIL_CHARS;
 
 /// The bytes of a regular file of at most `limit` bytes.
-pub(crate) fn read_bounded(
+pub fn read_bounded(
     path: &Path,
     limit: u64,
     what: &'static str,

@@ -532,7 +532,7 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     /// An [`CheckpointError::Io`].
-    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io {
             action,
             path: path.into(),

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Debug;
 
 use super::error::CheckpointError;
-use crate::numeric::Elements;
+use numeric::Elements;
 
 /// The values of tensors that are made while they are read.
 pub trait Made: Debug + Send + Sync {

@@ -20,7 +20,7 @@ use super::pickle::Place;
 use super::quantised::refuse_quantised;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, find_sidecars};
-use crate::numeric::{Elements, FloatType, Stored, Strided};
+use numeric::{Elements, FloatType, Stored, Strided};
 
 /// A checkpoint whose headers were checked and whose shards are mapped.
 #[derive(Debug)]

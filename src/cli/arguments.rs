@@ -8,11 +8,11 @@ use clap::{Args, ValueEnum};
 
 use super::environment;
 use super::output::Failure;
-use crate::checkpoint::{Locator, ModelRef};
-use crate::engine::Settings;
-use crate::moe;
-use crate::plan::{self, MoeOptions, Options, Plan};
-use crate::recipe::{self, AnyRecipe, RecipeError};
+use checkpoint::{Locator, ModelRef};
+use engine::Settings;
+use moe;
+use plan::{self, MoeOptions, Options, Plan};
+use recipe::{self, AnyRecipe, RecipeError};
 
 /// The shape of what goes to stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

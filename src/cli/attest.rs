@@ -11,10 +11,10 @@ use super::recompute::{Arithmetic, Recomputation};
 use super::report::write;
 use super::sign::{failure, not_inside};
 use super::signals;
-use crate::audit::Verdict;
-use crate::audit::provenance::{PrivateKey, attest, check_inputs};
-use crate::audit::verify::{Coverage, proves};
-use crate::run::Lock;
+use audit::Verdict;
+use audit::provenance::{PrivateKey, attest, check_inputs};
+use audit::verify::{Coverage, proves};
+use run::Lock;
 
 /// Recompute every byte of a checkpoint, and say what it was made from (in-toto, SLSA provenance v1)
 ///

@@ -8,10 +8,10 @@ use super::output::{Failure, print};
 use super::progress::Progress;
 use super::report::ReportArguments;
 use super::signals;
-use crate::audit::check::mutate::{MutateError, mutate};
-use crate::audit::check::{CheckError, check};
-use crate::audit::checks_as_markdown;
-use crate::checkpoint::{Checkpoint, ModelRef, Survey};
+use audit::check::mutate::{MutateError, mutate};
+use audit::check::{CheckError, check};
+use audit::checks_as_markdown;
+use checkpoint::{Checkpoint, ModelRef, Survey};
 
 /// Look for whatever is wrong with a checkpoint: files, index, config, structure, values, tokenizer, safety
 ///

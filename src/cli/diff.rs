@@ -8,8 +8,8 @@ use super::output::Failure;
 use super::progress::Progress;
 use super::report::ReportArguments;
 use super::signals;
-use crate::audit::diff::{Request, diff};
-use crate::checkpoint::{Checkpoint, Locator, ModelRef};
+use audit::diff::{Request, diff};
+use checkpoint::{Checkpoint, Locator, ModelRef};
 
 /// Compare two checkpoints: tensors, configs, tokenizers
 ///

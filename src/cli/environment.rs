@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use super::output::Failure;
-use crate::checkpoint::Locator;
+use checkpoint::Locator;
 
 /// Where models are looked for: the working folder, the recipe's, the local Hugging Face cache.
 pub(super) fn locator(recipe_dir: Option<&Path>) -> Result<Locator, Failure> {

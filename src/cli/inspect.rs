@@ -10,7 +10,7 @@ use serde_json::json;
 use super::arguments::Format;
 use super::environment;
 use super::output::{Failure, print};
-use crate::checkpoint::{Checkpoint, ModelRef, StackIndex, TensorEntry, layer_stacks};
+use checkpoint::{Checkpoint, ModelRef, StackIndex, TensorEntry, layer_stacks};
 
 /// List a checkpoint's tensors, dtypes, shapes, parameters, shards and metadata
 ///

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::output::Failure;
-use crate::audit::provenance::{KeyError, PrivateKey, PublicKey};
+use audit::provenance::{KeyError, PrivateKey, PublicKey};
 
 /// The largest key file.
 const MAX_KEY_BYTES: u64 = 1 << 20;

@@ -13,8 +13,8 @@ use super::memory::{PeakMemory, available};
 use super::output::{Failure, print, say};
 use super::progress::Progress;
 use super::signals;
-use crate::plan::Plan;
-use crate::run::{self, RunOptions, Summary};
+use plan::Plan;
+use run::{self, RunOptions, Summary};
 
 /// Merge models by a recipe and write a checkpoint folder
 ///

@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::output::{Failure, print};
-use crate::methods::{self, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
-use crate::recipe::nearest;
+use methods::{self, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
+use recipe::nearest;
 
 /// List the merge methods, or explain one
 #[derive(Args)]

@@ -10,13 +10,13 @@ use super::merge::OutputArguments;
 use super::output::{Failure, say};
 use super::progress::Progress;
 use super::signals;
-use crate::audit::verify::{Coverage, Numerics, Request, verify};
-use crate::audit::{Verdict, formats};
-use crate::checkpoint::{Checkpoint, Location};
-use crate::moe;
-use crate::plan::{self, Plan};
-use crate::recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
-use crate::run::Lock;
+use audit::verify::{Coverage, Numerics, Request, verify};
+use audit::{Verdict, formats};
+use checkpoint::{Checkpoint, Location};
+use moe;
+use plan::{self, Plan};
+use recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
+use run::Lock;
 
 /// Assemble dense models into a mixture of experts, by mergekit-moe's YAML, or edit a mixture
 ///

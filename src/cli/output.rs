@@ -4,10 +4,10 @@ use std::env;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use crate::audit::Verdict;
-use crate::checkpoint::CheckpointError;
-use crate::recipe::{self, RecipeError};
-use crate::run::RunError;
+use audit::Verdict;
+use checkpoint::CheckpointError;
+use recipe::{self, RecipeError};
+use run::RunError;
 
 /// Why a command ends without success.
 #[derive(Debug)]

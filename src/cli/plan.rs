@@ -4,8 +4,8 @@ use clap::Args;
 
 use super::arguments::{Format, MoeArguments, PlanArguments};
 use super::output::{Failure, print};
-use crate::plan::{self, Detail};
-use crate::recipe;
+use plan::{self, Detail};
+use recipe;
 
 /// Show what a recipe would do, reading headers and configs only
 ///

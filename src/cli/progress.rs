@@ -8,9 +8,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal};
 
 use super::output::say;
-use crate::checkpoint::Checkpoint;
-use crate::engine::Observer;
-use crate::plan::Plan;
+use checkpoint::Checkpoint;
+use engine::Observer;
+use plan::Plan;
 
 /// Shows how far a run is.
 pub(super) struct Progress {

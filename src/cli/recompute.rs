@@ -12,14 +12,14 @@ use super::environment;
 use super::output::{Failure, say};
 use super::progress::Progress;
 use super::report::ReportArguments;
-use crate::audit::Report;
-use crate::audit::verify::{Coverage, Numerics, Request, verify};
-use crate::checkpoint::{Checkpoint, Location, Locator, ModelRef};
-use crate::engine::Settings;
-use crate::methods::mergekit::Profile;
-use crate::plan::{MoeOptions, Options, Plan};
-use crate::recipe::{self, AnyRecipe, RecipeError};
-use crate::run::Lock;
+use audit::Report;
+use audit::verify::{Coverage, Numerics, Request, verify};
+use checkpoint::{Checkpoint, Location, Locator, ModelRef};
+use engine::Settings;
+use methods::mergekit::Profile;
+use plan::{MoeOptions, Options, Plan};
+use recipe::{self, AnyRecipe, RecipeError};
+use run::Lock;
 
 /// The file in which mergekit leaves the recipe of a merge.
 const MERGEKIT_RECIPE: &str = "mergekit_config.yml";
@@ -156,7 +156,7 @@ impl Recomputation {
         match (file, lock, by_mergekit) {
             (Some(path), ..) => from_file(path),
             (None, Some(lock), _) => {
-                let name = crate::run::LOCK_FILE;
+                let name = run::LOCK_FILE;
                 let recipe = recipe::parse_any(name, &lock.recipe).map_err(|error| {
                     say(&recipe::render(&error, false));
                     Failure::tool(format!("cannot read the recipe in {name}"))

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::output::{Failure, print};
-use crate::audit::formats::Format;
-use crate::audit::policy::Policy;
-use crate::audit::{Report, Verdict};
+use audit::formats::Format;
+use audit::policy::Policy;
+use audit::{Report, Verdict};
 
 /// Where a report goes.
 #[derive(Args)]

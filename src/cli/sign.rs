@@ -12,8 +12,8 @@ use super::output::{Failure, say};
 use super::progress::Progress;
 use super::report::write;
 use super::signals;
-use crate::audit::provenance::{SignError, ToSign, is_bundle};
-use crate::checkpoint::{ModelRef, read_bounded};
+use audit::provenance::{SignError, ToSign, is_bundle};
+use checkpoint::{ModelRef, read_bounded};
 
 /// The largest file that is looked at before it is replaced by a signature.
 const MAX_OLD_BYTES: u64 = 128 << 20;

@@ -12,11 +12,11 @@ use super::output::Failure;
 use super::progress::Progress;
 use super::recompute::{Arithmetic, Recomputation};
 use super::signals;
-use crate::audit::policy::ProvenancePolicy;
-use crate::audit::provenance::{Attested, PublicKey, Signature, Vouched, check_inputs};
-use crate::audit::verify::{Coverage, not_recomputed, not_trusted};
-use crate::checkpoint::Location;
-use crate::run::Lock;
+use audit::policy::ProvenancePolicy;
+use audit::provenance::{Attested, PublicKey, Signature, Vouched, check_inputs};
+use audit::verify::{Coverage, not_recomputed, not_trusted};
+use checkpoint::Location;
+use run::Lock;
 
 /// Recompute a merged checkpoint from its recipe and inputs, and compare; or check its signature
 ///

@@ -2,7 +2,7 @@
 
 use super::program::Cost;
 use super::tile::PAGE;
-use crate::numeric::BLOCK;
+use numeric::BLOCK;
 
 /// The engine's arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 
 use super::program::{AnyProgram, Apply, Block, Pass, Program};
-use crate::numeric::{Elements, Fill, FloatType, NonFinite, Real};
+use numeric::{Elements, Fill, FloatType, NonFinite, Real};
 
 /// The pass that a program came to, after its measures.
 #[derive(Default)]

@@ -18,7 +18,7 @@ use super::job::{COPY_BLOCK, Job, Target, Work};
 use super::program::{Block, Cost, MeasureColumns, Measured, Memo, Pass, Program};
 use super::tile::{PAGE, Tile, Tiles};
 use super::{EngineError, Observer, Sink, Totals};
-use crate::numeric::{Elements, FloatType, Narrowed, NonFinite, Real};
+use numeric::{Elements, FloatType, Narrowed, NonFinite, Real};
 
 /// Tiles per thread in a batch of jobs that measure: enough that no thread waits long for another's last one, few
 /// enough that what passes leave to each other takes little memory.

@@ -2,7 +2,7 @@
 
 use super::derived::Decided;
 use super::program::AnyProgram;
-use crate::numeric::{BLOCK, Elements, FloatType};
+use numeric::{BLOCK, Elements, FloatType};
 
 /// One tensor's work.
 pub struct Job<'a> {
@@ -66,7 +66,7 @@ impl Target<'_> {
 }
 
 impl Work<'_> {
-    /// Whether the work is computed in `f64`; see [`Real`](crate::numeric::Real).
+    /// Whether the work is computed in `f64`; see [`Real`](numeric::Real).
     pub(super) fn wants_f64(&self) -> bool {
         match self {
             Work::Copy { .. } => false,

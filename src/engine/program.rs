@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use crate::numeric::{BLOCK, Real, prefetch};
+use numeric::{BLOCK, Real, prefetch};
 
 /// The elements of one block, decoded.
 #[derive(Debug, Clone, Copy)]

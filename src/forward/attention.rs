@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::states::{Batch, States};
-use crate::numeric::{View, multiply_into};
+use numeric::{View, multiply_into};
 
 /// Queries whose scores are held at a time, by each thread.
 const QUERIES: usize = 64;

@@ -15,7 +15,7 @@ use super::rope::{Rope, Table};
 use super::settings::{Norms, Settings};
 use super::states::{Batch, States};
 use super::weights::Weights;
-use crate::numeric::{View, multiply};
+use numeric::{View, multiply};
 
 /// How many tiles of the head are worked on before their sums are folded.
 const TILES: usize = 32;

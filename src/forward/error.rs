@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::checkpoint::CheckpointError;
+use checkpoint::CheckpointError;
 
 /// Why a decoder can't be made or run. It names no model: who asked for it does.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ use super::error::ForwardError;
 use super::layout::{Gated, Linear, Matrix};
 use super::states::States;
 use super::weights::Weights;
-use crate::numeric::{View, multiply};
+use numeric::{View, multiply};
 
 /// How many elements of a stored matrix are held by a thread at a time, if a row is not longer.
 const TILE: usize = 1 << 20;

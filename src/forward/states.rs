@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::error::ForwardError;
-use crate::numeric::NonFinite;
+use numeric::NonFinite;
 
 /// A matrix with a row for each feature and a column for each token, in row order.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::error::ForwardError;
-use crate::checkpoint::{Checkpoint, read_bounded, settings};
+use checkpoint::{Checkpoint, read_bounded, settings};
 
 /// The largest `tokenizer.json` that is read; real ones reach 35 MB.
 const MAX_BYTES: u64 = 512 << 20;

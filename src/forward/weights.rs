@@ -1,8 +1,8 @@
 //! Where weights come from: by name, any part of a tensor, as f32.
 
 use super::error::ForwardError;
-use crate::checkpoint::Checkpoint;
-use crate::numeric::Fill;
+use checkpoint::Checkpoint;
+use numeric::Fill;
 
 /// Gives weights by name: a stored checkpoint, or whatever else knows the values of one.
 pub trait Weights: Sync {

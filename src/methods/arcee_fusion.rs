@@ -2,8 +2,8 @@
 
 use super::order::{self, Keys, Order};
 use super::{Action, Arity, BaseRule, Method, MethodInfo, Tensor, TensorParams};
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
-use crate::numeric::Real;
+use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
+use numeric::Real;
 
 /// Takes the elements whose change is important from the fine-tune, all others from the base.
 pub(super) struct ArceeFusion;

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use super::order::{Counts, Found, Order};
-use crate::engine::Measured;
-use crate::numeric::{Real, vectorised};
+use engine::Measured;
+use numeric::{Real, vectorised};
 
 /// How many elements of a stream shall be kept: the `count` largest but for the `skip` largest of all.
 #[derive(Debug, Clone, Copy)]

@@ -8,10 +8,8 @@
 //! and combined in one pass.
 
 use super::weighted_sum::Combination;
-use crate::engine::{
-    AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Pass, Program,
-};
-use crate::numeric::{PairProducts, Real, dot};
+use engine::{AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Pass, Program};
+use numeric::{PairProducts, Real, dot};
 
 /// Elements subtracted at a time, so that the differences stay in the first cache.
 const STRIP: usize = 1024;

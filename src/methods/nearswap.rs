@@ -4,8 +4,8 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, Tensor,
     TensorParams,
 };
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
-use crate::numeric::Real;
+use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
+use numeric::Real;
 
 /// Takes elements of the other model where it is near the base.
 pub(super) struct Nearswap;

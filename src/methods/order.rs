@@ -5,16 +5,14 @@
 //! - **A guess that is checked.** Differences of 16-bit values are few numbers, each many times, so a sample
 //!   tells which key the k-th is. One pass counts, for each of a few candidates, the elements above it, and
 //!   block by block those equal to it: if k lies between, that is the cut, and nothing more need be read.
-//! - **Two histograms** over float bits, see [`numeric`](crate::numeric), where nothing can be guessed or the
+//! - **Two histograms** over float bits, see [`numeric`](numeric), where nothing can be guessed or the
 //!   guess was wrong; then, if elements tie at the cut, a pass that counts those block by block.
 //!
 //! Both are exact, and give the same.
 
 use super::band::count_equal;
-use crate::engine::{Block, Measure, Measured, Pass};
-use crate::numeric::{
-    HIGH_BINS, LOW_BINS, Rank, Real, high_bin, low_bin, rank_from_top, vectorised,
-};
+use engine::{Block, Measure, Measured, Pass};
+use numeric::{HIGH_BINS, LOW_BINS, Rank, Real, high_bin, low_bin, rank_from_top, vectorised};
 
 /// Reads of the whole tensor that [`Order::cuts`] takes at most.
 pub(super) const CUTS: usize = 2;

@@ -6,8 +6,8 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
 };
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
-use crate::numeric::Real;
+use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use numeric::Real;
 
 /// Keeps unique changes, averages shared ones.
 pub(super) struct Ram;

@@ -7,8 +7,8 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
 };
-use crate::engine::{AnyProgram, Block, Cost, Measure, Measured, Pass, Program};
-use crate::numeric::{BLOCK, Real, dot, vectorised};
+use engine::{AnyProgram, Block, Cost, Measure, Measured, Pass, Program};
+use numeric::{BLOCK, Real, dot, vectorised};
 
 /// Selects, calculates, erases.
 pub(super) struct Sce;

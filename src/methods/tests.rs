@@ -10,8 +10,8 @@ use ndarray::{Array1, Zip};
 use proptest::prelude::*;
 
 use super::{Action, ParamValue, Tensor, TensorParams, find};
-use crate::engine::{self, Job, Limits, Observer, Settings, Sink, Target, Tile, Work};
-use crate::numeric::{FloatType, MaskKey, Stored, keep_threshold};
+use engine::{self, Job, Limits, Observer, Settings, Sink, Target, Tile, Work};
+use numeric::{FloatType, MaskKey, Stored, keep_threshold};
 
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 const SEED: u64 = 7;

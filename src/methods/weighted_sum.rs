@@ -1,7 +1,7 @@
 //! The program of every method that ends in one linear combination of its sources.
 
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
-use crate::numeric::{Real, SumRule, weighted_sum};
+use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
+use numeric::{Real, SumRule, weighted_sum};
 
 /// Elements combined at a time, so that they stay in the first cache.
 const STRIP: usize = 1024;

@@ -4,8 +4,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
-use crate::numeric::{NormalKey, Real};
+use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use numeric::{NormalKey, Real};
 
 /// What is done with a run of elements.
 #[derive(Debug, Clone)]

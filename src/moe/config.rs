@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::family::{Dense, Window};
 use super::targets::{Norms, Partial, SharedWidth, Target};
-use crate::checkpoint::ModelConfig;
+use checkpoint::ModelConfig;
 
 /// The base's fields that every target has, as they are.
 const KEPT: [&str; 12] = [

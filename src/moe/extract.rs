@@ -7,10 +7,10 @@ use super::mixture::Mixture;
 use super::pieces::{Donor, EXPERT, Matrix, Piece, Pieces, Tensors, layer_of};
 use super::targets::SharedLayout;
 use super::{Decided, finish, open, report_misfits};
-use crate::checkpoint::{Checkpoint, Locator, ModelConfig};
-use crate::numeric::FloatType;
-use crate::plan::{self, Options, Plan, PlannedTensor, Problems, Results, SourceTensor, View};
-use crate::recipe::{EditRecipe, Located, Position, Ranges};
+use checkpoint::{Checkpoint, Locator, ModelConfig};
+use numeric::FloatType;
+use plan::{self, Options, Plan, PlannedTensor, Problems, Results, SourceTensor, View};
+use recipe::{EditRecipe, Located, Position, Ranges};
 
 use super::adjust::Segment;
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::{Checkpoint, ModelConfig};
+use checkpoint::{Checkpoint, ModelConfig};
 
 /// Larger sizes are no model's: products of two and sums of three of them can be counted.
 const LARGEST: usize = 1 << 31;

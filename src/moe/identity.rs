@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::plan;
-use crate::checkpoint::{Checkpoint, Dtype, Locator};
-use crate::forward::Decoder;
-use crate::plan::{MergeResult, Options};
-use crate::recipe::{Expert, GateMode, Located, MoeRecipe, RouterRecipe, Upcycle};
+use checkpoint::{Checkpoint, Dtype, Locator};
+use forward::Decoder;
+use plan::{MergeResult, Options};
+use recipe::{Expert, GateMode, Located, MoeRecipe, RouterRecipe, Upcycle};
 
 /// The largest relative difference of logits that float32 explains.
 pub const BOUND: f64 = 1e-5;
@@ -68,7 +68,7 @@ pub fn identity(
     let texts: Vec<Vec<u32>> = TEXTS.iter().enumerate().map(text).collect();
     let logits = |model: &Checkpoint| -> Result<Vec<Vec<f32>>, String> {
         let config = model.config().ok_or("a model has no config.json")?;
-        let told = |error: crate::forward::ForwardError| format!("`{}`: {error}", model.label());
+        let told = |error: forward::ForwardError| format!("`{}`: {error}", model.label());
         let decoder = Decoder::new(config.value(), model).map_err(told)?;
         decoder.logits(&texts, threads).map_err(told)
     };

@@ -3,10 +3,10 @@
 use super::family::{Dense, Family, Window};
 use super::pieces::{Donor, Matrix, Piece, Pieces, layer_of};
 use super::targets::{Experts, Names, TARGETS, Target};
-use crate::checkpoint::{Checkpoint, ModelConfig};
-use crate::numeric::FloatType;
-use crate::plan::{self, Models, Problems};
-use crate::recipe::{Located, Ranges};
+use checkpoint::{Checkpoint, ModelConfig};
+use numeric::FloatType;
+use plan::{self, Models, Problems};
+use recipe::{Located, Ranges};
 
 /// A mixture.
 #[derive(Debug)]

@@ -6,10 +6,10 @@ use std::ops::Range;
 use super::adjust::{Adjust, Segment};
 use super::family::Dense;
 use super::router::{self, Invented};
-use crate::checkpoint::{Checkpoint, Dtype, TensorEntry, is_derived_buffer, is_output_head};
-use crate::numeric::FloatType;
-use crate::plan::{Fate, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View};
-use crate::recipe::Position;
+use checkpoint::{Checkpoint, Dtype, TensorEntry, is_derived_buffer, is_output_head};
+use numeric::FloatType;
+use plan::{Fate, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View};
+use recipe::Position;
 
 /// What a tensor of an assembly is called where plans are shown.
 pub(super) const EXPERT: &str = "expert";

@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use crate::checkpoint::Checkpoint;
-use crate::engine;
-use crate::forward::Weights;
-use crate::numeric::{NormalKey, dot};
-use crate::plan::LatePicks;
+use checkpoint::Checkpoint;
+use engine;
+use forward::Weights;
+use numeric::{NormalKey, dot};
+use plan::LatePicks;
 
 /// The most steps; most cuts stand still after ten.
 const STEPS: usize = 24;

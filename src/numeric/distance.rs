@@ -373,7 +373,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::numeric::FloatType;
+    use crate::FloatType;
 
     fn near(a: f64, b: f64) -> bool {
         (a - b).abs() <= 1e-9 * (a.abs() + b.abs() + 1e-300)

@@ -7,11 +7,11 @@
 use super::real::Real;
 
 /// Elements of an array: those of the widest register in `f32`.
-pub(crate) const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// The elements from `start` on, of which there must be so many.
 #[inline(always)]
-pub(crate) fn load<R: Real, const N: usize>(values: &[R], start: usize) -> [R; N] {
+pub(super) fn load<R: Real, const N: usize>(values: &[R], start: usize) -> [R; N] {
     let mut lanes = [R::ZERO; N];
     lanes.copy_from_slice(&values[start..start + N]);
     lanes
@@ -19,7 +19,7 @@ pub(crate) fn load<R: Real, const N: usize>(values: &[R], start: usize) -> [R; N
 
 /// What is made for each lane.
 #[inline(always)]
-pub(crate) fn each<R: Real, const N: usize>(make: impl Fn(usize) -> R) -> [R; N] {
+pub(super) fn each<R: Real, const N: usize>(make: impl Fn(usize) -> R) -> [R; N] {
     let mut lanes = [R::ZERO; N];
     for (lane, value) in lanes.iter_mut().enumerate() {
         *value = make(lane);

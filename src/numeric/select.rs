@@ -55,7 +55,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::numeric::Real;
+    use crate::Real;
 
     proptest! {
         #[test]

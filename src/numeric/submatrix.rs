@@ -224,7 +224,7 @@ impl Elements for Beside<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::numeric::Stored;
+    use crate::Stored;
     use proptest::prelude::*;
 
     fn list(picks: &[u32], of: usize) -> Picks {

@@ -5,6 +5,7 @@
 ///
 /// The body is plain Rust that the compiler turns into vectors; what it calls must be inlined into it. All
 /// versions give the same bits: nothing here allows a compiler to reorder or to contract sums.
+#[macro_export]
 macro_rules! vectorised {
     ($($function:tt)*) => {
         #[multiversion::multiversion(targets(

@@ -4,8 +4,8 @@ use super::counterparts::Counterparts;
 use super::layers::Wanted;
 use super::models::Models;
 use super::problems::{Problems, count};
-use crate::checkpoint::LayerStack;
-use crate::recipe::{Parameters, Recipe};
+use checkpoint::LayerStack;
+use recipe::{Parameters, Recipe};
 
 /// Refuses models of other depths, which only slices can bring together.
 pub(super) fn different_depths(

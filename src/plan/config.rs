@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 use super::layers::LayerMap;
 use super::outputs::PlannedTensor;
 use super::problems::some_of;
-use crate::checkpoint::{Dtype, ModelConfig};
-use crate::numeric::FloatType;
+use checkpoint::{Dtype, ModelConfig};
+use numeric::FloatType;
 
 /// Where composite models keep the config of their language model.
 const NESTED: [&str; 3] = ["text_config", "llm_config", "language_config"];
@@ -65,7 +65,7 @@ pub(super) fn edited(
 }
 
 /// The name of a dtype in configs.
-pub(crate) fn dtype_name(dtype: Dtype) -> Option<&'static str> {
+pub fn dtype_name(dtype: Dtype) -> Option<&'static str> {
     Some(match dtype {
         Dtype::F64 => "float64",
         Dtype::F32 => "float32",

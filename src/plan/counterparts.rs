@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::checkpoint::{
+use checkpoint::{
     Checkpoint, LayerStack, PrefixAlias, find_alias, is_input_embedding, is_output_head,
 };
 

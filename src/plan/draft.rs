@@ -6,31 +6,44 @@ use super::models::Models;
 use super::problems::{Problems, count};
 use super::results::{held_by, reading};
 use super::{Fate, Options, Plan, PlannedTensor, VocabularySummary};
-use crate::checkpoint::{Dtype, Sidecar, shard_layout};
-use crate::engine::{Cost, Limits, Settings};
-use crate::methods::MethodInfo;
-use crate::numeric::BLOCK;
+use checkpoint::{Dtype, Sidecar, shard_layout};
+use engine::{Cost, Limits, Settings};
+use methods::MethodInfo;
+use numeric::BLOCK;
 
 /// What is decided of a plan before its files and its memory are.
-pub(crate) struct Draft {
-    pub(crate) method: &'static MethodInfo,
-    pub(crate) assembly: Option<String>,
-    pub(crate) random: bool,
-    pub(crate) recipe: (String, String),
-    pub(crate) models: Models,
-    pub(crate) tensors: Vec<PlannedTensor>,
-    pub(crate) equal: Vec<(usize, usize, usize)>,
-    pub(crate) fates: Vec<Vec<Fate>>,
-    pub(crate) config: Option<serde_json::Value>,
-    pub(crate) sidecars: Vec<(usize, Sidecar)>,
-    pub(crate) made: Vec<(String, Vec<u8>)>,
-    pub(crate) vocabulary: Option<VocabularySummary>,
-    pub(crate) notes: Vec<String>,
+pub struct Draft {
+    /// What merges.
+    pub method: &'static MethodInfo,
+    /// What is assembled, in words; none for a merge.
+    pub assembly: Option<String>,
+    /// Whether anything is drawn.
+    pub random: bool,
+    /// The recipe's path and its text.
+    pub recipe: (String, String),
+    /// The models, opened.
+    pub models: Models,
+    /// The output's tensors, in order.
+    pub tensors: Vec<PlannedTensor>,
+    /// Tensors that must hold the same bytes: a model, and two of its tensors.
+    pub equal: Vec<(usize, usize, usize)>,
+    /// What happens to each tensor of each model.
+    pub fates: Vec<Vec<Fate>>,
+    /// The output's `config.json`.
+    pub config: Option<serde_json::Value>,
+    /// Files that are carried: the model, and the file.
+    pub sidecars: Vec<(usize, Sidecar)>,
+    /// Files that are made: name and bytes.
+    pub made: Vec<(String, Vec<u8>)>,
+    /// How vocabularies were brought together, if they were.
+    pub vocabulary: Option<VocabularySummary>,
+    /// What the user should know.
+    pub notes: Vec<String>,
 }
 
 impl Draft {
     /// The plan; `None` where it cannot be written, or not in this memory.
-    pub(crate) fn finish(self, options: &Options, problems: &mut Problems) -> Option<Plan> {
+    pub fn finish(self, options: &Options, problems: &mut Problems) -> Option<Plan> {
         let Draft {
             models, tensors, ..
         } = self;

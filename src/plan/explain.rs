@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::problems::count;
 use super::{Fate, Filled, Operation, Plan, PlannedTensor, SourceTensor, VocabularySummary, shown};
-use crate::checkpoint::{Adapter, Checkpoint};
-use crate::methods::{ParamValue, TensorParams};
+use checkpoint::{Adapter, Checkpoint};
+use methods::{ParamValue, TensorParams};
 
 /// How much of a plan is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

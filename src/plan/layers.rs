@@ -6,8 +6,8 @@ use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
 use super::modules::{assign, feeds_embeddings};
 use super::problems::{Problems, some_of};
-use crate::checkpoint::{LayerStack, ModelRef, is_input_embedding};
-use crate::recipe::{Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
+use checkpoint::{LayerStack, ModelRef, is_input_embedding};
+use recipe::{Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
 
 /// Sources that are merged with each other: those of `models:`, or of one slice.
 pub(super) struct Group<'r> {

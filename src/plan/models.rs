@@ -7,24 +7,26 @@ use std::sync::Arc;
 
 use super::problems::Problems;
 use super::results::{MergeResult, Results};
-use crate::checkpoint::{Checkpoint, Locator, ModelRef, Sidecar, SidecarKind};
-use crate::recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
+use checkpoint::{Checkpoint, Locator, ModelRef, Sidecar, SidecarKind};
+use recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
 
 /// The models of a recipe, opened.
 #[derive(Default)]
-pub(crate) struct Models {
+pub struct Models {
     /// In order of first appearance; the tokenizer's donor last, if it is none of the others.
-    pub(crate) checkpoints: Vec<Checkpoint>,
+    pub checkpoints: Vec<Checkpoint>,
     /// Where the recipe names each first.
-    pub(crate) at: Vec<Option<Position>>,
+    pub at: Vec<Option<Position>>,
     /// How many of the checkpoints are merged; a mere tokenizer donor is not.
-    pub(crate) merged: usize,
+    pub merged: usize,
     /// Which gives names, order, config and files.
-    pub(crate) donor: usize,
-    pub(crate) base: Option<usize>,
-    pub(crate) tokenizer_donor: usize,
+    pub donor: usize,
+    /// The base, if there is one.
+    pub base: Option<usize>,
+    /// Which gives the tokenizer's files.
+    pub tokenizer_donor: usize,
     /// Those that are results of other merges.
-    pub(crate) results: BTreeMap<usize, Arc<MergeResult>>,
+    pub results: BTreeMap<usize, Arc<MergeResult>>,
     by_text: HashMap<String, usize>,
 }
 
@@ -77,7 +79,7 @@ pub(super) fn open(
 
 impl Models {
     /// Opens a model, if it is not open yet; whether it is open then.
-    pub(crate) fn add(
+    pub fn add(
         &mut self,
         model: &ModelRef,
         at: Option<Position>,
@@ -140,23 +142,25 @@ impl Models {
     }
 
     /// The model's place among the checkpoints.
-    pub(crate) fn index(&self, model: &ModelRef) -> Option<usize> {
+    pub fn index(&self, model: &ModelRef) -> Option<usize> {
         self.by_text
             .get(&model.to_string())
             .copied()
             .filter(|&index| index < self.checkpoints.len())
     }
 
-    pub(crate) fn donor(&self) -> &Checkpoint {
+    /// The model that gives names, order, config and files.
+    pub fn donor(&self) -> &Checkpoint {
         &self.checkpoints[self.donor]
     }
 
-    pub(crate) fn label(&self, model: usize) -> &str {
+    /// What messages call a model.
+    pub fn label(&self, model: usize) -> &str {
         self.checkpoints[model].label()
     }
 
     /// What opening them had to say.
-    pub(crate) fn notes(&self) -> Vec<String> {
+    pub fn notes(&self) -> Vec<String> {
         let mut notes = self.notes_of_each();
         for (index, model) in self.checkpoints.iter().enumerate() {
             if model.is_made() {
@@ -201,7 +205,7 @@ impl Models {
     }
 
     /// The files that are carried over: the tokenizer's from its donor, the rest from the config's.
-    pub(crate) fn sidecars(
+    pub fn sidecars(
         &self,
         notes: &mut Vec<String>,
         problems: &mut Problems,

@@ -4,7 +4,7 @@
 //! such parts. What no other module takes belongs to the language model, if the recipe has a module for it.
 
 use super::problems::{Problems, count, some_of};
-use crate::recipe::{Located, Module};
+use recipe::{Located, Module};
 
 /// mergekit's names, and the parts of tensor names that they mean.
 const KNOWN: [(&str, &[&str]); 5] = [

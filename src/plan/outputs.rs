@@ -11,16 +11,14 @@ use super::problems::{Problems, count, some_of};
 use super::tokenizer::{Aligned, Alignment};
 use super::views::View;
 use super::vocabularies::different_vocabularies;
-use crate::checkpoint::{
+use checkpoint::{
     Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding, is_output_head,
     layer_stacks,
 };
-use crate::engine::{AnyProgram, Cost};
-use crate::methods::{
-    self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams,
-};
-use crate::numeric::FloatType;
-use crate::recipe::{self, Exception, Fallback, Parameters, Position, Recipe};
+use engine::{AnyProgram, Cost};
+use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
+use numeric::FloatType;
+use recipe::{self, Exception, Fallback, Parameters, Position, Recipe};
 
 /// Mismatched tensors that are spelled out; more are counted.
 const MISMATCHES: usize = 5;
@@ -79,7 +77,7 @@ impl Operation {
 
 impl PlannedTensor {
     /// A tensor of sources as they are, without a base or parameters.
-    pub(crate) fn plain(
+    pub fn plain(
         name: String,
         dtype: Dtype,
         shape: Vec<usize>,

@@ -2,22 +2,18 @@
 
 use std::error::Error;
 
-use crate::recipe::{Position, Problem, ProblemKind, RecipeError};
+use recipe::{Position, Problem, ProblemKind, RecipeError};
 
 /// Names shown where many could be.
 const SHOWN: usize = 4;
 
 /// What is wrong, in the order it was found.
 #[derive(Default)]
-pub(crate) struct Problems(Vec<Problem>);
+pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    pub(crate) fn add(
-        &mut self,
-        at: Option<Position>,
-        message: impl Into<String>,
-        hint: Option<String>,
-    ) {
+    /// Adds one, found at that place of the recipe.
+    pub fn add(&mut self, at: Option<Position>, message: impl Into<String>, hint: Option<String>) {
         let problem = Problem::new(ProblemKind::Invalid, at, message.into());
         self.0.push(match hint {
             Some(hint) => problem.with_hint(hint),
@@ -26,12 +22,12 @@ impl Problems {
     }
 
     /// Adds an error of a lower layer, whose text may end in a hint.
-    pub(crate) fn add_error(&mut self, at: Option<Position>, error: &dyn Error) {
+    pub fn add_error(&mut self, at: Option<Position>, error: &dyn Error) {
         self.add_text(at, &error.to_string());
     }
 
     /// Adds a message that may end in a hint.
-    pub(crate) fn add_text(&mut self, at: Option<Position>, text: &str) {
+    pub fn add_text(&mut self, at: Option<Position>, text: &str) {
         match text.split_once("; hint: ") {
             Some((message, hint)) => self.add(at, message, Some(hint.to_owned())),
             None => self.add(at, text, None),
@@ -39,31 +35,33 @@ impl Problems {
     }
 
     /// How many.
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether nothing is wrong.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Adds all of others.
-    pub(crate) fn append(&mut self, mut others: Problems) {
+    pub fn append(&mut self, mut others: Problems) {
         self.0.append(&mut others.0);
     }
 
     /// What each says, without place and hint.
-    pub(crate) fn into_messages(self) -> Vec<String> {
+    pub fn into_messages(self) -> Vec<String> {
         self.0.into_iter().map(|problem| problem.message).collect()
     }
 
-    pub(crate) fn into_error(self, path: &str, text: &str) -> RecipeError {
+    /// The error that shows all of them in the recipe's text.
+    pub fn into_error(self, path: &str, text: &str) -> RecipeError {
         RecipeError::new(path, text, self.0)
     }
 }
 
 /// A number of things: `1 tensor`, `2 tensors`.
-pub(crate) fn count(number: usize, thing: &str) -> String {
+pub fn count(number: usize, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{plural}")
 }

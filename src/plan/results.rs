@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::outputs::{Operation, PlannedTensor};
 use super::{Plan, SourceTensor};
-use crate::checkpoint::{Checkpoint, CheckpointError, Made, ModelConfig, TensorEntry};
-use crate::engine::{Decided, Derived};
-use crate::numeric::{Elements, FloatType};
+use checkpoint::{Checkpoint, CheckpointError, Made, ModelConfig, TensorEntry};
+use engine::{Decided, Derived};
+use numeric::{Elements, FloatType};
 
 /// A merge whose result other merges read, tensor by tensor, without it being written.
 pub struct MergeResult {
@@ -20,16 +20,17 @@ pub struct MergeResult {
 }
 
 /// The results that have been planned, by name.
-pub(crate) type Results = BTreeMap<String, Arc<MergeResult>>;
+pub type Results = BTreeMap<String, Arc<MergeResult>>;
 
 impl MergeResult {
-    pub(crate) fn new(plan: Plan) -> Self {
+    /// The result of a plan.
+    pub fn new(plan: Plan) -> Self {
         let decided = plan.tensors.iter().map(|_| Decided::default()).collect();
         Self { plan, decided }
     }
 
     /// The result as a model, which messages will call `label`.
-    pub(crate) fn checkpoint(self: &Arc<Self>, label: &str) -> Checkpoint {
+    pub fn checkpoint(self: &Arc<Self>, label: &str) -> Checkpoint {
         let plan = &self.plan;
         let donor = &plan.models[plan.donor];
         let config = plan

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::{Plan, PlannedTensor, SourceTensor};
-use crate::checkpoint::Checkpoint;
-use crate::numeric::{Beside, Elements, FloatType, Gather, Joined, Picks, RowMap, Submatrix};
+use checkpoint::Checkpoint;
+use numeric::{Beside, Elements, FloatType, Gather, Joined, Picks, RowMap, Submatrix};
 
 /// What is read in the place of a source.
 #[derive(Debug, Clone)]
@@ -236,7 +236,7 @@ impl Plan {
             .get(source.tensor)?;
         let mut values = vec![0.0; usize::try_from(entry.elements()).ok()?];
         let elements = self.elements(source)?;
-        crate::numeric::Fill::<f64>::fill(elements.as_ref(), 0, &mut values);
+        numeric::Fill::<f64>::fill(elements.as_ref(), 0, &mut values);
         Some(values)
     }
 }

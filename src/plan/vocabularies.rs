@@ -2,7 +2,7 @@
 
 use super::models::Models;
 use super::problems::Problems;
-use crate::checkpoint::{VocabularyComparison, compare_vocabularies};
+use checkpoint::{VocabularyComparison, compare_vocabularies};
 
 /// Share of ids that may mean another token before models count as of different vocabularies.
 ///
@@ -11,7 +11,7 @@ use crate::checkpoint::{VocabularyComparison, compare_vocabularies};
 const RENAMED: f64 = 0.01;
 
 /// Compares each merged model's vocabulary with the donor's.
-pub(crate) fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Problems) {
+pub fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Problems) {
     let donor = models.donor();
     let rows = donor
         .config()

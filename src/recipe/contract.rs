@@ -6,8 +6,8 @@ use super::problem::{Located, Position, Problem, ProblemKind, quoted};
 use super::schema::{Inputs, Module, Recipe, Slice, Source};
 use super::setting::Parameters;
 use super::walk::Walk;
-use crate::checkpoint::ModelRef;
-use crate::methods::{Arity, BaseRule, MethodInfo, ParamScope};
+use checkpoint::ModelRef;
+use methods::{Arity, BaseRule, MethodInfo, ParamScope};
 
 /// The inputs of one merge: all of `models:`, or those of one slice.
 struct Group<'a> {

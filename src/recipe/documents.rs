@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::problem::{Located, Problem, ProblemKind, quoted};
 use super::schema::Recipe;
-use crate::checkpoint::ModelRef;
+use checkpoint::ModelRef;
 
 /// Puts the documents in order: the one whose result is written, with those that it is made from.
 ///

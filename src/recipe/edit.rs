@@ -8,7 +8,7 @@ use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, quote
 use super::schema::Recipe;
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
-use crate::checkpoint::ModelRef;
+use checkpoint::ModelRef;
 
 /// What changes a mixture, typed and checked as far as it goes without the models.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use super::nearest::suggestion;
 use super::problem::{Located, ProblemKind, quoted};
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
-use crate::checkpoint::ModelRef;
+use checkpoint::ModelRef;
 
 /// The dtypes that can be computed from and written, as torch spells them.
 const DTYPES: &[(&str, Dtype)] = &[

@@ -8,13 +8,13 @@ use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, quote
 use super::schema::Recipe;
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
-use crate::checkpoint::ModelRef;
+use checkpoint::ModelRef;
 
 /// The name of a backbone that is written inside the recipe, among its models.
 const BACKBONE: &str = "backbone";
 
 /// The most experts; more are a slip of the pen, and a table of them would not be readable.
-pub(crate) const MAX_EXPERTS: usize = 1024;
+pub const MAX_EXPERTS: usize = 1024;
 
 /// What assembles a mixture of experts, typed and checked as far as it goes without the models.
 #[derive(Debug)]

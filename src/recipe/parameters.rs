@@ -6,7 +6,7 @@ use super::problem::{Located, Position, Problem, ProblemKind, listed, quoted};
 use super::setting::{Choice, Curve, Parameters, Setting};
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
-use crate::methods::{MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
+use methods::{MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
 
 /// What a `parameters:` mapping belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

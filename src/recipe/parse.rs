@@ -11,8 +11,8 @@ use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, sort}
 use super::schema::Recipe;
 use super::walk::Walk;
 use super::yaml;
-use crate::checkpoint::ModelRef;
-use crate::methods::{self, MethodInfo};
+use checkpoint::ModelRef;
+use methods::{self, MethodInfo};
 
 /// The largest recipe; one with a slice for each of a thousand layers has some 200 KB.
 const MAX_RECIPE_BYTES: u64 = 1 << 20;

@@ -8,8 +8,8 @@ use super::exceptions::Exception;
 use super::problem::{Located, Position, Problem, RecipeError};
 use super::setting::Parameters;
 use super::tokenizer::Tokenizer;
-use crate::checkpoint::ModelRef;
-use crate::methods::MethodInfo;
+use checkpoint::ModelRef;
+use methods::MethodInfo;
 
 /// A merge recipe, typed and checked against its method's contract.
 #[derive(Debug)]

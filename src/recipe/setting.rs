@@ -1,7 +1,7 @@
 //! Parameter settings and what they come to for one tensor: filters, gradients over depth, precedence.
 
 use super::problem::{Located, Position};
-use crate::methods::{ParamInfo, ParamValue};
+use methods::{ParamInfo, ParamValue};
 
 /// The settings of one `parameters:` mapping.
 #[derive(Debug, Clone, Default, PartialEq)]

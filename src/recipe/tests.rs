@@ -5,7 +5,7 @@ use std::fmt::Write;
 use proptest::prelude::*;
 
 use super::*;
-use crate::methods::{Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
+use methods::{Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
 
 const fn method(
     name: &'static str,
@@ -742,8 +742,7 @@ fn files_that_are_no_recipes_are_refused() {
 #[test]
 fn mergekits_recipes_are_read_with_the_registry() {
     let read = |text: &str| {
-        let registry: Vec<&'static MethodInfo> =
-            crate::methods::all().iter().map(|m| m.info()).collect();
+        let registry: Vec<&'static MethodInfo> = methods::all().iter().map(|m| m.info()).collect();
         let recipe = parse("r.yml", text, &registry);
         recipe.map(|recipe| recipe.error(recipe.warnings.clone()).to_string())
     };

@@ -4,7 +4,7 @@ use super::keys::Place;
 use super::problem::{Located, Position, ProblemKind, quoted};
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
-use crate::checkpoint::ModelRef;
+use checkpoint::ModelRef;
 
 /// The vocabulary that the output shall have.
 #[derive(Debug)]

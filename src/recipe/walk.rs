@@ -15,8 +15,8 @@ use super::schema::{Inputs, Module, Recipe, Slice, SliceSource, Source};
 use super::setting::Parameters;
 use super::tokenizer::Tokenizer;
 use super::yaml::{Entry, Node, Value};
-use crate::checkpoint::ModelRef;
-use crate::methods::{BaseRule, MethodInfo};
+use checkpoint::ModelRef;
+use methods::{BaseRule, MethodInfo};
 
 /// The hint for layer ranges.
 const HALF_OPEN: &str = "a range is half-open: `[0, 32]` is 32 layers, 0 to 31";

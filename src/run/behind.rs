@@ -3,10 +3,10 @@
 use std::io;
 use std::ops::Range;
 
-use crate::checkpoint::{Dtype, Leave};
-use crate::engine::{Sink, Tile};
-use crate::numeric::FloatType;
-use crate::plan::{Plan, PlannedTensor};
+use checkpoint::{Dtype, Leave};
+use engine::{Sink, Tile};
+use numeric::FloatType;
+use plan::{Plan, PlannedTensor};
 
 /// Gives the output on, and the inputs' memory back.
 ///

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use crate::plan::Plan;
+use plan::Plan;
 
 /// The card of the checkpoint at `out`.
 pub(super) fn text(plan: &Plan, out: &Path) -> String {

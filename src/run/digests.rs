@@ -3,9 +3,9 @@
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::error::RunError;
-use crate::checkpoint::{Checkpoint, Leave};
-use crate::engine::{self, Observer};
-use crate::numeric::TreeDigest;
+use checkpoint::{Checkpoint, Leave};
+use engine::{self, Observer};
+use numeric::TreeDigest;
 
 /// Bytes that a worker hashes at a time.
 const PIECE: usize = 4 << 20;

@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::work::Purpose;
-use crate::checkpoint::CheckpointError;
-use crate::engine::EngineError;
-use crate::plan::View;
+use checkpoint::CheckpointError;
+use engine::EngineError;
+use plan::View;
 
 /// Why a run failed. The output's place is as it was before.
 #[derive(Debug, thiserror::Error)]

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Location, read_bounded};
-use crate::numeric::NUMERICS;
-use crate::plan::Plan;
+use checkpoint::{Checkpoint, CheckpointError, Location, read_bounded};
+use numeric::NUMERICS;
+use plan::Plan;
 
 /// The lock's file name.
 pub const LOCK_FILE: &str = "weldment.lock.json";

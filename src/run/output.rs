@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::error::{RunError, io_error};
 use super::writer::{NewFile, Writer};
-use crate::checkpoint::ShardLayout;
-use crate::engine::{Sink, Tile};
-use crate::numeric::TreeDigest;
+use checkpoint::ShardLayout;
+use engine::{Sink, Tile};
+use numeric::TreeDigest;
 
 /// Bytes of a small file that are copied at a time.
 const COPY_BYTES: usize = 128 << 10;

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use super::error::RunError;
-use crate::engine::{self, AnyProgram, Job, Target};
-use crate::numeric::{Elements, FloatType, Stored};
-use crate::plan::{Operation, Plan, PlannedTensor};
+use engine::{self, AnyProgram, Job, Target};
+use numeric::{Elements, FloatType, Stored};
+use plan::{Operation, Plan, PlannedTensor};
 
 /// Which blocks of a tensor are wanted, ascending: for its number in the output, and how many blocks it has.
 pub type Sample<'s> = dyn Fn(usize, usize) -> Vec<usize> + 's;

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::engine::{PAGE, Tile};
+use engine::{PAGE, Tile};
 
 /// Threads that write: while one waits for its turn on a busy processor, the disk has the other's tile to write.
 const WRITERS: usize = 2;
@@ -259,7 +259,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::Tiles;
+    use engine::Tiles;
 
     /// Writes pieces in the order given, by two threads that share so many tiles, and compares the files.
     fn round_trip(lengths: &[usize], pieces: &[(usize, Range<usize>)], tiles: usize) {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::container::in_short;
-use crate::audit::{Finding, Place, Report};
-use crate::checkpoint::{Checkpoint, CheckpointError, Survey};
-use crate::numeric::FloatType;
+use crate::{Finding, Place, Report};
+use checkpoint::{Checkpoint, CheckpointError, Survey};
+use numeric::FloatType;
 
 checks! {
     MALFORMED = "config.malformed", Error,

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::audit::{CheckInfo, Finding, Place, Report, Severity};
-use crate::checkpoint::{CheckpointError, Survey};
+use crate::{CheckInfo, Finding, Place, Report, Severity};
+use checkpoint::{CheckpointError, Survey};
 
 checks! {
     TRUNCATED = "container.truncated", Error,

@@ -12,9 +12,9 @@ pub(super) mod tokenizer;
 pub(super) mod values;
 
 use super::{CheckInfo, Command, Report, Skipped};
-use crate::checkpoint::{CheckpointError, Location, Survey, TensorEntry};
-use crate::engine::Observer;
-use crate::run::RunError;
+use checkpoint::{CheckpointError, Location, Survey, TensorEntry};
+use engine::Observer;
+use run::RunError;
 
 /// What can be found in a checkpoint, in the order in which it is looked for.
 pub(super) static CHECKED: &[&[&CheckInfo]] = &[

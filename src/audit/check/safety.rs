@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::audit::{Finding, Place, Report, Severity};
-use crate::checkpoint::{CheckpointError, Location, PickleImports, folder_risks};
+use crate::{Finding, Place, Report, Severity};
+use checkpoint::{CheckpointError, Location, PickleImports, folder_risks};
 
 checks! {
     DANGEROUS = "safety.dangerous-pickle", Error,

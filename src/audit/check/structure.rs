@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::families::{FAMILIES, Family};
 use super::values::is_norm;
-use crate::audit::{Finding, Place, Report, Severity, Skipped};
-use crate::checkpoint::{
+use crate::{Finding, Place, Report, Severity, Skipped};
+use checkpoint::{
     Checkpoint, ModelConfig, StackIndex, Survey, TensorEntry, is_derived_buffer,
     is_input_embedding, is_output_head, layer_lists, layer_stacks,
 };

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::container::in_short;
-use crate::audit::{Finding, Place, Report, Severity};
-use crate::checkpoint::{
+use crate::{Finding, Place, Report, Severity};
+use checkpoint::{
     Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, is_input_embedding,
     settings,
 };
-use crate::plan::chat_template_parses;
+use plan::chat_template_parses;
 
 checks! {
     MALFORMED = "tokenizer.malformed", Error,

@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::json;
 
-use crate::audit::{
+use crate::{
     Finding, HeatMap, Histogram, Place, Report, Severity, Statistics, TensorStatistics,
     exponent_of, statistics,
 };
-use crate::checkpoint::{
+use checkpoint::{
     Checkpoint, LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_output_head,
     layer_stacks,
 };
-use crate::engine::Observer;
-use crate::numeric::FloatType;
-use crate::run::RunError;
+use engine::Observer;
+use numeric::FloatType;
+use run::RunError;
 
 checks! {
     NAN = "values.nan", Error,

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::checks;
-use crate::audit::fields::{differences, shown};
-use crate::audit::{Finding, Place, Severity};
-use crate::checkpoint::{Checkpoint, Sidecar, Tokenizer, TokenizerKind, read_sidecar};
+use crate::fields::{differences, shown};
+use crate::{Finding, Place, Severity};
+use checkpoint::{Checkpoint, Sidecar, Tokenizer, TokenizerKind, read_sidecar};
 
 /// Files whose fields are compared one by one.
 const BY_FIELD: [&str; 2] = ["generation_config.json", "tokenizer_config.json"];

@@ -5,13 +5,13 @@ use std::ops::Range;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::Request;
-use crate::checkpoint::{Checkpoint, Leave};
-use crate::engine::{self, Observer};
-use crate::numeric::{
+use checkpoint::{Checkpoint, Leave};
+use engine::{self, Observer};
+use numeric::{
     BLOCK, Distance, DistanceSums, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums,
     distance, task_sums,
 };
-use crate::run::RunError;
+use run::RunError;
 
 /// Blocks of a piece, the unit that a worker measures.
 const PIECE_BLOCKS: u64 = 64;

@@ -5,17 +5,17 @@ mod files;
 mod measure;
 mod tables;
 
-pub(in crate::audit) use checks::CHECKS;
+pub(crate) use checks::CHECKS;
 
 use std::collections::{HashMap, HashSet};
 
 use super::policy::{DiffPolicy, Thresholds};
 use super::{Command, Finding, Place, Report, Severity};
-use crate::checkpoint::{Checkpoint, StackIndex, TensorEntry, layer_stacks};
-use crate::engine::Observer;
-use crate::numeric::TaskSums;
-use crate::run::{RunError, digests};
+use checkpoint::{Checkpoint, StackIndex, TensorEntry, layer_stacks};
+use engine::Observer;
 use measure::{Measured, Triple, measure};
+use numeric::TaskSums;
+use run::{RunError, digests};
 
 /// What is compared.
 pub struct Request<'a> {

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::measure::{Measured, step_bars};
 use super::{Pair, Request};
-use crate::audit::{HeatMap, Histogram, Report, Table};
-use crate::checkpoint::{LayerStack, StackIndex};
-use crate::numeric::TaskSums;
+use crate::{HeatMap, Histogram, Report, Table};
+use checkpoint::{LayerStack, StackIndex};
+use numeric::TaskSums;
 
 /// Rows of a table, unless all are asked for.
 const SHOWN: usize = 10;
@@ -140,7 +140,7 @@ struct Row<'r> {
 impl Row<'_> {
     fn relative(&self) -> f64 {
         let distance = self.measured.distance.as_ref();
-        distance.map_or(0.0, crate::numeric::Distance::relative)
+        distance.map_or(0.0, numeric::Distance::relative)
     }
 
     fn title(&self) -> String {

@@ -2,7 +2,7 @@
 
 use super::clean::clean;
 use super::groups::{Group, counts, groups, path};
-use crate::audit::{Report, Severity, Verdict};
+use crate::{Report, Severity, Verdict};
 
 /// Annotations of a kind that the runner takes from one step.
 const MAX_OF_A_KIND: usize = 10;

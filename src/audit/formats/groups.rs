@@ -1,9 +1,9 @@
 //! Findings of one kind together, as every format for people shows them.
 
-use crate::audit::report::{Finding, More, Report, Severity};
+use crate::report::{Finding, More, Report, Severity};
 
 use super::clean::clean;
-use crate::plan::count;
+use plan::count;
 
 /// Findings of one group that are shown before the rest is counted.
 pub(super) const SHOWN: usize = 10;
@@ -96,7 +96,7 @@ pub(super) fn path(report: &Report, finding: &Finding) -> Option<String> {
     let is_file = subject.rsplit('/').next() == Some(file);
     Some(match report.command {
         // Two checkpoints: a finding's file says no folder.
-        crate::audit::Command::Diff => file.to_owned(),
+        crate::Command::Diff => file.to_owned(),
         _ if is_file => subject.to_owned(),
         _ if subject.is_empty() || subject == "." => file.to_owned(),
         _ => format!("{subject}/{file}"),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::audit::{Finding, Report, Severity};
+use crate::{Finding, Report, Severity};
 
 /// The report as JSON; its keys are part of the interface.
 pub fn json(report: &Report) -> Value {

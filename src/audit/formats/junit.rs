@@ -4,7 +4,7 @@ use quick_junit::{NonSuccessKind, Property, SerializeError, TestCase, TestCaseSt
 
 use super::clean::clean;
 use super::groups::{Group, groups};
-use crate::audit::{CheckInfo, Report, Severity};
+use crate::{CheckInfo, Report, Severity};
 
 /// The report as JUnit XML. A check with errors failed, with others it passed and says them as its output; one that
 /// was not made is skipped, or an error where no verdict is possible without it. It has no times, so that the same

@@ -2,7 +2,7 @@
 
 use super::clean::clean;
 use super::groups::{Group, counts, groups};
-use crate::audit::{Report, Severity, Table, Verdict};
+use crate::{Report, Severity, Table, Verdict};
 
 /// Bytes of the whole: GitHub takes comments of 65,536 characters.
 const MAX_BYTES: usize = 60_000;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::audit::{
+use crate::{
     CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,
     Skipped, Table,
 };

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::clean::clean;
 use super::groups::{Group, groups, path};
-use crate::audit::{CheckInfo, Finding, Report};
+use crate::{CheckInfo, Finding, Report};
 
 /// The report as SARIF: a rule for each check, and one result for each check and severity that something was found of.
 /// A result has the places of its first findings, as viewers of code show no hundred results on one binary file.

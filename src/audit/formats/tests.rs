@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::samples::{HOSTILE, hostile, realistic};
 use super::*;
-use crate::audit::{Command, Verdict};
+use crate::{Command, Verdict};
 
 fn written(format: Format, report: &Report) -> String {
     let written = format.write(report);
@@ -15,7 +15,7 @@ fn written(format: Format, report: &Report) -> String {
 #[test]
 #[ignore = "writes target/report-samples"]
 fn samples_to_look_at() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/report-samples");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/report-samples");
     std::fs::create_dir_all(&folder).unwrap();
     for (name, report) in [("realistic", realistic()), ("hostile", hostile())] {
         for format in Format::ALL {
@@ -80,9 +80,9 @@ fn annotations_are_few_and_each_is_a_line() {
     insta::assert_snapshot!(out);
     let mut many = realistic();
     let finding = many.findings[0].clone();
-    let checks = crate::audit::all_checks();
+    let checks = crate::all_checks();
     many.findings = checks
-        .map(|check| crate::audit::Finding {
+        .map(|check| crate::Finding {
             check,
             ..finding.clone()
         })

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use super::clean::clean;
 use super::groups::{counts, groups};
-use crate::audit::{Report, Table};
+use crate::{Report, Table};
 
 /// The report as text: findings first, worst on top, then tables, then the summary and the verdict.
 pub fn text(report: &Report) -> String {

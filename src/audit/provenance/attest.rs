@@ -23,11 +23,11 @@ use super::keys::PrivateKey;
 use super::manifest::NOT_SIGNED;
 use super::sign::{SignError, whole};
 use super::statement::Statement;
-use crate::checkpoint::{Checkpoint, HubSnapshot, tree};
-use crate::engine::Observer;
-use crate::numeric::NUMERICS;
-use crate::plan::Plan;
-use crate::run::{LOCK_FILE, Lock};
+use checkpoint::{Checkpoint, HubSnapshot, tree};
+use engine::Observer;
+use numeric::NUMERICS;
+use plan::Plan;
+use run::{LOCK_FILE, Lock};
 
 /// The predicate's type.
 pub(super) const PREDICATE: &str = "https://slsa.dev/provenance/v1";
@@ -81,7 +81,7 @@ struct Dependency {
 }
 
 /// Says what a plan made a checkpoint from. That the checkpoint is what the plan makes must have been found out before:
-/// see [`proves`](crate::audit::verify::proves).
+/// see [`proves`](crate::verify::proves).
 ///
 /// # Errors
 /// A file cannot be read, or the observer stopped it.

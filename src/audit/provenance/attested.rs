@@ -14,10 +14,10 @@ use super::sign::{below, whole};
 use super::statement::Statement;
 use super::vouched::{MAX_BUNDLE_BYTES, Vouched, file_name};
 use super::{hex, short};
-use crate::audit::{Finding, Place};
-use crate::checkpoint::{CheckpointError, TreeEntry, read_bounded, tree};
-use crate::engine::Observer;
-use crate::run::RunError;
+use crate::{Finding, Place};
+use checkpoint::{CheckpointError, TreeEntry, read_bounded, tree};
+use engine::Observer;
+use run::RunError;
 
 /// What people read, and what no verification compares: an attestation says nothing of it.
 const CARD: &str = "README.md";

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use sha2::Digest;
 
-use crate::engine::{self, Observer};
-use crate::run::RunError;
+use engine::{self, Observer};
+use run::RunError;
 
 /// The most bytes that a worker holds.
 const BUFFER: usize = 1 << 20;

@@ -2,9 +2,9 @@
 
 use super::checks;
 use super::short;
-use crate::audit::policy::ProvenancePolicy;
-use crate::audit::{Finding, Place, Report, Skipped};
-use crate::run::{LOCK_FILE, LockedHub, LockedInput};
+use crate::policy::ProvenancePolicy;
+use crate::{Finding, Place, Report, Skipped};
+use run::{LOCK_FILE, LockedHub, LockedInput};
 
 /// Holds inputs against a policy, if it says which are allowed. None means that nobody knows the inputs.
 ///

@@ -20,7 +20,7 @@ mod vouched;
 pub use attest::{Attestation, attest};
 pub use attested::Attested;
 pub use bundle::is_bundle;
-pub(in crate::audit) use checks::CHECKS;
+pub(crate) use checks::CHECKS;
 pub use inputs::check_inputs;
 pub use keys::{KeyError, PrivateKey, PublicKey, Wanted};
 pub use sign::{SignError, Signed, ToSign};

@@ -8,9 +8,9 @@ use super::bundle;
 use super::digest::{Algorithm, Piece, digests};
 use super::keys::PrivateKey;
 use super::manifest::{Manifest, NOT_SIGNED, Resource};
-use crate::checkpoint::{CheckpointError, TreeEntry, TreeKind, tree};
-use crate::engine::Observer;
-use crate::run::RunError;
+use checkpoint::{CheckpointError, TreeEntry, TreeKind, tree};
+use engine::Observer;
+use run::RunError;
 
 /// Why a checkpoint is not signed.
 #[derive(Debug, thiserror::Error)]

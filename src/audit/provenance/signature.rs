@@ -12,10 +12,10 @@ use super::manifest::{Manifest, Resource};
 use super::sign::{below, whole};
 use super::vouched::{MAX_BUNDLE_BYTES, Vouched, file_name};
 use super::{hex, short};
-use crate::audit::{Finding, Place};
-use crate::checkpoint::{CheckpointError, TreeEntry, TreeKind, read_bounded, tree};
-use crate::engine::Observer;
-use crate::run::RunError;
+use crate::{Finding, Place};
+use checkpoint::{CheckpointError, TreeEntry, TreeKind, read_bounded, tree};
+use engine::Observer;
+use run::RunError;
 
 /// A signature that was opened: what is to be compared with the files, if it holds.
 pub struct Signature {

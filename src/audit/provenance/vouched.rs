@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::checks;
 use super::keys::PublicKey;
-use crate::audit::{CheckInfo, Finding, Place, Report, Severity};
+use crate::{CheckInfo, Finding, Place, Report, Severity};
 
 /// The largest bundle: half a million files.
 pub(super) const MAX_BUNDLE_BYTES: u64 = 128 << 20;

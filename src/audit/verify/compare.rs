@@ -4,8 +4,8 @@ use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::engine::{Sink, Tile};
-use crate::numeric::FloatType;
+use engine::{Sink, Tile};
+use numeric::FloatType;
 
 /// Elements of a window that is kept for the diagnosis.
 const WINDOW: usize = 16_384;

@@ -8,9 +8,9 @@ use std::cmp::Ordering;
 
 use super::checks;
 use super::compare::There;
-use crate::audit::CheckInfo;
-use crate::numeric::{Elements, FloatType};
-use crate::plan::{Plan, PlannedTensor};
+use crate::CheckInfo;
+use numeric::{Elements, FloatType};
+use plan::{Plan, PlannedTensor};
 
 /// How many standard errors two fitted weights must be apart to be called different.
 const STANDARD_ERRORS: f64 = 5.0;
@@ -65,7 +65,7 @@ pub(super) fn cause(
 
 fn values(elements: &dyn Elements, first: u64, count: usize) -> Option<Vec<f64>> {
     let mut values = vec![0.0; count];
-    crate::numeric::Fill::<f64>::fill(elements, first, &mut values);
+    numeric::Fill::<f64>::fill(elements, first, &mut values);
     Some(values)
 }
 

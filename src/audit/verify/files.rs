@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use super::checks;
-use crate::audit::fields::{Field, differences, shown};
-use crate::audit::{Finding, Place, Severity};
-use crate::checkpoint::{Checkpoint, read_sidecar};
-use crate::plan::Plan;
+use crate::fields::{Field, differences, shown};
+use crate::{Finding, Place, Severity};
+use checkpoint::{Checkpoint, read_sidecar};
+use plan::Plan;
 
 /// Files that tools write anew with every save, and that say nothing about how a model computes.
 const NOT_COMPARED: [&str; 2] = ["README.md", "model.safetensors.index.json"];

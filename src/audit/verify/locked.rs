@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::{Request, checks};
-use crate::audit::{CheckInfo, Finding, Place, Report};
-use crate::checkpoint::Checkpoint;
-use crate::engine::Observer;
-use crate::numeric::NUMERICS;
-use crate::plan::Plan;
-use crate::run::{self, Lock, LockedHub, LockedInput, RunError, files_of};
+use crate::{CheckInfo, Finding, Place, Report};
+use checkpoint::Checkpoint;
+use engine::Observer;
+use numeric::NUMERICS;
+use plan::Plan;
+use run::{self, Lock, LockedHub, LockedInput, RunError, files_of};
 
 /// Compares the checkpoint's tensors with the digests of what was written; tells for each tensor whether it is that,
 /// if the lock says what it was.

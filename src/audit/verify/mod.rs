@@ -17,18 +17,18 @@ use std::path::Path;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
-pub(in crate::audit) use checks::CHECKS;
+pub(crate) use checks::CHECKS;
 pub use numerics::Numerics;
 pub use sample::Coverage;
 
 use super::{Command, Finding, Place, Report, Severity, Skipped, Table, Verdict};
-use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, TensorEntry};
-use crate::engine::Observer;
-use crate::numeric::FloatType;
-use crate::plan::{Operation, Plan, PlannedTensor};
-use crate::run::{self, Lock, RunError};
+use checkpoint::{Checkpoint, CheckpointError, Dtype, TensorEntry};
 use compare::{Comparison, Difference, There};
+use engine::Observer;
+use numeric::FloatType;
 use numerics::Fit;
+use plan::{Operation, Plan, PlannedTensor};
+use run::{self, Lock, RunError};
 
 /// The share of a tensor's elements below which a difference is of single elements.
 const FEW: f64 = 1e-3;

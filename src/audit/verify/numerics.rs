@@ -6,14 +6,14 @@
 use super::checks;
 use super::compare::{Comparison, Difference, There};
 use super::{FEW, Outcome, Request};
-use crate::audit::{Finding, Place};
-use crate::checkpoint::Dtype;
-use crate::engine::Observer;
-use crate::methods::Tensor;
-use crate::methods::mergekit::{self, Evidence, Profile, Replay};
-use crate::numeric::{FloatType, Stored};
-use crate::plan::{Operation, Plan, PlannedTensor};
-use crate::run::{self, RunError};
+use crate::{Finding, Place};
+use checkpoint::Dtype;
+use engine::Observer;
+use methods::Tensor;
+use methods::mergekit::{self, Evidence, Profile, Replay};
+use numeric::{FloatType, Stored};
+use plan::{Operation, Plan, PlannedTensor};
+use run::{self, RunError};
 
 /// Elements that differ alone, however small their tensor is.
 const SINGLE: u64 = 4;

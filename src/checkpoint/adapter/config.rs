@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::error::AdapterError;
 use super::pattern::Pattern;
-use crate::checkpoint::bounded::{plain, read_bounded};
-use crate::checkpoint::error::CheckpointError;
-use crate::checkpoint::limits::{MAX_ADAPTER_RANK, MAX_CONFIG_BYTES};
+use crate::bounded::{plain, read_bounded};
+use crate::error::CheckpointError;
+use crate::limits::{MAX_ADAPTER_RANK, MAX_CONFIG_BYTES};
 
 /// The file's name.
 pub(super) const FILE: &str = "adapter_config.json";

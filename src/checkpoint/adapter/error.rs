@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::checkpoint::error::CheckpointError;
+use crate::error::CheckpointError;
 
 /// Why an adapter can't be read, or does not fit its model.
 #[derive(Debug, thiserror::Error)]

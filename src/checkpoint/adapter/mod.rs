@@ -20,8 +20,8 @@ pub use error::AdapterError;
 
 use super::locate::Location;
 use super::reader::Checkpoint;
-use crate::numeric::{Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Stored};
 use config::AdapterConfig;
+use numeric::{Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Stored};
 use weights::Weights;
 
 /// An adapter that is attached to a checkpoint.

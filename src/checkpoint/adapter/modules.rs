@@ -9,9 +9,9 @@ use super::targets::{Targets, Wanted};
 use super::tied::{self, Copied, Embedding};
 use super::weights::Weights;
 use super::{Change, Side, Update};
-use crate::checkpoint::names::{is_derived_buffer, is_input_embedding, is_output_head};
-use crate::checkpoint::reader::{Checkpoint, TensorEntry};
-use crate::numeric::{FloatType, Norms, Order};
+use crate::names::{is_derived_buffer, is_input_embedding, is_output_head};
+use crate::reader::{Checkpoint, TensorEntry};
+use numeric::{FloatType, Norms, Order};
 
 const OTHER_MODEL: &str = "name the model that the adapter was trained on";
 const OTHER_CONFIG: &str =

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::error::AdapterError;
-use crate::checkpoint::names::is_number;
-use crate::checkpoint::reader::TensorEntry;
+use crate::names::is_number;
+use crate::reader::TensorEntry;
 
 /// How many stacks, and how many names outside of them, are looked for under other prefixes; a real adapter
 /// has a few.

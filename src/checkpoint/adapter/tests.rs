@@ -75,7 +75,7 @@ fn values(model: &Checkpoint, name: &str) -> Vec<f64> {
     let index = model.find(name).unwrap();
     let mut out = vec![0f64; model.tensors()[index].elements() as usize];
     let elements = model.elements(index).unwrap();
-    crate::numeric::Fill::<f64>::fill(elements.as_ref(), 0, &mut out);
+    numeric::Fill::<f64>::fill(elements.as_ref(), 0, &mut out);
     out
 }
 
@@ -433,7 +433,7 @@ fn replaced_tensors_keep_the_models_type() {
     );
     let mut narrow = vec![0f64; 28];
     let bytes: Vec<u8> = (0..56).collect();
-    crate::numeric::FloatType::Bf16.decode(&bytes, &mut narrow);
+    numeric::FloatType::Bf16.decode(&bytes, &mut narrow);
     assert_eq!(values(&model, "lm_head.weight"), narrow);
 }
 

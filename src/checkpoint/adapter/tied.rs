@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::error::AdapterError;
 use super::targets::Wanted;
-use crate::checkpoint::names::{is_input_embedding, is_output_head};
-use crate::checkpoint::reader::{Checkpoint, TensorEntry};
+use crate::names::{is_input_embedding, is_output_head};
+use crate::reader::{Checkpoint, TensorEntry};
 
 /// The embedding that a head is tied to.
 pub(super) struct Embedding(pub(super) usize);

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::config;
 use super::error::AdapterError;
-use crate::checkpoint::error::CheckpointError;
-use crate::checkpoint::header::HeaderTensor;
-use crate::checkpoint::shard::Shard;
-use crate::numeric::FloatType;
+use crate::error::CheckpointError;
+use crate::header::HeaderTensor;
+use crate::shard::Shard;
+use numeric::FloatType;
 
 const FILE: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use super::allowed::{Import, import};
 use super::{legacy, zip};
-use crate::checkpoint::bounded::plain;
-use crate::checkpoint::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK};
+use crate::bounded::plain;
+use crate::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK};
 
 /// The most names that are listed of one file.
 const MAX_GLOBALS: usize = 1000;
@@ -29,7 +29,7 @@ pub struct PickleImports {
 }
 
 /// Follows the pickles of a mapped file.
-pub(in crate::checkpoint) fn globals(path: &Path, file: &[u8]) -> PickleImports {
+pub(crate) fn globals(path: &Path, file: &[u8]) -> PickleImports {
     let mut found = PickleImports::default();
     let (mut rest, most, in_archive) = if file.starts_with(zip::MAGIC) {
         match zip::Archive::read(path, file) {

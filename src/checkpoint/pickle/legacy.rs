@@ -10,8 +10,8 @@ use std::path::Path;
 use super::machine::{Unpickled, unpickle};
 use super::objects::{Object, Value};
 use super::torch::SAVE_AGAIN;
-use crate::checkpoint::bounded::plain;
-use crate::checkpoint::error::CheckpointError;
+use crate::bounded::plain;
+use crate::error::CheckpointError;
 
 /// The opcodes that push torch's magic number, 0x1950a86a20f9469cfc6c, after the protocol.
 const MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";

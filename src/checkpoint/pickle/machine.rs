@@ -8,11 +8,9 @@ use std::path::Path;
 
 use super::objects::{Object, Objects, Value};
 use super::torch;
-use crate::checkpoint::bounded::plain;
-use crate::checkpoint::error::CheckpointError;
-use crate::checkpoint::limits::{
-    MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK, MAX_PICKLE_VALUES,
-};
+use crate::bounded::plain;
+use crate::error::CheckpointError;
+use crate::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK, MAX_PICKLE_VALUES};
 
 /// The newest protocol there is.
 const MAX_PROTOCOL: u8 = 5;

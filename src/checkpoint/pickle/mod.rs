@@ -27,7 +27,7 @@ use super::bounded::plain;
 use super::error::CheckpointError;
 use super::header::tensor_bytes;
 use super::limits::{MAX_CLAIMED_BYTES, MAX_GATHERED_BYTES};
-use crate::numeric::{FloatType, Strides};
+use numeric::{FloatType, Strides};
 
 /// What a file of torch holds.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use safetensors::Dtype;
 
 use super::machine::Problem;
 use super::torch::Global;
-use crate::checkpoint::limits::{MAX_PICKLE_OBJECTS, MAX_PICKLE_VALUES};
+use crate::limits::{MAX_PICKLE_OBJECTS, MAX_PICKLE_VALUES};
 
 /// A value on the stack of a pickle, or within one of its objects.
 #[derive(Debug, Clone, Copy, PartialEq)]

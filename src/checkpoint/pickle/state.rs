@@ -6,9 +6,9 @@ use std::path::Path;
 use super::machine::Unpickled;
 use super::objects::{Object, Tensor, Value};
 use super::torch::SAVE_AGAIN;
-use crate::checkpoint::bounded::plain;
-use crate::checkpoint::error::CheckpointError;
-use crate::checkpoint::header::check_name;
+use crate::bounded::plain;
+use crate::error::CheckpointError;
+use crate::header::check_name;
 
 /// Where trainers put the state dict in what else they save.
 const WRAPPERS: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];

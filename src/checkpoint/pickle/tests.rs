@@ -8,11 +8,11 @@ use proptest::prelude::*;
 use super::super::fixtures::write;
 use super::super::locate::Location;
 use super::super::reader::Checkpoint;
-use crate::numeric::Fill;
+use numeric::Fill;
 
 fn made_by_torch(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/peer/pickled")
+        .join("../../tests/peer/pickled")
         .join(name)
 }
 
@@ -64,7 +64,7 @@ fn what_torch_saves_is_read_as_it_is() {
             if !apart {
                 assert_eq!(found.bytes(at), expected.bytes(other), "{name}");
             }
-            if crate::numeric::FloatType::of(tensor.dtype).is_some() {
+            if numeric::FloatType::of(tensor.dtype).is_some() {
                 assert_eq!(values(&found, at), values(&expected, other), "{name}");
             }
         }

@@ -6,8 +6,8 @@ use safetensors::Dtype;
 
 use super::machine::Problem;
 use super::objects::{Object, Objects, Storage, Tensor, Value};
-use crate::checkpoint::bounded::plain;
-use crate::checkpoint::limits::MAX_RANK;
+use crate::bounded::plain;
+use crate::limits::MAX_RANK;
 
 /// What to do about a pickle that holds more than tensors.
 pub(super) const SAVE_AGAIN: &str = "load it where you trust it, and save its tensors alone: as safetensors, or by \

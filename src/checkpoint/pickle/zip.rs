@@ -9,9 +9,9 @@ use std::path::Path;
 
 use rawzip::{CompressionMethod, ZipArchive, ZipFileHeaderRecord, ZipSliceArchive};
 
-use crate::checkpoint::bounded::plain;
-use crate::checkpoint::error::CheckpointError;
-use crate::checkpoint::limits::MAX_ARCHIVE_ENTRIES;
+use crate::bounded::plain;
+use crate::error::CheckpointError;
+use crate::limits::MAX_ARCHIVE_ENTRIES;
 
 /// What an archive begins with.
 pub(super) const MAGIC: &[u8] = b"PK\x03\x04";

@@ -274,8 +274,8 @@ impl<'de> Deserialize<'de> for Tokens {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::fixtures::{safetensors, write};
-    use crate::checkpoint::locate::Location;
+    use crate::fixtures::{safetensors, write};
+    use crate::locate::Location;
 
     type Files<'a> = &'a [(&'a str, &'a str)];
 

@@ -247,9 +247,9 @@ fn tensors_of_which_the_config_says_nothing_are_refused() {
 /// Weights that are no numbers, or end early, as a checkpoint gives them.
 #[test]
 fn a_checkpoint_reads_within_its_tensors() {
-    use crate::checkpoint::fixtures::{safetensors, write};
-    use crate::checkpoint::{Checkpoint, Location};
-    use crate::forward::Weights;
+    use super::fixtures::{safetensors, write};
+    use crate::Weights;
+    use checkpoint::{Checkpoint, Location};
 
     let folder = tempfile::tempdir().unwrap();
     let bytes = safetensors(&[

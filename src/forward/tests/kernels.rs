@@ -10,7 +10,7 @@ use super::super::rope::{Rope, RopeDefaults, RopeSettings};
 use super::super::settings::Routing;
 use super::super::states::{Batch, States};
 use super::{Held, assert_near, random};
-use crate::numeric::{View, multiply};
+use numeric::{View, multiply};
 
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&value| value.into()).collect()

@@ -1,5 +1,7 @@
 //! Kernels and the whole block against slow twins in f64; configs and tensors that lie.
 
+#[path = "../../checkpoint/fixtures.rs"]
+mod fixtures;
 mod hostile;
 mod kernels;
 mod published;

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::super::Tokenizer;
-use crate::checkpoint::fixtures::{safetensors, write};
-use crate::checkpoint::{Checkpoint, Location};
+use super::fixtures::{safetensors, write};
+use checkpoint::{Checkpoint, Location};
 
 /// Words between spaces, with a beginning token that the file would add by itself, padding and truncation.
 fn words() -> Value {

@@ -7,9 +7,9 @@
 use super::rounding::Profile;
 use super::tasks::Tasks;
 use super::{Evidence, Replay};
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
-use crate::methods::{Tensor, TensorParams};
-use crate::numeric::{FloatType, Real};
+use crate::{Tensor, TensorParams};
+use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use numeric::{FloatType, Real};
 
 /// How many standard deviations the part of a norm that a mask keeps may be from the expected.
 const STANDARD_DEVIATIONS: f64 = 8.0;

@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub use rounding::Profile;
 
 use super::{Tensor, TensorParams};
-use crate::engine::AnyProgram;
-use crate::numeric::{FloatType, Real};
+use engine::AnyProgram;
+use numeric::{FloatType, Real};
 
 /// How one tensor was made by mergekit: a program whose last source is what is there.
 pub trait Replay: AnyProgram {

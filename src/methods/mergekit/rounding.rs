@@ -1,6 +1,6 @@
 //! The dtypes that mergekit computes in: after every operation the result is rounded to the tensor's dtype.
 
-use crate::numeric::{FloatType, Real};
+use numeric::{FloatType, Real};
 
 /// The arithmetic in which mergekit made a checkpoint: that of `dtype` in its recipe, or of its inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use super::rounding::Profile;
 use super::{Evidence, Most, Replay, stored};
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
-use crate::methods::{Tensor, TensorParams};
-use crate::numeric::{FloatType, Real};
+use crate::{Tensor, TensorParams};
+use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use numeric::{FloatType, Real};
 
 /// How far from a recomputed cosine others are tried, in float32 values, and how far functions of it from theirs.
 #[derive(Debug, Clone, Copy)]

@@ -2,9 +2,9 @@
 
 use super::rounding::{Profile, inner_sum, single};
 use super::{Evidence, Replay};
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
-use crate::methods::{Tensor, TensorParams};
-use crate::numeric::{Real, vectorised};
+use crate::{Tensor, TensorParams};
+use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
+use numeric::{Real, vectorised};
 
 /// A weighted sum in float32, fused, divided at the end; rounded to the dtype once.
 #[derive(Debug, Clone)]

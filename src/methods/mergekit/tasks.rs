@@ -6,9 +6,9 @@
 
 use super::rounding::{Profile, inner_sum, single};
 use super::{Evidence, Most, Replay, stored};
-use crate::engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
-use crate::methods::{Tensor, TensorParams};
-use crate::numeric::{FloatType, HIGH_BINS, LOW_BINS, Real, high_bin, low_bin, rank_from_top};
+use crate::{Tensor, TensorParams};
+use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use numeric::{FloatType, HIGH_BINS, LOW_BINS, Real, high_bin, low_bin, rank_from_top};
 
 /// Task vectors that may tie at one element, so that all choices can be tried.
 const MOST_TIED: usize = 10;

@@ -1,8 +1,8 @@
 //! Cases worked by hand: where each rounding matters, where a choice is open, and where it is not.
 
 use super::*;
-use crate::engine::{Block, Measured, Pass};
-use crate::methods::ParamValue;
+use crate::ParamValue;
+use engine::{Block, Measured, Pass};
 
 /// What a replay makes of sources that lie in one block, and of what is there.
 fn run<R: Real>(

@@ -6,8 +6,8 @@ use super::super::{Tensor, TensorParams};
 use super::mask::Mask;
 use super::ranks::Chances;
 use super::{Sparsifier, Term};
-use crate::engine::{Block, Measured};
-use crate::numeric::{MaskKey, Real, keep_threshold, vectorised};
+use engine::{Block, Measured};
+use numeric::{MaskKey, Real, keep_threshold, vectorised};
 
 /// Which elements of a task vector shall be kept.
 #[derive(Debug, Clone, Copy)]

@@ -8,12 +8,12 @@ use super::super::order::Keys;
 use super::STRIP;
 use super::choice::difference_keys;
 use super::ranks::{Chances, RankedRows, rank_rows};
-use crate::engine::Block;
-use crate::numeric::{MaskKey, Real, WORD, pack, unpack, vectorised};
+use engine::Block;
+use numeric::{MaskKey, Real, WORD, pack, unpack, vectorised};
 
 /// Which elements of a task vector are kept.
 #[derive(Debug, Clone)]
-pub(in crate::methods) enum Mask {
+pub(crate) enum Mask {
     All,
     Nothing,
     /// By the magnitude of the task vector.
@@ -36,7 +36,7 @@ pub(in crate::methods) enum Mask {
 }
 
 /// A mask in one block, whose elements are asked for in order.
-pub(in crate::methods) struct BlockMask<'m> {
+pub(crate) struct BlockMask<'m> {
     mask: &'m Mask,
     /// The number of the block's first element.
     first: u64,
@@ -53,7 +53,7 @@ pub(in crate::methods) struct BlockMask<'m> {
 
 /// By what the elements of a strip are chosen: each has a number, and those within the bounds are kept.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::methods) struct Choose {
+pub(crate) struct Choose {
     by: Number,
     bounds: Bounds,
 }
@@ -69,7 +69,7 @@ enum Number {
 
 impl Choose {
     /// All elements.
-    pub(in crate::methods) const ALL: Self = Self::magnitudes(Bounds::ALL);
+    pub(crate) const ALL: Self = Self::magnitudes(Bounds::ALL);
 
     const fn magnitudes(bounds: Bounds) -> Self {
         Self {
@@ -79,7 +79,7 @@ impl Choose {
     }
 
     /// Elements whose given number is within the bounds.
-    pub(in crate::methods) const fn given(bounds: Bounds) -> Self {
+    pub(crate) const fn given(bounds: Bounds) -> Self {
         Self {
             by: Number::Given,
             bounds,
@@ -89,8 +89,8 @@ impl Choose {
 
 /// A strip of a masked task vector: all slices are of its length.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::methods) struct Masked<'s, R> {
-    pub(in crate::methods) source: &'s [R],
+pub(crate) struct Masked<'s, R> {
+    pub(crate) source: &'s [R],
     base: &'s [R],
     /// The elements' numbers; zeros where magnitudes are the numbers.
     numbers: &'s [u32],
@@ -104,12 +104,7 @@ static NO_NUMBERS: [u32; STRIP] = [0; STRIP];
 
 impl<'s, R: Real> Masked<'s, R> {
     /// The source less the base where it is chosen, by these numbers if they count; [`STRIP`] elements at the most.
-    pub(in crate::methods) fn new(
-        source: &'s [R],
-        base: &'s [R],
-        choose: Choose,
-        numbers: &'s [u32],
-    ) -> Self {
+    pub(crate) fn new(source: &'s [R], base: &'s [R], choose: Choose, numbers: &'s [u32]) -> Self {
         let given = choose.by == Number::Given;
         Self {
             source,
@@ -155,7 +150,7 @@ impl<'s, R: Real> Masked<'s, R> {
     }
 
     /// Sets `kept` to the task vector where it is kept, else to zero.
-    pub(in crate::methods) fn fill(self, kept: &mut [R]) {
+    pub(crate) fn fill(self, kept: &mut [R]) {
         fill_kept(self, kept);
     }
 
@@ -207,7 +202,7 @@ impl Mask {
 
     /// The mask of a source's task vector in a block; `known` is what it keeps, if a pass before has found that
     /// out. Where the block has room for it, what it keeps is put down for [`BlockMask::known`].
-    pub(in crate::methods) fn in_block<'m, R: Real>(
+    pub(crate) fn in_block<'m, R: Real>(
         &'m self,
         block: &Block<'_, R>,
         magnitudes: impl Keys<R>,
@@ -293,7 +288,7 @@ vectorised! {
 impl BlockMask<'_> {
     /// By what the elements from number `start` of the block on are chosen, as many as there are `numbers`, [`STRIP`]
     /// at the most; sets `numbers` if it is by them. Strips are asked for in order, and all but the last are whole.
-    pub(in crate::methods) fn choose<R: Real>(
+    pub(crate) fn choose<R: Real>(
         &mut self,
         start: usize,
         source: &[R],
@@ -345,7 +340,7 @@ impl BlockMask<'_> {
     }
 
     /// Divides the task vector by the chance of each element, where the mask says so.
-    pub(in crate::methods) fn scale<R: Real>(&self, start: usize, deltas: &mut [R]) {
+    pub(crate) fn scale<R: Real>(&self, start: usize, deltas: &mut [R]) {
         if let Mask::ByRankScaled { chances, row, .. } = *self.mask {
             for (delta, &rank) in deltas.iter_mut().zip(&self.ranks[start..]) {
                 *delta = *delta / R::from_f64(chances.of(rank, row));

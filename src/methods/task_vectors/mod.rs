@@ -26,8 +26,8 @@ pub(super) use self::sum::{AddUp, Agreement, MaskedTerm, Sum};
 use super::band::Band;
 use super::order::{self, Order};
 use super::{Action, Method, MethodInfo, Tensor, TensorParams};
-use crate::engine::{AnyProgram, Cost, Measured, Pass, Program};
-use crate::numeric::Real;
+use engine::{AnyProgram, Cost, Measured, Pass, Program};
+use numeric::Real;
 
 /// Elements handled at a time, so that the partial results stay in the first cache.
 pub(super) const STRIP: usize = 512;

@@ -4,8 +4,8 @@ use super::STRIP;
 use super::choice::Magnitudes;
 use super::mask::{BlockMask, Masked};
 use super::sum::MaskedTerm;
-use crate::engine::{Block, Measure};
-use crate::numeric::{Real, abs_sum};
+use engine::{Block, Measure};
+use numeric::{Real, abs_sum};
 
 /// L1 norms below this are not rescaled to or from; mergekit's value.
 const LEAST_NORM: f64 = 1e-7;

@@ -2,7 +2,7 @@
 
 use super::super::{ParamInfo, ParamKind, ParamScope, ParamValue};
 
-pub(in crate::methods) const WEIGHT: ParamInfo = ParamInfo {
+pub(crate) const WEIGHT: ParamInfo = ParamInfo {
     name: "weight",
     kind: ParamKind::Number,
     scope: ParamScope::EachButBase,
@@ -11,7 +11,7 @@ pub(in crate::methods) const WEIGHT: ParamInfo = ParamInfo {
     doc: "What the model's task vector is multiplied by.",
 };
 
-pub(in crate::methods) const DENSITY: ParamInfo = ParamInfo {
+pub(crate) const DENSITY: ParamInfo = ParamInfo {
     name: "density",
     kind: ParamKind::Range { min: 0.0, max: 1.0 },
     scope: ParamScope::EachButBase,
@@ -20,12 +20,12 @@ pub(in crate::methods) const DENSITY: ParamInfo = ParamInfo {
     doc: "The share of the task vector's elements that is kept.",
 };
 
-pub(in crate::methods) const UNUSED_DENSITY: ParamInfo = ParamInfo {
+pub(crate) const UNUSED_DENSITY: ParamInfo = ParamInfo {
     doc: "No effect here; accepted because mergekit accepts it.",
     ..DENSITY
 };
 
-pub(in crate::methods) const LAMBDA: ParamInfo = ParamInfo {
+pub(crate) const LAMBDA: ParamInfo = ParamInfo {
     name: "lambda",
     kind: ParamKind::Number,
     scope: ParamScope::Tensor,
@@ -34,7 +34,7 @@ pub(in crate::methods) const LAMBDA: ParamInfo = ParamInfo {
     doc: "What the sum of task vectors is multiplied by before it is added to the base.",
 };
 
-pub(in crate::methods) const INT8_MASK: ParamInfo = ParamInfo {
+pub(crate) const INT8_MASK: ParamInfo = ParamInfo {
     name: "int8_mask",
     kind: ParamKind::Bool,
     scope: ParamScope::Tensor,
@@ -43,12 +43,12 @@ pub(in crate::methods) const INT8_MASK: ParamInfo = ParamInfo {
     doc: "No effect; accepted because mergekit accepts it (there it saves memory).",
 };
 
-pub(in crate::methods) const UNUSED_RESCALE: ParamInfo = ParamInfo {
+pub(crate) const UNUSED_RESCALE: ParamInfo = ParamInfo {
     doc: "No effect here; accepted because mergekit accepts it.",
     ..rescale_by_word("false", true)
 };
 
-pub(in crate::methods) const fn normalize(default: bool) -> ParamInfo {
+pub(crate) const fn normalize(default: bool) -> ParamInfo {
     ParamInfo {
         name: "normalize",
         kind: ParamKind::Bool,
@@ -60,7 +60,7 @@ pub(in crate::methods) const fn normalize(default: bool) -> ParamInfo {
 }
 
 /// `rescale` of the methods whose masks are random, or of those whose masks are not.
-pub(in crate::methods) const fn rescale(default: &'static str) -> ParamInfo {
+pub(crate) const fn rescale(default: &'static str) -> ParamInfo {
     // Only a random mask has an expectation to restore; those rescale by default.
     rescale_by_word(default, matches!(default.as_bytes(), b"l1"))
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::super::band::count_equal;
-use crate::numeric::{WORD, keep_threshold, pack, vectorised};
+use numeric::{WORD, keep_threshold, pack, vectorised};
 
 /// The chance to be kept, by rank in the row: from `density - epsilon` for the smallest magnitude to
 /// `density + epsilon` for the largest.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(in crate::methods) struct Chances {
+pub(crate) struct Chances {
     density: f64,
     epsilon: f64,
 }
@@ -260,7 +260,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::numeric::{MaskKey, Real};
+    use numeric::{MaskKey, Real};
 
     #[test]
     fn ranks_by_hand() {

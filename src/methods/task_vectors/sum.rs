@@ -3,36 +3,36 @@
 use super::choice::Magnitudes;
 use super::mask::{BlockMask, Choose, Mask, Masked};
 use super::{Consensus, STRIP};
-use crate::engine::{Apply, Block};
-use crate::methods::TensorParams;
-use crate::methods::band::{Band, Bounds, one_if};
-use crate::methods::order::Keys;
-use crate::numeric::{Real, WORD, vectorised};
+use crate::TensorParams;
+use crate::band::{Band, Bounds, one_if};
+use crate::order::Keys;
+use engine::{Apply, Block};
+use numeric::{Real, WORD, vectorised};
 
 /// A fine-tune whose mask is known.
 #[derive(Debug, Clone)]
-pub(in crate::methods) struct MaskedTerm<R> {
-    pub(in crate::methods) source: usize,
-    pub(in crate::methods) weight: R,
+pub(crate) struct MaskedTerm<R> {
+    pub(crate) source: usize,
+    pub(crate) weight: R,
     /// The weight times what the mask is rescaled by.
-    pub(in crate::methods) scaled: R,
-    pub(in crate::methods) mask: Mask,
+    pub(crate) scaled: R,
+    pub(crate) mask: Mask,
 }
 
 /// How masked task vectors are added up.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::methods) struct Sum {
-    pub(in crate::methods) consensus: Consensus,
-    pub(in crate::methods) lambda: f64,
-    pub(in crate::methods) normalize: bool,
+pub(crate) struct Sum {
+    pub(crate) consensus: Consensus,
+    pub(crate) lambda: f64,
+    pub(crate) normalize: bool,
     /// The sum of all weights.
-    pub(in crate::methods) total: f64,
+    pub(crate) total: f64,
 }
 
 /// Merges an element only where at least `least` task vectors agree with the sum `t`: where
 /// `|d_i| > factor_i * |t - d_i|`, of the whole task vector `d_i` (a TALL mask).
 #[derive(Debug, Clone)]
-pub(in crate::methods) struct Agreement {
+pub(crate) struct Agreement {
     least: f64,
     /// For each term.
     factors: Vec<f64>,
@@ -74,13 +74,13 @@ impl Agreement {
 }
 
 /// Adds masked task vectors to the base.
-pub(in crate::methods) struct AddUp<R, K> {
-    pub(in crate::methods) base: usize,
-    pub(in crate::methods) terms: Vec<MaskedTerm<R>>,
-    pub(in crate::methods) sum: Sum,
-    pub(in crate::methods) agreement: Option<Agreement>,
+pub(crate) struct AddUp<R, K> {
+    pub(crate) base: usize,
+    pub(crate) terms: Vec<MaskedTerm<R>>,
+    pub(crate) sum: Sum,
+    pub(crate) agreement: Option<Agreement>,
     /// A mask that holds for all terms, in place of their own: the band, and keys whose first stream it is of.
-    pub(in crate::methods) common: Option<(Band, K)>,
+    pub(crate) common: Option<(Band, K)>,
 }
 
 /// A term in a block, and what is held of it strip by strip.

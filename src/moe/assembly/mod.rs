@@ -11,10 +11,10 @@ use super::router::Invented;
 use super::split::Cuts;
 use super::targets::{Partial, TARGETS, Target};
 use super::{Decided, check_vocabularies, file_of_rows, finish, open, report_misfits};
-use crate::checkpoint::{Locator, ModelRef};
-use crate::numeric::FloatType;
-use crate::plan::{self, Models, Options, Plan, Problems, Results};
-use crate::recipe::{Expert, MoeRecipe, Position, Split, Upcycle};
+use checkpoint::{Locator, ModelRef};
+use numeric::FloatType;
+use plan::{self, Models, Options, Plan, Problems, Results};
+use recipe::{Expert, MoeRecipe, Position, Split, Upcycle};
 use rows::RouterParts;
 use tensors::{Assembly, Source};
 
@@ -270,7 +270,7 @@ fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<&
             None
         }
         [] => {
-            let near = crate::recipe::nearest(&asked.value, known());
+            let near = recipe::nearest(&asked.value, known());
             let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
             let message = format!("unknown architecture `{}`", asked.value);
             let hint = format!("{near}the targets are {}", known().join(", "));

@@ -5,9 +5,9 @@ use super::super::router;
 use super::super::split::{self, Splits};
 use super::super::{Texts, file_of_rows, has_states, most_tokens, open_again, prompts};
 use super::tensors::Assembly;
-use crate::checkpoint::Checkpoint;
-use crate::plan::{Models, Options, Problems, Results};
-use crate::recipe::{GateMode, MoeRecipe};
+use checkpoint::Checkpoint;
+use plan::{Models, Options, Problems, Results};
+use recipe::{GateMode, MoeRecipe};
 
 /// What the rows of routers are made from, beside the recipe.
 pub(super) struct RouterParts<'a> {

@@ -6,10 +6,10 @@ use super::super::pieces::{Donor, EXPERT, Matrix, Piece, Pieces, Tensors, layer_
 use super::super::router::Invented;
 use super::super::split::Cuts;
 use super::super::targets::{Absent, Experts, Names, SharedLayout, Target};
-use crate::checkpoint::{Dtype, TensorEntry, is_derived_buffer, is_output_head};
-use crate::numeric::{NormalKey, Picks};
-use crate::plan::{Cut, Fold, Problems, SourceTensor};
-use crate::recipe::{Expert, Position, Split, Upcycle};
+use checkpoint::{Dtype, TensorEntry, is_derived_buffer, is_output_head};
+use numeric::{NormalKey, Picks};
+use plan::{Cut, Fold, Problems, SourceTensor};
+use recipe::{Expert, Position, Split, Upcycle};
 
 /// What a tensor of an assembly is called where plans are shown.
 const NORM: &str = "norm";

@@ -17,12 +17,10 @@ use super::{
     Decided, Texts, check_vocabularies, file_of_rows, finish, has_states, open, open_again,
     prompts, report_misfits,
 };
-use crate::checkpoint::Locator;
-use crate::numeric::FloatType;
-use crate::plan::{self, Models, Options, Plan, Problems, Results};
-use crate::recipe::{
-    EditRecipe, Edited, GateMode, Located, MAX_EXPERTS, Member, Position, Ranges, Which,
-};
+use checkpoint::Locator;
+use numeric::FloatType;
+use plan::{self, Models, Options, Plan, Problems, Results};
+use recipe::{EditRecipe, Edited, GateMode, Located, MAX_EXPERTS, Member, Position, Ranges, Which};
 use tensors::Editing;
 
 /// Plans a mixture with other experts.

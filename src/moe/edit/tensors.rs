@@ -8,10 +8,10 @@ use super::super::pieces::{Donor, Matrix, Piece, Pieces, Tensors, layer_of};
 use super::super::router::{self, Invented};
 use super::super::targets::{Experts, Names};
 use super::{Matrices, Row, Taken};
-use crate::checkpoint::{Dtype, TensorEntry};
-use crate::numeric::{FloatType, NormalKey};
-use crate::plan::{Operation, PlannedTensor, Problems, SourceTensor};
-use crate::recipe::Position;
+use checkpoint::{Dtype, TensorEntry};
+use numeric::{FloatType, NormalKey};
+use plan::{Operation, PlannedTensor, Problems, SourceTensor};
+use recipe::Position;
 
 /// What copied tensors of the mixture are called where plans are shown.
 const KEPT: &str = "kept";

@@ -17,10 +17,10 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use super::super::family::Family;
 use super::Recipe;
 use super::rows::{Rows, normalize, project_out};
-use crate::checkpoint::Checkpoint;
-use crate::engine;
-use crate::forward::Weights;
-use crate::numeric::{NormalKey, View, dot, multiply};
+use checkpoint::Checkpoint;
+use engine;
+use forward::Weights;
+use numeric::{NormalKey, View, dot, multiply};
 
 /// Vectors that are iterated together: the step to the next singular values that matters is the eighth's.
 const VECTORS: usize = 8;

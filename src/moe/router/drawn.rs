@@ -2,8 +2,8 @@
 
 use super::Recipe;
 use super::rows::{Rows, normalize, project_out};
-use crate::numeric::NormalKey;
-use crate::recipe::GateMode;
+use numeric::NormalKey;
+use recipe::GateMode;
 
 /// The rows of the layer whose router has this name.
 pub(super) fn rows(recipe: &Recipe, name: &str) -> Result<Rows, String> {

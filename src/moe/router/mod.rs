@@ -10,9 +10,9 @@ use std::error::Error;
 use std::fmt;
 use std::sync::OnceLock;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Made, TensorEntry};
-use crate::numeric::{Elements, FloatType, Stored, Zeros};
-use crate::recipe::{GateMode, PromptTokens};
+use checkpoint::{Checkpoint, CheckpointError, Made, TensorEntry};
+use numeric::{Elements, FloatType, Stored, Zeros};
+use recipe::{GateMode, PromptTokens};
 
 use super::split::Splits;
 pub(super) use directions::{Changed, Changes};
@@ -234,7 +234,7 @@ pub(super) fn entry(name: String, shape: Vec<usize>) -> TensorEntry {
     let elements: usize = shape.iter().product();
     TensorEntry {
         name,
-        dtype: crate::checkpoint::Dtype::F32,
+        dtype: checkpoint::Dtype::F32,
         shape,
         shard: 0,
         offset: 0,

@@ -4,7 +4,7 @@ use nalgebra::DMatrix;
 
 use super::Recipe;
 use super::rows::Rows;
-use crate::numeric::dot;
+use numeric::dot;
 
 /// The condition number above which a layer's rows are called nearly dependent; mergekit's.
 const CONDITION: f64 = 5.0;
@@ -93,7 +93,7 @@ fn condition(gram: &DMatrix<f64>, spare: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{GateMode, PromptTokens};
+    use recipe::{GateMode, PromptTokens};
 
     fn rows(values: &[f64], hidden: usize) -> Rows {
         Rows {

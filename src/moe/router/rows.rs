@@ -3,9 +3,9 @@
 use std::error::Error;
 
 use super::{Recipe, directions, drawn, states};
-use crate::checkpoint::Checkpoint;
-use crate::numeric::{Fill, dot};
-use crate::recipe::GateMode;
+use checkpoint::Checkpoint;
+use numeric::{Fill, dot};
+use recipe::GateMode;
 
 /// Below this length a row is taken for zero: it has no direction.
 const NO_LENGTH: f64 = 1e-12;

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use super::rows::{Rows, normalize};
 use super::{Prompt, Recipe};
-use crate::checkpoint::Checkpoint;
-use crate::forward::{Decoder, Observer, Weights};
-use crate::recipe::PromptTokens;
+use checkpoint::Checkpoint;
+use forward::{Decoder, Observer, Weights};
+use recipe::PromptTokens;
 
 /// The rows of all layers by the states of the prompts.
 pub(super) fn hidden(
@@ -20,7 +20,7 @@ pub(super) fn hidden(
         .config()
         .map(|config| config.value())
         .ok_or("the base has no config.json")?;
-    let told = |error: crate::forward::ForwardError| -> Box<dyn Error + Send + Sync> {
+    let told = |error: forward::ForwardError| -> Box<dyn Error + Send + Sync> {
         format!("the states of `{}` for the routers: {error}", model.label()).into()
     };
     let decoder = Decoder::new(config, model).map_err(told)?;

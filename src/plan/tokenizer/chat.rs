@@ -2,10 +2,10 @@
 
 use minijinja::Environment;
 
-use crate::checkpoint::chat_template as template_of;
-use crate::plan::models::Models;
-use crate::plan::problems::Problems;
-use crate::recipe::{Located, nearest};
+use crate::models::Models;
+use crate::problems::Problems;
+use checkpoint::chat_template as template_of;
+use recipe::{Located, nearest};
 
 /// Known formats by name.
 const NAMED: [(&str, &str); 5] = [
@@ -20,7 +20,7 @@ const NAMED: [(&str, &str); 5] = [
 const MAX_BYTES: usize = 1 << 20;
 
 /// The template that the recipe asks for; nothing if it asks for none, or `auto` finds none.
-pub(in crate::plan) fn chat_template(
+pub(crate) fn chat_template(
     asked: &Located<String>,
     models: &Models,
     notes: &mut Vec<String>,
@@ -53,7 +53,7 @@ pub(in crate::plan) fn chat_template(
 }
 
 /// Whether it is a sound Jinja template; nothing of it is run.
-pub(crate) fn parses(text: &str) -> Result<(), String> {
+pub fn parses(text: &str) -> Result<(), String> {
     if text.len() > MAX_BYTES {
         return Err(format!(
             "it has {} bytes, expected at most {MAX_BYTES}",

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::Alignment;
-use crate::checkpoint::{AddedToken, Checkpoint, CheckpointError, settings};
+use checkpoint::{AddedToken, Checkpoint, CheckpointError, settings};
 
 /// A file that is made, not copied: its name and bytes.
 type Made = (String, Vec<u8>);
@@ -14,7 +14,7 @@ fn made(name: &str, entries: Map<String, Value>) -> Made {
 }
 
 /// The tokenizer's files that differ from its source's, and the donor's generation settings if ids changed.
-pub(in crate::plan) fn made_files(
+pub(crate) fn made_files(
     alignment: &Alignment<'_>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Made>, CheckpointError> {
@@ -56,7 +56,7 @@ pub(in crate::plan) fn made_files(
 
 /// Puts a chat template where each version of transformers looks for it: into the tokenizer's config, whether
 /// made or to be copied, and into a file of its own.
-pub(in crate::plan) fn with_template(
+pub(crate) fn with_template(
     template: &str,
     tokenizer: &Checkpoint,
     files: &mut Vec<Made>,

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 
 use super::Alignment;
-use crate::checkpoint::{Tokenizer, TokenizerKind};
-use crate::plan::problems::some_of;
+use crate::problems::some_of;
+use checkpoint::{Tokenizer, TokenizerKind};
 
 /// Fields that hold token ids, beside those whose name says so.
 const LISTS: [&str; 3] = ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids"];
@@ -93,7 +93,7 @@ fn set_size(entries: &mut Map<String, Value>, old: &[u64], rows: usize, top: boo
 
 impl Alignment<'_> {
     /// Sets the size of the vocabulary and the ids of tokens in the donor's `config.json`.
-    pub(in crate::plan) fn edit_config(&self, config: &mut Value, notes: &mut Vec<String>) {
+    pub(crate) fn edit_config(&self, config: &mut Value, notes: &mut Vec<String>) {
         let donor = self.models.donor();
         let rows = self.tokens[self.models.donor]
             .as_ref()

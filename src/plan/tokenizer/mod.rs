@@ -14,17 +14,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 pub(super) use chat::chat_template;
-pub(crate) use chat::parses as chat_template_parses;
+pub use chat::parses as chat_template_parses;
 pub(super) use files::{made_files, with_template};
 pub use rows::Filled;
 pub(super) use tensors::Aligned;
 
 use super::models::Models;
 use super::problems::{Problems, count, some_of};
-use crate::checkpoint::{AddedToken, Checkpoint, Tokenizer, TokenizerKind, is_input_embedding};
-use crate::recipe::{
-    Position, Recipe, RowSource, TokenName, Tokenizer as TokenizerKey, VocabularySource,
-};
+use checkpoint::{AddedToken, Checkpoint, Tokenizer, TokenizerKind, is_input_embedding};
+use recipe::{Position, Recipe, RowSource, TokenName, Tokenizer as TokenizerKey, VocabularySource};
 use rows::GroupRows;
 
 /// The most rows of an output's embedding.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Alignment, RowOf};
-use crate::numeric::RowMap;
+use numeric::RowMap;
 
 /// How many rows of a model's aligned embedding are not its own, by where they come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

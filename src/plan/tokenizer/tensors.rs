@@ -5,16 +5,16 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::Alignment;
-use crate::checkpoint::{TensorEntry, is_input_embedding, is_output_head};
-use crate::numeric::FloatType;
-use crate::plan::{Rows, SourceTensor, View};
+use crate::{Rows, SourceTensor, View};
+use checkpoint::{TensorEntry, is_input_embedding, is_output_head};
+use numeric::FloatType;
 
 /// A tensor whose sources are aligned by token.
-pub(in crate::plan) struct Aligned {
+pub(crate) struct Aligned {
     /// Its shape in the output.
-    pub(in crate::plan) shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// For each source, its rows; `None` where they are as they should be.
-    pub(in crate::plan) views: Vec<Option<View>>,
+    pub(crate) views: Vec<Option<View>>,
 }
 
 /// Where the vocabulary is in a shape.
@@ -52,7 +52,7 @@ impl Alignment<'_> {
     ///
     /// # Errors
     /// What hinders the alignment, in words.
-    pub(in crate::plan) fn tensor(
+    pub(crate) fn tensor(
         &self,
         name: &str,
         group: &[usize],

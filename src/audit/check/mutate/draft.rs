@@ -9,11 +9,11 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{MAX_MUTATED_BYTES, MutateError, Obstacle};
-use crate::checkpoint::{
+use checkpoint::{
     Checkpoint, Dtype, Location, ShardLayout, Tokenizer, TokenizerKind, index_json,
     is_input_embedding, layer_stacks, read_sidecar, shard_layout,
 };
-use crate::numeric::FloatType;
+use numeric::FloatType;
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const INDEX: &str = "model.safetensors.index.json";

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::draft::{CONFIG, Draft, INDEX};
 use super::{Defect, Obstacle};
-use crate::audit::check::{config, container, safety, tokenizer};
-use crate::checkpoint::AddedToken;
+use crate::check::{config, container, safety, tokenizer};
+use checkpoint::AddedToken;
 
 type Planted = Result<String, Obstacle>;
 

@@ -14,10 +14,10 @@ use bytesize::ByteSize;
 use serde_json::json;
 
 use super::{CheckError, check};
-use crate::audit::{CheckInfo, Command, Finding, Place, Report, Severity, Skipped, Table};
-use crate::checkpoint::{CheckpointError, Location, Survey};
-use crate::engine::Observer;
+use crate::{CheckInfo, Command, Finding, Place, Report, Severity, Skipped, Table};
+use checkpoint::{CheckpointError, Location, Survey};
 use draft::{Draft, Original};
+use engine::Observer;
 
 checks! {
     MISSED = "mutate.missed", Error,
@@ -385,12 +385,16 @@ impl Observer for Unmoved<'_> {
 }
 
 #[cfg(test)]
+#[path = "../../../checkpoint/fixtures.rs"]
+mod fixtures;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::super::{CHECKED, container, safety};
+    use super::fixtures::{safetensors, write};
     use super::*;
-    use crate::checkpoint::fixtures::{safetensors, write};
 
     /// What `check` can find, and what is planted: each covers the other.
     #[test]

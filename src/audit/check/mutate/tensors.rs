@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::draft::{Draft, Role, Tensor};
 use super::{Defect, Obstacle};
-use crate::audit::check::values::{ROUTERS, fused, is_norm};
-use crate::audit::check::{structure, values};
-use crate::checkpoint::{Dtype, is_derived_buffer, is_output_head, layer_stacks};
-use crate::numeric::FloatType;
+use crate::check::values::{ROUTERS, fused, is_norm};
+use crate::check::{structure, values};
+use checkpoint::{Dtype, is_derived_buffer, is_output_head, layer_stacks};
+use numeric::FloatType;
 
 type Planted = Result<String, Obstacle>;
 

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::number;
-use crate::audit::HeatMap;
-use crate::audit::formats::clean::clean;
+use crate::HeatMap;
+use crate::formats::clean::clean;
 
 /// Steps of the scale; `page.css` has a colour for each.
 const STEPS: usize = 9;

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::number;
-use crate::audit::Histogram;
-use crate::audit::formats::clean::clean;
+use crate::Histogram;
+use crate::formats::clean::clean;
 
 /// Bars that are drawn.
 const MAX_BARS: usize = 200;

@@ -10,7 +10,7 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Error, syntax::SyntaxConfig};
 use serde::Serialize;
 
-use crate::audit::Report;
+use crate::Report;
 
 /// What the template is given.
 #[derive(Serialize)]

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use crate::audit::formats::clean::clean;
-use crate::audit::formats::groups::{Group, groups};
-use crate::audit::{Finding, Report, Severity, Table, Verdict};
+use crate::formats::clean::clean;
+use crate::formats::groups::{Group, groups};
+use crate::{Finding, Report, Severity, Table, Verdict};
 
 /// Findings of a group that the page has; a group of more is counted.
 const MAX_FINDINGS: usize = 200;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{PickleImports, globals};
-use crate::checkpoint::limits::{MAX_PICKLE_MEMO, MAX_PICKLE_STACK};
+use crate::limits::{MAX_PICKLE_MEMO, MAX_PICKLE_STACK};
 
 fn of(bytes: &[u8]) -> PickleImports {
     globals(Path::new("m.pkl"), bytes)
@@ -255,7 +255,7 @@ fn bytes_of_tensors_are_no_pickle() {
         "nested.pt",
     ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/peer/pickled")
+            .join("../../tests/peer/pickled")
             .join(file);
         let bytes = fs::read(&path).unwrap();
         let found = globals(&path, &bytes);
@@ -265,7 +265,7 @@ fn bytes_of_tensors_are_no_pickle() {
         );
         assert!(!found.harmless.is_empty(), "{file}");
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer/pickled/legacy.bin");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/peer/pickled/legacy.bin");
     let mut bytes = fs::read(path).unwrap();
     bytes.extend(b"cos\nsystem\n.");
     assert!(of(&bytes).others.is_empty());

@@ -2,7 +2,7 @@
 //!
 //! The grammar is mergekit's, without its leniency: an unknown key, an unknown parameter or a value of the
 //! wrong type is a [`Problem`] at its place in the file, and all problems of a recipe are reported at once.
-//! What a method takes comes from its [`MethodInfo`](crate::methods::MethodInfo); no method is known by name.
+//! What a method takes comes from its [`MethodInfo`](methods::MethodInfo); no method is known by name.
 //! This layer opens no file but the recipe: whether models exist, how deep they are and which tensors they
 //! hold is for the plan, which reports what it finds as problems of the same recipe.
 
@@ -30,7 +30,7 @@ mod tests;
 
 pub use edit::{Change, EditRecipe, Edited, Member, Which};
 pub use exceptions::{Exception, Fallback};
-pub(crate) use moe::MAX_EXPERTS;
+pub use moe::MAX_EXPERTS;
 pub use moe::{Expert, GateMode, MoeRecipe, PromptTokens, Ranges, RouterRecipe, Split, Upcycle};
 pub use nearest::nearest;
 pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any};

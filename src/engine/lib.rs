@@ -25,7 +25,7 @@ pub use program::{
 };
 pub use tile::{PAGE, Tile, Tiles};
 
-use crate::numeric::{FloatType, NonFinite};
+use numeric::{FloatType, NonFinite};
 
 /// Where computed bytes go.
 pub trait Sink: Sync {

@@ -27,11 +27,11 @@ pub use lock::{
     files_of, locked_hub, locked_recipe,
 };
 
-use crate::checkpoint::{Checkpoint, Leave, index_json};
-use crate::engine::{self, Observer, Settings, Sink, Tile, Totals};
-use crate::plan::Plan;
 use behind::DropBehind;
+use checkpoint::{Checkpoint, Leave, index_json};
+use engine::{self, Observer, Settings, Sink, Tile, Totals};
 use output::{OutputFiles, write_file};
+use plan::Plan;
 use stage::Stage;
 use work::Work;
 pub use work::{Other, Sample};

@@ -25,24 +25,24 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-pub(crate) use config::dtype_name;
+pub use config::dtype_name;
 pub use explain::{Detail, json, text};
 pub use outputs::{Operation, PlannedTensor, SourceTensor};
-pub(crate) use problems::count;
+pub use problems::count;
 pub use results::MergeResult;
-pub(crate) use tokenizer::chat_template_parses;
+pub use tokenizer::chat_template_parses;
 pub use tokenizer::{Filled, VocabularySummary};
 pub use views::{Cut, Fold, LatePicks, Part, Rows, View};
-pub(crate) use vocabularies::check as check_vocabularies;
+pub use vocabularies::check as check_vocabularies;
 
-use crate::checkpoint::{Checkpoint, Dtype, Locator, ModelRef, ShardLayout, Sidecar};
-use crate::engine::{Cost, Limits, Settings};
-use crate::methods::{self, MethodInfo};
-use crate::recipe::{Recipe, RecipeError};
-pub(crate) use draft::Draft;
-pub(crate) use models::Models;
-pub(crate) use problems::Problems;
-pub(crate) use results::Results;
+use checkpoint::{Checkpoint, Dtype, Locator, ModelRef, ShardLayout, Sidecar};
+pub use draft::Draft;
+use engine::{Cost, Limits, Settings};
+use methods::{self, MethodInfo};
+pub use models::Models;
+pub use problems::Problems;
+use recipe::{Recipe, RecipeError};
+pub use results::Results;
 
 /// What a plan depends on beside the recipe and the checkpoints.
 #[derive(Debug, Clone)]
@@ -208,7 +208,7 @@ pub fn plan(
 }
 
 /// The merges that others are made from, by name, and what is to be said of them; `None` where one cannot be planned.
-pub(crate) fn results_of(
+pub fn results_of(
     documents: &[Recipe],
     path: &str,
     locator: &Locator,

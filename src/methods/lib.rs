@@ -38,7 +38,7 @@ pub use params::{
     Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue, TensorParams,
 };
 
-use crate::engine::AnyProgram;
+use engine::AnyProgram;
 
 /// A merge method: its description, and what it does with one tensor.
 pub trait Method: Send + Sync {

@@ -22,14 +22,14 @@ mod targets;
 
 pub use identity::{BOUND, Identity, identity};
 
-use crate::checkpoint::{Checkpoint, Locator, ModelRef};
-use crate::forward::{Decoder, Tokenizer};
-use crate::methods::{Arity, BaseRule, MethodInfo};
-use crate::plan::{self, Draft, Models, Options, Plan, Problems, Results};
-use crate::recipe::{Change, EditRecipe, Located, MoeRecipe, Position, RecipeError};
+use checkpoint::{Checkpoint, Locator, ModelRef};
 use exact::Misfit;
 use family::Dense;
+use forward::{Decoder, Tokenizer};
+use methods::{Arity, BaseRule, MethodInfo};
 use pieces::Tensors;
+use plan::{self, Draft, Models, Options, Plan, Problems, Results};
+use recipe::{Change, EditRecipe, Located, MoeRecipe, Position, RecipeError};
 use router::Routers;
 
 /// What plans and cards call an assembly.

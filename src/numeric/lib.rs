@@ -46,7 +46,6 @@ pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
 pub use step_counts::{STEP_BOUNDS, StepCounts};
 pub use strided::{Strided, Strides};
 pub use submatrix::{Beside, Joined, Picks, Submatrix};
-pub(crate) use vector::vectorised;
 
 /// Elements in a block: the unit in which tensors are decoded and sums are folded.
 ///

@@ -38,7 +38,7 @@ pub(crate) mod fixtures;
 pub use adapter::{Adapter, AdapterError};
 pub use aliases::{PrefixAlias, find_alias};
 pub use behind::Leave;
-pub(crate) use bounded::read_bounded;
+pub use bounded::read_bounded;
 pub use config::ModelConfig;
 pub use error::CheckpointError;
 pub use hub::HubSnapshot;
