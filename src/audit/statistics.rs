@@ -9,7 +9,7 @@ use numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, squares, squa
 use run::{RunError, each_piece};
 
 /// Bytes that a worker goes through at a time: they stay in its cache between the hash and the statistics.
-const PIECE: usize = 256 << 10;
+const PIECE: u64 = 256 << 10;
 
 /// Elements of each piece whose exponents are counted.
 const SAMPLED: usize = 1024;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::ThreadPool;
@@ -16,6 +16,7 @@ use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 use super::budget::{Limits, MEASURED_BLOCKS, Settings, statistics};
 use super::job::{COPY_BLOCK, Job, Target, Work};
 use super::program::{Block, Cost, MeasureColumns, Measured, Memo, Pass, Program};
+use super::scan::in_order;
 use super::tile::{PAGE, Tile, Tiles};
 use super::{EngineError, Observer, Sink, Totals};
 use numeric::{Elements, FloatType, Narrowed, NonFinite, Real};
@@ -552,23 +553,13 @@ impl<'a> Engine<'a> {
         flights: &[Flight<'_>],
         queue: &[(usize, usize)],
     ) -> Result<(), EngineError> {
-        let claimed = AtomicUsize::new(0);
-        let stop = AtomicBool::new(false);
-        let failure: Mutex<Option<EngineError>> = Mutex::new(None);
-        self.pool.broadcast(|context| {
-            let mut scratch = lock(&self.scratch[context.index()]);
-            let mut counts: Vec<Vec<u64>> = vec![Vec::new(); flights.len()];
-            while !stop.load(Relaxed) {
-                let Some(&(index, part)) = queue.get(claimed.fetch_add(1, Relaxed)) else {
-                    break;
-                };
-                if let Err(error) =
-                    self.run_part(&flights[index], part, &mut scratch, &mut counts[index])
-                {
-                    stop.store(true, Relaxed);
-                    lock(&failure).get_or_insert(error);
-                }
-            }
+        let begin = |thread| (thread, vec![Vec::new(); flights.len()]);
+        let step = |(thread, counts): &mut (usize, Vec<Vec<u64>>), number: usize| {
+            let (index, part) = queue[number];
+            let mut scratch = lock(&self.scratch[*thread]);
+            self.run_part(&flights[index], part, &mut scratch, &mut counts[index])
+        };
+        for (_, counts) in in_order(&self.pool, queue.len(), begin, step)? {
             for (flight, counts) in flights.iter().zip(counts) {
                 let mut pending = lock(&flight.pending);
                 if pending.counts.is_empty() {
@@ -581,11 +572,8 @@ impl<'a> Engine<'a> {
                         .for_each(|(total, part)| *total += part);
                 }
             }
-        });
-        failure
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map_or(Ok(()), Err)
+        }
+        Ok(())
     }
 
     fn run_part(

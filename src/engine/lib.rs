@@ -12,6 +12,7 @@ mod derived;
 mod execute;
 mod job;
 mod program;
+mod scan;
 mod tile;
 
 use std::io;
@@ -23,6 +24,7 @@ pub use job::{Job, Target, Work};
 pub use program::{
     AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Memo, Pass, Program,
 };
+pub use scan::{Piece, pieces, scan};
 pub use tile::{PAGE, Tile, Tiles};
 
 use numeric::{FloatType, NonFinite};

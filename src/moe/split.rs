@@ -6,11 +6,10 @@
 //! All sums are made in one order, so that the cut depends on nothing but the weights and the seed.
 
 use std::collections::BTreeMap;
-
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use std::error::Error;
 
 use checkpoint::Checkpoint;
-use engine;
+use engine::scan;
 use forward::Weights;
 use numeric::{NormalKey, dot};
 use plan::LatePicks;
@@ -68,15 +67,13 @@ impl Splits {
         &self,
         threads: usize,
         cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), String> {
-        let pool = engine::pool(threads).map_err(|error| error.to_string())?;
-        let made = pool.install(|| {
-            let wanted = (&self.wanted).into_par_iter();
-            let made = wanted.map(|split| self.one(split, cancelled));
-            made.collect::<Vec<Result<Vec<u32>, String>>>()
-        });
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let made = scan(&self.wanted, threads, cancelled, |_: &mut (), split| {
+            self.one(split, cancelled)
+                .map_err(Box::<dyn Error + Send + Sync>::from)
+        })?;
         for (split, made) in self.wanted.iter().zip(made) {
-            split.picks.decide(made?);
+            split.picks.decide(made);
         }
         Ok(())
     }

@@ -1,14 +1,12 @@
 //! Passes over tensors that are in files, by all threads, each piece hashed while it is looked at.
 
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
-
 use super::error::RunError;
 use checkpoint::{Checkpoint, Leave};
-use engine::{self, Observer};
+use engine::{Observer, Piece, pieces, scan};
 use numeric::TreeDigest;
 
 /// Bytes that a worker hashes at a time.
-const PIECE: usize = 4 << 20;
+const PIECE: u64 = 4 << 20;
 
 /// The BLAKE3 digest of a tensor's stored bytes; none if they are not one after the other.
 pub type Digest = Option<blake3::Hash>;
@@ -55,39 +53,30 @@ pub fn each_piece<T: Send>(
     model: &Checkpoint,
     tensors: &[usize],
     threads: usize,
-    piece: usize,
+    piece: u64,
     observer: &dyn Observer,
     look: impl Fn(usize, &[u8]) -> T + Sync,
 ) -> Result<Seen<T>, RunError> {
-    let pool = engine::pool(threads).map_err(RunError::Engine)?;
     model.read_ahead();
     let bytes: Vec<Option<&[u8]>> = tensors.iter().map(|&tensor| model.stored(tensor)).collect();
     let trees: Vec<TreeDigest> = bytes
         .iter()
         .map(|bytes| TreeDigest::new(bytes.map_or(0, <[u8]>::len) as u64))
         .collect();
-    let pieces: Vec<(usize, usize, &[u8])> = bytes
+    let lengths = bytes
         .iter()
-        .enumerate()
-        .flat_map(|(at, bytes)| {
-            let pieces = bytes.unwrap_or_default().chunks(piece).enumerate();
-            pieces.map(move |(number, bytes)| (at, number * piece, bytes))
-        })
-        .collect();
-    let seen = pool.install(|| {
-        let seen = pieces.par_iter().map(|&(at, first, bytes)| {
-            if observer.cancelled() {
-                return Err(RunError::Cancelled);
-            }
-            trees[at].update(first as u64, bytes);
-            let seen = look(at, bytes);
-            let (first, len) = (first as u64, bytes.len() as u64);
-            model.done_with(tensors[at], first..first + len, Leave::Map);
-            observer.advance(bytes.len() as u64);
-            Ok((at, seen))
-        });
-        seen.collect::<Result<_, _>>()
-    })?;
+        .map(|bytes| bytes.map_or(0, <[u8]>::len) as u64);
+    let look = |_: &mut (), Piece { of, range }: &Piece| {
+        let bytes = bytes[*of].unwrap_or_default();
+        let bytes = &bytes[range.start as usize..range.end as usize];
+        trees[*of].update(range.start, bytes);
+        let seen = look(*of, bytes);
+        model.done_with(tensors[*of], range.clone(), Leave::Map);
+        observer.advance(bytes.len() as u64);
+        Ok::<_, RunError>((*of, seen))
+    };
+    let stopped = || observer.cancelled();
+    let seen = scan(&pieces(lengths, piece), threads, &stopped, look)?;
     let digests = trees.into_iter().zip(bytes);
     let digests = digests.map(|(tree, bytes)| bytes.and_then(|_| tree.finish()));
     Ok((digests.collect(), seen))

@@ -278,6 +278,15 @@ impl RunError {
     }
 }
 
+impl From<EngineError> for RunError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Cancelled => Self::Cancelled,
+            error => Self::Engine(error),
+        }
+    }
+}
+
 /// For `map_err`: what was tried, with which file.
 pub(super) fn io_error<'a>(
     action: &'static str,

@@ -2,11 +2,9 @@
 
 use std::ops::Range;
 
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
-
 use super::Request;
 use checkpoint::{Checkpoint, Leave};
-use engine::{self, Observer};
+use engine::{Observer, Piece, pieces, scan};
 use numeric::{
     BLOCK, Distance, DistanceSums, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums,
     distance, task_sums,
@@ -147,34 +145,19 @@ pub(super) fn measure(
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Vec<Measured>, RunError> {
-    let pool = engine::pool(threads).map_err(RunError::Engine)?;
-    let piece = PIECE_BLOCKS * BLOCK as u64;
-    let pieces: Vec<(usize, u64)> = triples
-        .iter()
-        .enumerate()
-        .flat_map(|(index, triple)| {
-            (0..triple.elements.div_ceil(piece)).map(move |number| (index, number * piece))
-        })
-        .collect();
-    let parts: Vec<Measured> = pool.install(|| {
-        pieces
-            .par_iter()
-            .map_init(Lanes::default, |lanes, &(index, first)| {
-                if observer.cancelled() {
-                    return Err(RunError::Cancelled);
-                }
-                let triple = &triples[index];
-                let end = triple.elements.min(first + piece);
-                let part = lanes.piece(triple, first, end);
-                triple.done_with(first..end);
-                observer.advance(2 * (end - first) * triple.size as u64);
-                Ok(part)
-            })
-            .collect::<Result<_, _>>()
-    })?;
+    let lengths = triples.iter().map(|triple| triple.elements);
+    let pieces = pieces(lengths, PIECE_BLOCKS * BLOCK as u64);
+    let look = |lanes: &mut Lanes, Piece { of, range }: &Piece| {
+        let triple = &triples[*of];
+        let part = lanes.piece(triple, range.start, range.end);
+        triple.done_with(range.clone());
+        observer.advance(2 * (range.end - range.start) * triple.size as u64);
+        Ok::<_, RunError>(part)
+    };
+    let parts = scan(&pieces, threads, &|| observer.cancelled(), look)?;
     let mut measured = vec![Measured::default(); triples.len()];
-    for ((index, _), part) in pieces.iter().zip(&parts) {
-        measured[*index].add(part);
+    for (piece, part) in pieces.iter().zip(&parts) {
+        measured[piece.of].add(part);
     }
     Ok(measured)
 }

@@ -4,10 +4,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
-use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use sha2::Digest;
 
-use engine::{self, Observer};
+use engine::{Observer, scan};
 use run::RunError;
 
 /// The most bytes that a worker holds.
@@ -61,18 +60,16 @@ pub(super) fn digests(
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Vec<io::Result<Vec<u8>>>, RunError> {
-    let pool = engine::pool(threads).map_err(RunError::Engine)?;
-    let done: Vec<io::Result<Vec<u8>>> = pool.install(|| {
-        pieces
-            .par_iter()
-            .with_max_len(1)
-            .map(|piece| digest(piece, algorithm, observer))
-            .collect()
-    });
-    match observer.cancelled() {
-        true => Err(RunError::Cancelled),
-        false => Ok(done),
-    }
+    let stopped = || observer.cancelled();
+    scan(
+        pieces,
+        threads,
+        &stopped,
+        |_: &mut (), piece| match digest(piece, algorithm, observer) {
+            Err(_) if stopped() => Err(RunError::Cancelled),
+            done => Ok(done),
+        },
+    )
 }
 
 fn digest(piece: &Piece, algorithm: Algorithm, observer: &dyn Observer) -> io::Result<Vec<u8>> {

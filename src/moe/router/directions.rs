@@ -12,13 +12,12 @@
 use std::error::Error;
 
 use nalgebra::{DMatrix, SymmetricEigen};
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::super::family::Family;
 use super::Recipe;
 use super::rows::{Rows, normalize, project_out};
 use checkpoint::Checkpoint;
-use engine;
+use engine::scan;
 use forward::Weights;
 use numeric::{NormalKey, View, dot, multiply};
 
@@ -67,29 +66,24 @@ pub(super) fn rows(
     threads: usize,
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<Vec<Rows>, Box<dyn Error + Send + Sync>> {
-    let pool = engine::pool(threads).map_err(|error| error.to_string())?;
     let count = changes.experts.len();
     let places: Vec<(usize, usize)> = (0..recipe.names.len())
         .flat_map(|place| (0..count).map(move |expert| (place, expert)))
         .collect();
-    let found = pool.install(|| {
-        let found = places.into_par_iter().map(|(place, expert)| {
-            let layer = recipe.layers[place];
-            let key = NormalKey::new(recipe.seed, &recipe.names[place], expert);
-            let change = Change::open(changes, expert, layer, recipe.hidden)?;
-            let Some(row) = change.direction(key, cancelled)? else {
-                return Err(format!(
-                    "expert {expert} (`{}`) has the base's gate and up matrices in layer {layer}, so no direction tells \
-                     them apart; hint: choose another `gate_mode`",
-                    changes.experts[expert].model.label()
-                ));
-            };
-            Ok(row)
-        });
-        found.collect::<Vec<Result<Vec<f64>, String>>>()
-    });
-    // The first of several errors, whatever the threads met first.
-    let found: Vec<Vec<f64>> = found.into_iter().collect::<Result<_, String>>()?;
+    let direction = |_: &mut (), &(place, expert): &(usize, usize)| {
+        let layer = recipe.layers[place];
+        let key = NormalKey::new(recipe.seed, &recipe.names[place], expert);
+        let change = Change::open(changes, expert, layer, recipe.hidden)?;
+        change.direction(key, cancelled)?.ok_or_else(|| {
+            Box::from(format!(
+                "expert {expert} (`{}`) has the base's gate and up matrices in layer {layer}, so no direction tells \
+                 them apart; hint: choose another `gate_mode`",
+                changes.experts[expert].model.label()
+            ))
+        })
+    };
+    let found =
+        scan::<_, _, _, Box<dyn Error + Send + Sync>>(&places, threads, cancelled, direction)?;
     let layers = found.chunks(count).map(|rows| Rows {
         values: rows.concat(),
         hidden: recipe.hidden,
