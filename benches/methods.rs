@@ -49,7 +49,13 @@ fn tiles(bencher: Bencher<'_, '_>, name: &str) {
         Action::Copy(source) => {
             let sources = vec![stored[*source].as_slice()];
             let format = Some(FloatType::Bf16);
-            (Work::Copy { sources, format }, Cost::default())
+            let output = Some(0);
+            let copy = Work::Copy {
+                sources,
+                format,
+                output,
+            };
+            (copy, Cost::default())
         }
         Action::Compute(program) => {
             let sources = stored.iter().map(|bytes| {
@@ -60,14 +66,13 @@ fn tiles(bencher: Bencher<'_, '_>, name: &str) {
                 sources: sources.collect(),
                 elements: ELEMENTS,
                 program: program.as_ref(),
-                target: Target::Values(FloatType::Bf16),
+                target: Target::values(0, FloatType::Bf16),
             };
             (work, program.cost())
         }
     };
     let jobs = [Job {
         work,
-        output: Some(0),
         after_all: false,
         sample: None,
     }];

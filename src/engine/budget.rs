@@ -36,7 +36,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{threads} threads and {sources} sources need at least {needed} bytes of memory, the budget is {budget}; blocks \
-     hold {block} elements, column sums take {columns} bytes"
+     hold {block} elements, column sums take {columns} bytes, whole matrices {matrix}"
 )]
 pub struct BudgetError {
     /// The budget in bytes.
@@ -51,6 +51,8 @@ pub struct BudgetError {
     pub block: usize,
     /// Bytes that the sums over columns take.
     pub columns: u64,
+    /// Bytes that a pass over whole matrices holds.
+    pub matrix: u64,
 }
 
 /// The program itself, its stacks, headers and plan: measured at 6 to 20 MiB, rounded up.
@@ -73,15 +75,18 @@ impl Settings {
     pub fn limits(&self, sources: usize, cost: Cost) -> Result<Limits, BudgetError> {
         let threads = self.threads as u64;
         let longest = BLOCK.max(cost.row) as u64;
-        // Sources and a block of output in both precisions, and what the passes hold. The sums of blocks that are
+        let outputs = 1 + cost.more_outputs as u64;
+        // Blocks of sources and outputs in both precisions, and what the passes hold. The sums of blocks that are
         // measured are held until it is their turn to be folded.
-        let worker = longest * ((sources as u64 + 1) * (4 + 8) + cost.scratch as u64)
+        let worker = longest * ((sources as u64 + outputs) * (4 + 8) + cost.scratch as u64)
             + (MEASURED_BLOCKS * 2 * 8 * cost.sums) as u64;
         // A block of the widest format, wherever in a page it begins.
         let least = (longest * 8 + PAGE as u64).next_multiple_of(PAGE as u64);
         let neediest = statistics(cost, self.threads);
-        let fixed = OVERHEAD + threads * worker + neediest;
-        let needed = fixed + threads * least;
+        let fixed = (OVERHEAD + threads * worker + neediest).saturating_add(cost.matrix);
+        // Each worker may hold a tile of every output while it waits for none: else all could wait for each other.
+        let filled = threads * outputs;
+        let needed = fixed.saturating_add(filled * least);
         if needed > self.memory {
             return Err(BudgetError {
                 budget: self.memory,
@@ -90,15 +95,16 @@ impl Settings {
                 sources,
                 block: longest as usize,
                 columns: column_sums(cost),
+                matrix: cost.matrix,
             });
         }
         let spare = self.memory - fixed;
-        let most = threads + MORE_TILES;
+        let most = filled + MORE_TILES;
         let tile = (spare / 2 / most).min(TILE) / PAGE as u64 * PAGE as u64;
         let tile = tile.max(least);
-        let tiles = (spare / 2 / tile).clamp(threads, most);
+        let tiles = (spare / 2 / tile).clamp(filled, most);
         let statistics = neediest + STATISTICS.min(spare - tiles * tile);
-        let peak = OVERHEAD + threads * worker + statistics + tiles * tile;
+        let peak = OVERHEAD + threads * worker + statistics + tiles * tile + cost.matrix;
         let memo = match cost.memo {
             0 => 0,
             wished => (wished + MEMOS).min(self.memory.saturating_sub(peak)),
@@ -150,6 +156,8 @@ mod tests {
                         row: 70_000 * (threads - 1),
                         scratch: 4,
                         column_sums: 3 * 16_000 * (threads - 1),
+                        more_outputs: sources % 3,
+                        matrix: (sources as u64 - 1) << 22,
                         memo: (sources as u64 - 1) << 26,
                     };
                     if let Ok(limits) = settings(memory, threads).limits(sources, cost) {
@@ -157,7 +165,7 @@ mod tests {
                             limits.peak <= memory,
                             "{memory} {threads} {sources}: {limits:?}"
                         );
-                        assert!(limits.tiles >= threads);
+                        assert!(limits.tiles >= threads * (1 + cost.more_outputs));
                     }
                 }
             }
@@ -181,6 +189,25 @@ mod tests {
         let error = settings(256 << 20, 2).limits(3, columns).unwrap_err();
         assert_eq!(error.columns, 3 * 8 * 50_000_000);
         assert!(settings(error.needed, 2).limits(3, columns).is_ok());
+    }
+
+    #[test]
+    fn a_whole_matrix_is_a_term_of_its_own() {
+        let matrix = Cost {
+            matrix: 3 << 30,
+            ..Cost::default()
+        };
+        let error = settings(1 << 30, 2).limits(3, matrix).unwrap_err();
+        let without = settings(1 << 20, 2).limits(3, Cost::default()).unwrap_err();
+        assert_eq!(error.matrix, 3 << 30);
+        assert_eq!(error.needed - without.needed, 3 << 30);
+        let limits = settings(error.needed, 2).limits(3, matrix).unwrap();
+        assert!(limits.peak > 3 << 30 && limits.peak <= error.needed);
+        let endless = Cost {
+            matrix: u64::MAX,
+            ..Cost::default()
+        };
+        assert!(settings(u64::MAX - 1, 2).limits(3, endless).is_err());
     }
 
     #[test]

@@ -54,15 +54,11 @@ impl<R: Real> Fill<R> for Derived<'_> {
     fn fill(&self, first: u64, out: &mut [R]) -> usize {
         let single = || match Program::<f32>::next(self.program, &[]) {
             Pass::Apply(apply) => Some(apply),
-            Pass::Measure(_) | Pass::Sample(..) | Pass::MeasureColumns(..) | Pass::Refuse(_) => {
-                None
-            }
+            _ => None,
         };
         let double = || match Program::<f64>::next(self.program, &[]) {
             Pass::Apply(apply) => Some(apply),
-            Pass::Measure(_) | Pass::Sample(..) | Pass::MeasureColumns(..) | Pass::Refuse(_) => {
-                None
-            }
+            _ => None,
         };
         if self
             .sources

@@ -7,25 +7,33 @@
 //!
 //! This layer knows no method by name, no recipe and no file.
 
+mod active;
 mod budget;
 mod derived;
 mod execute;
+mod filling;
 mod job;
+mod lane;
+mod part;
 mod program;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod tile;
+mod whole;
 
 use std::io;
 
 pub use budget::{BudgetError, Limits, Settings};
 pub use derived::{Decided, Derived};
-pub use execute::{execute, pool};
-pub use job::{Job, Target, Work};
+pub use execute::execute;
+pub use job::{Job, Length, Output, Target, Work};
 pub use program::{
     AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Memo, Pass, Program,
 };
 pub use scan::{Piece, pieces, scan};
 pub use tile::{PAGE, Tile, Tiles};
+pub use whole::{Matrices, Whole};
 
 use numeric::{FloatType, NonFinite};
 

@@ -1,8 +1,9 @@
 //! What a merge method does with the elements of one tensor: passes over blocks, or over columns.
 
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use super::whole::Whole;
 use numeric::{BLOCK, Real, prefetch};
 
 /// The elements of one block, decoded.
@@ -99,6 +100,11 @@ pub struct Cost {
     pub scratch: usize,
     /// Length of the longest vector of sums over columns; see [`MeasureColumns`].
     pub column_sums: usize,
+    /// Outputs beside the first; see [`Apply::outputs`].
+    pub more_outputs: usize,
+    /// Bytes that a pass over whole matrices holds, its result among them, which stays until the tensor is written;
+    /// see [`Whole`].
+    pub matrix: u64,
     /// Bytes of all memos of the tensor; wished for, not needed.
     pub memo: u64,
 }
@@ -124,6 +130,8 @@ impl Cost {
             row: self.row.max(other.row),
             scratch: self.scratch.max(other.scratch),
             column_sums: self.column_sums.max(other.column_sums),
+            more_outputs: self.more_outputs.max(other.more_outputs),
+            matrix: self.matrix.max(other.matrix),
             memo: self.memo.max(other.memo),
         }
     }
@@ -138,6 +146,8 @@ pub enum Pass<R> {
     Sample(usize, Box<dyn Measure<R>>),
     /// Collects sums over each column of a tensor whose rows have so many elements.
     MeasureColumns(usize, Box<dyn MeasureColumns<R>>),
+    /// Computes a matrix from whole ones, whose rows have so many elements, with all threads for itself.
+    Whole(usize, Box<dyn Whole>),
     /// Computes the output; the last pass.
     Apply(Box<dyn Apply<R>>),
     /// There is no result for what was measured: why, and a hint, in words for the user.
@@ -170,6 +180,13 @@ pub trait MeasureColumns<R>: Send + Sync {
 pub trait Apply<R>: Send + Sync {
     /// Sets every element of `out`, which has the block's length.
     fn block(&self, block: Block<'_, R>, out: &mut [R]);
+
+    /// Sets every element of each of the job's outputs that the block gives; for programs that have several.
+    fn outputs(&self, block: Block<'_, R>, outputs: &mut [Vec<R>]) {
+        if let [out, ..] = outputs {
+            self.block(block, out);
+        }
+    }
 }
 
 /// What a pass that measured found over the whole tensor.
@@ -179,4 +196,6 @@ pub struct Measured {
     pub sums: Vec<f64>,
     /// The counts.
     pub counts: Vec<u64>,
+    /// What a pass over whole matrices computed, row after row.
+    pub matrix: Arc<Vec<f32>>,
 }

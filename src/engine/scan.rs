@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::ThreadPool;
 
-use super::{EngineError, pool};
+use super::EngineError;
 
 /// A run of elements or bytes of one of several things.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,18 @@ pub fn scan<I: Sync, S: Default + Send, T: Send, E: From<EngineError> + Send>(
     let mut seen: Vec<(usize, T)> = workers.into_iter().flat_map(|(_, seen)| seen).collect();
     seen.sort_unstable_by_key(|(number, _)| *number);
     Ok(seen.into_iter().map(|(_, seen)| seen).collect())
+}
+
+/// So many worker threads.
+///
+/// # Errors
+/// The system does not give them.
+pub(super) fn pool(threads: usize) -> Result<ThreadPool, EngineError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("weld-{index}"))
+        .build()
+        .map_err(|source| EngineError::Threads { threads, source })
 }
 
 /// Lets all threads of a pool take the numbers below `count`, one after the other, until none is left or a step

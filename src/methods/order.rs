@@ -535,7 +535,11 @@ mod tests {
                 measure.block(block, &mut [], &mut counts);
             }
             let sums = Vec::new();
-            measured.push(Measured { sums, counts });
+            measured.push(Measured {
+                sums,
+                counts,
+                ..Measured::default()
+            });
         }
     }
 

@@ -148,9 +148,8 @@ fn merged(
                 .collect(),
             elements,
             program: program.as_ref(),
-            target: Target::Values(output),
+            target: Target::values(0, output),
         },
-        output: Some(0),
         after_all: false,
         sample: None,
     }];

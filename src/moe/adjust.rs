@@ -301,7 +301,7 @@ mod tests {
         }
         let measured = Measured {
             sums,
-            counts: Vec::new(),
+            ..Measured::default()
         };
         let Pass::Apply(apply) = Program::<f64>::next(&program, &[measured]) else {
             panic!("it is applied once it is measured");

@@ -84,7 +84,7 @@ impl Draft {
                     ByteSize(error.needed + held),
                     ByteSize(options.settings.memory)
                 );
-                let why = whole_rows_or_columns(&tensors).unwrap_or_default();
+                let why = held_whole(&tensors).unwrap_or_default();
                 let hint = "raise --memory, or lower --threads".to_owned();
                 problems.add(None, message + &why, Some(hint));
                 return None;
@@ -131,26 +131,28 @@ impl Draft {
     }
 }
 
-/// Which tensor's rows must be held whole, or columns be summed, if that takes more than blocks usually do.
-fn whole_rows_or_columns(tensors: &[PlannedTensor]) -> Option<String> {
+/// Which tensor must be held whole, its rows be, or its columns be summed, if that takes more than blocks usually do.
+fn held_whole(tensors: &[PlannedTensor]) -> Option<String> {
     let need = |tensor: &&PlannedTensor| {
         let cost = tensor.cost();
-        cost.row.max(cost.column_sums)
+        let others = cost.row.max(cost.column_sums) as u64;
+        (cost.matrix, others)
     };
     let tensor = tensors.iter().max_by_key(need)?;
     let cost = tensor.cost();
-    let (name, shape) = (&tensor.name, &tensor.shape);
-    if cost.column_sums > BLOCK {
-        Some(format!(
-            ": the method sums each column of `{name}`, whose shape is {shape:?}"
-        ))
+    let held = if cost.matrix > 0 {
+        format!("holds {} for all of", ByteSize(cost.matrix))
+    } else if cost.column_sums > BLOCK {
+        "sums each column of".to_owned()
     } else if cost.row > BLOCK {
-        Some(format!(
-            ": the method holds whole rows of `{name}`, whose shape is {shape:?}"
-        ))
+        "holds whole rows of".to_owned()
     } else {
-        None
-    }
+        return None;
+    };
+    let (name, shape) = (&tensor.name, &tensor.shape);
+    Some(format!(
+        ": the method {held} `{name}`, whose shape is {shape:?}"
+    ))
 }
 
 pub(super) fn signatures(tensors: &[PlannedTensor]) -> Vec<(String, Dtype, Vec<usize>)> {

@@ -206,9 +206,13 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
         names.sort_unstable();
         writeln!(out, "files    {}", names.join(", "))?;
     }
+    let matrix = match plan.cost.matrix {
+        0 => String::new(),
+        bytes => format!(" ({} of it for a whole matrix)", ByteSize(bytes)),
+    };
     writeln!(
         out,
-        "cost     reads {}, writes {}, own memory up to {}, {} threads",
+        "cost     reads {}, writes {}, own memory up to {}{matrix}, {} threads",
         size(plan.bytes_read),
         size(plan.bytes_written()),
         ByteSize(plan.limits.peak),
@@ -454,6 +458,7 @@ pub fn json(plan: &Plan) -> Value {
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written(),
         "peak_memory": plan.limits.peak,
+        "matrix_memory": plan.cost.matrix,
         "threads": plan.settings.threads,
         "notes": plan.notes,
     })

@@ -53,8 +53,7 @@ impl<'a> Work<'a> {
             let derived = work.prepare(plan, tensor)?;
             let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
             let mut job = Job {
-                work: computation(plan, tensor, Target::Values(format))?,
-                output: Some(index),
+                work: computation(plan, tensor, Target::values(index, format))?,
                 after_all: derived,
                 sample: None,
             };
@@ -83,9 +82,8 @@ impl<'a> Work<'a> {
                     sources,
                     elements: tensor.elements(),
                     program: other.program,
-                    target: Target::Values(other.found.format),
+                    target: Target::values(other.tensor, other.found.format),
                 },
-                output: Some(other.tensor),
                 after_all: derived,
                 sample: None,
             };
@@ -124,10 +122,10 @@ impl<'a> Work<'a> {
                 // As they are stored: an adapter of the one that is kept changes the other with it.
                 sources: pair.filter_map(|tensor| model.stored(tensor)).collect(),
                 format: None,
+                output: None,
             };
             let job = Job {
                 work,
-                output: None,
                 after_all: false,
                 sample: None,
             };
@@ -173,7 +171,6 @@ impl<'a> Work<'a> {
         if needed {
             let job = Job {
                 work: computation(plan, made, Target::Decide(decided))?,
-                output: None,
                 after_all: derived,
                 sample: None,
             };
@@ -195,6 +192,10 @@ fn computation<'a>(
             engine::Work::Copy {
                 sources: sources.filter_map(|source| plan.bytes(source)).collect(),
                 format: FloatType::of(tensor.dtype),
+                output: match &target {
+                    Target::Outputs(outputs) => outputs.first().map(|output| output.number),
+                    Target::Decide(_) => None,
+                },
             }
         }
         Operation::Compute { program, .. } => engine::Work::Compute {

@@ -29,6 +29,7 @@ fn run<R: Real>(
                 let mut found = Measured {
                     sums: vec![0.0; measure.sums()],
                     counts: vec![0; measure.counts()],
+                    ..Measured::default()
                 };
                 measure.block(block, &mut found.sums, &mut found.counts);
                 measured.push(found);
@@ -39,7 +40,7 @@ fn run<R: Real>(
                 apply.block(block, &mut out);
                 return out.into_iter().map(Real::to_f32).collect();
             }
-            Pass::MeasureColumns(..) | Pass::Refuse(_) => panic!("no such pass"),
+            _ => panic!("no such pass"),
         }
     }
 }

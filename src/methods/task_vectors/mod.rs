@@ -202,8 +202,8 @@ impl AnyProgram for TaskVectors {
             // Keys; where there are rows, the bounds of each term and its ranks or what it keeps, and for one row
             // what ranking it takes.
             scratch: 4 + if by_rank > 0 { 8 * by_rank + 16 } else { 0 },
-            column_sums: 0,
             memo: (norms * remembered) as u64 * (self.elements / 8 + 8 * self.blocks as u64),
+            ..Cost::default()
         }
     }
 }

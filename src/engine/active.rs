@@ -1,0 +1,319 @@
+//! A job while it is run: the pass it is at, what its passes have measured, and what was met in its values.
+//!
+//! It knows no threads and no tiles' memory.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::EngineError;
+use super::budget::{Limits, MEASURED_BLOCKS};
+use super::job::{Job, Target, Work};
+use super::program::{Cost, Measured, Memo, Pass, Program};
+use super::tile::PAGE;
+use super::whole::Whole;
+use numeric::{Narrowed, NonFinite};
+
+/// Columns that a worker sums at a time: its sums stay in the first cache, and what it reads of a row is a
+/// few lines of it. Sums do not depend on it.
+pub(super) const BAND: usize = 512;
+
+/// A job of the batch at hand.
+pub(super) struct ActiveJob<'a> {
+    pub(super) job: usize,
+    pub(super) work: &'a Work<'a>,
+    pub(super) sample: Option<&'a [usize]>,
+    pub(super) stage: Stage,
+    pub(super) measured: Vec<Measured>,
+    /// One for each block, if there is memory for them.
+    pub(super) memos: Vec<Memo>,
+    /// Whether a pass has been through all elements, and has counted NaN and infinity.
+    pub(super) looked: bool,
+    pub(super) pending: Mutex<Pending>,
+    pub(super) parts_left: AtomicUsize,
+    pub(super) seen: Mutex<Seen>,
+}
+
+/// The pass that a job makes in the round at hand.
+pub(super) enum Stage {
+    Copy,
+    Single(Pass<f32>),
+    Double(Pass<f64>),
+    Done,
+}
+
+impl Stage {
+    /// Columns, if the pass goes over those.
+    pub(super) fn columns(&self) -> Option<usize> {
+        match self {
+            Stage::Single(Pass::MeasureColumns(columns, _))
+            | Stage::Double(Pass::MeasureColumns(columns, _)) => Some(*columns),
+            _ => None,
+        }
+    }
+
+    /// Sums in each block, or of each column.
+    pub(super) fn sums(&self) -> Option<usize> {
+        match self {
+            Stage::Single(Pass::Measure(measure) | Pass::Sample(_, measure)) => {
+                Some(measure.sums())
+            }
+            Stage::Double(Pass::Measure(measure) | Pass::Sample(_, measure)) => {
+                Some(measure.sums())
+            }
+            Stage::Single(Pass::MeasureColumns(_, measure)) => Some(measure.sums()),
+            Stage::Double(Pass::MeasureColumns(_, measure)) => Some(measure.sums()),
+            _ => None,
+        }
+    }
+
+    /// Whether the pass gives the output.
+    pub(super) fn is_last(&self) -> bool {
+        matches!(
+            self,
+            Stage::Copy | Stage::Single(Pass::Apply(_)) | Stage::Double(Pass::Apply(_))
+        )
+    }
+
+    /// Whether the pass sees only some of the elements.
+    pub(super) fn samples(&self) -> bool {
+        matches!(
+            self,
+            Stage::Single(Pass::Sample(..)) | Stage::Double(Pass::Sample(..))
+        )
+    }
+
+    /// The columns of whole matrices, and what is computed of those, if the pass is one.
+    pub(super) fn whole(&self) -> Option<(usize, &dyn Whole)> {
+        match self {
+            Stage::Single(Pass::Whole(columns, whole))
+            | Stage::Double(Pass::Whole(columns, whole)) => Some((*columns, whole.as_ref())),
+            _ => None,
+        }
+    }
+
+    /// Why there is no result, if there is none.
+    pub(super) fn refused(&self) -> Option<&str> {
+        match self {
+            Stage::Single(Pass::Refuse(reason)) | Stage::Double(Pass::Refuse(reason)) => {
+                Some(reason)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What the workers have measured in a round.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) counts: Vec<u64>,
+    /// The sums of the first `folded` blocks.
+    pub(super) sums: Vec<f64>,
+    pub(super) folded: usize,
+    /// The sums of tiles that were done before their turn, by their first block.
+    pub(super) waiting: BTreeMap<usize, Vec<f64>>,
+    /// The sums over columns, by the first column of a band.
+    pub(super) bands: Vec<(usize, Vec<f64>)>,
+}
+
+impl Pending {
+    /// Takes the sums of a tile's blocks, so many for each, and folds those whose turn it is.
+    pub(super) fn take(&mut self, first_block: usize, tile: Vec<f64>, width: usize) {
+        self.sums.resize(width, 0.0);
+        self.waiting.insert(first_block, tile);
+        while let Some(tile) = self.waiting.remove(&self.folded) {
+            for block in tile.chunks(width) {
+                self.sums
+                    .iter_mut()
+                    .zip(block)
+                    .for_each(|(sum, part)| *sum += part);
+                self.folded += 1;
+            }
+        }
+    }
+}
+
+/// What was met in the values of a job.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) sources: Vec<NonFinite>,
+    /// Of each output.
+    pub(super) results: Vec<Narrowed>,
+    pub(super) differing: Option<usize>,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A poisoned lock means that a worker panicked; rayon carries that panic on, so the data is never used.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn cost(work: &Work<'_>) -> Cost {
+    match work {
+        Work::Copy { .. } => Cost::default(),
+        Work::Compute { program, .. } => program.cost(),
+    }
+}
+
+impl<'a> ActiveJob<'a> {
+    pub(super) fn new(job: usize, jobs: &'a [Job<'a>]) -> Self {
+        let Job { work, sample, .. } = &jobs[job];
+        let sources = match work {
+            Work::Copy { sources, .. } => sources.len(),
+            Work::Compute { sources, .. } => sources.len(),
+        };
+        let mut active = Self {
+            job,
+            work,
+            sample: sample.as_deref(),
+            stage: Stage::Done,
+            measured: Vec::new(),
+            memos: Vec::new(),
+            looked: false,
+            pending: Mutex::default(),
+            parts_left: AtomicUsize::new(0),
+            seen: Mutex::new(Seen {
+                sources: vec![NonFinite::default(); sources],
+                ..Seen::default()
+            }),
+        };
+        // A tensor without elements has no pass to make.
+        if work.blocks() > 0 {
+            active.decide();
+        }
+        active
+    }
+
+    /// The failure of a source that holds NaN or infinity.
+    pub(super) fn non_finite(&self, source_index: usize, found: NonFinite) -> EngineError {
+        EngineError::NonFinite {
+            job: self.job,
+            source_index,
+            found,
+        }
+    }
+
+    /// The failure of a program that has no result.
+    pub(super) fn refused(&self, reason: String) -> EngineError {
+        EngineError::Refused {
+            job: self.job,
+            reason,
+        }
+    }
+
+    /// The failure to write what the job gives.
+    pub(super) fn not_written(&self, source: io::Error) -> EngineError {
+        EngineError::Write {
+            job: self.job,
+            source,
+        }
+    }
+
+    /// Sets the next pass from what has been measured.
+    pub(super) fn decide(&mut self) {
+        self.stage = match self.work {
+            Work::Copy { .. } => Stage::Copy,
+            Work::Compute { program, .. } if self.work.wants_f64() => {
+                Stage::Double(Program::<f64>::next(*program, &self.measured))
+            }
+            Work::Compute { program, .. } => {
+                Stage::Single(Program::<f32>::next(*program, &self.measured))
+            }
+        };
+        if let Work::Compute {
+            target: Target::Decide(decided),
+            ..
+        } = self.work
+        {
+            match std::mem::replace(&mut self.stage, Stage::Done) {
+                Stage::Single(Pass::Apply(apply)) => decided.set_single(apply),
+                Stage::Double(Pass::Apply(apply)) => decided.set_double(apply),
+                measures => self.stage = measures,
+            }
+        }
+    }
+
+    /// Folds what a round measured and goes on to the next pass, or is done.
+    pub(super) fn finish_round(&mut self) {
+        let Some(width) = self.stage.sums() else {
+            self.stage = Stage::Done;
+            return;
+        };
+        let Pending {
+            counts,
+            mut sums,
+            bands,
+            ..
+        } = std::mem::take(&mut *lock(&self.pending));
+        if let Some(columns) = self.stage.columns() {
+            sums = beside_each_other(columns, width, bands);
+        }
+        self.measured.push(Measured {
+            sums,
+            counts,
+            ..Measured::default()
+        });
+        self.looked |= !self.stage.samples();
+        self.decide();
+    }
+
+    /// Blocks that a worker takes at a time: in the last pass, as many as its output's tile holds.
+    pub(super) fn tile_blocks(&self, limits: &Limits) -> usize {
+        match self.stage.is_last() {
+            true => tile_blocks(self.work, limits),
+            false => MEASURED_BLOCKS,
+        }
+    }
+
+    /// Parts that the workers claim in this round: bands of columns, or tiles.
+    pub(super) fn parts(&self, tile_blocks: usize) -> usize {
+        match (&self.stage, self.stage.columns(), self.sample()) {
+            (Stage::Done, ..) => 0,
+            (_, Some(columns), _) => columns.div_ceil(BAND),
+            (_, _, Some(sample)) => sample.len(),
+            (_, None, None) => self.work.blocks().div_ceil(tile_blocks),
+        }
+    }
+
+    /// The blocks of a part that is a tile: one, where only some are wanted.
+    pub(super) fn tile(&self, part: usize, tile_blocks: usize) -> Range<usize> {
+        let blocks = self.work.blocks();
+        match self.sample() {
+            Some(sample) => sample
+                .get(part)
+                .map_or(0..0, |&block| block.min(blocks)..blocks.min(block + 1)),
+            None => {
+                let first = part.saturating_mul(tile_blocks);
+                first..blocks.min(first + tile_blocks)
+            }
+        }
+    }
+
+    /// The blocks that are wanted of the pass at hand, if not all are.
+    pub(super) fn sample(&self) -> Option<&'a [usize]> {
+        self.sample.filter(|_| self.stage.is_last())
+    }
+
+    /// Whether this is the first look at the sources, which counts NaN and infinity.
+    pub(super) fn first_look(&self) -> bool {
+        !self.looked && !self.stage.samples()
+    }
+}
+
+/// Blocks that give what a tile of output holds, of the output that they give most of.
+pub(super) fn tile_blocks(work: &Work<'_>, limits: &Limits) -> usize {
+    ((limits.tile - PAGE) / work.block_bytes().max(1)).max(1)
+}
+
+/// The sums of all bands, each kind of sum over all columns.
+fn beside_each_other(columns: usize, kinds: usize, bands: Vec<(usize, Vec<f64>)>) -> Vec<f64> {
+    let mut sums = vec![0.0; columns * kinds];
+    for (first, band) in bands {
+        let width = band.len() / kinds.max(1);
+        for (kind, part) in band.chunks(width.max(1)).enumerate() {
+            sums[kind * columns + first..][..part.len()].copy_from_slice(part);
+        }
+    }
+    sums
+}

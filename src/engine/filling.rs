@@ -1,0 +1,59 @@
+//! A tile of output while it is filled, block by block.
+
+use super::Sink;
+use super::tile::Tile;
+
+/// Bytes of output after which the sink has a look: they stay in a worker's second cache until then.
+const LOOK: usize = 256 << 10;
+
+/// A tile of output while it is filled.
+pub(super) struct Filling<'a> {
+    sink: &'a dyn Sink,
+    /// The number by which the sink knows the output.
+    pub(super) number: usize,
+    /// Where the tile begins in it.
+    pub(super) offset: u64,
+    tile: Tile,
+    filled: usize,
+    /// How many bytes the sink has seen.
+    shown: usize,
+}
+
+impl<'a> Filling<'a> {
+    /// A tile that begins `offset` bytes after the start of an output.
+    pub(super) fn new(sink: &'a dyn Sink, number: usize, offset: u64, tile: Tile) -> Self {
+        Self {
+            sink,
+            number,
+            offset,
+            tile,
+            filled: 0,
+            shown: 0,
+        }
+    }
+
+    /// Lets the next `len` bytes be set.
+    pub(super) fn set<T>(&mut self, len: usize, set: impl FnOnce(&mut [u8]) -> T) -> T {
+        let start = self.filled;
+        self.filled += len;
+        let done = set(&mut self.tile[start..start + len]);
+        self.show(LOOK);
+        done
+    }
+
+    /// The tile, of which the sink has seen every byte.
+    pub(super) fn finish(mut self) -> Tile {
+        self.show(1);
+        self.tile
+    }
+
+    /// Shows the sink what it has not seen, if that is so much.
+    fn show(&mut self, least: usize) {
+        if self.filled - self.shown >= least {
+            let offset = self.offset + self.shown as u64;
+            let bytes = &self.tile[self.shown..self.filled];
+            self.sink.look(self.number, offset, bytes);
+            self.shown = self.filled;
+        }
+    }
+}

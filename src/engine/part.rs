@@ -1,0 +1,279 @@
+//! What a worker does with one part of a job: a tile that is copied or computed, or some columns that are summed.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::EngineError;
+use super::active::{ActiveJob, BAND, Stage, lock};
+use super::execute::Engine;
+use super::filling::Filling;
+use super::job::{COPY_BLOCK, Output, Work};
+use super::lane::{Found, Lane, Scratch, views};
+use super::program::{Apply, Block, MeasureColumns, Pass};
+use super::tile::PAGE;
+use numeric::{Narrowed, NonFinite, Real};
+
+/// Which elements of a block are sampled: so many, at a place that depends on the block's number only.
+fn sampled_part(index: usize, length: usize, sampled: usize) -> Range<usize> {
+    let sampled = sampled.min(length);
+    // Multiples of the golden ratio are spread evenly, and keep step with no row length.
+    let share = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let start = ((share * (length - sampled) as u64) >> 32) as usize;
+    start..start + sampled
+}
+
+/// The tiles of all outputs of a computation, while they are filled.
+struct Results<'a> {
+    work: &'a Work<'a>,
+    outputs: &'a [Output],
+    tiles: Vec<Filling<'a>>,
+    /// What came of each output's values.
+    narrowed: Vec<Narrowed>,
+    saturate: bool,
+}
+
+impl Results<'_> {
+    /// Computes a block of every output, and rounds it into its tile.
+    fn add<R: Real>(
+        &mut self,
+        apply: &dyn Apply<R>,
+        block: Block<'_, R>,
+        computed: &mut Vec<Vec<R>>,
+    ) {
+        let index = block.index;
+        computed.resize_with(self.outputs.len(), Vec::new);
+        for (values, output) in computed.iter_mut().zip(self.outputs) {
+            let place = self.work.place(output, index..index + 1);
+            values.resize((place.end - place.start) as usize, R::ZERO);
+        }
+        apply.outputs(block, computed);
+        let tiles = self.tiles.iter_mut().zip(&mut self.narrowed);
+        for ((values, Output { format, .. }), (tile, narrowed)) in
+            computed.iter_mut().zip(self.outputs).zip(tiles)
+        {
+            let len = values.len() * format.size();
+            let found = tile.set(len, |bytes| format.encode(values, self.saturate, bytes));
+            narrowed.overflowed += found.overflowed;
+            narrowed.non_finite += found.non_finite;
+        }
+    }
+}
+
+impl<'a> Engine<'a> {
+    pub(super) fn run_part(
+        &self,
+        job: &ActiveJob<'_>,
+        part: usize,
+        scratch: &mut Scratch,
+        counts: &mut Vec<u64>,
+    ) -> Result<(), EngineError> {
+        if self.observer.cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        let blocks = job.tile(part, job.tile_blocks(self.limits));
+        let Scratch { single, double } = scratch;
+        match &job.stage {
+            Stage::Copy => self.copy_tile(job, blocks)?,
+            Stage::Single(Pass::MeasureColumns(columns, measure)) => {
+                self.measure_band(job, *columns, measure.as_ref(), part, single);
+            }
+            Stage::Double(Pass::MeasureColumns(columns, measure)) => {
+                self.measure_band(job, *columns, measure.as_ref(), part, double);
+            }
+            Stage::Single(pass) => self.compute_tile(job, pass, blocks, single, counts)?,
+            Stage::Double(pass) => self.compute_tile(job, pass, blocks, double, counts)?,
+            Stage::Done => {}
+        }
+        if job.parts_left.fetch_sub(1, Relaxed) == 1 {
+            self.judge(job)?;
+        }
+        Ok(())
+    }
+
+    fn copy_tile(&self, job: &ActiveJob<'_>, blocks: Range<usize>) -> Result<(), EngineError> {
+        let Work::Copy {
+            sources,
+            format,
+            output,
+        } = job.work
+        else {
+            return Ok(());
+        };
+        let Some((first, others)) = sources.split_first() else {
+            return Ok(());
+        };
+        let bytes = blocks.start * COPY_BLOCK..first.len().min(blocks.end * COPY_BLOCK);
+        let range = &first[bytes.clone()];
+        let differing = others
+            .iter()
+            .position(|other| other.get(bytes.clone()) != Some(range));
+        let mut found = NonFinite::default();
+        let start = bytes.start as u64;
+        let tile = output.map(|number| self.tile(job, number, start, range.len()));
+        let mut tile = tile.transpose()?;
+        for block in range.chunks(COPY_BLOCK) {
+            if let Some(format) = format {
+                found += format.non_finite(block);
+            }
+            if let Some(tile) = &mut tile {
+                tile.set(block.len(), |bytes| bytes.copy_from_slice(block));
+            }
+        }
+        if differing.is_some() || found.any() {
+            let mut seen = lock(&job.seen);
+            seen.differing = seen.differing.or(differing.map(|index| index + 1));
+            seen.sources[0] += found;
+        }
+        self.count_read(range.len() * sources.len());
+        tile.map_or(Ok(()), |tile| self.write(job, tile))
+    }
+
+    fn compute_tile<R: Real>(
+        &self,
+        job: &ActiveJob<'_>,
+        pass: &Pass<R>,
+        blocks: Range<usize>,
+        lane: &mut Lane<R>,
+        counts: &mut Vec<u64>,
+    ) -> Result<(), EngineError> {
+        let work = job.work;
+        let Work::Compute {
+            sources, target, ..
+        } = work
+        else {
+            return Ok(());
+        };
+        let outputs = match pass {
+            Pass::Apply(_) => target.outputs(),
+            _ => &[],
+        };
+        let mut results = self.results(job, outputs, &blocks)?;
+        let mut found = Found::new(sources.len());
+        let mut sums = Vec::new();
+        let mut read = 0;
+        let mut next: Vec<&[u8]> = Vec::with_capacity(sources.len());
+        for index in blocks.clone() {
+            let (mut first, mut length) = work.block(index);
+            next.clear();
+            if let Pass::Sample(sampled, _) = pass {
+                let part = sampled_part(index, length, *sampled);
+                first += part.start as u64;
+                length = part.len();
+            } else if index + 1 < blocks.end {
+                let (first, length) = work.block(index + 1);
+                next.extend(sources.iter().map(|source| source.stored(first, length)));
+            }
+            read += lane.fill(sources, first, length);
+            let views = views(&lane.sources, sources.len());
+            found.look(job, sources, first, &views);
+            let block = Block {
+                index,
+                first,
+                sources: &views,
+                next: &next,
+                memo: job.memos.get(index),
+            };
+            match pass {
+                Pass::Measure(measure) | Pass::Sample(_, measure) => {
+                    counts.resize(measure.counts(), 0);
+                    let start = sums.len();
+                    sums.resize(start + measure.sums(), 0.0);
+                    measure.block(block, &mut sums[start..], counts);
+                }
+                Pass::Apply(apply) => results.add(apply.as_ref(), block, &mut lane.outputs),
+                // Columns are measured in bands, matrices as wholes, and a refusal ends the run before any tile.
+                Pass::MeasureColumns(..) | Pass::Whole(..) | Pass::Refuse(_) => {}
+            }
+        }
+        found.tell(job, &results.narrowed);
+        self.count_read(read);
+        if !sums.is_empty() {
+            let width = sums.len() / blocks.len();
+            lock(&job.pending).take(blocks.start, sums, width);
+        }
+        let mut tiles = results.tiles.into_iter();
+        tiles.try_for_each(|tile| self.write(job, tile))
+    }
+
+    /// Sums some columns, row by row.
+    fn measure_band<R: Real>(
+        &self,
+        job: &ActiveJob<'_>,
+        columns: usize,
+        measure: &dyn MeasureColumns<R>,
+        band: usize,
+        lane: &mut Lane<R>,
+    ) {
+        let Work::Compute {
+            sources, elements, ..
+        } = job.work
+        else {
+            return;
+        };
+        let first_column = band * BAND;
+        let width = BAND.min(columns - first_column);
+        let mut found = Found::new(sources.len());
+        let mut sums = vec![0.0; width * measure.sums()];
+        let mut read = 0;
+        for row in 0..elements / columns as u64 {
+            let first = row * columns as u64 + first_column as u64;
+            read += lane.fill(sources, first, width);
+            let views = views(&lane.sources, sources.len());
+            found.look(job, sources, first, &views);
+            measure.row(&views, &mut sums);
+        }
+        found.tell(job, &[]);
+        self.count_read(read);
+        lock(&job.pending).bands.push((first_column, sums));
+    }
+
+    /// A tile of every output, for what some blocks give.
+    fn results<'r>(
+        &self,
+        job: &ActiveJob<'r>,
+        outputs: &'r [Output],
+        blocks: &Range<usize>,
+    ) -> Result<Results<'r>, EngineError>
+    where
+        'a: 'r,
+    {
+        let tile = |output: &Output| {
+            let place = job.work.place(output, blocks.clone());
+            let size = output.format.size();
+            let len = (place.end - place.start) as usize * size;
+            self.tile(job, output.number, place.start * size as u64, len)
+        };
+        Ok(Results {
+            work: job.work,
+            outputs,
+            tiles: outputs.iter().map(tile).collect::<Result<_, _>>()?,
+            narrowed: vec![Narrowed::default(); outputs.len()],
+            saturate: self.settings.saturate,
+        })
+    }
+
+    /// A tile for so many bytes of an output.
+    fn tile(
+        &self,
+        job: &ActiveJob<'_>,
+        number: usize,
+        offset: u64,
+        len: usize,
+    ) -> Result<Filling<'a>, EngineError> {
+        let phase = (self.sink.start(number) + offset) % PAGE as u64;
+        match self.tiles.take(phase as usize, len) {
+            Ok(tile) => Ok(Filling::new(self.sink, number, offset, tile)),
+            Err(source) => Err(job.not_written(source)),
+        }
+    }
+
+    fn write(&self, job: &ActiveJob<'_>, filled: Filling<'_>) -> Result<(), EngineError> {
+        let (number, offset) = (filled.number, filled.offset);
+        let tile = filled.finish();
+        let len = tile.len();
+        let written = self.sink.write(number, offset, tile);
+        written.map_err(|source| job.not_written(source))?;
+        self.count_written(len);
+        Ok(())
+    }
+}
