@@ -10,7 +10,6 @@ use super::environment;
 use super::output::Failure;
 use checkpoint::{Locator, ModelRef};
 use engine::Settings;
-use moe;
 use plan::{self, MoeOptions, Options, Plan};
 use recipe::{self, AnyRecipe, RecipeError};
 

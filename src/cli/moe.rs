@@ -13,7 +13,6 @@ use super::signals;
 use audit::verify::{Coverage, Numerics, Request, verify};
 use audit::{Verdict, formats};
 use checkpoint::{Checkpoint, Location};
-use moe;
 use plan::{self, Plan};
 use recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
 use run::Lock;

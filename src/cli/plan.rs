@@ -5,7 +5,6 @@ use clap::Args;
 use super::arguments::{Format, MoeArguments, PlanArguments};
 use super::output::{Failure, print};
 use plan::{self, Detail};
-use recipe;
 
 /// Show what a recipe would do, reading headers and configs only
 ///
