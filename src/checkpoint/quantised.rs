@@ -1,6 +1,6 @@
 //! Tells quantised checkpoints from plain ones: their stored numbers mean nothing to a merge.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use safetensors::Dtype;
@@ -17,7 +17,7 @@ const CONFIG_HINT: &str = "dequantise it first, or name the model it was made fr
                            if its weights are plain, drop the entry from config.json";
 
 /// Config entries that only quantised models have.
-const CONFIG_KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+const CONFIG_KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
 
 /// What GPTQ, AWQ, bitsandbytes, compressed-tensors and FP8 checkpoints store beside their weights.
 const TELL_TALE_ENDS: [&str; 9] = [
@@ -32,12 +32,8 @@ const TELL_TALE_ENDS: [&str; 9] = [
     ".nested_absmax",
 ];
 
-/// Scales by the end of their name, and the weight that they would scale: proof only beside a narrow one.
-const SCALES: [(&str, &str); 3] = [
-    (".weight_scale", ".weight"),
-    (".scale_weight", ".weight"),
-    ("_scales", "_blocks"),
-];
+/// Scales by the end of their name, and the weight that they would scale, where that has a name of its own.
+const SCALES: [(&str, &str); 2] = [(".scale_weight", ".weight"), ("_scales", "_blocks")];
 
 /// Refuses a quantised checkpoint, saying what showed it.
 pub(super) fn refuse_quantised(
@@ -60,9 +56,9 @@ pub(super) fn refuse_quantised(
     {
         return refuse(config.path().into(), seen, CONFIG_HINT);
     }
-    let dtype_of = |name: &str| by_name.get(name).map(|&at| tensors[at].dtype);
+    let codes = Codes::of(tensors, by_name);
     for tensor in tensors {
-        if let Some(seen) = in_tensor(tensor, &dtype_of) {
+        if let Some(seen) = codes.in_tensor(tensor) {
             return refuse(shards[tensor.shard].path.clone(), seen, HINT);
         }
     }
@@ -83,31 +79,80 @@ fn in_config(config: &ModelConfig) -> Option<String> {
     })
 }
 
-fn in_tensor(tensor: &TensorEntry, dtype_of: &dyn Fn(&str) -> Option<Dtype>) -> Option<String> {
-    let name = &tensor.name;
-    if is_packed(tensor.dtype) {
-        return Some(format!("tensor `{name}` of dtype {}", tensor.dtype));
+/// The tensors whose numbers may be codes: that they are, a scale beside them tells.
+struct Codes<'a> {
+    tensors: &'a [TensorEntry],
+    by_name: &'a HashMap<String, usize>,
+    /// The modules that have such a tensor.
+    modules: HashSet<&'a str>,
+}
+
+impl<'a> Codes<'a> {
+    fn of(tensors: &'a [TensorEntry], by_name: &'a HashMap<String, usize>) -> Self {
+        let codes = tensors.iter().filter(|tensor| may_be_codes(tensor));
+        Self {
+            tensors,
+            by_name,
+            modules: codes
+                .map(|tensor| module_and_last(&tensor.name).0)
+                .collect(),
+        }
     }
-    let tell_tale = TELL_TALE_ENDS.iter().any(|end| name.ends_with(end))
-        || name.contains("quant_state.")
-        || name == "scaled_fp8";
-    let scale = SCALES.iter().any(|(scale, weight)| {
-        name.strip_suffix(scale)
-            .and_then(|stem| dtype_of(&format!("{stem}{weight}")))
-            .is_some_and(is_narrow)
-    });
-    (tell_tale || scale).then(|| format!("tensor `{name}`"))
+
+    /// What in a tensor shows that the checkpoint is quantised.
+    fn in_tensor(&self, tensor: &TensorEntry) -> Option<String> {
+        let name = &tensor.name;
+        if is_packed(tensor.dtype) {
+            return Some(format!("tensor `{name}` of dtype {}", tensor.dtype));
+        }
+        let tell_tale = TELL_TALE_ENDS.iter().any(|end| name.ends_with(end))
+            || name.contains("quant_state.")
+            || name == "scaled_fp8";
+        let scale = SCALES.iter().any(|(scale, weight)| {
+            name.strip_suffix(scale)
+                .and_then(|stem| self.by_name.get(&format!("{stem}{weight}")))
+                .is_some_and(|&at| is_narrow(self.tensors[at].dtype))
+        });
+        (tell_tale || scale || self.is_scale(tensor)).then(|| format!("tensor `{name}`"))
+    }
+
+    /// Whether it is called a scale, and stands in a module with codes or begins with the name of such a tensor.
+    fn is_scale(&self, tensor: &TensorEntry) -> bool {
+        let (module, last) = module_and_last(&tensor.name);
+        let Some(at) = last.find("scale").filter(|_| !is_narrow(tensor.dtype)) else {
+            return false;
+        };
+        let scaled = last[..at].trim_end_matches('_');
+        let scaled = match module {
+            "" => scaled.to_owned(),
+            module => format!("{module}.{scaled}"),
+        };
+        let is_code = |at: &usize| may_be_codes(&self.tensors[*at]);
+        self.modules.contains(module) || self.by_name.get(&scaled).is_some_and(is_code)
+    }
+}
+
+/// The name up to its last dot, and what follows.
+fn module_and_last(name: &str) -> (&str, &str) {
+    name.rsplit_once('.').unwrap_or(("", name))
 }
 
 /// Whether nothing but a config says that it is quantised: every tensor holds plain numbers.
 pub(super) fn only_config_says(tensors: &[TensorEntry], by_name: &HashMap<String, usize>) -> bool {
-    let dtype_of = |name: &str| by_name.get(name).map(|&at| tensors[at].dtype);
+    let codes = Codes::of(tensors, by_name);
     let plain = |tensor: &TensorEntry| {
-        in_tensor(tensor, &dtype_of).is_none()
-            && !is_narrow(tensor.dtype)
-            && tensor.dtype != Dtype::I32
+        codes.in_tensor(tensor).is_none() && !is_narrow(tensor.dtype) && tensor.dtype != Dtype::I32
     };
     tensors.iter().all(plain)
+}
+
+/// Floats of 8 bits, matrices of small integers, and of the words that MLX packs them in.
+fn may_be_codes(tensor: &TensorEntry) -> bool {
+    match tensor.dtype {
+        Dtype::F8_E4M3 | Dtype::F8_E5M2 => true,
+        Dtype::I8 | Dtype::U8 | Dtype::U32 => tensor.shape.len() > 1,
+        _ => false,
+    }
 }
 
 /// Formats that hold less than a number per element, or numbers that no method decodes.
@@ -152,7 +197,7 @@ mod tests {
     fn quantised_checkpoints_are_refused_by_what_shows_it() {
         let plain: (&str, &str, &[usize]) = ("a.weight", "BF16", &[2, 2]);
         let gptq = r#"{"quantization_config": {"quant_method": "gptq"}}"#;
-        let cases: [(&str, Tensors, &str); 13] = [
+        let cases: [(&str, Tensors, &str); 19] = [
             (gptq, &[plain], "quant_method `gptq`"),
             (
                 r#"{"text_config": {"quantization_config": {"bits": 4}}}"#,
@@ -204,6 +249,46 @@ mod tests {
                 &[("e.up_blocks", "U8", &[4]), ("e.up_scales", "U8", &[4])],
                 "`e.up_scales`",
             ),
+            (
+                r#"{"quantization": {"group_size": 64, "bits": 4}}"#,
+                &[plain],
+                "a `quantization`",
+            ),
+            (
+                "{}",
+                &[("a.weight", "F8_E4M3", &[4]), ("a.scale", "F32", &[])],
+                "`a.scale`",
+            ),
+            (
+                "{}",
+                &[
+                    ("e.gate_up_proj", "F8_E4M3", &[4]),
+                    ("e.gate_up_proj_scale_inv", "BF16", &[2]),
+                ],
+                "`e.gate_up_proj_scale_inv`",
+            ),
+            (
+                "{}",
+                &[
+                    ("a._weight_qdata", "I8", &[2, 2]),
+                    ("a._weight_scale", "F32", &[2]),
+                ],
+                "`a._weight_scale`",
+            ),
+            // quanto and MLX.
+            (
+                "{}",
+                &[
+                    ("a.weight._data", "I8", &[2, 2]),
+                    ("a.weight._scale", "F16", &[2]),
+                ],
+                "`a.weight._scale`",
+            ),
+            (
+                "{}",
+                &[("a.weight", "U32", &[2, 2]), ("a.scales", "F16", &[2, 2])],
+                "`a.scales`",
+            ),
         ];
         for (config, tensors, expected) in cases {
             let message = open(config, tensors).unwrap_err();
@@ -215,12 +300,20 @@ mod tests {
 
     #[test]
     fn plain_checkpoints_raise_no_false_alarm() {
-        let cases: [(&str, Tensors); 5] = [
+        let cases: [(&str, Tensors); 7] = [
             (
                 "{}",
                 &[("a.weight", "BF16", &[2]), ("a.weight_scale", "BF16", &[2])],
             ),
             ("{}", &[("a.weight_scale", "F32", &[2])]),
+            (
+                "{}",
+                &[("a.weight", "F8_E4M3", &[4]), ("b.scale", "F32", &[])],
+            ),
+            (
+                "{}",
+                &[("a.steps", "U8", &[4]), ("a.logit_scale", "F32", &[])],
+            ),
             ("{}", &[("a.weight", "F8_E4M3", &[4])]),
             (r#"{"quantization_config": null}"#, &[("a", "F32", &[])]),
             (r#"{"quantization_config": {}}"#, &[("a", "F32", &[])]),
