@@ -4,7 +4,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::names::is_number;
+use super::names::{is_input_embedding, is_number, is_output_head};
+use super::stacks::{layer_lists, layer_stacks};
 
 /// A prefix of one model's names that stands for another prefix in a second model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,14 +35,22 @@ const CANDIDATES: usize = 16;
 /// Names and shapes.
 type Shapes<'a> = HashMap<&'a str, &'a [usize]>;
 
-/// The alias that finds the most of the names which `reference` has and `other` lacks, if it finds enough.
+/// What the names of two checkpoints say about a prefix that differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AliasSearch {
+    /// No prefix explains what is missing.
+    Nothing,
+    /// One prefix stands for another.
+    Found(PrefixAlias),
+    /// Names and shapes would fit, but nothing shows that they mean the same: a head, or another single module.
+    TooWeak(PrefixAlias),
+}
+
+/// The alias that finds the most of the names which `reference` has and `other` lacks, if it is of a trunk.
 ///
-/// Shapes must agree, no name may already mean another tensor of the reference, and one hit among many misses
-/// is no evidence. A mere renaming of one module (`a.weight` and `b.weight`) is no prefix either.
-pub fn find_alias(
-    reference: &[(&str, &[usize])],
-    other: &[(&str, &[usize])],
-) -> Option<PrefixAlias> {
+/// Shapes must agree, and no name may already mean another tensor of the reference. A trunk is a stack of layers,
+/// or all that is missing: a single module that has another name, such as a head, may be another module.
+pub fn find_alias(reference: &[(&str, &[usize])], other: &[(&str, &[usize])]) -> AliasSearch {
     let in_reference: HashSet<&str> = reference.iter().map(|(name, _)| *name).collect();
     let in_other: HashSet<&str> = other.iter().map(|(name, _)| *name).collect();
     let mut missing: Vec<_> = reference
@@ -66,19 +75,46 @@ pub fn find_alias(
     let mut pairs: Vec<((&str, &str), usize)> = votes.into_iter().collect();
     pairs.sort_by_key(|(pair, votes)| (std::cmp::Reverse(*votes), pair.0.len() + pair.1.len()));
 
-    let mut best: Option<(usize, PrefixAlias)> = None;
+    let (mut trunk, mut weak) = (None, None);
     for ((reference_prefix, model_prefix), _) in pairs.into_iter().take(CANDIDATES) {
         let alias = PrefixAlias {
             reference_prefix: reference_prefix.into(),
             model_prefix: model_prefix.into(),
         };
-        let resolved = count_resolved(&alias, &missing, &shapes);
-        if best.as_ref().is_none_or(|(most, _)| *most < resolved) {
-            best = Some((resolved, alias));
+        let resolved = resolved(&alias, &missing, &shapes);
+        let best = match is_trunk(&alias, &resolved, missing.len(), reference.len()) {
+            true => &mut trunk,
+            false => &mut weak,
+        };
+        if best.as_ref().is_none_or(|(most, _)| *most < resolved.len()) {
+            *best = Some((resolved.len(), alias));
         }
     }
-    let (resolved, alias) = best?;
-    (resolved > 1 || (resolved == 1 && missing.len() == 1)).then_some(alias)
+    match (trunk, weak) {
+        (Some((_, alias)), _) => AliasSearch::Found(alias),
+        (None, Some((1.., alias))) => AliasSearch::TooWeak(alias),
+        (None, _) => AliasSearch::Nothing,
+    }
+}
+
+/// Whether the names that an alias resolves show that it holds.
+fn is_trunk(alias: &PrefixAlias, resolved: &[&str], missing: usize, reference: usize) -> bool {
+    if resolved.len() == reference && reference > 0 {
+        return true;
+    }
+    // `encoder.` for `bert.encoder.` is one module further out or in; `score.` for `head.` is another name.
+    let nested = alias.reference_prefix.is_empty() || alias.model_prefix.is_empty();
+    let stacked = !layer_lists(resolved.iter().copied()).is_empty()
+        || resolved.len() * 2 > reference && !layer_stacks(resolved.iter().copied()).is_empty();
+    if stacked {
+        return true;
+    }
+    let modules: HashSet<&str> = resolved
+        .iter()
+        .map(|name| name.rsplit_once('.').map_or(*name, |(module, _)| module))
+        .collect();
+    let has_a_role = |name: &&str| is_output_head(name) || is_input_embedding(name);
+    nested && resolved.len() == missing && (modules.len() > 1 || resolved.iter().all(has_a_role))
 }
 
 /// The names that end in a suffix, by that suffix; of each no more than are ever looked at.
@@ -128,13 +164,19 @@ fn prefix_cuts(name: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-fn count_resolved(alias: &PrefixAlias, missing: &[&(&str, &[usize])], extra: &Shapes) -> usize {
-    let resolves = |(name, shape): &(&str, &[usize])| {
+/// The names that the alias finds, in a tensor of their shape.
+fn resolved<'a>(
+    alias: &PrefixAlias,
+    missing: &[&(&'a str, &[usize])],
+    extra: &Shapes,
+) -> Vec<&'a str> {
+    let resolves = |(name, shape): &&&(&str, &[usize])| {
         alias
             .apply(name)
             .is_some_and(|target| extra.get(target.as_str()) == Some(shape))
     };
-    missing.iter().filter(|entry| resolves(entry)).count()
+    let found = missing.iter().filter(resolves);
+    found.map(|(name, _)| *name).collect()
 }
 
 #[cfg(test)]
@@ -150,8 +192,10 @@ mod tests {
         let leak = |names: &[&str]| -> Vec<&'static str> {
             names.iter().map(|name| &*name.to_string().leak()).collect()
         };
-        find_alias(&shaped(&leak(reference)), &shaped(&leak(other)))
-            .map(|alias| (alias.reference_prefix, alias.model_prefix))
+        match find_alias(&shaped(&leak(reference)), &shaped(&leak(other))) {
+            AliasSearch::Found(alias) => Some((alias.reference_prefix, alias.model_prefix)),
+            AliasSearch::TooWeak(_) | AliasSearch::Nothing => None,
+        }
     }
 
     #[test]
@@ -201,8 +245,8 @@ mod tests {
             ),
             (&["model.w"], &["w"], "model.", ""),
             (
-                &["m.a.0.w", "m.a.1.w", "m.a.2.w", "x.b.0.w"],
-                &["a.0.w", "a.1.w", "a.2.w", "b.0.w"],
+                &["m.a.0.x.w", "m.a.1.x.w", "m.a.2.x.w", "x.b.0.w"],
+                &["a.0.x.w", "a.1.x.w", "a.2.x.w", "b.0.w"],
                 "m.",
                 "",
             ),
@@ -232,8 +276,73 @@ mod tests {
         let reference = [("m.a.w", SHAPE), ("m.b.w", SHAPE)];
         assert_eq!(
             find_alias(&reference, &[("a.w", other_shape), ("b.w", other_shape)]),
-            None
+            AliasSearch::Nothing
         );
+    }
+
+    /// The classifier of one model and the pooler of another have equal shapes, and nothing in common.
+    #[test]
+    fn a_module_of_another_name_is_another_module() {
+        let cases: [(&[&str], &[&str]); 5] = [
+            (
+                &["t.x.w", "p.dense.w", "p.dense.b"],
+                &["t.x.w", "q.dense.w", "q.dense.b"],
+            ),
+            (
+                &[
+                    "bert.layer.0.w",
+                    "cls.predictions.transform.dense.w",
+                    "cls.predictions.transform.dense.b",
+                ],
+                &[
+                    "bert.layer.0.w",
+                    "bert.pooler.dense.w",
+                    "bert.pooler.dense.b",
+                ],
+            ),
+            (
+                &["t.x.w", "pooler.dense.w", "pooler.dense.b"],
+                &["t.x.w", "dense.w", "dense.b"],
+            ),
+            (
+                &["h.0.w", "score.0.w", "score.2.w"],
+                &["h.0.w", "classifier.0.w", "classifier.2.w"],
+            ),
+            // The trunk is renamed; the head stays apart.
+            (
+                &["h.0.w", "h.1.w", "lm.dense.w", "lm.dense.b"],
+                &["h.0.w", "h.1.w", "x.dense.w", "x.dense.b", "y.dense.w"],
+            ),
+        ];
+        for (reference, other) in cases {
+            assert_eq!(alias(reference, other), None, "{reference:?}");
+        }
+        let trunk = alias(
+            &[
+                "bert.layer.0.w",
+                "bert.layer.1.w",
+                "cls.dense.w",
+                "cls.dense.b",
+                "cls.norm.w",
+            ],
+            &[
+                "layer.0.w",
+                "layer.1.w",
+                "pooler.dense.w",
+                "pooler.dense.b",
+                "pooler.norm.w",
+            ],
+        );
+        assert_eq!(trunk, Some(("bert.".into(), String::new())));
+        let weak = find_alias(
+            &[("t.w", SHAPE), ("p.d.w", SHAPE)],
+            &[("t.w", SHAPE), ("q.d.w", SHAPE)],
+        );
+        let expected = PrefixAlias {
+            reference_prefix: "p.".into(),
+            model_prefix: "q.".into(),
+        };
+        assert_eq!(weak, AliasSearch::TooWeak(expected));
     }
 
     #[test]
@@ -270,7 +379,8 @@ mod tests {
             };
             let reference = shaped(reference.clone().leak());
             let other = shaped(other.clone().leak());
-            assert_eq!(find_alias(&reference, &other).is_some(), *found);
+            let alias = find_alias(&reference, &other);
+            assert_eq!(matches!(alias, AliasSearch::Found(_)), *found);
         }
     }
 }

@@ -92,11 +92,31 @@ pub(super) struct Weights {
 pub(super) fn find_weights(location: &Location) -> Result<Weights, CheckpointError> {
     let names = file_names(&location.path)?;
     for format in [Format::Safetensors, Format::Pickle] {
-        if let Some(weights) = find_format(location, &names, format)? {
+        if let Some(mut weights) = find_format(location, &names, format)? {
+            if format == Format::Safetensors {
+                weights.notes.extend(unread_pickles(location, &names));
+            }
             return Ok(weights);
         }
     }
     Err(no_weights(location, &names))
+}
+
+/// What is to be said of pickled weights beside safetensors, which are read in their place.
+fn unread_pickles(location: &Location, names: &BTreeSet<String>) -> Option<String> {
+    let mut pickles = names
+        .iter()
+        .filter(|name| Format::of(name) == Format::Pickle)
+        .filter(|name| !is_of_training(name) && !ADAPTERS.contains(&name.as_str()));
+    let first = pickles.next()?;
+    let more = match pickles.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "{}{more} not read: the safetensors files beside it are",
+        location.path.join(first).display()
+    ))
 }
 
 /// Finds the weights of one format.

@@ -36,7 +36,7 @@ mod tree;
 pub(crate) mod fixtures;
 
 pub use adapter::{Adapter, AdapterError};
-pub use aliases::{PrefixAlias, find_alias};
+pub use aliases::{AliasSearch, PrefixAlias, find_alias};
 pub use behind::Leave;
 pub use bounded::read_bounded;
 pub use config::ModelConfig;
@@ -46,14 +46,14 @@ pub use layout::{ShardLayout, index_json, shard_layout};
 pub use locate::{Location, Locator};
 pub use made::Made;
 pub use model_ref::ModelRef;
-pub use names::{is_derived_buffer, is_input_embedding, is_output_head};
+pub use names::{is_derived_buffer, is_input_embedding, is_output_head, is_update_factor};
 pub use pickle::PickleImports;
 pub use reader::{Checkpoint, TensorEntry};
 pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
 pub use shard::Shard;
 pub use sidecars::{Sidecar, SidecarKind, read_sidecar};
-pub use stacks::{LayerStack, StackIndex, layer_lists, layer_stacks};
+pub use stacks::{LayerStack, StackIndex, layer_lists, layer_stacks, numbered_runs};
 pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Tokenizer, TokenizerKind, VocabularyComparison, chat_template,

@@ -70,6 +70,30 @@ pub fn is_derived_buffer(name: &str) -> bool {
     }
 }
 
+/// What the factors of low-rank updates are called: PEFT's, kohya's, LyCORIS'.
+const FACTORS: [&str; 9] = [
+    "base_layer",
+    "dora_scale",
+    "lora_A",
+    "lora_B",
+    "lora_down",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "lora_up",
+];
+
+/// How the names of more such factors begin.
+const FACTOR_STARTS: [&str; 4] = ["hada_w", "hada_t", "lokr_w", "lokr_t"];
+
+/// Whether the tensor is a part of an update to a weight, such as one factor of a product: a mean of such parts is
+/// no mean of what they stand for.
+pub fn is_update_factor(name: &str) -> bool {
+    name.split('.').any(|part| {
+        FACTORS.contains(&part) || FACTOR_STARTS.iter().any(|start| part.starts_with(start))
+    })
+}
+
 /// Whether a component of a name is a plain number: the position in a list of modules.
 pub(super) fn is_number(part: &str) -> bool {
     !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())
@@ -126,6 +150,25 @@ mod tests {
                 "bert.embeddings.position_embeddings.weight",
                 "model.layers.0.mlp.shared.weight",
                 "embed_tokens.bias",
+            ],
+        );
+        check(
+            is_update_factor,
+            &[
+                "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+                "model.layers.0.self_attn.q_proj.lora_B.default.weight",
+                "model.layers.0.self_attn.q_proj.base_layer.weight",
+                "lora_unet_mid_block_proj_in.lora_down.weight",
+                "lora_te_layers_0_fc1.hada_w1_a",
+                "x.lokr_w2",
+                "x.dora_scale",
+            ],
+            &[
+                "",
+                "model.layers.0.self_attn.q_proj.weight",
+                "model.lora_projector.weight",
+                "flora_A.weight",
+                "alpha",
             ],
         );
         check(

@@ -1,7 +1,8 @@
 //! Finds the stacks of layers in tensor names, so that no table of architectures is needed.
 //!
-//! A stack is a prefix under which the numbers are 0..n and what follows them is mostly alike. Only the first
-//! number in a name counts: experts and other nested lists belong to the layer that they are in.
+//! A stack is a prefix under which the numbers are 0..n, and that is called a list of layers or is followed by names
+//! that are mostly alike. Only the first number in a name counts: experts and other nested lists belong to the layer
+//! that they are in.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -50,10 +51,25 @@ impl<'s> StackIndex<'s> {
 const LAYER_LISTS: [&str; 6] = ["layers", "layer", "h", "blocks", "block", "resblocks"];
 
 /// The kinds of tensors that each layer has.
-type Layers<'a> = BTreeMap<usize, BTreeSet<String>>;
+type Layers = BTreeMap<usize, BTreeSet<String>>;
 
 /// The stacks in these names: the deepest first, then by prefix.
 pub fn layer_stacks<'a>(names: impl Iterator<Item = &'a str>) -> Vec<LayerStack> {
+    runs_that(names, is_stack)
+}
+
+/// Every run of modules that are numbered 0, 1 and so on, two at least, beside the stacks of layers: a gradient goes
+/// over the blocks of an image model, whatever they are called and however little they have in common.
+pub fn numbered_runs<'a>(names: impl Iterator<Item = &'a str>) -> Vec<LayerStack> {
+    runs_that(names, |prefix, layers| {
+        is_stack(prefix, layers) || layers.len() > 1 && is_without_gap(layers)
+    })
+}
+
+fn runs_that<'a>(
+    names: impl Iterator<Item = &'a str>,
+    is_wanted: impl Fn(&str, &Layers) -> bool,
+) -> Vec<LayerStack> {
     let mut lists: BTreeMap<&str, Layers> = BTreeMap::new();
     for name in names {
         if let Some((prefix, layer, suffix)) = split_outermost(name) {
@@ -63,7 +79,7 @@ pub fn layer_stacks<'a>(names: impl Iterator<Item = &'a str>) -> Vec<LayerStack>
     }
     let mut stacks: Vec<LayerStack> = lists
         .into_iter()
-        .filter(|(prefix, layers)| is_stack(prefix, layers))
+        .filter(|(prefix, layers)| is_wanted(prefix, layers))
         .map(|(prefix, layers)| LayerStack {
             prefix: prefix.into(),
             layers: layers.len(),
@@ -123,15 +139,23 @@ fn kind(suffix: &str) -> String {
     parts.join(".")
 }
 
-fn is_stack(prefix: &str, layers: &Layers) -> bool {
-    let count = layers.len();
+/// Whether the numbers are 0, 1 and so on.
+fn is_without_gap(layers: &Layers) -> bool {
     let last = layers.last_key_value().map(|(&last, _)| last);
-    if last != Some(count.wrapping_sub(1)) {
+    last == Some(layers.len().wrapping_sub(1))
+}
+
+fn is_stack(prefix: &str, layers: &Layers) -> bool {
+    if !is_without_gap(layers) {
         return false;
     }
-    let by_name = is_layer_list(prefix);
+    // Layers of a hybrid may share no name at all: what the list is called says enough.
+    if is_layer_list(prefix) {
+        return true;
+    }
+    let count = layers.len();
     if count == 1 {
-        return by_name;
+        return false;
     }
     let mut layers_with: HashMap<&str, usize> = HashMap::new();
     for kind in layers.values().flatten() {
@@ -143,13 +167,8 @@ fn is_stack(prefix: &str, layers: &Layers) -> bool {
     };
     layers.values().all(|kinds| {
         let core = kinds.iter().filter(|kind| is_core(kind)).count();
-        if by_name {
-            // Hybrids alternate between layers that share no more than a norm.
-            core > 0
-        } else {
-            // A Sequential's linear maps have no submodules; layers have.
-            core * 2 >= kinds.len() && kinds.iter().any(|kind| kind.contains('.'))
-        }
+        // A Sequential's linear maps have no submodules; layers have.
+        core * 2 >= kinds.len() && kinds.iter().any(|kind| kind.contains('.'))
     })
 }
 
@@ -248,6 +267,48 @@ mod tests {
             hybrid.push(format!("backbone.layers.{layer}.mixer.{mixer}.bias"));
         }
         check(&hybrid, &[("backbone.layers.", 9)]);
+    }
+
+    /// Zamba2 shares no name between its plain and its hybrid layers.
+    #[test]
+    fn a_list_of_layers_may_have_nothing_in_common() {
+        let names: Vec<String> = (0..6)
+            .map(|layer| match layer % 3 {
+                2 => format!("model.layers.{layer}.shared.linear.weight"),
+                _ => format!("model.layers.{layer}.mamba.in_proj.weight"),
+            })
+            .collect();
+        check(&names, &[("model.layers.", 6)]);
+        check(
+            &["decoder.block.0.a.weight", "decoder.block.1.b.weight"].map(String::from),
+            &[("decoder.block.", 2)],
+        );
+    }
+
+    #[test]
+    fn runs_for_gradients_need_no_more_than_numbers() {
+        let check = |names: &[&str], expected: &[(&str, usize)]| {
+            let runs = numbered_runs(names.iter().copied());
+            let found: Vec<(&str, usize)> = runs
+                .iter()
+                .map(|run| (run.prefix.as_str(), run.layers))
+                .collect();
+            assert_eq!(found, expected, "{names:?}");
+        };
+        check(
+            &[
+                "unet.input_blocks.0.0.weight",
+                "unet.input_blocks.1.0.in_layers.0.weight",
+                "unet.input_blocks.2.1.proj.weight",
+                "unet.out.0.weight",
+                "unet.out.2.weight",
+                "unet.middle_block.0.weight",
+                "model.layers.0.w",
+            ],
+            &[("unet.input_blocks.", 3), ("model.layers.", 1)],
+        );
+        check(&["0.weight", "1.bias"], &[("", 2)]);
+        check(&["a.1.w", "a.2.w"], &[]);
     }
 
     #[test]

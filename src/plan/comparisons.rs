@@ -1,5 +1,7 @@
 //! What comparing models and recipe as a whole shows: other depths, filters that fit nothing, near names.
 
+use std::collections::BTreeMap;
+
 use super::counterparts::Counterparts;
 use super::layers::Wanted;
 use super::models::Models;
@@ -44,7 +46,14 @@ pub(super) fn different_depths(
 }
 
 /// Notes filters that fit no tensor: most are misspelt.
-pub(super) fn unused_filters(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec<String>) {
+///
+/// `own` are the names of all models as they write them.
+pub(super) fn unused_filters(
+    recipe: &Recipe,
+    wanted: &[Wanted],
+    own: &[&str],
+    notes: &mut Vec<String>,
+) {
     for (_, setting) in recipe.levels().flat_map(Parameters::iter) {
         for filter in setting.filters() {
             let text = filter.value.as_str();
@@ -60,7 +69,8 @@ pub(super) fn unused_filters(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec
             }
         }
     }
-    let names: Vec<&str> = wanted.iter().map(|wanted| wanted.name.as_str()).collect();
+    let wanted = wanted.iter().map(|wanted| wanted.name.as_str());
+    let names: Vec<&str> = wanted.chain(own.iter().copied()).collect();
     for pattern in recipe
         .exceptions
         .iter()
@@ -73,8 +83,70 @@ pub(super) fn unused_filters(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec
     }
 }
 
+/// Notes lists of values over depth of which only one value is used: no tensor that they are for lies in a run of layers.
+pub(super) fn flat_gradients(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec<String>) {
+    for (name, setting) in recipe.levels().flat_map(Parameters::iter) {
+        let mut depths: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for wanted in wanted {
+            let Some(list) = setting.list_for(&wanted.name) else {
+                continue;
+            };
+            let depths = depths.entry(list).or_default();
+            if !depths.contains(&wanted.depth) && depths.len() < 2 {
+                depths.push(wanted.depth);
+            }
+        }
+        for depths in depths.into_values() {
+            if let [depth] = depths[..] {
+                let value = if depth == 0.0 { "first" } else { "last" };
+                notes.push(format!(
+                    "line {}: of the values of `{name}` over depth only the {value} is used: the tensors that they are \
+                     for are in no numbered run of layers",
+                    setting.at().line
+                ));
+            }
+        }
+    }
+}
+
+/// A pattern for `except` that fits all of these names: one of them, or what they have in common.
+pub(super) fn pattern_of(names: &[String]) -> String {
+    let Some((first, others)) = names.split_first() else {
+        return "*".to_owned();
+    };
+    let common = others.iter().fold(first.as_str(), |common, name| {
+        let same = common.bytes().zip(name.bytes());
+        let len = same.take_while(|(ours, theirs)| ours == theirs).count();
+        // Both start with these bytes, but they may end within a character.
+        common.get(..len).unwrap_or_default()
+    });
+    match others.is_empty() {
+        true => first.clone(),
+        false => format!("{}*", &common[..common.rfind('.').map_or(0, |dot| dot + 1)]),
+    }
+}
+
+/// What to do about tensors that the model lacks, and what it has instead of the first.
+pub(super) fn missing_hint(counterparts: &Counterparts, missing: &[String]) -> String {
+    let nearest = match &counterparts.doubted {
+        Some(alias) => format!(
+            "it has tensors of these shapes as `{}*` in place of `{}*`, but another module's name may stand for \
+             another module",
+            alias.model_prefix, alias.reference_prefix
+        ),
+        None => nearest_names(counterparts, missing),
+    };
+    let pattern = pattern_of(missing);
+    match pattern.as_str() {
+        "*" => nearest,
+        _ => format!(
+            "{nearest}; `except: [{{tensors: '{pattern}', action: drop}}]` leaves such tensors out of the merge"
+        ),
+    }
+}
+
 /// What the model has instead of the first missing name.
-pub(super) fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
+fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
     let Some(first) = missing.first() else {
         return String::new();
     };

@@ -3,8 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use checkpoint::{
-    Checkpoint, LayerStack, PrefixAlias, find_alias, is_input_embedding, is_output_head,
+    AliasSearch, Checkpoint, LayerStack, PrefixAlias, find_alias, is_input_embedding,
+    is_output_head,
 };
+use recipe::{Exception, Fallback, Recipe};
 
 /// How many prefixes one model may write in its own way.
 const ALIASES: usize = 4;
@@ -16,6 +18,8 @@ pub(super) struct Counterparts {
     by_name: HashMap<String, usize>,
     /// Which prefixes differ.
     pub(super) aliases: Vec<PrefixAlias>,
+    /// A prefix that would fit names and shapes, and is not believed.
+    pub(super) doubted: Option<PrefixAlias>,
     /// Whether the output head is the input embedding: what the config says, or, where it says nothing,
     /// whether the file has a head.
     pub(super) tied: bool,
@@ -26,7 +30,13 @@ pub(super) struct Counterparts {
 }
 
 impl Counterparts {
-    pub(super) fn new(donor: &Checkpoint, stacks: &[LayerStack], model: &Checkpoint) -> Self {
+    /// What the recipe drops has no counterpart, whatever it is called elsewhere.
+    pub(super) fn new(
+        recipe: &Recipe,
+        donor: &Checkpoint,
+        stacks: &[LayerStack],
+        model: &Checkpoint,
+    ) -> Self {
         let donor_names: HashSet<&str> = donor
             .tensors()
             .iter()
@@ -38,19 +48,35 @@ impl Counterparts {
             .map(|tensor| tensor.name.clone())
             .collect();
         let mut aliases = Vec::new();
+        let mut doubted = None;
+        let drops = |exception: Option<&Exception>| {
+            exception.is_some_and(|exception| exception.fallback == Fallback::Drop)
+        };
+        let dropped: Vec<bool> = names
+            .iter()
+            .map(|name| drops(recipe.named_exception(name)))
+            .collect();
         for _ in 0..ALIASES {
             let reference: Vec<(&str, &[usize])> = donor
                 .tensors()
                 .iter()
+                .filter(|tensor| !drops(recipe.exception(&tensor.name)))
                 .map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()))
                 .collect();
             let other: Vec<(&str, &[usize])> = names
                 .iter()
                 .zip(model.tensors())
-                .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))
+                .zip(&dropped)
+                .filter(|(_, dropped)| !**dropped)
+                .map(|((name, tensor), _)| (name.as_str(), tensor.shape.as_slice()))
                 .collect();
-            let Some(alias) = find_alias(&reference, &other) else {
-                break;
+            let alias = match find_alias(&reference, &other) {
+                AliasSearch::Found(alias) => alias,
+                AliasSearch::TooWeak(alias) => {
+                    doubted = Some(alias);
+                    break;
+                }
+                AliasSearch::Nothing => break,
             };
             let back = PrefixAlias {
                 reference_prefix: alias.model_prefix.clone(),
@@ -58,10 +84,11 @@ impl Counterparts {
             };
             let renamed: Vec<Option<String>> = names
                 .iter()
-                .map(|name| {
+                .zip(&dropped)
+                .map(|(name, dropped)| {
                     let theirs = back
                         .apply(name)
-                        .filter(|_| !donor_names.contains(name.as_str()))?;
+                        .filter(|_| !dropped && !donor_names.contains(name.as_str()))?;
                     // A name that the donor does not have is renamed only where a stack gives it a meaning:
                     // a model may have more layers than the donor.
                     let known = donor_names.contains(theirs.as_str())
@@ -95,6 +122,7 @@ impl Counterparts {
             names,
             by_name,
             aliases,
+            doubted,
         }
     }
 

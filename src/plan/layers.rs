@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
 use super::modules::{assign, feeds_embeddings};
-use super::problems::{Problems, some_of};
-use checkpoint::{LayerStack, ModelRef, is_input_embedding};
-use recipe::{Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
+use super::problems::{Problems, count, some_of};
+use checkpoint::{LayerStack, ModelRef, is_derived_buffer, is_input_embedding, numbered_runs};
+use recipe::{Fallback, Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
 
 /// Sources that are merged with each other: those of `models:`, or of one slice.
 pub(super) struct Group<'r> {
@@ -73,6 +73,8 @@ struct Part<'a, 'r> {
     counterparts: &'a [Counterparts],
     /// The stacks of layers in the module.
     stacks: Vec<&'a LayerStack>,
+    /// The numbered runs that a gradient goes over: those stacks, and others.
+    runs: Vec<&'a LayerStack>,
 }
 
 /// Lists what the recipe asks for.
@@ -84,6 +86,8 @@ pub(super) fn wish<'r>(
     notes: &mut Vec<String>,
     problems: &mut Problems,
 ) -> Wish<'r> {
+    let donor = models.donor().tensors().iter();
+    let runs = numbered_runs(donor.map(|tensor| tensor.name.as_str()));
     let mut wish = Wish {
         groups: Vec::new(),
         wanted: Vec::new(),
@@ -114,6 +118,7 @@ pub(super) fn wish<'r>(
             models,
             counterparts,
             stacks: stacks.iter().filter(holds).collect(),
+            runs: runs.iter().filter(holds).collect(),
             names,
         };
         match &module.inputs {
@@ -124,9 +129,9 @@ pub(super) fn wish<'r>(
     wish
 }
 
-/// Where a name lies in its own stack: 0 for the first layer, 1 for the last.
-fn depth(stacks: &[&LayerStack], name: &str) -> f64 {
-    let layer = stacks
+/// Where a name lies in its own run of layers: 0 for the first, 1 for the last.
+fn depth(runs: &[&LayerStack], name: &str) -> f64 {
+    let layer = runs
         .iter()
         .find_map(|stack| stack.split(name).map(|(layer, _)| (layer, stack.layers)));
     layer.map_or(0.0, |(layer, layers)| depth_of(layer, layers))
@@ -174,17 +179,18 @@ impl<'r> Part<'_, 'r> {
                 });
             }
         }
-        if self.stacks.len() > 1 {
+        if self.runs.len() > 1 {
             notes.push(format!(
                 "{} stacks of layers: {}; a gradient runs over each by itself",
-                self.stacks.len(),
-                some_of(&self.shown_stacks())
+                self.runs.len(),
+                some_of(&shown(&self.runs))
             ));
         }
         let group = wish.groups.len();
-        let wanted = self.names.iter().map(|&name| Wanted {
+        let added = self.added(&sources, notes);
+        let wanted = self.names.iter().copied().chain(added).map(|name| Wanted {
             name: name.clone(),
-            depth: depth(&self.stacks, name),
+            depth: depth(&self.runs, name),
             group,
             picks: vec![name.clone(); sources.len()],
         });
@@ -195,6 +201,42 @@ impl<'r> Part<'_, 'r> {
             whole: true,
             levels: vec![&self.module.parameters],
         });
+    }
+
+    /// Names that the donor lacks, of tensors that the recipe copies from the first model that has them.
+    fn added(&self, sources: &[GroupSource<'_>], notes: &mut Vec<String>) -> Vec<&String> {
+        let donor = &self.counterparts[self.models.donor];
+        // Nobody says which module a tensor is of that the donor does not have.
+        if self.module.name.is_some() {
+            return Vec::new();
+        }
+        let mut added = BTreeSet::new();
+        for source in sources {
+            let new: Vec<&String> = self.counterparts[source.model]
+                .names
+                .iter()
+                .filter(|name| donor.find(name).is_none() && !added.contains(name))
+                .filter(|name| !is_derived_buffer(name) && !(donor.tied && is_head(name)))
+                .filter(|name| {
+                    let exception = self.recipe.exception(name);
+                    exception.is_some_and(|exception| exception.fallback == Fallback::Copy)
+                })
+                .collect();
+            if !new.is_empty() {
+                let (label, of_config) = (
+                    self.models.label(source.model),
+                    self.models.label(self.models.donor),
+                );
+                notes.push(format!(
+                    "{} of `{label}` that `{of_config}` lacks: copied ({}); the config stays that of `{of_config}`: \
+                     if its class has no place for them, say the class as `override_architecture` of `{of_config}`",
+                    count(new.len(), "tensor"),
+                    some_of(&new)
+                ));
+            }
+            added.extend(new);
+        }
+        added.into_iter().collect()
     }
 
     fn slices(
@@ -366,13 +408,6 @@ impl<'r> Part<'_, 'r> {
         map
     }
 
-    fn shown_stacks(&self) -> Vec<String> {
-        self.stacks
-            .iter()
-            .map(|stack| format!("{}0..{}", stack.prefix, stack.layers))
-            .collect()
-    }
-
     /// The stack of layers that `slices:` cuts.
     fn main_stack(
         &self,
@@ -380,7 +415,7 @@ impl<'r> Part<'_, 'r> {
         notes: &mut Vec<String>,
         problems: &mut Problems,
     ) -> Option<&LayerStack> {
-        let shown = self.shown_stacks();
+        let shown = shown(&self.stacks);
         let label = self.models.label(self.models.donor);
         let whole = self.module.name.is_none();
         let here = match &self.module.name {
@@ -443,6 +478,14 @@ impl<'r> Part<'_, 'r> {
             }
         }
     }
+}
+
+/// Stacks as they are shown: `model.layers.0..32`.
+fn shown(stacks: &[&LayerStack]) -> Vec<String> {
+    stacks
+        .iter()
+        .map(|stack| format!("{}0..{}", stack.prefix, stack.layers))
+        .collect()
 }
 
 /// The suffixes of each layer, in file order.

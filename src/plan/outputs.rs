@@ -1,19 +1,21 @@
 //! Resolves every output tensor: its sources, dtype, parameter values and operation; and every input's fate.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::Fate;
-use super::comparisons::{different_depths, nearest_names, unused_filters};
+use super::comparisons::{
+    different_depths, flat_gradients, missing_hint, pattern_of, unused_filters,
+};
 use super::counterparts::{Counterparts, is_head};
-use super::layers::{Group, LayerMap, Wanted, Wish, wish};
+use super::layers::{Group, GroupSource, LayerMap, Wanted, Wish, wish};
 use super::models::Models;
 use super::problems::{Problems, count, some_of};
 use super::tokenizer::{Aligned, Alignment};
 use super::views::View;
 use super::vocabularies::different_vocabularies;
 use checkpoint::{
-    Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding, is_output_head,
-    layer_stacks,
+    Checkpoint, Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding,
+    is_output_head, is_update_factor, layer_stacks,
 };
 use engine::{AnyProgram, Cost};
 use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
@@ -133,7 +135,7 @@ pub(super) fn resolve(
         layer_stacks(donor.tensors().iter().map(|tensor| tensor.name.as_str()));
     let counterparts: Vec<Counterparts> = models.checkpoints[..models.merged]
         .iter()
-        .map(|model| Counterparts::new(donor, &stacks, model))
+        .map(|model| Counterparts::new(recipe, donor, &stacks, model))
         .collect();
     for (model, names) in counterparts.iter().enumerate() {
         for alias in &names.aliases {
@@ -163,13 +165,20 @@ pub(super) fn resolve(
             layer_maps,
         };
     }
-    unused_filters(recipe, &wanted, notes);
+    let own: Vec<&str> = models.checkpoints[..models.merged]
+        .iter()
+        .flat_map(Checkpoint::tensors)
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    unused_filters(recipe, &wanted, &own, notes);
+    flat_gradients(recipe, &wanted, notes);
     let mut resolver = Resolver {
         recipe,
         method,
         models,
         counterparts: &counterparts,
         groups: &groups,
+        wanted: wanted.iter().map(|wanted| wanted.name.as_str()).collect(),
         alignment,
         seed,
         problems,
@@ -179,6 +188,7 @@ pub(super) fn resolve(
         unset: BTreeSet::new(),
         rejected: BTreeMap::new(),
         mismatched: Vec::new(),
+        unmergeable: BTreeMap::new(),
         equal: BTreeSet::new(),
         used: models
             .checkpoints
@@ -201,12 +211,38 @@ pub(super) fn resolve(
     }
 }
 
+/// Why a tensor's values mean nothing to a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Unmergeable {
+    /// It has no elements: ZeRO-3 leaves such in place of weights that lie in other files.
+    Empty,
+    /// It is a factor of a low-rank update, or a weight that such an update belongs to.
+    Factor,
+}
+
+impl Unmergeable {
+    fn hint(self) -> &'static str {
+        match self {
+            Unmergeable::Empty => {
+                "DeepSpeed's ZeRO-3 leaves such tensors in place of weights that were not gathered: make the weights \
+                 with its `zero_to_fp32.py`; where they are meant, `except` can copy or drop them"
+            }
+            Unmergeable::Factor => {
+                "a mean of factors is no mean of the updates: name each adapter with its model as `model+adapter`, or \
+                 fold it into the weights (PEFT's `merge_and_unload`); `except` can copy or drop such tensors"
+            }
+        }
+    }
+}
+
 struct Resolver<'a> {
     recipe: &'a Recipe,
     method: &'static dyn Method,
     models: &'a Models,
     counterparts: &'a [Counterparts],
     groups: &'a [Group<'a>],
+    /// The names that the recipe asks for.
+    wanted: HashSet<&'a str>,
     alignment: Option<&'a Alignment<'a>>,
     seed: u64,
     problems: &'a mut Problems,
@@ -221,6 +257,8 @@ struct Resolver<'a> {
     rejected: BTreeMap<String, (String, usize)>,
     /// Shape mismatches: place, message, whether the vocabulary is the matter.
     mismatched: Vec<(Position, String, bool)>,
+    /// Tensors without a meaning to methods: of a model, the first of each kind and how many.
+    unmergeable: BTreeMap<(usize, Unmergeable), (usize, usize)>,
     /// Heads that must equal their embeddings.
     equal: BTreeSet<(usize, usize, usize)>,
     used: Vec<Vec<usize>>,
@@ -256,7 +294,10 @@ impl<'a> Resolver<'a> {
     /// Resolves one output tensor; `None` if it is left out or something is wrong with it.
     fn tensor(&mut self, wanted: &Wanted) -> Option<PlannedTensor> {
         let group = &self.groups[wanted.group];
-        if is_head(&wanted.name) && self.counterparts[self.models.donor].tied {
+        if is_head(&wanted.name)
+            && self.counterparts[self.models.donor].tied
+            && self.is_copy_everywhere(&wanted.name, group)
+        {
             for source in &group.sources {
                 self.leave_out_head(&wanted.name, source.model, source.at);
             }
@@ -265,7 +306,7 @@ impl<'a> Resolver<'a> {
         if is_derived_buffer(&wanted.name) {
             return self.derived_buffer(wanted, group);
         }
-        if let Some(exception) = self.recipe.exception(&wanted.name) {
+        if let Some(exception) = self.exception(wanted, group) {
             return self.excepted(exception, wanted, group);
         }
         let mut sources = Vec::with_capacity(group.sources.len());
@@ -288,11 +329,72 @@ impl<'a> Resolver<'a> {
         for source in &sources {
             self.used[source.model][source.tensor] += 1;
         }
+        self.can_be_merged(wanted, &sources)?;
         let aligned = self.aligned(wanted, group)?;
         if aligned.is_none() {
             self.same_shapes(wanted, group, &sources)?;
         }
         self.operate(wanted, group, sources, aligned)
+    }
+
+    /// Whether the values of these tensors mean something to a method.
+    fn can_be_merged(&mut self, wanted: &Wanted, sources: &[SourceTensor]) -> Option<()> {
+        let float = |source: &&SourceTensor| FloatType::of(self.entry(**source).dtype).is_some();
+        let empty = sources
+            .iter()
+            .filter(float)
+            .find(|source| self.entry(**source).elements() == 0);
+        let (source, why) = match empty {
+            Some(source) => (*source, Unmergeable::Empty),
+            None if sources.len() > 1 && is_update_factor(&wanted.name) => {
+                (sources[0], Unmergeable::Factor)
+            }
+            None => return Some(()),
+        };
+        let found = self.unmergeable.entry((source.model, why));
+        found.or_insert((source.tensor, 0)).1 += 1;
+        None
+    }
+
+    /// What `only` or `except` says of the tensor, by its name in the output or else by that of a source's file.
+    fn exception(&self, wanted: &Wanted, group: &Group<'_>) -> Option<&'a Exception> {
+        let recipe = self.recipe;
+        let of_source = |(source, name): (&GroupSource<'_>, &String)| {
+            let tensor = self.counterparts[source.model].find(name)?;
+            let own = &self.models.checkpoints[source.model].tensors()[tensor].name;
+            recipe.named_exception(own)
+        };
+        recipe
+            .exception(&wanted.name)
+            .or_else(|| group.sources.iter().zip(&wanted.picks).find_map(of_source))
+    }
+
+    /// Whether every stored head of that name can be compared with an embedding, as the copy of which it is left out.
+    fn is_copy_everywhere(&mut self, name: &str, group: &Group<'_>) -> bool {
+        let alone = group
+            .sources
+            .iter()
+            .find(|source| !self.may_be_copy(source.model, name));
+        if let Some(source) = alone {
+            self.notes.push(format!(
+                "`{name}` is written though the config ties it to the embedding: `{}` has no embedding of its shape \
+                 to compare it with",
+                self.models.label(source.model)
+            ));
+        }
+        alone.is_none()
+    }
+
+    /// Whether the model stores no head of that name, or an embedding of the head's shape too.
+    fn may_be_copy(&self, model: usize, head: &str) -> bool {
+        let names = &self.counterparts[model];
+        let Some(head) = names.find(head) else {
+            return true;
+        };
+        let tensors = self.models.checkpoints[model].tensors();
+        names
+            .embedding
+            .is_some_and(|embedding| tensors[embedding].shape == tensors[head].shape)
     }
 
     /// How the sources are aligned by token, if they have rows for tokens; `None` if they can't be.
@@ -654,10 +756,13 @@ impl<'a> Resolver<'a> {
                     self.models.label(self.models.donor),
                     some_of(&extra)
                 );
-                let hint = "every model must have the same tensors; if one was saved with another head, merge the \
-                            versions without it";
+                let pattern = pattern_of(&extra);
+                let hint = format!(
+                    "`except: [{{tensors: '{pattern}', action: drop}}]` leaves them out, `action: copy` takes them \
+                     from the first model that has them"
+                );
                 self.problems
-                    .add(self.models.at[model], message, Some(hint.to_owned()));
+                    .add(self.models.at[model], message, Some(hint));
             }
             fates.push(of_model);
         }
@@ -678,6 +783,9 @@ impl<'a> Resolver<'a> {
     /// Whether a head that nothing asked for is a tied copy; if the donor stores none, it is met here first.
     fn is_left_out_head(&mut self, model: usize, name: &str) -> bool {
         let donor = &self.counterparts[self.models.donor];
+        if !self.may_be_copy(model, name) {
+            return false;
+        }
         if donor.tied && donor.find(name).is_none() {
             let mut sources = self.groups.iter().flat_map(|group| &group.sources);
             if let Some(at) = sources
@@ -693,9 +801,8 @@ impl<'a> Resolver<'a> {
     /// Whether the recipe says that a tensor of that name is not merged.
     fn is_excepted(&self, name: &str) -> bool {
         let exception = self.recipe.exception(name);
-        let donor = &self.counterparts[self.models.donor];
         exception.is_some_and(|exception| {
-            exception.fallback == Fallback::Drop || donor.find(name).is_some()
+            exception.fallback == Fallback::Drop || self.wanted.contains(name)
         })
     }
 
@@ -708,7 +815,14 @@ impl<'a> Resolver<'a> {
     ) -> Option<PlannedTensor> {
         let source = match exception.fallback {
             Fallback::Drop => return None,
-            Fallback::Copy => 0,
+            Fallback::Copy => {
+                let mut places = group.sources.iter().zip(&wanted.picks);
+                places
+                    .position(|(source, name)| {
+                        self.counterparts[source.model].find_or_tied(name).is_some()
+                    })
+                    .unwrap_or(0)
+            }
             Fallback::Base => match group.base {
                 Some(base) => base,
                 None => {
@@ -783,7 +897,7 @@ impl<'a> Resolver<'a> {
                 count(names.len(), "tensor"),
                 some_of(&names)
             );
-            let hint = nearest_names(&self.counterparts[model], &names);
+            let hint = missing_hint(&self.counterparts[model], &names);
             self.problems
                 .add(self.models.at[model], message, Some(hint));
         }
@@ -798,6 +912,32 @@ impl<'a> Resolver<'a> {
                 format!("{message}, in {tensors} (the first is `{name}`)"),
                 hint,
             );
+        }
+        for ((model, why), (tensor, tensors)) in std::mem::take(&mut self.unmergeable) {
+            let checkpoint = &self.models.checkpoints[model];
+            let entry = &checkpoint.tensors()[tensor];
+            let file = checkpoint.shards().get(entry.shard);
+            let what = match why {
+                Unmergeable::Empty => format!("has the shape {:?}, so no elements", entry.shape),
+                Unmergeable::Factor => "is a part of a low-rank update, not a weight".to_owned(),
+            };
+            let more = match tensors - 1 {
+                0 => String::new(),
+                more => format!(
+                    "; so {} {}",
+                    if more == 1 { "is" } else { "are" },
+                    count(more, "more tensor")
+                ),
+            };
+            let message = format!(
+                "`{}` of `{}`{} {what}{more}",
+                entry.name,
+                checkpoint.label(),
+                file.map_or(String::new(), |file| format!(" in {}", file.file_name())),
+            );
+            let hint = why.hint().to_owned();
+            self.problems
+                .add(self.models.at[model], message, Some(hint));
         }
         let mismatched = std::mem::take(&mut self.mismatched);
         let more = mismatched.len().saturating_sub(MISMATCHES);

@@ -56,10 +56,17 @@ const EXCEPT: Place = Place {
 impl Exception {
     /// Whether it is about the tensor of that name.
     pub fn applies(&self, tensor: &str) -> bool {
-        self.patterns
-            .iter()
-            .any(|pattern| pattern.matcher.is_match(tensor))
-            != self.all_but
+        self.matches(tensor) != self.all_but
+    }
+
+    /// Whether it is about that tensor because a pattern matches it.
+    pub(super) fn names(&self, tensor: &str) -> bool {
+        !self.all_but && self.matches(tensor)
+    }
+
+    fn matches(&self, tensor: &str) -> bool {
+        let mut patterns = self.patterns.iter();
+        patterns.any(|pattern| pattern.matcher.is_match(tensor))
     }
 
     /// The patterns that match none of these names.

@@ -145,6 +145,13 @@ impl Recipe {
             .find(|exception| exception.applies(tensor))
     }
 
+    /// What `except` does with the tensor of that name; `only` says nothing of single names.
+    pub fn named_exception(&self, tensor: &str) -> Option<&Exception> {
+        self.exceptions
+            .iter()
+            .find(|exception| exception.names(tensor))
+    }
+
     /// The error of problems that were found later, by those who know the models.
     pub fn error(&self, problems: Vec<Problem>) -> RecipeError {
         RecipeError::new(self.path.clone(), self.text.clone(), problems)

@@ -61,6 +61,18 @@ impl Setting {
             .and_then(|choice| choice.curve.value_at(depth))
     }
 
+    /// The list of values over depth that decides for a tensor of that name, by its place among the choices.
+    pub fn list_for(&self, tensor_name: &str) -> Option<usize> {
+        let mut choices = self.choices.iter();
+        let place = choices.position(|choice| choice.lets_through(tensor_name))?;
+        match &self.choices[place].curve {
+            Curve::Lines(values) => values.windows(2).any(|two| two[0] != two[1]),
+            Curve::Steps(values) => values.windows(2).any(|two| two[0] != two[1]),
+            Curve::Constant(_) => false,
+        }
+        .then_some(place)
+    }
+
     /// Whether every tensor gets a value here.
     pub fn covers_all(&self) -> bool {
         self.choices.iter().any(|choice| choice.filter.is_none())

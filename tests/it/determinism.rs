@@ -163,7 +163,6 @@ pub(crate) fn bench(dtype: Dtype) -> Bench {
                 noise(seed + 50, 30 * 1300),
             ),
             floats("model.scale", dtype, &[], noise(seed + 40, 1)),
-            floats("model.nothing", dtype, &[0, 4], []),
         ];
         bench.model(name, &llama_config(2), &specs);
     }

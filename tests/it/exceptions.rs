@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 use serde_json::json;
 
-use crate::fixtures::{Bench, Loaded, by_name, config_with, floats, llama, noise, with};
+use crate::fixtures::{Bench, Loaded, Spec, by_name, config_with, floats, llama, noise, with};
 
 const MIX: &str = "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
 
@@ -111,6 +111,104 @@ fn exceptions_that_cannot_be_are_refused() {
     let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
     assert!(
         plan.contains("the pattern `vision.*` fits no tensor"),
+        "{plan}"
+    );
+}
+
+/// A BERT whose trunk has a prefix, with a head of its own.
+fn bert(seed: u64, prefix: &str, head: &[&str]) -> Vec<Spec> {
+    let trunk = (0..2).map(|layer| format!("{prefix}encoder.layer.{layer}.output.dense.weight"));
+    let names = trunk.chain(head.iter().map(|name| (*name).to_owned()));
+    (seed * 100..)
+        .zip(names)
+        .map(|(seed, name)| floats(&name, Dtype::F32, &[4, 4], noise(seed, 16)))
+        .collect()
+}
+
+#[test]
+fn heads_of_other_names_are_not_taken_for_the_same() {
+    let bench = Bench::new();
+    let config = json!({"model_type": "bert"});
+    let pooler = ["bert.pooler.dense.weight", "bert.pooler.dense.bias"];
+    let transform = [
+        "cls.predictions.transform.dense.weight",
+        "cls.predictions.transform.dense.bias",
+    ];
+    bench.model("a", &config, &bert(1, "bert.", &pooler));
+    bench.model("mlm", &config, &bert(2, "bert.", &transform));
+    let mix =
+        "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: a}, {model: mlm}]\n";
+    let message = bench.refused(mix, &[]);
+    for part in [
+        "`mlm` lacks 2 tensors that `a` has: `bert.pooler.dense.bias`",
+        "as `cls.predictions.transform.*` in place of `bert.pooler.*`",
+        r#"except: [{tensors: 'bert.pooler.dense.*', action: drop}]"#,
+        "`mlm` has 2 tensors that `a` lacks: `cls.predictions.transform.dense.bias`",
+        r#"except: [{tensors: 'cls.predictions.transform.dense.*', action: drop}]"#,
+    ] {
+        assert!(message.contains(part), "{part}\n{message}");
+    }
+    // What the messages say, done: the pooler is the first model's, and nothing of it is mixed with the other head.
+    let recipe = format!(
+        "{mix}except: [{{tensors: 'cls.*', action: drop}}, {{tensors: 'bert.pooler.*', action: copy}}]\n"
+    );
+    let out = by_name(&bench.merge(&recipe, &[]));
+    let a = by_name(&bench.path("a"));
+    for name in pooler {
+        assert_eq!(out.get(name), a.get(name));
+    }
+    assert_eq!(out.len(), 4);
+    assert!(
+        !bench
+            .weld(&["plan", "recipe.yml"])
+            .stdout
+            .contains("fits no tensor")
+    );
+
+    // Beside a trunk that has another prefix, the heads stay apart too.
+    std::fs::remove_dir_all(bench.path("out")).unwrap();
+    bench.model("bare", &config, &bert(3, "", &transform));
+    let message = bench.refused(&mix.replace("mlm", "bare"), &[]);
+    assert!(message.contains("`bare` lacks 2 tensors"), "{message}");
+    let recipe = format!(
+        "{}except: [{{tensors: ['cls.*', 'bert.pooler.*'], action: drop}}]\n",
+        mix.replace("mlm", "bare")
+    );
+    let (out, bare) = (
+        by_name(&bench.merge(&recipe, &[])),
+        by_name(&bench.path("bare")),
+    );
+    assert_eq!(out.len(), 2);
+    let layer = "encoder.layer.1.output.dense.weight";
+    let mean: Vec<f64> = std::iter::zip(a[&format!("bert.{layer}")].values(), bare[layer].values())
+        .map(|(x, y)| f64::from((0.5 * x + 0.5 * y) as f32))
+        .collect();
+    assert_eq!(out[&format!("bert.{layer}")].values(), mean);
+}
+
+#[test]
+fn copies_reach_what_the_base_lacks() {
+    let bench = Bench::new();
+    let config = config_with(2, json!({}));
+    let tower = |seed: u64, name: &str| floats(name, Dtype::F32, &[3, 8], noise(seed, 24));
+    bench.model("base", &config, &llama(1, 2, Dtype::F32));
+    let a = with(llama(2, 2, Dtype::F32), tower(5, "score.weight"));
+    bench.model("a", &config, &a);
+    let b = with(llama(3, 2, Dtype::F32), tower(6, "score.weight"));
+    bench.model("b", &config, &with(b, tower(7, "visual.proj.weight")));
+    let message = bench.refused(MIX, &[]);
+    assert!(
+        message.contains(r#"`except: [{tensors: 'score.weight', action: drop}]` leaves them out"#),
+        "{message}"
+    );
+    let recipe = format!("{MIX}except: [{{tensors: ['score.*', 'visual.*'], action: copy}}]\n");
+    let out = by_name(&bench.merge(&recipe, &[]));
+    for (name, of) in [("score.weight", "a"), ("visual.proj.weight", "b")] {
+        assert_eq!(out.get(name), by_name(&bench.path(of)).get(name), "{name}");
+    }
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(
+        plan.contains("1 tensor of `a` that `base` lacks: copied (`score.weight`)"),
         "{plan}"
     );
 }

@@ -232,13 +232,11 @@ fn a_file_first_and_a_folder_after_it_lose_no_config_silently() {
 }
 
 #[test]
-fn scalars_and_empty_tensors_are_merged_too() {
+fn scalars_are_merged_too() {
     let bench = Bench::new();
     for (name, value) in [("a", 1.0), ("b", 2.0)] {
         let specs = [
             floats("scale", Dtype::F32, &[], [value]),
-            floats("nothing", Dtype::BF16, &[0], []),
-            floats("hollow", Dtype::F32, &[3, 0, 2], []),
             floats("w", Dtype::F32, &[2], [value, -value]),
         ];
         bench.tensors(&format!("{name}.safetensors"), &specs);
@@ -259,12 +257,96 @@ fn scalars_and_empty_tensors_are_merged_too() {
             .to_owned(),
     ] {
         let merged = by_name(&bench.merge(&recipe, &[]));
-        assert_eq!(merged.len(), 4, "{recipe}");
+        assert_eq!(merged.len(), 2, "{recipe}");
         assert_eq!(merged["scale"].shape, [0usize; 0]);
         assert_eq!(merged["scale"].values(), [1.5], "{recipe}");
-        assert_eq!(merged["nothing"].shape, [0]);
-        assert_eq!(merged["hollow"].shape, [3, 0, 2]);
-        assert_eq!(merged["hollow"].bytes, [0u8; 0]);
+    }
+}
+
+/// ZeRO-3 leaves empty tensors where weights were never gathered.
+#[test]
+fn tensors_without_elements_are_refused() {
+    let bench = Bench::new();
+    for (name, value) in [("a", 1.0), ("b", 2.0)] {
+        let specs = [
+            floats("hollow", Dtype::F32, &[3, 0, 2], []),
+            floats("nothing", Dtype::BF16, &[0], []),
+            floats("w", Dtype::F32, &[2], [value, -value]),
+        ];
+        bench.tensors(&format!("{name}.safetensors"), &specs);
+    }
+    let recipe = mean("a.safetensors", "b.safetensors");
+    let alone = "merge_method: passthrough\nmodels: [{model: a.safetensors}]\n";
+    for recipe in [&recipe, alone] {
+        let message = bench.refused(recipe, &[]);
+        for part in [
+            "`hollow` of `a.safetensors` in a.safetensors has the shape [3, 0, 2], so no elements; so is 1 more tensor",
+            "zero_to_fp32.py",
+        ] {
+            assert!(message.contains(part), "{part}\n{message}");
+        }
+    }
+    // Where they are meant, the recipe says so.
+    let recipe = format!("{recipe}except: [{{tensors: [nothing, hollow], action: copy}}]\n");
+    let merged = by_name(&bench.merge(&recipe, &[]));
+    assert_eq!(merged["nothing"].shape, [0]);
+    assert_eq!(merged["hollow"].shape, [3, 0, 2]);
+}
+
+/// The Trainer's folder: the whole weights are in a pickle beside safetensors that were saved of empty tensors.
+#[test]
+fn weights_of_another_format_that_are_not_read_are_noted() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    bench.llama("b", 2, Dtype::F32);
+    bench.file("a/pytorch_model-00001-of-00002.bin", "never read");
+    bench.file("a/pytorch_model-00002-of-00002.bin", "never read");
+    bench.file("a/training_args.bin", "no weights");
+    bench.recipe(&mean("a", "b"));
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    let note =
+        "pytorch_model-00001-of-00002.bin and 1 more not read: the safetensors files beside it are";
+    assert!(plan.contains(note), "{plan}");
+}
+
+#[test]
+fn factors_of_updates_are_no_weights() {
+    let peft = [
+        "base_model.model.q.lora_A.weight",
+        "base_model.model.q.lora_B.weight",
+    ];
+    let kohya = [
+        "unet_q.lora_down.weight",
+        "unet_q.lora_up.weight",
+        "unet_q.alpha",
+    ];
+    let wrapped = [
+        "q.base_layer.weight",
+        "q.lora_A.default.weight",
+        "norm.weight",
+    ];
+    let lycoris = ["unet_q.hada_w1_a", "unet_q.hada_w1_b"];
+    for names in [&peft[..], &kohya, &wrapped, &lycoris] {
+        let bench = Bench::new();
+        for (model, seed) in [("a", 1), ("b", 2)] {
+            let specs = names
+                .iter()
+                .map(|name| floats(name, Dtype::F32, &[2, 2], noise(seed, 4)));
+            let specs: Vec<Spec> = specs.collect();
+            bench.tensors(&format!("{model}.safetensors"), &specs);
+        }
+        let message = bench.refused(&mean("a.safetensors", "b.safetensors"), &[]);
+        for part in [
+            "is a part of a low-rank update, not a weight",
+            "`model+adapter`",
+        ] {
+            assert!(message.contains(part), "{part}\n{message}");
+        }
+        // Alone it is a copy of a file, and says nothing wrong.
+        bench.merge(
+            "merge_method: passthrough\nmodels: [{model: a.safetensors}]\n",
+            &[],
+        );
     }
 }
 
@@ -330,6 +412,46 @@ fn tied_models_are_merged_whether_or_not_they_store_their_head() {
             "tied copy"
         );
     }
+}
+
+#[test]
+fn a_head_is_left_out_only_against_an_embedding_that_was_compared() {
+    let bench = Bench::new();
+    // CPM-Ant's embedding has a name of its own; ALBERT's is narrower than its head.
+    for (name, width) in [
+        ("input_embedding.weight", 8),
+        ("model.embed_tokens.weight", 4),
+    ] {
+        for (model, seed) in [("a", 1), ("b", 2)] {
+            let specs = without(llama(seed, 2, Dtype::F32), "model.embed_tokens.weight");
+            let embedding = floats(name, Dtype::F32, &[16, width], noise(seed, 16 * width));
+            bench.model(model, &tied(2), &with(specs, embedding));
+        }
+        let merged = by_name(&bench.merge(&mean("a", "b"), &[]));
+        let (a, b) = (by_name(&bench.path("a")), by_name(&bench.path("b")));
+        let head = |of: &BTreeMap<String, Loaded>| of["lm_head.weight"].values();
+        let means = std::iter::zip(head(&a), head(&b)).map(|(x, y)| (0.5 * x + 0.5 * y) as f32);
+        let means: Vec<f64> = means.map(f64::from).collect();
+        assert_eq!(head(&merged), means, "{name}");
+        let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+        let note = "`lm_head.weight` is written though the config ties it to the embedding: `a` has no embedding of";
+        assert!(plan.contains(note), "{plan}");
+    }
+    // The donor has no head to compare, and the other's is a trained one.
+    bench.model(
+        "bare",
+        &tied(2),
+        &without(llama(1, 2, Dtype::F32), "lm_head.weight"),
+    );
+    let specs = without(llama(2, 2, Dtype::F32), "lm_head.weight");
+    let head = floats("lm_head.weight", Dtype::F32, &[16, 4], noise(3, 64));
+    bench.model("narrow", &tied(2), &with(specs, head));
+    std::fs::remove_dir_all(bench.path("out")).unwrap();
+    let message = bench.refused(&mean("bare", "narrow"), &[]);
+    assert!(
+        message.contains("`narrow` has 1 tensor that `bare` lacks: `lm_head.weight`"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -637,6 +759,98 @@ fn gradients_run_over_the_layers_of_any_naming() {
     }
 }
 
+/// The values of `b`'s weight, as a merge of zeros and ones by a gradient gives them.
+fn shares(names: &[&str], weight: &str) -> (BTreeMap<String, f64>, String) {
+    let bench = Bench::new();
+    for (model, value) in [("a", 0.0), ("b", 1.0)] {
+        let specs = names
+            .iter()
+            .map(|name| floats(name, Dtype::F32, &[1], [value]));
+        bench.tensors(
+            &format!("{model}.safetensors"),
+            &specs.collect::<Vec<Spec>>(),
+        );
+    }
+    let merged = by_name(&bench.merge(
+        &format!(
+            "merge_method: task_arithmetic\nbase_model: a.safetensors\nmodels:\n\
+             - {{model: b.safetensors, parameters: {{weight: {weight}}}}}\n"
+        ),
+        &[],
+    ));
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    let value = |(name, tensor): (String, Loaded)| (name, tensor.values()[0]);
+    (merged.into_iter().map(value).collect(), plan)
+}
+
+#[test]
+fn gradients_run_over_any_numbered_blocks() {
+    // Stable Diffusion's blocks have hardly a name in common; nor have Zamba2's layers.
+    let (values, plan) = shares(
+        &[
+            "unet.input_blocks.0.0.weight",
+            "unet.input_blocks.1.0.emb_layers.1.weight",
+            "unet.input_blocks.2.1.norm.weight",
+            "unet.middle_block.weight",
+            "unet.output_blocks.0.0.weight",
+            "unet.output_blocks.1.0.skip.weight",
+            "model.layers.0.mamba.weight",
+            "model.layers.1.shared.linear.weight",
+            "model.layers.2.mamba_decoder.weight",
+        ],
+        "[0, 1]",
+    );
+    for (name, expected) in [
+        ("unet.input_blocks.0.0.weight", 0.0),
+        ("unet.input_blocks.1.0.emb_layers.1.weight", 0.5),
+        ("unet.input_blocks.2.1.norm.weight", 1.0),
+        ("unet.middle_block.weight", 0.0),
+        ("unet.output_blocks.1.0.skip.weight", 1.0),
+        ("model.layers.1.shared.linear.weight", 0.5),
+        ("model.layers.2.mamba_decoder.weight", 1.0),
+    ] {
+        assert_eq!(values[name], expected, "{name}");
+    }
+    assert!(plan.contains("3 stacks of layers"), "{plan}");
+    assert!(!plan.contains("over depth only"), "{plan}");
+}
+
+#[test]
+fn a_gradient_that_is_used_at_one_depth_is_noted() {
+    let note = "line 4: of the values of `weight` over depth only the first is used";
+    let (_, plan) = shares(&["encoder.weight", "decoder.weight"], "[0, 1]");
+    assert!(plan.contains(note), "{plan}");
+    let names = ["model.layers.0.w.w", "model.layers.1.w.w", "embed.weight"];
+    let (_, plan) = shares(
+        &names,
+        "[{filter: embed, value: [0.25, 1]}, {value: [0, 1]}]",
+    );
+    assert!(plan.contains(note), "{plan}");
+    let (_, plan) = shares(&names, "[0.5, 0.5]");
+    assert!(!plan.contains("over depth only"), "{plan}");
+}
+
+#[test]
+fn layers_that_share_no_name_are_cut_by_slices() {
+    let bench = Bench::new();
+    let specs: Vec<Spec> = (0..4)
+        .map(|layer| {
+            let kind = ["mamba.in_proj", "shared.linear"][layer % 2];
+            let name = format!("model.layers.{layer}.{kind}.weight");
+            floats(&name, Dtype::F32, &[1], [layer as f64])
+        })
+        .collect();
+    bench.model("a", &json!({"num_hidden_layers": 4}), &specs);
+    let merged = by_name(&bench.merge(
+        "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 2]}]\n\
+         - sources: [{model: a, layer_range: [1, 4]}]\n",
+        &[],
+    ));
+    let values: Vec<f64> = merged.values().map(|tensor| tensor.values()[0]).collect();
+    assert_eq!(values, [0.0, 1.0, 1.0, 2.0, 3.0]);
+    assert!(merged.contains_key("model.layers.4.shared.linear.weight"));
+}
+
 #[test]
 fn models_are_found_in_the_hub_cache() {
     let bench = Bench::new();
@@ -751,7 +965,10 @@ fn pickles_are_models() {
         let out = format!("out-{count}");
         bench.file(
             "recipe.yml",
-            format!("merge_method: passthrough\nmodels: [{{model: {model}}}]\n"),
+            format!(
+                "merge_method: passthrough\nmodels: [{{model: {model}}}]\n\
+                 except: [{{tensors: empty, action: copy}}]\n"
+            ),
         );
         let merged = bench.weld(&["merge", "recipe.yml", &out]);
         assert_eq!(merged.code, Some(0), "{}", merged.stderr);

@@ -734,7 +734,7 @@ fn messages_about_models_that_do_not_fit_read_well() {
     4 | - {model: b, parameters: {weight: 1}}
       |           ^
       |
-      = hint: every model must have the same tensors; if one was saved with another head, merge the versions without it
+      = hint: `except: [{tensors: 'score.weight', action: drop}]` leaves them out, `action: copy` takes them from the first model that has them
 
     error: `b` lacks 1 tensor that `a` has: `model.norm.weight`
      --> recipe.yml:4:11
@@ -742,7 +742,7 @@ fn messages_about_models_that_do_not_fit_read_well() {
     4 | - {model: b, parameters: {weight: 1}}
       |           ^
       |
-      = hint: the nearest to `model.norm.weight` that it has is `score.weight`
+      = hint: the nearest to `model.norm.weight` that it has is `score.weight`; `except: [{tensors: 'model.norm.weight', action: drop}]` leaves such tensors out of the merge
 
     2 problems in recipe.yml
     ");
