@@ -319,15 +319,15 @@ mod tests {
         }
         let trunk = alias(
             &[
-                "bert.layer.0.w",
-                "bert.layer.1.w",
+                "bert.layer.0.x.w",
+                "bert.layer.1.x.w",
                 "cls.dense.w",
                 "cls.dense.b",
                 "cls.norm.w",
             ],
             &[
-                "layer.0.w",
-                "layer.1.w",
+                "layer.0.x.w",
+                "layer.1.x.w",
                 "pooler.dense.w",
                 "pooler.dense.b",
                 "pooler.norm.w",

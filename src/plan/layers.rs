@@ -216,7 +216,7 @@ impl<'r> Part<'_, 'r> {
                 .names
                 .iter()
                 .filter(|name| donor.find(name).is_none() && !added.contains(name))
-                .filter(|name| !is_derived_buffer(name) && !(donor.tied && is_head(name)))
+                .filter(|name| !(is_derived_buffer(name) || donor.tied && is_head(name)))
                 .filter(|name| {
                     let exception = self.recipe.exception(name);
                     exception.is_some_and(|exception| exception.fallback == Fallback::Copy)
