@@ -41,7 +41,7 @@ fn tiles(bencher: Bencher<'_, '_>, name: &str) {
     let method = methods::find(name).expect("a registered method");
     let (count, action) = (1..=most_sources(method))
         .rev()
-        .find_map(|count| Some((count, action(method, count).ok()?)))
+        .find_map(|count| Some((count, action(method, count)?)))
         .expect("a number of sources that the method takes");
     let first = u64::from(!has_base(method));
     let stored: Vec<Vec<u8>> = (first..).take(count).map(model).collect();
@@ -97,7 +97,7 @@ fn most_sources(method: &dyn Method) -> usize {
 }
 
 /// What the method does with so many sources.
-fn action(method: &dyn Method, sources: usize) -> Result<Action, String> {
+fn action(method: &dyn Method, sources: usize) -> Option<Action> {
     let tensor = Tensor {
         name: "model.layers.0.mlp.up_proj.weight",
         shape: &SHAPE,
@@ -105,7 +105,7 @@ fn action(method: &dyn Method, sources: usize) -> Result<Action, String> {
         base: has_base(method).then_some(0),
         sources,
     };
-    method.action(&params(method, sources), &tensor)
+    method.action(&params(method, sources), &tensor).ok()
 }
 
 /// The weights of the base (0), or of a fine-tune, which differs from it by little.

@@ -3,10 +3,12 @@
 //! Strict: a key, a check or a value that is not known is an error with its line, as a policy that is not read as it
 //! was meant is worse than none.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use errors::Hint;
 use globset::{GlobBuilder, GlobMatcher};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -114,6 +116,14 @@ pub struct PolicyError {
     pub line: usize,
     /// What is wrong there.
     pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Hint for PolicyError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        self.hint.as_deref().map(Cow::Borrowed)
+    }
 }
 
 impl Policy {
@@ -228,6 +238,7 @@ impl Reader<'_> {
         PolicyError {
             line: before.iter().filter(|byte| **byte == b'\n').count() + 1,
             message: message.into(),
+            hint: None,
         }
     }
 
@@ -241,9 +252,11 @@ impl Reader<'_> {
         for (key, value) in table {
             let name: &str = key.get_ref();
             if !known.contains(&name) {
-                let hint = hint(name, known.iter().copied());
-                let message = format!("unknown key `{}`{hint}", name.escape_debug());
-                return Err(self.error(key.span(), message));
+                let message = format!("unknown key `{}`", name.escape_debug());
+                return Err(PolicyError {
+                    hint: did_you_mean(name, known.iter().copied()),
+                    ..self.error(key.span(), message)
+                });
             }
             entries.push((name, value));
         }
@@ -289,14 +302,16 @@ impl Reader<'_> {
         for (key, value) in table {
             let id: &str = key.get_ref();
             let Some(check) = find_check(id) else {
-                let hint = hint(id, all_checks().map(|check| check.id));
                 // `values.nan = "off"` without quotes is a table `values`.
-                let quotes = match value.get_ref() {
-                    DeValue::Table(_) => "; hint: an id of a check is written in quotes",
-                    _ => hint.as_str(),
+                let hint = match value.get_ref() {
+                    DeValue::Table(_) => Some("an id of a check is written in quotes".to_owned()),
+                    _ => did_you_mean(id, all_checks().map(|check| check.id)),
                 };
-                let message = format!("unknown check `{}`{quotes}", id.escape_debug());
-                return Err(self.error(key.span(), message));
+                let message = format!("unknown check `{}`", id.escape_debug());
+                return Err(PolicyError {
+                    hint,
+                    ..self.error(key.span(), message)
+                });
             };
             severities.insert(check.id, self.one_of(value, &known)?);
         }
@@ -454,10 +469,8 @@ impl Reader<'_> {
     }
 }
 
-fn hint<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> String {
-    nearest(name, known).map_or(String::new(), |near| {
-        format!("; hint: did you mean `{near}`?")
-    })
+fn did_you_mean<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<String> {
+    nearest(name, known).map(|near| format!("did you mean `{near}`?"))
 }
 
 #[cfg(test)]
@@ -466,7 +479,7 @@ mod tests {
     use super::*;
 
     fn message(text: &str) -> String {
-        Policy::parse(text).expect_err(text).to_string()
+        errors::in_one_line(&Policy::parse(text).expect_err(text))
     }
 
     #[test]

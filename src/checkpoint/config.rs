@@ -168,7 +168,7 @@ mod tests {
     fn hostile_configs_are_errors() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         for json in ["", "[]", "3", "{", "{\"a\":\u{1}}", "\u{feff}{}", &deep] {
-            let message = config(json).unwrap_err().to_string();
+            let message = errors::in_one_line(&config(json).unwrap_err());
             assert!(message.contains("config.json is malformed"), "{message}");
         }
         let none = tempfile::tempdir().unwrap();

@@ -1,21 +1,20 @@
 //! What can be wrong with a checkpoint: one error type, which always names the file.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use errors::Hint;
 use safetensors::Dtype;
 
 use super::adapter::AdapterError;
-
-/// What to do about a file that no sound writer made.
-const DAMAGED: &str = "the file is damaged: copy or download it again";
 
 /// Why a checkpoint can't be found, opened, trusted or laid out.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// No folder, file or cached snapshot has that name.
-    #[error("model `{model}` not found; looked in {}; hint: {hint}", Listed(.looked_in))]
+    #[error("model `{model}` not found; looked in {}", Listed(.looked_in))]
     NotFound {
         /// The model as written.
         model: String,
@@ -41,10 +40,7 @@ pub enum CheckpointError {
         source: Box<CheckpointError>,
     },
     /// A revision that would lead out of the Hub cache.
-    #[error(
-        "model `{model}`: `{revision}` is not a revision; \
-         hint: give a branch, a tag, `refs/pr/N` or a full commit hash"
-    )]
+    #[error("model `{model}`: `{revision}` is not a revision")]
     BadRevision {
         /// The model as written.
         model: String,
@@ -63,8 +59,7 @@ pub enum CheckpointError {
     },
     /// A folder, pipe or device stands where a file is expected.
     #[error(
-        "expected a regular file, found something else at {path}; \
-         hint: name a folder with safetensors files, or one such file",
+        "expected a regular file, found something else at {path}",
         path = .path.display()
     )]
     NotAFile {
@@ -88,7 +83,7 @@ pub enum CheckpointError {
     },
     /// A folder holds no safetensors file.
     #[error(
-        "no safetensors weights in {path}; found {}; hint: {hint}",
+        "no safetensors weights in {path}; found {}",
         Listed(.found),
         path = .path.display()
     )]
@@ -101,7 +96,7 @@ pub enum CheckpointError {
         hint: String,
     },
     /// A weight file of another format was named.
-    #[error("{path} is {what}, expected safetensors or a file of torch.save; hint: {hint}", path = .path.display())]
+    #[error("{path} is {what}, expected safetensors or a file of torch.save", path = .path.display())]
     NotSafetensors {
         /// The file.
         path: PathBuf,
@@ -112,8 +107,7 @@ pub enum CheckpointError {
     },
     /// Several safetensors files, and nothing that says how they belong together.
     #[error(
-        "{path} has no index and several safetensors files that are not one set: {}; \
-         hint: name the file itself",
+        "{path} has no index and several safetensors files that are not one set: {}",
         Listed(.files),
         path = .path.display()
     )]
@@ -124,7 +118,7 @@ pub enum CheckpointError {
         files: Vec<String>,
     },
     /// A shard is not there: a number is lacking, or the index names an absent file.
-    #[error("{path}: shard {shard} is missing, expected by {expected_by}; hint: {hint}", path = .path.display())]
+    #[error("{path}: shard {shard} is missing, expected by {expected_by}", path = .path.display())]
     ShardMissing {
         /// The folder.
         path: PathBuf,
@@ -137,7 +131,7 @@ pub enum CheckpointError {
     },
     /// A checkpoint without a single tensor.
     #[error(
-        "{path} holds no tensors; hint: name another file or folder",
+        "{path} holds no tensors",
         path = .path.display()
     )]
     NoTensors {
@@ -147,8 +141,7 @@ pub enum CheckpointError {
 
     /// The file ends before what its header promises.
     #[error(
-        "{path} is truncated: expected {expected} bytes, found {found}; \
-         hint: copy or download it again",
+        "{path} is truncated: expected {expected} bytes, found {found}",
         path = .path.display()
     )]
     Truncated {
@@ -161,9 +154,7 @@ pub enum CheckpointError {
     },
     /// The file goes on after its last tensor.
     #[error(
-        "{path} has bytes that belong to no tensor at its end: expected {expected} bytes, \
-         found {found}; hint: {}",
-        DAMAGED,
+        "{path} has bytes that belong to no tensor at its end: expected {expected} bytes, found {found}",
         path = .path.display()
     )]
     TrailingBytes {
@@ -176,9 +167,7 @@ pub enum CheckpointError {
     },
     /// The first eight bytes claim a header no safetensors file has.
     #[error(
-        "{path} is not a safetensors file: its first 8 bytes give a header of {found} bytes, \
-         expected at most {limit}; hint: {}",
-        DAMAGED,
+        "{path} is not a safetensors file: its first 8 bytes give a header of {found} bytes, expected at most {limit}",
         path = .path.display()
     )]
     HeaderTooLarge {
@@ -191,8 +180,7 @@ pub enum CheckpointError {
     },
     /// The header is not UTF-8, not JSON, or not of the form that safetensors has.
     #[error(
-        "{path} has a malformed safetensors header: {detail}; hint: {}",
-        DAMAGED,
+        "{path} has a malformed safetensors header: {detail}",
         path = .path.display()
     )]
     HeaderMalformed {
@@ -203,8 +191,7 @@ pub enum CheckpointError {
     },
     /// A tensor name that is empty, endless, or has control characters.
     #[error(
-        "{path}: tensor name `{tensor}` {why}; hint: {}",
-        DAMAGED,
+        "{path}: tensor name `{tensor}` {why}",
         path = .path.display()
     )]
     BadTensorName {
@@ -217,8 +204,7 @@ pub enum CheckpointError {
     },
     /// A header or an index has a name twice.
     #[error(
-        "{path} names tensor `{tensor}` twice; hint: {}",
-        DAMAGED,
+        "{path} names tensor `{tensor}` twice",
         path = .path.display()
     )]
     DuplicateKey {
@@ -229,9 +215,7 @@ pub enum CheckpointError {
     },
     /// A tensor ends before it begins.
     #[error(
-        "{path}: tensor `{tensor}` ends before it begins: data offsets {begin} to {end}; \
-         hint: {}",
-        DAMAGED,
+        "{path}: tensor `{tensor}` ends before it begins: data offsets {begin} to {end}",
         path = .path.display()
     )]
     ReversedOffsets {
@@ -246,9 +230,8 @@ pub enum CheckpointError {
     },
     /// Two tensors share bytes.
     #[error(
-        "{path}: tensor `{tensor}` overlaps the one before it: expected to begin at byte {expected} \
-         of the data, found {found}; hint: {}",
-        DAMAGED,
+        "{path}: tensor `{tensor}` overlaps the one before it: expected to begin at byte {expected} of the data, found \
+         {found}",
         path = .path.display()
     )]
     Overlap {
@@ -263,9 +246,7 @@ pub enum CheckpointError {
     },
     /// Bytes between two tensors belong to neither.
     #[error(
-        "{path}: a hole before tensor `{tensor}`: expected to begin at byte {expected} of the data, \
-         found {found}; hint: {}",
-        DAMAGED,
+        "{path}: a hole before tensor `{tensor}`: expected to begin at byte {expected} of the data, found {found}",
         path = .path.display()
     )]
     Hole {
@@ -280,9 +261,8 @@ pub enum CheckpointError {
     },
     /// Dtype and shape need another number of bytes than the offsets give.
     #[error(
-        "{path}: tensor `{tensor}` of dtype {dtype} and shape {shape:?}: expected {expected} bytes, \
-         found {found} between its offsets; hint: {}",
-        DAMAGED,
+        "{path}: tensor `{tensor}` of dtype {dtype} and shape {shape:?}: expected {expected} bytes, found {found} \
+         between its offsets",
         path = .path.display()
     )]
     SizeMismatch {
@@ -301,9 +281,7 @@ pub enum CheckpointError {
     },
     /// A shape with more elements than can be counted, too many dimensions, or half a byte at its end.
     #[error(
-        "{path}: tensor `{tensor}` has an impossible shape: {shape} of dtype {dtype} {why}; \
-         hint: {}",
-        DAMAGED,
+        "{path}: tensor `{tensor}` has an impossible shape: {shape} of dtype {dtype} {why}",
         path = .path.display()
     )]
     ImpossibleShape {
@@ -322,7 +300,7 @@ pub enum CheckpointError {
     /// A pickle holds what is not read: a name that is no tensor's, an opcode that torch does not write.
     #[error(
         "{path} holds {what} at byte {offset}, which is not read: pickles are read for their tensors alone, and \
-         nothing in them is executed; hint: {hint}",
+         nothing in them is executed",
         path = .path.display()
     )]
     PickleRefused {
@@ -337,8 +315,7 @@ pub enum CheckpointError {
     },
     /// A pickle that no pickler wrote, or only in part.
     #[error(
-        "{path} has a malformed pickle: {detail}, at byte {offset}; hint: {}",
-        DAMAGED,
+        "{path} has a malformed pickle: {detail}, at byte {offset}",
         path = .path.display()
     )]
     PickleMalformed {
@@ -351,9 +328,7 @@ pub enum CheckpointError {
     },
     /// A pickle exceeds what any real one needs.
     #[error(
-        "{path} has a pickle with too many {what}: expected at most {limit}, found more at byte {offset}; \
-         hint: {}",
-        DAMAGED,
+        "{path} has a pickle with too many {what}: expected at most {limit}, found more at byte {offset}",
         path = .path.display()
     )]
     PickleTooLarge {
@@ -368,8 +343,7 @@ pub enum CheckpointError {
     },
     /// What torch.save puts around its pickle is not as it writes it.
     #[error(
-        "{path} is not as torch.save writes files: {detail}; hint: {}",
-        DAMAGED,
+        "{path} is not as torch.save writes files: {detail}",
         path = .path.display()
     )]
     ArchiveMalformed {
@@ -379,7 +353,7 @@ pub enum CheckpointError {
         detail: String,
     },
     /// A pickle holds something other than tensors by name.
-    #[error("{path}: expected a dict of tensors by name, found {found}; hint: {hint}", path = .path.display())]
+    #[error("{path}: expected a dict of tensors by name, found {found}", path = .path.display())]
     NotStateDict {
         /// The file.
         path: PathBuf,
@@ -390,8 +364,7 @@ pub enum CheckpointError {
     },
     /// A tensor of a pickle whose elements are apart from each other, where that can't be dealt with.
     #[error(
-        "{path}: tensor `{tensor}` is a strided view, or shares its place with one, {why}; \
-         hint: save it by `.contiguous()`, or as safetensors",
+        "{path}: tensor `{tensor}` is a strided view, or shares its place with one, {why}",
         path = .path.display()
     )]
     StridedView {
@@ -403,7 +376,7 @@ pub enum CheckpointError {
         why: String,
     },
     /// A tensor of a pickle is not where it says.
-    #[error("{path}: tensor `{tensor}` {why}; hint: {}", DAMAGED, path = .path.display())]
+    #[error("{path}: tensor `{tensor}` {why}", path = .path.display())]
     PickledTensor {
         /// The file.
         path: PathBuf,
@@ -415,7 +388,7 @@ pub enum CheckpointError {
 
     /// The index is not JSON, or not of the form that an index has.
     #[error(
-        "{path} is a malformed index: {detail}; hint: download it again",
+        "{path} is a malformed index: {detail}",
         path = .path.display()
     )]
     IndexMalformed {
@@ -426,9 +399,8 @@ pub enum CheckpointError {
     },
     /// The index names a file outside of its folder, or none that could be a shard.
     #[error(
-        "{path}: tensor `{tensor}` is said to be in `{file}`, expected the plain name of a \
-         file in the same folder that ends in {ends}; \
-         hint: index and shards are not of one download, fetch both again",
+        "{path}: tensor `{tensor}` is said to be in `{file}`, expected the plain name of a file in the same folder \
+         that ends in {ends}",
         path = .path.display()
     )]
     IndexFileName {
@@ -443,8 +415,7 @@ pub enum CheckpointError {
     },
     /// The index says that a tensor is in a shard where it is not.
     #[error(
-        "{path}: tensor `{tensor}` expected in {shard}, found in {}; \
-         hint: index and shards are not of one download, fetch both again",
+        "{path}: tensor `{tensor}` expected in {shard}, found in {}",
         .found_in.as_deref().unwrap_or("no shard"),
         path = .path.display()
     )]
@@ -460,8 +431,7 @@ pub enum CheckpointError {
     },
     /// Shards hold tensors that the index does not name.
     #[error(
-        "{path} does not name tensor `{tensor}` of {shard} ({count} such in all); \
-         hint: index and shards are not of one download, fetch both again",
+        "{path} does not name tensor `{tensor}` of {shard} ({count} such in all)",
         path = .path.display()
     )]
     Unindexed {
@@ -476,8 +446,7 @@ pub enum CheckpointError {
     },
     /// Two shards hold a tensor of the same name.
     #[error(
-        "{path}: tensor `{tensor}` is in both {first} and {second}; \
-         hint: the files are not of one checkpoint: fetch it again into an empty folder",
+        "{path}: tensor `{tensor}` is in both {first} and {second}",
         path = .path.display()
     )]
     DuplicateTensor {
@@ -493,7 +462,7 @@ pub enum CheckpointError {
 
     /// A JSON file beside the weights is malformed.
     #[error(
-        "{path} is malformed: {detail}; hint: correct it, or download it again",
+        "{path} is malformed: {detail}",
         path = .path.display()
     )]
     JsonMalformed {
@@ -503,7 +472,7 @@ pub enum CheckpointError {
         detail: String,
     },
     /// The weights are quantised: arithmetic on the stored numbers would be meaningless.
-    #[error("model `{model}` is quantised ({seen}), in {path}; hint: {hint}", path = .path.display())]
+    #[error("model `{model}` is quantised ({seen}), in {path}", path = .path.display())]
     Quantised {
         /// The model as the recipe writes it.
         model: String,
@@ -516,8 +485,7 @@ pub enum CheckpointError {
     },
     /// A mapped file was written to, or replaced, since it was opened.
     #[error(
-        "{path} changed while it was read: expected {expected}, found {found}; \
-         hint: run again when nothing else writes to it",
+        "{path} changed while it was read: expected {expected}, found {found}",
         path = .path.display()
     )]
     Changed {
@@ -528,6 +496,53 @@ pub enum CheckpointError {
         /// What they are now.
         found: String,
     },
+}
+
+impl Hint for CheckpointError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let hint: &str = match self {
+            Self::Adapter { source, .. } => return source.hint(),
+            Self::AdapterNotFound { source, .. } => return source.hint(),
+            Self::NotFound { hint, .. }
+            | Self::NoWeights { hint, .. }
+            | Self::ShardMissing { hint, .. } => hint,
+            Self::NotSafetensors { hint, .. }
+            | Self::PickleRefused { hint, .. }
+            | Self::NotStateDict { hint, .. }
+            | Self::Quantised { hint, .. } => hint,
+            Self::BadRevision { .. } => "give a branch, a tag, `refs/pr/N` or a full commit hash",
+            Self::NotAFile { .. } => "name a folder with safetensors files, or one such file",
+            Self::AmbiguousFolder { .. } => "name the file itself",
+            Self::NoTensors { .. } => "name another file or folder",
+            Self::Truncated { .. } => "copy or download it again",
+            Self::TrailingBytes { .. }
+            | Self::HeaderTooLarge { .. }
+            | Self::HeaderMalformed { .. }
+            | Self::BadTensorName { .. }
+            | Self::DuplicateKey { .. }
+            | Self::ReversedOffsets { .. }
+            | Self::Overlap { .. }
+            | Self::Hole { .. }
+            | Self::SizeMismatch { .. }
+            | Self::ImpossibleShape { .. }
+            | Self::PickleMalformed { .. }
+            | Self::PickleTooLarge { .. }
+            | Self::ArchiveMalformed { .. }
+            | Self::PickledTensor { .. } => "the file is damaged: copy or download it again",
+            Self::StridedView { .. } => "save it by `.contiguous()`, or as safetensors",
+            Self::IndexMalformed { .. } => "download it again",
+            Self::IndexFileName { .. } | Self::NotInShard { .. } | Self::Unindexed { .. } => {
+                "index and shards are not of one download, fetch both again"
+            }
+            Self::DuplicateTensor { .. } => {
+                "the files are not of one checkpoint: fetch it again into an empty folder"
+            }
+            Self::JsonMalformed { .. } => "correct it, or download it again",
+            Self::Changed { .. } => "run again when nothing else writes to it",
+            Self::Io { .. } | Self::TooLarge { .. } => return None,
+        };
+        Some(Cow::Borrowed(hint))
+    }
 }
 
 impl CheckpointError {

@@ -304,13 +304,13 @@ mod tests {
             (tensors(&[("a", Dtype::F4, &[3])]), "within a byte"),
         ];
         for (tensors, expected) in cases {
-            let message = shard_layout(&tensors, 10).unwrap_err().to_string();
+            let message = errors::in_one_line(&shard_layout(&tensors, 10).unwrap_err());
             assert!(message.contains(expected), "{message}");
         }
         let nine: Vec<Tensor> = (0..9)
             .map(|i| (i.to_string(), Dtype::U8, vec![max]))
             .collect();
-        let message = shard_layout(&nine, 10).unwrap_err().to_string();
+        let message = errors::in_one_line(&shard_layout(&nine, 10).unwrap_err());
         assert!(message.contains("2^64"), "{message}");
     }
 

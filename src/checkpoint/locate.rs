@@ -291,14 +291,12 @@ mod tests {
             ("there@v1", &["is local and has no revisions"]),
         ];
         for (text, parts) in cases {
-            let message = locate(root.path(), text).unwrap_err().to_string();
+            let message = errors::in_one_line(&locate(root.path(), text).unwrap_err());
             for part in parts {
                 assert!(message.contains(part), "{text}: {message}");
             }
         }
-        let message = locate(root.path(), "org/name+org/lora")
-            .unwrap_err()
-            .to_string();
+        let message = errors::in_one_line(&locate(root.path(), "org/name+org/lora").unwrap_err());
         for part in [
             "adapter of model `org/name+org/lora`",
             "`org/lora` not found",
@@ -306,9 +304,7 @@ mod tests {
         ] {
             assert!(message.contains(part), "{message}");
         }
-        let message = locate(root.path(), "org/none+there")
-            .unwrap_err()
-            .to_string();
+        let message = errors::in_one_line(&locate(root.path(), "org/none+there").unwrap_err());
         assert!(
             message.starts_with("model `org/none` not found"),
             "{message}"
@@ -351,9 +347,7 @@ mod tests {
         let index = br#"{"weight_map": {"w": "x.safetensors"}}"#;
         write(&snapshot.join("model.safetensors.index.json"), index);
         let location = locate(root.path(), "org/name").unwrap();
-        let message = Checkpoint::open("org/name", &location)
-            .unwrap_err()
-            .to_string();
+        let message = errors::in_one_line(&Checkpoint::open("org/name", &location).unwrap_err());
         assert!(
             message.contains("shard x.safetensors is missing"),
             "{message}"

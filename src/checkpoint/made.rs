@@ -1,9 +1,9 @@
 //! A checkpoint that no file holds: the result of a merge, or a router, as an input of another.
 
-use std::error::Error;
 use std::fmt::Debug;
 
 use super::error::CheckpointError;
+use errors::Refusal;
 use numeric::Elements;
 
 /// The values of tensors that are made while they are read.
@@ -21,7 +21,7 @@ pub trait Made: Debug + Send + Sync {
         &self,
         threads: usize,
         cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+    ) -> Result<(), Refusal> {
         let _ = (threads, cancelled);
         Ok(())
     }

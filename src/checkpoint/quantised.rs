@@ -190,7 +190,7 @@ mod tests {
         );
         Checkpoint::open("org/q", &Location::local(folder.path()))
             .map(|_| ())
-            .map_err(|e| e.to_string())
+            .map_err(|e| errors::in_one_line(&e))
     }
 
     #[test]

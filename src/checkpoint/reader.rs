@@ -1,7 +1,6 @@
 //! An opened checkpoint: every tensor by name, its bytes mapped, its shards and index known to agree.
 
 use std::collections::{HashMap, HashSet};
-use std::error::Error;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -20,6 +19,7 @@ use super::pickle::Place;
 use super::quantised::refuse_quantised;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, find_sidecars};
+use errors::Refusal;
 use numeric::{Elements, FloatType, Stored, Strided};
 
 /// A checkpoint whose headers were checked and whose shards are mapped.
@@ -333,7 +333,7 @@ impl Checkpoint {
         &self,
         threads: usize,
         cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+    ) -> Result<(), Refusal> {
         match &self.made {
             Some((made, _)) => made.prepare(threads, cancelled),
             None => Ok(()),

@@ -14,6 +14,7 @@ use super::signals;
 use audit::Verdict;
 use audit::provenance::{PrivateKey, attest, check_inputs};
 use audit::verify::{Coverage, proves};
+use errors::Refusal;
 use run::Lock;
 
 /// Recompute every byte of a checkpoint, and say what it was made from (in-toto, SLSA provenance v1)
@@ -41,7 +42,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (locator, location) = recomputation.locate()?;
     if location.adapter.is_some() {
         return Err(Failure::tool(
-            "a model with an adapter is not one checkpoint; hint: attest the model that was merged",
+            Refusal::new("a model with an adapter is not one checkpoint")
+                .with_hint("attest the model that was merged"),
         ));
     }
     let key = key(arguments, &location.path)?;

@@ -12,6 +12,7 @@ use audit::check::mutate::{MutateError, mutate};
 use audit::check::{CheckError, check};
 use audit::checks_as_markdown;
 use checkpoint::{Checkpoint, ModelRef, Survey};
+use errors::Refusal;
 
 /// Look for whatever is wrong with a checkpoint: files, index, config, structure, values, tokenizer, safety
 ///
@@ -51,7 +52,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .map_err(Failure::could_not_run)?;
     if location.adapter.is_some() {
         return Err(Failure::tool(
-            "a model with an adapter is not one checkpoint; hint: check the model by itself",
+            Refusal::new("a model with an adapter is not one checkpoint")
+                .with_hint("check the model by itself"),
         ));
     }
     let stop = signals::install()?;
@@ -67,7 +69,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         progress.finish();
         return arguments.report.finish(report.map_err(|error| match error {
             MutateError::Check(error) => error.into(),
-            error => Failure::tool(error.to_string()),
+            error => Failure::tool(&error),
         })?);
     }
     let progress = Progress::reading(&models, "checking", arguments.quiet, stop);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::output::Failure;
 use audit::provenance::{KeyError, PrivateKey, PublicKey};
+use errors::Refusal;
 
 /// The largest key file.
 const MAX_KEY_BYTES: u64 = 1 << 20;
@@ -65,5 +66,7 @@ fn read<K>(path: &Path, parse: impl Fn(&str) -> Result<K, KeyError>) -> Result<K
         )));
     }
     let text = String::from_utf8_lossy(&bytes);
-    parse(&text).map_err(|error| Failure::tool(format!("the key {name}: {error}")))
+    parse(&text).map_err(|error| {
+        Failure::tool(Refusal::from(&error).within(format_args!("the key {name}")))
+    })
 }

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::output::{Failure, print};
+use errors::Refusal;
 use methods::{self, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
 use recipe::nearest;
 
@@ -40,11 +41,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 let near = nearest(name, all().map(|info| info.name))
                     .map(|near| format!("did you mean `{near}`? "));
                 let names: Vec<&str> = all().map(|info| info.name).collect();
-                return Err(Failure::Input(format!(
-                    "there is no method `{name}`; hint: {}the methods are {}",
+                let refusal = Refusal::new(format!("there is no method `{name}`"));
+                return Err(Failure::input(refusal.with_hint(format!(
+                    "{}the methods are {}",
                     near.unwrap_or_default(),
                     names.join(", ")
-                )));
+                ))));
             }
         },
     };

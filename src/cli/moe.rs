@@ -13,6 +13,7 @@ use super::signals;
 use audit::verify::{Coverage, Numerics, Request, verify};
 use audit::{Verdict, formats};
 use checkpoint::{Checkpoint, Location};
+use errors::Refusal;
 use plan::{self, Plan};
 use recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
 use run::Lock;
@@ -70,10 +71,13 @@ fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
     let found = moe::identity(recipe, &locator, &options).map_err(Failure::Input)?;
     let (base, error, bound) = (&recipe.base_model.value, found.error, moe::BOUND);
     if error > bound {
-        return Err(Failure::Input(format!(
+        let refusal = Refusal::new(format!(
             "with `{base}` as every expert, logits differ by {error:.1e} of the largest, expected {bound:.0e} at \
-             most; nothing was written; hint: the target does not compute what `{base}` does"
-        )));
+             most; nothing was written"
+        ));
+        return Err(Failure::input(refusal.with_hint(format!(
+            "the target does not compute what `{base}` does"
+        ))));
     }
     if !arguments.output.quiet {
         say(&format!(

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use audit::Verdict;
 use checkpoint::CheckpointError;
+use errors::{Hint, Refusal};
 use recipe::{self, RecipeError};
 use run::RunError;
 
@@ -13,11 +14,11 @@ use run::RunError;
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The input is wrong: exit code 1.
-    Input(String),
+    Input(Refusal),
     /// A recipe, or what it asks for, is wrong: exit code 1.
     Recipe(Box<RecipeError>),
     /// The tool could not run: exit code 2.
-    Tool(String),
+    Tool(Refusal),
     /// The user stopped it: exit code 130, as shells have it.
     Stopped(String),
     /// A report that does not pass, and has been written down: its own exit code.
@@ -29,11 +30,15 @@ pub(super) enum Failure {
 impl Failure {
     /// For what looks at checkpoints: one that cannot be opened gets no verdict.
     pub(super) fn could_not_run(error: CheckpointError) -> Self {
-        Self::tool(error.to_string())
+        Self::tool(&error)
     }
 
-    pub(super) fn tool(message: impl Into<String>) -> Self {
-        Self::Tool(message.into())
+    pub(super) fn input(refusal: impl Into<Refusal>) -> Self {
+        Self::Input(refusal.into())
+    }
+
+    pub(super) fn tool(refusal: impl Into<Refusal>) -> Self {
+        Self::Tool(refusal.into())
     }
 }
 
@@ -45,7 +50,7 @@ impl From<RecipeError> for Failure {
 
 impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
-        Self::Input(error.to_string())
+        Self::input(&error)
     }
 }
 
@@ -60,10 +65,16 @@ impl From<RunError> for Failure {
             }
             cause = inner.source();
         }
-        match error {
-            RunError::Cancelled => Self::Stopped(text),
-            error if error.is_users() => Self::Input(text),
-            _ => Self::Tool(text),
+        if matches!(error, RunError::Cancelled) {
+            return Self::Stopped(text);
+        }
+        let refusal = match error.hint() {
+            Some(hint) => Refusal::new(text).with_hint(hint),
+            None => Refusal::new(text),
+        };
+        match error.is_users() {
+            true => Self::Input(refusal),
+            false => Self::Tool(refusal),
         }
     }
 }
@@ -83,24 +94,24 @@ pub(super) fn fail(failure: &Failure) -> ExitCode {
         Failure::BrokenPipe => return ExitCode::SUCCESS,
         Failure::Verdict(verdict) => return ExitCode::from(verdict.exit_code()),
         Failure::Recipe(error) => (recipe::render(error, colored()), 1),
-        Failure::Input(message) => (with_hint(message), 1),
-        Failure::Tool(message) => (with_hint(message), 2),
+        Failure::Input(refusal) => (in_two_lines(refusal), 1),
+        Failure::Tool(refusal) => (in_two_lines(refusal), 2),
         Failure::Stopped(message) => (message.clone(), 130),
     };
     say(&text);
     ExitCode::from(code)
 }
 
-/// Puts what follows `hint:` on a line of its own.
-fn with_hint(message: &str) -> String {
+/// The message, and under it the hint.
+fn in_two_lines(refusal: &Refusal) -> String {
     let error = if colored() {
         "\x1b[1;31merror\x1b[0m"
     } else {
         "error"
     };
-    match message.split_once("; hint: ") {
-        Some((what, hint)) => format!("{error}: {what}\n\nhint: {hint}"),
-        None => format!("{error}: {message}"),
+    match refusal.hint() {
+        Some(hint) => format!("{error}: {refusal}\n\nhint: {hint}"),
+        None => format!("{error}: {refusal}"),
     }
 }
 

@@ -16,6 +16,7 @@ use audit::Report;
 use audit::verify::{Coverage, Numerics, Request, verify};
 use checkpoint::{Checkpoint, Location, Locator, ModelRef};
 use engine::Settings;
+use errors::Refusal;
 use methods::mergekit::Profile;
 use plan::{MoeOptions, Options, Plan};
 use recipe::{self, AnyRecipe, RecipeError};
@@ -118,7 +119,7 @@ impl Recomputation {
         let planned = planned.map_err(|error| no_plan(&error));
         let request = Request {
             model: &model,
-            plan: planned.as_ref().map_err(String::clone),
+            plan: planned.as_ref().map_err(Refusal::clone),
             lock: lock.as_ref(),
             recipe_of_lock: self.recipe.is_none(),
             coverage,
@@ -168,8 +169,11 @@ impl Recomputation {
             }
             (None, None, Some(path)) => from_file(path),
             (None, None, None) => Err(Failure::tool(
-                "the checkpoint has no weldment.lock.json and no mergekit_config.yml, so nothing says what it is to be; \
-             hint: name the recipe with --recipe",
+                Refusal::new(
+                    "the checkpoint has no weldment.lock.json and no mergekit_config.yml, so nothing says what it is \
+                     to be",
+                )
+                .with_hint("name the recipe with --recipe"),
             )),
         }
     }
@@ -218,17 +222,16 @@ fn numerics_of(asked: Option<Arithmetic>, lock: Option<&Lock>, recipe: &AnyRecip
     }
 }
 
-/// Why a recipe comes to nothing, in one line.
-fn no_plan(error: &RecipeError) -> String {
+/// Why a recipe comes to nothing.
+fn no_plan(error: &RecipeError) -> Refusal {
     let first = error.problems.first();
     let first = first.map_or(String::new(), |problem| problem.message.clone());
     let more = match error.problems.len() {
         0 | 1 => String::new(),
         more => format!("; and {} more problems", more - 1),
     };
-    format!(
-        "{first}{more}; hint: name the inputs with --inputs NAME=PATH, or the folder that their paths start from with \
-         --inputs FOLDER"
+    Refusal::new(format!("{first}{more}")).with_hint(
+        "name the inputs with --inputs NAME=PATH, or the folder that their paths start from with --inputs FOLDER",
     )
 }
 
@@ -247,7 +250,8 @@ fn with_inputs(locator: Locator, inputs: &[String], model: &Path) -> Result<Loca
             None if folder.is_none() => folder = Some(locator.working_dir.join(input)),
             None => {
                 return Err(Failure::tool(
-                    "--inputs names more than one folder; hint: give others as NAME=PATH",
+                    Refusal::new("--inputs names more than one folder")
+                        .with_hint("give others as NAME=PATH"),
                 ));
             }
         }

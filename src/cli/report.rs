@@ -11,6 +11,7 @@ use super::output::{Failure, print};
 use audit::formats::Format;
 use audit::policy::Policy;
 use audit::{Report, Verdict};
+use errors::{Refusal, in_one_line};
 
 /// Where a report goes.
 #[derive(Args)]
@@ -32,7 +33,7 @@ pub(super) struct ReportArguments {
 /// Reads a policy, before the work.
 fn policy(path: &str) -> Result<Policy, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
-    let mut policy = Policy::parse(&text).map_err(|error| error.to_string())?;
+    let mut policy = Policy::parse(&text).map_err(|error| in_one_line(&error))?;
     policy.in_folder(folder(Path::new(path)));
     Ok(policy)
 }
@@ -113,9 +114,9 @@ impl ReportArguments {
             let same = |other: &&Output| other.file == output.file;
             if self.outputs.iter().take(at).any(|other| same(&other)) {
                 return Err(Failure::tool(match &output.file {
-                    None => "two formats go to stdout; hint: give all but one a file, as in --format junit=report.xml"
-                        .to_owned(),
-                    Some(file) => format!("two formats go to {}", file.display()),
+                    None => Refusal::new("two formats go to stdout")
+                        .with_hint("give all but one a file, as in --format junit=report.xml"),
+                    Some(file) => Refusal::new(format!("two formats go to {}", file.display())),
                 }));
             }
         }

@@ -14,6 +14,7 @@ use super::report::write;
 use super::signals;
 use audit::provenance::{SignError, ToSign, is_bundle};
 use checkpoint::{ModelRef, read_bounded};
+use errors::Refusal;
 
 /// The largest file that is looked at before it is replaced by a signature.
 const MAX_OLD_BYTES: u64 = 128 << 20;
@@ -51,7 +52,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .map_err(Failure::could_not_run)?;
     if location.adapter.is_some() {
         return Err(Failure::tool(
-            "a model with an adapter is not one checkpoint; hint: sign each by itself",
+            Refusal::new("a model with an adapter is not one checkpoint")
+                .with_hint("sign each by itself"),
         ));
     }
     let root = location.path;
@@ -83,9 +85,9 @@ pub(super) fn failure(error: SignError) -> Failure {
     match error {
         SignError::Checkpoint(error) => Failure::could_not_run(error),
         SignError::Run(error) => error.into(),
-        SignError::NotAFile { .. } | SignError::Empty { .. } => Failure::Input(error.to_string()),
+        SignError::NotAFile { .. } | SignError::Empty { .. } => Failure::input(&error),
         SignError::Unreadable { .. } | SignError::BadPlace { .. } | SignError::Key => {
-            Failure::tool(error.to_string())
+            Failure::tool(&error)
         }
     }
 }
@@ -97,10 +99,13 @@ pub(super) fn not_inside(key: &Path, root: &Path) -> Result<(), Failure> {
     };
     match key.starts_with(&root) {
         false => Ok(()),
-        true => Err(Failure::tool(format!(
-            "the private key {} is in what is to be signed, and would be published with it; hint: keep it elsewhere",
-            key.display()
-        ))),
+        true => Err(Failure::tool(
+            Refusal::new(format!(
+                "the private key {} is in what is to be signed, and would be published with it",
+                key.display()
+            ))
+            .with_hint("keep it elsewhere"),
+        )),
     }
 }
 
@@ -121,9 +126,12 @@ fn replaceable(place: &Path) -> Result<(), Failure> {
     let old = read_bounded(place, MAX_OLD_BYTES, "signature, in bytes");
     match there.is_file() && old.is_ok_and(|old| is_bundle(&old)) {
         true => Ok(()),
-        false => Err(Failure::tool(format!(
-            "{} is there and is no signature, so it is not replaced; hint: name another file with --signature",
-            place.display()
-        ))),
+        false => Err(Failure::tool(
+            Refusal::new(format!(
+                "{} is there and is no signature, so it is not replaced",
+                place.display()
+            ))
+            .with_hint("name another file with --signature"),
+        )),
     }
 }

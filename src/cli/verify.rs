@@ -16,6 +16,7 @@ use audit::policy::ProvenancePolicy;
 use audit::provenance::{Attested, PublicKey, Signature, Vouched, check_inputs};
 use audit::verify::{Coverage, not_recomputed, not_trusted};
 use checkpoint::Location;
+use errors::Refusal;
 use run::Lock;
 
 /// Recompute a merged checkpoint from its recipe and inputs, and compare; or check its signature
@@ -177,7 +178,8 @@ fn vouched(
     }
     match (&location.adapter, vouched.is_empty()) {
         (Some(_), false) => Err(Failure::tool(
-            "a model with an adapter is not one checkpoint; hint: verify the signature of each by itself",
+            Refusal::new("a model with an adapter is not one checkpoint")
+                .with_hint("verify the signature of each by itself"),
         )),
         _ => Ok(vouched),
     }
@@ -188,12 +190,16 @@ fn key(arguments: &Arguments, of_policy: Option<&Path>) -> Result<PublicKey, Fai
     let given = arguments.key.as_deref().map(keys::public).transpose()?;
     let required = of_policy.map(keys::public).transpose()?;
     match (given, required) {
-        (Some(given), Some(required)) if given.fingerprint() != required.fingerprint() => Err(
-            Failure::tool("--key is not the key that the policy requires; hint: leave --key out"),
-        ),
+        (Some(given), Some(required)) if given.fingerprint() != required.fingerprint() => {
+            Err(Failure::tool(
+                Refusal::new("--key is not the key that the policy requires")
+                    .with_hint("leave --key out"),
+            ))
+        }
         (_, Some(key)) | (Some(key), None) => Ok(key),
         (None, None) => Err(Failure::tool(
-            "a signature proves nothing without the key of who must have made it; hint: name the public key with --key",
+            Refusal::new("a signature proves nothing without the key of who must have made it")
+                .with_hint("name the public key with --key"),
         )),
     }
 }

@@ -14,6 +14,7 @@ use super::job::{Job, Target, Work};
 use super::program::{Cost, Measured, Memo, Pass, Program};
 use super::tile::PAGE;
 use super::whole::Whole;
+use errors::Refusal;
 use numeric::{Narrowed, NonFinite};
 
 /// Columns that a worker sums at a time: its sums stay in the first cache, and what it reads of a row is a
@@ -95,7 +96,7 @@ impl Stage {
     }
 
     /// Why there is no result, if there is none.
-    pub(super) fn refused(&self) -> Option<&str> {
+    pub(super) fn refused(&self) -> Option<&Refusal> {
         match self {
             Stage::Single(Pass::Refuse(reason)) | Stage::Double(Pass::Refuse(reason)) => {
                 Some(reason)
@@ -195,7 +196,7 @@ impl<'a> ActiveJob<'a> {
     }
 
     /// The failure of a program that has no result.
-    pub(super) fn refused(&self, reason: String) -> EngineError {
+    pub(super) fn refused(&self, reason: Refusal) -> EngineError {
         EngineError::Refused {
             job: self.job,
             reason,

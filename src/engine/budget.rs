@@ -1,7 +1,10 @@
 //! How much memory an execution may hold, and what follows for tiles and batches.
 
+use std::borrow::Cow;
+
 use super::program::Cost;
 use super::tile::PAGE;
+use errors::Hint;
 use numeric::BLOCK;
 
 /// The engine's arguments.
@@ -53,6 +56,12 @@ pub struct BudgetError {
     pub columns: u64,
     /// Bytes that a pass over whole matrices holds.
     pub matrix: u64,
+}
+
+impl Hint for BudgetError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some("raise --memory, or lower --threads".into())
+    }
 }
 
 /// The program itself, its stacks, headers and plan: measured at 6 to 20 MiB, rounded up.

@@ -134,7 +134,7 @@ impl<'a> Engine<'a> {
             let mut queue = Vec::new();
             for (index, job) in active.iter().enumerate() {
                 if let Some(reason) = job.stage.refused() {
-                    return Err(job.refused(reason.to_owned()));
+                    return Err(job.refused(reason.clone()));
                 }
                 let parts = job.parts(job.tile_blocks(self.limits));
                 job.parts_left.store(parts, Relaxed);

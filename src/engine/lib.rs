@@ -22,6 +22,7 @@ mod tests;
 mod tile;
 mod whole;
 
+use std::borrow::Cow;
 use std::io;
 
 pub use budget::{BudgetError, Limits, Settings};
@@ -35,6 +36,7 @@ pub use scan::{Piece, pieces, scan};
 pub use tile::{PAGE, Tile, Tiles};
 pub use whole::{Matrices, Whole};
 
+use errors::{Hint, Refusal};
 use numeric::{FloatType, NonFinite};
 
 /// Where computed bytes go.
@@ -109,8 +111,8 @@ pub enum EngineError {
     Refused {
         /// The job.
         job: usize,
-        /// Why, and a hint.
-        reason: String,
+        /// Why.
+        reason: Refusal,
     },
     /// The sink could not take the bytes.
     #[error("cannot write the output of job {job}")]
@@ -133,6 +135,22 @@ pub enum EngineError {
     /// The observer asked to stop.
     #[error("stopped")]
     Cancelled,
+}
+
+impl Hint for EngineError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Refused { reason, .. } => reason.hint(),
+            Self::Threads { .. } => Some("ask for fewer".into()),
+            _ => None,
+        }
+    }
+}
+
+impl From<EngineError> for Refusal {
+    fn from(error: EngineError) -> Self {
+        Self::from(&error)
+    }
 }
 
 /// What an execution did.

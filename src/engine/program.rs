@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::whole::Whole;
+use errors::Refusal;
 use numeric::{BLOCK, Real, prefetch};
 
 /// The elements of one block, decoded.
@@ -150,8 +151,8 @@ pub enum Pass<R> {
     Whole(usize, Box<dyn Whole>),
     /// Computes the output; the last pass.
     Apply(Box<dyn Apply<R>>),
-    /// There is no result for what was measured: why, and a hint, in words for the user.
-    Refuse(String),
+    /// There is no result for what was measured: why, in words for the user.
+    Refuse(Refusal),
 }
 
 /// Collects sums and counts over blocks.

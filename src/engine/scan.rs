@@ -148,12 +148,12 @@ mod tests {
                     std::thread::sleep(std::time::Duration::from_micros(200));
                     Err(EngineError::Refused {
                         job: 20,
-                        reason: String::new(),
+                        reason: "".into(),
                     })
                 }
                 21 => Err(EngineError::Refused {
                     job: 21,
-                    reason: String::new(),
+                    reason: "".into(),
                 }),
                 _ => Ok(()),
             };

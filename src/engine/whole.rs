@@ -13,6 +13,7 @@ use super::execute::Engine;
 use super::job::Work;
 use super::lane::non_finite;
 use super::program::Measured;
+use errors::Refusal;
 use numeric::{BLOCK, Elements, Fill, NonFinite};
 
 /// Computes a matrix from whole matrices.
@@ -97,8 +98,8 @@ impl Matrices<'_> {
         }
     }
 
-    /// The error that there is no result for these values: why, and a hint, in words for the user.
-    pub fn refusal(&self, reason: impl Into<String>) -> EngineError {
+    /// The error that there is no result for these values: why, in words for the user.
+    pub fn refusal(&self, reason: impl Into<Refusal>) -> EngineError {
         self.job.refused(reason.into())
     }
 

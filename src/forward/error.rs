@@ -1,18 +1,17 @@
 //! Why a model can't be run: one error type, which names the field, the tensor or the prompt.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
+use errors::Hint;
 
 /// Why a decoder can't be made or run. It names no model: who asked for it does.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ForwardError {
     /// Another kind of model.
-    #[error(
-        "config.json: can't run model_type `{found}`, expected one of {expected}; \
-         hint: take a model of one of these for what needs states"
-    )]
+    #[error("config.json: can't run model_type `{found}`, expected one of {expected}")]
     Family {
         /// What the config says.
         found: String,
@@ -20,7 +19,7 @@ pub enum ForwardError {
         expected: String,
     },
     /// A field of the config that is missing, malformed, or means something that can't be run.
-    #[error("config.json: `{field}`: expected {expected}, found {found}; hint: {hint}")]
+    #[error("config.json: `{field}`: expected {expected}, found {found}")]
     Field {
         /// The field, with what it is in.
         field: String,
@@ -32,10 +31,7 @@ pub enum ForwardError {
         hint: &'static str,
     },
     /// A tensor that the config calls for is not there.
-    #[error(
-        "tensor `{tensor}` is missing, expected shape {expected:?}; \
-         hint: config.json and the weights are not of one model, or a file is lacking"
-    )]
+    #[error("tensor `{tensor}` is missing, expected shape {expected:?}")]
     Missing {
         /// Its name.
         tensor: String,
@@ -43,10 +39,7 @@ pub enum ForwardError {
         expected: Vec<usize>,
     },
     /// A tensor is not of the shape that the config calls for.
-    #[error(
-        "tensor `{tensor}`: expected shape {expected:?}, found {found:?}; \
-         hint: config.json and the weights are not of one model"
-    )]
+    #[error("tensor `{tensor}`: expected shape {expected:?}, found {found:?}")]
     Shape {
         /// Its name.
         tensor: String,
@@ -56,16 +49,13 @@ pub enum ForwardError {
         found: Vec<usize>,
     },
     /// A tensor that would change the result, of which the config says nothing.
-    #[error(
-        "tensor `{tensor}` is there, but config.json says nothing of it; \
-         hint: correct the config (attention_bias, mlp_bias, use_qk_norm), or remove the tensor"
-    )]
+    #[error("tensor `{tensor}` is there, but config.json says nothing of it")]
     Surplus {
         /// Its name.
         tensor: String,
     },
     /// A tensor's values can't be had.
-    #[error("tensor `{tensor}` can't be read: {detail}; hint: only models of floats can be run")]
+    #[error("tensor `{tensor}` can't be read: {detail}")]
     Read {
         /// Its name.
         tensor: String,
@@ -73,27 +63,23 @@ pub enum ForwardError {
         detail: String,
     },
     /// The head is said to be the embedding, and is another.
-    #[error(
-        "`lm_head.weight` differs from `{embedding}`, though config.json ties them; \
-         hint: set tie_word_embeddings to false, or remove the head"
-    )]
+    #[error("`lm_head.weight` differs from `{embedding}`, though config.json ties them")]
     HeadsDiffer {
         /// The name of the embedding.
         embedding: String,
     },
     /// There is nothing to run.
-    #[error("no prompt was given; hint: give one at least")]
+    #[error("no prompt was given")]
     NoPrompt,
     /// A prompt without tokens.
-    #[error("prompt {prompt} has no tokens; hint: give it a text, or add the beginning token")]
+    #[error("prompt {prompt} has no tokens")]
     EmptyPrompt {
         /// Which, from zero.
         prompt: usize,
     },
     /// A token that has no embedding.
     #[error(
-        "token {token} of prompt {prompt}: expected one below {vocabulary}, the rows of the embedding; \
-         hint: the tokenizer is of another model"
+        "token {token} of prompt {prompt}: expected one below {vocabulary}, the rows of the embedding"
     )]
     Token {
         /// Which prompt, from zero.
@@ -104,9 +90,7 @@ pub enum ForwardError {
         vocabulary: usize,
     },
     /// A prompt for which the frequencies of positions would change.
-    #[error(
-        "prompt {prompt} has {found} tokens, expected at most {limit} with {why}; hint: shorten it"
-    )]
+    #[error("prompt {prompt} has {found} tokens, expected at most {limit} with {why}")]
     TooLong {
         /// Which prompt, from zero.
         prompt: usize,
@@ -118,9 +102,7 @@ pub enum ForwardError {
         why: &'static str,
     },
     /// A layer that the model does not have.
-    #[error(
-        "layer {asked} was asked for, expected one below {layers}; hint: layers count from zero"
-    )]
+    #[error("layer {asked} was asked for, expected one below {layers}")]
     Layer {
         /// The layer.
         asked: usize,
@@ -128,10 +110,7 @@ pub enum ForwardError {
         layers: usize,
     },
     /// States became NaN or infinite.
-    #[error(
-        "the states {place} hold {nan} NaN and {infinite} infinite values; \
-         hint: `weld check` finds the tensors that hold such values"
-    )]
+    #[error("the states {place} hold {nan} NaN and {infinite} infinite values")]
     NotFinite {
         /// Where.
         place: String,
@@ -141,7 +120,7 @@ pub enum ForwardError {
         infinite: u64,
     },
     /// The states do not fit.
-    #[error("can't hold {rows} x {tokens} values; hint: run fewer prompts at a time")]
+    #[error("can't hold {rows} x {tokens} values")]
     Memory {
         /// Values of a token.
         rows: usize,
@@ -149,7 +128,7 @@ pub enum ForwardError {
         tokens: usize,
     },
     /// Worker threads could not be started.
-    #[error("can't start {threads} worker threads; hint: ask for fewer")]
+    #[error("can't start {threads} worker threads")]
     Threads {
         /// How many were asked for.
         threads: usize,
@@ -158,7 +137,7 @@ pub enum ForwardError {
         source: rayon::ThreadPoolBuildError,
     },
     /// A tokenizer that can't be read, or is of another kind.
-    #[error("{path}: {detail}; hint: {hint}", path = .path.display())]
+    #[error("{path}: {detail}", path = .path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
@@ -170,4 +149,32 @@ pub enum ForwardError {
     /// A file beside the weights can't be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+}
+
+impl Hint for ForwardError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let hint = match self {
+            Self::Checkpoint(source) => return source.hint(),
+            Self::Field { hint, .. } | Self::Tokenizer { hint, .. } => hint,
+            Self::Family { .. } => "take a model of one of these for what needs states",
+            Self::Missing { .. } => {
+                "config.json and the weights are not of one model, or a file is lacking"
+            }
+            Self::Shape { .. } => "config.json and the weights are not of one model",
+            Self::Surplus { .. } => {
+                "correct the config (attention_bias, mlp_bias, use_qk_norm), or remove the tensor"
+            }
+            Self::Read { .. } => "only models of floats can be run",
+            Self::HeadsDiffer { .. } => "set tie_word_embeddings to false, or remove the head",
+            Self::NoPrompt => "give one at least",
+            Self::EmptyPrompt { .. } => "give it a text, or add the beginning token",
+            Self::Token { .. } => "the tokenizer is of another model",
+            Self::TooLong { .. } => "shorten it",
+            Self::Layer { .. } => "layers count from zero",
+            Self::NotFinite { .. } => "`weld check` finds the tensors that hold such values",
+            Self::Memory { .. } => "run fewer prompts at a time",
+            Self::Threads { .. } => "ask for fewer",
+        };
+        Some(Cow::Borrowed(hint))
+    }
 }

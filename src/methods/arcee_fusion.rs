@@ -3,6 +3,7 @@
 use super::order::{self, Keys, Order};
 use super::{Action, Arity, BaseRule, Method, MethodInfo, Tensor, TensorParams};
 use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
+use errors::Refusal;
 use numeric::Real;
 
 /// Takes the elements whose change is important from the fine-tune, all others from the base.
@@ -37,7 +38,7 @@ impl Method for ArceeFusion {
         &INFO
     }
 
-    fn action(&self, _params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, _params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let base = tensor.base.ok_or("the method needs a base model")?;
         let Some(other) = (0..tensor.sources).find(|&source| source != base) else {
             return Ok(Action::Copy(base));

@@ -9,6 +9,7 @@
 
 use super::weighted_sum::Combination;
 use engine::{AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Pass, Program};
+use errors::Refusal;
 use numeric::{PairProducts, Real, dot};
 
 /// Elements subtracted at a time, so that the differences stay in the first cache.
@@ -22,7 +23,7 @@ pub(super) trait Solve: Send + Sync {
     fn weights(&self, gram: &Gram) -> Vec<f64>;
 
     /// Why there are no weights, in words for the user; asked for whole tensors only.
-    fn refusal(&self, _gram: &Gram) -> Option<String> {
+    fn refusal(&self, _gram: &Gram) -> Option<Refusal> {
         None
     }
 }

@@ -7,6 +7,7 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
 };
+use errors::Refusal;
 
 /// The Riemannian (Karcher) mean of the models.
 pub(super) struct Karcher;
@@ -55,12 +56,11 @@ impl Method for Karcher {
         &INFO
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let steps = params.number("max_iter").unwrap_or(10.0);
         if steps.fract() != 0.0 {
-            return Err(format!(
-                "`max_iter` is {steps}; hint: give a whole number for each tensor"
-            ));
+            return Err(Refusal::new(format!("`max_iter` is {steps}"))
+                .with_hint("give a whole number for each tensor"));
         }
         if tensor.sources == 1 {
             return Ok(Action::Copy(0));

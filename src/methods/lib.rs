@@ -39,6 +39,7 @@ pub use params::{
 };
 
 use engine::AnyProgram;
+use errors::Refusal;
 
 /// A merge method: its description, and what it does with one tensor.
 pub trait Method: Send + Sync {
@@ -49,7 +50,7 @@ pub trait Method: Send + Sync {
     ///
     /// # Errors
     /// Values that fit one by one but not together, in words for the user.
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String>;
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal>;
 }
 
 /// What a method may know of the tensor it merges.

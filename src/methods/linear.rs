@@ -5,6 +5,7 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
 };
+use errors::Refusal;
 
 /// The weighted mean of the models.
 pub(super) struct Linear;
@@ -46,7 +47,7 @@ impl Method for Linear {
         &INFO
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let weights: Vec<f64> = (0..tensor.sources)
             .map(|source| params.source_number(source, "weight").unwrap_or(0.0))
             .collect();
@@ -55,10 +56,10 @@ impl Method for Linear {
         let size: f64 = weights.iter().map(|weight| weight.abs()).sum();
         // Weights such as 0.1, 0.2 and -0.3 cancel up to a rounding: that is zero, not 5e-17.
         if normalize && sum.abs() <= 1e-9 * size {
-            return Err(format!(
-                "the weights {weights:?} sum to zero, and `normalize` divides by their sum; \
-                 hint: choose weights with another sum, or set `normalize: false`"
-            ));
+            return Err(Refusal::new(format!(
+                "the weights {weights:?} sum to zero, and `normalize` divides by their sum"
+            ))
+            .with_hint("choose weights with another sum, or set `normalize: false`"));
         }
         Ok(Action::Compute(Box::new(WeightedSum {
             weights,

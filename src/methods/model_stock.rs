@@ -7,6 +7,7 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
 };
+use errors::Refusal;
 
 /// Interpolates between the base and the mean of the fine-tunes.
 pub(super) struct ModelStock;
@@ -39,7 +40,7 @@ impl Method for ModelStock {
         &INFO
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let base = tensor.base.ok_or("model_stock needs a base model")?;
         let vectors = Vectors::from_base(tensor.sources, Some(base));
         if vectors.members.len() < 2 {

@@ -7,6 +7,7 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
 };
+use errors::Refusal;
 
 /// Barycentric interpolation on a sphere.
 pub(super) struct Multislerp;
@@ -63,7 +64,7 @@ impl Method for Multislerp {
         &INFO
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let vectors = Vectors::from_base(tensor.sources, tensor.base);
         if vectors.members.is_empty() {
             return Err("multislerp needs a model besides the base".into());
@@ -77,10 +78,10 @@ impl Method for Multislerp {
             let sum: f64 = weights.iter().sum();
             let size: f64 = weights.iter().map(|weight| weight.abs()).sum();
             if sum.abs() <= 1e-9 * size {
-                return Err(format!(
-                    "the weights {weights:?} sum to zero, and `normalize_weights` divides by their sum; \
-                     hint: choose weights with another sum, or set `normalize_weights: false`"
-                ));
+                return Err(Refusal::new(format!(
+                    "the weights {weights:?} sum to zero, and `normalize_weights` divides by their sum"
+                ))
+                .with_hint("choose weights with another sum, or set `normalize_weights: false`"));
             }
             weights.iter_mut().for_each(|weight| *weight /= sum);
         }
@@ -171,15 +172,15 @@ impl Solve for MeanDirection {
             .collect()
     }
 
-    fn refusal(&self, gram: &Gram) -> Option<String> {
+    fn refusal(&self, gram: &Gram) -> Option<Refusal> {
         let direction = self.direction(gram);
         let cancels = !self.is_nothing(&direction) && self.cancels(&direction);
         (cancels && gram.count() > 2).then(|| {
-            format!(
-                "the weighted directions of its {} models cancel, so they have no mean direction; \
-                 hint: choose other weights for this tensor, or another method",
+            Refusal::new(format!(
+                "the weighted directions of its {} models cancel, so they have no mean direction",
                 gram.count()
-            )
+            ))
+            .with_hint("choose other weights for this tensor, or another method")
         })
     }
 }

@@ -5,6 +5,7 @@ use super::{
     TensorParams,
 };
 use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
+use errors::Refusal;
 use numeric::Real;
 
 /// Takes elements of the other model where it is near the base.
@@ -42,7 +43,7 @@ impl Method for Nearswap {
         &INFO
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let t = params.number("t").ok_or("`t` has no value")?;
         match (tensor.base, tensor.sources) {
             (Some(base), 2) if t == 0.0 => Ok(Action::Copy(base)),

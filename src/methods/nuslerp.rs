@@ -8,6 +8,7 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue,
     Tensor, TensorParams,
 };
+use errors::Refusal;
 
 /// Spherical linear interpolation with weights, with or without a base.
 pub(super) struct Nuslerp;
@@ -68,7 +69,7 @@ impl Method for Nuslerp {
         &INFO
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let vectors = Vectors::from_base(tensor.sources, tensor.base);
         let [first, second] = vectors.members[..] else {
             return Err("nuslerp takes two models besides the base".into());
@@ -79,10 +80,10 @@ impl Method for Nuslerp {
         let t = if first == 0.0 && second == 0.0 {
             0.5
         } else if sum.abs() <= 1e-9 * (first.abs() + second.abs()) {
-            return Err(format!(
-                "the weights {first} and {second} sum to zero, so they name no point between the models; \
-                 hint: choose weights with another sum"
-            ));
+            return Err(Refusal::new(format!(
+                "the weights {first} and {second} sum to zero, so they name no point between the models"
+            ))
+            .with_hint("choose weights with another sum"));
         } else {
             second / sum
         };

@@ -5,6 +5,7 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, Tensor,
     TensorParams,
 };
+use errors::Refusal;
 
 /// The tensors of one model, unchanged or scaled.
 pub(super) struct Passthrough;
@@ -37,7 +38,7 @@ impl Method for Passthrough {
         &INFO
     }
 
-    fn action(&self, params: &TensorParams, _tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, _tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         Ok(match params.source_number(0, "scale") {
             None | Some(1.0) => Action::Copy(0),
             Some(scale) => Action::Compute(Box::new(WeightedSum {

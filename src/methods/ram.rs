@@ -7,6 +7,7 @@ use super::{
     Tensor, TensorParams,
 };
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use errors::Refusal;
 use numeric::Real;
 
 /// Keeps unique changes, averages shared ones.
@@ -82,7 +83,7 @@ impl Method for Ram {
         &RAM
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         action(params, tensor, None)
     }
 }
@@ -92,7 +93,7 @@ impl Method for RamPlus {
         &RAM_PLUS
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let amplify = Amplify {
             r: params.number("r").unwrap_or(0.1),
             alpha: params.number("alpha").unwrap_or(0.2),
@@ -105,7 +106,7 @@ fn action(
     params: &TensorParams,
     tensor: &Tensor<'_>,
     amplify: Option<Amplify>,
-) -> Result<Action, String> {
+) -> Result<Action, Refusal> {
     let base = tensor.base.ok_or("the method needs a base model")?;
     let members: Vec<usize> = (0..tensor.sources)
         .filter(|&source| source != base)

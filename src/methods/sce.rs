@@ -8,6 +8,7 @@ use super::{
     Tensor, TensorParams,
 };
 use engine::{AnyProgram, Block, Cost, Measure, Measured, Pass, Program};
+use errors::Refusal;
 use numeric::{BLOCK, Real, dot, vectorised};
 
 /// Selects, calculates, erases.
@@ -49,7 +50,7 @@ impl Method for Sce {
         &INFO
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let base = tensor.base.ok_or("the method needs a base model")?;
         let others: Vec<usize> = (0..tensor.sources)
             .filter(|&source| source != base)
@@ -59,10 +60,11 @@ impl Method for Sce {
             return Ok(Action::Copy(base));
         }
         if others.len() == 1 && share < 1.0 {
-            return Err(format!(
+            return Err(Refusal::new(format!(
                 "`select_topk` is {share}, which selects by the variance over the models, but there is one model \
-                 besides the base; hint: add a model, or set `select_topk: 1`"
-            ));
+                 besides the base"
+            ))
+            .with_hint("add a model, or set `select_topk: 1`"));
         }
         let elements = tensor.elements();
         Ok(Action::Compute(Box::new(SelectWeighErase {

@@ -7,6 +7,7 @@ use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, Tensor,
     TensorParams,
 };
+use errors::Refusal;
 
 /// Spherical linear interpolation from the base to the other model.
 pub(super) struct Slerp;
@@ -45,7 +46,7 @@ impl Method for Slerp {
         &INFO
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let t = params.number("t").ok_or("`t` has no value")?;
         let base = match (tensor.base, tensor.sources) {
             (Some(base @ (0 | 1)), 2) => base,

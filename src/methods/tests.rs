@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use super::{Action, ParamValue, Tensor, TensorParams, find};
 use engine::{self, Job, Limits, Observer, Settings, Sink, Target, Tile, Work};
+use errors::in_one_line;
 use numeric::{FloatType, MaskKey, Stored, keep_threshold};
 
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
@@ -128,7 +129,8 @@ fn merged(
         .iter()
         .map(|values| encode(format, values))
         .collect();
-    let program = match find(method).unwrap().action(params, tensor)? {
+    let program = find(method).unwrap().action(params, tensor);
+    let program = match program.map_err(|refusal| in_one_line(&refusal))? {
         Action::Copy(source) => return Ok(decode(format, &encoded[source])),
         Action::Compute(program) => program,
     };
@@ -156,7 +158,7 @@ fn merged(
     let run = |limits: &Limits| -> Result<Vec<u8>, String> {
         let memory = Memory(Mutex::new(vec![0; elements as usize * output.size()]));
         engine::execute(&jobs, &settings, limits, &memory, &Nobody)
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| in_one_line(&error))?;
         Ok(memory.0.into_inner().unwrap())
     };
     let bytes = run(&limits);

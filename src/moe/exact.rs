@@ -2,16 +2,17 @@
 
 use super::family::{Dense, Window};
 use super::targets::{Norms, TARGETS, Target};
+use errors::Refusal;
 
 /// A reason why an assembly would not compute what its models do: the field, what was expected, what was found.
-#[derive(Debug, PartialEq)]
-pub(super) struct Misfit {
-    pub(super) message: String,
-    pub(super) hint: Option<String>,
-}
+pub(super) type Misfit = Refusal;
 
 fn misfit(message: String, hint: Option<String>) -> Misfit {
-    Misfit { message, hint }
+    let misfit = Misfit::new(message);
+    match hint {
+        Some(hint) => misfit.with_hint(hint),
+        None => misfit,
+    }
 }
 
 /// What a target cannot express of the model that gives everything but the experts.
@@ -29,13 +30,13 @@ pub(super) fn of_base(base: &Dense, target: &Target, label: &str) -> Vec<Misfit>
         (!others.is_empty()).then(|| format!("`architecture: {}` holds it", others.join("` or `")))
     };
     if !target.families.contains(&family) {
-        found.push(Misfit {
-            message: format!(
+        found.push(misfit(
+            format!(
                 "`{label}` is of the family `{family}`, which `{name}` does not hold exactly: it holds {}",
                 target.families.join(", ")
             ),
-            hint: elsewhere(&|_| true),
-        });
+            elsewhere(&|_| true),
+        ));
         // What follows from it would only repeat it.
         return found;
     }

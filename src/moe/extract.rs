@@ -30,7 +30,7 @@ pub(super) fn attempt(
     let model = &models.checkpoints[base];
     let config = model.config()?;
     let mixture = Mixture::read(model)
-        .map_err(|message| problems.add_text(base_at, &message))
+        .map_err(|refusal| problems.add_error(base_at, &refusal))
         .ok()?;
     let chosen = mixture.numbers(experts, model.label(), problems)?;
     let shared = Shared::of(&mixture, model);
@@ -126,10 +126,7 @@ fn misfits(mixture: &Mixture, config: &ModelConfig, shared: &Shared, label: &str
     let family = dense.family.model_type;
     let mut found = Vec::new();
     let mut add = |message: String| {
-        found.push(Misfit {
-            message,
-            hint: None,
-        });
+        found.push(Misfit::new(message));
     };
     if let Shared::Gated(width) = shared {
         add(format!(

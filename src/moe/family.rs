@@ -5,6 +5,7 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use checkpoint::{Checkpoint, ModelConfig};
+use errors::Refusal;
 
 /// Larger sizes are no model's: products of two and sums of three of them can be counted.
 const LARGEST: usize = 1 << 31;
@@ -225,21 +226,19 @@ impl Dense {
     /// # Errors
     /// In words for the user: it is no dense decoder of a family that is known, or its config lacks what must be
     /// known.
-    pub(super) fn read(model: &Checkpoint) -> Result<Dense, String> {
+    pub(super) fn read(model: &Checkpoint) -> Result<Dense, Refusal> {
         let label = model.label();
         let Some(config) = model.config() else {
-            return Err(format!(
-                "`{label}` has no config.json, which says how it is built; hint: name its folder, not a file in it"
-            ));
+            return Err(no_config(label));
         };
         let model_type = config.model_type().unwrap_or_default();
         let Some(family) = Family::named(model_type) else {
-            return Err(format!(
-                "`{label}` is of the family `{}`, expected one of {}; hint: experts are taken from dense models of \
-                 these families",
+            return Err(Refusal::new(format!(
+                "`{label}` is of the family `{}`, expected one of {}",
                 model_type.escape_debug(),
                 Family::names().join(", ")
-            ));
+            ))
+            .with_hint("experts are taken from dense models of these families"));
         };
         Dense::of(model, config, family, "intermediate_size")
     }
@@ -250,25 +249,29 @@ impl Dense {
         config: &ModelConfig,
         family: &'static Family,
         width: &str,
-    ) -> Result<Dense, String> {
+    ) -> Result<Dense, Refusal> {
         let label = model.label();
         let size = |key: &str| match config.get_usize(key).filter(|value| *value > 0) {
-            Some(value) if value > LARGEST => Err(format!(
-                "the config of `{label}` has {value} for `{key}`, which no model has; hint: correct its config.json"
-            )),
+            Some(value) if value > LARGEST => Err(Refusal::new(format!(
+                "the config of `{label}` has {value} for `{key}`, which no model has"
+            ))
+            .with_hint("correct its config.json")),
             value => Ok(value),
         };
         let need = |key: &str| {
             size(key)?.ok_or_else(|| {
-                format!("the config of `{label}` has no `{key}`, or none above 0; hint: complete its config.json")
+                Refusal::new(format!(
+                    "the config of `{label}` has no `{key}`, or none above 0"
+                ))
+                .with_hint("complete its config.json")
             })
         };
         let (layers, tensors) = (need("num_hidden_layers")?, model.tensors().len());
         if layers > tensors {
-            return Err(format!(
-                "the config of `{label}` says {layers} layers (`num_hidden_layers`), and there are {tensors} tensors; \
-                 hint: the checkpoint is incomplete, or its config is of another model"
-            ));
+            return Err(Refusal::new(format!(
+                "the config of `{label}` says {layers} layers (`num_hidden_layers`), and there are {tensors} tensors"
+            ))
+            .with_hint("the checkpoint is incomplete, or its config is of another model"));
         }
         let (hidden, heads) = (need("hidden_size")?, need("num_attention_heads")?);
         let head_dim = size("head_dim")?;
@@ -311,6 +314,14 @@ impl Dense {
             rope: Rope::read(config, family.theta),
         })
     }
+}
+
+/// Why nothing is known of a model without a config.
+pub(super) fn no_config(label: &str) -> Refusal {
+    Refusal::new(format!(
+        "`{label}` has no config.json, which says how it is built"
+    ))
+    .with_hint("name its folder, not a file in it")
 }
 
 fn window(config: &ModelConfig, family: &Family) -> Window {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::plan;
 use checkpoint::{Checkpoint, Dtype, Locator};
+use errors::Refusal;
 use forward::Decoder;
 use plan::{MergeResult, Options};
 use recipe::{Expert, GateMode, Located, MoeRecipe, RouterRecipe, Upcycle};
@@ -34,24 +35,24 @@ pub fn identity(
     recipe: &MoeRecipe,
     locator: &Locator,
     options: &Options,
-) -> Result<Identity, String> {
+) -> Result<Identity, Refusal> {
     let base = &recipe.base_model;
     if recipe.results.iter().any(|result| {
         let name = result.name.as_ref();
         name.is_some_and(|name| name.value == base.value.path)
     }) {
-        return Err(format!(
-            "`{}` is the result of a merge, and is not there to be compared with; hint: merge it first",
+        return Err(Refusal::new(format!(
+            "`{}` is the result of a merge, and is not there to be compared with",
             base.value
-        ));
+        ))
+        .with_hint("merge it first"));
     }
     let variant = identical(recipe);
     let planned = plan(&variant, &recipe.path, locator, options);
     let planned = planned.map_err(|error| error.to_string())?;
     let (threads, donor) = (options.settings.threads, planned.donor);
     for model in &planned.models {
-        let prepared = model.prepare(threads, &|| false);
-        prepared.map_err(|error| error.to_string())?;
+        model.prepare(threads, &|| false)?;
     }
     let result = Arc::new(MergeResult::new(planned));
     let mixture = result.checkpoint("identical experts");
@@ -66,9 +67,11 @@ pub fn identity(
         (0..*length).map(token).collect()
     };
     let texts: Vec<Vec<u32>> = TEXTS.iter().enumerate().map(text).collect();
-    let logits = |model: &Checkpoint| -> Result<Vec<Vec<f32>>, String> {
+    let logits = |model: &Checkpoint| -> Result<Vec<Vec<f32>>, Refusal> {
         let config = model.config().ok_or("a model has no config.json")?;
-        let told = |error: forward::ForwardError| format!("`{}`: {error}", model.label());
+        let told = |error: forward::ForwardError| {
+            Refusal::from(&error).within(format_args!("`{}`", model.label()))
+        };
         let decoder = Decoder::new(config.value(), model).map_err(told)?;
         decoder.logits(&texts, threads).map_err(told)
     };

@@ -23,6 +23,7 @@ mod targets;
 pub use identity::{BOUND, Identity, identity};
 
 use checkpoint::{Checkpoint, Locator, ModelRef};
+use errors::Refusal;
 use exact::Misfit;
 use family::Dense;
 use forward::{Decoder, Tokenizer};
@@ -199,7 +200,7 @@ fn open(
         complete &= match ModelRef::parse(&file.value) {
             Ok(model) => models.add(&model, Some(file.at), locator, &Results::new(), problems),
             Err(why) => {
-                problems.add_text(Some(file.at), &why.to_string());
+                problems.add(Some(file.at), why, None);
                 false
             }
         };
@@ -222,7 +223,8 @@ fn report_misfits(
     notes: &mut Vec<String>,
     problems: &mut Problems,
 ) {
-    for (at, Misfit { message, hint }) in misfits {
+    for (at, misfit) in misfits {
+        let (message, hint) = misfit.into_parts();
         if inexact {
             notes.push(format!("not exact: {message}"));
             continue;
@@ -266,11 +268,11 @@ fn open_again(
         Some(result) => Ok(result.checkpoint(label)),
         None => {
             let location = models.checkpoints[model].location();
-            Checkpoint::open(label, location).map_err(|error| error.to_string())
+            Checkpoint::open(label, location)
         }
     };
     opened
-        .map_err(|message| problems.add(models.at[model], message, None))
+        .map_err(|error| problems.add_error(models.at[model], &error))
         .ok()
 }
 
@@ -287,8 +289,8 @@ fn has_states(model: &Checkpoint, at: Option<Position>, problems: &mut Problems)
     let Err(error) = Decoder::new(config.value(), model) else {
         return true;
     };
-    let message = format!("the states of `{}` for the routers: {error}", model.label());
-    problems.add_text(at, &message);
+    let what = format!("the states of `{}` for the routers", model.label());
+    problems.add_error(at, &Refusal::from(&error).within(what));
     false
 }
 

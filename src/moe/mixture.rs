@@ -1,9 +1,10 @@
 //! What a mixture of experts is, as far as its headers say: its layout, its experts, and the decoder around them.
 
-use super::family::{Dense, Family, Window};
+use super::family::{Dense, Family, Window, no_config};
 use super::pieces::{Donor, Matrix, Piece, Pieces, layer_of};
 use super::targets::{Experts, Names, TARGETS, Target};
 use checkpoint::{Checkpoint, ModelConfig};
+use errors::Refusal;
 use numeric::FloatType;
 use plan::{self, Models, Problems};
 use recipe::{Located, Ranges};
@@ -29,26 +30,25 @@ impl Mixture {
     ///
     /// # Errors
     /// In words for the user: it is no mixture of a kind that is known, or not what its config says.
-    pub(super) fn read(model: &Checkpoint) -> Result<Mixture, String> {
+    pub(super) fn read(model: &Checkpoint) -> Result<Mixture, Refusal> {
         let label = model.label();
         let Some(config) = model.config() else {
-            return Err(format!(
-                "`{label}` has no config.json, which says how it is built; hint: name its folder, not a file in it"
-            ));
+            return Err(no_config(label));
         };
         let model_type = config.model_type().unwrap_or_default();
         let mut known = TARGETS.iter();
         let Some(target) = known.find(|target| target.model_type == model_type) else {
             let names: Vec<&str> = TARGETS.iter().map(|target| target.model_type).collect();
-            return Err(format!(
-                "`{label}` is of the family `{}`, expected a mixture of experts, one of {}; hint: `source_model` \
-                 takes the MLPs of a dense model",
+            return Err(Refusal::new(format!(
+                "`{label}` is of the family `{}`, expected a mixture of experts, one of {}",
                 model_type.escape_debug(),
                 names.join(", ")
-            ));
+            ))
+            .with_hint("`source_model` takes the MLPs of a dense model"));
         };
         let silent = |field: &str| {
-            format!("the config of `{label}` has no `{field}`; hint: complete its config.json")
+            Refusal::new(format!("the config of `{label}` has no `{field}`"))
+                .with_hint("complete its config.json")
         };
         let unsaid = SAID.iter().find(|field| config.get(field).is_none());
         if let Some(field) = unsaid {
@@ -85,7 +85,8 @@ impl Mixture {
                         return Err(format!(
                             "`{}` of `{label}` has shape {:?}, expected {expected:?} by its config",
                             tensor.name, tensor.shape
-                        ));
+                        )
+                        .into());
                     }
                     layers.push(layer);
                 }
@@ -98,7 +99,8 @@ impl Mixture {
             return Err(format!(
                 "`{label}` has no router, such as `model.layers.0.{}`, though its config says `{model_type}`",
                 names.router
-            ));
+            )
+            .into());
         }
         Ok(Mixture {
             target,

@@ -6,10 +6,10 @@
 //! All sums are made in one order, so that the cut depends on nothing but the weights and the seed.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 
 use checkpoint::Checkpoint;
 use engine::scan;
+use errors::Refusal;
 use forward::Weights;
 use numeric::{NormalKey, dot};
 use plan::LatePicks;
@@ -67,10 +67,9 @@ impl Splits {
         &self,
         threads: usize,
         cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+    ) -> Result<(), Refusal> {
         let made = scan(&self.wanted, threads, cancelled, |_: &mut (), split| {
             self.one(split, cancelled)
-                .map_err(Box::<dyn Error + Send + Sync>::from)
         })?;
         for (split, made) in self.wanted.iter().zip(made) {
             split.picks.decide(made);
@@ -82,22 +81,25 @@ impl Splits {
         &self,
         split: &Split,
         cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Vec<u32>, String> {
+    ) -> Result<Vec<u32>, Refusal> {
         let model = self.models.get(&split.model).ok_or("a model is not open")?;
         let [width, hidden] = split.shape;
-        let read = |first: usize, rows: &mut [f32]| -> Result<(), String> {
+        let read = |first: usize, rows: &mut [f32]| -> Result<(), Refusal> {
             if cancelled() {
-                return Err("stopped".to_owned());
+                return Err("stopped".into());
             }
-            Weights::read(model, &split.gate, first * hidden, rows)
-                .map_err(|error| format!("`{}` of `{}`: {error}", split.gate, model.label()))?;
+            Weights::read(model, &split.gate, first * hidden, rows).map_err(|error| {
+                let what = format_args!("`{}` of `{}`", split.gate, model.label());
+                Refusal::from(&error).within(what)
+            })?;
             match rows.iter().all(|value| value.is_finite()) {
                 true => Ok(()),
                 false => Err(format!(
                     "`{}` of `{}` holds NaN or infinity",
                     split.gate,
                     model.label()
-                )),
+                )
+                .into()),
             }
         };
         let name = format!("neurons of layer {}", split.layer);
@@ -111,7 +113,7 @@ impl Splits {
 }
 
 /// Sets a slice to rows from the first on.
-type Read<'a> = dyn Fn(usize, &mut [f32]) -> Result<(), String> + 'a;
+type Read<'a> = dyn Fn(usize, &mut [f32]) -> Result<(), Refusal> + 'a;
 
 /// Rows that are read a tile at a time.
 struct Neurons<'a> {
@@ -122,7 +124,7 @@ struct Neurons<'a> {
 
 impl Neurons<'_> {
     /// Goes over all rows, each of length one, or of zeros.
-    fn each(&self, mut visit: impl FnMut(usize, &[f32])) -> Result<(), String> {
+    fn each(&self, mut visit: impl FnMut(usize, &[f32])) -> Result<(), Refusal> {
         let mut tile = vec![0f32; TILE.min(self.width) * self.hidden];
         for first in (0..self.width).step_by(TILE) {
             let rows = TILE.min(self.width - first);
@@ -137,7 +139,7 @@ impl Neurons<'_> {
     }
 
     /// The neurons of the first cluster, then those of the next, each ascending.
-    fn clusters(&self, parts: usize, key: NormalKey) -> Result<Vec<u32>, String> {
+    fn clusters(&self, parts: usize, key: NormalKey) -> Result<Vec<u32>, Refusal> {
         let mut centres = self.seeds(parts, key)?;
         let mut cluster = vec![usize::MAX; self.width];
         let mut near = vec![0f64; self.width * parts];
@@ -170,7 +172,7 @@ impl Neurons<'_> {
 
     /// Rows of some neurons far from each other: for each next, a few are drawn by their squared distances from those
     /// before, and the one is taken that leaves the others nearest.
-    fn seeds(&self, parts: usize, key: NormalKey) -> Result<Vec<f32>, String> {
+    fn seeds(&self, parts: usize, key: NormalKey) -> Result<Vec<f32>, Refusal> {
         let mut centres: Vec<f32> = Vec::with_capacity(parts * self.hidden);
         let mut far = vec![1f64; self.width];
         for part in 0..parts {
@@ -213,7 +215,7 @@ impl Neurons<'_> {
     }
 
     /// The mean row of each cluster.
-    fn means(&self, cluster: &[usize], parts: usize) -> Result<Vec<f32>, String> {
+    fn means(&self, cluster: &[usize], parts: usize) -> Result<Vec<f32>, Refusal> {
         let mut sums = vec![0f64; parts * self.hidden];
         self.each(|row, values| {
             let sums = &mut sums[cluster[row] * self.hidden..][..self.hidden];

@@ -18,6 +18,7 @@ use checkpoint::{
     is_output_head, is_update_factor, layer_stacks,
 };
 use engine::{AnyProgram, Cost};
+use errors::Refusal;
 use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
 use numeric::FloatType;
 use recipe::{self, Exception, Fallback, Parameters, Position, Recipe};
@@ -254,7 +255,7 @@ struct Resolver<'a> {
     /// Parameters and models that were reported to lack a value.
     unset: BTreeSet<(&'static str, usize)>,
     /// What the method said of parameter values, with the first tensor and how many.
-    rejected: BTreeMap<String, (String, usize)>,
+    rejected: BTreeMap<Refusal, (String, usize)>,
     /// Shape mismatches: place, message, whether the vocabulary is the matter.
     mismatched: Vec<(Position, String, bool)>,
     /// Tensors without a meaning to methods: of a model, the first of each kind and how many.
@@ -827,8 +828,12 @@ impl<'a> Resolver<'a> {
                 Some(base) => base,
                 None => {
                     self.rejected
-                        .entry("`base` stands for the base model, and there is none here; hint: name a `base_model`, \
-                                or say `copy` for the first model".to_owned())
+                        .entry(
+                            Refusal::new(
+                                "`base` stands for the base model, and there is none here",
+                            )
+                            .with_hint("name a `base_model`, or say `copy` for the first model"),
+                        )
                         .or_insert_with(|| (wanted.name.clone(), 0))
                         .1 += 1;
                     return None;
@@ -901,11 +906,8 @@ impl<'a> Resolver<'a> {
             self.problems
                 .add(self.models.at[model], message, Some(hint));
         }
-        for (message, (name, tensors)) in std::mem::take(&mut self.rejected) {
-            let (message, hint) = match message.split_once("; hint: ") {
-                Some((message, hint)) => (message, Some(hint.to_owned())),
-                None => (message.as_str(), None),
-            };
+        for (refusal, (name, tensors)) in std::mem::take(&mut self.rejected) {
+            let (message, hint) = refusal.into_parts();
             let tensors = count(tensors, "tensor");
             self.problems.add(
                 None,

@@ -1,7 +1,8 @@
 //! Collects what is wrong with a merge, so that all of it is reported at once.
 
-use std::error::Error;
+use std::borrow::Cow;
 
+use errors::Hint;
 use recipe::{Position, Problem, ProblemKind, RecipeError};
 
 /// Names shown where many could be.
@@ -21,17 +22,9 @@ impl Problems {
         });
     }
 
-    /// Adds an error of a lower layer, whose text may end in a hint.
-    pub fn add_error(&mut self, at: Option<Position>, error: &dyn Error) {
-        self.add_text(at, &error.to_string());
-    }
-
-    /// Adds a message that may end in a hint.
-    pub fn add_text(&mut self, at: Option<Position>, text: &str) {
-        match text.split_once("; hint: ") {
-            Some((message, hint)) => self.add(at, message, Some(hint.to_owned())),
-            None => self.add(at, text, None),
-        }
+    /// Adds an error of a lower layer, with its hint.
+    pub fn add_error(&mut self, at: Option<Position>, error: &dyn Hint) {
+        self.add(at, error.to_string(), error.hint().map(Cow::into_owned));
     }
 
     /// How many.

@@ -1,11 +1,13 @@
 //! Why a run failed, in words that name tensor, model and remedy.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::work::Purpose;
 use checkpoint::CheckpointError;
 use engine::EngineError;
+use errors::{Hint, Refusal};
 use plan::View;
 
 /// Why a run failed. The output's place is as it was before.
@@ -13,19 +15,19 @@ use plan::View;
 #[non_exhaustive]
 pub enum RunError {
     /// Something is already at the output's place.
-    #[error("{} is not empty; hint: choose another folder, or replace it with --force", path.display())]
+    #[error("{} is not empty", path.display())]
     OutputExists {
         /// The output.
         path: PathBuf,
     },
     /// The output's place is a file.
-    #[error("{} is a file, and a checkpoint is a folder; hint: choose another name", path.display())]
+    #[error("{} is a file, and a checkpoint is a folder", path.display())]
     OutputIsFile {
         /// The output.
         path: PathBuf,
     },
     /// The output's place is, or holds, an input.
-    #[error("{} is or holds the input {}, which would be lost; hint: choose another folder", path.display(), input.display())]
+    #[error("{} is or holds the input {}, which would be lost", path.display(), input.display())]
     OutputIsInput {
         /// The output.
         path: PathBuf,
@@ -33,20 +35,20 @@ pub enum RunError {
         input: PathBuf,
     },
     /// The output has no name to stage beside.
-    #[error("{} does not name a folder; hint: give a name, such as `merged`", path.display())]
+    #[error("{} does not name a folder", path.display())]
     OutputUnnamed {
         /// The output.
         path: PathBuf,
     },
     /// Another process is at it.
-    #[error("another weld is writing to {}; hint: wait for it, or stop it", path.display())]
+    #[error("another weld is writing to {}", path.display())]
     OutputLocked {
         /// The output.
         path: PathBuf,
     },
     /// The disk is too small.
     #[error(
-        "the output needs {needed} bytes, and {} has {available} bytes free; hint: free some space, or write elsewhere",
+        "the output needs {needed} bytes, and {} has {available} bytes free",
         path.display()
     )]
     DiskFull {
@@ -68,10 +70,7 @@ pub enum RunError {
         source: io::Error,
     },
     /// An input holds NaN or infinity.
-    #[error(
-        "tensor `{tensor}` of model `{model}` holds {nan} NaN and {infinite} infinite values; hint: the checkpoint is \
-         damaged: leave the model out, or carry them through with --allow-nonfinite"
-    )]
+    #[error("tensor `{tensor}` of model `{model}` holds {nan} NaN and {infinite} infinite values")]
     NonFinite {
         /// The tensor, as the model names it.
         tensor: String,
@@ -83,10 +82,7 @@ pub enum RunError {
         infinite: u64,
     },
     /// Results do not fit the output's dtype.
-    #[error(
-        "{count} values of tensor `{tensor}` are too large for {dtype}; hint: write another dtype (`dtype: bfloat16` has \
-         the range of float32), or clamp them to the largest value with --saturate"
-    )]
+    #[error("{count} values of tensor `{tensor}` are too large for {dtype}")]
     Overflow {
         /// The output tensor.
         tensor: String,
@@ -96,10 +92,7 @@ pub enum RunError {
         dtype: String,
     },
     /// Finite inputs gave NaN.
-    #[error(
-        "{count} values of tensor `{tensor}` came out as NaN though the inputs are finite; hint: its weights overflow \
-         the arithmetic: use smaller ones"
-    )]
+    #[error("{count} values of tensor `{tensor}` came out as NaN though the inputs are finite")]
     NotANumber {
         /// The output tensor.
         tensor: String,
@@ -111,14 +104,11 @@ pub enum RunError {
     NoResult {
         /// The output tensor.
         tensor: String,
-        /// Why, and a hint.
-        reason: String,
+        /// Why.
+        reason: Refusal,
     },
     /// Integers or bools differ between models.
-    #[error(
-        "`{tensor}` holds integers or bools that differ between `{model}` and `{other}`; hint: such tensors are carried \
-         through only when all models agree"
-    )]
+    #[error("`{tensor}` holds integers or bools that differ between `{model}` and `{other}`")]
     NotIdentical {
         /// The tensor.
         tensor: String,
@@ -128,10 +118,7 @@ pub enum RunError {
         other: String,
     },
     /// A tied head is no copy of its embedding.
-    #[error(
-        "`{head}` of `{model}` differs from `{embedding}`, though the output ties them; hint: the model was trained \
-         with a head of its own: set `tie_word_embeddings` to false in the configs of all models, or remove the head"
-    )]
+    #[error("`{head}` of `{model}` differs from `{embedding}`, though the output ties them")]
     NotTied {
         /// The model.
         model: String,
@@ -141,9 +128,7 @@ pub enum RunError {
         embedding: String,
     },
     /// Not every byte of the output was computed: a fault of this program.
-    #[error(
-        "{found} of {expected} bytes were computed; nothing was written; hint: report this recipe"
-    )]
+    #[error("{found} of {expected} bytes were computed; nothing was written")]
     Incomplete {
         /// Bytes of tensors that the plan has.
         expected: u64,
@@ -151,7 +136,7 @@ pub enum RunError {
         found: u64,
     },
     /// An input was written to while it was read.
-    #[error("model `{model}` changed while it was read: {source}; hint: run the merge again")]
+    #[error("model `{model}`: {source}")]
     InputChanged {
         /// The model.
         model: String,
@@ -159,17 +144,48 @@ pub enum RunError {
         source: Box<CheckpointError>,
     },
     /// What the output needs beside its inputs could not be made.
-    #[error("{source}")]
-    NotPrepared {
-        /// Why, and a hint.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    #[error("{0}")]
+    NotPrepared(Refusal),
     /// The engine could not work.
     #[error("cannot run the merge")]
     Engine(#[source] EngineError),
     /// The user stopped it.
     #[error("stopped; nothing was written")]
     Cancelled,
+}
+
+impl Hint for RunError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let hint = match self {
+            Self::NoResult { reason, .. } => return reason.hint(),
+            Self::InputChanged { source, .. } => return source.hint(),
+            Self::NotPrepared(why) => return why.hint(),
+            Self::OutputExists { .. } => "choose another folder, or replace it with --force",
+            Self::OutputIsFile { .. } => "choose another name",
+            Self::OutputIsInput { .. } => "choose another folder",
+            Self::OutputUnnamed { .. } => "give a name, such as `merged`",
+            Self::OutputLocked { .. } => "wait for it, or stop it",
+            Self::DiskFull { .. } => "free some space, or write elsewhere",
+            Self::NonFinite { .. } => {
+                "the checkpoint is damaged: leave the model out, or carry them through with --allow-nonfinite"
+            }
+            Self::Overflow { .. } => {
+                "write another dtype (`dtype: bfloat16` has the range of float32), or clamp them to the largest value \
+                 with --saturate"
+            }
+            Self::NotANumber { .. } => "its weights overflow the arithmetic: use smaller ones",
+            Self::NotIdentical { .. } => {
+                "such tensors are carried through only when all models agree"
+            }
+            Self::NotTied { .. } => {
+                "the model was trained with a head of its own: set `tie_word_embeddings` to false in the configs of \
+                 all models, or remove the head"
+            }
+            Self::Incomplete { .. } => "report this recipe",
+            Self::Io { .. } | Self::Engine(_) | Self::Cancelled => return None,
+        };
+        Some(Cow::Borrowed(hint))
+    }
 }
 
 impl RunError {

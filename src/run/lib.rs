@@ -30,6 +30,7 @@ pub use lock::{
 use behind::DropBehind;
 use checkpoint::{Checkpoint, Leave, index_json};
 use engine::{self, Observer, Settings, Sink, Tile, Totals};
+use errors::Refusal;
 use output::{OutputFiles, write_file};
 use plan::Plan;
 use stage::Stage;
@@ -176,9 +177,7 @@ pub fn replay_others(
         settings.memory = error.needed;
         settings.limits(widest, cost)
     });
-    let limits = limits.map_err(|source| RunError::NotPrepared {
-        source: Box::new(source),
-    })?;
+    let limits = limits.map_err(|error| RunError::NotPrepared(Refusal::from(&error)))?;
     let Work { jobs, purposes, .. } = Work::of_others(plan, others, sample)?;
     engine::execute(&jobs, &settings, &limits, sink, observer)
         .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))
@@ -203,7 +202,7 @@ fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
         let prepared = model.prepare(plan.settings.threads, &cancelled);
         prepared.map_err(|source| match observer.cancelled() {
             true => RunError::Cancelled,
-            false => RunError::NotPrepared { source },
+            false => RunError::NotPrepared(source),
         })?;
     }
     Ok(())

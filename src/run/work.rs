@@ -216,11 +216,11 @@ fn sources<'a>(
     sources
         .map(|source| plan.source_values(tensor, source))
         .collect::<Option<_>>()
-        .ok_or_else(|| RunError::NotPrepared {
-            source: format!(
+        .ok_or_else(|| {
+            let why = format!(
                 "the values that `{}` is made of cannot be read",
                 tensor.name
-            )
-            .into(),
+            );
+            RunError::NotPrepared(why.into())
         })
 }

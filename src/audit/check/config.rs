@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::container::in_short;
 use crate::{Finding, Place, Report};
 use checkpoint::{Checkpoint, CheckpointError, Survey};
 use numeric::FloatType;
@@ -39,7 +38,7 @@ pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Rep
             &MALFORMED,
             Place::file("config.json"),
             "a JSON object",
-            in_short(problem),
+            problem.to_string(),
         ));
         return;
     }
@@ -59,7 +58,7 @@ pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Rep
             ),
             false => (&QUANTISED, Place::default()),
         };
-        let found = in_short(quantised);
+        let found = quantised.to_string();
         report.add(Finding::new(check, place, "plain weights", found));
     }
     let field = ["dtype", "torch_dtype"];

@@ -258,7 +258,7 @@ fn finding(problem: &CheckpointError) -> Option<Finding> {
             &PICKLE,
             at(path),
             "tensors by name".into(),
-            in_short(problem),
+            problem.to_string(),
         ),
         E::NotAFile { path } => new(
             &NOT_A_FILE,
@@ -358,13 +358,7 @@ fn finding(problem: &CheckpointError) -> Option<Finding> {
             &HEADER,
             Place::default(),
             "a checkpoint that opens".into(),
-            in_short(other),
+            other.to_string(),
         ),
     }
-}
-
-/// A message without its hint.
-pub(super) fn in_short(problem: &CheckpointError) -> String {
-    let text = problem.to_string();
-    text.split("; hint: ").next().unwrap_or_default().to_owned()
 }

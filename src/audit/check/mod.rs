@@ -11,9 +11,12 @@ pub(super) mod structure;
 pub(super) mod tokenizer;
 pub(super) mod values;
 
+use std::borrow::Cow;
+
 use super::{CheckInfo, Command, Report, Skipped};
 use checkpoint::{CheckpointError, Location, Survey, TensorEntry};
 use engine::Observer;
+use errors::Hint;
 use run::RunError;
 
 /// What can be found in a checkpoint, in the order in which it is looked for.
@@ -35,6 +38,15 @@ pub enum CheckError {
     /// The values could not be read to their end.
     #[error(transparent)]
     Run(#[from] RunError),
+}
+
+impl Hint for CheckError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Unreadable(source) => source.hint(),
+            Self::Run(source) => source.hint(),
+        }
+    }
 }
 
 /// Looks at a located model, which the report will call `label`, with so many threads.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::container::in_short;
 use crate::{Finding, Place, Report, Severity};
 use checkpoint::{
     Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, is_input_embedding,
@@ -52,7 +51,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             &MALFORMED,
             Place::file(file),
             "a sound file",
-            in_short(error),
+            error.to_string(),
         )
     };
     let tokenizer = match Tokenizer::of(model) {
@@ -187,7 +186,7 @@ fn template(model: &Checkpoint, report: &mut Report) {
             &TEMPLATE,
             Place::file("the chat template"),
             "a template that can be read",
-            in_short(&error),
+            error.to_string(),
         )),
     }
 }

@@ -1,8 +1,10 @@
 //! Keys in PEM, and the signatures that they make and check: ECDSA on the curves that OpenSSF Model Signing asks for.
 //! Knows nothing of models.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use errors::Hint;
 use p256::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePublicKey, LineEnding};
 use sha2::{Digest, Sha256};
 
@@ -12,10 +14,10 @@ use super::hex;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// There is no PEM block in the file.
-    #[error("it is no PEM file: expected a block that begins with `-----BEGIN`; hint: {}", .0.hint())]
+    #[error("it is no PEM file: expected a block that begins with `-----BEGIN`")]
     NotPem(Wanted),
     /// It is another thing than the key that is wanted.
-    #[error("it holds `{}`, where {} is wanted; hint: {hint}", .found.escape_debug(), .wanted)]
+    #[error("it holds `{}`, where {} is wanted", .found.escape_debug(), .wanted)]
     OtherKind {
         /// What is wanted.
         wanted: Wanted,
@@ -27,7 +29,7 @@ pub enum KeyError {
     /// It is a key that signatures of models are not made with.
     #[error(
         "`{label}` holds no ECDSA key on P-256, P-384 or P-521: other curves, RSA and Ed25519 are not used for signing \
-         models, or the block is damaged; hint: {}", .wanted.hint()
+         models, or the block is damaged"
     )]
     Unusable {
         /// What is wanted.
@@ -35,6 +37,15 @@ pub enum KeyError {
         /// The label of the block.
         label: &'static str,
     },
+}
+
+impl Hint for KeyError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(Cow::Borrowed(match self {
+            Self::NotPem(wanted) | Self::Unusable { wanted, .. } => wanted.hint(),
+            Self::OtherKind { hint, .. } => hint,
+        }))
+    }
 }
 
 /// Which half of a key is wanted.

@@ -1,5 +1,6 @@
 //! `weld sign`: the digests of every file, under the signature of a key.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use super::keys::PrivateKey;
 use super::manifest::{Manifest, NOT_SIGNED, Resource};
 use checkpoint::{CheckpointError, TreeEntry, TreeKind, tree};
 use engine::Observer;
+use errors::Hint;
 use run::RunError;
 
 /// Why a checkpoint is not signed.
@@ -23,8 +25,7 @@ pub enum SignError {
     Run(#[from] RunError),
     /// There is something that is not a file.
     #[error(
-        "{path}: expected files only, found {found}; hint: put the file itself there, as what a link leads to can be \
-         exchanged", path = .path.display()
+        "{path}: expected files only, found {found}", path = .path.display()
     )]
     NotAFile {
         /// Where.
@@ -48,7 +49,7 @@ pub enum SignError {
     },
     /// The place of the signature cannot be told to a verifier.
     #[error(
-        "the signature's path {path} is no UTF-8, so nobody could be told to leave it out; hint: choose another name",
+        "the signature's path {path} is no UTF-8, so nobody could be told to leave it out",
         path = .path.display()
     )]
     BadPlace {
@@ -56,8 +57,24 @@ pub enum SignError {
         path: PathBuf,
     },
     /// The key failed.
-    #[error("the key cannot sign; hint: make another one")]
+    #[error("the key cannot sign")]
     Key,
+}
+
+impl Hint for SignError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let hint = match self {
+            Self::Checkpoint(source) => return source.hint(),
+            Self::Run(source) => return source.hint(),
+            Self::NotAFile { .. } => {
+                "put the file itself there, as what a link leads to can be exchanged"
+            }
+            Self::BadPlace { .. } => "choose another name",
+            Self::Key => "make another one",
+            Self::Unreadable { .. } | Self::Empty { .. } => return None,
+        };
+        Some(Cow::Borrowed(hint))
+    }
 }
 
 /// What is to be signed: every file of a folder, or one.

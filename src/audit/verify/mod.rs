@@ -25,6 +25,7 @@ use super::{Command, Finding, Place, Report, Severity, Skipped, Table, Verdict};
 use checkpoint::{Checkpoint, CheckpointError, Dtype, TensorEntry};
 use compare::{Comparison, Difference, There};
 use engine::Observer;
+use errors::{Refusal, in_one_line};
 use numeric::FloatType;
 use numerics::Fit;
 use plan::{Operation, Plan, PlannedTensor};
@@ -38,7 +39,7 @@ pub struct Request<'a> {
     /// The checkpoint.
     pub model: &'a Checkpoint,
     /// What its recipe and inputs come to; or why they come to nothing.
-    pub plan: Result<&'a Plan, String>,
+    pub plan: Result<&'a Plan, Refusal>,
     /// Its lock, if it has one.
     pub lock: Option<&'a Lock>,
     /// Whether the plan is made from the lock's own recipe.
@@ -115,7 +116,7 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, 
                 .retain(|check| request.lock.is_some() || check.id == checks::NO_LOCK.id);
             report.skipped.push(Skipped {
                 check: &checks::REPLAY,
-                why: why.clone(),
+                why: in_one_line(why),
                 needed: true,
             });
         }

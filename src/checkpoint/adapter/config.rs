@@ -453,7 +453,7 @@ mod tests {
             (json!({"rank_pattern": {"q": 0}}), "rank_pattern.q"),
             (json!({"alpha_pattern": {"(": 1}}), "can't read the pattern"),
         ] {
-            let message = config(more.clone()).unwrap_err().to_string();
+            let message = errors::in_one_line(&config(more.clone()).unwrap_err());
             assert!(message.contains(part), "{more}: {message}");
             assert!(message.contains("adapter_config.json"), "{message}");
         }

@@ -1,6 +1,9 @@
 //! What can be wrong with an adapter: every message names its file, and the key or option in it.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
+
+use errors::Hint;
 
 use crate::error::CheckpointError;
 
@@ -11,7 +14,7 @@ pub enum AdapterError {
     #[error(transparent)]
     File(#[from] Box<CheckpointError>),
     /// The folder lacks one of the two files that an adapter is made of.
-    #[error("no {file} in {path}; hint: {hint}", path = .path.display())]
+    #[error("no {file} in {path}", path = .path.display())]
     FileMissing {
         /// The folder.
         path: PathBuf,
@@ -21,7 +24,7 @@ pub enum AdapterError {
         hint: &'static str,
     },
     /// An option of the config has a value that it can't have.
-    #[error("{path}: expected `{option}` to be {expected}, found {found}; hint: correct it, or download it again", path = .path.display())]
+    #[error("{path}: expected `{option}` to be {expected}, found {found}", path = .path.display())]
     Option {
         /// The config.
         path: PathBuf,
@@ -33,7 +36,7 @@ pub enum AdapterError {
         found: String,
     },
     /// A pattern of the config is none that can be read.
-    #[error("{path}: can't read the pattern `{pattern}` of `{option}`: {detail}; hint: name the modules one by one", path = .path.display())]
+    #[error("{path}: can't read the pattern `{pattern}` of `{option}`: {detail}", path = .path.display())]
     Pattern {
         /// The config.
         path: PathBuf,
@@ -45,7 +48,7 @@ pub enum AdapterError {
         detail: String,
     },
     /// The adapter is of another kind, or uses what is not supported.
-    #[error("{path}: {what} {why}; hint: {hint}", path = .path.display())]
+    #[error("{path}: {what} {why}", path = .path.display())]
     Unsupported {
         /// The config.
         path: PathBuf,
@@ -57,7 +60,7 @@ pub enum AdapterError {
         hint: &'static str,
     },
     /// A tensor that no LoRA adapter has.
-    #[error("{path}: tensor `{key}` {why}; hint: merge the adapter with PEFT (`merge_and_unload`) and name the result", path = .path.display())]
+    #[error("{path}: tensor `{key}` {why}", path = .path.display())]
     Key {
         /// The weight file.
         path: PathBuf,
@@ -67,7 +70,7 @@ pub enum AdapterError {
         why: &'static str,
     },
     /// Two tensors are the same part of the same module.
-    #[error("{path}: `{first}` and `{second}` are both that part of the same module; hint: the file holds several adapters, save each by itself", path = .path.display())]
+    #[error("{path}: `{first}` and `{second}` are both that part of the same module", path = .path.display())]
     Twice {
         /// The weight file.
         path: PathBuf,
@@ -77,7 +80,7 @@ pub enum AdapterError {
         second: String,
     },
     /// A part of a module is there and another is lacking.
-    #[error("{path}: `{key}` is there without its {missing}; hint: the adapter is incomplete, copy or download it again", path = .path.display())]
+    #[error("{path}: `{key}` is there without its {missing}", path = .path.display())]
     Half {
         /// The weight file.
         path: PathBuf,
@@ -87,7 +90,7 @@ pub enum AdapterError {
         missing: &'static str,
     },
     /// A tensor of the adapter is for a tensor that the model does not have.
-    #[error("{path}: `{key}` is for tensor `{tensor}`, which the model does not have; hint: {hint}", path = .path.display())]
+    #[error("{path}: `{key}` is for tensor `{tensor}`, which the model does not have", path = .path.display())]
     NoTensor {
         /// The weight file.
         path: PathBuf,
@@ -99,7 +102,7 @@ pub enum AdapterError {
         hint: String,
     },
     /// A tensor of the adapter could be for several tensors of the model.
-    #[error("{path}: `{key}` could be for {first} or {second}; hint: name the model that the adapter was trained on", path = .path.display())]
+    #[error("{path}: `{key}` could be for {first} or {second}", path = .path.display())]
     Ambiguous {
         /// The weight file.
         path: PathBuf,
@@ -111,7 +114,7 @@ pub enum AdapterError {
         second: String,
     },
     /// A tensor has a shape that does not fit its model or its config.
-    #[error("{path}: `{key}` has shape {found:?}, expected {expected}; hint: {hint}", path = .path.display())]
+    #[error("{path}: `{key}` has shape {found:?}, expected {expected}", path = .path.display())]
     Shape {
         /// The weight file.
         path: PathBuf,
@@ -125,7 +128,7 @@ pub enum AdapterError {
         hint: &'static str,
     },
     /// A tensor has a type that can't be computed with, or that can't stand in for the model's.
-    #[error("{path}: `{key}` is {found}, expected {expected}; hint: {hint}", path = .path.display())]
+    #[error("{path}: `{key}` is {found}, expected {expected}", path = .path.display())]
     Type {
         /// The weight file.
         path: PathBuf,
@@ -139,7 +142,7 @@ pub enum AdapterError {
         hint: &'static str,
     },
     /// The head of a model that ties it to its embedding is adapted, and they can't be untied.
-    #[error("{path}: `{key}` adapts the output head, which the model ties to its embedding, and they can't be untied: {why}; hint: merge the adapter with PEFT (`merge_and_unload`) and compare what the result computes", path = .path.display())]
+    #[error("{path}: `{key}` adapts the output head, which the model ties to its embedding, and they can't be untied: {why}", path = .path.display())]
     Tied {
         /// The weight file.
         path: PathBuf,
@@ -148,4 +151,29 @@ pub enum AdapterError {
         /// Why not.
         why: &'static str,
     },
+}
+
+impl Hint for AdapterError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let hint: &str = match self {
+            Self::File(source) => return source.hint(),
+            Self::NoTensor { hint, .. } => hint,
+            Self::FileMissing { hint, .. }
+            | Self::Unsupported { hint, .. }
+            | Self::Shape { hint, .. }
+            | Self::Type { hint, .. } => hint,
+            Self::Option { .. } => "correct it, or download it again",
+            Self::Pattern { .. } => "name the modules one by one",
+            Self::Key { .. } => {
+                "merge the adapter with PEFT (`merge_and_unload`) and name the result"
+            }
+            Self::Twice { .. } => "the file holds several adapters, save each by itself",
+            Self::Half { .. } => "the adapter is incomplete, copy or download it again",
+            Self::Ambiguous { .. } => "name the model that the adapter was trained on",
+            Self::Tied { .. } => {
+                "merge the adapter with PEFT (`merge_and_unload`) and compare what the result computes"
+            }
+        };
+        Some(Cow::Borrowed(hint))
+    }
 }

@@ -266,7 +266,7 @@ mod tests {
             .collect();
         let (found, _) = targets
             .find(Path::new("a"), &wanted)
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| errors::in_one_line(&e))?;
         Ok(found
             .into_iter()
             .map(|found| Some(tensors[found?].name.clone()))

@@ -63,8 +63,10 @@ fn open(folder: &Path) -> Result<Checkpoint, String> {
         ..Locator::default()
     };
     let model = ModelRef::parse("model+adapter").unwrap();
-    let location = locator.locate(&model).map_err(|e| e.to_string())?;
-    Checkpoint::open("model+adapter", &location).map_err(|e| e.to_string())
+    let location = locator
+        .locate(&model)
+        .map_err(|e| errors::in_one_line(&e))?;
+    Checkpoint::open("model+adapter", &location).map_err(|e| errors::in_one_line(&e))
 }
 
 fn attach(adapter: &[Spec<'_>], options: Value) -> Result<Checkpoint, String> {

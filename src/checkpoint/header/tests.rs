@@ -5,7 +5,7 @@ use super::*;
 
 fn message(file: &[u8]) -> String {
     let error = read(Path::new("x.safetensors"), file).unwrap_err();
-    let message = error.to_string();
+    let message = errors::in_one_line(&error);
     assert!(message.contains("x.safetensors"), "{message}");
     assert!(
         !message.ends_with('.') || message.ends_with("..."),

@@ -35,9 +35,7 @@ pub(crate) fn globals(path: &Path, file: &[u8]) -> PickleImports {
         match zip::Archive::read(path, file) {
             Ok(archive) => (file.get(archive.pickle()).unwrap_or_default(), 1, true),
             Err(problem) => {
-                let text = problem.to_string();
-                let why = text.split("; hint: ").next().unwrap_or_default();
-                found.unread = Some(why.to_owned());
+                found.unread = Some(problem.to_string());
                 return found;
             }
         }

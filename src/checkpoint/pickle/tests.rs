@@ -17,7 +17,7 @@ fn made_by_torch(name: &str) -> PathBuf {
 }
 
 fn open(path: &Path) -> Result<Checkpoint, String> {
-    Checkpoint::open("m", &Location::local(path)).map_err(|e| e.to_string())
+    Checkpoint::open("m", &Location::local(path)).map_err(|e| errors::in_one_line(&e))
 }
 
 fn open_bytes(bytes: &[u8]) -> Result<Checkpoint, String> {

@@ -20,7 +20,7 @@ fn folder(files: &[File]) -> tempfile::TempDir {
 
 fn open(files: &[File]) -> Result<Checkpoint, String> {
     let folder = folder(files);
-    Checkpoint::open("label", &Location::local(folder.path())).map_err(|e| e.to_string())
+    Checkpoint::open("label", &Location::local(folder.path())).map_err(|e| errors::in_one_line(&e))
 }
 
 fn names(checkpoint: &Checkpoint) -> Vec<&str> {
@@ -121,7 +121,7 @@ fn a_single_file_has_neither_config_nor_sidecars() {
     let mut longer = std::fs::read(&location.path).unwrap();
     longer.push(0);
     std::fs::write(&location.path, longer).unwrap();
-    let message = checkpoint.check_unchanged().unwrap_err().to_string();
+    let message = errors::in_one_line(&checkpoint.check_unchanged().unwrap_err());
     assert!(message.contains("changed while it was read"), "{message}");
 }
 
@@ -306,7 +306,7 @@ fn files_of_other_formats_are_told_apart() {
     ] {
         let folder = folder(&[(name, b"x")]);
         let location = Location::local(folder.path().join(name));
-        let message = Checkpoint::open("m", &location).unwrap_err().to_string();
+        let message = errors::in_one_line(&Checkpoint::open("m", &location).unwrap_err());
         assert!(message.contains(part), "{message}");
     }
     let missing = Checkpoint::open("m", &Location::local("/none/x.safetensors"));

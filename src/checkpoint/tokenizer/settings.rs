@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(template(files).unwrap().as_deref(), expected, "{files:?}");
         }
         for json in ["[]", "{", "3"] {
-            let message = template(&[config(json)]).unwrap_err().to_string();
+            let message = errors::in_one_line(&template(&[config(json)]).unwrap_err());
             assert!(
                 message.contains("tokenizer_config.json is malformed"),
                 "{message}"

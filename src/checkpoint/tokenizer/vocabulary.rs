@@ -362,11 +362,11 @@ mod tests {
             r#"{"model": {"vocab": 3}}"#,
             r#"{"model": {"vocab": {"a": -1}}}"#,
         ] {
-            let message = compared(bpe, &tokenizer(json)).unwrap_err().to_string();
+            let message = errors::in_one_line(&compared(bpe, &tokenizer(json)).unwrap_err());
             assert!(message.contains("tokenizer.json is malformed"), "{message}");
         }
         let added = [("vocab.txt", "a"), ("added_tokens.json", "[]")];
-        let message = compared(bpe, &added).unwrap_err().to_string();
+        let message = errors::in_one_line(&compared(bpe, &added).unwrap_err());
         assert!(
             message.contains("added_tokens.json is malformed"),
             "{message}"

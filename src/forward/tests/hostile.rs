@@ -9,7 +9,7 @@ use super::whole::{config, held};
 fn message(config: &Value, held: &Held) -> String {
     match Decoder::new(config, held) {
         Ok(_) => panic!("expected an error from {config}"),
-        Err(error) => error.to_string(),
+        Err(error) => errors::in_one_line(&error),
     }
 }
 

@@ -48,7 +48,7 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 
 fn open(path: &Path) -> Result<Tokenizer, String> {
     let checkpoint = Checkpoint::open("m", &Location::local(path)).unwrap();
-    Tokenizer::open(&checkpoint).map_err(|error| error.to_string())
+    Tokenizer::open(&checkpoint).map_err(|error| errors::in_one_line(&error))
 }
 
 fn opened(tokenizer: &[u8], settings: &Value) -> Result<Tokenizer, String> {

@@ -544,7 +544,7 @@ impl<R: Real> Program<R> for Search {
             (_, [sampled, whole, ..]) => best(&best(&numbers, sampled), whole).first().copied(),
         };
         let Some(chosen) = chosen else {
-            return Pass::Refuse("norms and angles of the inputs are no numbers".to_owned());
+            return Pass::Refuse("norms and angles of the inputs are no numbers".into());
         };
         self.shifted.see(chosen.distance.to_bits());
         Pass::Apply(Box::new(Trial {

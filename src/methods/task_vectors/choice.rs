@@ -7,6 +7,7 @@ use super::mask::Mask;
 use super::ranks::Chances;
 use super::{Sparsifier, Term};
 use engine::{Block, Measured};
+use errors::Refusal;
 use numeric::{MaskKey, Real, keep_threshold, vectorised};
 
 /// Which elements of a task vector shall be kept.
@@ -39,7 +40,7 @@ impl Choice {
         tensor: &Tensor<'_>,
         source: usize,
         slot: usize,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Refusal> {
         let number = |name, default| params.source_number(source, name).unwrap_or(default);
         let density = number("density", 1.0);
         if density >= 1.0 || sparsifier == Sparsifier::None {
@@ -129,13 +130,14 @@ impl Choice {
 }
 
 /// Elements in a row of the tensor.
-fn ranked_row(tensor: &Tensor<'_>) -> Result<usize, String> {
+fn ranked_row(tensor: &Tensor<'_>) -> Result<usize, Refusal> {
     let row = tensor.row();
     if u32::try_from(row).is_err() {
-        return Err(format!(
-            "rows of {row} elements cannot be ranked; at most {} can; hint: set `density: 1` for such tensors",
+        return Err(Refusal::new(format!(
+            "rows of {row} elements cannot be ranked; at most {} can",
             u32::MAX
-        ));
+        ))
+        .with_hint("set `density: 1` for such tensors"));
     }
     Ok(row)
 }

@@ -27,6 +27,7 @@ use super::band::Band;
 use super::order::{self, Order};
 use super::{Action, Method, MethodInfo, Tensor, TensorParams};
 use engine::{AnyProgram, Cost, Measured, Pass, Program};
+use errors::Refusal;
 use numeric::Real;
 
 /// Elements handled at a time, so that the partial results stay in the first cache.
@@ -53,7 +54,7 @@ impl Method for TaskVectorMethod {
         self.info
     }
 
-    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+    fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         action(self.scheme, params, tensor)
     }
 }
@@ -85,7 +86,7 @@ pub(super) enum Consensus {
 }
 
 /// What becomes of one tensor under such a scheme.
-fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, String> {
+fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
     let base = tensor.base.ok_or("the method needs a base model")?;
     let others: Vec<usize> = (0..tensor.sources)
         .filter(|&source| source != base)
@@ -107,9 +108,8 @@ fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>) -> Result<
     let size: f64 = terms.iter().map(|term| term.weight.abs()).sum();
     if normalize && scheme.consensus == Consensus::None && total.abs() <= 1e-9 * size {
         return Err(
-            "the weights sum to zero, and `normalize` divides by their sum; \
-                    hint: choose weights with another sum, or set `normalize: false`"
-                .into(),
+            Refusal::new("the weights sum to zero, and `normalize` divides by their sum")
+                .with_hint("choose weights with another sum, or set `normalize: false`"),
         );
     }
     let rescale = match params.word("rescale") {

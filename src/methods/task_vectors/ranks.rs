@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::band::count_equal;
+use errors::Refusal;
 use numeric::{WORD, keep_threshold, pack, vectorised};
 
 /// The chance to be kept, by rank in the row: from `density - epsilon` for the smallest magnitude to
@@ -16,14 +17,16 @@ pub(crate) struct Chances {
 impl Chances {
     /// # Errors
     /// Chances that are not all between 0 and 1.
-    pub(super) fn new(density: f64, epsilon: f64) -> Result<Self, String> {
+    pub(super) fn new(density: f64, epsilon: f64) -> Result<Self, Refusal> {
         if density + epsilon >= 1.0 || density - epsilon <= 0.0 {
-            return Err(format!(
+            return Err(Refusal::new(format!(
                 "`density` {density} and `epsilon` {epsilon} do not fit: elements are kept with chances from \
-                 density - epsilon to density + epsilon, which must lie between 0 and 1; \
-                 hint: choose `epsilon` below {:.4}, or `density: 1` to keep all",
+                 density - epsilon to density + epsilon, which must lie between 0 and 1"
+            ))
+            .with_hint(format!(
+                "choose `epsilon` below {:.4}, or `density: 1` to keep all",
                 density.min(1.0 - density)
-            ));
+            )));
         }
         Ok(Self { density, epsilon })
     }
@@ -279,7 +282,7 @@ mod tests {
         }
         assert_eq!(chances.of(0, 1), 0.5);
         for (density, epsilon) in [(0.9, 0.1), (0.9, 0.15), (0.1, 0.15), (0.15, 0.15)] {
-            let error = Chances::new(density, epsilon).unwrap_err();
+            let error = Chances::new(density, epsilon).unwrap_err().to_string();
             assert!(error.contains("`density`") && error.contains("`epsilon`"));
         }
     }

@@ -7,6 +7,7 @@ use crate::TensorParams;
 use crate::band::{Band, Bounds, one_if};
 use crate::order::Keys;
 use engine::{Apply, Block};
+use errors::Refusal;
 use numeric::{Real, WORD, vectorised};
 
 /// A fine-tune whose mask is known.
@@ -43,7 +44,7 @@ impl Agreement {
     ///
     /// # Errors
     /// A `k` that is not one whole number, or more than there are.
-    pub(super) fn new(params: &TensorParams, sources: &[usize]) -> Result<Self, String> {
+    pub(super) fn new(params: &TensorParams, sources: &[usize]) -> Result<Self, Refusal> {
         let number = |source: usize, name| params.source_number(source, name).unwrap_or(1.0);
         let least = sources.first().map_or(1.0, |&source| number(source, "k"));
         if let Some(other) = sources
@@ -51,16 +52,18 @@ impl Agreement {
             .map(|&source| number(source, "k"))
             .find(|&other| other != least)
         {
-            return Err(format!(
-                "`k` is {least} for one model and {other} for another, but one number holds for all; \
-                 hint: give `k` once, in the `parameters` of the recipe"
-            ));
+            return Err(Refusal::new(format!(
+                "`k` is {least} for one model and {other} for another, but one number holds for all"
+            ))
+            .with_hint("give `k` once, in the `parameters` of the recipe"));
         }
         if least.fract() != 0.0 || least < 0.0 || least > sources.len() as f64 {
-            return Err(format!(
-                "`k` is {least}; expected a whole number from 0 to the number of task vectors, which is {}; \
-                 hint: 1 drops elements that no task vector agrees with, 2 those that at most one does",
+            return Err(Refusal::new(format!(
+                "`k` is {least}; expected a whole number from 0 to the number of task vectors, which is {}",
                 sources.len()
+            ))
+            .with_hint(
+                "1 drops elements that no task vector agrees with, 2 those that at most one does",
             ));
         }
         Ok(Self {

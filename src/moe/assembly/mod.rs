@@ -237,9 +237,7 @@ fn denses(models: &Models, problems: &mut Problems) -> Option<Vec<Option<Dense>>
         }
         match Dense::read(model) {
             Ok(dense) => denses.push(Some(dense)),
-            Err(message) => {
-                problems.add_text(models.at[index], &message);
-            }
+            Err(refusal) => problems.add_error(models.at[index], &refusal),
         }
     }
     problems.is_empty().then_some(denses)
@@ -312,15 +310,15 @@ fn misfits(
         }
         looked_at.push(*model);
         let (other, label) = (dense[*model].as_ref()?, models.label(*model));
-        for Misfit { message, hint } in exact::of_expert(of_base, other, label) {
-            problems.add(Some(*at), message, hint);
+        for misfit in exact::of_expert(of_base, other, label) {
+            problems.add_error(Some(*at), &misfit);
         }
         let surroundings = exact::of_surroundings(of_base, other, label);
         found.extend(surroundings.into_iter().map(|misfit| (Some(*at), misfit)));
     }
     if of_base.mlp_bias {
-        for Misfit { message, hint } in exact::of_expert(of_base, of_base, models.label(base)) {
-            problems.add(base_at, message, hint);
+        for misfit in exact::of_expert(of_base, of_base, models.label(base)) {
+            problems.add_error(base_at, &misfit);
         }
     }
     Some(found)

@@ -139,7 +139,7 @@ impl Sources {
             &models.checkpoints[model],
         ) {
             Ok(mixture) => sources.mixtures[model] = Some(mixture),
-            Err(message) => problems.add_text(Some(at), &message),
+            Err(refusal) => problems.add_error(Some(at), &refusal),
         };
         mixture(base, recipe.base_model.at, problems);
         for member in &edited.members {
@@ -152,7 +152,7 @@ impl Sources {
                 Which::Replaced { .. } | Which::Added(_) => {
                     match Dense::read(&models.checkpoints[model]) {
                         Ok(dense) => sources.denses[model] = Some(dense),
-                        Err(message) => problems.add_text(Some(named.at), &message),
+                        Err(refusal) => problems.add_error(Some(named.at), &refusal),
                     }
                 }
             }
@@ -322,8 +322,8 @@ fn check_others(
             (None, Some(dense)) => dense,
             (None, None) => continue,
         };
-        for exact::Misfit { message, hint } in exact::of_expert(&mixture.dense, other, label) {
-            problems.add(Some(named.at), message, hint);
+        for misfit in exact::of_expert(&mixture.dense, other, label) {
+            problems.add_error(Some(named.at), &misfit);
         }
         let surroundings = exact::of_surroundings(&mixture.dense, other, label);
         misfits.extend(

@@ -9,8 +9,7 @@
 //! A singular vector has no sign, a router's row has: where there are prompts, it points to the side on which their
 //! states lie; without, to the side on which the expert's gates open further than the base's.
 
-use std::error::Error;
-
+use errors::Refusal;
 use nalgebra::{DMatrix, SymmetricEigen};
 
 use super::super::family::Family;
@@ -65,7 +64,7 @@ pub(super) fn rows(
     changes: &Changes,
     threads: usize,
     cancelled: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Rows>, Box<dyn Error + Send + Sync>> {
+) -> Result<Vec<Rows>, Refusal> {
     let count = changes.experts.len();
     let places: Vec<(usize, usize)> = (0..recipe.names.len())
         .flat_map(|place| (0..count).map(move |expert| (place, expert)))
@@ -75,15 +74,15 @@ pub(super) fn rows(
         let key = NormalKey::new(recipe.seed, &recipe.names[place], expert);
         let change = Change::open(changes, expert, layer, recipe.hidden)?;
         change.direction(key, cancelled)?.ok_or_else(|| {
-            Box::from(format!(
+            Refusal::new(format!(
                 "expert {expert} (`{}`) has the base's gate and up matrices in layer {layer}, so no direction tells \
-                 them apart; hint: choose another `gate_mode`",
+                 them apart",
                 changes.experts[expert].model.label()
             ))
+            .with_hint("choose another `gate_mode`")
         })
     };
-    let found =
-        scan::<_, _, _, Box<dyn Error + Send + Sync>>(&places, threads, cancelled, direction)?;
+    let found = scan(&places, threads, cancelled, direction)?;
     let layers = found.chunks(count).map(|rows| Rows {
         values: rows.concat(),
         hidden: recipe.hidden,
@@ -107,17 +106,17 @@ impl<'a> Change<'a> {
         expert: usize,
         layer: usize,
         hidden: usize,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Refusal> {
         let (base, expert) = (&changes.base, &changes.experts[expert]);
         let norm = |of: &Changed| {
             let mut norm = vec![0f32; hidden];
             let name = of.family.pre_norm.unwrap_or_default();
             let name = format!("model.layers.{layer}.{name}");
             let read = Weights::read(&of.model, &name, 0, &mut norm);
-            read.map_err(|error| error.to_string())?;
+            read.map_err(|error| Refusal::from(&error))?;
             let offset = of.family.norm_offset as f32;
             norm.iter_mut().for_each(|value| *value += offset);
-            Ok::<_, String>(norm)
+            Ok::<_, Refusal>(norm)
         };
         let factors = match changes.fold_norms {
             true => Some(
@@ -143,7 +142,7 @@ impl<'a> Change<'a> {
         &self,
         key: NormalKey,
         cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Option<Vec<f64>>, String> {
+    ) -> Result<Option<Vec<f64>>, Refusal> {
         let hidden = self.hidden;
         let vectors = VECTORS.min(hidden);
         let mut basis: Vec<f64> = (0..(vectors * hidden) as u64)
@@ -153,7 +152,7 @@ impl<'a> Change<'a> {
         let mut explained = 0.0;
         for step in 0.. {
             if cancelled() {
-                return Err("stopped".to_owned());
+                return Err("stopped".into());
             }
             let image = self.gram_times(&basis)?;
             let best = project(&basis, &image.products, hidden);
@@ -163,7 +162,8 @@ impl<'a> Change<'a> {
                     self.expert.model.label(),
                     self.base.model.label(),
                     self.layer
-                ));
+                )
+                .into());
             }
             if best.value <= 0.0 {
                 break;
@@ -183,7 +183,7 @@ impl<'a> Change<'a> {
     }
 
     /// `D^T D v` for each vector `v` of a basis.
-    fn gram_times(&self, basis: &[f64]) -> Result<Image, String> {
+    fn gram_times(&self, basis: &[f64]) -> Result<Image, Refusal> {
         let hidden = self.hidden;
         let count = basis.len() / hidden;
         let narrow: Vec<f32> = basis.iter().map(|value| *value as f32).collect();
@@ -230,7 +230,7 @@ impl<'a> Change<'a> {
     }
 
     /// Reads a tile of both models; gives its number of rows.
-    fn read(&self, up: bool, first: usize, tile: &mut Tile) -> Result<usize, String> {
+    fn read(&self, up: bool, first: usize, tile: &mut Tile) -> Result<usize, Refusal> {
         let rows = TILE.min(self.expert.width - first);
         let read = |of: &Changed, out: &mut Vec<f32>| {
             out.resize(rows * self.hidden, 0.0);
@@ -238,7 +238,9 @@ impl<'a> Change<'a> {
             let name = format!("model.layers.{}.mlp.{name}", self.layer);
             let start = (stored.start + first) * self.hidden;
             let read = Weights::read(&of.model, &name, start, out);
-            read.map_err(|error| format!("`{}`: {error}", of.model.label()))
+            read.map_err(|error| {
+                Refusal::from(&error).within(format_args!("`{}`", of.model.label()))
+            })
         };
         read(self.base, &mut tile.base)?;
         read(self.expert, &mut tile.difference)?;

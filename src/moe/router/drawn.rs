@@ -2,11 +2,12 @@
 
 use super::Recipe;
 use super::rows::{Rows, normalize, project_out};
+use errors::Refusal;
 use numeric::NormalKey;
 use recipe::GateMode;
 
 /// The rows of the layer whose router has this name.
-pub(super) fn rows(recipe: &Recipe, name: &str) -> Result<Rows, String> {
+pub(super) fn rows(recipe: &Recipe, name: &str) -> Result<Rows, Refusal> {
     let key = NormalKey::new(recipe.seed, name, 0);
     let mut rows = Rows::zero(recipe);
     let bound = 1.0 / (recipe.hidden as f64).sqrt();
@@ -23,16 +24,17 @@ pub(super) fn rows(recipe: &Recipe, name: &str) -> Result<Rows, String> {
 }
 
 /// Makes rows orthonormal: Gram and Schmidt's way, twice, which is as good as exact ("twice is enough", Kahan).
-fn orthonormalize(values: &mut [f64], hidden: usize) -> Result<(), String> {
+fn orthonormalize(values: &mut [f64], hidden: usize) -> Result<(), Refusal> {
     for row in 0..values.len() / hidden {
         let (before, rest) = values.split_at_mut(row * hidden);
         let row = &mut rest[..hidden];
         for _ in 0..2 {
             project_out(row, before);
             if !normalize(row) {
-                return Err(format!(
-                    "more than {hidden} rows cannot be orthogonal in {hidden} dimensions; hint: use `gate_mode: random`"
-                ));
+                return Err(Refusal::new(format!(
+                    "more than {hidden} rows cannot be orthogonal in {hidden} dimensions"
+                ))
+                .with_hint("use `gate_mode: random`"));
             }
         }
     }

@@ -6,11 +6,11 @@ mod report;
 mod rows;
 mod states;
 
-use std::error::Error;
 use std::fmt;
 use std::sync::OnceLock;
 
 use checkpoint::{Checkpoint, CheckpointError, Made, TensorEntry};
+use errors::Refusal;
 use numeric::{Elements, FloatType, Stored, Zeros};
 use recipe::{GateMode, PromptTokens};
 
@@ -174,7 +174,7 @@ impl Made for Routers {
         &self,
         threads: usize,
         cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+    ) -> Result<(), Refusal> {
         if self.made.get().is_some() {
             return Ok(());
         }

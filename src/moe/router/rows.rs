@@ -1,9 +1,8 @@
 //! The rows of every layer's router, by any mode: made, centred, normalised, divided by the temperature.
 
-use std::error::Error;
-
 use super::{Recipe, directions, drawn, states};
 use checkpoint::Checkpoint;
+use errors::Refusal;
 use numeric::{Fill, dot};
 use recipe::GateMode;
 
@@ -90,7 +89,7 @@ pub(super) fn make(
     recipe: &Recipe,
     threads: usize,
     cancelled: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Rows>, Box<dyn Error + Send + Sync>> {
+) -> Result<Vec<Rows>, Refusal> {
     let mut layers: Vec<Rows> = match recipe.mode {
         GateMode::Zero => return Ok(vec![Rows::zero(recipe); recipe.names.len()]),
         GateMode::Random | GateMode::UniformRandom | GateMode::Orthogonal => recipe
@@ -139,11 +138,12 @@ pub(super) fn make(
         };
         for (expert, row) in rows.iter_mut().enumerate() {
             if recipe.normalize && !normalize(row) {
-                return Err(format!(
-                    "the row of expert {expert} of `{name}` has no direction; hint: its prompts give nothing that \
-                     tells it from the others: change them, or use `normalize: false`"
-                )
-                .into());
+                return Err(Refusal::new(format!(
+                    "the row of expert {expert} of `{name}` has no direction"
+                ))
+                .with_hint(
+                    "its prompts give nothing that tells it from the others: change them, or use `normalize: false`",
+                ));
             }
             row.iter_mut()
                 .for_each(|value| *value *= length / recipe.temperature);
@@ -168,12 +168,12 @@ fn mean_length(model: &Checkpoint, name: &str, hidden: usize) -> Result<f64, Str
 }
 
 /// For each layer with experts, the mean of the corrections that the mixture has there, for rows that are added.
-pub(super) fn corrections(recipe: &Recipe) -> Result<Vec<f64>, Box<dyn Error + Send + Sync>> {
+pub(super) fn corrections(recipe: &Recipe) -> Result<Vec<f64>, Refusal> {
     let names = recipe
         .beside
         .as_ref()
         .and_then(|beside| beside.corrections.as_ref());
-    let mean = |name: &String| -> Result<f64, Box<dyn Error + Send + Sync>> {
+    let mean = |name: &String| -> Result<f64, Refusal> {
         let values = values(dense(recipe)?, name)?;
         Ok(values.iter().sum::<f64>() / values.len().max(1) as f64)
     };
@@ -203,14 +203,16 @@ fn values(model: &Checkpoint, name: &str) -> Result<Vec<f64>, String> {
 const ALL_LAYERS: &str = "rows";
 
 /// The rows of a layer from a file: by the router's name, or `rows` for all layers.
-fn from_file(recipe: &Recipe, file: &Checkpoint, name: &str) -> Result<Rows, String> {
+fn from_file(recipe: &Recipe, file: &Checkpoint, name: &str) -> Result<Rows, Refusal> {
     let found = file.find(name).or_else(|| file.find(ALL_LAYERS));
     let Some(at) = found else {
-        return Err(format!(
-            "`{}` has neither `{name}` nor `{ALL_LAYERS}`; hint: name each layer's rows as the output does, or give \
-             `{ALL_LAYERS}` for all layers",
+        return Err(Refusal::new(format!(
+            "`{}` has neither `{name}` nor `{ALL_LAYERS}`",
             file.label()
-        ));
+        ))
+        .with_hint(format!(
+            "name each layer's rows as the output does, or give `{ALL_LAYERS}` for all layers"
+        )));
     };
     let entry = &file.tensors()[at];
     let expected = [recipe.rows(), recipe.hidden];
@@ -220,14 +222,11 @@ fn from_file(recipe: &Recipe, file: &Checkpoint, name: &str) -> Result<Rows, Str
             entry.name,
             file.label(),
             entry.shape
-        ));
+        )
+        .into());
     }
     let Some(elements) = file.elements(at) else {
-        return Err(format!(
-            "`{}` of `{}` holds no floats",
-            entry.name,
-            file.label()
-        ));
+        return Err(format!("`{}` of `{}` holds no floats", entry.name, file.label()).into());
     };
     let mut rows = Rows::zero(recipe);
     Fill::<f64>::fill(elements.as_ref(), 0, &mut rows.values);
@@ -237,6 +236,7 @@ fn from_file(recipe: &Recipe, file: &Checkpoint, name: &str) -> Result<Rows, Str
             "`{}` of `{}` holds NaN or infinity",
             entry.name,
             file.label()
-        )),
+        )
+        .into()),
     }
 }

@@ -1,11 +1,11 @@
 //! Rows from prompts: states inside the model, or sums of token embeddings.
 
-use std::error::Error;
 use std::ops::Range;
 
 use super::rows::{Rows, normalize};
 use super::{Prompt, Recipe};
 use checkpoint::Checkpoint;
+use errors::Refusal;
 use forward::{Decoder, Observer, Weights};
 use recipe::PromptTokens;
 
@@ -15,13 +15,16 @@ pub(super) fn hidden(
     model: &Checkpoint,
     threads: usize,
     cancelled: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Rows>, Box<dyn Error + Send + Sync>> {
+) -> Result<Vec<Rows>, Refusal> {
     let config = model
         .config()
         .map(|config| config.value())
         .ok_or("the base has no config.json")?;
-    let told = |error: forward::ForwardError| -> Box<dyn Error + Send + Sync> {
-        format!("the states of `{}` for the routers: {error}", model.label()).into()
+    let told = |error: forward::ForwardError| {
+        Refusal::from(&error).within(format_args!(
+            "the states of `{}` for the routers",
+            model.label()
+        ))
     };
     let decoder = Decoder::new(config, model).map_err(told)?;
     let mut sums = Sums {
@@ -111,10 +114,7 @@ impl Observer for Sums<'_> {
 
 /// The row of each expert by its prompts' token embeddings: the sum of those of the positive ones, given length one,
 /// less that of the negative ones.
-pub(super) fn embedded(
-    recipe: &Recipe,
-    model: &Checkpoint,
-) -> Result<Rows, Box<dyn Error + Send + Sync>> {
+pub(super) fn embedded(recipe: &Recipe, model: &Checkpoint) -> Result<Rows, Refusal> {
     const EMBEDDING: &str = "model.embed_tokens.weight";
     let hidden = recipe.hidden;
     let mut rows = Rows::zero(recipe);
@@ -128,9 +128,11 @@ pub(super) fn embedded(
         for prompt in of_polarity {
             let sum = &mut sums.values[prompt.row * hidden..][..hidden];
             for &token in &prompt.tokens {
-                let told = |error| format!("the embedding of token {token}: {error}");
-                Weights::read(model, EMBEDDING, token as usize * hidden, &mut token_row)
-                    .map_err(told)?;
+                Weights::read(model, EMBEDDING, token as usize * hidden, &mut token_row).map_err(
+                    |error| {
+                        Refusal::from(&error).within(format_args!("the embedding of token {token}"))
+                    },
+                )?;
                 for (sum, value) in sum.iter_mut().zip(&token_row) {
                     *sum += f64::from(*value);
                 }

@@ -5,6 +5,7 @@ mod draft;
 mod files;
 mod tensors;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -18,6 +19,7 @@ use crate::{CheckInfo, Command, Finding, Place, Report, Severity, Skipped, Table
 use checkpoint::{CheckpointError, Location, Survey};
 use draft::{Draft, Original};
 use engine::Observer;
+use errors::Hint;
 
 checks! {
     MISSED = "mutate.missed", Error,
@@ -91,16 +93,14 @@ pub fn defects() -> impl Iterator<Item = &'static Defect> {
 #[derive(Debug, thiserror::Error)]
 pub enum MutateError {
     /// A folder is asked for.
-    #[error(
-        "{label} is no folder of a whole model; hint: name the folder that has its config.json"
-    )]
+    #[error("{label} is no folder of a whole model")]
     NotAFolder {
         /// The model.
         label: String,
     },
     /// It would be copied too many times.
     #[error(
-        "{label} is larger than {}, too large to be copied once for each defect; hint: use a small model of the same family, such as transformers makes from a config with few layers",
+        "{label} is larger than {}, too large to be copied once for each defect",
         ByteSize(*limit).display().iec()
     )]
     TooLarge {
@@ -110,7 +110,7 @@ pub enum MutateError {
         limit: u64,
     },
     /// Planted defects could not be told from those that it has.
-    #[error("{label} is wrong already ({}); hint: `weld check {label}` says how, plant defects in a sound model", found.join(", "))]
+    #[error("{label} is wrong already ({})", found.join(", "))]
     Wrong {
         /// The model.
         label: String,
@@ -118,9 +118,7 @@ pub enum MutateError {
         found: Vec<&'static str>,
     },
     /// Its bytes are not one after the other.
-    #[error(
-        "the tensor {tensor} is a view into a pickle; hint: use the safetensors of the same model"
-    )]
+    #[error("the tensor {tensor} is a view into a pickle")]
     Scattered {
         /// The tensor.
         tensor: String,
@@ -129,11 +127,31 @@ pub enum MutateError {
     #[error(transparent)]
     Unreadable(CheckpointError),
     /// The copy could not be written.
-    #[error("cannot write the copy: {0}; hint: TMPDIR says where it goes")]
+    #[error("cannot write the copy: {0}")]
     Copy(#[from] io::Error),
     /// The copy could not be looked at.
     #[error(transparent)]
     Check(#[from] CheckError),
+}
+
+impl Hint for MutateError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let hint = match self {
+            Self::Unreadable(source) => return source.hint(),
+            Self::Check(source) => return source.hint(),
+            Self::Wrong { label, .. } => {
+                let hint = format!("`weld check {label}` says how, plant defects in a sound model");
+                return Some(Cow::Owned(hint));
+            }
+            Self::NotAFolder { .. } => "name the folder that has its config.json",
+            Self::TooLarge { .. } => {
+                "use a small model of the same family, such as transformers makes from a config with few layers"
+            }
+            Self::Scattered { .. } => "use the safetensors of the same model",
+            Self::Copy(_) => "TMPDIR says where it goes",
+        };
+        Some(Cow::Borrowed(hint))
+    }
 }
 
 /// What became of a defect.

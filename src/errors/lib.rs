@@ -1,0 +1,111 @@
+//! What the errors of all layers have in common: a message says what is wrong, and a hint, apart from it, what to do.
+//!
+//! This crate knows no layer.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::fmt;
+
+/// An error that may know what to do about it. Its `Display` is the message alone.
+pub trait Hint: Error {
+    /// What to do about it.
+    fn hint(&self) -> Option<Cow<'_, str>>;
+}
+
+/// A message for the user and what to do about it, where nobody asks for the kind of error.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refusal {
+    message: String,
+    hint: Option<String>,
+}
+
+impl Refusal {
+    /// One without a hint.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        let hint = Some(hint.into());
+        Self { hint, ..self }
+    }
+
+    /// The same with the place, file or model before its message: `context: message`.
+    #[must_use]
+    pub fn within(self, context: impl fmt::Display) -> Self {
+        let message = format!("{context}: {}", self.message);
+        Self { message, ..self }
+    }
+
+    /// Message and hint.
+    pub fn into_parts(self) -> (String, Option<String>) {
+        (self.message, self.hint)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for Refusal {}
+
+impl Hint for Refusal {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        self.hint.as_deref().map(Cow::Borrowed)
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self::new(message)
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(message: &str) -> Self {
+        Self::new(message)
+    }
+}
+
+/// Message and hint of any error.
+impl<E: Hint + ?Sized> From<&E> for Refusal {
+    fn from(error: &E) -> Self {
+        Self {
+            message: error.to_string(),
+            hint: error.hint().map(Cow::into_owned),
+        }
+    }
+}
+
+/// Message and hint on one line, for where there is no place for two.
+pub fn in_one_line(error: &(impl Hint + ?Sized)) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error}; hint: {hint}"),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_stays_apart_from_the_message() {
+        let refusal = Refusal::new("no weights").with_hint("name a folder");
+        assert_eq!(refusal.to_string(), "no weights");
+        assert_eq!(refusal.hint().as_deref(), Some("name a folder"));
+        let within = Refusal::from(&refusal).within("model `a`");
+        assert_eq!(
+            in_one_line(&within),
+            "model `a`: no weights; hint: name a folder"
+        );
+        assert_eq!(in_one_line(&Refusal::from("stopped")), "stopped");
+    }
+}
