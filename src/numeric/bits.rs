@@ -1,12 +1,12 @@
-//! Yes and no for many elements, one bit each: element `i` is bit `i % 64` of word `i / 64`.
+//! Flags, one bit per element: element `i` is bit `i % 64` of word `i / 64`.
 
 use super::vector::vectorised;
 
-/// Elements of a word.
+/// Elements per word.
 pub const WORD: usize = 64;
 
 vectorised! {
-    /// Sets words to bytes that are zero or one; bits beyond the last are zero.
+    /// Packs bytes that are 0 or 1 into words; the bits after the last byte are zero.
     pub fn pack(values: &[u8], words: &mut [u64]) {
         let (whole, rest) = values.as_chunks::<WORD>();
         for (word, bytes) in words.iter_mut().zip(whole) {
@@ -20,7 +20,7 @@ vectorised! {
     }
 }
 
-/// Bytes that are zero or one, as bits.
+/// Packs 64 bytes that are 0 or 1 into one word.
 #[inline(always)]
 fn pack_word(bytes: &[u8; WORD]) -> u64 {
     let mut word = 0;
@@ -29,21 +29,21 @@ fn pack_word(bytes: &[u8; WORD]) -> u64 {
         use std::arch::x86_64::{_mm_movemask_epi8, _mm_set_epi64x, _mm_slli_epi16};
         let (halves, _) = sixteen.as_chunks::<8>();
         let [low, high] = [halves[0], halves[1]].map(i64::from_le_bytes);
-        // The mask is of the top bit of each byte.
-        // SAFETY: they need SSE2, which every x86-64 has.
+        // `_mm_movemask_epi8` collects the top bit of each byte.
+        // SAFETY: these intrinsics need SSE2, which every x86-64 processor has.
         let packed = unsafe { _mm_movemask_epi8(_mm_slli_epi16::<7>(_mm_set_epi64x(high, low))) };
         word |= u64::from(packed as u32) << (16 * index);
     }
     #[cfg(not(target_arch = "x86_64"))]
     for (index, eight) in bytes.as_chunks::<8>().0.iter().enumerate() {
-        // Shifts byte `i` to bit `56 + i`; no two of them meet.
+        // The product moves byte `i` to bit `56 + i`; no two of them overlap.
         let packed = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         word |= packed << (8 * index);
     }
     word
 }
 
-/// Sets numbers to zero where the bit is not set, and to another number where it is.
+/// Sets each number to zero where its bit is clear, and to some other number where it is set.
 pub fn unpack(words: &[u64], numbers: &mut [u32]) {
     let (whole, rest) = numbers.as_chunks_mut::<WORD>();
     for (numbers, &word) in whole.iter_mut().zip(words) {
@@ -56,9 +56,9 @@ pub fn unpack(words: &[u64], numbers: &mut [u32]) {
     }
 }
 
-/// Elements of half a word, whose bits fit the numbers that tell of them.
+/// Elements in half a word: as many as a `u32` has bits.
 const HALF: usize = WORD / 2;
-/// The bits of half a word.
+/// One `u32` for each bit of half a word.
 const BITS: [u32; HALF] = {
     let mut bits = [0; HALF];
     let mut at = 0;
@@ -70,9 +70,9 @@ const BITS: [u32; HALF] = {
 };
 
 vectorised! {
-    /// A kernel without the loop over words, which the compiler would turn into scattered stores.
+    /// The kernel for one word. With the loop over words inside, the compiler would emit scattered stores.
     fn unpack_word(word: u64, numbers: &mut [u32; WORD]) {
-        // One operation for many: the bits stay where they are.
+        // A single AND per element: the bits are not shifted into place.
         let (low, high) = numbers.split_at_mut(HALF);
         for (number, bit) in low.iter_mut().zip(&BITS) {
             *number = word as u32 & bit;

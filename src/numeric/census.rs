@@ -1,24 +1,24 @@
-//! What kinds of values there are, from their bits alone.
+//! Counts kinds of values (zero, subnormal, not finite) from their bits alone.
 
 use super::format::FloatType;
 use super::vector::vectorised;
 
-/// Elements of a strip; fewer than the narrowest count holds.
+/// Elements per strip; small enough that the narrowest counter cannot overflow.
 const STRIP: usize = 1024;
 
-/// What the bits of some elements say.
+/// What the bits of a run of elements tell.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Census {
-    /// The largest magnitude, as bits: of infinity or NaN, if there is one.
+    /// The largest magnitude, as bits; that of infinity or NaN if one occurs.
     pub largest: u64,
     /// Zeros of either sign.
     pub zeros: u64,
-    /// Values below the smallest normal one that are not zero.
+    /// Values smaller than the smallest normal number, without the zeros.
     pub subnormal: u64,
 }
 
 impl Census {
-    /// Of the elements of a format.
+    /// The census of the little-endian elements in `bytes`.
     pub fn of(format: FloatType, bytes: &[u8]) -> Census {
         let normal = format.least_normal();
         let mut census = Census::default();
@@ -36,7 +36,7 @@ impl Census {
         census
     }
 
-    /// Adds what was found in other elements.
+    /// Adds the counts of other elements.
     pub fn add(&mut self, next: &Census) {
         self.largest = self.largest.max(next.largest);
         self.zeros += next.zeros;
@@ -62,7 +62,7 @@ impl FloatType {
         }
     }
 
-    /// The bits of the largest number.
+    /// The bits of the largest finite number.
     fn largest_finite(self) -> u64 {
         match self {
             FloatType::F64 => 0x7fef_ffff_ffff_ffff,
@@ -75,7 +75,7 @@ impl FloatType {
     }
 }
 
-/// A kernel that gives the largest magnitude of a strip, its zeros, and its values below a bound.
+/// A kernel that returns a strip's largest magnitude, its zeros, and its values below a bound.
 macro_rules! strip_census {
     ($name:ident, $raw:ty, $count:ty, $bytes:literal) => {
         vectorised! {
@@ -89,7 +89,7 @@ macro_rules! strip_census {
                     largest = if magnitude > largest { magnitude } else { largest };
                     least = if magnitude < least { magnitude } else { least };
                 }
-                // The usual case: there is nothing to count.
+                // Usually there is nothing to count.
                 if least >= bound {
                     return (largest.into(), 0, 0);
                 }

@@ -1,26 +1,26 @@
-//! Weighted sums of sources: what every merge ends in.
+//! Weighted sums of sources: the last step of every merge.
 
 use super::lanes::{LANES, each, load};
 use super::real::Real;
 use super::vector::vectorised;
 
-/// How the terms of a weighted sum are put together.
+/// How a weighted sum is computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SumRule<R> {
-    /// What the sum is divided by; one, if it is not.
+    /// The sum is divided by this; one for no division.
     pub divisor: R,
-    /// Whether each term is added with one rounding; without, its product is rounded first, so that terms that
-    /// cancel give zero. mergekit does the first in `linear`, the second in `slerp`.
+    /// Whether each term is added with one rounding. Otherwise its product is rounded first, so that terms which
+    /// cancel sum to zero. mergekit does the first in `linear` and the second in `slerp`.
     pub fused: bool,
-    /// Whether the result is a mean, with weights of one sign that make up one: then it is put between the least and
-    /// the largest of the sources there. It lies there by its definition; rounding can carry it out by a step. So
-    /// elements in which all sources agree come out as they went in, to the bit.
+    /// Whether the result is a mean: its weights have one sign and add up to one. A mean lies between the least and
+    /// the largest source value; rounding can push it out by one ULP, so it is clamped to them. As a consequence,
+    /// an element on which all sources agree comes out unchanged, to the bit.
     pub mean: bool,
 }
 
-/// `out[i] = sum of weight * sources[source][start + i]`, summed in the order of the terms: sources and their weights.
+/// `out[i]` is the sum of `weight * sources[source][start + i]` over the terms `(source, weight)`, in their order.
 ///
-/// A source that is in no term does not matter, not even an infinity in it. Without terms, zeros.
+/// A source in no term has no effect, even if it holds infinities. Without terms, the result is zeros.
 pub fn weighted_sum<R: Real>(
     sources: &[&[R]],
     terms: &[(usize, R)],
@@ -89,7 +89,7 @@ fn sum_lanes<R: Real, const FUSED: bool, const MEAN: bool, const N: usize>(
         return sum;
     }
     each(|i| {
-        // Comparisons with NaN are false, so a NaN stays. At equality too, as a minus zero equals a plus zero.
+        // A comparison with NaN is false, so a NaN stays. Equal values are replaced too, since -0 equals +0.
         let raised = if sum[i] <= low[i] { low[i] } else { sum[i] };
         if raised >= high[i] { high[i] } else { raised }
     })
@@ -117,7 +117,7 @@ mod tests {
             let terms: Vec<(usize, f32)> = weights.iter().copied().enumerate().collect();
             let rule = SumRule { divisor: 1.0, fused: seed % 2 == 0, mean: false };
             weighted_sum(&sources, &terms, 0, rule, &mut out);
-            // From anywhere on, the same.
+            // Starting anywhere makes no difference.
             let start = seed as usize % (length + 1);
             let mut rest = vec![0f32; length - start];
             weighted_sum(&sources, &terms, start, rule, &mut rest);

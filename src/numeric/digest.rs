@@ -1,4 +1,4 @@
-//! The BLAKE3 digest of bytes that come in pieces, from several threads, in any order.
+//! The BLAKE3 digest of bytes that arrive in pieces, from several threads, in any order.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,13 +8,13 @@ use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
 };
 
-/// Bytes of the smallest subtree: a power of two of BLAKE3's chunks, enough of them to be hashed side by side.
+/// Bytes of the smallest subtree: a power of two of BLAKE3 chunks, enough to hash several side by side.
 const UNIT: u64 = 16 << 10;
 
-/// The plain BLAKE3 hash of some bytes, of which every piece is given once.
+/// The plain BLAKE3 hash of a run of bytes; each byte must be passed exactly once.
 ///
-/// Each piece is hashed where it is given, while it is hot. What is held are the values of subtrees that cannot be
-/// joined yet, and units of 16 KiB of which a part is still to come.
+/// Each piece is hashed as it arrives, while it is in the cache. Only two things are kept: the values of subtrees
+/// that cannot be joined yet, and units of 16 KiB that are still incomplete.
 #[derive(Debug)]
 pub struct TreeDigest {
     len: u64,
@@ -23,16 +23,16 @@ pub struct TreeDigest {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Subtrees by their first byte: their length, and their value.
+    /// Subtrees by the offset of their first byte: length and value.
     subtrees: BTreeMap<u64, (u64, ChainingValue)>,
-    /// Units that are not complete, by their first byte: the bytes, and how many are there.
+    /// Incomplete units by the offset of their first byte: the bytes, and how many have arrived.
     partial: BTreeMap<u64, (Vec<u8>, usize)>,
-    /// The hash, if all bytes came in one piece or are one unit.
+    /// The hash, if all bytes came in one piece or fit into one unit.
     whole: Option<Hash>,
 }
 
 impl TreeDigest {
-    /// Of so many bytes.
+    /// A digest of `len` bytes.
     pub fn new(len: u64) -> Self {
         let state = State {
             whole: (len == 0).then(|| blake3::hash(&[])),
@@ -44,7 +44,7 @@ impl TreeDigest {
         }
     }
 
-    /// Takes the bytes from `offset` on. What is beyond the length is left out.
+    /// Adds the bytes from `offset` on. Bytes beyond the length are ignored.
     pub fn update(&self, offset: u64, bytes: &[u8]) {
         let room = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let mut bytes = &bytes[..bytes.len().min(room)];
@@ -94,7 +94,8 @@ impl TreeDigest {
         if !complete || covered != self.len {
             return None;
         }
-        // What is left are powers of two, each smaller than the one before; two halves, if the whole is one.
+        // The subtrees that remain are powers of two, each smaller than the one before; or two halves, if the total
+        // is a power of two.
         let mut values = state.subtrees.into_values().rev().map(|(_, value)| value);
         let mut right = values.next()?;
         let mut left = values.next()?;
@@ -105,7 +106,8 @@ impl TreeDigest {
         Some(merge_subtrees_root(&left, &right, Mode::Hash))
     }
 
-    /// The length of the largest subtree that starts at `offset` and is within so many bytes; 0 if there is none.
+    /// The length of the largest subtree that starts at `offset` and fits into `available` bytes; 0 if there is
+    /// none.
     fn subtree(&self, offset: u64, available: u64) -> u64 {
         if !offset.is_multiple_of(UNIT) {
             return 0;
@@ -123,7 +125,7 @@ impl TreeDigest {
         len
     }
 
-    /// Adds to a unit of which only a part is there.
+    /// Adds bytes to a unit that is not complete yet.
     fn fill(&self, offset: u64, piece: &[u8]) {
         let start = offset - offset % UNIT;
         let len = UNIT.min(self.len - start) as usize;
@@ -149,20 +151,20 @@ impl TreeDigest {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        // A poisoned lock means that another thread panicked, and that panic is carried on.
+        // A poisoned lock means that another thread panicked; that panic is passed on elsewhere.
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl State {
-    /// Adds a subtree, and joins it with its neighbour as long as both are there.
+    /// Adds a subtree, and joins it with its neighbour for as long as both are present.
     fn insert(&mut self, mut start: u64, mut len: u64, mut value: ChainingValue, total: u64) {
         while len.is_power_of_two() && len >= UNIT {
             let is_left = start.is_multiple_of(2 * len);
             let first = if is_left { start } else { start - len };
             let other = if is_left { start + len } else { first };
             let joined_len = 2 * len;
-            // What goes beyond the end is no subtree, and the root is joined in another way.
+            // A pair that reaches beyond the end is no subtree, and the root is joined by another function.
             let joinable = first + joined_len <= total && joined_len < total;
             let same = |&(other_len, _): &(u64, ChainingValue)| other_len == len;
             if !joinable || !self.subtrees.get(&other).is_some_and(same) {
@@ -183,7 +185,7 @@ impl State {
     }
 }
 
-/// The value of a subtree of more bytes.
+/// The chaining value of a subtree that starts at `offset`.
 fn value(offset: u64, bytes: &[u8]) -> ChainingValue {
     blake3::Hasher::new()
         .set_input_offset(offset)
@@ -200,7 +202,7 @@ mod tests {
         (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
     }
 
-    /// The digest of bytes that are cut at these places and given in the order of these keys.
+    /// The digest of bytes that are cut at these places and passed in the order of these keys.
     fn digest(bytes: &[u8], cuts: &[usize], keys: &[u32]) -> Option<Hash> {
         let mut bounds: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
         bounds.extend([0, bytes.len()]);

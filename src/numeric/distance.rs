@@ -1,26 +1,26 @@
-//! How far two tensors are apart: sums over differences.
+//! How far two tensors are apart: sums over their differences.
 
 use super::real::Real;
 use super::reduce::{LANES, fold};
 use super::vector::vectorised;
 
-/// Sums over two runs of finite elements of one length.
+/// Sums over two runs of finite elements of equal length.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Distance {
     /// The largest magnitude of a difference.
     pub largest: f64,
-    /// The sum of the magnitudes of differences.
+    /// The sum of the magnitudes of the differences.
     pub absolute: f64,
-    /// The sum of squared differences.
+    /// The sum of the squared differences.
     pub squared: f64,
-    /// The sum of squares of the first.
+    /// The sum of squares of the first run.
     pub first: f64,
-    /// The sum of squares of the second.
+    /// The sum of squares of the second run.
     pub second: f64,
 }
 
 impl Distance {
-    /// Adds what was found in the elements that follow.
+    /// Adds the sums of other elements.
     pub fn add(&mut self, next: &Distance) {
         self.largest = self.largest.max(next.largest);
         self.absolute += next.absolute;
@@ -29,7 +29,8 @@ impl Distance {
         self.second += next.second;
     }
 
-    /// The Euclidean norm of the difference as a part of the first's; of the second's, if the first is zero.
+    /// The 2-norm of the difference, relative to that of the first run; relative to the second, if the first is
+    /// zero.
     pub fn relative(&self) -> f64 {
         match (self.squared, self.first, self.second) {
             (0.0, ..) => 0.0,
@@ -38,7 +39,7 @@ impl Distance {
         }
     }
 
-    /// Whether all sums are numbers: then all that was added is finite.
+    /// Whether all sums are finite; if so, all elements were.
     pub fn is_finite(&self) -> bool {
         let sums = [
             self.largest,
@@ -56,7 +57,7 @@ impl Distance {
             0.0 if self.first == self.second => 1.0,
             0.0 => 0.0,
             _ => {
-                // By the law of cosines: precise where the two are close, as they mostly are.
+                // The law of cosines is precise for similar vectors, the usual case.
                 let product = (self.first + self.second - self.squared) / 2.0;
                 (product / self.first.sqrt() / self.second.sqrt()).clamp(-1.0, 1.0)
             }
@@ -64,7 +65,7 @@ impl Distance {
     }
 }
 
-/// Sums over what two runs of elements differ by from a third.
+/// Sums over two task vectors: the differences of two runs of elements from a third.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TaskSums {
     /// The sum of squares of the first task vector.
@@ -73,14 +74,14 @@ pub struct TaskSums {
     pub second: f64,
     /// The inner product of the two.
     pub product: f64,
-    /// Elements where the two have different signs.
+    /// Elements in which the two have opposite signs.
     pub conflicts: f64,
-    /// Elements where neither is zero.
+    /// Elements in which neither is zero.
     pub both: f64,
 }
 
 impl TaskSums {
-    /// Adds what was found in the elements that follow.
+    /// Adds the sums of other elements.
     pub fn add(&mut self, next: &TaskSums) {
         self.first += next.first;
         self.second += next.second;
@@ -89,26 +90,27 @@ impl TaskSums {
         self.both += next.both;
     }
 
-    /// Whether all sums are numbers: then all that was added is finite.
+    /// Whether all sums are finite; if so, all elements were.
     pub fn is_finite(&self) -> bool {
         let sums = [self.first, self.second, self.product];
         sums.into_iter().all(f64::is_finite)
     }
 
-    /// The cosine of the angle between the task vectors; `None` if one is zero.
+    /// The cosine of the angle between the task vectors; `None` if one of them is zero.
     pub fn cosine(&self) -> Option<f64> {
         let cosine = self.product / self.first.sqrt() / self.second.sqrt();
         cosine.is_finite().then(|| cosine.clamp(-1.0, 1.0))
     }
 }
 
-/// Pairs of elements side by side: the elements of the widest register, twice.
+/// Pairs of elements side by side: twice the widest register.
 const WIDE: usize = 16;
-/// Pairs of a run, the sums of which are begun in the values' own precision: 32 terms in each lane, so that in f32
-/// a sum is off by 2^-19 of itself at the very most.
+/// Pairs per run. Within a run, sums are kept in the precision of the values. A lane adds 32 terms, so an f32 sum
+/// has a relative error of at most 2^-19.
 const RUN: usize = 16 * WIDE;
 
-/// [`Distance`] of elements that come strip by strip, all of which are finite; of others it is not finite.
+/// The [`Distance`] of finite elements that arrive strip by strip. If an element is not finite, neither is the
+/// result.
 #[derive(Debug, Clone, Copy)]
 pub struct DistanceSums<R> {
     largest: [R; WIDE],
@@ -131,7 +133,7 @@ impl<R: Real> Default for DistanceSums<R> {
 }
 
 impl<R: Real> DistanceSums<R> {
-    /// What was added so far.
+    /// The sums so far.
     pub fn distance(&self) -> Distance {
         let sum = |lanes: [f64; WIDE]| lanes.into_iter().sum();
         let largest = self.largest.iter().map(|largest| largest.to_f64());
@@ -144,7 +146,7 @@ impl<R: Real> DistanceSums<R> {
         }
     }
 
-    /// Adds two slices of one length.
+    /// Adds two slices of equal length.
     pub fn add(&mut self, a: &[R], b: &[R]) {
         let ((runs_of_a, rest_of_a), (runs_of_b, rest_of_b)) = (runs(a), runs(b));
         add_runs(runs_of_a, runs_of_b, self);
@@ -155,7 +157,8 @@ impl<R: Real> DistanceSums<R> {
 }
 
 impl DistanceSums<f32> {
-    /// Adds two runs of stored bf16 elements of one length: as [`DistanceSums::add`] would, were they decoded.
+    /// Adds two runs of stored bf16 elements of equal length, with the result of decoding them for
+    /// [`DistanceSums::add`].
     pub fn add_bf16(&mut self, a: &[u8], b: &[u8]) {
         let ((runs_of_a, rest_of_a), (runs_of_b, rest_of_b)) = (runs_bf16(a), runs_bf16(b));
         add_runs_bf16(runs_of_a, runs_of_b, self);
@@ -169,17 +172,17 @@ impl DistanceSums<f32> {
     }
 }
 
-/// [`Distance`] of two slices of one length, all of whose elements are finite.
+/// The [`Distance`] of two slices of finite elements of equal length.
 pub fn distance<R: Real>(a: &[R], b: &[R]) -> Distance {
     let mut sums = DistanceSums::default();
     sums.add(a, b);
     sums.distance()
 }
 
-/// Pairs of elements, in runs of a length that the compiler knows: else it keeps the sums in memory.
+/// Pairs of elements, in runs of constant length: otherwise the compiler keeps the sums in memory.
 type Runs<'a, P> = &'a [[P; RUN]];
 
-/// Runs of pairs, and the elements behind the last whole run.
+/// Whole runs of pairs, and the elements after the last one.
 fn runs<R>(values: &[R]) -> (Runs<'_, [R; 2]>, &[R]) {
     let runs = values.as_chunks::<2>().0.as_chunks::<RUN>().0;
     (runs, &values[2 * RUN * runs.len()..])
@@ -190,7 +193,7 @@ fn runs_bf16(bytes: &[u8]) -> (Runs<'_, [u8; 4]>, &[u8]) {
     (runs, &bytes[4 * RUN * runs.len()..])
 }
 
-/// A run of less elements than it has, and zeros.
+/// An incomplete run, padded with zeros.
 #[cold]
 fn filled_up<R: Real>(values: &[R]) -> [[R; 2]; RUN] {
     let mut run = [[R::ZERO; 2]; RUN];
@@ -209,7 +212,7 @@ fn filled_up_bf16(bytes: &[u8]) -> [[u8; 4]; RUN] {
     run
 }
 
-/// The two bf16 elements of a word.
+/// The two bf16 elements in four bytes.
 #[inline(always)]
 fn halves(word: &[u8; 4]) -> [f32; 2] {
     let word = u32::from_le_bytes(*word);
@@ -277,7 +280,7 @@ pub fn squares<R: Real>(values: &[R]) -> f64 {
     sum
 }
 
-/// The sum of squares of stored bf16 elements: the same as of the decoded ones.
+/// The sum of squares of stored bf16 elements; equal to [`squares`] of the decoded ones.
 pub fn squares_bf16(bytes: &[u8]) -> f64 {
     let (runs, rest) = runs_bf16(bytes);
     let mut sum = square_runs_bf16(runs);
@@ -319,7 +322,7 @@ fn square_run<P, R: Real>(run: &[P; RUN], values: impl Fn(&P) -> [R; 2], sums: &
     widen(sums, &parts);
 }
 
-/// Adds sums that were begun in the values' own precision.
+/// Adds the sums of one run, kept in the precision of the values, to sums in f64.
 #[inline(always)]
 fn widen<R: Real>(sums: &mut [f64; WIDE], parts: &[R; WIDE]) {
     for (sum, part) in sums.iter_mut().zip(parts) {
@@ -328,7 +331,7 @@ fn widen<R: Real>(sums: &mut [f64; WIDE], parts: &[R; WIDE]) {
 }
 
 vectorised! {
-    /// [`TaskSums`] of three slices of one length, all of whose elements are finite; the third is the base.
+    /// The [`TaskSums`] of three slices of finite elements of equal length; the third is the base.
     pub fn task_sums<R: Real>(a: &[R], b: &[R], base: &[R]) -> TaskSums {
         let mut sums = [[0f64; LANES]; 5];
         let length = a.len().min(b.len()).min(base.len());
@@ -360,7 +363,7 @@ fn task_lanes<R: Real>(a: &[R], b: &[R], base: &[R], sums: &mut [[f64; LANES]; 5
         sums[0][lane] += a * a;
         sums[1][lane] += b * b;
         sums[2][lane] += product;
-        // Signs, and not the product, which may be too small for a number.
+        // Compares signs rather than the product, which may underflow.
         let conflict = (a > 0.0) & (b < 0.0) | (a < 0.0) & (b > 0.0);
         let both = (a != 0.0) & (b != 0.0);
         sums[3][lane] += if conflict { 1.0 } else { 0.0 };
@@ -443,7 +446,7 @@ mod tests {
         assert_eq!(distance(&[0f32; 3], &[0.0; 3]).cosine(), 1.0);
         assert_eq!(distance(&[0f32; 3], &[1.0; 3]).cosine(), 0.0);
         assert_eq!(distance(&[0f32; 3], &[2.0; 3]).relative(), 1.0);
-        // Task vectors (1, 0) and (1, 1), and a conflict.
+        // Task vectors (1, 0) and (1, 1), and one sign conflict.
         let found = task_sums(&[2.0f32, 1.0, 0.0], &[2.0, 2.0, 2.0], &[1.0, 1.0, 1.0]);
         assert_eq!((found.conflicts, found.both), (1.0, 2.0));
         assert_eq!((found.first, found.second, found.product), (2.0, 3.0, 0.0));

@@ -1,13 +1,13 @@
-//! The values of a tensor, wherever they are: stored as they are, or made while they are read.
+//! The values of a tensor, whether stored or computed as they are read.
 
 use super::format::FloatType;
 use super::real::Real;
 
 /// Values read by their place in a tensor.
 ///
-/// What is given for a place depends on that place only, not on what is read before or together with it.
+/// The value at a place depends on that place only, not on what is read before it or along with it.
 pub trait Fill<R>: Send + Sync {
-    /// Sets `out` to the elements from number `first` on; gives the bytes read for it.
+    /// Sets `out` to the elements from index `first` on; returns the bytes read for them.
     ///
     /// `first + out.len()` is at most the number of elements.
     fn fill(&self, first: u64, out: &mut [R]) -> usize;
@@ -15,19 +15,19 @@ pub trait Fill<R>: Send + Sync {
 
 /// The values of a tensor in both precisions; implement [`Fill<R>`] for every [`Real`].
 pub trait Elements: Fill<f32> + Fill<f64> {
-    /// The format of the values: that of the bytes if they are stored, else the narrowest that they are
-    /// meant to be written in. Decides the precision they are computed in.
+    /// The format of the values: that of the bytes if they are stored, otherwise the narrowest format that they are
+    /// to be written in. It decides the precision of the computation.
     fn format(&self) -> FloatType;
 
-    /// The bytes of so many elements from number `first` on, where they are stored one after the other: what
-    /// may be asked for before it is read. `first + count` is at most the number of elements.
+    /// The bytes of `count` elements from index `first` on, if they are stored one after the other; empty if not.
+    /// Used to request them before they are read. `first + count` is at most the number of elements.
     fn stored(&self, first: u64, count: usize) -> &[u8] {
         let _ = (first, count);
         &[]
     }
 }
 
-/// Little-endian values in order, perhaps not aligned.
+/// Little-endian values in order; they need not be aligned.
 #[derive(Debug, Clone, Copy)]
 pub struct Stored<'a> {
     /// The values.
@@ -56,7 +56,7 @@ impl Elements for Stored<'_> {
     }
 }
 
-/// Zeros.
+/// A tensor of zeros.
 #[derive(Debug, Clone, Copy)]
 pub struct Zeros;
 

@@ -1,4 +1,4 @@
-//! The float formats of checkpoints: decoding to the precision of the merge, and one rounding on the way out.
+//! The float formats of checkpoints: decoded to the precision of the merge, rounded once on the way out.
 
 use half::bf16;
 use safetensors::Dtype;
@@ -7,7 +7,7 @@ use super::narrow::{F8E4m3, F8E5m2, F16, Narrow};
 use super::real::Real;
 use super::vector::vectorised;
 
-/// A float format that merges read and write.
+/// A float format that can be read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FloatType {
     /// IEEE 754 double precision.
@@ -34,16 +34,16 @@ pub struct NonFinite {
 }
 
 impl NonFinite {
-    /// Whether there is any.
+    /// Whether there is any such value.
     pub fn any(self) -> bool {
         self.nan + self.infinite > 0
     }
 
-    /// Counts those of a slice.
+    /// Counts NaN and infinity in a slice.
     pub fn count<R: Real>(values: &[R]) -> Self {
         let limit = R::from_f64(f64::INFINITY);
         let mut found = Self::default();
-        // A sweep without branches finds the usual answer, none, at the speed of memory.
+        // Usually there are none; a branchless sweep confirms that at memory speed.
         if !all_below(values, limit) {
             for value in values {
                 let value = value.to_f64();
@@ -62,17 +62,17 @@ impl std::ops::AddAssign for NonFinite {
     }
 }
 
-/// What an encoding met beside numbers that fit.
+/// The values that an encoding could not represent as finite numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Narrowed {
-    /// Finite values beyond the largest that the format rounds to a finite one.
+    /// Finite values too large to round to a finite value of the format.
     pub overflowed: u64,
-    /// Values that were not finite before.
+    /// Values that were already NaN or infinite.
     pub non_finite: NonFinite,
 }
 
 impl FloatType {
-    /// The float format of a dtype, `None` for integers, bools and packed types.
+    /// The float format of a dtype; `None` for integers, bools and packed types.
     pub fn of(dtype: Dtype) -> Option<Self> {
         Some(match dtype {
             Dtype::F64 => Self::F64,
@@ -107,7 +107,7 @@ impl FloatType {
         }
     }
 
-    /// The smallest format that holds every value of both, as torch promotes types.
+    /// The smallest format that holds every value of both, by torch's promotion rules.
     pub fn promote(self, other: Self) -> Self {
         use FloatType::*;
         match (self, other) {
@@ -115,7 +115,7 @@ impl FloatType {
             (F64, _) | (_, F64) => F64,
             (F32, _) | (_, F32) => F32,
             (F16, Bf16) | (Bf16, F16) => F32,
-            // Each 8-bit float is exact in F16; BF16 holds both too.
+            // F16 holds every 8-bit float exactly, and so does BF16.
             (F16, _) | (_, F16) => F16,
             (Bf16, _) | (_, Bf16) => Bf16,
             (F8E4m3 | F8E5m2, F8E4m3 | F8E5m2) => F16,
@@ -127,7 +127,7 @@ impl FloatType {
         matches!(self, Self::F64 | Self::F32)
     }
 
-    /// The largest finite value, and the smallest magnitude of this precision that no longer rounds to a finite one.
+    /// The largest finite value, and the smallest magnitude, in precision `R`, that does not round to a finite one.
     fn limits<R: Real>(self) -> (f64, f64) {
         match self {
             Self::F64 => (f64::MAX, f64::INFINITY),
@@ -137,14 +137,14 @@ impl FloatType {
                 f64::from(bf16::MAX.to_f32()),
                 (2.0 - 2f64.powi(-8)) * 2f64.powi(127),
             ),
-            // 464 lies half-way between 448 and the NaN's place and rounds to even: 448. What follows it does not; a
-            // unit in its last place is 2^8 of those of one.
+            // 464 lies half-way between 448 and the NaN's place, and rounds to even: to 448. The next value above
+            // 464 no longer does; at 464 the ULP is 2^8 times that of one.
             Self::F8E4m3 => (448.0, 464.0 + 256.0 / 4.0 * R::NOISE.to_f64()),
             Self::F8E5m2 => (57_344.0, 61_440.0),
         }
     }
 
-    /// Decodes little-endian bytes. Both slices hold the same number of values; excess of either is ignored.
+    /// Decodes little-endian bytes. Both slices should hold the same number of values; any excess is ignored.
     pub fn decode<R: Real>(self, bytes: &[u8], values: &mut [R]) {
         match self {
             Self::F64 => decode_f64(bytes, values),
@@ -156,7 +156,7 @@ impl FloatType {
         }
     }
 
-    /// Counts NaN and infinity in stored bytes; where there are none, which is the rule, without decoding.
+    /// Counts NaN and infinity in stored bytes. Decodes them only if there are any, which is rare.
     pub fn non_finite(self, bytes: &[u8]) -> NonFinite {
         let mut found = NonFinite::default();
         if has_full_exponent(bytes, self.exponent_bits()) {
@@ -170,7 +170,7 @@ impl FloatType {
         found
     }
 
-    /// The bits of a stored value that all are ones in what is not finite, and in nothing else.
+    /// The bits of a stored value that are all set if and only if it is not finite.
     fn exponent_bits(self) -> u64 {
         match self {
             Self::F64 => 0x7ff0 << 48,
@@ -182,13 +182,13 @@ impl FloatType {
         }
     }
 
-    /// Encodes to little-endian bytes with one rounding, to nearest even.
+    /// Encodes to little-endian bytes, rounding once to nearest even.
     ///
-    /// With `saturate`, values beyond the range become the largest finite value of their sign; without, they
-    /// become what the format has there (infinity, or NaN in `F8_E4M3`). Both are counted.
+    /// With `saturate`, values out of range become the largest finite value of their sign. Without it, they become
+    /// infinity, or NaN in `F8_E4M3`, which has no infinity. Both are counted.
     pub fn encode<R: Real>(self, values: &mut [R], saturate: bool, bytes: &mut [u8]) -> Narrowed {
         let (largest, beyond) = self.limits::<R>();
-        // In f32 the limit of a wider format is infinity: nothing finite reaches it.
+        // In f32, the limit of a wider format is infinity, which no finite value reaches.
         let limit = R::from_f64(beyond);
         if self.store(values, limit, bytes) {
             return Narrowed::default();
@@ -213,7 +213,7 @@ impl FloatType {
         }
     }
 
-    /// Encodes, and tells whether all magnitudes are below the limit; a NaN is not.
+    /// Encodes; returns whether all magnitudes are below the limit (false for a NaN).
     fn store<R: Real>(self, values: &[R], limit: R, bytes: &mut [u8]) -> bool {
         match self {
             Self::F64 => encode_f64(values, limit, bytes),
@@ -227,16 +227,17 @@ impl FloatType {
 }
 
 vectorised! {
-    /// Whether all magnitudes are below the limit; a NaN is not.
+    /// Whether all magnitudes are below the limit; false for a NaN.
     fn all_below<R: Real>(values: &[R], limit: R) -> bool {
         values.iter().fold(true, |all, value| all & (value.abs() < limit))
     }
 }
 
-/// Whether any stored value has all these bits, which lie side by side below its sign; a word at a time.
+/// Whether some stored value has all of `bits` set. The bits are contiguous, just below the sign. Works word by
+/// word.
 fn has_full_exponent(bytes: &[u8], bits: u64) -> bool {
     let sign = (bits << 1) & !bits;
-    // As many values as a word holds: the sign is the top bit of each.
+    // The sign bit of each value in a word.
     let every = (0..u64::BITS)
         .step_by(sign.trailing_zeros() as usize + 1)
         .fold(0, |every, at| every | 1 << at);
@@ -250,8 +251,8 @@ fn has_full_exponent(bytes: &[u8], bits: u64) -> bool {
 }
 
 vectorised! {
-    /// Where adding to the masked words carried to, in any of them: one is added below bits that, if all are ones,
-    /// carry it into the bit above.
+    /// Adds one below the masked bits of each value. Where all of them are set, this carries into the bit above;
+    /// the result is the OR of all words.
     fn carries(words: &[[u8; 8]], mask: u64, ones: u64) -> u64 {
         words.iter().fold(0, |carries, word| carries | ((u64::from_le_bytes(*word) & mask) + ones))
     }
@@ -281,7 +282,7 @@ vectorised! {
     }
 }
 
-/// A stored bf16 element: the upper half of an f32.
+/// A stored bf16 element is the upper half of an f32.
 #[inline(always)]
 fn from_bf16<R: Real>(raw: &[u8; 2]) -> R {
     R::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16))
@@ -339,11 +340,11 @@ vectorised! {
     }
 }
 
-/// To `f32` such that a second rounding, to 16 bits or less, gives what one rounding would have given.
+/// Converts to `f32` such that a second rounding, to 16 bits or fewer, has the result of a single rounding.
 ///
-/// Rounding to odd keeps in the last bit whether anything was cut off. Source: Boldo and Melquiond, "When
-/// double rounding is odd", IMACS 2005. Twelve bits of mantissa are two more than F16 has, and an `f32` has
-/// them even where BF16 is subnormal, down to what rounds to zero. An `f32` passes as it is.
+/// Rounding to odd records in the last bit whether anything was cut off. Source: Boldo and Melquiond, "When double
+/// rounding is odd", IMACS 2005. It keeps twelve bits of mantissa, two more than F16 has; an `f32` has these even
+/// where BF16 is subnormal, down to values that round to zero. An `f32` is returned unchanged.
 #[inline(always)]
 fn round_to_odd<R: Real>(value: R) -> f32 {
     const CUT: u64 = (1 << 40) - 1;
@@ -412,7 +413,7 @@ mod tests {
         }
     }
 
-    /// The slow twin of `encode`: of all values of the format, the nearest, ties to the even mantissa.
+    /// The slow twin of `encode`: the nearest of all values of the format, ties to the even mantissa.
     fn nearest(format: FloatType, value: f64) -> f64 {
         let mut candidates = Vec::new();
         for bits in 0..1u32 << (8 * format.size() - 1) {
@@ -442,7 +443,7 @@ mod tests {
             format in prop::sample::select(vec![FloatType::F16, FloatType::Bf16, FloatType::F8E4m3, FloatType::F8E5m2]),
             mantissa in 1f64..2.0, low in 0u64..4, exponent in -20i32..8, negative: bool,
         ) {
-            // Values a hair from a tie are where a second rounding would show.
+            // A second rounding would show on values a hair from a tie.
             let coarse = f64::from((mantissa * 512.0).round() as f32) / 512.0 * 2f64.powi(exponent);
             let value = f64::from_bits(coarse.to_bits() + low) * if negative { -1.0 } else { 1.0 };
             let mut bytes = vec![0; format.size()];
@@ -455,7 +456,8 @@ mod tests {
 
     #[test]
     fn a_value_just_above_a_tie_is_not_rounded_twice() {
-        // 1 + 2^-8 is a tie between two BF16 values; 2^-50 more decides it, and would be lost by way of f32.
+        // 1 + 2^-8 is a tie between two BF16 values. The extra 2^-50 breaks it, and would be lost on a detour
+        // through f32.
         let mut bytes = [0; 2];
         FloatType::Bf16.encode(
             &mut [1.0 + 2f64.powi(-8) + 2f64.powi(-50)],
@@ -465,7 +467,7 @@ mod tests {
         assert_eq!(bf16::from_le_bytes(bytes).to_f64(), 1.0 + 2f64.powi(-7));
         FloatType::Bf16.encode(&mut [1.0 + 2f64.powi(-8)], false, &mut bytes);
         assert_eq!(bf16::from_le_bytes(bytes).to_f64(), 1.0);
-        // Among subnormal values too, where f32 has fewer bits: these lie at ties between two BF16 values.
+        // The same among subnormal values, where f32 has fewer bits: these lie at ties between two BF16 values.
         for step in 0..128u16 {
             let tie = f64::from(2 * step + 1) * 2f64.powi(-134);
             for (value, code) in [
@@ -502,7 +504,7 @@ mod tests {
             format.decode(&bytes, &mut back);
             assert_eq!(back[1..], [largest, -largest], "{format:?}");
         }
-        // The values after the tie of the format without infinity, in both precisions.
+        // The values just above the tie of the format without infinity, in both precisions.
         let mut bytes = [0; 2];
         let format = FloatType::F8E4m3;
         let narrowed = format.encode(&mut [464f64, 464f64.next_up()], true, &mut bytes);

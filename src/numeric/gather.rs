@@ -1,4 +1,4 @@
-//! A matrix made of rows of others while it is read: the rows of one token in several vocabularies.
+//! A matrix whose rows are taken from other matrices as it is read: the rows of one token in several vocabularies.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,24 +8,24 @@ use super::real::Real;
 
 /// Where each row of a gathered matrix comes from.
 ///
-/// Compact: a few bytes for each row, however long the rows are.
+/// A few bytes for each row, however long the rows are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowMap {
     rows: Vec<Row>,
-    /// The (part, row) pairs that the means are taken over.
+    /// The (part, row) pairs of all means.
     means: Vec<(u32, u32)>,
 }
 
 /// Where one row comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Row {
-    /// A row of a part, as it is.
+    /// A row of a part, unchanged.
     Copy { part: u32, row: u32 },
-    /// The mean of `len` pairs of `means`, from `start` on.
+    /// The mean of `len` pairs of `means`, from index `start` on.
     Mean { start: u32, len: u32 },
     /// Zeros.
     Zero,
-    /// The mean of all rows that are not such a mean themselves.
+    /// The mean of all rows that are not themselves `Average`.
     Average,
 }
 
@@ -35,7 +35,7 @@ impl RowMap {
         Self::default()
     }
 
-    /// Adds the mean of rows of parts, as (part, row): no pair gives zeros, one the row itself.
+    /// Appends the mean of the given (part, row) pairs: zeros for no pair, the row itself for one.
     pub fn push(&mut self, pairs: &[(u32, u32)]) {
         self.rows.push(match *pairs {
             [] => Row::Zero,
@@ -51,7 +51,7 @@ impl RowMap {
         });
     }
 
-    /// Adds the mean of all rows but those added by this.
+    /// Appends the mean of all rows except those appended by this function.
     pub fn push_average(&mut self) {
         self.rows.push(Row::Average);
     }
@@ -66,13 +66,13 @@ impl RowMap {
         self.rows.is_empty()
     }
 
-    /// Whether it gives the first part, of so many rows, as it is.
+    /// Whether the result is the first part, which has `rows` rows, unchanged.
     pub fn is_identity(&self, rows: usize) -> bool {
         let same = |(index, row): (usize, &Row)| matches!(row, Row::Copy { part: 0, row } if *row as usize == index);
         self.rows.len() == rows && self.rows.iter().enumerate().all(same)
     }
 
-    /// How many rows of parts are read for one pass over all rows.
+    /// How many rows of parts one pass over all rows reads.
     pub fn reads(&self) -> u64 {
         let read = |row: &Row| match row {
             Row::Copy { .. } => 1,
@@ -88,18 +88,18 @@ impl RowMap {
     }
 }
 
-/// The gathered matrix itself.
+/// The gathered matrix.
 pub struct Gather<'a> {
     parts: Vec<Box<dyn Elements + 'a>>,
     map: Arc<RowMap>,
     width: usize,
-    /// The row that stands for [`Row::Average`], and the bytes read for it; made when it is first asked for.
+    /// The row for [`Row::Average`], computed when it is first needed.
     average: OnceLock<Vec<f64>>,
 }
 
 impl<'a> Gather<'a> {
-    /// Rows of `width` elements, taken from parts with rows of the same width by a map that names no part and
-    /// no row that is not there.
+    /// Takes rows of `width` elements from parts whose rows have the same width. Every part and row that the map
+    /// names must exist.
     pub fn new(parts: Vec<Box<dyn Elements + 'a>>, map: Arc<RowMap>, width: usize) -> Self {
         Self {
             parts,
@@ -109,7 +109,7 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Sets `out` to elements of one row, from column `first` on; gives the bytes read.
+    /// Sets `out` to the elements of one row from column `first` on; returns the bytes read.
     fn row<R: Real>(&self, row: Row, first: usize, out: &mut [R]) -> usize {
         match row {
             Row::Copy { part, row } => self.copy(part, row, first, out),
@@ -149,7 +149,7 @@ impl<'a> Gather<'a> {
         R::fill(self.parts[part as usize].as_ref(), first, out)
     }
 
-    /// The mean of all other rows, summed in order, and the bytes read for it.
+    /// The mean of all other rows, summed in order; and the bytes read for it.
     fn average(&self) -> (Vec<f64>, usize) {
         let mut sum = vec![0.0; self.width];
         let mut values = vec![0f64; self.width];
@@ -213,7 +213,7 @@ mod tests {
 
     const PART_ROWS: u32 = 6;
 
-    /// What a row is asked to be.
+    /// How a test makes one row of a map.
     #[derive(Debug, Clone)]
     enum Asked {
         Pairs(Vec<(u32, u32)>),
@@ -237,7 +237,7 @@ mod tests {
         bytes
     }
 
-    /// The slow twin: every row made whole, in f64.
+    /// The slow twin: every row in full, in f64.
     fn twin(asked: &[Asked], parts: &[Vec<f64>], width: usize) -> Vec<f64> {
         let mean = |rows: &[Vec<f64>]| -> Vec<f64> {
             (0..width)
@@ -339,7 +339,7 @@ mod tests {
         let read = Fill::<f64>::fill(&gather, 0, &mut out);
         let (first, second) = ((3.0 + 5.5) / 3.0, (4.0 + 11.0) / 3.0);
         assert_eq!(out, [3.0, 4.0, 5.5, 11.0, 0.0, 0.0, first, second]);
-        // Rows of eight and four bytes: 8, 8 + 4, none, and all of these again.
+        // Rows of eight and four bytes: 8, 8 + 4, none; and all of them a second time for the average.
         assert_eq!(read, 40);
         assert_eq!(Fill::<f64>::fill(&gather, 6, &mut out[..2]), 0);
     }

@@ -1,15 +1,15 @@
-//! Some elements at a time, in registers: what kernels over many slices at once are made of.
+//! A few elements at a time, in registers: the building block of kernels over many slices.
 //!
-//! A loop over many slices is not turned into vectors; short arrays of a length that the compiler knows are, if
-//! each step does little: one operation, no load of a field where it is conditional, and no more than a dozen
-//! steps in a row before a loop ends.
+//! The compiler does not vectorise a loop over many slices. It does vectorise short arrays of constant length, if
+//! each step is simple: one operation, no conditional load of a field, and at most a dozen steps in a row before a
+//! loop ends.
 
 use super::real::Real;
 
-/// Elements of an array: those of the widest register in `f32`.
+/// Elements per array: as many `f32` as the widest register holds.
 pub(super) const LANES: usize = 16;
 
-/// The elements from `start` on, of which there must be so many.
+/// The `N` elements from `start` on; they must exist.
 #[inline(always)]
 pub(super) fn load<R: Real, const N: usize>(values: &[R], start: usize) -> [R; N] {
     let mut lanes = [R::ZERO; N];
@@ -17,7 +17,7 @@ pub(super) fn load<R: Real, const N: usize>(values: &[R], start: usize) -> [R; N
     lanes
 }
 
-/// What is made for each lane.
+/// Calls `make` for each lane.
 #[inline(always)]
 pub(super) fn each<R: Real, const N: usize>(make: impl Fn(usize) -> R) -> [R; N] {
     let mut lanes = [R::ZERO; N];

@@ -1,7 +1,7 @@
 //! Arithmetic on slices: number formats, weighted sums, reductions, selection, keyed randomness.
 //!
-//! This layer knows no file, no tensor name and no thread. Every kernel gives the same bits however its
-//! input is cut, as long as the cuts fall on multiples of [`BLOCK`]; each has a slow f64 twin in its tests.
+//! This layer knows no file, no tensor name and no thread. Every kernel returns the same bits however its input is
+//! cut, as long as the cuts fall on multiples of [`BLOCK`]. Each kernel has a slow f64 twin in its tests.
 
 mod bits;
 mod census;
@@ -47,12 +47,12 @@ pub use step_counts::{STEP_BOUNDS, StepCounts};
 pub use strided::{Strided, Strides};
 pub use submatrix::{Beside, Joined, Picks, Submatrix};
 
-/// Elements in a block: the unit in which tensors are decoded and sums are folded.
+/// Elements per block: the unit in which tensors are decoded and sums are accumulated.
 ///
-/// It is part of the numerics: another value gives sums that differ in their last bits.
+/// It is part of the numerics: with another value, sums differ in their last bits.
 pub const BLOCK: usize = 16_384;
 
-/// The version of the arithmetic: another number means that the same recipe and inputs may give other bits.
+/// The version of the arithmetic. If it changes, the same recipe and inputs may give other bits.
 ///
-/// 2: what decides that weights make up one is not divided; values that round beyond `F8_E4M3` are counted.
+/// 2: whether weights add up to one is decided without a division; values that round beyond `F8_E4M3` are counted.
 pub const NUMERICS: u32 = 2;

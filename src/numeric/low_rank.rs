@@ -1,7 +1,7 @@
-//! A stored matrix plus a product of two thin ones, made while it is read: no matrix is ever held whole.
+//! A stored matrix plus a product of two thin ones, computed as it is read; the whole matrix is never in memory.
 //!
-//! The product is summed in f64, over the rank in ascending order, for each element by itself: what is given
-//! for an element is the same whatever range is asked for. What is held at a time is a tile, some 200 KiB.
+//! Each element's product is summed by itself, in f64, over the rank in ascending order. So an element has the same
+//! value whatever range is read. Only one tile is held at a time, about 200 KiB.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,26 +20,26 @@ const RANKS: usize = 16;
 /// Ranks added in one sweep over a row.
 const UNROLL: usize = 4;
 
-/// `scale * L R`, and perhaps a new length for each row or column of the sum.
+/// `base + scale * L R`, where each row or column of the sum may also be rescaled to a given length.
 #[derive(Debug, Clone, Copy)]
 pub struct LowRank<'a> {
-    /// What is added to: `[rows, columns]`, in row order.
+    /// The matrix that the product is added to: `[rows, columns]`, in row order.
     pub base: Stored<'a>,
-    /// The length of a row, at least one.
+    /// Elements per row, at least one.
     pub columns: usize,
-    /// `L`, a vector of the rank for each row.
+    /// `L`: one vector of length `rank` for each row.
     pub left: Factor<'a>,
-    /// `R`, a vector of the rank for each column.
+    /// `R`: one vector of length `rank` for each column.
     pub right: Factor<'a>,
-    /// The rank: the length of those vectors.
+    /// The rank.
     pub rank: usize,
-    /// What the product is multiplied by.
+    /// The factor of the product.
     pub scale: f64,
-    /// The lengths that the rows or columns of the sum are given, if they are given any.
+    /// The lengths that the rows or columns of the sum are rescaled to, if any.
     pub lengths: Option<Lengths<'a>>,
 }
 
-/// A vector of the rank for each row, or each column, of a matrix.
+/// One vector of length `rank` for each row, or for each column, of a matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Factor<'a> {
     /// The numbers.
@@ -62,37 +62,37 @@ pub enum Order {
 /// Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5.
 #[derive(Debug, Clone, Copy)]
 pub struct Lengths<'a> {
-    /// A length for each row or column.
+    /// The length of each row or column.
     pub wanted: Stored<'a>,
-    /// The lengths that they have, as far as they are known.
+    /// The lengths before rescaling, as far as they have been measured.
     pub found: &'a Norms,
 }
 
-/// The 2-norms of the rows or columns of a matrix: each measured when it is first asked for, and kept.
+/// The 2-norms of the rows or columns of a matrix. Each is measured when it is first needed, and kept.
 #[derive(Debug)]
 pub enum Norms {
-    /// Of rows, each by itself; the bits of an f64.
+    /// Of rows, each measured by itself; stored as the bits of an f64.
     Rows(OnceLock<Box<[AtomicU64]>>),
-    /// Of columns, all at once.
+    /// Of columns, all measured at once.
     Columns(OnceLock<Box<[f64]>>),
 }
 
 impl Norms {
-    /// None known yet.
+    /// Row norms, none of them measured yet.
     pub fn of_rows() -> Self {
         Self::Rows(OnceLock::new())
     }
 
-    /// None known yet.
+    /// Column norms, none of them measured yet.
     pub fn of_columns() -> Self {
         Self::Columns(OnceLock::new())
     }
 }
 
-/// Stands for a norm that is not known: a NaN that no arithmetic gives.
+/// Stands for a norm that is not measured yet: a NaN that arithmetic never produces.
 const UNKNOWN: u64 = u64::MAX;
 
-/// A part of a matrix: rows and columns, half-open.
+/// A part of a matrix: half-open ranges of rows and columns.
 #[derive(Debug, Clone, Copy)]
 struct Part {
     rows: (usize, usize),
@@ -108,7 +108,8 @@ impl Part {
         self.columns.1 - self.columns.0
     }
 
-    /// Tiles, row by row; the columns of a tile start at multiples of [`COLUMNS`] from the first.
+    /// Cuts the part into tiles, row by row; their columns start at multiples of [`COLUMNS`] from the part's first
+    /// column.
     fn tiles(self) -> impl Iterator<Item = Part> {
         cuts(self.rows, ROWS).flat_map(move |rows| {
             cuts(self.columns, COLUMNS).map(move |columns| Part { rows, columns })
@@ -122,18 +123,18 @@ fn cuts((start, end): (usize, usize), size: usize) -> impl Iterator<Item = (usiz
         .map(move |first| (first, end.min(first + size)))
 }
 
-/// What one call of [`Fill::fill`] works in.
+/// The buffers of one call of [`Fill::fill`].
 #[derive(Default)]
 struct Scratch {
     left: Vec<f64>,
     right: Vec<f64>,
-    /// The product, and then the sum, of a tile.
+    /// The product of a tile, and then its sum with the base.
     tile: Vec<f64>,
     base: Vec<f64>,
 }
 
 impl Factor<'_> {
-    /// Decodes the numbers `ranks` of the places `places`: one run of places for each rank.
+    /// Decodes the given ranks of the given rows or columns: one run of places for each rank.
     fn decode(
         &self,
         rank: usize,
@@ -170,7 +171,7 @@ impl LowRank<'_> {
         self.base.bytes.len() / self.base.format.size() / self.columns
     }
 
-    /// Sets `scratch.tile` to `scale * L R` of a tile.
+    /// Computes `scale * L R` for a tile into `scratch.tile`.
     fn product(&self, part: Part, scratch: &mut Scratch) {
         let Scratch {
             left, right, tile, ..
@@ -188,7 +189,7 @@ impl LowRank<'_> {
         tile.iter_mut().for_each(|sum| *sum *= self.scale);
     }
 
-    /// Sets `scratch.tile` to the stored matrix plus `scale * L R`, of a tile.
+    /// Computes `base + scale * L R` for a tile into `scratch.tile`.
     fn sum(&self, part: Part, scratch: &mut Scratch) {
         self.product(part, scratch);
         let width = part.width();
@@ -202,7 +203,7 @@ impl LowRank<'_> {
         }
     }
 
-    /// Measures the norms of whole rows.
+    /// Measures the norms of rows that are not known yet.
     fn row_norms(&self, rows: (usize, usize), known: &[AtomicU64], scratch: &mut Scratch) {
         for rows in cuts(rows, ROWS) {
             let missing = |known: &AtomicU64| known.load(Relaxed) == UNKNOWN;
@@ -217,7 +218,7 @@ impl LowRank<'_> {
                     *square += dot(row, row);
                 }
             }
-            // Two threads may measure the same row: they find the same.
+            // Two threads may measure the same row; both find the same norm.
             for (known, square) in known[rows.0..rows.1].iter().zip(squares) {
                 known.store(square.sqrt().to_bits(), Relaxed);
             }
@@ -246,7 +247,7 @@ impl LowRank<'_> {
         squares.into()
     }
 
-    /// What each element of a tile is multiplied by: `by_row` and `by_column` are set, one of them to ones.
+    /// The factors that rescale a tile, one for each row or for each column; `None` if nothing is rescaled.
     fn factors(&self, part: Part, scratch: &mut Scratch) -> Option<Factors> {
         let Lengths { wanted, found } = self.lengths.as_ref()?;
         let (of_rows, places) = match found {
@@ -275,7 +276,7 @@ impl LowRank<'_> {
     }
 }
 
-/// What the elements of a tile are multiplied by.
+/// The factors of a tile: one for each row, or one for each column.
 struct Factors {
     factors: Vec<f64>,
     of_rows: bool,
@@ -305,7 +306,7 @@ fn add_ranks(ranks: usize, factor: impl Fn(usize) -> f64, right: &[f64], sums: &
             .zip(run(rank + 2))
             .zip(run(rank + 3));
         for (sum, (((w, x), y), z)) in sums.iter_mut().zip(values) {
-            // One after the other, so that the grouping leaves no trace.
+            // Added one after the other, so that the result does not depend on how ranks are grouped.
             *sum = *sum + a * w + b * x + c * y + d * z;
         }
     }
@@ -340,8 +341,8 @@ fn parts(first: usize, length: usize, columns: usize) -> Vec<Part> {
 }
 
 impl<R: Real> Fill<R> for LowRank<'_> {
-    /// The bytes that are counted are those of the stored matrix. The factors are read again for each tile,
-    /// and the matrix once more where lengths are measured: from memory, as a rule.
+    /// Only the bytes of the stored matrix are counted. The factors are read again for each tile, and the matrix
+    /// once more where lengths are measured; these reads usually hit the cache.
     fn fill(&self, first: u64, out: &mut [R]) -> usize {
         let mut scratch = Scratch::default();
         let start = first as usize;
@@ -367,7 +368,7 @@ impl<R: Real> Fill<R> for LowRank<'_> {
 }
 
 impl Elements for LowRank<'_> {
-    /// That of the stored matrix: what is added to it is meant for the same place.
+    /// The format of the stored matrix, since the result takes its place.
     fn format(&self) -> FloatType {
         self.base.format
     }
@@ -380,7 +381,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes of values in a format, and the values as they are stored.
+    /// Values encoded in a format: the bytes, and the values as they were rounded.
     fn stored(format: FloatType, values: &[f64]) -> (Vec<u8>, Vec<f64>) {
         let mut bytes = vec![0; values.len() * format.size()];
         format.encode(&mut values.to_vec(), false, &mut bytes);
@@ -409,7 +410,7 @@ mod tests {
         factors: FloatType,
         left: Order,
         right: Order,
-        /// Of rows, of columns, or not at all.
+        /// Rescale rows, columns, or nothing.
         lengths: Option<bool>,
         range: (usize, usize),
         seed: u64,
@@ -468,7 +469,7 @@ mod tests {
             let norms = if case.lengths == Some(true) { Norms::of_rows() } else { Norms::of_columns() };
             let scale = 0.75;
 
-            // The twin: whole matrices in f64.
+            // The slow twin: whole matrices in f64.
             let matrix = |order, values: &[f64], places| match order {
                 Order::ByPlace => Array2::from_shape_vec((places, rank), values.to_vec()).unwrap(),
                 Order::ByRank => Array2::from_shape_vec((rank, places), values.to_vec()).unwrap().reversed_axes(),
@@ -541,7 +542,7 @@ mod tests {
         };
         let sum = [6.0, 12.0, 13.0, 24.0];
         assert_eq!(values(&elements), sum);
-        // The first row is sqrt(180) long and shall be 20, the second sqrt(745) and shall be 1.
+        // The first row has length sqrt(180) and becomes 20 long; the second has sqrt(745) and becomes 1.
         let (a, b) = (20.0 / 180f64.sqrt(), 1.0 / 745f64.sqrt());
         elements.lengths = Some(Lengths {
             wanted: f32s(&wanted),

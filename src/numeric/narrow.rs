@@ -1,22 +1,22 @@
-//! Floats of 16 and 8 bits by arithmetic on the bits of an `f32`, without branches: `F16`, `F8_E4M3` (no infinity,
-//! one NaN) and `F8_E5M2` (the top byte of an `F16`).
+//! Floats of 16 and 8 bits, converted by branchless arithmetic on the bits of an `f32`: `F16`, `F8_E4M3` (no
+//! infinity, one NaN) and `F8_E5M2` (the top byte of an `F16`).
 //!
 //! Source: IEEE 754-2019, 3.4; Micikevicius et al., "FP8 Formats for Deep Learning", arXiv:2209.05433, table 1.
 
-/// A format of sign, exponent and mantissa whose values an `f32` holds, stored in so many bytes.
+/// A format of sign, exponent and mantissa, stored in `BYTES` bytes, whose values an `f32` holds exactly.
 pub(super) trait Narrow<const BYTES: usize>: Copy {
     /// Bits of the mantissa.
     const MANTISSA: u32;
     /// The exponent of the smallest normal value.
     const LEAST: i32;
-    /// The code after that of the largest value: what lies beyond the range rounds to it.
+    /// The code after that of the largest value; values out of range round to it.
     const BEYOND: u32;
-    /// Whether that code is infinity; else it is NaN.
+    /// Whether that code is infinity; otherwise it is NaN.
     const INFINITE: bool;
-    /// The code of a NaN that has these bits as an `f32`.
+    /// The code for a NaN with these `f32` bits.
     fn nan(bits: u32) -> u32;
 
-    /// The value of stored bytes; a NaN is quiet.
+    /// The value of the stored bytes; a NaN becomes quiet.
     #[inline(always)]
     fn decode(self, raw: [u8; BYTES]) -> f32 {
         let mut code = [0; 4];
@@ -26,7 +26,8 @@ pub(super) trait Narrow<const BYTES: usize>: Copy {
         let magnitude = code & ((1 << (8 * BYTES - 1)) - 1);
         let shifted = magnitude << (23 - Self::MANTISSA);
         let least = power_of_two(Self::LEAST);
-        // As if it had a hidden bit, which is taken away again: exact, and quick where subnormal operands are not.
+        // Adds a hidden bit and subtracts it again: exact, and fast on processors that are slow with subnormal
+        // operands.
         let subnormal = f32::from_bits(shifted + least) - f32::from_bits(least);
         let finite = if magnitude < 1 << Self::MANTISSA {
             subnormal.to_bits()
@@ -42,7 +43,7 @@ pub(super) trait Narrow<const BYTES: usize>: Copy {
         f32::from_bits(sign | if is_finite { finite } else { special })
     }
 
-    /// The bytes of the nearest value, ties to the even mantissa.
+    /// The bytes of the nearest value; ties go to the even mantissa.
     #[inline(always)]
     fn encode(self, value: f32) -> [u8; BYTES] {
         let bits = value.to_bits();
@@ -52,7 +53,7 @@ pub(super) trait Narrow<const BYTES: usize>: Copy {
         let half = (1 << (cut - 1)) - 1 + (magnitude >> cut & 1);
         let bias = power_of_two(Self::LEAST - 1) >> cut;
         let normal = ((magnitude + half) >> cut).wrapping_sub(bias);
-        // A sum whose last bit is worth as much as the last of a subnormal value: the addition rounds to it.
+        // The last bit of this sum has the weight of a subnormal's last bit, so the addition does the rounding.
         let unit = power_of_two(Self::LEAST - Self::MANTISSA as i32 + 23);
         let sum = f32::from_bits(magnitude) + f32::from_bits(unit);
         let subnormal = sum.to_bits().wrapping_sub(unit);
@@ -89,7 +90,7 @@ impl Narrow<2> for F16 {
     const INFINITE: bool = true;
     #[inline(always)]
     fn nan(bits: u32) -> u32 {
-        // The top of its payload, as processors do.
+        // Keeps the top of the NaN's payload, as processors do.
         0x7e00 | bits >> 13 & 0x3ff
     }
 }
@@ -160,7 +161,7 @@ mod tests {
         }
         let exponent = binade(rounded, -6);
         let mantissa = (rounded * 2f64.powi(3 - exponent)) as u8;
-        // A normal number carries its hidden bit (8) into the exponent field.
+        // A normal number has its hidden bit (8) added into the exponent field.
         sign | if mantissa < 8 {
             mantissa
         } else {
@@ -185,7 +186,7 @@ mod tests {
         sign | (bits >> 8) as u8
     }
 
-    /// Rounds a magnitude to a float grid of so many mantissa bits whose smallest normal is `2^least`.
+    /// Rounds a magnitude to floats of `mantissa_bits` bits whose smallest normal number is `2^least`.
     fn round_to_grid(magnitude: f32, mantissa_bits: i32, least: i32) -> f64 {
         let magnitude = f64::from(magnitude);
         if !magnitude.is_finite() {
@@ -195,7 +196,7 @@ mod tests {
         (magnitude / step).round_ties_even() * step
     }
 
-    /// The exponent of the power of two at or below a magnitude, at least `least`.
+    /// The exponent of the largest power of two not above the magnitude; at least `least`.
     fn binade(magnitude: f64, least: i32) -> i32 {
         let exponent = (magnitude.to_bits() >> 52) as i32 - 1023;
         exponent.max(least)
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn values_around_every_tie_encode_as_their_twins_do() {
-        // Whatever the upper half: the ties of all three formats end in so many zeros or a one before them.
+        // Any upper half will do: the ties of all three formats end in zeros, or in a one and zeros.
         for upper in 0..=u16::MAX {
             for lower in [
                 0, 1, 0xfff, 0x1000, 0x1001, 0x1fff, 0x3000, 0x7fff, 0x8000, 0xffff,

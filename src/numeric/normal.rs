@@ -1,4 +1,4 @@
-//! Normal and uniform draws by key and place: the same on every machine.
+//! Normal and uniform draws by key and place, the same on every machine.
 
 use std::f64::consts::TAU;
 
@@ -6,8 +6,8 @@ use super::random::MaskKey;
 
 /// Selects one stream of normal draws.
 ///
-/// Box and Muller's transform ("A note on the generation of random normal deviates", 1958) of two uniform draws
-/// of 32 bits each. The logarithm and the cosine are the library's own, not the system's, which differ in their
+/// The Box-Muller transform ("A note on the generation of random normal deviates", 1958) of two uniform draws of 32
+/// bits each. Logarithm and cosine come from the crate `libm`: those of the system differ between machines in their
 /// last bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NormalKey(MaskKey);
@@ -18,10 +18,10 @@ impl NormalKey {
         Self(MaskKey::new(seed, name, slot))
     }
 
-    /// The draw at one place, of mean zero and variance one.
+    /// The draw at one place, with mean zero and variance one.
     pub fn draw(self, index: u64) -> f64 {
         let [first, second] = [0, 1].map(|half| f64::from(self.0.draw(2 * index + half)));
-        // The first is never zero, whose logarithm is infinite.
+        // The first uniform is never zero, as the logarithm of zero is infinite.
         let radius = libm::sqrt(-2.0 * libm::log((first + 1.0) / 4_294_967_296.0));
         radius * libm::cos(TAU * (second / 4_294_967_296.0))
     }
@@ -48,7 +48,7 @@ mod tests {
                 *moment += draw.powi(power) / count as f64;
             }
         }
-        // Five standard errors of each moment: sqrt(1, 2, 15, 96) over the root of the count.
+        // Five standard errors of each moment: sqrt(1, 2, 15, 96) over the square root of the count.
         for ((moment, expected), spread) in moments
             .iter()
             .zip([0.0, 1.0, 0.0, 3.0])

@@ -1,22 +1,22 @@
-//! Products of small f32 matrices, by the crate gemm.
+//! Products of small f32 matrices, by the crate `gemm`.
 
-/// A matrix in a slice.
+/// A matrix within a slice.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
-    /// Where its elements are.
+    /// The slice.
     pub values: &'a [f32],
     /// How many rows.
     pub rows: usize,
     /// How many columns.
     pub columns: usize,
-    /// From an element to that below it.
+    /// The distance from an element to the one below it.
     pub down: usize,
-    /// From an element to that beside it.
+    /// The distance from an element to the one to its right.
     pub beside: usize,
 }
 
 impl<'a> View<'a> {
-    /// One whose rows follow one another.
+    /// A matrix whose rows follow one another without gaps.
     pub fn rows(values: &'a [f32], rows: usize, columns: usize) -> Self {
         View {
             values,
@@ -27,7 +27,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// How long the slice must be.
+    /// The least length of the slice.
     fn length(&self) -> usize {
         match self.rows == 0 || self.columns == 0 {
             true => 0,
@@ -36,10 +36,10 @@ impl<'a> View<'a> {
     }
 }
 
-/// Sets `out` to `left right`; its rows follow one another, and it is as long as they are.
+/// Sets `out` to `left right`. The rows of `out` follow one another, each as long as `right` is wide.
 ///
 /// # Panics
-/// If the matrices do not fit each other or their slices: a mistake of the caller's.
+/// If the matrices do not fit together or into their slices: an error of the caller.
 pub fn multiply(out: &mut [f32], left: View, right: View) {
     multiply_into(out, right.columns, left, right);
 }
@@ -47,7 +47,7 @@ pub fn multiply(out: &mut [f32], left: View, right: View) {
 /// Sets the first columns of `out`, whose rows are `stride` apart, to `left right`.
 ///
 /// # Panics
-/// If the matrices do not fit each other or their slices: a mistake of the caller's.
+/// If the matrices do not fit together or into their slices: an error of the caller.
 pub fn multiply_into(out: &mut [f32], stride: usize, left: View, right: View) {
     let (rows, columns, inner) = (left.rows, right.columns, left.columns);
     assert!(inner == right.rows && columns <= stride);
@@ -56,8 +56,8 @@ pub fn multiply_into(out: &mut [f32], stride: usize, left: View, right: View) {
         return;
     }
     assert!((rows - 1) * stride + columns <= out.len());
-    // SAFETY: the matrices lie within their slices, as was just checked; `out` is borrowed alone; f32 is one of
-    // the types that the crate knows.
+    // SAFETY: the asserts above checked that the matrices lie within their slices; `out` is borrowed exclusively;
+    // `gemm` supports f32.
     unsafe {
         gemm::gemm(
             rows,

@@ -1,8 +1,8 @@
-//! Counter-based randomness: a draw depends on its key and its place, never on what was drawn before.
+//! Counter-based randomness: a draw depends on its key and its place, never on earlier draws.
 //!
-//! So masks are the same at any thread count, tile size and order of work, and a second pass can draw
-//! them again instead of keeping them. The generator is SplitMix64 read at position `index / 2` (Steele, Lea
-//! and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), 32 bits to a draw.
+//! So masks do not depend on thread count, tile size or order of work, and a second pass can draw them again
+//! instead of storing them. The generator is SplitMix64, read at position `index / 2` (Steele, Lea and Flood, "Fast
+//! splittable pseudorandom number generators", OOPSLA 2014), with 32 bits per draw.
 
 use super::vector::vectorised;
 
@@ -34,9 +34,9 @@ impl MaskKey {
         (word >> (32 * (index & 1))) as u32
     }
 
-    /// The draws at the places from `first` on.
+    /// The draws from place `first` on.
     pub fn fill(self, first: u64, draws: &mut [u32]) {
-        // A word holds the draws of an even place and the next.
+        // A word holds the draws of an even place and of the next.
         let last_place = (first + draws.len() as u64).wrapping_sub(1);
         let (head, rest) = draws.split_at_mut(draws.len().min((first & 1) as usize));
         for draw in head {
@@ -51,7 +51,7 @@ impl MaskKey {
     }
 }
 
-/// How far the words after a first one are from it; a table, as vectors add faster than they multiply.
+/// The offset of each word from the first of a run. A table, because vectors add faster than they multiply.
 const STEPS: [u64; 256] = {
     let mut steps = [0u64; 256];
     let mut index = 1;
@@ -63,7 +63,7 @@ const STEPS: [u64; 256] = {
 };
 
 vectorised! {
-    /// Sets pairs of draws to the words from number `first` on; what is left of a pair stays.
+    /// Sets pairs of draws to the words from index `first` on; half a pair at the end is left unset.
     fn fill_pairs(key: u64, first: u64, draws: &mut [u32]) {
         let mut start = key.wrapping_add(first.wrapping_add(1).wrapping_mul(GOLDEN));
         for pairs in draws.as_chunks_mut::<2>().0.chunks_mut(STEPS.len()) {
@@ -76,7 +76,7 @@ vectorised! {
     }
 }
 
-/// The bound below which a draw keeps its element, so that a share `density` in `[0, 1]` is kept.
+/// Draws below this threshold keep their element, so that a fraction `density` in `[0, 1]` is kept.
 pub fn keep_threshold(density: f64) -> u64 {
     (density * 2f64.powi(32)).round() as u64
 }
@@ -143,7 +143,7 @@ mod tests {
         assert_ne!(key, MaskKey::new(2, "a", 0));
         assert_ne!(key, MaskKey::new(1, "b", 0));
         assert_ne!(key, MaskKey::new(1, "a", 1));
-        // Masks of two slots are independent: they agree on about half of the coin flips.
+        // The masks of two slots are independent: they agree on about half of the elements.
         let other = MaskKey::new(1, "a", 1);
         let agree = (0..100_000)
             .filter(|&i| (key.draw(i) ^ other.draw(i)) >> 31 == 0)

@@ -5,10 +5,10 @@ use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 use super::elements::{Elements, Fill};
 
-/// `f32` or `f64`: what sources are decoded to, and what kernels compute in.
+/// `f32` or `f64`: sources are decoded to it, and kernels compute in it.
 ///
-/// Sources of 16 bits and less are computed in `f32`, which holds each of their values exactly and leaves
-/// 13 bits or more to spare; `F32` and `F64` sources are computed in `f64`.
+/// Sources of 16 bits or fewer are computed in `f32`, which holds each of their values exactly with at least 13
+/// bits to spare. `F32` and `F64` sources are computed in `f64`.
 pub trait Real:
     Copy
     + Debug
@@ -29,13 +29,13 @@ pub trait Real:
     const ONE: Self;
     /// Infinity.
     const INFINITY: Self;
-    /// Four units in the last place of one: what a sum of a few weights that make up one may be off by.
+    /// Four ULPs of one: the rounding error allowed in a sum of a few weights that should add up to one.
     const NOISE: Self;
     /// The nearest value of this precision.
     fn from_f64(value: f64) -> Self;
-    /// The same value; exact.
+    /// The same value, exactly.
     fn to_f64(self) -> f64;
-    /// The same value from `f32`; exact.
+    /// The same value from `f32`, exactly.
     fn from_f32(value: f32) -> Self;
     /// The nearest `f32`.
     fn to_f32(self) -> f32;
@@ -43,17 +43,17 @@ pub trait Real:
     fn abs(self) -> Self;
     /// `self * factor + sum` with one rounding in `f32`, two in `f64`.
     ///
-    /// Belongs into `vectorised!` kernels: elsewhere the fused operation is a slow call.
+    /// For `vectorised!` kernels only: elsewhere the fused operation is a slow library call.
     fn times_plus(self, factor: Self, sum: Self) -> Self;
-    /// The smaller of two; of a number and NaN, the number.
+    /// The smaller of two; if one is NaN, the other.
     fn min(self, other: Self) -> Self;
-    /// The larger of two; of a number and NaN, the number.
+    /// The larger of two; if one is NaN, the other.
     fn max(self, other: Self) -> Self;
 
     /// [`Fill::fill`] in this precision.
     fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> usize;
 
-    /// Orders values by magnitude as an integer below 2^31: the bits of the magnitude rounded to `f32`.
+    /// An integer below 2^31 that sorts as the magnitudes do: the bits of the magnitude rounded to `f32`.
     #[inline(always)]
     fn magnitude_key(self) -> u32 {
         self.to_f32().to_bits() & 0x7fff_ffff

@@ -1,13 +1,13 @@
-//! Sums in f64, always in the same order, so that they do not depend on the processor or on threads.
+//! Sums in f64, always in the same order, so that they depend neither on the processor nor on threads.
 
 use super::real::Real;
 use super::vector::vectorised;
 
-/// Partial sums kept side by side; fixed, whatever the width of the processor's registers.
+/// Partial sums kept side by side; the same number for every register width.
 pub(super) const LANES: usize = 8;
 
 vectorised! {
-    /// The inner product of two slices of one length.
+    /// The inner product of two slices of equal length.
     pub fn dot<R: Real>(a: &[R], b: &[R]) -> f64 {
         let length = a.len().min(b.len());
         let mut lanes = [0f64; LANES];
@@ -24,26 +24,27 @@ vectorised! {
     }
 }
 
-/// The inner products of two vectors with themselves and with each other, of elements that come strip by strip.
+/// The inner products of two vectors with themselves and with each other, for elements that arrive strip by strip.
 ///
-/// The same to the bit as [`dot`] of the whole vectors, if all strips but the last are of a multiple of eight elements.
+/// Equal to [`dot`] of the whole vectors to the last bit, if the length of every strip but the last is a multiple
+/// of eight.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PairProducts {
     lanes: [[f64; LANES]; 3],
 }
 
 impl PairProducts {
-    /// Adds elements of both.
+    /// Adds the next elements of both vectors.
     pub fn add<R: Real>(&mut self, a: &[R], b: &[R]) {
         self.lanes = add_products(a, b, self.lanes);
     }
 
-    /// Adds elements of the differences of both from a third, made in f64.
+    /// Adds the next elements of `a - origin` and `b - origin`, subtracted in f64.
     pub fn add_from<R: Real>(&mut self, origin: &[R], a: &[R], b: &[R]) {
         self.lanes = add_products_from(origin, a, b, self.lanes);
     }
 
-    /// The first with itself, the first with the second, the second with itself.
+    /// The products `[a a, a b, b b]`.
     pub fn products(&self) -> [f64; 3] {
         self.lanes.map(fold)
     }
@@ -73,7 +74,7 @@ vectorised! {
     }
 }
 
-/// The last elements, fewer than there are lanes, and zeros.
+/// The last elements, fewer than there are lanes, padded with zeros.
 #[inline(always)]
 fn behind<R: Real>(rest: &[R]) -> [f64; LANES] {
     let mut lanes = [0.0; LANES];
@@ -111,9 +112,9 @@ fn add_product_lanes(
 }
 
 vectorised! {
-    /// The sum of magnitudes.
+    /// The sum of the magnitudes.
     pub fn abs_sum<R: Real>(values: &[R]) -> f64 {
-        // One array of sums: of loops that add to two at once the compiler makes no vectors.
+        // One array of sums only: the compiler does not vectorise loops that add to two.
         let mut lanes = [0f64; LANES];
         let (values, rest) = values.as_chunks::<LANES>();
         for values in values {
@@ -128,7 +129,7 @@ vectorised! {
     }
 }
 
-/// Lane `l` has summed the terms `l, l + LANES, ...`; lanes fold pairwise.
+/// Lane `l` has summed the terms `l, l + LANES, ...`; the lanes are added pairwise.
 #[inline(always)]
 pub(super) fn fold([a, b, c, d, e, f, g, h]: [f64; LANES]) -> f64 {
     ((a + b) + (c + d)) + ((e + f) + (g + h))
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn sums_of_f32_are_kept_in_f64() {
-        // In f32 the ones would vanish beside 2^24.
+        // In f32 the ones would be lost next to 2^24.
         let mut values = vec![1f32; 1 + 1024];
         values[0] = 16_777_216.0;
         assert_eq!(abs_sum(&values), 16_777_216.0 + 1024.0);

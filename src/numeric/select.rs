@@ -1,8 +1,8 @@
-//! The k-th largest magnitude of a tensor, exactly, without sorting: two histograms over float bits.
+//! The k-th largest magnitude of a tensor, exact and without sorting: two histograms over float bits.
 //!
-//! A [magnitude key](super::Real::magnitude_key) has 31 bits and orders as the magnitudes do. The first
-//! histogram counts the upper 16 bits and finds the bin that holds the k-th; the second counts the lower 15
-//! bits of the keys in that bin. Elements that equal the k-th are decided by their index.
+//! A [magnitude key](super::Real::magnitude_key) has 31 bits and sorts as the magnitudes do. The first histogram
+//! counts the upper 16 bits and finds the bin of the k-th largest; the second counts the lower 15 bits of the keys
+//! in that bin. Ties with the k-th largest are broken by index.
 
 /// Bins of the first histogram.
 pub const HIGH_BINS: usize = 1 << 16;
@@ -26,15 +26,15 @@ pub fn low_bin(key: u32) -> usize {
 /// Where the k-th largest lies in a histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rank {
-    /// Its bin; everything in higher bins is larger.
+    /// Its bin; the elements of all higher bins are larger.
     pub bin: usize,
-    /// How many of that bin are among the k largest.
+    /// How many elements of that bin are among the k largest.
     pub wanted: u64,
-    /// How many the bin holds.
+    /// How many elements the bin holds.
     pub held: u64,
 }
 
-/// Finds the bin of the k-th largest (`k` at least 1 and at most the sum of `counts`).
+/// Finds the bin of the k-th largest. `k` is at least 1 and at most the sum of `counts`.
 pub fn rank_from_top(counts: &[u64], k: u64) -> Option<Rank> {
     let mut above = 0;
     for (bin, &held) in counts.iter().enumerate().rev() {

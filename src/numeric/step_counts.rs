@@ -1,39 +1,39 @@
-//! How many elements of two tensors are how many steps of their format apart.
+//! Counts how many elements of two tensors are how many ULPs of their format apart.
 
 use super::format::FloatType;
 use super::vector::vectorised;
 
-/// The least numbers of steps that are counted apart.
+/// Distances in ULPs at which counting starts: elements at least 1 apart, at least 2 apart, and so on.
 pub const STEP_BOUNDS: [u64; 8] = [1, 2, 3, 5, 9, 17, 257, 4097];
 
-/// How many of the bounds a signed byte holds.
+/// How many of the bounds fit into a signed byte.
 const SMALL: usize = 6;
-/// How many do not.
+/// How many of the bounds do not.
 const BEYOND: usize = STEP_BOUNDS.len() - SMALL;
-/// Elements side by side: bytes of the widest register.
+/// Elements side by side: one byte each, as many as the widest register holds.
 const WIDE: usize = 64;
-/// Such rows whose steps are put down before they are counted: few enough that they stay in the first cache, and that
-/// no count of a lane outgrows a byte.
+/// Rows in a strip. Few enough that a strip stays in the first-level cache and a lane's count fits into a byte.
 const ROWS: usize = 16;
 
-/// Distances in steps of a format; see [`FloatType::steps`].
+/// Distances in ULPs of a format; see [`FloatType::steps`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepCounts {
-    /// For each of [`STEP_BOUNDS`], the elements that are at least so many steps apart.
+    /// For each bound in [`STEP_BOUNDS`], the number of elements that are at least that far apart.
     pub at_least: [u64; STEP_BOUNDS.len()],
-    /// The most steps between two elements. A NaN lies beyond infinity, by as much as its bits say.
+    /// The largest distance between two elements. A NaN lies beyond infinity, at a distance that depends on its
+    /// bits.
     pub largest: u64,
 }
 
 impl StepCounts {
-    /// Adds what was found in other elements.
+    /// Adds the counts of other elements.
     pub fn add(&mut self, next: &StepCounts) {
         let counts = self.at_least.iter_mut().zip(&next.at_least);
         counts.for_each(|(count, next)| *count += next);
         self.largest = self.largest.max(next.largest);
     }
 
-    /// Counts the distances of two runs of elements of a format.
+    /// Counts the distances between two runs of elements of a format.
     pub fn of(format: FloatType, a: &[u8], b: &[u8]) -> StepCounts {
         match format.size() {
             8 => bits64::count(a, b),
@@ -44,18 +44,18 @@ impl StepCounts {
     }
 }
 
-/// Elements that are counted in the width of the format: 2^10 rows.
+/// Elements counted before the counters, which are as wide as the format, are added up: 2^10 rows.
 const COUNTED: usize = 1 << 16;
 
-/// The steps of a strip, [`MOST`] where they are more.
+/// The distances of a strip, capped at [`MOST`].
 type Strip = [[i8; WIDE]; ROWS];
 
-/// What is put down of steps beyond; larger than the bounds that are counted from it.
+/// Stands for all larger distances; above every bound that is counted from a strip.
 const MOST: u8 = i8::MAX as u8;
 
-/// Adds to each small bound the elements of a strip that reach it.
+/// For each small bound, counts the elements of a strip that reach it.
 ///
-/// Not by AVX-512, whose comparisons give bit masks, which take longer to count.
+/// Not compiled for AVX-512: its comparisons produce bit masks, which take longer to count.
 #[multiversion::multiversion(targets("x86_64+avx2+fma+f16c+bmi1+bmi2"))]
 fn count_small(strip: &Strip, at_least: &mut [u64; STEP_BOUNDS.len()]) {
     for (total, bound) in at_least.iter_mut().zip(STEP_BOUNDS).take(SMALL) {
@@ -73,7 +73,7 @@ fn count_small(strip: &Strip, at_least: &mut [u64; STEP_BOUNDS.len()]) {
     }
 }
 
-/// Eight lanes of many.
+/// Folds all lanes into eight.
 #[inline(always)]
 fn joined<T: Copy>(lanes: [T; WIDE], join: impl Fn(T, T) -> T) -> [T; 8] {
     let (eights, _) = lanes.as_chunks::<8>();
@@ -86,7 +86,7 @@ fn joined<T: Copy>(lanes: [T; WIDE], join: impl Fn(T, T) -> T) -> [T; 8] {
     joined
 }
 
-/// The kernels for elements of a width, by their bits as a signed number.
+/// The kernels for one element width, on the bits as a signed number.
 macro_rules! width {
     ($width:ident, $bits:ty, $steps:ty, $bytes:literal) => {
         mod $width {
@@ -94,7 +94,7 @@ macro_rules! width {
 
             type Raw = [u8; $bytes];
 
-            /// The place of a value among all of its format, from zero; it may be that of a NaN.
+            /// A value's place among those of its format in ascending order, counted from zero. A NaN has a place too.
             #[inline(always)]
             fn place(raw: &Raw) -> $bits {
                 let bits = <$bits>::from_le_bytes(*raw);
@@ -130,7 +130,7 @@ macro_rules! width {
                 }
             }
 
-            /// Puts down the steps between elements, and adds to the counts of those beyond.
+            /// Stores the distances of one row, capped, and counts those that reach the larger bounds.
             #[inline(always)]
             fn count_row(
                 a: &[Raw],
@@ -144,7 +144,7 @@ macro_rules! width {
                     *steps = place(a).abs_diff(place(b));
                 }
                 for (counts, bound) in beyond.iter_mut().zip(&STEP_BOUNDS[SMALL..]) {
-                    // No two elements of 8 bits are as far apart as the largest number of their width.
+                    // Elements of 8 bits are never as far apart as the largest number of their width.
                     let bound = if <$steps>::BITS > 8 { *bound as $steps } else { <$steps>::MAX };
                     for (count, steps) in counts.iter_mut().zip(steps) {
                         let one_more = *count + 1;
@@ -192,7 +192,7 @@ mod tests {
                 let (a, b) = (&bytes[..whole], &other[..whole]);
                 let mut expected = StepCounts::default();
                 for (a, b) in a.chunks(size).zip(b.chunks(size)) {
-                    // NaNs are told apart here, and are not there.
+                    // `FloatType::steps` treats NaNs apart and this kernel does not, so NaNs must be equal here.
                     let steps = format.steps(a, b);
                     let is_nan = |raw: &[u8]| {
                         let mut value = [0f64];

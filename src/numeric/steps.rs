@@ -1,10 +1,10 @@
-//! The distance of two values of a format, counted in values of that format.
+//! The distance between two values of a format in ULPs: how many values of the format lie between them, plus one.
 
 use super::format::FloatType;
 
 impl FloatType {
-    /// How many values of the format it is from one element to the other: 1 from a value to the next, 0 between
-    /// equal values, also between the two zeros and between NaNs, and `u64::MAX` between NaN and a number.
+    /// The distance of two elements in ULPs: 1 from a value to the next; 0 between equal values, between the two
+    /// zeros, and between NaNs; `u64::MAX` between NaN and a number.
     ///
     /// Each slice holds one little-endian element.
     pub fn steps(self, a: &[u8], b: &[u8]) -> u64 {
@@ -15,7 +15,7 @@ impl FloatType {
         }
     }
 
-    /// The place of an element among all values of the format in ascending order, from zero; `None` for NaN.
+    /// An element's place among the values of the format in ascending order, counted from zero; `None` for NaN.
     fn place(self, element: &[u8]) -> Option<i64> {
         let mut bits = [0; 8];
         let size = self.size().min(element.len());
@@ -35,7 +35,7 @@ impl FloatType {
         })
     }
 
-    /// The bits of infinity; of the largest number, where there is none. NaNs are beyond.
+    /// The bits of infinity; of the largest number, if the format has no infinity. NaNs lie beyond.
     fn infinity(self) -> u64 {
         match self {
             FloatType::F64 => 0x7ff0_0000_0000_0000,
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(steps(1.0, 1.0), 0);
         assert_eq!(steps(0.0, -0.0), 0);
         assert_eq!(steps(1.0, 1.0 + 1.0 / 128.0), 1);
-        // Below one the steps are half as large.
+        // Below one, an ULP is half as large.
         assert_eq!(steps(1.0 - 1.0 / 128.0, 1.0 + 1.0 / 128.0), 3);
         let least = f32::from_bits(0x1_0000);
         assert_eq!(steps(least, -least), 2);

@@ -1,17 +1,16 @@
-//! Values that lie apart from each other, or in another order than that of the tensor: transposed, sliced and
-//! expanded views.
+//! Values that are not stored in the order of the tensor: transposed, sliced and expanded views.
 
 use super::elements::{Elements, Fill};
 use super::format::FloatType;
 use super::real::Real;
 
-/// Values gathered at once before they are decoded.
+/// Values gathered at a time before they are decoded.
 const STRIP: usize = 256;
 
-/// The most bytes of a value.
+/// The most bytes that a value has.
 const WIDEST: usize = 8;
 
-/// How far apart the elements of a tensor are, by dimension.
+/// For each dimension of a tensor, how far apart its elements are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Strides {
     shape: Vec<usize>,
@@ -23,14 +22,14 @@ impl Strides {
     ///
     /// # Panics
     ///
-    /// If there are more of the one than of the other.
+    /// If `shape` and `strides` differ in length.
     pub fn new(shape: Vec<usize>, strides: Vec<u64>) -> Self {
         assert_eq!(shape.len(), strides.len(), "a stride for each dimension");
         Self { shape, strides }
     }
 
-    /// One more than the distance of the last element from the first, in elements; 0 if there is none, `None` if
-    /// it can't be counted.
+    /// The number of elements from the first through the last as stored; 0 if there are none, `None` if the number
+    /// overflows.
     pub fn span(&self) -> Option<u64> {
         if self.shape.contains(&0) {
             return Some(0);
@@ -56,11 +55,11 @@ impl Strides {
         true
     }
 
-    /// All elements in order; `bytes` begin with the first of them.
+    /// All elements in order. `bytes` starts at the first of them.
     ///
     /// # Panics
     ///
-    /// If `bytes` has less than [`Strides::span`] elements of `size` bytes.
+    /// If `bytes` holds fewer than [`Strides::span`] elements of `size` bytes.
     pub fn gather(&self, bytes: &[u8], size: usize) -> Vec<u8> {
         let elements: usize = self.shape.iter().product();
         let mut out = Vec::with_capacity(elements * size);
@@ -73,8 +72,8 @@ impl Strides {
         out
     }
 
-    /// Walks `count` elements from number `first` on, in runs of one step: where a run begins, its step, and
-    /// how many elements it has.
+    /// Visits `count` elements from index `first` on in runs of constant stride; passes each run's start, stride
+    /// and length.
     fn runs(&self, first: u64, count: usize, mut run: impl FnMut(usize, usize, usize)) {
         let (Some((&row, outer)), Some((&step, outer_strides))) =
             (self.shape.split_last(), self.strides.split_last())
@@ -104,14 +103,14 @@ impl Strides {
     }
 }
 
-/// Little-endian values that a view picks, perhaps not aligned.
+/// Little-endian values as a view sees them; they need not be aligned.
 #[derive(Debug, Clone, Copy)]
 pub struct Strided<'a> {
-    /// The bytes from the view's first element on; at least as many as it reaches over.
+    /// The bytes from the view's first element on; at least as many as the view spans.
     pub bytes: &'a [u8],
     /// Their format.
     pub format: FloatType,
-    /// How they lie.
+    /// The shape and strides of the view.
     pub strides: &'a Strides,
 }
 
@@ -154,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// What ndarray makes of the same view.
+    /// The same view by ndarray.
     fn twin(values: &[f32], shape: &[usize], strides: &[u64]) -> Vec<f32> {
         ArrayD::from_shape_fn(IxDyn(shape), |index| {
             let at = (0..shape.len()).map(|axis| index[axis] * strides[axis] as usize);

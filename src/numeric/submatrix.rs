@@ -1,4 +1,4 @@
-//! Parts of matrices, and several of them one after the other or side by side: how experts are cut and put together.
+//! Parts of matrices, stacked or placed side by side: how experts are cut out and put together.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use super::elements::{Elements, Fill};
 use super::format::FloatType;
 use super::real::Real;
 
-/// Which rows, or which columns, of a matrix.
+/// A choice of rows, or of columns, of a matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Picks {
-    /// Neighbours.
+    /// Adjacent ones.
     Range(Range<usize>),
-    /// These, in this order.
+    /// Any of them, in this order.
     List {
-        /// Their numbers.
+        /// Their indices.
         picks: Arc<[u32]>,
         /// How many the matrix has.
         of: usize,
@@ -22,7 +22,7 @@ pub enum Picks {
 }
 
 impl Picks {
-    /// How many.
+    /// How many are chosen.
     pub fn len(&self) -> usize {
         match self {
             Picks::Range(range) => range.len(),
@@ -30,7 +30,7 @@ impl Picks {
         }
     }
 
-    /// Whether there are none.
+    /// Whether none is chosen.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -43,17 +43,17 @@ impl Picks {
     }
 }
 
-/// Rows and columns of a matrix, each column perhaps times a factor of its own.
+/// Some rows and columns of a matrix; each column may be scaled by a factor.
 pub struct Submatrix<'a> {
-    /// The matrix, or a tensor seen as one: its last dimension makes the rows.
+    /// The matrix. A tensor of more dimensions counts as one whose rows run along its last dimension.
     pub matrix: Box<dyn Elements + 'a>,
-    /// Elements of a row of the matrix.
+    /// Elements per row of the matrix.
     pub width: usize,
-    /// Rows of it.
+    /// The rows that are taken.
     pub rows: Picks,
-    /// Columns of it.
+    /// The columns that are taken.
     pub columns: Picks,
-    /// A factor for each column of the matrix.
+    /// One factor for each column of the matrix.
     pub factors: Option<Vec<f64>>,
 }
 
@@ -62,7 +62,7 @@ impl Submatrix<'_> {
         self.rows.len() as u64 * self.columns.len() as u64
     }
 
-    /// Sets `out` to elements of one row, from its column `first` on; gives the bytes read.
+    /// Sets `out` to the elements of one row, from its column `first` on; returns the bytes read.
     fn row<R: Real>(&self, row: usize, first: usize, out: &mut [R], scratch: &mut Vec<R>) -> usize {
         let start = self.rows.get(row) as u64 * self.width as u64;
         let read = match &self.columns {
@@ -88,7 +88,7 @@ impl Submatrix<'_> {
         read
     }
 
-    /// Whether whole neighbouring rows are read as they are.
+    /// Whether these are whole adjacent rows, unchanged.
     fn is_run(&self) -> bool {
         matches!((&self.rows, &self.columns), (Picks::Range(_), Picks::Range(columns)) if *columns == (0..self.width))
             && self.factors.is_none()
@@ -116,13 +116,13 @@ impl Submatrix<'_> {
 
 /// Parts of matrices, one after the other.
 pub struct Joined<'a> {
-    /// Each with the number of its first element.
+    /// Each part with the index of its first element.
     parts: Vec<(u64, Submatrix<'a>)>,
     format: FloatType,
 }
 
 impl<'a> Joined<'a> {
-    /// These parts, whose picks all lie within their matrices.
+    /// Joins the parts. Each part's rows and columns must lie within its matrix.
     pub fn new(parts: Vec<Submatrix<'a>>) -> Self {
         let formats = parts.iter().map(|part| part.matrix.format());
         let format = formats.reduce(FloatType::promote).unwrap_or(FloatType::F32);
@@ -142,7 +142,7 @@ impl<'a> Joined<'a> {
 impl<R: Real> Fill<R> for Joined<'_> {
     fn fill(&self, first: u64, out: &mut [R]) -> usize {
         let (mut first, mut rest, mut read) = (first, out, 0);
-        // The last part that starts at or before the first element: empty ones come before it.
+        // The last part that starts at or before the first element; empty parts come before it.
         let index = self.parts.partition_point(|(start, _)| *start <= first);
         for (start, part) in &self.parts[index.saturating_sub(1)..] {
             let left = (start + part.elements()).saturating_sub(first);
@@ -163,17 +163,17 @@ impl Elements for Joined<'_> {
     }
 }
 
-/// Parts of matrices with equally many rows, side by side.
+/// Parts of matrices with the same number of rows, side by side.
 pub struct Beside<'a> {
-    /// Each with the number of its first column; none is without columns.
+    /// Each part with the index of its first column; no part is empty.
     parts: Vec<(usize, Submatrix<'a>)>,
-    /// Elements of a row of all.
+    /// Elements per row of the result.
     width: usize,
     format: FloatType,
 }
 
 impl<'a> Beside<'a> {
-    /// These parts, whose picks all lie within their matrices.
+    /// Joins the parts. Each part's rows and columns must lie within its matrix.
     pub fn new(parts: Vec<Submatrix<'a>>) -> Self {
         let formats = parts.iter().map(|part| part.matrix.format());
         let format = formats.reduce(FloatType::promote).unwrap_or(FloatType::F32);
@@ -234,14 +234,14 @@ mod tests {
         }
     }
 
-    /// A matrix whose elements are their own numbers.
+    /// A matrix in which each element is its own index.
     fn numbers(rows: usize, width: usize) -> Vec<u8> {
         let values = (0..rows * width).map(|number| number as f32);
         values.flat_map(f32::to_le_bytes).collect()
     }
 
     proptest! {
-        /// Every window of a join is what putting the parts together element by element gives.
+        /// Every window of a join equals what joining element by element returns.
         #[test]
         fn windows_are_those_of_the_whole(
             picked_rows in prop::collection::vec(0u32..5, 0..6),
@@ -280,7 +280,7 @@ mod tests {
             prop_assert_eq!(out, &whole[start..end]);
         }
 
-        /// The same of parts side by side.
+        /// The same for parts side by side.
         #[test]
         fn windows_of_parts_side_by_side_are_those_of_the_whole(
             picked_rows in prop::collection::vec(0u32..5, 0..6),

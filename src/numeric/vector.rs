@@ -1,10 +1,10 @@
-//! Kernels compiled for several instruction sets, of which the best is chosen at run time.
+//! Kernels compiled for several instruction sets; the best one is chosen at run time.
 
-/// Compiles a function for AVX-512, for AVX2 with FMA, and for whatever the build is for (NEON on ARM), and
-/// calls the best that the processor has.
+/// Compiles a function for AVX-512, for AVX2 with FMA, and for the build's own target (NEON on ARM), and calls the
+/// best version that the processor supports.
 ///
-/// The body is plain Rust that the compiler turns into vectors; what it calls must be inlined into it. All
-/// versions give the same bits: nothing here allows a compiler to reorder or to contract sums.
+/// The body is plain Rust that the compiler vectorises, so what it calls must be inlined. All versions return the
+/// same bits: the compiler is never allowed to reorder or fuse floating-point operations.
 #[macro_export]
 macro_rules! vectorised {
     ($($function:tt)*) => {
