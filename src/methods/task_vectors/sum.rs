@@ -374,10 +374,14 @@ vectorised! {
     /// Sets `out` to the base and what is added of so many votes, which the compiler knows: then an element is made
     /// in registers.
     fn add_some<R: Real, const RULE: u8, const VOTES: usize>(
-        base: &[R], votes: [Cast<'_, R>; VOTES], rule: Rule<R>, out: &mut [R],
+        base: &[R], mut votes: [Cast<'_, R>; VOTES], rule: Rule<R>, out: &mut [R],
     ) {
         let length = out.len();
-        let (base, votes) = (&base[..length], votes.map(|vote| vote.cut(length)));
+        let base = &base[..length];
+        // A loop and not `map`, through which the compiler loses that all slices are of this length.
+        for vote in &mut votes {
+            *vote = vote.cut(length);
+        }
         for at in 0..length {
             let mut ballot = R::ZERO;
             for vote in &votes {
