@@ -1,4 +1,4 @@
-//! `arcee_fusion`: the most important changes of one fine-tune, the rest from the base.
+//! `arcee_fusion`: the most important changes of one fine-tune; everything else from the base.
 
 use super::order::{self, Keys, Order};
 use super::{Action, Arity, BaseRule, Method, MethodInfo, Tensor, TensorParams};
@@ -6,7 +6,7 @@ use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
 use errors::Refusal;
 use numeric::Real;
 
-/// Takes the elements whose change is important from the fine-tune, all others from the base.
+/// Takes elements with important changes from the fine-tune, all others from the base.
 pub(super) struct ArceeFusion;
 
 /// Added to each probability, as in mergekit.
@@ -14,15 +14,15 @@ const LEAST_PROBABILITY: f64 = 1e-8;
 
 static INFO: MethodInfo = MethodInfo {
     name: "arcee_fusion",
-    summary: "the elements of one fine-tune whose change is most important; all others stay the base's",
+    summary: "the elements of one fine-tune whose change is most important; all others keep the base's value",
     formula: "importance = |x - base| * KL(softmax(x) || softmax(base)), softmax and KL over each row (the last \
               dimension), 1e-8 added to each probability; out = x where importance >= median + 1.5 * (Q3 - Q1) over \
               the tensor, else base; the quartiles are elements floor(q * (N - 1)) of the ascending order",
-    when: "one fine-tune whose strongest changes are wanted, and nothing else of it",
-    departs: "The quartiles are those of the whole tensor; above a million elements mergekit draws a million at \
-              random. Softmax and KL are computed in float64, where bfloat16 makes some importances negative. The \
-              result has the dtype of the recipe or the models; mergekit writes float32. Importances are compared \
-              as float32.",
+    when: "one fine-tune of which only the strongest changes are wanted",
+    departs: "The quartiles are those of the whole tensor; above a million elements mergekit samples a million at \
+              random. Softmax and KL are computed in float64; in bfloat16 some importances come out negative. The \
+              result has the dtype of the recipe or the models; mergekit writes float32. Importances are compared as \
+              float32.",
     source: "Arcee AI; mergekit 0.1.5",
     models: Arity {
         min: 2,
@@ -58,7 +58,7 @@ impl Method for ArceeFusion {
     }
 }
 
-/// Finds the quartiles, applies.
+/// Finds the quartiles, then applies the threshold.
 struct Fusion {
     importance: Importance,
     elements: u64,
@@ -76,7 +76,7 @@ impl AnyProgram for Fusion {
             measures: order::CUTS,
             counts: order.counts(3),
             row: self.importance.row,
-            // A key, and two probabilities.
+            // A key and two probabilities per element.
             scratch: 4 + 2 * 8,
             ..Cost::default()
         }
@@ -91,7 +91,8 @@ impl<R: Real> Program<R> for Fusion {
             blocks: self.blocks,
         };
         let last = self.elements.saturating_sub(1);
-        // Places in the ascending order, as ranks from the top: floor(q * last) for 3/4, 1/2 and 1/4.
+        // Converts the positions floor(q * last) in ascending order, for q = 3/4, 1/2 and 1/4, to ranks from the
+        // top.
         let places = [last - last.div_ceil(4), last / 2, last / 4];
         let ranks = places.map(|place| (0, self.elements - place));
         let cuts = match order.cuts(&mut measured.iter(), &ranks) {
@@ -110,7 +111,7 @@ impl<R: Real> Program<R> for Fusion {
     }
 }
 
-/// The least key of a magnitude that is not below the threshold.
+/// The smallest key whose magnitude reaches the threshold.
 fn key_from(threshold: f64) -> u32 {
     let nearest = threshold as f32;
     let least = if f64::from(nearest) < threshold {
@@ -121,7 +122,7 @@ fn key_from(threshold: f64) -> u32 {
     least.magnitude_key()
 }
 
-/// The importance of each element; one stream.
+/// The importance of each element; a single stream of keys.
 #[derive(Debug, Clone, Copy)]
 struct Importance {
     base: usize,
@@ -162,7 +163,8 @@ fn softmax<R: Real>(row: &[R], probabilities: &mut Vec<f64>) {
     probabilities.iter_mut().for_each(|value| *value /= sum);
 }
 
-/// The Kullback-Leibler divergence of `p` from `q`, the least probability added to both; never negative.
+/// The Kullback-Leibler divergence of `p` from `q`, with [`LEAST_PROBABILITY`] added to each probability; never
+/// negative.
 fn divergence(p: &[f64], q: &[f64]) -> f64 {
     let sum: f64 = p
         .iter()
@@ -173,10 +175,9 @@ fn divergence(p: &[f64], q: &[f64]) -> f64 {
     sum.max(0.0)
 }
 
-/// Takes important elements from the fine-tune, all others from the base.
 struct Fuse {
     importance: Importance,
-    /// The least key that is important.
+    /// The smallest key that counts as important.
     from: u32,
 }
 

@@ -1,6 +1,6 @@
-//! Bands of keys: which elements are kept by the order of their keys, so many and no more.
+//! Bands of keys: keeps exactly a given number of elements, chosen by the order of their keys.
 //!
-//! Elements with equal keys at a threshold are kept by lowest index.
+//! Of elements with equal keys at a threshold, those with the lowest index are kept.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::order::{Counts, Found, Order};
 use engine::Measured;
 use numeric::{Real, vectorised};
 
-/// How many elements of a stream shall be kept: the `count` largest but for the `skip` largest of all.
+/// The elements of a stream to keep: the `count` largest, after skipping the `skip` largest.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted {
     pub(super) stream: usize,
@@ -18,14 +18,14 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// How many ranks must be looked up.
+    /// How many ranks have to be found.
     pub(super) fn ranks(skip: u64) -> usize {
         if skip > 0 { 2 } else { 1 }
     }
 }
 
 impl<K: Clone> Order<K> {
-    /// The bands that keep these, or the measure that is missing.
+    /// The band for each of `wanted`, or the measure that is needed next.
     pub(super) fn bands<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
@@ -52,16 +52,16 @@ impl<K: Clone> Order<K> {
     }
 }
 
-/// Keys that are kept: from `from` on and below `below`, and of those that tie with a threshold, the first.
+/// The keys that are kept: those in `from..below`, and the first elements of those that tie with a threshold.
 #[derive(Debug, Clone)]
 pub(super) struct Band {
     from: u32,
     below: u32,
-    /// Two at most, neither within the bounds.
+    /// At most two, neither within the bounds.
     ties: Vec<Tie>,
 }
 
-/// Of the elements with a key, each block keeps the first `quota`.
+/// Of the elements with this key, each block keeps the first `quota`.
 #[derive(Debug, Clone)]
 struct Tie {
     key: u32,
@@ -69,7 +69,7 @@ struct Tie {
 }
 
 impl Band {
-    /// Keeps nothing.
+    /// A band that keeps nothing.
     pub(super) fn nothing() -> Self {
         Self {
             from: u32::MAX,
@@ -78,12 +78,12 @@ impl Band {
         }
     }
 
-    /// From the cut on.
+    /// Keeps the elements from this cut up.
     pub(super) fn from(cut: &Found<'_>) -> Self {
         Self::between(cut, None)
     }
 
-    /// Between the smallest that is kept and the smallest of the largest, which are not.
+    /// Keeps the elements between the two cuts; those that `high` cuts off are the largest, and dropped.
     fn between(low: &Found<'_>, high: Option<&Found<'_>>) -> Self {
         let mut band = Self {
             from: low.cut.key,
@@ -98,7 +98,7 @@ impl Band {
         };
         match high {
             Some(high) if high.cut.key == low.cut.key => {
-                // Here the upper cut always parts its equals, so they are counted.
+                // Here the upper cut always splits the elements with its key, so they have been counted.
                 keep_first(high, low.cut.inside.saturating_sub(high.cut.inside));
             }
             _ => {
@@ -132,8 +132,8 @@ impl Band {
     }
 }
 
-/// How many of the elements counted by block each block may keep, so that the first `wanted` stay; [`ALL`] where
-/// it may keep as many as it has.
+/// How many of the counted elements each block may keep, so that the first `wanted` of the tensor are kept; [`ALL`]
+/// if the block may keep all it has.
 fn quotas(wanted: u64, counts: &[u64]) -> Arc<[u64]> {
     let mut before = 0;
     counts
@@ -148,21 +148,21 @@ fn quotas(wanted: u64, counts: &[u64]) -> Arc<[u64]> {
 
 /// A quota that is never used up.
 const ALL: u64 = u64::MAX;
-/// No key is as large.
+/// Stands for no tie; larger than every key.
 const NO_TIE: (u32, u64) = (u32::MAX, 0);
 
-/// A band in one block, whose elements are asked for in order.
+/// A band in one block. Elements must be passed in order.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlockBand {
     from: u32,
     below: u32,
-    /// Tied keys, and how many of each are still kept.
+    /// The tied keys, and how many elements of each may still be kept.
     ties: [(u32, u64); 2],
 }
 
-/// Which elements are kept: those whose number is in a range.
+/// A range of numbers: an element is kept if its number lies within.
 ///
-/// A number is a key, a draw, or zero for no and another for yes.
+/// The number is a key, a random draw, or a flag (zero to drop).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bounds {
     from: u32,
@@ -170,9 +170,9 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// Keeps all keys.
+    /// Keeps every key.
     pub(super) const ALL: Self = Self::below(u32::MAX);
-    /// Drops zeros, and keeps all others.
+    /// Keeps every number but zero.
     pub(super) const NON_ZERO: Self = Self {
         from: 1,
         width: u32::MAX,
@@ -180,7 +180,7 @@ impl Bounds {
     /// Keeps nothing.
     pub(super) const NOTHING: Self = Self::below(0);
 
-    /// Keeps numbers below this one.
+    /// Keeps numbers below `bound`.
     pub(super) const fn below(bound: u32) -> Self {
         Self {
             from: 0,
@@ -197,17 +197,17 @@ impl Bounds {
 }
 
 impl BlockBand {
-    /// The bounds that hold in the whole block; none if a tie is kept in a part of it.
+    /// The bounds that hold in the whole block; `None` if the block keeps only some elements of a tie.
     pub(super) fn bounds(&self) -> Option<Bounds> {
         let whole = |&(_, left): &(u32, u64)| left == 0 || left == ALL;
         self.ties.iter().all(whole).then(|| self.bounds_here())
     }
 
-    /// The bounds where all ties with a quota are kept.
+    /// The bounds if every tie that has a quota left is kept.
     fn bounds_here(&self) -> Bounds {
         let (mut from, mut below) = (self.from, self.below);
         for (key, _) in self.ties.iter().filter(|(_, left)| *left > 0) {
-            // A tie lies next to the keys that are kept.
+            // A tie is adjacent to the keys that are kept.
             if *key < from {
                 from = *key;
             } else {
@@ -220,11 +220,12 @@ impl BlockBand {
         }
     }
 
-    /// The bounds that hold for the next elements of the block, of which these are the keys.
+    /// The bounds for the next elements of the block, whose keys are `keys`.
     ///
-    /// Where a tie is kept in a part of them, keys become ones where an element is kept, and zeros.
+    /// If only some elements of a tie are kept here, replaces the keys by ones where an element is kept, and zeros
+    /// elsewhere.
     pub(super) fn choose(&mut self, keys: &mut [u32]) -> Bounds {
-        // Nearly always a tie is kept in the whole block, or nowhere in it, or in the whole strip.
+        // Nearly always, a tie is kept or dropped in the whole block, or at least in the whole strip.
         let counts = self.ties.map(|(key, left)| match left {
             0 | ALL => 0,
             _ => count_equal(keys, key),
@@ -254,7 +255,7 @@ impl BlockBand {
     }
 }
 
-/// What is left of a quota.
+/// What remains of a quota.
 fn less(left: u64, kept: u64) -> u64 {
     if left == ALL { ALL } else { left - kept }
 }
@@ -263,7 +264,7 @@ vectorised! {
     /// How many keys are equal to this one.
     pub(super) fn count_equal(keys: &[u32], key: u32) -> u64 {
         let mut count = 0;
-        // In pieces that 32 bits can count.
+        // In pieces that a 32-bit counter can count.
         for keys in keys.chunks(1 << 20) {
             let mut equal = 0u32;
             for &other in keys {
@@ -275,7 +276,7 @@ vectorised! {
     }
 }
 
-/// One for yes, zero for no.
+/// One if `yes`, otherwise zero.
 #[inline(always)]
 pub(super) fn one_if<R: Real>(yes: bool) -> R {
     if yes { R::ONE } else { R::ZERO }

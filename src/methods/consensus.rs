@@ -1,4 +1,4 @@
-//! `consensus_ta` and `consensus_ties`: a sum of task vectors, where enough of them agree with it.
+//! `consensus_ta` and `consensus_ties`: a sum of task vectors, kept where enough of them agree with it.
 
 use super::task_vectors::{self, Consensus, Scheme, Sparsifier, TaskVectorMethod};
 use super::{Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
@@ -13,7 +13,7 @@ const fn params(density: ParamInfo, normalize: bool, rescale: ParamInfo) -> [Par
             scope: ParamScope::EachButBase,
             default: Some(ParamValue::Number(1.0)),
             required: false,
-            doc: "How many task vectors must agree; one whole number for all models.",
+            doc: "How many task vectors must agree; the same whole number for all models.",
         },
         ParamInfo {
             name: "lambda",
@@ -21,7 +21,8 @@ const fn params(density: ParamInfo, normalize: bool, rescale: ParamInfo) -> [Par
             scope: ParamScope::EachButBase,
             default: Some(ParamValue::Number(1.0)),
             required: false,
-            doc: "How much of the rest of the sum the task vector must outweigh to agree; smaller keeps more.",
+            doc: "A task vector agrees where it is larger than lambda times the rest of the sum; a smaller lambda \
+                  keeps more elements.",
         },
         task_vectors::normalize(normalize),
         rescale,
@@ -29,18 +30,19 @@ const fn params(density: ParamInfo, normalize: bool, rescale: ParamInfo) -> [Par
     ]
 }
 
-const DEPARTS: &str = "From mergekitty, which mergekit 0.1.5 lacks; the paper chooses lambda for each task on \
-    held-out data. `lambda` scales the bar, not the sum. mergekitty takes the first model's `k` for all; here \
-    different ones are an error, and so is one that no element can reach.";
+const DEPARTS: &str = "Follows mergekitty; mergekit 0.1.5 lacks these methods. The paper chooses lambda for each \
+    task on held-out data. `lambda` scales the threshold, not the sum. mergekitty uses the first model's `k` for \
+    all; here different values are an error, and so is a `k` that no element can reach.";
 
 const SOURCE: &str = "Wang et al., Localizing task information, arXiv:2405.07813; mergekitty";
 
 static TA: MethodInfo = MethodInfo {
     name: "consensus_ta",
-    summary: "a weighted sum of task vectors, where enough of them agree with it",
+    summary: "a weighted sum of task vectors, kept where enough of them agree with it",
     formula: "d_i = x_i - base; t = sum(w_i * d_i), divided by sum(w_i) with `normalize`; out = base + t where \
               |d_i| > lambda_i * |t - d_i| for at least k models, else base",
-    when: "many fine-tunes; drops what only the sum of all has (k 1) or what serves one task alone (k 2)",
+    when: "many fine-tunes; k = 1 drops elements that no single task vector agrees with, k = 2 also those that only \
+           one does",
     departs: DEPARTS,
     source: SOURCE,
     models: Arity { min: 1, max: None },
@@ -55,12 +57,12 @@ static TA: MethodInfo = MethodInfo {
 
 static TIES: MethodInfo = MethodInfo {
     name: "consensus_ties",
-    summary: "the sum of task vectors that ties makes, where enough task vectors agree with it",
+    summary: "the sum of task vectors that ties computes, kept where enough task vectors agree with it",
     formula: "d_i = x_i - base, e_i = d_i kept where |d_i| is among the k' = max(1, floor(density * N)) largest; \
               s = sign(sum(w_i * e_i)), + if the sum is 0; t = sum over sign(w_i * e_i) = s of w_i * e_i, divided \
               by the sum of those w_i with `normalize`; out = base + t where |d_i| > lambda_i * |t - d_i| for at \
               least k models, else base",
-    when: "many fine-tunes that disturb each other",
+    when: "many fine-tunes that interfere with each other",
     departs: DEPARTS,
     source: SOURCE,
     models: Arity { min: 1, max: None },
@@ -69,7 +71,7 @@ static TIES: MethodInfo = MethodInfo {
     random: false,
 };
 
-/// Adds task vectors where enough of them agree with the sum.
+/// Adds task vectors; keeps the sum where enough of them agree with it.
 pub(super) static CONSENSUS_TA: TaskVectorMethod = TaskVectorMethod {
     info: &TA,
     scheme: Scheme {
@@ -79,7 +81,8 @@ pub(super) static CONSENSUS_TA: TaskVectorMethod = TaskVectorMethod {
     },
 };
 
-/// Trims task vectors, elects a sign, adds those that agree, where enough task vectors agree with the sum.
+/// Trims task vectors, elects a sign and adds those with that sign; keeps the sum where enough task vectors agree
+/// with it.
 pub(super) static CONSENSUS_TIES: TaskVectorMethod = TaskVectorMethod {
     info: &TIES,
     scheme: Scheme {

@@ -12,9 +12,10 @@ const PARAMS: &[ParamInfo] = &[
     task_vectors::INT8_MASK,
 ];
 
-const DEPARTS: &str = "`rescale: true` is mergekit's: it restores the task vector's L1 norm in each tensor. The paper \
-    divides by the density: that is `rescale: expectation`. Masks are keyed by seed, tensor name and place of the \
-    model in the recipe, so they are the same at any thread count; mergekit's depend on execution order.";
+const DEPARTS: &str = "`rescale: true` does what mergekit does: it restores the task vector's L1 norm in each \
+    tensor. The paper divides by the density instead; that is `rescale: expectation`. Masks are keyed by seed, \
+    tensor name and the model's position in the recipe, so they are the same at any thread count; mergekit's depend \
+    on execution order.";
 
 const SOURCE: &str = "Yu et al., Language models are super mario, arXiv:2311.03099";
 
@@ -23,7 +24,7 @@ static LINEAR: MethodInfo = MethodInfo {
     summary: "task vectors thinned at random and rescaled, then added",
     formula: "d_i = x_i - base, each element kept with probability density, then rescaled; \
               out = base + lambda * sum(w_i * d_i), divided by sum(w_i) with `normalize`",
-    when: "like task_arithmetic, where many fine-tunes shall disturb each other less",
+    when: "the same as task_arithmetic, if many fine-tunes should interfere less with each other",
     departs: DEPARTS,
     source: SOURCE,
     models: Arity { min: 1, max: None },
@@ -38,7 +39,7 @@ static TIES: MethodInfo = MethodInfo {
     formula: "d_i = x_i - base, each element kept with probability density, then rescaled; \
               s = sign(sum(w_i * d_i)), + if the sum is 0; out = base + lambda * sum over sign(w_i * d_i) = s of \
               w_i * d_i, divided by the sum of those w_i with `normalize`",
-    when: "like ties, with a random choice of elements instead of the largest",
+    when: "the same as ties, with a random choice of elements instead of the largest ones",
     departs: DEPARTS,
     source: SOURCE,
     models: Arity { min: 1, max: None },

@@ -9,8 +9,8 @@ const EPSILON: ParamInfo = ParamInfo {
     scope: ParamScope::EachButBase,
     default: Some(ParamValue::Number(0.15)),
     required: false,
-    doc: "How far the chance to be kept differs from the density, for the smallest and the largest of a row; \
-          density - epsilon and density + epsilon must lie between 0 and 1.",
+    doc: "How far the probability to keep an element lies below the density for the smallest element of a row, and \
+          above it for the largest; density - epsilon and density + epsilon must lie between 0 and 1.",
 };
 
 const fn params(normalize: bool) -> [ParamInfo; 7] {
@@ -21,20 +21,21 @@ const fn params(normalize: bool) -> [ParamInfo; 7] {
         task_vectors::normalize(normalize),
         task_vectors::LAMBDA,
         ParamInfo {
-            doc: "How masked task vectors are scaled: `l1` (or true) to their L1 norm before, `expectation` each \
-                  element by 1/p, `false` not at all.",
+            doc: "How masked task vectors are rescaled: `l1` (or true) restores their L1 norm, `expectation` \
+                  multiplies each element by 1/p, `false` leaves them as they are.",
             ..task_vectors::rescale("l1")
         },
         task_vectors::INT8_MASK,
     ]
 }
 
-const DEPARTS: &str = "`rescale: true` is mergekit's: it restores the task vector's L1 norm in each tensor. The paper \
-    divides each element by its chance: that is `rescale: expectation`. Masks are keyed by seed, tensor name and \
-    place of the model in the recipe; mergekit's depend on execution order. Magnitudes are ranked as float32, equal \
-    ones by index; in bfloat16 mergekit rounds the ranks themselves. A row is the last dimension at any shape, so \
-    that stacked experts are thinned like single ones; mergekit ranks along the second, which is the same for \
-    matrices. In rows of one element the chance is the density; mergekit fails there.";
+const DEPARTS: &str = "`rescale: true` does what mergekit does: it restores the task vector's L1 norm in each \
+    tensor. The paper divides each element by its probability instead; that is `rescale: expectation`. Masks are \
+    keyed by seed, tensor name and the model's position in the recipe; mergekit's depend on execution order. \
+    Magnitudes are ranked as float32, and ties by index; in bfloat16 mergekit rounds the ranks themselves. A row is \
+    always the last dimension, so that stacked experts are thinned like single ones; mergekit ranks along the \
+    second, which is the same for matrices. In rows of one element the probability is the density; mergekit fails \
+    there.";
 
 const SOURCE: &str = "Deep et al., DELLA-Merging, arXiv:2406.11617";
 
@@ -46,7 +47,7 @@ static ELECTED: MethodInfo = MethodInfo {
               p = (density - epsilon) + 2 * epsilon * (r - 1) / (n - 1), r its rank by magnitude in its row of n, \
               then rescaled; s = sign(sum(w_i * d_i)), + if the sum is 0; out = base + lambda * sum over \
               sign(w_i * d_i) = s of w_i * d_i, divided by the sum of those w_i with `normalize`",
-    when: "like dare_ties, where the large changes matter more",
+    when: "the same as dare_ties, if large changes matter more",
     departs: DEPARTS,
     source: SOURCE,
     models: Arity { min: 1, max: None },
@@ -61,7 +62,7 @@ static LINEAR: MethodInfo = MethodInfo {
     formula: "d_i = x_i - base, each element kept with probability \
               p = (density - epsilon) + 2 * epsilon * (r - 1) / (n - 1), r its rank by magnitude in its row of n, \
               then rescaled; out = base + lambda * sum(w_i * d_i), divided by sum(w_i) with `normalize`",
-    when: "like dare_linear, where the large changes matter more",
+    when: "the same as dare_linear, if large changes matter more",
     departs: DEPARTS,
     source: SOURCE,
     models: Arity { min: 1, max: None },

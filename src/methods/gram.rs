@@ -1,34 +1,34 @@
-//! The program of the geometric methods: inner products of the models, a small solve, one linear combination.
+//! The program of the geometric methods: measure inner products of the models, solve, combine.
 //!
-//! All of them measure the same thing, the Gram matrix, and differ in what they make of it: a [`Solve`] turns
-//! it into one weight for each model. Where a base is subtracted, it is the differences that are measured:
-//! the inner products of models that are nearly equal say nothing of the angles between their updates.
+//! All of them measure the Gram matrix and differ only in how a [`Solve`] turns it into one weight for each model.
+//! With a base, the vectors are the differences from it: the inner products of models that are nearly equal say
+//! nothing about the angles between their updates.
 //!
-//! A vector is the whole tensor, or a row or a column of it. Rows lie in one block each, so they are measured
-//! and combined in one pass.
+//! A vector is the whole tensor, or one of its rows or columns. A row never crosses a block boundary, so rows are
+//! measured and combined in one pass.
 
 use super::weighted_sum::Combination;
 use engine::{AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Pass, Program};
 use errors::Refusal;
 use numeric::{PairProducts, Real, dot};
 
-/// Elements subtracted at a time, so that the differences stay in the first cache.
+/// Elements subtracted at a time, so that the differences stay in the first-level cache.
 const STRIP: usize = 1024;
-/// What the weights of a mean may miss one by, from rounding in the solve.
+/// How far a mean's weights may be from one in sum, because the solve rounds.
 const ROUNDING: f64 = 1e-12;
 
-/// Weights from inner products.
+/// Turns inner products into weights.
 pub(super) trait Solve: Send + Sync {
-    /// One weight for each vector; what is left to one goes to the base, if there is one.
+    /// One weight for each vector. If there is a base, it gets one minus their sum.
     fn weights(&self, gram: &Gram) -> Vec<f64>;
 
-    /// Why there are no weights, in words for the user; asked for whole tensors only.
+    /// Why there are no weights, in words for the user. Called for whole tensors only.
     fn refusal(&self, _gram: &Gram) -> Option<Refusal> {
         None
     }
 }
 
-/// The inner products of some vectors.
+/// The Gram matrix: the inner products of some vectors.
 pub(super) struct Gram {
     count: usize,
     /// The upper triangle, row by row.
@@ -41,13 +41,13 @@ impl Gram {
         self.count
     }
 
-    /// An inner product.
+    /// The inner product of vectors `i` and `j`.
     pub(super) fn inner(&self, i: usize, j: usize) -> f64 {
         let (i, j) = (i.min(j), i.max(j));
         self.products[i * (2 * self.count - i + 1) / 2 + j - i]
     }
 
-    /// A vector's length.
+    /// The 2-norm of a vector.
     pub(super) fn norm(&self, i: usize) -> f64 {
         self.inner(i, i).sqrt()
     }
@@ -64,24 +64,24 @@ impl Gram {
     }
 }
 
-/// The number of inner products of so many vectors.
+/// The number of inner products of `count` vectors.
 fn pairs(count: usize) -> usize {
     count * (count + 1) / 2
 }
 
-/// What counts as one vector.
+/// Which part of a tensor is one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
     /// The whole tensor.
     Whole,
-    /// Each run of so many elements: the last dimension.
+    /// Each row: a run of this many elements, the last dimension.
     Rows(usize),
-    /// Each so-many-th element: the first dimension.
+    /// Each column, along the first dimension; there are this many columns.
     Columns(usize),
 }
 
 impl Extent {
-    /// A vector along the last dimension for each place in the others; a tensor of one row is one vector.
+    /// One vector along the last dimension for each index in the others. A tensor of one row is one vector.
     pub(super) fn rows(shape: &[usize]) -> Self {
         match shape.split_last() {
             Some((&row, others)) if row > 0 && others.iter().product::<usize>() > 1 => {
@@ -91,7 +91,7 @@ impl Extent {
         }
     }
 
-    /// A vector along the first dimension for each place in the others; a tensor of one column is one vector.
+    /// One vector along the first dimension for each index in the others. A tensor of one column is one vector.
     pub(super) fn columns(shape: &[usize]) -> Self {
         match shape.split_first() {
             Some((&rows, others)) if rows > 0 => match others.iter().product() {
@@ -103,17 +103,17 @@ impl Extent {
     }
 }
 
-/// Which sources are vectors, and from where they are measured.
+/// Which sources are the vectors, and what is subtracted from them.
 #[derive(Debug, Clone)]
 pub(super) struct Vectors {
-    /// The sources, in the order of the solve.
+    /// The sources, in the order in which [`Solve`] sees them.
     pub(super) members: Vec<usize>,
-    /// The base, if the vectors are differences from one.
+    /// The base that is subtracted, if any.
     pub(super) origin: Option<usize>,
 }
 
 impl Vectors {
-    /// All sources but the base, which is subtracted from each if there is one.
+    /// All sources except the base. If there is a base, it is subtracted from each.
     pub(super) fn from_base(sources: usize, base: Option<usize>) -> Self {
         Self {
             members: (0..sources)
@@ -127,7 +127,7 @@ impl Vectors {
         self.members.len()
     }
 
-    /// Adds the inner products of the elements at hand.
+    /// Adds the inner products of the block's elements.
     fn measure<R: Real>(&self, block: &Block<'_, R>, products: &mut [f64]) {
         let origin = self.origin.map(|origin| block.sources[origin]);
         match (self.members.as_slice(), origin) {
@@ -135,7 +135,7 @@ impl Vectors {
             (_, None) => {
                 let sources = self.members.iter().map(|&member| block.sources[member]);
                 let vectors: Vec<&[R]> = sources.collect();
-                // What is read next is asked for piece by piece between the products.
+                // Prefetches the next block piece by piece, between the products.
                 let piece = block.len().div_ceil(products.len().max(1));
                 add_products(&vectors, products, |place| {
                     block.ahead(place * piece..(place + 1) * piece);
@@ -145,7 +145,7 @@ impl Vectors {
         }
     }
 
-    /// The usual case of two vectors, in one sweep.
+    /// The usual case, two vectors, in a single sweep.
     fn measure_pair<R: Real>(
         &self,
         [a, b]: [usize; 2],
@@ -161,7 +161,7 @@ impl Vectors {
         add(products, &pair.products());
     }
 
-    /// In f64, so that the differences of f32 and of narrower values are exact but for huge ratios.
+    /// Subtracts in f64, so that differences of values in f32 or narrower are exact unless their ratio is huge.
     fn measure_differences<R: Real>(&self, base: &[R], block: &Block<'_, R>, products: &mut [f64]) {
         let mut differences = vec![[0.0; STRIP]; self.count()];
         for start in (0..base.len()).step_by(STRIP) {
@@ -189,7 +189,7 @@ impl Vectors {
         }
     }
 
-    /// The weight of each source, from those of the vectors.
+    /// Turns one weight for each vector into one for each source.
     fn weights(&self, of_vectors: &[f64]) -> Vec<f64> {
         let mut weights = vec![0.0; self.count() + usize::from(self.origin.is_some())];
         for (&member, &weight) in self.members.iter().zip(of_vectors) {
@@ -197,7 +197,7 @@ impl Vectors {
         }
         if let Some(origin) = self.origin {
             let rest = 1.0 - of_vectors.iter().sum::<f64>();
-            // A rounding must not bring the base into a mean of the models.
+            // Rounding must not add a trace of the base to a mean of the models.
             weights[origin] = if rest.abs() <= ROUNDING { 0.0 } else { rest };
         }
         weights
@@ -210,7 +210,7 @@ fn add(sums: &mut [f64], parts: &[f64]) {
         .for_each(|(sum, part)| *sum += part);
 }
 
-/// Adds the inner products of all pairs; calls `before` before each, with its number.
+/// Adds the inner products of all pairs; calls `before` with the index of each pair first.
 fn add_products<R: Real>(vectors: &[&[R]], products: &mut [f64], before: impl Fn(usize)) {
     let mut products = products.iter_mut().enumerate();
     for (index, a) in vectors.iter().enumerate() {
@@ -289,7 +289,7 @@ impl<R: Real> Program<R> for GramProgram {
     }
 }
 
-/// Measures the inner products of whole tensors, or of columns.
+/// Measures the inner products of whole tensors or of columns.
 struct Products(Vectors);
 
 impl<R: Real> Measure<R> for Products {
@@ -359,9 +359,9 @@ impl<R: Real> Apply<R> for EachRow {
 /// Combines each column with its own weights.
 struct EachColumn<R> {
     columns: usize,
-    /// For each source, its weights in the columns.
+    /// For each source, its weight in each column.
     weights: Vec<Vec<R>>,
-    /// Whether a column's result is a mean of the sources with weight.
+    /// For each column, whether its result is a mean of the sources that have a weight.
     mean: Vec<bool>,
 }
 
@@ -418,7 +418,7 @@ impl<R: Real> Apply<R> for EachColumn<R> {
                                 if value > high { value } else { high },
                             )
                         });
-                // At equality too, as a minus zero equals a plus zero.
+                // Replaces equal values too, since -0 equals +0.
                 if let Some((low, high)) = bounds {
                     let raised = if sum <= low { low } else { sum };
                     *out = if raised >= high { high } else { raised };

@@ -1,4 +1,4 @@
-//! `karcher`: the mean of directions on the sphere, by iteration.
+//! `karcher`: the mean direction on the sphere, found by iteration.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ pub(super) struct Karcher;
 static INFO: MethodInfo = MethodInfo {
     name: "karcher",
     summary: "the Karcher mean of the models' directions, at their mean length",
-    formula: "u_i = x_i / |x_i|; m from u-mean / |u-mean|, then until its tangent is shorter than tol or max_iter times: \
-              tangent = mean(theta_i / sin(theta_i) * (u_i - cos(theta_i) * m)), theta_i the angle of m and u_i; m = \
-              cos(|tangent|) * m + sin(|tangent|) * tangent / |tangent|; out = mean(|x_i|) * m",
-    when: "several models that shall count alike, as slerp with t = 0.5 does for two",
-    departs: "As in mergekit, a `base_model` is one of the models and counts like each of the others; here a note says so \
-              where `models:` does not list it. Tensors whose norms are all below tol are merged like any others; \
-              mergekit writes zeros. A direction within tol of the opposite of the mean draws it nowhere; mergekit \
+    formula: "u_i = x_i / |x_i|; m = mean(u_i) / |mean(u_i)|; then, until |tangent| < tol, but at most max_iter \
+              times: tangent = mean(theta_i / sin(theta_i) * (u_i - cos(theta_i) * m)), theta_i the angle between m \
+              and u_i; m = cos(|tangent|) * m + sin(|tangent|) * tangent / |tangent|; out = mean(|x_i|) * m",
+    when: "several models that should count equally, as slerp with t = 0.5 does for two",
+    departs: "As in mergekit, a `base_model` is one of the models and counts like the others; a note says so if \
+              `models:` does not list it. Tensors whose norms are all below tol are merged like any others; mergekit \
+              writes zeros. A direction within tol of the opposite of the mean does not move the mean; mergekit \
               divides by the sine of the angle, which is nearly zero.",
     source: "Karcher, Riemannian center of mass, 1977; arXiv:2603.04972; mergekit 0.1.5",
     models: Arity { min: 1, max: None },
@@ -33,7 +33,7 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(10.0)),
             required: false,
-            doc: "Steps at the most; a whole number.",
+            doc: "The largest number of steps; a whole number.",
         },
         ParamInfo {
             name: "tol",
@@ -44,8 +44,8 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(1e-5)),
             required: false,
-            doc: "The step, in radians, below which it stops; and the norm below which a tensor, beside longer ones, has \
-                  no direction.",
+            doc: "The iteration stops when a step, in radians, is shorter than this. Also the norm below which a \
+                  tensor has no direction, if any other is longer.",
         },
     ],
     random: false,
@@ -76,7 +76,7 @@ impl Method for Karcher {
     }
 }
 
-/// The iteration, on the mean's coefficients instead of its elements.
+/// Iterates on the coefficients of the mean instead of on its elements.
 struct KarcherMean {
     steps: usize,
     tolerance: f64,
@@ -95,11 +95,11 @@ impl Solve for KarcherMean {
         let mut weights = vec![0.0; count];
         let units = Units::new(gram, &directed);
         let Some(mean) = units.mean(self.steps, self.tolerance) else {
-            // All are zero, or not a number: their plain mean is.
+            // All vectors are zero or NaN, and so is their plain mean.
             weights.fill(1.0 / count as f64);
             return weights;
         };
-        // Models without a direction count in the length.
+        // Models without a direction still count in the mean length.
         let length = norms.iter().sum::<f64>() / count as f64;
         for (&i, coefficient) in directed.iter().zip(mean) {
             weights[i] = length * coefficient / norms[i];
@@ -108,9 +108,9 @@ impl Solve for KarcherMean {
     }
 }
 
-/// Unit vectors, known by their cosines.
+/// Unit vectors, represented by their cosines.
 struct Units {
-    /// Row by row.
+    /// The matrix of cosines, row by row.
     cosines: Vec<Vec<f64>>,
 }
 
@@ -145,7 +145,7 @@ impl Units {
         let mut mean = vec![share; count];
         let length = self.length(&mean);
         if length < tolerance || length == 0.0 {
-            // Where they cancel, the first is as good a start as any.
+            // The vectors cancel: any start will do, so take the first.
             mean.fill(0.0);
             *mean.first_mut()? = 1.0;
         } else {
@@ -158,7 +158,7 @@ impl Units {
             for (part, &dot) in tangent.iter_mut().zip(&dots) {
                 let dot = dot.clamp(-1.0, 1.0);
                 let angle = dot.acos();
-                // The same direction, or the opposite one, where every way is the shortest.
+                // The direction of the mean itself, or its opposite, from which every way is equally short.
                 if angle < tolerance
                     || std::f64::consts::PI - angle < tolerance
                     || angle.sin() == 0.0

@@ -1,11 +1,11 @@
-//! Merge methods: one file each, and the registry that the recipe reader, the docs and the tests walk.
+//! Merge methods, one file each, and the registry that the recipe reader, the docs and the tests iterate over.
 //!
-//! A method knows its parameters, how many models it takes, and how to turn the parameter values of one
-//! tensor into an [`Action`]. It knows no file, no layer, no thread. A new method is one file here and one line
-//! in the registry that [`all`] gives.
+//! A method knows its parameters, how many models it takes, and how to turn one tensor's parameter values into an
+//! [`Action`]. It knows no file, no layer, no thread. A new method is one file here and one line in the registry
+//! that [`all`] returns.
 //!
-//! Three programs serve most of them: `weighted_sum` (one linear combination), `gram` (measure inner products,
-//! solve for the weights, then the same) and `task_vectors` (differences from a base: mask, elect a sign, add).
+//! Three programs serve most methods: `weighted_sum` (one linear combination), `gram` (measure inner products,
+//! solve for the weights, then combine) and `task_vectors` (differences from a base: mask, elect a sign, add).
 
 mod arcee_fusion;
 mod band;
@@ -43,48 +43,48 @@ use errors::Refusal;
 
 /// A merge method: its description, and what it does with one tensor.
 pub trait Method: Send + Sync {
-    /// What the recipe reader, the help and the reference say of it.
+    /// Its description for the recipe reader, the help and the reference.
     fn info(&self) -> &'static MethodInfo;
 
-    /// What becomes of one tensor.
+    /// Decides how one tensor is computed.
     ///
     /// # Errors
-    /// Values that fit one by one but not together, in words for the user.
+    /// If parameter values are valid each by itself but not together; the message is meant for the user.
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal>;
 }
 
 /// What a method may know of the tensor it merges.
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor<'a> {
-    /// Its name, which keys its random masks and nothing else.
+    /// Its name, used only to key its random masks.
     pub name: &'a str,
     /// Its shape; empty for a scalar.
     pub shape: &'a [usize],
     /// The seed of the run.
     pub seed: u64,
-    /// Which source is the base, where the method has one.
+    /// The index of the base among the sources, if there is one.
     pub base: Option<usize>,
-    /// How many sources there are, the base included.
+    /// The number of sources, including the base.
     pub sources: usize,
 }
 
 impl Tensor<'_> {
-    /// Its elements.
+    /// The number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product()
     }
 
-    /// Elements in a row: its last dimension; one for a scalar.
+    /// The length of a row, which is the last dimension; one for a scalar.
     pub fn row(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 }
 
-/// What becomes of one tensor.
+/// How one tensor is computed.
 pub enum Action {
-    /// The bytes of that source, converted if the output has another dtype.
+    /// Copy the bytes of this source; convert them if the output has another dtype.
     Copy(usize),
-    /// A computation.
+    /// Run a program.
     Compute(Box<dyn AnyProgram>),
 }
 
@@ -118,7 +118,7 @@ static REGISTRY: &[&dyn Method] = &[
     &passthrough::Passthrough,
 ];
 
-/// The program that changes a tensor's dtype and nothing else.
+/// The program that changes only a tensor's dtype.
 pub fn convert() -> Box<dyn AnyProgram> {
     Box::new(weighted_sum::WeightedSum {
         weights: vec![1.0],
@@ -127,7 +127,7 @@ pub fn convert() -> Box<dyn AnyProgram> {
     })
 }
 
-/// The method of that name.
+/// The method with this name.
 pub fn find(name: &str) -> Option<&'static dyn Method> {
     all()
         .iter()

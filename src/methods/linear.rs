@@ -15,9 +15,9 @@ static INFO: MethodInfo = MethodInfo {
     summary: "the weighted mean of the models",
     formula: "out = sum(w_i * x_i) / sum(w_i); without `normalize`, out = sum(w_i * x_i)",
     when: "fine-tunes of one base that are close to each other, or checkpoints of one run (a model soup)",
-    departs: "Weights that sum to zero under `normalize` are an error; mergekit writes infinities. \
-              A `base_model` is one of the models, as in mergekit: if `models:` does not list it, it joins them \
-              last and needs a `weight` that holds for it.",
+    departs: "Weights that sum to zero are an error with `normalize`; mergekit writes infinities. As in mergekit, a \
+              `base_model` is one of the models: if `models:` does not list it, it is added to them at the end and \
+              needs a `weight` that applies to it.",
     source: "Wortsman et al., Model soups, arXiv:2203.05482",
     models: Arity { min: 1, max: None },
     base: BaseRule::OneOfModels,
@@ -54,7 +54,7 @@ impl Method for Linear {
         let normalize = params.flag("normalize");
         let sum: f64 = weights.iter().sum();
         let size: f64 = weights.iter().map(|weight| weight.abs()).sum();
-        // Weights such as 0.1, 0.2 and -0.3 cancel up to a rounding: that is zero, not 5e-17.
+        // Weights such as 0.1, 0.2 and -0.3 sum to zero except for rounding (5e-17), so compare with a tolerance.
         if normalize && sum.abs() <= 1e-9 * size {
             return Err(Refusal::new(format!(
                 "the weights {weights:?} sum to zero, and `normalize` divides by their sum"

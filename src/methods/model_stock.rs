@@ -1,4 +1,4 @@
-//! `model_stock`: how far from the base to the mean of the fine-tunes, by the angle between them.
+//! `model_stock`: moves from the base towards the mean of the fine-tunes, by an amount that depends on their angle.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ pub(super) struct ModelStock;
 
 static INFO: MethodInfo = MethodInfo {
     name: "model_stock",
-    summary: "the point between the base and the mean of the fine-tunes that the angle between their updates calls for",
+    summary: "a point between the base and the mean of the fine-tunes, chosen by the angle between their updates",
     formula: "c = mean over pairs of cos(x_i - base, x_j - base); t = n*c / (1 + (n-1)*c) for n fine-tunes, 0 where c < 0; \
               out = t * mean(x_i) + (1-t) * base",
-    when: "fine-tunes of one base on the same task, with other seeds or settings; what they agree on is kept",
-    departs: "Where updates point against each other (c < 0) the base stays; the paper's t is negative there, and mergekit \
-              goes away from the mean, without bounds. Cosines of small updates are cosines: mergekit divides by \
-              1e-6 at the least, which draws tensors whose update is shorter than 1e-3 towards the base.",
+    when: "fine-tunes of one base on the same task, with different seeds or settings; keeps what they agree on",
+    departs: "Where updates oppose each other (c < 0), the result is the base; the paper's t is negative there, and \
+              mergekit moves away from the mean without limit. The cosines of small updates are exact; mergekit \
+              divides by at least 1e-6, which pulls tensors whose update is shorter than 1e-3 towards the base.",
     source: "Jang et al., Model Stock, arXiv:2403.19522",
     models: Arity { min: 3, max: None },
     base: BaseRule::Required,
@@ -57,7 +57,7 @@ impl Method for ModelStock {
     }
 }
 
-/// The weights from the mean cosine.
+/// Computes the weights from the mean cosine.
 struct Agreement;
 
 impl Solve for Agreement {
@@ -66,7 +66,7 @@ impl Solve for Agreement {
         let mut cosines = 0.0;
         for i in 0..count {
             for j in i + 1..count {
-                // An update of zero agrees with none.
+                // An update of zero agrees with no other.
                 cosines += gram.cosine(i, j).unwrap_or(0.0);
             }
         }

@@ -15,15 +15,16 @@ pub(super) struct Multislerp;
 static INFO: MethodInfo = MethodInfo {
     name: "multislerp",
     summary: "the weighted mean direction of the models, or of their differences from a base, at their mean length",
-    formula: "u_i = x_i / (|x_i| + eps); out = sum(w_i * |x_i|) * m / |m|, m = sum(w_i * u_i), the w_i divided by their sum \
-              with `normalize_weights`; with `base_model`, the same of x_i - base, added to base",
-    when: "several models whose tensors, or updates, differ in length; a mean that does not shrink",
-    departs: "mergekit steps from the mean direction along the mean of the tangents, which is zero: the formula above is \
-              what is left of it (but for a factor of cos(eps), which is 1). It is not slerp for two models. \
-              mergekit returns a single model unchanged whatever its weight; here it is treated like several, so \
-              that its weight counts without `normalize_weights`. Models that are all equal to the base in a tensor \
-              give the base; mergekit stops there, if there are three or more. Weights that sum to zero under \
-              `normalize_weights` are an error; mergekit writes NaN.",
+    formula: "u_i = x_i / (|x_i| + eps); out = sum(w_i * |x_i|) * m / |m|, m = sum(w_i * u_i), the w_i divided by \
+              their sum with `normalize_weights`; with `base_model`, the same for x_i - base, added to base",
+    when: "several models whose tensors, or updates, differ in length; unlike a plain mean, the result does not \
+           become shorter",
+    departs: "mergekit steps from the mean direction along the mean of the tangents. That mean is zero, so the \
+              formula above is what remains (apart from a factor of cos(eps), which is 1). For two models this is \
+              not slerp. mergekit returns a single model unchanged, whatever its weight; here it is treated like \
+              several, so its weight counts if `normalize_weights` is off. If all models equal the base in a tensor, \
+              the result is the base; mergekit fails there with three or more models. Weights that sum to zero are \
+              an error with `normalize_weights`; mergekit writes NaN.",
     source: "Goddard, multislerp, 2024; mergekit 0.1.5",
     models: Arity { min: 1, max: None },
     base: BaseRule::Optional,
@@ -53,7 +54,8 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(1e-8)),
             required: false,
-            doc: "What is added to lengths before they divide; the length below which directions cancel.",
+            doc: "Added to lengths before dividing by them; directions cancel if their weighted sum is shorter than \
+                  this.",
         },
     ],
     random: false,
@@ -96,17 +98,17 @@ impl Method for Multislerp {
     }
 }
 
-/// The weights that give the mean direction the mean length.
+/// Computes the weights of the mean direction, scaled to the mean length.
 struct MeanDirection {
     weights: Vec<f64>,
     eps: f64,
 }
 
-/// The weights over the vectors' lengths, and how long the sum of unit vectors is.
+/// The weights divided by the vectors' lengths, and the length of the weighted sum of unit vectors.
 struct Direction {
     coefficients: Vec<f64>,
     length: f64,
-    /// How long it would be if all pointed one way.
+    /// The length that the sum would have if all vectors had the same direction.
     most: f64,
 }
 
@@ -116,7 +118,7 @@ impl MeanDirection {
         let mut coefficients = Vec::with_capacity(gram.count());
         for (i, &weight) in self.weights.iter().enumerate() {
             let norm = gram.norm(i);
-            // A vector that is zero has no direction.
+            // A zero vector has no direction.
             let coefficient = if norm == 0.0 {
                 0.0
             } else {
@@ -145,7 +147,7 @@ impl MeanDirection {
         direction.most == 0.0 || direction.most < self.eps
     }
 
-    /// Whether the directions cancel. Rounding leaves about 1e-8 of vectors that cancel exactly.
+    /// Whether the directions cancel. Vectors that cancel exactly leave about 1e-8 by rounding.
     fn cancels(&self, direction: &Direction) -> bool {
         direction.length <= self.eps.max(1e-7 * direction.most)
     }
@@ -154,7 +156,7 @@ impl MeanDirection {
 impl Solve for MeanDirection {
     fn weights(&self, gram: &Gram) -> Vec<f64> {
         let direction = self.direction(gram);
-        // As in mergekit, two models that cancel are added up.
+        // As in mergekit, two models that cancel are simply added.
         if self.is_nothing(&direction) || self.cancels(&direction) {
             return self.weights.clone();
         }

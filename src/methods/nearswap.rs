@@ -1,4 +1,4 @@
-//! `nearswap`: the base, moved towards another model by a fixed step for each element.
+//! `nearswap`: moves each element of the base towards another model by at most a fixed step.
 
 use super::{
     Action, Arity, BaseRule, Method, MethodInfo, ParamInfo, ParamKind, ParamScope, Tensor,
@@ -8,16 +8,16 @@ use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
 use errors::Refusal;
 use numeric::Real;
 
-/// Takes elements of the other model where it is near the base.
+/// Takes the other model's elements where they are near the base.
 pub(super) struct Nearswap;
 
 static INFO: MethodInfo = MethodInfo {
     name: "nearswap",
-    summary: "the other model where it is near the base, and the base moved towards it by t where it is not",
+    summary: "the other model where it is within t of the base; elsewhere the base, moved towards it by t",
     formula: "out = x where |x - base| <= t, else base + t * sign(x - base)",
-    when: "two models; a touch of the other, with t of about the size of a small update (1e-4 to 1e-3)",
-    departs: "mergekit computes weight = t / max(|x - base|, 1e-6), which is the same but for t < 1e-6, where its step \
-              shrinks with the difference. A negative t is an error; mergekit returns the base.",
+    when: "two models, to add a little of the other; t about as large as a small update (1e-4 to 1e-3)",
+    departs: "mergekit computes weight = t / max(|x - base|, 1e-6), which is the same except for t < 1e-6, where its \
+              step shrinks with the difference. A negative t is an error; mergekit returns the base.",
     source: "alchemonaut, QuartetAnemoi-70B-t0.0001, 2024; mergekit 0.1.5",
     models: Arity {
         min: 2,
@@ -33,7 +33,7 @@ static INFO: MethodInfo = MethodInfo {
         scope: ParamScope::Tensor,
         default: None,
         required: true,
-        doc: "How far an element may move, in the unit of the weights: 0 is the base.",
+        doc: "How far an element may move, in units of the weights; 0 returns the base.",
     }],
     random: false,
 };
@@ -90,7 +90,7 @@ impl<R: Real> Apply<R> for Step<R> {
             } else if difference < R::ZERO {
                 base - self.t
             } else {
-                // Not a number; the other is why, or neither matters.
+                // The difference is NaN, and so is the result.
                 difference
             };
         }

@@ -13,22 +13,22 @@ use errors::Refusal;
 /// Spherical linear interpolation with weights, with or without a base.
 pub(super) struct Nuslerp;
 
-/// Below this squared sine two vectors are taken for one line. mergekit's bound is 1e-16; in its float32 that
-/// is met from about 1e-7 down. This much is what rounding may hide of two opposite vectors.
+/// Below this squared sine, two vectors count as parallel or opposite. mergekit's bound is 1e-16; its float32
+/// reaches that at 1e-7 and below. Rounding may make two opposite vectors look this far from opposite.
 const COLINEAR: f64 = 1e-14;
 
 static INFO: MethodInfo = MethodInfo {
     name: "nuslerp",
     summary: "the point on the great circle between two models, or between their differences from a base",
-    formula: "t = w_2 / (w_1 + w_2), 1/2 if both are 0; out = sin((1-t)*theta)/sin(theta) * x_1 + sin(t*theta)/sin(theta) * \
-              x_2, theta the angle between the two; (1-t)*x_1 + t*x_2 where they are parallel or opposite; with \
-              `base_model`, the same of x_i - base, added to base",
-    when: "like slerp, with weights instead of t; with a base, for two fine-tunes of it, whose updates have an angle \
-           worth the name",
-    departs: "As in mergekit, `nuslerp_row_wise: false` takes the angle of each row W[i, :] and `true` that of each column \
-              W[:, j], which is the opposite of what the name says; both matter only with `nuslerp_flatten: false`. \
-              Weights of opposite sign that sum to zero are an error; mergekit takes t = 1/2. Angles of tensors \
-              whose norm is below 1e-7 are computed like any others, where mergekit turns them into right ones.",
+    formula: "t = w_2 / (w_1 + w_2), 1/2 if both are 0; out = sin((1-t)*theta)/sin(theta) * x_1 + \
+              sin(t*theta)/sin(theta) * x_2, theta the angle between the two; (1-t)*x_1 + t*x_2 where they are \
+              parallel or opposite; with `base_model`, the same for x_i - base, added to base",
+    when: "two models, with weights instead of the t of slerp; with a base, two fine-tunes of it: the angle between \
+           updates is larger than that between whole models",
+    departs: "As in mergekit, `nuslerp_row_wise: false` uses the angle of each row W[i, :] and `true` that of each \
+              column W[:, j], the opposite of what the name says. Both matter only with `nuslerp_flatten: false`. \
+              Weights of opposite sign that sum to zero are an error; mergekit takes t = 1/2. Angles of tensors with \
+              a norm below 1e-7 are computed like any others; mergekit replaces them by right angles.",
     source: "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; mergekit 0.1.5",
     models: Arity {
         min: 2,
@@ -42,7 +42,7 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::EachButBase,
             default: None,
             required: true,
-            doc: "How near the result is to the model, relative to the other's weight.",
+            doc: "How near the result is to this model, relative to the other model's weight.",
         },
         ParamInfo {
             name: "nuslerp_flatten",
@@ -81,7 +81,7 @@ impl Method for Nuslerp {
             0.5
         } else if sum.abs() <= 1e-9 * (first.abs() + second.abs()) {
             return Err(Refusal::new(format!(
-                "the weights {first} and {second} sum to zero, so they name no point between the models"
+                "the weights {first} and {second} sum to zero, so they define no point between the models"
             ))
             .with_hint("choose weights with another sum"));
         } else {
@@ -103,7 +103,7 @@ impl Method for Nuslerp {
     }
 }
 
-/// The weights of the two from the angle between them.
+/// The weights of both models, from the angle between them.
 struct GreatCircle {
     t: f64,
 }

@@ -1,44 +1,45 @@
-//! Order statistics over passes: the k-th largest key of a tensor, exactly, and which of its equals stay.
+//! Order statistics over passes: the exact k-th largest key of a tensor, and which of the elements equal to it are
+//! kept.
 //!
-//! It knows keys and blocks, not what the keys are made of. There are two ways to a cut:
+//! This file knows keys and blocks, not what the keys are computed from. There are two ways to find a cut:
 //!
-//! - **A guess that is checked.** Differences of 16-bit values are few numbers, each many times, so a sample
-//!   tells which key the k-th is. One pass counts, for each of a few candidates, the elements above it, and
-//!   block by block those equal to it: if k lies between, that is the cut, and nothing more need be read.
-//! - **Two histograms** over float bits, see [`numeric`](numeric), where nothing can be guessed or the
-//!   guess was wrong; then, if elements tie at the cut, a pass that counts those block by block.
+//! - **A checked guess.** Differences of 16-bit values take few distinct values, each many times, so a sample tells
+//!   which key is the k-th largest. One pass counts, for a few candidates, the elements above each one and, block
+//!   by block, those equal to it. If k falls among these, that is the cut, and no further pass is needed.
+//! - **Two histograms** over float bits, see [`numeric`](numeric), if a guess is not possible or was wrong; then,
+//!   if elements tie at the cut, a pass that counts those block by block.
 //!
-//! Both are exact, and give the same.
+//! Both are exact and have the same result.
 
 use super::band::count_equal;
 use engine::{Block, Measure, Measured, Pass};
 use numeric::{HIGH_BINS, LOW_BINS, Rank, Real, high_bin, low_bin, rank_from_top, vectorised};
 
-/// Reads of the whole tensor that [`Order::cuts`] takes at most.
+/// The most passes over the tensor that [`Order::cuts`] takes.
 pub(super) const CUTS: usize = 2;
-/// Reads of the whole tensor that [`Order::found`] takes at most: a guess, the cuts, those that tie.
+/// The most passes over the tensor that [`Order::found`] takes: a guess, the cuts, the ties.
 pub(super) const PASSES: usize = CUTS + 2;
 /// Elements of a tensor that are sampled for a guess.
 const SAMPLE: usize = 1 << 14;
-/// Keys made at a time, so that they stay in the first cache.
+/// Keys computed at a time, so that they stay in the first-level cache.
 const STRIP: usize = 1024;
-/// Keys that are tried in one pass.
+/// Keys that one pass tries.
 const CANDIDATES: usize = 3;
-/// How many standard deviations from its expected place in the sample a rank is looked for.
+/// How far from its expected place in the sample a rank is searched for, in standard deviations.
 const DEVIATIONS: f64 = 4.0;
 
-/// Makes [magnitude keys](Real::magnitude_key) of a tensor's elements, in one or more streams.
+/// Computes the [magnitude keys](Real::magnitude_key) of a tensor's elements, in one or more streams.
 pub(super) trait Keys<R>: Clone + Send + Sync + 'static {
     /// Sets `keys`, one for each element of the block.
     fn fill(&self, block: &Block<'_, R>, stream: usize, keys: &mut [u32]);
 
-    /// Whether keys depend on more than their element, so that they are made for whole blocks only.
+    /// Whether a key depends on more than its element, so that keys can be computed for whole blocks only.
     fn need_blocks(&self) -> bool {
         false
     }
 }
 
-/// The keys of a tensor, how many there are, and into how many blocks it is cut.
+/// The keys of a tensor, the number of its elements, and the number of its blocks.
 pub(super) struct Order<K> {
     pub(super) keys: K,
     pub(super) elements: u64,
@@ -55,14 +56,14 @@ pub(super) struct Cut {
     pub(super) held: u64,
 }
 
-/// A cut, and how many elements have its key, block by block, as far as that matters.
+/// A cut and, for each block, how many elements have its key. The counts may be empty where they do not matter.
 pub(super) struct Found<'m> {
     pub(super) cut: Cut,
     pub(super) equal: &'m [u64],
 }
 
 impl<K: Clone> Order<K> {
-    /// Length of the longest vector of counts for so many ranks.
+    /// The length of the longest vector of counts for this many ranks.
     pub(super) fn counts(&self, ranks: usize) -> usize {
         ranks
             * HIGH_BINS
@@ -70,10 +71,10 @@ impl<K: Clone> Order<K> {
                 .max(SAMPLE + self.blocks)
     }
 
-    /// The cuts at these ranks with their equals block by block, or the measure that is missing.
+    /// The cuts at these ranks with the ties of each block, or the measure that is needed next.
     ///
-    /// Ranks of one stream stand together. Where all elements of a key are on one side of the cut, its equals
-    /// may be left out.
+    /// Ranks of one stream must be adjacent. If all elements with the key are on the same side of the cut, their
+    /// counts may be omitted.
     pub(super) fn found<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
@@ -110,7 +111,7 @@ impl<K: Clone> Order<K> {
             .collect())
     }
 
-    /// The cuts if a sample suggests them, and a count of all elements confirms it.
+    /// The cuts, if a sample suggests them and a count of all elements confirms them.
     fn guessed<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
@@ -149,8 +150,8 @@ impl<K: Clone> Order<K> {
         Ok(found.into_iter().collect())
     }
 
-    /// The cut that parts off a share of the elements whose key is not zero, in the first stream; `None` if
-    /// that is no element.
+    /// The cut that separates the largest fraction `share` of the first stream's elements whose key is not zero;
+    /// `None` if that is no element.
     pub(super) fn share<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
@@ -160,7 +161,7 @@ impl<K: Clone> Order<K> {
         let samples = self.samples(measured, &[0])?;
         let sample = samples.into_iter().next().unwrap_or_default();
         let zeros = sample.iter().filter(|&&key| key == 0).count() as f64;
-        // What the rank is probably.
+        // An estimate of the rank, from the sample.
         let zeros = zeros / sample.len().max(1) as f64 * self.elements as f64;
         let keys = candidates(sample, rank(zeros as u64).max(1), self.elements);
         let guesses = keys.iter().map(|&key| Target::Guess { key });
@@ -178,7 +179,7 @@ impl<K: Clone> Order<K> {
         }
     }
 
-    /// Some keys of each of these streams.
+    /// A sample of the keys of each of these streams.
     fn samples<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
@@ -199,9 +200,10 @@ impl<K: Clone> Order<K> {
         Ok(recorded.map(keys).collect())
     }
 
-    /// The cuts at these ranks (stream, and rank from the top, from 1 on), or the measure that is missing.
+    /// The cuts at these ranks, or the measure that is needed next. A rank is a stream and a place from the top,
+    /// from 1 on.
     ///
-    /// Ranks of one stream stand together.
+    /// Ranks of one stream must be adjacent.
     pub(super) fn cuts<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
@@ -252,7 +254,7 @@ impl<K: Clone> Order<K> {
             .collect())
     }
 
-    /// How many elements have these keys (stream and key), block by block; or the measure that is missing.
+    /// For each (stream, key), how many elements have it, block by block; or the measure that is needed next.
     pub(super) fn equal<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
@@ -268,7 +270,7 @@ impl<K: Clone> Order<K> {
         Ok(counted.counts.chunks_exact(self.blocks.max(1)).collect())
     }
 
-    /// The counts of these targets, or the measure that makes them.
+    /// The counts of these targets, or the measure that counts them.
     fn counted<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
@@ -282,15 +284,15 @@ impl<K: Clone> Order<K> {
     }
 }
 
-/// The streams of some ranks, each once.
+/// The streams of the ranks, each once.
 fn streams(ranks: &[(usize, u64)]) -> Vec<usize> {
     let mut streams: Vec<usize> = ranks.iter().map(|&(stream, _)| stream).collect();
     streams.dedup();
     streams
 }
 
-/// The cut at a key if it is that of the element of this rank, by how many elements are above it and, block by
-/// block, equal to it.
+/// The cut at `key`, if the element of this rank has it. `counts` holds the number of elements above the key and
+/// then, block by block, of those equal to it.
 fn confirmed(counts: &[u64], key: u32, rank: u64) -> Option<Found<'_>> {
     let (&above, equal) = counts.split_first()?;
     let held = equal.iter().sum();
@@ -301,12 +303,12 @@ fn confirmed(counts: &[u64], key: u32, rank: u64) -> Option<Found<'_>> {
     })
 }
 
-/// The keys that the element of this rank may have, by a sample of them; none where a guess would rather be wrong.
+/// The keys that the element of this rank may have, judging by a sample; empty if a guess would probably be wrong.
 fn candidates(mut keys: Vec<u32>, rank: u64, elements: u64) -> Vec<u32> {
     let share = rank as f64 / elements as f64;
     let size = keys.len() as f64;
     let spread = 1.0 + DEVIATIONS * (size * share * (1.0 - share)).max(0.0).sqrt();
-    // From the top.
+    // Counted from the top.
     let first = (share * size - spread).max(0.0) as usize;
     let last = ((share * size + spread) as usize).min(keys.len().saturating_sub(1));
     if first > last || keys.is_empty() {
@@ -335,11 +337,11 @@ fn candidates(mut keys: Vec<u32>, rank: u64, elements: u64) -> Vec<u32> {
 /// What is counted of a stream's keys.
 #[derive(Debug, Clone, Copy)]
 enum Target {
-    /// Nothing: the keys themselves, plus one, of so many elements of each block.
+    /// Nothing: records the keys themselves, plus one, of this many elements of each block.
     Sampled {
         each: usize,
     },
-    /// Those above a key; then, by block, those equal to it.
+    /// The keys above this one; then, by block, those equal to it.
     Guess {
         key: u32,
     },
@@ -347,13 +349,13 @@ enum Target {
     LowBins {
         bin: usize,
     },
-    /// Those equal to a key, by block.
+    /// The keys equal to this one, by block.
     Equal {
         key: u32,
     },
 }
 
-/// Counts keys.
+/// The measure that counts keys.
 pub(super) struct Counts<K> {
     keys: K,
     blocks: usize,
@@ -361,7 +363,7 @@ pub(super) struct Counts<K> {
 }
 
 impl<K> Counts<K> {
-    /// The pass that measures this.
+    /// The pass that runs this measure.
     pub(super) fn pass<R: Real>(self) -> Pass<R>
     where
         K: Keys<R>,
@@ -377,9 +379,9 @@ vectorised! {
     /// How many keys are above this one, and how many are equal to it.
     fn count_above(keys: &[u32], key: u32) -> (u64, u64) {
         let (mut above, mut equal) = (0, 0);
-        // Keys have 31 bits, and AVX2 has an instruction to compare signed numbers only.
+        // Keys have 31 bits, so they can be compared as signed numbers, for which AVX2 has an instruction.
         let key = key as i32;
-        // In pieces that 32 bits can count.
+        // In pieces that a 32-bit counter can count.
         for keys in keys.chunks(1 << 20) {
             let (mut more, mut same) = (0u32, 0u32);
             for &other in keys {
@@ -428,7 +430,7 @@ impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
 }
 
 impl<K> Counts<K> {
-    /// Counts the keys of some elements, which begin at `start` of their block.
+    /// Counts the keys of a run of elements that begins at `start` in its block.
     fn count<R: Real>(
         &self,
         part: &Block<'_, R>,
@@ -484,7 +486,7 @@ mod tests {
 
     use super::*;
 
-    /// The sources are the streams.
+    /// Each source is a stream.
     #[derive(Clone)]
     struct Values;
 
@@ -498,7 +500,8 @@ mod tests {
 
     const BLOCK: usize = 1000;
 
-    /// Finds cuts as the engine would, a sample being the first elements of a block; gives the passes taken.
+    /// Finds cuts as the engine would, with the first elements of each block as the sample; returns the number of
+    /// passes too.
     fn find(values: &[f32], ranks: &[u64]) -> (Vec<(Cut, Vec<u64>)>, usize) {
         let order = Order {
             keys: Values,
@@ -543,7 +546,7 @@ mod tests {
         }
     }
 
-    /// The cut and its equals by sorting.
+    /// The cut and its ties, by sorting.
     fn twin(values: &[f32], rank: u64) -> (Cut, Vec<u64>) {
         let keys: Vec<u32> = values.iter().map(|value| value.magnitude_key()).collect();
         let mut sorted = keys.clone();
@@ -591,7 +594,7 @@ mod tests {
 
     #[test]
     fn a_sample_that_misleads_costs_a_pass_and_nothing_else() {
-        // Zeros where the sample looks.
+        // All samples are zero.
         let values: Vec<f32> = (0..50_000)
             .map(|i| {
                 if i % BLOCK < 400 {

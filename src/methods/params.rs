@@ -1,21 +1,21 @@
-//! What a method says of itself and of its parameters, and the values a tensor gets.
+//! How a method describes itself and its parameters, and the parameter values of a tensor.
 
-/// What the reference, the help and the recipe reader say of a merge method.
+/// A merge method's description, for the reference, the help and the recipe reader.
 #[derive(Debug)]
 pub struct MethodInfo {
     /// The name in recipes (`merge_method:`).
     pub name: &'static str,
-    /// One line: what it does.
+    /// What the method does, in one line.
     pub summary: &'static str,
     /// What is computed, element by element.
     pub formula: &'static str,
-    /// When to use it.
+    /// When to use the method.
     pub when: &'static str,
-    /// Where it departs from its paper or from mergekit, and why; empty if it does not.
+    /// Where the method departs from its paper or from mergekit, and why; empty if it does not.
     pub departs: &'static str,
     /// Where the formula comes from.
     pub source: &'static str,
-    /// How many models it takes; the base included, unless it is [`BaseRule::Optional`].
+    /// How many models it takes. The base counts, unless `base` is [`BaseRule::Optional`].
     pub models: Arity,
     /// What it does with `base_model`.
     pub base: BaseRule,
@@ -28,21 +28,21 @@ pub struct MethodInfo {
 /// How many models a method takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arity {
-    /// At least so many.
+    /// The least number.
     pub min: usize,
-    /// At most so many; `None` is no limit.
+    /// The largest number; `None` for no limit.
     pub max: Option<usize>,
 }
 
 /// What a method does with `base_model`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BaseRule {
-    /// It cannot work without one.
+    /// The method needs a base.
     Required,
-    /// The base is one of the models like the others; a base that `models:` does not list joins them last.
+    /// The base is one of the models. A base that `models:` does not list is added to them at the end.
     OneOfModels,
-    /// Without one the models themselves are merged; with one their differences from it are, and it does not
-    /// count as one of them.
+    /// Without a base, the models themselves are merged. With one, their differences from it are merged, and the
+    /// base does not count as a model.
     Optional,
 }
 
@@ -51,19 +51,20 @@ pub enum BaseRule {
 pub struct ParamInfo {
     /// The key under `parameters:`.
     pub name: &'static str,
-    /// Which values it takes.
+    /// The values it takes.
     pub kind: ParamKind,
     /// Whether each model has its own value.
     pub scope: ParamScope,
-    /// The value when the recipe gives none; `None` and [`required`](Self::required) false is "unset".
+    /// The value if the recipe gives none. If this is `None` and [`required`](Self::required) is false, it stays
+    /// unset.
     pub default: Option<ParamValue>,
     /// Whether the recipe must give a value.
     pub required: bool,
-    /// What it does, in a sentence.
+    /// What the parameter does, in a sentence.
     pub doc: &'static str,
 }
 
-/// Which values a parameter takes.
+/// The values that a parameter takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ParamKind {
     /// A finite number.
@@ -72,16 +73,16 @@ pub enum ParamKind {
     Range {
         /// Smallest allowed.
         min: f64,
-        /// Largest allowed; infinity where there is no limit, though the number is always finite.
+        /// Largest allowed; infinity for no limit. The value itself is always finite.
         max: f64,
     },
     /// `true` or `false`.
     Bool,
-    /// One of these words; a YAML `true` or `false` is looked up among `aliases`.
+    /// One of some words. A YAML `true` or `false` stands for a word if `booleans` says so.
     Word {
         /// The words.
         words: &'static [&'static str],
-        /// What a YAML boolean means: (`true`, `false`).
+        /// The words that YAML's `true` and `false` stand for.
         booleans: Option<(&'static str, &'static str)>,
     },
 }
@@ -89,7 +90,7 @@ pub enum ParamKind {
 /// Whether each model has its own value of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParamScope {
-    /// One value for a tensor.
+    /// One value for all models.
     Tensor,
     /// One value for each model.
     EachModel,
@@ -97,28 +98,28 @@ pub enum ParamScope {
     EachButBase,
 }
 
-/// A value of a parameter for one tensor, gradients and filters resolved.
+/// A parameter's value for one tensor, with gradients and filters resolved.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ParamValue {
     /// A number.
     Number(f64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
-    /// One of the words of [`ParamKind::Word`].
+    /// A word of [`ParamKind::Word`].
     Word(&'static str),
 }
 
-/// The parameter values of one tensor: those of the tensor, and those of each source model.
+/// The parameter values of one tensor: those for all models, and those of each source.
 #[derive(Debug, Clone, Default)]
 pub struct TensorParams {
     /// Values of [`ParamScope::Tensor`] parameters; an unset one is absent.
     pub tensor: Vec<(&'static str, ParamValue)>,
-    /// For each source, in source order, its values; an unset one is absent.
+    /// For each source, its values, in source order; an unset one is absent.
     pub sources: Vec<Vec<(&'static str, ParamValue)>>,
 }
 
 impl ParamKind {
-    /// Whether a value is of this kind and within its bounds.
+    /// Whether the value is of this kind and within its bounds.
     pub fn accepts(self, value: ParamValue) -> bool {
         match (self, value) {
             (Self::Number, ParamValue::Number(number)) => number.is_finite(),
@@ -133,17 +134,17 @@ impl ParamKind {
 }
 
 impl TensorParams {
-    /// The number under `name` for the whole tensor; `None` if unset.
+    /// The number `name`, one for all models; `None` if unset.
     pub fn number(&self, name: &str) -> Option<f64> {
         number(&self.tensor, name)
     }
 
-    /// The truth value under `name`; false if unset.
+    /// The boolean `name`; false if unset.
     pub fn flag(&self, name: &str) -> bool {
         matches!(lookup(&self.tensor, name), Some(ParamValue::Bool(true)))
     }
 
-    /// The word under `name`; empty if unset.
+    /// The word `name`; empty if unset.
     pub fn word(&self, name: &str) -> &'static str {
         match lookup(&self.tensor, name) {
             Some(ParamValue::Word(word)) => word,
@@ -151,7 +152,7 @@ impl TensorParams {
         }
     }
 
-    /// The number under `name` of one source; `None` if unset.
+    /// The number `name` of one source; `None` if unset.
     pub fn source_number(&self, source: usize, name: &str) -> Option<f64> {
         self.sources
             .get(source)

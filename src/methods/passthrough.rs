@@ -1,4 +1,4 @@
-//! `passthrough`: tensors as they are.
+//! `passthrough`: the tensors of one model.
 
 use super::weighted_sum::WeightedSum;
 use super::{
@@ -28,7 +28,7 @@ static INFO: MethodInfo = MethodInfo {
         scope: ParamScope::EachModel,
         default: None,
         required: false,
-        doc: "What each element is multiplied by; unset copies the bytes.",
+        doc: "Multiplies each element; if unset, the bytes are copied.",
     }],
     random: false,
 };

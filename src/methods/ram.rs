@@ -1,4 +1,4 @@
-//! `ram` and `ramplus_tl`: what one fine-tune alone has changed is kept whole, what several have is averaged.
+//! `ram` and `ramplus_tl`: changes made by one fine-tune are kept whole, changes made by several are averaged.
 
 use std::cmp::Ordering::{Equal, Less};
 
@@ -10,9 +10,9 @@ use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use errors::Refusal;
 use numeric::Real;
 
-/// Keeps unique changes, averages shared ones.
+/// Keeps unique changes and averages shared ones.
 pub(super) struct Ram;
-/// The same, with unique changes amplified by how much of a model's change is shared.
+/// The same, but amplifies a model's unique changes by how much of its change is shared.
 pub(super) struct RamPlus;
 
 const EPSILON: ParamInfo = ParamInfo {
@@ -33,10 +33,10 @@ const SOURCE: &str = "Reinforced Agent Merging, arXiv:2601.13572; mergekit 0.1.5
 
 static RAM: MethodInfo = MethodInfo {
     name: "ram",
-    summary: "elements that one fine-tune alone has changed are its own, those that several have are their mean",
-    formula: "changed_i = |x_i - base| > epsilon; out = base where nobody has changed it, else the mean of the x_i of those \
-              who have",
-    when: "fine-tunes of one base that change few elements each, such as those trained by reinforcement",
+    summary: "elements changed by one fine-tune alone are taken from it, those changed by several become their mean",
+    formula: "changed_i = |x_i - base| > epsilon; out = base where no model changed the element, else the mean of \
+              the x_i of the models that changed it",
+    when: "fine-tunes of one base that change few elements each, such as those trained by reinforcement learning",
     departs: "",
     source: SOURCE,
     models: Arity { min: 1, max: None },
@@ -48,11 +48,12 @@ static RAM: MethodInfo = MethodInfo {
 static RAM_PLUS: MethodInfo = MethodInfo {
     name: "ramplus_tl",
     summary: "like ram, with unique changes amplified in tensors where much of a model's change is shared",
-    formula: "changed_i = |x_i - base| > epsilon; out = base where nobody has changed it, base + l_i * (x_i - base) where i \
-              alone has, else the mean of the x_i of those who have; l_i = 1 + r * min(shared_i / unique_i, alpha), \
-              counts of the elements of the tensor that i has changed with others and alone",
-    when: "like ram, where the mean of shared changes weakens what the models have learnt",
-    departs: "The output has the dtype of the recipe or of the models; mergekit's is float32 whatever the models are.",
+    formula: "changed_i = |x_i - base| > epsilon; out = base where no model changed the element, base + l_i * (x_i - \
+              base) where only model i changed it, else the mean of the x_i of the models that changed it; l_i = 1 + \
+              r * min(shared_i / unique_i, alpha), shared_i and unique_i the numbers of the tensor's elements that \
+              model i changed with others and alone",
+    when: "the same as ram, if averaging shared changes weakens what the models have learned",
+    departs: "The output has the dtype of the recipe or the models; mergekit always writes float32.",
     source: SOURCE,
     models: Arity { min: 1, max: None },
     base: BaseRule::Required,
@@ -63,7 +64,7 @@ static RAM_PLUS: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(0.1)),
             required: false,
-            doc: "How much sharing amplifies unique changes.",
+            doc: "How strongly sharing amplifies unique changes.",
         },
         ParamInfo {
             name: "alpha",
@@ -124,7 +125,7 @@ fn action(
     })))
 }
 
-/// How unique changes are amplified.
+/// How much unique changes are amplified.
 #[derive(Debug, Clone, Copy)]
 struct Amplify {
     r: f64,
@@ -132,15 +133,15 @@ struct Amplify {
 }
 
 impl Amplify {
-    /// The factor of a model, from how many elements it has changed with others and alone.
+    /// The factor of a model that changed `shared` elements together with others and `unique` elements alone.
     fn factor(self, shared: u64, unique: u64) -> f64 {
-        // Without unique changes there is nothing to amplify.
+        // Without unique changes the factor has no effect; `max` only avoids a division by zero.
         let ratio = shared as f64 / unique.max(1) as f64;
         1.0 + self.r * ratio.min(self.alpha)
     }
 }
 
-/// Which elements a model has changed.
+/// Decides which elements each model has changed.
 #[derive(Debug, Clone)]
 struct Changes {
     base: usize,
@@ -149,7 +150,7 @@ struct Changes {
 }
 
 impl Changes {
-    /// Each member's values at one place, and whether it has changed them.
+    /// Each model's value at one place, and whether the model has changed it.
     #[inline(always)]
     fn at<'b, R: Real>(
         &'b self,
@@ -169,7 +170,7 @@ impl Changes {
     }
 }
 
-/// Counts if need be, then adds up.
+/// Counts changes if they are amplified, then merges.
 struct Reinforced {
     changes: Changes,
     amplify: Option<Amplify>,
@@ -206,7 +207,7 @@ impl<R: Real> Program<R> for Reinforced {
     }
 }
 
-/// Counts what each model has changed with others, and what alone.
+/// Counts each model's shared and unique changes.
 struct Sharing(Changes);
 
 impl<R: Real> Measure<R> for Sharing {
@@ -231,10 +232,10 @@ impl<R: Real> Measure<R> for Sharing {
     }
 }
 
-/// Takes unique changes, averages shared ones.
+/// Takes unique changes and averages shared ones.
 struct AddUp<R> {
     changes: Changes,
-    /// For each member, what its unique changes are multiplied by.
+    /// For each member, the factor of its unique changes.
     factors: Vec<R>,
 }
 
@@ -243,7 +244,7 @@ impl<R: Real> Apply<R> for AddUp<R> {
         let epsilon = R::from_f64(self.changes.epsilon);
         let base = block.sources[self.changes.base];
         for (place, (out, &base)) in out.iter_mut().zip(base).enumerate() {
-            // The mean of those who have changed it, held between the least and the largest of them.
+            // The mean of the models that changed the element, clamped to the least and the largest of them.
             let (mut sum, mut count, mut last) = (R::ZERO, R::ZERO, (base, R::ONE));
             let (mut low, mut high) = (base, base);
             let values = self.changes.at(&block, place, epsilon);
@@ -268,7 +269,7 @@ impl<R: Real> Apply<R> for AddUp<R> {
                 }
             } else {
                 let mean = sum / count;
-                // At equality too, as a minus zero equals a plus zero.
+                // Replaces equal values too, since -0 equals +0.
                 let raised = if mean <= low { low } else { mean };
                 if raised >= high { high } else { raised }
             };

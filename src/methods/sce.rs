@@ -1,4 +1,4 @@
-//! `sce`: select by variance, weigh by energy, erase what lost the vote on the sign.
+//! `sce`: select elements by variance, weigh models by energy, erase what lost the vote on the sign.
 
 use super::band::Band;
 use super::order::{self, Keys, Order};
@@ -11,22 +11,24 @@ use engine::{AnyProgram, Block, Cost, Measure, Measured, Pass, Program};
 use errors::Refusal;
 use numeric::{BLOCK, Real, dot, vectorised};
 
-/// Selects, calculates, erases.
+/// Select, calculate, erase.
 pub(super) struct Sce;
 
 static INFO: MethodInfo = MethodInfo {
     name: "sce",
     summary: "task vectors where they vary most, each weighted by its energy; where signs conflict, the majority \
               is merged",
-    formula: "d_i = x_i - base, all zero but at the k = floor(select_topk * M) elements of largest variance over the \
-              models, M the number of elements whose variance is not zero; w_i = sum(d_i^2) / sum over all models; \
-              s = sign(sum(d_i)), + if the sum is 0; out = base + the mean of those d_i with sign s, weighted by w_i",
-    when: "fine-tunes that learned much of different things; select_topk 0.1 to 0.3, or 1",
-    departs: "Weights are shares of the energy however small it is; mergekit weighs all models alike where the mean \
-              squares add up to less than 1e-6, which is the rule for light fine-tunes, and shrinks a model that \
-              is alone with a weight below 1e-6. Standard deviations are compared as float32, equal ones kept by \
-              lowest index. Where all models agree an element has no variance: with `select_topk` below 1 it stays \
-              the base's, as in mergekit. With one model besides the base that would be every element: an error.",
+    formula: "d_i = x_i - base, set to zero except at the k = floor(select_topk * M) elements with the largest \
+              variance over the models, M the number of elements whose variance is not zero; w_i = sum(d_i^2) / sum \
+              over all models; s = sign(sum(d_i)), + if the sum is 0; out = base + the mean of those d_i with sign \
+              s, weighted by w_i",
+    when: "fine-tunes that learned very different things; select_topk 0.1 to 0.3, or 1",
+    departs: "Weights are shares of the energy, however small it is. mergekit weighs all models equally if their \
+              mean squares add up to less than 1e-6, which is usual for light fine-tunes, and shrinks an element \
+              where the weights of the agreeing models add up to less than 1e-6. Standard deviations are compared as \
+              float32; of equal ones, those with the lowest index are kept. An element on which all models agree has no \
+              variance: with `select_topk` below 1 it keeps the base's value, as in mergekit. With one model besides \
+              the base this would be every element, so it is an error.",
     source: "Wan et al., FuseChat, arXiv:2408.07990",
     models: Arity { min: 1, max: None },
     base: BaseRule::Required,
@@ -37,8 +39,8 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(1.0)),
             required: false,
-            doc: "The share of elements that is merged, those of largest variance first; 1 is all, also those \
-                  without variance.",
+            doc: "The fraction of elements that is merged, those with the largest variance first; 1 merges all, even \
+                  those without variance.",
         },
         task_vectors::INT8_MASK,
     ],
@@ -77,7 +79,7 @@ impl Method for Sce {
     }
 }
 
-/// Finds the band of variances, measures the energies, applies.
+/// Finds the threshold of variances, measures the energies, applies.
 struct SelectWeighErase {
     base: usize,
     others: Vec<usize>,
@@ -113,7 +115,7 @@ impl SelectWeighErase {
         }
     }
 
-    /// The variances that are merged, or the measure that is missing.
+    /// The band of variances that is merged, or the measure that is needed next.
     fn band<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
@@ -146,7 +148,7 @@ impl<R: Real> Program<R> for SelectWeighErase {
             .iter()
             .zip(&energies.sums)
             .map(|(&source, &energy)| {
-                // Without energy there is nothing to weigh, and any weights do.
+                // If all energies are zero, there is nothing to weigh, and any weights will do.
                 let weight = R::from_f64(if total > 0.0 { energy / total } else { 1.0 });
                 MaskedTerm {
                     source,
@@ -171,7 +173,7 @@ impl<R: Real> Program<R> for SelectWeighErase {
     }
 }
 
-/// The standard deviation over some sources; one stream.
+/// The standard deviation over some sources; a single stream of keys.
 #[derive(Debug, Clone)]
 struct Spread {
     sources: Vec<usize>,
@@ -192,7 +194,7 @@ impl<R: Real> Keys<R> for Spread {
         for (index, keys) in keys.chunks_mut(STRIP).enumerate() {
             let place = index * STRIP..index * STRIP + keys.len();
             let first = &first[place.clone()];
-            // Seen from the first source, so that where all agree there is no variance, not a rounding's.
+            // Computed relative to the first source, so that the variance is exactly zero where all sources agree.
             let (mean, squares) = (&mut mean[..keys.len()], &mut squares[..keys.len()]);
             mean.fill(0.0);
             for &source in others {
@@ -208,7 +210,7 @@ impl<R: Real> Keys<R> for Spread {
 }
 
 vectorised! {
-    /// What [`deviation_keys`] gives for two sources: half their difference, rounded once.
+    /// The result of [`deviation_keys`] for two sources: half their difference, rounded once.
     fn half_difference_keys<R: Real>(source: &[R], first: &[R], keys: &mut [u32]) {
         let half = R::from_f64(0.5);
         for ((key, &x), &first) in keys.iter_mut().zip(source).zip(first) {
@@ -226,7 +228,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Divides the sums, and sets `squares` to the squares of the means.
+    /// Divides the sums by `count`, and sets `squares` to the squares of these means.
     fn square_of_mean(count: f64, sums: &mut [f64], squares: &mut [f64]) {
         for (mean, square) in sums.iter_mut().zip(squares) {
             *mean /= count;
@@ -246,7 +248,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// The deviation orders as the variance does, and has no squares that float32 cannot hold.
+    /// The deviation sorts as the variance does, but has no squares that overflow or underflow float32.
     fn deviation_keys(squares: &[f64], count: f64, keys: &mut [u32]) {
         for (key, squares) in keys.iter_mut().zip(squares) {
             *key = (squares / count).sqrt().magnitude_key();
@@ -254,7 +256,7 @@ vectorised! {
     }
 }
 
-/// Measures the sum of squares of each task vector where it is merged.
+/// Measures the sum of squares of each task vector over the elements that are merged.
 struct Energies {
     base: usize,
     common: Option<(Band, Spread)>,

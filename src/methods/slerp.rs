@@ -1,4 +1,4 @@
-//! `slerp`: the way between two models along the great circle.
+//! `slerp`: a point on the great circle between two models.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use errors::Refusal;
 /// Spherical linear interpolation from the base to the other model.
 pub(super) struct Slerp;
 
-/// Above this cosine the great circle is taken for a line.
+/// Above this cosine, the great circle is treated as a straight line.
 const LINEAR_ABOVE: f64 = 0.9995;
 
 static INFO: MethodInfo = MethodInfo {
@@ -21,9 +21,10 @@ static INFO: MethodInfo = MethodInfo {
     formula: "out = sin((1-t)*theta)/sin(theta) * base + sin(t*theta)/sin(theta) * x, theta the angle between the \
               two tensors; (1-t)*base + t*x where |cos(theta)| > 0.9995",
     when: "two models; often with t as a gradient over depth, and other values for attention and MLP",
-    departs: "The cosine of tensors whose norm is below 1e-8 is computed like any other, so that copies of a \
-              model give that model; mergekit leaves such tensors unnormalised. For independent fine-tunes of one \
-              base the cosine exceeds 0.9995 when updates are below about 2 % of the weights: slerp is then linear.",
+    departs: "The cosine of tensors with a norm below 1e-8 is computed as for any other, so that copies of a model \
+              merge to that model; mergekit leaves such tensors unnormalised. For independent fine-tunes of one \
+              base, the cosine is above 0.9995 if the updates are smaller than about 2 % of the weights; slerp is \
+              then linear.",
     source: "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; mergekit 0.1.5",
     models: Arity {
         min: 2,
@@ -36,7 +37,7 @@ static INFO: MethodInfo = MethodInfo {
         scope: ParamScope::Tensor,
         default: None,
         required: true,
-        doc: "Where on the way: 0 is the base, 1 the other model.",
+        doc: "The position between the models: 0 is the base, 1 the other model.",
     }],
     random: false,
 };
@@ -63,7 +64,7 @@ impl Method for Slerp {
     }
 }
 
-/// The weights of base and other from the angle between them.
+/// The weights of base and other model, from the angle between them.
 struct GreatCircle {
     t: f64,
 }
@@ -74,13 +75,13 @@ impl Solve for GreatCircle {
     }
 }
 
-/// The weights of two vectors at `t` on the great circle between them, or on the line where `is_linear` says
-/// so of the cosine.
+/// The weights of two vectors at position `t` on the great circle between them; on the straight line, if
+/// `is_linear` holds for their cosine.
 pub(super) fn arc(t: f64, gram: &Gram, is_linear: impl Fn(f64) -> bool) -> [f64; 2] {
     let cosine = match gram.cosine(0, 1) {
         Some(cosine) => cosine,
         None if gram.all_zero() => return [1.0 - t, t],
-        // Without a direction there is no angle; mergekit takes a right one.
+        // A zero vector has no direction, so no angle; mergekit uses a right angle.
         None => 0.0,
     };
     if is_linear(cosine) {

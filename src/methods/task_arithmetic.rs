@@ -7,7 +7,7 @@ static INFO: MethodInfo = MethodInfo {
     name: "task_arithmetic",
     summary: "the base plus a weighted sum of task vectors (differences of the fine-tunes from the base)",
     formula: "out = base + lambda * sum(w_i * (x_i - base)), divided by sum(w_i) with `normalize`",
-    when: "the first thing to try; weights of about 0.3 to 1, negative ones take a skill away",
+    when: "a first attempt; weights of about 0.3 to 1, negative ones to remove a skill",
     departs: "`density` is accepted and has no effect, as in mergekit.",
     source: "Ilharco et al., Editing models with task arithmetic, arXiv:2212.04089",
     models: Arity { min: 1, max: None },

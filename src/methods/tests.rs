@@ -1,4 +1,4 @@
-//! Every method against a case worked by hand and against its slow f64 twin, on the real engine.
+//! Every method on the real engine, compared with a case worked by hand and with its slow f64 twin.
 
 mod geometric;
 mod sparse;
@@ -94,7 +94,7 @@ impl Case {
         }
     }
 
-    /// Runs it on the engine; values are stored as `format` first.
+    /// Runs the merge on the engine; values are first rounded to `format`.
     fn run(&self, format: FloatType, sources: &[Vec<f64>]) -> Result<Vec<f64>, String> {
         self.run_shaped(format, &[sources[0].len()], sources)
     }
@@ -116,7 +116,7 @@ impl Case {
     }
 }
 
-/// Runs a method on the engine; values are stored as `format` first.
+/// Runs a method on the engine; values are first rounded to `format`.
 fn merged(
     method: &str,
     params: &TensorParams,
@@ -162,7 +162,7 @@ fn merged(
         Ok(memory.0.into_inner().unwrap())
     };
     let bytes = run(&limits);
-    // Where there is no memory for what passes leave to each other, it is found out again.
+    // Without memory for what one pass leaves to the next, it is computed again.
     assert_eq!(bytes, run(&Limits { memo: 0, ..limits }));
     Ok(decode(output, &bytes?))
 }
@@ -220,7 +220,7 @@ fn slerp_by_hand() {
     let half = 0.5f64.sqrt();
     let slerp = |t| Case::new("slerp", Some(0), &[0.0, 0.0]).set("t", ParamValue::Number(t));
     by_hand(slerp(0.5), &[&[1.0, 0.0], &[0.0, 1.0]], &[half, half]);
-    // A third of a right angle is 30 degrees, whatever the lengths of the two.
+    // A third of a right angle is 30 degrees, whatever the lengths of the two vectors.
     by_hand(
         slerp(1.0 / 3.0),
         &[&[2.0, 0.0], &[0.0, 3.0]],
@@ -228,7 +228,7 @@ fn slerp_by_hand() {
     );
     by_hand(slerp(0.0), &[&[2.0, 1.0], &[-1.0, 3.0]], &[2.0, 1.0]);
     by_hand(slerp(1.0), &[&[2.0, 1.0], &[-1.0, 3.0]], &[-1.0, 3.0]);
-    // Nearly parallel: a line. A zero tensor has no direction: a right angle.
+    // Nearly parallel vectors: a line. A zero tensor has no direction: a right angle.
     by_hand(
         slerp(0.25),
         &[&[1.0, 0.001], &[1.0, -0.001]],
@@ -256,7 +256,7 @@ fn task_arithmetic_by_hand() {
     );
     let normalized = case.set("normalize", ParamValue::Bool(true));
     by_hand(normalized, &sources, &[1.0 + 0.5 / 0.75, 1.0 + 0.5 / 0.75]);
-    // A negative weight takes away.
+    // A negative weight subtracts.
     by_hand(
         Case::new("task_arithmetic", Some(0), &[0.0, -1.0, 0.0]),
         &sources,
@@ -266,7 +266,7 @@ fn task_arithmetic_by_hand() {
 
 #[test]
 fn ties_by_hand() {
-    // Figure 1 of the paper in small: where signs conflict, the larger sum wins; the rest is averaged.
+    // Figure 1 of the paper on a small scale: where signs conflict, the larger sum wins, and the rest is averaged.
     let sources: [&[f64]; 3] = [&[0.0, 0.0], &[2.0, 1.0], &[-3.0, 4.0]];
     let case = Case::new("ties", Some(0), &[0.0, 1.0, 1.0]);
     by_hand(case.clone(), &sources, &[-3.0, 2.5]);
@@ -275,7 +275,7 @@ fn ties_by_hand() {
         &sources,
         &[-3.0, 5.0],
     );
-    // Opposite differences: a tie is a plus.
+    // Opposite differences sum to zero, which elects plus.
     by_hand(case.clone(), &[&[1.0], &[3.0], &[-1.0]], &[3.0]);
     // Trimming keeps the k = 2 largest of 4, by magnitude.
     let trimmed = Case {
@@ -287,13 +287,13 @@ fn ties_by_hand() {
         &[&[0.0; 4], &[4.0, -1.0, 0.5, -3.0]],
         &[4.0, 0.0, 0.0, -3.0],
     );
-    // Equal magnitudes are kept by lowest index.
+    // Of equal magnitudes, those with the lowest index are kept.
     by_hand(
         trimmed,
         &[&[0.0; 4], &[1.0, 1.0, -1.0, 1.0]],
         &[1.0, 1.0, 0.0, 0.0],
     );
-    // At least one element stays, however small the density.
+    // At least one element is kept, however small the density.
     let least = Case {
         densities: vec![1.0, 0.01],
         ..Case::new("ties", Some(0), &[0.0, 1.0])
@@ -312,11 +312,11 @@ fn dare_by_hand() {
     for method in ["dare_linear", "dare_ties"] {
         let expectation = case(method).set("rescale", ParamValue::Word("expectation"));
         let merged = expectation.run(FloatType::F32, &sources).unwrap();
-        // Each difference of 2 is dropped, or kept and divided by 0.25.
+        // Each difference of 2 is either dropped, or kept and divided by 0.25.
         let kept = merged.iter().filter(|&&value| value == 9.0).count();
         assert!(merged.iter().all(|&value| value == 9.0 || value == 1.0));
         assert!((4_700..5_300).contains(&kept), "{kept}");
-        // By default the L1 norm is as before: here that is twice the count, spread over the kept.
+        // By default the L1 norm is preserved: here twice the count, spread over the elements that are kept.
         let merged = case(method).run(FloatType::F32, &sources).unwrap();
         let norm: f64 = merged.iter().map(|value| (value - 1.0).abs()).sum();
         assert!((norm / (2.0 * count as f64) - 1.0).abs() < 1e-6, "{norm}");
@@ -378,7 +378,7 @@ fn slerp_twin(case: &Case, sources: &[Array1<f64>]) -> Array1<f64> {
     (base * ((1.0 - t) * angle).sin() + other * (t * angle).sin()) / angle.sin()
 }
 
-/// The twin of all methods that add task vectors.
+/// The twin of all task vector methods.
 fn task_vector_twin(case: &Case, sources: &[Array1<f64>]) -> Array1<f64> {
     let params = case.params();
     let base = &sources[0];
@@ -394,7 +394,7 @@ fn task_vector_twin(case: &Case, sources: &[Array1<f64>]) -> Array1<f64> {
         if masked && density < 1.0 {
             let keep: Vec<bool> = if case.method == "ties" {
                 let mut order: Vec<usize> = (0..count).collect();
-                // Stable, so equal magnitudes stay in index order. Magnitudes are compared as f32.
+                // A stable sort leaves equal magnitudes in index order. Magnitudes are compared as f32.
                 order.sort_by(|&a, &b| (delta[b].abs() as f32).total_cmp(&(delta[a].abs() as f32)));
                 let k = ((density * count as f64) as usize).max(1);
                 let k = if density <= 0.0 { 0 } else { k };
@@ -418,7 +418,7 @@ fn task_vector_twin(case: &Case, sources: &[Array1<f64>]) -> Array1<f64> {
                 _ => {}
             }
         }
-        // In this order, so that votes which cancel do so here as there.
+        // Multiplied in this order, so that votes that cancel in the method also cancel here.
         votes.push((weight, kept * (weight * factor)));
     }
     let ballot = votes
@@ -524,9 +524,9 @@ proptest! {
             _ => task_vector_twin(&case, &arrays),
         };
         let scale = twin.iter().fold(1.0, |most: f64, value| most.max(value.abs()));
-        // The grid is exact in every format, so all see the same inputs; 16 bits are computed in f32.
+        // Every format holds the grid exactly, so all formats have the same inputs; 16 bits are computed in f32.
         for (format, tolerance) in [(FloatType::F64, 1e-13), (FloatType::F32, 1e-13), (FloatType::Bf16, 4e-6)] {
-            // Signs that nearly cancel are decided by rounding: in f32 another way than in f64.
+            // Where signs nearly cancel, rounding decides, and in f32 not as in f64.
             if format == FloatType::Bf16 && case.method.ends_with("ties") {
                 continue;
             }

@@ -9,10 +9,11 @@ static INFO: MethodInfo = MethodInfo {
     formula: "d_i = x_i - base, kept where |d_i| is among the k = max(1, floor(density * N)) largest of the tensor; \
               s = sign(sum(w_i * d_i)), + if the sum is 0; out = base + lambda * sum over sign(w_i * d_i) = s of \
               w_i * d_i, divided by the sum of those w_i with `normalize`",
-    when: "several fine-tunes that disturb each other; density 0.2 to 0.6",
-    departs: "As in mergekit, and unlike the paper's code: the k largest are taken in each tensor, not in the whole \
-              model; signs are voted with weights; the divisor is the sum of weights, not a count. Equal magnitudes \
-              at the threshold are kept by lowest index, so that exactly k stay (mergekit: undefined).",
+    when: "several fine-tunes that interfere with each other; density 0.2 to 0.6",
+    departs: "As in mergekit, and unlike the paper's code: the k largest are chosen in each tensor, not in the whole \
+              model; models vote on signs with their weights; the divisor is the sum of weights, not a count. Of \
+              equal magnitudes at the threshold, those with the lowest index are kept, so that exactly k remain \
+              (undefined in mergekit).",
     source: "Yadav et al., TIES-Merging, arXiv:2306.01708",
     models: Arity { min: 1, max: None },
     base: BaseRule::Required,

@@ -1,20 +1,20 @@
-//! The program of every method that ends in one linear combination of its sources.
+//! The program of all methods that end in one linear combination of their sources.
 
 use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
 use numeric::{Real, SumRule, weighted_sum};
 
-/// Elements combined at a time, so that they stay in the first cache.
+/// Elements combined at a time, so that they stay in the first-level cache.
 const STRIP: usize = 1024;
 
-/// `out = sum of weights[k] * sources[k]`, or that divided by the sum of the weights.
+/// `out = sum of weights[k] * sources[k]`, divided by the sum of the weights if `normalize`.
 pub(super) struct WeightedSum {
     /// One weight for each source.
     pub(super) weights: Vec<f64>,
-    /// Whether the sum is divided. It is the sum that is, not the weights: whole weights then give exact sums,
-    /// and a result half-way between two 16-bit values is rounded to even, not to where the weights' own
-    /// rounding pushed it.
+    /// Whether the sum is divided by the sum of the weights. Dividing the sum and not each weight keeps sums with
+    /// integer weights exact: a result half-way between two 16-bit values then rounds to even, and not in the
+    /// direction in which the weights were rounded.
     pub(super) normalize: bool,
-    /// Whether each term is added with one rounding.
+    /// Whether each term is added with a single rounding.
     pub(super) fused: bool,
 }
 
@@ -36,7 +36,7 @@ impl AnyProgram for WeightedSum {
 
 /// The pass that applies a linear combination.
 pub(super) struct Combination<R> {
-    /// The sources with weight, and their weights.
+    /// The sources whose weight is not zero, with their weights.
     terms: Vec<(usize, R)>,
     rule: SumRule<R>,
 }
@@ -44,12 +44,12 @@ pub(super) struct Combination<R> {
 impl<R: Real> Combination<R> {
     pub(super) fn new(exact: &[f64], normalize: bool, fused: bool) -> Self {
         let weights: Vec<R> = exact.iter().map(|&weight| R::from_f64(weight)).collect();
-        // The sum of the weights as they are used, so that their rounding cancels.
+        // Sums the weights as they are used, after rounding, so that their rounding errors cancel.
         let divisor = match normalize {
             true => weights.iter().fold(R::ZERO, |sum, &weight| sum + weight),
             false => R::ONE,
         };
-        // A sum of weights that is meant to be one is so up to a few roundings.
+        // A sum of weights that is meant to be one may be off by a few roundings.
         let one = normalize || (exact.iter().sum::<f64>() - 1.0).abs() < 1e-12;
         let mean = one && weights.iter().all(|&weight| weight / divisor >= R::ZERO);
         let terms = weights.into_iter().enumerate();
@@ -75,7 +75,7 @@ impl<R: Real> Apply<R> for Combination<R> {
 }
 
 impl<R: Real> Combination<R> {
-    /// Combines the elements of the sources from `start` on.
+    /// Combines the sources' elements from `start` on.
     pub(super) fn combine(&self, sources: &[&[R]], start: usize, out: &mut [R]) {
         weighted_sum(sources, &self.terms, start, self.rule, out);
     }

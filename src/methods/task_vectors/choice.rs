@@ -1,4 +1,4 @@
-//! Which elements of a task vector shall be kept, and the masks that follow once magnitudes are measured.
+//! Which elements of a task vector are to be kept, and the masks that result once magnitudes are measured.
 
 use super::super::band::Wanted;
 use super::super::order::{Counts, Keys, Order};
@@ -10,12 +10,12 @@ use engine::{Block, Measured};
 use errors::Refusal;
 use numeric::{MaskKey, Real, keep_threshold, vectorised};
 
-/// Which elements of a task vector shall be kept.
+/// Which elements of a task vector are to be kept.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Choice {
     All,
     Nothing,
-    /// The `count` largest but for the `skip` largest of all.
+    /// The `count` largest, after skipping the `skip` largest.
     Ranked {
         skip: u64,
         count: u64,
@@ -24,7 +24,7 @@ pub(super) enum Choice {
         key: MaskKey,
         density: f64,
     },
-    /// Each by a chance that rises with its rank in its row.
+    /// Each with a probability that rises with its rank in its row.
     ByRank {
         key: MaskKey,
         chances: Chances,
@@ -33,7 +33,7 @@ pub(super) enum Choice {
 }
 
 impl Choice {
-    /// The choice for the task vector of `source`, the `slot`-th.
+    /// The choice for the task vector of `source`, which is the `slot`-th.
     pub(super) fn new(
         sparsifier: Sparsifier,
         params: &TensorParams,
@@ -80,7 +80,7 @@ impl Choice {
         })
     }
 
-    /// What a mask of one chance for all elements is scaled by so that it keeps its expectation.
+    /// The factor that preserves the expectation of a mask with one probability for all elements.
     pub(super) fn expectation(self) -> f64 {
         match self {
             Self::Random { density, .. } => 1.0 / density,
@@ -88,7 +88,7 @@ impl Choice {
         }
     }
 
-    /// How many ranks are looked up.
+    /// How many ranks have to be found.
     pub(super) fn ranks(self) -> usize {
         match self {
             Self::Ranked { skip, .. } => Wanted::ranks(skip),
@@ -101,7 +101,7 @@ impl Choice {
         matches!(self, Self::Random { .. } | Self::ByRank { .. })
     }
 
-    /// Elements of a row, where the mask needs whole rows.
+    /// Elements per row if the mask needs whole rows, otherwise zero.
     pub(super) fn row(self) -> usize {
         match self {
             Self::ByRank { row, .. } => row,
@@ -109,7 +109,7 @@ impl Choice {
         }
     }
 
-    /// The mask, where it needs no measure; where it does, a placeholder.
+    /// The mask if it needs no measure, otherwise a placeholder.
     fn mask(self, by_chance: bool) -> Mask {
         match self {
             Self::All | Self::Ranked { .. } => Mask::All,
@@ -129,7 +129,7 @@ impl Choice {
     }
 }
 
-/// Elements in a row of the tensor.
+/// The length of a row of the tensor.
 fn ranked_row(tensor: &Tensor<'_>) -> Result<usize, Refusal> {
     let row = tensor.row();
     if u32::try_from(row).is_err() {
@@ -142,7 +142,7 @@ fn ranked_row(tensor: &Tensor<'_>) -> Result<usize, Refusal> {
     Ok(row)
 }
 
-/// The magnitudes of task vectors; a stream is a source.
+/// The magnitudes of task vectors; each source is a stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Magnitudes {
     pub(super) base: usize,
@@ -163,9 +163,9 @@ vectorised! {
     }
 }
 
-/// The masks of the terms, or the measure that is still missing.
+/// The masks of the terms, or the measure that is needed next.
 ///
-/// `by_chance`: whether elements are divided by the chance they had, where each has its own.
+/// `by_chance`: whether each element is divided by its own probability, for masks that have one for each element.
 pub(super) fn masks<'m>(
     terms: &[Term],
     order: &Order<Magnitudes>,

@@ -1,4 +1,4 @@
-//! Which elements of a task vector are kept, known for every element.
+//! Masks: which elements of a task vector are kept.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,12 +22,12 @@ pub(crate) enum Mask {
         key: MaskKey,
         bound: u64,
     },
-    /// By a chance that rises with the rank in the row; `bounds` are of the draws, for each rank.
+    /// With a probability that rises with the rank in the row; for each rank, `bounds` has the bound of the draw.
     ByRank {
         key: MaskKey,
         bounds: Arc<[u32]>,
     },
-    /// The same, each element divided by its chance.
+    /// The same, each kept element divided by its probability.
     ByRankScaled {
         key: MaskKey,
         chances: Chances,
@@ -35,40 +35,40 @@ pub(crate) enum Mask {
     },
 }
 
-/// A mask in one block, whose elements are asked for in order.
+/// A mask in one block. Elements must be asked for in order.
 pub(crate) struct BlockMask<'m> {
     mask: &'m Mask,
-    /// The number of the block's first element.
+    /// The index of the block's first element in the tensor.
     first: u64,
     band: Option<BlockBand>,
-    /// The bounds of magnitudes that hold in the whole block, where they do.
+    /// The bounds of magnitudes for the whole block, if there are such.
     whole: Option<Bounds>,
-    /// For each element of the block, whether it is kept; where that is known for all of them.
+    /// For each element of the block, whether it is kept; if that is known for all of them.
     kept: Option<Cow<'m, [u64]>>,
-    /// The same of the elements that were asked for, where draws are remembered.
+    /// The same for the elements asked for so far, if draws are remembered.
     drawn: Option<Vec<u64>>,
-    /// For each element of the block, its rank in its row; where that scales it.
+    /// For each element of the block, its rank in its row, if ranks decide its scale; otherwise empty.
     ranks: Vec<u32>,
 }
 
-/// By what the elements of a strip are chosen: each has a number, and those within the bounds are kept.
+/// How the elements of a strip are chosen: each has a number, and those within the bounds are kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Choose {
     by: Number,
     bounds: Bounds,
 }
 
-/// What an element's number is.
+/// Where an element's number comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Number {
-    /// The magnitude key of the task vector.
+    /// It is the magnitude key of the task vector.
     Magnitude,
-    /// One that stands in a slice.
+    /// It is passed in a slice.
     Given,
 }
 
 impl Choose {
-    /// All elements.
+    /// Keeps all elements.
     pub(crate) const ALL: Self = Self::magnitudes(Bounds::ALL);
 
     const fn magnitudes(bounds: Bounds) -> Self {
@@ -78,7 +78,7 @@ impl Choose {
         }
     }
 
-    /// Elements whose given number is within the bounds.
+    /// Keeps elements whose given number is within the bounds.
     pub(crate) const fn given(bounds: Bounds) -> Self {
         Self {
             by: Number::Given,
@@ -87,23 +87,24 @@ impl Choose {
     }
 }
 
-/// A strip of a masked task vector: all slices are of its length.
+/// A strip of a masked task vector; all slices have its length.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Masked<'s, R> {
     pub(crate) source: &'s [R],
     base: &'s [R],
-    /// The elements' numbers; zeros where magnitudes are the numbers.
+    /// The elements' numbers; zeros if the numbers are the magnitudes.
     numbers: &'s [u32],
-    /// All ones where magnitudes are the numbers, else zero: so that one loop serves both.
+    /// All bits set if the numbers are the magnitudes, otherwise zero; so one loop serves both.
     magnitudes: u32,
     bounds: Bounds,
 }
 
-/// What stands where no numbers are given.
+/// Used when no numbers are given.
 static NO_NUMBERS: [u32; STRIP] = [0; STRIP];
 
 impl<'s, R: Real> Masked<'s, R> {
-    /// The source less the base where it is chosen, by these numbers if they count; [`STRIP`] elements at the most.
+    /// The source minus the base, at the chosen elements. `numbers` is used only if `choose` needs it. At most
+    /// [`STRIP`] elements.
     pub(crate) fn new(source: &'s [R], base: &'s [R], choose: Choose, numbers: &'s [u32]) -> Self {
         let given = choose.by == Number::Given;
         Self {
@@ -115,7 +116,7 @@ impl<'s, R: Real> Masked<'s, R> {
         }
     }
 
-    /// The first elements, so many that the compiler sees it.
+    /// The first `length` elements; tells the compiler that all slices have this length.
     #[inline(always)]
     pub(super) fn cut(self, length: usize) -> Self {
         Self {
@@ -139,7 +140,7 @@ impl<'s, R: Real> Masked<'s, R> {
         self.bounds.keep(magnitude | self.numbers[at])
     }
 
-    /// The task vector's element if it is kept, else zero.
+    /// The task vector's element if it is kept, otherwise zero.
     #[inline(always)]
     pub(super) fn kept(&self, at: usize) -> R {
         if self.keeps(at) {
@@ -149,12 +150,12 @@ impl<'s, R: Real> Masked<'s, R> {
         }
     }
 
-    /// Sets `kept` to the task vector where it is kept, else to zero.
+    /// Sets `kept` to the task vector, with zeros for dropped elements.
     pub(crate) fn fill(self, kept: &mut [R]) {
         fill_kept(self, kept);
     }
 
-    /// Sets `whole` to the task vector, `kept` to that where it is kept, else to zero.
+    /// Sets `whole` to the task vector, and `kept` to the same with zeros for dropped elements.
     pub(super) fn fill_both(self, whole: &mut [R], kept: &mut [R]) {
         fill_both(self, whole, kept);
     }
@@ -185,23 +186,24 @@ impl Mask {
         matches!(self, Self::All)
     }
 
-    /// Whether each kept element is scaled by a factor of its own.
+    /// Whether each kept element is scaled by its own factor.
     pub(super) fn scales_each(&self) -> bool {
         matches!(self, Self::ByRankScaled { .. })
     }
 
-    /// Whether finding it out takes so long that the pass that measures norms leaves it to the one that applies.
+    /// Whether computing it takes so long that the pass that measures norms leaves the result to the pass that
+    /// applies it.
     pub(super) fn is_remembered(&self) -> bool {
         match *self {
             Self::ByRank { .. } => true,
-            // Where not all draws are below.
+            // If some draws are not below the bound.
             Self::Random { bound, .. } => u32::try_from(bound).is_ok(),
             _ => false,
         }
     }
 
-    /// The mask of a source's task vector in a block; `known` is what it keeps, if a pass before has found that
-    /// out. Where the block has room for it, what it keeps is put down for [`BlockMask::known`].
+    /// The mask of a source's task vector in a block. `known` holds the kept elements, if an earlier pass has found
+    /// them. If the block has room to remember them, they are recorded for [`BlockMask::known`].
     pub(crate) fn in_block<'m, R: Real>(
         &'m self,
         block: &Block<'_, R>,
@@ -244,7 +246,7 @@ impl Mask {
     }
 }
 
-/// What is kept of the rows of a block by chances that rise with the rank; `fill` gives the keys of a row.
+/// The elements of a block's rows that are kept with probabilities by rank; `fill` computes the keys of a row.
 fn keep_by_rank<R: Real>(
     key: MaskKey,
     bounds: &[u32],
@@ -268,7 +270,7 @@ fn keep_by_rank<R: Real>(
     words
 }
 
-/// Sets words to whether draws, [`STRIP`] at the most, are below the bound.
+/// Packs flags into words: whether each draw is below the bound. At most [`STRIP`] draws.
 fn pack_below(draws: &[u32], bound: u32, words: &mut [u64]) {
     let mut below = [0; STRIP];
     let below = &mut below[..draws.len()];
@@ -277,7 +279,7 @@ fn pack_below(draws: &[u32], bound: u32, words: &mut [u64]) {
 }
 
 vectorised! {
-    /// One where a draw is below the bound, else zero.
+    /// One if a draw is below the bound, otherwise zero.
     fn are_below(draws: &[u32], bound: u32, below: &mut [u8]) {
         for (below, &draw) in below.iter_mut().zip(draws) {
             *below = u8::from(draw < bound);
@@ -286,8 +288,8 @@ vectorised! {
 }
 
 impl BlockMask<'_> {
-    /// By what the elements from number `start` of the block on are chosen, as many as there are `numbers`, [`STRIP`]
-    /// at the most; sets `numbers` if it is by them. Strips are asked for in order, and all but the last are whole.
+    /// How to choose `numbers.len()` elements, at most [`STRIP`], from index `start` of the block on; sets
+    /// `numbers` if the choice needs them. Strips must be asked for in order, and all but the last must be whole.
     pub(crate) fn choose<R: Real>(
         &mut self,
         start: usize,
@@ -326,20 +328,20 @@ impl BlockMask<'_> {
                 }
                 Choose::given(Bounds::NON_ZERO)
             }
-            // Bands and ranks are looked up before, and a bound may be above all draws.
+            // Bands and ranks have been handled above, and a bound may be above all draws.
             (Mask::All | Mask::Magnitudes(_) | Mask::Random { .. } | Mask::ByRank { .. }, _) => {
                 Choose::ALL
             }
         }
     }
 
-    /// What is kept of the whole block, if that is known and all elements were asked for: of masks that are
+    /// The kept elements of the whole block, if all have been asked for and the mask is
     /// [remembered](Mask::is_remembered).
     pub(super) fn known(&self) -> Option<&[u64]> {
         self.kept.as_deref().or(self.drawn.as_deref())
     }
 
-    /// Divides the task vector by the chance of each element, where the mask says so.
+    /// Divides each element of the task vector by its probability, if the mask does so.
     pub(crate) fn scale<R: Real>(&self, start: usize, deltas: &mut [R]) {
         if let Mask::ByRankScaled { chances, row, .. } = *self.mask {
             for (delta, &rank) in deltas.iter_mut().zip(&self.ranks[start..]) {

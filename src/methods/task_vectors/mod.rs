@@ -1,13 +1,13 @@
-//! The program of every method that adds task vectors to a base: mask, rescale, elect a sign, add.
+//! The program of all methods that add task vectors to a base: mask, rescale, elect a sign, add.
 //!
 //! mergekit calls this generalised task arithmetic. For each fine-tune `i`, `d_i = x_i - base` is masked and
-//! rescaled; `u_i = w_i * d_i`; where a sign is elected, only the `u_i` of that sign stay; their sum, divided
-//! by the weights if normalised, times lambda, is added to the base, where enough task vectors agree with it
-//! if that is asked for.
+//! rescaled, and `u_i = w_i * d_i`. If a sign is elected, only the `u_i` with that sign are used. Their sum,
+//! divided by the weights if normalised, is multiplied by lambda and added to the base; with `agreement`, only
+//! where enough task vectors agree with it.
 //!
-//! Where the weights that are added make up one, the result is a mean of the models, and is held between the
-//! least and the largest of them: so copies of a model give that model to the bit, however small an element
-//! is beside the base's.
+//! Where the weights of the added terms add up to one, the result is a mean of the models and is clamped to the
+//! least and the largest of them. So copies of a model merge to that model, to the bit, however small an element is
+//! compared with the base's.
 
 mod choice;
 mod mask;
@@ -30,20 +30,20 @@ use engine::{AnyProgram, Cost, Measured, Pass, Program};
 use errors::Refusal;
 use numeric::Real;
 
-/// Elements handled at a time, so that the partial results stay in the first cache.
+/// Elements processed at a time, so that partial results stay in the first-level cache.
 pub(super) const STRIP: usize = 512;
 
-/// What a method makes of task vectors.
+/// What distinguishes the task vector methods.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scheme {
     pub(super) sparsifier: Sparsifier,
     pub(super) consensus: Consensus,
-    /// Whether elements are merged only where enough task vectors agree with the sum: parameters `k` and,
-    /// for each model, `lambda`.
+    /// Whether the sum is used only where enough task vectors agree with it: parameters `k` and, for each model,
+    /// `lambda`.
     pub(super) agreement: bool,
 }
 
-/// A method that is such a scheme, and nothing more.
+/// A method that is fully described by a scheme.
 pub(super) struct TaskVectorMethod {
     pub(super) info: &'static MethodInfo,
     pub(super) scheme: Scheme,
@@ -66,11 +66,11 @@ pub(super) enum Sparsifier {
     None,
     /// The largest of the tensor.
     Magnitude,
-    /// The largest of the tensor but for the very largest.
+    /// The largest of the tensor, except for the very largest.
     Outliers,
-    /// Each by chance.
+    /// Each with the same probability.
     Random,
-    /// Each by a chance that rises with its rank in its row.
+    /// Each with a probability that rises with its rank in its row.
     ByRank,
 }
 
@@ -79,13 +79,13 @@ pub(super) enum Sparsifier {
 pub(super) enum Consensus {
     /// All.
     None,
-    /// Those that have the sign of their sum.
+    /// Those with the sign of their sum.
     WeightedSign,
-    /// Those that have the sign of the sum of task vectors before they are weighted.
+    /// Those with the sign of the sum of the unweighted task vectors.
     Sign,
 }
 
-/// What becomes of one tensor under such a scheme.
+/// How one tensor is computed under a scheme.
 fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
     let base = tensor.base.ok_or("the method needs a base model")?;
     let others: Vec<usize> = (0..tensor.sources)
@@ -164,7 +164,7 @@ struct TaskVectors {
     rescale: Rescale,
     sum: Sum,
     agreement: Option<Agreement>,
-    /// Elements of a row, where a mask needs whole rows; else zero.
+    /// Elements per row if a mask needs whole rows, otherwise zero.
     row: usize,
     elements: u64,
     blocks: usize,
@@ -199,8 +199,8 @@ impl AnyProgram for TaskVectors {
             counts: self.order().counts(ranks),
             sums: norms * 2 * self.terms.len(),
             row: self.row,
-            // Keys; where there are rows, the bounds of each term and its ranks or what it keeps, and for one row
-            // what ranking it takes.
+            // The keys. If there are rows: for each term its bounds and its ranks or flags, and the buffers to rank
+            // one row.
             scratch: 4 + if by_rank > 0 { 8 * by_rank + 16 } else { 0 },
             memo: (norms * remembered) as u64 * (self.elements / 8 + 8 * self.blocks as u64),
             ..Cost::default()

@@ -7,10 +7,10 @@ use super::sum::MaskedTerm;
 use engine::{Block, Measure};
 use numeric::{Real, abs_sum};
 
-/// L1 norms below this are not rescaled to or from; mergekit's value.
+/// L1 norms below this are not rescaled; the value is mergekit's.
 const LEAST_NORM: f64 = 1e-7;
 
-/// What restores the L1 norm; one where there is next to nothing to restore.
+/// The factor that restores the L1 norm; one if either norm is close to zero.
 pub(super) fn l1_factor(before: f64, after: f64) -> f64 {
     if before < LEAST_NORM || after < LEAST_NORM {
         1.0
@@ -19,7 +19,7 @@ pub(super) fn l1_factor(before: f64, after: f64) -> f64 {
     }
 }
 
-/// Measures each task vector's L1 norm, before and after its mask.
+/// Measures the L1 norm of each task vector, before and after its mask.
 pub(super) struct Norms<R> {
     pub(super) base: usize,
     pub(super) terms: Vec<MaskedTerm<R>>,
@@ -58,10 +58,10 @@ impl<R: Real> Measure<R> for Norms<R> {
                 sums[1] += abs_sum(kept);
             }
         }
-        // What took long to find out is left to the pass that applies it.
+        // Passes masks that took long to compute on to the pass that applies them.
         if let Some(memo) = block.memo {
             let known = masks.iter().filter_map(BlockMask::known);
-            // Each block is measured once.
+            // Each block is measured only once, so the cell is still empty.
             let _ = memo.set(known.flatten().copied().collect());
         }
     }

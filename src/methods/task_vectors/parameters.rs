@@ -8,7 +8,7 @@ pub(crate) const WEIGHT: ParamInfo = ParamInfo {
     scope: ParamScope::EachButBase,
     default: None,
     required: true,
-    doc: "What the model's task vector is multiplied by.",
+    doc: "Multiplies the model's task vector.",
 };
 
 pub(crate) const DENSITY: ParamInfo = ParamInfo {
@@ -17,7 +17,7 @@ pub(crate) const DENSITY: ParamInfo = ParamInfo {
     scope: ParamScope::EachButBase,
     default: Some(ParamValue::Number(1.0)),
     required: false,
-    doc: "The share of the task vector's elements that is kept.",
+    doc: "The fraction of the task vector's elements that is kept.",
 };
 
 pub(crate) const UNUSED_DENSITY: ParamInfo = ParamInfo {
@@ -31,7 +31,7 @@ pub(crate) const LAMBDA: ParamInfo = ParamInfo {
     scope: ParamScope::Tensor,
     default: Some(ParamValue::Number(1.0)),
     required: false,
-    doc: "What the sum of task vectors is multiplied by before it is added to the base.",
+    doc: "Multiplies the sum of task vectors before it is added to the base.",
 };
 
 pub(crate) const INT8_MASK: ParamInfo = ParamInfo {
@@ -55,7 +55,7 @@ pub(crate) const fn normalize(default: bool) -> ParamInfo {
         scope: ParamScope::Tensor,
         default: Some(ParamValue::Bool(default)),
         required: false,
-        doc: "Divide by the sum of the weights (with an elected sign: of those that agree).",
+        doc: "Divide by the sum of the weights (if a sign is elected: of the models that agree with it).",
     }
 }
 
@@ -80,10 +80,11 @@ const fn rescale_by_word(default: &'static str, expectation: bool) -> ParamInfo 
         default: Some(ParamValue::Word(default)),
         required: false,
         doc: if expectation {
-            "How masked task vectors are scaled: `l1` (or true) to their L1 norm before, `expectation` by 1/density, \
-             `false` not at all."
+            "How masked task vectors are rescaled: `l1` (or true) restores their L1 norm, `expectation` multiplies \
+             by 1/density, `false` leaves them as they are."
         } else {
-            "How masked task vectors are scaled: `l1` (or true) to their L1 norm before, `false` not at all."
+            "How masked task vectors are rescaled: `l1` (or true) restores their L1 norm, `false` leaves them as \
+             they are."
         },
     }
 }

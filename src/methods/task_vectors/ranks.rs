@@ -1,4 +1,4 @@
-//! Ranks within rows, and the chances that DELLA gives by them.
+//! Ranks within rows, and the probabilities that DELLA derives from them.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use super::super::band::count_equal;
 use errors::Refusal;
 use numeric::{WORD, keep_threshold, pack, vectorised};
 
-/// The chance to be kept, by rank in the row: from `density - epsilon` for the smallest magnitude to
-/// `density + epsilon` for the largest.
+/// The probability to keep an element, by its rank in the row: from `density - epsilon` for the smallest magnitude
+/// to `density + epsilon` for the largest.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Chances {
     density: f64,
@@ -16,12 +16,12 @@ pub(crate) struct Chances {
 
 impl Chances {
     /// # Errors
-    /// Chances that are not all between 0 and 1.
+    /// If a probability is not between 0 and 1.
     pub(super) fn new(density: f64, epsilon: f64) -> Result<Self, Refusal> {
         if density + epsilon >= 1.0 || density - epsilon <= 0.0 {
             return Err(Refusal::new(format!(
-                "`density` {density} and `epsilon` {epsilon} do not fit: elements are kept with chances from \
-                 density - epsilon to density + epsilon, which must lie between 0 and 1"
+                "`density` {density} and `epsilon` {epsilon} do not fit together: elements are kept with \
+                 probabilities from density - epsilon to density + epsilon, which must lie between 0 and 1"
             ))
             .with_hint(format!(
                 "choose `epsilon` below {:.4}, or `density: 1` to keep all",
@@ -31,7 +31,7 @@ impl Chances {
         Ok(Self { density, epsilon })
     }
 
-    /// The chance of an element of a row of so many; in a row of one there is no rank, and it is the density.
+    /// The probability for a rank in a row of `row` elements. In a row of one there is no rank; it is the density.
     pub(super) fn of(self, rank: u32, row: usize) -> f64 {
         if row < 2 {
             return self.density;
@@ -40,46 +40,46 @@ impl Chances {
         (self.density - self.epsilon) + place * 2.0 * self.epsilon
     }
 
-    /// The draws below which such an element is kept.
+    /// Draws below this bound keep an element of this rank.
     pub(super) fn bound(self, rank: u32, row: usize) -> u32 {
         u32::try_from(keep_threshold(self.of(rank, row))).unwrap_or(u32::MAX)
     }
 
-    /// The bounds of all ranks of a row.
+    /// The bounds of all ranks in a row.
     pub(super) fn bounds(self, row: usize) -> Arc<[u32]> {
         (0..row as u32).map(|rank| self.bound(rank, row)).collect()
     }
 }
 
-/// Decides which elements of rows are kept, and ranks only those on whose rank it depends.
+/// Decides which elements of a row are kept, and ranks only those whose rank matters.
 ///
-/// Chances rise with the rank, so a draw below the bound of the least rank keeps an element of any, and one that is
-/// not below that of the largest drops it. For the others magnitudes are counted in bins, which gives each a range
-/// of ranks; what its draw does not decide then is ranked by a look at the whole row.
+/// Probabilities rise with the rank. So a draw below the bound of the lowest rank keeps any element, and one that
+/// is not below the bound of the highest drops it. For the others, magnitudes are counted in bins, which limits
+/// each element's rank to a range. If the draw is still undecided, the rank is found by a scan of the whole row.
 pub(super) struct RankedRows<'b> {
     /// The bound of each rank.
     bounds: &'b [u32],
     /// For each element, its bin.
     bins: Vec<u8>,
-    /// For each bin, the bounds of its first rank and of its last.
+    /// For each bin, the bounds of its lowest and its highest rank.
     ends: [[u32; 2]; BINS],
-    /// For each element, one if its draw does not decide for all ranks, else zero; and the same as bits.
+    /// For each element, one if the decision depends on its rank, otherwise zero; and the same as bits.
     flags: Vec<u8>,
     words: Vec<u64>,
-    /// Elements that their bins do not decide.
+    /// Elements that are still undecided after the bins.
     open: Vec<u32>,
-    /// Those by their keys.
+    /// The same elements with their keys, for sorting.
     keyed: Vec<u64>,
 }
 
-/// Bins of a row: as many as a byte tells apart.
+/// Bins per row: as many as a byte can number.
 const BINS: usize = 256;
-/// Keys that are looked for in a row one by one, as a share of its elements; where more are open, as in a row with
-/// one magnitude far above all others, the row is sorted.
+/// If more than one in this many elements of a row is undecided, as in a row with one magnitude far above all
+/// others, the row is sorted instead of scanned for each key.
 const LOOKED_FOR: usize = 32;
 
 impl<'b> RankedRows<'b> {
-    /// For rows with as many elements as there are bounds.
+    /// For rows of as many elements as there are bounds.
     pub(super) fn new(bounds: &'b [u32]) -> Self {
         let row = bounds.len();
         Self {
@@ -93,7 +93,7 @@ impl<'b> RankedRows<'b> {
         }
     }
 
-    /// Sets `keep` for one row, by its keys and draws: one where an element is kept, else zero.
+    /// Sets `keep` for one row from its keys and draws: one if an element is kept, otherwise zero.
     pub(super) fn keep(&mut self, keys: &[u32], draws: &[u32], keep: &mut [u8]) {
         let (Some(&least), Some(&most)) = (self.bounds.first(), self.bounds.last()) else {
             return;
@@ -115,7 +115,7 @@ impl<'b> RankedRows<'b> {
                 let draw = draws[index];
                 let [least, most] = self.ends[usize::from(bins[index])];
                 keep[index] = u8::from(draw < least);
-                // Overwritten if it is decided.
+                // The next element overwrites this one if it is decided.
                 self.open[open] = index as u32;
                 open += usize::from((draw >= least) & (draw < most));
             }
@@ -125,9 +125,9 @@ impl<'b> RankedRows<'b> {
         });
     }
 
-    /// Finds the ranks of the first so many open elements, and gives their bounds.
+    /// Finds the ranks of the first `open` undecided elements, and calls `give` with the bound of each.
     fn rank(&mut self, keys: &[u32], open: usize, mut give: impl FnMut(usize, u32)) {
-        // Equal keys together, in their order.
+        // Sorted, so that equal keys are adjacent and in index order.
         let keyed = |&index: &u32| u64::from(keys[index as usize]) << 32 | u64::from(index);
         self.keyed.clear();
         self.keyed.extend(self.open[..open].iter().map(keyed));
@@ -160,7 +160,7 @@ impl<'b> RankedRows<'b> {
 }
 
 vectorised! {
-    /// Sets `keep` to one where a draw is below `least`, and `open` to one where it is not, but below `most`.
+    /// Sets `keep` to one if a draw is below `least`, and `open` to one if it is in `least..most`.
     fn decide_by_draws(draws: &[u32], least: u32, most: u32, keep: &mut [u8], open: &mut [u8]) {
         let width = most.saturating_sub(least);
         for ((&draw, keep), open) in draws.iter().zip(keep).zip(open) {
@@ -171,16 +171,16 @@ vectorised! {
 }
 
 vectorised! {
-    /// Bins by magnitude, of equal width from zero to the largest.
+    /// Assigns bins by magnitude, of equal width from zero to the largest.
     fn assign_bins(keys: &[u32], bins: &mut [u8]) {
         let most = keys.iter().fold(0, |most, &key| most.max(key));
         let width = (BINS - 1) as f32 / f32::from_bits(most);
-        // Where the largest is next to nothing.
+        // If the largest magnitude is close to zero.
         let width = if width.is_finite() { width } else { 0.0 };
-        // Beside this number a float has no fraction: its lower bits are the whole number that was added.
+        // An f32 of this size has no fraction bits, so its low bits hold the integer that was added.
         const WHOLE: f32 = 8_388_608.0;
         for (bin, &key) in bins.iter_mut().zip(keys) {
-            // Larger keys never get a lower bin, whatever the rounding; a NaN, of which the run tells, gets any.
+            // Rounding never gives a larger key a lower bin. A NaN gets any bin; the run reports it elsewhere.
             let place = (f32::from_bits(key) * width + WHOLE).to_bits().wrapping_sub(WHOLE.to_bits());
             *bin = place.min(BINS as u32 - 1) as u8;
         }
@@ -189,7 +189,7 @@ vectorised! {
 
 /// How many elements each bin has.
 fn count_bins(bins: &[u8]) -> [u32; BINS] {
-    // Four tables, so that equal bins in a row do not wait for each other.
+    // Four tables, so that successive equal bins do not wait for each other.
     let mut counts = [[0u32; BINS]; 4];
     let (fours, rest) = bins.as_chunks::<4>();
     for four in fours {
@@ -210,7 +210,7 @@ fn count_bins(bins: &[u8]) -> [u32; BINS] {
     total
 }
 
-/// The bounds of each bin's first rank and of its last; of those without elements, any.
+/// Sets the bounds of each bin's lowest and highest rank; an empty bin gets arbitrary ones.
 fn find_ends(counts: &[u32; BINS], bounds: &[u32], ends: &mut [[u32; 2]; BINS]) {
     let mut below = 0;
     for (ends, &count) in ends.iter_mut().zip(counts) {
@@ -225,12 +225,12 @@ fn find_ends(counts: &[u32; BINS], bounds: &[u32], ends: &mut [[u32; 2]; BINS]) 
 fn count_smaller(keys: &[u32], index: usize) -> u32 {
     let key = keys[index];
     let (before, after) = keys.split_at(index);
-    // A key has 31 bits.
+    // A key has 31 bits, so the cast to a signed number is safe.
     count_up_to(before, key as i32) + count_up_to(after, key as i32 - 1)
 }
 
 vectorised! {
-    /// How many keys are not above this one; compared as signed numbers, which AVX2 has an instruction for.
+    /// How many keys are at most `key`. Compared as signed numbers, for which AVX2 has an instruction.
     fn count_up_to(keys: &[u32], key: i32) -> u32 {
         let mut count = 0;
         for &other in keys {
@@ -240,7 +240,7 @@ vectorised! {
     }
 }
 
-/// Turns keys into ranks within their rows: 0 for the smallest; of equal ones, the first is the smaller.
+/// Replaces keys by their ranks within their rows, 0 for the smallest. Ties are ranked by index.
 pub(super) fn rank_rows(keys: &mut [u32], row: usize) {
     let mut order = Vec::with_capacity(row);
     for keys in keys.chunks_mut(row.max(1)) {

@@ -1,4 +1,4 @@
-//! The pass that applies: masked task vectors are added to the base.
+//! The pass that adds masked task vectors to the base.
 
 use super::choice::Magnitudes;
 use super::mask::{BlockMask, Choose, Mask, Masked};
@@ -15,7 +15,7 @@ use numeric::{Real, WORD, vectorised};
 pub(crate) struct MaskedTerm<R> {
     pub(crate) source: usize,
     pub(crate) weight: R,
-    /// The weight times what the mask is rescaled by.
+    /// The weight times the factor that rescales the masked task vector.
     pub(crate) scaled: R,
     pub(crate) mask: Mask,
 }
@@ -30,20 +30,20 @@ pub(crate) struct Sum {
     pub(crate) total: f64,
 }
 
-/// Merges an element only where at least `least` task vectors agree with the sum `t`: where
-/// `|d_i| > factor_i * |t - d_i|`, of the whole task vector `d_i` (a TALL mask).
+/// Uses the sum `t` only where at least `least` task vectors agree with it, that is where `|d_i| > factor_i * |t -
+/// d_i|` for the whole task vector `d_i` (a TALL mask).
 #[derive(Debug, Clone)]
 pub(crate) struct Agreement {
     least: f64,
-    /// For each term.
+    /// One for each term.
     factors: Vec<f64>,
 }
 
 impl Agreement {
-    /// From `k` and `lambda` of these sources.
+    /// From the parameters `k` and `lambda` of these sources.
     ///
     /// # Errors
-    /// A `k` that is not one whole number, or more than there are.
+    /// If `k` is not a whole number, differs between sources, or exceeds their number.
     pub(super) fn new(params: &TensorParams, sources: &[usize]) -> Result<Self, Refusal> {
         let number = |source: usize, name| params.source_number(source, name).unwrap_or(1.0);
         let least = sources.first().map_or(1.0, |&source| number(source, "k"));
@@ -53,7 +53,7 @@ impl Agreement {
             .find(|&other| other != least)
         {
             return Err(Refusal::new(format!(
-                "`k` is {least} for one model and {other} for another, but one number holds for all"
+                "`k` is {least} for one model and {other} for another, but all models share one `k`"
             ))
             .with_hint("give `k` once, in the `parameters` of the recipe"));
         }
@@ -63,7 +63,7 @@ impl Agreement {
                 sources.len()
             ))
             .with_hint(
-                "1 drops elements that no task vector agrees with, 2 those that at most one does",
+                "1 drops elements that no task vector agrees with, 2 also those that only one agrees with",
             ));
         }
         Ok(Self {
@@ -82,26 +82,27 @@ pub(crate) struct AddUp<R, K> {
     pub(crate) terms: Vec<MaskedTerm<R>>,
     pub(crate) sum: Sum,
     pub(crate) agreement: Option<Agreement>,
-    /// A mask that holds for all terms, in place of their own: the band, and keys whose first stream it is of.
+    /// A mask for all terms, in place of their own: a band, and the keys whose first stream it applies to.
     pub(crate) common: Option<(Band, K)>,
 }
 
-/// A term in a block, and what is held of it strip by strip.
+/// A term in a block, and its state for the current strip.
 struct Vote<'b, R> {
     mask: BlockMask<'b>,
     /// The fine-tune's elements in the block.
     source: &'b [R],
-    /// By what the elements of the strip are chosen.
+    /// How elements of the strip are chosen.
     choose: Choose,
-    /// Their numbers, where they are chosen by such.
+    /// The numbers by which they are chosen, if there are any.
     numbers: [u32; STRIP],
-    /// The task vector in the strip, each element divided by its chance; empty where the mask does not say so.
+    /// The task vector in the strip, each element divided by its probability; empty if the mask does not rescale
+    /// so.
     divided: Vec<R>,
-    /// What the task vector is multiplied by where the sign is elected.
+    /// The factor of the task vector in the election of a sign.
     ballot: R,
-    /// What it is multiplied by where it is added.
+    /// The factor of the task vector in the sum.
     scaled: R,
-    /// What it adds to the divisor.
+    /// What the term adds to the divisor.
     weight: R,
 }
 
@@ -109,19 +110,20 @@ struct Vote<'b, R> {
 #[derive(Debug, Clone, Copy)]
 struct Rule<R> {
     lambda: R,
-    /// What the weights of the added terms are added to.
+    /// The divisor before the weights of the added terms are added to it.
     divisor: R,
 }
 
-/// Only votes of the elected sign are added.
+/// Only votes with the elected sign are added.
 const ELECTS: u8 = 1;
 /// The sum is divided by the divisor, to which each added term adds its weight.
 const DIVIDES: u8 = 2;
-/// Where the weights make up one, the result is a mean, and is put between its sources.
+/// Where the weights add up to one, the result is a mean and is clamped to its sources.
 const MEANS: u8 = 4;
 /// Every vote keeps all elements.
 const WHOLE: u8 = 8;
-/// What is added is multiplied by what is added to the divisor, so that the weights make up one wherever any is added.
+/// Each vote has the same factor in the sum and in the divisor, so the weights add up to one wherever anything is
+/// added.
 const EVEN: u8 = 16;
 
 impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
@@ -183,7 +185,7 @@ impl<R: Real> Vote<'_, R> {
         }
     }
 
-    /// Keeps of the strip what is kept and so many agree with.
+    /// Keeps an element only if it was kept before and at least `least` task vectors agree with the sum.
     fn keep_agreed(&mut self, agreeing: &[R], least: R, strip: &Strip<'_, R>) {
         let mut numbers = [0; STRIP];
         let masked = self.masked(strip);
@@ -192,7 +194,7 @@ impl<R: Real> Vote<'_, R> {
         self.choose = Choose::given(Bounds::NON_ZERO);
     }
 
-    /// Its task vector in the strip.
+    /// The masked task vector in the strip.
     fn masked<'v>(&'v self, strip: &Strip<'v, R>) -> Masked<'v, R> {
         let length = strip.base.len();
         let own = (self.choose, &self.numbers[..length]);
@@ -207,7 +209,7 @@ impl<R: Real> Vote<'_, R> {
 }
 
 vectorised! {
-    /// One where an element is kept and so many agree with it, else zero.
+    /// One where an element is kept and at least `least` task vectors agree with the sum, otherwise zero.
     fn choose_agreed<R: Real>(masked: Masked<'_, R>, agreeing: &[R], least: R, numbers: &mut [u32]) {
         let (masked, agreeing) = (masked.cut(numbers.len()), &agreeing[..numbers.len()]);
         for (at, number) in numbers.iter_mut().enumerate() {
@@ -216,15 +218,15 @@ vectorised! {
     }
 }
 
-/// What all votes have in common in a strip.
+/// What all votes share in a strip.
 struct Strip<'s, R> {
-    /// What task vectors are differences from.
+    /// The base, which task vectors are differences from.
     base: &'s [R],
-    /// As many zeros.
+    /// As many zeros as the base has elements.
     zeros: &'s [R],
     /// Where the strip begins in the block.
     start: usize,
-    /// Numbers of its elements that hold for all terms, and how they choose.
+    /// How the common mask, if there is one, chooses elements, and their numbers.
     common: Option<(Choose, &'s [u32])>,
 }
 
@@ -247,7 +249,7 @@ impl<'v, R: Real> Cast<'v, R> {
         }
     }
 
-    /// The same in the first elements, so many that the compiler sees it.
+    /// The first `length` elements; tells the compiler that all slices have this length.
     #[inline(always)]
     fn cut(self, length: usize) -> Self {
         Self {
@@ -261,7 +263,7 @@ impl<'v, R: Real> Cast<'v, R> {
         RULE & WHOLE != 0 || self.masked.keeps(at)
     }
 
-    /// What is kept of an element of the task vector.
+    /// The task vector's element, zero if it is dropped.
     #[inline(always)]
     fn delta<const RULE: u8>(&self, at: usize) -> R {
         if RULE & WHOLE != 0 {
@@ -271,12 +273,12 @@ impl<'v, R: Real> Cast<'v, R> {
         }
     }
 
-    /// What a vote adds to an element's tally, where it has been elected: with the sign of the ballot, if one is.
+    /// Adds the vote to an element's tally; if a sign is elected, only if the vote has the sign of `ballot`.
     #[inline(always)]
     fn add<const RULE: u8>(&self, at: usize, ballot: R, mut tally: Tally<R>) -> Tally<R> {
         let added = if RULE & ELECTS != 0 {
             let voted = self.delta::<RULE>(at) * self.scaled;
-            // A tie is a plus; a vote of zero agrees with no sign.
+            // A sum of zero elects plus; a vote of zero agrees with neither sign.
             let sign = R::from_f64(if ballot >= R::ZERO { 1.0 } else { -1.0 });
             let agrees = voted * sign > R::ZERO;
             tally.total += if agrees { voted } else { R::ZERO };
@@ -302,12 +304,12 @@ impl<'v, R: Real> Cast<'v, R> {
     }
 }
 
-/// What the votes of an element make up.
+/// The votes on an element, added up.
 #[derive(Debug, Clone, Copy)]
 struct Tally<R> {
     total: R,
     divisor: R,
-    /// The weights of those that are added.
+    /// The sum of the factors of the added votes.
     share: R,
     /// The least and the largest of their sources.
     low: R,
@@ -329,7 +331,7 @@ impl<R: Real> Tally<R> {
     /// The merged element.
     #[inline(always)]
     fn merge<const RULE: u8>(self, base: R, lambda: R) -> R {
-        // Where nothing is added, nothing is divided.
+        // If nothing is added, nothing is divided.
         let divisor = if self.divisor == R::ZERO {
             R::ONE
         } else {
@@ -341,7 +343,7 @@ impl<R: Real> Tally<R> {
             self.total
         };
         let difference = lambda * mean;
-        // Adding a zero could turn the sign of another.
+        // Adding a zero could change the sign of a zero.
         let merged = if difference == R::ZERO {
             base
         } else {
@@ -353,10 +355,10 @@ impl<R: Real> Tally<R> {
         let one = if RULE & EVEN != 0 {
             self.divisor != R::ZERO
         } else {
-            // What weights that make up one miss it by is rounding.
+            // Weights that should add up to one may miss it by rounding.
             (divisor - lambda * self.share).abs() <= R::NOISE * divisor
         };
-        // At equality too, as a minus zero equals a plus zero.
+        // Replaces equal values too, since -0 equals +0.
         let raised = if one & (merged <= self.low) {
             self.low
         } else {
@@ -371,8 +373,7 @@ impl<R: Real> Tally<R> {
 }
 
 vectorised! {
-    /// Sets `out` to the base and what is added of so many votes, which the compiler knows: then an element is made
-    /// in registers.
+    /// Adds the votes to the base. The compiler knows their number, so an element is computed in registers.
     fn add_some<R: Real, const RULE: u8, const VOTES: usize>(
         base: &[R], mut votes: [Cast<'_, R>; VOTES], rule: Rule<R>, out: &mut [R],
     ) {
@@ -397,7 +398,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same for any number of votes, one after the other over the whole strip.
+    /// The same for any number of votes: each is added over the whole strip in turn.
     fn add_many<R: Real, const RULE: u8>(base: &[R], votes: &[Cast<'_, R>], rule: Rule<R>, out: &mut [R]) {
         let length = out.len().min(STRIP);
         let (base, out) = (&base[..length], &mut out[..length]);
@@ -446,7 +447,7 @@ vectorised! {
     }
 }
 
-/// Sets `out` to a base and what is added of the votes of a strip.
+/// Adds the votes of a strip to a base.
 type Kernel<R> = fn(&[R], &Strip<'_, R>, &[Vote<'_, R>], Rule<R>, &mut [R]);
 
 fn add_votes<R: Real, const RULE: u8>(
@@ -469,7 +470,7 @@ fn add_votes<R: Real, const RULE: u8>(
 }
 
 vectorised! {
-    /// Counts a task vector, kept or not, where it agrees with the mean of the sum.
+    /// Counts the elements in which a whole task vector agrees with the mean.
     fn add_agreeing<R: Real>(masked: Masked<'_, R>, factor: R, mean: &[R], agreeing: &mut [R]) {
         let masked = masked.cut(mean.len());
         for (at, (&mean, agreeing)) in mean.iter().zip(agreeing).enumerate() {
@@ -482,7 +483,7 @@ vectorised! {
 impl<R: Real, K> AddUp<R, K> {
     fn votes<'b>(&'b self, block: &Block<'b, R>) -> Vec<Vote<'b, R>> {
         let magnitudes = Magnitudes { base: self.base };
-        // A sum of all terms has one divisor for all elements.
+        // Without an election, one divisor serves all elements, so votes add nothing to it.
         let divides = self.sum.normalize && self.sum.consensus != Consensus::None;
         let words = block.len().div_ceil(WORD);
         let memo = block.memo.and_then(|memo| memo.get());
@@ -512,24 +513,25 @@ impl<R: Real, K> AddUp<R, K> {
         self.terms.iter().map(vote).collect()
     }
 
-    /// Whether results are means of the sources where the weights make up one.
+    /// Whether results are means of the sources where the weights add up to one.
     fn means(&self) -> bool {
-        // Elements that are scaled each by its own factor do not add up to a mean.
+        // If each element has its own factor, the factors do not add up to a mean.
         !self.terms.iter().any(|term| term.mask.scales_each())
             && self.terms.iter().all(|term| term.scaled >= R::ZERO)
             && (self.sum.consensus != Consensus::None || self.may_make_up_one())
     }
 
-    /// Whether weights make up one wherever anything is added and divided by what was added of the weights.
+    /// Whether the weights add up to one wherever anything is added, because the sum is divided by the same
+    /// weights.
     fn is_even(&self) -> bool {
         let same = |term: &MaskedTerm<R>| term.scaled == term.weight;
         self.sum.lambda == 1.0 && self.terms.iter().all(same)
     }
 
-    /// Whether the weights of some of the terms may make up what their sum is divided by: where not, as mostly with
-    /// masks that are rescaled, nobody need look at each element.
+    /// Whether the weights of some of the terms can add up to the divisor. If not, which is usual for rescaled
+    /// masks, no element needs the check.
     fn may_make_up_one(&self) -> bool {
-        // More are not tried one by one.
+        // With more terms than this, the subsets are too many to try.
         const FEW: usize = 10;
         if self.terms.len() > FEW {
             return true;
@@ -542,7 +544,7 @@ impl<R: Real, K> AddUp<R, K> {
                 .enumerate()
                 .filter(|(at, _)| chosen >> at & 1 == 1);
             let share = self.sum.lambda * chosen.map(|(_, scaled)| scaled).sum::<f64>();
-            // Looser than the look at an element, whose sums are rounded.
+            // Looser than the check of an element, whose sums are rounded.
             (divisor - share).abs() <= 1e-4 * (divisor.abs() + share.abs())
         })
     }
@@ -558,7 +560,7 @@ impl<R: Real, K> AddUp<R, K> {
         }
     }
 
-    /// The kernel that adds these terms up; `means` says whether it looks for means.
+    /// The kernel for these terms; `means` tells whether it clamps means.
     fn kernel(&self, means: bool) -> Kernel<R> {
         let elects = self.sum.consensus != Consensus::None;
         let whole = self.terms.iter().all(|term| term.mask.keeps_all())

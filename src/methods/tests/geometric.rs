@@ -1,4 +1,4 @@
-//! The methods that work with angles, and those that look at one element at a time.
+//! The methods that use angles, and those that treat each element by itself.
 
 use ndarray::{Array2, Axis};
 
@@ -42,7 +42,7 @@ fn nuslerp_by_hand() {
         &last,
         &[1.0 + sin30, 1.0 + sin60],
     );
-    // Opposite: a line. Nothing beside something: a right angle.
+    // Opposite vectors: a line. A zero vector and another: a right angle.
     by_hand(
         nuslerp(None, &[1.0, 1.0]),
         &[&[1.0, 2.0], &[-2.0, -4.0]],
@@ -53,7 +53,7 @@ fn nuslerp_by_hand() {
         &[&[0.0, 0.0], &[0.0, 2.0]],
         &[0.0, 2.0 * half],
     );
-    // Weights of nothing count alike.
+    // Weights that are all zero count as equal.
     by_hand(
         nuslerp(None, &[0.0, 0.0]),
         &[&[1.0, 0.0], &[0.0, 1.0]],
@@ -73,7 +73,7 @@ fn nuslerp_by_hand() {
         &[&[1.0, 2.0, 0.0, 0.0], &[0.0, 3.0, 1.0, 0.0]],
         &[half, 2.5, half, 0.0],
     );
-    // One dimension is one vector.
+    // A tensor with one dimension is one vector.
     shaped(columns, &[2], &[&[1.0, 0.0], &[0.0, 1.0]], &[half, half]);
     let error = nuslerp(None, &[1.0, -1.0]).run(FloatType::F64, &vec![vec![1.0]; 2]);
     assert!(error.unwrap_err().contains("sum to zero"));
@@ -84,7 +84,7 @@ fn multislerp_by_hand() {
     let multislerp =
         |base, weights: &[f64]| Case::new("multislerp", base, weights).set("eps", number(0.0));
     let root = 2f64.sqrt();
-    // Half-way in direction, and of length (3 + 1) / 2.
+    // Half-way in direction, with length (3 + 1) / 2.
     by_hand(
         multislerp(None, &[0.5, 0.5]),
         &[&[3.0, 0.0], &[0.0, 1.0]],
@@ -95,12 +95,12 @@ fn multislerp_by_hand() {
         &[&[1.0, 1.0], &[4.0, 1.0], &[1.0, 2.0]],
         &[1.0 + root, 1.0 + root],
     );
-    // eps counts as length: |x| + 1 = 4 and 2, so directions of 3/4 and 1/2.
+    // eps is added to lengths: |x| + 1 = 4 and 2, so the directions are 3/4 and 1/2.
     let length = (0.75f64 * 0.75 + 0.25).sqrt();
     by_hand(
         Case::new("multislerp", None, &[0.5, 0.5]).set("eps", number(1.0)),
         &[&[3.0, 0.0], &[0.0, 1.0]],
-        // The direction, half of (0.75, 0.5), is shorter than eps: the two are added up.
+        // The mean direction, half of (0.75, 0.5), is shorter than eps: the two are simply added.
         &[1.5, 0.5],
     );
     by_hand(
@@ -110,14 +110,14 @@ fn multislerp_by_hand() {
         &[&[3.0, 0.0], &[0.0, 1.0]],
         &[20.0 * 0.75 / length, 20.0 * 0.5 / length],
     );
-    // A single model is one of several.
+    // A single model is treated like several.
     by_hand(multislerp(None, &[0.5]), &[&[3.0, 1.0]], &[3.0, 1.0]);
     by_hand(
         multislerp(None, &[0.5]).set("normalize_weights", flag(false)),
         &[&[3.0, 1.0]],
         &[1.5, 0.5],
     );
-    // Two that cancel are added up, three are refused; three that have not moved give the base.
+    // Two models that cancel are added, three are refused; three that equal the base merge to the base.
     by_hand(
         multislerp(None, &[0.5, 0.5]),
         &[&[3.0, 0.0], &[-1.0, 0.0]],
@@ -138,7 +138,7 @@ fn karcher_by_hand() {
     let karcher = |count| Case::new("karcher", None, &vec![0.0; count]);
     let root = 2f64.sqrt();
     by_hand(karcher(2), &[&[3.0, 0.0], &[0.0, 1.0]], &[root, root]);
-    // On a circle the mean of angles 0, 0, 0 and 90 degrees is 22.5 degrees.
+    // On a circle, the mean of the angles 0, 0, 0 and 90 degrees is 22.5 degrees.
     let angle = std::f64::consts::PI / 8.0;
     let (right, up): (&[f64], &[f64]) = (&[2.0, 0.0], &[0.0, 2.0]);
     by_hand(
@@ -146,14 +146,14 @@ fn karcher_by_hand() {
         &[right, right, right, up],
         &[2.0 * angle.cos(), 2.0 * angle.sin()],
     );
-    // Without a step, it is the mean direction.
+    // Without any step, the result is the mean direction.
     let start = Array1::from(vec![1.5, 0.5]) / (1.5f64 * 1.5 + 0.25).sqrt() * 2.0;
     by_hand(
         karcher(4).set("max_iter", number(0.0)),
         &[right, right, right, up],
         start.as_slice().unwrap(),
     );
-    // What has no length has no direction, and counts in the length; opposites leave the first.
+    // A zero vector has no direction, but counts in the mean length; opposite vectors leave the first.
     by_hand(karcher(2), &[&[3.0, 0.0], &[0.0, 0.0]], &[1.5, 0.0]);
     by_hand(karcher(2), &[&[3.0, 0.0], &[-1.0, 0.0]], &[2.0, 0.0]);
     by_hand(karcher(2), &[&[0.0, 0.0], &[0.0, 0.0]], &[0.0, 0.0]);
@@ -165,7 +165,7 @@ fn karcher_by_hand() {
 
 #[test]
 fn small_tensors_keep_their_angles() {
-    // mergekit writes zeros, the base, or takes a right angle.
+    // mergekit writes zeros or the base, or uses a right angle.
     let tiny = |values: [f64; 2]| values.map(|value| value * 1e-7).to_vec();
     let sources = [
         tiny([0.0, 0.0]),
@@ -190,7 +190,7 @@ fn small_tensors_keep_their_angles() {
 fn model_stock_by_hand() {
     let stock = |count| Case::new("model_stock", Some(0), &vec![0.0; count]);
     let up = 0.75f64.sqrt();
-    // Parallel: the mean. Orthogonal or opposite: the base. 60 degrees: c = 1/2, t = 2/3.
+    // Parallel: the mean. Orthogonal or opposite: the base. At 60 degrees: c = 1/2, t = 2/3.
     by_hand(
         stock(3),
         &[&[1.0, 0.0], &[3.0, 0.0], &[5.0, 0.0]],
@@ -211,7 +211,7 @@ fn model_stock_by_hand() {
         &[&[0.0, 0.0], &[1.0, 0.0], &[0.5, up]],
         &[0.5, up / 3.0],
     );
-    // Three along the axes and their sum: cosines 1/sqrt(3) thrice, 0 thrice.
+    // Three vectors along the axes and their sum: three cosines of 1/sqrt(3), three of 0.
     let c = 3.0 / 3f64.sqrt() / 6.0;
     let t = 4.0 * c / (1.0 + 3.0 * c);
     by_hand(
@@ -258,7 +258,7 @@ fn ram_by_hand() {
         &sources,
         &[1.0, 3.0, 0.0, 5e-6, 7.0],
     );
-    // One shared, one unique: a ratio of 1, of which 0.2 counts: factor 1 + 0.1 * 0.2.
+    // One shared and one unique change: a ratio of 1, of which 0.2 counts, so the factor is 1 + 0.1 * 0.2.
     by_hand(case("ramplus_tl"), &sources, &[1.02, 3.0, 0.0, 0.0, 7.12]);
     by_hand(
         case("ramplus_tl")
@@ -305,7 +305,7 @@ fn multislerp_twin(weights: &[f64], eps: f64, vectors: &[Array1<f64>]) -> Array1
     point * lengths
 }
 
-/// The iteration, on whole vectors.
+/// The iteration on whole vectors.
 fn karcher_twin(steps: usize, tolerance: f64, vectors: &[Array1<f64>]) -> Array1<f64> {
     let norm = |v: &Array1<f64>| v.dot(v).sqrt();
     let count = vectors.len() as f64;
@@ -354,7 +354,7 @@ fn nearswap_twin(t: f64, base: f64, other: f64) -> f64 {
     weight * other + (1.0 - weight) * base
 }
 
-/// With the masks of mergekit's vectors.
+/// Uses masks as mergekit's vectors do.
 fn ram_twin(case: &Case, base: &Array1<f64>, others: &[Array1<f64>]) -> Array1<f64> {
     let params = case.params();
     let value = |name| params.number(name).unwrap_or(0.0);
@@ -386,7 +386,7 @@ fn ram_twin(case: &Case, base: &Array1<f64>, others: &[Array1<f64>]) -> Array1<f
     out
 }
 
-/// What the twin of a method makes of whole tensors of such a shape.
+/// The result of a method's twin for whole tensors of this shape.
 fn twin(case: &Case, shape: [usize; 2], sources: &[Array1<f64>]) -> Array1<f64> {
     let params = case.params();
     let number = |name| params.number(name).unwrap_or(0.0);
@@ -404,7 +404,7 @@ fn twin(case: &Case, shape: [usize; 2], sources: &[Array1<f64>]) -> Array1<f64> 
         .filter(|&(i, _)| case.base != Some(i))
         .map(|(_, source)| source.clone())
         .collect();
-    // Rows, columns or all, as mergekit's reshaping has them.
+    // By rows, by columns or as one vector, as mergekit reshapes them.
     let by = |axis: Option<Axis>, f: &dyn Fn(&[Array1<f64>]) -> Array1<f64>| {
         let Some(axis) = axis else { return f(sources) };
         let matrices: Vec<Array2<f64>> = sources
@@ -476,7 +476,7 @@ fn twin(case: &Case, shape: [usize; 2], sources: &[Array1<f64>]) -> Array1<f64> 
     }
 }
 
-/// Random cases: values on a grid that every format holds, leaning to one side, so that no two are opposite.
+/// Random cases: values on a grid that every format holds, biased to one sign, so that no two vectors are opposite.
 fn geometric_cases() -> impl Strategy<Value = (Case, [usize; 2], Vec<Vec<f64>>)> {
     let methods = prop::sample::select(vec![
         "nuslerp",
@@ -518,7 +518,7 @@ fn geometric_cases() -> impl Strategy<Value = (Case, [usize; 2], Vec<Vec<f64>>)>
                     let base = with_base.then(|| count - 1);
                     let small = f64::from(small) / 16.0;
                     if with_base && !matches!(method, "nearswap" | "ram" | "ramplus_tl") {
-                        // Updates have a direction, and none is zero.
+                        // Every update has a direction, and none is zero.
                         sources[count - 1]
                             .iter_mut()
                             .for_each(|value| *value = (*value - 1.0) / 4.0);
@@ -554,7 +554,7 @@ proptest! {
     #[test]
     fn every_one_agrees_with_its_twin((case, shape, sources) in geometric_cases()) {
         for (format, tolerance) in [(FloatType::F64, 1e-11), (FloatType::F32, 1e-11), (FloatType::Bf16, 4e-6)] {
-            // The twin sees what is stored.
+            // The twin reads the values as they are stored.
             let stored: Vec<Vec<f64>> = sources
                 .iter()
                 .map(|values| decode(format, &encode(format, values)))
@@ -563,7 +563,7 @@ proptest! {
             let expected = twin(&case, shape, &arrays);
             let scale = expected.iter().fold(1.0, |most: f64, value| most.max(value.abs()));
             let merged = case.run_shaped(format, &shape, &stored).unwrap();
-            // Steps shorter than `tol` are not taken, and rounding decides on the last.
+            // Steps shorter than `tol` are not taken, and rounding decides about the last one.
             let tolerance = if case.method == "karcher" { 1e-5f64.max(tolerance) } else { tolerance };
             close(&merged, expected.as_slice().unwrap(), tolerance * scale);
         }

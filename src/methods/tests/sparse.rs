@@ -1,4 +1,4 @@
-//! The methods that choose elements by order or by rank: cases by hand, f64 twins, identities.
+//! The methods that choose elements by order or by rank: cases worked by hand, f64 twins, identities.
 
 use ndarray::Array1;
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use super::*;
 struct Merge {
     method: &'static str,
     tensor: Vec<(&'static str, ParamValue)>,
-    /// For each source but the base, which is the first.
+    /// One for each source but the base, which is the first.
     each: Vec<(&'static str, Vec<f64>)>,
     shape: Vec<usize>,
     name: &'static str,
@@ -129,7 +129,7 @@ impl Merge {
     }
 }
 
-/// Values about as large as weights are, no two magnitudes alike.
+/// Values about as large as weights, no two of equal magnitude.
 fn noise(seed: u64, count: usize) -> Vec<f64> {
     let key = MaskKey::new(seed, "noise", 0);
     (0..count as u64)
@@ -148,35 +148,35 @@ fn breadcrumbs_by_hand() {
             .each("density", &[density])
             .each("gamma", &[gamma])
     };
-    // Of ten: the two largest are dropped, the five below them stay, the three smallest are dropped.
+    // Of ten elements, the two largest are dropped, the next five are kept, and the three smallest are dropped.
     let kept: &[f64] = &[0.0, 0.0, 0.0, -4.0, 5.0, -6.0, 7.0, -8.0, 0.0, 0.0];
     merge(0.5, 0.2).gives(&[base, tuned], kept);
-    // No room for outliers beside what the density keeps: the one that is left is dropped.
+    // With this density there is no room for outliers: the one element left over is dropped.
     let most: &[f64] = &[1.0, -2.0, 3.0, -4.0, 5.0, -6.0, 7.0, -8.0, 9.0, 0.0];
     merge(0.9, 0.5).gives(&[base, tuned], most);
-    // No outliers: the largest stay, as in ties.
+    // Without outliers, the largest are kept, as in ties.
     let largest: &[f64] = &[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 7.0, -8.0, 9.0, -10.0];
     merge(0.4, 0.0).gives(&[base, tuned], largest);
     merge(0.4, 0.05).gives(&[base, tuned], largest);
-    // All, or nothing.
+    // All elements, or none.
     merge(1.0, 0.2).gives(&[base, tuned], tuned);
     merge(0.0, 0.2).gives(&[base, tuned], base);
     merge(0.05, 0.2).gives(&[base, tuned], base);
-    // Equal magnitudes stay by lowest index: at both thresholds, and where the two are one.
+    // Of equal magnitudes the lowest index is kept: at each threshold, and where the two coincide.
     let tied: &[f64] = &[3.0, 3.0, 1.0, 1.0, 1.0, -3.0, 1.0, 2.0, 3.0, 2.0];
     let lowest: &[f64] = &[3.0, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 2.0];
     merge(0.5, 0.2).gives(&[base, tied], lowest);
     let alike: &[f64] = &[1.0; 10];
     let first: &[f64] = &[1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0];
     merge(0.5, 0.2).gives(&[base, alike], first);
-    // With a vote: plus wins where both are kept, and minus where it is alone.
+    // With a vote: plus wins where both are kept, minus where it is alone.
     let merge = Merge::new("breadcrumbs_ties")
         .each("weight", &[1.0, 1.0])
         .each("density", &[0.5, 0.5])
         .each("gamma", &[0.25, 0.25]);
     let (one, two): (&[f64], &[f64]) = (&[9.0, 4.0, -3.0, 1.0], &[1.0, -2.0, 9.0, 4.0]);
     merge.gives(&[&[0.0; 4], one, two], &[0.0, 4.0, -3.0, 4.0]);
-    // Rescaled to the norm before: 17 from 7.
+    // Rescaled to the norm before: from 7 to 17.
     let merge = Merge::new("breadcrumbs")
         .each("weight", &[1.0])
         .each("density", &[0.5])
@@ -198,19 +198,20 @@ fn consensus_by_hand() {
             .each("k", &[k, k])
             .each("lambda", lambda)
     };
-    // The sums are 2, 3, 0, 0: the rest of each is that without the task vector itself.
+    // The sums are 2, 3, 0, 0. The rest of each sum excludes the task vector itself.
     merge(0.0, &[1.0, 1.0]).gives(&[base, one, two], &[2.0, 3.0, 0.0, 0.0]);
     merge(1.0, &[1.0, 1.0]).gives(&[base, one, two], &[0.0, 3.0, 0.0, 0.0]);
     merge(1.0, &[0.5, 0.5]).gives(&[base, one, two], &[2.0, 3.0, 0.0, 0.0]);
     merge(2.0, &[0.5, 0.5]).gives(&[base, one, two], &[2.0, 0.0, 0.0, 0.0]);
     merge(2.0, &[0.5, 0.2]).gives(&[base, one, two], &[2.0, 3.0, 0.0, 0.0]);
-    // Normalised, a sum of equal parts is each of them, and all outweigh a rest of nothing.
+    // Normalised, a sum of equal parts equals each part, and each outweighs a rest of zero.
     let merge = Merge::new("consensus_ta")
         .each("weight", &[1.0, 1.0])
         .each("k", &[2.0, 2.0])
         .flag("normalize", true);
     merge.gives(&[&[1.0], &[3.0], &[3.0]], &[3.0]);
-    // ties: trimmed to one, the sums are 0, 4, 0; what agrees is measured by the whole task vectors.
+    // In consensus_ties: trimmed to one element, the sums are 0, 4, 0. Agreement is measured with the whole task
+    // vectors.
     let merge = |k| {
         Merge::new("consensus_ties")
             .each("weight", &[1.0, 1.0])
@@ -226,7 +227,7 @@ fn consensus_by_hand() {
         ([3.0, 3.0], "number of task vectors, which is 2"),
         ([1.5, 1.5], "whole number"),
         ([-1.0, -1.0], "whole number"),
-        ([1.0, 2.0], "one number holds for all"),
+        ([1.0, 2.0], "all models share one `k`"),
     ] {
         let merge = Merge::new("consensus_ties")
             .each("weight", &[1.0, 1.0])
@@ -240,16 +241,16 @@ fn consensus_by_hand() {
 fn sce_by_hand() {
     let (base, one, two): (&[f64], &[f64], &[f64]) =
         (&[1.0; 3], &[3.0, 1.0, 2.0], &[0.0, 1.0, 3.0]);
-    // Task vectors 2, 0, 1 and -1, 0, 2: energies 5 and 5, so weights of a half. The signs: plus, -, plus.
+    // Task vectors 2, 0, 1 and -1, 0, 2: energies of 5 and 5, so weights of one half. The signs are plus, -, plus.
     Merge::new("sce").gives(&[base, one, two], &[3.0, 1.0, 2.5]);
-    // Variances 9/4, 0, 1/4: two are not zero, half of them is the first. Energies 4 and 1.
+    // Variances of 9/4, 0, 1/4: two are not zero, and half of them is the first. Energies of 4 and 1.
     let merge = Merge::new("sce").number("select_topk", 0.5);
     merge.gives(&[base, one, two], &[3.0, 1.0, 1.0]);
-    // Energies 1 and 4: the mean of 1 and 2 with weights of 0.2 and 0.8.
+    // Energies of 1 and 4: the mean of 1 and 2 with weights of 0.2 and 0.8.
     Merge::new("sce").gives(&[&[0.0], &[1.0], &[2.0]], &[1.8]);
-    // However small: mergekit weighs them alike.
+    // However small the energies are; mergekit would weigh the models equally.
     Merge::new("sce").gives(&[&[0.0], &[1e-9], &[2e-9]], &[1.8e-9]);
-    // Equal variances stay by lowest index.
+    // Of equal variances, the lowest index is kept.
     let merge = Merge::new("sce").number("select_topk", 0.5);
     merge.gives(&[&[0.0; 4], &[2.0; 4], &[1.0; 4]], &[1.8, 1.8, 0.0, 0.0]);
     let merge = Merge::new("sce").number("select_topk", 0.0);
@@ -264,26 +265,26 @@ fn sce_by_hand() {
 
 #[test]
 fn arcee_fusion_by_hand() {
-    // One row of importances in proportion to 0, 1, 2, 3, 16: quartiles 1, 2, 3, so the threshold is 2 + 1.5 * 2.
+    // One row of importances proportional to 0, 1, 2, 3, 16: quartiles 1, 2, 3, so the threshold is 2 + 1.5 * 2.
     let base: &[f64] = &[0.0; 5];
     let tuned: &[f64] = &[0.0, 0.1, -0.2, 0.3, 1.6];
     Merge::new("arcee_fusion").gives(&[base, tuned], &[0.0, 0.0, 0.0, 0.0, 1.6]);
-    // 5 reaches it exactly, 4.9 does not.
+    // 5 reaches the threshold exactly; 4.9 does not.
     let merge = Merge::new("arcee_fusion");
     merge.gives(
         &[base, &[0.0, 0.25, 0.5, 0.75, 1.25]],
         &[0.0, 0.0, 0.0, 0.0, 1.25],
     );
     merge.gives(&[base, &[0.0, 0.25, 0.5, 0.75, 1.2]], base);
-    // A row that only moves as a whole has no divergence, so no importance. Of all eight the quartiles are 0, 0
-    // and that of 0.1, so the threshold is half as much again.
+    // A row that is shifted as a whole has no divergence, so no importance. The quartiles of all eight are 0, 0 and
+    // the importance of 0.1, so the threshold is 1.5 times that.
     let base: &[f64] = &[0.0; 8];
     let merge = Merge::new("arcee_fusion").shape(&[2, 4]);
     merge.gives(
         &[base, &[1.0, 1.0, 1.0, 1.0, 0.0, 0.1, 0.2, 0.9]],
         &[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.2, 0.9],
     );
-    // Without any importance the threshold is zero, and all of it is taken.
+    // If no element is important, the threshold is zero, and all elements are taken.
     let moved: &[f64] = &[1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0];
     merge.gives(&[base, moved], moved);
 }
@@ -330,7 +331,7 @@ fn della_keeps_by_rank() {
         let l1 = |values: &[f64]| values.iter().map(|value| value.abs()).sum::<f64>();
         let merged = merge(method).run(FloatType::F32, &sources).unwrap();
         assert!((l1(&merged) / l1(&tuned) - 1.0).abs() < 1e-6);
-        // By expectation, each element is divided by its own chance.
+        // With `expectation`, each element is divided by its own probability.
         let merged = merge(method)
             .word("rescale", "expectation")
             .run(FloatType::F64, &sources)
@@ -357,7 +358,7 @@ fn della_has_an_answer_for_every_shape_and_says_what_does_not_fit() {
     };
     let count = 4_000;
     let sources = vec![vec![0.0; count], vec![1.0; count]];
-    // Rows of one: the density. Rows of all: equal magnitudes are ranked by index.
+    // Rows of one element: the density. A single row of all elements: ties are ranked by index.
     let column = merge(0.5, 0.3, &[count, 1]).run(FloatType::F32, &sources);
     let kept = column
         .unwrap()
@@ -372,7 +373,7 @@ fn della_has_an_answer_for_every_shape_and_says_what_does_not_fit() {
     let second: f64 = line[count / 2..].iter().sum();
     assert!((600.0..800.0).contains(&first), "{first}");
     assert!((1_200.0..1_400.0).contains(&second), "{second}");
-    // A stack of matrices is thinned as the matrix of all its rows.
+    // A stack of matrices is thinned like the matrix of all its rows.
     let flat = merge(0.5, 0.3, &[80, 50]).run(FloatType::F32, &sources);
     let stack = merge(0.5, 0.3, &[4, 20, 50]).run(FloatType::F32, &sources);
     assert_eq!(flat.unwrap(), stack.unwrap());
@@ -392,7 +393,7 @@ fn della_has_an_answer_for_every_shape_and_says_what_does_not_fit() {
             assert!(error.contains(part), "{error}");
         }
     }
-    // All or nothing need no chances.
+    // Keeping all elements or none takes no probabilities.
     assert_eq!(
         merge(1.0, 0.15, &[count])
             .run(FloatType::F32, &sources)
@@ -428,7 +429,7 @@ fn della_depends_on_seed_name_and_place() {
         ..merge
     };
     assert_ne!(renamed.run(FloatType::F32, &sources).unwrap(), merged);
-    // The two masks are not the same: some elements are kept of one model only.
+    // The two masks differ: some elements are kept of one model only.
     let ratios = merged.iter().zip(&sources[1]).map(|(out, x)| out / x);
     assert!(ratios.clone().any(|ratio| (ratio - 1.0).abs() < 1e-3));
     assert!(ratios.clone().any(|ratio| (ratio - 10.0).abs() < 1e-2));
@@ -446,7 +447,7 @@ const WEIGHTED: [&str; 6] = [
 
 #[test]
 fn three_copies_of_one_fine_tune() {
-    // How much of the task vector is added, weights of one: this tells a wrong divisor at once.
+    // How many times the task vector is added, with weights of one; a wrong divisor shows at once.
     let count = 300;
     let tuned = noise(2, count);
     let sources = vec![
@@ -460,7 +461,7 @@ fn three_copies_of_one_fine_tune() {
         ("della_linear", 3.0),
         ("breadcrumbs", 3.0),
         ("breadcrumbs_ties", 3.0),
-        // The rest outweighs each of three.
+        // The rest outweighs each of the three.
         ("consensus_ta", 0.0),
         ("consensus_ties", 1.0),
         ("sce", 1.0),
@@ -487,7 +488,7 @@ fn copies_give_the_model_to_the_bit() {
             let merge = Merge::new(method).each("weight", &[0.1, 0.2, 0.7]);
             let merged = merge.run(format, &sources).unwrap();
             assert_eq!(bits(&merged), bits(&tuned), "{method} in {format:?}");
-            // All copies of the base: whatever is dropped is zero.
+            // All models are copies of the base, so whatever is dropped is zero.
             let merge = Merge::new(method)
                 .each("weight", &[0.1, 0.2, 0.9])
                 .each("density", &[0.4, 0.5, 0.6]);
@@ -496,7 +497,7 @@ fn copies_give_the_model_to_the_bit() {
         }
         let merged = Merge::new("sce").run(format, &sources).unwrap();
         assert_eq!(bits(&merged), bits(&tuned), "sce in {format:?}");
-        // Where all agree there is no variance to select by.
+        // If all models agree, there is no variance to select by.
         let merge = Merge::new("sce").number("select_topk", 0.9);
         assert_eq!(bits(&merge.run(format, &sources).unwrap()), bits(&base));
         let same = vec![tuned.clone(), tuned.clone()];
@@ -545,7 +546,7 @@ fn exactly_k_stay_over_many_blocks() {
                 .clone()
                 .all(|(_, x)| x.abs() <= least || x.abs() >= most)
         );
-        // L1 is as before, if asked for.
+        // The L1 norm is preserved if `rescale` asks for it.
         let merged = merge
             .word("rescale", "l1")
             .run(FloatType::F32, &sources)
@@ -597,12 +598,12 @@ fn sce_does_not_depend_on_the_scale() {
     }
 }
 
-/// What a band of magnitudes keeps, by sorting.
+/// The elements that a band of magnitudes keeps, by sorting.
 fn band_twin(magnitudes: &[f32], skip: usize, count: usize) -> Vec<bool> {
     let mut sorted = magnitudes.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));
     let mut keep = vec![false; magnitudes.len()];
-    // Of each magnitude as many as the sorted band has, by lowest index.
+    // Of each magnitude, as many as the sorted band has, by lowest index.
     for &wanted in &sorted[skip..skip + count] {
         let place = (0..keep.len()).find(|&i| !keep[i] && magnitudes[i] == wanted);
         keep[place.expect("it is there")] = true;
@@ -610,9 +611,9 @@ fn band_twin(magnitudes: &[f32], skip: usize, count: usize) -> Vec<bool> {
     keep
 }
 
-/// The task vector of the `slot`-th model, masked, and what it is rescaled by.
+/// The task vector of the `slot`-th model, masked, and the factor that rescales it.
 ///
-/// Products are made in the order of the method, so that votes which cancel do so here as there.
+/// Multiplied in the order of the method, so that votes that cancel there also cancel here.
 fn masked_twin(
     merge: &Merge,
     base: &Array1<f64>,
@@ -730,7 +731,7 @@ fn sce_twin(merge: &Merge, sources: &[Array1<f64>]) -> Array1<f64> {
                 let squares = deltas.iter().map(|delta| (delta[i] - mean).powi(2));
                 (squares.sum::<f64>() / count).sqrt() as f32
             })
-            // Grid values: what is this small is the rounding of a mean.
+            // The values are on a grid: anything this small is the rounding error of a mean.
             .map(|spread| if spread < 1e-6 { 0.0 } else { spread })
             .collect();
         let varied = spread.iter().filter(|spread| **spread > 0.0).count();
@@ -782,7 +783,7 @@ fn arcee_twin(merge: &Merge, sources: &[Array1<f64>]) -> Array1<f64> {
     let quantile = |numerator: usize| f64::from(sorted[numerator * last / 4]);
     let threshold = quantile(2) + 1.5 * (quantile(3) - quantile(1));
     Array1::from_shape_fn(base.len(), |place| {
-        // Rounding decides what lies at the threshold itself; not a number says so.
+        // At the threshold itself, rounding decides; NaN stands for that.
         let importance = f64::from(importance[place]);
         if (importance - threshold).abs() <= 1e-5 * threshold + 1e-13 {
             f64::NAN
@@ -877,8 +878,8 @@ proptest! {
         };
         let scale = twin.iter().fold(1.0, |most: f64, value| most.max(value.abs()));
         for (format, tolerance) in [(FloatType::F64, 1e-12), (FloatType::F32, 1e-12), (FloatType::Bf16, 4e-6)] {
-            // Votes that nearly cancel and bars that are nearly reached are decided by rounding, in f32 another
-            // way than in f64.
+            // Where votes nearly cancel or a threshold is nearly reached, rounding decides, and in f32 not as in
+            // f64.
             let decides = matches!(merge.method, "della" | "breadcrumbs_ties" | "consensus_ta" | "consensus_ties");
             if format == FloatType::Bf16 && decides {
                 continue;
