@@ -25,33 +25,33 @@ pub(super) enum Format {
 /// What a plan depends on.
 #[derive(Args)]
 pub(super) struct PlanArguments {
-    /// The recipe, in mergekit's YAML
+    /// The recipe, a YAML file as for mergekit
     pub(super) recipe: PathBuf,
 
-    /// Largest shard of the output, in bytes of tensors (5GB, 500MB, 2GiB)
+    /// Maximum size of a shard, in bytes of tensors (5GB, 500MB, 2GiB)
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
     shard_size: u64,
 
-    /// Take the tokenizer's files from this model instead of the base or the first model
+    /// Copy the tokenizer files from this model, not from the base or the first model
     #[arg(long, value_name = "MODEL", value_parser = ModelRef::parse)]
     tokenizer_from: Option<ModelRef>,
 
-    /// Seed of random masks (dare_linear, dare_ties), and of random routers
+    /// Seed for random masks (dare_*, della*), and for what is random in a mixture of experts
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
     #[command(flatten)]
     threads: Threads,
 
-    /// Own memory that may be held, mapped files not counted
+    /// Limit for weld's own memory; memory-mapped model files do not count
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     memory: u64,
 
-    /// Carry NaN and infinity in the inputs through, instead of refusing them
+    /// Keep NaN and infinity from the inputs; without this they are an error
     #[arg(long)]
     allow_nonfinite: bool,
 
-    /// Clamp values that are too large for the output's dtype, instead of refusing them
+    /// Clamp values that are too large for the output's dtype; without this they are an error
     #[arg(long)]
     saturate: bool,
 }
@@ -92,11 +92,13 @@ impl PlanArguments {
 /// How mixtures of experts are written.
 #[derive(Args)]
 pub(super) struct MoeArguments {
-    /// Mixtures of experts: make it though it won't compute what its models do, and say in notes where
+    /// Mixtures of experts: allow a mixture that does not compute exactly what its models do; notes list the
+    /// differences
     #[arg(long)]
     inexact: bool,
 
-    /// Mixtures of experts: all experts of a layer in two tensors, as transformers 5 holds them; 4 cannot load them
+    /// Mixtures of experts: write all experts of a layer as two tensors, as transformers 5 holds them in memory;
+    /// transformers 4 cannot load them
     #[arg(long)]
     fused: bool,
 }
@@ -124,10 +126,10 @@ pub(super) fn plan_any(
     }
 }
 
-/// How many threads work.
+/// The number of threads.
 #[derive(Args)]
 pub(super) struct Threads {
-    /// Worker threads [default: one for each processor]
+    /// Number of worker threads [default: one per processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }

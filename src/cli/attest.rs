@@ -17,21 +17,21 @@ use audit::verify::{Coverage, proves};
 use errors::Refusal;
 use run::Lock;
 
-/// Recompute every byte of a checkpoint, and say what it was made from (in-toto, SLSA provenance v1)
+/// Recompute every byte of a checkpoint, and state what it was made from (in-toto, SLSA provenance v1)
 ///
-/// Nothing is written unless every tensor is exact: then a statement about the recomputed files, with the recipe, the
-/// options and the digests of the inputs. It holds no time and no host. Exit codes: 0 attested, 1 wrong, 2 could not
-/// run, 3 could not tell.
+/// Writes nothing unless every tensor is exact. The statement lists the recomputed files, the recipe, the options and
+/// the digests of the inputs. It names no time and no host. Exit codes: 0 attested, 1 wrong, 2 could not run, 3
+/// inconclusive.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     recomputation: Recomputation,
 
-    /// Where the attestation is written [default: stdout, and the report goes to stderr]
+    /// Where to write the attestation [default: stdout; the report then goes to stderr]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Sign the attestation with this private key, in PEM: a Sigstore bundle instead of the plain statement
+    /// Sign the attestation with this private key (PEM); the result is a Sigstore bundle, not the plain statement
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 }

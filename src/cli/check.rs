@@ -14,28 +14,28 @@ use audit::checks_as_markdown;
 use checkpoint::{Checkpoint, ModelRef, Survey};
 use errors::Refusal;
 
-/// Look for whatever is wrong with a checkpoint: files, index, config, structure, values, tokenizer, safety
+/// Find defects in a checkpoint: files, index, config, structure, values, tokenizer, safety
 ///
-/// Exit codes: 0 right, 1 wrong, 2 could not run, 3 could not tell.
+/// Needs no other model to compare with. Exit codes: 0 no defect, 1 defects, 2 could not run, 3 inconclusive.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// A folder, a weight file, or a Hub id in the local cache (org/name@revision)
     #[arg(value_parser = ModelRef::parse, required_unless_present = "list")]
     model: Option<ModelRef>,
 
-    /// Print every check that weld knows, as Markdown
+    /// Print a list of all checks, as Markdown
     #[arg(long, conflicts_with_all = ["model", "threads"])]
     list: bool,
 
-    /// Plant every defect that weld knows in a copy of the model, a small one, and see that each is found. Exit codes:
-    /// 0 all found, 1 one missed, 3 one could not be planted
+    /// Test the checks: plant every known defect in a copy of the model, one at a time, and see that it is found. For
+    /// models up to 64 MiB. Exit codes: 0 all found, 1 one not found, 3 one could not be planted
     #[arg(long, conflicts_with = "list")]
     mutate: bool,
 
     #[command(flatten)]
     threads: Threads,
 
-    /// Say nothing but the report
+    /// Print only the report
     #[arg(long, short)]
     quiet: bool,
 

@@ -5,9 +5,15 @@ use clap_complete::{Shell, generate};
 
 use super::output::{Failure, print};
 
-/// Print a script that completes weld's arguments in a shell
+/// Print a script that completes weld's arguments in your shell
 ///
-/// For bash: weld completions bash > ~/.local/share/bash-completion/completions/weld
+/// bash: weld completions bash > ~/.local/share/bash-completion/completions/weld
+///
+/// zsh: weld completions zsh > ~/.zfunc/_weld (the folder must be in fpath)
+///
+/// fish: weld completions fish > ~/.config/fish/completions/weld.fish
+///
+/// If the folder does not exist yet, make it first with mkdir -p.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The shell

@@ -13,30 +13,30 @@ use checkpoint::{Checkpoint, Locator, ModelRef};
 
 /// Compare two checkpoints: tensors, configs, tokenizers
 ///
-/// Every value is compared, whatever the dtypes and the files; with --base the two are also compared as fine-tunes of
-/// it. Exit codes: 0 equal, 1 different, 2 could not run.
+/// Compares every value, also between different dtypes and shards. With --base, also compares the two as fine-tunes of
+/// that model. Exit codes: 0 equal, or within the limits of --policy; 1 different; 2 could not run.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The first: a folder, a file, or a Hub id in the local cache; a LoRA adapter may follow a `+`
+    /// The first model: a folder, a file, or a Hub id in the local cache; `+ADAPTER` adds a LoRA adapter
     #[arg(value_parser = ModelRef::parse)]
     a: ModelRef,
 
-    /// The second
+    /// The second model
     #[arg(value_parser = ModelRef::parse)]
     b: ModelRef,
 
-    /// What both were made from: shows task vectors, their angle and their conflicts
+    /// The model that both were fine-tuned from: adds the angle and the sign conflicts between their task vectors
     #[arg(long, value_name = "MODEL", value_parser = ModelRef::parse)]
     base: Option<ModelRef>,
 
-    /// Show every tensor, role and layer, and not only those that differ most
+    /// Show every tensor, role and layer, not only those that differ most
     #[arg(long)]
     all: bool,
 
     #[command(flatten)]
     threads: Threads,
 
-    /// Say nothing but the report
+    /// Print only the report
     #[arg(long, short)]
     quiet: bool,
 

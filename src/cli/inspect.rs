@@ -14,19 +14,18 @@ use checkpoint::{Checkpoint, ModelRef, StackIndex, TensorEntry, layer_stacks};
 
 /// List a checkpoint's tensors, dtypes, shapes, parameters, shards and metadata
 ///
-/// Reads headers only. Layers that look alike are shown as one line.
+/// Reads only headers. Layers with the same tensors are shown as one.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A folder, a .safetensors file, or a Hub id in the local cache (org/name@revision); a LoRA adapter may
-    /// follow a `+`
+    /// A folder, a weight file, or a Hub id in the local cache (org/name@revision); `+ADAPTER` adds a LoRA adapter
     #[arg(value_parser = ModelRef::parse)]
     model: ModelRef,
 
-    /// List every tensor by itself
+    /// List every tensor of every layer
     #[arg(long)]
     all: bool,
 
-    /// What is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }

@@ -29,11 +29,11 @@ use clap::{Parser, Subcommand};
 
 use output::{Failure, fail};
 
-/// Merge fine-tuned model checkpoints: mergekit's recipes, streamed, exact and checked
+/// Merge fine-tuned model checkpoints with mergekit's recipes; check, compare and verify checkpoints
 #[derive(Parser)]
 #[command(name = "weld", version, max_term_width = 100, propagate_version = true)]
 #[command(
-    after_help = "Exit codes: 0 done or passed, 1 the input is wrong, 2 the tool could not run, 3 inconclusive, 130 stopped.\n\
+    after_help = "Exit codes: 0 done or passed, 1 wrong input or failed check, 2 weld could not run, 3 inconclusive, 130 stopped.\n\
                         Start with: weld plan recipes/ties.yml"
 )]
 struct Cli {

@@ -18,7 +18,7 @@ use run::{self, RunOptions, Summary};
 
 /// Merge models by a recipe and write a checkpoint folder
 ///
-/// The folder appears when it is complete, or not at all. `weld plan` shows what a recipe would do.
+/// OUT appears when it is complete, or not at all. `weld plan` shows what a recipe would do.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.output.write(&plan, stop)
 }
 
-/// Where a checkpoint is written, and what is said of it.
+/// Where a checkpoint is written, and what is printed about it.
 #[derive(Args)]
 pub(super) struct OutputArguments {
     /// The folder to write
@@ -44,15 +44,15 @@ pub(super) struct OutputArguments {
     #[arg(long)]
     force: bool,
 
-    /// Put the digest of every tensor of the inputs into the lock, which reads them once more
+    /// Add the digest of every input tensor to the lock; this reads the inputs once more
     #[arg(long)]
     hash_inputs: bool,
 
-    /// Say nothing but errors
+    /// Print only errors
     #[arg(long, short)]
     pub(super) quiet: bool,
 
-    /// What is printed at the end: a summary on stderr, or an object on stdout
+    /// What to print at the end: a summary on stderr, or a JSON object on stdout
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }

@@ -16,7 +16,7 @@ pub(super) struct Arguments {
     /// The method to explain
     name: Option<String>,
 
-    /// What is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }

@@ -18,10 +18,11 @@ use plan::{self, Plan};
 use recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
 use run::Lock;
 
-/// Assemble dense models into a mixture of experts, by mergekit-moe's YAML, or edit a mixture
+/// Build a mixture of experts from dense models, with mergekit-moe's recipes; or edit a mixture
 ///
-/// Writes the layout that transformers, vLLM and llama.cpp read. What it could not compute exactly as the models do
-/// is refused before anything is written. `weld plan` shows what a recipe would do, docs/moe.md what it may say.
+/// Writes the layout that transformers, vLLM and llama.cpp read. If the mixture could not compute exactly what its
+/// models compute, it is refused before anything is written (see --inexact). `weld plan` shows what a recipe would do;
+/// docs/moe.md explains the recipes.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -33,7 +34,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     moe: MoeArguments,
 
-    /// Prove it: identical experts give the base's logits before, and every byte is computed again after
+    /// Prove the result: before writing, that identical experts give the base's logits; afterwards, recompute every
+    /// byte
     #[arg(long)]
     check: bool,
 }

@@ -6,10 +6,10 @@ use super::arguments::{Format, MoeArguments, PlanArguments};
 use super::output::{Failure, print};
 use plan::{self, Detail};
 
-/// Show what a recipe would do, reading headers and configs only
+/// Show what a recipe would do, from headers and configs only
 ///
-/// Finds every error that can be found without the weights: missing models, tensors that do not match,
-/// parameters without a value. Nothing is written.
+/// Finds every error that can be found without reading weights: missing models, tensors that do not match,
+/// parameters without a value. Writes nothing.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     moe: MoeArguments,
 
-    /// What is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }

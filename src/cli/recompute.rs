@@ -32,26 +32,27 @@ pub(super) struct Recomputation {
     #[arg(value_parser = ModelRef::parse)]
     pub(super) model: ModelRef,
 
-    /// The recipe that it is to be the result of [default: that of its lock]
+    /// The recipe that the checkpoint was made with [default: the one in its lock]
     #[arg(long, value_name = "FILE")]
     pub(super) recipe: Option<PathBuf>,
 
-    /// Where the inputs are: NAME=PATH for a model as the recipe writes it, or a folder that relative paths start from
+    /// Where the inputs are: NAME=PATH for one model, by its name in the recipe; or the folder where relative paths
+    /// start
     #[arg(long, value_name = "NAME=PATH|FOLDER", num_args = 1..)]
     pub(super) inputs: Vec<String>,
 
-    /// Seed of random masks, where no lock says it
+    /// Seed of the random masks, if there is no lock to tell it
     #[arg(long)]
     seed: Option<u64>,
 
     #[command(flatten)]
     pub(super) threads: Threads,
 
-    /// Own memory that may be held, mapped files not counted
+    /// Limit for weld's own memory; memory-mapped model files do not count
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     memory: u64,
 
-    /// Say nothing but the report
+    /// Print only the report
     #[arg(long, short)]
     pub(super) quiet: bool,
 
@@ -62,9 +63,9 @@ pub(super) struct Recomputation {
 /// The arithmetic that a checkpoint is held against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Arithmetic {
-    /// Weldment's; where that is not equal, mergekit's in the recipe's dtype
+    /// Weldment's; where the result is not equal, also mergekit's in the recipe's dtype
     Auto,
-    /// Weldment's alone
+    /// Weldment's only
     Weldment,
     /// mergekit's, each operation in float32
     MergekitFloat32,

@@ -16,16 +16,16 @@ use errors::{Refusal, in_one_line};
 /// Where a report goes.
 #[derive(Args)]
 pub(super) struct ReportArguments {
-    /// How the report is written down: text, json, junit, sarif, github, markdown or html; with =FILE to a file. Give
-    /// it again for more, at most one of them to stdout
+    /// Format of the report: text, json, junit, sarif, github, markdown or html; with =FILE, it goes to a file. Can be
+    /// repeated; only one format may go to stdout
     #[arg(long = "format", value_name = "FORMAT[=FILE]", default_value = "text", value_parser = output)]
     outputs: Vec<Output>,
 
-    /// What the project asks of its checkpoints: severities of checks, thresholds
+    /// A policy (TOML): the severities of checks, limits, required signatures
     #[arg(long, value_name = "FILE", value_parser = policy)]
     policy: Option<Policy>,
 
-    /// Warnings fail too
+    /// Fail on warnings too
     #[arg(long)]
     strict: bool,
 }

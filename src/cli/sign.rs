@@ -19,10 +19,10 @@ use errors::Refusal;
 /// The largest file that is looked at before it is replaced by a signature.
 const MAX_OLD_BYTES: u64 = 128 << 20;
 
-/// Sign every file of a checkpoint with a local key (OpenSSF Model Signing 1.0)
+/// Sign all files of a checkpoint with a local key (OpenSSF Model Signing 1.0)
 ///
-/// The signature is a Sigstore bundle that the model-signing package verifies too. What belongs to git and the
-/// signature itself are not signed. The same files and key give the same signature.
+/// The signature is a Sigstore bundle, which the model-signing package can verify too. It covers all files but
+/// git's and itself. The same files and key give the same signature.
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The checkpoint: a folder, a file, or a Hub id in the local cache
@@ -33,14 +33,14 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
 
-    /// Where the signature is written [default: model.sig in the folder, or FILE.sig beside a single file]
+    /// Where to write the signature [default: model.sig in the folder, or FILE.sig beside a single file]
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
 
     #[command(flatten)]
     threads: Threads,
 
-    /// Say nothing but failures
+    /// Print only errors
     #[arg(long, short)]
     quiet: bool,
 }

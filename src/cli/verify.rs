@@ -21,49 +21,53 @@ use run::Lock;
 
 /// Recompute a merged checkpoint from its recipe and inputs, and compare; or check its signature
 ///
-/// Recipe and options come from the checkpoint's weldment.lock.json, unless --recipe names one; mergekit's
-/// mergekit_config.yml is taken if there is no lock. By default a sample of every tensor is recomputed, and every
-/// tensor's digest is held against the lock. With --signature, --attestation or --key, these are checked first, and
-/// nothing else unless --recompute, --full, --recipe or --inputs asks for it. Exit codes: 0 right, 1 wrong, 2 could
-/// not run, 3 could not tell.
+/// The recipe and options come from the checkpoint's weldment.lock.json, or without a lock from mergekit's
+/// mergekit_config.yml; --recipe names another recipe. By default weld recomputes a sample of every tensor, and
+/// compares every tensor's digest with the lock.
+///
+/// With --signature, --attestation or --key, only these are checked. Add --recompute (or --full, --recipe, --inputs)
+/// to recompute the merge as well.
+///
+/// Exit codes: 0 right, 1 wrong, 2 could not run, 3 inconclusive.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     recomputation: Recomputation,
 
-    /// The signature that is checked first [default with --key alone: model.sig in the folder, or FILE.sig beside a file]
+    /// The signature to check [default with --key alone: model.sig in the folder, or FILE.sig beside a file]
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
 
-    /// The signed attestation that is checked first
+    /// The signed attestation to check
     #[arg(long, value_name = "FILE")]
     attestation: Option<PathBuf>,
 
-    /// The public key, in PEM, of who must have signed [default: the policy's]
+    /// The signer's public key (PEM) [default: the policy's]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 
-    /// Recompute too where the signature holds
+    /// Recompute the merge too, if the signature holds
     #[arg(long)]
     recompute: bool,
 
-    /// Recompute every byte
+    /// Recompute every byte, not a sample
     #[arg(long, conflicts_with = "samples")]
     full: bool,
 
-    /// Blocks of 16,384 elements of each tensor that are recomputed
+    /// Number of blocks of 16,384 elements to recompute in each tensor
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
 
-    /// Choose the same blocks again [default: another choice each time]
+    /// Recompute the same blocks as a run with this seed, which its report shows [default: a new choice each time]
     #[arg(long, value_name = "SEED")]
     sample_seed: Option<u64>,
 
-    /// What is accepted [default: the policy's; else exact with a lock, step for what mergekit made]
+    /// How equal each value must be [default: what the policy says; otherwise exact if there is a lock, step for merges
+    /// made by mergekit]
     #[arg(long, value_enum)]
     allow: Option<Allow>,
 
-    /// In which arithmetic [default: weldment where there is a lock, else auto]
+    /// The arithmetic to recompute in [default: weldment if there is a lock, otherwise auto]
     #[arg(long, value_enum)]
     numerics: Option<Arithmetic>,
 }
@@ -73,7 +77,7 @@ pub(super) struct Arguments {
 enum Allow {
     /// Equal bytes
     Exact,
-    /// The next value of the dtype: another order of arithmetic
+    /// At most one ULP (the next value of the dtype) off, as another order of arithmetic gives
     Step,
 }
 
