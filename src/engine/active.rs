@@ -1,6 +1,6 @@
-//! A job while it is run: the pass it is at, what its passes have measured, and what was met in its values.
+//! A job while it runs: its current pass, what earlier passes measured, and what was seen in its values.
 //!
-//! It knows no threads and no tiles' memory.
+//! This file knows no threads and no tile memory.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,11 +17,11 @@ use super::whole::Whole;
 use errors::Refusal;
 use numeric::{Narrowed, NonFinite};
 
-/// Columns that a worker sums at a time: its sums stay in the first cache, and what it reads of a row is a
-/// few lines of it. Sums do not depend on it.
+/// Columns that a worker sums at a time: its sums stay in the first-level cache, and it reads a few cache lines of
+/// each row. The sums do not depend on this number.
 pub(super) const BAND: usize = 512;
 
-/// A job of the batch at hand.
+/// A job of the current batch.
 pub(super) struct ActiveJob<'a> {
     pub(super) job: usize,
     pub(super) work: &'a Work<'a>,
@@ -30,14 +30,14 @@ pub(super) struct ActiveJob<'a> {
     pub(super) measured: Vec<Measured>,
     /// One for each block, if there is memory for them.
     pub(super) memos: Vec<Memo>,
-    /// Whether a pass has been through all elements, and has counted NaN and infinity.
+    /// Whether a pass has read all elements and counted NaN and infinity.
     pub(super) looked: bool,
     pub(super) pending: Mutex<Pending>,
     pub(super) parts_left: AtomicUsize,
     pub(super) seen: Mutex<Seen>,
 }
 
-/// The pass that a job makes in the round at hand.
+/// The pass that a job makes in the current round.
 pub(super) enum Stage {
     Copy,
     Single(Pass<f32>),
@@ -46,7 +46,7 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    /// Columns, if the pass goes over those.
+    /// The number of columns, if the pass sums columns.
     pub(super) fn columns(&self) -> Option<usize> {
         match self {
             Stage::Single(Pass::MeasureColumns(columns, _))
@@ -55,7 +55,7 @@ impl Stage {
         }
     }
 
-    /// Sums in each block, or of each column.
+    /// The number of sums for each block, or for each column.
     pub(super) fn sums(&self) -> Option<usize> {
         match self {
             Stage::Single(Pass::Measure(measure) | Pass::Sample(_, measure)) => {
@@ -70,7 +70,7 @@ impl Stage {
         }
     }
 
-    /// Whether the pass gives the output.
+    /// Whether the pass writes the output.
     pub(super) fn is_last(&self) -> bool {
         matches!(
             self,
@@ -78,7 +78,7 @@ impl Stage {
         )
     }
 
-    /// Whether the pass sees only some of the elements.
+    /// Whether the pass reads only some of the elements.
     pub(super) fn samples(&self) -> bool {
         matches!(
             self,
@@ -86,7 +86,7 @@ impl Stage {
         )
     }
 
-    /// The columns of whole matrices, and what is computed of those, if the pass is one.
+    /// The number of columns and the computation, if the pass is over whole matrices.
     pub(super) fn whole(&self) -> Option<(usize, &dyn Whole)> {
         match self {
             Stage::Single(Pass::Whole(columns, whole))
@@ -95,7 +95,7 @@ impl Stage {
         }
     }
 
-    /// Why there is no result, if there is none.
+    /// The reason, if there is no result.
     pub(super) fn refused(&self) -> Option<&Refusal> {
         match self {
             Stage::Single(Pass::Refuse(reason)) | Stage::Double(Pass::Refuse(reason)) => {
@@ -106,21 +106,21 @@ impl Stage {
     }
 }
 
-/// What the workers have measured in a round.
+/// What the workers have measured in the current round.
 #[derive(Default)]
 pub(super) struct Pending {
     pub(super) counts: Vec<u64>,
     /// The sums of the first `folded` blocks.
     pub(super) sums: Vec<f64>,
     pub(super) folded: usize,
-    /// The sums of tiles that were done before their turn, by their first block.
+    /// The sums of tiles that were finished before their turn, by first block.
     pub(super) waiting: BTreeMap<usize, Vec<f64>>,
-    /// The sums over columns, by the first column of a band.
+    /// Sums over columns, by the first column of each band.
     pub(super) bands: Vec<(usize, Vec<f64>)>,
 }
 
 impl Pending {
-    /// Takes the sums of a tile's blocks, so many for each, and folds those whose turn it is.
+    /// Takes the sums of a tile's blocks, `width` for each, and folds all whose turn it is.
     pub(super) fn take(&mut self, first_block: usize, tile: Vec<f64>, width: usize) {
         self.sums.resize(width, 0.0);
         self.waiting.insert(first_block, tile);
@@ -136,17 +136,17 @@ impl Pending {
     }
 }
 
-/// What was met in the values of a job.
+/// What was seen in the values of a job.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) sources: Vec<NonFinite>,
-    /// Of each output.
+    /// One for each output.
     pub(super) results: Vec<Narrowed>,
     pub(super) differing: Option<usize>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A poisoned lock means that a worker panicked; rayon carries that panic on, so the data is never used.
+    // A poisoned lock means that a worker panicked; rayon passes that panic on, so the data is never used.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -179,14 +179,14 @@ impl<'a> ActiveJob<'a> {
                 ..Seen::default()
             }),
         };
-        // A tensor without elements has no pass to make.
+        // A tensor without elements needs no pass.
         if work.blocks() > 0 {
             active.decide();
         }
         active
     }
 
-    /// The failure of a source that holds NaN or infinity.
+    /// The error for a source that holds NaN or infinity.
     pub(super) fn non_finite(&self, source_index: usize, found: NonFinite) -> EngineError {
         EngineError::NonFinite {
             job: self.job,
@@ -195,7 +195,7 @@ impl<'a> ActiveJob<'a> {
         }
     }
 
-    /// The failure of a program that has no result.
+    /// The error for a program that has no result.
     pub(super) fn refused(&self, reason: Refusal) -> EngineError {
         EngineError::Refused {
             job: self.job,
@@ -203,7 +203,7 @@ impl<'a> ActiveJob<'a> {
         }
     }
 
-    /// The failure to write what the job gives.
+    /// The error if the job's output cannot be written.
     pub(super) fn not_written(&self, source: io::Error) -> EngineError {
         EngineError::Write {
             job: self.job,
@@ -211,7 +211,7 @@ impl<'a> ActiveJob<'a> {
         }
     }
 
-    /// Sets the next pass from what has been measured.
+    /// Decides the next pass from what has been measured.
     pub(super) fn decide(&mut self) {
         self.stage = match self.work {
             Work::Copy { .. } => Stage::Copy,
@@ -235,7 +235,7 @@ impl<'a> ActiveJob<'a> {
         }
     }
 
-    /// Folds what a round measured and goes on to the next pass, or is done.
+    /// Folds what a round measured and decides the next pass, or marks the job as done.
     pub(super) fn finish_round(&mut self) {
         let Some(width) = self.stage.sums() else {
             self.stage = Stage::Done;
@@ -259,7 +259,7 @@ impl<'a> ActiveJob<'a> {
         self.decide();
     }
 
-    /// Blocks that a worker takes at a time: in the last pass, as many as its output's tile holds.
+    /// How many blocks a worker takes at a time: in the last pass, as many as a tile of output holds.
     pub(super) fn tile_blocks(&self, limits: &Limits) -> usize {
         match self.stage.is_last() {
             true => tile_blocks(self.work, limits),
@@ -267,7 +267,7 @@ impl<'a> ActiveJob<'a> {
         }
     }
 
-    /// Parts that the workers claim in this round: bands of columns, or tiles.
+    /// How many parts the workers can claim in this round: bands of columns, or tiles.
     pub(super) fn parts(&self, tile_blocks: usize) -> usize {
         match (&self.stage, self.stage.columns(), self.sample()) {
             (Stage::Done, ..) => 0,
@@ -277,7 +277,7 @@ impl<'a> ActiveJob<'a> {
         }
     }
 
-    /// The blocks of a part that is a tile: one, where only some are wanted.
+    /// The blocks of a tile; a single block if only a sample of blocks is wanted.
     pub(super) fn tile(&self, part: usize, tile_blocks: usize) -> Range<usize> {
         let blocks = self.work.blocks();
         match self.sample() {
@@ -291,23 +291,23 @@ impl<'a> ActiveJob<'a> {
         }
     }
 
-    /// The blocks that are wanted of the pass at hand, if not all are.
+    /// The blocks that the current pass should compute, if not all.
     pub(super) fn sample(&self) -> Option<&'a [usize]> {
         self.sample.filter(|_| self.stage.is_last())
     }
 
-    /// Whether this is the first look at the sources, which counts NaN and infinity.
+    /// Whether this is the first pass over all elements, which counts NaN and infinity.
     pub(super) fn first_look(&self) -> bool {
         !self.looked && !self.stage.samples()
     }
 }
 
-/// Blocks that give what a tile of output holds, of the output that they give most of.
+/// How many blocks fill a tile of output; if there are several outputs, of the one with the most bytes per block.
 pub(super) fn tile_blocks(work: &Work<'_>, limits: &Limits) -> usize {
     ((limits.tile - PAGE) / work.block_bytes().max(1)).max(1)
 }
 
-/// The sums of all bands, each kind of sum over all columns.
+/// Joins the sums of all bands: for each kind of sum, all columns in order.
 fn beside_each_other(columns: usize, kinds: usize, bands: Vec<(usize, Vec<f64>)>) -> Vec<f64> {
     let mut sums = vec![0.0; columns * kinds];
     for (first, band) in bands {

@@ -1,4 +1,4 @@
-//! How much memory an execution may hold, and what follows for tiles and batches.
+//! How much memory an execution may use, and how large tiles and batches are as a result.
 
 use std::borrow::Cow;
 
@@ -7,31 +7,31 @@ use super::tile::PAGE;
 use errors::Hint;
 use numeric::BLOCK;
 
-/// The engine's arguments.
+/// How the engine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// Worker threads, at least one.
+    /// Worker threads; at least one.
     pub threads: usize,
-    /// Bytes of own (anonymous) memory, mapped files not counted.
+    /// Bytes of anonymous memory; mapped files are not counted.
     pub memory: u64,
-    /// Whether NaN and infinity in inputs are let through.
+    /// Whether NaN and infinity in inputs are allowed.
     pub allow_non_finite: bool,
-    /// Whether results beyond the output's range become its largest value.
+    /// Whether results out of range become the output format's largest value.
     pub saturate: bool,
 }
 
-/// The memory that the needs of the jobs leave, divided up.
+/// The memory budget, divided up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes that the statistics of the jobs in flight may hold together.
+    /// Bytes for the statistics of all active jobs together.
     pub statistics: u64,
-    /// Bytes of a tile of output, the unit of writing to a disk.
+    /// Bytes of a tile of output, the unit in which output is written to disk.
     pub tile: usize,
     /// Tiles that the workers and the sink may hold together.
     pub tiles: usize,
     /// Bytes that the memos of the jobs in flight may hold together.
     pub memo: u64,
-    /// Own memory at the peak, in bytes.
+    /// Anonymous memory at the peak, in bytes.
     pub peak: u64,
 }
 
@@ -44,17 +44,17 @@ pub struct Limits {
 pub struct BudgetError {
     /// The budget in bytes.
     pub budget: u64,
-    /// The least that would do.
+    /// The least that would be enough.
     pub needed: u64,
     /// Worker threads.
     pub threads: usize,
     /// Sources of the widest job.
     pub sources: usize,
-    /// Elements of the longest block; more than [`BLOCK`] where whole rows are held.
+    /// Elements of the longest block; more than [`BLOCK`] if a job needs whole rows.
     pub block: usize,
-    /// Bytes that the sums over columns take.
+    /// Bytes for sums over columns.
     pub columns: u64,
-    /// Bytes that a pass over whole matrices holds.
+    /// Bytes for a pass over whole matrices.
     pub matrix: u64,
 }
 
@@ -64,36 +64,36 @@ impl Hint for BudgetError {
     }
 }
 
-/// The program itself, its stacks, headers and plan: measured at 6 to 20 MiB, rounded up.
+/// The program itself with stacks, headers and plan: measured at 6 to 20 MiB, rounded up.
 const OVERHEAD: u64 = 32 << 20;
 /// Blocks that a worker measures at a time.
 pub(super) const MEASURED_BLOCKS: usize = 16;
-/// Bytes that statistics get at the least, beside what the neediest job takes.
+/// Bytes for statistics beyond what the most demanding job needs, as far as the budget allows.
 const STATISTICS: u64 = 8 << 20;
 /// Bytes that memos get at the most, beside what the neediest job wishes.
 const MEMOS: u64 = 16 << 20;
 
-/// Bytes of a tile of output: a large page, and enough for a disk to write at a time.
+/// Bytes of a tile of output: one large page, and a good size for a write to disk.
 const TILE: u64 = 2 << 20;
-/// Tiles beside those that the workers fill: what one batch of tensors gives is written while the next is
-/// measured.
+/// Tiles besides those that the workers fill: while one batch of tensors is written, the next is measured.
 const MORE_TILES: u64 = 32;
 
 impl Settings {
-    /// Divides the memory up for jobs of at most so many sources and so much cost each.
+    /// Divides the memory up for jobs with at most this many sources and at most this cost each.
     pub fn limits(&self, sources: usize, cost: Cost) -> Result<Limits, BudgetError> {
         let threads = self.threads as u64;
         let longest = BLOCK.max(cost.row) as u64;
         let outputs = 1 + cost.more_outputs as u64;
-        // Blocks of sources and outputs in both precisions, and what the passes hold. The sums of blocks that are
-        // measured are held until it is their turn to be folded.
+        // Blocks of sources and outputs in both precisions, and what the passes hold. The sums of measured blocks
+        // are kept until it is their turn to be folded.
         let worker = longest * ((sources as u64 + outputs) * (4 + 8) + cost.scratch as u64)
             + (MEASURED_BLOCKS * 2 * 8 * cost.sums) as u64;
         // A block of the widest format, wherever in a page it begins.
         let least = (longest * 8 + PAGE as u64).next_multiple_of(PAGE as u64);
         let neediest = statistics(cost, self.threads);
         let fixed = (OVERHEAD + threads * worker + neediest).saturating_add(cost.matrix);
-        // Each worker may hold a tile of every output while it waits for none: else all could wait for each other.
+        // A worker may hold one tile of every output and must never wait for a tile; otherwise all could wait for
+        // each other.
         let filled = threads * outputs;
         let needed = fixed.saturating_add(filled * least);
         if needed > self.memory {
@@ -128,14 +128,14 @@ impl Settings {
     }
 }
 
-/// Bytes that the statistics of a job hold at the most: every worker's counts and their total, before and
-/// after, the folded sums, and those over columns.
+/// The most bytes that a job's statistics take: the counts of every worker, their total before and after, the
+/// folded sums, and the sums over columns.
 pub(super) fn statistics(cost: Cost, threads: usize) -> u64 {
     (cost.counts as u64) * 8 * (threads as u64 + 2) + (cost.sums as u64) * 8 + column_sums(cost)
 }
 
-/// Bytes of the sums over columns: as the workers leave them, put together, and what the program makes of
-/// them, which is no more.
+/// Bytes for sums over columns: as the workers leave them, joined, and what the program derives from them, which is
+/// no larger.
 fn column_sums(cost: Cost) -> u64 {
     (cost.column_sums as u64).saturating_mul(3 * 8)
 }

@@ -1,15 +1,15 @@
-//! Values that a program computes when they are read: the result of one job as a source of another.
+//! Values that a program computes as they are read: the result of one job as the source of another.
 //!
-//! A program that measures does so in a job of its own, [`Target::Decide`](super::Target::Decide), before the
-//! job that reads its values. What is read is rounded as if it had been written, so that a merge of results
-//! equals merging what was written to files.
+//! A program that measures does so in its own job, [`Target::Decide`](super::Target::Decide), before the job that
+//! reads its values. Values are rounded as if they had been written, so merging results equals merging files of
+//! them.
 
 use std::sync::OnceLock;
 
 use super::program::{AnyProgram, Apply, Block, Pass, Program};
 use numeric::{Elements, Fill, FloatType, NonFinite, Real};
 
-/// The pass that a program came to, after its measures.
+/// The last pass of a program, decided after its measures.
 #[derive(Default)]
 pub struct Decided {
     single: OnceLock<Box<dyn Apply<f32>>>,
@@ -17,13 +17,13 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Whether it is there already.
+    /// Whether it has been decided.
     pub fn is_made(&self) -> bool {
         self.single.get().is_some() || self.double.get().is_some()
     }
 
     pub(super) fn set_single(&self, apply: Box<dyn Apply<f32>>) {
-        // A second job that decided the same came to the same.
+        // If a second job decided the same program, its result is the same.
         let _ = self.single.set(apply);
     }
 
@@ -34,19 +34,19 @@ impl Decided {
 
 /// The values of a computed tensor.
 pub struct Derived<'a> {
-    /// The sources, of one number of elements.
+    /// The sources, all with the same number of elements.
     pub sources: Vec<Box<dyn Elements + 'a>>,
     /// Elements of the tensor and of every source.
     pub elements: u64,
-    /// What is computed.
+    /// The program that computes the values.
     pub program: &'a dyn AnyProgram,
     /// The format that the values are rounded to.
     pub output: FloatType,
-    /// What the program decided; filled here if it decides without measuring.
+    /// The last pass of the program; set on first use if the program needs no measure.
     pub decided: &'a Decided,
-    /// Whether NaN and infinity in sources are let through.
+    /// Whether NaN and infinity in sources are allowed.
     pub allow_non_finite: bool,
-    /// Whether results beyond the format's range become its largest value.
+    /// Whether results out of range become the format's largest value.
     pub saturate: bool,
 }
 
@@ -72,7 +72,7 @@ impl<R: Real> Fill<R> for Derived<'_> {
     }
 }
 
-/// What was decided, or can be without measuring.
+/// The last pass, if it has been decided or needs no measure.
 fn decided<A: ?Sized>(
     cell: &OnceLock<Box<A>>,
     next: impl FnOnce() -> Option<Box<A>>,
@@ -86,9 +86,9 @@ fn decided<A: ?Sized>(
 }
 
 impl Derived<'_> {
-    /// Computes whole blocks, as the program's own job would, and keeps what is asked for.
+    /// Computes whole blocks, as the program's own job would, and copies the wanted elements.
     ///
-    /// NaN stands for what cannot be computed: the job that reads it reports it.
+    /// Values that cannot be computed become NaN, which the job that reads them reports.
     fn compute<P: Real, R: Real>(
         &self,
         apply: Option<&dyn Apply<P>>,

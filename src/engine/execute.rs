@@ -1,8 +1,8 @@
-//! Runs jobs: batches of tensors, rounds of passes, tiles claimed in order by worker threads.
+//! Runs jobs: batches of tensors, rounds of passes, tiles that worker threads claim in order.
 //!
-//! A batch is a run of neighbouring jobs. In each round every job of the batch makes one pass; the tiles of
-//! all of them form one queue, so that small tensors do not leave threads idle. Between rounds the
-//! statistics are folded and each program decides on its next pass.
+//! A batch is a run of consecutive jobs. In each round every job of the batch makes one pass. The tiles of all jobs
+//! form one queue, so that small tensors do not leave threads idle. Between rounds, statistics are folded and each
+//! program decides its next pass.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -23,10 +23,10 @@ use super::{EngineError, Observer, Sink, Totals};
 /// Tiles per thread in a batch of jobs that measure: enough that no thread waits long for another's last one, few
 /// enough that what passes leave to each other takes little memory.
 const MEASURED_TILES: usize = 16;
-/// Runs the jobs in order and gives their bytes to the sink.
+/// Runs the jobs in order and passes their bytes to the sink.
 ///
 /// # Errors
-/// The first failure met stops the work; what the sink has taken by then is incomplete.
+/// The first failure stops the work; the output that the sink has received by then is incomplete.
 pub fn execute(
     jobs: &[Job<'_>],
     settings: &Settings,
@@ -58,7 +58,7 @@ pub fn execute(
     Ok(engine.tally.totals())
 }
 
-/// All that the workers share.
+/// What all workers share.
 pub(super) struct Engine<'a> {
     jobs: &'a [Job<'a>],
     pub(super) settings: &'a Settings,
@@ -89,7 +89,7 @@ impl Tally {
 }
 
 impl<'a> Engine<'a> {
-    /// The jobs from `start` on that are run together.
+    /// The next batch: jobs from `start` on that run together.
     fn batch_from(&self, start: usize) -> Range<usize> {
         let Cost {
             measures, matrix, ..
@@ -100,7 +100,7 @@ impl<'a> Engine<'a> {
         while let Some(job) = self.jobs.get(end) {
             let cost = cost(&job.work);
             held += statistics(cost, self.settings.threads);
-            // A matrix that is held whole is alone, so that no more than one is held at a time.
+            // A job with a whole matrix runs alone, so that only one matrix is in memory at a time.
             let alone = cost.matrix > 0 || matrix;
             let full = measures
                 && (tiles >= MEASURED_TILES * self.settings.threads
@@ -178,7 +178,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Decides, after the last tile of a pass, whether what was met in the values is let through.
+    /// After the last tile of a pass, decides whether the values that were seen are allowed.
     pub(super) fn judge(&self, active: &ActiveJob<'_>) -> Result<(), EngineError> {
         let job = active.job;
         let seen = lock(&active.seen);
@@ -205,7 +205,7 @@ impl<'a> Engine<'a> {
                     count: results.non_finite.nan,
                 });
             }
-            // Infinities that came in may go out; those that finite inputs gave are overflow.
+            // Infinity in the output is allowed if the input had it; if all inputs were finite, it is an overflow.
             let infinite = if allowed {
                 0
             } else {

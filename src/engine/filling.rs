@@ -3,24 +3,24 @@
 use super::Sink;
 use super::tile::Tile;
 
-/// Bytes of output after which the sink has a look: they stay in a worker's second cache until then.
+/// How many new bytes are shown to the sink at a time; until then they stay in the second-level cache.
 const LOOK: usize = 256 << 10;
 
 /// A tile of output while it is filled.
 pub(super) struct Filling<'a> {
     sink: &'a dyn Sink,
-    /// The number by which the sink knows the output.
+    /// The sink's number for the output.
     pub(super) number: usize,
-    /// Where the tile begins in it.
+    /// Where the tile begins in the output.
     pub(super) offset: u64,
     tile: Tile,
     filled: usize,
-    /// How many bytes the sink has seen.
+    /// How many bytes the sink has been shown.
     shown: usize,
 }
 
 impl<'a> Filling<'a> {
-    /// A tile that begins `offset` bytes after the start of an output.
+    /// A tile that begins `offset` bytes into an output.
     pub(super) fn new(sink: &'a dyn Sink, number: usize, offset: u64, tile: Tile) -> Self {
         Self {
             sink,
@@ -32,7 +32,7 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// Lets the next `len` bytes be set.
+    /// Calls `set` with the next `len` bytes.
     pub(super) fn set<T>(&mut self, len: usize, set: impl FnOnce(&mut [u8]) -> T) -> T {
         let start = self.filled;
         self.filled += len;
@@ -41,13 +41,13 @@ impl<'a> Filling<'a> {
         done
     }
 
-    /// The tile, of which the sink has seen every byte.
+    /// The tile, after the sink has been shown every byte.
     pub(super) fn finish(mut self) -> Tile {
         self.show(1);
         self.tile
     }
 
-    /// Shows the sink what it has not seen, if that is so much.
+    /// Shows the sink the bytes that it has not seen, if there are at least `least`.
     fn show(&mut self, least: usize) {
         if self.filled - self.shown >= least {
             let offset = self.offset + self.shown as u64;

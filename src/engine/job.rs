@@ -1,4 +1,4 @@
-//! One tensor's work: where its sources lie in memory and what becomes of them.
+//! One tensor's work: its sources, the computation, and the outputs.
 
 use std::ops::Range;
 
@@ -10,69 +10,70 @@ use numeric::{BLOCK, Elements, FloatType};
 pub struct Job<'a> {
     /// What is done.
     pub work: Work<'a>,
-    /// Whether the jobs before it must be done first, as its sources are derived from what they decide.
+    /// Whether all jobs before this one must finish first, because its sources are derived from what they decide.
     pub after_all: bool,
-    /// The blocks that are wanted, ascending, if not all are: a look at a result that is there already. Passes
-    /// that measure go over all of them, as the result depends on it.
+    /// The blocks to compute, ascending; `None` for all. For checking samples of an existing result. Passes that
+    /// measure still read all blocks, since the result depends on them.
     pub sample: Option<Vec<usize>>,
 }
 
 impl Job<'_> {
-    /// Blocks of its tensor.
+    /// The number of blocks.
     pub fn blocks(&self) -> usize {
         self.work.blocks()
     }
 }
 
-/// What is done with the sources.
+/// What to do with the sources.
 pub enum Work<'a> {
-    /// The bytes of the first source, which all others must equal.
+    /// Copy the bytes of the first source; all others must be equal to it.
     Copy {
-        /// The sources, of one length in bytes.
+        /// The sources, all of the same length in bytes.
         sources: Vec<&'a [u8]>,
-        /// The format, to look for NaN and infinity; `None` for integers and bools.
+        /// The format, so that NaN and infinity are found; `None` for integers and bools.
         format: Option<FloatType>,
-        /// The number by which the sink knows the copy; where there is none, the sources are only compared.
+        /// The sink's number for the copy; `None` only compares the sources.
         output: Option<usize>,
     },
     /// Decode, compute, round once.
     Compute {
-        /// The sources, of one number of elements.
+        /// The sources, all with the same number of elements.
         sources: Vec<Box<dyn Elements + 'a>>,
-        /// Elements of the output and of every source.
+        /// The number of elements of each source, and of an output without a [`Length`].
         elements: u64,
-        /// What is computed.
+        /// The computation.
         program: &'a dyn AnyProgram,
-        /// What it is computed for.
+        /// What its result is used for.
         target: Target<'a>,
     },
 }
 
-/// What a computation is for.
+/// What the result of a computation is used for.
 pub enum Target<'a> {
-    /// Outputs, in the program's order.
+    /// It is written to these outputs, in the program's order.
     Outputs(Vec<Output>),
-    /// The last pass only, for the [`Derived`](super::Derived) values of a later job.
+    /// Only its last pass is decided, for the [`Derived`](super::Derived) values of a later job.
     Decide(&'a Decided),
 }
 
-/// One of the outputs of a computation: values, rounded to a format.
+/// One output of a computation: values, rounded to a format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {
-    /// The number by which the sink knows it.
+    /// The sink's number for the output.
     pub number: usize,
-    /// What its values are rounded to.
+    /// The format that its values are rounded to.
     pub format: FloatType,
-    /// How long it is, where that is not the length of the sources.
+    /// Its length, if that differs from the length of the sources.
     pub length: Option<Length>,
 }
 
-/// The length of an output of which each block gives so many elements, whatever it reads: a scale for each, say.
+/// The length of an output for which each block computes a fixed number of elements; for example, one scale each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Length {
-    /// All elements.
+    /// The total number of elements.
     pub elements: u64,
-    /// Those that a block gives; the last gives what is left. At most as many as it reads of a source.
+    /// Elements that each block computes; the last block computes the rest. At most as many as it reads of a
+    /// source.
     pub block: usize,
 }
 
@@ -86,7 +87,7 @@ impl Target<'_> {
         }])
     }
 
-    /// The outputs; none where the program only decides.
+    /// The outputs; empty if the program only decides.
     pub(super) fn outputs(&self) -> &[Output] {
         match self {
             Target::Outputs(outputs) => outputs,
@@ -106,7 +107,7 @@ impl Work<'_> {
         }
     }
 
-    /// Blocks of the tensor; bytes that are copied are cut into blocks of so many bytes.
+    /// The number of blocks. For a copy, a block is [`COPY_BLOCK`] bytes.
     pub(super) fn blocks(&self) -> usize {
         match self {
             Work::Copy { sources, .. } => sources
@@ -116,7 +117,7 @@ impl Work<'_> {
         }
     }
 
-    /// Elements in each block but the last; bytes in it, if they are copied.
+    /// Elements in each block but the last; bytes, for a copy.
     pub(super) fn block_len(&self) -> usize {
         match self {
             Work::Copy { .. } => COPY_BLOCK,
@@ -124,21 +125,21 @@ impl Work<'_> {
         }
     }
 
-    /// The elements of a source that a block reads: the first, and how many.
+    /// The elements of a source that a block reads: the index of the first, and how many.
     pub(super) fn block(&self, index: usize) -> (u64, usize) {
         let (elements, block_len) = (self.elements(), self.block_len() as u64);
         let first = (index as u64 * block_len).min(elements);
         (first, block_len.min(elements - first) as usize)
     }
 
-    /// The elements of an output that a run of blocks gives.
+    /// The elements of an output that a run of blocks computes.
     pub(super) fn place(&self, output: &Output, blocks: Range<usize>) -> Range<u64> {
         let Length { elements, block } = self.length(output);
         let place = |at: usize| (at as u64).saturating_mul(block as u64).min(elements);
         place(blocks.start)..place(blocks.end)
     }
 
-    /// Bytes that a block gives, of the output that it gives most of; where it only decides, of the widest format.
+    /// The most bytes of one output that a block computes. If the program only decides, those of the widest format.
     pub(super) fn block_bytes(&self) -> usize {
         match self {
             Work::Copy { .. } => COPY_BLOCK,
@@ -154,7 +155,7 @@ impl Work<'_> {
         }
     }
 
-    /// Elements of each source that are computed with.
+    /// Elements of each source; zero for a copy.
     pub(super) fn elements(&self) -> u64 {
         match self {
             Work::Copy { .. } => 0,
@@ -170,5 +171,5 @@ impl Work<'_> {
     }
 }
 
-/// Bytes of a block that is copied; a multiple of every format's size.
+/// Bytes per block of a copy; a multiple of every format's size.
 pub(super) const COPY_BLOCK: usize = 4 * BLOCK;

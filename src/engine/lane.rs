@@ -1,6 +1,6 @@
-//! What a worker holds: decoded blocks of its sources, the blocks that it computes, and what it met in the values.
+//! A worker's buffers: decoded blocks of its sources, computed blocks, and what it has seen in the values.
 //!
-//! It knows neither passes nor tiles.
+//! This file knows neither passes nor tiles.
 
 use super::active::{ActiveJob, lock};
 use numeric::{Elements, Narrowed, NonFinite, Real};
@@ -20,7 +20,7 @@ pub(super) struct Lane<R> {
 }
 
 impl<R: Real> Lane<R> {
-    /// Decodes a run of elements of every source; gives the bytes read.
+    /// Decodes a run of elements of every source; returns the bytes read.
     pub(super) fn fill(
         &mut self,
         sources: &[Box<dyn Elements + '_>],
@@ -38,13 +38,13 @@ impl<R: Real> Lane<R> {
     }
 }
 
-/// What was decoded of the first so many sources.
+/// The decoded elements of the first `sources` sources.
 pub(super) fn views<R>(decoded: &[Vec<R>], sources: usize) -> Vec<&[R]> {
     decoded.iter().take(sources).map(Vec::as_slice).collect()
 }
 
-/// How many of a source's values, those from number `first` on, are NaN or infinite: a look at the bytes, where they
-/// are stored, which are fewer than what was decoded.
+/// How many of a source's values, which start at index `first`, are NaN or infinite. Looks at the stored bytes if
+/// there are any, since they are smaller than the decoded values.
 pub(super) fn non_finite<R: Real>(source: &dyn Elements, first: u64, values: &[R]) -> NonFinite {
     match source.stored(first, values.len()) {
         [] => NonFinite::count(values),
@@ -52,7 +52,7 @@ pub(super) fn non_finite<R: Real>(source: &dyn Elements, first: u64, values: &[R
     }
 }
 
-/// NaN and infinity that a worker met in the sources of a part.
+/// NaN and infinity that a worker found in the sources of a part.
 pub(super) struct Found(Vec<NonFinite>);
 
 impl Found {
@@ -60,7 +60,7 @@ impl Found {
         Self(vec![NonFinite::default(); sources])
     }
 
-    /// Looks at the elements from number `first` on, if nobody has before.
+    /// Counts NaN and infinity in elements from index `first` on, unless an earlier pass has.
     pub(super) fn look<R: Real>(
         &mut self,
         job: &ActiveJob<'_>,
@@ -76,7 +76,7 @@ impl Found {
         }
     }
 
-    /// Adds what was met, and what came of each output's values, to what others met.
+    /// Adds what this worker found, and the counts of each output, to those of the job.
     pub(super) fn tell(self, job: &ActiveJob<'_>, results: &[Narrowed]) {
         let mut seen = lock(&job.seen);
         seen.sources

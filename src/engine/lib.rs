@@ -1,9 +1,9 @@
-//! Computes tensors block by block, straight from mapped bytes to their final place.
+//! Computes tensors block by block, straight from mapped bytes to where they are written.
 //!
-//! The engine is given [`Job`]s in output order and a [`Sink`] for the bytes. A job is cut into tiles; workers
-//! claim tiles in order, so that reads and writes run forward through the files. A job that computes is a
-//! [`Program`]: zero or more passes that measure, each followed by a small serial decision, then one that
-//! applies. Sums are folded in block order, so the bytes do not depend on threads, tiles or memory.
+//! The engine gets [`Job`]s in output order and a [`Sink`] for the bytes. A job is cut into tiles. Workers claim
+//! tiles in order, so that files are read and written front to back. A job that computes is a [`Program`]: any
+//! number of passes that measure, each followed by a small serial decision, then one that applies. Sums are folded
+//! in block order, so the bytes do not depend on threads, tiles or memory.
 //!
 //! This layer knows no method by name, no recipe and no file.
 
@@ -41,28 +41,30 @@ use numeric::{FloatType, NonFinite};
 
 /// Where computed bytes go.
 pub trait Sink: Sync {
-    /// Where in its file an output begins, if it is written to one: then bytes lie in the pages of a tile as in those
-    /// of the file. See [`Job::output`].
+    /// Where in its file an output begins, if it is written to a file. A tile's bytes then have the same offset
+    /// within a page in memory as in the file. Outputs are numbered by [`Output::number`].
     fn start(&self, _output: usize) -> u64 {
         0
     }
 
-    /// Is shown bytes of an output, `offset` bytes after its start, while they are hot, before they are written.
+    /// Called with bytes of an output, `offset` bytes after its start, while they are in the cache, before they are
+    /// written.
     ///
-    /// Calls come from several threads, each byte once, in no particular order.
+    /// Calls come from several threads, once for each byte, in no particular order.
     fn look(&self, _output: usize, _offset: u64, _bytes: &[u8]) {}
 
-    /// Takes bytes of an output, `offset` bytes after its start; they are dropped once they are done with.
+    /// Takes bytes of an output, `offset` bytes after its start. Dropping the tile makes its memory available
+    /// again.
     ///
-    /// Called as [`look`](Self::look) is.
+    /// Called from several threads, like [`look`](Self::look).
     fn write(&self, output: usize, offset: u64, bytes: Tile) -> io::Result<()>;
 }
 
-/// Is told how far the work is, and may stop it.
+/// Receives progress, and can stop the work.
 pub trait Observer: Sync {
-    /// So many more bytes were read or written.
+    /// This many more bytes were read or written.
     fn advance(&self, bytes: u64);
-    /// Whether the work shall stop; asked before every tile.
+    /// Whether to stop the work; called before every tile.
     fn cancelled(&self) -> bool;
 }
 
@@ -77,7 +79,7 @@ pub enum EngineError {
         job: usize,
         /// Which of its sources.
         source_index: usize,
-        /// How many in the whole tensor.
+        /// How many of them the whole tensor holds.
         found: NonFinite,
     },
     /// Results do not fit the output's format.
@@ -90,7 +92,7 @@ pub enum EngineError {
         /// The output's format.
         format: FloatType,
     },
-    /// Finite inputs gave a NaN.
+    /// Finite inputs resulted in NaN.
     #[error("{count} values of job {job} came out as NaN from finite inputs")]
     NotANumber {
         /// The job.
@@ -153,12 +155,12 @@ impl From<EngineError> for Refusal {
     }
 }
 
-/// What an execution did.
+/// The totals of an execution.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Bytes read from sources, those of every pass counted.
+    /// Bytes read from sources, in all passes.
     pub read: u64,
-    /// Bytes given to the sink.
+    /// Bytes passed to the sink.
     pub written: u64,
     /// Values that were saturated.
     pub saturated: u64,

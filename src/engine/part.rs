@@ -1,4 +1,4 @@
-//! What a worker does with one part of a job: a tile that is copied or computed, or some columns that are summed.
+//! What a worker does with one part of a job: copies or computes a tile, or sums some columns.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,27 +13,28 @@ use super::program::{Apply, Block, MeasureColumns, Pass};
 use super::tile::PAGE;
 use numeric::{Narrowed, NonFinite, Real};
 
-/// Which elements of a block are sampled: so many, at a place that depends on the block's number only.
+/// Which elements of a block are sampled: `sampled` adjacent ones, at a place that depends only on the block's
+/// index.
 fn sampled_part(index: usize, length: usize, sampled: usize) -> Range<usize> {
     let sampled = sampled.min(length);
-    // Multiples of the golden ratio are spread evenly, and keep step with no row length.
+    // Multiples of the golden ratio are spread evenly and do not resonate with any row length.
     let share = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     let start = ((share * (length - sampled) as u64) >> 32) as usize;
     start..start + sampled
 }
 
-/// The tiles of all outputs of a computation, while they are filled.
+/// The tiles of all outputs of a computation while they are filled.
 struct Results<'a> {
     work: &'a Work<'a>,
     outputs: &'a [Output],
     tiles: Vec<Filling<'a>>,
-    /// What came of each output's values.
+    /// For each output, how many values did not fit its format.
     narrowed: Vec<Narrowed>,
     saturate: bool,
 }
 
 impl Results<'_> {
-    /// Computes a block of every output, and rounds it into its tile.
+    /// Computes a block of every output and rounds it into its tile.
     fn add<R: Real>(
         &mut self,
         apply: &dyn Apply<R>,
@@ -181,7 +182,8 @@ impl<'a> Engine<'a> {
                     measure.block(block, &mut sums[start..], counts);
                 }
                 Pass::Apply(apply) => results.add(apply.as_ref(), block, &mut lane.outputs),
-                // Columns are measured in bands, matrices as wholes, and a refusal ends the run before any tile.
+                // Columns are measured in bands and matrices as a whole, and a refusal ends the run before any
+                // tile.
                 Pass::MeasureColumns(..) | Pass::Whole(..) | Pass::Refuse(_) => {}
             }
         }
@@ -195,7 +197,7 @@ impl<'a> Engine<'a> {
         tiles.try_for_each(|tile| self.write(job, tile))
     }
 
-    /// Sums some columns, row by row.
+    /// Sums a band of columns, row by row.
     fn measure_band<R: Real>(
         &self,
         job: &ActiveJob<'_>,
@@ -227,7 +229,7 @@ impl<'a> Engine<'a> {
         lock(&job.pending).bands.push((first_column, sums));
     }
 
-    /// A tile of every output, for what some blocks give.
+    /// A tile of every output, for a run of blocks.
     fn results<'r>(
         &self,
         job: &ActiveJob<'r>,
@@ -252,7 +254,7 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// A tile for so many bytes of an output.
+    /// A tile for `len` bytes of an output.
     fn tile(
         &self,
         job: &ActiveJob<'_>,

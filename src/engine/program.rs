@@ -1,4 +1,4 @@
-//! What a merge method does with the elements of one tensor: passes over blocks, or over columns.
+//! What a merge method does with one tensor: passes over blocks, columns or whole matrices.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -10,13 +10,13 @@ use numeric::{BLOCK, Real, prefetch};
 /// The elements of one block, decoded.
 #[derive(Debug, Clone, Copy)]
 pub struct Block<'a, R> {
-    /// The block's number in its tensor; all blocks but the last hold [`Cost::block_len`] elements.
+    /// The block's index in its tensor. All blocks but the last hold [`Cost::block_len`] elements.
     pub index: usize,
-    /// The number of its first element in its tensor.
+    /// The index of its first element in the tensor.
     pub first: u64,
-    /// The sources' elements, all of one length.
+    /// The elements of each source; all slices have the same length.
     pub sources: &'a [&'a [R]],
-    /// The bytes of the block that the worker decodes next, of each source where they are known.
+    /// For each source whose bytes are stored, the bytes of the block that the worker decodes next.
     pub next: &'a [&'a [u8]],
     /// Where a pass that measures may leave what it found out, and where later ones find it; none where the
     /// memory does not suffice, and then it is found out again. See [`Cost::memo`].
@@ -27,17 +27,17 @@ pub struct Block<'a, R> {
 pub type Memo = OnceLock<Box<[u64]>>;
 
 impl<'a, R> Block<'a, R> {
-    /// How many elements each source has here.
+    /// How many elements each source has in this block.
     pub fn len(&self) -> usize {
         self.sources.first().map_or(0, |source| source.len())
     }
 
-    /// Whether there are none.
+    /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Some of its elements; `room` holds what its sources are.
+    /// Some of its elements. `room` is a buffer for the slices of the sources.
     pub fn part<'p>(&'p self, places: Range<usize>, room: &'p mut Vec<&'a [R]>) -> Block<'p, R>
     where
         'a: 'p,
@@ -54,10 +54,9 @@ impl<'a, R> Block<'a, R> {
         }
     }
 
-    /// Asks the memory for the next block's elements at these places of it, so that they arrive while this block
-    /// is computed.
+    /// Prefetches the next block's elements at these places, so that they arrive while this block is computed.
     ///
-    /// For passes that work strip by strip: called once for each strip, it spreads the reading over the computing.
+    /// Call it once for each strip: this spreads the reads over the computation.
     pub fn ahead(&self, strip: Range<usize>) {
         let length = self.len().max(1);
         for bytes in self.next {
@@ -71,22 +70,22 @@ impl<'a, R> Block<'a, R> {
     }
 }
 
-/// A merge of one tensor: passes that measure, then one that applies.
+/// The computation of one tensor: passes that measure, then one that applies.
 ///
-/// [`next`](Self::next) is the serial decision between two passes: from all that was measured so far, which
-/// pass comes next. It must depend on nothing else.
+/// [`next`](Self::next) is the serial decision between two passes: which pass follows, given all that was measured
+/// so far. It must depend on nothing else.
 pub trait Program<R: Real>: Send + Sync {
-    /// The pass after those whose results are `measured`, in order.
+    /// The pass that follows those whose results are `measured`, in order.
     fn next(&self, measured: &[Measured]) -> Pass<R>;
 }
 
-/// A program in both precisions.
+/// A program for both precisions.
 pub trait AnyProgram: Program<f32> + Program<f64> {
-    /// An upper bound of what it needs.
+    /// An upper bound on what it needs.
     fn cost(&self) -> Cost;
 }
 
-/// What a program needs of the engine, at most.
+/// An upper bound on what a program needs from the engine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Passes that measure; each reads every source once more.
@@ -95,25 +94,25 @@ pub struct Cost {
     pub counts: usize,
     /// Length of the longest vector of sums.
     pub sums: usize,
-    /// Elements of a row, where the program must see whole rows; zero where it need not.
+    /// Elements per row if the program needs whole rows, otherwise zero.
     pub row: usize,
-    /// Bytes that its passes hold for each element of the block a worker is at.
+    /// Bytes that its passes hold for each element of the block that a worker computes.
     pub scratch: usize,
     /// Length of the longest vector of sums over columns; see [`MeasureColumns`].
     pub column_sums: usize,
-    /// Outputs beside the first; see [`Apply::outputs`].
+    /// Outputs besides the first; see [`Apply::outputs`].
     pub more_outputs: usize,
-    /// Bytes that a pass over whole matrices holds, its result among them, which stays until the tensor is written;
-    /// see [`Whole`].
+    /// Bytes that a pass over whole matrices holds, including its result, which is kept until the tensor is
+    /// written; see [`Whole`].
     pub matrix: u64,
     /// Bytes of all memos of the tensor; wished for, not needed.
     pub memo: u64,
 }
 
 impl Cost {
-    /// Elements in each block of a tensor but its last: as many whole rows as a [`BLOCK`] holds, one at least.
+    /// Elements in each block but the last: as many whole rows as fit into a [`BLOCK`], but at least one.
     ///
-    /// Depends on the tensor only, so that sums fold in the same order whatever the memory and the threads.
+    /// It depends on the tensor only, so sums are folded in the same order whatever the memory and the threads.
     pub fn block_len(&self) -> usize {
         match self.row {
             0 => BLOCK,
@@ -142,38 +141,38 @@ impl Cost {
 pub enum Pass<R> {
     /// Collects a statistic.
     Measure(Box<dyn Measure<R>>),
-    /// Collects a statistic of so many neighbouring elements of each block, at a place that differs from block
-    /// to block: what a program may guess by, and must not rely on.
+    /// Collects a statistic over this many adjacent elements of each block, at a place that differs from block to
+    /// block. A program may use it to guess, but must not rely on it.
     Sample(usize, Box<dyn Measure<R>>),
-    /// Collects sums over each column of a tensor whose rows have so many elements.
+    /// Collects sums over each column of a tensor; rows have this many elements.
     MeasureColumns(usize, Box<dyn MeasureColumns<R>>),
-    /// Computes a matrix from whole ones, whose rows have so many elements, with all threads for itself.
+    /// Computes a matrix from whole matrices whose rows have this many elements, with all threads on one matrix.
     Whole(usize, Box<dyn Whole>),
     /// Computes the output; the last pass.
     Apply(Box<dyn Apply<R>>),
-    /// There is no result for what was measured: why, in words for the user.
+    /// The measured values have no result; the reason is meant for the user.
     Refuse(Refusal),
 }
 
 /// Collects sums and counts over blocks.
 pub trait Measure<R>: Send + Sync {
-    /// How many sums; each is folded over the blocks in block order.
+    /// How many sums. Each is folded over the blocks in block order.
     fn sums(&self) -> usize;
-    /// How many counts; integers, so their order does not matter.
+    /// How many counts. They are integers, so the order does not matter.
     fn counts(&self) -> usize;
-    /// Sets the block's `sums` (given as zeros) and adds to `counts`.
+    /// Sets the block's `sums`, which are zero on entry, and adds to `counts`.
     fn block(&self, block: Block<'_, R>, sums: &mut [f64], counts: &mut [u64]);
 }
 
 /// Collects sums over each column of a tensor.
 ///
-/// A worker takes some neighbouring columns and goes through all rows in order: so each sum is made by one
-/// worker, in row order, and needs no folding, however many columns there are.
+/// A worker takes some adjacent columns and reads all rows in order. So each sum is computed by one worker, in row
+/// order, and needs no folding, however many columns there are.
 pub trait MeasureColumns<R>: Send + Sync {
     /// How many sums each column has.
     fn sums(&self) -> usize;
-    /// Adds the elements of one row to the sums of their columns: `sums[k * width + column]` is sum `k` of a
-    /// column, `width` the number of columns at hand.
+    /// Adds the elements of one row to the sums of their columns. `sums[k * width + column]` is sum `k` of a
+    /// column, where `width` is the number of columns that the worker has.
     fn row(&self, sources: &[&[R]], sums: &mut [f64]);
 }
 
@@ -182,7 +181,7 @@ pub trait Apply<R>: Send + Sync {
     /// Sets every element of `out`, which has the block's length.
     fn block(&self, block: Block<'_, R>, out: &mut [R]);
 
-    /// Sets every element of each of the job's outputs that the block gives; for programs that have several.
+    /// Sets every element that the block computes of each of the job's outputs; for programs that have several.
     fn outputs(&self, block: Block<'_, R>, outputs: &mut [Vec<R>]) {
         if let [out, ..] = outputs {
             self.block(block, out);
@@ -190,13 +189,13 @@ pub trait Apply<R>: Send + Sync {
     }
 }
 
-/// What a pass that measured found over the whole tensor.
+/// The result of a measuring pass over the whole tensor.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Measured {
-    /// The sums. Of a pass over columns, sum `k` of each column in turn, for each `k`.
+    /// The sums. For a pass over columns: for each `k` in turn, sum `k` of all columns.
     pub sums: Vec<f64>,
     /// The counts.
     pub counts: Vec<u64>,
-    /// What a pass over whole matrices computed, row after row.
+    /// The matrix that a pass over whole matrices computed, in row order.
     pub matrix: Arc<Vec<f32>>,
 }

@@ -1,5 +1,5 @@
-//! Threads that take work in order: the loop under every pass of the engine, and [`scan`], which is that loop for
-//! whoever looks at data without making tensors of it.
+//! Threads that take work in order: the loop under every pass of the engine; and [`scan`], the same loop for code
+//! that reads data without computing tensors.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -8,16 +8,16 @@ use rayon::ThreadPool;
 
 use super::EngineError;
 
-/// A run of elements or bytes of one of several things.
+/// A range of elements or bytes of one of several items.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// Which of the things.
+    /// The index of the item.
     pub of: usize,
-    /// Where in it.
+    /// The range within it.
     pub range: std::ops::Range<u64>,
 }
 
-/// Cuts things of these lengths into pieces of at most `longest` each, in order.
+/// Cuts items of these lengths into pieces of at most `longest` each, in order.
 pub fn pieces(lengths: impl IntoIterator<Item = u64>, longest: u64) -> Vec<Piece> {
     let longest = longest.max(1);
     let cut = |(of, length): (usize, u64)| {
@@ -32,13 +32,13 @@ pub fn pieces(lengths: impl IntoIterator<Item = u64>, longest: u64) -> Vec<Piece
     lengths.into_iter().enumerate().flat_map(cut).collect()
 }
 
-/// Looks at every item, by so many threads that take them in order; gives what was seen in the items' order.
+/// Calls `look` on every item; the threads take items in order. Returns the results in the order of the items.
 ///
-/// Each thread has a scratch of its own, which `look` may use as it likes.
+/// Each thread has its own scratch, which `look` may use freely.
 ///
 /// # Errors
-/// That of the first item in order that has one, whatever the threads meet first; [`EngineError::Cancelled`] if
-/// `cancelled` says so, which is asked before every item; or the threads cannot be started.
+/// The error of the first item in order that has one, whichever thread fails first; [`EngineError::Cancelled`] if
+/// `cancelled`, called before every item, returns true; [`EngineError::Threads`] if the threads cannot be started.
 pub fn scan<I: Sync, S: Default + Send, T: Send, E: From<EngineError> + Send>(
     items: &[I],
     threads: usize,
@@ -60,10 +60,10 @@ pub fn scan<I: Sync, S: Default + Send, T: Send, E: From<EngineError> + Send>(
     Ok(seen.into_iter().map(|(_, seen)| seen).collect())
 }
 
-/// So many worker threads.
+/// A pool of this many worker threads.
 ///
 /// # Errors
-/// The system does not give them.
+/// If the system cannot start them.
 pub(super) fn pool(threads: usize) -> Result<ThreadPool, EngineError> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -72,11 +72,11 @@ pub(super) fn pool(threads: usize) -> Result<ThreadPool, EngineError> {
         .map_err(|source| EngineError::Threads { threads, source })
 }
 
-/// Lets all threads of a pool take the numbers below `count`, one after the other, until none is left or a step
-/// fails; gives what each thread has come to, which it begins with its own number.
+/// All threads of the pool take the numbers below `count`, one at a time, until none is left or a step fails.
+/// `begin` makes each thread's state from the thread's index; the states are returned.
 ///
-/// Numbers are taken in order, and what is taken is finished: so the failure of the least number is the same
-/// however many threads there are.
+/// Numbers are taken in order, and a step that has begun is finished. So the error of the smallest failing number
+/// is returned, however many threads there are.
 pub(super) fn in_order<W: Send, E: Send>(
     pool: &ThreadPool,
     count: usize,
@@ -95,7 +95,7 @@ pub(super) fn in_order<W: Send, E: Send>(
             }
             if let Err(error) = step(&mut worker, number) {
                 stop.store(true, Relaxed);
-                // A poisoned lock means that a worker panicked; rayon carries that panic on.
+                // A poisoned lock means that a worker panicked; rayon passes that panic on.
                 let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
                 if failure.as_ref().is_none_or(|(first, _)| number < *first) {
                     *failure = Some((number, error));
@@ -129,7 +129,7 @@ mod tests {
         for threads in [1, 2, 5] {
             let look = |scratch: &mut Vec<u64>, item: &u64| {
                 scratch.push(*item);
-                // Whoever takes numbers in order has seen only lesser ones.
+                // Numbers are taken in order, so a thread has only seen smaller ones.
                 assert!(scratch.is_sorted());
                 Ok::<_, EngineError>(item * 2)
             };
@@ -143,7 +143,7 @@ mod tests {
         let items: Vec<usize> = (0..64).collect();
         for _ in 0..50 {
             let look = |_: &mut (), item: &usize| match item {
-                // The later one fails at once, the earlier one after it.
+                // The later item fails at once, the earlier one after it.
                 20 => {
                     std::thread::sleep(std::time::Duration::from_micros(200));
                     Err(EngineError::Refused {

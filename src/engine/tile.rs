@@ -1,6 +1,6 @@
-//! Memory for output on its way: a worker fills a tile, the sink takes it, and once it is done with, it is used again.
+//! Memory for output: a worker fills a tile, the sink takes it, and when the sink drops it, it is used again.
 //!
-//! So bytes are encoded where they are written from, and nothing is copied in between.
+//! Bytes are encoded right where they are written from, so nothing is copied in between.
 
 use std::io;
 use std::ops::{Deref, DerefMut, Range};
@@ -8,41 +8,41 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use memmap2::MmapMut;
 
-/// Bytes of a page: what memory begins at, and what direct writes to a disk are aligned to.
+/// Bytes of a page: the alignment of memory, and of direct writes to a disk.
 pub const PAGE: usize = 4096;
 
-/// Tiles of one size, of which there are never more than so many.
+/// A pool of tiles of one size, with a limit on their number.
 #[derive(Debug, Clone)]
 pub struct Tiles(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Bytes of a tile's memory.
+    /// Bytes of memory per tile.
     size: usize,
     most: usize,
     state: Mutex<State>,
-    /// Told when a tile is free again.
+    /// Signalled when a tile becomes free.
     freed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     free: Vec<MmapMut>,
-    /// How many have memory.
+    /// How many tiles have been allocated.
     made: usize,
 }
 
-/// Bytes of output, for one owner at a time.
+/// Bytes of output, with one owner at a time.
 #[derive(Debug)]
 pub struct Tile {
-    /// There until it is given back.
+    /// `None` only while the tile is dropped.
     memory: Option<MmapMut>,
     used: Range<usize>,
     from: Arc<Shared>,
 }
 
 impl Tiles {
-    /// Tiles of so many bytes, at most so many at a time.
+    /// A pool of at most `most` tiles of `size` bytes.
     pub fn new(size: usize, most: usize) -> Self {
         Self(Arc::new(Shared {
             size,
@@ -52,12 +52,13 @@ impl Tiles {
         }))
     }
 
-    /// A tile for bytes that begin `phase` bytes after the start of a page of their file: they lie so in memory too.
+    /// A tile for `len` bytes that begin `phase` bytes after the start of a page of their file; they do in memory
+    /// too.
     ///
-    /// Waits while all are in use. What is in it is of an earlier use.
+    /// Waits until a tile is free. Its bytes are left over from an earlier use.
     ///
     /// # Errors
-    /// The system gives no memory, or more bytes are asked for than a tile has.
+    /// If the system has no memory, or `len` bytes do not fit into a tile.
     pub fn take(&self, phase: usize, len: usize) -> io::Result<Tile> {
         let used = phase % PAGE..phase % PAGE + len;
         if used.end > self.0.size {
@@ -85,7 +86,7 @@ impl Shared {
             if state.made < self.most {
                 // Anonymous maps begin at a page.
                 let memory = MmapMut::map_anon(self.size)?;
-                // In large pages, of which the system has fewer to look up for a write; where it has none, as it is.
+                // Ask for large pages, which make writes faster; without them, the tile works as it is.
                 #[cfg(target_os = "linux")]
                 let _ = memory.advise(memmap2::Advice::HugePage);
                 state.made += 1;
@@ -131,7 +132,7 @@ mod tests {
         assert_eq!((tile.len(), tile.as_ptr() as usize % PAGE), (2 * PAGE, 24));
         tile.fill(1);
         let place = tile.as_ptr();
-        // The only one: another worker waits for it.
+        // The only tile, so the other thread waits for it.
         std::thread::scope(|scope| {
             let next = scope.spawn(|| tiles.take(24, 1).unwrap().as_ptr() as usize);
             drop(tile);

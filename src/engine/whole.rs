@@ -1,6 +1,6 @@
-//! Passes over whole matrices: singular values, polar factors, and whatever else no block knows.
+//! Passes over whole matrices: for singular values, polar factors, and all else that cannot be computed by blocks.
 //!
-//! One matrix is computed at a time, by all threads; what the pass gives is read by the block in the passes after it.
+//! One matrix is computed at a time, by all threads. Later passes read the result block by block.
 
 use std::sync::Arc;
 
@@ -18,20 +18,20 @@ use numeric::{BLOCK, Elements, Fill, NonFinite};
 
 /// Computes a matrix from whole matrices.
 ///
-/// It runs within the engine's pool, so that what it does by rayon is done by all threads. The result must not depend
-/// on how many those are: work is cut by shapes alone, and sums are made in one order.
+/// It runs in the engine's thread pool, so rayon uses all threads. The result must not depend on their number: cut
+/// work by shapes only, and add up in a fixed order.
 pub trait Whole: Send + Sync {
-    /// Sets `result`, which has the sources' shape, row after row. It is zeros before.
+    /// Sets `result`, which has the shape of the sources, in row order; it is zero on entry.
     ///
-    /// What it holds at a time, `result` among it, is at most [`Cost::matrix`](super::Cost::matrix).
+    /// The memory held at a time, including `result`, is at most [`Cost::matrix`](super::Cost::matrix).
     ///
     /// # Errors
-    /// Those of [`Matrices::read`], and what [`Matrices::refusal`] gives where there is no result.
+    /// Those of [`Matrices::read`], and [`Matrices::refusal`] if there is no result.
     fn compute(&self, sources: &Matrices<'_>, result: &mut [f32]) -> Result<(), EngineError>;
 }
 
-/// The sources of a pass over whole matrices, in the program's order: they are read when they are asked for, so that
-/// a pass holds only what it needs at a time.
+/// The sources of a pass over whole matrices, in the program's order. They are read on request, so that a pass
+/// holds only what it needs at the moment.
 pub struct Matrices<'a> {
     engine: &'a Engine<'a>,
     job: &'a ActiveJob<'a>,
@@ -61,13 +61,13 @@ impl Matrices<'_> {
         self.columns
     }
 
-    /// Sets `rows`, which is as long as some rows, to those of a source from `first` on; by all threads.
+    /// Reads some whole rows of a source, from row `first` on, into `rows`; uses all threads.
     ///
     /// # Errors
-    /// The work shall stop, or the source holds NaN or infinity, which nobody let through.
+    /// If the work should stop, or if the source holds NaN or infinity and these are not allowed.
     ///
     /// # Panics
-    /// If there is no such source, or it has no such rows: a mistake of the caller's.
+    /// If there is no such source, or it has no such rows: an error of the caller.
     pub fn read(&self, source: usize, first: usize, rows: &mut [f32]) -> Result<(), EngineError> {
         assert!(first * self.columns + rows.len() <= self.rows * self.columns);
         let elements = self.sources[source].as_ref();
@@ -87,10 +87,10 @@ impl Matrices<'_> {
         }
     }
 
-    /// That the work shall go on; to be asked every second or so.
+    /// Checks that the work should go on; call it about every second.
     ///
     /// # Errors
-    /// [`EngineError::Cancelled`] if not.
+    /// [`EngineError::Cancelled`] if it should stop.
     pub fn check_running(&self) -> Result<(), EngineError> {
         match self.engine.observer.cancelled() {
             true => Err(EngineError::Cancelled),
@@ -98,12 +98,12 @@ impl Matrices<'_> {
         }
     }
 
-    /// The error that there is no result for these values: why, in words for the user.
+    /// The error for values that have no result; the reason is meant for the user.
     pub fn refusal(&self, reason: impl Into<Refusal>) -> EngineError {
         self.job.refused(reason.into())
     }
 
-    /// NaN and infinity in all of a source.
+    /// Counts NaN and infinity in the whole source.
     fn count(&self, elements: &dyn Elements) -> Result<NonFinite, EngineError> {
         let mut found = NonFinite::default();
         let mut values = vec![0f32; BLOCK];
@@ -119,7 +119,7 @@ impl Matrices<'_> {
 }
 
 impl Engine<'_> {
-    /// Makes the passes over whole matrices that a job comes to, until its next pass goes over blocks.
+    /// Runs the job's passes over whole matrices until its next pass goes over blocks.
     pub(super) fn run_whole(&self, job: &mut ActiveJob<'_>) -> Result<(), EngineError> {
         while let Some((columns, whole)) = job.stage.whole() {
             let Work::Compute {

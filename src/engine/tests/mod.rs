@@ -23,7 +23,7 @@ struct Kept {
 
 impl Sink for Memory {
     fn start(&self, output: usize) -> u64 {
-        // Not at a page: tiles begin in the middle of one.
+        // Not at a page, so that tiles begin in the middle of one.
         100 * output as u64
     }
 
@@ -54,7 +54,7 @@ impl Memory {
     }
 }
 
-/// Lets everything go on.
+/// An observer that never stops the work.
 struct Nobody;
 
 impl Observer for Nobody {
@@ -73,7 +73,7 @@ fn settings(threads: usize, memory: u64) -> Settings {
     }
 }
 
-/// The least memory that so many sources and such a cost need.
+/// The least memory that this many sources and this cost need.
 fn least(threads: usize, sources: usize, cost: Cost) -> u64 {
     let error = settings(threads, 0).limits(sources, cost).unwrap_err();
     error.needed
@@ -119,7 +119,7 @@ fn job<'a>(
     }
 }
 
-/// The mean of all sources, block by block: a job beside those that are tested.
+/// The mean of all sources, block by block: a job to run between those that are tested.
 struct Mean;
 
 impl<R: numeric::Real> Program<R> for Mean {

@@ -3,7 +3,7 @@
 use super::*;
 use numeric::Real;
 
-/// Rows and columns of what has one scale.
+/// Rows and columns that share one scale.
 const SIDE: usize = 128;
 /// The largest value of the format.
 const LARGEST: f64 = 448.0;
@@ -86,7 +86,7 @@ impl<R: Real> Apply<R> for Scaled {
     }
 }
 
-/// The largest magnitude of each 128 x 128, by their places.
+/// The largest magnitude of each square of 128 x 128 values.
 fn largest(values: &[f64], rows: usize, columns: usize) -> Vec<f64> {
     let in_row = columns.div_ceil(SIDE);
     let mut largest = vec![0f64; rows.div_ceil(SIDE) * in_row];
@@ -136,14 +136,14 @@ fn values_and_their_scales_come_of_one_pass() {
         let in_row = columns.div_ceil(SIDE);
         for (at, (value, narrow)) in values.iter().zip(&narrow).enumerate() {
             let scale = scales[at / columns / SIDE * in_row + at % columns / SIDE];
-            // Four bits of precision, and the smallest step where it has fewer.
+            // Four bits of precision, and the smallest ULP where there are fewer.
             let bound = value.abs() / 16.0 + scale * 2f64.powi(-10);
             assert!((narrow * scale - value).abs() <= bound * 1.001, "{at}");
         }
     }
 }
 
-/// What one output cannot hold is told of that one.
+/// Values that do not fit one output are reported for that output.
 #[test]
 fn an_overflow_names_the_format_of_its_output() {
     let program = Scaled {

@@ -1,6 +1,6 @@
-//! A program on whole matrices: the base plus the polar factor of the sum of the others' differences from it.
+//! A program on whole matrices: the base plus the polar factor of the summed differences of the others from it.
 //!
-//! The factor is found by Newton and Schulz's iteration, in products of f32 matrices; its twin takes it from singular
+//! The factor is computed by the Newton-Schulz iteration, in products of f32 matrices; its twin uses singular
 //! vectors in f64.
 
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use super::*;
 use numeric::{Real, View, multiply};
 
 const STEPS: usize = 40;
-/// Rows of a product that are computed together, whatever the threads.
+/// Rows of a product that are computed together, whatever the number of threads.
 const BAND: usize = 16;
 
 struct Polar {
     rows: usize,
     columns: usize,
-    /// Results that are held now, and the most that were.
+    /// How many results are in memory now, and the most that ever were.
     held: Arc<[AtomicUsize; 2]>,
 }
 
@@ -55,7 +55,7 @@ impl AnyProgram for Polar {
         let square = self.columns * self.columns;
         Cost {
             measures: 1,
-            // The factor, a source or a product, and the square.
+            // The factor, a source or a product, and the square matrix.
             matrix: 4 * (2 * self.rows * self.columns + square) as u64,
             ..Cost::default()
         }
@@ -66,7 +66,7 @@ struct Factor {
     held: Arc<[AtomicUsize; 2]>,
 }
 
-/// Sets `out` to `left right`, by the threads of the pool.
+/// Sets `out` to `left right`, with all threads of the pool.
 fn product(out: &mut [f32], left: View, right: View) {
     let bands = out.par_chunks_mut(BAND * right.columns).enumerate();
     bands.for_each(|(number, out)| {
@@ -87,7 +87,7 @@ impl Whole for Factor {
         let (rows, columns) = (sources.rows(), sources.columns());
         let mut other = vec![0f32; rows * columns];
         for source in 1..sources.len() {
-            // By a few rows at a time, as one may.
+            // A few rows at a time, which is allowed.
             for (band, values) in other.chunks_mut(7 * columns).enumerate() {
                 sources.read(source, 7 * band, values)?;
             }
@@ -175,7 +175,7 @@ fn polar_factors_are_the_same_at_any_threads_and_memory() {
             for memory in [least(threads, 3, cost), 256 << 20] {
                 let settings = settings(threads, memory);
                 let limits = settings.limits(3, cost).unwrap();
-                // Between others, which are as many.
+                // In between, as many jobs of another program.
                 let mut jobs = Vec::new();
                 for (number, (stored, program)) in stored.iter().zip(&programs).enumerate() {
                     let target = |which| Target::values(2 * number + which, format);
@@ -205,7 +205,7 @@ fn polar_factors_are_the_same_at_any_threads_and_memory() {
     }
 }
 
-/// Two matrices of one program: the second is not begun while the first is held.
+/// Two matrices of one program: the second is not begun while the first is in memory.
 #[test]
 fn one_matrix_is_held_at_a_time() {
     let program = Polar::new(40, 30);
@@ -246,7 +246,7 @@ fn what_is_not_finite_is_counted_before_anything_is_computed() {
     else {
         panic!("{error}");
     };
-    // Of the whole source, though it was read by the row.
+    // Counted over the whole source, although it was read row by row.
     assert_eq!((source_index, found.nan, found.infinite), (1, 1, 1));
 }
 
@@ -263,7 +263,7 @@ fn a_program_may_have_no_result() {
     assert!(error.to_string().contains("nothing differs"), "{error}");
 }
 
-/// Stops the work when it is asked for the so-manieth time.
+/// Stops the work at the n-th time it is asked.
 struct Stops(AtomicUsize);
 
 impl Observer for Stops {
