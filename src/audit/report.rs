@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde_json::Value;
 
-use checkpoint::{Checkpoint, LayerStack, TensorEntry};
+use architecture::LayerStack;
+use checkpoint::{Checkpoint, TensorEntry};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::names::{is_input_embedding, is_number, is_output_head};
-use super::stacks::{layer_lists, layer_stacks};
+use architecture::{is_input_embedding, is_number, is_output_head};
+use architecture::{layer_lists, layer_stacks};
 
 /// A prefix of one model's names that stands for another prefix in a second model.
 #[derive(Debug, Clone, PartialEq, Eq)]

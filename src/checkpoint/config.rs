@@ -3,17 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use architecture::{LAYER_COUNTS, TEXT_PARTS, field};
 use serde_json::Value;
 
 use super::bounded::{plain, read_bounded};
 use super::error::CheckpointError;
 use super::limits::MAX_CONFIG_BYTES;
-
-/// Where multimodal configs keep those of their language model.
-const NESTED: [&str; 3] = ["text_config", "llm_config", "language_config"];
-
-/// The names that the number of layers goes by.
-const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
 
 /// A parsed `config.json`; the order of its keys is kept.
 #[derive(Debug, Clone)]
@@ -59,7 +54,7 @@ impl ModelConfig {
     /// Says that the output head is not the input embedding, wherever it says the opposite, and at the top.
     pub(super) fn untie(&mut self) {
         const KEY: &str = "tie_word_embeddings";
-        for part in NESTED {
+        for part in TEXT_PARTS {
             if let Some(tied) = self.value.get_mut(part).and_then(|part| part.get_mut(KEY)) {
                 *tied = false.into();
             }
@@ -71,11 +66,7 @@ impl ModelConfig {
 
     /// A key at the top, or else in the language model's part; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        let nested = NESTED.iter().filter_map(|part| self.value.get(part));
-        std::iter::once(&self.value)
-            .chain(nested)
-            .filter_map(|part| part.get(key))
-            .find(|value| !value.is_null())
+        field(&self.value, key)
     }
 
     /// A whole number that is not negative.

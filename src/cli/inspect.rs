@@ -10,7 +10,8 @@ use serde_json::json;
 use super::arguments::Format;
 use super::environment;
 use super::output::{Failure, print};
-use checkpoint::{Checkpoint, ModelRef, StackIndex, TensorEntry, layer_stacks};
+use architecture::{StackIndex, layer_stacks};
+use checkpoint::{Checkpoint, ModelRef, TensorEntry};
 
 /// List a checkpoint's tensors, dtypes, shapes, parameters, shards and metadata
 ///

@@ -1,7 +1,6 @@
 //! The activations of gated MLPs.
 
-use super::error::ForwardError;
-use super::fields::Fields;
+use architecture::{FieldError, Fields};
 
 /// What is applied to the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +14,7 @@ pub(super) enum Activation {
 
 impl Activation {
     /// The activation of that name, as a field of the config gives it.
-    pub(super) fn named(fields: &Fields, field: &str, name: &str) -> Result<Self, ForwardError> {
+    pub(super) fn named(fields: &Fields, field: &str, name: &str) -> Result<Self, FieldError> {
         match name {
             "silu" | "swish" => Ok(Self::Silu),
             "gelu" => Ok(Self::Gelu),

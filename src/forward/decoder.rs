@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
+use architecture::Fields;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde_json::Value;
 
 use super::attention::Attention;
 use super::error::ForwardError;
-use super::fields::Fields;
 use super::layout::{Layer, Matrix, Mlp, Tensors, Vector};
 use super::norm::rms_norm;
 use super::rope::{Rope, Table};

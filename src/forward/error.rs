@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+use architecture::FieldError;
 use checkpoint::CheckpointError;
 use errors::Hint;
 
@@ -176,5 +177,22 @@ impl Hint for ForwardError {
             Self::Threads { .. } => "ask for fewer",
         };
         Some(Cow::Borrowed(hint))
+    }
+}
+
+impl From<FieldError> for ForwardError {
+    fn from(error: FieldError) -> ForwardError {
+        let FieldError {
+            field,
+            expected,
+            found,
+            hint,
+        } = error;
+        ForwardError::Field {
+            field,
+            expected,
+            found,
+            hint,
+        }
     }
 }

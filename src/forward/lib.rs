@@ -15,7 +15,6 @@ mod attention;
 mod decoder;
 mod error;
 mod experts;
-mod fields;
 mod layout;
 mod norm;
 mod product;

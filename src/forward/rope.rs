@@ -4,10 +4,10 @@
 
 use std::f64::consts::TAU;
 
+use architecture::{FieldError, Fields};
 use serde_json::Value;
 
 use super::error::ForwardError;
-use super::fields::Fields;
 use super::states::{Batch, States};
 
 /// What the fields of `rope_scaling` and `rope_parameters` may be.
@@ -90,7 +90,7 @@ enum Kind {
 
 impl RopeSettings {
     /// Reads both spellings; they must agree where both are there.
-    pub(super) fn read(config: &Fields, defaults: RopeDefaults) -> Result<Self, ForwardError> {
+    pub(super) fn read(config: &Fields, defaults: RopeDefaults) -> Result<Self, FieldError> {
         let new = config.object("rope_parameters", "rope_parameters.")?;
         let old = config.object("rope_scaling", "rope_scaling.")?;
         let new = new.filter(|fields| fields.entries().next().is_some());
@@ -141,7 +141,7 @@ fn agreed(
     new: Option<Fields>,
     old: Option<Fields>,
     name: &str,
-) -> Result<Option<f64>, ForwardError> {
+) -> Result<Option<f64>, FieldError> {
     let mut found: Option<f64> = None;
     for fields in [new, old, Some(*config)].into_iter().flatten() {
         let Some(number) = fields.number(name)? else {
@@ -156,11 +156,7 @@ fn agreed(
 }
 
 impl Kind {
-    fn read(
-        config: &Fields,
-        fields: &Fields,
-        defaults: RopeDefaults,
-    ) -> Result<Self, ForwardError> {
+    fn read(config: &Fields, fields: &Fields, defaults: RopeDefaults) -> Result<Self, FieldError> {
         for (name, value) in fields.entries() {
             if !KNOWN.contains(&name.as_str()) && !value.is_null() {
                 let known = format!("one of {}", KNOWN.join(", "));
@@ -207,7 +203,7 @@ impl Kind {
     }
 
     /// Source: Peng et al., "YaRN", 2023; `mscale` as DeepSeek has it.
-    fn yarn(config: &Fields, fields: &Fields) -> Result<Self, ForwardError> {
+    fn yarn(config: &Fields, fields: &Fields) -> Result<Self, FieldError> {
         let original = original(config, fields)? as f64;
         let factor = match fields.positive("factor")? {
             Some(factor) => factor,
@@ -238,11 +234,11 @@ impl Kind {
     }
 
     /// Source: Ding et al., "LongRoPE", 2024, as Phi-3 uses it.
-    fn longrope(config: &Fields, fields: &Fields) -> Result<Self, ForwardError> {
+    fn longrope(config: &Fields, fields: &Fields) -> Result<Self, FieldError> {
         if fields.get("factor").is_some() {
             return Err(fields.wrong("factor", "none: it follows from max_position_embeddings"));
         }
-        let factors = |name: &str| -> Result<Vec<f64>, ForwardError> {
+        let factors = |name: &str| -> Result<Vec<f64>, FieldError> {
             let list = fields.list(name)?.unwrap_or_default();
             let numbers = list
                 .iter()
@@ -275,7 +271,7 @@ impl Kind {
 }
 
 /// The length of context before it was stretched.
-fn original(config: &Fields, fields: &Fields) -> Result<usize, ForwardError> {
+fn original(config: &Fields, fields: &Fields) -> Result<usize, FieldError> {
     match (fields.size(ORIGINAL)?, config.size(ORIGINAL)?) {
         (Some(inner), Some(outer)) if inner != outer => {
             Err(fields.wrong_with(ORIGINAL, "the same wherever it is said", ONE_SPELLING))
@@ -304,7 +300,7 @@ impl Rope {
         config: &Fields,
         settings: &RopeSettings,
         head_dim: usize,
-    ) -> Result<Rope, ForwardError> {
+    ) -> Result<Rope, FieldError> {
         let rotated = (head_dim as f64 * settings.partial) as usize;
         if rotated == 0 || !rotated.is_multiple_of(2) {
             let expected = format!("an even number of rotated features of {head_dim}");
@@ -444,7 +440,7 @@ impl Table {
 }
 
 /// Whether a value is nested by the kinds of layers, which no family here has.
-pub(super) fn refuse_nested(config: &Fields) -> Result<(), ForwardError> {
+pub(super) fn refuse_nested(config: &Fields) -> Result<(), FieldError> {
     for name in ["rope_parameters", "rope_scaling"] {
         let fields = config.object(name, "")?;
         let mut values = fields.iter().flat_map(|fields| fields.entries());

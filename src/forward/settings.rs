@@ -2,11 +2,11 @@
 //!
 //! Defaults and rules are those of transformers' configurations and modelling code, 4.57 and 5.23.
 
+use architecture::{FieldError, Fields};
 use serde_json::Value;
 
 use super::activation::Activation;
 use super::error::ForwardError;
-use super::fields::Fields;
 use super::rope::{RopeDefaults, RopeSettings, refuse_nested};
 
 /// The families that can be run, by their `model_type`.
@@ -203,7 +203,10 @@ pub(super) struct Settings {
 impl Settings {
     /// Reads a config; no size in it is believed until a tensor has it.
     pub(super) fn read(config: &Fields) -> Result<Settings, ForwardError> {
-        let family = family(config)?;
+        Ok(Settings::of(config, family(config)?)?)
+    }
+
+    fn of(config: &Fields, family: Family) -> Result<Settings, FieldError> {
         refuse_others(config)?;
         refuse_nested(config)?;
         let hidden = config.required("hidden_size")?;
@@ -224,7 +227,7 @@ impl Settings {
             }
         };
         let granite = matches!(family, Granite | GraniteMoe | GraniteMoeShared);
-        let multiplier = |name| -> Result<f64, ForwardError> {
+        let multiplier = |name| -> Result<f64, FieldError> {
             match granite {
                 true => Ok(config.positive(name)?.unwrap_or(1.0)),
                 false => Ok(1.0),
@@ -306,7 +309,7 @@ fn family(config: &Fields) -> Result<Family, ForwardError> {
 }
 
 /// Refuses what no family here has.
-fn refuse_others(config: &Fields) -> Result<(), ForwardError> {
+fn refuse_others(config: &Fields) -> Result<(), FieldError> {
     for name in OF_OTHERS {
         let value = config.get(name);
         if value.is_some_and(|value| *value != Value::Bool(false)) {
@@ -321,7 +324,7 @@ fn refuse_others(config: &Fields) -> Result<(), ForwardError> {
     Ok(())
 }
 
-fn activation(config: &Fields, family: Family) -> Result<Activation, ForwardError> {
+fn activation(config: &Fields, family: Family) -> Result<Activation, FieldError> {
     if family != Gemma {
         let named = config.text("hidden_act")?.unwrap_or("silu");
         return Activation::named(config, "hidden_act", named);
@@ -355,7 +358,7 @@ fn rope_defaults(family: Family) -> RopeDefaults {
 }
 
 /// The windows of a family; transformers lets a token see `window` keys, its own among them.
-fn windows(config: &Fields, family: Family) -> Result<Windows, ForwardError> {
+fn windows(config: &Fields, family: Family) -> Result<Windows, FieldError> {
     const WINDOW: &str = "sliding_window";
     // Where the field is not written at all, classes have a default; null means no window.
     let written = |default: Option<usize>| match config.is_written(WINDOW) {
@@ -403,7 +406,7 @@ fn windows(config: &Fields, family: Family) -> Result<Windows, ForwardError> {
 }
 
 /// Which layers `layer_types` gives a window.
-fn listed_windows(config: &Fields) -> Result<Option<Vec<bool>>, ForwardError> {
+fn listed_windows(config: &Fields) -> Result<Option<Vec<bool>>, FieldError> {
     let Some(list) = config.list("layer_types")? else {
         return Ok(None);
     };
@@ -423,7 +426,7 @@ fn listed_windows(config: &Fields) -> Result<Option<Vec<bool>>, ForwardError> {
 }
 
 impl Mixture {
-    fn read(config: &Fields, family: Family) -> Result<Option<Mixture>, ForwardError> {
+    fn read(config: &Fields, family: Family) -> Result<Option<Mixture>, FieldError> {
         let (experts_fields, width_field, layout): (&[&str], _, _) = match family {
             Mixtral => (&["num_local_experts"], "intermediate_size", Layout::Mixtral),
             GraniteMoe | GraniteMoeShared => {
@@ -521,7 +524,7 @@ impl Mixture {
 }
 
 /// A size that goes by several names, which must agree.
-fn one_of(config: &Fields, names: &[&str]) -> Result<usize, ForwardError> {
+fn one_of(config: &Fields, names: &[&str]) -> Result<usize, FieldError> {
     let mut found = None;
     for name in names {
         let Some(size) = config.size(name)? else {
@@ -540,7 +543,7 @@ fn sigmoid(
     experts: usize,
     per_token: usize,
     renormalise: bool,
-) -> Result<Routing, ForwardError> {
+) -> Result<Routing, FieldError> {
     let groups = config.size("n_group")?.unwrap_or(1);
     let chosen_groups = config.size("topk_group")?.unwrap_or(1);
     // A group is judged by its two best experts.

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::family::{Dense, Window};
-use super::targets::{Norms, Partial, SharedWidth, Target};
+use super::targets::Target;
+use architecture::{Bias, HeadDim, QueryNorms, SharedWidth, Sparse, WindowRule};
 use checkpoint::ModelConfig;
 
 /// The base's fields that every target has, as they are.
@@ -32,7 +33,7 @@ const MULTIPLIERS: [&str; 4] = [
 
 /// What the assembly decided, as far as the config says it.
 pub(super) struct Assembled<'a> {
-    pub(super) target: &'a Target,
+    pub(super) target: Target,
     pub(super) base: &'a Dense,
     /// Routed experts.
     pub(super) experts: usize,
@@ -66,35 +67,36 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
     set("architectures", json!([target.class]));
     set("model_type", json!(target.model_type));
     set_decoder(&mut set, config, base);
-    if target.attention.head_dim || base.head_dim * base.heads == base.hidden {
+    if target.decoder.head_dim != HeadDim::AlwaysShare || base.head_dim * base.heads == base.hidden
+    {
         set("head_dim", json!(base.head_dim));
     }
     set(
         "tie_word_embeddings",
-        json!(base.tied && !base.family.scaled_embedding),
+        json!(base.tied && !base.decoder.scaled_embedding),
     );
-    if target.attention.window {
+    if matches!(target.decoder.window, WindowRule::All(_)) {
         set("sliding_window", window(base));
     }
-    if let Some(key) = target.attention.qkv_bias {
+    if let Some(key) = target.decoder.qkv_bias.field() {
         set(key, json!(base.qkv_bias));
     }
-    if target.attention.norms == Norms::Optional {
-        set("use_qk_norm", json!(base.qk_norm));
+    if let QueryNorms::HeadIf(key) = target.decoder.query_norms {
+        set(key, json!(base.qk_norm));
     }
     set("intermediate_size", json!(base.width));
-    set(target.counts.width, json!(width));
-    for key in target.counts.experts {
+    set(target.mixture.counts.width, json!(width));
+    for key in target.mixture.counts.experts {
         set(key, json!(experts));
     }
-    set(target.counts.per_token, json!(per_token));
-    match target.shared.as_ref().map(|shared| shared.width) {
+    set(target.mixture.counts.per_token, json!(per_token));
+    match target.mixture.shared.as_ref().map(|shared| shared.width) {
         Some(SharedWidth::Neurons(key)) => set(key, json!(shared_width)),
         Some(SharedWidth::Experts(key)) => set(key, json!(shared_width / width.max(1))),
         Some(SharedWidth::Fixed) | None => {}
     }
-    if target.multipliers {
-        let granite = base.family.model_type == "granite";
+    if target.decoder.multipliers {
+        let granite = base.decoder.multipliers;
         for key in MULTIPLIERS {
             // Other families divide scores by the root of a head's width; Granite's class multiplies them by one.
             let plain = match (key, granite) {
@@ -108,18 +110,18 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
     let dense: Vec<usize> = (0..base.layers)
         .filter(|layer| !has_experts[*layer])
         .collect();
-    match target.partial {
-        Partial::No => {}
-        Partial::MlpOnlyLayers => set("mlp_only_layers", json!(dense)),
-        Partial::FirstDense => set("first_k_dense_replace", json!(dense.len())),
-        Partial::StartAndEnd => {
+    match target.mixture.sparse {
+        Sparse::All => {}
+        Sparse::MlpOnlyLayers => set("mlp_only_layers", json!(dense)),
+        Sparse::FirstDense(_) => set("first_k_dense_replace", json!(dense.len())),
+        Sparse::StartAndEnd => {
             let first = has_experts.iter().position(|has| *has).unwrap_or(0);
             let last = has_experts.iter().rposition(|has| *has).unwrap_or(0);
             set("moe_layer_start_index", json!(first));
             set("moe_layer_end_index", json!(last));
         }
     }
-    if let Ok(Value::Object(fixed)) = serde_json::from_str(target.counts.fixed) {
+    if let Ok(Value::Object(fixed)) = serde_json::from_str(target.written.fixed) {
         for (key, value) in fixed {
             set(&key, value);
         }
@@ -137,31 +139,29 @@ pub(super) fn dense(config: &ModelConfig, dense: &Dense, dtype: Option<&str>) ->
     };
     let family = dense.family;
     set("architectures", json!([family.class]));
-    set("model_type", json!(family.model_type));
+    set("model_type", json!(family.name()));
     set_decoder(&mut set, config, dense);
     set("head_dim", json!(dense.head_dim));
     set("intermediate_size", json!(dense.width));
     set("tie_word_embeddings", json!(dense.tied));
-    match family.model_type {
-        "llama" => {
-            set("attention_bias", json!(dense.qkv_bias));
-            set("mlp_bias", json!(false));
+    let decoder = dense.decoder;
+    if decoder.qkv_bias != Bias::None {
+        let key = decoder.qkv_bias.field().unwrap_or("attention_bias");
+        set(key, json!(dense.qkv_bias));
+    }
+    if let Some(key) = decoder.mlp_bias.field() {
+        set(key, json!(false));
+    }
+    match decoder.window {
+        WindowRule::All(_) => set("sliding_window", window(dense)),
+        WindowRule::Switched | WindowRule::Listed { .. } => set("use_sliding_window", json!(false)),
+        WindowRule::None => {}
+    }
+    if decoder.multipliers {
+        for key in MULTIPLIERS {
+            let of_mixture = config.value().get(key).cloned();
+            set(key, of_mixture.unwrap_or(json!(1.0)));
         }
-        "mistral" => set("sliding_window", window(dense)),
-        "qwen2" | "qwen3" => {
-            set("attention_bias", json!(dense.qkv_bias));
-            set("use_sliding_window", json!(false));
-        }
-        "granite" => {
-            set("attention_bias", json!(dense.qkv_bias));
-            set("mlp_bias", json!(false));
-            for key in MULTIPLIERS {
-                let of_mixture = config.value().get(key).cloned();
-                set(key, of_mixture.unwrap_or(json!(1.0)));
-            }
-        }
-        "ernie4_5" => set("use_bias", json!(false)),
-        _ => set("attention_bias", json!(dense.qkv_bias)),
     }
     set_dtype(&mut set, dtype);
     Value::Object(out)
@@ -181,7 +181,7 @@ fn set_decoder(set: &mut impl FnMut(&str, Value), config: &ModelConfig, dense: &
     set("num_key_value_heads", json!(dense.kv_heads));
     // Defaults differ between families: what the config leaves to its class is written down.
     if config.get("rms_norm_eps").is_none() {
-        set("rms_norm_eps", json!(dense.family.norm_eps));
+        set("rms_norm_eps", json!(dense.decoder.norm_eps));
     }
     set_rope(set, dense);
 }

@@ -1,7 +1,8 @@
 //! What a target cannot express of a dense model, and what an expert must share with its base.
 
 use super::family::{Dense, Window};
-use super::targets::{Norms, TARGETS, Target};
+use super::targets::Target;
+use architecture::{Bias, HeadDim, QueryNorms, WindowRule};
 use errors::Refusal;
 
 /// A reason why an assembly would not compute what its models do: the field, what was expected, what was found.
@@ -16,57 +17,56 @@ fn misfit(message: String, hint: Option<String>) -> Misfit {
 }
 
 /// What a target cannot express of the model that gives everything but the experts.
-pub(super) fn of_base(base: &Dense, target: &Target, label: &str) -> Vec<Misfit> {
-    let (name, attention) = (target.model_type, &target.attention);
+pub(super) fn of_base(base: &Dense, target: Target, label: &str) -> Vec<Misfit> {
+    let (name, decoder) = (target.model_type, target.decoder);
     let mut found = Vec::new();
-    let family = base.family.model_type;
+    let family = base.family.name();
     let elsewhere = |fits: &dyn Fn(&Target) -> bool| {
-        let holds = |other: &&Target| other.families.contains(&family) && fits(other);
-        let others: Vec<&str> = TARGETS
-            .iter()
+        let holds = |other: &Target| other.holds(family) && fits(other);
+        let others: Vec<&str> = Target::all()
             .filter(holds)
             .map(|other| other.model_type)
             .collect();
         (!others.is_empty()).then(|| format!("`architecture: {}` holds it", others.join("` or `")))
     };
-    if !target.families.contains(&family) {
+    if !target.holds(family) {
         found.push(misfit(
             format!(
                 "`{label}` is of the family `{family}`, which `{name}` does not hold exactly: it holds {}",
-                target.families.join(", ")
+                target.written.holds.join(", ")
             ),
             elsewhere(&|_| true),
         ));
         // What follows from it would only repeat it.
         return found;
     }
-    if base.qkv_bias && attention.qkv_bias.is_none() {
+    if base.qkv_bias && decoder.qkv_bias == Bias::None {
         found.push(misfit(
             format!("`{label}` has biases of q, k or v (`attention_bias`), and `{name}` has none"),
-            elsewhere(&|other| other.attention.qkv_bias.is_some()),
+            elsewhere(&|other| other.decoder.qkv_bias != Bias::None),
         ));
     }
-    if base.o_bias && !attention.o_bias {
+    if base.o_bias && decoder.o_bias == Bias::None {
         found.push(misfit(
             format!("`{label}` has a bias of o (`attention_bias`), and `{name}` has none"),
-            elsewhere(&|other| other.attention.o_bias),
+            elsewhere(&|other| other.decoder.o_bias != Bias::None),
         ));
     }
-    match (attention.norms, base.qk_norm) {
-        (Norms::None, true) => found.push(misfit(
+    match (decoder.query_norms, base.qk_norm) {
+        (QueryNorms::None, true) => found.push(misfit(
             format!("`{label}` has norms of q and k, and `{name}` has none"),
             None,
         )),
-        (Norms::Always, false) => found.push(misfit(
+        (QueryNorms::Head | QueryNorms::All, false) => found.push(misfit(
             format!("`{name}` norms q and k, and `{label}` does not: no weight makes such a norm the identity"),
             None,
         )),
         _ => {}
     }
     match base.window {
-        Window::All(size) if !attention.window => found.push(misfit(
+        Window::All(size) if !has_window(&target) => found.push(misfit(
             format!("`{label}` looks back {size} tokens (`sliding_window`), and `{name}` has no window"),
-            elsewhere(&|other| other.attention.window),
+            elsewhere(&has_window),
         )),
         Window::Some => found.push(misfit(
             format!("`{label}` has a window (`sliding_window`) in some layers only, which `{name}` cannot express"),
@@ -74,7 +74,7 @@ pub(super) fn of_base(base: &Dense, target: &Target, label: &str) -> Vec<Misfit>
         )),
         _ => {}
     }
-    if !attention.head_dim && base.head_dim * base.heads != base.hidden {
+    if !has_head_dim(&target) && base.head_dim * base.heads != base.hidden {
         found.push(misfit(
             format!(
                 "`{label}` has {} heads of {} (`head_dim`), and `{name}` takes them to be {} wide: `hidden_size` over \
@@ -83,7 +83,7 @@ pub(super) fn of_base(base: &Dense, target: &Target, label: &str) -> Vec<Misfit>
                 base.head_dim,
                 base.hidden / base.heads
             ),
-            elsewhere(&|other| other.attention.head_dim),
+            elsewhere(&has_head_dim),
         ));
     }
     if base.rope.partial != 1.0 {
@@ -100,6 +100,16 @@ pub(super) fn of_base(base: &Dense, target: &Target, label: &str) -> Vec<Misfit>
         ));
     }
     found
+}
+
+/// Whether it has one window for all layers.
+fn has_window(target: &Target) -> bool {
+    matches!(target.decoder.window, WindowRule::All(_))
+}
+
+/// Whether its heads may have another width than `hidden_size / num_attention_heads`.
+fn has_head_dim(target: &Target) -> bool {
+    target.decoder.head_dim != HeadDim::AlwaysShare
 }
 
 /// What keeps a model's MLPs from being experts of a base.

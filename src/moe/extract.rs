@@ -4,9 +4,9 @@ use super::config;
 use super::exact::Misfit;
 use super::family::{Dense, Window};
 use super::mixture::Mixture;
-use super::pieces::{Donor, EXPERT, Matrix, Piece, Pieces, Tensors, layer_of};
-use super::targets::SharedLayout;
+use super::pieces::{Donor, EXPERT, Piece, Pieces, Tensors, layer_of};
 use super::{Decided, finish, open, report_misfits};
+use architecture::{Bias, Matrix, QueryNorms, SharedLayout};
 use checkpoint::{Checkpoint, Locator, ModelConfig};
 use numeric::FloatType;
 use plan::{self, Options, Plan, PlannedTensor, Problems, Results, SourceTensor, View};
@@ -74,7 +74,7 @@ pub(super) fn attempt(
         file: None,
         described: format!(
             "{} from {} of the {}'s {}",
-            extracted.family.model_type,
+            extracted.family.name(),
             plan::count(chosen.len(), "expert"),
             mixture.target.model_type,
             mixture.experts
@@ -102,7 +102,7 @@ enum Shared {
 
 impl Shared {
     fn of(mixture: &Mixture, model: &Checkpoint) -> Shared {
-        let Some(shared) = &mixture.target.shared else {
+        let Some(shared) = &mixture.target.mixture.shared else {
             return Shared::None;
         };
         let name = match &shared.layout {
@@ -123,7 +123,7 @@ impl Shared {
 /// What a dense model cannot compute as the mixture does with these experts alone.
 fn misfits(mixture: &Mixture, config: &ModelConfig, shared: &Shared, label: &str) -> Vec<Misfit> {
     let dense = &mixture.dense;
-    let family = dense.family.model_type;
+    let family = dense.family.name();
     let mut found = Vec::new();
     let mut add = |message: String| {
         found.push(Misfit::new(message));
@@ -151,13 +151,15 @@ fn misfits(mixture: &Mixture, config: &ModelConfig, shared: &Shared, label: &str
             "`{label}` has a window (`sliding_window`) in some layers, which is not carried over"
         ));
     }
-    let (biases, norms) = match family {
-        "qwen2" => ((true, false), false),
-        "mistral" => ((false, false), false),
-        "llama" | "granite" => ((dense.o_bias, dense.o_bias), false),
-        "ernie4_5" => ((false, false), false),
-        _ => ((dense.o_bias, dense.o_bias), true),
+    let decoder = dense.decoder;
+    // One field says it of both, and in some families of the MLP too, which has none.
+    let has = |bias: Bias| match bias {
+        Bias::None => false,
+        Bias::Always => true,
+        Bias::Flag(..) => dense.o_bias && decoder.mlp_bias != bias,
     };
+    let biases = (has(decoder.qkv_bias), has(decoder.o_bias));
+    let norms = decoder.query_norms != QueryNorms::None;
     if biases != (dense.qkv_bias, dense.o_bias) {
         add(format!(
             "`{label}` has biases of q, k and v, or of o, where `{family}` has others (`attention_bias`)"

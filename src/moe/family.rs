@@ -1,148 +1,30 @@
 //! What a dense model is, as far as an assembly must know: read from its config and its tensors' names.
 
-use std::ops::Range;
-
 use serde_json::{Map, Value};
 
+use architecture::{Decoder, Family, HeadDim, WindowRule};
 use checkpoint::{Checkpoint, ModelConfig};
 use errors::Refusal;
 
 /// Larger sizes are no model's: products of two and sums of three of them can be counted.
 const LARGEST: usize = 1 << 31;
 
-/// The families that experts can be taken from, by the model type of their configs.
-static FAMILIES: &[Family] = &[
-    Family::plain("llama", "LlamaForCausalLM"),
-    Family {
-        kv_heads: Some(8),
-        ..Family::plain("mistral", "MistralForCausalLM")
-    },
-    Family {
-        kv_heads: Some(32),
-        ..Family::plain("qwen2", "Qwen2ForCausalLM")
-    },
-    Family {
-        kv_heads: Some(32),
-        head_dim: Some(128),
-        ..Family::plain("qwen3", "Qwen3ForCausalLM")
-    },
-    Family {
-        fused: true,
-        norm_eps: 1e-5,
-        ..Family::plain("phi3", "Phi3ForCausalLM")
-    },
-    Family {
-        norm_offset: 1.0,
-        scaled_embedding: true,
-        activation: "gelu_pytorch_tanh",
-        tied: true,
-        kv_heads: Some(16),
-        head_dim: Some(256),
-        ..Family::plain("gemma", "GemmaForCausalLM")
-    },
-    Family::plain("granite", "GraniteForCausalLM"),
-    Family {
-        pre_norm: None,
-        norm_eps: 1e-5,
-        ..Family::plain("olmo2", "Olmo2ForCausalLM")
-    },
-    Family {
-        tied: true,
-        theta: 500_000.0,
-        kv_heads: Some(2),
-        head_dim: Some(128),
-        norm_eps: 1e-5,
-        ..Family::plain("ernie4_5", "Ernie4_5ForCausalLM")
-    },
-    Family {
-        norm_eps: 1e-5,
-        ..Family::plain("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM")
-    },
-];
-
-/// A family of dense decoders: how it differs from Llama.
-#[derive(Debug)]
-pub(super) struct Family {
-    pub(super) model_type: &'static str,
-    /// The class that loads it.
-    pub(super) class: &'static str,
-    /// Whether q, k and v are one matrix, and gate and up another.
-    pub(super) fused: bool,
-    /// The norm whose result the MLP sees, behind the layer's prefix.
-    pub(super) pre_norm: Option<&'static str>,
-    /// What is added to the weights of norms before they are used.
-    pub(super) norm_offset: f64,
-    /// Whether embeddings are multiplied by the root of the width.
-    pub(super) scaled_embedding: bool,
-    /// The activation if the config names none.
-    activation: &'static str,
-    /// Whether the head is the embedding if the config doesn't say.
-    tied: bool,
-    /// The base of rotary frequencies if the config doesn't say.
-    theta: f64,
-    /// Heads of keys and values if the config doesn't say; none where they are as many as all.
-    kv_heads: Option<usize>,
-    /// What norms add under the root if the config doesn't say.
-    pub(super) norm_eps: f64,
-    /// Width of a head if the config doesn't say; none where heads share the width of a state.
-    head_dim: Option<usize>,
+/// The family of a dense model that experts can be taken from.
+fn donor(model_type: &str) -> Option<&'static Family> {
+    Family::of(model_type).filter(|family| family.gives_experts())
 }
 
-impl Family {
-    const fn plain(model_type: &'static str, class: &'static str) -> Self {
-        Family {
-            model_type,
-            class,
-            fused: false,
-            pre_norm: Some("post_attention_layernorm.weight"),
-            norm_offset: 0.0,
-            scaled_embedding: false,
-            activation: "silu",
-            tied: false,
-            theta: 10_000.0,
-            kv_heads: None,
-            norm_eps: 1e-6,
-            head_dim: None,
-        }
-    }
-
-    /// Where the gate matrix of an MLP of so many neurons is stored, or the up matrix: the tensor behind `mlp.`, its
-    /// rows there, and how many rows the tensor has.
-    pub(super) fn input_matrix(
-        &self,
-        up: bool,
-        width: usize,
-    ) -> (&'static str, Range<usize>, usize) {
-        match (self.fused, up) {
-            (true, false) => ("gate_up_proj.weight", 0..width, 2 * width),
-            (true, true) => ("gate_up_proj.weight", width..2 * width, 2 * width),
-            (false, false) => ("gate_proj.weight", 0..width, width),
-            (false, true) => ("up_proj.weight", 0..width, width),
-        }
-    }
-
-    /// The one of this model type.
-    pub(super) fn named(model_type: &str) -> Option<&'static Family> {
-        FAMILIES
-            .iter()
-            .find(|family| family.model_type == model_type)
-    }
-
-    /// Llama, which the others are told by.
-    pub(super) fn first() -> &'static Family {
-        &FAMILIES[0]
-    }
-
-    /// The names of all, for messages.
-    pub(super) fn names() -> Vec<&'static str> {
-        FAMILIES.iter().map(|family| family.model_type).collect()
-    }
+/// The names of all, for messages.
+fn donors() -> Vec<&'static str> {
+    let donors = Family::all().filter(|family| family.gives_experts());
+    donors.map(Family::name).collect()
 }
 
 /// A dense decoder.
 #[derive(Debug)]
 pub(super) struct Dense {
     pub(super) family: &'static Family,
+    pub(super) decoder: &'static Decoder,
     pub(super) hidden: usize,
     pub(super) width: usize,
     pub(super) layers: usize,
@@ -232,11 +114,11 @@ impl Dense {
             return Err(no_config(label));
         };
         let model_type = config.model_type().unwrap_or_default();
-        let Some(family) = Family::named(model_type) else {
+        let Some(family) = donor(model_type) else {
             return Err(Refusal::new(format!(
                 "`{label}` is of the family `{}`, expected one of {}",
                 model_type.escape_debug(),
-                Family::names().join(", ")
+                donors().join(", ")
             ))
             .with_hint("experts are taken from dense models of these families"));
         };
@@ -251,6 +133,11 @@ impl Dense {
         width: &str,
     ) -> Result<Dense, Refusal> {
         let label = model.label();
+        let Some(decoder) = &family.decoder else {
+            let name = family.name();
+            let message = format!("`{label}` is of the family `{name}`, which has no decoder");
+            return Err(Refusal::new(message));
+        };
         let size = |key: &str| match config.get_usize(key).filter(|value| *value > 0) {
             Some(value) if value > LARGEST => Err(Refusal::new(format!(
                 "the config of `{label}` has {value} for `{key}`, which no model has"
@@ -282,24 +169,31 @@ impl Dense {
                 .any(|tensor| tensor.name.ends_with(suffix))
         };
         let text = |key: &str| config.get_str(key).map(str::to_owned);
-        // Gemma's `hidden_act` says gelu and was never what it was trained with.
-        let activation = match family.model_type {
-            "gemma" => text("hidden_activation")
-                .or_else(|| text("hidden_act").filter(|activation| activation != "gelu")),
-            _ => text("hidden_act"),
+        let named = decoder.activation_fields.iter().find_map(|field| {
+            text(field).filter(|named| {
+                !(decoder.gelu_is_tanh && *field == "hidden_act" && named == "gelu")
+            })
+        });
+        let by_class = decoder.kv_heads;
+        let kv_heads_by_class =
+            by_class.filter(|_| config.value().get("num_key_value_heads").is_none());
+        let head_dim_by_class = match decoder.head_dim {
+            HeadDim::Of(size) => size,
+            HeadDim::Share | HeadDim::AlwaysShare => hidden / heads,
         };
         Ok(Dense {
             family,
+            decoder,
             hidden,
             width: need(width)?,
             layers,
             heads,
             kv_heads: size("num_key_value_heads")?
-                .or(family.kv_heads)
+                .or(kv_heads_by_class)
                 .unwrap_or(heads),
-            head_dim: head_dim.or(family.head_dim).unwrap_or(hidden / heads),
-            activation: activation.unwrap_or_else(|| family.activation.to_owned()),
-            tied: config.tie_word_embeddings().unwrap_or(family.tied),
+            head_dim: head_dim.unwrap_or(head_dim_by_class),
+            activation: named.unwrap_or_else(|| decoder.activation.to_owned()),
+            tied: config.tie_word_embeddings().unwrap_or(family.is_tied()),
             qkv_bias: has(".self_attn.q_proj.bias")
                 || has(".self_attn.k_proj.bias")
                 || has(".self_attn.v_proj.bias")
@@ -309,9 +203,12 @@ impl Dense {
                 .tensors()
                 .iter()
                 .any(|tensor| tensor.name.contains(".mlp.") && tensor.name.ends_with(".bias")),
-            qk_norm: has(".self_attn.q_norm.weight") || has(".self_attn.query_layernorm.weight"),
-            window: window(config, family),
-            rope: Rope::read(config, family.theta),
+            qk_norm: has(&format!(
+                ".self_attn.{}.weight",
+                decoder.query_norm_names[0]
+            )),
+            window: window(config, decoder),
+            rope: Rope::read(config, decoder.theta),
         })
     }
 }
@@ -324,28 +221,27 @@ pub(super) fn no_config(label: &str) -> Refusal {
     .with_hint("name its folder, not a file in it")
 }
 
-fn window(config: &ModelConfig, family: &Family) -> Window {
-    let size = match config.value().get("sliding_window") {
+fn window(config: &ModelConfig, decoder: &Decoder) -> Window {
+    let size = match (decoder.window, config.value().get("sliding_window")) {
         // What its class has where the config says nothing; null is said.
-        None if family.model_type == "mistral" => Some(4096),
+        (WindowRule::All(by_class), None) => by_class,
         _ => config.get_usize("sliding_window"),
     };
     let kinds = config.get("layer_types").and_then(Value::as_array);
     let sliding = |kind: &Value| kind.as_str() == Some("sliding_attention");
-    match (family.model_type, size) {
-        (_, None) => Window::None,
+    let any_slides = kinds.is_some_and(|kinds| kinds.iter().any(sliding));
+    match (decoder.window, size) {
+        (WindowRule::None, _) | (_, None) => Window::None,
+        (WindowRule::All(_), Some(size)) => match kinds {
+            Some(kinds) if !kinds.iter().all(sliding) => Window::Some,
+            _ => Window::All(size),
+        },
         // These have the field, and use it only if they are told to; then in some of the layers.
-        ("qwen2" | "qwen3", Some(_)) if config.get_bool("use_sliding_window") != Some(true) => {
-            match kinds.is_some_and(|kinds| kinds.iter().any(sliding)) {
+        (WindowRule::Switched | WindowRule::Listed { .. }, Some(_)) => {
+            match any_slides || config.get_bool("use_sliding_window") == Some(true) {
                 true => Window::Some,
                 false => Window::None,
             }
         }
-        ("qwen2" | "qwen3", Some(_)) => Window::Some,
-        ("mistral" | "phi3", Some(size)) => match kinds {
-            Some(kinds) if !kinds.iter().all(sliding) => Window::Some,
-            _ => Window::All(size),
-        },
-        _ => Window::None,
     }
 }

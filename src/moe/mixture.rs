@@ -1,8 +1,9 @@
 //! What a mixture of experts is, as far as its headers say: its layout, its experts, and the decoder around them.
 
-use super::family::{Dense, Family, Window, no_config};
-use super::pieces::{Donor, Matrix, Piece, Pieces, layer_of};
-use super::targets::{Experts, Names, TARGETS, Target};
+use super::family::{Dense, Window, no_config};
+use super::pieces::{Donor, Piece, Pieces, layer_of};
+use super::targets::Target;
+use architecture::{Experts, Family, Matrix, Names, WindowRule};
 use checkpoint::{Checkpoint, ModelConfig};
 use errors::Refusal;
 use numeric::FloatType;
@@ -12,7 +13,7 @@ use recipe::{Located, Ranges};
 /// A mixture.
 #[derive(Debug)]
 pub(super) struct Mixture {
-    pub(super) target: &'static Target,
+    pub(super) target: Target,
     pub(super) names: Names,
     /// Experts of each layer.
     pub(super) experts: usize,
@@ -36,9 +37,8 @@ impl Mixture {
             return Err(no_config(label));
         };
         let model_type = config.model_type().unwrap_or_default();
-        let mut known = TARGETS.iter();
-        let Some(target) = known.find(|target| target.model_type == model_type) else {
-            let names: Vec<&str> = TARGETS.iter().map(|target| target.model_type).collect();
+        let Some(target) = Target::all().find(|target| target.model_type == model_type) else {
+            let names: Vec<&str> = Target::all().map(|target| target.model_type).collect();
             return Err(Refusal::new(format!(
                 "`{label}` is of the family `{}`, expected a mixture of experts, one of {}",
                 model_type.escape_debug(),
@@ -57,21 +57,23 @@ impl Mixture {
         if !says_theta(config) {
             return Err(silent("rope_theta"));
         }
-        let mut counts = target.counts.experts.iter().chain(&["num_local_experts"]);
+        let mut counts = target
+            .mixture
+            .counts
+            .experts
+            .iter()
+            .chain(&["num_local_experts"]);
         let experts = counts
             .find_map(|field| config.get_usize(field))
             .filter(|experts| *experts > 0);
-        let experts = experts.ok_or_else(|| silent(target.counts.experts[0]))?;
-        let held = target.names(true);
-        let is_held = match held.experts {
-            Experts::Fused { input, .. } => model
-                .tensors()
-                .iter()
-                .any(|tensor| layer_of(&tensor.name).is_some_and(|(_, rest)| rest == *input)),
-            Experts::Each { .. } => false,
-        };
-        let names = target.names(is_held);
-        let mut dense = Dense::of(model, config, around(target, model), target.counts.width)?;
+        let experts = experts.ok_or_else(|| silent(target.mixture.counts.experts[0]))?;
+        let tensors = model.tensors().iter();
+        let suffixes = tensors.filter_map(|tensor| Some(layer_of(&tensor.name)?.1));
+        let names = target.mixture.names_among(suffixes);
+        let around = around(target, model).ok_or_else(|| {
+            format!("`{label}` is of the family `{model_type}`, which holds no dense family")
+        })?;
+        let mut dense = Dense::of(model, config, around, target.mixture.counts.width)?;
         dense.window = window(target, config);
         if config.tie_word_embeddings().is_none() {
             dense.tied = model.find("lm_head.weight").is_none();
@@ -197,7 +199,7 @@ fn says_theta(config: &ModelConfig) -> bool {
 }
 
 /// The dense family that a mixture is around its experts.
-fn around(target: &Target, model: &Checkpoint) -> &'static Family {
+fn around(target: Target, model: &Checkpoint) -> Option<&'static Family> {
     let has = |suffix: &str| {
         let mut tensors = model.tensors().iter();
         tensors.any(|tensor| tensor.name.ends_with(suffix))
@@ -216,21 +218,20 @@ fn around(target: &Target, model: &Checkpoint) -> &'static Family {
         "qwen2_moe" => "llama",
         "glm4_moe" if norms => "qwen3",
         "glm4_moe" => "llama",
-        _ => target.families[0],
+        _ => target.written.holds.first()?,
     };
-    // The tables' test holds that each target's first family is there.
-    Family::named(name).unwrap_or_else(Family::first)
+    Family::of(name)
 }
 
 /// How far back the attention of a mixture looks.
-fn window(target: &Target, config: &ModelConfig) -> Window {
+fn window(target: Target, config: &ModelConfig) -> Window {
     let size = config.get_usize("sliding_window");
     let kinds = config
         .get("layer_types")
         .and_then(serde_json::Value::as_array);
     let sliding = |kind: &serde_json::Value| kind.as_str() == Some("sliding_attention");
     match size {
-        Some(size) if target.attention.window => Window::All(size),
+        Some(size) if matches!(target.decoder.window, WindowRule::All(_)) => Window::All(size),
         Some(_) if config.get_bool("use_sliding_window") == Some(true) => Window::Some,
         Some(_) if kinds.is_some_and(|kinds| kinds.iter().any(sliding)) => Window::Some,
         _ => Window::None,

@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::adjust::{Adjust, Segment};
 use super::family::Dense;
 use super::router::{self, Invented};
-use checkpoint::{Checkpoint, Dtype, TensorEntry, is_derived_buffer, is_output_head};
+use architecture::{Matrix, is_derived_buffer, is_output_head};
+use checkpoint::{Checkpoint, Dtype, TensorEntry};
 use numeric::FloatType;
 use plan::{Fate, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View};
 use recipe::Position;
@@ -39,24 +40,6 @@ pub(super) struct Tensors {
     pub(super) routers: Vec<String>,
     /// Width of the shared expert.
     pub(super) shared_width: usize,
-}
-
-/// One of the three matrices of an MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Matrix {
-    Gate,
-    Up,
-    Down,
-}
-
-impl Matrix {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Matrix::Gate => "gate_proj.weight",
-            Matrix::Up => "up_proj.weight",
-            Matrix::Down => "down_proj.weight",
-        }
-    }
 }
 
 /// A matrix of an expert as it will be: where it is, and what is done with it.
@@ -149,13 +132,13 @@ impl<'a> Pieces<'a> {
         let Dense {
             width,
             hidden,
-            family,
+            decoder,
             ..
         } = *donor.dense;
         let (name, stored, rows) = match matrix {
             Matrix::Down => (matrix.name(), [hidden, width], 0..hidden),
             Matrix::Gate | Matrix::Up => {
-                let (name, rows, all) = family.input_matrix(matrix == Matrix::Up, width);
+                let (name, rows, all) = decoder.input_matrix(matrix == Matrix::Up, width);
                 (name, [all, hidden], rows)
             }
         };

@@ -6,7 +6,7 @@ use super::counterparts::Counterparts;
 use super::layers::Wanted;
 use super::models::Models;
 use super::problems::{Problems, count};
-use checkpoint::LayerStack;
+use architecture::LayerStack;
 use recipe::{Parameters, Recipe};
 
 /// Refuses models of other depths, which only slices can bring together.

@@ -2,10 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use checkpoint::{
-    AliasSearch, Checkpoint, LayerStack, PrefixAlias, find_alias, is_input_embedding,
-    is_output_head,
-};
+use architecture::{LayerStack, is_input_embedding, is_output_head};
+use checkpoint::{AliasSearch, Checkpoint, PrefixAlias, find_alias};
 use recipe::{Exception, Fallback, Recipe};
 
 /// How many prefixes one model may write in its own way.

@@ -6,7 +6,8 @@ use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
 use super::modules::{assign, feeds_embeddings};
 use super::problems::{Problems, count, some_of};
-use checkpoint::{LayerStack, ModelRef, is_derived_buffer, is_input_embedding, numbered_runs};
+use architecture::{LayerStack, is_derived_buffer, is_input_embedding, numbered_runs};
+use checkpoint::ModelRef;
 use recipe::{Fallback, Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
 
 /// Sources that are merged with each other: those of `models:`, or of one slice.

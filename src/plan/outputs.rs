@@ -13,10 +13,11 @@ use super::problems::{Problems, count, some_of};
 use super::tokenizer::{Aligned, Alignment};
 use super::views::View;
 use super::vocabularies::different_vocabularies;
-use checkpoint::{
-    Checkpoint, Dtype, LayerStack, TensorEntry, is_derived_buffer, is_input_embedding,
-    is_output_head, is_update_factor, layer_stacks,
+use architecture::{
+    LayerStack, is_derived_buffer, is_input_embedding, is_output_head, is_update_factor,
+    layer_stacks,
 };
+use checkpoint::{Checkpoint, Dtype, TensorEntry};
 use engine::{AnyProgram, Cost};
 use errors::Refusal;
 use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};

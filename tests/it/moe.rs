@@ -62,6 +62,10 @@ fn dense(family: &str, seed: u64) -> (Value, Vec<Spec>) {
                 add("self_attn.q_norm.weight", &[HIDDEN / 2]);
                 add("self_attn.k_norm.weight", &[HIDDEN / 2]);
             }
+            "hunyuan_v1_dense" => {
+                add("self_attn.query_layernorm.weight", &[HIDDEN / 2]);
+                add("self_attn.key_layernorm.weight", &[HIDDEN / 2]);
+            }
             "olmo2" => {
                 add("self_attn.q_norm.weight", &[HIDDEN]);
                 add("self_attn.k_norm.weight", &[HIDDEN / 2]);

@@ -4,6 +4,7 @@ use std::fs;
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
+use weldment::architecture::Family;
 
 use crate::check::good;
 use crate::fixtures::{Bench, Spec, floats, noise};
@@ -109,6 +110,52 @@ fn defects_are_found_in_every_kind_of_table() {
     assert!(!wrong && code == Some(3), "{others:?}");
 }
 
+/// Each mixture that `weld moe` can write is known to `check`, in both layouts, with a shared expert and without.
+#[test]
+fn what_is_lost_is_found_in_every_target() {
+    let lost = [
+        "a tensor lost",
+        "every router lost",
+        "all experts of a layer lost",
+        "all experts lost",
+        "a tensor of experts lost",
+        "an expert more in the config",
+    ];
+    for family in Family::all() {
+        let Some(target) = family.written() else {
+            continue;
+        };
+        let shared = family.mixture().unwrap().shared.is_some();
+        for (fused, shared) in [(false, false), (true, shared)] {
+            let bench = Bench::new();
+            for (name, seed) in [("base", 1), ("one", 2), ("two", 3), ("three", 4)] {
+                bench.dense(name, target.holds[0], seed, json!({}));
+            }
+            let shared = match shared {
+                true => "shared_experts: [{source_model: base, alpha: 0.5}]\n",
+                false => "",
+            };
+            let recipe = format!(
+                "base_model: base\narchitecture: {}\ngate_mode: random\n{shared}\
+                 experts: [{{source_model: base}}, {{source_model: one}}, {{source_model: two}}, {{source_model: three}}]\n",
+                family.name()
+            );
+            bench.moe(&recipe, if fused { &["--fused"] } else { &[] });
+            fs::rename(bench.path("out"), bench.path("m")).unwrap();
+            let (_, others) = planted(&bench);
+            let wrong = |[title, outcome, _]: &&[String; 3]| {
+                outcome != "not planted" || lost.contains(&title.as_str())
+            };
+            let wrong: Vec<_> = others.iter().filter(wrong).collect();
+            assert!(
+                wrong.is_empty(),
+                "{} {fused} {shared}: {wrong:?}",
+                family.name()
+            );
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_planted_leaves_it_open() {
     let (code, others) = planted(&good());
@@ -118,6 +165,10 @@ fn what_cannot_be_planted_leaves_it_open() {
         [
             "a tensor lost from two layers",
             "an expert more in the config",
+            "every router lost",
+            "all experts of a layer lost",
+            "all experts lost",
+            "a tensor of experts lost",
             "an expert copied over another",
             "an expert of zeros",
             "a router of zeros",

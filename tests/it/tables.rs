@@ -312,3 +312,42 @@ fn layers_at_the_ends_and_by_turns_may_be_built_otherwise() {
     assert_eq!(lost(&[2, 5]), [uneven(2), uneven(5)]);
     assert_eq!(lost(&[3]), [uneven(3)]);
 }
+
+/// What only a table can tell is said to be skipped where there is none; it leaves no verdict open.
+#[test]
+fn what_no_table_can_tell_is_said() {
+    let bench = Bench::new();
+    let shapes = vec![("model.embed_tokens.weight".to_owned(), vec![24, 16])];
+    let skipped = |config: Value| {
+        bench.model("m", &config, &specs(shapes.clone()));
+        let outcome = bench.weld(&["check", "m", "--format", "json", "-q"]);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stdout);
+        let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        report["skipped"].clone()
+    };
+    let unheard_of = skipped(json!({"model_type": "unheard_of"}));
+    let of = |check: &str| {
+        let mut all = unheard_of.as_array().unwrap().iter();
+        all.find(|skipped| skipped["check"] == check).cloned()
+    };
+    for check in [
+        "missing-tensor",
+        "shape",
+        "expert-count",
+        "unexpected-tensor",
+        "missing-head",
+    ] {
+        let skipped = of(&format!("structure.{check}")).unwrap_or_else(|| panic!("{check}"));
+        let why = skipped["why"].as_str().unwrap();
+        assert!(
+            why.contains("no table has the family `unheard_of`"),
+            "{why}"
+        );
+        assert_eq!(skipped["needed"], false);
+    }
+    let unnamed = skipped(json!({"hidden_size": 16}));
+    assert!(
+        unnamed.to_string().contains("names no `model_type`"),
+        "{unnamed}"
+    );
+}

@@ -4,7 +4,6 @@
 
 pub(super) mod config;
 pub(super) mod container;
-mod families;
 pub mod mutate;
 pub(super) mod safety;
 pub(super) mod structure;

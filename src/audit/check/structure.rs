@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::families::{FAMILIES, Family};
 use super::values::is_norm;
-use crate::{Finding, Place, Report, Severity, Skipped};
-use checkpoint::{
-    Checkpoint, ModelConfig, StackIndex, Survey, TensorEntry, is_derived_buffer,
-    is_input_embedding, is_output_head, layer_lists, layer_stacks,
+use crate::{CheckInfo, Finding, Place, Report, Severity, Skipped};
+use architecture::{
+    Expected, Family, Layers, Presence, Role, Rule, Size, SizeKind, StackIndex, field,
+    is_derived_buffer, is_input_embedding, is_output_head, layer_lists, layer_stacks,
 };
+use checkpoint::{Checkpoint, ModelConfig, Survey, TensorEntry};
 
 checks! {
     MISSING = "structure.missing-tensor", Error,
@@ -59,7 +59,6 @@ checks! {
 pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut Report) {
     let roles = roles(model);
     mixed_dtypes(model, &roles, report);
-    let families = model.config().map(families_of).unwrap_or_default();
     let missing_is_known = !survey.partial;
     if !missing_is_known {
         report.skipped.push(Skipped {
@@ -70,9 +69,12 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
     }
     let Some(config) = model.config() else {
         uneven_layers(&roles, missing_is_known, report);
+        skip(report, "no config.json says of which family it is");
         return;
     };
-    if families.is_empty() {
+    // Of a model that nests its language model, this is the type of the whole.
+    let kind = config.value().get("model_type").and_then(Value::as_str);
+    let Some(family) = kind.and_then(Family::of) else {
         uneven_layers(&roles, missing_is_known, report);
         let unknown = Unknown {
             config,
@@ -80,49 +82,43 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
             missing_is_known,
         };
         unknown.check(report);
+        skip(
+            report,
+            &match kind {
+                Some(kind) => format!("no table has the family `{}`", kind.escape_debug()),
+                None => "config.json names no `model_type`".to_owned(),
+            },
+        );
         return;
-    }
-    let bodies: Vec<Structure<'_>> = families
-        .iter()
-        .map(|family| Structure::of(family, config, model, missing_is_known))
-        .collect();
+    };
+    let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
+    let bodies = Expected::of(family, config.value(), names);
+    let structure = Structure {
+        family,
+        model,
+        missing_is_known,
+    };
     let mut expected: HashSet<String> = HashSet::new();
     for body in &bodies {
-        body.check(&mut expected, report);
+        structure.check(body, &mut expected, report);
     }
-    unexpected(model, &bodies, &expected, report);
+    if let Some(body) = bodies.first() {
+        structure.head(body, config, &mut expected, report);
+    }
+    structure.unexpected(&bodies, &expected, report);
 }
 
-/// The bodies of a model, by the config's own `model_type`: one mostly, and none where no table has it.
-fn families_of(config: &ModelConfig) -> Vec<&'static Family> {
-    // Of a model that nests its language model, this is the type of the whole.
-    let kind = config.value().get("model_type").and_then(Value::as_str);
-    let classes = config.architectures();
-    let encoder_alone = |class: &String| {
-        ["EncoderModel", "ForTokenClassification"]
-            .iter()
-            .any(|end| class.ends_with(end))
-    };
-    let encoder_alone = classes.iter().any(encoder_alone);
-    let of = kind.map(families).into_iter().flatten();
-    of.filter(|family| !family.is_decoder || !encoder_alone)
-        .collect()
-}
+/// What only a table of the family can tell.
+const BY_TABLE: [&CheckInfo; 5] = [&MISSING, &SHAPE, &UNEXPECTED, &EXPERTS, &NO_HEAD];
 
-fn families(kind: &str) -> impl Iterator<Item = &'static Family> {
-    FAMILIES
-        .iter()
-        .filter(move |family| family.types.contains(&kind))
-}
-
-/// Whether a table has the tensors of a `model_type`.
-pub(super) fn is_known(kind: &str) -> bool {
-    families(kind).next().is_some()
-}
-
-/// What the head may be called in checkpoints of a `model_type`.
-pub(super) fn heads_of(kind: &str) -> Option<&'static [&'static str]> {
-    families(kind).find_map(|family| Some(family.head?.0))
+/// Says what was not looked for, or only as far as all models are alike.
+fn skip(report: &mut Report, why: &str) {
+    let why = format!("{why}, so that it is not known which tensors it must have");
+    report.skipped.extend(BY_TABLE.map(|check| Skipped {
+        check,
+        why: why.clone(),
+        needed: false,
+    }));
 }
 
 /// Whether a class has a head beside the body.
@@ -132,251 +128,102 @@ pub(super) fn has_head(class: &str) -> bool {
         .any(|end| class.ends_with(end))
 }
 
-/// Where the sizes of a body are.
-struct Sizes<'a> {
-    family: &'static Family,
-    /// Its own part of config.json, or all of it.
-    part: ModelConfig,
-    whole: &'a ModelConfig,
-}
-
-impl Sizes<'_> {
-    fn any(&self, keys: &[&str]) -> Option<usize> {
-        keys.iter().find_map(|key| self.part.get_usize(key))
-    }
-
-    /// A sum of fields, times one.
-    fn product(&self, of: &str, summands: &[&str]) -> Option<usize> {
-        let mut sum = 0usize;
-        for field in summands {
-            sum = sum.checked_add(self.any(&[field])?)?;
-        }
-        self.any(&[of])?.checked_mul(sum)
-    }
-
-    /// A size by its letter: `_` and what config.json does not say are any size.
-    fn of(&self, letter: &str) -> Option<usize> {
-        let any = |keys: &[&str]| self.any(keys);
-        let of = |letter: &str| self.of(letter);
-        let hidden = || any(&["hidden_size", "n_embd", "dim", "d_model"]);
-        let family = self.family;
-        match letter {
-            "1" => Some(1),
-            "V" => self.part.vocab_size(),
-            "H" => hidden(),
-            "HHH" => hidden()?.checked_mul(3),
-            "I" => any(&["intermediate_size", "n_inner", "hidden_dim", "d_ff"]).or_else(|| {
-                let four_fold = family.types.contains(&"gpt2");
-                hidden().filter(|_| four_fold)?.checked_mul(4)
-            }),
-            "II" => of("I")?.checked_mul(2),
-            "MM" => of("M")?.checked_mul(2),
-            "M" => any(&["moe_intermediate_size"]),
-            "S" => any(&["shared_expert_intermediate_size"]),
-            "SM" => of("M")?.checked_mul(any(&["n_shared_experts"])?),
-            "E" => any(&["num_local_experts", "num_experts", "n_routed_experts"]),
-            "P" => any(&["max_position_embeddings", "n_positions"]),
-            "B" => any(&["relative_attention_num_buckets"]),
-            "N" => any(&["num_attention_heads", "num_heads"]),
-            "D" => any(&["head_dim", "d_kv"]).or_else(|| match family.head_dim_follows {
-                true => hidden()?.checked_div(any(&["num_attention_heads"])?),
-                false => None,
-            }),
-            "Q" => of("N")?.checked_mul(of("D")?),
-            "K" => any(&["num_key_value_heads", "num_attention_heads"])?.checked_mul(of("D")?),
-            "QKK" => of("Q")?.checked_add(of("K")?.checked_mul(2)?),
-            // Latent attention: queries, and keys with values, through a matrix of low rank each.
-            "QL" => any(&["q_lora_rank"]),
-            "KL" => any(&["kv_lora_rank"]),
-            "KA" => of("KL")?.checked_add(any(&["qk_rope_head_dim"])?),
-            "QH" => self.product(
-                "num_attention_heads",
-                &["qk_nope_head_dim", "qk_rope_head_dim"],
-            ),
-            "KB" => self.product("num_attention_heads", &["qk_nope_head_dim", "v_head_dim"]),
-            "VO" => self.product("num_attention_heads", &["v_head_dim"]),
-            "VH" => {
-                let vision = self.whole.value().get("vision_config")?;
-                usize::try_from(vision.get("hidden_size")?.as_u64()?).ok()
-            }
-            _ => None,
-        }
-    }
-}
-
-/// One line of the table.
-struct Rule {
-    optional: bool,
-    /// Whether only layers with experts have it, or only those without.
-    experts: Option<bool>,
-    name: String,
-    letters: Vec<&'static str>,
-    sizes: Vec<Option<usize>>,
-}
-
-/// A body of a model, against its table.
+/// A model, against what its config promises of each of its bodies.
 struct Structure<'a> {
     family: &'static Family,
-    sizes: Sizes<'a>,
     model: &'a Checkpoint,
     missing_is_known: bool,
-    rules: Vec<Rule>,
-    layers_before: String,
-    /// The field of config.json that says how many layers it has, and how many.
-    layers: Option<(&'static str, usize)>,
 }
 
-impl<'a> Structure<'a> {
-    fn of(
-        family: &'static Family,
-        config: &'a ModelConfig,
-        model: &'a Checkpoint,
-        missing_is_known: bool,
-    ) -> Self {
-        let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
-        let there = |prefix: &&&str| names().any(|name| name.starts_with(**prefix));
-        let prefix = family
-            .prefixes
+/// The layers of a body as they are stored.
+struct Stored {
+    /// Layers of which there is any tensor.
+    layers: BTreeSet<usize>,
+    /// The numbers of the experts of each layer that has some; a fused one has none.
+    experts: BTreeMap<usize, BTreeSet<usize>>,
+}
+
+impl Stored {
+    fn of(model: &Checkpoint, body: &Expected<'_>) -> Stored {
+        let mut stored = Stored {
+            layers: BTreeSet::new(),
+            experts: BTreeMap::new(),
+        };
+        let of_experts: Vec<&str> = body
+            .rules
             .iter()
-            .find(there)
-            .or(family.prefixes.first());
-        let prefix = prefix.copied().unwrap_or_default();
-        let part = match family.part {
-            None => config.clone(),
-            Some(part) => {
-                let part = config.value().get(part).cloned().unwrap_or_default();
-                ModelConfig::made(config.path().into(), part)
-            }
-        };
-        let sizes = Sizes {
-            family,
-            part,
-            whole: config,
-        };
-        let is_held = || names().any(|name| name.ends_with(".mlp.experts.gate_up_proj"));
-        let parts = match family.held {
-            Some(held) if is_held() => held,
-            _ => family.parts,
-        };
-        let lines = parts.iter().flat_map(|part| part.lines());
-        let rules = lines.filter_map(|line| {
-            let rest = line.trim_start_matches(['?', '-', '+']);
-            let marks = &line[..line.len() - rest.len()];
-            let mut words = rest.split_whitespace();
-            let name = format!("{prefix}{}", words.next()?);
-            let letters: Vec<&str> = words.collect();
-            Some(Rule {
-                optional: marks.contains('?'),
-                experts: match (marks.contains('-'), marks.contains('+')) {
-                    (true, _) => Some(false),
-                    (_, true) => Some(true),
-                    _ => None,
-                },
-                sizes: letters.iter().map(|letter| sizes.of(letter)).collect(),
-                name,
-                letters,
-            })
-        });
-        let rules = rules.collect();
-        let count = |field: &&'static str| Some((*field, sizes.part.get_usize(field)?));
-        Structure {
-            rules,
-            family,
-            layers: family.counts.iter().find_map(count),
-            sizes,
-            model,
-            missing_is_known,
-            layers_before: format!("{prefix}{}", family.layers),
+            .filter(|rule| matches!(rule.role, Role::Expert | Role::Router))
+            .filter_map(|rule| Some(rule.name.split_once("*.")?.1))
+            .map(|name| name.split('#').next().unwrap_or(name))
+            .collect();
+        for tensor in model.tensors() {
+            let Some((layer, rest)) = body.layer_of(&tensor.name) else {
+                continue;
+            };
+            stored.layers.insert(layer);
+            let Some(of) = of_experts.iter().find_map(|start| rest.strip_prefix(start)) else {
+                continue;
+            };
+            let number: Option<usize> = of.split('.').next().and_then(|part| part.parse().ok());
+            stored.experts.entry(layer).or_default().extend(number);
         }
+        stored
     }
+}
 
-    /// How many layers config.json says that it has.
-    fn count(&self) -> Option<usize> {
-        self.layers.map(|(_, layers)| layers)
-    }
-
-    /// Looks at all that the table has, and says which tensors that is.
-    fn check(&self, expected: &mut HashSet<String>, report: &mut Report) {
-        let stored = self.stored_layers();
-        let experts = self.layers_with_experts();
-        if !self.family.layers.is_empty() {
-            self.layer_count(&stored, report);
+impl Structure<'_> {
+    /// Looks at all that a body should have, and says which tensors that is.
+    fn check(&self, body: &Expected<'_>, expected: &mut HashSet<String>, report: &mut Report) {
+        let stored = Stored::of(self.model, body);
+        if !body.body.layers.is_empty() {
+            self.layer_count(body, &stored.layers, report);
         }
-        for rule in &self.rules {
+        let without_experts = self.layers_without_experts(body, &stored, report);
+        for rule in &body.rules {
             if !rule.name.contains('*') {
                 self.one(rule, rule.name.clone(), false, expected, report);
                 continue;
             }
-            let applies = |layer: &&usize| {
-                let with = experts.contains_key(layer);
-                rule.experts.is_none_or(|only| only == with)
+            let applies = |layer: &&usize| match rule.layers {
+                Layers::All => true,
+                Layers::Sparse => is_sparse(body, &stored, **layer),
+                Layers::Dense => !is_sparse(body, &stored, **layer),
             };
             let of_layer = |layer: usize| rule.name.replacen('*', &layer.to_string(), 1);
             // What one layer has, or config.json promises, all have; further heads are built as they like.
-            let count = self.count().unwrap_or(usize::MAX);
-            let mut body = stored.range(..count).filter(applies);
-            let needed = self.promised(rule)
-                || rule.optional && body.any(|layer| self.find(&of_layer(*layer)).is_some());
-            for layer in stored.iter().filter(applies) {
+            let count = body.count().unwrap_or(usize::MAX);
+            let mut layers = stored.layers.range(..count).filter(applies);
+            let needed = rule.presence != Presence::Optional
+                || layers.any(|layer| self.find(&of_layer(*layer)).is_some());
+            for layer in stored.layers.iter().filter(applies) {
+                if rule.role == Role::Expert && without_experts.contains(layer) {
+                    continue;
+                }
                 let name = of_layer(*layer);
                 if !name.contains('#') {
                     self.one(rule, name, needed && *layer < count, expected, report);
                     continue;
                 }
-                // Fused experts are one tensor, of which the table knows nothing.
-                for expert in experts.get(layer).into_iter().flatten() {
+                for expert in stored.experts.get(layer).into_iter().flatten() {
                     let name = name.replacen('#', &expert.to_string(), 1);
-                    self.one(rule, name, false, expected, report);
+                    self.one(rule, name, true, expected, report);
                 }
             }
         }
-        self.expert_counts(&experts, report);
-        self.head(expected, report);
+        self.expert_counts(body, &stored.experts, report);
     }
 
-    /// The numbers of the layers of which any tensor is stored.
-    fn stored_layers(&self) -> BTreeSet<usize> {
-        let names = self.model.tensors().iter();
-        names
-            .filter_map(|tensor| self.layer_of(&tensor.name))
-            .map(|(layer, _)| layer)
-            .collect()
-    }
-
-    fn layer_of<'n>(&self, name: &'n str) -> Option<(usize, &'n str)> {
-        let (number, rest) = name.strip_prefix(&self.layers_before)?.split_once('.')?;
-        Some((number.parse().ok()?, rest))
-    }
-
-    /// The experts of each layer that has some; a fused or shared one has no number.
-    fn layers_with_experts(&self) -> BTreeMap<usize, BTreeSet<usize>> {
-        let mut found: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-        for tensor in self.model.tensors() {
-            let Some((layer, rest)) = self.layer_of(&tensor.name) else {
-                continue;
-            };
-            if let Some((_, expert)) = rest.split_once(".experts.") {
-                let number: Option<usize> =
-                    expert.split('.').next().and_then(|part| part.parse().ok());
-                found.entry(layer).or_default().extend(number);
-            } else if rest == "mlp.gate.weight" {
-                found.entry(layer).or_default();
-            }
-        }
-        found
-    }
-
-    fn layer_count(&self, stored: &BTreeSet<usize>, report: &mut Report) {
-        let Some((field, expected)) = self.layers else {
+    fn layer_count(&self, body: &Expected<'_>, stored: &BTreeSet<usize>, report: &mut Report) {
+        let Some((field, expected)) = body.layers else {
             return;
         };
-        let more = further_layers(&self.sizes.part);
+        let more = further_layers(body.config);
         let surplus = stored
             .iter()
             .any(|&layer| layer >= expected.saturating_add(more));
         let lacking = stored.range(..expected).count() < expected;
         if surplus || (lacking && self.missing_is_known) {
-            let part = self.family.part.map(|part| format!("{part}."));
+            let part = body.body.part.map(|part| format!("{part}."));
             let field = format!("{}{field}", part.unwrap_or_default());
             report.add(Finding::new(
                 &LAYERS,
@@ -390,8 +237,51 @@ impl<'a> Structure<'a> {
         }
     }
 
-    fn expert_counts(&self, experts: &BTreeMap<usize, BTreeSet<usize>>, report: &mut Report) {
-        let Some(expected) = self.sizes.of("E") else {
+    /// The layers that should have experts, and of which none is stored: each is a finding, not all of its tensors.
+    fn layers_without_experts(
+        &self,
+        body: &Expected<'_>,
+        stored: &Stored,
+        report: &mut Report,
+    ) -> BTreeSet<usize> {
+        let rules = || body.rules.iter().filter(|rule| rule.role == Role::Expert);
+        if rules().next().is_none() || !self.missing_is_known {
+            return BTreeSet::new();
+        }
+        let count = body.count().unwrap_or(usize::MAX);
+        let has_any = |layer: &usize| {
+            let numbers = stored.experts.get(layer);
+            let fused = |rule: &Rule| {
+                let name = rule.name.replacen('*', &layer.to_string(), 1);
+                self.find(&name).is_some()
+            };
+            numbers.is_some_and(|numbers| !numbers.is_empty()) || rules().any(fused)
+        };
+        let layers = stored.layers.range(..count);
+        let layers = layers.filter(|layer| {
+            let all = rules().all(|rule| rule.layers == Layers::All);
+            (all || is_sparse(body, stored, **layer)) && !has_any(layer)
+        });
+        let without: BTreeSet<usize> = layers.copied().collect();
+        for layer in &without {
+            let expected = body.experts.map(|count| format!("{count} experts"));
+            report.add(Finding::new(
+                &EXPERTS,
+                Place::tensor(format!("{}{layer}", body.layers_before), None),
+                expected.unwrap_or_else(|| "experts".to_owned()),
+                "none",
+            ));
+        }
+        without
+    }
+
+    fn expert_counts(
+        &self,
+        body: &Expected<'_>,
+        experts: &BTreeMap<usize, BTreeSet<usize>>,
+        report: &mut Report,
+    ) {
+        let Some(expected) = body.experts else {
             return;
         };
         for (layer, numbers) in experts {
@@ -400,70 +290,12 @@ impl<'a> Structure<'a> {
             if !numbers.is_empty() && (surplus || lacking) {
                 report.add(Finding::new(
                     &EXPERTS,
-                    Place::tensor(format!("{}{layer}", self.layers_before), None),
+                    Place::tensor(format!("{}{layer}", body.layers_before), None),
                     format!("{expected} experts"),
                     format!("{} experts", numbers.len()),
                 ));
             }
         }
-    }
-
-    /// Whether config.json says that the tensors of an optional rule are there: biases that loaders would look for.
-    fn promised(&self, rule: &Rule) -> bool {
-        const ATTENTION: [&str; 7] = [
-            "llama",
-            "granite",
-            "qwen3",
-            "qwen3_moe",
-            "gemma",
-            "gemma2",
-            "olmo2",
-        ];
-        let config = &self.sizes.part;
-        let says = |key: &str| config.get_bool(key) == Some(true);
-        let is_of = |types: &[&str]| types.iter().any(|kind| self.family.types.contains(kind));
-        let name = rule.name.as_str();
-        // Mistral shares a table with Llama, and has neither field.
-        let mistral = config.model_type() == Some("mistral");
-        let attention = name.contains(".self_attn.") && name.ends_with("_proj.bias");
-        let mlp = name.contains(".mlp.") && name.ends_with("_proj.bias");
-        let biases = attention && is_of(&ATTENTION) && says("attention_bias")
-            || mlp && is_of(&["llama", "granite"]) && says("mlp_bias");
-        let promised = biases && !mistral
-            || is_of(&["t5"]) && self.promised_by_t5(name)
-            || is_of(&["deepseek_v3"]) && self.promised_by_deepseek(name);
-        rule.optional && promised
-    }
-
-    /// Either one matrix leads into the MLP, or two where it is gated.
-    fn promised_by_t5(&self, name: &str) -> bool {
-        let kind = self
-            .sizes
-            .part
-            .get_str("feed_forward_proj")
-            .unwrap_or("relu");
-        let two = name.contains(".DenseReluDense.wi_");
-        let one = name.contains(".DenseReluDense.wi.");
-        if kind.starts_with("gated") { two } else { one }
-    }
-
-    /// Queries come by one matrix, or by two of low rank.
-    fn promised_by_deepseek(&self, name: &str) -> bool {
-        let config = &self.sizes.part;
-        let rank = config.value().get("q_lora_rank");
-        if name.ends_with(".self_attn.q_proj.weight") {
-            return rank.is_some_and(Value::is_null);
-        }
-        if name.contains(".self_attn.q_") && name.ends_with(".weight") {
-            return rank.is_some_and(Value::is_u64);
-        }
-        if name.ends_with("e_score_correction_bias") {
-            return config.get_str("topk_method") == Some("noaux_tc");
-        }
-        let shared = config
-            .get_usize("n_shared_experts")
-            .is_some_and(|count| count > 0);
-        name.contains(".shared_experts.") && shared
     }
 
     fn find(&self, name: &str) -> Option<usize> {
@@ -482,61 +314,66 @@ impl<'a> Structure<'a> {
         expected: &mut HashSet<String>,
         report: &mut Report,
     ) {
+        let needed = needed || rule.presence == Presence::Always;
         let found = self.find(&name);
         let Some(tensor) = found.map(|at| &self.model.tensors()[at]) else {
-            if (needed || !rule.optional) && self.missing_is_known {
+            if needed && self.missing_is_known {
                 report.add(Finding::new(
                     &MISSING,
                     Place::tensor(name, None),
-                    format!("a tensor of shape {}", shape_text(&rule.sizes)),
+                    format!("a tensor of shape {}", shape_text(&rule.shape)),
                     "none",
                 ));
             }
             return;
         };
         expected.insert(tensor.name.clone());
-        self.shape(rule, tensor, report);
+        self.shape(&rule.shape, tensor, report);
     }
 
-    fn shape(&self, rule: &Rule, tensor: &TensorEntry, report: &mut Report) {
-        let same_rank = tensor.shape.len() == rule.sizes.len();
-        let pairs = tensor.shape.iter().zip(&rule.sizes);
-        let wrong: Vec<&str> = pairs
-            .zip(&rule.letters)
-            .filter(|((found, size), _)| size.is_some_and(|size| size != **found))
-            .map(|(_, letter)| *letter)
+    fn shape(&self, shape: &[Size], tensor: &TensorEntry, report: &mut Report) {
+        let same_rank = tensor.shape.len() == shape.len();
+        let pairs = tensor.shape.iter().zip(shape);
+        let wrong: Vec<SizeKind> = pairs
+            .filter(|(found, expected)| expected.size.is_some_and(|size| size != **found))
+            .map(|(_, expected)| expected.kind)
             .collect();
         if same_rank && wrong.is_empty() {
             return;
         }
         let check = match wrong[..] {
-            ["V"] if same_rank => &VOCAB,
-            ["E"] if same_rank => &EXPERTS,
+            [SizeKind::Vocabulary] if same_rank => &VOCAB,
+            [SizeKind::Experts] if same_rank => &EXPERTS,
             _ => &SHAPE,
         };
         report.add(Finding::new(
             check,
             Place::of(self.model, tensor),
-            shape_text(&rule.sizes),
+            shape_text(shape),
             format!("{:?}", tensor.shape),
         ));
     }
 
-    fn head(&self, expected: &mut HashSet<String>, report: &mut Report) {
-        let Some((heads, tied_by_family)) = self.family.head else {
+    /// The output head, whose shape and copy are in the first body.
+    fn head(
+        &self,
+        body: &Expected<'_>,
+        config: &ModelConfig,
+        expected: &mut HashSet<String>,
+        report: &mut Report,
+    ) {
+        let Some(head) = self.family.head else {
             return;
         };
-        let whole = self.sizes.whole;
-        let tied = whole.tie_word_embeddings().unwrap_or(tied_by_family);
-        let embedding = self.rules.iter().find(|rule| rule.letters == ["V", "H"]);
-        let embedding = embedding.and_then(|rule| self.model.find(&rule.name));
-        let stored = heads.iter().find_map(|head| self.model.find(head));
+        let tied = config.tie_word_embeddings().unwrap_or(head.tied);
+        let embedding = body.embedding();
+        let stored = head.names.iter().find_map(|head| self.model.find(head));
         let Some(at) = stored else {
-            let classes = whole.architectures();
+            let classes = config.architectures();
             if !tied && self.missing_is_known && classes.iter().any(|class| has_head(class)) {
                 report.add(Finding::new(
                     &NO_HEAD,
-                    Place::tensor(heads[0], None),
+                    Place::tensor(head.names[0], None),
                     "a head, as `tie_word_embeddings` is not true",
                     "none",
                 ));
@@ -545,19 +382,14 @@ impl<'a> Structure<'a> {
         };
         let tensor = &self.model.tensors()[at];
         expected.insert(tensor.name.clone());
-        let sizes = ["V", "H"].map(|letter| self.sizes.of(letter));
-        let rule = Rule {
-            optional: true,
-            experts: None,
-            name: tensor.name.clone(),
-            letters: vec!["V", "H"],
-            sizes: sizes.to_vec(),
-        };
-        self.shape(&rule, tensor, report);
         let Some(embedding) = embedding else {
             return;
         };
-        let differs = self.model.bytes(at) != self.model.bytes(embedding);
+        self.shape(&embedding.shape, tensor, report);
+        let Some(copied) = self.model.find(&embedding.name) else {
+            return;
+        };
+        let differs = self.model.bytes(at) != self.model.bytes(copied);
         if tied && differs {
             report.add(Finding::new(
                 &TIED_DIFFERS,
@@ -568,55 +400,59 @@ impl<'a> Structure<'a> {
         }
     }
 
-    /// Whether a tensor is of this body by its name: what stands outside is the head of some task.
-    fn has(&self, name: &str) -> bool {
-        let first = |name: &str| name.split('.').next().map(str::to_owned);
-        self.rules
-            .iter()
-            .any(|rule| first(&rule.name) == first(name))
-    }
-
-    /// Whether a tensor is of a layer beyond the last.
-    fn is_beyond(&self, name: &str) -> bool {
-        let count = self.count().unwrap_or(usize::MAX);
-        self.layer_of(name).is_some_and(|(layer, _)| layer >= count)
-    }
-}
-
-/// Tensors that no table has.
-fn unexpected(
-    model: &Checkpoint,
-    bodies: &[Structure<'_>],
-    expected: &HashSet<String>,
-    report: &mut Report,
-) {
-    for tensor in model.tensors() {
-        let name = tensor.name.as_str();
-        let Some(body) = bodies.iter().find(|body| body.has(name)) else {
-            continue;
-        };
-        let beyond = bodies.iter().any(|body| body.is_beyond(name));
-        let known = expected.contains(name) || is_derived_buffer(name) || beyond;
-        if !known && !name.contains(".experts.") {
-            report.add(Finding::new(
-                &UNEXPECTED,
-                Place::of(model, tensor),
-                format!("a tensor of {}", body.family.types.join(" or ")),
-                format!("{:?}", tensor.shape),
-            ));
+    /// Tensors that the family does not have.
+    fn unexpected(&self, bodies: &[Expected<'_>], expected: &HashSet<String>, report: &mut Report) {
+        for tensor in self.model.tensors() {
+            let name = tensor.name.as_str();
+            // What stands outside of all bodies is the head of some task.
+            if !bodies.iter().any(|body| has(body, name)) {
+                continue;
+            }
+            let beyond = bodies.iter().any(|body| is_beyond(body, name));
+            let known = expected.contains(name) || is_derived_buffer(name) || beyond;
+            if !known && !name.contains(".experts.") {
+                report.add(Finding::new(
+                    &UNEXPECTED,
+                    Place::of(self.model, tensor),
+                    format!("a tensor of {}", self.family.types.join(" or ")),
+                    format!("{:?}", tensor.shape),
+                ));
+            }
         }
     }
 }
 
-/// Layers that predict further tokens: they stand behind the others, and may be left out.
-fn further_layers(config: &ModelConfig) -> usize {
-    config.get_usize("num_nextn_predict_layers").unwrap_or(0)
+/// Whether a layer has experts: as the config says; of further layers, and where it says nothing, as they are stored.
+fn is_sparse(body: &Expected<'_>, stored: &Stored, layer: usize) -> bool {
+    let counted = body.count().is_none_or(|count| layer < count);
+    let by_config = body.is_sparse(layer).filter(|_| counted);
+    by_config.unwrap_or_else(|| stored.experts.contains_key(&layer))
 }
 
-fn shape_text(sizes: &[Option<usize>]) -> String {
-    let sizes = sizes
+/// Whether a tensor is of a body by its name.
+fn has(body: &Expected<'_>, name: &str) -> bool {
+    let first = |name: &str| name.split('.').next().map(str::to_owned);
+    body.rules
         .iter()
-        .map(|size| size.map_or("any".into(), |size| size.to_string()));
+        .any(|rule| first(&rule.name) == first(name))
+}
+
+/// Whether a tensor is of a layer beyond the last.
+fn is_beyond(body: &Expected<'_>, name: &str) -> bool {
+    let count = body.count().unwrap_or(usize::MAX);
+    body.layer_of(name).is_some_and(|(layer, _)| layer >= count)
+}
+
+/// Layers that predict further tokens: they stand behind the others, and may be left out.
+fn further_layers(config: &Value) -> usize {
+    let more = field(config, "num_nextn_predict_layers").and_then(Value::as_u64);
+    more.map_or(0, |more| usize::try_from(more).unwrap_or(usize::MAX))
+}
+
+fn shape_text(shape: &[Size]) -> String {
+    let sizes = shape
+        .iter()
+        .map(|size| size.size.map_or("any".into(), |size| size.to_string()));
     format!("[{}]", sizes.collect::<Vec<String>>().join(", "))
 }
 
@@ -805,8 +641,8 @@ impl Unknown<'_> {
             }
             _ => return None,
         };
-        let right =
-            stored >= expected && last < expected.saturating_add(further_layers(self.config));
+        let right = stored >= expected
+            && last < expected.saturating_add(further_layers(self.config.value()));
         let found = format!("{stored} layers, the last of them {last}");
         let place = Place::field("config.json", "num_hidden_layers");
         (!right).then(|| Finding::new(&LAYERS, place, format!("{expected} layers"), found))

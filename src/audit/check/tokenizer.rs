@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::{Finding, Place, Report, Severity};
-use checkpoint::{
-    Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, is_input_embedding,
-    settings,
-};
+use architecture::is_input_embedding;
+use checkpoint::{Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, settings};
 use plan::chat_template_parses;
 
 checks! {

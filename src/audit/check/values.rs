@@ -8,10 +8,10 @@ use crate::{
     Finding, HeatMap, Histogram, Place, Report, Severity, Statistics, TensorStatistics,
     exponent_of, statistics,
 };
-use checkpoint::{
-    Checkpoint, LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_output_head,
-    layer_stacks,
+use architecture::{
+    LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_output_head, layer_stacks,
 };
+use checkpoint::Checkpoint;
 use engine::Observer;
 use numeric::FloatType;
 use run::RunError;
@@ -94,15 +94,6 @@ const BEGINNING: usize = 256;
 
 /// Weights that wait for training as zeros, and are in no layer.
 const ZERO_AT_FIRST: [&str; 1] = ["mm_input_projection_weight"];
-
-/// Modules that send tokens to experts.
-pub(super) const ROUTERS: [&str; 5] = [
-    "block_sparse_moe.gate.weight",
-    "block_sparse_moe.router.layer.weight",
-    "mlp.gate.weight",
-    "mlp.router.weight",
-    "feed_forward.router.weight",
-];
 
 /// Goes through all values, and adds what they show to the report.
 pub(super) fn check_values(
@@ -209,7 +200,7 @@ impl Values<'_> {
     }
 
     fn is_router(&self, at: usize) -> bool {
-        ROUTERS.iter().any(|router| self.name(at).ends_with(router))
+        architecture::is_router(self.name(at))
     }
 
     /// The rows of a matrix as bytes.

@@ -11,7 +11,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::policy::{DiffPolicy, Thresholds};
 use super::{Command, Finding, Place, Report, Severity};
-use checkpoint::{Checkpoint, StackIndex, TensorEntry, layer_stacks};
+use architecture::{StackIndex, layer_stacks};
+use checkpoint::{Checkpoint, TensorEntry};
 use engine::Observer;
 use measure::{Measured, Triple, measure};
 use numeric::TaskSums;

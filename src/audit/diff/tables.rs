@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::measure::{Measured, step_bars};
 use super::{Pair, Request};
 use crate::{HeatMap, Histogram, Report, Table};
-use checkpoint::{LayerStack, StackIndex};
+use architecture::{LayerStack, StackIndex};
 use numeric::TaskSums;
 
 /// Rows of a table, unless all are asked for.

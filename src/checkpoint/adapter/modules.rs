@@ -9,8 +9,8 @@ use super::targets::{Targets, Wanted};
 use super::tied::{self, Copied, Embedding};
 use super::weights::Weights;
 use super::{Change, Side, Update};
-use crate::names::{is_derived_buffer, is_input_embedding, is_output_head};
 use crate::reader::{Checkpoint, TensorEntry};
+use architecture::{is_derived_buffer, is_input_embedding, is_output_head};
 use numeric::{FloatType, Norms, Order};
 
 const OTHER_MODEL: &str = "name the model that the adapter was trained on";

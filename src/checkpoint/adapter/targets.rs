@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::error::AdapterError;
-use crate::names::is_number;
 use crate::reader::TensorEntry;
+use architecture::is_number;
 
 /// How many stacks, and how many names outside of them, are looked for under other prefixes; a real adapter
 /// has a few.

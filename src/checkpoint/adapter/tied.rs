@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::error::AdapterError;
 use super::targets::Wanted;
-use crate::names::{is_input_embedding, is_output_head};
 use crate::reader::{Checkpoint, TensorEntry};
+use architecture::{is_input_embedding, is_output_head};
 
 /// The embedding that a head is tied to.
 pub(super) struct Embedding(pub(super) usize);

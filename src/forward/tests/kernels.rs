@@ -3,13 +3,13 @@
 use super::super::activation::Activation;
 use super::super::attention::Attention;
 use super::super::experts::route;
-use super::super::fields::Fields;
 use super::super::layout::{Gated, Linear, Matrix, Vector};
 use super::super::norm::rms_norm;
 use super::super::rope::{Rope, RopeDefaults, RopeSettings};
 use super::super::settings::Routing;
 use super::super::states::{Batch, States};
 use super::{Held, assert_near, random};
+use architecture::Fields;
 use numeric::{View, multiply};
 
 fn wide(values: &[f32]) -> Vec<f64> {

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::super::activation::Activation;
-use super::super::fields::Fields;
 use super::super::rope::Rope;
 use super::super::settings::{QueryNorm, Routing, Settings, Shared};
+use architecture::Fields;
 
 fn read(config: &Value) -> (Settings, Rope) {
     let fields = Fields::new(config).unwrap();

@@ -9,8 +9,9 @@ use super::family::Dense;
 use super::pieces::Pieces;
 use super::router::Invented;
 use super::split::Cuts;
-use super::targets::{Partial, TARGETS, Target};
+use super::targets::Target;
 use super::{Decided, check_vocabularies, file_of_rows, finish, open, report_misfits};
+use architecture::Sparse;
 use checkpoint::{Locator, ModelRef};
 use numeric::FloatType;
 use plan::{self, Models, Options, Plan, Problems, Results};
@@ -76,10 +77,10 @@ pub(super) fn attempt(
     check_vocabularies(&models, options.moe.inexact, &mut notes, problems);
     let shared = shared_expert(recipe, target, shared, problems);
     let has_experts = layers_with_experts(recipe, target, of_base, problems);
-    if recipe.fold_norms && of_base.family.pre_norm.is_none() {
+    if recipe.fold_norms && of_base.decoder.mlp_norm().is_none() {
         let message = format!(
             "`fold_norms` folds the norm before the MLP, and `{}` has none",
-            of_base.family.model_type
+            of_base.family.name()
         );
         problems.add(
             Some(recipe.gate_mode.at),
@@ -244,9 +245,9 @@ fn denses(models: &Models, problems: &mut Problems) -> Option<Vec<Option<Dense>>
 }
 
 /// The layout that is written.
-fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<&'static Target> {
-    let family = base.family.model_type;
-    let known = || -> Vec<&str> { TARGETS.iter().map(|target| target.model_type).collect() };
+fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<Target> {
+    let family = base.family.name();
+    let known = || -> Vec<&str> { Target::all().map(|target| target.model_type).collect() };
     let Some(asked) = &recipe.architecture else {
         let target = Target::of_family(family, !recipe.shared_experts.is_empty());
         if target.is_none() {
@@ -277,10 +278,8 @@ fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<&
         }
         ref several => {
             // The one that holds the base, if the word leaves a choice.
-            let holds = several
-                .iter()
-                .find(|target| target.families.contains(&family));
-            Some(holds.unwrap_or(&several[0]))
+            let holds = several.iter().find(|target| target.holds(family));
+            holds.or(several.first()).copied()
         }
     }
 }
@@ -289,7 +288,7 @@ fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<&
 /// of the user mends, goes to `problems`.
 fn misfits(
     recipe: &MoeRecipe,
-    target: &Target,
+    target: Target,
     models: &Models,
     base: usize,
     dense: &[Option<Dense>],
@@ -327,7 +326,7 @@ fn misfits(
 /// The shared expert, if the recipe has one and the target too.
 fn shared_expert<'a>(
     recipe: &MoeRecipe,
-    target: &Target,
+    target: Target,
     mut shared: Vec<Source<'a>>,
     problems: &mut Problems,
 ) -> Option<Source<'a>> {
@@ -344,7 +343,7 @@ fn shared_expert<'a>(
         );
     }
     let first = shared.drain(..).next()?;
-    let Some(layout) = &target.shared else {
+    let Some(layout) = &target.mixture.shared else {
         let message = format!("`{name}` has no shared experts");
         let hint = "`architecture: qwen2_moe`, `glm4_moe`, `dots1` or `granitemoeshared` has";
         problems.add(Some(first.recipe.at), message, Some(hint.to_owned()));
@@ -365,7 +364,7 @@ fn shared_expert<'a>(
 /// Which layers get experts.
 fn layers_with_experts(
     recipe: &MoeRecipe,
-    target: &Target,
+    target: Target,
     base: &Dense,
     problems: &mut Problems,
 ) -> Vec<bool> {
@@ -393,14 +392,14 @@ fn layers_with_experts(
     let first = has.iter().position(|has| *has).unwrap_or(0);
     let last = has.iter().rposition(|has| *has).unwrap_or(0);
     let one_run = has.iter().take(last + 1).skip(first).all(|has| *has);
-    let refusal = match target.partial {
+    let refusal = match target.mixture.sparse {
         _ if has.iter().all(|has| *has) => None,
-        Partial::MlpOnlyLayers => None,
-        Partial::No => Some("has experts in every layer"),
-        Partial::FirstDense => {
+        Sparse::MlpOnlyLayers => None,
+        Sparse::All => Some("has experts in every layer"),
+        Sparse::FirstDense(_) => {
             (!one_run || last + 1 < has.len()).then_some("has its dense layers before all others")
         }
-        Partial::StartAndEnd => (!one_run).then_some("has its layers with experts in one run"),
+        Sparse::StartAndEnd => (!one_run).then_some("has its layers with experts in one run"),
     };
     if let Some(refusal) = refusal {
         let message = format!("`{name}` {refusal}, and `layers` says otherwise");

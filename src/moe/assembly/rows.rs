@@ -126,7 +126,7 @@ pub(super) fn splits(
             let opened = open_again(assembly.pieces.models, results, *model, problems)?;
             models.insert(*model, opened);
         }
-        let (gate, ..) = dense.family.input_matrix(false, dense.width);
+        let (gate, ..) = dense.decoder.input_matrix(false, dense.width);
         wanted.push(split::Split {
             model: *model,
             layer: *layer,
@@ -153,7 +153,7 @@ fn changes(
     let base = models.index(&recipe.base_model.value)?;
     let mut changed = |model: usize| {
         Some(router::Changed {
-            family: parts.denses[model].as_ref()?.family,
+            decoder: parts.denses[model].as_ref()?.decoder,
             width: parts.denses[model].as_ref()?.width,
             model: open(model, problems)?,
         })

@@ -2,11 +2,14 @@
 
 use super::super::adjust::{Redraw, Segment};
 use super::super::family::Dense;
-use super::super::pieces::{Donor, EXPERT, Matrix, Piece, Pieces, Tensors, layer_of};
+use super::super::pieces::{Donor, EXPERT, Piece, Pieces, Tensors, layer_of};
 use super::super::router::Invented;
 use super::super::split::Cuts;
-use super::super::targets::{Absent, Experts, Names, SharedLayout, Target};
-use checkpoint::{Dtype, TensorEntry, is_derived_buffer, is_output_head};
+use super::super::targets::Target;
+use architecture::{
+    Absent, Experts, Matrix, Names, SharedLayout, is_derived_buffer, is_output_head,
+};
+use checkpoint::{Dtype, TensorEntry};
 use numeric::{NormalKey, Picks};
 use plan::{Cut, Fold, Problems, SourceTensor};
 use recipe::{Expert, Position, Split, Upcycle};
@@ -29,7 +32,7 @@ pub(super) struct Assembly<'a> {
     pub(super) base: usize,
     pub(super) base_at: Option<Position>,
     pub(super) dense: &'a Dense,
-    pub(super) target: &'static Target,
+    pub(super) target: Target,
     /// How routers and experts are named.
     pub(super) names: Names,
     pub(super) experts: Vec<Source<'a>>,
@@ -97,7 +100,7 @@ impl Assembly<'_> {
         out: &mut Tensors,
         problems: &mut Problems,
     ) {
-        let (dense, family) = (self.dense, self.dense.family);
+        let (dense, decoder) = (self.dense, self.dense.decoder);
         let name = &entry.name;
         let model = &self.pieces.models.checkpoints[self.base];
         if !name.starts_with("model.") && !is_output_head(name) {
@@ -117,7 +120,7 @@ impl Assembly<'_> {
             }
             return;
         }
-        if family.fused && name.ends_with(".self_attn.qkv_proj.weight") {
+        if decoder.is_fused() && name.ends_with(".self_attn.qkv_proj.weight") {
             let (query, key) = (
                 dense.heads * dense.head_dim,
                 dense.kv_heads * dense.head_dim,
@@ -141,8 +144,8 @@ impl Assembly<'_> {
             }
             return;
         }
-        let norm = family.norm_offset != 0.0 && name.ends_with("norm.weight");
-        let embedding = family.scaled_embedding && name == "model.embed_tokens.weight";
+        let norm = decoder.norm_offset != 0.0 && name.ends_with("norm.weight");
+        let embedding = decoder.scaled_embedding && name == "model.embed_tokens.weight";
         if embedding {
             let head = self.pieces.values(
                 source,
@@ -161,7 +164,7 @@ impl Assembly<'_> {
             } else {
                 1.0
             },
-            shift: if norm { family.norm_offset } else { 0.0 },
+            shift: if norm { decoder.norm_offset } else { 0.0 },
             ..Segment::plain(entry.elements())
         };
         let what = if norm { NORM } else { EMBEDDING };
@@ -269,9 +272,10 @@ impl Assembly<'_> {
         let place = out.routers.len();
         let name = format!("{prefix}{}", self.names.router);
         // What is drawn is keyed by the name on the Hub, whatever the layout.
-        out.routers.push(format!("{prefix}{}", self.target.router));
+        out.routers
+            .push(format!("{prefix}{}", self.target.mixture.router));
         let experts = self.experts.len() * self.upcycle.granularity;
-        let dtype = match self.target.router_f32 {
+        let dtype = match self.target.mixture.router_f32 {
             true => Dtype::F32,
             false => self.pieces.main,
         };
@@ -282,13 +286,13 @@ impl Assembly<'_> {
             Invented::Rows(place),
             out,
         );
-        if let Some((bias, two_dimensions)) = self.target.correction {
-            let shape = match two_dimensions {
+        if let Some(correction) = self.target.mixture.correction {
+            let shape = match correction.two_dimensions {
                 true => vec![1, experts],
                 false => vec![experts],
             };
             self.pieces.invent(
-                format!("{prefix}{bias}"),
+                format!("{prefix}{}", correction.name),
                 shape,
                 Dtype::F32,
                 Invented::Zeros,
@@ -304,7 +308,7 @@ impl Assembly<'_> {
         out: &mut Tensors,
         problems: &mut Problems,
     ) {
-        let Some(layout) = &self.target.shared else {
+        let Some(layout) = &self.target.mixture.shared else {
             return;
         };
         let (hidden, dtype) = (self.dense.hidden, self.pieces.main);
@@ -494,7 +498,7 @@ impl Assembly<'_> {
     /// The norm that an expert was trained behind, and the one that it will stand behind.
     fn fold(&self, donor: &Donor<'_>, layer: usize, problems: &mut Problems) -> Option<Fold> {
         let mut norm = |donor: &Donor<'_>| {
-            let name = format!("model.layers.{layer}.{}", donor.dense.family.pre_norm?);
+            let name = format!("model.layers.{layer}.{}", donor.dense.decoder.mlp_norm()?);
             self.pieces
                 .find(donor, &name, &[donor.dense.hidden], problems)
         };
@@ -506,7 +510,7 @@ impl Assembly<'_> {
         Some(Fold {
             own: norm(donor)?,
             other: norm(&base)?,
-            offset: donor.dense.family.norm_offset,
+            offset: donor.dense.decoder.norm_offset,
         })
     }
 }

@@ -75,7 +75,7 @@ pub(super) fn attempt(
             config[key] = json!(count);
         }
         if let Some(per_token) = &edited.experts_per_token {
-            config[mixture.target.counts.per_token] = json!(per_token.value);
+            config[mixture.target.mixture.counts.per_token] = json!(per_token.value);
         }
         if let Some(dtype) = dtype.and_then(|dtype| plan::dtype_name(dtype.dtype())) {
             config["dtype"] = json!(dtype);
@@ -261,12 +261,19 @@ fn taken<'a>(
 }
 
 /// The fields of a config that count experts.
-fn counting(target: &Target, config: &serde_json::Value) -> BTreeSet<&'static str> {
+fn counting(target: Target, config: &serde_json::Value) -> BTreeSet<&'static str> {
     let everywhere = ["num_local_experts", "num_experts"];
     let there = everywhere
         .into_iter()
         .filter(|key| config.get(key).is_some());
-    target.counts.experts.iter().copied().chain(there).collect()
+    target
+        .mixture
+        .counts
+        .experts
+        .iter()
+        .copied()
+        .chain(there)
+        .collect()
 }
 
 /// That models fit each other.
@@ -349,7 +356,7 @@ fn check_counts(
     let asked = edited.experts_per_token.as_ref();
     let per_token = asked
         .map(|asked| asked.value)
-        .or_else(|| field(mixture.target.counts.per_token));
+        .or_else(|| field(mixture.target.mixture.counts.per_token));
     let at = asked
         .map(|asked| asked.at)
         .or(edited.members.first().map(|member| member.at));
@@ -424,7 +431,11 @@ fn added_rows(
     };
     let beside = Beside {
         routers: named(mixture.names.router),
-        corrections: mixture.target.correction.map(|(name, _)| named(name)),
+        corrections: mixture
+            .target
+            .mixture
+            .correction
+            .map(|bias| named(bias.name)),
     };
     Some(router::Recipe {
         mode,

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use super::super::adjust::Segment;
 use super::super::mixture::Mixture;
-use super::super::pieces::{Donor, Matrix, Piece, Pieces, Tensors, layer_of};
+use super::super::pieces::{Donor, Piece, Pieces, Tensors, layer_of};
 use super::super::router::{self, Invented};
-use super::super::targets::{Experts, Names};
 use super::{Matrices, Row, Taken};
+use architecture::Matrix;
+use architecture::{Experts, Names};
 use checkpoint::{Dtype, TensorEntry};
 use numeric::{FloatType, NormalKey};
 use plan::{Operation, PlannedTensor, Problems, SourceTensor};
@@ -56,7 +57,7 @@ impl Editing<'_> {
     /// Whether a tensor, behind its layer's prefix, has something of each expert, or is one's.
     fn is_of_experts(&self, rest: &str) -> bool {
         let names = self.mixture.names;
-        let correction = self.mixture.target.correction.map(|(name, _)| name);
+        let correction = self.mixture.target.mixture.correction.map(|bias| bias.name);
         rest == names.router
             || Some(rest) == correction
             || match names.experts {
@@ -77,7 +78,7 @@ impl Editing<'_> {
         let place = out.routers.len();
         let router = format!("{prefix}{}", self.names.router);
         out.routers
-            .push(format!("{prefix}{}", self.mixture.target.router));
+            .push(format!("{prefix}{}", self.mixture.target.mixture.router));
         let row = |model: usize, mixture: &Mixture, expert: usize| {
             let name = format!("{prefix}{}", mixture.names.router);
             let tensor = self.pieces.models.checkpoints[model].find(&name)?;
@@ -90,8 +91,8 @@ impl Editing<'_> {
         let shape = vec![self.taken.len(), self.mixture.dense.hidden];
         let of_routers = (router, shape, self.mixture.dense.hidden);
         self.rows(of_routers, Invented::Rows(place), &row, out);
-        if let Some((name, two_dimensions)) = self.mixture.target.correction {
-            let name = format!("{prefix}{name}");
+        if let Some(correction) = self.mixture.target.mixture.correction {
+            let name = format!("{prefix}{}", correction.name);
             let bias = |model: usize, mixture: &Mixture, expert: usize| {
                 let tensor = self.pieces.models.checkpoints[model].find(&name)?;
                 let source = SourceTensor { model, tensor };
@@ -100,7 +101,7 @@ impl Editing<'_> {
                 let elements = self.pieces.entry(source).elements();
                 (elements == mixture.experts as u64).then_some(piece)
             };
-            let shape = match two_dimensions {
+            let shape = match correction.two_dimensions {
                 true => vec![1, self.taken.len()],
                 false => vec![self.taken.len()],
             };
@@ -163,7 +164,8 @@ impl Editing<'_> {
             return;
         };
         let stored = &model.tensors()[own];
-        let exact = self.mixture.target.router_f32 || matches!(made, Invented::Correction(_));
+        let exact =
+            self.mixture.target.mixture.router_f32 || matches!(made, Invented::Correction(_));
         let float = FloatType::of(stored.dtype).map(FloatType::dtype);
         let dtype = match self.pieces.dtype.filter(|_| !exact) {
             Some(dtype) => dtype.dtype(),

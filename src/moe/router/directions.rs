@@ -12,9 +12,9 @@
 use errors::Refusal;
 use nalgebra::{DMatrix, SymmetricEigen};
 
-use super::super::family::Family;
 use super::Recipe;
 use super::rows::{Rows, normalize, project_out};
+use architecture::Decoder;
 use checkpoint::Checkpoint;
 use engine::scan;
 use forward::Weights;
@@ -46,7 +46,7 @@ pub(in super::super) struct Changes {
 #[derive(Debug)]
 pub(in super::super) struct Changed {
     pub(in super::super) model: Checkpoint,
-    pub(in super::super) family: &'static Family,
+    pub(in super::super) decoder: &'static Decoder,
     /// Neurons of its MLPs.
     pub(in super::super) width: usize,
 }
@@ -110,11 +110,11 @@ impl<'a> Change<'a> {
         let (base, expert) = (&changes.base, &changes.experts[expert]);
         let norm = |of: &Changed| {
             let mut norm = vec![0f32; hidden];
-            let name = of.family.pre_norm.unwrap_or_default();
+            let name = of.decoder.mlp_norm().unwrap_or_default();
             let name = format!("model.layers.{layer}.{name}");
             let read = Weights::read(&of.model, &name, 0, &mut norm);
             read.map_err(|error| Refusal::from(&error))?;
-            let offset = of.family.norm_offset as f32;
+            let offset = of.decoder.norm_offset as f32;
             norm.iter_mut().for_each(|value| *value += offset);
             Ok::<_, Refusal>(norm)
         };
@@ -234,7 +234,7 @@ impl<'a> Change<'a> {
         let rows = TILE.min(self.expert.width - first);
         let read = |of: &Changed, out: &mut Vec<f32>| {
             out.resize(rows * self.hidden, 0.0);
-            let (name, stored, _) = of.family.input_matrix(up, of.width);
+            let (name, stored, _) = of.decoder.input_matrix(up, of.width);
             let name = format!("model.layers.{}.mlp.{name}", self.layer);
             let start = (stored.start + first) * self.hidden;
             let read = Weights::read(&of.model, &name, start, out);

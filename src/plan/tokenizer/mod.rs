@@ -21,7 +21,8 @@ pub(super) use tensors::Aligned;
 
 use super::models::Models;
 use super::problems::{Problems, count, some_of};
-use checkpoint::{AddedToken, Checkpoint, Tokenizer, TokenizerKind, is_input_embedding};
+use architecture::is_input_embedding;
+use checkpoint::{AddedToken, Checkpoint, Tokenizer, TokenizerKind};
 use recipe::{Position, Recipe, RowSource, TokenName, Tokenizer as TokenizerKey, VocabularySource};
 use rows::GroupRows;
 

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::Alignment;
 use crate::{Rows, SourceTensor, View};
-use checkpoint::{TensorEntry, is_input_embedding, is_output_head};
+use architecture::{is_input_embedding, is_output_head};
+use checkpoint::TensorEntry;
 use numeric::FloatType;
 
 /// A tensor whose sources are aligned by token.

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{MAX_MUTATED_BYTES, MutateError, Obstacle};
+use architecture::{is_input_embedding, layer_stacks};
 use checkpoint::{
-    Checkpoint, Dtype, Location, ShardLayout, Tokenizer, TokenizerKind, index_json,
-    is_input_embedding, layer_stacks, read_sidecar, shard_layout,
+    Checkpoint, Dtype, Location, ShardLayout, Tokenizer, TokenizerKind, index_json, read_sidecar,
+    shard_layout,
 };
 use numeric::FloatType;
 

@@ -276,7 +276,7 @@ fn attempt(
     let not_made = before
         .skipped
         .iter()
-        .find(|skipped| skipped.check.id == defect.check.id);
+        .find(|skipped| skipped.needed && skipped.check.id == defect.check.id);
     if let Some(not_made) = not_made {
         return Ok(not_planted(not_made.why.clone()));
     }
@@ -287,7 +287,13 @@ fn attempt(
     };
     let after = looked(folder)?;
     let is_new = |found: &&Finding| {
-        let same = |old: &Finding| old.check.id == found.check.id && old.place == found.place;
+        // A tensor may be in another shard than before.
+        let tensor = found.place.tensor.as_ref();
+        let here = |old: &Finding| match tensor {
+            Some(_) => old.place.tensor.as_ref() == tensor,
+            None => old.place == found.place,
+        };
+        let same = |old: &Finding| old.check.id == found.check.id && here(old);
         !before.findings.iter().any(same)
     };
     let new = after.findings.iter().filter(is_new);

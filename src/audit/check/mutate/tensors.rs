@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::draft::{Draft, Role, Tensor};
 use super::{Defect, Obstacle};
-use crate::check::values::{ROUTERS, fused, is_norm};
+use crate::check::values::{fused, is_norm};
 use crate::check::{structure, values};
-use checkpoint::{Dtype, is_derived_buffer, is_output_head, layer_stacks};
+use architecture::{Family, is_derived_buffer, is_output_head, is_router, layer_stacks};
+use checkpoint::Dtype;
 use numeric::FloatType;
 
 type Planted = Result<String, Obstacle>;
@@ -168,11 +169,59 @@ pub(super) static DEFECTS: &[Defect] = &[
         &structure::EXPERTS,
         |draft| {
             known(draft)?;
-            let fields = ["num_local_experts", "num_experts", "n_routed_experts"];
-            let (field, experts) = number(draft, &fields)?;
+            let kind = draft
+                .original
+                .config
+                .get("model_type")
+                .and_then(Value::as_str);
+            let mixture = kind.and_then(Family::of).and_then(Family::mixture);
+            let fields =
+                mixture.map_or(&["num_local_experts"][..], |mixture| mixture.counts.experts);
+            let (field, experts) = number(draft, fields)?;
             draft.set_config(field, json!(experts + 1))
         },
     ),
+    Defect::new("every router lost", &structure::MISSING, |draft| {
+        known(draft)?;
+        lose_all(draft, |tensor| is_router(&tensor.name))
+    }),
+    Defect::new(
+        "all experts of a layer lost",
+        &structure::EXPERTS,
+        |draft| {
+            known(draft)?;
+            let before = &draft.original.layers_before;
+            let layer = |tensor: &Tensor| {
+                let (layer, _) = tensor.name.strip_prefix(before.as_str())?.split_once('.')?;
+                Some(layer.to_owned())
+            };
+            let experts = draft
+                .original
+                .tensors
+                .iter()
+                .filter(|tensor| is_expert(tensor));
+            let last = experts.filter_map(layer).next_back();
+            let last = last.ok_or_else(|| Obstacle::model("it has no experts"))?;
+            lose_all(draft, |tensor| {
+                is_expert(tensor) && layer(tensor).as_ref() == Some(&last)
+            })
+        },
+    ),
+    Defect::new("all experts lost", &structure::EXPERTS, |draft| {
+        known(draft)?;
+        lose_all(draft, is_expert)
+    }),
+    Defect::new("a tensor of experts lost", &structure::MISSING, |draft| {
+        known(draft)?;
+        let tensors = &draft.original.tensors;
+        let experts: Vec<usize> = (0..tensors.len())
+            .filter(|&at| is_expert(&tensors[at]))
+            .collect();
+        match experts.get(experts.len() / 2) {
+            Some(&at) => lose(draft, &[at]),
+            None => Err(Obstacle::model("it has no experts")),
+        }
+    }),
     Defect::new("a token more in the config", &structure::VOCAB, |draft| {
         known(draft)?;
         let rows = draft.original.rows()?;
@@ -352,7 +401,7 @@ fn known(draft: &Draft<'_>) -> Result<(), Obstacle> {
         .get("model_type")
         .and_then(Value::as_str);
     match kind {
-        Some(kind) if structure::is_known(kind) => Ok(()),
+        Some(kind) if Family::of(kind).is_some() => Ok(()),
         Some(kind) => Err(Obstacle::Model(format!("no table has the family `{kind}`"))),
         None => Err(Obstacle::model("its config names no `model_type`")),
     }
@@ -428,6 +477,8 @@ fn matrix_role<'d>(draft: &'d Draft<'_>) -> Result<(&'d str, &'d Role), Obstacle
                 && tensor.shape[0] > 1
                 && FloatType::of(tensor.dtype).is_some()
                 && tensor.rms() > 0.0
+                && !is_expert(tensor)
+                && !is_router(&tensor.name)
         };
         let other = ["bias", "expert", "router", "gate.weight"];
         !other.iter().any(|part| role.contains(part))
@@ -492,6 +543,26 @@ fn lose(draft: &Draft<'_>, lost: &[usize]) -> Planted {
     Ok(names.into_iter().collect::<Vec<&str>>().join(", "))
 }
 
+/// Removes all tensors of a kind, which a mixture has.
+fn lose_all(draft: &Draft<'_>, which: impl Fn(&Tensor) -> bool) -> Planted {
+    let tensors = draft.original.tensors.iter().enumerate();
+    let lost: Vec<usize> = tensors
+        .filter_map(|(at, tensor)| which(tensor).then_some(at))
+        .collect();
+    match lost[..] {
+        [first, ..] => lose(draft, &lost).map(|_| {
+            let first = &draft.original.tensors[first].name;
+            format!("{first} and {} others", lost.len() - 1)
+        }),
+        [] => Err(Obstacle::model("it has no experts")),
+    }
+}
+
+/// Whether a tensor is of an expert, or of all experts of a layer.
+fn is_expert(tensor: &Tensor) -> bool {
+    tensor.name.contains(".experts.") || fused(&tensor.name, &tensor.shape).is_some()
+}
+
 /// A number of the config, at the top or in the language model's part, by the first of these names.
 fn number(draft: &Draft<'_>, fields: &[&'static str]) -> Result<(&'static str, u64), Obstacle> {
     let config = &draft.original.config;
@@ -511,7 +582,8 @@ fn head_name(draft: &Draft<'_>) -> Result<String, Obstacle> {
         .config
         .get("model_type")
         .and_then(Value::as_str);
-    let names = kind.and_then(structure::heads_of).unwrap_or_default();
+    let head = kind.and_then(Family::of).and_then(|family| family.head);
+    let names = head.map_or(&[][..], |head| head.names);
     let stored = |name: &&&str| place_of(draft, name).is_ok();
     let name = names.iter().find(stored).or(names.first());
     let name = name.ok_or_else(|| Obstacle::model("its family has no head of its own"))?;
@@ -574,8 +646,10 @@ fn make_subnormal(tensor: &mut Tensor) -> Result<(), Obstacle> {
 
 fn router(draft: &Draft<'_>) -> Result<usize, Obstacle> {
     let is_router = |tensor: &Tensor| {
-        let named = ROUTERS.iter().any(|router| tensor.name.ends_with(router));
-        named && tensor.shape.len() == 2 && tensor.shape[0] > 1 && tensor.rms() > 0.0
+        is_router(&tensor.name)
+            && tensor.shape.len() == 2
+            && tensor.shape[0] > 1
+            && tensor.rms() > 0.0
     };
     let place = draft.original.tensors.iter().position(is_router);
     place.ok_or_else(|| Obstacle::model("it has no experts"))

@@ -2,26 +2,41 @@
 
 use serde_json::{Map, Value};
 
-use super::error::ForwardError;
-
 /// The largest size that is believed; products of two fit in 64 bits.
 const MAX_SIZE: u64 = 1 << 31;
 /// How much of a wrong value a message repeats, in characters.
 const SHOWN: usize = 80;
 
+/// A field of a config that is missing, malformed, or means something that is not understood.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("`{field}`: expected {expected}, found {found}")]
+pub struct FieldError {
+    /// The field, with what it is in.
+    pub field: String,
+    /// What it may be.
+    pub expected: String,
+    /// What it is, shortened.
+    pub found: String,
+    /// What to do about it.
+    pub hint: &'static str,
+}
+
 /// An object of the config.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Fields<'a> {
-    entries: &'a Map<String, Value>,
+pub struct Fields<'a> {
+    entries: Option<&'a Map<String, Value>>,
     /// What the object is in: nothing, or a name with its dot.
     within: &'static str,
 }
 
 impl<'a> Fields<'a> {
     /// The fields of the config itself.
-    pub(super) fn new(config: &'a Value) -> Result<Self, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is no object.
+    pub fn new(config: &'a Value) -> Result<Self, FieldError> {
         let Some(entries) = config.as_object() else {
-            return Err(ForwardError::Field {
+            return Err(FieldError {
                 field: "(the whole)".into(),
                 expected: "an object".into(),
                 found: shown(Some(config)),
@@ -29,61 +44,75 @@ impl<'a> Fields<'a> {
             });
         };
         Ok(Fields {
-            entries,
+            entries: Some(entries),
             within: "",
         })
     }
 
+    /// The fields of a part of a config; none where it is no object.
+    pub fn of_part(part: &'a Value) -> Self {
+        Fields {
+            entries: part.as_object(),
+            within: "",
+        }
+    }
+
     /// The fields of a field that is an object; none if it is absent or null.
-    pub(super) fn object(
-        &self,
-        name: &str,
-        within: &'static str,
-    ) -> Result<Option<Self>, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is there and no object.
+    pub fn object(&self, name: &str, within: &'static str) -> Result<Option<Self>, FieldError> {
         match self.get(name) {
             None => Ok(None),
-            Some(Value::Object(entries)) => Ok(Some(Fields { entries, within })),
+            Some(Value::Object(entries)) => Ok(Some(Fields {
+                entries: Some(entries),
+                within,
+            })),
             Some(_) => Err(self.wrong(name, "an object")),
         }
     }
 
     /// All names and values.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
-        self.entries.iter()
+    pub fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+        self.entries.into_iter().flatten()
     }
 
     /// A field; null counts as absent.
-    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
-        self.entries.get(name).filter(|value| !value.is_null())
+    pub fn get(&self, name: &str) -> Option<&'a Value> {
+        self.entries?.get(name).filter(|value| !value.is_null())
     }
 
     /// Whether a field is written down, be it null.
-    pub(super) fn is_written(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+    pub fn is_written(&self, name: &str) -> bool {
+        self.entries
+            .is_some_and(|entries| entries.contains_key(name))
     }
 
     /// The error that a field is not what it must be.
-    pub(super) fn wrong(&self, name: &str, expected: impl Into<String>) -> ForwardError {
+    pub fn wrong(&self, name: &str, expected: impl Into<String>) -> FieldError {
         self.wrong_with(name, expected, "correct config.json, or take another model")
     }
 
     /// The error that a field is not what it must be, with a hint of its own.
-    pub(super) fn wrong_with(
+    pub fn wrong_with(
         &self,
         name: &str,
         expected: impl Into<String>,
         hint: &'static str,
-    ) -> ForwardError {
-        ForwardError::Field {
+    ) -> FieldError {
+        FieldError {
             field: format!("{}{name}", self.within),
             expected: expected.into(),
-            found: shown(self.entries.get(name)),
+            found: shown(self.entries.and_then(|entries| entries.get(name))),
             hint,
         }
     }
 
     /// A size of at least one; none if it is absent.
-    pub(super) fn size(&self, name: &str) -> Result<Option<usize>, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is no whole number of at least one, or larger than any size.
+    pub fn size(&self, name: &str) -> Result<Option<usize>, FieldError> {
         match self.size_or_zero(name)? {
             Some(0) => Err(self.wrong(name, "a size of at least one")),
             size => Ok(size),
@@ -91,7 +120,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A size; none if it is absent.
-    pub(super) fn size_or_zero(&self, name: &str) -> Result<Option<usize>, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is no whole number, or larger than any size.
+    pub fn size_or_zero(&self, name: &str) -> Result<Option<usize>, FieldError> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
@@ -103,13 +135,19 @@ impl<'a> Fields<'a> {
     }
 
     /// A size that must be there.
-    pub(super) fn required(&self, name: &str) -> Result<usize, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is absent, or no whole number of at least one.
+    pub fn required(&self, name: &str) -> Result<usize, FieldError> {
         self.size(name)?
             .ok_or_else(|| self.wrong(name, "a whole number"))
     }
 
     /// A finite number; none if it is absent.
-    pub(super) fn number(&self, name: &str) -> Result<Option<f64>, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is no finite number.
+    pub fn number(&self, name: &str) -> Result<Option<f64>, FieldError> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
@@ -120,7 +158,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A number above zero; none if it is absent.
-    pub(super) fn positive(&self, name: &str) -> Result<Option<f64>, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is no finite number above zero.
+    pub fn positive(&self, name: &str) -> Result<Option<f64>, FieldError> {
         match self.number(name)? {
             Some(number) if number <= 0.0 => Err(self.wrong(name, "a number above zero")),
             number => Ok(number),
@@ -128,7 +169,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A truth value, or what it is when it is absent.
-    pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is neither true nor false.
+    pub fn flag(&self, name: &str, default: bool) -> Result<bool, FieldError> {
         match self.get(name) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
@@ -137,7 +181,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A text; none if it is absent.
-    pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is no text.
+    pub fn text(&self, name: &str) -> Result<Option<&'a str>, FieldError> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -146,7 +193,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A list; none if it is absent.
-    pub(super) fn list(&self, name: &str) -> Result<Option<&'a [Value]>, ForwardError> {
+    ///
+    /// # Errors
+    /// If it is no list.
+    pub fn list(&self, name: &str) -> Result<Option<&'a [Value]>, FieldError> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::Array(list)) => Ok(Some(list)),

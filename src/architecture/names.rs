@@ -1,4 +1,6 @@
-//! What a tensor's name says about its role; no table of architectures, only the field's habits.
+//! What a tensor's name says about its role, whatever the family: the field's habits.
+
+use super::family::Family;
 
 /// Modules whose weight has a row for each token.
 const EMBEDDINGS: [&str; 8] = [
@@ -94,8 +96,23 @@ pub fn is_update_factor(name: &str) -> bool {
     })
 }
 
+/// Routers of families that no table has, and of those whose table lists their tensors.
+const OTHER_ROUTERS: [&str; 2] = ["mlp.router.weight", "feed_forward.router.weight"];
+
+/// Whether the tensor has a row for each expert of its layer, by which tokens are sent to them.
+pub fn is_router(name: &str) -> bool {
+    let of_family = |router: &str| name.ends_with(router);
+    let mut mixtures = Family::all().filter_map(Family::mixture);
+    OTHER_ROUTERS.into_iter().any(of_family)
+        || mixtures.any(|mixture| {
+            [false, true]
+                .into_iter()
+                .any(|held| of_family(mixture.names(held).router))
+        })
+}
+
 /// Whether a component of a name is a plain number: the position in a list of modules.
-pub(super) fn is_number(part: &str) -> bool {
+pub fn is_number(part: &str) -> bool {
     !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())
 }
 

@@ -1,0 +1,36 @@
+//! What each family of models is: one entry of data, which every other layer reads.
+//!
+//! A [`Family`] says which tensors a config promises and in which shapes, which layers have experts, what a class
+//! takes a field for that the config leaves out, and whether `forward` can run it or `moe` can write it. A new family
+//! is one file in `families/`.
+//! It knows configs as JSON and the names of tensors. It must not know files, recipes, methods or weights.
+
+mod config;
+mod decoder;
+mod expected;
+mod families;
+mod family;
+mod fields;
+mod mixture;
+mod names;
+mod rules;
+mod sizes;
+mod stacks;
+
+pub use config::{LAYER_COUNTS, TEXT_PARTS, field};
+pub use decoder::{Attention, Bias, Decoder, HeadDim, Norms, QueryNorms, WindowRule};
+pub use expected::{Expected, Presence, Rule, Size, SizeKind};
+pub use family::{Body, Family, Head};
+pub use fields::{FieldError, Fields};
+pub use mixture::{
+    Absent, Correction, Counts, Experts, Matrix, Mixture, Names, Routing, Shared, SharedLayout,
+    SharedWidth, Sparse, SparseLayers, Written,
+};
+pub use names::{
+    is_derived_buffer, is_input_embedding, is_number, is_output_head, is_router, is_update_factor,
+};
+pub use rules::{Layers, Role};
+pub use stacks::{LayerStack, StackIndex, layer_lists, layer_stacks, numbered_runs};
+
+#[cfg(test)]
+mod tests;
