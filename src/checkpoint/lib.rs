@@ -41,6 +41,7 @@ pub use config::ModelConfig;
 pub use error::CheckpointError;
 pub use hub::HubSnapshot;
 pub use layout::{ShardLayout, index_json, shard_layout};
+pub use limits::MAX_SIDECAR_BYTES;
 pub use locate::{Location, Locator};
 pub use made::Made;
 pub use model_ref::ModelRef;

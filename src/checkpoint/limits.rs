@@ -12,8 +12,8 @@ pub(super) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// The largest `tokenizer.json` or vocabulary file; real ones reach 35 MB.
 pub(super) const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 
-/// The largest file beside the weights that is compared; the largest are tokenizers.
-pub(super) const MAX_SIDECAR_BYTES: u64 = 512 << 20;
+/// The largest file beside the weights that is copied or compared; the largest are tokenizers.
+pub const MAX_SIDECAR_BYTES: u64 = 512 << 20;
 
 /// The largest file under `refs/` of the Hub cache: it holds one commit hash.
 pub(super) const MAX_REF_BYTES: u64 = 4 << 10;

@@ -88,8 +88,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     match &arguments.output {
         None => print(&text)?,
-        Some(file) => write(file, &text)
-            .map_err(|error| Failure::tool(format!("cannot write {}: {error}", file.display())))?,
+        Some(file) => write(file, &text)?,
     }
     if !quiet {
         say(&format!("attested {} files", attestation.subjects));

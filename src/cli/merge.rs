@@ -14,6 +14,7 @@ use super::output::{Failure, print, say};
 use super::progress::Progress;
 use super::signals;
 use plan::Plan;
+use run::destination::Folder;
 use run::{self, RunOptions, Summary};
 
 /// Merge models by a recipe and write a checkpoint folder
@@ -70,9 +71,8 @@ impl OutputArguments {
         let progress = Progress::start(plan, quiet, stop);
         let done = run::run(
             plan,
-            &self.out,
+            &Folder::new(&self.out, self.force),
             RunOptions {
-                force: self.force,
                 hash_inputs: self.hash_inputs,
                 drop_behind: available().is_some_and(|memory| input_bytes(plan) > memory),
             },

@@ -2,7 +2,6 @@
 //! are written here.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -12,6 +11,7 @@ use audit::formats::Format;
 use audit::policy::Policy;
 use audit::{Report, Verdict};
 use errors::{Refusal, in_one_line};
+use run::destination::{Disk, write_whole};
 
 /// Where a report goes.
 #[derive(Args)]
@@ -92,9 +92,7 @@ impl ReportArguments {
             let text = text.map_err(|error| Failure::tool(error.to_string()))?;
             match &output.file {
                 None => other(&text)?,
-                Some(file) => write(file, &text).map_err(|error| {
-                    Failure::tool(format!("cannot write {}: {error}", file.display()))
-                })?,
+                Some(file) => write(file, &text)?,
             }
         }
         match report.verdict() {
@@ -132,27 +130,8 @@ fn folder(file: &Path) -> &Path {
     }
 }
 
-/// Writes a file whole or not at all: beside its place, then renamed. What is no file, such as a pipe, is written to.
-pub(super) fn write(file: &Path, text: &str) -> io::Result<()> {
-    // A link stays one.
-    let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-    if file.exists() && !file.is_file() {
-        return fs::OpenOptions::new()
-            .write(true)
-            .open(file)?
-            .write_all(text.as_bytes());
-    }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".weld-report-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any new file has; the umask takes its share.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut staged = builder.tempfile_in(folder(file))?;
-    staged.write_all(text.as_bytes())?;
-    staged.as_file().sync_all()?;
-    staged.persist(file).map_err(|error| error.error)?;
-    Ok(())
+/// Writes a file whole or not at all.
+pub(super) fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    let written = write_whole(&Disk::default(), file, text.as_bytes());
+    written.map_err(|error| Failure::tool(error.to_string()))
 }

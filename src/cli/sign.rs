@@ -67,8 +67,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let signed = listed.sign(&key, arguments.threads.count(), &progress);
     progress.finish();
     let signed = signed.map_err(failure)?;
-    write(&place, &signed.bundle)
-        .map_err(|error| Failure::tool(format!("cannot write {}: {error}", place.display())))?;
+    write(&place, &signed.bundle)?;
     if !arguments.quiet {
         say(&format!(
             "signed {} files with the {} key {}: {}",

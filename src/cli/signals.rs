@@ -1,9 +1,10 @@
-//! Signals: Ctrl-C stops a run cleanly; a mapped file that was cut short ends it with a message.
+//! Signals: Ctrl-C, and a terminal that is closed, stop a run cleanly; a file that grows beyond its limit is an error of
+//! the write; a mapped file that was cut short ends the run with a message.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use signal_hook::consts::{SIGBUS, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::{flag, low_level};
 
 use super::output::Failure;
@@ -17,14 +18,32 @@ const TRUNCATED: &[u8] =
 pub(super) fn install() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let register = || -> std::io::Result<()> {
-        for signal in [SIGINT, SIGTERM] {
+        let asked = [SIGINT, SIGTERM, SIGHUP];
+        // nohup asks to go on when the terminal is closed.
+        for signal in asked.into_iter().filter(|signal| !is_ignored(*signal)) {
             flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
             flag::register(signal, Arc::clone(&stop))?;
         }
+        // Whoever handles it gets an error from the write.
+        flag::register(SIGXFSZ, Arc::default())?;
         on_bus_error()
     };
     register().map_err(|error| Failure::tool(format!("cannot handle signals: {error}")))?;
     Ok(stop)
+}
+
+/// Whether the process was started to ignore a signal.
+#[expect(
+    unsafe_code,
+    reason = "what happens at a signal can be asked in no other way"
+)]
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: without a new action the call only writes to `action`, for which all zeros is a valid value.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// Turns the fault of reading past the end of a file that was truncated under its map into an error.

@@ -1,9 +1,9 @@
 //! Why a run failed, in words that name tensor, model and remedy.
 
 use std::borrow::Cow;
-use std::io;
 use std::path::{Path, PathBuf};
 
+use super::destination::{DiskError, Step};
 use super::work::Purpose;
 use checkpoint::CheckpointError;
 use engine::EngineError;
@@ -59,16 +59,60 @@ pub enum RunError {
         /// Bytes free.
         available: u64,
     },
-    /// The operating system said no.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// With which file.
+    /// What is in the place of the staging folder was not left by a run of this user.
+    #[error(
+        "{} is in the way: expected nothing, or a folder that weld has left there, found {found}",
+        path.display()
+    )]
+    StagingTaken {
+        /// Where the output is staged.
         path: PathBuf,
-        /// What the system said.
-        source: io::Error,
+        /// What is there.
+        found: String,
     },
+    /// The output's place is a mount point.
+    #[error("{} is a mount point, and cannot be put in place as a whole", path.display())]
+    OutputIsMountPoint {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The system does not let the output be replaced.
+    #[error("{} cannot be replaced: {why}", path.display())]
+    OutputFixed {
+        /// The output.
+        path: PathBuf,
+        /// Why.
+        why: &'static str,
+    },
+    /// A file beside a model's weights is larger than any real one.
+    #[error(
+        "{}: expected at most {limit} bytes in a file beside the weights, found {found}",
+        path.display()
+    )]
+    SideFileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most that is copied.
+        limit: u64,
+        /// Bytes found.
+        found: u64,
+    },
+    /// What lies at the destination is not what was written.
+    #[error(
+        "{file} was written, and is not as it was written: expected {expected}, found {found}; nothing was put in \
+         place"
+    )]
+    Damaged {
+        /// The file, by its name in the checkpoint.
+        file: String,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// The operating system said no.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// An input holds NaN or infinity.
     #[error("tensor `{tensor}` of model `{model}` holds {nan} NaN and {infinite} infinite values")]
     NonFinite {
@@ -182,7 +226,17 @@ impl Hint for RunError {
                  all models, or remove the head"
             }
             Self::Incomplete { .. } => "report this recipe",
-            Self::Io { .. } | Self::Engine(_) | Self::Cancelled => return None,
+            Self::StagingTaken { .. } => "see what it is, and remove it",
+            Self::OutputIsMountPoint { path } => {
+                let inside = path.join("merged");
+                return Some(format!("name a folder in it, such as {}", inside.display()).into());
+            }
+            Self::OutputFixed { .. } => "remove it first, or choose another folder",
+            Self::SideFileTooLarge { .. } => "take it out of the model's folder",
+            Self::Damaged { .. } => {
+                "see that nothing else writes there, and that the disk is sound"
+            }
+            Self::Disk(_) | Self::Engine(_) | Self::Cancelled => return None,
         };
         Some(Cow::Borrowed(hint))
     }
@@ -193,7 +247,9 @@ impl RunError {
     pub fn is_users(&self) -> bool {
         !matches!(
             self,
-            Self::Io { .. }
+            Self::Disk(_)
+                | Self::Damaged { .. }
+                | Self::StagingTaken { .. }
                 | Self::Engine(_)
                 | Self::Incomplete { .. }
                 | Self::Cancelled
@@ -283,11 +339,11 @@ impl RunError {
                     _ => Self::Engine(error),
                 }
             }
-            EngineError::Write { source, .. } => Self::Io {
-                action: "write the weights of",
+            EngineError::Write { source, .. } => Self::Disk(DiskError {
+                step: Step::Write,
                 path: out.to_owned(),
                 source,
-            },
+            }),
             EngineError::Cancelled => Self::Cancelled,
             other => Self::Engine(other),
         }
@@ -300,17 +356,5 @@ impl From<EngineError> for RunError {
             EngineError::Cancelled => Self::Cancelled,
             error => Self::Engine(error),
         }
-    }
-}
-
-/// For `map_err`: what was tried, with which file.
-pub(super) fn io_error<'a>(
-    action: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(io::Error) -> RunError + 'a {
-    move |source| RunError::Io {
-        action,
-        path: path.to_owned(),
-        source,
     }
 }

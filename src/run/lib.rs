@@ -1,23 +1,22 @@
-//! Executes a plan: a folder beside the output is filled, synced, and renamed into its place.
+//! Executes a plan: a destination is filled, and shows the checkpoint when it is whole.
 //!
-//! A run leaves either the whole checkpoint or nothing at the output's place, whenever it is stopped. What a
-//! killed run leaves beside it is cleaned away by the next.
+//! A run leaves either the whole checkpoint or nothing at the destination, whenever it is stopped. What a killed run
+//! leaves beside a folder is cleaned away by the next.
 //!
 //! This layer decides nothing: what is computed stands in the plan.
 
 mod behind;
 mod card;
+pub mod destination;
 mod digests;
 mod error;
 mod lock;
+mod look;
 mod output;
-mod stage;
 mod work;
-mod writer;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use digests::{Digest, Seen, all_digests, digests, each_piece};
@@ -28,12 +27,12 @@ pub use lock::{
 };
 
 use behind::DropBehind;
-use checkpoint::{Checkpoint, Leave, index_json};
-use engine::{self, Observer, Settings, Sink, Tile, Totals};
+use checkpoint::{Checkpoint, Leave};
+use destination::{Destination, Layout, Staged};
+use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
 use errors::Refusal;
-use output::{OutputFiles, write_file};
+use output::{SideFiles, Weights, side_bytes};
 use plan::Plan;
-use stage::Stage;
 use work::Work;
 pub use work::{Other, Sample};
 
@@ -53,73 +52,102 @@ pub struct Summary {
 /// How a run leaves its output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RunOptions {
-    /// Replace what is at the output's place.
-    pub force: bool,
     /// Put the digests of the inputs' tensors into the lock too, which reads them once more.
     pub hash_inputs: bool,
     /// Let inputs leave the page cache as soon as they are read, as they do not fit into memory.
     pub drop_behind: bool,
 }
 
-/// Runs a plan and puts the checkpoint at `out`.
+/// Runs a plan and puts the checkpoint at its destination.
 ///
 /// # Errors
-/// Before anything is written: `out` is in use, or the disk is too small. Later: what only the weights can
-/// tell (NaN, overflow, copies that differ), and failures of the disk. In each case `out` is as it was.
+/// Before anything is written: the place is taken, or has too little room. Later: what only the weights can tell (NaN,
+/// overflow, copies that differ), and failures of the disk. In each case the place is as it was.
 pub fn run(
     plan: &Plan,
-    out: &Path,
+    destination: &dyn Destination,
     options: RunOptions,
     observer: &dyn Observer,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
-    let side: u64 = plan
-        .sidecars
-        .iter()
-        .filter_map(|(_, file)| file.path.metadata().ok())
-        .map(|meta| meta.len())
-        .chain(plan.made.iter().map(|(_, bytes)| bytes.len() as u64))
-        .sum();
-    let models = plan.stored_models();
-    let inputs = models.iter().flat_map(|model| model.location().paths());
-    let stage = Stage::open(out, options.force, inputs, plan.bytes_written() + side)?;
-
-    let files = OutputFiles::create(stage.path(), &plan.shards, &plan.lens())?;
-    prepare(plan, observer)?;
-    let Work { jobs, purposes, .. } = Work::of(plan, None)?;
-    read_ahead(plan);
+    let mut staged = destination.begin(&Layout {
+        shards: &plan.shards,
+        side_bytes: side_bytes(plan)?,
+        reads: files_read(plan),
+    })?;
     let leave = match options.drop_behind {
         true => Leave::Cache,
         false => Leave::Map,
     };
-    let sink = DropBehind {
-        plan,
-        sink: &files,
-        leave,
-    };
-    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer)
-        .map_err(|error| RunError::from_engine(error, &purposes, out))?;
-    check_complete(plan, totals)?;
-    let digests = files.finish()?;
+    let (totals, digests) = compute(plan, staged.as_mut(), leave, observer)?;
     let inputs = match options.hash_inputs {
         true => Some(input_digests(plan, observer)?),
         false => None,
     };
     check_unchanged(plan)?;
-    let files = write_side_files(plan, stage.path())?;
-    let lock = Lock::new(plan, &digests, files, inputs);
-    write_file(stage.path(), LOCK_FILE, lock.text().as_bytes())?;
-    write_file(stage.path(), "README.md", card::text(plan, out).as_bytes())?;
+    let mut side_files = SideFiles::new(staged.as_mut(), observer);
+    side_files.write_all(plan)?;
+    let lock = Lock::new(plan, &digests, &side_files.written, inputs);
+    side_files.write(LOCK_FILE, lock.text().into_bytes())?;
+    let card = card::text(plan, destination.path());
+    side_files.write("README.md", card.into_bytes())?;
+    let written = side_files.written;
+    look::look(plan, staged.as_ref(), &written)?;
     if observer.cancelled() {
         return Err(RunError::Cancelled);
     }
-    stage.commit()?;
+    let mut notes: Vec<String> = plan.models.iter().flat_map(Checkpoint::said).collect();
+    notes.extend(staged.commit()?);
     Ok(Summary {
         tensors: plan.tensors.len(),
         totals,
         elapsed: started.elapsed(),
-        notes: plan.models.iter().flat_map(Checkpoint::said).collect(),
+        notes,
     })
+}
+
+/// Computes the weights and writes them; gives the digest of each tensor.
+fn compute(
+    plan: &Plan,
+    staged: &mut dyn Staged,
+    leave: Leave,
+    observer: &dyn Observer,
+) -> Result<(Totals, Vec<blake3::Hash>), RunError> {
+    prepare(plan, observer)?;
+    let Work { jobs, purposes, .. } = Work::of(plan, None)?;
+    read_ahead(plan);
+    let weights = Weights::new(plan, staged);
+    let sink = DropBehind {
+        plan,
+        sink: &weights,
+        leave,
+    };
+    let totals = match engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer) {
+        Ok(totals) => totals,
+        Err(error) => {
+            drop(weights);
+            if let EngineError::Write { .. } = error {
+                // The engine knows no files.
+                staged.finish()?;
+            }
+            let weights = Path::new("the weights");
+            return Err(RunError::from_engine(error, &purposes, weights));
+        }
+    };
+    check_complete(plan, totals)?;
+    let digests = weights.digests()?;
+    staged.finish()?;
+    Ok((totals, digests))
+}
+
+/// The files that must not be replaced by the output: the recipe, and what it reads.
+fn files_read(plan: &Plan) -> Vec<PathBuf> {
+    let models = plan.stored_models();
+    let models = models.iter().flat_map(|model| model.location().paths());
+    let side = plan.sidecars.iter().map(|(_, file)| file.path.as_path());
+    let recipe = Path::new(&plan.recipe.0);
+    let all = models.chain(side).chain([recipe]);
+    all.map(Path::to_owned).collect()
 }
 
 /// Computes what a plan would write and gives it to a sink: the output's tensors by number.
@@ -228,30 +256,6 @@ fn check_unchanged(plan: &Plan) -> Result<(), RunError> {
             })?;
     }
     Ok(())
-}
-
-/// Writes what is beside the weights; gives the digest of each file that `weld verify` makes again.
-fn write_side_files(plan: &Plan, folder: &Path) -> Result<BTreeMap<String, String>, RunError> {
-    let mut digests = BTreeMap::new();
-    let mut made: Vec<(&str, Cow<'_, [u8]>)> = Vec::new();
-    if plan.shards.len() > 1 {
-        let index = index_json(&plan.shards, &plan.signatures());
-        made.push(("model.safetensors.index.json", index.into_bytes().into()));
-    }
-    if let Some(config) = plan.config_text() {
-        made.push(("config.json", config.into_bytes().into()));
-    }
-    let files = plan.made.iter();
-    made.extend(files.map(|(name, bytes)| (name.as_str(), bytes.as_slice().into())));
-    for (name, bytes) in made {
-        let digest = write_file(folder, name, &bytes)?;
-        digests.insert(name.to_owned(), digest.to_string());
-    }
-    for (_, file) in &plan.sidecars {
-        let digest = output::copy_file(&file.path, folder, &file.name)?;
-        digests.insert(file.name.clone(), digest.to_string());
-    }
-    Ok(digests)
 }
 
 /// The digests of the tensors of every model that was read, by name.

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::output::Written;
 use checkpoint::{Checkpoint, CheckpointError, Location, read_bounded};
 use numeric::NUMERICS;
 use plan::Plan;
@@ -129,7 +130,7 @@ impl Lock {
     pub(super) fn new(
         plan: &Plan,
         tensors: &[blake3::Hash],
-        files: BTreeMap<String, String>,
+        files: &BTreeMap<String, Written>,
         inputs: Option<Vec<BTreeMap<String, String>>>,
     ) -> Lock {
         let models = plan.stored_models();
@@ -162,7 +163,10 @@ impl Lock {
             },
             inputs: models.iter().map(locked).collect(),
             outputs: LockedOutputs {
-                files,
+                files: files
+                    .iter()
+                    .map(|(name, file)| (name.clone(), file.digest.to_string()))
+                    .collect(),
                 tensors: plan
                     .tensors
                     .iter()
@@ -175,7 +179,7 @@ impl Lock {
 
     /// What a lock says of a plan before it is run: all but the outputs.
     pub fn of_plan(plan: &Plan) -> Lock {
-        Lock::new(plan, &[], BTreeMap::new(), None)
+        Lock::new(plan, &[], &BTreeMap::new(), None)
     }
 
     /// The lock of a checkpoint's folder, if there is one.

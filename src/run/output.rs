@@ -1,59 +1,46 @@
-//! The files of a staged checkpoint: weights written at their places, small files written whole.
+//! A plan's output on its way to a destination: tensors at their places in weight files, and the files beside them.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
-use super::error::{RunError, io_error};
-use super::writer::{NewFile, Writer};
-use checkpoint::ShardLayout;
-use engine::{Sink, Tile};
+use super::destination::{DiskError, Staged, Step};
+use super::error::RunError;
+use checkpoint::{MAX_SIDECAR_BYTES, Sidecar, index_json};
+use engine::{Observer, Sink, Tile};
 use numeric::TreeDigest;
+use plan::Plan;
 
-/// Bytes of a small file that are copied at a time.
+/// Bytes of a file that are copied at a time.
 const COPY_BYTES: usize = 128 << 10;
 
-/// The weight files, at full length, headers written.
-pub(super) struct OutputFiles {
-    writer: Writer,
+/// Where each tensor goes, and the digest of what is written.
+pub(super) struct Weights<'a> {
+    staged: &'a dyn Staged,
     /// For each tensor, its file and its offset there.
     places: Vec<(usize, u64)>,
-    /// For each tensor, the digest of what is written.
     digests: Vec<TreeDigest>,
 }
 
-impl OutputFiles {
-    /// Creates the files in a folder, with room for all that will be in them: tensors of these lengths.
-    pub(super) fn create(
-        folder: &Path,
-        shards: &[ShardLayout],
-        lens: &[u64],
-    ) -> Result<Self, RunError> {
-        let mut files = Vec::new();
+impl<'a> Weights<'a> {
+    pub(super) fn new(plan: &Plan, staged: &'a dyn Staged) -> Self {
+        let lens = plan.lens();
         let mut places = vec![(0, 0); lens.len()];
-        for (number, shard) in shards.iter().enumerate() {
-            let path = folder.join(&shard.file_name);
-            let file = NewFile::create(path.clone(), shard.file_size)
-                .map_err(io_error("make room for", &path))?;
-            file.write_header(&shard.header)
-                .map_err(io_error("write", &path))?;
+        for (number, shard) in plan.shards.iter().enumerate() {
             for &(tensor, offset) in &shard.tensors {
                 places[tensor] = (number, offset);
             }
-            files.push(file);
         }
-        Ok(Self {
-            writer: Writer::new(files).map_err(io_error("start to write", folder))?,
+        Self {
+            staged,
             places,
-            digests: lens.iter().map(|&len| TreeDigest::new(len)).collect(),
-        })
+            digests: lens.into_iter().map(TreeDigest::new).collect(),
+        }
     }
 
-    /// Waits until all of it is on the disk; gives each tensor's digest.
-    pub(super) fn finish(self) -> Result<Vec<blake3::Hash>, RunError> {
-        self.writer
-            .finish()
-            .map_err(|(path, error)| io_error("write", &path)(error))?;
+    /// Each tensor's digest.
+    pub(super) fn digests(self) -> Result<Vec<blake3::Hash>, RunError> {
         let digests: Option<Vec<_>> = self.digests.into_iter().map(TreeDigest::finish).collect();
         // That all bytes were written was checked before.
         digests.ok_or(RunError::Incomplete {
@@ -63,7 +50,7 @@ impl OutputFiles {
     }
 }
 
-impl Sink for OutputFiles {
+impl Sink for Weights<'_> {
     fn start(&self, tensor: usize) -> u64 {
         self.places.get(tensor).map_or(0, |&(_, start)| start)
     }
@@ -78,47 +65,142 @@ impl Sink for OutputFiles {
         let Some(&(file, start)) = self.places.get(tensor) else {
             return Err(io::Error::other("no place is planned for these bytes"));
         };
-        self.writer.write(file, start + offset, bytes)
+        self.staged.write(file, start + offset, bytes)
     }
 }
 
-/// Writes and syncs a small file; gives its digest.
-pub(super) fn write_file(
-    folder: &Path,
-    name: &str,
-    bytes: &[u8],
-) -> Result<blake3::Hash, RunError> {
-    let path = folder.join(name);
-    let write = || -> io::Result<()> {
-        let mut file = File::create_new(&path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(io_error("write", &path))?;
-    Ok(blake3::hash(bytes))
+/// A file that was written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written {
+    pub(super) bytes: u64,
+    pub(super) digest: blake3::Hash,
 }
 
-/// Copies and syncs a file of the donor, and gives its digest; `name` is relative and may have a folder in it.
-pub(super) fn copy_file(from: &Path, folder: &Path, name: &str) -> Result<blake3::Hash, RunError> {
-    let path = folder.join(name);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(io_error("create", parent))?;
-    }
-    let copy = || -> io::Result<blake3::Hash> {
-        let mut source = File::open(from)?;
-        let mut file = File::create_new(&path)?;
-        let mut digest = blake3::Hasher::new();
-        let mut buffer = vec![0; COPY_BYTES];
-        loop {
-            let read = source.read(&mut buffer)?;
-            if read == 0 {
-                break;
-            }
-            digest.update(&buffer[..read]);
-            file.write_all(&buffer[..read])?;
+/// Writes the files beside the weights.
+pub(super) struct SideFiles<'a> {
+    staged: &'a mut dyn Staged,
+    observer: &'a dyn Observer,
+    /// What was written, by name.
+    pub(super) written: BTreeMap<String, Written>,
+}
+
+impl<'a> SideFiles<'a> {
+    pub(super) fn new(staged: &'a mut dyn Staged, observer: &'a dyn Observer) -> Self {
+        Self {
+            staged,
+            observer,
+            written: BTreeMap::new(),
         }
-        file.sync_all()?;
-        Ok(digest.finalize())
-    };
-    copy().map_err(io_error("copy to", &path))
+    }
+
+    /// Writes the index, the config, what the plan has made, and what is carried over.
+    pub(super) fn write_all(&mut self, plan: &Plan) -> Result<(), RunError> {
+        if plan.shards.len() > 1 {
+            let index = index_json(&plan.shards, &plan.signatures());
+            self.write("model.safetensors.index.json", index.into_bytes())?;
+        }
+        if let Some(config) = plan.config_text() {
+            self.write("config.json", config.into_bytes())?;
+        }
+        for (name, bytes) in &plan.made {
+            self.write(name, bytes.clone())?;
+        }
+        plan.sidecars
+            .iter()
+            .try_for_each(|(_, file)| self.copy(file))
+    }
+
+    /// Writes a file.
+    pub(super) fn write(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), RunError> {
+        let written = Written {
+            bytes: bytes.len() as u64,
+            digest: blake3::hash(&bytes),
+        };
+        let mut chunks = std::iter::once(Ok(bytes));
+        self.staged.side_file(name, &mut chunks)?;
+        self.written.insert(name.to_owned(), written);
+        Ok(())
+    }
+
+    /// Copies a file of a model.
+    fn copy(&mut self, file: &Sidecar) -> Result<(), RunError> {
+        let path = &file.path;
+        let source = File::open(path).map_err(DiskError::at(Step::Read, path))?;
+        let mut chunks = Copied {
+            path,
+            source,
+            bytes: 0,
+            digest: blake3::Hasher::new(),
+            observer: self.observer,
+        };
+        self.staged.side_file(&file.name, &mut chunks)?;
+        let written = Written {
+            bytes: chunks.bytes,
+            digest: chunks.digest.finalize(),
+        };
+        self.written.insert(file.name.clone(), written);
+        Ok(())
+    }
+}
+
+/// The chunks of a file of a model, as they are read.
+struct Copied<'a> {
+    path: &'a Path,
+    source: File,
+    /// Bytes read.
+    bytes: u64,
+    digest: blake3::Hasher,
+    observer: &'a dyn Observer,
+}
+
+impl Copied<'_> {
+    fn chunk(&mut self) -> Result<Vec<u8>, RunError> {
+        if self.observer.cancelled() {
+            return Err(RunError::Cancelled);
+        }
+        let mut chunk = vec![0; COPY_BYTES];
+        let read = self.source.read(&mut chunk);
+        chunk.truncate(read.map_err(DiskError::at(Step::Read, self.path))?);
+        self.digest.update(&chunk);
+        self.bytes += chunk.len() as u64;
+        // It may have grown since it was looked at.
+        check_size(self.path, self.bytes)?;
+        Ok(chunk)
+    }
+}
+
+impl Iterator for Copied<'_> {
+    type Item = Result<Vec<u8>, RunError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let chunk = self.chunk();
+        match &chunk {
+            Ok(bytes) if bytes.is_empty() => None,
+            _ => Some(chunk),
+        }
+    }
+}
+
+/// Bytes of all files beside the weights, as far as they are there before the work.
+pub(super) fn side_bytes(plan: &Plan) -> Result<u64, RunError> {
+    let made = plan.made.iter().map(|(_, bytes)| bytes.len() as u64);
+    let mut sum: u64 = made.sum();
+    for (_, file) in &plan.sidecars {
+        let meta = fs::metadata(&file.path).map_err(DiskError::at(Step::Look, &file.path))?;
+        check_size(&file.path, meta.len())?;
+        sum += meta.len();
+    }
+    Ok(sum)
+}
+
+/// That a file is no larger than any that belongs beside weights.
+fn check_size(path: &Path, found: u64) -> Result<(), RunError> {
+    match found > MAX_SIDECAR_BYTES {
+        true => Err(RunError::SideFileTooLarge {
+            path: path.to_owned(),
+            limit: MAX_SIDECAR_BYTES,
+            found,
+        }),
+        false => Ok(()),
+    }
 }

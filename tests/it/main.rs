@@ -5,6 +5,7 @@
 mod check;
 mod cli;
 mod defects;
+mod destination;
 mod determinism;
 mod diff;
 mod documents;

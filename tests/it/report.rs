@@ -64,7 +64,7 @@ fn several_formats_are_written_at_once() {
     let names = fs::read_dir(bench.path(".")).unwrap();
     let left = names.filter(|entry| {
         let name = entry.as_ref().unwrap().file_name();
-        name.to_string_lossy().starts_with(".weld-report")
+        name.to_string_lossy().starts_with(".weld-staged")
     });
     assert_eq!(left.count(), 0);
 }

@@ -16,6 +16,8 @@ use std::thread::JoinHandle;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::disk::{Disk, DiskError, Step};
+use super::stage::is_unsupported;
 use engine::{PAGE, Tile};
 
 /// Threads that write: while one waits for its turn on a busy processor, the disk has the other's tile to write.
@@ -27,6 +29,7 @@ const FEW: usize = 64 << 10;
 /// A new file of a known length, to be written in any order, each byte once.
 #[derive(Debug)]
 pub(super) struct NewFile {
+    disk: Disk,
     path: PathBuf,
     buffered: File,
     /// The same file, past the page cache.
@@ -37,15 +40,21 @@ pub(super) struct NewFile {
 
 impl NewFile {
     /// Creates the file and sets its room aside, so that a full disk shows at once.
-    pub(super) fn create(path: PathBuf, length: u64) -> io::Result<Self> {
-        let buffered = File::create_new(&path)?;
-        match fallocate(&buffered, FallocateFlags::empty(), 0, length) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
-            // Not every file system can.
-            Err(_) => buffered.set_len(length)?,
-        }
+    pub(super) fn create(disk: &Disk, path: PathBuf, length: u64) -> Result<Self, DiskError> {
+        let buffered = disk.step(Step::Create, &path, || File::create_new(&path))?;
+        disk.step(Step::Allocate, &path, || {
+            let allocated = fallocate(&buffered, FallocateFlags::empty(), 0, length);
+            match allocated.map_err(io::Error::from) {
+                // Not every file system can; it may also be interrupted.
+                Err(error) if is_unsupported(&error) => buffered.set_len(length),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    buffered.set_len(length)
+                }
+                done => done,
+            }
+        })?;
         Ok(Self {
+            disk: disk.clone(),
             direct: open_direct(&path),
             path,
             buffered,
@@ -55,12 +64,19 @@ impl NewFile {
 
     /// Writes what the file starts with, through the page cache: its memory does not begin at a page, as direct writes
     /// want it.
-    pub(super) fn write_header(&self, header: &[u8]) -> io::Result<()> {
-        self.buffered.write_all_at(header, 0)
+    pub(super) fn write_header(&self, header: &[u8]) -> Result<(), DiskError> {
+        let write = || self.buffered.write_all_at(header, 0);
+        self.disk.step(Step::Write, &self.path, write)
     }
 
-    /// Writes bytes at their place: many past the page cache, but for parts of pages, which go through it as few do.
-    pub(super) fn write(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
+    /// Writes bytes at their place.
+    fn write(&self, start: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        let write = || self.write_in_pages(start, bytes);
+        self.disk.step(Step::Write, &self.path, write)
+    }
+
+    /// Writes many bytes past the page cache, but for parts of pages, which go through it as few do.
+    fn write_in_pages(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
         let pages = whole_pages(start, bytes.len());
         let direct = self.direct.as_ref().filter(|_| !self.refused.load(Relaxed));
         let Some(direct) = direct.filter(|_| pages.len() >= FEW) else {
@@ -80,8 +96,9 @@ impl NewFile {
     }
 
     /// Waits until all of it is on the disk.
-    fn sync(&self) -> io::Result<()> {
-        self.buffered.sync_all()
+    fn sync(&self) -> Result<(), DiskError> {
+        let sync = || self.buffered.sync_all();
+        self.disk.step(Step::Sync, &self.path, sync)
     }
 }
 
@@ -133,8 +150,8 @@ struct State {
     waiting: VecDeque<(usize, u64, Tile)>,
     /// Whether no more will come.
     closed: bool,
-    /// The file that could not be written, and why.
-    failure: Option<(usize, io::Error)>,
+    /// The first write that failed.
+    failure: Option<DiskError>,
 }
 
 impl Writer {
@@ -163,8 +180,8 @@ impl Writer {
     /// That of a write before this one.
     pub(super) fn write(&self, file: usize, start: u64, bytes: Tile) -> io::Result<()> {
         let mut state = self.shared.lock();
-        if let Some((_, error)) = &state.failure {
-            return Err(again(error));
+        if let Some(failure) = &state.failure {
+            return Err(again(&failure.source));
         }
         state.waiting.push_back((file, start, bytes));
         drop(state);
@@ -172,20 +189,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits until everything is on the disk; on failure gives the file too.
-    pub(super) fn finish(mut self) -> Result<(), (PathBuf, io::Error)> {
+    /// Waits until everything is on the disk.
+    ///
+    /// # Errors
+    /// The first write that failed, or a file that cannot be synced.
+    pub(super) fn finish(mut self) -> Result<(), DiskError> {
         self.close();
-        let named = |(file, error): (usize, io::Error)| {
-            let path = self.shared.files.get(file).map(|file| file.path.clone());
-            (path.unwrap_or_default(), error)
-        };
         if let Some(failure) = self.shared.lock().failure.take() {
-            return Err(named(failure));
+            return Err(failure);
         }
-        for (file, new) in self.shared.files.iter().enumerate() {
-            new.sync().map_err(|error| named((file, error)))?;
-        }
-        Ok(())
+        self.shared.files.iter().try_for_each(NewFile::sync)
     }
 
     /// Lets the threads write what waits, and waits for them.
@@ -194,7 +207,8 @@ impl Writer {
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                let failure = (0, io::Error::other("a writing thread panicked"));
+                let panicked = io::Error::other("a writing thread panicked");
+                let failure = DiskError::at(Step::Write, Path::new("the weights"))(panicked);
                 self.shared.lock().failure.get_or_insert(failure);
             }
         }
@@ -238,7 +252,7 @@ impl Shared {
             drop(bytes);
             state = self.lock();
             if let Err(error) = done {
-                state.failure.get_or_insert((file, error));
+                state.failure.get_or_insert(error);
             }
         }
     }
@@ -269,7 +283,12 @@ mod tests {
             .map(|&length| (0..length).map(|i| (i * 7 + length) as u8).collect())
             .collect();
         let files = lengths.iter().enumerate().map(|(number, &length)| {
-            NewFile::create(folder.path().join(number.to_string()), length as u64).unwrap()
+            NewFile::create(
+                &Disk::default(),
+                folder.path().join(number.to_string()),
+                length as u64,
+            )
+            .unwrap()
         });
         let writer = Writer::new(files.collect()).unwrap();
         let tiles = Tiles::new(400_000 + PAGE, tiles);
@@ -319,7 +338,7 @@ mod tests {
     fn a_write_that_fails_is_told_to_those_after_it_and_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
-        let mut file = NewFile::create(path.clone(), 1 << 20).unwrap();
+        let mut file = NewFile::create(&Disk::default(), path.clone(), 1 << 20).unwrap();
         // Not open for writing: every write fails.
         file.buffered = File::open(&path).unwrap();
         file.direct = None;
@@ -330,8 +349,8 @@ mod tests {
             .map(|n| writer.write(0, n * 4096, tiles.take(0, PAGE).unwrap()))
             .collect();
         assert!(results.iter().any(Result::is_err));
-        let (found, _) = writer.finish().unwrap_err();
-        assert_eq!(found, path);
+        let failure = writer.finish().unwrap_err();
+        assert_eq!((failure.step, failure.path), (Step::Write, path));
     }
 
     #[test]
@@ -339,7 +358,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
         let len = 2 * FEW + 10;
-        let file = NewFile::create(path.clone(), len as u64).unwrap();
+        let file = NewFile::create(&Disk::default(), path.clone(), len as u64).unwrap();
         let bytes = vec![7u8; len + 1];
         // Memory that is not aligned: what the system says of it is what a refusing file system says.
         let unaligned = usize::from((bytes.as_ptr() as usize).is_multiple_of(PAGE));
@@ -352,7 +371,7 @@ mod tests {
     fn a_long_header_does_not_send_what_follows_through_the_cache() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
-        let file = NewFile::create(path.clone(), 2 * FEW as u64).unwrap();
+        let file = NewFile::create(&Disk::default(), path.clone(), 2 * FEW as u64).unwrap();
         let header = vec![7u8; 2 * FEW + 1];
         let unaligned = usize::from((header.as_ptr() as usize).is_multiple_of(PAGE));
         file.write_header(&header[unaligned..][..2 * FEW]).unwrap();

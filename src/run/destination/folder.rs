@@ -1,0 +1,141 @@
+//! A folder of the local file system as a destination: its files while it is staged.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::disk::{Disk, DiskError, Step};
+use super::stage::{Stage, sync_folder};
+use super::writer::{NewFile, Writer};
+use super::{Chunks, Destination, Layout, Staged};
+use crate::error::RunError;
+use engine::Tile;
+
+/// A folder: filled beside its place, synced, and renamed.
+#[derive(Debug)]
+pub struct Folder {
+    out: PathBuf,
+    force: bool,
+    disk: Disk,
+}
+
+impl Folder {
+    /// The folder at `out`; with `force` it replaces what is there.
+    pub fn new(out: &Path, force: bool) -> Self {
+        Self::on(Disk::default(), out, force)
+    }
+
+    /// The same on a disk that may be watched.
+    pub fn on(disk: Disk, out: &Path, force: bool) -> Self {
+        Self {
+            out: out.to_owned(),
+            force,
+            disk,
+        }
+    }
+}
+
+impl Destination for Folder {
+    fn path(&self) -> &Path {
+        &self.out
+    }
+
+    fn begin(&self, layout: &Layout<'_>) -> Result<Box<dyn Staged>, RunError> {
+        let stage = Stage::open(&self.disk, &self.out, self.force, layout)?;
+        let mut files = Vec::new();
+        for shard in layout.shards {
+            let path = stage.path().join(&shard.file_name);
+            let file = NewFile::create(&self.disk, path, shard.file_size)?;
+            file.write_header(&shard.header)?;
+            files.push(file);
+        }
+        let writer = Writer::new(files).map_err(|error| {
+            let why = format!("cannot start the threads that write: {error}");
+            RunError::NotPrepared(why.into())
+        })?;
+        Ok(Box::new(StagedFolder {
+            writer: Some(writer),
+            subfolders: BTreeSet::new(),
+            disk: self.disk.clone(),
+            stage,
+        }))
+    }
+}
+
+/// The folder while it is filled.
+struct StagedFolder {
+    /// Until all weights are written. Dropped first: it writes no more then.
+    writer: Option<Writer>,
+    subfolders: BTreeSet<PathBuf>,
+    disk: Disk,
+    stage: Stage,
+}
+
+impl Staged for StagedFolder {
+    fn write(&self, shard: usize, start: u64, bytes: Tile) -> io::Result<()> {
+        match &self.writer {
+            Some(writer) => writer.write(shard, start, bytes),
+            None => Err(io::Error::other("all weights were written already")),
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), RunError> {
+        match self.writer.take() {
+            Some(writer) => Ok(writer.finish()?),
+            None => Ok(()),
+        }
+    }
+
+    fn side_file(&mut self, name: &str, chunks: &mut Chunks<'_>) -> Result<(), RunError> {
+        let path = self.stage.path().join(name);
+        self.create_subfolders(&path)?;
+        let mut file = self
+            .disk
+            .step(Step::Create, &path, || File::create_new(&path))?;
+        for chunk in chunks {
+            let chunk = chunk?;
+            let write = || file.write_all(&chunk);
+            self.disk.step(Step::Write, &path, write)?;
+        }
+        self.disk.step(Step::Sync, &path, || file.sync_all())?;
+        Ok(())
+    }
+
+    fn read(&self, name: &str, limit: u64) -> Result<(Vec<u8>, u64), RunError> {
+        let path = self.stage.path().join(name);
+        let read = || {
+            let file = File::open(&path)?;
+            let len = file.metadata()?.len();
+            let mut bytes = Vec::new();
+            file.take(limit).read_to_end(&mut bytes)?;
+            Ok((bytes, len))
+        };
+        Ok(self.disk.step(Step::Read, &path, read)?)
+    }
+
+    fn commit(mut self: Box<Self>) -> Result<Vec<String>, RunError> {
+        self.finish()?;
+        for folder in &self.subfolders {
+            sync_folder(&self.disk, folder)?;
+        }
+        self.stage.commit()
+    }
+}
+
+impl StagedFolder {
+    /// Creates the folders between the staged one and a file.
+    fn create_subfolders(&mut self, file: &Path) -> Result<(), DiskError> {
+        let parents = file.ancestors().skip(1);
+        let inside = parents.take_while(|folder| *folder != self.stage.path());
+        let new: Vec<&Path> = inside
+            .filter(|folder| !self.subfolders.contains(*folder))
+            .collect();
+        for folder in new.into_iter().rev() {
+            let create = || fs::create_dir(folder);
+            self.disk.step(Step::CreateFolder, folder, create)?;
+            self.subfolders.insert(folder.to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! A single file, put in place whole: signatures, attestations, reports.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::disk::{Disk, DiskError, Step};
+
+/// Writes a file whole or not at all: beside its place, then renamed. What is no file, such as a pipe, is written to.
+///
+/// # Errors
+/// The system refuses a step; what was at `path` is still there, and nothing beside it.
+pub fn write_whole(disk: &Disk, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    // A link stays one.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if path.exists() && !path.is_file() {
+        return disk.step(Step::Write, path, || {
+            OpenOptions::new().write(true).open(path)?.write_all(bytes)
+        });
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".weld-staged-");
+    // As any new file has; the umask takes its share.
+    builder.permissions(Permissions::from_mode(0o666));
+    let mut staged = disk.step(Step::Create, path, || builder.tempfile_in(folder))?;
+    disk.step(Step::Write, path, || staged.write_all(bytes))?;
+    disk.step(Step::Sync, path, || staged.as_file().sync_all())?;
+    disk.step(Step::Rename, path, || {
+        staged.persist(path).map_err(|error| error.error)
+    })?;
+    Ok(())
+}

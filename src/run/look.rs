@@ -1,0 +1,62 @@
+//! What was written is looked at before it is put in its place: cheap checks of what the destination holds.
+//!
+//! Knows the plan and what was written, and nothing of how a destination keeps it. A new check is a function here.
+
+use std::collections::BTreeMap;
+
+use super::destination::Staged;
+use super::error::RunError;
+use super::output::Written;
+use plan::Plan;
+
+/// Looks at every file.
+///
+/// # Errors
+/// One is not as it was written.
+pub(super) fn look(
+    plan: &Plan,
+    staged: &dyn Staged,
+    written: &BTreeMap<String, Written>,
+) -> Result<(), RunError> {
+    check_weights(plan, staged)?;
+    check_side_files(staged, written)
+}
+
+/// That each weight file has its length and begins with its header.
+fn check_weights(plan: &Plan, staged: &dyn Staged) -> Result<(), RunError> {
+    for shard in &plan.shards {
+        let (header, len) = staged.read(&shard.file_name, shard.header.len() as u64)?;
+        check_len(&shard.file_name, shard.file_size, len)?;
+        if header != shard.header {
+            return Err(RunError::Damaged {
+                file: shard.file_name.clone(),
+                expected: "the header that was planned".to_owned(),
+                found: "another".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// That each other file has its length.
+fn check_side_files(
+    staged: &dyn Staged,
+    written: &BTreeMap<String, Written>,
+) -> Result<(), RunError> {
+    for (name, file) in written {
+        let (_, len) = staged.read(name, 0)?;
+        check_len(name, file.bytes, len)?;
+    }
+    Ok(())
+}
+
+fn check_len(file: &str, expected: u64, found: u64) -> Result<(), RunError> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(RunError::Damaged {
+            file: file.to_owned(),
+            expected: format!("{expected} bytes"),
+            found: format!("{found} bytes"),
+        }),
+    }
+}
