@@ -104,8 +104,8 @@ impl Place {
 
     /// A tensor of a checkpoint, and its file.
     pub(super) fn of(model: &Checkpoint, tensor: &TensorEntry) -> Place {
-        let shard = model.shards().get(tensor.shard);
-        Place::tensor(&tensor.name, shard.map(|shard| shard.file_name()))
+        let place = model.find(&tensor.name).and_then(|at| model.place(at));
+        Place::tensor(&tensor.name, place.map(|(shard, _)| shard.file_name()))
     }
 
     /// A field of a file.

@@ -5,10 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use errors::Hint;
+use errors::{Hint, Refusal};
 use safetensors::Dtype;
-
-use super::adapter::AdapterError;
 
 /// Why a checkpoint can't be found, opened, trusted or laid out.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +27,7 @@ pub enum CheckpointError {
         /// The model as written.
         model: String,
         /// What is the matter.
-        source: Box<AdapterError>,
+        source: Refusal,
     },
     /// No folder or cached snapshot has the adapter's name.
     #[error("adapter of model `{model}`: {source}")]

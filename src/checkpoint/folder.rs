@@ -5,59 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::error::CheckpointError;
+use super::format::Format;
 use super::index::Index;
 use super::limits::{MAX_FOLDER_ENTRIES, MAX_SHARDS};
 use super::locate::Location;
 
 const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
-
-/// How the files of a checkpoint are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
-    Safetensors,
-    /// What torch.save writes.
-    Pickle,
-}
-
-impl Format {
-    /// The format that a file's name tells; safetensors if it tells none.
-    pub(super) fn of(name: &str) -> Format {
-        match Format::Pickle.ends().iter().any(|end| name.ends_with(end)) {
-            true => Format::Pickle,
-            false => Format::Safetensors,
-        }
-    }
-
-    /// The ends of its files' names.
-    pub(super) fn ends(self) -> &'static [&'static str] {
-        match self {
-            Format::Safetensors => &[".safetensors"],
-            Format::Pickle => &[".bin", ".pt", ".pth", ".ckpt"],
-        }
-    }
-
-    /// The file of a checkpoint that is one file.
-    fn single(self) -> &'static str {
-        match self {
-            Format::Safetensors => "model.safetensors",
-            Format::Pickle => "pytorch_model.bin",
-        }
-    }
-
-    fn index(self) -> &'static str {
-        match self {
-            Format::Safetensors => "model.safetensors.index.json",
-            Format::Pickle => "pytorch_model.bin.index.json",
-        }
-    }
-
-    fn index_end(self) -> &'static str {
-        match self {
-            Format::Safetensors => ".safetensors.index.json",
-            Format::Pickle => ".bin.index.json",
-        }
-    }
-}
 
 /// Whether a file is what trainers keep to go on with: its end is that of a pickle, and it is no weights.
 fn is_of_training(name: &str) -> bool {
@@ -75,7 +28,7 @@ fn is_of_training(name: &str) -> bool {
 /// How many numbers of a broken set are looked through for the one to name.
 const MISSING_SHOWN: usize = 3;
 
-/// What a folder's checkpoint is made of.
+/// The files that a checkpoint is made of.
 #[derive(Debug)]
 pub(super) struct Weights {
     /// In name order.
@@ -88,15 +41,27 @@ pub(super) struct Weights {
     pub(super) notes: Vec<String>,
 }
 
-/// Finds the weights of a folder: safetensors if there are any, else pickles.
-pub(super) fn find_weights(location: &Location) -> Result<Weights, CheckpointError> {
+/// The weights of a folder, and all that is the matter with the set of its files.
+#[derive(Debug)]
+pub(super) struct FoundWeights {
+    /// The files that are there.
+    pub(super) weights: Weights,
+    /// An index that can't be read, files that are not there.
+    pub(super) problems: Vec<CheckpointError>,
+    /// Weight files of the same format that are no part of it.
+    pub(super) left_aside: Vec<String>,
+}
+
+/// Finds the weights of a folder: safetensors if there are any, else pickles. After a problem it goes on with what is
+/// there.
+pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, CheckpointError> {
     let names = file_names(&location.path)?;
     for format in [Format::Safetensors, Format::Pickle] {
-        if let Some(mut weights) = find_format(location, &names, format)? {
+        if let Some(mut found) = find_format(location, &names, format) {
             if format == Format::Safetensors {
-                weights.notes.extend(unread_pickles(location, &names));
+                found.weights.notes.extend(unread_pickles(location, &names));
             }
-            return Ok(weights);
+            return Ok(found);
         }
     }
     Err(no_weights(location, &names))
@@ -124,98 +89,27 @@ fn find_format(
     location: &Location,
     names: &BTreeSet<String>,
     format: Format,
-) -> Result<Option<Weights>, CheckpointError> {
+) -> Option<FoundWeights> {
     let folder = &location.path;
-    let (adapters, mut files): (BTreeSet<&str>, BTreeSet<&str>) = names
+    let (adapters, files): (BTreeSet<&str>, BTreeSet<&str>) = names
         .iter()
         .map(String::as_str)
         .filter(|name| format.ends().iter().any(|end| name.ends_with(end)))
         .filter(|name| !is_of_training(name) || format == Format::Safetensors)
         .partition(|name| ADAPTERS.contains(name));
-
-    let (chosen, index, chosen_by) = if let Some(name) = choose_index(names, &files, format) {
-        let index = Index::read(&folder.join(name), format)?;
-        let shards: BTreeSet<String> = index.shards()?.into_iter().map(Into::into).collect();
-        check_present(location, &shards, name)?;
-        (shards, Some(index), name.to_owned())
-    } else {
-        let chosen = choose_files(location, &files, format)?;
-        let Some(first) = chosen.first().cloned() else {
-            return Ok(None);
-        };
-        (chosen, None, first)
-    };
-
-    let mut notes = Vec::new();
-    files.retain(|file| !chosen.contains(*file));
-    files.extend(adapters);
-    for file in files {
-        let file = folder.join(file);
-        notes.push(format!(
-            "{} was not read: it is not part of {chosen_by}",
-            file.display()
-        ));
-    }
-    Ok(Some(Weights {
-        shards: chosen.iter().map(|name| folder.join(name)).collect(),
-        index,
-        format,
-        notes,
-    }))
-}
-
-/// The weights of a folder with all that is the matter with the set of its files, which [`find_weights`] stops at.
-#[derive(Debug)]
-pub(super) struct FoundWeights {
-    /// The files that are there.
-    pub(super) weights: Weights,
-    /// An index that can't be read, files that are not there.
-    pub(super) problems: Vec<CheckpointError>,
-    /// Weight files of the same format that are no part of it.
-    pub(super) left_aside: Vec<String>,
-}
-
-/// Finds the weights of a folder as [`find_weights`] does, but goes on after a problem with what is there.
-pub(super) fn survey_weights(location: &Location) -> Result<FoundWeights, CheckpointError> {
-    let names = file_names(&location.path)?;
-    for format in [Format::Safetensors, Format::Pickle] {
-        if let Some(found) = survey_format(location, &names, format) {
-            return Ok(found);
-        }
-    }
-    Err(no_weights(location, &names))
-}
-
-fn survey_format(
-    location: &Location,
-    names: &BTreeSet<String>,
-    format: Format,
-) -> Option<FoundWeights> {
-    let folder = &location.path;
-    let files: BTreeSet<&str> = names
-        .iter()
-        .map(String::as_str)
-        .filter(|name| format.ends().iter().any(|end| name.ends_with(end)))
-        .filter(|name| !is_of_training(name) && !ADAPTERS.contains(name))
-        .collect();
     let mut problems = Vec::new();
-    let mut keep = |problem| {
-        problems.push(problem);
-        None
-    };
     let chosen_index = choose_index(names, &files, format);
     let index = chosen_index.and_then(|name| {
         let read = Index::read(&folder.join(name), format);
-        read.and_then(|index| index.shards().map(drop).map(|()| index))
-            .map_or_else(&mut keep, Some)
+        let index = read.and_then(|index| index.shards().map(drop).map(|()| index));
+        index.map_err(|problem| problems.push(problem)).ok()
     });
     let mut chosen: BTreeSet<String> = BTreeSet::new();
     if let Some(index) = &index {
         let by_index = chosen_index.unwrap_or_default();
         for shard in index.shards().unwrap_or_default() {
-            let one = BTreeSet::from([shard.to_owned()]);
-            match check_present(location, &one, by_index) {
-                Ok(()) => chosen.extend(one),
+            match check_present(location, shard, by_index) {
+                Ok(()) => chosen.extend([shard.to_owned()]),
                 Err(problem) => problems.push(problem),
             }
         }
@@ -235,14 +129,25 @@ fn survey_format(
             }
         }
     }
-    let left_aside = files.iter().filter(|file| !chosen.contains(**file));
+    let others = || files.iter().filter(|file| !chosen.contains(**file));
+    let by_index = chosen_index.filter(|_| index.is_some());
+    let chosen_by = by_index.or(chosen.first().map(String::as_str));
+    let not_read = |file: &&str| {
+        format!(
+            "{} was not read: it is not part of {}",
+            folder.join(file).display(),
+            chosen_by.unwrap_or("the checkpoint")
+        )
+    };
+    let unread: BTreeSet<&str> = others().copied().chain(adapters).collect();
+    let left_aside = others().filter(|file| !is_of_training(file));
     Some(FoundWeights {
         left_aside: left_aside.map(|file| (*file).to_owned()).collect(),
         weights: Weights {
             shards: chosen.iter().map(|name| folder.join(name)).collect(),
+            notes: unread.iter().map(not_read).collect(),
             index,
             format,
-            notes: Vec::new(),
         },
         problems,
     })
@@ -374,23 +279,17 @@ fn check_complete(
     })
 }
 
-fn check_present(
-    location: &Location,
-    shards: &BTreeSet<String>,
-    index: &str,
-) -> Result<(), CheckpointError> {
-    for shard in shards {
-        // Follows links: a snapshot's link may outlive the blob that it leads to.
-        if fs::metadata(location.path.join(shard)).is_err() {
-            return Err(CheckpointError::ShardMissing {
-                path: location.path.clone(),
-                shard: shard.clone(),
-                expected_by: index.into(),
-                hint: download_hint(location),
-            });
-        }
+fn check_present(location: &Location, shard: &str, index: &str) -> Result<(), CheckpointError> {
+    // Follows links: a snapshot's link may outlive the blob that it leads to.
+    match fs::metadata(location.path.join(shard)) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(CheckpointError::ShardMissing {
+            path: location.path.clone(),
+            shard: shard.into(),
+            expected_by: index.into(),
+            hint: download_hint(location),
+        }),
     }
-    Ok(())
 }
 
 fn download_hint(location: &Location) -> String {

@@ -8,11 +8,12 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::bounded::{plain, read_bounded};
 use super::error::CheckpointError;
-use super::folder::Format;
+use super::files::Files;
+use super::format::Format;
 use super::header::check_name;
 use super::limits::{MAX_FILE_NAME_BYTES, MAX_INDEX_BYTES, MAX_SHARDS};
-use super::reader::TensorEntry;
 use super::shard::Shard;
+use super::source::TensorEntry;
 
 /// An index that was read, and whose names are safe to use.
 #[derive(Debug)]
@@ -84,48 +85,36 @@ impl Index {
         Ok(shards)
     }
 
-    /// Every entry is in the shard that is named, and every tensor of the shards has an entry.
-    pub(super) fn check(
-        &self,
-        shards: &[Shard],
-        tensors: &[TensorEntry],
-        by_name: &HashMap<String, usize>,
-    ) -> Result<(), CheckpointError> {
-        let problem = self.problems(shards, tensors, by_name).into_iter().next();
-        problem.map_or(Ok(()), Err)
-    }
-
-    /// Everything that [`check`](Self::check) would stop at; nothing is said of the entries of files that could not be read.
+    /// Entries that are not in the shard that is named, and that tensors of the shards have no entry; nothing is said of
+    /// the entries of files that could not be read.
     pub(super) fn problems(
         &self,
-        shards: &[Shard],
-        tensors: &[TensorEntry],
+        opened: &Files,
         by_name: &HashMap<String, usize>,
     ) -> Vec<CheckpointError> {
-        let files: Vec<String> = shards.iter().map(Shard::file_name).collect();
-        let known: BTreeSet<&String> = files.iter().collect();
-        let mut indexed = vec![false; tensors.len()];
+        let known: BTreeSet<String> = opened.shards.iter().map(Shard::file_name).collect();
+        let mut indexed = vec![false; opened.tensors.len()];
         let mut problems = Vec::new();
         for (name, file) in &self.weight_map {
             let at = by_name.get(name).copied();
             if let Some(at) = at {
                 indexed[at] = true;
             }
-            let found_in = at.map(|at| &files[tensors[at].shard]);
-            if known.contains(file) && found_in != Some(file) {
+            let found_in = at.map(|at| opened.shard_of(at).file_name());
+            if known.contains(file) && found_in.as_ref() != Some(file) {
                 problems.push(CheckpointError::NotInShard {
                     path: self.path.clone(),
                     tensor: name.clone(),
                     shard: file.clone(),
-                    found_in: found_in.cloned(),
+                    found_in,
                 });
             }
         }
         if let Some(first) = indexed.iter().position(|&indexed| !indexed) {
             problems.push(CheckpointError::Unindexed {
                 path: self.path.clone(),
-                tensor: tensors[first].name.clone(),
-                shard: files[tensors[first].shard].clone(),
+                tensor: opened.tensors[first].name.clone(),
+                shard: opened.shard_of(first).file_name(),
                 count: indexed.iter().filter(|&&indexed| !indexed).count(),
             });
         }

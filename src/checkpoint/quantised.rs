@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::bounded::plain;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
-use super::reader::TensorEntry;
-use super::shard::Shard;
+use super::files::Files;
+use super::source::TensorEntry;
 
 const HINT: &str = "dequantise it first, or name the model it was made from";
 const CONFIG_HINT: &str = "dequantise it first, or name the model it was made from; \
@@ -39,8 +39,7 @@ const SCALES: [(&str, &str); 2] = [(".scale_weight", ".weight"), ("_scales", "_b
 pub(super) fn refuse_quantised(
     label: &str,
     config: Option<&ModelConfig>,
-    shards: &[Shard],
-    tensors: &[TensorEntry],
+    files: &Files,
     by_name: &HashMap<String, usize>,
 ) -> Result<(), CheckpointError> {
     let refuse = |path: PathBuf, seen, hint| {
@@ -56,10 +55,10 @@ pub(super) fn refuse_quantised(
     {
         return refuse(config.path().into(), seen, CONFIG_HINT);
     }
-    let codes = Codes::of(tensors, by_name);
-    for tensor in tensors {
+    let codes = Codes::of(&files.tensors, by_name);
+    for (at, tensor) in files.tensors.iter().enumerate() {
         if let Some(seen) = codes.in_tensor(tensor) {
-            return refuse(shards[tensor.shard].path.clone(), seen, HINT);
+            return refuse(files.shard_of(at).path.clone(), seen, HINT);
         }
     }
     Ok(())

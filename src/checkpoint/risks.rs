@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::bounded::read_bounded;
 use super::error::CheckpointError;
-use super::folder::{Format, file_names};
+use super::folder::file_names;
+use super::format::Format;
 use super::limits::{MAX_CONFIG_BYTES, MAX_FOLDER_DEPTH, MAX_FOLDER_ENTRIES};
 use super::locate::Location;
 use super::pickle::{PickleImports, globals};

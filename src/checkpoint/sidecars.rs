@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use super::bounded::read_bounded;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
-use super::folder::{Format, file_names, other_format};
+use super::folder::{file_names, other_format};
+use super::format::Format;
 use super::limits::MAX_SIDECAR_BYTES;
 
 /// A file that is carried over to a checkpoint made from this one.

@@ -1,17 +1,23 @@
-//! A checkpoint that may be broken: every problem of its files, and what of it is sound.
+//! Opening a checkpoint: every problem of its files, and what of them is sound.
+//!
+//! There is one way to open. `check` reports all that it finds; everyone else takes the model, or the first problem.
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::config::ModelConfig;
 use super::error::CheckpointError;
-use super::folder::{FoundWeights, survey_weights};
+use super::files::Files;
+use super::folder::{FoundWeights, Weights, find_weights, other_format};
+use super::format::Format;
 use super::index::Index;
 use super::locate::Location;
 use super::quantised::{only_config_says, refuse_quantised};
-use super::reader::{Checkpoint, Opened, open_one, single_file};
+use super::reader::{Beside, Checkpoint};
 
-/// What opening a checkpoint file by file gives, where [`Checkpoint::open`] stops at the first problem.
+/// What opening a checkpoint file by file gives.
 #[derive(Debug)]
 pub struct Survey {
     /// The tensors of the files that are sound, if there are any.
@@ -30,8 +36,28 @@ pub struct Survey {
     pub quantised_by_config_only: bool,
 }
 
+impl Checkpoint {
+    /// Opens a located model, which messages will call `label`; no weight is read.
+    ///
+    /// # Errors
+    /// The first problem of its files or of its adapter, or that it is quantised.
+    pub fn open(label: &str, location: &Location) -> Result<Checkpoint, CheckpointError> {
+        let survey = Survey::of(label, location)?;
+        let first = survey.problems.into_iter().next();
+        if let Some(problem) = first.or(survey.quantised) {
+            return Err(problem);
+        }
+        let path = location.path.clone();
+        let checkpoint = (survey.checkpoint).ok_or(CheckpointError::NoTensors { path })?;
+        match &location.adapter {
+            Some(adapter) => checkpoint.adapted(adapter),
+            None => Ok(checkpoint),
+        }
+    }
+}
+
 impl Survey {
-    /// Opens what can be opened of a located model, which messages will call `label`.
+    /// Opens what can be opened of a located model, which messages will call `label`. An adapter is not looked at.
     ///
     /// # Errors
     /// If there is nothing to look at: no such file or folder, or one without weights.
@@ -45,24 +71,29 @@ impl Survey {
             mut problems,
             left_aside,
         } = match is_dir {
-            true => survey_weights(location)?,
+            true => find_weights(location)?,
             false => FoundWeights {
                 weights: single_file(path)?,
                 problems: Vec::new(),
                 left_aside: Vec::new(),
             },
         };
-        let mut opened = Opened::default();
-        for shard in &weights.shards {
-            let one = open_one(shard, weights.format);
-            let one = one.and_then(|one| {
-                opened.check_count(shard, one.tensors.len())?;
-                Ok(one)
+        let Weights {
+            shards,
+            index,
+            format,
+            mut notes,
+        } = weights;
+        let mut files = Files::default();
+        for shard in &shards {
+            let opened = Files::open(shard, format).and_then(|(one, of_file)| {
+                notes.extend(of_file);
+                files.append(shard, one)
             });
-            match one {
-                Ok(one) => opened.append(one),
-                Err(problem) => problems.push(problem),
-            }
+            problems.extend(opened.err());
+        }
+        if format == Format::Pickle {
+            notes.extend(read_as_pickles(&shards));
         }
         let partial = !problems.is_empty();
         let config = match is_dir.then(|| ModelConfig::read(path)).transpose() {
@@ -72,44 +103,81 @@ impl Survey {
                 None
             }
         };
-        if opened.tensors.is_empty() && !partial {
+        if files.tensors.is_empty() && !partial {
             problems.push(CheckpointError::NoTensors { path: path.clone() });
         }
-        let by_name = first_of_each(location, &mut opened, &mut problems);
-        let index = weights.index.as_ref();
-        let found = |index: &Index| index.problems(&opened.shards, &opened.tensors, &by_name);
-        problems.extend(index.map(found).unwrap_or_default());
-        let total_size = index.filter(|_| !partial);
-        let total_size = total_size.and_then(|index| index.total_size_note(&opened.tensors));
-        let (shards, tensors) = (&opened.shards, &opened.tensors);
-        let quantised = refuse_quantised(label, config.as_ref(), shards, tensors, &by_name).err();
+        let by_name = first_of_each(location, &files, &mut problems);
+        let found = |index: &Index| index.problems(&files, &by_name);
+        problems.extend(index.as_ref().map(found).unwrap_or_default());
+        let total_size = index.as_ref().filter(|_| !partial);
+        let total_size = total_size.and_then(|index| index.total_size_note(&files.tensors));
+        notes.extend(total_size.clone());
+        let quantised = refuse_quantised(label, config.as_ref(), &files, &by_name).err();
+        let beside = match is_dir {
+            true => Beside::Folder,
+            false => Beside::Nothing,
+        };
         Ok(Survey {
             partial,
             left_aside,
             total_size,
-            quantised_by_config_only: quantised.is_some() && only_config_says(tensors, &by_name),
+            quantised_by_config_only: quantised.is_some()
+                && only_config_says(&files.tensors, &by_name),
             quantised,
             problems,
-            checkpoint: (!opened.tensors.is_empty())
-                .then(|| Checkpoint::of_opened(label, location, !is_dir, config, opened, by_name)),
+            checkpoint: (!files.tensors.is_empty()).then(|| {
+                Checkpoint::new(label, location.clone(), config, beside, Arc::new(files))
+                    .with_notes(notes)
+            }),
         })
     }
+}
+
+/// A file that is named itself.
+fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
+    let name = path.to_string_lossy();
+    if let Some((what, hint)) = other_format(&name) {
+        return Err(CheckpointError::NotSafetensors {
+            path: path.into(),
+            what,
+            hint,
+        });
+    }
+    Ok(Weights {
+        shards: vec![path.into()],
+        index: None,
+        format: Format::of(&name),
+        notes: Vec::new(),
+    })
+}
+
+/// Says that files were read as pickles.
+fn read_as_pickles(paths: &[PathBuf]) -> Option<String> {
+    let (first, others) = paths.split_first()?;
+    let others = match others.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "{}{others}: read as pickles; nothing in them is executed",
+        first.display()
+    ))
 }
 
 /// The tensors by name: the first of those that several files have.
 fn first_of_each(
     location: &Location,
-    opened: &mut Opened,
+    files: &Files,
     problems: &mut Vec<CheckpointError>,
 ) -> HashMap<String, usize> {
-    let mut by_name: HashMap<String, usize> = HashMap::with_capacity(opened.tensors.len());
-    for (at, tensor) in opened.tensors.iter().enumerate() {
+    let mut by_name: HashMap<String, usize> = HashMap::with_capacity(files.tensors.len());
+    for (at, tensor) in files.tensors.iter().enumerate() {
         match by_name.get(&tensor.name) {
             Some(&first) => problems.push(CheckpointError::DuplicateTensor {
                 path: location.path.clone(),
                 tensor: tensor.name.clone(),
-                first: opened.shards[opened.tensors[first].shard].file_name(),
-                second: opened.shards[tensor.shard].file_name(),
+                first: files.shard_of(first).file_name(),
+                second: files.shard_of(at).file_name(),
             }),
             None => {
                 by_name.insert(tensor.name.clone(), at);

@@ -202,13 +202,14 @@ fn as_json(model: &Checkpoint) -> serde_json::Value {
         .iter()
         .enumerate()
         .map(|(index, tensor)| {
+            let place = model.place(index);
             json!({
                 "name": tensor.name,
                 "dtype": format!("{:?}", tensor.dtype),
                 "shape": tensor.shape,
                 "bytes": tensor.len,
-                "file": model.shards()[tensor.shard].file_name(),
-                "offset": tensor.offset,
+                "file": place.map(|(shard, _)| shard.file_name()),
+                "offset": place.map(|(_, offset)| offset),
                 "adapted": model.adapter().is_some_and(|adapter| adapter.changes(index)),
             })
         })

@@ -14,7 +14,8 @@ use super::norm::rms_norm;
 use super::rope::{Rope, Table};
 use super::settings::{Norms, Settings};
 use super::states::{Batch, States};
-use super::weights::Weights;
+use super::weights::read;
+use checkpoint::Checkpoint;
 use numeric::{View, multiply};
 
 /// How many tiles of the head are worked on before their sums are folded.
@@ -41,7 +42,7 @@ pub trait Observer {
 
 /// A decoder whose config was understood and whose tensors were found, of the shapes that they must have.
 pub struct Decoder<'w> {
-    weights: &'w dyn Weights,
+    weights: &'w Checkpoint,
     settings: Settings,
     embedding: Matrix,
     layers: Vec<Layer>,
@@ -54,7 +55,7 @@ impl<'w> Decoder<'w> {
     /// # Errors
     /// If the config is of no family that can be run, has a field that would change the result and is not
     /// understood, or the tensors are not those that it calls for.
-    pub fn new(config: &Value, weights: &'w dyn Weights) -> Result<Decoder<'w>, ForwardError> {
+    pub fn new(config: &Value, weights: &'w Checkpoint) -> Result<Decoder<'w>, ForwardError> {
         let fields = Fields::new(config)?;
         let settings = Settings::read(&fields)?;
         let tensors = Tensors::new(weights);
@@ -237,7 +238,7 @@ impl<'w> Decoder<'w> {
         let mut row = vec![0.0; hidden];
         for (place, token) in batch.tokens.iter().enumerate() {
             let start = *token as usize * hidden;
-            self.weights.read(&self.embedding.tensor, start, &mut row)?;
+            read(self.weights, &self.embedding.tensor, start, &mut row)?;
             for (feature, value) in row.iter().enumerate() {
                 states.values[feature * tokens + place] = value * self.settings.embedding_scale;
             }

@@ -5,13 +5,13 @@ use super::error::ForwardError;
 use super::layout::Experts;
 use super::settings::Routing;
 use super::states::States;
-use super::weights::Weights;
+use checkpoint::Checkpoint;
 
 impl Experts {
     /// The weighted sum of the experts that each token goes to, and of the one that all go to.
     pub(super) fn apply(
         &self,
-        weights: &dyn Weights,
+        weights: &Checkpoint,
         activation: Activation,
         x: &States,
     ) -> Result<States, ForwardError> {

@@ -2,7 +2,8 @@
 
 use super::error::ForwardError;
 use super::settings::{Layout, Mixture, Norms, QueryNorm, Routing, Settings, Shared};
-use super::weights::Weights;
+use super::weights::{read, shape};
+use checkpoint::Checkpoint;
 
 /// A matrix: a tensor, or a part of one.
 #[derive(Debug, Clone)]
@@ -23,9 +24,9 @@ pub(super) struct Vector {
 }
 
 impl Vector {
-    pub(super) fn read(&self, weights: &dyn Weights) -> Result<Vec<f32>, ForwardError> {
+    pub(super) fn read(&self, weights: &Checkpoint) -> Result<Vec<f32>, ForwardError> {
         let mut values = vec![0.0; self.length];
-        weights.read(&self.tensor, self.start, &mut values)?;
+        read(weights, &self.tensor, self.start, &mut values)?;
         Ok(values)
     }
 }
@@ -82,15 +83,15 @@ pub(super) struct Layer {
 
 /// Looks for the tensors of a model.
 pub(super) struct Tensors<'a> {
-    pub(super) weights: &'a dyn Weights,
+    pub(super) weights: &'a Checkpoint,
     /// What their names start with.
     pub(super) prefix: &'static str,
 }
 
 impl<'a> Tensors<'a> {
     /// Finds out whether the names start with `model.`, or the body was saved alone.
-    pub(super) fn new(weights: &'a dyn Weights) -> Self {
-        let prefix = match weights.shape("embed_tokens.weight") {
+    pub(super) fn new(weights: &'a Checkpoint) -> Self {
+        let prefix = match shape(weights, "embed_tokens.weight") {
             Some(_) => "",
             None => "model.",
         };
@@ -121,7 +122,7 @@ impl<'a> Tensors<'a> {
 
     /// The head that is stored where it is tied to the embedding, so that it need not be.
     pub(super) fn tied_head(&self, settings: &Settings) -> Result<Option<Matrix>, ForwardError> {
-        match settings.tied && self.weights.shape(HEAD).is_some() {
+        match settings.tied && shape(self.weights, HEAD).is_some() {
             true => self.stored_head(settings).map(Some),
             false => Ok(None),
         }
@@ -242,7 +243,7 @@ impl<'a> Tensors<'a> {
             format!("{start}mlp.experts.gate_up_proj"),
             format!("{start}mlp.experts.down_proj"),
         ];
-        let is_held = self.weights.shape(&held[0]).is_some();
+        let is_held = shape(self.weights, &held[0]).is_some();
         let block = match mixture.layout {
             Layout::Mixtral | Layout::Granite if !is_held => format!("{start}block_sparse_moe."),
             _ => format!("{start}mlp."),
@@ -403,7 +404,7 @@ impl<'a> Tensors<'a> {
 
     /// An error unless there is such a tensor of that shape, with elements.
     fn expect(&self, tensor: &str, expected: &[usize]) -> Result<(), ForwardError> {
-        match self.weights.shape(tensor) {
+        match shape(self.weights, tensor) {
             None => Err(ForwardError::Missing {
                 tensor: tensor.into(),
                 expected: expected.into(),
@@ -419,7 +420,7 @@ impl<'a> Tensors<'a> {
 
     /// An error if there is a tensor of which the config says nothing.
     fn refuse(&self, tensor: String) -> Result<(), ForwardError> {
-        match self.weights.shape(&tensor) {
+        match shape(self.weights, &tensor) {
             None => Ok(()),
             Some(_) => Err(ForwardError::Surplus { tensor }),
         }

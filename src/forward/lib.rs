@@ -30,4 +30,4 @@ mod tests;
 pub use decoder::{Decoder, Observer};
 pub use error::ForwardError;
 pub use tokenizer::Tokenizer;
-pub use weights::Weights;
+pub use weights::read;

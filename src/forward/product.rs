@@ -6,7 +6,8 @@ use super::activation::Activation;
 use super::error::ForwardError;
 use super::layout::{Gated, Linear, Matrix};
 use super::states::States;
-use super::weights::Weights;
+use super::weights::read;
+use checkpoint::Checkpoint;
 use numeric::{View, multiply};
 
 /// How many elements of a stored matrix are held by a thread at a time, if a row is not longer.
@@ -24,20 +25,25 @@ impl Matrix {
     /// Reads the tile that starts at a row into `tile`; gives its number of rows.
     pub(super) fn read(
         &self,
-        weights: &dyn Weights,
+        weights: &Checkpoint,
         first: usize,
         tile: &mut Vec<f32>,
     ) -> Result<usize, ForwardError> {
         let rows = self.tile_rows().min(self.rows - first);
         tile.resize(rows * self.columns, 0.0);
-        weights.read(&self.tensor, self.start + first * self.columns, tile)?;
+        read(
+            weights,
+            &self.tensor,
+            self.start + first * self.columns,
+            tile,
+        )?;
         Ok(rows)
     }
 }
 
 impl Linear {
     /// `W x + b` for each token.
-    pub(super) fn apply(&self, weights: &dyn Weights, x: &States) -> Result<States, ForwardError> {
+    pub(super) fn apply(&self, weights: &Checkpoint, x: &States) -> Result<States, ForwardError> {
         let mut out = States::zeros(self.matrix.rows, x.tokens)?;
         let rows = self.matrix.tile_rows();
         let chunks = out.values.par_chunks_mut(rows * x.tokens).enumerate();
@@ -50,7 +56,7 @@ impl Linear {
     /// The rows of `W x + b` from `first` on that are of one tile.
     fn tile(
         &self,
-        weights: &dyn Weights,
+        weights: &Checkpoint,
         x: &States,
         first: usize,
         tile: &mut Vec<f32>,
@@ -65,7 +71,7 @@ impl Linear {
         );
         if let Some(bias) = &self.bias {
             let mut values = vec![0.0; rows];
-            weights.read(&bias.tensor, bias.start + first, &mut values)?;
+            read(weights, &bias.tensor, bias.start + first, &mut values)?;
             for (out, bias) in out.chunks_exact_mut(x.tokens).zip(values) {
                 out.iter_mut().for_each(|out| *out += bias);
             }
@@ -78,7 +84,7 @@ impl Gated {
     /// `W_down (activation(W_gate x) * W_up x)` for each token.
     pub(super) fn apply(
         &self,
-        weights: &dyn Weights,
+        weights: &Checkpoint,
         activation: Activation,
         x: &States,
     ) -> Result<States, ForwardError> {

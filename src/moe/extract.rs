@@ -7,7 +7,7 @@ use super::mixture::Mixture;
 use super::pieces::{Donor, EXPERT, Piece, Pieces, Tensors, layer_of};
 use super::{Decided, finish, open, report_misfits};
 use architecture::{Bias, Matrix, QueryNorms, SharedLayout};
-use checkpoint::{Checkpoint, Locator, ModelConfig};
+use checkpoint::{Checkpoint, ModelConfig, Resolver};
 use numeric::FloatType;
 use plan::{self, Options, Plan, PlannedTensor, Problems, Results, SourceTensor, View};
 use recipe::{EditRecipe, Located, Position, Ranges};
@@ -18,13 +18,13 @@ use super::adjust::Segment;
 pub(super) fn attempt(
     recipe: &EditRecipe,
     experts: &Located<Ranges>,
-    (path, locator, options): (&str, &Locator, &Options),
+    (path, resolver, options): (&str, &dyn Resolver, &Options),
     results: &Results,
     mut notes: Vec<String>,
     problems: &mut Problems,
 ) -> Option<Plan> {
     let mut mentions = recipe.mentions();
-    let models = open(&mut mentions, None, locator, options, results, problems)?;
+    let models = open(&mut mentions, None, resolver, options, results, problems)?;
     notes.extend(models.notes());
     let (base, base_at) = (models.donor, Some(recipe.base_model.at));
     let model = &models.checkpoints[base];

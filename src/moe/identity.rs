@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::plan;
-use checkpoint::{Checkpoint, Dtype, Locator};
+use checkpoint::{Checkpoint, Dtype, Resolver};
 use errors::Refusal;
 use forward::Decoder;
 use plan::{MergeResult, Options};
@@ -33,7 +33,7 @@ pub struct Identity {
 /// In words for the user: it cannot be assembled, or a family that the forward pass cannot run.
 pub fn identity(
     recipe: &MoeRecipe,
-    locator: &Locator,
+    resolver: &dyn Resolver,
     options: &Options,
 ) -> Result<Identity, Refusal> {
     let base = &recipe.base_model;
@@ -48,7 +48,7 @@ pub fn identity(
         .with_hint("merge it first"));
     }
     let variant = identical(recipe);
-    let planned = plan(&variant, &recipe.path, locator, options);
+    let planned = plan(&variant, &recipe.path, resolver, options);
     let planned = planned.map_err(|error| error.to_string())?;
     let (threads, donor) = (options.settings.threads, planned.donor);
     for model in &planned.models {

@@ -22,7 +22,9 @@ mod targets;
 
 pub use identity::{BOUND, Identity, identity};
 
-use checkpoint::{Checkpoint, Locator, ModelRef};
+use std::sync::Arc;
+
+use checkpoint::{Beside, Checkpoint, ModelRef, Resolver};
 use errors::Refusal;
 use exact::Misfit;
 use family::Dense;
@@ -57,16 +59,16 @@ const INVENTED: &str = "the router";
 pub fn plan(
     recipe: &MoeRecipe,
     path: &str,
-    locator: &Locator,
+    resolver: &dyn Resolver,
     options: &Options,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
-    let results = plan::results_of(&recipe.results, path, locator, options, &mut problems);
+    let results = plan::results_of(&recipe.results, path, resolver, options, &mut problems);
     let plan = results.and_then(|(results, notes)| {
         assembly::attempt(
             recipe,
             path,
-            locator,
+            resolver,
             options,
             &results,
             notes,
@@ -86,13 +88,13 @@ pub fn plan(
 pub fn plan_edit(
     recipe: &EditRecipe,
     path: &str,
-    locator: &Locator,
+    resolver: &dyn Resolver,
     options: &Options,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
-    let results = plan::results_of(&recipe.results, path, locator, options, &mut problems);
+    let results = plan::results_of(&recipe.results, path, resolver, options, &mut problems);
     let plan = results.and_then(|(results, notes)| {
-        let around = (path, locator, options);
+        let around = (path, resolver, options);
         match &recipe.change {
             Change::Experts(edited) => {
                 edit::attempt(recipe, edited, around, &results, notes, &mut problems)
@@ -140,21 +142,19 @@ fn finish(
         mut fates,
         ..
     } = decided.tensors;
-    let (entries, what): (Vec<_>, Vec<_>) = invented.into_iter().unzip();
     if let Some(file) = decided.file {
         fates[file].fill(plan::Fate::Used(1));
     }
     if let Some(router) = decided.router {
         let location = models.checkpoints[base].location().clone();
-        fates.push(vec![plan::Fate::Used(1); entries.len()]);
-        models.checkpoints.push(Checkpoint::made(
+        fates.push(vec![plan::Fate::Used(1); invented.len()]);
+        models.checkpoints.push(Arc::new(Checkpoint::new(
             INVENTED,
-            &location,
+            location,
             None,
-            entries,
-            Vec::new(),
-            Box::new(Routers::new(router, what)),
-        ));
+            Beside::Nothing,
+            Arc::new(Routers::new(router, invented)),
+        )));
         models.at.push(None);
     }
     let sidecars = models.sidecars(&mut notes, problems)?;
@@ -180,7 +180,7 @@ fn finish(
 fn open(
     mentions: &mut dyn Iterator<Item = &Located<ModelRef>>,
     file: Option<&Located<String>>,
-    locator: &Locator,
+    resolver: &dyn Resolver,
     options: &Options,
     results: &Results,
     problems: &mut Problems,
@@ -190,15 +190,15 @@ fn open(
     let mut base = None;
     for model in mentions {
         base = base.or(Some(&model.value));
-        complete &= models.add(&model.value, Some(model.at), locator, results, problems);
+        complete &= models.add(&model.value, Some(model.at), resolver, results, problems);
     }
     models.merged = models.checkpoints.len();
     if let Some(model) = &options.tokenizer_from {
-        complete &= models.add(model, None, locator, &Results::new(), problems);
+        complete &= models.add(model, None, resolver, &Results::new(), problems);
     }
     if let Some(file) = file {
         complete &= match ModelRef::parse(&file.value) {
-            Ok(model) => models.add(&model, Some(file.at), locator, &Results::new(), problems),
+            Ok(model) => models.add(&model, Some(file.at), resolver, &Results::new(), problems),
             Err(why) => {
                 problems.add(Some(file.at), why, None);
                 false
@@ -254,26 +254,6 @@ fn check_vocabularies(
     } else {
         problems.append(found);
     }
-}
-
-/// A handle of its own of a model that is read before the plan's are.
-fn open_again(
-    models: &Models,
-    results: &Results,
-    model: usize,
-    problems: &mut Problems,
-) -> Option<Checkpoint> {
-    let label = models.label(model);
-    let opened = match results.get(label) {
-        Some(result) => Ok(result.checkpoint(label)),
-        None => {
-            let location = models.checkpoints[model].location();
-            Checkpoint::open(label, location)
-        }
-    };
-    opened
-        .map_err(|error| problems.add_error(models.at[model], &error))
-        .ok()
 }
 
 /// The number of the file of rows among the models.

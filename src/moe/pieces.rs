@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::adjust::{Adjust, Segment};
 use super::family::Dense;
@@ -302,7 +303,7 @@ impl<'a> Pieces<'a> {
             None if Some(model) == tied && is_output_head(name) => Fate::TiedCopy,
             None => Fate::NotTaken,
         };
-        let of_model = |(model, checkpoint): (usize, &Checkpoint)| {
+        let of_model = |(model, checkpoint): (usize, &Arc<Checkpoint>)| {
             let tensors = checkpoint.tensors().iter().enumerate();
             tensors
                 .map(|(tensor, entry)| fate(model, tensor, &entry.name))

@@ -6,11 +6,11 @@
 //! All sums are made in one order, so that the cut depends on nothing but the weights and the seed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use checkpoint::Checkpoint;
 use engine::scan;
 use errors::Refusal;
-use forward::Weights;
 use numeric::{NormalKey, dot};
 use plan::LatePicks;
 
@@ -30,8 +30,8 @@ pub(super) type Cuts = BTreeMap<(usize, usize), LatePicks>;
 #[derive(Debug)]
 pub(super) struct Splits {
     pub(super) wanted: Vec<Split>,
-    /// Handles of their own.
-    pub(super) models: BTreeMap<usize, Checkpoint>,
+    /// The models that are cut, by number.
+    pub(super) models: BTreeMap<usize, Arc<Checkpoint>>,
     /// Into how many parts.
     pub(super) parts: usize,
     pub(super) seed: u64,
@@ -88,7 +88,7 @@ impl Splits {
             if cancelled() {
                 return Err("stopped".into());
             }
-            Weights::read(model, &split.gate, first * hidden, rows).map_err(|error| {
+            forward::read(model, &split.gate, first * hidden, rows).map_err(|error| {
                 let what = format_args!("`{}` of `{}`", split.gate, model.label());
                 Refusal::from(&error).within(what)
             })?;

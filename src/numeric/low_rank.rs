@@ -1,4 +1,4 @@
-//! A stored matrix plus a product of two thin ones, computed as it is read; the whole matrix is never in memory.
+//! A matrix plus a product of two thin ones, computed as it is read; the whole matrix is never in memory.
 //!
 //! Each element's product is summed by itself, in f64, over the rank in ascending order. So an element has the same
 //! value whatever range is read. Only one tile is held at a time, about 200 KiB.
@@ -21,10 +21,11 @@ const RANKS: usize = 16;
 const UNROLL: usize = 4;
 
 /// `base + scale * L R`, where each row or column of the sum may also be rescaled to a given length.
-#[derive(Debug, Clone, Copy)]
 pub struct LowRank<'a> {
     /// The matrix that the product is added to: `[rows, columns]`, in row order.
-    pub base: Stored<'a>,
+    pub base: Box<dyn Elements + 'a>,
+    /// How many rows.
+    pub rows: usize,
     /// Elements per row, at least one.
     pub columns: usize,
     /// `L`: one vector of length `rank` for each row.
@@ -167,10 +168,6 @@ impl Factor<'_> {
 }
 
 impl LowRank<'_> {
-    fn rows(&self) -> usize {
-        self.base.bytes.len() / self.base.format.size() / self.columns
-    }
-
     /// Computes `scale * L R` for a tile into `scratch.tile`.
     fn product(&self, part: Part, scratch: &mut Scratch) {
         let Scratch {
@@ -189,18 +186,20 @@ impl LowRank<'_> {
         tile.iter_mut().for_each(|sum| *sum *= self.scale);
     }
 
-    /// Computes `base + scale * L R` for a tile into `scratch.tile`.
-    fn sum(&self, part: Part, scratch: &mut Scratch) {
+    /// Computes `base + scale * L R` for a tile into `scratch.tile`; gives the bytes read of the base.
+    fn sum(&self, part: Part, scratch: &mut Scratch) -> usize {
         self.product(part, scratch);
         let width = part.width();
         scratch.base.resize(width, 0.0);
+        let mut read = 0;
         for (row, sums) in (part.rows.0..).zip(scratch.tile.chunks_mut(width)) {
             let first = row * self.columns + part.columns.0;
-            self.base.fill(first as u64, &mut scratch.base);
+            read += Fill::<f64>::fill(self.base.as_ref(), first as u64, &mut scratch.base);
             sums.iter_mut()
                 .zip(&scratch.base)
                 .for_each(|(sum, base)| *sum += base);
         }
+        read
     }
 
     /// Measures the norms of rows that are not known yet.
@@ -229,7 +228,7 @@ impl LowRank<'_> {
     fn column_norms(&self, scratch: &mut Scratch) -> Box<[f64]> {
         let mut squares = vec![0.0; self.columns];
         let whole = Part {
-            rows: (0, self.rows()),
+            rows: (0, self.rows),
             columns: (0, self.columns),
         };
         for part in whole.tiles() {
@@ -259,7 +258,7 @@ impl LowRank<'_> {
         match found {
             Norms::Rows(known) => {
                 let known = known
-                    .get_or_init(|| (0..self.rows()).map(|_| AtomicU64::new(UNKNOWN)).collect());
+                    .get_or_init(|| (0..self.rows).map(|_| AtomicU64::new(UNKNOWN)).collect());
                 self.row_norms(part.rows, known, scratch);
                 for (factor, norm) in factors.iter_mut().zip(&known[places.0..places.1]) {
                     *factor /= f64::from_bits(norm.load(Relaxed));
@@ -341,17 +340,18 @@ fn parts(first: usize, length: usize, columns: usize) -> Vec<Part> {
 }
 
 impl<R: Real> Fill<R> for LowRank<'_> {
-    /// Only the bytes of the stored matrix are counted. The factors are read again for each tile, and the matrix
+    /// Only the bytes of the base are counted. The factors are read again for each tile, and the matrix
     /// once more where lengths are measured; these reads usually hit the cache.
     fn fill(&self, first: u64, out: &mut [R]) -> usize {
         let mut scratch = Scratch::default();
+        let mut read = 0;
         let start = first as usize;
         for part in parts(start, out.len(), self.columns)
             .into_iter()
             .flat_map(Part::tiles)
         {
             let factors = self.factors(part, &mut scratch);
-            self.sum(part, &mut scratch);
+            read += self.sum(part, &mut scratch);
             for (row, sums) in scratch.tile.chunks(part.width()).enumerate() {
                 let place = (part.rows.0 + row) * self.columns + part.columns.0 - start;
                 let out = &mut out[place..place + sums.len()];
@@ -363,14 +363,14 @@ impl<R: Real> Fill<R> for LowRank<'_> {
                 }
             }
         }
-        out.len() * self.base.format.size()
+        read
     }
 }
 
 impl Elements for LowRank<'_> {
-    /// The format of the stored matrix, since the result takes its place.
+    /// The format of the base, since the result takes its place.
     fn format(&self) -> FloatType {
-        self.base.format
+        self.base.format()
     }
 }
 
@@ -484,7 +484,8 @@ mod tests {
             }
 
             let elements = LowRank {
-                base: Stored { bytes: &base_bytes, format: case.base },
+                base: Box::new(Stored { bytes: &base_bytes, format: case.base }),
+                rows,
                 columns,
                 left: Factor { values: Stored { bytes: &left_bytes, format: case.factors }, order: case.left },
                 right: Factor { values: Stored { bytes: &right_bytes, format: case.factors }, order: case.right },
@@ -527,7 +528,8 @@ mod tests {
         };
         let norms = [Norms::of_rows(), Norms::of_columns()];
         let mut elements = LowRank {
-            base: f32s(&base),
+            base: Box::new(f32s(&base)),
+            rows: 2,
             columns: 2,
             left: factor(&left),
             right: factor(&right),

@@ -35,7 +35,7 @@ pub use tokenizer::{Filled, VocabularySummary};
 pub use views::{Cut, Fold, LatePicks, Part, Rows, View};
 pub use vocabularies::check as check_vocabularies;
 
-use checkpoint::{Checkpoint, Dtype, Locator, ModelRef, ShardLayout, Sidecar};
+use checkpoint::{Checkpoint, Dtype, ModelRef, Resolver, ShardLayout, Sidecar};
 pub use draft::Draft;
 use engine::{Cost, Limits, Settings};
 use methods::{self, MethodInfo};
@@ -87,7 +87,7 @@ pub struct Plan {
     /// Whose tokenizer files were asked for, if not the base's or the first model's.
     pub tokenizer_from: Option<String>,
     /// The models, opened, in order of first appearance.
-    pub models: Vec<Checkpoint>,
+    pub models: Vec<Arc<Checkpoint>>,
     /// Those of the models that are results of other documents of the recipe, by their number.
     pub results: BTreeMap<usize, Arc<MergeResult>>,
     /// The model that gives names, order, config and files to the output.
@@ -189,15 +189,16 @@ impl Plan {
 pub fn plan(
     recipe: &Recipe,
     path: &str,
-    locator: &Locator,
+    resolver: &dyn Resolver,
     options: &Options,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
-    let Some((results, notes)) = results_of(&recipe.results, path, locator, options, &mut problems)
+    let Some((results, notes)) =
+        results_of(&recipe.results, path, resolver, options, &mut problems)
     else {
         return Err(problems.into_error(path, &recipe.text));
     };
-    let plan = attempt(recipe, path, locator, options, &results, &mut problems);
+    let plan = attempt(recipe, path, resolver, options, &results, &mut problems);
     match plan {
         Some(mut plan) if problems.is_empty() => {
             plan.notes.splice(..0, notes);
@@ -211,7 +212,7 @@ pub fn plan(
 pub fn results_of(
     documents: &[Recipe],
     path: &str,
-    locator: &Locator,
+    resolver: &dyn Resolver,
     options: &Options,
     problems: &mut Problems,
 ) -> Option<(Results, Vec<String>)> {
@@ -219,7 +220,7 @@ pub fn results_of(
     let mut notes = Vec::new();
     for document in documents {
         refuse_files_of_a_result(document, problems);
-        let plan = attempt(document, path, locator, options, &results, problems);
+        let plan = attempt(document, path, resolver, options, &results, problems);
         if let (Some(plan), Some(name)) = (plan, &document.name) {
             let of_document = plan.notes.iter();
             notes.extend(of_document.map(|note| format!("`{}`: {note}", name.value)));
@@ -255,14 +256,14 @@ fn refuse_files_of_a_result(document: &Recipe, problems: &mut Problems) {
 fn attempt(
     recipe: &Recipe,
     path: &str,
-    locator: &Locator,
+    resolver: &dyn Resolver,
     options: &Options,
     results: &Results,
     problems: &mut Problems,
 ) -> Option<Plan> {
     let method = methods::find(recipe.method.name)?;
     let tokenizer_from = options.tokenizer_from.as_ref();
-    let models = models::open(recipe, locator, tokenizer_from, results, problems)?;
+    let models = models::open(recipe, resolver, tokenizer_from, results, problems)?;
     let mut notes: Vec<String> = recipe
         .warnings
         .iter()

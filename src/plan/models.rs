@@ -1,4 +1,4 @@
-//! Opens the models that a recipe names.
+//! The models that a recipe names, from a resolver or another document.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use super::problems::Problems;
 use super::results::{MergeResult, Results};
-use checkpoint::{Checkpoint, Locator, ModelRef, Sidecar, SidecarKind};
+use checkpoint::{Checkpoint, ModelRef, Resolver, Sidecar, SidecarKind};
 use recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
 
 /// The models of a recipe, opened.
 #[derive(Default)]
 pub struct Models {
     /// In order of first appearance; the tokenizer's donor last, if it is none of the others.
-    pub checkpoints: Vec<Checkpoint>,
+    pub checkpoints: Vec<Arc<Checkpoint>>,
     /// Where the recipe names each first.
     pub at: Vec<Option<Position>>,
     /// How many of the checkpoints are merged; a mere tokenizer donor is not.
@@ -30,10 +30,10 @@ pub struct Models {
     by_text: HashMap<String, usize>,
 }
 
-/// Opens all models, or notes what is wrong with each that cannot be opened.
+/// Has all models opened, or notes what is wrong with each that cannot be.
 pub(super) fn open(
     recipe: &Recipe,
-    locator: &Locator,
+    resolver: &dyn Resolver,
     tokenizer_from: Option<&ModelRef>,
     results: &Results,
     problems: &mut Problems,
@@ -41,11 +41,11 @@ pub(super) fn open(
     let mut models = Models::default();
     let mut complete = true;
     for Located { value, at } in recipe.mentions() {
-        complete &= models.add(value, Some(*at), locator, results, problems);
+        complete &= models.add(value, Some(*at), resolver, results, problems);
     }
     models.merged = models.checkpoints.len();
     for Located { value, at } in recipe.tokenizer.iter().flat_map(Tokenizer::mentions) {
-        complete &= models.add(value, Some(*at), locator, results, problems);
+        complete &= models.add(value, Some(*at), resolver, results, problems);
     }
     if let (Some(model), Some(key)) = (tokenizer_from, &recipe.tokenizer) {
         let message = format!(
@@ -56,7 +56,7 @@ pub(super) fn open(
         return None;
     }
     if let Some(model) = tokenizer_from {
-        complete &= models.add(model, None, locator, &Results::new(), problems);
+        complete &= models.add(model, None, resolver, &Results::new(), problems);
     }
     if !complete || models.merged == 0 {
         return None;
@@ -78,12 +78,12 @@ pub(super) fn open(
 }
 
 impl Models {
-    /// Opens a model, if it is not open yet; whether it is open then.
+    /// Adds a model, if it is not there yet; whether it is there then.
     pub fn add(
         &mut self,
         model: &ModelRef,
         at: Option<Position>,
-        locator: &Locator,
+        resolver: &dyn Resolver,
         results: &Results,
         problems: &mut Problems,
     ) -> bool {
@@ -94,10 +94,7 @@ impl Models {
         if let Some(result) = results.get(&model.path) {
             return self.add_result(model, at, result, problems);
         }
-        let opened = locator
-            .locate(model)
-            .and_then(|location| Checkpoint::open(&text, &location));
-        match opened {
+        match resolver.resolve(model) {
             Ok(checkpoint) => {
                 self.by_text.insert(text, self.checkpoints.len());
                 self.checkpoints.push(checkpoint);
@@ -134,7 +131,7 @@ impl Models {
             return false;
         }
         let index = self.checkpoints.len();
-        self.checkpoints.push(result.checkpoint(&text));
+        self.checkpoints.push(Arc::new(result.checkpoint(&text)));
         self.by_text.insert(text, index);
         self.results.insert(index, Arc::clone(result));
         self.at.push(at);
@@ -163,7 +160,7 @@ impl Models {
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.notes_of_each();
         for (index, model) in self.checkpoints.iter().enumerate() {
-            if model.is_made() {
+            if !model.is_stored() {
                 continue;
             }
             let paths_of = |model: &Checkpoint| -> Vec<Option<PathBuf>> {
@@ -171,7 +168,7 @@ impl Models {
                 model.location().paths().map(real).collect()
             };
             let paths = paths_of(model);
-            let same = |other: &&Checkpoint| !other.is_made() && paths_of(other) == paths;
+            let same = |other: &&Arc<Checkpoint>| other.is_stored() && paths_of(other) == paths;
             if let Some(other) = self.checkpoints[..index].iter().find(same) {
                 notes.push(format!(
                     "`{}` and `{}` are the same model: {}",

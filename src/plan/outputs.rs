@@ -17,7 +17,7 @@ use architecture::{
     LayerStack, is_derived_buffer, is_input_embedding, is_output_head, is_update_factor,
     layer_stacks,
 };
-use checkpoint::{Checkpoint, Dtype, TensorEntry};
+use checkpoint::{Dtype, TensorEntry};
 use engine::{AnyProgram, Cost};
 use errors::Refusal;
 use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
@@ -169,7 +169,7 @@ pub(super) fn resolve(
     }
     let own: Vec<&str> = models.checkpoints[..models.merged]
         .iter()
-        .flat_map(Checkpoint::tensors)
+        .flat_map(|model| model.tensors())
         .map(|tensor| tensor.name.as_str())
         .collect();
     unused_filters(recipe, &wanted, &own, notes);
@@ -480,7 +480,7 @@ impl<'a> Resolver<'a> {
     fn without_bytes(&self, model: usize, pair: [usize; 2]) -> Option<usize> {
         let checkpoint = &self.models.checkpoints[model];
         let mut pair = pair.into_iter();
-        pair.find(|&tensor| !checkpoint.is_made() && checkpoint.stored(tensor).is_none())
+        pair.find(|&tensor| checkpoint.is_stored() && checkpoint.stored(tensor).is_none())
     }
 
     /// Computed from the config when the model is loaded: the donor's is carried over as it is.
@@ -919,7 +919,7 @@ impl<'a> Resolver<'a> {
         for ((model, why), (tensor, tensors)) in std::mem::take(&mut self.unmergeable) {
             let checkpoint = &self.models.checkpoints[model];
             let entry = &checkpoint.tensors()[tensor];
-            let file = checkpoint.shards().get(entry.shard);
+            let file = checkpoint.place(tensor).map(|(file, _)| file);
             let what = match why {
                 Unmergeable::Empty => format!("has the shape {:?}, so no elements", entry.shape),
                 Unmergeable::Factor => "is a part of a low-rank update, not a weight".to_owned(),

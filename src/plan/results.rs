@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::outputs::{Operation, PlannedTensor};
 use super::{Plan, SourceTensor};
-use checkpoint::{Checkpoint, CheckpointError, Made, ModelConfig, TensorEntry};
+use checkpoint::{Beside, Checkpoint, CheckpointError, ModelConfig, TensorEntry, TensorSource};
 use engine::{Decided, Derived};
 use numeric::{Elements, FloatType};
 
@@ -41,23 +41,27 @@ impl MergeResult {
             name: tensor.name.clone(),
             dtype: tensor.dtype,
             shape: tensor.shape.clone(),
-            shard: 0,
-            offset: 0,
             len: tensor.elements() * (tensor.dtype.bitsize() / 8) as u64,
         });
         let sidecars = plan.sidecars.iter().map(|(_, file)| file.clone());
-        Checkpoint::made(
+        Checkpoint::new(
             label,
-            plan.models[plan.tokenizer_donor].location(),
+            plan.models[plan.tokenizer_donor].location().clone(),
             config,
-            entries.collect(),
-            sidecars.collect(),
-            Box::new(ResultValues(Arc::clone(self))),
+            Beside::Files(sidecars.collect()),
+            Arc::new(ResultValues {
+                entries: entries.collect(),
+                result: Arc::clone(self),
+            }),
         )
     }
 }
 
-struct ResultValues(Arc<MergeResult>);
+/// The tensors of a result.
+struct ResultValues {
+    entries: Vec<TensorEntry>,
+    result: Arc<MergeResult>,
+}
 
 impl fmt::Debug for ResultValues {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -65,17 +69,21 @@ impl fmt::Debug for ResultValues {
     }
 }
 
-impl Made for ResultValues {
+impl TensorSource for ResultValues {
+    fn entries(&self) -> &[TensorEntry] {
+        &self.entries
+    }
+
     fn bytes(&self, index: usize) -> Option<&[u8]> {
-        let tensor = self.0.plan.tensors.get(index)?;
+        let tensor = self.result.plan.tensors.get(index)?;
         match tensor.operation {
-            Operation::Copy => self.0.plan.bytes(tensor.sources.first()?),
+            Operation::Copy => self.result.plan.bytes(tensor.sources.first()?),
             Operation::Compute { .. } => None,
         }
     }
 
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
-        let plan = &self.0.plan;
+        let plan = &self.result.plan;
         let tensor = plan.tensors.get(index)?;
         let output = FloatType::of(tensor.dtype)?;
         let Operation::Compute { program, .. } = &tensor.operation else {
@@ -87,15 +95,15 @@ impl Made for ResultValues {
             elements: tensor.elements(),
             program: program.as_ref(),
             output,
-            decided: self.0.decided.get(index)?,
+            decided: self.result.decided.get(index)?,
             allow_non_finite: plan.settings.allow_non_finite,
             saturate: plan.settings.saturate,
         }))
     }
 
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
-        let mut models = self.0.plan.models.iter();
-        models.try_for_each(Checkpoint::check_unchanged)
+        let mut models = self.result.plan.models.iter();
+        models.try_for_each(|model| model.check_unchanged())
     }
 }
 
@@ -124,7 +132,7 @@ impl Plan {
         let inner = results.iter().flat_map(|result| &result.plan.models);
         for model in self.models.iter().chain(inner) {
             let known = |other: &&Checkpoint| other.label() == model.label();
-            if !model.is_made() && !models.iter().any(known) {
+            if model.is_stored() && !models.iter().any(known) {
                 models.push(model);
             }
         }
@@ -155,8 +163,8 @@ impl Plan {
 }
 
 /// Bytes that models hold beside their files at the end of a run at the most: adapters, routers.
-pub(super) fn held_by(models: &[Checkpoint]) -> u64 {
-    models.iter().map(Checkpoint::held).sum()
+pub(super) fn held_by(models: &[Arc<Checkpoint>]) -> u64 {
+    models.iter().map(|model| model.held()).sum()
 }
 
 /// What reading the sources of a tensor takes, results included.
@@ -173,7 +181,7 @@ pub(super) struct Reading {
 /// What one pass over a tensor takes.
 pub(super) fn reading(
     tensor: &PlannedTensor,
-    models: &[Checkpoint],
+    models: &[Arc<Checkpoint>],
     results: &BTreeMap<usize, Arc<MergeResult>>,
 ) -> Reading {
     let mut sum = Reading::default();

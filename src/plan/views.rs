@@ -133,7 +133,7 @@ impl View {
     }
 
     /// Bytes of one pass over it, at the most.
-    pub(super) fn bytes_read(&self, models: &[Checkpoint]) -> u64 {
+    pub(super) fn bytes_read(&self, models: &[Arc<Checkpoint>]) -> u64 {
         let format = |part: &SourceTensor| {
             FloatType::of(models[part.model].tensors()[part.tensor].dtype)
                 .map_or(0, FloatType::size)

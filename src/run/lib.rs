@@ -96,7 +96,7 @@ pub fn run(
     if observer.cancelled() {
         return Err(RunError::Cancelled);
     }
-    let mut notes: Vec<String> = plan.models.iter().flat_map(Checkpoint::said).collect();
+    let mut notes: Vec<String> = plan.models.iter().flat_map(|model| model.said()).collect();
     notes.extend(staged.commit()?);
     Ok(Summary {
         tensors: plan.tensors.len(),
@@ -221,7 +221,7 @@ fn read_ahead(plan: &Plan) {
 /// Makes the values that no file holds and that are not computed block by block: the rows of routers.
 fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
     let cancelled = || observer.cancelled();
-    if plan.models.iter().any(Checkpoint::reads_results) {
+    if plan.models.iter().any(|model| model.reads_results()) {
         let Work { jobs, purposes, .. } = Work::of_results(plan)?;
         engine::execute(&jobs, &plan.settings, &plan.limits, &NoOutput, observer)
             .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;

@@ -224,7 +224,7 @@ pub fn locked_hub(location: &Location) -> Option<LockedHub> {
 
 /// The weight files of a model as they are now.
 pub fn files_of(model: &Checkpoint) -> BTreeMap<String, LockedFile> {
-    let files = model.shards().iter().map(|shard| {
+    let files = model.shards().into_iter().map(|shard| {
         let file = LockedFile {
             bytes: shard.file_size,
             header: shard.header_digest().map(|digest| digest.to_string()),

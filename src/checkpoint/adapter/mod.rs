@@ -8,6 +8,7 @@ mod error;
 mod keys;
 mod modules;
 mod pattern;
+mod subject;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -15,23 +16,34 @@ mod tied;
 mod weights;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 pub use error::AdapterError;
+pub(super) use subject::Subject;
 
+use super::behind::Leave;
+use super::error::CheckpointError;
 use super::locate::Location;
-use super::reader::Checkpoint;
+use super::shard::Shard;
+use super::source::{TensorEntry, TensorSource};
 use config::AdapterConfig;
+use errors::Refusal;
 use numeric::{Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Stored};
 use weights::Weights;
 
-/// An adapter that is attached to a checkpoint.
+/// An adapter on the tensors of any source.
 #[derive(Debug)]
 pub struct Adapter {
     location: Location,
     weights: Weights,
-    /// Which of the checkpoint's shards is the adapter's file.
-    shard: usize,
-    /// What becomes of the checkpoint's tensors, by their index.
+    /// What it lies on.
+    base: Arc<dyn TensorSource>,
+    /// The tensors with the adapter: those of the base, and a head that was untied.
+    entries: Vec<TensorEntry>,
+    /// Which tensor of the base each starts as.
+    from: Vec<usize>,
+    /// What becomes of the tensors, by their index.
     changes: BTreeMap<usize, Change>,
 }
 
@@ -71,22 +83,25 @@ static ONE: [u8; 8] = 1f64.to_le_bytes();
 impl Adapter {
     /// Reads an adapter's config and header, and finds the tensors of the model that it changes.
     ///
-    /// A head that the adapter unties from its embedding becomes a tensor of the checkpoint, and its config
-    /// says so.
+    /// `model` comes to be what the model is with the adapter: a head that the adapter unties from its embedding
+    /// becomes a tensor of it, and its config says so.
     pub(super) fn attach(
         location: &Location,
-        model: &mut Checkpoint,
+        on: &Location,
+        model: &mut Subject,
+        base: Arc<dyn TensorSource>,
     ) -> Result<Adapter, AdapterError> {
-        let (weights, shard) = weights::open(&location.path)?;
+        let weights = weights::open(&location.path)?;
         let config = AdapterConfig::read(&location.path)?;
         let changes = modules::place(&weights, &config, model)?;
         model.notes.extend(config.notes.iter().cloned());
-        model.notes.extend(other_base(&config, model.location()));
-        model.shards.push(shard);
+        model.notes.extend(other_base(&config, on));
         Ok(Adapter {
             location: location.clone(),
             weights,
-            shard: model.shards.len() - 1,
+            base,
+            entries: model.tensors.clone(),
+            from: model.from.clone(),
             changes,
         })
     }
@@ -117,49 +132,21 @@ impl Adapter {
         self.changes.contains_key(&tensor)
     }
 
-    /// Bytes that it holds at the end of a run at the most: a number for each row or column with a new length.
-    pub fn held(&self) -> u64 {
-        self.updates()
-            .filter_map(|update| update.lengths.as_ref())
-            .map(|(wanted, _)| self.weights.tensors[*wanted].elements() * size_of::<f64>() as u64)
-            .sum()
-    }
-
     fn updates(&self) -> impl Iterator<Item = &Update> {
         self.changes
             .values()
             .filter_map(|change| change.update.as_ref())
     }
 
-    /// Bytes of the adapter's tensor that takes the place of the model's, if one does.
-    pub(super) fn replaced(&self, tensor: usize) -> Option<u64> {
-        let whole = self.changes.get(&tensor)?.whole?;
-        Some(self.weights.tensors[whole].len)
-    }
-
-    /// The bytes of a tensor that it changes, if they are in its file as they are.
-    pub(super) fn bytes<'a>(&'a self, tensor: usize, model: &'a Checkpoint) -> Option<&'a [u8]> {
-        let change = self.changes.get(&tensor)?;
-        let whole = &self.weights.tensors[change.whole?];
-        let alike = change.update.is_none() && whole.dtype == model.tensors()[tensor].dtype;
-        alike.then(|| model.shards()[self.shard].slice(whole.offset, whole.len))
-    }
-
-    /// The values of a tensor, `stored` without the adapter.
-    pub(super) fn elements<'a>(
+    /// The low-rank update of a tensor, on what it starts as.
+    fn updated<'a>(
         &'a self,
-        tensor: usize,
-        stored: Stored<'a>,
-        model: &'a Checkpoint,
-    ) -> Box<dyn Elements + 'a> {
-        let Some(change) = self.changes.get(&tensor) else {
-            return Box::new(stored);
-        };
-        let own = |index| self.stored(index, stored.format, model);
-        let base = change.whole.map_or(stored, own);
-        let Some(update) = &change.update else {
-            return Box::new(base);
-        };
+        index: usize,
+        update: &'a Update,
+        base: Box<dyn Elements + 'a>,
+    ) -> LowRank<'a> {
+        let otherwise = base.format();
+        let own = |index| self.weights.stored(index, otherwise);
         let factor = |side| match side {
             Side::Tensor(index, order) => Factor {
                 values: own(index),
@@ -173,8 +160,8 @@ impl Adapter {
                 order: Order::ByRank,
             },
         };
-        Box::new(LowRank {
-            base,
+        LowRank {
+            rows: (self.entries[index].elements() / update.columns as u64) as usize,
             columns: update.columns,
             left: factor(update.left),
             right: factor(update.right),
@@ -184,16 +171,99 @@ impl Adapter {
                 wanted: own(*wanted),
                 found,
             }),
+            base,
+        }
+    }
+}
+
+impl TensorSource for Adapter {
+    fn entries(&self) -> &[TensorEntry] {
+        &self.entries
+    }
+
+    fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        let Some(change) = self.changes.get(&index) else {
+            return self.base.elements(self.from[index]);
+        };
+        let format = FloatType::of(self.entries[index].dtype)?;
+        let base = match change.whole {
+            Some(whole) => Box::new(self.weights.stored(whole, format)),
+            None => self.base.elements(self.from[index])?,
+        };
+        Some(match &change.update {
+            Some(update) => Box::new(self.updated(index, update, base)),
+            None => base,
         })
     }
 
-    /// A tensor of the adapter; all that are used as numbers were seen to be of a float type.
-    fn stored<'a>(&self, index: usize, otherwise: FloatType, model: &'a Checkpoint) -> Stored<'a> {
-        let tensor = &self.weights.tensors[index];
-        Stored {
-            bytes: model.shards()[self.shard].slice(tensor.offset, tensor.len),
-            format: FloatType::of(tensor.dtype).unwrap_or(otherwise),
+    /// Those of the adapter's own tensor, where it takes the place of the other and has its type.
+    fn bytes(&self, index: usize) -> Option<&[u8]> {
+        let Some(change) = self.changes.get(&index) else {
+            return self.base.bytes(self.from[index]);
+        };
+        let whole = change.whole?;
+        let alike = self.weights.tensors[whole].dtype == self.entries[index].dtype;
+        (alike && change.update.is_none()).then(|| self.weights.bytes(whole))
+    }
+
+    fn stored(&self, index: usize) -> Option<&[u8]> {
+        self.base.stored(self.from[index])
+    }
+
+    /// The factors are not counted.
+    fn bytes_read(&self, index: usize) -> u64 {
+        match self.changes.get(&index).and_then(|change| change.whole) {
+            Some(whole) => self.weights.tensors[whole].len,
+            None => self.base.bytes_read(self.from[index]),
         }
+    }
+
+    fn shards(&self) -> Vec<&Shard> {
+        let mut shards = self.base.shards();
+        shards.push(&self.weights.shard);
+        shards
+    }
+
+    fn place(&self, index: usize) -> Option<(&Shard, u64)> {
+        self.base.place(self.from[index])
+    }
+
+    fn read_ahead(&self) {
+        self.base.read_ahead();
+        self.weights.shard.read_ahead();
+    }
+
+    fn done_with(&self, index: usize, bytes: Range<u64>, leave: Leave) {
+        self.base.done_with(self.from[index], bytes, leave);
+    }
+
+    fn reads_results(&self) -> bool {
+        self.base.reads_results()
+    }
+
+    fn prepare(
+        &self,
+        threads: usize,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), Refusal> {
+        self.base.prepare(threads, cancelled)
+    }
+
+    fn said(&self) -> Vec<String> {
+        self.base.said()
+    }
+
+    /// Beside what the base holds, a number for each row or column with a new length.
+    fn held(&self) -> u64 {
+        let lengths = self.updates().filter_map(|update| update.lengths.as_ref());
+        let own = lengths
+            .map(|(wanted, _)| self.weights.tensors[*wanted].elements() * size_of::<f64>() as u64);
+        self.base.held() + own.sum::<u64>()
+    }
+
+    fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        self.base.check_unchanged()?;
+        self.weights.shard.check_unchanged()
     }
 }
 

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use super::config::AdapterConfig;
 use super::error::AdapterError;
 use super::keys::{self, Key, Part};
+use super::subject::Subject;
 use super::targets::{Targets, Wanted};
 use super::tied::{self, Copied, Embedding};
 use super::weights::Weights;
 use super::{Change, Side, Update};
-use crate::reader::{Checkpoint, TensorEntry};
+use crate::source::TensorEntry;
 use architecture::{is_derived_buffer, is_input_embedding, is_output_head};
 use numeric::{FloatType, Norms, Order};
 
@@ -62,7 +63,7 @@ enum Lies {
 pub(super) fn place(
     weights: &Weights,
     config: &AdapterConfig,
-    model: &mut Checkpoint,
+    model: &mut Subject,
 ) -> Result<BTreeMap<usize, Change>, AdapterError> {
     let mut placed = gather(weights, config)?;
     let mut found = {
@@ -387,7 +388,7 @@ fn untie(
     config: &AdapterConfig,
     placed: &mut Vec<Placed>,
     found: &mut Vec<Option<usize>>,
-    model: &mut Checkpoint,
+    model: &mut Subject,
 ) -> Result<(), AdapterError> {
     let tied = model
         .config
@@ -462,7 +463,7 @@ impl Conv1d {
     fn new(
         weights: &Weights,
         config: &AdapterConfig,
-        model: &Checkpoint,
+        model: &Subject,
         placed: &[Placed],
         found: &[Option<usize>],
     ) -> Self {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::error::AdapterError;
-use crate::reader::TensorEntry;
+use crate::source::TensorEntry;
 use architecture::is_number;
 
 /// How many stacks, and how many names outside of them, are looked for under other prefixes; a real adapter
@@ -244,8 +244,6 @@ mod tests {
                 name: (*name).into(),
                 dtype: Dtype::F32,
                 shape: shape.to_vec(),
-                shard: 0,
-                offset: 0,
                 len: 0,
             })
             .collect();

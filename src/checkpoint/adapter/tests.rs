@@ -92,7 +92,7 @@ fn what_is_adapted_has_values_and_no_bytes() {
     let adapter = model.adapter().unwrap();
     assert_eq!(adapter.changed().collect::<Vec<_>>(), [up]);
     assert_eq!(
-        (adapter.ranks(), adapter.is_dora(), adapter.held()),
+        (adapter.ranks(), adapter.is_dora(), model.held()),
         (Some((2, 2)), false, 0)
     );
     assert_eq!(model.shards().len(), 2, "the adapter's file is watched too");

@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use super::error::AdapterError;
+use super::subject::Subject;
 use super::targets::Wanted;
-use crate::reader::{Checkpoint, TensorEntry};
 use architecture::{is_input_embedding, is_output_head};
 
 /// The embedding that a head is tied to.
@@ -18,7 +18,7 @@ impl Embedding {
     pub(super) fn find(
         path: &Path,
         head: &Wanted<'_>,
-        model: &Checkpoint,
+        model: &Subject,
     ) -> Result<Embedding, AdapterError> {
         let refused = |why| AdapterError::Tied {
             path: path.into(),
@@ -43,23 +43,9 @@ impl Embedding {
     }
 
     /// Gives the model a head that starts as this embedding's copy.
-    pub(super) fn untie(self, head: &str, model: &mut Checkpoint) -> usize {
-        let entry = TensorEntry {
-            name: head.into(),
-            ..model.tensors[self.0].clone()
-        };
+    pub(super) fn untie(self, head: &str, model: &mut Subject) -> usize {
         // A head that the file has is not read: transformers replaces it with the embedding too.
-        let index = match model.by_name.get(head) {
-            Some(&index) => {
-                model.tensors[index] = entry;
-                index
-            }
-            None => {
-                model.tensors.push(entry);
-                model.tensors.len() - 1
-            }
-        };
-        model.by_name.insert(head.into(), index);
+        let index = model.copy(self.0, head);
         if let Some(config) = &mut model.config {
             config.untie();
         }
@@ -79,7 +65,7 @@ pub(super) enum Copied {
 
 impl Embedding {
     /// What becomes of this embedding's copy.
-    pub(super) fn copied(&self, model: &Checkpoint) -> Copied {
+    pub(super) fn copied(&self, model: &Subject) -> Copied {
         let Some(config) = model.config.as_ref() else {
             return Copied::No;
         };

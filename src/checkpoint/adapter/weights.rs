@@ -8,7 +8,7 @@ use super::error::AdapterError;
 use crate::error::CheckpointError;
 use crate::header::HeaderTensor;
 use crate::shard::Shard;
-use numeric::FloatType;
+use numeric::{FloatType, Stored};
 
 const FILE: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
@@ -20,10 +20,12 @@ pub(super) struct Weights {
     pub(super) path: PathBuf,
     /// By offset.
     pub(super) tensors: Vec<HeaderTensor>,
+    /// The file, mapped.
+    pub(super) shard: Shard,
 }
 
 /// Maps the weight file of an adapter's folder.
-pub(super) fn open(folder: &Path) -> Result<(Weights, Shard), AdapterError> {
+pub(super) fn open(folder: &Path) -> Result<Weights, AdapterError> {
     let there = |name: &str| fs::metadata(folder.join(name)).is_ok();
     let missing = |file, hint| AdapterError::FileMissing {
         path: folder.into(),
@@ -52,7 +54,11 @@ pub(super) fn open(folder: &Path) -> Result<(Weights, Shard), AdapterError> {
     if tensors.is_empty() {
         return Err(Box::new(CheckpointError::NoTensors { path }).into());
     }
-    Ok((Weights { path, tensors }, shard))
+    Ok(Weights {
+        path,
+        tensors,
+        shard,
+    })
 }
 
 impl Weights {
@@ -64,6 +70,20 @@ impl Weights {
     /// The shape of a tensor.
     pub(super) fn shape(&self, tensor: usize) -> &[usize] {
         &self.tensors[tensor].shape
+    }
+
+    /// The bytes of a tensor.
+    pub(super) fn bytes(&self, tensor: usize) -> &[u8] {
+        let tensor = &self.tensors[tensor];
+        self.shard.slice(tensor.offset, tensor.len)
+    }
+
+    /// The values of a tensor; all that are used as numbers were seen to be of a float type.
+    pub(super) fn stored(&self, tensor: usize, otherwise: FloatType) -> Stored<'_> {
+        Stored {
+            bytes: self.bytes(tensor),
+            format: FloatType::of(self.tensors[tensor].dtype).unwrap_or(otherwise),
+        }
     }
 
     /// That a tensor holds numbers to compute with.

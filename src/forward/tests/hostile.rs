@@ -7,7 +7,7 @@ use super::Held;
 use super::whole::{config, held};
 
 fn message(config: &Value, held: &Held) -> String {
-    match Decoder::new(config, held) {
+    match Decoder::new(config, &held.model()) {
         Ok(_) => panic!("expected an error from {config}"),
         Err(error) => errors::in_one_line(&error),
     }
@@ -132,7 +132,7 @@ fn positions_that_are_not_understood_are_refused() {
     config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 50.0});
     assert!(message(&config, &held()).contains("transformers 4 and 5 would disagree"));
     config["rope_parameters"] = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0});
-    assert!(Decoder::new(&config, &held()).is_ok());
+    assert!(Decoder::new(&config, &held().model()).is_ok());
 }
 
 #[test]
@@ -212,10 +212,8 @@ fn tensors_must_be_there_and_fit() {
     for name in ["lm_head.weight", "model.norm.weight"] {
         let mut lacking = held();
         lacking.0.remove(name);
-        let (config, decoder) = (config(), &lacking);
-        let error = Decoder::new(&config, decoder)
-            .unwrap()
-            .logits(&[vec![1]], 1);
+        let (config, model) = (config(), lacking.model());
+        let error = Decoder::new(&config, &model).unwrap().logits(&[vec![1]], 1);
         assert!(error.unwrap_err().to_string().contains(name));
     }
 }
@@ -231,7 +229,7 @@ fn tensors_of_which_the_config_says_nothing_are_refused() {
         let name = format!("model.layers.0.{name}.bias");
         more.add(&name, &[length], 0.0, 1.0);
         assert!(
-            matches!(Decoder::new(&config(), &more), Err(ForwardError::Surplus { tensor }) if tensor == name)
+            matches!(Decoder::new(&config(), &more.model()), Err(ForwardError::Surplus { tensor }) if tensor == name)
         );
     }
     // A llama has no norms of queries.
@@ -248,7 +246,7 @@ fn tensors_of_which_the_config_says_nothing_are_refused() {
 #[test]
 fn a_checkpoint_reads_within_its_tensors() {
     use super::fixtures::{safetensors, write};
-    use crate::Weights;
+    use crate::weights::{read, shape};
     use checkpoint::{Checkpoint, Location};
 
     let folder = tempfile::tempdir().unwrap();
@@ -259,15 +257,15 @@ fn a_checkpoint_reads_within_its_tensors() {
     ]);
     write(&folder.path().join("model.safetensors"), &bytes);
     let checkpoint = Checkpoint::open("m", &Location::local(folder.path())).unwrap();
-    assert_eq!(checkpoint.shape("half"), Some([2, 2].as_slice()));
-    assert_eq!(checkpoint.shape("other"), None);
+    assert_eq!(shape(&checkpoint, "half"), Some([2, 2].as_slice()));
+    assert_eq!(shape(&checkpoint, "other"), None);
     let mut out = [9f32; 2];
-    checkpoint.read("half", 2, &mut out).unwrap();
+    read(&checkpoint, "half", 2, &mut out).unwrap();
     assert_eq!(
         out,
         [[4, 5], [6, 7]].map(|[low, high]: [u32; 2]| f32::from_bits((low | high << 8) << 16))
     );
-    checkpoint.read("none", 0, &mut []).unwrap();
+    read(&checkpoint, "none", 0, &mut []).unwrap();
     for (name, start) in [
         ("half", 3),
         ("half", usize::MAX),
@@ -275,7 +273,7 @@ fn a_checkpoint_reads_within_its_tensors() {
         ("other", 0),
         ("none", 0),
     ] {
-        let error = checkpoint.read(name, start, &mut out).unwrap_err();
+        let error = read(&checkpoint, name, start, &mut out).unwrap_err();
         assert!(
             error
                 .to_string()

@@ -83,7 +83,7 @@ fn matrices_are_multiplied_tile_by_tile() {
     for (row, bias) in twin.chunks_mut(tokens).zip(held.values("b")) {
         row.iter_mut().for_each(|value| *value += bias);
     }
-    assert_near(&w.apply(&held, &x).unwrap().values, &twin, 1e-5);
+    assert_near(&w.apply(&held.model(), &x).unwrap().values, &twin, 1e-5);
 
     // The same matrix as gate and, without bias and from the start, as the other.
     let gated = Gated {
@@ -95,7 +95,7 @@ fn matrices_are_multiplied_tile_by_tile() {
     let inner = twin.iter().zip(&ups);
     let inner: Vec<f64> = inner.map(|(x, up)| x / (1.0 + (-x).exp()) * up).collect();
     let twin = product(&held.values("down"), &inner, rows, tokens);
-    let out = gated.apply(&held, Activation::Silu, &x).unwrap();
+    let out = gated.apply(&held.model(), Activation::Silu, &x).unwrap();
     assert_near(&out.values, &twin, 1e-5);
 }
 

@@ -11,8 +11,10 @@ mod whole;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::{ForwardError, Observer, Weights};
+use super::Observer;
+use checkpoint::{Beside, Bytes, Checkpoint, Dtype, InMemory, Location};
 
 /// Weights in memory.
 #[derive(Default, Clone)]
@@ -32,16 +34,29 @@ impl Held {
     pub(super) fn values(&self, name: &str) -> Vec<f64> {
         self.0[name].1.iter().map(|&value| value.into()).collect()
     }
-}
 
-impl Weights for Held {
-    fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.0.get(name).map(|(shape, _)| shape.as_slice())
-    }
-
-    fn read(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ForwardError> {
-        out.copy_from_slice(&self.0[name].1[start..][..out.len()]);
-        Ok(())
+    /// A model of them.
+    pub(super) fn model(&self) -> Checkpoint {
+        let tensors = self.0.iter().map(|(name, (shape, values))| {
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
+            (
+                name.clone(),
+                Dtype::F32,
+                shape.clone(),
+                Box::new(bytes) as Bytes,
+            )
+        });
+        let tensors = Arc::new(InMemory::new(tensors).unwrap());
+        Checkpoint::new(
+            "held",
+            Location::local("held"),
+            None,
+            Beside::Nothing,
+            tensors,
+        )
     }
 }
 

@@ -83,7 +83,8 @@ fn states_logits_and_probabilities_are_those_of_the_twin() {
         per_token: 2,
         eps: 1e-6,
     };
-    let decoder = Decoder::new(&config, &held).unwrap();
+    let model = held.model();
+    let decoder = Decoder::new(&config, &model).unwrap();
     let mut kept = Kept::default();
     decoder.run(&prompts, 2, &mut kept, None).unwrap();
     let logits = decoder.logits(&prompts, 2).unwrap();
@@ -120,7 +121,8 @@ fn states_logits_and_probabilities_are_those_of_the_twin() {
 #[test]
 fn threads_change_no_bit() {
     let (config, held, prompts) = (config(), held(), prompts());
-    let decoder = Decoder::new(&config, &held).unwrap();
+    let model = held.model();
+    let decoder = Decoder::new(&config, &model).unwrap();
     let run = |threads| {
         let mut kept = Kept::default();
         decoder.run(&prompts, threads, &mut kept, None).unwrap();
@@ -164,7 +166,8 @@ fn a_run_ends_where_it_may() {
             .1;
         values.fill(f32::NAN);
     }
-    let decoder = Decoder::new(&config, &held).unwrap();
+    let model = held.model();
+    let decoder = Decoder::new(&config, &model).unwrap();
     let mut kept = Kept::default();
     decoder.run(&prompts, 1, &mut kept, Some(0)).unwrap();
     assert_eq!((kept.layers.len(), kept.gates.len()), (1, 1));
@@ -194,7 +197,8 @@ fn a_run_ends_where_it_may() {
 #[test]
 fn prompts_that_can_t_be_run_are_errors() {
     let (config, held) = (config(), held());
-    let decoder = Decoder::new(&config, &held).unwrap();
+    let model = held.model();
+    let decoder = Decoder::new(&config, &model).unwrap();
     let message = |prompts: &[Vec<u32>]| {
         let run = decoder.run(prompts, 1, &mut Kept::default(), None);
         let given = decoder.log_probabilities(prompts, 1).unwrap_err();
@@ -217,16 +221,18 @@ fn prompts_that_can_t_be_run_are_errors() {
 fn a_tied_head_may_be_stored_but_must_be_the_embedding() {
     let (mut config, mut held, prompts) = (config(), held(), prompts());
     config["tie_word_embeddings"] = true.into();
-    let differ = Decoder::new(&config, &held).unwrap().logits(&prompts, 1);
+    let differ = Decoder::new(&config, &held.model())
+        .unwrap()
+        .logits(&prompts, 1);
     assert!(matches!(differ, Err(ForwardError::HeadsDiffer { .. })));
     let embedding = held.0["model.embed_tokens.weight"].clone();
     held.0.insert("lm_head.weight".into(), embedding);
-    let stored = Decoder::new(&config, &held)
+    let stored = Decoder::new(&config, &held.model())
         .unwrap()
         .logits(&prompts, 1)
         .unwrap();
     held.0.remove("lm_head.weight");
-    let alone = Decoder::new(&config, &held)
+    let alone = Decoder::new(&config, &held.model())
         .unwrap()
         .logits(&prompts, 1)
         .unwrap();
@@ -243,7 +249,7 @@ fn names_may_lack_their_prefix() {
     });
     let bare = Held(bare.collect());
     let logits = |held: &Held| {
-        Decoder::new(&config, held)
+        Decoder::new(&config, &held.model())
             .unwrap()
             .logits(&prompts, 1)
             .unwrap()

@@ -12,7 +12,7 @@ use super::split::Cuts;
 use super::targets::Target;
 use super::{Decided, check_vocabularies, file_of_rows, finish, open, report_misfits};
 use architecture::Sparse;
-use checkpoint::{Locator, ModelRef};
+use checkpoint::{ModelRef, Resolver};
 use numeric::FloatType;
 use plan::{self, Models, Options, Plan, Problems, Results};
 use recipe::{Expert, MoeRecipe, Position, Split, Upcycle};
@@ -23,7 +23,7 @@ use tensors::{Assembly, Source};
 pub(super) fn attempt(
     recipe: &MoeRecipe,
     path: &str,
-    locator: &Locator,
+    resolver: &dyn Resolver,
     options: &Options,
     results: &Results,
     mut notes: Vec<String>,
@@ -33,7 +33,7 @@ pub(super) fn attempt(
     let models = open(
         &mut recipe.mentions(),
         file,
-        locator,
+        resolver,
         options,
         results,
         problems,
@@ -150,13 +150,12 @@ pub(super) fn attempt(
     let described = described(recipe, &assembly, layers.len());
     let splits = match assembly.cuts.is_empty() {
         true => None,
-        false => Some(rows::splits(&assembly, results, problems)?),
+        false => Some(rows::splits(&assembly)?),
     };
     let of_router = RouterParts {
         recipe,
         options,
         models: &models,
-        results,
         backbone,
         dense: of_base,
         denses: &dense,

@@ -1,12 +1,13 @@
 //! How the rows of an assembly's routers are made, and the cuts that only weights can tell.
 
+use std::sync::Arc;
+
 use super::super::family::Dense;
 use super::super::router;
 use super::super::split::{self, Splits};
-use super::super::{Texts, file_of_rows, has_states, most_tokens, open_again, prompts};
+use super::super::{Texts, file_of_rows, has_states, most_tokens, prompts};
 use super::tensors::Assembly;
-use checkpoint::Checkpoint;
-use plan::{Models, Options, Problems, Results};
+use plan::{Models, Options, Problems};
 use recipe::{GateMode, MoeRecipe};
 
 /// What the rows of routers are made from, beside the recipe.
@@ -14,7 +15,6 @@ pub(super) struct RouterParts<'a> {
     pub(super) recipe: &'a MoeRecipe,
     pub(super) options: &'a Options,
     pub(super) models: &'a Models,
-    pub(super) results: &'a Results,
     /// The model whose states are taken.
     pub(super) backbone: usize,
     pub(super) dense: &'a Dense,
@@ -32,7 +32,6 @@ pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<
         recipe,
         options,
         models,
-        results,
         dense,
         shared_gate,
         ..
@@ -40,12 +39,7 @@ pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<
     let mode = recipe.gate_mode.value;
     let file = match &recipe.router.file {
         None => None,
-        Some(file) => Some(open_again(
-            models,
-            results,
-            file_of_rows(models, file)?,
-            problems,
-        )?),
+        Some(file) => Some(Arc::clone(&models.checkpoints[file_of_rows(models, file)?])),
     };
     let (experts, hidden) = (recipe.experts.len(), dense.hidden);
     if mode == GateMode::Orthogonal && experts + usize::from(shared_gate) > hidden {
@@ -57,8 +51,6 @@ pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<
         );
         return None;
     }
-    let open =
-        |model: usize, problems: &mut Problems| open_again(models, parts.results, model, problems);
     let (prompts, model) = match recipe.uses_prompts() {
         true => {
             let shared = recipe.shared_experts.iter().take(usize::from(shared_gate));
@@ -68,12 +60,15 @@ pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<
                 at: expert.at,
             });
             let prompts = prompts(&mut texts, recipe.gate_mode.at, models, problems)?;
-            (prompts, Some(open(parts.backbone, problems)?))
+            (
+                prompts,
+                Some(Arc::clone(&models.checkpoints[parts.backbone])),
+            )
         }
         false => (Vec::new(), None),
     };
     let changes = match mode == GateMode::TaskVector {
-        true => Some(changes(&parts, &open, problems)?),
+        true => Some(changes(&parts, problems)?),
         false => None,
     };
     if mode != GateMode::CheapEmbed
@@ -112,20 +107,14 @@ pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<
 }
 
 /// The cuts of experts that only weights can tell.
-pub(super) fn splits(
-    assembly: &Assembly<'_>,
-    results: &Results,
-    problems: &mut Problems,
-) -> Option<Splits> {
+pub(super) fn splits(assembly: &Assembly<'_>) -> Option<Splits> {
     let mut models = std::collections::BTreeMap::new();
     let mut wanted = Vec::new();
     for ((model, layer), picks) in &assembly.cuts {
         let mut experts = assembly.experts.iter();
         let dense = experts.find(|expert| expert.model == *model)?.dense;
-        if !models.contains_key(model) {
-            let opened = open_again(assembly.pieces.models, results, *model, problems)?;
-            models.insert(*model, opened);
-        }
+        let cut = &assembly.pieces.models.checkpoints[*model];
+        models.insert(*model, Arc::clone(cut));
         let (gate, ..) = dense.decoder.input_matrix(false, dense.width);
         wanted.push(split::Split {
             model: *model,
@@ -144,18 +133,14 @@ pub(super) fn splits(
 }
 
 /// The models whose differences from the base give rows: those of the experts, and of the shared one if it has a gate.
-fn changes(
-    parts: &RouterParts<'_>,
-    open: &dyn Fn(usize, &mut Problems) -> Option<Checkpoint>,
-    problems: &mut Problems,
-) -> Option<router::Changes> {
+fn changes(parts: &RouterParts<'_>, problems: &mut Problems) -> Option<router::Changes> {
     let RouterParts { recipe, models, .. } = parts;
     let base = models.index(&recipe.base_model.value)?;
-    let mut changed = |model: usize| {
+    let changed = |model: usize| {
         Some(router::Changed {
             decoder: parts.denses[model].as_ref()?.decoder,
             width: parts.denses[model].as_ref()?.width,
-            model: open(model, problems)?,
+            model: Arc::clone(&models.checkpoints[model]),
         })
     };
     let of_base = changed(base)?;

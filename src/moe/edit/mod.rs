@@ -4,6 +4,7 @@
 mod tensors;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -14,10 +15,10 @@ use super::pieces::Tensors;
 use super::router::{self, Beside};
 use super::targets::Target;
 use super::{
-    Decided, Texts, check_vocabularies, file_of_rows, finish, has_states, open, open_again,
-    prompts, report_misfits,
+    Decided, Texts, check_vocabularies, file_of_rows, finish, has_states, open, prompts,
+    report_misfits,
 };
-use checkpoint::Locator;
+use checkpoint::Resolver;
 use numeric::FloatType;
 use plan::{self, Models, Options, Plan, Problems, Results};
 use recipe::{EditRecipe, Edited, GateMode, Located, MAX_EXPERTS, Member, Position, Ranges, Which};
@@ -27,7 +28,7 @@ use tensors::Editing;
 pub(super) fn attempt(
     recipe: &EditRecipe,
     edited: &Edited,
-    (path, locator, options): (&str, &Locator, &Options),
+    (path, resolver, options): (&str, &dyn Resolver, &Options),
     results: &Results,
     mut notes: Vec<String>,
     problems: &mut Problems,
@@ -36,7 +37,7 @@ pub(super) fn attempt(
     let models = open(
         &mut mentions,
         edited.router.file.as_ref(),
-        locator,
+        resolver,
         options,
         results,
         problems,
@@ -94,9 +95,7 @@ pub(super) fn attempt(
     };
     let router = match added {
         0 => None,
-        _ => Some(added_rows(
-            edited, &editing, &tensors, options, results, problems,
-        )?),
+        _ => Some(added_rows(edited, &editing, &tensors, options, problems)?),
     };
     let noise = edited
         .members
@@ -381,20 +380,14 @@ fn added_rows(
     editing: &Editing<'_>,
     tensors: &Tensors,
     options: &Options,
-    results: &Results,
     problems: &mut Problems,
 ) -> Option<router::Recipe> {
     let (mode, router) = (edited.gate_mode.value, &edited.router);
     let (mixture, models) = (editing.mixture, editing.pieces.models);
-    let model = open_again(models, results, editing.base, problems)?;
+    let model = Arc::clone(&models.checkpoints[editing.base]);
     let file = match &router.file {
         None => None,
-        Some(file) => Some(open_again(
-            models,
-            results,
-            file_of_rows(models, file)?,
-            problems,
-        )?),
+        Some(file) => Some(Arc::clone(&models.checkpoints[file_of_rows(models, file)?])),
     };
     let states = mode.needs_states();
     if states && !has_states(&model, editing.base_at, problems) {

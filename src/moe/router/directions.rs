@@ -9,6 +9,8 @@
 //! A singular vector has no sign, a router's row has: where there are prompts, it points to the side on which their
 //! states lie; without, to the side on which the expert's gates open further than the base's.
 
+use std::sync::Arc;
+
 use errors::Refusal;
 use nalgebra::{DMatrix, SymmetricEigen};
 
@@ -17,7 +19,6 @@ use super::rows::{Rows, normalize, project_out};
 use architecture::Decoder;
 use checkpoint::Checkpoint;
 use engine::scan;
-use forward::Weights;
 use numeric::{NormalKey, View, dot, multiply};
 
 /// Vectors that are iterated together: the step to the next singular values that matters is the eighth's.
@@ -42,17 +43,17 @@ pub(in super::super) struct Changes {
     pub(in super::super) fold_norms: bool,
 }
 
-/// A dense model, open by a handle of its own.
+/// A dense model.
 #[derive(Debug)]
 pub(in super::super) struct Changed {
-    pub(in super::super) model: Checkpoint,
+    pub(in super::super) model: Arc<Checkpoint>,
     pub(in super::super) decoder: &'static Decoder,
     /// Neurons of its MLPs.
     pub(in super::super) width: usize,
 }
 
 impl Changes {
-    pub(super) fn models(&self) -> impl Iterator<Item = &Checkpoint> {
+    pub(super) fn models(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
         let experts = self.experts.iter().map(|expert| &expert.model);
         std::iter::once(&self.base.model).chain(experts)
     }
@@ -112,7 +113,7 @@ impl<'a> Change<'a> {
             let mut norm = vec![0f32; hidden];
             let name = of.decoder.mlp_norm().unwrap_or_default();
             let name = format!("model.layers.{layer}.{name}");
-            let read = Weights::read(&of.model, &name, 0, &mut norm);
+            let read = forward::read(&of.model, &name, 0, &mut norm);
             read.map_err(|error| Refusal::from(&error))?;
             let offset = of.decoder.norm_offset as f32;
             norm.iter_mut().for_each(|value| *value += offset);
@@ -237,7 +238,7 @@ impl<'a> Change<'a> {
             let (name, stored, _) = of.decoder.input_matrix(up, of.width);
             let name = format!("model.layers.{}.mlp.{name}", self.layer);
             let start = (stored.start + first) * self.hidden;
-            let read = Weights::read(&of.model, &name, start, out);
+            let read = forward::read(&of.model, &name, start, out);
             read.map_err(|error| {
                 Refusal::from(&error).within(format_args!("`{}`", of.model.label()))
             })

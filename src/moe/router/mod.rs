@@ -7,9 +7,9 @@ mod rows;
 mod states;
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use checkpoint::{Checkpoint, CheckpointError, Made, TensorEntry};
+use checkpoint::{Checkpoint, CheckpointError, TensorEntry, TensorSource};
 use errors::Refusal;
 use numeric::{Elements, FloatType, Stored, Zeros};
 use recipe::{GateMode, PromptTokens};
@@ -49,7 +49,7 @@ pub(super) struct Recipe {
     pub(super) normalize: bool,
     pub(super) temperature: f64,
     /// The file that rows are read from.
-    pub(super) file: Option<Checkpoint>,
+    pub(super) file: Option<Arc<Checkpoint>>,
     /// The layers of the routers, ascending.
     pub(super) layers: Vec<usize>,
     /// The prompts, cut into tokens.
@@ -57,7 +57,7 @@ pub(super) struct Recipe {
     /// Which of their tokens count.
     pub(super) tokens: PromptTokens,
     /// The dense model whose states or embeddings are taken.
-    pub(super) model: Option<Checkpoint>,
+    pub(super) model: Option<Arc<Checkpoint>>,
     /// Tokens whose states may be held at a time.
     pub(super) most_tokens: usize,
     /// The models whose differences are taken.
@@ -89,7 +89,7 @@ pub(super) struct Prompt {
 
 impl Recipe {
     /// The models that rows are made from.
-    fn models(&self) -> impl Iterator<Item = &Checkpoint> {
+    fn models(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
         let changes = self.changes.iter().flat_map(Changes::models);
         let splits = self.splits.iter().flat_map(|splits| splits.models.values());
         self.model.iter().chain(changes).chain(splits)
@@ -111,6 +111,8 @@ impl Recipe {
 /// The tensors that no model has.
 pub(super) struct Routers {
     recipe: Recipe,
+    entries: Vec<TensorEntry>,
+    /// What each of them is.
     tensors: Vec<Invented>,
     made: OnceLock<Finished>,
 }
@@ -133,9 +135,11 @@ impl fmt::Debug for Routers {
 }
 
 impl Routers {
-    pub(super) fn new(recipe: Recipe, tensors: Vec<Invented>) -> Self {
+    pub(super) fn new(recipe: Recipe, made: Vec<(TensorEntry, Invented)>) -> Self {
+        let (entries, tensors) = made.into_iter().unzip();
         Routers {
             recipe,
+            entries,
             tensors,
             made: OnceLock::new(),
         }
@@ -152,7 +156,11 @@ impl Routers {
     }
 }
 
-impl Made for Routers {
+impl TensorSource for Routers {
+    fn entries(&self) -> &[TensorEntry] {
+        &self.entries
+    }
+
     fn bytes(&self, _index: usize) -> Option<&[u8]> {
         None
     }
@@ -210,7 +218,7 @@ impl Made for Routers {
     }
 
     fn reads_results(&self) -> bool {
-        self.recipe.models().any(Checkpoint::is_made)
+        self.recipe.models().any(|model| !model.is_stored())
     }
 
     fn said(&self) -> Vec<String> {
@@ -225,7 +233,7 @@ impl Made for Routers {
 
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
         let mut files = self.recipe.file.iter().chain(self.recipe.models());
-        files.try_for_each(Checkpoint::check_unchanged)
+        files.try_for_each(|model| model.check_unchanged())
     }
 }
 
@@ -236,8 +244,6 @@ pub(super) fn entry(name: String, shape: Vec<usize>) -> TensorEntry {
         name,
         dtype: checkpoint::Dtype::F32,
         shape,
-        shard: 0,
-        offset: 0,
         len: (elements * size_of::<f32>()) as u64,
     }
 }

@@ -155,7 +155,7 @@ pub(super) fn make(
 fn dense(recipe: &Recipe) -> Result<&Checkpoint, &'static str> {
     recipe
         .model
-        .as_ref()
+        .as_deref()
         .ok_or("no model was opened for the routers")
 }
 

@@ -6,7 +6,7 @@ use super::rows::{Rows, normalize};
 use super::{Prompt, Recipe};
 use checkpoint::Checkpoint;
 use errors::Refusal;
-use forward::{Decoder, Observer, Weights};
+use forward::{Decoder, Observer};
 use recipe::PromptTokens;
 
 /// The rows of all layers by the states of the prompts.
@@ -128,7 +128,7 @@ pub(super) fn embedded(recipe: &Recipe, model: &Checkpoint) -> Result<Rows, Refu
         for prompt in of_polarity {
             let sum = &mut sums.values[prompt.row * hidden..][..hidden];
             for &token in &prompt.tokens {
-                Weights::read(model, EMBEDDING, token as usize * hidden, &mut token_row).map_err(
+                forward::read(model, EMBEDDING, token as usize * hidden, &mut token_row).map_err(
                     |error| {
                         Refusal::from(&error).within(format_args!("the embedding of token {token}"))
                     },

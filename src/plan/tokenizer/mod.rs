@@ -328,8 +328,9 @@ impl Builder<'_> {
 impl<'a> Alignment<'a> {
     /// Holds the vocabulary against every model's, and reads the recipe's rules.
     fn hold(&mut self, tokenizers: &[Option<Tokenizer>], problems: &mut Problems) -> Option<()> {
-        let embeddings: Vec<Option<(usize, usize)>> =
-            self.models.checkpoints.iter().map(embedding).collect();
+        let embeddings: Vec<Option<(usize, usize)>> = (self.models.checkpoints.iter())
+            .map(|model| embedding(model))
+            .collect();
         let end = self.vocabulary.end();
         let of_source = embeddings.get(self.source).copied().flatten();
         let rows = of_source.map_or(end, |(_, rows)| rows.max(end));

@@ -1,0 +1,169 @@
+//! The tensors of mapped files: safetensors, or what torch.save writes.
+//!
+//! It must not know which files belong together; that is `folder.rs`.
+
+use std::ops::Range;
+use std::path::Path;
+
+use super::behind::Leave;
+use super::error::CheckpointError;
+use super::format::Format;
+use super::limits::MAX_TENSORS;
+use super::pickle::Place;
+use super::shard::Shard;
+use super::source::{TensorEntry, TensorSource};
+use numeric::{Elements, FloatType, Stored, Strided};
+
+/// Mapped files and the tensors in them: files in the order they were opened, tensors by offset.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    pub(super) shards: Vec<Shard>,
+    pub(super) tensors: Vec<TensorEntry>,
+    /// Where each tensor is.
+    at: Vec<InFile>,
+}
+
+/// Where a tensor is. Tensors of a pickle may share their bytes, or parts of them.
+#[derive(Debug)]
+struct InFile {
+    /// Which of the files.
+    shard: usize,
+    /// Where it starts in that file.
+    offset: u64,
+    /// How its elements lie there.
+    place: Place,
+}
+
+impl Files {
+    /// Opens one file; gives what was odd about it too.
+    pub(super) fn open(
+        path: &Path,
+        format: Format,
+    ) -> Result<(Files, Vec<String>), CheckpointError> {
+        let mut files = Files::default();
+        let (shard, notes) = match format {
+            Format::Safetensors => {
+                let (shard, tensors) = Shard::open(path)?;
+                for tensor in tensors {
+                    let entry = TensorEntry {
+                        name: tensor.name,
+                        dtype: tensor.dtype,
+                        shape: tensor.shape,
+                        len: tensor.len,
+                    };
+                    files.add(entry, tensor.offset, Place::Contiguous);
+                }
+                (shard, Vec::new())
+            }
+            Format::Pickle => {
+                let (shard, pickled) = Shard::open_pickle(path)?;
+                for tensor in pickled.tensors {
+                    let entry = TensorEntry {
+                        name: tensor.name,
+                        dtype: tensor.dtype,
+                        shape: tensor.shape,
+                        len: tensor.len,
+                    };
+                    files.add(entry, tensor.offset, tensor.place);
+                }
+                (shard, pickled.notes)
+            }
+        };
+        files.shards.push(shard);
+        Ok((files, notes))
+    }
+
+    /// Adds a tensor of the file that is being opened.
+    fn add(&mut self, entry: TensorEntry, offset: u64, place: Place) {
+        self.tensors.push(entry);
+        self.at.push(InFile {
+            shard: self.shards.len(),
+            offset,
+            place,
+        });
+    }
+
+    /// Puts another file behind these.
+    ///
+    /// # Errors
+    /// If there are more tensors then than any real checkpoint has.
+    pub(super) fn append(&mut self, path: &Path, other: Files) -> Result<(), CheckpointError> {
+        let found = self.tensors.len() + other.tensors.len();
+        if found > MAX_TENSORS {
+            return Err(CheckpointError::TooLarge {
+                path: path.into(),
+                what: "number of tensors of a checkpoint",
+                limit: MAX_TENSORS as u64,
+                found: found as u64,
+            });
+        }
+        let shards = self.shards.len();
+        self.shards.extend(other.shards);
+        self.tensors.extend(other.tensors);
+        self.at.extend(other.at.into_iter().map(|at| InFile {
+            shard: at.shard + shards,
+            ..at
+        }));
+        Ok(())
+    }
+
+    /// Which of the files a tensor is in.
+    pub(super) fn shard_of(&self, index: usize) -> &Shard {
+        &self.shards[self.at[index].shard]
+    }
+}
+
+impl TensorSource for Files {
+    fn entries(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        let format = FloatType::of(self.tensors[index].dtype)?;
+        let InFile { offset, place, .. } = &self.at[index];
+        if let Place::Strided(strides) = place {
+            return Some(Box::new(Strided {
+                bytes: self.shard_of(index).bytes_from(*offset),
+                format,
+                strides,
+            }));
+        }
+        Some(Box::new(Stored {
+            bytes: self.bytes(index)?,
+            format,
+        }))
+    }
+
+    fn bytes(&self, index: usize) -> Option<&[u8]> {
+        let InFile { offset, place, .. } = &self.at[index];
+        match place {
+            Place::Contiguous => {
+                Some((self.shard_of(index)).slice(*offset, self.tensors[index].len))
+            }
+            Place::Gathered(bytes) => Some(bytes),
+            Place::Strided(_) => None,
+        }
+    }
+
+    fn shards(&self) -> Vec<&Shard> {
+        self.shards.iter().collect()
+    }
+
+    fn place(&self, index: usize) -> Option<(&Shard, u64)> {
+        Some((self.shard_of(index), self.at[index].offset))
+    }
+
+    /// Has the system read in large pieces. Not for samples: the system would read much that nobody looks at.
+    fn read_ahead(&self) {
+        self.shards.iter().for_each(Shard::read_ahead);
+    }
+
+    fn done_with(&self, index: usize, bytes: Range<u64>, leave: Leave) {
+        let InFile { offset, place, .. } = &self.at[index];
+        if matches!(place, Place::Contiguous) {
+            let end = self.tensors[index].len.min(bytes.end);
+            let bytes = offset + bytes.start.min(end)..offset + end;
+            self.shard_of(index).done_with(bytes, leave);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Tensors in memory: what a program holds itself, and what a run has put into a file of its own.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use safetensors::Dtype;
+
+use super::header::tensor_bytes;
+use super::source::{TensorEntry, TensorSource};
+use numeric::{Elements, FloatType, Stored};
+
+/// Bytes that somebody holds: a vector, a map, a part of either.
+pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Tensors whose bytes are in memory.
+pub struct InMemory {
+    entries: Vec<TensorEntry>,
+    bytes: Vec<Bytes>,
+}
+
+/// Why tensors cannot be taken from memory.
+#[derive(Debug, thiserror::Error)]
+pub enum InMemoryError {
+    /// The bytes are more or fewer than dtype and shape need.
+    #[error(
+        "tensor `{tensor}` of dtype {dtype} and shape {shape:?}: expected {expected} bytes, found {found}"
+    )]
+    Length {
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Bytes that dtype and shape need.
+        expected: u64,
+        /// Bytes that there are.
+        found: u64,
+    },
+    /// A shape with more elements than can be counted.
+    #[error("tensor `{tensor}`: the shape {shape:?} of dtype {dtype} {why}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// What is the matter with it.
+        why: &'static str,
+    },
+    /// Two tensors have the same name.
+    #[error("two tensors are called `{tensor}`")]
+    Twice {
+        /// The name.
+        tensor: String,
+    },
+}
+
+impl InMemory {
+    /// Takes tensors: the name, dtype, shape and bytes of each, little-endian and in C order.
+    ///
+    /// # Errors
+    /// If the bytes of a tensor are not as many as its shape needs, or two have the same name.
+    pub fn new(
+        tensors: impl IntoIterator<Item = (String, Dtype, Vec<usize>, Bytes)>,
+    ) -> Result<InMemory, InMemoryError> {
+        let mut memory = InMemory {
+            entries: Vec::new(),
+            bytes: Vec::new(),
+        };
+        let mut names = HashSet::new();
+        for (name, dtype, shape, bytes) in tensors {
+            let found = (*bytes).as_ref().len() as u64;
+            let len = match tensor_bytes(dtype, &shape) {
+                Ok(expected) if expected == found => found,
+                Ok(expected) => {
+                    return Err(InMemoryError::Length {
+                        tensor: name,
+                        dtype,
+                        shape,
+                        expected,
+                        found,
+                    });
+                }
+                Err(why) => {
+                    return Err(InMemoryError::Shape {
+                        tensor: name,
+                        dtype,
+                        shape,
+                        why,
+                    });
+                }
+            };
+            if !names.insert(name.clone()) {
+                return Err(InMemoryError::Twice { tensor: name });
+            }
+            memory.entries.push(TensorEntry {
+                name,
+                dtype,
+                shape,
+                len,
+            });
+            memory.bytes.push(bytes);
+        }
+        Ok(memory)
+    }
+}
+
+impl fmt::Debug for InMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entries = &self.entries;
+        f.debug_struct("InMemory")
+            .field("entries", entries)
+            .finish()
+    }
+}
+
+impl TensorSource for InMemory {
+    fn entries(&self) -> &[TensorEntry] {
+        &self.entries
+    }
+
+    fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        Some(Box::new(Stored {
+            format: FloatType::of(self.entries[index].dtype)?,
+            bytes: self.bytes(index)?,
+        }))
+    }
+
+    fn bytes(&self, index: usize) -> Option<&[u8]> {
+        Some((*self.bytes[index]).as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, shape: &[usize], bytes: usize) -> (String, Dtype, Vec<usize>, Bytes) {
+        let bytes: Vec<u8> = (0..bytes).map(|at| at as u8).collect();
+        (name.into(), Dtype::BF16, shape.into(), Box::new(bytes))
+    }
+
+    #[test]
+    fn tensors_are_given_back_as_they_were_taken() {
+        let memory = InMemory::new([
+            tensor("a", &[2, 2], 8),
+            tensor("b", &[], 2),
+            tensor("c", &[0], 0),
+        ]);
+        let memory = memory.unwrap();
+        let lens: Vec<u64> = memory.entries().iter().map(|entry| entry.len).collect();
+        assert_eq!(lens, [8, 2, 0]);
+        assert_eq!(memory.bytes(0).unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        let mut values = [0f32];
+        numeric::Fill::fill(&*memory.elements(1).unwrap(), 0, &mut values);
+        assert_eq!(values[0].to_bits(), 0x0100_0000);
+        assert!(memory.shards().is_empty() && memory.place(0).is_none());
+        memory.check_unchanged().unwrap();
+    }
+
+    #[test]
+    fn bytes_that_do_not_fit_are_refused() {
+        let message = |tensors: Vec<_>| InMemory::new(tensors).unwrap_err().to_string();
+        let short = message(vec![tensor("a", &[2, 2], 7)]);
+        assert!(
+            short.contains("`a`") && short.contains("expected 8 bytes, found 7"),
+            "{short}"
+        );
+        let endless = message(vec![tensor("a", &[usize::MAX, usize::MAX], 7)]);
+        assert!(endless.contains("`a`"), "{endless}");
+        let twice = message(vec![tensor("a", &[1], 2), tensor("a", &[1], 2)]);
+        assert!(twice.contains("two tensors are called `a`"), "{twice}");
+    }
+}
