@@ -2,10 +2,16 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
 
+use memmap2::Mmap;
 use safetensors::Dtype;
 
 use super::header::tensor_bytes;
+use super::shard::map;
 use super::source::{TensorEntry, TensorSource};
 use numeric::{Elements, FloatType, Stored};
 
@@ -130,6 +136,43 @@ impl TensorSource for InMemory {
 
     fn bytes(&self, index: usize) -> Option<&[u8]> {
         Some((*self.bytes[index]).as_ref())
+    }
+}
+
+/// Maps a file that nobody else knows and that is not written to any more, and gives parts of it; such as are not in
+/// it are empty.
+///
+/// # Errors
+/// If the system can't map it.
+pub fn map_parts(
+    file: &File,
+    parts: impl IntoIterator<Item = Range<u64>>,
+) -> io::Result<Vec<Bytes>> {
+    // An empty file can't be mapped.
+    let map = match file.metadata()?.len() {
+        0 => None,
+        _ => Some(Arc::new(map(file)?)),
+    };
+    let part = |part: Range<u64>| -> Bytes {
+        Box::new(MapPart {
+            map: map.clone(),
+            part: part.start as usize..part.end as usize,
+        })
+    };
+    Ok(parts.into_iter().map(part).collect())
+}
+
+/// A part of a mapped file.
+struct MapPart {
+    map: Option<Arc<Mmap>>,
+    part: Range<usize>,
+}
+
+impl AsRef<[u8]> for MapPart {
+    fn as_ref(&self) -> &[u8] {
+        let map = self.map.as_deref();
+        map.and_then(|map| map.get(self.part.clone()))
+            .unwrap_or_default()
     }
 }
 

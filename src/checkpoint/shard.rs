@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -66,12 +67,7 @@ impl Shard {
                 found: 0,
             });
         }
-        // SAFETY: the map is only ever read, as bytes, for which every value is valid. What can't be ruled out
-        // is that somebody else writes to the file or truncates it meanwhile: lengths and times are compared
-        // before a run is believed (`check_unchanged`), and the command line turns the SIGBUS of a truncated
-        // map into an error.
-        let map = unsafe { Mmap::map(&file) }
-            .map_err(|source| CheckpointError::io("map", path, source))?;
+        let map = map(&file).map_err(|source| CheckpointError::io("map", path, source))?;
         Ok(Shard {
             path: path.into(),
             file_size: map.len() as u64,
@@ -149,6 +145,15 @@ impl Shard {
             found: state(now.len(), modified),
         })
     }
+}
+
+/// Maps a file to be read.
+pub(super) fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the map is only ever read, as bytes, for which every value is valid. What can't be ruled out
+    // is that somebody else writes to the file or truncates it meanwhile: lengths and times are compared
+    // before a run is believed (`check_unchanged`), and the command line turns the SIGBUS of a truncated
+    // map into an error.
+    unsafe { Mmap::map(file) }
 }
 
 fn state(len: u64, modified: Option<SystemTime>) -> String {

@@ -1,0 +1,103 @@
+//! A matrix times a scale for each of its blocks, made while it is read: how 8-bit weights are stored.
+
+use super::elements::{Elements, Fill};
+use super::format::FloatType;
+use super::real::Real;
+
+/// Values of a matrix, each multiplied by the scale of the block that it lies in.
+pub struct Scaled<'a> {
+    /// The values as stored: `[rows, columns]`, in row order.
+    pub values: Box<dyn Elements + 'a>,
+    /// A scale for each block: `[rows / block[0], columns / block[1]]`, both rounded up, in row order.
+    pub scales: Box<dyn Elements + 'a>,
+    /// The length of a row, at least one.
+    pub columns: usize,
+    /// Rows and columns of a block, at least one each; blocks at the edges may be smaller.
+    pub block: [usize; 2],
+    /// The format that the products are meant for.
+    pub format: FloatType,
+}
+
+impl<R: Real> Fill<R> for Scaled<'_> {
+    /// The bytes that are counted are those of the values.
+    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+        let read = R::fill(self.values.as_ref(), first, out);
+        let [height, width] = self.block;
+        let blocks = self.columns.div_ceil(width);
+        let mut scales = Vec::new();
+        let (mut row, mut column) = (first as usize / self.columns, first as usize % self.columns);
+        let mut rest = out;
+        while !rest.is_empty() {
+            let (run, after) = rest.split_at_mut(rest.len().min(self.columns - column));
+            let block = column / width;
+            let end = (column + run.len()).div_ceil(width);
+            scales.resize(end - block, R::ZERO);
+            let place = row / height * blocks + block;
+            R::fill(self.scales.as_ref(), place as u64, &mut scales);
+            // What is left of the first block, then whole ones, then what the row has of the last.
+            let (mut run, mut left) = (run, width - column % width);
+            for scale in &scales {
+                let (here, next) = run.split_at_mut(run.len().min(left));
+                here.iter_mut().for_each(|value| *value = *value * *scale);
+                (run, left) = (next, width);
+            }
+            (rest, row, column) = (after, row + 1, 0);
+        }
+        read
+    }
+}
+
+impl Elements for Scaled<'_> {
+    fn format(&self) -> FloatType {
+        self.format
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Stored;
+
+    proptest! {
+        /// Any part of any matrix, against the product by the block of each element; blocks at the edges are ragged.
+        #[test]
+        fn any_range_is_that_of_each_element_by_itself(
+            rows in 1usize..9,
+            columns in 1usize..40,
+            height in 1usize..5,
+            width in 1usize..17,
+            from in 0.0..1.0,
+            length in 0.0..1.0,
+        ) {
+            let count = rows * columns;
+            let (down, across) = (rows.div_ceil(height), columns.div_ceil(width));
+            // E4M3 bytes of finite numbers, and scales that are no powers of two.
+            let values: Vec<u8> = (0..count).map(|at| (at * 37 % 120) as u8 | (at as u8 & 1) << 7).collect();
+            let scales: Vec<f32> = (0..down * across).map(|at| 0.37 + at as f32 * 1.3).collect();
+            let scale_bytes: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+            let stored = Stored { bytes: &values, format: FloatType::F8E4m3 };
+            let mut plain = vec![0f64; count];
+            stored.fill(0, &mut plain);
+            let scaled = Scaled {
+                values: Box::new(stored),
+                scales: Box::new(Stored { bytes: &scale_bytes, format: FloatType::F32 }),
+                columns,
+                block: [height, width],
+                format: FloatType::Bf16,
+            };
+            let first = (from * count as f64) as usize;
+            let length = (length * (count - first) as f64) as usize;
+            let (mut double, mut single) = (vec![f64::NAN; length], vec![f32::NAN; length]);
+            let read = Fill::<f64>::fill(&scaled, first as u64, &mut double);
+            prop_assert_eq!(read, length);
+            Fill::<f32>::fill(&scaled, first as u64, &mut single);
+            for (at, (double, single)) in (first..).zip(double.iter().zip(&single)) {
+                let scale = scales[at / columns / height * across + at % columns / width];
+                prop_assert_eq!(*double, plain[at] * f64::from(scale));
+                prop_assert_eq!(*single, plain[at] as f32 * scale);
+            }
+        }
+    }
+}
