@@ -104,6 +104,7 @@ fn recompute(arguments: &Arguments, plan: &Plan, stop: Arc<AtomicBool>) -> Resul
         allow_step: false,
         numerics: Numerics::Weldment,
         threads: plan.settings.threads,
+        scratch: &std::env::temp_dir(),
     };
     let quiet = arguments.output.quiet;
     let progress = Progress::verifying(&model, Some(plan), quiet, stop);

@@ -33,7 +33,7 @@ impl Progress {
             plan.stored_models().len(),
             plan.method.name
         );
-        let bytes = plan.bytes_read + plan.bytes_written();
+        let bytes = plan.bytes_read + plan.scratch_bytes() + plan.bytes_written();
         Self::over(bytes, plan.method.name, line, quiet, stop)
     }
 
@@ -44,7 +44,7 @@ impl Progress {
         quiet: bool,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let bytes = bytes_of(model) + plan.map_or(0, |plan| plan.bytes_read);
+        let bytes = bytes_of(model) + plan.map_or(0, |plan| plan.bytes_read + plan.scratch_bytes());
         let line = format!("verifying {} tensors", model.tensors().len());
         Self::over(bytes, "verifying", line, quiet, stop)
     }

@@ -127,6 +127,7 @@ impl Recomputation {
             allow_step,
             numerics: numerics_of(numerics, lock.as_ref(), &recipe.recipe),
             threads,
+            scratch: &std::env::temp_dir(),
         };
         let progress = Progress::verifying(&model, planned.as_ref().ok(), self.quiet, stop);
         let report = verify(&request, &progress);

@@ -54,7 +54,7 @@ pub fn identity(
     for model in &planned.models {
         model.prepare(threads, &|| false)?;
     }
-    let result = Arc::new(MergeResult::new(planned));
+    let result = Arc::new(MergeResult::new(planned, false));
     let mixture = result.checkpoint("identical experts");
     let dense = &result.plan.models[donor];
     let vocabulary = dense.config().and_then(|config| config.vocab_size());

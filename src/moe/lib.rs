@@ -63,7 +63,14 @@ pub fn plan(
     options: &Options,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
-    let results = plan::results_of(&recipe.results, path, resolver, options, &mut problems);
+    let results = plan::results_of(
+        &recipe.results,
+        &mut recipe.mentions(),
+        path,
+        resolver,
+        options,
+        &mut problems,
+    );
     let plan = results.and_then(|(results, notes)| {
         assembly::attempt(
             recipe,
@@ -92,7 +99,14 @@ pub fn plan_edit(
     options: &Options,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
-    let results = plan::results_of(&recipe.results, path, resolver, options, &mut problems);
+    let results = plan::results_of(
+        &recipe.results,
+        &mut recipe.mentions(),
+        path,
+        resolver,
+        options,
+        &mut problems,
+    );
     let plan = results.and_then(|(results, notes)| {
         let around = (path, resolver, options);
         match &recipe.change {

@@ -257,8 +257,8 @@ impl LowRank<'_> {
         wanted.fill(places.0 as u64, &mut factors);
         match found {
             Norms::Rows(known) => {
-                let known = known
-                    .get_or_init(|| (0..self.rows).map(|_| AtomicU64::new(UNKNOWN)).collect());
+                let known =
+                    known.get_or_init(|| (0..self.rows).map(|_| AtomicU64::new(UNKNOWN)).collect());
                 self.row_norms(part.rows, known, scratch);
                 for (factor, norm) in factors.iter_mut().zip(&known[places.0..places.1]) {
                     *factor /= f64::from_bits(norm.load(Relaxed));

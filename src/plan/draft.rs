@@ -4,7 +4,7 @@ use bytesize::ByteSize;
 
 use super::models::Models;
 use super::problems::{Problems, count};
-use super::results::{held_by, reading};
+use super::results::{all_of, held_by, made_once, reading};
 use super::{Fate, Options, Plan, PlannedTensor, VocabularySummary};
 use checkpoint::{Dtype, Sidecar, shard_layout};
 use engine::{Cost, Limits, Settings};
@@ -62,10 +62,18 @@ impl Draft {
         let cost = tensors
             .iter()
             .map(PlannedTensor::cost)
-            .chain(models.results.values().map(|result| result.plan.cost))
+            .chain(
+                // One that is made once is made by itself, and then read as a file is.
+                (models
+                    .results
+                    .values()
+                    .filter(|result| !result.is_made_once()))
+                .map(|result| result.plan.cost),
+            )
             .fold(Cost::default(), Cost::max);
         // What adapters and routers hold comes on top of what the engine needs.
-        let inner = models.results.values().map(|result| result.plan.held());
+        let inner = all_of(&models.results).into_iter();
+        let inner = inner.map(|result| held_by(&result.plan.models));
         let held = held_by(&models.checkpoints) + inner.sum::<u64>();
         let settings = Settings {
             memory: options.settings.memory.saturating_sub(held),
@@ -90,13 +98,15 @@ impl Draft {
                 return None;
             }
         };
-        let bytes_read = tensors
+        let read_itself: u64 = tensors
             .iter()
             .zip(&readings)
             .map(|(tensor, reading)| {
                 reading.before + reading.once * (tensor.cost().measures as u64 + 1)
             })
             .sum();
+        let made = made_once(&models.results).into_iter();
+        let bytes_read = read_itself + made.map(|result| result.plan.read_itself).sum::<u64>();
         Some(Plan {
             moe: options.moe,
             method: self.method,
@@ -126,6 +136,7 @@ impl Draft {
             settings: options.settings,
             limits,
             cost,
+            read_itself,
             bytes_read,
         })
     }

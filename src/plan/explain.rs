@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::ptr;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
 use super::problems::count;
-use super::{Fate, Filled, Operation, Plan, PlannedTensor, SourceTensor, VocabularySummary, shown};
+use super::{
+    Fate, Filled, MergeResult, Operation, Plan, PlannedTensor, SourceTensor, VocabularySummary,
+    shown,
+};
 use checkpoint::{Adapter, Checkpoint};
 use methods::{ParamValue, TensorParams};
 
@@ -32,8 +36,12 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
     for (model, result) in &plan.results {
         writeln!(
             out,
-            "first    `{}`, not written:",
-            plan.models[*model].label()
+            "first    `{}`, {}:",
+            plan.models[*model].label(),
+            match result.is_made_once() {
+                true => "made once for all that read it, in a file that goes when the run ends",
+                false => "not written",
+            }
         )?;
         let mut inner = String::new();
         write_merge(&mut inner, &result.plan, detail)?;
@@ -218,6 +226,14 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
         ByteSize(plan.limits.peak),
         plan.settings.threads
     )?;
+    let scratch = plan.scratch_bytes();
+    if scratch > 0 {
+        writeln!(
+            out,
+            "scratch  {} on the disk until it is done",
+            size(scratch)
+        )?;
+    }
     for note in &plan.notes {
         writeln!(out, "note     {note}")?;
     }
@@ -408,6 +424,26 @@ fn value_text(value: ParamValue) -> String {
 
 /// The plan for programs: every tensor.
 pub fn json(plan: &Plan) -> Value {
+    json_with(plan, &mut Vec::new())
+}
+
+/// The plan without the plans of results that have been shown.
+fn json_with<'p>(plan: &'p Plan, shown_results: &mut Vec<&'p MergeResult>) -> Value {
+    let mut results = Vec::new();
+    for (model, result) in &plan.results {
+        let known = shown_results
+            .iter()
+            .any(|known| ptr::eq(*known, result.as_ref()));
+        let inner = (!known).then(|| {
+            shown_results.push(result);
+            json_with(&result.plan, shown_results)
+        });
+        results.push(json!({
+            "name": plan.models[*model].label(),
+            "made_once": result.is_made_once(),
+            "plan": inner,
+        }));
+    }
     let models: Vec<Value> = plan
         .models
         .iter()
@@ -441,9 +477,7 @@ pub fn json(plan: &Plan) -> Value {
     json!({
         "method": plan.method.name,
         "assembly": plan.assembly,
-        "results": plan.results.iter().map(|(model, result)| {
-            json!({"name": plan.models[*model].label(), "plan": json(&result.plan)})
-        }).collect::<Vec<_>>(),
+        "results": results,
         "seed": plan.random.then_some(plan.seed),
         "models": models,
         "tensors": tensors,
@@ -456,6 +490,7 @@ pub fn json(plan: &Plan) -> Value {
             json!({"model": plan.models[model].label(), "left_out": names[left_out].name, "kept": names[kept].name})
         }).collect::<Vec<_>>(),
         "bytes_read": plan.bytes_read,
+        "scratch_bytes": plan.scratch_bytes(),
         "bytes_written": plan.bytes_written(),
         "peak_memory": plan.limits.peak,
         "matrix_memory": plan.cost.matrix,

@@ -21,7 +21,7 @@ mod tokenizer;
 mod views;
 mod vocabularies;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ use engine::{Cost, Limits, Settings};
 use methods::{self, MethodInfo};
 pub use models::Models;
 pub use problems::Problems;
-use recipe::{Recipe, RecipeError};
+use recipe::{Located, Recipe, RecipeError};
 pub use results::Results;
 
 /// What a plan depends on beside the recipe and the checkpoints.
@@ -118,8 +118,10 @@ pub struct Plan {
     pub settings: Settings,
     /// What follows from them.
     pub limits: Limits,
-    /// The most that a tensor needs of the engine, those of results included.
+    /// The most that a tensor needs of the engine, those of results included that are computed where they are read.
     pub cost: Cost,
+    /// Bytes read at the most, every pass counted, without what the results read that are made once.
+    read_itself: u64,
     /// Bytes read at the most, every pass counted.
     pub bytes_read: u64,
 }
@@ -157,8 +159,7 @@ impl Plan {
 
     /// Bytes of each tensor of the output.
     pub fn lens(&self) -> Vec<u64> {
-        let len = |tensor: &PlannedTensor| tensor.elements() * tensor.dtype.bitsize() as u64 / 8;
-        self.tensors.iter().map(len).collect()
+        self.tensors.iter().map(PlannedTensor::bytes).collect()
     }
 
     /// The text of the output's `config.json`, if the donor has one.
@@ -193,9 +194,15 @@ pub fn plan(
     options: &Options,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
-    let Some((results, notes)) =
-        results_of(&recipe.results, path, resolver, options, &mut problems)
-    else {
+    let results = results_of(
+        &recipe.results,
+        &mut recipe.mentions(),
+        path,
+        resolver,
+        options,
+        &mut problems,
+    );
+    let Some((results, notes)) = results else {
         return Err(problems.into_error(path, &recipe.text));
     };
     let plan = attempt(recipe, path, resolver, options, &results, &mut problems);
@@ -209,13 +216,17 @@ pub fn plan(
 }
 
 /// The merges that others are made from, by name, and what is to be said of them; `None` where one cannot be planned.
-pub fn results_of(
-    documents: &[Recipe],
+///
+/// `mentions` are the models that the last of the merges names, or the assembly.
+pub fn results_of<'r>(
+    documents: &'r [Recipe],
+    mentions: &mut dyn Iterator<Item = &'r Located<ModelRef>>,
     path: &str,
     resolver: &dyn Resolver,
     options: &Options,
     problems: &mut Problems,
 ) -> Option<(Results, Vec<String>)> {
+    let uses = uses(documents, mentions);
     let mut results = Results::new();
     let mut notes = Vec::new();
     for document in documents {
@@ -224,7 +235,11 @@ pub fn results_of(
         if let (Some(plan), Some(name)) = (plan, &document.name) {
             let of_document = plan.notes.iter();
             notes.extend(of_document.map(|note| format!("`{}`: {note}", name.value)));
-            results.insert(name.value.clone(), Arc::new(MergeResult::new(plan)));
+            let several = uses.get(name.value.as_str()).is_some_and(|&uses| uses > 1);
+            results.insert(
+                name.value.clone(),
+                Arc::new(MergeResult::new(plan, several)),
+            );
         }
         // What is made from a document that cannot be planned cannot be planned either.
         if !problems.is_empty() {
@@ -232,6 +247,25 @@ pub fn results_of(
         }
     }
     Some((results, notes))
+}
+
+/// By how many merges each model is named.
+fn uses<'r>(
+    documents: &'r [Recipe],
+    last: &mut dyn Iterator<Item = &'r Located<ModelRef>>,
+) -> HashMap<&'r str, usize> {
+    let mut uses = HashMap::new();
+    let mut count = |names: BTreeSet<&'r str>| {
+        for name in names {
+            *uses.entry(name).or_default() += 1;
+        }
+    };
+    count(last.map(|model| model.value.path.as_str()).collect());
+    for document in documents {
+        let mentions = document.mentions();
+        count(mentions.map(|model| model.value.path.as_str()).collect());
+    }
+    uses
 }
 
 /// Refuses a result that would need files of its own: it is read by other merges, and never written.

@@ -105,6 +105,11 @@ impl PlannedTensor {
         self.shape.iter().map(|&dim| dim as u64).product()
     }
 
+    /// Bytes of its values.
+    pub fn bytes(&self) -> u64 {
+        self.elements() * self.dtype.bitsize() as u64 / 8
+    }
+
     /// What its operation needs of the engine.
     pub fn cost(&self) -> Cost {
         match &self.operation {

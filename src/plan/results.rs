@@ -1,32 +1,97 @@
 //! Results of merges as models of other merges: the documents of one file that use each other by name.
+//!
+//! A result that one other merge reads is computed where it is read. One that several read would be computed again for
+//! each, and what it is made from again for each of those: it is made once, into a file that only the run knows. So is
+//! one that takes whole matrices.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::outputs::{Operation, PlannedTensor};
 use super::{Plan, SourceTensor};
-use checkpoint::{Beside, Checkpoint, CheckpointError, ModelConfig, TensorEntry, TensorSource};
+use checkpoint::{
+    Beside, Bytes, Checkpoint, CheckpointError, InMemory, InMemoryError, ModelConfig, TensorEntry,
+    TensorSource,
+};
 use engine::{Decided, Derived};
 use numeric::{Elements, FloatType};
 
-/// A merge whose result other merges read, tensor by tensor, without it being written.
+/// A merge whose result other merges read, tensor by tensor, without it being written to a folder.
 pub struct MergeResult {
     /// The merge.
     pub plan: Plan,
     /// What the program of each tensor decided.
     pub decided: Vec<Decided>,
+    /// Whether it is made once, before it is read.
+    once: bool,
+    /// Its computed tensors, once they are made.
+    made: OnceLock<Made>,
+}
+
+/// The computed tensors of a result.
+struct Made {
+    values: InMemory,
+    /// For each tensor of the result its number among the values, if it is computed.
+    numbers: Vec<Option<usize>>,
 }
 
 /// The results that have been planned, by name.
 pub type Results = BTreeMap<String, Arc<MergeResult>>;
 
 impl MergeResult {
-    /// The result of a plan.
-    pub fn new(plan: Plan) -> Self {
-        let decided = plan.tensors.iter().map(|_| Decided::default()).collect();
-        Self { plan, decided }
+    /// The result of a plan, which one merge reads, or several.
+    pub fn new(plan: Plan, several: bool) -> Self {
+        Self {
+            decided: plan.tensors.iter().map(|_| Decided::default()).collect(),
+            // A whole matrix cannot be computed again for each block that is read of it.
+            once: several || plan.cost.matrix > 0,
+            plan,
+            made: OnceLock::new(),
+        }
+    }
+
+    /// Whether it is made once, before it is read: several merges read it, or it takes whole matrices.
+    pub fn is_made_once(&self) -> bool {
+        self.once
+    }
+
+    /// Whether it has been made: what is read of it is not computed any more.
+    pub fn is_made(&self) -> bool {
+        self.made.get().is_some()
+    }
+
+    /// The tensors that are computed and not copied, by number: what is made of it.
+    pub fn computed(&self) -> impl Iterator<Item = (usize, &PlannedTensor)> {
+        let tensors = self.plan.tensors.iter().enumerate();
+        tensors.filter(|(_, tensor)| matches!(tensor.operation, Operation::Compute { .. }))
+    }
+
+    /// Gives it the values of its computed tensors, in their order.
+    ///
+    /// # Errors
+    /// If they are not as many bytes as the tensors need.
+    pub fn keep(&self, bytes: impl IntoIterator<Item = Bytes>) -> Result<(), InMemoryError> {
+        let mut numbers = vec![None; self.plan.tensors.len()];
+        let mut tensors = Vec::new();
+        for (number, ((index, tensor), bytes)) in self.computed().zip(bytes).enumerate() {
+            numbers[index] = Some(number);
+            let PlannedTensor {
+                name, dtype, shape, ..
+            } = tensor;
+            tensors.push((name.clone(), *dtype, shape.clone(), bytes));
+        }
+        let values = InMemory::new(tensors)?;
+        // Another thread that made it too came to the same.
+        let _ = self.made.set(Made { values, numbers });
+        Ok(())
+    }
+
+    /// A tensor that was made: the values, and its number among them.
+    fn made(&self, index: usize) -> Option<(&InMemory, usize)> {
+        let Made { values, numbers } = self.made.get()?;
+        Some((values, (*numbers.get(index)?)?))
     }
 
     /// The result as a model, which messages will call `label`.
@@ -75,6 +140,9 @@ impl TensorSource for ResultValues {
     }
 
     fn bytes(&self, index: usize) -> Option<&[u8]> {
+        if let Some((values, number)) = self.result.made(index) {
+            return values.bytes(number);
+        }
         let tensor = self.result.plan.tensors.get(index)?;
         match tensor.operation {
             Operation::Copy => self.result.plan.bytes(tensor.sources.first()?),
@@ -83,6 +151,9 @@ impl TensorSource for ResultValues {
     }
 
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        if let Some((values, number)) = self.result.made(index) {
+            return values.elements(number);
+        }
         let plan = &self.result.plan;
         let tensor = plan.tensors.get(index)?;
         let output = FloatType::of(tensor.dtype)?;
@@ -102,27 +173,41 @@ impl TensorSource for ResultValues {
     }
 
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
-        let mut models = self.result.plan.models.iter();
-        models.try_for_each(|model| model.check_unchanged())
+        let plan = &self.result.plan;
+        let results = plan.all_results().into_iter();
+        let models = results
+            .map(|result| &result.plan)
+            .chain([plan])
+            .flat_map(|plan| &plan.models);
+        let mut stored = models.filter(|model| model.is_stored());
+        stored.try_for_each(|model| model.check_unchanged())
     }
 }
 
 impl Plan {
     /// Every result that it is made from, and what those are made from; each once.
     pub fn all_results(&self) -> Vec<&MergeResult> {
-        let mut results = Vec::new();
-        self.collect_results(&mut results);
-        results
+        all_of(&self.results)
     }
 
-    /// Documents may share results, and those again: a walk without memory would take for ever.
-    fn collect_results<'p>(&'p self, results: &mut Vec<&'p MergeResult>) {
-        for result in self.results.values().map(Arc::as_ref) {
-            if !results.iter().any(|known| ptr::eq(*known, result)) {
-                results.push(result);
-                result.plan.collect_results(results);
-            }
-        }
+    /// The results that are computed where they are read, each once: those that were not made, as far as they are
+    /// reached without passing through one that was.
+    pub fn computed_results(&self) -> Vec<&MergeResult> {
+        let mut found = Vec::new();
+        collect(&self.results, &|result| !result.is_made(), &mut found);
+        found
+    }
+
+    /// The results that are made once, each after those that it is made from.
+    pub fn results_made_once(&self) -> Vec<&MergeResult> {
+        made_once(&self.results)
+    }
+
+    /// Bytes of the results that are made once, which a run keeps in files of its own.
+    pub fn scratch_bytes(&self) -> u64 {
+        let results = self.results_made_once().into_iter();
+        let tensors = results.flat_map(MergeResult::computed);
+        tensors.map(|(_, tensor)| tensor.bytes()).sum()
     }
 
     /// The models that files hold: its own, and those of the results among them; each once.
@@ -137,12 +222,6 @@ impl Plan {
             }
         }
         models
-    }
-
-    /// Bytes that models hold at the end of a run at the most, those of results included.
-    pub(super) fn held(&self) -> u64 {
-        let inner = self.results.values().map(|result| result.plan.held());
-        held_by(&self.models) + inner.sum::<u64>()
     }
 
     /// The bytes of a source, if a file has them as they are.
@@ -160,6 +239,49 @@ impl Plan {
         let result = self.results.get(&source.model)?;
         Some((result, source.tensor))
     }
+}
+
+/// Results, what those are made from, and so on: each once.
+pub(super) fn all_of(results: &BTreeMap<usize, Arc<MergeResult>>) -> Vec<&MergeResult> {
+    let mut found = Vec::new();
+    collect(results, &|_| true, &mut found);
+    found
+}
+
+/// Documents may share results, and those again: a walk without memory would take for ever.
+fn collect<'r>(
+    results: &'r BTreeMap<usize, Arc<MergeResult>>,
+    wanted: &dyn Fn(&MergeResult) -> bool,
+    found: &mut Vec<&'r MergeResult>,
+) {
+    for result in results.values().map(Arc::as_ref) {
+        if wanted(result) && !found.iter().any(|known| ptr::eq(*known, result)) {
+            found.push(result);
+            collect(&result.plan.results, wanted, found);
+        }
+    }
+}
+
+/// The results that are made once, each after those that it is made from.
+pub(super) fn made_once(results: &BTreeMap<usize, Arc<MergeResult>>) -> Vec<&MergeResult> {
+    fn after<'r>(
+        results: &'r BTreeMap<usize, Arc<MergeResult>>,
+        seen: &mut Vec<&'r MergeResult>,
+        found: &mut Vec<&'r MergeResult>,
+    ) {
+        for result in results.values().map(Arc::as_ref) {
+            if !seen.iter().any(|known| ptr::eq(*known, result)) {
+                seen.push(result);
+                after(&result.plan.results, seen, found);
+                if result.once {
+                    found.push(result);
+                }
+            }
+        }
+    }
+    let (mut seen, mut found) = (Vec::new(), Vec::new());
+    after(results, &mut seen, &mut found);
+    found
 }
 
 /// Bytes that models hold beside their files at the end of a run at the most: adapters, routers.
@@ -190,7 +312,7 @@ pub(super) fn reading(
             sum.once += view.bytes_read(models);
             sum.held += 1;
             for part in view.inputs() {
-                if let Some(result) = results.get(&part.model) {
+                if let Some(result) = results.get(&part.model).filter(|result| !result.once) {
                     let made = &result.plan.tensors[part.tensor];
                     let inner = reading(made, &result.plan.models, &result.plan.results);
                     sum.before += inner.before + inner.once * made.cost().measures as u64;
@@ -200,12 +322,7 @@ pub(super) fn reading(
             continue;
         }
         let part = match results.get(&source.model) {
-            None => Reading {
-                once: models[source.model].bytes_read(source.tensor),
-                before: 0,
-                held: 1,
-            },
-            Some(result) => {
+            Some(result) if !result.once => {
                 let made = &result.plan.tensors[source.tensor];
                 let inner = reading(made, &result.plan.models, &result.plan.results);
                 Reading {
@@ -215,6 +332,11 @@ pub(super) fn reading(
                     held: inner.held + 3,
                 }
             }
+            _ => Reading {
+                once: models[source.model].bytes_read(source.tensor),
+                before: 0,
+                held: 1,
+            },
         };
         sum.once += part.once;
         sum.before += part.before;

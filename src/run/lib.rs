@@ -13,6 +13,7 @@ mod error;
 mod lock;
 mod look;
 mod output;
+mod results;
 mod work;
 
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ pub use lock::{
 
 use behind::DropBehind;
 use checkpoint::{Checkpoint, Leave};
-use destination::{Destination, Layout, Staged};
+use destination::{Destination, DiskError, Layout, Staged, Step};
 use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
 use errors::Refusal;
 use output::{SideFiles, Weights, side_bytes};
@@ -72,7 +73,7 @@ pub fn run(
     let started = Instant::now();
     let mut staged = destination.begin(&Layout {
         shards: &plan.shards,
-        side_bytes: side_bytes(plan)?,
+        side_bytes: side_bytes(plan)? + plan.scratch_bytes(),
         reads: files_read(plan),
     })?;
     let leave = match options.drop_behind {
@@ -113,6 +114,7 @@ fn compute(
     leave: Leave,
     observer: &dyn Observer,
 ) -> Result<(Totals, Vec<blake3::Hash>), RunError> {
+    let made = results::make(plan, &|| staged.scratch(), observer)?;
     prepare(plan, observer)?;
     let Work { jobs, purposes, .. } = Work::of(plan, None)?;
     read_ahead(plan);
@@ -137,6 +139,11 @@ fn compute(
     check_complete(plan, totals)?;
     let digests = weights.digests()?;
     staged.finish()?;
+    let totals = Totals {
+        read: totals.read + made.read,
+        saturated: totals.saturated + made.saturated,
+        ..totals
+    };
     Ok((totals, digests))
 }
 
@@ -153,15 +160,22 @@ fn files_read(plan: &Plan) -> Vec<PathBuf> {
 /// Computes what a plan would write and gives it to a sink: the output's tensors by number.
 ///
 /// With `sample`, only those blocks of each tensor are computed; it gives them, ascending, for a tensor's number and how many blocks it has.
+/// Results that several documents of the recipe read are made in a file without a name in `scratch`.
 ///
 /// # Errors
 /// What only the weights can tell (NaN, overflow, copies that differ), and failures of the sink.
 pub fn replay(
     plan: &Plan,
     sample: Option<&Sample<'_>>,
+    scratch: &Path,
     sink: &dyn Sink,
     observer: &dyn Observer,
 ) -> Result<Totals, RunError> {
+    let file = || {
+        let file = tempfile::tempfile_in(scratch);
+        Ok(file.map_err(DiskError::at(Step::Create, scratch))?)
+    };
+    results::make(plan, &file, observer)?;
     prepare(plan, observer)?;
     let Work { jobs, purposes, .. } = Work::of(plan, sample)?;
     if sample.is_none() {

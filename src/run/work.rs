@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::error::RunError;
 use engine::{self, AnyProgram, Job, Target};
 use numeric::{Elements, FloatType, Stored};
-use plan::{Operation, Plan, PlannedTensor};
+use plan::{MergeResult, Operation, Plan, PlannedTensor};
 
 /// Which blocks of a tensor are wanted, ascending: for its number in the output, and how many blocks it has.
 pub type Sample<'s> = dyn Fn(usize, usize) -> Vec<usize> + 's;
@@ -45,22 +45,28 @@ impl<'a> Work<'a> {
     /// that of its blocks.
     pub(super) fn of(plan: &'a Plan, sample: Option<&Sample<'_>>) -> Result<Self, RunError> {
         let mut work = Self::default();
-        for result in plan.all_results() {
-            work.check_equal(&result.plan);
-        }
-        work.check_equal(plan);
+        work.check_all_equal(plan);
         for (index, tensor) in plan.tensors.iter().enumerate() {
-            let derived = work.prepare(plan, tensor)?;
-            let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
-            let mut job = Job {
-                work: computation(plan, tensor, Target::values(index, format))?,
-                after_all: derived,
-                sample: None,
-            };
+            let mut job = work.output(plan, index, tensor)?;
             job.sample = sample.map(|sample| sample(index, job.blocks()));
             work.push(Purpose::Tensor(plan, index), job);
         }
         Ok(work)
+    }
+
+    /// The job that gives a tensor, after those that its sources need.
+    fn output(
+        &mut self,
+        plan: &'a Plan,
+        index: usize,
+        tensor: &'a PlannedTensor,
+    ) -> Result<Job<'a>, RunError> {
+        let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
+        Ok(Job {
+            after_all: self.prepare(plan, tensor)?,
+            work: computation(plan, tensor, Target::values(index, format))?,
+            sample: None,
+        })
     }
 
     /// The work of other programs than the plan's, on some of its tensors.
@@ -93,14 +99,32 @@ impl<'a> Work<'a> {
         Ok(work)
     }
 
+    /// What makes the computed tensors of a result; those that are copies are only checked.
+    pub(super) fn of_result(result: &'a MergeResult) -> Result<Self, RunError> {
+        let mut work = Self::default();
+        let plan = &result.plan;
+        work.check_all_equal(plan);
+        for (index, tensor) in plan.tensors.iter().enumerate() {
+            match tensor.operation {
+                Operation::Copy => work.decide(plan, index, tensor, &result.decided[index])?,
+                Operation::Compute { .. } => {
+                    let job = work.output(plan, index, tensor)?;
+                    work.push(Purpose::Tensor(plan, index), job);
+                }
+            }
+        }
+        Ok(work)
+    }
+
     /// The work without output that results need before their values can be read: all of them.
     pub(super) fn of_results(plan: &'a Plan) -> Result<Self, RunError> {
         let mut work = Self::default();
-        for result in plan.all_results() {
+        let results = plan.computed_results();
+        for result in &results {
             work.check_equal(&result.plan);
         }
         // A tensor of each result as if it were a source of a tensor of the plan.
-        for result in plan.all_results() {
+        for result in results {
             let made = result.plan.tensors.iter().zip(&result.decided);
             for (index, (tensor, decided)) in made.enumerate() {
                 work.decide(&result.plan, index, tensor, decided)?;
@@ -112,6 +136,14 @@ impl<'a> Work<'a> {
     fn push(&mut self, purpose: Purpose<'a>, job: Job<'a>) {
         self.purposes.push(purpose);
         self.jobs.push(job);
+    }
+
+    /// The pairs that must be equal, of results that are computed first.
+    fn check_all_equal(&mut self, plan: &'a Plan) {
+        for result in plan.computed_results() {
+            self.check_equal(&result.plan);
+        }
+        self.check_equal(plan);
     }
 
     fn check_equal(&mut self, plan: &'a Plan) {
@@ -137,7 +169,8 @@ impl<'a> Work<'a> {
     fn prepare(&mut self, plan: &'a Plan, tensor: &'a PlannedTensor) -> Result<bool, RunError> {
         let mut any = false;
         for source in tensor.inputs() {
-            let Some((result, index)) = plan.result_of(source) else {
+            let found = plan.result_of(source);
+            let Some((result, index)) = found.filter(|(result, _)| !result.is_made()) else {
                 continue;
             };
             any = true;

@@ -191,3 +191,140 @@ fn results_have_neither_revisions_nor_adapters() {
     );
     assert!(message.contains("recipe.yml:3"), "{message}");
 }
+
+/// Documents of which each is the mean of the two before it, the first of `a` and `b`; the last has no name.
+fn chain(length: usize) -> Vec<String> {
+    let mut names = vec!["a".to_owned(), "b".to_owned()];
+    let mut documents = Vec::new();
+    for number in 1..=length {
+        let [x, y] = [&names[number - 1], &names[number]];
+        documents.push(format!(
+            "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {x}}}, {{model: {y}}}]\n"
+        ));
+        names.push(format!("d{number}"));
+    }
+    documents
+}
+
+fn in_one_file(documents: &[String]) -> String {
+    let (last, named) = documents.split_last().unwrap();
+    let named = (1..)
+        .zip(named)
+        .map(|(number, text)| format!("---\nname: d{number}\n{text}"));
+    last.clone() + &named.collect::<String>()
+}
+
+/// Merging one after the other by way of folders; gives the weights and the config of the last.
+fn step_by_step(bench: &Bench, documents: &[String]) -> Vec<(String, Vec<u8>)> {
+    let (last, named) = documents.split_last().unwrap();
+    for (number, text) in (1..).zip(named) {
+        let out = bench.merge(text, &[]);
+        std::fs::rename(out, bench.path(&format!("d{number}"))).unwrap();
+    }
+    let apart = merged(bench, last, &[]);
+    for number in 1..documents.len() {
+        std::fs::remove_dir_all(bench.path(&format!("d{number}"))).unwrap();
+    }
+    apart
+}
+
+#[test]
+fn results_that_several_read_are_made_once() {
+    let bench = Bench::new();
+    for (seed, name) in ["a", "b"].into_iter().enumerate() {
+        bench.llama(name, seed as u64, Dtype::BF16);
+    }
+    let documents = chain(24);
+    let apart = step_by_step(&bench, &documents);
+    let recipe = in_one_file(&documents);
+    let more = ["--memory", "96MiB", "--threads", "2"];
+    assert!(merged(&bench, &recipe, &more) == apart);
+    // A pass over two models for each document: what one alone reads is computed where that reads it.
+    let arguments = ["merge", "recipe.yml", "again", "--format", "json"];
+    let outcome = bench.weld(&[&arguments[..], &more].concat());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let summary: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let tensors = by_name(&bench.path("a")).into_values();
+    let model: u64 = tensors.map(|tensor| tensor.bytes.len() as u64).sum();
+    let read = summary["bytes_read"].as_u64().unwrap();
+    assert!(
+        read <= 24 * 2 * model,
+        "{read} bytes read of models of {model}"
+    );
+    assert_eq!(summary["bytes_written"], model);
+    // No more is left than was asked for, and it can be computed again.
+    assert!(!bench.staging().exists());
+    let verified = bench.weld(&["verify", "again", "--full"]);
+    assert_eq!(
+        verified.code,
+        Some(0),
+        "{}{}",
+        verified.stdout,
+        verified.stderr
+    );
+    let plan = bench
+        .weld(&["plan", "recipe.yml", "--format", "json"])
+        .stdout;
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    assert!(plan["bytes_read"].as_u64().unwrap() <= 24 * 2 * model);
+    assert!(plan["scratch_bytes"].as_u64().unwrap() <= 22 * model);
+    let shown = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(
+        shown.contains("first    `d22`, made once for all that read it"),
+        "{shown}"
+    );
+    assert!(shown.contains("first    `d23`, not written:"), "{shown}");
+}
+
+/// Methods that measure, copies, whole numbers and slices, on results that two documents read.
+#[test]
+fn whatever_reads_a_result_that_was_made_reads_what_would_have_been_written() {
+    let bench = Bench::new();
+    for (seed, name) in ["a", "b"].into_iter().enumerate() {
+        let specs = with(
+            llama(seed as u64, 2, Dtype::BF16),
+            integers("model.position_list", &[3, 1, 2]),
+        );
+        bench.model(name, &config_with(2, json!({})), &specs);
+    }
+    let documents = [
+        "merge_method: slerp\nbase_model: a\nparameters: {t: 0.4}\ndtype: float32\nmodels: [{model: a}, {model: b}]\n",
+        "merge_method: ties\nbase_model: a\nparameters: {density: 0.5, weight: 1}\nmodels: [{model: b}, {model: d1}]\n",
+        "merge_method: passthrough\nslices:\n- sources: [{model: d1, layer_range: [0, 1]}]\n\
+         - sources: [{model: d2, layer_range: [0, 2]}]\n",
+        "merge_method: passthrough\nslices:\n- sources: [{model: d2, layer_range: [0, 2]}]\n\
+         - sources: [{model: d1, layer_range: [1, 2]}]\n",
+        "merge_method: dare_ties\nbase_model: d3\nparameters: {density: 0.5, weight: 1}\ndtype: bfloat16\n\
+         models: [{model: d3}, {model: d4}]\n",
+    ]
+    .map(str::to_owned);
+    let apart = step_by_step(&bench, &documents);
+    let recipe = in_one_file(&documents);
+    for threads in ["1", "3"] {
+        let together = merged(&bench, &recipe, &["--threads", threads]);
+        assert!(together == apart, "{threads} threads");
+    }
+}
+
+#[test]
+fn what_the_weights_show_while_a_result_is_made_is_an_error_of_its_own_document() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    let nan = floats(
+        "model.norm.weight",
+        Dtype::F32,
+        &[8],
+        [f64::NAN, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    );
+    bench.model(
+        "bad",
+        &config_with(2, json!({})),
+        &with(llama(2, 2, Dtype::F32), nan),
+    );
+    let recipe = in_one_file(&chain(4)).replace("model: b}", "model: bad}");
+    let message = bench.refused(&recipe, &[]);
+    assert!(
+        message.contains("`model.norm.weight`") && message.contains("`bad`"),
+        "{message}"
+    );
+}

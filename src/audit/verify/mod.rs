@@ -52,6 +52,8 @@ pub struct Request<'a> {
     pub numerics: Numerics,
     /// Worker threads.
     pub threads: usize,
+    /// A folder for results that several documents of the recipe read.
+    pub scratch: &'a Path,
 }
 
 /// How a tensor compares with the recomputed one.
@@ -208,7 +210,7 @@ fn recompute(
         }
     };
     let sample = sample.as_ref().map(|sample| sample as &run::Sample<'_>);
-    let totals = match run::replay(plan, sample, &comparison, observer) {
+    let totals = match run::replay(plan, sample, request.scratch, &comparison, observer) {
         Ok(totals) => totals,
         Err(error) if error.is_users() => {
             report.add(Finding::new(

@@ -114,6 +114,12 @@ impl Staged for StagedFolder {
         Ok(self.disk.step(Step::Read, &path, read)?)
     }
 
+    fn scratch(&self) -> Result<File, RunError> {
+        let folder = self.stage.path();
+        let create = || tempfile::tempfile_in(folder);
+        Ok(self.disk.step(Step::Create, folder, create)?)
+    }
+
     fn commit(mut self: Box<Self>) -> Result<Vec<String>, RunError> {
         self.finish()?;
         for folder in &self.subfolders {

@@ -1,6 +1,7 @@
 //! A checkpoint in memory: for tests, and for whoever goes on with it at once.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,6 +106,18 @@ impl Staged for StagedMemory {
                 Err(DiskError::at(Step::Read, Path::new(name))(none).into())
             }
         }
+    }
+
+    /// A file in memory, where the system has such.
+    fn scratch(&self) -> Result<File, RunError> {
+        #[cfg(target_os = "linux")]
+        let file = {
+            let made = rustix::fs::memfd_create("results", rustix::fs::MemfdFlags::CLOEXEC);
+            made.map(File::from).map_err(io::Error::from)
+        };
+        #[cfg(not(target_os = "linux"))]
+        let file = tempfile::tempfile();
+        Ok(file.map_err(DiskError::at(Step::Create, Path::new("a file in memory")))?)
     }
 
     fn commit(self: Box<Self>) -> Result<Vec<String>, RunError> {

@@ -9,6 +9,7 @@ mod single;
 mod stage;
 mod writer;
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,7 @@ use engine::Tile;
 pub struct Layout<'a> {
     /// The weight files: names, lengths, headers.
     pub shards: &'a [ShardLayout],
-    /// Bytes of all other files.
+    /// Bytes of all other files, those of the run itself included.
     pub side_bytes: u64,
     /// Files that the run reads or was told by, which must not be replaced.
     pub reads: Vec<PathBuf>,
@@ -69,6 +70,12 @@ pub trait Staged: Sync {
     /// # Errors
     /// It is not there, or cannot be read.
     fn read(&self, name: &str, limit: u64) -> Result<(Vec<u8>, u64), RunError>;
+
+    /// A file without a name, for what the run itself keeps until it is done.
+    ///
+    /// # Errors
+    /// It could not be made.
+    fn scratch(&self) -> Result<File, RunError>;
 
     /// Puts the checkpoint in its place, whole; gives what the user should know.
     ///

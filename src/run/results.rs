@@ -1,0 +1,81 @@
+//! Results that are made once, before they are read: each into a file without a name, and read from its map.
+//!
+//! The system keeps such a file in memory as far as there is room; it is gone when the plan is.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::destination::{DiskError, Step};
+use super::error::RunError;
+use super::work::Work;
+use checkpoint::map_parts;
+use engine::{self, Observer, Sink, Tile, Totals};
+use plan::{MergeResult, Plan};
+
+/// Makes the results that are made once, unless they are made already; gives what that took.
+///
+/// `file` gives a new file without a name.
+///
+/// # Errors
+/// What only the weights can tell, and failures of the disk that the files are on.
+pub(super) fn make(
+    plan: &Plan,
+    file: &dyn Fn() -> Result<File, RunError>,
+    observer: &dyn Observer,
+) -> Result<Totals, RunError> {
+    let mut totals = Totals::default();
+    let results = plan.results_made_once().into_iter();
+    for result in results.filter(|result| !result.is_made()) {
+        let of_result = make_one(result, file()?, observer)?;
+        totals.read += of_result.read;
+        totals.saturated += of_result.saturated;
+    }
+    Ok(totals)
+}
+
+fn make_one(result: &MergeResult, file: File, observer: &dyn Observer) -> Result<Totals, RunError> {
+    let mut starts = vec![0; result.plan.tensors.len()];
+    let mut parts = Vec::new();
+    let mut end = 0;
+    for (index, tensor) in result.computed() {
+        starts[index] = end;
+        parts.push(end..end + tensor.bytes());
+        end += tensor.bytes();
+    }
+    let place = Path::new("a file for results");
+    file.set_len(end)
+        .map_err(DiskError::at(Step::Allocate, place))?;
+    let sink = Scratch { file, starts };
+    let Work { jobs, purposes, .. } = Work::of_result(result)?;
+    let plan = &result.plan;
+    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer)
+        .map_err(|error| RunError::from_engine(error, &purposes, place))?;
+    let expected: u64 = parts.iter().map(|part| part.end - part.start).sum();
+    if totals.written != expected {
+        return Err(RunError::Incomplete {
+            expected,
+            found: totals.written,
+        });
+    }
+    let parts = map_parts(&sink.file, parts);
+    let kept = result.keep(parts.map_err(DiskError::at(Step::Read, place))?);
+    kept.map_err(|error| RunError::NotPrepared(error.to_string().into()))?;
+    Ok(totals)
+}
+
+/// The file, and where each tensor starts in it.
+struct Scratch {
+    file: File,
+    starts: Vec<u64>,
+}
+
+impl Sink for Scratch {
+    fn write(&self, output: usize, offset: u64, bytes: Tile) -> io::Result<()> {
+        match self.starts.get(output) {
+            Some(start) => self.file.write_all_at(&bytes, start + offset),
+            None => Err(io::Error::other("no place is planned for these bytes")),
+        }
+    }
+}
