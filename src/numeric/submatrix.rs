@@ -45,7 +45,7 @@ impl Picks {
 
 /// Some rows and columns of a matrix; each column may be scaled by a factor.
 pub struct Submatrix<'a> {
-    /// The matrix. A tensor of more dimensions counts as one whose rows run along its last dimension.
+    /// The matrix. In a tensor of more dimensions, a row runs along the last one.
     pub matrix: Box<dyn Elements + 'a>,
     /// Elements per row of the matrix.
     pub width: usize,

@@ -115,7 +115,7 @@ impl<'b> RankedRows<'b> {
                 let draw = draws[index];
                 let [least, most] = self.ends[usize::from(bins[index])];
                 keep[index] = u8::from(draw < least);
-                // The next element overwrites this one if it is decided.
+                // If this element is decided, the next one overwrites it.
                 self.open[open] = index as u32;
                 open += usize::from((draw >= least) & (draw < most));
             }

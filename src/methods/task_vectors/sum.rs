@@ -30,8 +30,8 @@ pub(crate) struct Sum {
     pub(crate) total: f64,
 }
 
-/// Uses the sum `t` only where at least `least` task vectors agree with it, that is where `|d_i| > factor_i * |t -
-/// d_i|` for the whole task vector `d_i` (a TALL mask).
+/// Uses the sum `t` only where at least `least` task vectors agree with it (a TALL mask). The whole task vector `d_i`
+/// agrees where `|d_i| > factor_i * |t - d_i|`.
 #[derive(Debug, Clone)]
 pub(crate) struct Agreement {
     least: f64,
@@ -95,8 +95,8 @@ struct Vote<'b, R> {
     choose: Choose,
     /// The numbers by which they are chosen, if there are any.
     numbers: [u32; STRIP],
-    /// The task vector in the strip, each element divided by its probability; empty if the mask does not rescale
-    /// so.
+    /// The task vector in the strip, each element divided by its probability; empty if the mask does not
+    /// divide.
     divided: Vec<R>,
     /// The factor of the task vector in the election of a sign.
     ballot: R,
@@ -379,7 +379,7 @@ vectorised! {
     ) {
         let length = out.len();
         let base = &base[..length];
-        // A loop and not `map`, through which the compiler loses that all slices are of this length.
+        // A loop, because through `map` the compiler loses track of the length of the slices.
         for vote in &mut votes {
             *vote = vote.cut(length);
         }
