@@ -186,7 +186,7 @@ impl LowRank<'_> {
         tile.iter_mut().for_each(|sum| *sum *= self.scale);
     }
 
-    /// Computes `base + scale * L R` for a tile into `scratch.tile`; gives the bytes read of the base.
+    /// Computes `base + scale * L R` for a tile into `scratch.tile`; returns the bytes read from the base.
     fn sum(&self, part: Part, scratch: &mut Scratch) -> usize {
         self.product(part, scratch);
         let width = part.width();

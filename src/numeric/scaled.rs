@@ -1,4 +1,4 @@
-//! A matrix times a scale for each of its blocks, made while it is read: how 8-bit weights are stored.
+//! A matrix times a scale for each of its blocks, computed as it is read: how 8-bit weights are stored.
 
 use super::elements::{Elements, Fill};
 use super::format::FloatType;
@@ -8,18 +8,18 @@ use super::real::Real;
 pub struct Scaled<'a> {
     /// The values as stored: `[rows, columns]`, in row order.
     pub values: Box<dyn Elements + 'a>,
-    /// A scale for each block: `[rows / block[0], columns / block[1]]`, both rounded up, in row order.
+    /// One scale for each block: `[rows / block[0], columns / block[1]]`, both rounded up, in row order.
     pub scales: Box<dyn Elements + 'a>,
-    /// The length of a row, at least one.
+    /// Elements per row, at least one.
     pub columns: usize,
     /// Rows and columns of a block, at least one each; blocks at the edges may be smaller.
     pub block: [usize; 2],
-    /// The format that the products are meant for.
+    /// The format that the products are to be written in; decides their precision.
     pub format: FloatType,
 }
 
 impl<R: Real> Fill<R> for Scaled<'_> {
-    /// The bytes that are counted are those of the values.
+    /// Only the bytes of the values are counted.
     fn fill(&self, first: u64, out: &mut [R]) -> usize {
         let read = R::fill(self.values.as_ref(), first, out);
         let [height, width] = self.block;
@@ -34,7 +34,7 @@ impl<R: Real> Fill<R> for Scaled<'_> {
             scales.resize(end - block, R::ZERO);
             let place = row / height * blocks + block;
             R::fill(self.scales.as_ref(), place as u64, &mut scales);
-            // What is left of the first block, then whole ones, then what the row has of the last.
+            // The rest of the first block, then whole blocks, then the row's part of the last one.
             let (mut run, mut left) = (run, width - column % width);
             for scale in &scales {
                 let (here, next) = run.split_at_mut(run.len().min(left));
@@ -61,7 +61,7 @@ mod tests {
     use crate::Stored;
 
     proptest! {
-        /// Any part of any matrix, against the product by the block of each element; blocks at the edges are ragged.
+        /// Any part of any matrix equals each element times the scale of its block; edge blocks are ragged.
         #[test]
         fn any_range_is_that_of_each_element_by_itself(
             rows in 1usize..9,
@@ -73,7 +73,7 @@ mod tests {
         ) {
             let count = rows * columns;
             let (down, across) = (rows.div_ceil(height), columns.div_ceil(width));
-            // E4M3 bytes of finite numbers, and scales that are no powers of two.
+            // E4M3 bytes of finite numbers, and scales that are not powers of two.
             let values: Vec<u8> = (0..count).map(|at| (at * 37 % 120) as u8 | (at as u8 & 1) << 7).collect();
             let scales: Vec<f32> = (0..down * across).map(|at| 0.37 + at as f32 * 1.3).collect();
             let scale_bytes: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
