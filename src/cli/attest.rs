@@ -13,7 +13,7 @@ use super::sign::{failure, not_inside};
 use super::signals;
 use audit::Verdict;
 use audit::provenance::{PrivateKey, attest, check_inputs};
-use audit::verify::{Coverage, proves};
+use audit::verify::{Coverage, Proof, Verification};
 use errors::Refusal;
 use run::Lock;
 
@@ -51,14 +51,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let own = Some(Arithmetic::Weldment);
     let recomputed =
         recomputation.run(locator, &location, Coverage::Full, exact, own, stop.clone())?;
-    let mut report = recomputed.report;
-    let proven = proves(&report);
-    let plan = recomputed.plan.filter(|_| proven);
+    let Verification { mut report, proof } = recomputed.verification;
+    let plan = recomputed.plan.filter(|_| proof == Proof::Exact);
     let inputs = plan.as_ref().map(|plan| Lock::of_plan(plan).inputs);
     if let Some(policy) = recomputation.report.policy() {
         check_inputs(&policy.provenance, inputs.as_deref(), &mut report);
     }
-    let has_lock = recomputed.lock.is_some();
     match &arguments.output {
         Some(_) => recomputation.report.finish(report)?,
         None => recomputation.report.finish_beside(report, |text| {
@@ -68,11 +66,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let Some(plan) = plan else {
         // The report passed, by what the policy or the checkpoint accepts.
-        say(match has_lock {
-            true => "nothing is attested: not every tensor is exact",
-            false => {
+        say(match proof {
+            Proof::NoLock => {
                 "nothing is attested: there is no weldment.lock.json\n\nhint: merge with weld, which writes it"
             }
+            Proof::Exact | Proof::Open => "nothing is attested: not every tensor is exact",
         });
         return Err(Failure::Verdict(Verdict::Failed));
     };

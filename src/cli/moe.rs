@@ -10,10 +10,9 @@ use super::merge::OutputArguments;
 use super::output::{Failure, say};
 use super::progress::Progress;
 use super::signals;
-use audit::verify::{Coverage, Numerics, Request, verify};
+use audit::verify::{Request, verify};
 use audit::{Verdict, formats};
 use checkpoint::{Checkpoint, Location};
-use errors::Refusal;
 use plan::{self, Plan};
 use recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
 use run::Lock;
@@ -70,20 +69,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// That the target computes what the base does.
 fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
     let (locator, options) = arguments.plan.surroundings(arguments.moe.options())?;
-    let found = moe::identity(recipe, &locator, &options).map_err(Failure::Input)?;
-    let (base, error, bound) = (&recipe.base_model.value, found.error, moe::BOUND);
-    if error > bound {
-        let refusal = Refusal::new(format!(
-            "with `{base}` as every expert, logits differ by {error:.1e} of the largest, expected {bound:.0e} at \
-             most; nothing was written"
-        ));
-        return Err(Failure::input(refusal.with_hint(format!(
-            "the target does not compute what `{base}` does"
-        ))));
-    }
+    let error = moe::prove_identity(recipe, &locator, &options).map_err(Failure::Input)?;
     if !arguments.output.quiet {
         say(&format!(
-            "checked: with `{base}` as every expert, logits are its own within {error:.1e}"
+            "checked: with `{}` as every expert, logits are its own within {error:.1e}",
+            recipe.base_model.value
         ));
     }
     Ok(())
@@ -95,22 +85,13 @@ fn recompute(arguments: &Arguments, plan: &Plan, stop: Arc<AtomicBool>) -> Resul
     let location = Location::local(out);
     let model = Checkpoint::open(&out.display().to_string(), &location)?;
     let lock = Lock::read(&location.path)?;
-    let request = Request {
-        model: &model,
-        plan: Ok(plan),
-        lock: lock.as_ref(),
-        recipe_of_lock: true,
-        coverage: Coverage::Full,
-        allow_step: false,
-        numerics: Numerics::Weldment,
-        threads: plan.settings.threads,
-        scratch: &std::env::temp_dir(),
-    };
+    let scratch = std::env::temp_dir();
+    let request = Request::of_written(&model, plan, lock.as_ref(), &scratch);
     let quiet = arguments.output.quiet;
     let progress = Progress::verifying(&model, Some(plan), quiet, stop);
     let report = verify(&request, &progress);
     progress.finish();
-    let report = report?;
+    let report = report?.report;
     if report.verdict() != Verdict::Passed {
         say(&formats::text(&report));
         return Err(Failure::Verdict(report.verdict()));

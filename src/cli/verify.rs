@@ -105,7 +105,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         // What was read counts, not what the lock says of it.
         let plan = done.plan.as_ref().map(Lock::of_plan);
         inputs = plan.or(done.lock).map(|lock| lock.inputs);
-        done.report
+        done.verification.report
     };
     let trusted = vouched.iter().all(Vouched::holds);
     for one in vouched {

@@ -57,7 +57,7 @@ impl Method for Karcher {
     }
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
-        let steps = params.number("max_iter").unwrap_or(10.0);
+        let steps = params.number("max_iter");
         if steps.fract() != 0.0 {
             return Err(Refusal::new(format!("`max_iter` is {steps}"))
                 .with_hint("give a whole number for each tensor"));
@@ -70,7 +70,7 @@ impl Method for Karcher {
             extent: Extent::Whole,
             solve: Arc::new(KarcherMean {
                 steps: steps as usize,
-                tolerance: params.number("tol").unwrap_or(1e-5),
+                tolerance: params.number("tol"),
             }),
         })))
     }

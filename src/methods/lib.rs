@@ -16,7 +16,6 @@ mod della;
 mod gram;
 mod karcher;
 mod linear;
-pub mod mergekit;
 mod model_stock;
 mod multislerp;
 mod nearswap;

@@ -49,7 +49,7 @@ impl Method for Linear {
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let weights: Vec<f64> = (0..tensor.sources)
-            .map(|source| params.source_number(source, "weight").unwrap_or(0.0))
+            .map(|source| params.source_number(source, "weight"))
             .collect();
         let normalize = params.flag("normalize");
         let sum: f64 = weights.iter().sum();

@@ -74,7 +74,7 @@ impl Method for Multislerp {
         let mut weights: Vec<f64> = vectors
             .members
             .iter()
-            .map(|&source| params.source_number(source, "weight").unwrap_or(0.0))
+            .map(|&source| params.source_number(source, "weight"))
             .collect();
         if params.flag("normalize_weights") {
             let sum: f64 = weights.iter().sum();
@@ -92,7 +92,7 @@ impl Method for Multislerp {
             extent: Extent::Whole,
             solve: Arc::new(MeanDirection {
                 weights,
-                eps: params.number("eps").unwrap_or(1e-8),
+                eps: params.number("eps"),
             }),
         })))
     }

@@ -44,7 +44,7 @@ impl Method for Nearswap {
     }
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
-        let t = params.number("t").ok_or("`t` has no value")?;
+        let t = params.number("t");
         match (tensor.base, tensor.sources) {
             (Some(base), 2) if t == 0.0 => Ok(Action::Copy(base)),
             (Some(base @ (0 | 1)), 2) => Ok(Action::Compute(Box::new(Swap { t, base }))),

@@ -74,7 +74,7 @@ impl Method for Nuslerp {
         let [first, second] = vectors.members[..] else {
             return Err("nuslerp takes two models besides the base".into());
         };
-        let weight = |source| params.source_number(source, "weight").unwrap_or(0.0);
+        let weight = |source| params.source_number(source, "weight");
         let (first, second) = (weight(first), weight(second));
         let sum = first + second;
         let t = if first == 0.0 && second == 0.0 {

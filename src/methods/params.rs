@@ -110,6 +110,8 @@ pub enum ParamValue {
 }
 
 /// The parameter values of one tensor: those for all models, and those of each source.
+///
+/// What has a default in the registry has a value here, so a method knows no default of its own.
 #[derive(Debug, Clone, Default)]
 pub struct TensorParams {
     /// Values of [`ParamScope::Tensor`] parameters; an unset one is absent.
@@ -134,9 +136,9 @@ impl ParamKind {
 }
 
 impl TensorParams {
-    /// The number `name`, one for all models; `None` if unset.
-    pub fn number(&self, name: &str) -> Option<f64> {
-        number(&self.tensor, name)
+    /// The number `name`, one for all models; 0 if unset.
+    pub fn number(&self, name: &str) -> f64 {
+        number(&self.tensor, name).unwrap_or(0.0)
     }
 
     /// The boolean `name`; false if unset.
@@ -152,8 +154,13 @@ impl TensorParams {
         }
     }
 
+    /// The number `name` of one source; 0 if unset.
+    pub fn source_number(&self, source: usize, name: &str) -> f64 {
+        self.optional_source_number(source, name).unwrap_or(0.0)
+    }
+
     /// The number `name` of one source; `None` if unset.
-    pub fn source_number(&self, source: usize, name: &str) -> Option<f64> {
+    pub fn optional_source_number(&self, source: usize, name: &str) -> Option<f64> {
         self.sources
             .get(source)
             .and_then(|values| number(values, name))

@@ -39,7 +39,7 @@ impl Method for Passthrough {
     }
 
     fn action(&self, params: &TensorParams, _tensor: &Tensor<'_>) -> Result<Action, Refusal> {
-        Ok(match params.source_number(0, "scale") {
+        Ok(match params.optional_source_number(0, "scale") {
             None | Some(1.0) => Action::Copy(0),
             Some(scale) => Action::Compute(Box::new(WeightedSum {
                 weights: vec![scale],

@@ -96,8 +96,8 @@ impl Method for RamPlus {
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let amplify = Amplify {
-            r: params.number("r").unwrap_or(0.1),
-            alpha: params.number("alpha").unwrap_or(0.2),
+            r: params.number("r"),
+            alpha: params.number("alpha"),
         };
         action(params, tensor, Some(amplify))
     }
@@ -119,7 +119,7 @@ fn action(
         changes: Changes {
             base,
             members,
-            epsilon: params.number("epsilon").unwrap_or(1e-5),
+            epsilon: params.number("epsilon"),
         },
         amplify,
     })))

@@ -57,7 +57,7 @@ impl Method for Sce {
         let others: Vec<usize> = (0..tensor.sources)
             .filter(|&source| source != base)
             .collect();
-        let share = params.number("select_topk").unwrap_or(1.0);
+        let share = params.number("select_topk");
         if others.is_empty() || share <= 0.0 {
             return Ok(Action::Copy(base));
         }

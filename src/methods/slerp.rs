@@ -48,7 +48,7 @@ impl Method for Slerp {
     }
 
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
-        let t = params.number("t").ok_or("`t` has no value")?;
+        let t = params.number("t");
         let base = match (tensor.base, tensor.sources) {
             (Some(base @ (0 | 1)), 2) => base,
             _ => return Err("slerp needs a base and one other model".into()),

@@ -443,7 +443,7 @@ fn task_vector_twin(case: &Case, sources: &[Array1<f64>]) -> Array1<f64> {
     if params.flag("normalize") {
         total = total / divisor.mapv(|divisor| if divisor == 0.0 { 1.0 } else { divisor });
     }
-    base + total * params.number("lambda").unwrap()
+    base + total * params.number("lambda")
 }
 
 /// Values on a coarse grid, so that magnitudes and signs often tie.

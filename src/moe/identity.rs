@@ -10,32 +10,26 @@ use plan::{MergeResult, Options};
 use recipe::{Expert, GateMode, Located, MoeRecipe, RouterRecipe, Upcycle};
 
 /// The largest relative difference of logits that float32 explains.
-pub const BOUND: f64 = 1e-5;
+const BOUND: f64 = 1e-5;
 
 /// Tokens of each text that the two models are compared by.
 const TEXTS: [usize; 3] = [12, 5, 1];
 
-/// How far an assembly of identical experts is from the dense model.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Identity {
-    /// The largest difference between logits over the largest logit.
-    pub error: f64,
-}
-
-/// Assembles the base as every expert of a recipe, in float32 and without writing it, and compares its logits with
-/// the base's own.
+/// Proves that an assembly computes what its base does: the base is every expert, in float32 and without being written,
+/// and its logits are compared with the base's own. Gives the largest difference between logits over the largest logit.
 ///
 /// What the recipe does to experts (noise, scales, dropped neurons, other sources, a backbone) is left out; its target,
 /// layers, shared shares and experts per token are kept. The weights of the base are read about as often as it has
 /// experts.
 ///
 /// # Errors
-/// In words for the user: it cannot be assembled, or a family that the forward pass cannot run.
-pub fn identity(
+/// In words for the user: it computes something else, it cannot be assembled, or it is of a family that the forward pass
+/// cannot run.
+pub fn prove_identity(
     recipe: &MoeRecipe,
     resolver: &dyn Resolver,
     options: &Options,
-) -> Result<Identity, Refusal> {
+) -> Result<f64, Refusal> {
     let base = &recipe.base_model;
     if recipe.results.iter().any(|result| {
         let name = result.name.as_ref();
@@ -81,12 +75,19 @@ pub fn identity(
         .fold(0.0, |most, logit| f64::from(logit.abs()).max(most));
     let pairs = expected.iter().zip(&found);
     let off = pairs.fold(0.0, |most, (a, b)| f64::from((a - b).abs()).max(most));
-    match largest > 0.0 && off.is_finite() && expected.len() == found.len() {
-        true => Ok(Identity {
-            error: off / largest,
-        }),
-        false => Err("the logits of the base are all zero, so they prove nothing".into()),
+    if largest == 0.0 || !off.is_finite() || expected.len() != found.len() {
+        return Err("the logits of the base are all zero, so they prove nothing".into());
     }
+    let error = off / largest;
+    if error > BOUND {
+        let base = &base.value;
+        return Err(Refusal::new(format!(
+            "with `{base}` as every expert, logits differ by {error:.1e} of the largest, expected {BOUND:.0e} at most; \
+             nothing was written"
+        ))
+        .with_hint(format!("the target does not compute what `{base}` does")));
+    }
+    Ok(error)
 }
 
 /// The same cuts, with all neurons kept.

@@ -20,7 +20,7 @@ mod router;
 mod split;
 mod targets;
 
-pub use identity::{BOUND, Identity, identity};
+pub use identity::prove_identity;
 
 use std::sync::Arc;
 

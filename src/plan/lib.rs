@@ -1,8 +1,8 @@
-//! The plan: the fate of every tensor, before a weight is read.
+//! The plan: what happens to every tensor, before a weight is read.
 //!
-//! [`plan`] takes a recipe and the headers of the checkpoints it names; after it nothing is undecided. Every
-//! output tensor has its shape, dtype, place, sources, operation and parameter values, every input tensor its
-//! fate. `run` executes a plan and [`text`] or [`json`] shows it; both see the same one.
+//! [`plan`] takes a recipe and the headers of the checkpoints it names. Every output tensor has its shape, dtype,
+//! place, sources, operation and parameter values, and of every input tensor it says what happens to it; what is left
+//! open depends on weights alone. `run` executes a plan and [`text`] or [`json`] shows it; both see the same one.
 //!
 //! This layer reads headers, configs and tokenizers, never a weight, and writes nothing.
 

@@ -73,11 +73,6 @@ impl Setting {
         .then_some(place)
     }
 
-    /// Whether every tensor gets a value here.
-    pub fn covers_all(&self) -> bool {
-        self.choices.iter().any(|choice| choice.filter.is_none())
-    }
-
     /// The filters, in order; those that no tensor's name contains do nothing.
     pub fn filters(&self) -> impl Iterator<Item = &Located<String>> {
         self.choices

@@ -61,7 +61,7 @@ fn undecided(plan: &Plan, tensor: &PlannedTensor) -> Vec<bool> {
     };
     let base_values = source(plan, tensor, base);
     for index in (0..tensor.sources.len()).filter(|&index| index != base) {
-        let density = tensor.params.source_number(index, "density").unwrap();
+        let density = tensor.params.source_number(index, "density");
         if density >= 1.0 {
             continue;
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::{CheckInfo, Finding, Place, Report, Severity};
-use checkpoint::{CheckpointError, Survey};
+use checkpoint::{CheckpointError, CheckpointError as E, Survey};
 
 checks! {
     TRUNCATED = "container.truncated", Error,
@@ -150,215 +150,175 @@ fn name_of(path: &Path) -> String {
 
 /// A problem as a finding; the config's own is told by `config`.
 fn finding(problem: &CheckpointError) -> Option<Finding> {
-    use CheckpointError as E;
-    let at = |path: &Path| Place::file(name_of(path));
-    let of = |tensor: &str, path: &Path| Place::tensor(tensor, Some(name_of(path)));
-    let bytes = |count: &u64| format!("{count} bytes");
-    let at_byte = |count: &u64| format!("beginning at byte {count} of the data");
-    let new = |check: &'static CheckInfo, place: Place, expected: String, found: String| {
-        Some(Finding::new(check, place, expected, found))
-    };
+    let (expected, found) = expected_and_found(problem);
+    Some(Finding::new(
+        kind(problem)?,
+        place(problem),
+        expected,
+        found,
+    ))
+}
+
+/// Whether a problem is not the checkpoint's: it could not be looked at.
+pub(super) fn is_of_the_system(problem: &CheckpointError) -> bool {
+    kind(problem).is_none() && !matches!(problem, E::JsonMalformed { .. })
+}
+
+/// Of which kind a problem is.
+fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
+    Some(match problem {
+        E::Truncated { .. } => &TRUNCATED,
+        E::TrailingBytes { .. } => &TRAILING,
+        E::Overlap { .. } => &OVERLAP,
+        E::Hole { .. } => &HOLE,
+        E::SizeMismatch { .. } | E::ReversedOffsets { .. } | E::ImpossibleShape { .. } => &SIZE,
+        E::HeaderTooLarge { .. } | E::HeaderMalformed { .. } => &HEADER,
+        E::BadTensorName { .. } => &NAME,
+        E::DuplicateKey { .. } => &DUPLICATE_KEY,
+        E::PickleRefused { .. }
+        | E::PickleMalformed { .. }
+        | E::PickleTooLarge { .. }
+        | E::ArchiveMalformed { .. }
+        | E::NotSafetensors { .. }
+        | E::NotStateDict { .. }
+        | E::StridedView { .. }
+        | E::PickledTensor { .. } => &PICKLE,
+        E::NotAFile { .. } => &NOT_A_FILE,
+        E::NoTensors { .. } | E::NoWeights { .. } => &NO_TENSORS,
+        E::TooLarge { .. } => &TOO_LARGE,
+        E::ShardMissing { expected_by, .. } if expected_by.ends_with(".json") => &INDEX_SHARD,
+        E::ShardMissing { .. } => &INCOMPLETE,
+        E::AmbiguousFolder { .. } => &AMBIGUOUS,
+        E::IndexMalformed { .. } => &INDEX_MALFORMED,
+        E::IndexFileName { .. } => &INDEX_FILE_NAME,
+        E::NotInShard { .. } => &NOT_IN_SHARD,
+        E::Unindexed { .. } => &UNINDEXED,
+        E::DuplicateTensor { .. } => &DUPLICATE,
+        E::JsonMalformed { .. }
+        | E::NotFound { .. }
+        | E::Adapter { .. }
+        | E::AdapterNotFound { .. }
+        | E::BadRevision { .. }
+        | E::Io { .. }
+        | E::Quantised { .. }
+        | E::Changed { .. } => return None,
+    })
+}
+
+/// Where it is: in a tensor, in a file, or in the checkpoint as a whole.
+fn place(problem: &CheckpointError) -> Place {
     match problem {
-        E::JsonMalformed { .. } => None,
-        E::Truncated {
-            path,
-            expected,
-            found,
-        } => new(&TRUNCATED, at(path), bytes(expected), bytes(found)),
-        E::TrailingBytes {
-            path,
-            expected,
-            found,
-        } => new(&TRAILING, at(path), bytes(expected), bytes(found)),
-        E::Overlap {
-            path,
-            tensor,
-            expected,
-            found,
-        } => new(
-            &OVERLAP,
-            of(tensor, path),
-            at_byte(expected),
-            at_byte(found),
-        ),
-        E::Hole {
-            path,
-            tensor,
-            expected,
-            found,
-        } => new(&HOLE, of(tensor, path), at_byte(expected), at_byte(found)),
-        E::SizeMismatch {
-            path,
-            tensor,
-            dtype,
-            shape,
-            expected,
-            found,
-        } => new(
-            &SIZE,
-            of(tensor, path),
-            format!("{expected} bytes for {dtype} {shape:?}"),
-            bytes(found),
-        ),
-        E::ReversedOffsets {
-            path,
-            tensor,
-            begin,
-            end,
-        } => new(
-            &SIZE,
-            of(tensor, path),
-            "an end after its beginning".into(),
-            format!("bytes {begin} to {end}"),
-        ),
-        E::ImpossibleShape {
-            path,
-            tensor,
-            shape,
-            why,
-            ..
-        } => new(
-            &SIZE,
-            of(tensor, path),
-            "a shape that can be".into(),
-            format!("{shape}, which {why}"),
-        ),
-        E::HeaderTooLarge { path, limit, found } => new(
-            &HEADER,
-            at(path),
-            format!("a header of at most {limit} bytes"),
-            bytes(found),
-        ),
-        E::HeaderMalformed { path, detail } => new(
-            &HEADER,
-            at(path),
-            "a safetensors header".into(),
-            detail.clone(),
-        ),
-        E::BadTensorName { path, tensor, why } => new(
-            &NAME,
-            of(tensor, path),
-            "a plain name".into(),
-            format!("one that {why}"),
-        ),
-        E::DuplicateKey { path, tensor } => new(
-            &DUPLICATE_KEY,
-            of(tensor, path),
-            "the name once".into(),
-            "it twice".into(),
-        ),
-        E::PickleRefused { path, .. }
+        E::Overlap { path, tensor, .. }
+        | E::Hole { path, tensor, .. }
+        | E::SizeMismatch { path, tensor, .. }
+        | E::ReversedOffsets { path, tensor, .. }
+        | E::ImpossibleShape { path, tensor, .. }
+        | E::BadTensorName { path, tensor, .. }
+        | E::DuplicateKey { path, tensor }
+        | E::IndexFileName { path, tensor, .. } => Place::tensor(tensor, Some(name_of(path))),
+        E::NotInShard { tensor, shard, .. } | E::Unindexed { tensor, shard, .. } => {
+            Place::tensor(tensor, Some(shard.clone()))
+        }
+        E::DuplicateTensor { tensor, second, .. } => Place::tensor(tensor, Some(second.clone())),
+        E::Truncated { path, .. }
+        | E::TrailingBytes { path, .. }
+        | E::HeaderTooLarge { path, .. }
+        | E::HeaderMalformed { path, .. }
+        | E::PickleRefused { path, .. }
         | E::PickleMalformed { path, .. }
         | E::PickleTooLarge { path, .. }
         | E::ArchiveMalformed { path, .. }
         | E::NotSafetensors { path, .. }
         | E::NotStateDict { path, .. }
         | E::StridedView { path, .. }
-        | E::PickledTensor { path, .. } => new(
-            &PICKLE,
-            at(path),
-            "tensors by name".into(),
-            problem.to_string(),
-        ),
-        E::NotAFile { path } => new(
-            &NOT_A_FILE,
-            at(path),
-            "a regular file".into(),
-            "something else".into(),
-        ),
-        E::NoTensors { .. } => new(
-            &NO_TENSORS,
-            Place::default(),
-            "at least one tensor".into(),
-            "none".into(),
-        ),
-        E::TooLarge {
-            path,
-            what,
-            limit,
-            found,
-        } => new(
-            &TOO_LARGE,
-            at(path),
-            format!("{what}: at most {limit}"),
-            found.to_string(),
-        ),
-        E::ShardMissing {
-            shard, expected_by, ..
-        } => {
-            let by_index = expected_by.ends_with(".json");
-            let check = if by_index { &INDEX_SHARD } else { &INCOMPLETE };
-            let expected = format!("the shard, expected by {expected_by}");
-            new(
-                check,
-                Place::file(shard.clone()),
-                expected,
-                "no such file".into(),
-            )
+        | E::PickledTensor { path, .. }
+        | E::NotAFile { path }
+        | E::TooLarge { path, .. }
+        | E::IndexMalformed { path, .. } => Place::file(name_of(path)),
+        E::ShardMissing { shard, .. } => Place::file(shard.clone()),
+        _ => Place::default(),
+    }
+}
+
+/// What was expected there, and what was found.
+fn expected_and_found(problem: &CheckpointError) -> (String, String) {
+    match problem {
+        E::Truncated {
+            expected, found, ..
         }
-        E::AmbiguousFolder { files, .. } => new(
-            &AMBIGUOUS,
-            Place::default(),
+        | E::TrailingBytes {
+            expected, found, ..
+        } => (format!("{expected} bytes"), format!("{found} bytes")),
+        E::Overlap {
+            expected, found, ..
+        }
+        | E::Hole {
+            expected, found, ..
+        } => {
+            let at = |byte: &u64| format!("beginning at byte {byte} of the data");
+            (at(expected), at(found))
+        }
+        E::SizeMismatch {
+            dtype,
+            shape,
+            expected,
+            found,
+            ..
+        } => (
+            format!("{expected} bytes for {dtype} {shape:?}"),
+            format!("{found} bytes"),
+        ),
+        E::ReversedOffsets { begin, end, .. } => (
+            "an end after its beginning".into(),
+            format!("bytes {begin} to {end}"),
+        ),
+        E::ImpossibleShape { shape, why, .. } => (
+            "a shape that can be".into(),
+            format!("{shape}, which {why}"),
+        ),
+        E::HeaderTooLarge { limit, found, .. } => (
+            format!("a header of at most {limit} bytes"),
+            format!("{found} bytes"),
+        ),
+        E::HeaderMalformed { detail, .. } => ("a safetensors header".into(), detail.clone()),
+        E::BadTensorName { why, .. } => ("a plain name".into(), format!("one that {why}")),
+        E::DuplicateKey { .. } => ("the name once".into(), "it twice".into()),
+        E::NotAFile { .. } => ("a regular file".into(), "something else".into()),
+        E::NoTensors { .. } | E::NoWeights { .. } => ("at least one tensor".into(), "none".into()),
+        E::TooLarge {
+            what, limit, found, ..
+        } => (format!("{what}: at most {limit}"), found.to_string()),
+        E::ShardMissing { expected_by, .. } => (
+            format!("the shard, expected by {expected_by}"),
+            "no such file".into(),
+        ),
+        E::AmbiguousFolder { files, .. } => (
             "one file, one numbered set, or an index".into(),
             format!("{} weight files", files.len()),
         ),
-        E::IndexMalformed { path, detail } => new(
-            &INDEX_MALFORMED,
-            at(path),
-            "a `weight_map`".into(),
-            detail.clone(),
-        ),
-        E::IndexFileName {
-            path,
-            tensor,
-            file,
-            ends,
-        } => new(
-            &INDEX_FILE_NAME,
-            of(tensor, path),
+        E::IndexMalformed { detail, .. } => ("a `weight_map`".into(), detail.clone()),
+        E::IndexFileName { file, ends, .. } => (
             format!("a plain file name that ends in {ends}"),
             format!("`{file}`"),
         ),
         E::NotInShard {
-            tensor,
-            shard,
-            found_in,
-            ..
-        } => new(
-            &NOT_IN_SHARD,
-            Place::tensor(tensor.clone(), Some(shard.clone())),
-            format!("in {shard}"),
-            found_in
-                .as_ref()
-                .map_or("in no shard".into(), |file| format!("in {file}")),
-        ),
-        E::Unindexed {
-            tensor,
-            shard,
-            count,
-            ..
-        } => new(
-            &UNINDEXED,
-            Place::tensor(tensor.clone(), Some(shard.clone())),
+            shard, found_in, ..
+        } => {
+            let found = found_in.as_ref().map(|file| format!("in {file}"));
+            (
+                format!("in {shard}"),
+                found.unwrap_or_else(|| "in no shard".into()),
+            )
+        }
+        E::Unindexed { count, .. } => (
             "an entry of the index".into(),
             format!("none ({count} such tensors)"),
         ),
-        E::DuplicateTensor {
-            tensor,
-            first,
-            second,
-            ..
-        } => new(
-            &DUPLICATE,
-            Place::tensor(tensor.clone(), Some(second.clone())),
+        E::DuplicateTensor { first, second, .. } => (
             "in one file".into(),
             format!("in both {first} and {second}"),
         ),
-        other => new(
-            &HEADER,
-            Place::default(),
-            "a checkpoint that opens".into(),
-            other.to_string(),
-        ),
+        // Pickles, of which the message tells all.
+        other => ("tensors by name".into(), other.to_string()),
     }
 }

@@ -60,8 +60,8 @@ pub fn check(
     observer: &dyn Observer,
 ) -> Result<Report, CheckError> {
     let mut survey = survey;
-    let unreadable = |problem: &CheckpointError| matches!(problem, CheckpointError::Io { .. });
-    if let Some(at) = survey.problems.iter().position(unreadable) {
+    let mut problems = survey.problems.iter();
+    if let Some(at) = problems.position(container::is_of_the_system) {
         return Err(survey.problems.swap_remove(at).into());
     }
     let mut report = Report::new(Command::Check, label);

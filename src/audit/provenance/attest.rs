@@ -81,7 +81,7 @@ struct Dependency {
 }
 
 /// Says what a plan made a checkpoint from. That the checkpoint is what the plan makes must have been found out before:
-/// see [`proves`](crate::verify::proves).
+/// see [`Proof`](crate::verify::Proof).
 ///
 /// # Errors
 /// A file cannot be read, or the observer stopped it.

@@ -8,17 +8,22 @@ mod compare;
 mod diagnose;
 mod files;
 mod locked;
+mod mergekit;
 mod numerics;
+mod outcome;
+mod premises;
 mod sample;
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use bytesize::ByteSize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(crate) use checks::CHECKS;
+pub use mergekit::Profile;
 pub use numerics::Numerics;
+pub use premises::{Arithmetic, Asked, Premises, PremisesError, no_plan};
 pub use sample::Coverage;
 
 use super::{Command, Finding, Place, Report, Severity, Skipped, Table, Verdict};
@@ -28,6 +33,7 @@ use engine::Observer;
 use errors::{Refusal, in_one_line};
 use numeric::FloatType;
 use numerics::Fit;
+use outcome::{Judged, Outcome, Outcomes};
 use plan::{Operation, Plan, PlannedTensor};
 use run::{self, Lock, RunError};
 
@@ -56,60 +62,65 @@ pub struct Request<'a> {
     pub scratch: &'a Path,
 }
 
-/// How a tensor compares with the recomputed one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// Equal, and computed.
-    Exact,
-    /// Equal, and a copy of an input by the recipe's word.
-    Copied,
-    /// No value is more than a step off.
-    WithinStep,
-    /// Different.
-    Wrong,
-    /// Random masks that nothing recorded decide it; no value is beyond what they can give.
-    NotTold,
-    /// It could not be compared.
-    NotCompared,
-}
-
-impl Outcome {
-    const ALL: [Outcome; 6] = [
-        Outcome::Exact,
-        Outcome::Copied,
-        Outcome::WithinStep,
-        Outcome::Wrong,
-        Outcome::NotTold,
-        Outcome::NotCompared,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Outcome::Exact => "exact",
-            Outcome::Copied => "copied",
-            Outcome::WithinStep => "within a step",
-            Outcome::Wrong => "wrong",
-            Outcome::NotTold => "not told",
-            Outcome::NotCompared => "not compared",
+impl<'a> Request<'a> {
+    /// For a checkpoint that this plan has just written: every byte, and nothing but equal bytes.
+    pub fn of_written(
+        model: &'a Checkpoint,
+        plan: &'a Plan,
+        lock: Option<&'a Lock>,
+        scratch: &'a Path,
+    ) -> Self {
+        Self {
+            model,
+            plan: Ok(plan),
+            lock,
+            recipe_of_lock: true,
+            coverage: Coverage::Full,
+            allow_step: false,
+            numerics: Numerics::Weldment,
+            threads: plan.settings.threads,
+            scratch,
         }
     }
+}
+
+/// What a verification came to.
+#[derive(Debug)]
+pub struct Verification {
+    /// What is told of it.
+    pub report: Report,
+    /// What is proven, whatever a policy makes of the report.
+    pub proof: Proof,
+}
+
+/// Whether a checkpoint is proven to be what its recipe makes of its inputs, byte for byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Every element was compared, every tensor is exact or a copy, and nothing else is wrong.
+    Exact,
+    /// There is no lock, so nothing says which inputs and options were meant.
+    NoLock,
+    /// Something is wrong, or was not compared.
+    Open,
 }
 
 /// Verifies a checkpoint.
 ///
 /// # Errors
 /// The work was stopped, or the machine failed; what is wrong with the checkpoint or its inputs is a finding.
-pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, RunError> {
+pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Verification, RunError> {
     let mut report = Report::new(Command::Verify, request.model.label());
     let intact = match request.lock {
         Some(lock) => Some(locked::outputs(request, lock, &mut report, observer)?),
         None => None,
     };
     report.extend(no_lock(request.lock));
+    let mut exact = false;
     match &request.plan {
         Ok(plan) => {
             report.checked = CHECKS.to_vec();
-            recompute(request, plan, intact.as_deref(), &mut report, observer)?;
+            let outcomes = recompute(request, plan, intact.as_deref(), &mut report, observer)?;
+            exact = outcomes.is_some_and(|outcomes| outcomes.are_exact());
         }
         Err(why) => {
             report.checked = vec![&checks::LOCK_OUTPUT, &checks::NUMERICS, &checks::NO_LOCK];
@@ -123,25 +134,12 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, 
             });
         }
     }
-    Ok(report)
-}
-
-/// Whether a report proves that a checkpoint is what its recipe makes of its inputs, byte for byte: every element was
-/// compared and every tensor is exact or a copy, with a lock and without an error.
-///
-/// For a report to which no policy was applied.
-pub fn proves(report: &Report) -> bool {
-    let tensors = report.details["tensors"].as_array();
-    let right = [Outcome::Exact, Outcome::Copied].map(|outcome| Value::from(outcome.name()));
-    let no_lock = |finding: &Finding| finding.check.id == checks::NO_LOCK.id;
-    report.verdict() == Verdict::Passed
-        && !report.findings.iter().any(no_lock)
-        && report.details["compared"] == report.details["elements"]
-        && tensors.is_some_and(|tensors| {
-            tensors
-                .iter()
-                .all(|tensor| right.contains(&tensor["outcome"]))
-        })
+    let proof = match request.lock {
+        None => Proof::NoLock,
+        Some(_) if exact && report.verdict() == Verdict::Passed => Proof::Exact,
+        Some(_) => Proof::Open,
+    };
+    Ok(Verification { report, proof })
 }
 
 /// The report on a checkpoint at `path` that is not recomputed, as nobody asked for more than its signature; and its
@@ -184,13 +182,14 @@ fn no_lock(lock: Option<&Lock>) -> Option<Finding> {
     lock.is_none().then(none)
 }
 
-fn recompute(
+/// Computes the checkpoint again; `None` where the recipe has no result.
+fn recompute<'a>(
     request: &Request<'_>,
-    plan: &Plan,
+    plan: &'a Plan,
     intact: Option<&[Option<bool>]>,
     report: &mut Report,
     observer: &dyn Observer,
-) -> Result<(), RunError> {
+) -> Result<Option<Outcomes<'a>>, RunError> {
     let model = request.model;
     if let Some(lock) = request.lock {
         report.extend(locked::inputs(lock, plan, request.recipe_of_lock));
@@ -219,62 +218,68 @@ fn recompute(
                 "a result",
                 error.to_string(),
             ));
-            return Ok(());
+            return Ok(None);
         }
         Err(error) => return Err(error),
     };
     let mut differences = comparison.finish();
     let fits = numerics::fit(request, plan, &there, &mut differences, sample, observer)?;
-    let mut outcomes = Vec::with_capacity(plan.tensors.len());
+    let mut judged = Vec::with_capacity(plan.tensors.len());
     let tensors = plan.tensors.iter().zip(&there).zip(&differences);
     for (((tensor, there), compared), fit) in tensors.zip(&fits) {
         let intact = model
             .find(&tensor.name)
             .and_then(|at| intact.and_then(|intact| intact[at]));
         let outcome = judge(request, plan, tensor, there, compared, fit, intact, report);
-        outcomes.push(outcome);
+        let (compared, difference) = compared;
+        judged.push(Judged {
+            name: &tensor.name,
+            outcome,
+            fit: *fit,
+            elements: tensor.elements(),
+            compared: *compared,
+            differing: difference.differing,
+            steps: difference.steps,
+        });
     }
-    let wrong = outcomes.contains(&Outcome::Wrong);
-    if let Some(lock) = request.lock.filter(|_| wrong) {
+    let outcomes = Outcomes { tensors: judged };
+    if let Some(lock) = request.lock
+        && outcomes.any(Outcome::Wrong)
+    {
         let changed = locked::changed_tensors(lock, plan, request.threads, observer)?;
         report.extend(changed);
     }
-    let untold = plan.tensors.iter().zip(&fits).zip(&outcomes);
-    let untold = untold.filter(|(_, outcome)| **outcome == Outcome::NotTold);
-    let untold: Vec<_> = untold.map(|(tensor, _)| tensor).collect();
-    if let Some((tensor, fit)) = untold.first() {
-        let why = match fit {
-            Fit::Unknown(profile) => format!(
-                "the arithmetic of {} in {} is not known",
-                plan.method.name,
-                profile.name()
-            ),
-            _ => "mergekit drew random masks that nothing records; no value is beyond what they can give, which \
-                  proves nothing"
-                .to_owned(),
-        };
-        report.skipped.push(Skipped {
-            check: &checks::REPLAY,
-            why: format!(
-                "{} of {} tensors, `{}` first: {why}",
-                untold.len(),
-                plan.tensors.len(),
-                tensor.name
-            ),
-            needed: true,
-        });
-    }
-    report.extend(numerics::finding(&fits, &outcomes));
-    summarise(
-        request,
-        plan,
-        &outcomes,
-        &differences,
-        &fits,
-        totals.read,
-        report,
-    );
-    Ok(())
+    report.skipped.extend(untold(plan, &outcomes));
+    report.extend(numerics::finding(&outcomes));
+    summarise(request, plan, &outcomes, totals.read, report);
+    Ok(Some(outcomes))
+}
+
+/// The tensors of which nothing follows, if there are any.
+fn untold(plan: &Plan, outcomes: &Outcomes<'_>) -> Option<Skipped> {
+    let untold = outcomes.tensors.iter();
+    let mut untold = untold.filter(|judged| judged.outcome == Outcome::NotTold);
+    let first = untold.next()?;
+    let why = match first.fit {
+        Fit::Unknown(profile) => format!(
+            "the arithmetic of {} in {} is not known",
+            plan.method.name,
+            profile.name()
+        ),
+        _ => "mergekit drew random masks that nothing records; no value is beyond what they can give, which proves \
+              nothing"
+            .to_owned(),
+    };
+    Some(Skipped {
+        check: &checks::REPLAY,
+        why: format!(
+            "{} of {} tensors, `{}` first: {why}",
+            1 + untold.count(),
+            plan.tensors.len(),
+            first.name
+        ),
+        needed: true,
+    })
 }
 
 /// The tensor of a plan as it is in the checkpoint.
@@ -430,9 +435,7 @@ fn how_much(compared: u64, difference: &Difference) -> String {
 fn summarise(
     request: &Request<'_>,
     plan: &Plan,
-    outcomes: &[Outcome],
-    differences: &[(u64, Difference)],
-    fits: &[Fit],
+    outcomes: &Outcomes<'_>,
     read: u64,
     report: &mut Report,
 ) {
@@ -440,17 +443,9 @@ fn summarise(
         "recipe",
         format!("{}, by {}", plan.recipe.0, plan.method.name),
     );
-    let counts: Vec<String> = Outcome::ALL
-        .into_iter()
-        .filter_map(|kind| {
-            let count = outcomes.iter().filter(|outcome| **outcome == kind).count();
-            (count > 0).then(|| format!("{count} {}", kind.name()))
-        })
-        .collect();
-    report.say("tensors", counts.join(", "));
-    report.say("numerics", numerics::summary(fits, outcomes));
-    let compared: u64 = differences.iter().map(|(compared, _)| compared).sum();
-    let elements: u64 = plan.tensors.iter().map(PlannedTensor::elements).sum();
+    report.say("tensors", outcomes.counts());
+    report.say("numerics", numerics::summary(outcomes));
+    let (compared, elements) = (outcomes.compared(), outcomes.elements());
     let share = 100.0 * compared as f64 / elements.max(1) as f64;
     report.say(
         "compared",
@@ -490,24 +485,8 @@ fn summarise(
         report.say("missed", missed);
         details["sample"] = json!({"blocks": blocks, "seed": seed, "found_for_sure": least});
     }
-    let tensors: Vec<Value> = outcomes
-        .iter()
-        .zip(&plan.tensors)
-        .zip(differences)
-        .zip(fits)
-        .map(|(((outcome, tensor), (compared, difference)), fit)| {
-            json!({
-                "name": tensor.name,
-                "outcome": outcome.name(),
-                "numerics": fit.name(),
-                "compared": compared,
-                "differing": difference.differing,
-                "steps": difference.steps,
-            })
-        })
-        .collect();
-    details["tensors"] = tensors.into();
     report.details = details;
+    report.detail(outcomes.tensors.iter().map(Judged::details));
     inputs(plan, report);
 }
 

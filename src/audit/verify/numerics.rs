@@ -5,12 +5,13 @@
 
 use super::checks;
 use super::compare::{Comparison, Difference, There};
-use super::{FEW, Outcome, Request};
+use super::mergekit::{self, Evidence, Profile, Replay};
+use super::outcome::{Outcome, Outcomes};
+use super::{FEW, Request};
 use crate::{Finding, Place};
 use checkpoint::Dtype;
 use engine::Observer;
 use methods::Tensor;
-use methods::mergekit::{self, Evidence, Profile, Replay};
 use numeric::{FloatType, Stored};
 use plan::{Operation, Plan, PlannedTensor};
 use run::{self, RunError};
@@ -193,11 +194,11 @@ fn replay(
 }
 
 /// What tensors were exact in mergekit's arithmetic, and what that rests on.
-pub(super) fn finding(fits: &[Fit], outcomes: &[Outcome]) -> Option<Finding> {
+pub(super) fn finding(outcomes: &Outcomes<'_>) -> Option<Finding> {
     let mut names = Vec::new();
     let (mut exact, mut tied, mut shifted) = (0, 0, 0f64);
-    for (fit, outcome) in fits.iter().zip(outcomes) {
-        if let (Fit::Mergekit(profile, evidence), Outcome::Exact) = (fit, outcome) {
+    for judged in &outcomes.tensors {
+        if let (Fit::Mergekit(profile, evidence), Outcome::Exact) = (&judged.fit, judged.outcome) {
             exact += 1;
             tied += evidence.tied;
             shifted = shifted.max(evidence.shifted);
@@ -230,19 +231,16 @@ pub(super) fn finding(fits: &[Fit], outcomes: &[Outcome]) -> Option<Finding> {
 }
 
 /// How many tensors fit which arithmetic.
-pub(super) fn summary(fits: &[Fit], outcomes: &[Outcome]) -> String {
+pub(super) fn summary(outcomes: &Outcomes<'_>) -> String {
     let profiles = Profile::ALL.iter().map(|profile| profile.name());
     let names = std::iter::once("weldment").chain(profiles);
     let mut parts = Vec::new();
     for name in names {
-        let count = |wanted: Outcome| {
-            let pairs = fits.iter().zip(outcomes);
-            pairs
-                .filter(|(fit, outcome)| fit.name() == name && **outcome == wanted)
-                .count()
-        };
         for outcome in [Outcome::Exact, Outcome::WithinStep, Outcome::NotTold] {
-            match count(outcome) {
+            let judged = outcomes.tensors.iter();
+            let fitting =
+                judged.filter(|judged| judged.fit.name() == name && judged.outcome == outcome);
+            match fitting.count() {
                 0 => {}
                 found => parts.push(format!("{name} ({found} {})", outcome.name())),
             }

@@ -41,8 +41,8 @@ impl Choice {
         source: usize,
         slot: usize,
     ) -> Result<Self, Refusal> {
-        let number = |name, default| params.source_number(source, name).unwrap_or(default);
-        let density = number("density", 1.0);
+        let number = |name| params.source_number(source, name);
+        let density = number("density");
         if density >= 1.0 || sparsifier == Sparsifier::None {
             return Ok(Self::All);
         }
@@ -62,7 +62,7 @@ impl Choice {
                 let count = share(density);
                 let smallest = elements
                     .saturating_sub(count)
-                    .saturating_sub(share(number("gamma", 0.0)));
+                    .saturating_sub(share(number("gamma")));
                 match count {
                     0 => Self::Nothing,
                     count => Self::Ranked {
@@ -74,7 +74,7 @@ impl Choice {
             Sparsifier::Random => Self::Random { key, density },
             Sparsifier::ByRank => Self::ByRank {
                 key,
-                chances: Chances::new(density, number("epsilon", 0.0))?,
+                chances: Chances::new(density, number("epsilon"))?,
                 row: ranked_row(tensor)?,
             },
         })

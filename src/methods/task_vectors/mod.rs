@@ -98,11 +98,15 @@ fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>) -> Result<
     for (slot, &source) in others.iter().enumerate() {
         terms.push(Term {
             source,
-            weight: params.source_number(source, "weight").unwrap_or(0.0),
+            weight: params.source_number(source, "weight"),
             choice: Choice::new(scheme.sparsifier, params, tensor, source, slot)?,
         });
     }
-    let lambda = params.number("lambda").unwrap_or(1.0);
+    let lambda = match scheme.agreement {
+        // Each task vector has its own.
+        true => 1.0,
+        false => params.number("lambda"),
+    };
     let normalize = params.flag("normalize");
     let total: f64 = terms.iter().map(|term| term.weight).sum();
     let size: f64 = terms.iter().map(|term| term.weight.abs()).sum();

@@ -45,7 +45,7 @@ impl Agreement {
     /// # Errors
     /// If `k` is not a whole number, differs between sources, or exceeds their number.
     pub(super) fn new(params: &TensorParams, sources: &[usize]) -> Result<Self, Refusal> {
-        let number = |source: usize, name| params.source_number(source, name).unwrap_or(1.0);
+        let number = |source: usize, name| params.source_number(source, name);
         let least = sources.first().map_or(1.0, |&source| number(source, "k"));
         if let Some(other) = sources
             .iter()

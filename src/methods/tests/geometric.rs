@@ -357,7 +357,7 @@ fn nearswap_twin(t: f64, base: f64, other: f64) -> f64 {
 /// Uses masks as mergekit's vectors do.
 fn ram_twin(case: &Case, base: &Array1<f64>, others: &[Array1<f64>]) -> Array1<f64> {
     let params = case.params();
-    let value = |name| params.number(name).unwrap_or(0.0);
+    let value = |name| params.number(name);
     let updates =
         Array2::from_shape_fn((others.len(), base.len()), |(i, j)| others[i][j] - base[j]);
     let active = updates.mapv(|update| f64::from(update.abs() > value("epsilon")));
@@ -389,7 +389,7 @@ fn ram_twin(case: &Case, base: &Array1<f64>, others: &[Array1<f64>]) -> Array1<f
 /// The result of a method's twin for whole tensors of this shape.
 fn twin(case: &Case, shape: [usize; 2], sources: &[Array1<f64>]) -> Array1<f64> {
     let params = case.params();
-    let number = |name| params.number(name).unwrap_or(0.0);
+    let number = |name| params.number(name);
     let base = case.base.map(|base| sources[base].clone());
     let of_members = |values: &[f64]| -> Vec<f64> {
         let kept = values

@@ -67,7 +67,7 @@ impl Merge {
     /// The value of a parameter for the `slot`-th model besides the base.
     fn of(&self, name: &str, slot: usize) -> f64 {
         self.params(slot + 2)
-            .source_number(slot + 1, name)
+            .optional_source_number(slot + 1, name)
             .expect("a number")
     }
 

@@ -1,7 +1,7 @@
 //! mergekit's arithmetic, operation by operation, so that a merge that it made can be recomputed to the byte.
 //!
-//! Nothing here merges: the product's own methods are in the files beside this folder, and know nothing of it. A
-//! [`Replay`] gets the checkpoint's own values as one source more. Where mergekit leaves a choice open that nothing
+//! Nothing here merges, and the methods of the product know nothing of it. A [`Replay`] gets the checkpoint's own
+//! values as one source more. Where mergekit leaves a choice open that nothing
 //! records (which of equal magnitudes stay, the last bits of a sum), it gives the value that is there if one of the
 //! admissible choices makes it, and says how often it had to: see [`Evidence`].
 
@@ -17,39 +17,39 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub use rounding::Profile;
 
-use super::{Tensor, TensorParams};
 use engine::AnyProgram;
+use methods::{Tensor, TensorParams};
 use numeric::{FloatType, Real};
 
 /// How one tensor was made by mergekit: a program whose last source is what is there.
-pub trait Replay: AnyProgram {
+pub(super) trait Replay: AnyProgram {
     /// What its result rests on beside recipe and inputs; known when it has run.
     fn evidence(&self) -> Evidence;
 }
 
 /// What a replay took from the checkpoint itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Evidence {
+pub(super) struct Evidence {
     /// Elements with more than one admissible value, as their magnitude equals a threshold.
-    pub tied: u64,
+    pub(super) tied: u64,
     /// How far weights that hold for a whole tensor or row are from the recomputed ones, at the most: they come from
     /// norms and angles, whose last digits depend on the order of a sum.
-    pub shifted: f64,
+    pub(super) shifted: f64,
     /// Whether elements are known within bounds only, as a random mask decides.
-    pub bounds_only: bool,
+    pub(super) bounds_only: bool,
 }
 
 /// How mergekit makes a tensor; `None` where its arithmetic is not known here.
 ///
 /// `output` is the format of the checkpoint's tensor.
-pub fn replay(
+pub(super) fn replay(
     profile: Profile,
     method: &str,
     params: &TensorParams,
     tensor: &Tensor<'_>,
     output: FloatType,
 ) -> Option<Box<dyn Replay>> {
-    let density = |source| params.source_number(source, "density").unwrap_or(1.0);
+    let density = |source| params.source_number(source, "density");
     let others = (0..tensor.sources).filter(|&source| Some(source) != tensor.base);
     let whole = || others.clone().all(|source| density(source) >= 1.0);
     match method {

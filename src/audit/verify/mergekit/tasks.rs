@@ -6,8 +6,8 @@
 
 use super::rounding::{Profile, inner_sum, single};
 use super::{Evidence, Most, Replay, stored};
-use crate::{Tensor, TensorParams};
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use methods::{Tensor, TensorParams};
 use numeric::{FloatType, HIGH_BINS, LOW_BINS, Real, high_bin, low_bin, rank_from_top};
 
 /// Task vectors that may tie at one element, so that all choices can be tried.
@@ -45,7 +45,7 @@ impl Tasks {
     ) -> Option<Self> {
         let base = tensor.base?;
         let others = (0..tensor.sources).filter(|&source| source != base);
-        let weight = |source| params.source_number(source, "weight").unwrap_or(0.0);
+        let weight = |source| params.source_number(source, "weight");
         let terms = others.map(|source| Term {
             source,
             weight: profile.scalar(weight(source)),
@@ -57,7 +57,7 @@ impl Tasks {
             terms: terms.collect(),
             elected,
             normalize: params.flag("normalize"),
-            lambda: params.number("lambda").unwrap_or(1.0),
+            lambda: params.number("lambda"),
         })
     }
 
@@ -146,7 +146,7 @@ pub(super) fn trimmed(
     let mut tasks = Tasks::new(profile, params, tensor, true)?;
     let elements = tensor.elements();
     for term in &mut tasks.terms {
-        let density = params.source_number(term.source, "density").unwrap_or(1.0);
+        let density = params.source_number(term.source, "density");
         if density <= 0.0 || elements == 0 {
             term.kept = Some(0);
         } else if density < 1.0 {

@@ -7,8 +7,8 @@
 use super::rounding::Profile;
 use super::tasks::Tasks;
 use super::{Evidence, Replay};
-use crate::{Tensor, TensorParams};
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use methods::{Tensor, TensorParams};
 use numeric::{FloatType, Real};
 
 /// How many standard deviations the part of a norm that a mask keeps may be from the expected.
@@ -43,8 +43,8 @@ pub(super) fn replay(
         // mergekit knows no other.
         _ => return None,
     };
-    let spread = |source| params.source_number(source, "epsilon").unwrap_or(0.0);
-    let density = |source| params.source_number(source, "density").unwrap_or(1.0);
+    let spread = |source| params.source_number(source, "epsilon");
+    let density = |source| params.source_number(source, "density");
     let densities = tasks
         .terms
         .iter()

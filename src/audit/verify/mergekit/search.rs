@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use super::rounding::Profile;
 use super::{Evidence, Most, Replay, stored};
-use crate::{Tensor, TensorParams};
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
+use methods::{Tensor, TensorParams};
 use numeric::{FloatType, Real};
 
 /// How far from a recomputed cosine others are tried, in float32 values, and how far functions of it from theirs.
@@ -104,13 +104,13 @@ pub(super) fn replay(
     let mut by_row = false;
     let formula = match method {
         "slerp" => Formula::Slerp {
-            t: params.number("t")? as f32,
+            t: params.number("t") as f32,
             models: [tensor.base?, *others.first()?],
         },
         "nuslerp" => {
             let models = pair()?;
             let [first, second] = models.map(|source| params.source_number(source, "weight"));
-            let total = first? + second?;
+            let total = first + second;
             if !params.flag("nuslerp_flatten") {
                 if params.flag("nuslerp_row_wise") && tensor.shape.len() > 1 {
                     return None;
@@ -120,7 +120,7 @@ pub(super) fn replay(
             Formula::Nuslerp {
                 t: match total.abs() < 1e-6 {
                     true => 0.5,
-                    false => second? / total,
+                    false => second / total,
                 },
                 models,
                 base: tensor.base,

@@ -2,8 +2,8 @@
 
 use super::rounding::{Profile, inner_sum, single};
 use super::{Evidence, Replay};
-use crate::{Tensor, TensorParams};
 use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
+use methods::{Tensor, TensorParams};
 use numeric::{Real, vectorised};
 
 /// A weighted sum in float32, fused, divided at the end; rounded to the dtype once.
@@ -16,7 +16,7 @@ pub(super) struct Linear {
 
 impl Linear {
     pub(super) fn new(profile: Profile, params: &TensorParams, tensor: &Tensor<'_>) -> Self {
-        let weight = |source| params.source_number(source, "weight").unwrap_or(0.0) as f32;
+        let weight = |source| params.source_number(source, "weight") as f32;
         let weights: Vec<f32> = (0..tensor.sources).map(weight).collect();
         let normalize = params.flag("normalize");
         Self {
@@ -79,7 +79,7 @@ pub(super) struct Scaled {
 
 impl Scaled {
     pub(super) fn new(profile: Profile, params: &TensorParams) -> Option<Self> {
-        let scale = params.source_number(0, "scale")? as f32;
+        let scale = params.optional_source_number(0, "scale")? as f32;
         Some(Self { profile, scale })
     }
 }

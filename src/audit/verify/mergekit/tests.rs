@@ -1,8 +1,8 @@
 //! Cases worked by hand: where each rounding matters, where a choice is open, and where it is not.
 
 use super::*;
-use crate::ParamValue;
 use engine::{Block, Measured, Pass};
+use methods::ParamValue;
 
 /// What a replay makes of sources that lie in one block, and of what is there.
 fn run<R: Real>(
@@ -104,8 +104,21 @@ impl Case {
                 ("density", ParamValue::Number(self.density)),
             ]
         });
+        // Numbers that the case leaves open are the registry's.
+        let mut tensor = self.more.clone();
+        for info in methods::find(self.method)
+            .expect("it is known")
+            .info()
+            .params
+        {
+            if let Some(number @ ParamValue::Number(_)) = info.default
+                && !tensor.iter().any(|(name, _)| *name == info.name)
+            {
+                tensor.push((info.name, number));
+            }
+        }
         let params = TensorParams {
-            tensor: self.more.clone(),
+            tensor,
             sources: base.into_iter().chain(each).collect(),
         };
         let tensor = Tensor {

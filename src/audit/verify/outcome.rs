@@ -1,0 +1,151 @@
+//! How each tensor of a plan compares with the checkpoint: what the report is made from, and a proof rests on.
+
+use serde_json::{Value, json};
+
+use super::numerics::Fit;
+
+/// How a tensor compares with the recomputed one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Equal, and computed.
+    Exact,
+    /// Equal, and a copy of an input by the recipe's word.
+    Copied,
+    /// No value is more than a step off.
+    WithinStep,
+    /// Different.
+    Wrong,
+    /// Random masks that nothing recorded decide it; no value is beyond what they can give.
+    NotTold,
+    /// It could not be compared.
+    NotCompared,
+}
+
+impl Outcome {
+    const ALL: [Outcome; 6] = [
+        Outcome::Exact,
+        Outcome::Copied,
+        Outcome::WithinStep,
+        Outcome::Wrong,
+        Outcome::NotTold,
+        Outcome::NotCompared,
+    ];
+
+    /// What reports call it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Outcome::Exact => "exact",
+            Outcome::Copied => "copied",
+            Outcome::WithinStep => "within a step",
+            Outcome::Wrong => "wrong",
+            Outcome::NotTold => "not told",
+            Outcome::NotCompared => "not compared",
+        }
+    }
+}
+
+/// A tensor of the plan, compared.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Judged<'a> {
+    /// Its name.
+    pub(super) name: &'a str,
+    /// What the comparison came to.
+    pub(super) outcome: Outcome,
+    /// By which arithmetic.
+    pub(super) fit: Fit,
+    /// Its elements.
+    pub(super) elements: u64,
+    /// Those of them that were compared.
+    pub(super) compared: u64,
+    /// Those that differ.
+    pub(super) differing: u64,
+    /// The most steps between two elements.
+    pub(super) steps: u64,
+}
+
+impl Judged<'_> {
+    /// For programs.
+    pub(super) fn details(&self) -> Value {
+        json!({
+            "name": self.name,
+            "outcome": self.outcome.name(),
+            "numerics": self.fit.name(),
+            "compared": self.compared,
+            "differing": self.differing,
+            "steps": self.steps,
+        })
+    }
+}
+
+/// All tensors of a plan, in its order.
+#[derive(Debug)]
+pub(super) struct Outcomes<'a> {
+    pub(super) tensors: Vec<Judged<'a>>,
+}
+
+impl Outcomes<'_> {
+    /// Whether every element was compared, and every tensor is exact or a copy.
+    pub(super) fn are_exact(&self) -> bool {
+        self.tensors.iter().all(|judged| {
+            matches!(judged.outcome, Outcome::Exact | Outcome::Copied)
+                && judged.compared == judged.elements
+        })
+    }
+
+    /// Elements of all tensors.
+    pub(super) fn elements(&self) -> u64 {
+        self.tensors.iter().map(|judged| judged.elements).sum()
+    }
+
+    /// Those of them that were compared.
+    pub(super) fn compared(&self) -> u64 {
+        self.tensors.iter().map(|judged| judged.compared).sum()
+    }
+
+    /// Whether any tensor came to that.
+    pub(super) fn any(&self, outcome: Outcome) -> bool {
+        self.tensors.iter().any(|judged| judged.outcome == outcome)
+    }
+
+    /// How many came to what, in words.
+    pub(super) fn counts(&self) -> String {
+        let counts = Outcome::ALL.into_iter().filter_map(|kind| {
+            let tensors = self.tensors.iter();
+            let count = tensors.filter(|judged| judged.outcome == kind).count();
+            (count > 0).then(|| format!("{count} {}", kind.name()))
+        });
+        counts.collect::<Vec<String>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_tensor_among_a_hundred_thousand_decides() {
+        let judged = |outcome, compared| Judged {
+            name: "w",
+            outcome,
+            fit: Fit::Weldment,
+            elements: 7,
+            compared,
+            differing: 0,
+            steps: 0,
+        };
+        let mut tensors = vec![judged(Outcome::Exact, 7); 100_000];
+        tensors[70_000] = judged(Outcome::Copied, 7);
+        let mut outcomes = Outcomes { tensors };
+        assert!(outcomes.are_exact());
+        for other in [
+            judged(Outcome::WithinStep, 7),
+            judged(Outcome::Wrong, 7),
+            judged(Outcome::NotTold, 7),
+            judged(Outcome::NotCompared, 0),
+            judged(Outcome::Exact, 6),
+        ] {
+            outcomes.tensors[99_999] = other;
+            assert!(!outcomes.are_exact(), "{other:?}");
+        }
+    }
+}

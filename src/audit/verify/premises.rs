@@ -1,0 +1,234 @@
+//! What a checkpoint is held against, where the caller leaves it open: the recipe, the options and the arithmetic that
+//! its lock or mergekit's file says.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+
+use super::mergekit::Profile;
+use super::{Coverage, Numerics, Request};
+use checkpoint::{Checkpoint, CheckpointError, Locator, ModelRef};
+use engine::Settings;
+use errors::{Hint, Refusal};
+use plan::{MoeOptions, Options, Plan};
+use recipe::{AnyRecipe, RecipeError};
+use run::Lock;
+
+/// The file in which mergekit leaves the recipe of a merge.
+const MERGEKIT_RECIPE: &str = "mergekit_config.yml";
+
+/// What the caller asks for.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// A recipe, instead of the lock's or mergekit's.
+    pub recipe: Option<PathBuf>,
+    /// Seed of random masks, instead of the lock's.
+    pub seed: Option<u64>,
+    /// Whether values that are one step of their dtype off are accepted.
+    pub allow_step: Option<bool>,
+    /// In which arithmetic.
+    pub arithmetic: Option<Arithmetic>,
+    /// Bytes of own memory.
+    pub memory: u64,
+    /// Worker threads.
+    pub threads: usize,
+    /// The folder for results that several documents read.
+    pub scratch: PathBuf,
+}
+
+/// The arithmetic that a checkpoint is held against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Weldment's, and where that is not equal, mergekit's in the recipe's dtype.
+    Auto,
+    /// Weldment's alone.
+    Weldment,
+    /// mergekit's alone.
+    Mergekit(Profile),
+}
+
+/// What a checkpoint is held against.
+#[derive(Debug)]
+pub struct Premises {
+    /// Its lock, if it has one.
+    pub lock: Option<Lock>,
+    /// Its recipe.
+    pub recipe: AnyRecipe,
+    /// What messages call the recipe.
+    pub name: String,
+    /// What a plan depends on beside the recipe.
+    pub options: Options,
+    recipe_of_lock: bool,
+    allow_step: bool,
+    numerics: Numerics,
+    scratch: PathBuf,
+}
+
+/// Why nothing can be said of what a checkpoint is to be.
+#[derive(Debug, thiserror::Error)]
+pub enum PremisesError {
+    /// Its lock cannot be read.
+    #[error(transparent)]
+    Lock(#[from] CheckpointError),
+    /// Its recipe cannot be read.
+    #[error("cannot read the recipe {name}")]
+    Recipe {
+        /// What it is called.
+        name: String,
+        /// What is wrong with it.
+        error: RecipeError,
+    },
+    /// It has none.
+    #[error(
+        "the checkpoint has no weldment.lock.json and no mergekit_config.yml, so nothing says what it is to be"
+    )]
+    NoRecipe,
+    /// The lock names a model that can be none.
+    #[error("options.tokenizer_from of the lock: {0}")]
+    TokenizerFrom(String),
+}
+
+impl Hint for PremisesError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Lock(source) => source.hint(),
+            Self::NoRecipe => Some("name the recipe with --recipe".into()),
+            Self::Recipe { .. } | Self::TokenizerFrom(_) => None,
+        }
+    }
+}
+
+impl Premises {
+    /// Those of a checkpoint.
+    ///
+    /// # Errors
+    /// Its lock or its recipe cannot be read, or it has no recipe.
+    pub fn read(model: &Checkpoint, asked: &Asked) -> Result<Premises, PremisesError> {
+        let folder = &model.location().path;
+        let lock = match model.is_single_file() {
+            true => None,
+            false => Lock::read(folder)?,
+        };
+        let by_mergekit = folder.join(MERGEKIT_RECIPE);
+        let by_mergekit = by_mergekit.is_file().then_some(by_mergekit);
+        let allow_step = lock.is_none() && by_mergekit.is_some();
+        let (recipe, name) = match (&asked.recipe, &lock, &by_mergekit) {
+            (Some(path), ..) | (None, None, Some(path)) => from_file(path)?,
+            (None, Some(lock), _) => from_lock(lock)?,
+            (None, None, None) => return Err(PremisesError::NoRecipe),
+        };
+        Ok(Premises {
+            options: options(lock.as_ref(), asked)?,
+            recipe_of_lock: asked.recipe.is_none(),
+            allow_step: asked.allow_step.unwrap_or(allow_step),
+            numerics: numerics(asked.arithmetic, lock.as_ref(), &recipe),
+            scratch: asked.scratch.clone(),
+            lock,
+            recipe,
+            name,
+        })
+    }
+
+    /// Where the inputs are looked for: merges often lie beside them.
+    pub fn locator(&self, model: &Checkpoint, locator: Locator) -> Locator {
+        let beside = || {
+            let model = locator.working_dir.join(&model.location().path);
+            model.parent().map(Into::into)
+        };
+        Locator {
+            recipe_dir: locator.recipe_dir.clone().or_else(beside),
+            ..locator
+        }
+    }
+
+    /// The verification of the checkpoint by a plan of the recipe.
+    pub fn request<'a>(
+        &'a self,
+        model: &'a Checkpoint,
+        plan: Result<&'a Plan, Refusal>,
+        coverage: Coverage,
+    ) -> Request<'a> {
+        Request {
+            model,
+            plan,
+            lock: self.lock.as_ref(),
+            recipe_of_lock: self.recipe_of_lock,
+            coverage,
+            allow_step: self.allow_step,
+            numerics: self.numerics,
+            threads: self.options.settings.threads,
+            scratch: &self.scratch,
+        }
+    }
+}
+
+fn from_file(path: &Path) -> Result<(AnyRecipe, String), PremisesError> {
+    let name = path.display().to_string();
+    match recipe::read_any(path) {
+        Ok(recipe) => Ok((recipe, name)),
+        Err(error) => Err(PremisesError::Recipe { name, error }),
+    }
+}
+
+fn from_lock(lock: &Lock) -> Result<(AnyRecipe, String), PremisesError> {
+    let name = run::LOCK_FILE;
+    match recipe::parse_any(name, &lock.recipe) {
+        Ok(recipe) => Ok((recipe, name.to_owned())),
+        Err(error) => Err(PremisesError::Recipe {
+            name: format!("in {name}"),
+            error,
+        }),
+    }
+}
+
+/// The options of the lock; what it does not say is as in a merge without options.
+fn options(lock: Option<&Lock>, asked: &Asked) -> Result<Options, PremisesError> {
+    let locked = lock.map(|lock| &lock.options);
+    let tokenizer_from = locked.and_then(|options| options.tokenizer_from.as_deref());
+    let tokenizer_from = tokenizer_from.map(ModelRef::parse).transpose();
+    Ok(Options {
+        settings: Settings {
+            threads: asked.threads,
+            memory: asked.memory,
+            allow_non_finite: locked.is_some_and(|options| options.allow_nonfinite),
+            saturate: locked.is_some_and(|options| options.saturate),
+        },
+        seed: asked
+            .seed
+            .or(locked.map(|options| options.seed))
+            .unwrap_or(0),
+        shard_size: locked.map_or(ByteSize::gb(5).as_u64(), |options| options.shard_size),
+        tokenizer_from: tokenizer_from.map_err(PremisesError::TokenizerFrom)?,
+        moe: MoeOptions {
+            inexact: locked.is_some_and(|options| options.inexact),
+            fused: locked.is_some_and(|options| options.fused),
+        },
+    })
+}
+
+/// The arithmetic that was asked for; else weldment's where a lock says that weld made it, or only weld reads the recipe.
+fn numerics(asked: Option<Arithmetic>, lock: Option<&Lock>, recipe: &AnyRecipe) -> Numerics {
+    match asked {
+        None if lock.is_some() => Numerics::Weldment,
+        None | Some(Arithmetic::Auto) => match recipe {
+            AnyRecipe::Merge(recipe) => Numerics::Auto(recipe.dtype),
+            AnyRecipe::Moe(_) | AnyRecipe::Edit(_) => Numerics::Weldment,
+        },
+        Some(Arithmetic::Weldment) => Numerics::Weldment,
+        Some(Arithmetic::Mergekit(profile)) => Numerics::Mergekit(profile),
+    }
+}
+
+/// Why a recipe comes to nothing: its first problem, and how many more there are.
+pub fn no_plan(error: &RecipeError) -> Refusal {
+    let first = error.problems.first();
+    let first = first.map_or(String::new(), |problem| problem.message.clone());
+    let more = match error.problems.len() {
+        0 | 1 => String::new(),
+        more => format!("; and {} more problems", more - 1),
+    };
+    Refusal::new(format!("{first}{more}")).with_hint(
+        "name the inputs with --inputs NAME=PATH, or the folder that their paths start from with --inputs FOLDER",
+    )
+}
