@@ -54,7 +54,7 @@ COLUMNS = [
     "merges",
     "equal",
     "F32 within 4e-6",
-    "16 bits, at most a step off (least share equal)",
+    "16 bits, at most one ULP off (least share equal)",
     "of all: float64 decides",
     "differs",
     "not compared",
@@ -110,14 +110,14 @@ def text(rows):
     agreed = {kind: sum(row.agreement == kind for row in rows) for kind in ("equal", "within", "within a step")}
     yield f"{len(rows)} merges of {len(families)} families by {len(methods)} methods."
     yield f"{agreed['equal']} are equal to the bit, {agreed['within']} are F32 within 4e-6 of the tensor's largest value,"
-    yield f"{agreed['within a step']} are of 16 bits and at most a step off where they are not equal."
+    yield f"{agreed['within a step']} are of 16 bits and at most one ULP off where they are not equal."
     yield ""
     yield from table("family", [line(family, of) for family, of in families.items()])
     yield ""
     yield from table("method", [line(f"`{method}`", of) for method, of in methods.items()])
     yield ""
-    yield "Where mergekit fails, leaves tensors out or writes other names, weld is held against mergekit's arithmetic"
-    yield "on the tensors as the checkpoint has them:"
+    yield "Where mergekit fails, leaves tensors out or writes other names, weld is compared with mergekit's arithmetic"
+    yield "on the tensors of the checkpoint:"
     yield ""
     yield from peers_failures(rows)
 
