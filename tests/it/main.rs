@@ -26,6 +26,7 @@ mod moe;
 mod mutate;
 mod numerics;
 mod outputs;
+mod pages;
 mod recipes;
 mod refusals;
 mod report;
