@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::PlannedTensor;
 use super::layers::LayerMap;
-use super::outputs::PlannedTensor;
 use super::problems::some_of;
 use checkpoint::{Dtype, ModelConfig};
 use numeric::FloatType;

@@ -15,6 +15,7 @@ mod layers;
 mod models;
 mod modules;
 mod outputs;
+mod planned;
 mod problems;
 mod results;
 mod tokenizer;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 
 pub use config::dtype_name;
 pub use explain::{Detail, json, text};
-pub use outputs::{Operation, PlannedTensor, SourceTensor};
+pub use planned::{Operation, PlannedTensor, SourceTensor};
 pub use problems::count;
 pub use results::MergeResult;
 pub use tokenizer::chat_template_parses;

@@ -9,6 +9,7 @@ use super::comparisons::{
 use super::counterparts::{Counterparts, is_head};
 use super::layers::{Group, GroupSource, LayerMap, Wanted, Wish, wish};
 use super::models::Models;
+use super::planned::{Operation, PlannedTensor, SourceTensor};
 use super::problems::{Problems, count, some_of};
 use super::tokenizer::{Aligned, Alignment};
 use super::views::View;
@@ -17,8 +18,7 @@ use architecture::{
     LayerStack, is_derived_buffer, is_input_embedding, is_output_head, is_update_factor,
     layer_stacks,
 };
-use checkpoint::{Dtype, TensorEntry};
-use engine::{AnyProgram, Cost};
+use checkpoint::TensorEntry;
 use errors::Refusal;
 use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
 use numeric::FloatType;
@@ -26,98 +26,6 @@ use recipe::{self, Exception, Fallback, Parameters, Position, Recipe};
 
 /// Mismatched tensors that are spelled out; more are counted.
 const MISMATCHES: usize = 5;
-
-/// One tensor of the output.
-pub struct PlannedTensor {
-    /// Its name.
-    pub name: String,
-    /// Its dtype.
-    pub dtype: Dtype,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Where it comes from, in the method's order.
-    pub sources: Vec<SourceTensor>,
-    /// Which of the sources is the base.
-    pub base: Option<usize>,
-    /// For each source, what is read in its place; empty where each is read as it is.
-    pub views: Vec<Option<View>>,
-    /// What is done.
-    pub operation: Operation,
-    /// The effective parameter values; empty where nothing is computed.
-    pub params: TensorParams,
-}
-
-/// A tensor of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SourceTensor {
-    /// The model, as an index into [`Plan::models`](super::Plan::models).
-    pub model: usize,
-    /// The tensor, as an index into the model's tensors.
-    pub tensor: usize,
-}
-
-/// What is done with the sources of a tensor.
-pub enum Operation {
-    /// The first source's bytes; all others must be equal to them.
-    Copy,
-    /// A computation.
-    Compute {
-        /// What it is called where plans are shown: a method, `convert`, a step of an assembly.
-        name: &'static str,
-        /// What is computed.
-        program: Box<dyn AnyProgram>,
-    },
-}
-
-impl Operation {
-    /// The first source in the output's dtype.
-    pub fn convert() -> Self {
-        Operation::Compute {
-            name: "convert",
-            program: methods::convert(),
-        }
-    }
-}
-
-impl PlannedTensor {
-    /// A tensor of sources as they are, without a base or parameters.
-    pub fn plain(
-        name: String,
-        dtype: Dtype,
-        shape: Vec<usize>,
-        sources: Vec<SourceTensor>,
-        operation: Operation,
-    ) -> Self {
-        PlannedTensor {
-            name,
-            dtype,
-            shape,
-            sources,
-            base: None,
-            views: Vec::new(),
-            operation,
-            params: TensorParams::default(),
-        }
-    }
-
-    /// Elements.
-    pub fn elements(&self) -> u64 {
-        self.shape.iter().map(|&dim| dim as u64).product()
-    }
-
-    /// Bytes of its values.
-    pub fn bytes(&self) -> u64 {
-        self.elements() * self.dtype.bitsize() as u64 / 8
-    }
-
-    /// What its operation needs of the engine.
-    pub fn cost(&self) -> Cost {
-        match &self.operation {
-            Operation::Copy => Cost::default(),
-            Operation::Compute { program, .. } => program.cost(),
-        }
-    }
-}
 
 /// The merge, resolved.
 pub(super) struct Merge {

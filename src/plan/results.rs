@@ -9,8 +9,8 @@ use std::fmt;
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
-use super::outputs::{Operation, PlannedTensor};
-use super::{Plan, SourceTensor};
+use super::Plan;
+use super::planned::{Operation, PlannedTensor, SourceTensor};
 use checkpoint::{
     Beside, Bytes, Checkpoint, CheckpointError, InMemory, InMemoryError, ModelConfig, TensorEntry,
     TensorSource,

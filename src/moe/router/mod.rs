@@ -2,6 +2,7 @@
 
 mod directions;
 mod drawn;
+mod modes;
 mod report;
 mod rows;
 mod states;
@@ -189,7 +190,7 @@ impl TensorSource for Routers {
         if let Some(splits) = &self.recipe.splits {
             splits.decide(threads, cancelled)?;
         }
-        let layers = rows::make(&self.recipe, threads, cancelled)?;
+        let layers = modes::make(&self.recipe, threads, cancelled)?;
         let notes = match self.recipe.mode {
             // All alike, and meant to be.
             GateMode::Zero => Vec::new(),
@@ -206,7 +207,7 @@ impl TensorSource for Routers {
             }
             bytes
         };
-        let corrections = rows::corrections(&self.recipe)?;
+        let corrections = modes::corrections(&self.recipe)?;
         let repeated = |mean: f64| (mean as f32).to_le_bytes().repeat(experts);
         // A second call would have made the same.
         let _ = self.made.set(Finished {

@@ -1,10 +1,7 @@
-//! The rows of every layer's router, by any mode: made, centred, normalised, divided by the temperature.
+//! The rows of a router, and what can be done to vectors. How rows are made stands in `modes`.
 
-use super::{Recipe, directions, drawn, states};
-use checkpoint::Checkpoint;
-use errors::Refusal;
-use numeric::{Fill, dot};
-use recipe::GateMode;
+use super::Recipe;
+use numeric::dot;
 
 /// Below this length a row is taken for zero: it has no direction.
 const NO_LENGTH: f64 = 1e-12;
@@ -29,12 +26,12 @@ impl Rows {
         &self.values[row * self.hidden..][..self.hidden]
     }
 
-    fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f64]> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f64]> {
         self.values.chunks_exact_mut(self.hidden)
     }
 
     /// Turns each row round that points away from the one of `others`.
-    fn turn_towards(&mut self, others: &Rows) {
+    pub(super) fn turn_towards(&mut self, others: &Rows) {
         for (row, other) in self
             .iter_mut()
             .zip(others.values.chunks_exact(others.hidden))
@@ -46,7 +43,7 @@ impl Rows {
     }
 
     /// Takes the mean of the first `count` rows from each of them.
-    fn center(&mut self, count: usize) {
+    pub(super) fn center(&mut self, count: usize) {
         let mut mean = vec![0.0; self.hidden];
         for row in self.values.chunks_exact(self.hidden).take(count) {
             for (mean, value) in mean.iter_mut().zip(row) {
@@ -78,165 +75,5 @@ pub(super) fn project_out(row: &mut [f64], others: &[f64]) {
         for (value, of_other) in row.iter_mut().zip(other) {
             *value -= inner * of_other;
         }
-    }
-}
-
-/// The rows of each layer with experts.
-///
-/// # Errors
-/// In words for the user: a row without direction, a file that has other rows, states that cannot be computed.
-pub(super) fn make(
-    recipe: &Recipe,
-    threads: usize,
-    cancelled: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Rows>, Refusal> {
-    let mut layers: Vec<Rows> = match recipe.mode {
-        GateMode::Zero => return Ok(vec![Rows::zero(recipe); recipe.names.len()]),
-        GateMode::Random | GateMode::UniformRandom | GateMode::Orthogonal => recipe
-            .names
-            .iter()
-            .map(|name| drawn::rows(recipe, name))
-            .collect::<Result<_, _>>()?,
-        GateMode::File => {
-            let Some(file) = &recipe.file else {
-                return Err("no file of rows was opened".into());
-            };
-            let rows = recipe
-                .names
-                .iter()
-                .map(|name| from_file(recipe, file, name));
-            rows.collect::<Result<_, _>>()?
-        }
-        GateMode::CheapEmbed => {
-            let rows = states::embedded(recipe, dense(recipe)?)?;
-            vec![rows; recipe.names.len()]
-        }
-        GateMode::Hidden | GateMode::HiddenAvg | GateMode::GateInput => {
-            states::hidden(recipe, dense(recipe)?, threads, cancelled)?
-        }
-        GateMode::TaskVector => {
-            let Some(changes) = &recipe.changes else {
-                return Err("no models were opened for the routers".into());
-            };
-            let mut layers = directions::rows(recipe, changes, threads, cancelled)?;
-            if !recipe.prompts.is_empty() {
-                let states = states::hidden(recipe, dense(recipe)?, threads, cancelled)?;
-                for (rows, states) in layers.iter_mut().zip(&states) {
-                    rows.turn_towards(states);
-                }
-            }
-            layers
-        }
-    };
-    for (place, (rows, name)) in layers.iter_mut().zip(&recipe.names).enumerate() {
-        if recipe.center {
-            rows.center(recipe.experts);
-        }
-        let length = match recipe.beside.as_ref().filter(|_| recipe.normalize) {
-            Some(beside) => mean_length(dense(recipe)?, &beside.routers[place], recipe.hidden)?,
-            None => 1.0,
-        };
-        for (expert, row) in rows.iter_mut().enumerate() {
-            if recipe.normalize && !normalize(row) {
-                return Err(Refusal::new(format!(
-                    "the row of expert {expert} of `{name}` has no direction"
-                ))
-                .with_hint(
-                    "its prompts give nothing that tells it from the others: change them, or use `normalize: false`",
-                ));
-            }
-            row.iter_mut()
-                .for_each(|value| *value *= length / recipe.temperature);
-        }
-    }
-    Ok(layers)
-}
-
-fn dense(recipe: &Recipe) -> Result<&Checkpoint, &'static str> {
-    recipe
-        .model
-        .as_deref()
-        .ok_or("no model was opened for the routers")
-}
-
-/// The mean length of the rows that a router has.
-fn mean_length(model: &Checkpoint, name: &str, hidden: usize) -> Result<f64, String> {
-    let values = values(model, name)?;
-    let rows = values.chunks_exact(hidden.max(1));
-    let count = rows.len().max(1) as f64;
-    Ok(rows.map(|row| dot(row, row).sqrt()).sum::<f64>() / count)
-}
-
-/// For each layer with experts, the mean of the corrections that the mixture has there, for rows that are added.
-pub(super) fn corrections(recipe: &Recipe) -> Result<Vec<f64>, Refusal> {
-    let names = recipe
-        .beside
-        .as_ref()
-        .and_then(|beside| beside.corrections.as_ref());
-    let mean = |name: &String| -> Result<f64, Refusal> {
-        let values = values(dense(recipe)?, name)?;
-        Ok(values.iter().sum::<f64>() / values.len().max(1) as f64)
-    };
-    names.into_iter().flatten().map(mean).collect()
-}
-
-/// All values of a small tensor.
-fn values(model: &Checkpoint, name: &str) -> Result<Vec<f64>, String> {
-    let found = model
-        .find(name)
-        .and_then(|at| Some((at, model.elements(at)?)));
-    let Some((at, elements)) = found else {
-        return Err(format!("`{}` has no floats `{name}`", model.label()));
-    };
-    let mut values = vec![0.0; model.tensors()[at].elements() as usize];
-    Fill::<f64>::fill(elements.as_ref(), 0, &mut values);
-    match values.iter().all(|value| value.is_finite()) {
-        true => Ok(values),
-        false => Err(format!(
-            "`{name}` of `{}` holds NaN or infinity",
-            model.label()
-        )),
-    }
-}
-
-/// The name under which a file gives one table of rows for all layers.
-const ALL_LAYERS: &str = "rows";
-
-/// The rows of a layer from a file: by the router's name, or `rows` for all layers.
-fn from_file(recipe: &Recipe, file: &Checkpoint, name: &str) -> Result<Rows, Refusal> {
-    let found = file.find(name).or_else(|| file.find(ALL_LAYERS));
-    let Some(at) = found else {
-        return Err(Refusal::new(format!(
-            "`{}` has neither `{name}` nor `{ALL_LAYERS}`",
-            file.label()
-        ))
-        .with_hint(format!(
-            "name each layer's rows as the output does, or give `{ALL_LAYERS}` for all layers"
-        )));
-    };
-    let entry = &file.tensors()[at];
-    let expected = [recipe.rows(), recipe.hidden];
-    if entry.shape != expected {
-        return Err(format!(
-            "`{}` of `{}` has shape {:?}, expected {expected:?}: a row for each expert",
-            entry.name,
-            file.label(),
-            entry.shape
-        )
-        .into());
-    }
-    let Some(elements) = file.elements(at) else {
-        return Err(format!("`{}` of `{}` holds no floats", entry.name, file.label()).into());
-    };
-    let mut rows = Rows::zero(recipe);
-    Fill::<f64>::fill(elements.as_ref(), 0, &mut rows.values);
-    match rows.values.iter().all(|value| value.is_finite()) {
-        true => Ok(rows),
-        false => Err(format!(
-            "`{}` of `{}` holds NaN or infinity",
-            entry.name,
-            file.label()
-        )
-        .into()),
     }
 }
