@@ -111,7 +111,7 @@ pub enum ParamValue {
 
 /// The parameter values of one tensor: those for all models, and those of each source.
 ///
-/// What has a default in the registry has a value here, so a method knows no default of its own.
+/// A parameter with a default in the registry always has a value here, so methods need no defaults of their own.
 #[derive(Debug, Clone, Default)]
 pub struct TensorParams {
     /// Values of [`ParamScope::Tensor`] parameters; an unset one is absent.

@@ -1,8 +1,8 @@
 //! mergekit's random methods: dare and della.
 //!
-//! Their masks are torch's, and nothing records which generator drew them in which order, so no value can be computed
-//! again. What can be said is within which bounds a value must lie, whatever was drawn: those of keeping and dropping
-//! each task vector there, rescaled as much as chance allows. A value within them proves nothing.
+//! Their masks are torch's, and nothing records which generator drew them in which order. So no value can be
+//! recomputed. What can be computed are the bounds of a value for all possible masks: each task vector kept or
+//! dropped there, and rescaled as much as chance allows. That a value is within its bounds proves nothing.
 
 use super::rounding::Profile;
 use super::tasks::Tasks;
@@ -11,21 +11,21 @@ use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use methods::{Tensor, TensorParams};
 use numeric::{FloatType, Real};
 
-/// How many standard deviations the part of a norm that a mask keeps may be from the expected.
+/// How many standard deviations the part of a norm that a mask keeps may be off its expectation.
 const STANDARD_DEVIATIONS: f64 = 8.0;
 
-/// How many values of the dtype roundings may move a sum.
+/// How many ULPs of the dtype rounding may move a sum.
 const ROUNDINGS: f64 = 8.0;
 
-/// Bounds of each value.
+/// Computes the bounds of each value.
 #[derive(Debug, Clone)]
 struct Chances {
     tasks: Tasks,
     densities: Vec<f64>,
-    /// How far an element's own chance may be from the density.
+    /// How far an element's own probability may be from the density.
     spreads: Vec<f64>,
     rescaled: bool,
-    /// The least and the largest factor of each term; empty before they are known.
+    /// The smallest and the largest factor of each term; empty until they are known.
     factors: Vec<[f64; 2]>,
     epsilon: f64,
 }
@@ -40,7 +40,7 @@ pub(super) fn replay(
     let rescaled = match params.word("rescale") {
         "l1" => true,
         "false" => false,
-        // mergekit knows no other.
+        // mergekit has no other.
         _ => return None,
     };
     let spread = |source| params.source_number(source, "epsilon");
@@ -50,7 +50,7 @@ pub(super) fn replay(
         .iter()
         .map(|term| density(term.source))
         .collect();
-    // The dtype of the result may be the coarser one.
+    // The dtype of the result may have the larger ULP.
     let epsilon = match output {
         FloatType::Bf16 => Profile::Bfloat16.epsilon(),
         FloatType::F16 => Profile::Float16.epsilon(),
@@ -77,7 +77,7 @@ impl Chances {
         deltas.map(R::to_f64)
     }
 
-    /// By what each term's differences may be multiplied, from their sums and the sums of their squares.
+    /// The range of factors of each term's differences, from their sums and the sums of their squares.
     fn factors(&self, sums: &[f64]) -> Vec<[f64; 2]> {
         let chances = self.densities.iter().zip(&self.spreads);
         let factors = chances
@@ -86,11 +86,11 @@ impl Chances {
                 if !self.rescaled || density >= 1.0 {
                     return [1.0, 1.0];
                 }
-                // The variance of a chance is a quarter at the most.
+                // The variance of one random choice is at most a quarter.
                 let spread = STANDARD_DEVIATIONS * (0.25 * sums[1]).sqrt();
                 let least = sums[0] / ((density + wide) * sums[0] + spread);
                 let kept = (density - wide) * sums[0] - spread;
-                // Too few elements for a bound above: but what is kept has at least one of them.
+                // Too few elements to bound the factor from above.
                 let most = if kept > 0.0 {
                     sums[0] / kept
                 } else {
@@ -101,7 +101,7 @@ impl Chances {
         factors.collect()
     }
 
-    /// Between which values a result must lie.
+    /// The bounds of a result.
     fn bounds<R: Real>(&self, sources: &[&[R]], at: usize) -> [f64; 2] {
         let base = self
             .tasks
@@ -121,7 +121,7 @@ impl Chances {
             }
             let largest = delta * factor[1];
             let term_most = largest * f64::from(term.weight);
-            // One that always stays may still lose the election of a sign: zero is among the choices either way.
+            // Even a difference that is always kept may lose the election of a sign, so zero is always possible.
             low += term_most.min(0.0);
             high += term_most.max(0.0);
             size += term_most.abs();
@@ -130,7 +130,7 @@ impl Chances {
             most = most.max(largest);
         }
         if self.tasks.normalize {
-            // A mean of those that stay, if weights are not negative.
+            // A mean of the differences that are kept, unless a weight is negative.
             (low, high) = match negative {
                 true => (f64::NEG_INFINITY, f64::INFINITY),
                 false => (least, most),

@@ -1,9 +1,9 @@
 //! mergekit's arithmetic, operation by operation, so that a merge that it made can be recomputed to the byte.
 //!
 //! Nothing here merges, and the methods of the product know nothing of it. A [`Replay`] gets the checkpoint's own
-//! values as one source more. Where mergekit leaves a choice open that nothing
-//! records (which of equal magnitudes stay, the last bits of a sum), it gives the value that is there if one of the
-//! admissible choices makes it, and says how often it had to: see [`Evidence`].
+//! values as one more source. mergekit makes some choices that nothing records: which of equal magnitudes are kept, the
+//! last bits of a sum. Where one of the possible choices results in the checkpoint's value, the replay returns that
+//! value, and counts how often it had to: see [`Evidence`].
 
 mod chance;
 mod rounding;
@@ -21,25 +21,25 @@ use engine::AnyProgram;
 use methods::{Tensor, TensorParams};
 use numeric::{FloatType, Real};
 
-/// How one tensor was made by mergekit: a program whose last source is what is there.
+/// How mergekit made one tensor: a program whose last source is the checkpoint's tensor.
 pub(super) trait Replay: AnyProgram {
-    /// What its result rests on beside recipe and inputs; known when it has run.
+    /// What its result is based on besides recipe and inputs; known after it has run.
     fn evidence(&self) -> Evidence;
 }
 
 /// What a replay took from the checkpoint itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Evidence {
-    /// Elements with more than one admissible value, as their magnitude equals a threshold.
+    /// Elements with more than one possible value, because their magnitude equals a threshold.
     pub(super) tied: u64,
-    /// How far weights that hold for a whole tensor or row are from the recomputed ones, at the most: they come from
-    /// norms and angles, whose last digits depend on the order of a sum.
+    /// The largest distance of a weight, one for a whole tensor or row, from the recomputed one. Weights come from norms
+    /// and angles, whose last digits depend on the order of a sum.
     pub(super) shifted: f64,
-    /// Whether elements are known within bounds only, as a random mask decides.
+    /// Whether only bounds are known, because a random mask decides.
     pub(super) bounds_only: bool,
 }
 
-/// How mergekit makes a tensor; `None` where its arithmetic is not known here.
+/// How mergekit makes a tensor; `None` if its arithmetic is not reproduced here.
 ///
 /// `output` is the format of the checkpoint's tensor.
 pub(super) fn replay(
@@ -57,7 +57,7 @@ pub(super) fn replay(
         "passthrough" => Some(Box::new(sums::Scaled::new(profile, params)?)),
         "task_arithmetic" => tasks::replay(profile, params, tensor, output, false),
         "ties" => tasks::trimmed(profile, params, tensor, output),
-        // Nothing is drawn where everything stays.
+        // If everything is kept, nothing is drawn.
         "dare_linear" | "della_linear" if whole() => {
             tasks::replay(profile, params, tensor, output, false)
         }
@@ -72,7 +72,7 @@ pub(super) fn replay(
     }
 }
 
-/// A value as it is read back from a checkpoint in a format.
+/// A value after it has been stored in a format and read back.
 fn stored<R: Real>(output: FloatType, value: R) -> R {
     let mut bytes = [0; 8];
     let bytes = &mut bytes[..output.size()];
@@ -82,7 +82,7 @@ fn stored<R: Real>(output: FloatType, value: R) -> R {
     back[0]
 }
 
-/// The largest number that several threads have seen.
+/// The largest number that any thread has seen.
 #[derive(Debug, Default)]
 struct Most(AtomicU64);
 

@@ -1,8 +1,8 @@
-//! The dtypes that mergekit computes in: after every operation the result is rounded to the tensor's dtype.
+//! The dtypes that mergekit computes in: the result of every operation is rounded to the tensor's dtype.
 
 use numeric::{FloatType, Real};
 
-/// The arithmetic in which mergekit made a checkpoint: that of `dtype` in its recipe, or of its inputs.
+/// The arithmetic with which mergekit made a checkpoint: that of `dtype` in its recipe, or of its inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     /// Every operation in float32.
@@ -17,7 +17,7 @@ impl Profile {
     /// All of them.
     pub const ALL: [Profile; 3] = [Profile::Float32, Profile::Bfloat16, Profile::Float16];
 
-    /// What reports and the command line call it.
+    /// The name in reports and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Profile::Float32 => "mergekit-float32",
@@ -26,7 +26,7 @@ impl Profile {
         }
     }
 
-    /// The profile of a dtype; `None` where there is none.
+    /// The profile that computes in a dtype, if there is one.
     pub fn of(format: FloatType) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -41,10 +41,11 @@ impl Profile {
         }
     }
 
-    /// The result of one operation on values of the profile, as it is stored.
+    /// The result of one operation on values of the profile, rounded as it would be stored.
     ///
-    /// 16-bit operations are carried out in float32 and rounded again. An `f64` holds twice the digits of an `f32` and
-    /// two more, so that sums, products, quotients and roots that are rounded by way of it are those of float32.
+    /// 16-bit operations are computed in float32 and rounded again. An `f64` has more than twice the digits of an
+    /// `f32`, so sums, products, quotients and roots computed in it and rounded to float32 equal those computed in
+    /// float32.
     #[inline(always)]
     pub(super) fn step<R: Real>(self, value: R) -> R {
         let single = value.to_f32();
@@ -55,12 +56,12 @@ impl Profile {
         })
     }
 
-    /// A number of Python's as a value of the profile.
+    /// A Python number as a value of the profile.
     pub(super) fn scalar<R: Real>(self, value: f64) -> R {
         self.step(R::from_f32(value as f32))
     }
 
-    /// The value so many places after one of the profile's; itself where there is none.
+    /// The value that is `places` values after this one in the profile's dtype; the value itself if there is none.
     pub(super) fn neighbour(self, value: f32, places: i32) -> f32 {
         let shift = match self {
             Profile::Float32 => 0,
@@ -79,7 +80,7 @@ impl Profile {
         if moved.is_finite() { moved } else { value }
     }
 
-    /// How far apart two neighbouring values of about one are.
+    /// The ULP of one.
     pub(super) fn epsilon(self) -> f64 {
         match self.format() {
             FloatType::Bf16 => 2f64.powi(-7),
@@ -104,14 +105,13 @@ fn neighbour_f16(value: f32, places: i32) -> f32 {
     if moved.is_finite() { moved } else { value }
 }
 
-/// One operation in float32, whatever the precision at hand: how sums of narrower values are accumulated.
+/// One operation rounded to float32, whatever the precision of `R`: how sums of narrower values are accumulated.
 #[inline(always)]
 pub(super) fn single<R: Real>(value: R) -> R {
     R::from_f32(value.to_f32())
 }
 
-/// The sum of a few values that lie next to each other, as torch adds them: four partial sums, the rest with the
-/// first.
+/// The sum of a few adjacent values in torch's order: four partial sums, with the rest added to the first.
 pub(super) fn inner_sum(values: &[f32]) -> f32 {
     let quads = values.chunks_exact(4);
     let rest = quads.remainder();
@@ -132,16 +132,16 @@ mod tests {
 
     #[test]
     fn each_operation_is_rounded_to_the_dtype() {
-        // 1 + 2^-8 lies midway between two values of bfloat16, and goes to the even one; 2^-7 is the next.
+        // 1 + 2^-8 is midway between two bfloat16 values and rounds to the even one; 2^-7 is one ULP.
         let step = |value: f32| Profile::Bfloat16.step(value);
         assert_eq!(step(1.0 + 2f32.powi(-8)), 1.0);
         assert_eq!(step(1.0 + 3.0 * 2f32.powi(-8)), 1.0 + 2f32.powi(-6));
-        // Three eighths of a step thrice are lost one by one, and are more than a step together.
+        // Added one by one, three times three eighths of an ULP are lost; together they are more than an ULP.
         let part = 3.0 * 2f32.powi(-10);
         assert_eq!(step(step(step(1.0 + part) + part) + part), 1.0);
         assert_eq!(step(1.0 + 3.0 * part), 1.0 + 2f32.powi(-7));
         assert_eq!(Profile::Float16.step(1.0f64 + 2f64.powi(-11)), 1.0);
-        // By way of f64: rounded to float32 first, as torch does.
+        // From f64, rounded to float32 first, as in torch.
         assert_eq!(
             Profile::Bfloat16.step(1.0 + 2f64.powi(-8) + 2f64.powi(-40)),
             1.0
@@ -172,7 +172,7 @@ mod tests {
     fn neighbouring_values_are_added_as_four_sums() {
         assert_eq!(inner_sum(&[]), 0.0);
         assert_eq!(inner_sum(&[1.0, 2.0, 3.0]), 6.0);
-        // The fifth joins the first: in order, the small ones would be lost one by one.
+        // The fifth value is added to the first; in plain order, the small values would be lost one by one.
         let tiny = 2f32.powi(-24);
         assert_eq!(inner_sum(&[tiny, 1.0, 0.0, 0.0, tiny]), 1.0 + 2.0 * tiny);
         assert_eq!(tiny + 1.0 + 0.0 + 0.0 + tiny, 1.0);

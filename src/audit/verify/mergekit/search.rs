@@ -1,8 +1,9 @@
 //! mergekit's `slerp`, `nuslerp` and `model_stock`.
 //!
-//! Each is a few operations on an element with numbers that hold for a whole tensor or row: they come from norms and
-//! inner products, whose last bits depend on the order in which the peer's machine summed. They are recomputed here,
-//! and those near them are tried: the numbers are found if they make every value that is there.
+//! Each computes an element by a few operations with numbers that hold for a whole tensor or row. These come from
+//! norms and inner products, whose last bits depend on the order in which the other machine added. They are
+//! recomputed here, and values near them are tried: the numbers are found if they reproduce every value of the
+//! checkpoint.
 
 use std::ops::Range;
 
@@ -12,60 +13,60 @@ use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use methods::{Tensor, TensorParams};
 use numeric::{FloatType, Real};
 
-/// How far from a recomputed cosine others are tried, in float32 values, and how far functions of it from theirs.
+/// How many float32 values around a recomputed cosine are tried, and how many around functions of it.
 #[derive(Debug, Clone, Copy)]
 struct Window {
     cosines: i32,
     functions: i32,
 }
 
-/// The recomputed numbers alone.
+/// Only the recomputed numbers.
 const CENTRE: Window = Window {
     cosines: 0,
     functions: 0,
 };
-/// What a short sum in float32 may miss.
+/// The error of a short sum in float32.
 const CLOSE: Window = Window {
     cosines: 24,
     functions: 1,
 };
-/// What a long one may: some 3e-5.
+/// The error of a long sum: about 3e-5.
 const WIDE: Window = Window {
     cosines: 512,
     functions: 0,
 };
-/// Around the cosine that fits what is there best.
+/// Around the cosine that fits the checkpoint best.
 const FITTED: Window = Window {
     cosines: 8,
     functions: 1,
 };
-/// By how many values of a 16-bit dtype cosines are moved either way.
+/// How many values of a 16-bit dtype cosines are moved either way.
 const COARSE_COSINES: i32 = 2;
-/// By how many float32 values the weight of model_stock is moved either way; that of nearly orthogonal updates has few
-/// digits.
+/// How many float32 values the weight of model_stock is moved either way; if updates are nearly orthogonal, it has
+/// few significant digits.
 const STOCK_WEIGHTS: i32 = 2048;
-/// Blocks that are sampled, and elements of all of them together, to choose between numbers.
+/// Blocks that are sampled to choose between numbers, and the elements sampled in all of them together.
 const SAMPLED: [usize; 2] = [64, 4096];
-/// Mismatches after which a block's sample says nothing more of a number.
+/// After this many mismatches in a block, its sample says nothing more about the numbers.
 const ENOUGH: u64 = 4;
-/// Numbers that are tried on the whole tensor.
+/// How many candidates are tried on the whole tensor.
 const FINALISTS: usize = 8;
 /// The cosine above which slerp is linear.
 const LINEAR_ABOVE: f32 = 0.9995;
 
-/// Numbers that hold for a whole vector, and their distance from those that were recomputed.
+/// Numbers that hold for a whole vector, and their distance from the recomputed ones.
 #[derive(Debug, Clone, Copy)]
 struct Numbers {
     of: [f32; 3],
     distance: f64,
 }
 
-/// What is computed.
+/// The formula of a method.
 #[derive(Debug, Clone)]
 enum Formula {
     /// `a * x + b * y` in float32.
     Slerp { t: f32, models: [usize; 2] },
-    /// `(a * x + b * y) / c`, of the differences from a base if there is one.
+    /// `(a * x + b * y) / c`; with a base, of the differences from it.
     Nuslerp {
         t: f64,
         models: [usize; 2],
@@ -75,7 +76,7 @@ enum Formula {
     Stock { base: usize, others: Vec<usize> },
 }
 
-/// The formula in a dtype, and what it writes.
+/// A formula, the dtype it is computed in, and the format of the result.
 #[derive(Debug, Clone)]
 struct Kernel {
     formula: Formula,
@@ -83,7 +84,7 @@ struct Kernel {
     output: FloatType,
 }
 
-/// The replay of a tensor as one vector, or as rows of so many elements.
+/// Replays a tensor as one vector, or row by row; `row` is the length of a row.
 struct Search {
     kernel: Kernel,
     row: Option<usize>,
@@ -154,7 +155,7 @@ pub(super) fn replay(
 }
 
 impl Kernel {
-    /// The dtype in which norms, cosines and weights are kept.
+    /// The dtype of norms, cosines and weights.
     fn inner(&self) -> Profile {
         match self.formula {
             Formula::Slerp { .. } => Profile::Float32,
@@ -174,7 +175,7 @@ impl Kernel {
         self.vectors() * self.vectors().saturating_sub(1) / 2
     }
 
-    /// An element of a vector that is measured.
+    /// An element of one of the measured vectors.
     fn vector<R: Real>(&self, number: usize, sources: &[&[R]], at: usize) -> R {
         let value = |source: usize| self.profile.step(sources[source][at]);
         let from = |source, base| self.profile.step(value(source) - value(base));
@@ -188,7 +189,7 @@ impl Kernel {
         }
     }
 
-    /// Adds to the squared length of each vector.
+    /// Adds to the squared 2-norm of each vector.
     fn squares<R: Real>(&self, sources: &[&[R]], elements: Range<usize>, sums: &mut [f64]) {
         for (number, sum) in sums.iter_mut().enumerate() {
             for at in elements.clone() {
@@ -197,7 +198,7 @@ impl Kernel {
         }
     }
 
-    /// The lengths as they divide, from their squares.
+    /// The norms as the method divides by them, from their squares.
     fn norms(&self, squares: &[f64]) -> Vec<f64> {
         let norm = |square: &f64| {
             let norm: f64 = self.inner().step(square.sqrt());
@@ -210,7 +211,7 @@ impl Kernel {
         squares.iter().map(norm).collect()
     }
 
-    /// Adds to the inner product of each pair of vectors: of unit vectors, but for model_stock.
+    /// Adds to the inner product of each pair of vectors; of unit vectors, except in model_stock.
     fn products<R: Real>(
         &self,
         norms: &[f64],
@@ -237,7 +238,7 @@ impl Kernel {
         }
     }
 
-    /// The numbers that may have been used, those nearest to the recomputed ones first; of rows if nothing was fitted.
+    /// The numbers that mergekit may have used, nearest to the recomputed ones first. For rows, nothing is fitted.
     fn numbers(&self, norms: &[f64], products: &[f64], fitted: Option<[f64; 2]>) -> Vec<Numbers> {
         let mut all = self.around(norms, products, CENTRE);
         let Some(of) = all.first().copied() else {
@@ -282,7 +283,7 @@ impl Kernel {
         numbers
     }
 
-    /// How many sums tell which multiples of two vectors add up to what is there.
+    /// How many sums it takes to fit the checkpoint by multiples of two vectors.
     fn fitted_sums(&self) -> usize {
         match self.formula {
             Formula::Slerp { .. } | Formula::Nuslerp { .. } => 3,
@@ -290,7 +291,7 @@ impl Kernel {
         }
     }
 
-    /// Adds to the inner products of the two vectors, and of each with what is there.
+    /// Adds to the inner products of the two vectors with each other and with the checkpoint.
     fn fit<R: Real>(&self, sources: &[&[R]], sums: &mut [f64]) {
         let ([of_both, of_first, of_second], Some(found)) = (sums, sources.last()) else {
             return;
@@ -311,12 +312,12 @@ impl Kernel {
         }
     }
 
-    /// The recomputed numbers, or those in a window around them.
+    /// The recomputed numbers, and those in a window around them.
     fn around(&self, norms: &[f64], products: &[f64], window: Window) -> Vec<[f32; 3]> {
         let inner = self.inner();
         let step = |value: f32| inner.step(value);
         let fine = inner == Profile::Float32;
-        // Functions of float32 are off by a value at the most; those of 16 bits are rounded from them.
+        // Functions in float32 are off by at most one ULP; in 16 bits, they are rounded from float32.
         let slack = if fine { window.functions } else { 0 };
         match &self.formula {
             Formula::Slerp { t, .. } => {
@@ -417,7 +418,7 @@ impl Kernel {
         }
     }
 
-    /// Whether numbers make the value that is there.
+    /// Whether the numbers reproduce the checkpoint's value.
     fn fits<R: Real>(&self, numbers: &[f32; 3], sources: &[&[R]], at: usize) -> bool {
         let found = sources.last().map_or(R::ZERO, |found| found[at]);
         let value = self.element(numbers, sources, at);
@@ -430,7 +431,7 @@ impl Kernel {
         written == found
     }
 
-    /// How many elements numbers do not make; counted up to so many.
+    /// How many elements the numbers fail to reproduce; stops counting at `most`.
     fn misses<R: Real>(
         &self,
         numbers: &[f32; 3],
@@ -456,13 +457,13 @@ fn near(profile: Profile, value: f32, window: i32) -> impl Iterator<Item = f32> 
     (-window..=window).map(move |places| profile.neighbour(value, places))
 }
 
-/// The cosine of a pair of unit vectors and its angle, and those around them.
+/// The cosine and the angle of a pair of unit vectors, and those around them.
 fn angles(inner: Profile, products: &[f64], window: Window) -> Vec<(f32, f32)> {
     let product = products.first().map_or(0.0, |&product| product as f32);
     let cosine = inner.step(product).clamp(-1.0, 1.0);
     let angle = |cosine: f32| inner.step(cosine.acos());
     if inner == Profile::Float32 && cosine.abs() < 0.5 {
-        // A cosine near zero has digits that its angle has not.
+        // Near zero, a cosine has more digits than its angle.
         let angles = near(inner, angle(cosine), window.cosines);
         return angles.map(|angle| (cosine, angle)).collect();
     }
@@ -476,8 +477,8 @@ fn angles(inner: Profile, products: &[f64], window: Window) -> Vec<(f32, f32)> {
     pairs.collect()
 }
 
-/// The multiples of two vectors whose sum is closest to a third: from the squared lengths of the two, their inner
-/// product, and those with the third.
+/// The multiples of two vectors whose sum is closest to a third, from the squared 2-norms of the two, their inner
+/// product, and their inner products with the third.
 fn least_squares(squares: &[f64], sums: &[f64]) -> Option<[f64; 2]> {
     let ([xx, yy], [xy, xf, yf]) = (squares, sums) else {
         return None;
@@ -489,7 +490,7 @@ fn least_squares(squares: &[f64], sums: &[f64]) -> Option<[f64; 2]> {
 }
 
 impl Search {
-    /// Elements of a block that are sampled.
+    /// How many elements of each block are sampled.
     fn sampled(&self) -> usize {
         let [blocks, elements] = SAMPLED;
         elements / self.blocks.clamp(1, blocks)
@@ -528,7 +529,7 @@ impl<R: Real> Program<R> for Search {
             let mut best: Vec<(u64, Numbers)> = (measured.counts.iter().copied())
                 .zip(numbers.iter().copied())
                 .collect();
-            // Stable: of equals the nearest to the recomputed.
+            // A stable sort: among equals, the nearest to the recomputed numbers comes first.
             best.sort_by_key(|(misses, _)| *misses);
             best.truncate(FINALISTS);
             best.into_iter()
@@ -544,7 +545,7 @@ impl<R: Real> Program<R> for Search {
             (_, [sampled, whole, ..]) => best(&best(&numbers, sampled), whole).first().copied(),
         };
         let Some(chosen) = chosen else {
-            return Pass::Refuse("norms and angles of the inputs are no numbers".into());
+            return Pass::Refuse("norms or angles of the inputs are not finite".into());
         };
         self.shifted.see(chosen.distance.to_bits());
         Pass::Apply(Box::new(Trial {
@@ -572,7 +573,8 @@ impl AnyProgram for Search {
     }
 }
 
-/// The most numbers that are tried: those of nuslerp, with 3 angles of each cosine, and 27 triples of sines of each.
+/// The most candidates that are tried: those of nuslerp, with 3 angles for each cosine and 27 triples of sines for
+/// each.
 const MOST_NUMBERS: usize =
     81 * (2 * (CLOSE.cosines + FITTED.cosines) as usize + 2) + 2 * WIDE.cosines as usize + 2;
 const _: () = assert!(2 * STOCK_WEIGHTS < MOST_NUMBERS as i32);
@@ -586,7 +588,7 @@ impl Replay for Search {
     }
 }
 
-/// Measures the squared length of each vector.
+/// Measures the squared 2-norm of each vector.
 struct Squares(Kernel);
 
 impl<R: Real> Measure<R> for Squares {
@@ -626,11 +628,11 @@ impl<R: Real> Measure<R> for Products {
     }
 }
 
-/// Tries numbers, or applies the ones that are chosen.
+/// Tries candidates, or applies the chosen one.
 struct Trial {
     kernel: Kernel,
     numbers: Vec<Numbers>,
-    /// The mismatches that are counted in a block of a sample; of samples the first blocks only are looked at.
+    /// After how many mismatches the count of a block stops. When sampling, only the first blocks are used.
     most: u64,
 }
 
@@ -687,7 +689,7 @@ impl<R: Real> Apply<R> for Rows {
             let mut chosen = None;
             let centre = self.kernel.around(&norms, &products, CENTRE);
             let centre = centre.into_iter().map(|of| Numbers { of, distance: 0.0 });
-            // The others are made only where those that were recomputed do not do.
+            // Other candidates are computed only if the recomputed numbers do not fit.
             let others =
                 std::iter::once_with(|| self.kernel.numbers(&norms, &products, None)).flatten();
             for numbers in centre.chain(others) {

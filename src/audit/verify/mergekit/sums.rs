@@ -6,7 +6,7 @@ use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
 use methods::{Tensor, TensorParams};
 use numeric::{Real, vectorised};
 
-/// A weighted sum in float32, fused, divided at the end; rounded to the dtype once.
+/// A weighted sum in float32, fused, divided at the end and rounded to the dtype once.
 #[derive(Debug, Clone)]
 pub(super) struct Linear {
     profile: Profile,
@@ -28,7 +28,7 @@ impl Linear {
 }
 
 vectorised! {
-    /// Adds a source times its weight, with one rounding to float32.
+    /// Adds a source times its weight, with a single rounding to float32.
     fn add<R: Real>(sum: &mut [R], source: &[R], weight: f32, profile: Profile) {
         for (sum, value) in sum.iter_mut().zip(source) {
             let value = profile.step(*value).to_f32();

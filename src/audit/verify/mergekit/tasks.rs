@@ -1,8 +1,8 @@
 //! mergekit's `task_arithmetic` and `ties`.
 //!
-//! Of elements whose magnitude equals the threshold mergekit keeps as many as make up k, and which ones nothing says.
-//! Such an element is right if any choice makes the value that is there, and the tensor if a choice for all of them
-//! keeps exactly k of each task vector.
+//! Among elements whose magnitude equals the threshold, mergekit keeps as many as k needs; nothing says which. Such
+//! an element is correct if some choice results in its value, and the tensor is if a choice for all of them keeps
+//! exactly k elements of each task vector.
 
 use super::rounding::{Profile, inner_sum, single};
 use super::{Evidence, Most, Replay, stored};
@@ -10,13 +10,13 @@ use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use methods::{Tensor, TensorParams};
 use numeric::{FloatType, HIGH_BINS, LOW_BINS, Real, high_bin, low_bin, rank_from_top};
 
-/// Task vectors that may tie at one element, so that all choices can be tried.
+/// The most task vectors that may tie at one element, so that all choices can be tried.
 const MOST_TIED: usize = 10;
 
-/// Bits of a key within a bin of the first histogram.
+/// Bits of a key within one bin of the first histogram.
 const LOW_BITS: u32 = LOW_BINS.trailing_zeros();
 
-/// The method as it is applied to one tensor.
+/// The method applied to one tensor.
 #[derive(Debug, Clone)]
 pub(super) struct Tasks {
     pub(super) profile: Profile,
@@ -32,7 +32,7 @@ pub(super) struct Tasks {
 pub(super) struct Term {
     pub(super) source: usize,
     pub(super) weight: f32,
-    /// How many elements stay; `None` if all do.
+    /// How many elements are kept; `None` for all.
     pub(super) kept: Option<u64>,
 }
 
@@ -61,14 +61,14 @@ impl Tasks {
         })
     }
 
-    /// The difference of a term's element from the base's.
+    /// The difference between a term's element and the base's.
     pub(super) fn delta<R: Real>(&self, term: &Term, sources: &[&[R]], at: usize) -> R {
         let value = self.profile.step(sources[term.source][at]);
         self.profile
             .step(value - self.profile.step(sources[self.base][at]))
     }
 
-    /// The result for an element, from the differences that stay; those that do not are zero.
+    /// The result for an element, from the differences that are kept; the others are zero.
     pub(super) fn element<R: Real>(&self, base: R, deltas: &[R], terms: &mut Vec<R>) -> R {
         let step = |value: R| self.profile.step(value);
         terms.clear();
@@ -114,14 +114,14 @@ impl Tasks {
     }
 }
 
-/// The replay of both methods: histograms of magnitudes, a look at the elements that tie, the result.
+/// Replays both methods: histograms of magnitudes, a pass over the elements that tie, the result.
 pub(super) struct TaskReplay {
     tasks: Tasks,
     output: FloatType,
     tied: Most,
 }
 
-/// All of every task vector.
+/// Keeps all elements of every task vector.
 pub(super) fn replay(
     profile: Profile,
     params: &TensorParams,
@@ -133,7 +133,7 @@ pub(super) fn replay(
     Some(Box::new(TaskReplay::new(tasks, output)))
 }
 
-/// The largest elements of each, and the sign of the majority.
+/// Keeps the largest elements of each task vector, and elects a sign by majority.
 pub(super) fn trimmed(
     profile: Profile,
     params: &TensorParams,
@@ -165,13 +165,13 @@ impl TaskReplay {
         }
     }
 
-    /// The terms that have a threshold, by their number.
+    /// The terms that have a threshold, by index.
     fn ranked(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         let terms = self.tasks.terms.iter().enumerate();
         terms.filter_map(|(number, term)| Some((number, term.kept.filter(|&kept| kept > 0)?)))
     }
 
-    /// Which elements of each term stay, from the histograms.
+    /// Which elements of each term are kept, from the histograms.
     fn cuts(&self, high: &Measured, low: &Measured) -> Vec<Cut> {
         let all = |term: &Term| match term.kept {
             Some(0) => Cut::NONE,
@@ -195,14 +195,14 @@ impl TaskReplay {
     }
 }
 
-/// Which elements of a task vector stay.
+/// Which elements of a task vector are kept.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
-    /// Those with a larger key do, those with a smaller one do not.
+    /// Elements with a larger key are kept, those with a smaller key are not.
     threshold: u32,
-    /// Of those whose key equals it, so many.
+    /// How many of the elements with this key are kept.
     wanted: u64,
-    /// Whether that is not all of them.
+    /// Whether that is fewer than all of them.
     open: bool,
 }
 
@@ -261,7 +261,7 @@ impl<R: Real> Program<R> for TaskReplay {
         let Some(looked) = looked else {
             return Pass::Measure(Box::new(choices));
         };
-        // As many as k asks for must be possible for each task vector.
+        // For each task vector, it must be possible to keep exactly as many elements as k asks for.
         let kept = looked.counts[1..].chunks_exact(2);
         choices.believed = choices
             .cuts
@@ -299,7 +299,7 @@ impl Replay for TaskReplay {
     }
 }
 
-/// Counts magnitudes of some terms: by the upper bits of their keys, or by the lower bits within one bin.
+/// Counts the magnitudes of some terms: by the upper bits of their keys, or by the lower bits within one bin.
 struct Histogram {
     tasks: Tasks,
     terms: Vec<usize>,
@@ -335,26 +335,27 @@ impl<R: Real> Measure<R> for Histogram {
     }
 }
 
-/// The result, with what is there for the elements that tie.
+/// Computes the result; where elements tie, takes the checkpoint's values.
 struct Choices {
     tasks: Tasks,
     cuts: Vec<Cut>,
     output: FloatType,
-    /// Whether the values that are there keep as many elements as they must.
+    /// Whether the checkpoint's values can keep exactly as many elements as they should.
     believed: bool,
 }
 
-/// What an element was found to be.
+/// What was found out about an element.
 struct Seen<R> {
-    /// Its value if all that tie stay.
+    /// Its value if all that tie are kept.
     value: R,
-    /// Which terms tie, a bit each.
+    /// Which terms tie, one bit each.
     tied: u32,
-    /// Those that stay in each admissible choice, and those that stay in any; `None` if there is none.
+    /// The terms kept in every choice that results in the checkpoint's value, and those kept in at least one; `None`
+    /// if no choice does.
     kept: Option<(u32, u32)>,
 }
 
-/// What the work on an element is done in.
+/// Buffers for the work on an element.
 #[derive(Default)]
 struct Room<R> {
     deltas: Vec<R>,
@@ -379,7 +380,7 @@ impl Choices {
             if open && number < 32 {
                 tied |= 1 << number;
             }
-            // A difference that does not stay is multiplied by zero.
+            // A difference that is not kept is multiplied by zero.
             let stays = key >= cut.threshold;
             room.deltas
                 .push(if stays { delta } else { delta * R::ZERO });
@@ -396,7 +397,7 @@ impl Choices {
         let found = sources.last().map_or(R::ZERO, |found| found[at]);
         let mut kept: Option<(u32, u32)> = None;
         let mut of_all = None;
-        // Every subset of those that tie, all of them first.
+        // Tries every subset of the terms that tie, the full set first.
         let mut subset = tied;
         loop {
             room.chosen.clear();
@@ -431,7 +432,8 @@ impl<R: Real> Measure<R> for Choices {
         0
     }
 
-    /// Elements that tie and differ by the choice; for each term, how many that tie stay at the least and at the most.
+    /// The number of elements that tie; then, for each term, the fewest and the most tied elements that may be
+    /// kept.
     fn counts(&self) -> usize {
         1 + 2 * self.cuts.len()
     }
@@ -444,7 +446,7 @@ impl<R: Real> Measure<R> for Choices {
                 continue;
             }
             counts[0] += 1;
-            // What is wrong by any choice is told by its value, and may count either way.
+            // If no choice results in the value, it is reported as wrong; here the element may count either way.
             let (all, any) = kept.unwrap_or((0, tied));
             for (number, kept) in counts[1..].chunks_exact_mut(2).enumerate().take(32) {
                 kept[0] += u64::from(all >> number & 1);

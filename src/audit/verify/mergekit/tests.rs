@@ -4,7 +4,7 @@ use super::*;
 use engine::{Block, Measured, Pass};
 use methods::ParamValue;
 
-/// What a replay makes of sources that lie in one block, and of what is there.
+/// The result of a replay, for sources that fit into one block and the values of a checkpoint.
 fn run<R: Real>(
     next: &dyn Fn(&[Measured]) -> Pass<R>,
     most: usize,
@@ -141,7 +141,7 @@ const STEP: f32 = 1.0 / 128.0;
 
 #[test]
 fn a_weight_is_rounded_before_it_is_used() {
-    // 0.749 is 0.75 in bfloat16: one and a half steps above one, which go to the even second.
+    // 0.749 is 0.75 in bfloat16. The sum is one and a half ULPs above one and rounds to even: two ULPs above.
     let case = |profile| Case::new(profile, "task_arithmetic", &[0.749, 0.749], 1).on_base();
     let sources: [&[f32]; 4] = [&[1.0], &[1.0 + STEP], &[1.0 + STEP], NOTHING];
     let (made, _) = case(Profile::Bfloat16).makes(&sources);
@@ -159,15 +159,15 @@ fn a_sum_is_rounded_once_and_each_operation_after_it() {
             .with("lambda", ParamValue::Number(lambda))
     };
     let half: &[f32] = &[STEP / 2.0];
-    // Half a step is lost; two halves that are added before rounding are a step.
+    // Half an ULP is lost; two halves that are added before rounding are an ULP.
     let sources = [NOTHING, &[1.0], half, NOTHING];
     assert_eq!(task(&[1.0, 1.0], 1.0).makes(&sources).0, [1.0]);
     let sources = [NOTHING, &[1.0], half, half, NOTHING];
     assert_eq!(task(&[1.0, 1.0, 1.0], 1.0).makes(&sources).0, [1.0 + STEP]);
-    // lambda comes after: what the sum lost does not come back by a factor of two.
+    // lambda is applied later: a factor of two does not restore what the sum lost.
     let sources = [NOTHING, &[1.0], half, NOTHING];
     assert_eq!(task(&[1.0, 1.0], 2.0).makes(&sources).0, [2.0]);
-    // And the difference comes first: of 1 + step and half a step it is rounded to even, 1.
+    // The difference is computed first: 1 + ULP minus half an ULP rounds to even, to 1.
     let sources = [half, &[1.0 + STEP], NOTHING];
     assert_eq!(task(&[0.0], 1.0).makes(&sources).0, [STEP / 2.0]);
     assert_eq!(task(&[1.0], 1.0).makes(&sources).0, [1.0]);
@@ -175,7 +175,7 @@ fn a_sum_is_rounded_once_and_each_operation_after_it() {
 
 #[test]
 fn linear_is_a_float32_sum_of_rounded_inputs() {
-    // Inputs to bfloat16, the mean in float32, the result to bfloat16 again.
+    // Inputs are rounded to bfloat16, the mean is in float32, and the result is rounded to bfloat16.
     let case = Case::new(Profile::Bfloat16, "linear", &[0.749, 0.251], 1)
         .with("normalize", ParamValue::Bool(true));
     let sources: [&[f32]; 3] = [&[1.0 + 0.4 * STEP], &[1.0 + 2.0 * STEP], NOTHING];
@@ -200,7 +200,7 @@ fn a_scale_is_a_float32_number() {
     };
     let of = |profile| replay(profile, "passthrough", &params, &tensor, FloatType::F32).unwrap();
     let sources: [&[f32]; 2] = [&[128.0], NOTHING];
-    // 95.872, and not 96 as by way of 0.75; then rounded to a half.
+    // 95.872, not 96 as it would be with 0.75; then rounded to a multiple of one half.
     assert_eq!(both(|| of(Profile::Bfloat16), &sources).0, [96.0]);
     assert_eq!(
         both(|| of(Profile::Float32), &sources).0,
@@ -229,18 +229,18 @@ fn of_equal_magnitudes_any_may_stay_but_as_many_as_they_must() {
         assert_eq!(made, found);
         assert_eq!(evidence.tied, 3);
     }
-    // One of them is too few.
+    // One element is too few.
     let (made, _) = case.makes(&[base, tuned, &[1.0, 0.0, 0.0, 0.0]]);
     assert_eq!(made, [1.0, -1.0, 1.0, 0.0]);
-    // The smaller one cannot stay: it alone is wrong.
+    // The smaller one cannot be kept: it alone is wrong.
     let (made, _) = case.makes(&[base, tuned, &[1.0, -1.0, 0.0, 0.5]]);
     assert_eq!(made, [1.0, -1.0, 0.0, 0.0]);
-    // Of five, two too many.
+    // Three of five are too many.
     let tuned_five: &[f32] = &[1.0, -1.0, 1.0, 1.0, 0.5];
     let found: &[f32] = &[1.0, -1.0, 1.0, 0.0, 0.0];
     let (made, _) = ties(5).makes(&[&[0.0; 5], tuned_five, found]);
     assert_eq!(made, [1.0, -1.0, 1.0, 1.0, 0.0], "k is two");
-    // A value that no choice makes is the one that is wrong.
+    // Only the value that no choice results in is wrong.
     let (made, _) = case.makes(&[base, tuned, &[7.0, -1.0, 1.0, 0.0]]);
     assert_eq!(made, [1.0, -1.0, 1.0, 0.0]);
 }
@@ -251,7 +251,7 @@ fn without_equal_magnitudes_nothing_is_taken_from_what_is_there() {
     let (made, evidence) = ties(4).makes(&[&[0.0; 4], tuned, &[9.0; 4]]);
     assert_eq!(made, [0.0, -2.0, 3.0, 0.0]);
     assert_eq!(evidence, Evidence::default());
-    // All that are equal stay where k asks for all of them.
+    // All equal elements are kept if k asks for all of them.
     let (made, evidence) = ties(2)
         .density(0.99)
         .makes(&[&[0.0; 2], &[1.0, 0.5], &[9.0; 2]]);
@@ -283,7 +283,7 @@ fn weights_from_an_angle_are_found_near_the_recomputed_ones_only() {
 
 #[test]
 fn model_stock_goes_as_far_as_the_angle_says() {
-    // Updates (1, 0) and (1, 1): their cosine is the root of a half, t = 2c / (1 + c).
+    // Updates (1, 0) and (1, 1): their cosine is sqrt(1/2), and t = 2c / (1 + c).
     let case = Case::new(Profile::Float32, "model_stock", &[0.0, 0.0], 2).on_base();
     let cosine = 0.5f64.sqrt();
     let t = (2.0 * cosine / (1.0 + cosine)) as f32;
@@ -305,13 +305,13 @@ fn of_random_masks_only_bounds_are_known() {
     let (made, evidence) = case.makes(&[base, tuned, &[1.0, 1.5, 1.0]]);
     assert_eq!(made, [1.0, 1.5, 1.0]);
     assert!(evidence.bounds_only);
-    // Beyond what is kept or dropped, and where nothing can change.
+    // Out of reach of what is kept or dropped, and where nothing can change.
     let (made, _) = case.makes(&[base, tuned, &[0.9, 1.6, 1.001]]);
     assert!(
         made[0] > 0.99 && made[1] < 1.51 && made[2] == 1.0,
         "{made:?}"
     );
-    // Where all stays, nothing is drawn.
+    // If all elements are kept, nothing is drawn.
     let (made, evidence) = case.density(1.0).makes(&[base, tuned, &[1.0, 1.5, 1.0]]);
     assert_eq!((made, evidence.bounds_only), (vec![1.5, 1.5, 1.0], false));
 }
