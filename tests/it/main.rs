@@ -31,6 +31,7 @@ mod recipes;
 mod refusals;
 mod report;
 mod signing;
+mod sources;
 mod tables;
 mod tokenizer;
 mod values;
