@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGABRT, SIGBUS, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::{flag, low_level};
 
 use super::output::Failure;
+use run::destination::remove_staged;
 
 /// What is said when a mapped page is gone.
 const TRUNCATED: &[u8] =
@@ -26,7 +27,9 @@ pub(super) fn install() -> Result<Arc<AtomicBool>, Failure> {
         }
         // Whoever handles it gets an error from the write.
         flag::register(SIGXFSZ, Arc::default())?;
-        on_bus_error()
+        // On the stack that Rust gives each thread for its signals.
+        handle(SIGBUS, cut_short, libc::SA_ONSTACK)?;
+        handle(SIGABRT, aborted, 0)
     };
     register().map_err(|error| Failure::tool(format!("cannot handle signals: {error}")))?;
     Ok(stop)
@@ -46,24 +49,27 @@ fn is_ignored(signal: libc::c_int) -> bool {
     }
 }
 
-/// Turns the fault of reading past the end of a file that was truncated under its map into an error.
+/// Has a signal handled.
 ///
-/// The handler replaces that of Rust's runtime and does not follow it, as signal-hook would have it: the
-/// runtime's sets the default action back before it returns, and a second thread that faults in that moment
-/// kills the process.
+/// The handler replaces that of Rust's runtime and does not follow it, as signal-hook would have it: at a bus error the
+/// runtime's sets the default action back before it returns, and a second thread that faults in that moment kills the
+/// process.
 #[expect(
     unsafe_code,
     reason = "a signal handler can be installed in no other way"
 )]
-fn on_bus_error() -> std::io::Result<()> {
-    // SAFETY: all zeros is a valid `sigaction`: no flags, no signal blocked; the rest is set here. The handler
-    // has the signature of one without SA_SIGINFO, and calls async-signal-safe functions only.
+fn handle(
+    signal: libc::c_int,
+    handler: extern "C" fn(libc::c_int),
+    flags: libc::c_int,
+) -> std::io::Result<()> {
+    // SAFETY: all zeros is a valid `sigaction`: no flags, no signal blocked; the rest is set here. The handlers have
+    // the signature of one without SA_SIGINFO, and call async-signal-safe functions only.
     let failed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = cut_short as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        // On the stack that Rust gives each thread for its signals.
-        action.sa_flags = libc::SA_ONSTACK;
-        libc::sigaction(SIGBUS, &action, std::ptr::null_mut()) != 0
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = flags;
+        libc::sigaction(signal, &action, std::ptr::null_mut()) != 0
     };
     match failed {
         true => Err(std::io::Error::last_os_error()),
@@ -71,15 +77,24 @@ fn on_bus_error() -> std::io::Result<()> {
     }
 }
 
-/// Says what happened and ends the process; what was staged stays beside the output for the next run to clean.
+/// Turns the fault of reading past the end of a file that was truncated under its map into an error: says what happened
+/// and ends the process.
 extern "C" fn cut_short(_: libc::c_int) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, SeqCst) {
         let _ = rustix::io::write(rustix::stdio::stderr(), TRUNCATED);
+        remove_staged();
         low_level::exit(2);
     }
     // Another thread is saying so: returning would only fault again.
     loop {
         std::hint::spin_loop();
     }
+}
+
+/// Cleans up before the process aborts, as it does when the system gives no memory.
+extern "C" fn aborted(signal: libc::c_int) {
+    remove_staged();
+    // It stays the end of the process.
+    let _ = low_level::emulate_default_handler(signal);
 }

@@ -26,6 +26,9 @@ use crate::fixtures::{Bench, files};
 const LINEAR: &str =
     "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
 
+/// Bytes of a shard: two for a merge of [`bench`].
+const SHARD: u64 = 2000;
+
 /// More than any job has steps.
 const MANY: usize = 2000;
 
@@ -98,7 +101,7 @@ fn bench() -> Bench {
     bench
 }
 
-fn planned(bench: &Bench) -> Plan {
+fn planned(bench: &Bench, shard_size: u64) -> Plan {
     let path = bench.path("recipe.yml");
     let locator = Locator {
         working_dir: bench.path(""),
@@ -113,7 +116,7 @@ fn planned(bench: &Bench) -> Plan {
     let options = Options {
         settings,
         seed: 0,
-        shard_size: 2000,
+        shard_size,
         tokenizer_from: None,
         moe: MoeOptions::default(),
     };
@@ -171,7 +174,10 @@ struct Job {
 
 impl Job {
     fn new(bench: Bench, old: bool, no_exchange: bool) -> Self {
-        let plan = planned(&bench);
+        Self::of(planned(&bench, SHARD), bench, old, no_exchange)
+    }
+
+    fn of(plan: Plan, bench: Bench, old: bool, no_exchange: bool) -> Self {
         let mut job = Self {
             bench,
             plan,
@@ -355,7 +361,8 @@ fn every_step_of_an_assembly_fails_once() {
         "base_model: dense\narchitecture: mixtral\ngate_mode: random\nexperts: [{source_model: dense}, \
          {source_model: dense}]\n",
     );
-    let failed = Job::new(bench, false, false).fail_each_step();
+    let plan = planned(&bench, 20_000);
+    let failed = Job::of(plan, bench, false, false).fail_each_step();
     assert!(failed.len() > 20);
 }
 
@@ -429,7 +436,7 @@ fn an_input_that_changes_at_any_moment_is_an_error() {
     let mut moments = 0;
     for number in 0..MANY {
         // Opened anew: it knows when the file was last written to.
-        let plan = planned(&bench);
+        let plan = planned(&bench, SHARD);
         let touched = AtomicUsize::new(0);
         let observer = at(|asked| {
             if asked == number {
@@ -478,7 +485,7 @@ fn a_file_beside_the_weights_that_is_gone_is_an_error_and_names_it() {
         let bytes = fs::read(&file).unwrap();
         // Before the work, and during it.
         for early in [true, false] {
-            let plan = planned(&bench);
+            let plan = planned(&bench, SHARD);
             if early {
                 fs::remove_file(&file).unwrap();
             }
@@ -507,7 +514,9 @@ fn a_file_beside_the_weights_that_no_model_has_is_refused_before_the_work() {
     let door = Door::new(|_, _, _| None);
     let disk = Disk::watched(Arc::clone(&door) as Arc<dyn Watch>);
     let folder = Folder::on(disk, &bench.path("out"), false);
-    let error = run_to(&planned(&bench), &folder).unwrap_err().to_string();
+    let error = run_to(&planned(&bench, SHARD), &folder)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("a/LICENSE: expected at most"), "{error}");
     assert_eq!(door.seen(), []);
 }

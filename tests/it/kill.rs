@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
@@ -187,6 +188,22 @@ fn a_stopped_replacement_leaves_the_old_and_says_so() {
 }
 
 #[test]
+fn a_merge_that_aborts_leaves_nothing() {
+    let bench = bench();
+    let aborted = (0..TRIES).any(|_| {
+        let _ = fs::remove_dir_all(bench.path("out"));
+        let mut child = start(&bench, &[]);
+        until(&mut child, || bench.staging().join(LAST).exists());
+        send(&child, "-ABRT");
+        let output = child.wait_with_output().unwrap();
+        assert!(left_over(&bench).is_empty(), "{:?}", left_over(&bench));
+        // The signal is still what ends the process.
+        output.status.signal() == Some(6) && !bench.path("out").exists()
+    });
+    assert!(aborted, "no run was met in time");
+}
+
+#[test]
 fn nohup_goes_on_when_the_terminal_is_closed() {
     let bench = bench();
     let mut child = in_shell(&bench, "trap '' HUP");
@@ -281,6 +298,7 @@ fn an_input_cut_short_under_many_threads_is_an_error_once() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert_eq!(message.matches("error: ").count(), 1, "{message}");
         assert!(!bench.path("out").exists());
+        assert!(left_over(&bench).is_empty(), "{:?}", left_over(&bench));
         message.contains("cut short while it was read")
     });
     assert!(met, "no run was met in time");

@@ -5,6 +5,7 @@
 mod disk;
 mod folder;
 mod memory;
+mod noted;
 mod single;
 mod stage;
 mod writer;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 pub use disk::{Disk, DiskError, Step, Watch};
 pub use folder::Folder;
 pub use memory::Memory;
+pub use noted::remove_staged;
 pub use single::write_whole;
 
 use super::error::RunError;

@@ -15,6 +15,7 @@ use rustix::process::geteuid;
 
 use super::Layout;
 use super::disk::{Disk, DiskError, Step};
+use super::noted::Noted;
 use crate::error::RunError;
 
 /// What the staging folder's name ends in.
@@ -44,6 +45,8 @@ pub(super) struct Stage {
     /// The mode of the folder that is replaced.
     mode: Option<u32>,
     committed: bool,
+    /// Until it is put in its place: then other runs may stage here.
+    noted: Option<Noted>,
     /// Locked as long as the stage is open, so that two runs do not fill one folder.
     _lock: File,
     /// Dropped last.
@@ -79,6 +82,7 @@ impl Stage {
         let mut stage = Self {
             disk: disk.clone(),
             out,
+            noted: Some(Noted::new(&path)),
             path,
             force,
             mode: None,
@@ -106,6 +110,7 @@ impl Stage {
         if let Some(mode) = self.mode {
             self.set_mode(mode)?;
         }
+        self.noted = None;
         let (placed, _lock) = self.place()?;
         if let Err(error) = sync_folder(&self.disk, parent_of(&self.out)) {
             // It might be gone after a loss of power: better it never was there. If that fails too, both folders stay.
