@@ -1,19 +1,20 @@
-//! Dropping behind: what was read of a mapped file for the last time leaves the map, and for inputs that do not fit
-//! into memory the page cache too.
+//! Drop-behind: what was read of a mapped file for the last time leaves the map, and for inputs that do not fit into
+//! memory the page cache too.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Bytes that leave at once; pieces start at multiples of it. The pages that a system reads ahead in one lie within
-/// one piece, as they are powers of two and not larger.
+/// Bytes that are reclaimed at once; pieces start at multiples of it. What a system reads ahead at once is a power of
+/// two and not larger, so it lies within one piece.
 const PIECE: u64 = 8 << 20;
 
-/// What bytes leave that are not needed again. They can be read again from either.
+/// From where bytes are reclaimed that are not needed again. They can still be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leave {
-    /// The map. A process would do that at its end by one thread, and slowly; so its workers do it as they go.
+pub enum Reclaim {
+    /// The process's map. The system would undo the map when the process ends, slowly and on one thread; so the workers
+    /// do it as they go.
     Map,
-    /// The page cache too: they are read again from the disk.
+    /// The page cache too: who reads them again reads from the disk.
     Cache,
 }
 
@@ -33,9 +34,10 @@ impl Behind {
         }
     }
 
-    /// Notes that these bytes are not needed again; gives the pieces of which all bytes no longer are.
+    /// Notes that these bytes are not needed again. Gives the pieces that are complete with them: all of their bytes
+    /// have been noted.
     ///
-    /// A piece with bytes that are never noted stays: a header, a tensor that nothing is made of.
+    /// A piece that has a header, or a tensor that is never read, stays.
     pub(super) fn note(&self, bytes: Range<u64>) -> Vec<Range<u64>> {
         let mut done = Vec::new();
         let mut start = bytes.start;
@@ -58,22 +60,22 @@ impl Behind {
     }
 }
 
-/// Lets mapped bytes that start at a page leave; they are read again from their file if need be. Where the system has
-/// no such advice, or does not take it, nothing happens.
-pub(super) fn leave(bytes: &[u8], leave: Leave) {
+/// Reclaims mapped bytes that start at a page; a later read gets them from their file again. Nothing happens where the
+/// system has no such advice, or does not take it.
+pub(super) fn reclaim(bytes: &[u8], from: Reclaim) {
     #[cfg(target_os = "linux")]
     {
         let start = bytes.as_ptr().cast_mut().cast();
-        let advice = match leave {
-            Leave::Map => libc::MADV_DONTNEED,
-            Leave::Cache => libc::MADV_PAGEOUT,
+        let advice = match from {
+            Reclaim::Map => libc::MADV_DONTNEED,
+            Reclaim::Cache => libc::MADV_PAGEOUT,
         };
         // SAFETY: the bytes are of a map of a file that is never written to, so that pages leave it and come back as
         // they are in the file when they are touched.
         unsafe { libc::madvise(start, bytes.len(), advice) };
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = (bytes, leave);
+    let _ = (bytes, from);
 }
 
 #[cfg(test)]

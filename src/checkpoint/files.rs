@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::behind::Leave;
+use super::behind::Reclaim;
 use super::error::CheckpointError;
 use super::format::Format;
 use super::limits::MAX_TENSORS;
@@ -86,7 +86,7 @@ impl Files {
     /// Puts another file behind these.
     ///
     /// # Errors
-    /// If there are more tensors then than any real checkpoint has.
+    /// If together they have more tensors than any real checkpoint.
     pub(super) fn append(&mut self, path: &Path, other: Files) -> Result<(), CheckpointError> {
         let found = self.tensors.len() + other.tensors.len();
         if found > MAX_TENSORS {
@@ -158,12 +158,12 @@ impl TensorSource for Files {
         self.shards.iter().for_each(Shard::read_ahead);
     }
 
-    fn done_with(&self, index: usize, bytes: Range<u64>, leave: Leave) {
+    fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
         let InFile { offset, place, .. } = &self.at[index];
         if matches!(place, Place::Contiguous) {
             let end = self.tensors[index].len.min(bytes.end);
             let bytes = offset + bytes.start.min(end)..offset + end;
-            self.shard_of(index).done_with(bytes, leave);
+            self.shard_of(index).release(bytes, reclaim);
         }
     }
 }

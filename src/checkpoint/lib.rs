@@ -40,7 +40,7 @@ pub(crate) mod fixtures;
 
 pub use adapter::{Adapter, AdapterError};
 pub use aliases::{AliasSearch, PrefixAlias, find_alias};
-pub use behind::Leave;
+pub use behind::Reclaim;
 pub use bounded::read_bounded;
 pub use config::ModelConfig;
 pub use error::CheckpointError;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::adapter::{Adapter, Subject};
-use super::behind::Leave;
+use super::behind::Reclaim;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::locate::Location;
@@ -197,9 +197,9 @@ impl Checkpoint {
         self.source.read_ahead();
     }
 
-    /// See [`TensorSource::done_with`].
-    pub fn done_with(&self, index: usize, bytes: Range<u64>, leave: Leave) {
-        self.source.done_with(index, bytes, leave);
+    /// See [`TensorSource::release`].
+    pub fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
+        self.source.release(index, bytes, reclaim);
     }
 
     /// See [`TensorSource::reads_results`].

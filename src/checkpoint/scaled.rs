@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
-use super::behind::Leave;
+use super::behind::Reclaim;
 use super::error::CheckpointError;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
@@ -219,8 +219,8 @@ impl TensorSource for Scaled {
         self.base.read_ahead();
     }
 
-    /// Of values with scales, the bytes of the products are counted; those of the values leave.
-    fn done_with(&self, index: usize, bytes: Range<u64>, leave: Leave) {
+    /// For values with scales, `bytes` counts those of the products.
+    fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
         let (values, scales) = self.parts[index];
         let stored = FloatType::of(self.base.entries()[values].dtype);
         let bytes = match (scales, stored) {
@@ -230,7 +230,7 @@ impl TensorSource for Scaled {
             }
             _ => bytes,
         };
-        self.base.done_with(values, bytes, leave);
+        self.base.release(values, bytes, reclaim);
     }
 
     fn reads_results(&self) -> bool {

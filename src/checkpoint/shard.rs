@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use memmap2::Mmap;
 
-use super::behind::{Behind, Leave, leave};
+use super::behind::{Behind, Reclaim, reclaim};
 use super::error::CheckpointError;
 use super::header::{self, HeaderTensor};
 use super::pickle::{self, Pickled};
@@ -92,10 +92,10 @@ impl Shard {
         let _ = self.map.advise(memmap2::Advice::HugePage);
     }
 
-    /// Lets bytes leave that are not needed again.
-    pub(super) fn done_with(&self, bytes: Range<u64>, what: Leave) {
+    /// Notes that bytes are not needed again, and reclaims the pieces that are complete with them.
+    pub(super) fn release(&self, bytes: Range<u64>, what: Reclaim) {
         for piece in self.behind.note(bytes) {
-            leave(&self.map[piece.start as usize..piece.end as usize], what);
+            reclaim(&self.map[piece.start as usize..piece.end as usize], what);
         }
     }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::behind::Leave;
+use super::behind::Reclaim;
 use super::error::CheckpointError;
 use super::shard::Shard;
 use errors::Refusal;
@@ -75,8 +75,8 @@ pub trait TensorSource: Debug + Send + Sync {
 
     /// Tells that a range of a tensor's bytes, as [`stored`](Self::stored) gives them, is not needed again. They can
     /// still be read.
-    fn done_with(&self, index: usize, bytes: Range<u64>, leave: Leave) {
-        let _ = (index, bytes, leave);
+    fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
+        let _ = (index, bytes, reclaim);
     }
 
     /// Whether [`prepare`](Self::prepare) reads results of merges, which must be decided by then.

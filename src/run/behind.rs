@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use checkpoint::{Dtype, Leave};
+use checkpoint::{Dtype, Reclaim};
 use engine::{Sink, Tile};
 use numeric::FloatType;
 use plan::{Plan, PlannedTensor};
@@ -15,7 +15,7 @@ use plan::{Plan, PlannedTensor};
 pub(super) struct DropBehind<'a> {
     pub(super) plan: &'a Plan,
     pub(super) sink: &'a dyn Sink,
-    pub(super) leave: Leave,
+    pub(super) reclaim: Reclaim,
 }
 
 impl Sink for DropBehind<'_> {
@@ -31,7 +31,7 @@ impl Sink for DropBehind<'_> {
         let len = bytes.len() as u64;
         self.sink.write(output, offset, bytes)?;
         if let Some(tensor) = self.plan.tensors.get(output) {
-            self.done_with(tensor, offset, len);
+            self.release(tensor, offset, len);
         }
         Ok(())
     }
@@ -39,7 +39,7 @@ impl Sink for DropBehind<'_> {
 
 impl DropBehind<'_> {
     /// Notes that the elements of a part of the output are not needed again, of sources that are read in their order.
-    fn done_with(&self, tensor: &PlannedTensor, offset: u64, len: u64) {
+    fn release(&self, tensor: &PlannedTensor, offset: u64, len: u64) {
         for (place, source) in tensor.sources.iter().enumerate() {
             let as_it_is = matches!(tensor.views.get(place), None | Some(None));
             let Some(model) = self.plan.models.get(source.model).filter(|_| as_it_is) else {
@@ -49,7 +49,7 @@ impl DropBehind<'_> {
                 continue;
             };
             if let Some(bytes) = in_source(entry.dtype, tensor.dtype, offset..offset + len) {
-                model.done_with(source.tensor, bytes, self.leave);
+                model.release(source.tensor, bytes, self.reclaim);
             }
         }
     }

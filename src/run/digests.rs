@@ -1,7 +1,7 @@
 //! Passes over tensors that are in files, by all threads, each piece hashed while it is looked at.
 
 use super::error::RunError;
-use checkpoint::{Checkpoint, Leave};
+use checkpoint::{Checkpoint, Reclaim};
 use engine::{Observer, Piece, pieces, scan};
 use numeric::TreeDigest;
 
@@ -71,7 +71,7 @@ pub fn each_piece<T: Send>(
         let bytes = &bytes[range.start as usize..range.end as usize];
         trees[*of].update(range.start, bytes);
         let seen = look(*of, bytes);
-        model.done_with(tensors[*of], range.clone(), Leave::Map);
+        model.release(tensors[*of], range.clone(), Reclaim::Map);
         observer.advance(bytes.len() as u64);
         Ok::<_, RunError>((*of, seen))
     };

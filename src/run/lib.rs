@@ -28,7 +28,7 @@ pub use lock::{
 };
 
 use behind::DropBehind;
-use checkpoint::{Checkpoint, Leave};
+use checkpoint::{Checkpoint, Reclaim};
 use destination::{Destination, DiskError, Layout, Staged, Step};
 use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
 use errors::Refusal;
@@ -76,11 +76,11 @@ pub fn run(
         side_bytes: side_bytes(plan)? + plan.scratch_bytes(),
         reads: files_read(plan),
     })?;
-    let leave = match options.drop_behind {
-        true => Leave::Cache,
-        false => Leave::Map,
+    let reclaim = match options.drop_behind {
+        true => Reclaim::Cache,
+        false => Reclaim::Map,
     };
-    let (totals, digests) = compute(plan, staged.as_mut(), leave, observer)?;
+    let (totals, digests) = compute(plan, staged.as_mut(), reclaim, observer)?;
     let inputs = match options.hash_inputs {
         true => Some(input_digests(plan, observer)?),
         false => None,
@@ -111,7 +111,7 @@ pub fn run(
 fn compute(
     plan: &Plan,
     staged: &mut dyn Staged,
-    leave: Leave,
+    reclaim: Reclaim,
     observer: &dyn Observer,
 ) -> Result<(Totals, Vec<blake3::Hash>), RunError> {
     let made = results::make(plan, &|| staged.scratch(), observer)?;
@@ -122,7 +122,7 @@ fn compute(
     let sink = DropBehind {
         plan,
         sink: &weights,
-        leave,
+        reclaim,
     };
     let totals = match engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer) {
         Ok(totals) => totals,

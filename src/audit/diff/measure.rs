@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Request;
-use checkpoint::{Checkpoint, Leave};
+use checkpoint::{Checkpoint, Reclaim};
 use engine::{Observer, Piece, pieces, scan};
 use numeric::{
     BLOCK, Distance, DistanceSums, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums,
@@ -54,12 +54,12 @@ impl<'a> Triple<'a> {
     }
 
     /// Tells that these elements are not looked at again.
-    fn done_with(&self, elements: Range<u64>) {
+    fn release(&self, elements: Range<u64>) {
         for (model, index) in self.places {
             let tensor = &model.tensors()[index];
             let size = tensor.len / tensor.elements().max(1);
             let bytes = elements.start * size..elements.end * size;
-            model.done_with(index, bytes, Leave::Map);
+            model.release(index, bytes, Reclaim::Map);
         }
     }
 
@@ -150,7 +150,7 @@ pub(super) fn measure(
     let look = |lanes: &mut Lanes, Piece { of, range }: &Piece| {
         let triple = &triples[*of];
         let part = lanes.piece(triple, range.start, range.end);
-        triple.done_with(range.clone());
+        triple.release(range.clone());
         observer.advance(2 * (range.end - range.start) * triple.size as u64);
         Ok::<_, RunError>(part)
     };

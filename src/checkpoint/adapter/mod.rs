@@ -22,7 +22,7 @@ use std::sync::Arc;
 pub use error::AdapterError;
 pub(super) use subject::Subject;
 
-use super::behind::Leave;
+use super::behind::Reclaim;
 use super::error::CheckpointError;
 use super::locate::Location;
 use super::shard::Shard;
@@ -233,8 +233,8 @@ impl TensorSource for Adapter {
         self.weights.shard.read_ahead();
     }
 
-    fn done_with(&self, index: usize, bytes: Range<u64>, leave: Leave) {
-        self.base.done_with(self.from[index], bytes, leave);
+    fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
+        self.base.release(self.from[index], bytes, reclaim);
     }
 
     fn reads_results(&self) -> bool {
