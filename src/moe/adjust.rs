@@ -1,5 +1,5 @@
-//! The program that changes the values of an assembly's tensors: `scale * (x + noise) + shift`, by segments; and
-//! neurons that are drawn anew, from the normal distribution that those in their place have.
+//! Changes the values of an assembly's tensors, segment by segment: `scale * (x + noise) + shift`. It can also redraw
+//! neurons from the normal distribution of the values that they replace.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,34 +7,34 @@ use std::sync::Arc;
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use numeric::{NormalKey, Real};
 
-/// What is done with a run of elements.
+/// What is done to a run of elements.
 #[derive(Debug, Clone)]
 pub(super) struct Segment {
-    /// How many elements.
+    /// Number of elements.
     pub(super) elements: u64,
     pub(super) scale: f64,
     pub(super) shift: f64,
-    /// Normal noise of this standard deviation, drawn by place in the segment.
+    /// Normal noise of this standard deviation; a draw is keyed by the element's place in the segment.
     pub(super) noise: Option<(NormalKey, f64)>,
-    /// What is replaced before all that.
+    /// Elements that are redrawn first, before noise, scale and shift.
     pub(super) redraw: Option<Redraw>,
 }
 
-/// Rows or columns of a segment whose elements are replaced by normal draws with the mean and the standard deviation
-/// of what they replace: Drop-Upcycling (Nakamura et al. 2025).
+/// Rows or columns of a segment whose elements are replaced by normal draws. The draws have the mean and the standard
+/// deviation of the elements that they replace: Drop-Upcycling (Nakamura et al. 2025).
 #[derive(Debug, Clone)]
 pub(super) struct Redraw {
     pub(super) key: NormalKey,
-    /// Which are replaced; one of them at least.
+    /// True for each row or column that is replaced; at least one is.
     pub(super) which: Arc<[bool]>,
-    /// Whether they are rows.
+    /// Whether `which` counts rows; otherwise columns.
     pub(super) rows: bool,
-    /// Elements of a row.
+    /// Elements per row.
     pub(super) columns: usize,
 }
 
 impl Redraw {
-    /// Whether an element, by its place in the segment, is replaced.
+    /// Whether the element at this place in the segment is replaced.
     fn hits(&self, place: u64) -> bool {
         let columns = self.columns.max(1) as u64;
         let at = match self.rows {
@@ -44,7 +44,7 @@ impl Redraw {
         self.which.get(at as usize).copied().unwrap_or(false)
     }
 
-    /// How many elements are replaced, of so many.
+    /// How many of the segment's elements are replaced.
     fn count(&self, elements: u64) -> f64 {
         let hit = self.which.iter().filter(|hit| **hit).count() as f64;
         elements as f64 * hit / self.which.len().max(1) as f64
@@ -52,7 +52,7 @@ impl Redraw {
 }
 
 impl Segment {
-    /// Elements as they are.
+    /// A segment that changes nothing.
     pub(super) fn plain(elements: u64) -> Self {
         Segment {
             elements,
@@ -63,13 +63,13 @@ impl Segment {
         }
     }
 
-    /// Whether it changes nothing.
+    /// Whether the segment changes nothing.
     pub(super) fn is_plain(&self) -> bool {
         self.scale == 1.0 && self.shift == 0.0 && self.noise.is_none() && self.redraw.is_none()
     }
 }
 
-/// Segments one after the other.
+/// The segments of a tensor, in order.
 #[derive(Debug, Clone)]
 pub(super) struct Adjust(pub(super) Arc<[Segment]>);
 
@@ -79,8 +79,8 @@ impl Adjust {
         redraws.count()
     }
 
-    /// Cuts a block into what it has of each segment: the segment's number, that of the first element in it, and the
-    /// place in the block.
+    /// Cuts a block into its overlap with each segment: the segment's number, the first element within the segment, and
+    /// the range within the block.
     fn parts(&self, first: u64, length: usize) -> impl Iterator<Item = (usize, u64, Range<usize>)> {
         let end = first + length as u64;
         let mut start = 0;
@@ -133,7 +133,7 @@ impl AnyProgram for Adjust {
     }
 }
 
-/// The sum and the sum of squares of what each segment replaces.
+/// Measures the sum and the sum of squares of the elements that each segment replaces.
 impl<R: Real> Measure<R> for Adjust {
     fn sums(&self) -> usize {
         2 * self.redraws()
@@ -164,7 +164,7 @@ impl<R: Real> Measure<R> for Adjust {
     }
 }
 
-/// With the mean and the standard deviation of what each segment replaces.
+/// The program with the mean and the standard deviation of the elements that each segment replaces.
 struct Adjusted(Adjust, Vec<Option<(f64, f64)>>);
 
 impl<R: Real> Apply<R> for Adjusted {
@@ -258,7 +258,7 @@ mod tests {
             rows,
             columns,
         };
-        // A plain segment, one whose second row of two is replaced, one whose first column of two is.
+        // A plain segment, one whose second row of two is replaced, and one whose first column of two is replaced.
         let segments = [
             Segment::plain(3),
             Segment {
@@ -275,7 +275,7 @@ mod tests {
         let values: Vec<f64> = (0..2003)
             .map(|at| f64::from(at % 7) + f64::from(at / 1003))
             .collect();
-        // Measured in blocks cut anywhere.
+        // The blocks may be cut anywhere.
         let mut sums = vec![0.0; 4];
         for (number, block) in values.chunks(333).enumerate() {
             let block = Block {

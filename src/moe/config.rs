@@ -1,4 +1,4 @@
-//! The output's `config.json`: the base's fields in the target's words, readable by transformers 4 and 5.
+//! Writes the output's `config.json`: the base's fields under the target's names, readable by transformers 4 and 5.
 
 use serde_json::{Map, Value, json};
 
@@ -7,7 +7,7 @@ use super::targets::Target;
 use architecture::{Bias, HeadDim, QueryNorms, SharedWidth, Sparse, WindowRule};
 use checkpoint::ModelConfig;
 
-/// The base's fields that every target has, as they are.
+/// Fields of the base that every target has under the same name.
 const KEPT: [&str; 12] = [
     "vocab_size",
     "max_position_embeddings",
@@ -23,7 +23,7 @@ const KEPT: [&str; 12] = [
     "transformers_version",
 ];
 
-/// The multipliers of Granite, which are one without it.
+/// Granite's multipliers, which are one in every other family.
 const MULTIPLIERS: [&str; 4] = [
     "embedding_multiplier",
     "residual_multiplier",
@@ -31,24 +31,24 @@ const MULTIPLIERS: [&str; 4] = [
     "attention_multiplier",
 ];
 
-/// What the assembly decided, as far as the config says it.
+/// The decisions of the assembly that the config states.
 pub(super) struct Assembled<'a> {
     pub(super) target: Target,
     pub(super) base: &'a Dense,
-    /// Routed experts.
+    /// Number of routed experts.
     pub(super) experts: usize,
     pub(super) per_token: usize,
-    /// Their width.
+    /// Neurons per routed expert.
     pub(super) width: usize,
-    /// Width of the shared expert; zero without one.
+    /// Neurons of the shared expert; zero if there is none.
     pub(super) shared_width: usize,
-    /// Which layers have experts.
+    /// For each layer, whether it has experts.
     pub(super) has_experts: &'a [bool],
-    /// The name of the dtype that is written.
+    /// The name of the output's dtype.
     pub(super) dtype: Option<&'static str>,
 }
 
-/// The config of an assembly on the base of `config`.
+/// The config of an assembly whose base has the config `config`.
 pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
     let Assembled {
         target,
@@ -98,7 +98,8 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
     if target.decoder.multipliers {
         let granite = base.decoder.multipliers;
         for key in MULTIPLIERS {
-            // Other families divide scores by the root of a head's width; Granite's class multiplies them by one.
+            // Other families divide attention scores by the square root of the head's width. Granite's class multiplies
+            // them by this field, whose default is one.
             let plain = match (key, granite) {
                 ("attention_multiplier", false) => json!((base.head_dim as f64).powf(-0.5)),
                 _ => json!(1.0),
@@ -130,8 +131,8 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
     Value::Object(out)
 }
 
-/// The config of a dense model that was taken out of a mixture with the config of `config`: `dense` is what it is,
-/// its width that of its MLPs.
+/// The config of a dense model that was extracted from a mixture. `config` is the mixture's; `dense` describes the
+/// output, whose MLPs are `dense.width` wide.
 pub(super) fn dense(config: &ModelConfig, dense: &Dense, dtype: Option<&str>) -> Value {
     let mut out = Map::new();
     let mut set = |key: &str, value: Value| {
@@ -167,7 +168,7 @@ pub(super) fn dense(config: &ModelConfig, dense: &Dense, dtype: Option<&str>) ->
     Value::Object(out)
 }
 
-/// What a dense decoder and a mixture around its attention say alike.
+/// Sets the fields that a dense decoder and a mixture have in common.
 fn set_decoder(set: &mut impl FnMut(&str, Value), config: &ModelConfig, dense: &Dense) {
     for key in KEPT {
         if let Some(value) = config.value().get(key) {
@@ -179,7 +180,7 @@ fn set_decoder(set: &mut impl FnMut(&str, Value), config: &ModelConfig, dense: &
     set("num_hidden_layers", json!(dense.layers));
     set("num_attention_heads", json!(dense.heads));
     set("num_key_value_heads", json!(dense.kv_heads));
-    // Defaults differ between families: what the config leaves to its class is written down.
+    // Classes have different defaults, so a value that the config leaves to its class is written out.
     if config.get("rms_norm_eps").is_none() {
         set("rms_norm_eps", json!(dense.decoder.norm_eps));
     }
@@ -200,7 +201,7 @@ fn window(dense: &Dense) -> Value {
     }
 }
 
-/// Rotary positions as transformers 4 reads them, and as transformers 5 does.
+/// Rotary positions, in the fields that transformers 4 reads and in those that transformers 5 reads.
 fn set_rope(set: &mut impl FnMut(&str, Value), base: &Dense) {
     let rope = &base.rope;
     set("rope_theta", json!(rope.theta));

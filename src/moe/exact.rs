@@ -1,11 +1,11 @@
-//! What a target cannot express of a dense model, and what an expert must share with its base.
+//! Decides whether a target can express a dense model exactly, and what an expert must have in common with its base.
 
 use super::family::{Dense, Window};
 use super::targets::Target;
 use architecture::{Bias, HeadDim, QueryNorms, WindowRule};
 use errors::Refusal;
 
-/// A reason why an assembly would not compute what its models do: the field, what was expected, what was found.
+/// A reason why an assembly would not compute what its models do: names the field, the expected and the found value.
 pub(super) type Misfit = Refusal;
 
 fn misfit(message: String, hint: Option<String>) -> Misfit {
@@ -16,7 +16,7 @@ fn misfit(message: String, hint: Option<String>) -> Misfit {
     }
 }
 
-/// What a target cannot express of the model that gives everything but the experts.
+/// The properties of the base that the target cannot express. The base supplies everything except the experts.
 pub(super) fn of_base(base: &Dense, target: Target, label: &str) -> Vec<Misfit> {
     let (name, decoder) = (target.model_type, target.decoder);
     let mut found = Vec::new();
@@ -37,7 +37,7 @@ pub(super) fn of_base(base: &Dense, target: Target, label: &str) -> Vec<Misfit> 
             ),
             elsewhere(&|_| true),
         ));
-        // What follows from it would only repeat it.
+        // The other misfits would follow from this one.
         return found;
     }
     if base.qkv_bias && decoder.qkv_bias == Bias::None {
@@ -92,7 +92,7 @@ pub(super) fn of_base(base: &Dense, target: Target, label: &str) -> Vec<Misfit> 
             None,
         ));
     }
-    // Computed alike by every class of transformers; the others depend on more than the config's rope.
+    // Every class of transformers computes these kinds alike. Other kinds depend on more than the config's rope fields.
     if !matches!(base.rope.kind(), "default" | "linear" | "llama3" | "yarn") {
         found.push(misfit(
             format!("`{label}` has rotary positions of the kind `{}` (`rope_scaling`), which `{name}` does not have", base.rope.kind()),
@@ -102,17 +102,17 @@ pub(super) fn of_base(base: &Dense, target: Target, label: &str) -> Vec<Misfit> 
     found
 }
 
-/// Whether it has one window for all layers.
+/// Whether the target has one window for all layers.
 fn has_window(target: &Target) -> bool {
     matches!(target.decoder.window, WindowRule::All(_))
 }
 
-/// Whether its heads may have another width than `hidden_size / num_attention_heads`.
+/// Whether the target's heads may have a width other than `hidden_size / num_attention_heads`.
 fn has_head_dim(target: &Target) -> bool {
     target.decoder.head_dim != HeadDim::AlwaysShare
 }
 
-/// What keeps a model's MLPs from being experts of a base.
+/// The reasons why a model's MLPs cannot be experts beside the base.
 pub(super) fn of_expert(base: &Dense, expert: &Dense, label: &str) -> Vec<Misfit> {
     let mut found = Vec::new();
     if expert.mlp_bias {
@@ -146,7 +146,7 @@ pub(super) fn of_expert(base: &Dense, expert: &Dense, label: &str) -> Vec<Misfit
     found
 }
 
-/// What an expert was trained with and the assembly has not: it works, though not as it did.
+/// Properties that the expert was trained with and the assembly does not have. It runs, but computes something else.
 pub(super) fn of_surroundings(base: &Dense, expert: &Dense, label: &str) -> Vec<Misfit> {
     let mut found = Vec::new();
     if base.rope != expert.rope {

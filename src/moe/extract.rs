@@ -1,4 +1,4 @@
-//! A dense model from a mixture: its MLPs are one expert, or several side by side with equal weights.
+//! Extracts a dense model from a mixture: its MLPs are one expert, or several side by side with equal weights.
 
 use super::config;
 use super::exact::Misfit;
@@ -94,9 +94,9 @@ pub(super) fn attempt(
 /// The shared expert of a mixture.
 enum Shared {
     None,
-    /// Where its matrices are, and its width.
+    /// Its layout and its width.
     Plain(&'static SharedLayout, usize),
-    /// It is weighed by a gate that sees the token, which no dense MLP does: its width.
+    /// Has a gate that depends on the token, which no dense MLP has; its width.
     Gated(usize),
 }
 
@@ -120,7 +120,7 @@ impl Shared {
     }
 }
 
-/// What a dense model cannot compute as the mixture does with these experts alone.
+/// The reasons why a dense model cannot compute what the mixture does with these experts alone.
 fn misfits(mixture: &Mixture, config: &ModelConfig, shared: &Shared, label: &str) -> Vec<Misfit> {
     let dense = &mixture.dense;
     let family = dense.family.name();
@@ -152,7 +152,8 @@ fn misfits(mixture: &Mixture, config: &ModelConfig, shared: &Shared, label: &str
         ));
     }
     let decoder = dense.decoder;
-    // One field says it of both, and in some families of the MLP too, which has none.
+    // One config field states both biases. In some families it states that of the MLP too, which the mixture does not
+    // have.
     let has = |bias: Bias| match bias {
         Bias::None => false,
         Bias::Always => true,
@@ -178,9 +179,9 @@ struct Extraction<'a> {
     base_at: Option<Position>,
     mixture: &'a Mixture,
     chosen: &'a [usize],
-    /// What the last matrix of each chosen expert is multiplied by.
+    /// The factor on the last matrix of each chosen expert.
     share: f64,
-    /// The shared expert that is put beside them, and its width.
+    /// The shared expert that is placed beside them, and its width.
     beside: Option<(&'static SharedLayout, usize)>,
     /// Of each MLP.
     width: usize,

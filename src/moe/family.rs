@@ -1,4 +1,4 @@
-//! What a dense model is, as far as an assembly must know: read from its config and its tensors' names.
+//! Reads from a model's config and tensor names what an assembly must know about a dense model.
 
 use serde_json::{Map, Value};
 
@@ -6,15 +6,15 @@ use architecture::{Decoder, Family, HeadDim, WindowRule};
 use checkpoint::{Checkpoint, ModelConfig};
 use errors::Refusal;
 
-/// Larger sizes are no model's: products of two and sums of three of them can be counted.
+/// Upper bound of any size in a config. Products of two sizes and sums of three cannot overflow.
 const LARGEST: usize = 1 << 31;
 
-/// The family of a dense model that experts can be taken from.
+/// The family, if it is one of dense models that can supply experts.
 fn donor(model_type: &str) -> Option<&'static Family> {
     Family::of(model_type).filter(|family| family.gives_experts())
 }
 
-/// The names of all, for messages.
+/// The names of all such families, for messages.
 fn donors() -> Vec<&'static str> {
     let donors = Family::all().filter(|family| family.gives_experts());
     donors.map(Family::name).collect()
@@ -33,13 +33,13 @@ pub(super) struct Dense {
     pub(super) head_dim: usize,
     pub(super) activation: String,
     pub(super) tied: bool,
-    /// Biases of q, k and v.
+    /// Whether q, k and v have biases.
     pub(super) qkv_bias: bool,
-    /// A bias of o.
+    /// Whether o has a bias.
     pub(super) o_bias: bool,
-    /// Biases inside the MLP.
+    /// Whether the MLP has biases.
     pub(super) mlp_bias: bool,
-    /// Norms of q and k.
+    /// Whether q and k have norms.
     pub(super) qk_norm: bool,
     pub(super) window: Window,
     pub(super) rope: Rope,
@@ -48,11 +48,11 @@ pub(super) struct Dense {
 /// How far back attention looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Window {
-    /// To the beginning.
+    /// No window: attention reaches back to the first token.
     None,
-    /// So many tokens, in every layer.
+    /// A window of this many tokens in every layer.
     All(usize),
-    /// Not alike in all layers.
+    /// A window in some layers only.
     Some,
 }
 
@@ -60,14 +60,14 @@ pub(super) enum Window {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rope {
     pub(super) theta: f64,
-    /// What changes the frequencies, as transformers 4 wrote it; none if nothing does.
+    /// The scaling of the frequencies, in the fields of transformers 4; `None` if they are not scaled.
     pub(super) scaling: Option<Map<String, Value>>,
-    /// The share of a head that is turned.
+    /// The fraction of each head that is rotated.
     pub(super) partial: f64,
 }
 
 impl Rope {
-    /// From a config of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
+    /// Reads a config of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
     fn read(config: &ModelConfig, default: f64) -> Rope {
         let object = |key: &str| config.get(key).and_then(Value::as_object);
         let parameters = object("rope_parameters").or_else(|| object("rope_scaling"));
@@ -92,7 +92,7 @@ impl Rope {
         }
     }
 
-    /// The kind of scaling, `default` if there is none.
+    /// The kind of scaling; `default` without one.
     pub(super) fn kind(&self) -> &str {
         let kind = self
             .scaling
@@ -103,11 +103,11 @@ impl Rope {
 }
 
 impl Dense {
-    /// What a model is.
+    /// Reads what a dense model is.
     ///
     /// # Errors
-    /// In words for the user: it is no dense decoder of a family that is known, or its config lacks what must be
-    /// known.
+    ///
+    /// The model is no dense decoder of a known family, or its config lacks a required field.
     pub(super) fn read(model: &Checkpoint) -> Result<Dense, Refusal> {
         let label = model.label();
         let Some(config) = model.config() else {
@@ -125,7 +125,7 @@ impl Dense {
         Dense::of(model, config, family, "intermediate_size")
     }
 
-    /// What a model is, taken for one of a family, whose MLPs are as wide as that field says.
+    /// Reads a model as one of `family`, with the MLP's width in the given config field.
     pub(super) fn of(
         model: &Checkpoint,
         config: &ModelConfig,
@@ -213,7 +213,7 @@ impl Dense {
     }
 }
 
-/// Why nothing is known of a model without a config.
+/// The refusal of a model without a config.
 pub(super) fn no_config(label: &str) -> Refusal {
     Refusal::new(format!(
         "`{label}` has no config.json, which says how it is built"
@@ -223,7 +223,7 @@ pub(super) fn no_config(label: &str) -> Refusal {
 
 fn window(config: &ModelConfig, decoder: &Decoder) -> Window {
     let size = match (decoder.window, config.value().get("sliding_window")) {
-        // What its class has where the config says nothing; null is said.
+        // The class's default applies only if the config has no such field; an explicit null means no window.
         (WindowRule::All(by_class), None) => by_class,
         _ => config.get_usize("sliding_window"),
     };
@@ -236,7 +236,7 @@ fn window(config: &ModelConfig, decoder: &Decoder) -> Window {
             Some(kinds) if !kinds.iter().all(sliding) => Window::Some,
             _ => Window::All(size),
         },
-        // These have the field, and use it only if they are told to; then in some of the layers.
+        // These classes use the field only if another field turns the window on, and then only in some layers.
         (WindowRule::Switched | WindowRule::Listed { .. }, Some(_)) => {
             match any_slides || config.get_bool("use_sliding_window") == Some(true) {
                 true => Window::Some,

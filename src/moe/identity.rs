@@ -1,4 +1,4 @@
-//! The proof that an assembly computes what its base does: with the base as every expert, both give the same logits.
+//! Proves that an assembly computes what its base does: with the base as every expert, both return the same logits.
 
 use std::sync::Arc;
 
@@ -9,22 +9,22 @@ use forward::Decoder;
 use plan::{MergeResult, Options};
 use recipe::{Expert, GateMode, Located, MoeRecipe, RouterRecipe, Upcycle};
 
-/// The largest relative difference of logits that float32 explains.
+/// The largest relative difference of logits that float32 rounding explains.
 const BOUND: f64 = 1e-5;
 
-/// Tokens of each text that the two models are compared by.
+/// Lengths of the texts, in tokens, on which the two models are compared.
 const TEXTS: [usize; 3] = [12, 5, 1];
 
-/// Proves that an assembly computes what its base does: the base is every expert, in float32 and without being written,
-/// and its logits are compared with the base's own. Gives the largest difference between logits over the largest logit.
+/// Proves that an assembly computes what its base does. The base takes the place of every expert, in float32 and
+/// without writing files, and the logits are compared with the base's own. Returns the largest difference between
+/// logits, divided by the largest logit.
 ///
-/// What the recipe does to experts (noise, scales, dropped neurons, other sources, a backbone) is left out; its target,
-/// layers, shared shares and experts per token are kept. The weights of the base are read about as often as it has
-/// experts.
+/// The recipe's target, layers, shared shares and experts per token are kept. Its changes to experts (noise, scales,
+/// dropped neurons, other sources, a backbone) are left out. The base's weights are read about once per expert.
 ///
 /// # Errors
-/// In words for the user: it computes something else, it cannot be assembled, or it is of a family that the forward pass
-/// cannot run.
+///
+/// The logits differ, the models cannot be assembled, or the forward pass does not support the family.
 pub fn prove_identity(
     recipe: &MoeRecipe,
     resolver: &dyn Resolver,
@@ -55,7 +55,7 @@ pub fn prove_identity(
     let vocabulary = vocabulary
         .ok_or("the base's config has no `vocab_size`")?
         .max(1);
-    // Tokens from all over the vocabulary.
+    // The tokens are spread over the whole vocabulary.
     let text = |(seed, length): (usize, &usize)| -> Vec<u32> {
         let token = |place: usize| ((seed * 31 + place + 1) * 7919 % vocabulary) as u32;
         (0..*length).map(token).collect()
@@ -90,7 +90,7 @@ pub fn prove_identity(
     Ok(error)
 }
 
-/// The same cuts, with all neurons kept.
+/// The same cuts, without dropped neurons.
 fn undropped(upcycle: &Located<Upcycle>) -> Located<Upcycle> {
     let kept = Upcycle {
         drop: 0.0,
@@ -102,7 +102,7 @@ fn undropped(upcycle: &Located<Upcycle>) -> Located<Upcycle> {
     }
 }
 
-/// The recipe with the base as every expert.
+/// The recipe with the base in place of every expert.
 fn identical(recipe: &MoeRecipe) -> MoeRecipe {
     let base = &recipe.base_model;
     let expert = |expert: &Expert| Expert {
@@ -117,7 +117,7 @@ fn identical(recipe: &MoeRecipe) -> MoeRecipe {
         alpha: expert.alpha,
         at: expert.at,
     };
-    // One that is added on top of the others has no dense counterpart.
+    // A shared expert that is added to the others has no dense counterpart.
     let shared = recipe
         .shared_experts
         .iter()

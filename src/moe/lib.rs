@@ -1,8 +1,8 @@
-//! Mixtures of experts: dense models become the experts of one, by a recipe that resolves to the same plan as a
-//! merge's.
+//! Mixtures of experts: assembles dense models as the experts of one, edits mixtures, and extracts dense models. A
+//! recipe becomes a plan of the same type as a merge's.
 //!
-//! [`plan()`] reads headers, configs and tokenizers. What a target cannot compute exactly as the models do is
-//! refused before anything is written. Rows of routers, which no model has, are made when the plan is run.
+//! [`plan()`] reads headers, configs and tokenizers. It refuses, before anything is written, a target that cannot
+//! compute exactly what the models do. Router rows, which no model has, are made when the plan is run.
 //!
 //! This layer knows recipes and plans; it writes nothing.
 
@@ -35,7 +35,7 @@ use plan::{self, Draft, Models, Options, Plan, Problems, Results};
 use recipe::{Change, EditRecipe, Located, MoeRecipe, Position, RecipeError};
 use router::Routers;
 
-/// What plans and cards call an assembly.
+/// The method's name in plans and cards.
 static MOE: MethodInfo = MethodInfo {
     name: "moe",
     summary: "dense models as the experts of one model",
@@ -49,13 +49,14 @@ static MOE: MethodInfo = MethodInfo {
     random: false,
 };
 
-/// What messages call the model whose tensors no file holds.
+/// The name in messages of the source of tensors that no model has.
 const INVENTED: &str = "the router";
 
-/// Plans the assembly that a recipe asks for.
+/// Plans the assembly that a recipe describes.
 ///
 /// # Errors
-/// All that can be found wrong without reading a weight, at once.
+///
+/// Every problem that can be found without reading a weight, all at once.
 pub fn plan(
     recipe: &MoeRecipe,
     path: &str,
@@ -88,10 +89,11 @@ pub fn plan(
     }
 }
 
-/// Plans what a recipe makes of a mixture.
+/// Plans the edit or the extraction that a recipe describes.
 ///
 /// # Errors
-/// All that can be found wrong without reading a weight, at once.
+///
+/// Every problem that can be found without reading a weight, all at once.
 pub fn plan_edit(
     recipe: &EditRecipe,
     path: &str,
@@ -124,23 +126,23 @@ pub fn plan_edit(
     }
 }
 
-/// What was decided of an output.
+/// The decisions about an output.
 struct Decided {
-    /// What it is, in words.
+    /// A description in words.
     described: String,
-    /// Whether anything is drawn.
+    /// Whether any value is drawn at random.
     random: bool,
     tensors: Tensors,
-    /// The file of rows, by its number among the models.
+    /// The number of the rows file among the models.
     file: Option<usize>,
-    /// How the tensors are made that no model has; none if there are no such.
+    /// How the tensors that no model has are made; `None` if there are none.
     router: Option<router::Recipe>,
     config: Option<serde_json::Value>,
-    /// The path of the recipe and its text.
+    /// The recipe's path and text.
     recipe: (String, String),
 }
 
-/// The plan of what was decided.
+/// Turns the decisions into a plan.
 fn finish(
     decided: Decided,
     mut models: Models,
@@ -190,7 +192,7 @@ fn finish(
     .finish(options, problems)
 }
 
-/// Opens the models of a recipe, of which the first is the base, and a file of rows beside them.
+/// Opens the models of a recipe, the base first, and the rows file after them.
 fn open(
     mentions: &mut dyn Iterator<Item = &Located<ModelRef>>,
     file: Option<&Located<String>>,
@@ -249,7 +251,7 @@ fn report_misfits(
     }
 }
 
-/// Refuses experts whose token ids mean other tokens than the base's, whose embedding they will read.
+/// Refuses experts whose token ids stand for other tokens than the base's: they will read the base's embedding.
 fn check_vocabularies(
     models: &Models,
     inexact: bool,
@@ -270,12 +272,12 @@ fn check_vocabularies(
     }
 }
 
-/// The number of the file of rows among the models.
+/// The number of the rows file among the models.
 fn file_of_rows(models: &Models, file: &Located<String>) -> Option<usize> {
     models.index(&ModelRef::parse(&file.value).ok()?)
 }
 
-/// Whether states can be computed of the model that routers are made from.
+/// Whether the forward pass can compute states of the model that routers are made from.
 fn has_states(model: &Checkpoint, at: Option<Position>, problems: &mut Problems) -> bool {
     let Some(config) = model.config() else {
         return true;
@@ -288,9 +290,9 @@ fn has_states(model: &Checkpoint, at: Option<Position>, problems: &mut Problems)
     false
 }
 
-/// Tokens whose states fit half of the memory.
+/// The number of tokens whose states fit into half of the memory.
 fn most_tokens(dense: &Dense, options: &Options) -> usize {
-    // The state, what is read of it, queries, keys and values, and the inner features of an MLP.
+    // Per token: the state, what is read from it, queries, keys, values, and the inner features of an MLP.
     let per_token = size_of::<f32>() * (6 * dense.hidden + 2 * dense.width);
     (options.settings.memory / 2) as usize / per_token
 }
@@ -302,7 +304,7 @@ struct Texts<'a> {
     at: Position,
 }
 
-/// The prompts of rows, one after the other, cut into tokens.
+/// Turns the prompts of each row into tokens, row after row.
 fn prompts<'a>(
     texts: &mut dyn Iterator<Item = Texts<'a>>,
     mode_at: Position,

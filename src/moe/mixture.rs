@@ -1,4 +1,4 @@
-//! What a mixture of experts is, as far as its headers say: its layout, its experts, and the decoder around them.
+//! Reads from a mixture's headers its layout, its experts, and the decoder around them.
 
 use super::family::{Dense, Window, no_config};
 use super::pieces::{Donor, Piece, Pieces, layer_of};
@@ -10,27 +10,28 @@ use numeric::FloatType;
 use plan::{self, Models, Problems};
 use recipe::{Located, Ranges};
 
-/// A mixture.
+/// A mixture of experts.
 #[derive(Debug)]
 pub(super) struct Mixture {
     pub(super) target: Target,
     pub(super) names: Names,
-    /// Experts of each layer.
+    /// Experts per layer.
     pub(super) experts: usize,
     /// The layers with experts, ascending.
     pub(super) layers: Vec<usize>,
-    /// The decoder around them, as a dense model of the family that holds it, as wide as an expert.
+    /// The decoder around the experts, described as a dense model whose MLPs are as wide as an expert.
     pub(super) dense: Dense,
 }
 
-/// What classes have other defaults for: a config must say it.
+/// Fields with different defaults in different classes; the config must state them.
 const SAID: [&str; 3] = ["num_key_value_heads", "rms_norm_eps", "hidden_act"];
 
 impl Mixture {
-    /// What a model is.
+    /// Reads what a mixture is.
     ///
     /// # Errors
-    /// In words for the user: it is no mixture of a kind that is known, or not what its config says.
+    ///
+    /// The model is no mixture of a known kind, or does not match its config.
     pub(super) fn read(model: &Checkpoint) -> Result<Mixture, Refusal> {
         let label = model.label();
         let Some(config) = model.config() else {
@@ -118,7 +119,7 @@ impl Mixture {
         self.layers.binary_search(&layer).is_ok()
     }
 
-    /// A matrix of one of its experts, as it is.
+    /// A matrix of one of its experts, unchanged.
     pub(super) fn expert(
         &self,
         pieces: &Pieces<'_>,
@@ -150,7 +151,7 @@ impl Mixture {
         Some(pieces.cut(source, first..first + rows, columns))
     }
 
-    /// The experts that a recipe names by number.
+    /// The numbers of the experts that a recipe names.
     pub(super) fn numbers(
         &self,
         experts: &Located<Ranges>,
@@ -169,7 +170,7 @@ impl Mixture {
         numbers
     }
 
-    /// Pieces in the dtype that the recipe asks for, or that the experts have.
+    /// Pieces in the dtype that the recipe asks for, or in that of the experts.
     pub(super) fn pieces<'a>(
         &self,
         models: &'a Models,
@@ -191,14 +192,14 @@ impl Mixture {
     }
 }
 
-/// Whether a config says the base of rotary frequencies, in the words of transformers 4 or 5.
+/// Whether a config states the base of the rotary frequencies, in the fields of transformers 4 or 5.
 fn says_theta(config: &ModelConfig) -> bool {
     let parameters = config.get("rope_parameters");
     let inner = parameters.and_then(|parameters| parameters.get("rope_theta"));
     inner.or_else(|| config.get("rope_theta")).is_some()
 }
 
-/// The dense family that a mixture is around its experts.
+/// The dense family that matches the decoder around the experts.
 fn around(target: Target, model: &Checkpoint) -> Option<&'static Family> {
     let has = |suffix: &str| {
         let mut tensors = model.tensors().iter();
@@ -223,7 +224,7 @@ fn around(target: Target, model: &Checkpoint) -> Option<&'static Family> {
     Family::of(name)
 }
 
-/// How far back the attention of a mixture looks.
+/// The window of the mixture's attention.
 fn window(target: Target, config: &ModelConfig) -> Window {
     let size = config.get_usize("sliding_window");
     let kinds = config

@@ -1,4 +1,4 @@
-//! What tensors of mixtures are put together from: parts of matrices, and tensors that no model has.
+//! The building blocks of a mixture's tensors: parts of matrices, and tensors that no model has.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,48 +13,48 @@ use numeric::FloatType;
 use plan::{Fate, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View};
 use recipe::Position;
 
-/// What a tensor of an assembly is called where plans are shown.
+/// The name of this operation in plans.
 pub(super) const EXPERT: &str = "expert";
 const ROUTER: &str = "router";
 const ZEROS: &str = "zeros";
 
-/// The models that pieces are of, and what they are written in.
+/// The models that pieces are cut from, and the dtypes that are written.
 pub(super) struct Pieces<'a> {
     pub(super) models: &'a Models,
     /// The dtype that the recipe asks for.
     pub(super) dtype: Option<FloatType>,
-    /// What experts and routers are written in.
+    /// The dtype of experts and routers.
     pub(super) main: Dtype,
-    /// The model that the tensors of no model will be of.
+    /// The number of the source that will hold the tensors that no model has.
     pub(super) invented: usize,
 }
 
-/// The tensors, and those among them that no model has.
+/// The planned tensors, and those among them that no model has.
 #[derive(Default)]
 pub(super) struct Tensors {
     pub(super) planned: Vec<PlannedTensor>,
     pub(super) invented: Vec<(TensorEntry, Invented)>,
-    /// Pairs that must be equal, as one of them is left out.
+    /// Pairs of tensors that must be equal because only one of them is written: the model and the two tensors.
     pub(super) equal: Vec<(usize, usize, usize)>,
     pub(super) fates: Vec<Vec<Fate>>,
-    /// The names of the routers, by layer with experts.
+    /// The routers' names, one per layer with experts.
     pub(super) routers: Vec<String>,
-    /// Width of the shared expert.
+    /// Neurons of the shared expert.
     pub(super) shared_width: usize,
 }
 
-/// A matrix of an expert as it will be: where it is, and what is done with it.
+/// A matrix of an expert: its place in the source, and what is done to it.
 pub(super) struct Piece {
     pub(super) part: Part,
     /// Rows and columns.
     pub(super) shape: [usize; 2],
-    /// Whether it is all of a tensor, as it is.
+    /// Whether it is a whole tensor, unchanged.
     pub(super) whole: bool,
     pub(super) segment: Segment,
 }
 
 impl<'a> Pieces<'a> {
-    /// Pieces in the dtype that the recipe asks for, or that the MLPs of a dense base have.
+    /// Pieces in the dtype that the recipe asks for, or in that of the dense base's MLPs.
     pub(super) fn new(models: &'a Models, base: usize, dtype: Option<FloatType>) -> Self {
         let mut tensors = models.checkpoints[base].tensors().iter();
         let stored = tensors.find(|tensor| tensor.name.contains(".mlp."));
@@ -67,7 +67,7 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// A tensor of the base, each of whose values is changed in the same way.
+    /// A tensor of the base with the same change to every value.
     pub(super) fn values(
         &self,
         source: SourceTensor,
@@ -152,7 +152,7 @@ impl<'a> Pieces<'a> {
         })
     }
 
-    /// Rows of a matrix, as they are.
+    /// Rows of a matrix, unchanged.
     pub(super) fn cut(&self, source: SourceTensor, rows: Range<usize>, columns: usize) -> Piece {
         let shape = [rows.len(), columns];
         Piece {
@@ -169,7 +169,7 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// The tensor of one piece: copied, converted, or computed.
+    /// A tensor that consists of one piece: copied, converted or computed.
     pub(super) fn one(&self, name: String, piece: Piece) -> PlannedTensor {
         let entry = self.entry(piece.part.source);
         let stored = FloatType::of(entry.dtype);
@@ -188,7 +188,7 @@ impl<'a> Pieces<'a> {
         PlannedTensor::plain(name, self.main, shape, sources, operation)
     }
 
-    /// The tensor of pieces one after the other.
+    /// A tensor that consists of pieces, one after another; an empty `shape` stands for that of the first piece.
     pub(super) fn join(
         &self,
         name: String,
@@ -218,7 +218,7 @@ impl<'a> Pieces<'a> {
         &self.models.checkpoints[source.model].tensors()[source.tensor]
     }
 
-    /// A tensor of a donor, of this shape and of floats.
+    /// Finds a donor's tensor of this name, of this shape and of floats; adds a problem otherwise.
     pub(super) fn find(
         &self,
         donor: &Donor<'_>,
@@ -281,13 +281,13 @@ impl<'a> Pieces<'a> {
         problems.add(at, message, None);
     }
 
-    /// What becomes of each tensor of each model.
+    /// What happens to each tensor of each model.
     ///
-    /// Of `tied`, the head is a copy of the embedding.
+    /// In the model `tied`, the output head is a copy of the embedding.
     pub(super) fn fates(&self, planned: &[PlannedTensor], tied: Option<usize>) -> Vec<Vec<Fate>> {
         let mut used: HashMap<SourceTensor, usize> = HashMap::new();
         for tensor in planned {
-            // A view's first part is the source itself.
+            // The first part of a view is also listed as a source.
             let mut inputs: Vec<&SourceTensor> = tensor.inputs().collect();
             inputs.sort_unstable();
             inputs.dedup();
@@ -325,7 +325,7 @@ pub(super) struct Donor<'a> {
     pub(super) dense: &'a Dense,
 }
 
-/// The layer that a tensor is of, and what follows its number.
+/// The layer's number in a tensor's name, and the part of the name that follows it.
 pub(super) fn layer_of(name: &str) -> Option<(usize, &str)> {
     let (number, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     Some((number.parse().ok()?, rest))

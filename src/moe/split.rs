@@ -1,9 +1,9 @@
-//! Which neurons go together when an expert is cut: balanced k-means over the directions of their gate rows.
+//! Decides which neurons stay together when an expert is cut: balanced k-means over the directions of their gate rows.
 //!
-//! LLaMA-MoE (Zhu et al. 2024) cuts an MLP into experts so: neurons whose rows point the same way open for the same
-//! tokens, so that a router can tell parts apart. Here rows of length one are clustered by Lloyd's steps from seeds
-//! that greedy k-means++ draws (Arthur and Vassilvitskii 2007), each step giving every cluster equally many neurons.
-//! All sums are made in one order, so that the cut depends on nothing but the weights and the seed.
+//! LLaMA-MoE (Zhu et al. 2024) cuts an MLP into experts in this way: neurons whose gate rows point the same way fire on
+//! the same tokens, so a router can tell the parts apart. Rows are scaled to unit length and clustered by Lloyd's
+//! algorithm, in which every step gives all clusters equally many neurons. The seeds are drawn by greedy k-means++
+//! (Arthur and Vassilvitskii 2007). All sums run in a fixed order, so the cut depends only on the weights and the seed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,25 +14,25 @@ use errors::Refusal;
 use numeric::{NormalKey, dot};
 use plan::LatePicks;
 
-/// The most steps; most cuts stand still after ten.
+/// The limit on Lloyd's steps; most cuts settle after ten.
 const STEPS: usize = 24;
-/// Rounds of exchanges between clusters; each makes the cut better, two or three are usual.
+/// The limit on rounds of exchanges between clusters. Each round improves the cut; two or three are usual.
 const ROUNDS: usize = 32;
-/// Seeds to choose each from: one alone falls into a cluster that has one already too often.
+/// Candidates for each seed. A single one too often falls into a cluster that already has a seed.
 const CANDIDATES: usize = 4;
-/// Rows that are read at a time.
+/// Rows that are read at once.
 const TILE: usize = 256;
 
-/// The cuts that a plan needs, by the number of the model and the layer.
+/// The cuts that a plan needs, by model number and layer.
 pub(super) type Cuts = BTreeMap<(usize, usize), LatePicks>;
 
-/// Cuts that are made before a plan is run.
+/// Cuts that are decided before the plan's tensors are computed.
 #[derive(Debug)]
 pub(super) struct Splits {
     pub(super) wanted: Vec<Split>,
-    /// The models that are cut, by number.
+    /// The models whose experts are cut, by number.
     pub(super) models: BTreeMap<usize, Arc<Checkpoint>>,
-    /// Into how many parts.
+    /// Parts per expert.
     pub(super) parts: usize,
     pub(super) seed: u64,
 }
@@ -42,16 +42,16 @@ pub(super) struct Splits {
 pub(super) struct Split {
     pub(super) model: usize,
     pub(super) layer: usize,
-    /// The tensor whose first rows are the gates.
+    /// The tensor that begins with the gate rows.
     pub(super) gate: String,
-    /// How many rows, and how long they are.
+    /// Number of gate rows, and elements per row.
     pub(super) shape: [usize; 2],
-    /// What is decided: the neurons of the first part, then those of the next.
+    /// The result: the neurons of the first part, then those of the next.
     pub(super) picks: LatePicks,
 }
 
 impl Splits {
-    /// Bytes of what is decided, and of the largest while it is.
+    /// Bytes of all results, and of the working memory for the largest cut.
     pub(super) fn bytes(&self) -> u64 {
         let neurons = self.wanted.iter().map(|split| split.shape[0]);
         let kept = neurons.clone().sum::<usize>() * size_of::<u32>();
@@ -59,10 +59,11 @@ impl Splits {
         (kept + made) as u64
     }
 
-    /// Decides all of them.
+    /// Decides all cuts.
     ///
     /// # Errors
-    /// In words for the user: a gate that cannot be read or holds NaN or infinity, a stop.
+    ///
+    /// A gate matrix cannot be read or holds NaN or infinity, or the run is cancelled.
     pub(super) fn decide(
         &self,
         threads: usize,
@@ -112,7 +113,7 @@ impl Splits {
     }
 }
 
-/// Sets a slice to rows from the first on.
+/// Fills a slice with rows, starting at the given one.
 type Read<'a> = dyn Fn(usize, &mut [f32]) -> Result<(), Refusal> + 'a;
 
 /// Rows that are read a tile at a time.
@@ -123,7 +124,7 @@ struct Neurons<'a> {
 }
 
 impl Neurons<'_> {
-    /// Goes over all rows, each of length one, or of zeros.
+    /// Visits all rows, scaled to unit length unless they are zero.
     fn each(&self, mut visit: impl FnMut(usize, &[f32])) -> Result<(), Refusal> {
         let mut tile = vec![0f32; TILE.min(self.width) * self.hidden];
         for first in (0..self.width).step_by(TILE) {
@@ -148,7 +149,8 @@ impl Neurons<'_> {
                 .chunks_exact(self.hidden)
                 .map(|centre| dot(centre, centre) / 2.0)
                 .collect();
-            // Less by half the squared distance of a row from a centre, but for what all centres have in common.
+            // `dot(row, centre) - dot(centre, centre) / 2` is minus half the squared distance, apart from a term that
+            // is the same for all centres.
             self.each(|row, values| {
                 let of_row = &mut near[row * parts..][..parts];
                 let centres = centres.chunks_exact(self.hidden).zip(&offsets);
@@ -170,8 +172,9 @@ impl Neurons<'_> {
         Ok((0..parts).flat_map(of).collect())
     }
 
-    /// Rows of some neurons far from each other: for each next, a few are drawn by their squared distances from those
-    /// before, and the one is taken that leaves the others nearest.
+    /// Chooses rows that are far apart as seeds. For each seed, a few candidates are drawn with probabilities
+    /// proportional to their squared distance from the seeds before. The candidate that leaves the other rows nearest
+    /// to a seed is taken.
     fn seeds(&self, parts: usize, key: NormalKey) -> Result<Vec<f32>, Refusal> {
         let mut centres: Vec<f32> = Vec::with_capacity(parts * self.hidden);
         let mut far = vec![1f64; self.width];
@@ -185,7 +188,7 @@ impl Neurons<'_> {
                     left -= far;
                     left < 0.0
                 });
-                // Where all are alike, any.
+                // If all distances are zero, any neuron will do.
                 let neuron = passed.unwrap_or(part % self.width.max(1));
                 let mut row = vec![0f32; self.hidden];
                 (self.read)(neuron, &mut row)?;
@@ -228,7 +231,7 @@ impl Neurons<'_> {
     }
 }
 
-/// Gives a row length one, unless it is of zeros.
+/// Scales a row to unit length unless it is zero.
 fn normalize(row: &mut [f32]) {
     let length = dot(row, row).sqrt();
     if length > 0.0 {
@@ -237,9 +240,9 @@ fn normalize(row: &mut [f32]) {
     }
 }
 
-/// Gives each cluster equally many neurons: `near` has a row for each neuron, a column for each cluster, and is to
-/// be as large as can be in sum. Those that lose most by their second choice choose first; then pairs are exchanged
-/// as long as that gains.
+/// Assigns equally many neurons to each cluster. `near` has a row for each neuron and a column for each cluster; the
+/// sum of the chosen entries should be as large as possible. Neurons that would lose most with their second choice
+/// choose first. Then pairs of neurons are exchanged for as long as that raises the sum.
 fn assign(near: &[f64], parts: usize) -> Vec<usize> {
     let width = near.len() / parts;
     let of = |neuron: usize| &near[neuron * parts..][..parts];
@@ -260,7 +263,7 @@ fn assign(near: &[f64], parts: usize) -> Vec<usize> {
     let mut cluster = vec![0; width];
     for (_, neuron) in order {
         let free = (0..parts).filter(|part| room[*part] > 0);
-        // The first of several that are as near.
+        // Ties go to the first cluster.
         let best = free.reduce(|best, part| match of(neuron)[part] > of(neuron)[best] {
             true => part,
             false => best,
@@ -283,7 +286,7 @@ fn assign(near: &[f64], parts: usize) -> Vec<usize> {
     cluster
 }
 
-/// Exchanges neurons of two clusters, those that gain most first; tells whether any gained.
+/// Exchanges neurons of two clusters, the largest gains first; returns whether there was any.
 fn exchange<'n>(
     cluster: &mut [usize],
     of: &dyn Fn(usize) -> &'n [f64],
@@ -299,7 +302,7 @@ fn exchange<'n>(
     };
     let pairs = gains(cluster, a, b).into_iter().zip(gains(cluster, b, a));
     let mut better = false;
-    // Less is the rounding of the sums.
+    // A smaller gain may be rounding.
     for ((_, left), (_, right)) in pairs.take_while(|(a, b)| a.0 + b.0 > 1e-12) {
         (cluster[left], cluster[right]) = (b, a);
         better = true;
@@ -332,7 +335,8 @@ mod tests {
         cluster.iter().enumerate().map(of).sum()
     }
 
-    /// Neurons about a few directions, in a drawn order, of any length: those of one direction are found together.
+    /// Neurons along a few directions, in random order and of random length: those of one direction are grouped
+    /// together.
     #[test]
     fn planted_clusters_are_found() {
         let (parts, each, hidden) = (4, 75, 24);
@@ -360,7 +364,7 @@ mod tests {
         }
     }
 
-    /// Rows that are all alike, or zeros, are cut all the same.
+    /// Rows that are equal, or zeros, are cut too.
     #[test]
     fn equal_rows_are_cut_into_equal_parts() {
         for value in [0.0, 1.0] {
@@ -371,7 +375,8 @@ mod tests {
     }
 
     proptest! {
-        /// Two clusters are the best of all that are equally large; more cannot be mended by exchanging two neurons.
+        /// With two clusters, the result is the best of all equal cuts. With more, no exchange of two neurons improves
+        /// it.
         #[test]
         fn no_exchange_is_better(values in prop::collection::vec(-3f64..3.0, 24), parts in 2usize..5) {
             let (parts, width) = (parts, 24 / parts / parts * parts);
@@ -395,7 +400,7 @@ mod tests {
             }
         }
 
-        /// Each neuron is in one part.
+        /// Every neuron is in exactly one part.
         #[test]
         fn parts_are_a_cut(rows in prop::collection::vec(-1f32..1.0, 12 * 6), parts in prop::sample::select(vec![1usize, 2, 3, 4, 6, 12]), seed in any::<u64>()) {
             let mut found = clusters(&rows, 6, parts, seed);

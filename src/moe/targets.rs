@@ -1,13 +1,13 @@
-//! The mixtures that can be written: the families of the table that have what an assembly needs.
+//! The mixtures that can be written: families with everything that an assembly needs.
 
 use architecture::{Decoder, Family, Mixture, Names, Written};
 
-/// A family that is a mixture and can be written.
+/// A family of mixtures that can be written.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target {
-    /// As configs name it.
+    /// The `model_type` in configs.
     pub(super) model_type: &'static str,
-    /// The class that loads it.
+    /// The class of transformers that loads it.
     pub(super) class: &'static str,
     pub(super) decoder: &'static Decoder,
     pub(super) mixture: &'static Mixture,
@@ -15,7 +15,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Every target.
+    /// All targets.
     pub(super) fn all() -> impl Iterator<Item = Target> {
         Family::all().filter_map(|family| {
             let decoder = family.decoder.as_ref()?;
@@ -30,17 +30,17 @@ impl Target {
         })
     }
 
-    /// Whether it holds a dense family exactly.
+    /// Whether the target can hold a dense family exactly.
     pub(super) fn holds(&self, family: &str) -> bool {
         self.written.holds.contains(&family)
     }
 
-    /// The names on the Hub, or those that transformers 5 holds in memory.
+    /// The tensor names on the Hub, or the ones that transformers 5 uses in memory.
     pub(super) fn names(&self, held: bool) -> Names {
         self.mixture.names(held)
     }
 
-    /// Those that `architecture:` may mean: a model type, or the beginning of mergekit's title or of a class.
+    /// The targets that `architecture:` may mean: a model type, or the beginning of mergekit's title or of a class.
     pub(super) fn named(word: &str) -> Vec<Target> {
         let word = word.to_lowercase();
         let exact = |target: &Target| {
@@ -54,7 +54,7 @@ impl Target {
         Target::all().filter(meant).collect()
     }
 
-    /// The one that is taken for a family if the recipe names none.
+    /// The default target for a family, if the recipe names none.
     pub(super) fn of_family(family: &str, shared: bool) -> Option<Target> {
         let mut fitting = Target::all().filter(|target| target.holds(family));
         match shared {

@@ -1,4 +1,4 @@
-//! Dense models become the experts of one: what is opened, what is refused, what is decided.
+//! Assembles dense models as the experts of one mixture: opens the models, refuses what does not fit, decides the rest.
 
 mod rows;
 mod tensors;
@@ -176,7 +176,7 @@ pub(super) fn attempt(
     finish(decided, models, base, notes, options, problems)
 }
 
-/// How experts are cut, into equal parts.
+/// How the experts are cut and changed; refused if they cannot be cut into equal parts.
 fn upcycle(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<Upcycle> {
     let Some(upcycle) = &recipe.upcycle else {
         return Some(Upcycle::default());
@@ -193,7 +193,7 @@ fn upcycle(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<
     Some(upcycle.value)
 }
 
-/// The cuts that only weights can tell, yet to be decided: one for each model and layer.
+/// The cuts that depend on weights, one per model and layer. They are decided when the plan is run.
 fn late_cuts(upcycle: Upcycle, experts: &[Source<'_>], layers: &[usize]) -> Cuts {
     let mut cuts = Cuts::new();
     if upcycle.split == Split::KMeans && upcycle.granularity > 1 {
@@ -206,7 +206,7 @@ fn late_cuts(upcycle: Upcycle, experts: &[Source<'_>], layers: &[usize]) -> Cuts
     cuts
 }
 
-/// What is assembled, in words.
+/// Describes the assembly in words, for plans and cards.
 fn described(recipe: &MoeRecipe, assembly: &Assembly<'_>, layers: usize) -> String {
     let all = assembly.dense.layers;
     let some = match layers < all {
@@ -227,7 +227,7 @@ fn described(recipe: &MoeRecipe, assembly: &Assembly<'_>, layers: usize) -> Stri
     )
 }
 
-/// What each model is; of those that are merely asked for a tokenizer nothing is needed.
+/// Reads what each model is. Models that only supply a tokenizer are not looked at.
 fn denses(models: &Models, problems: &mut Problems) -> Option<Vec<Option<Dense>>> {
     let mut denses = Vec::with_capacity(models.checkpoints.len());
     for (index, model) in models.checkpoints.iter().enumerate() {
@@ -243,7 +243,7 @@ fn denses(models: &Models, problems: &mut Problems) -> Option<Vec<Option<Dense>>
     problems.is_empty().then_some(denses)
 }
 
-/// The layout that is written.
+/// The target that the recipe names, or the default for the base's family.
 fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<Target> {
     let family = base.family.name();
     let known = || -> Vec<&str> { Target::all().map(|target| target.model_type).collect() };
@@ -276,15 +276,15 @@ fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) -> Option<T
             None
         }
         ref several => {
-            // The one that holds the base, if the word leaves a choice.
+            // If the word fits several targets, the one that holds the base exactly is taken.
             let holds = several.iter().find(|target| target.holds(family));
             holds.or(several.first()).copied()
         }
     }
 }
 
-/// What keeps the models from being assembled exactly. What keeps their matrices from fitting at all, which no word
-/// of the user mends, goes to `problems`.
+/// Returns the reasons why the assembly would not compute exactly what the models do. Mismatches that no option can
+/// allow, such as matrices of other shapes, go to `problems`.
 fn misfits(
     recipe: &MoeRecipe,
     target: Target,
@@ -322,7 +322,7 @@ fn misfits(
     Some(found)
 }
 
-/// The shared expert, if the recipe has one and the target too.
+/// The shared expert, if the recipe asks for one and the target has a place for it.
 fn shared_expert<'a>(
     recipe: &MoeRecipe,
     target: Target,
@@ -360,7 +360,7 @@ fn shared_expert<'a>(
     Some(first)
 }
 
-/// Which layers get experts.
+/// For each layer, whether it gets experts.
 fn layers_with_experts(
     recipe: &MoeRecipe,
     target: Target,

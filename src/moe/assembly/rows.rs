@@ -1,4 +1,4 @@
-//! How the rows of an assembly's routers are made, and the cuts that only weights can tell.
+//! Decides how an assembly's router rows are made, and which cuts of experts depend on weights.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use super::tensors::Assembly;
 use plan::{Models, Options, Problems};
 use recipe::{GateMode, MoeRecipe};
 
-/// What the rows of routers are made from, beside the recipe.
+/// The inputs of router rows other than the recipe.
 pub(super) struct RouterParts<'a> {
     pub(super) recipe: &'a MoeRecipe,
     pub(super) options: &'a Options,
     pub(super) models: &'a Models,
-    /// The model whose states are taken.
+    /// The model that computes hidden states, or whose embeddings are used.
     pub(super) backbone: usize,
     pub(super) dense: &'a Dense,
-    /// What each model is.
+    /// The dense models; `None` for a model that only supplies a tokenizer.
     pub(super) denses: &'a [Option<Dense>],
     pub(super) names: Vec<String>,
     pub(super) layers: Vec<usize>,
@@ -26,7 +26,7 @@ pub(super) struct RouterParts<'a> {
     pub(super) splits: Option<Splits>,
 }
 
-/// How the rows of routers are made.
+/// How the router rows are made.
 pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<router::Recipe> {
     let RouterParts {
         recipe,
@@ -106,7 +106,7 @@ pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<
     })
 }
 
-/// The cuts of experts that only weights can tell.
+/// The cuts of experts that depend on weights.
 pub(super) fn splits(assembly: &Assembly<'_>) -> Option<Splits> {
     let mut models = std::collections::BTreeMap::new();
     let mut wanted = Vec::new();
@@ -132,7 +132,7 @@ pub(super) fn splits(assembly: &Assembly<'_>) -> Option<Splits> {
     })
 }
 
-/// The models whose differences from the base give rows: those of the experts, and of the shared one if it has a gate.
+/// The models whose differences from the base become rows: the experts, and the shared expert if it has a gate.
 fn changes(parts: &RouterParts<'_>, problems: &mut Problems) -> Option<router::Changes> {
     let RouterParts { recipe, models, .. } = parts;
     let base = models.index(&recipe.base_model.value)?;

@@ -1,4 +1,4 @@
-//! The tensors of a mixture of experts: what each is made of.
+//! Decides the tensors of a new mixture: the sources of each, and what is done to them.
 
 use super::super::adjust::{Redraw, Segment};
 use super::super::family::Dense;
@@ -14,41 +14,41 @@ use numeric::{NormalKey, Picks};
 use plan::{Cut, Fold, Problems, SourceTensor};
 use recipe::{Expert, Position, Split, Upcycle};
 
-/// What a tensor of an assembly is called where plans are shown.
+/// The name of this operation in plans.
 const NORM: &str = "norm";
 const EMBEDDING: &str = "embedding";
 
-/// An expert of the recipe, with its model.
+/// An expert of the recipe and its model.
 pub(super) struct Source<'a> {
     pub(super) recipe: &'a Expert,
     pub(super) model: usize,
     pub(super) dense: &'a Dense,
 }
 
-/// What is assembled.
+/// An assembly, with everything decided.
 pub(super) struct Assembly<'a> {
     pub(super) pieces: Pieces<'a>,
-    /// The model that gives everything but the experts.
+    /// The model that supplies everything except the experts.
     pub(super) base: usize,
     pub(super) base_at: Option<Position>,
     pub(super) dense: &'a Dense,
     pub(super) target: Target,
-    /// How routers and experts are named.
+    /// The names of routers and experts.
     pub(super) names: Names,
     pub(super) experts: Vec<Source<'a>>,
     pub(super) shared: Option<Source<'a>>,
-    /// Which layers have experts.
+    /// For each layer, whether it has experts.
     pub(super) has_experts: Vec<bool>,
     pub(super) fold_norms: bool,
-    /// How each expert is cut.
+    /// How each expert is cut and changed.
     pub(super) upcycle: Upcycle,
-    /// The cuts that only weights can tell.
+    /// The cuts that depend on weights.
     pub(super) cuts: Cuts,
     pub(super) seed: u64,
 }
 
 impl Assembly<'_> {
-    /// Decides the tensors; adds to `problems` what is missing or has another shape.
+    /// Decides the tensors. Tensors that are missing or have the wrong shape are added to `problems`.
     pub(super) fn tensors(&self, problems: &mut Problems) -> Tensors {
         let mut out = Tensors::default();
         if let Some(shared) = &self.shared {
@@ -92,7 +92,7 @@ impl Assembly<'_> {
         out
     }
 
-    /// A tensor outside of the MLPs: as it is, or in the parts and scale that the target wants.
+    /// A tensor outside of the MLPs: unchanged, or split and scaled as the target requires.
     fn outside(
         &self,
         source: SourceTensor,
@@ -114,7 +114,8 @@ impl Assembly<'_> {
             return;
         }
         if is_output_head(name) && dense.tied {
-            // Left out as its copy is: what is written ties them, or gets the head from the embedding.
+            // The output head is left out as a copy of the embedding: the output ties the two, or its head is written
+            // from the embedding.
             if let Some(embedding) = model.find("model.embed_tokens.weight") {
                 out.equal.push((self.base, source.tensor, embedding));
             }
@@ -174,7 +175,7 @@ impl Assembly<'_> {
         );
     }
 
-    /// The MLP of a layer: with experts, or dense as it was.
+    /// The MLP of a layer: experts, or the dense MLP unchanged.
     fn mlp(&self, layer: usize, out: &mut Tensors, problems: &mut Problems) {
         let prefix = format!("model.layers.{layer}.");
         if !self.has_experts[layer] {
@@ -199,7 +200,7 @@ impl Assembly<'_> {
                 .and_then(|shared| shared.recipe.alpha)
                 .unwrap_or(0.0);
         let parts = self.upcycle.granularity;
-        // The weights of the parts of an expert are equal, and sum to what its own would be.
+        // All parts of an expert get the same weight. Together they count as much as the whole expert would.
         let share = routed * parts as f64;
         let piece = |number: usize, expert: &Source<'_>, matrix, problems: &mut Problems| {
             let whole =
@@ -271,7 +272,7 @@ impl Assembly<'_> {
     fn router(&self, prefix: &str, out: &mut Tensors) {
         let place = out.routers.len();
         let name = format!("{prefix}{}", self.names.router);
-        // What is drawn is keyed by the name on the Hub, whatever the layout.
+        // Draws are keyed by the name that the router has on the Hub, so that the layout does not change them.
         out.routers
             .push(format!("{prefix}{}", self.target.mixture.router));
         let experts = self.experts.len() * self.upcycle.granularity;
@@ -344,7 +345,7 @@ impl Assembly<'_> {
             }
             return;
         };
-        // A gate of zeros halves the result.
+        // The sigmoid of a gate of zeros is one half, so it halves the result.
         let share = match (shared.recipe.alpha, layout.gate) {
             (Some(alpha), Some(_)) => 2.0 * alpha,
             (Some(alpha), None) => alpha,
@@ -388,7 +389,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// A matrix of an expert, with what the recipe does to it.
+    /// A matrix of an expert, with the recipe's changes.
     fn expert_piece(
         &self,
         expert: &Source<'_>,
@@ -421,7 +422,7 @@ impl Assembly<'_> {
         Some(piece)
     }
 
-    /// The neurons of one part of an expert: rows of the gate and up matrices, columns of the down matrix.
+    /// One part of an expert's neurons: rows of the gate and up matrices, columns of the down matrix.
     fn part(&self, mut piece: Piece, layer: usize, matrix: Matrix, number: usize) -> Piece {
         let Upcycle {
             granularity, split, ..
@@ -471,7 +472,7 @@ impl Assembly<'_> {
         piece
     }
 
-    /// The same with a share of the neurons drawn anew: the same ones in all three matrices, others in each expert.
+    /// Redraws a share of a piece's neurons: the same neurons in all three matrices, different ones in each expert.
     fn redrawn(&self, mut piece: Piece, layer: usize, matrix: Matrix, number: usize) -> Piece {
         let width = self.dense.width / self.upcycle.granularity;
         let dropped = (self.upcycle.drop * width as f64).round() as usize;
@@ -495,7 +496,7 @@ impl Assembly<'_> {
         piece
     }
 
-    /// The norm that an expert was trained behind, and the one that it will stand behind.
+    /// The norm that the expert was trained behind, and the norm that precedes it in the assembly.
     fn fold(&self, donor: &Donor<'_>, layer: usize, problems: &mut Problems) -> Option<Fold> {
         let mut norm = |donor: &Donor<'_>| {
             let name = format!("model.layers.{layer}.{}", donor.dense.decoder.mlp_norm()?);
@@ -515,7 +516,7 @@ impl Assembly<'_> {
     }
 }
 
-/// The numbers below `count` in an order drawn by a key: sorted by draws, ties by number.
+/// The numbers below `count`, shuffled: sorted by keyed draws, ties by number.
 fn shuffled(key: NormalKey, count: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..count as u32).collect();
     order.sort_by(|a, b| {

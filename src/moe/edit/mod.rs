@@ -1,5 +1,5 @@
-//! A mixture of experts with other experts: kept, left out, doubled, taken from another mixture, replaced by a dense
-//! model's MLPs, or added with rows of their own.
+//! Changes the experts of a mixture: keeps, drops or doubles them, takes them from another mixture, replaces them by a
+//! dense model's MLPs, or adds new ones with rows of their own.
 
 mod tensors;
 
@@ -24,7 +24,7 @@ use plan::{self, Models, Options, Plan, Problems, Results};
 use recipe::{EditRecipe, Edited, GateMode, Located, MAX_EXPERTS, Member, Position, Ranges, Which};
 use tensors::Editing;
 
-/// Plans a mixture with other experts.
+/// Plans the edited mixture.
 pub(super) fn attempt(
     recipe: &EditRecipe,
     edited: &Edited,
@@ -113,11 +113,11 @@ pub(super) fn attempt(
     finish(decided, models, base, notes, options, problems)
 }
 
-/// What each model is.
+/// What each model is, by its number.
 struct Sources {
-    /// By the model's number: a mixture, where experts are taken from one.
+    /// The mixtures that experts are taken from.
     mixtures: Vec<Option<Mixture>>,
-    /// Or a dense one.
+    /// The dense models.
     denses: Vec<Option<Dense>>,
 }
 
@@ -176,21 +176,21 @@ struct Taken<'a> {
     at: Position,
 }
 
-/// Where its matrices come from.
+/// The source of its matrices.
 enum Matrices<'a> {
     Mixture(usize, &'a Mixture, usize),
     Dense(usize, &'a Dense),
 }
 
-/// Where its row in the routers comes from.
+/// The source of its row in the routers.
 #[derive(Clone, Copy)]
 enum Row<'a> {
     Of(usize, &'a Mixture, usize),
-    /// Of those that are made, by number.
+    /// A row that is made anew, by its number among those.
     Made(usize),
 }
 
-/// The experts of the output, one by one.
+/// The experts of the output, in order.
 fn taken<'a>(
     edited: &'a Edited,
     sources: &'a Sources,
@@ -259,7 +259,7 @@ fn taken<'a>(
     Some(taken)
 }
 
-/// The fields of a config that count experts.
+/// The config fields that hold the number of experts.
 fn counting(target: Target, config: &serde_json::Value) -> BTreeSet<&'static str> {
     let everywhere = ["num_local_experts", "num_experts"];
     let there = everywhere
@@ -275,7 +275,7 @@ fn counting(target: Target, config: &serde_json::Value) -> BTreeSet<&'static str
         .collect()
 }
 
-/// That models fit each other.
+/// Checks that the models fit each other.
 #[expect(
     clippy::too_many_arguments,
     reason = "what the whole recipe is checked by"
@@ -341,7 +341,7 @@ fn check_others(
     report_misfits(misfits, options.moe.inexact, notes, problems);
 }
 
-/// That so many experts can be chosen from as the config says.
+/// Checks that there are enough experts for the number per token that the output's config will state.
 fn check_counts(
     edited: &Edited,
     mixture: &Mixture,
@@ -374,7 +374,7 @@ fn check_counts(
     }
 }
 
-/// How the rows of experts that are added are made.
+/// How the rows of the added experts are made.
 fn added_rows(
     edited: &Edited,
     editing: &Editing<'_>,

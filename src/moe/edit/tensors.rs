@@ -1,4 +1,4 @@
-//! The tensors of an edited mixture.
+//! Decides the tensors of an edited mixture.
 
 use std::collections::BTreeSet;
 
@@ -14,16 +14,16 @@ use numeric::{FloatType, NormalKey};
 use plan::{Operation, PlannedTensor, Problems, SourceTensor};
 use recipe::Position;
 
-/// What copied tensors of the mixture are called where plans are shown.
+/// The name of the operation on the mixture's unchanged tensors in plans.
 const KEPT: &str = "kept";
 
-/// The edit of a mixture's tensors.
+/// An edit of a mixture's tensors.
 pub(super) struct Editing<'a> {
     pub(super) pieces: Pieces<'a>,
     pub(super) base: usize,
     pub(super) base_at: Option<Position>,
     pub(super) mixture: &'a Mixture,
-    /// How routers and experts will be named.
+    /// The names of routers and experts in the output.
     pub(super) names: Names,
     pub(super) taken: Vec<Taken<'a>>,
     pub(super) seed: u64,
@@ -54,7 +54,7 @@ impl Editing<'_> {
         out
     }
 
-    /// Whether a tensor, behind its layer's prefix, has something of each expert, or is one's.
+    /// Whether a tensor belongs to one expert or has a row for each; `rest` is its name after the layer's prefix.
     fn is_of_experts(&self, rest: &str) -> bool {
         let names = self.mixture.names;
         let correction = self.mixture.target.mixture.correction.map(|bias| bias.name);
@@ -134,7 +134,7 @@ impl Editing<'_> {
         }
     }
 
-    /// A tensor with a row for each expert, of the base's dtype unless another is asked for.
+    /// A tensor with one row per expert, in the base's dtype unless the recipe asks for another.
     fn rows(
         &self,
         (name, shape, columns): (String, Vec<usize>, usize),
@@ -191,7 +191,7 @@ impl Editing<'_> {
         out.planned.push(planned);
     }
 
-    /// Whether the experts are the base's, all of them in their order.
+    /// Whether the output has exactly the base's experts, in their order.
     fn unchanged(&self) -> bool {
         let own = |(number, taken): (usize, &Taken<'_>)| matches!(taken.row, Row::Of(model, _, expert) if model == self.base && expert == number);
         self.taken.len() == self.mixture.experts && self.taken.iter().enumerate().all(own)
@@ -205,7 +205,7 @@ impl Editing<'_> {
         made.count()
     }
 
-    /// A tensor with matrices of all experts.
+    /// A tensor that holds a matrix of every expert.
     fn fused(
         &self,
         layer: usize,
@@ -230,7 +230,7 @@ impl Editing<'_> {
         }
     }
 
-    /// A matrix of an expert, with what the recipe does to it.
+    /// A matrix of an expert, with the recipe's changes.
     fn piece(
         &self,
         layer: usize,

@@ -1,13 +1,14 @@
-//! Rows from task vectors: the direction of a state along which an expert answers most differently from the base.
+//! Router rows from task vectors: the direction of a hidden state along which an expert's answer differs most from the
+//! base's.
 //!
-//! For an expert whose gate and up matrices, one above the other, differ by `D` from the base's, that is the first
-//! right singular vector of `D`: a truncated singular value decomposition of rank one (as the prototypes of
-//! "Towards Modular LLMs by Building and Reusing a Library of LoRAs", Ostapenko et al. 2024, take it of an adapter).
-//! It is found by subspace iteration with projection (Saad, "Numerical Methods for Large Eigenvalue Problems",
-//! chapter 5): each step reads both models' matrices once, a tile at a time.
+//! Let `D` be the difference of the expert's gate and up matrices, one above the other, from the base's. The direction
+//! is the first right singular vector of `D`, a truncated singular value decomposition of rank one. "Towards Modular
+//! LLMs by Building and Reusing a Library of LoRAs" (Ostapenko et al. 2024) takes its prototypes from adapters in this
+//! way. It is found by subspace iteration with projection (Saad, "Numerical Methods for Large Eigenvalue Problems",
+//! chapter 5). Each step reads both models' matrices once, one tile at a time.
 //!
-//! A singular vector has no sign, a router's row has: where there are prompts, it points to the side on which their
-//! states lie; without, to the side on which the expert's gates open further than the base's.
+//! The sign of a singular vector is arbitrary, that of a router row is not. With prompts, the row points to the side on
+//! which their states lie; without prompts, to the side on which the expert's gates open further than the base's.
 
 use std::sync::Arc;
 
@@ -21,16 +22,16 @@ use checkpoint::Checkpoint;
 use engine::scan;
 use numeric::{NormalKey, View, dot, multiply};
 
-/// Vectors that are iterated together: the step to the next singular values that matters is the eighth's.
+/// Vectors iterated together. Convergence then depends on the gap to the ninth singular value, not to the second.
 const VECTORS: usize = 8;
-/// The most steps. Where the first singular values are so close that these do not part them, what is found explains
-/// as much of the difference as the first vector does, to [`SETTLED`].
+/// The limit on steps. If the first singular values are too close to be separated by then, the result still explains as
+/// much of the difference as the first vector does, up to [`SETTLED`].
 const STEPS: usize = 32;
-/// The iteration ends when the explained share of the difference grows by less than this.
+/// The iteration ends when a step raises the explained share of the difference by less than this.
 const SETTLED: f64 = 1e-6;
-/// Below this share of its length, what is left of a vector is the rounding of those before it.
+/// If orthogonalization leaves less than this share of a vector's length, the rest is rounding.
 const DEPENDENT: f64 = 1e-5;
-/// Rows of a tile.
+/// Rows per tile.
 const TILE: usize = 256;
 
 /// The models whose differences are taken.
@@ -39,7 +40,7 @@ pub(in super::super) struct Changes {
     pub(in super::super) base: Changed,
     /// An expert for each row.
     pub(in super::super) experts: Vec<Changed>,
-    /// Whether an expert's matrices are seen through its own norm, as they are folded with it.
+    /// Whether the expert's own norm is folded into its matrices; its difference is then taken after folding.
     pub(in super::super) fold_norms: bool,
 }
 
@@ -48,7 +49,7 @@ pub(in super::super) struct Changes {
 pub(in super::super) struct Changed {
     pub(in super::super) model: Arc<Checkpoint>,
     pub(in super::super) decoder: &'static Decoder,
-    /// Neurons of its MLPs.
+    /// Neurons per MLP.
     pub(in super::super) width: usize,
 }
 
@@ -59,7 +60,7 @@ impl Changes {
     }
 }
 
-/// The rows of all layers, each of length one.
+/// The rows of all layers, each of unit length.
 pub(super) fn rows(
     recipe: &Recipe,
     changes: &Changes,
@@ -91,13 +92,13 @@ pub(super) fn rows(
     Ok(layers.collect())
 }
 
-/// The difference of an expert's gate and up matrices from the base's, in one layer.
+/// The difference between an expert's gate and up matrices and the base's, in one layer.
 struct Change<'a> {
     base: &'a Changed,
     expert: &'a Changed,
     layer: usize,
     hidden: usize,
-    /// What the expert's columns are multiplied by.
+    /// The factors on the columns of the expert's matrices.
     factors: Option<Vec<f32>>,
 }
 
@@ -138,7 +139,7 @@ impl<'a> Change<'a> {
         })
     }
 
-    /// The first right singular vector; `None` if nothing differs.
+    /// The first right singular vector; `None` if the matrices are equal.
     fn direction(
         &self,
         key: NormalKey,
@@ -183,7 +184,7 @@ impl<'a> Change<'a> {
         Ok(None)
     }
 
-    /// `D^T D v` for each vector `v` of a basis.
+    /// Computes `D^T D v` for each vector `v` of a basis.
     fn gram_times(&self, basis: &[f64]) -> Result<Image, Refusal> {
         let hidden = self.hidden;
         let count = basis.len() / hidden;
@@ -222,7 +223,7 @@ impl<'a> Change<'a> {
         Ok(image)
     }
 
-    /// The tiles of the gate matrix, then those of the up matrix: whether of the second, and the first row.
+    /// The tiles of the gate matrix, then those of the up matrix: whether it is the up matrix, and the first row.
     fn tiles(&self) -> impl Iterator<Item = (bool, usize)> {
         let width = self.expert.width;
         [false, true]
@@ -230,7 +231,7 @@ impl<'a> Change<'a> {
             .flat_map(move |up| (0..width).step_by(TILE).map(move |first| (up, first)))
     }
 
-    /// Reads a tile of both models; gives its number of rows.
+    /// Reads a tile of both models and returns its number of rows.
     fn read(&self, up: bool, first: usize, tile: &mut Tile) -> Result<usize, Refusal> {
         let rows = TILE.min(self.expert.width - first);
         let read = |of: &Changed, out: &mut Vec<f32>| {
@@ -258,30 +259,31 @@ impl<'a> Change<'a> {
     }
 }
 
-/// Rows of both models, decoded.
+/// Decoded rows: the base's, and the expert's minus the base's.
 #[derive(Default)]
 struct Tile {
     base: Vec<f32>,
     difference: Vec<f32>,
 }
 
-/// What a basis becomes.
+/// The products of a basis with the difference.
 struct Image {
-    /// `D^T D v` for each of its vectors, one after the other.
+    /// `D^T D v` for each vector of the basis, one after another.
     products: Vec<f64>,
-    /// For each, how much further all gates of the expert open along it.
+    /// For each vector, how much further the expert's gates open along it, summed over the gates.
     opened: Vec<f64>,
 }
 
-/// The best direction within a basis.
+/// The best direction within the span of a basis.
 struct Best {
     /// The square of its singular value.
     value: f64,
-    /// What each vector of the basis contributes.
+    /// The coefficient of each vector of the basis.
     vector: Vec<f64>,
 }
 
-/// The direction of an orthonormal basis along which the difference is largest, by what the basis becomes.
+/// The direction in the span of an orthonormal basis along which the difference is largest. `products` are `D^T D v` of
+/// the basis.
 fn project(basis: &[f64], products: &[f64], hidden: usize) -> Best {
     let without = |value| Best {
         value,
@@ -300,7 +302,7 @@ fn project(basis: &[f64], products: &[f64], hidden: usize) -> Best {
     if !inner.iter().all(|value| value.is_finite()) {
         return without(f64::NAN);
     }
-    // Rounding alone keeps it from being symmetric.
+    // The matrix is symmetric except for rounding.
     let symmetric = (&inner + inner.transpose()) / 2.0;
     let eigen = SymmetricEigen::new(symmetric);
     let values = eigen.eigenvalues.iter().enumerate();
@@ -313,7 +315,7 @@ fn project(basis: &[f64], products: &[f64], hidden: usize) -> Best {
     }
 }
 
-/// The sum of a basis's vectors, each times its weight.
+/// The weighted sum of a basis's vectors.
 fn combine(basis: &[f64], weights: &[f64], hidden: usize) -> Vec<f64> {
     let mut sum = vec![0.0; hidden];
     for (vector, weight) in basis.chunks_exact(hidden).zip(weights) {
@@ -324,7 +326,7 @@ fn combine(basis: &[f64], weights: &[f64], hidden: usize) -> Vec<f64> {
     sum
 }
 
-/// Makes vectors orthonormal, Gram and Schmidt's way, and drops those that the ones before them span.
+/// Makes vectors orthonormal by Gram-Schmidt, and drops those that depend on the ones before them.
 fn keep_independent(vectors: &mut Vec<f64>, hidden: usize) {
     let mut kept = 0;
     for at in 0..vectors.len() / hidden {
@@ -332,7 +334,7 @@ fn keep_independent(vectors: &mut Vec<f64>, hidden: usize) {
         let (before, rest) = vectors.split_at_mut(kept * hidden);
         let vector = &mut rest[..hidden];
         let mut independent = normalize(vector);
-        // Twice is enough (Kahan); only the first time shows what is left.
+        // Two passes suffice (Kahan). Only the first shows whether the vector was independent.
         for _ in 0..2 {
             project_out(vector, before);
             independent &= dot(vector, vector).sqrt() > DEPENDENT && normalize(vector);
@@ -365,7 +367,7 @@ mod tests {
 
     #[test]
     fn the_largest_direction_of_a_basis() {
-        // A Gram matrix with eigenvalues 9, 4 and 1 along the axes, seen in a basis of all three.
+        // A Gram matrix with eigenvalues 9, 4 and 1 along the axes, and the axes as basis.
         let basis = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
         let products = [4.0, 0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 1.0];
         let best = project(&basis, &products, 3);

@@ -1,4 +1,4 @@
-//! Rows that are drawn: normal, uniform, orthonormal.
+//! Draws router rows: normal, uniform or orthonormal.
 
 use super::Recipe;
 use super::rows::{Rows, normalize, project_out};
@@ -6,7 +6,7 @@ use errors::Refusal;
 use numeric::NormalKey;
 use recipe::GateMode;
 
-/// The rows of the layer whose router has this name.
+/// The rows of the layer whose router has this name, which keys the draws.
 pub(super) fn rows(recipe: &Recipe, name: &str) -> Result<Rows, Refusal> {
     let key = NormalKey::new(recipe.seed, name, 0);
     let mut rows = Rows::zero(recipe);
@@ -23,7 +23,7 @@ pub(super) fn rows(recipe: &Recipe, name: &str) -> Result<Rows, Refusal> {
     Ok(rows)
 }
 
-/// Makes rows orthonormal: Gram and Schmidt's way, twice, which is as good as exact ("twice is enough", Kahan).
+/// Makes rows orthonormal by two passes of Gram-Schmidt, which is exact up to rounding ("twice is enough", Kahan).
 fn orthonormalize(values: &mut [f64], hidden: usize) -> Result<(), Refusal> {
     for row in 0..values.len() / hidden {
         let (before, rest) = values.split_at_mut(row * hidden);

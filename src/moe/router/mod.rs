@@ -1,4 +1,4 @@
-//! Routers: tensors of an assembly that no model has, made before the others are written.
+//! Routers: tensors of an assembly that no model has. They are made before the other tensors are written.
 
 mod directions;
 mod drawn;
@@ -19,14 +19,14 @@ use super::split::Splits;
 pub(super) use directions::{Changed, Changes};
 use rows::Rows;
 
-/// What a tensor that no model has is.
+/// The content of a tensor that no model has.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Invented {
-    /// The rows of the router of the layer with this place among those with experts.
+    /// The router rows of a layer, by its number among those with experts.
     Rows(usize),
-    /// The row that the shared expert of that layer is gated by.
+    /// The row of that layer's gate of the shared expert.
     SharedGate(usize),
-    /// What is added to the scores of the rows of that layer when experts are chosen.
+    /// The biases that are added to that layer's scores when experts are chosen.
     Correction(usize),
     /// Zeros.
     Zeros,
@@ -35,55 +35,56 @@ pub(super) enum Invented {
 /// How rows are made.
 pub(super) struct Recipe {
     pub(super) mode: GateMode,
-    /// The names of the routers' tensors, by layer: they key what is drawn.
+    /// The names of the router tensors, one per layer; they key the draws.
     pub(super) names: Vec<String>,
-    /// Width of a row.
+    /// Elements per row.
     pub(super) hidden: usize,
-    /// How many experts.
+    /// Number of experts, before they are cut into parts.
     pub(super) experts: usize,
-    /// Into how many parts each expert is cut; they have the same row.
+    /// Number of parts that each expert is cut into; all parts have the same row.
     pub(super) parts: usize,
-    /// Whether the shared expert has a row of its own, behind those of the experts.
+    /// Whether the shared expert has a row of its own, after those of the experts.
     pub(super) shared_gate: bool,
     pub(super) seed: u64,
     pub(super) center: bool,
     pub(super) normalize: bool,
     pub(super) temperature: f64,
-    /// The file that rows are read from.
+    /// The file to read rows from.
     pub(super) file: Option<Arc<Checkpoint>>,
-    /// The layers of the routers, ascending.
+    /// The numbers of the layers with routers, ascending.
     pub(super) layers: Vec<usize>,
-    /// The prompts, cut into tokens.
+    /// The prompts as tokens.
     pub(super) prompts: Vec<Prompt>,
-    /// Which of their tokens count.
+    /// Which tokens of a prompt count.
     pub(super) tokens: PromptTokens,
-    /// The dense model whose states or embeddings are taken.
+    /// The dense model that supplies states or embeddings.
     pub(super) model: Option<Arc<Checkpoint>>,
-    /// Tokens whose states may be held at a time.
+    /// The number of tokens whose states may be in memory at once.
     pub(super) most_tokens: usize,
-    /// The models whose differences are taken.
+    /// The models whose differences from the base become rows.
     pub(super) changes: Option<Changes>,
-    /// Of rows that are added to the routers of `model`: what else is made for them.
+    /// If rows are added to the routers of `model`: the tensors that they are matched to.
     pub(super) beside: Option<Beside>,
-    /// Cuts of experts, which are decided in the same go.
+    /// Cuts of experts, which are decided in the same step.
     pub(super) splits: Option<Splits>,
 }
 
-/// A mixture that gets more rows: as long as its own are in the mean, with the mean of their corrections.
+/// A mixture that gets more rows. They are scaled to the mean length of its own rows, and get the mean of its own
+/// corrections.
 pub(super) struct Beside {
-    /// The names of its routers, by layer.
+    /// The names of its routers, one per layer.
     pub(super) routers: Vec<String>,
-    /// The names of the tensors of corrections, by layer.
+    /// The names of its correction tensors, one per layer.
     pub(super) corrections: Option<Vec<String>>,
 }
 
-/// A prompt, cut into tokens.
+/// A prompt as tokens.
 pub(super) struct Prompt {
-    /// The expert that it is of; the shared one comes last.
+    /// The row that it counts for; the shared expert's is the last.
     pub(super) row: usize,
-    /// One over the number of the expert's prompts of its kind; negative for those that it is not for.
+    /// One over the number of the expert's positive or negative prompts; negative for a negative prompt.
     pub(super) weight: f64,
-    /// Whether its first token only says that a text begins.
+    /// Whether the first token only marks the beginning of a text.
     pub(super) begins: bool,
     pub(super) tokens: Vec<u32>,
 }
@@ -96,12 +97,12 @@ impl Recipe {
         self.model.iter().chain(changes).chain(splits)
     }
 
-    /// Rows of each layer.
+    /// Rows per layer.
     fn rows(&self) -> usize {
         self.experts + usize::from(self.shared_gate)
     }
 
-    /// Bytes of all rows while they are made, and of cuts.
+    /// Bytes of all rows and cuts while they are made.
     fn bytes(&self) -> u64 {
         let rows = self.rows() * size_of::<f64>() + self.rows() * self.parts * size_of::<f32>();
         let splits = self.splits.as_ref().map_or(0, Splits::bytes);
@@ -113,19 +114,19 @@ impl Recipe {
 pub(super) struct Routers {
     recipe: Recipe,
     entries: Vec<TensorEntry>,
-    /// What each of them is.
+    /// The content of each tensor.
     tensors: Vec<Invented>,
     made: OnceLock<Finished>,
 }
 
-/// What was made.
+/// The finished routers.
 #[derive(Debug)]
 struct Finished {
-    /// For each layer, the bytes of its rows as f32.
+    /// The rows of each layer, as bytes of f32.
     rows: Vec<Vec<u8>>,
-    /// For each layer, those of their corrections.
+    /// The corrections of each layer, as bytes of f32.
     corrections: Vec<Vec<u8>>,
-    /// What there is to be said of them.
+    /// Notes on the rows, for the user.
     notes: Vec<String>,
 }
 
@@ -146,7 +147,7 @@ impl Routers {
         }
     }
 
-    /// The bytes of some rows of a layer.
+    /// The bytes of a range of rows.
     fn rows(&self, layer: usize, rows: std::ops::Range<usize>) -> Option<Box<dyn Elements + '_>> {
         let row = self.recipe.hidden * size_of::<f32>();
         let bytes = self.made.get()?.rows.get(layer)?;
@@ -192,7 +193,7 @@ impl TensorSource for Routers {
         }
         let layers = modes::make(&self.recipe, threads, cancelled)?;
         let notes = match self.recipe.mode {
-            // All alike, and meant to be.
+            // Rows of zeros are equal on purpose, so there is nothing to report.
             GateMode::Zero => Vec::new(),
             _ => report::notes(&layers, &self.recipe),
         };
@@ -209,7 +210,7 @@ impl TensorSource for Routers {
         };
         let corrections = modes::corrections(&self.recipe)?;
         let repeated = |mean: f64| (mean as f32).to_le_bytes().repeat(experts);
-        // A second call would have made the same.
+        // If another call finished first, it made the same values.
         let _ = self.made.set(Finished {
             rows: layers.into_iter().map(bytes).collect(),
             corrections: corrections.into_iter().map(repeated).collect(),

@@ -1,4 +1,4 @@
-//! The rows of every layer's router, by any mode: made, centred, normalised, divided by the temperature.
+//! Makes the rows of every router in any mode: made, centred, normalised, divided by the temperature.
 
 use super::rows::{Rows, normalize};
 use super::{Recipe, directions, drawn, states};
@@ -7,10 +7,11 @@ use errors::Refusal;
 use numeric::{Fill, dot};
 use recipe::GateMode;
 
-/// The rows of each layer with experts.
+/// Makes the rows of each layer with experts.
 ///
 /// # Errors
-/// In words for the user: a row without direction, a file that has other rows, states that cannot be computed.
+///
+/// A row has no direction, the rows file does not fit, or states cannot be computed.
 pub(super) fn make(
     recipe: &Recipe,
     threads: usize,
@@ -85,7 +86,7 @@ fn dense(recipe: &Recipe) -> Result<&Checkpoint, &'static str> {
         .ok_or("no model was opened for the routers")
 }
 
-/// The mean length of the rows that a router has.
+/// The mean length of the rows of an existing router.
 fn mean_length(model: &Checkpoint, name: &str, hidden: usize) -> Result<f64, String> {
     let values = values(model, name)?;
     let rows = values.chunks_exact(hidden.max(1));
@@ -93,7 +94,7 @@ fn mean_length(model: &Checkpoint, name: &str, hidden: usize) -> Result<f64, Str
     Ok(rows.map(|row| dot(row, row).sqrt()).sum::<f64>() / count)
 }
 
-/// For each layer with experts, the mean of the corrections that the mixture has there, for rows that are added.
+/// For each layer with experts, the mean of the mixture's corrections, which added rows get.
 pub(super) fn corrections(recipe: &Recipe) -> Result<Vec<f64>, Refusal> {
     let names = recipe
         .beside
@@ -106,7 +107,7 @@ pub(super) fn corrections(recipe: &Recipe) -> Result<Vec<f64>, Refusal> {
     names.into_iter().flatten().map(mean).collect()
 }
 
-/// All values of a small tensor.
+/// Reads all values of a small tensor.
 fn values(model: &Checkpoint, name: &str) -> Result<Vec<f64>, String> {
     let found = model
         .find(name)
@@ -125,10 +126,10 @@ fn values(model: &Checkpoint, name: &str) -> Result<Vec<f64>, String> {
     }
 }
 
-/// The name under which a file gives one table of rows for all layers.
+/// The name of a table in the rows file that serves all layers.
 const ALL_LAYERS: &str = "rows";
 
-/// The rows of a layer from a file: by the router's name, or `rows` for all layers.
+/// Reads the rows of a layer from a file, under the router's name or under `rows`.
 fn from_file(recipe: &Recipe, file: &Checkpoint, name: &str) -> Result<Rows, Refusal> {
     let found = file.find(name).or_else(|| file.find(ALL_LAYERS));
     let Some(at) = found else {

@@ -1,4 +1,4 @@
-//! What there is to be said of finished rows: layers whose experts a token can hardly be told apart by.
+//! Notes on finished rows: which layers can hardly tell their experts apart.
 
 use nalgebra::DMatrix;
 
@@ -6,19 +6,19 @@ use super::Recipe;
 use super::rows::Rows;
 use numeric::dot;
 
-/// The condition number above which a layer's rows are called nearly dependent; mergekit's.
+/// A layer is reported if its rows have a larger condition number; the threshold is mergekit's.
 const CONDITION: f64 = 5.0;
 
-/// The cosine above which two experts' rows are called nearly the same.
+/// Two experts are reported if their rows have a larger cosine.
 const COINCIDE: f64 = 0.98;
 
-/// Pairs of experts that are named; more are counted.
+/// The number of pairs of experts that are named; the others are only counted.
 const PAIRS: usize = 3;
 
 /// Notes on the rows of all layers.
 pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Vec<String> {
     let (names, experts) = (&recipe.names, recipe.experts);
-    // Rows whose mean was taken away sum to nothing: one direction less is expected of them.
+    // Centred rows sum to zero, so their rank is one less.
     let spare = usize::from(recipe.center);
     let grams: Vec<DMatrix<f64>> = layers.iter().map(gram).collect();
     let conditions: Vec<f64> = grams.iter().map(|gram| condition(gram, spare)).collect();
@@ -49,7 +49,7 @@ pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Vec<String> {
     let mut pairs = Vec::new();
     for a in 0..experts {
         for b in a + 1..experts {
-            // Rows without length have no direction to coincide in.
+            // A row of length zero has no direction.
             let alike = |gram: &&DMatrix<f64>| {
                 gram[(a, b)] > COINCIDE * (gram[(a, a)] * gram[(b, b)]).sqrt()
             };
@@ -78,12 +78,13 @@ fn gram(rows: &Rows) -> DMatrix<f64> {
     DMatrix::from_fn(count, count, |a, b| dot(rows.row(a), rows.row(b)))
 }
 
-/// The largest singular value of rows over the smallest, the `spare` smallest left out, by their inner products.
+/// The condition number of rows, from their inner products: the largest singular value over the smallest one, without
+/// the `spare` smallest.
 fn condition(gram: &DMatrix<f64>, spare: usize) -> f64 {
     let mut values: Vec<f64> = gram.symmetric_eigenvalues().iter().copied().collect();
     values.sort_by(f64::total_cmp);
     match (values.get(spare), values.last()) {
-        // A row or two that are left nothing to depend on.
+        // Too few rows to depend on each other.
         (None, _) | (_, None) => 1.0,
         (Some(least), Some(most)) if *least > most * f64::EPSILON => (most / least).sqrt(),
         _ => f64::INFINITY,

@@ -1,12 +1,12 @@
-//! The rows of a router, and what can be done to vectors. How rows are made stands in `modes`.
+//! The rows of a router and operations on vectors. `modes` decides how rows are made.
 
 use super::Recipe;
 use numeric::dot;
 
-/// Below this length a row is taken for zero: it has no direction.
+/// A shorter row counts as zero and has no direction.
 const NO_LENGTH: f64 = 1e-12;
 
-/// The rows of one layer: `[experts, hidden]`, and behind them that of the shared expert's gate.
+/// The rows of one layer: `[experts, hidden]`, then the row of the shared expert's gate.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rows {
     pub(super) values: Vec<f64>,
@@ -30,7 +30,7 @@ impl Rows {
         self.values.chunks_exact_mut(self.hidden)
     }
 
-    /// Turns each row round that points away from the one of `others`.
+    /// Negates each row that points away from the same row of `others`.
     pub(super) fn turn_towards(&mut self, others: &Rows) {
         for (row, other) in self
             .iter_mut()
@@ -42,7 +42,7 @@ impl Rows {
         }
     }
 
-    /// Takes the mean of the first `count` rows from each of them.
+    /// Subtracts from the first `count` rows their mean.
     pub(super) fn center(&mut self, count: usize) {
         let mut mean = vec![0.0; self.hidden];
         for row in self.values.chunks_exact(self.hidden).take(count) {
@@ -58,7 +58,7 @@ impl Rows {
     }
 }
 
-/// Gives a vector length one; false if it has none.
+/// Scales a vector to unit length; returns false if it is too short to have a direction.
 pub(super) fn normalize(row: &mut [f64]) -> bool {
     let length = dot(row, row).sqrt();
     if length.is_nan() || length <= NO_LENGTH || length.is_infinite() {
@@ -68,7 +68,7 @@ pub(super) fn normalize(row: &mut [f64]) -> bool {
     true
 }
 
-/// Takes from a row what it has of others, which are orthonormal and stand one after the other.
+/// Subtracts from a row its projections on `others`, which are orthonormal and stand one after another.
 pub(super) fn project_out(row: &mut [f64], others: &[f64]) {
     for other in others.chunks_exact(row.len()) {
         let inner = dot(row, other);

@@ -1,4 +1,4 @@
-//! Rows from prompts: states inside the model, or sums of token embeddings.
+//! Router rows from prompts: hidden states of the model, or sums of token embeddings.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use errors::Refusal;
 use forward::{Decoder, Observer};
 use recipe::PromptTokens;
 
-/// The rows of all layers by the states of the prompts.
+/// The rows of all layers, from the states of the prompts.
 pub(super) fn hidden(
     recipe: &Recipe,
     model: &Checkpoint,
@@ -46,7 +46,8 @@ pub(super) fn hidden(
     Ok(sums.rows)
 }
 
-/// Runs of prompts of so many tokens at the most, or of one longer prompt: each run reads the weights once.
+/// Groups prompts into batches of at most `most` tokens; a longer prompt is a batch of its own. Each batch reads the
+/// weights once.
 fn batches(prompts: &[Prompt], most: usize) -> Vec<&[Prompt]> {
     let mut batches = Vec::new();
     let (mut start, mut tokens) = (0, 0);
@@ -61,11 +62,11 @@ fn batches(prompts: &[Prompt], most: usize) -> Vec<&[Prompt]> {
     batches
 }
 
-/// Adds each prompt's state to the row that it is for.
+/// Adds each prompt's state to the row that it counts for.
 struct Sums<'r> {
     recipe: &'r Recipe,
     rows: Vec<Rows>,
-    /// The prompts of the run.
+    /// The prompts of the batch.
     prompts: &'r [Prompt],
 }
 
@@ -78,7 +79,7 @@ impl Sums<'_> {
         for (prompt, range) in self.prompts.iter().zip(ranges) {
             let taken = match self.recipe.tokens {
                 PromptTokens::Last => range.end.saturating_sub(1)..range.end,
-                // The token that begins every text says nothing of this one.
+                // The token that begins every text is left out: it says nothing about this one.
                 PromptTokens::Mean => {
                     (range.start + usize::from(prompt.begins)).min(range.end - 1)..range.end
                 }
@@ -112,8 +113,8 @@ impl Observer for Sums<'_> {
     }
 }
 
-/// The row of each expert by its prompts' token embeddings: the sum of those of the positive ones, given length one,
-/// less that of the negative ones.
+/// The row of each expert from the token embeddings of its prompts: the sum over the positive prompts, scaled to unit
+/// length, minus that over the negative ones, scaled likewise.
 pub(super) fn embedded(recipe: &Recipe, model: &Checkpoint) -> Result<Rows, Refusal> {
     const EMBEDDING: &str = "model.embed_tokens.weight";
     let hidden = recipe.hidden;
@@ -144,7 +145,7 @@ pub(super) fn embedded(recipe: &Recipe, model: &Checkpoint) -> Result<Rows, Refu
             .chunks_exact_mut(hidden)
             .zip(sums.values.chunks_exact_mut(hidden))
         {
-            // Without negative prompts there is nothing to take away.
+            // Without negative prompts, the sum is zero.
             if normalize(sum) {
                 row.iter_mut()
                     .zip(sum)
@@ -175,7 +176,7 @@ mod tests {
                 .collect()
         };
         assert_eq!(lens(usize::MAX), [6]);
-        // Seven tokens at a time: a longer prompt goes alone.
+        // Batches of seven tokens; the longer prompt is alone.
         assert_eq!(lens(7), [2, 1, 3]);
         assert_eq!(lens(0), [1; 6]);
     }
