@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use architecture::{LAYER_COUNTS, TEXT_PARTS, field};
 use serde_json::Value;
 
-use super::bounded::{plain, read_bounded};
+use super::bounded::read_bounded;
 use super::error::CheckpointError;
+use super::json::parse_json;
 use super::limits::MAX_CONFIG_BYTES;
 
 /// A parsed `config.json`; the order of its keys is kept.
@@ -15,6 +16,8 @@ use super::limits::MAX_CONFIG_BYTES;
 pub struct ModelConfig {
     path: PathBuf,
     value: Value,
+    /// As it is written; nothing where it was made.
+    text: Option<String>,
 }
 
 impl ModelConfig {
@@ -29,16 +32,26 @@ impl ModelConfig {
             path: path.clone(),
             detail,
         };
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(plain(&e)))?;
+        let value = parse_json(&bytes).map_err(malformed)?;
         if !value.is_object() {
             return Err(malformed("expected an object".into()));
         }
-        Ok(Some(ModelConfig { path, value }))
+        let text = String::from_utf8(bytes).ok();
+        Ok(Some(ModelConfig { path, value, text }))
     }
 
     /// A config that was made, not read; `path` is where it would be.
     pub fn made(path: PathBuf, value: Value) -> ModelConfig {
-        ModelConfig { path, value }
+        ModelConfig {
+            path,
+            value,
+            text: None,
+        }
+    }
+
+    /// The same config with the text that it would be written as.
+    pub fn with_text(self, text: Option<String>) -> ModelConfig {
+        ModelConfig { text, ..self }
     }
 
     /// Where it was read from.
@@ -49,6 +62,11 @@ impl ModelConfig {
     /// All of it: always an object.
     pub fn value(&self) -> &Value {
         &self.value
+    }
+
+    /// Its text as it was read; nothing where it was made.
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
     }
 
     /// Says that the output head is not the input embedding, wherever it says the opposite, and at the top.

@@ -9,6 +9,7 @@ use super::bounded::read_bounded;
 use super::error::CheckpointError;
 use super::folder::file_names;
 use super::format::Format;
+use super::json::parse_json;
 use super::limits::{MAX_CONFIG_BYTES, MAX_FOLDER_DEPTH, MAX_FOLDER_ENTRIES};
 use super::locate::Location;
 use super::pickle::{PickleImports, globals};
@@ -107,7 +108,7 @@ fn look_at(path: &Path, shown: String, risks: &mut FolderRisks) {
         risks.pickles.push((shown, imports));
     } else if name.ends_with("config.json")
         && let Ok(bytes) = read_bounded(path, MAX_CONFIG_BYTES, "config, in bytes")
-        && let Ok(config) = serde_json::from_slice::<Value>(&bytes)
+        && let Ok(config) = parse_json(&bytes)
         && let Some(code) = config.get("auto_map").and_then(Value::as_object)
     {
         let classes = code.values().filter_map(Value::as_str);

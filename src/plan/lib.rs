@@ -36,7 +36,9 @@ pub use tokenizer::{Filled, VocabularySummary};
 pub use views::{Cut, Fold, LatePicks, Part, Rows, View};
 pub use vocabularies::check as check_vocabularies;
 
-use checkpoint::{Checkpoint, Dtype, ModelRef, Resolver, ShardLayout, Sidecar};
+use checkpoint::{
+    Checkpoint, Dtype, ModelConfig, ModelRef, Resolver, ShardLayout, Sidecar, json_text,
+};
 pub use draft::Draft;
 use engine::{Cost, Limits, Settings};
 use methods::{self, MethodInfo};
@@ -163,10 +165,12 @@ impl Plan {
         self.tensors.iter().map(PlannedTensor::bytes).collect()
     }
 
-    /// The text of the output's `config.json`, if the donor has one.
+    /// The text of the output's `config.json`, if the donor has one: what is as in the donor's keeps its text.
     pub fn config_text(&self) -> Option<String> {
-        // `Value` prints without fail; the alternate form is indented.
-        self.config.as_ref().map(|config| format!("{config:#}\n"))
+        let donor = self.models[self.donor].config();
+        let original = donor.and_then(ModelConfig::text);
+        let config = self.config.as_ref()?;
+        Some(json_text(config, original))
     }
 
     /// Bytes of the output's weight files.

@@ -101,7 +101,8 @@ impl MergeResult {
         let config = plan
             .config
             .clone()
-            .map(|value| ModelConfig::made(donor.location().path.join("config.json"), value));
+            .map(|value| ModelConfig::made(donor.location().path.join("config.json"), value))
+            .map(|config| config.with_text(plan.config_text()));
         let entries = plan.tensors.iter().map(|tensor| TensorEntry {
             name: tensor.name.clone(),
             dtype: tensor.dtype,

@@ -804,3 +804,46 @@ fn an_empty_first_slice_gives_the_embeddings() {
         );
     }
 }
+
+/// transformers writes and reads `Infinity` and `NaN`; and no number of a config may change because it was read.
+#[test]
+fn configs_keep_what_nobody_changes() {
+    let bench = Bench::new();
+    for (model, seed) in [("a", 1), ("b", 2)] {
+        bench.llama(model, seed, Dtype::F32);
+        let config = llama_config(2).to_string();
+        let config = config.strip_suffix('}').unwrap();
+        bench.file(
+            &format!("{model}/config.json"),
+            format!("{config}, \"time_step_limit\": [0.0, Infinity], \"embedding_multiplier\": 22.627416997969522, \"eps\": 1e-05, \"none\": NaN}}"),
+        );
+        bench.file(
+            &format!("{model}/generation_config.json"),
+            "{\"top_p\": -Infinity}",
+        );
+    }
+    let mean = "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: a}, {model: b}]\ndtype: bfloat16\n";
+    let out = bench.merge(mean, &[]);
+    let text = fs::read_to_string(out.join("config.json")).unwrap();
+    for part in [
+        "\"time_step_limit\": [0.0, Infinity]",
+        "\"embedding_multiplier\": 22.627416997969522",
+        "\"eps\": 1e-05",
+        "\"none\": NaN",
+        "\"dtype\": \"bfloat16\"",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let generation = fs::read_to_string(out.join("generation_config.json")).unwrap();
+    assert_eq!(generation, "{\"top_p\": -Infinity}");
+    let checked = bench.weld(&["check", "out"]);
+    assert!(!checked.stdout.contains("malformed"), "{}", checked.stdout);
+    // The text of an input is not believed to be JSON for that.
+    bench.file("a/config.json", "{\"eps\": Infinit}");
+    std::fs::remove_dir_all(&out).unwrap();
+    assert!(
+        bench
+            .refused(mean, &[])
+            .contains("config.json is malformed")
+    );
+}

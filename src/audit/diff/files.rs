@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::checks;
 use crate::fields::{differences, shown};
 use crate::{Finding, Place, Severity};
-use checkpoint::{Checkpoint, Sidecar, Tokenizer, TokenizerKind, read_sidecar};
+use checkpoint::{Checkpoint, Sidecar, Tokenizer, TokenizerKind, parse_json, read_sidecar};
 
 /// Files whose fields are compared one by one.
 const BY_FIELD: [&str; 2] = ["generation_config.json", "tokenizer_config.json"];
@@ -62,7 +62,7 @@ fn file(name: &str, a: Option<&Sidecar>, b: Option<&Sidecar>) -> Vec<Finding> {
         return Vec::new();
     }
     let json = |bytes: &Option<Option<Vec<u8>>>| -> Option<Value> {
-        serde_json::from_slice(bytes.as_ref()?.as_ref()?).ok()
+        parse_json(bytes.as_ref()?.as_ref()?).ok()
     };
     if BY_FIELD.contains(&name)
         && let (Some(a), Some(b)) = (json(&a), json(&b))

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::super::bounded::{plain, read_bounded};
 use super::super::error::CheckpointError;
+use super::super::json::parse_json;
 use super::super::limits::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES};
 use super::super::reader::Checkpoint;
 
@@ -23,10 +24,10 @@ pub fn settings(
     }
     let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES, "settings, in bytes")?;
     let malformed = |detail| CheckpointError::JsonMalformed { path, detail };
-    match serde_json::from_slice(&bytes) {
+    match parse_json(&bytes) {
         Ok(Value::Object(entries)) => Ok(Some(entries)),
         Ok(_) => Err(malformed("expected an object".into())),
-        Err(error) => Err(malformed(plain(&error))),
+        Err(error) => Err(malformed(error)),
     }
 }
 

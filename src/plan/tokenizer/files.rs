@@ -3,13 +3,13 @@
 use serde_json::{Map, Value};
 
 use super::Alignment;
-use checkpoint::{AddedToken, Checkpoint, CheckpointError, settings};
+use checkpoint::{AddedToken, Checkpoint, CheckpointError, json_text, parse_json, settings};
 
 /// A file that is made, not copied: its name and bytes.
 type Made = (String, Vec<u8>);
 
 fn made(name: &str, entries: Map<String, Value>) -> Made {
-    let text = format!("{:#}\n", Value::Object(entries));
+    let text = json_text(&Value::Object(entries), None);
     (name.to_owned(), text.into_bytes())
 }
 
@@ -64,7 +64,10 @@ pub(crate) fn with_template(
     for name in ["tokenizer_config.json", "chat_template.json"] {
         let before = files.iter().position(|(made, _)| made == name);
         let entries = match before {
-            Some(place) => serde_json::from_slice(&files.swap_remove(place).1).ok(),
+            Some(place) => match parse_json(&files.swap_remove(place).1) {
+                Ok(Value::Object(entries)) => Some(entries),
+                _ => None,
+            },
             None => settings(tokenizer, name)?,
         };
         if let Some(mut entries) = entries {

@@ -1,0 +1,224 @@
+//! JSON as Python reads and writes it: with `Infinity` and `NaN`; what nobody changes keeps its text.
+//!
+//! No JSON number is infinite, so these words are read as two numbers that no file has, and written back as words.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::bounded::plain;
+
+/// What is read for `Infinity`: the largest number, so that whoever compares with it is right.
+const INFINITY: f64 = f64::MAX;
+
+/// What is read for `NaN`: the least positive number.
+const NAN: f64 = 5e-324;
+
+/// Python's words, and how the numbers that stand for them are spelled, as no writer spells them.
+const WORDS: [(&str, &str); 2] = [("Infinity", "17.976931348623157e307"), ("NaN", "50.0e-325")];
+
+/// Whether the bytes are a Git LFS pointer: what a checkout without LFS has in a file's place.
+pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"version https://git-lfs")
+}
+
+/// Reads JSON, Python's words included.
+///
+/// # Errors
+/// What is malformed, fit for a terminal.
+pub fn parse_json(bytes: &[u8]) -> Result<Value, String> {
+    if is_lfs_pointer(bytes) {
+        return Err("it is a Git LFS pointer, not the file: run `git lfs pull`".to_owned());
+    }
+    serde_json::from_slice(bytes).or_else(|error| {
+        let words = std::str::from_utf8(bytes)
+            .map(|text| replaced(text, |(word, spelled)| (word, spelled)));
+        match words {
+            Ok(Cow::Owned(text)) => serde_json::from_str(&text).map_err(|error| plain(&error)),
+            _ => Err(plain(&error)),
+        }
+    })
+}
+
+/// The text of a value, indented; parts that are as in `original`, another version's text, keep that text.
+pub fn json_text(value: &Value, original: Option<&str>) -> String {
+    let original = original.map(|text| replaced(text, |(word, spelled)| (word, spelled)));
+    let raw = original
+        .as_deref()
+        .and_then(|text| serde_json::from_str::<&RawValue>(text).ok());
+    let mut out = String::new();
+    write(value, raw, 0, &mut out);
+    out.push('\n');
+    replaced(&out, |(word, spelled)| (spelled, word)).into_owned()
+}
+
+/// A text with words replaced wherever they are not in strings.
+fn replaced(
+    text: &str,
+    pair: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str),
+) -> Cow<'_, str> {
+    let pairs = WORDS.map(pair);
+    let mut out = String::new();
+    let (mut kept, mut at) = (0, 0);
+    let mut in_string = false;
+    let bytes = text.as_bytes();
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' if in_string => at += 1,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            _ => {
+                let found = pairs
+                    .iter()
+                    .find(|(from, _)| bytes[at..].starts_with(from.as_bytes()));
+                if let Some((from, to)) = found {
+                    out.push_str(&text[kept..at]);
+                    out.push_str(to);
+                    kept = at + from.len();
+                    at = kept - 1;
+                }
+            }
+        }
+        at += 1;
+    }
+    match kept {
+        0 => Cow::Borrowed(text),
+        _ => Cow::Owned(out + &text[kept..]),
+    }
+}
+
+fn write(value: &Value, original: Option<&RawValue>, indent: usize, out: &mut String) {
+    let same = |raw: &&RawValue| {
+        serde_json::from_str::<Value>(raw.get()).is_ok_and(|before| before == *value)
+    };
+    if let Some(raw) = original.filter(same) {
+        out.push_str(raw.get());
+        return;
+    }
+    let line = |out: &mut String, indent: usize| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n("  ", indent));
+    };
+    match value {
+        Value::Object(entries) if !entries.is_empty() => {
+            let before: HashMap<Cow<'_, str>, &RawValue> = original
+                .and_then(|raw| serde_json::from_str::<Entries<'_>>(raw.get()).ok())
+                .map(|Entries(entries)| entries)
+                .unwrap_or_default();
+            out.push('{');
+            for (at, (key, value)) in entries.iter().enumerate() {
+                out.push_str(if at == 0 { "" } else { "," });
+                line(out, indent + 1);
+                out.push_str(&Value::from(key.as_str()).to_string());
+                out.push_str(": ");
+                write(value, before.get(key.as_str()).copied(), indent + 1, out);
+            }
+            line(out, indent);
+            out.push('}');
+        }
+        Value::Array(items) if !items.is_empty() => {
+            out.push('[');
+            for (at, item) in items.iter().enumerate() {
+                out.push_str(if at == 0 { "" } else { "," });
+                line(out, indent + 1);
+                write(item, None, indent + 1, out);
+            }
+            line(out, indent);
+            out.push(']');
+        }
+        Value::Number(number) => match number.as_f64() {
+            Some(INFINITY) => out.push_str("Infinity"),
+            Some(value) if value == -INFINITY => out.push_str("-Infinity"),
+            Some(NAN) => out.push_str("NaN"),
+            _ => out.push_str(&number.to_string()),
+        },
+        other => out.push_str(&other.to_string()),
+    }
+}
+
+/// The entries of an object, each with its text.
+#[derive(Deserialize)]
+struct Entries<'a>(#[serde(borrow)] HashMap<Cow<'a, str>, &'a RawValue>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pythons_words_are_read_and_written_back() {
+        let text = "{\n  \"a\": [0.0, Infinity],\n  \"b\": -Infinity,\n  \"c\": NaN,\n  \"d\": \"NaN \\\" Infinity\",\n  \"e\": 1e-05\n}";
+        let mut value = parse_json(text.as_bytes()).unwrap();
+        assert_eq!(value["a"][1], f64::MAX);
+        assert_eq!(value["b"], -f64::MAX);
+        assert_eq!(value["d"], "NaN \" Infinity");
+        assert_eq!(json_text(&value, Some(text)), format!("{text}\n"));
+        // A list that is put together anew has them too.
+        value["a"] = [f64::MAX, -f64::MAX, NAN].as_slice().into();
+        let written = json_text(&value, Some(text));
+        assert!(
+            written.contains("[\n    Infinity,\n    -Infinity,\n    NaN\n  ]"),
+            "{written}"
+        );
+        assert!(written.contains("\"e\": 1e-05"), "{written}");
+        assert_eq!(parse_json(written.as_bytes()).unwrap(), value);
+    }
+
+    #[test]
+    fn what_is_not_changed_keeps_its_text() {
+        let text = r#"{"theta": 1e4, "x": {"big": 123456789012345678901234567890, "scale": 22.627416997969522, "n": 3}, "list": [1,2]}"#;
+        let mut value = parse_json(text.as_bytes()).unwrap();
+        value["x"]["n"] = 4.into();
+        value["new"] = "é".into();
+        let written = json_text(&value, Some(text));
+        for part in [
+            "\"theta\": 1e4",
+            "\"big\": 123456789012345678901234567890",
+            "\"scale\": 22.627416997969522",
+            "\"n\": 4",
+            "\"list\": [1,2]",
+            "\"new\": \"é\"",
+        ] {
+            assert!(written.contains(part), "{part}\n{written}");
+        }
+        assert_eq!(
+            json_text(&serde_json::json!({"a": {}}), None),
+            "{\n  \"a\": {}\n}\n"
+        );
+    }
+
+    #[test]
+    fn floats_are_read_to_the_last_bit() {
+        for text in [
+            "22.627416997969522",
+            "0.1",
+            "1e-05",
+            "9007199254740993.5",
+            "2.2250738585072014e-308",
+        ] {
+            let value = parse_json(text.as_bytes()).unwrap();
+            assert_eq!(value.as_f64(), Some(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_texts_stay_malformed() {
+        for text in [
+            "",
+            "{",
+            "Infinit",
+            "[NaN",
+            "{NaN: 1}",
+            "InfinityInfinity",
+            "nan",
+            "\u{1}",
+        ] {
+            assert!(parse_json(text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(parse_json(b"\xff NaN").is_err());
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        assert!(parse_json(pointer).unwrap_err().contains("git lfs pull"));
+    }
+}
