@@ -158,7 +158,7 @@ fn softmax<R: Real>(row: &[R], probabilities: &mut Vec<f64>) {
         .iter()
         .fold(f64::NEG_INFINITY, |most, value| most.max(value.to_f64()));
     probabilities.clear();
-    probabilities.extend(row.iter().map(|value| (value.to_f64() - most).exp()));
+    probabilities.extend(row.iter().map(|value| libm::exp(value.to_f64() - most)));
     let sum: f64 = probabilities.iter().sum();
     probabilities.iter_mut().for_each(|value| *value /= sum);
 }
@@ -170,7 +170,7 @@ fn divergence(p: &[f64], q: &[f64]) -> f64 {
         .iter()
         .zip(q)
         .map(|(p, q)| (p + LEAST_PROBABILITY, q + LEAST_PROBABILITY))
-        .map(|(p, q)| p * (p / q).ln())
+        .map(|(p, q)| p * libm::log(p / q))
         .sum();
     sum.max(0.0)
 }

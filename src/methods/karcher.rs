@@ -157,15 +157,13 @@ impl Units {
             let mut along = 0.0;
             for (part, &dot) in tangent.iter_mut().zip(&dots) {
                 let dot = dot.clamp(-1.0, 1.0);
-                let angle = dot.acos();
+                let angle = libm::acos(dot);
+                let sine = libm::sin(angle);
                 // The direction of the mean itself, or its opposite, from which every way is equally short.
-                if angle < tolerance
-                    || std::f64::consts::PI - angle < tolerance
-                    || angle.sin() == 0.0
-                {
+                if angle < tolerance || std::f64::consts::PI - angle < tolerance || sine == 0.0 {
                     continue;
                 }
-                *part = share * angle / angle.sin();
+                *part = share * angle / sine;
                 along += *part * dot;
             }
             for (part, mean) in tangent.iter_mut().zip(&mean) {
@@ -175,8 +173,9 @@ impl Units {
             if step < tolerance || step == 0.0 {
                 break;
             }
+            let (sine, cosine) = (libm::sin(step), libm::cos(step));
             for (mean, part) in mean.iter_mut().zip(&tangent) {
-                *mean = step.cos() * *mean + step.sin() / step * part;
+                *mean = cosine * *mean + sine / step * part;
             }
             let length = self.length(&mean);
             if length > tolerance {

@@ -87,9 +87,9 @@ pub(super) fn arc(t: f64, gram: &Gram, is_linear: impl Fn(f64) -> bool) -> [f64;
     if is_linear(cosine) {
         return [1.0 - t, t];
     }
-    let angle = cosine.acos();
+    let angle = libm::acos(cosine);
     [
-        ((1.0 - t) * angle).sin() / angle.sin(),
-        (t * angle).sin() / angle.sin(),
+        libm::sin((1.0 - t) * angle) / libm::sin(angle),
+        libm::sin(t * angle) / libm::sin(angle),
     ]
 }

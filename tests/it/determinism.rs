@@ -255,3 +255,24 @@ fn exactly_k_elements_stay_where_magnitudes_tie() {
     assert!(values[..25_005].iter().all(|&value| value == 0.5));
     assert!(values[25_005..].iter().all(|&value| value == 0.0));
 }
+
+/// glibc picks another sine, cosine and exponential for each processor; those of a merge must not be among them.
+#[test]
+fn bytes_do_not_depend_on_the_systems_mathematics() {
+    let bench = bench(Dtype::F64);
+    for method in [
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\nparameters: {t: [0.1, 0.9, 0.3]}\n",
+        "merge_method: karcher\nmodels: [{model: base}, {model: a}, {model: b}]\n",
+        "merge_method: arcee_fusion\nbase_model: base\nmodels: [{model: a}]\n",
+    ] {
+        let whole = load(&bench.merge(method, &[]));
+        let mut command = bench.command();
+        command.args(["merge", "recipe.yml", "masked", "-q", "--force"]);
+        command.env(
+            "GLIBC_TUNABLES",
+            "glibc.cpu.hwcaps=-AVX2,-AVX2_Usable,-FMA,-FMA4,-FMA_Usable,-AVX512F,-AVX",
+        );
+        assert!(command.output().unwrap().status.success(), "{method}");
+        assert!(load(&bench.path("masked")) == whole, "{method}");
+    }
+}
