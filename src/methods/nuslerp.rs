@@ -20,15 +20,15 @@ const COLINEAR: f64 = 1e-14;
 static INFO: MethodInfo = MethodInfo {
     name: "nuslerp",
     summary: "the point on the great circle between two models, or between their differences from a base",
-    formula: "t = w_2 / (w_1 + w_2), 1/2 if both are 0; out = sin((1-t)*theta)/sin(theta) * x_1 + \
+    formula: "t = w_2 / (w_1 + w_2), 1/2 if their sum is 0; out = sin((1-t)*theta)/sin(theta) * x_1 + \
               sin(t*theta)/sin(theta) * x_2, theta the angle between the two; (1-t)*x_1 + t*x_2 where they are \
               parallel or opposite; with `base_model`, the same for x_i - base, added to base",
     when: "two models, with weights instead of the t of slerp; with a base, two fine-tunes of it: the angle between \
            updates is larger than that between whole models",
     departs: "As in mergekit, `nuslerp_row_wise: false` uses the angle of each row W[i, :] and `true` that of each \
               column W[:, j], the opposite of what the name says. Both matter only with `nuslerp_flatten: false`. \
-              Weights of opposite sign that sum to zero are an error; mergekit takes t = 1/2. Angles of tensors with \
-              a norm below 1e-7 are computed like any others; mergekit replaces them by right angles.",
+              Angles of tensors with a norm below 1e-7 are computed like any others; mergekit replaces them by right \
+              angles.",
     source: "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; mergekit 0.1.5",
     models: Arity {
         min: 2,
@@ -77,13 +77,9 @@ impl Method for Nuslerp {
         let weight = |source| params.source_number(source, "weight");
         let (first, second) = (weight(first), weight(second));
         let sum = first + second;
-        let t = if first == 0.0 && second == 0.0 {
+        // Weights that sum to zero name no point between the models: the middle, as mergekit has it.
+        let t = if sum.abs() <= 1e-9 * (first.abs() + second.abs()) {
             0.5
-        } else if sum.abs() <= 1e-9 * (first.abs() + second.abs()) {
-            return Err(Refusal::new(format!(
-                "the weights {first} and {second} sum to zero, so they define no point between the models"
-            ))
-            .with_hint("choose weights with another sum"));
         } else {
             second / sum
         };

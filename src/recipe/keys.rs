@@ -1,7 +1,7 @@
 //! Which keys each mapping of a recipe takes, and what is said of the others.
 
 use super::nearest::{nearest, suggestion};
-use super::problem::{ProblemKind, quoted};
+use super::problem::{Problem, ProblemKind, quoted};
 use super::walk::Walk;
 use super::yaml::Entry;
 
@@ -52,15 +52,47 @@ pub(super) const SOURCE: Place = Place {
 };
 
 impl Walk<'_> {
+    /// Whether an unknown key only gives names to values that stand elsewhere as aliases, or begins with `x-`, as is
+    /// the custom for such keys; that it is not read itself is noted. `end` is where the next key begins.
+    pub(super) fn is_home_of_anchors(&mut self, entry: &Entry, end: usize) -> bool {
+        let own = self.text.get(entry.key_at.start..end).unwrap_or_default();
+        let used: Vec<&str> = anchors(own)
+            .filter(|name| has_alias(self.text, name))
+            .collect();
+        if used.is_empty() && !entry.key.starts_with("x-") {
+            return false;
+        }
+        let message = format!("{} is not read", quoted(&entry.key));
+        let hint = match used.first() {
+            Some(name) => format!(
+                "it only gives a name to what stands elsewhere as {}",
+                quoted(&format!("*{name}"))
+            ),
+            None => "keys that begin with `x-` are for values that are used elsewhere by alias"
+                .to_owned(),
+        };
+        self.warn(Problem::new(ProblemKind::Unknown, entry.key_at, message).with_hint(hint));
+        true
+    }
+
     /// A key that the place does not take.
     pub(super) fn other_key(&mut self, place: &Place, entry: &Entry) {
         let key = entry.key.as_str();
+        if self.recorded {
+            let message = format!("unknown key {} in {}: ignored", quoted(key), place.name);
+            return self.warn(Problem::new(ProblemKind::Unknown, entry.key_at, message));
+        }
         let hint = self.unknown_key_hint(place, key);
         let message = format!("unknown key {} in {}", quoted(key), place.name);
         self.refuse(ProblemKind::Unknown, entry.key_at, message, hint.as_deref());
     }
 
     fn unknown_key_hint(&mut self, place: &Place, key: &str) -> Option<String> {
+        if place.name == RECIPE.name && key == "random_seed" {
+            return Some(
+                "the seed is no part of a recipe: say `--seed` when you run it".to_owned(),
+            );
+        }
         let takes_parameters = place.keys.contains(&"parameters");
         if let Some(method) = self.method.filter(|_| takes_parameters) {
             let near = nearest(key, place.keys.iter().copied());
@@ -79,6 +111,12 @@ impl Walk<'_> {
             }
             self.flawed.all |= near == Some("parameters");
         }
+        let mut methods = self.methods.iter().flat_map(|method| method.params);
+        if takes_parameters && methods.any(|info| info.name == key) {
+            return Some(format!(
+                "`{key}` is a parameter of other methods: put it under `parameters:`, or remove it"
+            ));
+        }
         let elsewhere = [SOURCE, SLICE, MODEL, RECIPE]
             .into_iter()
             .find(|other| other.name != place.name && other.keys.contains(&key));
@@ -87,4 +125,16 @@ impl Walk<'_> {
             None => suggestion(key, "the keys are", place.keys),
         }
     }
+}
+
+/// The anchors that a text defines: `&name` before a value.
+fn anchors(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|c: char| c.is_whitespace() || "[]{},".contains(c));
+    words.filter_map(|word| word.strip_prefix('&').filter(|name| !name.is_empty()))
+}
+
+/// Whether a text has an alias of that name.
+fn has_alias(text: &str, name: &str) -> bool {
+    let mut words = text.split(|c: char| c.is_whitespace() || "[]{},:".contains(c));
+    words.any(|word| word.strip_prefix('*') == Some(name))
 }

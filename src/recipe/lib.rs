@@ -33,7 +33,7 @@ pub use exceptions::{Exception, Fallback};
 pub use moe::MAX_EXPERTS;
 pub use moe::{Expert, GateMode, MoeRecipe, PromptTokens, Ranges, RouterRecipe, Split, Upcycle};
 pub use nearest::nearest;
-pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any};
+pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any, read_recorded};
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
 pub use render::{render, render_warnings};
 pub use schema::{Inputs, Module, Recipe, Slice, SliceSource, Source};

@@ -65,21 +65,33 @@ impl Walk<'_> {
     fn unknown_parameter(&mut self, method: &'static MethodInfo, entry: &Entry) {
         let name = entry.key.as_str();
         let known: Vec<&str> = method.params.iter().map(|info| info.name).collect();
+        let others = self.methods_with(name);
+        // mergekit ignores what the method does not read, and published recipes are full of it.
+        if !others.is_empty() {
+            let message = format!(
+                "`{}` has no parameter {}: ignored",
+                method.name,
+                quoted(name)
+            );
+            let hint = format!("it is a parameter of {others}");
+            self.warn(Problem::new(ProblemKind::Unknown, entry.key_at, message).with_hint(hint));
+            return;
+        }
         if let Some(near) = nearest(name, known.iter().copied()) {
             self.flawed.add(near);
         }
+        if self.recorded {
+            let message = format!(
+                "`{}` has no parameter {}: ignored",
+                method.name,
+                quoted(name)
+            );
+            return self.warn(Problem::new(ProblemKind::Unknown, entry.key_at, message));
+        }
         let whose = format!("the parameters of `{}` are", method.name);
-        let hint = match (known.is_empty(), self.methods_with(name)) {
-            (true, others) if others.is_empty() => Some(format!("`{}` takes none", method.name)),
-            (true, others) => Some(format!(
-                "`{}` takes none; it is one of {others}",
-                method.name
-            )),
-            (false, others) if others.is_empty() => suggestion(name, &whose, &known),
-            (false, others) => Some(format!(
-                "it is a parameter of {others}; {whose} {}",
-                listed(known.iter().copied())
-            )),
+        let hint = match known.is_empty() {
+            true => Some(format!("`{}` takes none", method.name)),
+            false => suggestion(name, &whose, &known),
         };
         let message = format!("`{}` has no parameter {}", method.name, quoted(name));
         self.refuse(ProblemKind::Unknown, entry.key_at, message, hint.as_deref());
@@ -97,6 +109,10 @@ impl Walk<'_> {
             "`{}` has one value for a tensor, not one for each model",
             info.name
         );
+        if self.recorded {
+            let message = format!("{message}: ignored");
+            return self.warn(Problem::new(ProblemKind::Invalid, entry.key_at, message));
+        }
         let hint = match level {
             Level::Source => "move it to the `parameters` of the slice or of the recipe",
             _ => "move it to the `parameters` of the recipe",

@@ -52,8 +52,23 @@ pub fn parse_with_registry(name: &str, text: &str) -> Result<Recipe, RecipeError
 
 /// Reads a recipe from its text, for the methods of the registry. `name` is what errors call it.
 pub fn parse_any(name: &str, text: &str) -> Result<AnyRecipe, RecipeError> {
-    let registry: Vec<&'static MethodInfo> = methods::all().iter().map(|m| m.info()).collect();
-    parse_documents(name, text, &registry)
+    parse_documents(name, text, &registry(), false)
+}
+
+/// Reads the recipe of a merge that mergekit has done: what mergekit ignored in it is ignored again, and noted.
+///
+/// # Errors
+/// As [`parse_any`], but for unknown keys and parameters.
+pub fn read_recorded(path: &Path) -> Result<AnyRecipe, RecipeError> {
+    let name = path.display().to_string();
+    match read_text(path) {
+        Ok(text) => parse_documents(&name, &text, &registry(), true),
+        Err(problem) => Err(RecipeError::new(name, "", vec![problem])),
+    }
+}
+
+fn registry() -> Vec<&'static MethodInfo> {
+    methods::all().iter().map(|method| method.info()).collect()
 }
 
 /// Reads the recipe of a merge from its text, for these methods. `name` is what errors call it.
@@ -62,7 +77,7 @@ pub fn parse(
     text: &str,
     methods: &[&'static MethodInfo],
 ) -> Result<Recipe, RecipeError> {
-    merge(parse_documents(name, text, methods)?)
+    merge(parse_documents(name, text, methods, false)?)
 }
 
 fn merge(recipe: AnyRecipe) -> Result<Recipe, RecipeError> {
@@ -82,6 +97,7 @@ fn parse_documents(
     name: &str,
     text: &str,
     methods: &[&'static MethodInfo],
+    recorded: bool,
 ) -> Result<AnyRecipe, RecipeError> {
     // Positions count the characters that editors show.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -111,6 +127,8 @@ fn parse_documents(
     }
     for root in &roots {
         let mut walk = Walk::new(methods);
+        walk.text = text;
+        walk.recorded = recorded;
         if is_moe(root) && is_edit(root) {
             assemblies.extend(
                 walk.edit(root)

@@ -34,6 +34,10 @@ pub(super) struct Walk<'a> {
     pub(super) architectures: Vec<(ModelRef, String)>,
     /// Whether a `base_model` had problems, so that nobody knows which input is the base.
     pub(super) base_unread: bool,
+    /// The recipe's text.
+    pub(super) text: &'a str,
+    /// Whether the recipe tells of a merge that is done: what mergekit ignored then is ignored again, with a note.
+    pub(super) recorded: bool,
     /// The base of a merge whose method needs one and whose recipe names none: that of the mixture it is inside of.
     pub(super) outer_base: Option<Located<ModelRef>>,
 }
@@ -66,6 +70,8 @@ impl<'a> Walk<'a> {
             incomplete: false,
             architectures: Vec::new(),
             base_unread: false,
+            text: "",
+            recorded: false,
             outer_base: None,
         }
     }
@@ -113,8 +119,12 @@ impl<'a> Walk<'a> {
         // The method first: it says what `parameters:` may hold, wherever in the file they stand.
         self.method = self.merge_method(method);
         let mut parts = Parts::default();
-        for entry in entries {
-            self.top_level(&mut parts, entry);
+        let ends = entries.iter().skip(1).map(|next| next.key_at.start);
+        for (entry, end) in entries.iter().zip(ends.chain([self.text.len()])) {
+            match RECIPE.keys.contains(&entry.key.as_str()) {
+                false if self.is_home_of_anchors(entry, end) => {}
+                _ => self.top_level(&mut parts, entry),
+            }
         }
         if !self.one_kind_of_inputs(&parts.inputs_at) {
             return None;

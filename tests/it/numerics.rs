@@ -193,3 +193,27 @@ fn what_mergekit_s_arithmetic_is_not_known_of_is_not_told() {
         "{report:#}"
     );
 }
+
+/// mergekit ignores keys that it does not know; a recipe that was merged with one is still the recipe.
+#[test]
+fn what_mergekit_ignored_in_a_recorded_recipe_is_ignored_again() {
+    let bench = copied("ties-f32");
+    let path = bench.path("out/mergekit_config.yml");
+    let recipe = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        format!("{recipe}\nrandom_seed: 3\nnormalise: false\n"),
+    )
+    .unwrap();
+    let (code, _, failed) = verify(&bench, "ties-f32", &[]);
+    assert_eq!((code, failed), (Some(0), Vec::new()));
+    // As the recipe of a merge to come it is refused.
+    fs::copy(&path, bench.path("recipe.yml")).unwrap();
+    let planned = bench.weld(&["plan", "recipe.yml"]);
+    assert_eq!(planned.code, Some(1));
+    assert!(
+        planned.stderr.contains("say `--seed`"),
+        "{}",
+        planned.stderr
+    );
+}

@@ -114,7 +114,8 @@ impl Premises {
         let by_mergekit = by_mergekit.is_file().then_some(by_mergekit);
         let allow_step = lock.is_none() && by_mergekit.is_some();
         let (recipe, name) = match (&asked.recipe, &lock, &by_mergekit) {
-            (Some(path), ..) | (None, None, Some(path)) => from_file(path)?,
+            (Some(path), ..) => from_file(path, recipe::read_any)?,
+            (None, None, Some(path)) => from_file(path, recipe::read_recorded)?,
             (None, Some(lock), _) => from_lock(lock)?,
             (None, None, None) => return Err(PremisesError::NoRecipe),
         };
@@ -163,9 +164,13 @@ impl Premises {
     }
 }
 
-fn from_file(path: &Path) -> Result<(AnyRecipe, String), PremisesError> {
+/// A recipe from a file, by one of the ways to read it.
+fn from_file(
+    path: &Path,
+    read: fn(&Path) -> Result<AnyRecipe, RecipeError>,
+) -> Result<(AnyRecipe, String), PremisesError> {
     let name = path.display().to_string();
-    match recipe::read_any(path) {
+    match read(path) {
         Ok(recipe) => Ok((recipe, name)),
         Err(error) => Err(PremisesError::Recipe { name, error }),
     }
