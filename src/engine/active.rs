@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::EngineError;
 use super::budget::{Limits, MEASURED_BLOCKS};
 use super::job::{Job, Target, Work};
-use super::program::{Cost, Measured, Memo, Pass, Program};
+use super::program::{CarriedMask, Cost, Measured, Pass, Program};
 use super::tile::PAGE;
 use super::whole::Whole;
 use errors::Refusal;
@@ -29,7 +29,7 @@ pub(super) struct ActiveJob<'a> {
     pub(super) stage: Stage,
     pub(super) measured: Vec<Measured>,
     /// One for each block, if there is memory for them.
-    pub(super) memos: Vec<Memo>,
+    pub(super) carried: Vec<CarriedMask>,
     /// Whether a pass has read all elements and counted NaN and infinity.
     pub(super) looked: bool,
     pub(super) pending: Mutex<Pending>,
@@ -170,7 +170,7 @@ impl<'a> ActiveJob<'a> {
             sample: sample.as_deref(),
             stage: Stage::Done,
             measured: Vec::new(),
-            memos: Vec::new(),
+            carried: Vec::new(),
             looked: false,
             pending: Mutex::default(),
             parts_left: AtomicUsize::new(0),

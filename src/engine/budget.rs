@@ -29,8 +29,8 @@ pub struct Limits {
     pub tile: usize,
     /// Tiles that the workers and the sink may hold together.
     pub tiles: usize,
-    /// Bytes that the memos of the jobs in flight may hold together.
-    pub memo: u64,
+    /// Bytes that the carried masks of the jobs in flight may hold together.
+    pub carried: u64,
     /// Anonymous memory at the peak, in bytes.
     pub peak: u64,
 }
@@ -70,8 +70,8 @@ const OVERHEAD: u64 = 32 << 20;
 pub(super) const MEASURED_BLOCKS: usize = 16;
 /// Bytes for statistics beyond what the most demanding job needs, as far as the budget allows.
 const STATISTICS: u64 = 8 << 20;
-/// Bytes that memos get at the most, beside what the neediest job wishes.
-const MEMOS: u64 = 16 << 20;
+/// Bytes that carried masks get at the most, beside what the neediest job wishes.
+const CARRIED: u64 = 16 << 20;
 
 /// Bytes of a tile of output: one large page, and a good size for a write to disk.
 const TILE: u64 = 2 << 20;
@@ -114,16 +114,16 @@ impl Settings {
         let tiles = (spare / 2 / tile).clamp(filled, most);
         let statistics = neediest + STATISTICS.min(spare - tiles * tile);
         let peak = OVERHEAD + threads * worker + statistics + tiles * tile + cost.matrix;
-        let memo = match cost.memo {
+        let carried = match cost.carried {
             0 => 0,
-            wished => (wished + MEMOS).min(self.memory.saturating_sub(peak)),
+            wished => (wished + CARRIED).min(self.memory.saturating_sub(peak)),
         };
         Ok(Limits {
             tile: tile as usize,
             tiles: tiles as usize,
             statistics,
-            memo,
-            peak: peak + memo,
+            carried,
+            peak: peak + carried,
         })
     }
 }
@@ -167,7 +167,7 @@ mod tests {
                         column_sums: 3 * 16_000 * (threads - 1),
                         more_outputs: sources % 3,
                         matrix: (sources as u64 - 1) << 22,
-                        memo: (sources as u64 - 1) << 26,
+                        carried: (sources as u64 - 1) << 26,
                     };
                     if let Ok(limits) = settings(memory, threads).limits(sources, cost) {
                         assert!(

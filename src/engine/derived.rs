@@ -123,7 +123,7 @@ impl Derived<'_> {
                 first: start,
                 sources: &views,
                 next: &[],
-                memo: None,
+                carried: None,
             };
             apply.block(block, &mut result);
             bytes.resize(length * self.output.size(), 0);

@@ -15,7 +15,7 @@ use super::active::{ActiveJob, cost, lock, tile_blocks};
 use super::budget::{Limits, Settings, statistics};
 use super::job::{Job, Output, Work};
 use super::lane::Scratch;
-use super::program::{Cost, Memo};
+use super::program::{CarriedMask, Cost};
 use super::scan::{in_order, pool};
 use super::tile::Tiles;
 use super::{EngineError, Observer, Sink, Totals};
@@ -119,12 +119,12 @@ impl<'a> Engine<'a> {
 
     fn run_batch(&self, batch: Range<usize>) -> Result<(), EngineError> {
         let mut active: Vec<_> = batch.map(|job| ActiveJob::new(job, self.jobs)).collect();
-        let mut memo = self.limits.memo;
+        let mut carried = self.limits.carried;
         for job in &mut active {
-            let wished = cost(job.work).memo;
-            if wished > 0 && wished <= memo {
-                memo -= wished;
-                job.memos.resize_with(job.work.blocks(), Memo::new);
+            let wished = cost(job.work).carried;
+            if wished > 0 && wished <= carried {
+                carried -= wished;
+                job.carried.resize_with(job.work.blocks(), CarriedMask::new);
             }
         }
         loop {

@@ -30,7 +30,7 @@ pub use derived::{Decided, Derived};
 pub use execute::execute;
 pub use job::{Job, Length, Output, Target, Work};
 pub use program::{
-    AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Memo, Pass, Program,
+    AnyProgram, Apply, Block, CarriedMask, Cost, Measure, MeasureColumns, Measured, Pass, Program,
 };
 pub use scan::{Piece, pieces, scan};
 pub use tile::{PAGE, Tile, Tiles};

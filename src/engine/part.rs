@@ -172,7 +172,7 @@ impl<'a> Engine<'a> {
                 first,
                 sources: &views,
                 next: &next,
-                memo: job.memos.get(index),
+                carried: job.carried.get(index),
             };
             match pass {
                 Pass::Measure(measure) | Pass::Sample(_, measure) => {

@@ -19,12 +19,12 @@ pub struct Block<'a, R> {
     /// For each source whose bytes are stored, the bytes of the block that the worker decodes next.
     pub next: &'a [&'a [u8]],
     /// Where a pass that measures may leave what it found out, and where later ones find it; none where the
-    /// memory does not suffice, and then it is found out again. See [`Cost::memo`].
-    pub memo: Option<&'a Memo>,
+    /// memory does not suffice, and then it is found out again. See [`Cost::carried`].
+    pub carried: Option<&'a CarriedMask>,
 }
 
 /// What a pass over a block leaves for later ones.
-pub type Memo = OnceLock<Box<[u64]>>;
+pub type CarriedMask = OnceLock<Box<[u64]>>;
 
 impl<'a, R> Block<'a, R> {
     /// How many elements each source has in this block.
@@ -50,7 +50,7 @@ impl<'a, R> Block<'a, R> {
             first: self.first + places.start as u64,
             sources: room,
             next: &[],
-            memo: None,
+            carried: None,
         }
     }
 
@@ -105,8 +105,8 @@ pub struct Cost {
     /// Bytes that a pass over whole matrices holds, including its result, which is kept until the tensor is
     /// written; see [`Whole`].
     pub matrix: u64,
-    /// Bytes of all memos of the tensor; wished for, not needed.
-    pub memo: u64,
+    /// Bytes of all carried masks of the tensor; wished for, not needed.
+    pub carried: u64,
 }
 
 impl Cost {
@@ -132,7 +132,7 @@ impl Cost {
             column_sums: self.column_sums.max(other.column_sums),
             more_outputs: self.more_outputs.max(other.more_outputs),
             matrix: self.matrix.max(other.matrix),
-            memo: self.memo.max(other.memo),
+            carried: self.carried.max(other.carried),
         }
     }
 }

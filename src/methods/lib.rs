@@ -8,12 +8,12 @@
 //! solve for the weights, then combine) and `task_vectors` (differences from a base: mask, elect a sign, add).
 
 mod arcee_fusion;
-mod band;
 mod breadcrumbs;
 mod consensus;
 mod dare;
 mod della;
 mod gram;
+mod interval;
 mod karcher;
 mod linear;
 mod model_stock;

@@ -11,7 +11,6 @@
 //!
 //! Both are exact and have the same result.
 
-use super::band::count_equal;
 use engine::{Block, Measure, Measured, Pass};
 use numeric::{HIGH_BINS, LOW_BINS, Rank, Real, high_bin, low_bin, rank_from_top, vectorised};
 
@@ -480,6 +479,22 @@ impl<K> Counts<K> {
     }
 }
 
+vectorised! {
+    /// How many keys are equal to this one.
+    pub(super) fn count_equal(keys: &[u32], key: u32) -> u64 {
+        let mut count = 0;
+        // In pieces that 32 bits can count.
+        for keys in keys.chunks(1 << 20) {
+            let mut equal = 0u32;
+            for &other in keys {
+                equal += u32::from(other == key);
+            }
+            count += u64::from(equal);
+        }
+        count
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -533,7 +548,7 @@ mod tests {
                     first,
                     sources: &sources,
                     next: &[],
-                    memo: None,
+                    carried: None,
                 };
                 measure.block(block, &mut [], &mut counts);
             }

@@ -1,6 +1,6 @@
 //! `sce`: select elements by variance, weigh models by energy, erase what lost the vote on the sign.
 
-use super::band::Band;
+use super::interval::KeyInterval;
 use super::order::{self, Keys, Order};
 use super::task_vectors::{self, AddUp, Choose, Consensus, Mask, Masked, MaskedTerm, STRIP, Sum};
 use super::{
@@ -115,13 +115,13 @@ impl SelectWeighErase {
         }
     }
 
-    /// The band of variances that is merged, or the measure that is needed next.
-    fn band<'m>(
+    /// The interval of variances that is merged, or the measure that is needed next.
+    fn interval<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
-    ) -> Result<Band, order::Counts<Spread>> {
+    ) -> Result<KeyInterval, order::Counts<Spread>> {
         let found = self.order().share(measured, self.share)?;
-        Ok(found.map_or_else(Band::nothing, |found| Band::from(&found)))
+        Ok(found.map_or_else(KeyInterval::nothing, |found| KeyInterval::from(&found)))
     }
 }
 
@@ -130,8 +130,8 @@ impl<R: Real> Program<R> for SelectWeighErase {
         let mut measured = measured.iter();
         let mut common = None;
         if self.share < 1.0 {
-            common = match self.band(&mut measured) {
-                Ok(band) => Some((band, self.order().keys)),
+            common = match self.interval(&mut measured) {
+                Ok(interval) => Some((interval, self.order().keys)),
                 Err(measure) => return measure.pass(),
             };
         }
@@ -259,7 +259,7 @@ vectorised! {
 /// Measures the sum of squares of each task vector over the elements that are merged.
 struct Energies {
     base: usize,
-    common: Option<(Band, Spread)>,
+    common: Option<(KeyInterval, Spread)>,
     others: Vec<usize>,
 }
 
@@ -279,16 +279,16 @@ impl<R: Real> Measure<R> for Energies {
         let mut common = self
             .common
             .as_ref()
-            .map(|(band, keys)| (band.in_block(block.index), keys));
+            .map(|(interval, keys)| (interval.in_block(block.index), keys));
         for start in (0..block.len()).step_by(STRIP) {
             let strip = start..block.len().min(start + STRIP);
             block.ahead(strip.clone());
             let part = block.part(strip.clone(), &mut room);
             let keys = &mut keys[..strip.len()];
             let mut choose = Choose::ALL;
-            if let Some((band, spread)) = &mut common {
+            if let Some((interval, spread)) = &mut common {
                 spread.fill(&part, 0, keys);
-                choose = Choose::given(band.choose(keys));
+                choose = Choose::given(interval.choose(keys));
             }
             let base = part.sources[self.base];
             let kept = &mut kept[..strip.len()];

@@ -163,7 +163,13 @@ fn merged(
     };
     let bytes = run(&limits);
     // Without memory for what one pass leaves to the next, it is computed again.
-    assert_eq!(bytes, run(&Limits { memo: 0, ..limits }));
+    assert_eq!(
+        bytes,
+        run(&Limits {
+            carried: 0,
+            ..limits
+        })
+    );
     Ok(decode(output, &bytes?))
 }
 

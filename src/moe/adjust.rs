@@ -241,7 +241,7 @@ mod tests {
                     first: first as u64,
                     sources: &[&values[first..end]],
                     next: &[],
-                    memo: None,
+                    carried: None,
                 };
                 Apply::<f64>::block(&Adjusted(program.clone(), Vec::new()), block, &mut out);
                 assert_eq!(out, expected[first..end]);
@@ -283,7 +283,7 @@ mod tests {
                 first: number as u64 * 333,
                 sources: &[block],
                 next: &[],
-                memo: None,
+                carried: None,
             };
             Measure::<f64>::block(&program, block, &mut sums, &mut []);
         }
@@ -312,7 +312,7 @@ mod tests {
             first: 0,
             sources: &[&values],
             next: &[],
-            memo: None,
+            carried: None,
         };
         apply.block(block, &mut out);
         assert_eq!(out[..3], values[..3]);

@@ -1,14 +1,14 @@
 //! Which elements of a task vector are to be kept, and the masks that result once magnitudes are measured.
 
-use super::super::band::Wanted;
+use super::super::interval::Wanted;
 use super::super::order::{Counts, Keys, Order};
 use super::super::{Tensor, TensorParams};
-use super::mask::Mask;
+use super::mask::{Mask, difference_keys};
 use super::ranks::Chances;
 use super::{Sparsifier, Term};
 use engine::{Block, Measured};
 use errors::Refusal;
-use numeric::{MaskKey, Real, keep_threshold, vectorised};
+use numeric::{MaskKey, Real, keep_threshold};
 
 /// Which elements of a task vector are to be kept.
 #[derive(Debug, Clone, Copy)]
@@ -154,15 +154,6 @@ impl<R: Real> Keys<R> for Magnitudes {
     }
 }
 
-vectorised! {
-    /// Sets `keys` to the magnitude keys of a task vector.
-    pub(super) fn difference_keys<R: Real>(source: &[R], base: &[R], keys: &mut [u32]) {
-        for (key, (&x, &base)) in keys.iter_mut().zip(source.iter().zip(base)) {
-            *key = (x - base).magnitude_key();
-        }
-    }
-}
-
 /// The masks of the terms, or the measure that is needed next.
 ///
 /// `by_chance`: whether each element is divided by its own probability, for masks that have one for each element.
@@ -187,8 +178,8 @@ pub(super) fn masks<'m>(
             });
         }
     }
-    for (place, band) in places.into_iter().zip(order.bands(measured, &wanted)?) {
-        masks[place] = Mask::Magnitudes(band);
+    for (place, interval) in places.into_iter().zip(order.intervals(measured, &wanted)?) {
+        masks[place] = Mask::Magnitudes(interval);
     }
     Ok(masks)
 }

@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::super::band::{Band, BlockBand, Bounds};
+use super::super::interval::{BlockInterval, Bounds, KeyInterval};
 use super::super::order::Keys;
 use super::STRIP;
-use super::choice::difference_keys;
 use super::ranks::{Chances, RankedRows, rank_rows};
 use engine::Block;
 use numeric::{MaskKey, Real, WORD, pack, unpack, vectorised};
@@ -17,7 +16,7 @@ pub(crate) enum Mask {
     All,
     Nothing,
     /// By the magnitude of the task vector.
-    Magnitudes(Band),
+    Magnitudes(KeyInterval),
     Random {
         key: MaskKey,
         bound: u64,
@@ -40,7 +39,7 @@ pub(crate) struct BlockMask<'m> {
     mask: &'m Mask,
     /// The index of the block's first element in the tensor.
     first: u64,
-    band: Option<BlockBand>,
+    interval: Option<BlockInterval>,
     /// The bounds of magnitudes for the whole block, if there are such.
     whole: Option<Bounds>,
     /// For each element of the block, whether it is kept; if that is known for all of them.
@@ -214,7 +213,7 @@ impl Mask {
         let mut mask = BlockMask {
             mask: self,
             first: block.first,
-            band: None,
+            interval: None,
             whole: None,
             kept: known.map(Cow::Borrowed),
             drawn: None,
@@ -222,10 +221,10 @@ impl Mask {
         };
         match self {
             _ if known.is_some() => {}
-            Self::Magnitudes(band) => {
-                let band = band.in_block(block.index);
-                mask.whole = band.bounds();
-                mask.band = Some(band);
+            Self::Magnitudes(interval) => {
+                let interval = interval.in_block(block.index);
+                mask.whole = interval.bounds();
+                mask.interval = Some(interval);
             }
             Self::ByRank { key, bounds } => {
                 let keys =
@@ -237,7 +236,7 @@ impl Mask {
                 magnitudes.fill(block, source, &mut mask.ranks);
                 rank_rows(&mut mask.ranks, *row);
             }
-            Self::Random { .. } if self.is_remembered() && block.memo.is_some() => {
+            Self::Random { .. } if self.is_remembered() && block.carried.is_some() => {
                 mask.drawn = Some(Vec::with_capacity(block.len().div_ceil(WORD)));
             }
             Self::All | Self::Nothing | Self::Random { .. } => {}
@@ -302,13 +301,13 @@ impl BlockMask<'_> {
             return Choose::given(Bounds::NON_ZERO);
         }
         let first = self.first + start as u64;
-        match (self.mask, &mut self.band) {
+        match (self.mask, &mut self.interval) {
             (Mask::Nothing, _) => Choose::magnitudes(Bounds::NOTHING),
-            (Mask::Magnitudes(_), Some(band)) => match self.whole {
+            (Mask::Magnitudes(_), Some(interval)) => match self.whole {
                 Some(bounds) => Choose::magnitudes(bounds),
                 None => {
                     difference_keys(source, base, numbers);
-                    Choose::given(band.choose(numbers))
+                    Choose::given(interval.choose(numbers))
                 }
             },
             (&Mask::Random { key, bound }, _) if let Ok(bound) = u32::try_from(bound) => {
@@ -328,7 +327,7 @@ impl BlockMask<'_> {
                 }
                 Choose::given(Bounds::NON_ZERO)
             }
-            // Bands and ranks have been handled above, and a bound may be above all draws.
+            // Intervals and ranks have been handled above, and a bound may be above all draws.
             (Mask::All | Mask::Magnitudes(_) | Mask::Random { .. } | Mask::ByRank { .. }, _) => {
                 Choose::ALL
             }
@@ -347,6 +346,15 @@ impl BlockMask<'_> {
             for (delta, &rank) in deltas.iter_mut().zip(&self.ranks[start..]) {
                 *delta = *delta / R::from_f64(chances.of(rank, row));
             }
+        }
+    }
+}
+
+vectorised! {
+    /// Sets `keys` to the magnitude keys of a task vector.
+    pub(super) fn difference_keys<R: Real>(source: &[R], base: &[R], keys: &mut [u32]) {
+        for (key, (&x, &base)) in keys.iter_mut().zip(source.iter().zip(base)) {
+            *key = (x - base).magnitude_key();
         }
     }
 }

@@ -23,7 +23,7 @@ pub(super) use self::parameters::{
     DENSITY, INT8_MASK, LAMBDA, UNUSED_DENSITY, UNUSED_RESCALE, WEIGHT, normalize, rescale,
 };
 pub(super) use self::sum::{AddUp, Agreement, MaskedTerm, Sum};
-use super::band::Band;
+use super::interval::KeyInterval;
 use super::order::{self, Order};
 use super::{Action, Method, MethodInfo, Tensor, TensorParams};
 use engine::{AnyProgram, Cost, Measured, Pass, Program};
@@ -206,7 +206,7 @@ impl AnyProgram for TaskVectors {
             // The keys. If there are rows: for each term its bounds and its ranks or flags, and the buffers to rank
             // one row.
             scratch: 4 + if by_rank > 0 { 8 * by_rank + 16 } else { 0 },
-            memo: (norms * remembered) as u64 * (self.elements / 8 + 8 * self.blocks as u64),
+            carried: (norms * remembered) as u64 * (self.elements / 8 + 8 * self.blocks as u64),
             ..Cost::default()
         }
     }
@@ -266,7 +266,7 @@ impl<R: Real> Program<R> for TaskVectors {
             terms,
             sum: self.sum,
             agreement: self.agreement.clone(),
-            common: None::<(Band, Magnitudes)>,
+            common: None::<(KeyInterval, Magnitudes)>,
         }))
     }
 }

@@ -59,10 +59,10 @@ impl<R: Real> Measure<R> for Norms<R> {
             }
         }
         // Passes masks that took long to compute on to the pass that applies them.
-        if let Some(memo) = block.memo {
+        if let Some(carried) = block.carried {
             let known = masks.iter().filter_map(BlockMask::known);
             // Each block is measured only once, so the cell is still empty.
-            let _ = memo.set(known.flatten().copied().collect());
+            let _ = carried.set(known.flatten().copied().collect());
         }
     }
 }

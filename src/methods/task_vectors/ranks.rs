@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::band::count_equal;
+use super::super::order::count_equal;
 use errors::Refusal;
 use numeric::{WORD, keep_threshold, pack, vectorised};
 

@@ -4,7 +4,7 @@ use super::choice::Magnitudes;
 use super::mask::{BlockMask, Choose, Mask, Masked};
 use super::{Consensus, STRIP};
 use crate::TensorParams;
-use crate::band::{Band, Bounds, one_if};
+use crate::interval::{Bounds, KeyInterval, one_if};
 use crate::order::Keys;
 use engine::{Apply, Block};
 use errors::Refusal;
@@ -82,8 +82,8 @@ pub(crate) struct AddUp<R, K> {
     pub(crate) terms: Vec<MaskedTerm<R>>,
     pub(crate) sum: Sum,
     pub(crate) agreement: Option<Agreement>,
-    /// A mask for all terms, in place of their own: a band, and the keys whose first stream it applies to.
-    pub(crate) common: Option<(Band, K)>,
+    /// A mask for all terms, in place of their own: an interval, and the keys whose first stream it applies to.
+    pub(crate) common: Option<(KeyInterval, K)>,
 }
 
 /// A term in a block, and its state for the current strip.
@@ -132,7 +132,7 @@ impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
         let mut common = self
             .common
             .as_ref()
-            .map(|(band, keys)| (band.in_block(block.index), keys));
+            .map(|(interval, keys)| (interval.in_block(block.index), keys));
         let mut numbers = [0; STRIP];
         let zeros = [R::ZERO; STRIP];
         let mut room = Vec::new();
@@ -143,10 +143,10 @@ impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
             let strip = start..start + out.len();
             block.ahead(strip.clone());
             let base = &block.sources[self.base][strip.clone()];
-            let common = common.as_mut().map(|(band, stream)| {
+            let common = common.as_mut().map(|(interval, stream)| {
                 let keys = &mut numbers[..out.len()];
                 stream.fill(&block.part(strip, &mut room), 0, keys);
-                (Choose::given(band.choose(keys)), &*keys)
+                (Choose::given(interval.choose(keys)), &*keys)
             });
             if common.is_none() {
                 for vote in &mut votes {
@@ -486,8 +486,8 @@ impl<R: Real, K> AddUp<R, K> {
         // Without an election, one divisor serves all elements, so votes add nothing to it.
         let divides = self.sum.normalize && self.sum.consensus != Consensus::None;
         let words = block.len().div_ceil(WORD);
-        let memo = block.memo.and_then(|memo| memo.get());
-        let mut known = memo.map(|memo| memo.chunks_exact(words.max(1)));
+        let carried = block.carried.and_then(|carried| carried.get());
+        let mut known = carried.map(|carried| carried.chunks_exact(words.max(1)));
         let mut known = |mask: &Mask| match mask.is_remembered() {
             true => known.as_mut()?.next(),
             false => None,

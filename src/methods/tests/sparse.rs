@@ -598,12 +598,12 @@ fn sce_does_not_depend_on_the_scale() {
     }
 }
 
-/// The elements that a band of magnitudes keeps, by sorting.
+/// The elements that an interval of magnitudes keeps, by sorting.
 fn band_twin(magnitudes: &[f32], skip: usize, count: usize) -> Vec<bool> {
     let mut sorted = magnitudes.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));
     let mut keep = vec![false; magnitudes.len()];
-    // Of each magnitude, as many as the sorted band has, by lowest index.
+    // Of each magnitude, as many as the sorted interval has, by lowest index.
     for &wanted in &sorted[skip..skip + count] {
         let place = (0..keep.len()).find(|&i| !keep[i] && magnitudes[i] == wanted);
         keep[place.expect("it is there")] = true;

@@ -20,7 +20,7 @@ fn run<R: Real>(
         first: 0,
         sources: &views,
         next: &[],
-        memo: None,
+        carried: None,
     };
     let mut measured = Vec::new();
     loop {

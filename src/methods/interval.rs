@@ -1,12 +1,12 @@
-//! Bands of keys: keeps exactly a given number of elements, chosen by the order of their keys.
+//! Intervals of keys: keeps exactly a given number of elements, chosen by the order of their keys.
 //!
 //! Of elements with equal keys at a threshold, those with the lowest index are kept.
 
 use std::sync::Arc;
 
-use super::order::{Counts, Found, Order};
+use super::order::{Counts, Found, Order, count_equal};
 use engine::Measured;
-use numeric::{Real, vectorised};
+use numeric::Real;
 
 /// The elements of a stream to keep: the `count` largest, after skipping the `skip` largest.
 #[derive(Debug, Clone, Copy)]
@@ -25,12 +25,12 @@ impl Wanted {
 }
 
 impl<K: Clone> Order<K> {
-    /// The band for each of `wanted`, or the measure that is needed next.
-    pub(super) fn bands<'m>(
+    /// The interval for each of `wanted`, or the measure that is needed next.
+    pub(super) fn intervals<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
         wanted: &[Wanted],
-    ) -> Result<Vec<Band>, Counts<K>> {
+    ) -> Result<Vec<KeyInterval>, Counts<K>> {
         let mut ranks = Vec::new();
         for &Wanted {
             stream,
@@ -42,19 +42,19 @@ impl<K: Clone> Order<K> {
             ranks.extend((skip > 0).then_some((stream, skip)));
         }
         let mut found = self.found(measured, &ranks)?.into_iter();
-        let mut bands = Vec::new();
+        let mut intervals = Vec::new();
         for wanted in wanted {
             let Some(low) = found.next() else { break };
             let high = if wanted.skip > 0 { found.next() } else { None };
-            bands.push(Band::between(&low, high.as_ref()));
+            intervals.push(KeyInterval::between(&low, high.as_ref()));
         }
-        Ok(bands)
+        Ok(intervals)
     }
 }
 
 /// The keys that are kept: those in `from..below`, and the first elements of those that tie with a threshold.
 #[derive(Debug, Clone)]
-pub(super) struct Band {
+pub(super) struct KeyInterval {
     from: u32,
     below: u32,
     /// At most two, neither within the bounds.
@@ -68,8 +68,8 @@ struct Tie {
     quota: Arc<[u64]>,
 }
 
-impl Band {
-    /// A band that keeps nothing.
+impl KeyInterval {
+    /// An interval that keeps nothing.
     pub(super) fn nothing() -> Self {
         Self {
             from: u32::MAX,
@@ -85,13 +85,13 @@ impl Band {
 
     /// Keeps the elements between the two cuts; those that `high` cuts off are the largest, and dropped.
     fn between(low: &Found<'_>, high: Option<&Found<'_>>) -> Self {
-        let mut band = Self {
+        let mut interval = Self {
             from: low.cut.key,
             below: high.map_or(u32::MAX, |high| high.cut.key),
             ties: Vec::new(),
         };
         let mut keep_first = |found: &Found<'_>, count| {
-            band.ties.push(Tie {
+            interval.ties.push(Tie {
                 key: found.cut.key,
                 quota: quotas(count, found.equal),
             });
@@ -110,21 +110,21 @@ impl Band {
                     keep_first(high, high.cut.held - high.cut.inside);
                 }
                 if parted(low) {
-                    band.from = low.cut.key + 1;
+                    interval.from = low.cut.key + 1;
                 }
             }
         }
-        band
+        interval
     }
 
-    /// The band in one block.
-    pub(super) fn in_block(&self, block: usize) -> BlockBand {
+    /// The interval in one block.
+    pub(super) fn in_block(&self, block: usize) -> BlockInterval {
         let left = |place| {
             self.ties.get(place).map_or(NO_TIE, |tie: &Tie| {
                 (tie.key, tie.quota.get(block).copied().unwrap_or(0))
             })
         };
-        BlockBand {
+        BlockInterval {
             from: self.from,
             below: self.below,
             ties: [left(0), left(1)],
@@ -151,9 +151,9 @@ const ALL: u64 = u64::MAX;
 /// Stands for no tie; larger than every key.
 const NO_TIE: (u32, u64) = (u32::MAX, 0);
 
-/// A band in one block. Elements must be passed in order.
+/// An interval in one block. Elements must be passed in order.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct BlockBand {
+pub(super) struct BlockInterval {
     from: u32,
     below: u32,
     /// The tied keys, and how many elements of each may still be kept.
@@ -196,7 +196,7 @@ impl Bounds {
     }
 }
 
-impl BlockBand {
+impl BlockInterval {
     /// The bounds that hold in the whole block; `None` if the block keeps only some elements of a tie.
     pub(super) fn bounds(&self) -> Option<Bounds> {
         let whole = |&(_, left): &(u32, u64)| left == 0 || left == ALL;
@@ -260,22 +260,6 @@ fn less(left: u64, kept: u64) -> u64 {
     if left == ALL { ALL } else { left - kept }
 }
 
-vectorised! {
-    /// How many keys are equal to this one.
-    pub(super) fn count_equal(keys: &[u32], key: u32) -> u64 {
-        let mut count = 0;
-        // In pieces that a 32-bit counter can count.
-        for keys in keys.chunks(1 << 20) {
-            let mut equal = 0u32;
-            for &other in keys {
-                equal += u32::from(other == key);
-            }
-            count += u64::from(equal);
-        }
-        count
-    }
-}
-
 /// One if `yes`, otherwise zero.
 #[inline(always)]
 pub(super) fn one_if<R: Real>(yes: bool) -> R {
@@ -302,7 +286,7 @@ mod tests {
             let tied = [from - 1, below];
             let tie = |(&key, &quota): (&u32, &u64)| Tie { key, quota: Arc::from([quota]) };
             let ties = tied.iter().zip(&quotas).map(tie).collect();
-            let band = Band { from, below, ties };
+            let interval = KeyInterval { from, below, ties };
             let mut left = quotas;
             let twin: Vec<bool> = keys
                 .iter()
@@ -315,7 +299,7 @@ mod tests {
                     kept
                 })
                 .collect();
-            let mut strips = band.in_block(0);
+            let mut strips = interval.in_block(0);
             let mut found = Vec::new();
             for keys in keys.chunks(strip) {
                 let mut numbers = keys.to_vec();
@@ -323,7 +307,7 @@ mod tests {
                 found.extend(numbers.iter().map(|&number| bounds.keep(number)));
             }
             prop_assert_eq!(&found, &twin);
-            let whole = band.in_block(0).bounds();
+            let whole = interval.in_block(0).bounds();
             prop_assert_eq!(whole.is_some(), quotas.iter().all(|&quota| quota == 0 || quota == ALL));
             if let Some(bounds) = whole {
                 let found: Vec<bool> = keys.iter().map(|&key| bounds.keep(key)).collect();
@@ -339,7 +323,7 @@ mod tests {
         assert!(!Bounds::NON_ZERO.keep(0) && Bounds::NON_ZERO.keep(1));
         assert!(Bounds::NON_ZERO.keep(u32::MAX));
         assert!(Bounds::below(7).keep(6) && !Bounds::below(7).keep(7));
-        let nothing = Band::nothing().in_block(3);
+        let nothing = KeyInterval::nothing().in_block(3);
         assert_eq!(nothing.bounds().map(|bounds| bounds.keep(0)), Some(false));
     }
 }
