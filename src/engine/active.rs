@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::EngineError;
 use super::budget::{Limits, MEASURED_BLOCKS};
-use super::job::{Job, Target, Work};
+use super::job::{Job, Names, Target, Work};
 use super::program::{CarriedMask, Cost, Measured, Pass, Program};
 use super::tile::PAGE;
 use super::whole::Whole;
@@ -23,7 +23,7 @@ pub(super) const BAND: usize = 512;
 
 /// A job of the current batch.
 pub(super) struct ActiveJob<'a> {
-    pub(super) job: usize,
+    pub(super) names: &'a dyn Names,
     pub(super) work: &'a Work<'a>,
     pub(super) sample: Option<&'a [usize]>,
     pub(super) stage: Stage,
@@ -158,14 +158,19 @@ pub(super) fn cost(work: &Work<'_>) -> Cost {
 }
 
 impl<'a> ActiveJob<'a> {
-    pub(super) fn new(job: usize, jobs: &'a [Job<'a>]) -> Self {
-        let Job { work, sample, .. } = &jobs[job];
+    pub(super) fn new(job: &'a Job<'a>) -> Self {
+        let Job {
+            names,
+            work,
+            sample,
+            ..
+        } = job;
         let sources = match work {
             Work::Copy { sources, .. } => sources.len(),
             Work::Compute { sources, .. } => sources.len(),
         };
         let mut active = Self {
-            job,
+            names: names.as_ref(),
             work,
             sample: sample.as_deref(),
             stage: Stage::Done,
@@ -187,28 +192,21 @@ impl<'a> ActiveJob<'a> {
     }
 
     /// The error for a source that holds NaN or infinity.
-    pub(super) fn non_finite(&self, source_index: usize, found: NonFinite) -> EngineError {
-        EngineError::NonFinite {
-            job: self.job,
-            source_index,
-            found,
-        }
+    pub(super) fn non_finite(&self, source: usize, found: NonFinite) -> EngineError {
+        let name = self.names.source(source);
+        EngineError::NonFinite { name, found }
     }
 
     /// The error for a program that has no result.
     pub(super) fn refused(&self, reason: Refusal) -> EngineError {
-        EngineError::Refused {
-            job: self.job,
-            reason,
-        }
+        let tensor = self.names.result();
+        EngineError::Refused { tensor, reason }
     }
 
     /// The error if the job's output cannot be written.
     pub(super) fn not_written(&self, source: io::Error) -> EngineError {
-        EngineError::Write {
-            job: self.job,
-            source,
-        }
+        let tensor = self.names.result();
+        EngineError::Write { tensor, source }
     }
 
     /// Decides the next pass from what has been measured.

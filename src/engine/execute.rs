@@ -118,7 +118,7 @@ impl<'a> Engine<'a> {
     }
 
     fn run_batch(&self, batch: Range<usize>) -> Result<(), EngineError> {
-        let mut active: Vec<_> = batch.map(|job| ActiveJob::new(job, self.jobs)).collect();
+        let mut active: Vec<_> = self.jobs[batch].iter().map(ActiveJob::new).collect();
         let mut carried = self.limits.carried;
         for job in &mut active {
             let wished = cost(job.work).carried;
@@ -180,20 +180,22 @@ impl<'a> Engine<'a> {
 
     /// After the last tile of a pass, decides whether the values that were seen are allowed.
     pub(super) fn judge(&self, active: &ActiveJob<'_>) -> Result<(), EngineError> {
-        let job = active.job;
-        let seen = lock(&active.seen);
-        if let Some(source_index) = seen.differing {
-            return Err(EngineError::NotIdentical { job, source_index });
+        let (names, seen) = (active.names, lock(&active.seen));
+        if let Some(source) = seen.differing {
+            return Err(EngineError::NotIdentical {
+                first: names.source(0),
+                other: names.source(source),
+            });
         }
         let allowed = self.settings.allow_non_finite;
-        if let Some((source_index, &found)) = seen
+        if let Some((source, &found)) = seen
             .sources
             .iter()
             .enumerate()
             .find(|(_, found)| found.any())
             && !allowed
         {
-            return Err(active.non_finite(source_index, found));
+            return Err(active.non_finite(source, found));
         }
         let Work::Compute { target, .. } = active.work else {
             return Ok(());
@@ -201,7 +203,7 @@ impl<'a> Engine<'a> {
         for (Output { format, .. }, results) in target.outputs().iter().zip(&seen.results) {
             if results.non_finite.nan > 0 && !allowed {
                 return Err(EngineError::NotANumber {
-                    job,
+                    tensor: names.result(),
                     count: results.non_finite.nan,
                 });
             }
@@ -214,7 +216,7 @@ impl<'a> Engine<'a> {
             let count = results.overflowed + infinite;
             if count > 0 && !self.settings.saturate {
                 return Err(EngineError::Overflow {
-                    job,
+                    tensor: names.result(),
                     count,
                     format: *format,
                 });

@@ -8,6 +8,8 @@ use numeric::{BLOCK, Elements, FloatType};
 
 /// One tensor's work.
 pub struct Job<'a> {
+    /// What messages call it and its sources.
+    pub names: Box<dyn Names + 'a>,
     /// What is done.
     pub work: Work<'a>,
     /// Whether all jobs before this one must finish first, because its sources are derived from what they decide.
@@ -21,6 +23,34 @@ impl Job<'_> {
     /// The number of blocks.
     pub fn blocks(&self) -> usize {
         self.work.blocks()
+    }
+}
+
+/// What messages call the tensors of a job; asked only when something is wrong.
+pub trait Names: Send + Sync {
+    /// What is made.
+    fn result(&self) -> String;
+
+    /// A source, by its number.
+    fn source(&self, index: usize) -> SourceName;
+}
+
+/// What messages call a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceName {
+    /// The tensor, as its model calls it.
+    pub tensor: String,
+    /// The model; several, where they are read as one.
+    pub model: String,
+    /// The file that the tensor is in, if one file has it.
+    pub file: Option<String>,
+}
+
+impl SourceName {
+    /// `, in FILE`, if there is one.
+    pub(super) fn place(&self) -> String {
+        let place = self.file.as_ref().map(|file| format!(", in {file}"));
+        place.unwrap_or_default()
     }
 }
 

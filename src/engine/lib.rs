@@ -28,7 +28,7 @@ use std::io;
 pub use budget::{BudgetError, Limits, Settings};
 pub use derived::{Decided, Derived};
 pub use execute::execute;
-pub use job::{Job, Length, Output, Target, Work};
+pub use job::{Job, Length, Names, Output, SourceName, Target, Work};
 pub use program::{
     AnyProgram, Apply, Block, CarriedMask, Cost, Measure, MeasureColumns, Measured, Pass, Program,
 };
@@ -72,55 +72,59 @@ pub trait Observer: Sync {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// An input holds NaN or infinity.
-    #[error("source {source_index} of job {job} holds {} NaN and {} infinite values", found.nan, found.infinite)]
+    /// A source holds NaN or infinity.
+    #[error(
+        "tensor `{}` of model `{}` holds {} NaN and {} infinite values{}",
+        name.tensor, name.model, found.nan, found.infinite, name.place()
+    )]
     NonFinite {
-        /// The job.
-        job: usize,
-        /// Which of its sources.
-        source_index: usize,
+        /// The source.
+        name: SourceName,
         /// How many of them the whole tensor holds.
         found: NonFinite,
     },
     /// Results do not fit the output's format.
-    #[error("{count} values of job {job} do not fit {format:?}")]
+    #[error("{count} values of tensor `{tensor}` are too large for {:?}", format.dtype())]
     Overflow {
-        /// The job.
-        job: usize,
+        /// What is made.
+        tensor: String,
         /// How many values.
         count: u64,
         /// The output's format.
         format: FloatType,
     },
-    /// Finite inputs resulted in NaN.
-    #[error("{count} values of job {job} came out as NaN from finite inputs")]
+    /// Finite sources resulted in NaN.
+    #[error("{count} values of tensor `{tensor}` came out as NaN though the inputs are finite")]
     NotANumber {
-        /// The job.
-        job: usize,
+        /// What is made.
+        tensor: String,
         /// How many values.
         count: u64,
     },
-    /// Sources that must be equal are not.
-    #[error("source {source_index} of job {job} differs from source 0")]
+    /// Sources that are copied must be equal, and are not.
+    #[error(
+        "`{}` holds integers or bools that differ between `{}` and `{}`",
+        first.tensor, first.model, other.model
+    )]
     NotIdentical {
-        /// The job.
-        job: usize,
-        /// The first source that differs from source 0.
-        source_index: usize,
+        /// The first source.
+        first: SourceName,
+        /// The one that differs from it.
+        other: SourceName,
     },
     /// The program has no result for these values.
-    #[error("job {job} has no result: {reason}")]
+    #[error("tensor `{tensor}`: {reason}")]
     Refused {
-        /// The job.
-        job: usize,
+        /// What would be made.
+        tensor: String,
         /// Why.
         reason: Refusal,
     },
     /// The sink could not take the bytes.
-    #[error("cannot write the output of job {job}")]
+    #[error("cannot write tensor `{tensor}`")]
     Write {
-        /// The job.
-        job: usize,
+        /// What is made.
+        tensor: String,
         /// Why.
         #[source]
         source: io::Error,
@@ -141,11 +145,33 @@ pub enum EngineError {
 
 impl Hint for EngineError {
     fn hint(&self) -> Option<Cow<'_, str>> {
-        match self {
-            Self::Refused { reason, .. } => reason.hint(),
-            Self::Threads { .. } => Some("ask for fewer".into()),
-            _ => None,
-        }
+        let hint = match self {
+            Self::Refused { reason, .. } => return reason.hint(),
+            Self::NonFinite { .. } => {
+                "the checkpoint is damaged: leave the model out, or carry them through with --allow-nonfinite"
+            }
+            Self::Overflow { .. } => {
+                "write another dtype (`dtype: bfloat16` has the range of float32), or clamp them to the largest value \
+                 with --saturate"
+            }
+            Self::NotANumber { .. } => "its weights overflow the arithmetic: use smaller ones",
+            Self::NotIdentical { .. } => {
+                "such tensors are carried through only when all models agree"
+            }
+            Self::Threads { .. } => "ask for fewer",
+            Self::Write { .. } | Self::Cancelled => return None,
+        };
+        Some(Cow::Borrowed(hint))
+    }
+}
+
+impl EngineError {
+    /// Whether the values are at fault, and not the machine or who stopped it.
+    pub fn is_values(&self) -> bool {
+        !matches!(
+            self,
+            Self::Write { .. } | Self::Threads { .. } | Self::Cancelled
+        )
     }
 }
 

@@ -114,6 +114,7 @@ pub(super) fn in_order<W: Send, E: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use errors::Refusal;
 
     #[test]
     fn pieces_cover_each_thing_once() {
@@ -146,19 +147,13 @@ mod tests {
                 // The later item fails at once, the earlier one after it.
                 20 => {
                     std::thread::sleep(std::time::Duration::from_micros(200));
-                    Err(EngineError::Refused {
-                        job: 20,
-                        reason: "".into(),
-                    })
+                    Err(Refusal::from("the first"))
                 }
-                21 => Err(EngineError::Refused {
-                    job: 21,
-                    reason: "".into(),
-                }),
+                21 => Err(Refusal::from("the second")),
                 _ => Ok(()),
             };
             let error = scan(&items, 4, &|| false, look).unwrap_err();
-            assert!(matches!(error, EngineError::Refused { job: 20, .. }));
+            assert_eq!(error.to_string(), "the first");
         }
     }
 
