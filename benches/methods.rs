@@ -72,6 +72,7 @@ fn tiles(bencher: Bencher<'_, '_>, name: &str) {
         }
     };
     let jobs = [Job {
+        names: Box::new("w"),
         work,
         after_all: false,
         sample: None,

@@ -46,6 +46,21 @@ pub struct SourceName {
     pub file: Option<String>,
 }
 
+/// One name for all, where there is no plan: sources are models by their number.
+impl Names for &str {
+    fn result(&self) -> String {
+        (*self).to_owned()
+    }
+
+    fn source(&self, index: usize) -> SourceName {
+        SourceName {
+            tensor: (*self).to_owned(),
+            model: index.to_string(),
+            file: None,
+        }
+    }
+}
+
 impl SourceName {
     /// `, in FILE`, if there is one.
     pub(super) fn place(&self) -> String {

@@ -143,6 +143,7 @@ fn merged(
     let limits = settings.limits(sources.len(), program.cost()).unwrap();
     let output = FloatType::F64;
     let jobs = [Job {
+        names: Box::new(tensor.name),
         work: Work::Compute {
             sources: encoded
                 .iter()

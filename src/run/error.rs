@@ -1,14 +1,12 @@
 //! Why a run failed, in words that name tensor, model and remedy.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::destination::{DiskError, Step};
-use super::work::Purpose;
+use super::destination::DiskError;
 use checkpoint::CheckpointError;
 use engine::EngineError;
 use errors::{Hint, Refusal};
-use plan::View;
 
 /// Why a run failed. The output's place is as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -113,54 +111,6 @@ pub enum RunError {
     /// The operating system said no.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// An input holds NaN or infinity.
-    #[error("tensor `{tensor}` of model `{model}` holds {nan} NaN and {infinite} infinite values")]
-    NonFinite {
-        /// The tensor, as the model names it.
-        tensor: String,
-        /// The model.
-        model: String,
-        /// How many NaNs.
-        nan: u64,
-        /// How many infinities.
-        infinite: u64,
-    },
-    /// Results do not fit the output's dtype.
-    #[error("{count} values of tensor `{tensor}` are too large for {dtype}")]
-    Overflow {
-        /// The output tensor.
-        tensor: String,
-        /// How many values.
-        count: u64,
-        /// The output's dtype.
-        dtype: String,
-    },
-    /// Finite inputs gave NaN.
-    #[error("{count} values of tensor `{tensor}` came out as NaN though the inputs are finite")]
-    NotANumber {
-        /// The output tensor.
-        tensor: String,
-        /// How many values.
-        count: u64,
-    },
-    /// The method has no result for these values.
-    #[error("tensor `{tensor}`: {reason}")]
-    NoResult {
-        /// The output tensor.
-        tensor: String,
-        /// Why.
-        reason: Refusal,
-    },
-    /// Integers or bools differ between models.
-    #[error("`{tensor}` holds integers or bools that differ between `{model}` and `{other}`")]
-    NotIdentical {
-        /// The tensor.
-        tensor: String,
-        /// The first model.
-        model: String,
-        /// The one that differs from it.
-        other: String,
-    },
     /// A tied head is no copy of its embedding.
     #[error("`{head}` of `{model}` differs from `{embedding}`, though the output ties them")]
     NotTied {
@@ -190,9 +140,9 @@ pub enum RunError {
     /// What the output needs beside its inputs could not be made.
     #[error("{0}")]
     NotPrepared(Refusal),
-    /// The engine could not work.
-    #[error("cannot run the merge")]
-    Engine(#[source] EngineError),
+    /// What the values do not allow, or the machine does not.
+    #[error(transparent)]
+    Engine(EngineError),
     /// The user stopped it.
     #[error("stopped; nothing was written")]
     Cancelled,
@@ -201,7 +151,7 @@ pub enum RunError {
 impl Hint for RunError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let hint = match self {
-            Self::NoResult { reason, .. } => return reason.hint(),
+            Self::Engine(error) => return error.hint(),
             Self::InputChanged { source, .. } => return source.hint(),
             Self::NotPrepared(why) => return why.hint(),
             Self::OutputExists { .. } => "choose another folder, or replace it with --force",
@@ -210,17 +160,6 @@ impl Hint for RunError {
             Self::OutputUnnamed { .. } => "give a name, such as `merged`",
             Self::OutputLocked { .. } => "wait for it, or stop it",
             Self::DiskFull { .. } => "free some space, or write elsewhere",
-            Self::NonFinite { .. } => {
-                "the checkpoint is damaged: leave the model out, or carry them through with --allow-nonfinite"
-            }
-            Self::Overflow { .. } => {
-                "write another dtype (`dtype: bfloat16` has the range of float32), or clamp them to the largest value \
-                 with --saturate"
-            }
-            Self::NotANumber { .. } => "its weights overflow the arithmetic: use smaller ones",
-            Self::NotIdentical { .. } => {
-                "such tensors are carried through only when all models agree"
-            }
             Self::NotTied { .. } => {
                 "the model was trained with a head of its own: set `tie_word_embeddings` to false in the configs of \
                  all models, or remove the head"
@@ -236,7 +175,7 @@ impl Hint for RunError {
             Self::Damaged { .. } => {
                 "see that nothing else writes there, and that the disk is sound"
             }
-            Self::Disk(_) | Self::Engine(_) | Self::Cancelled => return None,
+            Self::Disk(_) | Self::Cancelled => return None,
         };
         Some(Cow::Borrowed(hint))
     }
@@ -245,107 +184,16 @@ impl Hint for RunError {
 impl RunError {
     /// Whether the input is at fault, and not the tool or the machine.
     pub fn is_users(&self) -> bool {
-        !matches!(
-            self,
+        match self {
+            Self::Engine(error) => error.is_values(),
             Self::Disk(_)
-                | Self::Damaged { .. }
-                | Self::StagingTaken { .. }
-                | Self::Engine(_)
-                | Self::Incomplete { .. }
-                | Self::Cancelled
-                | Self::InputChanged { .. }
-                | Self::DiskFull { .. }
-        )
-    }
-
-    /// Names what the engine knows only by number.
-    pub(super) fn from_engine(error: EngineError, purposes: &[Purpose<'_>], out: &Path) -> Self {
-        let of_job = |job: usize| match purposes.get(job)? {
-            Purpose::Tensor(plan, index) => Some((*plan, plan.tensors.get(*index)?)),
-            Purpose::Equal(..) => None,
-        };
-        let source_of = |job: usize, source: usize| {
-            let (plan, tensor) = of_job(job)?;
-            let view = tensor.views.get(source).and_then(Option::as_ref);
-            let source = tensor.sources.get(source)?;
-            let model = &plan.models[source.model];
-            let mut labels = vec![model.label()];
-            // What is read in the source's place may be of others too.
-            for part in view.into_iter().flat_map(View::inputs) {
-                let label = plan.models[part.model].label();
-                if !labels.contains(&label) {
-                    labels.push(label);
-                }
-            }
-            Some((
-                model.tensors()[source.tensor].name.clone(),
-                labels.join("` or `"),
-            ))
-        };
-        match error {
-            EngineError::NonFinite {
-                job,
-                source_index,
-                found,
-            } => match source_of(job, source_index) {
-                Some((tensor, model)) => Self::NonFinite {
-                    tensor,
-                    model,
-                    nan: found.nan,
-                    infinite: found.infinite,
-                },
-                None => Self::Engine(error),
-            },
-            EngineError::Overflow { job, count, format } => match of_job(job) {
-                Some((_, tensor)) => Self::Overflow {
-                    tensor: tensor.name.clone(),
-                    count,
-                    dtype: format!("{:?}", format.dtype()),
-                },
-                None => Self::Engine(error),
-            },
-            EngineError::NotANumber { job, count } => match of_job(job) {
-                Some((_, tensor)) => Self::NotANumber {
-                    tensor: tensor.name.clone(),
-                    count,
-                },
-                None => Self::Engine(error),
-            },
-            EngineError::Refused { job, reason } => match of_job(job) {
-                Some((_, tensor)) => Self::NoResult {
-                    tensor: tensor.name.clone(),
-                    reason,
-                },
-                None => Self::Engine(EngineError::Refused { job, reason }),
-            },
-            EngineError::NotIdentical { job, source_index } => {
-                if let Some(Purpose::Equal(plan, index)) = purposes.get(job)
-                    && let Some(&(model, head, embedding)) = plan.equal.get(*index)
-                {
-                    let model = &plan.models[model];
-                    let name = |tensor: usize| model.tensors()[tensor].name.clone();
-                    return Self::NotTied {
-                        model: model.label().to_owned(),
-                        head: name(head),
-                        embedding: name(embedding),
-                    };
-                }
-                match (source_of(job, 0), source_of(job, source_index)) {
-                    (Some((tensor, model)), Some((_, other))) => Self::NotIdentical {
-                        tensor,
-                        model,
-                        other,
-                    },
-                    _ => Self::Engine(error),
-                }
-            }
-            EngineError::Write { source, .. } => Self::Disk(DiskError {
-                step: Step::Write,
-                path: out.to_owned(),
-                source,
-            }),
-            EngineError::Cancelled => Self::Cancelled,
-            other => Self::Engine(other),
+            | Self::Damaged { .. }
+            | Self::StagingTaken { .. }
+            | Self::Incomplete { .. }
+            | Self::Cancelled
+            | Self::InputChanged { .. }
+            | Self::DiskFull { .. } => false,
+            _ => true,
         }
     }
 }

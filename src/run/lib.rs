@@ -14,6 +14,7 @@ mod lock;
 mod look;
 mod output;
 mod results;
+mod ties;
 mod work;
 
 use std::collections::BTreeMap;
@@ -115,8 +116,9 @@ fn compute(
     observer: &dyn Observer,
 ) -> Result<(Totals, Vec<blake3::Hash>), RunError> {
     let made = results::make(plan, &|| staged.scratch(), observer)?;
+    ties::check(plan, observer)?;
     prepare(plan, observer)?;
-    let Work { jobs, purposes, .. } = Work::of(plan, None)?;
+    let Work { jobs, .. } = Work::of(plan, None)?;
     read_ahead(plan);
     let weights = Weights::new(plan, staged);
     let sink = DropBehind {
@@ -132,8 +134,7 @@ fn compute(
                 // The engine knows no files.
                 staged.finish()?;
             }
-            let weights = Path::new("the weights");
-            return Err(RunError::from_engine(error, &purposes, weights));
+            return Err(error.into());
         }
     };
     check_complete(plan, totals)?;
@@ -176,13 +177,13 @@ pub fn replay(
         Ok(file.map_err(DiskError::at(Step::Create, scratch))?)
     };
     results::make(plan, &file, observer)?;
+    ties::check(plan, observer)?;
     prepare(plan, observer)?;
-    let Work { jobs, purposes, .. } = Work::of(plan, sample)?;
+    let Work { jobs, .. } = Work::of(plan, sample)?;
     if sample.is_none() {
         read_ahead(plan);
     }
-    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)
-        .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;
+    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)?;
     check_unchanged(plan)?;
     Ok(totals)
 }
@@ -220,9 +221,8 @@ pub fn replay_others(
         settings.limits(widest, cost)
     });
     let limits = limits.map_err(|error| RunError::NotPrepared(Refusal::from(&error)))?;
-    let Work { jobs, purposes, .. } = Work::of_others(plan, others, sample)?;
-    engine::execute(&jobs, &settings, &limits, sink, observer)
-        .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))
+    let Work { jobs, .. } = Work::of_others(plan, others, sample)?;
+    Ok(engine::execute(&jobs, &settings, &limits, sink, observer)?)
 }
 
 /// Tells the system that all of the models is going to be read.
@@ -236,9 +236,8 @@ fn read_ahead(plan: &Plan) {
 fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
     let cancelled = || observer.cancelled();
     if plan.models.iter().any(|model| model.reads_results()) {
-        let Work { jobs, purposes, .. } = Work::of_results(plan)?;
-        engine::execute(&jobs, &plan.settings, &plan.limits, &NoOutput, observer)
-            .map_err(|error| RunError::from_engine(error, &purposes, Path::new("the result")))?;
+        let Work { jobs, .. } = Work::of_results(plan)?;
+        engine::execute(&jobs, &plan.settings, &plan.limits, &NoOutput, observer)?;
     }
     for model in &plan.models {
         let prepared = model.prepare(plan.settings.threads, &cancelled);

@@ -9,9 +9,10 @@ use std::path::Path;
 
 use super::destination::{DiskError, Step};
 use super::error::RunError;
+use super::ties;
 use super::work::Work;
 use checkpoint::map_parts;
-use engine::{self, Observer, Sink, Tile, Totals};
+use engine::{self, EngineError, Observer, Sink, Tile, Totals};
 use plan::{MergeResult, Plan};
 
 /// Makes the results that are made once, unless they are made already; gives what that took.
@@ -48,10 +49,18 @@ fn make_one(result: &MergeResult, file: File, observer: &dyn Observer) -> Result
     file.set_len(end)
         .map_err(DiskError::at(Step::Allocate, place))?;
     let sink = Scratch { file, starts };
-    let Work { jobs, purposes, .. } = Work::of_result(result)?;
     let plan = &result.plan;
-    let totals = engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer)
-        .map_err(|error| RunError::from_engine(error, &purposes, place))?;
+    ties::check(plan, observer)?;
+    let Work { jobs, .. } = Work::of_result(result)?;
+    let totals =
+        engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer).map_err(|error| {
+            match error {
+                EngineError::Write { source, .. } => {
+                    DiskError::at(Step::Write, place)(source).into()
+                }
+                error => RunError::from(error),
+            }
+        })?;
     let expected: u64 = parts.iter().map(|part| part.end - part.start).sum();
     if totals.written != expected {
         return Err(RunError::Incomplete {

@@ -1,11 +1,11 @@
-//! The engine's jobs for a plan, in order, and what each is for.
+//! The engine's jobs for a plan, in order.
 
 use std::collections::HashSet;
 
 use super::error::RunError;
-use engine::{self, AnyProgram, Job, Target};
+use engine::{self, AnyProgram, Job, Names, SourceName, Target};
 use numeric::{Elements, FloatType, Stored};
-use plan::{MergeResult, Operation, Plan, PlannedTensor};
+use plan::{MergeResult, Operation, Plan, PlannedTensor, View};
 
 /// Which blocks of a tensor are wanted, ascending: for its number in the output, and how many blocks it has.
 pub type Sample<'s> = dyn Fn(usize, usize) -> Vec<usize> + 's;
@@ -20,36 +20,61 @@ pub struct Other<'a> {
     pub found: Stored<'a>,
 }
 
-/// What a job of the engine is for, so that its errors can be told.
-#[derive(Clone, Copy)]
-pub(super) enum Purpose<'a> {
-    /// A pair of tensors that must be equal, of a plan.
-    Equal(&'a Plan, usize),
-    /// A tensor of a plan: written, or decided for those made from it.
-    Tensor(&'a Plan, usize),
+/// What messages call a planned tensor and what it is made from.
+struct Named<'a>(&'a Plan, &'a PlannedTensor);
+
+impl Names for Named<'_> {
+    fn result(&self) -> String {
+        self.1.name.clone()
+    }
+
+    fn source(&self, index: usize) -> SourceName {
+        let Named(plan, tensor) = self;
+        let Some(source) = tensor.sources.get(index) else {
+            return SourceName {
+                tensor: tensor.name.clone(),
+                model: "the output".to_owned(),
+                file: None,
+            };
+        };
+        let model = &plan.models[source.model];
+        let mut labels = vec![model.label()];
+        // What is read in the source's place may be of others too.
+        let view = tensor.views.get(index).and_then(Option::as_ref);
+        for part in view.into_iter().flat_map(View::inputs) {
+            let label = plan.models[part.model].label();
+            if !labels.contains(&label) {
+                labels.push(label);
+            }
+        }
+        let place = model.place(source.tensor).filter(|_| labels.len() == 1);
+        SourceName {
+            tensor: model.tensors()[source.tensor].name.clone(),
+            model: labels.join("` or `"),
+            file: place.map(|(shard, _)| shard.file_name()),
+        }
+    }
 }
 
-/// The engine's work, in order, and what each job is for.
+/// The engine's work, in order.
 #[derive(Default)]
 pub(super) struct Work<'a> {
     pub(super) jobs: Vec<Job<'a>>,
-    pub(super) purposes: Vec<Purpose<'a>>,
     /// The results that are checked and decided already, by address.
     prepared: HashSet<*const PlannedTensor>,
 }
 
 impl<'a> Work<'a> {
-    /// First the pairs that must be equal, then the output's tensors, each after what it is made from.
+    /// The output's tensors, each after what it is made from.
     ///
     /// With `sample`, only some blocks of the output's tensors: those that it gives for the number of a tensor and
     /// that of its blocks.
     pub(super) fn of(plan: &'a Plan, sample: Option<&Sample<'_>>) -> Result<Self, RunError> {
         let mut work = Self::default();
-        work.check_all_equal(plan);
         for (index, tensor) in plan.tensors.iter().enumerate() {
             let mut job = work.output(plan, index, tensor)?;
             job.sample = sample.map(|sample| sample(index, job.blocks()));
-            work.push(Purpose::Tensor(plan, index), job);
+            work.jobs.push(job);
         }
         Ok(work)
     }
@@ -63,6 +88,7 @@ impl<'a> Work<'a> {
     ) -> Result<Job<'a>, RunError> {
         let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
         Ok(Job {
+            names: Box::new(Named(plan, tensor)),
             after_all: self.prepare(plan, tensor)?,
             work: computation(plan, tensor, Target::values(index, format))?,
             sample: None,
@@ -84,6 +110,7 @@ impl<'a> Work<'a> {
             let mut sources = sources(plan, tensor)?;
             sources.push(Box::new(other.found));
             let mut job = Job {
+                names: Box::new(Named(plan, tensor)),
                 work: engine::Work::Compute {
                     sources,
                     elements: tensor.elements(),
@@ -94,7 +121,7 @@ impl<'a> Work<'a> {
                 sample: None,
             };
             job.sample = sample.map(|sample| sample(other.tensor, job.blocks()));
-            work.push(Purpose::Tensor(plan, other.tensor), job);
+            work.jobs.push(job);
         }
         Ok(work)
     }
@@ -103,13 +130,12 @@ impl<'a> Work<'a> {
     pub(super) fn of_result(result: &'a MergeResult) -> Result<Self, RunError> {
         let mut work = Self::default();
         let plan = &result.plan;
-        work.check_all_equal(plan);
         for (index, tensor) in plan.tensors.iter().enumerate() {
             match tensor.operation {
-                Operation::Copy => work.decide(plan, index, tensor, &result.decided[index])?,
+                Operation::Copy => work.decide(plan, tensor, &result.decided[index])?,
                 Operation::Compute { .. } => {
                     let job = work.output(plan, index, tensor)?;
-                    work.push(Purpose::Tensor(plan, index), job);
+                    work.jobs.push(job);
                 }
             }
         }
@@ -119,50 +145,14 @@ impl<'a> Work<'a> {
     /// The work without output that results need before their values can be read: all of them.
     pub(super) fn of_results(plan: &'a Plan) -> Result<Self, RunError> {
         let mut work = Self::default();
-        let results = plan.computed_results();
-        for result in &results {
-            work.check_equal(&result.plan);
-        }
         // A tensor of each result as if it were a source of a tensor of the plan.
-        for result in results {
+        for result in plan.computed_results() {
             let made = result.plan.tensors.iter().zip(&result.decided);
-            for (index, (tensor, decided)) in made.enumerate() {
-                work.decide(&result.plan, index, tensor, decided)?;
+            for (tensor, decided) in made {
+                work.decide(&result.plan, tensor, decided)?;
             }
         }
         Ok(work)
-    }
-
-    fn push(&mut self, purpose: Purpose<'a>, job: Job<'a>) {
-        self.purposes.push(purpose);
-        self.jobs.push(job);
-    }
-
-    /// The pairs that must be equal, of results that are computed first.
-    fn check_all_equal(&mut self, plan: &'a Plan) {
-        for result in plan.computed_results() {
-            self.check_equal(&result.plan);
-        }
-        self.check_equal(plan);
-    }
-
-    fn check_equal(&mut self, plan: &'a Plan) {
-        for (index, &(model, left_out, kept)) in plan.equal.iter().enumerate() {
-            let model = &plan.models[model];
-            let pair = [left_out, kept].into_iter();
-            let work = engine::Work::Copy {
-                // As they are stored: an adapter of the one that is kept changes the other with it.
-                sources: pair.filter_map(|tensor| model.stored(tensor)).collect(),
-                format: None,
-                output: None,
-            };
-            let job = Job {
-                work,
-                after_all: false,
-                sample: None,
-            };
-            self.push(Purpose::Equal(plan, index), job);
-        }
     }
 
     /// Adds the jobs that a tensor's sources need, if they are results; tells whether any is.
@@ -182,7 +172,7 @@ impl<'a> Work<'a> {
             else {
                 continue;
             };
-            self.decide(&result.plan, index, made, decided)?;
+            self.decide(&result.plan, made, decided)?;
         }
         Ok(any)
     }
@@ -191,7 +181,6 @@ impl<'a> Work<'a> {
     fn decide(
         &mut self,
         plan: &'a Plan,
-        index: usize,
         made: &'a PlannedTensor,
         decided: &'a engine::Decided,
     ) -> Result<(), RunError> {
@@ -203,11 +192,12 @@ impl<'a> Work<'a> {
             || matches!(made.operation, Operation::Copy) && made.sources.len() > 1;
         if needed {
             let job = Job {
+                names: Box::new(Named(plan, made)),
                 work: computation(plan, made, Target::Decide(decided))?,
                 after_all: derived,
                 sample: None,
             };
-            self.push(Purpose::Tensor(plan, index), job);
+            self.jobs.push(job);
         }
         Ok(())
     }

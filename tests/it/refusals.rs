@@ -820,7 +820,7 @@ fn messages_about_weights_read_well() {
         );
     });
     insta::assert_snapshot!(run_into(&bench, LINEAR), @r"
-    error: tensor `model.norm.weight` of model `b` holds 1 NaN and 1 infinite values
+    error: tensor `model.norm.weight` of model `b` holds 1 NaN and 1 infinite values, in model.safetensors
 
     hint: the checkpoint is damaged: leave the model out, or carry them through with --allow-nonfinite
     ");

@@ -96,23 +96,6 @@ fn decode(format: FloatType, bytes: &[u8]) -> Vec<f64> {
     values
 }
 
-/// Names for messages: sources by their number.
-struct Numbered;
-
-impl Names for Numbered {
-    fn result(&self) -> String {
-        "w".to_owned()
-    }
-
-    fn source(&self, index: usize) -> SourceName {
-        SourceName {
-            tensor: "w".to_owned(),
-            model: index.to_string(),
-            file: Some("f".to_owned()),
-        }
-    }
-}
-
 /// A job that reads stored values.
 fn job<'a>(
     format: FloatType,
@@ -125,7 +108,7 @@ fn job<'a>(
         .iter()
         .map(|bytes| Box::new(Stored { bytes, format }) as _);
     Job {
-        names: Box::new(Numbered),
+        names: Box::new("w"),
         work: Work::Compute {
             sources: stored.collect(),
             elements,

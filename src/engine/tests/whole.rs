@@ -241,7 +241,7 @@ fn what_is_not_finite_is_counted_before_anything_is_computed() {
     // Counted over the whole source, although it was read row by row.
     assert_eq!(
         error.to_string(),
-        "tensor `w` of model `1` holds 1 NaN and 1 infinite values, in f"
+        "tensor `w` of model `1` holds 1 NaN and 1 infinite values"
     );
 }
 

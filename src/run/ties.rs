@@ -1,0 +1,49 @@
+//! Tied tensors that a plan leaves out: each must be a copy of the one that is kept.
+
+use super::error::RunError;
+use engine::{Observer, Piece, pieces, scan};
+use plan::Plan;
+
+/// Bytes that a worker compares at a time.
+const PIECE: u64 = 1 << 20;
+
+/// Compares what a plan, and the results that are computed with it, leave out with what is kept.
+///
+/// Tensors are compared as they are stored: an adapter of the one that is kept changes the other with it.
+///
+/// # Errors
+/// Two differ, the observer stopped it, or the threads could not be started.
+pub(super) fn check(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
+    let results = plan.computed_results().into_iter();
+    let plans: Vec<&Plan> = results.map(|result| &result.plan).chain([plan]).collect();
+    let pairs = plans.iter().flat_map(|plan| {
+        let pairs = plan.equal.iter();
+        pairs.map(|&(model, left_out, kept)| (&plan.models[model], left_out, kept))
+    });
+    let pairs: Vec<_> = pairs.collect();
+    let lengths = pairs
+        .iter()
+        .map(|(model, left_out, _)| model.tensors()[*left_out].len);
+    let same = |_: &mut (), Piece { of, range }: &Piece| {
+        let (model, left_out, kept) = pairs[*of];
+        let range = range.start as usize..range.end as usize;
+        let bytes = |tensor| model.stored(tensor).map(|bytes| bytes.get(range.clone()));
+        observer.advance(2 * range.len() as u64);
+        match bytes(left_out) == bytes(kept) {
+            true => Ok(()),
+            false => Err(RunError::NotTied {
+                model: model.label().to_owned(),
+                head: model.tensors()[left_out].name.clone(),
+                embedding: model.tensors()[kept].name.clone(),
+            }),
+        }
+    };
+    let stopped = || observer.cancelled();
+    scan(
+        &pieces(lengths, PIECE),
+        plan.settings.threads,
+        &stopped,
+        same,
+    )?;
+    Ok(())
+}
