@@ -172,3 +172,50 @@ pub(super) fn signatures(tensors: &[PlannedTensor]) -> Vec<(String, Dtype, Vec<u
         .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Operation;
+    use super::*;
+    use engine::{AnyProgram, Measured, Pass, Program};
+    use numeric::Real;
+
+    /// Holds three whole matrices of f32.
+    struct Whole;
+
+    impl<R: Real> Program<R> for Whole {
+        fn next(&self, _measured: &[Measured]) -> Pass<R> {
+            Pass::Refuse("it is only planned".into())
+        }
+    }
+
+    impl AnyProgram for Whole {
+        fn cost(&self) -> Cost {
+            Cost {
+                matrix: 3 * 4 * 4096 * 4096,
+                ..Cost::default()
+            }
+        }
+    }
+
+    #[test]
+    fn a_matrix_that_is_held_whole_is_named_with_its_bytes() {
+        let operation = |program| Operation::Compute {
+            name: "whole",
+            program,
+        };
+        let planned = |name: &str, operation| {
+            let (name, shape) = (name.to_owned(), vec![4096, 4096]);
+            PlannedTensor::plain(name, Dtype::BF16, shape, Vec::new(), operation)
+        };
+        let tensors = [
+            planned("a", Operation::Copy),
+            planned("b", operation(Box::new(Whole))),
+        ];
+        assert_eq!(
+            held_whole(&tensors).as_deref(),
+            Some(": the method holds 192.0 MiB for all of `b`, whose shape is [4096, 4096]")
+        );
+        assert_eq!(held_whole(&tensors[..1]), None);
+    }
+}
