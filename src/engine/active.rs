@@ -193,7 +193,7 @@ impl<'a> ActiveJob<'a> {
 
     /// The error for a source that holds NaN or infinity.
     pub(super) fn non_finite(&self, source: usize, found: NonFinite) -> EngineError {
-        let name = self.names.source(source);
+        let name = Box::new(self.names.source(source));
         EngineError::NonFinite { name, found }
     }
 

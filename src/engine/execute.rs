@@ -183,8 +183,8 @@ impl<'a> Engine<'a> {
         let (names, seen) = (active.names, lock(&active.seen));
         if let Some(source) = seen.differing {
             return Err(EngineError::NotIdentical {
-                first: names.source(0),
-                other: names.source(source),
+                first: Box::new(names.source(0)),
+                other: Box::new(names.source(source)),
             });
         }
         let allowed = self.settings.allow_non_finite;

@@ -79,7 +79,7 @@ pub enum EngineError {
     )]
     NonFinite {
         /// The source.
-        name: SourceName,
+        name: Box<SourceName>,
         /// How many of them the whole tensor holds.
         found: NonFinite,
     },
@@ -108,9 +108,9 @@ pub enum EngineError {
     )]
     NotIdentical {
         /// The first source.
-        first: SourceName,
+        first: Box<SourceName>,
         /// The one that differs from it.
-        other: SourceName,
+        other: Box<SourceName>,
     },
     /// The program has no result for these values.
     #[error("tensor `{tensor}`: {reason}")]
