@@ -1,22 +1,22 @@
-//! Two JSON values, field by field.
+//! Compares two JSON values field by field.
 
 use serde_json::{Map, Value};
 
-/// Characters of a value that are shown.
+/// The most characters of a value that are shown.
 const SHOWN: usize = 80;
 
-/// A field that two values do not have alike.
+/// A field whose values differ.
 #[derive(Debug, PartialEq)]
 pub(super) struct Field {
-    /// Its path with dots.
+    /// Its path, with dots.
     pub(super) path: String,
-    /// What the first has; `None` if it has none.
+    /// The first value; `None` if there is none.
     pub(super) first: Option<Value>,
-    /// What the second has.
+    /// The second value; `None` if there is none.
     pub(super) second: Option<Value>,
 }
 
-/// The fields that differ, in the first's order, then those that only the second has.
+/// Returns the fields that differ, in the order of the first value, then those that only the second has.
 ///
 /// `dtype` and `torch_dtype` are two spellings of one field; numbers are equal by value.
 pub(super) fn differences(first: &Value, second: &Value) -> Vec<Field> {
@@ -50,7 +50,7 @@ fn collect(first: Option<&Value>, second: Option<&Value>, path: String, fields: 
     }
 }
 
-/// A field by its name, or by its other spelling.
+/// Finds a field by its name or its other spelling.
 fn find<'m>(map: &'m Map<String, Value>, key: &str) -> Option<&'m Value> {
     let other = match key {
         "dtype" => "torch_dtype",
@@ -60,7 +60,7 @@ fn find<'m>(map: &'m Map<String, Value>, key: &str) -> Option<&'m Value> {
     map.get(key).or_else(|| map.get(other))
 }
 
-/// A value as it is shown: JSON, cut when it is long, `none` where there is none.
+/// A value for display: JSON, cut if it is long; `none` for a missing value.
 pub(super) fn shown(value: Option<&Value>) -> String {
     let Some(value) = value else {
         return "none".to_owned();

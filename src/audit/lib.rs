@@ -1,11 +1,11 @@
-//! How one knows that a checkpoint is right: `check`, `diff`, `verify`, and the reports that they make.
+//! Finds out whether a checkpoint is right: `check`, `diff`, `verify`, and their reports.
 //!
-//! A command looks at checkpoints and makes a [`Report`]: findings, each of a [`CheckInfo`] of the registry,
-//! and what people and programs want to see beside them. [`formats`] writes a report down; a format knows no
-//! command, and a command no format.
+//! A command reads checkpoints and makes a [`Report`]. It consists of findings, each of a kind ([`CheckInfo`]) from the
+//! registry, and of the numbers and tables that go with them. [`formats`] writes the report. Formats do not know
+//! commands, and commands do not know formats.
 //!
-//! Nothing here prints or writes to a checkpoint (`check --mutate` writes copies into a folder that it is given), and a
-//! finding is never an error: an error means that the command could not run.
+//! Nothing here prints, and nothing changes a checkpoint: `check --mutate` writes copies into a folder that it is
+//! given. A finding is never an error; an error means that the command could not run.
 
 #[macro_use]
 mod report;

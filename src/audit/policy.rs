@@ -1,7 +1,7 @@
-//! What a project asks of its checkpoints: `policy.toml`.
+//! What a project requires of its checkpoints: `policy.toml`.
 //!
-//! Strict: a key, a check or a value that is not known is an error with its line, as a policy that is not read as it
-//! was meant is worse than none.
+//! Reading is strict: an unknown key, check or value is an error that names its line. A policy that is misread would be
+//! worse than none.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,42 +17,42 @@ use super::report::{CheckInfo, PolicyChange, Report, Severity, Skipped};
 use super::{all_checks, find_check};
 use recipe::nearest;
 
-/// The check that `require_lock` makes an error.
+/// The check that `require_lock` turns into an error.
 const NO_LOCK: &str = "verify.lock";
 
-/// A policy, read and checked.
+/// A policy that has been read and validated.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// The severities of findings by their checks; `None` leaves them out.
+    /// Severities by check id; `None` turns the check off.
     severities: BTreeMap<&'static str, Option<Severity>>,
-    /// The least severity that fails a report, if that is not an error.
+    /// The lowest severity that fails a report; by default, an error.
     fail_on: Option<Severity>,
-    /// What `weld diff` accepts.
+    /// The differences that `weld diff` accepts.
     pub diff: DiffPolicy,
-    /// Whether `weld verify` accepts single roundings, if the policy says.
+    /// Whether `weld verify` accepts values that are one rounding off; `None` if the policy does not say.
     pub allow_step: Option<bool>,
-    /// Who must vouch for a checkpoint, and what it may be made from.
+    /// Who must have signed or attested a checkpoint, and which inputs are allowed.
     pub provenance: ProvenancePolicy,
 }
 
-/// Who must vouch for a checkpoint, and what it may be made from.
+/// Who must have signed or attested a checkpoint, and which inputs are allowed.
 #[derive(Debug, Clone, Default)]
 pub struct ProvenancePolicy {
-    /// The public key of who must have signed it.
+    /// The public key of the required signer.
     pub signed_by: Option<PathBuf>,
-    /// The public key of who must have attested it.
+    /// The public key of the required attester.
     pub attested_by: Option<PathBuf>,
-    /// Patterns of the inputs that are allowed, if not all are.
+    /// Patterns of allowed inputs; `None` allows all.
     inputs: Option<Vec<GlobMatcher>>,
 }
 
 impl ProvenancePolicy {
-    /// Whether any input is allowed.
+    /// Whether all inputs are allowed.
     pub fn allows_all(&self) -> bool {
         self.inputs.is_none()
     }
 
-    /// Whether an input of this name is allowed.
+    /// Whether an input with this name is allowed.
     pub fn allows(&self, name: &str) -> bool {
         let Some(patterns) = &self.inputs else {
             return true;
@@ -61,28 +61,28 @@ impl ProvenancePolicy {
     }
 }
 
-/// How far two checkpoints may be apart.
+/// How much two checkpoints may differ.
 #[derive(Debug, Clone, Default)]
 pub struct DiffPolicy {
-    /// Of all tensors.
+    /// Thresholds for all tensors.
     pub all: Thresholds,
-    /// Of roles that a pattern matches, in the order of the file.
+    /// Thresholds for roles that match a pattern, in the order of the file.
     roles: Vec<(GlobMatcher, Thresholds)>,
 }
 
-/// How far two tensors may be apart. What is `None` is not asked.
+/// How much two tensors may differ. `None` sets no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Thresholds {
-    /// The largest ratio of the difference's L2 norm to that of the first.
+    /// The largest L2 norm of the difference, relative to that of the first tensor.
     pub max_relative_l2: Option<f64>,
-    /// The least cosine of their angle.
+    /// The smallest cosine of the angle between the tensors.
     pub min_cosine: Option<f64>,
-    /// The most steps of the dtype between two values.
+    /// The largest distance between two values, in ULPs of the dtype.
     pub max_steps: Option<u64>,
 }
 
 impl Thresholds {
-    /// These, and where they do not say, those of `other`.
+    /// Fills in thresholds that are not set from `other`.
     fn or(self, other: Thresholds) -> Thresholds {
         Thresholds {
             max_relative_l2: self.max_relative_l2.or(other.max_relative_l2),
@@ -93,7 +93,7 @@ impl Thresholds {
 }
 
 impl DiffPolicy {
-    /// What is asked of a role; of patterns that match it, a later one counts more.
+    /// The thresholds for a role. If several patterns match, the later one takes precedence.
     pub fn of(&self, role: &str) -> Thresholds {
         let matching = self
             .roles
@@ -102,7 +102,7 @@ impl DiffPolicy {
         matching.fold(self.all, |before, (_, own)| own.or(before))
     }
 
-    /// Whether it asks nothing.
+    /// Whether no threshold is set.
     pub fn is_empty(&self) -> bool {
         self.all == Thresholds::default() && self.roles.is_empty()
     }
@@ -112,11 +112,11 @@ impl DiffPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {message}")]
 pub struct PolicyError {
-    /// The line, from 1.
+    /// Line number, starting at 1.
     pub line: usize,
-    /// What is wrong there.
+    /// The problem.
     pub message: String,
-    /// What to do about it.
+    /// A remedy.
     pub hint: Option<String>,
 }
 
@@ -130,7 +130,7 @@ impl Policy {
     /// Reads a policy.
     ///
     /// # Errors
-    /// It is no TOML, or says something that is not known.
+    /// The text is not TOML, or has an unknown key, check or value.
     pub fn parse(text: &str) -> Result<Policy, PolicyError> {
         let reader = Reader { text };
         let table = DeTable::parse(text)
@@ -138,7 +138,7 @@ impl Policy {
         reader.policy(table.get_ref())
     }
 
-    /// That paths in it start from this folder, its own.
+    /// Makes relative paths start from `folder`, where the policy is.
     pub fn in_folder(&mut self, folder: &Path) {
         let provenance = &mut self.provenance;
         let keys = [&mut provenance.signed_by, &mut provenance.attested_by];
@@ -147,7 +147,7 @@ impl Policy {
         }
     }
 
-    /// That warnings fail a report too, as `--strict` says.
+    /// Makes warnings fail a report too, as `--strict` does.
     pub fn strict(&mut self) {
         self.fail_on = self
             .fail_on
@@ -155,10 +155,10 @@ impl Policy {
             .or(Some(Severity::Warning));
     }
 
-    /// Gives the findings of a report their severities, and says so in the report.
+    /// Changes the severities of a report's findings, and records the changes in the report.
     ///
-    /// A finding that the command itself made milder or worse keeps that, unless its check is turned off. What was
-    /// needed for a verdict and not looked at is needed still.
+    /// If a command gave a finding another severity than its check's, that one stays, unless the policy turns the check
+    /// off. A skipped check that the verdict needs is still needed.
     pub fn apply(&self, report: &mut Report) {
         let mut changes: Vec<PolicyChange> = Vec::new();
         let mut kept = Vec::with_capacity(report.findings.len());
@@ -225,7 +225,7 @@ fn count(
     }
 }
 
-/// Reads a document, and knows its lines.
+/// Reads a document and keeps track of its lines.
 struct Reader<'t> {
     text: &'t str,
 }
@@ -242,7 +242,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The entries of a table; a key that is not among the known ones is an error.
+    /// The entries of a table; an unknown key is an error.
     fn entries<'v, 't>(
         &self,
         table: &'v DeTable<'t>,
@@ -281,7 +281,7 @@ impl Reader<'_> {
                 _ => (),
             }
         }
-        // After the severities, which it may contradict.
+        // Read after the severities, which it may contradict.
         if let Some(value) = table.get("verify") {
             self.verify(self.table(value)?, &mut policy)?;
         }
@@ -302,7 +302,7 @@ impl Reader<'_> {
         for (key, value) in table {
             let id: &str = key.get_ref();
             let Some(check) = find_check(id) else {
-                // `values.nan = "off"` without quotes is a table `values`.
+                // Without quotes, `values.nan = "off"` is a table `values`.
                 let hint = match value.get_ref() {
                     DeValue::Table(_) => Some("an id of a check is written in quotes".to_owned()),
                     _ => did_you_mean(id, all_checks().map(|check| check.id)),

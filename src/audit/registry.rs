@@ -1,9 +1,9 @@
-//! Every kind of finding, in one list that docs, help, policies and tests walk.
+//! The list of all kinds of findings, for docs, help, policies and tests.
 
 use super::report::CheckInfo;
 use super::{check, diff, provenance, verify};
 
-/// The checks of each module beside those of a checkpoint, in the order in which `docs/checks.md` shows them.
+/// The checks of each module other than `check`, in the order of `docs/checks.md`.
 static GROUPS: &[&[&CheckInfo]] = &[
     check::mutate::CHECKS,
     diff::CHECKS,
@@ -11,18 +11,18 @@ static GROUPS: &[&[&CheckInfo]] = &[
     provenance::CHECKS,
 ];
 
-/// Every check.
+/// All checks.
 pub fn all_checks() -> impl Iterator<Item = &'static CheckInfo> {
     let groups = check::CHECKED.iter().chain(GROUPS).copied();
     groups.flatten().copied()
 }
 
-/// The check of an id.
+/// Finds a check by its id.
 pub fn find_check(id: &str) -> Option<&'static CheckInfo> {
     all_checks().find(|check| check.id == id)
 }
 
-/// Every check as a page of Markdown: `docs/checks.md`.
+/// All checks as a Markdown page: `docs/checks.md`.
 pub fn checks_as_markdown() -> String {
     let mut out = String::from(
         "# Checks\n\nEvery kind of finding of `weld check`, `weld diff` and `weld verify`. This page is written by \

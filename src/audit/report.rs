@@ -1,4 +1,4 @@
-//! What a command found, in a form that every format can write down.
+//! The result of a command, in a form that every format can write.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -11,16 +11,16 @@ use checkpoint::{Checkpoint, TensorEntry};
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// Worth knowing; nothing is wrong.
+    /// Worth knowing, but nothing is wrong.
     Note,
-    /// Probably not meant, and it may be.
+    /// Probably a mistake, but may be intended.
     Warning,
     /// Wrong: the command fails.
     Error,
 }
 
 impl Severity {
-    /// Its name, as formats and policies write it.
+    /// The name in formats and policies.
     pub fn name(self) -> &'static str {
         match self {
             Severity::Note => "note",
@@ -36,22 +36,22 @@ impl fmt::Display for Severity {
     }
 }
 
-/// A kind of finding. Every one stands in the registry, which `docs/checks.md` is made from.
+/// A kind of finding. All kinds are in the registry, from which `docs/checks.md` is made.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CheckInfo {
-    /// `group.name`, in kebab case; it never changes, as policies and dashboards refer to it.
+    /// `group.name`, in kebab case. It never changes, because policies and dashboards refer to it.
     pub id: &'static str,
-    /// How bad a finding is, unless a policy says otherwise.
+    /// The severity of its findings, unless a policy changes it.
     pub severity: Severity,
-    /// What is wrong, as a short sentence without a full stop: `A tensor holds NaN`.
+    /// The problem as a short sentence without a full stop: `A tensor holds NaN`.
     pub title: &'static str,
-    /// Why that matters and how it comes about, in a sentence or two.
+    /// Why it matters and how it comes about, in a sentence or two.
     pub why: &'static str,
     /// What to do about it, in the imperative.
     pub remedy: &'static str,
 }
 
-/// The kinds of findings of a module: each as a static, and all of them as `CHECKS`, which the registry lists.
+/// Defines the kinds of findings of a module: one static for each, and `CHECKS` with all of them for the registry.
 macro_rules! checks {
     ($($name:ident = $id:literal, $severity:ident, $title:literal, $why:literal, $remedy:literal;)*) => {
         $(pub(crate) static $name: $crate::CheckInfo = $crate::CheckInfo {
@@ -61,7 +61,7 @@ macro_rules! checks {
             why: $why,
             remedy: $remedy,
         };)*
-        /// All of them.
+        /// All kinds of findings of this module.
         pub(crate) static CHECKS: &[&$crate::CheckInfo] = &[$(&$name),*];
     };
 }
@@ -73,14 +73,14 @@ impl CheckInfo {
     }
 }
 
-/// Where a finding is. What is `None` does not apply.
+/// The place of a finding. A part that does not apply is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The file, relative to the checkpoint's folder: `model-00001-of-00002.safetensors`, `config.json`.
     pub file: Option<String>,
-    /// The tensor.
+    /// The tensor's name.
     pub tensor: Option<String>,
-    /// The field of the file, as a path with dots: `rope_scaling.factor`.
+    /// The field in the file, as a path with dots: `rope_scaling.factor`.
     pub field: Option<String>,
 }
 
@@ -93,7 +93,7 @@ impl Place {
         }
     }
 
-    /// A tensor, and the file that it is in if that is known.
+    /// A tensor, and its file if it is known.
     pub fn tensor(name: impl Into<String>, file: Option<String>) -> Place {
         Place {
             file,
@@ -102,7 +102,7 @@ impl Place {
         }
     }
 
-    /// A tensor of a checkpoint, and its file.
+    /// A tensor of a checkpoint, with its file.
     pub(super) fn of(model: &Checkpoint, tensor: &TensorEntry) -> Place {
         let place = model.find(&tensor.name).and_then(|at| model.place(at));
         Place::tensor(&tensor.name, place.map(|(shard, _)| shard.file_name()))
@@ -133,22 +133,22 @@ impl fmt::Display for Place {
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
-    /// Its kind.
+    /// The kind of finding.
     pub check: &'static CheckInfo,
-    /// How bad it is: its kind's severity, until a policy changes it.
+    /// The kind's severity, until a policy changes it.
     pub severity: Severity,
-    /// Where.
+    /// The place of the finding.
     pub place: Place,
     /// What should be there.
     pub expected: String,
     /// What is there.
     pub found: String,
-    /// What to do, where that is more exact than the kind's remedy.
+    /// A remedy that is more precise than the kind's.
     pub remedy: Option<String>,
 }
 
 impl Finding {
-    /// A finding of the kind's own severity.
+    /// A finding with the severity of its kind.
     pub fn new(
         check: &'static CheckInfo,
         place: Place,
@@ -165,12 +165,12 @@ impl Finding {
         }
     }
 
-    /// With another severity than its kind's.
+    /// The finding with another severity.
     pub fn with_severity(self, severity: Severity) -> Finding {
         Finding { severity, ..self }
     }
 
-    /// With a remedy of its own.
+    /// The finding with a remedy of its own.
     pub fn with_remedy(self, remedy: impl Into<String>) -> Finding {
         Finding {
             remedy: Some(remedy.into()),
@@ -178,25 +178,25 @@ impl Finding {
         }
     }
 
-    /// What to do about it.
+    /// The remedy: its own, or the kind's.
     pub fn remedy(&self) -> &str {
         self.remedy.as_deref().unwrap_or(self.check.remedy)
     }
 }
 
-/// Which command made a report.
+/// The command that made a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// `weld check`: one checkpoint by itself.
     Check,
-    /// `weld diff`: two checkpoints against each other.
+    /// `weld diff`: compares two checkpoints.
     Diff,
-    /// `weld verify`: a checkpoint against its recipe and inputs.
+    /// `weld verify`: compares a checkpoint with its recipe and inputs.
     Verify,
 }
 
 impl Command {
-    /// Its name.
+    /// The command's name.
     pub fn name(self) -> &'static str {
         match self {
             Command::Check => "check",
@@ -206,19 +206,19 @@ impl Command {
     }
 }
 
-/// What a report comes to.
+/// The overall result of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Everything that was looked at is right.
+    /// Everything that was checked is right.
     Passed,
     /// Something is wrong.
     Failed,
-    /// Nothing that was looked at is wrong, and something could not be looked at.
+    /// Nothing wrong was found, but a check that the verdict needs was skipped.
     Inconclusive,
 }
 
 impl Verdict {
-    /// Its name.
+    /// The verdict's name.
     pub fn name(self) -> &'static str {
         match self {
             Verdict::Passed => "passed",
@@ -227,7 +227,7 @@ impl Verdict {
         }
     }
 
-    /// The exit code of a command that ends so; 2 is kept for one that could not run.
+    /// The exit code of a command with this verdict. Exit code 2 is for a command that could not run.
     pub fn exit_code(self) -> u8 {
         match self {
             Verdict::Passed => 0,
@@ -237,44 +237,44 @@ impl Verdict {
     }
 }
 
-/// A check that was not made, and why.
+/// A check that was skipped, and why.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Skipped {
-    /// Its kind.
+    /// The check.
     pub check: &'static CheckInfo,
-    /// Why, as a sentence without a full stop.
+    /// The reason, as a sentence without a full stop.
     pub why: String,
-    /// Whether what it would have found is needed for a verdict: then the report is inconclusive.
+    /// Whether the verdict needs the check; then the report is inconclusive.
     pub needed: bool,
 }
 
-/// Findings of one check and severity that are kept: a hostile file can have any number.
+/// The most findings of one check and severity that are kept: a hostile file can cause any number.
 const MOST_FINDINGS: usize = 20_000;
 
-/// Tensors of which a report's details tell one by one; some three thousand bytes are held for each.
+/// The most tensors that a report's details list; each takes about three thousand bytes of memory.
 const MOST_DETAILED: usize = 1 << 16;
 
-/// Findings of one kind that were counted and not kept.
+/// Findings of one kind that were counted but not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct More {
     /// Their kind.
     pub check: &'static CheckInfo,
-    /// How bad they are.
+    /// Their severity.
     pub severity: Severity,
-    /// How many there are.
+    /// Their number.
     pub count: usize,
 }
 
-/// What a policy made of the findings of a check.
+/// A policy's change to the findings of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyChange {
     /// Their kind.
     pub check: &'static CheckInfo,
-    /// How bad they were.
+    /// The severity before.
     pub from: Severity,
-    /// How bad they are now; `None` if they are left out.
+    /// The severity after; `None` if the policy drops them.
     pub to: Option<Severity>,
-    /// How many there are.
+    /// The number of findings.
     pub count: usize,
 }
 
@@ -298,37 +298,37 @@ impl fmt::Display for PolicyChange {
     }
 }
 
-/// Rows of text under headings, worst or most important first.
+/// A table for display, with the worst or most important row first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
-    /// What it shows.
+    /// The table's title.
     pub title: String,
     /// The headings.
     pub columns: Vec<String>,
-    /// The rows; numbers are formatted already.
+    /// The rows, with numbers as formatted text.
     pub rows: Vec<Vec<String>>,
 }
 
-/// A number for each layer and role, to be seen at a glance.
+/// A number for each layer and role, drawn as colours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeatMap {
-    /// What it shows.
+    /// The map's title.
     pub title: String,
-    /// The unit of its numbers, or what they are a ratio of.
+    /// The unit of the numbers, or what they are relative to.
     pub unit: String,
-    /// A row each: roles of tensors, such as `self_attn.q_proj.weight`.
+    /// One row each: roles of tensors, such as `self_attn.q_proj.weight`.
     pub roles: Vec<String>,
-    /// A column each: layers.
+    /// One column each: layers.
     pub layers: Vec<String>,
-    /// By role, then by layer; `None` where a layer has no such tensor.
+    /// The numbers by role, then by layer; `None` if the layer has no such tensor.
     pub values: Vec<Vec<Option<f64>>>,
 }
 
-/// The most cells of a heat map; a header may name any number of roles and layers.
+/// The most cells in a heat map; a header may name any number of roles and layers.
 const MOST_CELLS: usize = 1 << 16;
 
 impl HeatMap {
-    /// The map of a stack's tensors, by their names; none if there is nothing to see, or too much.
+    /// The map of a stack's tensors by their names; `None` if it would be empty or too large.
     pub(super) fn of<'n>(
         title: &str,
         unit: &str,
@@ -361,43 +361,43 @@ impl HeatMap {
     }
 }
 
-/// How many elements lie between each two of some bounds.
+/// The number of elements in each interval.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram {
-    /// What it shows.
+    /// The histogram's title.
     pub title: String,
-    /// The unit of its bounds.
+    /// The unit of the bounds.
     pub unit: String,
-    /// For each bar its lower and upper bound and the number of elements.
+    /// For each bar: lower bound, upper bound, number of elements.
     pub bars: Vec<(f64, f64, u64)>,
 }
 
-/// What a command has to say.
+/// The result of a command.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// The command.
+    /// The command that made it.
     pub command: Command,
-    /// What was looked at, as the user wrote it.
+    /// The checkpoint or checkpoints, as the user wrote them.
     pub subject: String,
-    /// What people want to know first: names and values, in order.
+    /// The most important facts: names and values, in order.
     pub summary: Vec<(String, String)>,
     /// The checks that were made.
     pub checked: Vec<&'static CheckInfo>,
-    /// Those that were not.
+    /// The checks that were skipped.
     pub skipped: Vec<Skipped>,
-    /// What was found; [`Report::sort`] puts the worst first.
+    /// The findings; [`Report::sort`] puts the worst first.
     pub findings: Vec<Finding>,
-    /// What was found beside it, where there is too much of a kind to keep it.
+    /// Counts of the findings that were too many to keep.
     pub more: Vec<More>,
-    /// How many findings of a check and severity are kept.
+    /// The number of kept findings by check and severity.
     kept: BTreeMap<(&'static str, Severity), usize>,
-    /// What a policy changed in them.
+    /// The changes that a policy made.
     pub policy: Vec<PolicyChange>,
-    /// Tables to show.
+    /// Tables for display.
     pub tables: Vec<Table>,
-    /// Heat maps to show.
+    /// Heat maps for display.
     pub heat_maps: Vec<HeatMap>,
-    /// Histograms to show.
+    /// Histograms for display.
     pub histograms: Vec<Histogram>,
     /// The command's own numbers, for programs.
     pub details: Value,
@@ -423,12 +423,12 @@ impl Report {
         }
     }
 
-    /// Says something in the summary.
+    /// Adds a line to the summary.
     pub fn say(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.summary.push((name.into(), value.into()));
     }
 
-    /// Adds a finding; where there are too many of its kind, it is only counted.
+    /// Adds a finding. If there are too many of its kind, it is only counted.
     pub fn add(&mut self, finding: Finding) {
         let Finding {
             check, severity, ..
@@ -455,7 +455,7 @@ impl Report {
         findings.into_iter().for_each(|finding| self.add(finding));
     }
 
-    /// Puts values of tensors into the details, as many as may be held, and how many are left out.
+    /// Puts tensors into the details up to the limit, and the number of those left out.
     pub(super) fn detail(&mut self, tensors: impl ExactSizeIterator<Item = Value>) {
         let left_out = tensors.len().saturating_sub(MOST_DETAILED);
         let told: Vec<Value> = tensors.take(MOST_DETAILED).collect();
@@ -465,7 +465,7 @@ impl Report {
         }
     }
 
-    /// Puts the worst findings first, then orders them by check and place.
+    /// Sorts the findings: the worst first, then by check and place.
     pub fn sort(&mut self) {
         self.findings.sort_by(|a, b| {
             let key = |finding: &Finding| (std::cmp::Reverse(finding.severity), finding.check.id);
@@ -473,14 +473,14 @@ impl Report {
         });
     }
 
-    /// How many findings are of a severity.
+    /// The number of findings with a severity.
     pub fn count(&self, severity: Severity) -> usize {
         let of = |finding: &&Finding| finding.severity == severity;
         let more = self.more.iter().filter(|more| more.severity == severity);
         self.findings.iter().filter(of).count() + more.map(|more| more.count).sum::<usize>()
     }
 
-    /// What it comes to: an error fails it, and what is needed and was not looked at leaves it open.
+    /// The verdict: an error fails the report; a skipped check that is needed makes it inconclusive.
     pub fn verdict(&self) -> Verdict {
         if self.count(Severity::Error) > 0 {
             Verdict::Failed

@@ -1,4 +1,4 @@
-//! What is in the tensors of a checkpoint: one pass over its bytes, by all threads.
+//! Statistics of a checkpoint's tensors, in one pass over its bytes by all threads.
 
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
@@ -8,39 +8,39 @@ use engine::Observer;
 use numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, squares, squares_bf16};
 use run::{RunError, each_piece};
 
-/// Bytes that a worker goes through at a time: they stay in its cache between the hash and the statistics.
+/// Bytes per piece of work. A piece stays in the worker's cache between hashing and the statistics.
 const PIECE: u64 = 256 << 10;
 
 /// Elements of each piece whose exponents are counted.
 const SAMPLED: usize = 1024;
 
-/// The least exponent that is counted apart.
+/// The smallest exponent with a count of its own.
 const LEAST_EXPONENT: i32 = -40;
 
-/// Exponents that are counted apart.
+/// The number of exponents with a count of their own.
 const EXPONENTS: usize = 64;
 
-/// Largest magnitudes of which squares may be taken in f32.
+/// The range of the largest magnitude for which squares are summed in f32.
 const PLAIN: RangeInclusive<f64> = 1e-12..=1e12;
 
-/// What is in a tensor.
+/// Statistics of a tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorStatistics {
-    /// Elements.
+    /// Number of elements.
     pub elements: u64,
-    /// NaNs.
+    /// Number of NaNs.
     pub nan: u64,
-    /// Infinities.
+    /// Number of infinities.
     pub infinite: u64,
-    /// Zeros.
+    /// Number of zeros.
     pub zeros: u64,
-    /// Values too small for a full mantissa.
+    /// Number of subnormal values: too small for a full mantissa.
     pub subnormal: u64,
-    /// The sum of squares of what is finite.
+    /// The sum of the squares of all finite values.
     pub squares: f64,
     /// The largest finite magnitude.
     pub largest: f64,
-    /// The BLAKE3 digest of the stored bytes; none if they are not one after the other.
+    /// The BLAKE3 digest of the stored bytes; `None` if they are not contiguous.
     pub digest: Option<blake3::Hash>,
 }
 
@@ -54,28 +54,28 @@ impl TensorStatistics {
         self.largest = self.largest.max(part.largest);
     }
 
-    /// The root of the mean square of what is finite.
+    /// The root mean square of the finite values.
     pub fn rms(&self) -> f64 {
         let finite = self.elements - self.nan - self.infinite;
         (self.squares / finite.max(1) as f64).sqrt()
     }
 }
 
-/// What is in the tensors of a checkpoint.
+/// Statistics of a checkpoint's tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
     /// In the checkpoint's order.
     pub tensors: Vec<TensorStatistics>,
-    /// Of a sample of all elements, how many have which exponent of two; see [`exponent_of`].
+    /// A histogram of binary exponents over a sample of all elements; see [`exponent_of`].
     pub exponents: Vec<u64>,
 }
 
-/// The exponent that a bar of [`Statistics::exponents`] stands for: magnitudes from its power of two to the next.
+/// The exponent of a bar of [`Statistics::exponents`]: it counts magnitudes from that power of two up to the next.
 pub fn exponent_of(bar: usize) -> i32 {
     LEAST_EXPONENT + bar as i32
 }
 
-/// What a piece adds.
+/// Statistics of a piece.
 #[derive(Default)]
 struct Part {
     census: Census,
@@ -84,15 +84,15 @@ struct Part {
     largest: f64,
 }
 
-/// Elements by exponent, as workers count them.
+/// Counts by exponent, shared by the workers.
 type Exponents = Mutex<[u64; EXPONENTS]>;
 
-/// Goes through all tensors of a checkpoint; integers and bools are only hashed.
+/// Reads all tensors of a checkpoint. Integers and bools are only hashed.
 ///
-/// Sums are folded in the order of the pieces, so they do not depend on threads.
+/// Sums are folded in the order of the pieces, so they do not depend on the number of threads.
 ///
 /// # Errors
-/// The observer stopped it, or the threads could not be started.
+/// The observer cancelled the work, or the threads could not be started.
 pub fn statistics(
     model: &Checkpoint,
     threads: usize,
@@ -141,7 +141,7 @@ pub fn statistics(
     })
 }
 
-/// Goes through a tensor whose bytes are not one after the other: views in a pickle, which are rare.
+/// Reads a tensor whose bytes are not contiguous, such as a view in a pickle, which is rare.
 fn scattered(
     elements: &dyn Elements,
     total: &mut TensorStatistics,
@@ -164,7 +164,7 @@ fn scattered(
     Ok(())
 }
 
-/// What is in some values, of which those that are not finite are set to zero.
+/// Statistics of some values; values that are not finite are set to zero.
 fn doubles(values: &mut [f64]) -> Part {
     let mut part = Part::default();
     for value in values.iter_mut() {
@@ -186,7 +186,7 @@ fn count_exponents(values: &[f64], exponents: &Exponents) {
         .iter()
         .filter(|value| value.is_finite() && **value != 0.0)
     {
-        // Those of the bits: the logarithm is slow, and rounds.
+        // The exponent is taken from the bits: a logarithm would be slow and would round.
         let exponent = (value.to_bits() >> 52 & 0x7ff) as i32 - 1023 - LEAST_EXPONENT;
         counts[exponent.clamp(0, EXPONENTS as i32 - 1) as usize] += 1;
     }
@@ -204,7 +204,7 @@ fn part(format: FloatType, bytes: &[u8], exponents: &Exponents) -> Part {
         largest: largest[0],
         ..Part::default()
     };
-    // Squares of what is beyond would leave the range of f32.
+    // Outside of this range, squares would leave the range of f32.
     let plain = finite && !format.wants_f64() && PLAIN.contains(&largest[0]);
     let mut single = [0f32; SAMPLED];
     let mut double = [0f64; SAMPLED];

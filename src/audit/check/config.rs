@@ -1,4 +1,4 @@
-//! config.json by itself, and what it says of the dtypes.
+//! Checks config.json by itself, and the dtypes that it states.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ checks! {
         "check the model that it was made from as well";
 }
 
-/// Looks at config.json.
+/// Checks config.json.
 pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Report) {
     let is_config =
         |problem: &&CheckpointError| matches!(problem, CheckpointError::JsonMalformed { .. });

@@ -1,4 +1,4 @@
-//! Files, headers and the index: what [`Survey`] met, each kind by its own name.
+//! Files, headers and the index: turns each problem that a [`Survey`] met into a finding of its own kind.
 
 use std::path::Path;
 
@@ -100,7 +100,7 @@ checks! {
         "remove the one that is not meant";
 }
 
-/// Adds what was met when the files were opened.
+/// Adds the problems that were met when the files were opened.
 pub(super) fn check_container(survey: &Survey, report: &mut Report) {
     report.extend(survey.problems.iter().filter_map(finding));
     for file in &survey.left_aside {
@@ -126,7 +126,7 @@ pub(super) fn check_container(survey: &Survey, report: &mut Report) {
     }
 }
 
-/// What a weight file is that publishers put beside a checkpoint, and that loaders take only by name.
+/// The kind of a weight file that publishers put beside a checkpoint and that loaders take only by name.
 fn second_form(file: &str) -> Option<&'static str> {
     if file.starts_with("consolidated") {
         return Some("the same weights in the layout of their first authors");
@@ -148,7 +148,7 @@ fn name_of(path: &Path) -> String {
     name.unwrap_or_else(|| path.display().to_string())
 }
 
-/// A problem as a finding; the config's own is told by `config`.
+/// Turns a problem into a finding. A problem of config.json is reported by `config` instead.
 fn finding(problem: &CheckpointError) -> Option<Finding> {
     let (expected, found) = expected_and_found(problem);
     Some(Finding::new(
@@ -159,12 +159,12 @@ fn finding(problem: &CheckpointError) -> Option<Finding> {
     ))
 }
 
-/// Whether a problem is not the checkpoint's: it could not be looked at.
+/// Whether a problem is the system's and not the checkpoint's: something could not be read.
 pub(super) fn is_of_the_system(problem: &CheckpointError) -> bool {
     kind(problem).is_none() && !matches!(problem, E::JsonMalformed { .. })
 }
 
-/// Of which kind a problem is.
+/// The kind of a problem.
 fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
     Some(match problem {
         E::Truncated { .. } => &TRUNCATED,
@@ -205,7 +205,7 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
     })
 }
 
-/// Where it is: in a tensor, in a file, or in the checkpoint as a whole.
+/// The place of a problem: a tensor, a file, or the checkpoint as a whole.
 fn place(problem: &CheckpointError) -> Place {
     match problem {
         E::Overlap { path, tensor, .. }
@@ -240,7 +240,7 @@ fn place(problem: &CheckpointError) -> Place {
     }
 }
 
-/// What was expected there, and what was found.
+/// The expected and the found value.
 fn expected_and_found(problem: &CheckpointError) -> (String, String) {
     match problem {
         E::Truncated {
@@ -318,7 +318,7 @@ fn expected_and_found(problem: &CheckpointError) -> (String, String) {
             "in one file".into(),
             format!("in both {first} and {second}"),
         ),
-        // Pickles, of which the message tells all.
+        // Pickles, whose message says everything.
         other => ("tensors by name".into(), other.to_string()),
     }
 }

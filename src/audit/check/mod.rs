@@ -1,6 +1,6 @@
 //! `weld check`: whether one checkpoint is right, by itself.
 //!
-//! What is broken is a finding, and everything that is sound is still looked at.
+//! A broken part is a finding. Everything else is still checked.
 
 pub(super) mod config;
 pub(super) mod container;
@@ -18,7 +18,7 @@ use engine::Observer;
 use errors::Hint;
 use run::RunError;
 
-/// What can be found in a checkpoint, in the order in which it is looked for.
+/// The kinds of findings about one checkpoint, in the order in which they are checked.
 pub(super) static CHECKED: &[&[&CheckInfo]] = &[
     container::CHECKS,
     config::CHECKS,
@@ -28,13 +28,13 @@ pub(super) static CHECKED: &[&[&CheckInfo]] = &[
     safety::CHECKS,
 ];
 
-/// Why a checkpoint could not be looked at.
+/// Why a checkpoint could not be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// The system does not let a file be read.
     #[error(transparent)]
     Unreadable(#[from] CheckpointError),
-    /// The values could not be read to their end.
+    /// The values could not be read completely.
     #[error(transparent)]
     Run(#[from] RunError),
 }
@@ -48,10 +48,10 @@ impl Hint for CheckError {
     }
 }
 
-/// Looks at a located model, which the report will call `label`, with so many threads.
+/// Checks a located model with the given number of threads. The report calls it `label`.
 ///
 /// # Errors
-/// If the system does not let it be read. What is wrong with a checkpoint is a finding.
+/// The system does not let the model be read. Whatever is wrong with the checkpoint itself is a finding.
 pub fn check(
     label: &str,
     location: &Location,
@@ -97,7 +97,7 @@ pub fn check(
     Ok(report)
 }
 
-/// Says that checks which a verdict needs were not made.
+/// Records that checks were skipped which a verdict needs.
 fn skip(report: &mut Report, checks: &[&'static CheckInfo], why: &str) {
     report.skipped.extend(checks.iter().map(|check| Skipped {
         check,

@@ -1,4 +1,4 @@
-//! What would run code, or lead out of the folder.
+//! Checks for code that would run, and for paths that lead out of the folder.
 
 use std::collections::BTreeSet;
 
@@ -32,7 +32,7 @@ checks! {
         "replace the link by the file that is meant";
 }
 
-/// Looks at the files of a folder.
+/// Checks the files of a folder.
 pub(super) fn check_safety(
     location: &Location,
     report: &mut Report,
@@ -62,10 +62,10 @@ pub(super) fn check_safety(
     Ok(())
 }
 
-/// Names that are shown of one file.
+/// The most names that are shown for one file.
 const NAMES_SHOWN: usize = 12;
 
-/// What the imports of one file come to.
+/// The findings about the imports of one pickle.
 fn pickle(location: &Location, file: String, imports: PickleImports) -> Vec<Finding> {
     let list = |names: &BTreeSet<String>| {
         let shown: Vec<&str> = names.iter().take(NAMES_SHOWN).map(String::as_str).collect();
@@ -83,7 +83,7 @@ fn pickle(location: &Location, file: String, imports: PickleImports) -> Vec<Find
     }
     if let Some(why) = imports.unread {
         let unread = Finding::new(&UNREAD, place(), "a pickle to its end", why);
-        // The weights of OpenVINO are plain numbers by a pickle's name, beside a description.
+        // OpenVINO stores plain weights under a name that pickles use too, next to an XML description.
         let described = location.path.join(&file).with_extension("xml").is_file();
         findings.push(match described {
             true => unread.with_severity(Severity::Note),

@@ -1,4 +1,4 @@
-//! Whether the tensors are those that config.json promises, and every layer has what the others have.
+//! Checks that the tensors are those that config.json promises, and that all layers have the same tensors.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -55,7 +55,7 @@ checks! {
         "convert them to one dtype if that is not meant";
 }
 
-/// Looks at the names, shapes and dtypes of all tensors.
+/// Checks the names, shapes and dtypes of all tensors.
 pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut Report) {
     let roles = roles(model);
     mixed_dtypes(model, &roles, report);
@@ -72,7 +72,7 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
         skip(report, "no config.json says of which family it is");
         return;
     };
-    // Of a model that nests its language model, this is the type of the whole.
+    // For a model with a nested language model, this is the type of the whole model.
     let kind = config.value().get("model_type").and_then(Value::as_str);
     let Some(family) = kind.and_then(Family::of) else {
         uneven_layers(&roles, missing_is_known, report);
@@ -108,10 +108,10 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
     structure.unexpected(&bodies, &expected, report);
 }
 
-/// What only a table of the family can tell.
+/// The checks that need a table of the family.
 const BY_TABLE: [&CheckInfo; 5] = [&MISSING, &SHAPE, &UNEXPECTED, &EXPERTS, &NO_HEAD];
 
-/// Says what was not looked for, or only as far as all models are alike.
+/// Records the checks that were skipped, or made only as far as all families are alike.
 fn skip(report: &mut Report, why: &str) {
     let why = format!("{why}, so that it is not known which tensors it must have");
     report.skipped.extend(BY_TABLE.map(|check| Skipped {
@@ -121,25 +121,25 @@ fn skip(report: &mut Report, why: &str) {
     }));
 }
 
-/// Whether a class has a head beside the body.
+/// Whether a class has a head on top of the body.
 pub(super) fn has_head(class: &str) -> bool {
     ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration"]
         .iter()
         .any(|end| class.ends_with(end))
 }
 
-/// A model, against what its config promises of each of its bodies.
+/// A model that is compared with what its config promises for each of its bodies.
 struct Structure<'a> {
     family: &'static Family,
     model: &'a Checkpoint,
     missing_is_known: bool,
 }
 
-/// The layers of a body as they are stored.
+/// The stored layers of a body.
 struct Stored {
-    /// Layers of which there is any tensor.
+    /// Layers with at least one tensor.
     layers: BTreeSet<usize>,
-    /// The numbers of the experts of each layer that has some; a fused one has none.
+    /// The numbers of the experts of each layer with experts; a fused tensor has no numbers.
     experts: BTreeMap<usize, BTreeSet<usize>>,
 }
 
@@ -172,7 +172,7 @@ impl Stored {
 }
 
 impl Structure<'_> {
-    /// Looks at all that a body should have, and says which tensors that is.
+    /// Checks all tensors that a body should have, and collects their names in `expected`.
     fn check(&self, body: &Expected<'_>, expected: &mut HashSet<String>, report: &mut Report) {
         let stored = Stored::of(self.model, body);
         if !body.body.layers.is_empty() {
@@ -190,7 +190,8 @@ impl Structure<'_> {
                 Layers::Dense => !is_sparse(body, &stored, **layer),
             };
             let of_layer = |layer: usize| rule.name.replacen('*', &layer.to_string(), 1);
-            // What one layer has, or config.json promises, all have; further heads are built as they like.
+            // A tensor that one layer has, or that config.json promises, is required in all layers. Layers that predict
+            // further tokens may differ.
             let count = body.count().unwrap_or(usize::MAX);
             let mut layers = stored.layers.range(..count).filter(applies);
             let needed = rule.presence != Presence::Optional
@@ -237,7 +238,7 @@ impl Structure<'_> {
         }
     }
 
-    /// The layers that should have experts, and of which none is stored: each is a finding, not all of its tensors.
+    /// Returns the layers that should have experts but store none. Each is one finding, instead of one per tensor.
     fn layers_without_experts(
         &self,
         body: &Expected<'_>,
@@ -299,13 +300,13 @@ impl Structure<'_> {
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        // Old checkpoints call the parameters of a LayerNorm so.
+        // Old checkpoints name the parameters of a LayerNorm like this.
         let old = name.replace("LayerNorm.weight", "LayerNorm.gamma");
         let old = old.replace("LayerNorm.bias", "LayerNorm.beta");
         self.model.find(name).or_else(|| self.model.find(&old))
     }
 
-    /// One tensor of a rule; `needed` if it must be there though others may leave it out.
+    /// Checks one tensor of a rule. `needed`: the tensor is required even if it is optional in general.
     fn one(
         &self,
         rule: &Rule,
@@ -354,7 +355,7 @@ impl Structure<'_> {
         ));
     }
 
-    /// The output head, whose shape and copy are in the first body.
+    /// The output head; its shape and its copy are described by the first body.
     fn head(
         &self,
         body: &Expected<'_>,
@@ -400,11 +401,11 @@ impl Structure<'_> {
         }
     }
 
-    /// Tensors that the family does not have.
+    /// Reports tensors that the family does not have.
     fn unexpected(&self, bodies: &[Expected<'_>], expected: &HashSet<String>, report: &mut Report) {
         for tensor in self.model.tensors() {
             let name = tensor.name.as_str();
-            // What stands outside of all bodies is the head of some task.
+            // A tensor outside of all bodies is the head of some task.
             if !bodies.iter().any(|body| has(body, name)) {
                 continue;
             }
@@ -422,14 +423,15 @@ impl Structure<'_> {
     }
 }
 
-/// Whether a layer has experts: as the config says; of further layers, and where it says nothing, as they are stored.
+/// Whether a layer has experts. The config decides; the stored tensors do for layers that predict further tokens, and
+/// if the config says nothing.
 fn is_sparse(body: &Expected<'_>, stored: &Stored, layer: usize) -> bool {
     let counted = body.count().is_none_or(|count| layer < count);
     let by_config = body.is_sparse(layer).filter(|_| counted);
     by_config.unwrap_or_else(|| stored.experts.contains_key(&layer))
 }
 
-/// Whether a tensor is of a body by its name.
+/// Whether a tensor belongs to a body by its name.
 fn has(body: &Expected<'_>, name: &str) -> bool {
     let first = |name: &str| name.split('.').next().map(str::to_owned);
     body.rules
@@ -437,13 +439,13 @@ fn has(body: &Expected<'_>, name: &str) -> bool {
         .any(|rule| first(&rule.name) == first(name))
 }
 
-/// Whether a tensor is of a layer beyond the last.
+/// Whether a tensor belongs to a layer after the last one.
 fn is_beyond(body: &Expected<'_>, name: &str) -> bool {
     let count = body.count().unwrap_or(usize::MAX);
     body.layer_of(name).is_some_and(|(layer, _)| layer >= count)
 }
 
-/// Layers that predict further tokens: they stand behind the others, and may be left out.
+/// The number of layers that predict further tokens. They follow the others and may be left out.
 fn further_layers(config: &Value) -> usize {
     let more = field(config, "num_nextn_predict_layers").and_then(Value::as_u64);
     more.map_or(0, |more| usize::try_from(more).unwrap_or(usize::MAX))
@@ -456,10 +458,10 @@ fn shape_text(shape: &[Size]) -> String {
     format!("[{}]", sizes.collect::<Vec<String>>().join(", "))
 }
 
-/// By prefix and suffix: how many layers the stack has, and layer and tensor of those that have one.
+/// By prefix and suffix: the number of layers of the stack, and the layer and index of each tensor in that role.
 type Roles = BTreeMap<(String, String), (usize, Vec<(usize, usize)>)>;
 
-/// The tensors of each stack by what follows the layer's number.
+/// The tensors of each stack, by the part of their names after the layer's number.
 fn roles(model: &Checkpoint) -> Roles {
     let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
     let stacks = layer_stacks(names());
@@ -475,19 +477,20 @@ fn roles(model: &Checkpoint) -> Roles {
     roles
 }
 
-/// The fewest layers of which one can be the exception: first and last layers often are.
+/// With fewer layers, one layer is not reported as the exception: first and last layers often differ.
 const EVEN_LAYERS: usize = 4;
 
-/// The fewest of which two can be.
+/// With fewer layers, two are not reported as the exceptions.
 const EVEN_BUT_TWO: usize = 6;
 
-/// A tensor that all layers have but one in the middle; or but the last, or but two, where nothing else of those layers
-/// is different: the ends of a stack, and every other layer, may be built otherwise, but then not by one tensor.
+/// Reports a tensor that is missing from a single layer in the middle of a stack. If it is missing from the last layer,
+/// or from two layers, it is reported only if those layers lack nothing else: the ends of a stack, or every other
+/// layer, may be built differently, but then in more than one tensor.
 fn uneven_layers(roles: &Roles, missing_is_known: bool, report: &mut Report) {
     if !missing_is_known {
         return;
     }
-    // How many of the roles that nearly all layers have a layer lacks.
+    // For each layer, how many of the roles that nearly all layers have it lacks.
     let mut lacks: HashMap<(&str, usize), usize> = HashMap::new();
     let lacking = |layers: usize, having: &[(usize, usize)]| -> Vec<usize> {
         let having: BTreeSet<usize> = having.iter().map(|&(layer, _)| layer).collect();
@@ -544,13 +547,13 @@ fn mixed_dtypes(model: &Checkpoint, roles: &Roles, report: &mut Report) {
     }
 }
 
-/// Whether parts of the model have configs of their own, so that the fields at the top are not of all tensors.
+/// Whether parts of the model have configs of their own, so that the top-level fields do not describe all tensors.
 pub(super) fn is_nested(config: &Value) -> bool {
     let mut fields = config.as_object().into_iter().flatten();
     fields.any(|(key, part)| key.ends_with("_config") && part.get("model_type").is_some())
 }
 
-/// A model that no table has, against what its config says of all models: warnings are all that is said.
+/// A model that is in no table, compared with fields that every config has. All findings are warnings.
 struct Unknown<'a> {
     config: &'a ModelConfig,
     model: &'a Checkpoint,
@@ -559,7 +562,7 @@ struct Unknown<'a> {
 
 impl Unknown<'_> {
     fn check(&self, report: &mut Report) {
-        // Of a model of several parts, nobody knows which tensors a field is about.
+        // If a model has several parts, it is not known which tensors a field describes.
         if is_nested(self.config.value()) {
             return;
         }
@@ -593,14 +596,14 @@ impl Unknown<'_> {
         short.map(finding).collect()
     }
 
-    /// Neither embedding nor norm is as wide as the config says.
+    /// Reports it if neither the embedding nor any norm is as wide as the config states.
     fn hidden_size(&self) -> Option<Finding> {
         let fields = ["hidden_size", "n_embd", "d_model"];
         let field = fields
             .iter()
             .find(|field| self.config.get_usize(field).is_some())?;
         let expected = self.config.get_usize(field)?;
-        // Some widen a narrow embedding, and some save heads of attention apart: one that fits is enough.
+        // Some models widen a narrow embedding, and some store attention heads separately, so one match is enough.
         let embedding = self
             .embeddings()
             .next()
@@ -621,7 +624,7 @@ impl Unknown<'_> {
         ))
     }
 
-    /// Where there is one stack of layers, it has as many as the config says.
+    /// If there is a single stack of layers, it must have as many as the config states.
     fn layers(&self) -> Option<Finding> {
         let expected = self.config.num_hidden_layers()?;
         let names = || {
@@ -633,7 +636,7 @@ impl Unknown<'_> {
         let (stored, last) = match &layer_stacks(names())[..] {
             [stack] => (stack.layers, stack.layers.checked_sub(1)?),
             [] => {
-                // With one in the middle lost, the others are no stack.
+                // With a layer missing in the middle, the remaining ones do not count as a stack.
                 let lists = layer_lists(names());
                 let mut deep = lists.values().filter(|layers| layers.len() > 1);
                 let layers = deep.next().filter(|_| deep.next().is_none())?;
@@ -648,7 +651,7 @@ impl Unknown<'_> {
         (!right).then(|| Finding::new(&LAYERS, place, format!("{expected} layers"), found))
     }
 
-    /// A model that writes text has a row for each token somewhere.
+    /// A model that writes text must have a tensor with a row for each token.
     fn embedding(&self) -> Option<Finding> {
         let vocabulary = self.config.vocab_size()?;
         let classes = self.config.architectures();

@@ -1,4 +1,4 @@
-//! The tokenizer's files, and whether their ids have rows.
+//! Checks the tokenizer's files, and that every token id has a row in the embedding.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ checks! {
 
 const SPECIAL_TOKENS: [&str; 3] = ["bos", "eos", "pad"];
 
-/// Looks at the tokenizer, and at the ids of special tokens in every file that names one.
+/// Checks the tokenizer, and the ids of special tokens in every file that names one.
 pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
     if model.is_single_file() {
         return;
@@ -89,7 +89,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             format!("ids below {rows}, the rows of the embedding"),
             format!("ids up to {}", tokenizer.end() - 1),
         );
-        // The padding of a fine-tune that was never trained with it; models run without it, one text at a time.
+        // The padding token of a fine-tune that never trained it. Such a model runs without it, one text at a time.
         let padding_alone = tokenizer.end() == rows + 1 && pads.any(|id| id as usize == rows);
         report.add(match padding_alone {
             true => found.with_severity(Severity::Note),
@@ -128,7 +128,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             ids.extend(value.and_then(ids_of).map(|ids| (file, ids)));
         }
         for (file, ids) in &ids {
-            // Configs say -1 for none.
+            // Configs write -1 for none.
             let bad = ids
                 .iter()
                 .find(|&&id| rows.is_some_and(|rows| id >= 0 && id as u64 >= rows as u64));
@@ -148,7 +148,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             let id = text.and_then(|text| tokenizer.as_ref()?.id(text));
             ids.extend(id.map(|id| (file, vec![i64::from(id)])));
         }
-        // An agreement in one of several ids is enough.
+        // If there are several ids, one in common is enough.
         if let [(_, first), others @ ..] = &ids[..]
             && let Some((file, other)) = others
                 .iter()
@@ -177,7 +177,7 @@ fn template(model: &Checkpoint, report: &mut Report) {
                 ));
             }
         }
-        // That tokenizer_config.json is malformed has been said.
+        // A malformed tokenizer_config.json has been reported already.
         Err(CheckpointError::JsonMalformed { path, .. })
             if path.ends_with("tokenizer_config.json") => {}
         Err(error) => report.add(Finding::new(
@@ -189,7 +189,7 @@ fn template(model: &Checkpoint, report: &mut Report) {
     }
 }
 
-/// The texts of a token, or of a list of them: each alone, or with its flags.
+/// The text of a token, or the texts of a list of tokens; each is a string or an object with flags.
 fn texts(value: &Value) -> impl Iterator<Item = &str> {
     let list = match value {
         Value::Array(list) => list.as_slice(),
@@ -199,7 +199,7 @@ fn texts(value: &Value) -> impl Iterator<Item = &str> {
         .filter_map(|value| value.as_str().or_else(|| value.get("content")?.as_str()))
 }
 
-/// One id, or a list of them.
+/// A single id or a list of ids.
 fn ids_of(value: &Value) -> Option<Vec<i64>> {
     match value {
         Value::Array(list) => Some(list.iter().filter_map(Value::as_i64).collect()),
@@ -208,7 +208,7 @@ fn ids_of(value: &Value) -> Option<Vec<i64>> {
     .filter(|ids| !ids.is_empty())
 }
 
-/// The rows of the largest embedding of tokens.
+/// The number of rows of the largest token embedding.
 fn rows(model: &Checkpoint) -> Option<usize> {
     let tensors = model.tensors().iter();
     let embeddings = tensors.filter(|tensor| is_input_embedding(&tensor.name));

@@ -1,4 +1,4 @@
-//! What the values of a checkpoint show: NaN, zeros, copies, and what is out of line with its neighbours.
+//! Checks the values of a checkpoint: NaN, zeros, copies, and sizes that are out of line with other layers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -71,31 +71,31 @@ checks! {
         "give their experts other prompts";
 }
 
-/// The least part of values that is called a flood of subnormal ones.
+/// A tensor is reported if more than this share of its nonzero values is subnormal.
 const FLOOD: f64 = 0.5;
 
-/// By how many powers of two a tensor may be off the median of its role.
+/// A tensor is out of line if it is off the median of its role by more than this many powers of two.
 const OUT_OF_LINE_BITS: f64 = 5.0;
 
-/// By how many median deviations it must be off too.
+/// It must also be off by more than this many median deviations.
 const DEVIATIONS: f64 = 10.0;
 
-/// Layers that a role must have before one of them can be out of line.
+/// Layers that a role needs before one of them can be out of line.
 const LEAST_LAYERS: usize = 4;
 
-/// Stacks of layers that are looked at.
+/// The most stacks of layers that are checked.
 const MOST_STACKS: usize = 64;
 
-/// Experts whose rows of a router are compared: no real model has as many.
+/// The most experts whose router rows are compared; no real model has as many.
 const MOST_EXPERTS: usize = 1 << 16;
 
-/// Bytes at the beginning of an expert by which it is told from others.
+/// Bytes at the beginning of an expert that are compared first.
 const BEGINNING: usize = 256;
 
-/// Weights that wait for training as zeros, and are in no layer.
+/// Weights outside of the layers that are initialized with zeros.
 const ZERO_AT_FIRST: [&str; 1] = ["mm_input_projection_weight"];
 
-/// Goes through all values, and adds what they show to the report.
+/// Reads all values and adds the findings to the report.
 pub(super) fn check_values(
     model: &Checkpoint,
     threads: usize,
@@ -107,7 +107,7 @@ pub(super) fn check_values(
         exponents,
     } = statistics(model, threads, observer)?;
     let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
-    // A model has a few; a header may name any number.
+    // A model has a few stacks, but a header may name any number.
     let mut stacks = layer_stacks(names());
     stacks.truncate(MOST_STACKS);
     let index = StackIndex::of(&stacks);
@@ -138,14 +138,14 @@ pub(super) fn check_values(
     Ok(())
 }
 
-/// The tensors of each role: its layer, and its number in the checkpoint.
+/// The tensors of each role: pairs of a layer and the tensor's index in the checkpoint.
 type Roles<'a> = BTreeMap<(&'a str, &'a str), Vec<(usize, usize)>>;
 
-/// Tensors that are all zeros, by what the other layers have.
+/// Tensors that consist of zeros, by what the other layers have.
 struct Zeros {
-    /// The other layers have weights there.
+    /// Other layers have weights in that role.
     odd: HashSet<usize>,
-    /// Every layer has zeros there: so it was made, and not damaged.
+    /// Every layer has zeros in that role, so they are deliberate and no damage.
     habit: HashSet<usize>,
 }
 
@@ -183,7 +183,7 @@ impl Values<'_> {
         Place::of(self.model, &self.model.tensors()[at])
     }
 
-    /// Rows and columns; none for vectors, however many dimensions of one they have.
+    /// Rows and columns; `None` for a vector, even one with several dimensions.
     fn matrix(&self, at: usize) -> Option<(usize, usize)> {
         let shape = &self.model.tensors()[at].shape;
         let wide = shape.iter().filter(|&&dim| dim > 1).count();
@@ -191,7 +191,7 @@ impl Values<'_> {
         (wide > 1 && rows > 0).then(|| (rows, shape[1..].iter().product()))
     }
 
-    /// Whether zeros or ones everywhere are no beginning of it: a matrix that is no bias, no norm.
+    /// Whether the tensor is a matrix other than a bias or a norm, which may be initialized with zeros or ones.
     fn is_weight(&self, at: usize) -> bool {
         let name = self.name(at);
         let last = name.rsplit('.').next().unwrap_or(name);
@@ -213,7 +213,7 @@ impl Values<'_> {
         rows.into_iter().flatten()
     }
 
-    /// What a tensor shows by itself.
+    /// The findings about one tensor by itself.
     fn tensor(&self, at: usize, zeros: &Zeros) -> Vec<Finding> {
         let (entry, found) = (&self.model.tensors()[at], &self.found[at]);
         if FloatType::of(entry.dtype).is_none()
@@ -249,7 +249,7 @@ impl Values<'_> {
         }
         if found.subnormal as f64 > FLOOD * numbers as f64 {
             let subnormal = finding(&SUBNORMAL, "normal numbers", of(found.subnormal));
-            // Some begin as noise of a millionth, which float16 has no normal numbers for.
+            // Some biases are initialized as noise of about 1e-6, which is subnormal in float16.
             findings.push(match entry.name.ends_with("bias") {
                 true => subnormal.with_severity(Severity::Note),
                 false => subnormal,
@@ -280,7 +280,7 @@ impl Values<'_> {
     fn is_constant(&self, at: usize) -> bool {
         let size = self.model.tensors()[at].dtype.bitsize() / 8;
         let bytes = self.model.stored(at).unwrap_or_default();
-        // Shifted by an element it is still the same: the first difference ends the comparison.
+        // Compared with itself shifted by one element; the comparison ends at the first difference.
         size > 0 && bytes.len() > size && bytes[size..] == bytes[..bytes.len() - size]
     }
 
@@ -314,7 +314,7 @@ impl Values<'_> {
         None
     }
 
-    /// Which tensors of a role are far from the others.
+    /// The tensors of a role whose size is far from the others'.
     fn role(&self, tensors: &[(usize, usize)]) -> Vec<Finding> {
         let sized: Vec<(usize, f64)> = tensors
             .iter()
@@ -323,7 +323,7 @@ impl Values<'_> {
             .filter(|&(at, _)| self.is_weight(at) || is_norm(self.name(at)))
             .map(|(at, rms)| (at, rms.log2()))
             .collect();
-        // Experts and their like have a role each and still many layers; what few layers have has no neighbours.
+        // Each expert has roles of its own, over many layers. A role in only a few layers has nothing to compare with.
         if sized.len() < LEAST_LAYERS {
             return Vec::new();
         }
@@ -350,8 +350,8 @@ impl Values<'_> {
             .collect()
     }
 
-    /// Digests of runs of tensors that `key` gives one place, each with its key: names in order keep a layer or an
-    /// expert together, so that one is made at a time.
+    /// Digests of runs of tensors with the same `key`, each with that key. In name order, the tensors of a layer or
+    /// expert are contiguous, so a single digest is open at a time.
     fn digests<'s, K: PartialEq>(
         &'s self,
         order: &[usize],
@@ -418,7 +418,7 @@ impl Values<'_> {
         finding.collect()
     }
 
-    /// Experts that are slices of the tensors of their layer: those of zeros, and those that are one and the same.
+    /// Experts stored as slices of a layer's tensors: reports those that are zeros or equal to another.
     fn fused_experts(&self, order: &[usize]) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut layers: BTreeMap<(&str, usize), Vec<usize>> = BTreeMap::new();
@@ -437,7 +437,7 @@ impl Values<'_> {
                 let zeros = self.found[at].zeros;
                 let size = (self.model.tensors()[at].dtype.bitsize() / 8).max(1);
                 let of_one = self.found[at].elements / count as u64;
-                // Without as many zeros, no expert is looked through.
+                // With fewer zeros than one expert has elements, no expert can consist of zeros.
                 if zeros < of_one || zeros == self.found[at].elements {
                     continue;
                 }
@@ -450,7 +450,7 @@ impl Values<'_> {
                     findings.push(Finding::new(&ALL_ZERO, self.place(at), "weights", found));
                 }
             }
-            // Experts differ in their first bytes, so that only those are looked at.
+            // Different experts differ in their first bytes, so these are compared first.
             let begin = |expert: usize| -> Vec<&[u8]> {
                 let begins = tensors.iter().map(|&at| {
                     let bytes = slice(at, expert);
@@ -531,7 +531,7 @@ impl Values<'_> {
     }
 }
 
-/// Numbers that have the digest of another below the same name: the name, the number, the one before it.
+/// Numbers whose digest equals that of an earlier number under the same name: the name, the number, the earlier number.
 fn equal(mut digests: Vec<((&str, usize), blake3::Hash)>) -> Vec<(&str, usize, usize)> {
     digests.sort_unstable_by_key(|(key, _)| *key);
     let mut last: HashMap<(&str, blake3::Hash), usize> = HashMap::new();
@@ -542,7 +542,7 @@ fn equal(mut digests: Vec<((&str, usize), blake3::Hash)>) -> Vec<(&str, usize, u
     found.collect()
 }
 
-/// What the experts of a layer have in common, by a tensor that holds a matrix of each, and how many they are.
+/// For a tensor that holds a matrix of each expert: the part of the name before the experts, and the number of experts.
 pub(super) fn fused<'n>(name: &'n str, shape: &[usize]) -> Option<(&'n str, usize)> {
     let &[count, _, _] = shape else {
         return None;
@@ -559,7 +559,7 @@ pub(super) fn fused<'n>(name: &'n str, shape: &[usize]) -> Option<(&'n str, usiz
     Some((before, count))
 }
 
-/// Whether a tensor is a norm's, by its name.
+/// Whether a tensor belongs to a norm by its name.
 pub(super) fn is_norm(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let module = name.rsplit_once('.').map_or("", |(module, _)| module);
@@ -576,7 +576,7 @@ fn is_zero(row: &[u8], size: usize) -> bool {
     row.chunks(size).all(zero)
 }
 
-/// The middle of some numbers, of which there is one at least.
+/// The median of at least one number.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

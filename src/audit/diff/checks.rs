@@ -1,4 +1,4 @@
-//! What `weld diff` can find.
+//! The kinds of findings of `weld diff`.
 
 checks! {
     VALUES = "diff.values", Error,

@@ -1,4 +1,4 @@
-//! Configs, tokenizers and other files of two checkpoints.
+//! Compares configs, tokenizers and other files of two checkpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,16 +9,16 @@ use crate::fields::{differences, shown};
 use crate::{Finding, Place, Severity};
 use checkpoint::{Checkpoint, Sidecar, Tokenizer, TokenizerKind, parse_json, read_sidecar};
 
-/// Files whose fields are compared one by one.
+/// Files that are compared field by field.
 const BY_FIELD: [&str; 2] = ["generation_config.json", "tokenizer_config.json"];
 
-/// Tokens that are named; more are counted.
+/// The most tokens that are named; the others are counted.
 const TOKENS_SHOWN: usize = 8;
 
-/// Fields that name who wrote a config.
+/// Fields that record which program wrote a config.
 const WRITER_FIELDS: [&str; 2] = ["transformers_version", "_name_or_path"];
 
-/// Compares what is beside the weights.
+/// Compares the files other than weights.
 pub(super) fn compare(a: &Checkpoint, b: &Checkpoint) -> Vec<Finding> {
     let mut findings = Vec::new();
     if a.is_single_file() || b.is_single_file() {
@@ -85,7 +85,7 @@ fn file(name: &str, a: Option<&Sidecar>, b: Option<&Sidecar>) -> Vec<Finding> {
     )]
 }
 
-/// Tokens that have another id, or are only in one of the two: one finding of each kind.
+/// Tokens with different ids or in only one of the two: one finding per kind.
 fn tokens(a: &Checkpoint, b: &Checkpoint) -> Vec<Finding> {
     let (Ok(TokenizerKind::Fast(a)), Ok(TokenizerKind::Fast(b))) =
         (Tokenizer::of(a), Tokenizer::of(b))

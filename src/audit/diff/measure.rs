@@ -1,4 +1,4 @@
-//! Measures pairs of tensors in one pass: pieces by all threads, folded in order.
+//! Measures pairs of tensors in one pass: all threads measure pieces, which are folded in order.
 
 use std::ops::Range;
 
@@ -11,23 +11,23 @@ use numeric::{
 };
 use run::RunError;
 
-/// Blocks of a piece, the unit that a worker measures.
+/// Blocks per piece, the unit of a worker's task.
 const PIECE_BLOCKS: u64 = 64;
-/// Elements that are looked at together where nothing need be decoded: they stay in the first cache.
+/// Elements per strip where nothing needs decoding; a strip fits into the first-level cache.
 const STRIP: usize = 2048;
 
-/// A tensor of both checkpoints, and of the base if it has it in the same shape.
+/// A tensor in both checkpoints, and in the base if it has it in the same shape.
 pub(super) struct Triple<'a> {
     elements: u64,
-    /// The bytes of both, if they are of one dtype and lie in files as they are.
+    /// The bytes of both, if they have the same dtype and are stored contiguously.
     bytes: Option<(&'a [u8], &'a [u8])>,
-    /// Bytes of an element, where there are such bytes.
+    /// Bytes per element, if there are such bytes.
     size: usize,
-    /// Their format, if they are floats of one dtype.
+    /// The format of both, if they are floats of the same dtype.
     format: Option<FloatType>,
     values: Option<[Box<dyn Elements + 'a>; 2]>,
     base: Option<Box<dyn Elements + 'a>>,
-    /// Where it lies in each.
+    /// The tensor's index in each checkpoint.
     places: [(&'a Checkpoint, usize); 2],
 }
 
@@ -53,7 +53,7 @@ impl<'a> Triple<'a> {
         }
     }
 
-    /// Tells that these elements are not looked at again.
+    /// Announces that these elements are not needed again.
     fn release(&self, elements: Range<u64>) {
         for (model, index) in self.places {
             let tensor = &model.tensors()[index];
@@ -63,7 +63,7 @@ impl<'a> Triple<'a> {
         }
     }
 
-    /// Whether the base has it.
+    /// Whether the base has the tensor.
     pub(super) fn has_base(&self) -> bool {
         self.base.is_some()
     }
@@ -76,25 +76,25 @@ impl<'a> Triple<'a> {
     }
 }
 
-/// What was measured of a pair.
+/// The measurements of a pair.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Measured {
-    /// Whether any byte differs; any value, where the dtypes do.
+    /// Whether any byte differs; for different dtypes, whether any value does.
     pub(super) differs: bool,
-    /// Elements that differ.
+    /// Number of elements that differ.
     pub(super) differing: u64,
-    /// Elements of which one is NaN or infinite; they are left out of what follows.
+    /// Elements that are NaN or infinite in any of the tensors. They do not count in the sums below.
     pub(super) non_finite: u64,
-    /// Sums over the values; none for integers and bools.
+    /// Sums over the values; `None` for integers and bools.
     pub(super) distance: Option<Distance>,
-    /// Distances in steps, if both are of one float dtype.
+    /// Distances in ULPs, if both have the same float dtype.
     pub(super) steps: Option<StepCounts>,
-    /// Against the base, if it has the tensor.
+    /// Sums over the task vectors, if the base has the tensor.
     pub(super) tasks: TaskSums,
 }
 
 impl Measured {
-    /// Adds what was found in the elements that follow.
+    /// Adds the measurements of the elements that follow.
     pub(super) fn add(&mut self, next: &Measured) {
         self.differs |= next.differs;
         self.differing += next.differing;
@@ -108,7 +108,7 @@ impl Measured {
         self.tasks.add(&next.tasks);
     }
 
-    /// Whether the sums are far from the ends of the range of f32, in which they were begun.
+    /// Whether the sums, which were taken in f32, are well within its range.
     fn is_plain(&self) -> bool {
         const PLAIN: std::ops::Range<f64> = 1e-24..1e30;
         self.distance.as_ref().is_none_or(|distance| {
@@ -119,7 +119,7 @@ impl Measured {
         })
     }
 
-    /// How much differs, for a message.
+    /// Describes in words how much differs, for a message.
     pub(super) fn in_words(&self, elements: u64) -> String {
         let share = 100.0 * self.differing as f64 / elements.max(1) as f64;
         let mut text = format!("{share:.2} % of the elements differ");
@@ -180,7 +180,7 @@ impl Lanes {
                 found = block_bf16(triple, at, length)
                     .or_else(|| Some(block(&mut self.single, triple, at, length)));
             }
-            // What leaves the range of f32 when it is squared is measured again.
+            // If squares leave the range of f32, the block is measured again in f64.
             let found = found.filter(Measured::is_plain);
             let found = found.unwrap_or_else(|| block(&mut self.double, triple, at, length));
             sum.add(&found);
@@ -243,7 +243,7 @@ fn block<R: Real>(
         (distance(a, b), tasks)
     };
     let (mut apart, mut tasks) = measured(of_a, of_b, of_base);
-    // What is not finite shows in the sums, so that nobody looks for it elsewhere.
+    // Values that are not finite show up in the sums, so the elements are searched for them only then.
     if !apart.is_finite() || !tasks.is_finite() {
         for index in 0..length {
             let base = triple.base.is_some().then(|| of_base[index]);
@@ -263,8 +263,8 @@ fn block<R: Real>(
     found
 }
 
-/// [`block`] in the usual case, for which nothing need be decoded: two runs of bf16 elements that lie in files as they
-/// are, without a base. None in others, and if not all are finite.
+/// The fast path of [`block`], which decodes nothing: two contiguous bf16 tensors without a base. Returns `None` for
+/// any other pair, and if a value is not finite.
 fn block_bf16(triple: &Triple<'_>, first: u64, length: usize) -> Option<Measured> {
     if triple.format != Some(FloatType::Bf16) || triple.base.is_some() {
         return None;
@@ -274,7 +274,7 @@ fn block_bf16(triple: &Triple<'_>, first: u64, length: usize) -> Option<Measured
     let (a, b) = (a.get(block.clone())?, b.get(block)?);
     let (mut sums, mut steps) = (DistanceSums::default(), StepCounts::default());
     let mut differs = false;
-    // Strip by strip, so that the memory brings the next ones while a strip is looked at for the second time.
+    // One strip at a time, so that the next one is being loaded while this one is read for the second time.
     for (a, b) in a.chunks(2 * STRIP).zip(b.chunks(2 * STRIP)) {
         sums.add_bf16(a, b);
         if a != b {
@@ -292,7 +292,7 @@ fn block_bf16(triple: &Triple<'_>, first: u64, length: usize) -> Option<Measured
     })
 }
 
-/// Bars of a histogram of steps: lower and upper bound, and elements.
+/// The bars of a histogram of ULPs: lower bound, upper bound, number of elements.
 pub(super) fn step_bars(steps: &StepCounts, elements: u64) -> Vec<(f64, f64, u64)> {
     let mut bars = vec![(0.0, 0.0, elements - steps.at_least[0])];
     for (at, bound) in STEP_BOUNDS.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! `weld diff`: two checkpoints against each other, and against what both come from.
+//! `weld diff`: compares two checkpoints with each other, and with their common base.
 
 mod checks;
 mod files;
@@ -24,13 +24,13 @@ pub struct Request<'a> {
     pub a: &'a Checkpoint,
     /// The second.
     pub b: &'a Checkpoint,
-    /// What both were made from.
+    /// The model that both were made from.
     pub base: Option<&'a Checkpoint>,
-    /// How far the two may be apart: what is within it is only worth a note.
+    /// The differences that are accepted; within them, a difference is only a note.
     pub policy: Option<&'a DiffPolicy>,
-    /// Show every tensor, and not only those that differ most.
+    /// Whether to show every tensor and not only those that differ most.
     pub all: bool,
-    /// Worker threads.
+    /// Number of worker threads.
     pub threads: usize,
 }
 
@@ -38,7 +38,7 @@ pub struct Request<'a> {
 struct Pair<'a> {
     a: &'a TensorEntry,
     b: &'a TensorEntry,
-    /// What was measured; `None` for other shapes.
+    /// The measurements; `None` if the shapes differ.
     measured: Option<Measured>,
 }
 
@@ -138,7 +138,7 @@ fn findings(pair: &Pair<'_>, policy: Option<&DiffPolicy>, stacks: &StackIndex<'_
     findings
 }
 
-/// What of the thresholds a difference exceeds; a tensor that cannot be measured so exceeds all that are asked of it.
+/// The thresholds that a difference exceeds. A tensor that cannot be measured exceeds all that are set.
 fn exceeded(measured: &Measured, asked: Thresholds) -> Option<String> {
     let distance = measured.distance.as_ref();
     let relative = distance.map_or(f64::INFINITY, |distance| distance.relative());
@@ -160,7 +160,7 @@ fn exceeded(measured: &Measured, asked: Thresholds) -> Option<String> {
     (!exceeded.is_empty()).then(|| exceeded.join(", "))
 }
 
-/// Tensors that only one of the two has; where the other has the same bytes under another name, that name.
+/// Tensors that only one checkpoint has. If the other has the same bytes under another name, that name is reported.
 fn one_sided(request: &Request<'_>, observer: &dyn Observer) -> Result<Vec<Finding>, RunError> {
     let only = |one: &Checkpoint, other: &Checkpoint| -> Vec<usize> {
         let tensors = one.tensors().iter().enumerate();
@@ -171,7 +171,7 @@ fn one_sided(request: &Request<'_>, observer: &dyn Observer) -> Result<Vec<Findi
     let (only_a, only_b) = (only(a, b), only(b, a));
     let mut names = HashMap::new();
     if !only_a.is_empty() && !only_b.is_empty() {
-        // Only these are looked for under other names, so only these are hashed.
+        // Only these tensors are hashed, since only they are searched for under other names.
         let hashes = digests(b, &only_b, request.threads, observer)?;
         names = hashes
             .iter()
@@ -212,7 +212,7 @@ fn one_sided(request: &Request<'_>, observer: &dyn Observer) -> Result<Vec<Findi
     Ok(findings)
 }
 
-/// Says it if a checkpoint has, in all that is compared, the values of the base: its task vectors have no energy.
+/// Reports it if every compared tensor of a checkpoint has the base's values, so that its task vectors are zero.
 fn same_as_base(
     model: &Checkpoint,
     base: &Checkpoint,

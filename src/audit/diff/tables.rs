@@ -1,4 +1,4 @@
-//! What of the measures is shown: the worst tensors, roles and layers, totals, a heat map, a histogram.
+//! Presents the measurements: the worst tensors, roles and layers, totals, a heat map, a histogram.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use crate::{HeatMap, Histogram, Report, Table};
 use architecture::{LayerStack, StackIndex};
 use numeric::TaskSums;
 
-/// Rows of a table, unless all are asked for.
+/// Rows per table, unless all tensors are asked for.
 const SHOWN: usize = 10;
 
-/// Adds tables, heat map, histogram, totals and details.
+/// Adds tables, heat map, histogram, totals and details to the report.
 pub(super) fn show(
     request: &Request<'_>,
     pairs: &[Pair<'_>],
@@ -24,7 +24,7 @@ pub(super) fn show(
     let mut total = Measured::default();
     let mut roles: BTreeMap<&str, Group> = BTreeMap::new();
     let mut layers: BTreeMap<(&str, usize), Group> = BTreeMap::new();
-    // A tensor that is in no layer has a role of its own: its name.
+    // A tensor in no layer is a role by itself, under its own name.
     let mut alone = Vec::new();
     let mut tensors = Vec::new();
     let index = StackIndex::of(stacks);
@@ -56,7 +56,7 @@ pub(super) fn show(
         worst(rows, request.all, with_base, energy)
     };
     alone.extend(roles.iter().map(|(role, group)| group.row(role, None)));
-    // Before they are ordered by size, which is stable, by name.
+    // Sorted by name first; the later sort by size is stable.
     alone.sort_by_key(|row| row.name);
     let values = |rows: &[Row<'_>]| -> Vec<Value> {
         let value = |row: &Row<'_>| {
@@ -101,10 +101,10 @@ pub(super) fn show(
     totals(request, pairs, &total, groups, report);
 }
 
-/// Roles, and layers, of which the details tell one by one; a header may name any number.
+/// The most roles and layers that the details list one by one; a header may name any number.
 const MOST_GROUPS: usize = 1 << 14;
 
-/// Tensors that are shown together.
+/// Tensors that are shown as one.
 #[derive(Clone, Default)]
 struct Group {
     measured: Measured,
@@ -127,10 +127,10 @@ impl Group {
     }
 }
 
-/// What a row of a table shows.
+/// One row of a table.
 #[derive(Clone, Copy)]
 struct Row<'r> {
-    /// A tensor, a role, or what stands before the number of a layer.
+    /// The name of a tensor or a role, or the part of names before the layer's number.
     name: &'r str,
     layer: Option<usize>,
     measured: &'r Measured,
@@ -219,7 +219,7 @@ fn cells(group: &Row<'_>, with_base: bool, energy: (f64, f64)) -> Vec<String> {
     row
 }
 
-/// Relative L2 by layer and role of the deepest stack.
+/// Relative L2 by layer and role, in the deepest stack.
 fn heat_map(stacks: &[LayerStack], pairs: &[Pair<'_>]) -> Option<HeatMap> {
     let relative = pairs.iter().map(|pair| {
         let distance = pair.measured.as_ref().and_then(|found| found.distance);
@@ -272,7 +272,7 @@ fn totals(
     report.detail(pairs.iter().map(|pair| details(pair, energy)));
 }
 
-/// How two task vectors lie to each other.
+/// Describes in words how two task vectors relate to each other.
 fn in_words(tasks: &TaskSums) -> String {
     let (first, second) = (tasks.first > 0.0, tasks.second > 0.0);
     match (first, second) {

@@ -1,14 +1,14 @@
-//! What comes from a checkpoint, made fit to be shown: names and values of strangers, on one line, all of it visible.
+//! Makes names and values from untrusted checkpoints safe to show: on one line, with every character visible.
 
 use std::fmt::Write;
 
-/// Characters of a text that are shown; the header of a hostile file may hold names of many megabytes.
+/// The most characters of a text that are shown; a hostile header may hold names of many megabytes.
 const SHOWN: usize = 400;
 
-/// The text without characters that steer a terminal, a CI's log or the direction of writing, or that XML cannot
-/// hold: they are written as `\u{1b}`. Long texts are cut.
+/// Returns the text with unsafe characters written as `\u{1b}`: those that control a terminal, a CI's log or the
+/// direction of writing, and those that XML cannot hold. Long texts are cut.
 ///
-/// `::` at the start and `##[` anywhere are commands to GitHub's runner, whoever prints them.
+/// GitHub's runner takes `::` at the start of a line and `##[` anywhere as commands, whichever program prints them.
 pub(super) fn clean(text: &str) -> String {
     let mut out = String::with_capacity(text.len().min(SHOWN));
     let mut command = text.trim_start().starts_with("::");
@@ -33,7 +33,7 @@ pub(super) fn clean(text: &str) -> String {
     out
 }
 
-/// Whether a character is nothing to see, or changes how others are seen.
+/// Whether a character is invisible or changes how others are displayed.
 fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(u32::from(c),

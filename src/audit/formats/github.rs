@@ -4,11 +4,11 @@ use super::clean::clean;
 use super::groups::{Group, counts, groups, path};
 use crate::{Report, Severity, Verdict};
 
-/// Annotations of a kind that the runner takes from one step.
+/// The most annotations of one level that the runner accepts from a step.
 const MAX_OF_A_KIND: usize = 10;
 
-/// The report as workflow commands, a line each: one annotation for each check and severity that something was found
-/// of, then the verdict.
+/// The report as workflow commands, one per line: an annotation for each check and severity with findings, then the
+/// verdict.
 pub fn github(report: &Report) -> String {
     let mut out = String::new();
     for severity in [Severity::Error, Severity::Warning, Severity::Note] {
@@ -16,7 +16,7 @@ pub fn github(report: &Report) -> String {
             .filter(|group| group.first.severity == severity)
             .collect();
         let not_made = not_made(report, severity);
-        // One place is kept to say what the others were.
+        // One annotation is reserved for a summary of those left out.
         let all = of.len() + not_made.len();
         let room = if all > MAX_OF_A_KIND {
             MAX_OF_A_KIND - 1
@@ -41,7 +41,7 @@ pub fn github(report: &Report) -> String {
     out
 }
 
-/// What leaves a report open is a warning, and shows where nothing else does.
+/// Messages on checks that were skipped. One that the verdict needs is a warning, because it shows nowhere else.
 fn not_made(report: &Report, severity: Severity) -> Vec<String> {
     let open = report.verdict() == Verdict::Inconclusive && severity == Severity::Warning;
     let needed = report
@@ -81,14 +81,14 @@ fn command(severity: Severity, file: Option<&str>, title: &str, message: &str) -
     )
 }
 
-/// A message: what would end the line is escaped, and the escape itself.
+/// Escapes a message: line ends and the escape character.
 fn data(text: &str) -> String {
     text.replace('%', "%25")
         .replace('\r', "%0D")
         .replace('\n', "%0A")
 }
 
-/// A property: also what would end it.
+/// Escapes a property, which also ends at `:` and `,`.
 fn property(text: &str) -> String {
     data(text).replace(':', "%3A").replace(',', "%2C")
 }

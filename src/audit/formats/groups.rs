@@ -1,40 +1,40 @@
-//! Findings of one kind together, as every format for people shows them.
+//! Groups findings of one kind, for every format that people read.
 
 use crate::report::{Finding, More, Report, Severity};
 
 use super::clean::clean;
 use plan::count;
 
-/// Findings of one group that are shown before the rest is counted.
+/// The most findings of a group that are shown; the rest is counted.
 pub(super) const SHOWN: usize = 10;
 
-/// Findings of one check and severity, next to each other in a sorted report.
+/// Findings of the same check and severity, adjacent in a sorted report.
 pub(super) struct Group<'r> {
-    /// The first of them, which speaks for all.
+    /// The first finding, whose title and remedy stand for all.
     pub(super) first: &'r Finding,
-    /// All of them that were kept.
+    /// All findings that were kept.
     pub(super) findings: &'r [Finding],
-    /// How many were only counted.
+    /// How many findings were counted only.
     counted: usize,
 }
 
 impl<'r> Group<'r> {
-    /// Those that are shown.
+    /// The findings that are shown.
     pub(super) fn shown(&self) -> impl Iterator<Item = &'r Finding> {
         self.findings.iter().take(SHOWN)
     }
 
-    /// How many there are.
+    /// The number of findings.
     pub(super) fn total(&self) -> usize {
         self.findings.len() + self.counted
     }
 
-    /// How many are not shown.
+    /// The number of findings that are not shown.
     pub(super) fn more(&self) -> usize {
         self.total().saturating_sub(SHOWN)
     }
 
-    /// Those that are shown, a line each, and how many there are beside them.
+    /// The findings that are shown, one per line, and the number of the others.
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.shown().map(line).collect();
         if self.more() > 0 {
@@ -44,7 +44,7 @@ impl<'r> Group<'r> {
     }
 }
 
-/// A finding in a line.
+/// A finding as one line.
 pub(super) fn line(finding: &Finding) -> String {
     format!(
         "{}: expected {}, found {}",
@@ -63,7 +63,7 @@ pub(super) fn groups(report: &Report) -> impl Iterator<Item = Group<'_>> {
             let first = findings.first()?;
             let same =
                 |more: &&More| more.check.id == first.check.id && more.severity == first.severity;
-            // A policy can make one kind of two.
+            // A policy can merge findings of two severities into one group.
             let counted = report.more.iter().filter(same).map(|more| more.count).sum();
             Some(Group {
                 first,
@@ -84,7 +84,7 @@ pub(super) fn counts(report: &Report) -> String {
     )
 }
 
-/// The file of a finding as seen from where the command ran, where that can be said.
+/// The path of a finding's file, relative to where the command was run, if it is known.
 pub(super) fn path(report: &Report, finding: &Finding) -> Option<String> {
     let file = finding.place.file.as_deref()?;
     let plain = |part: &str| !matches!(part, "" | "." | "..");
@@ -95,7 +95,7 @@ pub(super) fn path(report: &Report, finding: &Finding) -> Option<String> {
     let subject = subject.strip_prefix("./").unwrap_or(subject);
     let is_file = subject.rsplit('/').next() == Some(file);
     Some(match report.command {
-        // Two checkpoints: a finding's file says no folder.
+        // With two checkpoints, the file's name does not say which folder it is in.
         crate::Command::Diff => file.to_owned(),
         _ if is_file => subject.to_owned(),
         _ if subject.is_empty() || subject == "." => file.to_owned(),

@@ -6,12 +6,12 @@ use super::clean::clean;
 use super::groups::{Group, groups};
 use crate::{CheckInfo, Report, Severity};
 
-/// The report as JUnit XML. A check with errors failed, with others it passed and says them as its output; one that
-/// was not made is skipped, or an error where no verdict is possible without it. It has no times, so that the same
-/// report gives the same file.
+/// The report as JUnit XML. A check with errors is a failed test; any other check passes, and its findings become the
+/// test's output. A check that was not made is a skipped test, or an error if the verdict needs it. Times are left out,
+/// so that the same report always gives the same file.
 ///
 /// # Errors
-/// The XML cannot be written; names that XML cannot hold are no reason.
+/// The XML cannot be written. Names with characters that XML cannot hold are no reason.
 pub fn junit(report: &Report) -> Result<String, SerializeError> {
     let name = format!("weld {}", report.command.name());
     let mut suite = TestSuite::new(format!("{name} {}", clean(&report.subject)));
@@ -50,7 +50,7 @@ pub fn junit(report: &Report) -> Result<String, SerializeError> {
     }
     let mut junit = quick_junit::Report::new(name);
     junit.add_test_suite(suite);
-    // Jenkins' schema has this attribute in suites only. The first that is written is the root's.
+    // Jenkins' schema allows this attribute in suites only. The first one written is that of the root.
     let skipped = format!(
         " skipped=\"{}\"",
         report.skipped.iter().filter(|s| !s.needed).count()
@@ -58,7 +58,7 @@ pub fn junit(report: &Report) -> Result<String, SerializeError> {
     Ok(junit.to_string()?.replacen(&skipped, "", 1))
 }
 
-/// What came of a check that was made.
+/// The result of a check that was made.
 fn made(check: &CheckInfo, groups: &[&Group<'_>]) -> TestCaseStatus {
     let error = |group: &&&Group<'_>| group.first.severity == Severity::Error;
     let Some(group) = groups.iter().find(error) else {

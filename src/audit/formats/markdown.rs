@@ -4,14 +4,14 @@ use super::clean::clean;
 use super::groups::{Group, counts, groups};
 use crate::{Report, Severity, Table, Verdict};
 
-/// Bytes of the whole: GitHub takes comments of 65,536 characters.
+/// The most bytes in total: GitHub accepts comments of 65,536 characters.
 const MAX_BYTES: usize = 60_000;
 
-/// Bytes after which no more findings are shown, so that something of the tables is.
+/// After this many bytes no more findings are shown, to leave room for tables.
 const MAX_FINDINGS_BYTES: usize = 40_000;
 
-/// The report as Markdown of GitHub's kind: verdict and counts, a table of findings, tables folded away. It is
-/// shorter than 64 kB whatever is in it.
+/// The report as GitHub's Markdown: verdict and counts, a table of findings, and collapsed tables. It is always shorter
+/// than 64 kB.
 pub fn markdown(report: &Report) -> String {
     let mut out = String::new();
     let icon = match report.verdict() {
@@ -115,7 +115,7 @@ fn folded(out: &mut String, table: &Table) {
         row(&table.columns),
         "---|".repeat(table.columns.len())
     );
-    // Room for what closes it.
+    // Bytes reserved for the closing text.
     const CLOSING: usize = 100;
     if !push(out, &head, MAX_BYTES) {
         return;
@@ -131,7 +131,7 @@ fn folded(out: &mut String, table: &Table) {
     out.push_str("\n</details>\n");
 }
 
-/// Adds a text if it fits.
+/// Appends a text if it fits.
 fn push(out: &mut String, text: &str, max: usize) -> bool {
     let fits = out.len() + text.len() <= max;
     if fits {
@@ -148,8 +148,8 @@ fn mark(severity: Severity) -> &'static str {
     }
 }
 
-/// A stranger's text: in `<code>`, where GitHub makes no mentions, links or formulas of it, and with every character
-/// that Markdown or HTML knows as an entity. A code span would not do, as tables end at a `|` inside of it.
+/// Untrusted text: in `<code>`, where GitHub makes no mentions, links or formulas of it, with every special character
+/// of Markdown or HTML written as an entity. A code span would not do, because a `|` inside it ends the table's cell.
 fn code(text: &str) -> String {
     if text.is_empty() {
         return String::new();
@@ -157,9 +157,9 @@ fn code(text: &str) -> String {
     let mut out = String::from("<code>");
     for c in clean(text).chars() {
         let plain = match c {
-            // Begins an emphasis unless it stands within a word.
+            // Starts an emphasis, except within a word.
             '_' => out.ends_with(char::is_alphanumeric),
-            // `www.` is a link.
+            // `www.` would become a link.
             'w' => !out.ends_with('w'),
             '.' | ',' | '-' | ' ' | '(' | ')' | '%' | '=' | '+' | '/' => true,
             c => c.is_alphanumeric() || !c.is_ascii(),

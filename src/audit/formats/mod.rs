@@ -1,7 +1,7 @@
-//! A report written down: one file per format. None knows a command or a check by name.
+//! Writes a report, one file per format. No format knows a command or a check by name.
 //!
-//! Names, values and paths in a report come from checkpoints of strangers. Every format but JSON, whose strings
-//! hold anything, shows them through `clean`, and escapes what is left by its own rules.
+//! Names, values and paths in a report come from untrusted checkpoints. All formats pass them through `clean` and
+//! escape the result by their own rules. Only JSON does without, because its strings can hold anything.
 
 mod clean;
 mod github;
@@ -27,7 +27,7 @@ pub use text::text;
 
 use super::report::Report;
 
-/// How a report is written down.
+/// A format for reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Format {
     /// For people at a terminal.
@@ -46,7 +46,7 @@ pub enum Format {
     Html,
 }
 
-/// Why a report could not be written down.
+/// Why a report could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The page's template failed.
@@ -58,7 +58,7 @@ pub enum FormatError {
 }
 
 impl Format {
-    /// All of them.
+    /// All formats.
     pub const ALL: [Format; 7] = [
         Format::Text,
         Format::Json,
@@ -69,7 +69,7 @@ impl Format {
         Format::Html,
     ];
 
-    /// Its name on the command line.
+    /// The format's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Format::Text => "text",
@@ -82,10 +82,10 @@ impl Format {
         }
     }
 
-    /// Writes down a sorted report.
+    /// Writes a sorted report.
     ///
     /// # Errors
-    /// A crate that writes the format failed, which no report should make it do.
+    /// The crate that writes the format failed, which no report should cause.
     pub fn write(self, report: &Report) -> Result<String, FormatError> {
         Ok(match self {
             Format::Text => text(report),

@@ -1,4 +1,4 @@
-//! Reports for the tests of formats: one as they are, one by somebody who means harm.
+//! Reports for the tests of formats: a realistic one and a hostile one.
 
 use serde_json::json;
 
@@ -59,7 +59,7 @@ const ROLES: [&str; 9] = [
     "post_attention_layernorm.weight",
 ];
 
-/// A report such as `weld check` makes of a broken merge of 32 layers.
+/// A report as `weld check` makes of a broken merge of 32 layers.
 pub(super) fn realistic() -> Report {
     let mut report = Report::new(Command::Check, "models/llama-merge");
     report.say(
@@ -133,7 +133,7 @@ pub(super) fn realistic() -> Report {
     report
 }
 
-/// Ratios that grow with depth, one layer that stands out, and one with a NaN.
+/// Ratios that grow with depth, with one outlier and one NaN.
 fn spread() -> HeatMap {
     let value = |role: usize, layer: usize| {
         let depth = layer as f64 / 31.0;
@@ -174,7 +174,7 @@ fn norms() -> Histogram {
     }
 }
 
-/// What a stranger puts into names, values and paths.
+/// Text that an attacker might put into names, values and paths.
 pub(super) const HOSTILE: &[&str] = &[
     "</script></style><script>alert(1)</script>",
     "\"><img src=x onerror=alert(1)>",
@@ -196,7 +196,7 @@ pub(super) const HOSTILE: &[&str] = &[
     " ",
 ];
 
-/// A report in which everything that can come from a checkpoint is hostile.
+/// A report in which every text from a checkpoint is hostile.
 pub(super) fn hostile() -> Report {
     let long = "x|`<\u{1b}".repeat(300_000);
     let texts = || HOSTILE.iter().copied().chain([long.as_str()]);
@@ -222,7 +222,7 @@ pub(super) fn hostile() -> Report {
         report.tables.push(Table {
             title: text.to_owned(),
             columns: row.clone(),
-            // Wider and narrower than its headings.
+            // Rows with more and fewer cells than headings.
             rows: vec![
                 vec![text.to_owned(); 4],
                 row,

@@ -6,8 +6,8 @@ use super::clean::clean;
 use super::groups::{Group, groups, path};
 use crate::{CheckInfo, Finding, Report};
 
-/// The report as SARIF: a rule for each check, and one result for each check and severity that something was found of.
-/// A result has the places of its first findings, as viewers of code show no hundred results on one binary file.
+/// The report as SARIF: a rule for each check, and one result for each check and severity with findings. A result lists
+/// only the places of its first findings, because viewers of code would not show hundreds of places in one binary file.
 pub fn sarif(report: &Report) -> Value {
     let rules = rules(report);
     let results: Vec<Value> = groups(report)
@@ -36,7 +36,7 @@ pub fn sarif(report: &Report) -> Value {
             }},
             "automationDetails": {"id": format!("weld-{}/", report.command.name())},
             "invocations": [{
-                // A verdict, whichever it is, is a success of the tool.
+                // Any verdict, even a failed one, means that the tool itself succeeded.
                 "executionSuccessful": true,
                 "toolExecutionNotifications": not_made,
             }],
@@ -50,7 +50,7 @@ pub fn sarif(report: &Report) -> Value {
     })
 }
 
-/// Every check that the report speaks of, once.
+/// Every check that occurs in the report, once.
 fn rules(report: &Report) -> Vec<&'static CheckInfo> {
     let made = report.checked.iter().copied();
     let skipped = report.skipped.iter().map(|skipped| skipped.check);
@@ -101,7 +101,7 @@ fn result(report: &Report, group: &Group<'_>, rules: &[&CheckInfo]) -> Value {
 }
 
 fn location(report: &Report, finding: &Finding) -> Value {
-    // Viewers of code want a file and a line, also where there is none.
+    // Viewers of code require a file and a line, even for findings without.
     let file = path(report, finding).unwrap_or_else(|| report.subject.clone());
     let mut location = json!({"physicalLocation": {
         "artifactLocation": {"uri": uri(&file)},
@@ -119,7 +119,7 @@ fn location(report: &Report, finding: &Finding) -> Value {
     location
 }
 
-/// A path as a URI: an absolute one with its scheme, and everything but letters, digits and `-._~/` escaped.
+/// A path as a URI. An absolute path gets its scheme; everything but letters, digits and `-._~/` is escaped.
 fn uri(path: &str) -> String {
     let escaped: String = path
         .bytes()
@@ -137,7 +137,7 @@ fn uri(path: &str) -> String {
     }
 }
 
-/// Bytes of a path that are kept: as long as Linux allows one to be.
+/// The most bytes of a path that are kept, which is Linux's limit.
 const MAX_PATH: usize = 4096;
 
 #[cfg(test)]

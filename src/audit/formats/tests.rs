@@ -1,4 +1,4 @@
-//! Every format on a report as it is, and on one by somebody who means harm.
+//! Tests every format on a realistic report and on a hostile one.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ fn written(format: Format, report: &Report) -> String {
     written.unwrap_or_else(|error| panic!("{}: {error}", format.name()))
 }
 
-/// Writes samples of all formats to look at, or to hold against schemas, into a folder.
+/// Writes samples of all formats into a folder, to look at them or to validate them against schemas.
 #[test]
 #[ignore = "writes target/report-samples"]
 fn samples_to_look_at() {
@@ -33,7 +33,7 @@ fn no_format_shows_what_cannot_be_seen() {
             (c.is_control() && *c != '\n')
                 || matches!(c, '\u{202e}' | '\u{2066}' | '\u{fffe}' | '\u{ffff}')
         });
-        // JSON's strings hold what XML does not; serde_json escapes control characters below U+0020 only.
+        // JSON strings may hold characters that XML cannot; serde_json escapes only control characters below U+0020.
         if format != Format::Json {
             assert_eq!(bad, None, "{}", format.name());
         }
@@ -107,7 +107,7 @@ fn markdown_is_short_and_holds_no_markup_of_strangers() {
         out.matches("<details>").count(),
         out.matches("</details>").count()
     );
-    // Every row of a table has as many cells as its heading.
+    // Every row of a table has as many cells as the heading.
     let mut columns = None;
     for line in out.lines() {
         let cells = line.matches('|').count();
@@ -150,7 +150,7 @@ fn junit_has_a_case_for_each_check() {
     insta::assert_snapshot!(written(Format::Junit, &realistic()));
     let out = written(Format::Junit, &hostile());
     assert_eq!(out.matches("<testsuite ").count(), 1);
-    // What keeps a verdict from being given is no skipped test, which CI shows as green.
+    // A check that the verdict needs must not be a skipped test, which CI shows as green.
     assert!(!out.contains("<skipped"), "{}", &out[..1000]);
     assert_eq!(out.matches("<error").count(), HOSTILE.len() + 1);
 }

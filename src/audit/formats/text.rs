@@ -6,7 +6,7 @@ use super::clean::clean;
 use super::groups::{counts, groups};
 use crate::{Report, Table};
 
-/// The report as text: findings first, worst on top, then tables, then the summary and the verdict.
+/// The report as text: findings (worst first), tables, summary, verdict.
 pub fn text(report: &Report) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.

@@ -1,14 +1,14 @@
-//! `weld attest`: says where a checkpoint comes from, of what was just recomputed, and of nothing else.
+//! `weld attest`: states where a checkpoint comes from. The statement covers only what was just recomputed.
 //!
-//! An in-toto statement with the predicate of SLSA provenance v1. It holds no time, no host and no absolute path: the
-//! same checkpoint and inputs give the same text.
+//! It is an in-toto statement with the predicate of SLSA provenance v1. It holds no time, host or absolute path, so the
+//! same checkpoint and inputs always give the same text.
 //!
 //! # merge-v1
 //!
-//! The build type of a merge. `externalParameters` are the `recipe`, word by word, and the `options` that the result
-//! depends on, with the seed, both as `weldment.lock.json` has them. `internalParameters.numerics` is the version of
-//! the arithmetic. `resolvedDependencies` are the files of the inputs that went in: weights, config, and files that
-//! were carried over.
+//! The build type of a merge. `externalParameters` are the text of the `recipe` and the `options` that the result
+//! depends on, including the seed, both as in `weldment.lock.json`. `internalParameters.numerics` is the version of the
+//! arithmetic. `resolvedDependencies` are the input files that were used: weights, config, and files that were carried
+//! over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -32,42 +32,42 @@ use run::{LOCK_FILE, Lock};
 /// The predicate's type.
 pub(super) const PREDICATE: &str = "https://slsa.dev/provenance/v1";
 
-/// What kind of build it was.
+/// The build type of a merge.
 pub(super) const BUILD_TYPE: &str =
     "https://docs.rs/weldment/latest/weldment/audit/provenance/attest/#merge-v1";
 
-/// Who recomputed it: the tool, as there is nobody else who could be named without a key.
+/// The builder, which is the tool itself: without a key, nobody else can be named.
 const BUILDER: &str = "https://crates.io/crates/weldment";
 
-/// The part of a predicate that is looked at.
+/// The parts of a predicate that are read.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Predicate {
     pub(super) build_definition: BuildDefinition,
 }
 
-/// What was built, and how.
+/// What was built, and from what.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct BuildDefinition {
     pub(super) build_type: String,
 }
 
-/// What is said of a checkpoint that was recomputed.
+/// A statement about a checkpoint that was recomputed.
 pub struct Attestation {
-    /// The statement, as indented JSON.
+    /// The statement as indented JSON.
     pub statement: String,
-    /// How many files it is about.
+    /// The number of files that it covers.
     pub subjects: usize,
-    /// Files of the folder that were not recomputed, so that nothing is said of them.
+    /// Files of the folder that it does not cover, because they were not recomputed.
     pub left_out: Vec<String>,
 }
 
 impl Attestation {
-    /// The statement in a bundle that is signed by a key.
+    /// The statement in a bundle that is signed with a key.
     ///
     /// # Errors
-    /// The key failed.
+    /// The key cannot sign.
     pub fn signed(&self, key: &PrivateKey) -> Result<String, SignError> {
         bundle::write(self.statement.as_bytes(), key).ok_or(SignError::Key)
     }
@@ -80,11 +80,11 @@ struct Dependency {
     path: PathBuf,
 }
 
-/// Says what a plan made a checkpoint from. That the checkpoint is what the plan makes must have been found out before:
+/// States what a plan made a checkpoint from. The caller must have verified that the checkpoint is the plan's result:
 /// see [`Proof`](crate::verify::Proof).
 ///
 /// # Errors
-/// A file cannot be read, or the observer stopped it.
+/// A file cannot be read, or the observer cancelled the work.
 pub fn attest(
     plan: &Plan,
     model: &Checkpoint,
@@ -143,11 +143,11 @@ pub fn attest(
     })
 }
 
-/// The files of a checkpoint that a verification by this plan proves. A card is written for people, and not compared.
+/// The files of a checkpoint that a verification by this plan proves. The model card is for people and is not compared.
 fn proven(plan: &Plan, model: &Checkpoint) -> BTreeSet<String> {
     let mut names: BTreeSet<String> = model.shards().iter().map(|s| s.file_name()).collect();
     if names.len() > 1 {
-        // Opening the checkpoint held it against its shards.
+        // Opening the checkpoint compared the index with the shards.
         names.insert("model.safetensors.index.json".to_owned());
     }
     if plan.config.is_some() {
@@ -172,7 +172,7 @@ fn piece(path: &Path) -> Result<Piece, SignError> {
     })
 }
 
-/// The files that went in, by model in the order of the lock, then by name.
+/// The input files that were used, by model in the order of the lock, then by name.
 fn dependencies(plan: &Plan, lock: &Lock) -> Vec<Dependency> {
     let mut all = Vec::new();
     for (model, locked) in plan.stored_models().into_iter().zip(&lock.inputs) {

@@ -1,4 +1,4 @@
-//! `weld verify --attestation`: an attestation that is signed, against the files of the checkpoint.
+//! `weld verify --attestation`: compares the files of a checkpoint with a signed attestation.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,10 +19,10 @@ use checkpoint::{CheckpointError, TreeEntry, read_bounded, tree};
 use engine::Observer;
 use run::RunError;
 
-/// What people read, and what no verification compares: an attestation says nothing of it.
+/// The model card. It is for people, no verification compares it, and an attestation does not cover it.
 const CARD: &str = "README.md";
 
-/// An attestation that was opened: what is to be compared with the files, if it holds.
+/// An attestation that was opened. If it holds, the files are compared with it.
 pub struct Attested {
     file: String,
     key: PublicKey,
@@ -31,11 +31,11 @@ pub struct Attested {
 }
 
 impl Attested {
-    /// Opens the bundle in `file`, checks that `key` has signed it, and lists what is at `root`. `signature` is where
-    /// a signature may be, of which no attestation can know.
+    /// Opens the bundle in `file`, checks that it was signed by `key`, and lists the files at `root`. A file at
+    /// `signature` is ignored, because an attestation cannot cover a later signature.
     ///
     /// # Errors
-    /// The bundle cannot be read, or the folder cannot be listed. What is wrong with them is a finding.
+    /// The bundle cannot be read, or the folder cannot be listed. Anything wrong in their content is a finding.
     pub fn open(
         root: &Path,
         file: &Path,
@@ -90,7 +90,7 @@ impl Attested {
             .push(Finding::new(&checks::ATTESTED, place, expected, found));
     }
 
-    /// The bytes that [`Attested::check`] reads.
+    /// Number of bytes that [`Attested::check`] reads.
     pub fn bytes(&self) -> u64 {
         let bytes = self
             .compared
@@ -99,10 +99,10 @@ impl Attested {
         bytes.sum()
     }
 
-    /// Hashes the files, and says what the attestation comes to.
+    /// Hashes the files and returns the result.
     ///
     /// # Errors
-    /// The observer stopped it, or the threads could not be started.
+    /// The observer cancelled the work, or the threads could not be started.
     pub fn check(mut self, threads: usize, observer: &dyn Observer) -> Result<Vouched, RunError> {
         let compared = std::mem::take(&mut self.compared);
         let pieces: Vec<Piece> = compared.iter().map(|(entry, _)| whole(entry)).collect();
@@ -129,7 +129,7 @@ impl Attested {
     }
 }
 
-/// The digests of the files that a signed attestation is about.
+/// The files that a signed attestation covers, and their digests.
 fn subjects(bytes: &[u8], key: &PublicKey) -> Result<BTreeMap<String, String>, (String, String)> {
     let payload = bundle::open(bytes, key).map_err(|refused| match refused {
         Refused::Unreadable { expected, found } => (expected.to_owned(), found),

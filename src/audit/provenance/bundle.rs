@@ -1,7 +1,8 @@
-//! Sigstore bundles with a DSSE envelope: an in-toto statement, and the signature of a local key over it.
-//! What the statement says is not its business.
+//! Sigstore bundles with a DSSE envelope: an in-toto statement and its signature by a local key. This module does not
+//! know the content of the statement.
 //!
-//! The form is that of `sigstore_bundle.proto` v0.3 and of the DSSE protocol v1, as OpenSSF Model Signing 1.0 asks.
+//! The format is that of `sigstore_bundle.proto` v0.3 and of the DSSE protocol v1, as required by OpenSSF Model Signing
+//! 1.0.
 
 use base64ct::{Base64, Encoding};
 use serde::Deserialize;
@@ -11,23 +12,23 @@ use serde_json::json;
 use super::keys::{PrivateKey, PublicKey};
 use super::{hex, short};
 
-/// The one form of bundles that is written and read.
+/// The only format of bundles that is written and read.
 const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 
-/// What an envelope holds.
+/// The type of an envelope's payload.
 const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 
-/// Why a bundle is not believed.
+/// Why a bundle is rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// It is not a bundle, or of a kind that cannot be checked: what was expected and found.
+    /// It is not a bundle, or of a kind that cannot be checked; with the expected and the found value.
     Unreadable {
         expected: &'static str,
         found: String,
     },
     /// It names another key.
     OtherKey { expected: String, found: String },
-    /// The key did not sign this.
+    /// The signature does not match the key and the payload.
     Invalid,
 }
 
@@ -47,7 +48,7 @@ struct Material {
     x509_certificate_chain: Option<IgnoredAny>,
 }
 
-/// How a bundle names its key: `hint` since model-signing 1.1, the PEM text in `rawBytes` before.
+/// The name of a bundle's key: in `hint` since model-signing 1.1, and as PEM text in `rawBytes` before.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct KeyHint {
@@ -68,7 +69,7 @@ struct Signature {
     sig: String,
 }
 
-/// What is signed: the payload with its type and length (DSSE's pre-authentication encoding).
+/// The bytes that are signed: the payload with its type and length (DSSE's pre-authentication encoding).
 fn authenticated(payload: &[u8]) -> Vec<u8> {
     let head = format!(
         "DSSEv1 {} {PAYLOAD_TYPE} {} ",
@@ -78,12 +79,12 @@ fn authenticated(payload: &[u8]) -> Vec<u8> {
     [head.as_bytes(), payload].concat()
 }
 
-/// Whether this is the text of a bundle, whoever signed it.
+/// Whether the bytes are a bundle, whoever signed it.
 pub fn is_bundle(bytes: &[u8]) -> bool {
     serde_json::from_slice::<Bundle>(bytes).is_ok_and(|bundle| bundle.media_type == MEDIA_TYPE)
 }
 
-/// Signs a statement: the text of the bundle. None if the key cannot sign.
+/// Signs a statement and returns the text of the bundle; `None` if the key cannot sign.
 pub(super) fn write(payload: &[u8], key: &PrivateKey) -> Option<String> {
     let signature = key.sign(&authenticated(payload))?;
     let bundle = json!({
@@ -101,7 +102,7 @@ pub(super) fn write(payload: &[u8], key: &PrivateKey) -> Option<String> {
     Some(bundle.to_string() + "\n")
 }
 
-/// The statement of a bundle that this key has signed.
+/// Returns the statement of a bundle if this key signed it.
 pub(super) fn open(bytes: &[u8], key: &PublicKey) -> Result<Vec<u8>, Refused> {
     let unreadable = |expected, found: String| Refused::Unreadable { expected, found };
     let bundle: Bundle = serde_json::from_slice(bytes)
@@ -139,7 +140,7 @@ pub(super) fn open(bytes: &[u8], key: &PublicKey) -> Result<Vec<u8>, Refused> {
     }
 }
 
-/// Refuses what says itself that another key signed it.
+/// Rejects a bundle that names another key.
 fn other_key(named: &KeyHint, key: &PublicKey) -> Result<(), Refused> {
     let expected = key.fingerprint();
     let found = match (&named.hint, &named.raw_bytes) {
@@ -149,7 +150,7 @@ fn other_key(named: &KeyHint, key: &PublicKey) -> Result<(), Refused> {
             Ok(pem) => hex(&<sha2::Sha256 as sha2::Digest>::digest(pem)),
             Err(_) => "a key that is not base64".to_owned(),
         },
-        // It says nothing: the signature itself decides.
+        // The bundle names no key, so the signature decides.
         _ => return Ok(()),
     };
     match found == expected {

@@ -1,4 +1,4 @@
-//! What a signature and an attestation can be found to be.
+//! The kinds of findings about signatures and attestations.
 
 checks! {
     MISSING = "signature.missing", Error,

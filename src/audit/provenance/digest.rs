@@ -1,4 +1,4 @@
-//! Digests of whole files and of ranges of them, by all threads, in bounded memory.
+//! Hashes files and ranges of files with all threads, in bounded memory.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,10 +9,10 @@ use sha2::Digest;
 use engine::{Observer, scan};
 use run::RunError;
 
-/// The most bytes that a worker holds.
+/// The most bytes in memory per worker.
 const BUFFER: usize = 1 << 20;
 
-/// What a file is hashed with.
+/// A hash algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Algorithm {
     Sha256,
@@ -20,7 +20,7 @@ pub(super) enum Algorithm {
 }
 
 impl Algorithm {
-    /// By its name in a signature.
+    /// The algorithm with this name in a signature.
     pub(super) fn of(name: &str) -> Option<Algorithm> {
         [Algorithm::Sha256, Algorithm::Blake3]
             .into_iter()
@@ -34,26 +34,26 @@ impl Algorithm {
         }
     }
 
-    /// The length of a digest.
+    /// Bytes per digest.
     pub(super) fn bytes(self) -> usize {
         32
     }
 }
 
-/// Bytes that have a digest of their own.
+/// A range of bytes with a digest of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) path: PathBuf,
     pub(super) first: u64,
     pub(super) bytes: u64,
-    /// Whether the file ends there.
+    /// Whether the file must end after the range.
     pub(super) ends: bool,
 }
 
-/// The digest of each piece; or why it could not be read.
+/// Returns for each piece its digest, or why it could not be read.
 ///
 /// # Errors
-/// The observer stopped it, or the threads could not be started.
+/// The observer cancelled the work, or the threads could not be started.
 pub(super) fn digests(
     pieces: &[Piece],
     algorithm: Algorithm,
@@ -97,7 +97,7 @@ fn digest(piece: &Piece, algorithm: Algorithm, observer: &dyn Observer) -> io::R
     Ok(digest)
 }
 
-/// Shows so many bytes of a file, piece by piece.
+/// Passes a range of a file to a function, one buffer at a time.
 fn each(
     file: &mut File,
     bytes: u64,

@@ -1,4 +1,4 @@
-//! Whether the inputs of a merge are among those that a project allows.
+//! Checks that the inputs of a merge are among those that a project allows.
 
 use super::checks;
 use super::short;
@@ -6,10 +6,10 @@ use crate::policy::ProvenancePolicy;
 use crate::{Finding, Place, Report, Skipped};
 use run::{LOCK_FILE, LockedHub, LockedInput};
 
-/// Holds inputs against a policy, if it says which are allowed. None means that nobody knows the inputs.
+/// Checks inputs against a policy, if it restricts them. `None` means that the inputs are unknown.
 ///
-/// An input from the Hub's cache is its repository and commit, any other what the recipe calls it; an adapter is an
-/// input of its own.
+/// The name of an input from the Hub's cache is its repository and commit; of any other, its name in the recipe. An
+/// adapter counts as an input.
 pub fn check_inputs(
     policy: &ProvenancePolicy,
     inputs: Option<&[LockedInput]>,
@@ -49,7 +49,7 @@ pub fn check_inputs(
     }
 }
 
-/// What an input may be called in a policy.
+/// The names of an input that a policy may use.
 fn names(name: &str, hub: Option<&LockedHub>) -> Vec<String> {
     match hub {
         Some(hub) => vec![hub.repo.clone(), format!("{}@{}", hub.repo, hub.commit)],

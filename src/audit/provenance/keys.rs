@@ -1,5 +1,4 @@
-//! Keys in PEM, and the signatures that they make and check: ECDSA on the curves that OpenSSF Model Signing asks for.
-//! Knows nothing of models.
+//! Keys in PEM and their signatures: ECDSA on the curves that OpenSSF Model Signing requires. Does not know models.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,28 +12,28 @@ use super::hex;
 /// Why a key cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// There is no PEM block in the file.
+    /// The file has no PEM block.
     #[error("it is no PEM file: expected a block that begins with `-----BEGIN`")]
     NotPem(Wanted),
-    /// It is another thing than the key that is wanted.
+    /// The PEM block is not the kind of key that was expected.
     #[error("it holds `{}`, where {} is wanted", .found.escape_debug(), .wanted)]
     OtherKind {
-        /// What is wanted.
+        /// The expected half of a key.
         wanted: Wanted,
-        /// The label of the block that is there.
+        /// The label of the PEM block.
         found: String,
-        /// What to do.
+        /// A remedy.
         hint: &'static str,
     },
-    /// It is a key that signatures of models are not made with.
+    /// The key is of a kind that is not used to sign models.
     #[error(
         "`{label}` holds no ECDSA key on P-256, P-384 or P-521: other curves, RSA and Ed25519 are not used for signing \
          models, or the block is damaged"
     )]
     Unusable {
-        /// What is wanted.
+        /// The expected half of a key.
         wanted: Wanted,
-        /// The label of the block.
+        /// The label of the PEM block.
         label: &'static str,
     },
 }
@@ -48,12 +47,12 @@ impl Hint for KeyError {
     }
 }
 
-/// Which half of a key is wanted.
+/// Which half of a key is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// The one that signs.
+    /// The private key, which signs.
     Private,
-    /// The one that checks.
+    /// The public key, which verifies.
     Public,
 }
 
@@ -79,7 +78,7 @@ impl fmt::Display for Wanted {
     }
 }
 
-/// The label of a PEM file's first block that is a key, and the text of the block.
+/// The first PEM block that is a key: its label and its text.
 fn block(text: &str, wanted: Wanted) -> Result<(&str, &str), KeyError> {
     let mut rest = text;
     while let Some(begin) = rest.find("-----BEGIN ") {
@@ -88,7 +87,7 @@ fn block(text: &str, wanted: Wanted) -> Result<(&str, &str), KeyError> {
         let Some((label, body)) = label.split_once("-----") else {
             break;
         };
-        // OpenSSL writes the curve's name before a key.
+        // OpenSSL writes a block with the curve's name before the key.
         if label == "EC PARAMETERS" {
             rest = body;
             continue;
@@ -100,7 +99,7 @@ fn block(text: &str, wanted: Wanted) -> Result<(&str, &str), KeyError> {
     Err(KeyError::NotPem(wanted))
 }
 
-/// What a block is that is no key of the wanted half.
+/// The error for a block that is not a key of the expected half.
 fn other_kind(label: &str, wanted: Wanted) -> KeyError {
     let hint = match (label, wanted) {
         ("ENCRYPTED PRIVATE KEY", Wanted::Private) => {
@@ -118,7 +117,7 @@ fn other_kind(label: &str, wanted: Wanted) -> KeyError {
     }
 }
 
-/// The three curves: a variant each, and what is done by the crate of each.
+/// Defines the enums over the three curves, each served by the crate of that curve.
 macro_rules! curves {
     ($($name:ident = $krate:ident, $text:literal;)*) => {
         enum SigningCurve {
@@ -202,14 +201,14 @@ curves! {
     P521 = p521, "P-521";
 }
 
-/// A key that signs.
+/// A private key, which signs.
 pub struct PrivateKey(SigningCurve);
 
 impl PrivateKey {
     /// Reads a key in PEM: PKCS#8 (`PRIVATE KEY`) or SEC1 (`EC PRIVATE KEY`).
     ///
     /// # Errors
-    /// It is none, is encrypted, or is of another algorithm.
+    /// The text holds no private key, the key is encrypted, or it is of another algorithm.
     pub fn read(text: &str) -> Result<PrivateKey, KeyError> {
         let wanted = Wanted::Private;
         let (label, pem) = block(text, wanted)?;
@@ -222,18 +221,19 @@ impl PrivateKey {
         Ok(PrivateKey(curve))
     }
 
-    /// Signs a message: the same message gives the same signature (RFC 6979), in DER. None if the key cannot.
+    /// Signs a message; returns the signature in DER, or `None` if the key cannot sign. Signatures are deterministic
+    /// (RFC 6979).
     pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
         self.0.sign(message)
     }
 
-    /// The key that checks what this one signs.
+    /// The public key that belongs to this key.
     pub fn public(&self) -> PublicKey {
         PublicKey(self.0.public())
     }
 }
 
-/// A key that checks.
+/// A public key, which verifies.
 #[derive(Clone)]
 pub struct PublicKey(VerifyingCurve);
 
@@ -241,7 +241,7 @@ impl PublicKey {
     /// Reads a key in PEM (`PUBLIC KEY`).
     ///
     /// # Errors
-    /// It is none, or is of another algorithm.
+    /// The text holds no public key, or one of another algorithm.
     pub fn read(text: &str) -> Result<PublicKey, KeyError> {
         let wanted = Wanted::Public;
         let (label, pem) = block(text, wanted)?;
@@ -253,23 +253,23 @@ impl PublicKey {
         Ok(PublicKey(curve))
     }
 
-    /// Whether a signature, in DER, is this key's of a message.
+    /// Whether `signature`, in DER, is this key's signature of `message`.
     pub(super) fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         self.0.verify(message, signature)
     }
 
-    /// The SHA-256 of the key as PEM, in hex: how a bundle names the key that it wants.
+    /// The SHA-256 of the key in PEM, in hex: the name of the key in a bundle.
     pub fn fingerprint(&self) -> String {
-        // A key that was read can be written.
+        // A key that could be read can be written.
         hex(&Sha256::digest(self.0.pem().unwrap_or_default()))
     }
 
-    /// The key as PEM.
+    /// The key in PEM.
     pub(super) fn pem(&self) -> String {
         self.0.pem().unwrap_or_default()
     }
 
-    /// Its curve.
+    /// The name of its curve.
     pub fn curve(&self) -> &'static str {
         self.0.curve()
     }

@@ -1,4 +1,4 @@
-//! The predicate of OpenSSF Model Signing 1.0: which files a signature covers, and their digests.
+//! The predicate of OpenSSF Model Signing 1.0: the files that a signature covers, and their digests.
 
 use std::collections::BTreeMap;
 
@@ -13,32 +13,32 @@ use super::{from_hex, hex, short};
 /// The predicate's type.
 pub(super) const PREDICATE: &str = "https://model_signing/signature/v1.0";
 
-/// What belongs to a repository and not to a model: never signed, at the top of the folder only.
+/// Files of a repository that are not part of the model. At the top of the folder, they are never signed.
 pub(super) const NOT_SIGNED: [&str; 4] = [".git", ".gitignore", ".gitattributes", ".github"];
 
-/// The longest path of a file, in bytes: what the kernel takes.
+/// The longest path of a file in bytes, as in Linux.
 const MAX_PATH_BYTES: usize = 4096;
 
-/// Which files a signature covers.
+/// The files that a signature covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Manifest {
-    /// The length of the ranges that files are hashed in; none if they are hashed whole.
+    /// The length of the ranges that files are hashed in; `None` if they are hashed whole.
     pub(super) shard: Option<u64>,
-    /// What they are hashed with.
+    /// The hash algorithm.
     pub(super) algorithm: Algorithm,
-    /// Whether links are followed.
+    /// Whether symbolic links are followed.
     pub(super) links: bool,
-    /// What was left out, beside what belongs to a repository: paths in their plain form.
+    /// Other files that are left out, besides those of a repository: normalized paths.
     pub(super) ignored: Vec<String>,
-    /// The digests by name: a path, and the range in a file that is hashed in ranges.
+    /// The digests by resource: a path, with a range if files are hashed in ranges.
     pub(super) resources: BTreeMap<Resource, Vec<u8>>,
 }
 
-/// What has a digest of its own: a file, or a range of one.
+/// A file, or a range of one, that has a digest of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Resource {
     pub(super) path: String,
-    /// First and last byte, the last not counted, of a range.
+    /// The range's first byte and the byte after its last.
     pub(super) range: Option<(u64, u64)>,
 }
 
@@ -62,7 +62,7 @@ struct Serialization {
     method: String,
     hash_type: String,
     allow_symlinks: bool,
-    /// The package writes whole numbers as floats.
+    /// The package writes integers as floats.
     shard_size: Option<f64>,
     #[serde(default)]
     ignore_paths: Vec<String>,
@@ -79,7 +79,7 @@ impl Manifest {
     /// Reads a statement.
     ///
     /// # Errors
-    /// What was expected and what was found, where it is not of the form.
+    /// The statement has another form; returns what was expected and what was found.
     pub(super) fn read(payload: &[u8]) -> Result<Manifest, (String, String)> {
         let statement = Statement::read(payload)?;
         if statement.predicate_type != PREDICATE {
@@ -107,7 +107,7 @@ impl Manifest {
         };
         let algorithm = Algorithm::of(&hash_type)
             .ok_or_else(|| ("hash_type sha256 or blake3".to_owned(), short(&hash_type)))?;
-        // As the package calls what it hashes in ranges.
+        // The package's name of a hash in ranges.
         let in_ranges = shard.map(|size| format!("{hash_type}-sharded-{size}"));
         let mut resources = BTreeMap::new();
         let mut root = Sha256::new();
@@ -134,7 +134,8 @@ impl Manifest {
             let found = format!("{} subjects", statement.subject.len());
             return Err(("one subject".to_owned(), found));
         };
-        // The package checks it too; a subject that is not the root of its files is the sign of a patched statement.
+        // The package checks this too. A root digest that does not match the files shows that the statement was
+        // altered.
         let root = hex(&root.finalize());
         if named.get("sha256") != Some(&root) {
             let found = named.get("sha256").map_or("none".to_owned(), |s| short(s));
@@ -153,9 +154,9 @@ impl Manifest {
         })
     }
 
-    /// The statement about a model of this name.
+    /// Writes the statement about a model with this name.
     ///
-    /// In the order of names, as the specification asks; files are whole and hashed by SHA-256.
+    /// Files are sorted by name, as the specification requires, and hashed whole with SHA-256.
     pub(super) fn write(&self, model: &str) -> String {
         let mut root = Sha256::new();
         let mut resources = Vec::with_capacity(self.resources.len());
@@ -184,7 +185,7 @@ impl Manifest {
         Statement::write(subject, PREDICATE, predicate).to_string()
     }
 
-    /// Whether a path is left out.
+    /// Whether a path is not covered.
     pub(super) fn leaves_out(&self, path: &str) -> bool {
         let ignored = self.ignored.iter().map(String::as_str);
         NOT_SIGNED
@@ -194,13 +195,13 @@ impl Manifest {
     }
 }
 
-/// Whether a path is another one, or in it.
+/// Whether a path equals another or is inside it.
 fn is_below(path: &str, other: &str) -> bool {
     let rest = path.strip_prefix(other);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Reads `path`, or `path:first:last`, where a path may hold colons of its own.
+/// Parses `path`, or `path:first:last`; the path itself may contain colons.
 fn resource(name: &str, in_ranges: bool) -> Option<Resource> {
     let (path, range) = match in_ranges {
         false => (name, None),
@@ -218,7 +219,8 @@ fn resource(name: &str, in_ranges: bool) -> Option<Resource> {
     })
 }
 
-/// A path from the folder without `.` and doubled separators; none if it leads elsewhere, or nowhere.
+/// Normalizes a path inside the folder: removes `.` and doubled separators. Returns `None` if it leads out of the
+/// folder or is empty.
 fn plain(path: &str) -> Option<String> {
     if path.starts_with('/') || path.len() > MAX_PATH_BYTES || path.contains('\0') {
         return None;

@@ -1,8 +1,8 @@
 //! Who vouches for a checkpoint, and for what: signatures by OpenSSF Model Signing 1.0, and attestations of where it
 //! comes from.
 //!
-//! A signature says that the holder of a key had these bytes in hand, and nothing of how they came to be; an
-//! attestation says what they were made from. It is written only of what was recomputed.
+//! A signature says that the holder of a key had these bytes, but not how they were made. An attestation says what they
+//! were made from. It is written only for bytes that were recomputed.
 
 pub mod attest;
 mod attested;
@@ -27,10 +27,10 @@ pub use sign::{SignError, Signed, ToSign};
 pub use signature::Signature;
 pub use vouched::Vouched;
 
-/// How much of a stranger's text is repeated.
+/// The most characters of untrusted text that are repeated.
 const MAX_SHOWN: usize = 200;
 
-/// A stranger's text, or its beginning.
+/// Untrusted text, cut to its beginning if it is long.
 fn short(text: &str) -> String {
     match text.char_indices().nth(MAX_SHOWN) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
@@ -38,12 +38,12 @@ fn short(text: &str) -> String {
     }
 }
 
-/// Bytes in hexadecimal, lower case.
+/// Encodes bytes as hexadecimal in lower case.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Bytes from hexadecimal, of either case.
+/// Decodes hexadecimal of either case.
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let pair = |pair: &[u8]| match pair {

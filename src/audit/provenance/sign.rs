@@ -1,4 +1,4 @@
-//! `weld sign`: the digests of every file, under the signature of a key.
+//! `weld sign`: signs the digests of all files with a key.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,46 +17,46 @@ use run::RunError;
 /// Why a checkpoint is not signed.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
-    /// Its files cannot be listed.
+    /// The files cannot be listed.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// It was stopped, or threads could not be started.
+    /// The work was cancelled, or threads could not be started.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// There is something that is not a file.
+    /// The folder holds something other than files and folders.
     #[error(
         "{path}: expected files only, found {found}", path = .path.display()
     )]
     NotAFile {
-        /// Where.
+        /// Its path.
         path: PathBuf,
-        /// What is there.
+        /// What it is.
         found: &'static str,
     },
     /// A file cannot be read.
     #[error("cannot read {path}: {source}", path = .path.display())]
     Unreadable {
-        /// The file.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// There is nothing to sign.
+    /// There are no files to sign.
     #[error("{path}: expected files to sign, found none", path = .path.display())]
     Empty {
-        /// The folder.
+        /// The folder's path.
         path: PathBuf,
     },
-    /// The place of the signature cannot be told to a verifier.
+    /// The signature's path cannot be written into the statement, which must tell verifiers to leave it out.
     #[error(
         "the signature's path {path} is no UTF-8, so nobody could be told to leave it out",
         path = .path.display()
     )]
     BadPlace {
-        /// The place.
+        /// The signature's path.
         path: PathBuf,
     },
-    /// The key failed.
+    /// The key cannot sign.
     #[error("the key cannot sign")]
     Key,
 }
@@ -77,7 +77,7 @@ impl Hint for SignError {
     }
 }
 
-/// What is to be signed: every file of a folder, or one.
+/// The files that will be signed: those of a folder, or a single one.
 pub struct ToSign {
     name: String,
     entries: Vec<TreeEntry>,
@@ -88,16 +88,16 @@ pub struct ToSign {
 pub struct Signed {
     /// The text of the bundle.
     pub bundle: String,
-    /// How many files it covers.
+    /// The number of files that it covers.
     pub files: usize,
 }
 
 impl ToSign {
-    /// Lists what is at `root`. The signature's own place, if it is below, is left out, as is what belongs to a
-    /// repository.
+    /// Lists the files at `root`. The files of a repository are left out, and so is the signature's own path if it is
+    /// below `root`.
     ///
     /// # Errors
-    /// It cannot be listed, there is something that is not a file, or nothing.
+    /// The folder cannot be listed, is empty, or holds something other than files.
     pub fn list(root: &Path, signature: &Path) -> Result<ToSign, SignError> {
         let real =
             fs::canonicalize(root).map_err(|source| CheckpointError::io("open", root, source))?;
@@ -140,18 +140,18 @@ impl ToSign {
         })
     }
 
-    /// The bytes that are read.
+    /// Number of bytes that will be read.
     pub fn bytes(&self) -> u64 {
         let bytes = self.entries.iter().filter_map(|entry| entry.kind.bytes());
         bytes.sum()
     }
 
-    /// Signs it.
+    /// Signs the files.
     ///
-    /// The same files and key give the same signature.
+    /// The same files and key always give the same signature.
     ///
     /// # Errors
-    /// A file cannot be read, or the observer stopped it.
+    /// A file cannot be read, or the observer cancelled the work.
     pub fn sign(
         self,
         key: &PrivateKey,
@@ -182,7 +182,7 @@ impl ToSign {
     }
 }
 
-/// A file as one piece.
+/// A whole file as one piece.
 pub(super) fn whole(entry: &TreeEntry) -> Piece {
     Piece {
         path: entry.path.clone(),
@@ -192,8 +192,8 @@ pub(super) fn whole(entry: &TreeEntry) -> Piece {
     }
 }
 
-/// The path of a file from a folder, if it is below: its folder must be there, it need not. `Some(None)` if the path
-/// is no UTF-8.
+/// The path of a file relative to a folder, if it is below it. The file's parent must exist, the file need not.
+/// `Some(None)` if the path is not UTF-8.
 pub(super) fn below(folder: &Path, file: &Path) -> Option<Option<String>> {
     let parent = match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -1,4 +1,4 @@
-//! `weld verify --signature`: the signature first, then every file against what was signed.
+//! `weld verify --signature`: checks the signature, then compares every file with what was signed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,7 +17,7 @@ use checkpoint::{CheckpointError, TreeEntry, TreeKind, read_bounded, tree};
 use engine::Observer;
 use run::RunError;
 
-/// A signature that was opened: what is to be compared with the files, if it holds.
+/// A signature that was opened. If it holds, the files are compared with it.
 pub struct Signature {
     file: String,
     key: PublicKey,
@@ -26,7 +26,7 @@ pub struct Signature {
     compared: Vec<Compared>,
 }
 
-/// Bytes that must have a digest.
+/// A range of bytes that must have a given digest.
 struct Compared {
     place: Place,
     piece: Piece,
@@ -34,10 +34,11 @@ struct Compared {
 }
 
 impl Signature {
-    /// Opens the bundle in `file`, checks that `key` has signed it, and lists what is at `root`, a folder or a file.
+    /// Opens the bundle in `file`, checks that it was signed by `key`, and lists the files at `root`, a folder or a
+    /// file.
     ///
     /// # Errors
-    /// The bundle cannot be read, or the folder cannot be listed. What is wrong with them is a finding.
+    /// The bundle cannot be read, or the folder cannot be listed. Anything wrong in their content is a finding.
     pub fn open(root: &Path, file: &Path, key: &PublicKey) -> Result<Signature, CheckpointError> {
         let bytes = read_bounded(file, MAX_BUNDLE_BYTES, "signature, in bytes")?;
         let name = file_name(file);
@@ -66,7 +67,7 @@ impl Signature {
         Ok(opened)
     }
 
-    /// Holds the names of the files against those that were signed.
+    /// Compares the names of the files with those that were signed.
     fn list(
         &mut self,
         root: &Path,
@@ -114,7 +115,7 @@ impl Signature {
         Ok(())
     }
 
-    /// Holds a file against what was signed of it.
+    /// Compares a file with what was signed for it.
     fn entry(&mut self, entry: &TreeEntry, resources: &[(&Resource, &[u8])], manifest: &Manifest) {
         let place = Place::file(short(&entry.name));
         let mut find = |check, expected: &str, found: String| {
@@ -140,7 +141,7 @@ impl Signature {
                 *bytes
             }
         };
-        // Ranges of an empty file are none.
+        // An empty file has no ranges.
         if resources.is_empty() && !(manifest.shard.is_some() && bytes == 0) {
             return find(&checks::ADDED, "no such file", format!("{bytes} bytes"));
         }
@@ -180,15 +181,15 @@ impl Signature {
         }
     }
 
-    /// The bytes that [`Signature::check`] reads.
+    /// Number of bytes that [`Signature::check`] reads.
     pub fn bytes(&self) -> u64 {
         self.compared.iter().map(|one| one.piece.bytes).sum()
     }
 
-    /// Hashes the files, and says what the signature comes to.
+    /// Hashes the files and returns the result.
     ///
     /// # Errors
-    /// The observer stopped it, or the threads could not be started.
+    /// The observer cancelled the work, or the threads could not be started.
     pub fn check(self, threads: usize, observer: &dyn Observer) -> Result<Vouched, RunError> {
         let Signature {
             file,
@@ -219,8 +220,8 @@ impl Signature {
     }
 }
 
-/// What a file is called in a signature. A model of one file is `.` to the model-signing package, and by its name to
-/// the specification.
+/// The name of a file in a signature. For a model that is a single file, the model-signing package uses `.`, the
+/// specification uses its name.
 fn signed_name(
     entry: &TreeEntry,
     root: &Path,

@@ -1,4 +1,4 @@
-//! In-toto statements, v1: who (`subject`) is said what of (`predicate`).
+//! In-toto statements, v1: a `predicate` about files (`subject`).
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use super::short;
 /// The statement's type.
 const TYPE: &str = "https://in-toto.io/Statement/v1";
 
-/// A statement that was read; its predicate is still text.
+/// A parsed statement; its predicate is still raw JSON.
 #[derive(Debug)]
 pub(super) struct Statement {
-    /// The names, and their digests by algorithm.
+    /// The names of the files, and their digests by algorithm.
     pub(super) subject: Vec<(String, BTreeMap<String, String>)>,
     pub(super) predicate_type: String,
     pub(super) predicate: Box<RawValue>,
@@ -38,10 +38,10 @@ struct Subject {
 }
 
 impl Statement {
-    /// Reads a statement.
+    /// Parses a statement.
     ///
     /// # Errors
-    /// What was expected, and what was found.
+    /// The text is no such statement; returns what was expected and what was found.
     pub(super) fn read(payload: &[u8]) -> Result<Statement, (String, String)> {
         let written: Written = serde_json::from_slice(payload)
             .map_err(|error| ("an in-toto statement".to_owned(), short(&error.to_string())))?;

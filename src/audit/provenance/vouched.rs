@@ -1,4 +1,4 @@
-//! What a signature or an attestation came to, on its way into a report.
+//! The result of checking a signature or an attestation, to be added to a report.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use super::checks;
 use super::keys::PublicKey;
 use crate::{CheckInfo, Finding, Place, Report, Severity};
 
-/// The largest bundle: half a million files.
+/// The size limit of a bundle; half a million files fit.
 pub(super) const MAX_BUNDLE_BYTES: u64 = 128 << 20;
 
-/// What a signature or an attestation came to.
+/// The result of checking a signature or an attestation.
 pub struct Vouched {
     what: &'static str,
     findings: Vec<Finding>,
@@ -25,7 +25,7 @@ pub(super) fn file_name(path: &Path) -> String {
 }
 
 impl Vouched {
-    /// For so many files, by a key, unless a finding says otherwise.
+    /// The result for this many files and a key: it holds, unless a finding is added.
     pub(super) fn new(
         what: &'static str,
         file: String,
@@ -54,12 +54,12 @@ impl Vouched {
         }
     }
 
-    /// For a signature that is wanted and not there.
+    /// The result for a required signature that does not exist.
     pub fn no_signature(path: &Path) -> Vouched {
         Vouched::none("signature", &checks::MISSING, path)
     }
 
-    /// For an attestation that is wanted and not there.
+    /// The result for a required attestation that does not exist.
     pub fn no_attestation(path: &Path) -> Vouched {
         Vouched::none("attestation", &checks::NO_ATTESTATION, path)
     }
@@ -75,12 +75,12 @@ impl Vouched {
         }
     }
 
-    /// Whether nothing is wrong with it.
+    /// Whether it holds, that is, no finding is an error.
     pub fn holds(&self) -> bool {
         !self.findings.iter().any(is_error)
     }
 
-    /// Puts it into a report.
+    /// Adds the result to a report.
     pub fn add_to(self, report: &mut Report) {
         report.say(self.what, self.said);
         report.findings.extend(self.findings);

@@ -1,4 +1,4 @@
-//! What `weld verify` can find.
+//! The kinds of findings of `weld verify`.
 
 checks! {
     MISSING = "verify.missing-tensor", Error,

@@ -1,4 +1,4 @@
-//! Takes what the engine recomputes and compares it with what is there, instead of writing it.
+//! Compares what the engine recomputes with what the checkpoint holds, instead of writing it.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -7,39 +7,39 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use engine::{Sink, Tile};
 use numeric::FloatType;
 
-/// Elements of a window that is kept for the diagnosis.
+/// Elements per window that is kept for the diagnosis.
 const WINDOW: usize = 16_384;
 
-/// Windows that are kept at the most, so that a checkpoint of which all is wrong does not fill the memory.
+/// The most windows that are kept, so that a checkpoint that is all wrong does not fill the memory.
 const MOST_WINDOWS: usize = 512;
 
-/// Places of differing elements that are kept.
+/// The most places of differing elements that are kept.
 pub(super) const PLACES: usize = 5;
 
-/// A tensor as it is there.
+/// A tensor of the checkpoint.
 pub(super) struct There<'a> {
-    /// Its bytes; `None` if it is not there, or of another dtype or shape.
+    /// Its bytes; `None` if the tensor is missing or has another dtype or shape.
     pub(super) bytes: Option<&'a [u8]>,
-    /// Bytes of an element.
+    /// Bytes per element.
     pub(super) size: usize,
     /// Its format; `None` for integers and bools.
     pub(super) format: Option<FloatType>,
 }
 
-/// What the comparison of a tensor came to.
+/// The result of comparing a tensor.
 #[derive(Debug, Default)]
 pub(super) struct Difference {
-    /// Elements that differ.
+    /// Number of elements that differ.
     pub(super) differing: u64,
-    /// The most steps of the format between two elements; `u64::MAX` if one is NaN, or no number.
+    /// The largest distance between two elements in ULPs; `u64::MAX` if one is NaN or not a float.
     pub(super) steps: u64,
-    /// The first places of elements that differ, ascending.
+    /// The places of the first differing elements, ascending.
     pub(super) places: Vec<u64>,
-    /// A part of what was expected that differs from what is there: the first element, the bytes.
+    /// A block of expected elements that differs from the checkpoint's: its first element, its bytes.
     pub(super) window: Option<(u64, Vec<u8>)>,
 }
 
-/// Compares what it is given.
+/// A sink that compares what it receives.
 pub(super) struct Comparison<'a> {
     tensors: &'a [There<'a>],
     differences: Vec<Mutex<Difference>>,
@@ -57,7 +57,7 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// What was found: for each tensor, the elements that were compared, and how they differ.
+    /// For each tensor, the number of elements that were compared, and how they differ.
     pub(super) fn finish(self) -> Vec<(u64, Difference)> {
         let differences = self.differences.into_iter().map(Mutex::into_inner);
         let differences =
@@ -113,7 +113,7 @@ impl Sink for Comparison<'_> {
         places.extend(&part.places);
         places.sort_unstable();
         places.truncate(PLACES);
-        // The first in the tensor, whichever thread comes first.
+        // Keeps the window that comes first in the tensor, whichever thread is first.
         let sooner = match &total.window {
             None => self.windows.fetch_add(1, Relaxed) < MOST_WINDOWS,
             Some((known, _)) => first < *known,

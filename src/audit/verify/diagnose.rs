@@ -1,8 +1,8 @@
-//! Why a tensor is not what the recipe makes: a copy, other weights, another precision.
+//! Finds out why a tensor differs from the recipe's result: a copy, other weights, another precision.
 //!
-//! Equality decides whether a tensor is right; what is fitted here only names the fault. Weights that are fitted
-//! to values of few bits are biased towards the first source, so they are compared with those that are fitted to
-//! the recomputed values in the same way, not with the recipe's numbers.
+//! Whether a tensor is right is decided by equality alone; the fit here only names the fault. Weights fitted to values
+//! of few bits are biased towards the first source. They are therefore compared with weights fitted to the recomputed
+//! values in the same way, not with the recipe's numbers.
 
 use std::cmp::Ordering;
 
@@ -12,23 +12,23 @@ use crate::CheckInfo;
 use numeric::{Elements, FloatType};
 use plan::{Plan, PlannedTensor};
 
-/// How many standard errors two fitted weights must be apart to be called different.
+/// Two fitted weights count as different if they are this many standard errors apart.
 const STANDARD_ERRORS: f64 = 5.0;
 
-/// The least difference of weights that is called one.
+/// The smallest difference between weights that counts.
 const LEAST_DIFFERENCE: f64 = 2e-3;
 
-/// Sources of a tensor beyond which no weights are fitted.
+/// With more sources than this, no weights are fitted.
 const MOST_SOURCES: usize = 64;
 
-/// What explains a difference: the check that it is a finding of, and what was found in words.
+/// The cause of a difference: the check that reports it, and what was expected and found.
 pub(super) struct Cause {
     pub(super) check: &'static CheckInfo,
     pub(super) expected: String,
     pub(super) found: String,
 }
 
-/// Looks for the cause of a difference in a window of a tensor: its first element, and the bytes expected there.
+/// Looks for the cause of a difference in one window of a tensor: its first element, and the expected bytes.
 pub(super) fn cause(
     plan: &Plan,
     tensor: &PlannedTensor,
@@ -75,7 +75,7 @@ fn decoded(format: FloatType, bytes: &[u8]) -> Vec<f64> {
     values
 }
 
-/// Neighbouring elements of a tensor: of its sources, as expected, and as found.
+/// Neighbouring elements of a tensor: those of its sources, the expected and the found ones.
 struct Window {
     labels: Vec<String>,
     sources: Vec<Vec<f64>>,
@@ -111,7 +111,7 @@ impl Window {
         })
     }
 
-    /// Values rounded to a format, and as they are read from it.
+    /// Values after rounding to a format.
     fn rounded(&self, values: &[f64], format: FloatType) -> Vec<f64> {
         let mut values = values.to_vec();
         let mut bytes = vec![0; values.len() * format.size()];
@@ -127,7 +127,7 @@ impl Window {
         let (of_found, of_expected) = (&found.weights, &expected.weights);
         let is =
             |source: usize, weight: f64, other: f64| (weight - other).abs() <= tolerance(source);
-        // With a base, its own weight follows from the others.
+        // The base's own weight follows from the others.
         let merged: Vec<usize> = (0..self.sources.len())
             .filter(|&source| Some(source) != self.base)
             .collect();
@@ -136,7 +136,7 @@ impl Window {
             .copied()
             .filter(|&source| !is(source, of_found[source], of_expected[source]))
             .collect();
-        // What no sum of the sources explains has another cause.
+        // If no weighted sum of the sources explains the values, there is another cause.
         if differing.is_empty() || found.residual > 2.0 * expected.residual + 0.05 {
             return None;
         }
@@ -169,7 +169,7 @@ impl Window {
         })
     }
 
-    /// Whether the weights found are those expected times one factor.
+    /// Whether the found weights are the expected ones times a common factor.
     fn scale(
         &self,
         merged: &[usize],
@@ -182,10 +182,10 @@ impl Window {
         scale.is_finite() && merged.iter().all(|&i| is(i, found[i], scale * expected[i]))
     }
 
-    /// The weights of the sources whose sum is closest to some values, by least squares.
+    /// Fits the weights of the sources by least squares, so that their sum is closest to `values`.
     ///
-    /// Sources lie close to each other, so one is taken as the origin, and of the others only what they differ by
-    /// from it.
+    /// Sources are close to each other. One is therefore taken as the origin, and of each other source its difference
+    /// from the origin.
     fn fit(&self, values: &[f64]) -> Option<Fit> {
         let count = self.sources.len();
         if count > MOST_SOURCES {
@@ -221,7 +221,7 @@ impl Window {
         let variance = residual / (target.len().saturating_sub(count)).max(1) as f64;
         let errors = (0..count).map(|at| (variance * inverse[at][at]).max(0.0).sqrt());
         let mut errors: Vec<f64> = errors.collect();
-        // The origin has what the differences from it leave.
+        // The origin's weight is one minus those of the differences.
         weights[origin] += 1.0;
         for other in (0..count).filter(|&other| other != origin) {
             weights[origin] -= weights[other];
@@ -235,12 +235,12 @@ impl Window {
     }
 }
 
-/// Weights of sources that were fitted to values.
+/// Weights of the sources that were fitted to values.
 struct Fit {
     weights: Vec<f64>,
-    /// The standard error of each.
+    /// The standard errors of the weights.
     errors: Vec<f64>,
-    /// What they leave unexplained, as a part of what there is to explain.
+    /// The unexplained share of the variation.
     residual: f64,
 }
 
@@ -252,12 +252,12 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// A weight as it is shown.
+/// A weight for display.
 fn shown(weight: f64) -> String {
     format!("{weight:.3}")
 }
 
-/// The inverse of a symmetric matrix, by elimination with pivots; `None` if it has none worth using.
+/// The inverse of a symmetric matrix, by elimination with pivots; `None` if it is singular or nearly so.
 fn inverse(mut matrix: Vec<Vec<f64>>) -> Option<Vec<Vec<f64>>> {
     let size = matrix.len();
     for (row, values) in matrix.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! The files beside the weights: what is there against what the recipe writes.
+//! Compares the files other than weights with those that the recipe writes.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,10 @@ use crate::{Finding, Place, Severity};
 use checkpoint::{Checkpoint, read_sidecar};
 use plan::Plan;
 
-/// Files that tools write anew with every save, and that say nothing about how a model computes.
+/// Files that tools rewrite with every save, and that do not affect what a model computes.
 const NOT_COMPARED: [&str; 2] = ["README.md", "model.safetensors.index.json"];
 
-/// Fields of a config that name who wrote it.
+/// Fields that record which program wrote a config.
 const WRITER_FIELDS: [&str; 3] = [
     "transformers_version",
     "_name_or_path",
@@ -21,8 +21,8 @@ const WRITER_FIELDS: [&str; 3] = [
 
 /// Compares the files of a folder with those of a plan.
 ///
-/// Other tools write a config anew, with fields that it left to the defaults: where `exact` is not asked for, such
-/// a field is only worth a note, as is a tokenizer's file of other bytes.
+/// Other tools rewrite a config and add fields that were left to the defaults. Unless `exact` is set, such a field is
+/// only a note, and so is a tokenizer file with other bytes.
 pub(super) fn compare(plan: &Plan, model: &Checkpoint, exact: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let folder = &model.location().path;
@@ -66,7 +66,7 @@ fn compare_file(
 ) -> Option<Finding> {
     let path = folder.join(name);
     let Some(expected) = expected else {
-        // What it is a copy of can no longer be read.
+        // The file that it was copied from can no longer be read.
         return None;
     };
     if fs::metadata(&path).is_err() {
@@ -102,7 +102,7 @@ fn compare_file(
     })
 }
 
-/// A field that the configs do not have alike.
+/// The finding about a config field that differs.
 fn field(field: &Field, exact: bool) -> Option<Finding> {
     let name = field.path.rsplit('.').next().unwrap_or_default();
     if !exact && WRITER_FIELDS.contains(&name) {
@@ -114,7 +114,7 @@ fn field(field: &Field, exact: bool) -> Option<Finding> {
         shown(field.first.as_ref()),
         shown(field.second.as_ref()),
     );
-    // One that only one of them has may be a matter of who wrote it.
+    // A field that only one config has may depend on the program that wrote it.
     let by_one = field.first.is_none() || field.second.is_none();
     Some(match !exact && by_one {
         true => finding.with_severity(Severity::Note),

@@ -1,4 +1,4 @@
-//! What the lock says, against what is there.
+//! Compares the lock with the checkpoint and its inputs.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use numeric::NUMERICS;
 use plan::Plan;
 use run::{self, Lock, LockedHub, LockedInput, RunError, files_of};
 
-/// Compares the checkpoint's tensors with the digests of what was written; tells for each tensor whether it is that,
-/// if the lock says what it was.
+/// Compares the checkpoint's tensors with the digests in the lock of what was written. Returns for each tensor whether
+/// it is unchanged, if the lock has its digest.
 pub(super) fn outputs(
     request: &Request<'_>,
     lock: &Lock,
@@ -73,7 +73,7 @@ pub(super) fn inputs(lock: &Lock, plan: &Plan, recipe_of_lock: bool) -> Vec<Find
     findings
 }
 
-/// Which tensors of the inputs have changed since, where the lock has their digests.
+/// The input tensors that have changed since the lock was written, where the lock has their digests.
 pub(super) fn changed_tensors(
     lock: &Lock,
     plan: &Plan,
@@ -105,7 +105,7 @@ pub(super) fn changed_tensors(
     Ok(findings)
 }
 
-/// Compares the commits that model and adapter are at with those of the lock, where both came from the Hub's cache.
+/// Compares the commits of a model and its adapter with those of the lock, if both came from the Hub's cache.
 fn commits(model: &Checkpoint, locked: &LockedInput) -> Vec<Finding> {
     let location = model.location();
     let adapter = location.adapter.as_deref();

@@ -1,7 +1,7 @@
-//! `weld verify`: recomputes a checkpoint from its recipe and inputs, and compares.
+//! `weld verify`: recomputes a checkpoint from its recipe and inputs, and compares the two.
 //!
-//! Every tensor is accounted for: recomputed, copied, or reported. Equality of bytes decides; what is fitted to a
-//! difference only names it.
+//! Every tensor is accounted for: recomputed, copied, or reported. Whether it is right is decided by equality of bytes;
+//! fits only name the cause of a difference.
 
 mod checks;
 mod compare;
@@ -37,33 +37,33 @@ use outcome::{Judged, Outcome, Outcomes};
 use plan::{Operation, Plan, PlannedTensor};
 use run::{self, Lock, RunError};
 
-/// The share of a tensor's elements below which a difference is of single elements.
+/// If a smaller share of a tensor's elements differs, the difference counts as one of single elements.
 const FEW: f64 = 1e-3;
 
-/// What a verification goes by.
+/// The inputs of a verification.
 pub struct Request<'a> {
-    /// The checkpoint.
+    /// The checkpoint to verify.
     pub model: &'a Checkpoint,
-    /// What its recipe and inputs come to; or why they come to nothing.
+    /// The plan of its recipe, or why there is none.
     pub plan: Result<&'a Plan, Refusal>,
     /// Its lock, if it has one.
     pub lock: Option<&'a Lock>,
-    /// Whether the plan is made from the lock's own recipe.
+    /// Whether the plan is that of the lock's own recipe.
     pub recipe_of_lock: bool,
     /// How much is recomputed.
     pub coverage: Coverage,
-    /// Whether values that are one step of their dtype off are accepted.
+    /// Whether values that are one ULP of their dtype off are accepted.
     pub allow_step: bool,
-    /// In which arithmetic.
+    /// The arithmetic to compare with.
     pub numerics: Numerics,
-    /// Worker threads.
+    /// Number of worker threads.
     pub threads: usize,
     /// A folder for results that several documents of the recipe read.
     pub scratch: &'a Path,
 }
 
 impl<'a> Request<'a> {
-    /// For a checkpoint that this plan has just written: every byte, and nothing but equal bytes.
+    /// A request for a checkpoint that this plan has just written: compares every byte and accepts only equality.
     pub fn of_written(
         model: &'a Checkpoint,
         plan: &'a Plan,
@@ -84,30 +84,30 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What a verification came to.
+/// The result of a verification.
 #[derive(Debug)]
 pub struct Verification {
-    /// What is told of it.
+    /// The findings, for people and programs.
     pub report: Report,
-    /// What is proven, whatever a policy makes of the report.
+    /// What was proven, independent of any policy.
     pub proof: Proof,
 }
 
-/// Whether a checkpoint is proven to be what its recipe makes of its inputs, byte for byte.
+/// Whether it is proven that a checkpoint is what its recipe makes of its inputs, byte for byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
-    /// Every element was compared, every tensor is exact or a copy, and nothing else is wrong.
+    /// Proven: every element was compared, every tensor is exact or a copy, and nothing else is wrong.
     Exact,
-    /// There is no lock, so nothing says which inputs and options were meant.
+    /// Not proven: without a lock, the intended inputs and options are unknown.
     NoLock,
-    /// Something is wrong, or was not compared.
+    /// Not proven: something is wrong or was not compared.
     Open,
 }
 
 /// Verifies a checkpoint.
 ///
 /// # Errors
-/// The work was stopped, or the machine failed; what is wrong with the checkpoint or its inputs is a finding.
+/// The work was cancelled, or the machine failed. Anything wrong with the checkpoint or its inputs is a finding.
 pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Verification, RunError> {
     let mut report = Report::new(Command::Verify, request.model.label());
     let intact = match request.lock {
@@ -142,8 +142,8 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Verifica
     Ok(Verification { report, proof })
 }
 
-/// The report on a checkpoint at `path` that is not recomputed, as nobody asked for more than its signature; and its
-/// lock.
+/// Starts the report on a checkpoint at `path` that is not recomputed, because only its signature was asked for. Also
+/// returns its lock.
 ///
 /// # Errors
 /// Its lock cannot be read.
@@ -151,7 +151,7 @@ pub fn not_recomputed(label: &str, path: &Path) -> Result<(Report, Option<Lock>)
     let why = "it was not asked for; --recompute asks for it";
     let mut report = without_replay(label, why, false);
     report.checked.push(&checks::NO_LOCK);
-    // A file has no lock of its own.
+    // A single file has no lock of its own.
     let lock = if path.is_dir() {
         Lock::read(path)?
     } else {
@@ -161,7 +161,7 @@ pub fn not_recomputed(label: &str, path: &Path) -> Result<(Report, Option<Lock>)
     Ok((report, lock))
 }
 
-/// The report on a checkpoint whose signature does not hold: its bytes are a stranger's, and are not read further.
+/// The report on a checkpoint whose signature does not hold. Its bytes are untrusted and are not read further.
 pub fn not_trusted(label: &str) -> Report {
     without_replay(label, "the signature does not hold", true)
 }
@@ -182,7 +182,7 @@ fn no_lock(lock: Option<&Lock>) -> Option<Finding> {
     lock.is_none().then(none)
 }
 
-/// Computes the checkpoint again; `None` where the recipe has no result.
+/// Recomputes the checkpoint; returns `None` if the recipe has no result.
 fn recompute<'a>(
     request: &Request<'_>,
     plan: &'a Plan,
@@ -255,7 +255,7 @@ fn recompute<'a>(
     Ok(Some(outcomes))
 }
 
-/// The tensors of which nothing follows, if there are any.
+/// Records as skipped the tensors whose comparison tells nothing, if there are any.
 fn untold(plan: &Plan, outcomes: &Outcomes<'_>) -> Option<Skipped> {
     let untold = outcomes.tensors.iter();
     let mut untold = untold.filter(|judged| judged.outcome == Outcome::NotTold);
@@ -282,7 +282,7 @@ fn untold(plan: &Plan, outcomes: &Outcomes<'_>) -> Option<Skipped> {
     })
 }
 
-/// The tensor of a plan as it is in the checkpoint.
+/// The checkpoint's tensor that corresponds to one of the plan.
 fn there<'m>(tensor: &PlannedTensor, model: &'m Checkpoint) -> There<'m> {
     let size = (tensor.dtype.bitsize() / 8).max(1);
     let same = |entry: &&TensorEntry| entry.dtype == tensor.dtype && entry.shape == tensor.shape;
@@ -297,7 +297,7 @@ fn there<'m>(tensor: &PlannedTensor, model: &'m Checkpoint) -> There<'m> {
     }
 }
 
-/// Every tensor of the recipe is there, as it should be, and no other is.
+/// Checks that the checkpoint has every tensor of the recipe, with the right dtype and shape, and no other.
 fn accounting(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
     let mut findings = Vec::new();
     let text = |dtype: Dtype, shape: &[usize]| format!("{dtype:?} {shape:?}");
@@ -344,7 +344,7 @@ fn accounting(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
     findings
 }
 
-/// What a tensor's difference comes to; a finding, if it has one.
+/// Judges the difference of a tensor, and returns the finding about it, if any.
 #[expect(
     clippy::too_many_arguments,
     reason = "each is looked up by another key"
@@ -407,7 +407,7 @@ fn judge(
     Outcome::Wrong
 }
 
-/// How many elements differ, by how much, and where.
+/// Describes how many elements differ, by how much, and where.
 fn how_much(compared: u64, difference: &Difference) -> String {
     let Difference {
         differing,
@@ -456,7 +456,7 @@ fn summarise(
     );
     let mut details = json!({"compared": compared, "elements": elements});
     if let Coverage::Sample { blocks, seed } = request.coverage {
-        // Of the tensor that the sample covers least.
+        // The tensor that the sample covers least.
         let longest = plan
             .tensors
             .iter()
@@ -490,7 +490,7 @@ fn summarise(
     inputs(plan, report);
 }
 
-/// The models that it was recomputed from, so that people see what was verified.
+/// Lists the models that it was recomputed from, so that people see what was verified.
 fn inputs(plan: &Plan, report: &mut Report) {
     let models = plan.models.iter().enumerate().map(|(index, model)| {
         let role = if plan.base == Some(index) { "base" } else { "" };

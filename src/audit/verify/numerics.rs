@@ -1,7 +1,7 @@
-//! In which arithmetic a tensor was made: weldment's own, or mergekit's.
+//! Finds out in which arithmetic a tensor was computed: weldment's or mergekit's.
 //!
-//! What weldment's gives stands where it is equal. Else a tensor is computed again as mergekit does it, and the closer
-//! of the two is what the tensor is compared with.
+//! If weldment's result is equal, it is taken. Otherwise the tensor is computed again with mergekit's arithmetic, and
+//! it is compared with the closer of the two results.
 
 use super::checks;
 use super::compare::{Comparison, Difference, There};
@@ -16,33 +16,33 @@ use numeric::{FloatType, Stored};
 use plan::{Operation, Plan, PlannedTensor};
 use run::{self, RunError};
 
-/// Elements that differ alone, however small their tensor is.
+/// This many differing elements count as single ones, however small their tensor is.
 const SINGLE: u64 = 4;
 
-/// The arithmetic that a checkpoint is held against.
+/// The arithmetic that a checkpoint is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Numerics {
-    /// Weldment's, and where that is not equal, mergekit's in the recipe's `dtype`: that of the inputs if it has none.
+    /// Weldment's. If that is not equal, mergekit's in the recipe's `dtype`, or in that of the inputs if it has none.
     Auto(Option<Dtype>),
-    /// Weldment's alone.
+    /// Weldment's only.
     Weldment,
-    /// mergekit's alone.
+    /// mergekit's only.
     Mergekit(Profile),
 }
 
-/// By which arithmetic a tensor was compared.
+/// The arithmetic that a tensor was compared with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Fit {
-    /// Weldment's, or none: a copy.
+    /// Weldment's, or none for a copy.
     Weldment,
     /// mergekit's.
     Mergekit(Profile, Evidence),
-    /// Of this one it is not known how it makes the tensor.
+    /// This one, in which it is not known how the tensor is computed.
     Unknown(Profile),
 }
 
 impl Fit {
-    /// What reports call it.
+    /// The name in reports.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Fit::Weldment => "weldment",
@@ -50,7 +50,7 @@ impl Fit {
         }
     }
 
-    /// What is said after a difference.
+    /// The text that follows a difference in messages.
     pub(super) fn by(&self) -> String {
         match self {
             Fit::Weldment => String::new(),
@@ -58,7 +58,7 @@ impl Fit {
         }
     }
 
-    /// Whether nothing follows from a comparison.
+    /// Whether the comparison allows no conclusion.
     pub(super) fn tells_nothing(&self, difference: &Difference) -> bool {
         match self {
             Fit::Weldment => false,
@@ -68,7 +68,7 @@ impl Fit {
     }
 }
 
-/// How good a comparison is: equal, within a step, or wrong.
+/// Ranks a comparison: equal, within one ULP, or wrong.
 fn rank(difference: &Difference) -> u8 {
     match difference {
         Difference { differing: 0, .. } => 0,
@@ -77,7 +77,7 @@ fn rank(difference: &Difference) -> u8 {
     }
 }
 
-/// Finds the arithmetic of each tensor, and puts its comparison in the place of weldment's.
+/// Finds the arithmetic of each tensor. Where it is mergekit's, replaces the comparison with weldment's.
 pub(super) fn fit(
     request: &Request<'_>,
     plan: &Plan,
@@ -97,7 +97,7 @@ pub(super) fn fit(
     let made = tensors.filter(|(tensor, _)| computed(tensor));
     let equal = made.map(|(_, (_, difference))| difference.differing == 0);
     let (equal, others): (Vec<bool>, Vec<bool>) = equal.partition(|equal| *equal);
-    // Masks of another seed leave few tensors equal: then this seed is right, and what differs is wrong.
+    // With masks of another seed, few tensors would be equal. Most are, so the seed is right and the others are wrong.
     if !alone && plan.random && equal.len() > others.len() {
         return Ok(fits);
     }
@@ -139,7 +139,8 @@ pub(super) fn fit(
         let evidence = replay.evidence();
         let few = peer.1.differing <= SINGLE.max((FEW * peer.0 as f64) as u64);
         let closer = match (rank(&own.1), rank(&peer.1)) {
-            // What is not near in either is better explained by the one that knows no choices.
+            // If neither is close, weldment's is the better explanation, because it has no free choices; unless
+            // mergekit's leaves only a few elements that differ.
             (2, 2) => few && peer.1.differing < own.1.differing,
             (2, 0) if evidence.bounds_only => true,
             (own, peer) if own != peer => peer < own,
@@ -153,7 +154,7 @@ pub(super) fn fit(
     Ok(fits)
 }
 
-/// In which of mergekit's dtypes a tensor was computed.
+/// The dtype profile of mergekit in which a tensor was computed.
 fn profile(numerics: Numerics, plan: &Plan, tensor: &PlannedTensor) -> Option<Profile> {
     let dtype = match numerics {
         Numerics::Weldment => return None,
@@ -193,7 +194,7 @@ fn replay(
     )
 }
 
-/// What tensors were exact in mergekit's arithmetic, and what that rests on.
+/// Reports how many tensors are exact in mergekit's arithmetic, and what that relies on.
 pub(super) fn finding(outcomes: &Outcomes<'_>) -> Option<Finding> {
     let mut names = Vec::new();
     let (mut exact, mut tied, mut shifted) = (0, 0, 0f64);
@@ -230,7 +231,7 @@ pub(super) fn finding(outcomes: &Outcomes<'_>) -> Option<Finding> {
     ))
 }
 
-/// How many tensors fit which arithmetic.
+/// The number of tensors by arithmetic.
 pub(super) fn summary(outcomes: &Outcomes<'_>) -> String {
     let profiles = Profile::ALL.iter().map(|profile| profile.name());
     let names = std::iter::once("weldment").chain(profiles);

@@ -1,21 +1,21 @@
-//! How each tensor of a plan compares with the checkpoint: what the report is made from, and a proof rests on.
+//! How each tensor of a plan compares with the checkpoint. The report and the proof are based on it.
 
 use serde_json::{Value, json};
 
 use super::numerics::Fit;
 
-/// How a tensor compares with the recomputed one.
+/// The result of comparing a tensor with the recomputed one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Equal, and computed.
+    /// Equal to the recomputed tensor.
     Exact,
-    /// Equal, and a copy of an input by the recipe's word.
+    /// Equal to the input that the recipe copies.
     Copied,
-    /// No value is more than a step off.
+    /// No value is more than one ULP off.
     WithinStep,
-    /// Different.
+    /// It differs.
     Wrong,
-    /// Random masks that nothing recorded decide it; no value is beyond what they can give.
+    /// It depends on random masks that were not recorded. No value is outside of what they could produce.
     NotTold,
     /// It could not be compared.
     NotCompared,
@@ -31,7 +31,7 @@ impl Outcome {
         Outcome::NotCompared,
     ];
 
-    /// What reports call it.
+    /// The name in reports.
     pub(super) fn name(self) -> &'static str {
         match self {
             Outcome::Exact => "exact",
@@ -44,27 +44,27 @@ impl Outcome {
     }
 }
 
-/// A tensor of the plan, compared.
+/// A tensor of the plan and the result of its comparison.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Judged<'a> {
-    /// Its name.
+    /// The tensor's name.
     pub(super) name: &'a str,
-    /// What the comparison came to.
+    /// The result of the comparison.
     pub(super) outcome: Outcome,
-    /// By which arithmetic.
+    /// The arithmetic that it was compared with.
     pub(super) fit: Fit,
-    /// Its elements.
+    /// Number of elements.
     pub(super) elements: u64,
-    /// Those of them that were compared.
+    /// Number of elements that were compared.
     pub(super) compared: u64,
-    /// Those that differ.
+    /// Number of elements that differ.
     pub(super) differing: u64,
-    /// The most steps between two elements.
+    /// The largest distance between two elements, in ULPs.
     pub(super) steps: u64,
 }
 
 impl Judged<'_> {
-    /// For programs.
+    /// The result as JSON, for programs.
     pub(super) fn details(&self) -> Value {
         json!({
             "name": self.name,
@@ -92,22 +92,22 @@ impl Outcomes<'_> {
         })
     }
 
-    /// Elements of all tensors.
+    /// Number of elements in all tensors.
     pub(super) fn elements(&self) -> u64 {
         self.tensors.iter().map(|judged| judged.elements).sum()
     }
 
-    /// Those of them that were compared.
+    /// Number of elements that were compared.
     pub(super) fn compared(&self) -> u64 {
         self.tensors.iter().map(|judged| judged.compared).sum()
     }
 
-    /// Whether any tensor came to that.
+    /// Whether any tensor has this outcome.
     pub(super) fn any(&self, outcome: Outcome) -> bool {
         self.tensors.iter().any(|judged| judged.outcome == outcome)
     }
 
-    /// How many came to what, in words.
+    /// The number of tensors by outcome, in words.
     pub(super) fn counts(&self) -> String {
         let counts = Outcome::ALL.into_iter().filter_map(|kind| {
             let tensors = self.tensors.iter();

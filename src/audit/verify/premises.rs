@@ -1,5 +1,5 @@
-//! What a checkpoint is held against, where the caller leaves it open: the recipe, the options and the arithmetic that
-//! its lock or mergekit's file says.
+//! What a checkpoint is verified against. Whatever the caller leaves open comes from its lock or mergekit's file: the
+//! recipe, the options and the arithmetic.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -15,49 +15,49 @@ use plan::{MoeOptions, Options, Plan};
 use recipe::{AnyRecipe, RecipeError};
 use run::Lock;
 
-/// The file in which mergekit leaves the recipe of a merge.
+/// The file in which mergekit stores the recipe of a merge.
 const MERGEKIT_RECIPE: &str = "mergekit_config.yml";
 
-/// What the caller asks for.
+/// The caller's choices.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// A recipe, instead of the lock's or mergekit's.
+    /// A recipe to use instead of the lock's or mergekit's.
     pub recipe: Option<PathBuf>,
-    /// Seed of random masks, instead of the lock's.
+    /// The seed of random masks, instead of the lock's.
     pub seed: Option<u64>,
-    /// Whether values that are one step of their dtype off are accepted.
+    /// Whether values that are one ULP of their dtype off are accepted.
     pub allow_step: Option<bool>,
-    /// In which arithmetic.
+    /// The arithmetic to compare with.
     pub arithmetic: Option<Arithmetic>,
-    /// Bytes of own memory.
+    /// The memory limit in bytes.
     pub memory: u64,
-    /// Worker threads.
+    /// Number of worker threads.
     pub threads: usize,
-    /// The folder for results that several documents read.
+    /// A folder for results that several documents read.
     pub scratch: PathBuf,
 }
 
-/// The arithmetic that a checkpoint is held against.
+/// The arithmetic that a checkpoint is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arithmetic {
-    /// Weldment's, and where that is not equal, mergekit's in the recipe's dtype.
+    /// Weldment's; if that is not equal, mergekit's in the recipe's dtype.
     Auto,
-    /// Weldment's alone.
+    /// Weldment's only.
     Weldment,
-    /// mergekit's alone.
+    /// mergekit's only.
     Mergekit(Profile),
 }
 
-/// What a checkpoint is held against.
+/// What a checkpoint is verified against.
 #[derive(Debug)]
 pub struct Premises {
     /// Its lock, if it has one.
     pub lock: Option<Lock>,
     /// Its recipe.
     pub recipe: AnyRecipe,
-    /// What messages call the recipe.
+    /// The name of the recipe in messages.
     pub name: String,
-    /// What a plan depends on beside the recipe.
+    /// The options that a plan depends on besides the recipe.
     pub options: Options,
     recipe_of_lock: bool,
     allow_step: bool,
@@ -65,7 +65,7 @@ pub struct Premises {
     scratch: PathBuf,
 }
 
-/// Why nothing can be said of what a checkpoint is to be.
+/// Why it is unknown what a checkpoint should be.
 #[derive(Debug, thiserror::Error)]
 pub enum PremisesError {
     /// Its lock cannot be read.
@@ -74,17 +74,17 @@ pub enum PremisesError {
     /// Its recipe cannot be read.
     #[error("cannot read the recipe {name}")]
     Recipe {
-        /// What it is called.
+        /// The recipe's name.
         name: String,
-        /// What is wrong with it.
+        /// The recipe's error.
         error: RecipeError,
     },
-    /// It has none.
+    /// The checkpoint has no recipe.
     #[error(
         "the checkpoint has no weldment.lock.json and no mergekit_config.yml, so nothing says what it is to be"
     )]
     NoRecipe,
-    /// The lock names a model that can be none.
+    /// The lock names a model that cannot exist.
     #[error("options.tokenizer_from of the lock: {0}")]
     TokenizerFrom(String),
 }
@@ -100,7 +100,7 @@ impl Hint for PremisesError {
 }
 
 impl Premises {
-    /// Those of a checkpoint.
+    /// Reads what a checkpoint is verified against.
     ///
     /// # Errors
     /// Its lock or its recipe cannot be read, or it has no recipe.
@@ -131,7 +131,7 @@ impl Premises {
         })
     }
 
-    /// Where the inputs are looked for: merges often lie beside them.
+    /// Where to look for inputs: without a recipe's folder, beside the checkpoint, as merges are often kept there.
     pub fn locator(&self, model: &Checkpoint, locator: Locator) -> Locator {
         let beside = || {
             let model = locator.working_dir.join(&model.location().path);
@@ -143,7 +143,7 @@ impl Premises {
         }
     }
 
-    /// The verification of the checkpoint by a plan of the recipe.
+    /// The request to verify the checkpoint against a plan of the recipe.
     pub fn request<'a>(
         &'a self,
         model: &'a Checkpoint,
@@ -187,7 +187,7 @@ fn from_lock(lock: &Lock) -> Result<(AnyRecipe, String), PremisesError> {
     }
 }
 
-/// The options of the lock; what it does not say is as in a merge without options.
+/// The options of the lock. Those that it does not have are as in a merge without options.
 fn options(lock: Option<&Lock>, asked: &Asked) -> Result<Options, PremisesError> {
     let locked = lock.map(|lock| &lock.options);
     let tokenizer_from = locked.and_then(|options| options.tokenizer_from.as_deref());
@@ -212,7 +212,8 @@ fn options(lock: Option<&Lock>, asked: &Asked) -> Result<Options, PremisesError>
     })
 }
 
-/// The arithmetic that was asked for; else weldment's where a lock says that weld made it, or only weld reads the recipe.
+/// The arithmetic that was asked for. Otherwise it is weldment's if the lock says that weld made the checkpoint, or if
+/// only weld can read the recipe.
 fn numerics(asked: Option<Arithmetic>, lock: Option<&Lock>, recipe: &AnyRecipe) -> Numerics {
     match asked {
         None if lock.is_some() => Numerics::Weldment,
@@ -225,7 +226,7 @@ fn numerics(asked: Option<Arithmetic>, lock: Option<&Lock>, recipe: &AnyRecipe) 
     }
 }
 
-/// Why a recipe comes to nothing: its first problem, and how many more there are.
+/// Why a recipe has no plan: its first problem, and the number of further ones.
 pub fn no_plan(error: &RecipeError) -> Refusal {
     let first = error.problems.first();
     let first = first.map_or(String::new(), |problem| problem.message.clone());

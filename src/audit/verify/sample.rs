@@ -1,21 +1,21 @@
-//! Which blocks of a tensor a sample looks at, and what it can miss.
+//! Chooses the blocks of a tensor that a sample compares, and computes what it can overlook.
 
 /// How much of a checkpoint is recomputed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coverage {
     /// Every byte.
     Full,
-    /// So many blocks of 16,384 elements of each tensor, chosen by a seed.
+    /// This many blocks of 16,384 elements of each tensor, chosen by a seed.
     Sample {
-        /// Blocks of each tensor; one with fewer is recomputed whole.
+        /// Blocks per tensor; a tensor with fewer is compared completely.
         blocks: usize,
-        /// Chooses them. A seed that is known beforehand tells a forger where nobody looks.
+        /// The seed that chooses the blocks. If it is known beforehand, a forger knows which blocks are not compared.
         seed: u64,
     },
 }
 
-/// The blocks of a tensor that are looked at, ascending: the first, the last, and one of each of equal parts of
-/// the rest, so that no run of rows is left out by chance.
+/// The blocks of a tensor to compare, ascending: the first, the last, and one from each of equal parts of the rest. No
+/// long run of rows can therefore be left out by chance.
 pub(super) fn blocks(wanted: usize, seed: u64, tensor: usize, blocks: usize) -> Vec<usize> {
     if blocks <= wanted.max(2) {
         return (0..blocks).collect();
@@ -33,7 +33,7 @@ pub(super) fn blocks(wanted: usize, seed: u64, tensor: usize, blocks: usize) -> 
     chosen
 }
 
-/// Numbers that depend on the seed, the tensor and their place only.
+/// Numbers that depend only on the seed, the tensor and their position.
 fn draws(seed: u64, tensor: usize) -> impl Fn(usize) -> u64 {
     move |place| {
         let mut hasher = blake3::Hasher::new_derive_key("weldment verify sample");
@@ -46,8 +46,8 @@ fn draws(seed: u64, tensor: usize) -> impl Fn(usize) -> u64 {
     }
 }
 
-/// The part of a tensor's blocks that a fault must touch to be found with a chance of 99 in 100, by so many
-/// blocks drawn out of so many.
+/// The share of a tensor's blocks that a fault must affect to be found with a probability of 99 %, if `drawn` of
+/// `blocks` are compared.
 pub(super) fn found_for_sure(drawn: usize, blocks: usize) -> f64 {
     if drawn >= blocks {
         return 1.0 / blocks.max(1) as f64;
@@ -76,7 +76,7 @@ mod tests {
         let chosen = blocks(32, 1, 0, 3000);
         assert_ne!(chosen, blocks(32, 2, 0, 3000));
         assert_ne!(chosen, blocks(32, 1, 1, 3000));
-        // No more than two parts lie between neighbours.
+        // Neighbouring blocks are at most two parts apart.
         assert!(chosen.windows(2).all(|pair| pair[1] - pair[0] <= 200));
     }
 

@@ -1,4 +1,4 @@
-//! A copy of a checkpoint that defects are planted in: what the original holds, and the folder that is damaged.
+//! The copy of a checkpoint that defects are planted in: the content of the original, and the folder that is damaged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,17 +29,17 @@ pub(super) struct Tensor {
 }
 
 impl Tensor {
-    /// Bytes of an element.
+    /// Bytes per element.
     pub(super) fn size(&self) -> usize {
         (self.dtype.bitsize() / 8).max(1)
     }
 
-    /// Bytes of a row: of what one step along the first axis passes over.
+    /// Bytes per row: the stride of the first axis.
     pub(super) fn row(&self) -> usize {
         self.bytes.len() / self.shape.first().copied().unwrap_or(1).max(1)
     }
 
-    /// Its values; none if they are no floats.
+    /// Its values; `None` if they are not floats.
     pub(super) fn values(&self) -> Option<Vec<f64>> {
         let format = FloatType::of(self.dtype)?;
         let mut values = vec![0.0; self.bytes.len() / format.size()];
@@ -56,7 +56,7 @@ impl Tensor {
         }
     }
 
-    /// The root of the mean square of its values; 0 if they are no floats.
+    /// The root mean square of its values; 0 if they are not floats.
     pub(super) fn rms(&self) -> f64 {
         let values = self.values().unwrap_or_default();
         let sum: f64 = values.iter().map(|value| value * value).sum();
@@ -64,19 +64,19 @@ impl Tensor {
     }
 }
 
-/// The tensors of a stack of layers that have the same place in each: their layers and places in the checkpoint.
+/// The tensors with the same role in each layer of a stack: pairs of a layer and the tensor's index in the checkpoint.
 pub(super) type Role = Vec<(usize, usize)>;
 
-/// What is copied.
+/// The checkpoint that is copied.
 pub(super) struct Original {
     pub(super) tensors: Vec<Tensor>,
-    /// Every file beside the weights, `config.json` too.
+    /// Every file other than the weights, including `config.json`.
     files: BTreeMap<String, Vec<u8>>,
-    /// What is in `config.json`; null if there is none.
+    /// The content of `config.json`; null if there is none.
     pub(super) config: Value,
-    /// What stands before the number of a layer in the deepest stack.
+    /// The part of tensor names before the layer's number, in the deepest stack.
     pub(super) layers_before: String,
-    /// The tensors of that stack by what follows the number.
+    /// The tensors of that stack, by the part of their names after the layer's number.
     pub(super) roles: BTreeMap<String, Role>,
     shards: Vec<ShardLayout>,
     index: String,
@@ -140,7 +140,7 @@ impl Original {
         })
     }
 
-    /// The embedding of tokens with most rows.
+    /// The token embedding with the most rows.
     pub(super) fn embedding(&self) -> Result<&Tensor, Obstacle> {
         let embeddings = self
             .tensors
@@ -152,13 +152,13 @@ impl Original {
             .ok_or_else(|| Obstacle::model("it has no embedding of tokens"))
     }
 
-    /// Rows of that embedding.
+    /// The number of rows of that embedding.
     pub(super) fn rows(&self) -> Result<usize, Obstacle> {
         Ok(self.embedding()?.shape[0])
     }
 }
 
-/// Two shards at least, where that can be, and their index.
+/// Lays the tensors out in at least two shards if possible, with an index.
 fn lay_out(tensors: &[Tensor]) -> Result<(Vec<ShardLayout>, String), MutateError> {
     let total: usize = tensors.iter().map(|tensor| tensor.bytes.len()).sum();
     let listed: Vec<(String, Dtype, Vec<usize>)> = tensors
@@ -178,7 +178,7 @@ pub(super) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    /// Writes a sound copy into a folder that does not exist yet.
+    /// Writes an intact copy into a folder that does not exist yet.
     pub(super) fn new(original: &'a Original, folder: &Path) -> io::Result<Draft<'a>> {
         fs::create_dir(folder)?;
         let draft = Draft {
@@ -196,7 +196,7 @@ impl<'a> Draft<'a> {
         self.folder.join(name)
     }
 
-    /// Writes a file, and the folders that it is in.
+    /// Writes a file, and creates its folders.
     pub(super) fn put(&self, name: &str, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         let path = self.path(name);
         if let Some(folder) = path.parent() {
@@ -228,7 +228,7 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// The names of two of its shards: the first and the last.
+    /// The names of the first and the last shard.
     pub(super) fn shards(&self) -> Result<[&'a str; 2], Obstacle> {
         match &self.original.shards[..] {
             [first, .., last] => Ok([&first.file_name, &last.file_name]),
@@ -249,7 +249,7 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Writes its weights anew, as `edit` leaves them.
+    /// Writes the weights again, after `edit` has changed them.
     pub(super) fn rewrite(
         &self,
         edit: impl FnOnce(&mut Vec<Tensor>) -> Result<(), Obstacle>,
@@ -262,7 +262,7 @@ impl<'a> Draft<'a> {
         Ok(self.put_shards(&shards, &index, &tensors)?)
     }
 
-    /// Changes one tensor, and those that are equal to it: a head that is tied and stored stays tied.
+    /// Changes one tensor and all tensors equal to it, so that a tied head that is stored stays tied.
     pub(super) fn change(
         &self,
         at: usize,
@@ -287,7 +287,7 @@ impl<'a> Draft<'a> {
         Ok(before.name.clone())
     }
 
-    /// Edits a JSON file, which begins as an empty object if it is not there.
+    /// Edits a JSON file; a missing file counts as an empty object.
     pub(super) fn edit_json(
         &self,
         name: &str,
@@ -306,12 +306,13 @@ impl<'a> Draft<'a> {
         Ok(self.put(name, Value::Object(entries).to_string())?)
     }
 
-    /// Whether the original has a file.
+    /// Whether the original has this file.
     pub(super) fn has(&self, name: &str) -> bool {
         self.original.files.contains_key(name)
     }
 
-    /// Sets a field of config.json where it stands, at the top or in the language model's part; else at the top.
+    /// Sets a field of config.json where it already is: at the top or in the language model's part. A new field goes to
+    /// the top.
     pub(super) fn set_config(&self, field: &str, value: Value) -> Result<String, Obstacle> {
         if self.original.config.is_null() {
             return Err(Obstacle::model("it has no config.json"));
@@ -335,7 +336,7 @@ impl<'a> Draft<'a> {
         Ok(format!("{CONFIG}: {field}"))
     }
 
-    /// Its tokenizer.json, if it has one that can be read.
+    /// Its tokenizer.json, if there is one that can be read.
     pub(super) fn tokenizer(&self) -> Result<Option<Tokenizer>, Obstacle> {
         let opened = Checkpoint::open("the copy", &Location::local(&self.folder));
         let found = opened.and_then(|model| Tokenizer::of(&model));
@@ -356,7 +357,7 @@ impl<'a> Draft<'a> {
         Ok(fs::write(self.path(name), bytes)?)
     }
 
-    /// Writes the header of a weight file anew around the same data.
+    /// Writes a weight file again with an edited header and the same data.
     pub(super) fn edit_header(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! What is done to files: weights, index, config.json, tokenizer, and what else lies in the folder.
+//! Defects in files: weights, index, config.json, tokenizer, and other files of the folder.
 
 use std::fs;
 
@@ -11,10 +11,10 @@ use checkpoint::AddedToken;
 
 type Planted = Result<String, Obstacle>;
 
-/// A tokenizer without a token.
+/// A tokenizer without tokens.
 const NO_TOKENS: &str = r#"{"model": {"type": "BPE", "vocab": {}, "merges": []}}"#;
 
-/// A name that no checkpoint has.
+/// A name that no checkpoint uses.
 const UNHEARD_OF: &str = "weldment_unheard_of";
 
 pub(super) static DEFECTS: &[Defect] = &[
@@ -181,7 +181,7 @@ pub(super) static DEFECTS: &[Defect] = &[
         draft.edit_bytes(last, |bytes| bytes.extend_from_slice(&copied.bytes))?;
         Ok(copied.name.clone())
     })
-    // The index counts it once, and does not name its second place.
+    // The index counts the tensor once and does not name its second file.
     .with(&[&container::TOTAL_SIZE, &container::UNINDEXED]),
     Defect::new(
         "another total size in the index",
@@ -271,7 +271,7 @@ pub(super) static DEFECTS: &[Defect] = &[
         },
     ),
     Defect::new("a token without a row", &tokenizer::NO_ROW, |draft| {
-        // Two beyond: one alone may be for padding.
+        // Two more than the rows: a single one may be a padding token.
         let end = draft.original.rows()? + 2;
         let text = match draft.tokenizer()? {
             None => {
@@ -394,7 +394,7 @@ fn first_name(draft: &Draft<'_>, shard: &str) -> Result<String, Obstacle> {
     first.ok_or_else(|| Obstacle::model("its shard is empty"))
 }
 
-/// A tensor of a shard that has others, and another shard.
+/// A tensor whose shard holds others too, and the name of another shard.
 fn indexed(draft: &Draft<'_>) -> Result<(String, String), Obstacle> {
     let [first, last] = draft.shards()?;
     for (shard, other) in [(last, first), (first, last)] {
@@ -405,14 +405,14 @@ fn indexed(draft: &Draft<'_>) -> Result<(String, String), Obstacle> {
     Err(Obstacle::model("no shard has two tensors"))
 }
 
-/// Gives a tensor another name in the header of its shard; `other` as JSON writes it.
+/// Renames a tensor in the header of its shard; `other` is the new name, escaped for JSON.
 fn rename(draft: &Draft<'_>, shard: &str, name: &str, other: &str) -> Result<(), Obstacle> {
     draft.edit_header(shard, |header| {
         header.replacen(&format!("\"{name}\""), &format!("\"{other}\""), 1)
     })
 }
 
-/// Moves beginning and end of the last tensor of a shard by so many of its elements.
+/// Moves the start and the end of a shard's last tensor by this many of its elements.
 fn move_last(draft: &Draft<'_>, by: [i64; 2]) -> Planted {
     let [first, _] = draft.shards()?;
     let tensors = draft.tensors_of(first);

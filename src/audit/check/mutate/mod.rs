@@ -1,5 +1,5 @@
-//! `weld check --mutate`: plants every defect that `check` knows in a copy of a checkpoint, and demands that each be
-//! found by its own id, and as nothing else.
+//! `weld check --mutate`: plants every defect that `check` knows in a copy of a checkpoint. Each must be found under
+//! its own id, and nothing else may be reported.
 
 mod draft;
 mod files;
@@ -32,21 +32,21 @@ checks! {
         "report it, with the config.json of the model: it is a defect of weld";
 }
 
-/// The largest checkpoint, files beside the weights included, that is copied and damaged once for each defect.
+/// The size limit of a checkpoint, including files other than weights: it is copied once for each defect.
 pub const MAX_MUTATED_BYTES: u64 = 64 << 20;
 
-/// Something wrong that can be planted in a checkpoint.
+/// A defect that can be planted in a checkpoint.
 pub struct Defect {
-    /// What is done to it, in a few words.
+    /// A short description of the defect.
     pub title: &'static str,
-    /// By what it must be found.
+    /// The check that must find it.
     pub check: &'static CheckInfo,
-    /// What it brings about beside that.
+    /// Checks that it also sets off.
     pub also: &'static [&'static CheckInfo],
     plant: Plant,
 }
 
-/// Plants a defect, and says where; or why it cannot be planted.
+/// Plants a defect and returns its place, or why it cannot be planted.
 type Plant = fn(&Draft<'_>) -> Result<String, Obstacle>;
 
 impl Defect {
@@ -66,7 +66,7 @@ impl Defect {
 
 /// Why a defect was not planted.
 enum Obstacle {
-    /// The model has no place for it.
+    /// The model has no place for the defect.
     Model(String),
     /// The copy could not be written.
     System(io::Error),
@@ -84,52 +84,52 @@ impl From<io::Error> for Obstacle {
     }
 }
 
-/// Every defect.
+/// All defects.
 pub fn defects() -> impl Iterator<Item = &'static Defect> {
     files::DEFECTS.iter().chain(tensors::DEFECTS)
 }
 
-/// Why no defects could be planted.
+/// Why no defect could be planted.
 #[derive(Debug, thiserror::Error)]
 pub enum MutateError {
-    /// A folder is asked for.
+    /// The model is not a folder.
     #[error("{label} is no folder of a whole model")]
     NotAFolder {
-        /// The model.
+        /// The model's name.
         label: String,
     },
-    /// It would be copied too many times.
+    /// The model is too large to be copied so often.
     #[error(
         "{label} is larger than {}, too large to be copied once for each defect",
         ByteSize(*limit).display().iec()
     )]
     TooLarge {
-        /// The model.
+        /// The model's name.
         label: String,
-        /// The most bytes.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// Planted defects could not be told from those that it has.
+    /// The model has findings of its own, which could be mistaken for planted defects.
     #[error("{label} is wrong already ({})", found.join(", "))]
     Wrong {
-        /// The model.
+        /// The model's name.
         label: String,
-        /// The ids of what was found.
+        /// The ids of its findings.
         found: Vec<&'static str>,
     },
-    /// Its bytes are not one after the other.
+    /// The bytes of a tensor are not contiguous.
     #[error("the tensor {tensor} is a view into a pickle")]
     Scattered {
-        /// The tensor.
+        /// The tensor's name.
         tensor: String,
     },
-    /// A file of it could not be read, or the copy not be laid out.
+    /// A file could not be read, or the copy could not be laid out.
     #[error(transparent)]
     Unreadable(CheckpointError),
     /// The copy could not be written.
     #[error("cannot write the copy: {0}")]
     Copy(#[from] io::Error),
-    /// The copy could not be looked at.
+    /// The copy could not be checked.
     #[error(transparent)]
     Check(#[from] CheckError),
 }
@@ -154,7 +154,7 @@ impl Hint for MutateError {
     }
 }
 
-/// What became of a defect.
+/// What happened to a planted defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     Missed,
@@ -178,18 +178,18 @@ impl Outcome {
 struct Tried {
     defect: &'static Defect,
     outcome: Outcome,
-    /// Where it was planted, or why it was not.
+    /// The place of the defect, or why it was not planted.
     place: String,
-    /// The ids of what was found.
+    /// The ids of the findings.
     found: BTreeSet<&'static str>,
 }
 
-/// Plants every defect, one after the other, each in a copy of its own below `scratch`, an empty folder.
+/// Plants all defects one by one, each in a copy of its own below `scratch`, an empty folder.
 ///
-/// A report of it fails if a defect was missed, and is inconclusive if one could not be planted.
+/// The report fails if a defect was not found, and is inconclusive if one could not be planted.
 ///
 /// # Errors
-/// The model is too large, or wrong by itself; or the copies could not be written and read.
+/// The model is too large or has findings of its own, or the copies could not be written and read.
 pub fn mutate(
     label: &str,
     survey: &Survey,
@@ -258,7 +258,7 @@ fn mutate_by(
     Ok(report(label, tried))
 }
 
-/// Plants one defect and looks at the copy.
+/// Plants one defect and checks the copy.
 fn attempt(
     defect: &'static Defect,
     original: &Original,
@@ -287,7 +287,7 @@ fn attempt(
     };
     let after = looked(folder)?;
     let is_new = |found: &&Finding| {
-        // A tensor may be in another shard than before.
+        // A tensor may now be in another shard.
         let tensor = found.place.tensor.as_ref();
         let here = |old: &Finding| match tensor {
             Some(_) => old.place.tensor.as_ref() == tensor,
@@ -313,7 +313,7 @@ fn attempt(
     })
 }
 
-/// What the attempts come to: the worst first.
+/// The report on all attempts, the worst first.
 fn report(label: &str, mut tried: Vec<Tried>) -> Report {
     tried.sort_by_key(|tried| tried.outcome);
     let mut report = Report::new(Command::Check, label);
@@ -397,7 +397,7 @@ fn report(label: &str, mut tried: Vec<Tried>) -> Report {
     report
 }
 
-/// Lets the work be stopped, and keeps the bar from moving: each copy is read again.
+/// Passes cancellation on, but no progress: each copy is read again and would move the bar.
 struct Unmoved<'a>(&'a dyn Observer);
 
 impl Observer for Unmoved<'_> {
@@ -420,7 +420,7 @@ mod tests {
     use super::fixtures::{safetensors, write};
     use super::*;
 
-    /// What `check` can find, and what is planted: each covers the other.
+    /// Every check has a defect that is planted, and every defect a check.
     #[test]
     fn every_check_has_a_defect_and_every_defect_a_check() {
         let known: BTreeSet<&str> = CHECKED

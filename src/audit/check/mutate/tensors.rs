@@ -1,4 +1,4 @@
-//! What is done to tensors, and to what config.json says of them.
+//! Defects in tensors, and in what config.json states about them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use numeric::FloatType;
 
 type Planted = Result<String, Obstacle>;
 
-/// A `model_type` that no table has.
+/// A `model_type` that is in no table.
 const UNHEARD_OF: &str = "weldment_unheard_of";
 
 pub(super) static DEFECTS: &[Defect] = &[
@@ -91,7 +91,7 @@ pub(super) static DEFECTS: &[Defect] = &[
         |draft| {
             unknown(draft)?;
             one_stack(draft)?;
-            // Layers that predict further tokens may be there beyond.
+            // Layers that predict further tokens may follow.
             let further = number(draft, &["num_nextn_predict_layers"]).map_or(0, |(_, more)| more);
             let fewer = (layers(draft) as u64).checked_sub(1 + further);
             let fewer = fewer.filter(|fewer| *fewer > 0);
@@ -393,7 +393,7 @@ pub(super) static DEFECTS: &[Defect] = &[
     ),
 ];
 
-/// Whether a table says what the model's family has: only then is a lost tensor known to be lost.
+/// Requires a table of the model's family: only then can a missing tensor be noticed.
 fn known(draft: &Draft<'_>) -> Result<(), Obstacle> {
     let kind = draft
         .original
@@ -407,12 +407,12 @@ fn known(draft: &Draft<'_>) -> Result<(), Obstacle> {
     }
 }
 
-/// Makes the model one that no table has.
+/// Changes the model's type to one that is in no table.
 fn unknown(draft: &Draft<'_>) -> Result<(), Obstacle> {
     draft.set_config("model_type", json!(UNHEARD_OF)).map(drop)
 }
 
-/// Only of a model with one stack of layers and one part, its config tells what it should be like.
+/// Requires a model with one stack of layers and one part. Only there does config.json say what the layers are like.
 fn one_stack(draft: &Draft<'_>) -> Result<(), Obstacle> {
     let names = draft
         .original
@@ -428,7 +428,7 @@ fn one_stack(draft: &Draft<'_>) -> Result<(), Obstacle> {
     }
 }
 
-/// The head of a model that no table has.
+/// The output head of a model that is in no table.
 fn head_of_any(draft: &Draft<'_>) -> Result<String, Obstacle> {
     let classes = draft
         .original
@@ -467,7 +467,7 @@ fn layers(draft: &Draft<'_>) -> usize {
     roles.map(|(layer, _)| layer + 1).max().unwrap_or(0)
 }
 
-/// The role that most layers have a matrix of float weights for, none of a router or an expert.
+/// The role with a matrix of float weights in the most layers; routers and experts do not count.
 fn matrix_role<'d>(draft: &'d Draft<'_>) -> Result<(&'d str, &'d Role), Obstacle> {
     let is_weight = |(role, tensors): &(&String, &Role)| {
         let fits = |&(_, at): &(usize, usize)| {
@@ -493,7 +493,7 @@ fn matrix_role<'d>(draft: &'d Draft<'_>) -> Result<(&'d str, &'d Role), Obstacle
         .ok_or_else(|| Obstacle::model("it has no layers with a matrix of weights"))
 }
 
-/// The norms of a place in the layers.
+/// A norm's role in the layers.
 fn norm_role<'d>(draft: &'d Draft<'_>) -> Result<&'d Role, Obstacle> {
     let is_size = |(role, tensors): &(&String, &Role)| {
         let fits = |&(_, at): &(usize, usize)| draft.original.tensors[at].rms() > 0.0;
@@ -506,7 +506,7 @@ fn norm_role<'d>(draft: &'d Draft<'_>) -> Result<&'d Role, Obstacle> {
     })
 }
 
-/// A role again, if so many layers at least, and all of the stack, have it.
+/// Returns the role if all layers of the stack have it and there are at least `least` of them.
 fn of_all_layers<'d>(
     draft: &Draft<'_>,
     role: &'d Role,
@@ -530,7 +530,7 @@ fn place_of(draft: &Draft<'_>, name: &str) -> Result<usize, Obstacle> {
     place.ok_or_else(|| Obstacle::Model(format!("it has no {name}")))
 }
 
-/// Removes tensors; names the first.
+/// Removes tensors and returns their names.
 fn lose(draft: &Draft<'_>, lost: &[usize]) -> Planted {
     let names: BTreeSet<&str> = lost
         .iter()
@@ -543,7 +543,7 @@ fn lose(draft: &Draft<'_>, lost: &[usize]) -> Planted {
     Ok(names.into_iter().collect::<Vec<&str>>().join(", "))
 }
 
-/// Removes all tensors of a kind, which a mixture has.
+/// Removes all tensors of a kind that a mixture has.
 fn lose_all(draft: &Draft<'_>, which: impl Fn(&Tensor) -> bool) -> Planted {
     let tensors = draft.original.tensors.iter().enumerate();
     let lost: Vec<usize> = tensors
@@ -558,12 +558,12 @@ fn lose_all(draft: &Draft<'_>, which: impl Fn(&Tensor) -> bool) -> Planted {
     }
 }
 
-/// Whether a tensor is of an expert, or of all experts of a layer.
+/// Whether a tensor belongs to one expert or holds all experts of a layer.
 fn is_expert(tensor: &Tensor) -> bool {
     tensor.name.contains(".experts.") || fused(&tensor.name, &tensor.shape).is_some()
 }
 
-/// A number of the config, at the top or in the language model's part, by the first of these names.
+/// A number of the config, at the top or in the language model's part, under the first of these names that is there.
 fn number(draft: &Draft<'_>, fields: &[&'static str]) -> Result<(&'static str, u64), Obstacle> {
     let config = &draft.original.config;
     let parts = [Some(config), config.get("text_config")];
@@ -575,7 +575,7 @@ fn number(draft: &Draft<'_>, fields: &[&'static str]) -> Result<(&'static str, u
     found.ok_or_else(|| Obstacle::Model(format!("its config has no {}", fields.join(" or "))))
 }
 
-/// What the head is called, or would be.
+/// The name that the head has, or would have.
 fn head_name(draft: &Draft<'_>) -> Result<String, Obstacle> {
     let kind = draft
         .original
@@ -625,7 +625,7 @@ fn scale(draft: &Draft<'_>, at: usize, by: f64) -> Planted {
     })
 }
 
-/// Takes the exponents away; signs and digits stay, but the last digit is never zero.
+/// Clears the exponents and keeps signs and mantissas; the last bit is set, so that no value becomes zero.
 fn make_subnormal(tensor: &mut Tensor) -> Result<(), Obstacle> {
     let keep: &[u8] = match tensor.dtype {
         Dtype::F16 => &[0xff, 0x83],
@@ -655,7 +655,7 @@ fn router(draft: &Draft<'_>) -> Result<usize, Obstacle> {
     place.ok_or_else(|| Obstacle::model("it has no experts"))
 }
 
-/// Some bytes of a tensor.
+/// A range of a tensor's bytes.
 struct Piece {
     tensor: usize,
     first: usize,
@@ -672,10 +672,10 @@ impl Piece {
     }
 }
 
-/// The pieces of one expert of the first layer that has some, in the order of their names.
+/// The pieces of one expert in the first layer with experts, in the order of their names.
 fn expert(draft: &Draft<'_>, number: usize) -> Result<Vec<Piece>, Obstacle> {
     let tensors = &draft.original.tensors;
-    // The layer of an expert by its name; its number, or how many there are in a tensor of all.
+    // The name of the expert's layer, and the expert's number or, for a fused tensor, the number of experts.
     let apart = |tensor: &'_ Tensor| {
         let (before, rest) = tensor.name.split_once("experts.")?;
         let (of, _) = rest.split_once('.')?;

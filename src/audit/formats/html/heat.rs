@@ -1,4 +1,4 @@
-//! A heat map: a colour in nine steps for each number.
+//! A heat map: each number is one of nine colours.
 
 use serde::Serialize;
 
@@ -6,22 +6,22 @@ use super::number;
 use crate::HeatMap;
 use crate::formats::clean::clean;
 
-/// Steps of the scale; `page.css` has a colour for each.
+/// Steps of the colour scale; `page.css` has a colour for each.
 const STEPS: usize = 9;
 
-/// Rows and columns that are drawn.
+/// The most rows and columns that are drawn.
 const MAX_ROWS: usize = 300;
 const MAX_COLUMNS: usize = 300;
 
-/// Numbers are drawn by their logarithms where the largest is so many times the least.
+/// The scale is logarithmic if the largest number is more than this many times the smallest.
 const LOGARITHMIC: f64 = 20.0;
 
-/// What the template draws.
+/// The template's input.
 #[derive(Serialize)]
 pub(super) struct Heat {
     title: String,
     unit: String,
-    /// The layers, and whether each is written below its column.
+    /// The layers, and whether each has a label below its column.
     layers: Vec<(String, bool)>,
     roles: Vec<(String, Vec<Cell>)>,
     legend: Vec<Swatch>,
@@ -33,7 +33,7 @@ pub(super) struct Heat {
 
 #[derive(Serialize)]
 struct Cell {
-    /// `q0` to `q8`, `none`, or `odd` for what is no finite number.
+    /// The cell's CSS class: `q0` to `q8`, `none`, or `odd` for a number that is not finite.
     class: String,
     text: String,
 }
@@ -74,7 +74,7 @@ pub(super) fn heat(map: &HeatMap) -> Heat {
     }
 }
 
-/// From the least number to the largest.
+/// The range from the smallest number to the largest.
 struct Scale {
     least: f64,
     largest: f64,
@@ -89,7 +89,7 @@ impl Scale {
         };
         let least = numbers().fold(f64::INFINITY, f64::min);
         let largest = numbers().fold(f64::NEG_INFINITY, f64::max);
-        // Zeros would have no logarithm: they take the first step.
+        // Zeros have no logarithm and take the first colour.
         let positive = numbers()
             .filter(|value| *value > 0.0)
             .fold(f64::INFINITY, f64::min);
@@ -132,7 +132,7 @@ impl Scale {
         }
     }
 
-    /// A swatch for each step, and the numbers that it goes from and to.
+    /// One swatch per colour, with its range of numbers.
     fn legend(&self) -> Vec<Swatch> {
         if !self.least.is_finite() || !self.largest.is_finite() {
             return Vec::new();

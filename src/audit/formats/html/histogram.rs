@@ -1,4 +1,4 @@
-//! A histogram: where its bars stand in a drawing.
+//! A histogram: computes the position of each bar in the drawing.
 
 use serde::Serialize;
 
@@ -6,17 +6,17 @@ use super::number;
 use crate::Histogram;
 use crate::formats::clean::clean;
 
-/// Bars that are drawn.
+/// The most bars that are drawn.
 const MAX_BARS: usize = 200;
 
-/// The drawing, in its own units.
+/// Size of the drawing, in its own units.
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 160.0;
 
-/// Counts are drawn by their logarithms where the largest is so many times the least.
+/// Counts are drawn on a logarithmic scale if the largest is at least this many times the smallest.
 const LOGARITHMIC: u64 = 1000;
 
-/// What the template draws.
+/// The template's input.
 #[derive(Serialize)]
 pub(super) struct Drawing {
     title: String,
@@ -52,7 +52,7 @@ pub(super) fn histogram(histogram: &Histogram) -> Drawing {
     let least = counts().min().unwrap_or(0);
     let is_logarithmic = most / least.max(1) >= LOGARITHMIC;
     let share = |count: u64| match is_logarithmic {
-        // The least is still to be seen.
+        // Adding one keeps the smallest count visible.
         true => (1.0 + count as f64).ln() / (1.0 + most as f64).ln(),
         false => count as f64 / most.max(1) as f64,
     };
@@ -79,7 +79,7 @@ pub(super) fn histogram(histogram: &Histogram) -> Drawing {
     }
 }
 
-/// Bounds below the drawing: both ends and some between.
+/// Labels below the drawing: both ends and some bounds in between.
 fn ticks(bars: &[(f64, f64, u64)], step: f64) -> Vec<Tick> {
     let Some(last) = bars.last() else {
         return Vec::new();
@@ -87,7 +87,7 @@ fn ticks(bars: &[(f64, f64, u64)], step: f64) -> Vec<Tick> {
     let apart = bars.len().div_ceil(8).max(1);
     let lower = bars.iter().map(|bar| bar.0).enumerate();
     let mut ticks: Vec<Tick> = lower
-        // One that would run into the last is left out.
+        // A label that would overlap the last one is left out.
         .filter(|(at, _)| at % apart == 0 && at + apart / 2 < bars.len().max(2))
         .map(|(at, bound)| Tick {
             x: format!("{:.2}", at as f64 * step),
@@ -103,7 +103,7 @@ fn ticks(bars: &[(f64, f64, u64)], step: f64) -> Vec<Tick> {
     ticks
 }
 
-/// A count with its thousands apart.
+/// A count with separators between the thousands.
 fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::new();

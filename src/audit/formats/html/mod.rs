@@ -1,6 +1,6 @@
-//! A report as one page: no script, nothing from elsewhere, light and dark.
+//! A report as one HTML page without scripts and external resources, in light and dark.
 //!
-//! The page is a template that escapes all that it is given; what is drawn is computed here.
+//! The page is a template that escapes all its input. The positions in drawings are computed here.
 
 mod heat;
 mod histogram;
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::Report;
 
-/// What the template is given.
+/// The template's input.
 #[derive(Serialize)]
 struct Context {
     page: page::Page,
@@ -20,10 +20,10 @@ struct Context {
     histograms: Vec<histogram::Drawing>,
 }
 
-/// The report as a page.
+/// The report as an HTML page.
 ///
 /// # Errors
-/// The template failed, which no report should make it do.
+/// The template failed, which no report should cause.
 pub fn html(report: &Report) -> Result<String, Error> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -41,7 +41,7 @@ pub fn html(report: &Report) -> Result<String, Error> {
         .render(Serde(context))
 }
 
-/// A number with four digits, as people read it.
+/// A number with four significant digits, for people.
 fn number(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() {
@@ -57,7 +57,7 @@ fn number(value: f64) -> String {
     trimmed(format!("{value:.digits$}"))
 }
 
-/// Without zeros at the end of a fraction.
+/// Removes the zeros at the end of a fraction.
 fn trimmed(text: String) -> String {
     let (mantissa, exponent) = match text.split_once('e') {
         Some((mantissa, exponent)) => (mantissa, format!("e{exponent}")),

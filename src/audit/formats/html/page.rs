@@ -1,4 +1,4 @@
-//! The words of the page: verdict, findings, tables.
+//! The page's text: verdict, findings, tables.
 
 use serde::Serialize;
 
@@ -6,13 +6,13 @@ use crate::formats::clean::clean;
 use crate::formats::groups::{Group, groups};
 use crate::{Finding, Report, Severity, Table, Verdict};
 
-/// Findings of a group that the page has; a group of more is counted.
+/// The most findings of a group on the page; the rest is counted.
 const MAX_FINDINGS: usize = 200;
 
-/// Rows of a table that the page has.
+/// The most rows of a table on the page.
 const MAX_ROWS: usize = 1000;
 
-/// What the template calls `page`.
+/// The template's variable `page`.
 #[derive(Serialize)]
 pub(super) struct Page {
     command: &'static str,
@@ -50,7 +50,7 @@ struct Shown {
 #[derive(Serialize)]
 struct Row {
     place: String,
-    /// The file, where the place does not say it already.
+    /// The file, unless the place already names it.
     file: Option<String>,
     expected: String,
     found: String,
