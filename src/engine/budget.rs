@@ -29,7 +29,7 @@ pub struct Limits {
     pub tile: usize,
     /// Tiles that the workers and the sink may hold together.
     pub tiles: usize,
-    /// Bytes that the carried masks of the jobs in flight may hold together.
+    /// Bytes for the carried masks of all active jobs together.
     pub carried: u64,
     /// Anonymous memory at the peak, in bytes.
     pub peak: u64,
@@ -70,7 +70,7 @@ const OVERHEAD: u64 = 32 << 20;
 pub(super) const MEASURED_BLOCKS: usize = 16;
 /// Bytes for statistics beyond what the most demanding job needs, as far as the budget allows.
 const STATISTICS: u64 = 8 << 20;
-/// Bytes that carried masks get at the most, beside what the neediest job wishes.
+/// Bytes for carried masks beyond what the most demanding job asks for, as far as the budget allows.
 const CARRIED: u64 = 16 << 20;
 
 /// Bytes of a tile of output: one large page, and a good size for a write to disk.

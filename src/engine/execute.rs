@@ -20,9 +20,10 @@ use super::scan::{in_order, pool};
 use super::tile::Tiles;
 use super::{EngineError, Observer, Sink, Totals};
 
-/// Tiles per thread in a batch of jobs that measure: enough that no thread waits long for another's last one, few
-/// enough that what passes leave to each other takes little memory.
+/// Tiles per thread in a batch of jobs that measure. Enough that no thread waits long for another's last tile, few
+/// enough that what passes keep for each other takes little memory.
 const MEASURED_TILES: usize = 16;
+
 /// Runs the jobs in order and passes their bytes to the sink.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use numeric::{BLOCK, Elements, FloatType};
 
 /// One tensor's work.
 pub struct Job<'a> {
-    /// What messages call it and its sources.
+    /// The names of its result and its sources in messages.
     pub names: Box<dyn Names + 'a>,
     /// What is done.
     pub work: Work<'a>,
@@ -26,27 +26,27 @@ impl Job<'_> {
     }
 }
 
-/// What messages call the tensors of a job; asked only when something is wrong.
+/// The names of a job's tensors in messages; called only to report an error.
 pub trait Names: Send + Sync {
-    /// What is made.
+    /// The name of the result.
     fn result(&self) -> String;
 
-    /// A source, by its number.
+    /// The name of a source, by its index.
     fn source(&self, index: usize) -> SourceName;
 }
 
-/// What messages call a source.
+/// A source as messages name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceName {
-    /// The tensor, as its model calls it.
+    /// The tensor's name in its model.
     pub tensor: String,
-    /// The model; several, where they are read as one.
+    /// The model, or the models that are read as one.
     pub model: String,
-    /// The file that the tensor is in, if one file has it.
+    /// The file of the tensor, if it is in a single file.
     pub file: Option<String>,
 }
 
-/// One name for all, where there is no plan: sources are models by their number.
+/// The same tensor name for all, for jobs without a plan; models are named by the index of their source.
 impl Names for &str {
     fn result(&self) -> String {
         (*self).to_owned()
@@ -62,7 +62,7 @@ impl Names for &str {
 }
 
 impl SourceName {
-    /// `, in FILE`, if there is one.
+    /// `, in FILE` if the file is known, otherwise empty.
     pub(super) fn place(&self) -> String {
         let place = self.file.as_ref().map(|file| format!(", in {file}"));
         place.unwrap_or_default()

@@ -86,7 +86,7 @@ pub enum EngineError {
     /// Results do not fit the output's format.
     #[error("{count} values of tensor `{tensor}` are too large for {:?}", format.dtype())]
     Overflow {
-        /// What is made.
+        /// The tensor of the result.
         tensor: String,
         /// How many values.
         count: u64,
@@ -96,12 +96,12 @@ pub enum EngineError {
     /// Finite sources resulted in NaN.
     #[error("{count} values of tensor `{tensor}` came out as NaN though the inputs are finite")]
     NotANumber {
-        /// What is made.
+        /// The tensor of the result.
         tensor: String,
         /// How many values.
         count: u64,
     },
-    /// Sources that are copied must be equal, and are not.
+    /// Sources that are copied differ.
     #[error(
         "`{}` holds integers or bools that differ between `{}` and `{}`",
         first.tensor, first.model, other.model
@@ -115,7 +115,7 @@ pub enum EngineError {
     /// The program has no result for these values.
     #[error("tensor `{tensor}`: {reason}")]
     Refused {
-        /// What would be made.
+        /// The tensor of the result.
         tensor: String,
         /// Why.
         reason: Refusal,
@@ -123,7 +123,7 @@ pub enum EngineError {
     /// The sink could not take the bytes.
     #[error("cannot write tensor `{tensor}`")]
     Write {
-        /// What is made.
+        /// The tensor of the result.
         tensor: String,
         /// Why.
         #[source]
@@ -166,7 +166,7 @@ impl Hint for EngineError {
 }
 
 impl EngineError {
-    /// Whether the values are at fault, and not the machine or who stopped it.
+    /// Whether the cause is in the values, and not in the machine or a request to stop.
     pub fn is_values(&self) -> bool {
         !matches!(
             self,

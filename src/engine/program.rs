@@ -18,12 +18,12 @@ pub struct Block<'a, R> {
     pub sources: &'a [&'a [R]],
     /// For each source whose bytes are stored, the bytes of the block that the worker decodes next.
     pub next: &'a [&'a [u8]],
-    /// Where a pass that measures may leave what it found out, and where later ones find it; none where the
-    /// memory does not suffice, and then it is found out again. See [`Cost::carried`].
+    /// Where a measuring pass may store its mask for later passes; `None` if there is not enough memory, so that they
+    /// compute it again. See [`Cost::carried`].
     pub carried: Option<&'a CarriedMask>,
 }
 
-/// What a pass over a block leaves for later ones.
+/// The mask of a block that one pass stores for later ones.
 pub type CarriedMask = OnceLock<Box<[u64]>>;
 
 impl<'a, R> Block<'a, R> {
@@ -105,7 +105,7 @@ pub struct Cost {
     /// Bytes that a pass over whole matrices holds, including its result, which is kept until the tensor is
     /// written; see [`Whole`].
     pub matrix: u64,
-    /// Bytes of all carried masks of the tensor; wished for, not needed.
+    /// Bytes of all carried masks of the tensor; useful, but not required.
     pub carried: u64,
 }
 

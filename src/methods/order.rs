@@ -483,7 +483,7 @@ vectorised! {
     /// How many keys are equal to this one.
     pub(super) fn count_equal(keys: &[u32], key: u32) -> u64 {
         let mut count = 0;
-        // In pieces that 32 bits can count.
+        // In pieces that a 32-bit counter can count.
         for keys in keys.chunks(1 << 20) {
             let mut equal = 0u32;
             for &other in keys {
