@@ -1,4 +1,4 @@
-//! What comparing models and recipe as a whole shows: other depths, filters that fit nothing, near names.
+//! Findings from comparing all models and the recipe: different depths, filters that match nothing, similar names.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::problems::{Problems, count};
 use architecture::LayerStack;
 use recipe::{Parameters, Recipe};
 
-/// Refuses models of other depths, which only slices can bring together.
+/// Refuses models with different numbers of layers; only slices can combine them.
 pub(super) fn different_depths(
     models: &Models,
     counterparts: &[Counterparts],
@@ -45,7 +45,7 @@ pub(super) fn different_depths(
     }
 }
 
-/// Notes filters that fit no tensor: most are misspelt.
+/// Notes filters that match no tensor: most are misspelt.
 ///
 /// `own` are the names of all models as they write them.
 pub(super) fn unused_filters(
@@ -83,7 +83,7 @@ pub(super) fn unused_filters(
     }
 }
 
-/// Notes lists of values over depth of which only one value is used: no tensor that they are for lies in a run of layers.
+/// Notes gradients of which only one value is used, because none of their tensors lies in a run of layers.
 pub(super) fn flat_gradients(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec<String>) {
     for (name, setting) in recipe.levels().flat_map(Parameters::iter) {
         let mut depths: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
@@ -109,7 +109,7 @@ pub(super) fn flat_gradients(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec
     }
 }
 
-/// A pattern for `except` that fits all of these names: one of them, or what they have in common.
+/// A pattern for `except` that matches all of these names: the only one, or what they have in common.
 pub(super) fn pattern_of(names: &[String]) -> String {
     let Some((first, others)) = names.split_first() else {
         return "*".to_owned();
@@ -117,7 +117,7 @@ pub(super) fn pattern_of(names: &[String]) -> String {
     let common = others.iter().fold(first.as_str(), |common, name| {
         let same = common.bytes().zip(name.bytes());
         let len = same.take_while(|(ours, theirs)| ours == theirs).count();
-        // Both start with these bytes, but they may end within a character.
+        // They share these bytes, but the bytes may end within a character.
         common.get(..len).unwrap_or_default()
     });
     match others.is_empty() {
@@ -126,7 +126,7 @@ pub(super) fn pattern_of(names: &[String]) -> String {
     }
 }
 
-/// What to do about tensors that the model lacks, and what it has instead of the first.
+/// What to do about tensors that the model lacks, and its nearest name to the first of them.
 pub(super) fn missing_hint(counterparts: &Counterparts, missing: &[String]) -> String {
     let nearest = match &counterparts.doubted {
         Some(alias) => format!(
@@ -145,7 +145,7 @@ pub(super) fn missing_hint(counterparts: &Counterparts, missing: &[String]) -> S
     }
 }
 
-/// What the model has instead of the first missing name.
+/// The model's nearest names to the first missing one.
 fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
     let Some(first) = missing.first() else {
         return String::new();
@@ -159,7 +159,7 @@ fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
         .filter(|name| name.ends_with(last))
         .map(|name| (strsim::damerau_levenshtein(name, first), name))
         .min_by_key(|(edits, _)| *edits)
-        // Names that share no more than their ends say nothing of each other.
+        // Names that share only their ends have nothing to do with each other.
         .filter(|(edits, _)| edits * 2 < first.len())
         .map(|(_, name)| name);
     let letters = |name: &str| name.replace(|c: char| c.is_ascii_digit(), "");

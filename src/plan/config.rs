@@ -12,18 +12,18 @@ use numeric::FloatType;
 const NESTED: [&str; 3] = ["text_config", "llm_config", "language_config"];
 /// How configs spell the number of layers.
 const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
-/// How configs of vision towers spell it.
+/// The same in configs of vision towers.
 const VISION_COUNTS: [&str; 4] = ["depth", "num_hidden_layers", "n_layers", "num_layers"];
-/// How configs with an encoder and a decoder spell the encoder's; `num_hidden_layers` repeats it.
+/// The number of encoder layers in configs with an encoder and a decoder; `num_hidden_layers` repeats it.
 const ENCODER_COUNTS: [&str; 4] = [
     "encoder_layers",
     "num_encoder_layers",
     "num_layers",
     "num_hidden_layers",
 ];
-/// How they spell the decoder's.
+/// The number of decoder layers there.
 const DECODER_COUNTS: [&str; 2] = ["decoder_layers", "num_decoder_layers"];
-/// Fields that are a list of one entry for each layer, beside those whose name says so.
+/// Lists with one entry per layer whose name does not say so.
 const PER_LAYER: [&str; 9] = [
     "num_attention_heads",
     "num_query_heads",
@@ -35,7 +35,7 @@ const PER_LAYER: [&str; 9] = [
     "activation_sparsity_pattern",
     "no_rope_layers",
 ];
-/// Fields that speak of layers by number, so that they mean something else after restacking.
+/// Fields that refer to layers by number, so that restacking changes their meaning.
 const BY_NUMBER: [&str; 8] = [
     "max_window_layers",
     "sliding_window_pattern",
@@ -77,7 +77,7 @@ pub fn dtype_name(dtype: Dtype) -> Option<&'static str> {
     })
 }
 
-/// Writes the dtype that most weights have: `dtype` for transformers 5, `torch_dtype` for those before.
+/// Sets the dtype that most weights have: `dtype` for transformers 5, `torch_dtype` for earlier versions.
 fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: &mut Vec<String>) {
     let mut elements: Vec<(Dtype, u64)> = Vec::new();
     for tensor in tensors
@@ -123,7 +123,7 @@ fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: 
     }
 }
 
-/// Where the config counts the layers of a stack: the object inside it, and the keys that may be there.
+/// Where the config counts the layers of a stack: the nested object, and the keys to look for in it.
 fn layer_counts(
     config: &Map<String, Value>,
     prefix: &str,
@@ -160,7 +160,7 @@ fn layer_counts(
     (nested, &LAYER_COUNTS)
 }
 
-/// Writes the number of layers of a stack, and reorders what is listed by layer.
+/// Sets the number of layers of a stack, and reorders the lists with one entry per layer.
 fn set_layers(config: &mut Map<String, Value>, map: &LayerMap, notes: &mut Vec<String>) {
     // T5's decoder has as many layers as its encoder, unless the config says otherwise.
     let coder = map.prefix.starts_with("encoder.") || map.prefix.starts_with("decoder.");

@@ -6,29 +6,29 @@ use architecture::{LayerStack, is_input_embedding, is_output_head};
 use checkpoint::{AliasSearch, Checkpoint, PrefixAlias, find_alias};
 use recipe::{Exception, Fallback, Recipe};
 
-/// How many prefixes one model may write in its own way.
+/// The most prefixes that a model may spell differently from the donor.
 const ALIASES: usize = 4;
 
 /// A model's tensors under the donor's names.
 pub(super) struct Counterparts {
-    /// For each tensor of the model, in file order, its name as the donor would write it.
+    /// For each tensor of the model, in file order, its name in the donor's spelling.
     pub(super) names: Vec<String>,
     by_name: HashMap<String, usize>,
     /// Which prefixes differ.
     pub(super) aliases: Vec<PrefixAlias>,
-    /// A prefix that would fit names and shapes, and is not believed.
+    /// A prefix that would match names and shapes, but is not certain enough to use.
     pub(super) doubted: Option<PrefixAlias>,
-    /// Whether the output head is the input embedding: what the config says, or, where it says nothing,
-    /// whether the file has a head.
+    /// Whether the output head is the input embedding: as the config says, or, if it does not say, whether the file
+    /// lacks a head.
     pub(super) tied: bool,
-    /// What the config says of that.
+    /// What the config says about that.
     pub(super) tied_by_config: Option<bool>,
     /// The tensors that are a head and an embedding, if there are any.
     pub(super) embedding: Option<usize>,
 }
 
 impl Counterparts {
-    /// What the recipe drops has no counterpart, whatever it is called elsewhere.
+    /// A tensor that the recipe drops has no counterpart, whatever its name in other models.
     pub(super) fn new(
         recipe: &Recipe,
         donor: &Checkpoint,
@@ -87,8 +87,8 @@ impl Counterparts {
                     let theirs = back
                         .apply(name)
                         .filter(|_| !dropped && !donor_names.contains(name.as_str()))?;
-                    // A name that the donor does not have is renamed only where a stack gives it a meaning:
-                    // a model may have more layers than the donor.
+                    // A name that the donor lacks is renamed only if it belongs to a layer stack: a model may have more
+                    // layers than the donor.
                     let known = donor_names.contains(theirs.as_str())
                         || stacks.iter().any(|stack| theirs.starts_with(&stack.prefix));
                     known.then_some(theirs)

@@ -1,4 +1,4 @@
-//! The end of planning, common to merges and assemblies: files are laid out, memory is counted.
+//! The last step of planning, for merges and assemblies alike: lays out the files and computes the memory.
 
 use bytesize::ByteSize;
 
@@ -11,13 +11,13 @@ use engine::{Cost, Limits, Settings};
 use methods::MethodInfo;
 use numeric::BLOCK;
 
-/// What is decided of a plan before its files and its memory are.
+/// A plan without its files and its memory.
 pub struct Draft {
-    /// What merges.
+    /// The merge method.
     pub method: &'static MethodInfo,
     /// What is assembled, in words; none for a merge.
     pub assembly: Option<String>,
-    /// Whether anything is drawn.
+    /// Whether the result depends on random numbers.
     pub random: bool,
     /// The recipe's path and its text.
     pub recipe: (String, String),
@@ -25,24 +25,24 @@ pub struct Draft {
     pub models: Models,
     /// The output's tensors, in order.
     pub tensors: Vec<PlannedTensor>,
-    /// Tensors that must hold the same bytes: a model, and two of its tensors.
+    /// Pairs of tensors that must hold the same bytes: a model, and two of its tensors.
     pub equal: Vec<(usize, usize, usize)>,
     /// What happens to each tensor of each model.
     pub fates: Vec<Vec<Fate>>,
     /// The output's `config.json`.
     pub config: Option<serde_json::Value>,
-    /// Files that are carried: the model, and the file.
+    /// Files copied from the models: the model, and the file.
     pub sidecars: Vec<(usize, Sidecar)>,
-    /// Files that are made: name and bytes.
+    /// Generated files: name and bytes.
     pub made: Vec<(String, Vec<u8>)>,
-    /// How vocabularies were brought together, if they were.
+    /// How vocabularies were aligned, if they were.
     pub vocabulary: Option<VocabularySummary>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
 
 impl Draft {
-    /// The plan; `None` where it cannot be written, or not in this memory.
+    /// Completes the plan; `None` if it cannot be written, or does not fit into the memory allowed.
     pub fn finish(self, options: &Options, problems: &mut Problems) -> Option<Plan> {
         let Draft {
             models, tensors, ..
@@ -63,7 +63,7 @@ impl Draft {
             .iter()
             .map(PlannedTensor::cost)
             .chain(
-                // One that is made once is made by itself, and then read as a file is.
+                // A result that is made once is computed by itself, and then read like a file.
                 (models
                     .results
                     .values()
@@ -71,7 +71,7 @@ impl Draft {
                 .map(|result| result.plan.cost),
             )
             .fold(Cost::default(), Cost::max);
-        // What adapters and routers hold comes on top of what the engine needs.
+        // Adapters and routers hold memory of their own, in addition to the engine's.
         let inner = all_of(&models.results).into_iter();
         let inner = inner.map(|result| held_by(&result.plan.models));
         let held = held_by(&models.checkpoints) + inner.sum::<u64>();
@@ -142,7 +142,8 @@ impl Draft {
     }
 }
 
-/// Which tensor must be held whole, its rows be, or its columns be summed, if that takes more than blocks usually do.
+/// The tensor that takes more memory than blocks usually do, and why: it is held whole, or its rows are, or its columns
+/// are summed.
 fn held_whole(tensors: &[PlannedTensor]) -> Option<String> {
     let need = |tensor: &&PlannedTensor| {
         let cost = tensor.cost();

@@ -54,7 +54,7 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
     write_output(out, plan)
 }
 
-/// What is merged, and what becomes of each input tensor.
+/// What is merged, and what happens to each input tensor.
 fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result {
     writeln!(
         out,
@@ -270,7 +270,7 @@ fn adapter_json(model: &Checkpoint) -> Option<Value> {
     }))
 }
 
-/// How many tokens and rows there are, and how many rows of each model are not its own.
+/// The numbers of tokens and rows, and how many rows of each model come from elsewhere.
 fn write_vocabulary(
     out: &mut String,
     plan: &Plan,
@@ -300,7 +300,7 @@ fn write_vocabulary(
     Ok(())
 }
 
-/// The rules that fill rows: a name for programs, words for people, and how many rows.
+/// The rules that fill rows: a name for programs, words for people, and the number of rows.
 fn by_rule(filled: &Filled) -> [(&'static str, &'static str, usize); 5] {
     [
         ("base", "from the base", filled.base),
@@ -340,19 +340,19 @@ fn vocabulary_json(plan: &Plan, vocabulary: &VocabularySummary) -> Value {
     })
 }
 
-/// Decimal, as the Hub and disks count.
+/// In decimal units, as the Hub and disk vendors count.
 fn size(bytes: u64) -> String {
     ByteSize(bytes).display().si().to_string()
 }
 
-/// What is done with a tensor, and with which sources.
+/// What a group of tensors has in common: the operation and the sources.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Alike {
     operation: String,
     sources: Vec<String>,
 }
 
-/// Tensors by what is done with them, the most common first.
+/// Groups tensors by what is done with them, the most common first.
 fn alike(plan: &Plan) -> Vec<(Alike, Vec<&str>)> {
     let mut groups: BTreeMap<Alike, Vec<&str>> = BTreeMap::new();
     for tensor in &plan.tensors {
@@ -374,7 +374,7 @@ fn alike(plan: &Plan) -> Vec<(Alike, Vec<&str>)> {
     groups
 }
 
-/// The operation and the values that hold for the whole tensor.
+/// The operation and the parameters of the whole tensor.
 fn effective(tensor: &PlannedTensor) -> String {
     match &tensor.operation {
         Operation::Copy if tensor.sources.len() > 1 => "copy, if equal".to_owned(),
@@ -391,7 +391,7 @@ fn effective(tensor: &PlannedTensor) -> String {
     }
 }
 
-/// What holds for one source of a tensor.
+/// The parameters of one source of a tensor.
 fn of_source(tensor: &PlannedTensor, source: usize) -> String {
     if tensor.base == Some(source) && tensor.params.sources.get(source).is_none_or(Vec::is_empty) {
         return " (base)".to_owned();
@@ -415,7 +415,7 @@ fn of_source(tensor: &PlannedTensor, source: usize) -> String {
 
 fn value_text(value: ParamValue) -> String {
     match value {
-        // Gradients give values such as 0.30000000000000004.
+        // Gradients produce values such as 0.30000000000000004.
         ParamValue::Number(number) => format!("{}", (number * 1e6).round() / 1e6),
         ParamValue::Bool(flag) => flag.to_string(),
         ParamValue::Word(word) => word.to_owned(),
@@ -427,7 +427,7 @@ pub fn json(plan: &Plan) -> Value {
     json_with(plan, &mut Vec::new())
 }
 
-/// The plan without the plans of results that have been shown.
+/// The plan as JSON, without the plans of results that have been shown.
 fn json_with<'p>(plan: &'p Plan, shown_results: &mut Vec<&'p MergeResult>) -> Value {
     let mut results = Vec::new();
     for (model, result) in &plan.results {

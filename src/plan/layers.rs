@@ -1,4 +1,4 @@
-//! Which tensors the output has, and which tensor of each source goes into each: depth, slices, restacking.
+//! Which tensors the output has, and which tensor of each source goes into each: whole models, slices, restacking.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,12 +10,12 @@ use architecture::{LayerStack, is_derived_buffer, is_input_embedding, numbered_r
 use checkpoint::ModelRef;
 use recipe::{Fallback, Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
 
-/// Sources that are merged with each other: those of `models:`, or of one slice.
+/// Sources that are merged with each other: all of `models:`, or those of one slice.
 pub(super) struct Group<'r> {
     pub(super) sources: Vec<GroupSource<'r>>,
     /// Which source is the base.
     pub(super) base: Option<usize>,
-    /// Whether it has all of its models, not only some layers.
+    /// Whether the models are merged whole, and not only some of their layers.
     pub(super) whole: bool,
     /// The parameters of its slice and its module, the nearest first.
     pub(super) levels: Vec<&'r Parameters>,
@@ -31,7 +31,7 @@ impl Group<'_> {
 /// One source of a group.
 pub(super) struct GroupSource<'r> {
     pub(super) model: usize,
-    /// None for a base that joined by itself.
+    /// None for a base that the recipe does not list as a source.
     pub(super) parameters: Option<&'r Parameters>,
     pub(super) at: Position,
 }
@@ -39,10 +39,10 @@ pub(super) struct GroupSource<'r> {
 /// An output tensor that the recipe asks for.
 pub(super) struct Wanted {
     pub(super) name: String,
-    /// Where it lies between the first layer (0) and the last (1) of its slice; 0 outside the layers.
+    /// Its depth: 0 in the first layer of its slice, 1 in the last; 0 outside the layers.
     pub(super) depth: f64,
     pub(super) group: usize,
-    /// For each source of the group, the name there (as the donor writes names).
+    /// For each source of the group, the tensor's name there (in the donor's spelling).
     pub(super) picks: Vec<String>,
 }
 
@@ -50,13 +50,13 @@ pub(super) struct Wanted {
 pub(super) struct LayerMap {
     /// The stack's prefix, such as `model.layers.`.
     pub(super) prefix: String,
-    /// For each output layer, the layer of the donor's stack (or of the first source) it comes from.
+    /// For each output layer, the layer of the donor's stack (or of the first source's) that it comes from.
     pub(super) from: Vec<usize>,
-    /// Layers of the donor.
+    /// Number of layers in the donor.
     pub(super) before: usize,
 }
 
-/// All that a recipe asks for.
+/// Everything that a recipe asks for.
 pub(super) struct Wish<'r> {
     pub(super) groups: Vec<Group<'r>>,
     pub(super) wanted: Vec<Wanted>,
@@ -64,7 +64,7 @@ pub(super) struct Wish<'r> {
     pub(super) layer_maps: Vec<LayerMap>,
 }
 
-/// A module of the recipe, and all that its part of the wish is made from.
+/// A module of the recipe, and what is needed to list its tensors.
 struct Part<'a, 'r> {
     recipe: &'r Recipe,
     module: &'r Module,
@@ -74,7 +74,7 @@ struct Part<'a, 'r> {
     counterparts: &'a [Counterparts],
     /// The stacks of layers in the module.
     stacks: Vec<&'a LayerStack>,
-    /// The numbered runs that a gradient goes over: those stacks, and others.
+    /// The numbered runs that a gradient spans: the stacks, and others.
     runs: Vec<&'a LayerStack>,
 }
 
@@ -130,7 +130,7 @@ pub(super) fn wish<'r>(
     wish
 }
 
-/// Where a name lies in its own run of layers: 0 for the first, 1 for the last.
+/// The depth of a name in its own run of layers: 0 for the first, 1 for the last.
 fn depth(runs: &[&LayerStack], name: &str) -> f64 {
     let layer = runs
         .iter()
@@ -138,7 +138,7 @@ fn depth(runs: &[&LayerStack], name: &str) -> f64 {
     layer.map_or(0.0, |(layer, layers)| depth_of(layer, layers))
 }
 
-/// mergekit's rule: a stack of one layer is at its end.
+/// mergekit's rule: a stack of one layer counts as the last layer.
 fn depth_of(layer: usize, layers: usize) -> f64 {
     if layers > 1 {
         layer as f64 / (layers - 1) as f64
@@ -147,7 +147,7 @@ fn depth_of(layer: usize, layers: usize) -> f64 {
     }
 }
 
-/// A source of the recipe with its model, which has been opened.
+/// A source of the recipe together with its model.
 fn placed<'r>(
     models: &Models,
     named: &'r Located<ModelRef>,
@@ -204,10 +204,10 @@ impl<'r> Part<'_, 'r> {
         });
     }
 
-    /// Names that the donor lacks, of tensors that the recipe copies from the first model that has them.
+    /// Names that the donor lacks, which the recipe copies from the first model that has them.
     fn added(&self, sources: &[GroupSource<'_>], notes: &mut Vec<String>) -> Vec<&String> {
         let donor = &self.counterparts[self.models.donor];
-        // Nobody says which module a tensor is of that the donor does not have.
+        // Nothing says which module a tensor belongs to if the donor does not have it.
         if self.module.name.is_some() {
             return Vec::new();
         }
@@ -337,7 +337,7 @@ impl<'r> Part<'_, 'r> {
         }
     }
 
-    /// Emits the output's layers in order. `first` is the group of the first slice.
+    /// Lists the output's layers in order. `first` is the group of the first slice.
     fn restack(
         &self,
         slices: &[Slice],
@@ -398,7 +398,8 @@ impl<'r> Part<'_, 'r> {
                             .collect(),
                     });
                 }
-                // The per-layer lists of the config describe the donor's layers: count in those, if it is a source.
+                // The per-layer lists of the config describe the donor's layers: count in those if the donor is a
+                // source.
                 let donor = placed
                     .iter()
                     .position(|source| source.model == self.models.donor)

@@ -1,8 +1,8 @@
 //! The plan: what happens to every tensor, before a weight is read.
 //!
-//! [`plan`] takes a recipe and the headers of the checkpoints it names. Every output tensor has its shape, dtype,
-//! place, sources, operation and parameter values, and of every input tensor it says what happens to it; what is left
-//! open depends on weights alone. `run` executes a plan and [`text`] or [`json`] shows it; both see the same one.
+//! [`plan`] takes a recipe and the headers of the checkpoints it names. The plan has the shape, dtype, place, sources,
+//! operation and parameter values of every output tensor, and says what happens to every input tensor. Only what
+//! depends on the weights themselves is left open. `run` executes a plan; [`text`] and [`json`] show it.
 //!
 //! This layer reads headers, configs and tokenizers, never a weight, and writes nothing.
 
@@ -47,16 +47,16 @@ pub use problems::Problems;
 use recipe::{Located, Recipe, RecipeError};
 pub use results::Results;
 
-/// What a plan depends on beside the recipe and the checkpoints.
+/// What a plan depends on besides the recipe and the checkpoints.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The engine's arguments.
     pub settings: Settings,
-    /// Keys random masks.
+    /// The seed of random masks.
     pub seed: u64,
-    /// Bytes of tensors in an output file.
+    /// The most bytes of tensors in an output file.
     pub shard_size: u64,
-    /// Whose tokenizer files go into the output, if not the base's or the first model's.
+    /// The model whose tokenizer files go into the output, if not the base or the first model.
     pub tokenizer_from: Option<ModelRef>,
     /// How mixtures of experts are written.
     pub moe: MoeOptions,
@@ -65,9 +65,9 @@ pub struct Options {
 /// How mixtures of experts are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MoeOptions {
-    /// Whether the result may compute something else than its models do.
+    /// Whether the result may compute something different from its models.
     pub inexact: bool,
-    /// Whether all experts of a layer are in two tensors, as transformers 5 holds them in memory.
+    /// Whether all experts of a layer are stored in two tensors, as transformers 5 holds them in memory.
     pub fused: bool,
 }
 
@@ -85,15 +85,15 @@ pub struct Plan {
     pub seed: u64,
     /// The recipe's file and text.
     pub recipe: (String, String),
-    /// Bytes of tensors in an output file at the most.
+    /// The most bytes of tensors in an output file.
     pub shard_size: u64,
-    /// Whose tokenizer files were asked for, if not the base's or the first model's.
+    /// The model whose tokenizer files were asked for, if not the base or the first model.
     pub tokenizer_from: Option<String>,
     /// The models, opened, in order of first appearance.
     pub models: Vec<Arc<Checkpoint>>,
-    /// Those of the models that are results of other documents of the recipe, by their number.
+    /// The models that are results of other documents of the recipe, by their number.
     pub results: BTreeMap<usize, Arc<MergeResult>>,
-    /// The model that gives names, order, config and files to the output.
+    /// The model that the output takes names, order, config and files from.
     pub donor: usize,
     /// The model whose tokenizer files the output gets.
     pub tokenizer_donor: usize,
@@ -101,53 +101,53 @@ pub struct Plan {
     pub base: Option<usize>,
     /// The output's tensors, in order.
     pub tensors: Vec<PlannedTensor>,
-    /// Pairs of input tensors that must be equal, as one of them is left out: (model, left out, kept).
+    /// Pairs of input tensors that must be equal, because one of them is left out: (model, left out, kept).
     pub equal: Vec<(usize, usize, usize)>,
-    /// What becomes of each input tensor, for each model.
+    /// What happens to each input tensor, for each model.
     pub fates: Vec<Vec<Fate>>,
     /// The output's weight files.
     pub shards: Vec<ShardLayout>,
     /// The output's `config.json`, if the donor has one.
     pub config: Option<serde_json::Value>,
-    /// Files carried over: the model they come from, and the file.
+    /// Files copied from the models: the model, and the file.
     pub sidecars: Vec<(usize, Sidecar)>,
-    /// Files that are made: their names and bytes.
+    /// Generated files: name and bytes.
     pub made: Vec<(String, Vec<u8>)>,
-    /// The vocabulary, if the recipe says which.
+    /// The vocabulary, if the recipe chooses one.
     pub vocabulary: Option<VocabularySummary>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// The engine's arguments.
     pub settings: Settings,
-    /// What follows from them.
+    /// The engine's limits that follow from them.
     pub limits: Limits,
-    /// The most that a tensor needs of the engine, those of results included that are computed where they are read.
+    /// The most that one tensor needs of the engine; includes results that are computed where they are read.
     pub cost: Cost,
-    /// Bytes read at the most, every pass counted, without what the results read that are made once.
+    /// The most bytes that the merge reads, over all passes, without the reads of results that are made once.
     read_itself: u64,
-    /// Bytes read at the most, every pass counted.
+    /// The most bytes read, over all passes.
     pub bytes_read: u64,
 }
 
-/// What becomes of an input tensor.
+/// What happens to an input tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It goes into so many output tensors.
+    /// It goes into this many output tensors.
     Used(usize),
-    /// It is the copy of a tied embedding, and left out.
+    /// It is a copy of a tied embedding, and is left out.
     TiedCopy,
     /// No slice of the recipe asks for it.
     OutsideSlices,
-    /// Computed from the config when the model is loaded; another model's is carried over.
+    /// It is computed from the config when the model is loaded; another model's is copied.
     DerivedBuffer,
-    /// `only:` or `except:` of the recipe drops it, or takes it from another model.
+    /// `only:` or `except:` in the recipe drops it, or takes it from another model.
     Excepted,
-    /// Of this model only other tensors become parts of an assembly.
+    /// The assembly takes only other tensors of this model.
     NotTaken,
 }
 
 impl Plan {
-    /// Names, dtypes and shapes of the output, as the writers of headers and indexes want them.
+    /// Names, dtypes and shapes of the output's tensors, in the form that header and index writers take.
     pub fn signatures(&self) -> Vec<(String, Dtype, Vec<usize>)> {
         draft::signatures(&self.tensors)
     }
@@ -191,7 +191,7 @@ impl Plan {
 /// Plans the merge that a recipe asks for.
 ///
 /// # Errors
-/// All that can be found wrong without reading a weight, at once.
+/// Everything that can be found wrong without reading a weight, in one error.
 pub fn plan(
     recipe: &Recipe,
     path: &str,
@@ -220,9 +220,9 @@ pub fn plan(
     }
 }
 
-/// The merges that others are made from, by name, and what is to be said of them; `None` where one cannot be planned.
+/// Plans the merges that others use, by name, and returns notes on them; `None` if one cannot be planned.
 ///
-/// `mentions` are the models that the last of the merges names, or the assembly.
+/// `mentions` are the models named by the last merge, or by the assembly.
 pub fn results_of<'r>(
     documents: &'r [Recipe],
     mentions: &mut dyn Iterator<Item = &'r Located<ModelRef>>,
@@ -246,7 +246,7 @@ pub fn results_of<'r>(
                 Arc::new(MergeResult::new(plan, several)),
             );
         }
-        // What is made from a document that cannot be planned cannot be planned either.
+        // A merge that uses a document which cannot be planned cannot be planned either.
         if !problems.is_empty() {
             return None;
         }
@@ -254,7 +254,7 @@ pub fn results_of<'r>(
     Some((results, notes))
 }
 
-/// By how many merges each model is named.
+/// The number of merges that name each model.
 fn uses<'r>(
     documents: &'r [Recipe],
     last: &mut dyn Iterator<Item = &'r Located<ModelRef>>,
@@ -273,7 +273,7 @@ fn uses<'r>(
     uses
 }
 
-/// Refuses a result that would need files of its own: it is read by other merges, and never written.
+/// Refuses a result that would need files of its own: other merges read it, and it is never written.
 fn refuse_files_of_a_result(document: &Recipe, problems: &mut Problems) {
     let asked = [
         ("tokenizer", document.tokenizer.as_ref().map(|key| key.at)),
@@ -291,7 +291,7 @@ fn refuse_files_of_a_result(document: &Recipe, problems: &mut Problems) {
     }
 }
 
-/// The plan, or `None` where a problem leaves nothing to go on with; others are only noted.
+/// The plan, or `None` if a problem makes it impossible to go on; other problems are only collected.
 fn attempt(
     recipe: &Recipe,
     path: &str,
@@ -393,7 +393,7 @@ fn attempt(
     draft.finish(options, problems)
 }
 
-/// The files that the merge makes anew, for its vocabulary and its chat template.
+/// The files that the merge generates for its vocabulary and its chat template.
 fn made(
     recipe: &Recipe,
     models: &models::Models,

@@ -1,4 +1,4 @@
-//! The models that a recipe names, from a resolver or another document.
+//! Opens the models that a recipe names, through a resolver or from another document.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -13,24 +13,24 @@ use recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
 /// The models of a recipe, opened.
 #[derive(Default)]
 pub struct Models {
-    /// In order of first appearance; the tokenizer's donor last, if it is none of the others.
+    /// In order of first appearance; the tokenizer's donor comes last if the recipe does not merge it.
     pub checkpoints: Vec<Arc<Checkpoint>>,
-    /// Where the recipe names each first.
+    /// Where the recipe first names each.
     pub at: Vec<Option<Position>>,
-    /// How many of the checkpoints are merged; a mere tokenizer donor is not.
+    /// How many of the checkpoints are merged; one that only donates its tokenizer is not.
     pub merged: usize,
-    /// Which gives names, order, config and files.
+    /// The model that gives names, order, config and files.
     pub donor: usize,
     /// The base, if there is one.
     pub base: Option<usize>,
-    /// Which gives the tokenizer's files.
+    /// The model that gives the tokenizer's files.
     pub tokenizer_donor: usize,
-    /// Those that are results of other merges.
+    /// The models that are results of other merges.
     pub results: BTreeMap<usize, Arc<MergeResult>>,
     by_text: HashMap<String, usize>,
 }
 
-/// Has all models opened, or notes what is wrong with each that cannot be.
+/// Opens all models through the resolver, and reports each that cannot be opened.
 pub(super) fn open(
     recipe: &Recipe,
     resolver: &dyn Resolver,
@@ -78,7 +78,7 @@ pub(super) fn open(
 }
 
 impl Models {
-    /// Adds a model, if it is not there yet; whether it is there then.
+    /// Adds a model unless it is there already; returns whether it is there now.
     pub fn add(
         &mut self,
         model: &ModelRef,
@@ -102,7 +102,7 @@ impl Models {
                 true
             }
             Err(error) => {
-                // One message for each model, however often the recipe names it.
+                // One message per model, however often the recipe names it.
                 self.by_text.insert(text, usize::MAX);
                 problems.add_error(at, &error);
                 false
@@ -138,7 +138,7 @@ impl Models {
         true
     }
 
-    /// The model's place among the checkpoints.
+    /// The model's index among the checkpoints.
     pub fn index(&self, model: &ModelRef) -> Option<usize> {
         self.by_text
             .get(&model.to_string())
@@ -151,12 +151,12 @@ impl Models {
         &self.checkpoints[self.donor]
     }
 
-    /// What messages call a model.
+    /// The model's name in messages.
     pub fn label(&self, model: usize) -> &str {
         self.checkpoints[model].label()
     }
 
-    /// What opening them had to say.
+    /// Notes from opening the models.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.notes_of_each();
         for (index, model) in self.checkpoints.iter().enumerate() {
@@ -201,7 +201,7 @@ impl Models {
             .collect()
     }
 
-    /// The files that are carried over: the tokenizer's from its donor, the rest from the config's.
+    /// The files that are copied: the tokenizer's from its donor, the others from the config's donor.
     pub fn sidecars(
         &self,
         notes: &mut Vec<String>,

@@ -1,7 +1,7 @@
 //! Which module of the recipe each tensor belongs to: the towers of a vision-language model, encoder and decoder.
 //!
-//! A module is a part of tensor names, such as `visual` or `model.encoder`, or one of mergekit's names for
-//! such parts. What no other module takes belongs to the language model, if the recipe has a module for it.
+//! A module is a part of tensor names, such as `visual` or `model.encoder`, or one of mergekit's names for such
+//! parts. Tensors of no other module belong to the language model, if the recipe has a module for it.
 
 use super::problems::{Problems, count, some_of};
 use recipe::{Located, Module};
@@ -30,16 +30,16 @@ const KNOWN: [(&str, &[&str]); 5] = [
         "audio_tower",
         &["audio_tower", "audio_model", "audio_encoder"],
     ),
-    // T5's embedding, and the head that mergekit counts to the same module.
+    // T5's embedding, and the head, which mergekit counts as part of the same module.
     ("shared", &["shared", "lm_head"]),
 ];
 
-/// Modules that take what no other does, in order of preference.
+/// Modules that take the remaining tensors, in order of preference.
 const REST: [&str; 4] = ["default", "text_decoder", "language_model", "decoder"];
 
 /// For each name, the module it belongs to.
 ///
-/// Every name must have one, and every module a name.
+/// Every name must belong to a module, and every module must have a name.
 pub(super) fn assign(
     modules: &[Module],
     names: &[String],
@@ -51,7 +51,7 @@ pub(super) fn assign(
         .iter()
         .filter_map(|module| module.name.as_ref())
         .collect();
-    // A recipe without `modules:` has one, which is all of the model.
+    // A recipe without `modules:` has a single one, which is the whole model.
     if named.len() < modules.len() {
         return vec![0; names.len()];
     }
@@ -123,14 +123,14 @@ pub(super) fn assign(
     assigned
 }
 
-/// Whether the tensor is of a tower or projector whose output takes its place among the embeddings.
+/// Whether the tensor belongs to a tower or projector whose output is inserted among the embeddings.
 pub(super) fn feeds_embeddings(name: &str) -> bool {
     ["vision_tower", "audio_tower", "multi_modal_projector"]
         .iter()
         .any(|module| claim(module, name).is_some())
 }
 
-/// How many characters of the name the module stands for, if it is in it.
+/// How many characters of the name the module matches, if it matches.
 fn claim(module: &str, name: &str) -> Option<usize> {
     let known = KNOWN.iter().find(|(known, _)| *known == module);
     let parts: &[&str] = known.map_or(&[], |(_, parts)| parts);

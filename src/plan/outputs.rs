@@ -1,4 +1,4 @@
-//! Resolves every output tensor: its sources, dtype, parameter values and operation; and every input's fate.
+//! Resolves every output tensor (its sources, dtype, parameter values and operation), and what happens to every input.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -24,7 +24,7 @@ use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, T
 use numeric::FloatType;
 use recipe::{self, Exception, Fallback, Parameters, Position, Recipe};
 
-/// Mismatched tensors that are spelled out; more are counted.
+/// How many mismatched tensors are spelled out; the rest are counted.
 const MISMATCHES: usize = 5;
 
 /// The merge, resolved.
@@ -71,7 +71,7 @@ pub(super) fn resolve(
         wanted,
         layer_maps,
     } = wish(recipe, models, &counterparts, &stacks, notes, problems);
-    // A wish that could not be written down says nothing of the rest.
+    // A list that could not be completed says nothing about the other tensors.
     if !problems.is_empty() {
         return Merge {
             tensors: Vec::new(),
@@ -126,12 +126,12 @@ pub(super) fn resolve(
     }
 }
 
-/// Why a tensor's values mean nothing to a method.
+/// Why a method cannot merge a tensor's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Unmergeable {
-    /// It has no elements: ZeRO-3 leaves such in place of weights that lie in other files.
+    /// It has no elements: ZeRO-3 leaves empty tensors in place of weights that lie in other files.
     Empty,
-    /// It is a factor of a low-rank update, or a weight that such an update belongs to.
+    /// It is a factor of a low-rank update, or a weight that such an update applies to.
     Factor,
 }
 
@@ -166,13 +166,13 @@ struct Resolver<'a> {
     missing: BTreeMap<usize, Vec<String>>,
     /// Models whose head is missing.
     headless: BTreeSet<usize>,
-    /// Parameters and models that were reported to lack a value.
+    /// Parameters and models already reported to lack a value.
     unset: BTreeSet<(&'static str, usize)>,
-    /// What the method said of parameter values, with the first tensor and how many.
+    /// Parameter values that the method rejected: the first tensor, and how many.
     rejected: BTreeMap<Refusal, (String, usize)>,
-    /// Shape mismatches: place, message, whether the vocabulary is the matter.
+    /// Shape mismatches: position, message, and whether the vocabulary is the cause.
     mismatched: Vec<(Position, String, bool)>,
-    /// Tensors without a meaning to methods: of a model, the first of each kind and how many.
+    /// Tensors that cannot be merged, by model and reason: the first, and how many.
     unmergeable: BTreeMap<(usize, Unmergeable), (usize, usize)>,
     /// Heads that must equal their embeddings.
     equal: BTreeSet<(usize, usize, usize)>,
@@ -180,7 +180,7 @@ struct Resolver<'a> {
 }
 
 impl<'a> Resolver<'a> {
-    /// Refuses checkpoints whose head is missing though their config says that it is no copy.
+    /// Refuses checkpoints that lack a head although their config says that it is not a copy of the embedding.
     fn check_heads(&mut self) {
         for (model, names) in self.counterparts.iter().enumerate() {
             let checkpoint = &self.models.checkpoints[model];
@@ -252,7 +252,7 @@ impl<'a> Resolver<'a> {
         self.operate(wanted, group, sources, aligned)
     }
 
-    /// Whether the values of these tensors mean something to a method.
+    /// Whether a method can merge the values of these tensors.
     fn can_be_merged(&mut self, wanted: &Wanted, sources: &[SourceTensor]) -> Option<()> {
         let float = |source: &&SourceTensor| FloatType::of(self.entry(**source).dtype).is_some();
         let empty = sources
@@ -271,7 +271,7 @@ impl<'a> Resolver<'a> {
         None
     }
 
-    /// What `only` or `except` says of the tensor, by its name in the output or else by that of a source's file.
+    /// The `only` or `except` entry for the tensor, by its name in the output or else by its name in a source's file.
     fn exception(&self, wanted: &Wanted, group: &Group<'_>) -> Option<&'a Exception> {
         let recipe = self.recipe;
         let of_source = |(source, name): (&GroupSource<'_>, &String)| {
@@ -284,7 +284,7 @@ impl<'a> Resolver<'a> {
             .or_else(|| group.sources.iter().zip(&wanted.picks).find_map(of_source))
     }
 
-    /// Whether every stored head of that name can be compared with an embedding, as the copy of which it is left out.
+    /// Whether every stored head of that name can be compared with an embedding, so that it can be left out as a copy.
     fn is_copy_everywhere(&mut self, name: &str, group: &Group<'_>) -> bool {
         let alone = group
             .sources
@@ -300,7 +300,7 @@ impl<'a> Resolver<'a> {
         alone.is_none()
     }
 
-    /// Whether the model stores no head of that name, or an embedding of the head's shape too.
+    /// Whether the model stores no head of that name, or also stores an embedding of the same shape.
     fn may_be_copy(&self, model: usize, head: &str) -> bool {
         let names = &self.counterparts[model];
         let Some(head) = names.find(head) else {
@@ -312,7 +312,7 @@ impl<'a> Resolver<'a> {
             .is_some_and(|embedding| tensors[embedding].shape == tensors[head].shape)
     }
 
-    /// How the sources are aligned by token, if they have rows for tokens; `None` if they can't be.
+    /// How the sources are aligned by token, if they have rows for tokens; `None` if they cannot be aligned.
     fn aligned(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<Option<Aligned>> {
         let Some(alignment) = self.alignment else {
             return Some(None);
@@ -337,7 +337,7 @@ impl<'a> Resolver<'a> {
         &self.models.checkpoints[source.model].tensors()[source.tensor]
     }
 
-    /// The output ties its head to its embedding, so a model's own head is left out: it must be a copy.
+    /// Leaves out a model's own head, as the output ties its head to its embedding. The head must be a copy.
     fn leave_out_head(&mut self, name: &str, model: usize, at: Position) {
         let names = &self.counterparts[model];
         let (Some(head), Some(embedding)) = (names.find(name), names.embedding) else {
@@ -389,14 +389,14 @@ impl<'a> Resolver<'a> {
         adapter.is_some_and(|adapter| tensors.iter().any(|&tensor| adapter.changes(tensor)))
     }
 
-    /// The first of two tensors whose bytes are not one after the other in a file.
+    /// The first of two tensors whose bytes do not lie contiguously in a file.
     fn without_bytes(&self, model: usize, pair: [usize; 2]) -> Option<usize> {
         let checkpoint = &self.models.checkpoints[model];
         let mut pair = pair.into_iter();
         pair.find(|&tensor| checkpoint.is_stored() && checkpoint.stored(tensor).is_none())
     }
 
-    /// Computed from the config when the model is loaded: the donor's is carried over as it is.
+    /// A buffer that is computed from the config when the model is loaded: the donor's is copied unchanged.
     fn derived_buffer(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<PlannedTensor> {
         let source = group
             .sources
@@ -474,7 +474,7 @@ impl<'a> Resolver<'a> {
             .map(|&source| FloatType::of(self.entry(source).dtype))
             .collect();
         let Some(formats) = formats.into_iter().collect::<Option<Vec<FloatType>>>() else {
-            // Integers and bools are carried through where all agree; the run compares them.
+            // Integers and bools are copied if all sources agree; the run compares them.
             if let Some(odd) = sources
                 .iter()
                 .position(|&source| self.entry(source).dtype != first.dtype)
@@ -596,7 +596,7 @@ impl<'a> Resolver<'a> {
         complete.then_some(params)
     }
 
-    /// Takes a value, or reports that a required one is not there.
+    /// Takes a value, or reports that a required one is missing.
     fn accept(
         &mut self,
         info: &'static ParamInfo,
@@ -632,7 +632,7 @@ impl<'a> Resolver<'a> {
         !info.required
     }
 
-    /// What becomes of each input tensor; reports those that nothing asks for.
+    /// What happens to each input tensor; reports tensors that nothing asks for.
     fn fates(&mut self, cut: &[LayerMap]) -> Vec<Vec<Fate>> {
         let mut fates = Vec::new();
         for (model, names) in self.counterparts.iter().enumerate() {
@@ -641,8 +641,8 @@ impl<'a> Resolver<'a> {
             let mut groups = self.groups.iter();
             let whole = groups.any(|group| group.whole && group.has(model));
             let donor = &self.counterparts[self.models.donor];
-            // What the donor has is another module's, what a cut stack has may be in no slice; and a model of which
-            // only layers are asked for, or nothing, may have more.
+            // A tensor that the donor has may belong to another module; one in a cut stack may be in no slice. A model
+            // of which only some layers are asked for, or nothing, may have more tensors.
             let asked_elsewhere = |name: &str| {
                 !whole
                     || donor.find(name).is_some()
@@ -695,7 +695,8 @@ impl<'a> Resolver<'a> {
         fates
     }
 
-    /// Whether a head that nothing asked for is a tied copy; if the donor stores none, it is met here first.
+    /// Whether a head that nothing asked for is a tied copy. If the donor stores no head, this is the first check of
+    /// it.
     fn is_left_out_head(&mut self, model: usize, name: &str) -> bool {
         let donor = &self.counterparts[self.models.donor];
         if !self.may_be_copy(model, name) {
@@ -713,7 +714,7 @@ impl<'a> Resolver<'a> {
         donor.tied
     }
 
-    /// Whether the recipe says that a tensor of that name is not merged.
+    /// Whether the recipe excludes tensors of that name from the merge.
     fn is_excepted(&self, name: &str) -> bool {
         let exception = self.recipe.exception(name);
         exception.is_some_and(|exception| {
@@ -721,7 +722,7 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    /// The source that `only:` or `except:` takes instead of merging; nothing if the tensor is dropped.
+    /// The source that `only:` or `except:` takes instead of merging; none if the tensor is dropped.
     fn excepted(
         &mut self,
         exception: &Exception,
@@ -797,10 +798,10 @@ impl<'a> Resolver<'a> {
         asked.and_then(FloatType::of)
     }
 
-    /// Reports what was collected.
+    /// Reports the collected problems.
     fn report(&mut self) {
         for (model, mut names) in std::mem::take(&mut self.missing) {
-            // A missing head of an untied model has been reported as such.
+            // The missing head of an untied model has already been reported.
             if self.headless.contains(&model) {
                 names.retain(|name| !is_head(name));
             }

@@ -1,4 +1,4 @@
-//! A tensor of the output as the plan has it: where it comes from and what is done. Knows no recipe.
+//! A tensor of the output in the plan: its sources and its operation. Knows no recipe.
 
 use super::views::View;
 use checkpoint::Dtype;
@@ -17,11 +17,11 @@ pub struct PlannedTensor {
     pub sources: Vec<SourceTensor>,
     /// Which of the sources is the base.
     pub base: Option<usize>,
-    /// For each source, what is read in its place; empty where each is read as it is.
+    /// For each source, what is read in its place; empty if every source is read unchanged.
     pub views: Vec<Option<View>>,
     /// What is done.
     pub operation: Operation,
-    /// The effective parameter values; empty where nothing is computed.
+    /// The effective parameter values; empty if nothing is computed.
     pub params: TensorParams,
 }
 
@@ -40,7 +40,7 @@ pub enum Operation {
     Copy,
     /// A computation.
     Compute {
-        /// What it is called where plans are shown: a method, `convert`, a step of an assembly.
+        /// Its name where plans are shown: a method, `convert`, or a step of an assembly.
         name: &'static str,
         /// What is computed.
         program: Box<dyn AnyProgram>,
@@ -48,7 +48,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// The first source in the output's dtype.
+    /// Converts the first source to the output's dtype.
     pub fn convert() -> Self {
         Operation::Compute {
             name: "convert",
@@ -58,7 +58,7 @@ impl Operation {
 }
 
 impl PlannedTensor {
-    /// A tensor of sources as they are, without a base or parameters.
+    /// A tensor computed from unchanged sources, without a base or parameters.
     pub fn plain(
         name: String,
         dtype: Dtype,
@@ -78,17 +78,17 @@ impl PlannedTensor {
         }
     }
 
-    /// Elements.
+    /// Number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product()
     }
 
-    /// Bytes of its values.
+    /// Number of bytes of its values.
     pub fn bytes(&self) -> u64 {
         self.elements() * self.dtype.bitsize() as u64 / 8
     }
 
-    /// What its operation needs of the engine.
+    /// What its operation costs the engine.
     pub fn cost(&self) -> Cost {
         match &self.operation {
             Operation::Copy => Cost::default(),

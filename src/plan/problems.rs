@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use errors::Hint;
 use recipe::{Position, Problem, ProblemKind, RecipeError};
 
-/// Names shown where many could be.
+/// How many names a message lists.
 const SHOWN: usize = 4;
 
 /// What is wrong, in the order it was found.
@@ -13,7 +13,7 @@ const SHOWN: usize = 4;
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Adds one, found at that place of the recipe.
+    /// Adds a problem found at this position of the recipe.
     pub fn add(&mut self, at: Option<Position>, message: impl Into<String>, hint: Option<String>) {
         let problem = Problem::new(ProblemKind::Invalid, at, message.into());
         self.0.push(match hint {
@@ -27,33 +27,33 @@ impl Problems {
         self.add(at, error.to_string(), error.hint().map(Cow::into_owned));
     }
 
-    /// How many.
+    /// How many problems there are.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nothing is wrong.
+    /// Whether there are no problems.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Adds all of others.
+    /// Adds all problems of another list.
     pub fn append(&mut self, mut others: Problems) {
         self.0.append(&mut others.0);
     }
 
-    /// What each says, without place and hint.
+    /// The messages, without positions and hints.
     pub fn into_messages(self) -> Vec<String> {
         self.0.into_iter().map(|problem| problem.message).collect()
     }
 
-    /// The error that shows all of them in the recipe's text.
+    /// The error that shows all problems in the recipe's text.
     pub fn into_error(self, path: &str, text: &str) -> RecipeError {
         RecipeError::new(path, text, self.0)
     }
 }
 
-/// A number of things: `1 tensor`, `2 tensors`.
+/// A number with its noun: `1 tensor`, `2 tensors`.
 pub fn count(number: usize, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{plural}")

@@ -1,8 +1,8 @@
 //! Results of merges as models of other merges: the documents of one file that use each other by name.
 //!
-//! A result that one other merge reads is computed where it is read. One that several read would be computed again for
-//! each, and what it is made from again for each of those: it is made once, into a file that only the run knows. So is
-//! one that takes whole matrices.
+//! A result that one other merge reads is computed where it is read. If several merges read it, each would compute it
+//! again, together with everything it is made from. Such a result is made once, into a file that only the run knows.
+//! The same holds for a result that takes whole matrices.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,11 +18,11 @@ use checkpoint::{
 use engine::{Decided, Derived};
 use numeric::{Elements, FloatType};
 
-/// A merge whose result other merges read, tensor by tensor, without it being written to a folder.
+/// A merge whose result other merges read tensor by tensor; it is never written to a folder.
 pub struct MergeResult {
     /// The merge.
     pub plan: Plan,
-    /// What the program of each tensor decided.
+    /// What the measuring passes of each tensor's program decided.
     pub decided: Vec<Decided>,
     /// Whether it is made once, before it is read.
     once: bool,
@@ -33,7 +33,7 @@ pub struct MergeResult {
 /// The computed tensors of a result.
 struct Made {
     values: InMemory,
-    /// For each tensor of the result its number among the values, if it is computed.
+    /// For each tensor of the result, its number among the values if it is computed.
     numbers: Vec<Option<usize>>,
 }
 
@@ -41,11 +41,11 @@ struct Made {
 pub type Results = BTreeMap<String, Arc<MergeResult>>;
 
 impl MergeResult {
-    /// The result of a plan, which one merge reads, or several.
+    /// The result of a plan; `several` says whether more than one merge reads it.
     pub fn new(plan: Plan, several: bool) -> Self {
         Self {
             decided: plan.tensors.iter().map(|_| Decided::default()).collect(),
-            // A whole matrix cannot be computed again for each block that is read of it.
+            // Computing a whole matrix again for every block read from it would take too long.
             once: several || plan.cost.matrix > 0,
             plan,
             made: OnceLock::new(),
@@ -57,21 +57,21 @@ impl MergeResult {
         self.once
     }
 
-    /// Whether it has been made: what is read of it is not computed any more.
+    /// Whether it has been made, so that reading it computes nothing any more.
     pub fn is_made(&self) -> bool {
         self.made.get().is_some()
     }
 
-    /// The tensors that are computed and not copied, by number: what is made of it.
+    /// The tensors that are computed and not copied, by number: those that making the result makes.
     pub fn computed(&self) -> impl Iterator<Item = (usize, &PlannedTensor)> {
         let tensors = self.plan.tensors.iter().enumerate();
         tensors.filter(|(_, tensor)| matches!(tensor.operation, Operation::Compute { .. }))
     }
 
-    /// Gives it the values of its computed tensors, in their order.
+    /// Stores the values of its computed tensors, in their order.
     ///
     /// # Errors
-    /// If they are not as many bytes as the tensors need.
+    /// The number of bytes is not what the tensors need.
     pub fn keep(&self, bytes: impl IntoIterator<Item = Bytes>) -> Result<(), InMemoryError> {
         let mut numbers = vec![None; self.plan.tensors.len()];
         let mut tensors = Vec::new();
@@ -83,18 +83,18 @@ impl MergeResult {
             tensors.push((name.clone(), *dtype, shape.clone(), bytes));
         }
         let values = InMemory::new(tensors)?;
-        // Another thread that made it too came to the same.
+        // Another thread may have made it too, with the same values.
         let _ = self.made.set(Made { values, numbers });
         Ok(())
     }
 
-    /// A tensor that was made: the values, and its number among them.
+    /// The values of a tensor that has been made, and its number among them.
     fn made(&self, index: usize) -> Option<(&InMemory, usize)> {
         let Made { values, numbers } = self.made.get()?;
         Some((values, (*numbers.get(index)?)?))
     }
 
-    /// The result as a model, which messages will call `label`.
+    /// The result as a model; messages call it `label`.
     pub fn checkpoint(self: &Arc<Self>, label: &str) -> Checkpoint {
         let plan = &self.plan;
         let donor = &plan.models[plan.donor];
@@ -186,13 +186,13 @@ impl TensorSource for ResultValues {
 }
 
 impl Plan {
-    /// Every result that it is made from, and what those are made from; each once.
+    /// Every result that it is made from, directly or indirectly; each once.
     pub fn all_results(&self) -> Vec<&MergeResult> {
         all_of(&self.results)
     }
 
-    /// The results that are computed where they are read, each once: those that were not made, as far as they are
-    /// reached without passing through one that was.
+    /// The results that are computed where they are read, each once: those that have not been made and are reached
+    /// without passing through one that has.
     pub fn computed_results(&self) -> Vec<&MergeResult> {
         let mut found = Vec::new();
         collect(&self.results, &|result| !result.is_made(), &mut found);
@@ -204,14 +204,14 @@ impl Plan {
         made_once(&self.results)
     }
 
-    /// Bytes of the results that are made once, which a run keeps in files of its own.
+    /// Bytes of the results that are made once; a run keeps them in files of its own.
     pub fn scratch_bytes(&self) -> u64 {
         let results = self.results_made_once().into_iter();
         let tensors = results.flat_map(MergeResult::computed);
         tensors.map(|(_, tensor)| tensor.bytes()).sum()
     }
 
-    /// The models that files hold: its own, and those of the results among them; each once.
+    /// The models stored in files: its own and those of its results; each once.
     pub fn stored_models(&self) -> Vec<&Checkpoint> {
         let mut models: Vec<&Checkpoint> = Vec::new();
         let results = self.all_results();
@@ -225,7 +225,7 @@ impl Plan {
         models
     }
 
-    /// The bytes of a source, if a file has them as they are.
+    /// The bytes of a source, if a file holds them unchanged.
     pub fn bytes(&self, source: &SourceTensor) -> Option<&[u8]> {
         self.models.get(source.model)?.bytes(source.tensor)
     }
@@ -235,21 +235,21 @@ impl Plan {
         self.models.get(source.model)?.elements(source.tensor)
     }
 
-    /// The merge that a source is the result of, and the number of its tensor there.
+    /// The merge whose result the source is, and the number of the tensor there.
     pub fn result_of(&self, source: &SourceTensor) -> Option<(&MergeResult, usize)> {
         let result = self.results.get(&source.model)?;
         Some((result, source.tensor))
     }
 }
 
-/// Results, what those are made from, and so on: each once.
+/// Results, the results that they are made from, and so on: each once.
 pub(super) fn all_of(results: &BTreeMap<usize, Arc<MergeResult>>) -> Vec<&MergeResult> {
     let mut found = Vec::new();
     collect(results, &|_| true, &mut found);
     found
 }
 
-/// Documents may share results, and those again: a walk without memory would take for ever.
+/// Documents can share results at every level: without remembering what it has seen, the walk would be exponential.
 fn collect<'r>(
     results: &'r BTreeMap<usize, Arc<MergeResult>>,
     wanted: &dyn Fn(&MergeResult) -> bool,
@@ -285,23 +285,23 @@ pub(super) fn made_once(results: &BTreeMap<usize, Arc<MergeResult>>) -> Vec<&Mer
     found
 }
 
-/// Bytes that models hold beside their files at the end of a run at the most: adapters, routers.
+/// The most bytes that models hold besides their files by the end of a run: adapters and routers.
 pub(super) fn held_by(models: &[Arc<Checkpoint>]) -> u64 {
     models.iter().map(|model| model.held()).sum()
 }
 
-/// What reading the sources of a tensor takes, results included.
+/// The cost of reading the sources of a tensor, results included.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Reading {
     /// Bytes read in one pass.
     pub(super) once: u64,
-    /// Bytes read before it, to decide what the sources are derived by.
+    /// Bytes read before that pass, to decide how the sources are computed.
     pub(super) before: u64,
-    /// Blocks that are held at a time.
+    /// Blocks held at the same time.
     pub(super) held: usize,
 }
 
-/// What one pass over a tensor takes.
+/// The cost of one pass over a tensor.
 pub(super) fn reading(
     tensor: &PlannedTensor,
     models: &[Arc<Checkpoint>],

@@ -1,4 +1,4 @@
-//! What is read in the place of a source: rows by token, or parts of matrices put together.
+//! What is read in place of a source: rows by token, or parts of matrices put together.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -7,29 +7,29 @@ use super::{Plan, PlannedTensor, SourceTensor};
 use checkpoint::Checkpoint;
 use numeric::{Beside, Elements, FloatType, Gather, Joined, Picks, RowMap, Submatrix};
 
-/// What is read in the place of a source.
+/// What is read in place of a source.
 #[derive(Debug, Clone)]
 pub enum View {
-    /// Rows of several tensors, where tokens are aligned.
+    /// Rows of several tensors, when tokens are aligned.
     Rows(Rows),
-    /// Parts of matrices, one after the other, where experts are assembled.
+    /// Parts of matrices, one below the other, when experts are assembled.
     Parts(Vec<Part>),
-    /// Parts of matrices with equally many rows, side by side, where experts become one MLP.
+    /// Parts of matrices with the same number of rows, side by side, when experts become one MLP.
     Beside(Vec<Part>),
 }
 
-/// Rows of several tensors in the place of one source.
+/// Rows of several tensors in place of one source.
 #[derive(Debug, Clone)]
 pub struct Rows {
-    /// What the map's parts are; the first is the source itself.
+    /// The tensors that the map refers to; the first is the source itself.
     pub parts: Vec<SourceTensor>,
     /// Where each row comes from.
     pub map: Arc<RowMap>,
-    /// Elements of a row.
+    /// Elements per row.
     pub width: usize,
 }
 
-/// Rows and columns of a matrix.
+/// Some rows and columns of a matrix.
 #[derive(Debug, Clone)]
 pub struct Part {
     /// The matrix.
@@ -38,37 +38,37 @@ pub struct Part {
     pub rows: Cut,
     /// Which columns.
     pub columns: Cut,
-    /// Two vectors with an element for each column of the matrix: each column is multiplied by the first's and
-    /// divided by the second's.
+    /// Two vectors with one element per column of the matrix: each column is multiplied by the element of the first and
+    /// divided by that of the second.
     pub fold: Option<Fold>,
-    /// What all its elements are multiplied by.
+    /// The factor of all its elements.
     pub scale: f64,
 }
 
-/// Which rows, or which columns, of a matrix: known, or decided when the plan is run.
+/// Which rows or columns of a matrix: known, or decided when the plan is run.
 #[derive(Debug, Clone)]
 pub enum Cut {
     /// These.
     Known(Picks),
-    /// Some of those that are decided before anything is read by them.
+    /// Some of those that are decided at the start of the run, before any of them is read.
     Late {
         /// All of them.
         picks: LatePicks,
         /// Which of them.
         range: Range<usize>,
-        /// What is added to their numbers.
+        /// The offset that is added to their numbers.
         first: usize,
-        /// How many the matrix has.
+        /// How many rows or columns the matrix has.
         of: usize,
     },
 }
 
-/// Numbers of rows that only weights can tell.
+/// Row numbers that depend on the weights.
 #[derive(Debug, Clone, Default)]
 pub struct LatePicks(Arc<OnceLock<Vec<u32>>>);
 
 impl LatePicks {
-    /// Decides them; a second decision changes nothing.
+    /// Sets the numbers; a second call has no effect.
     pub fn decide(&self, picks: Vec<u32>) {
         let _ = self.0.set(picks);
     }
@@ -88,7 +88,7 @@ impl Cut {
         }
     }
 
-    /// `None` if it is not decided yet.
+    /// The rows or columns; `None` if they are not decided yet.
     fn picks(&self) -> Option<Picks> {
         match self {
             Cut::Known(picks) => Some(picks.clone()),
@@ -108,14 +108,14 @@ impl Cut {
     }
 }
 
-/// A norm's weights that are moved into the matrix behind it.
+/// A norm's weights that are folded into the matrix after it.
 #[derive(Debug, Clone, Copy)]
 pub struct Fold {
-    /// The norm that the matrix was made for.
+    /// The norm that the matrix was trained with.
     pub own: SourceTensor,
-    /// The norm that it will stand behind.
+    /// The norm that will precede it.
     pub other: SourceTensor,
-    /// What is added to both: one where a norm stores its distance from one.
+    /// Added to both: one if a norm stores its difference from one.
     pub offset: f64,
 }
 
@@ -132,7 +132,7 @@ impl View {
         }
     }
 
-    /// Bytes of one pass over it, at the most.
+    /// The most bytes that one pass over it reads.
     pub(super) fn bytes_read(&self, models: &[Arc<Checkpoint>]) -> u64 {
         let format = |part: &SourceTensor| {
             FloatType::of(models[part.model].tensors()[part.tensor].dtype)
@@ -152,7 +152,7 @@ impl View {
 }
 
 impl Part {
-    /// Elements that are read: all of a row from which single columns are picked.
+    /// Elements that are read: the whole row if single columns are picked from it.
     fn elements_read(&self) -> u64 {
         let columns = match &self.columns {
             Cut::Known(Picks::Range(range)) => range.len(),
@@ -163,7 +163,7 @@ impl Part {
 }
 
 impl PlannedTensor {
-    /// The tensors that are read for it: its sources, and those that are read in their place.
+    /// The tensors that are read for it: its sources, and those read in place of them.
     pub fn inputs(&self) -> impl Iterator<Item = &SourceTensor> {
         let views = self.views.iter().flatten();
         self.sources.iter().chain(views.flat_map(View::inputs))
@@ -171,7 +171,7 @@ impl PlannedTensor {
 }
 
 impl Plan {
-    /// The values of a source: those of its tensor, or what is read in its place; `None` for integers and bools.
+    /// The values of a source: its tensor, or what is read in its place; `None` for integers and bools.
     pub fn source_values(
         &self,
         tensor: &PlannedTensor,
@@ -227,7 +227,7 @@ impl Plan {
         })
     }
 
-    /// All values of a tensor, of a norm: it is a vector.
+    /// All values of a norm's tensor, which is a vector.
     fn vector(&self, source: &SourceTensor) -> Option<Vec<f64>> {
         let entry = self
             .models

@@ -4,10 +4,10 @@ use super::models::Models;
 use super::problems::Problems;
 use checkpoint::{VocabularyComparison, compare_vocabularies};
 
-/// Share of ids that may mean another token before models count as of different vocabularies.
+/// The share of ids that may mean a different token before models count as having different vocabularies.
 ///
-/// Fine-tunes give reserved tokens names of their own (Llama 3 reserves 250 of 128,256); other vocabularies
-/// differ in nearly every id.
+/// Fine-tunes rename reserved tokens (Llama 3 reserves 250 of 128,256); unrelated vocabularies differ in nearly every
+/// id.
 const RENAMED: f64 = 0.01;
 
 /// Compares each merged model's vocabulary with the donor's.

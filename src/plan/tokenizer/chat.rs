@@ -1,4 +1,4 @@
-//! `chat_template:`: the inputs' most frequent one, one of the known formats, or the recipe's own text.
+//! `chat_template:`: the most common one of the inputs, one of the known formats, or the recipe's own text.
 
 use minijinja::Environment;
 
@@ -19,7 +19,7 @@ const NAMED: [(&str, &str); 5] = [
 /// The longest template; real ones reach some 20 KB.
 const MAX_BYTES: usize = 1 << 20;
 
-/// The template that the recipe asks for; nothing if it asks for none, or `auto` finds none.
+/// The template that the recipe asks for; none if it asks for none, or if `auto` finds none.
 pub(crate) fn chat_template(
     asked: &Located<String>,
     models: &Models,
@@ -52,7 +52,7 @@ pub(crate) fn chat_template(
     Some(text.to_owned())
 }
 
-/// Whether it is a sound Jinja template; nothing of it is run.
+/// Whether it is a valid Jinja template; it is parsed, never run.
 pub fn parses(text: &str) -> Result<(), String> {
     if text.len() > MAX_BYTES {
         return Err(format!(
@@ -91,8 +91,8 @@ fn without_generation(text: &str) -> String {
     out
 }
 
-/// The template that most of the merged models have, white space at its ends aside; of several, the first's, the
-/// donor before all.
+/// The template that most of the merged models have, ignoring white space at its ends. On a tie, the donor's wins,
+/// then the first model's.
 fn most_frequent(
     models: &Models,
     notes: &mut Vec<String>,

@@ -1,11 +1,11 @@
-//! The files that tell the output's vocabulary and chat template.
+//! The files that hold the output's vocabulary and chat template.
 
 use serde_json::{Map, Value};
 
 use super::Alignment;
 use checkpoint::{AddedToken, Checkpoint, CheckpointError, json_text, parse_json, settings};
 
-/// A file that is made, not copied: its name and bytes.
+/// A generated file: its name and bytes.
 type Made = (String, Vec<u8>);
 
 fn made(name: &str, entries: Map<String, Value>) -> Made {
@@ -13,7 +13,7 @@ fn made(name: &str, entries: Map<String, Value>) -> Made {
     (name.to_owned(), text.into_bytes())
 }
 
-/// The tokenizer's files that differ from its source's, and the donor's generation settings if ids changed.
+/// The tokenizer files that differ from the source's, and the donor's generation settings if ids changed.
 pub(crate) fn made_files(
     alignment: &Alignment<'_>,
     notes: &mut Vec<String>,
@@ -42,7 +42,7 @@ pub(crate) fn made_files(
         );
         files.push(made("tokenizer_config.json", entries));
     }
-    // The files of slow tokenizers hold the model's own vocabulary, which is as it was; this one completes them.
+    // The files of slow tokenizers hold the model's own vocabulary, which is unchanged; this file adds to it.
     if settings(source, "added_tokens.json")?.is_some() {
         let ids = |token: &AddedToken| (token.content.clone(), token.id.into());
         let beyond = vocabulary
@@ -55,7 +55,7 @@ pub(crate) fn made_files(
 }
 
 /// Puts a chat template where each version of transformers looks for it: into the tokenizer's config, whether
-/// made or to be copied, and into a file of its own.
+/// generated or copied, and into a file of its own.
 pub(crate) fn with_template(
     template: &str,
     tokenizer: &Checkpoint,

@@ -1,4 +1,4 @@
-//! Token ids in configs: the same tokens under the numbers of another vocabulary.
+//! Token ids in configs: renumbered for another vocabulary.
 
 use std::collections::HashMap;
 
@@ -8,19 +8,19 @@ use super::Alignment;
 use crate::problems::some_of;
 use checkpoint::{Tokenizer, TokenizerKind};
 
-/// Fields that hold token ids, beside those whose name says so.
+/// Fields with token ids whose name does not say so.
 const LISTS: [&str; 3] = ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids"];
 
-/// Pairs of a position and a token id.
+/// A field with pairs of a position and a token id.
 const PAIRS: &str = "forced_decoder_ids";
 
-/// The number of tokens.
+/// The field with the number of tokens.
 const SIZE: &str = "vocab_size";
 
-/// What becomes of the donor's ids.
+/// The new ids for the donor's ids.
 struct Renumbering<'a> {
     new: &'a HashMap<u64, Option<u64>>,
-    /// Fields of which a token is not in the vocabulary.
+    /// Fields that name a token which the vocabulary lacks.
     lost: Vec<String>,
 }
 
@@ -76,7 +76,7 @@ fn is_token_field(key: &str) -> bool {
         || LISTS.contains(&key)
 }
 
-/// Writes the number of rows wherever the old one stood as the size of a vocabulary.
+/// Replaces the old number of rows by the new one wherever it stands for the size of a vocabulary.
 fn set_size(entries: &mut Map<String, Value>, old: &[u64], rows: usize, top: bool) {
     for (key, value) in entries.iter_mut() {
         if key == SIZE
@@ -109,7 +109,7 @@ impl Alignment<'_> {
         }
     }
 
-    /// Gives the donor's token ids in a file the numbers of the output's vocabulary; says whether any changed.
+    /// Renumbers the donor's token ids in a file for the output's vocabulary; returns whether any changed.
     pub(super) fn renumber(
         &self,
         entries: &mut Map<String, Value>,
@@ -137,7 +137,7 @@ impl Alignment<'_> {
         *entries != before
     }
 
-    /// The donor's ids and those of the same tokens in the output; nothing where they are the same.
+    /// Maps the donor's ids to those of the same tokens in the output; `None` if they are equal.
     fn new_ids(&self) -> Option<HashMap<u64, Option<u64>>> {
         // The source keeps its ids.
         if self.source == self.models.donor {

@@ -1,7 +1,7 @@
 //! The output's vocabulary: which tokens it has, and which row of which model stands for each.
 //!
-//! It knows tokens, ids and rows. Which tensors have a row for each token is for `tensors`, what becomes of ids
-//! in configs for `ids`, which files say all this for `files`, the chat template for `chat`.
+//! This module knows tokens, ids and rows. `tensors` finds the tensors with a row per token, `ids` renumbers ids in
+//! configs, `files` writes the vocabulary's files, `chat` the chat template.
 
 mod chat;
 mod files;
@@ -29,7 +29,7 @@ use rows::GroupRows;
 /// The most rows of an output's embedding.
 const MAX_ROWS: usize = 1 << 26;
 
-/// What a plan says of the output's vocabulary.
+/// The vocabulary of the output, as plans show it.
 #[derive(Debug, Clone)]
 pub struct VocabularySummary {
     /// `union`, `base`, or the model whose tokens it has.
@@ -38,32 +38,32 @@ pub struct VocabularySummary {
     pub tokens: usize,
     /// How many rows its embeddings have.
     pub rows: usize,
-    /// How many tokens that the source lacked were added.
+    /// How many tokens were added because the source lacked them.
     pub added: usize,
-    /// For each merged model, by its place among the models, the rows that are not its own.
+    /// For each merged model, by its index, the rows that come from elsewhere.
     pub models: Vec<(usize, Filled)>,
 }
 
-/// The output's vocabulary, held against every model's.
+/// The output's vocabulary, compared with every model's.
 pub(super) struct Alignment<'a> {
     models: &'a Models,
     key: &'a TokenizerKey,
-    /// Whose tokenizer is the output's, with more added tokens at the most.
+    /// The model whose tokenizer the output gets, extended by added tokens at most.
     pub(super) source: usize,
-    /// The source's tokenizer as it is.
+    /// The source's tokenizer, unchanged.
     original: Tokenizer,
     vocabulary: Tokenizer,
     /// Rows of the output's embeddings.
     rows: usize,
-    /// For each checkpoint that matters, what it has of the vocabulary.
+    /// For each checkpoint that matters, the tokens of the vocabulary that it has.
     tokens: Vec<Option<ModelTokens>>,
     /// The recipe's rules by id.
     rules: HashMap<u32, Rule>,
     /// Row maps by the models of a group and its base.
     groups: RefCell<BTreeMap<GroupKey, Arc<GroupRows>>>,
-    /// What tensors were found to be aligned by their shape only.
+    /// Tensors that were taken for aligned because of their shape alone.
     by_shape: RefCell<Vec<String>>,
-    /// Tensors that look as if they spoke of tokens, and are not aligned.
+    /// Tensors that look as if they had rows for tokens, but are not aligned.
     alike: RefCell<Vec<String>>,
     /// The first group that was aligned: its models, and their rows.
     first: RefCell<Option<(Vec<usize>, Arc<GroupRows>)>>,
@@ -72,19 +72,19 @@ pub(super) struct Alignment<'a> {
 /// The models of a group, and its base.
 type GroupKey = (Vec<usize>, Option<usize>);
 
-/// What a model has of the output's vocabulary.
+/// Which tokens of the output's vocabulary a model has.
 struct ModelTokens {
     /// The tensor that is its embedding.
     embedding: usize,
-    /// Rows of that.
+    /// Number of rows of that tensor.
     rows: usize,
     /// For each id of the output, the row of the same token here.
     own: Vec<Option<u32>>,
-    /// For each row, whether it stands for a token here.
+    /// For each row, whether it belongs to a token of this model.
     named: Vec<bool>,
 }
 
-/// Where the row of a token comes from, as the recipe says.
+/// The recipe's rule for where the row of a token comes from.
 struct Rule {
     force: bool,
     row: Option<RowOf>,
@@ -96,7 +96,7 @@ enum RowOf {
     Row(usize, u32),
 }
 
-/// Builds the vocabulary that the recipe asks for; nothing if it asks for none, or if something is wrong.
+/// Builds the vocabulary that the recipe asks for; none if it asks for none, or if something is wrong.
 pub(super) fn align<'a>(
     recipe: &'a Recipe,
     models: &'a Models,
@@ -160,7 +160,7 @@ pub(super) fn align<'a>(
     Some(alignment)
 }
 
-/// The rows of a model's input embedding, and which tensor that is; of several, the one its config speaks of.
+/// The model's input embedding and its number of rows; of several embeddings, the one that its config describes.
 fn embedding(checkpoint: &Checkpoint) -> Option<(usize, usize)> {
     let said = checkpoint.config().and_then(|config| config.vocab_size());
     let tensors = checkpoint.tensors().iter().enumerate();
@@ -175,7 +175,7 @@ fn embedding(checkpoint: &Checkpoint) -> Option<(usize, usize)> {
         .copied()
 }
 
-/// The tokenizers that matter, by checkpoint; a model without one is taken to have the base's.
+/// The tokenizers that matter, by checkpoint; a model without one is assumed to have the base's.
 fn read_all(
     key: &TokenizerKey,
     models: &Models,
@@ -326,7 +326,7 @@ impl Builder<'_> {
 }
 
 impl<'a> Alignment<'a> {
-    /// Holds the vocabulary against every model's, and reads the recipe's rules.
+    /// Compares the vocabulary with every model's, and reads the recipe's rules.
     fn hold(&mut self, tokenizers: &[Option<Tokenizer>], problems: &mut Problems) -> Option<()> {
         let embeddings: Vec<Option<(usize, usize)>> = (self.models.checkpoints.iter())
             .map(|model| embedding(model))
@@ -355,7 +355,7 @@ impl<'a> Alignment<'a> {
             };
             let label = self.models.label(model);
             let Some((embedding, rows)) = embeddings[model] else {
-                // A tokenizer may come from a model without weights that fit; rows can't.
+                // A tokenizer may come from a model whose weights do not match; rows cannot.
                 if model < self.models.merged {
                     sound = false;
                     problems.add(
@@ -425,7 +425,7 @@ impl<'a> Alignment<'a> {
                     match own.flatten() {
                         Some(row) => Some(RowOf::Row(index, row)),
                         None => {
-                            // Where every model has the token, the rule has nothing to say.
+                            // If every model has the token, the rule does not apply.
                             if rule.force || !self.all_have(id) {
                                 sound = false;
                                 self.no_row(index, &rule.token.value, model.at, problems);
@@ -494,7 +494,7 @@ impl<'a> Alignment<'a> {
         Ok(row)
     }
 
-    /// What `weld plan` says of it, and notes on what may surprise.
+    /// The summary that `weld plan` shows; adds notes on what may surprise.
     pub(super) fn summary(&self, notes: &mut Vec<String>) -> VocabularySummary {
         let by_shape = self.by_shape.borrow();
         if !by_shape.is_empty() {

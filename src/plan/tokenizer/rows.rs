@@ -1,4 +1,4 @@
-//! Which rows stand for each token: the rules where a model lacks it.
+//! Where the row of each token comes from, and the rules for tokens that a model lacks.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,16 +6,16 @@ use std::sync::Arc;
 use super::{Alignment, RowOf};
 use numeric::RowMap;
 
-/// How many rows of a model's aligned embedding are not its own, by where they come from.
+/// How many rows of a model's aligned embedding come from elsewhere, by where they come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Filled {
     /// From the base model.
     pub base: usize,
     /// From the only model that has the token.
     pub only: usize,
-    /// The mean over the models that have the token, as the base lacks it.
+    /// The mean over the models that have the token, because the base lacks it.
     pub mean: usize,
-    /// Zeros, as no model has the token.
+    /// Zeros, because no model has the token.
     pub nowhere: usize,
     /// From where the recipe says.
     pub recipe: usize,
@@ -33,13 +33,13 @@ pub(super) struct GroupRows {
     /// For each model of the group, where its rows come from. Part 0 is the model's own tensor, part `i + 1` that of
     /// `parts[i]`.
     pub(super) maps: Vec<Arc<RowMap>>,
-    /// Models; `None` for one that no map takes a row of.
+    /// The models of the parts; `None` for one that no map takes a row from.
     pub(super) parts: Vec<Option<usize>>,
     pub(super) filled: Vec<Filled>,
 }
 
 impl Alignment<'_> {
-    /// The row maps of a group; made once.
+    /// The row maps of a group; computed once per group.
     pub(super) fn group_rows(&self, group: &[usize], base: Option<usize>) -> Arc<GroupRows> {
         let key = (group.to_vec(), base);
         let known = self.groups.borrow().get(&key).cloned();
@@ -76,7 +76,7 @@ impl Alignment<'_> {
         }
     }
 
-    /// For each row of the output, whether it stands for a token.
+    /// For each row of the output, whether it belongs to a token.
     fn vocabulary_ids(&self) -> Vec<bool> {
         let mut named = vec![false; self.rows];
         for (id, _) in self.vocabulary.tokens() {
@@ -106,7 +106,7 @@ impl Alignment<'_> {
         };
         let own =
             |model: usize, id: usize| -> Option<u32> { *self.tokens[model].as_ref()?.own.get(id)? };
-        // A row that stands for no token of the model.
+        // A row that belongs to no token of the model.
         let spare = |model: usize, id: usize| -> bool {
             let of_model = self.tokens[model].as_ref();
             of_model.is_some_and(|tokens| tokens.named.get(id) == Some(&false))

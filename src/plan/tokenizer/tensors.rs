@@ -14,19 +14,19 @@ use numeric::FloatType;
 pub(crate) struct Aligned {
     /// Its shape in the output.
     pub(crate) shape: Vec<usize>,
-    /// For each source, its rows; `None` where they are as they should be.
+    /// For each source, its rows; `None` if they are already right.
     pub(crate) views: Vec<Option<View>>,
 }
 
-/// Where the vocabulary is in a shape.
+/// Which axis of a shape is the vocabulary.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Axis {
     First,
-    /// The second of two, of which the first is one.
+    /// The second of two; the first has size one.
     Row,
 }
 
-/// The config's numbers of this value under other names than that of the vocabulary.
+/// Whether the config has a number of this value under a name other than the vocabulary's.
 fn is_said_of_something_else(config: &Value, number: usize) -> bool {
     let equal = |value: &Value| value.as_u64() == Some(number as u64);
     match config {
@@ -47,12 +47,12 @@ fn is_in_a_layer(name: &str) -> bool {
 }
 
 impl Alignment<'_> {
-    /// The alignment of one output tensor; `None` if it has no rows for tokens, or if all have the right ones.
+    /// The alignment of one output tensor; `None` if it has no rows for tokens, or if all sources have the right rows.
     ///
-    /// `find` gives the tensor of a model that goes into it.
+    /// `find` returns the tensor of a model that goes into it.
     ///
     /// # Errors
-    /// What hinders the alignment, in words.
+    /// Why the alignment is impossible, in words.
     pub(crate) fn tensor(
         &self,
         name: &str,
@@ -122,7 +122,7 @@ impl Alignment<'_> {
         let Some(rest) = found.first().map(|&found| rest(entry(found), axis)) else {
             return Ok(None);
         };
-        // Reported as tensors of other shapes are.
+        // Other shapes are reported elsewhere, as for any tensor.
         if found
             .iter()
             .any(|&found| self::rest(entry(found), axis) != rest)
@@ -176,7 +176,7 @@ impl Alignment<'_> {
         }))
     }
 
-    /// Whether a number of rows is also that of something else, so that a shape alone tells nothing.
+    /// Whether something else has the same number of rows, so that the shape alone does not identify a vocabulary.
     fn is_ambiguous(&self, group: &[usize]) -> bool {
         group.iter().any(|&model| {
             let rows = self.tokens[model].as_ref().map_or(0, |tokens| tokens.rows);
@@ -185,7 +185,7 @@ impl Alignment<'_> {
         })
     }
 
-    /// The tensor of another model that rows are taken from.
+    /// The tensor of another model from which rows are taken.
     fn part(
         &self,
         name: &str,
@@ -197,7 +197,7 @@ impl Alignment<'_> {
         let (label, tokens) = (self.models.label(model), self.tokens[model].as_ref());
         let checkpoint = &self.models.checkpoints[model];
         let head_or_embedding = || {
-            // A model that is not merged may write its names in another way, or tie its head.
+            // A model that is not merged may spell its names differently, or tie its head.
             let tensors = checkpoint.tensors().iter();
             let head = tensors.clone().position(|tensor| {
                 is_output_head(&tensor.name) && tensor.name.ends_with(".weight")
