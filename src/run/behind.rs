@@ -1,4 +1,4 @@
-//! A sink before another: with each piece of output, what it was made of leaves the map, or the page cache too.
+//! A sink in front of another: once a piece of output is written, its input bytes leave the map, or the page cache too.
 
 use std::io;
 use std::ops::Range;
@@ -8,10 +8,10 @@ use engine::{Sink, Tile};
 use numeric::FloatType;
 use plan::{Plan, PlannedTensor};
 
-/// Gives the output on, and the inputs' memory back.
+/// Passes the output on, and releases the memory of the inputs.
 ///
-/// Output comes from the last pass over its sources, so that nothing is dropped that is measured once more. A tensor
-/// from which several are made may be read from the disk again.
+/// Output comes from the last pass over its sources, so nothing is dropped that will be measured again. A tensor that
+/// goes into several outputs may be read from the disk again.
 pub(super) struct DropBehind<'a> {
     pub(super) plan: &'a Plan,
     pub(super) sink: &'a dyn Sink,
@@ -38,7 +38,7 @@ impl Sink for DropBehind<'_> {
 }
 
 impl DropBehind<'_> {
-    /// Notes that the elements of a part of the output are not needed again, of sources that are read in their order.
+    /// Releases the source elements of a part of the output, for sources that are read in their own order.
     fn release(&self, tensor: &PlannedTensor, offset: u64, len: u64) {
         for (place, source) in tensor.sources.iter().enumerate() {
             let as_it_is = matches!(tensor.views.get(place), None | Some(None));
@@ -55,7 +55,7 @@ impl DropBehind<'_> {
     }
 }
 
-/// Where the elements lie in a source that lie there in the output.
+/// The bytes of a source that hold the elements of these bytes of the output.
 fn in_source(source: Dtype, output: Dtype, bytes: Range<u64>) -> Option<Range<u64>> {
     if source == output {
         return Some(bytes);

@@ -22,7 +22,7 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
         .filter_map(|location| location.hub.as_ref())
         .map(|hub| hub.repo.as_str())
         .collect();
-    // A repository may be named by several revisions.
+    // The recipe may name a repository at several revisions.
     let mut seen = HashSet::new();
     hub.retain(|repo| seen.insert(*repo));
     let mut card = String::from("---\n");
@@ -64,7 +64,7 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
     if plan.random {
         card.push_str(&format!("Run with `--seed {}`.\n\n", plan.seed));
     }
-    // A fence longer than any run of backticks in the recipe cannot be closed by it.
+    // A fence longer than any run of backticks in the recipe cannot be closed by the recipe.
     let fence = "`".repeat(longest_run(&plan.recipe.1).max(2) + 1);
     card.push_str(&format!(
         "{fence}yaml\n{}\n{fence}\n",
@@ -73,12 +73,12 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
     card
 }
 
-/// A YAML string: JSON's are a subset.
+/// A YAML string; every JSON string is one.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Text in which Markdown sees no markup.
+/// Escapes text so that Markdown finds no markup in it.
 fn escaped(text: &str) -> String {
     text.chars()
         .flat_map(|c| {

@@ -1,4 +1,4 @@
-//! Passes over tensors that are in files, by all threads, each piece hashed while it is looked at.
+//! Passes over the tensors of files on all threads; each piece is hashed while it is in the cache.
 
 use super::error::RunError;
 use checkpoint::{Checkpoint, Reclaim};
@@ -8,18 +8,19 @@ use numeric::TreeDigest;
 /// Bytes that a worker hashes at a time.
 const PIECE: u64 = 4 << 20;
 
-/// The BLAKE3 digest of a tensor's stored bytes; none if they are not one after the other.
+/// The BLAKE3 digest of a tensor's stored bytes; none if they do not lie contiguously.
 pub type Digest = Option<blake3::Hash>;
 
-/// Digests of tensors, and what was seen in their pieces: each with the place of its tensor, in the order of the bytes.
+/// Digests of tensors, and the findings from their pieces: each with the index of its tensor, in the order of the
+/// bytes.
 pub type Seen<T> = (Vec<Digest>, Vec<(usize, T)>);
 
-/// The digests of these tensors of a checkpoint.
+/// The digests of some tensors of a checkpoint.
 ///
-/// Bytes as they are stored: an adapter changes nothing.
+/// Stored bytes are hashed: an adapter changes nothing.
 ///
 /// # Errors
-/// The observer stopped it, or the threads could not be started.
+/// The observer cancelled, or the threads could not be started.
 pub fn digests(
     model: &Checkpoint,
     tensors: &[usize],
@@ -33,7 +34,7 @@ pub fn digests(
 /// [`digests`] of all tensors.
 ///
 /// # Errors
-/// As there.
+/// As for [`digests`].
 pub fn all_digests(
     model: &Checkpoint,
     threads: usize,
@@ -43,12 +44,13 @@ pub fn all_digests(
     digests(model, &all, threads, observer)
 }
 
-/// Hashes these tensors piece by piece, and shows each piece, of so many bytes, to `look` while it is hot.
+/// Hashes these tensors piece by piece, and passes each piece, of at most `piece` bytes, to `look` while it is in the
+/// cache.
 ///
-/// `look` is given the place of the tensor in `tensors`.
+/// `look` also receives the index of the tensor in `tensors`.
 ///
 /// # Errors
-/// The observer stopped it, or the threads could not be started.
+/// The observer cancelled, or the threads could not be started.
 pub fn each_piece<T: Send>(
     model: &Checkpoint,
     tensors: &[usize],

@@ -8,23 +8,23 @@ use checkpoint::CheckpointError;
 use engine::EngineError;
 use errors::{Hint, Refusal};
 
-/// Why a run failed. The output's place is as it was before.
+/// Why a run failed. The destination is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// Something is already at the output's place.
+    /// The destination exists already.
     #[error("{} is not empty", path.display())]
     OutputExists {
         /// The output.
         path: PathBuf,
     },
-    /// The output's place is a file.
+    /// The destination is a file.
     #[error("{} is a file, and a checkpoint is a folder", path.display())]
     OutputIsFile {
         /// The output.
         path: PathBuf,
     },
-    /// The output's place is, or holds, an input.
+    /// The destination is an input, or contains one.
     #[error("{} is or holds the input {}, which would be lost", path.display(), input.display())]
     OutputIsInput {
         /// The output.
@@ -32,19 +32,19 @@ pub enum RunError {
         /// The input.
         input: PathBuf,
     },
-    /// The output has no name to stage beside.
+    /// The output path has no last component, so no staging folder can be placed beside it.
     #[error("{} does not name a folder", path.display())]
     OutputUnnamed {
         /// The output.
         path: PathBuf,
     },
-    /// Another process is at it.
+    /// Another process is writing to the same destination.
     #[error("another weld is writing to {}", path.display())]
     OutputLocked {
         /// The output.
         path: PathBuf,
     },
-    /// The disk is too small.
+    /// The disk has too little room.
     #[error(
         "the output needs {needed} bytes, and {} has {available} bytes free",
         path.display()
@@ -57,7 +57,7 @@ pub enum RunError {
         /// Bytes free.
         available: u64,
     },
-    /// What is in the place of the staging folder was not left by a run of this user.
+    /// The path of the staging folder is taken by something that no run of this user has left.
     #[error(
         "{} is in the way: expected nothing, or a folder that weld has left there, found {found}",
         path.display()
@@ -68,13 +68,13 @@ pub enum RunError {
         /// What is there.
         found: String,
     },
-    /// The output's place is a mount point.
+    /// The destination is a mount point.
     #[error("{} is a mount point, and cannot be put in place as a whole", path.display())]
     OutputIsMountPoint {
         /// The output.
         path: PathBuf,
     },
-    /// The system does not let the output be replaced.
+    /// The system does not allow the output to be replaced.
     #[error("{} cannot be replaced: {why}", path.display())]
     OutputFixed {
         /// The output.
@@ -90,12 +90,12 @@ pub enum RunError {
     SideFileTooLarge {
         /// The file.
         path: PathBuf,
-        /// The most that is copied.
+        /// The size limit of a copied file.
         limit: u64,
         /// Bytes found.
         found: u64,
     },
-    /// What lies at the destination is not what was written.
+    /// A written file does not hold what was written.
     #[error(
         "{file} was written, and is not as it was written: expected {expected}, found {found}; nothing was put in \
          place"
@@ -103,15 +103,15 @@ pub enum RunError {
     Damaged {
         /// The file, by its name in the checkpoint.
         file: String,
-        /// What it must be.
+        /// What it should hold.
         expected: String,
-        /// What it is.
+        /// What it holds.
         found: String,
     },
-    /// The operating system said no.
+    /// The operating system reported an error.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// A tied head is no copy of its embedding.
+    /// A head said to be tied is not a copy of its embedding.
     #[error("`{head}` of `{model}` differs from `{embedding}`, though the output ties them")]
     NotTied {
         /// The model.
@@ -121,10 +121,10 @@ pub enum RunError {
         /// Its embedding.
         embedding: String,
     },
-    /// Not every byte of the output was computed: a fault of this program.
+    /// Not every byte of the output was computed: a bug in this program.
     #[error("{found} of {expected} bytes were computed; nothing was written")]
     Incomplete {
-        /// Bytes of tensors that the plan has.
+        /// Tensor bytes in the plan.
         expected: u64,
         /// Bytes that were written.
         found: u64,
@@ -137,13 +137,13 @@ pub enum RunError {
         /// Which file, and how.
         source: Box<CheckpointError>,
     },
-    /// What the output needs beside its inputs could not be made.
+    /// Something that the output needs besides its inputs could not be computed.
     #[error("{0}")]
     NotPrepared(Refusal),
-    /// What the values do not allow, or the machine does not.
+    /// The engine failed: because of the values, or of the machine.
     #[error(transparent)]
     Engine(EngineError),
-    /// The user stopped it.
+    /// The user cancelled the run.
     #[error("stopped; nothing was written")]
     Cancelled,
 }
@@ -182,7 +182,7 @@ impl Hint for RunError {
 }
 
 impl RunError {
-    /// Whether the input is at fault, and not the tool or the machine.
+    /// Whether the cause is the input, and not the tool or the machine.
     pub fn is_users(&self) -> bool {
         match self {
             Self::Engine(error) => error.is_values(),

@@ -1,9 +1,9 @@
-//! Executes a plan: a destination is filled, and shows the checkpoint when it is whole.
+//! Executes a plan: fills a destination, which shows the checkpoint only when it is complete.
 //!
-//! A run leaves either the whole checkpoint or nothing at the destination, whenever it is stopped. What a killed run
-//! leaves beside a folder is cleaned away by the next.
+//! Whenever a run is stopped, the destination holds either the whole checkpoint or nothing. If a killed run leaves
+//! files beside a folder, the next run removes them.
 //!
-//! This layer decides nothing: what is computed stands in the plan.
+//! This layer decides nothing: the plan says what is computed.
 
 mod behind;
 mod card;
@@ -38,7 +38,7 @@ use plan::Plan;
 use work::Work;
 pub use work::{Other, Sample};
 
-/// What a run did.
+/// Statistics of a finished run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     /// Tensors written.
@@ -47,24 +47,24 @@ pub struct Summary {
     pub totals: Totals,
     /// How long it took.
     pub elapsed: Duration,
-    /// What the user should know, and only the weights could tell.
+    /// Notes for the user that depend on the weights.
     pub notes: Vec<String>,
 }
 
 /// How a run leaves its output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RunOptions {
-    /// Put the digests of the inputs' tensors into the lock too, which reads them once more.
+    /// Also record the digests of the inputs' tensors in the lock; this reads the inputs a second time.
     pub hash_inputs: bool,
-    /// Let inputs leave the page cache as soon as they are read, as they do not fit into memory.
+    /// Drop inputs from the page cache as soon as they are read, because they do not fit into memory.
     pub drop_behind: bool,
 }
 
 /// Runs a plan and puts the checkpoint at its destination.
 ///
 /// # Errors
-/// Before anything is written: the place is taken, or has too little room. Later: what only the weights can tell (NaN,
-/// overflow, copies that differ), and failures of the disk. In each case the place is as it was.
+/// Before anything is written: the destination is taken, or has too little room. Later: problems that only the weights
+/// show (NaN, overflow, copies that differ), and failures of the disk. In every case the destination is unchanged.
 pub fn run(
     plan: &Plan,
     destination: &dyn Destination,
@@ -108,7 +108,7 @@ pub fn run(
     })
 }
 
-/// Computes the weights and writes them; gives the digest of each tensor.
+/// Computes and writes the weights; returns the digest of each tensor.
 fn compute(
     plan: &Plan,
     staged: &mut dyn Staged,
@@ -148,7 +148,7 @@ fn compute(
     Ok((totals, digests))
 }
 
-/// The files that must not be replaced by the output: the recipe, and what it reads.
+/// The files that the output must not replace: the recipe, and everything that it reads.
 fn files_read(plan: &Plan) -> Vec<PathBuf> {
     let models = plan.stored_models();
     let models = models.iter().flat_map(|model| model.location().paths());
@@ -158,13 +158,14 @@ fn files_read(plan: &Plan) -> Vec<PathBuf> {
     all.map(Path::to_owned).collect()
 }
 
-/// Computes what a plan would write and gives it to a sink: the output's tensors by number.
+/// Computes what a plan would write and passes it to a sink, which gets the number of each output tensor.
 ///
-/// With `sample`, only those blocks of each tensor are computed; it gives them, ascending, for a tensor's number and how many blocks it has.
-/// Results that several documents of the recipe read are made in a file without a name in `scratch`.
+/// With `sample`, only some blocks of each tensor are computed: `sample` takes a tensor's number and its number of
+/// blocks, and returns the wanted blocks in ascending order. Results that several documents of the recipe read are
+/// kept in an unnamed file in `scratch`.
 ///
 /// # Errors
-/// What only the weights can tell (NaN, overflow, copies that differ), and failures of the sink.
+/// Problems that only the weights show (NaN, overflow, copies that differ), and failures of the sink.
 pub fn replay(
     plan: &Plan,
     sample: Option<&Sample<'_>>,
@@ -188,13 +189,13 @@ pub fn replay(
     Ok(totals)
 }
 
-/// Computes some tensors of a plan by other programs than the plan's, which get what is there as one source more.
+/// Computes some tensors of a plan with other programs, which get the checkpoint's own tensor as an additional source.
 ///
-/// Whatever numbers are there are let through, as it is their comparison that judges them. The memory of the plan's own
-/// programs may be too little for these: then the budget is what they need.
+/// NaN and infinity are let through, because the comparison judges them. If the memory that the plan has for its own
+/// programs is too little for these, the budget grows to what they need.
 ///
 /// # Errors
-/// Failures of the sink, and what only the weights can tell.
+/// Failures of the sink, and problems that only the weights show.
 pub fn replay_others(
     plan: &Plan,
     others: &[Other<'_>],
@@ -225,14 +226,14 @@ pub fn replay_others(
     Ok(engine::execute(&jobs, &settings, &limits, sink, observer)?)
 }
 
-/// Tells the system that all of the models is going to be read.
+/// Tells the system that all models will be read from start to end.
 fn read_ahead(plan: &Plan) {
     plan.stored_models()
         .iter()
         .for_each(|model| model.read_ahead());
 }
 
-/// Makes the values that no file holds and that are not computed block by block: the rows of routers.
+/// Computes the values that no file holds and that are not computed block by block: the rows of routers.
 fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
     let cancelled = || observer.cancelled();
     if plan.models.iter().any(|model| model.reads_results()) {
@@ -249,7 +250,7 @@ fn prepare(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Takes nothing: for work that only decides.
+/// A sink that accepts no output, for work that only decides.
 struct NoOutput;
 
 impl Sink for NoOutput {
@@ -258,7 +259,7 @@ impl Sink for NoOutput {
     }
 }
 
-/// That no input was written to meanwhile.
+/// Checks that no input was written to during the run.
 fn check_unchanged(plan: &Plan) -> Result<(), RunError> {
     for model in &plan.models {
         model
@@ -271,7 +272,7 @@ fn check_unchanged(plan: &Plan) -> Result<(), RunError> {
     Ok(())
 }
 
-/// The digests of the tensors of every model that was read, by name.
+/// The digests of the tensors of every model that was read, by tensor name.
 fn input_digests(
     plan: &Plan,
     observer: &dyn Observer,
@@ -287,7 +288,7 @@ fn input_digests(
     models.iter().map(of).collect()
 }
 
-/// That every byte of every tensor was computed: a last look before a folder is put in its place.
+/// Checks that every byte of every tensor was computed, before the folder is put in its place.
 fn check_complete(plan: &Plan, totals: Totals) -> Result<(), RunError> {
     let headers: u64 = plan
         .shards

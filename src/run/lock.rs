@@ -1,7 +1,7 @@
-//! `weldment.lock.json`: what a checkpoint was made from and what came out, so that `weld verify` can say later
-//! whether it still is that.
+//! `weldment.lock.json`: the inputs and outputs of a checkpoint, so that `weld verify` can tell later whether the
+//! checkpoint is unchanged.
 //!
-//! The same recipe, inputs and options give the same lock: it holds no time, no host and no absolute path.
+//! The same recipe, inputs and options produce the same lock: it holds no time, no host and no absolute path.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,25 +16,25 @@ use plan::Plan;
 /// The lock's file name.
 pub const LOCK_FILE: &str = "weldment.lock.json";
 
-/// The version of the lock's form.
+/// The version of the lock's format.
 const FORMAT: &str = "weldment-lock/1";
 
-/// The largest lock: a million tensors.
+/// The largest lock that is read: enough for a million tensors.
 const MAX_LOCK_BYTES: u64 = 128 << 20;
 
-/// What a checkpoint was made from, and what came out.
+/// The inputs and outputs of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
-    /// The version of this form.
+    /// The version of this format.
     pub format: String,
-    /// Who made the checkpoint.
+    /// The tool that made the checkpoint.
     pub tool: Tool,
     /// The command that made it: `merge` or `moe`.
     pub command: String,
-    /// The recipe, word by word; absolute paths of models are shortened to their last part.
+    /// The recipe, word for word, except that absolute paths of models are shortened to their last component.
     pub recipe: String,
-    /// What the result depends on beside recipe and inputs.
+    /// The options that the result depends on.
     pub options: LockedOptions,
     /// The models that were read.
     pub inputs: Vec<LockedInput>,
@@ -58,20 +58,20 @@ pub struct Tool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedOptions {
-    /// Keys random masks.
+    /// The seed of random masks.
     pub seed: u64,
-    /// Bytes of tensors in a file.
+    /// The most bytes of tensors in a file.
     pub shard_size: u64,
-    /// Whose tokenizer files were taken, if that was asked for.
+    /// The model whose tokenizer files were taken, if that was asked for.
     pub tokenizer_from: Option<String>,
     /// Whether NaN and infinity were carried through.
     pub allow_nonfinite: bool,
-    /// Whether values that were too large were clamped.
+    /// Whether values too large for the output's dtype were clamped.
     pub saturate: bool,
-    /// Whether a mixture of experts was assembled that does not compute what its models do.
+    /// Whether the user allowed a mixture of experts that does not compute what its models do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inexact: bool,
-    /// Whether all experts of a layer are in two tensors.
+    /// Whether all experts of a layer are stored in two tensors.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fused: bool,
 }
@@ -80,19 +80,19 @@ pub struct LockedOptions {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedInput {
-    /// As the recipe names it.
+    /// Its name in the recipe.
     pub model: String,
     /// The repository and commit, if it came from the Hub's cache.
     pub hub: Option<LockedHub>,
     /// The repository and commit of its adapter, if that came from the Hub's cache.
     pub adapter_hub: Option<LockedHub>,
-    /// Its weight files by name; an adapter's too.
+    /// Its weight files by name, an adapter's included.
     pub files: BTreeMap<String, LockedFile>,
-    /// The BLAKE3 digest of each tensor's bytes, if they were asked for.
+    /// The BLAKE3 digest of each tensor's bytes, if digests of the inputs were asked for.
     pub tensors: Option<BTreeMap<String, String>>,
 }
 
-/// A state of a repository.
+/// A repository at a commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedHub {
@@ -108,9 +108,9 @@ pub struct LockedHub {
 pub struct LockedFile {
     /// Its length.
     pub bytes: u64,
-    /// The BLAKE3 digest of its header: every name, dtype, shape and place. Pickles have none.
+    /// The BLAKE3 digest of its header: every name, dtype, shape and offset. Pickles have none.
     pub header: Option<String>,
-    /// The SHA-256 of the whole file, where the Hub's cache names it.
+    /// The SHA-256 of the whole file, if the Hub's cache knows it.
     pub sha256: Option<String>,
 }
 
@@ -118,15 +118,15 @@ pub struct LockedFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedOutputs {
-    /// The BLAKE3 digest of each file that is neither weights nor made for people.
+    /// The BLAKE3 digest of each file besides the weights, without those written for people only.
     pub files: BTreeMap<String, String>,
-    /// The BLAKE3 digest of each tensor's bytes, whatever file it is in.
+    /// The BLAKE3 digest of each tensor's bytes, whichever file it is in.
     pub tensors: BTreeMap<String, String>,
 }
 
 impl Lock {
-    /// The lock of a plan that was run: with the digests of its tensors, in the plan's order, and of its files,
-    /// and, if they were taken, those of the tensors of [`Plan::stored_models`].
+    /// The lock of a finished plan: with the digests of its tensors in the plan's order, of its files, and, if they
+    /// were computed, of the tensors of [`Plan::stored_models`].
     pub(super) fn new(
         plan: &Plan,
         tensors: &[blake3::Hash],
@@ -177,15 +177,15 @@ impl Lock {
         }
     }
 
-    /// What a lock says of a plan before it is run: all but the outputs.
+    /// The lock of a plan before it is run: everything but the outputs.
     pub fn of_plan(plan: &Plan) -> Lock {
         Lock::new(plan, &[], &BTreeMap::new(), None)
     }
 
-    /// The lock of a checkpoint's folder, if there is one.
+    /// Reads the lock of a checkpoint's folder, if there is one.
     ///
     /// # Errors
-    /// It cannot be read, or is of another form.
+    /// It cannot be read, or is of another version.
     pub fn read(folder: &Path) -> Result<Option<Lock>, CheckpointError> {
         let path = folder.join(LOCK_FILE);
         if path.symlink_metadata().is_err() {
@@ -209,7 +209,7 @@ impl Lock {
 
     /// The text of the file.
     pub fn text(&self) -> String {
-        // Strings, numbers and maps of strings always have a JSON.
+        // Strings, numbers and maps of strings can always be written as JSON.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 }
@@ -235,12 +235,12 @@ pub fn files_of(model: &Checkpoint) -> BTreeMap<String, LockedFile> {
     files.collect()
 }
 
-/// The text of a plan's recipe as a lock has it.
+/// The text of a plan's recipe, as the lock stores it.
 pub fn locked_recipe(plan: &Plan) -> String {
     Shortened::of(&plan.stored_models()).apply(&plan.recipe.1)
 }
 
-/// Whether a name can stand in YAML as it is, and is a text there.
+/// Whether a name needs no quotes in YAML and is read as a string there.
 fn is_plain_text(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
@@ -250,7 +250,7 @@ fn is_plain_text(name: &str) -> bool {
         && !words.contains(&name.to_ascii_lowercase().as_str())
 }
 
-/// Absolute paths of models, and what stands for each in a lock.
+/// Absolute paths of models, and the replacement for each in a lock.
 struct Shortened(Vec<(String, String)>);
 
 impl Shortened {
@@ -261,7 +261,7 @@ impl Shortened {
             .filter(|part| part.starts_with('/'))
             .map(|part| part.trim_end_matches('/'))
             .collect();
-        // The longest first: one may be the beginning of another.
+        // The longest first, because one path may begin with another.
         paths.sort_by_key(|path| (std::cmp::Reverse(path.len()), *path));
         paths.dedup();
         let short = |(number, path): (usize, &&str)| {
@@ -277,7 +277,7 @@ impl Shortened {
         Shortened(paths.iter().enumerate().map(short).collect())
     }
 
-    /// A text with the paths replaced.
+    /// Replaces the paths in a text.
     fn apply(&self, text: &str) -> String {
         let replaced = |text: String, (path, short): &(String, String)| text.replace(path, short);
         self.0.iter().fold(text.to_owned(), replaced)

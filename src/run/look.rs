@@ -1,6 +1,6 @@
-//! What was written is looked at before it is put in its place: cheap checks of what the destination holds.
+//! Checks what was written before it is put in its place: cheap checks of the files in the destination.
 //!
-//! Knows the plan and what was written, and nothing of how a destination keeps it. A new check is a function here.
+//! Knows the plan and what was written, but not how a destination stores it. A new check is a function here.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use super::error::RunError;
 use super::output::Written;
 use plan::Plan;
 
-/// Looks at every file.
+/// Checks every file.
 ///
 /// # Errors
-/// One is not as it was written.
+/// A file does not hold what was written.
 pub(super) fn look(
     plan: &Plan,
     staged: &dyn Staged,
@@ -22,7 +22,7 @@ pub(super) fn look(
     check_side_files(staged, written)
 }
 
-/// That each weight file has its length and begins with its header.
+/// Checks that each weight file has its length and begins with its header.
 fn check_weights(plan: &Plan, staged: &dyn Staged) -> Result<(), RunError> {
     for shard in &plan.shards {
         let (header, len) = staged.read(&shard.file_name, shard.header.len() as u64)?;
@@ -38,7 +38,7 @@ fn check_weights(plan: &Plan, staged: &dyn Staged) -> Result<(), RunError> {
     Ok(())
 }
 
-/// That each other file has its length.
+/// Checks that each other file has its length.
 fn check_side_files(
     staged: &dyn Staged,
     written: &BTreeMap<String, Written>,

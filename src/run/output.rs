@@ -1,4 +1,4 @@
-//! A plan's output on its way to a destination: tensors at their places in weight files, and the files beside them.
+//! Writes a plan's output to a destination: tensors at their offsets in weight files, and the files beside them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,10 +12,10 @@ use engine::{Observer, Sink, Tile};
 use numeric::TreeDigest;
 use plan::Plan;
 
-/// Bytes of a file that are copied at a time.
+/// Bytes copied at a time.
 const COPY_BYTES: usize = 128 << 10;
 
-/// Where each tensor goes, and the digest of what is written.
+/// Where each tensor is written, and the digests of the written bytes.
 pub(super) struct Weights<'a> {
     staged: &'a dyn Staged,
     /// For each tensor, its file and its offset there.
@@ -42,7 +42,7 @@ impl<'a> Weights<'a> {
     /// Each tensor's digest.
     pub(super) fn digests(self) -> Result<Vec<blake3::Hash>, RunError> {
         let digests: Option<Vec<_>> = self.digests.into_iter().map(TreeDigest::finish).collect();
-        // That all bytes were written was checked before.
+        // An earlier check made sure that all bytes were written.
         digests.ok_or(RunError::Incomplete {
             expected: 0,
             found: 0,
@@ -80,7 +80,7 @@ pub(super) struct Written {
 pub(super) struct SideFiles<'a> {
     staged: &'a mut dyn Staged,
     observer: &'a dyn Observer,
-    /// What was written, by name.
+    /// The files written so far, by name.
     pub(super) written: BTreeMap<String, Written>,
 }
 
@@ -93,7 +93,7 @@ impl<'a> SideFiles<'a> {
         }
     }
 
-    /// Writes the index, the config, what the plan has made, and what is carried over.
+    /// Writes the index, the config, and the generated and copied files.
     pub(super) fn write_all(&mut self, plan: &Plan) -> Result<(), RunError> {
         if plan.shards.len() > 1 {
             let index = index_json(&plan.shards, &plan.signatures());
@@ -143,7 +143,7 @@ impl<'a> SideFiles<'a> {
     }
 }
 
-/// The chunks of a file of a model, as they are read.
+/// The chunks of a model's file, as they are read.
 struct Copied<'a> {
     path: &'a Path,
     source: File,
@@ -163,7 +163,7 @@ impl Copied<'_> {
         chunk.truncate(read.map_err(DiskError::at(Step::Read, self.path))?);
         self.digest.update(&chunk);
         self.bytes += chunk.len() as u64;
-        // It may have grown since it was looked at.
+        // The file may have grown since its size was checked.
         check_size(self.path, self.bytes)?;
         Ok(chunk)
     }
@@ -181,7 +181,7 @@ impl Iterator for Copied<'_> {
     }
 }
 
-/// Bytes of all files beside the weights, as far as they are there before the work.
+/// Bytes of all files beside the weights that are known before the run.
 pub(super) fn side_bytes(plan: &Plan) -> Result<u64, RunError> {
     let made = plan.made.iter().map(|(_, bytes)| bytes.len() as u64);
     let mut sum: u64 = made.sum();
@@ -193,7 +193,7 @@ pub(super) fn side_bytes(plan: &Plan) -> Result<u64, RunError> {
     Ok(sum)
 }
 
-/// That a file is no larger than any that belongs beside weights.
+/// Checks that a file is no larger than any file that belongs beside weights.
 fn check_size(path: &Path, found: u64) -> Result<(), RunError> {
     match found > MAX_SIDECAR_BYTES {
         true => Err(RunError::SideFileTooLarge {

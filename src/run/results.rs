@@ -1,6 +1,6 @@
-//! Results that are made once, before they are read: each into a file without a name, and read from its map.
+//! Makes each result that is made once: writes it to an unnamed file, which is then read through a map.
 //!
-//! The system keeps such a file in memory as far as there is room; it is gone when the plan is.
+//! The system keeps such a file in memory while there is room; it disappears together with the plan.
 
 use std::fs::File;
 use std::io;
@@ -15,12 +15,12 @@ use checkpoint::map_parts;
 use engine::{self, EngineError, Observer, Sink, Tile, Totals};
 use plan::{MergeResult, Plan};
 
-/// Makes the results that are made once, unless they are made already; gives what that took.
+/// Makes the results that are made once, unless that has been done; returns what it read and wrote.
 ///
-/// `file` gives a new file without a name.
+/// `file` creates a new unnamed file.
 ///
 /// # Errors
-/// What only the weights can tell, and failures of the disk that the files are on.
+/// Problems that only the weights show, and failures of the disk that holds the files.
 pub(super) fn make(
     plan: &Plan,
     file: &dyn Fn() -> Result<File, RunError>,

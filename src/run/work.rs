@@ -7,20 +7,20 @@ use engine::{self, AnyProgram, Job, Names, SourceName, Target};
 use numeric::{Elements, FloatType, Stored};
 use plan::{MergeResult, Operation, Plan, PlannedTensor, View};
 
-/// Which blocks of a tensor are wanted, ascending: for its number in the output, and how many blocks it has.
+/// Chooses the blocks of a tensor, ascending, from its number in the output and its number of blocks.
 pub type Sample<'s> = dyn Fn(usize, usize) -> Vec<usize> + 's;
 
-/// A tensor of a plan that another program computes than the plan's.
+/// A tensor of a plan that a program other than the plan's computes.
 pub struct Other<'a> {
     /// Its number in the output.
     pub tensor: usize,
-    /// What computes it.
+    /// The program.
     pub program: &'a dyn AnyProgram,
-    /// One source more, after those of the plan: what the checkpoint holds.
+    /// An additional source after those of the plan: the checkpoint's own tensor.
     pub found: Stored<'a>,
 }
 
-/// What messages call a planned tensor and what it is made from.
+/// The names of a planned tensor and its sources, for messages.
 struct Named<'a>(&'a Plan, &'a PlannedTensor);
 
 impl Names for Named<'_> {
@@ -39,7 +39,7 @@ impl Names for Named<'_> {
         };
         let model = &plan.models[source.model];
         let mut labels = vec![model.label()];
-        // What is read in the source's place may be of others too.
+        // What is read in place of the source may come from other tensors too.
         let view = tensor.views.get(index).and_then(Option::as_ref);
         for part in view.into_iter().flat_map(View::inputs) {
             let label = plan.models[part.model].label();
@@ -56,19 +56,19 @@ impl Names for Named<'_> {
     }
 }
 
-/// The engine's work, in order.
+/// The engine's jobs, in order.
 #[derive(Default)]
 pub(super) struct Work<'a> {
     pub(super) jobs: Vec<Job<'a>>,
-    /// The results that are checked and decided already, by address.
+    /// The results that have been checked and decided, by address.
     prepared: HashSet<*const PlannedTensor>,
 }
 
 impl<'a> Work<'a> {
-    /// The output's tensors, each after what it is made from.
+    /// The output's tensors, each after those it is computed from.
     ///
-    /// With `sample`, only some blocks of the output's tensors: those that it gives for the number of a tensor and
-    /// that of its blocks.
+    /// With `sample`, only some blocks of the output's tensors: `sample` takes a tensor's number and its number of
+    /// blocks, and returns the wanted ones.
     pub(super) fn of(plan: &'a Plan, sample: Option<&Sample<'_>>) -> Result<Self, RunError> {
         let mut work = Self::default();
         for (index, tensor) in plan.tensors.iter().enumerate() {
@@ -79,7 +79,7 @@ impl<'a> Work<'a> {
         Ok(work)
     }
 
-    /// The job that gives a tensor, after those that its sources need.
+    /// The job that computes a tensor, after those that its sources need.
     fn output(
         &mut self,
         plan: &'a Plan,
@@ -95,7 +95,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// The work of other programs than the plan's, on some of its tensors.
+    /// The jobs that compute some of the plan's tensors with other programs.
     pub(super) fn of_others(
         plan: &'a Plan,
         others: &'a [Other<'a>],
@@ -126,7 +126,7 @@ impl<'a> Work<'a> {
         Ok(work)
     }
 
-    /// What makes the computed tensors of a result; those that are copies are only checked.
+    /// The jobs that compute the tensors of a result; tensors that are copies are only checked.
     pub(super) fn of_result(result: &'a MergeResult) -> Result<Self, RunError> {
         let mut work = Self::default();
         let plan = &result.plan;
@@ -142,10 +142,10 @@ impl<'a> Work<'a> {
         Ok(work)
     }
 
-    /// The work without output that results need before their values can be read: all of them.
+    /// The jobs that all results need before their values can be read; they write no output.
     pub(super) fn of_results(plan: &'a Plan) -> Result<Self, RunError> {
         let mut work = Self::default();
-        // A tensor of each result as if it were a source of a tensor of the plan.
+        // Treats a tensor of each result like a source of one of the plan's tensors.
         for result in plan.computed_results() {
             let made = result.plan.tensors.iter().zip(&result.decided);
             for (tensor, decided) in made {
@@ -155,7 +155,7 @@ impl<'a> Work<'a> {
         Ok(work)
     }
 
-    /// Adds the jobs that a tensor's sources need, if they are results; tells whether any is.
+    /// Adds the jobs that a tensor's sources need if they are results; returns whether any source is one.
     fn prepare(&mut self, plan: &'a Plan, tensor: &'a PlannedTensor) -> Result<bool, RunError> {
         let mut any = false;
         for source in tensor.inputs() {
@@ -177,7 +177,7 @@ impl<'a> Work<'a> {
         Ok(any)
     }
 
-    /// Adds the job that decides a tensor of a result, once, and those that its own sources need.
+    /// Adds the job that decides a tensor of a result, once, after the jobs that its own sources need.
     fn decide(
         &mut self,
         plan: &'a Plan,
@@ -203,7 +203,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// What the engine does for a tensor.
+/// The engine's computation for a tensor.
 fn computation<'a>(
     plan: &'a Plan,
     tensor: &'a PlannedTensor,

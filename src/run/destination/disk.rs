@@ -1,4 +1,4 @@
-//! The file system, as far as files are put in place: every call to it is a step, which a test may fail.
+//! The file system, as far as putting files in place needs it: every call is a step, which a test may let fail.
 //!
 //! Knows no checkpoint.
 
@@ -7,37 +7,37 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What is done to a file or a folder.
+/// An operation on a file or a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// Its path or its attributes are looked at.
+    /// Reads the attributes of a path, or resolves it.
     Look,
-    /// A folder is made.
+    /// Creates a folder.
     CreateFolder,
-    /// A folder is locked, so that no second run writes there.
+    /// Locks a folder, so that no second run writes there.
     Lock,
-    /// A file is made.
+    /// Creates a file.
     Create,
-    /// A file gets the room that it needs.
+    /// Reserves the room that a file needs.
     Allocate,
-    /// Bytes are written.
+    /// Writes bytes.
     Write,
-    /// What was written is forced to the disk.
+    /// Forces written data to the disk.
     Sync,
-    /// A file is read.
+    /// Reads a file.
     Read,
-    /// A folder gets the mode and the group of the one that it replaces.
+    /// Gives a folder the mode and the group of the one that it replaces.
     SetMode,
-    /// A file or a folder is renamed.
+    /// Renames a file or a folder.
     Rename,
-    /// Two folders change places.
+    /// Exchanges two folders.
     Exchange,
-    /// A file or a folder is removed.
+    /// Removes a file or a folder.
     Remove,
 }
 
 impl Step {
-    /// The step as messages say it, before a path.
+    /// The step in words, as messages put it before a path.
     fn verb(self) -> &'static str {
         match self {
             Self::Look => "look at",
@@ -68,14 +68,14 @@ impl fmt::Display for Step {
 pub struct DiskError {
     /// What was tried.
     pub step: Step,
-    /// With which file or folder.
+    /// The file or folder.
     pub path: PathBuf,
     /// What the system said.
     pub source: io::Error,
 }
 
 impl DiskError {
-    /// For `map_err`: a step with a file, and what the system said.
+    /// For `map_err`: adds the step and the path to the system's error.
     pub(crate) fn at(step: Step, path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Self {
             step,
@@ -85,23 +85,23 @@ impl DiskError {
     }
 }
 
-/// Is told of every step before it is done.
+/// Observes every step before it happens.
 pub trait Watch: Send + Sync {
-    /// Lets a step happen, or makes it fail.
+    /// Allows a step, or makes it fail.
     ///
     /// # Errors
-    /// The step fails with this error and is not done.
+    /// The step fails with this error and does not happen.
     fn before(&self, step: Step, path: &Path) -> io::Result<()>;
 }
 
-/// The file system; for tests with somebody who watches it.
+/// The file system; tests can watch it.
 #[derive(Clone, Default)]
 pub struct Disk {
     watch: Option<Arc<dyn Watch>>,
 }
 
 impl Disk {
-    /// The file system under a watch.
+    /// The file system with a watch.
     pub fn watched(watch: Arc<dyn Watch>) -> Self {
         Self { watch: Some(watch) }
     }

@@ -1,4 +1,4 @@
-//! A folder of the local file system as a destination: its files while it is staged.
+//! A local folder as a destination, and its files while it is being filled.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use super::{Chunks, Destination, Layout, Staged};
 use crate::error::RunError;
 use engine::Tile;
 
-/// A folder: filled beside its place, synced, and renamed.
+/// A folder: filled beside its final path, synced, then renamed.
 #[derive(Debug)]
 pub struct Folder {
     out: PathBuf,
@@ -26,7 +26,7 @@ impl Folder {
         Self::on(Disk::default(), out, force)
     }
 
-    /// The same on a disk that may be watched.
+    /// The same, on a given file system.
     pub fn on(disk: Disk, out: &Path, force: bool) -> Self {
         Self {
             out: out.to_owned(),
@@ -65,7 +65,7 @@ impl Destination for Folder {
 
 /// The folder while it is filled.
 struct StagedFolder {
-    /// Until all weights are written. Dropped first: it writes no more then.
+    /// Present until all weights are written. Dropped first: it stops writing then.
     writer: Option<Writer>,
     subfolders: BTreeSet<PathBuf>,
     disk: Disk,

@@ -1,4 +1,4 @@
-//! A checkpoint in memory: for tests, and for whoever goes on with it at once.
+//! A checkpoint in memory: for tests, and for programs that use it at once.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,7 +21,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Memory without files; `name` is what messages and the model card call it.
+    /// An empty destination in memory; messages and the model card call it `name`.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
@@ -29,7 +29,7 @@ impl Memory {
         }
     }
 
-    /// The files of what was committed last, by name.
+    /// The files of the last commit, by name.
     pub fn into_files(self) -> BTreeMap<String, Vec<u8>> {
         std::mem::take(&mut locked(&self.files))
     }
@@ -108,7 +108,7 @@ impl Staged for StagedMemory {
         }
     }
 
-    /// A file in memory, where the system has such.
+    /// A file in memory, if the system supports that.
     fn scratch(&self) -> Result<File, RunError> {
         #[cfg(target_os = "linux")]
         let file = {

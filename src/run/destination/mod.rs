@@ -1,6 +1,6 @@
-//! Where a checkpoint goes: the door between a run and the disk, memory, or whatever else can hold files.
+//! Where a checkpoint goes: the interface between a run and the disk, memory, or anything else that holds files.
 //!
-//! A run gives bytes and names; a destination decides where they lie and when they can be seen. It knows no tensor.
+//! A run passes bytes and names; a destination decides where they lie and when they become visible. It knows no tensor.
 
 mod disk;
 mod folder;
@@ -24,65 +24,65 @@ use super::error::RunError;
 use checkpoint::ShardLayout;
 use engine::Tile;
 
-/// What is going to be written.
+/// What a run is about to write.
 #[derive(Debug)]
 pub struct Layout<'a> {
     /// The weight files: names, lengths, headers.
     pub shards: &'a [ShardLayout],
-    /// Bytes of all other files, those of the run itself included.
+    /// Bytes of all other files, including those that the run adds.
     pub side_bytes: u64,
-    /// Files that the run reads or was told by, which must not be replaced.
+    /// Files that the run reads or takes options from; they must not be replaced.
     pub reads: Vec<PathBuf>,
 }
 
-/// A place for a checkpoint, where nothing has been written yet.
+/// A place for a checkpoint, before anything is written to it.
 pub trait Destination {
     /// What messages and the model card call it.
     fn path(&self) -> &Path;
 
-    /// Reserves the place and the room for everything, and writes the headers of the weight files.
+    /// Reserves the path and the room for everything, and writes the headers of the weight files.
     ///
     /// # Errors
-    /// The place is taken, cannot be replaced, or has too little room. Nothing is left there.
+    /// The path is taken, cannot be replaced, or has too little room. Nothing is left there.
     fn begin(&self, layout: &Layout<'_>) -> Result<Box<dyn Staged>, RunError>;
 }
 
-/// A checkpoint that is being written. Nobody sees it before [`commit`](Self::commit); dropped, it leaves nothing.
+/// A checkpoint being written. It becomes visible with [`commit`](Self::commit); if dropped before, it leaves nothing.
 pub trait Staged: Sync {
-    /// Takes bytes of a weight file, the first of which lies at `start`: each byte once, in any order, by any thread.
+    /// Writes bytes of a weight file at offset `start`: each byte once, in any order, from any thread.
     ///
     /// # Errors
     /// This write or an earlier one failed; [`finish`](Self::finish) names the file.
     fn write(&self, shard: usize, start: u64, bytes: Tile) -> io::Result<()>;
 
-    /// Waits until all weights are where they belong.
+    /// Waits until all weights are written.
     ///
     /// # Errors
     /// The first write that failed, with its file.
     fn finish(&mut self) -> Result<(), RunError>;
 
-    /// Writes another file, whose bytes come in chunks; `name` is relative and may have folders in it.
+    /// Writes another file from chunks of bytes; `name` is relative and may contain folders.
     ///
     /// # Errors
-    /// A chunk could not be had, or not be written.
+    /// A chunk could not be read or written.
     fn side_file(&mut self, name: &str, chunks: &mut Chunks<'_>) -> Result<(), RunError>;
 
-    /// The first bytes of a file as it lies there, at most `limit`, and the length of the file.
+    /// The first bytes of a written file, at most `limit`, and its length.
     ///
     /// # Errors
-    /// It is not there, or cannot be read.
+    /// It does not exist, or cannot be read.
     fn read(&self, name: &str, limit: u64) -> Result<(Vec<u8>, u64), RunError>;
 
-    /// A file without a name, for what the run itself keeps until it is done.
+    /// An unnamed file, for data that the run keeps until it is done.
     ///
     /// # Errors
-    /// It could not be made.
+    /// It could not be created.
     fn scratch(&self) -> Result<File, RunError>;
 
-    /// Puts the checkpoint in its place, whole; gives what the user should know.
+    /// Puts the whole checkpoint in its place; returns notes for the user.
     ///
     /// # Errors
-    /// It could not be put there. The place is as it was.
+    /// It could not be put there. The destination is unchanged.
     fn commit(self: Box<Self>) -> Result<Vec<String>, RunError>;
 }
 

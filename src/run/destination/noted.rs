@@ -1,4 +1,4 @@
-//! What this process has staged, so that a handler of signals can remove it when the process is about to end.
+//! The staging folders of this process, so that a signal handler can remove them before the process ends.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -8,12 +8,12 @@ use std::sync::{Mutex, PoisonError};
 /// The folders that are being filled.
 static STAGED: Mutex<Vec<CString>> = Mutex::new(Vec::new());
 
-/// Says that a folder is being filled, until it is dropped.
+/// Registers a folder as being filled, until dropped.
 pub(super) struct Noted(CString);
 
 impl Noted {
     pub(super) fn new(folder: &Path) -> Self {
-        // No path holds a zero byte.
+        // No path contains a zero byte.
         let folder = CString::new(folder.as_os_str().as_bytes()).unwrap_or_default();
         let mut staged = STAGED.lock().unwrap_or_else(PoisonError::into_inner);
         staged.push(folder.clone());
@@ -28,9 +28,9 @@ impl Drop for Noted {
     }
 }
 
-/// Removes what this process has staged and not put in place; what it cannot remove, the next run does.
+/// Removes the staging folders of this process; the next run removes what this call cannot.
 ///
-/// May be called by a handler of signals: it allocates nothing and waits for nothing.
+/// Signal handlers may call it: it allocates nothing and waits for nothing.
 pub fn remove_staged() {
     if let Ok(staged) = STAGED.try_lock() {
         staged.iter().for_each(|folder| remove(folder));
@@ -43,20 +43,20 @@ fn remove(folder: &std::ffi::CStr) {
 
     use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom, openat, seek, unlinkat};
 
-    /// How often the folder is gone through: file systems may pass over entries while others are removed.
+    /// How often the folder is scanned: a file system may skip entries while others are removed.
     const PASSES: usize = 8;
 
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let Ok(opened) = openat(CWD, folder, flags, Mode::empty()) else {
         return;
     };
-    // Handlers have little stack; a name takes at most 280 bytes.
+    // Handlers have a small stack; a directory entry takes at most 280 bytes.
     let mut buffer = [MaybeUninit::uninit(); 1024];
     for _ in 0..PASSES {
         let _ = seek(&opened, SeekFrom::Start(0));
         let mut entries = RawDir::new(&opened, &mut buffer);
         while let Some(Ok(entry)) = entries.next() {
-            // Refused for folders, `.` and `..` among them.
+            // Fails for folders, `.` and `..` among them.
             let _ = unlinkat(&opened, entry.file_name(), AtFlags::empty());
         }
         if unlinkat(CWD, folder, AtFlags::REMOVEDIR).is_ok() {

@@ -1,4 +1,4 @@
-//! A single file, put in place whole: signatures, attestations, reports.
+//! Writes a single file whole or not at all: signatures, attestations, reports.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
@@ -7,12 +7,12 @@ use std::path::Path;
 
 use super::disk::{Disk, DiskError, Step};
 
-/// Writes a file whole or not at all: beside its place, then renamed. What is no file, such as a pipe, is written to.
+/// Writes a file whole or not at all: beside its path, then renamed. A pipe or other special file is written directly.
 ///
 /// # Errors
-/// The system refuses a step; what was at `path` is still there, and nothing beside it.
+/// The system refuses a step; the old content of `path` is still there, and nothing beside it.
 pub fn write_whole(disk: &Disk, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
-    // A link stays one.
+    // A link stays a link.
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if path.exists() && !path.is_file() {
         return disk.step(Step::Write, path, || {
@@ -25,7 +25,7 @@ pub fn write_whole(disk: &Disk, path: &Path, bytes: &[u8]) -> Result<(), DiskErr
     };
     let mut builder = tempfile::Builder::new();
     builder.prefix(".weld-staged-");
-    // As any new file has; the umask takes its share.
+    // The mode of any new file; the umask applies.
     builder.permissions(Permissions::from_mode(0o666));
     let mut staged = disk.step(Step::Create, path, || builder.tempfile_in(folder))?;
     disk.step(Step::Write, path, || staged.write_all(bytes))?;

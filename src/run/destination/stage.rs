@@ -1,7 +1,7 @@
-//! The folder that is filled beside the output and takes its place when it is whole: who may have the place, and how
-//! two folders change places.
+//! The staging folder, which is filled beside the output and takes its place when it is complete: who may use the path,
+//! and how two folders are exchanged.
 //!
-//! Whenever the process dies, the output is absent, old or new; what is left beside it, the next run cleans away.
+//! Whenever the process dies, the output is absent, old or new; the next run removes what is left beside it.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
@@ -18,25 +18,25 @@ use super::disk::{Disk, DiskError, Step};
 use super::noted::Noted;
 use crate::error::RunError;
 
-/// What the staging folder's name ends in.
+/// The suffix of the staging folder's name.
 const STAGING: &str = ".weld-staging";
 
-/// What the name of a folder ends in that is being replaced, where two folders cannot change places in one step.
+/// The suffix of a folder that is being replaced, where two folders cannot be exchanged in one step.
 const REPLACED: &str = ".weld-replaced";
 
-/// How often the staging folder is tried to be had, as other runs come and go.
+/// How often a run tries to get the staging folder while other runs come and go.
 const TRIES: usize = 100;
 
-/// The bits of a mode that say who may do what.
+/// The permission bits of a mode.
 const MODE_BITS: u32 = 0o7777;
 
-/// What the group may do, and that new files get the folder's group.
+/// The group's permissions, and the bit that gives new files the folder's group.
 const GROUP_BITS: u32 = 0o2070;
 
-/// What the owner needs to fill a folder.
+/// The permissions that the owner needs to fill a folder.
 const OWNER_BITS: u32 = 0o700;
 
-/// A folder being filled. Dropped without [`commit`](Self::commit), it is removed.
+/// A folder being filled. If it is dropped without [`commit`](Self::commit), it is removed.
 pub(super) struct Stage {
     disk: Disk,
     out: PathBuf,
@@ -45,27 +45,27 @@ pub(super) struct Stage {
     /// The mode of the folder that is replaced.
     mode: Option<u32>,
     committed: bool,
-    /// Until it is put in its place: then other runs may stage here.
+    /// Present until the folder is put in its place: then other runs may stage here.
     noted: Option<Noted>,
-    /// Locked as long as the stage is open, so that two runs do not fill one folder.
+    /// Locked while the stage is open, so that two runs do not fill the same folder.
     _lock: File,
     /// Dropped last.
     parents: Parents,
 }
 
-/// How a folder came to its place.
+/// How a folder was put in its place.
 #[derive(Clone, Copy)]
 enum Placed {
     /// Nothing was there, or an empty folder.
     New,
-    /// It changed places with the old one, which is now where it was staged.
+    /// It was exchanged with the old one, which is now at the staging path.
     Exchanged,
     /// The old one was moved aside first.
     Aside,
 }
 
 impl Stage {
-    /// Opens an empty folder beside `out`, after `out` was found free, or may be replaced by `force`.
+    /// Opens an empty folder beside `out`, once `out` is known to be free, or replaceable because of `force`.
     pub(super) fn open(
         disk: &Disk,
         out: &Path,
@@ -91,7 +91,7 @@ impl Stage {
             parents,
         };
         stage.recover()?;
-        // Another run may have finished while this one came to hold the lock.
+        // Another run may have finished while this one waited for the lock.
         check_free(&stage.out, force)?;
         stage.check_replaceable()?;
         check_space(&parent, layout)?;
@@ -99,12 +99,12 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Where files are written.
+    /// The path where files are written.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts the folder, whose files and subfolders are synced, at the output's place; gives what the user should know.
+    /// Puts the folder, whose files and subfolders are synced, in the output's place; returns notes for the user.
     pub(super) fn commit(mut self) -> Result<Vec<String>, RunError> {
         sync_folder(&self.disk, &self.path)?;
         if let Some(mode) = self.mode {
@@ -113,7 +113,7 @@ impl Stage {
         self.noted = None;
         let (placed, _lock) = self.place()?;
         if let Err(error) = sync_folder(&self.disk, parent_of(&self.out)) {
-            // It might be gone after a loss of power: better it never was there. If that fails too, both folders stay.
+            // A power loss could undo the rename, so rather take it back now. If that fails too, both folders stay.
             self.committed = self.take_back(placed).is_err();
             return Err(error.into());
         }
@@ -130,21 +130,21 @@ impl Stage {
         Ok(left.into_iter().collect())
     }
 
-    /// Renames the folder; gives how, and the lock of what is replaced.
+    /// Renames the folder; returns how, and the lock on the folder that is replaced.
     fn place(&self) -> Result<(Placed, Option<File>), RunError> {
         let (staged, out) = (&self.path, &self.out);
         if !has_entries(out)? {
             self.rename(staged, out)?;
             return Ok((Placed::New, None));
         }
-        // It was free when the run began, and is not to be lost because of that.
+        // The path was free when the run began; whatever came there since must not be lost.
         check_free(out, self.force)?;
-        // The old folder lies beside the output until it is removed. Another run would take it for the rest of one
-        // that was killed: locked, it does not. Whoever else may hold the lock does no harm.
+        // The old folder lies beside the output until it is removed. Another run would take it for the remains of a
+        // killed run, unless it is locked. It does no harm if somebody else holds the lock.
         let old = self.disk.step(Step::Lock, out, || open_folder(out))?;
         let _ = old.try_lock();
         match self.exchange() {
-            // One step: at no time is there no checkpoint.
+            // One step: there is a checkpoint at every moment.
             Ok(()) => return Ok((Placed::Exchanged, Some(old))),
             Err(error) if is_unsupported(&error.source) => {}
             Err(error) => return Err(error.into()),
@@ -182,7 +182,7 @@ impl Stage {
         self.disk.step(Step::Rename, from, || fs::rename(from, to))
     }
 
-    /// Cleans up after a run that was killed while the old folder was moved aside: without a new one it goes back.
+    /// Cleans up after a run that was killed with the old folder moved aside: if there is no new one, it moves back.
     fn recover(&self) -> Result<(), RunError> {
         let aside = beside(&self.out, REPLACED);
         if is_absent(&aside) {
@@ -199,8 +199,8 @@ impl Stage {
         Ok(())
     }
 
-    /// That the system lets the folder at the output's place be replaced, found out before the work: it is moved onto
-    /// a folder that is not empty, which every system refuses, most for just that reason.
+    /// Checks before the work that the system allows the output's folder to be replaced. To find out, it is renamed
+    /// onto a folder that is not empty: every system refuses that, most of them for just that reason.
     fn check_replaceable(&self) -> Result<(), RunError> {
         if is_absent(&self.out) {
             return Ok(());
@@ -219,7 +219,7 @@ impl Stage {
             Some(Errno::BUSY) => Err(RunError::OutputIsMountPoint {
                 path: self.out.clone(),
             }),
-            // An empty one is replaced even there.
+            // An empty one can be replaced even there.
             Some(Errno::XDEV) if !has_entries(&self.out)? => Ok(()),
             Some(Errno::XDEV) => Err(fixed(
                 &self.out,
@@ -229,7 +229,7 @@ impl Stage {
         }
     }
 
-    /// Gives the folder the group and the mode of the one that it replaces, so that the files in it get that group.
+    /// Gives the folder the group and the mode of the one that it replaces, so that its files get that group.
     fn take_mode(&mut self) -> Result<(), RunError> {
         if is_absent(&self.out) {
             return Ok(());
@@ -241,7 +241,7 @@ impl Stage {
             let give = || chown(&self.path, None, Some(old.gid()));
             match self.disk.step(Step::SetMode, &self.path, give) {
                 Ok(()) => {}
-                // Not a member of that group: then no other group gets its rights.
+                // The user is not a member of that group: then no other group gets its permissions.
                 Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied => {
                     mode &= !GROUP_BITS;
                 }
@@ -263,20 +263,20 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         if !self.committed {
-            // What cannot be removed now is cleaned away by the next run.
+            // The next run removes what cannot be removed now.
             let _ = remove(&self.disk, &self.path);
         }
     }
 }
 
-/// The folders above the output that were not there. Dropped before they are kept, they are removed again.
+/// The missing folders above the output. If this is dropped before they are kept, they are removed again.
 struct Parents {
     disk: Disk,
     created: Vec<PathBuf>,
 }
 
 impl Parents {
-    /// Creates a folder and those above it.
+    /// Creates a folder and its missing parents.
     fn create(disk: &Disk, folder: &Path) -> Result<Self, RunError> {
         let missing = folder.ancestors().take_while(|folder| is_absent(folder));
         let missing: Vec<&Path> = missing.collect();
@@ -302,7 +302,7 @@ impl Parents {
 impl Drop for Parents {
     fn drop(&mut self) {
         for folder in self.created.iter().rev() {
-            // Somebody may have put something there meanwhile: it stays.
+            // A folder into which somebody has put something meanwhile stays.
             let _ = self
                 .disk
                 .step(Step::Remove, folder, || fs::remove_dir(folder));
@@ -310,7 +310,7 @@ impl Drop for Parents {
     }
 }
 
-/// The output's place with links followed, so that what is replaced is the folder and not a link to it.
+/// The output's path with links followed, so that the folder is replaced and not a link to it.
 fn resolve(out: &Path) -> Result<PathBuf, RunError> {
     let found = match fs::canonicalize(out) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(out),
@@ -350,7 +350,7 @@ fn check_reads(out: &Path, reads: &[PathBuf]) -> Result<(), RunError> {
 }
 
 fn check_free(out: &Path, force: bool) -> Result<(), RunError> {
-    // Links were followed: one that is still there leads nowhere.
+    // Links were followed: a link that is still there is dangling.
     match fs::symlink_metadata(out) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(DiskError::at(Step::Look, out)(error).into()),
@@ -364,7 +364,7 @@ fn check_free(out: &Path, force: bool) -> Result<(), RunError> {
     }
 }
 
-/// Whether there is a folder with something in it.
+/// Whether there is a folder that is not empty.
 fn has_entries(folder: &Path) -> Result<bool, DiskError> {
     match fs::read_dir(folder) {
         Ok(mut entries) => Ok(entries.next().is_some()),
@@ -378,7 +378,7 @@ fn is_absent(path: &Path) -> bool {
 }
 
 fn check_space(folder: &Path, layout: &Layout<'_>) -> Result<(), RunError> {
-    // A file system that does not say is tried.
+    // If the file system reports no free space, the run tries.
     let Ok(stat) = statvfs(folder) else {
         return Ok(());
     };
@@ -395,7 +395,7 @@ fn check_space(folder: &Path, layout: &Layout<'_>) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Creates a folder and locks it. One that a killed run has left is removed first; what is no such folder stays.
+/// Creates a folder and locks it. The remains of a killed run are removed first; anything else stays.
 fn lock_new(disk: &Disk, path: &Path, out: &Path) -> Result<File, RunError> {
     for _ in 0..TRIES {
         let create = || match fs::create_dir(path) {
@@ -406,11 +406,11 @@ fn lock_new(disk: &Disk, path: &Path, out: &Path) -> Result<File, RunError> {
         let is_new = disk.step(Step::CreateFolder, path, create)?;
         match (lock(disk, path, out), is_new) {
             (Ok(Some(folder)), true) => return Ok(folder),
-            // Held while it is removed.
+            // The lock is held while the folder is removed.
             (Ok(Some(_left)), false) => remove(disk, path)?,
             (Ok(None), _) => {}
             (Err(error), is_new) => {
-                // Whoever has locked it sees to it.
+                // Whoever has locked it removes it.
                 if is_new && !matches!(error, RunError::OutputLocked { .. }) {
                     let _ = disk.step(Step::Remove, path, || fs::remove_dir(path));
                 }
@@ -429,11 +429,11 @@ fn lock(disk: &Disk, path: &Path, out: &Path) -> Result<Option<File>, RunError> 
         return Ok(None);
     };
     try_lock(disk, &folder, path, out)?;
-    // It may also go between open and lock: then what is locked is a finished output.
+    // It may also be renamed between open and lock: then the locked folder is a finished output.
     Ok(Some(folder).filter(|folder| is_at(folder, path)))
 }
 
-/// Opens a folder that a run has made, without following a link; none if it is gone.
+/// Opens a folder that a run has created, without following a link; none if it is gone.
 fn open_own(disk: &Disk, path: &Path) -> Result<Option<File>, RunError> {
     let taken = |found: String| RunError::StagingTaken {
         path: path.to_owned(),
@@ -456,7 +456,7 @@ fn open_own(disk: &Disk, path: &Path) -> Result<Option<File>, RunError> {
     }
 }
 
-/// Opens what is a folder itself: neither a link nor a pipe, which would wait for a writer.
+/// Opens a folder only: neither a link nor a pipe, which would wait for a writer.
 fn open_folder(path: &Path) -> io::Result<File> {
     let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32;
     OpenOptions::new().read(true).custom_flags(flags).open(path)
@@ -476,7 +476,7 @@ fn try_lock(disk: &Disk, folder: &File, path: &Path, out: &Path) -> Result<(), R
     }
 }
 
-/// Whether an open folder still is what lies at a path.
+/// Whether an open folder is still the one at a path.
 fn is_at(folder: &File, path: &Path) -> bool {
     let (Ok(folder), Ok(there)) = (folder.metadata(), fs::symlink_metadata(path)) else {
         return false;
@@ -484,7 +484,7 @@ fn is_at(folder: &File, path: &Path) -> bool {
     (folder.ino(), folder.dev()) == (there.ino(), there.dev())
 }
 
-/// Removes a folder with all that is in it, if it is there.
+/// Removes a folder with its contents, if it exists.
 fn remove(disk: &Disk, path: &Path) -> Result<(), DiskError> {
     disk.step(Step::Remove, path, || match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -497,7 +497,7 @@ pub(super) fn sync_folder(disk: &Disk, path: &Path) -> Result<(), DiskError> {
     disk.step(Step::Sync, path, || File::open(path)?.sync_all())
 }
 
-/// Whether the system says that it has no such call, or not for this file system.
+/// Whether the error says that the call is not supported, by the system or by this file system.
 pub(super) fn is_unsupported(error: &io::Error) -> bool {
     let unsupported = [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP];
     Errno::from_io_error(error).is_some_and(|error| unsupported.contains(&error))

@@ -1,8 +1,8 @@
-//! Bytes on their way to the disk: tiles of output, which threads of their own write.
+//! Writes tiles of output to disk on threads of its own.
 //!
-//! Workers go on computing while the disk works. Tiles are written past the page cache where the file system
-//! can: a merge writes gigabytes that nobody reads soon, and through the cache they cost a copy, a page each,
-//! and the inputs' place in it. Elsewhere they are written the usual way.
+//! Workers go on computing while the disk works. Tiles bypass the page cache if the file system allows it: a merge
+//! writes gigabytes that nobody reads soon, and the page cache would cost a copy and a page for each, and would evict
+//! the inputs. Otherwise they are written the usual way.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -20,13 +20,13 @@ use super::disk::{Disk, DiskError, Step};
 use super::stage::is_unsupported;
 use engine::{PAGE, Tile};
 
-/// Threads that write: while one waits for its turn on a busy processor, the disk has the other's tile to write.
+/// Writing threads: while one waits for a busy processor, the disk has the other's tile to write.
 const WRITERS: usize = 2;
 
-/// Bytes that are too few for a write of their own past the page cache.
+/// Fewer bytes than this are not written past the page cache.
 const FEW: usize = 64 << 10;
 
-/// A new file of a known length, to be written in any order, each byte once.
+/// A new file of known length, written in any order, each byte once.
 #[derive(Debug)]
 pub(super) struct NewFile {
     disk: Disk,
@@ -39,13 +39,13 @@ pub(super) struct NewFile {
 }
 
 impl NewFile {
-    /// Creates the file and sets its room aside, so that a full disk shows at once.
+    /// Creates the file and reserves its room, so that a full disk is noticed at once.
     pub(super) fn create(disk: &Disk, path: PathBuf, length: u64) -> Result<Self, DiskError> {
         let buffered = disk.step(Step::Create, &path, || File::create_new(&path))?;
         disk.step(Step::Allocate, &path, || {
             let allocated = fallocate(&buffered, FallocateFlags::empty(), 0, length);
             match allocated.map_err(io::Error::from) {
-                // Not every file system can; it may also be interrupted.
+                // Not every file system supports this; the call may also be interrupted.
                 Err(error) if is_unsupported(&error) => buffered.set_len(length),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                     buffered.set_len(length)
@@ -62,20 +62,20 @@ impl NewFile {
         })
     }
 
-    /// Writes what the file starts with, through the page cache: its memory does not begin at a page, as direct writes
-    /// want it.
+    /// Writes the start of the file through the page cache: the header's memory is not page-aligned, as direct writes
+    /// require.
     pub(super) fn write_header(&self, header: &[u8]) -> Result<(), DiskError> {
         let write = || self.buffered.write_all_at(header, 0);
         self.disk.step(Step::Write, &self.path, write)
     }
 
-    /// Writes bytes at their place.
+    /// Writes bytes at their offset.
     fn write(&self, start: u64, bytes: &[u8]) -> Result<(), DiskError> {
         let write = || self.write_in_pages(start, bytes);
         self.disk.step(Step::Write, &self.path, write)
     }
 
-    /// Writes many bytes past the page cache, but for parts of pages, which go through it as few do.
+    /// Writes whole pages past the page cache, and the partial pages at both ends through it.
     fn write_in_pages(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
         let pages = whole_pages(start, bytes.len());
         let direct = self.direct.as_ref().filter(|_| !self.refused.load(Relaxed));
@@ -83,7 +83,7 @@ impl NewFile {
             return self.buffered.write_all_at(bytes, start);
         };
         match direct.write_all_at(&bytes[pages.clone()], start + pages.start as u64) {
-            // Some file systems open a file for direct writes and take none.
+            // Some file systems open a file for direct writes and then refuse them.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 self.refused.store(true, Relaxed);
                 return self.buffered.write_all_at(bytes, start);
@@ -102,7 +102,7 @@ impl NewFile {
     }
 }
 
-/// Which of so many bytes, of which the first is at `start`, are whole pages.
+/// The range of whole pages among `len` bytes that begin at offset `start`.
 fn whole_pages(start: u64, len: usize) -> Range<usize> {
     let to_page = (start.next_multiple_of(PAGE as u64) - start) as usize;
     match len.checked_sub(to_page) {
@@ -111,7 +111,7 @@ fn whole_pages(start: u64, len: usize) -> Range<usize> {
     }
 }
 
-/// Opens a file for writes past the page cache, where the system has such a thing.
+/// Opens a file for writes past the page cache, if the system supports them.
 fn open_direct(path: &Path) -> Option<File> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -136,19 +136,19 @@ pub(super) struct Writer {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the workers and the writing threads share.
+/// State shared by the workers and the writing threads.
 struct Shared {
     files: Vec<NewFile>,
     state: Mutex<State>,
-    /// Told of every change of the state that a writing thread may wait for.
+    /// Notified on every change of the state that a writing thread may wait for.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// What waits to be written: bytes of a file, and where they begin in it.
+    /// Tiles that wait to be written: file, offset, bytes.
     waiting: VecDeque<(usize, u64, Tile)>,
-    /// Whether no more will come.
+    /// Whether no more tiles will come.
     closed: bool,
     /// The first write that failed.
     failure: Option<DiskError>,
@@ -174,10 +174,10 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Takes bytes of a file, the first of which is at `start`; each byte once, in any order.
+    /// Queues bytes of a file that begin at offset `start`; each byte once, in any order.
     ///
     /// # Errors
-    /// That of a write before this one.
+    /// An earlier write failed.
     pub(super) fn write(&self, file: usize, start: u64, bytes: Tile) -> io::Result<()> {
         let mut state = self.shared.lock();
         if let Some(failure) = &state.failure {
@@ -201,7 +201,7 @@ impl Writer {
         self.shared.files.iter().try_for_each(NewFile::sync)
     }
 
-    /// Lets the threads write what waits, and waits for them.
+    /// Closes the queue, and waits until the threads have written it.
     fn close(&mut self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();
@@ -218,7 +218,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         if !self.threads.is_empty() {
-            // The run has failed: what is not written need not be.
+            // The run has failed, so the rest need not be written.
             self.shared.lock().waiting.clear();
             self.close();
         }
@@ -230,7 +230,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The work of a thread: writes what waits until no more will come.
+    /// The loop of a writing thread: writes tiles until no more will come.
     fn write_all(&self) {
         let mut state = self.lock();
         loop {
@@ -242,7 +242,7 @@ impl Shared {
                 state = changed.unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            // After a failure tiles are only given back, as somebody may wait for one.
+            // After a failure tiles are only returned, because somebody may wait for one.
             let failed = state.failure.is_some();
             drop(state);
             let done = match self.files.get(file) {
@@ -258,7 +258,7 @@ impl Shared {
     }
 }
 
-/// The same error once more.
+/// A copy of an I/O error.
 fn again(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
     use engine::Tiles;
 
-    /// Writes pieces in the order given, by two threads that share so many tiles, and compares the files.
+    /// Writes pieces in the given order by two threads that share `tiles` tiles, and compares the files.
     fn round_trip(lengths: &[usize], pieces: &[(usize, Range<usize>)], tiles: usize) {
         let folder = tempfile::tempdir().unwrap();
         let contents: Vec<Vec<u8>> = lengths
@@ -328,7 +328,7 @@ mod tests {
                 at.sort_unstable();
                 pieces.extend(at.windows(2).map(|pair| (file, pair[0]..pair[1])));
             }
-            // Any order will do, as long as it is not that of the files.
+            // Any order will do, except that of the files.
             pieces.sort_by_key(|(file, range)| (range.start as u64 ^ order).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(*file as u32));
             round_trip(&lengths, &pieces, tiles);
         }
@@ -339,11 +339,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
         let mut file = NewFile::create(&Disk::default(), path.clone(), 1 << 20).unwrap();
-        // Not open for writing: every write fails.
+        // Not open for writing, so every write fails.
         file.buffered = File::open(&path).unwrap();
         file.direct = None;
         let writer = Writer::new(vec![file]).unwrap();
-        // One tile: it comes back from a write that failed too.
+        // With a single tile: it must come back even from a write that failed.
         let tiles = Tiles::new(PAGE, 1);
         let results: Vec<io::Result<()>> = (0..256)
             .map(|n| writer.write(0, n * 4096, tiles.take(0, PAGE).unwrap()))
@@ -360,7 +360,7 @@ mod tests {
         let len = 2 * FEW + 10;
         let file = NewFile::create(&Disk::default(), path.clone(), len as u64).unwrap();
         let bytes = vec![7u8; len + 1];
-        // Memory that is not aligned: what the system says of it is what a refusing file system says.
+        // The system reports unaligned memory with the same error as a file system that refuses direct writes.
         let unaligned = usize::from((bytes.as_ptr() as usize).is_multiple_of(PAGE));
         file.write(0, &bytes[unaligned..][..len]).unwrap();
         file.sync().unwrap();
