@@ -105,7 +105,7 @@ pub enum CheckpointError {
     },
     /// Several safetensors files, and nothing that says how they belong together.
     #[error(
-        "{path} has no index and several safetensors files that are not one set: {}",
+        "{path} has no index and several weight files that are not one set: {}",
         Listed(.files),
         path = .path.display()
     )]

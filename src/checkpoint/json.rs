@@ -20,6 +20,9 @@ const NAN: f64 = 5e-324;
 /// Python's words, and how the numbers that stand for them are spelled, as no writer spells them.
 const WORDS: [(&str, &str); 2] = [("Infinity", "17.976931348623157e307"), ("NaN", "50.0e-325")];
 
+/// What is said of a Git LFS pointer where JSON is expected.
+pub(super) const LFS_POINTER: &str = "it is a Git LFS pointer, not the file: run `git lfs pull`";
+
 /// Whether the bytes are a Git LFS pointer: what a checkout without LFS has in a file's place.
 pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
     bytes.starts_with(b"version https://git-lfs")
@@ -31,7 +34,7 @@ pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
 /// What is malformed, fit for a terminal.
 pub fn parse_json(bytes: &[u8]) -> Result<Value, String> {
     if is_lfs_pointer(bytes) {
-        return Err("it is a Git LFS pointer, not the file: run `git lfs pull`".to_owned());
+        return Err(LFS_POINTER.to_owned());
     }
     serde_json::from_slice(bytes).or_else(|error| {
         let words = std::str::from_utf8(bytes)

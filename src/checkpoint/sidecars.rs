@@ -1,6 +1,7 @@
 //! The files beside the weights that belong to a checkpoint: tokenizer, templates, processors, licences.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::bounded::read_bounded;
@@ -8,7 +9,8 @@ use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::{file_names, other_format};
 use super::format::Format;
-use super::limits::MAX_SIDECAR_BYTES;
+use super::json::{is_lfs_pointer, parse_json};
+use super::limits::{MAX_SIDECAR_BYTES, MAX_TOKENIZER_BYTES};
 
 /// A file that is carried over to a checkpoint made from this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,20 @@ pub struct Sidecar {
     pub path: PathBuf,
     /// What it is for.
     pub kind: SidecarKind,
+}
+
+impl Sidecar {
+    /// Whether a Git LFS pointer stands in its place.
+    pub fn is_lfs_pointer(&self) -> bool {
+        let mut head = Vec::new();
+        let read = File::open(&self.path).and_then(|file| file.take(64).read_to_end(&mut head));
+        read.is_ok() && is_lfs_pointer(&head)
+    }
+
+    /// Whether it holds weights: of a module or a head beside the model.
+    pub fn is_weights(&self) -> bool {
+        Format::of(&self.name) == Format::Pickle || self.name.ends_with(".safetensors")
+    }
 }
 
 /// What a sidecar file is for.
@@ -44,7 +60,18 @@ pub enum SidecarKind {
 const TEMPLATES_DIR: &str = "additional_chat_templates";
 
 /// Sidecars by their whole name.
-const NAMES: [(&str, SidecarKind); 24] = [
+const NAMES: [(&str, SidecarKind); 34] = [
+    ("bpe.codes", SidecarKind::Tokenizer),
+    ("dict.txt", SidecarKind::Tokenizer),
+    ("encoder.json", SidecarKind::Tokenizer),
+    ("entity_vocab.json", SidecarKind::Tokenizer),
+    ("vocab-src.json", SidecarKind::Tokenizer),
+    ("vocab-tgt.json", SidecarKind::Tokenizer),
+    ("vocab.bpe", SidecarKind::Tokenizer),
+    // Heads that embedding and reward models keep beside their weights.
+    ("colbert_linear.pt", SidecarKind::Other),
+    ("sparse_linear.pt", SidecarKind::Other),
+    ("value_head.safetensors", SidecarKind::Other),
     ("added_tokens.json", SidecarKind::Tokenizer),
     ("merges.txt", SidecarKind::Tokenizer),
     ("normalizer.json", SidecarKind::Tokenizer),
@@ -90,7 +117,9 @@ pub(super) fn find_sidecars(
     folder: &Path,
     config: Option<&ModelConfig>,
 ) -> Result<Vec<Sidecar>, CheckpointError> {
-    let has_code = config.is_some_and(|config| config.get("auto_map").is_some());
+    let names = file_names(folder)?;
+    let has_code = config.is_some_and(|config| config.get("auto_map").is_some())
+        || names.iter().any(|name| names_code(folder, name));
     let mut sidecars = Vec::new();
     let mut add = |name: String, kind| {
         let path = folder.join(&name);
@@ -99,7 +128,7 @@ pub(super) fn find_sidecars(
             sidecars.push(Sidecar { name, path, kind });
         }
     };
-    for name in file_names(folder)? {
+    for name in names {
         if let Some(kind) = kind_of(&name, has_code) {
             add(name, kind);
         } else if name == TEMPLATES_DIR && folder.join(&name).is_dir() {
@@ -109,7 +138,16 @@ pub(super) fn find_sidecars(
                 }
             }
         } else if is_module_dir(&name) {
-            add(format!("{name}/config.json"), SidecarKind::Other);
+            for file in file_names(&folder.join(&name))? {
+                add(format!("{name}/{file}"), SidecarKind::Other);
+            }
+        } else if has_code && !name.starts_with('.') && folder.join(&name).is_dir() {
+            // A package that the code imports.
+            for file in file_names(&folder.join(&name))? {
+                if file.ends_with(".py") {
+                    add(format!("{name}/{file}"), SidecarKind::Code);
+                }
+            }
         }
     }
     sidecars.sort_by(|a, b| a.name.cmp(&b.name));
@@ -134,10 +172,31 @@ fn kind_of(name: &str, has_code: bool) -> Option<SidecarKind> {
     (has_code && name.ends_with(".py")).then_some(SidecarKind::Code)
 }
 
-/// `1_Pooling`: a module of a sentence-transformers model.
+/// Whether a config beside the weights, such as that of a tokenizer or a processor, points to Python files.
+fn names_code(folder: &Path, name: &str) -> bool {
+    let is_config = NAMES
+        .iter()
+        .any(|(known, _)| *known == name && name.ends_with("_config.json"));
+    let read = || {
+        read_bounded(
+            &folder.join(name),
+            MAX_TOKENIZER_BYTES,
+            "settings, in bytes",
+        )
+        .ok()
+    };
+    let code =
+        |bytes: Vec<u8>| parse_json(&bytes).is_ok_and(|config| config.get("auto_map").is_some());
+    is_config && read().is_some_and(code)
+}
+
+/// `1_Pooling`: a module of a sentence-transformers model. What is called a transformer is the model itself.
 fn is_module_dir(name: &str) -> bool {
     name.split_once('_').is_some_and(|(number, rest)| {
-        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) && !rest.is_empty()
+        !number.is_empty()
+            && number.bytes().all(|b| b.is_ascii_digit())
+            && !rest.is_empty()
+            && rest != "Transformer"
     })
 }
 
@@ -161,10 +220,14 @@ mod tests {
     fn what_belongs_to_the_checkpoint_is_carried_and_nothing_else() {
         let carried = [
             "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
             "LICENSE.md",
             "NOTICE",
             "additional_chat_templates/tool.jinja",
+            "bpe.codes",
             "chat_template.jinja",
+            "colbert_linear.pt",
             "generation_config.json",
             "modules.json",
             "preprocessor_config.json",
@@ -174,6 +237,7 @@ mod tests {
             "tokenizer.model.v3",
         ];
         let left = [
+            "0_Transformer/pytorch_model.bin",
             "README.md",
             "model.safetensors",
             "model.safetensors.index.json",
@@ -194,6 +258,27 @@ mod tests {
             r#"{"auto_map": {"AutoModel": "modeling_x.X"}}"#,
         );
         assert_eq!(code, ["modeling_x.py"]);
+    }
+
+    #[test]
+    fn code_that_a_tokenizers_config_names_is_carried_with_its_packages() {
+        let folder = tempfile::tempdir().unwrap();
+        let map = br#"{"auto_map": {"AutoTokenizer": ["tokenization_x.T", null]}}"#;
+        write(&folder.path().join("tokenizer_config.json"), map);
+        for file in [
+            "tokenization_x.py",
+            "parts/bpe.py",
+            "parts/notes.txt",
+            ".git/hook.py",
+        ] {
+            write(&folder.path().join(file), b"pass");
+        }
+        let sidecars = find_sidecars(folder.path(), None).unwrap();
+        let names: Vec<&str> = sidecars.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["parts/bpe.py", "tokenization_x.py", "tokenizer_config.json"]
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the environment says: where the Hub's cache is, from where relative paths start.
 
 use std::env;
+use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
@@ -26,12 +27,46 @@ pub(super) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
+/// A path in which a leading `~` and `$NAME` or `${NAME}` stand for what they mean in a shell, as huggingface_hub has
+/// it; a name that is not set stays as it is written.
+fn expanded(value: OsString) -> PathBuf {
+    let Some(text) = value.to_str() else {
+        return value.into();
+    };
+    let (mut path, text) = match text.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => match env::home_dir() {
+            Some(home) => (home.into_os_string(), rest),
+            None => (OsString::new(), text),
+        },
+        _ => (OsString::new(), text),
+    };
+    let mut parts = text.split('$');
+    path.push(parts.next().unwrap_or_default());
+    for part in parts {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let braced = part.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let (name, rest) = braced
+            .unwrap_or_else(|| part.split_at(part.find(|c| !is_name(c)).unwrap_or(part.len())));
+        match env::var_os(name).filter(|_| !name.is_empty()) {
+            Some(value) => {
+                path.push(value);
+                path.push(rest);
+            }
+            None => {
+                path.push("$");
+                path.push(part);
+            }
+        }
+    }
+    path.into()
+}
+
 /// The cache as huggingface_hub finds it.
 fn hub_cache() -> Option<PathBuf> {
     let set = |name: &str| {
         env::var_os(name)
             .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
+            .map(expanded)
     };
     set("HF_HUB_CACHE")
         .or_else(|| set("HUGGINGFACE_HUB_CACHE"))

@@ -4,10 +4,12 @@
 //! operation and parameter values of every output tensor, and says what happens to every input tensor. Only what
 //! depends on the weights themselves is left open. `run` executes a plan; [`text`] and [`json`] show it.
 //!
-//! This layer reads headers, configs and tokenizers, never a weight, and writes nothing.
+//! This layer reads headers, configs and tokenizers, and writes nothing. Of weights it asks only whether tensors are
+//! equal to the byte ([`copies`]).
 
 mod comparisons;
 mod config;
+mod copies;
 mod counterparts;
 mod draft;
 mod explain;

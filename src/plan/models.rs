@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::problems::Problems;
+use super::problems::{Problems, some_of};
 use super::results::{MergeResult, Results};
 use checkpoint::{Checkpoint, ModelRef, Resolver, Sidecar, SidecarKind};
 use recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
@@ -231,6 +231,27 @@ impl Models {
             }
         }
         files.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
+        for (model, file) in files.iter().filter(|(_, file)| file.is_lfs_pointer()) {
+            let message = format!(
+                "`{}` of `{}` is a Git LFS pointer, not the file",
+                file.name,
+                self.label(*model)
+            );
+            let hint = "run `git lfs pull` in the model's folder".to_owned();
+            problems.add(self.at[*model], message, Some(hint));
+        }
+        let weights: Vec<&str> = files
+            .iter()
+            .filter(|(_, file)| file.is_weights())
+            .map(|(_, file)| file.name.as_str())
+            .collect();
+        if !weights.is_empty() {
+            notes.push(format!(
+                "weights beside the model are copied from `{}`, not merged: {}",
+                self.label(self.donor),
+                some_of(&weights)
+            ));
+        }
         if self.donor().config().is_some()
             && !files
                 .iter()
@@ -241,7 +262,7 @@ impl Models {
         }
         if files.iter().any(|(_, file)| file.kind == SidecarKind::Code) {
             notes.push(format!(
-                "Python files of `{}` are carried over, as its config's auto_map needs them",
+                "Python files of `{}` are carried over, as an auto_map of its configs needs them",
                 self.label(self.donor)
             ));
         }

@@ -1,11 +1,12 @@
 //! Resolves every output tensor (its sources, dtype, parameter values and operation), and what happens to every input.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::Fate;
 use super::comparisons::{
     different_depths, flat_gradients, missing_hint, pattern_of, unused_filters,
 };
+use super::copies::{are_equal, copies};
 use super::counterparts::{Counterparts, is_head};
 use super::layers::{Group, GroupSource, LayerMap, Wanted, Wish, wish};
 use super::models::Models;
@@ -87,6 +88,26 @@ pub(super) fn resolve(
         .collect();
     unused_filters(recipe, &wanted, &own, notes);
     flat_gradients(recipe, &wanted, notes);
+    for model in (0..models.merged).filter(|&model| model != models.donor) {
+        if are_equal(models, &counterparts, model, models.donor) {
+            let (label, of) = (models.label(model), models.label(models.donor));
+            notes.push(format!(
+                "`{label}` is equal to `{of}` to the byte: if it should differ, it was not saved as it was trained"
+            ));
+        }
+    }
+    let copies = match method.info().random {
+        true => copies(models, &counterparts, &groups, &wanted),
+        false => HashMap::new(),
+    };
+    if !copies.is_empty() {
+        let mut names: Vec<&String> = copies.keys().collect();
+        names.sort();
+        notes.push(format!(
+            "tensors that are copies of another in every model get its random mask, and stay copies: {}",
+            some_of(&names)
+        ));
+    }
     let mut resolver = Resolver {
         recipe,
         method,
@@ -94,6 +115,7 @@ pub(super) fn resolve(
         counterparts: &counterparts,
         groups: &groups,
         wanted: wanted.iter().map(|wanted| wanted.name.as_str()).collect(),
+        copies,
         alignment,
         seed,
         problems,
@@ -158,6 +180,8 @@ struct Resolver<'a> {
     groups: &'a [Group<'a>],
     /// The names that the recipe asks for.
     wanted: HashSet<&'a str>,
+    /// Copies of other output tensors, whose random masks they get.
+    copies: HashMap<String, String>,
     alignment: Option<&'a Alignment<'a>>,
     seed: u64,
     problems: &'a mut Problems,
@@ -505,7 +529,7 @@ impl<'a> Resolver<'a> {
 
         let params = self.params(wanted, group)?;
         let tensor = Tensor {
-            name: &wanted.name,
+            name: self.copies.get(&wanted.name).unwrap_or(&wanted.name),
             shape: &shape,
             seed: self.seed,
             base: group.base,

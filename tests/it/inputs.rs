@@ -560,6 +560,24 @@ fn the_hub_cache_is_read_by_branch_and_by_commit() {
     fs::rename(bench.path("cache"), bench.path("home/hub")).unwrap();
     assert_eq!(run("home", None), Some(0));
     assert_eq!(run("home", Some("no-hub")), Some(1));
+
+    // huggingface_hub expands `~` and variables in both.
+    for (name, value) in [
+        ("HF_HOME", "~/home"),
+        ("HF_HOME", "$PLACE/home"),
+        ("HF_HUB_CACHE", "${PLACE}/home/hub"),
+        ("HF_HUB_CACHE", "~/home/hub"),
+    ] {
+        let mut command = bench.command();
+        command.args(["merge", "recipe.yml", "out", "-q", "--force"]);
+        command
+            .env("HOME", bench.path(""))
+            .env("PLACE", bench.path(""));
+        assert!(
+            command.env(name, value).output().unwrap().status.success(),
+            "{value}"
+        );
+    }
 }
 
 #[test]

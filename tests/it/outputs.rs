@@ -8,7 +8,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use crate::fixtures::{
-    Bench, Loaded, by_name, config_with, files, floats, llama, llama_config, load, read_json, with,
+    Bench, Loaded, by_name, config_with, files, floats, llama, llama_config, load, noise,
+    read_json, with,
 };
 
 const LINEAR: &str =
@@ -846,4 +847,120 @@ fn configs_keep_what_nobody_changes() {
             .refused(mean, &[])
             .contains("config.json is malformed")
     );
+}
+
+#[test]
+fn pointers_of_git_lfs_are_no_files() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
+    let mean =
+        "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: a}, {model: b}]\n";
+    for file in [
+        "tokenizer.model",
+        "vocab.txt",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "config.json",
+    ] {
+        let bench = Bench::new();
+        bench.llama("a", 1, Dtype::F32);
+        bench.llama("b", 2, Dtype::F32);
+        bench.file(&format!("a/{file}"), pointer);
+        let message = bench.refused(mean, &[]);
+        assert!(
+            message.contains("a Git LFS pointer, not the file"),
+            "{file}: {message}"
+        );
+        assert!(message.contains("run `git lfs pull`"), "{file}: {message}");
+    }
+}
+
+#[test]
+fn weights_of_modules_are_copied_and_named() {
+    let bench = Bench::new();
+    for (model, seed) in [("a", 1), ("b", 2)] {
+        bench.llama(model, seed, Dtype::F32);
+        bench.file(&format!("{model}/modules.json"), "[]");
+        bench.tensors(
+            &format!("{model}/2_Dense/model.safetensors"),
+            &[floats("linear.weight", Dtype::F32, &[1], [seed as f64])],
+        );
+        bench.file(
+            &format!("{model}/sparse_linear.pt"),
+            format!("head of {model}"),
+        );
+    }
+    let mean =
+        "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: a}, {model: b}]\n";
+    let out = bench.merge(mean, &[]);
+    for file in ["2_Dense/model.safetensors", "sparse_linear.pt"] {
+        let read = |model: &Path| fs::read(model.join(file)).unwrap();
+        assert!(read(&out) == read(&bench.path("a")), "{file}");
+    }
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    let note = "copied from `a`, not merged: `2_Dense/model.safetensors`, `sparse_linear.pt`";
+    assert!(plan.contains(note), "{plan}");
+}
+
+/// Old pickles and FSDP store a tied embedding twice, under any names: a random mask may not part the two.
+#[test]
+fn copies_stay_copies_under_random_methods() {
+    let bench = Bench::new();
+    for (model, seed) in [("base", 1), ("a", 2), ("b", 3)] {
+        let shared = |name: &str| floats(name, Dtype::F32, &[16, 8], noise(seed, 128));
+        let specs = [
+            shared("shared.weight"),
+            shared("encoder.first_lookup.weight"),
+            floats("other.weight", Dtype::F32, &[16, 8], noise(seed + 10, 128)),
+        ];
+        bench.tensors(&format!("{model}.safetensors"), &specs);
+    }
+    for method in ["dare_linear", "dare_ties", "della", "della_linear"] {
+        let out = by_name(&bench.merge(
+            &format!(
+                "merge_method: {method}\nbase_model: base.safetensors\nmodels: [{{model: a.safetensors}}, {{model: b.safetensors}}]\n\
+                 parameters: {{weight: 0.5, density: 0.5}}\n"
+            ),
+            &["--seed", "7"],
+        ));
+        assert_eq!(
+            out["shared.weight"], out["encoder.first_lookup.weight"],
+            "{method}"
+        );
+    }
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(
+        plan.contains("get its random mask, and stay copies: `"),
+        "{plan}"
+    );
+    // Equal in one model alone is no copy.
+    let specs = [
+        "shared.weight",
+        "encoder.first_lookup.weight",
+        "other.weight",
+    ];
+    let specs: Vec<_> = (40..)
+        .zip(specs)
+        .map(|(seed, name)| floats(name, Dtype::F32, &[16, 8], noise(seed, 128)))
+        .collect();
+    bench.tensors("b.safetensors", &specs);
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(!plan.contains("stay copies"), "{plan}");
+}
+
+#[test]
+fn a_fine_tune_that_is_its_base_is_noted() {
+    let bench = Bench::new();
+    for (model, seed) in [("base", 1), ("a", 1), ("b", 2)] {
+        bench.llama(model, seed, Dtype::BF16);
+    }
+    bench.merge(
+        "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n",
+        &[],
+    );
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(
+        plan.contains("`a` is equal to `base` to the byte"),
+        "{plan}"
+    );
+    assert!(!plan.contains("`b` is equal"), "{plan}");
 }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::bounded::{plain, read_bounded};
 use super::super::error::CheckpointError;
+use super::super::json::{LFS_POINTER, is_lfs_pointer};
 use super::super::limits::{MAX_TOKEN_ID, MAX_TOKENIZER_BYTES};
 use super::super::reader::Checkpoint;
 use super::super::sidecars::SidecarKind;
@@ -117,6 +118,9 @@ impl Tokenizer {
 
     /// Reads the text of a `tokenizer.json`; what comes back of a failure is its reason.
     fn parse(bytes: &[u8]) -> Result<Self, String> {
+        if is_lfs_pointer(bytes) {
+            return Err(LFS_POINTER.to_owned());
+        }
         let Entries(entries) = serde_json::from_slice(bytes).map_err(|error| plain(&error))?;
         let find = |key: &str| {
             entries

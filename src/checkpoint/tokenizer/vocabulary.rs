@@ -11,6 +11,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::super::bounded::{plain, read_bounded};
 use super::super::error::CheckpointError;
+use super::super::json::{LFS_POINTER, is_lfs_pointer};
 use super::super::limits::MAX_TOKENIZER_BYTES;
 use super::super::reader::Checkpoint;
 
@@ -140,6 +141,10 @@ fn read_vocabulary(folder: &Path) -> Result<Option<Vocabulary>, CheckpointError>
         let path = folder.join(name);
         if is_file(&path) {
             let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES, "vocabulary, in bytes")?;
+            if is_lfs_pointer(&bytes) {
+                let detail = LFS_POINTER.to_owned();
+                return Err(CheckpointError::JsonMalformed { path, detail });
+            }
             let vocabulary = read(folder, &bytes).map_err(|e| e.at(path))?;
             if !vocabulary.is_empty() {
                 return Ok(Some(vocabulary));
