@@ -23,6 +23,7 @@ mod schema;
 mod setting;
 mod tokenizer;
 mod walk;
+mod whole;
 mod yaml;
 
 #[cfg(test)]
