@@ -14,6 +14,7 @@ mod execute;
 mod filling;
 mod job;
 mod lane;
+mod matrices;
 mod part;
 mod program;
 mod scan;

@@ -81,12 +81,12 @@ fn product(out: &mut [f32], left: View, right: View) {
 }
 
 impl Whole for Factor {
-    fn compute(&self, sources: &Matrices<'_>, result: &mut [f32]) -> Result<(), EngineError> {
+    fn compute(&self, sources: &dyn Matrices, result: &mut [f32]) -> Result<(), EngineError> {
         let [now, most] = self.held.as_ref();
         most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
         let (rows, columns) = (sources.rows(), sources.columns());
         let mut other = vec![0f32; rows * columns];
-        for source in 1..sources.len() {
+        for source in 1..sources.count() {
             // A few rows at a time, which is allowed.
             for (band, values) in other.chunks_mut(7 * columns).enumerate() {
                 sources.read(source, 7 * band, values)?;
@@ -94,14 +94,14 @@ impl Whole for Factor {
             result.iter_mut().zip(&other).for_each(|(x, y)| *x += y);
         }
         sources.read(0, 0, &mut other)?;
-        let times = (sources.len() - 1) as f32;
+        let times = (sources.count() - 1) as f32;
         result
             .iter_mut()
             .zip(&other)
             .for_each(|(x, y)| *x -= times * y);
         let squares: f64 = result.iter().map(|x| f64::from(*x).powi(2)).sum();
         if squares == 0.0 {
-            return Err(sources.refusal("nothing differs"));
+            return Err(sources.refusal("nothing differs".into()));
         }
         let scale = (1.0 / squares.sqrt()) as f32;
         result.iter_mut().for_each(|x| *x *= scale);
