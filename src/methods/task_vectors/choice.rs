@@ -5,10 +5,18 @@ use super::super::order::{Counts, Keys, Order};
 use super::super::{Tensor, TensorParams};
 use super::mask::{Mask, difference_keys};
 use super::ranks::Chances;
-use super::{Sparsifier, Term};
+use super::scheme::Sparsifier;
 use engine::{Block, Measured};
 use errors::Refusal;
 use numeric::{MaskKey, Real, keep_threshold};
+
+/// One fine-tune.
+#[derive(Debug, Clone)]
+pub(super) struct Term {
+    pub(super) source: usize,
+    pub(super) weight: f64,
+    pub(super) choice: Choice,
+}
 
 /// Which elements of a task vector are to be kept.
 #[derive(Debug, Clone, Copy)]

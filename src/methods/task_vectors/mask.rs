@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::super::interval::{BlockInterval, Bounds, KeyInterval};
 use super::super::order::Keys;
-use super::STRIP;
 use super::ranks::{Chances, RankedRows, rank_rows};
+use super::scheme::STRIP;
 use engine::Block;
 use numeric::{MaskKey, Real, WORD, pack, unpack, vectorised};
 

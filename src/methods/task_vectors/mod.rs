@@ -14,14 +14,16 @@ mod mask;
 mod norms;
 mod parameters;
 mod ranks;
+mod scheme;
 mod sum;
 
-use self::choice::{Choice, Magnitudes, masks};
+use self::choice::{Choice, Magnitudes, Term, masks};
 pub(super) use self::mask::{Choose, Mask, Masked};
 use self::norms::{Norms, l1_factor};
 pub(super) use self::parameters::{
     DENSITY, INT8_MASK, LAMBDA, UNUSED_DENSITY, UNUSED_RESCALE, WEIGHT, normalize, rescale,
 };
+pub(super) use self::scheme::{Consensus, STRIP, Sparsifier};
 pub(super) use self::sum::{AddUp, Agreement, MaskedTerm, Sum};
 use super::interval::KeyInterval;
 use super::order::{self, Order};
@@ -29,9 +31,6 @@ use super::{Action, Method, MethodInfo, Tensor, TensorParams};
 use engine::{AnyProgram, Cost, Measured, Pass, Program};
 use errors::Refusal;
 use numeric::Real;
-
-/// Elements processed at a time, so that partial results stay in the first-level cache.
-pub(super) const STRIP: usize = 512;
 
 /// What distinguishes the task vector methods.
 #[derive(Debug, Clone, Copy)]
@@ -57,32 +56,6 @@ impl Method for TaskVectorMethod {
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         action(self.scheme, params, tensor)
     }
-}
-
-/// Which elements of a task vector are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sparsifier {
-    /// All.
-    None,
-    /// The largest of the tensor.
-    Magnitude,
-    /// The largest of the tensor, except for the very largest.
-    Outliers,
-    /// Each with the same probability.
-    Random,
-    /// Each with a probability that rises with its rank in its row.
-    ByRank,
-}
-
-/// Which of the weighted task vectors are added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Consensus {
-    /// All.
-    None,
-    /// Those with the sign of their sum.
-    WeightedSign,
-    /// Those with the sign of the sum of the unweighted task vectors.
-    Sign,
 }
 
 /// How one tensor is computed under a scheme.
@@ -144,14 +117,6 @@ fn action(scheme: Scheme, params: &TensorParams, tensor: &Tensor<'_>) -> Result<
     let block = program.cost().block_len() as u64;
     program.blocks = program.elements.div_ceil(block) as usize;
     Ok(Action::Compute(Box::new(program)))
-}
-
-/// One fine-tune.
-#[derive(Debug, Clone)]
-struct Term {
-    source: usize,
-    weight: f64,
-    choice: Choice,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! The pass that measures L1 norms before and after the masks, for `rescale: l1`.
 
-use super::STRIP;
 use super::choice::Magnitudes;
 use super::mask::{BlockMask, Masked};
+use super::scheme::STRIP;
 use super::sum::MaskedTerm;
 use engine::{Block, Measure};
 use numeric::{Real, abs_sum};

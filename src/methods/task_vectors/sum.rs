@@ -2,7 +2,7 @@
 
 use super::choice::Magnitudes;
 use super::mask::{BlockMask, Choose, Mask, Masked};
-use super::{Consensus, STRIP};
+use super::scheme::{Consensus, STRIP};
 use crate::TensorParams;
 use crate::interval::{Bounds, KeyInterval, one_if};
 use crate::order::Keys;
