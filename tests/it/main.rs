@@ -32,6 +32,7 @@ mod refusals;
 mod report;
 mod signing;
 mod sources;
+mod structure;
 mod tables;
 mod tokenizer;
 mod values;
