@@ -651,7 +651,7 @@ fn messages_about_recipes_read_well() {
     4 | parameters: {weight: 1, density: -0.1}
       |                                  ^^^^
       |
-      = hint: The share of the task vector's elements that is kept.
+      = hint: The fraction of the task vector's elements that is kept.
     ");
     insta::assert_snapshot!(planned(&bench, "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [1, 9]}]\n"), @r"
     error: layer_range [1, 9] goes beyond `a`, which has 2 layers
@@ -1159,7 +1159,7 @@ fn all_that_is_wrong_is_said_at_once_on_each_level() {
     6 |   parameters: {weight: 1, density: 2}
       |                                    ^
       |
-      = hint: The share of the task vector's elements that is kept.
+      = hint: The fraction of the task vector's elements that is kept.
 
     error: `ties` has no parameter `wieght`
      --> recipe.yml:8:16
