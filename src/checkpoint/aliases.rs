@@ -1,6 +1,6 @@
 //! Finds the one prefix by which two checkpoints name the same tensors differently.
 //!
-//! `bert.encoder...` in one file is `encoder...` in another; composite models moved `language_model.` about.
+//! `bert.encoder...` in one file is `encoder...` in another; composite models have moved `language_model.` around.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,46 +10,46 @@ use architecture::{layer_lists, layer_stacks};
 /// A prefix of one model's names that stands for another prefix in a second model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrefixAlias {
-    /// What the reference's names start with: whole components with their dot, or nothing.
+    /// The prefix in the reference's names: whole components with their dot, or nothing.
     pub reference_prefix: String,
-    /// What the other model's names start with instead.
+    /// The prefix in the other model's names.
     pub model_prefix: String,
 }
 
 impl PrefixAlias {
     /// The model's name for a tensor of the reference; none if the name lacks the prefix.
     ///
-    /// A name that the model has as it stands needs no alias: look for that first.
+    /// A name that the model has unchanged needs no alias: look for that first.
     pub fn apply(&self, name: &str) -> Option<String> {
         let rest = name.strip_prefix(self.reference_prefix.as_str())?;
         (!rest.is_empty()).then(|| format!("{}{rest}", self.model_prefix))
     }
 }
 
-/// How many names with one suffix are looked at as partners: real models have one or two.
+/// The most names with the same suffix that are considered as partners: real models have one or two.
 const PARTNERS: usize = 4;
 
-/// How many pairs of prefixes are tried out on all names.
+/// The most pairs of prefixes that are tried on all names.
 const CANDIDATES: usize = 16;
 
 /// Names and shapes.
 type Shapes<'a> = HashMap<&'a str, &'a [usize]>;
 
-/// What the names of two checkpoints say about a prefix that differs.
+/// The result of looking for a prefix that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AliasSearch {
-    /// No prefix explains what is missing.
+    /// No prefix explains the missing names.
     Nothing,
     /// One prefix stands for another.
     Found(PrefixAlias),
-    /// Names and shapes would fit, but nothing shows that they mean the same: a head, or another single module.
+    /// Names and shapes would match, but nothing shows that they mean the same: a head, or another single module.
     TooWeak(PrefixAlias),
 }
 
-/// The alias that finds the most of the names which `reference` has and `other` lacks, if it is of a trunk.
+/// Finds the alias that resolves most of the names which `reference` has and `other` lacks, if it is of a trunk.
 ///
-/// Shapes must agree, and no name may already mean another tensor of the reference. A trunk is a stack of layers,
-/// or all that is missing: a single module that has another name, such as a head, may be another module.
+/// Shapes must agree, and no name may already belong to another tensor of the reference. A trunk is a stack of layers,
+/// or all missing names: a single module with another name, such as a head, may be a different module.
 pub fn find_alias(reference: &[(&str, &[usize])], other: &[(&str, &[usize])]) -> AliasSearch {
     let in_reference: HashSet<&str> = reference.iter().map(|(name, _)| *name).collect();
     let in_other: HashSet<&str> = other.iter().map(|(name, _)| *name).collect();
@@ -61,7 +61,7 @@ pub fn find_alias(reference: &[(&str, &[usize])], other: &[(&str, &[usize])]) ->
         .iter()
         .filter(|(name, _)| !in_reference.contains(name))
         .collect();
-    // In order, so that the first partners of a suffix do not depend on the order of a file.
+    // Sorted, so that the first partners of a suffix do not depend on the order of a file.
     missing.sort();
     let shapes: Shapes = extra.iter().map(|(name, shape)| (*name, *shape)).collect();
 
@@ -97,12 +97,12 @@ pub fn find_alias(reference: &[(&str, &[usize])], other: &[(&str, &[usize])]) ->
     }
 }
 
-/// Whether the names that an alias resolves show that it holds.
+/// Whether the names that an alias resolves are enough evidence for it.
 fn is_trunk(alias: &PrefixAlias, resolved: &[&str], missing: usize, reference: usize) -> bool {
     if resolved.len() == reference && reference > 0 {
         return true;
     }
-    // `encoder.` for `bert.encoder.` is one module further out or in; `score.` for `head.` is another name.
+    // `encoder.` for `bert.encoder.` is one level of nesting more or less; `score.` for `head.` is another name.
     let nested = alias.reference_prefix.is_empty() || alias.model_prefix.is_empty();
     let stacked = !layer_lists(resolved.iter().copied()).is_empty()
         || resolved.len() * 2 > reference && !layer_stacks(resolved.iter().copied()).is_empty();
@@ -117,7 +117,7 @@ fn is_trunk(alias: &PrefixAlias, resolved: &[&str], missing: usize, reference: u
     nested && resolved.len() == missing && (modules.len() > 1 || resolved.iter().all(has_a_role))
 }
 
-/// The names that end in a suffix, by that suffix; of each no more than are ever looked at.
+/// Groups names by their last parts; each group has at most as many names as are ever considered.
 fn partners_by_suffix(mut names: Vec<&str>) -> HashMap<&str, Vec<&str>> {
     names.sort_unstable();
     let mut partners: HashMap<&str, Vec<&str>> = HashMap::new();
@@ -150,7 +150,7 @@ fn candidates<'a>(
     })
 }
 
-/// Every way to cut a name after whole components, none of them a number: the shortest prefix first.
+/// Every way to split a name after whole components, none of them a number: the shortest prefix first.
 fn prefix_cuts(name: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut next = Some(0);
     std::iter::from_fn(move || {
@@ -164,7 +164,7 @@ fn prefix_cuts(name: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// The names that the alias finds, in a tensor of their shape.
+/// The names for which the alias finds a tensor of the same shape.
 fn resolved<'a>(
     alias: &PrefixAlias,
     missing: &[&(&'a str, &[usize])],
@@ -266,7 +266,7 @@ mod tests {
             (&["a.0.w", "b.0.w", "c.0.w"], &["m.a.0.w"]),
             (&["layers.0.w", "layers.1.w"], &["layers.2.w", "layers.3.w"]),
             (&["model.a", "model.b"], &["x", "y"]),
-            // The target would be a tensor that the reference itself has.
+            // The alias would resolve to a tensor that the reference itself has.
             (&["model.a.w", "model.b.w", "a.w", "b.w"], &["a.w", "b.w"]),
         ];
         for (reference, other) in cases {

@@ -1,24 +1,24 @@
-//! Drop-behind: what was read of a mapped file for the last time leaves the map, and for inputs that do not fit into
-//! memory the page cache too.
+//! Drop-behind: bytes of a mapped file that have been read for the last time leave the map. For inputs that do not fit
+//! into memory, they leave the page cache too.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Bytes that are reclaimed at once; pieces start at multiples of it. What a system reads ahead at once is a power of
-/// two and not larger, so it lies within one piece.
+/// Bytes reclaimed at once; pieces start at multiples of it. A system's read-ahead is a power of two and not larger, so
+/// it lies within one piece.
 const PIECE: u64 = 8 << 20;
 
-/// From where bytes are reclaimed that are not needed again. They can still be read.
+/// Where bytes that are not needed again are reclaimed from. They can still be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reclaim {
-    /// The process's map. The system would undo the map when the process ends, slowly and on one thread; so the workers
-    /// do it as they go.
+    /// The map of the process. At exit the system would remove the map slowly, on one thread; so the workers do it as
+    /// they go.
     Map,
-    /// The page cache too: who reads them again reads from the disk.
+    /// The page cache too: a later read comes from the disk.
     Cache,
 }
 
-/// How much of each piece of a file was read for the last time.
+/// How much of each piece of a file has been read for the last time.
 #[derive(Debug)]
 pub(super) struct Behind {
     file_size: u64,
@@ -34,10 +34,10 @@ impl Behind {
         }
     }
 
-    /// Notes that these bytes are not needed again. Gives the pieces that are complete with them: all of their bytes
-    /// have been noted.
+    /// Notes that these bytes are not needed again. Returns the pieces that are now complete: all of their bytes have
+    /// been noted.
     ///
-    /// A piece that has a header, or a tensor that is never read, stays.
+    /// A piece that contains a header, or a tensor that is never read, never becomes complete.
     pub(super) fn note(&self, bytes: Range<u64>) -> Vec<Range<u64>> {
         let mut done = Vec::new();
         let mut start = bytes.start;
@@ -60,8 +60,8 @@ impl Behind {
     }
 }
 
-/// Reclaims mapped bytes that start at a page; a later read gets them from their file again. Nothing happens where the
-/// system has no such advice, or does not take it.
+/// Reclaims mapped bytes that start at a page; a later read gets them from their file again. Does nothing if the system
+/// has no such advice, or refuses it.
 pub(super) fn reclaim(bytes: &[u8], from: Reclaim) {
     #[cfg(target_os = "linux")]
     {
@@ -91,14 +91,14 @@ mod tests {
         let first = 0..PIECE;
         assert_eq!(behind.note(0..10), [first]);
         assert_eq!(behind.note(2 * PIECE + 50..file_size), []);
-        // Across a boundary.
+        // Across the boundary of two pieces.
         assert_eq!(
             behind.note(PIECE + 7..2 * PIECE + 50),
             [PIECE..2 * PIECE, 2 * PIECE..file_size]
         );
         // Read again, for another tensor.
         assert_eq!(behind.note(0..PIECE), []);
-        // Beyond the end, of a file that is not what it was.
+        // Beyond the end of the file, which has changed since it was opened.
         assert_eq!(behind.note(file_size..file_size + PIECE), []);
     }
 }

@@ -1,4 +1,4 @@
-//! Reading small files whole, but never more of them than a limit allows.
+//! Reads small files whole, up to a limit.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -14,7 +14,7 @@ pub fn read_bounded(
     what: &'static str,
 ) -> Result<Vec<u8>, CheckpointError> {
     let io = |source| CheckpointError::io("read", path, source);
-    // Asked before opening: opening a FIFO for reading would wait for ever.
+    // Checked before opening: opening a FIFO for reading would block forever.
     if !fs::metadata(path).map_err(io)?.is_file() {
         return Err(CheckpointError::NotAFile { path: path.into() });
     }
@@ -37,7 +37,7 @@ pub fn read_bounded(
     Ok(bytes)
 }
 
-/// Another parser's message made fit for a terminal: it may repeat hostile bytes, at any length.
+/// Makes another parser's message safe for a terminal: it may repeat hostile bytes, at any length.
 pub(super) fn plain(message: &dyn std::fmt::Display) -> String {
     let text = message.to_string();
     let mut out = String::new();

@@ -1,4 +1,4 @@
-//! `config.json`: what it says about the model, wherever in it that is said.
+//! `config.json`: what it says about the model, at the top or in a nested part.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ impl ModelConfig {
         Ok(Some(ModelConfig { path, value, text }))
     }
 
-    /// A config that was made, not read; `path` is where it would be.
+    /// A config that was generated, not read; `path` is where it would be.
     pub fn made(path: PathBuf, value: Value) -> ModelConfig {
         ModelConfig {
             path,
@@ -59,7 +59,7 @@ impl ModelConfig {
         &self.path
     }
 
-    /// All of it: always an object.
+    /// The whole config: always an object.
     pub fn value(&self) -> &Value {
         &self.value
     }
@@ -69,7 +69,7 @@ impl ModelConfig {
         self.text.as_deref()
     }
 
-    /// Says that the output head is not the input embedding, wherever it says the opposite, and at the top.
+    /// Marks the output head as untied from the input embedding, at the top and wherever the config says it is tied.
     pub(super) fn untie(&mut self) {
         const KEY: &str = "tie_word_embeddings";
         for part in TEXT_PARTS {
@@ -82,7 +82,7 @@ impl ModelConfig {
         }
     }
 
-    /// A key at the top, or else in the language model's part; null counts as absent.
+    /// The value of a key at the top, or else in the language model's part; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
         field(&self.value, key)
     }
@@ -102,17 +102,17 @@ impl ModelConfig {
         self.get(key)?.as_str()
     }
 
-    /// How many layers the language model has, under any of the names for that.
+    /// The number of layers of the language model, under any of the names for it.
     pub fn num_hidden_layers(&self) -> Option<usize> {
         LAYER_COUNTS.iter().find_map(|key| self.get_usize(key))
     }
 
-    /// Whether the output head is the input embedding; none if the config leaves it to the architecture.
+    /// Whether the output head is the input embedding; none if the config leaves that to the architecture.
     pub fn tie_word_embeddings(&self) -> Option<bool> {
         self.get_bool("tie_word_embeddings")
     }
 
-    /// How many tokens the embeddings have rows for.
+    /// The number of rows of the embeddings.
     pub fn vocab_size(&self) -> Option<usize> {
         self.get_usize("vocab_size")
     }

@@ -16,7 +16,7 @@ pub enum CheckpointError {
     NotFound {
         /// The model as written.
         model: String,
-        /// Every place that was looked in, and what was the matter there.
+        /// Every place that was searched, and the problem there.
         looked_in: Vec<String>,
         /// What to do about it.
         hint: String,
@@ -26,7 +26,7 @@ pub enum CheckpointError {
     Adapter {
         /// The model as written.
         model: String,
-        /// What is the matter.
+        /// What is wrong.
         source: Refusal,
     },
     /// No folder or cached snapshot has the adapter's name.
@@ -34,10 +34,10 @@ pub enum CheckpointError {
     AdapterNotFound {
         /// The model as written, with its adapter.
         model: String,
-        /// What is the matter, with the adapter as a model.
+        /// What is wrong, with the adapter as a model.
         source: Box<CheckpointError>,
     },
-    /// A revision that would lead out of the Hub cache.
+    /// A revision that would lead outside of the Hub cache.
     #[error("model `{model}`: `{revision}` is not a revision")]
     BadRevision {
         /// The model as written.
@@ -45,17 +45,17 @@ pub enum CheckpointError {
         /// The part after the `@`.
         revision: String,
     },
-    /// The operating system said no.
+    /// The operating system reported an error.
     #[error("can't {action} {path}: {source}", path = .path.display())]
     Io {
         /// What was tried, as a verb.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A folder, pipe or device stands where a file is expected.
+    /// The path is a folder, pipe or device instead of a file.
     #[error(
         "expected a regular file, found something else at {path}",
         path = .path.display()
@@ -64,7 +64,7 @@ pub enum CheckpointError {
         /// The path.
         path: PathBuf,
     },
-    /// A file or folder exceeds what any real one needs.
+    /// A file or folder is larger than any real one needs to be.
     #[error(
         "{path}: {what} is too large: expected at most {limit}, found {found}",
         path = .path.display()
@@ -76,7 +76,7 @@ pub enum CheckpointError {
         what: &'static str,
         /// The limit.
         limit: u64,
-        /// What was found.
+        /// What there is.
         found: u64,
     },
     /// A folder holds no safetensors file.
@@ -88,12 +88,12 @@ pub enum CheckpointError {
     NoWeights {
         /// The folder.
         path: PathBuf,
-        /// What was there instead.
+        /// The files that the folder holds instead.
         found: Vec<String>,
         /// What to do about it.
         hint: String,
     },
-    /// A weight file of another format was named.
+    /// A weight file of another format was given.
     #[error("{path} is {what}, expected safetensors or a file of torch.save", path = .path.display())]
     NotSafetensors {
         /// The file.
@@ -115,14 +115,14 @@ pub enum CheckpointError {
         /// The files.
         files: Vec<String>,
     },
-    /// A shard is not there: a number is lacking, or the index names an absent file.
+    /// A shard is missing: a number is absent from the set, or the index names an absent file.
     #[error("{path}: shard {shard} is missing, expected by {expected_by}", path = .path.display())]
     ShardMissing {
         /// The folder.
         path: PathBuf,
-        /// The file that is lacking.
+        /// The missing file.
         shard: String,
-        /// What says that it should be there.
+        /// What refers to it.
         expected_by: String,
         /// What to do about it.
         hint: String,
@@ -137,7 +137,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
 
-    /// The file ends before what its header promises.
+    /// The file is shorter than its header requires.
     #[error(
         "{path} is truncated: expected {expected} bytes, found {found}",
         path = .path.display()
@@ -145,12 +145,12 @@ pub enum CheckpointError {
     Truncated {
         /// The shard.
         path: PathBuf,
-        /// Bytes that the file must have (at least).
+        /// The least number of bytes that the file must have.
         expected: u64,
         /// Bytes that it has.
         found: u64,
     },
-    /// The file goes on after its last tensor.
+    /// The file has bytes after its last tensor.
     #[error(
         "{path} has bytes that belong to no tensor at its end: expected {expected} bytes, found {found}",
         path = .path.display()
@@ -163,7 +163,7 @@ pub enum CheckpointError {
         /// Bytes that the file has.
         found: u64,
     },
-    /// The first eight bytes claim a header no safetensors file has.
+    /// The first eight bytes claim a header longer than any safetensors file has.
     #[error(
         "{path} is not a safetensors file: its first 8 bytes give a header of {found} bytes, expected at most {limit}",
         path = .path.display()
@@ -176,7 +176,7 @@ pub enum CheckpointError {
         /// The length that the file claims.
         found: u64,
     },
-    /// The header is not UTF-8, not JSON, or not of the form that safetensors has.
+    /// The header is not UTF-8, not JSON, or not in the form of safetensors.
     #[error(
         "{path} has a malformed safetensors header: {detail}",
         path = .path.display()
@@ -184,10 +184,10 @@ pub enum CheckpointError {
     HeaderMalformed {
         /// The shard.
         path: PathBuf,
-        /// What is the matter with it.
+        /// What is wrong with it.
         detail: String,
     },
-    /// A tensor name that is empty, endless, or has control characters.
+    /// A tensor name that is empty, too long, or has control characters.
     #[error(
         "{path}: tensor name `{tensor}` {why}",
         path = .path.display()
@@ -197,10 +197,10 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The name, escaped and shortened.
         tensor: String,
-        /// What is the matter with it.
+        /// What is wrong with it.
         why: &'static str,
     },
-    /// A header or an index has a name twice.
+    /// A header or an index has the same name twice.
     #[error(
         "{path} names tensor `{tensor}` twice",
         path = .path.display()
@@ -257,7 +257,7 @@ pub enum CheckpointError {
         /// Where it begins.
         found: u64,
     },
-    /// Dtype and shape need another number of bytes than the offsets give.
+    /// Dtype and shape need a different number of bytes than the offsets span.
     #[error(
         "{path}: tensor `{tensor}` of dtype {dtype} and shape {shape:?}: expected {expected} bytes, found {found} \
          between its offsets",
@@ -274,10 +274,10 @@ pub enum CheckpointError {
         shape: Vec<usize>,
         /// The bytes that dtype and shape need.
         expected: u64,
-        /// The bytes that the offsets give.
+        /// The bytes that the offsets span.
         found: u64,
     },
-    /// A shape with more elements than can be counted, too many dimensions, or half a byte at its end.
+    /// A shape with more elements than can be counted, with too many dimensions, or that ends within a byte.
     #[error(
         "{path}: tensor `{tensor}` has an impossible shape: {shape} of dtype {dtype} {why}",
         path = .path.display()
@@ -291,11 +291,12 @@ pub enum CheckpointError {
         dtype: Dtype,
         /// Its shape, shortened.
         shape: String,
-        /// What is the matter with it.
+        /// What is wrong with it.
         why: &'static str,
     },
 
-    /// A pickle holds what is not read: a name that is no tensor's, an opcode that torch does not write.
+    /// A pickle holds something that is not read: a name that does not belong to tensors, an opcode that torch does not
+    /// write.
     #[error(
         "{path} holds {what} at byte {offset}, which is not read: pickles are read for their tensors alone, and \
          nothing in them is executed",
@@ -311,7 +312,7 @@ pub enum CheckpointError {
         /// What to do about it.
         hint: &'static str,
     },
-    /// A pickle that no pickler wrote, or only in part.
+    /// A pickle that no pickler wrote, or that is cut short.
     #[error(
         "{path} has a malformed pickle: {detail}, at byte {offset}",
         path = .path.display()
@@ -321,10 +322,10 @@ pub enum CheckpointError {
         path: PathBuf,
         /// From the start of the file.
         offset: u64,
-        /// What is the matter with it.
+        /// What is wrong with it.
         detail: String,
     },
-    /// A pickle exceeds what any real one needs.
+    /// A pickle is larger than any real one needs to be.
     #[error(
         "{path} has a pickle with too many {what}: expected at most {limit}, found more at byte {offset}",
         path = .path.display()
@@ -334,12 +335,12 @@ pub enum CheckpointError {
         path: PathBuf,
         /// From the start of the file.
         offset: u64,
-        /// What there is too much of.
+        /// What it has too much of.
         what: &'static str,
         /// The limit.
         limit: usize,
     },
-    /// What torch.save puts around its pickle is not as it writes it.
+    /// The container of the pickle is not as torch.save writes it.
     #[error(
         "{path} is not as torch.save writes files: {detail}",
         path = .path.display()
@@ -347,7 +348,7 @@ pub enum CheckpointError {
     ArchiveMalformed {
         /// The file.
         path: PathBuf,
-        /// What is the matter with it.
+        /// What is wrong with it.
         detail: String,
     },
     /// A pickle holds something other than tensors by name.
@@ -360,7 +361,7 @@ pub enum CheckpointError {
         /// What to do about it.
         hint: &'static str,
     },
-    /// A tensor of a pickle whose elements are apart from each other, where that can't be dealt with.
+    /// A pickled tensor whose elements are not contiguous, where that is not supported.
     #[error(
         "{path}: tensor `{tensor}` is a strided view, or shares its place with one, {why}",
         path = .path.display()
@@ -373,18 +374,18 @@ pub enum CheckpointError {
         /// Why that is a problem.
         why: String,
     },
-    /// A tensor of a pickle is not where it says.
+    /// A pickled tensor does not lie where it claims to.
     #[error("{path}: tensor `{tensor}` {why}", path = .path.display())]
     PickledTensor {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// What is the matter with it.
+        /// What is wrong with it.
         why: String,
     },
 
-    /// The index is not JSON, or not of the form that an index has.
+    /// The index is not JSON, or not in the form of an index.
     #[error(
         "{path} is a malformed index: {detail}",
         path = .path.display()
@@ -392,10 +393,10 @@ pub enum CheckpointError {
     IndexMalformed {
         /// The index.
         path: PathBuf,
-        /// What is the matter with it.
+        /// What is wrong with it.
         detail: String,
     },
-    /// The index names a file outside of its folder, or none that could be a shard.
+    /// The index names a file outside of its folder, or one that cannot be a shard.
     #[error(
         "{path}: tensor `{tensor}` is said to be in `{file}`, expected the plain name of a file in the same folder \
          that ends in {ends}",
@@ -406,12 +407,12 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// What the index gives as its file.
+        /// The file that the index names.
         file: String,
-        /// What names of shards end in.
+        /// The endings of shard names.
         ends: String,
     },
-    /// The index says that a tensor is in a shard where it is not.
+    /// The index names a shard for a tensor, but the shard lacks it.
     #[error(
         "{path}: tensor `{tensor}` expected in {shard}, found in {}",
         .found_in.as_deref().unwrap_or("no shard"),
@@ -466,7 +467,7 @@ pub enum CheckpointError {
     JsonMalformed {
         /// The file.
         path: PathBuf,
-        /// What is the matter with it.
+        /// What is wrong with it.
         detail: String,
     },
     /// The weights are quantised: arithmetic on the stored numbers would be meaningless.
@@ -476,12 +477,12 @@ pub enum CheckpointError {
         model: String,
         /// The config or shard that shows it.
         path: PathBuf,
-        /// What was seen.
+        /// The evidence.
         seen: String,
         /// What to do about it.
         hint: &'static str,
     },
-    /// A mapped file was written to, or replaced, since it was opened.
+    /// A mapped file was written to, or replaced, after it was opened.
     #[error(
         "{path} changed while it was read: expected {expected}, found {found}",
         path = .path.display()
@@ -489,7 +490,7 @@ pub enum CheckpointError {
     Changed {
         /// The shard.
         path: PathBuf,
-        /// Its length and time of modification at open.
+        /// Its length and modification time when it was opened.
         expected: String,
         /// What they are now.
         found: String,
@@ -544,7 +545,7 @@ impl Hint for CheckpointError {
 }
 
 impl CheckpointError {
-    /// An [`CheckpointError::Io`].
+    /// A [`CheckpointError::Io`].
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io {
             action,
@@ -554,10 +555,10 @@ impl CheckpointError {
     }
 }
 
-/// A list in a message: all of it when short, else its beginning and a count.
+/// A list in a message: whole if it is short, else its beginning and a count.
 struct Listed<'a>(&'a [String]);
 
-/// How many entries of a list a message repeats.
+/// The most entries of a list that a message repeats.
 const LISTED: usize = 8;
 
 impl fmt::Display for Listed<'_> {

@@ -1,6 +1,6 @@
 //! The tensors of mapped files: safetensors, or what torch.save writes.
 //!
-//! It must not know which files belong together; that is `folder.rs`.
+//! It must not know which files belong together; that is the task of `folder.rs`.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
 use numeric::{Elements, FloatType, Stored, Strided};
 
-/// Mapped files and the tensors in them: files in the order they were opened, tensors by offset.
+/// Mapped files and their tensors: files in the order they were opened, tensors by offset.
 #[derive(Debug, Default)]
 pub(super) struct Files {
     pub(super) shards: Vec<Shard>,
@@ -23,19 +23,19 @@ pub(super) struct Files {
     at: Vec<InFile>,
 }
 
-/// Where a tensor is. Tensors of a pickle may share their bytes, or parts of them.
+/// Where a tensor is. Tensors of a pickle may share bytes.
 #[derive(Debug)]
 struct InFile {
     /// Which of the files.
     shard: usize,
     /// Where it starts in that file.
     offset: u64,
-    /// How its elements lie there.
+    /// How its elements are laid out there.
     place: Place,
 }
 
 impl Files {
-    /// Opens one file; gives what was odd about it too.
+    /// Opens one file; also returns notes on what was odd about it.
     pub(super) fn open(
         path: &Path,
         format: Format,
@@ -83,7 +83,7 @@ impl Files {
         });
     }
 
-    /// Puts another file behind these.
+    /// Appends another file to these.
     ///
     /// # Errors
     /// If together they have more tensors than any real checkpoint.
@@ -107,7 +107,7 @@ impl Files {
         Ok(())
     }
 
-    /// Which of the files a tensor is in.
+    /// The file that a tensor is in.
     pub(super) fn shard_of(&self, index: usize) -> &Shard {
         &self.shards[self.at[index].shard]
     }
@@ -153,7 +153,7 @@ impl TensorSource for Files {
         Some((self.shard_of(index), self.at[index].offset))
     }
 
-    /// Has the system read in large pieces. Not for samples: the system would read much that nobody looks at.
+    /// Asks the system to read in large pieces. Not for samples: the system would read much that is never used.
     fn read_ahead(&self) {
         self.shards.iter().for_each(Shard::read_ahead);
     }

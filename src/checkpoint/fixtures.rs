@@ -1,4 +1,4 @@
-//! Tiny model files for the tests, sound and unsound.
+//! Tiny model files for the tests, valid and invalid.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-/// A file with this header and data, however wrong they are.
+/// A file with this header and data, whether they are valid or not.
 pub(crate) fn raw(header: &str, data: &[u8]) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());
@@ -17,7 +17,7 @@ pub(crate) fn raw(header: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A sound file of tensors (name, dtype, shape) in that order; the bytes count up from zero.
+/// A valid file of tensors (name, dtype, shape) in that order; the bytes count up from zero.
 pub(crate) fn safetensors(tensors: &[(&str, &str, &[usize])]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), serde_json::json!({"format": "pt"}));

@@ -1,4 +1,4 @@
-//! Which files of a folder are the checkpoint: an index's shards, one file, or a complete numbered set.
+//! Which files of a folder make up the checkpoint: an index's shards, one file, or a complete numbered set.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use super::locate::Location;
 
 const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
-/// Whether a file is what trainers keep to go on with: its end is that of a pickle, and it is no weights.
+/// Whether a trainer keeps the file to resume from: it ends like a pickle, but holds no weights.
 fn is_of_training(name: &str) -> bool {
     let starts = [
         "optimizer",
@@ -25,35 +25,35 @@ fn is_of_training(name: &str) -> bool {
     starts.iter().any(|start| name.starts_with(start)) || name.contains("optim_states")
 }
 
-/// How many numbers of a broken set are looked through for the one to name.
+/// How many numbers of an incomplete set are searched for the one to name.
 const MISSING_SHOWN: usize = 3;
 
-/// The files that a checkpoint is made of.
+/// The files that make up a checkpoint.
 #[derive(Debug)]
 pub(super) struct Weights {
     /// In name order.
     pub(super) shards: Vec<PathBuf>,
     /// The index that names them, if one does.
     pub(super) index: Option<Index>,
-    /// How the shards are written.
+    /// The format of the shards.
     pub(super) format: Format,
-    /// What was left aside.
+    /// Notes on files that were ignored.
     pub(super) notes: Vec<String>,
 }
 
-/// The weights of a folder, and all that is the matter with the set of its files.
+/// The weights of a folder, and every problem with the set of its files.
 #[derive(Debug)]
 pub(super) struct FoundWeights {
-    /// The files that are there.
+    /// The files that exist.
     pub(super) weights: Weights,
-    /// An index that can't be read, files that are not there.
+    /// An index that cannot be read, and missing files.
     pub(super) problems: Vec<CheckpointError>,
-    /// Weight files of the same format that are no part of it.
+    /// Weight files of the same format that are not part of the checkpoint.
     pub(super) left_aside: Vec<String>,
 }
 
-/// Finds the weights of a folder: safetensors if there are any, else pickles. After a problem it goes on with what is
-/// there.
+/// Finds the weights of a folder: safetensors if there are any, else pickles. After a problem it continues with the
+/// files that exist.
 pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, CheckpointError> {
     let names = file_names(&location.path)?;
     for format in [Format::Safetensors, Format::Pickle] {
@@ -67,7 +67,7 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
     Err(no_weights(location, &names))
 }
 
-/// What is to be said of pickled weights beside safetensors, which are read in their place.
+/// The note on pickled weights that are ignored because the folder also has safetensors.
 fn unread_pickles(location: &Location, names: &BTreeSet<String>) -> Option<String> {
     let mut pickles = names
         .iter()
@@ -114,7 +114,7 @@ fn find_format(
             }
         }
     } else if files.is_empty() {
-        // A broken index without a single shard beside it is still the checkpoint of the folder.
+        // A broken index without any shard beside it still counts as the folder's checkpoint.
         if problems.is_empty() {
             return None;
         }
@@ -122,7 +122,7 @@ fn find_format(
         match choose_files(location, &files, format) {
             Ok(files) => chosen = files,
             Err(problem) => {
-                // The numbered files belong together; of others nothing says so.
+                // Numbered files belong together; nothing says so about others.
                 let together = files.iter().filter(|file| numbered(file).is_some());
                 chosen = together.map(|file| (*file).to_owned()).collect();
                 problems.push(problem);
@@ -153,7 +153,7 @@ fn find_format(
     })
 }
 
-/// The UTF-8 names in a folder; a file with another name is none of a checkpoint's.
+/// The UTF-8 names in a folder; a file with any other name cannot belong to a checkpoint.
 pub(super) fn file_names(folder: &Path) -> Result<BTreeSet<String>, CheckpointError> {
     let io = |source| CheckpointError::io("list", folder, source);
     let mut names = BTreeSet::new();
@@ -175,7 +175,7 @@ pub(super) fn file_names(folder: &Path) -> Result<BTreeSet<String>, CheckpointEr
     Ok(names)
 }
 
-/// `model.safetensors.index.json`; or, when there's no `model.safetensors`, the only other index.
+/// `model.safetensors.index.json`; or, if there is no `model.safetensors`, the only other index.
 fn choose_index<'a>(
     names: &'a BTreeSet<String>,
     files: &BTreeSet<&str>,
@@ -231,7 +231,7 @@ fn choose_files(
     }
 }
 
-/// `model-00002-of-00003.safetensors` is number 2 of the 3 of `model` that end in `.safetensors`.
+/// Parses `model-00002-of-00003.safetensors`: number 2 of the 3 files of `model` that end in `.safetensors`.
 fn numbered(file: &str) -> Option<(&str, usize, usize, &str)> {
     let (rest, end) = file.split_at(file.rfind('.')?);
     let (rest, of) = rest.rsplit_once("-of-")?;
@@ -280,7 +280,7 @@ fn check_complete(
 }
 
 fn check_present(location: &Location, shard: &str, index: &str) -> Result<(), CheckpointError> {
-    // Follows links: a snapshot's link may outlive the blob that it leads to.
+    // Follows links: a snapshot's link may outlive its blob.
     match fs::metadata(location.path.join(shard)) {
         Ok(_) => Ok(()),
         Err(_) => Err(CheckpointError::ShardMissing {
@@ -302,7 +302,7 @@ fn download_hint(location: &Location) -> String {
     }
 }
 
-/// Weights of other formats, by the ends of their names.
+/// Weights of other formats, by the endings of their names.
 const OTHER_FORMATS: [(&[&str], &str, &str); 4] = [
     (
         &[".pkl", ".pickle"],
@@ -326,7 +326,7 @@ const OTHER_FORMATS: [(&[&str], &str, &str); 4] = [
     ),
 ];
 
-/// What a file's name says about a format that isn't read, and what to do.
+/// The unsupported format that a file's name indicates, and what to do.
 pub(super) fn other_format(name: &str) -> Option<(&'static str, &'static str)> {
     OTHER_FORMATS
         .into_iter()

@@ -1,6 +1,6 @@
-//! The two ways in which files of weights are written, and what their names tell.
+//! The two file formats of weights, and how file names tell them apart.
 
-/// How the files of a checkpoint are written.
+/// The format of a checkpoint's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Safetensors,
@@ -9,7 +9,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// The format that a file's name tells; safetensors if it tells none.
+    /// The format that a file's name indicates; safetensors if it indicates none.
     pub(super) fn of(name: &str) -> Format {
         match Format::Pickle.ends().iter().any(|end| name.ends_with(end)) {
             true => Format::Pickle,
@@ -17,7 +17,7 @@ impl Format {
         }
     }
 
-    /// The ends of its files' names.
+    /// The endings of its files' names.
     pub(super) fn ends(self) -> &'static [&'static str] {
         match self {
             Format::Safetensors => &[".safetensors"],
@@ -25,7 +25,7 @@ impl Format {
         }
     }
 
-    /// The file of a checkpoint that is one file.
+    /// The name of the file if the checkpoint is a single file.
     pub(super) fn single(self) -> &'static str {
         match self {
             Format::Safetensors => "model.safetensors",
@@ -33,7 +33,7 @@ impl Format {
         }
     }
 
-    /// The index of a checkpoint, as transformers names it.
+    /// The name that transformers gives the index of a checkpoint.
     pub(super) fn index(self) -> &'static str {
         match self {
             Format::Safetensors => "model.safetensors.index.json",
@@ -41,7 +41,7 @@ impl Format {
         }
     }
 
-    /// The end of the name of any index.
+    /// The ending of the name of any index.
     pub(super) fn index_end(self) -> &'static str {
         match self {
             Format::Safetensors => ".safetensors.index.json",

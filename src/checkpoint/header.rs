@@ -1,7 +1,7 @@
-//! The header of a safetensors file, checked before a byte of its data is believed.
+//! The header of a safetensors file, checked before any of its data is trusted.
 //!
-//! The safetensors crate's own reader has the last word, but it comes second: it keeps one of two equal names
-//! without a word, orders empty tensors at random, and does not say which tensor is wrong or how.
+//! The safetensors crate's own reader has the last word, but it runs second: it silently keeps one of two equal names,
+//! orders empty tensors at random, and does not say which tensor is wrong or how.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -15,18 +15,18 @@ use super::bounded::plain;
 use super::error::CheckpointError;
 use super::limits::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS};
 
-/// The header's length comes first, in this many bytes.
+/// The header's length precedes it, in this many bytes.
 pub(super) const LENGTH_BYTES: u64 = 8;
 
-/// Where in the header a file keeps its own metadata.
+/// The header key of a file's own metadata.
 const METADATA_KEY: &str = "__metadata__";
 
-/// What a header says, once it is known to be true of its file.
+/// A header that has been checked against its file.
 #[derive(Debug)]
 pub(super) struct Header {
-    /// Bytes of JSON, padding included; the data starts after these and the length.
+    /// Bytes of JSON, padding included; the data starts after the length field and these.
     pub(super) len: u64,
-    /// By offset; empty tensors at one offset in the header's order.
+    /// By offset; empty tensors at the same offset in the header's order.
     pub(super) tensors: Vec<HeaderTensor>,
     /// The file's own metadata.
     pub(super) metadata: BTreeMap<String, String>,
@@ -44,7 +44,7 @@ pub(super) struct HeaderTensor {
 }
 
 impl HeaderTensor {
-    /// How many elements it has; that this can be counted is checked with the header.
+    /// Number of elements; the header check made sure that it does not overflow.
     pub(super) fn elements(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product()
     }
@@ -57,7 +57,7 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Header, CheckpointError> 
     let raw: RawHeader = serde_json::from_str(json).map_err(|e| malformed(path, &e))?;
     check_names(path, &raw)?;
     let tensors = place(path, raw.tensors, LENGTH_BYTES + len, file.len() as u64)?;
-    // Whatever was overlooked above: what we accept, every other reader accepts.
+    // In case the checks above miss something: whatever is accepted here, every other reader accepts too.
     SafeTensors::read_metadata(file).map_err(|e| malformed(path, &e))?;
     Ok(Header {
         len,
@@ -104,8 +104,8 @@ fn header_text<'a>(path: &Path, file: &'a [u8]) -> Result<&'a str, CheckpointErr
     std::str::from_utf8(header).map_err(|e| malformed(path, &e))
 }
 
-/// Files that carry the name of a safetensors file and are something else: read as a length, each of these
-/// beginnings is beyond any header's.
+/// Recognises files that have the name of a safetensors file but another format. Read as a length, each of these
+/// beginnings is larger than any header.
 fn recognise(file: &[u8]) -> Option<(&'static str, &'static str)> {
     let kinds: [(&[u8], &str, &str); 5] = [
         (
@@ -132,7 +132,7 @@ fn recognise(file: &[u8]) -> Option<(&'static str, &'static str)> {
         .map(|(_, what, hint)| (what, hint))
 }
 
-/// The header's JSON as it stands: every entry in its order, equal names included.
+/// The header's JSON as written: every entry in its order, equal names included.
 struct RawHeader {
     tensors: Vec<(String, TensorInfo)>,
     metadata: BTreeMap<String, String>,
@@ -200,7 +200,7 @@ fn check_names(path: &Path, header: &RawHeader) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// Refuses names that could not be printed: from here on every name may go into a message.
+/// Refuses names that cannot be printed: after this check every name may be used in a message.
 pub(super) fn check_name(path: &Path, name: &str) -> Result<(), CheckpointError> {
     let why = if name.is_empty() {
         "is empty"
@@ -218,7 +218,7 @@ pub(super) fn check_name(path: &Path, name: &str) -> Result<(), CheckpointError>
     })
 }
 
-/// Holds every tensor against its shape, its neighbours and the file; gives them by offset.
+/// Checks every tensor against its shape, its neighbours and the file; returns them by offset.
 fn place(
     path: &Path,
     mut tensors: Vec<(String, TensorInfo)>,
@@ -255,7 +255,7 @@ fn place(
             name,
             dtype: info.dtype,
             shape: info.shape,
-            // A sum beyond u64 can only be of a file that is too short, which is found below.
+            // A sum beyond u64 only occurs in a file that is too short, which is detected below.
             offset: data_start.saturating_add(begin),
             len: end - begin,
         });
@@ -310,9 +310,9 @@ fn check_extent(path: &Path, name: &str, info: &TensorInfo) -> Result<(), Checkp
     Ok(())
 }
 
-/// The bytes that a tensor takes, or what is the matter with its shape.
+/// The bytes that a tensor takes, or what is wrong with its shape.
 ///
-/// A zero does not excuse an overflow before it: the safetensors crate multiplies from left to right too.
+/// A zero does not hide an overflow before it: the safetensors crate also multiplies from left to right.
 pub(super) fn tensor_bytes(dtype: Dtype, shape: &[usize]) -> Result<u64, &'static str> {
     if shape.len() > MAX_RANK {
         return Err("has more than 64 dimensions");

@@ -1,4 +1,4 @@
-//! The local Hugging Face cache, as huggingface_hub lays it out: refs hold commits, snapshots hold files.
+//! The local Hugging Face cache, in the layout of huggingface_hub: refs hold commits, snapshots hold files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,27 +6,27 @@ use std::path::{Path, PathBuf};
 use super::bounded::read_bounded;
 use super::limits::MAX_REF_BYTES;
 
-/// Which state of which Hub repository a location is.
+/// The Hub repository and commit of a location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubSnapshot {
     /// `org/name`.
     pub repo: String,
-    /// The revision that was asked for; `main` if none was.
+    /// The requested revision; `main` by default.
     pub revision: String,
-    /// The commit that it stood for when it was downloaded.
+    /// The commit that the revision pointed to when it was downloaded.
     pub commit: String,
 }
 
-/// The revision that huggingface_hub takes when none is given.
+/// The revision that huggingface_hub uses by default.
 pub(super) const DEFAULT_REVISION: &str = "main";
 
 /// The longest repository id: huggingface_hub's own limit.
 const MAX_REPO_ID_BYTES: usize = 96;
 
-/// Snapshots named in a message, so that someone may pick one.
+/// The most snapshots that a message names to choose from.
 const SNAPSHOTS_SHOWN: usize = 3;
 
-/// Whether the text can be `name` or `org/name` on the Hub; by huggingface_hub's own rules.
+/// Whether the text can be `name` or `org/name` on the Hub, by huggingface_hub's own rules.
 pub(super) fn is_repo_id(text: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
@@ -53,7 +53,7 @@ pub(super) fn is_revision(text: &str) -> bool {
             .all(|part| !matches!(part, "" | "." | "..") && !part.contains(".."))
 }
 
-/// Finds a snapshot's folder and commit, or says where it was looked for and what was lacking.
+/// Finds a snapshot's folder and commit, or says where it was looked for and what was missing.
 pub(super) fn find(cache: &Path, repo: &str, revision: &str) -> Result<(PathBuf, String), String> {
     let repo_dir = cache.join(format!("models--{}", repo.replace('/', "--")));
     if !repo_dir.is_dir() {

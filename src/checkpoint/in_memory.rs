@@ -1,4 +1,4 @@
-//! Tensors in memory: what a program holds itself, and what a run has put into a file of its own.
+//! Tensors in memory: those that a program holds itself, and those that a run keeps in a file of its own.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,7 +15,7 @@ use super::shard::map;
 use super::source::{TensorEntry, TensorSource};
 use numeric::{Elements, FloatType, Stored};
 
-/// Bytes that somebody holds: a vector, a map, a part of either.
+/// Bytes with an owner: a vector, a map, or a part of either.
 pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Tensors whose bytes are in memory.
@@ -27,7 +27,7 @@ pub struct InMemory {
 /// Why tensors cannot be taken from memory.
 #[derive(Debug, thiserror::Error)]
 pub enum InMemoryError {
-    /// The bytes are more or fewer than dtype and shape need.
+    /// There are more or fewer bytes than dtype and shape need.
     #[error(
         "tensor `{tensor}` of dtype {dtype} and shape {shape:?}: expected {expected} bytes, found {found}"
     )]
@@ -40,7 +40,7 @@ pub enum InMemoryError {
         shape: Vec<usize>,
         /// Bytes that dtype and shape need.
         expected: u64,
-        /// Bytes that there are.
+        /// The bytes there are.
         found: u64,
     },
     /// A shape with more elements than can be counted.
@@ -52,7 +52,7 @@ pub enum InMemoryError {
         dtype: Dtype,
         /// Its shape.
         shape: Vec<usize>,
-        /// What is the matter with it.
+        /// What is wrong with it.
         why: &'static str,
     },
     /// Two tensors have the same name.
@@ -64,10 +64,10 @@ pub enum InMemoryError {
 }
 
 impl InMemory {
-    /// Takes tensors: the name, dtype, shape and bytes of each, little-endian and in C order.
+    /// Creates a source of tensors: the name, dtype, shape and bytes of each, little-endian and in C order.
     ///
     /// # Errors
-    /// If the bytes of a tensor are not as many as its shape needs, or two have the same name.
+    /// If the bytes of a tensor do not match its shape, or two tensors have the same name.
     pub fn new(
         tensors: impl IntoIterator<Item = (String, Dtype, Vec<usize>, Bytes)>,
     ) -> Result<InMemory, InMemoryError> {
@@ -139,8 +139,8 @@ impl TensorSource for InMemory {
     }
 }
 
-/// Maps a file that nobody else knows and that is not written to any more, and gives parts of it; such as are not in
-/// it are empty.
+/// Maps a file that nobody else knows and that is no longer written to, and returns parts of it. Parts outside of the
+/// file are empty.
 ///
 /// # Errors
 /// If the system can't map it.
@@ -148,7 +148,7 @@ pub fn map_parts(
     file: &File,
     parts: impl IntoIterator<Item = Range<u64>>,
 ) -> io::Result<Vec<Bytes>> {
-    // An empty file can't be mapped.
+    // An empty file cannot be mapped.
     let map = match file.metadata()?.len() {
         0 => None,
         _ => Some(Arc::new(map(file)?)),

@@ -1,4 +1,4 @@
-//! The index of a sharded checkpoint, held against its shards: neither is believed without the other.
+//! The index of a sharded checkpoint, checked against its shards: neither is trusted without the other.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -15,7 +15,7 @@ use super::limits::{MAX_FILE_NAME_BYTES, MAX_INDEX_BYTES, MAX_SHARDS};
 use super::shard::Shard;
 use super::source::TensorEntry;
 
-/// An index that was read, and whose names are safe to use.
+/// A parsed index whose file names are safe to use.
 #[derive(Debug)]
 pub(super) struct Index {
     path: PathBuf,
@@ -26,7 +26,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads an index; refuses file names that lead anywhere but to shards beside it.
+    /// Reads an index; refuses file names other than those of shards in the same folder.
     pub(super) fn read(path: &Path, format: Format) -> Result<Index, CheckpointError> {
         let bytes = read_bounded(path, MAX_INDEX_BYTES, "index, in bytes")?;
         let malformed = |detail| CheckpointError::IndexMalformed {
@@ -85,8 +85,8 @@ impl Index {
         Ok(shards)
     }
 
-    /// Entries that are not in the shard that is named, and that tensors of the shards have no entry; nothing is said of
-    /// the entries of files that could not be read.
+    /// Entries whose tensor is not in the named shard, and tensors of the shards without an entry. Entries for files
+    /// that could not be read are not reported.
     pub(super) fn problems(
         &self,
         opened: &Files,
@@ -121,7 +121,7 @@ impl Index {
         problems
     }
 
-    /// `total_size` is often wrong in the wild and nothing depends on it, so that is only worth a note.
+    /// `total_size` is often wrong in practice and nothing depends on it, so a wrong value is only noted.
     pub(super) fn total_size_note(&self, tensors: &[TensorEntry]) -> Option<String> {
         let stated = self
             .total_size
@@ -139,7 +139,7 @@ impl Index {
     }
 }
 
-/// One plain file name: no way out of the folder, on any system.
+/// Whether this is a plain file name, which cannot lead out of the folder on any system.
 fn is_shard_name(file: &str, format: Format) -> bool {
     let mut ends = format.ends().iter();
     file.len() <= MAX_FILE_NAME_BYTES
@@ -148,14 +148,14 @@ fn is_shard_name(file: &str, format: Format) -> bool {
         && !file.chars().any(char::is_control)
 }
 
-/// The index's JSON; nothing in it is taken for the last of two.
+/// The index's JSON; duplicate keys are kept, not overwritten.
 #[derive(Default)]
 struct RawIndex {
     weight_maps: Vec<WeightMap>,
     total_size: Option<serde_json::Value>,
 }
 
-/// Pairs in their order, equal names included.
+/// Pairs in file order, equal names included.
 struct WeightMap(Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for RawIndex {

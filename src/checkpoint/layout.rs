@@ -1,4 +1,4 @@
-//! Where every byte of the output will be, before a weight is read: shards, headers, offsets, the index.
+//! The place of every byte of the output, computed before a weight is read: shards, headers, offsets, the index.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,7 +16,7 @@ use super::limits::MAX_HEADER_BYTES;
 pub struct ShardLayout {
     /// `model.safetensors`, or `model-00001-of-00003.safetensors`.
     pub file_name: String,
-    /// What the file starts with: the header's length and the header, padded so that data begins at a page.
+    /// The start of the file: the header's length and the header, padded so that data begins at a page.
     pub header: Vec<u8>,
     /// The tensors by offset: index into the input, offset in the file.
     pub tensors: Vec<(usize, u64)>,
@@ -24,19 +24,19 @@ pub struct ShardLayout {
     pub file_size: u64,
 }
 
-/// What data is aligned to: a page, so that whole pages of tensors can be written, and mapped, as such.
+/// The alignment of data: a page, so that whole pages of tensors can be written and mapped.
 const ALIGNMENT: u64 = 4096;
 
-/// What a tensor's entry takes in a header beside its name and shape: keys, dtype, two offsets.
+/// The bytes of a tensor's header entry besides its name and shape: keys, dtype, two offsets.
 const ENTRY_BYTES: u64 = 128;
 
-/// What one dimension takes at most: twenty digits and a comma.
+/// The most bytes that one dimension takes: twenty digits and a comma.
 const DIM_BYTES: u64 = 21;
 
-/// Spreads tensors over shards of at most `shard_size` bytes of data, in their order.
+/// Distributes tensors over shards of at most `shard_size` bytes of data, in their order.
 ///
-/// A tensor that is larger than that gets a shard of its own. An error if a name comes twice, or if a tensor
-/// is larger than can be counted.
+/// A larger tensor gets a shard of its own. Returns an error if a name occurs twice, or if the size of a tensor
+/// overflows.
 pub fn shard_layout(
     tensors: &[(String, Dtype, Vec<usize>)],
     shard_size: u64,
@@ -101,7 +101,7 @@ fn checked_lens(tensors: &[(String, Dtype, Vec<usize>)]) -> Result<Vec<u64>, Che
     Ok(lens)
 }
 
-/// Greedy and in order: a shard is closed when the next tensor would make it, or its header, too large.
+/// Greedy and in order: a shard is closed when the next tensor would make its data or its header too large.
 fn fill_shards(
     tensors: &[(String, Dtype, Vec<usize>)],
     lens: &[u64],
@@ -125,7 +125,7 @@ fn fill_shards(
     groups
 }
 
-/// At least what the entry takes: JSON may write a byte of a name as six.
+/// An upper bound of the entry's bytes: JSON may escape one byte of a name as six.
 fn entry_bytes(name: &str, shape: &[usize]) -> u64 {
     ENTRY_BYTES + 6 * name.len() as u64 + DIM_BYTES * shape.len() as u64
 }
@@ -137,7 +137,7 @@ fn lay_out(
     mut group: Vec<usize>,
 ) -> Result<ShardLayout, CheckpointError> {
     if !is_aligned(tensors, lens, &group) {
-        // Widest first keeps every offset a multiple of its tensor's width; equally wide ones keep their order.
+        // Widest first keeps every offset a multiple of its tensor's width; tensors of equal width keep their order.
         group.sort_by_key(|&at| std::cmp::Reverse(tensors[at].1.bitsize()));
     }
     let mut infos = Vec::with_capacity(group.len());

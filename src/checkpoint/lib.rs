@@ -1,9 +1,9 @@
 //! Checkpoints: headers, maps, shards, indexes, sidecar files. The only layer that opens model files.
 //!
-//! It finds a model on disk, refuses what is malformed or quantised, and hands out named tensors as mapped
-//! bytes; it also says what names, configs and tokenizers tell, and how output shards are laid out.
-//! Everything read here is hostile until checked, and every limit is a named constant.
-//! It must not know recipes, methods or plans, and it reads no environment and prints nothing.
+//! It finds a model on disk, refuses malformed and quantised files, and provides named tensors as mapped bytes. It also
+//! interprets names, configs and tokenizers, and lays out output shards.
+//! Everything read here is treated as hostile until checked, and every limit is a named constant.
+//! It must not know recipes, methods or plans; it reads no environment variables and prints nothing.
 
 mod adapter;
 mod aliases;

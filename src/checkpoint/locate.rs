@@ -1,4 +1,4 @@
-//! From a model as written to a place on disk: local paths first, then the Hub cache; never the network.
+//! Finds a model on disk from its reference: local paths first, then the Hub cache; never the network.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,16 +8,16 @@ use super::error::CheckpointError;
 use super::hub::{self, HubSnapshot};
 use super::model_ref::ModelRef;
 
-/// Where models are looked for. The command line fills it: the library reads no environment.
+/// Where models are looked for. The command line fills it in, as the library reads no environment variables.
 #[derive(Debug, Clone, Default)]
 pub struct Locator {
-    /// Relative paths are looked for here first.
+    /// Relative paths are looked up here first.
     pub working_dir: PathBuf,
     /// Then here: the folder of the recipe.
     pub recipe_dir: Option<PathBuf>,
     /// The Hub cache (`HF_HUB_CACHE`, or `hub` under `HF_HOME`).
     pub hub_cache: Option<PathBuf>,
-    /// Models that are elsewhere than a recipe says: as written there, without adapter, and where they are.
+    /// Models that have moved: the reference in the recipe, without adapter, and the actual path.
     pub elsewhere: Vec<(String, PathBuf)>,
 }
 
@@ -26,9 +26,9 @@ pub struct Locator {
 pub struct Location {
     /// A folder, or a single `.safetensors` file.
     pub path: PathBuf,
-    /// Which snapshot it is, if it was found in the Hub cache.
+    /// The snapshot, if the model was found in the Hub cache.
     pub hub: Option<HubSnapshot>,
-    /// The folder of the adapter that it is read with.
+    /// The folder of the adapter that is applied to it.
     pub adapter: Option<Box<Location>>,
 }
 
@@ -42,7 +42,7 @@ impl Location {
         }
     }
 
-    /// The folders and files that it is made of.
+    /// The folders and files that make up the model.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         let adapter = self.adapter.iter().map(|adapter| adapter.path.as_path());
         std::iter::once(self.path.as_path()).chain(adapter)
@@ -99,7 +99,7 @@ impl Locator {
         })
     }
 
-    /// Finds a model and its adapter, each as a model is found.
+    /// Finds a model and its adapter, both in the way a model is found.
     fn locate_both(
         &self,
         model: &ModelRef,
@@ -130,7 +130,7 @@ impl Locator {
         None
     }
 
-    /// Joining an absolute path to a folder gives that path, so it is looked for once only.
+    /// Joining an absolute path to a folder returns the path itself, so it is tried only once.
     fn local_places(&self, text: &str) -> Vec<PathBuf> {
         let mut places = vec![self.working_dir.join(text)];
         if let Some(recipe_dir) = &self.recipe_dir {
@@ -331,7 +331,7 @@ mod tests {
             assert_eq!(location.adapter.as_ref().unwrap().path, adapter);
             assert_eq!(location.paths().count(), 2);
         }
-        // A folder of that very name is no adapted model.
+        // A folder with exactly that name is not a model with an adapter.
         fs::create_dir_all(root.path().join("work/a+b")).unwrap();
         assert_eq!(locate(root.path(), "a+b").unwrap().adapter, None);
     }

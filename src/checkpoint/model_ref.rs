@@ -9,18 +9,18 @@ use super::limits::MAX_MODEL_REF_BYTES;
 pub struct ModelRef {
     /// A local path or a Hub id, without revision and adapter.
     pub path: String,
-    /// What follows the `@`: a branch, a tag or a commit of a Hub repository.
+    /// The part after `@`: a branch, a tag or a commit of a Hub repository.
     pub revision: Option<String>,
-    /// What follows the `+`: a LoRA adapter, with its own `@revision` if it has one.
+    /// The part after `+`: a LoRA adapter, with its own `@revision` if it has one.
     pub adapter: Option<String>,
     text: String,
 }
 
 impl ModelRef {
-    /// Reads a reference as mergekit does; the error says why it is none.
+    /// Parses a reference as mergekit does; the error says what is wrong with it.
     ///
-    /// Whether a path with an `@` or a `+` exists literally is for
-    /// [`Locator::locate`](super::Locator::locate) to see.
+    /// Whether a path with an `@` or a `+` exists literally is decided by
+    /// [`Locator::locate`](super::Locator::locate).
     pub fn parse(text: &str) -> Result<ModelRef, String> {
         if text.trim().is_empty() {
             return Err("expected a model, found nothing".into());
@@ -41,7 +41,7 @@ impl ModelRef {
                 adapter: adapter.map(Into::into),
                 text: text.into(),
             }),
-            // A path that can't be anything else may hold as many of these characters as it likes.
+            // Text that can only be a path may contain any number of these characters.
             Err(_) if is_plainly_a_path(text) => Ok(ModelRef {
                 path: text.into(),
                 revision: None,
@@ -55,7 +55,7 @@ impl ModelRef {
     /// The model without its adapter, and the adapter, if it has one.
     pub(super) fn base_and_adapter(&self) -> Option<(ModelRef, ModelRef)> {
         let adapter = self.adapter.as_deref()?;
-        // Both were checked when the whole was read.
+        // Both parts were checked when the whole reference was parsed.
         let (adapter_path, adapter_revision) = split_revision(adapter, "an adapter").ok()?;
         let part = |path: &str, revision: Option<&str>| ModelRef {
             path: path.into(),

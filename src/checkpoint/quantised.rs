@@ -1,4 +1,4 @@
-//! Tells quantised checkpoints from plain ones: their stored numbers mean nothing to a merge.
+//! Tells quantised checkpoints from plain ones: a merge cannot compute with their stored numbers.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ const CONFIG_HINT: &str = "dequantise it first, or name the model it was made fr
 /// Config entries that only quantised models have.
 const CONFIG_KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
 
-/// What GPTQ, AWQ, bitsandbytes, compressed-tensors and FP8 checkpoints store beside their weights.
+/// Tensors that GPTQ, AWQ, bitsandbytes, compressed-tensors and FP8 checkpoints store beside their weights.
 const TELL_TALE_ENDS: [&str; 9] = [
     ".qweight",
     ".qzeros",
@@ -32,10 +32,10 @@ const TELL_TALE_ENDS: [&str; 9] = [
     ".nested_absmax",
 ];
 
-/// Scales by the end of their name, and the weight that they would scale, where that has a name of its own.
+/// The ending of a scale's name, and that of the weight it scales, where the weight has a name of its own.
 const SCALES: [(&str, &str); 2] = [(".scale_weight", ".weight"), ("_scales", "_blocks")];
 
-/// Refuses a quantised checkpoint, saying what showed it.
+/// Refuses a quantised checkpoint, and names the evidence.
 pub(super) fn refuse_quantised(
     label: &str,
     config: Option<&ModelConfig>,
@@ -78,7 +78,7 @@ fn in_config(config: &ModelConfig) -> Option<String> {
     })
 }
 
-/// The tensors whose numbers may be codes: that they are, a scale beside them tells.
+/// The tensors whose numbers may be codes; a scale beside them is the evidence.
 struct Codes<'a> {
     tensors: &'a [TensorEntry],
     by_name: &'a HashMap<String, usize>,
@@ -98,7 +98,7 @@ impl<'a> Codes<'a> {
         }
     }
 
-    /// What in a tensor shows that the checkpoint is quantised.
+    /// The evidence in a tensor that the checkpoint is quantised.
     fn in_tensor(&self, tensor: &TensorEntry) -> Option<String> {
         let name = &tensor.name;
         if is_packed(tensor.dtype) {
@@ -115,7 +115,8 @@ impl<'a> Codes<'a> {
         (tell_tale || scale || self.is_scale(tensor)).then(|| format!("tensor `{name}`"))
     }
 
-    /// Whether it is called a scale, and stands in a module with codes or begins with the name of such a tensor.
+    /// Whether its name is that of a scale, and it lies in a module with codes or its name begins with that of such a
+    /// tensor.
     fn is_scale(&self, tensor: &TensorEntry) -> bool {
         let (module, last) = module_and_last(&tensor.name);
         let Some(at) = last.find("scale").filter(|_| !is_narrow(tensor.dtype)) else {
@@ -136,7 +137,7 @@ fn module_and_last(name: &str) -> (&str, &str) {
     name.rsplit_once('.').unwrap_or(("", name))
 }
 
-/// Whether nothing but a config says that it is quantised: every tensor holds plain numbers.
+/// Whether only the config says that it is quantised: every tensor holds plain numbers.
 pub(super) fn only_config_says(tensors: &[TensorEntry], by_name: &HashMap<String, usize>) -> bool {
     let codes = Codes::of(tensors, by_name);
     let plain = |tensor: &TensorEntry| {
@@ -145,7 +146,7 @@ pub(super) fn only_config_says(tensors: &[TensorEntry], by_name: &HashMap<String
     tensors.iter().all(plain)
 }
 
-/// Floats of 8 bits, matrices of small integers, and of the words that MLX packs them in.
+/// Whether the dtype is that of codes: 8-bit floats, matrices of small integers, or the words that MLX packs them in.
 fn may_be_codes(tensor: &TensorEntry) -> bool {
     match tensor.dtype {
         Dtype::F8_E4M3 | Dtype::F8_E5M2 => true,
@@ -154,7 +155,7 @@ fn may_be_codes(tensor: &TensorEntry) -> bool {
     }
 }
 
-/// Formats that hold less than a number per element, or numbers that no method decodes.
+/// Formats that store less than one number per element, or numbers that no method decodes.
 fn is_packed(dtype: Dtype) -> bool {
     matches!(
         dtype,

@@ -1,4 +1,4 @@
-//! A model that is open: its tensors by name, and the config and files beside them.
+//! An open model: its tensors by name, and the config and files beside them.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,7 +17,7 @@ use numeric::Elements;
 
 /// A model: the tensors of one source by name, its config, and the files beside them.
 ///
-/// Wherever the tensors come from, this is how they are reached; what an index means stands in [`TensorSource`].
+/// All access to tensors goes through it, whatever their source; [`TensorSource`] says what an index means.
 #[derive(Debug)]
 pub struct Checkpoint {
     label: String,
@@ -42,8 +42,8 @@ pub enum Beside {
 }
 
 impl Checkpoint {
-    /// A model of the tensors that a source has, which messages will call `label`; `location` is that of what lies
-    /// beside them.
+    /// A model with the tensors of a source; messages call it `label`, and `location` is where the files beside the
+    /// tensors are.
     pub fn new(
         label: &str,
         location: Location,
@@ -53,7 +53,7 @@ impl Checkpoint {
     ) -> Checkpoint {
         let mut by_name = HashMap::with_capacity(source.entries().len());
         for (at, tensor) in source.entries().iter().enumerate() {
-            // Files that are checked one by one may share a name: the first is taken.
+            // When files are checked one by one, two may have a tensor of the same name: the first is used.
             by_name.entry(tensor.name.clone()).or_insert(at);
         }
         Checkpoint {
@@ -68,15 +68,15 @@ impl Checkpoint {
         }
     }
 
-    /// The model with more to be said of it.
+    /// The model with additional notes.
     pub(super) fn with_notes(self, notes: Vec<String>) -> Checkpoint {
         Checkpoint { notes, ..self }
     }
 
-    /// The model with a LoRA adapter on it, wherever its tensors come from.
+    /// The model with a LoRA adapter applied, whatever the source of its tensors.
     ///
     /// # Errors
-    /// If the adapter can't be read, or does not fit.
+    /// If the adapter cannot be read, or does not fit the model.
     pub fn adapted(self, adapter: &Location) -> Result<Checkpoint, CheckpointError> {
         let mut subject = Subject::new(
             self.source.entries().to_vec(),
@@ -100,12 +100,12 @@ impl Checkpoint {
         })
     }
 
-    /// The model as the recipe writes it.
+    /// The model's name in the recipe.
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// Where it is, or what lies beside it.
+    /// Where the model is, or the files beside its tensors are.
     pub fn location(&self) -> &Location {
         &self.location
     }
@@ -115,7 +115,7 @@ impl Checkpoint {
         self.config.as_ref()
     }
 
-    /// Whether nothing lies beside its tensors: it is one file that was named itself.
+    /// Whether it is a single file, without a config or other files beside it.
     pub fn is_single_file(&self) -> bool {
         matches!(self.beside, Beside::Nothing)
     }
@@ -132,27 +132,27 @@ impl Checkpoint {
         }
     }
 
-    /// The adapter that it is read with.
+    /// The adapter that is applied to it.
     pub fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_deref()
     }
 
-    /// What was odd but harmless: files left aside, an index's wrong total.
+    /// Notes on what was odd but harmless: ignored files, a wrong total in an index.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Where its tensors come from.
+    /// The source of its tensors.
     pub fn source(&self) -> &Arc<dyn TensorSource> {
         &self.source
     }
 
-    /// Whether its tensors are in files of its own.
+    /// Whether its tensors are stored in files of its own.
     pub fn is_stored(&self) -> bool {
         !self.source.shards().is_empty()
     }
 
-    /// The tensor of that name, as an index into [`Checkpoint::tensors`].
+    /// The index of the tensor with that name in [`Checkpoint::tensors`].
     pub fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
@@ -210,7 +210,7 @@ impl Checkpoint {
     /// See [`TensorSource::prepare`].
     ///
     /// # Errors
-    /// What makes the values failed, in words for the user.
+    /// The values could not be computed; the reason is in words for the user.
     pub fn prepare(
         &self,
         threads: usize,
@@ -232,7 +232,7 @@ impl Checkpoint {
     /// See [`TensorSource::check_unchanged`].
     ///
     /// # Errors
-    /// If a file is of another length or time, or gone.
+    /// If a file has changed in length or modification time, or is gone.
     pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
         self.source.check_unchanged()
     }

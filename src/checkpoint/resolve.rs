@@ -1,4 +1,4 @@
-//! From a model as written to a model that is open: the only way by which a planner gets one.
+//! Opens models from their references: the only way a planner gets a model.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use super::locate::Locator;
 use super::model_ref::ModelRef;
 use super::reader::Checkpoint;
 
-/// Gives the models that recipes name.
+/// Opens the models that recipes name.
 ///
-/// One that keeps what it has opened gives the same model again; a planner asks once for each model of a recipe.
+/// A resolver may keep open models and return them again; a planner asks once for each model of a recipe.
 pub trait Resolver {
-    /// The model, which messages will call as it is written.
+    /// Opens the model; messages call it by its reference as written.
     ///
     /// # Errors
-    /// If there is no such model, or it can't be read.
+    /// If there is no such model, or it cannot be read.
     fn resolve(&self, model: &ModelRef) -> Result<Arc<Checkpoint>, CheckpointError>;
 }
 

@@ -1,4 +1,4 @@
-//! What in a folder could run code, or leads out of it; nothing is executed and no link followed but to be told.
+//! Files in a folder that could run code, and links that lead out of it. Nothing is executed; links are only reported.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,20 +18,20 @@ use super::shard::Shard;
 /// What was found in a folder and its subfolders, by file.
 #[derive(Debug, Default)]
 pub struct FolderRisks {
-    /// Links and where they lead.
+    /// Links, and where they lead.
     pub links_outside: Vec<(String, String)>,
-    /// Pickles and what they import.
+    /// Pickles, and what they import.
     pub pickles: Vec<(String, PickleImports)>,
-    /// Configs and the code that they name.
+    /// Configs, and the code that they name.
     pub code: Vec<(String, String)>,
-    /// Subfolders that were not looked into: there are too many files, or they are too deep.
+    /// Subfolders that were not scanned, because there are too many files or they are too deep.
     pub left_out: Vec<String>,
 }
 
-/// The ends of pickles that are no weights by their name.
+/// The endings of pickles whose name is not that of weights.
 const OTHER_PICKLES: [&str; 4] = [".pkl", ".pickle", ".joblib", ".dill"];
 
-/// Looks at the files of a model's folder; a single file has no folder.
+/// Scans the files of a model's folder; a single file has no folder.
 ///
 /// # Errors
 /// If the folder cannot be listed.
@@ -43,7 +43,7 @@ pub fn folder_risks(location: &Location) -> Result<FolderRisks, CheckpointError>
     }
     let io = |source| CheckpointError::io("open", folder, source);
     let home = fs::canonicalize(folder).map_err(io)?;
-    // Snapshots of the Hub's cache are links to `../../blobs`.
+    // Snapshots in the Hub's cache consist of links to `../../blobs`.
     let blobs = home.parent().and_then(|snapshots| {
         let is_cache = snapshots.file_name()? == "snapshots";
         is_cache.then(|| snapshots.parent().map(|repo| repo.join("blobs")))?
@@ -54,7 +54,7 @@ pub fn folder_risks(location: &Location) -> Result<FolderRisks, CheckpointError>
             .is_some_and(|blobs| target.starts_with(blobs));
         target.starts_with(&home) || in_blobs
     };
-    // The folders that wait, with what stands before the names of their files, and how deep they are.
+    // The folders still to scan, with the prefix of their files' names and their depth.
     let mut waiting: Vec<(PathBuf, String, usize)> = vec![(folder.clone(), String::new(), 0)];
     let mut entries = 0;
     while let Some((folder, before, depth)) = waiting.pop() {
@@ -80,7 +80,7 @@ pub fn folder_risks(location: &Location) -> Result<FolderRisks, CheckpointError>
             } else if !path.is_dir() {
                 look_at(&path, shown, &mut risks);
             } else if is_link {
-                // What it leads to is within the folder, and is met there.
+                // Its target is inside the folder, and is scanned there.
             } else if depth == MAX_FOLDER_DEPTH || entries > MAX_FOLDER_ENTRIES {
                 risks.left_out.push(format!("{shown}/"));
             } else {
@@ -98,7 +98,7 @@ fn look_at(path: &Path, shown: String, risks: &mut FolderRisks) {
     if is_pickle || OTHER_PICKLES.iter().any(|end| name.ends_with(end)) {
         let imports = match Shard::map_bytes(path) {
             Ok(bytes) => globals(path, &bytes),
-            // What is empty or no file cannot be unpickled.
+            // An empty file, or something that is not a file, cannot be unpickled.
             Err(CheckpointError::Truncated { .. } | CheckpointError::NotAFile { .. }) => return,
             Err(problem) => PickleImports {
                 unread: Some(problem.to_string()),

@@ -1,6 +1,6 @@
-//! A source whose matrices are stored as values and a scale for each block, beside each other: 8-bit weights.
+//! A source whose matrices are stored as values with a scale per block: 8-bit weights.
 //!
-//! Which models are stored so, and how they call their scales, is not known here.
+//! This file does not know which models use such storage, or how they name their scales.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,32 +15,32 @@ use super::source::{TensorEntry, TensorSource};
 use errors::Refusal;
 use numeric::{Elements, FloatType};
 
-/// How scales lie beside the values that they are for.
+/// How scales are stored beside their values.
 #[derive(Debug, Clone, Copy)]
 pub struct Scales<'s> {
-    /// What is put behind the name of a tensor to get the name of its scales.
+    /// The suffix that turns the name of a tensor into the name of its scales.
     pub suffix: &'s str,
     /// Rows and columns of a block; blocks at the edges may be smaller.
     pub block: [usize; 2],
-    /// The float type that the products are meant for.
+    /// The float type of the products.
     pub dtype: Dtype,
 }
 
-/// The tensors of a source, multiplied by the scales that it has for them.
+/// The tensors of a source, multiplied by their scales.
 #[derive(Debug)]
 pub struct Scaled {
     base: Arc<dyn TensorSource>,
     block: [usize; 2],
     format: FloatType,
     entries: Vec<TensorEntry>,
-    /// For each tensor that of the base, and its scales if it has any.
+    /// For each tensor, its index in the base, and that of its scales if it has any.
     parts: Vec<(usize, Option<usize>)>,
 }
 
-/// Why scales cannot be taken for a source's tensors.
+/// Why the scales cannot be applied to a source's tensors.
 #[derive(Debug, thiserror::Error)]
 pub enum ScaledError {
-    /// Blocks without rows or columns, or products of no float type.
+    /// Blocks without rows or columns, or products that are not of a float type.
     #[error(
         "expected blocks of one row and column at least and a float type, found {block:?} and {dtype}"
     )]
@@ -50,15 +50,15 @@ pub enum ScaledError {
         /// The type of the products.
         dtype: Dtype,
     },
-    /// Scales of nothing.
+    /// Scales without a tensor to scale.
     #[error("`{scales}` are the scales of `{tensor}`, which is not there")]
     NoValues {
         /// The scales.
         scales: String,
-        /// The tensor that they would be for.
+        /// The tensor that they would scale.
         tensor: String,
     },
-    /// Values or scales that are no matrix of floats.
+    /// Values or scales that are not a matrix of floats.
     #[error("`{tensor}`: expected a matrix of floats, found {dtype} of shape {shape:?}")]
     NoMatrix {
         /// The tensor.
@@ -68,16 +68,16 @@ pub enum ScaledError {
         /// Its shape.
         shape: Vec<usize>,
     },
-    /// More or fewer scales than blocks.
+    /// The number of scales differs from the number of blocks.
     #[error(
         "`{scales}`: expected shape {expected:?}, a scale for each block of `{tensor}`, found {found:?}"
     )]
     Shape {
         /// The scales.
         scales: String,
-        /// The tensor that they are for.
+        /// The tensor that they scale.
         tensor: String,
-        /// A scale for each block.
+        /// The shape with one scale per block.
         expected: [usize; 2],
         /// Their shape.
         found: Vec<usize>,
@@ -85,10 +85,10 @@ pub enum ScaledError {
 }
 
 impl Scaled {
-    /// Multiplies each tensor of `base` for which there are scales by them; the scales are no tensors of it any more.
+    /// Multiplies each tensor of `base` by its scales, if it has any; the scales are then hidden.
     ///
     /// # Errors
-    /// If scales are of no matrix, or not as many as it has blocks.
+    /// If scales belong to something that is not a matrix, or their number is not that of its blocks.
     pub fn new(base: Arc<dyn TensorSource>, scales: Scales<'_>) -> Result<Scaled, ScaledError> {
         let Scales {
             suffix,
@@ -137,7 +137,7 @@ impl Scaled {
     }
 }
 
-/// That there is a scale for each block of a matrix.
+/// Checks that there is one scale per block of a matrix.
 fn check(values: &TensorEntry, scales: &TensorEntry, block: [usize; 2]) -> Result<(), ScaledError> {
     let matrix = |entry: &TensorEntry| -> Result<[usize; 2], ScaledError> {
         match (entry.shape.as_slice(), FloatType::of(entry.dtype)) {
@@ -219,7 +219,7 @@ impl TensorSource for Scaled {
         self.base.read_ahead();
     }
 
-    /// For values with scales, `bytes` counts those of the products.
+    /// For values with scales, `bytes` is a range of the products.
     fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
         let (values, scales) = self.parts[index];
         let stored = FloatType::of(self.base.entries()[values].dtype);
@@ -403,7 +403,7 @@ mod tests {
             let twin = plain + 1.5 * product;
             assert!((found - twin).abs() < 1e-12, "{at}: {found} is not {twin}");
         }
-        // What the adapter does not touch is as it was.
+        // Tensors that the adapter does not change are unchanged.
         assert_eq!(model.bytes(1), Some([0x80, 0x3f, 0, 0x40].as_slice()));
     }
 }

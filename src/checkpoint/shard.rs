@@ -1,4 +1,4 @@
-//! One mapped file of weights, and whether it still is what it was when it was mapped.
+//! One mapped file of weights, and the check that it has not changed since it was mapped.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
@@ -31,7 +31,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Maps a safetensors file, and gives the tensors of its header by offset.
+    /// Maps a safetensors file, and returns the tensors of its header by offset.
     pub(super) fn open(path: &Path) -> Result<(Shard, Vec<HeaderTensor>), CheckpointError> {
         let mut shard = Shard::map(path)?;
         let header = header::read(path, &shard.map)?;
@@ -40,7 +40,7 @@ impl Shard {
         Ok((shard, header.tensors))
     }
 
-    /// Maps a file of torch.save, and gives the tensors of its pickle by offset.
+    /// Maps a file of torch.save, and returns the tensors of its pickle by offset.
     pub(super) fn open_pickle(path: &Path) -> Result<(Shard, Pickled), CheckpointError> {
         let shard = Shard::map(path)?;
         let pickled = pickle::read(path, &shard.map)?;
@@ -54,7 +54,7 @@ impl Shard {
 
     fn map(path: &Path) -> Result<Shard, CheckpointError> {
         let io = |source| CheckpointError::io("open", path, source);
-        // Asked before opening: opening a FIFO for reading would wait for ever.
+        // Checked before opening: opening a FIFO for reading would block forever.
         if !fs::metadata(path).map_err(io)?.is_file() {
             return Err(CheckpointError::NotAFile { path: path.into() });
         }
@@ -79,27 +79,27 @@ impl Shard {
         })
     }
 
-    /// The bytes of a tensor of its header.
+    /// The bytes of one of its tensors.
     pub(super) fn slice(&self, offset: u64, len: u64) -> &[u8] {
         let start = offset as usize;
         &self.map[start..start + len as usize]
     }
 
-    /// Tells the system that all of it is going to be read: in large pages, where it has them for files. Where the
-    /// system has no such advice, or does not take it, nothing happens.
+    /// Tells the system that the whole file will be read, in large pages if it has them for files. Does nothing if the
+    /// system has no such advice, or refuses it.
     pub(super) fn read_ahead(&self) {
         #[cfg(target_os = "linux")]
         let _ = self.map.advise(memmap2::Advice::HugePage);
     }
 
-    /// Notes that bytes are not needed again, and reclaims the pieces that are complete with them.
+    /// Notes that bytes are not needed again, and reclaims the pieces that are now complete.
     pub(super) fn release(&self, bytes: Range<u64>, what: Reclaim) {
         for piece in self.behind.note(bytes) {
             reclaim(&self.map[piece.start as usize..piece.end as usize], what);
         }
     }
 
-    /// The bytes of the file from a place on.
+    /// The bytes of the file from an offset on.
     pub(super) fn bytes_from(&self, offset: u64) -> &[u8] {
         &self.map[offset as usize..]
     }
@@ -120,9 +120,9 @@ impl Shard {
         (self.header_len > 0).then(|| blake3::hash(header))
     }
 
-    /// The SHA-256 of the file by its name in the Hub's cache, which names large files so.
+    /// The SHA-256 of the file, from its name in the Hub's cache, which names large files by it.
     ///
-    /// It is what the Hub said at the download, and was not computed from what the file holds now.
+    /// The Hub stated it at the download; it was not computed from the present content of the file.
     pub fn hub_sha256(&self) -> Option<String> {
         let blob = fs::read_link(&self.path).ok()?;
         let parent = blob.parent()?.file_name()?;
@@ -131,7 +131,7 @@ impl Shard {
         (parent == "blobs" && name.len() == 64 && name.bytes().all(hex)).then(|| name.to_owned())
     }
 
-    /// Compares length and time of modification with those at open.
+    /// Compares length and modification time with those at opening.
     pub(super) fn check_unchanged(&self) -> Result<(), CheckpointError> {
         let io = |source| CheckpointError::io("look at", &self.path, source);
         let now: Metadata = fs::metadata(&self.path).map_err(io)?;
@@ -147,7 +147,7 @@ impl Shard {
     }
 }
 
-/// Maps a file to be read.
+/// Maps a file for reading.
 pub(super) fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: the map is only ever read, as bytes, for which every value is valid. What can't be ruled out
     // is that somebody else writes to the file or truncates it meanwhile: lengths and times are compared

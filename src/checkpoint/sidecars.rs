@@ -12,7 +12,7 @@ use super::format::Format;
 use super::json::{is_lfs_pointer, parse_json};
 use super::limits::{MAX_SIDECAR_BYTES, MAX_TOKENIZER_BYTES};
 
-/// A file that is carried over to a checkpoint made from this one.
+/// A file that is copied to a checkpoint made from this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sidecar {
     /// Its path within the folder: plain names joined by `/`.
@@ -52,14 +52,14 @@ pub enum SidecarKind {
     Code,
     /// Licences and notices.
     Licence,
-    /// Anything else, such as the modules of a sentence-transformers model.
+    /// Any other file, such as the modules of a sentence-transformers model.
     Other,
 }
 
-/// Where transformers keeps templates beyond the default one.
+/// The folder where transformers keeps templates other than the default one.
 const TEMPLATES_DIR: &str = "additional_chat_templates";
 
-/// Sidecars by their whole name.
+/// Sidecars by their full name.
 const NAMES: [(&str, SidecarKind); 34] = [
     ("bpe.codes", SidecarKind::Tokenizer),
     ("dict.txt", SidecarKind::Tokenizer),
@@ -98,7 +98,7 @@ const NAMES: [(&str, SidecarKind); 34] = [
     ("sentence_bert_config.json", SidecarKind::Other),
 ];
 
-/// Vocabularies by the end of their name: sentencepiece (`spiece.model`, `source.spm`) and tiktoken.
+/// Vocabularies by the ending of their name: sentencepiece (`spiece.model`, `source.spm`) and tiktoken.
 const TOKENIZER_ENDS: [&str; 3] = [".model", ".spm", ".tiktoken"];
 
 /// Legal files by the start of their name, in capitals.
@@ -123,7 +123,7 @@ pub(super) fn find_sidecars(
     let mut sidecars = Vec::new();
     let mut add = |name: String, kind| {
         let path = folder.join(&name);
-        // Follows links, as a Hub snapshot is made of them; what they lead to must be a regular file.
+        // Follows links, as Hub snapshots consist of them; the target must be a regular file.
         if fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
             sidecars.push(Sidecar { name, path, kind });
         }

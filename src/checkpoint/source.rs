@@ -1,7 +1,7 @@
-//! The one door through which tensors come: from files, from memory, or made from another source's.
+//! The one interface through which all tensors come: from files, from memory, or computed from another source.
 //!
-//! A source says what tensors it has and gives their values. One that lies on another (a LoRA adapter, block scales)
-//! owns it and passes on what it does not change, so that sources compose without knowing each other.
+//! A source lists its tensors and returns their values. A source on top of another (a LoRA adapter, block scales) owns
+//! it and passes on what it does not change, so that sources compose without knowing each other.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -23,30 +23,30 @@ pub struct TensorEntry {
     pub dtype: Dtype,
     /// Its shape; empty for a scalar.
     pub shape: Vec<usize>,
-    /// The length in bytes of its values in that type, one after the other.
+    /// The length of its values in bytes, in that type and contiguous.
     pub len: u64,
 }
 
 impl TensorEntry {
-    /// How many elements it has; that this can be counted was checked when the source was opened.
+    /// Number of elements; opening the source made sure that it does not overflow.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product()
     }
 }
 
-/// Where tensors come from.
+/// A source of tensors.
 ///
 /// Tensors are numbered as in [`entries`](Self::entries). Every method that takes such a number may panic if there is
-/// no tensor of that number.
+/// no tensor with it.
 pub trait TensorSource: Debug + Send + Sync {
-    /// Its tensors, in order; no two have the same name.
+    /// Its tensors, in order; names are unique.
     fn entries(&self) -> &[TensorEntry];
 
-    /// The values of a tensor; `None` for integers and bools, and for values that [`prepare`](Self::prepare) makes and
-    /// has not made yet.
+    /// The values of a tensor; `None` for integers and bools, and for values that [`prepare`](Self::prepare) has not
+    /// computed yet.
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>>;
 
-    /// The values as bytes, where they lie one after the other: little-endian, in C order, perhaps not aligned.
+    /// The values as bytes, if they are contiguous: little-endian, in C order, perhaps not aligned.
     fn bytes(&self, index: usize) -> Option<&[u8]>;
 
     /// The bytes of a tensor before an adapter changed it.
@@ -54,40 +54,40 @@ pub trait TensorSource: Debug + Send + Sync {
         self.bytes(index)
     }
 
-    /// How many bytes it takes to read a tensor once.
+    /// The number of bytes read in one pass over a tensor.
     fn bytes_read(&self, index: usize) -> u64 {
         self.entries()[index].len
     }
 
-    /// The files that it reads, in a fixed order. They are what a lock says of it.
+    /// The files that it reads, in a fixed order. A lock records them.
     fn shards(&self) -> Vec<&Shard> {
         Vec::new()
     }
 
-    /// The file that a tensor is in, and where its first element begins there.
+    /// The file that holds a tensor, and the offset of its first element there.
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
         let _ = index;
         None
     }
 
-    /// Tells that all of it is going to be read.
+    /// Announces that all of it will be read.
     fn read_ahead(&self) {}
 
-    /// Tells that a range of a tensor's bytes, as [`stored`](Self::stored) gives them, is not needed again. They can
-    /// still be read.
+    /// Announces that a range of a tensor's bytes, in the numbering of [`stored`](Self::stored), is not needed again.
+    /// The bytes can still be read.
     fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
         let _ = (index, bytes, reclaim);
     }
 
-    /// Whether [`prepare`](Self::prepare) reads results of merges, which must be decided by then.
+    /// Whether [`prepare`](Self::prepare) reads results of merges, which must be decided before.
     fn reads_results(&self) -> bool {
         false
     }
 
-    /// Makes what must be there before values are read.
+    /// Computes what must exist before values are read.
     ///
     /// # Errors
-    /// What makes the values failed, in words for the user.
+    /// The values could not be computed; the reason is in words for the user.
     fn prepare(
         &self,
         threads: usize,
@@ -97,21 +97,21 @@ pub trait TensorSource: Debug + Send + Sync {
         Ok(())
     }
 
-    /// What the user should know of the values that were prepared.
+    /// Notes for the user on the prepared values.
     fn said(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Bytes of memory that it holds at the end of a run at the most, mapped files not counted.
+    /// The most bytes of memory that it holds by the end of a run, without mapped files.
     fn held(&self) -> u64 {
         0
     }
 
-    /// That every file it reads is as it was when it was opened. To be asked after the last read: a mapped file may be
-    /// written to by others at any time.
+    /// Checks that every file it reads is unchanged since it was opened. Call it after the last read, because others
+    /// may write to a mapped file at any time.
     ///
     /// # Errors
-    /// If a file is of another length or time, or gone.
+    /// If a file has changed in length or modification time, or is gone.
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
         let mut shards = self.shards().into_iter();
         shards.try_for_each(Shard::check_unchanged)

@@ -1,6 +1,7 @@
-//! Opening a checkpoint: every problem of its files, and what of them is sound.
+//! Opens a checkpoint: finds every problem of its files, and the valid tensors.
 //!
-//! There is one way to open. `check` reports all that it finds; everyone else takes the model, or the first problem.
+//! There is a single way to open. `check` reports every problem; all other callers take the model, or the first
+//! problem.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,30 +18,30 @@ use super::locate::Location;
 use super::quantised::{only_config_says, refuse_quantised};
 use super::reader::{Beside, Checkpoint};
 
-/// What opening a checkpoint file by file gives.
+/// The result of opening a checkpoint file by file.
 #[derive(Debug)]
 pub struct Survey {
-    /// The tensors of the files that are sound, if there are any.
+    /// The tensors of the valid files, if there are any.
     pub checkpoint: Option<Checkpoint>,
-    /// Every problem that was met: at most one for each file, and any number of the index.
+    /// Every problem found: at most one per file, and any number in the index.
     pub problems: Vec<CheckpointError>,
-    /// Whether something of the weights could not be read, so that a tensor that is not there may be in it.
+    /// Whether some of the weights could not be read, so that a missing tensor may be among them.
     pub partial: bool,
-    /// Weight files of the folder that are no part of the checkpoint.
+    /// Weight files of the folder that are not part of the checkpoint.
     pub left_aside: Vec<String>,
-    /// What the matter is with the `total_size` of the index.
+    /// What is wrong with the `total_size` of the index.
     pub total_size: Option<String>,
-    /// What shows that its weights are quantised.
+    /// The evidence that its weights are quantised.
     pub quantised: Option<CheckpointError>,
-    /// Whether that is config.json alone, and all weights are plain numbers.
+    /// Whether the evidence is config.json alone, and all weights are plain numbers.
     pub quantised_by_config_only: bool,
 }
 
 impl Checkpoint {
-    /// Opens a located model, which messages will call `label`; no weight is read.
+    /// Opens a located model, which messages call `label`; no weight is read.
     ///
     /// # Errors
-    /// The first problem of its files or of its adapter, or that it is quantised.
+    /// The first problem of its files or of its adapter, or the model is quantised.
     pub fn open(label: &str, location: &Location) -> Result<Checkpoint, CheckpointError> {
         let survey = Survey::of(label, location)?;
         let first = survey.problems.into_iter().next();
@@ -57,10 +58,10 @@ impl Checkpoint {
 }
 
 impl Survey {
-    /// Opens what can be opened of a located model, which messages will call `label`. An adapter is not looked at.
+    /// Opens as much as possible of a located model, which messages call `label`. An adapter is ignored.
     ///
     /// # Errors
-    /// If there is nothing to look at: no such file or folder, or one without weights.
+    /// If there is nothing to open: the file or folder does not exist, or the folder has no weights.
     pub fn of(label: &str, location: &Location) -> Result<Survey, CheckpointError> {
         let path = &location.path;
         let is_dir = fs::metadata(path)
@@ -133,7 +134,7 @@ impl Survey {
     }
 }
 
-/// A file that is named itself.
+/// The weights of a single file.
 fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
     let name = path.to_string_lossy();
     if let Some((what, hint)) = other_format(&name) {
@@ -151,7 +152,7 @@ fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
     })
 }
 
-/// Says that files were read as pickles.
+/// Notes that files were read as pickles.
 fn read_as_pickles(paths: &[PathBuf]) -> Option<String> {
     let (first, others) = paths.split_first()?;
     let others = match others.len() {
@@ -164,7 +165,7 @@ fn read_as_pickles(paths: &[PathBuf]) -> Option<String> {
     ))
 }
 
-/// The tensors by name: the first of those that several files have.
+/// The tensors by name; if several files have the same name, the first one's.
 fn first_of_each(
     location: &Location,
     files: &Files,

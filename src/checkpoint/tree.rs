@@ -1,4 +1,4 @@
-//! Every file below a folder, whatever it is for: what a signature covers. Nothing is opened, no link is entered.
+//! Lists every file below a folder, whatever its purpose, for signatures. Opens nothing, and enters no link.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use super::error::CheckpointError;
 use super::limits::MAX_TREE_ENTRIES;
 
-/// Something below a folder that is not a folder itself.
+/// Something below a folder, other than a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeEntry {
-    /// Its path from there: names joined by `/`. What is no UTF-8 in it is replaced.
+    /// Its path from the folder: names joined by `/`. Bytes that are not UTF-8 are replaced.
     pub name: String,
     /// Where it is.
     pub path: PathBuf,
@@ -17,7 +17,7 @@ pub struct TreeEntry {
     pub kind: TreeKind,
 }
 
-/// What is at a place.
+/// What kind of entry it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TreeKind {
     /// A file, and its length.
@@ -29,7 +29,7 @@ pub enum TreeKind {
         /// Whether the file is outside of the folder.
         outside: bool,
     },
-    /// What has no bytes to be signed, and why.
+    /// Something without bytes to sign, and why.
     Other(&'static str),
 }
 
@@ -43,11 +43,11 @@ impl TreeKind {
     }
 }
 
-/// Everything below a folder, in the order of names; what `skip` says of a path from there is left out, with all
-/// that is below it. Of a file: itself, with the name `.`.
+/// Everything below a folder, sorted by name. Paths for which `skip` returns true are left out, with everything below
+/// them. For a file: only itself, with the name `.`.
 ///
 /// # Errors
-/// A folder cannot be listed, or there is more than any model has.
+/// A folder cannot be listed, or has more entries than any model.
 pub fn tree(root: &Path, skip: &dyn Fn(&str) -> bool) -> Result<Vec<TreeEntry>, CheckpointError> {
     let io = |path: &Path, source| CheckpointError::io("list", path, source);
     let real = fs::canonicalize(root).map_err(|source| io(root, source))?;
@@ -96,7 +96,7 @@ pub fn tree(root: &Path, skip: &dyn Fn(&str) -> bool) -> Result<Vec<TreeEntry>, 
     Ok(entries)
 }
 
-/// What is at a path below `root`; none if it is a folder.
+/// The kind of entry at a path below `root`; none if it is a folder.
 fn kind_of(path: &Path, root: &Path) -> std::io::Result<Option<TreeKind>> {
     let own = fs::symlink_metadata(path)?;
     if own.is_dir() {

@@ -1,4 +1,4 @@
-//! `adapter_config.json`: every option that changes the merged weights is honoured here or refused by name.
+//! `adapter_config.json`: every option that changes the merged weights is either applied or refused by name.
 
 use std::path::{Path, PathBuf};
 
@@ -22,20 +22,20 @@ pub(super) struct AdapterConfig {
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
     rank_stabilised: bool,
-    /// Whether rows or columns get new lengths.
+    /// Whether rows or columns get new norms.
     pub(super) dora: bool,
-    /// Whether weights are stored as `[in, out]`; what shapes say goes first.
+    /// Whether weights are stored as `[in, out]`; shapes take precedence over it.
     pub(super) fan_in_fan_out: bool,
-    /// Whether a tied head was trained as the embedding's copy.
+    /// Whether a tied head was trained as a copy of the embedding.
     pub(super) ensure_weight_tying: bool,
     /// The model that the adapter was trained on.
     pub(super) base_model: Option<String>,
-    /// What is odd but harmless.
+    /// Notes on what is odd but harmless.
     pub(super) notes: Vec<String>,
 }
 
-/// Options that say how the adapter was trained or is loaded. They choose modules (the weight file names
-/// those), draw first values (it has the last ones), or drop out activations: the merged weights don't change.
+/// Options about training or loading the adapter. They select modules (the weight file names them), draw initial values
+/// (the file has the final ones), or drop out activations: the merged weights do not depend on them.
 const NO_MATTER: [&str; 26] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -60,14 +60,14 @@ const NO_MATTER: [&str; 26] = [
     "target_modules",
     "task_type",
     "velora_config",
-    // Told by the shape of what is there.
+    // Known from the tensors that exist.
     "lora_bias",
     // Read below.
     "init_lora_weights",
     "peft_type",
 ];
 
-/// Options that are honoured.
+/// Options that are applied.
 const HONOURED: [&str; 8] = [
     "alpha_pattern",
     "ensure_weight_tying",
@@ -79,7 +79,7 @@ const HONOURED: [&str; 8] = [
     "use_rslora",
 ];
 
-/// Options that are refused where they are set, and why.
+/// Options that are refused if they are set, and why.
 const REFUSED: [(&str, &str); 9] = [
     (
         "alora_invocation_tokens",
@@ -119,7 +119,7 @@ const REFUSED: [(&str, &str); 9] = [
     ),
 ];
 
-/// First values that leave the model's own weights as they are, so that the adapter fits the model as it is.
+/// Initialisations that leave the model's own weights unchanged, so that the adapter fits the model as it is.
 const PLAIN_STARTS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
 /// The most patterns that are not plain names; real adapters have a handful.
@@ -147,7 +147,7 @@ impl AdapterConfig {
         parse(path, &options)
     }
 
-    /// The rank of a module, and what its product is multiplied by.
+    /// The rank of a module, and the factor of its product.
     pub(super) fn rank_and_scale(&self, module: &str) -> (usize, f64) {
         let rank = first_fit(&self.ranks, module).unwrap_or(self.rank);
         let alpha = first_fit(&self.alphas, module).unwrap_or(self.alpha);
@@ -164,7 +164,7 @@ impl AdapterConfig {
     }
 }
 
-/// The value of the first pattern that fits, in the order of the file.
+/// The value of the first pattern that matches, in file order.
 fn first_fit<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
     patterns
         .iter()
@@ -210,7 +210,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// That it is a LoRA adapter; AdaLoRA, LoHa, IA3 and others are adapters too.
+    /// Checks that it is a LoRA adapter; AdaLoRA, LoHa, IA3 and others are adapters too.
     fn kind(&self) -> Result<(), AdapterError> {
         match self.options.get("peft_type") {
             Some(Value::String(kind)) if kind == "LORA" => Ok(()),
@@ -232,7 +232,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Refuses first values that were split off the model's weights: the adapter fits what was left of them.
+    /// Refuses initial values that were split off the model's weights: the adapter fits only the remainder.
     fn start(&self) -> Result<(), AdapterError> {
         let start = match self.options.get("init_lora_weights") {
             None | Some(Value::Null | Value::Bool(_)) => return Ok(()),
@@ -321,7 +321,7 @@ impl Reader<'_> {
         entries.iter().map(entry).collect()
     }
 
-    /// Notes options that are set and that nothing is known of.
+    /// Notes options that are set but unknown.
     fn unknown(&self) -> Vec<String> {
         let known = |option: &str| {
             NO_MATTER.contains(&option)
@@ -360,7 +360,7 @@ impl Reader<'_> {
     }
 }
 
-/// Whether an option has a value other than what stands for none.
+/// Whether an option has a value other than those that mean none.
 fn is_set(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -401,7 +401,7 @@ mod tests {
         };
         check("model.layers.0.self_attn.q_proj", 8, 2.0);
         check("model.layers.0.mlp.down_proj", 4, 1.5 / 4.0);
-        // The first pattern that fits counts.
+        // The first pattern that matches counts.
         check("model.layers.1.mlp.down_proj", 4, 4.0);
         check("model.layers.1.mlp.up_proj", 2, 8.0);
     }

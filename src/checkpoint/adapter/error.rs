@@ -7,10 +7,10 @@ use errors::Hint;
 
 use crate::error::CheckpointError;
 
-/// Why an adapter can't be read, or does not fit its model.
+/// Why an adapter cannot be read, or does not fit its model.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
-    /// One of its files can't be opened or trusted.
+    /// One of its files cannot be opened or trusted.
     #[error(transparent)]
     File(#[from] Box<CheckpointError>),
     /// The folder lacks one of the two files that an adapter is made of.
@@ -18,12 +18,12 @@ pub enum AdapterError {
     FileMissing {
         /// The folder.
         path: PathBuf,
-        /// The file that is lacking.
+        /// The missing file.
         file: &'static str,
         /// What to do about it.
         hint: &'static str,
     },
-    /// An option of the config has a value that it can't have.
+    /// An option of the config has an invalid value.
     #[error("{path}: expected `{option}` to be {expected}, found {found}", path = .path.display())]
     Option {
         /// The config.
@@ -35,7 +35,7 @@ pub enum AdapterError {
         /// What it is.
         found: String,
     },
-    /// A pattern of the config is none that can be read.
+    /// A pattern in the config cannot be parsed.
     #[error("{path}: can't read the pattern `{pattern}` of `{option}`: {detail}", path = .path.display())]
     Pattern {
         /// The config.
@@ -44,10 +44,10 @@ pub enum AdapterError {
         option: &'static str,
         /// The pattern, shortened.
         pattern: String,
-        /// What is the matter with it.
+        /// What is wrong with it.
         detail: String,
     },
-    /// The adapter is of another kind, or uses what is not supported.
+    /// The adapter is of another kind, or uses an unsupported option.
     #[error("{path}: {what} {why}", path = .path.display())]
     Unsupported {
         /// The config.
@@ -66,10 +66,10 @@ pub enum AdapterError {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// What is the matter with it.
+        /// What is wrong with it.
         why: &'static str,
     },
-    /// Two tensors are the same part of the same module.
+    /// Two tensors are for the same part of the same module.
     #[error("{path}: `{first}` and `{second}` are both that part of the same module", path = .path.display())]
     Twice {
         /// The weight file.
@@ -79,14 +79,14 @@ pub enum AdapterError {
         /// The other.
         second: String,
     },
-    /// A part of a module is there and another is lacking.
+    /// One part of a module is present and another is missing.
     #[error("{path}: `{key}` is there without its {missing}", path = .path.display())]
     Half {
         /// The weight file.
         path: PathBuf,
         /// A tensor that is there.
         key: String,
-        /// What is lacking.
+        /// The missing part.
         missing: &'static str,
     },
     /// A tensor of the adapter is for a tensor that the model does not have.
@@ -98,7 +98,7 @@ pub enum AdapterError {
         key: String,
         /// The model's tensor.
         tensor: String,
-        /// The nearest there is, or what else to do.
+        /// The most similar name, or what else to do.
         hint: String,
     },
     /// A tensor of the adapter could be for several tensors of the model.
@@ -127,7 +127,7 @@ pub enum AdapterError {
         /// What to do about it.
         hint: &'static str,
     },
-    /// A tensor has a type that can't be computed with, or that can't stand in for the model's.
+    /// A tensor has a dtype that is not computed with, or that cannot replace the model's.
     #[error("{path}: `{key}` is {found}, expected {expected}", path = .path.display())]
     Type {
         /// The weight file.
@@ -141,7 +141,7 @@ pub enum AdapterError {
         /// What to do about it.
         hint: &'static str,
     },
-    /// The head of a model that ties it to its embedding is adapted, and they can't be untied.
+    /// The adapter changes the head of a model that ties it to its embedding, and the two cannot be untied.
     #[error("{path}: `{key}` adapts the output head, which the model ties to its embedding, and they can't be untied: {why}", path = .path.display())]
     Tied {
         /// The weight file.

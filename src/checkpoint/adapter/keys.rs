@@ -1,16 +1,16 @@
-//! The names in an adapter's weight file: which module each is of, and which part of it.
+//! The tensor names in an adapter's weight file: the module and the part that each belongs to.
 
 /// What a tensor of an adapter is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Key {
     /// A part of a module's low-rank update.
     Part {
-        /// The module, as the adapted model names it.
+        /// The module, by its name in the adapted model.
         module: String,
         /// Which part.
         part: Part,
     },
-    /// A whole tensor that takes the place of the model's of that name.
+    /// A whole tensor that replaces the model's tensor of that name.
     Whole {
         /// Its name in the adapted model.
         name: String,
@@ -24,25 +24,25 @@ pub(super) enum Part {
     A,
     /// `[out, rank]`.
     B,
-    /// `[out]`: what is added to the module's bias.
+    /// `[out]`: added to the module's bias.
     BiasOfB,
     /// `[rank, vocabulary]`.
     EmbeddingA,
     /// `[hidden, rank]`.
     EmbeddingB,
-    /// DoRA's lengths, `[out]`.
+    /// DoRA's norms, `[out]`.
     Magnitude,
 }
 
-/// What PEFT puts before each name of the model that it wraps.
+/// The prefix that PEFT adds to every name of the model that it wraps.
 const PREFIX: &str = "base_model.model.";
 
-/// The name that PEFT gives to an adapter where none is chosen.
+/// PEFT's default name of an adapter.
 const DEFAULT_NAME: &str = "default";
 
-/// Reads a name; the error says why it is none that a LoRA adapter has.
+/// Parses a name; the error says why no LoRA adapter has it.
 ///
-/// PEFT leaves the adapter's own name out when it saves; other tools write it in: `lora_A.default.weight`.
+/// PEFT omits the adapter's own name when it saves; other tools include it: `lora_A.default.weight`.
 pub(super) fn parse(key: &str) -> Result<Key, &'static str> {
     let name = key.strip_prefix(PREFIX).unwrap_or(key);
     let words: Vec<&str> = name.split('.').collect();
@@ -61,7 +61,7 @@ pub(super) fn parse(key: &str) -> Result<Key, &'static str> {
             "adapts one of several parameters of a module (`target_parameters`), which is not supported",
         );
     }
-    // The adapter's name is one word: PEFT refuses dots in it.
+    // The adapter's name is a single word: PEFT refuses dots in it.
     let part = match rest {
         ["lora_A", "weight"] | ["lora_A", _, "weight"] => Part::A,
         ["lora_B", "weight"] | ["lora_B", _, "weight"] => Part::B,

@@ -1,7 +1,7 @@
-//! LoRA adapters: what `model+adapter` changes in a model, applied while tensors are read.
+//! LoRA adapters: applies `model+adapter` while tensors are read.
 //!
-//! PEFT's files are read as PEFT reads them; nothing is merged beforehand, on disk or in memory. Every tensor of
-//! the adapter finds its place in the model, or is an error. It must not know recipes or methods.
+//! PEFT's files are read as PEFT reads them; nothing is merged beforehand, on disk or in memory. Every tensor of the
+//! adapter must match a tensor of the model, or it is an error. This module must not know recipes or methods.
 
 mod config;
 mod error;
@@ -32,25 +32,25 @@ use errors::Refusal;
 use numeric::{Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Stored};
 use weights::Weights;
 
-/// An adapter on the tensors of any source.
+/// An adapter applied to the tensors of any source.
 #[derive(Debug)]
 pub struct Adapter {
     location: Location,
     weights: Weights,
-    /// What it lies on.
+    /// The source below it.
     base: Arc<dyn TensorSource>,
-    /// The tensors with the adapter: those of the base, and a head that was untied.
+    /// The tensors with the adapter applied: those of the base, and a head that was untied.
     entries: Vec<TensorEntry>,
-    /// Which tensor of the base each starts as.
+    /// For each tensor, the tensor of the base that it starts from.
     from: Vec<usize>,
-    /// What becomes of the tensors, by their index.
+    /// The changes, by index of the tensor.
     changes: BTreeMap<usize, Change>,
 }
 
-/// What becomes of a tensor: replaced, updated, or the one and then the other.
+/// How a tensor changes: it is replaced, updated, or first replaced and then updated.
 #[derive(Debug, Default)]
 struct Change {
-    /// The adapter's tensor that takes its place.
+    /// The adapter's tensor that replaces it.
     whole: Option<usize>,
     update: Option<Update>,
 }
@@ -64,7 +64,7 @@ struct Update {
     scale: f64,
     /// The length of a row of the tensor.
     columns: usize,
-    /// DoRA's lengths: the adapter's tensor, and those that are found.
+    /// DoRA's norms: the adapter's tensor, and the computed norms.
     lengths: Option<(usize, Norms)>,
 }
 
@@ -73,18 +73,18 @@ struct Update {
 enum Side {
     /// A tensor of the adapter.
     Tensor(usize, Order),
-    /// The number one, of rank one: what a vector is added by.
+    /// The number one, as a factor of rank one: makes an added vector an update.
     One,
 }
 
-/// One, as an F64.
+/// The number one as an F64.
 static ONE: [u8; 8] = 1f64.to_le_bytes();
 
 impl Adapter {
     /// Reads an adapter's config and header, and finds the tensors of the model that it changes.
     ///
-    /// `model` comes to be what the model is with the adapter: a head that the adapter unties from its embedding
-    /// becomes a tensor of it, and its config says so.
+    /// `model` becomes the model with the adapter applied: if the adapter unties a head from its embedding, the head
+    /// becomes a tensor, and the config says so.
     pub(super) fn attach(
         location: &Location,
         on: &Location,
@@ -111,13 +111,13 @@ impl Adapter {
         &self.location
     }
 
-    /// The least and the largest rank; none where it only replaces tensors.
+    /// The smallest and the largest rank; none if it only replaces tensors.
     pub fn ranks(&self) -> Option<(usize, usize)> {
         let ranks = || self.updates().map(|update| update.rank);
         Some((ranks().min()?, ranks().max()?))
     }
 
-    /// Whether it gives rows or columns new lengths (DoRA).
+    /// Whether it gives rows or columns new norms (DoRA).
     pub fn is_dora(&self) -> bool {
         self.updates().any(|update| update.lengths.is_some())
     }
@@ -138,7 +138,7 @@ impl Adapter {
             .filter_map(|change| change.update.as_ref())
     }
 
-    /// The low-rank update of a tensor, on what it starts as.
+    /// The low-rank update of a tensor, on top of its start.
     fn updated<'a>(
         &'a self,
         index: usize,
@@ -196,7 +196,7 @@ impl TensorSource for Adapter {
         })
     }
 
-    /// Those of the adapter's own tensor, where it takes the place of the other and has its type.
+    /// The bytes of the adapter's own tensor, if it replaces the model's and has the same dtype.
     fn bytes(&self, index: usize) -> Option<&[u8]> {
         let Some(change) = self.changes.get(&index) else {
             return self.base.bytes(self.from[index]);
@@ -210,7 +210,7 @@ impl TensorSource for Adapter {
         self.base.stored(self.from[index])
     }
 
-    /// The factors are not counted.
+    /// Without the factors.
     fn bytes_read(&self, index: usize) -> u64 {
         match self.changes.get(&index).and_then(|change| change.whole) {
             Some(whole) => self.weights.tensors[whole].len,
@@ -253,7 +253,7 @@ impl TensorSource for Adapter {
         self.base.said()
     }
 
-    /// Beside what the base holds, a number for each row or column with a new length.
+    /// In addition to the base: a number for each row or column with a new norm.
     fn held(&self) -> u64 {
         let lengths = self.updates().filter_map(|update| update.lengths.as_ref());
         let own = lengths
@@ -267,7 +267,7 @@ impl TensorSource for Adapter {
     }
 }
 
-/// Notes that the adapter names another model than it is used with, as far as names tell.
+/// Notes that the adapter names a base model other than this one, as far as names can tell.
 fn other_base(config: &AdapterConfig, model: &Location) -> Option<String> {
     let trained = config.base_model.as_deref()?;
     let last = |name: &str| -> String {

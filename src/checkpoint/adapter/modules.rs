@@ -1,4 +1,4 @@
-//! Puts the parts of each module together, checks their shapes, and gives each its tensor of the model.
+//! Groups the parts of each module, checks their shapes, and finds the model's tensor for each.
 
 use std::collections::BTreeMap;
 
@@ -23,25 +23,25 @@ const RESIZED: &str = "the adapter was trained after tokens were added: resize t
 /// What the adapter holds for one tensor of the model.
 #[derive(Debug, Clone, Copy)]
 enum Piece {
-    /// A linear map's or a convolution's `A`, `B` and DoRA lengths.
+    /// The `A`, `B` and DoRA norms of a linear map or a convolution.
     Linear {
         a: usize,
         b: usize,
         magnitude: Option<usize>,
     },
-    /// An embedding's.
+    /// The factors of an embedding.
     Embedding {
         a: usize,
         b: usize,
         magnitude: Option<usize>,
     },
-    /// What is added to a bias.
+    /// A vector added to a bias.
     Bias { bias: usize },
-    /// All of it.
+    /// A whole tensor.
     Whole { tensor: usize },
 }
 
-/// A piece, and what it is for.
+/// A piece and its target.
 struct Placed {
     /// The module, as `rank_pattern` matches it.
     module: String,
@@ -50,12 +50,12 @@ struct Placed {
     piece: Piece,
 }
 
-/// How a matrix of the model lies in its file.
+/// How a matrix of the model is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lies {
-    /// `[out, in]`, as linear maps do; with more dimensions, a convolution.
+    /// `[out, in]`, as linear maps are; with more dimensions, a convolution.
     OutIn,
-    /// `[in, out]`, as GPT-2's Conv1D and embeddings do.
+    /// `[in, out]`, as GPT-2's Conv1D and embeddings are.
     InOut,
 }
 
@@ -113,7 +113,7 @@ pub(super) fn place(
 }
 
 impl Piece {
-    /// A tensor of the adapter that it is known by.
+    /// One of its adapter tensors, to name it by.
     fn key(self) -> usize {
         match self {
             Piece::Linear { a, .. } | Piece::Embedding { a, .. } => a,
@@ -123,7 +123,7 @@ impl Piece {
     }
 }
 
-/// Reads every name and pairs the parts up.
+/// Parses every name and groups the parts.
 fn gather(weights: &Weights, config: &AdapterConfig) -> Result<Vec<Placed>, AdapterError> {
     let mut modules: BTreeMap<String, BTreeMap<Part, usize>> = BTreeMap::new();
     let mut wholes: BTreeMap<String, usize> = BTreeMap::new();
@@ -205,7 +205,7 @@ fn pieces(
     Ok(pieces)
 }
 
-/// What a tensor of the model must look like for a piece.
+/// The tensor of the model that a piece needs.
 fn wanted<'a>(weights: &'a Weights, placed: &Placed) -> Wanted<'a> {
     let piece = placed.piece;
     Wanted {
@@ -224,7 +224,7 @@ fn wanted<'a>(weights: &'a Weights, placed: &Placed) -> Wanted<'a> {
     }
 }
 
-/// Whether a matrix of the model takes the product of `b`, `[out, rank]`, and `a`, `[rank, in]`.
+/// Whether a matrix of the model has the shape of the product of `b`, `[out, rank]`, and `a`, `[rank, in]`.
 ///
 /// A convolution's `a` has the shape of its kernel, and `b` one of ones.
 fn fits(shape: &[usize], a: &[usize], b: &[usize], lies: Lies) -> bool {
@@ -237,7 +237,7 @@ fn fits(shape: &[usize], a: &[usize], b: &[usize], lies: Lies) -> bool {
     }
 }
 
-/// Checks the shapes of a piece, and says how it is computed; nothing for a tensor without elements.
+/// Checks the shapes of a piece and returns its update; none for a tensor without elements.
 fn update(
     weights: &Weights,
     config: &AdapterConfig,
@@ -289,7 +289,7 @@ fn update(
     };
     let out = weights.shape(b)[0];
     if let Some(magnitude) = magnitude {
-        // A convolution's lengths have dimensions of one around them.
+        // A convolution's norms have dimensions of size one around them.
         let long: Vec<usize> = (weights.shape(magnitude).iter().copied())
             .filter(|&dim| dim != 1)
             .collect();
@@ -323,7 +323,7 @@ fn update(
     }))
 }
 
-/// That both factors have the rank that the config gives.
+/// Checks that both factors have the rank from the config.
 fn check_ranks(
     weights: &Weights,
     a: usize,
@@ -346,7 +346,7 @@ fn check_ranks(
     Ok(())
 }
 
-/// The error for factors whose product is not of the tensor's shape.
+/// The error for factors whose product has a different shape from the tensor.
 fn misfit(weights: &Weights, a: usize, b: usize, entry: &TensorEntry) -> AdapterError {
     let vocabulary = is_input_embedding(&entry.name) || is_output_head(&entry.name);
     let hint = if vocabulary { RESIZED } else { OTHER_MODEL };
@@ -359,7 +359,7 @@ fn misfit(weights: &Weights, a: usize, b: usize, entry: &TensorEntry) -> Adapter
     weights.shape_error(a, expected, hint)
 }
 
-/// That a tensor of the adapter can stand in for one of the model.
+/// Checks that a tensor of the adapter can replace one of the model.
 fn check_whole(weights: &Weights, whole: usize, entry: &TensorEntry) -> Result<(), AdapterError> {
     if weights.shape(whole) != entry.shape {
         let vocabulary = is_input_embedding(&entry.name) || is_output_head(&entry.name);
@@ -369,7 +369,7 @@ fn check_whole(weights: &Weights, whole: usize, entry: &TensorEntry) -> Result<(
     }
     let found = weights.tensors[whole].dtype;
     let floats = FloatType::of(entry.dtype).is_some() && FloatType::of(found).is_some();
-    // What is not computed with is carried over as bytes.
+    // Tensors that are not computed with are copied as bytes.
     if found == entry.dtype || (floats && !is_derived_buffer(&entry.name)) {
         return Ok(());
     }
@@ -382,7 +382,7 @@ fn check_whole(weights: &Weights, whole: usize, entry: &TensorEntry) -> Result<(
     })
 }
 
-/// Unties an output head from the embedding that the model ties it to, where the adapter changes one of them.
+/// Unties an output head from its embedding if the adapter changes one of them.
 fn untie(
     weights: &Weights,
     config: &AdapterConfig,
@@ -436,11 +436,11 @@ fn untie(
     Ok(())
 }
 
-/// Tells how square matrices lie, which their shape does not.
+/// Decides how square matrices are stored, because their shape does not tell.
 struct Conv1d {
-    /// The model is of a family whose layers have GPT-2's Conv1D.
+    /// Whether the model is of a family whose layers use GPT-2's Conv1D.
     family: bool,
-    /// How the adapter's other matrices lie, if all in one way; else what its config says.
+    /// How the adapter's other matrices are stored, if all in the same way; else what its config says.
     otherwise: Lies,
 }
 
@@ -454,12 +454,12 @@ const CONV1D_TYPES: [&str; 6] = [
     "openai-gpt",
 ];
 
-/// The modules that are Conv1D there.
+/// The modules that are Conv1D in those models.
 const CONV1D_MODULES: [&str; 4] = ["c_attn", "c_fc", "c_proj", "q_attn"];
 
 impl Conv1d {
-    /// The config's `fan_in_fan_out` goes last: PEFT corrects it module by module while it trains, so that it
-    /// says how the last module lay.
+    /// The config's `fan_in_fan_out` comes last: PEFT corrects it module by module during training, so it only
+    /// describes the last module.
     fn new(
         weights: &Weights,
         config: &AdapterConfig,

@@ -1,4 +1,4 @@
-//! The keys of `rank_pattern` and `alpha_pattern`: which modules they are for, as PEFT tells it.
+//! The keys of `rank_pattern` and `alpha_pattern`: which modules they match, by PEFT's rules.
 
 use regex_lite::{Regex, RegexBuilder};
 
@@ -8,19 +8,19 @@ const MAX_PATTERN_BYTES: usize = 4096;
 /// The most memory that a compiled pattern may take.
 const MAX_COMPILED_BYTES: usize = 256 << 10;
 
-/// A pattern for the ends of module names: the whole name, or what follows one of its dots.
+/// A pattern for the ends of module names: it matches the whole name, or the part after one of its dots.
 ///
 /// Source: PEFT, `get_pattern_key`: a regular expression between an optional `.*\.` and `$`.
 #[derive(Debug, Clone)]
 pub(super) enum Pattern {
-    /// A name and nothing else; by far the most. Its dots stand for any character.
+    /// A name only; nearly all patterns are. Its dots match any character.
     Plain(String),
-    /// Anything else, in the syntax that Python and Rust share.
+    /// Any other pattern, in the syntax that Python and Rust share.
     Expression(Regex),
 }
 
 impl Pattern {
-    /// Reads a pattern; the error says what is the matter.
+    /// Parses a pattern; the error says what is wrong.
     pub(super) fn parse(text: &str) -> Result<Pattern, String> {
         if text.len() > MAX_PATTERN_BYTES {
             return Err(format!("it is longer than {MAX_PATTERN_BYTES} bytes"));
@@ -36,12 +36,12 @@ impl Pattern {
             .map_err(|error| error.to_string())
     }
 
-    /// Whether it takes memory and time beyond its own length.
+    /// Whether it costs memory and time beyond its own length.
     pub(super) fn is_expression(&self) -> bool {
         matches!(self, Pattern::Expression(_))
     }
 
-    /// Whether it is for the module of that name.
+    /// Whether it matches the module of that name.
     pub(super) fn fits(&self, module: &str) -> bool {
         match self {
             Pattern::Plain(text) => {

@@ -1,27 +1,27 @@
-//! The model that an adapter is put on, as it becomes with the adapter.
+//! The model that an adapter is being applied to.
 
 use std::collections::HashMap;
 
 use crate::config::ModelConfig;
 use crate::source::TensorEntry;
 
-/// A model's tensors, names and config while an adapter is put on it.
+/// A model's tensors, names and config while an adapter is applied to it.
 #[derive(Debug)]
 pub(crate) struct Subject {
-    /// Its tensors, with a head that was untied.
+    /// Its tensors, including a head that was untied.
     pub(crate) tensors: Vec<TensorEntry>,
-    /// Which tensor of the model each starts as.
+    /// For each tensor, the tensor of the model that it starts from.
     pub(crate) from: Vec<usize>,
     /// The tensors by name.
     pub(crate) by_name: HashMap<String, usize>,
     /// Its config.
     pub(crate) config: Option<ModelConfig>,
-    /// What was odd but harmless.
+    /// Notes on what was odd but harmless.
     pub(crate) notes: Vec<String>,
 }
 
 impl Subject {
-    /// A model as it is without an adapter.
+    /// A model before an adapter is applied.
     pub(crate) fn new(
         tensors: Vec<TensorEntry>,
         by_name: HashMap<String, usize>,
@@ -37,7 +37,7 @@ impl Subject {
         }
     }
 
-    /// Gives it a tensor of that name that starts as another's copy, in the place of one that it has.
+    /// Adds a tensor of that name that starts as a copy of another; it replaces an existing one of the same name.
     pub(crate) fn copy(&mut self, tensor: usize, name: &str) -> usize {
         let entry = TensorEntry {
             name: name.into(),

@@ -1,4 +1,5 @@
-//! Finds the model's tensor for each of the adapter's names: by name, or by the one prefix that explains them.
+//! Finds the model's tensor for each of the adapter's names: by the name itself, or by the one prefix that explains
+//! all.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -7,11 +8,11 @@ use super::error::AdapterError;
 use crate::source::TensorEntry;
 use architecture::is_number;
 
-/// How many stacks, and how many names outside of them, are looked for under other prefixes; a real adapter
-/// has a few.
+/// The most stacks, and the most names outside of stacks, that are looked for under other prefixes; a real adapter has
+/// a few.
 const ODD: usize = 256;
 
-/// Names that are not alike in so large a part say nothing of each other.
+/// Two names are similar if fewer than one in this many characters differ.
 const NEAR: usize = 2;
 
 /// The tensors of the model.
@@ -23,17 +24,17 @@ pub(super) struct Targets<'a> {
 /// Whether a shape fits.
 pub(super) type Fits<'a> = Box<dyn Fn(&[usize]) -> bool + 'a>;
 
-/// A tensor that the adapter is for.
+/// A tensor of the model that the adapter changes.
 pub(super) struct Wanted<'a> {
     /// Its name in the model that the adapter was trained on.
     pub(super) name: String,
-    /// A tensor of the adapter that is for it.
+    /// One of the adapter's tensors for it.
     pub(super) key: &'a str,
     /// Which shapes it may have.
     pub(super) fits: Fits<'a>,
 }
 
-/// What the names start with, where the adapter and the model differ.
+/// Prefixes that differ between the adapter and the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Renaming {
     adapter: String,
@@ -48,11 +49,11 @@ impl Renaming {
 }
 
 impl Targets<'_> {
-    /// The tensor of each wish, as far as there is one, and what was renamed.
+    /// Finds the tensor for each wanted name, if there is one, and returns the renamed prefixes.
     ///
-    /// Composite models moved their parts about between versions, and a bare model lacks the prefix that the
-    /// same with a head has. Layers are looked for stack by stack: all of one must lie under one other prefix,
-    /// with fitting shapes, and under no second one.
+    /// Composite models moved their parts between versions, and a bare model lacks the prefix that the same model with
+    /// a head has. Layers are looked for stack by stack: the whole stack must lie under one other prefix, with matching
+    /// shapes, and under no second one.
     pub(super) fn find(
         &self,
         path: &Path,
@@ -114,7 +115,7 @@ impl Targets<'_> {
         (wanted.fits)(&self.tensors[tensor].shape).then_some(tensor)
     }
 
-    /// The one other prefix under which all members of a stack are.
+    /// The only other prefix under which all members of a stack exist.
     fn renaming(
         &self,
         path: &Path,
@@ -147,7 +148,7 @@ impl Targets<'_> {
         Ok(None)
     }
 
-    /// The one tensor whose name is the wanted one under a prefix of its own.
+    /// The only tensor whose name is the wanted one under an additional prefix.
     fn under_a_prefix(
         &self,
         path: &Path,
@@ -167,7 +168,7 @@ impl Targets<'_> {
         }
     }
 
-    /// Tensors whose names end in whole words that are the suffix.
+    /// Tensors whose names end in whole components equal to the suffix.
     fn ending_in(&self, suffix: &str) -> impl Iterator<Item = usize> {
         self.tensors
             .iter()
@@ -181,7 +182,7 @@ impl Targets<'_> {
             .map(|(index, _)| index)
     }
 
-    /// What to tell someone whose tensor is not there.
+    /// The hint for a tensor that does not exist.
     pub(super) fn nearest(&self, name: &str) -> String {
         let last = name.rsplit('.').next().unwrap_or(name);
         let near = self
@@ -213,7 +214,7 @@ fn stack_of(name: &str) -> Option<&str> {
     None
 }
 
-/// Where the prefix of a stack may be cut: before each of its words, the shortest prefix first.
+/// Where the prefix of a stack may be cut: before each component, the shortest prefix first.
 fn cuts(stack: &str) -> impl Iterator<Item = usize> {
     let ends = stack.trim_end_matches('.').match_indices('.');
     std::iter::once(0).chain(ends.map(|(dot, _)| dot + 1))
@@ -304,7 +305,7 @@ mod tests {
         .map(|name| name.map(Into::into))
         .collect();
         assert_eq!(find(&model, &wanted), Ok(expected));
-        // A bare model under a model with a head, and the other way round.
+        // A bare model against a model with a head, and the reverse.
         let one = |model: &str, wanted: &str| find(&[(model, S)], &[wanted]).unwrap().remove(0);
         for (model, wanted) in [
             ("bert.encoder.layer.0.q.weight", "encoder.layer.0.q.weight"),
@@ -323,7 +324,7 @@ mod tests {
         ];
         let message = find(&twice, &["model.layers.0.q.weight"]).unwrap_err();
         assert!(message.contains("could be for"), "{message}");
-        // All of a stack must be found, with its shapes, under a stack of that name.
+        // The whole stack must exist, with its shapes, under a single stack.
         for (model, wanted) in [
             (
                 vec![("a.layers.0.q.weight", S)],

@@ -347,7 +347,7 @@ fn hostile_files_are_errors() {
         },
         &["no adapter_config.json", "name the adapter's folder"],
     );
-    // A file that promises more than it has.
+    // A file that claims more data than it has.
     let lying = r#"{"m.lora_A.weight":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}"#;
     let bytes = super::super::fixtures::raw(lying, &[0; 16]);
     check(
@@ -407,10 +407,10 @@ fn square_matrices_lie_as_their_model_or_their_neighbours_do() {
     let stored_out_in = delta(other.clone(), &c_proj, false);
     let stored_in_out = delta(other.clone(), &c_proj, true);
     assert_ne!(stored_out_in, stored_in_out);
-    // GPT-2's c_proj is a Conv1D whatever the flag says, which PEFT leaves as its last module had it.
+    // GPT-2's c_proj is a Conv1D whatever the flag says; PEFT leaves the flag at the value for its last module.
     assert_eq!(delta(gpt2.clone(), &c_proj, false), stored_in_out);
     assert_eq!(delta(gpt2, &c_proj, true), stored_in_out);
-    // c_attn, which is not square, shows how this model's matrices lie.
+    // c_attn, which is not square, shows how this model's matrices are stored.
     let shown = delta(other.clone(), &both, false);
     assert_eq!(shown, delta(other, &both, true));
     assert_eq!(shown, stored_in_out);
@@ -511,7 +511,7 @@ fn a_tied_pair_of_which_one_is_adapted_is_untied() {
         );
         assert!(notes.is_empty(), "{notes}");
     }
-    // A head whose name is not known changes with its embedding.
+    // A head with an unknown name changes together with its embedding.
     let other = tied(json!({"architectures": ["NovelForConditionalGeneration"]}));
     let (names, tie, untied, notes) = changed(&EMBEDDING, other, lora());
     assert_eq!(
@@ -535,7 +535,7 @@ fn a_pair_that_can_not_be_untied_is_an_error() {
     ];
     let message = open(folder(&TIED, &tied(json!({})), &larger, &lora()).path()).unwrap_err();
     assert!(message.contains("were tokens added?"), "{message}");
-    // Untied by its config and incomplete: not ours to mend.
+    // Untied by its config and without a head: not repaired here.
     let untied = tied(json!({"tie_word_embeddings": false}));
     let message = open(folder(&TIED, &untied, &HEAD, &lora()).path()).unwrap_err();
     assert!(
@@ -578,7 +578,7 @@ fn what_is_odd_is_noted() {
     );
 }
 
-/// `W + 1.5 B A` with values by hand, for each way that a tensor is adapted.
+/// `W + 1.5 B A` with values computed by hand, for each way that a tensor is adapted.
 #[test]
 fn updates_by_hand() {
     let floats = |name: &str, values: &[f32]| -> Vec<u8> {

@@ -1,7 +1,7 @@
-//! Output heads that are their embedding's copy, once an adapter changes one of the two.
+//! Output heads that are copies of their embedding, when an adapter changes one of the two.
 //!
-//! In training PEFT adds each update to its own module only. So whichever of the two is adapted, the head is no
-//! copy any more: it becomes a tensor of its own, and the config says so. PEFT's merge changes both.
+//! During training PEFT adds each update to its own module only. So if either of the two is adapted, the head is no
+//! longer a copy: it becomes a tensor of its own, and the config says so. PEFT's own merge changes both.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::subject::Subject;
 use super::targets::Wanted;
 use architecture::{is_input_embedding, is_output_head};
 
-/// The embedding that a head is tied to.
+/// The index of the embedding that a head is tied to.
 pub(super) struct Embedding(pub(super) usize);
 
 impl Embedding {
@@ -42,9 +42,9 @@ impl Embedding {
         }
     }
 
-    /// Gives the model a head that starts as this embedding's copy.
+    /// Adds a head to the model that starts as a copy of this embedding.
     pub(super) fn untie(self, head: &str, model: &mut Subject) -> usize {
-        // A head that the file has is not read: transformers replaces it with the embedding too.
+        // A head stored in the file is ignored: transformers replaces it with the embedding too.
         let index = model.copy(self.0, head);
         if let Some(config) = &mut model.config {
             config.untie();
@@ -53,18 +53,18 @@ impl Embedding {
     }
 }
 
-/// What becomes of a tied head whose embedding alone is adapted.
+/// What happens to a tied head if only its embedding is adapted.
 pub(super) enum Copied {
-    /// There is none.
+    /// There is no head.
     No,
-    /// It can be given a tensor of its own, of this name.
+    /// It becomes a tensor of its own with this name.
     Head(String),
-    /// It changes with the embedding, as its name is not known.
+    /// It changes with the embedding, because its name is unknown.
     Unnamed,
 }
 
 impl Embedding {
-    /// What becomes of this embedding's copy.
+    /// What happens to the copy of this embedding.
     pub(super) fn copied(&self, model: &Subject) -> Copied {
         let Some(config) = model.config.as_ref() else {
             return Copied::No;
@@ -86,11 +86,11 @@ impl Embedding {
     }
 }
 
-/// What transformers calls the head of every decoder whose embedding is called one of the others.
+/// The name that transformers gives the head of every decoder with one of the usual names for its embedding.
 const USUAL_HEAD: &str = "lm_head.weight";
 const USUAL_EMBEDDINGS: [&str; 2] = [".embed_tokens.weight", "wte.weight"];
 
-/// Says that a head was untied.
+/// The note that a head was untied.
 pub(super) fn untied(path: &Path) -> String {
     format!(
         "{} adapts the output head or the embedding, which the model ties: they are untied (`tie_word_embeddings: \
@@ -99,7 +99,7 @@ pub(super) fn untied(path: &Path) -> String {
     )
 }
 
-/// Says that an embedding is adapted whose copy changes with it.
+/// The note that an adapted embedding and its copy both change.
 pub(super) fn both_change(path: &Path) -> String {
     format!(
         "{} adapts the embedding, which is the output head too: both change, as in PEFT's merge, though in \

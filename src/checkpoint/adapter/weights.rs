@@ -1,4 +1,4 @@
-//! An adapter's weight file: its header, and what each of its tensors is called.
+//! An adapter's weight file: its header, and the names of its tensors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -78,7 +78,7 @@ impl Weights {
         self.shard.slice(tensor.offset, tensor.len)
     }
 
-    /// The values of a tensor; all that are used as numbers were seen to be of a float type.
+    /// The values of a tensor; every tensor used as numbers has been checked to be of a float type.
     pub(super) fn stored(&self, tensor: usize, otherwise: FloatType) -> Stored<'_> {
         Stored {
             bytes: self.bytes(tensor),
@@ -86,7 +86,7 @@ impl Weights {
         }
     }
 
-    /// That a tensor holds numbers to compute with.
+    /// Checks that a tensor holds numbers to compute with.
     pub(super) fn check_float(&self, tensor: usize) -> Result<(), AdapterError> {
         let dtype = self.tensors[tensor].dtype;
         if FloatType::of(dtype).is_some() {
@@ -101,7 +101,7 @@ impl Weights {
         })
     }
 
-    /// The error for a tensor of another shape than it should have.
+    /// The error for a tensor with a wrong shape.
     pub(super) fn shape_error(
         &self,
         tensor: usize,

@@ -1,4 +1,4 @@
-//! Hostile headers, one for each thing that can be wrong with one.
+//! Hostile headers, one for each thing that can be wrong with a header.
 
 use super::super::fixtures::{raw, safetensors};
 use super::*;

@@ -1,9 +1,9 @@
-//! The names that weights and what trainers keep beside them import: nothing they do when called runs other code.
+//! The names that pickles of weights and of trainers' files import: calling them runs no other code.
 //!
-//! What `torch.save` writes of tensors and of the states of optimizers, schedulers and random generators;
-//! `training_args.bin` of transformers, with what accelerate and TRL put into it; arrays of numpy. A name is
-//! harmless only as a whole: `torch` and `os.system` are two parts of one that is not here. What finds or
-//! unpickles other things (`getattr`, `torch.storage._load_from_bytes`, `functools.partial`) is left out.
+//! These are the names that `torch.save` writes for tensors and for the states of optimizers, schedulers and random
+//! generators; `training_args.bin` of transformers, with what accelerate and TRL add to it; and numpy arrays. Only a
+//! whole name is harmless: `torch` and `os.system` are two parts of one that is not listed. Names that look up or
+//! unpickle other things (`getattr`, `torch.storage._load_from_bytes`, `functools.partial`) are left out.
 
 use super::torch;
 
@@ -118,7 +118,7 @@ const NAMES: [(&[&str], &[&str]); 24] = [
     ),
 ];
 
-/// The configs of TRL's trainers, `trl.trainer.sft_config.SFTConfig` and so on: module and class have one stem.
+/// The configs of TRL's trainers, such as `trl.trainer.sft_config.SFTConfig`: module and class share a stem.
 const TRL_CONFIGS: [&str; 17] = [
     "SFT",
     "DPO",
@@ -186,13 +186,13 @@ const ENUMS: [(&str, &[&str]); 9] = [
     ),
 ];
 
-/// What a name is good for.
+/// Whether an imported name is harmless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Import {
     Harmless,
-    /// Harmless; and a member of it may be looked up by `getattr`.
+    /// Harmless; `getattr` may look up a member of it.
     Enum,
-    /// Harmless where it looks up a member of an enum, and nowhere else.
+    /// Harmless if it looks up a member of an enum, and nowhere else.
     Getattr,
     /// Not known to be harmless.
     Other,

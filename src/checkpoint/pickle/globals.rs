@@ -1,7 +1,8 @@
-//! The names that the pickles of a file import, found by following their moves without making anything.
+//! The names that the pickles of a file import, found by following their opcodes without creating any object.
 //!
-//! The stack holds what a name can be made of, strings, and nothing else of any value; so what STACK_GLOBAL takes
-//! is known, whatever was pushed, dropped, kept and recalled before. What can't be followed to its end is said.
+//! The stack keeps only the values that can form a name, which are strings. So the operands of STACK_GLOBAL are known,
+//! whatever was pushed, popped, stored and recalled before. If a file cannot be followed to its end, the result says
+//! so.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -11,20 +12,20 @@ use super::{legacy, zip};
 use crate::bounded::plain;
 use crate::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK};
 
-/// The most names that are listed of one file.
+/// The most names that are listed for one file.
 const MAX_GLOBALS: usize = 1000;
 
-/// The pickles that a file of torch's old format is made of; after them there are bytes of tensors.
+/// The number of pickles in a file of torch's old format; bytes of tensors follow them.
 const LEGACY_PICKLES: usize = 5;
 
-/// What the pickles of a file import, as `module.name`.
+/// The names that the pickles of a file import, as `module.name`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct PickleImports {
     /// Names that weights and trainers' files need.
     pub harmless: BTreeSet<String>,
     /// All others.
     pub others: BTreeSet<String>,
-    /// Why there may be more: the file was not followed to its end.
+    /// Why there may be more names: the file could not be followed to its end.
     pub unread: Option<String>,
 }
 
@@ -75,7 +76,7 @@ pub(crate) fn globals(path: &Path, file: &[u8]) -> PickleImports {
             return found;
         }
     }
-    // Bytes that no loader takes for a pickle: those of tensors, and what stands behind the pickle of an archive.
+    // Bytes that no loader takes for a pickle: those of tensors, and what follows the pickle of an archive.
     if !in_archive && !legacy::is_legacy(file) {
         let offset = file.len() - rest.len();
         found.unread = Some(format!("it goes on after five pickles, at byte {offset}"));
@@ -83,10 +84,10 @@ pub(crate) fn globals(path: &Path, file: &[u8]) -> PickleImports {
     found
 }
 
-/// A value on the stack. Small, as a hostile pickle has many.
+/// A value on the stack. It is small, because a hostile pickle pushes many.
 #[derive(Debug, Clone, Copy)]
 enum Value {
-    /// A string, by its place in the pickle.
+    /// A string, by its position in the pickle.
     Text {
         at: u32,
         len: u32,
@@ -95,26 +96,26 @@ enum Value {
     Enum,
     /// The function that looks up a member.
     Getattr,
-    /// An enum and the name of a member of it, as arguments.
+    /// The arguments that name a member of an enum: the enum and the member's name.
     Member,
     Other,
 }
 
-/// What ends a walk too early: an end of a sentence.
+/// Why a walk ended too early, as the end of a sentence.
 type Broken = String;
 
 struct Walk<'a> {
     bytes: &'a [u8],
     at: usize,
     stack: Vec<Value>,
-    /// Lengths of the stack where marks were set.
+    /// Lengths of the stack at each mark.
     marks: Vec<u32>,
     memo: HashMap<u32, Value>,
     found: &'a mut PickleImports,
 }
 
 impl<'a> Walk<'a> {
-    /// Follows one opcode; whether it was the last one.
+    /// Follows one opcode; returns whether it was the last.
     fn step(&mut self) -> Result<bool, Broken> {
         let start = self.at;
         let op = self.number(1)?;
@@ -130,7 +131,7 @@ impl<'a> Walk<'a> {
                 }
                 self.marks.push(self.stack.len() as u32);
             }
-            // POP takes a mark if there is nothing above it.
+            // POP removes a mark if nothing is above it.
             b'0' if self.marks.last() == Some(&(self.stack.len() as u32)) => {
                 self.marks.pop();
             }
@@ -147,7 +148,7 @@ impl<'a> Walk<'a> {
             0x8c | b'U' => self.text(1)?,
             b'X' | b'T' => self.text(4)?,
             0x8d => self.text(8)?,
-            // STRING, UNICODE: what is escaped stays so, and no harmless name has a backslash.
+            // STRING, UNICODE: escapes are kept, as no harmless name has a backslash.
             b'S' => {
                 let line = self.line()?;
                 let quoted = |quote: &u8| line.len() >= 2 && line.ends_with(&[*quote]);
@@ -200,7 +201,7 @@ impl<'a> Walk<'a> {
             0x85 | b'Q' => self.make(1)?,
             0x81 => self.make(2)?,
             0x87 | 0x92 => self.make(3)?,
-            // APPEND, BUILD; SETITEM; APPENDS, SETITEMS, ADDITEMS: what they change stays where it is.
+            // APPEND, BUILD; SETITEM; APPENDS, SETITEMS, ADDITEMS: the object that they change stays on the stack.
             b'a' | b'b' => {
                 self.pop()?;
                 self.top()?;
@@ -225,13 +226,13 @@ impl<'a> Walk<'a> {
                 }
                 self.push(Value::Other)?;
             }
-            // OBJ: the class stands behind the mark.
+            // OBJ: the class follows the mark.
             b'o' => {
                 self.pop_mark()?;
                 self.push(Value::Other)?;
             }
 
-            // PUT; BINPUT; LONG_BINPUT; MEMOIZE, which counts what is kept
+            // PUT; BINPUT; LONG_BINPUT; MEMOIZE, which numbers entries by their count
             b'p' => {
                 let key = self.key_line()?;
                 self.put(key)?;
@@ -337,7 +338,7 @@ impl<'a> Walk<'a> {
         self.push(Value::Other)
     }
 
-    /// Bytes behind their count.
+    /// Bytes that follow their count.
     fn counted(&mut self, len: usize) -> Result<(), Broken> {
         let count = self.number(len)?;
         self.data(usize::try_from(count).unwrap_or(usize::MAX))
@@ -351,7 +352,7 @@ impl<'a> Walk<'a> {
     }
 
     fn push_text(&mut self, at: usize, len: usize) -> Result<(), Broken> {
-        // A pickle is shorter than `u32::MAX`: its first `MAX_PICKLE_BYTES` are followed.
+        // Both fit: only the first `MAX_PICKLE_BYTES` of a pickle are followed, fewer than `u32::MAX`.
         let (at, len) = (at as u32, len as u32);
         self.push(Value::Text { at, len })
     }
@@ -379,7 +380,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Takes a value that the caller knows what to make of.
+    /// Pops a value that the caller handles.
     fn take_top(&mut self) -> Result<Value, Broken> {
         let value = self.top()?;
         self.stack.pop();
@@ -392,7 +393,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Whatever `getattr` is used for but members of enums could be anything.
+    /// Any use of `getattr` other than for members of enums could return anything.
     fn used(&mut self, value: Value) {
         if matches!(value, Value::Getattr) {
             self.found.others.insert("builtins.getattr".into());
@@ -409,7 +410,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Makes one value of the last ones.
+    /// Replaces the last values by a single one.
     fn make(&mut self, count: usize) -> Result<(), Broken> {
         for _ in 0..count {
             self.pop()?;
@@ -417,11 +418,11 @@ impl<'a> Walk<'a> {
         self.push(Value::Other)
     }
 
-    /// TUPLE2: it may be what names a member of an enum.
+    /// TUPLE2: the pair may name a member of an enum.
     fn pair(&mut self) -> Result<(), Broken> {
         let (second, first) = (self.take_top()?, self.take_top()?);
         let is_member = |name: &[u8]| {
-            // Members are in capitals, and methods are not.
+            // Members are written in capitals, methods are not.
             let capital = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit();
             name.iter().all(|byte| capital(byte) || *byte == b'_') && !name.starts_with(b"_")
         };
@@ -451,7 +452,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Names that a program has agreed on by number.
+    /// Names that programs have agreed to write as numbers.
     fn extension(&mut self, len: usize) -> Result<(), Broken> {
         let code = self.number(len)?;
         self.list(format!("extension {code}"), Import::Other)?;

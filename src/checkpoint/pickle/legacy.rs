@@ -1,7 +1,7 @@
 //! The files of torch.save before 1.6: four pickles one after the other, then the bytes of every storage.
 //!
-//! magic number, protocol version, facts about the system, the object, the keys of its storages; then for each
-//! key the number of elements (8 bytes) and the elements.
+//! The pickles: magic number, protocol version, facts about the system, the object, the keys of its storages. Then, for
+//! each key, the number of elements (8 bytes) and the elements.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,14 +16,14 @@ use crate::error::CheckpointError;
 /// The opcodes that push torch's magic number, 0x1950a86a20f9469cfc6c, after the protocol.
 const MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
-/// The version of the format that torch has written ever since.
+/// The version of the format, which torch has never changed.
 const VERSION: i64 = 1001;
 
-/// Whether a file begins as one of these does.
+/// Whether a file begins like one of this format.
 pub(super) fn is_legacy(file: &[u8]) -> bool {
     match file {
         [0x80, _, rest @ ..] => {
-            // Protocols from 4 on announce the length of what follows: FRAME.
+            // Protocols from 4 on announce the length of the following opcodes: FRAME.
             let framed = rest.strip_prefix(b"\x95").and_then(|rest| rest.get(8..));
             framed.unwrap_or(rest).starts_with(MAGIC)
         }
@@ -31,15 +31,15 @@ pub(super) fn is_legacy(file: &[u8]) -> bool {
     }
 }
 
-/// What a file holds: its object, and where each storage is.
+/// The content of a file: its object, and where each storage is.
 #[derive(Debug)]
 pub(super) struct Legacy<'a> {
     pub(super) object: Unpickled<'a>,
-    /// Of every storage, its bytes.
+    /// The bytes of every storage.
     pub(super) storages: HashMap<&'a str, Range<usize>>,
 }
 
-/// Reads all but the numbers of a whole file.
+/// Reads a whole file, without the numbers.
 pub(super) fn read<'a>(path: &Path, file: &'a [u8]) -> Result<Legacy<'a>, CheckpointError> {
     let mut at = 0;
     let mut next = || {
@@ -80,7 +80,7 @@ pub(super) fn read<'a>(path: &Path, file: &'a [u8]) -> Result<Legacy<'a>, Checkp
             return Err(malformed("expected a list of storages"));
         };
         let shown = || plain(&key);
-        // A storage that no tensor has could have any size.
+        // A storage without a tensor could have any size.
         let &size = sizes
             .get(key)
             .ok_or_else(|| malformed(&format!("storage `{}` belongs to nothing", shown())))?;
@@ -111,7 +111,7 @@ pub(super) fn read<'a>(path: &Path, file: &'a [u8]) -> Result<Legacy<'a>, Checkp
     Ok(Legacy { object, storages })
 }
 
-/// The bytes of an element by key of the storage.
+/// Bytes per element, by key of the storage.
 fn element_sizes<'a>(
     path: &Path,
     object: &Unpickled<'a>,

@@ -1,7 +1,7 @@
-//! The little stack machine of a pickle: it moves values about, and leaves what torch's names mean to `torch`.
+//! The stack machine of a pickle: it moves values around, and leaves the meaning of torch's names to `torch`.
 //!
-//! A pickle is a program. This machine knows its moves, has no recursion and calls nothing: what a pickle asks
-//! to be imported is looked up in a short list of names, and refused if it isn't there.
+//! A pickle is a program. This machine runs its opcodes without recursion and calls nothing: a name that the pickle
+//! imports is looked up in a short list, and refused if it is not there.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::bounded::plain;
 use crate::error::CheckpointError;
 use crate::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_MEMO, MAX_PICKLE_STACK, MAX_PICKLE_VALUES};
 
-/// The newest protocol there is.
+/// The newest pickle protocol.
 const MAX_PROTOCOL: u8 = 5;
 
-/// What a finished pickle leaves.
+/// The result of a finished pickle.
 #[derive(Debug)]
 pub(super) struct Unpickled<'a> {
     pub(super) root: Value<'a>,
@@ -24,12 +24,12 @@ pub(super) struct Unpickled<'a> {
     pub(super) len: usize,
 }
 
-/// What can be wrong; the machine adds file and place.
+/// What can be wrong with a pickle; the machine adds file and offset.
 #[derive(Debug)]
 pub(super) enum Problem {
     /// No pickler writes this.
     Malformed(String),
-    /// What it is, and what to do about it.
+    /// What is refused, and what to do about it.
     Refused(String, &'static str),
     /// What there is too much of, and the limit.
     TooMany(&'static str, usize),
@@ -39,7 +39,7 @@ fn malformed<T>(detail: impl Into<String>) -> Result<T, Problem> {
     Err(Problem::Malformed(detail.into()))
 }
 
-/// Reads the pickle at the beginning of `bytes`, which are at byte `base` of the file.
+/// Runs the pickle at the start of `bytes`, which begin at byte `base` of the file.
 pub(super) fn unpickle<'a>(
     path: &Path,
     bytes: &'a [u8],
@@ -100,19 +100,19 @@ impl Problem {
 
 struct Machine<'a> {
     bytes: &'a [u8],
-    /// Whether there were more bytes than a pickle may have.
+    /// Whether the input was cut off at the size limit.
     cut: bool,
     at: usize,
     pushed: usize,
     stack: Vec<Value<'a>>,
-    /// Lengths of the stack where marks were set.
+    /// Lengths of the stack at each mark.
     marks: Vec<usize>,
     memo: HashMap<u64, Value<'a>>,
     objects: Objects<'a>,
 }
 
 impl<'a> Machine<'a> {
-    /// Takes one opcode; gives the value that the pickle stands for when that was the last one.
+    /// Runs one opcode; returns the pickle's value if it was the last.
     fn step(&mut self) -> Result<Option<Value<'a>>, Problem> {
         let [op] = self.array()?;
         match op {
@@ -308,7 +308,7 @@ impl<'a> Machine<'a> {
                 self.push(made)?;
             }
             b'b' => {
-                // The attributes of a dict, such as the `_metadata` of a state dict, are no entries of it.
+                // The attributes of a dict, such as the `_metadata` of a state dict, are not entries of it.
                 self.pop()?;
                 if !matches!(self.objects.get(self.top()?), Some(Object::Dict(_))) {
                     let what = "an object with a state of its own".into();
@@ -370,7 +370,7 @@ impl<'a> Machine<'a> {
 
     fn pop_mark(&mut self) -> Result<Vec<Value<'a>>, Problem> {
         match self.marks.pop() {
-            // No mark is ever above the stack: nothing is popped below the last one.
+            // No mark is ever above the stack, because nothing is popped below the last mark.
             Some(mark) => Ok(self.stack.split_off(mark.min(self.stack.len()))),
             None => malformed("a mark is taken where there is none"),
         }
@@ -507,7 +507,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// A string of Python 2, which may be text or not.
+    /// A string of Python 2, which may or may not be text.
     fn string(&mut self, len: usize) -> Result<(), Problem> {
         let bytes = self.take(len)?;
         self.push(std::str::from_utf8(bytes).map_or(Value::Bytes, Value::Text))
@@ -534,7 +534,7 @@ fn integer<'a>(digits: &str) -> Result<Value<'a>, Problem> {
     }
 }
 
-/// Opcodes that pickles may have and torch does not write, by their names.
+/// Names opcodes that are valid in pickles but that torch does not write.
 fn unknown<T>(op: u8) -> Result<T, Problem> {
     let name = match op {
         b'i' => "INST",

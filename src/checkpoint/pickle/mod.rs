@@ -1,8 +1,8 @@
-//! Checkpoints that torch.save wrote, read without running what is in them.
+//! Checkpoints written by torch.save, read without running the code in them.
 //!
-//! A pickle is a program for Python, and unpickling a hostile one runs what it likes. Here a small machine
-//! knows the moves that torch writes and the few names that make tensors, and refuses anything else by name;
-//! the numbers stay where they are in the file. It knows one file at a time, and no folder.
+//! A pickle is a program for Python, and unpickling a hostile one runs whatever it likes. Here a small machine knows
+//! the opcodes that torch writes and the few names that build tensors, and refuses anything else by name; the numbers
+//! stay in the file. It knows one file at a time, and no folder.
 
 mod allowed;
 mod globals;
@@ -29,40 +29,40 @@ use super::header::tensor_bytes;
 use super::limits::{MAX_CLAIMED_BYTES, MAX_GATHERED_BYTES};
 use numeric::{FloatType, Strides};
 
-/// What a file of torch holds.
+/// The content of a file of torch.
 #[derive(Debug)]
 pub(super) struct Pickled {
-    /// By place in the file; those of one place in the pickle's order.
+    /// By offset in the file; tensors at the same offset in the pickle's order.
     pub(super) tensors: Vec<PickledTensor>,
-    /// What was left aside.
+    /// Notes on what was ignored.
     pub(super) notes: Vec<String>,
 }
 
-/// One tensor of it, known to lie within the file.
+/// A tensor that is known to lie within the file.
 #[derive(Debug)]
 pub(super) struct PickledTensor {
     pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
-    /// Of its first element, from the start of the file.
+    /// The offset of its first element, from the start of the file.
     pub(super) offset: u64,
-    /// What its elements take, however they lie.
+    /// Bytes of its elements, without gaps.
     pub(super) len: u64,
     pub(super) place: Place,
 }
 
-/// How the elements of a tensor lie in a file.
+/// How the elements of a tensor are laid out in a file.
 #[derive(Debug)]
 pub(super) enum Place {
-    /// One after the other.
+    /// Contiguous.
     Contiguous,
-    /// Apart from each other, or in another order.
+    /// With gaps, or in another order.
     Strided(Strides),
-    /// They were, and are too few to be left there: in order.
+    /// Strided and small, so they were copied: in order.
     Gathered(Vec<u8>),
 }
 
-/// Reads all but the numbers of a whole mapped file.
+/// Reads a whole mapped file, without the numbers.
 pub(super) fn read(path: &Path, file: &[u8]) -> Result<Pickled, CheckpointError> {
     if file.starts_with(zip::MAGIC) {
         let archive = zip::Archive::read(path, file)?;
@@ -87,7 +87,7 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Pickled, CheckpointError>
     Err(foreign(path, file))
 }
 
-/// What a file that torch did not write seems to be.
+/// The error for a file that torch did not write, with what it seems to be.
 fn foreign(path: &Path, file: &[u8]) -> CheckpointError {
     let (what, hint) = match file {
         [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => {
@@ -171,7 +171,7 @@ fn place<'a>(
     })
 }
 
-/// Where the storage that is meant lies, once it is known to have the size that the pickle gives it.
+/// Where a storage lies, after checking that it has the size that the pickle states.
 fn extent(
     storage: &Storage,
     storages: &impl Fn(&str) -> Option<Range<usize>>,
@@ -199,7 +199,7 @@ fn extent(
     Ok(start..start + (len * size) as usize)
 }
 
-/// Holds a tensor against its storage; all but its name.
+/// Checks a tensor against its storage.
 fn view(
     file: &[u8],
     storage: Range<usize>,
@@ -230,7 +230,7 @@ fn view(
             storage.len()
         )
     };
-    // One past the last element that it has, from the first of the storage.
+    // One past the last element, counted from the start of the storage.
     let end = strides
         .span()
         .and_then(|span| span.checked_add(tensor.offset))
@@ -239,7 +239,7 @@ fn view(
     if end.is_none() {
         return Err(beyond());
     }
-    // An empty tensor may be said to begin anywhere.
+    // An empty tensor may begin anywhere.
     let first = tensor.offset.saturating_mul(size).min(storage.len() as u64);
     let offset = storage.start as u64 + first;
     let small = gathered.saturating_add(len) <= MAX_GATHERED_BYTES;

@@ -1,7 +1,7 @@
-//! What a pickle builds: values, and the objects they refer to. Knows no opcode and no file.
+//! What a pickle builds: values, and the objects that they refer to. Knows no opcode and no file.
 //!
-//! All objects lie in one flat list and refer to each other by number: a pickle may nest them to any depth, or
-//! in circles, and nothing here ever follows them.
+//! All objects lie in one flat list and refer to each other by number: a pickle may nest them to any depth, or in
+//! cycles, and nothing here ever follows the references.
 
 use safetensors::Dtype;
 
@@ -9,28 +9,28 @@ use super::machine::Problem;
 use super::torch::Global;
 use crate::limits::{MAX_PICKLE_OBJECTS, MAX_PICKLE_VALUES};
 
-/// A value on the stack of a pickle, or within one of its objects.
+/// A value on the stack of a pickle, or inside one of its objects.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Value<'a> {
     None,
     Bool(bool),
     Int(i64),
-    /// An integer beyond 64 bits; only torch's magic number is one, and that is not looked at as a value.
+    /// An integer beyond 64 bits; the only one is torch's magic number, whose value is not needed.
     BigInt,
     Float,
     Text(&'a str),
     Bytes,
     Global(Global),
-    /// The object of that number.
+    /// The object with that number.
     Object(usize),
 }
 
-/// Something that a pickle made.
+/// Something that a pickle created.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Object<'a> {
     Tuple(Vec<Value<'a>>),
     List(Vec<Value<'a>>),
-    /// In the order of insertion, equal keys included.
+    /// In order of insertion, equal keys included.
     Dict(Vec<(Value<'a>, Value<'a>)>),
     Set,
     Device,
@@ -38,26 +38,26 @@ pub(super) enum Object<'a> {
     Tensor(Tensor),
 }
 
-/// A run of numbers that tensors are views of; where it is in the file is another's business.
+/// An array of numbers that tensors are views of; this type does not know its place in the file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Storage<'a> {
     pub(super) key: &'a str,
-    /// `None` for bytes whose type the tensor gives.
+    /// `None` for bytes whose dtype comes from the tensor.
     pub(super) dtype: Option<Dtype>,
-    /// Elements of that type; bytes if there is none.
+    /// Elements of that dtype; bytes if there is none.
     pub(super) numel: u64,
-    /// First element and number of elements, where only a part of the storage of that key is meant.
+    /// First element and number of elements, if only a part of the storage of that key is used.
     pub(super) part: Option<(u64, u64)>,
 }
 
 impl Storage<'_> {
-    /// Bytes of an element; every type of torch's storages has whole ones.
+    /// Bytes per element; every dtype of torch's storages has whole bytes.
     pub(super) fn element_size(&self) -> u64 {
         self.dtype.map_or(1, |dtype| dtype.bitsize() as u64 / 8)
     }
 }
 
-/// A view of a storage, not held against it yet.
+/// A view of a storage, not yet checked against it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Tensor {
     /// The number of a storage.
@@ -65,9 +65,9 @@ pub(super) struct Tensor {
     pub(super) dtype: Dtype,
     /// In elements.
     pub(super) offset: u64,
-    /// The number of a tuple of integers; so that a million tensors of one shape hold it once.
+    /// The number of a tuple of integers, so that a million tensors of the same shape store it once.
     pub(super) shape: usize,
-    /// The number of a tuple of integers, as many as those of the shape.
+    /// The number of a tuple of integers, with one entry per dimension.
     pub(super) strides: usize,
 }
 
@@ -75,7 +75,7 @@ pub(super) struct Tensor {
 #[derive(Debug, Default)]
 pub(super) struct Objects<'a> {
     all: Vec<Object<'a>>,
-    /// Values that they were given when they were added: a dict may be made from a list again and again.
+    /// Values added to objects so far: a dict may be built from the same list again and again.
     given: usize,
 }
 
@@ -124,7 +124,7 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// Every storage that was named.
+    /// Every storage that the pickle names.
     pub(super) fn storages(&self) -> impl Iterator<Item = &Storage<'a>> {
         self.all.iter().filter_map(|object| match object {
             Object::Storage(storage) => Some(storage),
@@ -132,7 +132,7 @@ impl<'a> Objects<'a> {
         })
     }
 
-    /// The sizes in a tuple; empty for what is none.
+    /// The sizes in a tuple; empty if it is not a tuple.
     pub(super) fn sizes(&self, tuple: usize) -> Vec<u64> {
         self.tuple(Value::Object(tuple))
             .unwrap_or_default()
@@ -144,7 +144,7 @@ impl<'a> Objects<'a> {
             .collect()
     }
 
-    /// What a value is, for messages.
+    /// Describes a value for messages.
     pub(super) fn describe(&self, value: Value<'a>) -> String {
         let count = |what: &str, of: &str, n: usize| {
             let plural = if n == 1 { "" } else { "s" };

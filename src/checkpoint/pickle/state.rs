@@ -1,4 +1,4 @@
-//! From what a pickle holds to a state dict: names and tensors, what was left aside, and what is none.
+//! Finds the state dict in a pickle's value: names and tensors, ignored entries, and values that are not a state dict.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,10 +10,10 @@ use crate::bounded::plain;
 use crate::error::CheckpointError;
 use crate::header::check_name;
 
-/// Where trainers put the state dict in what else they save.
+/// The keys under which trainers save the state dict.
 const WRAPPERS: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
 
-/// How many entries a note or an error names.
+/// The most entries that a note or an error names.
 const NAMED: usize = 4;
 
 /// Tensors by name, in the order of the file, and notes.
@@ -29,7 +29,7 @@ type Named<'a> = Vec<(&'a str, Tensor)>;
 /// The entries of a dict.
 type Entries<'o, 'a> = &'o [(Value<'a>, Value<'a>)];
 
-/// Finds the tensors in what a pickle holds.
+/// Finds the tensors in a pickle's value.
 pub(super) fn state_dict<'a>(
     path: &Path,
     pickle: &Unpickled<'a>,
@@ -127,7 +127,7 @@ fn key_name(pickle: &Unpickled, key: Value) -> String {
     }
 }
 
-/// What is in a dict: first what is no tensor.
+/// Lists the content of a dict, entries that are not tensors first.
 fn listed(pickle: &Unpickled, entries: Entries) -> String {
     if entries.is_empty() {
         return "an empty dict".into();

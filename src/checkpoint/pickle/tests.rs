@@ -34,7 +34,7 @@ fn values(checkpoint: &Checkpoint, at: usize) -> Vec<f64> {
     out
 }
 
-/// Names, dtypes, shapes and values are those that safetensors keeps of the same tensors.
+/// Names, dtypes, shapes and values agree with a safetensors file of the same tensors.
 #[test]
 fn what_torch_saves_is_read_as_it_is() {
     let expected = open(&made_by_torch("values.safetensors")).unwrap();
@@ -115,7 +115,7 @@ fn what_is_no_state_dict_is_refused_by_name() {
     }
 }
 
-/// Folders: shards and index are held against each other, safetensors come first.
+/// Folders: shards and index are checked against each other, and safetensors come first.
 #[test]
 fn folders_of_pickles_open() {
     let folder = tempfile::tempdir().unwrap();
@@ -221,7 +221,7 @@ fn views_stay_within_their_storage() {
 
 #[test]
 fn a_small_file_does_not_claim_large_tensors() {
-    // A stride of zero: 2^30 elements in the place of one.
+    // A stride of zero: 2^30 elements in the bytes of one.
     let message =
         open_bytes(&pickle(&tensor(b"K\x00", b"J\x00\x00\x00\x40", b"K\x00"))).unwrap_err();
     assert!(message.contains("views of the same bytes"), "{message}");
@@ -280,9 +280,9 @@ fn hostile_pickles_are_refused() {
     for (bytes, part) in [
         (deep(b"]", b"a"), "a list of 1 value"),
         (deep(b")", b"\x86"), "a tuple of 2 values"),
-        // A list within itself.
+        // A list that contains itself.
         (b"]q\x00h\x00a.".to_vec(), "a list of 1 value"),
-        // A dict within itself.
+        // A dict that contains itself.
         (
             b"}q\x00X\x01\0\0\0ah\x00s.".to_vec(),
             "a dict of `a`: a dict of 1 key",
@@ -347,7 +347,7 @@ fn archives_are_not_believed() {
     ]);
     refused(&script, "TorchScript");
 
-    // The last record of the directory is that of `a/data/0`, 46 bytes and its name, before 22 of the end.
+    // The directory's last record is that of `a/data/0`: 46 bytes and its name, before the last 22 bytes.
     let good = pickle(&sound);
     let record = good.len() - 22 - 46 - "a/data/0".len();
     for (at, value, part) in [
@@ -361,7 +361,7 @@ fn archives_are_not_believed() {
         refused(&bytes, part);
     }
     for value in [0, 200] {
-        // Both sizes: the data would end elsewhere than the pickle says, or beyond the directory.
+        // Both sizes: the data would end somewhere other than the pickle says, or beyond the directory.
         let mut bytes = good.clone();
         bytes[record + 20] = value;
         bytes[record + 24] = value;
@@ -369,7 +369,7 @@ fn archives_are_not_believed() {
     }
 }
 
-/// Opens what is left of a file, and reads all of it if it opens.
+/// Opens a damaged file, and reads all of it if it opens.
 fn survives(bytes: &[u8]) {
     if let Ok(pickled) = super::read(Path::new("m.pt"), bytes) {
         for tensor in pickled.tensors {

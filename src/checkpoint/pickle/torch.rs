@@ -1,6 +1,6 @@
-//! The names that a pickle of torch may import, and what calling them makes. Nothing else can be called.
+//! The names that a pickle of torch may import, and what calling them creates. Nothing else can be called.
 //!
-//! Torch's own `_rebuild_*` functions (`torch/_utils.py`) are the source of the arguments.
+//! The arguments are those of torch's own `_rebuild_*` functions (`torch/_utils.py`).
 
 use safetensors::Dtype;
 
@@ -9,12 +9,12 @@ use super::objects::{Object, Objects, Storage, Tensor, Value};
 use crate::bounded::plain;
 use crate::limits::MAX_RANK;
 
-/// What to do about a pickle that holds more than tensors.
+/// The hint for a pickle that holds more than tensors.
 pub(super) const SAVE_AGAIN: &str = "load it where you trust it, and save its tensors alone: as safetensors, or by \
      `torch.save(model.state_dict(), ...)`";
 const DENSE: &str = "make its tensors dense, plain and real before saving them";
 
-/// A name that is known.
+/// A known name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Global {
     OrderedDict,
@@ -30,7 +30,7 @@ pub(super) enum Global {
 }
 
 impl Global {
-    /// What it is, for messages.
+    /// Its name, for messages.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::OrderedDict => "collections.OrderedDict",
@@ -46,7 +46,7 @@ impl Global {
     }
 }
 
-/// Looks a name up; refuses all that are not known.
+/// Looks up a name; refuses unknown ones.
 pub(super) fn global(module: &str, name: &str) -> Result<Global, Problem> {
     let known = match (module, name) {
         ("collections", "OrderedDict") => Some(Global::OrderedDict),
@@ -136,7 +136,7 @@ pub(super) fn call<'a>(
     callable: Global,
     arguments: Value<'a>,
 ) -> Result<Value<'a>, Problem> {
-    // A million calls may share one tuple of arguments: only as many are looked at as any call takes.
+    // A million calls may share one tuple of arguments, so only as many are looked at as any call takes.
     let wrong = || {
         Err(Problem::Malformed(format!(
             "`{}` is called with other arguments than torch gives it",
@@ -148,7 +148,7 @@ pub(super) fn call<'a>(
     };
     match (callable, given) {
         (Global::OrderedDict, []) => objects.add(Object::Dict(Vec::new())),
-        // Python 2 gives the entries as a list of pairs.
+        // Python 2 passes the entries as a list of pairs.
         (Global::OrderedDict, &[entries]) => {
             let Some(entries) = pairs(objects, entries) else {
                 return wrong();
@@ -203,7 +203,7 @@ fn pairs<'a>(objects: &Objects<'a>, list: Value<'a>) -> Option<Vec<(Value<'a>, V
         .collect()
 }
 
-/// Marks such as `conj` and `neg` stand for arithmetic that is still to be done.
+/// Flags such as `conj` and `neg` mean arithmetic that is still to be done.
 fn plain_metadata(objects: &Objects, metadata: Value) -> Result<(), Problem> {
     match metadata {
         Value::None => return Ok(()),
@@ -254,7 +254,7 @@ fn tensor<'a>(
     }))
 }
 
-/// How many there are of a tuple of sizes, none of them negative.
+/// The number of sizes in a tuple, after checking that none is negative.
 fn counts<'a>(objects: &Objects<'a>, tuple: Value<'a>) -> Result<usize, Problem> {
     let found = objects.tuple(tuple).filter(|items| {
         items.len() <= MAX_RANK && items.iter().all(|item| matches!(item, Value::Int(0..)))
@@ -265,8 +265,8 @@ fn counts<'a>(objects: &Objects<'a>, tuple: Value<'a>) -> Result<usize, Problem>
     })
 }
 
-/// The storage that a persistent id stands for: (`storage`, class, key, device, elements), in old files with
-/// the part that is meant of it, (key of the part, first element, elements).
+/// The storage of a persistent id: (`storage`, class, key, device, elements), in old files followed by the part of it
+/// that is used: (key of the part, first element, elements).
 pub(super) fn storage<'a>(objects: &Objects<'a>, id: Value<'a>) -> Result<Storage<'a>, Problem> {
     let malformed = || Problem::Malformed("expected the identity of a storage".into());
     let id = objects.tuple(id).ok_or_else(malformed)?;

@@ -1,7 +1,7 @@
-//! The archives of torch.save: a pickle and a file per storage in a zip, none of them compressed.
+//! The archives of torch.save: a zip with a pickle and one file per storage, all of them uncompressed.
 //!
-//! The rawzip crate reads the directory and finds the data; what makes an archive one of torch, and one that
-//! may be read in place, is checked here. It knows no pickle.
+//! The rawzip crate reads the directory and finds the data. This file checks that an archive was written by torch and
+//! can be read in place. It knows no pickle.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,16 +13,16 @@ use crate::bounded::plain;
 use crate::error::CheckpointError;
 use crate::limits::MAX_ARCHIVE_ENTRIES;
 
-/// What an archive begins with.
+/// The first bytes of an archive.
 pub(super) const MAGIC: &[u8] = b"PK\x03\x04";
 
-/// The pickle of an archive, below the folder that all of it is in.
+/// The pickle of an archive, below the archive's only folder.
 const PICKLE: &str = "/data.pkl";
 
-/// Where things are in an archive of torch.
+/// Where the parts of an archive of torch are.
 #[derive(Debug)]
 pub(super) struct Archive<'a> {
-    /// The folder that all of it is in.
+    /// The archive's only folder.
     folder: &'a str,
     entries: HashMap<&'a str, Range<usize>>,
 }
@@ -30,13 +30,13 @@ pub(super) struct Archive<'a> {
 /// One entry of an archive's directory.
 struct Entry<'a> {
     name: &'a str,
-    /// Where its header begins in the file.
+    /// The offset of its header in the file.
     header: usize,
     data: Range<usize>,
 }
 
 impl<'a> Archive<'a> {
-    /// Reads the directory of a whole file, and holds its entries against each other.
+    /// Reads the directory of a whole file, and checks its entries against each other.
     pub(super) fn read(path: &Path, file: &'a [u8]) -> Result<Archive<'a>, CheckpointError> {
         let archive = ZipArchive::from_slice(file).map_err(|e| malformed(path, &e))?;
         let mut found = entries(path, &archive)?;
@@ -72,7 +72,7 @@ impl<'a> Archive<'a> {
         Ok(archive)
     }
 
-    /// Refuses numbers in the other byte order, and archives of programs.
+    /// Refuses big-endian numbers, and archives of programs.
     fn check_kind(&self, path: &Path, file: &[u8]) -> Result<(), CheckpointError> {
         if self.find("constants.pkl").is_some() {
             return Err(CheckpointError::NotSafetensors {
@@ -92,12 +92,12 @@ impl<'a> Archive<'a> {
         }
     }
 
-    /// Where the pickle is.
+    /// The byte range of the pickle.
     pub(super) fn pickle(&self) -> Range<usize> {
         self.find("data.pkl").unwrap_or_default()
     }
 
-    /// Where the storage of that key is.
+    /// The byte range of the storage with that key.
     pub(super) fn storage(&self, key: &str) -> Option<Range<usize>> {
         self.find(&format!("data/{key}"))
     }
@@ -143,7 +143,7 @@ fn entries<'a>(
     Ok(found)
 }
 
-/// Holds the entry of the directory against the header in front of its data.
+/// Checks an entry of the directory against the header in front of its data.
 fn entry<'a>(
     path: &Path,
     archive: &ZipSliceArchive<&'a [u8]>,
@@ -168,7 +168,7 @@ fn entry<'a>(
     {
         return Err(wrong("is described in two ways"));
     }
-    // Without a record of sizes after the data, there is one before it.
+    // If no record of sizes follows the data, one precedes it.
     let stated = (
         header.compressed_size_hint(),
         header.uncompressed_size_hint(),
@@ -182,7 +182,7 @@ fn entry<'a>(
     let (start, end) = (place(start)?, place(end)?);
     let begin = place(record.local_header_offset())?;
     let name = archive.get_ref().get(begin..start).unwrap_or_default();
-    // The name stands after the fixed part of the header, which is 30 bytes long.
+    // The name follows the fixed part of the header, which is 30 bytes long.
     let name = name
         .get(30..30 + record.file_path().len())
         .unwrap_or_default();

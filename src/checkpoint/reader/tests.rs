@@ -1,4 +1,4 @@
-//! Sound and unsound checkpoints: folders, indexes, single files, arbitrary bytes.
+//! Valid and invalid checkpoints: folders, indexes, single files, arbitrary bytes.
 
 use proptest::prelude::*;
 

@@ -1,7 +1,7 @@
-//! `tokenizer.json`: its tokens and their ids, and the same file with more added tokens.
+//! `tokenizer.json`: reads its tokens and their ids, and writes it with more added tokens.
 //!
-//! Normaliser, pre-tokeniser, model and post-processor are kept byte for byte: a token that is not there is
-//! always added beside the model, never to it.
+//! Normaliser, pre-tokeniser, model and post-processor are kept byte for byte: a new token is always an added token,
+//! never one of the model's vocabulary.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -19,11 +19,11 @@ use super::super::limits::{MAX_TOKEN_ID, MAX_TOKENIZER_BYTES};
 use super::super::reader::Checkpoint;
 use super::super::sidecars::SidecarKind;
 
-/// What a checkpoint has for a tokenizer.
+/// The kind of tokenizer that a checkpoint has.
 pub enum TokenizerKind {
     /// A `tokenizer.json`.
     Fast(Box<Tokenizer>),
-    /// Files of another kind only, such as `tokenizer.model`: their names.
+    /// Only files of another kind, such as `tokenizer.model`: their names.
     Other(Vec<String>),
     /// Nothing.
     None,
@@ -32,12 +32,12 @@ pub enum TokenizerKind {
 /// A `tokenizer.json`.
 #[derive(Clone)]
 pub struct Tokenizer {
-    /// The entries of the file, in order, as they are written there.
+    /// The entries of the file, in order, as written.
     entries: Vec<(String, Box<RawValue>)>,
     ids: HashMap<String, u32>,
-    /// Entries of the model's vocabulary, added tokens not counted.
+    /// Number of entries in the model's vocabulary, without added tokens.
     model_size: u32,
-    /// The number after the largest id.
+    /// One more than the largest id.
     end: usize,
     /// By id.
     added: Vec<AddedToken>,
@@ -45,7 +45,7 @@ pub struct Tokenizer {
     added_texts: HashSet<String>,
 }
 
-/// A token that is looked for in the text before the model cuts the rest.
+/// A token that is matched in the text before the model splits the rest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AddedToken {
     /// Its id.
@@ -57,7 +57,7 @@ pub struct AddedToken {
 }
 
 impl AddedToken {
-    /// A token with the flags that tokenizers gives to a plain text.
+    /// A token with the flags that the tokenizers crate gives a plain text.
     pub fn ordinary(content: String) -> Self {
         let flags = json!({
             "single_word": false, "lstrip": false, "rstrip": false, "normalized": true, "special": false,
@@ -72,7 +72,7 @@ impl AddedToken {
         }
     }
 
-    /// Its entry in `tokenizer.json`, or, without its id, that in `tokenizer_config.json`.
+    /// Its entry in `tokenizer.json`, or, without its id, in `tokenizer_config.json`.
     pub fn entry(&self, with_id: bool) -> Value {
         let mut entry = Map::new();
         if with_id {
@@ -116,7 +116,7 @@ impl Tokenizer {
         })
     }
 
-    /// Reads the text of a `tokenizer.json`; what comes back of a failure is its reason.
+    /// Parses a `tokenizer.json`; the error is the reason alone.
     fn parse(bytes: &[u8]) -> Result<Self, String> {
         if is_lfs_pointer(bytes) {
             return Err(LFS_POINTER.to_owned());
@@ -170,7 +170,7 @@ impl Tokenizer {
                     plain(&token.content)
                 ));
             }
-            // tokenizers reads no id here: it counts on.
+            // The tokenizers crate ignores the id here and assigns its own.
             let id = tokenizer.id_for(&token.content);
             if id != listed_id {
                 return Err(format!(
@@ -191,7 +191,7 @@ impl Tokenizer {
         self.ids.get(token).copied()
     }
 
-    /// How many tokens there are.
+    /// Number of tokens.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
@@ -201,7 +201,7 @@ impl Tokenizer {
         self.ids.is_empty()
     }
 
-    /// The number after the largest id.
+    /// One more than the largest id.
     pub fn end(&self) -> usize {
         self.end
     }
@@ -227,15 +227,15 @@ impl Tokenizer {
         self.added_texts.contains(token)
     }
 
-    /// Whether an added token is one of the model's own vocabulary too.
+    /// Whether an added token is also in the model's own vocabulary.
     pub fn is_of_model(&self, token: &AddedToken) -> bool {
         token.id < self.model_size
     }
 
-    /// Adds a token and gives its id: that of the same token in the model's vocabulary, or a new one.
+    /// Adds a token and returns its id: that of the same token in the model's vocabulary, or a new one.
     ///
     /// # Errors
-    /// The token whose id it would get: the ids of the vocabulary have a gap.
+    /// The error is the token whose id it would get: the ids of the vocabulary have a gap.
     pub fn add(&mut self, mut token: AddedToken) -> Result<u32, String> {
         token.id = self.id_for(&token.content);
         let id = token.id;
@@ -243,7 +243,7 @@ impl Tokenizer {
         Ok(id)
     }
 
-    /// The id that tokenizers gives to a token that is added.
+    /// The id that the tokenizers crate gives to an added token.
     fn id_for(&self, token: &str) -> u32 {
         if let Some(id) = self.id(token) {
             return id;
@@ -259,7 +259,7 @@ impl Tokenizer {
         let at = self.added.partition_point(|other| other.id < id);
         if !self.ids.contains_key(&token.content) {
             let beyond = id >= self.model_size && self.added.len() == at;
-            // Only the model's own ids may lie beyond its size; they are looked at when there may be such.
+            // Only the model's own ids may exceed its size; they are searched only if that is possible.
             if (!beyond || self.has_gap())
                 && let Some((other, _)) = self.ids.iter().find(|(_, other)| **other == id)
             {
@@ -277,12 +277,12 @@ impl Tokenizer {
         self.end() > self.ids.len()
     }
 
-    /// Lets go of all that only [`to_json`](Self::to_json) needs.
+    /// Drops everything that only [`to_json`](Self::to_json) needs.
     pub fn keep_tokens_only(&mut self) {
         self.entries = Vec::new();
     }
 
-    /// The text of the file, with the added tokens as they are now.
+    /// The text of the file with the present added tokens.
     pub fn to_json(&self) -> String {
         let added: Vec<Value> = self.added.iter().map(|token| token.entry(true)).collect();
         let added = Value::Array(added);
@@ -323,7 +323,7 @@ fn two_tokens(id: u32, one: &str, other: &str) -> String {
     )
 }
 
-/// An entry of `added_tokens`, and the id that it names.
+/// Parses an entry of `added_tokens`, and the id in it.
 fn added_token(entry: &Value) -> Result<(AddedToken, u32), String> {
     let Some(entry) = entry.as_object() else {
         return Err("an entry of `added_tokens` is no object".into());

@@ -1,7 +1,7 @@
-//! Tokenizers: what the token ids of a checkpoint mean, and files for a vocabulary made from several.
+//! Tokenizers: the meaning of a checkpoint's token ids, and files for a vocabulary merged from several.
 //!
-//! Nothing here cuts text into tokens: merging vocabularies needs to know tokens, their ids and their flags, and
-//! how ids are given to new ones.
+//! Nothing here splits text into tokens: merging vocabularies only needs tokens, their ids, their flags, and the rule
+//! by which new tokens get ids.
 
 mod file;
 mod settings;

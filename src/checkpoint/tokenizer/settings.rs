@@ -1,4 +1,4 @@
-//! The small JSON files beside a tokenizer, and the chat template, wherever it is kept.
+//! The small JSON files beside a tokenizer, and the chat template, wherever it is stored.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use super::super::reader::Checkpoint;
 /// The entries of a JSON file of the checkpoint; `None` if there is no such file.
 ///
 /// # Errors
-/// If it is too large, or not an object.
+/// If it is too large, or not a JSON object.
 pub fn settings(
     checkpoint: &Checkpoint,
     name: &str,
@@ -31,8 +31,8 @@ pub fn settings(
     }
 }
 
-/// The template that writes conversations: `chat_template.jinja`, or that of `tokenizer_config.json` or of
-/// `chat_template.json`, in this order, as transformers looks for it. Of several, the one named `default`.
+/// The template that formats conversations: from `chat_template.jinja`, `tokenizer_config.json` or
+/// `chat_template.json`, in this order, as in transformers. Of several templates, the one named `default`.
 ///
 /// # Errors
 /// If one of these files is too large or malformed.
@@ -57,7 +57,7 @@ pub fn chat_template(checkpoint: &Checkpoint) -> Result<Option<String>, Checkpoi
     Ok(None)
 }
 
-/// A template, or the one named `default` of a list or mapping of them.
+/// A template, or the one named `default` in a list or mapping of templates.
 fn default_template(value: Value) -> Option<String> {
     let text = |value: Value| match value {
         Value::String(text) => Some(text),

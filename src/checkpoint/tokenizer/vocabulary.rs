@@ -1,4 +1,4 @@
-//! Whether the token ids of two checkpoints mean the same: averaging rows of different tokens is nonsense.
+//! Whether the token ids of two checkpoints mean the same; averaging the rows of different tokens makes no sense.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -15,12 +15,12 @@ use super::super::json::{LFS_POINTER, is_lfs_pointer};
 use super::super::limits::MAX_TOKENIZER_BYTES;
 use super::super::reader::Checkpoint;
 
-/// What two vocabularies have in common.
+/// The result of comparing two vocabularies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VocabularyComparison {
     /// Every id means the same in both.
     Same,
-    /// At least one of the two has no vocabulary that can be read.
+    /// At least one of the two has no readable vocabulary.
     Unknown,
     /// The ids that both define mean the same.
     Compatible {
@@ -31,23 +31,23 @@ pub enum VocabularyComparison {
     },
     /// Some ids mean different tokens.
     Conflict {
-        /// How many.
+        /// The number of such ids.
         differing: usize,
         /// The first of them: id, token of the first, token of the second.
         examples: Vec<(u64, String, String)>,
     },
 }
 
-/// How many differing ids are shown.
+/// The most differing ids that are listed.
 const EXAMPLES: usize = 5;
 
-/// How much of each file is compared at once.
+/// Bytes of each file that are compared at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// Tokens by id.
 type Vocabulary = BTreeMap<u64, String>;
 
-/// Compares what the token ids of two checkpoints stand for.
+/// Compares the meaning of two checkpoints' token ids.
 pub fn compare_vocabularies(
     a: &Checkpoint,
     b: &Checkpoint,
@@ -92,7 +92,7 @@ fn compare(a: &Vocabulary, b: &Vocabulary) -> VocabularyComparison {
     }
 }
 
-/// Whether both files exist and hold the same; read in step, so that neither is ever held whole.
+/// Whether both files exist and are equal; read side by side, so that neither is held whole.
 fn same_bytes(a: &Path, b: &Path) -> Result<bool, CheckpointError> {
     if !is_file(a) || !is_file(b) {
         return Ok(false);
@@ -130,7 +130,7 @@ fn is_file(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
 }
 
-/// The vocabulary of a folder, from whichever of its files has it.
+/// The vocabulary of a folder, from the first of its files that has one.
 fn read_vocabulary(folder: &Path) -> Result<Option<Vocabulary>, CheckpointError> {
     let readers: [(&str, Reader); 3] = [
         ("tokenizer.json", from_tokenizer_json),
@@ -154,10 +154,10 @@ fn read_vocabulary(folder: &Path) -> Result<Option<Vocabulary>, CheckpointError>
     Ok(None)
 }
 
-/// Reads one kind of file; it may look for more beside it.
+/// Parses one kind of file; it may read more files beside it.
 type Reader = fn(&Path, &[u8]) -> Result<Vocabulary, ReadError>;
 
-/// What went wrong, in this file or in one beside it.
+/// An error in this file or in one beside it.
 enum ReadError {
     Json(serde_json::Error),
     Other(CheckpointError),
@@ -205,7 +205,7 @@ fn from_tokenizer_json(_: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> 
     let file: TokenizerFile = serde_json::from_slice(bytes)?;
     let mut vocabulary = file.model.map(|model| model.vocab.0).unwrap_or_default();
     for token in file.added_tokens.into_iter().flatten() {
-        // tokenizers, too, asks the added tokens first what an id means.
+        // The tokenizers crate, too, looks up an id among the added tokens first.
         vocabulary.insert(token.id, token.content);
     }
     Ok(vocabulary)

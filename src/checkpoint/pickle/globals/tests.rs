@@ -1,4 +1,4 @@
-//! Tricks by which pickles hide what they import, and files of trainers, which import nothing but what they need.
+//! Tricks by which pickles hide their imports, and trainers' files, which import only what they need.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,7 @@ fn stack_global(module: &str, name: &str) -> Vec<u8> {
     [&text(module)[..], &text(name), b"\x93"].concat()
 }
 
-/// The whole pickle of these opcodes, and whether exactly these names are found not to be harmless.
+/// Whether the whole pickle of these opcodes imports exactly these names that are not harmless.
 #[track_caller]
 fn finds(parts: &[&[u8]], others: &[&str]) {
     let bytes = [b"\x80\x04", &parts.concat()[..], b"."].concat();
@@ -77,7 +77,7 @@ fn only_what_is_needed_is_harmless() {
     }
 }
 
-/// What STACK_GLOBAL takes is on the stack, and not what was written last.
+/// STACK_GLOBAL takes its operands from the stack, not the strings written last.
 #[test]
 fn names_are_those_that_python_takes() {
     let (os, system) = (&text("os")[..], &text("system")[..]);
@@ -109,7 +109,7 @@ fn names_are_kept_and_recalled_as_python_does() {
         found,
     );
     finds(&[os, b"p7\n0", system, b"p8\n0g7\ng8\n\x93"], found);
-    // MEMOIZE takes the number of what is kept: 2 after 0 and 7, and again 3, as 2 is kept twice.
+    // MEMOIZE numbers entries by their count: 2 after 0 and 7, then 3 again, as entry 2 is stored twice.
     finds(
         &[
             torch,
@@ -134,11 +134,11 @@ fn names_are_kept_and_recalled_as_python_does() {
         ],
         found,
     );
-    // What is kept is what is on top after other moves: a copy, or a list.
+    // The stored value is the one on top after other opcodes: a copy, or a list.
     finds(&[os, b"2\x940", system, b"\x93"], found);
 }
 
-/// Names that are escaped, made, or agreed on elsewhere are never harmless.
+/// Names that are escaped, built at run time, or agreed on elsewhere are never harmless.
 #[test]
 fn names_that_are_not_written_out_are_found() {
     finds(&[b"S'\\x6fs'\nS'system'\n\x93"], &["\\x6fs.system"]);
@@ -153,7 +153,7 @@ fn names_that_are_not_written_out_are_found() {
     finds(&[b"c\xff\nx\n"], &["\u{fffd}.x"]);
 }
 
-/// Python 3.11 looks the members of enums up by `getattr`; it may look up nothing else.
+/// Python 3.11 looks up the members of enums by `getattr`; it may look up nothing else.
 #[test]
 fn getattr_is_harmless_for_members_of_enums_alone() {
     let getattr = &stack_global("builtins", "getattr")[..];
@@ -239,7 +239,7 @@ fn what_is_not_followed_to_its_end_is_said() {
     unread(&kept, "too many values for later");
 }
 
-/// The old format is five pickles and then bytes, whatever they look like.
+/// The old format is five pickles followed by bytes, whatever those look like.
 #[test]
 fn bytes_of_tensors_are_no_pickle() {
     for file in [
