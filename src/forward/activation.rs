@@ -2,18 +2,18 @@
 
 use architecture::{FieldError, Fields};
 
-/// What is applied to the gate.
+/// The function applied to the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Activation {
     Silu,
-    /// Exactly, by the error function.
+    /// Exact, with the error function.
     Gelu,
-    /// By the hyperbolic tangent.
+    /// Approximated with the hyperbolic tangent.
     GeluTanh,
 }
 
 impl Activation {
-    /// The activation of that name, as a field of the config gives it.
+    /// The activation with that name, from a field of the config.
     pub(super) fn named(fields: &Fields, field: &str, name: &str) -> Result<Self, FieldError> {
         match name {
             "silu" | "swish" => Ok(Self::Silu),

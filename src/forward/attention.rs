@@ -1,4 +1,4 @@
-//! Causal attention, each prompt by itself, a block of queries at a time.
+//! Causal attention, one prompt at a time, a block of queries at a time.
 
 use std::ops::Range;
 
@@ -7,24 +7,24 @@ use rayon::prelude::*;
 use super::states::{Batch, States};
 use numeric::{View, multiply_into};
 
-/// Queries whose scores are held at a time, by each thread.
+/// Queries whose scores each thread holds at a time.
 const QUERIES: usize = 64;
 
-/// What an attention is made of beside its queries, keys and values.
+/// The parameters of an attention.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attention {
-    /// Heads of queries, a multiple of those of keys.
+    /// Heads of queries, a multiple of the heads of keys.
     pub(super) heads: usize,
     pub(super) key_heads: usize,
     pub(super) head_dim: usize,
-    /// What products are multiplied by.
+    /// The factor of the products of queries and keys.
     pub(super) scale: f64,
-    /// How many keys up to its own a query sees, if not all.
+    /// How many keys, up to and including its own, a query sees; all if `None`.
     pub(super) window: Option<usize>,
 }
 
 impl Attention {
-    /// `softmax(q k) v` of each head, written to where the queries were.
+    /// Computes `softmax(q k) v` for each head, and overwrites the queries with it.
     pub(super) fn apply(&self, query: &mut States, key: &States, value: &States, batch: &Batch) {
         let tokens = query.tokens;
         let size = self.head_dim * tokens;
@@ -47,7 +47,7 @@ impl Attention {
         });
     }
 
-    /// Some queries of a prompt, which starts at the token `prompt`.
+    /// Computes a block of queries of the prompt that starts at token `prompt`.
     fn block(&self, head: &mut Head, prompt: usize, block: Range<usize>, scores: &mut Vec<f32>) {
         // The first key that the first query sees.
         let first = match self.window {
@@ -79,7 +79,7 @@ impl Attention {
             };
             softmax(row, from - first..token + 1 - first, self.scale);
         }
-        // Values are features x keys, scores queries x keys: what is wanted is features x queries.
+        // Values are features x keys, scores queries x keys; the result is features x queries.
         let left = View {
             values: &head.values[first..],
             rows: self.head_dim,
@@ -98,16 +98,16 @@ impl Attention {
     }
 }
 
-/// What one head works on: features x tokens each.
+/// The data of one head: features x tokens each.
 struct Head<'a> {
-    /// Become the result, block by block.
+    /// Overwritten by the result, block by block.
     queries: &'a mut [f32],
     keys: &'a [f32],
     values: &'a [f32],
     tokens: usize,
 }
 
-/// Makes scores probabilities: `exp(scale * score)` over their sum where they are visible, zero elsewhere.
+/// Turns scores into probabilities: `exp(scale * score)` over their sum where they are visible, zero elsewhere.
 fn softmax(scores: &mut [f32], visible: Range<usize>, scale: f64) {
     let scale = scale as f32;
     scores[..visible.start].fill(0.0);

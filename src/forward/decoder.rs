@@ -18,29 +18,27 @@ use super::weights::read;
 use checkpoint::Checkpoint;
 use numeric::{View, multiply};
 
-/// How many tiles of the head are worked on before their sums are folded.
+/// How many tiles of the head are computed before their sums are folded.
 const TILES: usize = 32;
 
-/// Is shown the states of a run.
+/// Receives the states of a run.
 ///
-/// `states` are `tokens x hidden` in row order, all prompts one after the other; `prompts` are the ranges of
-/// their tokens.
+/// `states` are `tokens x hidden` in row order, the prompts one after the other; `prompts` are their ranges of tokens.
 pub trait Observer {
     /// The residual stream that enters layer `layer`, before its norm.
     fn layer_input(&mut self, layer: usize, states: &[f32], prompts: &[Range<usize>]);
 
-    /// What a router of layer `layer` would see: after the attention, the residual, and the norm before the
-    /// MLP where the family has one.
+    /// The input that a router of layer `layer` would get: after the attention, the residual, and the norm before the
+    /// MLP if the family has one.
     fn gate_input(&mut self, layer: usize, states: &[f32], prompts: &[Range<usize>]);
 
-    /// Whether [`gate_input`](Self::gate_input) is wanted; without it the attention of the last layer is not
-    /// computed.
+    /// Whether [`gate_input`](Self::gate_input) is needed; if not, the attention of the last layer is not computed.
     fn wants_gate_inputs(&self) -> bool {
         true
     }
 }
 
-/// A decoder whose config was understood and whose tensors were found, of the shapes that they must have.
+/// A decoder with a valid config and all of its tensors, in the right shapes.
 pub struct Decoder<'w> {
     weights: &'w Checkpoint,
     settings: Settings,
@@ -53,8 +51,8 @@ impl<'w> Decoder<'w> {
     /// Reads a `config.json` and finds the tensors of all layers; no weight is read.
     ///
     /// # Errors
-    /// If the config is of no family that can be run, has a field that would change the result and is not
-    /// understood, or the tensors are not those that it calls for.
+    /// If the config belongs to no supported family, has an unknown field that would change the result, or calls for
+    /// tensors other than those found.
     pub fn new(config: &Value, weights: &'w Checkpoint) -> Result<Decoder<'w>, ForwardError> {
         let fields = Fields::new(config)?;
         let settings = Settings::read(&fields)?;
@@ -71,26 +69,25 @@ impl<'w> Decoder<'w> {
         })
     }
 
-    /// How many layers it has.
+    /// Number of layers.
     pub fn layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// The features of a state.
+    /// Number of features in a state.
     pub fn hidden_size(&self) -> usize {
         self.settings.hidden
     }
 
-    /// Runs all prompts and shows their states; each weight is read once.
+    /// Runs all prompts and passes their states to the observer; each weight is read once.
     ///
-    /// `until`: the last layer whose states are wanted, or none for the last there is; the run ends before the
-    /// MLP of that layer. Beside a tile of a matrix for each thread, a run holds for each token its state, its
-    /// queries, keys and values, or the inner features of an MLP, in f32. The states do not depend on
-    /// `threads`; none means one for each processor.
+    /// `until` is the last layer whose states are wanted, or none for the model's last; the run ends before the MLP of
+    /// that layer. Besides one tile of a matrix per thread, a run holds in f32, for each token, its state and either
+    /// its queries, keys and values or the inner features of an MLP. The states do not depend on `threads`; none means
+    /// one per processor.
     ///
-    /// # Errors
-    /// If a prompt is empty or has a token without embedding, a weight can't be read, states become NaN or
-    /// infinite, or do not fit memory.
+    /// If a prompt is empty or has a token without an embedding, a weight cannot be read, or states become NaN or
+    /// infinite or do not fit into memory. infinite, or do not fit memory.
     pub fn run(
         &self,
         prompts: &[Vec<u32>],
@@ -131,10 +128,10 @@ impl<'w> Decoder<'w> {
         Ok(())
     }
 
-    /// The logits of the token that would follow each prompt: as many as the vocabulary has tokens.
+    /// The logits of the token that follows each prompt, one per token of the vocabulary.
     ///
     /// # Errors
-    /// As for [`run`](Self::run), and if there is no head.
+    /// As for [`run`](Self::run), and if the model has no head.
     pub fn logits(
         &self,
         prompts: &[Vec<u32>],
@@ -163,9 +160,9 @@ impl<'w> Decoder<'w> {
         Ok(logits)
     }
 
-    /// The natural logarithm of the probability of each token of a prompt but the first, given those before it.
+    /// The natural logarithm of the probability of each token but the first, given the tokens before it.
     ///
-    /// Logits are not kept: they are summed as they come, a tile of the head at a time.
+    /// Logits are not stored: they are summed as they are computed, a tile of the head at a time.
     ///
     /// # Errors
     /// As for [`logits`](Self::logits).
@@ -215,7 +212,7 @@ impl<'w> Decoder<'w> {
         Ok(parts.collect())
     }
 
-    /// The states that leave the last layer.
+    /// The output states of the last layer.
     fn last_states(&self, batch: &Batch, pool: &ThreadPool) -> Result<States, ForwardError> {
         let table = self.rope.table(batch)?;
         let mut states = self.embed(batch)?;
@@ -231,7 +228,7 @@ impl<'w> Decoder<'w> {
         Ok(states)
     }
 
-    /// The rows of the embedding, one for each token.
+    /// The rows of the embedding, one per token.
     fn embed(&self, batch: &Batch) -> Result<States, ForwardError> {
         let (hidden, tokens) = (self.settings.hidden, batch.tokens.len());
         let mut states = States::zeros(hidden, tokens)?;
@@ -260,7 +257,7 @@ impl<'w> Decoder<'w> {
         Ok(())
     }
 
-    /// Adds what the attention of a layer gives to the residual stream.
+    /// Adds the output of a layer's attention to the residual stream.
     fn attend(
         &self,
         number: usize,
@@ -305,7 +302,7 @@ impl<'w> Decoder<'w> {
         Ok(())
     }
 
-    /// What the MLP of a layer is given.
+    /// The input of a layer's MLP.
     fn mlp_input(&self, layer: &Layer, states: &States) -> Result<States, ForwardError> {
         match self.settings.norms {
             Norms::Before => self.normed(&layer.mlp_norm, states),
@@ -317,7 +314,7 @@ impl<'w> Decoder<'w> {
         }
     }
 
-    /// Adds what the MLP of a layer gives to the residual stream.
+    /// Adds the output of a layer's MLP to the residual stream.
     fn feed(&self, layer: &Layer, input: &States, states: &mut States) -> Result<(), ForwardError> {
         let activation = self.settings.activation;
         let mut out = match &layer.mlp {
@@ -331,7 +328,7 @@ impl<'w> Decoder<'w> {
         Ok(())
     }
 
-    /// The tensors of the head; where it is tied and stored as well, both must be the same.
+    /// The tensors of the head; a head that is tied and also stored must equal the embedding.
     fn head(&self) -> Result<Head, ForwardError> {
         let tensors = Tensors::new(self.weights);
         let matrix = tensors.head(&self.settings)?;
@@ -354,8 +351,8 @@ impl<'w> Decoder<'w> {
         })
     }
 
-    /// Multiplies the head by states a tile at a time; what is made of a tile, which starts at a token, is
-    /// folded in order.
+    /// Multiplies the head by states, a tile at a time. Each tile's results, with the token it starts at, are folded in
+    /// order.
     fn by_tiles<T: Send>(
         &self,
         head: &Matrix,
@@ -385,7 +382,7 @@ impl<'w> Decoder<'w> {
     }
 }
 
-/// What follows the last layer.
+/// The tensors after the last layer.
 struct Head {
     norm: Vector,
     matrix: Matrix,
@@ -395,9 +392,9 @@ struct Head {
 #[derive(Debug, Clone, Copy)]
 struct LogSum {
     largest: f64,
-    /// Of powers, divided by that of the largest.
+    /// The sum of powers, divided by the largest power.
     sum: f64,
-    /// The logit that is asked for, once it is met.
+    /// The logit of the wanted token, once its tile has been read.
     wanted: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Why a model can't be run: one error type, which names the field, the tensor or the prompt.
+//! Why a model cannot be run: one error type, which names the field, the tensor or the prompt.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -7,31 +7,31 @@ use architecture::FieldError;
 use checkpoint::CheckpointError;
 use errors::Hint;
 
-/// Why a decoder can't be made or run. It names no model: who asked for it does.
+/// Why a decoder cannot be built or run. It does not name the model; the caller does.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ForwardError {
-    /// Another kind of model.
+    /// The model is of an unsupported kind.
     #[error("config.json: can't run model_type `{found}`, expected one of {expected}")]
     Family {
-        /// What the config says.
+        /// The kind that the config names.
         found: String,
-        /// All that can be run.
+        /// All supported kinds.
         expected: String,
     },
-    /// A field of the config that is missing, malformed, or means something that can't be run.
+    /// A field of the config is missing, malformed, or has an unsupported meaning.
     #[error("config.json: `{field}`: expected {expected}, found {found}")]
     Field {
-        /// The field, with what it is in.
+        /// The field, with the object that contains it.
         field: String,
-        /// What it may be.
+        /// The values that are supported.
         expected: String,
-        /// What it is, shortened.
+        /// Its value, shortened.
         found: String,
         /// What to do about it.
         hint: &'static str,
     },
-    /// A tensor that the config calls for is not there.
+    /// A tensor that the config calls for is missing.
     #[error("tensor `{tensor}` is missing, expected shape {expected:?}")]
     Missing {
         /// Its name.
@@ -39,23 +39,23 @@ pub enum ForwardError {
         /// The shape that follows from the config.
         expected: Vec<usize>,
     },
-    /// A tensor is not of the shape that the config calls for.
+    /// A tensor has a different shape from the one that the config calls for.
     #[error("tensor `{tensor}`: expected shape {expected:?}, found {found:?}")]
     Shape {
         /// Its name.
         tensor: String,
         /// The shape that follows from the config.
         expected: Vec<usize>,
-        /// The shape that it has.
+        /// Its shape.
         found: Vec<usize>,
     },
-    /// A tensor that would change the result, of which the config says nothing.
+    /// A tensor that would change the result, but that the config does not mention.
     #[error("tensor `{tensor}` is there, but config.json says nothing of it")]
     Surplus {
         /// Its name.
         tensor: String,
     },
-    /// A tensor's values can't be had.
+    /// A tensor's values cannot be read.
     #[error("tensor `{tensor}` can't be read: {detail}")]
     Read {
         /// Its name.
@@ -63,41 +63,41 @@ pub enum ForwardError {
         /// Why.
         detail: String,
     },
-    /// The head is said to be the embedding, and is another.
+    /// The config says that the head is the embedding, but the stored head differs.
     #[error("`lm_head.weight` differs from `{embedding}`, though config.json ties them")]
     HeadsDiffer {
         /// The name of the embedding.
         embedding: String,
     },
-    /// There is nothing to run.
+    /// There are no prompts.
     #[error("no prompt was given")]
     NoPrompt,
-    /// A prompt without tokens.
+    /// A prompt has no tokens.
     #[error("prompt {prompt} has no tokens")]
     EmptyPrompt {
-        /// Which, from zero.
+        /// Its number, from zero.
         prompt: usize,
     },
-    /// A token that has no embedding.
+    /// A token has no embedding.
     #[error(
         "token {token} of prompt {prompt}: expected one below {vocabulary}, the rows of the embedding"
     )]
     Token {
-        /// Which prompt, from zero.
+        /// The prompt's number, from zero.
         prompt: usize,
         /// The token.
         token: u32,
-        /// How many tokens there are.
+        /// Number of tokens in the vocabulary.
         vocabulary: usize,
     },
-    /// A prompt for which the frequencies of positions would change.
+    /// A prompt is so long that the frequencies of positions would change.
     #[error("prompt {prompt} has {found} tokens, expected at most {limit} with {why}")]
     TooLong {
-        /// Which prompt, from zero.
+        /// The prompt's number, from zero.
         prompt: usize,
-        /// The most.
+        /// The most tokens of a prompt.
         limit: usize,
-        /// Its tokens.
+        /// Number of its tokens.
         found: usize,
         /// What sets the limit.
         why: &'static str,
@@ -107,7 +107,7 @@ pub enum ForwardError {
     Layer {
         /// The layer.
         asked: usize,
-        /// How many there are.
+        /// Number of layers.
         layers: usize,
     },
     /// States became NaN or infinite.
@@ -120,34 +120,34 @@ pub enum ForwardError {
         /// How many infinities.
         infinite: u64,
     },
-    /// The states do not fit.
+    /// The states do not fit into memory.
     #[error("can't hold {rows} x {tokens} values")]
     Memory {
-        /// Values of a token.
+        /// Values per token.
         rows: usize,
-        /// Tokens.
+        /// Number of tokens.
         tokens: usize,
     },
     /// Worker threads could not be started.
     #[error("can't start {threads} worker threads")]
     Threads {
-        /// How many were asked for.
+        /// The requested number of threads.
         threads: usize,
         /// Why.
         #[source]
         source: rayon::ThreadPoolBuildError,
     },
-    /// A tokenizer that can't be read, or is of another kind.
+    /// A tokenizer cannot be read, or is of an unsupported kind.
     #[error("{path}: {detail}", path = .path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// What is the matter.
+        /// What is wrong.
         detail: String,
         /// What to do about it.
         hint: &'static str,
     },
-    /// A file beside the weights can't be read.
+    /// A file beside the weights cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }

@@ -1,4 +1,4 @@
-//! A mixture of experts: where tokens go, and what comes back.
+//! A mixture of experts: routes tokens to experts and sums the results.
 
 use super::activation::Activation;
 use super::error::ForwardError;
@@ -8,7 +8,7 @@ use super::states::States;
 use checkpoint::Checkpoint;
 
 impl Experts {
-    /// The weighted sum of the experts that each token goes to, and of the one that all go to.
+    /// The weighted sum of each token's experts, and of the shared expert.
     pub(super) fn apply(
         &self,
         weights: &Checkpoint,
@@ -63,7 +63,7 @@ fn sigmoid(logit: f64) -> f64 {
     1.0 / (1.0 + (-logit).exp())
 }
 
-/// The experts of a token by its logits, best first, and their weights; of equals, that of the lowest number.
+/// The experts of a token by its logits, best first, with their weights; of equal logits, the lower number wins.
 pub(super) fn route(
     logits: &[f64],
     correction: &[f32],
@@ -121,7 +121,7 @@ pub(super) fn route(
     }
 }
 
-/// Makes weights sum to `factor`; `least` is added to their sum, so that it is not zero.
+/// Scales weights so that they sum to `factor`; `least` is added to their sum to keep it above zero.
 fn scale(chosen: &mut [(usize, f64)], least: f64, factor: f64) {
     let sum: f64 = chosen.iter().map(|(_, weight)| weight).sum();
     for (_, weight) in chosen {
@@ -129,7 +129,7 @@ fn scale(chosen: &mut [(usize, f64)], least: f64, factor: f64) {
     }
 }
 
-/// The places of the largest scores among candidates in ascending order; the first of equals goes before.
+/// The indices of the largest scores among candidates in ascending order; of equal scores, the first wins.
 fn largest(scores: &[f64], candidates: impl Iterator<Item = usize>, count: usize) -> Vec<usize> {
     let mut places: Vec<usize> = candidates.collect();
     places.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));

@@ -1,4 +1,4 @@
-//! Which tensors a model is made of: every name found and every shape checked before anything is computed.
+//! The tensors of a model: finds every name and checks every shape before anything is computed.
 
 use super::error::ForwardError;
 use super::settings::{Layout, Mixture, Norms, QueryNorm, Routing, Settings, Shared};
@@ -9,7 +9,7 @@ use checkpoint::Checkpoint;
 #[derive(Debug, Clone)]
 pub(super) struct Matrix {
     pub(super) tensor: String,
-    /// The element that it starts at.
+    /// The number of its first element in the tensor.
     pub(super) start: usize,
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -31,7 +31,7 @@ impl Vector {
     }
 }
 
-/// A matrix, and perhaps what is added to its product.
+/// A matrix, and perhaps a bias.
 #[derive(Debug, Clone)]
 pub(super) struct Linear {
     pub(super) matrix: Matrix,
@@ -46,21 +46,21 @@ pub(super) struct Gated {
     pub(super) down: Linear,
 }
 
-/// Experts, and what sends tokens to them.
+/// Experts and their router.
 #[derive(Debug)]
 pub(super) struct Experts {
     pub(super) router: Linear,
     pub(super) routing: Routing,
-    /// How many experts a token goes to.
+    /// Number of experts per token.
     pub(super) per_token: usize,
-    /// What is added to the scores that choose.
+    /// Added to the scores for the choice only.
     pub(super) correction: Option<Vector>,
     pub(super) experts: Vec<Gated>,
     pub(super) shared: Option<Gated>,
     pub(super) shared_gate: Option<Linear>,
 }
 
-/// What follows the attention.
+/// The part of a layer after the attention.
 #[derive(Debug)]
 pub(super) enum Mlp {
     Dense(Box<Gated>),
@@ -75,21 +75,21 @@ pub(super) struct Layer {
     pub(super) key: Linear,
     pub(super) value: Linear,
     pub(super) output: Linear,
-    /// Those of queries and of keys.
+    /// The norms of queries and of keys.
     pub(super) query_norms: Option<(Vector, Vector)>,
     pub(super) mlp_norm: Vector,
     pub(super) mlp: Mlp,
 }
 
-/// Looks for the tensors of a model.
+/// Finds the tensors of a model.
 pub(super) struct Tensors<'a> {
     pub(super) weights: &'a Checkpoint,
-    /// What their names start with.
+    /// The prefix of their names.
     pub(super) prefix: &'static str,
 }
 
 impl<'a> Tensors<'a> {
-    /// Finds out whether the names start with `model.`, or the body was saved alone.
+    /// Finds out whether names start with `model.`, or the body was saved without a prefix.
     pub(super) fn new(weights: &'a Checkpoint) -> Self {
         let prefix = match shape(weights, "embed_tokens.weight") {
             Some(_) => "",
@@ -98,7 +98,7 @@ impl<'a> Tensors<'a> {
         Tensors { weights, prefix }
     }
 
-    /// The embedding: a row for each token.
+    /// The embedding: one row per token.
     pub(super) fn embedding(&self, settings: &Settings) -> Result<Matrix, ForwardError> {
         self.matrix(
             format!("{}embed_tokens.weight", self.prefix),
@@ -120,7 +120,7 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// The head that is stored where it is tied to the embedding, so that it need not be.
+    /// A head that is stored although it is tied to the embedding.
     pub(super) fn tied_head(&self, settings: &Settings) -> Result<Option<Matrix>, ForwardError> {
         match settings.tied && shape(self.weights, HEAD).is_some() {
             true => self.stored_head(settings).map(Some),
@@ -238,7 +238,7 @@ impl<'a> Tensors<'a> {
         start: &str,
     ) -> Result<Experts, ForwardError> {
         let (hidden, width) = (settings.hidden, mixture.width);
-        // As transformers 5 holds them, and some tools write them.
+        // The layout in memory of transformers 5, which some tools also write.
         let held = [
             format!("{start}mlp.experts.gate_up_proj"),
             format!("{start}mlp.experts.down_proj"),
@@ -260,7 +260,7 @@ impl<'a> Tensors<'a> {
             Layout::Qwen | Layout::Mixtral => is_held.then_some(held),
         };
         let router = self.linear(router, mixture.experts, hidden, false)?;
-        // The router has a row for each: the number of experts is no longer a mere claim.
+        // The router has one row per expert, so the number of experts is now confirmed.
         let numbers = 0..mixture.experts;
         let experts: Result<Vec<Gated>, ForwardError> = match (fused, mixture.layout) {
             (None, Layout::Qwen | Layout::Granite) => numbers
@@ -284,7 +284,7 @@ impl<'a> Tensors<'a> {
             (Some([input, output]), _) => {
                 self.expect(&input, &[mixture.experts, 2 * width, hidden])?;
                 self.expect(&output, &[mixture.experts, hidden, width])?;
-                // That these can be counted is known: the tensors have so many elements.
+                // These products cannot overflow: the tensors have this many elements.
                 let part = |tensor: &str, start, rows, columns| Linear {
                     matrix: Matrix {
                         tensor: tensor.into(),
@@ -338,7 +338,7 @@ impl<'a> Tensors<'a> {
         })
     }
 
-    /// Matrices that are one tensor, one below the other.
+    /// Matrices that are stored in one tensor, one below the other.
     fn fused<const N: usize>(
         &self,
         module: String,
@@ -402,7 +402,7 @@ impl<'a> Tensors<'a> {
         })
     }
 
-    /// An error unless there is such a tensor of that shape, with elements.
+    /// Returns an error unless the tensor exists with that shape and has elements.
     fn expect(&self, tensor: &str, expected: &[usize]) -> Result<(), ForwardError> {
         match shape(self.weights, tensor) {
             None => Err(ForwardError::Missing {
@@ -418,7 +418,7 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// An error if there is a tensor of which the config says nothing.
+    /// Returns an error if this tensor exists, as the config does not mention it.
     fn refuse(&self, tensor: String) -> Result<(), ForwardError> {
         match shape(self.weights, &tensor) {
             None => Ok(()),

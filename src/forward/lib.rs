@@ -1,14 +1,14 @@
 //! Runs a decoder layer by layer over the weights of a checkpoint: hidden states and logits, on the CPU.
 //!
-//! One block serves all families; a config is read into its settings, and what it says that the block can't do is
-//! refused by name. Weights are read once per run, a tile of a matrix at a time, and dropped; all prompts go
-//! through together, one after the other without padding, each with its own causal mask.
-//! States are `features x tokens` in here, so that a tile of a matrix gives rows that follow one another.
+//! One block serves all families; a config is read into its settings, and anything that the block cannot do is refused
+//! by name. Weights are read once per run, a tile of a matrix at a time, and dropped. All prompts run together, one
+//! after the other without padding, each with its own causal mask. Internally states are `features x tokens`, so that a
+//! tile of a matrix produces contiguous rows.
 //!
-//! Matrices are multiplied in f32; norms, sums of softmax and log-probabilities are summed in f64. The result does
-//! not depend on the number of threads: how matrices are cut depends on their shapes alone.
+//! Matrices are multiplied in f32; norms, softmax sums and log-probabilities are summed in f64. The result does not
+//! depend on the number of threads, because tiles depend only on the shapes of the matrices.
 //!
-//! This layer knows checkpoints and numbers; it must not know recipes, plans, or what the states are for.
+//! This layer knows checkpoints and numbers; it must not know recipes, plans, or what the states are used for.
 
 mod activation;
 mod attention;

@@ -2,8 +2,8 @@
 
 /// Divides each token's values by their root mean square and multiplies them by `weight + offset`.
 ///
-/// `values`: features x tokens. Where `weight` is shorter than a token, each run of as many features is a head,
-/// normed by itself. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+/// `values`: features x tokens. If `weight` is shorter than a token, each run of that many features is a head and is
+/// normed separately. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
 pub(super) fn rms_norm(values: &mut [f32], tokens: usize, weight: &[f32], offset: f32, eps: f64) {
     let mut sums = vec![0f64; tokens];
     for head in values.chunks_exact_mut(weight.len() * tokens) {

@@ -1,4 +1,4 @@
-//! Products of matrices: a tile of a stored matrix at a time, read, multiplied and dropped.
+//! Matrix products: a tile of a stored matrix is read, multiplied and dropped at a time.
 
 use rayon::prelude::*;
 
@@ -10,19 +10,19 @@ use super::weights::read;
 use checkpoint::Checkpoint;
 use numeric::{View, multiply};
 
-/// How many elements of a stored matrix are held by a thread at a time, if a row is not longer.
+/// Elements of a stored matrix that a thread holds at a time, unless a single row is longer.
 const TILE: usize = 1 << 20;
-/// Rows of a tile: a multiple of these if there is room, as kernels work on so many at once.
+/// The rows of a tile are a multiple of this if possible, because kernels process this many at once.
 const ROWS: usize = 16;
 
 impl Matrix {
-    /// Rows of a tile; they depend on the shape alone, so that sums do not depend on the threads.
+    /// Rows per tile. They depend on the shape alone, so that sums do not depend on the number of threads.
     pub(super) fn tile_rows(&self) -> usize {
         let rows = TILE / self.columns.max(1);
         (rows / ROWS * ROWS).clamp(ROWS, 1024)
     }
 
-    /// Reads the tile that starts at a row into `tile`; gives its number of rows.
+    /// Reads the tile that starts at a row into `tile`; returns its number of rows.
     pub(super) fn read(
         &self,
         weights: &Checkpoint,
@@ -53,7 +53,7 @@ impl Linear {
         Ok(out)
     }
 
-    /// The rows of `W x + b` from `first` on that are of one tile.
+    /// The rows of `W x + b` that one tile computes, from `first` on.
     fn tile(
         &self,
         weights: &Checkpoint,

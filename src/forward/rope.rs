@@ -1,6 +1,6 @@
-//! Rotary positions: what the two spellings of a config say of them, frequencies, and the rotation.
+//! Rotary positions: the two spellings in configs, the frequencies, and the rotation.
 //!
-//! Source of the kinds: transformers' `modeling_rope_utils.py`; of the rotation: Su et al., "RoFormer", 2021.
+//! Sources: transformers' `modeling_rope_utils.py` for the kinds; Su et al., "RoFormer", 2021, for the rotation.
 
 use std::f64::consts::TAU;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::error::ForwardError;
 use super::states::{Batch, States};
 
-/// What the fields of `rope_scaling` and `rope_parameters` may be.
+/// The known fields of `rope_scaling` and `rope_parameters`.
 const KNOWN: [&str; 17] = [
     "rope_type",
     "type",
@@ -36,22 +36,22 @@ const ORIGINAL: &str = "original_max_position_embeddings";
 const ONE_SPELLING: &str =
     "transformers 4 and 5 would disagree; keep rope_scaling and rope_theta, or rope_parameters";
 
-/// What a family makes of the fields.
+/// A family's defaults for the fields.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RopeDefaults {
-    /// Where the config has none; none if versions of transformers differ in it.
+    /// The base if the config has none; none if versions of transformers disagree about it.
     pub(super) theta: f64,
-    /// Which part of a head is rotated where the config says nothing; none if its code always rotates all.
+    /// The share of a head that is rotated if the config does not say; none if the family's code always rotates all.
     pub(super) partial: Option<f64>,
-    /// Whether `su` and `yarn` mean longrope, as for Phi-3.
+    /// Whether `su` and `yarn` mean longrope, as in Phi-3.
     pub(super) longrope: bool,
 }
 
-/// What a config says of positions.
+/// The position settings of a config.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct RopeSettings {
     theta: f64,
-    /// Which part of a head is rotated.
+    /// The share of a head that is rotated.
     partial: f64,
     kind: Kind,
 }
@@ -62,7 +62,7 @@ enum Kind {
     Linear {
         factor: f64,
     },
-    /// As the default up to so many positions.
+    /// The default kind up to this many positions.
     Dynamic {
         limit: usize,
     },
@@ -89,7 +89,7 @@ enum Kind {
 }
 
 impl RopeSettings {
-    /// Reads both spellings; they must agree where both are there.
+    /// Reads both spellings; if both are present, they must agree.
     pub(super) fn read(config: &Fields, defaults: RopeDefaults) -> Result<Self, FieldError> {
         let new = config.object("rope_parameters", "rope_parameters.")?;
         let old = config.object("rope_scaling", "rope_scaling.")?;
@@ -135,7 +135,7 @@ impl RopeSettings {
     }
 }
 
-/// A number that may stand in either spelling or at the top, and must be the same wherever it does.
+/// A number that may be given in either spelling or at the top, and must be equal wherever it is given.
 fn agreed(
     config: &Fields,
     new: Option<Fields>,
@@ -202,7 +202,7 @@ impl Kind {
         }
     }
 
-    /// Source: Peng et al., "YaRN", 2023; `mscale` as DeepSeek has it.
+    /// Source: Peng et al., "YaRN", 2023; `mscale` as in DeepSeek.
     fn yarn(config: &Fields, fields: &Fields) -> Result<Self, FieldError> {
         let original = original(config, fields)? as f64;
         let factor = match fields.positive("factor")? {
@@ -233,7 +233,7 @@ impl Kind {
         })
     }
 
-    /// Source: Ding et al., "LongRoPE", 2024, as Phi-3 uses it.
+    /// Source: Ding et al., "LongRoPE", 2024, as used in Phi-3.
     fn longrope(config: &Fields, fields: &Fields) -> Result<Self, FieldError> {
         if fields.get("factor").is_some() {
             return Err(fields.wrong("factor", "none: it follows from max_position_embeddings"));
@@ -247,7 +247,7 @@ impl Kind {
             let numbers = numbers.filter(|numbers| !numbers.is_empty());
             numbers.ok_or_else(|| fields.wrong(name, "a list of numbers above zero"))
         };
-        // The field beside the factors counts for nothing: the class has a default for that at the top.
+        // The field next to the factors is ignored: the class has a default for the one at the top.
         let original = config.size(ORIGINAL)?.unwrap_or(4096);
         if fields
             .size(ORIGINAL)?
@@ -270,7 +270,7 @@ impl Kind {
     }
 }
 
-/// The length of context before it was stretched.
+/// The context length before it was extended.
 fn original(config: &Fields, fields: &Fields) -> Result<usize, FieldError> {
     match (fields.size(ORIGINAL)?, config.size(ORIGINAL)?) {
         (Some(inner), Some(outer)) if inner != outer => {
@@ -284,18 +284,18 @@ fn original(config: &Fields, fields: &Fields) -> Result<usize, FieldError> {
 /// The frequencies of a model's positions.
 #[derive(Debug)]
 pub(super) struct Rope {
-    /// In radians per position, one for each pair of features; of f32, as models were trained with them.
+    /// In radians per position, one per pair of features; in f32, because models were trained with that precision.
     frequencies: Vec<f32>,
-    /// Those of prompts that are longer than so many tokens.
+    /// The frequencies for prompts longer than this many tokens.
     long: Option<(usize, Vec<f32>)>,
     /// The longest prompt.
     limit: Option<usize>,
-    /// What sines and cosines are multiplied by.
+    /// The factor of sines and cosines.
     scale: f64,
 }
 
 impl Rope {
-    /// The frequencies for heads of that many features, which are known to be real.
+    /// The frequencies for heads with that many features; the number has been confirmed by a tensor.
     pub(super) fn new(
         config: &Fields,
         settings: &RopeSettings,
@@ -339,7 +339,7 @@ impl Rope {
                 high,
                 original,
             } => stretched(&|_, frequency| {
-                // How many times a pair goes round in the original context.
+                // How many turns a pair makes in the original context.
                 let turns = original * frequency / TAU;
                 let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 frequency * ((1.0 - smooth) / factor + smooth)
@@ -407,7 +407,7 @@ impl Rope {
             for (pair, frequency) in frequencies.iter().enumerate() {
                 let row = pair * cos.tokens;
                 for (position, token) in range.clone().enumerate() {
-                    // The product in f32: what the model was trained with.
+                    // The product is in f32, as in training.
                     let (s, c) = f64::from(position as f32 * frequency).sin_cos();
                     cos.values[row + token] = (c * self.scale) as f32;
                     sin.values[row + token] = (s * self.scale) as f32;
@@ -439,7 +439,7 @@ impl Table {
     }
 }
 
-/// Whether a value is nested by the kinds of layers, which no family here has.
+/// Whether a value is nested by kind of layer, which no supported family has.
 pub(super) fn refuse_nested(config: &Fields) -> Result<(), FieldError> {
     for name in ["rope_parameters", "rope_scaling"] {
         let fields = config.object(name, "")?;

@@ -1,6 +1,6 @@
-//! What a config says, for one block that serves all families; what it can't do is refused by name.
+//! Reads a config into the settings of the one block that serves all families; refuses by name what it cannot do.
 //!
-//! Defaults and rules are those of transformers' configurations and modelling code, 4.57 and 5.23.
+//! Defaults and rules follow transformers' configurations and modelling code, 4.57 and 5.23.
 
 use architecture::{FieldError, Fields};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use super::activation::Activation;
 use super::error::ForwardError;
 use super::rope::{RopeDefaults, RopeSettings, refuse_nested};
 
-/// The families that can be run, by their `model_type`.
+/// The supported families, by their `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     Llama,
@@ -51,7 +51,7 @@ const FAMILIES: [(&str, Family); 16] = [
     ("flex_olmo", FlexOlmo),
 ];
 
-/// Fields of other families that change what a model computes: a config that has them is of no family here.
+/// Fields of other families that change the computation: a config that has one belongs to no supported family.
 const OF_OTHERS: [&str; 9] = [
     "attn_logit_softcapping",
     "final_logit_softcapping",
@@ -73,7 +73,7 @@ pub(super) enum Norms {
     After,
 }
 
-/// Which features of queries and keys are normed together.
+/// Which features of queries and keys share a norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QueryNorm {
     None,
@@ -81,14 +81,14 @@ pub(super) enum QueryNorm {
     All,
 }
 
-/// How many keys, up to its own, a token of a layer sees.
+/// How many keys, up to and including its own, a token sees in each layer.
 #[derive(Debug, Clone)]
 pub(super) enum Windows {
     None,
     All(usize),
     /// From that layer on.
     From(usize, usize),
-    /// Layers of which that is said.
+    /// In the layers marked here.
     Listed(Vec<bool>, usize),
 }
 
@@ -105,14 +105,14 @@ impl Windows {
     }
 }
 
-/// Which experts a token goes to, and with what weight.
+/// How experts are chosen and weighted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Routing {
-    /// Probabilities over all experts; the largest, made to sum to one if asked for.
+    /// Softmax over all experts; the largest are chosen, and normalised to sum to one if asked for.
     Softmax { renormalise: bool },
-    /// Probabilities over the largest logits.
+    /// Softmax over the largest logits only.
     TopSoftmax,
-    /// Of each logit by itself; a bias that chooses but does not weigh, first among groups of experts.
+    /// Sigmoid of each logit; a bias affects the choice but not the weights, and groups of experts are chosen first.
     Sigmoid {
         groups: usize,
         chosen_groups: usize,
@@ -121,16 +121,16 @@ pub(super) enum Routing {
     },
 }
 
-/// An expert that every token goes to.
+/// An expert that every token uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shared {
     None,
     Plain(usize),
-    /// Weighed by a gate of its own.
+    /// Weighted by a gate of its own.
     Gated(usize),
 }
 
-/// How tensors of a mixture are named and laid out.
+/// How the tensors of a mixture are named and stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
     Mixtral,
@@ -138,7 +138,7 @@ pub(super) enum Layout {
     Granite,
 }
 
-/// What a config says of experts.
+/// The experts of a config.
 #[derive(Debug, Clone)]
 pub(super) struct Mixture {
     pub(super) experts: usize,
@@ -148,11 +148,11 @@ pub(super) struct Mixture {
     pub(super) layout: Layout,
     pub(super) routing: Routing,
     pub(super) shared: Shared,
-    /// Layers below have none.
+    /// Layers before this one have no experts.
     first: usize,
-    /// Of the layers, counted from one, only multiples have any.
+    /// Counted from one, only layers that are multiples of this have experts.
     step: usize,
-    /// Layers that have none.
+    /// Layers without experts.
     dense: Vec<u64>,
 }
 
@@ -164,7 +164,7 @@ impl Mixture {
     }
 }
 
-/// What a config says.
+/// The settings from a config.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) hidden: usize,
@@ -173,10 +173,10 @@ pub(super) struct Settings {
     pub(super) key_heads: usize,
     pub(super) head_dim: usize,
     pub(super) vocabulary: usize,
-    /// Inner features of an MLP that is no expert; zero if there is none.
+    /// Inner features of an MLP that is not an expert; zero if there is none.
     pub(super) inner: usize,
     pub(super) eps: f64,
-    /// What is added to the weight of each norm.
+    /// Added to the weight of each norm.
     pub(super) norm_offset: f32,
     pub(super) activation: Activation,
     pub(super) rope: RopeSettings,
@@ -185,23 +185,23 @@ pub(super) struct Settings {
     pub(super) query_norm: QueryNorm,
     /// Whether queries, keys and values have biases.
     pub(super) qkv_bias: bool,
-    /// Whether the output of the attention has one.
+    /// Whether the output projection of the attention has a bias.
     pub(super) output_bias: bool,
     pub(super) mlp_bias: bool,
-    /// Whether queries, keys and values are one tensor, and gate and up.
+    /// Whether queries, keys and values are stored in one tensor, and gate and up in another.
     pub(super) fused: bool,
     pub(super) mixture: Option<Mixture>,
     pub(super) tied: bool,
-    /// What the products of queries and keys are multiplied by.
+    /// The factor of the products of queries and keys.
     pub(super) attention_scale: f64,
     pub(super) embedding_scale: f32,
     pub(super) residual_scale: f32,
-    /// What logits are divided by.
+    /// The divisor of logits.
     pub(super) logits_divisor: f64,
 }
 
 impl Settings {
-    /// Reads a config; no size in it is believed until a tensor has it.
+    /// Reads a config; no size in it is trusted until a tensor confirms it.
     pub(super) fn read(config: &Fields) -> Result<Settings, ForwardError> {
         Ok(Settings::of(config, family(config)?)?)
     }
@@ -308,7 +308,7 @@ fn family(config: &Fields) -> Result<Family, ForwardError> {
         })
 }
 
-/// Refuses what no family here has.
+/// Refuses fields that no supported family has.
 fn refuse_others(config: &Fields) -> Result<(), FieldError> {
     for name in OF_OTHERS {
         let value = config.get(name);
@@ -329,7 +329,7 @@ fn activation(config: &Fields, family: Family) -> Result<Activation, FieldError>
         let named = config.text("hidden_act")?.unwrap_or("silu");
         return Activation::named(config, "hidden_act", named);
     }
-    // The first Gemma wrote `gelu` and meant its approximation; so transformers reads it.
+    // The first Gemma configs say `gelu` and mean its approximation; transformers reads them so.
     let fields = ["hidden_activation", "hidden_act"];
     let field = fields.iter().find(|field| config.get(field).is_some());
     let Some(field) = field else {
@@ -357,10 +357,10 @@ fn rope_defaults(family: Family) -> RopeDefaults {
     }
 }
 
-/// The windows of a family; transformers lets a token see `window` keys, its own among them.
+/// The windows of a family; in transformers a token sees `window` keys, its own included.
 fn windows(config: &Fields, family: Family) -> Result<Windows, FieldError> {
     const WINDOW: &str = "sliding_window";
-    // Where the field is not written at all, classes have a default; null means no window.
+    // If the field is absent, the class default applies; null means no window.
     let written = |default: Option<usize>| match config.is_written(WINDOW) {
         true => config.size(WINDOW),
         false => Ok(default),
@@ -405,7 +405,7 @@ fn windows(config: &Fields, family: Family) -> Result<Windows, FieldError> {
     }
 }
 
-/// Which layers `layer_types` gives a window.
+/// The layers to which `layer_types` gives a window.
 fn listed_windows(config: &Fields) -> Result<Option<Vec<bool>>, FieldError> {
     let Some(list) = config.list("layer_types")? else {
         return Ok(None);
@@ -523,7 +523,7 @@ impl Mixture {
     }
 }
 
-/// A size that goes by several names, which must agree.
+/// A size with several names, which must agree.
 fn one_of(config: &Fields, names: &[&str]) -> Result<usize, FieldError> {
     let mut found = None;
     for name in names {
@@ -546,7 +546,7 @@ fn sigmoid(
 ) -> Result<Routing, FieldError> {
     let groups = config.size("n_group")?.unwrap_or(1);
     let chosen_groups = config.size("topk_group")?.unwrap_or(1);
-    // A group is judged by its two best experts.
+    // A group is scored by its two best experts.
     if !experts.is_multiple_of(groups) || experts / groups < 2 {
         let expected = format!("a divisor of {experts} experts that leaves two to a group");
         return Err(config.wrong("n_group", expected));

@@ -1,11 +1,11 @@
-//! Values of tokens, `features x tokens`, and the prompts that they are of.
+//! Values of tokens, `features x tokens`, and the prompts that the tokens belong to.
 
 use std::ops::Range;
 
 use super::error::ForwardError;
 use numeric::NonFinite;
 
-/// A matrix with a row for each feature and a column for each token, in row order.
+/// A matrix with one row per feature and one column per token, in row order.
 #[derive(Debug, Clone)]
 pub(super) struct States {
     pub(super) values: Vec<f32>,
@@ -30,7 +30,7 @@ impl States {
         })
     }
 
-    /// Some of the tokens, in the order given.
+    /// A selection of the tokens, in the given order.
     pub(super) fn select(&self, tokens: &[usize]) -> Result<States, ForwardError> {
         let mut selected = States::zeros(self.rows, tokens.len())?;
         let rows = self.values.chunks_exact(self.tokens);
@@ -42,7 +42,7 @@ impl States {
         Ok(selected)
     }
 
-    /// Adds `factor` times the values of others.
+    /// Adds `factor` times another matrix.
     pub(super) fn add(&mut self, others: &States, factor: f32) {
         for (value, other) in self.values.iter_mut().zip(&others.values) {
             *value += factor * other;
@@ -60,7 +60,7 @@ impl States {
         }
     }
 
-    /// An error if there is a NaN or an infinity among them.
+    /// Returns an error if any value is NaN or infinite.
     pub(super) fn check(&self, place: impl FnOnce() -> String) -> Result<(), ForwardError> {
         let NonFinite { nan, infinite } = NonFinite::count(&self.values);
         if nan + infinite == 0 {
@@ -78,12 +78,12 @@ impl States {
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) tokens: Vec<u32>,
-    /// The range of tokens of each; none is empty.
+    /// The range of tokens of each prompt; none is empty.
     pub(super) prompts: Vec<Range<usize>>,
 }
 
 impl Batch {
-    /// Puts prompts together whose tokens are below `vocabulary`.
+    /// Joins prompts, and checks that their tokens are below `vocabulary`.
     pub(super) fn new(prompts: &[Vec<u32>], vocabulary: usize) -> Result<Batch, ForwardError> {
         if prompts.is_empty() {
             return Err(ForwardError::NoPrompt);
@@ -114,7 +114,7 @@ impl Batch {
         })
     }
 
-    /// The number of the last token of each prompt.
+    /// The index of the last token of each prompt.
     pub(super) fn last_tokens(&self) -> Vec<usize> {
         self.prompts.iter().map(|range| range.end - 1).collect()
     }

@@ -1,4 +1,4 @@
-//! Text to tokens, by a model's `tokenizer.json`.
+//! Splits text into tokens with a model's `tokenizer.json`.
 
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
@@ -12,12 +12,12 @@ use checkpoint::{Checkpoint, read_bounded, settings};
 /// The largest `tokenizer.json` that is read; real ones reach 35 MB.
 const MAX_BYTES: u64 = 512 << 20;
 
-/// Cuts text into the tokens of a model.
+/// Splits text into the tokens of a model.
 pub struct Tokenizer {
     /// Where it was read from.
     path: PathBuf,
     cutter: tokenizers::Tokenizer,
-    /// The text of the token that texts begin with, if they do.
+    /// The text of the token that begins every text, if the model has one.
     beginning: Option<String>,
 }
 
@@ -25,7 +25,7 @@ impl Tokenizer {
     /// Reads the tokenizer of a checkpoint: `tokenizer.json`, and `bos_token` of `tokenizer_config.json`.
     ///
     /// # Errors
-    /// If there is no `tokenizer.json`, or it can't be read.
+    /// If there is no `tokenizer.json`, or it cannot be read.
     pub fn open(checkpoint: &Checkpoint) -> Result<Tokenizer, ForwardError> {
         let folder = &checkpoint.location().path;
         let path = folder.join("tokenizer.json");
@@ -57,7 +57,7 @@ impl Tokenizer {
                 "download it again",
             )
         })?;
-        // A file may ask for either; neither is wanted for states.
+        // The file may ask for padding and truncation; states need neither.
         cutter.with_padding(None);
         let untruncated = cutter.with_truncation(None).map(drop);
         untruncated
@@ -77,18 +77,18 @@ impl Tokenizer {
         })
     }
 
-    /// The text of the token that texts begin with; none if the model has none.
+    /// The text of the token that begins every text; none if the model has none.
     pub fn beginning(&self) -> Option<&str> {
         self.beginning.as_deref()
     }
 
-    /// The tokens of a text, without those that the tokenizer would add by itself.
+    /// The tokens of a text, without those that the tokenizer would add on its own.
     ///
-    /// With `add_bos`, the beginning token's text is put before it, if the model has one; special tokens that
-    /// the text spells out become tokens.
+    /// With `add_bos`, the text of the beginning token is put in front, if the model has one. Special tokens written
+    /// out in the text become tokens.
     ///
     /// # Errors
-    /// If the tokenizer has no token for a part of it.
+    /// If the tokenizer has no token for some part of the text.
     pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>, ForwardError> {
         let before = self.beginning().filter(|_| add_bos).unwrap_or_default();
         let encoded = guarded(|| self.cutter.encode(format!("{before}{text}"), false));
@@ -103,7 +103,7 @@ impl Tokenizer {
     }
 }
 
-/// Runs what a stranger's file may bring to panic: the crate believes the tables in it.
+/// Catches panics that a hostile file may cause: the tokenizers crate trusts the tables in it.
 fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(done)) => Ok(done),
@@ -112,7 +112,7 @@ fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> 
     }
 }
 
-/// `bos_token` of `tokenizer_config.json`: a text, or an object with one.
+/// `bos_token` of `tokenizer_config.json`: a string, or an object with one.
 fn beginning(checkpoint: &Checkpoint) -> Result<Option<String>, ForwardError> {
     let found = settings(checkpoint, "tokenizer_config.json")?;
     let token = found.and_then(|mut entries| entries.remove("bos_token"));

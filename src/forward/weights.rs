@@ -1,4 +1,4 @@
-//! Reading weights: by name, any part of a tensor, as f32.
+//! Reads any part of a tensor, by name, as f32.
 
 use super::error::ForwardError;
 use checkpoint::Checkpoint;
@@ -12,7 +12,7 @@ pub(super) fn shape<'a>(model: &'a Checkpoint, name: &str) -> Option<&'a [usize]
 /// Fills `out` with the elements of a tensor from number `start` on, in row order.
 ///
 /// # Errors
-/// If there is no such tensor, it ends before `start + out.len()`, or its values can't be had.
+/// If there is no such tensor, it ends before `start + out.len()`, or its values cannot be read.
 pub fn read(
     model: &Checkpoint,
     name: &str,

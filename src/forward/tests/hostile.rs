@@ -1,4 +1,4 @@
-//! Configs and tensors that lie: an error that names what is wrong, never a panic, nothing reserved for a claim.
+//! Configs and tensors that lie: each leads to an error that names the fault, never to a panic or a large allocation.
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ fn message(config: &Value, held: &Held) -> String {
     }
 }
 
-/// The config with one field changed, or taken away where it is null.
+/// The config with one field changed, or removed if the value is null.
 fn with(field: &str, value: Value) -> Value {
     let mut config = config();
     let fields = config.as_object_mut().unwrap();
@@ -124,7 +124,7 @@ fn positions_that_are_not_understood_are_refused() {
             "{scaling}: {found}"
         );
     }
-    // Both spellings, of which one says more.
+    // Both spellings, one of which says more.
     let mut config = with(
         "rope_scaling",
         json!({"rope_type": "linear", "factor": 2.0}),
@@ -154,7 +154,7 @@ fn odd_heads_can_t_be_rotated() {
     assert!(message(&config, &held).contains("`head_dim`: expected an even number"));
 }
 
-/// Each claim is far beyond what could be reserved; the first tensor that belies it ends the matter.
+/// Each claim is far larger than what could be allocated; the first tensor that contradicts it ends the run.
 #[test]
 fn huge_claims_reserve_nothing() {
     for field in [
@@ -208,7 +208,7 @@ fn tensors_must_be_there_and_fit() {
             );
         }
     }
-    // Those of the head are looked for when they are needed.
+    // The head's tensors are only looked for when they are needed.
     for name in ["lm_head.weight", "model.norm.weight"] {
         let mut lacking = held();
         lacking.0.remove(name);
@@ -242,7 +242,7 @@ fn tensors_of_which_the_config_says_nothing_are_refused() {
     );
 }
 
-/// Weights that are no numbers, or end early, as a checkpoint gives them.
+/// Weights that are not numbers, or that end early.
 #[test]
 fn a_checkpoint_reads_within_its_tensors() {
     use super::fixtures::{safetensors, write};

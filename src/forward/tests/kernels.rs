@@ -1,4 +1,4 @@
-//! Each kernel against loops in f64.
+//! Each kernel compared with loops in f64.
 
 use super::super::activation::Activation;
 use super::super::attention::Attention;
@@ -60,7 +60,7 @@ fn linear(held: &Held, tensor: &str, start: usize, rows: usize, bias: Option<&st
     }
 }
 
-/// Rows enough for several tiles and a part of one, in a tensor that starts with others.
+/// Enough rows for several tiles and a partial one, in a tensor that starts with other elements.
 #[test]
 fn matrices_are_multiplied_tile_by_tile() {
     let (columns, before, rows, tokens) = (3000, 5, 1501, 3);
@@ -143,7 +143,7 @@ fn activations_are_what_they_are_called() {
     }
 }
 
-/// Prompts longer than a block of queries, of one token, with windows on either side of both.
+/// Prompts longer than a block of queries, and of one token, with windows below and above both lengths.
 #[test]
 fn attention_agrees_with_loops() {
     let lengths = [1usize, 150, 3];
@@ -225,7 +225,7 @@ fn rotation_is_that_of_complex_numbers() {
     let positions = [0, 1, 0, 1, 2, 3, 4];
     let mut twin = wide(&values);
     for head in 0..heads {
-        // Four of eight features turn: pairs (0, 2) and (1, 3), by 1 and by 100^(-1/2) a position.
+        // Four of eight features rotate: pairs (0, 2) and (1, 3), by 1 and by 100^(-1/2) per position.
         for (pair, frequency) in [(0, 1.0), (1, 0.1)] {
             for (token, position) in positions.iter().enumerate() {
                 let (sin, cos) = (f64::from(*position) * frequency).sin_cos();
@@ -255,7 +255,7 @@ fn routing_worked_by_hand() {
     let all = |routing, count| rounded(route(&logits, &[], routing, count));
     let plain = Routing::Softmax { renormalise: false };
     assert_eq!(all(plain, 2), [(2, 0.5), (1, 0.25)]);
-    // Of the two equal ones, the first.
+    // Of two equal ones, the first.
     assert_eq!(all(plain, 3), [(2, 0.5), (1, 0.25), (0, 0.125)]);
     let renormalised = Routing::Softmax { renormalise: true };
     assert_eq!(all(renormalised, 2), [(2, 0.666_667), (1, 0.333_333)]);
@@ -278,14 +278,14 @@ fn routing_worked_by_hand() {
     let none = [0.0; 4];
     assert_eq!(sigmoid(&none, 1, 1, false, 2.0), [(2, 1.6), (1, 1.5)]);
     assert_eq!(sigmoid(&none, 1, 1, true, 1.55), [(2, 0.8), (1, 0.75)]);
-    // Groups (0, 1) and (2, 3) have 1.25 and 1.3.
+    // Groups (0, 1) and (2, 3) score 1.25 and 1.3.
     assert_eq!(sigmoid(&none, 2, 1, false, 1.0), [(2, 0.8), (3, 0.5)]);
-    // The correction chooses, but does not weigh.
+    // The correction affects the choice, but not the weights.
     assert_eq!(
         sigmoid(&[0.2, 0.0, 0.0, 0.0], 2, 1, false, 1.0),
         [(1, 0.75), (0, 0.5)]
     );
-    // Groups that were left out are not chosen from, even where all scores are below zero.
+    // Experts of rejected groups are never chosen, even if all scores are below zero.
     let below = [-9.0, -9.0, -8.0, -8.0];
     assert_eq!(sigmoid(&below, 2, 1, false, 1.0), [(2, 0.8), (3, 0.5)]);
 }

@@ -1,4 +1,4 @@
-//! Kernels and the whole block against slow twins in f64; configs and tensors that lie.
+//! Kernels and the whole block compared with slow twins in f64; configs and tensors that lie.
 
 #[path = "../../checkpoint/fixtures.rs"]
 mod fixtures;
@@ -21,7 +21,7 @@ use checkpoint::{Beside, Bytes, Checkpoint, Dtype, InMemory, Location};
 pub(super) struct Held(pub(super) BTreeMap<String, (Vec<usize>, Vec<f32>)>);
 
 impl Held {
-    /// Adds a tensor of numbers that look random, of magnitude `scale` around `centre`.
+    /// Adds a tensor of pseudo-random numbers of magnitude `scale` around `centre`.
     pub(super) fn add(&mut self, name: &str, shape: &[usize], centre: f32, scale: f32) {
         let seed = name.bytes().fold(7u64, |seed, byte| {
             seed.wrapping_mul(31).wrapping_add(byte.into())
@@ -35,7 +35,7 @@ impl Held {
         self.0[name].1.iter().map(|&value| value.into()).collect()
     }
 
-    /// A model of them.
+    /// A model with these weights.
     pub(super) fn model(&self) -> Checkpoint {
         let tensors = self.0.iter().map(|(name, (shape, values))| {
             let bytes: Vec<u8> = values
@@ -93,7 +93,7 @@ impl Observer for Kept {
     }
 }
 
-/// Asserts that values are those of a twin, within `bound` of the largest.
+/// Asserts that values agree with a twin's, within `bound` of the largest.
 pub(super) fn assert_near(found: &[f32], twin: &[f64], bound: f64) {
     assert_eq!(found.len(), twin.len());
     let largest = twin

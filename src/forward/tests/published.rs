@@ -1,4 +1,4 @@
-//! Configs of published models, shortened to what is read: none is refused, and each means what it should.
+//! Configs of published models, reduced to the fields that are read: none is refused, and each is understood.
 
 use serde_json::{Value, json};
 
@@ -57,7 +57,7 @@ fn qwen_2_5_has_biases_and_no_window_in_use() {
         "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
         "rope_theta": 1_000_000.0, "sliding_window": 131_072, "tie_word_embeddings": false,
         "use_mrope": false, "use_sliding_window": false, "vocab_size": 152_064,
-        // As its card asks for long prompts.
+        // As its card recommends for long prompts.
         "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32_768, "type": "yarn"},
     });
     let (settings, _) = read(&config);
@@ -113,7 +113,7 @@ fn phi_3_128k_has_two_sets_of_frequencies() {
     });
     let (settings, _) = read(&config);
     assert!(settings.fused);
-    // As transformers 5 writes it, and Phi-4-mini rotates three quarters of a head.
+    // As transformers 5 writes it; Phi-4-mini rotates three quarters of a head.
     let mut scaling = config["rope_scaling"].take();
     scaling["rope_theta"] = 10_000.0.into();
     scaling["rope_type"] = "longrope".into();

@@ -1,4 +1,4 @@
-//! Tokens of text, from files that are sound and files that are not.
+//! Tokens of text, from valid and invalid files.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::super::Tokenizer;
 use super::fixtures::{safetensors, write};
 use checkpoint::{Checkpoint, Location};
 
-/// Words between spaces, with a beginning token that the file would add by itself, padding and truncation.
+/// Words between spaces, with a beginning token that the file would add on its own, padding and truncation.
 fn words() -> Value {
     let special = |id: u32, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
@@ -144,7 +144,7 @@ fn hostile_files_are_errors() {
     }
 }
 
-/// Tables that are well-formed and contradict each other: a token or an error, not a panic.
+/// Tables that are well-formed but contradict each other lead to a token or an error, not to a panic.
 #[test]
 fn lying_tables_do_not_panic() {
     let mut cases = Vec::new();

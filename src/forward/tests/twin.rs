@@ -1,4 +1,4 @@
-//! A decoder in f64 of a few loops: one token after the other, no tiles, no batches.
+//! A decoder in f64 made of a few loops: one token at a time, no tiles, no batches.
 
 use super::Held;
 
@@ -35,7 +35,7 @@ impl Twin<'_> {
         x.iter().zip(weights).map(|(x, w)| x * scale * w).collect()
     }
 
-    /// Normed heads, turned by their position.
+    /// Heads after their norm, rotated by their position.
     fn turned(&self, norm: &str, x: &[f64], position: usize) -> Vec<Vector> {
         let half = self.head_dim / 2;
         let heads = x.chunks(self.head_dim).map(|head| self.norm(norm, head));
@@ -80,7 +80,7 @@ impl Twin<'_> {
         out
     }
 
-    /// What enters each layer, and what leaves the last; what enters each MLP: by layer and token.
+    /// The input of each layer and the output of the last, then the input of each MLP: by layer and token.
     pub(super) fn run(&self, prompt: &[u32]) -> (Vec<Vec<Vector>>, Vec<Vec<Vector>>) {
         let embedding = self.held.values("model.embed_tokens.weight");
         let row = |token: &u32| embedding[*token as usize * self.hidden..][..self.hidden].to_vec();

@@ -1,4 +1,4 @@
-//! The whole decoder against its twin, and what is promised of a run.
+//! The whole decoder compared with its twin, and the guarantees of a run.
 
 use std::ops::Range;
 
@@ -153,7 +153,7 @@ impl Observer for Inputs {
     }
 }
 
-/// Tensors that are not needed may hold anything; a head is needed only for logits.
+/// Unneeded tensors may hold anything; a head is needed only for logits.
 #[test]
 fn a_run_ends_where_it_may() {
     let (config, mut held, prompts) = (config(), held(), prompts());
@@ -210,7 +210,7 @@ fn prompts_that_can_t_be_run_are_errors() {
     assert!(
         message(&[vec![5, 2100]]).starts_with("token 2100 of prompt 0: expected one below 2100")
     );
-    // One token alone has nothing to be given.
+    // A single token has no predecessor, so there is nothing to predict.
     assert_eq!(
         decoder.log_probabilities(&[vec![3]], 1).unwrap(),
         [[0f64; 0]]
@@ -239,7 +239,7 @@ fn a_tied_head_may_be_stored_but_must_be_the_embedding() {
     assert_eq!(stored, alone);
 }
 
-/// A body that was saved alone has no prefix.
+/// A body that was saved on its own has no prefix.
 #[test]
 fn names_may_lack_their_prefix() {
     let (config, held, prompts) = (config(), held(), prompts());
