@@ -1,4 +1,4 @@
-//! What a method demands of a recipe as a whole: how many models, which base, which parameters.
+//! A method's requirements on the whole recipe: how many models, which base, which parameters.
 
 use std::collections::HashSet;
 
@@ -15,13 +15,13 @@ struct Group<'a> {
     /// The settings of its slice and its module.
     levels: Vec<&'a Parameters>,
     base: Option<&'a ModelRef>,
-    /// Where to say what is wrong with the group as a whole.
+    /// The position for problems of the whole group.
     at: Position,
 }
 
 impl Group<'_> {
-    /// Whether the base that the method requires, or could do without, is there: without it, the count is
-    /// wrong by one anyway.
+    /// Whether the group has the base that the method requires or allows. Without it, the count of models is off by one
+    /// anyway.
     fn has_its_base(&self, method: &MethodInfo) -> bool {
         match method.base {
             BaseRule::OneOfModels => true,
@@ -42,7 +42,7 @@ struct Input<'a> {
     parameters: Option<&'a Parameters>,
 }
 
-/// Holds a recipe against its method's contract.
+/// Checks a recipe against its method's requirements.
 pub(super) fn check(walk: &mut Walk<'_>, recipe: &Recipe) {
     let method_at = recipe.method_at;
     let groups: Vec<Group<'_>> = recipe
@@ -56,7 +56,7 @@ pub(super) fn check(walk: &mut Walk<'_>, recipe: &Recipe) {
                 .collect(),
         })
         .collect();
-    // A group of which an input could not be read has no count, and may hold its base.
+    // If an input could not be read, the group cannot be counted, and the missing one may be its base.
     if !walk.incomplete {
         check_duplicates(walk, recipe);
         check_base(walk, recipe, &groups, method_at);
@@ -109,7 +109,7 @@ fn slice_group<'a>(recipe: &'a Recipe, module: &'a Module, slice: &'a Slice) -> 
     }
 }
 
-/// A model that is listed twice is a slip, as in mergekit; other layers of it in the same slice are not.
+/// A model listed twice is a mistake, as in mergekit; two ranges of its layers in the same slice are not.
 fn check_duplicates(walk: &mut Walk<'_>, recipe: &Recipe) {
     for module in &recipe.modules {
         match &module.inputs {
@@ -127,7 +127,7 @@ fn check_duplicates(walk: &mut Walk<'_>, recipe: &Recipe) {
                     let mut seen = HashSet::new();
                     for source in &slice.sources {
                         let model = &source.model.value;
-                        // Which of two would be the base?
+                        // Two entries could each be the base.
                         let range = (base != Some(model)).then_some(&source.layer_range);
                         if !seen.insert((model, range)) {
                             duplicate(walk, &source.model, "in this slice");
@@ -181,7 +181,7 @@ fn check_base(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method
 
 fn check_count(walk: &mut Walk<'_>, method: &MethodInfo, group: &Group<'_>) {
     let Arity { min, max } = method.models;
-    // The base of a method that can do without one does not count.
+    // A base that the method does not require is not counted.
     let beside_base = method.base == BaseRule::Optional && group.lists_its_base();
     let found = group.inputs.len() - usize::from(beside_base);
     if min <= found && max.is_none_or(|max| found <= max) {
@@ -221,7 +221,7 @@ fn check_required(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], me
         if walk.flawed.contains(info.name) || set(Some(&recipe.parameters)) {
             continue;
         }
-        // Without the base that must be there, one model too many would be asked for its value.
+        // If a required base is missing, one model too many would be asked for its value.
         let base_matters = info.scope == ParamScope::EachButBase;
         if base_matters && walk.base_unread {
             continue;
@@ -244,7 +244,7 @@ fn check_required(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], me
             walk.refuse(ProblemKind::Missing, at, message, Some(&hint));
             continue;
         }
-        // A model may lack it in every one of a hundred slices: said once.
+        // A model may lack it in each of a hundred slices: reported once.
         let mut said = HashSet::new();
         for group in unset {
             if base_matters && recipe.method.base == BaseRule::Required && group.base.is_none() {
@@ -276,7 +276,7 @@ fn missing_parameter(walk: &mut Walk<'_>, parameter: &str, input: &Input<'_>) {
     walk.refuse(ProblemKind::Missing, input.model.at, message, Some(&hint));
 }
 
-/// mergekit's own examples give the base a weight that is never read.
+/// mergekit's own examples give the base a weight that is never used.
 fn warn_of_base_settings(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Group<'_>]) {
     for group in groups {
         for input in &group.inputs {
@@ -303,7 +303,7 @@ fn warn_of_base_settings(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Gro
     }
 }
 
-/// A base that nobody listed is merged like those that are listed: in mergekit without a word.
+/// A base that is not listed is merged like the listed models; mergekit does so silently.
 fn warn_of_joined_bases(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Group<'_>]) {
     if method.base != BaseRule::OneOfModels {
         return;

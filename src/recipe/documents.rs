@@ -1,4 +1,4 @@
-//! Several documents in one file: merges whose results others use by name, as in mergekit-multi.
+//! Several documents in one file: merges that use each other's results by name, as in mergekit-multi.
 
 use std::collections::HashMap;
 
@@ -6,9 +6,9 @@ use super::problem::{Located, Problem, ProblemKind, quoted};
 use super::schema::Recipe;
 use checkpoint::ModelRef;
 
-/// Puts the documents in order: the one whose result is written, with those that it is made from.
+/// Sorts the documents: the one whose result is written, after those that it uses.
 ///
-/// `complete` says whether every document could be read; where one could not, nothing is called unused.
+/// `complete` says whether every document could be read; if not, none is reported as unused.
 pub(super) fn link(
     documents: Vec<Recipe>,
     complete: bool,
@@ -35,7 +35,7 @@ pub(super) fn link(
     Some(Recipe { results, ..recipe })
 }
 
-/// Puts merges in order that an assembly of these models is made from.
+/// Sorts the merges that an assembly of these models uses.
 pub(super) fn link_models<'a>(
     models: impl Iterator<Item = &'a Located<ModelRef>>,
     documents: Vec<Recipe>,
@@ -70,7 +70,7 @@ fn in_order(documents: Vec<Recipe>, order: &[usize]) -> Vec<Recipe> {
     taken.collect()
 }
 
-/// The documents by name, and which of them each uses; refuses equal names and cycles.
+/// The documents by name, and which documents each of them uses; refuses equal names and cycles.
 fn uses(
     documents: &[Recipe],
     problems: &mut Vec<Problem>,
@@ -133,7 +133,7 @@ fn written(
         .filter_map(|&index| documents[index].name.as_ref())
         .map(|name| quoted(&name.value))
         .collect();
-    // None is a cycle, which has been reported.
+    // If there is none, the documents form a cycle, which has been reported.
     if let Some(&index) = last.get(1) {
         let message = format!(
             "no other document uses {}, and only one result is written",
@@ -173,7 +173,7 @@ fn refuse_unused(documents: &[Recipe], used: &[usize], problems: &mut Vec<Proble
     }
 }
 
-/// What a document is made from, each after those it uses, and the document itself at last.
+/// The documents that a document uses, each after those it uses itself, and the document last.
 fn collect(index: usize, uses: &[Vec<usize>], order: &mut Vec<usize>) {
     // An explicit stack: a file may chain thousands of documents.
     let mut stack = vec![(index, false)];

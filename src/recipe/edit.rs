@@ -1,4 +1,4 @@
-//! The recipe that changes a mixture of experts: which experts the output has, or which one becomes a dense model.
+//! The recipe that edits a mixture of experts: the experts that the output has, or the one that becomes a dense model.
 
 use safetensors::Dtype;
 
@@ -10,89 +10,89 @@ use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
 use checkpoint::ModelRef;
 
-/// What changes a mixture, typed and checked as far as it goes without the models.
+/// An edit of a mixture, typed and checked as far as possible without the models.
 #[derive(Debug)]
 pub struct EditRecipe {
-    /// The mixture that is changed.
+    /// The mixture to edit.
     pub base_model: Located<ModelRef>,
-    /// What becomes of it.
+    /// The edit.
     pub change: Change,
     /// `dtype:`.
     pub dtype: Option<Dtype>,
-    /// Where the recipe stands.
+    /// The position of the recipe.
     pub at: Position,
-    /// Merges that the models may be, each after those it uses itself.
+    /// Merges that the models may refer to, each after those it uses itself.
     pub results: Vec<Recipe>,
-    /// What is well formed and has no effect.
+    /// Parts that are well formed but have no effect.
     pub warnings: Vec<Problem>,
     /// The recipe's path, as the user gave it.
     pub path: String,
-    /// The text as read, which the positions point into.
+    /// The text as read; positions refer to it.
     pub text: String,
 }
 
-/// What becomes of a mixture.
+/// The result of the edit.
 #[derive(Debug)]
 pub enum Change {
-    /// Another one.
+    /// Another mixture.
     Experts(Edited),
-    /// A dense model, whose MLPs are these experts side by side, each with the same weight.
+    /// A dense model whose MLPs are these experts side by side, each with the same weight.
     Extract(Located<Ranges>),
 }
 
 /// The experts of an edited mixture.
 #[derive(Debug)]
 pub struct Edited {
-    /// In their order; never empty.
+    /// In order; never empty.
     pub members: Vec<Member>,
-    /// Where the rows of those that are added come from.
+    /// Where the router rows of added experts come from.
     pub gate_mode: Located<GateMode>,
-    /// How they are made.
+    /// How these rows are computed.
     pub router: RouterRecipe,
-    /// Experts that a token goes through, if not as many as before.
+    /// Number of experts per token, if it changes.
     pub experts_per_token: Option<Located<usize>>,
 }
 
-/// An expert of the output, or several in a row.
+/// One expert of the output, or several in a row.
 #[derive(Debug)]
 pub struct Member {
-    /// Where it is from.
+    /// Where it comes from.
     pub which: Which,
-    /// Texts that one which is added is for.
+    /// Prompts for which an added expert should be chosen.
     pub positive_prompts: Vec<String>,
-    /// Texts that it is not for.
+    /// Prompts for which it should not be chosen.
     pub negative_prompts: Vec<String>,
     /// Standard deviation of the normal noise added to each element of its matrices.
     pub noise_scale: Option<f64>,
-    /// What its last matrix, the one that writes to the residual stream, is multiplied by.
+    /// The factor of its last matrix, the one that writes to the residual stream.
     pub residual_scale: Option<f64>,
-    /// Where it stands.
+    /// Its position.
     pub at: Position,
 }
 
-/// Where an expert is from.
+/// Where an expert comes from.
 #[derive(Debug)]
 pub enum Which {
-    /// Experts of a mixture, the base if none is named, with their rows in its routers.
+    /// Experts of a mixture, the base by default, with their rows in its routers.
     Kept {
-        /// Another mixture than the base.
+        /// A mixture other than the base.
         of: Option<Located<ModelRef>>,
         /// Their numbers in it.
         experts: Located<Ranges>,
     },
-    /// A dense model's MLPs in the place of the base's expert, whose rows stay.
+    /// A dense model's MLPs in place of one of the base's experts, whose router rows stay.
     Replaced {
         /// The number of that expert.
         expert: Located<Ranges>,
         /// The dense model.
         source: Located<ModelRef>,
     },
-    /// A dense model's MLPs, with rows that are made.
+    /// A dense model's MLPs, with new router rows.
     Added(Located<ModelRef>),
 }
 
 impl EditRecipe {
-    /// Every mention of a model: the base, then those of the experts.
+    /// Every reference to a model: the base, then those of the experts.
     pub fn mentions(&self) -> impl Iterator<Item = &Located<ModelRef>> {
         let members: &[Member] = match &self.change {
             Change::Experts(edited) => &edited.members,
@@ -103,14 +103,14 @@ impl EditRecipe {
             .chain(members.iter().filter_map(|member| member.which.model()))
     }
 
-    /// The error of problems that were found later, by those who know the models.
+    /// The error for problems that later layers found, which know the models.
     pub fn error(&self, problems: Vec<Problem>) -> RecipeError {
         RecipeError::new(self.path.clone(), self.text.clone(), problems)
     }
 }
 
 impl Edited {
-    /// The experts whose rows are made.
+    /// The experts whose router rows are new.
     pub fn added(&self) -> impl Iterator<Item = &Member> {
         let added = |member: &&Member| matches!(member.which, Which::Added(_));
         self.members.iter().filter(added)
@@ -118,7 +118,7 @@ impl Edited {
 }
 
 impl Which {
-    /// The model that it names, if it is not the base.
+    /// The model that it names, if that is not the base.
     pub fn model(&self) -> Option<&Located<ModelRef>> {
         match self {
             Which::Kept { of, .. } => of.as_ref(),
@@ -153,7 +153,7 @@ const MEMBER: Place = Place {
     ],
 };
 
-/// Whether a document of a mixture changes one, and does not assemble it.
+/// Whether a document edits a mixture, and does not assemble one.
 pub(super) fn is_edit(root: &Node) -> bool {
     let Value::Map(entries) = &root.value else {
         return false;
@@ -174,7 +174,7 @@ pub(super) fn is_edit(root: &Node) -> bool {
 }
 
 impl Walk<'_> {
-    /// The whole recipe.
+    /// Types the whole recipe.
     pub(super) fn edit(&mut self, root: &Node) -> Option<EditRecipe> {
         let entries = self.entries(root, &EDIT)?;
         let (mut base_model, mut members, mut extract, mut dtype) = (None, None, None, None);
@@ -255,7 +255,7 @@ impl Walk<'_> {
         let entries = self.entries(node, &MEMBER)?;
         let (mut experts, mut of, mut source) = (None, None, None);
         let mut member = Member {
-            // Until it is known.
+            // A placeholder until it is known.
             which: Which::Kept {
                 of: None,
                 experts: Located {
@@ -317,7 +317,7 @@ impl Walk<'_> {
         Some(member)
     }
 
-    /// What the parts demand of each other.
+    /// Checks that the parts fit each other.
     fn check_edited(&mut self, edited: &Edited) {
         let Located { value: mode, at } = edited.gate_mode;
         for member in &edited.members {

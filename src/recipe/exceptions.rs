@@ -1,4 +1,4 @@
-//! `only:` and `except:`: the tensors that are not merged, and what becomes of them instead.
+//! `only:` and `except:`: the tensors that are not merged, and what happens to them instead.
 
 use globset::{GlobBuilder, GlobMatcher};
 
@@ -8,12 +8,12 @@ use super::problem::{Located, Position, ProblemKind, quoted};
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
 
-/// What becomes of a tensor that is not merged.
+/// What happens to a tensor that is not merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fallback {
-    /// It comes from the first of the models that would be merged.
+    /// It is copied from the first of the models that would be merged.
     Copy,
-    /// It comes from the base model.
+    /// It is copied from the base model.
     Base,
     /// The output has no such tensor.
     Drop,
@@ -22,12 +22,12 @@ pub enum Fallback {
 /// Tensors that are not merged.
 #[derive(Debug)]
 pub struct Exception {
-    /// What becomes of them.
+    /// What happens to them.
     pub fallback: Fallback,
-    /// Where the recipe says so.
+    /// Its position in the recipe.
     pub at: Position,
     patterns: Vec<Pattern>,
-    /// Whether it is about the tensors that no pattern matches.
+    /// Whether it applies to the tensors that no pattern matches.
     all_but: bool,
 }
 
@@ -54,12 +54,12 @@ const EXCEPT: Place = Place {
 };
 
 impl Exception {
-    /// Whether it is about the tensor of that name.
+    /// Whether it applies to the tensor of that name.
     pub fn applies(&self, tensor: &str) -> bool {
         self.matches(tensor) != self.all_but
     }
 
-    /// Whether it is about that tensor because a pattern matches it.
+    /// Whether it applies to that tensor because a pattern matches.
     pub(super) fn names(&self, tensor: &str) -> bool {
         !self.all_but && self.matches(tensor)
     }

@@ -1,4 +1,4 @@
-//! Which keys each mapping of a recipe takes, and what is said of the others.
+//! The keys that each mapping of a recipe accepts, and the messages on other keys.
 
 use super::nearest::{nearest, suggestion};
 use super::problem::{Problem, ProblemKind, quoted};
@@ -75,7 +75,7 @@ impl Walk<'_> {
         true
     }
 
-    /// A key that the place does not take.
+    /// Reports a key that the mapping does not accept.
     pub(super) fn other_key(&mut self, place: &Place, entry: &Entry) {
         let key = entry.key.as_str();
         if self.recorded {
@@ -97,7 +97,7 @@ impl Walk<'_> {
         if let Some(method) = self.method.filter(|_| takes_parameters) {
             let near = nearest(key, place.keys.iter().copied());
             let names = method.params.iter().map(|info| info.name);
-            // A short parameter such as `t` is near to anything: only for itself.
+            // A short parameter such as `t` is similar to anything, so only an exact match counts.
             let parameter = names.clone().find(|name| *name == key).or_else(|| {
                 let close = nearest(key, names.filter(|name| 3 < name.len()));
                 close.filter(|_| near.is_none())

@@ -1,10 +1,10 @@
 //! Recipes: the user's YAML, strictly typed, with line and column in every error.
 //!
-//! The grammar is mergekit's, without its leniency: an unknown key, an unknown parameter or a value of the
-//! wrong type is a [`Problem`] at its place in the file, and all problems of a recipe are reported at once.
-//! What a method takes comes from its [`MethodInfo`](methods::MethodInfo); no method is known by name.
-//! This layer opens no file but the recipe: whether models exist, how deep they are and which tensors they
-//! hold is for the plan, which reports what it finds as problems of the same recipe.
+//! The grammar is mergekit's, without its leniency: an unknown key, an unknown parameter or a value of the wrong type
+//! is a [`Problem`] with a position, and all problems of a recipe are reported at once. What a method accepts comes
+//! from its [`MethodInfo`](methods::MethodInfo); no method is known by name. This layer opens no file but the recipe.
+//! Whether models exist, how many layers they have and which tensors they hold is for the plan, which reports its
+//! findings as problems of the same recipe.
 
 mod contract;
 mod documents;

@@ -1,4 +1,4 @@
-//! How a recipe names a model and a dtype.
+//! How a recipe refers to a model and a dtype.
 
 use safetensors::Dtype;
 
@@ -9,7 +9,7 @@ use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
 use checkpoint::ModelRef;
 
-/// The dtypes that can be computed from and written, as torch spells them.
+/// The dtypes that can be read and written, in torch's spelling.
 const DTYPES: &[(&str, Dtype)] = &[
     ("bfloat16", Dtype::BF16),
     ("float16", Dtype::F16),
@@ -19,7 +19,7 @@ const DTYPES: &[(&str, Dtype)] = &[
     ("float8_e5m2", Dtype::F8_E5M2),
 ];
 
-/// What else people call them.
+/// Other common names for them.
 const DTYPE_NICKNAMES: &[(&str, &str)] = &[
     ("bf16", "bfloat16"),
     ("fp16", "float16"),
@@ -83,7 +83,7 @@ impl Walk<'_> {
         }
     }
 
-    /// `{model: ..., lora: ..., override_architecture: ...}`, as mergekit writes a model in full.
+    /// `{model: ..., lora: ..., override_architecture: ...}`, mergekit's long form.
     fn model_form(&mut self, node: &Node, entries: &[Entry]) -> Option<Located<ModelRef>> {
         let mut model = None;
         let mut lora = None;
@@ -116,7 +116,7 @@ impl Walk<'_> {
         Some(model)
     }
 
-    /// A path as text or in full.
+    /// A path as a string or in the long form.
     fn path(&mut self, node: &Node, what: &str) -> Option<String> {
         match &node.value {
             Value::Text(text) => Some(text.clone()),
@@ -155,7 +155,7 @@ impl Walk<'_> {
         }
     }
 
-    /// A string; the problem says which key wants one.
+    /// A string; the problem names the key that needs one.
     pub(super) fn text(&mut self, entry: &Entry) -> Option<String> {
         if let Value::Text(text) = &entry.node.value {
             return Some(text.clone());

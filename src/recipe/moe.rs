@@ -10,46 +10,46 @@ use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
 use checkpoint::ModelRef;
 
-/// The name of a backbone that is written inside the recipe, among its models.
+/// The name that the recipe's models use for a backbone written inside the recipe.
 const BACKBONE: &str = "backbone";
 
-/// The most experts; more are a slip of the pen, and a table of them would not be readable.
+/// The most experts: more are a typing error, and could not be shown in a table.
 pub const MAX_EXPERTS: usize = 1024;
 
-/// What assembles a mixture of experts, typed and checked as far as it goes without the models.
+/// A recipe for a mixture of experts, typed and checked as far as possible without the models.
 #[derive(Debug)]
 pub struct MoeRecipe {
-    /// The model that gives config, tokenizer, and every tensor outside of the experts.
+    /// The model that provides config, tokenizer, and every tensor outside of the experts.
     pub base_model: Located<ModelRef>,
-    /// What gives the tensors outside of the experts instead: a merge of the recipe, or a model.
+    /// Provides the tensors outside of the experts instead: a merge of the recipe, or a model.
     pub backbone: Option<Located<ModelRef>>,
-    /// `architecture:`, as it is written.
+    /// `architecture:`, as written.
     pub architecture: Option<Located<String>>,
     /// Where the rows of routers come from.
     pub gate_mode: Located<GateMode>,
-    /// How they are made.
+    /// How the rows are computed.
     pub router: RouterRecipe,
     /// `dtype:`.
     pub dtype: Option<Dtype>,
-    /// Experts that a token goes through.
+    /// Number of experts per token.
     pub experts_per_token: Located<usize>,
     /// The experts; never empty.
     pub experts: Vec<Expert>,
-    /// Experts that every token goes through.
+    /// Experts that every token uses.
     pub shared_experts: Vec<Expert>,
-    /// Whether the norm that an expert was trained behind is folded into it.
+    /// Whether the norm that an expert was trained with is folded into it.
     pub fold_norms: bool,
-    /// `upcycle:`: how each expert is cut into smaller ones, if it is.
+    /// `upcycle:`: how each expert is split into smaller ones, if it is.
     pub upcycle: Option<Located<Upcycle>>,
-    /// `layers:`: those that get experts, if not all do.
+    /// `layers:`: the layers that get experts, if not all of them.
     pub layers: Option<Located<Ranges>>,
-    /// Merges that `base_model`, `backbone` and experts may be, each after those it uses itself.
+    /// Merges that `base_model`, `backbone` and experts may refer to, each after those it uses itself.
     pub results: Vec<Recipe>,
-    /// What is well formed and has no effect.
+    /// Parts that are well formed but have no effect.
     pub warnings: Vec<Problem>,
     /// The recipe's path, as the user gave it.
     pub path: String,
-    /// The text as read, which the positions point into.
+    /// The text as read; positions refer to it.
     pub text: String,
 }
 
@@ -58,51 +58,51 @@ pub struct MoeRecipe {
 pub struct Expert {
     /// The dense model that it comes from.
     pub source: Located<ModelRef>,
-    /// Texts that it is for.
+    /// Prompts for which it should be chosen.
     pub positive_prompts: Vec<String>,
-    /// Texts that it is not for.
+    /// Prompts for which it should not be chosen.
     pub negative_prompts: Vec<String>,
     /// Standard deviation of the normal noise added to each element of its matrices.
     pub noise_scale: Option<f64>,
-    /// What its last matrix, the one that writes to the residual stream, is multiplied by.
+    /// The factor of its last matrix, the one that writes to the residual stream.
     pub residual_scale: Option<f64>,
-    /// Of a shared expert: its share of the block's output; the others get the rest.
+    /// For a shared expert: its share of the block's output; the others get the rest.
     pub alpha: Option<f64>,
-    /// Where it stands.
+    /// Its position.
     pub at: Position,
 }
 
-/// How rows of routers are made, beside the mode.
+/// How router rows are computed, besides the mode.
 #[derive(Debug, Default)]
 pub struct RouterRecipe {
-    /// Which tokens of a prompt count.
+    /// Which tokens of a prompt are used.
     pub tokens: Option<PromptTokens>,
-    /// What rows are divided by: less than one makes the choice sharper.
+    /// The divisor of the rows: below one, the choice gets sharper.
     pub temperature: Option<f64>,
-    /// Whether rows get length one; they do if nothing is said.
+    /// Whether rows are scaled to norm one; the default is yes.
     pub normalize: Option<bool>,
-    /// Whether the mean of a layer's rows is taken from each before they are normalised. The choice of experts
-    /// does not see what all rows have in common; their lengths do.
+    /// Whether the mean of a layer's rows is subtracted from each row before they are normalised. What all rows have in
+    /// common does not affect the choice of experts, but it affects their norms.
     pub center: bool,
-    /// Keys random rows, instead of the run's seed.
+    /// The seed of random rows, instead of the run's seed.
     pub seed: Option<u64>,
     /// A safetensors file with the rows.
     pub file: Option<Located<String>>,
 }
 
-/// How an expert is cut into several of a share of its width, which are chosen together, and what is kept of each.
+/// How an expert is split into several narrower ones, which are chosen together, and how much of each is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Upcycle {
-    /// Into how many.
+    /// The number of parts.
     pub granularity: usize,
-    /// Which neurons each gets.
+    /// Which neurons each part gets.
     pub split: Split,
-    /// The share of each one's neurons that are drawn anew, from 0 to 1.
+    /// The share of each part's neurons that are redrawn at random, from 0 to 1.
     pub drop: f64,
 }
 
 impl Default for Upcycle {
-    /// Experts as they are.
+    /// Experts are not split.
     fn default() -> Self {
         Self {
             granularity: 1,
@@ -115,36 +115,36 @@ impl Default for Upcycle {
 /// Which neurons a part of an expert gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// Neighbours.
+    /// Adjacent ones.
     Contiguous,
-    /// Any, drawn by seed.
+    /// A random choice, drawn by seed.
     Random,
-    /// Those whose gate rows point the same way, by balanced k-means.
+    /// Those with similar directions of their gate rows, by balanced k-means.
     KMeans,
 }
 
-/// Which tokens of a prompt a router's row is made from.
+/// The tokens of a prompt that a router's row is computed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromptTokens {
-    /// The last of each prompt, as mergekit does.
+    /// The last token of each prompt, as in mergekit.
     Last,
-    /// All but the token that begins a text.
+    /// The mean over all tokens but the one that begins a text.
     Mean,
 }
 
-/// Ranges of layers or experts, half-open; without an end, to the last.
+/// Half-open ranges of layers or experts; a range without an end goes to the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ranges(pub Vec<(usize, Option<usize>)>);
 
 impl Ranges {
-    /// Whether a number is in one of them.
+    /// Whether a number is in one of the ranges.
     pub fn has(&self, number: usize) -> bool {
         let mut ranges = self.0.iter();
         ranges.any(|(first, end)| *first <= number && end.is_none_or(|end| number < end))
     }
 
-    /// The numbers, in the order of the ranges, of `count` that there are; none if one is not there, or they are
-    /// more than a mixture may have.
+    /// The numbers in the order of the ranges, with `count` as the total. None if a number is not below `count`, or
+    /// there are more numbers than a mixture may have experts.
     pub fn of(&self, count: usize) -> Option<Vec<usize>> {
         let mut numbers = Vec::new();
         for (first, end) in &self.0 {
@@ -162,30 +162,30 @@ impl Ranges {
 /// Where the rows of routers come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GateMode {
-    /// The states that enter a layer, at the last token of each prompt.
+    /// The input states of a layer, at the last token of each prompt.
     Hidden,
-    /// The same, the mean over tokens.
+    /// The input states of a layer, averaged over tokens.
     HiddenAvg,
-    /// The states that the router will see: behind attention and norm.
+    /// The states that the router will get: after attention and norm.
     GateInput,
     /// Sums of the prompts' token embeddings, the same in every layer.
     CheapEmbed,
     /// Normal draws.
     Random,
-    /// Uniform draws, as a fresh linear layer has.
+    /// Uniform draws, as in a new linear layer.
     UniformRandom,
     /// Normal draws made orthonormal in each layer.
     Orthogonal,
-    /// Zeros: all experts alike, the first ones chosen.
+    /// Zeros: all experts score alike, and the first ones are chosen.
     Zero,
-    /// The direction along which an expert's first matrices differ most from the base's.
+    /// The direction in which an expert's first matrices differ most from the base's.
     TaskVector,
     /// Rows from a file.
     File,
 }
 
 impl GateMode {
-    /// Every mode with its name and what it does.
+    /// Every mode, its name, and what it does.
     pub const ALL: [(&str, GateMode, &str); 11] = [
         (
             "hidden",
@@ -243,12 +243,12 @@ impl GateMode {
             .map_or("", |(name, ..)| name)
     }
 
-    /// Whether it cannot be made without prompts.
+    /// Whether it requires prompts.
     pub fn needs_prompts(self) -> bool {
         self.needs_states() || self == GateMode::CheapEmbed
     }
 
-    /// Whether it is made from states inside the model.
+    /// Whether it uses states inside the model.
     pub fn needs_states(self) -> bool {
         matches!(
             self,
@@ -256,12 +256,12 @@ impl GateMode {
         )
     }
 
-    /// Whether the states that it is made from are those the router will see.
+    /// Whether it uses the states that the router will get.
     pub fn sees_gate_inputs(self) -> bool {
         matches!(self, GateMode::GateInput | GateMode::TaskVector)
     }
 
-    /// Which tokens of a prompt count if nothing is said.
+    /// The default choice of tokens.
     pub fn tokens(self) -> PromptTokens {
         match self {
             GateMode::HiddenAvg | GateMode::GateInput | GateMode::TaskVector => PromptTokens::Mean,
@@ -269,7 +269,7 @@ impl GateMode {
         }
     }
 
-    /// Whether it is drawn.
+    /// Whether it is random.
     pub fn is_random(self) -> bool {
         matches!(
             self,
@@ -279,7 +279,7 @@ impl GateMode {
 }
 
 impl MoeRecipe {
-    /// Every mention of a model: the base, the backbone, then the experts.
+    /// Every reference to a model: the base, the backbone, then the experts.
     pub fn mentions(&self) -> impl Iterator<Item = &Located<ModelRef>> {
         let experts = self.experts.iter().chain(&self.shared_experts);
         [&self.base_model]
@@ -288,7 +288,7 @@ impl MoeRecipe {
             .chain(experts.map(|expert| &expert.source))
     }
 
-    /// Whether the rows are made from prompts: a mode that can do without takes them if there are any.
+    /// Whether the rows are computed from prompts: a mode for which they are optional uses them if there are any.
     pub fn uses_prompts(&self) -> bool {
         let mode = self.gate_mode.value;
         let mut experts = self.experts.iter();
@@ -297,7 +297,7 @@ impl MoeRecipe {
                 && experts.any(|expert| !expert.positive_prompts.is_empty())
     }
 
-    /// The error of problems that were found later, by those who know the models.
+    /// The error for problems that later layers found, which know the models.
     pub fn error(&self, problems: Vec<Problem>) -> RecipeError {
         RecipeError::new(self.path.clone(), self.text.clone(), problems)
     }
@@ -350,7 +350,7 @@ const UPCYCLE: Place = Place {
     keys: &["granularity", "split", "drop", "scale"],
 };
 
-/// Whether a document assembles a mixture of experts, and does not merge.
+/// Whether a document assembles a mixture of experts instead of merging.
 pub(super) fn is_moe(root: &Node) -> bool {
     let Value::Map(entries) = &root.value else {
         return false;
@@ -360,7 +360,7 @@ pub(super) fn is_moe(root: &Node) -> bool {
 }
 
 impl Walk<'_> {
-    /// The whole recipe, and the merge that it may hold as its backbone.
+    /// Types the whole recipe, and the merge that it may contain as its backbone.
     pub(super) fn moe(&mut self, root: &Node) -> Option<(MoeRecipe, Option<Recipe>)> {
         let entries = self.entries(root, &MOE)?;
         let mut base_model = None;
@@ -387,7 +387,7 @@ impl Walk<'_> {
                         self.text(entry).map(|value| Located { value, at: node.at });
                 }
                 "dtype" => recipe.dtype = self.dtype(entry),
-                // When the base is known.
+                // Typed once the base is known.
                 "backbone" => backbone_node = Some(node),
                 "fold_norms" => recipe.fold_norms = self.flag(entry).unwrap_or_default(),
                 "upcycle" => recipe.upcycle = self.upcycle(node),
@@ -442,7 +442,7 @@ impl Walk<'_> {
         items.iter().map(|item| self.expert(item, shared)).collect()
     }
 
-    /// The items of a list of experts, not more than there may be.
+    /// The items of a list of experts, up to the maximum.
     pub(super) fn expert_items<'n>(&mut self, entry: &'n Entry) -> Option<&'n [Node]> {
         let items = self.items(entry, &entry.key)?;
         if items.len() > MAX_EXPERTS {
@@ -563,7 +563,7 @@ impl Walk<'_> {
                     let fits = |share| (0.0..=1.0).contains(&share);
                     upcycle.drop = self.number(entry, "from 0 to 1", fits)?;
                 }
-                // The only one that there is: the last matrix of each part times their number.
+                // The only supported way: the last matrix of each part times the number of parts.
                 "scale" => {
                     let scale = self.text(entry)?;
                     if scale != "exact" {
@@ -618,8 +618,8 @@ impl Walk<'_> {
         Some(Located { value, at })
     }
 
-    /// A model, or a merge in its place: that gets a name, by which the recipe's models find it, and the mixture's
-    /// base if its method needs one and it names none.
+    /// A model, or a merge in its place. The merge gets a name by which the recipe's models refer to it, and the
+    /// mixture's base if its method requires one and it names none.
     fn backbone(
         &mut self,
         node: &Node,
@@ -649,7 +649,7 @@ impl Walk<'_> {
         (model.map(|value| Located { value, at }), named)
     }
 
-    /// `"4-"`, `"0-4, 8-12"`, half-open as layer ranges are; or one number.
+    /// `"4-"` or `"0-4, 8-12"`, half-open like layer ranges; or a single number.
     pub(super) fn ranges(&mut self, entry: &Entry, of: &str) -> Option<Located<Ranges>> {
         let at = entry.node.at;
         let text = match &entry.node.value {
@@ -722,7 +722,7 @@ impl Walk<'_> {
         number
     }
 
-    /// A file of rows is there where rows come from one, and only there.
+    /// Checks that a file of rows is given if and only if the mode reads rows from a file.
     pub(super) fn check_file(&mut self, file: Option<&Located<String>>, mode: &Located<GateMode>) {
         match (file, mode.value) {
             (None, GateMode::File) => {
@@ -739,7 +739,7 @@ impl Walk<'_> {
         }
     }
 
-    /// What the recipe's parts demand of each other.
+    /// Checks that the recipe's parts fit each other.
     fn check_moe(&mut self, recipe: &MoeRecipe) {
         let mode = recipe.gate_mode.value;
         let parts = recipe
@@ -817,7 +817,7 @@ impl Walk<'_> {
     }
 }
 
-/// The recipe as far as it was read.
+/// The parts of the recipe read so far.
 #[derive(Default)]
 struct Parts {
     architecture: Option<Located<String>>,
@@ -831,7 +831,7 @@ struct Parts {
     layers: Option<Located<Ranges>>,
 }
 
-/// An expert as far as it was read.
+/// The parts of an expert read so far.
 #[derive(Default)]
 struct ExpertParts {
     positive: Vec<String>,

@@ -1,14 +1,14 @@
-//! "did you mean": the known name that is nearest to an unknown one.
+//! "did you mean": the known name most similar to an unknown one.
 
 use super::problem::listed;
 
-/// Longer names get no suggestion: the distance takes time and memory in the product of the lengths.
+/// Longer names get no suggestion: computing the distance costs the product of the lengths.
 const MAX_NAME_BYTES: usize = 64;
 
 /// The most names that a hint lists in full.
 const MAX_LISTED: usize = 16;
 
-/// The nearest of the known names, if at most a third of the letters differ.
+/// The most similar of the known names, if at most a third of the letters differ.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if MAX_NAME_BYTES < name.len() {
         return None;
@@ -25,8 +25,8 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate)
 }
 
-/// A hint for an unknown name: the nearest known one, and all of them if they are few.
-/// `whose` reads before the list: "the parameters of `ties` are".
+/// A hint for an unknown name: the most similar known one, and the whole list if it is short. `whose` precedes the
+/// list: "the parameters of `ties` are".
 pub(super) fn suggestion(name: &str, whose: &str, known: &[&str]) -> Option<String> {
     let near = nearest(name, known.iter().copied()).map(|near| format!("did you mean `{near}`?"));
     let all = (!known.is_empty() && known.len() <= MAX_LISTED)

@@ -1,4 +1,4 @@
-//! From `parameters:` to settings: every value of the parameter's kind, in its range, at a level that counts.
+//! Types `parameters:`: every value must be of the parameter's kind, in its range, and at a level that is read.
 
 use super::keys::Place;
 use super::nearest::{nearest, suggestion};
@@ -8,7 +8,7 @@ use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
 use methods::{MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
 
-/// What a `parameters:` mapping belongs to.
+/// The owner of a `parameters:` mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
     Recipe,
@@ -26,7 +26,7 @@ const CONDITIONAL: Place = Place {
 };
 
 impl Walk<'_> {
-    /// A `parameters:` mapping; none for an unknown method, of which nothing can be said.
+    /// Types a `parameters:` mapping; for an unknown method it is not checked.
     pub(super) fn parameters(&mut self, node: &Node, level: Level) -> Parameters {
         let mut parameters = Parameters::default();
         let entries = match (&node.value, self.method) {
@@ -103,7 +103,7 @@ impl Walk<'_> {
         listed(self.methods.iter().filter(has).map(|method| method.name))
     }
 
-    /// mergekit never looks here for it, and says nothing.
+    /// Reports a parameter at a level that mergekit silently ignores.
     fn misplaced(&mut self, info: &ParamInfo, entry: &Entry, level: Level) {
         let message = format!(
             "`{}` has one value for a tensor, not one for each model",
@@ -281,7 +281,7 @@ fn number(info: &ParamInfo, value: &Value, at: Position) -> Result<f64, Problem>
     let number = match value {
         Value::Int(number) => Some(*number as f64),
         Value::Float(number) => Some(*number),
-        // YAML 1.1 reads `1e-3` as text, and some people put numbers in quotes: mergekit takes both.
+        // YAML 1.1 reads `1e-3` as text, and some people quote numbers: mergekit accepts both.
         Value::Text(text) => text.trim().parse().ok(),
         _ => None,
     };
@@ -292,7 +292,7 @@ fn number(info: &ParamInfo, value: &Value, at: Position) -> Result<f64, Problem>
     }
 }
 
-/// What mergekit takes for a truth value.
+/// A value that mergekit accepts as a bool.
 fn truth(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(truth) => Some(*truth),

@@ -1,4 +1,4 @@
-//! The way in: a recipe's file or text to a recipe or to everything that is wrong with it.
+//! The entry point: from a recipe's file or text to a recipe, or to all of its problems.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,29 +14,29 @@ use super::yaml;
 use checkpoint::ModelRef;
 use methods::{self, MethodInfo};
 
-/// The largest recipe; one with a slice for each of a thousand layers has some 200 KB.
+/// The largest recipe; one with a slice for each of a thousand layers has about 200 KB.
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
 
 /// The most documents in a file.
 const MAX_DOCUMENTS: usize = 256;
 
-/// What a recipe asks for.
+/// A recipe of any kind.
 #[derive(Debug)]
 pub enum AnyRecipe {
-    /// Models are merged.
+    /// Merges models.
     Merge(Box<Recipe>),
-    /// Models become the experts of another.
+    /// Makes models the experts of another.
     Moe(Box<MoeRecipe>),
-    /// A mixture of experts becomes another, or a dense model.
+    /// Turns a mixture of experts into another mixture, or into a dense model.
     Edit(Box<EditRecipe>),
 }
 
-/// Reads the recipe of a merge from a file, for the methods of the registry.
+/// Reads the recipe of a merge from a file, with the registry's methods.
 pub fn read(path: &Path) -> Result<Recipe, RecipeError> {
     merge(read_any(path)?)
 }
 
-/// Reads a recipe from a file, for the methods of the registry.
+/// Reads a recipe from a file, with the registry's methods.
 pub fn read_any(path: &Path) -> Result<AnyRecipe, RecipeError> {
     let name = path.display().to_string();
     match read_text(path) {
@@ -45,12 +45,12 @@ pub fn read_any(path: &Path) -> Result<AnyRecipe, RecipeError> {
     }
 }
 
-/// Reads the recipe of a merge from its text, for the methods of the registry. `name` is what errors call it.
+/// Reads the recipe of a merge from its text, with the registry's methods. Errors call it `name`.
 pub fn parse_with_registry(name: &str, text: &str) -> Result<Recipe, RecipeError> {
     merge(parse_any(name, text)?)
 }
 
-/// Reads a recipe from its text, for the methods of the registry. `name` is what errors call it.
+/// Reads a recipe from its text, with the registry's methods. Errors call it `name`.
 pub fn parse_any(name: &str, text: &str) -> Result<AnyRecipe, RecipeError> {
     parse_documents(name, text, &registry(), false)
 }
@@ -71,7 +71,7 @@ fn registry() -> Vec<&'static MethodInfo> {
     methods::all().iter().map(|method| method.info()).collect()
 }
 
-/// Reads the recipe of a merge from its text, for these methods. `name` is what errors call it.
+/// Reads the recipe of a merge from its text, with these methods. Errors call it `name`.
 pub fn parse(
     name: &str,
     text: &str,
@@ -99,7 +99,7 @@ fn parse_documents(
     methods: &[&'static MethodInfo],
     recorded: bool,
 ) -> Result<AnyRecipe, RecipeError> {
-    // Positions count the characters that editors show.
+    // Positions count characters as editors show them.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if MAX_RECIPE_BYTES < text.len() as u64 {
         return Err(RecipeError::new(name, "", vec![too_large()]));
@@ -147,7 +147,7 @@ fn parse_documents(
     }
     sort(&mut warnings);
     let recipe = match assemblies.pop() {
-        // One that could not be read says nothing of what the others are for.
+        // A document that could not be read does not say what the others are used for.
         None if roots.iter().any(is_moe) => None,
         None => {
             let complete = problems.is_empty() && documents.len() == roots.len();
@@ -197,7 +197,7 @@ fn parse_documents(
     }
 }
 
-/// What makes a mixture of experts, or something of one.
+/// A recipe that assembles or edits a mixture of experts.
 enum Assembly {
     Moe(Box<MoeRecipe>),
     Edit(Box<EditRecipe>),
@@ -228,7 +228,7 @@ fn read_text(path: &Path) -> Result<String, Problem> {
             .with_hint("a recipe is a YAML file, such as `recipe.yml`"));
     }
     let mut bytes = Vec::new();
-    // Not by the file's length: it may be a pipe.
+    // Not by the file's length, because it may be a pipe.
     let mut limited = file.take(MAX_RECIPE_BYTES + 1);
     limited.read_to_end(&mut bytes).map_err(cannot)?;
     if MAX_RECIPE_BYTES < bytes.len() as u64 {

@@ -1,18 +1,18 @@
-//! Places in a recipe's text: where the YAML parser says a value is, in the terms of editors.
+//! Positions in a recipe's text: from the YAML parser's terms to those of editors.
 
 use serde_saphyr::Location;
 
 use super::problem::Position;
 
-/// From the parser's character offsets to lines, columns and bytes.
+/// Converts the parser's character offsets to lines, columns and bytes.
 ///
-/// Its own byte offsets are missing in errors, and its lines count lone carriage returns, which editors
-/// don't; its character offsets are always right.
+/// The parser's errors lack byte offsets, and its lines count lone carriage returns, which editors do not; its
+/// character offsets are always right.
 pub(super) struct Places<'a> {
     text: &'a str,
-    /// The byte of each character, and the length at last.
+    /// The byte offset of each character, and the total length last.
     bytes: Vec<usize>,
-    /// The character that each line begins with.
+    /// The first character of each line.
     lines: Vec<usize>,
 }
 
@@ -38,7 +38,7 @@ impl<'a> Places<'a> {
             .unwrap_or(self.text.len())
     }
 
-    /// The place from the first character of `from` to the last of `to`, cut at the end of its first line.
+    /// The position from the first character of `from` to the last of `to`, cut at the end of its first line.
     pub(super) fn position(&self, from: Location, to: Location) -> Position {
         let first = usize::try_from(from.span().offset()).unwrap_or(usize::MAX);
         let first = first.min(self.bytes.len() - 1);
@@ -64,12 +64,12 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// The character that a place begins with.
+    /// The first character of a position.
     pub(super) fn char_at(&self, at: Position) -> Option<char> {
         self.text.get(at.start..)?.chars().next()
     }
 
-    /// Extends the place of a flow list or mapping over its closing bracket.
+    /// Extends the position of a flow list or mapping to its closing bracket.
     pub(super) fn close_bracket(&self, at: &mut Position) {
         let rest = |from: usize| self.text.get(from..).unwrap_or_default();
         let close = match rest(at.start).chars().next() {

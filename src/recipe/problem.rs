@@ -1,8 +1,8 @@
-//! What is wrong with a recipe and where: positions, problems, and the error that carries all of them.
+//! What is wrong with a recipe, and where: positions, problems, and the error that holds all of them.
 
 use std::fmt;
 
-/// A place in a recipe's text.
+/// A position in a recipe's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
     /// Line, from 1.
@@ -15,36 +15,36 @@ pub struct Position {
     pub end: usize,
 }
 
-/// A value and where the recipe gives it.
+/// A value and its position in the recipe.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// Where it stands.
+    /// Its position.
     pub at: Position,
 }
 
-/// What sort of problem it is, for programs.
+/// The kind of a problem, for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProblemKind {
-    /// The file could not be read, or is no text, or is too large.
+    /// The file cannot be read, is not text, or is too large.
     Unreadable,
     /// It is not YAML.
     Syntax,
-    /// A key, a parameter, a method or a word that does not exist.
+    /// A key, parameter, method or word does not exist.
     Unknown,
-    /// Something that must be there is not.
+    /// A required part is missing.
     Missing,
-    /// A value of the wrong type, out of its range, or at odds with the rest.
+    /// A value has the wrong type, is out of range, or contradicts another part.
     Invalid,
 }
 
-/// One thing that is wrong with a recipe, or, as a warning, that has no effect.
+/// One thing that is wrong with a recipe, or, as a warning, has no effect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
-    /// What sort of problem.
+    /// The kind of problem.
     pub kind: ProblemKind,
-    /// Where; `None` if the recipe as a whole is meant.
+    /// Its position; `None` for the recipe as a whole.
     pub at: Option<Position>,
     /// What was expected and what was found: lowercase, user text in backticks, no full stop.
     pub message: String,
@@ -53,7 +53,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem at a place. Characters that could disturb a terminal are escaped.
+    /// A problem at a position. Characters that could disturb a terminal are escaped.
     pub fn new(
         kind: ProblemKind,
         at: impl Into<Option<Position>>,
@@ -74,19 +74,19 @@ impl Problem {
     }
 }
 
-/// Everything that is wrong with one recipe, in order of position.
+/// Everything that is wrong with one recipe, sorted by position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecipeError {
     /// The recipe's path, as the user gave it.
     pub path: String,
-    /// The recipe's text, which the positions point into; empty if it could not be read.
+    /// The recipe's text, which positions refer to; empty if it could not be read.
     pub text: String,
-    /// The problems; never empty when this layer made the error.
+    /// The problems; never empty if this layer created the error.
     pub problems: Vec<Problem>,
 }
 
 impl RecipeError {
-    /// The error of these problems, put in order of position, each once.
+    /// The error with these problems, sorted by position, without duplicates.
     pub fn new(
         path: impl Into<String>,
         text: impl Into<String>,
@@ -104,7 +104,7 @@ impl RecipeError {
 impl std::error::Error for RecipeError {}
 
 impl fmt::Display for RecipeError {
-    /// One line for each problem, `path:line:column: message`, and one for its hint.
+    /// One line per problem, `path:line:column: message`, and one for its hint.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = printable(&self.path);
         for (index, problem) in self.problems.iter().enumerate() {
@@ -123,8 +123,8 @@ impl fmt::Display for RecipeError {
     }
 }
 
-/// Puts problems in order of position, those of the whole recipe first. A mapping that is used twice through
-/// an alias reports its problems twice at one place: one of them is enough.
+/// Sorts problems by position, those of the whole recipe first. A mapping that is used twice through an alias reports
+/// its problems twice at the same position: duplicates are removed.
 pub(super) fn sort(problems: &mut Vec<Problem>) {
     problems.sort_by_key(|problem| problem.at.map(|at| (at.start, at.end)));
     problems.dedup();
@@ -133,7 +133,7 @@ pub(super) fn sort(problems: &mut Vec<Problem>) {
 /// The most characters of a user's text that a message quotes.
 const MAX_QUOTED_CHARS: usize = 80;
 
-/// A user's text in backticks, cut when it is long.
+/// A user's text in backticks, shortened if it is long.
 pub(super) fn quoted(text: &str) -> String {
     match text.char_indices().nth(MAX_QUOTED_CHARS) {
         Some((end, _)) => format!("`{}…`", text.get(..end).unwrap_or_default()),
@@ -141,13 +141,13 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-/// Names in backticks, with commas.
+/// Names in backticks, separated by commas.
 pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<String> = names.into_iter().map(quoted).collect();
     names.join(", ")
 }
 
-/// Escapes control characters, and those that reverse the direction of text: a recipe may come from anywhere.
+/// Escapes control characters, and those that reverse the direction of text: a recipe may be hostile.
 pub(super) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,13 +1,13 @@
-//! Problems drawn as compilers draw them: the line of the recipe, a caret under the place, the hint.
+//! Draws problems as compilers do: the line of the recipe, a caret under the position, the hint.
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
 use super::problem::{Position, Problem, RecipeError, printable};
 
-/// The most problems that are drawn: past that nobody reads on, and each costs a walk over the text.
+/// The most problems that are drawn: nobody reads more, and each costs a pass over the text.
 const MAX_DRAWN: usize = 50;
 
-/// Every problem with its place in the recipe, and their number if there is more than one.
+/// Every problem with its line of the recipe, and their number if there is more than one.
 pub fn render(error: &RecipeError, color: bool) -> String {
     let drawn = error.problems.iter().take(MAX_DRAWN);
     let mut parts: Vec<String> = drawn
@@ -25,7 +25,7 @@ pub fn render(error: &RecipeError, color: bool) -> String {
     parts.join("\n\n")
 }
 
-/// Every warning with its place in the recipe.
+/// Every warning with its line of the recipe.
 pub fn render_warnings(path: &str, text: &str, warnings: &[Problem], color: bool) -> String {
     let drawn = warnings.iter().take(MAX_DRAWN);
     let parts: Vec<String> = drawn
@@ -55,7 +55,7 @@ fn draw(path: &str, text: &str, problem: &Problem, level: Level<'_>, color: bool
     renderer.render(&[group])
 }
 
-/// The place as a range that is sure to lie in the text, whoever made it.
+/// The position as a range that lies within the text, even if the position is wrong.
 fn span_in(text: &str, at: Position) -> std::ops::Range<usize> {
     let start = text.floor_char_boundary(at.start);
     let end = text.floor_char_boundary(at.end).max(start);

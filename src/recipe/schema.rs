@@ -1,4 +1,4 @@
-//! What a recipe says, once every word of it is known to be right.
+//! The types of a recipe that has been checked.
 
 use std::ops::Range;
 
@@ -11,18 +11,18 @@ use super::tokenizer::Tokenizer;
 use checkpoint::ModelRef;
 use methods::MethodInfo;
 
-/// A merge recipe, typed and checked against its method's contract.
+/// A merge recipe, typed and checked against its method's requirements.
 #[derive(Debug)]
 pub struct Recipe {
-    /// `name:`, by which other documents of the same file use the result as a model.
+    /// `name:`, which other documents of the same file use to refer to the result as a model.
     pub name: Option<Located<String>>,
-    /// The method that merges.
+    /// The merge method.
     pub method: &'static MethodInfo,
-    /// Where the method is named.
+    /// The position of the method's name.
     pub method_at: Position,
     /// What is merged; never empty.
     pub modules: Vec<Module>,
-    /// The base, for every slice that names none of its own.
+    /// The base of every slice that names none of its own.
     pub base_model: Option<Located<ModelRef>>,
     /// `dtype:`.
     pub dtype: Option<Dtype>,
@@ -34,34 +34,34 @@ pub struct Recipe {
     pub chat_template: Option<Located<String>>,
     /// The settings for all models and slices.
     pub parameters: Parameters,
-    /// `only:` and `except:`: the tensors that are not merged. The first that applies decides.
+    /// `only:` and `except:`: the tensors that are not merged. The first exception that applies wins.
     pub exceptions: Vec<Exception>,
-    /// `override_architecture:` of models, which the config of their merge names.
+    /// `override_architecture:` of models, which the config of their merge will name.
     pub architectures: Vec<(ModelRef, String)>,
-    /// The named documents that this one is made from, each after those it uses itself.
+    /// The named documents that this one uses, each after those it uses itself.
     pub results: Vec<Recipe>,
-    /// What is well formed and has no effect; never an error.
+    /// Parts that are well formed but have no effect; never an error.
     pub warnings: Vec<Problem>,
     /// The recipe's path, as the user gave it.
     pub path: String,
-    /// The text as read (without a byte order mark), which the positions point into.
+    /// The text as read (without a byte order mark); positions refer to it.
     pub text: String,
 }
 
-/// A part of the output with its own inputs: a tower of a model that has several, or all of it.
+/// A part of the output with its own inputs: one of a model's towers, or the whole model.
 #[derive(Debug)]
 pub struct Module {
-    /// The key under `modules:`; `None` for all of a model.
+    /// The key under `modules:`; `None` for the whole model.
     pub name: Option<Located<String>>,
     /// What is merged.
     pub inputs: Inputs,
     /// The settings for all its models and slices.
     pub parameters: Parameters,
-    /// Where its `models` or `slices` are named.
+    /// The position of its `models` or `slices`.
     pub at: Position,
 }
 
-/// What is merged: whole models, or slices of them stacked up.
+/// What is merged: whole models, or slices of them, stacked.
 #[derive(Debug)]
 pub enum Inputs {
     /// `models:`; never empty.
@@ -79,16 +79,16 @@ pub struct Source {
     pub parameters: Parameters,
 }
 
-/// One of `slices:`: layers of the output, and the models they are merged from.
+/// One of `slices:`: layers of the output, and the models that they are merged from.
 #[derive(Debug)]
 pub struct Slice {
-    /// Never empty; the layer ranges of all have the same length.
+    /// Never empty; all layer ranges have the same length.
     pub sources: Vec<SliceSource>,
     /// The slice's own base.
     pub base_model: Option<Located<ModelRef>>,
     /// The settings for all its sources.
     pub parameters: Parameters,
-    /// Where the slice stands.
+    /// The position of the slice.
     pub at: Position,
 }
 
@@ -97,9 +97,10 @@ pub struct Slice {
 pub struct SliceSource {
     /// The model.
     pub model: Located<ModelRef>,
-    /// Its layers, half-open; empty only in the first or the last of several slices. Whether the model has as many is for the plan to see.
+    /// Its layers, half-open; empty only in the first or the last of several slices. The plan checks whether the model
+    /// has that many.
     pub layer_range: Range<usize>,
-    /// Where the range stands.
+    /// The position of the range.
     pub layer_range_at: Position,
     /// The settings for this model in this slice.
     pub parameters: Parameters,
@@ -111,7 +112,7 @@ impl Recipe {
         slice.base_model.as_ref().or(self.base_model.as_ref())
     }
 
-    /// Every mention of a model in the inputs, then the base; in the order of the recipe.
+    /// Every reference to a model in the inputs, then the base; in the order of the recipe.
     pub fn mentions(&self) -> impl Iterator<Item = &Located<ModelRef>> {
         self.modules
             .iter()
@@ -131,28 +132,28 @@ impl Recipe {
             .chain([&self.parameters])
     }
 
-    /// Whether some layers are named, so that others may be left out.
+    /// Whether only some layers are named, so that others may be left out.
     pub fn is_sliced(&self) -> bool {
         self.modules
             .iter()
             .any(|module| matches!(module.inputs, Inputs::Slices(_)))
     }
 
-    /// What is done instead of merging the tensor of that name.
+    /// The exception that applies to the tensor of that name.
     pub fn exception(&self, tensor: &str) -> Option<&Exception> {
         self.exceptions
             .iter()
             .find(|exception| exception.applies(tensor))
     }
 
-    /// What `except` does with the tensor of that name; `only` says nothing of single names.
+    /// The `except` entry whose pattern matches the tensor; an `only` entry does not count.
     pub fn named_exception(&self, tensor: &str) -> Option<&Exception> {
         self.exceptions
             .iter()
             .find(|exception| exception.names(tensor))
     }
 
-    /// The error of problems that were found later, by those who know the models.
+    /// The error for problems that later layers found, which know the models.
     pub fn error(&self, problems: Vec<Problem>) -> RecipeError {
         RecipeError::new(self.path.clone(), self.text.clone(), problems)
     }

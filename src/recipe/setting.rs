@@ -1,4 +1,4 @@
-//! Parameter settings and what they come to for one tensor: filters, gradients over depth, precedence.
+//! Parameter settings and their values for one tensor: filters, gradients over depth, precedence.
 
 use super::problem::{Located, Position};
 use methods::{ParamInfo, ParamValue};
@@ -8,34 +8,34 @@ use methods::{ParamInfo, ParamValue};
 pub struct Parameters(pub(super) Vec<(&'static str, Setting)>);
 
 impl Parameters {
-    /// The setting of that parameter.
+    /// The setting of a parameter.
     pub fn get(&self, name: &str) -> Option<&Setting> {
         let found = self.0.iter().find(|(known, _)| *known == name);
         found.map(|(_, setting)| setting)
     }
 
-    /// The parameters that are set here, in the order of the recipe.
+    /// The parameters set here, in the order of the recipe.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Setting)> {
         self.0.iter().map(|(name, setting)| (*name, setting))
     }
 
-    /// Whether none is set here.
+    /// Whether no parameter is set here.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// What a recipe says of one parameter at one level: every value is of the parameter's kind and in its range.
+/// The setting of one parameter at one level; every value is of the parameter's kind and in its range.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Setting {
     pub(super) choices: Vec<Choice>,
     pub(super) at: Position,
 }
 
-/// A value for the tensors that a filter lets through.
+/// A value for the tensors that a filter matches.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Choice {
-    /// A part of the tensor's name; `None` lets all through.
+    /// A part of the tensor's name; `None` matches every tensor.
     pub(super) filter: Option<Located<String>>,
     pub(super) curve: Curve,
 }
@@ -43,17 +43,17 @@ pub(super) struct Choice {
 /// A value over depth.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Curve {
-    /// The same everywhere.
+    /// One value at every depth.
     Constant(ParamValue),
-    /// Numbers at equal distances, straight lines between them.
+    /// Numbers at equal distances, interpolated linearly.
     Lines(Vec<f64>),
-    /// Values that nothing lies between: each holds until the next.
+    /// Values that cannot be interpolated: each holds until the next.
     Steps(Vec<ParamValue>),
 }
 
 impl Setting {
-    /// The value for a tensor at a relative depth in `0..=1`: the first choice whose filter is part of the
-    /// name decides. `None` if there is none.
+    /// The value for a tensor at a relative depth in `0..=1`: the first choice whose filter is part of the name wins.
+    /// `None` if there is none.
     pub fn value_at(&self, tensor_name: &str, depth: f64) -> Option<ParamValue> {
         self.choices
             .iter()
@@ -61,7 +61,7 @@ impl Setting {
             .and_then(|choice| choice.curve.value_at(depth))
     }
 
-    /// The list of values over depth that decides for a tensor of that name, by its place among the choices.
+    /// The list of values over depth that applies to a tensor of that name, by its index among the choices.
     pub fn list_for(&self, tensor_name: &str) -> Option<usize> {
         let mut choices = self.choices.iter();
         let place = choices.position(|choice| choice.lets_through(tensor_name))?;
@@ -73,14 +73,14 @@ impl Setting {
         .then_some(place)
     }
 
-    /// The filters, in order; those that no tensor's name contains do nothing.
+    /// The filters, in order; a filter that no tensor's name contains has no effect.
     pub fn filters(&self) -> impl Iterator<Item = &Located<String>> {
         self.choices
             .iter()
             .filter_map(|choice| choice.filter.as_ref())
     }
 
-    /// Where the recipe gives it.
+    /// Its position in the recipe.
     pub fn at(&self) -> Position {
         self.at
     }
@@ -105,7 +105,7 @@ impl Curve {
     }
 }
 
-/// Where a depth falls among `count` points: 0 is the first, `count - 1` the last.
+/// Scales a depth to `count` points: 0 is the first, `count - 1` the last.
 fn scaled(depth: f64, count: usize) -> f64 {
     let depth = if depth.is_nan() { 0.0 } else { depth };
     depth.clamp(0.0, 1.0) * count.saturating_sub(1) as f64
@@ -118,13 +118,13 @@ fn line_value(values: &[f64], depth: f64) -> Option<f64> {
     let to = values.get(index + 1).copied().unwrap_or(from);
     let part = scaled - index as f64;
     let value = (1.0 - part) * from + part * to;
-    // Rounding may not carry a value out of the parameter's range.
+    // Rounding must not move a value out of the parameter's range.
     Some(value.max(from.min(to)).min(from.max(to)))
 }
 
-/// The value of a parameter for one tensor. `levels` go from the most to the least specific: source, slice,
-/// recipe; the first whose setting yields a value decides, then the default. `None` is "unset", or missing
-/// if the parameter is required.
+/// The value of a parameter for one tensor. `levels` are ordered from most to least specific: source, slice, recipe.
+/// The first level whose setting has a value wins, then the default. `None` means "unset", or missing if the parameter
+/// is required.
 pub fn resolve(
     info: &ParamInfo,
     levels: &[&Parameters],
@@ -157,7 +157,7 @@ mod tests {
         check(&lines, 0.0, 0.0);
         check(&lines, 0.125, 0.25);
         check(&lines, 0.25, 0.5);
-        // 1/3 of the way down, 4/3 along the points: a third of the way from 0.5 to 0.3.
+        // 1/3 of the depth is 4/3 of the way along the points: a third of the way from 0.5 to 0.3.
         check(&lines, 1.0 / 3.0, 0.5 - 0.2 / 3.0);
         check(&lines, 0.9, 0.7 + 0.3 * 0.6);
         check(&lines, 1.0, 1.0);

@@ -1,4 +1,4 @@
-//! The grammar by example: recipes, and what is said of them.
+//! The grammar by example: recipes, and the messages on them.
 
 use std::fmt::Write;
 
@@ -119,7 +119,7 @@ fn recipe(text: &str) -> Recipe {
     }
 }
 
-/// What is said of a recipe: its problems, or its warnings.
+/// The messages on a recipe: its problems, or its warnings.
 fn said(text: &str) -> String {
     match parse("r.yml", text, METHODS) {
         Ok(recipe) if recipe.warnings.is_empty() => "sound".into(),
@@ -579,9 +579,9 @@ fn contracts_are_held() {
     r.yml:3:30: missing required parameter `weight` for the model `b`
       hint: add `weight` to its `parameters`, or to those of the recipe
     ");
-    // Only the plan knows the tensors, and whether the filter leaves one without a value.
+    // Only the plan knows the tensors, and whether the filter leaves some without a value.
     insta::assert_snapshot!(said("merge_method: linear\nmodels: [{model: a, parameters: {weight: {filter: mlp, value: 1}}}]\n"), @"sound");
-    // A base or a parameter that is wrong is not missing as well.
+    // A base or a parameter that is wrong is not reported as missing too.
     insta::assert_snapshot!(said("merge_method: ties\nbase_model: [a]\nmodels: [{model: a}, {model: b, parameters: {weight: x}}]\n"), @r"
     r.yml:2:13: expected a model, found a list
     r.yml:3:54: expected a number for `weight`, found `x`
@@ -781,7 +781,7 @@ fn ten_thousand_problems_are_drawn_soon() {
     assert!(render(&error, false).ends_with("10000 problems in r.yml, the first 50 shown"));
 }
 
-/// Reads, and draws what comes of it: neither may panic.
+/// Reads a recipe and draws the result: neither may panic.
 fn exercise(text: &str) {
     match parse("r.yml", text, METHODS) {
         Ok(recipe) => {
@@ -815,7 +815,7 @@ proptest! {
         exercise(&text);
     }
 
-    /// A recipe with a piece cut out and another put in its place.
+    /// A recipe with a piece replaced by another.
     #[test]
     fn no_damaged_recipe_panics(
         cut in 0..GRADIENT_SLERP.len(),

@@ -6,27 +6,27 @@ use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
 use checkpoint::ModelRef;
 
-/// The vocabulary that the output shall have.
+/// The vocabulary of the output.
 #[derive(Debug)]
 pub struct Tokenizer {
-    /// Whose tokens it has.
+    /// Where its tokens come from.
     pub source: VocabularySource,
-    /// Where that is said, or the key if nothing is.
+    /// The position of the source, or of the key if no source is given.
     pub at: Position,
-    /// Tokens that it has in any case, and where their rows come from; in the recipe's order, each once.
+    /// Tokens that it has in any case, and where their rows come from; in the recipe's order, without duplicates.
     pub tokens: Vec<TokenRule>,
     /// Rows are added until their number is a multiple of this.
     pub pad_to_multiple_of: Option<usize>,
 }
 
-/// Whose tokens the output has.
+/// Where the output's tokens come from.
 #[derive(Debug)]
 pub enum VocabularySource {
-    /// The base's (or first model's), then those of the others that it lacks.
+    /// The tokens of the base (or the first model), then those of the others that it lacks.
     Union,
-    /// The base's, or the first model's.
+    /// The tokens of the base, or of the first model.
     Base,
-    /// This model's.
+    /// The tokens of this model.
     Model(Located<ModelRef>),
 }
 
@@ -35,7 +35,7 @@ pub enum VocabularySource {
 pub struct TokenRule {
     /// The token.
     pub token: Located<String>,
-    /// Where a model's row comes from if it lacks the token; `None` for what holds for all tokens.
+    /// Where the row comes from for a model that lacks the token; `None` for the general rule.
     pub source: Option<RowSource>,
     /// Whether models that have the token get that row too.
     pub force: bool,
@@ -55,14 +55,14 @@ pub enum RowSource {
 /// A token of another model.
 #[derive(Debug)]
 pub enum TokenName {
-    /// As it is written.
+    /// Its text.
     Text(String),
-    /// By its row.
+    /// Its row.
     Id(u32),
 }
 
 impl Tokenizer {
-    /// Every mention of a model, in the order of the recipe.
+    /// Every reference to a model, in the order of the recipe.
     pub fn mentions(&self) -> impl Iterator<Item = &Located<ModelRef>> {
         let source = match &self.source {
             VocabularySource::Model(model) => Some(model),
@@ -91,7 +91,7 @@ const ROW: Place = Place {
     keys: &["kind", "model", "token", "token_id"],
 };
 
-/// The hint where a row's source cannot be read.
+/// The hint for a row source that cannot be parsed.
 const ROW_FORMS: &str =
     "a source is a model, `{kind: zero}`, or `{kind: model_token, model: ..., token: ...}`";
 
@@ -144,7 +144,7 @@ impl Walk<'_> {
         })
     }
 
-    /// Refuses the second of the two forms.
+    /// Refuses the second of the two keys.
     pub(super) fn second_tokenizer(&mut self, first: &str, entry: &Entry) {
         let message =
             format!("expected one of `tokenizer` and `tokenizer_source`, found {first} too");
@@ -156,7 +156,7 @@ impl Walk<'_> {
             Value::Text(text) if text == "union" => Some(VocabularySource::Union),
             Value::Text(text) if text == "base" => Some(VocabularySource::Base),
             Value::Text(text) => {
-                // As the first recipes wrote it.
+                // The spelling of early recipes.
                 let path = text.strip_prefix("model:").unwrap_or(text);
                 let node = Node {
                     value: Value::Text(path.to_owned()),
@@ -176,7 +176,7 @@ impl Walk<'_> {
         }
     }
 
-    /// `tokens:`, a mapping from tokens to where their rows come from.
+    /// `tokens:`, a mapping from tokens to the sources of their rows.
     fn token_rules(&mut self, node: &Node) -> Vec<TokenRule> {
         let Value::Map(entries) = &node.value else {
             let message = format!(

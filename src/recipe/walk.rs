@@ -8,28 +8,29 @@ use super::yaml::{Entry, Node, Value};
 use checkpoint::ModelRef;
 use methods::MethodInfo;
 
-/// The walk: what it knows, and what it has found.
+/// The state of the walk: its inputs and its findings.
 pub(super) struct Walk<'a> {
     pub(super) methods: &'a [&'static MethodInfo],
     pub(super) method: Option<&'static MethodInfo>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
     pub(super) flawed: Flawed,
-    /// Whether an input is missing from the result because it had problems of its own.
+    /// Whether the result lacks an input because that input had problems.
     pub(super) incomplete: bool,
     /// The `override_architecture` of models.
     pub(super) architectures: Vec<(ModelRef, String)>,
-    /// Whether a `base_model` had problems, so that nobody knows which input is the base.
+    /// Whether a `base_model` had problems, so that it is unknown which input is the base.
     pub(super) base_unread: bool,
     /// The recipe's text.
     pub(super) text: &'a str,
     /// Whether the recipe tells of a merge that is done: what mergekit ignored then is ignored again, with a note.
     pub(super) recorded: bool,
-    /// The base of a merge whose method needs one and whose recipe names none: that of the mixture it is inside of.
+    /// The base for a merge inside a mixture's recipe, if its method requires one and it names none: the mixture's
+    /// base.
     pub(super) outer_base: Option<Located<ModelRef>>,
 }
 
-/// The parameters that are given somewhere, but wrongly: to call them missing would be one problem too many.
+/// The parameters that are given, but with problems: reporting them as missing too would be wrong.
 #[derive(Default)]
 pub(super) struct Flawed {
     names: BTreeSet<&'static str>,
@@ -72,7 +73,7 @@ impl<'a> Walk<'a> {
         self.problems.push(Problem::new(kind, at, message));
     }
 
-    /// A problem, and a hint if there is one.
+    /// Records a problem, with a hint if there is one.
     pub(super) fn refuse(
         &mut self,
         kind: ProblemKind,
@@ -91,7 +92,7 @@ impl<'a> Walk<'a> {
         self.warnings.push(warning);
     }
 
-    /// The items of a list that may not be empty.
+    /// The items of a list that must not be empty.
     pub(super) fn items<'n>(&mut self, entry: &'n Entry, key: &str) -> Option<&'n [Node]> {
         let node = &entry.node;
         let found = match &node.value {

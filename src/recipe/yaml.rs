@@ -1,7 +1,7 @@
-//! YAML text to a tree in which every key and value knows its place. It knows nothing of recipes.
+//! Parses YAML text to a tree in which every key and value has its position. Knows nothing of recipes.
 //!
-//! serde-saphyr reads YAML into typed structs and stops at the first mismatch; reading into a tree first is
-//! what lets the schema report every problem at once.
+//! serde-saphyr reads YAML into typed structs and stops at the first mismatch. Reading into a tree first allows the
+//! schema to report every problem at once.
 
 use std::fmt;
 
@@ -14,13 +14,13 @@ use super::problem::{Position, Problem, ProblemKind, quoted};
 /// The deepest nesting; the grammar needs ten levels, and the tree is walked recursively.
 const MAX_DEPTH: usize = 32;
 
-/// The most values in a recipe; a slice for each of a thousand layers is some ten thousand.
+/// The most values in a recipe; a slice for each of a thousand layers takes about ten thousand.
 const MAX_NODES: usize = 200_000;
 
-/// The most values that aliases may add: a few lines of them could otherwise expand to gigabytes.
+/// The most values that aliases may add: otherwise a few lines of them could expand to gigabytes.
 const MAX_ALIASED: usize = 200_000;
 
-/// A value and its place.
+/// A value and its position.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) value: Value,
@@ -47,20 +47,20 @@ pub(super) struct Entry {
 }
 
 impl Node {
-    /// Whether nothing is given: `key:`, `~` or `null`.
+    /// Whether there is no value: `key:`, `~` or `null`.
     pub(super) fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
     }
 }
 
 impl Value {
-    /// What was found, for a message.
+    /// Describes the value for a message.
     pub(super) fn found(&self) -> String {
         match self {
             Value::Null => "nothing".into(),
             Value::Bool(value) => format!("`{value}`"),
             Value::Int(value) => format!("`{value}`"),
-            // Debug writes the huge ones with an exponent.
+            // Debug writes very large numbers with an exponent.
             Value::Float(value) => format!("`{value:?}`"),
             Value::Text(value) => quoted(value),
             Value::List(_) => "a list".into(),
@@ -69,8 +69,7 @@ impl Value {
     }
 }
 
-/// Reads the YAML documents of a file, empty ones left out. Only syntax errors stop here, and the first one
-/// does.
+/// Parses the YAML documents of a file, without the empty ones. Only a syntax error stops it, at the first one.
 pub(super) fn read(text: &str) -> Result<Vec<Node>, Problem> {
     let places = Places::of(text);
     match serde_saphyr::from_multiple_with_options::<Spanned<Raw>>(text, options()) {
@@ -88,11 +87,11 @@ fn options() -> Options {
         alias_limits: serde_saphyr::alias_limits! {
             max_total_replayed_events: MAX_ALIASED,
         },
-        // A tag that is ignored would be a wish that is ignored.
+        // Ignoring a tag would mean ignoring something that the user asked for.
         reject_unsupported_tags: true,
         // The schema refuses them, with the parameter's name.
         non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
-        // `y` and `no` may be names; where a truth value is wanted, the schema takes them as one.
+        // `y` and `no` may be names; where a bool is expected, the schema accepts them as one.
         strict_booleans: true,
         with_snippet: false,
     }
@@ -146,7 +145,7 @@ fn syntax_problem(error: &serde_saphyr::Error, places: &Places<'_>) -> Problem {
     }
 }
 
-/// The error itself, without what the crate wraps around it.
+/// The error itself, without the crate's wrappers.
 fn bare(error: &serde_saphyr::Error) -> &serde_saphyr::Error {
     match error.without_snippet() {
         serde_saphyr::Error::AliasError { error, .. } => bare(error),
@@ -154,7 +153,7 @@ fn bare(error: &serde_saphyr::Error) -> &serde_saphyr::Error {
     }
 }
 
-/// The crate's message without its place, which the problem has already.
+/// The crate's message without its position, which the problem already has.
 fn reason(error: &serde_saphyr::Error) -> String {
     let mut message = bare(error).render_with_formatter(&UserMessageFormatter);
     if let Some(at) = message.rfind(" at line ") {
@@ -163,7 +162,7 @@ fn reason(error: &serde_saphyr::Error) -> String {
     message
 }
 
-/// The tree as serde-saphyr gives it.
+/// The tree as serde-saphyr returns it.
 enum Raw {
     Null,
     Bool(bool),
@@ -255,7 +254,7 @@ impl Places<'_> {
         self.node_and_end(raw).0
     }
 
-    /// The node, and the location of its last scalar: the parser gives no ends of lists and mappings.
+    /// The node, and the location of its last scalar: the parser does not report the ends of lists and mappings.
     fn node_and_end(&self, raw: Spanned<Raw>) -> (Node, Location) {
         let from = raw.referenced;
         let mut to = from;
@@ -280,7 +279,7 @@ impl Places<'_> {
                     let key_at = self.position(key.referenced, key.referenced);
                     let (mut node, end) = self.node_and_end(value);
                     to = end;
-                    // A value that isn't there has no place: its key has.
+                    // An absent value has no position, but its key has one.
                     if node.is_null() && node.at.start == node.at.end {
                         node.at = key_at;
                     }
@@ -425,7 +424,7 @@ mod tests {
                 "a{level}: &a{level} {{l{level}: 1, <<: [*a{below}, *a{below}]}}\n"
             ));
         }
-        // Whatever it says, it says so soon.
+        // Any result will do, as long as it comes quickly.
         let _ = read(&merges);
     }
 }
