@@ -86,8 +86,9 @@ impl<'w> Decoder<'w> {
     /// its queries, keys and values or the inner features of an MLP. The states do not depend on `threads`; none means
     /// one per processor.
     ///
+    /// # Errors
     /// If a prompt is empty or has a token without an embedding, a weight cannot be read, or states become NaN or
-    /// infinite or do not fit into memory. infinite, or do not fit memory.
+    /// infinite or do not fit into memory.
     pub fn run(
         &self,
         prompts: &[Vec<u32>],
