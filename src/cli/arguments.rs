@@ -1,4 +1,4 @@
-//! Arguments that several subcommands share, and what the engine makes of them.
+//! Arguments that several subcommands share, and their conversion to the engine's settings.
 
 use std::path::PathBuf;
 use std::thread::available_parallelism;
@@ -13,7 +13,7 @@ use engine::Settings;
 use plan::{self, MoeOptions, Options, Plan};
 use recipe::{self, AnyRecipe, RecipeError};
 
-/// The shape of what goes to stdout.
+/// The output format on stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
     /// For people
@@ -70,7 +70,7 @@ impl PlanArguments {
         Ok(plan_any(recipe, &path, &locator, &options)?)
     }
 
-    /// Where models are looked for, and what a plan depends on beside them.
+    /// The locator for models, and the plan's options.
     pub(super) fn surroundings(&self, moe: MoeOptions) -> Result<(Locator, Options), Failure> {
         let locator = environment::locator(self.recipe.parent())?;
         let options = Options {
@@ -112,7 +112,7 @@ impl MoeArguments {
     }
 }
 
-/// The plan of a recipe of any kind, which messages call `path`.
+/// Plans a recipe of any kind; messages call it `path`.
 pub(super) fn plan_any(
     recipe: &AnyRecipe,
     path: &str,
@@ -135,7 +135,7 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    /// As many as were asked for, or the machine has processors.
+    /// The requested number, or the number of processors.
     pub(super) fn count(&self) -> usize {
         self.threads.map_or_else(
             || available_parallelism().map_or(1, usize::from),
@@ -144,7 +144,7 @@ impl Threads {
     }
 }
 
-/// A size: a number of bytes, or with a unit, decimal (GB) or binary (GiB).
+/// Parses a size: a number of bytes, or with a unit, decimal (GB) or binary (GiB).
 pub(super) fn size(text: &str) -> Result<u64, String> {
     match text.parse::<ByteSize>() {
         Ok(ByteSize(0)) => Err("must be more than 0".into()),

@@ -1,4 +1,4 @@
-//! `weld attest`: recomputes a checkpoint, and only if it is right to the byte says where it comes from.
+//! `weld attest`: recomputes a checkpoint, and states where it comes from only if every byte is right.
 
 use std::path::{Path, PathBuf};
 
@@ -65,7 +65,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         })?,
     }
     let Some(plan) = plan else {
-        // The report passed, by what the policy or the checkpoint accepts.
+        // The report passed only because the policy or the checkpoint allows it.
         say(match proof {
             Proof::NoLock => {
                 "nothing is attested: there is no weldment.lock.json\n\nhint: merge with weld, which writes it"

@@ -1,4 +1,4 @@
-//! `weld check`: whether a checkpoint is right.
+//! `weld check`: finds defects in a checkpoint.
 
 use clap::Args;
 

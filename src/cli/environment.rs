@@ -1,4 +1,4 @@
-//! What the environment says: where the Hub's cache is, from where relative paths start.
+//! Reads the environment: where the Hub's cache is, and where relative paths start.
 
 use std::env;
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::output::Failure;
 use checkpoint::Locator;
 
-/// Where models are looked for: the working folder, the recipe's, the local Hugging Face cache.
+/// The places for models: the working folder, the recipe's folder, the local Hugging Face cache.
 pub(super) fn locator(recipe_dir: Option<&Path>) -> Result<Locator, Failure> {
     let working_dir = env::current_dir()
         .map_err(|error| Failure::tool(format!("cannot tell the working folder: {error}")))?;
@@ -21,9 +21,9 @@ pub(super) fn locator(recipe_dir: Option<&Path>) -> Result<Locator, Failure> {
     })
 }
 
-/// A number that nobody knows beforehand.
+/// An unpredictable number.
 pub(super) fn random() -> u64 {
-    // The standard library keys its hash maps with the system's randomness.
+    // The standard library seeds its hash maps from the system's random numbers.
     RandomState::new().build_hasher().finish()
 }
 
@@ -61,7 +61,7 @@ fn expanded(value: OsString) -> PathBuf {
     path.into()
 }
 
-/// The cache as huggingface_hub finds it.
+/// The cache folder, found as huggingface_hub finds it.
 fn hub_cache() -> Option<PathBuf> {
     let set = |name: &str| {
         env::var_os(name)

@@ -129,7 +129,7 @@ fn each(model: &Checkpoint) -> Vec<(String, String)> {
         .collect()
 }
 
-/// One row for the tensors of a stack that differ only in their layer; others by themselves.
+/// One row for the tensors of a stack that differ only in their layer; one row for every other tensor.
 fn collapsed(model: &Checkpoint) -> Vec<(String, String)> {
     let tensors = model.tensors();
     let stacks = layer_stacks(tensors.iter().map(|tensor| tensor.name.as_str()));
@@ -160,7 +160,7 @@ fn collapsed(model: &Checkpoint) -> Vec<(String, String)> {
         .collect()
 }
 
-/// `{0..31}`, or `{0..2,5}` where some are missing.
+/// `{0..31}`, or `{0..2,5}` if some are missing.
 fn ranges(mut layers: Vec<usize>) -> String {
     layers.sort_unstable();
     let mut runs: Vec<(usize, usize)> = Vec::new();
@@ -183,7 +183,7 @@ fn ranges(mut layers: Vec<usize>) -> String {
     format!("{{{}}}", runs.join(","))
 }
 
-/// Digits in groups of three.
+/// Groups digits in threes.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();

@@ -1,4 +1,4 @@
-//! Key files, and where the signature and the attestation of a checkpoint are looked for.
+//! Reads key files, and knows where the signature and the attestation of a checkpoint are by default.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,26 +8,26 @@ use super::output::Failure;
 use audit::provenance::{KeyError, PrivateKey, PublicKey};
 use errors::Refusal;
 
-/// The largest key file.
+/// The largest key file that is read.
 const MAX_KEY_BYTES: u64 = 1 << 20;
 
-/// The signature's file in a checkpoint's folder, as the model-signing package calls it.
+/// The signature's file name in a checkpoint's folder, as in the model-signing package.
 const SIGNATURE: &str = "model.sig";
 
-/// The attestation's.
+/// The attestation's file name.
 const ATTESTATION: &str = "weldment.intoto.json";
 
-/// Where a checkpoint's signature is unless another place is named: in its folder, or beside its only file.
+/// The default path of a checkpoint's signature: in its folder, or beside its only file.
 pub(super) fn signature_of(model: &Path) -> PathBuf {
     of(model, SIGNATURE, ".sig")
 }
 
-/// Where its attestation is unless another place is named.
+/// The default path of its attestation.
 pub(super) fn attestation_of(model: &Path) -> PathBuf {
     of(model, ATTESTATION, ".intoto.json")
 }
 
-/// Whether a file of a checkpoint's folder is its signature or attestation, by its name.
+/// Whether a file of a checkpoint's folder is its signature or attestation, judging by the name.
 pub(super) fn vouches(name: &str) -> bool {
     [SIGNATURE, ATTESTATION].contains(&name)
 }
@@ -43,19 +43,19 @@ fn of(model: &Path, in_folder: &str, beside: &str) -> PathBuf {
     }
 }
 
-/// A key that signs.
+/// Reads a private key.
 pub(super) fn private(path: &Path) -> Result<PrivateKey, Failure> {
     read(path, PrivateKey::read)
 }
 
-/// A key that checks.
+/// Reads a public key.
 pub(super) fn public(path: &Path) -> Result<PublicKey, Failure> {
     read(path, PublicKey::read)
 }
 
 fn read<K>(path: &Path, parse: impl Fn(&str) -> Result<K, KeyError>) -> Result<K, Failure> {
     let name = path.display();
-    // A pipe will do, so that a secret need not be a file.
+    // Pipes are allowed, so that a secret need not be stored in a file.
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_KEY_BYTES + 1).read_to_end(&mut bytes))

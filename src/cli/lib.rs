@@ -1,6 +1,6 @@
 //! The command line: arguments, progress, messages, exit codes. One file per subcommand.
 //!
-//! Data goes to stdout, all else to stderr. Only this layer prints and reads the environment.
+//! Data goes to stdout, everything else to stderr. Only this layer prints and reads the environment.
 
 mod arguments;
 mod attest;
@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version go to stdout and are no failure.
+            // Help and version go to stdout and are not a failure.
             let _ = error.print();
             return if error.use_stderr() {
                 ExitCode::from(2)

@@ -1,4 +1,4 @@
-//! How much memory there is for this process, and how much anonymous memory it holds, for the closing summary.
+//! The memory available to this process, and its peak of anonymous memory for the closing summary.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 /// How often the kernel is asked.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The largest anonymous memory seen while it watched.
+/// The largest anonymous memory seen since the watch began.
 pub(super) struct PeakMemory {
     peak: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -17,7 +17,7 @@ pub(super) struct PeakMemory {
 }
 
 impl PeakMemory {
-    /// Starts to watch.
+    /// Starts the watch.
     pub(super) fn watch() -> Self {
         let peak = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
@@ -38,7 +38,7 @@ impl PeakMemory {
         }
     }
 
-    /// The peak in bytes, if the system tells.
+    /// The peak in bytes, if the system reports it.
     pub(super) fn stop(mut self) -> Option<u64> {
         self.stop.store(true, Relaxed);
         self.watcher.take()?.join().ok()?;
@@ -56,8 +56,8 @@ fn anonymous() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// The memory that this process may fill, page cache included: what the machine has left, or what a cgroup allows it
-/// in all; Linux only.
+/// The memory that this process may use, page cache included: what is free on the machine, or the total that a cgroup
+/// allows; Linux only.
 pub(super) fn available() -> Option<u64> {
     let machine = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = machine
@@ -69,8 +69,9 @@ pub(super) fn available() -> Option<u64> {
     limits.chain([kibibytes * 1024]).min()
 }
 
-/// The limits of a cgroup and those above it, for a line of `/proc/self/cgroup`: `0::/path` in version 2,
-/// `4:memory:/path` in version 1. In a container the path may be that outside; then there are those of the root.
+/// The limits of a cgroup and its parents, from a line of `/proc/self/cgroup`: `0::/path` in version 2,
+/// `4:memory:/path` in version 1. In a container the path may be the one outside; then only the root's limits are
+/// found.
 fn limits_of_group(line: &str) -> Vec<u64> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (root, file) = match fields.next() {
@@ -81,7 +82,7 @@ fn limits_of_group(line: &str) -> Vec<u64> {
     let path = fields.next().unwrap_or_default().trim_start_matches('/');
     let limit = |group: &Path| {
         let limit = std::fs::read_to_string(Path::new(root).join(group).join(file)).ok()?;
-        // `max` where there is none.
+        // `max` means no limit.
         limit.trim().parse().ok()
     };
     Path::new(path).ancestors().filter_map(limit).collect()

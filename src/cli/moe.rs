@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let recipe = recipe::read_any(&arguments.plan.recipe)?;
     let assembly = match &recipe {
         AnyRecipe::Moe(assembly) => Some(assembly),
-        // Nothing dense to be compared with: what is written is proved byte by byte.
+        // An edited mixture has no dense model to compare with: its bytes are recomputed afterwards.
         AnyRecipe::Edit(_) => None,
         AnyRecipe::Merge(merge) => {
             let message = "expected a recipe of a mixture of experts, found one that merges";
@@ -66,7 +66,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// That the target computes what the base does.
+/// Checks that the target computes what the base does.
 fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
     let (locator, options) = arguments.plan.surroundings(arguments.moe.options())?;
     let error = moe::prove_identity(recipe, &locator, &options).map_err(Failure::Input)?;
@@ -79,7 +79,7 @@ fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
     Ok(())
 }
 
-/// That every byte that was written is what the recipe says.
+/// Checks that every written byte is what the recipe says.
 fn recompute(arguments: &Arguments, plan: &Plan, stop: Arc<AtomicBool>) -> Result<(), Failure> {
     let out = &arguments.output.out;
     let location = Location::local(out);

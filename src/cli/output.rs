@@ -1,4 +1,4 @@
-//! What people and programs are told: data on stdout, failures on stderr with an exit code.
+//! Output for people and programs: data on stdout, failures on stderr with an exit code.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -10,25 +10,25 @@ use errors::{Hint, Refusal};
 use recipe::{self, RecipeError};
 use run::RunError;
 
-/// Why a command ends without success.
+/// Why a command fails.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The input is wrong: exit code 1.
     Input(Refusal),
-    /// A recipe, or what it asks for, is wrong: exit code 1.
+    /// A recipe, or something that it asks for, is wrong: exit code 1.
     Recipe(Box<RecipeError>),
     /// The tool could not run: exit code 2.
     Tool(Refusal),
-    /// The user stopped it: exit code 130, as shells have it.
+    /// The user stopped it: exit code 130, as in shells.
     Stopped(String),
-    /// A report that does not pass, and has been written down: its own exit code.
+    /// A written report that does not pass: its own exit code.
     Verdict(Verdict),
-    /// The reader of stdout went away: nothing to say.
+    /// The reader of stdout has closed it: nothing is reported.
     BrokenPipe,
 }
 
 impl Failure {
-    /// For what looks at checkpoints: one that cannot be opened gets no verdict.
+    /// For commands that judge checkpoints: one that cannot be opened gets no verdict.
     pub(super) fn could_not_run(error: CheckpointError) -> Self {
         Self::tool(&error)
     }
@@ -88,7 +88,7 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Reports a failure and gives its exit code.
+/// Reports a failure and returns its exit code.
 pub(super) fn fail(failure: &Failure) -> ExitCode {
     let (text, code) = match failure {
         Failure::BrokenPipe => return ExitCode::SUCCESS,
@@ -102,7 +102,7 @@ pub(super) fn fail(failure: &Failure) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// The message, and under it the hint.
+/// The message, and the hint on a line below.
 fn in_two_lines(refusal: &Refusal) -> String {
     let error = if colored() {
         "\x1b[1;31merror\x1b[0m"
@@ -115,13 +115,13 @@ fn in_two_lines(refusal: &Refusal) -> String {
     }
 }
 
-/// A line on stderr.
+/// Prints a line on stderr.
 pub(super) fn say(text: &str) {
-    // Nobody is left to tell if stderr is gone.
+    // If stderr is closed, nobody is left to tell.
     let _ = writeln!(io::stderr().lock(), "{}", text.trim_end());
 }
 
-/// Data on stdout.
+/// Prints data on stdout.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
@@ -131,7 +131,7 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-/// Whether stderr takes colours.
+/// Whether stderr supports colours.
 fn colored() -> bool {
     io::stderr().is_terminal()
         && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

@@ -1,4 +1,4 @@
-//! `weld plan`: what a merge would do.
+//! `weld plan`: shows what a merge would do.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! A bar on a terminal, a line at the start otherwise; and the flag by which the user stops a run.
+//! A bar on a terminal, otherwise a line at the start; and the flag by which the user stops a run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,11 +12,11 @@ use checkpoint::Checkpoint;
 use engine::Observer;
 use plan::Plan;
 
-/// Shows how far a run is.
+/// Shows the progress of a run.
 pub(super) struct Progress {
     bar: ProgressBar,
     stop: Arc<AtomicBool>,
-    /// What is said when the work begins, where no bar shows it.
+    /// The line that is printed when the work begins, if no bar shows it.
     line: String,
     announced: AtomicBool,
 }
@@ -37,7 +37,7 @@ impl Progress {
         Self::over(bytes, plan.method.name, line, quiet, stop)
     }
 
-    /// For a checkpoint that is verified, by a plan if there is one.
+    /// For a checkpoint that is verified, with a plan if there is one.
     pub(super) fn verifying(
         model: &Checkpoint,
         plan: Option<&Plan>,
@@ -101,7 +101,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }
@@ -113,7 +113,7 @@ fn bytes_of(model: &Checkpoint) -> u64 {
 
 impl Observer for Progress {
     fn advance(&self, bytes: u64) {
-        // Only now is it sure that nothing stands in the output's place.
+        // Only now is it certain that the destination is free.
         if !self.announced.swap(true, Relaxed) {
             say(&self.line);
         }

@@ -1,4 +1,4 @@
-//! What `verify` and `attest` share: the checkpoint, its recipe and its inputs, and that it is computed again.
+//! Shared by `verify` and `attest`: locates the checkpoint, its recipe and its inputs, and computes it again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -81,17 +81,17 @@ impl From<Arithmetic> for verify::Arithmetic {
     }
 }
 
-/// A checkpoint that was computed again.
+/// The result of computing a checkpoint again.
 pub(super) struct Recomputed {
     pub(super) verification: Verification,
     pub(super) model: Checkpoint,
     pub(super) lock: Option<Lock>,
-    /// None if the recipe and the inputs come to nothing; the report says why.
+    /// None if the recipe and the inputs cannot be planned; the report says why.
     pub(super) plan: Option<Plan>,
 }
 
 impl Recomputation {
-    /// Where the checkpoint is, and where its inputs are looked for.
+    /// Locates the checkpoint, and the places for its inputs.
     pub(super) fn locate(&self) -> Result<(Locator, Location), Failure> {
         let folder = self.recipe.as_deref().and_then(|path| path.parent());
         let locator = environment::locator(folder)?;
@@ -99,8 +99,8 @@ impl Recomputation {
         Ok((locator, location.map_err(Failure::could_not_run)?))
     }
 
-    /// Computes it again. `allow_step` says whether single roundings are accepted, `arithmetic` in which arithmetic, if
-    /// anything does.
+    /// Computes the checkpoint again. `allow_step` says whether differences of a single ULP are accepted, and
+    /// `arithmetic` which arithmetic to use, if it is given.
     pub(super) fn run(
         &self,
         locator: Locator,
@@ -156,7 +156,7 @@ impl From<PremisesError> for Failure {
     }
 }
 
-/// The locator that knows the places of `--inputs`.
+/// A locator that also knows the places from `--inputs`.
 fn with_inputs(locator: Locator, inputs: &[String]) -> Result<Locator, Failure> {
     let mut locator = locator;
     let mut folder = None;

@@ -1,5 +1,4 @@
-//! What `check`, `diff` and `verify` share: how their report is written down, and the exit code it gives. Whole files
-//! are written here.
+//! Shared by `check`, `diff` and `verify`: writes their report, and determines the exit code. Also writes whole files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +29,7 @@ pub(super) struct ReportArguments {
     strict: bool,
 }
 
-/// Reads a policy, before the work.
+/// Reads a policy before the work starts.
 fn policy(path: &str) -> Result<Policy, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
     let mut policy = Policy::parse(&text).map_err(|error| in_one_line(&error))?;
@@ -45,7 +44,7 @@ struct Output {
     file: Option<PathBuf>,
 }
 
-/// Reads `FORMAT` or `FORMAT=FILE`. A file that cannot be written is refused here, before the work.
+/// Parses `FORMAT` or `FORMAT=FILE`. A file that cannot be written is refused here, before the work starts.
 fn output(text: &str) -> Result<Output, String> {
     let (name, file) = match text.split_once('=') {
         Some((name, file)) => (name, Some(PathBuf::from(file))),
@@ -69,12 +68,12 @@ fn output(text: &str) -> Result<Output, String> {
 }
 
 impl ReportArguments {
-    /// Writes the report down; a report that does not pass gives its exit code.
+    /// Writes the report; returns its exit code as a failure if it does not pass.
     pub(super) fn finish(&self, report: Report) -> Result<(), Failure> {
         self.finish_beside(report, print)
     }
 
-    /// The same, where stdout is for something else: what would go there goes to `other`.
+    /// The same, if stdout is used for something else: its output goes to `other`.
     pub(super) fn finish_beside(
         &self,
         mut report: Report,
@@ -106,7 +105,7 @@ impl ReportArguments {
         self.policy.as_ref()
     }
 
-    /// No two outputs may go to one place.
+    /// Checks that no two outputs go to the same place.
     fn check(&self) -> Result<(), Failure> {
         for (at, output) in self.outputs.iter().enumerate() {
             let same = |other: &&Output| other.file == output.file;
@@ -122,7 +121,7 @@ impl ReportArguments {
     }
 }
 
-/// The folder that a file is in.
+/// The folder that contains a file.
 fn folder(file: &Path) -> &Path {
     match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

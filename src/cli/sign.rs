@@ -16,7 +16,7 @@ use audit::provenance::{SignError, ToSign, is_bundle};
 use checkpoint::{ModelRef, read_bounded};
 use errors::Refusal;
 
-/// The largest file that is looked at before it is replaced by a signature.
+/// The largest file that is examined before a signature replaces it.
 const MAX_OLD_BYTES: u64 = 128 << 20;
 
 /// Sign all files of a checkpoint with a local key (OpenSSF Model Signing 1.0)
@@ -91,7 +91,7 @@ pub(super) fn failure(error: SignError) -> Failure {
     }
 }
 
-/// A private key in the folder would be published with it.
+/// Refuses a private key inside the folder, because it would be published together with it.
 pub(super) fn not_inside(key: &Path, root: &Path) -> Result<(), Failure> {
     let (Ok(key), Ok(root)) = (fs::canonicalize(key), fs::canonicalize(root)) else {
         return Ok(());
@@ -108,7 +108,7 @@ pub(super) fn not_inside(key: &Path, root: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Only a signature is replaced by a signature, so that no mistyped path costs a file of the model.
+/// A signature may only replace a signature, so that a mistyped path never costs a file of the model.
 fn replaceable(place: &Path) -> Result<(), Failure> {
     let Ok(there) = place.symlink_metadata() else {
         let folder = place

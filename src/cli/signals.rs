@@ -1,5 +1,5 @@
-//! Signals: Ctrl-C, and a terminal that is closed, stop a run cleanly; a file that grows beyond its limit is an error of
-//! the write; a mapped file that was cut short ends the run with a message.
+//! Signals: Ctrl-C and the closing of the terminal stop a run cleanly. A file beyond its size limit becomes an error of
+//! the write. A truncated mapped file ends the run with a message.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -10,24 +10,24 @@ use signal_hook::{flag, low_level};
 use super::output::Failure;
 use run::destination::remove_staged;
 
-/// What is said when a mapped page is gone.
+/// The message if a mapped page is gone.
 const TRUNCATED: &[u8] =
     b"error: an input file was cut short while it was read; nothing was written\n\n\
                            hint: see that nothing writes to the models, and run the merge again\n";
 
-/// Installs the handlers; the flag is set when the user asks to stop. A second time ends the process at once.
+/// Installs the handlers; the flag is set when the user asks to stop. A second request ends the process at once.
 pub(super) fn install() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let register = || -> std::io::Result<()> {
         let asked = [SIGINT, SIGTERM, SIGHUP];
-        // nohup asks to go on when the terminal is closed.
+        // nohup asks the process to go on when the terminal is closed.
         for signal in asked.into_iter().filter(|signal| !is_ignored(*signal)) {
             flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
             flag::register(signal, Arc::clone(&stop))?;
         }
-        // Whoever handles it gets an error from the write.
+        // With a handler installed, the write returns an error instead.
         flag::register(SIGXFSZ, Arc::default())?;
-        // On the stack that Rust gives each thread for its signals.
+        // Runs on the stack that Rust gives each thread for its signals.
         handle(SIGBUS, cut_short, libc::SA_ONSTACK)?;
         handle(SIGABRT, aborted, 0)
     };
@@ -35,7 +35,7 @@ pub(super) fn install() -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
-/// Whether the process was started to ignore a signal.
+/// Whether the process was started with a signal ignored.
 #[expect(
     unsafe_code,
     reason = "what happens at a signal can be asked in no other way"
@@ -49,11 +49,11 @@ fn is_ignored(signal: libc::c_int) -> bool {
     }
 }
 
-/// Has a signal handled.
+/// Installs a handler for a signal.
 ///
-/// The handler replaces that of Rust's runtime and does not follow it, as signal-hook would have it: at a bus error the
-/// runtime's sets the default action back before it returns, and a second thread that faults in that moment kills the
-/// process.
+/// The handler replaces the one of Rust's runtime and does not call it, as signal-hook would. On a bus error the
+/// runtime's handler restores the default action before it returns, and a second thread that faults at that moment
+/// kills the process.
 #[expect(
     unsafe_code,
     reason = "a signal handler can be installed in no other way"
@@ -77,8 +77,8 @@ fn handle(
     }
 }
 
-/// Turns the fault of reading past the end of a file that was truncated under its map into an error: says what happened
-/// and ends the process.
+/// Turns the fault of reading past the end of a truncated mapped file into an error: prints a message and ends the
+/// process.
 extern "C" fn cut_short(_: libc::c_int) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, SeqCst) {
@@ -86,15 +86,15 @@ extern "C" fn cut_short(_: libc::c_int) {
         remove_staged();
         low_level::exit(2);
     }
-    // Another thread is saying so: returning would only fault again.
+    // Another thread is already printing it: returning would only fault again.
     loop {
         std::hint::spin_loop();
     }
 }
 
-/// Cleans up before the process aborts, as it does when the system gives no memory.
+/// Cleans up before the process aborts, as it does when an allocation fails.
 extern "C" fn aborted(signal: libc::c_int) {
     remove_staged();
-    // It stays the end of the process.
+    // The process still ends by the signal.
     let _ = low_level::emulate_default_handler(signal);
 }

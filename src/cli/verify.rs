@@ -1,4 +1,4 @@
-//! `weld verify`: checks who vouches for a checkpoint, recomputes it and compares.
+//! `weld verify`: checks a checkpoint's signatures, recomputes it and compares.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -102,7 +102,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let coverage = arguments.coverage();
         let numerics = arguments.numerics;
         let done = recomputation.run(locator, &location, coverage, allow_step, numerics, stop)?;
-        // What was read counts, not what the lock says of it.
+        // The inputs that were read take precedence over those that the lock names.
         let plan = done.plan.as_ref().map(Lock::of_plan);
         inputs = plan.or(done.lock).map(|lock| lock.inputs);
         done.verification.report
@@ -118,7 +118,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 impl Arguments {
-    /// Whether who vouches for it is all that was asked for.
+    /// Whether only signatures were asked for.
     fn only_vouched(&self) -> bool {
         let more = &self.recomputation;
         let recompute =
@@ -138,7 +138,7 @@ impl Arguments {
     }
 }
 
-/// Checks the signature and the attestation, if they are asked for: by the command line or by a policy.
+/// Checks the signature and the attestation, if the command line or a policy asks for them.
 fn vouched(
     arguments: &Arguments,
     policy: &ProvenancePolicy,
@@ -189,7 +189,7 @@ fn vouched(
     }
 }
 
-/// The key of who must have signed: the policy's, which the command line may repeat and not replace.
+/// The key that must have signed: the policy's, which the command line may repeat but not replace.
 fn key(arguments: &Arguments, of_policy: Option<&Path>) -> Result<PublicKey, Failure> {
     let given = arguments.key.as_deref().map(keys::public).transpose()?;
     let required = of_policy.map(keys::public).transpose()?;
