@@ -54,7 +54,7 @@ pub(super) struct Recomputation {
     pub(super) report: ReportArguments,
 }
 
-/// The arithmetic that a checkpoint is held against.
+/// The arithmetic that a checkpoint is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Arithmetic {
     /// Weldment's; where the result is not equal, also mergekit's in the recipe's dtype

@@ -52,8 +52,8 @@ pub(super) const SOURCE: Place = Place {
 };
 
 impl Walk<'_> {
-    /// Whether an unknown key only gives names to values that stand elsewhere as aliases, or begins with `x-`, as is
-    /// the custom for such keys; that it is not read itself is noted. `end` is where the next key begins.
+    /// Whether an unknown key only holds anchors that aliases elsewhere refer to, or begins with `x-`, as such keys
+    /// usually do. Its value is not read, which is noted. `end` is where the next key begins.
     pub(super) fn is_home_of_anchors(&mut self, entry: &Entry, end: usize) -> bool {
         let own = self.text.get(entry.key_at.start..end).unwrap_or_default();
         let used: Vec<&str> = anchors(own)

@@ -1,4 +1,4 @@
-//! The walk over the tree that types it: what it knows, and what it collects on the way instead of stopping at it.
+//! The walk that types the tree: its state, and the problems that it collects instead of stopping at the first.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,8 @@ pub(super) struct Walk<'a> {
     pub(super) base_unread: bool,
     /// The recipe's text.
     pub(super) text: &'a str,
-    /// Whether the recipe tells of a merge that is done: what mergekit ignored then is ignored again, with a note.
+    /// Whether the recipe is the record of a finished merge: parts that mergekit ignored are ignored again, with a
+    /// note.
     pub(super) recorded: bool,
     /// The base for a merge inside a mixture's recipe, if its method requires one and it names none: the mixture's
     /// base.

@@ -20,7 +20,7 @@ use std::ops::Range;
 const HALF_OPEN: &str = "a range is half-open: `[0, 32]` is 32 layers, 0 to 31";
 
 impl Walk<'_> {
-    /// The whole recipe; what comes back is whole only if no problem was noted.
+    /// Types the whole recipe; the result is complete only if no problem was recorded.
     pub(super) fn recipe(&mut self, root: &Node) -> Option<Recipe> {
         let Value::Map(entries) = &root.value else {
             let message = match &root.value {
@@ -32,7 +32,7 @@ impl Walk<'_> {
             return None;
         };
         let method = entries.iter().find(|entry| entry.key == "merge_method");
-        // The method first: it says what `parameters:` may hold, wherever in the file they stand.
+        // The method first: it determines what `parameters:` may contain, wherever they are in the file.
         self.method = self.merge_method(method);
         let mut parts = Parts::default();
         let ends = entries.iter().skip(1).map(|next| next.key_at.start);
@@ -75,7 +75,7 @@ impl Walk<'_> {
         let node = &entry.node;
         match entry.key.as_str() {
             "merge_method" => {}
-            // mergekit's fields are optional: nothing is the same as no key.
+            // mergekit's fields are optional: null is the same as no key.
             "name" | "models" | "slices" | "modules" | "base_model" | "dtype" | "out_dtype"
             | "only" | "except" | "tokenizer" | "tokenizer_source" | "chat_template"
                 if node.is_null() => {}
@@ -98,7 +98,7 @@ impl Walk<'_> {
             "parameters" => parts.parameters = self.parameters(node, Level::Recipe),
             "only" => parts.exceptions.extend(self.only(entry)),
             "except" => {
-                // Said of fewer tensors than `only`, wherever it stands.
+                // `except` names fewer tensors than `only`, so it takes precedence wherever it is written.
                 let except = self.except(entry);
                 parts.exceptions.splice(..0, except);
             }
@@ -134,7 +134,7 @@ impl Walk<'_> {
         }
     }
 
-    /// What other documents call the result.
+    /// The name by which other documents use the result.
     fn name(&mut self, entry: &Entry) -> Option<Located<String>> {
         let value = self.text(entry)?;
         let at = entry.node.at;
@@ -148,7 +148,7 @@ impl Walk<'_> {
         Some(Located { value, at })
     }
 
-    /// `modules:`, a mapping from the names of modules to what each is merged from.
+    /// `modules:`, a mapping from module names to their inputs.
     fn modules(&mut self, entry: &Entry) -> Option<Vec<Module>> {
         let entries = match &entry.node.value {
             Value::Map(entries) if !entries.is_empty() => entries,
@@ -382,7 +382,7 @@ impl Walk<'_> {
                 [first, end] => match (&first.value, &end.value) {
                     (Value::Int(first), Value::Int(end)) => {
                         match (usize::try_from(*first), usize::try_from(*end)) {
-                            // Whether a slice may be empty depends on where it stands.
+                            // Whether a slice may be empty depends on its position among the slices.
                             (Ok(first), Ok(end)) if first <= end => return Some(first..end),
                             (Ok(first), Ok(end)) => {
                                 format!("the layer range `[{first}, {end}]` runs backwards")
@@ -405,9 +405,9 @@ impl Walk<'_> {
         None
     }
 
-    /// Refuses empty slices, but for the first and the last of several.
+    /// Refuses empty slices, except for the first and the last of several.
     ///
-    /// Those name the models that the embeddings, or the last norm and the head, come from: a known idiom.
+    /// Those name the models for the embeddings, or for the last norm and the head: a common idiom.
     fn refuse_empty_slices(&mut self, slices: &[Slice]) {
         let last = slices.len().saturating_sub(1);
         for (index, slice) in slices.iter().enumerate() {
@@ -432,17 +432,17 @@ impl Walk<'_> {
     }
 }
 
-/// The recipe as far as it was read.
+/// The parts of the recipe read so far.
 #[derive(Default)]
 struct Parts {
     name: Option<Located<String>>,
-    /// Where `models`, `slices` or `modules` stand.
+    /// The positions of `models`, `slices` or `modules`.
     inputs_at: Vec<Position>,
     modules: Option<Vec<Module>>,
     base_model: Option<Located<ModelRef>>,
     dtype: Option<Dtype>,
     out_dtype: Option<Dtype>,
-    /// The first of `tokenizer` and `tokenizer_source`.
+    /// Which of `tokenizer` and `tokenizer_source` came first.
     tokenizer_key: Option<String>,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<Located<String>>,
