@@ -187,6 +187,20 @@ impl Decoder {
         }
     }
 
+    /// What the norms of a layer are called, in the order in which they are used.
+    pub fn layer_norms(&self) -> &'static [&'static str] {
+        match self.norms {
+            Norms::Before => &["input_layernorm", "post_attention_layernorm"],
+            Norms::After => &["post_attention_layernorm", "post_feedforward_layernorm"],
+            Norms::Around => &[
+                "input_layernorm",
+                "post_attention_layernorm",
+                "pre_feedforward_layernorm",
+                "post_feedforward_layernorm",
+            ],
+        }
+    }
+
     /// Whether queries, keys and values are one matrix, and gate and up another.
     pub fn is_fused(&self) -> bool {
         self.attention == Attention::Fused
@@ -217,17 +231,7 @@ impl Decoder {
             Line::new("norm.weight", "H"),
         ];
         self.attention_lines(&mut lines);
-        let norms: &[&str] = match self.norms {
-            Norms::Before => &["input_layernorm", "post_attention_layernorm"],
-            Norms::After => &["post_attention_layernorm", "post_feedforward_layernorm"],
-            Norms::Around => &[
-                "input_layernorm",
-                "post_attention_layernorm",
-                "pre_feedforward_layernorm",
-                "post_feedforward_layernorm",
-            ],
-        };
-        for norm in norms {
+        for norm in self.layer_norms() {
             lines.push(Line::new(format!("layers.*.{norm}.weight"), "H"));
         }
         if self.has_dense_mlp() {

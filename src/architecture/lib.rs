@@ -13,6 +13,8 @@ mod family;
 mod fields;
 mod mixture;
 mod names;
+mod restack;
+mod rope;
 mod rules;
 mod sizes;
 mod stacks;
@@ -23,12 +25,14 @@ pub use expected::{Expected, Presence, Rule, Size, SizeKind};
 pub use family::{Body, Family, Head};
 pub use fields::{FieldError, Fields};
 pub use mixture::{
-    Absent, Correction, Counts, Experts, Matrix, Mixture, Names, Routing, Shared, SharedLayout,
+    Absent, Correction, Counts, Experts, Matrix, Mixture, Names, RoutingRule, Shared, SharedLayout,
     SharedWidth, Sparse, SparseLayers, Written,
 };
 pub use names::{
     is_derived_buffer, is_input_embedding, is_number, is_output_head, is_router, is_update_factor,
 };
+pub use restack::{Inexpressible, Restack};
+pub use rope::{ONE_SPELLING, RopeFields};
 pub use rules::{Layers, Role};
 pub use stacks::{LayerStack, StackIndex, layer_lists, layer_stacks, numbered_runs};
 

@@ -23,7 +23,7 @@ pub struct Mixture {
     /// How the config counts.
     pub counts: Counts,
     /// How a token is weighed over the experts that it goes to.
-    pub routing: Routing,
+    pub routing: RoutingRule,
     /// What an assembly by `weld moe` needs; none if it is not written.
     pub written: Option<Written>,
 }
@@ -198,7 +198,7 @@ pub struct Counts {
 
 /// Which experts a token goes to, and with what weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Routing {
+pub enum RoutingRule {
     /// Probabilities over all experts, of which the largest are made to sum to one.
     Softmax,
     /// The same if `norm_topk_prob` is true, or this where the field is not written.

@@ -12,7 +12,7 @@ use super::error::ForwardError;
 use super::layout::{Layer, Matrix, Mlp, Tensors, Vector};
 use super::norm::rms_norm;
 use super::rope::{Rope, Table};
-use super::settings::{Norms, Settings};
+use super::settings::Settings;
 use super::states::{Batch, States};
 use super::weights::read;
 use checkpoint::Checkpoint;
@@ -269,9 +269,9 @@ impl<'w> Decoder<'w> {
     ) -> Result<(), ForwardError> {
         let settings = &self.settings;
         let (mut query, mut key, value) = {
-            let normed = match settings.norms {
-                Norms::Before => Some(self.normed(&layer.attention_norm, states)?),
-                Norms::After => None,
+            let normed = match settings.norms_after {
+                false => Some(self.normed(&layer.attention_norm, states)?),
+                true => None,
             };
             let input = normed.as_ref().unwrap_or(states);
             (
@@ -296,7 +296,7 @@ impl<'w> Decoder<'w> {
         attention.apply(&mut query, &key, &value, batch);
         drop((key, value));
         let mut out = layer.output.apply(self.weights, &query)?;
-        if settings.norms == Norms::After {
+        if settings.norms_after {
             self.norm(&layer.attention_norm, &mut out)?;
         }
         states.add(&out, settings.residual_scale);
@@ -305,9 +305,9 @@ impl<'w> Decoder<'w> {
 
     /// The input of a layer's MLP.
     fn mlp_input(&self, layer: &Layer, states: &States) -> Result<States, ForwardError> {
-        match self.settings.norms {
-            Norms::Before => self.normed(&layer.mlp_norm, states),
-            Norms::After => {
+        match self.settings.norms_after {
+            false => self.normed(&layer.mlp_norm, states),
+            true => {
                 let mut input = States::zeros(states.rows, states.tokens)?;
                 input.values.copy_from_slice(&states.values);
                 Ok(input)
@@ -322,7 +322,7 @@ impl<'w> Decoder<'w> {
             Mlp::Dense(gated) => gated.apply(self.weights, activation, input)?,
             Mlp::Experts(experts) => experts.apply(self.weights, activation, input)?,
         };
-        if self.settings.norms == Norms::After {
+        if self.settings.norms_after {
             self.norm(&layer.mlp_norm, &mut out)?;
         }
         states.add(&out, self.settings.residual_scale);

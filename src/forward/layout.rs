@@ -1,7 +1,9 @@
 //! The tensors of a model: finds every name and checks every shape before anything is computed.
 
+use architecture::{Experts as ExpertNames, Matrix as ExpertMatrix, SharedLayout};
+
 use super::error::ForwardError;
-use super::settings::{Layout, Mixture, Norms, QueryNorm, Routing, Settings, Shared};
+use super::settings::{Mixture, QueryNorm, Routing, Settings};
 use super::weights::{read, shape};
 use checkpoint::Checkpoint;
 
@@ -183,10 +185,7 @@ impl<'a> Tensors<'a> {
                 norm("self_attn.k_norm", of_keys)?,
             )),
         };
-        let (attention_norm, mlp_norm) = match settings.norms {
-            Norms::Before => ("input_layernorm", "post_attention_layernorm"),
-            Norms::After => ("post_attention_layernorm", "post_feedforward_layernorm"),
-        };
+        let [attention_norm, mlp_norm] = settings.norm_names;
         Ok(Layer {
             attention_norm: norm(attention_norm, hidden)?,
             query,
@@ -200,7 +199,11 @@ impl<'a> Tensors<'a> {
             )?,
             query_norms,
             mlp_norm: norm(mlp_norm, hidden)?,
-            mlp: match settings.mixture.as_ref().filter(|all| all.has(layer)) {
+            mlp: match settings
+                .mixture
+                .as_ref()
+                .filter(|all| all.layers.has(layer))
+            {
                 Some(mixture) => Mlp::Experts(Box::new(self.experts(settings, mixture, &start)?)),
                 None => Mlp::Dense(Box::new(self.dense(settings, &name("mlp."))?)),
             },
@@ -238,50 +241,31 @@ impl<'a> Tensors<'a> {
         start: &str,
     ) -> Result<Experts, ForwardError> {
         let (hidden, width) = (settings.hidden, mixture.width);
-        // The layout in memory of transformers 5, which some tools also write.
-        let held = [
-            format!("{start}mlp.experts.gate_up_proj"),
-            format!("{start}mlp.experts.down_proj"),
-        ];
-        let is_held = shape(self.weights, &held[0]).is_some();
-        let block = match mixture.layout {
-            Layout::Mixtral | Layout::Granite if !is_held => format!("{start}block_sparse_moe."),
-            _ => format!("{start}mlp."),
+        let name = |rest: &str| format!("{start}{rest}");
+        let held = mixture.table.names(true);
+        let is_held = match held.experts {
+            ExpertNames::Fused { input, .. } => shape(self.weights, &name(input)).is_some(),
+            ExpertNames::Each { .. } => false,
         };
-        let router = match mixture.layout {
-            Layout::Granite => format!("{block}router.layer"),
-            Layout::Qwen | Layout::Mixtral => format!("{block}gate"),
-        };
-        let fused = match mixture.layout {
-            Layout::Granite => Some([
-                format!("{block}input_linear.weight"),
-                format!("{block}output_linear.weight"),
-            ]),
-            Layout::Qwen | Layout::Mixtral => is_held.then_some(held),
-        };
-        let router = self.linear(router, mixture.experts, hidden, false)?;
-        // The router has one row per expert, so the number of experts is now confirmed.
+        let names = mixture.table.names(is_held);
+        let router = self.weight(&name(names.router), mixture.experts, hidden)?;
+        // The router has a row for each: the number of experts is no longer a mere claim.
         let numbers = 0..mixture.experts;
-        let experts: Result<Vec<Gated>, ForwardError> = match (fused, mixture.layout) {
-            (None, Layout::Qwen | Layout::Granite) => numbers
+        let experts: Result<Vec<Gated>, ForwardError> = match names.experts {
+            ExpertNames::Each { .. } => numbers
                 .map(|expert| {
-                    self.gated(&format!("{block}experts.{expert}."), width, hidden, false)
-                })
-                .collect(),
-            (None, Layout::Mixtral) => numbers
-                .map(|expert| {
-                    let part = |part: &str, rows, columns| {
-                        let name = format!("{block}experts.{expert}.{part}");
-                        self.linear(name, rows, columns, false)
+                    let part = |matrix, rows, columns| {
+                        self.weight(&name(&names.tensor(expert, matrix)), rows, columns)
                     };
                     Ok(Gated {
-                        gate: part("w1", width, hidden)?,
-                        up: part("w3", width, hidden)?,
-                        down: part("w2", hidden, width)?,
+                        gate: part(ExpertMatrix::Gate, width, hidden)?,
+                        up: part(ExpertMatrix::Up, width, hidden)?,
+                        down: part(ExpertMatrix::Down, hidden, width)?,
                     })
                 })
                 .collect(),
-            (Some([input, output]), _) => {
+            ExpertNames::Fused { input, output } => {
+                let (input, output) = (name(input), name(output));
                 self.expect(&input, &[mixture.experts, 2 * width, hidden])?;
                 self.expect(&output, &[mixture.experts, hidden, width])?;
                 // These products cannot overflow: the tensors have this many elements.
@@ -302,43 +286,44 @@ impl<'a> Tensors<'a> {
                 Ok(numbers.map(expert).collect())
             }
         };
-        let shared = match (mixture.shared, mixture.layout) {
-            (Shared::None, _) => None,
-            (Shared::Gated(width), _) => {
-                Some(self.gated(&format!("{block}shared_expert."), width, hidden, false)?)
-            }
-            (Shared::Plain(width), Layout::Granite) => {
-                let name = format!("{start}shared_mlp.input_linear");
-                let [gate, up] = self.fused(name, [width, width], hidden)?;
-                let down = format!("{start}shared_mlp.output_linear");
-                let down = self.linear(down, hidden, width, false)?;
-                Some(Gated { gate, up, down })
-            }
-            (Shared::Plain(width), _) => {
-                Some(self.gated(&format!("{block}shared_experts."), width, hidden, false)?)
-            }
+        let shared = match mixture.shared {
+            None => None,
+            Some(shared) => Some(match shared.layout {
+                SharedLayout::Each(each) => self.gated(&name(each), shared.width, hidden, false)?,
+                SharedLayout::Fused(input, output) => {
+                    let rows = [shared.width, shared.width];
+                    let [gate, up] = self.fused(module(&name(input)), rows, hidden)?;
+                    let down = self.weight(&name(output), hidden, shared.width)?;
+                    Gated { gate, up, down }
+                }
+            }),
         };
-        let correction = format!("{block}gate.e_score_correction_bias");
+        let shared_gate = mixture.shared.and_then(|shared| shared.gate);
         Ok(Experts {
             router,
             routing: mixture.routing,
             per_token: mixture.per_token,
-            correction: match mixture.routing {
-                Routing::Sigmoid { .. } => Some(self.vector(correction, mixture.experts)?),
+            correction: match (mixture.routing, mixture.table.correction) {
+                (Routing::Sigmoid { .. }, Some(correction)) => {
+                    Some(self.vector(name(correction.name), mixture.experts)?)
+                }
                 _ => None,
             },
             experts: experts?,
             shared,
-            shared_gate: match mixture.shared {
-                Shared::Gated(_) => {
-                    Some(self.linear(format!("{block}shared_expert_gate"), 1, hidden, false)?)
-                }
-                Shared::None | Shared::Plain(_) => None,
+            shared_gate: match shared_gate {
+                Some(gate) => Some(self.weight(&name(gate), 1, hidden)?),
+                None => None,
             },
         })
     }
 
-    /// Matrices that are stored in one tensor, one below the other.
+    /// A matrix by the name of its weight, that has no bias.
+    fn weight(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, ForwardError> {
+        self.linear(module(name), rows, columns, false)
+    }
+
+    /// Matrices that are one tensor, one below the other.
     fn fused<const N: usize>(
         &self,
         module: String,
@@ -425,6 +410,11 @@ impl<'a> Tensors<'a> {
             Some(_) => Err(ForwardError::Surplus { tensor }),
         }
     }
+}
+
+/// The module of a weight.
+fn module(weight: &str) -> String {
+    weight.strip_suffix(".weight").unwrap_or(weight).to_owned()
 }
 
 /// The name of the head's matrix.

@@ -4,11 +4,9 @@
 
 use std::f64::consts::TAU;
 
-use architecture::{FieldError, Fields};
-use serde_json::Value;
-
 use super::error::ForwardError;
 use super::states::{Batch, States};
+use architecture::{Decoder, FieldError, Fields, ONE_SPELLING, RopeFields};
 
 /// The known fields of `rope_scaling` and `rope_parameters`.
 const KNOWN: [&str; 17] = [
@@ -33,21 +31,7 @@ const KNOWN: [&str; 17] = [
 
 const ORIGINAL: &str = "original_max_position_embeddings";
 
-const ONE_SPELLING: &str =
-    "transformers 4 and 5 would disagree; keep rope_scaling and rope_theta, or rope_parameters";
-
-/// A family's defaults for the fields.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RopeDefaults {
-    /// The base if the config has none; none if versions of transformers disagree about it.
-    pub(super) theta: f64,
-    /// The share of a head that is rotated if the config does not say; none if the family's code always rotates all.
-    pub(super) partial: Option<f64>,
-    /// Whether `su` and `yarn` mean longrope, as in Phi-3.
-    pub(super) longrope: bool,
-}
-
-/// The position settings of a config.
+/// What a config says of positions.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct RopeSettings {
     theta: f64,
@@ -89,38 +73,30 @@ enum Kind {
 }
 
 impl RopeSettings {
-    /// Reads both spellings; if both are present, they must agree.
-    pub(super) fn read(config: &Fields, defaults: RopeDefaults) -> Result<Self, FieldError> {
-        let new = config.object("rope_parameters", "rope_parameters.")?;
-        let old = config.object("rope_scaling", "rope_scaling.")?;
-        let new = new.filter(|fields| fields.entries().next().is_some());
-        let old = old.filter(|fields| fields.entries().next().is_some());
-        let theta = agreed(config, new, old, "rope_theta")?;
-        let partial = agreed(config, new, old, "partial_rotary_factor")?;
-        let read = |fields: &Fields| Kind::read(config, fields, defaults);
-        let kind = match (new, old) {
-            (None, None) => Kind::Default,
-            (Some(fields), None) | (None, Some(fields)) => read(&fields)?,
-            (Some(new), Some(old)) => {
-                let kind = read(&new)?;
-                if kind != read(&old)? {
-                    let expected = "the same as in `rope_parameters`";
-                    return Err(config.wrong_with("rope_scaling", expected, ONE_SPELLING));
-                }
-                kind
+    /// Reads both spellings; they must agree where both are there.
+    pub(super) fn read(config: &Fields, decoder: &Decoder) -> Result<Self, FieldError> {
+        let fields = RopeFields::of(*config)?;
+        let theta = fields.number("rope_theta")?.unwrap_or(decoder.theta);
+        let partial = fields.number("partial_rotary_factor")?;
+        let mut kind = None;
+        for spelling in fields.spellings() {
+            let read = Kind::read(config, &spelling, decoder.longrope)?;
+            if kind.as_ref().is_some_and(|kind| *kind != read) {
+                let expected = "the same as in `rope_parameters`";
+                return Err(config.wrong_with("rope_scaling", expected, ONE_SPELLING));
             }
-        };
-        let theta = theta.unwrap_or(defaults.theta);
+            kind = Some(read);
+        }
         if theta <= 1.0 {
             return Err(config.wrong("rope_theta", "a number above one"));
         }
-        let partial = match (partial, defaults.partial) {
+        let partial = match (partial, decoder.partial_rotary) {
             (None, None) => 1.0,
             (None, Some(partial)) => partial,
             (Some(partial), Some(_)) if partial > 0.0 && partial <= 1.0 => partial,
             (Some(1.0), None) => 1.0,
-            (Some(_), _) => {
-                let expected = match defaults.partial {
+            (Some(_), by_family) => {
+                let expected = match by_family {
                     None => "1, as this family rotates whole heads",
                     Some(_) => "a number above zero, at most one",
                 };
@@ -130,33 +106,13 @@ impl RopeSettings {
         Ok(RopeSettings {
             theta,
             partial,
-            kind,
+            kind: kind.unwrap_or(Kind::Default),
         })
     }
 }
 
-/// A number that may be given in either spelling or at the top, and must be equal wherever it is given.
-fn agreed(
-    config: &Fields,
-    new: Option<Fields>,
-    old: Option<Fields>,
-    name: &str,
-) -> Result<Option<f64>, FieldError> {
-    let mut found: Option<f64> = None;
-    for fields in [new, old, Some(*config)].into_iter().flatten() {
-        let Some(number) = fields.number(name)? else {
-            continue;
-        };
-        if found.is_some_and(|found| found != number) {
-            return Err(fields.wrong_with(name, "the same wherever it is said", ONE_SPELLING));
-        }
-        found = Some(number);
-    }
-    Ok(found)
-}
-
 impl Kind {
-    fn read(config: &Fields, fields: &Fields, defaults: RopeDefaults) -> Result<Self, FieldError> {
+    fn read(config: &Fields, fields: &Fields, has_longrope: bool) -> Result<Self, FieldError> {
         for (name, value) in fields.entries() {
             if !KNOWN.contains(&name.as_str()) && !value.is_null() {
                 let known = format!("one of {}", KNOWN.join(", "));
@@ -173,7 +129,7 @@ impl Kind {
         };
         match named {
             "default" => Ok(Kind::Default),
-            "su" | "yarn" | "longrope" if defaults.longrope => Kind::longrope(config, fields),
+            "su" | "yarn" | "longrope" if has_longrope => Kind::longrope(config, fields),
             "linear" => Ok(Kind::Linear { factor: factor()? }),
             "dynamic" => Ok(Kind::Dynamic {
                 limit: config.required("max_position_embeddings")?,
@@ -437,16 +393,4 @@ impl Table {
             }
         }
     }
-}
-
-/// Whether a value is nested by kind of layer, which no supported family has.
-pub(super) fn refuse_nested(config: &Fields) -> Result<(), FieldError> {
-    for name in ["rope_parameters", "rope_scaling"] {
-        let fields = config.object(name, "")?;
-        let mut values = fields.iter().flat_map(|fields| fields.entries());
-        if values.any(|(_, value)| matches!(value, Value::Object(_))) {
-            return Err(config.wrong(name, "numbers that are the same for all layers"));
-        }
-    }
-    Ok(())
 }

@@ -2,54 +2,15 @@
 //!
 //! Defaults and rules follow transformers' configurations and modelling code, 4.57 and 5.23.
 
-use architecture::{FieldError, Fields};
+use architecture::{
+    Absent, Bias, Decoder, Family, FieldError, Fields, HeadDim, Norms, QueryNorms, RoutingRule,
+    Shared as SharedRule, SharedLayout, SharedWidth, SparseLayers, WindowRule,
+};
 use serde_json::Value;
 
 use super::activation::Activation;
 use super::error::ForwardError;
-use super::rope::{RopeDefaults, RopeSettings, refuse_nested};
-
-/// The supported families, by their `model_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
-    Llama,
-    Mistral,
-    Qwen2,
-    Qwen3,
-    Phi3,
-    Gemma,
-    Olmo2,
-    Granite,
-    Mixtral,
-    Qwen2Moe,
-    Qwen3Moe,
-    GraniteMoe,
-    GraniteMoeShared,
-    Glm4Moe,
-    Dots1,
-    FlexOlmo,
-}
-
-use Family::*;
-
-const FAMILIES: [(&str, Family); 16] = [
-    ("llama", Llama),
-    ("mistral", Mistral),
-    ("qwen2", Qwen2),
-    ("qwen3", Qwen3),
-    ("phi3", Phi3),
-    ("gemma", Gemma),
-    ("olmo2", Olmo2),
-    ("granite", Granite),
-    ("mixtral", Mixtral),
-    ("qwen2_moe", Qwen2Moe),
-    ("qwen3_moe", Qwen3Moe),
-    ("granitemoe", GraniteMoe),
-    ("granitemoeshared", GraniteMoeShared),
-    ("glm4_moe", Glm4Moe),
-    ("dots1", Dots1),
-    ("flex_olmo", FlexOlmo),
-];
+use super::rope::RopeSettings;
 
 /// Fields of other families that change the computation: a config that has one belongs to no supported family.
 const OF_OTHERS: [&str; 9] = [
@@ -64,16 +25,7 @@ const OF_OTHERS: [&str; 9] = [
     "logit_scale",
 ];
 
-/// Where the norms of a layer are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Norms {
-    /// Before the attention and before the MLP.
-    Before,
-    /// After each of them, before the residual is added.
-    After,
-}
-
-/// Which features of queries and keys share a norm.
+/// Which features of queries and keys are normed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QueryNorm {
     None,
@@ -123,19 +75,12 @@ pub(super) enum Routing {
 
 /// An expert that every token uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shared {
-    None,
-    Plain(usize),
-    /// Weighted by a gate of its own.
-    Gated(usize),
-}
-
-/// How the tensors of a mixture are named and stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
-    Mixtral,
-    Qwen,
-    Granite,
+pub(super) struct Shared {
+    pub(super) layout: SharedLayout,
+    /// A row whose sigmoid weighs it.
+    pub(super) gate: Option<&'static str>,
+    /// Its inner features.
+    pub(super) width: usize,
 }
 
 /// The experts of a config.
@@ -145,23 +90,12 @@ pub(super) struct Mixture {
     pub(super) per_token: usize,
     /// Inner features of an expert.
     pub(super) width: usize,
-    pub(super) layout: Layout,
+    /// How its tensors are named.
+    pub(super) table: &'static architecture::Mixture,
     pub(super) routing: Routing,
-    pub(super) shared: Shared,
-    /// Layers before this one have no experts.
-    first: usize,
-    /// Counted from one, only layers that are multiples of this have experts.
-    step: usize,
-    /// Layers without experts.
-    dense: Vec<u64>,
-}
-
-impl Mixture {
-    pub(super) fn has(&self, layer: usize) -> bool {
-        layer >= self.first
-            && (layer + 1).is_multiple_of(self.step)
-            && !self.dense.contains(&(layer as u64))
-    }
+    pub(super) shared: Option<Shared>,
+    /// Which layers have experts.
+    pub(super) layers: SparseLayers,
 }
 
 /// The settings from a config.
@@ -181,7 +115,10 @@ pub(super) struct Settings {
     pub(super) activation: Activation,
     pub(super) rope: RopeSettings,
     pub(super) windows: Windows,
-    pub(super) norms: Norms,
+    /// What the norms before or after attention and MLP are called.
+    pub(super) norm_names: [&'static str; 2],
+    /// Whether they stand after each of them, before the residual is added.
+    pub(super) norms_after: bool,
     pub(super) query_norm: QueryNorm,
     /// Whether queries, keys and values have biases.
     pub(super) qkv_bias: bool,
@@ -203,51 +140,25 @@ pub(super) struct Settings {
 impl Settings {
     /// Reads a config; no size in it is trusted until a tensor confirms it.
     pub(super) fn read(config: &Fields) -> Result<Settings, ForwardError> {
-        Ok(Settings::of(config, family(config)?)?)
+        let family = family(config)?;
+        Ok(Settings::of(config, family.decoder, family.tied)?)
     }
 
-    fn of(config: &Fields, family: Family) -> Result<Settings, FieldError> {
+    fn of(config: &Fields, decoder: &'static Decoder, tied: bool) -> Result<Settings, FieldError> {
         refuse_others(config)?;
-        refuse_nested(config)?;
         let hidden = config.required("hidden_size")?;
         let heads = config.required("num_attention_heads")?;
-        let key_heads = config.size("num_key_value_heads")?.unwrap_or(heads);
-        if !heads.is_multiple_of(key_heads) {
-            let expected = format!("a divisor of num_attention_heads, {heads}");
-            return Err(config.wrong("num_key_value_heads", expected));
-        }
-        let head_dim = match (config.size("head_dim")?, family) {
-            (Some(head_dim), _) => head_dim,
-            (None, Qwen3) => 128,
-            (None, Gemma) => 256,
-            (None, _) if hidden.is_multiple_of(heads) => hidden / heads,
-            (None, _) => {
-                let expected = format!("a number, as {heads} heads don't divide {hidden} features");
-                return Err(config.wrong("head_dim", expected));
-            }
-        };
-        let granite = matches!(family, Granite | GraniteMoe | GraniteMoeShared);
+        let key_heads = key_heads(config, decoder, heads)?;
+        let head_dim = head_dim(config, decoder, hidden, heads)?;
         let multiplier = |name| -> Result<f64, FieldError> {
-            match granite {
+            match decoder.multipliers {
                 true => Ok(config.positive(name)?.unwrap_or(1.0)),
                 false => Ok(1.0),
             }
         };
-        let flag = |name, default| config.flag(name, default);
-        let (qkv_bias, output_bias) = match family {
-            Qwen2 => (true, false),
-            Qwen2Moe => (flag("qkv_bias", true)?, false),
-            Glm4Moe => (flag("attention_bias", false)?, false),
-            Mistral | Mixtral | Phi3 => (false, false),
-            _ => (
-                flag("attention_bias", false)?,
-                flag("attention_bias", false)?,
-            ),
+        let &[attention_norm, mlp_norm] = decoder.layer_norms() else {
+            return Err(config.wrong("model_type", "a family with two norms in a layer"));
         };
-        let mixture = Mixture::read(config, family)?;
-        let needs_inner = mixture
-            .as_ref()
-            .is_none_or(|mixture| mixture.layout == Layout::Qwen && family != FlexOlmo);
         Ok(Settings {
             hidden,
             layers: config.required("num_hidden_layers")?,
@@ -255,7 +166,7 @@ impl Settings {
             key_heads,
             head_dim,
             vocabulary: config.required("vocab_size")?,
-            inner: match needs_inner {
+            inner: match decoder.has_dense_mlp() {
                 true => config.size_or_zero("intermediate_size")?.unwrap_or(0),
                 false => 0,
             },
@@ -263,33 +174,37 @@ impl Settings {
                 Some(eps) if eps >= 0.0 => eps,
                 _ => return Err(config.wrong("rms_norm_eps", "a number that is not negative")),
             },
-            norm_offset: if family == Gemma { 1.0 } else { 0.0 },
-            activation: activation(config, family)?,
-            rope: RopeSettings::read(config, rope_defaults(family))?,
-            windows: windows(config, family)?,
-            norms: match family {
-                Olmo2 | FlexOlmo => Norms::After,
-                _ => Norms::Before,
+            norm_offset: decoder.norm_offset as f32,
+            activation: activation(config, decoder)?,
+            rope: RopeSettings::read(config, decoder)?,
+            windows: windows(config, decoder.window)?,
+            norm_names: [attention_norm, mlp_norm],
+            norms_after: decoder.norms == Norms::After,
+            query_norm: match decoder.query_norms {
+                QueryNorms::None => QueryNorm::None,
+                QueryNorms::Head => QueryNorm::Head,
+                QueryNorms::HeadIf(field) => match config.flag(field, false)? {
+                    true => QueryNorm::Head,
+                    false => QueryNorm::None,
+                },
+                QueryNorms::All => QueryNorm::All,
             },
-            query_norm: match family {
-                Qwen3 | Qwen3Moe | Dots1 => QueryNorm::Head,
-                Glm4Moe if flag("use_qk_norm", false)? => QueryNorm::Head,
-                Olmo2 | FlexOlmo => QueryNorm::All,
-                _ => QueryNorm::None,
+            qkv_bias: has_bias(config, decoder.qkv_bias)?,
+            output_bias: has_bias(config, decoder.o_bias)?,
+            mlp_bias: has_bias(config, decoder.mlp_bias)?,
+            fused: decoder.is_fused(),
+            mixture: match &decoder.mixture {
+                Some(table) => Some(Mixture::read(config, table)?),
+                None => None,
             },
-            qkv_bias,
-            output_bias,
-            mlp_bias: matches!(family, Llama | Granite) && flag("mlp_bias", false)?,
-            fused: family == Phi3,
-            mixture,
-            tied: flag("tie_word_embeddings", family == Gemma)?,
-            attention_scale: match granite {
+            tied: config.flag("tie_word_embeddings", tied)?,
+            attention_scale: match decoder.multipliers {
                 true => multiplier("attention_multiplier")?,
                 false => (head_dim as f64).sqrt().recip(),
             },
-            embedding_scale: match family {
-                Gemma => (hidden as f64).sqrt() as f32,
-                _ => multiplier("embedding_multiplier")? as f32,
+            embedding_scale: match decoder.scaled_embedding {
+                true => (hidden as f64).sqrt() as f32,
+                false => multiplier("embedding_multiplier")? as f32,
             },
             residual_scale: multiplier("residual_multiplier")? as f32,
             logits_divisor: multiplier("logits_scaling")?,
@@ -297,15 +212,69 @@ impl Settings {
     }
 }
 
-fn family(config: &Fields) -> Result<Family, ForwardError> {
+/// A family that can be run.
+struct Runnable {
+    decoder: &'static Decoder,
+    /// Whether its head is the embedding where the config does not say.
+    tied: bool,
+}
+
+impl Runnable {
+    fn of(family: &'static Family) -> Option<Runnable> {
+        let decoder = family.decoder.as_ref().filter(|decoder| decoder.runs)?;
+        let tied = family.is_tied();
+        Some(Runnable { decoder, tied })
+    }
+}
+
+fn family(config: &Fields) -> Result<Runnable, ForwardError> {
     let named = config.text("model_type")?.unwrap_or_default();
-    let found = FAMILIES.iter().find(|(name, _)| *name == named);
-    found
-        .map(|(_, family)| *family)
-        .ok_or_else(|| ForwardError::Family {
+    let found = Family::of(named).and_then(Runnable::of);
+    found.ok_or_else(|| {
+        let all = Family::all().filter(|family| Runnable::of(family).is_some());
+        let names: Vec<&str> = all.map(Family::name).collect();
+        ForwardError::Family {
             found: named.chars().take(80).collect(),
-            expected: FAMILIES.map(|(name, _)| name).join(", "),
-        })
+            expected: names.join(", "),
+        }
+    })
+}
+
+fn key_heads(config: &Fields, decoder: &Decoder, heads: usize) -> Result<usize, FieldError> {
+    const FIELD: &str = "num_key_value_heads";
+    let by_class = decoder.kv_heads.filter(|_| !config.is_written(FIELD));
+    let key_heads = config.size(FIELD)?.or(by_class).unwrap_or(heads);
+    match heads.is_multiple_of(key_heads) {
+        true => Ok(key_heads),
+        false => {
+            let expected = format!("a divisor of num_attention_heads, {heads}");
+            Err(config.wrong(FIELD, expected))
+        }
+    }
+}
+
+fn head_dim(
+    config: &Fields,
+    decoder: &Decoder,
+    hidden: usize,
+    heads: usize,
+) -> Result<usize, FieldError> {
+    match (config.size("head_dim")?, decoder.head_dim) {
+        (Some(head_dim), _) | (None, HeadDim::Of(head_dim)) => Ok(head_dim),
+        (None, _) if hidden.is_multiple_of(heads) => Ok(hidden / heads),
+        (None, _) => {
+            let expected = format!("a number, as {heads} heads don't divide {hidden} features");
+            Err(config.wrong("head_dim", expected))
+        }
+    }
+}
+
+fn has_bias(config: &Fields, bias: Bias) -> Result<bool, FieldError> {
+    match bias {
+        Bias::None => Ok(false),
+        Bias::Always => Ok(true),
+        Bias::Flag(field, default) => config.flag(field, default),
+    }
 }
 
 /// Refuses fields that no supported family has.
@@ -324,41 +293,22 @@ fn refuse_others(config: &Fields) -> Result<(), FieldError> {
     Ok(())
 }
 
-fn activation(config: &Fields, family: Family) -> Result<Activation, FieldError> {
-    if family != Gemma {
-        let named = config.text("hidden_act")?.unwrap_or("silu");
-        return Activation::named(config, "hidden_act", named);
-    }
-    // The first Gemma configs say `gelu` and mean its approximation; transformers reads them so.
-    let fields = ["hidden_activation", "hidden_act"];
-    let field = fields.iter().find(|field| config.get(field).is_some());
-    let Some(field) = field else {
-        return Ok(Activation::GeluTanh);
+fn activation(config: &Fields, decoder: &Decoder) -> Result<Activation, FieldError> {
+    let mut fields = decoder.activation_fields.iter().copied();
+    let written = fields.find(|field| config.get(field).is_some());
+    let field = written.unwrap_or("hidden_act");
+    let named = match written {
+        Some(field) => config.text(field)?.unwrap_or_default(),
+        None => decoder.activation,
     };
-    match Activation::named(config, field, config.text(field)?.unwrap_or_default())? {
-        Activation::Gelu => Ok(Activation::GeluTanh),
+    match Activation::named(config, field, named)? {
+        Activation::Gelu if decoder.gelu_is_tanh => Ok(Activation::GeluTanh),
         activation => Ok(activation),
     }
 }
 
-fn rope_defaults(family: Family) -> RopeDefaults {
-    RopeDefaults {
-        theta: match family {
-            Mixtral => 1e6,
-            FlexOlmo => 5e5,
-            _ => 1e4,
-        },
-        partial: match family {
-            Phi3 => Some(1.0),
-            Glm4Moe => Some(0.5),
-            _ => None,
-        },
-        longrope: family == Phi3,
-    }
-}
-
-/// The windows of a family; in transformers a token sees `window` keys, its own included.
-fn windows(config: &Fields, family: Family) -> Result<Windows, FieldError> {
+/// The windows of a family; transformers lets a token see `window` keys, its own among them.
+fn windows(config: &Fields, rule: WindowRule) -> Result<Windows, FieldError> {
     const WINDOW: &str = "sliding_window";
     // If the field is absent, the class default applies; null means no window.
     let written = |default: Option<usize>| match config.is_written(WINDOW) {
@@ -366,16 +316,16 @@ fn windows(config: &Fields, family: Family) -> Result<Windows, FieldError> {
         false => Ok(default),
     };
     let all = |window: Option<usize>| window.map_or(Windows::None, Windows::All);
-    let used = config.flag("use_sliding_window", false);
-    match family {
-        Mistral => written(Some(4096)).map(all),
-        Phi3 | Mixtral => written(None).map(all),
-        Qwen3Moe => match used? {
+    let used = || config.flag("use_sliding_window", false);
+    match rule {
+        WindowRule::None => Ok(Windows::None),
+        WindowRule::All(default) => written(default).map(all),
+        WindowRule::Switched => match used()? {
             true => written(Some(4096)).map(all),
             false => Ok(Windows::None),
         },
-        Qwen2 | Qwen3 | Qwen2Moe | Dots1 => {
-            let window = match family == Dots1 || used? {
+        WindowRule::Listed { switched, from } => {
+            let window = match !switched || used()? {
                 true => written(Some(4096))?,
                 false => None,
             };
@@ -392,16 +342,14 @@ fn windows(config: &Fields, family: Family) -> Result<Windows, FieldError> {
             let Some(window) = window else {
                 return Ok(Windows::None);
             };
-            if family == Qwen2Moe {
+            let Some(default) = from else {
                 let expected = "false, or layer_types that say which layers have a window";
                 let hint = "transformers 4 and 5 differ in which layers those are";
                 return Err(config.wrong_with("use_sliding_window", expected, hint));
-            }
+            };
             let first = config.size_or_zero("max_window_layers")?;
-            let default = if family == Dots1 { 62 } else { 28 };
             Ok(Windows::From(first.unwrap_or(default), window))
         }
-        _ => Ok(Windows::None),
     }
 }
 
@@ -426,99 +374,67 @@ fn listed_windows(config: &Fields) -> Result<Option<Vec<bool>>, FieldError> {
 }
 
 impl Mixture {
-    fn read(config: &Fields, family: Family) -> Result<Option<Mixture>, FieldError> {
-        let (experts_fields, width_field, layout): (&[&str], _, _) = match family {
-            Mixtral => (&["num_local_experts"], "intermediate_size", Layout::Mixtral),
-            GraniteMoe | GraniteMoeShared => {
-                (&["num_local_experts"], "intermediate_size", Layout::Granite)
-            }
-            Qwen2Moe | Qwen3Moe => (
-                &["num_experts", "num_local_experts"],
-                "moe_intermediate_size",
-                Layout::Qwen,
-            ),
-            FlexOlmo => (
-                &["num_experts", "num_local_experts"],
-                "intermediate_size",
-                Layout::Qwen,
-            ),
-            Glm4Moe | Dots1 => (
-                &["n_routed_experts", "num_local_experts"],
-                "moe_intermediate_size",
-                Layout::Qwen,
-            ),
-            _ => return Ok(None),
-        };
-        let experts = one_of(config, experts_fields)?;
-        let per_token = config.required("num_experts_per_tok")?;
+    fn read(config: &Fields, table: &'static architecture::Mixture) -> Result<Mixture, FieldError> {
+        let mut names = table.counts.experts.to_vec();
+        if !names.contains(&"num_local_experts") {
+            names.push("num_local_experts");
+        }
+        let experts = one_of(config, &names)?;
+        let per_token = config.required(table.counts.per_token)?;
         if per_token > experts {
             let expected = format!("at most the number of experts, {experts}");
-            return Err(config.wrong("num_experts_per_tok", expected));
+            return Err(config.wrong(table.counts.per_token, expected));
         }
-        let width = config.required(width_field)?;
+        let width = config.required(table.counts.width)?;
         let renormalise = |default| config.flag("norm_topk_prob", default);
-        let routing = match family {
-            Mixtral => Routing::Softmax { renormalise: true },
-            GraniteMoe | GraniteMoeShared => Routing::TopSoftmax,
-            Glm4Moe => sigmoid(config, experts, per_token, renormalise(true)?)?,
-            Dots1 => sigmoid(config, experts, per_token, renormalise(false)?)?,
-            _ => Routing::Softmax {
-                renormalise: renormalise(false)?,
+        let routing = match table.routing {
+            RoutingRule::Softmax => Routing::Softmax { renormalise: true },
+            RoutingRule::SoftmaxNorm(default) => Routing::Softmax {
+                renormalise: renormalise(default)?,
             },
-        };
-        let plain = |width| match width {
-            0 => Shared::None,
-            width => Shared::Plain(width),
-        };
-        let shared = match family {
-            Qwen2Moe => match config.size_or_zero("shared_expert_intermediate_size")? {
-                None => return Err(config.wrong("shared_expert_intermediate_size", "a size")),
-                Some(0) => Shared::None,
-                Some(width) => Shared::Gated(width),
-            },
-            GraniteMoeShared => plain(
-                config
-                    .size_or_zero("shared_intermediate_size")?
-                    .unwrap_or(0),
-            ),
-            Glm4Moe | Dots1 => match config.size_or_zero("n_shared_experts")? {
-                None => return Err(config.wrong("n_shared_experts", "a number")),
-                Some(count) => match width.checked_mul(count) {
-                    None => return Err(config.wrong("n_shared_experts", "fewer")),
-                    Some(width) => plain(width),
-                },
-            },
-            _ => Shared::None,
-        };
-        let (mut first, mut step, mut dense) = (0, 1, Vec::new());
-        match family {
-            Qwen2Moe | Qwen3Moe => {
-                step = config.size("decoder_sparse_step")?.unwrap_or(1);
-                for layer in config.list("mlp_only_layers")?.unwrap_or_default() {
-                    let Some(layer) = layer.as_u64() else {
-                        return Err(config.wrong("mlp_only_layers", "numbers of layers"));
-                    };
-                    dense.push(layer);
-                }
+            RoutingRule::TopSoftmax => Routing::TopSoftmax,
+            RoutingRule::Sigmoid(default) => {
+                sigmoid(config, experts, per_token, renormalise(default)?)?
             }
-            Glm4Moe | Dots1 => {
-                let default = usize::from(family == Glm4Moe);
-                first = config
-                    .size_or_zero("first_k_dense_replace")?
-                    .unwrap_or(default);
-            }
-            _ => {}
-        }
-        Ok(Some(Mixture {
+        };
+        let shared = match &table.shared {
+            Some(shared) => Shared::read(config, shared, width)?,
+            None => None,
+        };
+        Ok(Mixture {
             experts,
             per_token,
             width,
-            layout,
+            table,
             routing,
             shared,
-            first,
-            step,
-            dense,
+            layers: table.sparse.layers(config)?,
+        })
+    }
+}
+
+impl Shared {
+    /// The shared expert beside experts of that width; none if it has no width.
+    fn read(
+        config: &Fields,
+        rule: &SharedRule,
+        expert: usize,
+    ) -> Result<Option<Shared>, FieldError> {
+        let said = |field: &str, expected: &str| match config.size_or_zero(field)? {
+            None if rule.absent != Absent::Nothing => Err(config.wrong(field, expected)),
+            said => Ok(said.unwrap_or(0)),
+        };
+        let width = match rule.width {
+            SharedWidth::Neurons(field) => said(field, "a size")?,
+            SharedWidth::Experts(field) => said(field, "a number")?
+                .checked_mul(expert)
+                .ok_or_else(|| config.wrong(field, "fewer"))?,
+            SharedWidth::Fixed => expert,
+        };
+        Ok((width > 0).then_some(Shared {
+            layout: rule.layout,
+            gate: rule.gate,
+            width,
         }))
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use architecture::{Decoder, Family, HeadDim, WindowRule};
+use architecture::{Decoder, Family, FieldError, Fields, HeadDim, RopeFields, WindowRule};
 use checkpoint::{Checkpoint, ModelConfig};
 use errors::Refusal;
 
@@ -67,29 +67,14 @@ pub(super) struct Rope {
 }
 
 impl Rope {
-    /// Reads a config of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
-    fn read(config: &ModelConfig, default: f64) -> Rope {
-        let object = |key: &str| config.get(key).and_then(Value::as_object);
-        let parameters = object("rope_parameters").or_else(|| object("rope_scaling"));
-        let number = |key: &str| {
-            let inner = parameters.and_then(|parameters| parameters.get(key));
-            inner
-                .and_then(Value::as_f64)
-                .or_else(|| config.get(key)?.as_f64())
-        };
-        let mut scaling = parameters.cloned().unwrap_or_default();
-        let kind = ["rope_type", "type"];
-        let kind = kind.iter().find_map(|key| scaling.get(*key)?.as_str());
-        let kind = kind.unwrap_or("default").to_owned();
-        for key in ["rope_theta", "partial_rotary_factor", "type", "rope_type"] {
-            scaling.remove(key);
-        }
-        scaling.insert("rope_type".into(), kind.clone().into());
-        Rope {
-            theta: number("rope_theta").unwrap_or(default),
-            scaling: (kind != "default").then_some(scaling),
-            partial: number("partial_rotary_factor").unwrap_or(1.0),
-        }
+    /// Reads a config of transformers 4 or 5; `default` is the base where it says none.
+    fn read(config: &ModelConfig, default: f64) -> Result<Rope, FieldError> {
+        let fields = RopeFields::of(Fields::new(config.value())?)?;
+        Ok(Rope {
+            theta: fields.number("rope_theta")?.unwrap_or(default),
+            scaling: fields.scaling(),
+            partial: fields.number("partial_rotary_factor")?.unwrap_or(1.0),
+        })
     }
 
     /// The kind of scaling; `default` without one.
@@ -181,6 +166,9 @@ impl Dense {
             HeadDim::Of(size) => size,
             HeadDim::Share | HeadDim::AlwaysShare => hidden / heads,
         };
+        let rope = Rope::read(config, decoder.theta).map_err(|error| {
+            Refusal::new(format!("the config of `{label}`: {error}")).with_hint(error.hint)
+        })?;
         Ok(Dense {
             family,
             decoder,
@@ -208,7 +196,7 @@ impl Dense {
                 decoder.query_norm_names[0]
             )),
             window: window(config, decoder),
-            rope: Rope::read(config, decoder.theta),
+            rope,
         })
     }
 }

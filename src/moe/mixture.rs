@@ -3,7 +3,7 @@
 use super::family::{Dense, Window, no_config};
 use super::pieces::{Donor, Piece, Pieces, layer_of};
 use super::targets::Target;
-use architecture::{Experts, Family, Matrix, Names, WindowRule};
+use architecture::{Experts, Family, Fields, Matrix, Names, RopeFields, WindowRule};
 use checkpoint::{Checkpoint, ModelConfig};
 use errors::Refusal;
 use numeric::FloatType;
@@ -194,9 +194,9 @@ impl Mixture {
 
 /// Whether a config states the base of the rotary frequencies, in the fields of transformers 4 or 5.
 fn says_theta(config: &ModelConfig) -> bool {
-    let parameters = config.get("rope_parameters");
-    let inner = parameters.and_then(|parameters| parameters.get("rope_theta"));
-    inner.or_else(|| config.get("rope_theta")).is_some()
+    let fields = Fields::new(config.value()).and_then(RopeFields::of);
+    // What is not understood is refused where it is read.
+    fields.is_ok_and(|fields| !matches!(fields.number("rope_theta"), Ok(None)))
 }
 
 /// The dense family that matches the decoder around the experts.

@@ -4,15 +4,12 @@ use serde_json::{Map, Value};
 
 use super::PlannedTensor;
 use super::layers::LayerMap;
-use super::problems::some_of;
+use super::problems::Problems;
+use architecture::{Inexpressible, LAYER_COUNTS, Restack, TEXT_PARTS};
 use checkpoint::{Dtype, ModelConfig};
 use numeric::FloatType;
 
-/// Where composite models keep the config of their language model.
-const NESTED: [&str; 3] = ["text_config", "llm_config", "language_config"];
-/// How configs spell the number of layers.
-const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
-/// The same in configs of vision towers.
+/// How configs of vision towers spell it.
 const VISION_COUNTS: [&str; 4] = ["depth", "num_hidden_layers", "n_layers", "num_layers"];
 /// The number of encoder layers in configs with an encoder and a decoder; `num_hidden_layers` repeats it.
 const ENCODER_COUNTS: [&str; 4] = [
@@ -23,42 +20,21 @@ const ENCODER_COUNTS: [&str; 4] = [
 ];
 /// The number of decoder layers there.
 const DECODER_COUNTS: [&str; 2] = ["decoder_layers", "num_decoder_layers"];
-/// Lists with one entry per layer whose name does not say so.
-const PER_LAYER: [&str; 9] = [
-    "num_attention_heads",
-    "num_query_heads",
-    "num_key_value_heads",
-    "num_kv_heads",
-    "intermediate_size",
-    "ffn_multipliers",
-    "qkv_multipliers",
-    "activation_sparsity_pattern",
-    "no_rope_layers",
-];
-/// Fields that refer to layers by number, so that restacking changes their meaning.
-const BY_NUMBER: [&str; 8] = [
-    "max_window_layers",
-    "sliding_window_pattern",
-    "first_k_dense_replace",
-    "decoder_sparse_step",
-    "moe_layer_freq",
-    "full_attention_interval",
-    "mlp_only_layers",
-    "num_kv_shared_layers",
-];
 
 /// The donor's config with the output's dtype and layers.
 pub(super) fn edited(
     config: &ModelConfig,
     tensors: &[PlannedTensor],
     layer_maps: &[LayerMap],
+    donor: &str,
     notes: &mut Vec<String>,
+    problems: &mut Problems,
 ) -> Value {
     let mut value = config.value().clone();
     if let Some(object) = value.as_object_mut() {
         set_dtype(object, tensors, notes);
         for map in layer_maps {
-            set_layers(object, map, notes);
+            set_layers(object, map, donor, notes, problems);
         }
     }
     value
@@ -111,7 +87,7 @@ fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: 
     for key in ["dtype", "torch_dtype"] {
         config.insert(key.into(), name.into());
     }
-    for nested in NESTED {
+    for nested in TEXT_PARTS {
         let Some(nested) = config.get_mut(nested).and_then(Value::as_object_mut) else {
             continue;
         };
@@ -156,12 +132,18 @@ fn layer_counts(
     } else if of("decoder") && two_stacks {
         return (None, &DECODER_COUNTS);
     }
-    let nested = NESTED.into_iter().find(|key| has(key, &LAYER_COUNTS));
+    let nested = TEXT_PARTS.into_iter().find(|key| has(key, &LAYER_COUNTS));
     (nested, &LAYER_COUNTS)
 }
 
-/// Sets the number of layers of a stack, and reorders the lists with one entry per layer.
-fn set_layers(config: &mut Map<String, Value>, map: &LayerMap, notes: &mut Vec<String>) {
+/// Sets the number of layers of a stack, and reorders what is listed by layer.
+fn set_layers(
+    config: &mut Map<String, Value>,
+    map: &LayerMap,
+    donor: &str,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) {
     // T5's decoder has as many layers as its encoder, unless the config says otherwise.
     let coder = map.prefix.starts_with("encoder.") || map.prefix.starts_with("decoder.");
     if let (true, Some(both)) = (coder, config.get("num_layers").cloned())
@@ -193,29 +175,29 @@ fn set_layers(config: &mut Map<String, Value>, map: &LayerMap, notes: &mut Vec<S
     if unchanged {
         return;
     }
-    let mut by_number = Vec::new();
-    for (key, value) in config.iter_mut() {
-        let listed =
-            PER_LAYER.contains(&key.as_str()) || key.contains("layer") || key.contains("block");
-        match value {
-            Value::Array(list) if listed && list.len() == map.before => {
-                *list = map
-                    .from
-                    .iter()
-                    .filter_map(|&layer| list.get(layer).cloned())
-                    .collect();
-            }
-            Value::Array(list) if BY_NUMBER.contains(&key.as_str()) && !list.is_empty() => {
-                by_number.push(key.clone())
-            }
-            Value::Number(_) if BY_NUMBER.contains(&key.as_str()) => by_number.push(key.clone()),
-            _ => {}
-        }
-    }
-    if !by_number.is_empty() {
-        notes.push(format!(
-            "the config speaks of layers by number in {}, and the layers were restacked: check that it still holds",
-            some_of(&by_number)
-        ));
+    let restack = Restack {
+        before: map.before,
+        from: &map.from,
+        other_half: match coder && map.prefix.starts_with("encoder.") {
+            true => Some("decoder_"),
+            false => coder.then_some("encoder_"),
+        },
+    };
+    for Inexpressible { field, value } in restack.apply(config).err().unwrap_or_default() {
+        problems.add(
+            None,
+            format!(
+                "the config of `{donor}` says `{field}`: {value}, which cannot say of the {} output layers of `{}` \
+                 what it says of the {} that they come from",
+                map.from.len(),
+                map.prefix,
+                map.before
+            ),
+            Some(
+                "take layers in an order that keeps the pattern, such as whole periods of it, or a donor whose config \
+                 lists its layers one by one"
+                    .to_owned(),
+            ),
+        );
     }
 }

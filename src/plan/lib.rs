@@ -361,7 +361,10 @@ fn attempt(
     let config = models
         .donor()
         .config()
-        .map(|config| config::edited(config, &tensors, &layer_maps, &mut notes))
+        .map(|config| {
+            let donor = models.donor().label();
+            config::edited(config, &tensors, &layer_maps, donor, &mut notes, problems)
+        })
         .map(|mut config| {
             let donor = models.donor().label();
             let mut asked = recipe.architectures.iter();
@@ -373,6 +376,9 @@ fn attempt(
             }
             config
         });
+    if !problems.is_empty() {
+        return None;
+    }
     let mut sidecars = models.sidecars(&mut notes, problems)?;
     let made = made(recipe, &models, alignment.as_ref(), &mut notes, problems)?;
     sidecars.retain(|(_, file)| made.iter().all(|(name, _)| *name != file.name));

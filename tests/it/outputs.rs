@@ -285,10 +285,8 @@ fn stacked_slices_copy_layers_and_restack_the_config() {
     let config = read_json(&out.join("config.json"));
     assert_eq!(config["num_hidden_layers"], 5);
     assert_eq!(config["layer_types"], json!(["a0", "a1", "a1", "a2", "a2"]));
-    // What speaks of layers by number cannot be translated: it is left, and said.
-    assert_eq!(config["max_window_layers"], 2);
+    assert_eq!(config["max_window_layers"], 3);
     let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
-    assert!(plan.contains("by number in `max_window_layers`"), "{plan}");
     assert!(
         plan.contains("left out: no slice or module asks for it"),
         "{plan}"
@@ -742,11 +740,7 @@ fn stacked_layers_take_their_config_along() {
         (&config["dtype"], &config["torch_dtype"]),
         (&json!("float16"), &json!("float16"))
     );
-    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
-    assert!(
-        plan.contains("speaks of layers by number in `max_window_layers`"),
-        "{plan}"
-    );
+    assert_eq!(config["max_window_layers"], 5);
     // Embeddings come from the first slice, the norm and the head from the last.
     let [a, b] = ["a", "b"].map(|name| {
         let recipe =
@@ -963,4 +957,42 @@ fn a_fine_tune_that_is_its_base_is_noted() {
         "{plan}"
     );
     assert!(!plan.contains("`b` is equal"), "{plan}");
+}
+
+/// Jamba and Llama 4: what a config says of layers by a period or by their numbers is of the new layers, or the merge
+/// is refused.
+#[test]
+fn a_config_that_speaks_of_layers_by_number_is_of_the_new_ones_or_refused() {
+    let bench = Bench::new();
+    let config = |more: Value| {
+        let mut config = llama_config(4);
+        for (key, value) in more.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        config
+    };
+    let more = json!({"attn_layer_period": 2, "attn_layer_offset": 1, "moe_layers": [0, 1, 2, 3]});
+    bench.model("a", &config(more), &llama(1, 4, Dtype::F32));
+    let slices = |ranges: &[[usize; 2]]| {
+        let slice = |range: &[usize; 2]| {
+            format!(
+                "- sources: [{{model: a, layer_range: [{}, {}]}}]\n",
+                range[0], range[1]
+            )
+        };
+        let slices: String = ranges.iter().map(slice).collect();
+        format!("merge_method: passthrough\nslices:\n{slices}")
+    };
+    let message = bench.refused(&slices(&[[0, 2], [1, 4]]), &[]);
+    let expected = "the config of `a` says `attn_layer_period`: 2, which cannot say of the 5 output layers of \
+                    `model.layers.`";
+    assert!(message.contains(expected), "{message}");
+    bench.merge(&slices(&[[1, 4], [2, 4]]), &[]);
+    let out = read_json(&bench.path("out/config.json"));
+    assert_eq!(out["num_hidden_layers"], 5);
+    assert_eq!(
+        (&out["attn_layer_period"], &out["attn_layer_offset"]),
+        (&json!(2), &json!(0))
+    );
+    assert_eq!(out["moe_layers"], json!([0, 1, 2, 3, 4]));
 }

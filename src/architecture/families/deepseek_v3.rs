@@ -3,7 +3,7 @@
 use crate::decoder::{Attention, Decoder};
 use crate::family::Family;
 use crate::mixture::{
-    Absent, Correction, Counts, Experts, Mixture, Routing, Shared, SharedLayout, SharedWidth,
+    Absent, Correction, Counts, Experts, Mixture, RoutingRule, Shared, SharedLayout, SharedWidth,
     Sparse,
 };
 
@@ -49,7 +49,7 @@ pub(super) const fn decoder(dense_layers: usize) -> Decoder {
                 per_token: "num_experts_per_tok",
                 width: "moe_intermediate_size",
             },
-            routing: Routing::Sigmoid(true),
+            routing: RoutingRule::Sigmoid(true),
             written: None,
         }),
         runs: false,

@@ -3,7 +3,7 @@
 use crate::decoder::{Decoder, QueryNorms, WindowRule};
 use crate::family::Family;
 use crate::mixture::{
-    Absent, Correction, Counts, Experts, Mixture, Routing, Shared, SharedLayout, SharedWidth,
+    Absent, Correction, Counts, Experts, Mixture, RoutingRule, Shared, SharedLayout, SharedWidth,
     Sparse, Written,
 };
 
@@ -37,7 +37,7 @@ pub(super) const DECODER: Decoder = Decoder {
             per_token: "num_experts_per_tok",
             width: "moe_intermediate_size",
         },
-        routing: Routing::Sigmoid(false),
+        routing: RoutingRule::Sigmoid(false),
         written: Some(Written {
             title: "dots1",
             holds: &["qwen3"],

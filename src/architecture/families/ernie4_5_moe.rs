@@ -3,7 +3,7 @@
 use crate::decoder::{Bias, Decoder, HeadDim};
 use crate::family::{Family, Head};
 use crate::mixture::{
-    Absent, Correction, Counts, Experts, Mixture, Routing, Shared, SharedLayout, SharedWidth,
+    Absent, Correction, Counts, Experts, Mixture, RoutingRule, Shared, SharedLayout, SharedWidth,
     Sparse, Written,
 };
 
@@ -39,7 +39,7 @@ pub(super) const DECODER: Decoder = Decoder {
             per_token: "moe_k",
             width: "moe_intermediate_size",
         },
-        routing: Routing::Softmax,
+        routing: RoutingRule::Softmax,
         written: Some(Written {
             title: "ERNIE 4.5 MoE",
             holds: &["ernie4_5"],

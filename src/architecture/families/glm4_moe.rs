@@ -3,7 +3,7 @@
 use crate::decoder::{Bias, Decoder, QueryNorms};
 use crate::family::Family;
 use crate::mixture::{
-    Absent, Correction, Counts, Experts, Mixture, Routing, Shared, SharedLayout, SharedWidth,
+    Absent, Correction, Counts, Experts, Mixture, RoutingRule, Shared, SharedLayout, SharedWidth,
     Sparse, Written,
 };
 
@@ -36,7 +36,7 @@ pub(super) const DECODER: Decoder = Decoder {
             per_token: "num_experts_per_tok",
             width: "moe_intermediate_size",
         },
-        routing: Routing::Sigmoid(true),
+        routing: RoutingRule::Sigmoid(true),
         written: Some(Written {
             title: "GLM4 MoE",
             holds: &["llama", "qwen2", "qwen3"],

@@ -2,7 +2,7 @@
 
 use crate::decoder::{Decoder, HeadDim};
 use crate::family::Family;
-use crate::mixture::{Counts, Experts, Mixture, Routing, Sparse, Written};
+use crate::mixture::{Counts, Experts, Mixture, RoutingRule, Sparse, Written};
 
 pub(super) static FAMILY: Family =
     Family::decoder(&["granitemoe"], "GraniteMoeForCausalLM", DECODER);
@@ -25,7 +25,7 @@ pub(super) const DECODER: Decoder = Decoder {
             per_token: "num_experts_per_tok",
             width: "intermediate_size",
         },
-        routing: Routing::TopSoftmax,
+        routing: RoutingRule::TopSoftmax,
         written: Some(Written {
             title: "Granite MoE",
             holds: &["granite", "llama"],

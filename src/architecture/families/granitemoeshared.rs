@@ -3,7 +3,8 @@
 use crate::decoder::{Decoder, HeadDim};
 use crate::family::Family;
 use crate::mixture::{
-    Absent, Counts, Experts, Mixture, Routing, Shared, SharedLayout, SharedWidth, Sparse, Written,
+    Absent, Counts, Experts, Mixture, RoutingRule, Shared, SharedLayout, SharedWidth, Sparse,
+    Written,
 };
 
 pub(super) static FAMILY: Family = Family::decoder(
@@ -38,7 +39,7 @@ pub(super) const DECODER: Decoder = Decoder {
             per_token: "num_experts_per_tok",
             width: "intermediate_size",
         },
-        routing: Routing::TopSoftmax,
+        routing: RoutingRule::TopSoftmax,
         written: Some(Written {
             title: "Granite MoE shared",
             holds: &["granite", "llama"],

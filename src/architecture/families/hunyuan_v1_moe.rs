@@ -3,7 +3,8 @@
 use crate::decoder::Decoder;
 use crate::family::Family;
 use crate::mixture::{
-    Absent, Counts, Experts, Mixture, Routing, Shared, SharedLayout, SharedWidth, Sparse, Written,
+    Absent, Counts, Experts, Mixture, RoutingRule, Shared, SharedLayout, SharedWidth, Sparse,
+    Written,
 };
 
 pub(super) static FAMILY: Family =
@@ -27,7 +28,7 @@ pub(super) const DECODER: Decoder = Decoder {
             per_token: "moe_topk",
             width: "intermediate_size",
         },
-        routing: Routing::Softmax,
+        routing: RoutingRule::Softmax,
         written: Some(Written {
             title: "HunYuan MoE",
             holds: &["hunyuan_v1_dense"],

@@ -2,7 +2,7 @@
 
 use crate::decoder::{Bias, Decoder, WindowRule};
 use crate::family::Family;
-use crate::mixture::{Counts, Experts, Mixture, Routing, Sparse, Written};
+use crate::mixture::{Counts, Experts, Mixture, RoutingRule, Sparse, Written};
 
 pub(super) static FAMILY: Family = Family::decoder(&["mixtral"], "MixtralForCausalLM", DECODER);
 
@@ -30,7 +30,7 @@ pub(super) const DECODER: Decoder = Decoder {
             per_token: "num_experts_per_tok",
             width: "intermediate_size",
         },
-        routing: Routing::Softmax,
+        routing: RoutingRule::Softmax,
         written: Some(Written {
             title: "Mixtral",
             holds: &["llama", "mistral", "phi3", "gemma"],

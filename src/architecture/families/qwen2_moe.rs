@@ -3,7 +3,8 @@
 use crate::decoder::{Bias, Decoder, HeadDim, WindowRule};
 use crate::family::Family;
 use crate::mixture::{
-    Absent, Counts, Experts, Mixture, Routing, Shared, SharedLayout, SharedWidth, Sparse, Written,
+    Absent, Counts, Experts, Mixture, RoutingRule, Shared, SharedLayout, SharedWidth, Sparse,
+    Written,
 };
 
 pub(super) static FAMILY: Family = Family::decoder(&["qwen2_moe"], "Qwen2MoeForCausalLM", DECODER);
@@ -34,7 +35,7 @@ pub(super) const DECODER: Decoder = Decoder {
             per_token: "num_experts_per_tok",
             width: "moe_intermediate_size",
         },
-        routing: Routing::SoftmaxNorm(false),
+        routing: RoutingRule::SoftmaxNorm(false),
         written: Some(Written {
             title: "Qwen MoE",
             holds: &["qwen2", "llama"],

@@ -2,7 +2,7 @@
 
 use crate::decoder::{Decoder, QueryNorms, WindowRule};
 use crate::family::Family;
-use crate::mixture::{Counts, Experts, Mixture, Routing, Sparse, Written};
+use crate::mixture::{Counts, Experts, Mixture, RoutingRule, Sparse, Written};
 
 pub(super) static FAMILY: Family = Family::decoder(&["qwen3_moe"], "Qwen3MoeForCausalLM", DECODER);
 
@@ -22,7 +22,7 @@ pub(super) const DECODER: Decoder = Decoder {
             per_token: "num_experts_per_tok",
             width: "moe_intermediate_size",
         },
-        routing: Routing::SoftmaxNorm(false),
+        routing: RoutingRule::SoftmaxNorm(false),
         written: Some(Written {
             title: "Qwen3 MoE",
             holds: &["qwen3"],

@@ -5,11 +5,11 @@ use super::super::attention::Attention;
 use super::super::experts::route;
 use super::super::layout::{Gated, Linear, Matrix, Vector};
 use super::super::norm::rms_norm;
-use super::super::rope::{Rope, RopeDefaults, RopeSettings};
+use super::super::rope::{Rope, RopeSettings};
 use super::super::settings::Routing;
 use super::super::states::{Batch, States};
 use super::{Held, assert_near, random};
-use architecture::Fields;
+use architecture::{Family, Fields};
 use numeric::{View, multiply};
 
 fn wide(values: &[f32]) -> Vec<f64> {
@@ -210,12 +210,9 @@ fn attention_agrees_with_loops() {
 fn rotation_is_that_of_complex_numbers() {
     let config = serde_json::json!({"rope_theta": 100.0, "partial_rotary_factor": 0.5});
     let fields = Fields::new(&config).unwrap();
-    let defaults = RopeDefaults {
-        theta: 1e4,
-        partial: Some(1.0),
-        longrope: false,
-    };
-    let settings = RopeSettings::read(&fields, defaults).unwrap();
+    // Of a family that may turn a part of each head.
+    let decoder = Family::of("glm4_moe").unwrap().decoder.as_ref().unwrap();
+    let settings = RopeSettings::read(&fields, decoder).unwrap();
     let rope = Rope::new(&fields, &settings, 8).unwrap();
     let batch = Batch::new(&[vec![0; 2], vec![0; 5]], 1).unwrap();
     let (tokens, heads) = (7, 2);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::activation::Activation;
 use super::super::rope::Rope;
-use super::super::settings::{QueryNorm, Routing, Settings, Shared};
+use super::super::settings::{QueryNorm, Routing, Settings};
 use architecture::Fields;
 
 fn read(config: &Value) -> (Settings, Rope) {
@@ -93,7 +93,7 @@ fn qwen_3_and_its_mixture() {
     assert_eq!(mixture.routing, Routing::Softmax { renormalise: true });
     assert_eq!(
         (mixture.shared, settings.query_norm),
-        (Shared::None, QueryNorm::Head)
+        (None, QueryNorm::Head)
     );
     config["model_type"] = "qwen3".into();
     assert!(read(&config).0.mixture.is_none());
@@ -180,12 +180,12 @@ fn glm_4_5_rotates_half_of_a_head() {
     }));
     let mixture = settings.mixture.unwrap();
     assert_eq!(
-        [0, 1, 45].map(|layer| mixture.has(layer)),
+        [0, 1, 45].map(|layer| mixture.layers.has(layer)),
         [false, true, true]
     );
     assert_eq!(
-        (mixture.shared, settings.query_norm),
-        (Shared::Plain(1408), QueryNorm::None)
+        (mixture.shared.unwrap().width, settings.query_norm),
+        (1408, QueryNorm::None)
     );
     assert!(settings.qkv_bias && !settings.output_bias);
 }

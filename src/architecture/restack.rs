@@ -1,0 +1,580 @@
+//! The fields of a config that speak of layers, and what each becomes when a stack is put together anew.
+//!
+//! A new stack is told by the old layer that each of its layers comes from. A field that can say the same of the new
+//! stack is rewritten; one that cannot is an error that names it.
+
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+/// How a field speaks of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// A list with an entry for each layer; anything else is about all of them.
+    Each,
+    /// A list of numbers of layers.
+    Numbers,
+    /// A list that begins again until every layer has an entry.
+    Cycle,
+    /// A text with a character for each layer.
+    Characters,
+    /// So many at the beginning are of a kind of their own.
+    First,
+    /// So many at the end.
+    Last,
+    /// The number of the last that is of a kind; below zero: to the end.
+    UpTo,
+    /// One in so many: the numbers that are a multiple of it once this is added.
+    Every(usize),
+    /// As `Every`, and the layers that this list names are not of the kind.
+    EveryBut(usize, &'static str),
+    /// One in so many, counted from the number in this field.
+    Period(&'static str),
+    /// The number of layers once more.
+    Count,
+    /// Its meaning differs between families: it can only stay where it is one, or zero.
+    Unclear,
+}
+
+/// A field that speaks of layers.
+#[derive(Debug)]
+struct LayerField {
+    name: &'static str,
+    meaning: Meaning,
+    /// A list layer by layer that is read instead of it, where it is there.
+    replaced_by: &'static str,
+    /// A field that, if false, says that it counts for nothing.
+    only_if: &'static str,
+}
+
+const fn field(name: &'static str, meaning: Meaning) -> LayerField {
+    LayerField {
+        name,
+        meaning,
+        replaced_by: "",
+        only_if: "",
+    }
+}
+
+const fn replaced(name: &'static str, meaning: Meaning, replaced_by: &'static str) -> LayerField {
+    LayerField {
+        replaced_by,
+        ..field(name, meaning)
+    }
+}
+
+/// Every field, beside lists whose name has `layer` or `block` in it, which are taken for `Each`.
+static FIELDS: &[LayerField] = &[
+    field("num_attention_heads", Meaning::Each),
+    field("num_query_heads", Meaning::Each),
+    field("num_key_value_heads", Meaning::Each),
+    field("num_kv_heads", Meaning::Each),
+    field("intermediate_size", Meaning::Each),
+    field("ffn_multipliers", Meaning::Each),
+    field("qkv_multipliers", Meaning::Each),
+    field("activation_sparsity_pattern", Meaning::Each),
+    field("attention_window", Meaning::Each),
+    field("attn_type_list", Meaning::Each),
+    field("mlp_only_layers", Meaning::Numbers),
+    field("moe_layers", Meaning::Numbers),
+    field("cross_attention_layers", Meaning::Numbers),
+    field("hybrid_layer_ids", Meaning::Numbers),
+    field("full_attn_idxs", Meaning::Numbers),
+    field("block_types", Meaning::Cycle),
+    field("hybrid_override_pattern", Meaning::Characters),
+    field("first_k_dense_replace", Meaning::First),
+    field("num_dense_layers", Meaning::First),
+    field("moe_layer_start_index", Meaning::First),
+    field("moe_layer_end_index", Meaning::UpTo),
+    field("num_kv_shared_layers", Meaning::Last),
+    LayerField {
+        only_if: "use_sliding_window",
+        ..replaced("max_window_layers", Meaning::First, "layer_types")
+    },
+    field(
+        "decoder_sparse_step",
+        Meaning::EveryBut(1, "mlp_only_layers"),
+    ),
+    field("encoder_sparse_step", Meaning::Unclear),
+    field("moe_layer_freq", Meaning::Unclear),
+    field("moe_layer_interval", Meaning::Every(1)),
+    replaced("sliding_window_pattern", Meaning::Every(1), "layer_types"),
+    replaced("full_attention_interval", Meaning::Every(1), "layer_types"),
+    replaced(
+        "global_attn_every_n_layers",
+        Meaning::Every(0),
+        "layer_types",
+    ),
+    replaced("interleave_moe_layer_step", Meaning::Every(1), "moe_layers"),
+    replaced(
+        "no_rope_layer_interval",
+        Meaning::Every(1),
+        "no_rope_layers",
+    ),
+    field("attn_layer_period", Meaning::Period("attn_layer_offset")),
+    field(
+        "expert_layer_period",
+        Meaning::Period("expert_layer_offset"),
+    ),
+    field("num_blocks", Meaning::Count),
+];
+
+/// A new stack of layers.
+#[derive(Debug, Clone, Copy)]
+pub struct Restack<'a> {
+    /// How many layers there were.
+    pub before: usize,
+    /// The old layer that each new one comes from, below `before`.
+    pub from: &'a [usize],
+    /// How the fields begin that are about the other half of an encoder and decoder.
+    pub other_half: Option<&'a str>,
+}
+
+/// A field that cannot say of the new stack what it said of the old.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inexpressible {
+    /// The field.
+    pub field: String,
+    /// What it says.
+    pub value: String,
+}
+
+impl Restack<'_> {
+    /// Rewrites all that a part of a config says of layers one by one.
+    ///
+    /// # Errors
+    /// The fields that cannot say the same of the new stack; they and all others may be changed by then.
+    pub fn apply(&self, config: &mut Map<String, Value>) -> Result<(), Vec<Inexpressible>> {
+        let mut failed = Vec::new();
+        // By turns: what `EveryBut` adds to its list must not be taken for numbers of old layers.
+        let (every_but, others): (Vec<&LayerField>, Vec<&LayerField>) = FIELDS
+            .iter()
+            .partition(|field| matches!(field.meaning, Meaning::EveryBut(..)));
+        for field in every_but.into_iter().chain(others) {
+            if self
+                .other_half
+                .is_some_and(|start| field.name.starts_with(start))
+            {
+                continue;
+            }
+            // Where a list is read instead, or a field says that it is off, nothing depends on it.
+            let is_list = config.get(field.replaced_by).is_some_and(Value::is_array);
+            let counts = !is_list && config.get(field.only_if) != Some(&Value::Bool(false));
+            // Switch Transformers have both, and begin to count elsewhere.
+            let unclear =
+                field.name == "decoder_sparse_step" && config.contains_key("encoder_sparse_step");
+            let meaning = if unclear {
+                Meaning::Unclear
+            } else {
+                field.meaning
+            };
+            if self.field(config, field.name, meaning).is_none() && counts {
+                failed.push(Inexpressible {
+                    field: field.name.to_owned(),
+                    value: config[field.name].to_string().chars().take(80).collect(),
+                });
+            }
+        }
+        for (name, value) in config.iter_mut() {
+            let known = FIELDS.iter().any(|field| field.name == name);
+            let listed = name.contains("layer") || name.contains("block");
+            if listed && !known {
+                self.each(value);
+            }
+        }
+        match failed.is_empty() {
+            true => Ok(()),
+            false => Err(failed),
+        }
+    }
+
+    /// Rewrites one field; none if it cannot say the same. What is absent or of another type says nothing.
+    fn field(
+        &self,
+        config: &mut Map<String, Value>,
+        name: &'static str,
+        meaning: Meaning,
+    ) -> Option<()> {
+        let Some(value) = config.get(name).filter(|value| !value.is_null()) else {
+            return Some(());
+        };
+        let number = value
+            .as_u64()
+            .and_then(|number| usize::try_from(number).ok());
+        let length = self.from.len();
+        let new: Value = match (meaning, number) {
+            (Meaning::Each, _) => {
+                self.each(config.get_mut(name)?);
+                return Some(());
+            }
+            (_, None) if value.is_array() && is_of_number(meaning) => {
+                // Some families list layer by layer what others tell by a number.
+                self.each(config.get_mut(name)?);
+                return Some(());
+            }
+            (Meaning::Numbers, _) => self.numbers(value)?.into(),
+            (Meaning::Cycle, _) => self.cycle(value)?,
+            (Meaning::Characters, _) => self.characters(value)?.into(),
+            (Meaning::First, Some(first)) => {
+                let ends = self.run(0..first)?;
+                ends_at_start(&ends)?;
+                ends.len()
+                    .max(if ends.len() == length { first } else { 0 })
+                    .into()
+            }
+            (Meaning::Last, Some(last)) => {
+                let kept = self.run(self.before.saturating_sub(last)..self.before)?;
+                (kept.end == length || kept.is_empty()).then_some(())?;
+                kept.len().into()
+            }
+            (Meaning::UpTo, Some(last)) => {
+                let kept = self.run(0..last.saturating_add(1))?;
+                ends_at_start(&kept)?;
+                // None at all has no number.
+                kept.len().checked_sub(1)?.into()
+            }
+            (Meaning::Every(offset), Some(step)) => {
+                let step = step.max(1);
+                let old = |layer: usize| (layer + offset).is_multiple_of(step);
+                self.step(step, &old, |layer, step| {
+                    (layer + offset).is_multiple_of(step)
+                })?
+                .into()
+            }
+            (Meaning::EveryBut(offset, list), Some(step)) => {
+                return self.every_but(config, name, step.max(1), offset, list);
+            }
+            (Meaning::Period(offset), Some(period)) => {
+                let (period, offset) = self.period(config, period.max(1), offset)?;
+                config.insert(name.to_owned(), period.into());
+                config.insert(offset.0.to_owned(), offset.1.into());
+                return Some(());
+            }
+            (Meaning::Count, Some(count)) if count == self.before => length.into(),
+            (Meaning::Count, _) => return Some(()),
+            (Meaning::Unclear, Some(0 | 1)) => return Some(()),
+            // Below zero, or no number at all.
+            (Meaning::UpTo, None) => return Some(()),
+            (Meaning::Unclear, _) => return None,
+            (_, None) => return Some(()),
+        };
+        config.insert(name.to_owned(), new);
+        Some(())
+    }
+
+    /// A list with an entry for each layer; others stay as they are.
+    fn each(&self, value: &mut Value) {
+        if let Value::Array(list) = value
+            && list.len() == self.before
+        {
+            let entries = self.from.iter().filter_map(|&layer| list.get(layer));
+            *list = entries.cloned().collect();
+        }
+    }
+
+    fn numbers(&self, value: &Value) -> Option<Vec<Value>> {
+        let list = value.as_array()?;
+        let old: Vec<u64> = list.iter().map(Value::as_u64).collect::<Option<_>>()?;
+        let new = self.from.iter().enumerate();
+        let new = new.filter(|(_, from)| old.contains(&(**from as u64)));
+        Some(new.map(|(layer, _)| layer.into()).collect())
+    }
+
+    fn cycle(&self, value: &Value) -> Option<Value> {
+        let list = value.as_array().filter(|list| !list.is_empty())?;
+        let of = |layer: usize| &list[layer % list.len()];
+        let new = self.from.iter().map(|&layer| of(layer));
+        let same = new
+            .clone()
+            .enumerate()
+            .all(|(layer, kind)| kind == of(layer));
+        Some(match same {
+            true => value.clone(),
+            false => new.cloned().collect(),
+        })
+    }
+
+    fn characters(&self, value: &Value) -> Option<String> {
+        let old: Vec<char> = value.as_str()?.chars().collect();
+        if old.len() != self.before {
+            return None;
+        }
+        self.from.iter().map(|&layer| old.get(layer)).collect()
+    }
+
+    /// Where the new layers are that come from a run of old ones; none if they are no run.
+    fn run(&self, old: Range<usize>) -> Option<Range<usize>> {
+        let is_of = |layer: &usize| old.contains(layer);
+        let Some(first) = self.from.iter().position(is_of) else {
+            return Some(0..0);
+        };
+        let last = self.from.iter().rposition(is_of)?;
+        let all = self.from[first..=last].iter().all(is_of);
+        all.then_some(first..last + 1)
+    }
+
+    /// A step by which the new layers are of the kind that they were of; the old one, if it can be.
+    fn step(
+        &self,
+        step: usize,
+        old: &dyn Fn(usize) -> bool,
+        new: impl Fn(usize, usize) -> bool,
+    ) -> Option<usize> {
+        let fits = |step: &usize| {
+            let mut layers = self.from.iter().enumerate();
+            layers.all(|(layer, &from)| new(layer, *step) == old(from))
+        };
+        let others = 1..=self.from.len() + 1;
+        std::iter::once(step).chain(others).find(fits)
+    }
+
+    /// Where no step can say it, all layers are of the kind but those that are listed.
+    fn every_but(
+        &self,
+        config: &mut Map<String, Value>,
+        name: &str,
+        step: usize,
+        offset: usize,
+        list: &str,
+    ) -> Option<()> {
+        let of = |layer: usize, step: usize| (layer + offset).is_multiple_of(step);
+        if let Some(step) = self.step(step, &|layer| of(layer, step), of) {
+            config.insert(name.to_owned(), step.into());
+            return Some(());
+        }
+        let listed = config.get(list)?.as_array()?;
+        let mut listed: Vec<u64> = listed.iter().map(Value::as_u64).collect::<Option<_>>()?;
+        // Of old layers, as the list is: it is rewritten by itself.
+        listed.extend(
+            (0..self.before)
+                .filter(|&layer| !of(layer, step))
+                .map(|layer| layer as u64),
+        );
+        listed.sort_unstable();
+        listed.dedup();
+        config.insert(name.to_owned(), 1.into());
+        config.insert(list.to_owned(), listed.into());
+        Some(())
+    }
+
+    fn period(
+        &self,
+        config: &Map<String, Value>,
+        period: usize,
+        field: &'static str,
+    ) -> Option<(usize, (&'static str, usize))> {
+        let old = config.get(field)?.as_u64()?;
+        let old = usize::try_from(old).ok()?;
+        let kinds: Vec<bool> = self.from.iter().map(|from| from % period == old).collect();
+        let holds = |&(period, offset): &(usize, usize)| {
+            let mut kinds = kinds.iter().enumerate();
+            kinds.all(|(layer, kind)| (layer % period == offset) == *kind)
+        };
+        let same = std::iter::once((period, old)).chain((0..period).map(|offset| (period, offset)));
+        let others = (1..=self.from.len() + 1)
+            .flat_map(|period| (0..period).map(move |offset| (period, offset)));
+        let found = same.chain(others).find(holds)?;
+        Some((found.0, (field, found.1)))
+    }
+}
+
+/// Whether a field is a number in the families that have it so.
+fn is_of_number(meaning: Meaning) -> bool {
+    !matches!(
+        meaning,
+        Meaning::Numbers | Meaning::Cycle | Meaning::Characters
+    )
+}
+
+/// A run that is at the beginning, or no run.
+fn ends_at_start(run: &Range<usize>) -> Option<()> {
+    (run.start == 0).then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What a config becomes, or the fields that cannot say it.
+    fn restacked(config: Value, before: usize, from: &[usize]) -> Result<Value, Vec<String>> {
+        let mut config = config.as_object().unwrap().clone();
+        let restack = Restack {
+            before,
+            from,
+            other_half: None,
+        };
+        let done = restack.apply(&mut config);
+        let names = |failed: Vec<Inexpressible>| failed.into_iter().map(|failed| failed.field);
+        done.map(|()| config.into())
+            .map_err(|failed| names(failed).collect())
+    }
+
+    #[track_caller]
+    fn becomes(config: Value, before: usize, from: &[usize], expected: Value) {
+        assert_eq!(restacked(config, before, from), Ok(expected));
+    }
+
+    #[track_caller]
+    fn is_refused(config: Value, before: usize, from: &[usize], field: &str) {
+        assert_eq!(restacked(config, before, from), Err(vec![field.to_owned()]));
+    }
+
+    #[test]
+    fn every_field_stands_once() {
+        let names: std::collections::BTreeSet<&str> =
+            FIELDS.iter().map(|field| field.name).collect();
+        assert_eq!(names.len(), FIELDS.len());
+    }
+
+    #[test]
+    fn lists_of_an_entry_for_each_layer_follow_it() {
+        let config = json!({"layer_types": ["a", "b", "c"], "attention_window": [8, 16, 32], "eos_token_id": [1, 2, 3],
+            "intermediate_size": 7, "num_attention_heads": [1, 2]});
+        let expected = json!({"layer_types": ["a", "c", "c", "b"], "attention_window": [8, 32, 32, 16],
+            "eos_token_id": [1, 2, 3], "intermediate_size": 7, "num_attention_heads": [1, 2]});
+        becomes(config, 3, &[0, 2, 2, 1], expected);
+    }
+
+    #[test]
+    fn numbers_of_layers_are_those_of_the_new_ones() {
+        // Llama 4: as many numbers as layers are numbers all the same.
+        let all = json!({"moe_layers": [0, 1, 2, 3]});
+        becomes(
+            all,
+            4,
+            &[0, 1, 2, 1, 2, 3],
+            json!({"moe_layers": [0, 1, 2, 3, 4, 5]}),
+        );
+        let some = json!({"cross_attention_layers": [1, 3], "mlp_only_layers": []});
+        let expected = json!({"cross_attention_layers": [0, 2, 3], "mlp_only_layers": []});
+        becomes(some, 4, &[1, 2, 3, 1], expected);
+        is_refused(json!({"full_attn_idxs": ["1"]}), 2, &[1], "full_attn_idxs");
+    }
+
+    #[test]
+    fn what_begins_again_is_written_out_where_it_must_be() {
+        let types = || json!({"block_types": ["r", "r", "a"]});
+        becomes(types(), 6, &[0, 1, 2, 3, 4, 5, 3, 4, 5], types());
+        becomes(
+            types(),
+            6,
+            &[0, 2, 3],
+            json!({"block_types": ["r", "a", "r"]}),
+        );
+        let text = json!({"hybrid_override_pattern": "M*-M"});
+        becomes(
+            text,
+            4,
+            &[0, 1, 1, 3],
+            json!({"hybrid_override_pattern": "M**M"}),
+        );
+        is_refused(
+            json!({"hybrid_override_pattern": "M*"}),
+            4,
+            &[0, 1],
+            "hybrid_override_pattern",
+        );
+    }
+
+    #[test]
+    fn so_many_at_an_end_are_counted_anew() {
+        let first = || json!({"first_k_dense_replace": 2});
+        becomes(
+            first(),
+            4,
+            &[0, 1, 1, 2, 3],
+            json!({"first_k_dense_replace": 3}),
+        );
+        becomes(first(), 4, &[2, 3], json!({"first_k_dense_replace": 0}));
+        is_refused(first(), 4, &[0, 2, 1, 3], "first_k_dense_replace");
+        is_refused(first(), 4, &[2, 3, 0], "first_k_dense_replace");
+        let window = json!({"max_window_layers": 4, "use_sliding_window": true});
+        let expected = json!({"max_window_layers": 6, "use_sliding_window": true});
+        becomes(window, 4, &[0, 1, 2, 1, 2, 3], expected);
+        let unused = || json!({"max_window_layers": 2, "use_sliding_window": false});
+        becomes(unused(), 4, &[3, 0], unused());
+        let listed = json!({"max_window_layers": 2, "layer_types": ["f", "f", "s", "s"]});
+        let expected = json!({"max_window_layers": 2, "layer_types": ["s", "f"]});
+        becomes(listed, 4, &[3, 0], expected);
+        let last = || json!({"num_kv_shared_layers": 2});
+        becomes(
+            last(),
+            4,
+            &[0, 1, 2, 3, 3],
+            json!({"num_kv_shared_layers": 3}),
+        );
+        becomes(last(), 4, &[0, 1], json!({"num_kv_shared_layers": 0}));
+        is_refused(last(), 4, &[3, 0], "num_kv_shared_layers");
+        let run = || json!({"moe_layer_start_index": 1, "moe_layer_end_index": 2});
+        let expected = json!({"moe_layer_start_index": 1, "moe_layer_end_index": 3});
+        becomes(run(), 4, &[0, 1, 2, 2, 3], expected);
+        let to_the_end = || json!({"moe_layer_start_index": 0, "moe_layer_end_index": -1});
+        becomes(to_the_end(), 4, &[3, 0], to_the_end());
+    }
+
+    #[test]
+    fn one_in_so_many_keeps_its_step_or_finds_another() {
+        let every = |step: usize| json!({"full_attention_interval": step});
+        becomes(every(2), 4, &[0, 1, 2, 3, 2, 3], every(2));
+        // Of layers 1 and 3 all are of the kind.
+        becomes(every(2), 4, &[1, 3], every(1));
+        becomes(every(2), 6, &[0, 2, 3, 4, 4, 5], every(3));
+        becomes(every(2), 4, &[0, 2], every(2 + 1));
+        is_refused(every(2), 4, &[0, 1, 1, 2], "full_attention_interval");
+        becomes(every(1), 4, &[3, 0], every(1));
+        let listed = json!({"sliding_window_pattern": 2, "layer_types": ["s", "f"]});
+        let expected = json!({"sliding_window_pattern": 2, "layer_types": ["f", "f", "s"]});
+        becomes(listed, 2, &[1, 1, 0], expected);
+    }
+
+    #[test]
+    fn a_step_that_no_longer_holds_becomes_a_list_where_there_is_one() {
+        let config = json!({"decoder_sparse_step": 2, "mlp_only_layers": [3]});
+        // Old layers 1 and 5 have experts; as new ones they are 0, 2 and 3, and every step but the list says so.
+        let expected = json!({"decoder_sparse_step": 1, "mlp_only_layers": [1]});
+        becomes(config, 6, &[1, 3, 5, 5], expected);
+        // Layers 1 and 3 again, by turns with one that had none: no step says that.
+        let config = json!({"decoder_sparse_step": 2, "mlp_only_layers": [3]});
+        let expected = json!({"decoder_sparse_step": 1, "mlp_only_layers": [1, 3]});
+        becomes(config, 4, &[1, 0, 1, 3], expected);
+        let without = json!({"decoder_sparse_step": 2});
+        is_refused(without, 4, &[1, 1, 2], "decoder_sparse_step");
+    }
+
+    /// Jamba: both fields move together.
+    #[test]
+    fn a_period_keeps_its_layers_by_another_offset() {
+        let jamba = |period: usize, offset: usize| json!({"attn_layer_period": period, "attn_layer_offset": offset});
+        becomes(jamba(4, 2), 8, &[1, 2, 3, 4, 5, 6], jamba(4, 1));
+        becomes(jamba(4, 2), 8, &[2, 6], jamba(1, 0));
+        is_refused(jamba(4, 2), 8, &[0, 2, 2, 3, 4, 5, 6], "attn_layer_period");
+    }
+
+    #[test]
+    fn what_nobody_can_tell_is_refused_unless_it_says_nothing() {
+        becomes(
+            json!({"moe_layer_freq": 1}),
+            2,
+            &[1],
+            json!({"moe_layer_freq": 1}),
+        );
+        is_refused(
+            json!({"encoder_sparse_step": 2}),
+            2,
+            &[1],
+            "encoder_sparse_step",
+        );
+        let listed = json!({"moe_layer_freq": [0, 1]});
+        becomes(listed, 2, &[1, 1, 0], json!({"moe_layer_freq": [1, 1, 0]}));
+        becomes(
+            json!({"num_blocks": 2}),
+            2,
+            &[1, 1, 0],
+            json!({"num_blocks": 3}),
+        );
+        let odd = || json!({"num_blocks": 7, "attn_layer_period": "x", "mlp_only_layers": null});
+        becomes(odd(), 2, &[1], odd());
+    }
+}

@@ -1,0 +1,134 @@
+//! Rotary positions as configs spell them: `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters`
+//! (transformers 5), or both.
+
+use serde_json::{Map, Value};
+
+use super::fields::{FieldError, Fields};
+
+/// What to do where the two spellings differ.
+pub const ONE_SPELLING: &str =
+    "transformers 4 and 5 would disagree; keep rope_scaling and rope_theta, or rope_parameters";
+
+/// The fields of a config that speak of rotary positions.
+#[derive(Debug, Clone, Copy)]
+pub struct RopeFields<'c> {
+    config: Fields<'c>,
+    new: Option<Fields<'c>>,
+    old: Option<Fields<'c>>,
+}
+
+impl<'c> RopeFields<'c> {
+    /// Of a config; an empty object says nothing.
+    ///
+    /// # Errors
+    /// If a spelling is no object, or has an object for each kind of layers.
+    pub fn of(config: Fields<'c>) -> Result<Self, FieldError> {
+        let spelled = |name, within| -> Result<Option<Fields<'c>>, FieldError> {
+            let Some(fields) = config.object(name, within)? else {
+                return Ok(None);
+            };
+            if fields.entries().any(|(_, value)| value.is_object()) {
+                return Err(config.wrong(name, "numbers that are the same for all layers"));
+            }
+            Ok(fields.entries().next().is_some().then_some(fields))
+        };
+        Ok(RopeFields {
+            config,
+            new: spelled("rope_parameters", "rope_parameters.")?,
+            old: spelled("rope_scaling", "rope_scaling.")?,
+        })
+    }
+
+    /// The objects that are there, that of transformers 5 first.
+    pub fn spellings(&self) -> impl Iterator<Item = Fields<'c>> {
+        [self.new, self.old].into_iter().flatten()
+    }
+
+    /// A number that may stand in either spelling or at the top; none if it stands nowhere.
+    ///
+    /// # Errors
+    /// If it is no finite number, or not the same wherever it stands.
+    pub fn number(&self, name: &str) -> Result<Option<f64>, FieldError> {
+        let mut found: Option<f64> = None;
+        for fields in self.spellings().chain([self.config]) {
+            let Some(number) = fields.number(name)? else {
+                continue;
+            };
+            if found.is_some_and(|found| found != number) {
+                return Err(fields.wrong_with(name, "the same wherever it is said", ONE_SPELLING));
+            }
+            found = Some(number);
+        }
+        Ok(found)
+    }
+
+    /// What changes the frequencies, as transformers 4 writes it; none if nothing does.
+    pub fn scaling(&self) -> Option<Map<String, Value>> {
+        let mut scaling = Map::new();
+        let fields = self.spellings().next()?;
+        for (key, value) in fields.entries() {
+            if !["rope_theta", "partial_rotary_factor", "type", "rope_type"].contains(&key.as_str())
+            {
+                scaling.insert(key.clone(), value.clone());
+            }
+        }
+        let kind = rope_kind(&fields);
+        scaling.insert("rope_type".into(), kind.into());
+        (kind != "default").then_some(scaling)
+    }
+}
+
+/// The kind of rotary positions that a spelling names, `default` if it names none.
+fn rope_kind<'c>(fields: &Fields<'c>) -> &'c str {
+    let named = |key| fields.get(key).and_then(Value::as_str);
+    named("rope_type")
+        .or_else(|| named("type"))
+        .unwrap_or("default")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The base and what changes the frequencies.
+    type Read = (Option<f64>, Option<Map<String, Value>>);
+
+    fn read(config: &Value) -> Result<Read, FieldError> {
+        let fields = RopeFields::of(Fields::new(config)?)?;
+        Ok((fields.number("rope_theta")?, fields.scaling()))
+    }
+
+    #[test]
+    fn both_spellings_say_the_same() {
+        let linear = json!({"factor": 2.0, "rope_type": "linear"});
+        let linear = linear.as_object().cloned();
+        let both = [
+            json!({"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+            json!({"rope_parameters": {"rope_theta": 5.0, "rope_type": "linear", "factor": 2.0}}),
+        ];
+        for config in both {
+            assert_eq!(read(&config).unwrap(), (Some(5.0), linear.clone()));
+        }
+        let plain = json!({"rope_theta": 5.0, "rope_scaling": null, "rope_parameters": {"rope_type": "default"}});
+        assert_eq!(read(&plain).unwrap(), (Some(5.0), None));
+        assert_eq!(read(&json!({"rope_scaling": {}})).unwrap(), (None, None));
+    }
+
+    #[test]
+    fn what_they_do_not_agree_on_is_named() {
+        let message = |config: Value| read(&config).unwrap_err().to_string();
+        let differ = json!({"rope_theta": 5.0, "rope_parameters": {"rope_theta": 6.0}});
+        assert_eq!(
+            message(differ),
+            "`rope_theta`: expected the same wherever it is said, found 5.0"
+        );
+        let nested = json!({"rope_parameters": {"full_attention": {"rope_theta": 6.0}}});
+        assert!(
+            message(nested)
+                .contains("`rope_parameters`: expected numbers that are the same for all")
+        );
+        assert!(message(json!({"rope_scaling": 3})).contains("an object"));
+    }
+}
