@@ -16,7 +16,7 @@ use super::limits::MAX_CONFIG_BYTES;
 pub struct ModelConfig {
     path: PathBuf,
     value: Value,
-    /// As it is written; nothing where it was made.
+    /// The text as read; none if the config was generated.
     text: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl ModelConfig {
         }
     }
 
-    /// The same config with the text that it would be written as.
+    /// The same config with the text to write it as.
     pub fn with_text(self, text: Option<String>) -> ModelConfig {
         ModelConfig { text, ..self }
     }
@@ -64,7 +64,7 @@ impl ModelConfig {
         &self.value
     }
 
-    /// Its text as it was read; nothing where it was made.
+    /// The text as read; none if the config was generated.
     pub fn text(&self) -> Option<&str> {
         self.text.as_deref()
     }
@@ -92,12 +92,12 @@ impl ModelConfig {
         usize::try_from(self.get(key)?.as_u64()?).ok()
     }
 
-    /// A truth value.
+    /// A bool.
     pub fn get_bool(&self, key: &str) -> Option<bool> {
         self.get(key)?.as_bool()
     }
 
-    /// A text.
+    /// A string.
     pub fn get_str(&self, key: &str) -> Option<&str> {
         self.get(key)?.as_str()
     }

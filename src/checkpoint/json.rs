@@ -1,6 +1,6 @@
-//! JSON as Python reads and writes it: with `Infinity` and `NaN`; what nobody changes keeps its text.
+//! JSON as Python reads and writes it: with `Infinity` and `NaN`. Unchanged parts keep their text.
 //!
-//! No JSON number is infinite, so these words are read as two numbers that no file has, and written back as words.
+//! JSON has neither, so they are read as two numbers that no file contains, and written back as these words.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,27 +11,27 @@ use serde_json::value::RawValue;
 
 use super::bounded::plain;
 
-/// What is read for `Infinity`: the largest number, so that whoever compares with it is right.
+/// The number that `Infinity` is read as: the largest, so that comparisons with it come out right.
 const INFINITY: f64 = f64::MAX;
 
-/// What is read for `NaN`: the least positive number.
+/// The number that `NaN` is read as: the smallest positive one.
 const NAN: f64 = 5e-324;
 
-/// Python's words, and how the numbers that stand for them are spelled, as no writer spells them.
+/// Python's words, and the numbers for them in a spelling that no writer uses.
 const WORDS: [(&str, &str); 2] = [("Infinity", "17.976931348623157e307"), ("NaN", "50.0e-325")];
 
-/// What is said of a Git LFS pointer where JSON is expected.
+/// The message on a Git LFS pointer in place of JSON.
 pub(super) const LFS_POINTER: &str = "it is a Git LFS pointer, not the file: run `git lfs pull`";
 
-/// Whether the bytes are a Git LFS pointer: what a checkout without LFS has in a file's place.
+/// Whether the bytes are a Git LFS pointer, which a checkout without LFS has in place of a file.
 pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
     bytes.starts_with(b"version https://git-lfs")
 }
 
-/// Reads JSON, Python's words included.
+/// Parses JSON, Python's words included.
 ///
 /// # Errors
-/// What is malformed, fit for a terminal.
+/// What is malformed, safe for a terminal.
 pub fn parse_json(bytes: &[u8]) -> Result<Value, String> {
     if is_lfs_pointer(bytes) {
         return Err(LFS_POINTER.to_owned());
@@ -46,7 +46,7 @@ pub fn parse_json(bytes: &[u8]) -> Result<Value, String> {
     })
 }
 
-/// The text of a value, indented; parts that are as in `original`, another version's text, keep that text.
+/// The text of a value, indented; parts that are equal in `original`, the text of another version, keep their text.
 pub fn json_text(value: &Value, original: Option<&str>) -> String {
     let original = original.map(|text| replaced(text, |(word, spelled)| (word, spelled)));
     let raw = original
@@ -58,7 +58,7 @@ pub fn json_text(value: &Value, original: Option<&str>) -> String {
     replaced(&out, |(word, spelled)| (spelled, word)).into_owned()
 }
 
-/// A text with words replaced wherever they are not in strings.
+/// Replaces words in a text, except inside strings.
 fn replaced(
     text: &str,
     pair: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str),
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(value["b"], -f64::MAX);
         assert_eq!(value["d"], "NaN \" Infinity");
         assert_eq!(json_text(&value, Some(text)), format!("{text}\n"));
-        // A list that is put together anew has them too.
+        // A new list has them too.
         value["a"] = [f64::MAX, -f64::MAX, NAN].as_slice().into();
         let written = json_text(&value, Some(text));
         assert!(

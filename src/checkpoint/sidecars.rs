@@ -24,14 +24,14 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Whether a Git LFS pointer stands in its place.
+    /// Whether it is only a Git LFS pointer.
     pub fn is_lfs_pointer(&self) -> bool {
         let mut head = Vec::new();
         let read = File::open(&self.path).and_then(|file| file.take(64).read_to_end(&mut head));
         read.is_ok() && is_lfs_pointer(&head)
     }
 
-    /// Whether it holds weights: of a module or a head beside the model.
+    /// Whether it holds weights of a module or a head besides the model.
     pub fn is_weights(&self) -> bool {
         Format::of(&self.name) == Format::Pickle || self.name.ends_with(".safetensors")
     }
@@ -190,7 +190,7 @@ fn names_code(folder: &Path, name: &str) -> bool {
     is_config && read().is_some_and(code)
 }
 
-/// `1_Pooling`: a module of a sentence-transformers model. What is called a transformer is the model itself.
+/// `1_Pooling`: a module of a sentence-transformers model. `0_Transformer` is the model itself.
 fn is_module_dir(name: &str) -> bool {
     name.split_once('_').is_some_and(|(number, rest)| {
         !number.is_empty()

@@ -1,4 +1,4 @@
-//! Which tensors are equal to the byte: all that a plan asks of weights, and it looks at no more of them than decides.
+//! Finds byte-equal tensors. Nothing else in a plan reads weights, and this reads no more than the decision needs.
 
 use std::collections::HashMap;
 use std::mem::{Discriminant, discriminant};
@@ -9,21 +9,21 @@ use super::models::Models;
 use super::planned::SourceTensor;
 use checkpoint::{Dtype, TensorEntry};
 
-/// Bytes of a tensor that are compared first: they tell nearly all tensors apart.
+/// The first bytes of a tensor, which are compared before the rest: nearly all tensors differ in them.
 const HEAD: usize = 256;
 
-/// How many different tensors with equal heads are remembered, such as vectors of ones.
+/// The most different tensors with equal first bytes that are remembered, such as vectors of ones.
 const MOST_ALIKE: usize = 4;
 
-/// What must be equal of two tensors before all of their bytes are compared: dtype, shape and first bytes.
+/// What must be equal before two tensors are compared in full: dtype, shape and first bytes.
 type Look<'m> = (Discriminant<Dtype>, &'m [usize], &'m [u8]);
 
-/// Tensors with equal heads: their places, and the bytes of each source.
+/// Tensors with equal first bytes: their indices, and the bytes of each source.
 type Alike<'m> = Vec<(usize, Vec<&'m [u8]>)>;
 
-/// The output tensors that are copies of an earlier one in every model, each with that one's name.
+/// The output tensors that are copies of an earlier one in every model, each with the name of that one.
 ///
-/// Files of FSDP and old pickles store a tied embedding twice, under any names.
+/// Files of FSDP and old pickles store a tied embedding twice, under various names.
 pub(super) fn copies(
     models: &Models,
     counterparts: &[Counterparts],
@@ -64,7 +64,7 @@ pub(super) fn copies(
     copies
 }
 
-/// Whether a model has the tensors of another, all of them equal to the byte.
+/// Whether a model has all tensors of another, equal to the byte.
 pub(super) fn are_equal(
     models: &Models,
     counterparts: &[Counterparts],
@@ -83,14 +83,14 @@ pub(super) fn are_equal(
                     tensor: theirs,
                 },
             )?;
-            // Before anything is read in full, every tensor has been looked at.
+            // The first bytes of every tensor are compared before any tensor is read in full.
             (look(ours.0, ours.1) == look(theirs.0, theirs.1)).then_some((ours.1, theirs.1))
         })
         .collect();
     pairs.is_some_and(|pairs| pairs.iter().all(|(ours, theirs)| ours == theirs))
 }
 
-/// A tensor and its bytes, if a file has them one after the other.
+/// A tensor and its bytes, if a file holds them contiguously.
 fn stored(models: &Models, source: SourceTensor) -> Option<(&TensorEntry, &[u8])> {
     let checkpoint = &models.checkpoints[source.model];
     let bytes = checkpoint.bytes(source.tensor)?;
