@@ -42,7 +42,7 @@ pub struct Body {
     pub part: Option<&'static str>,
     /// Whether only a model that writes text has it, beside an encoder.
     pub only_writes: bool,
-    /// Whether it is the family's decoder, whose tensors follow from [`Family::decoder`].
+    /// Whether it is the family's decoder, whose tensors follow from `Family::decoder`.
     pub is_decoder: bool,
     /// Further tensors, in parts that families share: a line each, as `rules` reads them.
     pub tensors: &'static [&'static str],

@@ -5,7 +5,7 @@
 //! depends on the weights themselves is left open. `run` executes a plan; [`text`] and [`json`] show it.
 //!
 //! This layer reads headers, configs and tokenizers, and writes nothing. Of weights it asks only whether tensors are
-//! equal to the byte ([`copies`]).
+//! equal to the byte (`copies`).
 
 mod comparisons;
 mod config;
