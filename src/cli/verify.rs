@@ -13,7 +13,7 @@ use super::progress::Progress;
 use super::recompute::{Arithmetic, Recomputation};
 use super::signals;
 use audit::policy::ProvenancePolicy;
-use audit::provenance::{Attested, PublicKey, Signature, Vouched, check_inputs};
+use audit::provenance::{Attested, PublicKey, Signature, SignatureCheck, check_inputs};
 use audit::verify::{Coverage, not_recomputed, not_trusted};
 use checkpoint::Location;
 use errors::Refusal;
@@ -90,7 +90,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let vouched = vouched(arguments, &provenance, &location, &stop)?;
     let label = recomputation.model.to_string();
     let mut inputs = None;
-    let mut report = if !vouched.iter().all(Vouched::holds) {
+    let mut report = if !vouched.iter().all(SignatureCheck::holds) {
         not_trusted(&label)
     } else if arguments.only_vouched() {
         let (report, lock) = not_recomputed(&label, &location.path)?;
@@ -107,7 +107,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         inputs = plan.or(done.lock).map(|lock| lock.inputs);
         done.verification.report
     };
-    let trusted = vouched.iter().all(Vouched::holds);
+    let trusted = vouched.iter().all(SignatureCheck::holds);
     for one in vouched {
         one.add_to(&mut report);
     }
@@ -144,7 +144,7 @@ fn vouched(
     policy: &ProvenancePolicy,
     location: &Location,
     stop: &Arc<AtomicBool>,
-) -> Result<Vec<Vouched>, Failure> {
+) -> Result<Vec<SignatureCheck>, Failure> {
     let root = location.path.as_path();
     let threads = arguments.recomputation.threads.count();
     let quiet = arguments.recomputation.quiet;
@@ -155,7 +155,7 @@ fn vouched(
     if arguments.signature.is_some() || policy.signed_by.is_some() || by_key_alone {
         let key = key(arguments, policy.signed_by.as_deref())?;
         if arguments.signature.is_none() && place.symlink_metadata().is_err() {
-            vouched.push(Vouched::no_signature(place));
+            vouched.push(SignatureCheck::no_signature(place));
         } else {
             let opened = Signature::open(root, place, &key).map_err(Failure::could_not_run)?;
             let what = "checking the signature";
@@ -170,7 +170,7 @@ fn vouched(
         let default = keys::attestation_of(root);
         let file = arguments.attestation.as_ref().unwrap_or(&default);
         if arguments.attestation.is_none() && file.symlink_metadata().is_err() {
-            vouched.push(Vouched::no_attestation(file));
+            vouched.push(SignatureCheck::no_attestation(file));
         } else {
             let opened = Attested::open(root, file, place, &key).map_err(Failure::could_not_run)?;
             let what = "checking the attestation";

@@ -18,7 +18,6 @@ use serde_json::{Map, Value, json};
 
 use super::bundle;
 use super::digest::{Algorithm, Piece, digests};
-use super::hex;
 use super::keys::PrivateKey;
 use super::manifest::NOT_SIGNED;
 use super::sign::{SignError, whole};
@@ -112,7 +111,7 @@ pub fn attest(
             path: piece.path.clone(),
             source,
         })?;
-        sha256.push(hex(&digest));
+        sha256.push(base16ct::lower::encode_string(&digest));
     }
     let (of_subjects, of_dependencies) = sha256.split_at(subjects.len());
     let subject: Vec<Value> = subjects

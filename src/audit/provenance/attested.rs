@@ -10,10 +10,10 @@ use super::checks;
 use super::digest::{Algorithm, Piece, digests};
 use super::keys::PublicKey;
 use super::manifest::NOT_SIGNED;
+use super::short;
 use super::sign::{below, whole};
+use super::signature_check::{MAX_BUNDLE_BYTES, SignatureCheck, file_name};
 use super::statement::Statement;
-use super::vouched::{MAX_BUNDLE_BYTES, Vouched, file_name};
-use super::{hex, short};
 use crate::{Finding, Place};
 use checkpoint::{CheckpointError, TreeEntry, read_bounded, tree};
 use engine::Observer;
@@ -103,23 +103,29 @@ impl Attested {
     ///
     /// # Errors
     /// The observer cancelled the work, or the threads could not be started.
-    pub fn check(mut self, threads: usize, observer: &dyn Observer) -> Result<Vouched, RunError> {
+    pub fn check(
+        mut self,
+        threads: usize,
+        observer: &dyn Observer,
+    ) -> Result<SignatureCheck, RunError> {
         let compared = std::mem::take(&mut self.compared);
         let pieces: Vec<Piece> = compared.iter().map(|(entry, _)| whole(entry)).collect();
         let found = digests(&pieces, Algorithm::Sha256, threads, observer)?;
         let mut files = 0;
         for ((entry, sha256), found) in compared.into_iter().zip(found) {
             let found = match found {
-                Ok(found) if hex(&found) == sha256.to_ascii_lowercase() => {
+                Ok(found)
+                    if base16ct::lower::encode_string(&found) == sha256.to_ascii_lowercase() =>
+                {
                     files += 1;
                     continue;
                 }
-                Ok(found) => hex(&found),
+                Ok(found) => base16ct::lower::encode_string(&found),
                 Err(error) => format!("a file that cannot be read: {error}"),
             };
             self.differs(&entry.name, &format!("sha256 {}", short(&sha256)), &found);
         }
-        Ok(Vouched::new(
+        Ok(SignatureCheck::new(
             "attestation",
             self.file,
             &self.key,

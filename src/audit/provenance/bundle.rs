@@ -10,7 +10,7 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::keys::{PrivateKey, PublicKey};
-use super::{hex, short};
+use super::short;
 
 /// The only format of bundles that is written and read.
 const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
@@ -147,7 +147,7 @@ fn other_key(named: &KeyHint, key: &PublicKey) -> Result<(), Refused> {
         (Some(hint), _) if !hint.is_empty() => hint.clone(),
         (_, Some(raw)) => match Base64::decode_vec(raw) {
             Ok(pem) if pem == key.pem().as_bytes() => return Ok(()),
-            Ok(pem) => hex(&<sha2::Sha256 as sha2::Digest>::digest(pem)),
+            Ok(pem) => base16ct::lower::encode_string(&<sha2::Sha256 as sha2::Digest>::digest(pem)),
             Err(_) => "a key that is not base64".to_owned(),
         },
         // The bundle names no key, so the signature decides.

@@ -7,8 +7,6 @@ use errors::Hint;
 use p256::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePublicKey, LineEnding};
 use sha2::{Digest, Sha256};
 
-use super::hex;
-
 /// Why a key cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
@@ -261,7 +259,7 @@ impl PublicKey {
     /// The SHA-256 of the key in PEM, in hex: the name of the key in a bundle.
     pub fn fingerprint(&self) -> String {
         // A key that could be read can be written.
-        hex(&Sha256::digest(self.0.pem().unwrap_or_default()))
+        base16ct::lower::encode_string(&Sha256::digest(self.0.pem().unwrap_or_default()))
     }
 
     /// The key in PEM.

@@ -7,8 +7,8 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::digest::Algorithm;
+use super::short;
 use super::statement::Statement;
-use super::{from_hex, hex, short};
 
 /// The predicate's type.
 pub(super) const PREDICATE: &str = "https://model_signing/signature/v1.0";
@@ -116,7 +116,8 @@ impl Manifest {
             {
                 return Err((hash_type, short(&described.algorithm)));
             }
-            let digest = from_hex(&described.digest)
+            let digest = base16ct::mixed::decode_vec(&described.digest)
+                .ok()
                 .filter(|digest| digest.len() == algorithm.bytes())
                 .ok_or_else(|| ("a digest in hex".to_owned(), short(&described.digest)))?;
             root.update(&digest);
@@ -136,7 +137,7 @@ impl Manifest {
         };
         // The package checks this too. A root digest that does not match the files shows that the statement was
         // altered.
-        let root = hex(&root.finalize());
+        let root = base16ct::lower::encode_string(&root.finalize());
         if named.get("sha256") != Some(&root) {
             let found = named.get("sha256").map_or("none".to_owned(), |s| short(s));
             return Err((format!("root digest {root}"), found));
@@ -165,14 +166,14 @@ impl Manifest {
             resources.push(json!({
                 "name": resource.path,
                 "algorithm": self.algorithm.name(),
-                "digest": hex(digest),
+                "digest": base16ct::lower::encode_string(digest),
             }));
         }
         let ignored: Vec<&str> = NOT_SIGNED
             .into_iter()
             .chain(self.ignored.iter().map(String::as_str))
             .collect();
-        let subject = json!([{"name": model, "digest": {"sha256": hex(&root.finalize())}}]);
+        let subject = json!([{"name": model, "digest": {"sha256": base16ct::lower::encode_string(&root.finalize())}}]);
         let predicate = json!({
             "serialization": {
                 "method": "files",

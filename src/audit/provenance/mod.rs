@@ -14,8 +14,8 @@ mod keys;
 mod manifest;
 mod sign;
 mod signature;
+mod signature_check;
 mod statement;
-mod vouched;
 
 pub use attest::{Attestation, attest};
 pub use attested::Attested;
@@ -25,7 +25,7 @@ pub use inputs::check_inputs;
 pub use keys::{KeyError, PrivateKey, PublicKey, Wanted};
 pub use sign::{SignError, Signed, ToSign};
 pub use signature::Signature;
-pub use vouched::Vouched;
+pub use signature_check::SignatureCheck;
 
 /// The most characters of untrusted text that are repeated.
 const MAX_SHOWN: usize = 200;
@@ -36,19 +36,4 @@ fn short(text: &str) -> String {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
     }
-}
-
-/// Encodes bytes as hexadecimal in lower case.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Decodes hexadecimal of either case.
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let pair = |pair: &[u8]| match pair {
-        [high, low] => u8::try_from(digit(*high)? * 16 + digit(*low)?).ok(),
-        _ => None,
-    };
-    text.as_bytes().chunks(2).map(pair).collect()
 }

@@ -9,9 +9,9 @@ use super::checks;
 use super::digest::{Piece, digests};
 use super::keys::PublicKey;
 use super::manifest::{Manifest, Resource};
+use super::short;
 use super::sign::{below, whole};
-use super::vouched::{MAX_BUNDLE_BYTES, Vouched, file_name};
-use super::{hex, short};
+use super::signature_check::{MAX_BUNDLE_BYTES, SignatureCheck, file_name};
 use crate::{Finding, Place};
 use checkpoint::{CheckpointError, TreeEntry, TreeKind, read_bounded, tree};
 use engine::Observer;
@@ -190,7 +190,11 @@ impl Signature {
     ///
     /// # Errors
     /// The observer cancelled the work, or the threads could not be started.
-    pub fn check(self, threads: usize, observer: &dyn Observer) -> Result<Vouched, RunError> {
+    pub fn check(
+        self,
+        threads: usize,
+        observer: &dyn Observer,
+    ) -> Result<SignatureCheck, RunError> {
         let Signature {
             file,
             key,
@@ -209,14 +213,24 @@ impl Signature {
                         files.insert(one.place);
                         continue;
                     }
-                    Ok(digest) => hex(&digest),
+                    Ok(digest) => base16ct::lower::encode_string(&digest),
                     Err(error) => format!("a file that cannot be read: {error}"),
                 };
-                let expected = format!("{} {}", algorithm.name(), hex(&one.digest));
+                let expected = format!(
+                    "{} {}",
+                    algorithm.name(),
+                    base16ct::lower::encode_string(&one.digest)
+                );
                 findings.push(Finding::new(&checks::CHANGED, one.place, expected, found));
             }
         }
-        Ok(Vouched::new("signature", file, &key, files.len(), findings))
+        Ok(SignatureCheck::new(
+            "signature",
+            file,
+            &key,
+            files.len(),
+            findings,
+        ))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{CheckInfo, Finding, Place, Report, Severity};
 pub(super) const MAX_BUNDLE_BYTES: u64 = 128 << 20;
 
 /// The result of checking a signature or an attestation.
-pub struct Vouched {
+pub struct SignatureCheck {
     what: &'static str,
     findings: Vec<Finding>,
     said: String,
@@ -24,7 +24,7 @@ pub(super) fn file_name(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-impl Vouched {
+impl SignatureCheck {
     /// The result for this many files and a key: it holds, unless a finding is added.
     pub(super) fn new(
         what: &'static str,
@@ -32,7 +32,7 @@ impl Vouched {
         key: &PublicKey,
         files: usize,
         findings: Vec<Finding>,
-    ) -> Vouched {
+    ) -> SignatureCheck {
         let holds = !findings.iter().any(is_error);
         let by = format!("{} key {}", key.curve(), key.fingerprint());
         let said = match holds {
@@ -46,7 +46,7 @@ impl Vouched {
             "curve": key.curve(),
             "key": key.fingerprint(),
         });
-        Vouched {
+        SignatureCheck {
             what,
             findings,
             said,
@@ -55,19 +55,19 @@ impl Vouched {
     }
 
     /// The result for a required signature that does not exist.
-    pub fn no_signature(path: &Path) -> Vouched {
-        Vouched::none("signature", &checks::MISSING, path)
+    pub fn no_signature(path: &Path) -> SignatureCheck {
+        SignatureCheck::none("signature", &checks::MISSING, path)
     }
 
     /// The result for a required attestation that does not exist.
-    pub fn no_attestation(path: &Path) -> Vouched {
-        Vouched::none("attestation", &checks::NO_ATTESTATION, path)
+    pub fn no_attestation(path: &Path) -> SignatureCheck {
+        SignatureCheck::none("attestation", &checks::NO_ATTESTATION, path)
     }
 
-    fn none(what: &'static str, check: &'static CheckInfo, path: &Path) -> Vouched {
+    fn none(what: &'static str, check: &'static CheckInfo, path: &Path) -> SignatureCheck {
         let file = file_name(path);
         let finding = Finding::new(check, Place::file(&file), format!("the {what}"), "none");
-        Vouched {
+        SignatureCheck {
             what,
             findings: vec![finding],
             said: format!("none: there is no {file}"),
