@@ -32,7 +32,7 @@ use forward::{Decoder, Tokenizer};
 use methods::{Arity, BaseRule, MethodInfo};
 use pieces::Tensors;
 use plan::{self, Draft, Models, Options, Plan, Problems, Results};
-use recipe::{Change, EditRecipe, Located, MoeRecipe, Position, RecipeError};
+use recipe::{Change, EditRecipe, Located, MoeRecipe, Position, Recipe, RecipeError};
 use router::Routers;
 
 /// The method's name in plans and cards.
@@ -63,30 +63,15 @@ pub fn plan(
     resolver: &dyn Resolver,
     options: &Options,
 ) -> Result<Plan, RecipeError> {
-    let mut problems = Problems::default();
-    let results = plan::results_of(
-        &recipe.results,
-        &mut recipe.mentions(),
-        path,
+    with_results(
+        (&recipe.results, &mut recipe.mentions()),
+        (path, &recipe.text),
         resolver,
         options,
-        &mut problems,
-    );
-    let plan = results.and_then(|(results, notes)| {
-        assembly::attempt(
-            recipe,
-            path,
-            resolver,
-            options,
-            &results,
-            notes,
-            &mut problems,
-        )
-    });
-    match plan {
-        Some(plan) if problems.is_empty() => Ok(plan),
-        _ => Err(problems.into_error(path, &recipe.text)),
-    }
+        |results, notes, problems| {
+            assembly::attempt(recipe, path, resolver, options, results, notes, problems)
+        },
+    )
 }
 
 /// Plans the edit or the extraction that a recipe describes.
@@ -100,29 +85,46 @@ pub fn plan_edit(
     resolver: &dyn Resolver,
     options: &Options,
 ) -> Result<Plan, RecipeError> {
-    let mut problems = Problems::default();
-    let results = plan::results_of(
-        &recipe.results,
-        &mut recipe.mentions(),
-        path,
+    let around = (path, resolver, options);
+    with_results(
+        (&recipe.results, &mut recipe.mentions()),
+        (path, &recipe.text),
         resolver,
         options,
-        &mut problems,
-    );
-    let plan = results.and_then(|(results, notes)| {
-        let around = (path, resolver, options);
-        match &recipe.change {
+        |results, notes, problems| match &recipe.change {
             Change::Experts(edited) => {
-                edit::attempt(recipe, edited, around, &results, notes, &mut problems)
+                edit::attempt(recipe, edited, around, results, notes, problems)
             }
             Change::Extract(experts) => {
-                extract::attempt(recipe, experts, around, &results, notes, &mut problems)
+                extract::attempt(recipe, experts, around, results, notes, problems)
             }
-        }
-    });
+        },
+    )
+}
+
+/// Plans the merges that a recipe names, then what `attempt` makes of them and of the notes on them.
+///
+/// `named` holds these merges and the models that the recipe mentions, `recipe` its path and its text.
+///
+/// # Errors
+///
+/// Every problem that was found, all at once.
+fn with_results<'r>(
+    named: (
+        &'r [Recipe],
+        &mut dyn Iterator<Item = &'r Located<ModelRef>>,
+    ),
+    recipe: (&str, &str),
+    resolver: &dyn Resolver,
+    options: &Options,
+    attempt: impl FnOnce(&Results, Vec<String>, &mut Problems) -> Option<Plan>,
+) -> Result<Plan, RecipeError> {
+    let mut problems = Problems::default();
+    let results = plan::results_of(named.0, named.1, recipe.0, resolver, options, &mut problems);
+    let plan = results.and_then(|(results, notes)| attempt(&results, notes, &mut problems));
     match plan {
         Some(plan) if problems.is_empty() => Ok(plan),
-        _ => Err(problems.into_error(path, &recipe.text)),
+        _ => Err(problems.into_error(recipe.0, recipe.1)),
     }
 }
 
