@@ -8,6 +8,9 @@ use super::error::CheckpointError;
 use super::limits::MAX_DETAIL_CHARS;
 
 /// The bytes of a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// The file cannot be read, is none (a folder, a pipe), or is larger; then the error calls it `what`.
 pub fn read_bounded(
     path: &Path,
     limit: u64,

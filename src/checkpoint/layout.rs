@@ -35,8 +35,10 @@ const DIM_BYTES: u64 = 21;
 
 /// Distributes tensors over shards of at most `shard_size` bytes of data, in their order.
 ///
-/// A larger tensor gets a shard of its own. Returns an error if a name occurs twice, or if the size of a tensor
-/// overflows.
+/// A larger tensor gets a shard of its own.
+///
+/// # Errors
+/// A name occurs twice, the size of a tensor overflows, or the format's own reader refuses a shard's header.
 pub fn shard_layout(
     tensors: &[(String, Dtype, Vec<usize>)],
     shard_size: u64,

@@ -17,10 +17,14 @@ pub struct ModelRef {
 }
 
 impl ModelRef {
-    /// Parses a reference as mergekit does; the error says what is wrong with it.
+    /// Parses a reference as mergekit does.
     ///
     /// Whether a path with an `@` or a `+` exists literally is decided by
     /// [`Locator::locate`](super::Locator::locate).
+    ///
+    /// # Errors
+    /// The text is empty, too long, has control characters, or has an `@` or a `+` with nothing beside it, and is not
+    /// plainly a path. The error says which.
     pub fn parse(text: &str) -> Result<ModelRef, String> {
         if text.trim().is_empty() {
             return Err("expected a model, found nothing".into());

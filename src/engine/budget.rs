@@ -80,6 +80,9 @@ const MORE_TILES: u64 = 32;
 
 impl Settings {
     /// Divides the memory up for jobs with at most this many sources and at most this cost each.
+    ///
+    /// # Errors
+    /// The memory does not suffice for this many threads; the error says how much would.
     pub fn limits(&self, sources: usize, cost: Cost) -> Result<Limits, BudgetError> {
         let threads = self.threads as u64;
         let longest = BLOCK.max(cost.row) as u64;

@@ -58,6 +58,9 @@ pub trait Sink: Sync {
     /// again.
     ///
     /// Called from several threads, like [`look`](Self::look).
+    ///
+    /// # Errors
+    /// The bytes cannot be written, or an earlier write that had not ended yet has failed.
     fn write(&self, output: usize, offset: u64, bytes: Tile) -> io::Result<()>;
 }
 

@@ -32,11 +32,17 @@ pub enum AnyRecipe {
 }
 
 /// Reads the recipe of a merge from a file, with the registry's methods.
+///
+/// # Errors
+/// As [`read_any`]; or the recipe is one of a mixture of experts.
 pub fn read(path: &Path) -> Result<Recipe, RecipeError> {
     merge(read_any(path)?)
 }
 
 /// Reads a recipe from a file, with the registry's methods.
+///
+/// # Errors
+/// The file cannot be read; else as [`parse_any`].
 pub fn read_any(path: &Path) -> Result<AnyRecipe, RecipeError> {
     let name = path.display().to_string();
     match read_text(path) {
@@ -46,11 +52,19 @@ pub fn read_any(path: &Path) -> Result<AnyRecipe, RecipeError> {
 }
 
 /// Reads the recipe of a merge from its text, with the registry's methods. Errors call it `name`.
+///
+/// # Errors
+/// As [`parse_any`]; or the recipe is one of a mixture of experts.
 pub fn parse_with_registry(name: &str, text: &str) -> Result<Recipe, RecipeError> {
     merge(parse_any(name, text)?)
 }
 
 /// Reads a recipe from its text, with the registry's methods. Errors call it `name`.
+///
+/// # Errors
+/// The text is too long, is not YAML, or does not say what a recipe must: an unknown key or method, a value of the
+/// wrong kind or out of its range, two settings that exclude each other. The error has every such problem with its
+/// line, not only the first.
 pub fn parse_any(name: &str, text: &str) -> Result<AnyRecipe, RecipeError> {
     parse_documents(name, text, &registry(), false)
 }
@@ -72,6 +86,9 @@ fn registry() -> Vec<&'static MethodInfo> {
 }
 
 /// Reads the recipe of a merge from its text, with these methods. Errors call it `name`.
+///
+/// # Errors
+/// As [`parse_any`]; or the recipe is one of a mixture of experts.
 pub fn parse(
     name: &str,
     text: &str,

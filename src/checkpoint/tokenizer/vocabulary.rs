@@ -48,6 +48,9 @@ const CHUNK_BYTES: usize = 64 << 10;
 type Vocabulary = BTreeMap<u64, String>;
 
 /// Compares the meaning of two checkpoints' token ids.
+///
+/// # Errors
+/// A file of a vocabulary cannot be read, is too large, or is not a vocabulary.
 pub fn compare_vocabularies(
     a: &Checkpoint,
     b: &Checkpoint,

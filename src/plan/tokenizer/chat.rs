@@ -53,6 +53,9 @@ pub(crate) fn chat_template(
 }
 
 /// Whether it is a valid Jinja template; it is parsed, never run.
+///
+/// # Errors
+/// It is too long, or is not valid; the error says why, and where.
 pub fn parses(text: &str) -> Result<(), String> {
     if text.len() > MAX_BYTES {
         return Err(format!(
