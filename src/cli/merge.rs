@@ -125,6 +125,12 @@ fn as_text(
     if let Some(peak) = peak {
         text.push_str(&format!(", {} of own memory", ByteSize(peak)));
     }
+    if let Some(update) = &summary.update {
+        text.push_str(&format!(
+            "\n{:.1} % of the update of the base survives the rounding",
+            100.0 * update.fraction
+        ));
+    }
     if summary.totals.saturated > 0 {
         text.push_str(&format!(
             "\n{} values were too large and were clamped",
@@ -141,6 +147,14 @@ fn as_json(arguments: &OutputArguments, summary: &Summary, peak: Option<u64>) ->
         "bytes_read": summary.totals.read,
         "bytes_written": summary.totals.written,
         "saturated": summary.totals.saturated,
+        "update_kept": summary.update.as_ref().map(|update| {
+            json!({
+                "fraction": update.fraction,
+                "tensors": update.tensors,
+                "below_90_percent": update.below,
+                "least": {"tensor": update.least.0, "fraction": update.least.1},
+            })
+        }),
         "notes": summary.notes,
         "seconds": summary.elapsed.as_secs_f64(),
         "peak_memory": peak,

@@ -15,7 +15,7 @@ use super::program::{CarriedMask, Cost, Measured, Pass, Program};
 use super::tile::PAGE;
 use super::whole::Whole;
 use errors::Refusal;
-use numeric::{Narrowed, NonFinite};
+use numeric::{Narrowed, NonFinite, Survival};
 
 /// Columns that a worker sums at a time: its sums stay in the first-level cache, and it reads a few cache lines of
 /// each row. The sums do not depend on this number.
@@ -35,6 +35,8 @@ pub(super) struct ActiveJob<'a> {
     pub(super) pending: Mutex<Pending>,
     pub(super) parts_left: AtomicUsize,
     pub(super) seen: Mutex<Seen>,
+    /// For each output with a base, how much of its update survives the rounding, after the last pass.
+    pub(super) survived: Vec<(usize, Survival)>,
 }
 
 /// The pass that a job makes in the current round.
@@ -183,6 +185,7 @@ impl<'a> ActiveJob<'a> {
                 sources: vec![NonFinite::default(); sources],
                 ..Seen::default()
             }),
+            survived: Vec::new(),
         };
         // A tensor without elements needs no pass.
         if work.blocks() > 0 {
@@ -236,6 +239,9 @@ impl<'a> ActiveJob<'a> {
     /// Folds what a round measured and decides the next pass, or marks the job as done.
     pub(super) fn finish_round(&mut self) {
         let Some(width) = self.stage.sums() else {
+            if self.stage.is_last() {
+                self.survived = self.survived();
+            }
             self.stage = Stage::Done;
             return;
         };
@@ -255,6 +261,18 @@ impl<'a> ActiveJob<'a> {
         });
         self.looked |= !self.stage.samples();
         self.decide();
+    }
+
+    /// How much of each update survives the rounding, from what the last pass summed.
+    fn survived(&self) -> Vec<(usize, Survival)> {
+        let sums = std::mem::take(&mut lock(&self.pending).sums);
+        let outputs = self.work.outputs().iter();
+        let updates = outputs.filter(|output| output.base.is_some());
+        let pairs = sums.as_chunks::<2>().0.iter();
+        updates
+            .zip(pairs)
+            .map(|(output, &[kept, meant])| (output.number, Survival { kept, meant }))
+            .collect()
     }
 
     /// How many blocks a worker takes at a time: in the last pass, as many as a tile of output holds.

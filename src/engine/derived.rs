@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 
 use super::program::{AnyProgram, Apply, Block, Pass, Program};
-use numeric::{Elements, Fill, FloatType, NonFinite, Real};
+use numeric::{Elements, Fill, FloatType, NonFinite, Real, RoundingKey};
 
 /// The last pass of a program, decided after its measures.
 #[derive(Default)]
@@ -42,6 +42,8 @@ pub struct Derived<'a> {
     pub program: &'a dyn AnyProgram,
     /// The format that the values are rounded to.
     pub output: FloatType,
+    /// The draws by which they are rounded up or down; without them, they are rounded to the nearest.
+    pub rounding: Option<RoundingKey>,
     /// The last pass of the program; set on first use if the program needs no measure.
     pub decided: &'a Decided,
     /// Whether NaN and infinity in sources are allowed.
@@ -126,6 +128,9 @@ impl Derived<'_> {
                 carried: None,
             };
             apply.block(block, &mut result);
+            if let Some(rounding) = self.rounding {
+                rounding.round(self.output, start, &mut result);
+            }
             bytes.resize(length * self.output.size(), 0);
             self.output.encode(&mut result, self.saturate, &mut bytes);
             rounded.resize(length, R::ZERO);

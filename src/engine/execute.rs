@@ -142,6 +142,8 @@ impl<'a> Engine<'a> {
                 queue.extend((0..parts).map(|part| (index, part)));
             }
             if queue.is_empty() {
+                let survived = active.iter().flat_map(|job| &job.survived);
+                survived.for_each(|&(output, survival)| self.sink.survived(output, survival));
                 return Ok(());
             }
             self.run_round(&active, &queue)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::derived::Decided;
 use super::program::AnyProgram;
-use numeric::{BLOCK, Elements, FloatType};
+use numeric::{BLOCK, Elements, FloatType, RoundingKey};
 
 /// One tensor's work.
 pub struct Job<'a> {
@@ -110,6 +110,23 @@ pub struct Output {
     pub format: FloatType,
     /// Its length, if that differs from the length of the sources.
     pub length: Option<Length>,
+    /// The draws by which values are rounded up or down; without them, they are rounded to the nearest.
+    pub rounding: Option<RoundingKey>,
+    /// The source whose update the output is, if how much of it survives the rounding is to be measured.
+    pub base: Option<usize>,
+}
+
+impl Output {
+    /// Values as long as the sources, rounded to the nearest.
+    pub fn new(number: usize, format: FloatType) -> Self {
+        Self {
+            number,
+            format,
+            length: None,
+            rounding: None,
+            base: None,
+        }
+    }
 }
 
 /// The length of an output for which each block computes a fixed number of elements; for example, one scale each.
@@ -125,11 +142,7 @@ pub struct Length {
 impl Target<'_> {
     /// One output, as long as the sources.
     pub fn values(number: usize, format: FloatType) -> Self {
-        Target::Outputs(vec![Output {
-            number,
-            format,
-            length: None,
-        }])
+        Target::Outputs(vec![Output::new(number, format)])
     }
 
     /// The outputs; empty if the program only decides.
@@ -149,6 +162,14 @@ impl Work<'_> {
             Work::Compute { sources, .. } => {
                 sources.iter().any(|source| source.format().wants_f64())
             }
+        }
+    }
+
+    /// The outputs that are computed; none for a copy.
+    pub(super) fn outputs(&self) -> &[Output] {
+        match self {
+            Work::Copy { .. } => &[],
+            Work::Compute { target, .. } => target.outputs(),
         }
     }
 

@@ -17,6 +17,7 @@ mod lane;
 mod matrices;
 mod part;
 mod program;
+mod results;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -38,7 +39,7 @@ pub use tile::{PAGE, Tile, Tiles};
 pub use whole::{Matrices, Whole};
 
 use errors::{Hint, Refusal};
-use numeric::{FloatType, NonFinite};
+use numeric::{FloatType, NonFinite, Survival};
 
 /// Where computed bytes go.
 pub trait Sink: Sync {
@@ -62,6 +63,10 @@ pub trait Sink: Sync {
     /// # Errors
     /// The bytes cannot be written, or an earlier write that had not ended yet has failed.
     fn write(&self, output: usize, offset: u64, bytes: Tile) -> io::Result<()>;
+
+    /// Called once for an output with a [base](Output::base), when it is complete: how much of the update survives
+    /// the rounding, by a sample of its elements.
+    fn survived(&self, _output: usize, _survival: Survival) {}
 }
 
 /// Receives progress, and can stop the work.

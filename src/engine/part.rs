@@ -9,56 +9,10 @@ use super::execute::Engine;
 use super::filling::Filling;
 use super::job::{COPY_BLOCK, Output, Work};
 use super::lane::{Found, Lane, Scratch, views};
-use super::program::{Apply, Block, MeasureColumns, Pass};
+use super::program::{Block, MeasureColumns, Pass};
+use super::results::{Results, sampled_part};
 use super::tile::PAGE;
-use numeric::{Narrowed, NonFinite, Real};
-
-/// Which elements of a block are sampled: `sampled` adjacent ones, at a place that depends only on the block's
-/// index.
-fn sampled_part(index: usize, length: usize, sampled: usize) -> Range<usize> {
-    let sampled = sampled.min(length);
-    // Multiples of the golden ratio are spread evenly and do not resonate with any row length.
-    let share = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let start = ((share * (length - sampled) as u64) >> 32) as usize;
-    start..start + sampled
-}
-
-/// The tiles of all outputs of a computation while they are filled.
-struct Results<'a> {
-    work: &'a Work<'a>,
-    outputs: &'a [Output],
-    tiles: Vec<Filling<'a>>,
-    /// For each output, how many values did not fit its format.
-    narrowed: Vec<Narrowed>,
-    saturate: bool,
-}
-
-impl Results<'_> {
-    /// Computes a block of every output and rounds it into its tile.
-    fn add<R: Real>(
-        &mut self,
-        apply: &dyn Apply<R>,
-        block: Block<'_, R>,
-        computed: &mut Vec<Vec<R>>,
-    ) {
-        let index = block.index;
-        computed.resize_with(self.outputs.len(), Vec::new);
-        for (values, output) in computed.iter_mut().zip(self.outputs) {
-            let place = self.work.place(output, index..index + 1);
-            values.resize((place.end - place.start) as usize, R::ZERO);
-        }
-        apply.outputs(block, computed);
-        let tiles = self.tiles.iter_mut().zip(&mut self.narrowed);
-        for ((values, Output { format, .. }), (tile, narrowed)) in
-            computed.iter_mut().zip(self.outputs).zip(tiles)
-        {
-            let len = values.len() * format.size();
-            let found = tile.set(len, |bytes| format.encode(values, self.saturate, bytes));
-            narrowed.overflowed += found.overflowed;
-            narrowed.non_finite += found.non_finite;
-        }
-    }
-}
+use numeric::{NonFinite, Real};
 
 impl<'a> Engine<'a> {
     pub(super) fn run_part(
@@ -181,7 +135,9 @@ impl<'a> Engine<'a> {
                     sums.resize(start + measure.sums(), 0.0);
                     measure.block(block, &mut sums[start..], counts);
                 }
-                Pass::Apply(apply) => results.add(apply.as_ref(), block, &mut lane.outputs),
+                Pass::Apply(apply) => {
+                    results.add(apply.as_ref(), block, &mut lane.outputs, &mut sums);
+                }
                 // Columns are measured in bands and matrices as a whole, and a refusal ends the run before any
                 // tile.
                 Pass::MeasureColumns(..) | Pass::Whole(..) | Pass::Refuse(_) => {}
@@ -245,13 +201,15 @@ impl<'a> Engine<'a> {
             let len = (place.end - place.start) as usize * size;
             self.tile(job, output.number, place.start * size as u64, len)
         };
-        Ok(Results {
-            work: job.work,
+        let tiles = outputs.iter().map(tile).collect::<Result<_, _>>()?;
+        let whole = job.sample().is_none();
+        Ok(Results::new(
+            job.work,
             outputs,
-            tiles: outputs.iter().map(tile).collect::<Result<_, _>>()?,
-            narrowed: vec![Narrowed::default(); outputs.len()],
-            saturate: self.settings.saturate,
-        })
+            tiles,
+            self.settings.saturate,
+            whole,
+        ))
     }
 
     /// A tile for `len` bytes of an output.

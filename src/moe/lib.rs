@@ -32,7 +32,7 @@ use forward::{Decoder, Tokenizer};
 use methods::{Arity, BaseRule, MethodInfo};
 use pieces::Tensors;
 use plan::{self, Draft, Models, Options, Plan, Problems, Results};
-use recipe::{Change, EditRecipe, Located, MoeRecipe, Position, Recipe, RecipeError};
+use recipe::{Change, EditRecipe, Located, MoeRecipe, Position, Recipe, RecipeError, Rounding};
 use router::Routers;
 
 /// The method's name in plans and cards.
@@ -180,6 +180,7 @@ fn finish(
         method: &MOE,
         assembly: Some(decided.described),
         random: decided.random,
+        rounding: Rounding::Nearest,
         recipe: decided.recipe,
         models,
         tensors: planned,

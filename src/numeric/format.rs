@@ -144,6 +144,11 @@ impl FloatType {
         }
     }
 
+    /// The largest finite value.
+    pub fn largest(self) -> f64 {
+        self.limits::<f64>().0
+    }
+
     /// Decodes little-endian bytes. Both slices should hold the same number of values; any excess is ignored.
     pub fn decode<R: Real>(self, bytes: &[u8], values: &mut [R]) {
         match self {

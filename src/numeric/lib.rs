@@ -20,12 +20,14 @@ mod product;
 mod random;
 mod real;
 mod reduce;
+mod rounding;
 mod scaled;
 mod select;
 mod step_counts;
 mod steps;
 mod strided;
 mod submatrix;
+mod survival;
 mod vector;
 
 pub use bits::{WORD, pack, unpack};
@@ -43,11 +45,13 @@ pub use product::{View, multiply, multiply_into};
 pub use random::{MaskKey, keep_threshold};
 pub use real::Real;
 pub use reduce::{PairProducts, abs_sum, dot};
+pub use rounding::RoundingKey;
 pub use scaled::Scaled;
 pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
 pub use step_counts::{STEP_BOUNDS, StepCounts};
 pub use strided::{Strided, Strides};
 pub use submatrix::{Beside, Joined, Picks, Submatrix};
+pub use survival::Survival;
 
 /// Elements per block: the unit in which tensors are decoded and sums are accumulated.
 ///

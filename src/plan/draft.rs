@@ -10,6 +10,7 @@ use checkpoint::{Dtype, Sidecar, shard_layout};
 use engine::{Cost, Limits, Settings};
 use methods::MethodInfo;
 use numeric::BLOCK;
+use recipe::Rounding;
 
 /// A plan without its files and its memory.
 pub struct Draft {
@@ -19,6 +20,8 @@ pub struct Draft {
     pub assembly: Option<String>,
     /// Whether the result depends on random numbers.
     pub random: bool,
+    /// How computed values are rounded.
+    pub rounding: Rounding,
     /// The recipe's path and its text.
     pub recipe: (String, String),
     /// The models, opened.
@@ -112,6 +115,7 @@ impl Draft {
             method: self.method,
             assembly: self.assembly,
             random: self.random || models.results.values().any(|result| result.plan.random),
+            rounding: self.rounding,
             seed: options.seed,
             recipe: self.recipe,
             shard_size: options.shard_size,

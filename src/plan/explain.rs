@@ -14,6 +14,7 @@ use super::{
 };
 use checkpoint::{Adapter, Checkpoint};
 use methods::{ParamValue, TensorParams};
+use recipe::Rounding;
 
 /// How much of a plan is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,11 +59,15 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
 fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result {
     writeln!(
         out,
-        "method   {}{}{}",
+        "method   {}{}{}{}",
         plan.method.name,
         match &plan.assembly {
             Some(assembly) => format!(": {assembly}"),
             None => String::new(),
+        },
+        match plan.rounding {
+            Rounding::Nearest => "",
+            Rounding::Stochastic => ", rounding stochastic",
         },
         if plan.random {
             format!(", seed {}", plan.seed)
@@ -479,6 +484,10 @@ fn json_with<'p>(plan: &'p Plan, shown_results: &mut Vec<&'p MergeResult>) -> Va
         "assembly": plan.assembly,
         "results": results,
         "seed": plan.random.then_some(plan.seed),
+        "rounding": match plan.rounding {
+            Rounding::Nearest => "nearest",
+            Rounding::Stochastic => "stochastic",
+        },
         "models": models,
         "tensors": tensors,
         "shards": shards,

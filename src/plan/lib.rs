@@ -45,8 +45,9 @@ pub use draft::Draft;
 use engine::{Cost, Limits, Settings};
 use methods::{self, MethodInfo};
 pub use models::Models;
+use numeric::RoundingKey;
 pub use problems::Problems;
-use recipe::{Located, Recipe, RecipeError};
+use recipe::{Located, Recipe, RecipeError, Rounding};
 pub use results::Results;
 
 /// What a plan depends on besides the recipe and the checkpoints.
@@ -54,7 +55,7 @@ pub use results::Results;
 pub struct Options {
     /// The engine's arguments.
     pub settings: Settings,
-    /// The seed of random masks.
+    /// The seed of random masks and roundings.
     pub seed: u64,
     /// The most bytes of tensors in an output file.
     pub shard_size: u64,
@@ -83,6 +84,8 @@ pub struct Plan {
     pub assembly: Option<String>,
     /// Whether the result depends on the seed.
     pub random: bool,
+    /// How computed values are rounded.
+    pub rounding: Rounding,
     /// The seed.
     pub seed: u64,
     /// The recipe's file and text.
@@ -178,6 +181,14 @@ impl Plan {
     /// Bytes of the output's weight files.
     pub fn bytes_written(&self) -> u64 {
         self.shards.iter().map(|shard| shard.file_size).sum()
+    }
+
+    /// The draws by which a computed tensor is rounded; `None` to round to the nearest.
+    pub fn rounding_of(&self, tensor: &PlannedTensor) -> Option<RoundingKey> {
+        match self.rounding {
+            Rounding::Nearest => None,
+            Rounding::Stochastic => Some(RoundingKey::new(self.seed, &tensor.name)),
+        }
     }
 
     /// How many output tensors have each dtype.
@@ -386,7 +397,8 @@ fn attempt(
     let draft = Draft {
         method: method.info(),
         assembly: None,
-        random: method.info().random,
+        random: method.info().random || recipe.rounding == Rounding::Stochastic,
+        rounding: recipe.rounding,
         recipe: (path.to_owned(), recipe.text.clone()),
         models,
         tensors,

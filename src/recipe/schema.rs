@@ -28,6 +28,8 @@ pub struct Recipe {
     pub dtype: Option<Dtype>,
     /// `out_dtype:`.
     pub out_dtype: Option<Dtype>,
+    /// `rounding:`.
+    pub rounding: Rounding,
     /// `tokenizer:` or `tokenizer_source:`.
     pub tokenizer: Option<Tokenizer>,
     /// `chat_template:`: `auto`, a name, or the template itself.
@@ -46,6 +48,16 @@ pub struct Recipe {
     pub path: String,
     /// The text as read (without a byte order mark); positions refer to it.
     pub text: String,
+}
+
+/// How computed values become values of the output's dtype.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Rounding {
+    /// To the nearest; ties to even.
+    #[default]
+    Nearest,
+    /// Up or down by a draw, so that the expected result is the value.
+    Stochastic,
 }
 
 /// A part of the output with its own inputs: one of a model's towers, or the whole model.

@@ -6,7 +6,7 @@ use super::keys::{MODEL, MODULE, RECIPE, SLICE, SOURCE};
 use super::nearest::nearest;
 use super::parameters::Level;
 use super::problem::{Located, Position, Problem, ProblemKind, listed, quoted};
-use super::schema::{Inputs, Module, Recipe, Slice, SliceSource, Source};
+use super::schema::{Inputs, Module, Recipe, Rounding, Slice, SliceSource, Source};
 use super::setting::Parameters;
 use super::tokenizer::Tokenizer;
 use super::walk::Walk;
@@ -57,6 +57,7 @@ impl Walk<'_> {
             },
             dtype: parts.dtype,
             out_dtype: parts.out_dtype,
+            rounding: parts.rounding,
             tokenizer: parts.tokenizer,
             chat_template: parts.chat_template,
             parameters: parts.parameters,
@@ -77,7 +78,8 @@ impl Walk<'_> {
             "merge_method" => {}
             // mergekit's fields are optional: null is the same as no key.
             "name" | "models" | "slices" | "modules" | "base_model" | "dtype" | "out_dtype"
-            | "only" | "except" | "tokenizer" | "tokenizer_source" | "chat_template"
+            | "rounding" | "only" | "except" | "tokenizer" | "tokenizer_source"
+            | "chat_template"
                 if node.is_null() => {}
             "name" => parts.name = self.name(entry),
             "models" => {
@@ -95,6 +97,7 @@ impl Walk<'_> {
             "base_model" => parts.base_model = self.base_model(node),
             "dtype" => parts.dtype = self.dtype(entry),
             "out_dtype" => parts.out_dtype = self.dtype(entry),
+            "rounding" => parts.rounding = self.rounding(entry),
             "parameters" => parts.parameters = self.parameters(node, Level::Recipe),
             "only" => parts.exceptions.extend(self.only(entry)),
             "except" => {
@@ -233,6 +236,22 @@ impl Walk<'_> {
         let message = format!("unknown merge method {}", quoted(&name));
         self.refuse(ProblemKind::Unknown, entry.node.at, message, Some(&hint));
         None
+    }
+
+    fn rounding(&mut self, entry: &Entry) -> Rounding {
+        let Some(name) = self.text(entry) else {
+            return Rounding::default();
+        };
+        match name.as_str() {
+            "nearest" => Rounding::Nearest,
+            "stochastic" => Rounding::Stochastic,
+            _ => {
+                let message = format!("unknown rounding {}", quoted(&name));
+                let hint = "the choices are `nearest` and `stochastic`";
+                self.refuse(ProblemKind::Unknown, entry.node.at, message, Some(hint));
+                Rounding::default()
+            }
+        }
     }
 
     fn base_model(&mut self, node: &Node) -> Option<Located<ModelRef>> {
@@ -442,6 +461,7 @@ struct Parts {
     base_model: Option<Located<ModelRef>>,
     dtype: Option<Dtype>,
     out_dtype: Option<Dtype>,
+    rounding: Rounding,
     /// Which of `tokenizer` and `tokenizer_source` came first.
     tokenizer_key: Option<String>,
     tokenizer: Option<Tokenizer>,

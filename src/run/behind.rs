@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use checkpoint::{Dtype, Reclaim};
 use engine::{Sink, Tile};
-use numeric::FloatType;
+use numeric::{FloatType, Survival};
 use plan::{Plan, PlannedTensor};
 
 /// Passes the output on, and releases the memory of the inputs.
@@ -34,6 +34,10 @@ impl Sink for DropBehind<'_> {
             self.release(tensor, offset, len);
         }
         Ok(())
+    }
+
+    fn survived(&self, output: usize, survival: Survival) {
+        self.sink.survived(output, survival);
     }
 }
 

@@ -15,6 +15,7 @@ mod look;
 mod output;
 mod results;
 mod ties;
+mod update;
 mod work;
 
 use std::collections::BTreeMap;
@@ -35,11 +36,12 @@ use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
 use errors::Refusal;
 use output::{SideFiles, Weights, side_bytes};
 use plan::Plan;
+pub use update::UpdateKept;
 use work::Work;
 pub use work::{Other, Sample};
 
 /// Statistics of a finished run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
     /// Tensors written.
     pub tensors: usize,
@@ -47,6 +49,8 @@ pub struct Summary {
     pub totals: Totals,
     /// How long it took.
     pub elapsed: Duration,
+    /// How much of the update of the base survives the rounding, if there is a base.
+    pub update: Option<UpdateKept>,
     /// Notes for the user that depend on the weights.
     pub notes: Vec<String>,
 }
@@ -81,7 +85,11 @@ pub fn run(
         true => Reclaim::Cache,
         false => Reclaim::Map,
     };
-    let (totals, digests) = compute(plan, staged.as_mut(), reclaim, observer)?;
+    let Computed {
+        totals,
+        digests,
+        update,
+    } = compute(plan, staged.as_mut(), reclaim, observer)?;
     let inputs = match options.hash_inputs {
         true => Some(input_digests(plan, observer)?),
         false => None,
@@ -90,6 +98,7 @@ pub fn run(
     let mut side_files = SideFiles::new(staged.as_mut(), observer);
     side_files.write_all(plan)?;
     let lock = Lock::new(plan, &digests, &side_files.written, inputs);
+    let lock = lock.with_update(update.as_ref());
     side_files.write(LOCK_FILE, lock.text().into_bytes())?;
     let card = card::text(plan, destination.path());
     side_files.write("README.md", card.into_bytes())?;
@@ -99,22 +108,32 @@ pub fn run(
         return Err(RunError::Cancelled);
     }
     let mut notes: Vec<String> = plan.models.iter().flat_map(|model| model.said()).collect();
+    notes.extend(update.as_ref().and_then(|update| update.warning(plan)));
     notes.extend(staged.commit()?);
     Ok(Summary {
         tensors: plan.tensors.len(),
         totals,
         elapsed: started.elapsed(),
+        update,
         notes,
     })
 }
 
-/// Computes and writes the weights; returns the digest of each tensor.
+/// The written weights.
+struct Computed {
+    totals: Totals,
+    /// The digest of each tensor.
+    digests: Vec<blake3::Hash>,
+    update: Option<UpdateKept>,
+}
+
+/// Computes and writes the weights.
 fn compute(
     plan: &Plan,
     staged: &mut dyn Staged,
     reclaim: Reclaim,
     observer: &dyn Observer,
-) -> Result<(Totals, Vec<blake3::Hash>), RunError> {
+) -> Result<Computed, RunError> {
     let made = results::make(plan, &|| staged.scratch(), observer)?;
     ties::check(plan, observer)?;
     prepare(plan, observer)?;
@@ -138,6 +157,7 @@ fn compute(
         }
     };
     check_complete(plan, totals)?;
+    let update = UpdateKept::of(plan, &weights.survived());
     let digests = weights.digests()?;
     staged.finish()?;
     let totals = Totals {
@@ -145,7 +165,11 @@ fn compute(
         saturated: totals.saturated + made.saturated,
         ..totals
     };
-    Ok((totals, digests))
+    Ok(Computed {
+        totals,
+        digests,
+        update,
+    })
 }
 
 /// The files that the output must not replace: the recipe, and everything that it reads.

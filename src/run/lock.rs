@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::output::Written;
+use super::update::UpdateKept;
 use checkpoint::{Checkpoint, CheckpointError, Location, read_bounded};
 use numeric::NUMERICS;
 use plan::Plan;
@@ -23,7 +24,7 @@ const FORMAT: &str = "weldment-lock/1";
 const MAX_LOCK_BYTES: u64 = 128 << 20;
 
 /// The inputs and outputs of a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
     /// The version of this format.
@@ -115,13 +116,16 @@ pub struct LockedFile {
 }
 
 /// What was written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedOutputs {
     /// The BLAKE3 digest of each file besides the weights, without those written for people only.
     pub files: BTreeMap<String, String>,
     /// The BLAKE3 digest of each tensor's bytes, whichever file it is in.
     pub tensors: BTreeMap<String, String>,
+    /// The fraction of the update of the base that survives the rounding, in percent, to one decimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_kept_percent: Option<f64>,
 }
 
 impl Lock {
@@ -173,8 +177,16 @@ impl Lock {
                     .zip(tensors)
                     .map(|(tensor, digest)| (tensor.name.clone(), digest.to_string()))
                     .collect(),
+                update_kept_percent: None,
             },
         }
+    }
+
+    /// Adds how much of the update of the base survives the rounding.
+    pub(super) fn with_update(mut self, update: Option<&UpdateKept>) -> Lock {
+        let percent = |update: &UpdateKept| (1000.0 * update.fraction).round() / 10.0;
+        self.outputs.update_kept_percent = update.map(percent);
+        self
     }
 
     /// The lock of a plan before it is run: everything but the outputs.

@@ -4,23 +4,25 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use super::destination::{DiskError, Staged, Step};
 use super::error::RunError;
 use checkpoint::{MAX_SIDECAR_BYTES, Sidecar, index_json};
 use engine::{Observer, Sink, Tile};
-use numeric::TreeDigest;
+use numeric::{Survival, TreeDigest};
 use plan::Plan;
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 128 << 10;
 
-/// Where each tensor is written, and the digests of the written bytes.
+/// Where each tensor is written, the digests of the written bytes, and what survives of updates.
 pub(super) struct Weights<'a> {
     staged: &'a dyn Staged,
     /// For each tensor, its file and its offset there.
     places: Vec<(usize, u64)>,
     digests: Vec<TreeDigest>,
+    survived: Mutex<BTreeMap<usize, Survival>>,
 }
 
 impl<'a> Weights<'a> {
@@ -36,7 +38,14 @@ impl<'a> Weights<'a> {
             staged,
             places,
             digests: lens.into_iter().map(TreeDigest::new).collect(),
+            survived: Mutex::default(),
         }
+    }
+
+    /// How much of each tensor's update survives the rounding, by the tensor's number.
+    pub(super) fn survived(&self) -> BTreeMap<usize, Survival> {
+        let survived = self.survived.lock();
+        survived.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Each tensor's digest.
@@ -66,6 +75,12 @@ impl Sink for Weights<'_> {
             return Err(io::Error::other("no place is planned for these bytes"));
         };
         self.staged.write(file, start + offset, bytes)
+    }
+
+    fn survived(&self, tensor: usize, survival: Survival) {
+        let survived = self.survived.lock();
+        let mut survived = survived.unwrap_or_else(PoisonError::into_inner);
+        survived.insert(tensor, survival);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::error::RunError;
-use engine::{self, AnyProgram, Job, Names, SourceName, Target};
+use engine::{self, AnyProgram, Job, Names, Output, SourceName, Target};
 use numeric::{Elements, FloatType, Stored};
 use plan::{MergeResult, Operation, Plan, PlannedTensor, View};
 
@@ -87,10 +87,15 @@ impl<'a> Work<'a> {
         tensor: &'a PlannedTensor,
     ) -> Result<Job<'a>, RunError> {
         let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
+        let output = Output {
+            rounding: plan.rounding_of(tensor),
+            base: tensor.base,
+            ..Output::new(index, format)
+        };
         Ok(Job {
             names: Box::new(Named(plan, tensor)),
             after_all: self.prepare(plan, tensor)?,
-            work: computation(plan, tensor, Target::values(index, format))?,
+            work: computation(plan, tensor, Target::Outputs(vec![output]))?,
             sample: None,
         })
     }

@@ -19,6 +19,10 @@ pub(crate) const RECIPES: &[(&str, &str)] = &[
         "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.4}\n",
     ),
     (
+        "task_arithmetic, rounded by draws",
+        "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.3}\nrounding: stochastic\n",
+    ),
+    (
         "ties",
         "merge_method: ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.37}\n",
     ),

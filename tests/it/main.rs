@@ -30,6 +30,7 @@ mod pages;
 mod recipes;
 mod refusals;
 mod report;
+mod rounding;
 mod signing;
 mod sources;
 mod structure;

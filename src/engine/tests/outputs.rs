@@ -21,18 +21,13 @@ impl Scaled {
 
     fn target(self) -> Target<'static> {
         let rows = self.cost().block_len() / (SIDE * self.columns);
-        let values = Output {
-            number: 1,
-            format: FloatType::F8E4m3,
-            length: None,
-        };
+        let values = Output::new(1, FloatType::F8E4m3);
         let scales = Output {
-            number: 2,
-            format: FloatType::F32,
             length: Some(Length {
                 elements: (self.rows.div_ceil(SIDE) * self.scales_in_row()) as u64,
                 block: rows * self.scales_in_row(),
             }),
+            ..Output::new(2, FloatType::F32)
         };
         Target::Outputs(vec![values, scales])
     }

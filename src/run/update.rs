@@ -1,0 +1,90 @@
+//! How much of the update of the base survives the rounding to the output's dtype.
+
+use std::collections::BTreeMap;
+
+use checkpoint::Dtype;
+use numeric::Survival;
+use plan::Plan;
+use recipe::Rounding;
+
+/// The fraction below which the user is warned.
+const LEAST_KEPT: f64 = 0.9;
+
+/// How much of the update of the base survives the rounding, measured in a sample of each tensor's elements.
+///
+/// A fraction is the projection of what was kept on what was meant: the changes of the base that are written, along
+/// those that were computed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpdateKept {
+    /// Of all tensors together.
+    pub fraction: f64,
+    /// The tensor that keeps least, and its fraction.
+    pub least: (String, f64),
+    /// How many tensors keep less than nine tenths.
+    pub below: usize,
+    /// How many tensors have an update.
+    pub tensors: usize,
+    /// The widest dtype that loses more.
+    narrow: Option<Dtype>,
+}
+
+impl UpdateKept {
+    /// Sums up what was measured of each tensor of a plan, by number; `None` if no tensor has an update.
+    pub(super) fn of(plan: &Plan, found: &BTreeMap<usize, Survival>) -> Option<Self> {
+        let mut sum = Survival::default();
+        let mut tensors = Vec::new();
+        for (number, survival) in found {
+            if let (Some(tensor), Some(fraction)) = (plan.tensors.get(*number), survival.fraction())
+            {
+                sum += *survival;
+                tensors.push((tensor, fraction));
+            }
+        }
+        let (least, fraction) = tensors.iter().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+        let below = tensors.iter().filter(|(_, kept)| *kept < LEAST_KEPT);
+        Some(Self {
+            fraction: sum.fraction()?,
+            least: (least.name.clone(), *fraction),
+            below: below.clone().count(),
+            tensors: tensors.len(),
+            narrow: below
+                .map(|(tensor, _)| tensor.dtype)
+                .max_by_key(|dtype| dtype.bitsize()),
+        })
+    }
+
+    /// A warning if much is lost: of the whole update, or of most tensors.
+    pub(super) fn warning(&self, plan: &Plan) -> Option<String> {
+        let narrow = self.narrow?;
+        if self.fraction >= LEAST_KEPT && 2 * self.below <= self.tensors {
+            return None;
+        }
+        let wider = match narrow.bitsize() < 32 {
+            true => "float32",
+            false => "float64",
+        };
+        let mut remedies = vec![format!("`out_dtype: {wider}`")];
+        if plan.method.params.iter().any(|info| info.name == "lambda") {
+            remedies.push("a larger `lambda`".to_owned());
+        }
+        if plan.rounding == Rounding::Nearest {
+            remedies.push("`rounding: stochastic`, which keeps it in the mean".to_owned());
+        }
+        let (name, least) = &self.least;
+        Some(format!(
+            "{} of the update of the base survives the rounding to {narrow:?}: {} of {} tensors keep less than {}; \
+             `{name}` keeps {}. Remedies: {}",
+            percent(self.fraction),
+            self.below,
+            self.tensors,
+            percent(LEAST_KEPT),
+            percent(*least),
+            remedies.join(", or ")
+        ))
+    }
+}
+
+/// A fraction as people read it.
+fn percent(fraction: f64) -> String {
+    format!("{:.1} %", 100.0 * fraction)
+}
