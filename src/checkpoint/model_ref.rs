@@ -57,7 +57,7 @@ impl ModelRef {
     }
 
     /// The model without its adapter, and the adapter, if it has one.
-    pub(super) fn base_and_adapter(&self) -> Option<(ModelRef, ModelRef)> {
+    pub fn base_and_adapter(&self) -> Option<(ModelRef, ModelRef)> {
         let adapter = self.adapter.as_deref()?;
         // Both parts were checked when the whole reference was parsed.
         let (adapter_path, adapter_revision) = split_revision(adapter, "an adapter").ok()?;

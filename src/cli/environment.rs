@@ -21,6 +21,15 @@ pub(super) fn locator(recipe_dir: Option<&Path>) -> Result<Locator, Failure> {
     })
 }
 
+/// The user's cache folder, as the XDG base directories have it; none if there is no home.
+pub(super) fn cache() -> Option<PathBuf> {
+    let set = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    // The specification says to ignore a relative path.
+    let set = set.filter(|path| path.is_absolute());
+    let home = || env::home_dir().filter(|home| home.is_absolute());
+    set.or_else(|| home().map(|home| home.join(".cache")))
+}
+
 /// An unpredictable number.
 pub(super) fn random() -> u64 {
     // The standard library seeds its hash maps from the system's random numbers.

@@ -18,6 +18,7 @@ mod output;
 mod plan;
 mod progress;
 mod recompute;
+mod record;
 mod report;
 mod sign;
 mod signals;

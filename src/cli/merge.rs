@@ -1,6 +1,6 @@
 //! `weld merge`: runs a recipe.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -12,10 +12,11 @@ use super::arguments::{Format, PlanArguments};
 use super::memory::{PeakMemory, available};
 use super::output::{Failure, print, say};
 use super::progress::Progress;
+use super::record;
 use super::signals;
 use plan::Plan;
 use run::destination::Folder;
-use run::{self, RunOptions, Summary};
+use run::{self, RunOptions, Summary, input_places};
 
 /// Merge models by a recipe and write a checkpoint folder
 ///
@@ -80,9 +81,15 @@ impl OutputArguments {
         );
         progress.finish();
         let (summary, peak) = (done?, peak.stop());
+        let recorded = record::write(summary.lock, &input_places(plan));
         if !quiet {
             for note in &summary.notes {
                 say(&format!("note: {note}"));
+            }
+            if let Err(error) = recorded {
+                say(&format!(
+                    "note: where the inputs are could not be recorded for `weld verify`: {error}"
+                ));
             }
         }
         match self.format {
@@ -90,10 +97,29 @@ impl OutputArguments {
             Format::Text if quiet => Ok(()),
             Format::Text => {
                 say(&as_text(self, plan, &summary, peak));
+                if let Some(out) = word(&self.out) {
+                    say(&format!("check it with: weld verify {out}"));
+                }
                 Ok(())
             }
         }
     }
+}
+
+/// A path as a word of a shell's command; none if it cannot be written in one line.
+fn word(path: &Path) -> Option<String> {
+    let text = path
+        .to_str()
+        .filter(|text| !text.chars().any(char::is_control))?;
+    let text = match text.starts_with('-') {
+        true => format!("./{text}"),
+        false => text.to_owned(),
+    };
+    let plain = |c: char| c.is_alphanumeric() || "/._-+@%,:=".contains(c);
+    Some(match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    })
 }
 
 /// Bytes of the files that a plan reads.
@@ -159,4 +185,25 @@ fn as_json(arguments: &OutputArguments, summary: &Summary, peak: Option<u64>) ->
         "seconds": summary.elapsed.as_secs_f64(),
         "peak_memory": peak,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_for_a_shell() {
+        for (path, expected) in [
+            ("merged", Some("merged")),
+            ("/a/b-1.5_x", Some("/a/b-1.5_x")),
+            ("my model", Some("'my model'")),
+            ("it's", Some(r"'it'\''s'")),
+            ("$(id);", Some("'$(id);'")),
+            ("-q", Some("./-q")),
+            ("", Some("''")),
+            ("a\nb", None),
+        ] {
+            assert_eq!(word(Path::new(path)).as_deref(), expected, "{path:?}");
+        }
+    }
 }

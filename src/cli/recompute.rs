@@ -10,9 +10,11 @@ use super::arguments::{Threads, plan_any, size};
 use super::environment;
 use super::output::{Failure, say};
 use super::progress::Progress;
+use super::record;
 use super::report::ReportArguments;
 use audit::verify::{
-    self, Asked, Coverage, Premises, PremisesError, Profile, Verification, no_plan, verify,
+    self, Asked, Coverage, InputsError, Premises, PremisesError, Profile, Verification, no_plan,
+    verify,
 };
 use checkpoint::{Checkpoint, Location, Locator, ModelRef};
 use errors::Refusal;
@@ -31,8 +33,8 @@ pub(super) struct Recomputation {
     pub(super) recipe: Option<PathBuf>,
 
     /// Where the inputs are: NAME=PATH for one model, by its name in the recipe; or the folder where relative paths
-    /// start
-    #[arg(long, value_name = "NAME=PATH|FOLDER", num_args = 1..)]
+    /// start. Can be repeated
+    #[arg(long, value_name = "NAME=PATH|FOLDER")]
     pub(super) inputs: Vec<String>,
 
     /// Seed of the random masks, if there is no lock to tell it
@@ -121,15 +123,21 @@ impl Recomputation {
             scratch: std::env::temp_dir(),
         };
         let premises = Premises::read(&model, &asked)?;
-        let locator = premises.locator(&model, with_inputs(locator, &self.inputs)?);
+        let recorded = premises.lock.as_ref().map(record::read).unwrap_or_default();
+        let recipe_dir = locator.recipe_dir.clone();
+        let inputs = premises.inputs(&model, &self.inputs, recorded, locator)?;
         let planned = plan_any(
             &premises.recipe,
             &premises.name,
-            &locator,
+            &inputs.locator(&model, recipe_dir),
             &premises.options,
         );
         let planned = planned.map_err(|error| no_plan(&error));
-        let request = premises.request(&model, planned.as_ref().map_err(Refusal::clone), coverage);
+        if let Ok(plan) = &planned {
+            inputs.check_used(plan)?;
+        }
+        let plan = planned.as_ref().map_err(Refusal::clone);
+        let request = premises.request(&model, plan, &inputs, coverage);
         let progress = Progress::verifying(&model, planned.as_ref().ok(), self.quiet, stop);
         let verification = verify(&request, &progress);
         progress.finish();
@@ -156,22 +164,8 @@ impl From<PremisesError> for Failure {
     }
 }
 
-/// A locator that also knows the places from `--inputs`.
-fn with_inputs(locator: Locator, inputs: &[String]) -> Result<Locator, Failure> {
-    let mut locator = locator;
-    let mut folder = None;
-    for input in inputs {
-        match input.split_once('=') {
-            Some((name, path)) => locator.elsewhere.push((name.to_owned(), path.into())),
-            None if folder.is_none() => folder = Some(locator.working_dir.join(input)),
-            None => {
-                return Err(Failure::tool(
-                    Refusal::new("--inputs names more than one folder")
-                        .with_hint("give others as NAME=PATH"),
-                ));
-            }
-        }
+impl From<InputsError> for Failure {
+    fn from(error: InputsError) -> Self {
+        Self::tool(&error)
     }
-    locator.recipe_dir = folder.or(locator.recipe_dir);
-    Ok(locator)
 }

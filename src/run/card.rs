@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use super::lock::Lock;
 use plan::Plan;
 
-/// The card of the checkpoint at `out`.
-pub(super) fn text(plan: &Plan, out: &Path) -> String {
+/// The card of the checkpoint at `out`, with names and recipe as the lock has them: without absolute paths.
+pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
     let name = out.file_name().map_or_else(
         || "merge".into(),
         |name| name.to_string_lossy().into_owned(),
@@ -52,23 +53,23 @@ pub(super) fn text(plan: &Plan, out: &Path) -> String {
     });
     card.push_str("\n\n## Models\n\n");
     let base = plan.base.map(|base| plan.models[base].label());
-    for model in models {
+    for (model, locked) in models.iter().zip(&lock.inputs) {
         let role = if base == Some(model.label()) {
             " (base)"
         } else {
             ""
         };
-        card.push_str(&format!("- {}{role}\n", code(model.label())));
+        card.push_str(&format!("- {}{role}\n", code(&locked.model)));
     }
     card.push_str("\n## Recipe\n\n");
     if plan.random {
         card.push_str(&format!("Run with `--seed {}`.\n\n", plan.seed));
     }
     // A fence longer than any run of backticks in the recipe cannot be closed by the recipe.
-    let fence = "`".repeat(longest_run(&plan.recipe.1).max(2) + 1);
+    let fence = "`".repeat(longest_run(&lock.recipe).max(2) + 1);
     card.push_str(&format!(
         "{fence}yaml\n{}\n{fence}\n",
-        plan.recipe.1.trim_end()
+        lock.recipe.trim_end()
     ));
     card
 }

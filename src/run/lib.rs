@@ -26,7 +26,7 @@ pub use digests::{Digest, Seen, all_digests, digests, each_piece};
 pub use error::RunError;
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
-    files_of, locked_hub, locked_recipe,
+    files_of, input_places, locked_hub, locked_recipe,
 };
 
 use behind::DropBehind;
@@ -53,6 +53,8 @@ pub struct Summary {
     pub update: Option<UpdateKept>,
     /// Notes for the user that depend on the weights.
     pub notes: Vec<String>,
+    /// The digest of the lock that was written.
+    pub lock: blake3::Hash,
 }
 
 /// How a run leaves its output.
@@ -100,7 +102,7 @@ pub fn run(
     let lock = Lock::new(plan, &digests, &side_files.written, inputs);
     let lock = lock.with_update(update.as_ref());
     side_files.write(LOCK_FILE, lock.text().into_bytes())?;
-    let card = card::text(plan, destination.path());
+    let card = card::text(plan, &lock, destination.path());
     side_files.write("README.md", card.into_bytes())?;
     let written = side_files.written;
     look::look(plan, staged.as_ref(), &written)?;
@@ -116,6 +118,7 @@ pub fn run(
         elapsed: started.elapsed(),
         update,
         notes,
+        lock: lock.digest(),
     })
 }
 

@@ -4,13 +4,13 @@
 //! The same recipe, inputs and options produce the same lock: it holds no time, no host and no absolute path.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::output::Written;
 use super::update::UpdateKept;
-use checkpoint::{Checkpoint, CheckpointError, Location, read_bounded};
+use checkpoint::{Checkpoint, CheckpointError, Location, ModelRef, read_bounded};
 use numeric::NUMERICS;
 use plan::Plan;
 
@@ -219,6 +219,11 @@ impl Lock {
         Ok(Some(lock))
     }
 
+    /// The BLAKE3 digest of its text, by which records on this machine refer to it.
+    pub fn digest(&self) -> blake3::Hash {
+        blake3::hash(self.text().as_bytes())
+    }
+
     /// The text of the file.
     pub fn text(&self) -> String {
         // Strings, numbers and maps of strings can always be written as JSON.
@@ -252,6 +257,31 @@ pub fn locked_recipe(plan: &Plan) -> String {
     Shortened::of(&plan.stored_models()).apply(&plan.recipe.1)
 }
 
+/// Where the inputs of a plan are, as absolute paths by the names that its lock gives them. Those from the Hub's cache
+/// are left out, as they are found there again.
+pub fn input_places(plan: &Plan) -> Vec<(String, PathBuf)> {
+    let models = plan.stored_models();
+    let short = Shortened::of(&models);
+    let place = |name: &str, location: &Location| {
+        let path = std::path::absolute(&location.path).ok()?;
+        location.hub.is_none().then(|| (short.apply(name), path))
+    };
+    let places = models.iter().flat_map(|model| {
+        let location = model.location();
+        let parts = ModelRef::parse(model.label())
+            .ok()
+            .and_then(|model| model.base_and_adapter());
+        match (&location.adapter, parts) {
+            (Some(adapter), Some((base, of_adapter))) => [
+                place(base.text(), location),
+                place(of_adapter.text(), adapter),
+            ],
+            _ => [place(model.label(), location), None],
+        }
+    });
+    places.flatten().collect()
+}
+
 /// Whether a name needs no quotes in YAML and is read as a string there.
 fn is_plain_text(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -272,6 +302,7 @@ impl Shortened {
             .flat_map(|model| model.label().split('+'))
             .filter(|part| part.starts_with('/'))
             .map(|part| part.trim_end_matches('/'))
+            .filter(|part| !part.is_empty())
             .collect();
         // The longest first, because one path may begin with another.
         paths.sort_by_key(|path| (std::cmp::Reverse(path.len()), *path));

@@ -225,7 +225,8 @@ impl Bench {
             .current_dir(self.dir.path())
             .env_remove("HF_HUB_CACHE")
             .env_remove("HUGGINGFACE_HUB_CACHE")
-            .env("HF_HOME", self.path("no-hub"));
+            .env("HF_HOME", self.path("no-hub"))
+            .env("XDG_CACHE_HOME", self.path("no-cache"));
         command
     }
 
@@ -237,6 +238,7 @@ impl Bench {
             .env_remove("HF_HUB_CACHE")
             .env_remove("HUGGINGFACE_HUB_CACHE")
             .env("HF_HOME", self.path("no-hub"))
+            .env("XDG_CACHE_HOME", self.path("no-cache"))
             .args(arguments)
             .stdin(process::Stdio::null())
             .stdout(process::Stdio::piped())

@@ -42,6 +42,7 @@ const MERGE: [&str; 6] = ["merge", "recipe.yml", "out", "-q", "--shard-size", "1
 fn start(bench: &Bench, more: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_weld"))
         .current_dir(bench.path(""))
+        .env("XDG_CACHE_HOME", bench.path("no-cache"))
         .args(MERGE)
         .args(more)
         .stdout(Stdio::null())
@@ -55,6 +56,7 @@ fn in_shell(bench: &Bench, command: &str) -> Child {
     let weld = env!("CARGO_BIN_EXE_weld");
     Command::new("sh")
         .current_dir(bench.path(""))
+        .env("XDG_CACHE_HOME", bench.path("no-cache"))
         .args(["-c", &format!("{command}; exec \"$@\""), "sh", weld])
         .args(MERGE)
         .stdout(Stdio::null())
@@ -65,7 +67,16 @@ fn in_shell(bench: &Bench, command: &str) -> Child {
 
 /// Names beside the models that a run has left.
 fn left_over(bench: &Bench) -> Vec<String> {
-    let known = ["base", "a", "b", "recipe.yml", "one.yml", "two.yml", "out"];
+    let known = [
+        "base",
+        "a",
+        "b",
+        "recipe.yml",
+        "one.yml",
+        "two.yml",
+        "out",
+        "no-cache",
+    ];
     fs::read_dir(bench.path(""))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())

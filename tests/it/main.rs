@@ -38,3 +38,4 @@ mod tables;
 mod tokenizer;
 mod values;
 mod verify;
+mod verify_inputs;

@@ -113,6 +113,7 @@ fn limited(bench: &Bench, arguments: &[&str]) -> Outcome {
         .args(["-c", &script, env!("CARGO_BIN_EXE_weld")])
         .args(arguments)
         .current_dir(bench.path("."))
+        .env("XDG_CACHE_HOME", bench.path("no-cache"))
         .output()
         .expect("sh starts");
     Outcome {

@@ -10,14 +10,14 @@ use crate::fixtures::{
     Bench, Spec, floats, llama_config, load, noise, read_json, recipes, rewrite,
 };
 
-const LINEAR: &str = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.6}}\n- {model: b, parameters: \
+pub(crate) const LINEAR: &str = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.6}}\n- {model: b, parameters: \
                       {weight: 0.4}}\n";
 
 const TASKS: &str = "merge_method: task_arithmetic\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 0.6}}\n\
                      - {model: b, parameters: {weight: 0.4}}\nparameters: {lambda: 1.0}\n";
 
 /// A model of one layer whose task vectors are a twentieth of its weights, as those of fine-tunes are.
-fn fine_tune(seed: u64, dtype: Dtype) -> Vec<Spec> {
+pub(crate) fn fine_tune(seed: u64, dtype: Dtype) -> Vec<Spec> {
     let shapes: [(&str, [usize; 2]); 4] = [
         ("model.embed_tokens.weight", [512, 64]),
         ("model.layers.0.mlp.up_proj.weight", [600, 64]),
@@ -40,7 +40,7 @@ fn fine_tune(seed: u64, dtype: Dtype) -> Vec<Spec> {
         .collect()
 }
 
-fn config() -> Value {
+pub(crate) fn config() -> Value {
     let mut config = llama_config(1);
     config["vocab_size"] = 512.into();
     config["hidden_size"] = 64.into();
@@ -48,7 +48,7 @@ fn config() -> Value {
 }
 
 /// A folder with `base`, `a`, `b` and `c`, and a merge of them as `out`.
-fn merged(recipe: &str, dtype: Dtype, more: &[&str]) -> Bench {
+pub(crate) fn merged(recipe: &str, dtype: Dtype, more: &[&str]) -> Bench {
     let bench = Bench::new();
     for (seed, name) in ["base", "a", "b", "c"].into_iter().enumerate() {
         bench.model(name, &config(), &fine_tune(seed as u64, dtype));
@@ -58,7 +58,7 @@ fn merged(recipe: &str, dtype: Dtype, more: &[&str]) -> Bench {
 }
 
 /// The report of a verification, and its exit code.
-fn verify(bench: &Bench, more: &[&str]) -> (Option<i32>, Value) {
+pub(crate) fn verify(bench: &Bench, more: &[&str]) -> (Option<i32>, Value) {
     let mut arguments = vec!["verify", "out", "--format", "json", "-q"];
     arguments.extend(more);
     let outcome = bench.weld(&arguments);
@@ -72,7 +72,7 @@ fn verify(bench: &Bench, more: &[&str]) -> (Option<i32>, Value) {
 }
 
 /// The ids of a report's findings that fail it, each once.
-fn errors(report: &Value) -> Vec<String> {
+pub(crate) fn errors(report: &Value) -> Vec<String> {
     let findings = report["findings"].as_array().unwrap();
     let mut ids: Vec<String> = findings
         .iter()
@@ -84,7 +84,7 @@ fn errors(report: &Value) -> Vec<String> {
     ids
 }
 
-fn finding<'r>(report: &'r Value, id: &str) -> &'r Value {
+pub(crate) fn finding<'r>(report: &'r Value, id: &str) -> &'r Value {
     let findings = report["findings"].as_array().unwrap();
     findings
         .iter()
@@ -105,7 +105,7 @@ fn refused(bench: &Bench, more: &[&str], expected: &[&str]) -> Value {
     last
 }
 
-fn without_lock(bench: &Bench) {
+pub(crate) fn without_lock(bench: &Bench) {
     fs::remove_file(bench.path("out/weldment.lock.json")).unwrap();
 }
 
@@ -483,7 +483,7 @@ fn hostile_locks_are_errors() {
 }
 
 /// Puts a repository of one file into the Hub's cache, its blob named by a SHA-256 as the Hub names it.
-fn cached(bench: &Bench, commit: &str, sha256: &str, specs: &[Spec]) {
+pub(crate) fn cached(bench: &Bench, commit: &str, sha256: &str, specs: &[Spec]) {
     let root = bench.path("no-hub/hub/models--org--x");
     // What was there by the same commit is put in its place.
     let _ = fs::remove_dir_all(root.join("snapshots").join(commit));

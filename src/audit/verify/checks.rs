@@ -84,6 +84,15 @@ checks! {
         "A file of an input has another SHA-256 in the Hub's cache than the lock names",
         "The repository published other bytes by this name than those that were merged.",
         "download the commit that the lock names, or run the recipe again";
+    INPUT_BESIDE = "verify.input-beside", Note,
+        "An input was found beside the checkpoint",
+        "Whoever gives a checkpoint can give the inputs with it, and make both fit: that it has the right name is all \
+         that is known of this one.",
+        "get the input from where it was published, and say where it is with --inputs";
+    OWN_INPUT = "verify.own-input", Error,
+        "The checkpoint is its own input",
+        "A copy of itself is always right, so nothing was verified.",
+        "say with --inputs where the model is that the recipe means";
     LOCK_RECIPE = "verify.lock-recipe", Error,
         "The lock names another recipe",
         "The recipe that was given is not the one that the lock says the checkpoint was made by.",

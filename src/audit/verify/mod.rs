@@ -7,6 +7,7 @@ mod checks;
 mod compare;
 mod diagnose;
 mod files;
+mod inputs;
 mod locked;
 mod mergekit;
 mod numerics;
@@ -21,12 +22,13 @@ use bytesize::ByteSize;
 use serde_json::json;
 
 pub(crate) use checks::CHECKS;
+pub use inputs::{Inputs, InputsError, no_plan};
 pub use mergekit::Profile;
 pub use numerics::Numerics;
-pub use premises::{Arithmetic, Asked, Premises, PremisesError, no_plan};
+pub use premises::{Arithmetic, Asked, Premises, PremisesError};
 pub use sample::Coverage;
 
-use super::{Command, Finding, Place, Report, Severity, Skipped, Table, Verdict};
+use super::{Command, Finding, Place, Report, Severity, Skipped, Verdict};
 use checkpoint::{Checkpoint, CheckpointError, Dtype, TensorEntry};
 use compare::{Comparison, Difference, There};
 use engine::Observer;
@@ -46,6 +48,8 @@ pub struct Request<'a> {
     pub model: &'a Checkpoint,
     /// The plan of its recipe, or why there is none.
     pub plan: Result<&'a Plan, Refusal>,
+    /// Where its inputs were looked for; `None` if the caller found them itself.
+    pub inputs: Option<&'a Inputs>,
     /// Its lock, if it has one.
     pub lock: Option<&'a Lock>,
     /// Whether the plan is that of the lock's own recipe.
@@ -73,6 +77,7 @@ impl<'a> Request<'a> {
         Self {
             model,
             plan: Ok(plan),
+            inputs: None,
             lock,
             recipe_of_lock: true,
             coverage: Coverage::Full,
@@ -194,6 +199,7 @@ fn recompute<'a>(
     if let Some(lock) = request.lock {
         report.extend(locked::inputs(lock, plan, request.recipe_of_lock));
     }
+    report.extend(inputs::own(plan, model));
     report.extend(accounting(plan, model));
     report.extend(files::compare(plan, model, request.lock.is_some()));
     let there: Vec<There<'_>> = plan
@@ -487,18 +493,7 @@ fn summarise(
     }
     report.details = details;
     report.detail(outcomes.tensors.iter().map(Judged::details));
-    inputs(plan, report);
-}
-
-/// Lists the models that it was recomputed from, so that people see what was verified.
-fn inputs(plan: &Plan, report: &mut Report) {
-    let models = plan.models.iter().enumerate().map(|(index, model)| {
-        let role = if plan.base == Some(index) { "base" } else { "" };
-        vec![model.label().to_owned(), role.to_owned()]
-    });
-    report.tables.push(Table {
-        title: "inputs".to_owned(),
-        columns: vec!["model".to_owned(), "role".to_owned()],
-        rows: models.collect(),
-    });
+    if let Some(inputs) = request.inputs {
+        inputs.report(plan, report);
+    }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
+use super::inputs::{Inputs, InputsError};
 use super::mergekit::Profile;
 use super::{Coverage, Numerics, Request};
 use checkpoint::{Checkpoint, CheckpointError, Locator, ModelRef};
@@ -131,16 +132,25 @@ impl Premises {
         })
     }
 
-    /// Where to look for inputs: without a recipe's folder, beside the checkpoint, as merges are often kept there.
-    pub fn locator(&self, model: &Checkpoint, locator: Locator) -> Locator {
-        let beside = || {
-            let model = locator.working_dir.join(&model.location().path);
-            model.parent().map(Into::into)
+    /// Where to look for the inputs. `given` are the caller's arguments, each `NAME=PATH` or the folder where relative
+    /// paths start; `recorded` are the paths that the merge recorded on this machine, by the lock's names.
+    ///
+    /// # Errors
+    /// An argument names no model, no folder, or nothing that exists.
+    pub fn inputs(
+        &self,
+        model: &Checkpoint,
+        given: &[String],
+        recorded: Vec<(String, PathBuf)>,
+        locator: Locator,
+    ) -> Result<Inputs, InputsError> {
+        // The record is of the lock's recipe.
+        let recorded = match self.recipe_of_lock {
+            true => recorded,
+            false => Vec::new(),
         };
-        Locator {
-            recipe_dir: locator.recipe_dir.clone().or_else(beside),
-            ..locator
-        }
+        let donor = self.options.tokenizer_from.as_ref();
+        Inputs::new(&self.recipe, donor, model, given, recorded, locator)
     }
 
     /// The request to verify the checkpoint against a plan of the recipe.
@@ -148,11 +158,13 @@ impl Premises {
         &'a self,
         model: &'a Checkpoint,
         plan: Result<&'a Plan, Refusal>,
+        inputs: &'a Inputs,
         coverage: Coverage,
     ) -> Request<'a> {
         Request {
             model,
             plan,
+            inputs: Some(inputs),
             lock: self.lock.as_ref(),
             recipe_of_lock: self.recipe_of_lock,
             coverage,
@@ -224,17 +236,4 @@ fn numerics(asked: Option<Arithmetic>, lock: Option<&Lock>, recipe: &AnyRecipe) 
         Some(Arithmetic::Weldment) => Numerics::Weldment,
         Some(Arithmetic::Mergekit(profile)) => Numerics::Mergekit(profile),
     }
-}
-
-/// Why a recipe has no plan: its first problem, and the number of further ones.
-pub fn no_plan(error: &RecipeError) -> Refusal {
-    let first = error.problems.first();
-    let first = first.map_or(String::new(), |problem| problem.message.clone());
-    let more = match error.problems.len() {
-        0 | 1 => String::new(),
-        more => format!("; and {} more problems", more - 1),
-    };
-    Refusal::new(format!("{first}{more}")).with_hint(
-        "name the inputs with --inputs NAME=PATH, or the folder that their paths start from with --inputs FOLDER",
-    )
 }
