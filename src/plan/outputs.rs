@@ -6,7 +6,7 @@ use super::Fate;
 use super::comparisons::{
     different_depths, flat_gradients, missing_hint, pattern_of, unused_filters,
 };
-use super::copies::{are_equal, copies};
+use super::copies::{copies, models_look_equal};
 use super::counterparts::{Counterparts, is_head};
 use super::layers::{Group, GroupSource, LayerMap, Wanted, Wish, wish};
 use super::models::Models;
@@ -89,10 +89,11 @@ pub(super) fn resolve(
     unused_filters(recipe, &wanted, &own, notes);
     flat_gradients(recipe, &wanted, notes);
     for model in (0..models.merged).filter(|&model| model != models.donor) {
-        if are_equal(models, &counterparts, model, models.donor) {
+        if models_look_equal(models, &counterparts, model, models.donor) {
             let (label, of) = (models.label(model), models.label(models.donor));
             notes.push(format!(
-                "`{label}` is equal to `{of}` to the byte: if it should differ, it was not saved as it was trained"
+                "`{label}` has the bytes of `{of}` at the start, in the middle and at the end of every tensor: \
+                 if it should differ, it was not saved as it was trained"
             ));
         }
     }
