@@ -92,7 +92,7 @@ fn at<F: Fn(usize) -> bool + Sync>(asked: F) -> At<F> {
 
 /// Two models with files beside the weights, one of them in a folder.
 fn bench() -> Bench {
-    let bench = Bench::new();
+    let bench = Bench::on_disk();
     bench.llama("a", 1, Dtype::F32);
     bench.llama("b", 2, Dtype::F32);
     bench.file("a/LICENSE", vec![b'x'; 300_000]);
@@ -355,7 +355,7 @@ fn a_replacement_that_dies_before_any_step_leaves_the_old_or_the_new() {
 
 #[test]
 fn every_step_of_an_assembly_fails_once() {
-    let bench = Bench::new();
+    let bench = Bench::on_disk();
     bench.dense("dense", "llama", 1, serde_json::json!({}));
     bench.recipe(
         "base_model: dense\narchitecture: mixtral\ngate_mode: random\nexperts: [{source_model: dense}, \

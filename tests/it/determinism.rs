@@ -174,29 +174,35 @@ pub(crate) fn bench(dtype: Dtype) -> Bench {
 }
 
 #[test]
-fn bytes_do_not_depend_on_threads_memory_or_shards() {
-    for dtype in [Dtype::BF16, Dtype::F32] {
-        let bench = bench(dtype);
-        for (name, recipe) in RECIPES {
-            let whole = files(&bench.merge(recipe, &["--threads", "1", "--memory", "256MiB"]));
-            for more in [
-                ["--threads", "2", "--memory", "256MiB"],
-                ["--threads", "5", "--memory", "256MiB"],
-                ["--threads", "1", "--memory", "48MiB"],
-                ["--threads", "3", "--memory", "64MiB"],
-            ] {
-                assert!(
-                    files(&bench.merge(recipe, &more)) == whole,
-                    "{name} in {dtype:?} with {more:?}"
-                );
-            }
-            let mut tensors = load(&bench.merge(recipe, &[]));
-            let mut sharded =
-                load(&bench.merge(recipe, &["--shard-size", "300kB", "--threads", "2"]));
-            tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
-            sharded.sort_by(|(a, _), (b, _)| a.cmp(b));
-            assert!(tensors == sharded, "{name} in {dtype:?}, sharded");
+fn bytes_of_bf16_do_not_depend_on_threads_memory_or_shards() {
+    bytes_do_not_depend_on_threads_memory_or_shards(Dtype::BF16);
+}
+
+#[test]
+fn bytes_of_f32_do_not_depend_on_threads_memory_or_shards() {
+    bytes_do_not_depend_on_threads_memory_or_shards(Dtype::F32);
+}
+
+fn bytes_do_not_depend_on_threads_memory_or_shards(dtype: Dtype) {
+    let bench = bench(dtype);
+    for (name, recipe) in RECIPES {
+        let whole = files(&bench.merge(recipe, &["--threads", "1", "--memory", "256MiB"]));
+        for more in [
+            ["--threads", "2", "--memory", "256MiB"],
+            ["--threads", "5", "--memory", "256MiB"],
+            ["--threads", "1", "--memory", "48MiB"],
+            ["--threads", "3", "--memory", "64MiB"],
+        ] {
+            assert!(
+                files(&bench.merge(recipe, &more)) == whole,
+                "{name} in {dtype:?} with {more:?}"
+            );
         }
+        let mut tensors = load(&bench.merge(recipe, &[]));
+        let mut sharded = load(&bench.merge(recipe, &["--shard-size", "300kB", "--threads", "2"]));
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        sharded.sort_by(|(a, _), (b, _)| a.cmp(b));
+        assert!(tensors == sharded, "{name} in {dtype:?}, sharded");
     }
 }
 

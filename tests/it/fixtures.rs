@@ -156,7 +156,23 @@ pub(crate) fn llama_config(layers: usize) -> Value {
 }
 
 impl Bench {
+    /// A folder in memory where the system has room there, so that few tests wait for the disk; else on the disk.
     pub(crate) fn new() -> Self {
+        const MEMORY: &str = "/dev/shm";
+        const ENOUGH: u64 = 4 << 30;
+        let free =
+            rustix::fs::statvfs(MEMORY).map_or(0, |system| system.f_bavail * system.f_frsize);
+        let dir = match free >= ENOUGH {
+            true => TempDir::new_in(MEMORY),
+            false => TempDir::new(),
+        };
+        Self {
+            dir: dir.expect("a temporary folder"),
+        }
+    }
+
+    /// A folder on the disk, for what writes past the page cache, syncs, or holds much.
+    pub(crate) fn on_disk() -> Self {
         Self {
             dir: TempDir::new().expect("a temporary folder"),
         }

@@ -22,7 +22,7 @@ const RECIPE: &str = "merge_method: ties\nbase_model: base\nmodels: [{model: a},
 
 /// Models of some megabytes in several tensors.
 fn bench() -> Bench {
-    let bench = Bench::new();
+    let bench = Bench::on_disk();
     for (seed, name) in ["base", "a", "b"].into_iter().enumerate() {
         let count = 256 * 1024;
         let specs: Vec<_> = (0..6)
