@@ -7,6 +7,7 @@
 
 mod config;
 mod decoder;
+mod differences;
 mod expected;
 mod families;
 mod family;
@@ -21,6 +22,7 @@ mod stacks;
 
 pub use config::{LAYER_COUNTS, TEXT_PARTS, field};
 pub use decoder::{Attention, Bias, Decoder, HeadDim, Norms, QueryNorms, WindowRule};
+pub use differences::{Difference, differences};
 pub use expected::{Expected, Presence, Rule, Size, SizeKind};
 pub use family::{Body, Family, Head};
 pub use fields::{FieldError, Fields};

@@ -7,6 +7,7 @@
 //! This layer reads headers, configs and tokenizers, and writes nothing. Of weights it asks only whether tensors are
 //! equal to the byte (`copies`).
 
+mod comparable;
 mod comparisons;
 mod config;
 mod copies;
@@ -339,6 +340,10 @@ fn attempt(
              than float32"
         ));
     }
+    if !comparable::compare_configs(recipe, &models, &mut notes, problems) {
+        return None;
+    }
+    comparable::compare_side_configs(&models, &mut notes);
     let alignment = tokenizer::align(recipe, &models, &mut notes, problems);
     if recipe.tokenizer.is_none() {
         vocabularies::check(&models, &mut notes, problems);
@@ -364,6 +369,7 @@ fn attempt(
         fates,
         layer_maps,
     } = merge;
+    comparable::compare_labels(recipe, &models, &tensors, problems);
     if tensors.is_empty() {
         problems.add(None, "the recipe leaves no tensor to write", None);
         return None;

@@ -26,6 +26,7 @@ pub(super) const RECIPE: Place = Place {
         "rounding",
         "only",
         "except",
+        "allow_config_differences",
         "tokenizer",
         "tokenizer_source",
         "chat_template",

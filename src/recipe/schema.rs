@@ -38,6 +38,10 @@ pub struct Recipe {
     pub parameters: Parameters,
     /// `only:` and `except:`: the tensors that are not merged. The first exception that applies wins.
     pub exceptions: Vec<Exception>,
+    /// `allow_config_differences:`: fields that may mean something else in the configs of the models.
+    pub allowed: Vec<Located<String>>,
+    /// Whether the merge was already made and is only computed again: what a new merge would be refused for is noted.
+    pub recorded: bool,
     /// `override_architecture:` of models, which the config of their merge will name.
     pub architectures: Vec<(ModelRef, String)>,
     /// The named documents that this one uses, each after those it uses itself.
@@ -122,6 +126,17 @@ impl Recipe {
     /// The base of a slice: its own, or the recipe's.
     pub fn base_of<'a>(&'a self, slice: &'a Slice) -> Option<&'a Located<ModelRef>> {
         slice.base_model.as_ref().or(self.base_model.as_ref())
+    }
+
+    /// Marks it, and the documents that it uses, as of a merge that was already made.
+    pub fn mark_recorded(&mut self) {
+        self.recorded = true;
+        self.results.iter_mut().for_each(Recipe::mark_recorded);
+    }
+
+    /// Whether a field of the config may mean something else in each model.
+    pub fn allows(&self, field: &str) -> bool {
+        self.recorded || self.allowed.iter().any(|allowed| allowed.value == field)
     }
 
     /// Every reference to a model in the inputs, then the base; in the order of the recipe.

@@ -62,6 +62,8 @@ impl Walk<'_> {
             chat_template: parts.chat_template,
             parameters: parts.parameters,
             exceptions: parts.exceptions,
+            allowed: parts.allowed,
+            recorded: false,
             architectures: std::mem::take(&mut self.architectures),
             results: Vec::new(),
             warnings: Vec::new(),
@@ -77,8 +79,19 @@ impl Walk<'_> {
         match entry.key.as_str() {
             "merge_method" => {}
             // mergekit's fields are optional: null is the same as no key.
-            "name" | "models" | "slices" | "modules" | "base_model" | "dtype" | "out_dtype"
-            | "rounding" | "only" | "except" | "tokenizer" | "tokenizer_source"
+            "name"
+            | "models"
+            | "slices"
+            | "modules"
+            | "base_model"
+            | "dtype"
+            | "out_dtype"
+            | "rounding"
+            | "only"
+            | "except"
+            | "allow_config_differences"
+            | "tokenizer"
+            | "tokenizer_source"
             | "chat_template"
                 if node.is_null() => {}
             "name" => parts.name = self.name(entry),
@@ -105,6 +118,7 @@ impl Walk<'_> {
                 let except = self.except(entry);
                 parts.exceptions.splice(..0, except);
             }
+            "allow_config_differences" => parts.allowed = self.field_names(entry),
             "tokenizer" | "tokenizer_source" => {
                 if let Some(first) = parts.tokenizer_key.replace(entry.key.clone()) {
                     return self.second_tokenizer(&quoted(&first), entry);
@@ -117,6 +131,25 @@ impl Walk<'_> {
             "chat_template" => parts.chat_template = self.chat_template(entry),
             _ => self.other_key(&RECIPE, entry),
         }
+    }
+
+    /// A list of fields of configs.
+    fn field_names(&mut self, entry: &Entry) -> Vec<Located<String>> {
+        let mut names = Vec::new();
+        for item in self.items(entry, &entry.key).unwrap_or_default() {
+            match &item.value {
+                Value::Text(text) => names.push(Located {
+                    value: text.clone(),
+                    at: item.at,
+                }),
+                other => {
+                    let message =
+                        format!("expected a field of config.json, found {}", other.found());
+                    self.problem(ProblemKind::Invalid, item.at, message);
+                }
+            }
+        }
+        names
     }
 
     /// Refuses all but one of `models`, `slices` and `modules`.
@@ -468,6 +501,7 @@ struct Parts {
     chat_template: Option<Located<String>>,
     parameters: Parameters,
     exceptions: Vec<Exception>,
+    allowed: Vec<Located<String>>,
 }
 
 impl Parts {

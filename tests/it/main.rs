@@ -4,6 +4,7 @@
 
 mod check;
 mod cli;
+mod comparable;
 mod defects;
 mod destination;
 mod determinism;

@@ -185,7 +185,7 @@ fn the_config_is_the_donors_with_the_dtype_that_is_written() {
     let bench = bench();
     let config = config_with(
         2,
-        json!({"rope_theta": 5e5, "nested": {"kept": [1, null, "x"]}, "torch_dtype": "float16"}),
+        json!({"rope_theta": 1e4, "nested": {"kept": [1, null, "x"]}, "torch_dtype": "float16"}),
     );
     bench.file("a/config.json", config.to_string());
     let out = read_json(&bench.merge(LINEAR, &[]).join("config.json"));

@@ -114,12 +114,15 @@ impl Premises {
         let by_mergekit = folder.join(MERGEKIT_RECIPE);
         let by_mergekit = by_mergekit.is_file().then_some(by_mergekit);
         let allow_step = lock.is_none() && by_mergekit.is_some();
-        let (recipe, name) = match (&asked.recipe, &lock, &by_mergekit) {
+        let (mut recipe, name) = match (&asked.recipe, &lock, &by_mergekit) {
             (Some(path), ..) => from_file(path, recipe::read_any)?,
             (None, None, Some(path)) => from_file(path, recipe::read_recorded)?,
             (None, Some(lock), _) => from_lock(lock)?,
             (None, None, None) => return Err(PremisesError::NoRecipe),
         };
+        if let AnyRecipe::Merge(recipe) = &mut recipe {
+            recipe.mark_recorded();
+        }
         Ok(Premises {
             options: options(lock.as_ref(), asked)?,
             recipe_of_lock: asked.recipe.is_none(),

@@ -1,0 +1,273 @@
+//! Whether models of equal shapes mean the same by their weights: what their configs say, their labels, and the files
+//! beside them.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::models::Models;
+use super::planned::{Operation, PlannedTensor};
+use super::problems::{Problems, some_of};
+use architecture::{Difference, differences};
+use checkpoint::{Checkpoint, ModelConfig, SidecarKind, parse_json, read_sidecar};
+use recipe::Recipe;
+
+/// The most characters of a value that a message shows.
+const SHOWN: usize = 40;
+
+/// The key of a recipe that allows differences.
+const KEY: &str = "allow_config_differences";
+
+/// Compares the config of each merged model with the donor's, which the output will have.
+///
+/// Returns whether all are of one architecture, or may differ in it: else nothing more can be said of their tensors.
+pub(super) fn compare_configs(
+    recipe: &Recipe,
+    models: &Models,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) -> bool {
+    let Some(ours) = models.donor().config() else {
+        return true;
+    };
+    let mut one_architecture = true;
+    let mut allowed = Vec::new();
+    for model in (0..models.merged).filter(|&model| model != models.donor) {
+        let Some(theirs) = models.checkpoints[model].config() else {
+            continue;
+        };
+        let found = differences(ours.value(), theirs.value());
+        let (refused, others): (Vec<Difference>, Vec<Difference>) = found
+            .into_iter()
+            .partition(|found| found.is_arithmetic && !recipe.allows(&found.field));
+        one_architecture &= refused
+            .first()
+            .is_none_or(|found| found.field != "model_type");
+        allowed.extend(others.iter().map(|found| found.field.clone()));
+        note(models, model, &others, notes);
+        refuse(models, model, &refused, problems);
+    }
+    for field in &recipe.allowed {
+        // Labels are compared once it is known which tensors are merged.
+        if !allowed.contains(&field.value) && field.value != LABELS {
+            notes.push(format!(
+                "line {}: no model's config differs in `{}`",
+                field.at.line,
+                field.value.escape_debug()
+            ));
+        }
+    }
+    one_architecture
+}
+
+fn note(models: &Models, model: usize, found: &[Difference], notes: &mut Vec<String>) {
+    if found.is_empty() {
+        return;
+    }
+    let fields: Vec<String> = found
+        .iter()
+        .map(|found| {
+            let [ours, theirs] = found.values.each_ref().map(shown);
+            format!("{} {theirs}, not {ours}", found.field.escape_debug())
+        })
+        .collect();
+    notes.push(format!(
+        "the output gets the config of `{}`; that of `{}` says {}",
+        models.label(models.donor),
+        models.label(model),
+        some_of(&fields)
+    ));
+}
+
+fn refuse(models: &Models, model: usize, found: &[Difference], problems: &mut Problems) {
+    let (donor, label) = (models.label(models.donor), models.label(model));
+    let names: Vec<&str> = found.iter().map(|found| found.field.as_str()).collect();
+    let allow = format!("`{KEY}: [{}]`", names.join(", "));
+    let (message, why) = match found {
+        [] => return,
+        [first, ..] if first.field == "model_type" => {
+            let [ours, theirs] = first.values.each_ref().map(shown);
+            (
+                format!("`{donor}` is a {ours} and `{label}` a {theirs}, as their configs say"),
+                "models of different architectures cannot be merged",
+            )
+        }
+        found => {
+            let fields = found.iter().map(|found| {
+                let [ours, theirs] = found.values.each_ref().map(shown);
+                format!("`{}` is {ours} and {theirs}", found.field.escape_debug())
+            });
+            let fields: Vec<String> = fields.collect();
+            (
+                format!(
+                    "the weights of `{donor}` and `{label}` do not mean the same, as their configs say: {}",
+                    fields.join(", ")
+                ),
+                "the output would use all weights as the first one does",
+            )
+        }
+    };
+    let hint = format!("{why}; if it is meant, add {allow} to the recipe");
+    problems.add(models.at[model], message, Some(hint));
+}
+
+/// A value as messages show it.
+fn shown(value: &Option<Value>) -> String {
+    let Some(value) = value else {
+        return "nothing".to_owned();
+    };
+    let text = match value {
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    };
+    let mut short: String = text.escape_debug().take(SHOWN).collect();
+    if short.len() < text.len() {
+        short.push_str("...");
+    }
+    short
+}
+
+/// The field of labels, as a recipe allows it.
+const LABELS: &str = "id2label";
+
+/// Refuses classifiers whose rows stand for different labels, where rows of both are merged.
+pub(super) fn compare_labels(
+    recipe: &Recipe,
+    models: &Models,
+    tensors: &[PlannedTensor],
+    problems: &mut Problems,
+) {
+    let Some(ours) = models.donor().config().and_then(labels) else {
+        return;
+    };
+    for model in (0..models.merged).filter(|&model| model != models.donor) {
+        let Some(theirs) = models.checkpoints[model].config().and_then(labels) else {
+            continue;
+        };
+        let differing = ours
+            .iter()
+            .filter(|(id, label)| theirs.get(id).is_some_and(|other| other != *label));
+        let Some((id, label)) = differing.clone().next() else {
+            continue;
+        };
+        let rows = tensors
+            .iter()
+            .find(|tensor| is_by_label(tensor, ours.len(), [models.donor, model]));
+        let Some(rows) = rows.filter(|_| !recipe.allows(LABELS)) else {
+            continue;
+        };
+        let reordered = ours
+            .values()
+            .all(|label| theirs.values().any(|other| other == label));
+        let message = format!(
+            "row {id} of `{}` stands for `{}` in `{}` and for `{}` in `{}`",
+            rows.name,
+            label.escape_debug(),
+            models.label(models.donor),
+            theirs[id].escape_debug(),
+            models.label(model)
+        );
+        let what = match reordered {
+            true => {
+                "their labels are in another order: save one model with the rows of its classifier, `id2label` and \
+                     `label2id` in the order of the other"
+            }
+            false => "classifiers of other labels cannot be merged",
+        };
+        let hint = format!(
+            "{what}; `except: [{{tensors: '{}', action: copy}}]` keeps the first model's; if the labels mean the same, \
+             add `{KEY}: [{LABELS}]` to the recipe",
+            rows.name
+        );
+        problems.add(models.at[model], message, Some(hint));
+    }
+}
+
+/// The labels of a classifier by number, without those that only repeat it.
+fn labels(config: &ModelConfig) -> Option<BTreeMap<u64, String>> {
+    let of_ids = |map: &serde_json::Map<String, Value>| {
+        let entry =
+            |(id, label): (&String, &Value)| Some((id.parse().ok()?, label.as_str()?.to_owned()));
+        map.iter().filter_map(entry).collect()
+    };
+    let of_labels = |map: &serde_json::Map<String, Value>| {
+        let entry = |(label, id): (&String, &Value)| Some((id.as_u64()?, label.clone()));
+        map.iter().filter_map(entry).collect()
+    };
+    let read = |key: &str| config.get(key)?.as_object();
+    let found: BTreeMap<u64, String> = read(LABELS)
+        .map(of_ids)
+        .or_else(|| read("label2id").map(of_labels))?;
+    let named = found
+        .into_iter()
+        .map(|(id, label)| (id, label.to_lowercase()));
+    let named: BTreeMap<u64, String> = named
+        .filter(|(id, label)| *label != format!("label_{id}"))
+        .collect();
+    (!named.is_empty()).then_some(named)
+}
+
+/// Whether a tensor is merged of these models and has a row for each label.
+fn is_by_label(tensor: &PlannedTensor, labels: usize, models: [usize; 2]) -> bool {
+    let merged = matches!(tensor.operation, Operation::Compute { .. });
+    let has = |model: usize| tensor.sources.iter().any(|source| source.model == model);
+    merged && tensor.shape.first() == Some(&labels) && models.into_iter().all(has)
+}
+
+/// Notes settings of processors, pooling and prompts that differ: the output has the donor's.
+pub(super) fn compare_side_configs(models: &Models, notes: &mut Vec<String>) {
+    let ours = side_configs(models.donor());
+    for model in (0..models.merged).filter(|&model| model != models.donor) {
+        let theirs = side_configs(&models.checkpoints[model]);
+        for (name, ours) in &ours {
+            let Some(theirs) = theirs.get(name).filter(|theirs| *theirs != ours) else {
+                continue;
+            };
+            let fields: Vec<String> = match (ours, theirs) {
+                (Value::Object(ours), Value::Object(theirs)) => {
+                    let other = |key: &&String| ours.get(*key) != theirs.get(*key);
+                    let keys: std::collections::BTreeSet<&String> =
+                        ours.keys().chain(theirs.keys()).collect();
+                    keys.into_iter()
+                        .filter(other)
+                        .map(|key| key.escape_debug().to_string())
+                        .collect()
+                }
+                _ => Vec::new(),
+            };
+            let of = match fields.is_empty() {
+                true => String::new(),
+                false => format!(" in {}", some_of(&fields)),
+            };
+            notes.push(format!(
+                "`{name}` of `{}` differs from that of `{}`{of}: the output has the latter",
+                models.label(model),
+                models.label(models.donor)
+            ));
+        }
+    }
+}
+
+/// The settings beside a model that change what it computes of an input, without what only names code and versions.
+fn side_configs(model: &Checkpoint) -> BTreeMap<String, Value> {
+    // What cannot be read is reported where it is carried or checked.
+    let files = model.sidecars().unwrap_or_default().into_iter();
+    let files = files.filter(|file| {
+        let known = file.kind == SidecarKind::Processor || file.kind == SidecarKind::Other;
+        known && file.name.ends_with(".json")
+    });
+    files
+        .filter_map(|file| {
+            let mut value = parse_json(&read_sidecar(&file.path).ok()?).ok()?;
+            if let Some(fields) = value.as_object_mut() {
+                fields.retain(|name, value| {
+                    let code = name.starts_with('_')
+                        || name.ends_with("_type")
+                        || name.ends_with("_class");
+                    !code && name != "auto_map" && !value.is_null()
+                });
+            }
+            Some((file.name, value))
+        })
+        .collect()
+}
