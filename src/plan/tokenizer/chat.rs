@@ -77,10 +77,11 @@ fn without_generation(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
+        // A tag ends behind the two characters that begin it: `{%}` is no tag.
+        let Some(length) = rest[start + 2..].find("%}") else {
             break;
         };
-        let end = start + length + 2;
+        let end = start + 2 + length + 2;
         let word = rest[start + 2..end - 2].trim_matches(['-', '+']).trim();
         out.push_str(&rest[..start]);
         out.push_str(match word {
@@ -214,6 +215,8 @@ mod tests {
             "{% for x in y %}",
             "{% endif %}",
             "{% generation",
+            "{%}",
+            "{{ a }{%}{% b %}",
             "{{ a b }}",
             "{% nonsense %}",
         ] {
