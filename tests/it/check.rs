@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{Bench, Spec, floats, llama_config, noise, read_json};
 
-/// A whole Llama of four layers: hidden 8, vocabulary 16.
-fn whole() -> Vec<Spec> {
+/// A whole Llama of four layers: hidden 8, vocabulary 16. Another seed gives other values.
+pub(crate) fn whole(seed: u64) -> Vec<Spec> {
     let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![16, 8])];
     for layer in 0..4 {
         for (suffix, shape) in [
@@ -28,7 +28,7 @@ fn whole() -> Vec<Spec> {
     }
     shapes.push(("model.norm.weight".into(), vec![8]));
     shapes.push(("lm_head.weight".into(), vec![16, 8]));
-    (0..)
+    (seed * 100..)
         .zip(shapes)
         .map(|(seed, (name, shape))| {
             let count = shape.iter().product();
@@ -43,21 +43,26 @@ const CONFIG: &str = "m/config.json";
 /// A good checkpoint of two shards, with a tokenizer.
 pub(crate) fn good() -> Bench {
     let bench = Bench::new();
-    bench.sharded("m", &llama_config(4), &whole());
+    bench.sharded("m", &llama_config(4), &whole(0));
+    tokenizer(&bench, "m");
+    bench
+}
+
+/// A tokenizer of sixteen tokens for a model, and what goes with it.
+pub(crate) fn tokenizer(bench: &Bench, model: &str) {
     let vocab: serde_json::Map<String, Value> =
         (0..16).map(|id| (format!("t{id}"), json!(id))).collect();
     let tokenizer =
         json!({"model": {"type": "BPE", "vocab": vocab, "merges": []}, "added_tokens": []});
-    bench.file("m/tokenizer.json", tokenizer.to_string());
+    bench.file(&format!("{model}/tokenizer.json"), tokenizer.to_string());
     bench.file(
-        "m/tokenizer_config.json",
+        &format!("{model}/tokenizer_config.json"),
         json!({"eos_token": "t2", "chat_template": "{{ messages }}"}).to_string(),
     );
     bench.file(
-        "m/generation_config.json",
+        &format!("{model}/generation_config.json"),
         json!({"eos_token_id": 2}).to_string(),
     );
-    bench
 }
 
 fn check(bench: &Bench) -> (Option<i32>, Vec<(String, String)>) {
@@ -141,7 +146,7 @@ fn what_is_not_there_is_no_verdict() {
 fn links_of_the_hubs_cache_are_no_finding() {
     let bench = Bench::new();
     let commit = "0123456789012345678901234567890123456789";
-    let two_layers = without(without(whole(), "layers.2"), "layers.3");
+    let two_layers = without(without(whole(0), "layers.2"), "layers.3");
     bench.hub_model("org/m", "main", commit, &two_layers);
     let outcome = bench.weld(&["check", "org/m", "--format", "json"]);
     let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
@@ -249,7 +254,7 @@ fn damaged_files_never_end_in_a_panic() {
 fn a_bias_that_only_some_layers_have_is_missing_elsewhere() {
     let biases = |layers: std::ops::Range<usize>| {
         let name = |layer| format!("model.layers.{layer}.mlp.down_proj.bias");
-        let mut specs = whole();
+        let mut specs = whole(0);
         let hidden = specs.iter().find(|spec| spec.name == "model.norm.weight");
         let hidden = hidden.unwrap().shape[0];
         let values = |layer: usize| crate::fixtures::noise(layer as u64, hidden);
@@ -271,10 +276,10 @@ fn a_bias_that_only_some_layers_have_is_missing_elsewhere() {
     assert_eq!(missing(&bench), 1);
     let mut promised = llama_config(4);
     promised["attention_bias"] = json!(true);
-    one_file(&bench, &promised, &whole());
+    one_file(&bench, &promised, &whole(0));
     assert!(missing(&bench) > 0, "four biases of each layer");
     promised["model_type"] = json!("mistral");
-    one_file(&bench, &promised, &whole());
+    one_file(&bench, &promised, &whole(0));
     assert_eq!(missing(&bench), 0, "a Mistral has no such field");
 }
 
@@ -290,7 +295,7 @@ fn second_forms_of_the_weights_are_no_more_than_notes() {
         "model-00001-of-00002.fp16.safetensors",
         "original/consolidated.safetensors",
     ] {
-        bench.tensors(&format!("m/{name}"), &whole());
+        bench.tensors(&format!("m/{name}"), &whole(0));
     }
     bench.file("m/original/params.json", "{}");
     bench.file("m/original/tokenizer.model", "x");
@@ -299,7 +304,7 @@ fn second_forms_of_the_weights_are_no_more_than_notes() {
     let orphan = || ("index.orphan-file".to_owned(), "note".to_owned());
     assert_eq!(findings, vec![orphan(); 5]);
     // Another file of weights may be anything.
-    bench.tensors("m/other.safetensors", &whole());
+    bench.tensors("m/other.safetensors", &whole(0));
     let (_, findings) = check(&bench);
     assert_eq!(
         findings[0],

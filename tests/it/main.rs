@@ -15,6 +15,7 @@ mod examples;
 mod exceptions;
 mod fixtures;
 mod forward;
+mod fuzz;
 mod geometric;
 mod golden;
 mod identity;
