@@ -94,11 +94,23 @@ checks! {
         "A weight file is no part of the checkpoint",
         "Something left of an earlier save or of another download; tools that read every file mix it in.",
         "remove the file if nothing needs it";
-    STALE = "index.stale-single-file", Warning,
+    NO_INDEX = "index.missing", Error,
+        "There are several shards and no index",
+        "Loaders such as transformers find shards by the index alone, so the checkpoint does not load.",
+        "copy or download the index, or save the checkpoint again";
+    STALE = "index.stale-single-file", Error,
         "A single weight file lies beside shards with an index",
-        "Loaders differ in which of the two they take, and they may hold different weights.",
+        "transformers loads the single file, others the shards; what was checked here are the shards.",
         "remove the one that is not meant";
+    ADAPTER = "container.adapter", Warning,
+        "An adapter lies beside the weights",
+        "transformers puts it on the weights, or loads the model that it names in their place; what was checked here are \
+         the weights alone.",
+        "move the adapter to a folder of its own, or remove it";
 }
+
+/// The stems of shards that loaders find by an index.
+const INDEXED: [&str; 3] = ["model", "pytorch_model", "diffusion_pytorch_model"];
 
 /// Adds the problems that were met when the files were opened.
 pub(super) fn check_container(survey: &Survey, report: &mut Report) {
@@ -113,6 +125,8 @@ pub(super) fn check_container(survey: &Survey, report: &mut Report) {
             Some(form) => Finding::new(check, place, expected, form).with_severity(Severity::Note),
         });
     }
+    report.extend(no_index(survey));
+    report.extend(adapter(survey));
     if let Some(found) = &survey.total_size {
         let found = found
             .split_once(": ")
@@ -124,6 +138,48 @@ pub(super) fn check_container(survey: &Survey, report: &mut Report) {
             found,
         ));
     }
+}
+
+/// The finding that shards have no index by which loaders would find them.
+fn no_index(survey: &Survey) -> Option<Finding> {
+    let model = survey
+        .checkpoint
+        .as_ref()
+        .filter(|model| !model.is_single_file())?;
+    let shards = model.shards();
+    let name = shards.first()?.file_name();
+    // `model-00001-of-00002.safetensors` is found by `model.safetensors.index.json`.
+    let (numbered, end) = name.rsplit_once('.')?;
+    let (stem, _) = numbered.rsplit_once("-of-")?.0.rsplit_once('-')?;
+    let index = format!("{stem}.{end}.index.json");
+    let missing = survey.problems.is_empty()
+        && shards.len() > 1
+        && INDEXED.contains(&stem)
+        && model
+            .location()
+            .path
+            .join(&index)
+            .symlink_metadata()
+            .is_err();
+    missing.then(|| Finding::new(&NO_INDEX, Place::file(index), "the index", "none"))
+}
+
+/// The finding about an adapter beside whole weights. Some models bring theirs, and their config says so.
+fn adapter(survey: &Survey) -> Option<Finding> {
+    let model = survey
+        .checkpoint
+        .as_ref()
+        .filter(|model| !model.is_single_file())?;
+    let name = "adapter_config.json";
+    model.location().path.join(name).symlink_metadata().ok()?;
+    let finding = Finding::new(&ADAPTER, Place::file(name), "weights alone", "an adapter");
+    let own = model
+        .config()
+        .and_then(|config| config.get("has_lora_adapter"));
+    Some(match own.and_then(serde_json::Value::as_bool) {
+        Some(true) => finding.with_severity(Severity::Note),
+        _ => finding,
+    })
 }
 
 /// The kind of a weight file that publishers put beside a checkpoint and that loaders take only by name.

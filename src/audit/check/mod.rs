@@ -4,6 +4,7 @@
 
 pub(super) mod config;
 pub(super) mod container;
+pub(super) mod lock;
 pub mod mutate;
 pub(super) mod safety;
 pub(super) mod structure;
@@ -26,6 +27,7 @@ pub(super) static CHECKED: &[&[&CheckInfo]] = &[
     values::CHECKS,
     tokenizer::CHECKS,
     safety::CHECKS,
+    lock::CHECKS,
 ];
 
 /// Why a checkpoint could not be checked.
@@ -92,8 +94,9 @@ pub fn check(
     }
     structure::check_structure(&survey, model, &mut report);
     report.checked.extend(structure::CHECKS);
-    values::check_values(model, threads, observer, &mut report)?;
+    let digests = values::check_values(model, threads, observer, &mut report)?;
     report.checked.extend(values::CHECKS);
+    lock::check_lock(model, &digests, &mut report);
     Ok(report)
 }
 

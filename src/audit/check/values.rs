@@ -14,7 +14,7 @@ use architecture::{
 use checkpoint::Checkpoint;
 use engine::Observer;
 use numeric::FloatType;
-use run::RunError;
+use run::{Digest, RunError};
 
 checks! {
     NAN = "values.nan", Error,
@@ -101,7 +101,7 @@ pub(super) fn check_values(
     threads: usize,
     observer: &dyn Observer,
     report: &mut Report,
-) -> Result<(), RunError> {
+) -> Result<Vec<Digest>, RunError> {
     let Statistics {
         tensors: found,
         exponents,
@@ -135,7 +135,7 @@ pub(super) fn check_values(
     report.extend(values.identical_experts(&order));
     report.extend(values.fused_experts(&order));
     values.show(&exponents, report);
-    Ok(())
+    Ok(found.iter().map(|tensor| tensor.digest).collect())
 }
 
 /// The tensors of each role: pairs of a layer and the tensor's index in the checkpoint.

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::draft::{CONFIG, Draft, INDEX};
 use super::{Defect, Obstacle};
-use crate::check::{config, container, safety, tokenizer};
+use crate::check::{config, container, lock, safety, tokenizer};
 use checkpoint::AddedToken;
+use run::LOCK_FILE;
 
 type Planted = Result<String, Obstacle>;
 
@@ -16,6 +17,9 @@ const NO_TOKENS: &str = r#"{"model": {"type": "BPE", "vocab": {}, "merges": []}}
 
 /// A name that no checkpoint uses.
 const UNHEARD_OF: &str = "weldment_unheard_of";
+
+/// The digest of nothing that a checkpoint holds.
+const OTHER_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 pub(super) static DEFECTS: &[Defect] = &[
     Defect::new("bytes cut off the end", &container::TRUNCATED, |draft| {
@@ -210,6 +214,54 @@ pub(super) static DEFECTS: &[Defect] = &[
             Ok(name.to_owned())
         },
     ),
+    Defect::new("the index lost", &container::NO_INDEX, |draft| {
+        draft.shards()?;
+        draft.remove(INDEX)?;
+        Ok(INDEX.to_owned())
+    }),
+    Defect::new(
+        "an adapter beside the weights",
+        &container::ADAPTER,
+        |draft| {
+            let [first, _] = draft.shards()?;
+            let name = "adapter_config.json";
+            draft.put(name, r#"{"peft_type": "LORA"}"#)?;
+            fs::copy(draft.path(first), draft.path("adapter_model.safetensors"))?;
+            Ok(name.to_owned())
+        },
+    ),
+    Defect::new(
+        "a tensor that the lock has otherwise",
+        &lock::TENSOR,
+        |draft| {
+            let name = first_tensor(draft)?;
+            put_lock(draft, |outputs| {
+                outputs["tensors"][&name] = json!(OTHER_DIGEST)
+            })?;
+            Ok(name)
+        },
+    ),
+    Defect::new("a file that the lock has otherwise", &lock::FILE, |draft| {
+        let name = "NOTICE";
+        draft.put(name, "weldment")?;
+        put_lock(draft, |outputs| {
+            outputs["files"][name] = json!(OTHER_DIGEST)
+        })?;
+        Ok(name.to_owned())
+    }),
+    Defect::new("a tensor that the lock lacks", &lock::INCOMPLETE, |draft| {
+        let name = first_tensor(draft)?;
+        put_lock(draft, |outputs| {
+            outputs["tensors"]
+                .as_object_mut()
+                .and_then(|tensors| tensors.remove(&name));
+        })?;
+        Ok(format!("{LOCK_FILE}: {name}"))
+    }),
+    Defect::new("a lock that is no JSON", &lock::MALFORMED, |draft| {
+        draft.put(LOCK_FILE, "{")?;
+        Ok(LOCK_FILE.to_owned())
+    }),
     Defect::new("a config that is no JSON", &config::MALFORMED, |draft| {
         draft.put(CONFIG, "{")?;
         Ok(CONFIG.to_owned())
@@ -440,4 +492,34 @@ fn edit_index(draft: &Draft<'_>, edit: impl FnOnce(&mut Value)) -> Result<(), Ob
     let mut index = index(draft)?;
     edit(&mut index["weight_map"]);
     Ok(draft.put(INDEX, index.to_string())?)
+}
+
+/// The name of the first tensor.
+fn first_tensor(draft: &Draft<'_>) -> Planted {
+    let first = draft.original.tensors.first();
+    let first = first.ok_or_else(|| Obstacle::model("it has no tensors"))?;
+    Ok(first.name.clone())
+}
+
+/// Writes the lock of the copy, with changed `outputs`.
+fn put_lock(draft: &Draft<'_>, change: impl FnOnce(&mut Value)) -> Result<(), Obstacle> {
+    let tensors = draft.original.tensors.iter();
+    let digest = |bytes: &[u8]| blake3::hash(bytes).to_string();
+    let tensors: serde_json::Map<String, Value> = tensors
+        .map(|tensor| (tensor.name.clone(), digest(&tensor.bytes).into()))
+        .collect();
+    let mut lock = json!({
+        "format": "weldment-lock/1",
+        "tool": {"name": "weldment", "version": "0", "numerics": 0},
+        "command": "merge",
+        "recipe": "",
+        "options": {
+            "seed": 0, "shard_size": 1, "tokenizer_from": null, "allow_nonfinite": false, "saturate": false
+        },
+        "inputs": [],
+        "outputs": {"files": {}, "tensors": tensors},
+    });
+    change(&mut lock["outputs"]);
+    draft.put(LOCK_FILE, lock.to_string())?;
+    Ok(())
 }
