@@ -14,6 +14,7 @@ pub mod check;
 pub mod diff;
 mod fields;
 pub mod formats;
+mod loaders;
 pub mod policy;
 pub mod provenance;
 mod registry;

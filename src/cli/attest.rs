@@ -53,6 +53,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         recomputation.run(locator, &location, Coverage::Full, exact, own, stop.clone())?;
     let Verification { mut report, proof } = recomputed.verification;
     let plan = recomputed.plan.filter(|_| proof == Proof::Exact);
+    let lock = recomputed.lock;
     let inputs = plan.as_ref().map(|plan| Lock::of_plan(plan).inputs);
     if let Some(policy) = recomputation.report.policy() {
         check_inputs(&policy.provenance, inputs.as_deref(), &mut report);
@@ -64,7 +65,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Ok(())
         })?,
     }
-    let Some(plan) = plan else {
+    let (Some(plan), Some(lock)) = (plan, lock) else {
         // The report passed only because the policy or the checkpoint allows it.
         say(match proof {
             Proof::NoLock => {
@@ -77,7 +78,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let threads = recomputation.threads.count();
     let quiet = recomputation.quiet;
     let progress = Progress::hashing(plan.bytes_read, "attesting", quiet, stop);
-    let attestation = attest(&plan, &recomputed.model, threads, &progress);
+    let checkpoint = (&recomputed.folder, &recomputed.model);
+    let attestation = attest(&plan, &lock, checkpoint, threads, &progress);
     progress.finish();
     let attestation = attestation.map_err(failure)?;
     let text = match &key {

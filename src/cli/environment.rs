@@ -30,10 +30,10 @@ pub(super) fn cache() -> Option<PathBuf> {
     set.or_else(|| home().map(|home| home.join(".cache")))
 }
 
-/// An unpredictable number.
+/// An unpredictable number below 2^53, which every reader of JSON keeps exactly.
 pub(super) fn random() -> u64 {
     // The standard library seeds its hash maps from the system's random numbers.
-    RandomState::new().build_hasher().finish()
+    RandomState::new().build_hasher().finish() >> 11
 }
 
 /// A path in which a leading `~` and `$NAME` or `${NAME}` stand for what they mean in a shell, as huggingface_hub has

@@ -10,7 +10,7 @@ use super::merge::OutputArguments;
 use super::output::{Failure, say};
 use super::progress::Progress;
 use super::signals;
-use audit::verify::{Request, verify};
+use audit::verify::{FolderListing, Request, verify};
 use audit::{Verdict, formats};
 use checkpoint::{Checkpoint, Location};
 use plan::{self, Plan};
@@ -83,10 +83,11 @@ fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
 fn recompute(arguments: &Arguments, plan: &Plan, stop: Arc<AtomicBool>) -> Result<(), Failure> {
     let out = &arguments.output.out;
     let location = Location::local(out);
+    let folder = FolderListing::look(&location, Vec::new())?;
     let model = Checkpoint::open(&out.display().to_string(), &location)?;
     let lock = Lock::read(&location.path)?;
     let scratch = std::env::temp_dir();
-    let request = Request::of_written(&model, plan, lock.as_ref(), &scratch);
+    let request = Request::of_written((&folder, &model), plan, lock.as_ref(), &scratch);
     let quiet = arguments.output.quiet;
     let progress = Progress::verifying(&model, Some(plan), quiet, stop);
     let report = verify(&request, &progress);

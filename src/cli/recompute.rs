@@ -12,9 +12,10 @@ use super::output::{Failure, say};
 use super::progress::Progress;
 use super::record;
 use super::report::ReportArguments;
+use audit::provenance::path_in_folder;
 use audit::verify::{
-    self, Asked, Coverage, InputsError, Premises, PremisesError, Profile, Verification, no_plan,
-    verify,
+    self, Asked, Coverage, FolderListing, InputsError, Premises, PremisesError, Profile,
+    Verification, no_plan, verify,
 };
 use checkpoint::{Checkpoint, Location, Locator, ModelRef};
 use errors::Refusal;
@@ -36,6 +37,11 @@ pub(super) struct Recomputation {
     /// start. Can be repeated
     #[arg(long, value_name = "NAME=PATH|FOLDER")]
     pub(super) inputs: Vec<String>,
+
+    /// A file or folder of the checkpoint that is no part of the model and need not be of the merge, or signed; its path
+    /// starts in the checkpoint's folder. Can be repeated
+    #[arg(long, value_name = "PATH", alias = "ignore-paths")]
+    ignore: Vec<String>,
 
     /// Seed of the random masks, if there is no lock to tell it
     #[arg(long)]
@@ -86,6 +92,7 @@ impl From<Arithmetic> for verify::Arithmetic {
 /// The result of computing a checkpoint again.
 pub(super) struct Recomputed {
     pub(super) verification: Verification,
+    pub(super) folder: FolderListing,
     pub(super) model: Checkpoint,
     pub(super) lock: Option<Lock>,
     /// None if the recipe and the inputs cannot be planned; the report says why.
@@ -101,6 +108,11 @@ impl Recomputation {
         Ok((locator, location.map_err(Failure::could_not_run)?))
     }
 
+    /// The paths of `--ignore`, from the checkpoint's folder.
+    pub(super) fn ignored(&self, location: &Location) -> Result<Vec<String>, Failure> {
+        ignored(&self.ignore, location)
+    }
+
     /// Computes the checkpoint again. `allow_step` says whether differences of a single ULP are accepted, and
     /// `arithmetic` which arithmetic to use, if it is given.
     pub(super) fn run(
@@ -112,6 +124,7 @@ impl Recomputation {
         arithmetic: Option<Arithmetic>,
         stop: Arc<AtomicBool>,
     ) -> Result<Recomputed, Failure> {
+        let folder = FolderListing::look(location, self.ignored(location)?)?;
         let model = Checkpoint::open(&self.model.to_string(), location)?;
         let asked = Asked {
             recipe: self.recipe.clone(),
@@ -137,17 +150,35 @@ impl Recomputation {
             inputs.check_used(plan)?;
         }
         let plan = planned.as_ref().map_err(Refusal::clone);
-        let request = premises.request(&model, plan, &inputs, coverage);
+        let request = premises.request((&folder, &model), plan, &inputs, coverage);
         let progress = Progress::verifying(&model, planned.as_ref().ok(), self.quiet, stop);
         let verification = verify(&request, &progress);
         progress.finish();
         Ok(Recomputed {
             verification: verification?,
+            folder,
             model,
             lock: premises.lock,
             plan: planned.ok(),
         })
     }
+}
+
+/// The paths of `--ignore`, from the folder at a location.
+pub(super) fn ignored(given: &[String], location: &Location) -> Result<Vec<String>, Failure> {
+    let path = |given: &String| {
+        path_in_folder(&location.path, given).ok_or_else(|| {
+            let what = format!(
+                "--ignore {}: not a path in the checkpoint's folder",
+                given.escape_debug()
+            );
+            Failure::tool(
+                Refusal::new(what)
+                    .with_hint("begin it in the checkpoint's folder: `notes/log.txt`"),
+            )
+        })
+    };
+    given.iter().map(path).collect()
 }
 
 impl From<PremisesError> for Failure {

@@ -10,6 +10,7 @@ use super::environment;
 use super::keys;
 use super::output::{Failure, say};
 use super::progress::Progress;
+use super::recompute::ignored;
 use super::report::write;
 use super::signals;
 use audit::provenance::{SignError, ToSign, is_bundle};
@@ -37,6 +38,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
 
+    /// A file or folder that is no part of the model and is not signed; its path starts in the model's folder. Can be
+    /// repeated
+    #[arg(long, value_name = "PATH", alias = "ignore-paths")]
+    ignore: Vec<String>,
+
     #[command(flatten)]
     threads: Threads,
 
@@ -56,13 +62,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 .with_hint("sign each by itself"),
         ));
     }
+    let ignored = ignored(&arguments.ignore, &location)?;
     let root = location.path;
     let key = keys::private(&arguments.key)?;
     not_inside(&arguments.key, &root)?;
     let place = arguments.signature.clone();
     let place = place.unwrap_or_else(|| keys::signature_of(&root));
     replaceable(&place)?;
-    let listed = ToSign::list(&root, &place).map_err(failure)?;
+    let listed = ToSign::list(&root, &place, ignored).map_err(failure)?;
     let progress = Progress::hashing(listed.bytes(), "signing", arguments.quiet, stop);
     let signed = listed.sign(&key, arguments.threads.count(), &progress);
     progress.finish();
@@ -84,7 +91,10 @@ pub(super) fn failure(error: SignError) -> Failure {
     match error {
         SignError::Checkpoint(error) => Failure::could_not_run(error),
         SignError::Run(error) => error.into(),
-        SignError::NotAFile { .. } | SignError::Empty { .. } => Failure::input(&error),
+        SignError::NotAFile { .. }
+        | SignError::Empty { .. }
+        | SignError::Changed { .. }
+        | SignError::OtherDigest { .. } => Failure::input(&error),
         SignError::Unreadable { .. } | SignError::BadPlace { .. } | SignError::Key => {
             Failure::tool(&error)
         }

@@ -148,6 +148,7 @@ fn vouched(
     let root = location.path.as_path();
     let threads = arguments.recomputation.threads.count();
     let quiet = arguments.recomputation.quiet;
+    let ignored = arguments.recomputation.ignored(location)?;
     let mut vouched = Vec::new();
     let by_key_alone = arguments.key.is_some() && arguments.attestation.is_none();
     let place = keys::signature_of(root);
@@ -157,7 +158,8 @@ fn vouched(
         if arguments.signature.is_none() && place.symlink_metadata().is_err() {
             vouched.push(SignatureCheck::no_signature(place));
         } else {
-            let opened = Signature::open(root, place, &key).map_err(Failure::could_not_run)?;
+            let opened = Signature::open(root, place, &key, &ignored);
+            let opened = opened.map_err(Failure::could_not_run)?;
             let what = "checking the signature";
             let progress = Progress::hashing(opened.bytes(), what, quiet, stop.clone());
             let checked = opened.check(threads, &progress);
@@ -172,7 +174,8 @@ fn vouched(
         if arguments.attestation.is_none() && file.symlink_metadata().is_err() {
             vouched.push(SignatureCheck::no_attestation(file));
         } else {
-            let opened = Attested::open(root, file, place, &key).map_err(Failure::could_not_run)?;
+            let opened = Attested::open(root, file, place, &key, &ignored);
+            let opened = opened.map_err(Failure::could_not_run)?;
             let what = "checking the attestation";
             let progress = Progress::hashing(opened.bytes(), what, quiet, stop.clone());
             let checked = opened.check(threads, &progress);

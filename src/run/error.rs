@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::destination::DiskError;
 use checkpoint::CheckpointError;
-use engine::EngineError;
+use engine::{BudgetError, EngineError};
 use errors::{Hint, Refusal};
 
 /// Why a run failed. The destination is unchanged.
@@ -129,6 +129,23 @@ pub enum RunError {
         /// Bytes that were written.
         found: u64,
     },
+    /// A file of the Hub's cache is not what its name claims.
+    #[error(
+        "{file} of model `{model}`: expected SHA-256 {expected}, as the Hub's cache claims, found {found}"
+    )]
+    OtherDigest {
+        /// The model.
+        model: String,
+        /// Its file.
+        file: String,
+        /// The digest that the cache claims.
+        expected: String,
+        /// The digest of the file's bytes.
+        found: String,
+    },
+    /// The memory limit is too low.
+    #[error(transparent)]
+    Memory(#[from] BudgetError),
     /// An input was written to while it was read.
     #[error("model `{model}`: {source}")]
     InputChanged {
@@ -154,6 +171,10 @@ impl Hint for RunError {
             Self::Engine(error) => return error.hint(),
             Self::InputChanged { source, .. } => return source.hint(),
             Self::NotPrepared(why) => return why.hint(),
+            Self::Memory(source) => return source.hint(),
+            Self::OtherDigest { .. } => {
+                "the file was damaged or replaced: delete it from the cache and download it again"
+            }
             Self::OutputExists { .. } => "choose another folder, or replace it with --force",
             Self::OutputIsFile { .. } => "choose another name",
             Self::OutputIsInput { .. } => "choose another folder",
@@ -187,6 +208,7 @@ impl RunError {
         match self {
             Self::Engine(error) => error.is_values(),
             Self::Disk(_)
+            | Self::Memory(_)
             | Self::Damaged { .. }
             | Self::StagingTaken { .. }
             | Self::Incomplete { .. }

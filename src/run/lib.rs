@@ -7,6 +7,7 @@
 
 mod behind;
 mod card;
+mod claims;
 pub mod destination;
 mod digests;
 mod error;
@@ -26,14 +27,13 @@ pub use digests::{Digest, Seen, all_digests, digests, each_piece};
 pub use error::RunError;
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
-    files_of, input_places, locked_hub, locked_recipe,
+    input_places, locked_hub, locked_recipe,
 };
 
 use behind::DropBehind;
 use checkpoint::{Checkpoint, Reclaim};
 use destination::{Destination, DiskError, Layout, Staged, Step};
 use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
-use errors::Refusal;
 use output::{SideFiles, Weights, side_bytes};
 use plan::Plan;
 pub use update::UpdateKept;
@@ -218,11 +218,10 @@ pub fn replay(
 
 /// Computes some tensors of a plan with other programs, which get the checkpoint's own tensor as an additional source.
 ///
-/// NaN and infinity are let through, because the comparison judges them. If the memory that the plan has for its own
-/// programs is too little for these, the budget grows to what they need.
+/// NaN and infinity are let through, because the comparison judges them.
 ///
 /// # Errors
-/// Failures of the sink, and problems that only the weights show.
+/// The programs need more than the plan's memory; failures of the sink, and problems that only the weights show.
 pub fn replay_others(
     plan: &Plan,
     others: &[Other<'_>],
@@ -238,17 +237,12 @@ pub fn replay_others(
     let cost = others
         .iter()
         .fold(plan.cost, |cost, other| cost.max(other.program.cost()));
-    let mut settings = Settings {
+    let settings = Settings {
         allow_non_finite: true,
         saturate: true,
         ..plan.settings
     };
-    let widest = widest.max().unwrap_or(0);
-    let limits = settings.limits(widest, cost).or_else(|error| {
-        settings.memory = error.needed;
-        settings.limits(widest, cost)
-    });
-    let limits = limits.map_err(|error| RunError::NotPrepared(Refusal::from(&error)))?;
+    let limits = settings.limits(widest.max().unwrap_or(0), cost)?;
     let Work { jobs, .. } = Work::of_others(plan, others, sample)?;
     Ok(engine::execute(&jobs, &settings, &limits, sink, observer)?)
 }
@@ -304,6 +298,7 @@ fn input_digests(
     plan: &Plan,
     observer: &dyn Observer,
 ) -> Result<Vec<BTreeMap<String, String>>, RunError> {
+    claims::check(plan, observer)?;
     let models = plan.stored_models();
     let of = |model: &&Checkpoint| {
         let digests = all_digests(model, plan.settings.threads, observer)?;

@@ -111,8 +111,10 @@ pub struct LockedFile {
     pub bytes: u64,
     /// The BLAKE3 digest of its header: every name, dtype, shape and offset. Pickles have none.
     pub header: Option<String>,
-    /// The SHA-256 of the whole file, if the Hub's cache knows it.
-    pub sha256: Option<String>,
+    /// The SHA-256 that the Hub's cache claims for the whole file, if it came from there. It was compared with the bytes
+    /// only if digests of the inputs were asked for.
+    #[serde(alias = "sha256")]
+    pub claimed_sha256: Option<String>,
 }
 
 /// What was written.
@@ -240,12 +242,12 @@ pub fn locked_hub(location: &Location) -> Option<LockedHub> {
 }
 
 /// The weight files of a model as they are now.
-pub fn files_of(model: &Checkpoint) -> BTreeMap<String, LockedFile> {
+fn files_of(model: &Checkpoint) -> BTreeMap<String, LockedFile> {
     let files = model.shards().into_iter().map(|shard| {
         let file = LockedFile {
             bytes: shard.file_size,
             header: shard.header_digest().map(|digest| digest.to_string()),
-            sha256: shard.hub_sha256(),
+            claimed_sha256: shard.hub_sha256(),
         };
         (shard.file_name(), file)
     });
@@ -307,10 +309,14 @@ impl Shortened {
         // The longest first, because one path may begin with another.
         paths.sort_by_key(|path| (std::cmp::Reverse(path.len()), *path));
         paths.dedup();
+        let labels = || models.iter().flat_map(|model| model.label().split('+'));
         let short = |(number, path): (usize, &&str)| {
             let name = path.rsplit('/').next().unwrap_or_default();
             let alike = |other: &&&str| other.rsplit('/').next() == Some(name);
-            let usable = is_plain_text(name) && paths.iter().filter(alike).count() == 1;
+            // No other model may have the short name, whether it was shortened to it or is called so.
+            let usable = is_plain_text(name)
+                && paths.iter().filter(alike).count() == 1
+                && !labels().any(|label| label == name);
             let short = match usable {
                 true => name.to_owned(),
                 false => format!("input-{}", number + 1),

@@ -731,7 +731,7 @@ fn to_sign() -> (Bench, PrivateKey) {
 
 fn sign(bench: &Bench, key: &PrivateKey, disk: &Disk) -> Result<(), String> {
     let (model, place) = (bench.path("a"), bench.path("a/model.sig"));
-    let listed = ToSign::list(&model, &place).map_err(|error| error.to_string())?;
+    let listed = ToSign::list(&model, &place, Vec::new()).map_err(|error| error.to_string())?;
     let signed = listed.sign(key, 2, &at(|_| false));
     let bundle = signed.map_err(|error| error.to_string())?.bundle;
     write_whole(disk, &place, bundle.as_bytes()).map_err(|error| error.to_string())
@@ -788,7 +788,8 @@ fn every_file_that_is_signed_is_gone_once() {
     assert!(files.len() > 3);
     for (name, bytes) in files {
         let file = bench.path("a").join(&name);
-        let listed = ToSign::list(&bench.path("a"), &bench.path("a/model.sig")).unwrap();
+        let listed =
+            ToSign::list(&bench.path("a"), &bench.path("a/model.sig"), Vec::new()).unwrap();
         fs::remove_file(&file).unwrap();
         let said = listed
             .sign(&key, 2, &at(|_| false))

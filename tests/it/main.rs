@@ -40,4 +40,5 @@ mod tables;
 mod tokenizer;
 mod values;
 mod verify;
+mod verify_folder;
 mod verify_inputs;

@@ -202,7 +202,8 @@ fn what_mergekit_ignored_in_a_recorded_recipe_is_ignored_again() {
     let recipe = fs::read_to_string(&path).unwrap();
     fs::write(
         &path,
-        format!("{recipe}\nrandom_seed: 3\nnormalise: false\n"),
+        format!("{recipe}\nrandom_seed: 3\nnormalise: false\n")
+            .replace("weight: 0.6", "weight: 0.6\n      densty: 0.4"),
     )
     .unwrap();
     let (code, _, failed) = verify(&bench, "ties-f32", &[]);

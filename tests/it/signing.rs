@@ -607,6 +607,11 @@ fn other_keys_and_other_places_are_refused_with_a_hint() {
         ("", "no PEM file"),
         ("-----BEGIN ", "no PEM file"),
         (&block("ENCRYPTED PRIVATE KEY"), "openssl pkcs8"),
+        (
+            "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nMAA=\n-----END EC PRIVATE \
+             KEY-----\n",
+            "openssl ec -in key.pem -out plain.pem",
+        ),
         (&block("RSA PRIVATE KEY"), "where a private key is wanted"),
         (&block("PUBLIC KEY"), "where a private key is wanted"),
         (&block("PRIVATE KEY"), "no ECDSA key"),
@@ -870,4 +875,97 @@ fn policies_ask_who_vouches_and_what_went_in() {
             (Some(1), vec!["attestation.unreadable: odd.json".to_owned()])
         );
     }
+}
+
+/// What tools leave beside a model is no part of it; what the user names need not be signed.
+#[test]
+fn what_is_no_part_of_the_model_is_not_signed_and_may_come_and_go() {
+    let bench = merged();
+    bench.file("out/.cache/huggingface/download/config.json.metadata", "x");
+    bench.file("out/notes/log.txt", "mine");
+    let sign = |more: &[&str]| {
+        let arguments = [&["sign", "out", "--key", "key.pem", "-q"], more].concat();
+        let outcome = bench.weld(&arguments);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    };
+    sign(&["--ignore", "notes/"]);
+    let left_out = vec!["signature.left-out: notes".to_owned()];
+    let (code, found, _) = verify(&bench, "out", &BY_KEY);
+    assert_eq!((code, &found), (Some(0), &left_out));
+    let knowing = ["--key", "pub.pem", "--ignore-paths", "notes"];
+    assert_eq!(verify(&bench, "out", &knowing).1, Vec::<String>::new());
+    fs::remove_dir_all(bench.path("out/.cache")).unwrap();
+    fs::remove_dir_all(bench.path("out/notes")).unwrap();
+    assert_eq!(verify(&bench, "out", &BY_KEY).0, Some(0));
+    bench.file("out/.cache/huggingface/.gitignore", "*");
+    assert_eq!(verify(&bench, "out", &BY_KEY).0, Some(0));
+    bench.file("out/.cache/other.py", "import os");
+    bench.file("out/extra.py", "import os");
+    let (code, found, _) = verify(&bench, "out", &BY_KEY);
+    let added = [
+        "signature.added-file: .cache/other.py",
+        "signature.added-file: extra.py",
+    ];
+    assert_eq!((code, found), (Some(1), added.map(str::to_owned).to_vec()));
+    // What was signed is looked at, whatever is to be ignored.
+    fs::remove_dir_all(bench.path("out/.cache")).unwrap();
+    let ignoring = [
+        "--key",
+        "pub.pem",
+        "--ignore",
+        "extra.py",
+        "--ignore",
+        "config.json",
+    ];
+    assert_eq!(verify(&bench, "out", &ignoring).0, Some(0));
+    flip(&bench.path("out/config.json"));
+    let (code, found, _) = verify(&bench, "out", &ignoring);
+    assert_eq!(code, Some(1));
+    assert_eq!(found, ["signature.changed-file: config.json"]);
+    for path in ["../a", "/etc", ""] {
+        let outcome = bench.weld(&["verify", "out", "--key", "pub.pem", "--ignore", path]);
+        refused(&outcome, "not a path in the checkpoint's folder");
+    }
+}
+
+/// Signatures of other tools may cover what weld leaves out.
+#[test]
+fn files_of_git_that_are_signed_are_looked_at() {
+    let bench = merged();
+    bench.file("m/a.bin", [1; 25]);
+    bench.file("m/.gitattributes", "*.bin filter=lfs");
+    bench.file("m/.github/x.yml", "x");
+    bench.file("m/.cache/huggingface/CACHEDIR.TAG", "tag");
+    let digest = |name: &str| Sha256::digest(fs::read(bench.path("m").join(name)).unwrap());
+    let names = [
+        ".cache/huggingface/CACHEDIR.TAG",
+        ".gitattributes",
+        ".github/x.yml",
+        "a.bin",
+    ];
+    let digests = names.map(digest);
+    let resources: Vec<(&str, &[u8])> = names
+        .into_iter()
+        .zip(digests.iter().map(|digest| digest.as_slice()))
+        .collect();
+    bench.file(
+        "m.sig",
+        bundle(&statement(plain(), &resources).to_string()).to_string(),
+    );
+    let more = ["--signature", "m.sig", "--key", "pub.pem"];
+    assert_eq!(verify(&bench, "m", &more).1, Vec::<String>::new());
+    // Unsigned ones beside them are of git all the same.
+    bench.file("m/.github/y.yml", "y");
+    assert_eq!(verify(&bench, "m", &more).0, Some(0));
+    bench.file("m/.gitattributes", "other");
+    fs::remove_file(bench.path("m/.github/x.yml")).unwrap();
+    let (code, found, _) = verify(&bench, "m", &more);
+    assert_eq!(code, Some(1));
+    assert_eq!(
+        found,
+        [
+            "signature.changed-file: .gitattributes",
+            "signature.missing-file: .github/x.yml"
+        ]
+    );
 }

@@ -93,7 +93,7 @@ pub(crate) fn finding<'r>(report: &'r Value, id: &str) -> &'r Value {
 }
 
 /// Expects exit code 1 and these errors, and no others, by all forms of verification.
-fn refused(bench: &Bench, more: &[&str], expected: &[&str]) -> Value {
+pub(crate) fn refused(bench: &Bench, more: &[&str], expected: &[&str]) -> Value {
     let mut last = Value::Null;
     for coverage in [&["--full"][..], &["--samples", "3"]] {
         let arguments: Vec<&str> = more.iter().chain(coverage).copied().collect();

@@ -261,6 +261,35 @@ fn a_merge_verifies_from_anywhere_and_publishes_no_absolute_path() {
     assert_eq!(away().code, Some(3));
 }
 
+/// Of an absolute path the lock keeps the last part, unless another model is called so.
+#[test]
+fn two_models_never_have_one_name_in_a_lock() {
+    let bench = Bench::new();
+    for (name, seed) in [("x", 1), ("deep/x", 2)] {
+        bench.model(name, &config(), &fine_tune(seed, Dtype::BF16));
+    }
+    let absolute = bench.path("deep/x").display().to_string();
+    let recipe = LINEAR.replace("model: a", "model: x");
+    bench.merge(
+        &recipe.replace("model: b", &format!("model: {absolute}")),
+        &[],
+    );
+    let lock = read_json(&bench.path("out/weldment.lock.json"));
+    assert_eq!(lock["inputs"][0]["model"], "x");
+    assert_eq!(lock["inputs"][1]["model"], "input-1");
+    assert_eq!(verify(&bench, &["--full"]).0, Some(0));
+    forget(&bench);
+    assert_eq!(verify(&bench, &["--full"]).0, Some(3));
+    assert_eq!(
+        verify(&bench, &["--full", "--inputs", "input-1=deep/x"]).0,
+        Some(0)
+    );
+    assert_eq!(
+        verify(&bench, &["--full", "--inputs", "input-1=x"]).0,
+        Some(1)
+    );
+}
+
 #[test]
 fn a_checkpoint_is_never_its_own_input() {
     let bench = merged(LINEAR, Dtype::BF16, &[]);

@@ -19,9 +19,10 @@ use serde_json::{Map, Value, json};
 use super::bundle;
 use super::digest::{Algorithm, Piece, digests};
 use super::keys::PrivateKey;
-use super::manifest::NOT_SIGNED;
+use super::manifest::not_signed;
 use super::sign::{SignError, whole};
 use super::statement::Statement;
+use crate::verify::FolderListing;
 use checkpoint::{Checkpoint, HubSnapshot, tree};
 use engine::Observer;
 use numeric::NUMERICS;
@@ -74,25 +75,30 @@ impl Attestation {
 
 /// A file of an input.
 struct Dependency {
-    name: String,
+    /// The model's name in the lock.
+    model: String,
+    file: String,
     uri: Option<String>,
     path: PathBuf,
+    /// The SHA-256 that the Hub's cache claims.
+    claimed: Option<String>,
 }
 
-/// States what a plan made a checkpoint from. The caller must have verified that the checkpoint is the plan's result:
-/// see [`Proof`](crate::verify::Proof).
+/// States what a plan made a checkpoint from. The caller must have verified that the checkpoint, whose lock is `locked`,
+/// is the plan's result: see [`Proof`](crate::verify::Proof).
 ///
 /// # Errors
-/// A file cannot be read, or the observer cancelled the work.
+/// A file cannot be read, changed after it was verified, or is an input with another SHA-256 than the lock or the Hub's
+/// cache claims; or the observer cancelled the work.
 pub fn attest(
     plan: &Plan,
-    model: &Checkpoint,
+    locked: &Lock,
+    (folder, model): (&FolderListing, &Checkpoint),
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Attestation, SignError> {
     let proven = proven(plan, model);
-    let skip = |path: &str| NOT_SIGNED.contains(&path);
-    let (subjects, others): (Vec<_>, Vec<_>) = tree(&model.location().path, &skip)?
+    let (subjects, others): (Vec<_>, Vec<_>) = tree(&model.location().path, &not_signed)?
         .into_iter()
         .partition(|entry| entry.kind.bytes().is_some() && proven.contains(&entry.name));
     let lock = Lock::of_plan(plan);
@@ -113,7 +119,12 @@ pub fn attest(
         })?;
         sha256.push(base16ct::lower::encode_string(&digest));
     }
+    // The digests are of what was verified only if it is still there.
+    if let Some(file) = folder.changes()?.into_iter().next() {
+        return Err(SignError::Changed { file });
+    }
     let (of_subjects, of_dependencies) = sha256.split_at(subjects.len());
+    check_claims(&dependencies, of_dependencies, locked)?;
     let subject: Vec<Value> = subjects
         .iter()
         .zip(of_subjects)
@@ -171,45 +182,80 @@ fn piece(path: &Path) -> Result<Piece, SignError> {
     })
 }
 
+/// Compares the digests of the inputs' files with those that the lock and the Hub's cache claim.
+fn check_claims(
+    dependencies: &[Dependency],
+    sha256: &[String],
+    locked: &Lock,
+) -> Result<(), SignError> {
+    for (one, found) in dependencies.iter().zip(sha256) {
+        let input = locked.inputs.iter().find(|input| input.model == one.model);
+        let file = input.and_then(|input| input.files.get(&one.file));
+        let by_lock = file.and_then(|file| file.claimed_sha256.as_ref());
+        let claims = [by_lock, one.claimed.as_ref()];
+        if let Some(expected) = claims.into_iter().flatten().find(|claim| *claim != found) {
+            return Err(SignError::OtherDigest {
+                path: one.path.clone(),
+                expected: expected.clone(),
+                found: found.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// The input files that were used, by model in the order of the lock, then by name.
 fn dependencies(plan: &Plan, lock: &Lock) -> Vec<Dependency> {
     let mut all = Vec::new();
     for (model, locked) in plan.stored_models().into_iter().zip(&lock.inputs) {
         let location = model.location();
-        let mut files: BTreeMap<String, (PathBuf, Option<&HubSnapshot>)> = BTreeMap::new();
+        type Used<'a> = (PathBuf, Option<&'a HubSnapshot>, Option<String>);
+        let mut files: BTreeMap<String, Used<'_>> = BTreeMap::new();
         let adapter = location.adapter.as_deref();
         for shard in model.shards() {
             let of_adapter = adapter.filter(|adapter| shard.path.starts_with(&adapter.path));
             let hub = of_adapter.map_or(location.hub.as_ref(), |adapter| adapter.hub.as_ref());
-            files.insert(shard.file_name(), (shard.path.clone(), hub));
+            let used = (shard.path.clone(), hub, shard.hub_sha256());
+            files.insert(shard.file_name(), used);
         }
         if let Some(adapter) = adapter {
             let name = "adapter_config.json";
             let path = adapter.path.join(name);
-            files.insert(name.to_owned(), (path, adapter.hub.as_ref()));
+            files.insert(name.to_owned(), (path, adapter.hub.as_ref(), None));
         }
         let config = location.path.join("config.json");
         if !model.is_single_file() && config.is_file() {
-            files.insert("config.json".to_owned(), (config, location.hub.as_ref()));
+            files.insert(
+                "config.json".to_owned(),
+                (config, location.hub.as_ref(), None),
+            );
         }
         for (_, file) in &plan.sidecars {
             if file.path.starts_with(&location.path) {
-                let from = (file.path.clone(), location.hub.as_ref());
+                let from = (file.path.clone(), location.hub.as_ref(), None);
                 files.insert(file.name.clone(), from);
             }
         }
-        all.extend(files.into_iter().map(|(file, (path, hub))| Dependency {
-            name: format!("{}/{file}", locked.model),
-            uri: hub.map(|hub| format!("pkg:huggingface/{}@{}#{file}", hub.repo, hub.commit)),
-            path,
-        }));
+        all.extend(
+            files
+                .into_iter()
+                .map(|(file, (path, hub, claimed))| Dependency {
+                    model: locked.model.clone(),
+                    uri: hub
+                        .map(|hub| format!("pkg:huggingface/{}@{}#{file}", hub.repo, hub.commit)),
+                    file,
+                    path,
+                    claimed,
+                }),
+        );
     }
     all
 }
 
 fn describe(dependency: &Dependency, sha256: &str) -> Value {
     let mut described = Map::new();
-    described.insert("name".to_owned(), dependency.name.as_str().into());
+    let name = format!("{}/{}", dependency.model, dependency.file);
+    described.insert("name".to_owned(), name.into());
     if let Some(uri) = &dependency.uri {
         described.insert("uri".to_owned(), uri.as_str().into());
     }

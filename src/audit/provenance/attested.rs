@@ -9,11 +9,12 @@ use super::bundle::{self, Refused};
 use super::checks;
 use super::digest::{Algorithm, Piece, digests};
 use super::keys::PublicKey;
-use super::manifest::NOT_SIGNED;
+use super::manifest::not_signed;
 use super::short;
 use super::sign::{below, whole};
 use super::signature_check::{MAX_BUNDLE_BYTES, SignatureCheck, file_name};
 use super::statement::Statement;
+use crate::loaders::is_below;
 use crate::{Finding, Place};
 use checkpoint::{CheckpointError, TreeEntry, read_bounded, tree};
 use engine::Observer;
@@ -32,7 +33,8 @@ pub struct Attested {
 
 impl Attested {
     /// Opens the bundle in `file`, checks that it was signed by `key`, and lists the files at `root`. A file at
-    /// `signature` is ignored, because an attestation cannot cover a later signature.
+    /// `signature` is left out, because an attestation cannot cover a later signature, and so are the paths of
+    /// `ignored`, unless they are attested.
     ///
     /// # Errors
     /// The bundle cannot be read, or the folder cannot be listed. Anything wrong in their content is a finding.
@@ -41,6 +43,7 @@ impl Attested {
         file: &Path,
         signature: &Path,
         key: &PublicKey,
+        ignored: &[String],
     ) -> Result<Attested, CheckpointError> {
         let bytes = read_bounded(file, MAX_BUNDLE_BYTES, "attestation, in bytes")?;
         let mut opened = Attested {
@@ -62,11 +65,15 @@ impl Attested {
             fs::canonicalize(root).map_err(|source| CheckpointError::io("open", root, source))?;
         let beside = [file, signature].map(|file| below(&real, file).flatten());
         let skip = |path: &str| {
-            NOT_SIGNED.contains(&path)
+            let is_ignored = |ignored: &String| is_below(path, ignored);
+            let covers = |subject: &String| is_below(subject, path);
+            not_signed(path)
                 || path == CARD
+                || ignored.iter().any(is_ignored) && !subjects.keys().any(covers)
                 || beside.iter().any(|own| own.as_deref() == Some(path))
         };
-        opened.list(tree(&real, &skip)?, subjects);
+        let entries = tree(&real, &skip)?;
+        opened.list(entries, subjects);
         Ok(opened)
     }
 

@@ -23,6 +23,12 @@ pub enum KeyError {
         /// A remedy.
         hint: &'static str,
     },
+    /// The key is encrypted.
+    #[error("it is encrypted, and weld asks for no passphrase")]
+    Encrypted {
+        /// How it is decrypted.
+        hint: &'static str,
+    },
     /// The key is of a kind that is not used to sign models.
     #[error(
         "`{label}` holds no ECDSA key on P-256, P-384 or P-521: other curves, RSA and Ed25519 are not used for signing \
@@ -40,7 +46,7 @@ impl Hint for KeyError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         Some(Cow::Borrowed(match self {
             Self::NotPem(wanted) | Self::Unusable { wanted, .. } => wanted.hint(),
-            Self::OtherKind { hint, .. } => hint,
+            Self::OtherKind { hint, .. } | Self::Encrypted { hint } => hint,
         }))
     }
 }
@@ -101,7 +107,9 @@ fn block(text: &str, wanted: Wanted) -> Result<(&str, &str), KeyError> {
 fn other_kind(label: &str, wanted: Wanted) -> KeyError {
     let hint = match (label, wanted) {
         ("ENCRYPTED PRIVATE KEY", Wanted::Private) => {
-            "decrypt it with `openssl pkcs8 -in key.pem -out plain.pem`"
+            return KeyError::Encrypted {
+                hint: "decrypt it with `openssl pkcs8 -in key.pem -out plain.pem`",
+            };
         }
         ("CERTIFICATE", Wanted::Public) => {
             "`openssl x509 -in cert.pem -pubkey -noout` writes its public key"
@@ -212,6 +220,12 @@ impl PrivateKey {
         let (label, pem) = block(text, wanted)?;
         let label = match label {
             "PRIVATE KEY" => "PRIVATE KEY",
+            // OpenSSL's older way to encrypt a key: headers within the block.
+            "EC PRIVATE KEY" if pem.contains("Proc-Type: 4,ENCRYPTED") => {
+                return Err(KeyError::Encrypted {
+                    hint: "decrypt it with `openssl ec -in key.pem -out plain.pem`",
+                });
+            }
             "EC PRIVATE KEY" => "EC PRIVATE KEY",
             other => return Err(other_kind(other, wanted)),
         };

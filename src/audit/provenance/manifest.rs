@@ -9,12 +9,20 @@ use sha2::{Digest, Sha256};
 use super::digest::Algorithm;
 use super::short;
 use super::statement::Statement;
+use crate::loaders::is_below;
 
 /// The predicate's type.
 pub(super) const PREDICATE: &str = "https://model_signing/signature/v1.0";
 
-/// Files of a repository that are not part of the model. At the top of the folder, they are never signed.
-pub(super) const NOT_SIGNED: [&str; 4] = [".git", ".gitignore", ".gitattributes", ".github"];
+/// Files of a repository, and the notes of the Hub's client on its downloads, which are not part of the model. At the
+/// top of the folder, they are not signed.
+pub(super) const NOT_SIGNED: [&str; 5] = [
+    ".git",
+    ".gitignore",
+    ".gitattributes",
+    ".github",
+    ".cache/huggingface",
+];
 
 /// The longest path of a file in bytes, as in Linux.
 const MAX_PATH_BYTES: usize = 4096;
@@ -149,7 +157,7 @@ impl Manifest {
             ignored: ignore_paths
                 .iter()
                 .filter_map(|path| plain(path))
-                .filter(|path| !NOT_SIGNED.iter().any(|of_git| is_below(path, of_git)))
+                .filter(|path| !not_signed(path))
                 .collect(),
             resources,
         })
@@ -188,18 +196,13 @@ impl Manifest {
 
     /// Whether a path is not covered.
     pub(super) fn leaves_out(&self, path: &str) -> bool {
-        let ignored = self.ignored.iter().map(String::as_str);
-        NOT_SIGNED
-            .into_iter()
-            .chain(ignored)
-            .any(|ignored| is_below(path, ignored))
+        not_signed(path) || self.ignored.iter().any(|ignored| is_below(path, ignored))
     }
 }
 
-/// Whether a path equals another or is inside it.
-fn is_below(path: &str, other: &str) -> bool {
-    let rest = path.strip_prefix(other);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+/// Whether a path is never signed by weld.
+pub(super) fn not_signed(path: &str) -> bool {
+    NOT_SIGNED.iter().any(|apart| is_below(path, apart))
 }
 
 /// Parses `path`, or `path:first:last`; the path itself may contain colons.
@@ -222,7 +225,7 @@ fn resource(name: &str, in_ranges: bool) -> Option<Resource> {
 
 /// Normalizes a path inside the folder: removes `.` and doubled separators. Returns `None` if it leads out of the
 /// folder or is empty.
-fn plain(path: &str) -> Option<String> {
+pub(super) fn plain(path: &str) -> Option<String> {
     if path.starts_with('/') || path.len() > MAX_PATH_BYTES || path.contains('\0') {
         return None;
     }

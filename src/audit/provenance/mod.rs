@@ -17,6 +17,9 @@ mod signature;
 mod signature_check;
 mod statement;
 
+use std::fs;
+use std::path::Path;
+
 pub use attest::{Attestation, attest};
 pub use attested::Attested;
 pub use bundle::is_bundle;
@@ -26,6 +29,19 @@ pub use keys::{KeyError, PrivateKey, PublicKey, Wanted};
 pub use sign::{SignError, Signed, ToSign};
 pub use signature::Signature;
 pub use signature_check::SignatureCheck;
+
+/// The path of a file or folder to leave out, as signatures have it: from the model's folder, with plain names. `given`
+/// starts there too, or is absolute. `None` if it leads elsewhere.
+pub fn path_in_folder(root: &Path, given: &str) -> Option<String> {
+    if !Path::new(given).is_absolute() {
+        return manifest::plain(given);
+    }
+    let real = fs::canonicalize(root).ok()?;
+    let below = [root, &real]
+        .into_iter()
+        .find_map(|root| Path::new(given).strip_prefix(root).ok());
+    manifest::plain(below?.to_str()?)
+}
 
 /// The most characters of untrusted text that are repeated.
 const MAX_SHOWN: usize = 200;

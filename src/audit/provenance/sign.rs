@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::bundle;
 use super::digest::{Algorithm, Piece, digests};
 use super::keys::PrivateKey;
-use super::manifest::{Manifest, NOT_SIGNED, Resource};
+use super::manifest::{Manifest, Resource, not_signed};
 use checkpoint::{CheckpointError, TreeEntry, TreeKind, tree};
 use engine::Observer;
 use errors::Hint;
@@ -56,6 +56,22 @@ pub enum SignError {
         /// The signature's path.
         path: PathBuf,
     },
+    /// A file changed after it was verified.
+    #[error("{} changed after it was verified", file.escape_debug())]
+    Changed {
+        /// Its path in the folder.
+        file: String,
+    },
+    /// A file is not what its name in the Hub's cache claims.
+    #[error("{path}: expected SHA-256 {expected}, as the Hub's cache or the lock claims, found {found}", path = .path.display())]
+    OtherDigest {
+        /// The file's path.
+        path: PathBuf,
+        /// The claimed digest.
+        expected: String,
+        /// The digest of its bytes.
+        found: String,
+    },
     /// The key cannot sign.
     #[error("the key cannot sign")]
     Key,
@@ -70,6 +86,10 @@ impl Hint for SignError {
                 "put the file itself there, as what a link leads to can be exchanged"
             }
             Self::BadPlace { .. } => "choose another name",
+            Self::Changed { .. } => "attest it again when nothing writes to it",
+            Self::OtherDigest { .. } => {
+                "the file was damaged or replaced: download it again, and merge again"
+            }
             Self::Key => "make another one",
             Self::Unreadable { .. } | Self::Empty { .. } => return None,
         };
@@ -93,23 +113,22 @@ pub struct Signed {
 }
 
 impl ToSign {
-    /// Lists the files at `root`. The files of a repository are left out, and so is the signature's own path if it is
-    /// below `root`.
+    /// Lists the files at `root`. The files of a repository are left out, and so are the paths of `ignored`, which are
+    /// relative to `root`, and the signature's own path if it is below `root`.
     ///
     /// # Errors
     /// The folder cannot be listed, is empty, or holds something other than files.
-    pub fn list(root: &Path, signature: &Path) -> Result<ToSign, SignError> {
+    pub fn list(root: &Path, signature: &Path, ignored: Vec<String>) -> Result<ToSign, SignError> {
         let real =
             fs::canonicalize(root).map_err(|source| CheckpointError::io("open", root, source))?;
-        let mut ignored = Vec::new();
+        let mut ignored = ignored;
         if let Some(place) = below(&real, signature) {
             let place = place.ok_or_else(|| SignError::BadPlace {
                 path: signature.into(),
             })?;
-            if !NOT_SIGNED.contains(&place.as_str()) {
-                ignored.push(place);
-            }
+            ignored.push(place);
         }
+        ignored.retain(|path| !not_signed(path));
         let left_out = Manifest {
             shard: None,
             algorithm: Algorithm::Sha256,

@@ -12,6 +12,7 @@ use super::manifest::{Manifest, Resource};
 use super::short;
 use super::sign::{below, whole};
 use super::signature_check::{MAX_BUNDLE_BYTES, SignatureCheck, file_name};
+use crate::loaders::is_below;
 use crate::{Finding, Place};
 use checkpoint::{CheckpointError, TreeEntry, TreeKind, read_bounded, tree};
 use engine::Observer;
@@ -35,11 +36,16 @@ struct Compared {
 
 impl Signature {
     /// Opens the bundle in `file`, checks that it was signed by `key`, and lists the files at `root`, a folder or a
-    /// file.
+    /// file. What lies at the paths of `ignored`, relative to `root`, need not be signed.
     ///
     /// # Errors
     /// The bundle cannot be read, or the folder cannot be listed. Anything wrong in their content is a finding.
-    pub fn open(root: &Path, file: &Path, key: &PublicKey) -> Result<Signature, CheckpointError> {
+    pub fn open(
+        root: &Path,
+        file: &Path,
+        key: &PublicKey,
+        ignored: &[String],
+    ) -> Result<Signature, CheckpointError> {
         let bytes = read_bounded(file, MAX_BUNDLE_BYTES, "signature, in bytes")?;
         let name = file_name(file);
         let mut opened = Signature {
@@ -58,7 +64,7 @@ impl Signature {
             }
         };
         match manifest {
-            Ok(manifest) => opened.list(root, file, manifest)?,
+            Ok(manifest) => opened.list(root, file, ignored, manifest)?,
             Err((expected, found)) => {
                 let finding = Finding::new(&checks::UNREADABLE, place, expected, found);
                 opened.findings.push(finding);
@@ -72,14 +78,29 @@ impl Signature {
         &mut self,
         root: &Path,
         file: &Path,
+        ignored: &[String],
         manifest: Manifest,
     ) -> Result<(), CheckpointError> {
         let real =
             fs::canonicalize(root).map_err(|source| CheckpointError::io("open", root, source))?;
         let own = below(&real, file).flatten();
-        let skip = |path: &str| manifest.leaves_out(path) || own.as_deref() == Some(path);
+        let is_ignored = |path: &str| ignored.iter().any(|ignored| is_below(path, ignored));
+        let unsigned = |path: &str| manifest.leaves_out(path) || is_ignored(path);
+        let mut signed: BTreeMap<&str, Vec<(&Resource, &[u8])>> = BTreeMap::new();
+        for (resource, digest) in &manifest.resources {
+            let of_path = signed.entry(&resource.path).or_default();
+            of_path.push((resource, digest));
+        }
+        // A signature may cover files of git, say, which weld itself does not sign.
+        let covers = |path: &str| {
+            let mut from = signed
+                .range(path..)
+                .take_while(|(signed, _)| signed.starts_with(path));
+            from.any(|(signed, _)| is_below(signed, path))
+        };
+        let skip = |path: &str| own.as_deref() == Some(path) || unsigned(path) && !covers(path);
         let entries = tree(&real, &skip)?;
-        for path in &manifest.ignored {
+        for path in manifest.ignored.iter().filter(|path| !is_ignored(path)) {
             if own.as_ref() != Some(path) && real.join(path).symlink_metadata().is_ok() {
                 let finding = Finding::new(
                     &checks::LEFT_OUT,
@@ -90,15 +111,13 @@ impl Signature {
                 self.findings.push(finding);
             }
         }
-        let mut signed: BTreeMap<&str, Vec<(&Resource, &[u8])>> = BTreeMap::new();
-        for (resource, digest) in &manifest.resources {
-            let of_path = signed.entry(&resource.path).or_default();
-            of_path.push((resource, digest));
-        }
         let mut seen = BTreeSet::new();
         for entry in &entries {
             let name = signed_name(entry, &real, &signed);
             let resources = signed.get(name.as_str()).map_or(&[][..], Vec::as_slice);
+            if resources.is_empty() && unsigned(&name) {
+                continue;
+            }
             seen.insert(name);
             self.entry(entry, resources, &manifest);
         }

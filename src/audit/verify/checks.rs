@@ -72,6 +72,18 @@ checks! {
         "A file beside the weights is not what the recipe writes",
         "Tokenizer and generation settings are part of the model.",
         "copy the file again from the model that gives it, or run the recipe again";
+    FOREIGN = "verify.foreign-file", Error,
+        "A file that loaders read is not of the merge",
+        "It was added afterwards: loaders may take it for the weights, put it on them, run it, or go by it.",
+        "remove it; or leave it out with --ignore, if you know what it is";
+    METADATA = "verify.metadata", Error,
+        "A header or the index says something that the merge did not write",
+        "Loaders go by some of it, such as the format, and people by the rest.",
+        "run the recipe again, or copy the checkpoint again from where it was right";
+    CHANGED = "verify.changed-meanwhile", Error,
+        "The checkpoint changed while it was verified",
+        "The verdict would not hold for what is there now.",
+        "verify it again when nothing writes to it";
     INPUT_CHANGED = "verify.input-changed", Error,
         "An input is not what it was when the checkpoint was made",
         "The lock records every input, and this one has changed since.",
@@ -81,7 +93,7 @@ checks! {
         "It was updated since, or another revision is in the cache; where its weights differ, more is found.",
         "download the commit that the lock names, or name it in --inputs";
     INPUT_SHA256 = "verify.input-sha256", Error,
-        "A file of an input has another SHA-256 in the Hub's cache than the lock names",
+        "The Hub's cache claims another SHA-256 for a file of an input than the lock does",
         "The repository published other bytes by this name than those that were merged.",
         "download the commit that the lock names, or run the recipe again";
     INPUT_BESIDE = "verify.input-beside", Note,
@@ -98,11 +110,15 @@ checks! {
         "The recipe that was given is not the one that the lock says the checkpoint was made by.",
         "verify with the recipe of the lock by leaving --recipe out";
     LOCK_OUTPUT = "verify.lock-output", Error,
-        "A tensor is not what was written",
+        "A tensor or a file is not what was written",
         "Its digest differs from the one that was taken when the checkpoint was made: it was changed afterwards.",
         "copy the checkpoint again from where it was right, or run the recipe again";
+    LOCK_INCOMPLETE = "verify.lock-incomplete", Error,
+        "The lock is not complete",
+        "weld writes an entry for every tensor, file and input; what has none could have been changed unseen.",
+        "get the lock again from where the checkpoint is from, or run the recipe again";
     NUMERICS = "verify.numerics", Warning,
-        "The checkpoint was made with another version of the arithmetic",
+        "The checkpoint was made with another version of the arithmetic, and is not equal",
         "Single roundings may differ between versions, so that equality can no longer be asked for.",
         "verify with the version of weld that the lock names, or accept single roundings with --allow step";
     NO_LOCK = "verify.lock", Note,
@@ -115,3 +131,13 @@ checks! {
         "An input or the recipe is not there, so nothing can be said about the values.",
         "name the inputs with --inputs, or the folder that they are in";
 }
+
+/// The checks that need the lock alone.
+pub(super) static OF_LOCK: &[&crate::CheckInfo] = &[
+    &LOCK_OUTPUT,
+    &LOCK_INCOMPLETE,
+    &FOREIGN,
+    &METADATA,
+    &CHANGED,
+    &NO_LOCK,
+];

@@ -1,5 +1,6 @@
 //! Compares the files other than weights with those that the recipe writes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -9,9 +10,6 @@ use crate::{Finding, Place, Severity};
 use checkpoint::{Checkpoint, read_sidecar};
 use plan::Plan;
 
-/// Files that tools rewrite with every save, and that do not affect what a model computes.
-const NOT_COMPARED: [&str; 2] = ["README.md", "model.safetensors.index.json"];
-
 /// Fields that record which program wrote a config.
 const WRITER_FIELDS: [&str; 3] = [
     "transformers_version",
@@ -19,28 +17,39 @@ const WRITER_FIELDS: [&str; 3] = [
     "_attn_implementation_autoset",
 ];
 
+/// What was compared.
+#[derive(Default)]
+pub(super) struct Compared {
+    pub(super) findings: Vec<Finding>,
+    /// The files that the plan makes and that can be compared.
+    pub(super) names: BTreeSet<String>,
+}
+
 /// Compares the files of a folder with those of a plan.
 ///
 /// Other tools rewrite a config and add fields that were left to the defaults. Unless `exact` is set, such a field is
 /// only a note, and so is a tokenizer file with other bytes.
-pub(super) fn compare(plan: &Plan, model: &Checkpoint, exact: bool) -> Vec<Finding> {
-    let mut findings = Vec::new();
+pub(super) fn compare(plan: &Plan, model: &Checkpoint, exact: bool) -> Compared {
+    let mut compared = Compared::default();
     let folder = &model.location().path;
     if model.is_single_file() {
-        return findings;
+        return compared;
     }
-    match (&plan.config, model.config()) {
-        (Some(expected), Some(found)) => {
-            let fields = differences(expected, found.value());
-            findings.extend(fields.iter().filter_map(|found| field(found, exact)));
+    let Compared { findings, names } = &mut compared;
+    if let Some(expected) = &plan.config {
+        names.insert("config.json".to_owned());
+        match model.config() {
+            Some(found) => {
+                let fields = differences(expected, found.value());
+                findings.extend(fields.iter().filter_map(|found| field(found, exact)));
+            }
+            None => findings.push(Finding::new(
+                &checks::CONFIG,
+                Place::file("config.json"),
+                "a config",
+                "none",
+            )),
         }
-        (Some(_), None) => findings.push(Finding::new(
-            &checks::CONFIG,
-            Place::file("config.json"),
-            "a config",
-            "none",
-        )),
-        (None, _) => {}
     }
     let made = plan
         .made
@@ -51,24 +60,17 @@ pub(super) fn compare(plan: &Plan, model: &Checkpoint, exact: bool) -> Vec<Findi
         .iter()
         .map(|(_, file)| (file.name.as_str(), read_sidecar(&file.path).ok()));
     for (name, expected) in made.chain(copied) {
-        if !NOT_COMPARED.contains(&name) {
-            findings.extend(compare_file(folder, name, expected.as_deref(), exact));
+        // A file that the input no longer has cannot be compared with it.
+        if let Some(expected) = expected {
+            names.insert(name.to_owned());
+            findings.extend(compare_file(folder, name, &expected, exact));
         }
     }
-    findings
+    compared
 }
 
-fn compare_file(
-    folder: &Path,
-    name: &str,
-    expected: Option<&[u8]>,
-    exact: bool,
-) -> Option<Finding> {
+fn compare_file(folder: &Path, name: &str, expected: &[u8], exact: bool) -> Option<Finding> {
     let path = folder.join(name);
-    let Some(expected) = expected else {
-        // The file that it was copied from can no longer be read.
-        return None;
-    };
     if fs::metadata(&path).is_err() {
         let finding = Finding::new(&checks::FILE, Place::file(name), "the file", "none");
         return Some(match exact {

@@ -206,7 +206,7 @@ impl Inputs {
             return Ok(());
         }
         let folder = path(given);
-        if folder.is_dir() {
+        if !given.is_empty() && folder.is_dir() {
             return match self.folder.replace((given.to_owned(), folder)) {
                 None => Ok(()),
                 Some(_) => Err(InputsError::TwoFolders),

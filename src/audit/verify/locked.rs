@@ -1,17 +1,18 @@
 //! Compares the lock with the checkpoint and its inputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use super::outcome::{Outcome, Outcomes};
 use super::{Request, checks};
 use crate::{CheckInfo, Finding, Place, Report};
 use checkpoint::Checkpoint;
 use engine::Observer;
 use numeric::NUMERICS;
 use plan::Plan;
-use run::{self, Lock, LockedHub, LockedInput, RunError, files_of};
+use run::{self, Lock, LockedHub, LockedInput, RunError};
 
 /// Compares the checkpoint's tensors with the digests in the lock of what was written. Returns for each tensor whether
-/// it is unchanged, if the lock has its digest.
+/// it is unchanged; `None` if the lock does not name it.
 pub(super) fn outputs(
     request: &Request<'_>,
     lock: &Lock,
@@ -19,38 +20,84 @@ pub(super) fn outputs(
     observer: &dyn Observer,
 ) -> Result<Vec<Option<bool>>, RunError> {
     let model = request.model;
+    let planned: Option<HashSet<&str>> = request.plan.as_ref().ok().map(|plan| {
+        let tensors = plan.tensors.iter();
+        tensors.map(|tensor| tensor.name.as_str()).collect()
+    });
+    // A tensor that the recipe does not make is found as such.
+    let is_planned = |name: &str| {
+        planned
+            .as_ref()
+            .is_none_or(|planned| planned.contains(name))
+    };
     let digests = run::all_digests(model, request.threads, observer)?;
     let mut intact = Vec::with_capacity(digests.len());
+    let mut lacking = Vec::new();
     for (tensor, digest) in model.tensors().iter().zip(digests) {
-        let written = lock.outputs.tensors.get(&tensor.name);
-        let same = written
-            .zip(digest)
-            .map(|(written, digest)| *written == digest.to_string());
-        if let (Some(false), Some(written), Some(digest)) = (same, written, digest) {
-            report.add(Finding::new(
-                &checks::LOCK_OUTPUT,
-                Place::of(model, tensor),
-                format!("BLAKE3 {written}"),
-                digest.to_string(),
-            ));
+        let Some(written) = lock.outputs.tensors.get(&tensor.name) else {
+            if is_planned(&tensor.name) {
+                lacking.push(tensor.name.as_str());
+            }
+            intact.push(None);
+            continue;
+        };
+        let found = digest.map_or("bytes that lie apart".to_owned(), |digest| {
+            digest.to_string()
+        });
+        let same = *written == found;
+        if !same {
+            let expected = format!("BLAKE3 {written}");
+            let place = Place::of(model, tensor);
+            report.add(Finding::new(&checks::LOCK_OUTPUT, place, expected, found));
         }
-        intact.push(same);
+        intact.push(Some(same));
     }
-    let written = lock.outputs.tensors.len();
+    if let Some(first) = lacking.first() {
+        report.add(Finding::new(
+            &checks::LOCK_INCOMPLETE,
+            Place::field(run::LOCK_FILE, "outputs.tensors"),
+            "a digest of every tensor",
+            format!("none of {} tensors, `{first}` first", lacking.len()),
+        ));
+    }
+    // What the recipe makes and is not there is found too, if there is a plan.
+    let gone = lock.outputs.tensors.keys().filter(|name| {
+        let known = planned
+            .as_ref()
+            .is_some_and(|planned| planned.contains(name.as_str()));
+        !known && model.find(name).is_none()
+    });
+    report.extend(gone.map(|name| {
+        let place = Place::tensor(name, None);
+        Finding::new(
+            &checks::LOCK_OUTPUT,
+            place,
+            "the tensor that was written",
+            "none",
+        )
+    }));
     let same = intact.iter().filter(|same| **same == Some(true)).count();
     report.say(
         "lock",
-        format!("{same} of {written} tensors are as they were written"),
+        format!(
+            "{same} of {} tensors are as they were written",
+            intact.len()
+        ),
     );
-    if lock.tool.numerics != NUMERICS {
-        report.add(Finding::new(
+    Ok(intact)
+}
+
+/// The finding that another version of the arithmetic made the checkpoint, if that can explain why it is not equal.
+pub(super) fn numerics(lock: &Lock, outcomes: &Outcomes<'_>) -> Option<Finding> {
+    let differs = outcomes.any(Outcome::Wrong) || outcomes.any(Outcome::WithinStep);
+    (differs && lock.tool.numerics != NUMERICS).then(|| {
+        Finding::new(
             &checks::NUMERICS,
             Place::field(run::LOCK_FILE, "tool.numerics"),
             NUMERICS.to_string(),
             lock.tool.numerics.to_string(),
-        ));
-    }
-    Ok(intact)
+        )
+    })
 }
 
 /// Compares the recipe and the inputs with those of the lock.
@@ -65,10 +112,18 @@ pub(super) fn inputs(lock: &Lock, plan: &Plan, recipe_of_lock: bool) -> Vec<Find
             "another",
         ));
     }
-    let models = plan.stored_models();
-    for (model, locked) in models.iter().zip(&lock.inputs) {
+    for (model, now) in plan.stored_models().iter().zip(Lock::of_plan(plan).inputs) {
+        let Some(locked) = lock.inputs.iter().find(|locked| locked.model == now.model) else {
+            // Another recipe may name other models.
+            findings.extend(recipe_of_lock.then(|| {
+                let place = Place::field(run::LOCK_FILE, "inputs");
+                let expected = format!("an entry for {}", now.model);
+                Finding::new(&checks::LOCK_INCOMPLETE, place, expected, "none")
+            }));
+            continue;
+        };
         findings.extend(commits(model, locked));
-        compare(model.label(), &files_of(model), locked, &mut findings);
+        compare(model.label(), &now.files, locked, &mut findings);
     }
     findings
 }
@@ -81,8 +136,9 @@ pub(super) fn changed_tensors(
     observer: &dyn Observer,
 ) -> Result<Vec<Finding>, RunError> {
     let mut findings = Vec::new();
-    for (model, locked) in plan.stored_models().iter().zip(&lock.inputs) {
-        let Some(tensors) = &locked.tensors else {
+    for (model, now) in plan.stored_models().iter().zip(Lock::of_plan(plan).inputs) {
+        let locked = lock.inputs.iter().find(|locked| locked.model == now.model);
+        let Some(tensors) = locked.and_then(|locked| locked.tensors.as_ref()) else {
             continue;
         };
         let digests = run::all_digests(model, threads, observer)?;
@@ -142,7 +198,7 @@ fn compare(
             );
             continue;
         };
-        let digests = expected.sha256.as_ref().zip(found.sha256.as_ref());
+        let digests = (expected.claimed_sha256.as_ref()).zip(found.claimed_sha256.as_ref());
         if let Some((expected, found)) = digests.filter(|(expected, found)| expected != found) {
             let expected = format!("SHA-256 {expected}");
             differs(&checks::INPUT_SHA256, expected, found.clone());
@@ -152,6 +208,9 @@ fn compare(
                 format!("{} bytes", expected.bytes),
                 format!("{} bytes", found.bytes),
             );
+        } else if expected.header.is_none() && found.header.is_some() {
+            let expected = "the digest of its header".to_owned();
+            differs(&checks::LOCK_INCOMPLETE, expected, "none".to_owned());
         } else if found.header != expected.header {
             differs(
                 &checks::INPUT_CHANGED,
@@ -159,5 +218,16 @@ fn compare(
                 "another header".to_owned(),
             );
         }
+    }
+    for (name, found) in files
+        .iter()
+        .filter(|(name, _)| !locked.files.contains_key(*name))
+    {
+        findings.push(Finding::new(
+            &checks::INPUT_CHANGED,
+            Place::file(format!("{label}: {name}")),
+            "no such file",
+            format!("{} bytes", found.bytes),
+        ));
     }
 }

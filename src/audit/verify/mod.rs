@@ -7,6 +7,7 @@ mod checks;
 mod compare;
 mod diagnose;
 mod files;
+mod folder;
 mod inputs;
 mod locked;
 mod mergekit;
@@ -15,13 +16,14 @@ mod outcome;
 mod premises;
 mod sample;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use bytesize::ByteSize;
 use serde_json::json;
 
 pub(crate) use checks::CHECKS;
+pub use folder::FolderListing;
 pub use inputs::{Inputs, InputsError, no_plan};
 pub use mergekit::Profile;
 pub use numerics::Numerics;
@@ -46,6 +48,8 @@ const FEW: f64 = 1e-3;
 pub struct Request<'a> {
     /// The checkpoint to verify.
     pub model: &'a Checkpoint,
+    /// Its folder, looked at before the checkpoint was opened.
+    pub folder: &'a FolderListing,
     /// The plan of its recipe, or why there is none.
     pub plan: Result<&'a Plan, Refusal>,
     /// Where its inputs were looked for; `None` if the caller found them itself.
@@ -69,13 +73,14 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// A request for a checkpoint that this plan has just written: compares every byte and accepts only equality.
     pub fn of_written(
-        model: &'a Checkpoint,
+        (folder, model): (&'a FolderListing, &'a Checkpoint),
         plan: &'a Plan,
         lock: Option<&'a Lock>,
         scratch: &'a Path,
     ) -> Self {
         Self {
             model,
+            folder,
             plan: Ok(plan),
             inputs: None,
             lock,
@@ -128,10 +133,11 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Verifica
             exact = outcomes.is_some_and(|outcomes| outcomes.are_exact());
         }
         Err(why) => {
-            report.checked = vec![&checks::LOCK_OUTPUT, &checks::NUMERICS, &checks::NO_LOCK];
-            report
-                .checked
-                .retain(|check| request.lock.is_some() || check.id == checks::NO_LOCK.id);
+            report.checked = match request.lock {
+                Some(_) => checks::OF_LOCK.to_vec(),
+                None => vec![&checks::NO_LOCK],
+            };
+            folder::judge(request, None, &BTreeSet::new(), &mut report);
             report.skipped.push(Skipped {
                 check: &checks::REPLAY,
                 why: in_one_line(why),
@@ -139,6 +145,7 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Verifica
             });
         }
     }
+    report.extend(request.folder.changed(request.model));
     let proof = match request.lock {
         None => Proof::NoLock,
         Some(_) if exact && report.verdict() == Verdict::Passed => Proof::Exact,
@@ -201,7 +208,9 @@ fn recompute<'a>(
     }
     report.extend(inputs::own(plan, model));
     report.extend(accounting(plan, model));
-    report.extend(files::compare(plan, model, request.lock.is_some()));
+    let files = files::compare(plan, model, request.lock.is_some());
+    report.extend(files.findings);
+    folder::judge(request, Some(plan), &files.names, report);
     let there: Vec<There<'_>> = plan
         .tensors
         .iter()
@@ -255,9 +264,16 @@ fn recompute<'a>(
         let changed = locked::changed_tensors(lock, plan, request.threads, observer)?;
         report.extend(changed);
     }
+    report.extend(
+        request
+            .lock
+            .and_then(|lock| locked::numerics(lock, &outcomes)),
+    );
     report.skipped.extend(untold(plan, &outcomes));
     report.extend(numerics::finding(&outcomes));
-    summarise(request, plan, &outcomes, totals.read, report);
+    // Only a digest of every tensor tells of changes after the merge.
+    let intact = intact.is_some_and(|intact| intact.iter().all(|same| *same == Some(true)));
+    summarise(request, plan, &outcomes, totals.read, intact, report);
     Ok(Some(outcomes))
 }
 
@@ -443,6 +459,7 @@ fn summarise(
     plan: &Plan,
     outcomes: &Outcomes<'_>,
     read: u64,
+    intact: bool,
     report: &mut Report,
 ) {
     report.say(
@@ -460,7 +477,8 @@ fn summarise(
             ByteSize(read).display().si()
         ),
     );
-    let mut details = json!({"compared": compared, "elements": elements});
+    report.details["compared"] = compared.into();
+    report.details["elements"] = elements.into();
     if let Coverage::Sample { blocks, seed } = request.coverage {
         // The tensor that the sample covers least.
         let longest = plan
@@ -474,24 +492,22 @@ fn summarise(
             "sample",
             format!("{blocks} blocks of each tensor, seed {seed}"),
         );
-        let missed = match (compared == elements, request.lock) {
+        let missed = match (compared == elements, intact) {
             (true, _) => "nothing: every element was compared".to_owned(),
-            (false, lock) => format!(
+            (false, intact) => format!(
                 "a fault in less than {:.1} % of a tensor may be missed with a chance of over 1 %, one wrong element with \
                  {:.1} %{}",
                 100.0 * least,
                 100.0 - share,
-                match lock {
-                    Some(_) =>
-                        "; but not what was changed after the merge: digests cover every byte",
-                    None => "",
+                match intact {
+                    true => "; but not what was changed after the merge: digests cover every byte",
+                    false => "",
                 }
             ),
         };
         report.say("missed", missed);
-        details["sample"] = json!({"blocks": blocks, "seed": seed, "found_for_sure": least});
+        report.details["sample"] = json!({"blocks": blocks, "seed": seed, "found_for_sure": least});
     }
-    report.details = details;
     report.detail(outcomes.tensors.iter().map(Judged::details));
     if let Some(inputs) = request.inputs {
         inputs.report(plan, report);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
+use super::folder::FolderListing;
 use super::inputs::{Inputs, InputsError};
 use super::mergekit::Profile;
 use super::{Coverage, Numerics, Request};
@@ -82,7 +83,7 @@ pub enum PremisesError {
     },
     /// The checkpoint has no recipe.
     #[error(
-        "the checkpoint has no weldment.lock.json and no mergekit_config.yml, so nothing says what it is to be"
+        "the checkpoint has no weldment.lock.json and no mergekit_config.yml, so its recipe is unknown"
     )]
     NoRecipe,
     /// The lock names a model that cannot exist.
@@ -159,13 +160,14 @@ impl Premises {
     /// The request to verify the checkpoint against a plan of the recipe.
     pub fn request<'a>(
         &'a self,
-        model: &'a Checkpoint,
+        (folder, model): (&'a FolderListing, &'a Checkpoint),
         plan: Result<&'a Plan, Refusal>,
         inputs: &'a Inputs,
         coverage: Coverage,
     ) -> Request<'a> {
         Request {
             model,
+            folder,
             plan,
             inputs: Some(inputs),
             lock: self.lock.as_ref(),

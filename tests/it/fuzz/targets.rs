@@ -319,7 +319,7 @@ pub(super) fn bundles(random: &mut Random) -> Outcome {
         .expect("PEM");
     let key = PrivateKey::read(&private).expect("a key");
     let place = bench.path("m.sig");
-    let listed = ToSign::list(&bench.path("m"), &place).expect("files");
+    let listed = ToSign::list(&bench.path("m"), &place, Vec::new()).expect("files");
     let signed = listed.sign(&key, 1, &Silent).expect("a signature");
     let bundle = match random.one_in(2) {
         true => mutate::json_file(random, signed.bundle.as_bytes()),
@@ -332,7 +332,7 @@ pub(super) fn bundles(random: &mut Random) -> Outcome {
     fs::write(&place, bundle).expect("a signature");
     let key = PublicKey::read(&public).expect("a key");
     let holds = || {
-        let opened = Signature::open(&bench.path("m"), &place, &key).ok()?;
+        let opened = Signature::open(&bench.path("m"), &place, &key, &[]).ok()?;
         Some(opened.check(1, &Silent).expect("no failure").holds())
     };
     holds();

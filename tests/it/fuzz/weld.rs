@@ -5,7 +5,7 @@ use std::path::Path;
 
 use weldment::audit::check::check;
 use weldment::audit::formats::Format;
-use weldment::audit::verify::{Asked, Coverage, Premises, no_plan, verify};
+use weldment::audit::verify::{Asked, Coverage, FolderListing, Premises, no_plan, verify};
 use weldment::audit::{Report, Severity, Verdict};
 use weldment::checkpoint::{Checkpoint, Locator, ModelRef, Survey};
 use weldment::engine::{Observer, Settings};
@@ -104,6 +104,7 @@ pub(super) fn checked(bench: &Bench, model: &str) -> Option<(Verdict, Vec<String
 pub(super) fn verified(bench: &Bench, model: &str) -> Option<(Verdict, Vec<String>)> {
     let name = ModelRef::parse(model).expect("a name");
     let location = locator(bench).locate(&name).ok()?;
+    let folder = FolderListing::look(&location, Vec::new()).ok()?;
     let model = Checkpoint::open(model, &location).ok()?;
     let asked = Asked {
         recipe: None,
@@ -125,7 +126,7 @@ pub(super) fn verified(bench: &Bench, model: &str) -> Option<(Verdict, Vec<Strin
         options,
     );
     let plan = plan.as_ref().map_err(no_plan);
-    let request = premises.request(&model, plan, &inputs, Coverage::Full);
+    let request = premises.request((&folder, &model), plan, &inputs, Coverage::Full);
     let verification = verify(&request, &Silent).ok()?;
     Some(told(verification.report))
 }

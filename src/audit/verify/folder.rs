@@ -1,0 +1,404 @@
+//! The folder of a checkpoint, file by file: what belongs to the merge, what loaders would read besides, and what is
+//! not covered. The folder is looked at twice, as a verdict holds for the files that were there all the time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::{Request, checks};
+use crate::loaders::{Role, is_apart, is_below, role_of};
+use crate::{CheckInfo, Finding, Place, Report, Skipped};
+use checkpoint::{
+    Checkpoint, CheckpointError, Location, TreeEntry, parse_json, read_bounded, read_sidecar, tree,
+};
+use plan::Plan;
+use run::{LOCK_FILE, Lock};
+
+/// The index that loaders look for beside several files of safetensors.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The only file of weights that loaders look for without an index.
+const SINGLE: &str = "model.safetensors";
+
+/// The largest index that is read; checked already when the checkpoint was opened.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// What an index says about itself in `metadata`.
+const INDEX_METADATA: [&str; 2] = ["total_size", "total_parameters"];
+
+/// The most files that a line of the report names.
+const NAMES_SHOWN: usize = 12;
+
+/// The files of a checkpoint when its verification began.
+#[derive(Debug)]
+pub struct FolderListing {
+    root: PathBuf,
+    entries: BTreeMap<String, (TreeEntry, Option<Stamp>)>,
+    ignored: Vec<String>,
+}
+
+/// What changes when a file is written to or replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    identity: [i128; 4],
+}
+
+impl FolderListing {
+    /// Lists the files of a checkpoint before any is read. What lies at a path of `ignored`, or below it, is not
+    /// judged.
+    ///
+    /// # Errors
+    /// The folder cannot be listed, or has more files than any model.
+    pub fn look(
+        location: &Location,
+        ignored: Vec<String>,
+    ) -> Result<FolderListing, CheckpointError> {
+        let entries = tree(&location.path, &is_apart)?.into_iter();
+        let entries = entries.map(|entry| {
+            let stamp = Stamp::of(&entry.path);
+            (entry.name.clone(), (entry, stamp))
+        });
+        Ok(FolderListing {
+            root: location.path.clone(),
+            entries: entries.collect(),
+            ignored,
+        })
+    }
+
+    /// The files that loaders read, or that say what the checkpoint is, and that are no longer what they were.
+    ///
+    /// # Errors
+    /// The folder can no longer be listed.
+    pub fn changes(&self) -> Result<Vec<String>, CheckpointError> {
+        let now = FolderListing::look(&Location::local(&self.root), Vec::new())?;
+        let names: BTreeSet<&String> = self.entries.keys().chain(now.entries.keys()).collect();
+        let matters = |name: &&String| {
+            let read = role_of(name).is_some() || [".", LOCK_FILE].contains(&name.as_str());
+            read && !self.ignores(name)
+        };
+        let stamp = |folder: &FolderListing, name: &str| {
+            folder.entries.get(name).map(|(_, stamp)| stamp.clone())
+        };
+        let changed = |name: &&String| stamp(self, name) != stamp(&now, name);
+        let names = names.into_iter().filter(matters).filter(changed);
+        Ok(names.cloned().collect())
+    }
+
+    /// The finding for each file that changed since the folder was looked at.
+    pub(super) fn changed(&self, model: &Checkpoint) -> Vec<Finding> {
+        let finding = |name: String, found: String| {
+            let expected = "the file that was read";
+            Finding::new(&checks::CHANGED, Place::file(name), expected, found)
+        };
+        let names = match self.changes() {
+            Ok(names) => names,
+            Err(error) => return vec![finding(model.label().to_owned(), error.to_string())],
+        };
+        let mut findings: Vec<Finding> = names
+            .into_iter()
+            .map(|name| finding(name, "another, or none".to_owned()))
+            .collect();
+        // The weights may have been replaced before the folder was looked at.
+        if let (Err(error), true) = (model.check_unchanged(), findings.is_empty()) {
+            findings.push(finding(model.label().to_owned(), error.to_string()));
+        }
+        findings
+    }
+
+    fn ignores(&self, name: &str) -> bool {
+        self.ignored.iter().any(|ignored| is_below(name, ignored))
+    }
+
+    /// The bytes of a file, if it is there and can be read.
+    fn read(&self, name: &str) -> Option<Result<Vec<u8>, CheckpointError>> {
+        let (entry, _) = self.entries.get(name)?;
+        Some(read_sidecar(&entry.path))
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Stamp> {
+        let found = fs::metadata(path).ok()?;
+        Some(Stamp {
+            bytes: found.len(),
+            modified: found.modified().ok(),
+            identity: identity(&found),
+        })
+    }
+}
+
+/// What tells a file from another at its path, and an old state from a newer one of the same length and time.
+#[cfg(unix)]
+fn identity(found: &fs::Metadata) -> [i128; 4] {
+    use std::os::unix::fs::MetadataExt;
+    [
+        found.dev().into(),
+        found.ino().into(),
+        found.ctime().into(),
+        found.ctime_nsec().into(),
+    ]
+}
+
+#[cfg(not(unix))]
+fn identity(_found: &fs::Metadata) -> [i128; 4] {
+    [0; 4]
+}
+
+/// Judges every file of the folder. `compared` are the files beside the weights that were compared with those of the
+/// plan.
+pub(super) fn judge(
+    request: &Request<'_>,
+    plan: Option<&Plan>,
+    compared: &BTreeSet<String>,
+    report: &mut Report,
+) {
+    let model = request.model;
+    if model.is_single_file() {
+        report.say(
+            "files",
+            "the weights alone; what lies beside them is not covered",
+        );
+        return;
+    }
+    if plan.is_none() && request.lock.is_none() {
+        return;
+    }
+    let folder = request.folder;
+    let mut known = weights(model, folder);
+    known.extend(compared.iter().cloned());
+    let mut by_lock = Vec::new();
+    if let Some(lock) = request.lock {
+        known.insert(LOCK_FILE.to_owned());
+        report.extend(lock_lacks(plan, lock));
+        let left = lock
+            .outputs
+            .files
+            .iter()
+            .filter(|(name, _)| !known.contains(*name) && *name != INDEX);
+        for (name, digest) in left {
+            report.extend(held_to_digest(folder, name, digest));
+            by_lock.push(name.clone());
+        }
+        known.extend(by_lock.iter().cloned());
+    }
+    report.extend(missing_names(model, folder, request.lock.is_some()));
+    report.extend(metadata(model, folder, request.lock.is_some()));
+    let mut others = Vec::new();
+    let mut ignored = Vec::new();
+    for (name, (entry, _)) in &folder.entries {
+        if folder.ignores(name) {
+            ignored.push(name.clone());
+        } else if !known.contains(name) {
+            match role_of(name) {
+                Some(role) => {
+                    report.extend(foreign(entry, role, request.lock.is_some(), &mut others))
+                }
+                None => others.push(name.clone()),
+            }
+        }
+    }
+    let here = |name: &&String| folder.entries.contains_key(*name);
+    let covered = known.iter().filter(here).count();
+    let mut line = format!(
+        "{covered} are of the merge; {}",
+        listed("not covered", &others)
+    );
+    if !ignored.is_empty() {
+        line += &format!("; {}", listed("ignored", &ignored));
+    }
+    report.say("files", line);
+    report.details["files"] =
+        json!({"of_merge": covered, "not_covered": others, "ignored": ignored});
+    if plan.is_some() && !by_lock.is_empty() {
+        report.skipped.push(Skipped {
+            check: &checks::FILE,
+            why: listed(
+                "no input has what only the lock's digest was compared with",
+                &by_lock,
+            ),
+            needed: true,
+        });
+    }
+}
+
+fn listed(what: &str, names: &[String]) -> String {
+    if names.is_empty() {
+        return format!("{what}: none");
+    }
+    let shown = names.iter().take(NAMES_SHOWN).map(String::as_str);
+    let shown = shown.collect::<Vec<&str>>().join(", ");
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => format!("{what}: {shown}"),
+        more => format!("{what}: {shown} and {more} more"),
+    }
+}
+
+/// The files of weights that were read, and their index.
+fn weights(model: &Checkpoint, folder: &FolderListing) -> BTreeSet<String> {
+    let shards = model.shards();
+    let mut names: BTreeSet<String> = shards.iter().map(|shard| shard.file_name()).collect();
+    if shards.len() > 1 {
+        let index = [INDEX, "pytorch_model.bin.index.json"];
+        let here = |name: &&str| folder.entries.contains_key(*name);
+        let index = match shards.iter().all(|shard| shard.header_len > 0) {
+            true => index.first(),
+            false => index.last(),
+        };
+        names.extend(index.copied().filter(here).map(str::to_owned));
+    }
+    names
+}
+
+/// Findings about weights that loaders would not find: several files without an index, or one by another name.
+fn missing_names(model: &Checkpoint, folder: &FolderListing, exact: bool) -> Option<Finding> {
+    let shards = model.shards();
+    let safetensors = shards.iter().all(|shard| shard.header_len > 0);
+    let wanted = match shards.len() {
+        0 => return None,
+        1 => SINGLE,
+        _ => INDEX,
+    };
+    let needed = safetensors && (exact || shards.len() > 1);
+    (needed && !folder.entries.contains_key(wanted)).then(|| {
+        let expected = "the file, by which loaders find the weights";
+        Finding::new(&checks::FILE, Place::file(wanted), expected, "none")
+    })
+}
+
+/// Findings about what the files of weights and the index say besides tensors. Other tools write what they like.
+fn metadata(model: &Checkpoint, folder: &FolderListing, exact: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut find = |file: String, field: &str, expected: &str, found: String| {
+        let place = Place::field(file, field);
+        findings.push(Finding::new(&checks::METADATA, place, expected, found));
+    };
+    for shard in model
+        .shards()
+        .into_iter()
+        .filter(|shard| shard.header_len > 0)
+    {
+        let format = shard.metadata.get("format").map(String::as_str);
+        let others = shard.metadata.keys().filter(|key| *key != "format");
+        let others: Vec<String> = others.cloned().collect();
+        if exact && !others.is_empty() {
+            let found = listed("also", &others);
+            find(shard.file_name(), "__metadata__", "`format` alone", found);
+        }
+        if let Some(format) = format.filter(|format| *format != "pt") {
+            let found = format!("`{format}`");
+            find(shard.file_name(), "__metadata__.format", "`pt`", found);
+        }
+    }
+    let index = folder
+        .entries
+        .get(INDEX)
+        .filter(|_| exact && model.shards().len() > 1);
+    let index = index
+        .and_then(|(entry, _)| read_bounded(&entry.path, MAX_INDEX_BYTES, "index, in bytes").ok());
+    let index = index.and_then(|bytes| parse_json(&bytes).ok());
+    let Some(Value::Object(index)) = index else {
+        return findings;
+    };
+    let mut others: Vec<String> = Vec::new();
+    for (key, value) in &index {
+        match (key.as_str(), value) {
+            ("weight_map", _) => {}
+            ("metadata", Value::Object(entries)) => {
+                let unknown = entries
+                    .keys()
+                    .filter(|key| !INDEX_METADATA.contains(&key.as_str()));
+                others.extend(unknown.map(|key| format!("metadata.{key}")));
+                let bytes: u64 = model.tensors().iter().map(|tensor| tensor.len).sum();
+                let found = entries.get("total_size");
+                if found.and_then(Value::as_u64) != Some(bytes) {
+                    let found = found.map_or("none".to_owned(), Value::to_string);
+                    find(
+                        INDEX.to_owned(),
+                        "metadata.total_size",
+                        &bytes.to_string(),
+                        found,
+                    );
+                }
+            }
+            _ => others.push(key.clone()),
+        }
+    }
+    if !others.is_empty() {
+        let found = listed("also", &others);
+        find(INDEX.to_owned(), "metadata", "`total_size` alone", found);
+    }
+    findings
+}
+
+/// The finding that a lock has no digest of files that the recipe writes.
+fn lock_lacks(plan: Option<&Plan>, lock: &Lock) -> Option<Finding> {
+    let plan = plan?;
+    let config = plan.config.is_some().then_some("config.json");
+    let index = (plan.shards.len() > 1).then_some(INDEX);
+    let made = plan.made.iter().map(|(name, _)| name.as_str());
+    let copied = plan.sidecars.iter().map(|(_, file)| file.name.as_str());
+    let all = config.into_iter().chain(index).chain(made).chain(copied);
+    let lacking = all.filter(|name| !lock.outputs.files.contains_key(*name));
+    let lacking: Vec<String> = lacking.map(str::to_owned).collect();
+    (!lacking.is_empty()).then(|| {
+        let place = Place::field(LOCK_FILE, "outputs.files");
+        let expected = "the digest of every file that the recipe writes";
+        Finding::new(
+            &checks::LOCK_INCOMPLETE,
+            place,
+            expected,
+            listed("without", &lacking),
+        )
+    })
+}
+
+/// Compares a file with its digest in the lock.
+fn held_to_digest(folder: &FolderListing, name: &str, digest: &str) -> Option<Finding> {
+    let find = |check: &'static CheckInfo, expected: String, found: String| {
+        Some(Finding::new(check, Place::file(name), expected, found))
+    };
+    match folder.read(name) {
+        None => find(&checks::FILE, "the file".to_owned(), "none".to_owned()),
+        Some(Ok(bytes)) => {
+            let found = blake3::hash(&bytes).to_string();
+            match found == digest {
+                true => None,
+                false => find(&checks::LOCK_OUTPUT, format!("BLAKE3 {digest}"), found),
+            }
+        }
+        Some(Err(error)) => find(
+            &checks::FILE,
+            "a file that can be read".to_owned(),
+            error.to_string(),
+        ),
+    }
+}
+
+/// The finding about a file that loaders read and the merge did not write. Without a lock, settings of the tokenizer
+/// may be written by another tool: such a file goes to `others`, which are listed.
+fn foreign(
+    entry: &TreeEntry,
+    role: Role,
+    exact: bool,
+    others: &mut Vec<String>,
+) -> Option<Finding> {
+    if !exact && role == Role::Settings {
+        others.push(entry.name.clone());
+        return None;
+    }
+    let found = match entry.kind.bytes() {
+        Some(bytes) => format!("{}, {bytes} bytes", role.name()),
+        None => format!("{}, not a file", role.name()),
+    };
+    Some(Finding::new(
+        &checks::FOREIGN,
+        Place::file(&entry.name),
+        "no such file",
+        found,
+    ))
+}
