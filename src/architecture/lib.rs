@@ -5,6 +5,7 @@
 //! is one file in `families/`.
 //! It knows configs as JSON and the names of tensors. It must not know files, recipes, methods or weights.
 
+mod announced;
 mod config;
 mod decoder;
 mod differences;
@@ -12,7 +13,9 @@ mod expected;
 mod families;
 mod family;
 mod fields;
+mod kept;
 mod mixture;
+mod mtp;
 mod names;
 mod restack;
 mod rope;
@@ -20,18 +23,24 @@ mod rules;
 mod sizes;
 mod stacks;
 
+pub use announced::{Announced, announced};
 pub use config::{LAYER_COUNTS, TEXT_PARTS, field};
 pub use decoder::{Attention, Bias, Decoder, HeadDim, Norms, QueryNorms, WindowRule};
 pub use differences::{Difference, differences};
 pub use expected::{Expected, Presence, Rule, Size, SizeKind};
 pub use family::{Body, Family, Head};
 pub use fields::{FieldError, Fields};
+pub use kept::keeps_dtype;
 pub use mixture::{
     Absent, Correction, Counts, Experts, Matrix, Mixture, Names, RoutingRule, Shared, SharedLayout,
     SharedWidth, Sparse, SparseLayers, Written,
 };
+pub use mtp::{
+    MTP_COUNTS, announced_mtp_layers, decoder_layers, is_mtp_module, mtp_layers_in, without_mtp,
+};
 pub use names::{
-    is_derived_buffer, is_input_embedding, is_number, is_output_head, is_router, is_update_factor,
+    has_part_for_each_layer, is_derived_buffer, is_input_embedding, is_number, is_output_head,
+    is_router, is_update_factor,
 };
 pub use restack::{Inexpressible, Restack};
 pub use rope::{ONE_SPELLING, RopeFields};

@@ -111,6 +111,17 @@ pub fn is_router(name: &str) -> bool {
         })
 }
 
+/// Tensors outside of the layers that have a part for each of them, in one dimension: those of Gemma 3n and 4.
+const BY_LAYER: [&str; 2] = [
+    "embed_tokens_per_layer.weight",
+    "per_layer_model_projection.weight",
+];
+
+/// Whether a dimension of the tensor is a multiple of the number of layers, as it has a part for each.
+pub fn has_part_for_each_layer(name: &str) -> bool {
+    BY_LAYER.iter().any(|end| name.ends_with(end))
+}
+
 /// Whether a component of a name is a plain number: the position in a list of modules.
 pub fn is_number(part: &str) -> bool {
     !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())

@@ -80,6 +80,12 @@ static FIELDS: &[LayerField] = &[
     field("cross_attention_layers", Meaning::Numbers),
     field("hybrid_layer_ids", Meaning::Numbers),
     field("full_attn_idxs", Meaning::Numbers),
+    field("attn_layer_indices", Meaning::Numbers),
+    field("local_layer_ids", Meaning::Numbers),
+    field("global_attn_indexes", Meaning::Numbers),
+    field("fullatt_block_indexes", Meaning::Numbers),
+    field("window_block_indices", Meaning::Numbers),
+    field("residual_block_indices", Meaning::Numbers),
     field("block_types", Meaning::Cycle),
     field("hybrid_override_pattern", Meaning::Characters),
     field("first_k_dense_replace", Meaning::First),
@@ -87,6 +93,8 @@ static FIELDS: &[LayerField] = &[
     field("moe_layer_start_index", Meaning::First),
     field("moe_layer_end_index", Meaning::UpTo),
     field("num_kv_shared_layers", Meaning::Last),
+    field("num_first_full_attention_layers", Meaning::First),
+    field("num_last_full_attention_layers", Meaning::Last),
     LayerField {
         only_if: "use_sliding_window",
         ..replaced("max_window_layers", Meaning::First, "layer_types")
@@ -116,6 +124,8 @@ static FIELDS: &[LayerField] = &[
         "expert_layer_period",
         Meaning::Period("expert_layer_offset"),
     ),
+    replaced("layer_group_size", Meaning::Every(1), "layer_types"),
+    field("cross_attention_frequency", Meaning::Unclear),
     field("num_blocks", Meaning::Count),
 ];
 
@@ -126,6 +136,8 @@ pub struct Restack<'a> {
     pub before: usize,
     /// The old layer that each new one comes from, below `before`.
     pub from: &'a [usize],
+    /// How many layers stand behind these that predict further tokens, and may have entries in lists.
+    pub behind: usize,
     /// How the fields begin that are about the other half of an encoder and decoder.
     pub other_half: Option<&'a str>,
 }
@@ -142,9 +154,15 @@ pub struct Inexpressible {
 impl Restack<'_> {
     /// Rewrites all that a part of a config says of layers one by one.
     ///
+    /// Returns the fields that may speak of layers by their numbers, and are not known: they stay as they are.
+    ///
     /// # Errors
     /// The fields that cannot say the same of the new stack; they and all others may be changed by then.
-    pub fn apply(&self, config: &mut Map<String, Value>) -> Result<(), Vec<Inexpressible>> {
+    pub fn apply(
+        &self,
+        config: &mut Map<String, Value>,
+    ) -> Result<Vec<String>, Vec<Inexpressible>> {
+        let mut doubtful = Vec::new();
         let mut failed = Vec::new();
         // By turns: what `EveryBut` adds to its list must not be taken for numbers of old layers.
         let (every_but, others): (Vec<&LayerField>, Vec<&LayerField>) = FIELDS
@@ -177,13 +195,14 @@ impl Restack<'_> {
         }
         for (name, value) in config.iter_mut() {
             let known = FIELDS.iter().any(|field| field.name == name);
-            let listed = name.contains("layer") || name.contains("block");
-            if listed && !known {
-                self.each(value);
+            let by_name = name.contains("layer") || name.contains("block");
+            let listed = by_name || name.ends_with("_types");
+            if listed && !known && !self.each(value) && self.may_number(name, value) {
+                doubtful.push(name.clone());
             }
         }
         match failed.is_empty() {
-            true => Ok(()),
+            true => Ok(doubtful),
             false => Err(failed),
         }
     }
@@ -262,13 +281,55 @@ impl Restack<'_> {
         Some(())
     }
 
-    /// A list with an entry for each layer; others stay as they are.
-    fn each(&self, value: &mut Value) {
-        if let Value::Array(list) = value
-            && list.len() == self.before
-        {
-            let entries = self.from.iter().filter_map(|&layer| list.get(layer));
-            *list = entries.cloned().collect();
+    /// A list with an entry for each layer; returns whether it is one. Others stay as they are.
+    fn each(&self, value: &mut Value) -> bool {
+        let list = match value {
+            Value::Array(list) => list,
+            Value::Object(by_number) => return self.each_by_number(by_number),
+            _ => return false,
+        };
+        let behind = list.len().checked_sub(self.before);
+        if behind.is_none_or(|behind| behind > 0 && behind != self.behind) {
+            return false;
+        }
+        let entries = self.from.iter().filter_map(|&layer| list.get(layer));
+        *list = entries.chain(&list[self.before..]).cloned().collect();
+        true
+    }
+
+    /// A mapping from the numbers of layers; returns whether it is one.
+    fn each_by_number(&self, by_number: &mut Map<String, Value>) -> bool {
+        let is_number = |key: &String| key.parse().is_ok_and(|layer: usize| layer < self.before);
+        if by_number.is_empty() || !by_number.keys().all(is_number) {
+            return false;
+        }
+        let new = self.from.iter().enumerate();
+        let new = new.filter_map(|(layer, from)| {
+            Some((layer.to_string(), by_number.get(&from.to_string())?.clone()))
+        });
+        *by_number = new.collect();
+        true
+    }
+
+    /// Whether a field that is not known may hold numbers of layers, or count in them.
+    fn may_number(&self, name: &str, value: &Value) -> bool {
+        const COUNTING: [&str; 8] = [
+            "interval", "period", "offset", "every", "freq", "start", "end_", "indices",
+        ];
+        match value {
+            Value::Array(list) => {
+                let number = |value: &Value| {
+                    value
+                        .as_u64()
+                        .is_some_and(|number| number < self.before as u64)
+                };
+                !list.is_empty() && list.len() < self.before && list.iter().all(number)
+            }
+            Value::Number(number) => {
+                number.as_u64().is_some_and(|number| number > 1)
+                    && COUNTING.iter().any(|part| name.contains(part))
+            }
+            _ => false,
         }
     }
 
@@ -403,11 +464,12 @@ mod tests {
         let restack = Restack {
             before,
             from,
+            behind: 0,
             other_half: None,
         };
         let done = restack.apply(&mut config);
         let names = |failed: Vec<Inexpressible>| failed.into_iter().map(|failed| failed.field);
-        done.map(|()| config.into())
+        done.map(|_| config.into())
             .map_err(|failed| names(failed).collect())
     }
 
@@ -435,6 +497,23 @@ mod tests {
         let expected = json!({"layer_types": ["a", "c", "c", "b"], "attention_window": [8, 32, 32, 16],
             "eos_token_id": [1, 2, 3], "intermediate_size": 7, "num_attention_heads": [1, 2]});
         becomes(config, 3, &[0, 2, 2, 1], expected);
+    }
+
+    #[test]
+    fn entries_behind_the_layers_stay_and_unknown_fields_are_told() {
+        let mut config = json!({"layer_types": ["a", "b", "mtp"], "foo_layers": [1], "bar_block_interval": 2,
+            "layer_norms": [0.5], "num_layer_groups": 3, "indexer_types": ["x", "y"], "layer_overrides": {"1": "z"}});
+        let restack = Restack {
+            before: 2,
+            from: &[1, 1],
+            behind: 1,
+            other_half: None,
+        };
+        let doubtful = restack.apply(config.as_object_mut().unwrap()).unwrap();
+        assert_eq!(doubtful, ["foo_layers", "bar_block_interval"]);
+        assert_eq!(config["layer_types"], json!(["b", "b", "mtp"]));
+        assert_eq!(config["indexer_types"], json!(["y", "y"]));
+        assert_eq!(config["layer_overrides"], json!({"0": "z", "1": "z"}));
     }
 
     #[test]

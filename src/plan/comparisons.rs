@@ -6,7 +6,8 @@ use super::counterparts::Counterparts;
 use super::layers::Wanted;
 use super::models::Models;
 use super::problems::{Problems, count};
-use architecture::LayerStack;
+use architecture::{LayerStack, decoder_layers};
+use checkpoint::ModelConfig;
 use recipe::{Parameters, Recipe};
 
 /// Refuses models with different numbers of layers; only slices can combine them.
@@ -18,17 +19,9 @@ pub(super) fn different_depths(
 ) {
     for (model, names) in counterparts.iter().enumerate() {
         for stack in stacks {
-            let any = LayerStack {
-                prefix: stack.prefix.clone(),
-                layers: usize::MAX,
-            };
-            let last = names
-                .names
-                .iter()
-                .filter_map(|name| any.split(name))
-                .map(|(layer, _)| layer)
-                .max();
-            let layers = last.map_or(0, |last| last + 1);
+            let config = models.checkpoints[model].config().map(ModelConfig::value);
+            let own = names.names.iter().map(String::as_str);
+            let layers = decoder_layers(config, &stack.prefix, own);
             if layers > 0 && layers != stack.layers {
                 let message = format!(
                     "`{}` has {} in `{}`, and `{}` has {}",

@@ -4,13 +4,24 @@ use serde_json::{Map, Value};
 
 use super::PlannedTensor;
 use super::layers::LayerMap;
-use super::problems::Problems;
-use architecture::{Inexpressible, LAYER_COUNTS, Restack, TEXT_PARTS};
+use super::problems::{Problems, some_of};
+use architecture::{
+    Inexpressible, LAYER_COUNTS, MTP_COUNTS, Restack, TEXT_PARTS, layer_stacks, mtp_layers_in,
+    without_mtp,
+};
 use checkpoint::{Dtype, ModelConfig};
 use numeric::FloatType;
 
 /// How configs of vision towers spell it.
 const VISION_COUNTS: [&str; 4] = ["depth", "num_hidden_layers", "n_layers", "num_layers"];
+/// Further spellings, where a config has none of the others.
+const OTHER_COUNTS: [&str; 5] = [
+    "depth",
+    "num_blocks",
+    "num_layers_per_stack",
+    "conf_num_hidden_layers",
+    "n_blocks",
+];
 /// The number of encoder layers in configs with an encoder and a decoder; `num_hidden_layers` repeats it.
 const ENCODER_COUNTS: [&str; 4] = [
     "encoder_layers",
@@ -37,7 +48,37 @@ pub(super) fn edited(
             set_layers(object, map, donor, notes, problems);
         }
     }
+    set_mtp_layers(&mut value, tensors, notes);
     value
+}
+
+/// Sets the number of layers that predict further tokens to that of those that are written.
+fn set_mtp_layers(config: &mut Value, tensors: &[PlannedTensor], notes: &mut Vec<String>) {
+    let names = || tensors.iter().map(|tensor| tensor.name.as_str());
+    let stacks = without_mtp(layer_stacks(names()), Some(config), names);
+    let Some(written) = mtp_layers_in(&stacks, names()) else {
+        return;
+    };
+    let mut set = |part: &mut Value| {
+        for name in MTP_COUNTS {
+            let count = part
+                .get_mut(name)
+                .filter(|count| count.as_u64().is_some_and(|count| count > 0));
+            if let Some(count) = count.filter(|count| count.as_u64() != Some(written as u64)) {
+                notes.push(format!(
+                    "`{name}` of the config is {written} and not {count}, as the output has so many layers that predict \
+                     further tokens"
+                ));
+                *count = written.into();
+            }
+        }
+    };
+    set(config);
+    for part in TEXT_PARTS {
+        if let Some(part) = config.get_mut(part) {
+            set(part);
+        }
+    }
 }
 
 /// The name of a dtype in configs.
@@ -120,6 +161,7 @@ fn layer_counts(
         if has("vision_config", &VISION_COUNTS) {
             return (Some("vision_config"), &VISION_COUNTS);
         }
+        return (None, &VISION_COUNTS);
     } else if ["audio_tower", "audio_model", "audio_encoder"]
         .iter()
         .any(|part| of(part))
@@ -158,18 +200,26 @@ fn set_layers(
     };
     let Some(config) = object else { return };
     let mut found = false;
-    for key in keys {
-        if let Some(count) = config.get_mut(*key) {
+    for key in keys.iter().chain(&OTHER_COUNTS) {
+        let count = config.get_mut(*key);
+        if let Some(count) = count.filter(|count| count.as_u64() == Some(map.before as u64)) {
             *count = map.from.len().into();
             found = true;
         }
     }
-    if !found {
-        notes.push(format!(
-            "the config has no number of layers for `{}`, of which the output has {}: check that it loads",
-            map.prefix,
-            map.from.len()
-        ));
+    if !found && map.from.len() != map.before {
+        problems.add(
+            None,
+            format!(
+                "the config of `{donor}` has no field that is known to count the {} layers of `{}`, so it cannot say that \
+                 the output has {}",
+                map.before,
+                map.prefix,
+                map.from.len()
+            ),
+            Some("take as many layers as there were, or merge such models whole, with `models:`".to_owned()),
+        );
+        return;
     }
     let unchanged = map.from.iter().copied().eq(0..map.before);
     if unchanged {
@@ -178,12 +228,24 @@ fn set_layers(
     let restack = Restack {
         before: map.before,
         from: &map.from,
+        behind: map.behind,
         other_half: match coder && map.prefix.starts_with("encoder.") {
             true => Some("decoder_"),
             false => coder.then_some("encoder_"),
         },
     };
-    for Inexpressible { field, value } in restack.apply(config).err().unwrap_or_default() {
+    let failed = match restack.apply(config) {
+        Ok(doubtful) if doubtful.is_empty() => return,
+        Ok(doubtful) => {
+            notes.push(format!(
+                "fields of the config may speak of layers by their numbers, and stay as they are: {}",
+                some_of(&doubtful)
+            ));
+            return;
+        }
+        Err(failed) => failed,
+    };
+    for Inexpressible { field, value } in failed {
         problems.add(
             None,
             format!(

@@ -6,8 +6,11 @@ use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
 use super::modules::{assign, feeds_embeddings};
 use super::problems::{Problems, count, some_of};
-use architecture::{LayerStack, is_derived_buffer, is_input_embedding, numbered_runs};
-use checkpoint::ModelRef;
+use architecture::{
+    LayerStack, decoder_layers, has_part_for_each_layer, is_derived_buffer, is_input_embedding,
+    numbered_runs, without_mtp,
+};
+use checkpoint::{ModelConfig, ModelRef};
 use recipe::{Fallback, Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
 
 /// Sources that are merged with each other: all of `models:`, or those of one slice.
@@ -54,6 +57,8 @@ pub(super) struct LayerMap {
     pub(super) from: Vec<usize>,
     /// Number of layers in the donor.
     pub(super) before: usize,
+    /// Number of layers behind them that predict further tokens.
+    pub(super) behind: usize,
 }
 
 /// Everything that a recipe asks for.
@@ -87,8 +92,10 @@ pub(super) fn wish<'r>(
     notes: &mut Vec<String>,
     problems: &mut Problems,
 ) -> Wish<'r> {
-    let donor = models.donor().tensors().iter();
-    let runs = numbered_runs(donor.map(|tensor| tensor.name.as_str()));
+    let donor = models.donor();
+    let of_donor = || donor.tensors().iter().map(|tensor| tensor.name.as_str());
+    let config = donor.config().map(ModelConfig::value);
+    let runs = without_mtp(numbered_runs(of_donor()), config, of_donor);
     let mut wish = Wish {
         groups: Vec::new(),
         wanted: Vec::new(),
@@ -255,10 +262,17 @@ impl<'r> Part<'_, 'r> {
         for slice in slices {
             wish.groups.push(self.group(slice));
         }
+        if !self.slices_fit_around(stack, slices, problems) {
+            return;
+        }
+        let own: Vec<usize> = (0..self.counterparts.len())
+            .map(|model| self.own_layers(model, stack))
+            .collect();
         let layers: Vec<BTreeMap<usize, Vec<&str>>> = self
             .counterparts
             .iter()
-            .map(|names| layers_of(names, stack))
+            .zip(&own)
+            .map(|(names, &own)| layers_of(names, stack, own))
             .collect();
         let before = problems.count();
         for (slice, group) in slices.iter().zip(&wish.groups[first..]) {
@@ -286,6 +300,8 @@ impl<'r> Part<'_, 'r> {
         }
 
         let last = wish.groups.len() - 1;
+        let ranges = slices.iter().filter_map(|slice| slice.sources.first());
+        let length: usize = ranges.map(|source| source.layer_range.len()).sum();
         let mut placed = false;
         let mut tails = BTreeSet::new();
         let is_tower = |name: &str| feeds_embeddings(name) && !feeds_embeddings(&stack.prefix);
@@ -296,9 +312,19 @@ impl<'r> Part<'_, 'r> {
                 if !leads && !is_head(name) && !name.contains("norm") {
                     tails.insert(name.clone());
                 }
-                let picks = vec![name.clone(); wish.groups[group].sources.len()];
+                let sources = &wish.groups[group].sources;
+                let (name, picks) = match behind(stack, name) {
+                    None => (name.clone(), vec![name.clone(); sources.len()]),
+                    // It follows the layers, however many there are.
+                    Some((number, suffix)) => {
+                        let behind =
+                            |layers: usize| format!("{}{}.{suffix}", stack.prefix, layers + number);
+                        let picks = sources.iter().map(|source| behind(own[source.model]));
+                        (behind(length), picks.collect())
+                    }
+                };
                 wish.wanted.push(Wanted {
-                    name: name.clone(),
+                    name,
                     depth: 0.0,
                     group,
                     picks,
@@ -306,6 +332,7 @@ impl<'r> Part<'_, 'r> {
             } else if !placed {
                 placed = true;
                 let map = self.restack(slices, first, stack, &layers, wish, problems);
+                self.note_moved(&map, &layers[self.models.donor], notes);
                 wish.layer_maps.push(map);
             }
         }
@@ -314,6 +341,76 @@ impl<'r> Part<'_, 'r> {
             notes.push(format!(
                 "tensors outside the layers come from the last slice's models: {}",
                 some_of(&tails)
+            ));
+        }
+    }
+
+    /// How many layers of the stack a model has, without those that predict further tokens.
+    fn own_layers(&self, model: usize, stack: &LayerStack) -> usize {
+        let config = self.models.checkpoints[model].config();
+        let names = self.counterparts[model].names.iter().map(String::as_str);
+        decoder_layers(config.map(ModelConfig::value), &stack.prefix, names)
+    }
+
+    /// Whether nothing outside of the stack has a part for each of its layers, which slices would leave as it is.
+    fn slices_fit_around(
+        &self,
+        stack: &LayerStack,
+        slices: &[Slice],
+        problems: &mut Problems,
+    ) -> bool {
+        let whole = |slice: &Slice| {
+            let ranges = slice.sources.iter().map(|source| &source.layer_range);
+            ranges.into_iter().all(|range| *range == (0..stack.layers))
+        };
+        if let [slice] = slices
+            && whole(slice)
+        {
+            return true;
+        }
+        let at = slices.first().map(|slice| slice.at);
+        let label = self.models.label(self.models.donor);
+        let by_layer = self.names.iter().find(|name| has_part_for_each_layer(name));
+        let beside = self.runs.iter().find(|run| is_beside(run, stack));
+        let message = match (by_layer, beside) {
+            (Some(name), _) => format!(
+                "`{name}` of `{label}` has a part for each of the {} layers in one dimension, which slices do not cut",
+                stack.layers
+            ),
+            (None, Some(run)) => format!(
+                "`{label}` keeps parts of its {} layers of `{}` in `{}` too, which slices do not cut",
+                stack.layers, stack.prefix, run.prefix
+            ),
+            (None, None) => return true,
+        };
+        let hint = "merge such models whole, with `models:`";
+        problems.add(at, message, Some(hint.to_owned()));
+        false
+    }
+
+    /// Notes layers that stand where the donor has layers of other tensors: its config must say so of the new place.
+    fn note_moved(
+        &self,
+        map: &LayerMap,
+        layers: &BTreeMap<usize, Vec<&str>>,
+        notes: &mut Vec<String>,
+    ) {
+        let kind = |layer: usize| -> Option<BTreeSet<&str>> {
+            Some(layers.get(&layer)?.iter().copied().collect())
+        };
+        let mut moved = (0..map.before).zip(&map.from).filter(|(place, from)| {
+            let kinds = (kind(*place), kind(**from));
+            kinds.0.is_some() && kinds.1.is_some() && kinds.0 != kinds.1
+        });
+        if let Some((place, from)) = moved.next() {
+            let others = match moved.count() {
+                0 => String::new(),
+                more => format!(", and so {}", count(more, "more layer")),
+            };
+            notes.push(format!(
+                "layer {place} of the output is layer {from} of `{}`, which has other tensors than its layer \
+                 {place}{others}: check that the output's config says which layers are of which kind",
+                self.models.label(self.models.donor)
             ));
         }
     }
@@ -351,6 +448,13 @@ impl<'r> Part<'_, 'r> {
             prefix: stack.prefix.clone(),
             from: Vec::new(),
             before: stack.layers,
+            behind: self
+                .names
+                .iter()
+                .filter_map(|name| behind(stack, name))
+                .map(|(number, _)| number + 1)
+                .max()
+                .unwrap_or(0),
         };
         for (slice, group) in slices.iter().zip(first..) {
             let count = slice
@@ -490,15 +594,39 @@ fn shown(stacks: &[&LayerStack]) -> Vec<String> {
         .collect()
 }
 
-/// The suffixes of each layer, in file order.
+/// Whether a run of modules lies beside the stack as if it held parts of the same layers: as many, or layers by name.
+fn is_beside(run: &LayerStack, stack: &LayerStack) -> bool {
+    let parent = |prefix: &str| {
+        let list = prefix.trim_end_matches('.');
+        list.rfind('.').map_or(0, |dot| dot + 1)
+    };
+    let at = parent(&stack.prefix);
+    let same = at == parent(&run.prefix) && run.prefix[..at] == stack.prefix[..at];
+    let list = run.prefix.get(at..).unwrap_or_default();
+    same && run.prefix != stack.prefix && (run.layers == stack.layers || list.contains("layer"))
+}
+
+/// The number behind the layers of the stack, and what follows it in the name, of a tensor of a layer that predicts
+/// further tokens.
+fn behind<'n>(stack: &LayerStack, name: &'n str) -> Option<(usize, &'n str)> {
+    let any = LayerStack {
+        prefix: stack.prefix.clone(),
+        layers: usize::MAX,
+    };
+    let (layer, suffix) = any.split(name)?;
+    Some((layer.checked_sub(stack.layers)?, suffix))
+}
+
+/// The suffixes of each layer of a model that has so many, in file order.
 fn layers_of<'a>(
     counterparts: &'a Counterparts,
     stack: &LayerStack,
+    layers: usize,
 ) -> BTreeMap<usize, Vec<&'a str>> {
     // A model may have more layers than the donor.
     let stack = LayerStack {
         prefix: stack.prefix.clone(),
-        layers: usize::MAX,
+        layers,
     };
     let mut layers: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for name in &counterparts.names {

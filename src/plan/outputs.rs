@@ -17,9 +17,9 @@ use super::views::View;
 use super::vocabularies::different_vocabularies;
 use architecture::{
     LayerStack, is_derived_buffer, is_input_embedding, is_output_head, is_update_factor,
-    layer_stacks,
+    keeps_dtype, layer_stacks, without_mtp,
 };
-use checkpoint::TensorEntry;
+use checkpoint::{ModelConfig, TensorEntry};
 use errors::Refusal;
 use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
 use numeric::FloatType;
@@ -47,8 +47,9 @@ pub(super) fn resolve(
     problems: &mut Problems,
 ) -> Merge {
     let donor = models.donor();
-    let stacks: Vec<LayerStack> =
-        layer_stacks(donor.tensors().iter().map(|tensor| tensor.name.as_str()));
+    let names = || donor.tensors().iter().map(|tensor| tensor.name.as_str());
+    let config = donor.config().map(ModelConfig::value);
+    let stacks: Vec<LayerStack> = without_mtp(layer_stacks(names()), config, names);
     let counterparts: Vec<Counterparts> = models.checkpoints[..models.merged]
         .iter()
         .map(|model| Counterparts::new(recipe, donor, &stacks, model))
@@ -133,6 +134,7 @@ pub(super) fn resolve(
             .iter()
             .map(|model| vec![0; model.tensors().len()])
             .collect(),
+        sensitive: Vec::new(),
     };
     resolver.check_heads();
     let tensors: Vec<PlannedTensor> = wanted
@@ -140,6 +142,7 @@ pub(super) fn resolve(
         .filter_map(|wanted| resolver.tensor(wanted))
         .collect();
     let fates = resolver.fates(&layer_maps);
+    resolver.note_sensitive();
     resolver.report();
     Merge {
         tensors,
@@ -202,6 +205,8 @@ struct Resolver<'a> {
     /// Heads that must equal their embeddings.
     equal: BTreeSet<(usize, usize, usize)>,
     used: Vec<Vec<usize>>,
+    /// Tensors that their model needs in the dtype that they are stored in, and whose dtype the recipe narrows.
+    sensitive: Vec<String>,
 }
 
 impl<'a> Resolver<'a> {
@@ -526,7 +531,7 @@ impl<'a> Resolver<'a> {
             ));
         };
         let widest = formats.iter().copied().reduce(FloatType::promote)?;
-        let output = self.output_format().unwrap_or(widest);
+        let output = self.output_format(&wanted.name, widest);
 
         let params = self.params(wanted, group)?;
         let tensor = Tensor {
@@ -799,7 +804,7 @@ impl<'a> Resolver<'a> {
         };
         let as_it_is = views.iter().all(Option::is_none);
         let stored = FloatType::of(entry.dtype);
-        let output = self.output_format().or(stored).filter(|_| stored.is_some());
+        let output = stored.map(|stored| self.output_format(&wanted.name, stored));
         let bytes = self.models.checkpoints[model].bytes(tensor);
         Some(PlannedTensor {
             name: wanted.name.clone(),
@@ -817,10 +822,39 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    /// The format that the recipe asks for.
-    fn output_format(&self) -> Option<FloatType> {
+    /// The format that the recipe asks for, else the widest that is stored, as for tensors that their model needs in it.
+    fn output_format(&mut self, name: &str, widest: FloatType) -> FloatType {
         let asked = self.recipe.out_dtype.or(self.recipe.dtype);
-        asked.and_then(FloatType::of)
+        let Some(asked) = asked.and_then(FloatType::of) else {
+            return widest;
+        };
+        let config = self.models.donor().config().map(ModelConfig::value);
+        if asked.size() >= widest.size() || !keeps_dtype(config, name) {
+            return asked;
+        }
+        self.sensitive.push(name.to_owned());
+        match self.recipe.keep_dtype {
+            true => widest,
+            false => asked,
+        }
+    }
+
+    /// Notes what became of tensors that their model needs in the dtype that they are stored in.
+    fn note_sensitive(&mut self) {
+        if self.sensitive.is_empty() {
+            return;
+        }
+        let names = some_of(&self.sensitive);
+        self.notes.push(match self.recipe.keep_dtype {
+            true => format!(
+                "some tensors keep the wider dtype that they are stored in, as their model computes with it \
+                 (`keep_dtype: false` rounds them like the others): {names}"
+            ),
+            false => format!(
+                "`keep_dtype: false` rounds tensors that their model computes with in the wider dtype that they are \
+                 stored in: {names}"
+            ),
+        });
     }
 
     /// Reports the collected problems.

@@ -24,6 +24,7 @@ pub(super) const RECIPE: Place = Place {
         "dtype",
         "out_dtype",
         "rounding",
+        "keep_dtype",
         "only",
         "except",
         "allow_config_differences",

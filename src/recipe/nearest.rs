@@ -6,7 +6,7 @@ use super::problem::listed;
 const MAX_NAME_BYTES: usize = 64;
 
 /// The most names that a hint lists in full.
-const MAX_LISTED: usize = 16;
+const MAX_LISTED: usize = 20;
 
 /// The most similar of the known names, if at most a third of the letters differ.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

@@ -28,6 +28,8 @@ pub struct Recipe {
     pub dtype: Option<Dtype>,
     /// `out_dtype:`.
     pub out_dtype: Option<Dtype>,
+    /// `keep_dtype:`: whether tensors that their model needs in the dtype they are stored in keep it.
+    pub keep_dtype: bool,
     /// `rounding:`.
     pub rounding: Rounding,
     /// `tokenizer:` or `tokenizer_source:`.

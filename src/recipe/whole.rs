@@ -57,6 +57,8 @@ impl Walk<'_> {
             },
             dtype: parts.dtype,
             out_dtype: parts.out_dtype,
+            // mergekit rounds every tensor.
+            keep_dtype: parts.keep_dtype.unwrap_or(!self.recorded),
             rounding: parts.rounding,
             tokenizer: parts.tokenizer,
             chat_template: parts.chat_template,
@@ -87,6 +89,7 @@ impl Walk<'_> {
             | "dtype"
             | "out_dtype"
             | "rounding"
+            | "keep_dtype"
             | "only"
             | "except"
             | "allow_config_differences"
@@ -111,6 +114,7 @@ impl Walk<'_> {
             "dtype" => parts.dtype = self.dtype(entry),
             "out_dtype" => parts.out_dtype = self.dtype(entry),
             "rounding" => parts.rounding = self.rounding(entry),
+            "keep_dtype" => parts.keep_dtype = self.flag(entry),
             "parameters" => parts.parameters = self.parameters(node, Level::Recipe),
             "only" => parts.exceptions.extend(self.only(entry)),
             "except" => {
@@ -495,6 +499,7 @@ struct Parts {
     dtype: Option<Dtype>,
     out_dtype: Option<Dtype>,
     rounding: Rounding,
+    keep_dtype: Option<bool>,
     /// Which of `tokenizer` and `tokenizer_source` came first.
     tokenizer_key: Option<String>,
     tokenizer: Option<Tokenizer>,

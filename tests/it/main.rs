@@ -21,6 +21,7 @@ mod golden;
 mod identity;
 mod inputs;
 mod kill;
+mod layers;
 mod lora;
 mod memory;
 mod modules;

@@ -163,6 +163,7 @@ fn what_cannot_be_planted_leaves_it_open() {
     assert_eq!(
         not_planted,
         [
+            "a layer of another kind",
             "a tensor lost from two layers",
             "an expert more in the config",
             "every router lost",

@@ -7,8 +7,9 @@ use serde_json::Value;
 use super::values::is_norm;
 use crate::{CheckInfo, Finding, Place, Report, Severity, Skipped};
 use architecture::{
-    Expected, Family, Layers, Presence, Role, Rule, Size, SizeKind, StackIndex, field,
-    is_derived_buffer, is_input_embedding, is_output_head, layer_lists, layer_stacks,
+    Expected, Family, LAYER_COUNTS, Layers, Presence, Role, Rule, Size, SizeKind, StackIndex,
+    TEXT_PARTS, announced, announced_mtp_layers, is_derived_buffer, is_input_embedding,
+    is_output_head, layer_lists, layer_stacks, mtp_layers_in, without_mtp,
 };
 use checkpoint::{Checkpoint, ModelConfig, Survey, TensorEntry};
 
@@ -45,6 +46,14 @@ checks! {
         "The head is said to be the embedding, and other values are stored for it",
         "Loaders that go by config.json throw the stored head away.",
         "set `tie_word_embeddings` to false, or remove the head";
+    KIND = "structure.layer-kind", Error,
+        "A layer is of another kind than config.json says",
+        "Loaders build the layers that config.json names, leave other tensors aside, and fill in random values.",
+        "correct the field, or restore the layers in the order that it names";
+    MTP = "structure.missing-mtp", Note,
+        "config.json announces layers that predict further tokens, and they are not there",
+        "Loaders that decode speculatively refuse it, or fill in random values. Others do not need them.",
+        "restore their tensors, or set the field to 0";
     NO_HEAD = "structure.missing-head", Error,
         "The head is said to be its own, and none is stored",
         "Loaders make it of random values.",
@@ -74,7 +83,11 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
     };
     // For a model with a nested language model, this is the type of the whole model.
     let kind = config.value().get("model_type").and_then(Value::as_str);
+    if missing_is_known {
+        report.extend(missing_mtp(model, config));
+    }
     let Some(family) = kind.and_then(Family::of) else {
+        report.extend(layer_kinds(model, config));
         uneven_layers(&roles, missing_is_known, report);
         let unknown = Unknown {
             config,
@@ -447,8 +460,70 @@ fn is_beyond(body: &Expected<'_>, name: &str) -> bool {
 
 /// The number of layers that predict further tokens. They follow the others and may be left out.
 fn further_layers(config: &Value) -> usize {
-    let more = field(config, "num_nextn_predict_layers").and_then(Value::as_u64);
-    more.map_or(0, |more| usize::try_from(more).unwrap_or(usize::MAX))
+    announced_mtp_layers(config).map_or(0, |(_, layers)| layers)
+}
+
+/// Reports that config.json announces layers that predict further tokens, and none is there.
+fn missing_mtp(model: &Checkpoint, config: &ModelConfig) -> Option<Finding> {
+    let (field, expected) = announced_mtp_layers(config.value())?;
+    let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
+    let decoder = without_mtp(layer_stacks(names()), Some(config.value()), names);
+    let none = mtp_layers_in(&decoder, names()) == Some(0);
+    let place = Place::field("config.json", field);
+    none.then(|| Finding::new(&MTP, place, format!("{expected} layers"), "none"))
+}
+
+/// Reports layers whose tensors are not of the kind that config.json names, the first for each field.
+///
+/// What kind a layer is of is told by its tensors only where another layer has tensors of that kind.
+fn layer_kinds(model: &Checkpoint, config: &ModelConfig) -> Vec<Finding> {
+    let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
+    let part = TEXT_PARTS
+        .iter()
+        .find_map(|part| config.value().get(part)?.as_object());
+    let Some(part) = part.or_else(|| config.value().as_object()) else {
+        return Vec::new();
+    };
+    let count = LAYER_COUNTS
+        .iter()
+        .find_map(|name| part.get(*name)?.as_u64());
+    let stacks = without_mtp(layer_stacks(names()), Some(config.value()), names);
+    let mut stacks = stacks
+        .iter()
+        .filter(|stack| Some(stack.layers as u64) == count);
+    let (Some(stack), None) = (stacks.next(), stacks.next()) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for said in announced(part, stack.layers) {
+        let of_kind = names().filter_map(|name| stack.split(name));
+        let of_kind = of_kind.filter(|(_, suffix)| said.is_told_by(suffix));
+        let has: BTreeSet<usize> = of_kind.map(|(layer, _)| layer).collect();
+        let layers = said.has.iter().enumerate();
+        let mut wrong = layers
+            .filter(|(layer, said)| said.is_some_and(|said| said != has.contains(layer)))
+            .filter(|_| !has.is_empty());
+        let Some((layer, expected)) = wrong.next() else {
+            continue;
+        };
+        let kind = said.markers[0];
+        let with = |there: bool| match there {
+            true => format!("tensors of `{kind}`"),
+            false => format!("no tensors of `{kind}`"),
+        };
+        let expected = *expected == Some(true);
+        let more = match wrong.count() {
+            0 => String::new(),
+            more => format!(", as in {more} more layers"),
+        };
+        found.push(Finding::new(
+            &KIND,
+            Place::tensor(format!("{}{layer}", stack.prefix), None),
+            format!("{}, by `{}` of config.json", with(expected), said.field),
+            format!("{}{more}", with(!expected)),
+        ));
+    }
+    found
 }
 
 fn shape_text(shape: &[Size]) -> String {

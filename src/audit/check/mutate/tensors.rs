@@ -9,7 +9,9 @@ use super::draft::{Draft, Role, Tensor};
 use super::{Defect, Obstacle};
 use crate::check::values::{fused, is_norm};
 use crate::check::{structure, values};
-use architecture::{Family, is_derived_buffer, is_output_head, is_router, layer_stacks};
+use architecture::{
+    Family, announced_mtp_layers, is_derived_buffer, is_output_head, is_router, layer_stacks,
+};
 use checkpoint::Dtype;
 use numeric::FloatType;
 
@@ -53,6 +55,25 @@ pub(super) static DEFECTS: &[Defect] = &[
             draft.set_config("model_type", json!(UNHEARD_OF))?;
             let role = of_all_layers(draft, matrix_role(draft)?.1, 4)?;
             lose(draft, &[role[1].1])
+        },
+    ),
+    Defect::new("a layer of another kind", &structure::KIND, |draft| {
+        unknown(draft)?;
+        one_stack(draft)?;
+        let experts = draft.original.tensors.iter().any(is_expert);
+        if !experts {
+            return Err(Obstacle::model("it has no experts"));
+        }
+        let dense = layers(draft) - 1;
+        draft.set_config("moe_layers", (0..dense).collect::<Vec<usize>>().into())?;
+        Ok(format!("{}{dense}", draft.original.layers_before))
+    }),
+    Defect::new(
+        "announced layers lost",
+        &structure::MTP,
+        |draft| match announced_mtp_layers(&draft.original.config) {
+            Some(_) => Err(Obstacle::model("its config announces such layers already")),
+            None => draft.set_config("num_nextn_predict_layers", json!(1)),
         },
     ),
     Defect::new(
