@@ -9,10 +9,8 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 use super::behind::Reclaim;
-use super::error::CheckpointError;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
-use errors::Refusal;
 use numeric::{Elements, FloatType};
 
 /// How scales are stored beside their values.
@@ -163,6 +161,10 @@ fn check(values: &TensorEntry, scales: &TensorEntry, block: [usize; 2]) -> Resul
 }
 
 impl TensorSource for Scaled {
+    fn base(&self) -> Option<&dyn TensorSource> {
+        Some(self.base.as_ref())
+    }
+
     fn entries(&self) -> &[TensorEntry] {
         &self.entries
     }
@@ -207,16 +209,8 @@ impl TensorSource for Scaled {
         self.base.bytes_read(values) + scales
     }
 
-    fn shards(&self) -> Vec<&Shard> {
-        self.base.shards()
-    }
-
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
         self.base.place(self.parts[index].0)
-    }
-
-    fn read_ahead(&self) {
-        self.base.read_ahead();
     }
 
     /// For values with scales, `bytes` is a range of the products.
@@ -231,30 +225,6 @@ impl TensorSource for Scaled {
             _ => bytes,
         };
         self.base.release(values, bytes, reclaim);
-    }
-
-    fn reads_results(&self) -> bool {
-        self.base.reads_results()
-    }
-
-    fn prepare(
-        &self,
-        threads: usize,
-        cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), Refusal> {
-        self.base.prepare(threads, cancelled)
-    }
-
-    fn said(&self) -> Vec<String> {
-        self.base.said()
-    }
-
-    fn held(&self) -> u64 {
-        self.base.held()
-    }
-
-    fn check_unchanged(&self) -> Result<(), CheckpointError> {
-        self.base.check_unchanged()
     }
 }
 

@@ -39,6 +39,12 @@ impl TensorEntry {
 /// Tensors are numbered as in [`entries`](Self::entries). Every method that takes such a number may panic if there is
 /// no tensor with it.
 pub trait TensorSource: Debug + Send + Sync {
+    /// The source that it lies on, if any. Whatever is asked of all tensors together and not answered here is asked
+    /// of the base.
+    fn base(&self) -> Option<&dyn TensorSource> {
+        None
+    }
+
     /// Its tensors, in order; names are unique.
     fn entries(&self) -> &[TensorEntry];
 
@@ -61,7 +67,7 @@ pub trait TensorSource: Debug + Send + Sync {
 
     /// The files that it reads, in a fixed order. A lock records them.
     fn shards(&self) -> Vec<&Shard> {
-        Vec::new()
+        self.base().map_or(Vec::new(), |base| base.shards())
     }
 
     /// The file that holds a tensor, and the offset of its first element there.
@@ -71,7 +77,11 @@ pub trait TensorSource: Debug + Send + Sync {
     }
 
     /// Announces that all of it will be read.
-    fn read_ahead(&self) {}
+    fn read_ahead(&self) {
+        if let Some(base) = self.base() {
+            base.read_ahead();
+        }
+    }
 
     /// Announces that a range of a tensor's bytes, in the numbering of [`stored`](Self::stored), is not needed again.
     /// The bytes can still be read.
@@ -81,7 +91,7 @@ pub trait TensorSource: Debug + Send + Sync {
 
     /// Whether [`prepare`](Self::prepare) reads results of merges, which must be decided before.
     fn reads_results(&self) -> bool {
-        false
+        self.base().is_some_and(|base| base.reads_results())
     }
 
     /// Computes what must exist before values are read.
@@ -93,18 +103,18 @@ pub trait TensorSource: Debug + Send + Sync {
         threads: usize,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), Refusal> {
-        let _ = (threads, cancelled);
-        Ok(())
+        self.base()
+            .map_or(Ok(()), |base| base.prepare(threads, cancelled))
     }
 
     /// Notes for the user on the prepared values.
     fn said(&self) -> Vec<String> {
-        Vec::new()
+        self.base().map_or(Vec::new(), |base| base.said())
     }
 
     /// The most bytes of memory that it holds by the end of a run, without mapped files.
     fn held(&self) -> u64 {
-        0
+        self.base().map_or(0, |base| base.held())
     }
 
     /// Checks that every file it reads is unchanged since it was opened. Call it after the last read, because others
@@ -113,7 +123,9 @@ pub trait TensorSource: Debug + Send + Sync {
     /// # Errors
     /// If a file has changed in length or modification time, or is gone.
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
-        let mut shards = self.shards().into_iter();
-        shards.try_for_each(Shard::check_unchanged)
+        match self.base() {
+            Some(base) => base.check_unchanged(),
+            None => (self.shards().into_iter()).try_for_each(Shard::check_unchanged),
+        }
     }
 }

@@ -28,7 +28,6 @@ use super::locate::Location;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
 use config::AdapterConfig;
-use errors::Refusal;
 use numeric::{Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Stored};
 use weights::Weights;
 
@@ -177,6 +176,10 @@ impl Adapter {
 }
 
 impl TensorSource for Adapter {
+    fn base(&self) -> Option<&dyn TensorSource> {
+        Some(self.base.as_ref())
+    }
+
     fn entries(&self) -> &[TensorEntry] {
         &self.entries
     }
@@ -235,22 +238,6 @@ impl TensorSource for Adapter {
 
     fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
         self.base.release(self.from[index], bytes, reclaim);
-    }
-
-    fn reads_results(&self) -> bool {
-        self.base.reads_results()
-    }
-
-    fn prepare(
-        &self,
-        threads: usize,
-        cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), Refusal> {
-        self.base.prepare(threads, cancelled)
-    }
-
-    fn said(&self) -> Vec<String> {
-        self.base.said()
     }
 
     /// In addition to the base: a number for each row or column with a new norm.
