@@ -138,6 +138,19 @@ pub fn find(name: &str) -> Option<&'static dyn Method> {
 mod registry_tests {
     use super::*;
 
+    /// Whether the value is of this kind and within its bounds.
+    fn is_of(kind: ParamKind, value: ParamValue) -> bool {
+        match (kind, value) {
+            (ParamKind::Number, ParamValue::Number(number)) => number.is_finite(),
+            (ParamKind::Range { min, max }, ParamValue::Number(number)) => {
+                (min..=max).contains(&number)
+            }
+            (ParamKind::Bool, ParamValue::Bool(_)) => true,
+            (ParamKind::Word { words, .. }, ParamValue::Word(word)) => words.contains(&word),
+            _ => false,
+        }
+    }
+
     #[test]
     fn the_registry_is_sound() {
         let mut names: Vec<_> = all().iter().map(|method| method.info().name).collect();
@@ -162,7 +175,7 @@ mod registry_tests {
                     param.name
                 );
                 if let Some(default) = param.default {
-                    assert!(param.kind.accepts(default), "{}.{}", info.name, param.name);
+                    assert!(is_of(param.kind, default), "{}.{}", info.name, param.name);
                 }
             }
         }

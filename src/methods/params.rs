@@ -120,21 +120,6 @@ pub struct TensorParams {
     pub sources: Vec<Vec<(&'static str, ParamValue)>>,
 }
 
-impl ParamKind {
-    /// Whether the value is of this kind and within its bounds.
-    pub fn accepts(self, value: ParamValue) -> bool {
-        match (self, value) {
-            (Self::Number, ParamValue::Number(number)) => number.is_finite(),
-            (Self::Range { min, max }, ParamValue::Number(number)) => {
-                number.is_finite() && (min..=max).contains(&number)
-            }
-            (Self::Bool, ParamValue::Bool(_)) => true,
-            (Self::Word { words, .. }, ParamValue::Word(word)) => words.contains(&word),
-            _ => false,
-        }
-    }
-}
-
 impl TensorParams {
     /// The number `name`, one for all models; 0 if unset.
     pub fn number(&self, name: &str) -> f64 {

@@ -36,13 +36,6 @@ impl Census {
         census
     }
 
-    /// Adds the counts of other elements.
-    pub fn add(&mut self, next: &Census) {
-        self.largest = self.largest.max(next.largest);
-        self.zeros += next.zeros;
-        self.subnormal += next.subnormal;
-    }
-
     /// Whether no element is NaN or infinite.
     pub fn is_finite(&self, format: FloatType) -> bool {
         self.largest <= format.largest_finite()

@@ -45,10 +45,6 @@ pub trait Real:
     ///
     /// For `vectorised!` kernels only: elsewhere the fused operation is a slow library call.
     fn times_plus(self, factor: Self, sum: Self) -> Self;
-    /// The smaller of two; if one is NaN, the other.
-    fn min(self, other: Self) -> Self;
-    /// The larger of two; if one is NaN, the other.
-    fn max(self, other: Self) -> Self;
 
     /// [`Fill::fill`] in this precision.
     fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> usize;
@@ -90,14 +86,6 @@ macro_rules! real {
             #[inline(always)]
             fn times_plus(self, factor: Self, sum: Self) -> Self {
                 $times_plus(self, factor, sum)
-            }
-            #[inline(always)]
-            fn min(self, other: Self) -> Self {
-                <$float>::min(self, other)
-            }
-            #[inline(always)]
-            fn max(self, other: Self) -> Self {
-                <$float>::max(self, other)
             }
             #[inline(always)]
             fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> usize {

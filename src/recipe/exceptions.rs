@@ -4,7 +4,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use super::keys::Place;
 use super::nearest::suggestion;
-use super::problem::{Located, Position, ProblemKind, quoted};
+use super::problem::{Located, ProblemKind, quoted};
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
 
@@ -24,8 +24,6 @@ pub enum Fallback {
 pub struct Exception {
     /// What happens to them.
     pub fallback: Fallback,
-    /// Its position in the recipe.
-    pub at: Position,
     patterns: Vec<Pattern>,
     /// Whether it applies to the tensors that no pattern matches.
     all_but: bool,
@@ -119,7 +117,6 @@ impl Walk<'_> {
         Some(Exception {
             patterns: patterns??,
             fallback: fallback??,
-            at: node.at,
             all_but,
         })
     }

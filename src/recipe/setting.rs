@@ -18,11 +18,6 @@ impl Parameters {
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Setting)> {
         self.0.iter().map(|(name, setting)| (*name, setting))
     }
-
-    /// Whether no parameter is set here.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 /// The setting of one parameter at one level; every value is of the parameter's kind and in its range.
