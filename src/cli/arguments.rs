@@ -10,7 +10,8 @@ use super::environment;
 use super::output::Failure;
 use checkpoint::{Locator, ModelRef};
 use engine::Settings;
-use plan::{self, MoeOptions, Options, Plan};
+use moe::MoeOptions;
+use plan::{self, Options, Plan};
 use recipe::{self, AnyRecipe, RecipeError};
 
 /// The output format on stdout.
@@ -60,18 +61,24 @@ impl PlanArguments {
     /// Reads the recipe of a merge and plans it.
     pub(super) fn plan(&self) -> Result<Plan, Failure> {
         let recipe = recipe::read(&self.recipe)?;
-        self.plan_recipe(&AnyRecipe::Merge(Box::new(recipe)), MoeOptions::default())
+        let (locator, options) = self.surroundings()?;
+        let path = self.recipe.display().to_string();
+        Ok(plan::plan(&recipe, &path, &locator, &options)?)
     }
 
     /// Plans a recipe of any kind.
-    pub(super) fn plan_recipe(&self, recipe: &AnyRecipe, moe: MoeOptions) -> Result<Plan, Failure> {
-        let (locator, options) = self.surroundings(moe)?;
+    pub(super) fn plan_recipe(
+        &self,
+        recipe: &AnyRecipe,
+        moe: &MoeArguments,
+    ) -> Result<Plan, Failure> {
+        let (locator, options) = self.surroundings()?;
         let path = self.recipe.display().to_string();
-        Ok(plan_any(recipe, &path, &locator, &options)?)
+        Ok(plan_any(recipe, &path, &locator, &moe.options(options))?)
     }
 
     /// The locator for models, and the plan's options.
-    pub(super) fn surroundings(&self, moe: MoeOptions) -> Result<(Locator, Options), Failure> {
+    pub(super) fn surroundings(&self) -> Result<(Locator, Options), Failure> {
         let locator = environment::locator(self.recipe.parent())?;
         let options = Options {
             settings: Settings {
@@ -83,7 +90,6 @@ impl PlanArguments {
             seed: self.seed,
             shard_size: self.shard_size,
             tokenizer_from: self.tokenizer_from.clone(),
-            moe,
         };
         Ok((locator, options))
     }
@@ -104,8 +110,9 @@ pub(super) struct MoeArguments {
 }
 
 impl MoeArguments {
-    pub(super) fn options(&self) -> MoeOptions {
+    pub(super) fn options(&self, plan: Options) -> MoeOptions {
         MoeOptions {
+            plan,
             inexact: self.inexact,
             fused: self.fused,
         }
@@ -117,10 +124,10 @@ pub(super) fn plan_any(
     recipe: &AnyRecipe,
     path: &str,
     locator: &Locator,
-    options: &Options,
+    options: &MoeOptions,
 ) -> Result<Plan, RecipeError> {
     match recipe {
-        AnyRecipe::Merge(recipe) => plan::plan(recipe, path, locator, options),
+        AnyRecipe::Merge(recipe) => plan::plan(recipe, path, locator, &options.plan),
         AnyRecipe::Moe(recipe) => moe::plan(recipe, path, locator, options),
         AnyRecipe::Edit(recipe) => moe::plan_edit(recipe, path, locator, options),
     }

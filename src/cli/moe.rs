@@ -53,9 +53,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             return Err(merge.error(vec![problem]).into());
         }
     };
-    let plan = arguments
-        .plan
-        .plan_recipe(&recipe, arguments.moe.options())?;
+    let plan = arguments.plan.plan_recipe(&recipe, &arguments.moe)?;
     if let Some(assembly) = assembly.filter(|_| arguments.check) {
         prove(arguments, assembly)?;
     }
@@ -68,7 +66,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// Checks that the target computes what the base does.
 fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
-    let (locator, options) = arguments.plan.surroundings(arguments.moe.options())?;
+    let (locator, options) = arguments.plan.surroundings()?;
+    let options = arguments.moe.options(options);
     let error = moe::prove_identity(recipe, &locator, &options).map_err(Failure::Input)?;
     if !arguments.output.quiet {
         say(&format!(

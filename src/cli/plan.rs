@@ -29,9 +29,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let recipe = recipe::read_any(&arguments.plan.recipe)?;
-    let plan = arguments
-        .plan
-        .plan_recipe(&recipe, arguments.moe.options())?;
+    let plan = arguments.plan.plan_recipe(&recipe, &arguments.moe)?;
     let detail = if arguments.all {
         Detail::All
     } else {

@@ -1,5 +1,6 @@
 //! Extracts a dense model from a mixture: its MLPs are one expert, or several side by side with equal weights.
 
+use super::MoeOptions;
 use super::config;
 use super::exact::Misfit;
 use super::family::{Dense, Window};
@@ -9,7 +10,7 @@ use super::{Decided, finish, open, report_misfits};
 use architecture::{Bias, Matrix, QueryNorms, SharedLayout};
 use checkpoint::{Checkpoint, ModelConfig, Resolver};
 use numeric::FloatType;
-use plan::{self, Options, Plan, PlannedTensor, Problems, Results, SourceTensor, View};
+use plan::{self, Plan, PlannedTensor, Problems, Results, SourceTensor, View};
 use recipe::{EditRecipe, Located, Position, Ranges};
 
 use super::adjust::Segment;
@@ -18,7 +19,7 @@ use super::adjust::Segment;
 pub(super) fn attempt(
     recipe: &EditRecipe,
     experts: &Located<Ranges>,
-    (path, resolver, options): (&str, &dyn Resolver, &Options),
+    (path, resolver, options): (&str, &dyn Resolver, &MoeOptions),
     results: &Results,
     mut notes: Vec<String>,
     problems: &mut Problems,
@@ -39,7 +40,7 @@ pub(super) fn attempt(
         .into_iter()
         .map(|misfit| (base_at, misfit))
         .collect();
-    report_misfits(misfits, options.moe.inexact, &mut notes, problems);
+    report_misfits(misfits, options.inexact, &mut notes, problems);
     let dtype = recipe.dtype.and_then(FloatType::of);
     let factor = config
         .get("routed_scaling_factor")

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::MoeOptions;
 use super::plan;
 use checkpoint::{Checkpoint, Dtype, Resolver};
 use errors::Refusal;
 use forward::Decoder;
-use plan::{MergeResult, Options};
+use plan::MergeResult;
 use recipe::{Expert, GateMode, Located, MoeRecipe, RouterRecipe, Upcycle};
 
 /// The largest relative difference of logits that float32 rounding explains.
@@ -28,7 +29,7 @@ const TEXTS: [usize; 3] = [12, 5, 1];
 pub fn prove_identity(
     recipe: &MoeRecipe,
     resolver: &dyn Resolver,
-    options: &Options,
+    options: &MoeOptions,
 ) -> Result<f64, Refusal> {
     let base = &recipe.base_model;
     if recipe.results.iter().any(|result| {
@@ -44,7 +45,7 @@ pub fn prove_identity(
     let variant = identical(recipe);
     let planned = plan(&variant, &recipe.path, resolver, options);
     let planned = planned.map_err(|error| error.to_string())?;
-    let (threads, donor) = (options.settings.threads, planned.donor);
+    let (threads, donor) = (options.plan.settings.threads, planned.donor);
     for model in &planned.models {
         model.prepare(threads, &|| false)?;
     }

@@ -31,8 +31,10 @@ use family::Dense;
 use forward::{Decoder, Tokenizer};
 use methods::{Arity, BaseRule, MethodInfo};
 use pieces::Tensors;
-use plan::{self, Draft, Models, Options, Plan, Problems, Results};
-use recipe::{Change, EditRecipe, Located, MoeRecipe, Position, Recipe, RecipeError, Rounding};
+use plan::{self, Draft, Models, Options, Plan, Problems, Purpose, Results};
+use recipe::{
+    Change, EditRecipe, Located, MoeRecipe, Position, Problem, Recipe, RecipeError, Rounding,
+};
 use router::Routers;
 
 /// The method's name in plans and cards.
@@ -52,6 +54,37 @@ static MOE: MethodInfo = MethodInfo {
 /// The name in messages of the source of tensors that no model has.
 const INVENTED: &str = "the router";
 
+/// What the plan of a mixture depends on besides the recipe and the checkpoints.
+#[derive(Debug, Clone)]
+pub struct MoeOptions {
+    /// What every plan depends on.
+    pub plan: Options,
+    /// Whether the result may compute something different from its models.
+    pub inexact: bool,
+    /// Whether all experts of a layer are stored in two tensors, as transformers 5 holds them in memory.
+    pub fused: bool,
+}
+
+/// Of a mixture that must be exact, its experts stored each by itself.
+impl From<Options> for MoeOptions {
+    fn from(plan: Options) -> Self {
+        MoeOptions {
+            plan,
+            inexact: false,
+            fused: false,
+        }
+    }
+}
+
+impl MoeOptions {
+    /// The switches of the command line that are on.
+    fn switches(&self) -> Vec<&'static str> {
+        let switches = [(self.inexact, "inexact"), (self.fused, "fused")];
+        let on = switches.into_iter().filter(|(on, _)| *on);
+        on.map(|(_, name)| name).collect()
+    }
+}
+
 /// Plans the assembly that a recipe describes.
 ///
 /// # Errors
@@ -61,10 +94,10 @@ pub fn plan(
     recipe: &MoeRecipe,
     path: &str,
     resolver: &dyn Resolver,
-    options: &Options,
+    options: &MoeOptions,
 ) -> Result<Plan, RecipeError> {
     with_results(
-        (&recipe.results, &mut recipe.mentions()),
+        (&recipe.results, &recipe.warnings, &mut recipe.mentions()),
         (path, &recipe.text),
         resolver,
         options,
@@ -83,11 +116,11 @@ pub fn plan_edit(
     recipe: &EditRecipe,
     path: &str,
     resolver: &dyn Resolver,
-    options: &Options,
+    options: &MoeOptions,
 ) -> Result<Plan, RecipeError> {
     let around = (path, resolver, options);
     with_results(
-        (&recipe.results, &mut recipe.mentions()),
+        (&recipe.results, &recipe.warnings, &mut recipe.mentions()),
         (path, &recipe.text),
         resolver,
         options,
@@ -102,9 +135,9 @@ pub fn plan_edit(
     )
 }
 
-/// Plans the merges that a recipe names, then what `attempt` makes of them and of the notes on them.
+/// Plans the merges that a recipe names, then what `attempt` makes of them and of the notes on them and the recipe.
 ///
-/// `named` holds these merges and the models that the recipe mentions, `recipe` its path and its text.
+/// `named` holds these merges, the recipe's warnings and the models that it mentions, `recipe` its path and its text.
 ///
 /// # Errors
 ///
@@ -112,16 +145,28 @@ pub fn plan_edit(
 fn with_results<'r>(
     named: (
         &'r [Recipe],
+        &[Problem],
         &mut dyn Iterator<Item = &'r Located<ModelRef>>,
     ),
     recipe: (&str, &str),
     resolver: &dyn Resolver,
-    options: &Options,
+    options: &MoeOptions,
     attempt: impl FnOnce(&Results, Vec<String>, &mut Problems) -> Option<Plan>,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
-    let results = plan::results_of(named.0, named.1, recipe.0, resolver, options, &mut problems);
-    let plan = results.and_then(|(results, notes)| attempt(&results, notes, &mut problems));
+    let (documents, warnings, mentions) = named;
+    let results = plan::results_of(
+        documents,
+        mentions,
+        recipe.0,
+        resolver,
+        &options.plan,
+        &mut problems,
+    );
+    let plan = results.and_then(|(results, notes)| {
+        let notes = [plan::warnings(warnings), notes].concat();
+        attempt(&results, notes, &mut problems)
+    });
     match plan {
         Some(plan) if problems.is_empty() => Ok(plan),
         _ => Err(problems.into_error(recipe.0, recipe.1)),
@@ -150,7 +195,7 @@ fn finish(
     mut models: Models,
     base: usize,
     mut notes: Vec<String>,
-    options: &Options,
+    options: &MoeOptions,
     problems: &mut Problems,
 ) -> Option<Plan> {
     let Tensors {
@@ -178,7 +223,11 @@ fn finish(
     let sidecars = models.sidecars(&mut notes, problems)?;
     Draft {
         method: &MOE,
-        assembly: Some(decided.described),
+        purpose: Some(Purpose {
+            command: "moe",
+            description: decided.described,
+            switches: options.switches(),
+        }),
         random: decided.random,
         rounding: Rounding::Nearest,
         recipe: decided.recipe,
@@ -192,7 +241,7 @@ fn finish(
         vocabulary: None,
         notes,
     }
-    .finish(options, problems)
+    .finish(&options.plan, problems)
 }
 
 /// Opens the models of a recipe, the base first, and the rows file after them.
@@ -200,7 +249,7 @@ fn open(
     mentions: &mut dyn Iterator<Item = &Located<ModelRef>>,
     file: Option<&Located<String>>,
     resolver: &dyn Resolver,
-    options: &Options,
+    options: &MoeOptions,
     results: &Results,
     problems: &mut Problems,
 ) -> Option<Models> {
@@ -212,7 +261,7 @@ fn open(
         complete &= models.add(&model.value, Some(model.at), resolver, results, problems);
     }
     models.merged = models.checkpoints.len();
-    if let Some(model) = &options.tokenizer_from {
+    if let Some(model) = &options.plan.tokenizer_from {
         complete &= models.add(model, None, resolver, &Results::new(), problems);
     }
     if let Some(file) = file {
@@ -229,7 +278,7 @@ fn open(
     }
     models.donor = models.index(base?)?;
     models.base = Some(models.donor);
-    let asked = options.tokenizer_from.as_ref();
+    let asked = options.plan.tokenizer_from.as_ref();
     models.tokenizer_donor = asked
         .and_then(|model| models.index(model))
         .unwrap_or(models.donor);
@@ -294,10 +343,10 @@ fn has_states(model: &Checkpoint, at: Option<Position>, problems: &mut Problems)
 }
 
 /// The number of tokens whose states fit into half of the memory.
-fn most_tokens(dense: &Dense, options: &Options) -> usize {
+fn most_tokens(dense: &Dense, options: &MoeOptions) -> usize {
     // Per token: the state, what is read from it, queries, keys, values, and the inner features of an MLP.
     let per_token = size_of::<f32>() * (6 * dense.hidden + 2 * dense.width);
-    (options.settings.memory / 2) as usize / per_token
+    (options.plan.settings.memory / 2) as usize / per_token
 }
 
 /// The prompts of an expert.

@@ -160,7 +160,7 @@ impl<'a> Pieces<'a> {
                 source,
                 rows: rows.into(),
                 columns: (0..columns).into(),
-                fold: None,
+                ratio: None,
                 scale: 1.0,
             },
             shape,

@@ -1,11 +1,11 @@
-//! The last step of planning, for merges and assemblies alike: lays out the files and computes the memory.
+//! The last step of planning, whatever is planned: lays out the files and computes the memory.
 
 use bytesize::ByteSize;
 
 use super::models::Models;
 use super::problems::{Problems, count};
 use super::results::{all_of, held_by, made_once, reading};
-use super::{Fate, Options, Plan, PlannedTensor, VocabularySummary};
+use super::{Fate, Options, Plan, PlannedTensor, Purpose, VocabularySummary};
 use checkpoint::{Dtype, Sidecar, shard_layout};
 use engine::{Cost, Limits, Settings};
 use methods::MethodInfo;
@@ -16,8 +16,8 @@ use recipe::Rounding;
 pub struct Draft {
     /// The merge method.
     pub method: &'static MethodInfo,
-    /// What is assembled, in words; none for a merge.
-    pub assembly: Option<String>,
+    /// What it is for, if not a merge.
+    pub purpose: Option<Purpose>,
     /// Whether the result depends on random numbers.
     pub random: bool,
     /// How computed values are rounded.
@@ -74,7 +74,7 @@ impl Draft {
                 .map(|result| result.plan.cost),
             )
             .fold(Cost::default(), Cost::max);
-        // Adapters and routers hold memory of their own, in addition to the engine's.
+        // Sources that make their values hold memory of their own, in addition to the engine's.
         let inner = all_of(&models.results).into_iter();
         let inner = inner.map(|result| held_by(&result.plan.models));
         let held = held_by(&models.checkpoints) + inner.sum::<u64>();
@@ -111,9 +111,8 @@ impl Draft {
         let made = made_once(&models.results).into_iter();
         let bytes_read = read_itself + made.map(|result| result.plan.read_itself).sum::<u64>();
         Some(Plan {
-            moe: options.moe,
             method: self.method,
-            assembly: self.assembly,
+            purpose: self.purpose,
             random: self.random || models.results.values().any(|result| result.plan.random),
             rounding: self.rounding,
             seed: options.seed,

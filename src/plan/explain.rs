@@ -61,8 +61,8 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
         out,
         "method   {}{}{}{}",
         plan.method.name,
-        match &plan.assembly {
-            Some(assembly) => format!(": {assembly}"),
+        match &plan.purpose {
+            Some(purpose) => format!(": {}", purpose.description),
             None => String::new(),
         },
         match plan.rounding {
@@ -481,7 +481,7 @@ fn json_with<'p>(plan: &'p Plan, shown_results: &mut Vec<&'p MergeResult>) -> Va
         plan.shards.iter().map(|shard| json!({"file": shard.file_name, "bytes": shard.file_size, "tensors": shard.tensors.len()})).collect();
     json!({
         "method": plan.method.name,
-        "assembly": plan.assembly,
+        "assembly": plan.purpose.as_ref().map(|purpose| &purpose.description),
         "results": results,
         "seed": plan.random.then_some(plan.seed),
         "rounding": match plan.rounding {

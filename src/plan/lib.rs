@@ -32,11 +32,11 @@ use std::sync::Arc;
 pub use config::dtype_name;
 pub use explain::{Detail, json, text};
 pub use planned::{Operation, PlannedTensor, SourceTensor};
-pub use problems::count;
+pub use problems::{count, warnings};
 pub use results::MergeResult;
 pub use tokenizer::chat_template_parses;
 pub use tokenizer::{Filled, VocabularySummary};
-pub use views::{Cut, Fold, LatePicks, Part, Rows, View};
+pub use views::{ColumnRatio, Cut, LatePicks, Part, Rows, View};
 pub use vocabularies::check as check_vocabularies;
 
 use checkpoint::{
@@ -62,27 +62,25 @@ pub struct Options {
     pub shard_size: u64,
     /// The model whose tokenizer files go into the output, if not the base or the first model.
     pub tokenizer_from: Option<ModelRef>,
-    /// How mixtures of experts are written.
-    pub moe: MoeOptions,
 }
 
-/// How mixtures of experts are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct MoeOptions {
-    /// Whether the result may compute something different from its models.
-    pub inexact: bool,
-    /// Whether all experts of a layer are stored in two tensors, as transformers 5 holds them in memory.
-    pub fused: bool,
+/// What a plan is for, if not a merge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purpose {
+    /// The command that runs it.
+    pub command: &'static str,
+    /// What it makes, in words.
+    pub description: String,
+    /// The command's own switches that are on, by name.
+    pub switches: Vec<&'static str>,
 }
 
 /// A merge that is ready to run.
 pub struct Plan {
-    /// How mixtures of experts are written.
-    pub moe: MoeOptions,
     /// The method.
     pub method: &'static MethodInfo,
-    /// What is assembled, in words; nothing for a merge.
-    pub assembly: Option<String>,
+    /// What it is for, if not a merge.
+    pub purpose: Option<Purpose>,
     /// Whether the result depends on the seed.
     pub random: bool,
     /// How computed values are rounded.
@@ -148,7 +146,7 @@ pub enum Fate {
     DerivedBuffer,
     /// `only:` or `except:` in the recipe drops it, or takes it from another model.
     Excepted,
-    /// The assembly takes only other tensors of this model.
+    /// The plan takes only other tensors of this model.
     NotTaken,
 }
 
@@ -158,12 +156,15 @@ impl Plan {
         draft::signatures(&self.tensors)
     }
 
-    /// The command that runs it: `merge` or `moe`.
+    /// The command that runs it: `merge`, if no other is named.
     pub fn command(&self) -> &'static str {
-        match self.assembly {
-            Some(_) => "moe",
-            None => "merge",
-        }
+        (self.purpose.as_ref()).map_or("merge", |purpose| purpose.command)
+    }
+
+    /// Whether this switch of the command that runs it is on.
+    pub fn has_switch(&self, name: &str) -> bool {
+        let purpose = self.purpose.as_ref();
+        purpose.is_some_and(|purpose| purpose.switches.contains(&name))
     }
 
     /// Bytes of each tensor of the output.
@@ -236,7 +237,7 @@ pub fn plan(
 
 /// Plans the merges that others use, by name, and returns notes on them; `None` if one cannot be planned.
 ///
-/// `mentions` are the models named by the last merge, or by the assembly.
+/// `mentions` are the models named by what is planned last.
 pub fn results_of<'r>(
     documents: &'r [Recipe],
     mentions: &mut dyn Iterator<Item = &'r Located<ModelRef>>,
@@ -317,20 +318,7 @@ fn attempt(
     let method = methods::find(recipe.method.name)?;
     let tokenizer_from = options.tokenizer_from.as_ref();
     let models = models::open(recipe, resolver, tokenizer_from, results, problems)?;
-    let mut notes: Vec<String> = recipe
-        .warnings
-        .iter()
-        .map(|warning| {
-            let line = warning
-                .at
-                .map_or(String::new(), |at| format!("line {}: ", at.line));
-            let hint = warning
-                .hint
-                .as_ref()
-                .map_or(String::new(), |hint| format!(" ({hint})"));
-            format!("{line}{}{hint}", warning.message)
-        })
-        .collect();
+    let mut notes: Vec<String> = warnings(&recipe.warnings);
     notes.extend(models.notes());
     if let (Some(dtype), Some(out)) = (recipe.dtype, recipe.out_dtype)
         && dtype.bitsize() < out.bitsize()
@@ -402,7 +390,7 @@ fn attempt(
     let vocabulary = alignment.map(|alignment| alignment.summary(&mut notes));
     let draft = Draft {
         method: method.info(),
-        assembly: None,
+        purpose: None,
         random: method.info().random || recipe.rounding == Rounding::Stochastic,
         rounding: recipe.rounding,
         recipe: (path.to_owned(), recipe.text.clone()),

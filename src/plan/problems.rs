@@ -53,6 +53,21 @@ impl Problems {
     }
 }
 
+/// The warnings of a recipe as notes of its plan.
+pub fn warnings(warnings: &[Problem]) -> Vec<String> {
+    let note = |warning: &Problem| {
+        let line = |at: Position| format!("line {}: ", at.line);
+        let hint = |hint: &String| format!(" ({hint})");
+        format!(
+            "{}{}{}",
+            warning.at.map_or(String::new(), line),
+            warning.message,
+            warning.hint.as_ref().map_or(String::new(), hint)
+        )
+    };
+    warnings.iter().map(note).collect()
+}
+
 /// A number with its noun: `1 tensor`, `2 tensors`.
 pub fn count(number: usize, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };

@@ -12,9 +12,9 @@ use numeric::{Beside, Elements, FloatType, Gather, Joined, Picks, RowMap, Submat
 pub enum View {
     /// Rows of several tensors, when tokens are aligned.
     Rows(Rows),
-    /// Parts of matrices, one below the other, when experts are assembled.
+    /// Parts of matrices, one below the other.
     Parts(Vec<Part>),
-    /// Parts of matrices with the same number of rows, side by side, when experts become one MLP.
+    /// Parts of matrices with the same number of rows, side by side.
     Beside(Vec<Part>),
 }
 
@@ -38,9 +38,8 @@ pub struct Part {
     pub rows: Cut,
     /// Which columns.
     pub columns: Cut,
-    /// Two vectors with one element per column of the matrix: each column is multiplied by the element of the first and
-    /// divided by that of the second.
-    pub fold: Option<Fold>,
+    /// What each column is multiplied by.
+    pub ratio: Option<ColumnRatio>,
     /// The factor of all its elements.
     pub scale: f64,
 }
@@ -108,14 +107,15 @@ impl Cut {
     }
 }
 
-/// A norm's weights that are folded into the matrix after it.
+/// Two vectors with one element per column of a matrix: a column is multiplied by the element of the first and divided
+/// by that of the second.
 #[derive(Debug, Clone, Copy)]
-pub struct Fold {
-    /// The norm that the matrix was trained with.
-    pub own: SourceTensor,
-    /// The norm that will precede it.
-    pub other: SourceTensor,
-    /// Added to both: one if a norm stores its difference from one.
+pub struct ColumnRatio {
+    /// The vector to multiply by.
+    pub over: SourceTensor,
+    /// The vector to divide by.
+    pub under: SourceTensor,
+    /// Added to the elements of both.
     pub offset: f64,
 }
 
@@ -125,9 +125,13 @@ impl View {
         match self {
             View::Rows(rows) => rows.parts.iter().collect(),
             View::Parts(parts) | View::Beside(parts) => {
-                let folds = parts.iter().filter_map(|part| part.fold.as_ref());
-                let norms = folds.flat_map(|fold| [&fold.own, &fold.other]);
-                parts.iter().map(|part| &part.source).chain(norms).collect()
+                let ratios = parts.iter().filter_map(|part| part.ratio.as_ref());
+                let vectors = ratios.flat_map(|ratio| [&ratio.over, &ratio.under]);
+                parts
+                    .iter()
+                    .map(|part| &part.source)
+                    .chain(vectors)
+                    .collect()
             }
         }
     }
@@ -204,13 +208,13 @@ impl Plan {
         let SourceTensor { model, tensor } = part.source;
         let entry = self.models.get(model)?.tensors().get(tensor)?;
         let width = entry.shape.last().copied().unwrap_or(1);
-        let mut factors = match &part.fold {
+        let mut factors = match &part.ratio {
             None => None,
-            Some(fold) => {
-                let (own, other) = (self.vector(&fold.own)?, self.vector(&fold.other)?);
-                let pairs = own.iter().zip(&other);
+            Some(ratio) => {
+                let (over, under) = (self.vector(&ratio.over)?, self.vector(&ratio.under)?);
+                let pairs = over.iter().zip(&under);
                 let factor =
-                    |(own, other): (&f64, &f64)| (own + fold.offset) / (other + fold.offset);
+                    |(over, under): (&f64, &f64)| (over + ratio.offset) / (under + ratio.offset);
                 Some(pairs.map(factor).collect())
             }
         };
@@ -227,7 +231,7 @@ impl Plan {
         })
     }
 
-    /// All values of a norm's tensor, which is a vector.
+    /// All values of a tensor that is a vector.
     fn vector(&self, source: &SourceTensor) -> Option<Vec<f64>> {
         let entry = self
             .models

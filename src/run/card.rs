@@ -38,14 +38,17 @@ pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
         card.push_str("library_name: transformers\n");
     }
     card.push_str("tags:\n- merge\n");
-    if plan.assembly.is_some() {
-        card.push_str("- moe\n");
+    if let Some(purpose) = &plan.purpose {
+        card.push_str(&format!("- {}\n", purpose.command));
     }
     card.push_str("- weldment\n---\n");
     card.push_str(&format!("# {}\n\n", escaped(&name)));
     let version = env!("CARGO_PKG_VERSION");
-    card.push_str(&match &plan.assembly {
-        Some(assembly) => format!("Assembled with Weldment {version}: {assembly}."),
+    card.push_str(&match &plan.purpose {
+        Some(purpose) => format!(
+            "Assembled with Weldment {version}: {}.",
+            purpose.description
+        ),
         None => format!(
             "Merged with Weldment {version} by the `{}` method ({}).",
             plan.method.name, plan.method.source

@@ -164,8 +164,8 @@ impl Lock {
                 tokenizer_from: plan.tokenizer_from.as_deref().map(|text| short.apply(text)),
                 allow_nonfinite: plan.settings.allow_non_finite,
                 saturate: plan.settings.saturate,
-                inexact: plan.moe.inexact,
-                fused: plan.moe.fused,
+                inexact: plan.has_switch("inexact"),
+                fused: plan.has_switch("fused"),
             },
             inputs: models.iter().map(locked).collect(),
             outputs: LockedOutputs {

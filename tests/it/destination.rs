@@ -15,11 +15,11 @@ use weldment::audit::provenance::{PrivateKey, ToSign};
 use weldment::checkpoint::{Locator, MAX_SIDECAR_BYTES};
 use weldment::engine::{Observer, Settings};
 use weldment::errors::in_one_line;
-use weldment::plan::{MoeOptions, Options, Plan};
+use weldment::moe;
+use weldment::plan::{self, Options, Plan};
 use weldment::recipe::{self, AnyRecipe};
 use weldment::run::destination::{Destination, Disk, Folder, Memory, Step, Watch, write_whole};
 use weldment::run::{self, RunError, RunOptions, Summary};
-use weldment::{moe, plan};
 
 use crate::fixtures::{Bench, files};
 
@@ -118,12 +118,11 @@ fn planned(bench: &Bench, shard_size: u64) -> Plan {
         seed: 0,
         shard_size,
         tokenizer_from: None,
-        moe: MoeOptions::default(),
     };
     let name = path.display().to_string();
     match recipe::read_any(&path).unwrap() {
         AnyRecipe::Merge(recipe) => plan::plan(&recipe, &name, &locator, &options),
-        AnyRecipe::Moe(recipe) => moe::plan(&recipe, &name, &locator, &options),
+        AnyRecipe::Moe(recipe) => moe::plan(&recipe, &name, &locator, &options.into()),
         AnyRecipe::Edit(_) => panic!("no edit is planned here"),
     }
     .unwrap()

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use weldment::checkpoint::Locator;
 use weldment::engine::Settings;
-use weldment::plan::{MoeOptions, Options, Plan, PlannedTensor, plan};
+use weldment::plan::{Options, Plan, PlannedTensor, plan};
 use weldment::recipe;
 
 use crate::fixtures::{Bench, Loaded, load};
@@ -39,7 +39,6 @@ fn planned(recipe_path: &Path) -> Plan {
         seed: 0,
         shard_size: 1 << 40,
         tokenizer_from: None,
-        moe: MoeOptions::default(),
     };
     plan(&recipe, "recipe.yml", &locator, &options).unwrap()
 }

@@ -1063,6 +1063,26 @@ fn what_is_not_exact_is_refused_by_the_fields_name() {
 }
 
 #[test]
+fn what_has_no_effect_in_a_recipe_of_a_mixture_is_said() {
+    let bench = Bench::new();
+    for (name, seed) in [("base", 1), ("one", 2)] {
+        bench.dense(name, "llama", seed, json!({}));
+    }
+    let merge = "name: merged\nmerge_method: ties\nbase_model: base\nparameters: {density: 0.5}\n\
+                 models:\n- {model: base, parameters: {weight: 0.5}}\n- {model: one, parameters: {weight: 1}}\n---\n";
+    let assembly = "base_model: base\ngate_mode: random\nexperts: [{source_model: base}, {source_model: merged}]\n";
+    let edit =
+        "base_model: out\ngate_mode: random\nexperts: [{expert: \"0-\"}, {source_model: merged}]\n";
+    for (document, out) in [(assembly, "out"), (edit, "edited")] {
+        bench.recipe(&format!("{merge}{document}"));
+        let done = bench.weld(&["moe", "recipe.yml", out]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let expected = "line 6: `weight` of the base `base` has no effect";
+        assert!(done.stderr.contains(expected), "{}", done.stderr);
+    }
+}
+
+#[test]
 fn the_recipe_that_ships_assembles_the_family() {
     let bench = Bench::new();
     let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");

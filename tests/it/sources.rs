@@ -12,7 +12,7 @@ use weldment::checkpoint::{
 };
 use weldment::engine::{Observer, Settings};
 use weldment::numeric::FloatType;
-use weldment::plan::{self, MoeOptions, Options};
+use weldment::plan::{self, Options};
 use weldment::recipe;
 use weldment::run::{self, RunOptions, destination::Memory};
 
@@ -83,7 +83,6 @@ fn merged(recipe: &str, models: Vec<Checkpoint>) -> BTreeMap<String, Vec<u8>> {
         seed: 0,
         shard_size: 5_000_000_000,
         tokenizer_from: None,
-        moe: MoeOptions::default(),
     };
     let recipe = recipe::parse_with_registry("recipe.yml", recipe).unwrap();
     let planned = plan::plan(&recipe, "recipe.yml", &Held(held.collect()), &options);

@@ -87,7 +87,7 @@ pub(super) fn fit(
     observer: &dyn Observer,
 ) -> Result<Vec<Fit>, RunError> {
     let mut fits = vec![Fit::Weldment; plan.tensors.len()];
-    if request.numerics == Numerics::Weldment || plan.assembly.is_some() || !plan.results.is_empty()
+    if request.numerics == Numerics::Weldment || plan.purpose.is_some() || !plan.results.is_empty()
     {
         return Ok(fits);
     }

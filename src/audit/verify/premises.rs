@@ -13,7 +13,8 @@ use super::{Coverage, Numerics, Request};
 use checkpoint::{Checkpoint, CheckpointError, Locator, ModelRef};
 use engine::Settings;
 use errors::{Hint, Refusal};
-use plan::{MoeOptions, Options, Plan};
+use moe::MoeOptions;
+use plan::{Options, Plan};
 use recipe::{AnyRecipe, RecipeError};
 use run::Lock;
 
@@ -60,7 +61,7 @@ pub struct Premises {
     /// The name of the recipe in messages.
     pub name: String,
     /// The options that a plan depends on besides the recipe.
-    pub options: Options,
+    pub options: MoeOptions,
     recipe_of_lock: bool,
     allow_step: bool,
     numerics: Numerics,
@@ -153,7 +154,7 @@ impl Premises {
             true => recorded,
             false => Vec::new(),
         };
-        let donor = self.options.tokenizer_from.as_ref();
+        let donor = self.options.plan.tokenizer_from.as_ref();
         Inputs::new(&self.recipe, donor, model, given, recorded, locator)
     }
 
@@ -175,7 +176,7 @@ impl Premises {
             coverage,
             allow_step: self.allow_step,
             numerics: self.numerics,
-            threads: self.options.settings.threads,
+            threads: self.options.plan.settings.threads,
             scratch: &self.scratch,
         }
     }
@@ -205,11 +206,11 @@ fn from_lock(lock: &Lock) -> Result<(AnyRecipe, String), PremisesError> {
 }
 
 /// The options of the lock. Those that it does not have are as in a merge without options.
-fn options(lock: Option<&Lock>, asked: &Asked) -> Result<Options, PremisesError> {
+fn options(lock: Option<&Lock>, asked: &Asked) -> Result<MoeOptions, PremisesError> {
     let locked = lock.map(|lock| &lock.options);
     let tokenizer_from = locked.and_then(|options| options.tokenizer_from.as_deref());
     let tokenizer_from = tokenizer_from.map(ModelRef::parse).transpose();
-    Ok(Options {
+    let plan = Options {
         settings: Settings {
             threads: asked.threads,
             memory: asked.memory,
@@ -222,10 +223,11 @@ fn options(lock: Option<&Lock>, asked: &Asked) -> Result<Options, PremisesError>
             .unwrap_or(0),
         shard_size: locked.map_or(ByteSize::gb(5).as_u64(), |options| options.shard_size),
         tokenizer_from: tokenizer_from.map_err(PremisesError::TokenizerFrom)?,
-        moe: MoeOptions {
-            inexact: locked.is_some_and(|options| options.inexact),
-            fused: locked.is_some_and(|options| options.fused),
-        },
+    };
+    Ok(MoeOptions {
+        plan,
+        inexact: locked.is_some_and(|options| options.inexact),
+        fused: locked.is_some_and(|options| options.fused),
     })
 }
 

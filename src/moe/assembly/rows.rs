@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
+use super::super::MoeOptions;
 use super::super::family::Dense;
 use super::super::router;
 use super::super::split::{self, Splits};
 use super::super::{Texts, file_of_rows, has_states, most_tokens, prompts};
 use super::tensors::Assembly;
-use plan::{Models, Options, Problems};
+use plan::{Models, Problems};
 use recipe::{GateMode, MoeRecipe};
 
 /// The inputs of router rows other than the recipe.
 pub(super) struct RouterParts<'a> {
     pub(super) recipe: &'a MoeRecipe,
-    pub(super) options: &'a Options,
+    pub(super) options: &'a MoeOptions,
     pub(super) models: &'a Models,
     /// The model that computes hidden states, or whose embeddings are used.
     pub(super) backbone: usize,
@@ -87,7 +88,7 @@ pub(super) fn recipe(parts: RouterParts<'_>, problems: &mut Problems) -> Option<
             .as_ref()
             .map_or(1, |cut| cut.value.granularity),
         shared_gate,
-        seed: recipe.router.seed.unwrap_or(options.seed),
+        seed: recipe.router.seed.unwrap_or(options.plan.seed),
         center: recipe.router.center,
         normalize: recipe
             .router

@@ -11,7 +11,7 @@ use architecture::{
 };
 use checkpoint::{Dtype, TensorEntry};
 use numeric::{NormalKey, Picks};
-use plan::{Cut, Fold, Problems, SourceTensor};
+use plan::{ColumnRatio, Cut, Problems, SourceTensor};
 use recipe::{Expert, Position, Split, Upcycle};
 
 /// The name of this operation in plans.
@@ -19,6 +19,7 @@ const NORM: &str = "norm";
 const EMBEDDING: &str = "embedding";
 
 /// An expert of the recipe and its model.
+#[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     pub(super) recipe: &'a Expert,
     pub(super) model: usize,
@@ -416,7 +417,7 @@ impl Assembly<'_> {
         if matrix == Matrix::Down {
             piece.segment.scale = share * expert.recipe.residual_scale.unwrap_or(1.0);
         } else if self.fold_norms && expert.model != self.base {
-            piece.part.fold = Some(self.fold(&donor, layer, problems)?);
+            piece.part.ratio = Some(self.fold(&donor, layer, problems)?);
             piece.whole = false;
         }
         Some(piece)
@@ -496,8 +497,14 @@ impl Assembly<'_> {
         piece
     }
 
-    /// The norm that the expert was trained behind, and the norm that precedes it in the assembly.
-    fn fold(&self, donor: &Donor<'_>, layer: usize, problems: &mut Problems) -> Option<Fold> {
+    /// Folds the expert's norm into the matrix after it: over the norm that it was trained behind, under that which
+    /// precedes it in the assembly.
+    fn fold(
+        &self,
+        donor: &Donor<'_>,
+        layer: usize,
+        problems: &mut Problems,
+    ) -> Option<ColumnRatio> {
         let mut norm = |donor: &Donor<'_>| {
             let name = format!("model.layers.{layer}.{}", donor.dense.decoder.mlp_norm()?);
             self.pieces
@@ -508,9 +515,9 @@ impl Assembly<'_> {
             at: self.base_at,
             dense: self.dense,
         };
-        Some(Fold {
-            own: norm(donor)?,
-            other: norm(&base)?,
+        Some(ColumnRatio {
+            over: norm(donor)?,
+            under: norm(&base)?,
             offset: donor.dense.decoder.norm_offset,
         })
     }

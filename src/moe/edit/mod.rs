@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::MoeOptions;
 use super::exact;
 use super::family::Dense;
 use super::mixture::Mixture;
@@ -20,7 +21,7 @@ use super::{
 };
 use checkpoint::Resolver;
 use numeric::FloatType;
-use plan::{self, Models, Options, Plan, Problems, Results};
+use plan::{self, Models, Plan, Problems, Results};
 use recipe::{EditRecipe, Edited, GateMode, Located, MAX_EXPERTS, Member, Position, Ranges, Which};
 use tensors::Editing;
 
@@ -28,7 +29,7 @@ use tensors::Editing;
 pub(super) fn attempt(
     recipe: &EditRecipe,
     edited: &Edited,
-    (path, resolver, options): (&str, &dyn Resolver, &Options),
+    (path, resolver, options): (&str, &dyn Resolver, &MoeOptions),
     results: &Results,
     mut notes: Vec<String>,
     problems: &mut Problems,
@@ -49,7 +50,7 @@ pub(super) fn attempt(
     check_others(
         recipe, edited, &sources, &models, base, &mut notes, options, problems,
     );
-    check_vocabularies(&models, options.moe.inexact, &mut notes, problems);
+    check_vocabularies(&models, options.inexact, &mut notes, problems);
     let taken = taken(edited, &sources, &models, base, problems)?;
     check_counts(edited, mixture, &models, base, taken.len(), problems);
     if !problems.is_empty() {
@@ -61,9 +62,9 @@ pub(super) fn attempt(
         base,
         base_at: Some(recipe.base_model.at),
         mixture,
-        names: mixture.target.names(options.moe.fused),
+        names: mixture.target.names(options.fused),
         taken,
-        seed: edited.router.seed.unwrap_or(options.seed),
+        seed: edited.router.seed.unwrap_or(options.plan.seed),
     };
     let tensors = editing.tensors(problems);
     if !problems.is_empty() {
@@ -287,7 +288,7 @@ fn check_others(
     models: &Models,
     base: usize,
     notes: &mut Vec<String>,
-    options: &Options,
+    options: &MoeOptions,
     problems: &mut Problems,
 ) {
     let Some(mixture) = sources.mixture(base) else {
@@ -338,7 +339,7 @@ fn check_others(
                 .map(|misfit| (Some(named.at), misfit)),
         );
     }
-    report_misfits(misfits, options.moe.inexact, notes, problems);
+    report_misfits(misfits, options.inexact, notes, problems);
 }
 
 /// Checks that there are enough experts for the number per token that the output's config will state.
@@ -379,7 +380,7 @@ fn added_rows(
     edited: &Edited,
     editing: &Editing<'_>,
     tensors: &Tensors,
-    options: &Options,
+    options: &MoeOptions,
     problems: &mut Problems,
 ) -> Option<router::Recipe> {
     let (mode, router) = (edited.gate_mode.value, &edited.router);

@@ -10,8 +10,8 @@ use weldment::audit::{Report, Severity, Verdict};
 use weldment::checkpoint::{Checkpoint, Locator, ModelRef, Survey};
 use weldment::engine::{Observer, Settings};
 use weldment::errors::Hint;
-use weldment::moe;
-use weldment::plan::{self, MoeOptions, Options, Plan};
+use weldment::moe::{self, MoeOptions};
+use weldment::plan::{self, Options, Plan};
 use weldment::recipe::{self, AnyRecipe, RecipeError};
 use weldment::run::destination::Folder;
 use weldment::run::{self, RunOptions};
@@ -43,10 +43,10 @@ fn planned(
     recipe: &AnyRecipe,
     name: &str,
     locator: &Locator,
-    options: &Options,
+    options: &MoeOptions,
 ) -> Result<Plan, RecipeError> {
     match recipe {
-        AnyRecipe::Merge(recipe) => plan::plan(recipe, name, locator, options),
+        AnyRecipe::Merge(recipe) => plan::plan(recipe, name, locator, &options.plan),
         AnyRecipe::Moe(recipe) => moe::plan(recipe, name, locator, options),
         AnyRecipe::Edit(recipe) => moe::plan_edit(recipe, name, locator, options),
     }
@@ -64,11 +64,10 @@ pub(super) fn merge(bench: &Bench, recipe: &str) -> Result<(), String> {
         seed: 0,
         shard_size: 5_000_000_000,
         tokenizer_from: None,
-        moe: MoeOptions::default(),
     };
     let shown = |error: &RecipeError| recipe::render(error, false);
     let parsed = recipe::parse_any("recipe.yml", recipe).map_err(|error| shown(&error))?;
-    let plan = planned(&parsed, "recipe.yml", &locator(bench), &options);
+    let plan = planned(&parsed, "recipe.yml", &locator(bench), &options.into());
     let plan = plan.map_err(|error| shown(&error))?;
     let out = Folder::new(&bench.path("out"), false);
     let done = run::run(&plan, &out, RunOptions::default(), &Silent);
