@@ -216,9 +216,9 @@ fn computation<'a>(
 ) -> Result<engine::Work<'a>, RunError> {
     Ok(match &tensor.operation {
         Operation::Copy => {
-            let sources = tensor.sources.iter();
+            let sources = tensor.sources.iter().map(|source| plan.bytes(source));
             engine::Work::Copy {
-                sources: sources.filter_map(|source| plan.bytes(source)).collect(),
+                sources: (sources.collect::<Option<_>>()).ok_or_else(|| unreadable(tensor))?,
                 format: FloatType::of(tensor.dtype),
                 output: match &target {
                     Target::Outputs(outputs) => outputs.first().map(|output| output.number),
@@ -244,11 +244,13 @@ fn sources<'a>(
     sources
         .map(|source| plan.source_values(tensor, source))
         .collect::<Option<_>>()
-        .ok_or_else(|| {
-            let why = format!(
-                "the values that `{}` is made of cannot be read",
-                tensor.name
-            );
-            RunError::NotPrepared(why.into())
-        })
+        .ok_or_else(|| unreadable(tensor))
+}
+
+fn unreadable(tensor: &PlannedTensor) -> RunError {
+    let why = format!(
+        "the values that `{}` is made of cannot be read",
+        tensor.name
+    );
+    RunError::NotPrepared(why.into())
 }

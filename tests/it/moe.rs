@@ -17,7 +17,7 @@ pub(crate) const LAYERS: usize = 3;
 const ROWS: usize = 20;
 
 /// A dense decoder of a family, small and complete.
-fn dense(family: &str, seed: u64) -> (Value, Vec<Spec>) {
+pub(crate) fn dense(family: &str, seed: u64) -> (Value, Vec<Spec>) {
     let config = json!({
         "architectures": ["X"], "model_type": family, "hidden_size": HIDDEN, "intermediate_size": WIDTH,
         "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": ROWS,

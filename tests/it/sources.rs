@@ -19,7 +19,7 @@ use weldment::run::{self, RunOptions, destination::Memory};
 use crate::fixtures::{Bench, Spec, floats, llama, llama_config, load};
 
 /// Models by name. It knows no place on a disk.
-struct Held(BTreeMap<String, Arc<Checkpoint>>);
+pub(crate) struct Held(pub(crate) BTreeMap<String, Arc<Checkpoint>>);
 
 impl Resolver for Held {
     fn resolve(&self, model: &ModelRef) -> Result<Arc<Checkpoint>, CheckpointError> {
@@ -32,7 +32,7 @@ impl Resolver for Held {
     }
 }
 
-struct Silent;
+pub(crate) struct Silent;
 
 impl Observer for Silent {
     fn advance(&self, _: u64) {}
@@ -43,7 +43,7 @@ impl Observer for Silent {
 }
 
 /// The tensors in the order in which files have them.
-fn in_memory(mut specs: Vec<Spec>) -> InMemory {
+pub(crate) fn in_memory(mut specs: Vec<Spec>) -> InMemory {
     specs.sort_by(|a, b| a.name.cmp(&b.name));
     let tensor = |spec: Spec| {
         (
@@ -56,7 +56,7 @@ fn in_memory(mut specs: Vec<Spec>) -> InMemory {
     InMemory::new(specs.into_iter().map(tensor)).unwrap()
 }
 
-fn model(name: &str, tensors: impl TensorSource + 'static) -> Checkpoint {
+pub(crate) fn model(name: &str, tensors: impl TensorSource + 'static) -> Checkpoint {
     let config = ModelConfig::made("config.json".into(), llama_config(2));
     let beside = Beside::Files(Vec::new());
     Checkpoint::new(
@@ -146,7 +146,7 @@ fn quantised(specs: Vec<Spec>) -> (Vec<Spec>, Vec<Spec>) {
     (codes, plain)
 }
 
-fn values(spec: &Spec) -> Vec<f64> {
+pub(crate) fn values(spec: &Spec) -> Vec<f64> {
     let format = FloatType::of(spec.dtype).unwrap();
     let mut values = vec![0.0; spec.bytes.len() / format.size()];
     format.decode(&spec.bytes, &mut values);
