@@ -198,7 +198,7 @@ fn what_cannot_be_planted_leaves_it_open() {
     assert_eq!(
         listed.count(),
         1,
-        "as one that was not made: {}",
+        "as one that was skipped: {}",
         outcome.stdout
     );
 }

@@ -7,7 +7,7 @@ use super::groups::{Group, groups};
 use crate::{CheckInfo, Report, Severity};
 
 /// The report as JUnit XML. A check with errors is a failed test; any other check passes, and its findings become the
-/// test's output. A check that was not made is a skipped test, or an error if the verdict needs it. Times are left out,
+/// test's output. A check that was skipped is a skipped test, or an error if the verdict needs it. Times are left out,
 /// so that the same report always gives the same file.
 ///
 /// # Errors
@@ -45,7 +45,7 @@ pub fn junit(report: &Report) -> Result<String, SerializeError> {
             false => TestCaseStatus::skipped(),
         };
         status.set_message(clean(&skipped.why));
-        status.set_type("not made");
+        status.set_type("skipped");
         suite.add_test_case(case(report, skipped.check, status, &[]));
     }
     let mut junit = quick_junit::Report::new(name);

@@ -39,7 +39,7 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     for skipped in &report.skipped {
         writeln!(
             out,
-            "not made   {}: {}",
+            "skipped    {}: {}",
             skipped.check.id,
             clean(&skipped.why)
         )?;
