@@ -38,7 +38,7 @@ const DIM_BYTES: u64 = 21;
 /// A larger tensor gets a shard of its own.
 ///
 /// # Errors
-/// A name occurs twice, the size of a tensor overflows, or the format's own reader refuses a shard's header.
+/// A name occurs twice, the size of a tensor overflows, or a shard's header would be longer than readers allow.
 pub fn shard_layout(
     tensors: &[(String, Dtype, Vec<usize>)],
     shard_size: u64,

@@ -53,8 +53,8 @@ impl Locator {
     /// Finds a model: an existing local path, taken literally whatever characters it has, or a cached snapshot.
     ///
     /// # Errors
-    /// Nothing of this name is there, or its cached snapshot cannot be read; or a part of it is not well formed: its
-    /// revision, the base or the adapter after a `+`.
+    /// Nothing of this name is there, what stands for it elsewhere cannot be opened, or its revision is none. The error
+    /// says where it looked, and of which part: the model, or the adapter after a `+`.
     pub fn locate(&self, model: &ModelRef) -> Result<Location, CheckpointError> {
         let mut looked_in = Vec::new();
         let moved = |(text, _): &&(String, PathBuf)| text == model.text();
