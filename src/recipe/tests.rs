@@ -1120,7 +1120,7 @@ fn vocabularies_are_refused_with_reasons() {
     r.yml:4:16: expected a chat template, found ` `
       hint: `auto`, a template's name, or the template itself
     r.yml:6:3: unknown key `sauce` in `tokenizer`
-      hint: did you mean `source`? the keys are `source`, `tokens`, `pad_to_multiple_of`
+      hint: did you mean `source`? the keys are `source`, `tokens`, `pad_to_multiple_of`, `beyond_embedding`
     r.yml:7:23: expected a whole number from 1 to 1048576 for `pad_to_multiple_of`, found `0`
     r.yml:9:10: expected a mapping for the token `<a>`, found `b`
       hint: such as `{source: {kind: zero}}`

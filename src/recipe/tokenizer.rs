@@ -17,6 +17,8 @@ pub struct Tokenizer {
     pub tokens: Vec<TokenRule>,
     /// Rows are added until their number is a multiple of this.
     pub pad_to_multiple_of: Option<usize>,
+    /// Whether tokens whose id lies beyond their model's embedding are dropped; otherwise they are an error.
+    pub drops_beyond_embedding: bool,
 }
 
 /// Where the output's tokens come from.
@@ -78,7 +80,7 @@ impl Tokenizer {
 
 const TOKENIZER: Place = Place {
     name: "`tokenizer`",
-    keys: &["source", "tokens", "pad_to_multiple_of"],
+    keys: &["source", "tokens", "pad_to_multiple_of", "beyond_embedding"],
 };
 
 const RULE: Place = Place {
@@ -116,10 +118,12 @@ impl Walk<'_> {
             at: entry.key_at,
             tokens: Vec::new(),
             pad_to_multiple_of: None,
+            drops_beyond_embedding: false,
         };
         for entry in entries {
             match entry.key.as_str() {
-                "source" | "tokens" | "pad_to_multiple_of" if entry.node.is_null() => {}
+                "source" | "tokens" | "pad_to_multiple_of" | "beyond_embedding"
+                    if entry.node.is_null() => {}
                 "source" => {
                     tokenizer.source = self.vocabulary_source(&entry.node)?;
                     tokenizer.at = entry.node.at;
@@ -127,6 +131,9 @@ impl Walk<'_> {
                 "tokens" => tokenizer.tokens = self.token_rules(&entry.node),
                 "pad_to_multiple_of" => {
                     tokenizer.pad_to_multiple_of = self.multiple(entry);
+                }
+                "beyond_embedding" => {
+                    tokenizer.drops_beyond_embedding = self.beyond_embedding(entry)?;
                 }
                 _ => self.other_key(&TOKENIZER, entry),
             }
@@ -141,6 +148,7 @@ impl Walk<'_> {
             at: entry.node.at,
             tokens: Vec::new(),
             pad_to_multiple_of: None,
+            drops_beyond_embedding: false,
         })
     }
 
@@ -306,6 +314,20 @@ impl Walk<'_> {
         let message = format!("expected a token's number for `token_id`, found {found}");
         self.problem(ProblemKind::Invalid, entry.node.at, message);
         None
+    }
+
+    /// `drop` or `error`: whether tokens beyond an embedding are dropped.
+    fn beyond_embedding(&mut self, entry: &Entry) -> Option<bool> {
+        match self.text(entry)?.as_str() {
+            "drop" => Some(true),
+            "error" => Some(false),
+            other => {
+                let message = format!("unknown word {} for `beyond_embedding`", quoted(other));
+                let hint = "the words are `error` (the default) and `drop`";
+                self.refuse(ProblemKind::Unknown, entry.node.at, message, Some(hint));
+                None
+            }
+        }
     }
 
     fn multiple(&mut self, entry: &Entry) -> Option<usize> {

@@ -416,7 +416,7 @@ fn tokens_without_a_row_are_named_not_made_up() {
     2 | models: [{model: a}, {model: b}]
       |                              ^
       |
-      = hint: say where their rows come from, such as `tokens: {"<pad>": {source: {kind: zero}}}` under `tokenizer:`
+      = hint: say where their rows come from, such as `tokens: {"<pad>": {source: {kind: zero}}}` under `tokenizer:`, or drop them by `beyond_embedding: drop` there
     "#);
     let out = bench.merge(&recipe(", tokens: {<pad>: {source: {kind: zero}}}"), &[]);
     let id = ids(&out)["<pad>"];
@@ -425,6 +425,57 @@ fn tokens_without_a_row_are_named_not_made_up() {
         tensors(&out)
             .values()
             .all(|tensor| tensor.values().iter().all(|value| value.is_finite()))
+    );
+}
+
+#[test]
+fn tokens_beyond_an_embedding_are_dropped_where_the_recipe_says_so() {
+    let bench = Bench::new();
+    let plain = tokenizer(&COMMON, &["<one>"]);
+    model(&bench, "a", 0, 7, json!({}), &plain);
+    model(
+        &bench,
+        "b",
+        1,
+        6,
+        json!({}),
+        &tokenizer(&COMMON, &["<pad>", "<one>"]),
+    );
+    let merge = |models: &str| {
+        let recipe = format!(
+            "merge_method: linear\nmodels: {models}\nparameters: {{weight: 1}}\n\
+             tokenizer: {{source: union, beyond_embedding: drop}}\n"
+        );
+        let out = bench.merge(&recipe, &[]);
+        (out, bench.weld(&["plan", "recipe.yml"]).stdout)
+    };
+    // Both added tokens of `b` lie beyond its rows; `<one>` has a row in `a` alone.
+    let (out, plan) = merge("[{model: a}, {model: b}]");
+    assert_eq!(ids(&out), ids(&bench.path("a")));
+    let one = ids(&out)["<one>"];
+    assert_eq!(
+        row_of(&out, "lm_head.weight", one),
+        row_of(&bench.path("a"), "lm_head.weight", one)
+    );
+    assert!(
+        plan.contains("2 tokens of `b` dropped, as its embedding has 6 rows: `<pad>`, `<one>`"),
+        "{plan}"
+    );
+    // The first model's own file loses them, and says the same in its other files.
+    let (out, _) = merge("[{model: b}, {model: a}]");
+    let found = ids(&out);
+    assert_eq!((found.get("<pad>"), found["<one>"]), (None, 6));
+    let outcome = bench.weld(&["check", "out"]);
+    assert!(!outcome.stdout.contains("tokenizer."), "{}", outcome.stdout);
+    let message = bench.refused(
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n\
+         tokenizer: {beyond_embedding: cut}\n",
+        &["--force"],
+    );
+    assert!(
+        message.contains("unknown word `cut`")
+            && message.contains("`error` (the default) and `drop`"),
+        "{message}"
     );
 }
 

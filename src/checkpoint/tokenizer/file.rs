@@ -243,6 +243,34 @@ impl Tokenizer {
         Ok(id)
     }
 
+    /// Drops the tokens whose id is not below `rows` and returns them by id: all of them, or only added tokens that the
+    /// model's own vocabulary lacks, without which the file stays sound.
+    pub fn drop_beyond(&mut self, rows: usize, all: bool) -> Vec<String> {
+        let own = self.model_size;
+        let is_dropped = |id: u32| id as usize >= rows && (all || id >= own);
+        let mut dropped: Vec<(u32, String)> = match all {
+            true => {
+                let ids = self.ids.iter().filter(|(_, id)| is_dropped(**id));
+                ids.map(|(token, id)| (*id, token.clone())).collect()
+            }
+            false => {
+                let added = self.added.iter().filter(|token| is_dropped(token.id));
+                added
+                    .map(|token| (token.id, token.content.clone()))
+                    .collect()
+            }
+        };
+        dropped.sort_unstable();
+        for (_, token) in &dropped {
+            self.ids.remove(token);
+            self.added_texts.remove(token);
+        }
+        self.added.retain(|token| !is_dropped(token.id));
+        let last = self.ids.values().max();
+        self.end = last.map_or(0, |last| *last as usize + 1);
+        dropped.into_iter().map(|(_, token)| token).collect()
+    }
+
     /// The id that the tokenizers crate gives to an added token.
     fn id_for(&self, token: &str) -> u32 {
         if let Some(id) = self.id(token) {
@@ -460,6 +488,27 @@ mod tests {
         assert_eq!(again.added(), tokenizer.added());
         let order: Vec<u32> = again.added().iter().map(|token| token.id).collect();
         assert_eq!(order, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn tokens_beyond_an_embedding_are_dropped() {
+        let text = json!({
+            "model": {"vocab": {"a": 0, "b": 1, "c": 2}},
+            "added_tokens": [special("<x>", 3), special("<y>", 4)],
+        });
+        let tokenizer = parse(&text.to_string()).unwrap();
+        let mut file = tokenizer.clone();
+        assert_eq!(file.drop_beyond(2, false), ["<x>", "<y>"]);
+        assert_eq!((file.len(), file.end()), (3, 3));
+        assert!(!file.is_added("<x>"));
+        assert_eq!(ids(&parse(&file.to_json()).unwrap()), ids(&file));
+        assert_eq!(file.add(AddedToken::ordinary("<z>".into())), Ok(3));
+        let mut tokens = tokenizer.clone();
+        assert_eq!(tokens.drop_beyond(2, true), ["c", "<x>", "<y>"]);
+        assert_eq!((tokens.len(), tokens.end()), (2, 2));
+        let mut whole = tokenizer.clone();
+        assert!(whole.drop_beyond(5, true).is_empty());
+        assert_eq!(ids(&whole), ids(&tokenizer));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub(super) struct Alignment<'a> {
     pub(super) source: usize,
     /// The source's tokenizer, unchanged.
     original: Tokenizer,
+    /// Number of the source's tokens that the output has.
+    of_source: usize,
     vocabulary: Tokenizer,
     /// Rows of the output's embeddings.
     rows: usize,
@@ -108,9 +110,13 @@ pub(super) fn align<'a>(
         VocabularySource::Union | VocabularySource::Base => models.donor,
         VocabularySource::Model(model) => models.index(&model.value)?,
     };
-    let tokenizers = read_all(key, models, source, notes, problems)?;
+    let mut tokenizers = read_all(key, models, source, notes, problems)?;
     let original = tokenizers.get(source)?.as_ref()?.clone();
-    let mut vocabulary = original.clone();
+    if key.drops_beyond_embedding {
+        drop_beyond(models, source, &mut tokenizers, notes);
+    }
+    let mut vocabulary = tokenizers.get(source)?.as_ref()?.clone();
+    let of_source = vocabulary.len();
     let mut builder = Builder {
         vocabulary: &mut vocabulary,
         ordinary: Vec::new(),
@@ -148,6 +154,7 @@ pub(super) fn align<'a>(
         source,
         rows: 0,
         original,
+        of_source,
         vocabulary,
         tokens: Vec::new(),
         rules: HashMap::new(),
@@ -173,6 +180,31 @@ fn embedding(checkpoint: &Checkpoint) -> Option<(usize, usize)> {
         .find(|(_, rows)| Some(*rows) == said)
         .or(found.first())
         .copied()
+}
+
+/// Drops the tokens that have no row in their model's embedding. The source's own vocabulary stays, as its file could not
+/// be written without a part of it.
+fn drop_beyond(
+    models: &Models,
+    source: usize,
+    tokenizers: &mut [Option<Tokenizer>],
+    notes: &mut Vec<String>,
+) {
+    for (model, tokenizer) in tokenizers.iter_mut().enumerate() {
+        let rows = embedding(&models.checkpoints[model]).map(|(_, rows)| rows);
+        let (Some(tokenizer), Some(rows)) = (tokenizer, rows) else {
+            continue;
+        };
+        let dropped = tokenizer.drop_beyond(rows, model != source);
+        if !dropped.is_empty() {
+            notes.push(format!(
+                "{} of `{}` dropped, as its embedding has {rows} rows: {}",
+                count(dropped.len(), "token"),
+                models.label(model),
+                some_of(&dropped)
+            ));
+        }
+    }
 }
 
 /// The tokenizers that matter, by checkpoint; a model without one is assumed to have the base's.
@@ -395,7 +427,7 @@ impl<'a> Alignment<'a> {
                     ),
                     Some(format!(
                         "say where their rows come from, such as `tokens: {{\"{}\": {{source: {{kind: zero}}}}}}` under \
-                         `tokenizer:`",
+                         `tokenizer:`, or drop them by `beyond_embedding: drop` there",
                         rowless.first().map_or("", String::as_str)
                     )),
                 );
@@ -539,7 +571,7 @@ impl<'a> Alignment<'a> {
             },
             tokens: self.vocabulary.len(),
             rows: self.rows,
-            added: self.vocabulary.len().saturating_sub(self.original.len()),
+            added: self.vocabulary.len().saturating_sub(self.of_source),
             models,
         }
     }
