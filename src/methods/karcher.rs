@@ -59,8 +59,12 @@ impl Method for Karcher {
     fn action(&self, params: &TensorParams, tensor: &Tensor<'_>) -> Result<Action, Refusal> {
         let steps = params.number("max_iter");
         if steps.fract() != 0.0 {
-            return Err(Refusal::new(format!("`max_iter` is {steps}"))
-                .with_hint("give a whole number for each tensor"));
+            return Err(Refusal::new(format!(
+                "expected `max_iter` to be a whole number, found {steps}"
+            ))
+            .with_hint(
+                "write one whole number: values between those of a gradient are fractions",
+            ));
         }
         if tensor.sources == 1 {
             return Ok(Action::Copy(0));

@@ -102,21 +102,30 @@ pub(super) fn flat_gradients(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec
     }
 }
 
-/// A pattern for `except` that matches all of these names: the only one, or what they have in common.
-pub(super) fn pattern_of(names: &[String]) -> String {
-    let Some((first, others)) = names.split_first() else {
-        return "*".to_owned();
-    };
+/// The most names that are written out one by one for `except`.
+const NAMED: usize = 4;
+
+/// What `tensors:` of an `except` entry says to match all of these names: the only one, what they have in common, or a
+/// list of them; none for many that have nothing in common.
+pub(super) fn pattern_of(names: &[String]) -> Option<String> {
+    let (first, others) = names.split_first()?;
+    if others.is_empty() {
+        return Some(format!("'{first}'"));
+    }
     let common = others.iter().fold(first.as_str(), |common, name| {
         let same = common.bytes().zip(name.bytes());
         let len = same.take_while(|(ours, theirs)| ours == theirs).count();
         // They share these bytes, but the bytes may end within a character.
         common.get(..len).unwrap_or_default()
     });
-    match others.is_empty() {
-        true => first.clone(),
-        false => format!("{}*", &common[..common.rfind('.').map_or(0, |dot| dot + 1)]),
+    if let Some(dot) = common.rfind('.') {
+        return Some(format!("'{}*'", &common[..=dot]));
     }
+    let listed = || {
+        let quoted = names.iter().map(|name| format!("'{name}'"));
+        format!("[{}]", quoted.collect::<Vec<String>>().join(", "))
+    };
+    (names.len() <= NAMED).then(listed)
 }
 
 /// What to do about tensors that the model lacks, and its nearest name to the first of them.
@@ -129,11 +138,12 @@ pub(super) fn missing_hint(counterparts: &Counterparts, missing: &[String]) -> S
         ),
         None => nearest_names(counterparts, missing),
     };
-    let pattern = pattern_of(missing);
-    match pattern.as_str() {
-        "*" => nearest,
-        _ => format!(
-            "{nearest}; `except: [{{tensors: '{pattern}', action: drop}}]` leaves such tensors out of the merge"
+    match pattern_of(missing) {
+        Some(pattern) => format!(
+            "{nearest}; `except: [{{tensors: {pattern}, action: drop}}]` leaves such tensors out of the merge"
+        ),
+        None => format!(
+            "{nearest}; `except` with `action: drop` leaves tensors out of the merge, by pattern"
         ),
     }
 }
@@ -162,5 +172,33 @@ fn nearest_names(counterparts: &Counterparts, missing: &[String]) -> String {
         }
         Some(near) => format!("the nearest to `{first}` that it has is `{near}`"),
         None => "it is another architecture, or the file is incomplete".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_matches_the_names_and_no_more_than_they_have_in_common() {
+        let of = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            pattern_of(&names)
+        };
+        let pattern = |text: &str| Some(text.to_owned());
+        assert_eq!(of(&["a.b"]), pattern("'a.b'"));
+        assert_eq!(of(&["score.weight", "score.bias"]), pattern("'score.*'"));
+        assert_eq!(of(&["a.b.c", "a.bd.e"]), pattern("'a.*'"));
+        // `*` alone would drop the whole model.
+        assert_eq!(
+            of(&["score.weight", "value"]),
+            pattern("['score.weight', 'value']")
+        );
+        assert_eq!(of(&["a", "b", "c", "d", "e"]), None);
+        assert_eq!(of(&[]), None);
+        assert_eq!(
+            of(&["\u{e9}.a", "\u{e8}.a"]),
+            pattern("['\u{e9}.a', '\u{e8}.a']")
+        );
     }
 }

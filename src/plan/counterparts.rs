@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use architecture::{LayerStack, is_input_embedding, is_output_head};
+use architecture::{LayerStack, is_input_embedding, is_number, is_output_head};
 use checkpoint::{AliasSearch, Checkpoint, PrefixAlias, find_alias};
 use recipe::{Exception, Fallback, Recipe};
 
@@ -122,6 +122,21 @@ impl Counterparts {
             aliases,
             doubted,
         }
+    }
+
+    /// Whether the model has an output head, by its name, or by its place and shape: a matrix outside of the layers that
+    /// is called a head and has the embedding's shape.
+    pub(super) fn has_head(&self, model: &Checkpoint) -> bool {
+        let tensors = model.tensors();
+        let shape = self.embedding.map(|embedding| &tensors[embedding].shape);
+        let by_shape = |name: &str, of: &Vec<usize>| {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let last = module.rsplit('.').next().unwrap_or(module);
+            let numbered = name.split('.').any(is_number);
+            last.ends_with("head") && !numbered && Some(of) == shape
+        };
+        let mut names = self.names.iter().zip(tensors);
+        names.any(|(name, tensor)| is_head(name) || by_shape(name, &tensor.shape))
     }
 
     /// The model's tensor of that name.

@@ -19,7 +19,7 @@ use architecture::{
     LayerStack, is_derived_buffer, is_input_embedding, is_output_head, is_update_factor,
     keeps_dtype, layer_stacks, without_mtp,
 };
-use checkpoint::{ModelConfig, TensorEntry};
+use checkpoint::{ModelConfig, TensorEntry, VocabularyComparison, compare_vocabularies};
 use errors::Refusal;
 use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
 use numeric::FloatType;
@@ -176,6 +176,14 @@ impl Unmergeable {
     }
 }
 
+/// The hint for a tensor that differs in shape or kind.
+fn not_alike(name: &str) -> String {
+    format!(
+        "only tensors of one shape and kind can be merged: these are not fine-tunes of one model; `except: [{{tensors: \
+         '{name}', action: copy}}]` takes the first model's"
+    )
+}
+
 struct Resolver<'a> {
     recipe: &'a Recipe,
     method: &'static dyn Method,
@@ -198,8 +206,8 @@ struct Resolver<'a> {
     unset: BTreeSet<(&'static str, usize)>,
     /// Parameter values that the method rejected: the first tensor, and how many.
     rejected: BTreeMap<Refusal, (String, usize)>,
-    /// Shape mismatches: position, message, and whether the vocabulary is the cause.
-    mismatched: Vec<(Position, String, bool)>,
+    /// Tensors that differ in shape or kind: position, message and hint.
+    mismatched: Vec<(Position, String, String)>,
     /// Tensors that cannot be merged, by model and reason: the first, and how many.
     unmergeable: BTreeMap<(usize, Unmergeable), (usize, usize)>,
     /// Heads that must equal their embeddings.
@@ -220,8 +228,7 @@ impl<'a> Resolver<'a> {
                     .iter()
                     .any(|name| name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel"))
             });
-            let headless =
-                names.embedding.is_some() && !names.names.iter().any(|name| is_head(name));
+            let headless = names.embedding.is_some() && !names.has_head(checkpoint);
             if generates && headless && names.tied_by_config == Some(false) {
                 self.headless.insert(model);
                 self.problems.add(
@@ -464,17 +471,38 @@ impl<'a> Resolver<'a> {
         let other = self.entry(sources[odd]);
         let vocabulary = (is_input_embedding(&wanted.name) || is_output_head(&wanted.name))
             && other.shape.get(1..) == first.shape.get(1..);
+        let models = (sources[0].model, sources[odd].model);
         let message = format!(
             "`{}` has shape {:?} in `{}` and {:?} in `{}`",
             wanted.name,
             first.shape,
-            self.models.label(sources[0].model),
+            self.models.label(models.0),
             other.shape,
-            self.models.label(sources[odd].model)
+            self.models.label(models.1)
         );
-        self.mismatched
-            .push((group.sources[odd].at, message, vocabulary));
+        let (message, hint) = match vocabulary {
+            true => self.of_vocabularies(message, models),
+            false => (message, not_alike(&wanted.name)),
+        };
+        self.mismatched.push((group.sources[odd].at, message, hint));
         None
+    }
+
+    /// The message on embeddings of different lengths, and what to do.
+    fn of_vocabularies(&self, message: String, models: (usize, usize)) -> (String, String) {
+        let [ours, theirs] = [models.0, models.1].map(|model| &self.models.checkpoints[model]);
+        match compare_vocabularies(ours, theirs) {
+            Ok(VocabularyComparison::Same) => (
+                format!("{message}: their tokenizers are the same, so they differ in rows for padding"),
+                "add `tokenizer: {source: base}` to the recipe, which gives all the base's number of rows (the first \
+                 model's, if there is no base)"
+                    .to_owned(),
+            ),
+            _ => (
+                format!("{message}: their vocabularies differ, so token ids may not mean the same"),
+                different_vocabularies(),
+            ),
+        }
     }
 
     fn operate(
@@ -517,8 +545,8 @@ impl<'a> Resolver<'a> {
                     self.entry(sources[odd]).dtype,
                     self.models.label(sources[odd].model)
                 );
-                self.mismatched
-                    .push((group.sources[odd].at, message, false));
+                let hint = not_alike(&wanted.name);
+                self.mismatched.push((group.sources[odd].at, message, hint));
                 return None;
             }
             return Some(planned(
@@ -701,11 +729,15 @@ impl<'a> Resolver<'a> {
                     self.models.label(self.models.donor),
                     some_of(&extra)
                 );
-                let pattern = pattern_of(&extra);
-                let hint = format!(
-                    "`except: [{{tensors: '{pattern}', action: drop}}]` leaves them out, `action: copy` takes them \
-                     from the first model that has them"
-                );
+                let hint = match pattern_of(&extra) {
+                    Some(pattern) => format!(
+                        "`except: [{{tensors: {pattern}, action: drop}}]` leaves them out, `action: copy` takes them \
+                         from the first model that has them"
+                    ),
+                    None => "`except` with `action: drop` leaves them out, by pattern; `action: copy` takes them from \
+                             the first model that has them"
+                        .to_owned(),
+                };
                 self.problems
                     .add(self.models.at[model], message, Some(hint));
             }
@@ -917,17 +949,7 @@ impl<'a> Resolver<'a> {
         }
         let mismatched = std::mem::take(&mut self.mismatched);
         let more = mismatched.len().saturating_sub(MISMATCHES);
-        for (at, message, vocabulary) in mismatched.into_iter().take(MISMATCHES) {
-            let (message, hint) = if vocabulary {
-                (
-                    format!(
-                        "{message}: their vocabularies differ, so token ids may not mean the same"
-                    ),
-                    different_vocabularies(),
-                )
-            } else {
-                (message, "only tensors of one shape and kind can be merged: these are not fine-tunes of one model".to_owned())
-            };
+        for (at, message, hint) in mismatched.into_iter().take(MISMATCHES) {
             self.problems.add(Some(at), message, Some(hint));
         }
         if more > 0 {
