@@ -94,25 +94,31 @@ pub fn dtype_name(dtype: Dtype) -> Option<&'static str> {
     })
 }
 
-/// Sets the dtype that most weights have: `dtype` for transformers 5, `torch_dtype` for earlier versions.
-fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: &mut Vec<String>) {
+/// The float dtypes of tensors, and how many elements have each.
+fn elements<'t>(tensors: impl Iterator<Item = &'t PlannedTensor>) -> Vec<(Dtype, u64)> {
     let mut elements: Vec<(Dtype, u64)> = Vec::new();
-    for tensor in tensors
-        .iter()
-        .filter(|tensor| FloatType::of(tensor.dtype).is_some())
-    {
-        match elements
+    for tensor in tensors.filter(|tensor| FloatType::of(tensor.dtype).is_some()) {
+        let known = elements
             .iter_mut()
-            .find(|(dtype, _)| *dtype == tensor.dtype)
-        {
+            .find(|(dtype, _)| *dtype == tensor.dtype);
+        match known {
             Some((_, count)) => *count += tensor.elements(),
             None => elements.push((tensor.dtype, tensor.elements())),
         }
     }
-    let Some(&(dtype, _)) = elements.iter().max_by_key(|(_, count)| *count) else {
-        return;
-    };
-    let Some(name) = dtype_name(dtype) else {
+    elements
+}
+
+/// The dtype that most elements have, as configs name it.
+fn most(elements: &[(Dtype, u64)]) -> Option<&'static str> {
+    let most = elements.iter().max_by_key(|(_, count)| *count);
+    most.and_then(|(dtype, _)| dtype_name(*dtype))
+}
+
+/// Sets the dtype that most weights have: `dtype` for transformers 5, `torch_dtype` for earlier versions.
+fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: &mut Vec<String>) {
+    let elements = elements(tensors.iter());
+    let Some(name) = most(&elements) else {
         return;
     };
     if elements.len() > 1 {
@@ -128,15 +134,40 @@ fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: 
     for key in ["dtype", "torch_dtype"] {
         config.insert(key.into(), name.into());
     }
-    for nested in TEXT_PARTS {
-        let Some(nested) = config.get_mut(nested).and_then(Value::as_object_mut) else {
+    set_dtype_of_parts(config, tensors, name);
+}
+
+/// Sets the dtype where the config of a part (`vision_config`) says one: what most of the part's weights have, or else
+/// most of the model's.
+fn set_dtype_of_parts(
+    config: &mut Map<String, Value>,
+    tensors: &[PlannedTensor],
+    of_model: &'static str,
+) {
+    for (key, part) in config.iter_mut() {
+        let Some(part) = part.as_object_mut() else {
             continue;
         };
+        let Some(stem) = key.strip_suffix("_config") else {
+            continue;
+        };
+        let words: &[&str] = match stem {
+            "vision" => &["vision", "visual"],
+            stem => &[stem],
+        };
+        let of_part = tensors
+            .iter()
+            .filter(|tensor| words.iter().any(|word| tensor.name.contains(word)));
+        let name = match TEXT_PARTS.contains(&key.as_str()) {
+            true => of_model,
+            false => most(&elements(of_part)).unwrap_or(of_model),
+        };
         for key in ["dtype", "torch_dtype"] {
-            if nested.contains_key(key) {
-                nested.insert(key.into(), name.into());
+            if part.contains_key(key) {
+                part.insert(key.into(), name.into());
             }
         }
+        set_dtype_of_parts(part, tensors, name);
     }
 }
 
