@@ -92,6 +92,37 @@ fn beginnings_are_no_defects() {
 }
 
 /// Some models begin with biases of a millionth, which F16 has no normal numbers for.
+/// I-BERT keeps the integers of each weight in a buffer that is zeros until it is quantised.
+#[test]
+fn zeros_in_a_buffer_beside_a_weight_are_no_defect() {
+    let mut specs = good(Dtype::F32);
+    for name in [
+        "model.embed_tokens.weight_integer",
+        "model.layers.0.self_attn.q_proj.weight_integer",
+    ] {
+        let shape = match name.contains("embed") {
+            true => [40, 32],
+            false => [32, 32],
+        };
+        specs.push(floats(
+            name,
+            Dtype::F32,
+            &shape,
+            vec![0.0; shape[0] * shape[1]],
+        ));
+    }
+    assert_eq!(found(&specs, &[]), found(&good(Dtype::F32), &[]));
+    // A matrix that is beside no weight of its shape is one itself.
+    specs.push(floats(
+        "model.extra.weight_integer",
+        Dtype::F32,
+        &[4, 4],
+        vec![0.0; 16],
+    ));
+    let error = ("values.all-zero".to_owned(), "error".to_owned());
+    assert!(found(&specs, &[]).contains(&error));
+}
+
 #[test]
 fn biases_that_are_hardly_there_are_only_worth_a_note() {
     let mut specs = good(Dtype::F16);

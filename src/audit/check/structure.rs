@@ -81,6 +81,13 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
         skip(report, "no config.json says of which family it is");
         return;
     };
+    if is_draft(config, model) {
+        skip(
+            report,
+            "it is a draft model for speculative decoding, which has a part of a model's tensors and some of its own",
+        );
+        return;
+    }
     // For a model with a nested language model, this is the type of the whole model.
     let kind = config.value().get("model_type").and_then(Value::as_str);
     if missing_is_known {
@@ -119,6 +126,30 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
         structure.head(body, config, &mut expected, report);
     }
     structure.unexpected(&bodies, &expected, report);
+}
+
+/// Whether it is a draft for speculative decoding (EAGLE, Medusa): its config has the `model_type` of the model that it
+/// drafts for, and neither its layers nor its vocabulary need be that model's.
+fn is_draft(config: &ModelConfig, model: &Checkpoint) -> bool {
+    const FIELDS: [&str; 5] = [
+        "draft_vocab_size",
+        "eagle_config",
+        "medusa_num_heads",
+        "speculators_config",
+        "speculators_model_type",
+    ];
+    const CLASSES: [&str; 4] = ["eagle", "medusa", "draft", "speculator"];
+    let by_class = config.architectures().iter().any(|class| {
+        let class = class.to_ascii_lowercase();
+        CLASSES.iter().any(|part| class.contains(part))
+    });
+    // EAGLE joins hidden states of the model with the embedding of a token.
+    let joins = model.find("fc.weight").is_some_and(|at| {
+        let shape = &model.tensors()[at].shape;
+        matches!(shape[..], [out, inputs] if inputs == 2 * out || inputs == 3 * out)
+    });
+    let maps = ["d2t", "t2d"].iter().any(|name| model.find(name).is_some());
+    by_class || maps || joins || FIELDS.iter().any(|field| config.get(field).is_some())
 }
 
 /// The checks that need a table of the family.

@@ -157,7 +157,10 @@ impl Zeros {
             let zeros = || tensors.iter().map(|&(_, at)| at).filter(|&at| is_zero(at));
             let count = zeros().count();
             let few = tensors.len() >= LEAST_LAYERS && 4 * count <= tensors.len();
-            let weights = |at: &usize| few || values.name(*at).ends_with(".weight");
+            let weights = |at: &usize| {
+                let weight = few || values.name(*at).ends_with(".weight");
+                weight && !values.is_beside_weight(*at)
+            };
             if count < tensors.len() {
                 odd.extend(zeros().filter(weights));
             } else if count > 1 {
@@ -196,7 +199,21 @@ impl Values<'_> {
         let name = self.name(at);
         let last = name.rsplit('.').next().unwrap_or(name);
         let starts_so = ZERO_AT_FIRST.contains(&last) || last.contains("bias") || is_norm(name);
-        self.matrix(at).is_some() && !starts_so
+        self.matrix(at).is_some() && !starts_so && !self.is_beside_weight(at)
+    }
+
+    /// Whether the tensor is a buffer that its module keeps beside a weight of the same shape, such as the integers of a
+    /// weight: it is computed, and may be zeros until then.
+    fn is_beside_weight(&self, at: usize) -> bool {
+        let Some((module, last)) = self.name(at).rsplit_once('.') else {
+            return false;
+        };
+        let weight = self.model.find(&format!("{module}.weight"));
+        let same_shape = |weight: usize| {
+            let tensors = self.model.tensors();
+            tensors[weight].shape == tensors[at].shape
+        };
+        last.starts_with("weight_") && weight.is_some_and(same_shape)
     }
 
     fn is_router(&self, at: usize) -> bool {
