@@ -19,7 +19,10 @@ pub fn read_bounded(
     let io = |source| CheckpointError::io("read", path, source);
     // Checked before opening: opening a FIFO for reading would block forever.
     if !fs::metadata(path).map_err(io)?.is_file() {
-        return Err(CheckpointError::NotAFile { path: path.into() });
+        return Err(CheckpointError::NotAFile {
+            path: path.into(),
+            hint: "put the file itself there",
+        });
     }
     let file = File::open(path).map_err(io)?;
     let found = file.metadata().map_err(io)?.len();

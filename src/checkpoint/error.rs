@@ -63,6 +63,29 @@ pub enum CheckpointError {
     NotAFile {
         /// The path.
         path: PathBuf,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A link whose target is gone.
+    #[error("{path} is a link to a file that is not there", path = .path.display())]
+    BrokenLink {
+        /// The link.
+        path: PathBuf,
+        /// What to do about it.
+        hint: String,
+    },
+    /// The Hub's list of a commit has a file that was not downloaded.
+    #[error(
+        "{path} is not complete: the Hub's list of its files has {file}, which is not there",
+        path = .path.display()
+    )]
+    NotDownloaded {
+        /// The folder.
+        path: PathBuf,
+        /// The missing file.
+        file: String,
+        /// What to do about it.
+        hint: String,
     },
     /// A file or folder is larger than any real one needs to be.
     #[error(
@@ -103,6 +126,16 @@ pub enum CheckpointError {
         /// What to do about it.
         hint: &'static str,
     },
+    /// What was fetched in place of the weights: a pointer, a web page, a server's message.
+    #[error("{path} is {what}, expected safetensors or a file of torch.save", path = .path.display())]
+    StandIn {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// Several safetensors files, and nothing that says how they belong together.
     #[error(
         "{path} has no index and several weight files that are not one set: {}",
@@ -114,6 +147,8 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The files.
         files: Vec<String>,
+        /// What to do about it.
+        hint: String,
     },
     /// A shard is missing: a number is absent from the set, or the index names an absent file.
     #[error("{path}: shard {shard} is missing, expected by {expected_by}", path = .path.display())]
@@ -359,7 +394,18 @@ pub enum CheckpointError {
         /// What it holds.
         found: String,
         /// What to do about it.
-        hint: &'static str,
+        hint: String,
+    },
+    /// An entry of a safetensors file was asked for.
+    #[error(
+        "{path}: expected a file of torch.save to take `{entry}` from, found safetensors",
+        path = .path.display()
+    )]
+    NoEntries {
+        /// The file.
+        path: PathBuf,
+        /// The entry.
+        entry: String,
     },
     /// A pickled tensor whose elements are not contiguous, where that is not supported.
     #[error(
@@ -443,6 +489,22 @@ pub enum CheckpointError {
         /// How many there are.
         count: usize,
     },
+    /// The index names fewer shards than their names count.
+    #[error(
+        "{path} names {named} of the {of} shards of its set, and not {}",
+        Listed(.missing),
+        path = .path.display()
+    )]
+    ShardsNotNamed {
+        /// The index.
+        path: PathBuf,
+        /// How many shards of the set it names.
+        named: usize,
+        /// How many there are by the names of the files.
+        of: usize,
+        /// The first shards that it does not name.
+        missing: Vec<String>,
+    },
     /// Two shards hold a tensor of the same name.
     #[error(
         "{path}: tensor `{tensor}` is in both {first} and {second}",
@@ -504,15 +566,21 @@ impl Hint for CheckpointError {
             Self::AdapterNotFound { source, .. } => return source.hint(),
             Self::NotFound { hint, .. }
             | Self::NoWeights { hint, .. }
-            | Self::ShardMissing { hint, .. } => hint,
-            Self::NotSafetensors { hint, .. }
-            | Self::PickleRefused { hint, .. }
+            | Self::AmbiguousFolder { hint, .. }
+            | Self::BrokenLink { hint, .. }
+            | Self::NotDownloaded { hint, .. }
             | Self::NotStateDict { hint, .. }
+            | Self::ShardMissing { hint, .. } => hint,
+            Self::NotAFile { hint, .. }
+            | Self::StandIn { hint, .. }
+            | Self::NotSafetensors { hint, .. }
+            | Self::PickleRefused { hint, .. }
             | Self::Quantised { hint, .. } => hint,
             Self::BadRevision { .. } => "give a branch, a tag, `refs/pr/N` or a full commit hash",
-            Self::NotAFile { .. } => "name a folder with safetensors files, or one such file",
-            Self::AmbiguousFolder { .. } => "name the file itself",
             Self::NoTensors { .. } => "name another file or folder",
+            Self::NoEntries { .. } => {
+                "a safetensors file has no entries: leave out the `#` and what follows it"
+            }
             Self::Truncated { .. } => "copy or download it again",
             Self::TrailingBytes { .. }
             | Self::HeaderTooLarge { .. }
@@ -532,6 +600,10 @@ impl Hint for CheckpointError {
             Self::IndexMalformed { .. } => "download it again",
             Self::IndexFileName { .. } | Self::NotInShard { .. } | Self::Unindexed { .. } => {
                 "index and shards are not of one download, fetch both again"
+            }
+            Self::ShardsNotNamed { .. } => {
+                "fetch the index and all shards again; if the others were left out on purpose, rename the shards so \
+                 that they count only those that are there"
             }
             Self::DuplicateTensor { .. } => {
                 "the files are not of one checkpoint: fetch it again into an empty folder"

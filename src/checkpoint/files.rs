@@ -35,14 +35,24 @@ struct InFile {
 }
 
 impl Files {
-    /// Opens one file; also returns notes on what was odd about it.
+    /// Opens one file; also returns notes on what was odd about it. An entry selects tensors of a pickle.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or it has no such entry.
     pub(super) fn open(
         path: &Path,
         format: Format,
+        entry: Option<&str>,
     ) -> Result<(Files, Vec<String>), CheckpointError> {
         let mut files = Files::default();
         let (shard, notes) = match format {
             Format::Safetensors => {
+                if let Some(entry) = entry {
+                    return Err(CheckpointError::NoEntries {
+                        path: path.into(),
+                        entry: entry.into(),
+                    });
+                }
                 let (shard, tensors) = Shard::open(path)?;
                 for tensor in tensors {
                     let entry = TensorEntry {
@@ -56,7 +66,7 @@ impl Files {
                 (shard, Vec::new())
             }
             Format::Pickle => {
-                let (shard, pickled) = Shard::open_pickle(path)?;
+                let (shard, pickled) = Shard::open_pickle(path, entry)?;
                 for tensor in pickled.tensors {
                     let entry = TensorEntry {
                         name: tensor.name,
@@ -81,6 +91,14 @@ impl Files {
             offset,
             place,
         });
+    }
+
+    /// Drops the tensors of which `keep`, which is given their index, is false.
+    pub(super) fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        let mut index = 0..self.tensors.len();
+        self.tensors.retain(|_| index.next().is_some_and(&keep));
+        let mut index = 0..self.at.len();
+        self.at.retain(|_| index.next().is_some_and(&keep));
     }
 
     /// Appends another file to these.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::error::CheckpointError;
@@ -9,24 +10,8 @@ use super::format::Format;
 use super::index::Index;
 use super::limits::{MAX_FOLDER_ENTRIES, MAX_SHARDS};
 use super::locate::Location;
-
-const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
-
-/// Whether a trainer keeps the file to resume from: it ends like a pickle, but holds no weights.
-fn is_of_training(name: &str) -> bool {
-    let starts = [
-        "optimizer",
-        "scheduler",
-        "scaler",
-        "rng_state",
-        "random_states",
-        "training_args",
-    ];
-    starts.iter().any(|start| name.starts_with(start)) || name.contains("optim_states")
-}
-
-/// How many numbers of an incomplete set are searched for the one to name.
-const MISSING_SHOWN: usize = 3;
+use super::unread::{download_hint, no_weights, not_one_set};
+use super::weight_names::{ADAPTERS, NumberedSet, is_of_training, numbered};
 
 /// The files that make up a checkpoint.
 #[derive(Debug)]
@@ -50,6 +35,8 @@ pub(super) struct FoundWeights {
     pub(super) problems: Vec<CheckpointError>,
     /// Weight files of the same format that are not part of the checkpoint.
     pub(super) left_aside: Vec<String>,
+    /// An index that is not read because a whole file lies beside it; its shards are not among `left_aside`.
+    pub(super) unread_index: Option<String>,
 }
 
 /// Finds the weights of a folder: safetensors if there are any, else pickles. After a problem it continues with the
@@ -91,28 +78,32 @@ fn find_format(
     format: Format,
 ) -> Option<FoundWeights> {
     let folder = &location.path;
-    let (adapters, files): (BTreeSet<&str>, BTreeSet<&str>) = names
-        .iter()
-        .map(String::as_str)
-        .filter(|name| format.ends().iter().any(|end| name.ends_with(end)))
-        .filter(|name| !is_of_training(name) || format == Format::Safetensors)
+    let (adapters, files): (BTreeSet<&str>, BTreeSet<&str>) = weight_files(names, format)
+        .into_iter()
         .partition(|name| ADAPTERS.contains(name));
     let mut problems = Vec::new();
-    let chosen_index = choose_index(names, &files, format);
-    let index = chosen_index.and_then(|name| {
+    let mut chosen_index = choose_index(names, &files, format);
+    let mut index = chosen_index.and_then(|name| {
         let read = Index::read(&folder.join(name), format);
         let index = read.and_then(|index| index.shards().map(drop).map(|()| index));
         index.map_err(|problem| problems.push(problem)).ok()
     });
+    // transformers looks for the single file first, and reads no index if it is there.
+    let mut passed_over = BTreeSet::new();
+    let unread_index = chosen_index.filter(|_| {
+        let agrees = |index: &Index| index.names_only(format.single());
+        files.contains(format.single()) && !index.as_ref().is_some_and(agrees)
+    });
+    if unread_index.is_some() {
+        let shards = index.iter().flat_map(|index| index.shards());
+        passed_over = shards.flatten().map(str::to_owned).collect();
+        problems.clear();
+        (chosen_index, index) = (None, None);
+    }
     let mut chosen: BTreeSet<String> = BTreeSet::new();
     if let Some(index) = &index {
-        let by_index = chosen_index.unwrap_or_default();
-        for shard in index.shards().unwrap_or_default() {
-            match check_present(location, shard, by_index) {
-                Ok(()) => chosen.extend([shard.to_owned()]),
-                Err(problem) => problems.push(problem),
-            }
-        }
+        let name = chosen_index.unwrap_or_default();
+        chosen = present_shards(location, names, format, (index, name), &mut problems);
     } else if files.is_empty() {
         // A broken index without any shard beside it still counts as the folder's checkpoint.
         if problems.is_empty() {
@@ -128,6 +119,12 @@ fn find_format(
                 problems.push(problem);
             }
         }
+        for file in std::mem::take(&mut chosen) {
+            match check_link(location, &file) {
+                Ok(()) => chosen.extend([file]),
+                Err(problem) => problems.push(problem),
+            }
+        }
     }
     let others = || files.iter().filter(|file| !chosen.contains(**file));
     let by_index = chosen_index.filter(|_| index.is_some());
@@ -139,18 +136,60 @@ fn find_format(
             chosen_by.unwrap_or("the checkpoint")
         )
     };
-    let unread: BTreeSet<&str> = others().copied().chain(adapters).collect();
-    let left_aside = others().filter(|file| !is_of_training(file));
+    let unread = others().filter(|file| !passed_over.contains(**file));
+    let unread: BTreeSet<&str> = unread.copied().chain(adapters).collect();
+    let left_aside = others()
+        .filter(|file| !is_of_training(file) && !passed_over.contains(**file))
+        .map(|file| (*file).to_owned());
+    let index_note = unread_index.map(|name| {
+        format!(
+            "{} and the shards that it names were not read: {} beside it is what transformers reads; remove those \
+             that are not meant",
+            folder.join(name).display(),
+            format.single()
+        )
+    });
     Some(FoundWeights {
-        left_aside: left_aside.map(|file| (*file).to_owned()).collect(),
+        left_aside: left_aside.collect(),
+        unread_index: unread_index.map(str::to_owned),
         weights: Weights {
             shards: chosen.iter().map(|name| folder.join(name)).collect(),
-            notes: unread.iter().map(not_read).collect(),
+            notes: index_note
+                .into_iter()
+                .chain(unread.iter().map(not_read))
+                .collect(),
             index,
             format,
         },
         problems,
     })
+}
+
+/// The shards of an index that are there; the others, and those that it leaves out, are problems.
+fn present_shards(
+    location: &Location,
+    names: &BTreeSet<String>,
+    format: Format,
+    (index, name): (&Index, &str),
+    problems: &mut Vec<CheckpointError>,
+) -> BTreeSet<String> {
+    let mut present = BTreeSet::new();
+    for shard in index.shards().unwrap_or_default() {
+        // Follows links: a snapshot's link may outlive its blob.
+        match fs::metadata(location.path.join(shard)) {
+            Ok(_) => present.extend([shard.to_owned()]),
+            Err(_) => problems.push(CheckpointError::ShardMissing {
+                path: location.path.clone(),
+                shard: shard.into(),
+                expected_by: name.into(),
+                hint: stale_index_hint(location, names, format, (index, name)),
+            }),
+        }
+    }
+    if problems.is_empty() {
+        problems.extend(index.left_out());
+    }
+    present
 }
 
 /// The UTF-8 names in a folder; a file with any other name cannot belong to a checkpoint.
@@ -202,75 +241,58 @@ fn choose_files(
     if files.contains(format.single()) {
         return Ok([format.single().to_owned()].into());
     }
-    let mut sets: BTreeMap<Option<(&str, usize, &str)>, BTreeSet<usize>> = BTreeMap::new();
+    let mut sets: BTreeMap<Option<NumberedSet<'_>>, BTreeSet<usize>> = BTreeMap::new();
     for file in files {
-        match numbered(file) {
-            Some((stem, number, of, end)) => {
-                let set = sets.entry(Some((stem, of, end))).or_default();
-                set.insert(number)
-            }
-            None => sets.entry(None).or_default().insert(0),
+        let (set, number) = match numbered(file) {
+            Some((set, number)) => (Some(set), number),
+            None => (None, 0),
         };
+        sets.entry(set).or_default().insert(number);
     }
     let chosen = || files.iter().map(|file| (*file).to_owned()).collect();
     match sets.first_key_value() {
         None => Ok(BTreeSet::new()),
         Some((None, _)) if files.len() == 1 => Ok(chosen()),
-        Some((Some((stem, of, end)), numbers)) if sets.len() == 1 => {
-            check_complete(location, stem, *of, end, numbers)?;
+        Some((Some(set), numbers)) if sets.len() == 1 => {
+            check_complete(location, set, numbers)?;
             Ok(chosen())
         }
-        _ => Err(CheckpointError::AmbiguousFolder {
-            path: location.path.clone(),
-            files: chosen()
-                .into_iter()
-                .collect::<BTreeSet<String>>()
-                .into_iter()
-                .collect(),
-        }),
+        _ => Err(not_one_set(location, files)),
     }
 }
 
-/// Parses `model-00002-of-00003.safetensors`: number 2 of the 3 files of `model` that end in `.safetensors`.
-fn numbered(file: &str) -> Option<(&str, usize, usize, &str)> {
-    let (rest, end) = file.split_at(file.rfind('.')?);
-    let (rest, of) = rest.rsplit_once("-of-")?;
-    let (stem, number) = rest.rsplit_once('-')?;
-    let count = |digits: &str| {
-        digits
-            .bytes()
-            .all(|b| b.is_ascii_digit())
-            .then(|| digits.parse().ok())
-            .flatten()
-    };
-    Some((stem, count(number)?, count(of)?, end))
+/// An error if the folder's file of that name is a link to a file that is not there.
+pub(super) fn check_link(location: &Location, name: &str) -> Result<(), CheckpointError> {
+    let path = location.path.join(name);
+    let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
+    match fs::metadata(&path) {
+        Err(error) if is_link && error.kind() == ErrorKind::NotFound => {
+            Err(CheckpointError::BrokenLink {
+                path,
+                hint: download_hint(location),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_complete(
     location: &Location,
-    stem: &str,
-    of: usize,
-    end: &str,
+    set: &NumberedSet<'_>,
     numbers: &BTreeSet<usize>,
 ) -> Result<(), CheckpointError> {
-    if of > MAX_SHARDS {
+    if set.of > MAX_SHARDS {
         return Err(CheckpointError::TooLarge {
             path: location.path.clone(),
             what: "number of shards",
             limit: MAX_SHARDS as u64,
-            found: of as u64,
+            found: set.of as u64,
         });
     }
-    let mut missing = (1..=of)
-        .filter(|number| !numbers.contains(number))
-        .peekable();
-    if missing.peek().is_none() {
+    let missing = set.missing(numbers);
+    if missing.is_empty() {
         return Ok(());
     }
-    let missing: Vec<String> = missing
-        .take(MISSING_SHOWN)
-        .map(|number| format!("{stem}-{number:05}-of-{of:05}{end}"))
-        .collect();
     Err(CheckpointError::ShardMissing {
         path: location.path.clone(),
         shard: missing.join(", "),
@@ -279,91 +301,54 @@ fn check_complete(
     })
 }
 
-fn check_present(location: &Location, shard: &str, index: &str) -> Result<(), CheckpointError> {
-    // Follows links: a snapshot's link may outlive its blob.
-    match fs::metadata(location.path.join(shard)) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(CheckpointError::ShardMissing {
-            path: location.path.clone(),
-            shard: shard.into(),
-            expected_by: index.into(),
-            hint: download_hint(location),
-        }),
-    }
-}
-
-fn download_hint(location: &Location) -> String {
-    match &location.hub {
-        Some(hub) => format!(
-            "the download is not complete, run `hf download {} --revision {}`",
-            hub.repo, hub.revision
+/// What to do about an index that names a shard that is not there: other weights of the folder may be whole.
+fn stale_index_hint(
+    location: &Location,
+    names: &BTreeSet<String>,
+    format: Format,
+    (index, index_name): (&Index, &str),
+) -> String {
+    let download = download_hint(location);
+    let named = index.shards().unwrap_or_default();
+    let left = names.iter().any(|name| named.contains(name.as_str()));
+    let formats = [format, Format::Pickle];
+    // Pickles are read only if there are no safetensors.
+    let formats = &formats[..if left { 1 } else { 2 }];
+    let whole = formats.iter().find_map(|format| {
+        let files = weight_files(names, *format);
+        let others: BTreeSet<&str> = files
+            .into_iter()
+            .filter(|file| !named.contains(file) && !ADAPTERS.contains(file))
+            .collect();
+        let chosen = choose_files(location, &others, *format).ok()?;
+        let first = chosen.first()?.clone();
+        Some(match chosen.len() {
+            1 => format!("{first} is"),
+            count => format!("the {count} shards from {first} on are"),
+        })
+    });
+    match whole {
+        Some(whole) => format!(
+            "if {whole} the model, remove {index_name}{}; otherwise {download}",
+            if left {
+                " and the shards that it names"
+            } else {
+                ""
+            }
         ),
-        None => "copy or download it again".into(),
+        None => download,
     }
 }
 
-/// Weights of other formats, by the endings of their names.
-const OTHER_FORMATS: [(&[&str], &str, &str); 4] = [
-    (
-        &[".pkl", ".pickle"],
-        "a pickle, which torch.save does not name so",
-        "convert it to safetensors",
-    ),
-    (
-        &[".gguf", ".ggml"],
-        "a GGUF file",
-        "use the safetensors it was made from",
-    ),
-    (
-        &[".h5", ".msgpack"],
-        "a TensorFlow or Flax file",
-        "convert it to safetensors",
-    ),
-    (
-        &[".onnx"],
-        "an ONNX file",
-        "use the safetensors it was exported from",
-    ),
-];
-
-/// The unsupported format that a file's name indicates, and what to do.
-pub(super) fn other_format(name: &str) -> Option<(&'static str, &'static str)> {
-    OTHER_FORMATS
-        .into_iter()
-        .find(|(ends, ..)| ends.iter().any(|end| name.ends_with(end)))
-        .map(|(_, what, hint)| (what, hint))
-}
-
-fn no_weights(location: &Location, names: &BTreeSet<String>) -> CheckpointError {
-    let adapter = ADAPTERS.into_iter().find(|name| names.contains(*name));
-    let weights: Vec<(&String, &str)> = names
+/// The files with names of that format, without what trainers keep to resume from.
+fn weight_files(names: &BTreeSet<String>, format: Format) -> BTreeSet<&str> {
+    names
         .iter()
-        .filter_map(|name| Some((name, other_format(name)?.1)))
-        .collect();
-    let hint = if adapter.is_some() {
-        "this is a LoRA adapter: write `model+adapter`, with the model that it was trained on"
-            .into()
-    } else if let Some((_, hint)) = weights.first() {
-        (*hint).into()
-    } else if names.contains("model_index.json") {
-        "this is a pipeline, name the folder of one component".into()
-    } else if location.hub.is_some() {
-        download_hint(location)
-    } else {
-        "name a folder with `model.safetensors` or its shards and index".into()
-    };
-    let mut found: Vec<String> = match weights.is_empty() {
-        true => names.iter().cloned().collect(),
-        false => weights.into_iter().map(|(name, _)| name.clone()).collect(),
-    };
-    if let Some(adapter) = adapter
-        && !found.iter().any(|name| name == adapter)
-    {
-        found.insert(0, adapter.into());
-    }
-    CheckpointError::NoWeights {
-        path: location.path.clone(),
-        found,
-        hint,
-    }
+        .map(String::as_str)
+        .filter(|name| format.ends().iter().any(|end| name.ends_with(end)))
+        .filter(|name| !is_of_training(name) || format == Format::Safetensors)
+        .collect()
 }
+
+#[cfg(test)]
+mod tests;

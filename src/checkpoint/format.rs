@@ -9,19 +9,23 @@ pub(super) enum Format {
 }
 
 impl Format {
+    /// The format that a file's name indicates, if it indicates one.
+    pub(super) fn named(name: &str) -> Option<Format> {
+        let formats = [Format::Safetensors, Format::Pickle];
+        let mut formats = formats.into_iter();
+        formats.find(|format| format.ends().iter().any(|end| name.ends_with(end)))
+    }
+
     /// The format that a file's name indicates; safetensors if it indicates none.
     pub(super) fn of(name: &str) -> Format {
-        match Format::Pickle.ends().iter().any(|end| name.ends_with(end)) {
-            true => Format::Pickle,
-            false => Format::Safetensors,
-        }
+        Format::named(name).unwrap_or(Format::Safetensors)
     }
 
     /// The endings of its files' names.
     pub(super) fn ends(self) -> &'static [&'static str] {
         match self {
             Format::Safetensors => &[".safetensors"],
-            Format::Pickle => &[".bin", ".pt", ".pth", ".ckpt"],
+            Format::Pickle => &[".bin", ".pt", ".pth", ".ckpt", ".pth.tar"],
         }
     }
 

@@ -85,6 +85,9 @@ fn header_text<'a>(path: &Path, file: &'a [u8]) -> Result<&'a str, CheckpointErr
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES {
+        if let Some(stand_in) = stand_in(path, file) {
+            return Err(stand_in);
+        }
         if let Some((what, hint)) = recognise(file) {
             return Err(CheckpointError::NotSafetensors {
                 path: path.into(),
@@ -104,21 +107,46 @@ fn header_text<'a>(path: &Path, file: &'a [u8]) -> Result<&'a str, CheckpointErr
     std::str::from_utf8(header).map_err(|e| malformed(path, &e))
 }
 
+/// What downloads leave in place of weights, by how it begins: what it is, and what to do.
+const STAND_INS: [(&[u8], &str, &str); 10] = [
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the weights",
+        "run `git lfs pull`",
+    ),
+    (b"<!", WEB_PAGE, FETCH),
+    (b"<ht", WEB_PAGE, FETCH),
+    (b"<HT", WEB_PAGE, FETCH),
+    (b"<?xml", WEB_PAGE, FETCH),
+    (b"{\"error\"", SERVER, FETCH),
+    (b"Entry not found", SERVER, FETCH),
+    (b"Repository not found", SERVER, FETCH),
+    (b"Invalid username or password", SERVER, FETCH),
+    (b"Access to model", SERVER, FETCH),
+];
+const WEB_PAGE: &str = "a web page";
+const SERVER: &str = "what a server answered in place of the weights";
+const FETCH: &str = "download the file itself; a gated model needs `hf auth login` first";
+
+/// The error for a file that only stands for weights, if it is one.
+pub(super) fn stand_in(path: &Path, file: &[u8]) -> Option<CheckpointError> {
+    let mut stand_ins = STAND_INS.into_iter();
+    let (_, what, hint) = stand_ins.find(|(start, ..)| file.starts_with(start))?;
+    Some(CheckpointError::StandIn {
+        path: path.into(),
+        what,
+        hint,
+    })
+}
+
 /// Recognises files that have the name of a safetensors file but another format. Read as a length, each of these
 /// beginnings is larger than any header.
 fn recognise(file: &[u8]) -> Option<(&'static str, &'static str)> {
-    let kinds: [(&[u8], &str, &str); 5] = [
-        (
-            b"version https://git-lfs",
-            "a Git LFS pointer, not the weights",
-            "run `git lfs pull`",
-        ),
-        (b"<!DOCTYPE", "a web page", "download the file itself"),
-        (b"<html", "a web page", "download the file itself"),
+    let kinds: [(&[u8], &str, &str); 2] = [
         (
             b"PK\x03\x04",
             "a zip archive, as torch.save writes",
-            "name it `*.bin` or `*.pt`, or convert it to safetensors",
+            "if torch.save wrote it, name it `*.pt`; else save its tensors as safetensors",
         ),
         (
             b"GGUF",

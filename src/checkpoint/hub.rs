@@ -1,10 +1,13 @@
 //! The local Hugging Face cache, in the layout of huggingface_hub: refs hold commits, snapshots hold files.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::bounded::read_bounded;
-use super::limits::MAX_REF_BYTES;
+use super::limits::{MAX_REF_BYTES, MAX_TREE_BYTES};
 
 /// The Hub repository and commit of a location.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,9 @@ pub(super) const DEFAULT_REVISION: &str = "main";
 
 /// The longest repository id: huggingface_hub's own limit.
 const MAX_REPO_ID_BYTES: usize = 96;
+
+/// The version of the lists of files that is read.
+const TREE_FORMAT: u64 = 1;
 
 /// The most snapshots that a message names to choose from.
 const SNAPSHOTS_SHOWN: usize = 3;
@@ -43,6 +49,55 @@ pub(super) fn is_repo_id(text: &str) -> bool {
             Some((org, name)) => part(org) && part(name),
             None => part(text),
         }
+}
+
+/// The repository and the commit of a folder in any Hub cache: `models--org--name/snapshots/COMMIT`.
+pub(super) fn snapshot_of(folder: &Path) -> Option<(String, String)> {
+    let snapshots = folder.parent()?;
+    let repo = snapshots.parent()?.file_name()?.to_str()?;
+    let repo = repo.strip_prefix("models--")?.replace("--", "/");
+    let commit = folder.file_name()?.to_str()?;
+    (snapshots.file_name()? == "snapshots" && is_repo_id(&repo)).then(|| (repo, commit.into()))
+}
+
+/// A file as the Hub lists it.
+struct Listed {
+    /// The SHA-256 of its content and its size, if it is a large file.
+    lfs: Option<(String, u64)>,
+}
+
+/// The Hub's list of the files of a commit, which huggingface_hub keeps beside the snapshots; none if there is no list
+/// that can be read.
+fn listed(folder: &Path) -> Option<BTreeMap<String, Listed>> {
+    let (_, commit) = snapshot_of(folder)?;
+    let trees = folder.parent()?.parent()?.join("trees");
+    let path = trees.join(format!("{commit}.json"));
+    let bytes = read_bounded(&path, MAX_TREE_BYTES, "list of files, in bytes").ok()?;
+    let list: Value = serde_json::from_slice(&bytes).ok()?;
+    if list.get("format_version").and_then(Value::as_u64) != Some(TREE_FORMAT) {
+        return None;
+    }
+    let files = list.get("files")?.as_object()?.iter();
+    let entry = |(name, file): (&String, &Value)| {
+        let sha256 = file.get("lfs_sha256").and_then(Value::as_str);
+        let size = file.get("lfs_size").and_then(Value::as_u64);
+        let lfs = sha256.map(str::to_owned).zip(size);
+        (name.clone(), Listed { lfs })
+    };
+    Some(files.map(entry).collect())
+}
+
+/// The names of the files that the Hub lists for a snapshot in its cache; none if nothing is listed.
+pub(super) fn listed_names(folder: &Path) -> Option<BTreeSet<String>> {
+    Some(listed(folder)?.into_keys().collect())
+}
+
+/// The SHA-256 that the Hub lists for a file of a snapshot, if the file has the listed size.
+pub(super) fn listed_sha256(file: &Path, size: u64) -> Option<String> {
+    let name = file.file_name()?.to_str()?;
+    let (sha256, listed_size) = listed(file.parent()?)?.remove(name)?.lfs?;
+    let hex = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
+    (listed_size == size && sha256.len() == 64 && sha256.bytes().all(hex)).then_some(sha256)
 }
 
 /// Whether a revision stays within `refs/`: git allows slashes, but no `..` and no absolute path.

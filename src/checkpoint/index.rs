@@ -1,6 +1,6 @@
 //! The index of a sharded checkpoint, checked against its shards: neither is trusted without the other.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use super::header::check_name;
 use super::limits::{MAX_FILE_NAME_BYTES, MAX_INDEX_BYTES, MAX_SHARDS};
 use super::shard::Shard;
 use super::source::TensorEntry;
+use super::weight_names::{NumberedSet, numbered};
 
 /// A parsed index whose file names are safe to use.
 #[derive(Debug)]
@@ -83,6 +84,35 @@ impl Index {
             });
         }
         Ok(shards)
+    }
+
+    /// Whether it names that file and no other.
+    pub(super) fn names_only(&self, file: &str) -> bool {
+        let mut shards = self.weight_map.iter().map(|(_, shard)| shard);
+        shards.next().is_some_and(|first| first == file) && shards.all(|shard| shard == file)
+    }
+
+    /// The file that it names for each tensor.
+    pub(super) fn files(&self) -> HashMap<&str, &str> {
+        let entries = self.weight_map.iter();
+        entries
+            .map(|(tensor, file)| (tensor.as_str(), file.as_str()))
+            .collect()
+    }
+
+    /// An error if it names fewer shards of a set than the set has by the names of its files.
+    pub(super) fn left_out(&self) -> Option<CheckpointError> {
+        let mut sets: BTreeMap<NumberedSet<'_>, BTreeSet<usize>> = BTreeMap::new();
+        for (set, number) in self.shards().ok()?.into_iter().filter_map(numbered) {
+            sets.entry(set).or_default().insert(number);
+        }
+        let (set, numbers) = sets.iter().find(|(set, numbers)| numbers.len() < set.of)?;
+        Some(CheckpointError::ShardsNotNamed {
+            path: self.path.clone(),
+            named: numbers.len(),
+            of: set.of,
+            missing: set.missing(numbers),
+        })
     }
 
     /// Entries whose tensor is not in the named shard, and tensors of the shards without an entry. Entries for files

@@ -35,6 +35,8 @@ mod source;
 mod survey;
 mod tokenizer;
 mod tree;
+mod unread;
+mod weight_names;
 
 #[cfg(test)]
 pub(crate) mod fixtures;

@@ -18,6 +18,9 @@ pub const MAX_SIDECAR_BYTES: u64 = 512 << 20;
 /// The largest file under `refs/` of the Hub cache: it holds one commit hash.
 pub(super) const MAX_REF_BYTES: u64 = 4 << 10;
 
+/// The largest list of files under `trees/` of the Hub cache: a file takes about 250 bytes of it.
+pub(super) const MAX_TREE_BYTES: u64 = 64 << 20;
+
 /// The most shards of one checkpoint; `model-00001-of-99999` has five digits.
 pub(super) const MAX_SHARDS: usize = 100_000;
 

@@ -24,8 +24,10 @@ pub struct Locator {
 /// Where a model is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
-    /// A folder, or a single `.safetensors` file.
+    /// A folder, or a single file of weights.
     pub path: PathBuf,
+    /// The entry of the file, or of the folder's pickles, that holds the tensors: its keys, joined by dots.
+    pub entry: Option<String>,
     /// The snapshot, if the model was found in the Hub cache.
     pub hub: Option<HubSnapshot>,
     /// The folder of the adapter that is applied to it.
@@ -37,6 +39,7 @@ impl Location {
     pub fn local(path: impl Into<PathBuf>) -> Location {
         Location {
             path: path.into(),
+            entry: None,
             hub: None,
             adapter: None,
         }
@@ -61,7 +64,10 @@ impl Locator {
         if let Some((_, path)) = self.elsewhere.iter().find(moved) {
             let path = self.working_dir.join(path);
             return match fs::metadata(&path) {
-                Ok(_) => Ok(Location::local(path)),
+                Ok(_) => Ok(Location {
+                    entry: model.entry.clone(),
+                    ..Location::local(path)
+                }),
                 Err(source) => Err(CheckpointError::io("open", &path, source)),
             };
         }
@@ -70,6 +76,11 @@ impl Locator {
         }
         if let Some((base, adapter)) = model.base_and_adapter() {
             return self.locate_both(model, &base, &adapter);
+        }
+        if let Some((whole, entry)) = model.whole_and_entry() {
+            let location = self.locate(&whole)?;
+            let entry = Some(entry);
+            return Ok(Location { entry, ..location });
         }
         let revision = model.revision.as_deref().unwrap_or(hub::DEFAULT_REVISION);
         if !hub::is_revision(revision) {
@@ -85,6 +96,7 @@ impl Locator {
                 Ok((path, commit)) => {
                     return Ok(Location {
                         path,
+                        entry: None,
                         hub: Some(HubSnapshot {
                             repo: model.path.clone(),
                             revision: revision.into(),

@@ -4,13 +4,15 @@ use std::fmt;
 
 use super::limits::MAX_MODEL_REF_BYTES;
 
-/// A model as a recipe writes it: `path`, `org/name`, `org/name@revision`, `model+adapter`.
+/// A model as a recipe writes it: `path`, `org/name`, `org/name@revision`, `file#entry`, `model+adapter`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelRef {
     /// A local path or a Hub id, without revision and adapter.
     pub path: String,
     /// The part after `@`: a branch, a tag or a commit of a Hub repository.
     pub revision: Option<String>,
+    /// The part after `#`: the entry of a file of torch.save that holds the tensors, its keys joined by dots.
+    pub entry: Option<String>,
     /// The part after `+`: a LoRA adapter, with its own `@revision` if it has one.
     pub adapter: Option<String>,
     text: String,
@@ -39,16 +41,18 @@ impl ModelRef {
             return Err("expected a model, found a control character in it".into());
         }
         match split(text) {
-            Ok((path, revision, adapter)) => Ok(ModelRef {
-                path: path.into(),
-                revision: revision.map(Into::into),
-                adapter: adapter.map(Into::into),
+            Ok(parts) => Ok(ModelRef {
+                path: parts.path.into(),
+                revision: parts.revision.map(Into::into),
+                entry: parts.entry.map(Into::into),
+                adapter: parts.adapter.map(Into::into),
                 text: text.into(),
             }),
             // Text that can only be a path may contain any number of these characters.
             Err(_) if is_plainly_a_path(text) => Ok(ModelRef {
                 path: text.into(),
                 revision: None,
+                entry: None,
                 adapter: None,
                 text: text.into(),
             }),
@@ -61,16 +65,33 @@ impl ModelRef {
         let adapter = self.adapter.as_deref()?;
         // Both parts were checked when the whole reference was parsed.
         let (adapter_path, adapter_revision) = split_revision(adapter, "an adapter").ok()?;
-        let part = |path: &str, revision: Option<&str>| ModelRef {
-            path: path.into(),
-            revision: revision.map(Into::into),
-            adapter: None,
-            text: revision.map_or(path.into(), |revision| format!("{path}@{revision}")),
-        };
+        let (base, _) = self.text.split_once('+')?;
         Some((
-            part(&self.path, self.revision.as_deref()),
-            part(adapter_path, adapter_revision),
+            ModelRef {
+                adapter: None,
+                text: base.into(),
+                ..self.clone()
+            },
+            ModelRef {
+                path: adapter_path.into(),
+                revision: adapter_revision.map(Into::into),
+                entry: None,
+                adapter: None,
+                text: adapter.into(),
+            },
         ))
+    }
+
+    /// The model without its entry, and the entry, if it has one; without an adapter.
+    pub(super) fn whole_and_entry(&self) -> Option<(ModelRef, String)> {
+        let entry = self.entry.clone()?;
+        let (text, _) = self.text.rsplit_once('#')?;
+        let whole = ModelRef {
+            entry: None,
+            text: text.into(),
+            ..self.clone()
+        };
+        Some((whole, entry))
     }
 
     /// The reference as written.
@@ -85,8 +106,13 @@ impl fmt::Display for ModelRef {
     }
 }
 
-/// Path, revision, adapter.
-type Parts<'a> = (&'a str, Option<&'a str>, Option<&'a str>);
+/// The parts of a reference.
+struct Parts<'a> {
+    path: &'a str,
+    revision: Option<&'a str>,
+    entry: Option<&'a str>,
+    adapter: Option<&'a str>,
+}
 
 fn split(text: &str) -> Result<Parts<'_>, String> {
     let (model, adapter) = match text.split_once('+') {
@@ -96,13 +122,28 @@ fn split(text: &str) -> Result<Parts<'_>, String> {
                 "expected `model+adapter`, found more than one `+` in `{text}`"
             ));
         }
+        Some((_, "")) => {
+            return Err(format!(
+                "expected an adapter after the `+` of `{text}`, found nothing"
+            ));
+        }
         Some((model, adapter)) => (model, Some(adapter)),
     };
     if let Some(adapter) = adapter {
         split_revision(adapter, "an adapter")?;
     }
-    let (path, revision) = split_revision(model, "a model")?;
-    Ok((path, revision, adapter))
+    // A `#` at the end is a part of the name.
+    let (whole, entry) = match model.rsplit_once('#') {
+        Some((whole, entry)) if !whole.is_empty() && !entry.is_empty() => (whole, Some(entry)),
+        _ => (model, None),
+    };
+    let (path, revision) = split_revision(whole, "a model")?;
+    Ok(Parts {
+        path,
+        revision,
+        entry,
+        adapter,
+    })
 }
 
 fn split_revision<'a>(text: &'a str, what: &str) -> Result<(&'a str, Option<&'a str>), String> {
@@ -116,7 +157,10 @@ fn split_revision<'a>(text: &'a str, what: &str) -> Result<(&'a str, Option<&'a 
         Some((path, revision)) => (path, Some(revision)),
     };
     if path.is_empty() {
-        return Err(format!("expected {what}, found nothing before `{text}`"));
+        return Err(match revision {
+            Some(revision) => format!("expected {what}, found nothing before `@{revision}`"),
+            None => format!("expected {what}, found nothing before the `+`"),
+        });
     }
     if revision == Some("") {
         return Err(format!(
@@ -141,6 +185,7 @@ mod tests {
             assert_eq!(model.path, path);
             assert_eq!(model.revision.as_deref(), revision);
             assert_eq!(model.adapter.as_deref(), adapter);
+            assert_eq!(model.entry, None);
             assert_eq!(model.to_string(), text);
         };
         check("org/name", "org/name", None, None);
@@ -150,6 +195,47 @@ mod tests {
         check("a@x+b@y", "a", Some("x"), Some("b@y"));
         check("/data/a+b+c@d@e", "/data/a+b+c@d@e", None, None);
         check("with space", "with space", None, None);
+    }
+
+    #[test]
+    fn an_entry_follows_the_last_number_sign() {
+        let check = |text: &str, path: &str, revision: Option<&str>, entry: Option<&str>| {
+            let model = ModelRef::parse(text).unwrap();
+            assert_eq!(model.path, path, "{text}");
+            assert_eq!(model.revision.as_deref(), revision, "{text}");
+            assert_eq!(model.entry.as_deref(), entry, "{text}");
+        };
+        check("m.pt#params_ema", "m.pt", None, Some("params_ema"));
+        check("org/name@v1#a.b", "org/name", Some("v1"), Some("a.b"));
+        check("dir#1/m.pt#net", "dir#1/m.pt", None, Some("net"));
+        check("m.pt#net+lora@x", "m.pt", None, Some("net"));
+        check("C#", "C#", None, None);
+        check("#x", "#x", None, None);
+        let (base, adapter) = ModelRef::parse("m.pt#net+lora@x")
+            .unwrap()
+            .base_and_adapter()
+            .unwrap();
+        assert_eq!((base.text(), adapter.text()), ("m.pt#net", "lora@x"));
+        let (whole, entry) = base.whole_and_entry().unwrap();
+        assert_eq!((whole.text(), entry.as_str()), ("m.pt", "net"));
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let said = |text: &str| ModelRef::parse(text).unwrap_err();
+        assert_eq!(
+            said("a+"),
+            "expected an adapter after the `+` of `a+`, found nothing"
+        );
+        assert_eq!(said("+b"), "expected a model, found nothing before the `+`");
+        assert_eq!(
+            said("a+@x"),
+            "expected an adapter, found nothing before `@x`"
+        );
+        assert_eq!(
+            said("@main"),
+            "expected a model, found nothing before `@main`"
+        );
     }
 
     #[test]

@@ -19,8 +19,13 @@ const CONFIG_HINT: &str = "dequantise it first, or name the model it was made fr
 /// Config entries that only quantised models have.
 const CONFIG_KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
 
-/// Tensors that GPTQ, AWQ, bitsandbytes, compressed-tensors and FP8 checkpoints store beside their weights.
-const TELL_TALE_ENDS: [&str; 9] = [
+/// Tensors that GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, HQQ, QuIP#, EXL2 and EXL3 checkpoints store beside
+/// their weights or in place of them.
+const TELL_TALE_ENDS: [&str; 13] = [
+    ".W_q",
+    ".q_weight",
+    ".Qidxs",
+    ".trellis",
     ".qweight",
     ".qzeros",
     ".g_idx",
@@ -146,11 +151,14 @@ pub(super) fn only_config_says(tensors: &[TensorEntry], by_name: &HashMap<String
     tensors.iter().all(plain)
 }
 
-/// Whether the dtype is that of codes: 8-bit floats, matrices of small integers, or the words that MLX packs them in.
+/// Whether the dtype is that of codes: 8-bit floats, or matrices of integers or of the words that they are packed in.
+/// Matrices of 64-bit integers are positions.
 fn may_be_codes(tensor: &TensorEntry) -> bool {
     match tensor.dtype {
         Dtype::F8_E4M3 | Dtype::F8_E5M2 => true,
-        Dtype::I8 | Dtype::U8 | Dtype::U32 => tensor.shape.len() > 1,
+        Dtype::I8 | Dtype::U8 | Dtype::I16 | Dtype::U16 | Dtype::I32 | Dtype::U32 => {
+            tensor.shape.len() > 1
+        }
         _ => false,
     }
 }
@@ -197,7 +205,7 @@ mod tests {
     fn quantised_checkpoints_are_refused_by_what_shows_it() {
         let plain: (&str, &str, &[usize]) = ("a.weight", "BF16", &[2, 2]);
         let gptq = r#"{"quantization_config": {"quant_method": "gptq"}}"#;
-        let cases: [(&str, Tensors, &str); 19] = [
+        let cases: [(&str, Tensors, &str); 23] = [
             (gptq, &[plain], "quant_method `gptq`"),
             (
                 r#"{"text_config": {"quantization_config": {"bits": 4}}}"#,
@@ -275,7 +283,30 @@ mod tests {
                 ],
                 "`a._weight_scale`",
             ),
-            // quanto and MLX.
+            // HQQ, torchao, a format of no name, quanto and MLX.
+            (
+                "{}",
+                &[("a.W_q", "I32", &[2, 2]), ("a.meta", "F16", &[2])],
+                "`a.W_q`",
+            ),
+            (
+                "{}",
+                &[
+                    ("a._weight_qdata", "I32", &[2, 2]),
+                    ("a._weight_scale_and_zero", "BF16", &[2]),
+                ],
+                "`a._weight_scale_and_zero`",
+            ),
+            (
+                "{}",
+                &[("a.codes", "I16", &[2, 2]), ("a.scales", "F16", &[2])],
+                "`a.scales`",
+            ),
+            (
+                "{}",
+                &[("a.packed", "I32", &[2, 2]), ("a.group_scale", "F16", &[2])],
+                "`a.group_scale`",
+            ),
             (
                 "{}",
                 &[
@@ -300,12 +331,20 @@ mod tests {
 
     #[test]
     fn plain_checkpoints_raise_no_false_alarm() {
-        let cases: [(&str, Tensors); 7] = [
+        let cases: [(&str, Tensors); 8] = [
             (
                 "{}",
                 &[("a.weight", "BF16", &[2]), ("a.weight_scale", "BF16", &[2])],
             ),
             ("{}", &[("a.weight_scale", "F32", &[2])]),
+            // The second Swin's attention.
+            (
+                "{}",
+                &[
+                    ("a.relative_position_index", "I64", &[4, 4]),
+                    ("a.logit_scale", "F32", &[2, 1, 1]),
+                ],
+            ),
             (
                 "{}",
                 &[("a.weight", "F8_E4M3", &[4]), ("b.scale", "F32", &[])],

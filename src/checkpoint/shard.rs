@@ -12,7 +12,12 @@ use memmap2::Mmap;
 use super::behind::{Behind, Reclaim, reclaim};
 use super::error::CheckpointError;
 use super::header::{self, HeaderTensor};
+use super::hub::listed_sha256;
 use super::pickle::{self, Pickled};
+
+/// The hint for a folder that has the name of a weight file.
+pub(super) const FOLDER_NAMED_AS_A_FILE: &str = "it is a folder, as DeepSpeed's `zero_to_fp32.py` makes one by the \
+                                                 name that it is given: move the files in it up, beside config.json";
 
 /// A file of a checkpoint.
 #[derive(Debug)]
@@ -40,10 +45,13 @@ impl Shard {
         Ok((shard, header.tensors))
     }
 
-    /// Maps a file of torch.save, and returns the tensors of its pickle by offset.
-    pub(super) fn open_pickle(path: &Path) -> Result<(Shard, Pickled), CheckpointError> {
+    /// Maps a file of torch.save, and returns the tensors of its pickle by offset: those of one entry, if it is given.
+    pub(super) fn open_pickle(
+        path: &Path,
+        entry: Option<&str>,
+    ) -> Result<(Shard, Pickled), CheckpointError> {
         let shard = Shard::map(path)?;
-        let pickled = pickle::read(path, &shard.map)?;
+        let pickled = pickle::read(path, &shard.map, entry)?;
         Ok((shard, pickled))
     }
 
@@ -55,8 +63,15 @@ impl Shard {
     fn map(path: &Path) -> Result<Shard, CheckpointError> {
         let io = |source| CheckpointError::io("open", path, source);
         // Checked before opening: opening a FIFO for reading would block forever.
-        if !fs::metadata(path).map_err(io)?.is_file() {
-            return Err(CheckpointError::NotAFile { path: path.into() });
+        let found = fs::metadata(path).map_err(io)?;
+        if !found.is_file() {
+            return Err(CheckpointError::NotAFile {
+                path: path.into(),
+                hint: match found.is_dir() {
+                    true => FOLDER_NAMED_AS_A_FILE,
+                    false => "name a folder with weight files, or one such file",
+                },
+            });
         }
         let file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
@@ -120,11 +135,14 @@ impl Shard {
         (self.header_len > 0).then(|| blake3::hash(header))
     }
 
-    /// The SHA-256 of the file, from its name in the Hub's cache, which names large files by it.
+    /// The SHA-256 of the file, from its name in the Hub's cache, which names large files by it; where the cache has
+    /// copies in place of links, from its list of the commit's files.
     ///
     /// The Hub stated it at the download; it was not computed from the present content of the file.
     pub fn hub_sha256(&self) -> Option<String> {
-        let blob = fs::read_link(&self.path).ok()?;
+        let Ok(blob) = fs::read_link(&self.path) else {
+            return listed_sha256(&self.path, self.file_size);
+        };
         let parent = blob.parent()?.file_name()?;
         let name = blob.file_name()?.to_str()?;
         let hex = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use super::bounded::read_bounded;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
-use super::folder::{file_names, other_format};
+use super::folder::file_names;
 use super::format::Format;
 use super::json::{is_lfs_pointer, parse_json};
 use super::limits::{MAX_SIDECAR_BYTES, MAX_TOKENIZER_BYTES};
+use super::weight_names::other_format;
 
 /// A file that is copied to a checkpoint made from this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,6 +153,11 @@ pub(super) fn find_sidecars(
     }
     sidecars.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(sidecars)
+}
+
+/// Whether a file of that name is carried to an output, whatever it holds.
+pub(super) fn is_carried(name: &str) -> bool {
+    kind_of(name, false).is_some_and(|kind| kind != SidecarKind::Licence)
 }
 
 fn kind_of(name: &str, has_code: bool) -> Option<SidecarKind> {

@@ -3,20 +3,27 @@
 //! There is a single way to open. `check` reports every problem; all other callers take the model, or the first
 //! problem.
 
-use std::collections::HashMap;
-use std::fs;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::bounded::plain;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::files::Files;
-use super::folder::{FoundWeights, Weights, find_weights, other_format};
+use super::folder::{FoundWeights, Weights, check_link, find_weights};
 use super::format::Format;
+use super::hub::listed_names;
 use super::index::Index;
 use super::locate::Location;
 use super::quantised::{only_config_says, refuse_quantised};
 use super::reader::{Beside, Checkpoint};
+use super::shard::FOLDER_NAMED_AS_A_FILE;
+use super::sidecars::is_carried;
+use super::unread::download_hint;
+use super::weight_names::other_format;
 
 /// The result of opening a checkpoint file by file.
 #[derive(Debug)]
@@ -29,6 +36,10 @@ pub struct Survey {
     pub partial: bool,
     /// Weight files of the folder that are not part of the checkpoint.
     pub left_aside: Vec<String>,
+    /// An index that is not read because a whole file lies beside it; its shards are not among `left_aside`.
+    pub unread_index: Option<String>,
+    /// Tensors that several shards hold, and of which the index says which is meant: the copies that are not read.
+    pub superseded: Vec<CheckpointError>,
     /// What is wrong with the `total_size` of the index.
     pub total_size: Option<String>,
     /// The evidence that its weights are quantised.
@@ -71,12 +82,14 @@ impl Survey {
             weights,
             mut problems,
             left_aside,
+            unread_index,
         } = match is_dir {
             true => find_weights(location)?,
             false => FoundWeights {
                 weights: single_file(path)?,
                 problems: Vec::new(),
                 left_aside: Vec::new(),
+                unread_index: None,
             },
         };
         let Weights {
@@ -87,7 +100,8 @@ impl Survey {
         } = weights;
         let mut files = Files::default();
         for shard in &shards {
-            let opened = Files::open(shard, format).and_then(|(one, of_file)| {
+            let entry = location.entry.as_deref();
+            let opened = Files::open(shard, format, entry).and_then(|(one, of_file)| {
                 notes.extend(of_file);
                 files.append(shard, one)
             });
@@ -97,6 +111,11 @@ impl Survey {
             notes.extend(read_as_pickles(&shards));
         }
         let partial = !problems.is_empty();
+        if is_dir {
+            let (missing, of_download) = look_at_download(location);
+            problems.extend(missing);
+            notes.extend(of_download);
+        }
         let config = match is_dir.then(|| ModelConfig::read(path)).transpose() {
             Ok(config) => config.flatten(),
             Err(problem) => {
@@ -107,6 +126,11 @@ impl Survey {
         if files.tensors.is_empty() && !partial {
             problems.push(CheckpointError::NoTensors { path: path.clone() });
         }
+        let superseded = match &index {
+            Some(index) => follow_index(location, index, &mut files),
+            None => Vec::new(),
+        };
+        notes.extend(superseded_note(location, &superseded));
         let by_name = first_of_each(location, &files, &mut problems);
         let found = |index: &Index| index.problems(&files, &by_name);
         problems.extend(index.as_ref().map(found).unwrap_or_default());
@@ -121,6 +145,8 @@ impl Survey {
         Ok(Survey {
             partial,
             left_aside,
+            unread_index,
+            superseded,
             total_size,
             quantised_by_config_only: quantised.is_some()
                 && only_config_says(&files.tensors, &by_name),
@@ -134,22 +160,87 @@ impl Survey {
     }
 }
 
-/// The weights of a single file.
+/// What is missing beside the weights of a folder: problems, and a note on other files that were not downloaded.
+fn look_at_download(location: &Location) -> (Vec<CheckpointError>, Option<String>) {
+    const CONFIG: &str = "config.json";
+    let folder = &location.path;
+    if let Err(problem) = check_link(location, CONFIG) {
+        return (vec![problem], None);
+    }
+    let has_config = |folder: &Path| folder.join(CONFIG).exists();
+    let named_as_a_file = folder
+        .file_name()
+        .and_then(|name| Format::named(name.to_str()?));
+    if named_as_a_file.is_some() && !has_config(folder) && folder.parent().is_some_and(has_config) {
+        let problem = CheckpointError::NotAFile {
+            path: folder.clone(),
+            hint: FOLDER_NAMED_AS_A_FILE,
+        };
+        return (vec![problem], None);
+    }
+    let listed = listed_names(folder).unwrap_or_default();
+    if listed.contains(CONFIG) && !has_config(folder) {
+        let problem = CheckpointError::NotDownloaded {
+            path: folder.clone(),
+            file: CONFIG.into(),
+            hint: download_hint(location),
+        };
+        return (vec![problem], None);
+    }
+    let mut missing = listed
+        .iter()
+        .filter(|name| is_carried(name) && !folder.join(name).exists());
+    let note = missing.next().map(|name| {
+        format!(
+            "{}: {} of the model's repository was not downloaded, so the output lacks it too; {}",
+            folder.display(),
+            plain(name),
+            download_hint(location)
+        )
+    });
+    (Vec::new(), note)
+}
+
+/// The first bytes of a zip archive and of a pickle, which torch.save writes.
+const TORCH_STARTS: [&[u8]; 2] = [b"PK\x03\x04", b"\x80"];
+
+/// The weights of a single file: its format is that of its name, or else what its first bytes look like.
 fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
     let name = path.to_string_lossy();
-    if let Some((what, hint)) = other_format(&name) {
-        return Err(CheckpointError::NotSafetensors {
-            path: path.into(),
-            what,
-            hint,
-        });
-    }
+    let format = match Format::named(&name) {
+        Some(format) => format,
+        None if starts_like_torch(path)? => Format::Pickle,
+        None => match other_format(&name) {
+            Some((what, hint)) => {
+                return Err(CheckpointError::NotSafetensors {
+                    path: path.into(),
+                    what,
+                    hint,
+                });
+            }
+            None => Format::Safetensors,
+        },
+    };
     Ok(Weights {
         shards: vec![path.into()],
         index: None,
-        format: Format::of(&name),
+        format,
         notes: Vec::new(),
     })
+}
+
+fn starts_like_torch(path: &Path) -> Result<bool, CheckpointError> {
+    let io = |source| CheckpointError::io("open", path, source);
+    // Opening a FIFO for reading would block forever; what is no file is refused when it is mapped.
+    if !fs::metadata(path).map_err(io)?.is_file() {
+        return Ok(false);
+    }
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(io)?;
+    file.take(9).read_to_end(&mut start).map_err(io)?;
+    // The header of safetensors begins with its length, whose first byte may be any.
+    let is_safetensors = start.get(8) == Some(&b'{');
+    Ok(!is_safetensors && TORCH_STARTS.iter().any(|torch| start.starts_with(torch)))
 }
 
 /// Notes that files were read as pickles.
@@ -162,6 +253,72 @@ fn read_as_pickles(paths: &[PathBuf]) -> Option<String> {
     Some(format!(
         "{}{others}: read as pickles; nothing in them is executed",
         first.display()
+    ))
+}
+
+/// Drops each tensor that the index says is in another shard, if it is there too; returns what was dropped.
+fn follow_index(location: &Location, index: &Index, files: &mut Files) -> Vec<CheckpointError> {
+    let names: HashSet<&str> = files
+        .tensors
+        .iter()
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    if names.len() == files.tensors.len() {
+        return Vec::new();
+    }
+    let meant = index.files();
+    let places: Vec<(String, String)> = (0..files.tensors.len())
+        .map(|at| {
+            (
+                files.tensors[at].name.clone(),
+                files.shard_of(at).file_name(),
+            )
+        })
+        .collect();
+    let there: HashSet<(&str, &str)> = places
+        .iter()
+        .map(|(name, file)| (name.as_str(), file.as_str()))
+        .collect();
+    let read_instead: Vec<Option<&str>> = places
+        .iter()
+        .map(|(name, file)| {
+            let meant = *meant.get(name.as_str())?;
+            (meant != file && there.contains(&(name, meant))).then_some(meant)
+        })
+        .collect();
+    let dropped = places.iter().zip(&read_instead);
+    let superseded = dropped
+        .filter_map(|((name, file), read)| {
+            Some(CheckpointError::DuplicateTensor {
+                path: location.path.clone(),
+                tensor: name.clone(),
+                first: (*read)?.to_owned(),
+                second: file.clone(),
+            })
+        })
+        .collect();
+    files.retain(|at| read_instead[at].is_none());
+    superseded
+}
+
+/// The note on tensors that are in several shards.
+fn superseded_note(location: &Location, superseded: &[CheckpointError]) -> Option<String> {
+    let Some(CheckpointError::DuplicateTensor {
+        tensor,
+        first,
+        second,
+        ..
+    }) = superseded.first()
+    else {
+        return None;
+    };
+    let more = match superseded.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "{}: tensor `{tensor}`{more} is in several shards; the one that the index names is read ({first}, not {second})",
+        location.path.display()
     ))
 }
 

@@ -146,7 +146,10 @@ impl Walk<'_> {
             return None;
         }
         match (path, revision) {
-            (Some(path), Some(revision)) => Some(format!("{path}@{revision}")),
+            (Some(path), Some(revision)) => Some(match path.rsplit_once('#') {
+                Some((path, entry)) => format!("{path}@{revision}#{entry}"),
+                None => format!("{path}@{revision}"),
+            }),
             (Some(path), None) => Some(path),
             (None, _) => {
                 self.problem(ProblemKind::Missing, node.at, "missing `path`");

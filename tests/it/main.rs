@@ -15,6 +15,7 @@ mod examples;
 mod exceptions;
 mod faults;
 mod fixtures;
+mod folders;
 mod forward;
 mod fuzz;
 mod geometric;

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Finding, Place, Report};
+use crate::{Finding, Place, Report, Severity};
 use checkpoint::{Checkpoint, CheckpointError, Survey};
+use errors::Hint;
 use numeric::FloatType;
 
 checks! {
@@ -40,6 +41,16 @@ pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Rep
             "a JSON object",
             problem.to_string(),
         ));
+        return;
+    }
+    let not_downloaded =
+        |problem: &&CheckpointError| matches!(problem, CheckpointError::NotDownloaded { .. });
+    if let Some(problem) = survey.problems.iter().find(not_downloaded) {
+        let place = Place::file("config.json");
+        let found = problem.to_string();
+        let missing = Finding::new(&MISSING, place, "the file", found);
+        let remedy = problem.hint().unwrap_or_default();
+        report.add(missing.with_severity(Severity::Error).with_remedy(remedy));
         return;
     }
     let Some(config) = model.config() else {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::{CheckInfo, Finding, Place, Report, Severity};
 use checkpoint::{CheckpointError, CheckpointError as E, Survey};
+use errors::Hint;
 
 checks! {
     TRUNCATED = "container.truncated", Error,
@@ -42,9 +43,13 @@ checks! {
         "A file of torch.save cannot be read as plain tensors",
         "It is damaged, or it holds more than tensors, which unpickling would execute.",
         "use the safetensors of the same model, or save its tensors alone";
+    STAND_IN = "container.stand-in", Error,
+        "A file only stands for the weights",
+        "The weights were never fetched: it is a pointer of Git LFS, a web page, or what a server said instead.",
+        "fetch the file itself";
     NOT_A_FILE = "container.not-a-file", Error,
         "A weight file is no regular file",
-        "A folder, a pipe or a device by the name of a shard cannot be read as one.",
+        "A folder, a pipe, a device or a broken link by the name of a shard cannot be read as one.",
         "copy or download the checkpoint again";
     NO_TENSORS = "container.no-tensors", Error,
         "The checkpoint has no tensors",
@@ -74,6 +79,10 @@ checks! {
         "The index names a file outside of its folder, or one that is no shard",
         "A loader that follows it reads another file than that of the checkpoint.",
         "download index and shards again";
+    SHARDS_NOT_NAMED = "index.incomplete", Error,
+        "The index leaves out shards of its set",
+        "The names of its files count more shards than it names; loaders leave the tensors of the others at random values.",
+        "download the index and all shards again";
     NOT_IN_SHARD = "index.not-in-shard", Error,
         "A tensor is not in the shard that the index names",
         "Index and shards are not of one checkpoint; loaders stop, or leave the tensor at random values.",
@@ -100,7 +109,7 @@ checks! {
         "copy or download the index, or save the checkpoint again";
     STALE = "index.stale-single-file", Error,
         "A single weight file lies beside shards with an index",
-        "transformers loads the single file, others the shards; what was checked here are the shards.",
+        "transformers loads the single file, others the shards; what was checked here is the single file.",
         "remove the one that is not meant";
     ADAPTER = "container.adapter", Warning,
         "An adapter lies beside the weights",
@@ -115,14 +124,31 @@ const INDEXED: [&str; 3] = ["model", "pytorch_model", "diffusion_pytorch_model"]
 /// Adds the problems that were met when the files were opened.
 pub(super) fn check_container(survey: &Survey, report: &mut Report) {
     report.extend(survey.problems.iter().filter_map(finding));
+    let superseded = survey.superseded.iter().filter_map(finding);
+    report.extend(superseded.map(|finding| finding.with_severity(Severity::Warning)));
+    if let Some(index) = &survey.unread_index {
+        let place = Place::file(index.clone());
+        let found = "a single file beside it, which transformers reads instead";
+        report.add(Finding::new(
+            &STALE,
+            place,
+            "the shards of the index alone",
+            found,
+        ));
+    }
     for file in &survey.left_aside {
-        let single = ["model.safetensors", "pytorch_model.bin"].contains(&file.as_str());
-        let check = if single { &STALE } else { &ORPHAN };
         let place = Place::file(file.clone());
         let expected = "only the files of the checkpoint";
         report.add(match second_form(file) {
-            None => Finding::new(check, place, expected, "a weight file that is none of them"),
-            Some(form) => Finding::new(check, place, expected, form).with_severity(Severity::Note),
+            None => Finding::new(
+                &ORPHAN,
+                place,
+                expected,
+                "a weight file that is none of them",
+            ),
+            Some(form) => {
+                Finding::new(&ORPHAN, place, expected, form).with_severity(Severity::Note)
+            }
         });
     }
     report.extend(no_index(survey));
@@ -185,7 +211,10 @@ fn adapter(survey: &Survey) -> Option<Finding> {
 /// The kind of a weight file that publishers put beside a checkpoint and that loaders take only by name.
 fn second_form(file: &str) -> Option<&'static str> {
     if file.starts_with("consolidated") {
-        return Some("the same weights in the layout of their first authors");
+        return Some(
+            "a file by the name of the weights in the layout of their first authors; it was not compared with the \
+             checkpoint",
+        );
     }
     let (stem, _) = file.rsplit_once('.')?;
     // `model.fp16`, `model.fp16-00001-of-00002` and `model-00001-of-00002.fp16`.
@@ -194,7 +223,10 @@ fn second_form(file: &str) -> Option<&'static str> {
     let named = ["model", "pytorch_model"].contains(&model) || numbered(model);
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     let fits = named && !variant.is_empty() && variant.chars().all(plain);
-    fits.then_some("the same weights in a variant, which loaders take if they are asked to")
+    fits.then_some(
+        "a file by the name of a variant of the weights, which loaders take if they are asked to; it was not compared \
+         with the checkpoint",
+    )
 }
 
 fn name_of(path: &Path) -> String {
@@ -207,17 +239,22 @@ fn name_of(path: &Path) -> String {
 /// Turns a problem into a finding. A problem of config.json is reported by `config` instead.
 fn finding(problem: &CheckpointError) -> Option<Finding> {
     let (expected, found) = expected_and_found(problem);
-    Some(Finding::new(
-        kind(problem)?,
-        place(problem),
-        expected,
-        found,
-    ))
+    let check = kind(problem)?;
+    let finding = Finding::new(check, place(problem), expected, found);
+    // What the kind says of pickles and stand-ins in general, the problem knows better.
+    let general = [PICKLE.id, STAND_IN.id, NOT_A_FILE.id];
+    Some(
+        match problem.hint().filter(|_| general.contains(&check.id)) {
+            Some(hint) => finding.with_remedy(hint),
+            None => finding,
+        },
+    )
 }
 
 /// Whether a problem is the system's and not the checkpoint's: something could not be read.
 pub(super) fn is_of_the_system(problem: &CheckpointError) -> bool {
-    kind(problem).is_none() && !matches!(problem, E::JsonMalformed { .. })
+    let of_config = matches!(problem, E::JsonMalformed { .. } | E::NotDownloaded { .. });
+    kind(problem).is_none() && !of_config
 }
 
 /// The kind of a problem.
@@ -239,7 +276,8 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
         | E::NotStateDict { .. }
         | E::StridedView { .. }
         | E::PickledTensor { .. } => &PICKLE,
-        E::NotAFile { .. } => &NOT_A_FILE,
+        E::StandIn { .. } => &STAND_IN,
+        E::NotAFile { .. } | E::BrokenLink { .. } => &NOT_A_FILE,
         E::NoTensors { .. } | E::NoWeights { .. } => &NO_TENSORS,
         E::TooLarge { .. } => &TOO_LARGE,
         E::ShardMissing { expected_by, .. } if expected_by.ends_with(".json") => &INDEX_SHARD,
@@ -247,10 +285,13 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
         E::AmbiguousFolder { .. } => &AMBIGUOUS,
         E::IndexMalformed { .. } => &INDEX_MALFORMED,
         E::IndexFileName { .. } => &INDEX_FILE_NAME,
+        E::ShardsNotNamed { .. } => &SHARDS_NOT_NAMED,
         E::NotInShard { .. } => &NOT_IN_SHARD,
         E::Unindexed { .. } => &UNINDEXED,
         E::DuplicateTensor { .. } => &DUPLICATE,
         E::JsonMalformed { .. }
+        | E::NotDownloaded { .. }
+        | E::NoEntries { .. }
         | E::NotFound { .. }
         | E::Adapter { .. }
         | E::AdapterNotFound { .. }
@@ -288,7 +329,10 @@ fn place(problem: &CheckpointError) -> Place {
         | E::NotStateDict { path, .. }
         | E::StridedView { path, .. }
         | E::PickledTensor { path, .. }
-        | E::NotAFile { path }
+        | E::StandIn { path, .. }
+        | E::NotAFile { path, .. }
+        | E::BrokenLink { path, .. }
+        | E::ShardsNotNamed { path, .. }
         | E::TooLarge { path, .. }
         | E::IndexMalformed { path, .. } => Place::file(name_of(path)),
         E::ShardMissing { shard, .. } => Place::file(shard.clone()),
@@ -339,7 +383,18 @@ fn expected_and_found(problem: &CheckpointError) -> (String, String) {
         E::HeaderMalformed { detail, .. } => ("a safetensors header".into(), detail.clone()),
         E::BadTensorName { why, .. } => ("a plain name".into(), format!("one that {why}")),
         E::DuplicateKey { .. } => ("the name once".into(), "it twice".into()),
+        E::StandIn { what, .. } => ("weights".into(), (*what).into()),
         E::NotAFile { .. } => ("a regular file".into(), "something else".into()),
+        E::BrokenLink { .. } => (
+            "a regular file".into(),
+            "a link to a file that is not there".into(),
+        ),
+        E::ShardsNotNamed {
+            named, of, missing, ..
+        } => (
+            format!("all {of} shards of the set"),
+            format!("{named}, without {}", missing.join(", ")),
+        ),
         E::NoTensors { .. } | E::NoWeights { .. } => ("at least one tensor".into(), "none".into()),
         E::TooLarge {
             what, limit, found, ..

@@ -23,7 +23,7 @@ checks! {
         "It is deeper, or the checkpoint has more files, than any real one; pickles can hide there.",
         "remove the folder if nothing needs it";
     CODE = "safety.remote-code", Warning,
-        "config.json names code to be loaded with the model",
+        "A config names code to be loaded with the model or its tokenizer",
         "Loading with trust_remote_code runs it.",
         "read the code before loading it, or remove `auto_map`";
     LINK = "safety.link-outside", Error,

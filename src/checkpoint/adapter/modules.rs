@@ -17,6 +17,8 @@ use numeric::{FloatType, Norms, Order};
 const OTHER_MODEL: &str = "name the model that the adapter was trained on";
 const OTHER_CONFIG: &str =
     "weights and adapter_config.json are not of one adapter, copy or download it again";
+const GROUPED: &str = "the update of a grouped convolution is no product of two matrices: merge the adapter with PEFT \
+                       (`merge_and_unload`) and name the result";
 const RESIZED: &str = "the adapter was trained after tokens were added: resize the model's embeddings \
                        (`resize_token_embeddings`), save it, and name that model";
 
@@ -278,6 +280,13 @@ fn update(
         }
         Piece::Whole { .. } => return Ok(None),
     };
+    if is_grouped(weights.shape(a), weights.shape(b), rank, &entry.shape) {
+        let expected = format!(
+            "[..., {rank}], and `{}` is a grouped convolution",
+            entry.name
+        );
+        return Err(weights.shape_error(b, expected, GROUPED));
+    }
     check_ranks(weights, a, b, rank, &placed.module)?;
     let embedding = matches!(placed.piece, Piece::Embedding { .. });
     let fitting = |lies| fits(&entry.shape, weights.shape(a), weights.shape(b), lies);
@@ -321,6 +330,18 @@ fn update(
             lengths: magnitude.map(|magnitude| (magnitude, Norms::of_columns())),
         },
     }))
+}
+
+/// Whether the factors are those of a grouped convolution: one of them sees all inputs or ranks, and the other, or the
+/// kernel, those of its group.
+fn is_grouped(a: &[usize], b: &[usize], rank: usize, kernel: &[usize]) -> bool {
+    let (&[_, inputs, _, ..], &[_, ranks, _, ..], &[_, of_group, _, ..]) = (a, b, kernel) else {
+        return false;
+    };
+    let is_part =
+        |part: usize, whole: usize| part > 0 && part < whole && whole.is_multiple_of(part);
+    let kernels = a.get(2..) == kernel.get(2..);
+    kernels && (is_part(ranks, rank) || is_part(of_group, inputs))
 }
 
 /// Checks that both factors have the rank from the config.

@@ -25,7 +25,7 @@ use self::machine::Unpickled;
 use self::objects::{Object, Storage, Tensor, Value};
 use super::bounded::plain;
 use super::error::CheckpointError;
-use super::header::tensor_bytes;
+use super::header::{stand_in, tensor_bytes};
 use super::limits::{MAX_CLAIMED_BYTES, MAX_GATHERED_BYTES};
 use numeric::{FloatType, Strides};
 
@@ -62,8 +62,12 @@ pub(super) enum Place {
     Gathered(Vec<u8>),
 }
 
-/// Reads a whole mapped file, without the numbers.
-pub(super) fn read(path: &Path, file: &[u8]) -> Result<Pickled, CheckpointError> {
+/// Reads a whole mapped file, without the numbers: the state dict under the keys of `entry`, or the only one.
+pub(super) fn read(
+    path: &Path,
+    file: &[u8],
+    entry: Option<&str>,
+) -> Result<Pickled, CheckpointError> {
     if file.starts_with(zip::MAGIC) {
         let archive = zip::Archive::read(path, file)?;
         let pickle = archive.pickle();
@@ -76,24 +80,37 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Pickled, CheckpointError>
                 detail: "it goes on after its end".into(),
             });
         }
-        return place(path, file, &unpickled, |key| archive.storage(key));
+        return place(path, file, &unpickled, entry, |key| archive.storage(key));
     }
     if legacy::is_legacy(file) {
         let legacy = legacy::read(path, file)?;
-        return place(path, file, &legacy.object, |key| {
+        return place(path, file, &legacy.object, entry, |key| {
             legacy.storages.get(key).cloned()
         });
     }
-    Err(foreign(path, file))
+    Err(stand_in(path, file).unwrap_or_else(|| foreign(path, file)))
 }
+
+/// Where a tar archive has its mark.
+const TAR: (usize, &[u8]) = (257, b"ustar");
 
 /// The error for a file that torch did not write, with what it seems to be.
 fn foreign(path: &Path, file: &[u8]) -> CheckpointError {
     let (what, hint) = match file {
-        [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => {
-            ("a Git LFS pointer, not the weights", "run `git lfs pull`")
+        _ if file
+            .get(TAR.0..)
+            .is_some_and(|rest| rest.starts_with(TAR.1)) =>
+        {
+            (
+                "a tar archive",
+                "unpack it, and name the file of weights in it",
+            )
         }
-        [b'<', ..] => ("a web page", "download the file itself"),
+        [0x1f, 0x8b, ..] => ("a file that is compressed by gzip", "unpack it"),
+        [0x89, b'H', b'D', b'F', ..] => (
+            "an HDF5 file, as TensorFlow and Keras write",
+            "convert it to safetensors",
+        ),
         [b'G', b'G', b'U', b'F', ..] => ("a GGUF file", "use the safetensors it was made from"),
         [_, _, _, _, _, _, _, _, b'{', ..] => (
             "a safetensors file by another name",
@@ -117,9 +134,10 @@ fn place<'a>(
     path: &Path,
     file: &[u8],
     unpickled: &Unpickled<'a>,
+    entry: Option<&str>,
     storages: impl Fn(&str) -> Option<Range<usize>>,
 ) -> Result<Pickled, CheckpointError> {
-    let state = state::state_dict(path, unpickled)?;
+    let state = state::state_dict(path, unpickled, entry)?;
     let mut ranges: HashMap<usize, Range<usize>> = HashMap::new();
     let mut tensors = Vec::with_capacity(state.tensors.len());
     let mut gathered = 0;

@@ -1,6 +1,6 @@
 //! Finds the state dict in a pickle's value: names and tensors, ignored entries, and values that are not a state dict.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::path::Path;
 
 use super::machine::Unpickled;
@@ -29,14 +29,31 @@ type Named<'a> = Vec<(&'a str, Tensor)>;
 /// The entries of a dict.
 type Entries<'o, 'a> = &'o [(Value<'a>, Value<'a>)];
 
-/// Finds the tensors in a pickle's value.
+/// How deep state dicts may lie that an error names.
+const DEEPEST_NAMED: usize = 4;
+
+/// The most entries that are searched for state dicts to name.
+const SEARCHED: usize = 1 << 20;
+
+/// The longest key that is named, in bytes.
+const LONGEST_KEY: usize = 200;
+
+/// Finds the tensors in a pickle's value: those under the keys of `entry`, or those of the only state dict.
 pub(super) fn state_dict<'a>(
     path: &Path,
     pickle: &Unpickled<'a>,
+    entry: Option<&str>,
 ) -> Result<State<'a>, CheckpointError> {
     let Some(root) = pickle.objects.dict(pickle.root) else {
-        return Err(not_a_state_dict(path, pickle.objects.describe(pickle.root)));
+        return Err(not_a_state_dict(
+            path,
+            pickle,
+            pickle.objects.describe(pickle.root),
+        ));
     };
+    if let Some(entry) = entry {
+        return selected(path, pickle, entry);
+    }
     let mut notes = Vec::new();
     let has_tensors =
         |entries: Entries<'_, 'a>| entries.iter().any(|(_, value)| is_tensor(pickle, *value));
@@ -50,7 +67,7 @@ pub(super) fn state_dict<'a>(
             _ => None,
         });
         let (Some((wrapper, inner)), None) = (wrapped.next(), wrapped.next()) else {
-            return Err(not_a_state_dict(path, listed(pickle, root)));
+            return Err(not_a_state_dict(path, pickle, listed(pickle, root)));
         };
         let others: Vec<String> = root
             .iter()
@@ -61,12 +78,26 @@ pub(super) fn state_dict<'a>(
             true => String::new(),
             false => format!("; left aside: {}", some(&others)),
         };
+        let choice = match state_dicts(pickle).len() {
+            0 | 1 => "",
+            _ => "; `FILE#ENTRY` takes those of another entry",
+        };
         notes.push(format!(
-            "{}: the tensors are those of its entry `{wrapper}`{aside}",
+            "{}: the tensors are those of its entry `{wrapper}`{aside}{choice}",
             path.display()
         ));
         entries = inner;
     }
+    finish(path, pickle, entries, notes)
+}
+
+/// The state of one dict, after notes on how it was found.
+fn finish<'a>(
+    path: &Path,
+    pickle: &Unpickled<'a>,
+    entries: Entries<'_, 'a>,
+    mut notes: Vec<String>,
+) -> Result<State<'a>, CheckpointError> {
     let (tensors, aside) = tensors(path, pickle, entries)?;
     if !aside.is_empty() {
         notes.push(format!(
@@ -76,6 +107,93 @@ pub(super) fn state_dict<'a>(
         ));
     }
     Ok(State { tensors, notes })
+}
+
+/// The tensors under the keys of an entry, which are joined by dots; a key may have dots itself.
+fn selected<'a>(
+    path: &Path,
+    pickle: &Unpickled<'a>,
+    entry: &str,
+) -> Result<State<'a>, CheckpointError> {
+    let mut value = pickle.root;
+    let mut rest = entry;
+    while !rest.is_empty() {
+        let entries = pickle.objects.dict(value).unwrap_or_default();
+        let fits = |key: &str| match rest.strip_prefix(key) {
+            Some("") => Some(""),
+            Some(after) => after.strip_prefix('.'),
+            None => None,
+        };
+        let longest = entries
+            .iter()
+            .filter_map(|(key, value)| match key {
+                Value::Text(key) if !key.is_empty() => Some((fits(key)?, *value)),
+                _ => None,
+            })
+            .min_by_key(|(after, _)| after.len());
+        let Some((after, found)) = longest else {
+            return Err(CheckpointError::NotStateDict {
+                path: path.into(),
+                found: format!("no entry `{}`", plain(&entry)),
+                hint: choice_hint(path, pickle).unwrap_or_else(|| SAVE_AGAIN.into()),
+            });
+        };
+        (rest, value) = (after, found);
+    }
+    let Some(entries) = pickle.objects.dict(value) else {
+        let found = format!("{} at `{}`", pickle.objects.describe(value), plain(&entry));
+        return Err(not_a_state_dict(path, pickle, found));
+    };
+    if !entries.iter().any(|(_, value)| is_tensor(pickle, *value)) {
+        let found = format!("{} at `{}`", listed(pickle, entries), plain(&entry));
+        return Err(not_a_state_dict(path, pickle, found));
+    }
+    finish(path, pickle, entries, Vec::new())
+}
+
+/// The entries that are state dicts, with their number of tensors: keys joined by dots, outer ones first.
+fn state_dicts(pickle: &Unpickled) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
+    let mut waiting = VecDeque::from([(String::new(), pickle.root, 0)]);
+    let mut searched = 0;
+    while let Some((before, value, depth)) = waiting.pop_front() {
+        let entries = pickle.objects.dict(value).unwrap_or_default();
+        searched += entries.len();
+        if searched > SEARCHED || found.len() > NAMED {
+            break;
+        }
+        let tensors = entries
+            .iter()
+            .filter(|(_, value)| is_tensor(pickle, *value));
+        let tensors = tensors.count();
+        if depth > 0 && tensors > 0 {
+            found.push((before, tensors));
+        } else if depth < DEEPEST_NAMED {
+            for (key, value) in entries {
+                if let Value::Text(key) = key
+                    && key.len() <= LONGEST_KEY
+                    && pickle.objects.dict(*value).is_some()
+                {
+                    let dot = if depth > 0 { "." } else { "" };
+                    waiting.push_back((format!("{before}{dot}{key}"), *value, depth + 1));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// How to choose between the state dicts of a file, if it has any.
+fn choice_hint(path: &Path, pickle: &Unpickled) -> Option<String> {
+    let file = path.file_name().map(|name| name.to_string_lossy())?;
+    let dicts: Vec<String> = state_dicts(pickle)
+        .iter()
+        .map(|(entry, tensors)| {
+            let plural = if *tensors == 1 { "" } else { "s" };
+            format!("`{file}#{}` ({tensors} tensor{plural})", plain(entry))
+        })
+        .collect();
+    (!dicts.is_empty()).then(|| format!("choose its tensors by their entry: {}", some(&dicts)))
 }
 
 /// The tensors of a dict, and the names of plain values beside them.
@@ -98,10 +216,10 @@ fn tensors<'a>(
                 aside.push(key_name(pickle, key));
                 continue;
             }
-            _ => return Err(not_a_state_dict(path, listed(pickle, entries))),
+            _ => return Err(not_a_state_dict(path, pickle, listed(pickle, entries))),
         };
         let Value::Text(name) = key else {
-            return Err(not_a_state_dict(path, listed(pickle, entries)));
+            return Err(not_a_state_dict(path, pickle, listed(pickle, entries)));
         };
         check_name(path, name)?;
         if !seen.insert(name) {
@@ -156,10 +274,10 @@ fn some(names: &[String]) -> String {
     }
 }
 
-fn not_a_state_dict(path: &Path, found: String) -> CheckpointError {
+fn not_a_state_dict(path: &Path, pickle: &Unpickled, found: String) -> CheckpointError {
     CheckpointError::NotStateDict {
         path: path.into(),
         found,
-        hint: SAVE_AGAIN,
+        hint: choice_hint(path, pickle).unwrap_or_else(|| SAVE_AGAIN.into()),
     }
 }

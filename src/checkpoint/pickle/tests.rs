@@ -134,10 +134,10 @@ fn folders_of_pickles_open() {
     write(&at("optimizer.pt"), b"x");
     let found = open(folder.path()).unwrap();
     assert_eq!((found.tensors().len(), found.shards().len()), (10, 2));
-    let index = r#"{"weight_map": {"e4m3": "pytorch_model-00002-of-00002.bin"}}"#;
+    let index = r#"{"weight_map": {"e4m3": "pytorch_model-00002-of-00002.bin", "plain": "pytorch_model-00001-of-00002.bin"}}"#;
     write(&at("pytorch_model.bin.index.json"), index.as_bytes());
     let message = open(folder.path()).unwrap_err();
-    assert!(message.contains("does not name tensor `u16`"), "{message}");
+    assert!(message.contains("does not name tensor"), "{message}");
     fs::remove_file(at("pytorch_model.bin.index.json")).unwrap();
     fs::remove_file(at("pytorch_model-00001-of-00002.bin")).unwrap();
     let message = open(folder.path()).unwrap_err();
@@ -192,6 +192,179 @@ fn tensor(offset: &[u8], shape: &[u8], strides: &[u8]) -> Vec<u8> {
         out.extend(part);
     }
     out
+}
+
+/// A pickle of a dict of these entries.
+fn dict(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut out = b"}(".to_vec();
+    for (key, value) in entries {
+        out.extend(b"X");
+        out.extend((key.len() as u32).to_le_bytes());
+        out.extend(key.as_bytes());
+        out.extend(value);
+    }
+    out.push(b'u');
+    out
+}
+
+/// A trainer's checkpoint: three state dicts of one tensor `w`, and what lies beside them.
+fn of_trainer() -> Vec<u8> {
+    let whole = tensor(b"K\x00", b"K\x02K\x03", b"K\x03K\x01");
+    // Without protocol, dict, key `w` and the end.
+    let value = whole[b"\x80\x02}X\x01\0\0\0w".len()..whole.len() - 2].to_vec();
+    let weights = || dict(&[("w", value.clone())]);
+    let root = dict(&[
+        ("epoch", b"K\x03".to_vec()),
+        ("params", weights()),
+        ("params.ema", weights()),
+        ("optimizer", dict(&[("lr", b"K\x01".to_vec())])),
+        (
+            "net",
+            dict(&[("state_dict", weights()), ("ema", b"N".to_vec())]),
+        ),
+    ]);
+    pickle(&[b"\x80\x02".to_vec(), root, b".".to_vec()].concat())
+}
+
+#[test]
+fn an_entry_of_a_file_is_chosen_by_its_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.pt");
+    write(&path, &of_trainer());
+    let open = |path: &Path, entry: &str| {
+        let entry = Some(entry.to_owned());
+        let location = Location {
+            entry,
+            ..Location::local(path)
+        };
+        Checkpoint::open("m", &location).map_err(|e| errors::in_one_line(&e))
+    };
+    for entry in ["params", "params.ema", "net.state_dict"] {
+        let found = open(&path, entry).unwrap();
+        assert_eq!(found.tensors()[0].name, "w", "{entry}");
+        assert_eq!(found.tensors()[0].shape, [2, 3], "{entry}");
+    }
+    let choices = "choose its tensors by their entry: `m.pt#params` (1 tensor), `m.pt#params.ema` (1 tensor), \
+                   `m.pt#net.state_dict` (1 tensor)";
+    let message = self::open(&path).unwrap_err();
+    assert!(
+        message.contains("expected a dict of tensors by name") && message.contains(choices),
+        "{message}"
+    );
+    for (entry, found) in [
+        ("generator", "found no entry `generator`"),
+        ("params.w.x", "found no entry `params.w.x`"),
+        (
+            "net",
+            "found a dict of `state_dict`: a dict of 1 key, `ema`: None at `net`",
+        ),
+        ("params.w", "found a tensor at `params.w`"),
+        ("epoch", "found an integer at `epoch`"),
+    ] {
+        let message = open(&path, entry).unwrap_err();
+        assert!(
+            message.contains(found) && message.contains(choices),
+            "{message}"
+        );
+    }
+    // Both state dicts of a file that torch wrote, which has no only one.
+    for entry in ["a", "b"] {
+        assert_eq!(
+            open(&made_by_torch("nested.pt"), entry)
+                .unwrap()
+                .tensors()
+                .len(),
+            8
+        );
+    }
+    let message = open(&made_by_torch("values.safetensors"), "a").unwrap_err();
+    assert!(
+        message.contains("a safetensors file has no entries"),
+        "{message}"
+    );
+    // A folder's pickles have entries too.
+    fs::rename(&path, folder.path().join("pytorch_model.bin")).unwrap();
+    assert_eq!(open(folder.path(), "params").unwrap().tensors().len(), 1);
+}
+
+/// Opcodes that name one dict under many keys of many dicts do not keep the search for state dicts busy.
+#[test]
+fn a_search_for_state_dicts_ends() {
+    let mut inner = b"}q\x01(".to_vec();
+    for key in 0..20_000u32 {
+        inner.extend(b"X\x04\0\0\0");
+        inner.extend(format!("{key:04x}").as_bytes());
+        inner.extend(b"K\x01");
+    }
+    inner.push(b'u');
+    let many: Vec<(String, Vec<u8>)> = (0..20_000)
+        .map(|key| (key.to_string(), b"h\x01".to_vec()))
+        .collect();
+    let mut many: Vec<(&str, Vec<u8>)> = many
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.clone()))
+        .collect();
+    many[0].1 = inner;
+    let bytes = [b"\x80\x02".to_vec(), dict(&many), b".".to_vec()].concat();
+    let message = open_bytes(&pickle(&bytes)).unwrap_err();
+    assert!(
+        message.contains("expected a dict of tensors by name"),
+        "{message}"
+    );
+}
+
+#[test]
+fn archives_that_torch_save_does_not_write_are_told_by_what_they_hold() {
+    for (inside, part) in [
+        ("a/constants.pkl", "a TorchScript program, not a state dict"),
+        ("a/archive_format", "a program of torch.export"),
+        ("a/.data/python_version", "an archive of torch.package"),
+        ("w.npy", "an archive of NumPy"),
+    ] {
+        let code = "a/code/__torch__.py";
+        let mut bytes = archive(&[("a/data.pkl", b"x"), (code, b"x"), (inside, b"x")]);
+        // The code of a program is compressed: method 8 in the entry's header, and in the directory.
+        let places: Vec<usize> = (0..bytes.len() - code.len())
+            .filter(|&at| bytes[at..].starts_with(code.as_bytes()))
+            .collect();
+        bytes[places[0] - 30 + 8] = 8;
+        bytes[places[1] - 46 + 10] = 8;
+        let message = open_bytes(&bytes).unwrap_err();
+        assert!(
+            message.contains(part) && !message.contains("download"),
+            "{message}"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.jit");
+        write(&path, &bytes);
+        assert!(open(&path).unwrap_err().contains(part));
+    }
+}
+
+/// A file that is named itself is told by what it holds where its name says nothing.
+#[test]
+fn files_of_torch_are_read_under_any_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, from) in [
+        ("best.pth.tar", "zip.pt"),
+        ("weights.pkl", "zip.pt"),
+        ("weights", "legacy.bin"),
+        ("model.jit", "protocol4.pt"),
+    ] {
+        let path = folder.path().join(name);
+        fs::copy(made_by_torch(from), &path).unwrap();
+        let expected = open(&made_by_torch(from)).unwrap();
+        assert_eq!(open(&path).unwrap().tensors(), expected.tensors(), "{name}");
+        fs::remove_file(&path).unwrap();
+    }
+    fs::copy(made_by_torch("zip.pt"), folder.path().join("best.pth.tar")).unwrap();
+    assert_eq!(open(folder.path()).unwrap().tensors().len(), 13);
+    let safetensors = folder.path().join("x.weights");
+    fs::copy(made_by_torch("values.safetensors"), &safetensors).unwrap();
+    assert_eq!(open(&safetensors).unwrap().tensors().len(), 20);
+    let tar = [vec![b'x'; 257], b"ustar\0".to_vec(), vec![0; 200]].concat();
+    let message = open_bytes(&tar).unwrap_err();
+    assert!(message.contains("a tar archive, expected"), "{message}");
 }
 
 #[test]
@@ -371,7 +544,7 @@ fn archives_are_not_believed() {
 
 /// Opens a damaged file, and reads all of it if it opens.
 fn survives(bytes: &[u8]) {
-    if let Ok(pickled) = super::read(Path::new("m.pt"), bytes) {
+    if let Ok(pickled) = super::read(Path::new("m.pt"), bytes, None) {
         for tensor in pickled.tensors {
             if matches!(tensor.place, super::Place::Contiguous) {
                 let start = tensor.offset as usize;
@@ -387,7 +560,7 @@ fn files_cut_anywhere_are_refused() {
         let bytes = fs::read(made_by_torch(file)).unwrap();
         for len in 0..bytes.len() {
             assert!(
-                super::read(Path::new("m.pt"), &bytes[..len]).is_err(),
+                super::read(Path::new("m.pt"), &bytes[..len], None).is_err(),
                 "{file} cut at {len}"
             );
         }

@@ -12,6 +12,17 @@ use crate::limits::MAX_RANK;
 /// The hint for a pickle that holds more than tensors.
 pub(super) const SAVE_AGAIN: &str = "load it where you trust it, and save its tensors alone: as safetensors, or by \
      `torch.save(model.state_dict(), ...)`";
+const DEQUANTISE: &str = "dequantise it first, or name the model it was made from";
+
+/// Packages whose tensors are quantised.
+const QUANTISERS: [&str; 6] = [
+    "auto_gptq",
+    "awq",
+    "bitsandbytes",
+    "hqq",
+    "optimum",
+    "torchao",
+];
 const DENSE: &str = "make its tensors dense, plain and real before saving them";
 
 /// A known name.
@@ -66,7 +77,9 @@ pub(super) fn global(module: &str, name: &str) -> Result<Global, Problem> {
         _ => None,
     };
     known.ok_or_else(|| {
+        let top = module.split('.').next().unwrap_or(module);
         let (kind, hint) = match name {
+            _ if QUANTISERS.contains(&top) => (" of quantised tensors", DEQUANTISE),
             _ if !module.starts_with("torch") => ("", SAVE_AGAIN),
             "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor" => {
                 (" of sparse tensors", DENSE)

@@ -39,6 +39,7 @@ impl<'a> Archive<'a> {
     /// Reads the directory of a whole file, and checks its entries against each other.
     pub(super) fn read(path: &Path, file: &'a [u8]) -> Result<Archive<'a>, CheckpointError> {
         let archive = ZipArchive::from_slice(file).map_err(|e| malformed(path, &e))?;
+        refuse_others(path, &archive)?;
         let mut found = entries(path, &archive)?;
         found.sort_by_key(|entry| (entry.header, entry.data.end));
         let mut end = 0;
@@ -68,19 +69,12 @@ impl<'a> Archive<'a> {
             }
         }
         let archive = Archive { folder, entries };
-        archive.check_kind(path, file)?;
+        archive.check_order(path, file)?;
         Ok(archive)
     }
 
-    /// Refuses big-endian numbers, and archives of programs.
-    fn check_kind(&self, path: &Path, file: &[u8]) -> Result<(), CheckpointError> {
-        if self.find("constants.pkl").is_some() {
-            return Err(CheckpointError::NotSafetensors {
-                path: path.into(),
-                what: "a TorchScript program",
-                hint: "save its state dict alone, as safetensors",
-            });
-        }
+    /// Refuses big-endian numbers.
+    fn check_order(&self, path: &Path, file: &[u8]) -> Result<(), CheckpointError> {
         let order = self.find("byteorder").and_then(|range| file.get(range));
         match order {
             None | Some(b"little") => Ok(()),
@@ -106,6 +100,60 @@ impl<'a> Archive<'a> {
         let name = format!("{}/{name}", self.folder);
         self.entries.get(name.as_str()).cloned()
     }
+}
+
+/// Archives that torch.save does not write, by the endings of names in them: what they are, and what to do.
+const OTHERS: [(&str, &str, &str); 5] = [
+    (
+        "/constants.pkl",
+        "a TorchScript program, not a state dict",
+        "load it by `torch.jit.load` where you trust it, and save its `state_dict()` as safetensors",
+    ),
+    (
+        "/archive_format",
+        "a program of torch.export, not a state dict",
+        "load it by `torch.export.load` where you trust it, and save its `state_dict` as safetensors",
+    ),
+    (
+        "/.data/python_version",
+        "an archive of torch.package, not a state dict",
+        "load it where you trust it, and save its `state_dict()` as safetensors",
+    ),
+    (
+        ".npy",
+        "an archive of NumPy, not a state dict",
+        "save its arrays as safetensors",
+    ),
+    (
+        "model.weights.h5",
+        "a Keras model, not a state dict",
+        "save its weights as safetensors",
+    ),
+];
+
+/// Refuses an archive of another kind by name: such may be compressed, and have no pickle of tensors.
+fn refuse_others(path: &Path, archive: &ZipSliceArchive<&[u8]>) -> Result<(), CheckpointError> {
+    let mut records = archive.entries();
+    let mut count = 0;
+    while let Ok(Some(record)) = records.next_entry() {
+        count += 1;
+        if count > MAX_ARCHIVE_ENTRIES {
+            break;
+        }
+        let name = record.file_path();
+        let name = name.as_bytes();
+        let is = |end: &str| {
+            name.ends_with(end.as_bytes()) || name == end.trim_start_matches('/').as_bytes()
+        };
+        if let Some((_, what, hint)) = OTHERS.into_iter().find(|(end, ..)| is(end)) {
+            return Err(CheckpointError::NotSafetensors {
+                path: path.into(),
+                what,
+                hint,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn malformed(path: &Path, detail: &dyn std::fmt::Display) -> CheckpointError {

@@ -152,6 +152,24 @@ impl Original {
             .ok_or_else(|| Obstacle::model("it has no embedding of tokens"))
     }
 
+    /// All tensors in one file.
+    pub(super) fn whole_file(&self) -> Result<Vec<u8>, Obstacle> {
+        let tensors = self.tensors.iter();
+        let listed: Vec<(String, Dtype, Vec<usize>)> = tensors
+            .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
+            .collect();
+        let shards =
+            shard_layout(&listed, u64::MAX).map_err(|error| Obstacle::Model(error.to_string()))?;
+        let mut bytes = Vec::new();
+        for shard in shards {
+            bytes.extend_from_slice(&shard.header);
+            for (tensor, _) in shard.tensors {
+                bytes.extend_from_slice(&self.tensors[tensor].bytes);
+            }
+        }
+        Ok(bytes)
+    }
+
     /// The number of rows of that embedding.
     pub(super) fn rows(&self) -> Result<usize, Obstacle> {
         Ok(self.embedding()?.shape[0])

@@ -81,6 +81,18 @@ pub(super) static DEFECTS: &[Defect] = &[
     )
     .with(&[&safety::UNREAD]),
     Defect::new(
+        "a pointer of Git LFS in place of a shard",
+        &container::STAND_IN,
+        |draft| {
+            let [_, last] = draft.shards()?;
+            draft.put(
+                last,
+                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            )?;
+            Ok(last.to_owned())
+        },
+    ),
+    Defect::new(
         "a folder by the name of a shard",
         &container::NOT_A_FILE,
         |draft| {
@@ -146,6 +158,20 @@ pub(super) static DEFECTS: &[Defect] = &[
         },
     ),
     Defect::new(
+        "a shard left out of the index",
+        &container::SHARDS_NOT_NAMED,
+        |draft| {
+            let [_, last] = draft.shards()?;
+            edit_index(draft, |map| {
+                if let Some(map) = map.as_object_mut() {
+                    map.retain(|_, shard| shard != last);
+                }
+            })?;
+            Ok(INDEX.to_owned())
+        },
+    )
+    .with(&[&container::ORPHAN]),
+    Defect::new(
         "a tensor indexed in another shard",
         &container::NOT_IN_SHARD,
         |draft| {
@@ -184,9 +210,7 @@ pub(super) static DEFECTS: &[Defect] = &[
         })?;
         draft.edit_bytes(last, |bytes| bytes.extend_from_slice(&copied.bytes))?;
         Ok(copied.name.clone())
-    })
-    // The index counts the tensor once and does not name its second file.
-    .with(&[&container::TOTAL_SIZE, &container::UNINDEXED]),
+    }),
     Defect::new(
         "another total size in the index",
         &container::TOTAL_SIZE,
@@ -208,9 +232,9 @@ pub(super) static DEFECTS: &[Defect] = &[
         "a whole file beside the shards",
         &container::STALE,
         |draft| {
-            let [first, _] = draft.shards()?;
+            draft.shards()?;
             let name = "model.safetensors";
-            fs::copy(draft.path(first), draft.path(name))?;
+            draft.put(name, draft.original.whole_file()?)?;
             Ok(name.to_owned())
         },
     ),
