@@ -164,6 +164,51 @@ fn a_dtype_of_the_recipe_is_written_whatever_the_inputs_have() {
 }
 
 #[test]
+fn parts_of_a_config_get_the_dtype_of_their_weights() {
+    let bench = Bench::new();
+    let config = config_with(
+        2,
+        json!({
+            "vision_config": {"torch_dtype": "float32", "depth": 1, "inner_config": {"dtype": "float16"}},
+            "text_config": {"dtype": "float32"},
+            "audio_config": {"d_model": 8},
+            "vision_feature": "x",
+        }),
+    );
+    let tower = |dtype| floats("visual.patch.weight", dtype, &[2, 2], [1.0, 2.0, 3.0, 4.0]);
+    for (model, seed) in [("a", 1), ("b", 2)] {
+        bench.model(
+            model,
+            &config,
+            &with(llama(seed, 2, Dtype::F32), tower(Dtype::F32)),
+        );
+    }
+    let out = bench.merge(&format!("{}dtype: bfloat16\n", mean("a", "b")), &[]);
+    let written = read_json(&out.join("config.json"));
+    assert_eq!(written["vision_config"]["torch_dtype"], "bfloat16");
+    assert_eq!(
+        written["vision_config"]["inner_config"]["dtype"],
+        "bfloat16"
+    );
+    assert_eq!(written["text_config"]["dtype"], "bfloat16");
+    assert_eq!(written["audio_config"], json!({"d_model": 8}));
+    // A tower that stays wider than the rest says so.
+    for (model, seed) in [("a", 1), ("b", 2)] {
+        bench.model(
+            model,
+            &config,
+            &with(llama(seed, 2, Dtype::BF16), tower(Dtype::F32)),
+        );
+    }
+    let written = read_json(&bench.merge(&mean("a", "b"), &[]).join("config.json"));
+    assert_eq!(written["vision_config"]["torch_dtype"], "float32");
+    assert_eq!(
+        (&written["dtype"], &written["text_config"]["dtype"]),
+        (&json!("bfloat16"), &json!("bfloat16"))
+    );
+}
+
+#[test]
 fn shards_and_a_single_file_give_the_same_merge() {
     let bench = Bench::new();
     let (a, b) = (llama(1, 2, Dtype::BF16), llama(2, 2, Dtype::BF16));

@@ -258,6 +258,16 @@ fn latent_attention_has_the_sizes_of_the_config() {
 
 /// Layers of a family that no table has: `lacks` says which have which tensor.
 fn unknown(layers: usize, lacks: impl Fn(usize, &str) -> bool) -> Vec<[String; 3]> {
+    unknown_with(layers, json!({}), &[], lacks)
+}
+
+/// The same with more fields in the config, and with tensors that one layer alone has.
+fn unknown_with(
+    layers: usize,
+    fields: Value,
+    own: &[(usize, &str)],
+    lacks: impl Fn(usize, &str) -> bool,
+) -> Vec<[String; 3]> {
     let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![24, 16])];
     for layer in 0..layers {
         for (name, shape) in [
@@ -272,8 +282,14 @@ fn unknown(layers: usize, lacks: impl Fn(usize, &str) -> bool) -> Vec<[String; 3
             }
         }
     }
+    let own = own
+        .iter()
+        .map(|(layer, name)| (format!("model.layers.{layer}.{name}"), vec![16]));
+    shapes.extend(own);
     let bench = Bench::new();
-    let config = json!({"model_type": "unheard_of", "num_hidden_layers": layers, "hidden_size": 16, "vocab_size": 24});
+    let mut config = json!({"model_type": "unheard_of", "num_hidden_layers": layers, "hidden_size": 16, "vocab_size": 24});
+    let fields = fields.as_object().expect("an object").clone();
+    config.as_object_mut().expect("an object").extend(fields);
     bench.model("m", &config, &specs(shapes));
     found(&bench)
 }
@@ -318,6 +334,79 @@ fn layers_at_the_ends_and_by_turns_may_be_built_otherwise() {
     assert_eq!(lost(&[5]), [uneven(5)]);
     assert_eq!(lost(&[2, 5]), [uneven(2), uneven(5)]);
     assert_eq!(lost(&[3]), [uneven(3)]);
+}
+
+#[test]
+fn a_layer_that_the_config_gives_a_kind_of_its_own_may_be_built_otherwise() {
+    let lost = |fields: Value, own: &[(usize, &str)]| {
+        let lacks = |layer, name: &str| layer == 3 && name.starts_with("attn.");
+        unknown_with(6, fields, own, lacks)
+    };
+    assert_eq!(lost(json!({}), &[]).len(), 2, "nothing explains it");
+    let (a, b) = ("full_attention", "conv");
+    for fields in [
+        json!({"layer_types": [a, a, a, b, a, a]}),
+        json!({"text_config": {"layer_types": [a, a, a, b, a, a]}}),
+        json!({"block_types": [a, a, a, b]}),
+        json!({"compress_ratios": [4, 4, 4, 0, 4, 4, 4]}),
+        json!({"full_attn_idxs": [0, 1, 2, 4, 5]}),
+    ] {
+        assert_eq!(lost(fields.clone(), &[]), [[""; 3]; 0], "{fields}");
+    }
+    // Lists that say nothing of this layer, or call it like others, explain nothing.
+    for fields in [
+        json!({"layer_types": [a, a, b, a, a, a]}),
+        json!({"layer_types": [a, b, a, b, a, b]}),
+        json!({"layer_types": [a, a, a, a, a, a]}),
+        json!({"eos_token_id": [1, 3]}),
+        json!({"sparse_step": 3}),
+    ] {
+        assert_eq!(lost(fields.clone(), &[]).len(), 2, "{fields}");
+    }
+    // One in so many layers has experts in place of what the others have.
+    let own = [(3, "router.weight")];
+    assert_eq!(lost(json!({"encoder_sparse_step": 4}), &own), [[""; 3]; 0]);
+    assert_eq!(lost(json!({}), &own).len(), 2);
+}
+
+/// A draft has the type of the model that it drafts for, and few of its tensors.
+#[test]
+fn drafts_for_speculative_decoding_are_no_broken_models() {
+    let bench = Bench::new();
+    let shapes = vec![
+        ("midlayer.self_attn.q_proj.weight".to_owned(), vec![16, 32]),
+        ("midlayer.hidden_norm.weight".to_owned(), vec![16]),
+        ("fc.weight".to_owned(), vec![16, 48]),
+        ("norm.weight".to_owned(), vec![16]),
+        ("lm_head.weight".to_owned(), vec![8, 16]),
+    ];
+    let config = |class: &str, more: Value| {
+        let mut config = json!({
+            "architectures": [class], "model_type": "llama", "num_hidden_layers": 1, "hidden_size": 16,
+            "vocab_size": 24, "num_attention_heads": 2, "intermediate_size": 20,
+        });
+        let more = more.as_object().expect("an object").clone();
+        config.as_object_mut().expect("an object").extend(more);
+        config
+    };
+    for config in [
+        config("LlamaForCausalLMEagle3", json!({})),
+        config("LlamaForCausalLM", json!({"draft_vocab_size": 8})),
+        config("LlamaForCausalLM", json!({})),
+    ] {
+        bench.model("m", &config, &specs(shapes.clone()));
+        assert_eq!(found(&bench), [[""; 3]; 0], "{config}");
+    }
+    let without_join: Vec<_> = shapes
+        .into_iter()
+        .filter(|(name, _)| name != "fc.weight")
+        .collect();
+    bench.model(
+        "m",
+        &config("LlamaForCausalLM", json!({})),
+        &specs(without_join),
+    );
+    assert!(!found(&bench).is_empty());
 }
 
 /// What only a table can tell is said to be skipped where there is none; it leaves no verdict open.

@@ -9,6 +9,7 @@ pub mod mutate;
 pub(super) mod safety;
 pub(super) mod structure;
 pub(super) mod tokenizer;
+pub(super) mod uneven;
 pub(super) mod values;
 
 use std::borrow::Cow;

@@ -1,9 +1,10 @@
 //! Checks that the tensors are those that config.json promises, and that all layers have the same tensors.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::Value;
 
+use super::uneven::{Roles, uneven_layers};
 use super::values::is_norm;
 use crate::{CheckInfo, Finding, Place, Report, Severity, Skipped};
 use architecture::{
@@ -77,7 +78,7 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
         });
     }
     let Some(config) = model.config() else {
-        uneven_layers(&roles, missing_is_known, report);
+        uneven_layers(&roles, None, missing_is_known, report);
         skip(report, "no config.json says of which family it is");
         return;
     };
@@ -95,7 +96,7 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
     }
     let Some(family) = kind.and_then(Family::of) else {
         report.extend(layer_kinds(model, config));
-        uneven_layers(&roles, missing_is_known, report);
+        uneven_layers(&roles, Some(config.value()), missing_is_known, report);
         let unknown = Unknown {
             config,
             model,
@@ -564,9 +565,6 @@ fn shape_text(shape: &[Size]) -> String {
     format!("[{}]", sizes.collect::<Vec<String>>().join(", "))
 }
 
-/// By prefix and suffix: the number of layers of the stack, and the layer and index of each tensor in that role.
-type Roles = BTreeMap<(String, String), (usize, Vec<(usize, usize)>)>;
-
 /// The tensors of each stack, by the part of their names after the layer's number.
 fn roles(model: &Checkpoint) -> Roles {
     let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
@@ -581,59 +579,6 @@ fn roles(model: &Checkpoint) -> Roles {
         }
     }
     roles
-}
-
-/// With fewer layers, one layer is not reported as the exception: first and last layers often differ.
-const EVEN_LAYERS: usize = 4;
-
-/// With fewer layers, two are not reported as the exceptions.
-const EVEN_BUT_TWO: usize = 6;
-
-/// Reports a tensor that is missing from a single layer in the middle of a stack. If it is missing from the last layer,
-/// or from two layers, it is reported only if those layers lack nothing else: the ends of a stack, or every other
-/// layer, may be built differently, but then in more than one tensor.
-fn uneven_layers(roles: &Roles, missing_is_known: bool, report: &mut Report) {
-    if !missing_is_known {
-        return;
-    }
-    // For each layer, how many of the roles that nearly all layers have it lacks.
-    let mut lacks: HashMap<(&str, usize), usize> = HashMap::new();
-    let lacking = |layers: usize, having: &[(usize, usize)]| -> Vec<usize> {
-        let having: BTreeSet<usize> = having.iter().map(|&(layer, _)| layer).collect();
-        (0..layers)
-            .filter(|layer| !having.contains(layer))
-            .collect()
-    };
-    let nearly_all = |layers: usize, having: &[(usize, usize)]| {
-        let without = layers - having.len().min(layers);
-        without == 1 && layers >= EVEN_LAYERS || without == 2 && layers >= EVEN_BUT_TWO
-    };
-    for ((prefix, _), &(layers, ref having)) in roles {
-        if nearly_all(layers, having) {
-            for layer in lacking(layers, having) {
-                *lacks.entry((prefix, layer)).or_default() += 1;
-            }
-        }
-    }
-    for ((prefix, suffix), &(layers, ref having)) in roles {
-        if !nearly_all(layers, having) {
-            continue;
-        }
-        let without = lacking(layers, having);
-        let one_in_the_middle = without.len() == 1 && (1..layers - 1).contains(&without[0]);
-        let alone = |layer: &usize| *layer > 0 && lacks.get(&(prefix.as_str(), *layer)) == Some(&1);
-        if !one_in_the_middle && !without.iter().all(alone) {
-            continue;
-        }
-        for layer in without {
-            report.add(Finding::new(
-                &UNEVEN,
-                Place::tensor(format!("{prefix}{layer}.{suffix}"), None),
-                format!("a tensor that {} of {layers} layers have", having.len()),
-                "none",
-            ));
-        }
-    }
 }
 
 fn mixed_dtypes(model: &Checkpoint, roles: &Roles, report: &mut Report) {

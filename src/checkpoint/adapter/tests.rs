@@ -652,3 +652,40 @@ fn updates_by_hand() {
     assert_eq!(values(&model, "conv.weight"), [10.0, 14.0]);
     assert_eq!(values(&model, "norm.weight"), [-9.0]);
 }
+
+/// PEFT shares one of the factors between the groups, so their product has not the shape of the kernel.
+#[test]
+fn updates_of_grouped_convolutions_are_refused_as_what_they_are() {
+    let conv = |shape| safetensors(&[("conv.weight", "F32", shape)]);
+    let adapter = |a, b| {
+        safetensors(&[
+            ("base_model.model.conv.lora_A.weight", "F32", a),
+            ("base_model.model.conv.lora_B.weight", "F32", b),
+        ])
+    };
+    let cases: [(&[usize], &[usize], &[usize]); 2] = [
+        // The ranks of `B` are those of one of two groups.
+        (&[4, 1, 3, 3], &[2, 2, 3, 3], &[4, 1, 1, 1]),
+        // `A` sees the inputs of all four.
+        (&[4, 2, 1], &[2, 8, 1], &[4, 2, 1]),
+    ];
+    for (kernel, a, b) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, bytes: &[u8]| write(&folder.path().join(name), bytes);
+        put("model/model.safetensors", &conv(kernel));
+        put("adapter/adapter_model.safetensors", &adapter(a, b));
+        let options = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2});
+        put(
+            "adapter/adapter_config.json",
+            options.to_string().as_bytes(),
+        );
+        let message = open(folder.path()).unwrap_err();
+        for part in [
+            "`conv.weight` is a grouped convolution",
+            "merge the adapter with PEFT",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(!message.contains("download"), "{message}");
+    }
+}
