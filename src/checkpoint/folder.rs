@@ -81,28 +81,14 @@ fn find_format(
     let (adapters, files): (BTreeSet<&str>, BTreeSet<&str>) = weight_files(names, format)
         .into_iter()
         .partition(|name| ADAPTERS.contains(name));
-    let mut problems = Vec::new();
-    let mut chosen_index = choose_index(names, &files, format);
-    let mut index = chosen_index.and_then(|name| {
-        let read = Index::read(&folder.join(name), format);
-        let index = read.and_then(|index| index.shards().map(drop).map(|()| index));
-        index.map_err(|problem| problems.push(problem)).ok()
-    });
-    // transformers looks for the single file first, and reads no index if it is there.
-    let mut passed_over = BTreeSet::new();
-    let unread_index = chosen_index.filter(|_| {
-        let agrees = |index: &Index| index.names_only(format.single());
-        files.contains(format.single()) && !index.as_ref().is_some_and(agrees)
-    });
-    if unread_index.is_some() {
-        let shards = index.iter().flat_map(|index| index.shards());
-        passed_over = shards.flatten().map(str::to_owned).collect();
-        problems.clear();
-        (chosen_index, index) = (None, None);
-    }
+    let IndexChoice {
+        index,
+        unread: unread_index,
+        passed_over,
+        mut problems,
+    } = IndexChoice::of(folder, names, &files, format);
     let mut chosen: BTreeSet<String> = BTreeSet::new();
-    if let Some(index) = &index {
-        let name = chosen_index.unwrap_or_default();
+    if let Some((name, index)) = &index {
         chosen = present_shards(location, names, format, (index, name), &mut problems);
     } else if files.is_empty() {
         // A broken index without any shard beside it still counts as the folder's checkpoint.
@@ -127,7 +113,7 @@ fn find_format(
         }
     }
     let others = || files.iter().filter(|file| !chosen.contains(**file));
-    let by_index = chosen_index.filter(|_| index.is_some());
+    let by_index = index.as_ref().map(|(name, _)| *name);
     let chosen_by = by_index.or(chosen.first().map(String::as_str));
     let not_read = |file: &&str| {
         format!(
@@ -158,11 +144,57 @@ fn find_format(
                 .into_iter()
                 .chain(unread.iter().map(not_read))
                 .collect(),
-            index,
+            index: index.map(|(_, index)| index),
             format,
         },
         problems,
     })
+}
+
+/// What an index has to say about the files of a folder.
+struct IndexChoice<'n> {
+    /// The index that is followed, and its name.
+    index: Option<(&'n str, Index)>,
+    /// The name of one that is not, as a whole file lies beside it.
+    unread: Option<&'n str>,
+    /// The shards that this one names.
+    passed_over: BTreeSet<String>,
+    /// Why an index cannot be read.
+    problems: Vec<CheckpointError>,
+}
+
+impl<'n> IndexChoice<'n> {
+    fn of(
+        folder: &Path,
+        names: &'n BTreeSet<String>,
+        files: &BTreeSet<&str>,
+        format: Format,
+    ) -> Self {
+        let mut choice = IndexChoice {
+            index: None,
+            unread: None,
+            passed_over: BTreeSet::new(),
+            problems: Vec::new(),
+        };
+        let Some(name) = choose_index(names, files, format) else {
+            return choice;
+        };
+        let read = Index::read(&folder.join(name), format);
+        let index = read.and_then(|index| index.shards().map(drop).map(|()| index));
+        // transformers looks for the single file first, and reads no index if it is there.
+        let single = files.contains(format.single());
+        match index {
+            Ok(index) if single && !index.names_only(format.single()) => {
+                choice.unread = Some(name);
+                let shards = index.shards().unwrap_or_default();
+                choice.passed_over = shards.into_iter().map(str::to_owned).collect();
+            }
+            Ok(index) => choice.index = Some((name, index)),
+            Err(_) if single => choice.unread = Some(name),
+            Err(problem) => choice.problems.push(problem),
+        }
+        choice
+    }
 }
 
 /// The shards of an index that are there; the others, and those that it leaves out, are problems.
@@ -173,23 +205,26 @@ fn present_shards(
     (index, name): (&Index, &str),
     problems: &mut Vec<CheckpointError>,
 ) -> BTreeSet<String> {
-    let mut present = BTreeSet::new();
-    for shard in index.shards().unwrap_or_default() {
-        // Follows links: a snapshot's link may outlive its blob.
-        match fs::metadata(location.path.join(shard)) {
-            Ok(_) => present.extend([shard.to_owned()]),
-            Err(_) => problems.push(CheckpointError::ShardMissing {
-                path: location.path.clone(),
-                shard: shard.into(),
-                expected_by: name.into(),
-                hint: stale_index_hint(location, names, format, (index, name)),
-            }),
-        }
-    }
-    if problems.is_empty() {
+    // Follows links: a snapshot's link may outlive its blob.
+    let is_there = |shard: &&str| fs::metadata(location.path.join(shard)).is_ok();
+    let shards = index.shards().unwrap_or_default();
+    let (present, missing): (Vec<&str>, Vec<&str>) = shards.into_iter().partition(is_there);
+    if missing.is_empty() {
         problems.extend(index.left_out());
+    } else {
+        let hint = stale_index_hint(location, names, format, (index, name));
+        problems.extend(
+            missing
+                .into_iter()
+                .map(|shard| CheckpointError::ShardMissing {
+                    path: location.path.clone(),
+                    shard: shard.into(),
+                    expected_by: name.into(),
+                    hint: hint.clone(),
+                }),
+        );
     }
-    present
+    present.into_iter().map(str::to_owned).collect()
 }
 
 /// The UTF-8 names in a folder; a file with any other name cannot belong to a checkpoint.

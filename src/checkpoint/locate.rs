@@ -63,9 +63,11 @@ impl Locator {
         let moved = |(text, _): &&(String, PathBuf)| text == model.text();
         if let Some((_, path)) = self.elsewhere.iter().find(moved) {
             let path = self.working_dir.join(path);
+            // A name that is there as it is written has no entry.
+            let literal = |entry: &String| path.to_string_lossy().ends_with(&format!("#{entry}"));
             return match fs::metadata(&path) {
                 Ok(_) => Ok(Location {
-                    entry: model.entry.clone(),
+                    entry: model.entry.clone().filter(|entry| !literal(entry)),
                     ..Location::local(path)
                 }),
                 Err(source) => Err(CheckpointError::io("open", &path, source)),
@@ -350,6 +352,48 @@ mod tests {
         // A folder with exactly that name is not a model with an adapter.
         fs::create_dir_all(root.path().join("work/a+b")).unwrap();
         assert_eq!(locate(root.path(), "a+b").unwrap().adapter, None);
+    }
+
+    #[test]
+    fn an_entry_is_of_what_is_found_without_it() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        for file in [
+            "work/m.pt",
+            "work/m#literal.pt",
+            "moved/m.pt",
+            "moved/m#literal.pt",
+        ] {
+            write(&root.join(file), b"x");
+        }
+        let found = |text: &str| {
+            let location = locate(root, text).unwrap();
+            (location.path, location.entry)
+        };
+        let entry = |entry: &str| Some(entry.to_owned());
+        assert_eq!(
+            found("m.pt#net.ema"),
+            (root.join("work/m.pt"), entry("net.ema"))
+        );
+        assert_eq!(
+            found("m#literal.pt"),
+            (root.join("work/m#literal.pt"), None)
+        );
+        assert_eq!(
+            found("m#literal.pt#net"),
+            (root.join("work/m#literal.pt"), entry("net"))
+        );
+        // The same where the models have moved.
+        let mut locator = locator(root);
+        for name in ["m.pt#net.ema", "m#literal.pt"] {
+            let file = name.replace("#net.ema", "");
+            let moved = root.join("moved").join(file);
+            locator.elsewhere.push((name.to_owned(), moved));
+        }
+        let moved = |text: &str| locator.locate(&ModelRef::parse(text).unwrap()).unwrap();
+        assert_eq!(moved("m.pt#net.ema").path, root.join("moved/m.pt"));
+        assert_eq!(moved("m.pt#net.ema").entry, entry("net.ema"));
+        assert_eq!(moved("m#literal.pt").entry, None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::error::CheckpointError;
 use super::files::Files;
 use super::folder::{FoundWeights, Weights, check_link, find_weights};
 use super::format::Format;
-use super::hub::listed_names;
+use super::hub::{listed_names, snapshot_of};
 use super::index::Index;
 use super::locate::Location;
 use super::quantised::{only_config_says, refuse_quantised};
@@ -178,7 +178,17 @@ fn look_at_download(location: &Location) -> (Vec<CheckpointError>, Option<String
         };
         return (vec![problem], None);
     }
-    let listed = listed_names(folder).unwrap_or_default();
+    let Some(listed) = listed_names(folder) else {
+        let of_hub = location.hub.is_some() || snapshot_of(folder).is_some();
+        let note = (of_hub && !has_config(folder)).then(|| {
+            format!(
+                "{}: the cache has no config.json of this model, so the output gets none from it; if the repository has one, {}",
+                folder.display(),
+                download_hint(location)
+            )
+        });
+        return (Vec::new(), note);
+    };
     if listed.contains(CONFIG) && !has_config(folder) {
         let problem = CheckpointError::NotDownloaded {
             path: folder.clone(),

@@ -118,8 +118,14 @@ fn no_weights_hint(location: &Location, names: &BTreeSet<String>) -> String {
             None => "this is the Hub's cache of a model: name one of its `snapshots`".into(),
         };
     }
-    if let Some(inside) = subfolder_with_weights(folder, names) {
+    if let Some(inside) = subfolder_with(&is_weights, folder, names) {
         return format!("its folder `{inside}` holds weights: name that one");
+    }
+    if let Some(inside) = subfolder_with(&|name| ADAPTERS.contains(&name), folder, names) {
+        return format!(
+            "its folder `{inside}` holds a LoRA adapter: write `model+{}`, with the model that it was trained on",
+            folder.join(&inside).display()
+        );
     }
     let other = names.iter().find_map(|name| other_format(name));
     match other {
@@ -171,20 +177,24 @@ fn subfolders<'n>(
         .filter_map(|name| Some((name, file_names(&folder.join(name)).ok()?)))
 }
 
-/// The subfolder with weights whose name ends in the largest number: the last checkpoint of a training run.
-fn subfolder_with_weights(folder: &Path, names: &BTreeSet<String>) -> Option<String> {
-    let has_weights = |names: &BTreeSet<String>| {
-        names.iter().any(|name| {
-            let weights = Format::named(name).is_some() && !is_of_training(name);
-            weights && !ADAPTERS.contains(&name.as_str())
-        })
-    };
+/// Whether a file has the name of a model's weights.
+fn is_weights(name: &str) -> bool {
+    Format::named(name).is_some() && !is_of_training(name) && !ADAPTERS.contains(&name)
+}
+
+/// Of the subfolders with such a file, the one whose name ends in the largest number: the last checkpoint of a training
+/// run.
+fn subfolder_with(
+    is_wanted: &dyn Fn(&str) -> bool,
+    folder: &Path,
+    names: &BTreeSet<String>,
+) -> Option<String> {
     let number = |name: &str| {
         let digits = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
         name[digits..].parse::<u64>().ok()
     };
     subfolders(folder, names)
-        .filter(|(_, inside)| has_weights(inside))
+        .filter(|(_, inside)| inside.iter().any(|name| is_wanted(name)))
         .max_by_key(|(name, _)| number(name))
         .map(|(name, _)| name.clone())
 }

@@ -247,7 +247,7 @@ fn files_that_are_no_set_get_a_remedy_that_can_be_followed() {
 fn folders_of_training_runs_say_what_makes_weights_of_them() {
     let a = safetensors(&[("a", "U8", &[1])]);
     let distributed = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER";
-    let cases: [(&[File], &str); 12] = [
+    let cases: [(&[File], &str); 13] = [
         (
             &[("__0_0.distcp", b"x"), (".metadata", b"x")],
             &format!("{distributed} model.pt"),
@@ -314,6 +314,13 @@ fn folders_of_training_runs_say_what_makes_weights_of_them() {
         (
             &[("refs/main", b"x"), ("snapshots/x/model.safetensors", &a)],
             "name one of its `snapshots`",
+        ),
+        (
+            &[
+                ("checkpoint-9/adapter_model.safetensors", &a),
+                ("checkpoint-10/adapter_model.safetensors", &a),
+            ],
+            "its folder `checkpoint-10` holds a LoRA adapter: write `model+FOLDER/checkpoint-10`",
         ),
         (
             &[("model.pkl", b"x")],
@@ -400,7 +407,13 @@ fn a_download_that_stopped_is_told_by_the_hubs_list() {
         "model.safetensors": {"size": 9, "blob_id": "x", "lfs_sha256": "b".repeat(64), "lfs_size": a.len()},
     }});
     let (cache, snapshot) = snapshot(&[("model.safetensors", &a)]);
-    assert_eq!(open(&snapshot).unwrap().shards()[0].hub_sha256(), None);
+    let found = open(&snapshot).unwrap();
+    assert_eq!(found.shards()[0].hub_sha256(), None);
+    assert!(
+        found.notes()[0].contains("the cache has no config.json of this model"),
+        "{:?}",
+        found.notes()
+    );
     let tree = cache
         .path()
         .join(format!("models--org--name/trees/{COMMIT}.json"));
