@@ -472,7 +472,7 @@ fn shards_must_match_their_index() {
         );
         bench.refused("merge_method: passthrough\nmodels: [{model: m}]\n", &[])
     };
-    let duplicate = sharded(json!({"x": "one.safetensors", "y": "two.safetensors"}), "x");
+    let duplicate = sharded(json!({"y": "one.safetensors", "z": "two.safetensors"}), "x");
     says(&duplicate, &["`x`", "one.safetensors", "two.safetensors"]);
     let missing = sharded(
         json!({"x": "one.safetensors", "y": "three.safetensors"}),

@@ -467,10 +467,11 @@ fn tokens_beyond_an_embedding_are_dropped_where_the_recipe_says_so() {
     assert_eq!((found.get("<pad>"), found["<one>"]), (None, 6));
     let outcome = bench.weld(&["check", "out"]);
     assert!(!outcome.stdout.contains("tokenizer."), "{}", outcome.stdout);
+    fs::remove_dir_all(&out).unwrap();
     let message = bench.refused(
         "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n\
          tokenizer: {beyond_embedding: cut}\n",
-        &["--force"],
+        &[],
     );
     assert!(
         message.contains("unknown word `cut`")
