@@ -241,14 +241,20 @@ fn finding(problem: &CheckpointError) -> Option<Finding> {
     let (expected, found) = expected_and_found(problem);
     let check = kind(problem)?;
     let finding = Finding::new(check, place(problem), expected, found);
-    // What the kind says of pickles and stand-ins in general, the problem knows better.
-    let general = [PICKLE.id, STAND_IN.id, NOT_A_FILE.id];
-    Some(
-        match problem.hint().filter(|_| general.contains(&check.id)) {
-            Some(hint) => finding.with_remedy(hint),
-            None => finding,
-        },
-    )
+    // What these kinds say in general, the problem knows better: what downloads the file, what converts it.
+    let general = [
+        &PICKLE,
+        &STAND_IN,
+        &NOT_A_FILE,
+        &AMBIGUOUS,
+        &INCOMPLETE,
+        &INDEX_SHARD,
+    ];
+    let is_general = general.iter().any(|kind| kind.id == check.id);
+    Some(match problem.hint().filter(|_| is_general) {
+        Some(hint) => finding.with_remedy(hint),
+        None => finding,
+    })
 }
 
 /// Whether a problem is the system's and not the checkpoint's: something could not be read.
