@@ -39,7 +39,7 @@ const APART: [&str; 9] = [
     ".mv",
 ];
 
-const WEIGHTS: [&str; 25] = [
+const WEIGHTS: [&str; 27] = [
     "safetensors",
     "bin",
     "pt",
@@ -65,31 +65,49 @@ const WEIGHTS: [&str; 25] = [
     "engine",
     "pte",
     "nemo",
+    "faiss",
+    "arrow",
 ];
 
 const CODE: [&str; 7] = ["py", "pyc", "pyd", "so", "dll", "dylib", "jit"];
 
-const SETTINGS: [&str; 9] = [
-    "jinja", "jinja2", "model", "spm", "tiktoken", "bpe", "codes", "vocab", "vec",
+const SETTINGS: [&str; 10] = [
+    "jinja",
+    "jinja2",
+    "model",
+    "spm",
+    "tiktoken",
+    "bpe",
+    "codes",
+    "vocab",
+    "vec",
+    "tokenizer",
 ];
 
 /// Endings of text that is settings only by the words of its name.
 const TEXT: [&str; 3] = ["json", "jsonl", "txt"];
 
 /// How a word of such a name begins.
-const WORDS: [&str; 27] = [
+const WORDS: [&str; 36] = [
     "adapter",
     "added",
+    "alphabet",
+    "artists",
+    "attrs",
     "chat",
     "config",
     "dict",
+    "embedding",
+    "emoji",
     "encoder",
     "entity",
     "extractor",
     "feature",
     "generation",
+    "genres",
     "index",
     "kv",
+    "lyrics",
     "mapping",
     "merges",
     "module",
@@ -104,7 +122,9 @@ const WORDS: [&str; 27] = [
     "tekken",
     "template",
     "token",
+    "unigram",
     "vocab",
+    "word",
 ];
 
 /// What loaders take from a file, by its path in the folder; `None` if they do not read it.
@@ -208,6 +228,10 @@ mod tests {
                     "model.safetensors.index.json",
                     "kv_cache_scales.json",
                     "sentence_bert_config.json",
+                    "language_model/attrs.json",
+                    "emoji.json",
+                    "word_shape.json",
+                    "prophetnet.tokenizer",
                     "normalizer.json",
                     "bpe.codes",
                     "CONFIG.JSON",

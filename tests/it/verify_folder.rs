@@ -77,6 +77,16 @@ fn a_file_that_loaders_read_and_the_merge_did_not_write_is_found() {
         assert_eq!(names(&report["details"]["files"]["ignored"]), [name]);
         fs::remove_file(bench.path("out").join(name)).unwrap();
     }
+    // What is behind a link to a folder may be anything.
+    let elsewhere = bench.file("elsewhere/generate.py", "x");
+    let link = bench.path("out/processing");
+    std::os::unix::fs::symlink(elsewhere.parent().unwrap(), &link).unwrap();
+    let report = refused(&bench, &[], &["verify.foreign-file"]);
+    assert_eq!(
+        finding(&report, "verify.foreign-file")["file"],
+        "processing"
+    );
+    fs::remove_file(link).unwrap();
     // transformers takes a single file before shards with an index.
     let bench = merged(LINEAR, Dtype::BF16, &["--shard-size", "40kB"]);
     assert_eq!(verify(&bench, &["--full"]).0, Some(0));
@@ -576,4 +586,23 @@ fn an_adapter_beside_the_weights_is_not_passed_over() {
     config["has_lora_adapter"] = true.into();
     bench.file("out/config.json", config.to_string());
     assert!(found("note[container.adapter]"));
+}
+
+#[test]
+fn two_chat_templates_that_differ_are_found() {
+    let bench = good();
+    let found = || {
+        bench
+            .weld(&["check", "m"])
+            .stdout
+            .contains("warning[tokenizer.chat-templates-differ]")
+    };
+    let mut settings = read_json(&bench.path("m/tokenizer_config.json"));
+    settings["chat_template"] = "{{ messages }}".into();
+    bench.file("m/tokenizer_config.json", settings.to_string());
+    assert!(!found());
+    bench.file("m/chat_template.jinja", "{{ messages }}\n");
+    assert!(!found());
+    bench.file("m/chat_template.jinja", "{{ messages }}{{ secret }}");
+    assert!(found());
 }

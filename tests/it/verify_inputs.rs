@@ -147,9 +147,16 @@ fn inputs_that_name_nothing_are_an_error() {
     assert_eq!(found["found_by"], "the Hub's cache");
     assert_eq!(found["hub"]["commit"], commit);
     assert_eq!(found["hub"]["revision"], "main");
-    // With an adapter, the model and the adapter have names of their own.
-    let outcome = bench.weld(&["verify", "out", "--inputs", "org/x=right/family/x"]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    // A copy elsewhere is the same model.
+    let snapshot = bench.path(&format!("no-hub/hub/models--org--x/snapshots/{commit}"));
+    for name in ["config.json", "model.safetensors"] {
+        bench.file(
+            &format!("copy/{name}"),
+            fs::read(snapshot.join(name)).unwrap(),
+        );
+    }
+    let outcome = bench.weld(&["verify", "out", "--inputs", "org/x=copy"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stdout);
 }
 
 #[test]
@@ -259,6 +266,42 @@ fn a_merge_verifies_from_anywhere_and_publishes_no_absolute_path() {
     let other = other.into_iter().find(|path| *path != record).unwrap();
     fs::copy(other, &record).unwrap();
     assert_eq!(away().code, Some(3));
+}
+
+#[test]
+fn a_record_that_cannot_be_written_is_a_note_and_no_failure() {
+    let bench = two_families();
+    forget(&bench);
+    let merge = |cache: &Path| {
+        let mut command = bench.command();
+        command.current_dir(bench.path("right"));
+        command.env("XDG_CACHE_HOME", cache);
+        let output = command
+            .args(["merge", "recipe.yml", "merged", "--force"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let note = "note: where the inputs are could not be recorded for `weld verify`";
+    assert!(merge(Path::new("/dev/null/cache")).contains(note));
+    // A folder that others can write to.
+    let shared = bench.path("shared/weldment/inputs");
+    fs::create_dir_all(&shared).unwrap();
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o777)).unwrap();
+    let said = merge(&bench.path("shared"));
+    assert!(
+        said.contains(note) && said.contains("others can write to"),
+        "{said}"
+    );
+    assert_eq!(fs::read_dir(&shared).unwrap().count(), 0);
+    assert!(!merge(&bench.path("fresh")).contains("note: where"));
+    assert_eq!(
+        fs::read_dir(bench.path("fresh/weldment/inputs"))
+            .unwrap()
+            .count(),
+        1
+    );
 }
 
 /// Of an absolute path the lock keeps the last part, unless another model is called so.

@@ -18,6 +18,10 @@ checks! {
         "The chat template is not sound Jinja",
         "Every conversation fails at its first message.",
         "correct the template, or take that of the model that it comes from";
+    TEMPLATES = "tokenizer.chat-templates-differ", Warning,
+        "There are two chat templates, and they differ",
+        "transformers takes chat_template.jinja; tools that go by tokenizer_config.json write conversations another way.",
+        "remove the one that is not meant";
     NO_ROW = "tokenizer.id-without-row", Error,
         "The tokenizer gives ids that the embedding has no row for",
         "A text with such a token crashes, or reads memory of something else.",
@@ -167,16 +171,15 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
 fn template(model: &Checkpoint, report: &mut Report) {
     match chat_template(model) {
         Ok(None) => {}
-        Ok(Some(text)) => {
-            if let Err(why) = chat_template_parses(&text) {
-                report.add(Finding::new(
-                    &TEMPLATE,
-                    Place::file("the chat template"),
-                    "a template that parses",
-                    why,
-                ));
-            }
-        }
+        Ok(Some(text)) => match chat_template_parses(&text) {
+            Ok(()) => report.extend(second_template(model, &text)),
+            Err(why) => report.add(Finding::new(
+                &TEMPLATE,
+                Place::file("the chat template"),
+                "a template that parses",
+                why,
+            )),
+        },
         // A malformed tokenizer_config.json has been reported already.
         Err(CheckpointError::JsonMalformed { path, .. })
             if path.ends_with("tokenizer_config.json") => {}
@@ -187,6 +190,19 @@ fn template(model: &Checkpoint, report: &mut Report) {
             error.to_string(),
         )),
     }
+}
+
+/// The finding that tokenizer_config.json has another template than the file of its own that most loaders take.
+fn second_template(model: &Checkpoint, taken: &str) -> Option<Finding> {
+    let file = model.location().path.join("chat_template.jinja");
+    file.is_file().then_some(())?;
+    let settings = settings(model, "tokenizer_config.json").ok()??;
+    let second = settings.get("chat_template")?.as_str()?;
+    (second.trim() != taken.trim()).then(|| {
+        let place = Place::field("tokenizer_config.json", "chat_template");
+        let expected = "the template of chat_template.jinja, or none";
+        Finding::new(&TEMPLATES, place, expected, "another")
+    })
 }
 
 /// The text of a token, or the texts of a list of tokens; each is a string or an object with flags.

@@ -169,6 +169,7 @@ pub(super) fn judge(
         return;
     }
     let folder = request.folder;
+    let exact = request.lock.is_some();
     let mut known = weights(model, folder);
     known.extend(compared.iter().cloned());
     let mut by_lock = Vec::new();
@@ -186,18 +187,24 @@ pub(super) fn judge(
         }
         known.extend(by_lock.iter().cloned());
     }
-    report.extend(missing_names(model, folder, request.lock.is_some()));
-    report.extend(metadata(model, folder, request.lock.is_some()));
+    report.extend(missing_names(model, folder, exact));
+    report.extend(metadata(model, folder, exact));
     let mut others = Vec::new();
     let mut ignored = Vec::new();
     for (name, (entry, _)) in &folder.entries {
+        if known.contains(name) {
+            continue;
+        }
         if folder.ignores(name) {
             ignored.push(name.clone());
-        } else if !known.contains(name) {
-            match role_of(name) {
-                Some(role) => {
-                    report.extend(foreign(entry, role, request.lock.is_some(), &mut others))
-                }
+        } else {
+            // What is behind a link to a folder may be anything.
+            let role = match entry.path.is_dir() {
+                true => Some(Role::Weights),
+                false => role_of(name),
+            };
+            match role {
+                Some(role) => report.extend(foreign(entry, role, exact, &mut others)),
                 None => others.push(name.clone()),
             }
         }
@@ -393,7 +400,10 @@ fn foreign(
     }
     let found = match entry.kind.bytes() {
         Some(bytes) => format!("{}, {bytes} bytes", role.name()),
-        None => format!("{}, not a file", role.name()),
+        None => match entry.path.is_dir() {
+            true => "a link to a folder".to_owned(),
+            false => format!("{}, not a file", role.name()),
+        },
     };
     Some(Finding::new(
         &checks::FOREIGN,

@@ -260,7 +260,7 @@ impl Inputs {
         };
         let models = plan.stored_models();
         let mut parts = models.iter().flat_map(|model| model.location().paths());
-        match parts.any(|path| path.starts_with(folder)) {
+        match parts.any(|path| is_in(path, folder)) {
             true => Ok(()),
             false => Err(InputsError::Unused {
                 given: given.clone(),
@@ -271,7 +271,7 @@ impl Inputs {
     /// What led to the model or adapter at a location.
     fn way(&self, location: &Location) -> Way {
         let at = |(_, path): &(String, PathBuf)| *path == location.path;
-        let in_folder = |(_, folder): &(String, PathBuf)| location.path.starts_with(folder);
+        let in_folder = |(_, folder): &(String, PathBuf)| is_in(&location.path, folder);
         if self.named.iter().any(at) || self.folder.as_ref().is_some_and(in_folder) {
             Way::Named
         } else if location.hub.is_some() {
@@ -378,6 +378,14 @@ impl Found {
             "hub": self.hub,
         })
     }
+}
+
+/// Whether a path is below a folder, as it is written or as it is.
+fn is_in(path: &Path, folder: &Path) -> bool {
+    let real = fs::canonicalize(path)
+        .ok()
+        .zip(fs::canonicalize(folder).ok());
+    path.starts_with(folder) || real.is_some_and(|(path, folder)| path.starts_with(folder))
 }
 
 /// The models that a recipe names, each once, and each adapter and the model below it by themselves.

@@ -346,6 +346,15 @@ pub(super) static DEFECTS: &[Defect] = &[
             Ok("chat_template.jinja".to_owned())
         },
     ),
+    Defect::new("a second chat template", &tokenizer::TEMPLATES, |draft| {
+        let name = "tokenizer_config.json";
+        let text = fs::read(draft.path(name)).unwrap_or_default();
+        let mut settings: Value = serde_json::from_slice(&text).unwrap_or_else(|_| json!({}));
+        settings["chat_template"] = json!("{{ messages }}");
+        draft.put(name, settings.to_string())?;
+        draft.put("chat_template.jinja", "{{ messages[0] }}")?;
+        Ok(format!("{name}: chat_template"))
+    }),
     Defect::new("a token without a row", &tokenizer::NO_ROW, |draft| {
         // Two more than the rows: a single one may be a padding token.
         let end = draft.original.rows()? + 2;
