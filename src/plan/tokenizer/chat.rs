@@ -1,6 +1,10 @@
 //! `chat_template:`: the most common one of the inputs, one of the known formats, or the recipe's own text.
 
+use std::thread;
+
 use minijinja::Environment;
+
+use super::limits::within_limits;
 
 use crate::models::Models;
 use crate::problems::Problems;
@@ -16,8 +20,8 @@ const NAMED: [(&str, &str); 5] = [
     ("mistral", include_str!("templates/mistral.jinja")),
 ];
 
-/// The longest template; real ones reach some 20 KB.
-const MAX_BYTES: usize = 1 << 20;
+/// The stack of the thread that parses a template. Within the limits, far less is needed.
+const PARSER_STACK: usize = 64 << 20;
 
 /// The template that the recipe asks for; none if it asks for none, or if `auto` finds none.
 pub(crate) fn chat_template(
@@ -52,23 +56,29 @@ pub(crate) fn chat_template(
     Some(text.to_owned())
 }
 
-/// Whether it is a valid Jinja template; it is parsed, never run.
+/// Whether it is a valid Jinja template; it is parsed, never run. Takes bounded time and stack, whatever the text.
 ///
 /// # Errors
 /// It is too long, or is not valid; the error says why, and where.
 pub fn parses(text: &str) -> Result<(), String> {
-    if text.len() > MAX_BYTES {
-        return Err(format!(
-            "it has {} bytes, expected at most {MAX_BYTES}",
-            text.len()
-        ));
-    }
     let text = without_generation(text);
-    let parsed = Environment::new().template_from_str(&text).map(|_| ());
-    parsed.map_err(|error| match (error.detail(), error.line()) {
-        (Some(detail), Some(line)) => format!("{detail}, in its line {line}"),
-        (Some(detail), None) => detail.to_owned(),
-        _ => error.to_string(),
+    within_limits(&text)?;
+    let parse = || match Environment::new().template_from_str(&text) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(match (error.detail(), error.line()) {
+            (Some(detail), Some(line)) => format!("{detail}, in its line {line}"),
+            (Some(detail), None) => detail.to_owned(),
+            _ => error.to_string(),
+        }),
+    };
+    thread::scope(|scope| {
+        let parser = thread::Builder::new().stack_size(PARSER_STACK);
+        match parser.spawn_scoped(scope, parse) {
+            Ok(parser) => parser
+                .join()
+                .unwrap_or_else(|_| Err("its parser failed".to_owned())),
+            Err(error) => Err(format!("its parser cannot be started: {error}")),
+        }
     })
 }
 
@@ -223,6 +233,37 @@ mod tests {
             assert!(parses(unsound).is_err(), "{unsound}");
         }
         assert!(parses(&"{{ a }}".repeat(1 << 18)).is_err());
+        let chain = |first: &str, link: &str, last: &str| {
+            let text = format!("{first}{}{last}", link.repeat(100_000));
+            assert!(parses(&text).is_err(), "{first}{link}{last}");
+        };
+        for link in [
+            "+1",
+            ".a",
+            "|a",
+            "~a",
+            " and a",
+            "[0]",
+            "(1)",
+            " is not b",
+            " if a",
+            "**a",
+            ", a",
+        ] {
+            chain("{{ a", link, " }}");
+        }
+        for link in ["not ", "-", "(", "[", "{a:"] {
+            chain("{{ ", link, "a }}");
+        }
+        chain("{% for ", "(", "a in b %}{% endfor %}");
+        chain("{% if a %}", "{% elif a %}", "{% endif %}");
+        chain("{% if a %}", "{% if a %}", "{% endif %}");
+        chain("", "{% generation %}", "");
+        // As long as is allowed, and as many: this must not take long.
+        let longest = format!("{{{{ a{} }}}}", "+1".repeat(990));
+        assert_eq!(parses(&longest.repeat(12)), Ok(()));
+        assert!(parses(&longest.repeat(13)).is_err());
+        assert_eq!(parses(&"\n".repeat(100_000)), Ok(()));
         let deep = format!("{{{{ {}a{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
         assert!(parses(&deep).is_err());
     }

@@ -6,6 +6,7 @@
 mod chat;
 mod files;
 mod ids;
+mod limits;
 mod rows;
 mod tensors;
 
