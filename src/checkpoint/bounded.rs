@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::error::CheckpointError;
 use super::limits::MAX_DETAIL_CHARS;
+use errors::printable;
 
 /// The bytes of a regular file of at most `limit` bytes.
 ///
@@ -46,17 +47,8 @@ pub fn read_bounded(
 /// Makes another parser's message safe for a terminal: it may repeat hostile bytes, at any length.
 pub(super) fn plain(message: &dyn std::fmt::Display) -> String {
     let text = message.to_string();
-    let mut out = String::new();
-    for (count, c) in text.chars().enumerate() {
-        if count == MAX_DETAIL_CHARS {
-            out.push_str("...");
-            break;
-        }
-        if c.is_control() {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
+    match text.char_indices().nth(MAX_DETAIL_CHARS) {
+        Some((end, _)) => format!("{}...", printable(&text[..end])),
+        None => printable(&text).into_owned(),
     }
-    out
 }

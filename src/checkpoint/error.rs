@@ -617,6 +617,11 @@ impl Hint for CheckpointError {
 }
 
 impl CheckpointError {
+    /// Whether there is no such model or adapter.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::AdapterNotFound { .. })
+    }
+
     /// A [`CheckpointError::Io`].
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io {

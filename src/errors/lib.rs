@@ -1,6 +1,10 @@
 //! What the errors of all layers have in common: a message says what is wrong, and a hint, apart from it, what to do.
 //!
-//! This crate knows no layer.
+//! It also makes text from untrusted files [printable]. This crate knows no layer.
+
+mod printable;
+
+pub use printable::{Printable, printable, printable_in_place, printable_json, printable_lines};
 
 use std::borrow::Cow;
 use std::error::Error;

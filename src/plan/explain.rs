@@ -13,6 +13,7 @@ use super::{
     shown,
 };
 use checkpoint::{Adapter, Checkpoint};
+use errors::printable;
 use methods::{ParamValue, TensorParams};
 use recipe::Rounding;
 
@@ -38,7 +39,7 @@ fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result
         writeln!(
             out,
             "first    `{}`, {}:",
-            plan.models[*model].label(),
+            printable(plan.models[*model].label()),
             match result.is_made_once() {
                 true => "made once for all that read it, in a file that goes when the run ends",
                 false => "not written",
@@ -62,7 +63,7 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
         "method   {}{}{}{}",
         plan.method.name,
         match &plan.purpose {
-            Some(purpose) => format!(": {}", purpose.description),
+            Some(purpose) => format!(": {}", printable(&purpose.description)),
             None => String::new(),
         },
         match plan.rounding {
@@ -96,7 +97,7 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
             out,
             "{}  {}  {} tensors, {}{roles}",
             if index == 0 { "models " } else { "       " },
-            model.label(),
+            printable(model.label()),
             model.tensors().len(),
             size(bytes)
         )?;
@@ -114,7 +115,7 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
             writeln!(out, "         {source}")?;
         }
         if detail == Detail::Summary {
-            let shown: Vec<&str> = names.iter().take(2).copied().collect();
+            let shown: Vec<_> = names.iter().take(2).map(|name| printable(name)).collect();
             let more = if names.len() > 2 { ", ..." } else { "" };
             writeln!(out, "       {}{more}", shown.join(", "))?;
         }
@@ -125,7 +126,7 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
             writeln!(
                 out,
                 "{}  {:?} {:?}  {}",
-                tensor.name,
+                printable(&tensor.name),
                 tensor.dtype,
                 tensor.shape,
                 effective(tensor)
@@ -135,8 +136,8 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
                 writeln!(
                     out,
                     "    <- {}: {}{}",
-                    model.label(),
-                    model.tensors()[source.tensor].name,
+                    printable(model.label()),
+                    printable(&model.tensors()[source.tensor].name),
                     of_source(tensor, index)
                 )?;
             }
@@ -171,7 +172,11 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
                 .collect();
             if !names.is_empty() {
                 let most = if detail == Detail::All { usize::MAX } else { 2 };
-                let listed: Vec<&str> = names.iter().take(most).copied().collect();
+                let listed: Vec<_> = names
+                    .iter()
+                    .take(most)
+                    .map(|name| printable(name))
+                    .collect();
                 let more = if listed.len() < names.len() {
                     ", ..."
                 } else {
@@ -181,7 +186,7 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
                     out,
                     "{:>5}  of {} {why}\n       {}{more}",
                     names.len(),
-                    model.label(),
+                    printable(model.label()),
                     listed.join(", ")
                 )?;
             }
@@ -217,6 +222,7 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
             .chain(made)
             .collect();
         names.sort_unstable();
+        let names: Vec<_> = names.into_iter().map(printable).collect();
         writeln!(out, "files    {}", names.join(", "))?;
     }
     let matrix = match plan.cost.matrix {
@@ -240,7 +246,7 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
         )?;
     }
     for note in &plan.notes {
-        writeln!(out, "note     {note}")?;
+        writeln!(out, "note     {}", printable(note))?;
     }
     Ok(())
 }
@@ -284,7 +290,10 @@ fn write_vocabulary(
     writeln!(
         out,
         "tokens   {}: {} tokens ({} of them added), {} rows",
-        vocabulary.source, vocabulary.tokens, vocabulary.added, vocabulary.rows
+        printable(&vocabulary.source),
+        vocabulary.tokens,
+        vocabulary.added,
+        vocabulary.rows
     )?;
     for (model, filled) in &vocabulary.models {
         let from: Vec<String> = by_rule(filled)
@@ -296,7 +305,7 @@ fn write_vocabulary(
             writeln!(
                 out,
                 "         {}: {} rows filled: {}",
-                plan.models[*model].label(),
+                printable(plan.models[*model].label()),
                 filled.total(),
                 from.join(", ")
             )?;
@@ -364,7 +373,7 @@ fn alike(plan: &Plan) -> Vec<(Alike, Vec<&str>)> {
         let source = |(index, source): (usize, &SourceTensor)| {
             format!(
                 "{}{}",
-                plan.models[source.model].label(),
+                printable(plan.models[source.model].label()),
                 of_source(tensor, index)
             )
         };
@@ -538,6 +547,9 @@ fn values_json(values: &[(&'static str, ParamValue)]) -> Value {
     let value = |value: &ParamValue| match *value {
         ParamValue::Number(number) => json!(number),
         ParamValue::Bool(flag) => json!(flag),
+        // A parameter that also takes words may still be a plain yes or no.
+        ParamValue::Word("true") => json!(true),
+        ParamValue::Word("false") => json!(false),
         ParamValue::Word(word) => json!(word),
     };
     Value::Object(

@@ -104,7 +104,7 @@ impl Models {
             Err(error) => {
                 // One message per model, however often the recipe names it.
                 self.by_text.insert(text, usize::MAX);
-                problems.add_error(at, &error);
+                problems.add_unopened(at, &error);
                 false
             }
         }

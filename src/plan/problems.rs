@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use checkpoint::CheckpointError;
 use errors::Hint;
 use recipe::{Position, Problem, ProblemKind, RecipeError};
 
@@ -25,6 +26,19 @@ impl Problems {
     /// Adds an error of a lower layer, with its hint.
     pub fn add_error(&mut self, at: Option<Position>, error: &dyn Hint) {
         self.add(at, error.to_string(), error.hint().map(Cow::into_owned));
+    }
+
+    /// Adds the error of a model that could not be opened.
+    pub fn add_unopened(&mut self, at: Option<Position>, error: &CheckpointError) {
+        let kind = match error.is_absent() {
+            true => ProblemKind::Absent,
+            false => ProblemKind::Invalid,
+        };
+        let problem = Problem::new(kind, at, error.to_string());
+        self.0.push(match error.hint() {
+            Some(hint) => problem.with_hint(hint),
+            None => problem,
+        });
     }
 
     /// How many problems there are.

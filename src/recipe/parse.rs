@@ -10,7 +10,7 @@ use super::moe::{MoeRecipe, is_moe};
 use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, sort};
 use super::schema::Recipe;
 use super::walk::Walk;
-use super::yaml;
+use super::yaml::{self, Node, Value};
 use checkpoint::ModelRef;
 use methods::{self, MethodInfo};
 
@@ -125,6 +125,11 @@ fn parse_documents(
         Ok(roots) => roots,
         Err(problem) => return Err(RecipeError::new(name, text, vec![problem])),
     };
+    if let [root] = &roots[..]
+        && let Some(problem) = of_a_checkpoint(root)
+    {
+        return Err(RecipeError::new(name, "", vec![problem]));
+    }
     let mut problems = Vec::new();
     let mut warnings = Vec::new();
     let mut documents = Vec::new();
@@ -234,6 +239,48 @@ impl Assembly {
             Assembly::Edit(recipe) => recipe.at,
         }
     }
+}
+
+/// Files of checkpoints that are taken for recipes, by keys that only they have.
+const OF_CHECKPOINTS: [(&str, &str); 7] = [
+    ("weight_map", "the index of a model's weights"),
+    ("peft_type", "an adapter's config"),
+    ("added_tokens", "a tokenizer"),
+    ("tokenizer_class", "a tokenizer's config"),
+    ("transformers_version", "a model's config.json"),
+    ("architectures", "a model's config.json"),
+    ("model_type", "a model's config.json"),
+];
+
+/// Says what a file is that belongs to a checkpoint and is no recipe.
+fn of_a_checkpoint(root: &Node) -> Option<Problem> {
+    let Value::Map(entries) = &root.value else {
+        return None;
+    };
+    let has = |key: &str| entries.iter().any(|entry| entry.key == key);
+    let recipes = [
+        "merge_method",
+        "models",
+        "slices",
+        "modules",
+        "base_model",
+        "experts",
+    ];
+    if recipes.into_iter().any(has) {
+        return None;
+    }
+    if has("outputs") && has("recipe") {
+        let message = "this is the lock of a merge, not a recipe";
+        let problem = Problem::new(ProblemKind::Invalid, None, message);
+        return Some(problem.with_hint("the recipe is the text in its key `recipe`"));
+    }
+    let (_, what) = OF_CHECKPOINTS.into_iter().find(|(key, _)| has(key))?;
+    let problem = Problem::new(
+        ProblemKind::Invalid,
+        None,
+        format!("this is {what}, not a recipe"),
+    );
+    Some(problem.with_hint("name a recipe: a YAML file with `merge_method:` and `models:`"))
 }
 
 fn read_text(path: &Path) -> Result<String, Problem> {

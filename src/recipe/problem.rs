@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use errors::printable;
+
 /// A position in a recipe's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
@@ -29,6 +31,8 @@ pub struct Located<T> {
 pub enum ProblemKind {
     /// The file cannot be read, is not text, or is too large.
     Unreadable,
+    /// A model that it names is not there.
+    Absent,
     /// It is not YAML.
     Syntax,
     /// A key, parameter, method or word does not exist.
@@ -62,14 +66,14 @@ impl Problem {
         Problem {
             kind,
             at: at.into(),
-            message: printable(message.as_ref()),
+            message: printable(message.as_ref()).into_owned(),
             hint: None,
         }
     }
 
     /// The same problem with a hint.
     pub fn with_hint(mut self, hint: impl AsRef<str>) -> Problem {
-        self.hint = Some(printable(hint.as_ref()));
+        self.hint = Some(printable(hint.as_ref()).into_owned());
         self
     }
 }
@@ -98,6 +102,14 @@ impl RecipeError {
             text: text.into(),
             problems,
         }
+    }
+}
+
+impl RecipeError {
+    /// Whether the recipe could not be judged, because it or a model that it names is not there or cannot be read.
+    pub fn could_not_read(&self) -> bool {
+        let cannot = |kind| matches!(kind, ProblemKind::Unreadable | ProblemKind::Absent);
+        self.problems.iter().any(|problem| cannot(problem.kind))
     }
 }
 
@@ -145,19 +157,6 @@ pub(super) fn quoted(text: &str) -> String {
 pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<String> = names.into_iter().map(quoted).collect();
     names.join(", ")
-}
-
-/// Escapes control characters, and those that reverse the direction of text: a recipe may be hostile.
-pub(super) fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => out.extend(c.escape_unicode()),
-            c if c.is_control() => out.extend(c.escape_default()),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-use super::problem::{Position, Problem, RecipeError, printable};
+use super::problem::{Position, Problem, RecipeError};
+use errors::{printable, printable_in_place};
 
 /// The most problems that are drawn: nobody reads more, and each costs a pass over the text.
 const MAX_DRAWN: usize = 50;
@@ -36,14 +37,15 @@ pub fn render_warnings(path: &str, text: &str, warnings: &[Problem], color: bool
 
 fn draw(path: &str, text: &str, problem: &Problem, level: Level<'_>, color: bool) -> String {
     let path = printable(path);
+    let text = printable_in_place(text);
     let title = level.primary_title(problem.message.as_str());
     let mut group = Group::with_title(title);
     group = match problem.at {
         Some(at) => {
-            let mark = AnnotationKind::Primary.span(span_in(text, at));
-            group.element(Snippet::source(text).path(path).annotation(mark))
+            let mark = AnnotationKind::Primary.span(span_in(&text, at));
+            group.element(Snippet::source(&*text).path(&*path).annotation(mark))
         }
-        None => group.element(Origin::path(path)),
+        None => group.element(Origin::path(&*path)),
     };
     if let Some(hint) = &problem.hint {
         group = group.element(Level::HELP.with_name("hint").message(hint.as_str()));
