@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use architecture::LayerStack;
 use checkpoint::{Checkpoint, TensorEntry};
+use errors::Refusal;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -215,6 +216,8 @@ pub enum Verdict {
     Failed,
     /// Nothing wrong was found, but a check that the verdict needs was skipped.
     Inconclusive,
+    /// The command could not run.
+    Error,
 }
 
 impl Verdict {
@@ -224,14 +227,16 @@ impl Verdict {
             Verdict::Passed => "passed",
             Verdict::Failed => "failed",
             Verdict::Inconclusive => "inconclusive",
+            Verdict::Error => "error",
         }
     }
 
-    /// The exit code of a command with this verdict. Exit code 2 is for a command that could not run.
+    /// The exit code of a command with this verdict.
     pub fn exit_code(self) -> u8 {
         match self {
             Verdict::Passed => 0,
             Verdict::Failed => 1,
+            Verdict::Error => 2,
             Verdict::Inconclusive => 3,
         }
     }
@@ -379,6 +384,8 @@ pub struct Report {
     pub command: Command,
     /// The checkpoint or checkpoints, as the user wrote them.
     pub subject: String,
+    /// Why the command could not run; then nothing else is in the report.
+    pub error: Option<Refusal>,
     /// The most important facts: names and values, in order.
     pub summary: Vec<(String, String)>,
     /// The checks that were made.
@@ -409,6 +416,7 @@ impl Report {
         Report {
             command,
             subject: subject.into(),
+            error: None,
             summary: Vec::new(),
             checked: Vec::new(),
             skipped: Vec::new(),
@@ -420,6 +428,14 @@ impl Report {
             heat_maps: Vec::new(),
             histograms: Vec::new(),
             details: Value::Null,
+        }
+    }
+
+    /// The report of a command that could not run.
+    pub fn of_error(command: Command, subject: impl Into<String>, error: Refusal) -> Report {
+        Report {
+            error: Some(error),
+            ..Report::new(command, subject)
         }
     }
 
@@ -480,9 +496,11 @@ impl Report {
         self.findings.iter().filter(of).count() + more.map(|more| more.count).sum::<usize>()
     }
 
-    /// The verdict: an error fails the report; a skipped check that is needed makes it inconclusive.
+    /// The verdict: a finding that is an error fails the report; a skipped check that is needed makes it inconclusive.
     pub fn verdict(&self) -> Verdict {
-        if self.count(Severity::Error) > 0 {
+        if self.error.is_some() {
+            Verdict::Error
+        } else if self.count(Severity::Error) > 0 {
             Verdict::Failed
         } else if self.skipped.iter().any(|skipped| skipped.needed) {
             Verdict::Inconclusive

@@ -4,7 +4,7 @@ checks! {
     VALUES = "diff.values", Error,
         "The values of a tensor differ",
         "The two checkpoints compute differently.",
-        "none is needed if they are meant to differ: a policy says by how much they may";
+        "if these checkpoints are meant to differ, set limits with --policy";
     MISSING = "diff.missing-tensor", Error,
         "Only the first checkpoint has a tensor",
         "The second lacks it, or has it under another name and with other values.",
@@ -24,7 +24,7 @@ checks! {
     DTYPE = "diff.dtype", Warning,
         "A tensor has another dtype",
         "Its values were compared after decoding; those of the narrower dtype were rounded.",
-        "none is needed if the dtype is meant to differ";
+        "if the dtype is meant to differ, turn this check off with --policy";
     NON_FINITE = "diff.non-finite", Warning,
         "A tensor has values that are no numbers",
         "NaN and infinity are left out of every measure.",
@@ -36,11 +36,11 @@ checks! {
     CONFIG = "diff.config", Error,
         "A field of a config differs",
         "A model is loaded as its config says.",
-        "none is needed if the field is meant to differ";
+        "if the field is meant to differ, turn this check off with --policy";
     TOKENS = "diff.tokenizer", Error,
         "The tokenizers give other ids",
         "The same text becomes other tokens, or the same id stands for another token.",
-        "none is needed if the vocabularies are meant to differ";
+        "if the vocabularies are meant to differ, turn this check off with --policy";
     FILE = "diff.file", Note,
         "A file beside the weights differs",
         "Its bytes differ, or only one checkpoint has it.",

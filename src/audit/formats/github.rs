@@ -1,7 +1,7 @@
 //! A report as workflow commands, which GitHub's runner turns into annotations.
 
 use super::clean::clean;
-use super::groups::{Group, counts, groups, path};
+use super::groups::{Group, counts, error_lines, groups, path, skipped};
 use crate::{Report, Severity, Verdict};
 
 /// The most annotations of one level that the runner accepts from a step.
@@ -10,6 +10,11 @@ const MAX_OF_A_KIND: usize = 10;
 /// The report as workflow commands, one per line: an annotation for each check and severity with findings, then the
 /// verdict.
 pub fn github(report: &Report) -> String {
+    if let Some(error) = &report.error {
+        let title = format!("weld {} could not run", report.command.name());
+        let message = error_lines(error).join("\n");
+        return command(Severity::Error, None, &title, &message);
+    }
     let mut out = String::new();
     for severity in [Severity::Error, Severity::Warning, Severity::Note] {
         let of: Vec<Group<'_>> = groups(report)
@@ -44,14 +49,13 @@ pub fn github(report: &Report) -> String {
 /// Messages on checks that were skipped. One that the verdict needs is a warning, because it shows nowhere else.
 fn not_made(report: &Report, severity: Severity) -> Vec<String> {
     let open = report.verdict() == Verdict::Inconclusive && severity == Severity::Warning;
-    let needed = report
-        .skipped
-        .iter()
-        .filter(|skipped| open && skipped.needed);
+    let needed = skipped(report)
+        .into_iter()
+        .filter(|group| open && group.needed);
     needed
-        .map(|skipped| {
-            let title = format!("{}: not checked", skipped.check.id);
-            command(severity, None, &title, &clean(&skipped.why))
+        .map(|group| {
+            let title = format!("not checked: {}", group.ids.join(", "));
+            command(severity, None, &clean(&title), &clean(group.why))
         })
         .collect()
 }

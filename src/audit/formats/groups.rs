@@ -3,6 +3,7 @@
 use crate::report::{Finding, More, Report, Severity};
 
 use super::clean::clean;
+use errors::{Hint, Refusal};
 use plan::count;
 
 /// The most findings of a group that are shown; the rest is counted.
@@ -52,6 +53,57 @@ pub(super) fn line(finding: &Finding) -> String {
         clean(&finding.expected),
         clean(&finding.found)
     )
+}
+
+/// Checks that were skipped for the same reason.
+pub(super) struct SkippedGroup<'r> {
+    /// The reason.
+    pub(super) why: &'r str,
+    /// Whether the verdict needs them.
+    pub(super) needed: bool,
+    /// Their ids, in the order of the report.
+    pub(super) ids: Vec<&'static str>,
+}
+
+impl SkippedGroup<'_> {
+    /// What was skipped, and why: `tokenizer.malformed: there is no tokenizer`, `34 checks: no tensor could be read`.
+    pub(super) fn line(&self) -> String {
+        let what = match self.ids[..] {
+            [id] => id.to_owned(),
+            _ => count(self.ids.len(), "check"),
+        };
+        format!("{what}: {}", clean(self.why))
+    }
+}
+
+/// The skipped checks by their reasons, in the order of the report; those that the verdict needs come first.
+pub(super) fn skipped(report: &Report) -> Vec<SkippedGroup<'_>> {
+    let mut groups: Vec<SkippedGroup<'_>> = Vec::new();
+    for skipped in &report.skipped {
+        let (why, needed) = (skipped.why.as_str(), skipped.needed);
+        match groups
+            .iter_mut()
+            .find(|group| group.why == why && group.needed == needed)
+        {
+            Some(group) => group.ids.push(skipped.check.id),
+            None => groups.push(SkippedGroup {
+                why,
+                needed,
+                ids: vec![skipped.check.id],
+            }),
+        }
+    }
+    groups.sort_by_key(|group| !group.needed);
+    groups
+}
+
+/// Why the command could not run, and what to do about it, on a line each.
+pub(super) fn error_lines(error: &Refusal) -> Vec<String> {
+    let hint = error.hint().map(|hint| format!("hint: {}", clean(&hint)));
+    [clean(&error.to_string())]
+        .into_iter()
+        .chain(hint)
+        .collect()
 }
 
 /// The groups of a sorted report, worst first.

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use errors::Hint;
+
 use crate::{Finding, Report, Severity};
 
 /// The report as JSON; its keys are part of the interface.
@@ -11,6 +13,9 @@ pub fn json(report: &Report) -> Value {
         "command": report.command.name(),
         "subject": report.subject,
         "verdict": report.verdict().name(),
+        "error": report.error.as_ref().map(|error| json!({
+            "message": error.to_string(), "hint": error.hint(),
+        })),
         "summary": report.summary.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
         "more_findings": report.more.iter().map(|more| json!({

@@ -3,12 +3,12 @@
 use quick_junit::{NonSuccessKind, Property, SerializeError, TestCase, TestCaseStatus, TestSuite};
 
 use super::clean::clean;
-use super::groups::{Group, groups};
+use super::groups::{Group, error_lines, groups};
 use crate::{CheckInfo, Report, Severity};
 
 /// The report as JUnit XML. A check with errors is a failed test; any other check passes, and its findings become the
-/// test's output. A check that was skipped is a skipped test, or an error if the verdict needs it. Times are left out,
-/// so that the same report always gives the same file.
+/// test's output. A check that was skipped is a skipped test, or an error if the verdict needs it. A command that could
+/// not run is a test with an error. Times are left out, so that the same report always gives the same file.
 ///
 /// # Errors
 /// The XML cannot be written. Names with characters that XML cannot hold are no reason.
@@ -47,6 +47,15 @@ pub fn junit(report: &Report) -> Result<String, SerializeError> {
         status.set_message(clean(&skipped.why));
         status.set_type("skipped");
         suite.add_test_case(case(report, skipped.check, status, &[]));
+    }
+    if let Some(error) = &report.error {
+        let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+        status.set_message(clean(&error.to_string()));
+        status.set_type("could not run");
+        status.set_description(error_lines(error).join("\n"));
+        let mut case = TestCase::new("weld could run", status);
+        case.set_classname(format!("weld.{}", report.command.name()));
+        suite.add_test_case(case);
     }
     let mut junit = quick_junit::Report::new(name);
     junit.add_test_suite(suite);

@@ -1,7 +1,7 @@
 //! A report as Markdown, for step summaries and comments on pull requests.
 
 use super::clean::clean;
-use super::groups::{Group, counts, groups};
+use super::groups::{Group, counts, error_lines, groups, skipped};
 use crate::{Report, Severity, Table, Verdict};
 
 /// The most bytes in total: GitHub accepts comments of 65,536 characters.
@@ -18,7 +18,17 @@ pub fn markdown(report: &Report) -> String {
         Verdict::Passed => "✅",
         Verdict::Failed => "❌",
         Verdict::Inconclusive => "❔",
+        Verdict::Error => "⛔",
     };
+    if let Some(error) = &report.error {
+        out += &format!(
+            "## {icon} weld {} could not run\n\n{}\n\n{}\n",
+            report.command.name(),
+            code(&report.subject),
+            code(&error_lines(error).join(" "))
+        );
+        return out;
+    }
     out += &format!(
         "## {icon} weld {}: {}\n\n{}: {}\n",
         report.command.name(),
@@ -27,11 +37,11 @@ pub fn markdown(report: &Report) -> String {
         counts(report)
     );
     findings(&mut out, report);
-    for skipped in report.skipped.iter().filter(|skipped| skipped.needed) {
+    for group in skipped(report).iter().filter(|group| group.needed) {
         let line = format!(
             "\n**Not checked**: {}: {}\n",
-            skipped.check.id,
-            code(&skipped.why)
+            group.ids.join(", "),
+            code(group.why)
         );
         push(&mut out, &line, MAX_BYTES);
     }

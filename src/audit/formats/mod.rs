@@ -1,7 +1,7 @@
 //! Writes a report, one file per format. No format knows a command or a check by name.
 //!
 //! Names, values and paths in a report come from untrusted checkpoints. All formats pass them through `clean` and
-//! escape the result by their own rules. Only JSON does without, because its strings can hold anything.
+//! escape the result by their own rules. Only JSON keeps names whole, and escapes unsafe characters as `\\u001b`.
 
 mod clean;
 mod github;
@@ -26,6 +26,7 @@ pub use sarif::sarif;
 pub use text::text;
 
 use super::report::Report;
+use errors::printable_json;
 
 /// A format for reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,9 +90,9 @@ impl Format {
     pub fn write(self, report: &Report) -> Result<String, FormatError> {
         Ok(match self {
             Format::Text => text(report),
-            Format::Json => format!("{:#}\n", json(report)),
+            Format::Json => printable_json(&format!("{:#}\n", json(report))),
             Format::Junit => junit(report)?,
-            Format::Sarif => format!("{:#}\n", sarif(report)),
+            Format::Sarif => printable_json(&format!("{:#}\n", sarif(report))),
             Format::Github => github(report),
             Format::Markdown => markdown(report),
             Format::Html => html(report)?,

@@ -4,48 +4,19 @@ use serde_json::json;
 
 use crate::{
     CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,
-    Skipped, Table,
+    Skipped, Table, find_check,
 };
 
-static NAN: CheckInfo = CheckInfo {
-    id: "values.nan",
-    severity: Severity::Error,
-    title: "A tensor holds NaN",
-    why: "One NaN makes every output of the model NaN.",
-    remedy: "merge again from inputs without NaN",
-};
+const NAN: &str = "values.nan";
+const DEAD: &str = "values.dead-rows";
+const VOCABULARY: &str = "structure.vocab-size";
+const DISAGREE: &str = "tokenizer.ids-disagree";
+const TEMPLATE: &str = "tokenizer.chat-template";
 
-static DEAD: CheckInfo = CheckInfo {
-    id: "values.dead-rows",
-    severity: Severity::Warning,
-    title: "Rows of a tensor are all zero",
-    why: "A row of zeros is a feature that never fires; pruning leaves them, and so do merges that drop too much.",
-    remedy: "raise `density`, or check the inputs",
-};
-
-static VOCABULARY: CheckInfo = CheckInfo {
-    id: "config.vocab-size",
-    severity: Severity::Error,
-    title: "The vocabulary of the config is not that of the weights",
-    why: "Token ids beyond the embedding's rows crash, or read what is not theirs.",
-    remedy: "set `vocab_size` to the rows of the embedding",
-};
-
-static GENERATION: CheckInfo = CheckInfo {
-    id: "config.generation",
-    severity: Severity::Note,
-    title: "There is no generation_config.json",
-    why: "Loaders take the defaults of the library.",
-    remedy: "copy it from the base model",
-};
-
-static TEMPLATE: CheckInfo = CheckInfo {
-    id: "tokenizer.chat-template",
-    severity: Severity::Error,
-    title: "The chat template uses tokens that the tokenizer does not know",
-    why: "Such a token is cut into pieces, and the model has never seen it so.",
-    remedy: "take the tokenizer from the model whose template it is",
-};
+/// A check of the registry.
+fn check(id: &str) -> &'static CheckInfo {
+    find_check(id).expect(id)
+}
 
 const ROLES: [&str; 9] = [
     "self_attn.q_proj.weight",
@@ -59,7 +30,7 @@ const ROLES: [&str; 9] = [
     "post_attention_layernorm.weight",
 ];
 
-/// A report as `weld check` makes of a broken merge of 32 layers.
+/// A report on a broken merge of 32 layers that has everything a format can show.
 pub(super) fn realistic() -> Report {
     let mut report = Report::new(Command::Check, "models/llama-merge");
     report.say(
@@ -68,9 +39,9 @@ pub(super) fn realistic() -> Report {
     );
     report.say("tensors", "291 in 4 files, 16.06 GB");
     report.say("read", "all values, 11.2 s, 1.43 GB/s");
-    report.checked = vec![&NAN, &DEAD, &VOCABULARY, &GENERATION];
+    report.checked = [NAN, DEAD, VOCABULARY, DISAGREE].map(check).into();
     report.skipped.push(Skipped {
-        check: &TEMPLATE,
+        check: check(TEMPLATE),
         why: "the checkpoint has no chat template".into(),
         needed: false,
     });
@@ -85,26 +56,27 @@ pub(super) fn realistic() -> Report {
         let place = weight(layer, "mlp.down_proj.weight");
         report
             .findings
-            .push(Finding::new(&NAN, place, "no NaN", found));
+            .push(Finding::new(check(NAN), place, "no NaN", found));
     }
     for layer in 0..14 {
         let found = format!("{} of 14336 rows", 3 + layer * 5 % 11);
         let place = weight(layer, "mlp.up_proj.weight");
         report
             .findings
-            .push(Finding::new(&DEAD, place, "none", found));
+            .push(Finding::new(check(DEAD), place, "none", found).with_severity(Severity::Warning));
     }
     let place = Place::field("config.json", "vocab_size");
     let found = "128256, and the embedding has 128320 rows";
     report
         .findings
-        .push(Finding::new(&VOCABULARY, place, "128320", found));
-    let place = Place::file("generation_config.json");
+        .push(Finding::new(check(VOCABULARY), place, "128320", found));
+    let place = Place::field("generation_config.json", "eos_token_id");
+    let expected = "[128001], as in config.json";
     report
         .findings
-        .push(Finding::new(&GENERATION, place, "a file", "none"));
+        .push(Finding::new(check(DISAGREE), place, expected, "[128009]"));
     report.policy.push(PolicyChange {
-        check: &DEAD,
+        check: check(DEAD),
         from: Severity::Note,
         to: Some(Severity::Warning),
         count: 14,
@@ -151,8 +123,8 @@ fn spread() -> HeatMap {
         }
     };
     HeatMap {
-        title: "How far the merge is from its base".into(),
-        unit: "relative L2 distance".into(),
+        title: "Difference by layer and role".into(),
+        unit: "L2 of the difference / L2 of the first".into(),
         roles: ROLES.map(String::from).into(),
         layers: (0..32).map(|layer: usize| layer.to_string()).collect(),
         values: (0..9)
@@ -168,8 +140,8 @@ fn norms() -> Histogram {
         (from, to, height as u64)
     };
     Histogram {
-        title: "Magnitudes of all weights".into(),
-        unit: "absolute value; bars are numbers of elements".into(),
+        title: "Elements by the steps that they are apart".into(),
+        unit: "steps of the dtype".into(),
         bars: (-24..24).map(bar).collect(),
     }
 }
@@ -202,7 +174,7 @@ pub(super) fn hostile() -> Report {
     let texts = || HOSTILE.iter().copied().chain([long.as_str()]);
     let mut report = Report::new(Command::Verify, HOSTILE[0]);
     for text in texts() {
-        for check in [&NAN, &DEAD, &VOCABULARY, &GENERATION] {
+        for check in [NAN, DEAD, VOCABULARY, DISAGREE].map(check) {
             for place in [
                 Place::tensor(text, Some(text.to_owned())),
                 Place::field(text, text),
@@ -214,7 +186,7 @@ pub(super) fn hostile() -> Report {
         }
         report.say(text, text);
         report.skipped.push(Skipped {
-            check: &TEMPLATE,
+            check: check(TEMPLATE),
             why: text.to_owned(),
             needed: true,
         });
@@ -243,7 +215,7 @@ pub(super) fn hostile() -> Report {
             bars: vec![(f64::NAN, f64::INFINITY, u64::MAX), (0.0, -1.0, 0)],
         });
     }
-    report.checked = vec![&NAN];
+    report.checked = vec![check(NAN)];
     report.details = json!({"text": HOSTILE});
     report.sort();
     report

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::clean::clean;
-use super::groups::{Group, groups, path};
+use super::groups::{Group, error_lines, groups, path};
 use crate::{CheckInfo, Finding, Report};
 
 /// The report as SARIF: a rule for each check, and one result for each check and severity with findings. A result lists
@@ -13,17 +13,20 @@ pub fn sarif(report: &Report) -> Value {
     let results: Vec<Value> = groups(report)
         .map(|group| result(report, &group, &rules))
         .collect();
-    let not_made: Vec<Value> = report
-        .skipped
-        .iter()
-        .map(|skipped| {
-            json!({
-                "level": if skipped.needed { "error" } else { "note" },
-                "message": {"text": format!("{} was not checked: {}", skipped.check.id, clean(&skipped.why))},
-                "associatedRule": {"id": skipped.check.id},
-            })
+    let not_made = report.skipped.iter().map(|skipped| {
+        json!({
+            "level": if skipped.needed { "error" } else { "note" },
+            "message": {"text": format!("{} was not checked: {}", skipped.check.id, clean(&skipped.why))},
+            "associatedRule": {"id": skipped.check.id},
         })
-        .collect();
+    });
+    let error = report.error.iter().map(|error| {
+        json!({
+            "level": "error",
+            "message": {"text": format!("weld could not run: {}", error_lines(error).join("\n"))},
+        })
+    });
+    let notifications: Vec<Value> = error.chain(not_made).collect();
     let policy: Vec<String> = report.policy.iter().map(ToString::to_string).collect();
     json!({
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
@@ -36,9 +39,9 @@ pub fn sarif(report: &Report) -> Value {
             }},
             "automationDetails": {"id": format!("weld-{}/", report.command.name())},
             "invocations": [{
-                // Any verdict, even a failed one, means that the tool itself succeeded.
-                "executionSuccessful": true,
-                "toolExecutionNotifications": not_made,
+                // Any verdict on the checkpoint, even a failed one, means that the tool itself succeeded.
+                "executionSuccessful": report.error.is_none(),
+                "toolExecutionNotifications": notifications,
             }],
             "results": results,
             "properties": {

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::clean::clean;
-use super::groups::{counts, groups};
+use super::groups::{counts, error_lines, groups, skipped};
 use crate::{Report, Table};
 
 /// The report as text: findings (worst first), tables, summary, verdict.
@@ -36,13 +36,12 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     for change in &report.policy {
         writeln!(out, "{:<10} {change}", "policy")?;
     }
-    for skipped in &report.skipped {
-        writeln!(
-            out,
-            "skipped    {}: {}",
-            skipped.check.id,
-            clean(&skipped.why)
-        )?;
+    for group in skipped(report) {
+        writeln!(out, "{:<10} {}", "skipped", group.line())?;
+    }
+    if let Some(error) = &report.error {
+        let lines = error_lines(error).join("\n  ");
+        return writeln!(out, "error      {}: {lines}", clean(&report.subject));
     }
     writeln!(
         out,

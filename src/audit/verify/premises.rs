@@ -96,7 +96,7 @@ impl Hint for PremisesError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Lock(source) => source.hint(),
-            Self::NoRecipe => Some("name the recipe with --recipe".into()),
+            Self::NoRecipe => Some("give the recipe with --recipe FILE".into()),
             Self::Recipe { .. } | Self::TokenizerFrom(_) => None,
         }
     }

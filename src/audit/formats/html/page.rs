@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::formats::clean::clean;
-use crate::formats::groups::{Group, groups};
-use crate::{Finding, Report, Severity, Table, Verdict};
+use crate::formats::groups::{Group, error_lines, groups, skipped};
+use crate::{Command, Finding, Report, Severity, Table, Verdict};
 
 /// The most findings of a group on the page; the rest is counted.
 const MAX_FINDINGS: usize = 200;
@@ -20,6 +20,8 @@ pub(super) struct Page {
     version: &'static str,
     verdict: &'static str,
     meaning: &'static str,
+    /// Why weld could not run, on a line each.
+    error: Vec<String>,
     counts: Vec<Count>,
     summary: Vec<(String, String)>,
     groups: Vec<Shown>,
@@ -58,10 +60,9 @@ struct Row {
 
 #[derive(Serialize)]
 struct NotMade {
-    id: &'static str,
-    title: &'static str,
     why: String,
     needed: bool,
+    ids: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -87,10 +88,16 @@ pub(super) fn page(report: &Report) -> Page {
         version: env!("CARGO_PKG_VERSION"),
         verdict: report.verdict().name(),
         meaning: match report.verdict() {
+            Verdict::Passed if report.command == Command::Diff => {
+                "The checkpoints are equal, or differ within the limits."
+            }
             Verdict::Passed => "Nothing is wrong in what was looked at.",
+            Verdict::Failed if report.command == Command::Diff => "The checkpoints differ.",
             Verdict::Failed => "Something is wrong.",
             Verdict::Inconclusive => "Nothing wrong was found, but not all could be looked at.",
+            Verdict::Error => "weld could not run, so nothing was looked at.",
         },
+        error: report.error.iter().flat_map(error_lines).collect(),
         counts: counts
             .map(|severity| Count {
                 count: report.count(severity),
@@ -104,14 +111,12 @@ pub(super) fn page(report: &Report) -> Page {
             .collect(),
         groups: groups(report).map(|group| shown(&group)).collect(),
         policy: report.policy.iter().map(ToString::to_string).collect(),
-        skipped: report
-            .skipped
-            .iter()
-            .map(|skipped| NotMade {
-                id: skipped.check.id,
-                title: skipped.check.title,
-                why: clean(&skipped.why),
-                needed: skipped.needed,
+        skipped: skipped(report)
+            .into_iter()
+            .map(|group| NotMade {
+                why: clean(group.why),
+                needed: group.needed,
+                ids: group.ids,
             })
             .collect(),
         tables: report.tables.iter().map(rows).collect(),
@@ -153,7 +158,7 @@ fn row(finding: &Finding) -> Row {
 
 fn rows(table: &Table) -> Rows {
     let cell = |text: &String| Cell {
-        is_number: text.parse::<f64>().is_ok(),
+        is_number: text.trim_end_matches(" %").parse::<f64>().is_ok(),
         text: clean(text),
     };
     Rows {
