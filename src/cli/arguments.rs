@@ -1,13 +1,18 @@
 //! Arguments that several subcommands share, and their conversion to the engine's settings.
 
+use std::ffi::OsStr;
+use std::fmt::Display;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::thread::available_parallelism;
 
 use bytesize::ByteSize;
-use clap::{Args, ValueEnum};
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::{Arg, Args, Command, Error, ValueEnum};
 
 use super::environment;
-use super::output::Failure;
+use super::mergekit::Mergekit;
+use super::output::{Failure, say};
 use checkpoint::{Locator, ModelRef};
 use engine::Settings;
 use moe::MoeOptions;
@@ -30,7 +35,7 @@ pub(super) struct PlanArguments {
     pub(super) recipe: PathBuf,
 
     /// Maximum size of a shard, in bytes of tensors (5GB, 500MB, 2GiB)
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = shard_size)]
     shard_size: u64,
 
     /// Copy the tokenizer files from this model, not from the base or the first model
@@ -38,7 +43,7 @@ pub(super) struct PlanArguments {
     tokenizer_from: Option<ModelRef>,
 
     /// Seed for random masks (dare_*, della*), and for what is random in a mixture of experts
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     seed: u64,
 
     #[command(flatten)]
@@ -55,6 +60,9 @@ pub(super) struct PlanArguments {
     /// Clamp values that are too large for the output's dtype; without this they are an error
     #[arg(long)]
     saturate: bool,
+
+    #[command(flatten)]
+    mergekit: Mergekit,
 }
 
 impl PlanArguments {
@@ -77,18 +85,25 @@ impl PlanArguments {
         Ok(plan_any(recipe, &path, &locator, &moe.options(options))?)
     }
 
+    /// Says what mergekit's options mean here, if some were given.
+    pub(super) fn say_mergekit(&self) {
+        for note in &self.mergekit.notes {
+            say(&format!("note: {note}"));
+        }
+    }
+
     /// The locator for models, and the plan's options.
     pub(super) fn surroundings(&self) -> Result<(Locator, Options), Failure> {
         let locator = environment::locator(self.recipe.parent())?;
         let options = Options {
             settings: Settings {
-                threads: self.threads.count(),
+                threads: (self.mergekit.threads).map_or_else(|| self.threads.count(), usize::from),
                 memory: self.memory,
                 allow_non_finite: self.allow_nonfinite,
                 saturate: self.saturate,
             },
-            seed: self.seed,
-            shard_size: self.shard_size,
+            seed: self.mergekit.seed.unwrap_or(self.seed),
+            shard_size: self.mergekit.shard_size.unwrap_or(self.shard_size),
             tokenizer_from: self.tokenizer_from.clone(),
         };
         Ok((locator, options))
@@ -137,7 +152,7 @@ pub(super) fn plan_any(
 #[derive(Args)]
 pub(super) struct Threads {
     /// Number of worker threads [default: one per processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     threads: Option<u16>,
 }
 
@@ -151,11 +166,101 @@ impl Threads {
     }
 }
 
+/// Parses a seed.
+pub(super) fn seed(text: &str) -> Result<u64, String> {
+    whole(text, 0, u64::MAX)
+}
+
+/// Parses a number of threads.
+pub(super) fn threads(text: &str) -> Result<u16, String> {
+    whole(text, 1, 1024)
+}
+
+/// Parses a whole number within bounds, inclusive.
+fn whole<T: FromStr + PartialOrd + Display>(text: &str, least: T, most: T) -> Result<T, String> {
+    let parsed = text.parse().ok().filter(|n| (&least..=&most).contains(&n));
+    parsed.ok_or_else(|| format!("expected a whole number from {least} to {most}"))
+}
+
+/// A parser of an argument whose usual values completions suggest. It may take others too.
+#[derive(Clone)]
+pub(super) struct Suggesting<T>(
+    /// The parser.
+    pub(super) fn(&str) -> Result<T, String>,
+    /// The values that are suggested.
+    pub(super) fn() -> Vec<&'static str>,
+);
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for Suggesting<T> {
+    type Value = T;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<T, Error> {
+        let Self(parse, _) = *self;
+        let parser = move |text: &str| parse(text);
+        TypedValueParser::parse_ref(&parser, command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let Self(_, suggested) = self;
+        Some(Box::new(suggested().into_iter().map(PossibleValue::new)))
+    }
+}
+
+/// Parses the size of a shard. mergekit writes billions as `5B`, and means bytes by it.
+pub(super) fn shard_size(text: &str) -> Result<u64, String> {
+    let billions = text.strip_suffix(['B', 'b']).map(str::parse::<u64>);
+    match billions {
+        Some(Ok(billions)) if billions > 0 => billions
+            .checked_mul(1_000_000_000)
+            .ok_or_else(|| "expected a size such as 5GB, 500MB or 2GiB".into()),
+        _ => size(text),
+    }
+}
+
 /// Parses a size: a number of bytes, or with a unit, decimal (GB) or binary (GiB).
 pub(super) fn size(text: &str) -> Result<u64, String> {
     match text.parse::<ByteSize>() {
         Ok(ByteSize(0)) => Err("must be more than 0".into()),
         Ok(ByteSize(bytes)) => Ok(bytes),
         Err(_) => Err("expected a size such as 5GB, 500MB or 256MiB".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_may_be_given_in_billions() {
+        for (text, expected) in [
+            ("5B", Ok(5_000_000_000)),
+            ("5b", Ok(5_000_000_000)),
+            ("5GB", Ok(5_000_000_000)),
+            ("500M", Ok(500_000_000)),
+            ("40K", Ok(40_000)),
+            ("2GiB", Ok(2 << 30)),
+            ("1000", Ok(1000)),
+        ] {
+            assert_eq!(shard_size(text), expected, "{text}");
+        }
+        assert_eq!(
+            threads("0"),
+            Err("expected a whole number from 1 to 1024".to_owned())
+        );
+        assert_eq!(
+            seed("-1"),
+            Err("expected a whole number from 0 to 18446744073709551615".to_owned())
+        );
+        assert_eq!(seed("18446744073709551615"), Ok(u64::MAX));
+        for text in [
+            "0B",
+            "B",
+            "99999999999999999999B",
+            "18446744073709551615B",
+            "-5B",
+            "lots",
+        ] {
+            assert!(shard_size(text).is_err(), "{text}");
+        }
     }
 }

@@ -1,20 +1,24 @@
 //! `weld attest`: recomputes a checkpoint, and states where it comes from only if every byte is right.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 
 use super::keys;
-use super::output::{Failure, print, say};
+use super::output::{Failure, print_made, say, say_made};
 use super::progress::Progress;
 use super::recompute::{Arithmetic, Recomputation};
 use super::report::write;
 use super::sign::{failure, not_inside};
 use super::signals;
-use audit::Verdict;
 use audit::provenance::{PrivateKey, attest, check_inputs};
-use audit::verify::{Coverage, Proof, Verification};
-use errors::Refusal;
+use audit::verify::{Coverage, FolderListing, Proof, Verification};
+use audit::{Command, Report, Verdict};
+use checkpoint::Checkpoint;
+use errors::{Refusal, printable, printable_json};
+use plan::Plan;
 use run::Lock;
 
 /// Recompute every byte of a checkpoint, and state what it was made from (in-toto, SLSA provenance v1)
@@ -38,6 +42,32 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::install()?;
+    let Recomputation { model, report, .. } = &arguments.recomputation;
+    let make = || recompute(arguments, stop.clone());
+    let other = match &arguments.output {
+        Some(_) => print_made,
+        None => |text: &str| {
+            say_made(text);
+            Ok(())
+        },
+    };
+    let proven = report.finish_beside(Command::Verify, model, make, other)?;
+    state(arguments, proven, stop)
+}
+
+/// What a statement is made from.
+struct Proven {
+    proof: Proof,
+    /// None unless every tensor is exact.
+    plan: Option<Plan>,
+    lock: Option<Lock>,
+    folder: FolderListing,
+    model: Checkpoint,
+    key: Option<PrivateKey>,
+}
+
+/// Recomputes the checkpoint.
+fn recompute(arguments: &Arguments, stop: Arc<AtomicBool>) -> Result<(Report, Proven), Failure> {
     let recomputation = &arguments.recomputation;
     let (locator, location) = recomputation.locate()?;
     if location.adapter.is_some() {
@@ -49,25 +79,30 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let key = key(arguments, &location.path)?;
     let exact = Some(false);
     let own = Some(Arithmetic::Weldment);
-    let recomputed =
-        recomputation.run(locator, &location, Coverage::Full, exact, own, stop.clone())?;
+    let recomputed = recomputation.run(locator, &location, Coverage::Full, exact, own, stop)?;
     let Verification { mut report, proof } = recomputed.verification;
     let plan = recomputed.plan.filter(|_| proof == Proof::Exact);
-    let lock = recomputed.lock;
     let inputs = plan.as_ref().map(|plan| Lock::of_plan(plan).inputs);
-    if let Some(policy) = recomputation.report.policy() {
+    if let Some(policy) = recomputation.report.policy()? {
         check_inputs(&policy.provenance, inputs.as_deref(), &mut report);
     }
-    match &arguments.output {
-        Some(_) => recomputation.report.finish(report)?,
-        None => recomputation.report.finish_beside(report, |text| {
-            say(text);
-            Ok(())
-        })?,
-    }
-    let (Some(plan), Some(lock)) = (plan, lock) else {
+    let proven = Proven {
+        proof,
+        plan,
+        lock: recomputed.lock,
+        folder: recomputed.folder,
+        model: recomputed.model,
+        key,
+    };
+    Ok((report, proven))
+}
+
+/// Makes the statement and writes it.
+fn state(arguments: &Arguments, proven: Proven, stop: Arc<AtomicBool>) -> Result<(), Failure> {
+    let recomputation = &arguments.recomputation;
+    let (Some(plan), Some(lock)) = (proven.plan, proven.lock) else {
         // The report passed only because the policy or the checkpoint allows it.
-        say(match proof {
+        say(match proven.proof {
             Proof::NoLock => {
                 "nothing is attested: there is no weldment.lock.json\n\nhint: merge with weld, which writes it"
             }
@@ -78,16 +113,27 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let threads = recomputation.threads.count();
     let quiet = recomputation.quiet;
     let progress = Progress::hashing(plan.bytes_read, "attesting", quiet, stop);
-    let checkpoint = (&recomputed.folder, &recomputed.model);
-    let attestation = attest(&plan, &lock, checkpoint, threads, &progress);
+    let attestation = attest(
+        &plan,
+        &lock,
+        (&proven.folder, &proven.model),
+        threads,
+        &progress,
+    );
     progress.finish();
     let attestation = attestation.map_err(failure)?;
-    let text = match &key {
+    let text = match &proven.key {
         Some(key) => attestation.signed(key).map_err(failure)?,
         None => attestation.statement,
     };
     match &arguments.output {
-        None => print(&text)?,
+        None => print_made(&printable_json(&text)).map_err(|failure| match failure {
+            Failure::BrokenPipe => Failure::tool(
+                Refusal::new("nobody reads stdout, so the attestation is lost")
+                    .with_hint("name a file with --output"),
+            ),
+            failure => failure,
+        })?,
         Some(file) => write(file, &text)?,
     }
     if !quiet {
@@ -96,7 +142,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         for name in others.filter(|name| !keys::vouches(name)) {
             say(&format!(
                 "not recomputed, so not attested: {}",
-                name.escape_debug()
+                printable(name)
             ));
         }
     }

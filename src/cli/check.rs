@@ -10,7 +10,7 @@ use super::report::ReportArguments;
 use super::signals;
 use audit::check::mutate::{MutateError, mutate};
 use audit::check::{CheckError, check};
-use audit::checks_as_markdown;
+use audit::{Command, Report, checks_as_markdown};
 use checkpoint::{Checkpoint, ModelRef, Survey};
 use errors::Refusal;
 
@@ -47,6 +47,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Some(model) = &arguments.model else {
         return print(&checks_as_markdown());
     };
+    arguments
+        .report
+        .finish(Command::Check, model, || report(arguments, model))
+}
+
+fn report(arguments: &Arguments, model: &ModelRef) -> Result<Report, Failure> {
     let location = environment::locator(None)?
         .locate(model)
         .map_err(Failure::could_not_run)?;
@@ -67,15 +73,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let progress = Progress::reading(&models, "planting defects", arguments.quiet, stop);
         let report = mutate(&label, &survey, scratch.path(), threads, &progress);
         progress.finish();
-        return arguments.report.finish(report.map_err(|error| match error {
+        return report.map_err(|error| match error {
             MutateError::Check(error) => error.into(),
             error => Failure::tool(&error),
-        })?);
+        });
     }
     let progress = Progress::reading(&models, "checking", arguments.quiet, stop);
     let report = check(&label, &location, survey, threads, &progress);
     progress.finish();
-    arguments.report.finish(report?)
+    Ok(report?)
 }
 
 impl From<CheckError> for Failure {

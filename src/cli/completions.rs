@@ -3,7 +3,7 @@
 use clap::{Args, CommandFactory};
 use clap_complete::{Shell, generate};
 
-use super::output::{Failure, print};
+use super::output::{Failure, print_made};
 
 /// Print a script that completes weld's arguments in your shell
 ///
@@ -28,5 +28,5 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         "weld",
         &mut script,
     );
-    print(&String::from_utf8_lossy(&script))
+    print_made(&String::from_utf8_lossy(&script))
 }

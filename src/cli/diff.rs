@@ -9,6 +9,7 @@ use super::progress::Progress;
 use super::report::ReportArguments;
 use super::signals;
 use audit::diff::{Request, diff};
+use audit::{Command, Report};
 use checkpoint::{Checkpoint, Locator, ModelRef};
 
 /// Compare two checkpoints: tensors, configs, tokenizers
@@ -45,6 +46,13 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let subject = format!("{} and {}", arguments.a, arguments.b);
+    arguments
+        .report
+        .finish(Command::Diff, &subject, || report(arguments))
+}
+
+fn report(arguments: &Arguments) -> Result<Report, Failure> {
     let stop = signals::install()?;
     let locator = environment::locator(None)?;
     let a = open(&locator, &arguments.a)?;
@@ -59,13 +67,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         b: &b,
         base: base.as_ref(),
         all: arguments.all,
-        policy: arguments.report.policy().map(|policy| &policy.diff),
+        policy: arguments.report.policy()?.map(|policy| &policy.diff),
         threads: arguments.threads.count(),
     };
     let progress = Progress::reading(&[&a, &b], "comparing", arguments.quiet, stop);
     let report = diff(&request, &progress);
     progress.finish();
-    arguments.report.finish(report?)
+    Ok(report?)
 }
 
 /// A model that cannot be opened cannot be compared: exit code 2.

@@ -9,9 +9,10 @@ use serde_json::json;
 
 use super::arguments::Format;
 use super::environment;
-use super::output::{Failure, print};
+use super::output::{Failure, print, print_json};
 use architecture::{StackIndex, layer_stacks};
-use checkpoint::{Checkpoint, ModelRef, TensorEntry};
+use checkpoint::{Checkpoint, Location, ModelRef, TensorEntry};
+use errors::printable;
 
 /// List a checkpoint's tensors, dtypes, shapes, parameters, shards and metadata
 ///
@@ -34,10 +35,10 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let location = environment::locator(None)?.locate(&arguments.model)?;
     let model = Checkpoint::open(&arguments.model.to_string(), &location)?;
-    print(&match arguments.format {
-        Format::Text => as_text(&model, arguments.all),
-        Format::Json => format!("{:#}", as_json(&model)),
-    })
+    match arguments.format {
+        Format::Text => print(&as_text(&model, arguments.all)),
+        Format::Json => print_json(&as_json(&model)),
+    }
 }
 
 fn as_text(model: &Checkpoint, all: bool) -> String {
@@ -51,20 +52,21 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
     let tensors = model.tensors();
     let bytes: u64 = tensors.iter().map(|tensor| tensor.len).sum();
     let parameters: u64 = tensors.iter().map(TensorEntry::elements).sum();
-    writeln!(out, "{}", model.location().path.display())?;
+    writeln!(out, "{}", path(model.location()))?;
     if let Some(hub) = &model.location().hub {
-        writeln!(out, "{} at {}", hub.repo, hub.commit)?;
+        writeln!(out, "{} at {}", printable(&hub.repo), hub.commit)?;
     }
     if let Some(adapter) = model.adapter() {
         let location = adapter.location();
-        writeln!(out, "+ {}", location.path.display())?;
+        writeln!(out, "+ {}", path(location))?;
         if let Some(hub) = &location.hub {
-            writeln!(out, "+ {} at {}", hub.repo, hub.commit)?;
+            writeln!(out, "+ {} at {}", printable(&hub.repo), hub.commit)?;
         }
     }
     if let Some(config) = model.config() {
         let kind = config.model_type().unwrap_or("unknown");
-        writeln!(out, "{kind} ({})", config.architectures().join(", "))?;
+        let classes = config.architectures().join(", ");
+        writeln!(out, "{} ({})", printable(kind), printable(&classes))?;
     }
     writeln!(
         out,
@@ -84,18 +86,21 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
         let metadata: Vec<String> = shard
             .metadata
             .iter()
-            .map(|(key, value)| format!("{key}={value:?}"))
+            .map(|(key, value)| format!("{}=\"{}\"", clip(key), clip(value)))
             .collect();
         writeln!(
             out,
             "  {}  {}  {}",
-            shard.file_name(),
+            printable(&shard.file_name()),
             ByteSize(shard.file_size).display().si(),
             metadata.join(" ")
         )?;
     }
     writeln!(out)?;
     let rows = if all { each(model) } else { collapsed(model) };
+    let rows: Vec<_> = (rows.iter())
+        .map(|(name, signature)| (printable(name), signature))
+        .collect();
     let width = rows
         .iter()
         .map(|(name, _)| name.chars().count())
@@ -105,9 +110,24 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
         writeln!(out, "{name:width$}  {signature}")?;
     }
     for note in model.notes() {
-        writeln!(out, "\nnote: {note}")?;
+        writeln!(out, "\nnote: {}", printable(note))?;
     }
     Ok(())
+}
+
+fn path(location: &Location) -> String {
+    printable(&location.path.display().to_string()).into_owned()
+}
+
+/// The most characters of a key or a value of the metadata that are shown.
+const MAX_METADATA_CHARS: usize = 200;
+
+/// A key or a value of the metadata, which may be as long as the header.
+fn clip(text: &str) -> String {
+    match text.char_indices().nth(MAX_METADATA_CHARS) {
+        Some((end, _)) => format!("{}...", printable(&text[..end])),
+        None => printable(text).into_owned(),
+    }
 }
 
 fn signature(model: &Checkpoint, index: usize) -> String {

@@ -8,10 +8,12 @@ mod check;
 mod completions;
 mod diff;
 mod environment;
+mod fit;
 mod inspect;
 mod keys;
 mod memory;
 mod merge;
+mod mergekit;
 mod methods;
 mod moe;
 mod output;
@@ -63,7 +65,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to stdout and are not a failure.
-            let _ = error.print();
+            output::print_usage(&error);
             return if error.use_stderr() {
                 ExitCode::from(2)
             } else {

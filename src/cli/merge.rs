@@ -10,10 +10,11 @@ use serde_json::json;
 
 use super::arguments::{Format, PlanArguments};
 use super::memory::{PeakMemory, available};
-use super::output::{Failure, print, say};
+use super::output::{Failure, print_json, say};
 use super::progress::Progress;
 use super::record;
 use super::signals;
+use errors::printable;
 use plan::Plan;
 use run::destination::Folder;
 use run::{self, RunOptions, Summary, input_places};
@@ -32,6 +33,9 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::install()?;
+    if !arguments.output.quiet {
+        arguments.plan.say_mergekit();
+    }
     let plan = arguments.plan.plan()?;
     arguments.output.write(&plan, stop)
 }
@@ -65,7 +69,7 @@ impl OutputArguments {
         let quiet = self.quiet;
         if !quiet {
             for note in &plan.notes {
-                say(&format!("note: {note}"));
+                say(&format!("note: {}", printable(note)));
             }
         }
         let peak = PeakMemory::watch();
@@ -84,7 +88,7 @@ impl OutputArguments {
         let recorded = record::write(summary.lock, &input_places(plan));
         if !quiet {
             for note in &summary.notes {
-                say(&format!("note: {note}"));
+                say(&format!("note: {}", printable(note)));
             }
             if let Err(error) = recorded {
                 say(&format!(
@@ -93,7 +97,7 @@ impl OutputArguments {
             }
         }
         match self.format {
-            Format::Json => print(&format!("{:#}", as_json(self, &summary, peak))),
+            Format::Json => print_json(&as_json(self, &summary, peak)),
             Format::Text if quiet => Ok(()),
             Format::Text => {
                 say(&as_text(self, plan, &summary, peak));
@@ -139,7 +143,7 @@ fn as_text(
     let moved = summary.totals.read + summary.totals.written;
     let mut text = format!(
         "{}: {} tensors by {}, {} read, {} written in {seconds:.2} s ({}/s)",
-        arguments.out.display(),
+        printable(&arguments.out.display().to_string()),
         summary.tensors,
         plan.method.name,
         ByteSize(summary.totals.read).display().si(),

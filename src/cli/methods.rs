@@ -5,6 +5,7 @@ use std::fmt::Write;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
+use super::arguments::Suggesting;
 use super::output::{Failure, print};
 use errors::Refusal;
 use methods::{self, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
@@ -14,6 +15,7 @@ use recipe::nearest;
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The method to explain
+    #[arg(value_parser = Suggesting(any, method_names), hide_possible_values = true)]
     name: Option<String>,
 
     /// Output format
@@ -31,6 +33,18 @@ enum Format {
     Markdown,
 }
 
+/// Any name: one that is unknown is answered with the nearest.
+fn any(name: &str) -> Result<String, String> {
+    Ok(name.to_owned())
+}
+
+fn method_names() -> Vec<&'static str> {
+    methods::all()
+        .iter()
+        .map(|method| method.info().name)
+        .collect()
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let all = || methods::all().iter().map(|method| method.info());
     let chosen: Vec<&MethodInfo> = match &arguments.name {
@@ -40,12 +54,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             None => {
                 let near = nearest(name, all().map(|info| info.name))
                     .map(|near| format!("did you mean `{near}`? "));
-                let names: Vec<&str> = all().map(|info| info.name).collect();
                 let refusal = Refusal::new(format!("there is no method `{name}`"));
                 return Err(Failure::input(refusal.with_hint(format!(
                     "{}the methods are {}",
                     near.unwrap_or_default(),
-                    names.join(", ")
+                    method_names().join(", ")
                 ))));
             }
         },

@@ -13,6 +13,7 @@ use super::signals;
 use audit::verify::{FolderListing, Request, verify};
 use audit::{Verdict, formats};
 use checkpoint::{Checkpoint, Location};
+use errors::printable;
 use plan::{self, Plan};
 use recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
 use run::Lock;
@@ -41,6 +42,9 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::install()?;
+    if !arguments.output.quiet {
+        arguments.plan.say_mergekit();
+    }
     let recipe = recipe::read_any(&arguments.plan.recipe)?;
     let assembly = match &recipe {
         AnyRecipe::Moe(assembly) => Some(assembly),
@@ -72,7 +76,7 @@ fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
     if !arguments.output.quiet {
         say(&format!(
             "checked: with `{}` as every expert, logits are its own within {error:.1e}",
-            recipe.base_model.value
+            printable(&recipe.base_model.value.to_string())
         ));
     }
     Ok(())

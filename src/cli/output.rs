@@ -1,12 +1,14 @@
-//! Output for people and programs: data on stdout, failures on stderr with an exit code.
+//! Output for people and programs: data on stdout, failures on stderr with an exit code. All that weld prints goes
+//! through here, where characters that could steer a terminal or a CI's log are made visible.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
+use super::fit;
 use audit::Verdict;
 use checkpoint::CheckpointError;
-use errors::{Hint, Refusal};
+use errors::{Hint, Refusal, printable, printable_json, printable_lines};
 use recipe::{self, RecipeError};
 use run::RunError;
 
@@ -15,7 +17,7 @@ use run::RunError;
 pub(super) enum Failure {
     /// The input is wrong: exit code 1.
     Input(Refusal),
-    /// A recipe, or something that it asks for, is wrong: exit code 1.
+    /// A recipe, or something that it asks for, is wrong: exit code 1; or it is not there: exit code 2.
     Recipe(Box<RecipeError>),
     /// The tool could not run: exit code 2.
     Tool(Refusal),
@@ -31,6 +33,19 @@ impl Failure {
     /// For commands that judge checkpoints: one that cannot be opened gets no verdict.
     pub(super) fn could_not_run(error: CheckpointError) -> Self {
         Self::tool(&error)
+    }
+
+    /// What to tell in a report, if the command could not run.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Input(refusal) | Self::Tool(refusal) => Some(refusal.clone()),
+            Self::Recipe(error) => {
+                let text = error.to_string();
+                let lines: Vec<&str> = text.lines().map(str::trim).collect();
+                Some(Refusal::new(lines.join("; ")))
+            }
+            Self::Stopped(_) | Self::Verdict(_) | Self::BrokenPipe => None,
+        }
     }
 
     pub(super) fn input(refusal: impl Into<Refusal>) -> Self {
@@ -50,7 +65,10 @@ impl From<RecipeError> for Failure {
 
 impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
-        Self::input(&error)
+        match error.is_absent() {
+            true => Self::tool(&error),
+            false => Self::input(&error),
+        }
     }
 }
 
@@ -93,12 +111,16 @@ pub(super) fn fail(failure: &Failure) -> ExitCode {
     let (text, code) = match failure {
         Failure::BrokenPipe => return ExitCode::SUCCESS,
         Failure::Verdict(verdict) => return ExitCode::from(verdict.exit_code()),
-        Failure::Recipe(error) => (recipe::render(error, colored()), 1),
+        Failure::Recipe(error) => {
+            let code = if error.could_not_read() { 2 } else { 1 };
+            (recipe::render(error, colored()), code)
+        }
         Failure::Input(refusal) => (in_two_lines(refusal), 1),
         Failure::Tool(refusal) => (in_two_lines(refusal), 2),
-        Failure::Stopped(message) => (message.clone(), 130),
+        Failure::Stopped(message) => (printable(message).into_owned(), 130),
     };
-    say(&text);
+    // These texts may be coloured; all that comes from files is printable already.
+    say_made(&text);
     ExitCode::from(code)
 }
 
@@ -109,20 +131,50 @@ fn in_two_lines(refusal: &Refusal) -> String {
     } else {
         "error"
     };
+    let message = refusal.to_string();
+    let message = printable(&message);
     match refusal.hint() {
-        Some(hint) => format!("{error}: {refusal}\n\nhint: {hint}"),
-        None => format!("{error}: {refusal}"),
+        Some(hint) => format!("{error}: {message}\n\nhint: {}", printable(&hint)),
+        None => format!("{error}: {message}"),
     }
 }
 
-/// Prints a line on stderr.
+/// Prints what clap says of the arguments: help, or what is wrong. They may hold names of files from anywhere.
+pub(super) fn print_usage(error: &clap::Error) {
+    let plain = error.to_string();
+    let safe = printable_lines(&plain);
+    if plain == safe || !error.use_stderr() {
+        // With clap's colours. If it cannot be written, nobody is left to tell.
+        let _ = error.print();
+    } else {
+        say_made(&safe);
+    }
+}
+
+/// Prints a line, or several, on stderr. Unsafe characters are shown, so nothing steers the terminal or the log; what
+/// might hold a line break is to be made [`printable`] before.
 pub(super) fn say(text: &str) {
+    say_made(&printable_lines(text));
+}
+
+/// Prints on stderr what is safe as it is, as [`print_made`] does on stdout.
+pub(super) fn say_made(text: &str) {
     // If stderr is closed, nobody is left to tell.
     let _ = writeln!(io::stderr().lock(), "{}", text.trim_end());
 }
 
-/// Prints data on stdout.
+/// Prints data for people on stdout. Unsafe characters are shown, as by [`say`].
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    print_made(&fit::to_stdout(&printable_lines(text)))
+}
+
+/// Prints JSON on stdout.
+pub(super) fn print_json(value: &serde_json::Value) -> Result<(), Failure> {
+    print_made(&printable_json(&format!("{value:#}")))
+}
+
+/// Prints on stdout what is safe as it is: a report in its format, a script.
+pub(super) fn print_made(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     if !text.ends_with('\n') {

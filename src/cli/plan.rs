@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::arguments::{Format, MoeArguments, PlanArguments};
-use super::output::{Failure, print};
+use super::output::{Failure, print, print_json};
 use plan::{self, Detail};
 
 /// Show what a recipe would do, from headers and configs only
@@ -28,6 +28,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    arguments.plan.say_mergekit();
     let recipe = recipe::read_any(&arguments.plan.recipe)?;
     let plan = arguments.plan.plan_recipe(&recipe, &arguments.moe)?;
     let detail = if arguments.all {
@@ -35,8 +36,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         Detail::Summary
     };
-    print(&match arguments.format {
-        Format::Text => plan::text(&plan, detail),
-        Format::Json => format!("{:#}", plan::json(&plan)),
-    })
+    match arguments.format {
+        Format::Text => print(&plan::text(&plan, detail)),
+        Format::Json => print_json(&plan::json(&plan)),
+    }
 }

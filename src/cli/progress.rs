@@ -7,6 +7,8 @@ use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal};
 
+use terminal_size::{Width, terminal_size_of};
+
 use super::output::say;
 use checkpoint::Checkpoint;
 use engine::Observer;
@@ -85,10 +87,9 @@ impl Progress {
         } else {
             ProgressDrawTarget::stderr_with_hz(10)
         };
+        let width = terminal_size_of(io::stderr()).map_or(80, |(Width(width), _)| width);
         let bar = ProgressBar::with_draw_target(Some(bytes), target);
-        if let Ok(style) = ProgressStyle::with_template(
-            "{bar:30} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}",
-        ) {
+        if let Ok(style) = ProgressStyle::with_template(template(width)) {
             bar.set_style(style);
         }
         bar.set_message(message);
@@ -104,6 +105,17 @@ impl Progress {
     /// Removes the bar.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// What the bar shows, on one line of the terminal.
+fn template(width: u16) -> &'static str {
+    match width {
+        ..50 => "{wide_bar} {percent:>3}%",
+        50..96 => "{wide_bar} {percent:>3}%  {decimal_bytes_per_sec}  {eta} left",
+        _ => {
+            "{bar:30} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}"
+        }
     }
 }
 

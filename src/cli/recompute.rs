@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 
-use super::arguments::{Threads, plan_any, size};
+use super::arguments::{Threads, plan_any, seed, size};
 use super::environment;
 use super::output::{Failure, say};
 use super::progress::Progress;
@@ -44,7 +44,7 @@ pub(super) struct Recomputation {
     ignore: Vec<String>,
 
     /// Seed of the random masks, if there is no lock to tell it
-    #[arg(long)]
+    #[arg(long, value_parser = seed, allow_negative_numbers = true)]
     seed: Option<u64>,
 
     #[command(flatten)]

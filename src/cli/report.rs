@@ -1,15 +1,19 @@
 //! Shared by `check`, `diff` and `verify`: writes their report, and determines the exit code. Also writes whole files.
 
+use std::convert::Infallible;
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::output::{Failure, print};
+use super::arguments::Suggesting;
+use super::fit;
+use super::output::{Failure, fail, print_made};
 use audit::formats::Format;
 use audit::policy::Policy;
-use audit::{Report, Verdict};
-use errors::{Refusal, in_one_line};
+use audit::{Command, Report, Verdict};
+use errors::Refusal;
 use run::destination::{Disk, write_whole};
 
 /// Where a report goes.
@@ -17,24 +21,36 @@ use run::destination::{Disk, write_whole};
 pub(super) struct ReportArguments {
     /// Format of the report: text, json, junit, sarif, github, markdown or html; with =FILE, it goes to a file. Can be
     /// repeated; only one format may go to stdout
-    #[arg(long = "format", value_name = "FORMAT[=FILE]", default_value = "text", value_parser = output)]
+    #[arg(
+        long = "format",
+        value_name = "FORMAT[=FILE]",
+        default_value = "text",
+        value_parser = Suggesting(output, format_names),
+        hide_possible_values = true
+    )]
     outputs: Vec<Output>,
 
     /// A policy (TOML): the severities of checks, limits, required signatures
     #[arg(long, value_name = "FILE", value_parser = policy)]
-    policy: Option<Policy>,
+    policy: Option<Result<Policy, Refusal>>,
 
     /// Fail on warnings too
     #[arg(long)]
     strict: bool,
 }
 
-/// Reads a policy before the work starts.
-fn policy(path: &str) -> Result<Policy, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
-    let mut policy = Policy::parse(&text).map_err(|error| in_one_line(&error))?;
-    policy.in_folder(folder(Path::new(path)));
-    Ok(policy)
+/// Reads a policy. One that cannot be read is no wrong argument: the report says why nothing was done.
+fn policy(path: &str) -> Result<Result<Policy, Refusal>, Infallible> {
+    let parsed = fs::read_to_string(path)
+        .map_err(|error| Refusal::new(format!("cannot read it: {error}")))
+        .and_then(|text| Policy::parse(&text).map_err(|error| Refusal::from(&error)));
+    Ok(match parsed {
+        Ok(mut policy) => {
+            policy.in_folder(folder(Path::new(path)));
+            Ok(policy)
+        }
+        Err(refusal) => Err(refusal.within(format_args!("the policy {path}"))),
+    })
 }
 
 /// One format, and its file if it does not go to stdout.
@@ -51,10 +67,7 @@ fn output(text: &str) -> Result<Output, String> {
         None => (text, None),
     };
     let format = Format::ALL.into_iter().find(|format| format.name() == name);
-    let format = format.ok_or_else(|| {
-        let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
-        format!("expected one of {}", names.join(", "))
-    })?;
+    let format = format.ok_or_else(|| format!("expected one of {}", format_names().join(", ")))?;
     if let Some(file) = &file {
         if file.as_os_str().is_empty() || file.is_dir() {
             return Err("expected the name of a file after `=`".to_owned());
@@ -67,42 +80,100 @@ fn output(text: &str) -> Result<Output, String> {
     Ok(Output { format, file })
 }
 
+fn format_names() -> Vec<&'static str> {
+    Format::ALL.iter().map(|format| format.name()).collect()
+}
+
+impl Output {
+    /// Writes the report to its file, or to where stdout's goes.
+    fn write(
+        &self,
+        report: &Report,
+        other: fn(&str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let text = self.format.write(report);
+        let text = text.map_err(|error| Failure::tool(error.to_string()))?;
+        match &self.file {
+            None if self.format == Format::Text => other(&fit::to_stdout(&text)),
+            None => other(&text),
+            Some(file) => write(file, &text),
+        }
+    }
+}
+
 impl ReportArguments {
-    /// Writes the report; returns its exit code as a failure if it does not pass.
-    pub(super) fn finish(&self, report: Report) -> Result<(), Failure> {
-        self.finish_beside(report, print)
+    /// Writes the report that a command made, or that it could not run; returns the exit code as a failure if the
+    /// report does not pass.
+    pub(super) fn finish(
+        &self,
+        command: Command,
+        subject: &dyn Display,
+        made: impl FnOnce() -> Result<Report, Failure>,
+    ) -> Result<(), Failure> {
+        let made = || Ok((made()?, ()));
+        self.finish_beside(command, subject, made, print_made)
     }
 
-    /// The same, if stdout is used for something else: its output goes to `other`.
-    pub(super) fn finish_beside(
+    /// The same for a command that makes more than a report, and gives it if the report passes. What goes to stdout
+    /// otherwise goes to `other`.
+    ///
+    /// A reader that goes away, or a file that cannot be written, stops no other output and changes no verdict.
+    pub(super) fn finish_beside<T>(
         &self,
-        mut report: Report,
-        other: impl Fn(&str) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+        command: Command,
+        subject: &dyn Display,
+        made: impl FnOnce() -> Result<(Report, T), Failure>,
+        other: fn(&str) -> Result<(), Failure>,
+    ) -> Result<T, Failure> {
         self.check()?;
-        let mut policy = self.policy.clone().unwrap_or_default();
+        let made = self.policy().and_then(|_| made());
+        let (report, made) = match made {
+            Ok((report, made)) => (self.judged(report)?, Ok(made)),
+            Err(failure) => match failure.refusal() {
+                Some(refusal) => {
+                    let report = Report::of_error(command, subject.to_string(), refusal);
+                    (report, Err(failure))
+                }
+                None => return Err(failure),
+            },
+        };
+        // What cannot run is said on stderr in any case, which is enough for people.
+        let said = |output: &&Output| {
+            made.is_err() && output.format == Format::Text && output.file.is_none()
+        };
+        let outputs = self.outputs.iter().filter(|output| !said(output));
+        let written: Vec<Result<(), Failure>> =
+            outputs.map(|output| output.write(&report, other)).collect();
+        let mut failures = written.into_iter().filter_map(Result::err);
+        let unwritten = failures.find(|failure| !matches!(failure, Failure::BrokenPipe));
+        match (made, report.verdict(), unwritten) {
+            (Ok(made), Verdict::Passed, None) => Ok(made),
+            (Ok(_), Verdict::Passed, Some(unwritten)) => Err(unwritten),
+            (Err(failure), ..) => Err(failure),
+            (Ok(_), verdict, unwritten) => {
+                if let Some(unwritten) = unwritten {
+                    fail(&unwritten);
+                }
+                Err(Failure::Verdict(verdict))
+            }
+        }
+    }
+
+    /// The report as the policy judges it.
+    fn judged(&self, mut report: Report) -> Result<Report, Failure> {
+        let mut policy = self.policy()?.cloned().unwrap_or_default();
         if self.strict {
             policy.strict();
         }
         policy.apply(&mut report);
         report.sort();
-        for output in &self.outputs {
-            let text = output.format.write(&report);
-            let text = text.map_err(|error| Failure::tool(error.to_string()))?;
-            match &output.file {
-                None => other(&text)?,
-                Some(file) => write(file, &text)?,
-            }
-        }
-        match report.verdict() {
-            Verdict::Passed => Ok(()),
-            verdict => Err(Failure::Verdict(verdict)),
-        }
+        Ok(report)
     }
 
     /// The policy, if there is one.
-    pub(super) fn policy(&self) -> Option<&Policy> {
-        self.policy.as_ref()
+    pub(super) fn policy(&self) -> Result<Option<&Policy>, Failure> {
+        let policy = self.policy.as_ref().map(Result::as_ref).transpose();
+        policy.map_err(|refusal| Failure::Tool(refusal.clone()))
     }
 
     /// Checks that no two outputs go to the same place.

@@ -15,7 +15,7 @@ use super::report::write;
 use super::signals;
 use audit::provenance::{SignError, ToSign, is_bundle};
 use checkpoint::{ModelRef, read_bounded};
-use errors::Refusal;
+use errors::{Refusal, printable};
 
 /// The largest file that is examined before a signature replaces it.
 const MAX_OLD_BYTES: u64 = 128 << 20;
@@ -81,7 +81,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             signed.files,
             key.public().curve(),
             key.public().fingerprint(),
-            place.display()
+            printable(&place.display().to_string())
         ));
     }
     Ok(())

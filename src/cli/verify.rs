@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 
+use super::arguments::seed;
 use super::environment;
 use super::keys;
 use super::output::Failure;
@@ -15,6 +16,7 @@ use super::signals;
 use audit::policy::ProvenancePolicy;
 use audit::provenance::{Attested, PublicKey, Signature, SignatureCheck, check_inputs};
 use audit::verify::{Coverage, not_recomputed, not_trusted};
+use audit::{Command, Report};
 use checkpoint::Location;
 use errors::Refusal;
 use run::Lock;
@@ -59,7 +61,7 @@ pub(super) struct Arguments {
     samples: u32,
 
     /// Recompute the same blocks as a run with this seed, which its report shows [default: a new choice each time]
-    #[arg(long, value_name = "SEED")]
+    #[arg(long, value_name = "SEED", value_parser = seed, allow_negative_numbers = true)]
     sample_seed: Option<u64>,
 
     /// How equal each value must be [default: what the policy says; otherwise exact if there is a lock, step for merges
@@ -82,10 +84,19 @@ enum Allow {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let Recomputation {
+        model,
+        report: outputs,
+        ..
+    } = &arguments.recomputation;
+    outputs.finish(Command::Verify, model, || report(arguments))
+}
+
+fn report(arguments: &Arguments) -> Result<Report, Failure> {
     let stop = signals::install()?;
     let recomputation = &arguments.recomputation;
     let (locator, location) = recomputation.locate()?;
-    let policy = recomputation.report.policy();
+    let policy = recomputation.report.policy()?;
     let provenance = policy.map_or_else(ProvenancePolicy::default, |p| p.provenance.clone());
     let vouched = vouched(arguments, &provenance, &location, &stop)?;
     let label = recomputation.model.to_string();
@@ -114,7 +125,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if trusted {
         check_inputs(&provenance, inputs.as_deref(), &mut report);
     }
-    recomputation.report.finish(report)
+    Ok(report)
 }
 
 impl Arguments {

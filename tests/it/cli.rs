@@ -82,10 +82,223 @@ fn wrong_arguments_exit_with_2() {
         assert!(outcome.stderr.contains("error"), "{arguments:?}");
         assert!(outcome.stdout.is_empty());
     }
-    // A recipe that is not there is wrong input.
-    let missing = bench.weld(&["plan", "r.yml"]);
-    assert_eq!(missing.code, Some(1));
-    assert!(missing.stderr.contains("r.yml"), "{}", missing.stderr);
+}
+
+#[test]
+fn what_is_not_there_is_exit_code_2_in_all_commands() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    bench.recipe("merge_method: linear\nmodels:\n- {model: gone, parameters: {weight: 1}}\n");
+    bench.file(
+        "lora.yml",
+        "merge_method: passthrough\nmodels:\n- model: a+gone\n",
+    );
+    bench.file(
+        "moe.yml",
+        "base_model: a\ngate_mode: random\nexperts:\n- source_model: gone\n- source_model: a\n",
+    );
+    bench.file("wrong.yml", "merge_method: linear\nmodels: 1\n");
+    for words in [
+        &["plan", "gone.yml"] as &[&str],
+        &["plan", "recipe.yml"],
+        &["plan", "moe.yml"],
+        &["merge", "gone.yml", "out"],
+        &["merge", "recipe.yml", "out"],
+        &["merge", "lora.yml", "out"],
+        &["moe", "gone.yml", "out"],
+        &["moe", "moe.yml", "out"],
+        &["inspect", "gone"],
+        &["inspect", "a+gone"],
+        &["check", "gone"],
+        &["diff", "a", "gone"],
+        &["verify", "gone"],
+        &["attest", "gone"],
+        &["sign", "gone", "--key", "gone.pem"],
+    ] {
+        let outcome = bench.weld(words);
+        assert_eq!(outcome.code, Some(2), "{words:?}: {}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("gone"),
+            "{words:?}: {}",
+            outcome.stderr
+        );
+    }
+    // What is there and wrong is another thing.
+    for words in [
+        &["plan", "wrong.yml"] as &[&str],
+        &["merge", "wrong.yml", "out"],
+        &["moe", "wrong.yml", "out"],
+    ] {
+        assert_eq!(bench.weld(words).code, Some(1), "{words:?}");
+    }
+    bench.file("broken/model.safetensors", "");
+    assert_eq!(bench.weld(&["inspect", "broken"]).code, Some(1));
+}
+
+#[test]
+fn numbers_that_are_none_are_refused_with_what_is_expected() {
+    let bench = Bench::new();
+    for (words, expected) in [
+        (
+            &["plan", "r.yml", "--seed", "random"] as &[&str],
+            "from 0 to 18446744073709551615",
+        ),
+        (
+            &["plan", "r.yml", "--seed", "-1"],
+            "from 0 to 18446744073709551615",
+        ),
+        (
+            &["plan", "r.yml", "--random-seed", "-1"],
+            "from 0 to 18446744073709551615",
+        ),
+        (
+            &["verify", "m", "--sample-seed", "x"],
+            "from 0 to 18446744073709551615",
+        ),
+        (&["check", "m", "--threads", "many"], "from 1 to 1024"),
+        (&["merge", "r.yml", "out", "-j", "0"], "from 1 to 1024"),
+    ] {
+        let outcome = bench.weld(words);
+        assert_eq!(outcome.code, Some(2), "{words:?}");
+        let expected = format!("expected a whole number {expected}");
+        assert!(
+            outcome.stderr.contains(&expected),
+            "{words:?}: {}",
+            outcome.stderr
+        );
+    }
+}
+
+#[test]
+fn files_of_checkpoints_are_told_from_recipes() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    bench.merge("merge_method: passthrough\nmodels:\n- model: a\n", &[]);
+    bench.file(
+        "index.json",
+        r#"{"metadata": {"total_size": 1}, "weight_map": {"x": "y"}}"#,
+    );
+    bench.file("adapter.json", r#"{"peft_type": "LORA", "r": 8}"#);
+    for (file, what) in [
+        ("a/config.json", "a model's config.json, not a recipe"),
+        ("index.json", "the index of a model's weights, not a recipe"),
+        ("adapter.json", "an adapter's config, not a recipe"),
+        (
+            "out/weldment.lock.json",
+            "the lock of a merge, not a recipe",
+        ),
+    ] {
+        let outcome = bench.weld(&["plan", file]);
+        assert_eq!(outcome.code, Some(1), "{file}");
+        assert!(outcome.stderr.contains(what), "{file}: {}", outcome.stderr);
+        assert_eq!(
+            outcome.stderr.matches("error").count(),
+            1,
+            "{}",
+            outcome.stderr
+        );
+        assert!(outcome.stderr.lines().count() < 6, "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn completions_know_methods_and_formats() {
+    let bench = Bench::new();
+    // fish completes only the values of options.
+    for (shell, words) in [
+        (
+            "bash",
+            &["task_arithmetic", "breadcrumbs_ties", "junit", "sarif"] as &[&str],
+        ),
+        (
+            "zsh",
+            &["task_arithmetic", "breadcrumbs_ties", "junit", "sarif"],
+        ),
+        ("fish", &["junit", "sarif"]),
+    ] {
+        let script = bench.weld(&["completions", shell]).stdout;
+        for word in words {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[test]
+fn the_options_of_mergekit_are_known_and_explained() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    bench.recipe("merge_method: passthrough\nmodels:\n- model: a\n");
+    bench.weld(&["merge", "recipe.yml", "plain", "-q"]);
+    let plain = std::fs::read(bench.path("plain/model.safetensors")).unwrap();
+    for option in MERGEKIT {
+        let words = [&["merge", "recipe.yml", "out", "--force"], *option].concat();
+        let outcome = bench.weld(&words);
+        let told: Vec<&str> = (outcome.stderr.lines())
+            .filter(|line| line.contains("mergekit"))
+            .collect();
+        assert_eq!(told.len(), 1, "{option:?}: {}", outcome.stderr);
+        if REFUSED.contains(&option[0]) {
+            assert_eq!(outcome.code, Some(2), "{option:?}");
+            assert!(told[0].starts_with("error: --"), "{}", outcome.stderr);
+            assert!(!bench.path("out").exists());
+            continue;
+        }
+        assert_eq!(outcome.code, Some(0), "{option:?}: {}", outcome.stderr);
+        assert!(told[0].starts_with("note: --"), "{}", outcome.stderr);
+        let out = std::fs::read(bench.path("out/model.safetensors")).unwrap();
+        assert!(out == plain, "{option:?}");
+        std::fs::remove_dir_all(bench.path("out")).unwrap();
+        // `plan` and `moe` know them too. This recipe is none of `moe`'s.
+        let plan = bench.weld(&[&["plan", "recipe.yml"], *option].concat());
+        assert_eq!(plan.code, Some(0), "{option:?}: {}", plan.stderr);
+        let moe = bench.weld(&[&["moe", "recipe.yml", "moe"], *option].concat());
+        assert_eq!(moe.code, Some(1), "{option:?}: {}", moe.stderr);
+    }
+    for command in ["merge", "moe", "plan"] {
+        let help = bench.weld(&[command, "--help"]).stdout;
+        for option in MERGEKIT.iter().filter(|option| option[0].len() > 3) {
+            assert!(
+                !help.contains(option[0]),
+                "{command} --help shows {option:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_mergekit_calls_otherwise_does_the_same() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    bench.llama("b", 2, Dtype::F32);
+    bench.recipe("merge_method: dare_linear\nbase_model: a\nmodels:\n- {model: b, parameters: {weight: 1, density: 0.5}}\n");
+    let merged = |more: &[&str]| {
+        let outcome =
+            bench.weld(&[&["merge", "recipe.yml", "out", "--force", "-q"], more].concat());
+        assert_eq!(
+            (outcome.code, outcome.stderr.as_str()),
+            (Some(0), ""),
+            "{more:?}"
+        );
+        let files = std::fs::read_dir(bench.path("out")).unwrap();
+        let mut files: Vec<_> = (files.map(|entry| entry.unwrap().path()))
+            .filter(|path| path.extension().is_some_and(|kind| kind == "safetensors"))
+            .map(|path| std::fs::read(path).unwrap())
+            .collect();
+        files.sort();
+        files
+    };
+    assert!(merged(&["--random-seed", "7"]) == merged(&["--seed", "7"]));
+    assert!(merged(&["--random-seed", "7"]) != merged(&["--seed", "8"]));
+    assert_eq!(merged(&["--shard-size", "5B"]).len(), 1);
+    assert!(merged(&["--out-shard-size", "1K"]).len() > 1);
+    for both in [
+        ["--seed", "1", "--random-seed", "1"],
+        ["--shard-size", "1GB", "--out-shard-size", "1B"],
+        ["--threads", "1", "-j", "1"],
+    ] {
+        let words = [&["plan", "recipe.yml"], &both[..]].concat();
+        assert_eq!(bench.weld(&words).code, Some(2), "{both:?}");
+    }
 }
 
 #[test]
@@ -110,7 +323,7 @@ fn inspect_lists_layers_together_or_each() {
     assert_eq!(json["tensors"].as_array().unwrap().len(), 11);
     assert_eq!(json["parameters"], 792);
     let missing = bench.weld(&["inspect", "nowhere"]);
-    assert_eq!(missing.code, Some(1));
+    assert_eq!(missing.code, Some(2));
     assert!(
         missing.stderr.contains("`nowhere` not found"),
         "{}",

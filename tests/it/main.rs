@@ -5,6 +5,7 @@
 mod check;
 mod cli;
 mod comparable;
+mod consoles;
 mod defects;
 mod destination;
 mod determinism;
@@ -40,6 +41,7 @@ mod signing;
 mod sources;
 mod structure;
 mod tables;
+mod terminal;
 mod tokenizer;
 mod values;
 mod verify;

@@ -123,11 +123,77 @@ fn policies_decide_what_fails() {
     let (code, _, stderr) = with("\n[verify]\nalow = \"step\"\n", &[]);
     assert_eq!(code, Some(2));
     assert!(
-        stderr.contains("line 3: unknown key `alow`; hint: did you mean `allow`?"),
+        stderr.contains("policy.toml: line 3: unknown key `alow`")
+            && stderr.contains("hint: did you mean `allow`?"),
         "{stderr}"
     );
     let (code, _, stderr) = verify(&bench, &["--policy", "nowhere.toml"]);
     assert_eq!(code, Some(2), "{stderr}");
+}
+
+#[test]
+fn a_command_that_could_not_run_says_so_in_every_format() {
+    let bench = merged();
+    bench.file("policy.toml", "[verify]\nalow = 1\n");
+    for words in [
+        &["check", "nowhere"] as &[&str],
+        &["check", "a", "--policy", "policy.toml"],
+        &["check", "a", "--policy", "nowhere.toml"],
+        &["diff", "a", "nowhere"],
+        &["verify", "nowhere"],
+        &["verify", "out"],
+        &["attest", "nowhere", "--output", "statement"],
+    ] {
+        let mut all = words.to_vec();
+        all.extend([
+            "--format",
+            "github",
+            "--format",
+            "junit=r.xml",
+            "--format",
+            "sarif=r.sarif",
+        ]);
+        all.extend([
+            "--format",
+            "json=r.json",
+            "--format",
+            "html=r.html",
+            "--format",
+            "markdown=r.md",
+        ]);
+        let outcome = bench.weld(&all);
+        assert_eq!(outcome.code, Some(2), "{words:?}: {}", outcome.stderr);
+        assert!(
+            outcome.stdout.starts_with("::error title=weld "),
+            "{words:?}: {}",
+            outcome.stdout
+        );
+        assert_eq!(
+            outcome.stdout.lines().count(),
+            1,
+            "{words:?}: {}",
+            outcome.stdout
+        );
+        let json = read_json(&bench.path("r.json"));
+        assert_eq!(json["verdict"], "error");
+        let message = json["error"]["message"].as_str().unwrap();
+        assert!(
+            outcome.stderr.contains(message),
+            "{words:?}: {message}: {}",
+            outcome.stderr
+        );
+        for file in ["r.xml", "r.sarif", "r.html", "r.md"] {
+            let text = fs::read_to_string(bench.path(file)).unwrap();
+            assert!(text.contains("could not run"), "{words:?}: {file}: {text}");
+            fs::remove_file(bench.path(file)).unwrap();
+        }
+    }
+    // For people, stderr says it already.
+    let text = bench.weld(&["check", "nowhere", "--format", "text"]);
+    assert_eq!((text.code, text.stdout.as_str()), (Some(2), ""));
+    let json = bench.weld(&["check", "nowhere", "--format", "json"]);
+    let parsed: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert!(parsed["error"]["hint"].is_string(), "{parsed}");
 }
 
 /// The blocks of a language in `docs/ci.md`.

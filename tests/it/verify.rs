@@ -302,7 +302,7 @@ fn without_inputs_nothing_is_called_right() {
     let outcome = bench.weld(&["verify", "out"]);
     assert_eq!(outcome.code, Some(2));
     assert!(
-        outcome.stderr.contains("name the recipe with --recipe"),
+        outcome.stderr.contains("give the recipe with --recipe"),
         "{}",
         outcome.stderr
     );
