@@ -158,6 +158,16 @@ fn recognise(file: &[u8]) -> Option<(&'static str, &'static str)> {
         .into_iter()
         .find(|(magic, ..)| file.starts_with(magic))
         .map(|(_, what, hint)| (what, hint))
+        .or_else(|| {
+            is_text(file).then_some(("a text file", "name a model's folder or weight file"))
+        })
+}
+
+/// Whether a file begins as a text does: a length with these bytes would be beyond any file.
+fn is_text(file: &[u8]) -> bool {
+    let begin = file.get(..LENGTH_BYTES as usize).unwrap_or_default();
+    let plain = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    !begin.is_empty() && begin.iter().all(plain)
 }
 
 /// The header's JSON as written: every entry in its order, equal names included.

@@ -54,13 +54,39 @@ impl Checkpoint {
     /// # Errors
     /// The first problem of its files or of its adapter, or the model is quantised.
     pub fn open(label: &str, location: &Location) -> Result<Checkpoint, CheckpointError> {
+        let mut survey = Survey::of(label, location)?;
+        match survey.quantised.take() {
+            Some(quantised) if survey.problems.is_empty() => Err(quantised),
+            _ => survey.whole(location),
+        }
+    }
+
+    /// Opens a located model to list its tensors. One that is quantised is no error, and has a note that says so.
+    ///
+    /// # Errors
+    /// The first problem of its files or of its adapter.
+    pub fn open_to_list(label: &str, location: &Location) -> Result<Checkpoint, CheckpointError> {
         let survey = Survey::of(label, location)?;
-        let first = survey.problems.into_iter().next();
-        if let Some(problem) = first.or(survey.quantised) {
+        let quantised = survey.quantised.as_ref().map(ToString::to_string);
+        let checkpoint = survey.whole(location)?;
+        let notes = checkpoint
+            .notes()
+            .iter()
+            .cloned()
+            .chain(quantised)
+            .collect();
+        Ok(checkpoint.with_notes(notes))
+    }
+}
+
+impl Survey {
+    /// The model with its adapter, or the first problem.
+    fn whole(self, location: &Location) -> Result<Checkpoint, CheckpointError> {
+        if let Some(problem) = self.problems.into_iter().next() {
             return Err(problem);
         }
         let path = location.path.clone();
-        let checkpoint = (survey.checkpoint).ok_or(CheckpointError::NoTensors { path })?;
+        let checkpoint = self.checkpoint.ok_or(CheckpointError::NoTensors { path })?;
         match &location.adapter {
             Some(adapter) => checkpoint.adapted(adapter),
             None => Ok(checkpoint),

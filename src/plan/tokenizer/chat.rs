@@ -192,11 +192,11 @@ mod tests {
             ),
             (
                 "mistral",
-                "<s>[INST] S\n\n U  [/INST] A</s>[INST] V [/INST]",
+                "<s> [INST] S\n\n U  [/INST] A</s> [INST] V [/INST]",
             ),
             (
                 "alpaca",
-                "S\n\n### Instruction:\nU\n\n### Response:\nA</s>\n\n### Instruction:\nV\n\n### Response:\n",
+                "S\n\n### Instruction:\nU\n\n### Response:A</s>\n\n### Instruction:\nV\n\n### Response:",
             ),
             (
                 "exaone",
@@ -205,6 +205,12 @@ mod tests {
         ] {
             assert_eq!(rendered(name, &turns), expected, "{name}");
         }
+        // Word for word as Stanford's train.py has it.
+        assert_eq!(
+            rendered("alpaca", &[("user", "U"), ("assistant", "A")]),
+            "Below is an instruction that describes a task. Write a response that appropriately completes the \
+             request.\n\n### Instruction:\nU\n\n### Response:A</s>\n\n### Response:"
+        );
     }
 
     #[test]
@@ -234,7 +240,8 @@ mod tests {
         }
         assert!(parses(&"{{ a }}".repeat(1 << 18)).is_err());
         let chain = |first: &str, link: &str, last: &str| {
-            let text = format!("{first}{}{last}", link.repeat(100_000));
+            let links = format!("{}\n", link.repeat(20)).repeat(5_000);
+            let text = format!("{first}{links}{last}");
             assert!(parses(&text).is_err(), "{first}{link}{last}");
         };
         for link in [
@@ -263,7 +270,11 @@ mod tests {
         let longest = format!("{{{{ a{} }}}}", "+1".repeat(990));
         assert_eq!(parses(&longest.repeat(12)), Ok(()));
         assert!(parses(&longest.repeat(13)).is_err());
-        assert_eq!(parses(&"\n".repeat(100_000)), Ok(()));
+        // The parser counts lines and columns in 16 bits.
+        assert_eq!(parses(&"\n".repeat(60_000)), Ok(()));
+        for (sound, many) in [("\n", 70_000), ("a", 70_000)] {
+            assert!(parses(&format!("{}{{{{ a b }}}}", sound.repeat(many))).is_err());
+        }
         let deep = format!("{{{{ {}a{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
         assert!(parses(&deep).is_err());
     }

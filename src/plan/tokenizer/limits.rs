@@ -7,6 +7,9 @@ use minijinja::syntax::SyntaxConfig;
 /// The longest template in bytes; real ones reach some 20 KB.
 const MAX_BYTES: usize = 1 << 20;
 
+/// The most lines, and the most bytes of a line: the parser counts both in 16 bits.
+const MAX_LINES: usize = 65_000;
+
 /// The most tokens of a tag, `{{ ... }}` or `{% ... %}`. Real ones have some hundred.
 const MAX_TAG_TOKENS: u64 = 2_000;
 
@@ -23,6 +26,17 @@ pub(super) fn within_limits(text: &str) -> Result<(), String> {
         false => Ok(()),
     };
     at_most("its bytes are", text.len() as u64, MAX_BYTES as u64)?;
+    at_most(
+        "its lines are",
+        text.lines().count() as u64,
+        MAX_LINES as u64,
+    )?;
+    let longest = text.lines().map(str::len).max().unwrap_or(0);
+    at_most(
+        "the bytes of its longest line are",
+        longest as u64,
+        MAX_LINES as u64,
+    )?;
     let (mut tokens, mut elifs, mut work) = (0, 0, 0);
     for token in tokenize(text, false, SyntaxConfig::default()) {
         let Ok((token, _)) = token else {
