@@ -34,7 +34,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let location = environment::locator(None)?.locate(&arguments.model)?;
-    let model = Checkpoint::open(&arguments.model.to_string(), &location)?;
+    let model = Checkpoint::open_to_list(&arguments.model.to_string(), &location)?;
     match arguments.format {
         Format::Text => print(&as_text(&model, arguments.all)),
         Format::Json => print_json(&as_json(&model)),

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::fixtures::Bench;
+use crate::fixtures::{Bench, Spec, integers};
 
 #[test]
 fn the_reference_of_methods_is_up_to_date() {
@@ -329,6 +329,70 @@ fn inspect_lists_layers_together_or_each() {
         "{}",
         missing.stderr
     );
+}
+
+#[test]
+fn inspect_lists_what_no_merge_can_read() {
+    let bench = Bench::new();
+    for (dtype, bits) in [
+        (Dtype::F4, 4),
+        (Dtype::F6_E2M3, 6),
+        (Dtype::F6_E3M2, 6),
+        (Dtype::F8_E8M0, 8),
+        (Dtype::F8_E4M3FNUZ, 8),
+        (Dtype::F8_E5M2FNUZ, 8),
+    ] {
+        let spec = Spec {
+            name: "layer.weight".into(),
+            dtype,
+            shape: vec![8, 8],
+            bytes: vec![0; 8 * bits],
+        };
+        bench.tensors("m.safetensors", &[spec]);
+        let listed = bench.weld(&["inspect", "m.safetensors"]);
+        assert_eq!(listed.code, Some(0), "{dtype:?}: {}", listed.stderr);
+        let row = format!("layer.weight  {dtype:?}");
+        assert!(listed.stdout.contains(&row), "{}", listed.stdout);
+        assert!(listed.stdout.contains("quantised"), "{}", listed.stdout);
+        assert!(
+            listed.stdout.contains("1 tensors, 64 parameters"),
+            "{}",
+            listed.stdout
+        );
+    }
+    // The same for what only its names or its config tell.
+    bench.tensors(
+        "gptq/model.safetensors",
+        &[integers("layer.qweight", &[1, 2])],
+    );
+    let json = bench.weld(&["inspect", "gptq", "--format", "json"]);
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["tensors"][0]["name"], "layer.qweight");
+    assert!(
+        json["notes"][0].as_str().unwrap().contains("quantised"),
+        "{json}"
+    );
+    assert_eq!(bench.weld(&["diff", "gptq", "gptq"]).code, Some(2));
+}
+
+#[test]
+fn a_text_is_not_taken_for_weights() {
+    let bench = Bench::new();
+    bench.recipe("merge_method: linear\nmodels: []\n");
+    bench.file("config.json", "{\n  \"model_type\": \"llama\"}");
+    for file in ["recipe.yml", "config.json"] {
+        for command in ["check", "inspect"] {
+            let outcome = bench.weld(&[command, file]);
+            let told = outcome.stdout + &outcome.stderr;
+            assert!(told.contains("a text file"), "{command} {file}: {told}");
+            // Not the text's first bytes as a length.
+            assert!(
+                !told.contains("header of at most"),
+                "{command} {file}: {told}"
+            );
+            assert!(told.lines().count() < 12, "{command} {file}: {told}");
+        }
+    }
 }
 
 #[test]

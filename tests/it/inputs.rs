@@ -599,7 +599,7 @@ fn the_hub_cache_is_read_by_branch_and_by_commit() {
         }
         command.output().unwrap().status.code()
     };
-    assert_eq!(run("no-hub", None), Some(1));
+    assert_eq!(run("no-hub", None), Some(2));
     assert_eq!(run("no-hub", Some("cache")), Some(0));
     fs::create_dir(bench.path("home")).unwrap();
     fs::rename(bench.path("cache"), bench.path("home/hub")).unwrap();

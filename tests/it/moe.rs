@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use weldment::checkpoint::{Checkpoint, Locator, ModelRef};
 use weldment::forward::Decoder;
 
-use crate::fixtures::{Bench, Loaded, Spec, by_name, files, floats, noise, read_json};
+use crate::fixtures::{
+    Bench, Loaded, Spec, by_name, files, floats, noise, read_json, refusal_code,
+};
 
 pub(crate) const HIDDEN: usize = 16;
 pub(crate) const WIDTH: usize = 24;
@@ -125,7 +127,8 @@ impl Bench {
     pub(crate) fn moe_refused(&self, recipe: &str) -> String {
         self.recipe(recipe);
         let outcome = self.weld(&["moe", "recipe.yml", "refused"]);
-        assert_eq!(outcome.code, Some(1), "{}\n{recipe}", outcome.stderr);
+        let code = refusal_code(&outcome.stderr);
+        assert_eq!(outcome.code, Some(code), "{}\n{recipe}", outcome.stderr);
         assert!(
             !self.path("refused").exists(),
             "a refused assembly left an output"

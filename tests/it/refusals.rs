@@ -6,8 +6,8 @@ use safetensors::Dtype;
 use serde_json::json;
 
 use crate::fixtures::{
-    Bench, Spec, bools, config_with, floats, integers, llama, llama_config, load, noise, with,
-    without,
+    Bench, Spec, bools, config_with, floats, integers, llama, llama_config, load, noise,
+    refusal_code, with, without,
 };
 
 const LINEAR: &str = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: 1}}\n";
@@ -150,7 +150,8 @@ fn recipes_are_refused_with_place_and_remedy() {
         }
         assert!(message.contains("recipe.yml"), "{name}:\n{message}");
         // The plan refuses the same way.
-        assert_eq!(bench.weld(&["plan", "recipe.yml"]).code, Some(1), "{name}");
+        let plan = bench.weld(&["plan", "recipe.yml"]);
+        assert_eq!(plan.code, Some(refusal_code(&plan.stderr)), "{name}");
     }
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
@@ -533,7 +534,7 @@ fn too_little_memory_is_said_beforehand() {
 fn planned(bench: &Bench, recipe: &str) -> String {
     let message = bench.refused(recipe, &[]);
     let plan = bench.weld(&["plan", "recipe.yml"]);
-    assert_eq!(plan.code, Some(1));
+    assert_eq!(plan.code, Some(refusal_code(&message)));
     assert_eq!(plan.stderr, message, "plan and merge say the same");
     assert_eq!(plan.stdout, "");
     with_hint(&bench.clean(&message))
