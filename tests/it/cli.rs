@@ -223,6 +223,63 @@ fn completions_know_methods_and_formats() {
     }
 }
 
+/// Every option of mergekit-yaml and mergekit-moe (0.1.5), with a value where it takes one.
+const MERGEKIT: &[&[&str]] = &[
+    &["--allow-crimes"],
+    &["--no-allow-crimes"],
+    &["--transformers-cache", "cache"],
+    &["--lora-merge-cache", "cache"],
+    &["--lora-merge-dtype", "float16"],
+    &["--cuda"],
+    &["--no-cuda"],
+    &["--device", "cuda:0"],
+    &["--low-cpu-memory"],
+    &["--no-low-cpu-memory"],
+    &["--out-shard-size", "5B"],
+    &["--copy-tokenizer"],
+    &["--no-copy-tokenizer"],
+    &["--clone-tensors"],
+    &["--no-clone-tensors"],
+    &["--trust-remote-code"],
+    &["--no-trust-remote-code"],
+    &["--random-seed", "7"],
+    &["--lazy-unpickle"],
+    &["--no-lazy-unpickle"],
+    &["--write-model-card"],
+    &["--no-write-model-card"],
+    &["--safe-serialization"],
+    &["--no-safe-serialization"],
+    &["-v"],
+    &["-vv"],
+    &["--verbose"],
+    &["--no-quiet"],
+    &["--read-to-gpu"],
+    &["--no-read-to-gpu"],
+    &["--multi-gpu"],
+    &["--no-multi-gpu"],
+    &["--num-threads", "2"],
+    &["-j", "2"],
+    &["--gpu-rich"],
+    &["--async-write"],
+    &["--no-async-write"],
+    &["--write-threads", "2"],
+    &["--intermediate-dir", "between"],
+    &["-I", "between"],
+    &["--lazy"],
+    &["--no-lazy"],
+    &["--load-in-4bit"],
+    &["--load-in-8bit"],
+    &["--i-understand-this-is-not-useful-without-training"],
+];
+
+/// Those that ask for what weld does not do.
+const REFUSED: [&str; 4] = [
+    "--transformers-cache",
+    "--no-copy-tokenizer",
+    "--no-write-model-card",
+    "--no-safe-serialization",
+];
+
 #[test]
 fn the_options_of_mergekit_are_known_and_explained() {
     let bench = Bench::new();

@@ -604,7 +604,7 @@ fn the_hub_cache_is_read_by_branch_and_by_commit() {
     fs::create_dir(bench.path("home")).unwrap();
     fs::rename(bench.path("cache"), bench.path("home/hub")).unwrap();
     assert_eq!(run("home", None), Some(0));
-    assert_eq!(run("home", Some("no-hub")), Some(1));
+    assert_eq!(run("home", Some("no-hub")), Some(2));
 
     // huggingface_hub expands `~` and variables in both.
     for (name, value) in [
