@@ -343,13 +343,13 @@ fn a_layer_that_the_config_gives_a_kind_of_its_own_may_be_built_otherwise() {
         unknown_with(6, fields, own, lacks)
     };
     assert_eq!(lost(json!({}), &[]).len(), 2, "nothing explains it");
-    let (a, b) = ("full_attention", "conv");
+    let (a, b) = ("wide", "narrow");
     for fields in [
         json!({"layer_types": [a, a, a, b, a, a]}),
         json!({"text_config": {"layer_types": [a, a, a, b, a, a]}}),
         json!({"block_types": [a, a, a, b]}),
         json!({"compress_ratios": [4, 4, 4, 0, 4, 4, 4]}),
-        json!({"full_attn_idxs": [0, 1, 2, 4, 5]}),
+        json!({"wide_idxs": [0, 1, 2, 4, 5]}),
     ] {
         assert_eq!(lost(fields.clone(), &[]), [[""; 3]; 0], "{fields}");
     }
@@ -363,10 +363,39 @@ fn a_layer_that_the_config_gives_a_kind_of_its_own_may_be_built_otherwise() {
     ] {
         assert_eq!(lost(fields.clone(), &[]).len(), 2, "{fields}");
     }
+    // The last of six has no table of hashes, which the config gives the first five.
+    let hashed = |first: usize| {
+        unknown_with(6, json!({"num_hash_layers": first}), &[], |layer, name| {
+            layer == 5 && name == "attn.in.weight"
+        })
+    };
+    assert_eq!(hashed(5), [[""; 3]; 0]);
+    assert_eq!(hashed(4).len(), 1);
     // One in so many layers has experts in place of what the others have.
     let own = [(3, "router.weight")];
     assert_eq!(lost(json!({"encoder_sparse_step": 4}), &own), [[""; 3]; 0]);
     assert_eq!(lost(json!({}), &own).len(), 2);
+}
+
+/// The stages of a neck have numbers like layers, and widths of their own.
+#[test]
+fn stages_of_different_widths_are_no_layers() {
+    let stages = |width: usize| {
+        let shapes = (0..4).flat_map(|stage| {
+            let of = |name: &str| format!("neck.layers.{stage}.{name}.weight");
+            let wide = 8 * (1 + stage * width);
+            let resize = (stage != 2).then(|| (of("resize"), vec![8, 8]));
+            resize
+                .into_iter()
+                .chain([(of("projection"), vec![wide, 16])])
+        });
+        let bench = Bench::new();
+        let config = json!({"model_type": "unheard_of"});
+        bench.model("m", &config, &specs(shapes.collect()));
+        ids(&bench)
+    };
+    assert_eq!(stages(1), [""; 0]);
+    assert_eq!(stages(0), ["structure.uneven-layers"]);
 }
 
 /// A draft has the type of the model that it drafts for, and few of its tensors.

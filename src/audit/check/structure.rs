@@ -78,7 +78,7 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
         });
     }
     let Some(config) = model.config() else {
-        uneven_layers(&roles, None, missing_is_known, report);
+        uneven_layers(&roles, model, missing_is_known, report);
         skip(report, "no config.json says of which family it is");
         return;
     };
@@ -96,7 +96,7 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
     }
     let Some(family) = kind.and_then(Family::of) else {
         report.extend(layer_kinds(model, config));
-        uneven_layers(&roles, Some(config.value()), missing_is_known, report);
+        uneven_layers(&roles, model, missing_is_known, report);
         let unknown = Unknown {
             config,
             model,

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::structure::UNEVEN;
 use crate::{Finding, Place, Report};
+use checkpoint::{Checkpoint, ModelConfig};
 
 /// By prefix and suffix: the number of layers of the stack, and the layer and index of each tensor in that role.
 pub(super) type Roles = BTreeMap<(String, String), (usize, Vec<(usize, usize)>)>;
@@ -19,16 +20,27 @@ const EVEN_BUT_TWO: usize = 6;
 /// Reports a tensor that is missing from a single layer in the middle of a stack. If it is missing from the last layer,
 /// or from two layers, it is reported only if those layers lack nothing else: the ends of a stack, or every other
 /// layer, may be built differently, but then in more than one tensor. A layer that the config gives a kind of its own may
-/// be built differently too.
+/// be built differently too. Layers whose tensors have different shapes are stages, each built in its own way.
 pub(super) fn uneven_layers(
     roles: &Roles,
-    config: Option<&Value>,
+    model: &Checkpoint,
     missing_is_known: bool,
     report: &mut Report,
 ) {
     if !missing_is_known {
         return;
     }
+    let config = model.config().map(ModelConfig::value);
+    let shape = |&(_, at): &(usize, usize)| &model.tensors()[at].shape;
+    let stages: BTreeSet<&str> = roles
+        .iter()
+        .filter(|(_, (_, having))| {
+            having
+                .windows(2)
+                .any(|two| shape(&two[0]) != shape(&two[1]))
+        })
+        .map(|((prefix, _), _)| prefix.as_str())
+        .collect();
     // For each layer, how many of the roles that nearly all layers have it lacks.
     let mut lacks: HashMap<(&str, usize), usize> = HashMap::new();
     let lacking = |layers: usize, having: &[(usize, usize)]| -> Vec<usize> {
@@ -49,7 +61,7 @@ pub(super) fn uneven_layers(
         }
     }
     for ((prefix, suffix), &(layers, ref having)) in roles {
-        if !nearly_all(layers, having) {
+        if !nearly_all(layers, having) || stages.contains(prefix.as_str()) {
             continue;
         }
         let without = lacking(layers, having);
@@ -115,13 +127,24 @@ impl Kinds {
         for (name, value) in config.as_object().into_iter().flatten() {
             match value {
                 Value::Array(list) => self.list(name, list, layers),
-                Value::Number(step) => {
-                    let is_step = STEPS.iter().any(|end| name.ends_with(end));
-                    self.vary |= is_step && step.as_u64().is_some_and(|step| step > 1);
-                }
+                Value::Number(number) => self.number(name, number.as_u64(), layers),
                 Value::Object(_) if depth > 0 => self.collect(value, layers, depth - 1),
                 _ => {}
             }
+        }
+    }
+
+    /// One in so many layers, or so many at the beginning.
+    fn number(&mut self, name: &str, number: Option<u64>, layers: usize) {
+        let is_step = STEPS.iter().any(|end| name.ends_with(end));
+        self.vary |= is_step && number.is_some_and(|step| step > 1);
+        let counts = name.starts_with("num_") && name.ends_with("_layers");
+        let first = number.and_then(|first| usize::try_from(first).ok());
+        if let Some(first) = first.filter(|first| (1..layers).contains(first))
+            && (counts || name.starts_with("first_"))
+        {
+            let kind = |layer: usize| (layer < first).to_string();
+            self.fields.push((0..layers).map(kind).collect());
         }
     }
 
