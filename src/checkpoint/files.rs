@@ -58,6 +58,7 @@ impl Files {
                     let entry = TensorEntry {
                         name: tensor.name,
                         dtype: tensor.dtype,
+                        stored: tensor.dtype,
                         shape: tensor.shape,
                         len: tensor.len,
                     };
@@ -71,6 +72,7 @@ impl Files {
                     let entry = TensorEntry {
                         name: tensor.name,
                         dtype: tensor.dtype,
+                        stored: tensor.dtype,
                         shape: tensor.shape,
                         len: tensor.len,
                     };

@@ -104,6 +104,7 @@ impl InMemory {
             memory.entries.push(TensorEntry {
                 name,
                 dtype,
+                stored: dtype,
                 shape,
                 len,
             });

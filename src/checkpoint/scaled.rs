@@ -213,18 +213,9 @@ impl TensorSource for Scaled {
         self.base.place(self.parts[index].0)
     }
 
-    /// For values with scales, `bytes` is a range of the products.
+    /// For values with scales, `bytes` is a range of the codes.
     fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
-        let (values, scales) = self.parts[index];
-        let stored = FloatType::of(self.base.entries()[values].dtype);
-        let bytes = match (scales, stored) {
-            (Some(_), Some(stored)) => {
-                let of = |bytes: u64| bytes / self.format.size() as u64 * stored.size() as u64;
-                of(bytes.start)..of(bytes.end)
-            }
-            _ => bytes,
-        };
-        self.base.release(values, bytes, reclaim);
+        self.base.release(self.parts[index].0, bytes, reclaim);
     }
 }
 
@@ -363,6 +354,8 @@ mod tests {
         let model = Checkpoint::new("m", Location::local("m"), None, Beside::Nothing, scaled);
         let model = model.adapted(&Location::local(folder.path())).unwrap();
         assert_eq!(model.bytes(0), None);
+        let entry = &model.tensors()[0];
+        assert_eq!((entry.dtype, entry.stored), (Dtype::BF16, Dtype::F8_E4M3));
         assert_eq!(model.bytes_read(0), 35 + 36);
         let found = values(&**model.source(), 0);
         for (at, (found, plain)) in found.into_iter().zip(plain).enumerate() {

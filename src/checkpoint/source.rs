@@ -21,6 +21,8 @@ pub struct TensorEntry {
     pub name: String,
     /// The type of its values, however they are stored.
     pub dtype: Dtype,
+    /// The type that it is stored in: another than that of its values where these are made of codes and scales.
+    pub stored: Dtype,
     /// Its shape; empty for a scalar.
     pub shape: Vec<usize>,
     /// The length of its values in bytes, in that type and contiguous.

@@ -106,6 +106,7 @@ impl MergeResult {
         let entries = plan.tensors.iter().map(|tensor| TensorEntry {
             name: tensor.name.clone(),
             dtype: tensor.dtype,
+            stored: tensor.dtype,
             shape: tensor.shape.clone(),
             len: tensor.elements() * (tensor.dtype.bitsize() / 8) as u64,
         });

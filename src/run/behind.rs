@@ -52,7 +52,7 @@ impl DropBehind<'_> {
             let Some(entry) = model.tensors().get(source.tensor) else {
                 continue;
             };
-            if let Some(bytes) = in_source(entry.dtype, tensor.dtype, offset..offset + len) {
+            if let Some(bytes) = in_source(entry.stored, tensor.dtype, offset..offset + len) {
                 model.release(source.tensor, bytes, self.reclaim);
             }
         }

@@ -244,6 +244,7 @@ mod tests {
             .map(|(name, shape)| TensorEntry {
                 name: (*name).into(),
                 dtype: Dtype::F32,
+                stored: Dtype::F32,
                 shape: shape.to_vec(),
                 len: 0,
             })

@@ -245,6 +245,7 @@ pub(super) fn entry(name: String, shape: Vec<usize>) -> TensorEntry {
     TensorEntry {
         name,
         dtype: checkpoint::Dtype::F32,
+        stored: checkpoint::Dtype::F32,
         shape,
         len: (elements * size_of::<f32>()) as u64,
     }
