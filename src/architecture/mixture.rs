@@ -242,7 +242,7 @@ impl SparseLayers {
 
 impl Sparse {
     /// Whether a layer may have none.
-    pub fn allows_dense(self) -> bool {
+    pub(crate) fn allows_dense(self) -> bool {
         self != Sparse::All
     }
 

@@ -167,7 +167,7 @@ impl Finding {
     }
 
     /// The finding with another severity.
-    pub fn with_severity(self, severity: Severity) -> Finding {
+    pub(crate) fn with_severity(self, severity: Severity) -> Finding {
         Finding { severity, ..self }
     }
 

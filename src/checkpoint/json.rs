@@ -24,7 +24,7 @@ const WORDS: [(&str, &str); 2] = [("Infinity", "17.976931348623157e307"), ("NaN"
 pub(super) const LFS_POINTER: &str = "it is a Git LFS pointer, not the file: run `git lfs pull`";
 
 /// Whether the bytes are a Git LFS pointer, which a checkout without LFS has in place of a file.
-pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
+pub(crate) fn is_lfs_pointer(bytes: &[u8]) -> bool {
     bytes.starts_with(b"version https://git-lfs")
 }
 

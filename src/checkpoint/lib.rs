@@ -49,7 +49,7 @@ pub use config::ModelConfig;
 pub use error::CheckpointError;
 pub use hub::HubSnapshot;
 pub use in_memory::{Bytes, InMemory, InMemoryError, map_parts};
-pub use json::{is_lfs_pointer, json_text, parse_json};
+pub use json::{json_text, parse_json};
 pub use layout::{ShardLayout, index_json, shard_layout};
 pub use limits::MAX_SIDECAR_BYTES;
 pub use locate::{Location, Locator};

@@ -36,7 +36,7 @@ pub use moe::{Expert, GateMode, MoeRecipe, PromptTokens, Ranges, RouterRecipe, S
 pub use nearest::nearest;
 pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any, read_recorded};
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
-pub use render::{render, render_warnings};
+pub use render::render;
 pub use schema::{Inputs, Module, Recipe, Rounding, Slice, SliceSource, Source};
 pub use setting::{Parameters, Setting, resolve};
 pub use tokenizer::{RowSource, TokenName, TokenRule, Tokenizer, VocabularySource};

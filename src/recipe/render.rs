@@ -12,7 +12,7 @@ const MAX_DRAWN: usize = 50;
 pub fn render(error: &RecipeError, color: bool) -> String {
     let drawn = error.problems.iter().take(MAX_DRAWN);
     let mut parts: Vec<String> = drawn
-        .map(|problem| draw(&error.path, &error.text, problem, Level::ERROR, color))
+        .map(|problem| draw(&error.path, &error.text, problem, color))
         .collect();
     let count = error.problems.len();
     let path = printable(&error.path);
@@ -26,19 +26,10 @@ pub fn render(error: &RecipeError, color: bool) -> String {
     parts.join("\n\n")
 }
 
-/// Every warning with its line of the recipe.
-pub fn render_warnings(path: &str, text: &str, warnings: &[Problem], color: bool) -> String {
-    let drawn = warnings.iter().take(MAX_DRAWN);
-    let parts: Vec<String> = drawn
-        .map(|warning| draw(path, text, warning, Level::WARNING, color))
-        .collect();
-    parts.join("\n\n")
-}
-
-fn draw(path: &str, text: &str, problem: &Problem, level: Level<'_>, color: bool) -> String {
+fn draw(path: &str, text: &str, problem: &Problem, color: bool) -> String {
     let path = printable(path);
     let text = printable_in_place(text);
-    let title = level.primary_title(problem.message.as_str());
+    let title = Level::ERROR.primary_title(problem.message.as_str());
     let mut group = Group::with_title(title);
     group = match problem.at {
         Some(at) => {

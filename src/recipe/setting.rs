@@ -49,7 +49,7 @@ pub(super) enum Curve {
 impl Setting {
     /// The value for a tensor at a relative depth in `0..=1`: the first choice whose filter is part of the name wins.
     /// `None` if there is none.
-    pub fn value_at(&self, tensor_name: &str, depth: f64) -> Option<ParamValue> {
+    pub(crate) fn value_at(&self, tensor_name: &str, depth: f64) -> Option<ParamValue> {
         self.choices
             .iter()
             .find(|choice| choice.lets_through(tensor_name))

@@ -696,11 +696,6 @@ fn problems_are_drawn_with_their_lines() {
 
     2 problems in r.yml
     ");
-    let warning = Problem::new(ProblemKind::Invalid, None, "no effect");
-    insta::assert_snapshot!(render_warnings("r.yml", "", &[warning], false), @r"
-    warning: no effect
-    --> r.yml
-    ");
 }
 
 #[test]
@@ -786,7 +781,7 @@ fn exercise(text: &str) {
     match parse("r.yml", text, METHODS) {
         Ok(recipe) => {
             let _ = recipe.mentions().count();
-            render_warnings("r.yml", &recipe.text, &recipe.warnings, true);
+            let _ = render(&recipe.error(recipe.warnings.clone()), true);
         }
         Err(error) => {
             for problem in &error.problems {

@@ -223,7 +223,7 @@ impl Tokenizer {
     }
 
     /// Whether the token is an added one.
-    pub fn is_added(&self, token: &str) -> bool {
+    pub(crate) fn is_added(&self, token: &str) -> bool {
         self.added_texts.contains(token)
     }
 

@@ -33,7 +33,7 @@ checks! {
 }
 
 /// The size limit of a checkpoint, including files other than weights: it is copied once for each defect.
-pub const MAX_MUTATED_BYTES: u64 = 64 << 20;
+const MAX_MUTATED_BYTES: u64 = 64 << 20;
 
 /// A defect that can be planted in a checkpoint.
 pub struct Defect {
