@@ -39,8 +39,8 @@ pub use mtp::{
     MTP_COUNTS, announced_mtp_layers, decoder_layers, is_mtp_module, mtp_layers_in, without_mtp,
 };
 pub use names::{
-    has_part_for_each_layer, is_derived_buffer, is_input_embedding, is_number, is_output_head,
-    is_router, is_update_factor,
+    has_part_for_each_layer, is_derived_buffer, is_input_embedding, is_number, is_observed_range,
+    is_output_head, is_router, is_update_factor, may_hold_zeros,
 };
 pub use restack::{Inexpressible, Restack};
 pub use rope::{ONE_SPELLING, RopeFields};

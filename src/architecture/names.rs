@@ -72,6 +72,25 @@ pub fn is_derived_buffer(name: &str) -> bool {
     }
 }
 
+/// Whether a matrix may hold long runs of zeros, or huge values, by its kind: masks, and tables of positions.
+pub fn may_hold_zeros(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["mask", "pos_emb", "position", "relative", "sinusoid"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// Whether the tensor is the range of values that an observer of quantisation-aware training has seen. It is infinite
+/// before the first value.
+pub fn is_observed_range(name: &str) -> bool {
+    let Some((module, last)) = name.rsplit_once('.') else {
+        return false;
+    };
+    let observers = ["activation_post_process", "fake_quant", "observer"];
+    matches!(last, "min_val" | "max_val" | "min_vals" | "max_vals")
+        && observers.iter().any(|observer| module.contains(observer))
+}
+
 /// What the factors of low-rank updates are called: PEFT's, kohya's, LyCORIS'.
 const FACTORS: [&str; 9] = [
     "base_layer",

@@ -1,11 +1,13 @@
 //! Statistics of a checkpoint's tensors, in one pass over its bytes by all threads.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::{Mutex, PoisonError};
 
 use checkpoint::Checkpoint;
 use engine::Observer;
-use numeric::{BLOCK, Census, Elements, Fill, FloatType, NonFinite, squares, squares_bf16};
+use numeric::{
+    BLOCK, Census, Elements, Fill, FloatType, NonFinite, ZeroRuns, squares, squares_bf16,
+};
 use run::{RunError, each_piece};
 
 /// Bytes per piece of work. A piece stays in the worker's cache between hashing and the statistics.
@@ -40,6 +42,8 @@ pub struct TensorStatistics {
     pub squares: f64,
     /// The largest finite magnitude.
     pub largest: f64,
+    /// The longest run of zeros; not looked for in tensors whose bytes are not contiguous.
+    pub zero_run: Range<u64>,
     /// The BLAKE3 digest of the stored bytes; `None` if they are not contiguous.
     pub digest: Option<blake3::Hash>,
 }
@@ -82,6 +86,7 @@ struct Part {
     non_finite: NonFinite,
     squares: f64,
     largest: f64,
+    zero_runs: ZeroRuns,
 }
 
 /// Counts by exponent, shared by the workers.
@@ -117,13 +122,19 @@ pub fn statistics(
             subnormal: 0,
             squares: 0.0,
             largest: 0.0,
+            zero_run: 0..0,
             digest,
         })
         .collect();
+    let mut runs = vec![ZeroRuns::default(); found.len()];
     for (tensor, part) in parts {
         if let Some(part) = part {
             found[tensor].add(&part);
+            runs[tensor].append(&part.zero_runs);
         }
+    }
+    for (total, runs) in found.iter_mut().zip(runs) {
+        total.zero_run = runs.longest();
     }
     for (at, total) in found.iter_mut().enumerate() {
         if model.stored(at).is_none()
@@ -202,6 +213,7 @@ fn part(format: FloatType, bytes: &[u8], exponents: &Exponents) -> Part {
     let mut part = Part {
         census,
         largest: largest[0],
+        zero_runs: ZeroRuns::of(format, bytes, census.zeros),
         ..Part::default()
     };
     // Outside of this range, squares would leave the range of f32.

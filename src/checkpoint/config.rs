@@ -1,6 +1,5 @@
 //! `config.json`: what it says about the model, at the top or in a nested part.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use architecture::{LAYER_COUNTS, TEXT_PARTS, field};
@@ -8,6 +7,7 @@ use serde_json::Value;
 
 use super::bounded::read_bounded;
 use super::error::CheckpointError;
+use super::home::file_in;
 use super::json::parse_json;
 use super::limits::MAX_CONFIG_BYTES;
 
@@ -23,10 +23,9 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Reads the config of a folder, if it has one.
     pub(super) fn read(folder: &Path) -> Result<Option<ModelConfig>, CheckpointError> {
-        let path = folder.join("config.json");
-        if fs::symlink_metadata(&path).is_err() {
+        let Some(path) = file_in(folder, "config.json")? else {
             return Ok(None);
-        }
+        };
         let bytes = read_bounded(&path, MAX_CONFIG_BYTES, "config, in bytes")?;
         let malformed = |detail| CheckpointError::JsonMalformed {
             path: path.clone(),

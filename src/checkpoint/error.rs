@@ -87,6 +87,24 @@ pub enum CheckpointError {
         /// What to do about it.
         hint: String,
     },
+    /// Something in a model's folder that is no file of it: it is not followed, and not read.
+    #[error("{path} is {what}: expected a file of the model", path = .path.display())]
+    NotOfFolder {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        what: Stray,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A download that is not finished lies beside the weights.
+    #[error("{path} is left of a download that is not finished, of {of}", path = .path.display())]
+    Unfinished {
+        /// The file of the download.
+        path: PathBuf,
+        /// The file that is downloaded.
+        of: String,
+    },
     /// A file or folder is larger than any real one needs to be.
     #[error(
         "{path}: {what} is too large: expected at most {limit}, found {found}",
@@ -559,6 +577,27 @@ pub enum CheckpointError {
     },
 }
 
+/// What lies in a model's folder in the place of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stray {
+    /// A link to nothing.
+    ToNothing,
+    /// A link out of the folder, and where it leads.
+    Outside(PathBuf),
+    /// Neither a file nor a link, such as a folder or a pipe.
+    NoFile(&'static str),
+}
+
+impl fmt::Display for Stray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ToNothing => f.write_str("a link to nothing"),
+            Self::Outside(to) => write!(f, "a link out of the model's folder, to {}", to.display()),
+            Self::NoFile(what) => f.write_str(what),
+        }
+    }
+}
+
 impl Hint for CheckpointError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let hint: &str = match self {
@@ -568,9 +607,13 @@ impl Hint for CheckpointError {
             | Self::NoWeights { hint, .. }
             | Self::AmbiguousFolder { hint, .. }
             | Self::BrokenLink { hint, .. }
+            | Self::NotOfFolder { hint, .. }
             | Self::NotDownloaded { hint, .. }
             | Self::NotStateDict { hint, .. }
             | Self::ShardMissing { hint, .. } => hint,
+            Self::Unfinished { .. } => {
+                "finish the download; if it is finished, remove what is left of it"
+            }
             Self::NotAFile { hint, .. }
             | Self::StandIn { hint, .. }
             | Self::NotSafetensors { hint, .. }

@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::adapter::{Adapter, Subject};
 use super::behind::Reclaim;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
+use super::home::file_in;
 use super::locate::Location;
 use super::shard::Shard;
-use super::sidecars::{Sidecar, find_sidecars};
+use super::sidecars::{Sidecar, SidecarKind, find_sidecars, unreadable};
 use super::source::{TensorEntry, TensorSource};
 use errors::Refusal;
 use numeric::Elements;
@@ -129,6 +131,30 @@ impl Checkpoint {
             Beside::Nothing => Ok(Vec::new()),
             Beside::Folder => find_sidecars(&self.location.path, self.config.as_ref()),
             Beside::Files(files) => Ok(files.clone()),
+        }
+    }
+
+    /// The files beside the tensors that would belong to the model, but cannot be read as files of its folder.
+    ///
+    /// # Errors
+    /// If its folder can't be read.
+    pub fn unreadable_sidecars(
+        &self,
+    ) -> Result<Vec<(SidecarKind, CheckpointError)>, CheckpointError> {
+        match &self.beside {
+            Beside::Folder => unreadable(&self.location.path, self.config.as_ref()),
+            Beside::Nothing | Beside::Files(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// The path of a file of its folder, whatever it is for; `None` if there is none.
+    ///
+    /// # Errors
+    /// It is a link to nothing or out of the folder, or no regular file.
+    pub fn file_beside(&self, name: &str) -> Result<Option<PathBuf>, CheckpointError> {
+        match self.is_single_file() {
+            true => Ok(None),
+            false => file_in(&self.location.path, name),
         }
     }
 

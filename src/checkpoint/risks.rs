@@ -9,6 +9,7 @@ use super::bounded::read_bounded;
 use super::error::CheckpointError;
 use super::folder::file_names;
 use super::format::Format;
+use super::home::Home;
 use super::json::parse_json;
 use super::limits::{MAX_CONFIG_BYTES, MAX_FOLDER_DEPTH, MAX_FOLDER_ENTRIES};
 use super::locate::Location;
@@ -42,18 +43,7 @@ pub fn folder_risks(location: &Location) -> Result<FolderRisks, CheckpointError>
         return Ok(risks);
     }
     let io = |source| CheckpointError::io("open", folder, source);
-    let home = fs::canonicalize(folder).map_err(io)?;
-    // Snapshots in the Hub's cache consist of links to `../../blobs`.
-    let blobs = home.parent().and_then(|snapshots| {
-        let is_cache = snapshots.file_name()? == "snapshots";
-        is_cache.then(|| snapshots.parent().map(|repo| repo.join("blobs")))?
-    });
-    let inside = |target: &Path| {
-        let in_blobs = blobs
-            .as_ref()
-            .is_some_and(|blobs| target.starts_with(blobs));
-        target.starts_with(&home) || in_blobs
-    };
+    let home = Home::of(folder).map_err(io)?;
     // The folders still to scan, with the prefix of their files' names and their depth.
     let mut waiting: Vec<(PathBuf, String, usize)> = vec![(folder.clone(), String::new(), 0)];
     let mut entries = 0;
@@ -73,7 +63,7 @@ pub fn folder_risks(location: &Location) -> Result<FolderRisks, CheckpointError>
             let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
             if is_link
                 && let Ok(target) = fs::canonicalize(&path)
-                && !inside(&target)
+                && !home.holds(&target)
             {
                 let target = target.display().to_string();
                 risks.links_outside.push((shown, target));

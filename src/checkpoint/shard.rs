@@ -1,11 +1,12 @@
 //! One mapped file of weights, and the check that it has not changed since it was mapped.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use memmap2::Mmap;
 
@@ -30,7 +31,7 @@ pub struct Shard {
     pub header_len: u64,
     /// Its `__metadata__`; pickles have none.
     pub metadata: BTreeMap<String, String>,
-    modified: Option<SystemTime>,
+    state: State,
     map: Mmap,
     behind: Behind,
 }
@@ -88,7 +89,7 @@ impl Shard {
             file_size: map.len() as u64,
             header_len: 0,
             metadata: BTreeMap::new(),
-            modified: metadata.modified().ok(),
+            state: State::of(&metadata),
             behind: Behind::new(map.len() as u64),
             map,
         })
@@ -149,19 +150,64 @@ impl Shard {
         (parent == "blobs" && name.len() == 64 && name.bytes().all(hex)).then(|| name.to_owned())
     }
 
-    /// Compares length and modification time with those at opening.
+    /// Compares the file's state with that at opening.
     pub(super) fn check_unchanged(&self) -> Result<(), CheckpointError> {
         let io = |source| CheckpointError::io("look at", &self.path, source);
-        let now: Metadata = fs::metadata(&self.path).map_err(io)?;
-        let modified = now.modified().ok();
-        if now.len() == self.file_size && modified == self.modified {
+        let now = State::of(&fs::metadata(&self.path).map_err(io)?);
+        if now == self.state {
             return Ok(());
         }
         Err(CheckpointError::Changed {
             path: self.path.clone(),
-            expected: state(self.file_size, self.modified),
-            found: state(now.len(), modified),
+            expected: self.state.to_string(),
+            found: now.to_string(),
         })
+    }
+}
+
+/// What tells whether a file is still the one that was opened, and whether it was written to.
+///
+/// The time of modification can be set back by whoever writes; that of the last change of the file's state cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct State {
+    device: u64,
+    inode: u64,
+    len: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl State {
+    fn of(metadata: &Metadata) -> State {
+        State {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let State {
+            inode,
+            len,
+            modified,
+            changed,
+            ..
+        } = self;
+        write!(
+            f,
+            "{len} bytes, inode {inode}, written at Unix time {}.{:09}",
+            modified.0, modified.1
+        )?;
+        if changed != modified {
+            write!(f, ", changed at {}.{:09}", changed.0, changed.1)?;
+        }
+        Ok(())
     }
 }
 
@@ -172,11 +218,4 @@ pub(super) fn map(file: &File) -> io::Result<Mmap> {
     // before a run is believed (`check_unchanged`), and the command line turns the SIGBUS of a truncated
     // map into an error.
     unsafe { Mmap::map(file) }
-}
-
-fn state(len: u64, modified: Option<SystemTime>) -> String {
-    match modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()) {
-        Some(time) => format!("{len} bytes of Unix time {:.3}", time.as_secs_f64()),
-        None => format!("{len} bytes"),
-    }
 }

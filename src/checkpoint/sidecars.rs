@@ -1,6 +1,6 @@
 //! The files beside the weights that belong to a checkpoint: tokenizer, templates, processors, licences.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::file_names;
 use super::format::Format;
+use super::home::file_in;
 use super::json::{is_lfs_pointer, parse_json};
 use super::limits::{MAX_SIDECAR_BYTES, MAX_TOKENIZER_BYTES};
 use super::weight_names::other_format;
@@ -113,22 +114,45 @@ pub fn read_sidecar(path: &Path) -> Result<Vec<u8>, CheckpointError> {
     read_bounded(path, MAX_SIDECAR_BYTES, "file, in bytes")
 }
 
-/// The sidecars of a folder, in name order.
+/// The sidecars of a folder, in name order. Links are followed within the folder and to the blobs of the Hub's cache,
+/// as its snapshots consist of them.
 pub(super) fn find_sidecars(
     folder: &Path,
     config: Option<&ModelConfig>,
 ) -> Result<Vec<Sidecar>, CheckpointError> {
+    let named = named(folder, config)?.into_iter();
+    let found = named.filter_map(|(name, kind)| {
+        let path = file_in(folder, &name).ok().flatten()?;
+        Some(Sidecar { name, path, kind })
+    });
+    Ok(found.collect())
+}
+
+/// What has the name of a sidecar and cannot be read as a file of the folder, in name order.
+pub(super) fn unreadable(
+    folder: &Path,
+    config: Option<&ModelConfig>,
+) -> Result<Vec<(SidecarKind, CheckpointError)>, CheckpointError> {
+    let named = named(folder, config)?.into_iter();
+    // A folder that is called LICENSES or x.model is something else.
+    let other = |name: &str| !is_known(name) && folder.join(name).is_dir();
+    let found = named.filter_map(|(name, kind)| {
+        let error = file_in(folder, &name).err()?;
+        (!other(&name)).then_some((kind, error))
+    });
+    Ok(found.collect())
+}
+
+/// What has the name of a sidecar, in name order, whatever it is.
+fn named(
+    folder: &Path,
+    config: Option<&ModelConfig>,
+) -> Result<Vec<(String, SidecarKind)>, CheckpointError> {
     let names = file_names(folder)?;
     let has_code = config.is_some_and(|config| config.get("auto_map").is_some())
         || names.iter().any(|name| names_code(folder, name));
-    let mut sidecars = Vec::new();
-    let mut add = |name: String, kind| {
-        let path = folder.join(&name);
-        // Follows links, as Hub snapshots consist of them; the target must be a regular file.
-        if fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
-            sidecars.push(Sidecar { name, path, kind });
-        }
-    };
+    let mut found = Vec::new();
+    let mut add = |name: String, kind| found.push((name, kind));
     for name in names {
         if let Some(kind) = kind_of(&name, has_code) {
             add(name, kind);
@@ -151,8 +175,13 @@ pub(super) fn find_sidecars(
             }
         }
     }
-    sidecars.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(sidecars)
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(found)
+}
+
+/// Whether a sidecar is known by its full name.
+fn is_known(name: &str) -> bool {
+    NAMES.iter().any(|(known, _)| *known == name)
 }
 
 /// Whether a file of that name is carried to an output, whatever it holds.
@@ -184,12 +213,8 @@ fn names_code(folder: &Path, name: &str) -> bool {
         .iter()
         .any(|(known, _)| *known == name && name.ends_with("_config.json"));
     let read = || {
-        read_bounded(
-            &folder.join(name),
-            MAX_TOKENIZER_BYTES,
-            "settings, in bytes",
-        )
-        .ok()
+        let path = file_in(folder, name).ok().flatten()?;
+        read_bounded(&path, MAX_TOKENIZER_BYTES, "settings, in bytes").ok()
     };
     let code =
         |bytes: Vec<u8>| parse_json(&bytes).is_ok_and(|config| config.get("auto_map").is_some());
@@ -289,19 +314,77 @@ mod tests {
 
     #[test]
     #[cfg(unix)]
-    fn links_are_followed_to_regular_files_only() {
-        let folder = tempfile::tempdir().unwrap();
+    fn links_are_followed_within_the_folder_and_what_is_not_read_is_said() {
+        let around = tempfile::tempdir().unwrap();
+        let folder = around.path().join("model");
         let link = |target: &str, name: &str| {
-            std::os::unix::fs::symlink(target, folder.path().join(name)).unwrap();
+            std::os::unix::fs::symlink(target, folder.join(name)).unwrap();
         };
-        write(&folder.path().join("blobs/1"), b"x");
+        write(&around.path().join("secret"), b"x");
+        write(&folder.join("blobs/1"), b"x");
+        write(&folder.join("LICENSES/MIT"), b"x");
         link("blobs/1", "tokenizer.json");
         link("blobs/gone", "vocab.json");
         link("blobs", "merges.txt");
         link("/dev/null", "vocab.txt");
-        let sidecars = find_sidecars(folder.path(), None).unwrap();
+        link("../secret", "LICENSE");
+        let sidecars = find_sidecars(&folder, None).unwrap();
         assert_eq!(sidecars.len(), 1);
         assert_eq!(sidecars[0].name, "tokenizer.json");
         assert_eq!(sidecars[0].kind, SidecarKind::Tokenizer);
+        let problems = unreadable(&folder, None).unwrap();
+        let messages: Vec<String> = problems
+            .iter()
+            .map(|(_, error)| error.to_string())
+            .collect();
+        let expected = [
+            ("LICENSE", "a link out of the model's folder"),
+            ("merges.txt", "a folder"),
+            ("vocab.json", "a link to nothing"),
+            ("vocab.txt", "a link out of the model's folder"),
+        ];
+        assert_eq!(messages.len(), expected.len(), "{messages:?}");
+        for (message, (name, what)) in messages.iter().zip(expected) {
+            assert!(
+                message.contains(name) && message.contains(what),
+                "{message}"
+            );
+        }
+    }
+
+    /// A snapshot's files are links to blobs beside the snapshots, at any depth; blobs that are a link are not trusted.
+    #[test]
+    #[cfg(unix)]
+    fn blobs_of_the_hubs_cache_belong_to_its_snapshots() {
+        let cache = tempfile::tempdir().unwrap();
+        let repo = cache.path().join("models--org--name");
+        let snapshot = repo.join("snapshots/0123");
+        let link = |target: &str, at: &Path| {
+            std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(target, at).unwrap();
+        };
+        write(&repo.join("blobs/1"), b"{}");
+        link("../../blobs/1", &snapshot.join("tokenizer.json"));
+        link("../../blobs/gone", &snapshot.join("vocab.json"));
+        link(
+            "../../../blobs/1",
+            &snapshot.join("text_encoder/vocab.json"),
+        );
+        assert_eq!(find_sidecars(&snapshot, None).unwrap().len(), 1);
+        assert_eq!(
+            find_sidecars(&snapshot.join("text_encoder"), None)
+                .unwrap()
+                .len(),
+            1
+        );
+        let problems = unreadable(&snapshot, None).unwrap();
+        let message = errors::in_one_line(&problems[0].1);
+        assert!(
+            message.contains("hf download org/name --revision 0123"),
+            "{message}"
+        );
+        std::fs::rename(repo.join("blobs"), cache.path().join("elsewhere")).unwrap();
+        link("../elsewhere", &repo.join("blobs"));
+        assert_eq!(find_sidecars(&snapshot, None).unwrap(), []);
     }
 }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use super::bounded::plain;
 use super::config::ModelConfig;
-use super::error::CheckpointError;
+use super::error::{CheckpointError, Stray};
 use super::files::Files;
-use super::folder::{FoundWeights, Weights, check_link, find_weights};
+use super::folder::{FoundWeights, Weights, check_link, file_names, find_weights};
 use super::format::Format;
 use super::hub::{listed_names, snapshot_of};
 use super::index::Index;
@@ -144,6 +144,11 @@ impl Survey {
         }
         let config = match is_dir.then(|| ModelConfig::read(path)).transpose() {
             Ok(config) => config.flatten(),
+            // A link to nothing has been found above.
+            Err(CheckpointError::NotOfFolder {
+                what: Stray::ToNothing,
+                ..
+            }) => None,
             Err(problem) => {
                 problems.push(problem);
                 None
@@ -157,6 +162,9 @@ impl Survey {
             None => Vec::new(),
         };
         notes.extend(superseded_note(location, &superseded));
+        if is_dir {
+            problems.extend(unfinished(path)?);
+        }
         let by_name = first_of_each(location, &files, &mut problems);
         let found = |index: &Index| index.problems(&files, &by_name);
         problems.extend(index.as_ref().map(found).unwrap_or_default());
@@ -235,6 +243,32 @@ fn look_at_download(location: &Location) -> (Vec<CheckpointError>, Option<String
         )
     });
     (Vec::new(), note)
+}
+
+/// How downloaders call what is not finished: aria2's control file, the others the file itself.
+const UNFINISHED: [&str; 7] = [
+    ".aria2",
+    ".crdownload",
+    ".download",
+    ".incomplete",
+    ".part",
+    ".partial",
+    ".!qB",
+];
+
+/// Weights, indexes, configs and vocabularies whose download is not finished.
+fn unfinished(folder: &Path) -> Result<Vec<CheckpointError>, CheckpointError> {
+    let names = file_names(folder)?;
+    let of = |name: &String| {
+        let stem = UNFINISHED.iter().find_map(|end| name.strip_suffix(end))?;
+        let weights = stem.ends_with(".safetensors") || Format::of(stem) == Format::Pickle;
+        let known = weights || stem.ends_with(".json") || stem.ends_with(".model");
+        known.then(|| CheckpointError::Unfinished {
+            path: folder.join(name),
+            of: stem.to_owned(),
+        })
+    };
+    Ok(names.iter().filter_map(of).collect())
 }
 
 /// The first bytes of a zip archive and of a pickle, which torch.save writes.

@@ -41,7 +41,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::install()?;
+    let stop = signals::install(signals::Work::Reads)?;
     let Recomputation { model, report, .. } = &arguments.recomputation;
     let make = || recompute(arguments, stop.clone());
     let other = match &arguments.output {

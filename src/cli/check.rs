@@ -62,7 +62,7 @@ fn report(arguments: &Arguments, model: &ModelRef) -> Result<Report, Failure> {
                 .with_hint("check the model by itself"),
         ));
     }
-    let stop = signals::install()?;
+    let stop = signals::install(signals::Work::Reads)?;
     let label = model.to_string();
     let survey = Survey::of(&label, &location).map_err(Failure::could_not_run)?;
     let models: Vec<&Checkpoint> = survey.checkpoint.iter().collect();

@@ -53,7 +53,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn report(arguments: &Arguments) -> Result<Report, Failure> {
-    let stop = signals::install()?;
+    let stop = signals::install(signals::Work::Reads)?;
     let locator = environment::locator(None)?;
     let a = open(&locator, &arguments.a)?;
     let b = open(&locator, &arguments.b)?;

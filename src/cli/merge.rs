@@ -14,10 +14,11 @@ use super::output::{Failure, print_json, say};
 use super::progress::Progress;
 use super::record;
 use super::signals;
+use audit::check::check_written;
 use errors::printable;
 use plan::Plan;
 use run::destination::Folder;
-use run::{self, RunOptions, Summary, input_places};
+use run::{self, Look, RunOptions, Summary, input_places};
 
 /// Merge models by a recipe and write a checkpoint folder
 ///
@@ -32,7 +33,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::install()?;
+    let stop = signals::install(signals::Work::Writes)?;
     if !arguments.output.quiet {
         arguments.plan.say_mergekit();
     }
@@ -54,6 +55,10 @@ pub(super) struct OutputArguments {
     #[arg(long)]
     hash_inputs: bool,
 
+    /// Write the output though `weld check` would find errors in its files, config, structure or tokenizer
+    #[arg(long)]
+    no_check: bool,
+
     /// Print only errors
     #[arg(long, short)]
     pub(super) quiet: bool,
@@ -74,12 +79,15 @@ impl OutputArguments {
         }
         let peak = PeakMemory::watch();
         let progress = Progress::start(plan, quiet, stop);
+        let look = |folder: &Path| check_written(folder, plan);
+        let look: &Look<'_> = &look;
         let done = run::run(
             plan,
             &Folder::new(&self.out, self.force),
             RunOptions {
                 hash_inputs: self.hash_inputs,
                 drop_behind: available().is_some_and(|memory| input_bytes(plan) > memory),
+                look: (!self.no_check).then_some(look),
             },
             &progress,
         );

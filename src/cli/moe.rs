@@ -41,7 +41,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::install()?;
+    let stop = signals::install(signals::Work::Writes)?;
     if !arguments.output.quiet {
         arguments.plan.say_mergekit();
     }

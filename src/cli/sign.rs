@@ -52,7 +52,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::install()?;
+    let stop = signals::install(signals::Work::Reads)?;
     let location = environment::locator(None)?
         .locate(&arguments.model)
         .map_err(Failure::could_not_run)?;

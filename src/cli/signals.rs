@@ -10,13 +10,29 @@ use signal_hook::{flag, low_level};
 use super::output::Failure;
 use run::destination::remove_staged;
 
-/// The message if a mapped page is gone.
-const TRUNCATED: &[u8] =
-    b"error: an input file was cut short while it was read; nothing was written\n\n\
-                           hint: see that nothing writes to the models, and run the merge again\n";
+/// What a command does with models.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// It writes a checkpoint.
+    Writes,
+    /// It only reads.
+    Reads,
+}
+
+/// The messages if a mapped page cannot be read: the system does not say which of the two causes it is.
+const UNREADABLE_WRITING: &[u8] =
+    b"error: an input file was cut short while it was read, or its disk cannot be read; nothing was written\n\n\
+      hint: see that nothing writes to the models and that their disk is sound, and run it again\n";
+const UNREADABLE: &[u8] =
+    b"error: a file was cut short while it was read, or its disk cannot be read\n\n\
+      hint: see that nothing writes to the files and that their disk is sound, and run it again\n";
+
+/// Whether the command writes a checkpoint, for the handler.
+static WRITES: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handlers; the flag is set when the user asks to stop. A second request ends the process at once.
-pub(super) fn install() -> Result<Arc<AtomicBool>, Failure> {
+pub(super) fn install(work: Work) -> Result<Arc<AtomicBool>, Failure> {
+    WRITES.store(work == Work::Writes, SeqCst);
     let stop = Arc::new(AtomicBool::new(false));
     let register = || -> std::io::Result<()> {
         let asked = [SIGINT, SIGTERM, SIGHUP];
@@ -77,12 +93,16 @@ fn handle(
     }
 }
 
-/// Turns the fault of reading past the end of a truncated mapped file into an error: prints a message and ends the
-/// process.
+/// Turns the fault of reading a mapped page that is gone, or that the disk cannot give, into an error: prints a message
+/// and ends the process.
 extern "C" fn cut_short(_: libc::c_int) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, SeqCst) {
-        let _ = rustix::io::write(rustix::stdio::stderr(), TRUNCATED);
+        let message = match WRITES.load(SeqCst) {
+            true => UNREADABLE_WRITING,
+            false => UNREADABLE,
+        };
+        let _ = rustix::io::write(rustix::stdio::stderr(), message);
         remove_staged();
         low_level::exit(2);
     }

@@ -93,7 +93,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn report(arguments: &Arguments) -> Result<Report, Failure> {
-    let stop = signals::install()?;
+    let stop = signals::install(signals::Work::Reads)?;
     let recomputation = &arguments.recomputation;
     let (locator, location) = recomputation.locate()?;
     let policy = recomputation.report.policy()?;

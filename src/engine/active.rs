@@ -15,7 +15,7 @@ use super::program::{CarriedMask, Cost, Measured, Pass, Program};
 use super::tile::PAGE;
 use super::whole::Whole;
 use errors::Refusal;
-use numeric::{Narrowed, NonFinite, Survival};
+use numeric::{Narrowed, NonFinite, Oddities, Survival};
 
 /// Columns that a worker sums at a time: its sums stay in the first-level cache, and it reads a few cache lines of
 /// each row. The sums do not depend on this number.
@@ -141,7 +141,7 @@ impl Pending {
 /// What was seen in the values of a job.
 #[derive(Default)]
 pub(super) struct Seen {
-    pub(super) sources: Vec<NonFinite>,
+    pub(super) sources: Vec<Oddities>,
     /// One for each output.
     pub(super) results: Vec<Narrowed>,
     pub(super) differing: Option<usize>,
@@ -182,7 +182,7 @@ impl<'a> ActiveJob<'a> {
             pending: Mutex::default(),
             parts_left: AtomicUsize::new(0),
             seen: Mutex::new(Seen {
-                sources: vec![NonFinite::default(); sources],
+                sources: vec![Oddities::default(); sources],
                 ..Seen::default()
             }),
             survived: Vec::new(),
@@ -261,6 +261,19 @@ impl<'a> ActiveJob<'a> {
         });
         self.looked |= !self.stage.samples();
         self.decide();
+    }
+
+    /// What is odd in the sources, for the job's first output; nothing if only a sample was read.
+    pub(super) fn odd(&self) -> Vec<(usize, usize, Oddities)> {
+        let output = match self.work {
+            Work::Copy { output, .. } => *output,
+            Work::Compute { .. } => self.work.outputs().first().map(|output| output.number),
+        };
+        let seen = lock(&self.seen);
+        let odd = seen.sources.iter().enumerate();
+        let odd = odd.filter(|(_, found)| found.any() && self.sample.is_none());
+        odd.filter_map(|(source, found)| Some((output?, source, *found)))
+            .collect()
     }
 
     /// How much of each update survives the rounding, from what the last pass summed.

@@ -144,6 +144,9 @@ impl<'a> Engine<'a> {
             if queue.is_empty() {
                 let survived = active.iter().flat_map(|job| &job.survived);
                 survived.for_each(|&(output, survival)| self.sink.survived(output, survival));
+                for (output, source, found) in active.iter().flat_map(ActiveJob::odd) {
+                    self.sink.odd(output, source, found);
+                }
                 return Ok(());
             }
             self.run_round(&active, &queue)?;
@@ -195,10 +198,10 @@ impl<'a> Engine<'a> {
             .sources
             .iter()
             .enumerate()
-            .find(|(_, found)| found.any())
+            .find(|(_, found)| found.non_finite.any())
             && !allowed
         {
-            return Err(active.non_finite(source, found));
+            return Err(active.non_finite(source, found.non_finite));
         }
         let Work::Compute { target, .. } = active.work else {
             return Ok(());

@@ -3,7 +3,7 @@
 //! This file knows neither passes nor tiles.
 
 use super::active::{ActiveJob, lock};
-use numeric::{Elements, Narrowed, NonFinite, Real};
+use numeric::{Elements, Narrowed, NonFinite, Oddities, Real};
 
 /// One worker's buffers, kept for the whole execution.
 #[derive(Default)]
@@ -52,15 +52,23 @@ pub(super) fn non_finite<R: Real>(source: &dyn Elements, first: u64, values: &[R
     }
 }
 
-/// NaN and infinity that a worker found in the sources of a part.
-pub(super) struct Found(Vec<NonFinite>);
+/// What is odd in a source's values. Looks at the stored bytes if there are any.
+fn oddities<R: Real>(source: &dyn Elements, first: u64, values: &[R]) -> Oddities {
+    match source.stored(first, values.len()) {
+        [] => Oddities::of_values(values),
+        bytes => Oddities::of_stored(source.format(), bytes),
+    }
+}
+
+/// What a worker found odd in the sources of a part.
+pub(super) struct Found(Vec<Oddities>);
 
 impl Found {
     pub(super) fn new(sources: usize) -> Self {
-        Self(vec![NonFinite::default(); sources])
+        Self(vec![Oddities::default(); sources])
     }
 
-    /// Counts NaN and infinity in elements from index `first` on, unless an earlier pass has.
+    /// Looks at elements from index `first` on, unless an earlier pass has.
     pub(super) fn look<R: Real>(
         &mut self,
         job: &ActiveJob<'_>,
@@ -72,7 +80,7 @@ impl Found {
             return;
         }
         for ((found, source), values) in self.0.iter_mut().zip(sources).zip(views) {
-            *found += non_finite(source.as_ref(), first, values);
+            *found += oddities(source.as_ref(), first, values);
         }
     }
 

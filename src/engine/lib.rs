@@ -39,7 +39,7 @@ pub use tile::{PAGE, Tile, Tiles};
 pub use whole::{Matrices, Whole};
 
 use errors::{Hint, Refusal};
-use numeric::{FloatType, NonFinite, Survival};
+use numeric::{FloatType, NonFinite, Oddities, Survival};
 
 /// Where computed bytes go.
 pub trait Sink: Sync {
@@ -67,6 +67,10 @@ pub trait Sink: Sync {
     /// Called once for an output with a [base](Output::base), when it is complete: how much of the update survives
     /// the rounding, by a sample of its elements.
     fn survived(&self, _output: usize, _survival: Survival) {}
+
+    /// Called once for each source of an output in which something odd was seen, when the output is complete. Sources
+    /// are numbered as in the job.
+    fn odd(&self, _output: usize, _source: usize, _found: Oddities) {}
 }
 
 /// Receives progress, and can stop the work.

@@ -12,7 +12,7 @@ use super::lane::{Found, Lane, Scratch, views};
 use super::program::{Block, MeasureColumns, Pass};
 use super::results::{Results, sampled_part};
 use super::tile::PAGE;
-use numeric::{NonFinite, Real};
+use numeric::{Oddities, Real};
 
 impl<'a> Engine<'a> {
     pub(super) fn run_part(
@@ -62,19 +62,19 @@ impl<'a> Engine<'a> {
         let differing = others
             .iter()
             .position(|other| other.get(bytes.clone()) != Some(range));
-        let mut found = NonFinite::default();
+        let mut found = Oddities::default();
         let start = bytes.start as u64;
         let tile = output.map(|number| self.tile(job, number, start, range.len()));
         let mut tile = tile.transpose()?;
         for block in range.chunks(COPY_BLOCK) {
             if let Some(format) = format {
-                found += format.non_finite(block);
+                found += Oddities::of_stored(*format, block);
             }
             if let Some(tile) = &mut tile {
                 tile.set(block.len(), |bytes| bytes.copy_from_slice(block));
             }
         }
-        if differing.is_some() || found.any() {
+        if differing.is_some() || found.pieces > 0 {
             let mut seen = lock(&job.seen);
             seen.differing = seen.differing.or(differing.map(|index| index + 1));
             seen.sources[0] += found;

@@ -149,6 +149,15 @@ impl FloatType {
         self.limits::<f64>().0
     }
 
+    /// A magnitude that no weight of a trained model reaches in this format; infinity for a format of small numbers.
+    pub fn absurd(self) -> f64 {
+        match self {
+            Self::F64 | Self::F32 | Self::Bf16 => 2f64.powi(20),
+            Self::F16 | Self::F8E5m2 => 2f64.powi(14),
+            Self::F8E4m3 => f64::INFINITY,
+        }
+    }
+
     /// Decodes little-endian bytes. Both slices should hold the same number of values; any excess is ignored.
     pub fn decode<R: Real>(self, bytes: &[u8], values: &mut [R]) {
         match self {
@@ -164,7 +173,7 @@ impl FloatType {
     /// Counts NaN and infinity in stored bytes. Decodes them only if there are any, which is rare.
     pub fn non_finite(self, bytes: &[u8]) -> NonFinite {
         let mut found = NonFinite::default();
-        if has_full_exponent(bytes, self.exponent_bits()) {
+        if reaches_exponent(bytes, self.exponent_bits(), 1) {
             let mut values = [0f64; 512];
             for bytes in bytes.chunks(values.len() * self.size()) {
                 let values = &mut values[..bytes.len() / self.size()];
@@ -173,6 +182,18 @@ impl FloatType {
             }
         }
         found
+    }
+
+    /// Whether some stored value is not finite, or as large as no weight is; see [`absurd`](Self::absurd).
+    pub(super) fn may_be_absurd(self, bytes: &[u8]) -> bool {
+        // How many exponents are at least that of an absurd value.
+        let last = match self {
+            Self::F64 => 1024 - 20 + 1,
+            Self::F32 | Self::Bf16 => 128 - 20 + 1,
+            Self::F16 | Self::F8E5m2 => 16 - 14 + 1,
+            Self::F8E4m3 => 1,
+        };
+        reaches_exponent(bytes, self.exponent_bits(), last)
     }
 
     /// The bits of a stored value that are all set if and only if it is not finite.
@@ -238,28 +259,28 @@ vectorised! {
     }
 }
 
-/// Whether some stored value has all of `bits` set. The bits are contiguous, just below the sign. Works word by
-/// word.
-fn has_full_exponent(bytes: &[u8], bits: u64) -> bool {
+/// Whether the number that `bits` of some stored value make is one of the `last` largest that they can make; with 1,
+/// whether all are set. The bits are contiguous, just below the sign. Works word by word.
+fn reaches_exponent(bytes: &[u8], bits: u64, last: u64) -> bool {
     let sign = (bits << 1) & !bits;
     // The sign bit of each value in a word.
     let every = (0..u64::BITS)
         .step_by(sign.trailing_zeros() as usize + 1)
         .fold(0, |every, at| every | 1 << at);
     let (words, rest) = bytes.as_chunks();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let least = bits & bits.wrapping_neg();
-    let carries =
-        carries(words, every * bits, every * least) | carries(&[last], every * bits, every * least);
+    let mut rest_of = [0; 8];
+    rest_of[..rest.len()].copy_from_slice(rest);
+    let added = last * (bits & bits.wrapping_neg());
+    let carries = carries(words, every * bits, every * added)
+        | carries(&[rest_of], every * bits, every * added);
     carries & (every * sign) != 0
 }
 
 vectorised! {
-    /// Adds one below the masked bits of each value. Where all of them are set, this carries into the bit above;
-    /// the result is the OR of all words.
-    fn carries(words: &[[u8; 8]], mask: u64, ones: u64) -> u64 {
-        words.iter().fold(0, |carries, word| carries | ((u64::from_le_bytes(*word) & mask) + ones))
+    /// Adds to the masked bits of each value. Where they are large enough, this carries into the bit above; the result
+    /// is the OR of all words.
+    fn carries(words: &[[u8; 8]], mask: u64, added: u64) -> u64 {
+        words.iter().fold(0, |carries, word| carries | ((u64::from_le_bytes(*word) & mask) + added))
     }
 }
 

@@ -15,6 +15,7 @@ mod lanes;
 mod low_rank;
 mod narrow;
 mod normal;
+mod oddities;
 mod prefetch;
 mod product;
 mod random;
@@ -29,6 +30,7 @@ mod strided;
 mod submatrix;
 mod survival;
 mod vector;
+mod zero_runs;
 
 pub use bits::{WORD, pack, unpack};
 pub use census::Census;
@@ -40,6 +42,7 @@ pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};
 pub use low_rank::{Factor, Lengths, LowRank, Norms, Order};
 pub use normal::NormalKey;
+pub use oddities::Oddities;
 pub use prefetch::prefetch;
 pub use product::{View, multiply, multiply_into};
 pub use random::{MaskKey, keep_threshold};
@@ -52,6 +55,7 @@ pub use step_counts::{STEP_BOUNDS, StepCounts};
 pub use strided::{Strided, Strides};
 pub use submatrix::{Beside, Joined, Picks, Submatrix};
 pub use survival::Survival;
+pub use zero_runs::ZeroRuns;
 
 /// Elements per block: the unit in which tensors are decoded and sums are accumulated.
 ///

@@ -46,7 +46,6 @@ pub use draft::Draft;
 use engine::{Cost, Limits, Settings};
 use methods::{self, MethodInfo};
 pub use models::Models;
-use numeric::RoundingKey;
 pub use problems::Problems;
 use recipe::{Located, Recipe, RecipeError, Rounding};
 pub use results::Results;
@@ -183,14 +182,6 @@ impl Plan {
     /// Bytes of the output's weight files.
     pub fn bytes_written(&self) -> u64 {
         self.shards.iter().map(|shard| shard.file_size).sum()
-    }
-
-    /// The draws by which a computed tensor is rounded; `None` to round to the nearest.
-    pub fn rounding_of(&self, tensor: &PlannedTensor) -> Option<RoundingKey> {
-        match self.rounding {
-            Rounding::Nearest => None,
-            Rounding::Stochastic => Some(RoundingKey::new(self.seed, &tensor.name)),
-        }
     }
 
     /// How many output tensors have each dtype.

@@ -1,6 +1,6 @@
 //! Opens the models that a recipe names, through a resolver or from another document.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -230,6 +230,7 @@ impl Models {
                 break;
             }
         }
+        self.refuse_unreadable(problems);
         files.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
         for (model, file) in files.iter().filter(|(_, file)| file.is_lfs_pointer()) {
             let message = format!(
@@ -267,6 +268,21 @@ impl Models {
             ));
         }
         Some(files)
+    }
+
+    /// Refuses what would be copied and is no file of its model's folder: it would be missing, or another's file.
+    fn refuse_unreadable(&self, problems: &mut Problems) {
+        for model in BTreeSet::from([self.donor, self.tokenizer_donor]) {
+            let speaks = |kind| matches!(kind, SidecarKind::Tokenizer | SidecarKind::ChatTemplate);
+            let copied = |kind| self.one_donor() || speaks(kind) == (model == self.tokenizer_donor);
+            match self.checkpoints[model].unreadable_sidecars() {
+                Ok(found) => {
+                    let found = found.iter().filter(|(kind, _)| copied(*kind));
+                    found.for_each(|(_, error)| problems.add_error(self.at[model], error));
+                }
+                Err(error) => problems.add_error(self.at[model], &error),
+            }
+        }
     }
 
     fn one_donor(&self) -> bool {

@@ -22,8 +22,8 @@ use architecture::{
 use checkpoint::{ModelConfig, TensorEntry, VocabularyComparison, compare_vocabularies};
 use errors::Refusal;
 use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
-use numeric::FloatType;
-use recipe::{self, Exception, Fallback, Parameters, Position, Recipe};
+use numeric::{FloatType, RoundingKey};
+use recipe::{self, Exception, Fallback, Parameters, Position, Recipe, Rounding};
 
 /// How many mismatched tensors are spelled out; the rest are counted.
 const MISMATCHES: usize = 5;
@@ -98,7 +98,8 @@ pub(super) fn resolve(
             ));
         }
     }
-    let copies = match method.info().random {
+    let stochastic = recipe.rounding == Rounding::Stochastic;
+    let copies = match method.info().random || stochastic {
         true => copies(models, &counterparts, &groups, &wanted),
         false => HashMap::new(),
     };
@@ -106,7 +107,7 @@ pub(super) fn resolve(
         let mut names: Vec<&String> = copies.keys().collect();
         names.sort();
         notes.push(format!(
-            "tensors that are copies of another in every model get its random mask, and stay copies: {}",
+            "tensors that are copies of another in every model get its random draws, and stay copies: {}",
             some_of(&names)
         ));
     }
@@ -127,6 +128,8 @@ pub(super) fn resolve(
         unset: BTreeSet::new(),
         rejected: BTreeMap::new(),
         mismatched: Vec::new(),
+        reshaped: Vec::new(),
+        counters: Vec::new(),
         unmergeable: BTreeMap::new(),
         equal: BTreeSet::new(),
         used: models
@@ -137,10 +140,14 @@ pub(super) fn resolve(
         sensitive: Vec::new(),
     };
     resolver.check_heads();
-    let tensors: Vec<PlannedTensor> = wanted
+    let mut tensors: Vec<PlannedTensor> = wanted
         .iter()
         .filter_map(|wanted| resolver.tensor(wanted))
         .collect();
+    for tensor in tensors.iter_mut().filter(|_| stochastic) {
+        let name = resolver.copies.get(&tensor.name).unwrap_or(&tensor.name);
+        tensor.rounding = Some(RoundingKey::new(seed, name));
+    }
     let fates = resolver.fates(&layer_maps);
     resolver.note_sensitive();
     resolver.report();
@@ -184,6 +191,17 @@ fn not_alike(name: &str) -> String {
     )
 }
 
+/// The hint for integers or bools that differ.
+fn without_mean(name: &str) -> String {
+    format!(
+        "such tensors have no mean: `except: [{{tensors: '{name}', action: copy}}]` takes the first model's, if what \
+         reads them fits it; else these are not fine-tunes of one model"
+    )
+}
+
+/// The most bytes of integers that are compared while a merge is planned; the run compares the rest.
+const MOST_COMPARED: usize = 1 << 20;
+
 struct Resolver<'a> {
     recipe: &'a Recipe,
     method: &'static dyn Method,
@@ -192,7 +210,7 @@ struct Resolver<'a> {
     groups: &'a [Group<'a>],
     /// The names that the recipe asks for.
     wanted: HashSet<&'a str>,
-    /// Copies of other output tensors, whose random masks they get.
+    /// Copies of other output tensors, whose random draws they get.
     copies: HashMap<String, String>,
     alignment: Option<&'a Alignment<'a>>,
     seed: u64,
@@ -206,8 +224,12 @@ struct Resolver<'a> {
     unset: BTreeSet<(&'static str, usize)>,
     /// Parameter values that the method rejected: the first tensor, and how many.
     rejected: BTreeMap<Refusal, (String, usize)>,
-    /// Tensors that differ in shape or kind: position, message and hint.
+    /// Tensors that differ where they must not: position, message and hint.
     mismatched: Vec<(Position, String, String)>,
+    /// Tensors whose shapes differ by dimensions of one alone.
+    reshaped: Vec<String>,
+    /// Counters that differ, of which the donor's are taken.
+    counters: Vec<String>,
     /// Tensors that cannot be merged, by model and reason: the first, and how many.
     unmergeable: BTreeMap<(usize, Unmergeable), (usize, usize)>,
     /// Heads that must equal their embeddings.
@@ -464,10 +486,21 @@ impl<'a> Resolver<'a> {
         sources: &[SourceTensor],
     ) -> Option<()> {
         let first = self.entry(sources[0]);
+        let without_ones = |shape: &[usize]| -> Vec<usize> {
+            shape.iter().copied().filter(|&dim| dim != 1).collect()
+        };
+        // Dimensions of one change neither the values nor their order.
+        let wide = without_ones(&first.shape);
+        let same = |source: &SourceTensor| self.entry(*source).shape == first.shape;
         let odd = sources
             .iter()
-            .position(|&source| self.entry(source).shape != first.shape);
-        let Some(odd) = odd else { return Some(()) };
+            .position(|&source| without_ones(&self.entry(source).shape) != wide);
+        let Some(odd) = odd else {
+            if !sources.iter().all(same) {
+                self.reshaped.push(wanted.name.clone());
+            }
+            return Some(());
+        };
         let other = self.entry(sources[odd]);
         let vocabulary = (is_input_embedding(&wanted.name) || is_output_head(&wanted.name))
             && other.shape.get(1..) == first.shape.get(1..);
@@ -515,7 +548,16 @@ impl<'a> Resolver<'a> {
         let first = self.entry(sources[0]);
         let (shape, mut views) = match aligned {
             Some(aligned) => (aligned.shape, aligned.views),
-            None => (first.shape.clone(), Vec::new()),
+            None => {
+                let donor = sources
+                    .iter()
+                    .find(|source| source.model == self.models.donor);
+                let shape = donor
+                    .map_or(first, |donor| self.entry(*donor))
+                    .shape
+                    .clone();
+                (shape, Vec::new())
+            }
         };
         let planned = |dtype, sources, base, views, operation, params| PlannedTensor {
             name: wanted.name.clone(),
@@ -526,6 +568,7 @@ impl<'a> Resolver<'a> {
             views,
             operation,
             params,
+            rounding: None,
         };
         let formats: Vec<Option<FloatType>> = sources
             .iter()
@@ -549,6 +592,7 @@ impl<'a> Resolver<'a> {
                 self.mismatched.push((group.sources[odd].at, message, hint));
                 return None;
             }
+            let sources = self.equal_integers(wanted, group, sources)?;
             return Some(planned(
                 first.dtype,
                 sources,
@@ -611,6 +655,53 @@ impl<'a> Resolver<'a> {
                 None
             }
         }
+    }
+
+    /// The sources of integers or bools that are copied: all if they agree as far as they are compared here, the
+    /// donor's alone for a counter of steps, which differs in all fine-tunes.
+    fn equal_integers(
+        &mut self,
+        wanted: &Wanted,
+        group: &Group<'_>,
+        sources: Vec<SourceTensor>,
+    ) -> Option<Vec<SourceTensor>> {
+        let bytes = |source: &SourceTensor| {
+            let bytes = self.models.checkpoints[source.model].bytes(source.tensor)?;
+            Some(&bytes[..bytes.len().min(MOST_COMPARED)])
+        };
+        let first = bytes(&sources[0]);
+        let differs = |source: &SourceTensor| {
+            let other = bytes(source);
+            first.is_some() && other.is_some() && other != first
+        };
+        let Some(odd) = sources.iter().position(differs) else {
+            return Some(sources);
+        };
+        if wanted.name.ends_with("num_batches_tracked") {
+            self.counters.push(wanted.name.clone());
+            let mut donors = sources
+                .iter()
+                .filter(|source| source.model == self.models.donor);
+            return Some(vec![*donors.next().unwrap_or(&sources[0])]);
+        }
+        let last = wanted.name.rsplit('.').next().unwrap_or_default();
+        let (first, other) = (
+            self.models.label(sources[0].model),
+            self.models.label(sources[odd].model),
+        );
+        let message = match last {
+            "d2t" | "t2d" => format!(
+                "`{}` maps the draft's vocabulary to the target's, and differs between `{first}` and `{other}`: their                  rows stand for different tokens",
+                wanted.name
+            ),
+            _ => format!(
+                "`{}` holds integers or bools that differ between `{first}` and `{other}`",
+                wanted.name
+            ),
+        };
+        self.mismatched
+            .push((group.sources[odd].at, message, without_mean(&wanted.name)));
+        None
     }
 
     /// The effective parameter values of one tensor.
@@ -851,6 +942,7 @@ impl<'a> Resolver<'a> {
                 Operation::convert()
             },
             params: TensorParams::default(),
+            rounding: None,
         })
     }
 
@@ -889,8 +981,21 @@ impl<'a> Resolver<'a> {
         });
     }
 
-    /// Reports the collected problems.
+    /// Reports the collected problems, and what was decided for many tensors.
     fn report(&mut self) {
+        let donor = self.models.label(self.models.donor);
+        if !self.reshaped.is_empty() {
+            self.notes.push(format!(
+                "shapes that differ by dimensions of one alone are those of `{donor}`: {}",
+                some_of(&self.reshaped)
+            ));
+        }
+        if !self.counters.is_empty() {
+            self.notes.push(format!(
+                "counters of batches are those of `{donor}`: {}",
+                some_of(&self.counters)
+            ));
+        }
         for (model, mut names) in std::mem::take(&mut self.missing) {
             // The missing head of an untied model has already been reported.
             if self.headless.contains(&model) {

@@ -4,6 +4,7 @@ use super::views::View;
 use checkpoint::Dtype;
 use engine::{AnyProgram, Cost};
 use methods::{self, TensorParams};
+use numeric::RoundingKey;
 
 /// One tensor of the output.
 pub struct PlannedTensor {
@@ -23,6 +24,8 @@ pub struct PlannedTensor {
     pub operation: Operation,
     /// The effective parameter values; empty if nothing is computed.
     pub params: TensorParams,
+    /// The draws by which computed values are rounded; `None` to round to the nearest.
+    pub rounding: Option<RoundingKey>,
 }
 
 /// A tensor of a model.
@@ -75,6 +78,7 @@ impl PlannedTensor {
             views: Vec::new(),
             operation,
             params: TensorParams::default(),
+            rounding: None,
         }
     }
 

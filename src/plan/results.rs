@@ -168,7 +168,7 @@ impl TensorSource for ResultValues {
             elements: tensor.elements(),
             program: program.as_ref(),
             output,
-            rounding: plan.rounding_of(tensor),
+            rounding: tensor.rounding,
             decided: self.result.decided.get(index)?,
             allow_non_finite: plan.settings.allow_non_finite,
             saturate: plan.settings.saturate,

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use checkpoint::{Dtype, Reclaim};
 use engine::{Sink, Tile};
-use numeric::{FloatType, Survival};
+use numeric::{FloatType, Oddities, Survival};
 use plan::{Plan, PlannedTensor};
 
 /// Passes the output on, and releases the memory of the inputs.
@@ -38,6 +38,10 @@ impl Sink for DropBehind<'_> {
 
     fn survived(&self, output: usize, survival: Survival) {
         self.sink.survived(output, survival);
+    }
+
+    fn odd(&self, output: usize, source: usize, found: Oddities) {
+        self.sink.odd(output, source, found);
     }
 }
 

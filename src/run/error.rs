@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use super::destination::DiskError;
+use architecture::is_observed_range;
 use checkpoint::CheckpointError;
 use engine::{BudgetError, EngineError};
 use errors::{Hint, Refusal};
@@ -157,6 +158,9 @@ pub enum RunError {
     /// Something that the output needs besides its inputs could not be computed.
     #[error("{0}")]
     NotPrepared(Refusal),
+    /// The look at what is to be written found errors.
+    #[error("{0}")]
+    Unsound(Refusal),
     /// The engine failed: because of the values, or of the machine.
     #[error(transparent)]
     Engine(EngineError),
@@ -168,9 +172,16 @@ pub enum RunError {
 impl Hint for RunError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let hint = match self {
+            Self::Engine(EngineError::NonFinite { name, .. })
+                if is_observed_range(&name.tensor) =>
+            {
+                "it is the range of an observer that has seen no value, which quantisation-aware training leaves: drop \
+                 such tensors with `except: [{tensors: ['*.min_val', '*.max_val'], action: drop}]`, or carry them \
+                 through with --allow-nonfinite"
+            }
             Self::Engine(error) => return error.hint(),
             Self::InputChanged { source, .. } => return source.hint(),
-            Self::NotPrepared(why) => return why.hint(),
+            Self::NotPrepared(why) | Self::Unsound(why) => return why.hint(),
             Self::Memory(source) => return source.hint(),
             Self::OtherDigest { .. } => {
                 "the file was damaged or replaced: delete it from the cache and download it again"

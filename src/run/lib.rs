@@ -11,6 +11,7 @@ mod claims;
 pub mod destination;
 mod digests;
 mod error;
+mod holes;
 mod lock;
 mod look;
 mod output;
@@ -34,6 +35,8 @@ use behind::DropBehind;
 use checkpoint::{Checkpoint, Reclaim};
 use destination::{Destination, DiskError, Layout, Staged, Step};
 use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
+use errors::Refusal;
+use holes::Odd;
 use output::{SideFiles, Weights, side_bytes};
 use plan::Plan;
 pub use update::UpdateKept;
@@ -58,23 +61,30 @@ pub struct Summary {
 }
 
 /// How a run leaves its output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RunOptions {
+#[derive(Clone, Copy, Default)]
+pub struct RunOptions<'a> {
     /// Also record the digests of the inputs' tensors in the lock; this reads the inputs a second time.
     pub hash_inputs: bool,
     /// Drop inputs from the page cache as soon as they are read, because they do not fit into memory.
     pub drop_behind: bool,
+    /// Looks at what is to be written, before anything is computed. Only folders are looked at.
+    pub look: Option<&'a Look<'a>>,
 }
+
+/// Looks at a folder that holds everything but the values of the tensors; an error stops the run.
+pub type Look<'a> = dyn Fn(&Path) -> Result<(), Refusal> + 'a;
 
 /// Runs a plan and puts the checkpoint at its destination.
 ///
+/// The files beside the weights are written first, so that the output can be looked at before anything is computed.
+///
 /// # Errors
-/// Before anything is written: the destination is taken, or has too little room. Later: problems that only the weights
+/// Before anything is computed: the destination is taken, or has too little room, or the look found errors. Later: problems that only the weights
 /// show (NaN, overflow, copies that differ), and failures of the disk. In every case the destination is unchanged.
 pub fn run(
     plan: &Plan,
     destination: &dyn Destination,
-    options: RunOptions,
+    options: RunOptions<'_>,
     observer: &dyn Observer,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
@@ -83,6 +93,12 @@ pub fn run(
         side_bytes: side_bytes(plan)? + plan.scratch_bytes(),
         reads: files_read(plan),
     })?;
+    let mut side_files = SideFiles::new(staged.as_mut(), observer, BTreeMap::new());
+    side_files.write_all(plan)?;
+    let written = side_files.written;
+    if let (Some(look), Some(folder)) = (options.look, staged.folder()) {
+        look(folder).map_err(RunError::Unsound)?;
+    }
     let reclaim = match options.drop_behind {
         true => Reclaim::Cache,
         false => Reclaim::Map,
@@ -91,14 +107,14 @@ pub fn run(
         totals,
         digests,
         update,
+        odd,
     } = compute(plan, staged.as_mut(), reclaim, observer)?;
     let inputs = match options.hash_inputs {
         true => Some(input_digests(plan, observer)?),
         false => None,
     };
     check_unchanged(plan)?;
-    let mut side_files = SideFiles::new(staged.as_mut(), observer);
-    side_files.write_all(plan)?;
+    let mut side_files = SideFiles::new(staged.as_mut(), observer, written);
     let lock = Lock::new(plan, &digests, &side_files.written, inputs);
     let lock = lock.with_update(update.as_ref());
     side_files.write(LOCK_FILE, lock.text().into_bytes())?;
@@ -111,6 +127,7 @@ pub fn run(
     }
     let mut notes: Vec<String> = plan.models.iter().flat_map(|model| model.said()).collect();
     notes.extend(update.as_ref().and_then(|update| update.warning(plan)));
+    notes.extend(holes::notes(plan, &odd));
     notes.extend(staged.commit()?);
     Ok(Summary {
         tensors: plan.tensors.len(),
@@ -128,6 +145,8 @@ struct Computed {
     /// The digest of each tensor.
     digests: Vec<blake3::Hash>,
     update: Option<UpdateKept>,
+    /// What looks damaged in the inputs.
+    odd: Vec<Odd>,
 }
 
 /// Computes and writes the weights.
@@ -161,6 +180,7 @@ fn compute(
     };
     check_complete(plan, totals)?;
     let update = UpdateKept::of(plan, &weights.survived());
+    let odd = weights.odd();
     let digests = weights.digests()?;
     staged.finish()?;
     let totals = Totals {
@@ -172,6 +192,7 @@ fn compute(
         totals,
         digests,
         update,
+        odd,
     })
 }
 

@@ -8,21 +8,23 @@ use std::sync::{Mutex, PoisonError};
 
 use super::destination::{DiskError, Staged, Step};
 use super::error::RunError;
+use super::holes::Odd;
 use checkpoint::{MAX_SIDECAR_BYTES, Sidecar, index_json};
 use engine::{Observer, Sink, Tile};
-use numeric::{Survival, TreeDigest};
+use numeric::{Oddities, Survival, TreeDigest};
 use plan::Plan;
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 128 << 10;
 
-/// Where each tensor is written, the digests of the written bytes, and what survives of updates.
+/// Where each tensor is written, the digests of the written bytes, and what survives of updates, and what is odd in sources.
 pub(super) struct Weights<'a> {
     staged: &'a dyn Staged,
     /// For each tensor, its file and its offset there.
     places: Vec<(usize, u64)>,
     digests: Vec<TreeDigest>,
     survived: Mutex<BTreeMap<usize, Survival>>,
+    odd: Mutex<Vec<Odd>>,
 }
 
 impl<'a> Weights<'a> {
@@ -39,6 +41,7 @@ impl<'a> Weights<'a> {
             places,
             digests: lens.into_iter().map(TreeDigest::new).collect(),
             survived: Mutex::default(),
+            odd: Mutex::default(),
         }
     }
 
@@ -46,6 +49,12 @@ impl<'a> Weights<'a> {
     pub(super) fn survived(&self) -> BTreeMap<usize, Survival> {
         let survived = self.survived.lock();
         survived.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What was odd in the sources.
+    pub(super) fn odd(&self) -> Vec<Odd> {
+        let odd = self.odd.lock();
+        odd.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Each tensor's digest.
@@ -82,6 +91,12 @@ impl Sink for Weights<'_> {
         let mut survived = survived.unwrap_or_else(PoisonError::into_inner);
         survived.insert(tensor, survival);
     }
+
+    fn odd(&self, tensor: usize, source: usize, found: Oddities) {
+        let odd = self.odd.lock();
+        let mut odd = odd.unwrap_or_else(PoisonError::into_inner);
+        odd.push((tensor, source, found));
+    }
 }
 
 /// A file that was written.
@@ -100,11 +115,16 @@ pub(super) struct SideFiles<'a> {
 }
 
 impl<'a> SideFiles<'a> {
-    pub(super) fn new(staged: &'a mut dyn Staged, observer: &'a dyn Observer) -> Self {
+    /// Goes on after the files `written`.
+    pub(super) fn new(
+        staged: &'a mut dyn Staged,
+        observer: &'a dyn Observer,
+        written: BTreeMap<String, Written>,
+    ) -> Self {
         Self {
             staged,
             observer,
-            written: BTreeMap::new(),
+            written,
         }
     }
 

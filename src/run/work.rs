@@ -88,7 +88,7 @@ impl<'a> Work<'a> {
     ) -> Result<Job<'a>, RunError> {
         let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
         let output = Output {
-            rounding: plan.rounding_of(tensor),
+            rounding: tensor.rounding,
             base: tensor.base,
             ..Output::new(index, format)
         };

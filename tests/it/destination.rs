@@ -19,7 +19,7 @@ use weldment::moe;
 use weldment::plan::{self, Options, Plan};
 use weldment::recipe::{self, AnyRecipe};
 use weldment::run::destination::{Destination, Disk, Folder, Memory, Step, Watch, write_whole};
-use weldment::run::{self, RunError, RunOptions, Summary};
+use weldment::run::{self, LOCK_FILE, RunError, RunOptions, Summary};
 
 use crate::fixtures::{Bench, files};
 
@@ -445,7 +445,7 @@ fn an_input_that_changes_at_any_moment_is_an_error() {
                 file.set_modified(later + std::time::Duration::from_secs(number as u64))
                     .unwrap();
                 touched.store(
-                    1 + usize::from(bench.staging().join("config.json").exists()),
+                    1 + usize::from(bench.staging().join(LOCK_FILE).exists()),
                     SeqCst,
                 );
             }
@@ -482,26 +482,30 @@ fn a_file_beside_the_weights_that_is_gone_is_an_error_and_names_it() {
     for name in ["LICENSE", "1_Pooling/config.json"] {
         let file = bench.path("a").join(name);
         let bytes = fs::read(&file).unwrap();
-        // Before the work, and during it.
-        for early in [true, false] {
-            let plan = planned(&bench, SHARD);
-            if early {
-                fs::remove_file(&file).unwrap();
-            }
-            let observer = at(|_| {
+        let out = bench.path("out");
+        let folder = Folder::new(&out, false);
+        let plan = planned(&bench, SHARD);
+        fs::remove_file(&file).unwrap();
+        let error = run_to(&plan, &folder).unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains(&format!("cannot {} ", Step::Look)), "{said}");
+        assert!(said.contains(name), "{said}");
+        assert!(!out.exists());
+        assert_eq!(left_over(&bench), [""; 0]);
+        // Once it was copied, it is no longer needed.
+        fs::write(&file, &bytes).unwrap();
+        let observer = at(|_| {
+            if bench.staging().join("LICENSE").exists() {
                 let _ = fs::remove_file(&file);
-                false
-            });
-            let folder = Folder::new(&bench.path("out"), false);
-            let error = run::run(&plan, &folder, RunOptions::default(), &observer).unwrap_err();
-            let said = error.to_string();
-            let step = if early { Step::Look } else { Step::Read };
-            assert!(said.contains(&format!("cannot {step} ")), "{said}");
-            assert!(said.contains(name), "{said}");
-            assert!(!bench.path("out").exists());
-            assert_eq!(left_over(&bench), [""; 0]);
-            fs::write(&file, &bytes).unwrap();
-        }
+            }
+            false
+        });
+        let plan = planned(&bench, SHARD);
+        run::run(&plan, &folder, RunOptions::default(), &observer).unwrap();
+        assert!(!file.exists());
+        assert_eq!(fs::read(out.join(name)).unwrap(), bytes);
+        fs::remove_dir_all(&out).unwrap();
+        fs::write(&file, &bytes).unwrap();
     }
 }
 

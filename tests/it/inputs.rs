@@ -592,7 +592,7 @@ fn the_hub_cache_is_read_by_branch_and_by_commit() {
     bench.recipe(&recipe("org/name"));
     let run = |home: &str, cache: Option<&str>| {
         let mut command = bench.command();
-        command.args(["merge", "recipe.yml", "out", "-q", "--force"]);
+        command.args(["merge", "recipe.yml", "out", "-q", "--force", "--no-check"]);
         command.env("HF_HOME", bench.path(home));
         if let Some(cache) = cache {
             command.env("HF_HUB_CACHE", bench.path(cache));
@@ -614,7 +614,7 @@ fn the_hub_cache_is_read_by_branch_and_by_commit() {
         ("HF_HUB_CACHE", "~/home/hub"),
     ] {
         let mut command = bench.command();
-        command.args(["merge", "recipe.yml", "out", "-q", "--force"]);
+        command.args(["merge", "recipe.yml", "out", "-q", "--force", "--no-check"]);
         command
             .env("HOME", bench.path(""))
             .env("PLACE", bench.path(""));
@@ -947,7 +947,7 @@ fn models_are_found_in_the_hub_cache() {
             let mut command = bench.command();
             let done = command
                 .env(variable, bench.path(value))
-                .args(["merge", "-q", "--force", "recipe.yml", "out"])
+                .args(["merge", "-q", "--force", "--no-check", "recipe.yml", "out"])
                 .output()
                 .unwrap();
             assert!(

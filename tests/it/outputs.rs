@@ -923,7 +923,7 @@ fn copies_stay_copies_under_random_methods() {
     }
     let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
     assert!(
-        plan.contains("get its random mask, and stay copies: `"),
+        plan.contains("get its random draws, and stay copies: `"),
         "{plan}"
     );
     // Equal in one model alone is no copy.

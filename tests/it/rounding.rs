@@ -4,7 +4,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::fixtures::{
-    Bench, Outcome, Spec, by_name, files, floats, llama, llama_config, noise, read_json,
+    Bench, Outcome, Spec, by_name, files, floats, llama, llama_config, load, noise, read_json,
 };
 
 /// A base of weights about 0.02 in bfloat16, and a fine-tune in float32 whose update is about `size`.
@@ -177,4 +177,41 @@ fn another_rounding_is_refused_with_the_choices() {
     let message = bench.refused(&recipe("rounding: up\n"), &[]);
     assert!(message.contains("unknown rounding `up`"), "{message}");
     assert!(message.contains("`nearest` and `stochastic`"), "{message}");
+}
+
+/// A tied tensor that is stored twice gets the same draws, so that it stays tied.
+#[test]
+fn copies_stay_copies() {
+    let bench = bench(1e-5);
+    for model in ["base", "tuned"] {
+        let mut specs = Vec::new();
+        for (name, tensor) in load(&bench.path(model)) {
+            let spec = |name: &str| Spec {
+                name: name.to_owned(),
+                dtype: tensor.dtype,
+                shape: tensor.shape.clone(),
+                bytes: tensor.bytes.clone(),
+            };
+            if name == "lm_head.weight" {
+                specs.push(spec("model.shared.weight"));
+            }
+            specs.push(spec(&name));
+        }
+        bench.model(model, &llama_config(2), &specs);
+    }
+    merged(
+        &bench,
+        &recipe("dtype: bfloat16\nrounding: stochastic\n"),
+        &[],
+    );
+    let out = by_name(&bench.path("out"));
+    assert_eq!(
+        out["model.shared.weight"].bytes,
+        out["lm_head.weight"].bytes
+    );
+    merged(&bench, &recipe("dtype: bfloat16\n"), &[]);
+    assert_ne!(
+        by_name(&bench.path("out"))["lm_head.weight"],
+        out["lm_head.weight"]
+    );
 }

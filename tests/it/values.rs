@@ -179,6 +179,89 @@ fn many_dead_rows_are_worse_than_a_few() {
     }
 }
 
+const Q_PROJ: &str = "model.layers.3.self_attn.q_proj.weight";
+
+/// The end of a file that never arrived, or a part in its middle, reads as zeros.
+#[test]
+fn runs_of_zeros_are_holes_where_other_layers_have_weights() {
+    let one = |severity: &str| vec![("values.hole".to_owned(), severity.to_owned())];
+    for dtype in [Dtype::BF16, Dtype::F32] {
+        for run in [0..512, 256..768, 700..1024, 100..400] {
+            let mut specs = good(dtype);
+            set(&mut specs, Q_PROJ, |values| values[run.clone()].fill(0.0));
+            assert_eq!(found(&specs, &[]), one("error"), "{dtype:?} {run:?}");
+        }
+        // Where most layers have them, they are padding, or pruned.
+        let mut specs = good(dtype);
+        for layer in 0..LAYERS {
+            let name = format!("model.layers.{layer}.self_attn.q_proj.weight");
+            set(&mut specs, &name, |values| values[512..].fill(0.0));
+        }
+        assert_eq!(found(&specs, &[]), vec![one("note")[0].clone(); LAYERS]);
+        // A row that begins with weights and ends in zeros is no row for padding.
+        let mut specs = good(dtype);
+        set(&mut specs, "lm_head.weight", |values| {
+            values[20 * 32 + 5..].fill(0.0)
+        });
+        assert!(found(&specs, &[]).contains(&one("warning")[0]));
+    }
+}
+
+#[test]
+fn zeros_that_are_meant_are_no_holes() {
+    let mut specs = good(Dtype::BF16);
+    // Sparse by chance, in one layer only.
+    set(&mut specs, Q_PROJ, |values| {
+        let keep: Vec<f64> = noise(77, values.len()).collect();
+        for (value, draw) in values.iter_mut().zip(keep) {
+            *value = if draw.abs() < 0.045 { 0.0 } else { *value };
+        }
+    });
+    // Some filters, a table of positions, a mask.
+    for (name, shape) in [
+        ("model.conv.weight", vec![40, 3, 3]),
+        ("model.embed_positions.weight", vec![64, 32]),
+        ("model.layers.2.causal_mask", vec![64, 64]),
+    ] {
+        let count: usize = shape.iter().product();
+        let zeros = if name.contains("conv") {
+            3 * 9
+        } else {
+            count / 2
+        };
+        let values = noise(5, count).enumerate();
+        let values = values.map(|(at, value)| if at < zeros { 0.0 } else { value });
+        specs.push(floats(name, Dtype::BF16, &shape, values));
+    }
+    assert_eq!(found(&specs, &[]), []);
+}
+
+/// One flipped bit of an exponent, and values that no weight has.
+#[test]
+fn values_far_outside_of_their_tensor_are_found() {
+    for (dtype, value, severity) in [
+        (Dtype::BF16, 2.4e35, "error"),
+        (Dtype::F32, -1e7, "error"),
+        (Dtype::F16, 30_000.0, "error"),
+        (Dtype::BF16, 600.0, "warning"),
+    ] {
+        let mut specs = good(dtype);
+        set(&mut specs, Q_PROJ, |values| values[37] = value);
+        let expected = [("values.outlier".to_owned(), severity.to_owned())];
+        assert_eq!(found(&specs, &[]), expected, "{value} in {dtype:?}");
+    }
+    // Without other layers to compare with.
+    let mut specs = good(Dtype::BF16);
+    set(&mut specs, "lm_head.weight", |values| values[37] = 1e30);
+    let expected = [("values.outlier".to_owned(), "error".to_owned())];
+    assert_eq!(found(&specs, &[]), expected);
+    // A mask may hold what it adds.
+    let mut specs = good(Dtype::BF16);
+    let mask = (0..64 * 64).map(|at| if at % 65 == 0 { 0.0 } else { -3e38 });
+    specs.push(floats("model.layers.2.mask", Dtype::BF16, &[64, 64], mask));
+    assert_eq!(found(&specs, &[]), []);
+}
+
 #[test]
 fn what_is_found_does_not_depend_on_threads() {
     let bench = Bench::new();

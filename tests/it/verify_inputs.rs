@@ -38,7 +38,11 @@ fn two_families() -> Bench {
         }
     }
     bench.file("right/recipe.yml", FAMILY);
-    let outcome = weld_in(&bench, "right", &["merge", "recipe.yml", "merged", "-q"]);
+    let outcome = weld_in(
+        &bench,
+        "right",
+        &["merge", "recipe.yml", "merged", "-q", "--no-check"],
+    );
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     bench
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::{CheckInfo, Finding, Place, Report, Severity};
-use checkpoint::{CheckpointError, CheckpointError as E, Survey};
+use checkpoint::{CheckpointError, CheckpointError as E, Stray, Survey};
 use errors::Hint;
 
 checks! {
@@ -51,6 +51,14 @@ checks! {
         "A weight file is no regular file",
         "A folder, a pipe, a device or a broken link by the name of a shard cannot be read as one.",
         "copy or download the checkpoint again";
+    SIDE_FILE = "container.side-file", Error,
+        "A file beside the weights is a link to nothing, or no file",
+        "It belongs to the checkpoint by its name, such as a part of the tokenizer; loaders fail, or go on without it.",
+        "copy or download the file again";
+    UNFINISHED = "container.unfinished-download", Error,
+        "What is left of an unfinished download lies beside the weights",
+        "Some downloaders reserve a file's room first: it has its length, and zeros where bytes are still to come.",
+        "finish the download, or remove what is left of it if it is finished";
     NO_TENSORS = "container.no-tensors", Error,
         "The checkpoint has no tensors",
         "The files are sound and hold nothing.",
@@ -123,7 +131,11 @@ const INDEXED: [&str; 3] = ["model", "pytorch_model", "diffusion_pytorch_model"]
 
 /// Adds the problems that were met when the files were opened.
 pub(super) fn check_container(survey: &Survey, report: &mut Report) {
+    let model = survey.checkpoint.as_ref();
+    let beside = model.and_then(|model| model.unreadable_sidecars().ok());
+    let beside = beside.into_iter().flatten().map(|(_, problem)| problem);
     report.extend(survey.problems.iter().filter_map(finding));
+    report.extend(beside.filter_map(|problem| finding(&problem)));
     let superseded = survey.superseded.iter().filter_map(finding);
     report.extend(superseded.map(|finding| finding.with_severity(Severity::Warning)));
     if let Some(index) = &survey.unread_index {
@@ -236,8 +248,18 @@ fn name_of(path: &Path) -> String {
     name.unwrap_or_else(|| path.display().to_string())
 }
 
-/// Turns a problem into a finding. A problem of config.json is reported by `config` instead.
+/// Whether a problem is a link out of the folder, which `safety` reports.
+fn is_link_outside(problem: &CheckpointError) -> bool {
+    let outside = |what: &Stray| matches!(what, Stray::Outside(_));
+    matches!(problem, E::NotOfFolder { what, .. } if outside(what))
+}
+
+/// Turns a problem into a finding. A problem of config.json is reported by `config` instead, a link out of the folder by
+/// `safety`.
 fn finding(problem: &CheckpointError) -> Option<Finding> {
+    if is_link_outside(problem) {
+        return None;
+    }
     let (expected, found) = expected_and_found(problem);
     let check = kind(problem)?;
     let finding = Finding::new(check, place(problem), expected, found);
@@ -284,6 +306,8 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
         | E::PickledTensor { .. } => &PICKLE,
         E::StandIn { .. } => &STAND_IN,
         E::NotAFile { .. } | E::BrokenLink { .. } => &NOT_A_FILE,
+        E::NotOfFolder { .. } => &SIDE_FILE,
+        E::Unfinished { .. } => &UNFINISHED,
         E::NoTensors { .. } | E::NoWeights { .. } => &NO_TENSORS,
         E::TooLarge { .. } => &TOO_LARGE,
         E::ShardMissing { expected_by, .. } if expected_by.ends_with(".json") => &INDEX_SHARD,
@@ -339,6 +363,8 @@ fn place(problem: &CheckpointError) -> Place {
         | E::NotAFile { path, .. }
         | E::BrokenLink { path, .. }
         | E::ShardsNotNamed { path, .. }
+        | E::NotOfFolder { path, .. }
+        | E::Unfinished { path, .. }
         | E::TooLarge { path, .. }
         | E::IndexMalformed { path, .. } => Place::file(name_of(path)),
         E::ShardMissing { shard, .. } => Place::file(shard.clone()),
@@ -394,6 +420,11 @@ fn expected_and_found(problem: &CheckpointError) -> (String, String) {
         E::BrokenLink { .. } => (
             "a regular file".into(),
             "a link to a file that is not there".into(),
+        ),
+        E::NotOfFolder { what, .. } => ("a file of the folder".into(), what.to_string()),
+        E::Unfinished { of, .. } => (
+            "finished downloads".into(),
+            format!("a part of that of {of}"),
         ),
         E::ShardsNotNamed {
             named, of, missing, ..

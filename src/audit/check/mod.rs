@@ -11,6 +11,7 @@ pub(super) mod structure;
 pub(super) mod tokenizer;
 pub(super) mod uneven;
 pub(super) mod values;
+mod written;
 
 use std::borrow::Cow;
 
@@ -19,6 +20,7 @@ use checkpoint::{CheckpointError, Location, Survey, TensorEntry};
 use engine::Observer;
 use errors::Hint;
 use run::RunError;
+pub use written::check_written;
 
 /// The kinds of findings about one checkpoint, in the order in which they are checked.
 pub(super) static CHECKED: &[&[&CheckInfo]] = &[
@@ -93,7 +95,7 @@ pub fn check(
         skip(&mut report, values::CHECKS, why);
         return Ok(report);
     }
-    structure::check_structure(&survey, model, &mut report);
+    structure::check_structure(&survey, model, true, &mut report);
     report.checked.extend(structure::CHECKS);
     let digests = values::check_values(model, threads, observer, &mut report)?;
     report.checked.extend(values::CHECKS);

@@ -65,8 +65,13 @@ checks! {
         "convert them to one dtype if that is not meant";
 }
 
-/// Checks the names, shapes and dtypes of all tensors.
-pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut Report) {
+/// Checks the names, shapes and dtypes of all tensors, and with `values` whether tied ones are equal.
+pub(super) fn check_structure(
+    survey: &Survey,
+    model: &Checkpoint,
+    values: bool,
+    report: &mut Report,
+) {
     let roles = roles(model);
     mixed_dtypes(model, &roles, report);
     let missing_is_known = !survey.partial;
@@ -101,6 +106,7 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
             config,
             model,
             missing_is_known,
+            values,
         };
         unknown.check(report);
         skip(
@@ -118,6 +124,7 @@ pub(super) fn check_structure(survey: &Survey, model: &Checkpoint, report: &mut 
         family,
         model,
         missing_is_known,
+        values,
     };
     let mut expected: HashSet<String> = HashSet::new();
     for body in &bodies {
@@ -178,6 +185,8 @@ struct Structure<'a> {
     family: &'static Family,
     model: &'a Checkpoint,
     missing_is_known: bool,
+    /// Whether values may be compared; else they are not there yet.
+    values: bool,
 }
 
 /// The stored layers of a body.
@@ -435,7 +444,7 @@ impl Structure<'_> {
         let Some(copied) = self.model.find(&embedding.name) else {
             return;
         };
-        let differs = self.model.bytes(at) != self.model.bytes(copied);
+        let differs = self.values && self.model.bytes(at) != self.model.bytes(copied);
         if tied && differs {
             report.add(Finding::new(
                 &TIED_DIFFERS,
@@ -609,6 +618,8 @@ struct Unknown<'a> {
     config: &'a ModelConfig,
     model: &'a Checkpoint,
     missing_is_known: bool,
+    /// Whether values may be compared; else they are not there yet.
+    values: bool,
 }
 
 impl Unknown<'_> {
@@ -734,7 +745,7 @@ impl Unknown<'_> {
                 && head.dtype == of(embedding).dtype
         };
         let head = (0..self.model.tensors().len()).find(same_kind)?;
-        let differs = self.model.bytes(head) != self.model.bytes(embedding);
+        let differs = self.values && self.model.bytes(head) != self.model.bytes(embedding);
         let place = Place::of(self.model, of(head));
         let finding = Finding::new(
             &TIED_DIFFERS,

@@ -60,6 +60,8 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
     let tokenizer = match Tokenizer::of(model) {
         Ok(TokenizerKind::Fast(tokenizer)) => Some(tokenizer),
         Ok(_) => None,
+        // `container` reports what is no file.
+        Err(CheckpointError::NotOfFolder { .. }) => None,
         Err(error) => {
             report.add(malformed(&error, "tokenizer.json"));
             None
@@ -75,6 +77,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             Ok(found) => {
                 files.extend(found.map(|entries| (name, entries)));
             }
+            Err(CheckpointError::NotOfFolder { .. }) => {}
             Err(error) => report.add(malformed(&error, name)),
         }
     }
@@ -181,6 +184,7 @@ fn template(model: &Checkpoint, report: &mut Report) {
                 why,
             )),
         },
+        Err(CheckpointError::NotOfFolder { .. }) => {}
         // A malformed tokenizer_config.json has been reported already.
         Err(CheckpointError::JsonMalformed { path, .. })
             if path.ends_with("tokenizer_config.json") => {}

@@ -9,7 +9,8 @@ use crate::{
     exponent_of, statistics,
 };
 use architecture::{
-    LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_output_head, layer_stacks,
+    LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_observed_range,
+    is_output_head, layer_stacks, may_hold_zeros,
 };
 use checkpoint::Checkpoint;
 use engine::Observer;
@@ -49,6 +50,14 @@ checks! {
         "A tensor is far larger or smaller than the same in other layers",
         "Layers of one model have weights of about one size; a wrong scale or a broken merge shows so.",
         "compare the tensor with that of an input by `weld diff`";
+    HOLE = "values.hole", Error,
+        "A weight has a run of zeros",
+        "Bytes that never arrived read as zeros: a download or a copy left a part out, and what goes through it is lost.",
+        "copy or download the file again";
+    OUTLIER = "values.outlier", Error,
+        "A value is far outside of the range of its tensor",
+        "One flipped bit of an exponent, or a damaged page, ruins all that its row computes.",
+        "copy or download the file again, and compare the tensor with that of an input by `weld diff`";
     IDENTICAL_LAYERS = "values.identical-layers", Warning,
         "Two layers are equal, byte for byte",
         "Layers are copied on purpose when models are stacked; else one overwrote the other.",
@@ -82,6 +91,25 @@ const DEVIATIONS: f64 = 10.0;
 
 /// Layers that a role needs before one of them can be out of line.
 const LEAST_LAYERS: usize = 4;
+
+/// Bytes of a run of zeros that no trained matrix has by chance.
+const HOLE_BYTES: u64 = 4096;
+
+/// So many rows of zeros, with so many elements, are a hole as well.
+const HOLE_ROWS: u64 = 4;
+const HOLE_ELEMENTS: u64 = 32;
+
+/// In a sparse tensor, runs are as long as chance makes them; a hole is longer by this factor.
+const HOLE_OVER_CHANCE: f64 = 4.0;
+
+/// A value is an outlier if it is this many times the largest of the same tensor in other layers: in a matrix perhaps,
+/// in a matrix surely, and in a vector, whose sizes differ more.
+const OUTLIER_PERHAPS: f64 = 4096.0;
+const OUTLIER_SURELY: f64 = 1048576.0;
+const OUTLIER_OF_VECTOR: f64 = 16777216.0;
+
+/// How far the largest value of a tensor must be above its root mean square to be an outlier of it.
+const OUTLIER_OVER_RMS: f64 = 8.0;
 
 /// The most stacks of layers that are checked.
 const MOST_STACKS: usize = 64;
@@ -127,9 +155,12 @@ pub(super) fn check_values(
     for at in 0..found.len() {
         report.extend(values.tensor(at, &zeros));
     }
+    report.extend(values.holes(&roles));
+    let outliers = values.outliers(&roles);
     for tensors in roles.values() {
-        report.extend(values.role(tensors));
+        report.extend(values.role(tensors, &outliers));
     }
+    report.extend(outliers.into_values());
     let order = values.in_name_order();
     report.extend(values.identical_layers(&order));
     report.extend(values.identical_experts(&order));
@@ -248,7 +279,12 @@ impl Values<'_> {
             findings.push(finding(&NAN, "numbers", of(found.nan)));
         }
         if found.infinite > 0 {
-            findings.push(finding(&INFINITE, "finite values", of(found.infinite)));
+            let infinite = finding(&INFINITE, "finite values", of(found.infinite));
+            findings.push(match is_observed_range(&entry.name) {
+                // It has seen no value yet.
+                true => infinite.with_severity(Severity::Note),
+                false => infinite,
+            });
         }
         let numbers = found.elements - found.zeros;
         if found.zeros == found.elements {
@@ -331,8 +367,136 @@ impl Values<'_> {
         None
     }
 
-    /// The tensors of a role whose size is far from the others'.
-    fn role(&self, tensors: &[(usize, usize)]) -> Vec<Finding> {
+    /// The runs of zeros in matrices that are neither a habit of the model nor a matter of chance.
+    fn holes(&self, roles: &Roles<'_>) -> Vec<Finding> {
+        let mut holes: BTreeMap<usize, Severity> = (0..self.found.len())
+            .filter(|&at| self.is_hole(at))
+            .map(|at| (at, self.severity_of_hole(at)))
+            .collect();
+        for tensors in roles.values() {
+            let count = tensors.iter().filter(|(_, at)| holes.contains_key(at));
+            // Most layers have one: they are padded or pruned so.
+            if tensors.len() > 1 && 2 * count.count() > tensors.len() {
+                for (_, at) in tensors {
+                    holes
+                        .entry(*at)
+                        .and_modify(|severity| *severity = Severity::Note);
+                }
+            }
+        }
+        let finding = |(at, severity): (usize, Severity)| {
+            let run = &self.found[at].zero_run;
+            let found = format!(
+                "{} zeros in a row, from element {} on, of {} elements",
+                run.end - run.start,
+                run.start,
+                self.found[at].elements
+            );
+            Finding::new(&HOLE, self.place(at), "weights", found).with_severity(severity)
+        };
+        holes.into_iter().map(finding).collect()
+    }
+
+    fn is_hole(&self, at: usize) -> bool {
+        let (entry, found) = (&self.model.tensors()[at], &self.found[at]);
+        let Some((_, columns)) = self.matrix(at) else {
+            return false;
+        };
+        let columns = columns.max(1) as u64;
+        let run = &found.zero_run;
+        let length = run.end - run.start;
+        let expected_zeros = is_derived_buffer(&entry.name) || may_hold_zeros(&entry.name);
+        // Experts and routers of zeros are findings of their own.
+        let other = self.is_router(at) || fused(&entry.name, &entry.shape).is_some();
+        if length == found.elements || expected_zeros || other || !self.is_weight(at) {
+            return false;
+        }
+        let whole_rows = (run.end / columns).saturating_sub(run.start.div_ceil(columns));
+        let bytes = length * (entry.dtype.bitsize() / 8) as u64;
+        let long = bytes >= HOLE_BYTES || (whole_rows >= HOLE_ROWS && length >= HOLE_ELEMENTS);
+        // Rows of tokens that were never trained are whole.
+        let tokens = is_input_embedding(&entry.name) || is_output_head(&entry.name);
+        let of_rows = run.start % columns == 0 && run.end % columns == 0;
+        let zeros = (found.zeros - length.min(found.zeros)) as f64;
+        let share = zeros / (found.elements - length).max(1) as f64;
+        let by_chance = match share > 0.0 {
+            true => (found.elements as f64).ln() / -share.min(1.0).ln(),
+            false => 0.0,
+        };
+        long && !(tokens && of_rows) && length as f64 > HOLE_OVER_CHANCE * by_chance
+    }
+
+    /// Filters of a convolution die one by one, and rows of zeros may be pruned where no other layer tells.
+    fn severity_of_hole(&self, at: usize) -> Severity {
+        let entry = &self.model.tensors()[at];
+        let index = StackIndex::of(self.stacks);
+        match entry.shape.len() == 2 && index.split(&entry.name).is_some() {
+            true => Severity::Error,
+            false => Severity::Warning,
+        }
+    }
+
+    /// Values that no weight has, and those far beyond the same tensor's in other layers.
+    fn outliers(&self, roles: &Roles<'_>) -> BTreeMap<usize, Finding> {
+        let mut outliers = BTreeMap::new();
+        // A tensor that is too large as a whole is out of line with other layers.
+        let alone = |at: usize| {
+            let found = &self.found[at];
+            // One value alone is above by the root of the number of elements.
+            let least = OUTLIER_OVER_RMS.min((found.elements as f64).sqrt() / 2.0);
+            found.largest > 0.0 && found.largest >= least * found.rms()
+        };
+        for at in (0..self.found.len()).filter(|&at| self.is_weight(at) && alone(at)) {
+            let entry = &self.model.tensors()[at];
+            let Some(format) = FloatType::of(entry.dtype) else {
+                continue;
+            };
+            let buffer = is_derived_buffer(&entry.name) || may_hold_zeros(&entry.name);
+            if self.found[at].largest >= format.absurd() && !buffer {
+                let expected = format!("magnitudes below {:e}", format.absurd());
+                outliers.insert(at, self.outlier(at, expected));
+            }
+        }
+        for tensors in roles
+            .values()
+            .filter(|tensors| tensors.len() >= LEAST_LAYERS)
+        {
+            let usual = median(tensors.iter().map(|&(_, at)| self.found[at].largest));
+            for &(_, at) in tensors {
+                let beyond = self.found[at].largest / usual;
+                let matrix = self.is_weight(at);
+                let surely = if matrix {
+                    OUTLIER_SURELY
+                } else {
+                    OUTLIER_OF_VECTOR
+                };
+                let severity = match () {
+                    () if usual == 0.0 || !alone(at) || is_derived_buffer(self.name(at)) => {
+                        continue;
+                    }
+                    () if beyond > surely => Severity::Error,
+                    () if matrix && beyond > OUTLIER_PERHAPS => Severity::Warning,
+                    () => continue,
+                };
+                let expected = format!("magnitudes up to about {usual:.1e}, as in other layers");
+                let finding = || self.outlier(at, expected).with_severity(severity);
+                outliers.entry(at).or_insert_with(finding);
+            }
+        }
+        outliers
+    }
+
+    fn outlier(&self, at: usize, expected: String) -> Finding {
+        let found = format!("{:.1e}", self.found[at].largest);
+        Finding::new(&OUTLIER, self.place(at), expected, found)
+    }
+
+    /// The tensors of a role whose size is far from the others'. Those with outliers have been reported.
+    fn role(
+        &self,
+        tensors: &[(usize, usize)],
+        outliers: &BTreeMap<usize, Finding>,
+    ) -> Vec<Finding> {
         let sized: Vec<(usize, f64)> = tensors
             .iter()
             .map(|&(_, at)| (at, self.found[at].rms()))
@@ -349,7 +513,7 @@ impl Values<'_> {
         let far = OUT_OF_LINE_BITS.max(DEVIATIONS * spread);
         sized
             .iter()
-            .filter(|(_, size)| (size - middle).abs() > far)
+            .filter(|(at, size)| (size - middle).abs() > far && !outliers.contains_key(at))
             .map(|&(at, size)| {
                 let norm = is_norm(self.name(at));
                 let check = match norm && size < middle {

@@ -6,7 +6,7 @@ use errors::printable;
 const SHOWN: usize = 400;
 
 /// The text made [`printable`], and cut if it is long.
-pub(super) fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}… ({} bytes)", printable(&text[..end]), text.len()),
         None => printable(text).into_owned(),

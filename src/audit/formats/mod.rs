@@ -3,7 +3,7 @@
 //! Names, values and paths in a report come from untrusted checkpoints. All formats pass them through `clean` and
 //! escape the result by their own rules. Only JSON keeps names whole, and escapes unsafe characters as `\\u001b`.
 
-mod clean;
+pub(crate) mod clean;
 mod github;
 mod groups;
 mod html;

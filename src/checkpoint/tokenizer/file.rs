@@ -88,11 +88,11 @@ impl Tokenizer {
     /// The tokenizer of a checkpoint.
     ///
     /// # Errors
-    /// If `tokenizer.json` is too large, malformed, or ambiguous about an id.
+    /// If `tokenizer.json` is no file of the folder, too large, malformed, or ambiguous about an id.
     pub fn of(checkpoint: &Checkpoint) -> Result<TokenizerKind, CheckpointError> {
-        let path = checkpoint.location().path.join("tokenizer.json");
         let kept = checkpoint.sidecars()?;
-        if kept.iter().any(|file| file.name == "tokenizer.json") {
+        let path = checkpoint.file_beside("tokenizer.json")?;
+        if let Some(path) = path.filter(|_| kept.iter().any(|file| file.name == "tokenizer.json")) {
             return Ok(TokenizerKind::Fast(Box::new(Self::read(&path)?)));
         }
         let about = ["tokenizer_config.json", "special_tokens_map.json"];

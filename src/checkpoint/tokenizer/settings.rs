@@ -1,7 +1,5 @@
 //! The small JSON files beside a tokenizer, and the chat template, wherever it is stored.
 
-use std::fs;
-
 use serde_json::{Map, Value};
 
 use super::super::bounded::{plain, read_bounded};
@@ -13,15 +11,14 @@ use super::super::reader::Checkpoint;
 /// The entries of a JSON file of the checkpoint; `None` if there is no such file.
 ///
 /// # Errors
-/// If it is too large, or not a JSON object.
+/// If it is no file of the folder, too large, or not a JSON object.
 pub fn settings(
     checkpoint: &Checkpoint,
     name: &str,
 ) -> Result<Option<Map<String, Value>>, CheckpointError> {
-    let path = checkpoint.location().path.join(name);
-    if checkpoint.is_single_file() || fs::metadata(&path).is_err() {
+    let Some(path) = checkpoint.file_beside(name)? else {
         return Ok(None);
-    }
+    };
     let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES, "settings, in bytes")?;
     let malformed = |detail| CheckpointError::JsonMalformed { path, detail };
     match parse_json(&bytes) {
@@ -35,10 +32,9 @@ pub fn settings(
 /// `chat_template.json`, in this order, as in transformers. Of several templates, the one named `default`.
 ///
 /// # Errors
-/// If one of these files is too large or malformed.
+/// If one of these files is no file of the folder, too large or malformed.
 pub fn chat_template(checkpoint: &Checkpoint) -> Result<Option<String>, CheckpointError> {
-    let path = checkpoint.location().path.join("chat_template.jinja");
-    if !checkpoint.is_single_file() && fs::metadata(&path).is_ok() {
+    if let Some(path) = checkpoint.file_beside("chat_template.jinja")? {
         let bytes = read_bounded(&path, MAX_CONFIG_BYTES, "chat template, in bytes")?;
         let text = String::from_utf8(bytes).map_err(|error| CheckpointError::JsonMalformed {
             path,

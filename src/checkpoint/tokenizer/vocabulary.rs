@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::super::bounded::{plain, read_bounded};
 use super::super::error::CheckpointError;
+use super::super::home::file_in;
 use super::super::json::{LFS_POINTER, is_lfs_pointer};
 use super::super::limits::MAX_TOKENIZER_BYTES;
 use super::super::reader::Checkpoint;
@@ -58,10 +59,16 @@ pub fn compare_vocabularies(
     if a.is_single_file() || b.is_single_file() {
         return Ok(VocabularyComparison::Unknown);
     }
-    let (a, b) = (&a.location().path, &b.location().path);
-    if same_bytes(&a.join("tokenizer.json"), &b.join("tokenizer.json"))? {
+    let files = (
+        a.file_beside("tokenizer.json")?,
+        b.file_beside("tokenizer.json")?,
+    );
+    if let (Some(a), Some(b)) = files
+        && same_bytes(&a, &b)?
+    {
         return Ok(VocabularyComparison::Same);
     }
+    let (a, b) = (&a.location().path, &b.location().path);
     Ok(match (read_vocabulary(a)?, read_vocabulary(b)?) {
         (Some(a), Some(b)) => compare(&a, &b),
         _ => VocabularyComparison::Unknown,
@@ -95,11 +102,8 @@ fn compare(a: &Vocabulary, b: &Vocabulary) -> VocabularyComparison {
     }
 }
 
-/// Whether both files exist and are equal; read side by side, so that neither is held whole.
+/// Whether two files are equal; read side by side, so that neither is held whole.
 fn same_bytes(a: &Path, b: &Path) -> Result<bool, CheckpointError> {
-    if !is_file(a) || !is_file(b) {
-        return Ok(false);
-    }
     let open = |path: &Path| File::open(path).map_err(|e| CheckpointError::io("open", path, e));
     let (mut file_a, mut file_b) = (open(a)?, open(b)?);
     let (mut chunk_a, mut chunk_b) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
@@ -129,10 +133,6 @@ fn fill(file: &mut File, path: &Path, chunk: &mut [u8]) -> Result<usize, Checkpo
     Ok(len)
 }
 
-fn is_file(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
-}
-
 /// The vocabulary of a folder, from the first of its files that has one.
 fn read_vocabulary(folder: &Path) -> Result<Option<Vocabulary>, CheckpointError> {
     let readers: [(&str, Reader); 3] = [
@@ -141,8 +141,7 @@ fn read_vocabulary(folder: &Path) -> Result<Option<Vocabulary>, CheckpointError>
         ("vocab.txt", from_vocab_txt),
     ];
     for (name, read) in readers {
-        let path = folder.join(name);
-        if is_file(&path) {
+        if let Some(path) = file_in(folder, name)? {
             let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES, "vocabulary, in bytes")?;
             if is_lfs_pointer(&bytes) {
                 let detail = LFS_POINTER.to_owned();
@@ -226,8 +225,8 @@ fn from_vocab_txt(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> 
 }
 
 fn with_added_tokens(folder: &Path, mut vocabulary: Vocabulary) -> Result<Vocabulary, ReadError> {
-    let path = folder.join("added_tokens.json");
-    if is_file(&path) {
+    let added = file_in(folder, "added_tokens.json").map_err(ReadError::Other)?;
+    if let Some(path) = added {
         let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES, "added tokens, in bytes")
             .map_err(ReadError::Other)?;
         let added: HashMap<String, u64> = serde_json::from_slice(&bytes)

@@ -114,6 +114,10 @@ impl Staged for StagedFolder {
         Ok(self.disk.step(Step::Read, &path, read)?)
     }
 
+    fn folder(&self) -> Option<&Path> {
+        Some(self.stage.path())
+    }
+
     fn scratch(&self) -> Result<File, RunError> {
         let folder = self.stage.path();
         let create = || tempfile::tempfile_in(folder);

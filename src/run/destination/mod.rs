@@ -73,6 +73,11 @@ pub trait Staged: Sync {
     /// It does not exist, or cannot be read.
     fn read(&self, name: &str, limit: u64) -> Result<(Vec<u8>, u64), RunError>;
 
+    /// The folder in which all files lie until they are committed, if there is one.
+    fn folder(&self) -> Option<&Path> {
+        None
+    }
+
     /// An unnamed file, for data that the run keeps until it is done.
     ///
     /// # Errors

@@ -390,6 +390,24 @@ pub(super) static DEFECTS: &[Defect] = &[
         },
     ),
     Defect::new(
+        "a folder in the place of a vocabulary",
+        &container::SIDE_FILE,
+        |draft| {
+            let name = "vocab-src.json";
+            draft.put(&format!("{name}/file"), b"")?;
+            Ok(name.to_owned())
+        },
+    ),
+    Defect::new(
+        "a download that is not finished",
+        &container::UNFINISHED,
+        |draft| {
+            let name = "model.safetensors.aria2";
+            draft.put(name, b"\0")?;
+            Ok(name.to_owned())
+        },
+    ),
+    Defect::new(
         "a special token without a row",
         &tokenizer::SPECIAL,
         |draft| {

@@ -283,6 +283,24 @@ pub(super) static DEFECTS: &[Defect] = &[
     Defect::new("an infinity", &values::INFINITE, |draft| {
         set_one(draft, f64::INFINITY)
     }),
+    Defect::new("rows that never arrived", &values::HOLE, |draft| {
+        let (_, at) = in_the_middle(matrix_role(draft)?.1);
+        let tensor = &draft.original.tensors[at];
+        let rows = tensor.shape[0] / 2;
+        if rows < 4 || rows * tensor.row() < 32 * tensor.dtype.bitsize() / 8 {
+            return Err(Obstacle::model("its matrices are too small"));
+        }
+        draft.change(at, |tensor| {
+            let row = tensor.row();
+            Arc::make_mut(&mut tensor.bytes)[row..(1 + rows) * row].fill(0);
+        })
+    }),
+    Defect::new("a flipped bit of an exponent", &values::OUTLIER, |draft| {
+        let (_, at) = in_the_middle(matrix_role(draft)?.1);
+        let format = FloatType::of(draft.original.tensors[at].dtype);
+        let largest = format.map_or(0.0, FloatType::largest);
+        set_one(draft, (largest / 2.0).min(1e30))
+    }),
     Defect::new("a matrix of zeros", &values::ALL_ZERO, |draft| {
         let (_, at) = in_the_middle(matrix_role(draft)?.1);
         fill(draft, at, 0.0)
