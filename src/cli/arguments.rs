@@ -208,12 +208,14 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Suggesting<T> {
 
 /// Parses the size of a shard. mergekit writes billions as `5B`, and means bytes by it.
 pub(super) fn shard_size(text: &str) -> Result<u64, String> {
-    let billions = text.strip_suffix(['B', 'b']).map(str::parse::<u64>);
-    match billions {
-        Some(Ok(billions)) if billions > 0 => billions
-            .checked_mul(1_000_000_000)
-            .ok_or_else(|| "expected a size such as 5GB, 500MB or 2GiB".into()),
-        _ => size(text),
+    let number = text.strip_suffix(['B', 'b']).unwrap_or_default();
+    let is_whole = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let bytes = number.parse::<u64>().ok();
+    match bytes.and_then(|billions| billions.checked_mul(1_000_000_000)) {
+        Some(0) => Err("must be more than 0".into()),
+        Some(bytes) => Ok(bytes),
+        None if is_whole => Err("expected a size such as 5GB, 500MB or 2GiB".into()),
+        None => size(text),
     }
 }
 
