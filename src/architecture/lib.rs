@@ -17,6 +17,7 @@ mod kept;
 mod mixture;
 mod mtp;
 mod names;
+mod renames;
 mod restack;
 mod rope;
 mod rules;
@@ -42,6 +43,7 @@ pub use names::{
     has_part_for_each_layer, is_derived_buffer, is_input_embedding, is_number, is_observed_range,
     is_output_head, is_router, is_update_factor, may_hold_zeros,
 };
+pub use renames::{other_spelling, unwrapped};
 pub use restack::{Inexpressible, Restack};
 pub use rope::{ONE_SPELLING, RopeFields};
 pub use rules::{Layers, Role};

@@ -42,21 +42,39 @@ const DIM_BYTES: u64 = 21;
 pub fn shard_layout(
     tensors: &[(String, Dtype, Vec<usize>)],
     shard_size: u64,
+    stem: &str,
 ) -> Result<Vec<ShardLayout>, CheckpointError> {
     let lens = checked_lens(tensors)?;
     let groups = fill_shards(tensors, &lens, shard_size);
     let count = groups.len();
     let layout = |(at, group): (usize, Vec<usize>)| {
         let file_name = match count {
-            1 => "model.safetensors".to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
+            1 => format!("{stem}.safetensors"),
+            _ => format!("{stem}-{:05}-of-{count:05}.safetensors", at + 1),
         };
         lay_out(file_name, tensors, &lens, group)
     };
     groups.into_iter().enumerate().map(layout).collect()
 }
 
-/// The text of `model.safetensors.index.json`.
+/// The stem of the names of a model's weight files, as `model`: components of diffusers have one of their own.
+pub fn stem_of(file: &str) -> &str {
+    let stem = file.split('.').next().unwrap_or(file);
+    let numbered = stem
+        .split_once("-of-")
+        .and_then(|(first, _)| first.rsplit_once('-'));
+    numbered.map_or(stem, |(stem, _)| stem)
+}
+
+/// The name of the index of these files.
+pub fn index_name(layouts: &[ShardLayout]) -> String {
+    let first = layouts
+        .first()
+        .map_or("model", |layout| stem_of(&layout.file_name));
+    format!("{first}.safetensors.index.json")
+}
+
+/// The text of the index, such as `model.safetensors.index.json`.
 pub fn index_json(layouts: &[ShardLayout], tensors: &[(String, Dtype, Vec<usize>)]) -> String {
     let mut files = vec![None; tensors.len()];
     let mut total_size = 0;
@@ -218,7 +236,7 @@ mod tests {
 
     /// Which tensors go into which file, in file order.
     fn check(tensors: &[Tensor], shard_size: u64, expected: &[&[usize]]) -> Vec<ShardLayout> {
-        let layouts = shard_layout(tensors, shard_size).unwrap();
+        let layouts = shard_layout(tensors, shard_size, "model").unwrap();
         let order: Vec<Vec<usize>> = layouts
             .iter()
             .map(|layout| layout.tensors.iter().map(|(at, _)| *at).collect())
@@ -273,7 +291,7 @@ mod tests {
         ];
         assert_eq!(names[..2], expected);
         assert_eq!(
-            shard_layout(&four, 99).unwrap()[0].file_name,
+            shard_layout(&four, 99, "model").unwrap()[0].file_name,
             "model.safetensors"
         );
     }
@@ -306,13 +324,13 @@ mod tests {
             (tensors(&[("a", Dtype::F4, &[3])]), "within a byte"),
         ];
         for (tensors, expected) in cases {
-            let message = errors::in_one_line(&shard_layout(&tensors, 10).unwrap_err());
+            let message = errors::in_one_line(&shard_layout(&tensors, 10, "model").unwrap_err());
             assert!(message.contains(expected), "{message}");
         }
         let nine: Vec<Tensor> = (0..9)
             .map(|i| (i.to_string(), Dtype::U8, vec![max]))
             .collect();
-        let message = errors::in_one_line(&shard_layout(&nine, 10).unwrap_err());
+        let message = errors::in_one_line(&shard_layout(&nine, 10, "model").unwrap_err());
         assert!(message.contains("2^64"), "{message}");
     }
 
@@ -320,7 +338,7 @@ mod tests {
     fn headers_that_would_be_too_large_split_the_shard() {
         let name = |i: usize| format!("{i}{}", "\u{1}".repeat(200_000));
         let many: Vec<Tensor> = (0..100).map(|i| (name(i), Dtype::U8, vec![1])).collect();
-        let layouts = shard_layout(&many, u64::MAX).unwrap();
+        let layouts = shard_layout(&many, u64::MAX, "model").unwrap();
         assert_eq!(layouts.len(), 2);
     }
 
@@ -328,7 +346,7 @@ mod tests {
     fn a_sharded_output_opens_again() {
         use Dtype::*;
         let list = tensors(&[("z.0", F32, &[4]), ("a\"b", BF16, &[2, 2]), ("m", U8, &[5])]);
-        let layouts = shard_layout(&list, 16).unwrap();
+        let layouts = shard_layout(&list, 16, "model").unwrap();
         let folder = tempfile::tempdir().unwrap();
         for layout in &layouts {
             let mut file = layout.header.clone();

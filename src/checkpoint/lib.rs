@@ -51,7 +51,7 @@ pub use error::{CheckpointError, Stray};
 pub use hub::HubSnapshot;
 pub use in_memory::{Bytes, InMemory, InMemoryError, map_parts};
 pub use json::{json_text, parse_json};
-pub use layout::{ShardLayout, index_json, shard_layout};
+pub use layout::{ShardLayout, index_json, index_name, shard_layout, stem_of};
 pub use limits::MAX_SIDECAR_BYTES;
 pub use locate::{Location, Locator};
 pub use model_ref::ModelRef;
@@ -67,6 +67,6 @@ pub use source::{TensorEntry, TensorSource};
 pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Tokenizer, TokenizerKind, VocabularyComparison, chat_template,
-    compare_vocabularies, settings,
+    compare_vocabularies, settings, turn_end_beside, unknown_turn_tokens,
 };
 pub use tree::{TreeEntry, TreeKind, tree};

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::models::Models;
 use super::planned::{Operation, PlannedTensor};
 use super::problems::{Problems, some_of};
-use architecture::{Difference, differences};
+use architecture::{Difference, differences, is_number};
 use checkpoint::{Checkpoint, ModelConfig, SidecarKind, parse_json, read_sidecar};
 use recipe::Recipe;
 
@@ -207,11 +207,12 @@ fn labels(config: &ModelConfig) -> Option<BTreeMap<u64, String>> {
     (!named.is_empty()).then_some(named)
 }
 
-/// Whether a tensor is merged of these models and has a row for each label.
+/// Whether a tensor is merged of these models and has a row for each label: one of a head, no embedding, no layer's.
 fn is_by_label(tensor: &PlannedTensor, labels: usize, models: [usize; 2]) -> bool {
     let merged = matches!(tensor.operation, Operation::Compute { .. });
     let has = |model: usize| tensor.sources.iter().any(|source| source.model == model);
-    merged && tensor.shape.first() == Some(&labels) && models.into_iter().all(has)
+    let head = !tensor.name.contains("embed") && !tensor.name.split('.').any(is_number);
+    head && merged && tensor.shape.first() == Some(&labels) && models.into_iter().all(has)
 }
 
 /// Notes settings of processors, pooling and prompts that differ: the output has the donor's.

@@ -131,8 +131,11 @@ fn set_dtype(config: &mut Map<String, Value>, tensors: &[PlannedTensor], notes: 
             all.join(", ")
         ));
     }
-    for key in ["dtype", "torch_dtype"] {
-        config.insert(key.into(), name.into());
+    // Configs of diffusers say nothing of dtypes.
+    if !config.contains_key("_class_name") {
+        for key in ["dtype", "torch_dtype"] {
+            config.insert(key.into(), name.into());
+        }
     }
     set_dtype_of_parts(config, tensors, name);
 }

@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use architecture::{LayerStack, is_input_embedding, is_number, is_output_head};
+use architecture::{
+    LayerStack, is_input_embedding, is_number, is_output_head, other_spelling, unwrapped,
+};
 use checkpoint::{AliasSearch, Checkpoint, PrefixAlias, find_alias};
 use recipe::{Exception, Fallback, Recipe};
 
@@ -35,16 +37,15 @@ impl Counterparts {
         stacks: &[LayerStack],
         model: &Checkpoint,
     ) -> Self {
-        let donor_names: HashSet<&str> = donor
-            .tensors()
-            .iter()
-            .map(|tensor| tensor.name.as_str())
-            .collect();
-        let mut names: Vec<String> = model
-            .tensors()
-            .iter()
-            .map(|tensor| tensor.name.clone())
-            .collect();
+        let of_donor = unwrapped_names(donor);
+        let donor_names: HashSet<&str> = of_donor.iter().map(String::as_str).collect();
+        let mut names = unwrapped_names(model);
+        for name in &mut names {
+            let other = other_spelling(name).filter(|_| !donor_names.contains(name.as_str()));
+            if let Some(other) = other.filter(|other| donor_names.contains(other.as_str())) {
+                *name = other;
+            }
+        }
         let mut aliases = Vec::new();
         let mut doubted = None;
         let drops = |exception: Option<&Exception>| {
@@ -58,8 +59,9 @@ impl Counterparts {
             let reference: Vec<(&str, &[usize])> = donor
                 .tensors()
                 .iter()
-                .filter(|tensor| !drops(recipe.exception(&tensor.name)))
-                .map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()))
+                .zip(&of_donor)
+                .filter(|(_, name)| !drops(recipe.exception(name)))
+                .map(|(tensor, name)| (name.as_str(), tensor.shape.as_slice()))
                 .collect();
             let other: Vec<(&str, &[usize])> = names
                 .iter()
@@ -154,6 +156,11 @@ impl Counterparts {
             }
         })
     }
+}
+
+/// The names of a model's tensors, without what wrappers of training put into them.
+pub(super) fn unwrapped_names(model: &Checkpoint) -> Vec<String> {
+    unwrapped(model.tensors().iter().map(|tensor| tensor.name.as_str()))
 }
 
 /// Whether the tensor is the head's matrix, which a tied model does not store; its bias is stored.

@@ -6,7 +6,7 @@ use super::models::Models;
 use super::problems::{Problems, count};
 use super::results::{all_of, held_by, made_once, reading};
 use super::{Fate, Options, Plan, PlannedTensor, Purpose, VocabularySummary};
-use checkpoint::{Dtype, Sidecar, shard_layout};
+use checkpoint::{Dtype, Sidecar, shard_layout, stem_of};
 use engine::{Cost, Limits, Settings};
 use methods::MethodInfo;
 use numeric::BLOCK;
@@ -50,7 +50,8 @@ impl Draft {
         let Draft {
             models, tensors, ..
         } = self;
-        let shards = match shard_layout(&signatures(&tensors), options.shard_size) {
+        let stem = stem(&models, self.config.as_ref());
+        let shards = match shard_layout(&signatures(&tensors), options.shard_size, &stem) {
             Ok(shards) => shards,
             Err(error) => {
                 problems.add_error(None, &error);
@@ -142,6 +143,16 @@ impl Draft {
             read_itself,
             bytes_read,
         })
+    }
+}
+
+/// What the names of the output's weight files begin with: `model`, or what diffusers looks for.
+fn stem(models: &Models, config: Option<&serde_json::Value>) -> String {
+    let shards = models.donor().shards();
+    let is_component = config.is_some_and(|config| config.get("_class_name").is_some());
+    match shards.first().filter(|_| is_component) {
+        Some(shard) => stem_of(&shard.file_name()).to_owned(),
+        None => "model".to_owned(),
     }
 }
 

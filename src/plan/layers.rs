@@ -1,6 +1,6 @@
 //! Which tensors the output has, and which tensor of each source goes into each: whole models, slices, restacking.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
@@ -92,9 +92,8 @@ pub(super) fn wish<'r>(
     notes: &mut Vec<String>,
     problems: &mut Problems,
 ) -> Wish<'r> {
-    let donor = models.donor();
-    let of_donor = || donor.tensors().iter().map(|tensor| tensor.name.as_str());
-    let config = donor.config().map(ModelConfig::value);
+    let of_donor = || counterparts[models.donor].names.iter().map(String::as_str);
+    let config = models.donor().config().map(ModelConfig::value);
     let runs = without_mtp(numbered_runs(of_donor()), config, of_donor);
     let mut wish = Wish {
         groups: Vec::new(),
@@ -395,8 +394,21 @@ impl<'r> Part<'_, 'r> {
         layers: &BTreeMap<usize, Vec<&str>>,
         notes: &mut Vec<String>,
     ) {
-        let kind = |layer: usize| -> Option<BTreeSet<&str>> {
-            Some(layers.get(&layer)?.iter().copied().collect())
+        let donor = self.models.donor();
+        let names = self.counterparts[self.models.donor].names.iter();
+        let shapes: HashMap<&str, &[usize]> = names
+            .zip(donor.tensors())
+            .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))
+            .collect();
+        let kind = |layer: usize| -> Option<BTreeMap<&str, &[usize]>> {
+            let shape =
+                |suffix: &&str| shapes.get(format!("{}{layer}.{suffix}", map.prefix).as_str());
+            let suffixes = layers.get(&layer)?.iter();
+            Some(
+                suffixes
+                    .map(|suffix| (*suffix, shape(suffix).copied().unwrap_or_default()))
+                    .collect(),
+            )
         };
         let mut moved = (0..map.before).zip(&map.from).filter(|(place, from)| {
             let kinds = (kind(*place), kind(**from));

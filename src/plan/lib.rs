@@ -376,7 +376,14 @@ fn attempt(
         return None;
     }
     let mut sidecars = models.sidecars(&mut notes, problems)?;
-    let made = made(recipe, &models, alignment.as_ref(), &mut notes, problems)?;
+    let made = made(
+        recipe,
+        &models,
+        alignment.as_ref(),
+        config.as_ref(),
+        &mut notes,
+        problems,
+    )?;
     sidecars.retain(|(_, file)| made.iter().all(|(name, _)| *name != file.name));
     let vocabulary = alignment.map(|alignment| alignment.summary(&mut notes));
     let draft = Draft {
@@ -403,6 +410,7 @@ fn made(
     recipe: &Recipe,
     models: &models::Models,
     alignment: Option<&tokenizer::Alignment<'_>>,
+    config: Option<&serde_json::Value>,
     notes: &mut Vec<String>,
     problems: &mut Problems,
 ) -> Option<Vec<(String, Vec<u8>)>> {
@@ -420,6 +428,11 @@ fn made(
         let of = &models.checkpoints[models.tokenizer_donor];
         sound = sound.and_then(|()| tokenizer::with_template(&template, of, &mut files));
     }
+    sound = sound.and_then(|()| {
+        tokenizer::stop_at_turns(
+            recipe, models, alignment, config, &mut files, notes, problems,
+        )
+    });
     if let Err(error) = sound {
         problems.add_error(models.at[models.tokenizer_donor], &error);
     }

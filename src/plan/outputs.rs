@@ -7,7 +7,7 @@ use super::comparisons::{
     different_depths, flat_gradients, missing_hint, pattern_of, unused_filters,
 };
 use super::copies::{copies, models_look_equal};
-use super::counterparts::{Counterparts, is_head};
+use super::counterparts::{Counterparts, is_head, unwrapped_names};
 use super::layers::{Group, GroupSource, LayerMap, Wanted, Wish, wish};
 use super::models::Models;
 use super::planned::{Operation, PlannedTensor, SourceTensor};
@@ -47,7 +47,8 @@ pub(super) fn resolve(
     problems: &mut Problems,
 ) -> Merge {
     let donor = models.donor();
-    let names = || donor.tensors().iter().map(|tensor| tensor.name.as_str());
+    let of_donor = unwrapped_names(donor);
+    let names = || of_donor.iter().map(String::as_str);
     let config = donor.config().map(ModelConfig::value);
     let stacks: Vec<LayerStack> = without_mtp(layer_stacks(names()), config, names);
     let counterparts: Vec<Counterparts> = models.checkpoints[..models.merged]
@@ -55,6 +56,17 @@ pub(super) fn resolve(
         .map(|model| Counterparts::new(recipe, donor, &stacks, model))
         .collect();
     for (model, names) in counterparts.iter().enumerate() {
+        let own = models.checkpoints[model]
+            .tensors()
+            .iter()
+            .zip(unwrapped_names(&models.checkpoints[model]));
+        if let Some((tensor, name)) = own.into_iter().find(|(tensor, name)| tensor.name != *name) {
+            notes.push(format!(
+                "names of `{}` have parts that only its training put there, which are left out: `{}` is `{name}`",
+                models.label(model),
+                tensor.name
+            ));
+        }
         for alias in &names.aliases {
             let (ours, theirs) = (&alias.reference_prefix, &alias.model_prefix);
             let (label, donor) = (models.label(model), donor.label());

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use super::destination::{DiskError, Staged, Step};
 use super::error::RunError;
 use super::holes::Odd;
-use checkpoint::{MAX_SIDECAR_BYTES, Sidecar, index_json};
+use checkpoint::{MAX_SIDECAR_BYTES, Sidecar, index_json, index_name};
 use engine::{Observer, Sink, Tile};
 use numeric::{Oddities, Survival, TreeDigest};
 use plan::Plan;
@@ -132,7 +132,7 @@ impl<'a> SideFiles<'a> {
     pub(super) fn write_all(&mut self, plan: &Plan) -> Result<(), RunError> {
         if plan.shards.len() > 1 {
             let index = index_json(&plan.shards, &plan.signatures());
-            self.write("model.safetensors.index.json", index.into_bytes())?;
+            self.write(&index_name(&plan.shards), index.into_bytes())?;
         }
         if let Some(config) = plan.config_text() {
             self.write("config.json", config.into_bytes())?;

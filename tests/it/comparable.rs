@@ -16,6 +16,21 @@ fn bench(a: Value, b: Value) -> Bench {
     bench
 }
 
+/// The findings of `weld check`, as JSON.
+fn findings(bench: &Bench, model: &str) -> String {
+    let outcome = bench.weld(&["check", model, "--format", "json", "-q"]);
+    let report: Value = serde_json::from_str(&outcome.stdout).expect(&outcome.stderr);
+    report["findings"].to_string()
+}
+
+/// What `weld plan` says of a recipe that it refuses.
+fn refused_plan(bench: &Bench, recipe: &str) -> String {
+    bench.recipe(recipe);
+    let outcome = bench.weld(&["plan", "recipe.yml"]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stdout);
+    outcome.stderr
+}
+
 /// What the plan notes.
 fn notes(bench: &Bench, recipe: &str) -> Vec<String> {
     bench.recipe(recipe);
@@ -111,7 +126,15 @@ fn classifiers(a: Value, b: Value) -> Bench {
     let bench = Bench::new();
     for (name, seed, labels) in [("a", 1, a), ("b", 2, b)] {
         let head = floats("score.weight", Dtype::F32, &[2, 8], noise(seed, 16));
-        let specs = with(llama(seed, 2, Dtype::F32), head);
+        let mut specs = with(llama(seed, 2, Dtype::F32), head);
+        // BERT has two types of tokens, and they are no labels.
+        let types = floats(
+            "bert.embeddings.token_type_embeddings.weight",
+            Dtype::F32,
+            &[2, 8],
+            noise(seed, 16),
+        );
+        specs.insert(0, types);
         bench.model(name, &config_with(2, labels), &specs);
     }
     bench
@@ -151,6 +174,211 @@ fn rows_of_classifiers_must_stand_for_the_same_labels() {
     );
     classifiers(labels(["NEG", "POS"]), labels(["neg", "pos"])).merge(LINEAR, &[]);
     classifiers(labels(["LABEL_0", "LABEL_1"]), labels(["neg", "pos"])).merge(LINEAR, &[]);
+}
+
+#[test]
+fn names_that_training_or_old_versions_left_are_translated() {
+    for prefix in ["_orig_mod.", "module.", "module._orig_mod."] {
+        let bench = bench(json!({}), json!({}));
+        let plain = bench.merge(LINEAR, &[]);
+        let expected = load(&plain);
+        for (models, seed) in [(["a"].as_slice(), 1), (&["a", "b"], 1)] {
+            for (at, model) in models.iter().enumerate() {
+                let mut specs = llama(seed + at as u64, 2, Dtype::F32);
+                for spec in &mut specs {
+                    spec.name = format!("{prefix}{}", spec.name);
+                }
+                bench.model(model, &config_with(2, json!({})), &specs);
+            }
+            let out = bench.merge(LINEAR, &[]);
+            assert_eq!(load(&out), expected, "{prefix} {models:?}");
+            let said = notes(&bench, LINEAR);
+            assert!(
+                said.iter()
+                    .any(|note| note.contains("parts that only its training put there")),
+                "{said:?}"
+            );
+        }
+    }
+    let bench = Bench::new();
+    for (model, seed, norm, conv) in [
+        (
+            "a",
+            1,
+            ["LayerNorm.weight", "LayerNorm.bias"],
+            [
+                "parametrizations.weight.original0",
+                "parametrizations.weight.original1",
+            ],
+        ),
+        (
+            "b",
+            2,
+            ["LayerNorm.gamma", "LayerNorm.beta"],
+            ["weight_g", "weight_v"],
+        ),
+    ] {
+        let mut specs = llama(seed, 1, Dtype::F32);
+        for (at, name) in norm.iter().chain(&conv).enumerate() {
+            let name = format!("model.extra.{name}");
+            specs.push(floats(
+                &name,
+                Dtype::F32,
+                &[2],
+                [f64::from(seed as u32), at as f64],
+            ));
+        }
+        bench.model(model, &config_with(1, json!({})), &specs);
+    }
+    let out = load(&bench.merge(LINEAR, &[]));
+    for (at, name) in [
+        "LayerNorm.weight",
+        "LayerNorm.bias",
+        "parametrizations.weight.original0",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let found = out
+            .iter()
+            .find(|(own, _)| *own == format!("model.extra.{name}"));
+        assert_eq!(found.expect(name).1.values(), [1.5, at as f64]);
+    }
+}
+
+#[test]
+fn a_component_of_diffusers_keeps_its_file_names_and_its_config() {
+    let bench = Bench::new();
+    let config = json!({"_class_name": "UNet2DConditionModel", "sample_size": 8});
+    for (model, seed) in [("a", 1), ("b", 2)] {
+        bench.file(&format!("{model}/config.json"), config.to_string());
+        let specs = [
+            floats("conv_in.weight", Dtype::F32, &[4, 4], noise(seed, 16)),
+            floats("conv_out.weight", Dtype::F32, &[4, 4], noise(seed + 9, 16)),
+        ];
+        bench.tensors(
+            &format!("{model}/diffusion_pytorch_model.safetensors"),
+            &specs,
+        );
+    }
+    let out = bench.merge(LINEAR, &[]);
+    assert!(out.join("diffusion_pytorch_model.safetensors").is_file());
+    assert_eq!(read_json(&out.join("config.json")), config);
+    let out = bench.merge(LINEAR, &["--shard-size", "64"]);
+    assert!(
+        out.join("diffusion_pytorch_model-00002-of-00002.safetensors")
+            .is_file()
+    );
+    let index = read_json(&out.join("diffusion_pytorch_model.safetensors.index.json"));
+    assert_eq!(
+        index["weight_map"]["conv_in.weight"],
+        "diffusion_pytorch_model-00001-of-00002.safetensors"
+    );
+    assert_eq!(bench.weld(&["verify", "out", "--full"]).code, Some(0));
+}
+
+/// A tokenizer of three tokens, the last of which ends turns.
+fn tokenizer(end: &str) -> String {
+    let added = json!([{"id": 2, "content": end, "special": true}]);
+    json!({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}, "added_tokens": added}).to_string()
+}
+
+#[test]
+fn generation_stops_where_the_template_ends_a_turn() {
+    let chat = |bench: &Bench, template: &str| {
+        bench.file("b/chat_template.jinja", template);
+        bench.file("a/tokenizer.json", tokenizer("<|im_end|>"));
+        bench.file("b/tokenizer.json", tokenizer("<|im_end|>"));
+        bench.file(
+            "a/generation_config.json",
+            r#"{"eos_token_id": 1, "top_p": 0.5}"#,
+        );
+    };
+    let auto = format!("{LINEAR}chat_template: auto\n");
+    let bench = bench(json!({"eos_token_id": 1}), json!({"eos_token_id": 2}));
+    chat(&bench, "{{ messages }}<|im_end|>");
+    let out = bench.merge(&auto, &[]);
+    let generation = read_json(&out.join("generation_config.json"));
+    assert_eq!(generation, json!({"eos_token_id": [2, 1], "top_p": 0.5}));
+    assert!(
+        notes(&bench, &auto)
+            .iter()
+            .any(|note| note.contains("ends turns with `<|im_end|>`"))
+    );
+    let found = findings(&bench, "out");
+    assert!(!found.contains("tokenizer.turn-end"), "{found}");
+    // The same template in a model that stops elsewhere.
+    bench.file("a/chat_template.jinja", "{{ messages }}<|im_end|>");
+    let found = findings(&bench, "a");
+    assert!(found.contains("tokenizer.turn-end"), "{found}");
+    // With the template of a model, and no generation config: the config's token stays one.
+    std::fs::remove_file(bench.path("a/generation_config.json")).unwrap();
+    let out = bench.merge(&auto, &[]);
+    assert_eq!(
+        read_json(&out.join("generation_config.json")),
+        json!({"eos_token_id": [2, 1]})
+    );
+    // A template whose tokens nobody has.
+    let message = refused_plan(&bench, &format!("{LINEAR}chat_template: llama3\n"));
+    assert!(
+        message.contains("marks turns with `<|eot_id|>`, `<|start_header_id|>`"),
+        "{message}"
+    );
+    // Where the tokenizer's own end ends turns, nothing is to do.
+    let own = bench_of_eos();
+    let out = own.merge(&auto, &[]);
+    assert_eq!(
+        read_json(&out.join("generation_config.json")),
+        json!({"eos_token_id": 1})
+    );
+}
+
+/// Two models whose template ends turns with the tokenizer's own end.
+fn bench_of_eos() -> Bench {
+    let bench = bench(json!({}), json!({}));
+    bench.file("b/chat_template.jinja", "{{ messages }}{{ eos_token }}");
+    for model in ["a", "b"] {
+        bench.file(&format!("{model}/tokenizer.json"), tokenizer("<|im_end|>"));
+    }
+    bench.file("a/generation_config.json", r#"{"eos_token_id": 1}"#);
+    bench
+}
+
+#[test]
+fn files_that_configs_name_must_be_there() {
+    let bench = bench(json!({}), json!({}));
+    let found = |bench: &Bench| findings(bench, "a");
+    bench.file(
+        "a/processor_config.json",
+        r#"{"auto_map": {"AutoProcessor": "org/code--processing_x.X"}}"#,
+    );
+    let modules = json!([{"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}]);
+    bench.file("a/modules.json", modules.to_string());
+    bench.file("a/1_Pooling/config.json", "{}");
+    assert!(!found(&bench).contains("config.named-file-missing"));
+    let dense = json!([{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]);
+    bench.file("a/modules.json", dense.to_string());
+    bench.file("a/2_Dense/config.json", "{}");
+    let text = found(&bench);
+    assert!(
+        text.contains("config.named-file-missing") && text.contains("2_Dense/model.safetensors"),
+        "{text}"
+    );
+    bench.tensors(
+        "a/2_Dense/model.safetensors",
+        &[floats("w", Dtype::F32, &[1], [1.0])],
+    );
+    assert!(!found(&bench).contains("config.named-file-missing"));
+    bench.file(
+        "a/tokenizer_config.json",
+        r#"{"auto_map": {"AutoTokenizer": ["parts.tokenization_x.T", null]}}"#,
+    );
+    let text = found(&bench);
+    assert!(text.contains("parts/tokenization_x.py"), "{text}");
+    bench.file("a/parts/tokenization_x.py", "pass");
+    assert!(!found(&bench).contains("config.named-file-missing"));
 }
 
 #[test]

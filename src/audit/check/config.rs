@@ -1,9 +1,12 @@
 //! Checks config.json by itself, and the dtypes that it states.
 
 use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::Value;
 
 use crate::{Finding, Place, Report, Severity};
-use checkpoint::{Checkpoint, CheckpointError, Survey};
+use checkpoint::{Checkpoint, CheckpointError, Survey, parse_json, read_sidecar, settings};
 use errors::Hint;
 use numeric::FloatType;
 
@@ -16,6 +19,10 @@ checks! {
         "The checkpoint has no config.json",
         "Nothing says what the tensors should be, and loaders of whole models refuse it.",
         "copy the config.json of the model";
+    NAMED = "config.named-file-missing", Error,
+        "A file that a config names is not there",
+        "Loaders need it for the tokenizer, the processor, the code, or a module behind the model.",
+        "restore the file from where the checkpoint was made";
     DTYPE = "config.dtype", Note,
         "config.json names another dtype than most weights have",
         "Loaders convert the weights to it, which loses precision or wastes memory.",
@@ -32,6 +39,7 @@ checks! {
 
 /// Checks config.json.
 pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Report) {
+    named_files(model, report);
     let is_config =
         |problem: &&CheckpointError| matches!(problem, CheckpointError::JsonMalformed { .. });
     if let Some(problem) = survey.problems.iter().find(is_config) {
@@ -98,4 +106,104 @@ pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Rep
         let place = Place::field("config.json", key);
         report.add(Finding::new(&DTYPE, place, most, format!("`{stated}`")));
     }
+}
+
+/// The configs that may name code.
+const WITH_CODE: [&str; 5] = [
+    "config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+];
+
+/// Modules of sentence-transformers that need a config of their own, and whether they have weights.
+const MODULES: [(&str, bool); 5] = [
+    ("Pooling", false),
+    ("Dense", true),
+    ("CNN", true),
+    ("LSTM", true),
+    ("WeightedLayerPooling", true),
+];
+
+/// Reports code that an `auto_map` names, and parts of modules that `modules.json` names, which are not there.
+fn named_files(model: &Checkpoint, report: &mut Report) {
+    if model.is_single_file() {
+        return;
+    }
+    let there = |name: &str| fs::symlink_metadata(model.location().path.join(name)).is_ok();
+    let mut missing = |file: &str, field: &str, name: String| {
+        let place = Place::field(file, field.to_owned());
+        report.add(Finding::new(
+            &NAMED,
+            place,
+            format!("the file `{}`", name.escape_debug()),
+            "none",
+        ));
+    };
+    for file in WITH_CODE {
+        // What cannot be read is a finding of its own.
+        let config = settings(model, file).ok().flatten();
+        let map = config
+            .as_ref()
+            .and_then(|config| config.get("auto_map")?.as_object());
+        let mut names: Vec<String> = map
+            .into_iter()
+            .flatten()
+            .flat_map(|(_, value)| code_files(value))
+            .collect();
+        names.sort();
+        names.dedup();
+        for name in names.into_iter().filter(|name| !there(name)) {
+            missing(file, "auto_map", name);
+        }
+    }
+    let modules = read_sidecar(&model.location().path.join("modules.json")).ok();
+    let modules = modules.and_then(|bytes| parse_json(&bytes).ok());
+    for module in modules
+        .as_ref()
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        let text = |key: &str| module.get(key).and_then(Value::as_str);
+        let (Some(path), Some(kind)) = (text("path"), text("type")) else {
+            continue;
+        };
+        let is_of = |(name, _): &&(&str, bool)| kind.rsplit('.').next() == Some(*name);
+        let Some((_, weights)) = MODULES.iter().find(is_of).filter(|_| is_plain(path)) else {
+            continue;
+        };
+        let mut needed = vec![format!("{path}/config.json")];
+        let stored =
+            ["model.safetensors", "pytorch_model.bin"].map(|name| format!("{path}/{name}"));
+        if *weights && !stored.iter().any(|name| there(name)) {
+            needed.push(stored[0].clone());
+        }
+        for name in needed.into_iter().filter(|name| !there(name)) {
+            missing("modules.json", "path", name);
+        }
+    }
+}
+
+/// The Python files that a value of an `auto_map` names; code of other repositories is loaded from there.
+fn code_files(value: &Value) -> Vec<String> {
+    let list = match value {
+        Value::Array(list) => list.as_slice(),
+        value => std::slice::from_ref(value),
+    };
+    let file = |class: &str| {
+        let (module, _) = class.rsplit_once('.')?;
+        let name = format!("{}.py", module.replace('.', "/"));
+        (!class.contains("--") && is_plain(&name)).then_some(name)
+    };
+    list.iter()
+        .filter_map(Value::as_str)
+        .filter_map(file)
+        .collect()
+}
+
+/// Whether a path stays within the folder.
+fn is_plain(path: &str) -> bool {
+    !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }

@@ -1,12 +1,14 @@
 //! Checks the tokenizer's files, and that every token id has a row in the embedding.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use crate::{Finding, Place, Report, Severity};
 use architecture::is_input_embedding;
-use checkpoint::{Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, settings};
+use checkpoint::{
+    Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, settings, turn_end_beside,
+};
 use plan::chat_template_parses;
 
 checks! {
@@ -34,6 +36,10 @@ checks! {
         "A special token is not in the vocabulary",
         "Loaders add it behind the last token, where the embedding may have no row for it.",
         "add it to the tokenizer, or name the token that is meant";
+    TURN_END = "tokenizer.turn-end", Warning,
+        "Generation does not stop where the chat template ends a turn",
+        "The model answers, and goes on with turns of its own until the longest length is reached.",
+        "add the token to `eos_token_id` in generation_config.json";
     DISAGREE = "tokenizer.ids-disagree", Note,
         "Files disagree on the id of a special token",
         "Which of them is used depends on how the model is loaded.",
@@ -122,7 +128,28 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             }
         }
     }
-    template(model, report);
+    let template = template(model, report);
+    if let (Some(template), Some(tokenizer)) = (template, &tokenizer) {
+        let of_file = |name: &str| files.get(name)?.get("eos_token_id").and_then(ids_of);
+        let of_config = || model.config()?.get("eos_token_id").and_then(ids_of);
+        let stops = of_file("generation_config.json")
+            .or_else(of_config)
+            .unwrap_or_default();
+        let stops: BTreeSet<u64> = stops
+            .into_iter()
+            .filter_map(|id| u64::try_from(id).ok())
+            .collect();
+        // Where nothing says what generation stops at, the caller does.
+        let end = turn_end_beside(&template, tokenizer, &stops).filter(|_| !stops.is_empty());
+        if let Some((token, id)) = end {
+            report.add(Finding::new(
+                &TURN_END,
+                Place::field("generation_config.json", "eos_token_id"),
+                format!("{id}, the id of `{token}`, among the stop tokens"),
+                format!("{stops:?}"),
+            ));
+        }
+    }
     for token in SPECIAL_TOKENS {
         let mut ids: Vec<(&str, Vec<i64>)> = Vec::new();
         let key = format!("{token}_token_id");
@@ -172,11 +199,15 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
     }
 }
 
-fn template(model: &Checkpoint, report: &mut Report) {
+/// Checks the chat template, and returns it if it is sound.
+fn template(model: &Checkpoint, report: &mut Report) -> Option<String> {
     match chat_template(model) {
         Ok(None) => {}
         Ok(Some(text)) => match chat_template_parses(&text) {
-            Ok(()) => report.extend(second_template(model, &text)),
+            Ok(()) => {
+                report.extend(second_template(model, &text));
+                return Some(text);
+            }
             Err(why) => report.add(Finding::new(
                 &TEMPLATE,
                 Place::file("the chat template"),
@@ -195,6 +226,7 @@ fn template(model: &Checkpoint, report: &mut Report) {
             error.to_string(),
         )),
     }
+    None
 }
 
 /// The finding that tokenizer_config.json has another template than the file of its own that most loaders take.

@@ -12,16 +12,14 @@ use super::{Request, checks};
 use crate::loaders::{Role, is_apart, is_below, role_of};
 use crate::{CheckInfo, Finding, Place, Report, Skipped};
 use checkpoint::{
-    Checkpoint, CheckpointError, Location, TreeEntry, parse_json, read_bounded, read_sidecar, tree,
+    Checkpoint, CheckpointError, Location, TreeEntry, index_name, parse_json, read_bounded,
+    read_sidecar, stem_of, tree,
 };
 use plan::Plan;
 use run::{LOCK_FILE, Lock};
 
-/// The index that loaders look for beside several files of safetensors.
-const INDEX: &str = "model.safetensors.index.json";
-
-/// The only file of weights that loaders look for without an index.
-const SINGLE: &str = "model.safetensors";
+/// What diffusers begins the names of weights with.
+const DIFFUSERS: &str = "diffusion_pytorch_model";
 
 /// The largest index that is read; checked already when the checkpoint was opened.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -180,7 +178,7 @@ pub(super) fn judge(
             .outputs
             .files
             .iter()
-            .filter(|(name, _)| !known.contains(*name) && *name != INDEX);
+            .filter(|(name, _)| !known.contains(*name) && **name != index_of(model));
         for (name, digest) in left {
             report.extend(held_to_digest(folder, name, digest));
             by_lock.push(name.clone());
@@ -245,18 +243,35 @@ fn listed(what: &str, names: &[String]) -> String {
     }
 }
 
+/// What the names of weights begin with where loaders look for them: diffusers has a name of its own.
+fn stem(model: &Checkpoint) -> &'static str {
+    let shards = model.shards();
+    let first = shards.first().map(|shard| shard.file_name());
+    match first.as_deref().map(stem_of) {
+        Some(DIFFUSERS) => DIFFUSERS,
+        _ => "model",
+    }
+}
+
+/// The name of the index by which loaders find the weights.
+fn index_of(model: &Checkpoint) -> String {
+    format!("{}.safetensors.index.json", stem(model))
+}
+
 /// The files of weights that were read, and their index.
 fn weights(model: &Checkpoint, folder: &FolderListing) -> BTreeSet<String> {
     let shards = model.shards();
     let mut names: BTreeSet<String> = shards.iter().map(|shard| shard.file_name()).collect();
     if shards.len() > 1 {
-        let index = [INDEX, "pytorch_model.bin.index.json"];
-        let here = |name: &&str| folder.entries.contains_key(*name);
         let index = match shards.iter().all(|shard| shard.header_len > 0) {
-            true => index.first(),
-            false => index.last(),
+            true => index_of(model),
+            false => "pytorch_model.bin.index.json".to_owned(),
         };
-        names.extend(index.copied().filter(here).map(str::to_owned));
+        names.extend(
+            [index]
+                .into_iter()
+                .filter(|name| folder.entries.contains_key(name)),
+        );
     }
     names
 }
@@ -267,11 +282,11 @@ fn missing_names(model: &Checkpoint, folder: &FolderListing, exact: bool) -> Opt
     let safetensors = shards.iter().all(|shard| shard.header_len > 0);
     let wanted = match shards.len() {
         0 => return None,
-        1 => SINGLE,
-        _ => INDEX,
+        1 => format!("{}.safetensors", stem(model)),
+        _ => index_of(model),
     };
     let needed = safetensors && (exact || shards.len() > 1);
-    (needed && !folder.entries.contains_key(wanted)).then(|| {
+    (needed && !folder.entries.contains_key(&wanted)).then(|| {
         let expected = "the file, by which loaders find the weights";
         Finding::new(&checks::FILE, Place::file(wanted), expected, "none")
     })
@@ -301,9 +316,10 @@ fn metadata(model: &Checkpoint, folder: &FolderListing, exact: bool) -> Vec<Find
             find(shard.file_name(), "__metadata__.format", "`pt`", found);
         }
     }
+    let name = index_of(model);
     let index = folder
         .entries
-        .get(INDEX)
+        .get(&name)
         .filter(|_| exact && model.shards().len() > 1);
     let index = index
         .and_then(|(entry, _)| read_bounded(&entry.path, MAX_INDEX_BYTES, "index, in bytes").ok());
@@ -325,7 +341,7 @@ fn metadata(model: &Checkpoint, folder: &FolderListing, exact: bool) -> Vec<Find
                 if found.and_then(Value::as_u64) != Some(bytes) {
                     let found = found.map_or("none".to_owned(), Value::to_string);
                     find(
-                        INDEX.to_owned(),
+                        name.clone(),
                         "metadata.total_size",
                         &bytes.to_string(),
                         found,
@@ -337,7 +353,7 @@ fn metadata(model: &Checkpoint, folder: &FolderListing, exact: bool) -> Vec<Find
     }
     if !others.is_empty() {
         let found = listed("also", &others);
-        find(INDEX.to_owned(), "metadata", "`total_size` alone", found);
+        find(name, "metadata", "`total_size` alone", found);
     }
     findings
 }
@@ -346,7 +362,8 @@ fn metadata(model: &Checkpoint, folder: &FolderListing, exact: bool) -> Vec<Find
 fn lock_lacks(plan: Option<&Plan>, lock: &Lock) -> Option<Finding> {
     let plan = plan?;
     let config = plan.config.is_some().then_some("config.json");
-    let index = (plan.shards.len() > 1).then_some(INDEX);
+    let index = index_name(&plan.shards);
+    let index = (plan.shards.len() > 1).then_some(index.as_str());
     let made = plan.made.iter().map(|(name, _)| name.as_str());
     let copied = plan.sidecars.iter().map(|(_, file)| file.name.as_str());
     let all = config.into_iter().chain(index).chain(made).chain(copied);

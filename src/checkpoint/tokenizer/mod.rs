@@ -4,9 +4,12 @@
 //! by which new tokens get ids.
 
 mod file;
+mod sentencepiece;
 mod settings;
+mod turns;
 mod vocabulary;
 
 pub use file::{AddedToken, Tokenizer, TokenizerKind};
 pub use settings::{chat_template, settings};
+pub use turns::{turn_end_beside, unknown_turn_tokens};
 pub use vocabulary::{VocabularyComparison, compare_vocabularies};

@@ -15,6 +15,7 @@ use super::super::home::file_in;
 use super::super::json::{LFS_POINTER, is_lfs_pointer};
 use super::super::limits::MAX_TOKENIZER_BYTES;
 use super::super::reader::Checkpoint;
+use super::sentencepiece::{is_sentencepiece, pieces};
 
 /// The result of comparing two vocabularies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,10 +70,62 @@ pub fn compare_vocabularies(
         return Ok(VocabularyComparison::Same);
     }
     let (a, b) = (&a.location().path, &b.location().path);
-    Ok(match (read_vocabulary(a)?, read_vocabulary(b)?) {
-        (Some(a), Some(b)) => compare(&a, &b),
-        _ => VocabularyComparison::Unknown,
-    })
+    let (Some(a), Some(b)) = (read_vocabulary(a)?, read_vocabulary(b)?) else {
+        return Ok(VocabularyComparison::Unknown);
+    };
+    let (mut ids_a, mut ids_b) = (a.ids, b.ids);
+    match (a.is_pieces, b.is_pieces) {
+        (true, false) => ids_a = as_in(ids_a, &mut ids_b),
+        (false, true) => ids_b = as_in(ids_b, &mut ids_a),
+        _ => {}
+    }
+    Ok(compare(&ids_a, &ids_b))
+}
+
+/// A model's vocabulary, as a file has it.
+struct ReadVocabulary {
+    ids: Vocabulary,
+    /// Whether it is a SentencePiece model, of which tokenizers move the ids by a fixed number, or name tokens of their
+    /// own before the others.
+    is_pieces: bool,
+}
+
+/// The pieces of a SentencePiece model by the ids that they have in another vocabulary if it is of the same model;
+/// tokens that only a tokenizer adds are left out of both.
+fn as_in(pieces: Vocabulary, other: &mut Vocabulary) -> Vocabulary {
+    let by_text: HashMap<&str, u64> = other
+        .iter()
+        .map(|(id, text)| (text.as_str(), *id))
+        .collect();
+    let mut moved: BTreeMap<i128, usize> = BTreeMap::new();
+    for (id, text) in &pieces {
+        if let Some(other) = by_text.get(text.as_str()) {
+            *moved
+                .entry(i128::from(*other) - i128::from(*id))
+                .or_default() += 1;
+        }
+    }
+    let by = moved
+        .iter()
+        .max_by_key(|(_, count)| **count)
+        .map_or(0, |(by, _)| *by);
+    let is_piece = |id: &u64| {
+        let own = u64::try_from(i128::from(*id) - by).ok();
+        own.is_some_and(|own| is_ordinary(own, &pieces))
+    };
+    other.retain(|id, _| is_piece(id));
+    let own = pieces.iter().filter(|(id, _)| is_ordinary(**id, &pieces));
+    let own = own
+        .filter_map(|(id, text)| Some((u64::try_from(i128::from(*id) + by).ok()?, text.clone())));
+    own.collect()
+}
+
+/// Whether a piece is text, and no control symbol, which tokenizers give other ids.
+fn is_ordinary(id: u64, pieces: &Vocabulary) -> bool {
+    let control = |text: &String| {
+        text.starts_with('<') && text.ends_with('>') || text.starts_with('[') && text.ends_with(']')
+    };
+    pieces.get(&id).is_some_and(|text| !control(text))
 }
 
 fn compare(a: &Vocabulary, b: &Vocabulary) -> VocabularyComparison {
@@ -134,11 +187,16 @@ fn fill(file: &mut File, path: &Path, chunk: &mut [u8]) -> Result<usize, Checkpo
 }
 
 /// The vocabulary of a folder, from the first of its files that has one.
-fn read_vocabulary(folder: &Path) -> Result<Option<Vocabulary>, CheckpointError> {
-    let readers: [(&str, Reader); 3] = [
+fn read_vocabulary(folder: &Path) -> Result<Option<ReadVocabulary>, CheckpointError> {
+    let readers: [(&str, Reader); 8] = [
         ("tokenizer.json", from_tokenizer_json),
         ("vocab.json", from_vocab_json),
         ("vocab.txt", from_vocab_txt),
+        ("tokenizer.model", from_sentencepiece),
+        ("spiece.model", from_sentencepiece),
+        ("sentencepiece.bpe.model", from_sentencepiece),
+        ("sentencepiece.model", from_sentencepiece),
+        ("spm.model", from_sentencepiece),
     ];
     for (name, read) in readers {
         if let Some(path) = file_in(folder, name)? {
@@ -147,9 +205,10 @@ fn read_vocabulary(folder: &Path) -> Result<Option<Vocabulary>, CheckpointError>
                 let detail = LFS_POINTER.to_owned();
                 return Err(CheckpointError::JsonMalformed { path, detail });
             }
-            let vocabulary = read(folder, &bytes).map_err(|e| e.at(path))?;
-            if !vocabulary.is_empty() {
-                return Ok(Some(vocabulary));
+            let ids = read(folder, &bytes).map_err(|e| e.at(path))?;
+            if !ids.is_empty() {
+                let is_pieces = name.ends_with(".model");
+                return Ok(Some(ReadVocabulary { ids, is_pieces }));
             }
         }
     }
@@ -162,6 +221,8 @@ type Reader = fn(&Path, &[u8]) -> Result<Vocabulary, ReadError>;
 /// An error in this file or in one beside it.
 enum ReadError {
     Json(serde_json::Error),
+    /// Why the file is no SentencePiece model.
+    Pieces(String),
     Other(CheckpointError),
 }
 
@@ -172,6 +233,7 @@ impl ReadError {
                 path,
                 detail: plain(&error),
             },
+            ReadError::Pieces(detail) => CheckpointError::JsonMalformed { path, detail },
             ReadError::Other(error) => error,
         }
     }
@@ -211,6 +273,15 @@ fn from_tokenizer_json(_: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> 
         vocabulary.insert(token.id, token.content);
     }
     Ok(vocabulary)
+}
+
+fn from_sentencepiece(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
+    // Files of this name may hold a vocabulary of tiktoken, which nothing here reads.
+    if !is_sentencepiece(bytes) {
+        return Ok(Vocabulary::new());
+    }
+    let pieces = pieces(bytes).map_err(ReadError::Pieces)?;
+    with_added_tokens(folder, (0..).zip(pieces).collect())
 }
 
 fn from_vocab_json(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
@@ -280,6 +351,7 @@ impl<'de> Deserialize<'de> for Tokens {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sentencepiece::tests::model;
     use super::*;
     use crate::fixtures::{safetensors, write};
     use crate::locate::Location;
@@ -378,6 +450,78 @@ mod tests {
             message.contains("added_tokens.json is malformed"),
             "{message}"
         );
+    }
+
+    /// Two folders with these files.
+    fn compared_bytes(
+        a: (&str, &[u8]),
+        b: (&str, &[u8]),
+    ) -> Result<VocabularyComparison, CheckpointError> {
+        let open = |(name, bytes): (&str, &[u8])| {
+            let folder = tempfile::tempdir().unwrap();
+            let weights = safetensors(&[("w", "F32", &[1])]);
+            write(&folder.path().join("model.safetensors"), &weights);
+            write(&folder.path().join(name), bytes);
+            let location = Location::local(folder.path());
+            (Checkpoint::open("m", &location).unwrap(), folder)
+        };
+        let ((a, _keep_a), (b, _keep_b)) = (open(a), open(b));
+        compare_vocabularies(&a, &b)
+    }
+
+    #[test]
+    fn sentencepiece_models_are_compared_with_each_other_and_with_tokenizer_json() {
+        let one = model(&["<unk>", "<s>", "a", "b", "c"]);
+        let other = model(&["<unk>", "<s>", "b", "a", "c"]);
+        let differ = |found: Result<VocabularyComparison, CheckpointError>| match found.unwrap() {
+            VocabularyComparison::Conflict { differing, .. } => differing,
+            VocabularyComparison::Same => 0,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            differ(compared_bytes(
+                ("tokenizer.model", &one),
+                ("spiece.model", &one)
+            )),
+            0
+        );
+        assert_eq!(
+            differ(compared_bytes(
+                ("tokenizer.model", &one),
+                ("tokenizer.model", &other)
+            )),
+            2
+        );
+        let json = |tokens: &[&str]| {
+            let vocab: Vec<(&str, f64)> = tokens.iter().map(|token| (*token, 0.0)).collect();
+            serde_json::json!({"model": {"type": "Unigram", "vocab": vocab}})
+                .to_string()
+                .into_bytes()
+        };
+        let same = json(&["<unk>", "<s>", "a", "b", "c"]);
+        // fairseq's models begin with other control symbols, so the pieces move.
+        let moved = json(&["<s>", "<pad>", "</s>", "<unk>", "a", "b", "c"]);
+        let wrong = json(&["<unk>", "<s>", "b", "a", "c"]);
+        for (json, expected) in [(&same, 0), (&moved, 0), (&wrong, 2)] {
+            assert_eq!(
+                differ(compared_bytes(
+                    ("tokenizer.model", &one),
+                    ("tokenizer.json", json)
+                )),
+                expected
+            );
+            assert_eq!(
+                differ(compared_bytes(
+                    ("tokenizer.json", json),
+                    ("tokenizer.model", &one)
+                )),
+                expected
+            );
+        }
+        let tiktoken = compared_bytes(("tokenizer.model", b"IQ== 0\n"), ("tokenizer.model", &one));
+        assert_eq!(tiktoken.unwrap(), VocabularyComparison::Unknown);
+        let broken = compared_bytes(("tokenizer.model", &one[..9]), ("tokenizer.model", &one));
+        assert!(errors::in_one_line(&broken.unwrap_err()).contains("no SentencePiece model"));
     }
 
     #[test]

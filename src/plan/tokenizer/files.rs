@@ -6,9 +6,9 @@ use super::Alignment;
 use checkpoint::{AddedToken, Checkpoint, CheckpointError, json_text, parse_json, settings};
 
 /// A generated file: its name and bytes.
-type Made = (String, Vec<u8>);
+pub(super) type Made = (String, Vec<u8>);
 
-fn made(name: &str, entries: Map<String, Value>) -> Made {
+pub(super) fn made(name: &str, entries: Map<String, Value>) -> Made {
     let text = json_text(&Value::Object(entries), None);
     (name.to_owned(), text.into_bytes())
 }

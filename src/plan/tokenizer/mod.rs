@@ -1,13 +1,14 @@
 //! The output's vocabulary: which tokens it has, and which row of which model stands for each.
 //!
 //! This module knows tokens, ids and rows. `tensors` finds the tensors with a row per token, `ids` renumbers ids in
-//! configs, `files` writes the vocabulary's files, `chat` the chat template.
+//! configs, `files` writes the vocabulary's files, `chat` the chat template, `stops` the tokens that end its turns.
 
 mod chat;
 mod files;
 mod ids;
 mod limits;
 mod rows;
+mod stops;
 mod tensors;
 
 use std::cell::RefCell;
@@ -18,6 +19,7 @@ pub(super) use chat::chat_template;
 pub use chat::parses as chat_template_parses;
 pub(super) use files::{made_files, with_template};
 pub use rows::Filled;
+pub(super) use stops::stop_at_turns;
 pub(super) use tensors::Aligned;
 
 use super::models::Models;

@@ -158,8 +158,8 @@ impl Original {
         let listed: Vec<(String, Dtype, Vec<usize>)> = tensors
             .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
             .collect();
-        let shards =
-            shard_layout(&listed, u64::MAX).map_err(|error| Obstacle::Model(error.to_string()))?;
+        let shards = shard_layout(&listed, u64::MAX, "model")
+            .map_err(|error| Obstacle::Model(error.to_string()))?;
         let mut bytes = Vec::new();
         for shard in shards {
             bytes.extend_from_slice(&shard.header);
@@ -184,7 +184,7 @@ fn lay_out(tensors: &[Tensor]) -> Result<(Vec<ShardLayout>, String), MutateError
         .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
         .collect();
     let shard = (total / 2 + 1) as u64;
-    let shards = shard_layout(&listed, shard).map_err(MutateError::Unreadable)?;
+    let shards = shard_layout(&listed, shard, "model").map_err(MutateError::Unreadable)?;
     let index = index_json(&shards, &listed);
     Ok((shards, index))
 }

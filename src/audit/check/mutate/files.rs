@@ -427,6 +427,36 @@ pub(super) static DEFECTS: &[Defect] = &[
         },
     ),
     Defect::new(
+        "an end of turn that is no stop token",
+        &tokenizer::TURN_END,
+        |draft| {
+            if draft.original.rows()? < 3 {
+                return Err(Obstacle::model("it has too few tokens"));
+            }
+            let token = json!({"id": 1, "content": "<|im_end|>", "special": true});
+            let text = json!({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": [token]});
+            draft.put("tokenizer.json", text.to_string())?;
+            draft.put("chat_template.jinja", "{{ messages[0].content }}<|im_end|>")?;
+            for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+                if draft.has(file) {
+                    draft.remove(file)?;
+                }
+            }
+            draft.edit_json("generation_config.json", |entries| {
+                entries.insert("eos_token_id".to_owned(), json!(0));
+            })?;
+            draft.set_config("eos_token_id", json!(0))
+        },
+    ),
+    Defect::new("code that is not there", &config::NAMED, |draft| {
+        let map = json!({"AutoTokenizer": ["tokenization_x.X", null]});
+        draft.edit_json("processor_config.json", |entries| {
+            entries.insert("auto_map".to_owned(), map);
+        })?;
+        Ok("processor_config.json: auto_map".to_owned())
+    })
+    .with(&[&safety::CODE]),
+    Defect::new(
         "two ids of one special token",
         &tokenizer::DISAGREE,
         |draft| {
@@ -465,7 +495,7 @@ pub(super) static DEFECTS: &[Defect] = &[
     Defect::new(
         "code that is loaded with the model",
         &safety::CODE,
-        |draft| draft.set_config("auto_map", json!({"AutoModel": "modeling_x.X"})),
+        |draft| draft.set_config("auto_map", json!({"AutoModel": "org/code--modeling_x.X"})),
     ),
     Defect::new("a link out of the folder", &safety::LINK, |draft| {
         let name = "notes.json";
