@@ -1,7 +1,7 @@
 //! Mutated inputs: nothing panics or hangs, and every outcome is right.
 //!
 //! Each target builds small good files, changes some of them as a seed says, and holds what happens to rules: a merge
-//! is refused with a message and leaves nothing, or its output verifies; nothing that was changed after a merge
+//! is refused with a message and leaves nothing, or its output verifies and passes `check`; nothing that was changed after a merge
 //! verifies; no changed file holds under its old signature.
 //!
 //! The gate tries a few hundred seeds of each target. For as long as one likes, or to repeat one that failed:

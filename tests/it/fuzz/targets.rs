@@ -440,8 +440,7 @@ pub(super) fn templates(random: &mut Random) -> Outcome {
     ];
     let mut text = mutate::text(random, TEMPLATE, &words);
     if random.one_in(3) {
-        // The parser counts no more than 65,535 columns.
-        let many = 1 << random.below(12);
+        let many = 1 << random.below(16);
         let piece = random.pick(&words).repeat(many);
         text = format!("{text}{{{{ 1{piece} }}}}");
     }

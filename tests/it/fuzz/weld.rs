@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use weldment::audit::check::check;
+use weldment::audit::check::{check, check_written};
 use weldment::audit::formats::Format;
 use weldment::audit::verify::{Asked, Coverage, FolderListing, Premises, no_plan, verify};
 use weldment::audit::{Report, Severity, Verdict};
@@ -70,7 +70,12 @@ pub(super) fn merge(bench: &Bench, recipe: &str) -> Result<(), String> {
     let plan = planned(&parsed, "recipe.yml", &locator(bench), &options.into());
     let plan = plan.map_err(|error| shown(&error))?;
     let out = Folder::new(&bench.path("out"), false);
-    let done = run::run(&plan, &out, RunOptions::default(), &Silent);
+    let look = |folder: &Path| check_written(folder, &plan);
+    let options = RunOptions {
+        look: Some(&look),
+        ..RunOptions::default()
+    };
+    let done = run::run(&plan, &out, options, &Silent);
     done.map(drop)
         .map_err(|error| format!("{error} {}", error.hint().unwrap_or_default()))
 }
@@ -141,7 +146,8 @@ fn listed(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Merges to `out`. If that is refused, there is a message and nothing is left behind; else the output verifies.
+/// Merges to `out`. If that is refused, there is a message and nothing is left behind; else the output verifies, and
+/// passes `check`.
 pub(super) fn judged(bench: &Bench, recipe: &str) -> Result<(), String> {
     let before = listed(&bench.path(""));
     let merged = merge(bench, recipe);
@@ -157,7 +163,7 @@ pub(super) fn judged(bench: &Bench, recipe: &str) -> Result<(), String> {
     if more != ["out"] {
         return Err(format!("merged, and left {more:?}"));
     }
-    checked(bench, "out").ok_or("merged, but check could not run")?;
+    passes("check of the output", checked(bench, "out"))?;
     passes("verify of the output", verified(bench, "out"))
 }
 
