@@ -738,11 +738,17 @@ fn a_chat_template_is_written_where_every_version_looks() {
         &bench.merge(&recipe("chat_template: '{{ messages }}'"), &[]),
         "{{ messages }}",
     );
-    let out = bench.merge(&recipe("chat_template: chatml"), &[]);
+    let out = bench.merge(&recipe("chat_template: alpaca"), &[]);
     assert!(
         fs::read_to_string(out.join("chat_template.jinja"))
             .expect("file")
-            .contains("<|im_start|>")
+            .contains("### Instruction:")
+    );
+    fs::remove_dir_all(out).unwrap();
+    let refused = bench.refused(&recipe("chat_template: chatml"), &[]);
+    assert!(
+        refused.contains("`<|im_start|>`, and the output's vocabulary has no such token"),
+        "{refused}"
     );
 
     template("a", "{{ two }}");
