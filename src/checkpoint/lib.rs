@@ -56,7 +56,7 @@ pub use limits::MAX_SIDECAR_BYTES;
 pub use locate::{Location, Locator};
 pub use model_ref::ModelRef;
 pub use pickle::PickleImports;
-pub use reader::{Beside, Checkpoint};
+pub use reader::{Checkpoint, SidecarsFrom};
 pub use resolve::Resolver;
 pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;

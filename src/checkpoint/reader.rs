@@ -25,7 +25,7 @@ pub struct Checkpoint {
     label: String,
     location: Location,
     config: Option<ModelConfig>,
-    beside: Beside,
+    beside: SidecarsFrom,
     by_name: HashMap<String, usize>,
     source: Arc<dyn TensorSource>,
     adapter: Option<Arc<Adapter>>,
@@ -34,7 +34,7 @@ pub struct Checkpoint {
 
 /// The files beside the tensors.
 #[derive(Debug)]
-pub enum Beside {
+pub enum SidecarsFrom {
     /// There are none.
     Nothing,
     /// Those of the model's folder that belong to it.
@@ -50,7 +50,7 @@ impl Checkpoint {
         label: &str,
         location: Location,
         config: Option<ModelConfig>,
-        beside: Beside,
+        beside: SidecarsFrom,
         source: Arc<dyn TensorSource>,
     ) -> Checkpoint {
         let mut by_name = HashMap::with_capacity(source.entries().len());
@@ -119,7 +119,7 @@ impl Checkpoint {
 
     /// Whether it is a single file, without a config or other files beside it.
     pub fn is_single_file(&self) -> bool {
-        matches!(self.beside, Beside::Nothing)
+        matches!(self.beside, SidecarsFrom::Nothing)
     }
 
     /// The files beside the tensors that belong to the model, in name order.
@@ -128,9 +128,9 @@ impl Checkpoint {
     /// If its folder can't be read.
     pub fn sidecars(&self) -> Result<Vec<Sidecar>, CheckpointError> {
         match &self.beside {
-            Beside::Nothing => Ok(Vec::new()),
-            Beside::Folder => find_sidecars(&self.location.path, self.config.as_ref()),
-            Beside::Files(files) => Ok(files.clone()),
+            SidecarsFrom::Nothing => Ok(Vec::new()),
+            SidecarsFrom::Folder => find_sidecars(&self.location.path, self.config.as_ref()),
+            SidecarsFrom::Files(files) => Ok(files.clone()),
         }
     }
 
@@ -142,8 +142,8 @@ impl Checkpoint {
         &self,
     ) -> Result<Vec<(SidecarKind, CheckpointError)>, CheckpointError> {
         match &self.beside {
-            Beside::Folder => unreadable(&self.location.path, self.config.as_ref()),
-            Beside::Nothing | Beside::Files(_) => Ok(Vec::new()),
+            SidecarsFrom::Folder => unreadable(&self.location.path, self.config.as_ref()),
+            SidecarsFrom::Nothing | SidecarsFrom::Files(_) => Ok(Vec::new()),
         }
     }
 

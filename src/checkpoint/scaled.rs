@@ -224,7 +224,7 @@ mod tests {
     use super::super::fixtures::{raw, write};
     use super::super::in_memory::{Bytes, InMemory};
     use super::super::locate::Location;
-    use super::super::reader::{Beside, Checkpoint};
+    use super::super::reader::{Checkpoint, SidecarsFrom};
     use super::*;
     use serde_json::json;
 
@@ -351,7 +351,13 @@ mod tests {
 
         let scaled = Arc::new(source(&[3, 3]).unwrap());
         let plain = values(&*scaled, 0);
-        let model = Checkpoint::new("m", Location::local("m"), None, Beside::Nothing, scaled);
+        let model = Checkpoint::new(
+            "m",
+            Location::local("m"),
+            None,
+            SidecarsFrom::Nothing,
+            scaled,
+        );
         let model = model.adapted(&Location::local(folder.path())).unwrap();
         assert_eq!(model.bytes(0), None);
         let entry = &model.tensors()[0];

@@ -19,7 +19,7 @@ use super::hub::{listed_names, snapshot_of};
 use super::index::Index;
 use super::locate::Location;
 use super::quantised::{only_config_says, refuse_quantised};
-use super::reader::{Beside, Checkpoint};
+use super::reader::{Checkpoint, SidecarsFrom};
 use super::shard::FOLDER_NAMED_AS_A_FILE;
 use super::sidecars::is_carried;
 use super::unread::download_hint;
@@ -173,8 +173,8 @@ impl Survey {
         notes.extend(total_size.clone());
         let quantised = refuse_quantised(label, config.as_ref(), &files, &by_name).err();
         let beside = match is_dir {
-            true => Beside::Folder,
-            false => Beside::Nothing,
+            true => SidecarsFrom::Folder,
+            false => SidecarsFrom::Nothing,
         };
         Ok(Survey {
             partial,

@@ -10,14 +10,14 @@ use numeric::Real;
 
 /// The elements of a stream to keep: the `count` largest, after skipping the `skip` largest.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted {
+pub(super) struct RankRange {
     pub(super) stream: usize,
     pub(super) skip: u64,
     /// At least one.
     pub(super) count: u64,
 }
 
-impl Wanted {
+impl RankRange {
     /// How many ranks have to be found.
     pub(super) fn ranks(skip: u64) -> usize {
         if skip > 0 { 2 } else { 1 }
@@ -29,10 +29,10 @@ impl<K: Clone> Order<K> {
     pub(super) fn intervals<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
-        wanted: &[Wanted],
+        wanted: &[RankRange],
     ) -> Result<Vec<KeyInterval>, Counts<K>> {
         let mut ranks = Vec::new();
-        for &Wanted {
+        for &RankRange {
             stream,
             skip,
             count,

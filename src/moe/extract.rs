@@ -231,7 +231,7 @@ impl Extraction<'_> {
                 }
             }
         }
-        out.fates = self.pieces.fates(&out.planned, None);
+        out.usages = self.pieces.usages(&out.planned, None);
         out
     }
 
@@ -284,7 +284,7 @@ impl Extraction<'_> {
                     first.segment = Segment::plain((hidden * self.width) as u64);
                 }
                 PlannedTensor {
-                    views: vec![Some(View::Beside(parts))],
+                    views: vec![Some(View::HConcat(parts))],
                     ..self.pieces.join(name, pieces, vec![hidden, self.width])
                 }
             }

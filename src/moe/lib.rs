@@ -24,7 +24,7 @@ pub use identity::prove_identity;
 
 use std::sync::Arc;
 
-use checkpoint::{Beside, Checkpoint, ModelRef, Resolver};
+use checkpoint::{Checkpoint, ModelRef, Resolver, SidecarsFrom};
 use errors::Refusal;
 use exact::Misfit;
 use family::Dense;
@@ -200,23 +200,23 @@ fn finish(
 ) -> Option<Plan> {
     let Tensors {
         planned,
-        invented,
+        synthesized,
         equal,
-        mut fates,
+        mut usages,
         ..
     } = decided.tensors;
     if let Some(file) = decided.file {
-        fates[file].fill(plan::Fate::Used(1));
+        usages[file].fill(plan::TensorUsage::Used(1));
     }
     if let Some(router) = decided.router {
         let location = models.checkpoints[base].location().clone();
-        fates.push(vec![plan::Fate::Used(1); invented.len()]);
+        usages.push(vec![plan::TensorUsage::Used(1); synthesized.len()]);
         models.checkpoints.push(Arc::new(Checkpoint::new(
             INVENTED,
             location,
             None,
-            Beside::Nothing,
-            Arc::new(Routers::new(router, invented)),
+            SidecarsFrom::Nothing,
+            Arc::new(Routers::new(router, synthesized)),
         )));
         models.at.push(None);
     }
@@ -234,7 +234,7 @@ fn finish(
         models,
         tensors: planned,
         equal,
-        fates,
+        usages,
         config: decided.config,
         sidecars,
         made: Vec::new(),

@@ -187,7 +187,7 @@ impl Mixture {
             models,
             dtype,
             main: dtype.or(stored).unwrap_or(FloatType::F32).dtype(),
-            invented: models.checkpoints.len(),
+            synthesized: models.checkpoints.len(),
         }
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use super::adjust::{Adjust, Segment};
 use super::family::Dense;
-use super::router::{self, Invented};
+use super::router::{self, Synthesized};
 use architecture::{Matrix, is_derived_buffer, is_output_head};
 use checkpoint::{Checkpoint, Dtype, TensorEntry};
 use numeric::FloatType;
-use plan::{Fate, Models, Operation, Part, PlannedTensor, Problems, SourceTensor, View};
+use plan::{Models, Operation, Part, PlannedTensor, Problems, SourceTensor, TensorUsage, View};
 use recipe::Position;
 
 /// The name of this operation in plans.
@@ -26,17 +26,17 @@ pub(super) struct Pieces<'a> {
     /// The dtype of experts and routers.
     pub(super) main: Dtype,
     /// The number of the source that will hold the tensors that no model has.
-    pub(super) invented: usize,
+    pub(super) synthesized: usize,
 }
 
 /// The planned tensors, and those among them that no model has.
 #[derive(Default)]
 pub(super) struct Tensors {
     pub(super) planned: Vec<PlannedTensor>,
-    pub(super) invented: Vec<(TensorEntry, Invented)>,
+    pub(super) synthesized: Vec<(TensorEntry, Synthesized)>,
     /// Pairs of tensors that must be equal because only one of them is written: the model and the two tensors.
     pub(super) equal: Vec<(usize, usize, usize)>,
-    pub(super) fates: Vec<Vec<Fate>>,
+    pub(super) usages: Vec<Vec<TensorUsage>>,
     /// The routers' names, one per layer with experts.
     pub(super) routers: Vec<String>,
     /// Neurons of the shared expert.
@@ -63,7 +63,7 @@ impl<'a> Pieces<'a> {
             models,
             dtype,
             main: dtype.or(stored).unwrap_or(FloatType::F32).dtype(),
-            invented: models.checkpoints.len(),
+            synthesized: models.checkpoints.len(),
         }
     }
 
@@ -101,20 +101,22 @@ impl<'a> Pieces<'a> {
         name: String,
         shape: Vec<usize>,
         dtype: Dtype,
-        what: Invented,
+        what: Synthesized,
         out: &mut Tensors,
     ) {
         let source = SourceTensor {
-            model: self.invented,
-            tensor: out.invented.len(),
+            model: self.synthesized,
+            tensor: out.synthesized.len(),
         };
-        out.invented
+        out.synthesized
             .push((router::entry(name.clone(), shape.clone()), what));
         let elements = shape.iter().map(|dim| *dim as u64).product();
         let operation = Operation::Compute {
             name: match what {
-                Invented::Zeros => ZEROS,
-                Invented::Rows(_) | Invented::SharedGate(_) | Invented::Correction(_) => ROUTER,
+                Synthesized::Zeros => ZEROS,
+                Synthesized::Rows(_) | Synthesized::SharedGate(_) | Synthesized::Correction(_) => {
+                    ROUTER
+                }
             },
             program: Box::new(Adjust([Segment::plain(elements)].into())),
         };
@@ -284,7 +286,11 @@ impl<'a> Pieces<'a> {
     /// What happens to each tensor of each model.
     ///
     /// In the model `tied`, the output head is a copy of the embedding.
-    pub(super) fn fates(&self, planned: &[PlannedTensor], tied: Option<usize>) -> Vec<Vec<Fate>> {
+    pub(super) fn usages(
+        &self,
+        planned: &[PlannedTensor],
+        tied: Option<usize>,
+    ) -> Vec<Vec<TensorUsage>> {
         let mut used: HashMap<SourceTensor, usize> = HashMap::new();
         for tensor in planned {
             // The first part of a view is also listed as a source.
@@ -295,18 +301,18 @@ impl<'a> Pieces<'a> {
                 *used.entry(*input).or_default() += 1;
             }
         }
-        let fate = |model: usize, tensor: usize, name: &str| match used
+        let usage = |model: usize, tensor: usize, name: &str| match used
             .get(&SourceTensor { model, tensor })
         {
-            Some(count) => Fate::Used(*count),
-            None if is_derived_buffer(name) => Fate::DerivedBuffer,
-            None if Some(model) == tied && is_output_head(name) => Fate::TiedCopy,
-            None => Fate::NotTaken,
+            Some(count) => TensorUsage::Used(*count),
+            None if is_derived_buffer(name) => TensorUsage::DerivedBuffer,
+            None if Some(model) == tied && is_output_head(name) => TensorUsage::TiedCopy,
+            None => TensorUsage::NotTaken,
         };
         let of_model = |(model, checkpoint): (usize, &Arc<Checkpoint>)| {
             let tensors = checkpoint.tensors().iter().enumerate();
             tensors
-                .map(|(tensor, entry)| fate(model, tensor, &entry.name))
+                .map(|(tensor, entry)| usage(model, tensor, &entry.name))
                 .collect()
         };
         self.models

@@ -24,11 +24,11 @@ mod reduce;
 mod rounding;
 mod scaled;
 mod select;
-mod step_counts;
-mod steps;
 mod strided;
 mod submatrix;
 mod survival;
+mod ulp_counts;
+mod ulps;
 mod vector;
 mod zero_runs;
 
@@ -51,10 +51,10 @@ pub use reduce::{PairProducts, abs_sum, dot};
 pub use rounding::RoundingKey;
 pub use scaled::Scaled;
 pub use select::{HIGH_BINS, LOW_BINS, Rank, high_bin, low_bin, rank_from_top};
-pub use step_counts::{STEP_BOUNDS, StepCounts};
 pub use strided::{Strided, Strides};
-pub use submatrix::{Beside, Joined, Picks, Submatrix};
+pub use submatrix::{HConcat, Joined, Picks, Submatrix};
 pub use survival::Survival;
+pub use ulp_counts::{ULP_BOUNDS, UlpCounts};
 pub use zero_runs::ZeroRuns;
 
 /// Elements per block: the unit in which tensors are decoded and sums are accumulated.

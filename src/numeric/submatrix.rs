@@ -164,7 +164,7 @@ impl Elements for Joined<'_> {
 }
 
 /// Parts of matrices with the same number of rows, side by side.
-pub struct Beside<'a> {
+pub struct HConcat<'a> {
     /// Each part with the index of its first column; no part is empty.
     parts: Vec<(usize, Submatrix<'a>)>,
     /// Elements per row of the result.
@@ -172,7 +172,7 @@ pub struct Beside<'a> {
     format: FloatType,
 }
 
-impl<'a> Beside<'a> {
+impl<'a> HConcat<'a> {
     /// Joins the parts. Each part's rows and columns must lie within its matrix.
     pub fn new(parts: Vec<Submatrix<'a>>) -> Self {
         let formats = parts.iter().map(|part| part.matrix.format());
@@ -192,7 +192,7 @@ impl<'a> Beside<'a> {
     }
 }
 
-impl<R: Real> Fill<R> for Beside<'_> {
+impl<R: Real> Fill<R> for HConcat<'_> {
     fn fill(&self, first: u64, out: &mut [R]) -> usize {
         let width = self.width.max(1) as u64;
         let (mut row, mut column) = ((first / width) as usize, (first % width) as usize);
@@ -215,7 +215,7 @@ impl<R: Real> Fill<R> for Beside<'_> {
     }
 }
 
-impl Elements for Beside<'_> {
+impl Elements for HConcat<'_> {
     fn format(&self) -> FloatType {
         self.format
     }
@@ -304,7 +304,7 @@ mod tests {
                     }
                 }
             }
-            let beside = Beside::new(parts.map(|(columns, factors)| Submatrix {
+            let beside = HConcat::new(parts.map(|(columns, factors)| Submatrix {
                 matrix: Box::new(Stored { bytes: &bytes, format: FloatType::F32 }),
                 width: 7, rows: list(&picked_rows, 5), columns, factors,
             }).into());

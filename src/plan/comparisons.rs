@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::counterparts::Counterparts;
-use super::layers::Wanted;
+use super::layers::OutputTensor;
 use super::models::Models;
 use super::problems::{Problems, count};
 use architecture::{LayerStack, decoder_layers};
@@ -43,7 +43,7 @@ pub(super) fn different_depths(
 /// `own` are the names of all models as they write them.
 pub(super) fn unused_filters(
     recipe: &Recipe,
-    wanted: &[Wanted],
+    wanted: &[OutputTensor],
     own: &[&str],
     notes: &mut Vec<String>,
 ) {
@@ -77,7 +77,7 @@ pub(super) fn unused_filters(
 }
 
 /// Notes gradients of which only one value is used, because none of their tensors lies in a run of layers.
-pub(super) fn flat_gradients(recipe: &Recipe, wanted: &[Wanted], notes: &mut Vec<String>) {
+pub(super) fn flat_gradients(recipe: &Recipe, wanted: &[OutputTensor], notes: &mut Vec<String>) {
     for (name, setting) in recipe.levels().flat_map(Parameters::iter) {
         let mut depths: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
         for wanted in wanted {

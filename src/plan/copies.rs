@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::mem::{Discriminant, discriminant};
 
 use super::counterparts::Counterparts;
-use super::layers::{Group, Wanted};
+use super::layers::{Group, OutputTensor};
 use super::models::Models;
 use super::planned::SourceTensor;
 use checkpoint::{Dtype, TensorEntry};
@@ -30,7 +30,7 @@ pub(super) fn copies(
     models: &Models,
     counterparts: &[Counterparts],
     groups: &[Group<'_>],
-    wanted: &[Wanted],
+    wanted: &[OutputTensor],
 ) -> HashMap<String, String> {
     let mut seen: HashMap<(usize, Start<'_>), Alike> = HashMap::new();
     let mut copies = HashMap::new();

@@ -5,7 +5,7 @@ use bytesize::ByteSize;
 use super::models::Models;
 use super::problems::{Problems, count};
 use super::results::{all_of, held_by, made_once, reading};
-use super::{Fate, Options, Plan, PlannedTensor, Purpose, VocabularySummary};
+use super::{Options, Plan, PlannedTensor, Purpose, TensorUsage, VocabularySummary};
 use checkpoint::{Dtype, Sidecar, shard_layout, stem_of};
 use engine::{Cost, Limits, Settings};
 use methods::MethodInfo;
@@ -31,7 +31,7 @@ pub struct Draft {
     /// Pairs of tensors that must hold the same bytes: a model, and two of its tensors.
     pub equal: Vec<(usize, usize, usize)>,
     /// What happens to each tensor of each model.
-    pub fates: Vec<Vec<Fate>>,
+    pub usages: Vec<Vec<TensorUsage>>,
     /// The output's `config.json`.
     pub config: Option<serde_json::Value>,
     /// Files copied from the models: the model, and the file.
@@ -130,7 +130,7 @@ impl Draft {
             results: models.results,
             tensors,
             equal: self.equal,
-            fates: self.fates,
+            usages: self.usages,
             shards,
             config: self.config,
             sidecars: self.sidecars,

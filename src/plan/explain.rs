@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::problems::count;
 use super::{
-    Fate, Filled, MergeResult, Operation, Plan, PlannedTensor, SourceTensor, VocabularySummary,
-    shown,
+    Filled, MergeResult, Operation, Plan, PlannedTensor, SourceTensor, TensorUsage,
+    VocabularySummary, shown,
 };
 use checkpoint::{Adapter, Checkpoint};
 use errors::printable;
@@ -143,31 +143,34 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
             }
         }
     }
-    for (model, fates) in plan.models.iter().zip(&plan.fates) {
-        for (fate, why) in [
+    for (model, usages) in plan.models.iter().zip(&plan.usages) {
+        for (usage, why) in [
             (
-                Fate::TiedCopy,
+                TensorUsage::TiedCopy,
                 "left out: the tied copy of an embedding (checked to be equal)",
             ),
             (
-                Fate::OutsideSlices,
+                TensorUsage::OutsideSlices,
                 "left out: no slice or module asks for it",
             ),
             (
-                Fate::DerivedBuffer,
+                TensorUsage::DerivedBuffer,
                 "left out: computed from the config when the model is loaded",
             ),
-            (Fate::Excepted, "left out: `only` or `except` says so"),
             (
-                Fate::NotTaken,
+                TensorUsage::Excepted,
+                "left out: `only` or `except` says so",
+            ),
+            (
+                TensorUsage::NotTaken,
                 "left out: not among what the assembly takes from it",
             ),
         ] {
             let names: Vec<&str> = model
                 .tensors()
                 .iter()
-                .zip(fates)
-                .filter(|(_, found)| **found == fate)
+                .zip(usages)
+                .filter(|(_, found)| **found == usage)
                 .map(|(tensor, _)| tensor.name.as_str())
                 .collect();
             if !names.is_empty() {
@@ -464,11 +467,11 @@ fn json_with<'p>(plan: &'p Plan, shown_results: &mut Vec<&'p MergeResult>) -> Va
         .enumerate()
         .map(|(index, model)| {
             let location = model.location();
-            let fates: serde_json::Map<String, Value> = model
+            let usages: serde_json::Map<String, Value> = model
                 .tensors()
                 .iter()
-                .zip(plan.fates.get(index).into_iter().flatten())
-                .map(|(tensor, fate)| (tensor.name.clone(), fate_json(*fate)))
+                .zip(plan.usages.get(index).into_iter().flatten())
+                .map(|(tensor, usage)| (tensor.name.clone(), usage_json(*usage)))
                 .collect();
             json!({
                 "model": model.label(),
@@ -477,7 +480,7 @@ fn json_with<'p>(plan: &'p Plan, shown_results: &mut Vec<&'p MergeResult>) -> Va
                 "adapter": adapter_json(model),
                 "base": plan.base == Some(index),
                 "donor": plan.donor == index,
-                "tensors": fates,
+                "tensors": usages,
             })
         })
         .collect();
@@ -560,13 +563,13 @@ fn values_json(values: &[(&'static str, ParamValue)]) -> Value {
     )
 }
 
-fn fate_json(fate: Fate) -> Value {
-    match fate {
-        Fate::Used(count) => json!({"used": count}),
-        Fate::TiedCopy => json!("tied copy"),
-        Fate::OutsideSlices => json!("outside slices"),
-        Fate::DerivedBuffer => json!("derived buffer"),
-        Fate::Excepted => json!("excepted"),
-        Fate::NotTaken => json!("not taken"),
+fn usage_json(usage: TensorUsage) -> Value {
+    match usage {
+        TensorUsage::Used(count) => json!({"used": count}),
+        TensorUsage::TiedCopy => json!("tied copy"),
+        TensorUsage::OutsideSlices => json!("outside slices"),
+        TensorUsage::DerivedBuffer => json!("derived buffer"),
+        TensorUsage::Excepted => json!("excepted"),
+        TensorUsage::NotTaken => json!("not taken"),
     }
 }

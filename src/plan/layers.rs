@@ -40,7 +40,7 @@ pub(super) struct GroupSource<'r> {
 }
 
 /// An output tensor that the recipe asks for.
-pub(super) struct Wanted {
+pub(super) struct OutputTensor {
     pub(super) name: String,
     /// Its depth: 0 in the first layer of its slice, 1 in the last; 0 outside the layers.
     pub(super) depth: f64,
@@ -62,9 +62,9 @@ pub(super) struct LayerMap {
 }
 
 /// Everything that a recipe asks for.
-pub(super) struct Wish<'r> {
+pub(super) struct Layout<'r> {
     pub(super) groups: Vec<Group<'r>>,
-    pub(super) wanted: Vec<Wanted>,
+    pub(super) wanted: Vec<OutputTensor>,
     /// The stacks that slices cut.
     pub(super) layer_maps: Vec<LayerMap>,
 }
@@ -84,18 +84,18 @@ struct Part<'a, 'r> {
 }
 
 /// Lists what the recipe asks for.
-pub(super) fn wish<'r>(
+pub(super) fn layout<'r>(
     recipe: &'r Recipe,
     models: &Models,
     counterparts: &[Counterparts],
     stacks: &[LayerStack],
     notes: &mut Vec<String>,
     problems: &mut Problems,
-) -> Wish<'r> {
+) -> Layout<'r> {
     let of_donor = || counterparts[models.donor].names.iter().map(String::as_str);
     let config = models.donor().config().map(ModelConfig::value);
     let runs = without_mtp(numbered_runs(of_donor()), config, of_donor);
-    let mut wish = Wish {
+    let mut layout = Layout {
         groups: Vec::new(),
         wanted: Vec::new(),
         layer_maps: Vec::new(),
@@ -109,7 +109,7 @@ pub(super) fn wish<'r>(
         problems,
     );
     if !problems.is_empty() {
-        return wish;
+        return layout;
     }
     for (index, module) in recipe.modules.iter().enumerate() {
         let names: Vec<&String> = names
@@ -129,11 +129,11 @@ pub(super) fn wish<'r>(
             names,
         };
         match &module.inputs {
-            Inputs::Models(listed) => part.whole_models(listed, notes, &mut wish),
-            Inputs::Slices(listed) => part.slices(listed, notes, problems, &mut wish),
+            Inputs::Models(listed) => part.whole_models(listed, notes, &mut layout),
+            Inputs::Slices(listed) => part.slices(listed, notes, problems, &mut layout),
         }
     }
-    wish
+    layout
 }
 
 /// The depth of a name in its own run of layers: 0 for the first, 1 for the last.
@@ -167,7 +167,7 @@ fn placed<'r>(
 }
 
 impl<'r> Part<'_, 'r> {
-    fn whole_models(&self, listed: &'r [Source], notes: &mut Vec<String>, wish: &mut Wish<'r>) {
+    fn whole_models(&self, listed: &'r [Source], notes: &mut Vec<String>, layout: &mut Layout<'r>) {
         let mut sources: Vec<GroupSource<'r>> = listed
             .iter()
             .filter_map(|source| placed(self.models, &source.model, &source.parameters))
@@ -193,16 +193,21 @@ impl<'r> Part<'_, 'r> {
                 some_of(&shown(&self.runs))
             ));
         }
-        let group = wish.groups.len();
+        let group = layout.groups.len();
         let added = self.added(&sources, notes);
-        let wanted = self.names.iter().copied().chain(added).map(|name| Wanted {
-            name: name.clone(),
-            depth: depth(&self.runs, name),
-            group,
-            picks: vec![name.clone(); sources.len()],
-        });
-        wish.wanted.extend(wanted);
-        wish.groups.push(Group {
+        let wanted = self
+            .names
+            .iter()
+            .copied()
+            .chain(added)
+            .map(|name| OutputTensor {
+                name: name.clone(),
+                depth: depth(&self.runs, name),
+                group,
+                picks: vec![name.clone(); sources.len()],
+            });
+        layout.wanted.extend(wanted);
+        layout.groups.push(Group {
             sources,
             base,
             whole: true,
@@ -251,15 +256,15 @@ impl<'r> Part<'_, 'r> {
         slices: &'r [Slice],
         notes: &mut Vec<String>,
         problems: &mut Problems,
-        wish: &mut Wish<'r>,
+        layout: &mut Layout<'r>,
     ) {
         let at = slices.first().map(|slice| slice.at);
         let Some(stack) = self.main_stack(at, notes, problems) else {
             return;
         };
-        let first = wish.groups.len();
+        let first = layout.groups.len();
         for slice in slices {
-            wish.groups.push(self.group(slice));
+            layout.groups.push(self.group(slice));
         }
         if !self.slices_fit_around(stack, slices, problems) {
             return;
@@ -274,7 +279,7 @@ impl<'r> Part<'_, 'r> {
             .map(|(names, &own)| layers_of(names, stack, own))
             .collect();
         let before = problems.count();
-        for (slice, group) in slices.iter().zip(&wish.groups[first..]) {
+        for (slice, group) in slices.iter().zip(&layout.groups[first..]) {
             for (source, placed) in slice.sources.iter().zip(&group.sources) {
                 let have = layers[placed.model]
                     .keys()
@@ -298,7 +303,7 @@ impl<'r> Part<'_, 'r> {
             return;
         }
 
-        let last = wish.groups.len() - 1;
+        let last = layout.groups.len() - 1;
         let ranges = slices.iter().filter_map(|slice| slice.sources.first());
         let length: usize = ranges.map(|source| source.layer_range.len()).sum();
         let mut placed = false;
@@ -311,7 +316,7 @@ impl<'r> Part<'_, 'r> {
                 if !leads && !is_head(name) && !name.contains("norm") {
                     tails.insert(name.clone());
                 }
-                let sources = &wish.groups[group].sources;
+                let sources = &layout.groups[group].sources;
                 let (name, picks) = match behind(stack, name) {
                     None => (name.clone(), vec![name.clone(); sources.len()]),
                     // It follows the layers, however many there are.
@@ -322,7 +327,7 @@ impl<'r> Part<'_, 'r> {
                         (behind(length), picks.collect())
                     }
                 };
-                wish.wanted.push(Wanted {
+                layout.wanted.push(OutputTensor {
                     name,
                     depth: 0.0,
                     group,
@@ -330,9 +335,9 @@ impl<'r> Part<'_, 'r> {
                 });
             } else if !placed {
                 placed = true;
-                let map = self.restack(slices, first, stack, &layers, wish, problems);
+                let map = self.restack(slices, first, stack, &layers, layout, problems);
                 self.note_moved(&map, &layers[self.models.donor], notes);
-                wish.layer_maps.push(map);
+                layout.layer_maps.push(map);
             }
         }
         if slices.len() > 1 && !tails.is_empty() {
@@ -453,7 +458,7 @@ impl<'r> Part<'_, 'r> {
         first: usize,
         stack: &LayerStack,
         layers: &[BTreeMap<usize, Vec<&str>>],
-        wish: &mut Wish<'r>,
+        layout: &mut Layout<'r>,
         problems: &mut Problems,
     ) -> LayerMap {
         let mut map = LayerMap {
@@ -479,7 +484,7 @@ impl<'r> Part<'_, 'r> {
                     .iter()
                     .map(|source| source.layer_range.start + offset)
                     .collect();
-                let placed = &wish.groups[group].sources;
+                let placed = &layout.groups[group].sources;
                 let suffixes = &layers[placed[0].model][&here[0]];
                 for (source, &layer) in placed.iter().zip(&here).skip(1) {
                     let theirs: BTreeSet<&&str> = layers[source.model][&layer].iter().collect();
@@ -504,7 +509,7 @@ impl<'r> Part<'_, 'r> {
                 }
                 let out = map.from.len();
                 for suffix in suffixes {
-                    wish.wanted.push(Wanted {
+                    layout.wanted.push(OutputTensor {
                         name: format!("{}{out}.{suffix}", stack.prefix),
                         depth: depth_of(offset, count),
                         group,

@@ -107,7 +107,7 @@ pub struct Plan {
     /// Pairs of input tensors that must be equal, because one of them is left out: (model, left out, kept).
     pub equal: Vec<(usize, usize, usize)>,
     /// What happens to each input tensor, for each model.
-    pub fates: Vec<Vec<Fate>>,
+    pub usages: Vec<Vec<TensorUsage>>,
     /// The output's weight files.
     pub shards: Vec<ShardLayout>,
     /// The output's `config.json`, if the donor has one.
@@ -134,7 +134,7 @@ pub struct Plan {
 
 /// What happens to an input tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum TensorUsage {
     /// It goes into this many output tensors.
     Used(usize),
     /// It is a copy of a tied embedding, and is left out.
@@ -345,7 +345,7 @@ fn attempt(
     let outputs::Merge {
         tensors,
         equal,
-        fates,
+        usages,
         layer_maps,
     } = merge;
     comparable::compare_labels(recipe, &models, &tensors, problems);
@@ -395,7 +395,7 @@ fn attempt(
         models,
         tensors,
         equal,
-        fates,
+        usages,
         config,
         sidecars,
         made,

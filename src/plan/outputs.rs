@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::Fate;
+use super::TensorUsage;
 use super::comparisons::{
     different_depths, flat_gradients, missing_hint, pattern_of, unused_filters,
 };
 use super::copies::{copies, models_look_equal};
 use super::counterparts::{Counterparts, is_head, unwrapped_names};
-use super::layers::{Group, GroupSource, LayerMap, Wanted, Wish, wish};
+use super::layers::{Group, GroupSource, LayerMap, Layout, OutputTensor, layout};
 use super::models::Models;
 use super::planned::{Operation, PlannedTensor, SourceTensor};
 use super::problems::{Problems, count, some_of};
@@ -32,7 +32,7 @@ const MISMATCHES: usize = 5;
 pub(super) struct Merge {
     pub(super) tensors: Vec<PlannedTensor>,
     pub(super) equal: Vec<(usize, usize, usize)>,
-    pub(super) fates: Vec<Vec<Fate>>,
+    pub(super) usages: Vec<Vec<TensorUsage>>,
     pub(super) layer_maps: Vec<LayerMap>,
 }
 
@@ -80,17 +80,17 @@ pub(super) fn resolve(
     if !recipe.is_sliced() {
         different_depths(models, &counterparts, &stacks, problems);
     }
-    let Wish {
+    let Layout {
         groups,
         wanted,
         layer_maps,
-    } = wish(recipe, models, &counterparts, &stacks, notes, problems);
+    } = layout(recipe, models, &counterparts, &stacks, notes, problems);
     // A list that could not be completed says nothing about the other tensors.
     if !problems.is_empty() {
         return Merge {
             tensors: Vec::new(),
             equal: Vec::new(),
-            fates: Vec::new(),
+            usages: Vec::new(),
             layer_maps,
         };
     }
@@ -160,13 +160,13 @@ pub(super) fn resolve(
         let name = resolver.copies.get(&tensor.name).unwrap_or(&tensor.name);
         tensor.rounding = Some(RoundingKey::new(seed, name));
     }
-    let fates = resolver.fates(&layer_maps);
+    let usages = resolver.usages(&layer_maps);
     resolver.note_sensitive();
     resolver.report();
     Merge {
         tensors,
         equal: resolver.equal.into_iter().collect(),
-        fates,
+        usages,
         layer_maps,
     }
 }
@@ -278,7 +278,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// Resolves one output tensor; `None` if it is left out or something is wrong with it.
-    fn tensor(&mut self, wanted: &Wanted) -> Option<PlannedTensor> {
+    fn tensor(&mut self, wanted: &OutputTensor) -> Option<PlannedTensor> {
         let group = &self.groups[wanted.group];
         if is_head(&wanted.name)
             && self.counterparts[self.models.donor].tied
@@ -324,7 +324,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// Whether a method can merge the values of these tensors.
-    fn can_be_merged(&mut self, wanted: &Wanted, sources: &[SourceTensor]) -> Option<()> {
+    fn can_be_merged(&mut self, wanted: &OutputTensor, sources: &[SourceTensor]) -> Option<()> {
         let float = |source: &&SourceTensor| FloatType::of(self.entry(**source).dtype).is_some();
         let empty = sources
             .iter()
@@ -343,7 +343,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// The `only` or `except` entry for the tensor, by its name in the output or else by its name in a source's file.
-    fn exception(&self, wanted: &Wanted, group: &Group<'_>) -> Option<&'a Exception> {
+    fn exception(&self, wanted: &OutputTensor, group: &Group<'_>) -> Option<&'a Exception> {
         let recipe = self.recipe;
         let of_source = |(source, name): (&GroupSource<'_>, &String)| {
             let tensor = self.counterparts[source.model].find(name)?;
@@ -384,7 +384,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// How the sources are aligned by token, if they have rows for tokens; `None` if they cannot be aligned.
-    fn aligned(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<Option<Aligned>> {
+    fn aligned(&mut self, wanted: &OutputTensor, group: &Group<'_>) -> Option<Option<Aligned>> {
         let Some(alignment) = self.alignment else {
             return Some(None);
         };
@@ -468,7 +468,11 @@ impl<'a> Resolver<'a> {
     }
 
     /// A buffer that is computed from the config when the model is loaded: the donor's is copied unchanged.
-    fn derived_buffer(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<PlannedTensor> {
+    fn derived_buffer(
+        &mut self,
+        wanted: &OutputTensor,
+        group: &Group<'_>,
+    ) -> Option<PlannedTensor> {
         let source = group
             .sources
             .iter()
@@ -493,7 +497,7 @@ impl<'a> Resolver<'a> {
 
     fn same_shapes(
         &mut self,
-        wanted: &Wanted,
+        wanted: &OutputTensor,
         group: &Group<'_>,
         sources: &[SourceTensor],
     ) -> Option<()> {
@@ -552,7 +556,7 @@ impl<'a> Resolver<'a> {
 
     fn operate(
         &mut self,
-        wanted: &Wanted,
+        wanted: &OutputTensor,
         group: &Group<'_>,
         mut sources: Vec<SourceTensor>,
         aligned: Option<Aligned>,
@@ -673,7 +677,7 @@ impl<'a> Resolver<'a> {
     /// donor's alone for a counter of steps, which differs in all fine-tunes.
     fn equal_integers(
         &mut self,
-        wanted: &Wanted,
+        wanted: &OutputTensor,
         group: &Group<'_>,
         sources: Vec<SourceTensor>,
     ) -> Option<Vec<SourceTensor>> {
@@ -717,7 +721,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// The effective parameter values of one tensor.
-    fn params(&mut self, wanted: &Wanted, group: &Group<'_>) -> Option<TensorParams> {
+    fn params(&mut self, wanted: &OutputTensor, group: &Group<'_>) -> Option<TensorParams> {
         let shared: Vec<&Parameters> = group
             .levels
             .iter()
@@ -762,7 +766,7 @@ impl<'a> Resolver<'a> {
         &mut self,
         info: &'static ParamInfo,
         model: Option<(usize, Position)>,
-        wanted: &Wanted,
+        wanted: &OutputTensor,
         value: Option<ParamValue>,
         values: &mut Vec<(&'static str, ParamValue)>,
     ) -> bool {
@@ -794,8 +798,8 @@ impl<'a> Resolver<'a> {
     }
 
     /// What happens to each input tensor; reports tensors that nothing asks for.
-    fn fates(&mut self, cut: &[LayerMap]) -> Vec<Vec<Fate>> {
-        let mut fates = Vec::new();
+    fn usages(&mut self, cut: &[LayerMap]) -> Vec<Vec<TensorUsage>> {
+        let mut usages = Vec::new();
         for (model, names) in self.counterparts.iter().enumerate() {
             let mut extra = Vec::new();
             let mut of_model = Vec::new();
@@ -811,18 +815,20 @@ impl<'a> Resolver<'a> {
             };
             for (tensor, name) in names.names.iter().enumerate() {
                 let uses = self.used[model][tensor];
-                let fate = match uses {
-                    0 if is_derived_buffer(name) => Fate::DerivedBuffer,
-                    0 if is_head(name) && self.is_left_out_head(model, name) => Fate::TiedCopy,
-                    0 if self.is_excepted(name) => Fate::Excepted,
-                    0 if asked_elsewhere(name) => Fate::OutsideSlices,
+                let usage = match uses {
+                    0 if is_derived_buffer(name) => TensorUsage::DerivedBuffer,
+                    0 if is_head(name) && self.is_left_out_head(model, name) => {
+                        TensorUsage::TiedCopy
+                    }
+                    0 if self.is_excepted(name) => TensorUsage::Excepted,
+                    0 if asked_elsewhere(name) => TensorUsage::OutsideSlices,
                     0 => {
                         extra.push(name.clone());
-                        Fate::OutsideSlices
+                        TensorUsage::OutsideSlices
                     }
-                    count => Fate::Used(count),
+                    count => TensorUsage::Used(count),
                 };
-                of_model.push(fate);
+                of_model.push(usage);
             }
             if !extra.is_empty() {
                 let message = format!(
@@ -844,12 +850,12 @@ impl<'a> Resolver<'a> {
                 self.problems
                     .add(self.models.at[model], message, Some(hint));
             }
-            fates.push(of_model);
+            usages.push(of_model);
         }
-        if fates
+        if usages
             .iter()
             .flatten()
-            .any(|fate| *fate == Fate::DerivedBuffer)
+            .any(|usage| *usage == TensorUsage::DerivedBuffer)
         {
             self.notes.push(
                 "buffers that are computed from the config (rotary frequencies, causal masks, positions) are carried \
@@ -857,7 +863,7 @@ impl<'a> Resolver<'a> {
                     .to_owned(),
             );
         }
-        fates
+        usages
     }
 
     /// Whether a head that nothing asked for is a tied copy. If the donor stores no head, this is the first check of
@@ -891,7 +897,7 @@ impl<'a> Resolver<'a> {
     fn excepted(
         &mut self,
         exception: &Exception,
-        wanted: &Wanted,
+        wanted: &OutputTensor,
         group: &Group<'_>,
     ) -> Option<PlannedTensor> {
         let source = match exception.fallback {

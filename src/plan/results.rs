@@ -12,8 +12,8 @@ use std::sync::{Arc, OnceLock};
 use super::Plan;
 use super::planned::{Operation, PlannedTensor, SourceTensor};
 use checkpoint::{
-    Beside, Bytes, Checkpoint, CheckpointError, InMemory, InMemoryError, ModelConfig, TensorEntry,
-    TensorSource,
+    Bytes, Checkpoint, CheckpointError, InMemory, InMemoryError, ModelConfig, SidecarsFrom,
+    TensorEntry, TensorSource,
 };
 use engine::{Decided, Derived};
 use numeric::{Elements, FloatType};
@@ -115,7 +115,7 @@ impl MergeResult {
             label,
             plan.models[plan.tokenizer_donor].location().clone(),
             config,
-            Beside::Files(sidecars.collect()),
+            SidecarsFrom::Files(sidecars.collect()),
             Arc::new(ResultValues {
                 entries: entries.collect(),
                 result: Arc::clone(self),

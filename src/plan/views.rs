@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Plan, PlannedTensor, SourceTensor};
 use checkpoint::Checkpoint;
-use numeric::{Beside, Elements, FloatType, Gather, Joined, Picks, RowMap, Submatrix};
+use numeric::{Elements, FloatType, Gather, HConcat, Joined, Picks, RowMap, Submatrix};
 
 /// What is read in place of a source.
 #[derive(Debug, Clone)]
@@ -15,7 +15,7 @@ pub enum View {
     /// Parts of matrices, one below the other.
     Parts(Vec<Part>),
     /// Parts of matrices with the same number of rows, side by side.
-    Beside(Vec<Part>),
+    HConcat(Vec<Part>),
 }
 
 /// Rows of several tensors in place of one source.
@@ -124,7 +124,7 @@ impl View {
     pub fn inputs(&self) -> Vec<&SourceTensor> {
         match self {
             View::Rows(rows) => rows.parts.iter().collect(),
-            View::Parts(parts) | View::Beside(parts) => {
+            View::Parts(parts) | View::HConcat(parts) => {
                 let ratios = parts.iter().filter_map(|part| part.ratio.as_ref());
                 let vectors = ratios.flat_map(|ratio| [&ratio.over, &ratio.under]);
                 parts
@@ -147,7 +147,7 @@ impl View {
                 let widest = rows.parts.iter().map(format).max().unwrap_or(0);
                 rows.map.reads() * (rows.width * widest) as u64
             }
-            View::Parts(parts) | View::Beside(parts) => parts
+            View::Parts(parts) | View::HConcat(parts) => parts
                 .iter()
                 .map(|part| part.elements_read() * format(&part.source) as u64)
                 .sum(),
@@ -197,9 +197,9 @@ impl Plan {
                 let parts = parts.iter().map(|part| self.part(part));
                 Some(Box::new(Joined::new(parts.collect::<Option<Vec<_>>>()?)))
             }
-            Some(Some(View::Beside(parts))) => {
+            Some(Some(View::HConcat(parts))) => {
                 let parts = parts.iter().map(|part| self.part(part));
-                Some(Box::new(Beside::new(parts.collect::<Option<Vec<_>>>()?)))
+                Some(Box::new(HConcat::new(parts.collect::<Option<Vec<_>>>()?)))
             }
         }
     }

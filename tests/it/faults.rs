@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use weldment::checkpoint::{
-    Beside, Checkpoint, CheckpointError, InMemory, Location, ModelConfig, Reclaim, TensorEntry,
-    TensorSource,
+    Checkpoint, CheckpointError, InMemory, Location, ModelConfig, Reclaim, SidecarsFrom,
+    TensorEntry, TensorSource,
 };
 use weldment::engine::Settings;
 use weldment::errors::Refusal;
@@ -113,7 +113,7 @@ impl Bank {
             name,
             Location::local(name),
             Some(config),
-            Beside::Files(Vec::new()),
+            SidecarsFrom::Files(Vec::new()),
             Arc::new(source),
         );
         self.models.insert(name.to_owned(), Arc::new(model));

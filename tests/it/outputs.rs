@@ -501,16 +501,16 @@ fn the_plan_as_json_is_what_the_merge_does() {
         }
         for model in plan["models"].as_array().unwrap() {
             let label = model["model"].as_str().unwrap();
-            let fates = model["tensors"].as_object().unwrap();
-            let mut found: Vec<String> = fates.keys().cloned().collect();
+            let usages = model["tensors"].as_object().unwrap();
+            let mut found: Vec<String> = usages.keys().cloned().collect();
             let mut has: Vec<String> = load(&bench.path(label))
                 .into_iter()
                 .map(|(name, _)| name)
                 .collect();
             found.sort();
             has.sort();
-            assert_eq!(found, has, "every tensor of {label} has a fate");
-            assert!(fates.values().all(|fate| !fate.is_null()), "{fates:?}");
+            assert_eq!(found, has, "every tensor of {label} has a usage");
+            assert!(usages.values().all(|usage| !usage.is_null()), "{usages:?}");
         }
     }
     // Of the last recipe: what no slice asks for is said.

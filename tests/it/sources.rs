@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 use weldment::checkpoint::{
-    Beside, Bytes, Checkpoint, CheckpointError, InMemory, Location, ModelConfig, ModelRef,
-    Resolver, Scaled, Scales, TensorSource,
+    Bytes, Checkpoint, CheckpointError, InMemory, Location, ModelConfig, ModelRef, Resolver,
+    Scaled, Scales, SidecarsFrom, TensorSource,
 };
 use weldment::engine::{Observer, Settings};
 use weldment::numeric::FloatType;
@@ -58,7 +58,7 @@ pub(crate) fn in_memory(mut specs: Vec<Spec>) -> InMemory {
 
 pub(crate) fn model(name: &str, tensors: impl TensorSource + 'static) -> Checkpoint {
     let config = ModelConfig::made("config.json".into(), llama_config(2));
-    let beside = Beside::Files(Vec::new());
+    let beside = SidecarsFrom::Files(Vec::new());
     Checkpoint::new(
         name,
         Location::local(name),

@@ -12,8 +12,8 @@ use weldment::engine::{
 };
 use weldment::numeric::Real;
 use weldment::plan::{
-    self, Detail, Draft, Fate, Models, Operation, Options, Plan, PlannedTensor, Problems, Results,
-    SourceTensor,
+    self, Detail, Draft, Models, Operation, Options, Plan, PlannedTensor, Problems, Results,
+    SourceTensor, TensorUsage,
 };
 use weldment::recipe::Rounding;
 use weldment::run::{self, RunOptions, destination::Memory};
@@ -144,7 +144,7 @@ fn planned(threads: usize, memory: u64) -> Result<Plan, Vec<String>> {
         recipe: ("recipe.yml".into(), String::new()),
         tensors: tensors.collect(),
         equal: Vec::new(),
-        fates: vec![vec![Fate::Used(1); entries.len()]; 2],
+        usages: vec![vec![TensorUsage::Used(1); entries.len()]; 2],
         config: None,
         sidecars: Vec::new(),
         made: Vec::new(),

@@ -6,7 +6,7 @@ use super::Request;
 use checkpoint::{Checkpoint, Reclaim};
 use engine::{Observer, Piece, pieces, scan};
 use numeric::{
-    BLOCK, Distance, DistanceSums, Elements, FloatType, Real, STEP_BOUNDS, StepCounts, TaskSums,
+    BLOCK, Distance, DistanceSums, Elements, FloatType, Real, TaskSums, ULP_BOUNDS, UlpCounts,
     distance, task_sums,
 };
 use run::RunError;
@@ -88,7 +88,7 @@ pub(super) struct Measured {
     /// Sums over the values; `None` for integers and bools.
     pub(super) distance: Option<Distance>,
     /// Distances in ULPs, if both have the same float dtype.
-    pub(super) steps: Option<StepCounts>,
+    pub(super) steps: Option<UlpCounts>,
     /// Sums over the task vectors, if the base has the tensor.
     pub(super) tasks: TaskSums,
 }
@@ -206,8 +206,8 @@ fn block<R: Real>(
         match triple.format {
             Some(format) => {
                 let steps = match found.differs {
-                    true => StepCounts::of(format, a, b),
-                    false => StepCounts::default(),
+                    true => UlpCounts::of(format, a, b),
+                    false => UlpCounts::default(),
                 };
                 found.differing = steps.at_least[0];
                 found.steps = Some(steps);
@@ -272,14 +272,14 @@ fn block_bf16(triple: &Triple<'_>, first: u64, length: usize) -> Option<Measured
     let (a, b) = triple.bytes?;
     let block = 2 * first as usize..2 * (first as usize + length);
     let (a, b) = (a.get(block.clone())?, b.get(block)?);
-    let (mut sums, mut steps) = (DistanceSums::default(), StepCounts::default());
+    let (mut sums, mut steps) = (DistanceSums::default(), UlpCounts::default());
     let mut differs = false;
     // One strip at a time, so that the next one is being loaded while this one is read for the second time.
     for (a, b) in a.chunks(2 * STRIP).zip(b.chunks(2 * STRIP)) {
         sums.add_bf16(a, b);
         if a != b {
             differs = true;
-            steps.add(&StepCounts::of(FloatType::Bf16, a, b));
+            steps.add(&UlpCounts::of(FloatType::Bf16, a, b));
         }
     }
     let apart = sums.distance();
@@ -293,11 +293,11 @@ fn block_bf16(triple: &Triple<'_>, first: u64, length: usize) -> Option<Measured
 }
 
 /// The bars of a histogram of ULPs: lower bound, upper bound, number of elements.
-pub(super) fn step_bars(steps: &StepCounts, elements: u64) -> Vec<(f64, f64, u64)> {
+pub(super) fn step_bars(steps: &UlpCounts, elements: u64) -> Vec<(f64, f64, u64)> {
     let mut bars = vec![(0.0, 0.0, elements - steps.at_least[0])];
-    for (at, bound) in STEP_BOUNDS.iter().enumerate() {
+    for (at, bound) in ULP_BOUNDS.iter().enumerate() {
         let beyond = steps.at_least.get(at + 1).copied().unwrap_or(0);
-        let upper = STEP_BOUNDS
+        let upper = ULP_BOUNDS
             .get(at + 1)
             .map_or(steps.largest, |next| next - 1);
         let count = steps.at_least[at] - beyond;

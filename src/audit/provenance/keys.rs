@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 pub enum KeyError {
     /// The file has no PEM block.
     #[error("it is no PEM file: expected a block that begins with `-----BEGIN`")]
-    NotPem(Wanted),
+    NotPem(KeyHalf),
     /// The PEM block is not the kind of key that was expected.
     #[error("it holds `{}`, where {} is wanted", .found.escape_debug(), .wanted)]
     OtherKind {
         /// The expected half of a key.
-        wanted: Wanted,
+        wanted: KeyHalf,
         /// The label of the PEM block.
         found: String,
         /// A remedy.
@@ -36,7 +36,7 @@ pub enum KeyError {
     )]
     Unusable {
         /// The expected half of a key.
-        wanted: Wanted,
+        wanted: KeyHalf,
         /// The label of the PEM block.
         label: &'static str,
     },
@@ -53,37 +53,37 @@ impl Hint for KeyError {
 
 /// Which half of a key is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
+pub enum KeyHalf {
     /// The private key, which signs.
     Private,
     /// The public key, which verifies.
     Public,
 }
 
-impl Wanted {
+impl KeyHalf {
     fn hint(self) -> &'static str {
         match self {
-            Wanted::Private => {
+            KeyHalf::Private => {
                 "`openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes one"
             }
-            Wanted::Public => {
+            KeyHalf::Public => {
                 "`openssl ec -in key.pem -pubout -out pub.pem` writes it for a private key"
             }
         }
     }
 }
 
-impl fmt::Display for Wanted {
+impl fmt::Display for KeyHalf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Wanted::Private => "a private key",
-            Wanted::Public => "a public key",
+            KeyHalf::Private => "a private key",
+            KeyHalf::Public => "a public key",
         })
     }
 }
 
 /// The first PEM block that is a key: its label and its text.
-fn block(text: &str, wanted: Wanted) -> Result<(&str, &str), KeyError> {
+fn block(text: &str, wanted: KeyHalf) -> Result<(&str, &str), KeyError> {
     let mut rest = text;
     while let Some(begin) = rest.find("-----BEGIN ") {
         let from = &rest[begin..];
@@ -104,14 +104,14 @@ fn block(text: &str, wanted: Wanted) -> Result<(&str, &str), KeyError> {
 }
 
 /// The error for a block that is not a key of the expected half.
-fn other_kind(label: &str, wanted: Wanted) -> KeyError {
+fn other_kind(label: &str, wanted: KeyHalf) -> KeyError {
     let hint = match (label, wanted) {
-        ("ENCRYPTED PRIVATE KEY", Wanted::Private) => {
+        ("ENCRYPTED PRIVATE KEY", KeyHalf::Private) => {
             return KeyError::Encrypted {
                 hint: "decrypt it with `openssl pkcs8 -in key.pem -out plain.pem`",
             };
         }
-        ("CERTIFICATE", Wanted::Public) => {
+        ("CERTIFICATE", KeyHalf::Public) => {
             "`openssl x509 -in cert.pem -pubkey -noout` writes its public key"
         }
         _ => wanted.hint(),
@@ -216,7 +216,7 @@ impl PrivateKey {
     /// # Errors
     /// The text holds no private key, the key is encrypted, or it is of another algorithm.
     pub fn read(text: &str) -> Result<PrivateKey, KeyError> {
-        let wanted = Wanted::Private;
+        let wanted = KeyHalf::Private;
         let (label, pem) = block(text, wanted)?;
         let label = match label {
             "PRIVATE KEY" => "PRIVATE KEY",
@@ -255,7 +255,7 @@ impl PublicKey {
     /// # Errors
     /// The text holds no public key, or one of another algorithm.
     pub fn read(text: &str) -> Result<PublicKey, KeyError> {
-        let wanted = Wanted::Public;
+        let wanted = KeyHalf::Public;
         let (label, pem) = block(text, wanted)?;
         if label != "PUBLIC KEY" {
             return Err(other_kind(label, wanted));

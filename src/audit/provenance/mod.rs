@@ -25,7 +25,7 @@ pub use attested::Attested;
 pub use bundle::is_bundle;
 pub(crate) use checks::CHECKS;
 pub use inputs::check_inputs;
-pub use keys::{KeyError, PrivateKey, PublicKey, Wanted};
+pub use keys::{KeyError, KeyHalf, PrivateKey, PublicKey};
 pub use sign::{SignError, Signed, ToSign};
 pub use signature::Signature;
 pub use signature_check::SignatureCheck;

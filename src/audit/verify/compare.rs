@@ -100,7 +100,7 @@ impl Sink for Comparison<'_> {
             part.differing += 1;
             let steps = there
                 .format
-                .map_or(u64::MAX, |format| format.steps(expected, found));
+                .map_or(u64::MAX, |format| format.ulps_between(expected, found));
             part.steps = part.steps.max(steps);
             if part.places.len() < PLACES {
                 part.places.push(first + index as u64);

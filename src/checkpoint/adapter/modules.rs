@@ -6,7 +6,7 @@ use super::config::AdapterConfig;
 use super::error::AdapterError;
 use super::keys::{self, Key, Part};
 use super::subject::Subject;
-use super::targets::{Targets, Wanted};
+use super::targets::{ChangedTensor, Targets};
 use super::tied::{self, Copied, Embedding};
 use super::weights::Weights;
 use super::{Change, Side, Update};
@@ -73,7 +73,8 @@ pub(super) fn place(
             tensors: &model.tensors,
             by_name: &model.by_name,
         };
-        let wanted: Vec<Wanted<'_>> = placed.iter().map(|piece| wanted(weights, piece)).collect();
+        let wanted: Vec<ChangedTensor<'_>> =
+            placed.iter().map(|piece| wanted(weights, piece)).collect();
         let (found, notes) = targets.find(&weights.path, &wanted)?;
         model.notes.extend(notes);
         found
@@ -208,9 +209,9 @@ fn pieces(
 }
 
 /// The tensor of the model that a piece needs.
-fn wanted<'a>(weights: &'a Weights, placed: &Placed) -> Wanted<'a> {
+fn wanted<'a>(weights: &'a Weights, placed: &Placed) -> ChangedTensor<'a> {
     let piece = placed.piece;
-    Wanted {
+    ChangedTensor {
         name: placed.name.clone(),
         key: weights.key(piece.key()),
         fits: Box::new(move |shape| match piece {

@@ -25,7 +25,7 @@ pub(super) struct Targets<'a> {
 pub(super) type Fits<'a> = Box<dyn Fn(&[usize]) -> bool + 'a>;
 
 /// A tensor of the model that the adapter changes.
-pub(super) struct Wanted<'a> {
+pub(super) struct ChangedTensor<'a> {
     /// Its name in the model that the adapter was trained on.
     pub(super) name: String,
     /// One of the adapter's tensors for it.
@@ -57,7 +57,7 @@ impl Targets<'_> {
     pub(super) fn find(
         &self,
         path: &Path,
-        wanted: &[Wanted<'_>],
+        wanted: &[ChangedTensor<'_>],
     ) -> Result<(Vec<Option<usize>>, Vec<String>), AdapterError> {
         let mut found: Vec<Option<usize>> = wanted
             .iter()
@@ -73,7 +73,7 @@ impl Targets<'_> {
         }
         let mut renamings: Vec<Renaming> = Vec::new();
         for (stack, members) in stacks.into_iter().take(ODD) {
-            let members: Vec<(usize, &Wanted<'_>)> = members
+            let members: Vec<(usize, &ChangedTensor<'_>)> = members
                 .into_iter()
                 .map(|index| (index, &wanted[index]))
                 .collect();
@@ -110,7 +110,7 @@ impl Targets<'_> {
         Ok((found, notes))
     }
 
-    fn renamed(&self, renaming: &Renaming, wanted: &Wanted<'_>) -> Option<usize> {
+    fn renamed(&self, renaming: &Renaming, wanted: &ChangedTensor<'_>) -> Option<usize> {
         let tensor = *self.by_name.get(&renaming.apply(&wanted.name)?)?;
         (wanted.fits)(&self.tensors[tensor].shape).then_some(tensor)
     }
@@ -120,7 +120,7 @@ impl Targets<'_> {
         &self,
         path: &Path,
         stack: &str,
-        members: &[(usize, &Wanted<'_>)],
+        members: &[(usize, &ChangedTensor<'_>)],
     ) -> Result<Option<Renaming>, AdapterError> {
         let Some((_, first)) = members.first() else {
             return Ok(None);
@@ -152,7 +152,7 @@ impl Targets<'_> {
     fn under_a_prefix(
         &self,
         path: &Path,
-        wanted: &Wanted<'_>,
+        wanted: &ChangedTensor<'_>,
     ) -> Result<Option<usize>, AdapterError> {
         let mut fitting = self
             .ending_in(&wanted.name)
@@ -220,7 +220,12 @@ fn cuts(stack: &str) -> impl Iterator<Item = usize> {
     std::iter::once(0).chain(ends.map(|(dot, _)| dot + 1))
 }
 
-fn ambiguous(path: &Path, first: &Wanted<'_>, one: &Renaming, other: &Renaming) -> AdapterError {
+fn ambiguous(
+    path: &Path,
+    first: &ChangedTensor<'_>,
+    one: &Renaming,
+    other: &Renaming,
+) -> AdapterError {
     let name = |renaming: &Renaming| renaming.apply(&first.name).unwrap_or_default();
     AdapterError::Ambiguous {
         path: path.into(),
@@ -256,9 +261,9 @@ mod tests {
             tensors: &tensors,
             by_name: &by_name,
         };
-        let wanted: Vec<Wanted<'_>> = wanted
+        let wanted: Vec<ChangedTensor<'_>> = wanted
             .iter()
-            .map(|name| Wanted {
+            .map(|name| ChangedTensor {
                 name: (*name).into(),
                 key: name,
                 fits: Box::new(|shape| shape == [2, 3]),

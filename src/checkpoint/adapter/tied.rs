@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::error::AdapterError;
 use super::subject::Subject;
-use super::targets::Wanted;
+use super::targets::ChangedTensor;
 use architecture::{is_input_embedding, is_output_head};
 
 /// The index of the embedding that a head is tied to.
@@ -17,7 +17,7 @@ impl Embedding {
     /// The model's only embedding of the head's shape.
     pub(super) fn find(
         path: &Path,
-        head: &Wanted<'_>,
+        head: &ChangedTensor<'_>,
         model: &Subject,
     ) -> Result<Embedding, AdapterError> {
         let refused = |why| AdapterError::Tied {

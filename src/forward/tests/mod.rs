@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Observer;
-use checkpoint::{Beside, Bytes, Checkpoint, Dtype, InMemory, Location};
+use checkpoint::{Bytes, Checkpoint, Dtype, InMemory, Location, SidecarsFrom};
 
 /// Weights in memory.
 #[derive(Default, Clone)]
@@ -54,7 +54,7 @@ impl Held {
             "held",
             Location::local("held"),
             None,
-            Beside::Nothing,
+            SidecarsFrom::Nothing,
             tensors,
         )
     }

@@ -1,6 +1,6 @@
 //! Which elements of a task vector are to be kept, and the masks that result once magnitudes are measured.
 
-use super::super::interval::Wanted;
+use super::super::interval::RankRange;
 use super::super::order::{Counts, Keys, Order};
 use super::super::{Tensor, TensorParams};
 use super::mask::{Mask, difference_keys};
@@ -99,7 +99,7 @@ impl Choice {
     /// How many ranks have to be found.
     pub(super) fn ranks(self) -> usize {
         match self {
-            Self::Ranked { skip, .. } => Wanted::ranks(skip),
+            Self::Ranked { skip, .. } => RankRange::ranks(skip),
             _ => 0,
         }
     }
@@ -179,7 +179,7 @@ pub(super) fn masks<'m>(
     for (place, term) in terms.iter().enumerate() {
         if let Choice::Ranked { skip, count } = term.choice {
             places.push(place);
-            wanted.push(Wanted {
+            wanted.push(RankRange {
                 stream: term.source,
                 skip,
                 count,

@@ -7,7 +7,7 @@ mod tensors;
 use super::config;
 use super::family::Dense;
 use super::pieces::{Pieces, Tensors};
-use super::router::{self, Invented};
+use super::router::{self, Synthesized};
 use super::split::Cuts;
 use super::targets::Target;
 use super::{Decided, MoeOptions, check_vocabularies, file_of_rows, finish, open, report_misfits};
@@ -216,7 +216,7 @@ impl<'a> Inputs<'a> {
             true => None,
             false => Some(rows::splits(assembly)?),
         };
-        let is_gate = |what: &Invented| matches!(what, Invented::SharedGate(_));
+        let is_gate = |what: &Synthesized| matches!(what, Synthesized::SharedGate(_));
         let parts = RouterParts {
             recipe: self.recipe,
             options,
@@ -226,7 +226,7 @@ impl<'a> Inputs<'a> {
             denses: self.denses,
             names: tensors.routers.clone(),
             layers: layers_of(&assembly.has_experts),
-            shared_gate: tensors.invented.iter().any(|(_, what)| is_gate(what)),
+            shared_gate: tensors.synthesized.iter().any(|(_, what)| is_gate(what)),
             splits,
         };
         rows::recipe(parts, problems)

@@ -3,7 +3,7 @@
 use super::super::adjust::{Redraw, Segment};
 use super::super::family::Dense;
 use super::super::pieces::{Donor, EXPERT, Piece, Pieces, Tensors, layer_of};
-use super::super::router::Invented;
+use super::super::router::Synthesized;
 use super::super::split::Cuts;
 use super::super::targets::Target;
 use architecture::{
@@ -87,9 +87,9 @@ impl Assembly<'_> {
             let name = format!("model.layers.{layer}.mlp.{}", Matrix::Gate.name());
             self.pieces.lacks(self.base, self.base_at, &name, problems);
         }
-        out.fates = self
+        out.usages = self
             .pieces
-            .fates(&out.planned, self.dense.tied.then_some(self.base));
+            .usages(&out.planned, self.dense.tied.then_some(self.base));
         out
     }
 
@@ -285,7 +285,7 @@ impl Assembly<'_> {
             name,
             vec![experts, self.dense.hidden],
             dtype,
-            Invented::Rows(place),
+            Synthesized::Rows(place),
             out,
         );
         if let Some(correction) = self.target.mixture.correction {
@@ -297,7 +297,7 @@ impl Assembly<'_> {
                 format!("{prefix}{}", correction.name),
                 shape,
                 Dtype::F32,
-                Invented::Zeros,
+                Synthesized::Zeros,
                 out,
             );
         }
@@ -330,7 +330,7 @@ impl Assembly<'_> {
                         format!("{prefix}{each}{}", matrix.name()),
                         shape,
                         dtype,
-                        Invented::Zeros,
+                        Synthesized::Zeros,
                         out,
                     );
                 }
@@ -340,7 +340,7 @@ impl Assembly<'_> {
                     format!("{prefix}{gate}"),
                     vec![1, hidden],
                     dtype,
-                    Invented::Zeros,
+                    Synthesized::Zeros,
                     out,
                 );
             }
@@ -382,8 +382,8 @@ impl Assembly<'_> {
         }
         if let Some(gate) = layout.gate {
             let what = match shared.recipe.alpha {
-                Some(_) => Invented::Zeros,
-                None => Invented::SharedGate(out.routers.len() - 1),
+                Some(_) => Synthesized::Zeros,
+                None => Synthesized::SharedGate(out.routers.len() - 1),
             };
             self.pieces
                 .invent(format!("{prefix}{gate}"), vec![1, hidden], dtype, what, out);

@@ -13,7 +13,7 @@ use super::exact;
 use super::family::Dense;
 use super::mixture::Mixture;
 use super::pieces::Tensors;
-use super::router::{self, Beside};
+use super::router::{self, ExtendedMixture};
 use super::targets::Target;
 use super::{
     Decided, Texts, check_vocabularies, file_of_rows, finish, has_states, open, prompts,
@@ -423,7 +423,7 @@ fn added_rows(
         let names = layers.map(|layer| format!("model.layers.{layer}.{name}"));
         names.collect()
     };
-    let beside = Beside {
+    let beside = ExtendedMixture {
         routers: named(mixture.names.router),
         corrections: mixture
             .target

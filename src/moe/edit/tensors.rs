@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::adjust::Segment;
 use super::super::mixture::Mixture;
 use super::super::pieces::{Donor, Piece, Pieces, Tensors, layer_of};
-use super::super::router::{self, Invented};
+use super::super::router::{self, Synthesized};
 use super::{Matrices, Row, Taken};
 use architecture::Matrix;
 use architecture::{Experts, Names};
@@ -50,7 +50,7 @@ impl Editing<'_> {
                 None => out.planned.push(self.as_it_is(source, entry)),
             }
         }
-        out.fates = self.pieces.fates(&out.planned, None);
+        out.usages = self.pieces.usages(&out.planned, None);
         out
     }
 
@@ -90,7 +90,7 @@ impl Editing<'_> {
         };
         let shape = vec![self.taken.len(), self.mixture.dense.hidden];
         let of_routers = (router, shape, self.mixture.dense.hidden);
-        self.rows(of_routers, Invented::Rows(place), &row, out);
+        self.rows(of_routers, Synthesized::Rows(place), &row, out);
         if let Some(correction) = self.mixture.target.mixture.correction {
             let name = format!("{prefix}{}", correction.name);
             let bias = |model: usize, mixture: &Mixture, expert: usize| {
@@ -107,7 +107,7 @@ impl Editing<'_> {
             };
             let of_corrections = (name.clone(), shape, 1);
             if bias(self.base, self.mixture, 0).is_some() {
-                self.rows(of_corrections, Invented::Correction(place), &bias, out);
+                self.rows(of_corrections, Synthesized::Correction(place), &bias, out);
             } else {
                 self.pieces.lacks(self.base, self.base_at, &name, problems);
             }
@@ -138,7 +138,7 @@ impl Editing<'_> {
     fn rows(
         &self,
         (name, shape, columns): (String, Vec<usize>, usize),
-        made: Invented,
+        made: Synthesized,
         row: &dyn Fn(usize, &Mixture, usize) -> Option<Piece>,
         out: &mut Tensors,
     ) {
@@ -148,24 +148,24 @@ impl Editing<'_> {
             return;
         };
         let added = self.added();
-        let invented = SourceTensor {
-            model: self.pieces.invented,
-            tensor: out.invented.len(),
+        let synthesized = SourceTensor {
+            model: self.pieces.synthesized,
+            tensor: out.synthesized.len(),
         };
         if added > 0 {
             let entry = router::entry(name.clone(), vec![added, columns]);
-            out.invented.push((entry, made));
+            out.synthesized.push((entry, made));
         }
         let of = |taken: &Taken<'_>| match taken.row {
             Row::Of(model, mixture, expert) => row(model, mixture, expert),
-            Row::Made(number) => Some(self.pieces.cut(invented, number..number + 1, columns)),
+            Row::Made(number) => Some(self.pieces.cut(synthesized, number..number + 1, columns)),
         };
         let Some(rows) = self.taken.iter().map(of).collect::<Option<Vec<Piece>>>() else {
             return;
         };
         let stored = &model.tensors()[own];
         let exact =
-            self.mixture.target.mixture.router_f32 || matches!(made, Invented::Correction(_));
+            self.mixture.target.mixture.router_f32 || matches!(made, Synthesized::Correction(_));
         let float = FloatType::of(stored.dtype).map(FloatType::dtype);
         let dtype = match self.pieces.dtype.filter(|_| !exact) {
             Some(dtype) => dtype.dtype(),

@@ -21,7 +21,7 @@ use rows::Rows;
 
 /// The content of a tensor that no model has.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Invented {
+pub(super) enum Synthesized {
     /// The router rows of a layer, by its number among those with experts.
     Rows(usize),
     /// The row of that layer's gate of the shared expert.
@@ -64,14 +64,14 @@ pub(super) struct Recipe {
     /// The models whose differences from the base become rows.
     pub(super) changes: Option<Changes>,
     /// If rows are added to the routers of `model`: the tensors that they are matched to.
-    pub(super) beside: Option<Beside>,
+    pub(super) beside: Option<ExtendedMixture>,
     /// Cuts of experts, which are decided in the same step.
     pub(super) splits: Option<Splits>,
 }
 
 /// A mixture that gets more rows. They are scaled to the mean length of its own rows, and get the mean of its own
 /// corrections.
-pub(super) struct Beside {
+pub(super) struct ExtendedMixture {
     /// The names of its routers, one per layer.
     pub(super) routers: Vec<String>,
     /// The names of its correction tensors, one per layer.
@@ -115,7 +115,7 @@ pub(super) struct Routers {
     recipe: Recipe,
     entries: Vec<TensorEntry>,
     /// The content of each tensor.
-    tensors: Vec<Invented>,
+    tensors: Vec<Synthesized>,
     made: OnceLock<Finished>,
 }
 
@@ -137,7 +137,7 @@ impl fmt::Debug for Routers {
 }
 
 impl Routers {
-    pub(super) fn new(recipe: Recipe, made: Vec<(TensorEntry, Invented)>) -> Self {
+    pub(super) fn new(recipe: Recipe, made: Vec<(TensorEntry, Synthesized)>) -> Self {
         let (entries, tensors) = made.into_iter().unzip();
         Routers {
             recipe,
@@ -170,13 +170,13 @@ impl TensorSource for Routers {
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
         let experts = self.recipe.experts * self.recipe.parts;
         match *self.tensors.get(index)? {
-            Invented::Zeros => Some(Box::new(Zeros)),
-            Invented::Correction(layer) => Some(Box::new(Stored {
+            Synthesized::Zeros => Some(Box::new(Zeros)),
+            Synthesized::Correction(layer) => Some(Box::new(Stored {
                 bytes: self.made.get()?.corrections.get(layer)?,
                 format: FloatType::F32,
             })),
-            Invented::Rows(layer) => self.rows(layer, 0..experts),
-            Invented::SharedGate(layer) => self.rows(layer, experts..experts + 1),
+            Synthesized::Rows(layer) => self.rows(layer, 0..experts),
+            Synthesized::SharedGate(layer) => self.rows(layer, experts..experts + 1),
         }
     }
 

@@ -4,12 +4,12 @@ use super::format::FloatType;
 use super::vector::vectorised;
 
 /// Distances in ULPs at which counting starts: elements at least 1 apart, at least 2 apart, and so on.
-pub const STEP_BOUNDS: [u64; 8] = [1, 2, 3, 5, 9, 17, 257, 4097];
+pub const ULP_BOUNDS: [u64; 8] = [1, 2, 3, 5, 9, 17, 257, 4097];
 
 /// How many of the bounds fit into a signed byte.
 const SMALL: usize = 6;
 /// How many of the bounds do not.
-const BEYOND: usize = STEP_BOUNDS.len() - SMALL;
+const BEYOND: usize = ULP_BOUNDS.len() - SMALL;
 /// Elements side by side: one byte each, as many as the widest register holds.
 const WIDE: usize = 64;
 /// Rows in a strip. Few enough that a strip stays in the first-level cache and a lane's count fits into a byte.
@@ -17,24 +17,24 @@ const ROWS: usize = 16;
 
 /// Distances in ULPs of a format; see [`FloatType::steps`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StepCounts {
-    /// For each bound in [`STEP_BOUNDS`], the number of elements that are at least that far apart.
-    pub at_least: [u64; STEP_BOUNDS.len()],
+pub struct UlpCounts {
+    /// For each bound in [`ULP_BOUNDS`], the number of elements that are at least that far apart.
+    pub at_least: [u64; ULP_BOUNDS.len()],
     /// The largest distance between two elements. A NaN lies beyond infinity, at a distance that depends on its
     /// bits.
     pub largest: u64,
 }
 
-impl StepCounts {
+impl UlpCounts {
     /// Adds the counts of other elements.
-    pub fn add(&mut self, next: &StepCounts) {
+    pub fn add(&mut self, next: &UlpCounts) {
         let counts = self.at_least.iter_mut().zip(&next.at_least);
         counts.for_each(|(count, next)| *count += next);
         self.largest = self.largest.max(next.largest);
     }
 
     /// Counts the distances between two runs of elements of a format.
-    pub fn of(format: FloatType, a: &[u8], b: &[u8]) -> StepCounts {
+    pub fn of(format: FloatType, a: &[u8], b: &[u8]) -> UlpCounts {
         match format.size() {
             8 => bits64::count(a, b),
             4 => bits32::count(a, b),
@@ -57,8 +57,8 @@ const MOST: u8 = i8::MAX as u8;
 ///
 /// Not compiled for AVX-512: its comparisons produce bit masks, which take longer to count.
 #[multiversion::multiversion(targets("x86_64+avx2+fma+f16c+bmi1+bmi2"))]
-fn count_small(strip: &Strip, at_least: &mut [u64; STEP_BOUNDS.len()]) {
-    for (total, bound) in at_least.iter_mut().zip(STEP_BOUNDS).take(SMALL) {
+fn count_small(strip: &Strip, at_least: &mut [u64; ULP_BOUNDS.len()]) {
+    for (total, bound) in at_least.iter_mut().zip(ULP_BOUNDS).take(SMALL) {
         let mut counts = [0u8; WIDE];
         for row in strip {
             for (count, steps) in counts.iter_mut().zip(row) {
@@ -102,8 +102,8 @@ macro_rules! width {
             }
 
             vectorised! {
-                pub(super) fn count(a: &[u8], b: &[u8]) -> StepCounts {
-                    let mut counts = StepCounts::default();
+                pub(super) fn count(a: &[u8], b: &[u8]) -> UlpCounts {
+                    let mut counts = UlpCounts::default();
                     let (a, b) = (a.as_chunks::<$bytes>().0, b.as_chunks::<$bytes>().0);
                     for (a, b) in a.chunks(COUNTED).zip(b.chunks(COUNTED)) {
                         let mut beyond = [[0 as $steps; WIDE]; BEYOND];
@@ -143,7 +143,7 @@ macro_rules! width {
                 for ((steps, a), b) in steps.iter_mut().zip(a).zip(b) {
                     *steps = place(a).abs_diff(place(b));
                 }
-                for (counts, bound) in beyond.iter_mut().zip(&STEP_BOUNDS[SMALL..]) {
+                for (counts, bound) in beyond.iter_mut().zip(&ULP_BOUNDS[SMALL..]) {
                     // Elements of 8 bits are never as far apart as the largest number of their width.
                     let bound = if <$steps>::BITS > 8 { *bound as $steps } else { <$steps>::MAX };
                     for (count, steps) in counts.iter_mut().zip(steps) {
@@ -190,10 +190,10 @@ mod tests {
                 let size = format.size();
                 let whole = bytes.len() / size * size;
                 let (a, b) = (&bytes[..whole], &other[..whole]);
-                let mut expected = StepCounts::default();
+                let mut expected = UlpCounts::default();
                 for (a, b) in a.chunks(size).zip(b.chunks(size)) {
                     // `FloatType::steps` treats NaNs apart and this kernel does not, so NaNs must be equal here.
-                    let steps = format.steps(a, b);
+                    let steps = format.ulps_between(a, b);
                     let is_nan = |raw: &[u8]| {
                         let mut value = [0f64];
                         format.decode(raw, &mut value);
@@ -203,11 +203,11 @@ mod tests {
                         prop_assume!(a == b);
                     }
                     expected.largest = expected.largest.max(steps);
-                    for (count, bound) in expected.at_least.iter_mut().zip(STEP_BOUNDS) {
+                    for (count, bound) in expected.at_least.iter_mut().zip(ULP_BOUNDS) {
                         *count += u64::from(steps >= bound);
                     }
                 }
-                prop_assert_eq!(StepCounts::of(format, a, b), expected, "{:?}", format);
+                prop_assert_eq!(UlpCounts::of(format, a, b), expected, "{:?}", format);
             }
         }
     }

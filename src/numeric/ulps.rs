@@ -7,7 +7,7 @@ impl FloatType {
     /// zeros, and between NaNs; `u64::MAX` between NaN and a number.
     ///
     /// Each slice holds one little-endian element.
-    pub fn steps(self, a: &[u8], b: &[u8]) -> u64 {
+    pub fn ulps_between(self, a: &[u8], b: &[u8]) -> u64 {
         match (self.place(a), self.place(b)) {
             (Some(a), Some(b)) => a.abs_diff(b),
             (None, None) => 0,
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn steps_are_counted_across_zero_and_exponents() {
         let bf16 = |value: f32| half::bf16::from_f32(value).to_le_bytes();
-        let steps = |a: f32, b: f32| FloatType::Bf16.steps(&bf16(a), &bf16(b));
+        let steps = |a: f32, b: f32| FloatType::Bf16.ulps_between(&bf16(a), &bf16(b));
         assert_eq!(steps(1.0, 1.0), 0);
         assert_eq!(steps(0.0, -0.0), 0);
         assert_eq!(steps(1.0, 1.0 + 1.0 / 128.0), 1);
@@ -86,12 +86,12 @@ mod tests {
             let infinity = format.infinity();
             for magnitude in [0, 1, 5, infinity / 2, infinity - 1] {
                 let (a, b) = (bits(magnitude), bits(magnitude + 1));
-                assert_eq!(format.steps(&a, &b), 1, "{format:?} {magnitude}");
+                assert_eq!(format.ulps_between(&a, &b), 1, "{format:?} {magnitude}");
                 let mut values = [0.0f64];
                 format.decode(&b, &mut values);
                 assert!(!values[0].is_nan(), "{format:?} {magnitude}");
             }
-            assert_eq!(format.steps(&bits(0), &bits(infinity + 1)), u64::MAX);
+            assert_eq!(format.ulps_between(&bits(0), &bits(infinity + 1)), u64::MAX);
             let mut values = [0.0f64];
             format.decode(&bits(infinity + 1), &mut values);
             assert!(values[0].is_nan(), "{format:?}");
