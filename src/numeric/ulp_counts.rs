@@ -15,7 +15,7 @@ const WIDE: usize = 64;
 /// Rows in a strip. Few enough that a strip stays in the first-level cache and a lane's count fits into a byte.
 const ROWS: usize = 16;
 
-/// Distances in ULPs of a format; see [`FloatType::steps`].
+/// Distances in ULPs of a format; see [`FloatType::ulps_between`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct UlpCounts {
     /// For each bound in [`ULP_BOUNDS`], the number of elements that are at least that far apart.
@@ -192,7 +192,7 @@ mod tests {
                 let (a, b) = (&bytes[..whole], &other[..whole]);
                 let mut expected = UlpCounts::default();
                 for (a, b) in a.chunks(size).zip(b.chunks(size)) {
-                    // `FloatType::steps` treats NaNs apart and this kernel does not, so NaNs must be equal here.
+                    // `FloatType::ulps_between` treats NaNs apart and this kernel does not, so NaNs must be equal here.
                     let steps = format.ulps_between(a, b);
                     let is_nan = |raw: &[u8]| {
                         let mut value = [0f64];
