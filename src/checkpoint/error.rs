@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use errors::{Hint, Refusal};
+use errors::{Hint, Refusal, some_of};
 use safetensors::Dtype;
 
 /// Why a checkpoint can't be found, opened, trusted or laid out.
@@ -686,10 +686,6 @@ impl fmt::Display for Listed<'_> {
         if self.0.is_empty() {
             return f.write_str("nothing");
         }
-        f.write_str(&self.0[..self.0.len().min(LISTED)].join(", "))?;
-        if self.0.len() > LISTED {
-            write!(f, " and {} more", self.0.len() - LISTED)?;
-        }
-        Ok(())
+        f.write_str(&some_of(self.0, LISTED))
     }
 }

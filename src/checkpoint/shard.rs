@@ -1,17 +1,16 @@
 //! One mapped file of weights, and the check that it has not changed since it was mapped.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use super::behind::{Behind, Reclaim, reclaim};
 use super::error::CheckpointError;
+use super::file_state::FileState;
 use super::header::{self, HeaderTensor};
 use super::hub::listed_sha256;
 use super::pickle::{self, Pickled};
@@ -31,7 +30,7 @@ pub struct Shard {
     pub header_len: u64,
     /// Its `__metadata__`; pickles have none.
     pub metadata: BTreeMap<String, String>,
-    state: State,
+    state: FileState,
     map: Mmap,
     behind: Behind,
 }
@@ -89,7 +88,7 @@ impl Shard {
             file_size: map.len() as u64,
             header_len: 0,
             metadata: BTreeMap::new(),
-            state: State::of(&metadata),
+            state: FileState::of(&metadata),
             behind: Behind::new(map.len() as u64),
             map,
         })
@@ -153,7 +152,7 @@ impl Shard {
     /// Compares the file's state with that at opening.
     pub(super) fn check_unchanged(&self) -> Result<(), CheckpointError> {
         let io = |source| CheckpointError::io("look at", &self.path, source);
-        let now = State::of(&fs::metadata(&self.path).map_err(io)?);
+        let now = FileState::at(&self.path).map_err(io)?;
         if now == self.state {
             return Ok(());
         }
@@ -162,52 +161,6 @@ impl Shard {
             expected: self.state.to_string(),
             found: now.to_string(),
         })
-    }
-}
-
-/// What tells whether a file is still the one that was opened, and whether it was written to.
-///
-/// The time of modification can be set back by whoever writes; that of the last change of the file's state cannot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct State {
-    device: u64,
-    inode: u64,
-    len: u64,
-    /// Seconds and nanoseconds.
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl State {
-    fn of(metadata: &Metadata) -> State {
-        State {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            len: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let State {
-            inode,
-            len,
-            modified,
-            changed,
-            ..
-        } = self;
-        write!(
-            f,
-            "{len} bytes, inode {inode}, written at Unix time {}.{:09}",
-            modified.0, modified.1
-        )?;
-        if changed != modified {
-            write!(f, ", changed at {}.{:09}", changed.0, changed.1)?;
-        }
-        Ok(())
     }
 }
 

@@ -10,6 +10,20 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
+/// A list in a message: its first `most` entries, and how many more there are.
+pub fn some_of<T: fmt::Display>(
+    entries: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator>,
+    most: usize,
+) -> String {
+    let mut entries = entries.into_iter();
+    let shown = entries.by_ref().take(most).map(|entry| entry.to_string());
+    let shown = shown.collect::<Vec<String>>().join(", ");
+    match entries.len() {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 /// An error that may know what to do about it. Its `Display` is the message alone.
 pub trait Hint: Error {
     /// What to do about it.
@@ -99,6 +113,13 @@ pub fn in_one_line(error: &(impl Hint + ?Sized)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_list_ends_with_a_count() {
+        assert_eq!(some_of(["a", "b"], 2), "a, b");
+        assert_eq!(some_of(["a", "b", "c", "d"], 2), "a, b and 2 more");
+        assert_eq!(some_of([0; 0], 2), "");
+    }
 
     #[test]
     fn a_hint_stays_apart_from_the_message() {

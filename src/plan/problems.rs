@@ -88,17 +88,8 @@ pub fn count(number: usize, thing: &str) -> String {
     format!("{number} {thing}{plural}")
 }
 
-/// The first few of a list, and how many more there are.
+/// The first few names of a list in backticks, and how many more there are.
 pub(super) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
-    let shown: Vec<String> = names
-        .iter()
-        .take(SHOWN)
-        .map(|name| format!("`{}`", name.as_ref()))
-        .collect();
-    let more = names.len().saturating_sub(SHOWN);
-    if more == 0 {
-        shown.join(", ")
-    } else {
-        format!("{} and {more} more", shown.join(", "))
-    }
+    let names = names.iter().map(|name| format!("`{}`", name.as_ref()));
+    errors::some_of(names, SHOWN)
 }

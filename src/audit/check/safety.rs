@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{Finding, Place, Report, Severity};
 use checkpoint::{CheckpointError, Location, PickleImports, folder_risks};
+use errors::some_of;
 
 checks! {
     DANGEROUS = "safety.dangerous-pickle", Error,
@@ -67,14 +68,7 @@ const NAMES_SHOWN: usize = 12;
 
 /// The findings about the imports of one pickle.
 fn pickle(location: &Location, file: String, imports: PickleImports) -> Vec<Finding> {
-    let list = |names: &BTreeSet<String>| {
-        let shown: Vec<&str> = names.iter().take(NAMES_SHOWN).map(String::as_str).collect();
-        let more = match names.len().saturating_sub(NAMES_SHOWN) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        format!("{}{more}", shown.join(", "))
-    };
+    let list = |names: &BTreeSet<String>| some_of(names, NAMES_SHOWN);
     let mut findings = Vec::new();
     let place = || Place::file(file.clone());
     if !imports.others.is_empty() {

@@ -8,6 +8,7 @@ use super::checks;
 use crate::fields::{differences, shown};
 use crate::{Finding, Place, Severity};
 use checkpoint::{Checkpoint, Sidecar, Tokenizer, TokenizerKind, parse_json, read_sidecar};
+use errors::some_of;
 
 /// Files that are compared field by field.
 const BY_FIELD: [&str; 2] = ["generation_config.json", "tokenizer_config.json"];
@@ -105,14 +106,6 @@ fn tokens(a: &Checkpoint, b: &Checkpoint) -> Vec<Finding> {
             new.push(format!("{token:?} ({id})"));
         }
     }
-    let list = |tokens: &[String]| {
-        let more = match tokens.len().saturating_sub(TOKENS_SHOWN) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let shown = &tokens[..tokens.len().min(TOKENS_SHOWN)];
-        format!("{}{more}", shown.join(", "))
-    };
     let kinds = [
         (gone, "tokens that only the first has", "none of them"),
         (new, "no others", "tokens that only the second has"),
@@ -124,7 +117,8 @@ fn tokens(a: &Checkpoint, b: &Checkpoint) -> Vec<Finding> {
         .map(|(tokens, expected, found)| {
             let place = Place::file("tokenizer.json");
             let count = tokens.len();
-            let found = format!("{found}; {count} in all: {}", list(&tokens));
+            let shown = some_of(&tokens, TOKENS_SHOWN);
+            let found = format!("{found}; {count} in all: {shown}");
             Finding::new(&checks::TOKENS, place, expected, found)
         })
         .collect()

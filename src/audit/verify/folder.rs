@@ -2,9 +2,7 @@
 //! not covered. The folder is looked at twice, as a verdict holds for the files that were there all the time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -12,9 +10,10 @@ use super::{Request, checks};
 use crate::loaders::{Role, is_apart, is_below, role_of};
 use crate::{CheckInfo, Finding, Place, Report, Skipped};
 use checkpoint::{
-    Checkpoint, CheckpointError, Location, TreeEntry, index_name, parse_json, read_bounded,
-    read_sidecar, stem_of, tree,
+    Checkpoint, CheckpointError, FileState, Location, TreeEntry, index_name, parse_json,
+    read_bounded, read_sidecar, stem_of, tree,
 };
+use errors::some_of;
 use plan::Plan;
 use run::{LOCK_FILE, Lock};
 
@@ -34,16 +33,8 @@ const NAMES_SHOWN: usize = 12;
 #[derive(Debug)]
 pub struct FolderListing {
     root: PathBuf,
-    entries: BTreeMap<String, (TreeEntry, Option<Stamp>)>,
+    entries: BTreeMap<String, (TreeEntry, Option<FileState>)>,
     ignored: Vec<String>,
-}
-
-/// What changes when a file is written to or replaced.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
-    bytes: u64,
-    modified: Option<SystemTime>,
-    identity: [i128; 4],
 }
 
 impl FolderListing {
@@ -58,8 +49,8 @@ impl FolderListing {
     ) -> Result<FolderListing, CheckpointError> {
         let entries = tree(&location.path, &is_apart)?.into_iter();
         let entries = entries.map(|entry| {
-            let stamp = Stamp::of(&entry.path);
-            (entry.name.clone(), (entry, stamp))
+            let state = FileState::at(&entry.path).ok();
+            (entry.name.clone(), (entry, state))
         });
         Ok(FolderListing {
             root: location.path.clone(),
@@ -79,10 +70,9 @@ impl FolderListing {
             let read = role_of(name).is_some() || [".", LOCK_FILE].contains(&name.as_str());
             read && !self.ignores(name)
         };
-        let stamp = |folder: &FolderListing, name: &str| {
-            folder.entries.get(name).map(|(_, stamp)| stamp.clone())
-        };
-        let changed = |name: &&String| stamp(self, name) != stamp(&now, name);
+        let state =
+            |folder: &FolderListing, name: &str| folder.entries.get(name).map(|&(_, state)| state);
+        let changed = |name: &&String| state(self, name) != state(&now, name);
         let names = names.into_iter().filter(matters).filter(changed);
         Ok(names.cloned().collect())
     }
@@ -117,34 +107,6 @@ impl FolderListing {
         let (entry, _) = self.entries.get(name)?;
         Some(read_sidecar(&entry.path))
     }
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Stamp> {
-        let found = fs::metadata(path).ok()?;
-        Some(Stamp {
-            bytes: found.len(),
-            modified: found.modified().ok(),
-            identity: identity(&found),
-        })
-    }
-}
-
-/// What tells a file from another at its path, and an old state from a newer one of the same length and time.
-#[cfg(unix)]
-fn identity(found: &fs::Metadata) -> [i128; 4] {
-    use std::os::unix::fs::MetadataExt;
-    [
-        found.dev().into(),
-        found.ino().into(),
-        found.ctime().into(),
-        found.ctime_nsec().into(),
-    ]
-}
-
-#[cfg(not(unix))]
-fn identity(_found: &fs::Metadata) -> [i128; 4] {
-    [0; 4]
 }
 
 /// Judges every file of the folder. `compared` are the files beside the weights that were compared with those of the
@@ -232,14 +194,9 @@ pub(super) fn judge(
 }
 
 fn listed(what: &str, names: &[String]) -> String {
-    if names.is_empty() {
-        return format!("{what}: none");
-    }
-    let shown = names.iter().take(NAMES_SHOWN).map(String::as_str);
-    let shown = shown.collect::<Vec<&str>>().join(", ");
-    match names.len().saturating_sub(NAMES_SHOWN) {
-        0 => format!("{what}: {shown}"),
-        more => format!("{what}: {shown} and {more} more"),
+    match names.is_empty() {
+        true => format!("{what}: none"),
+        false => format!("{what}: {}", some_of(names, NAMES_SHOWN)),
     }
 }
 

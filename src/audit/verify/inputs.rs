@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::checks;
 use crate::{Finding, Place, Report, Table};
-use checkpoint::{Checkpoint, Location, Locator, ModelRef};
-use errors::{Hint, Refusal};
+use checkpoint::{Checkpoint, FileState, Location, Locator, ModelRef};
+use errors::{Hint, Refusal, some_of};
 use plan::Plan;
 use recipe::{AnyRecipe, Recipe, Tokenizer, nearest};
 
@@ -86,16 +86,10 @@ impl Hint for InputsError {
 }
 
 fn listed(names: &[String]) -> String {
-    let shown: Vec<String> = names
+    let names = names
         .iter()
-        .take(NAMES_SHOWN)
-        .map(|name| format!("`{}`", name.escape_debug()))
-        .collect();
-    let more = match names.len().saturating_sub(NAMES_SHOWN) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!("the recipe's models are {}{more}", shown.join(", "))
+        .map(|name| format!("`{}`", name.escape_debug()));
+    format!("the recipe's models are {}", some_of(names, NAMES_SHOWN))
 }
 
 /// Where the inputs of a checkpoint are looked for.
@@ -439,16 +433,20 @@ fn names(recipe: &AnyRecipe, tokenizer_from: Option<&ModelRef>) -> Vec<String> {
 
 /// The finding that an input is the checkpoint itself, for each input that is.
 pub(super) fn own(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
-    let identities = |model: &Checkpoint| -> Vec<Identity> {
+    let states = |model: &Checkpoint| -> Vec<FileState> {
         let shards = model.shards().into_iter();
-        shards.filter_map(|shard| identity(&shard.path)).collect()
+        shards
+            .filter_map(|shard| FileState::at(&shard.path).ok())
+            .collect()
     };
-    let checkpoint = identities(model);
+    let checkpoint = states(model);
+    let is_of_checkpoint =
+        |file: &FileState| checkpoint.iter().any(|own| own.is_of_same_file(file));
     let hub = |model: &Checkpoint| model.location().hub.as_ref().map(|hub| hub.commit.clone());
     let is_own = |input: &&Checkpoint| {
         // Commits of one repository share the files that did not change.
         let other_commit = hub(model).zip(hub(input)).is_some_and(|(a, b)| a != b);
-        !other_commit && identities(input).iter().any(|one| checkpoint.contains(one))
+        !other_commit && states(input).iter().any(is_of_checkpoint)
     };
     let models = plan.stored_models();
     let found = models
@@ -464,21 +462,6 @@ pub(super) fn own(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
             )
         });
     found.collect()
-}
-
-/// What two names of one file have in common.
-type Identity = (u64, u64, PathBuf);
-
-#[cfg(unix)]
-fn identity(path: &Path) -> Option<Identity> {
-    use std::os::unix::fs::MetadataExt;
-    let found = fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino(), PathBuf::new()))
-}
-
-#[cfg(not(unix))]
-fn identity(path: &Path) -> Option<Identity> {
-    Some((0, 0, fs::canonicalize(path).ok()?))
 }
 
 /// Why a recipe has no plan: its first problem, and the number of further ones.
