@@ -79,8 +79,9 @@ pub type Look<'a> = dyn Fn(&Path) -> Result<(), Refusal> + 'a;
 /// The files beside the weights are written first, so that the output can be looked at before anything is computed.
 ///
 /// # Errors
-/// Before anything is computed: the destination is taken, or has too little room, or the look found errors. Later: problems that only the weights
-/// show (NaN, overflow, copies that differ), and failures of the disk. In every case the destination is unchanged.
+/// Before anything is computed: the destination is taken, or has too little room, or the look found errors. Later:
+/// problems that only the weights show (NaN, overflow, copies that differ), and failures of the disk. In every case the
+/// destination is unchanged.
 pub fn run(
     plan: &Plan,
     destination: &dyn Destination,

@@ -17,7 +17,8 @@ use plan::Plan;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 128 << 10;
 
-/// Where each tensor is written, the digests of the written bytes, and what survives of updates, and what is odd in sources.
+/// Where each tensor is written, and what is learned meanwhile: the digests of the written bytes, what survives of
+/// updates, and what is odd in sources.
 pub(super) struct Weights<'a> {
     staged: &'a dyn Staged,
     /// For each tensor, its file and its offset there.
