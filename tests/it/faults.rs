@@ -9,20 +9,18 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use weldment::checkpoint::{
-    Checkpoint, CheckpointError, InMemory, Location, ModelConfig, Reclaim, SidecarsFrom,
-    TensorEntry, TensorSource,
+    Checkpoint, CheckpointError, InMemory, Reclaim, TensorEntry, TensorSource,
 };
-use weldment::engine::Settings;
 use weldment::errors::Refusal;
 use weldment::moe::{self, MoeOptions};
 use weldment::numeric::Elements;
-use weldment::plan::{self, Options, Plan};
+use weldment::plan::{self, Plan};
 use weldment::recipe::{self, AnyRecipe};
 use weldment::run::{self, RunOptions, destination::Memory};
 
 use crate::fixtures::{Spec, llama, llama_config};
 use crate::moe::dense;
-use crate::sources::{Held, Silent, in_memory};
+use crate::sources::{Held, Silent, in_memory, model_of, options};
 
 /// Counts what is asked of the sources that share it; once it has been asked for `last`, that fails.
 #[derive(Debug, Default)]
@@ -108,31 +106,13 @@ impl Bank {
             base: in_memory(specs),
             reads: Arc::clone(&self.reads),
         };
-        let config = ModelConfig::made("config.json".into(), config);
-        let model = Checkpoint::new(
-            name,
-            Location::local(name),
-            Some(config),
-            SidecarsFrom::Files(Vec::new()),
-            Arc::new(source),
-        );
+        let model = model_of(name, config, source);
         self.models.insert(name.to_owned(), Arc::new(model));
     }
 
     fn plan(&self, recipe: &str) -> Plan {
         let held = Held(self.models.clone());
-        let plan = Options {
-            settings: Settings {
-                threads: 2,
-                memory: 256 << 20,
-                allow_non_finite: false,
-                saturate: false,
-            },
-            seed: 0,
-            shard_size: 5_000_000_000,
-            tokenizer_from: None,
-        };
-        let options = MoeOptions::from(plan);
+        let options = MoeOptions::from(options());
         let path = "recipe.yml";
         match recipe::parse_any(path, recipe).unwrap() {
             AnyRecipe::Merge(recipe) => plan::plan(&recipe, path, &held, &options.plan),

@@ -236,6 +236,19 @@ impl Bench {
         self.checked(&[arguments, no_check].concat())
     }
 
+    /// Runs `weld` and expects exit code 0.
+    #[track_caller]
+    pub(crate) fn passes(&self, arguments: &[&str]) {
+        let outcome = self.weld(arguments);
+        assert_eq!(
+            outcome.code,
+            Some(0),
+            "{}{}",
+            outcome.stdout,
+            outcome.stderr
+        );
+    }
+
     /// Runs `weld` just with these arguments.
     pub(crate) fn checked(&self, arguments: &[&str]) -> Outcome {
         let output = self
@@ -388,6 +401,14 @@ pub(crate) fn config_with(layers: usize, more: Value) -> Value {
     let fields = config.as_object_mut().expect("an object");
     fields.extend(more.as_object().expect("an object").clone());
     config
+}
+
+/// What a plan, as JSON, says of an output tensor.
+#[track_caller]
+pub(crate) fn of_plan<'p>(plan: &'p Value, tensor: &str) -> &'p Value {
+    let mut tensors = plan["tensors"].as_array().expect("tensors").iter();
+    let found = tensors.find(|found| found["name"] == tensor);
+    found.unwrap_or_else(|| panic!("the plan has no {tensor}"))
 }
 
 /// Reads a JSON file.

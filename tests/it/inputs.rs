@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{
     Bench, Loaded, Spec, bools, by_name, config_with, files, floats, integers, llama, llama_config,
-    load, noise, read_json, with, without,
+    load, noise, of_plan, read_json, with, without,
 };
 
 const FLOATS: [Dtype; 6] = [
@@ -798,12 +798,7 @@ fn gradients_run_over_the_layers_of_any_naming() {
         let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
         let t: Vec<f64> = (0..5)
             .map(|layer| {
-                let name = format!("{prefix}.{layer}.mlp.w");
-                let tensors = plan["tensors"].as_array().unwrap();
-                let tensor = tensors
-                    .iter()
-                    .find(|tensor| tensor["name"] == name.as_str())
-                    .unwrap();
+                let tensor = of_plan(&plan, &format!("{prefix}.{layer}.mlp.w"));
                 tensor["parameters"]["t"].as_f64().unwrap()
             })
             .collect();
@@ -812,13 +807,7 @@ fn gradients_run_over_the_layers_of_any_naming() {
             assert!((found - expected).abs() < 1e-12, "{prefix}: {t:?}");
         }
         // Outside the layers a gradient has its first value.
-        let norm = plan["tensors"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|tensor| tensor["name"] == "final.norm")
-            .unwrap();
-        assert_eq!(norm["parameters"]["t"], 0.2);
+        assert_eq!(of_plan(&plan, "final.norm")["parameters"]["t"], 0.2);
     }
 }
 

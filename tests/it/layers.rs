@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::fixtures::{Bench, Spec, config_with, floats, llama, load, noise, read_json};
+use crate::fixtures::{Bench, Spec, config_with, floats, llama, load, noise, of_plan, read_json};
 
 fn matrix(name: &str, seed: u64, shape: &[usize]) -> Spec {
     floats(name, Dtype::F32, shape, noise(seed, shape.iter().product()))
@@ -46,12 +46,7 @@ fn layers_that_predict_further_tokens_are_no_layers_of_the_decoder() {
     let plan = bench.weld(&["plan", "--all", "recipe.yml", "--format", "json"]);
     let plan: Value = serde_json::from_str(&plan.stdout).expect(&plan.stderr);
     let t = |layer: usize| {
-        let name = format!("model.layers.{layer}.mlp.up_proj.weight");
-        let tensors = plan["tensors"].as_array().unwrap();
-        let tensor = tensors
-            .iter()
-            .find(|tensor| tensor["name"] == name.as_str())
-            .unwrap();
+        let tensor = of_plan(&plan, &format!("model.layers.{layer}.mlp.up_proj.weight"));
         tensor["parameters"]["t"].as_f64().unwrap()
     };
     assert_eq!([0, 1, 2, 3].map(t), [0.0, 0.5, 1.0, 0.0]);

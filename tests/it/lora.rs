@@ -10,7 +10,7 @@ use weldment::numeric::FloatType;
 
 use crate::fixtures::{
     Bench, Loaded, Spec, by_name, config_with, files, floats, llama, llama_config, load, noise,
-    quick_bf16, read_json,
+    of_plan, quick_bf16, read_json,
 };
 
 const UP: &str = "model.layers.0.mlp.up_proj";
@@ -296,12 +296,8 @@ fn the_plan_and_the_card_show_the_adapter() {
     );
     assert!(shown["path"].as_str().unwrap().ends_with("lora"));
     let operation = |plan: &Value, name: &str| {
-        let tensors = plan["tensors"].as_array().unwrap().clone();
-        let tensor = tensors
-            .into_iter()
-            .find(|tensor| tensor["name"] == name)
-            .unwrap();
-        tensor["operation"].as_str().unwrap().to_owned()
+        let operation = &of_plan(plan, name)["operation"];
+        operation.as_str().unwrap().to_owned()
     };
     assert_eq!(operation(&dora, &format!("{UP}.weight")), "convert");
     assert_eq!(operation(&dora, "model.norm.weight"), "copy");

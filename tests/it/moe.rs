@@ -705,14 +705,7 @@ fn any_number_of_threads_gives_the_same_bytes_and_verify_finds_a_flipped_bit() {
     assert_eq!(one, four);
     let lock = read_json(&bench.path("out/weldment.lock.json"));
     assert_eq!(lock["command"], "moe");
-    let verified = bench.weld(&["verify", "out", "--full", "-q"]);
-    assert_eq!(
-        verified.code,
-        Some(0),
-        "{}{}",
-        verified.stdout,
-        verified.stderr
-    );
+    bench.passes(&["verify", "out", "--full", "-q"]);
     for name in [
         "model.layers.1.mlp.gate.weight",
         "model.layers.2.mlp.experts.1.up_proj.weight",
@@ -1268,14 +1261,7 @@ fn neurons_that_open_together_go_together() {
         seen.sort_unstable();
         assert_eq!(seen, (0..WIDTH).collect::<Vec<_>>());
     }
-    let verified = bench.weld(&["verify", "out", "--full"]);
-    assert_eq!(
-        verified.code,
-        Some(0),
-        "{}{}",
-        verified.stdout,
-        verified.stderr
-    );
+    bench.passes(&["verify", "out", "--full"]);
 }
 
 /// A file of rows is an input like any other: the lock has it, and verify finds it and sees that it changed.
@@ -1357,14 +1343,7 @@ fn a_recipe_with_everything_runs() {
     };
     assert!(weights(&named) == weights(&bench.moe(&recipe("exact", ""), &[])));
     assert_eq!(bench.weld(&["check", "out", "-q"]).code, Some(0));
-    let verified = bench.weld(&["verify", "out", "--full"]);
-    assert_eq!(
-        verified.code,
-        Some(0),
-        "{}{}",
-        verified.stdout,
-        verified.stderr
-    );
+    bench.passes(&["verify", "out", "--full"]);
     let message = bench.moe_refused(&recipe("cube", ""));
     assert!(
         message.contains("expected `exact` for `scale`, found `cube`"),

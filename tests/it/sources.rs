@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::Dtype;
+use serde_json::Value;
 use weldment::checkpoint::{
     Bytes, Checkpoint, CheckpointError, InMemory, Location, ModelConfig, ModelRef, Resolver,
     Scaled, Scales, SidecarsFrom, TensorSource,
@@ -57,7 +58,16 @@ pub(crate) fn in_memory(mut specs: Vec<Spec>) -> InMemory {
 }
 
 pub(crate) fn model(name: &str, tensors: impl TensorSource + 'static) -> Checkpoint {
-    let config = ModelConfig::made("config.json".into(), llama_config(2));
+    model_of(name, llama_config(2), tensors)
+}
+
+/// A model with this config and no files.
+pub(crate) fn model_of(
+    name: &str,
+    config: Value,
+    tensors: impl TensorSource + 'static,
+) -> Checkpoint {
+    let config = ModelConfig::made("config.json".into(), config);
     let beside = SidecarsFrom::Files(Vec::new());
     Checkpoint::new(
         name,
@@ -68,12 +78,9 @@ pub(crate) fn model(name: &str, tensors: impl TensorSource + 'static) -> Checkpo
     )
 }
 
-/// What a recipe makes of models that nobody wrote, in memory.
-fn merged(recipe: &str, models: Vec<Checkpoint>) -> BTreeMap<String, Vec<u8>> {
-    let held = models
-        .into_iter()
-        .map(|model| (model.label().to_owned(), Arc::new(model)));
-    let options = Options {
+/// Two threads, and all else as the command line has it.
+pub(crate) fn options() -> Options {
+    Options {
         settings: Settings {
             threads: 2,
             memory: 256 << 20,
@@ -83,9 +90,16 @@ fn merged(recipe: &str, models: Vec<Checkpoint>) -> BTreeMap<String, Vec<u8>> {
         seed: 0,
         shard_size: 5_000_000_000,
         tokenizer_from: None,
-    };
+    }
+}
+
+/// What a recipe makes of models that nobody wrote, in memory.
+fn merged(recipe: &str, models: Vec<Checkpoint>) -> BTreeMap<String, Vec<u8>> {
+    let held = models
+        .into_iter()
+        .map(|model| (model.label().to_owned(), Arc::new(model)));
     let recipe = recipe::parse_with_registry("recipe.yml", recipe).unwrap();
-    let planned = plan::plan(&recipe, "recipe.yml", &Held(held.collect()), &options);
+    let planned = plan::plan(&recipe, "recipe.yml", &Held(held.collect()), &options());
     let out = Memory::new("out");
     run::run(&planned.unwrap(), &out, RunOptions::default(), &Silent).unwrap();
     out.into_files()
