@@ -42,7 +42,7 @@ pub(super) struct PlanArguments {
     #[arg(long, value_name = "MODEL", value_parser = ModelRef::parse)]
     tokenizer_from: Option<ModelRef>,
 
-    /// Seed for random masks (dare_*, della*), and for what is random in a mixture of experts
+    /// Seed for random masks (dare_*, della*), stochastic rounding, and what is random in a mixture of experts
     #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     seed: u64,
 

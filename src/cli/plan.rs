@@ -6,7 +6,7 @@ use super::arguments::{Format, MoeArguments, PlanArguments};
 use super::output::{Failure, print, print_json};
 use plan::{self, Detail};
 
-/// Show what a recipe would do, from headers and configs only
+/// Show what a recipe would do: every tensor, its sources and values; computes nothing
 ///
 /// Finds every error that can be found without reading weights: missing models, tensors that do not match,
 /// parameters without a value. Writes nothing.

@@ -6,6 +6,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -66,8 +67,7 @@ fn name(lock: blake3::Hash) -> String {
 fn create(folder: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.mode(0o700);
     builder.create(folder)?;
     match is_own(&fs::symlink_metadata(folder)?) {
         true => Ok(()),
@@ -100,26 +100,12 @@ fn is_own(metadata: &fs::Metadata) -> bool {
     !metadata.is_symlink() && belongs_to_user(metadata) && !is_shared(metadata)
 }
 
-#[cfg(unix)]
 fn belongs_to_user(metadata: &fs::Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
     metadata.uid() == rustix::process::geteuid().as_raw()
 }
 
-#[cfg(not(unix))]
-fn belongs_to_user(_metadata: &fs::Metadata) -> bool {
-    true
-}
-
-#[cfg(unix)]
 fn is_shared(metadata: &fs::Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
     metadata.mode() & 0o022 != 0
-}
-
-#[cfg(not(unix))]
-fn is_shared(_metadata: &fs::Metadata) -> bool {
-    false
 }
 
 /// The paths of a record, if it is one of this lock. A path that is not absolute would depend on where weld runs.
@@ -169,7 +155,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(unix)]
     fn what_others_can_write_to_is_not_read() {
         use std::os::unix::fs::{PermissionsExt, symlink};
         let folder = tempfile::tempdir().unwrap();

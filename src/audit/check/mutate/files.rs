@@ -504,15 +504,9 @@ pub(super) static DEFECTS: &[Defect] = &[
     }),
 ];
 
-#[cfg(unix)]
 fn link(to: &std::path::Path, at: &std::path::Path) -> Result<(), Obstacle> {
     fs::write(to, "{}")?;
     Ok(std::os::unix::fs::symlink(to, at)?)
-}
-
-#[cfg(not(unix))]
-fn link(_: &std::path::Path, _: &std::path::Path) -> Result<(), Obstacle> {
-    Err(Obstacle::model("links are made on Unix only"))
 }
 
 fn pickle(draft: &Draft<'_>, bytes: &[u8]) -> Planted {
