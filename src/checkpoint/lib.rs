@@ -28,6 +28,7 @@ mod model_ref;
 mod pickle;
 mod quantised;
 mod reader;
+mod renamed;
 mod resolve;
 mod risks;
 mod scaled;

@@ -11,6 +11,7 @@ use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::home::file_in;
 use super::locate::Location;
+use super::renamed::Renamed;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, SidecarKind, find_sidecars, unreadable};
 use super::source::{TensorEntry, TensorSource};
@@ -33,7 +34,7 @@ pub struct Checkpoint {
 }
 
 /// The files beside the tensors.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum SidecarsFrom {
     /// There are none.
     Nothing,
@@ -100,6 +101,23 @@ impl Checkpoint {
             adapter: Some(adapter),
             ..self
         })
+    }
+
+    /// The same model with other names for its tensors, in their order; names must be unique.
+    pub fn renamed(&self, names: Vec<String>) -> Checkpoint {
+        Checkpoint {
+            by_name: (0..)
+                .zip(&names)
+                .map(|(at, name)| (name.clone(), at))
+                .collect(),
+            source: Arc::new(Renamed::new(Arc::clone(&self.source), names)),
+            label: self.label.clone(),
+            location: self.location.clone(),
+            config: self.config.clone(),
+            beside: self.beside.clone(),
+            adapter: self.adapter.clone(),
+            notes: self.notes.clone(),
+        }
     }
 
     /// The model's name in the recipe.

@@ -129,7 +129,13 @@ pub(super) fn pattern_of(names: &[String]) -> Option<String> {
 }
 
 /// What to do about tensors that the model lacks, and its nearest name to the first of them.
-pub(super) fn missing_hint(counterparts: &Counterparts, missing: &[String]) -> String {
+///
+/// `rules` are those of `rename` by which it would have them.
+pub(super) fn missing_hint(
+    counterparts: &Counterparts,
+    missing: &[String],
+    rules: Option<String>,
+) -> String {
     let nearest = match &counterparts.doubted {
         Some(alias) => format!(
             "it has tensors of these shapes as `{}*` in place of `{}*`, but another module's name may stand for \
@@ -137,6 +143,10 @@ pub(super) fn missing_hint(counterparts: &Counterparts, missing: &[String]) -> S
             alias.model_prefix, alias.reference_prefix
         ),
         None => nearest_names(counterparts, missing),
+    };
+    let nearest = match rules {
+        Some(rules) => format!("{nearest}; if it only names them otherwise, add `{rules}`"),
+        None => nearest,
     };
     match pattern_of(missing) {
         Some(pattern) => format!(

@@ -20,6 +20,7 @@ mod modules;
 mod outputs;
 mod planned;
 mod problems;
+mod renames;
 mod results;
 mod tokenizer;
 mod views;
@@ -308,8 +309,12 @@ fn attempt(
 ) -> Option<Plan> {
     let method = methods::find(recipe.method.name)?;
     let tokenizer_from = options.tokenizer_from.as_ref();
-    let models = models::open(recipe, resolver, tokenizer_from, results, problems)?;
+    let mut models = models::open(recipe, resolver, tokenizer_from, results, problems)?;
     let mut notes: Vec<String> = warnings(&recipe.warnings);
+    renames::apply(recipe, &mut models, &mut notes, problems);
+    if !problems.is_empty() {
+        return None;
+    }
     notes.extend(models.notes());
     if let (Some(dtype), Some(out)) = (recipe.dtype, recipe.out_dtype)
         && dtype.bitsize() < out.bitsize()

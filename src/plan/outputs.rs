@@ -12,6 +12,7 @@ use super::layers::{Group, GroupSource, LayerMap, Layout, OutputTensor, layout};
 use super::models::Models;
 use super::planned::{Operation, PlannedTensor, SourceTensor};
 use super::problems::{Problems, count, some_of};
+use super::renames;
 use super::tokenizer::{Aligned, Alignment};
 use super::views::View;
 use super::vocabularies::different_vocabularies;
@@ -265,16 +266,34 @@ impl<'a> Resolver<'a> {
             let headless = names.embedding.is_some() && !names.has_head(checkpoint);
             if generates && headless && names.tied_by_config == Some(false) {
                 self.headless.insert(model);
-                self.problems.add(
-                    self.models.at[model],
-                    format!(
-                        "`{}` has no output head, and its config says `tie_word_embeddings: false`",
-                        checkpoint.label()
-                    ),
-                    Some("the checkpoint is incomplete, or the config should say true".to_owned()),
+                let incomplete = "the checkpoint is incomplete, or the config should say true";
+                let hint = match self.renames_of_head(model) {
+                    Some(rules) => {
+                        format!("{incomplete}; if it only names its head otherwise, add `{rules}`")
+                    }
+                    None => incomplete.to_owned(),
+                };
+                let message = format!(
+                    "`{}` has no output head, and its config says `tie_word_embeddings: false`",
+                    checkpoint.label()
                 );
+                self.problems
+                    .add(self.models.at[model], message, Some(hint));
             }
         }
+    }
+
+    /// The rules of `rename` by which a model would have the donor's head.
+    fn renames_of_head(&self, model: usize) -> Option<String> {
+        let donor = &self.counterparts[self.models.donor];
+        let head = donor.names.iter().find(|name| is_head(name))?;
+        self.renames(model, std::slice::from_ref(head))
+    }
+
+    /// The rules of `rename` by which a model would have these tensors of the donor.
+    fn renames(&self, model: usize, missing: &[String]) -> Option<String> {
+        let of = |model: usize| (&*self.models.checkpoints[model], &self.counterparts[model]);
+        renames::proposed(of(self.models.donor), of(model), missing)
     }
 
     /// Resolves one output tensor; `None` if it is left out or something is wrong with it.
@@ -1031,7 +1050,8 @@ impl<'a> Resolver<'a> {
                 count(names.len(), "tensor"),
                 some_of(&names)
             );
-            let hint = missing_hint(&self.counterparts[model], &names);
+            let rules = self.renames(model, &names);
+            let hint = missing_hint(&self.counterparts[model], &names, rules);
             self.problems
                 .add(self.models.at[model], message, Some(hint));
         }

@@ -27,6 +27,7 @@ pub(super) const RECIPE: Place = Place {
         "keep_dtype",
         "only",
         "except",
+        "rename",
         "allow_config_differences",
         "tokenizer",
         "tokenizer_source",

@@ -18,6 +18,7 @@ mod parameters;
 mod parse;
 mod places;
 mod problem;
+mod renames;
 mod render;
 mod schema;
 mod setting;
@@ -36,6 +37,7 @@ pub use moe::{Expert, GateMode, MoeRecipe, PromptTokens, Ranges, RouterRecipe, S
 pub use nearest::nearest;
 pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any, read_recorded};
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
+pub use renames::{Rename, RenameRule};
 pub use render::render;
 pub use schema::{Inputs, Module, Recipe, Rounding, Slice, SliceSource, Source};
 pub use setting::{Parameters, Setting, resolve};

@@ -6,6 +6,7 @@ use safetensors::Dtype;
 
 use super::exceptions::Exception;
 use super::problem::{Located, Position, Problem, RecipeError};
+use super::renames::Rename;
 use super::setting::Parameters;
 use super::tokenizer::Tokenizer;
 use checkpoint::ModelRef;
@@ -40,6 +41,8 @@ pub struct Recipe {
     pub parameters: Parameters,
     /// `only:` and `except:`: the tensors that are not merged. The first exception that applies wins.
     pub exceptions: Vec<Exception>,
+    /// `rename:`: tensors that get other names before anything else looks at them. The first rule that fits wins.
+    pub renames: Vec<Rename>,
     /// `allow_config_differences:`: fields that may mean something else in the configs of the models.
     pub allowed: Vec<Located<String>>,
     /// Whether the merge was already made and is only computed again: what a new merge would be refused for is noted.

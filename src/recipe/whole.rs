@@ -6,6 +6,7 @@ use super::keys::{MODEL, MODULE, RECIPE, SLICE, SOURCE};
 use super::nearest::nearest;
 use super::parameters::Level;
 use super::problem::{Located, Position, Problem, ProblemKind, listed, quoted};
+use super::renames::Rename;
 use super::schema::{Inputs, Module, Recipe, Rounding, Slice, SliceSource, Source};
 use super::setting::Parameters;
 use super::tokenizer::Tokenizer;
@@ -64,6 +65,7 @@ impl Walk<'_> {
             chat_template: parts.chat_template,
             parameters: parts.parameters,
             exceptions: parts.exceptions,
+            renames: parts.renames,
             allowed: parts.allowed,
             recorded: false,
             architectures: std::mem::take(&mut self.architectures),
@@ -92,6 +94,7 @@ impl Walk<'_> {
             | "keep_dtype"
             | "only"
             | "except"
+            | "rename"
             | "allow_config_differences"
             | "tokenizer"
             | "tokenizer_source"
@@ -122,6 +125,7 @@ impl Walk<'_> {
                 let except = self.except(entry);
                 parts.exceptions.splice(..0, except);
             }
+            "rename" => parts.renames = self.renames(entry),
             "allow_config_differences" => parts.allowed = self.field_names(entry),
             "tokenizer" | "tokenizer_source" => {
                 if let Some(first) = parts.tokenizer_key.replace(entry.key.clone()) {
@@ -506,6 +510,7 @@ struct Parts {
     chat_template: Option<Located<String>>,
     parameters: Parameters,
     exceptions: Vec<Exception>,
+    renames: Vec<Rename>,
     allowed: Vec<Located<String>>,
 }
 

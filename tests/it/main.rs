@@ -37,6 +37,7 @@ mod outputs;
 mod pages;
 mod recipes;
 mod refusals;
+mod renames;
 mod report;
 mod rounding;
 mod signing;
