@@ -20,6 +20,9 @@ const FORMAT: &str = "weldment-inputs/1";
 /// The largest record that is read; one takes about a hundred bytes for each input.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
+/// The most records that are kept; the oldest go first.
+const MAX_RECORDS: usize = 4096;
+
 /// Records the paths of the inputs by their names in the lock with this digest.
 ///
 /// # Errors
@@ -42,6 +45,7 @@ pub(super) fn write(lock: blake3::Hash, inputs: &[(String, PathBuf)]) -> io::Res
     let mut file = tempfile::NamedTempFile::new_in(&folder)?;
     file.write_all(format!("{record:#}\n").as_bytes())?;
     file.persist(folder.join(name(lock)))?;
+    prune(&folder, &name(lock), MAX_RECORDS);
     Ok(())
 }
 
@@ -61,6 +65,29 @@ fn folder(cache: &Path) -> PathBuf {
 
 fn name(lock: blake3::Hash) -> String {
     format!("{lock}.json")
+}
+
+/// Removes the oldest records beyond `most`, but not the one called `newest`. What is no record stays, and one that
+/// cannot be removed is left for the next time.
+fn prune(folder: &Path, newest: &str, most: usize) {
+    let Ok(files) = fs::read_dir(folder) else {
+        return;
+    };
+    let record = |file: fs::DirEntry| {
+        let name = file.file_name();
+        let name = name.to_str().filter(|name| *name != newest)?;
+        blake3::Hash::from_hex(name.strip_suffix(".json")?).ok()?;
+        // Of links, this is the link's own.
+        let metadata = file.metadata().ok()?;
+        let time = metadata.modified().ok()?;
+        metadata.is_file().then(|| (time, file.path()))
+    };
+    let mut records: Vec<_> = files.flatten().filter_map(record).collect();
+    records.sort();
+    let old = (records.len() + 1).saturating_sub(most);
+    for (_, path) in records.into_iter().take(old) {
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// Creates a folder that nobody else can write to.
@@ -152,6 +179,31 @@ mod tests {
         ] {
             assert_eq!(read(text), None, "{text:.20}");
         }
+    }
+
+    #[test]
+    fn the_oldest_records_go_and_nothing_else() {
+        use std::time::{Duration, SystemTime};
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        let records: Vec<String> = (0..5u8).map(|n| name(blake3::hash(&[n]))).collect();
+        for (days, record) in (0..).zip(&records) {
+            let file = File::create(place(record)).unwrap();
+            let age = Duration::from_secs(86_400 * days);
+            file.set_modified(SystemTime::now() - age).unwrap();
+        }
+        let link = name(blake3::hash(b"link"));
+        std::os::unix::fs::symlink(place(&records[0]), place(&link)).unwrap();
+        let others = ["notes.json", &link];
+        fs::write(place("notes.json"), "x").unwrap();
+        // The one just written stays, though its time is the oldest.
+        prune(folder.path(), &records[4], 3);
+        let left = |name: &str| fs::symlink_metadata(place(name)).is_ok();
+        let kept: Vec<bool> = records.iter().map(|name| left(name)).collect();
+        assert_eq!(kept, [true, true, false, false, true]);
+        assert!(others.iter().all(|name| left(name)));
+        prune(folder.path(), &records[4], 3);
+        assert!(left(&records[0]) && left(&records[1]));
     }
 
     #[test]
