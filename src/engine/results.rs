@@ -12,7 +12,7 @@ const STRIP: usize = 1024;
 
 /// Elements of a tensor in which it is measured how much of an update survives the rounding; more, if this gives less
 /// than [`LEAST_MEASURED`] in each block.
-const MEASURED: usize = 1 << 18;
+const MEASURED: usize = 1 << 16;
 const LEAST_MEASURED: usize = 512;
 
 /// Which elements of a block are sampled: `sampled` adjacent ones, at a place that depends only on the block's

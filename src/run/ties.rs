@@ -29,9 +29,9 @@ pub(super) fn check(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError
         let range = range.start as usize..range.end as usize;
         let bytes = |tensor| model.stored(tensor).map(|bytes| bytes.get(range.clone()));
         observer.advance(2 * range.len() as u64);
-        match bytes(left_out) == bytes(kept) {
-            true => Ok(()),
-            false => Err(RunError::NotTied {
+        match (bytes(left_out), bytes(kept)) {
+            (Some(left_out), Some(kept)) if left_out == kept => Ok(()),
+            _ => Err(RunError::NotTied {
                 model: model.label().to_owned(),
                 head: model.tensors()[left_out].name.clone(),
                 embedding: model.tensors()[kept].name.clone(),

@@ -123,7 +123,7 @@ fn one_element_that_was_moved_is_named() {
             .find(|finding| finding["severity"] == "error")
             .unwrap();
         let found = finding["found"].as_str().unwrap();
-        let one = format!("1 of 512 elements differ by up to 8 steps, at 123, by {profile}");
+        let one = format!("1 of 512 elements differ by up to 8 ULPs, at 123, by {profile}");
         assert!(found.contains(&one), "{case}: {found}");
     }
 }

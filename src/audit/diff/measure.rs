@@ -133,7 +133,7 @@ impl Measured {
             );
         }
         if let Some(steps) = self.steps.filter(|steps| steps.at_least[0] > 0) {
-            text += &format!("; up to {} steps", steps.largest);
+            text += &format!("; up to {} ULPs", steps.largest);
         }
         text
     }

@@ -93,8 +93,8 @@ pub(super) fn show(
         .sum();
     if let Some(steps) = total.steps.filter(|steps| steps.at_least[0] > 0) {
         report.histograms.push(Histogram {
-            title: "Elements by the steps that they are apart".to_owned(),
-            unit: "steps of the dtype".to_owned(),
+            title: "Elements by their distance in ULPs".to_owned(),
+            unit: "ULPs of the dtype".to_owned(),
             bars: step_bars(&steps, stepped),
         });
     }

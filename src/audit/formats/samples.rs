@@ -140,8 +140,8 @@ fn norms() -> Histogram {
         (from, to, height as u64)
     };
     Histogram {
-        title: "Elements by the steps that they are apart".into(),
-        unit: "steps of the dtype".into(),
+        title: "Elements by their distance in ULPs".into(),
+        unit: "ULPs of the dtype".into(),
         bars: (-24..24).map(bar).collect(),
     }
 }

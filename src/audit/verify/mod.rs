@@ -438,9 +438,9 @@ fn how_much(compared: u64, difference: &Difference) -> String {
         ..
     } = difference;
     let steps = match *steps {
-        u64::MAX => "beyond any step".to_owned(),
-        1 => "by one step".to_owned(),
-        steps => format!("by up to {steps} steps"),
+        u64::MAX => "(NaN, or no floats)".to_owned(),
+        1 => "by one ULP".to_owned(),
+        steps => format!("by up to {steps} ULPs"),
     };
     let listed: Vec<String> = places.iter().map(u64::to_string).collect();
     let more = if *differing > places.len() as u64 {
