@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod diff;
 mod environment;
+mod export;
 mod fit;
 mod inspect;
 mod keys;
@@ -53,6 +54,7 @@ enum Command {
     Verify(Box<verify::Arguments>),
     Sign(sign::Arguments),
     Attest(Box<attest::Arguments>),
+    Export(export::Arguments),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
@@ -81,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Sign(arguments) => sign::run(&arguments),
         Command::Attest(arguments) => attest::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),

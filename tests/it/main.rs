@@ -20,6 +20,7 @@ mod folders;
 mod forward;
 mod fuzz;
 mod geometric;
+mod gguf;
 mod golden;
 mod holes;
 mod identity;

@@ -1,0 +1,370 @@
+//! A checkpoint planned as a file, and its bytes in order.
+
+use std::io::{self, Write};
+
+use super::container::{ALIGNMENT, Metadata, TensorInfo, Value, header};
+use super::encoding::Encoding;
+use super::families::{DIALECTS, Dialect};
+use super::parameters::parameters;
+use super::tensors::{Collector, Output};
+use super::vocabulary::{pretokenizers, vocabulary};
+use architecture::{Decoder, Family};
+use checkpoint::{Checkpoint, settings};
+use errors::Refusal;
+use numeric::NonFinite;
+
+/// Elements that are read and encoded at a time: a multiple of a block of Q8_0.
+const PIECE: usize = 1 << 18;
+
+/// The version of the block formats, which llama.cpp wants to know.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// What a file is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// The type of matrices; norms, biases and routers are always F32.
+    pub encoding: Encoding,
+    /// How text is cut before byte pairs are merged, as llama.cpp names it; none: found out.
+    pub pretokenizer: Option<&'a str>,
+}
+
+/// A checkpoint as a file: everything is known but the values.
+#[derive(Debug)]
+pub struct Export<'c> {
+    checkpoint: &'c Checkpoint,
+    header: Vec<u8>,
+    outputs: Vec<Output>,
+    bytes: u64,
+}
+
+/// The caller did not want the rest.
+#[derive(Debug)]
+pub enum Cancelled {
+    /// It was stopped.
+    Stopped,
+    /// The bytes could not be written.
+    Write(io::Error),
+    /// The values cannot be read, or not be written in this type.
+    Values(Refusal),
+}
+
+impl<'c> Export<'c> {
+    /// Plans the file of a checkpoint.
+    ///
+    /// # Errors
+    /// A family, tokenizer, tensor or field that cannot be written as llama.cpp reads it.
+    pub fn plan(checkpoint: &'c Checkpoint, options: Options<'_>) -> Result<Self, Refusal> {
+        if let Some(name) = options
+            .pretokenizer
+            .filter(|name| !pretokenizers().contains(name))
+        {
+            return Err(
+                Refusal::new(format!("llama.cpp has no pre-tokenizer `{name}`"))
+                    .with_hint(format!("it has {}", pretokenizers().join(", "))),
+            );
+        }
+        let config = checkpoint
+            .config()
+            .ok_or("there is no config.json beside the weights")?;
+        let (dialect, decoder) = family(config.model_type())?;
+        let mut metadata = Metadata::default();
+        metadata.set("general.architecture", Value::Text(dialect.name.into()));
+        metadata.set("general.type", Value::Text("model".into()));
+        sampling(checkpoint, &mut metadata)?;
+        if let Some(name) = title(checkpoint) {
+            metadata.set("general.name", Value::Text(name));
+        }
+        // In its place before the parameters; what it is follows from the tensors.
+        metadata.set("general.size_label", Value::Text(String::new()));
+        let sizes = parameters(
+            config.value(),
+            dialect,
+            decoder,
+            options.encoding,
+            &mut metadata,
+        )?;
+        let mut collector = Collector::new(
+            checkpoint,
+            dialect,
+            decoder,
+            sizes.heads,
+            sizes.layers,
+            options.encoding,
+        );
+        if let Some(factors) = sizes.rope_factors {
+            collector.given("rope_freqs.weight", factors);
+        }
+        let outputs = collector.collect()?;
+        check_embedding(&outputs, sizes.embedding)?;
+        metadata.set("general.size_label", Value::Text(size_label(&outputs)));
+        metadata.set(
+            "general.quantization_version",
+            Value::U32(QUANTIZATION_VERSION),
+        );
+        vocabulary(
+            checkpoint,
+            sizes.embedding[0],
+            options.pretokenizer,
+            &mut metadata,
+        )?;
+        Self::laid_out(checkpoint, outputs, &metadata)
+    }
+
+    fn laid_out(
+        checkpoint: &'c Checkpoint,
+        outputs: Vec<Output>,
+        metadata: &Metadata,
+    ) -> Result<Self, Refusal> {
+        let too_long = || Refusal::new("the file would be longer than 2^64 bytes");
+        let mut infos = Vec::with_capacity(outputs.len());
+        let mut data = 0u64;
+        for output in &outputs {
+            let len = output
+                .encoding
+                .bytes(output.elements())
+                .ok_or_else(too_long)?;
+            let end = data
+                .checked_add(len)
+                .and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
+            data = end.ok_or_else(too_long)?;
+            infos.push(TensorInfo {
+                name: &output.name,
+                shape: &output.shape,
+                kind: output.encoding.kind(),
+                len,
+            });
+        }
+        let header = header(metadata, &infos)?;
+        let bytes = data.checked_add(header.len() as u64).ok_or_else(too_long)?;
+        Ok(Export {
+            checkpoint,
+            header,
+            outputs,
+            bytes,
+        })
+    }
+
+    /// The length of the file in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The number of its tensors.
+    pub fn tensors(&self) -> usize {
+        self.outputs.len()
+    }
+
+    /// Writes the file; after each piece `goes_on` hears how many bytes it was and says whether more is wanted.
+    ///
+    /// # Errors
+    /// A value is NaN, infinite or too large for the type, the bytes cannot be written, or it was stopped.
+    pub fn write(
+        &self,
+        out: &mut dyn Write,
+        goes_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<(), Cancelled> {
+        out.write_all(&self.header).map_err(Cancelled::Write)?;
+        let mut values = vec![0f32; PIECE];
+        let mut bytes = Vec::new();
+        for output in &self.outputs {
+            let (mut first, total) = (0, output.elements());
+            let mut written = 0;
+            while first < total {
+                let count = usize::try_from(total - first).map_or(PIECE, |left| left.min(PIECE));
+                let values = &mut values[..count];
+                bytes.clear();
+                self.piece(output, first, values, &mut bytes)
+                    .map_err(Cancelled::Values)?;
+                out.write_all(&bytes).map_err(Cancelled::Write)?;
+                first += count as u64;
+                written += bytes.len() as u64;
+                if !goes_on(bytes.len() as u64) {
+                    return Err(Cancelled::Stopped);
+                }
+            }
+            let padding = written.next_multiple_of(ALIGNMENT) - written;
+            out.write_all(&[0; ALIGNMENT as usize][..padding as usize])
+                .map_err(Cancelled::Write)?;
+        }
+        let unchanged = self.checkpoint.check_unchanged();
+        unchanged.map_err(|error| Cancelled::Values(Refusal::from(&error)))
+    }
+
+    fn piece(
+        &self,
+        output: &Output,
+        first: u64,
+        values: &mut [f32],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
+        output.read(self.checkpoint, first, values)?;
+        if NonFinite::count(values).any() {
+            return Err(
+                Refusal::new(format!("{}: a value is NaN or infinite", output.name))
+                    .with_hint("`weld check` says in which tensors there are such values"),
+            );
+        }
+        if output.encoding.encode(values, bytes) > 0 {
+            let message = format!("{}: a value is too large for the type", output.name);
+            return Err(Refusal::new(message).with_hint("take --type bf16 or f32"));
+        }
+        Ok(())
+    }
+}
+
+fn family(model_type: Option<&str>) -> Result<(&'static Dialect, &'static Decoder), Refusal> {
+    let name = model_type.unwrap_or_default();
+    let found = Family::of(name).and_then(|family| {
+        let dialect = DIALECTS
+            .iter()
+            .find(|dialect| dialect.family == family.name())?;
+        Some((dialect, family.decoder.as_ref()?))
+    });
+    found.ok_or_else(|| {
+        let families: Vec<&str> = DIALECTS.iter().map(|dialect| dialect.family).collect();
+        Refusal::new(format!(
+            "config.json: the model_type `{name}` is not exported to GGUF"
+        ))
+        .with_hint(format!(
+            "llama.cpp's convert_hf_to_gguf.py may know it; exported are {}",
+            families.join(", ")
+        ))
+    })
+}
+
+/// What generation_config.json recommends.
+fn sampling(checkpoint: &Checkpoint, out: &mut Metadata) -> Result<(), Refusal> {
+    let found =
+        settings(checkpoint, "generation_config.json").map_err(|error| Refusal::from(&error))?;
+    let Some(found) = found else {
+        return Ok(());
+    };
+    let whole = |name: &str| {
+        found
+            .get(name)?
+            .as_i64()
+            .and_then(|value| i32::try_from(value).ok())
+    };
+    let number = |name: &str| found.get(name)?.as_f64().map(|value| value as f32);
+    if let Some(top_k) = whole("top_k") {
+        out.set("general.sampling.top_k", Value::I32(top_k));
+    }
+    for (field, key) in [
+        ("top_p", "top_p"),
+        ("min_p", "min_p"),
+        ("temperature", "temp"),
+        ("repetition_penalty", "penalty_repeat"),
+    ] {
+        if let Some(value) = number(field) {
+            out.set(format!("general.sampling.{key}"), Value::F32(value));
+        }
+    }
+    Ok(())
+}
+
+/// The name of the model's folder as a title.
+fn title(checkpoint: &Checkpoint) -> Option<String> {
+    let path = &checkpoint.location().path;
+    let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+    let name = path.file_name()?.to_str()?.replace('-', " ");
+    let words = name.split_whitespace().map(|word| {
+        let number = word.strip_prefix('v').unwrap_or(word);
+        let is_number = number.starts_with(|first: char| first.is_ascii_digit());
+        let lower = word.chars().all(|letter| !letter.is_uppercase());
+        match lower && !is_number {
+            true => capitalised(word),
+            false => word.to_owned(),
+        }
+    });
+    Some(words.collect::<Vec<_>>().join(" "))
+}
+
+/// With a capital after whatever is no letter.
+fn capitalised(word: &str) -> String {
+    let mut after_letter = false;
+    let letters = word.chars().flat_map(|letter| {
+        let raised = !after_letter && letter.is_alphabetic();
+        after_letter = letter.is_alphabetic();
+        match raised {
+            true => letter.to_uppercase().collect::<Vec<_>>(),
+            false => vec![letter],
+        }
+    });
+    letters.collect()
+}
+
+/// How large the model is: its parameters, or experts times what one of them makes of it.
+fn size_label(outputs: &[Output]) -> String {
+    let (mut shared, mut one_expert, mut count) = (0, 0, 0);
+    for output in outputs {
+        match (output.name.contains("_exps."), output.shape.first()) {
+            (true, Some(&experts)) if experts > 0 => {
+                count = experts;
+                one_expert += output.elements() / experts as u64;
+            }
+            _ => shared += output.elements(),
+        }
+    }
+    let size = rounded(shared + one_expert);
+    match count {
+        0 => size,
+        count => format!("{count}x{size}"),
+    }
+}
+
+/// A count with two digits at least.
+fn rounded(count: u64) -> String {
+    let count = count as f64;
+    let (scaled, unit) = match count {
+        count if count > 1e12 => (count * 1e-12, "T"),
+        count if count > 1e9 => (count * 1e-9, "B"),
+        count if count > 1e6 => (count * 1e-6, "M"),
+        count => (count * 1e-3, "K"),
+    };
+    let whole = scaled.round_ties_even();
+    let digits = if whole == 0.0 {
+        0
+    } else {
+        format!("{whole}").len()
+    };
+    format!("{scaled:.*}{unit}", 2usize.saturating_sub(digits))
+}
+
+/// The embedding has a row for each token, which bounds what the vocabulary may be.
+fn check_embedding(outputs: &[Output], expected: [usize; 2]) -> Result<(), Refusal> {
+    let mut outputs = outputs.iter();
+    match outputs.find(|output| output.name == "token_embd.weight") {
+        Some(embedding) if embedding.shape == expected => Ok(()),
+        Some(embedding) => Err(Refusal::new(format!(
+            "config.json: vocab_size and hidden_size are {expected:?}, and the embedding is {:?}",
+            embedding.shape
+        ))
+        .with_hint("correct config.json; `weld check` compares it with every tensor")),
+        None => Err("the checkpoint has no input embedding, embed_tokens.weight".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_labelled_as_llama_cpp_does() {
+        for (count, label) in [
+            (7_241_732_096, "7.2B"),
+            (494_032_768, "494M"),
+            (1_235_814_400, "1.2B"),
+            (70_553_706_496, "71B"),
+            (9_600, "9.6K"),
+            (120, "0.12K"),
+        ] {
+            assert_eq!(rounded(count), label);
+        }
+    }
+
+    #[test]
+    fn names_become_titles() {
+        assert_eq!(capitalised("tiny_llama"), "Tiny_Llama");
+        assert_eq!(capitalised("it's"), "It'S");
+    }
+}
