@@ -114,7 +114,14 @@ extern "C" fn cut_short(_: libc::c_int) {
 
 /// Cleans up before the process aborts, as it does when an allocation fails.
 extern "C" fn aborted(signal: libc::c_int) {
-    remove_staged();
-    // The process still ends by the signal.
-    let _ = low_level::emulate_default_handler(signal);
+    static CLEANS: AtomicBool = AtomicBool::new(false);
+    if !CLEANS.swap(true, SeqCst) {
+        remove_staged();
+        // The process still ends by the signal.
+        let _ = low_level::emulate_default_handler(signal);
+    }
+    // Another thread aborts too, and must not end the process before all is removed.
+    loop {
+        std::hint::spin_loop();
+    }
 }

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::EngineError;
 use super::budget::{Limits, MEASURED_BLOCKS};
 use super::job::{Job, Names, Target, Work};
+use super::memory::{filled, resize};
 use super::program::{CarriedMask, Cost, Measured, Pass, Program};
 use super::tile::PAGE;
 use super::whole::Whole;
@@ -123,8 +124,15 @@ pub(super) struct Pending {
 
 impl Pending {
     /// Takes the sums of a tile's blocks, `width` for each, and folds all whose turn it is.
-    pub(super) fn take(&mut self, first_block: usize, tile: Vec<f64>, width: usize) {
-        self.sums.resize(width, 0.0);
+    ///
+    /// Fails if there is no memory for the folded sums.
+    pub(super) fn take(
+        &mut self,
+        first_block: usize,
+        tile: Vec<f64>,
+        width: usize,
+    ) -> Result<(), EngineError> {
+        resize(&mut self.sums, width, 0.0)?;
         self.waiting.insert(first_block, tile);
         while let Some(tile) = self.waiting.remove(&self.folded) {
             for block in tile.chunks(width) {
@@ -135,6 +143,7 @@ impl Pending {
                 self.folded += 1;
             }
         }
+        Ok(())
     }
 }
 
@@ -206,6 +215,14 @@ impl<'a> ActiveJob<'a> {
         EngineError::Refused { tensor, reason }
     }
 
+    /// The error if there is no tile for the job's output.
+    pub(super) fn no_tile(&self, bytes: usize, source: io::Error) -> EngineError {
+        match source.kind() {
+            io::ErrorKind::OutOfMemory => EngineError::Memory { bytes },
+            _ => self.not_written(source),
+        }
+    }
+
     /// The error if the job's output cannot be written.
     pub(super) fn not_written(&self, source: io::Error) -> EngineError {
         let tensor = self.names.result();
@@ -236,14 +253,15 @@ impl<'a> ActiveJob<'a> {
         }
     }
 
-    /// Folds what a round measured and decides the next pass, or marks the job as done.
-    pub(super) fn finish_round(&mut self) {
+    /// Folds what a round measured and decides the next pass, or marks the job as done. Fails if there is no memory
+    /// for the folded sums.
+    pub(super) fn finish_round(&mut self) -> Result<(), EngineError> {
         let Some(width) = self.stage.sums() else {
             if self.stage.is_last() {
                 self.survived = self.survived();
             }
             self.stage = Stage::Done;
-            return;
+            return Ok(());
         };
         let Pending {
             counts,
@@ -252,7 +270,7 @@ impl<'a> ActiveJob<'a> {
             ..
         } = std::mem::take(&mut *lock(&self.pending));
         if let Some(columns) = self.stage.columns() {
-            sums = beside_each_other(columns, width, bands);
+            sums = beside_each_other(columns, width, bands)?;
         }
         self.measured.push(Measured {
             sums,
@@ -261,6 +279,7 @@ impl<'a> ActiveJob<'a> {
         });
         self.looked |= !self.stage.samples();
         self.decide();
+        Ok(())
     }
 
     /// What is odd in the sources, for the job's first output; nothing if only a sample was read.
@@ -337,13 +356,17 @@ pub(super) fn tile_blocks(work: &Work<'_>, limits: &Limits) -> usize {
 }
 
 /// Joins the sums of all bands: for each kind of sum, all columns in order.
-fn beside_each_other(columns: usize, kinds: usize, bands: Vec<(usize, Vec<f64>)>) -> Vec<f64> {
-    let mut sums = vec![0.0; columns * kinds];
+fn beside_each_other(
+    columns: usize,
+    kinds: usize,
+    bands: Vec<(usize, Vec<f64>)>,
+) -> Result<Vec<f64>, EngineError> {
+    let mut sums = filled(columns * kinds, 0.0)?;
     for (first, band) in bands {
         let width = band.len() / kinds.max(1);
         for (kind, part) in band.chunks(width.max(1)).enumerate() {
             sums[kind * columns + first..][..part.len()].copy_from_slice(part);
         }
     }
-    sums
+    Ok(sums)
 }

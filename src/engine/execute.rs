@@ -150,8 +150,9 @@ impl<'a> Engine<'a> {
                 return Ok(());
             }
             self.run_round(&active, &queue)?;
+            let jobs = active.par_iter_mut();
             self.pool
-                .install(|| active.par_iter_mut().for_each(ActiveJob::finish_round));
+                .install(|| jobs.try_for_each(ActiveJob::finish_round))?;
         }
     }
 

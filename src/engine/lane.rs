@@ -2,7 +2,9 @@
 //!
 //! This file knows neither passes nor tiles.
 
+use super::EngineError;
 use super::active::{ActiveJob, lock};
+use super::memory::resize;
 use numeric::{Elements, Narrowed, NonFinite, Oddities, Real};
 
 /// One worker's buffers, kept for the whole execution.
@@ -20,21 +22,21 @@ pub(super) struct Lane<R> {
 }
 
 impl<R: Real> Lane<R> {
-    /// Decodes a run of elements of every source; returns the bytes read.
+    /// Decodes a run of elements of every source; returns the bytes read. Fails if there is no memory for them.
     pub(super) fn fill(
         &mut self,
         sources: &[Box<dyn Elements + '_>],
         first: u64,
         length: usize,
-    ) -> usize {
+    ) -> Result<usize, EngineError> {
         self.sources
             .resize_with(self.sources.len().max(sources.len()), Vec::new);
         let mut read = 0;
         for (source, values) in sources.iter().zip(&mut self.sources) {
-            values.resize(length, R::ZERO);
+            resize(values, length, R::ZERO)?;
             read += R::fill(source.as_ref(), first, values);
         }
-        read
+        Ok(read)
     }
 }
 

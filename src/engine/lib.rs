@@ -15,6 +15,7 @@ mod filling;
 mod job;
 mod lane;
 mod matrices;
+mod memory;
 mod part;
 mod program;
 mod results;
@@ -142,6 +143,12 @@ pub enum EngineError {
         #[source]
         source: io::Error,
     },
+    /// The system has no memory for a buffer.
+    #[error("not enough memory: the system refused {bytes} bytes")]
+    Memory {
+        /// Bytes of the buffer.
+        bytes: usize,
+    },
     /// A worker thread could not be started.
     #[error("cannot start {threads} worker threads")]
     Threads {
@@ -171,6 +178,10 @@ impl Hint for EngineError {
             Self::NotIdentical { .. } => {
                 "such tensors are carried through only when all models agree"
             }
+            Self::Memory { .. } => {
+                "ask for less with --memory or for fewer --threads, or raise the limit (`ulimit`, or that of the \
+                 container)"
+            }
             Self::Threads { .. } => "ask for fewer",
             Self::Write { .. } | Self::Cancelled => return None,
         };
@@ -183,7 +194,7 @@ impl EngineError {
     pub fn is_values(&self) -> bool {
         !matches!(
             self,
-            Self::Write { .. } | Self::Threads { .. } | Self::Cancelled
+            Self::Write { .. } | Self::Memory { .. } | Self::Threads { .. } | Self::Cancelled
         )
     }
 }

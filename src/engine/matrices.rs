@@ -10,6 +10,7 @@ use super::active::ActiveJob;
 use super::execute::Engine;
 use super::job::Work;
 use super::lane::non_finite;
+use super::memory::filled;
 use super::program::Measured;
 use super::whole::Matrices;
 use errors::Refusal;
@@ -74,7 +75,7 @@ impl Sources<'_> {
     /// Counts NaN and infinity in the whole source.
     fn count_non_finite(&self, elements: &dyn Elements) -> Result<NonFinite, EngineError> {
         let mut found = NonFinite::default();
-        let mut values = vec![0f32; BLOCK];
+        let mut values = filled(BLOCK, 0f32)?;
         let end = (self.rows * self.columns) as u64;
         for first in (0..end).step_by(BLOCK) {
             self.check_running()?;
@@ -105,7 +106,7 @@ impl Engine<'_> {
                 columns,
             };
             matrices.check_running()?;
-            let mut result = vec![0f32; rows * columns];
+            let mut result = filled(rows * columns, 0f32)?;
             self.pool
                 .install(|| whole.compute(&matrices, &mut result))?;
             job.measured.push(Measured {

@@ -9,6 +9,7 @@ use super::execute::Engine;
 use super::filling::Filling;
 use super::job::{COPY_BLOCK, Output, Work};
 use super::lane::{Found, Lane, Scratch, views};
+use super::memory::{filled, resize};
 use super::program::{Block, MeasureColumns, Pass};
 use super::results::{Results, sampled_part};
 use super::tile::PAGE;
@@ -30,10 +31,10 @@ impl<'a> Engine<'a> {
         match &job.stage {
             Stage::Copy => self.copy_tile(job, blocks)?,
             Stage::Single(Pass::MeasureColumns(columns, measure)) => {
-                self.measure_band(job, *columns, measure.as_ref(), part, single);
+                self.measure_band(job, *columns, measure.as_ref(), part, single)?;
             }
             Stage::Double(Pass::MeasureColumns(columns, measure)) => {
-                self.measure_band(job, *columns, measure.as_ref(), part, double);
+                self.measure_band(job, *columns, measure.as_ref(), part, double)?;
             }
             Stage::Single(pass) => self.compute_tile(job, pass, blocks, single, counts)?,
             Stage::Double(pass) => self.compute_tile(job, pass, blocks, double, counts)?,
@@ -118,7 +119,7 @@ impl<'a> Engine<'a> {
                 let (first, length) = work.block(index + 1);
                 next.extend(sources.iter().map(|source| source.stored(first, length)));
             }
-            read += lane.fill(sources, first, length);
+            read += lane.fill(sources, first, length)?;
             let views = views(&lane.sources, sources.len());
             found.look(job, sources, first, &views);
             let block = Block {
@@ -130,13 +131,13 @@ impl<'a> Engine<'a> {
             };
             match pass {
                 Pass::Measure(measure) | Pass::Sample(_, measure) => {
-                    counts.resize(measure.counts(), 0);
+                    resize(counts, measure.counts(), 0)?;
                     let start = sums.len();
-                    sums.resize(start + measure.sums(), 0.0);
+                    resize(&mut sums, start + measure.sums(), 0.0)?;
                     measure.block(block, &mut sums[start..], counts);
                 }
                 Pass::Apply(apply) => {
-                    results.add(apply.as_ref(), block, &mut lane.outputs, &mut sums);
+                    results.add(apply.as_ref(), block, &mut lane.outputs, &mut sums)?;
                 }
                 // Columns are measured in bands and matrices as a whole, and a refusal ends the run before any
                 // tile.
@@ -147,7 +148,7 @@ impl<'a> Engine<'a> {
         self.count_read(read);
         if !sums.is_empty() {
             let width = sums.len() / blocks.len();
-            lock(&job.pending).take(blocks.start, sums, width);
+            lock(&job.pending).take(blocks.start, sums, width)?;
         }
         let mut tiles = results.tiles.into_iter();
         tiles.try_for_each(|tile| self.write(job, tile))
@@ -161,21 +162,21 @@ impl<'a> Engine<'a> {
         measure: &dyn MeasureColumns<R>,
         band: usize,
         lane: &mut Lane<R>,
-    ) {
+    ) -> Result<(), EngineError> {
         let Work::Compute {
             sources, elements, ..
         } = job.work
         else {
-            return;
+            return Ok(());
         };
         let first_column = band * BAND;
         let width = BAND.min(columns - first_column);
         let mut found = Found::new(sources.len());
-        let mut sums = vec![0.0; width * measure.sums()];
+        let mut sums = filled(width * measure.sums(), 0.0)?;
         let mut read = 0;
         for row in 0..elements / columns as u64 {
             let first = row * columns as u64 + first_column as u64;
-            read += lane.fill(sources, first, width);
+            read += lane.fill(sources, first, width)?;
             let views = views(&lane.sources, sources.len());
             found.look(job, sources, first, &views);
             measure.row(&views, &mut sums);
@@ -183,6 +184,7 @@ impl<'a> Engine<'a> {
         found.tell(job, &[]);
         self.count_read(read);
         lock(&job.pending).bands.push((first_column, sums));
+        Ok(())
     }
 
     /// A tile of every output, for a run of blocks.
@@ -223,7 +225,7 @@ impl<'a> Engine<'a> {
         let phase = (self.sink.start(number) + offset) % PAGE as u64;
         match self.tiles.take(phase as usize, len) {
             Ok(tile) => Ok(Filling::new(self.sink, number, offset, tile)),
-            Err(source) => Err(job.not_written(source)),
+            Err(source) => Err(job.no_tile(self.limits.tile, source)),
         }
     }
 

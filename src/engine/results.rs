@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use super::EngineError;
 use super::filling::Filling;
 use super::job::{Output, Work};
+use super::memory::resize;
 use super::program::{Apply, Block};
 use numeric::{Narrowed, Real, Survival};
 
@@ -58,19 +60,19 @@ impl<'a> Results<'a> {
     }
 
     /// Computes a block of every output and rounds it into its tile. Adds two sums for each output with a base: those
-    /// of a [`Survival`].
+    /// of a [`Survival`]. Fails if there is no memory for them.
     pub(super) fn add<R: Real>(
         &mut self,
         apply: &dyn Apply<R>,
         block: Block<'_, R>,
         computed: &mut Vec<Vec<R>>,
         sums: &mut Vec<f64>,
-    ) {
+    ) -> Result<(), EngineError> {
         let Block { index, sources, .. } = block;
         computed.resize_with(self.outputs.len(), Vec::new);
         for (values, output) in computed.iter_mut().zip(self.outputs) {
             let place = self.work.place(output, index..index + 1);
-            values.resize((place.end - place.start) as usize, R::ZERO);
+            resize(values, (place.end - place.start) as usize, R::ZERO)?;
         }
         apply.outputs(block, computed);
         let tiles = self.tiles.iter_mut().zip(&mut self.narrowed);
@@ -93,6 +95,7 @@ impl<'a> Results<'a> {
                 sums.extend([survival.kept, survival.meant]);
             }
         }
+        Ok(())
     }
 }
 

@@ -247,6 +247,38 @@ fn a_limit_of_files_is_an_error_and_leaves_nothing() {
     assert!(left_over(&bench).is_empty(), "{:?}", left_over(&bench));
 }
 
+#[test]
+#[cfg(target_os = "linux")]
+fn a_limit_of_memory_is_an_error_with_a_remedy_and_leaves_nothing() {
+    let bench = bench();
+    let mut refused = 0;
+    // From too little to start threads to enough for all.
+    for mib in (40..100).step_by(2) {
+        let _ = fs::remove_dir_all(bench.path("out"));
+        let output = in_shell(&bench, &format!("ulimit -c 0; ulimit -v {}", mib * 1024))
+            .wait_with_output()
+            .unwrap();
+        let said = stderr(&output);
+        assert!(
+            left_over(&bench).is_empty(),
+            "{mib} MiB leave {:?}: {said}",
+            left_over(&bench)
+        );
+        assert_eq!(
+            output.status.success(),
+            bench.path("out").exists(),
+            "{said}"
+        );
+        assert!(!said.contains("cannot write tensor"), "{said}");
+        if said.contains("not enough memory: the system refused") {
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(said.contains("--memory"), "{said}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "no limit met a buffer of the engine");
+}
+
 /// That what is at OUT is of one of two merges, which succeeded, and that the other says why it did not, if it did not.
 fn assert_no_mixture(done: [Output; 2], whole: &[Vec<(String, Vec<u8>)>; 2], out: &Path) {
     for output in &done {
