@@ -2,7 +2,8 @@
 
 use std::convert::Infallible;
 use std::fmt::Display;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -15,6 +16,9 @@ use audit::policy::Policy;
 use audit::{Command, Report, Verdict};
 use errors::Refusal;
 use run::destination::{Disk, write_whole};
+
+/// The largest policy that is read.
+const MAX_POLICY_BYTES: u64 = 1 << 20;
 
 /// Where a report goes.
 #[derive(Args)]
@@ -41,8 +45,7 @@ pub(super) struct ReportArguments {
 
 /// Reads a policy. One that cannot be read is no wrong argument: the report says why nothing was done.
 fn policy(path: &str) -> Result<Result<Policy, Refusal>, Infallible> {
-    let parsed = fs::read_to_string(path)
-        .map_err(|error| Refusal::new(format!("cannot read it: {error}")))
+    let parsed = policy_text(Path::new(path))
         .and_then(|text| Policy::parse(&text).map_err(|error| Refusal::from(&error)));
     Ok(match parsed {
         Ok(mut policy) => {
@@ -51,6 +54,25 @@ fn policy(path: &str) -> Result<Result<Policy, Refusal>, Infallible> {
         }
         Err(refusal) => Err(refusal.within(format_args!("the policy {path}"))),
     })
+}
+
+fn policy_text(path: &Path) -> Result<String, Refusal> {
+    let cannot = |error: &dyn Display| Refusal::new(format!("cannot read it: {error}"));
+    let metadata = fs::metadata(path).map_err(|error| cannot(&error))?;
+    // Looked at before it is opened, as opening a pipe would wait.
+    if !metadata.is_file() {
+        return Err(Refusal::new("expected a TOML file, found none"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_POLICY_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| cannot(&error))?;
+    if bytes.len() as u64 > MAX_POLICY_BYTES {
+        return Err(Refusal::new(format!(
+            "too large: expected at most {MAX_POLICY_BYTES} bytes"
+        )));
+    }
+    String::from_utf8(bytes).map_err(|error| cannot(&error))
 }
 
 /// One format, and its file if it does not go to stdout.

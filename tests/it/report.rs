@@ -132,6 +132,32 @@ fn policies_decide_what_fails() {
 }
 
 #[test]
+fn a_policy_that_is_no_file_of_a_policys_size_is_refused() {
+    let bench = merged();
+    let made = std::process::Command::new("mkfifo")
+        .arg(bench.path("pipe"))
+        .status();
+    assert!(made.is_ok_and(|status| status.success()));
+    bench.file("most.toml", "#".repeat(1 << 20));
+    bench.file("more.toml", "#".repeat((1 << 20) + 1));
+    for (policy, code, part) in [
+        (
+            "/dev/zero",
+            Some(2),
+            "the policy /dev/zero: expected a TOML file",
+        ),
+        ("pipe", Some(2), "the policy pipe: expected a TOML file"),
+        (".", Some(2), "the policy .: expected a TOML file"),
+        ("more.toml", Some(2), "the policy more.toml: too large"),
+        ("most.toml", Some(0), ""),
+    ] {
+        let (found, _, stderr) = verify(&bench, &["--policy", policy]);
+        assert_eq!(found, code, "{policy}: {stderr}");
+        assert!(stderr.contains(part), "{policy}: {stderr}");
+    }
+}
+
+#[test]
 fn a_command_that_could_not_run_says_so_in_every_format() {
     let bench = merged();
     bench.file("policy.toml", "[verify]\nalow = 1\n");
