@@ -486,6 +486,32 @@ fn an_input_that_changes_at_any_moment_is_an_error() {
 }
 
 #[test]
+fn an_input_that_changes_and_gets_its_old_time_back_is_an_error() {
+    let bench = bench();
+    for name in ["a", "b"] {
+        let path = bench.path(name).join("model.safetensors");
+        let plan = planned(&bench, SHARD);
+        let observer = at(|asked| {
+            if asked == 1 {
+                let time = fs::metadata(&path).unwrap().modified().unwrap();
+                let mut bytes = fs::read(&path).unwrap();
+                let file = fs::File::options().write(true).open(&path).unwrap();
+                // The lowest bits of a weight.
+                *bytes.last_mut().unwrap() ^= 1;
+                std::io::Write::write_all(&mut &file, &bytes).unwrap();
+                file.set_modified(time).unwrap();
+                assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), time);
+            }
+            false
+        });
+        let folder = Folder::new(&bench.path("out"), false);
+        let error = run::run(&plan, &folder, RunOptions::default(), &observer).unwrap_err();
+        assert!(matches!(error, RunError::InputChanged { .. }), "{error}");
+        assert!(!bench.path("out").exists());
+    }
+}
+
+#[test]
 fn a_file_beside_the_weights_that_is_gone_is_an_error_and_names_it() {
     let bench = bench();
     for name in ["LICENSE", "1_Pooling/config.json"] {
@@ -716,6 +742,26 @@ fn a_folder_that_is_replaced_gives_its_mode_to_the_new_one() {
         let new = fs::metadata(job.out()).unwrap();
         assert_eq!((new.mode() & 0o7777, new.gid()), (mode, group), "{mode:o}");
         fs::set_permissions(job.out(), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+#[test]
+fn a_new_folder_has_the_mode_and_the_group_that_mkdir_gives() {
+    let bench = bench();
+    for mode in [0o2770, 0o755, 0o700] {
+        fs::set_permissions(bench.path("."), fs::Permissions::from_mode(mode)).unwrap();
+        fs::create_dir(bench.path("made")).unwrap();
+        let plan = planned(&bench, SHARD);
+        let folder = Folder::new(&bench.path("out"), false);
+        run::run(&plan, &folder, RunOptions::default(), &at(|_| false)).unwrap();
+        let [made, out] = ["made", "out"].map(|name| fs::metadata(bench.path(name)).unwrap());
+        assert_eq!(
+            (out.mode(), out.gid()),
+            (made.mode(), made.gid()),
+            "{mode:o}"
+        );
+        fs::remove_dir(bench.path("made")).unwrap();
+        fs::remove_dir_all(bench.path("out")).unwrap();
     }
 }
 
