@@ -11,11 +11,13 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::super::bounded::{plain, read_bounded};
 use super::super::error::CheckpointError;
+use super::super::folder::file_names;
 use super::super::home::file_in;
 use super::super::json::{LFS_POINTER, is_lfs_pointer};
 use super::super::limits::MAX_TOKENIZER_BYTES;
 use super::super::reader::Checkpoint;
 use super::sentencepiece::{is_sentencepiece, pieces};
+use super::tiktoken::{self, is_tiktoken};
 
 /// The result of comparing two vocabularies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,16 +190,22 @@ fn fill(file: &mut File, path: &Path, chunk: &mut [u8]) -> Result<usize, Checkpo
 
 /// The vocabulary of a folder, from the first of its files that has one.
 fn read_vocabulary(folder: &Path) -> Result<Option<ReadVocabulary>, CheckpointError> {
-    let readers: [(&str, Reader); 8] = [
+    let names = file_names(folder)?;
+    let tiktoken = names.iter().filter(|name| name.ends_with(".tiktoken"));
+    let mut readers: Vec<(&str, Reader)> = vec![
         ("tokenizer.json", from_tokenizer_json),
         ("vocab.json", from_vocab_json),
         ("vocab.txt", from_vocab_txt),
+    ];
+    readers.extend(tiktoken.map(|name| (name.as_str(), from_tiktoken as Reader)));
+    readers.extend([
+        ("tiktoken.model", from_tiktoken as Reader),
         ("tokenizer.model", from_sentencepiece),
         ("spiece.model", from_sentencepiece),
         ("sentencepiece.bpe.model", from_sentencepiece),
         ("sentencepiece.model", from_sentencepiece),
         ("spm.model", from_sentencepiece),
-    ];
+    ]);
     for (name, read) in readers {
         if let Some(path) = file_in(folder, name)? {
             let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES, "vocabulary, in bytes")?;
@@ -207,7 +215,7 @@ fn read_vocabulary(folder: &Path) -> Result<Option<ReadVocabulary>, CheckpointEr
             }
             let ids = read(folder, &bytes).map_err(|e| e.at(path))?;
             if !ids.is_empty() {
-                let is_pieces = name.ends_with(".model");
+                let is_pieces = name.ends_with(".model") && is_sentencepiece(&bytes);
                 return Ok(Some(ReadVocabulary { ids, is_pieces }));
             }
         }
@@ -221,8 +229,8 @@ type Reader = fn(&Path, &[u8]) -> Result<Vocabulary, ReadError>;
 /// An error in this file or in one beside it.
 enum ReadError {
     Json(serde_json::Error),
-    /// Why the file is no SentencePiece model.
-    Pieces(String),
+    /// Why the file is no SentencePiece model or no vocabulary of tiktoken.
+    Format(String),
     Other(CheckpointError),
 }
 
@@ -233,7 +241,7 @@ impl ReadError {
                 path,
                 detail: plain(&error),
             },
-            ReadError::Pieces(detail) => CheckpointError::JsonMalformed { path, detail },
+            ReadError::Format(detail) => CheckpointError::JsonMalformed { path, detail },
             ReadError::Other(error) => error,
         }
     }
@@ -276,12 +284,20 @@ fn from_tokenizer_json(_: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> 
 }
 
 fn from_sentencepiece(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
-    // Files of this name may hold a vocabulary of tiktoken, which nothing here reads.
+    // Files of this name may hold something else.
     if !is_sentencepiece(bytes) {
-        return Ok(Vocabulary::new());
+        return match is_tiktoken(bytes) {
+            true => from_tiktoken(folder, bytes),
+            false => Ok(Vocabulary::new()),
+        };
     }
-    let pieces = pieces(bytes).map_err(ReadError::Pieces)?;
+    let pieces = pieces(bytes).map_err(ReadError::Format)?;
     with_added_tokens(folder, (0..).zip(pieces).collect())
+}
+
+fn from_tiktoken(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
+    let tokens = tiktoken::tokens(bytes).map_err(ReadError::Format)?;
+    with_added_tokens(folder, tokens)
 }
 
 fn from_vocab_json(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
@@ -518,10 +534,50 @@ mod tests {
                 expected
             );
         }
-        let tiktoken = compared_bytes(("tokenizer.model", b"IQ== 0\n"), ("tokenizer.model", &one));
-        assert_eq!(tiktoken.unwrap(), VocabularyComparison::Unknown);
+        let other = compared_bytes(("tokenizer.model", b"what\n"), ("tokenizer.model", &one));
+        assert_eq!(other.unwrap(), VocabularyComparison::Unknown);
         let broken = compared_bytes(("tokenizer.model", &one[..9]), ("tokenizer.model", &one));
         assert!(errors::in_one_line(&broken.unwrap_err()).contains("no SentencePiece model"));
+    }
+
+    #[test]
+    fn vocabularies_of_tiktoken_are_compared_with_each_other_and_with_byte_level_bpe() {
+        use VocabularyComparison::*;
+        // `!`, ` the` and a byte that is no text of its own.
+        let one: &[u8] = b"IQ== 0\nIHRoZQ== 1\n5Q== 2\n";
+        let swapped: &[u8] = b"IQ== 0\nIHRoZQ== 2\n5Q== 1\n";
+        let longer: &[u8] = b"IQ== 0\nIHRoZQ== 1\n5Q== 2\nIg== 3\n";
+        let json = r#"{"model": {"type": "BPE", "vocab": {"!": 0, "\u0120the": 1, "\u00e5": 2}},
+                       "added_tokens": [{"id": 9, "content": "<|end|>"}]}"#;
+        let conflict = Conflict {
+            differing: 2,
+            examples: vec![
+                (1, "Ġthe".into(), "å".into()),
+                (2, "å".into(), "Ġthe".into()),
+            ],
+        };
+        let more = Compatible {
+            only_a: 0,
+            only_b: 1,
+        };
+        let names = ["qwen.tiktoken", "tokenizer.model", "tiktoken.model"];
+        for name in names {
+            for (other, expected) in [(one, &Same), (swapped, &conflict), (longer, &more)] {
+                for other_name in names {
+                    let found = compared_bytes((name, one), (other_name, other)).unwrap();
+                    assert_eq!(found, *expected, "{name} {other_name}");
+                }
+            }
+            let found = compared_bytes((name, one), ("tokenizer.json", json.as_bytes()));
+            assert_eq!(found.unwrap(), more, "{name}");
+        }
+        let pieces = model(&["<unk>", "<s>", "a", "b"]);
+        let found = compared_bytes(("qwen.tiktoken", one), ("tokenizer.model", &pieces)).unwrap();
+        assert!(!matches!(found, Same | Unknown), "{found:?}");
+        let broken = compared_bytes(("qwen.tiktoken", b"IQ== 0\n?"), ("qwen.tiktoken", one));
+        let message = errors::in_one_line(&broken.unwrap_err());
+        assert!(message.contains("qwen.tiktoken is malformed"), "{message}");
+        assert!(message.contains("line 2"), "{message}");
     }
 
     #[test]
