@@ -15,6 +15,12 @@ pub(super) const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 /// The largest file beside the weights that is copied or compared; the largest are tokenizers.
 pub const MAX_SIDECAR_BYTES: u64 = 512 << 20;
 
+/// The largest file beside the weights that is copied though nothing here knows what it is for.
+pub(super) const MAX_UNKNOWN_BYTES: u64 = 256 << 20;
+
+/// The most files and folders beside the weights that are looked at to be copied; a model has a few dozen.
+pub(super) const MAX_CARRIED_ENTRIES: usize = 10_000;
+
 /// The largest file under `refs/` of the Hub cache: it holds one commit hash.
 pub(super) const MAX_REF_BYTES: u64 = 4 << 10;
 

@@ -10,10 +10,11 @@ use super::behind::Reclaim;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::home::file_in;
+use super::left_out::LeftOut;
 use super::locate::Location;
 use super::renamed::Renamed;
 use super::shard::Shard;
-use super::sidecars::{Sidecar, SidecarKind, find_sidecars, unreadable};
+use super::sidecars::{Sidecar, SidecarKind, find_sidecars, left_out, unreadable};
 use super::source::{TensorEntry, TensorSource};
 use errors::Refusal;
 use numeric::Elements;
@@ -161,6 +162,18 @@ impl Checkpoint {
     ) -> Result<Vec<(SidecarKind, CheckpointError)>, CheckpointError> {
         match &self.beside {
             SidecarsFrom::Folder => unreadable(&self.location.path, self.config.as_ref()),
+            SidecarsFrom::Nothing | SidecarsFrom::Files(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// The files and folders beside the tensors that do not go along with the model, in name order, but for weights,
+    /// hidden files, and what every output has of its own.
+    ///
+    /// # Errors
+    /// If its folder can't be read.
+    pub fn left_out(&self) -> Result<Vec<LeftOut>, CheckpointError> {
+        match &self.beside {
+            SidecarsFrom::Folder => left_out(&self.location.path, self.config.as_ref()),
             SidecarsFrom::Nothing | SidecarsFrom::Files(_) => Ok(Vec::new()),
         }
     }

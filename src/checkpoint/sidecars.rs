@@ -1,6 +1,7 @@
 //! The files beside the weights that belong to a checkpoint: tokenizer, templates, processors, licences.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,11 @@ use super::folder::file_names;
 use super::format::Format;
 use super::home::file_in;
 use super::json::{is_lfs_pointer, parse_json};
-use super::limits::{MAX_SIDECAR_BYTES, MAX_TOKENIZER_BYTES};
-use super::weight_names::other_format;
+use super::left_out::{self, LeftOut, file_by_content, file_by_name, is_weights};
+use super::limits::{
+    MAX_CARRIED_ENTRIES, MAX_CONFIG_BYTES, MAX_FOLDER_DEPTH, MAX_SIDECAR_BYTES, MAX_TOKENIZER_BYTES,
+};
+use super::weight_names::is_of_training;
 
 /// A file that is copied to a checkpoint made from this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +39,7 @@ impl Sidecar {
 
     /// Whether it holds weights of a module or a head besides the model.
     pub fn is_weights(&self) -> bool {
-        Format::of(&self.name) == Format::Pickle || self.name.ends_with(".safetensors")
+        is_weights(&self.name)
     }
 }
 
@@ -54,7 +58,9 @@ pub enum SidecarKind {
     Code,
     /// Licences and notices.
     Licence,
-    /// Any other file, such as the modules of a sentence-transformers model.
+    /// The modules of a sentence-transformers model, and heads beside the weights.
+    Module,
+    /// Any other file.
     Other,
 }
 
@@ -62,18 +68,23 @@ pub enum SidecarKind {
 const TEMPLATES_DIR: &str = "additional_chat_templates";
 
 /// Sidecars by their full name.
-const NAMES: [(&str, SidecarKind); 34] = [
+const NAMES: [(&str, SidecarKind); 41] = [
     ("bpe.codes", SidecarKind::Tokenizer),
+    ("byte_maps.json", SidecarKind::Tokenizer),
     ("dict.txt", SidecarKind::Tokenizer),
+    ("emoji.json", SidecarKind::Tokenizer),
     ("encoder.json", SidecarKind::Tokenizer),
     ("entity_vocab.json", SidecarKind::Tokenizer),
+    ("monolingual_vocab.txt", SidecarKind::Tokenizer),
+    ("prophetnet.tokenizer", SidecarKind::Tokenizer),
+    ("target_vocab.json", SidecarKind::Tokenizer),
     ("vocab-src.json", SidecarKind::Tokenizer),
     ("vocab-tgt.json", SidecarKind::Tokenizer),
     ("vocab.bpe", SidecarKind::Tokenizer),
     // Heads that embedding and reward models keep beside their weights.
-    ("colbert_linear.pt", SidecarKind::Other),
-    ("sparse_linear.pt", SidecarKind::Other),
-    ("value_head.safetensors", SidecarKind::Other),
+    ("colbert_linear.pt", SidecarKind::Module),
+    ("sparse_linear.pt", SidecarKind::Module),
+    ("value_head.safetensors", SidecarKind::Module),
     ("added_tokens.json", SidecarKind::Tokenizer),
     ("merges.txt", SidecarKind::Tokenizer),
     ("normalizer.json", SidecarKind::Tokenizer),
@@ -83,6 +94,8 @@ const NAMES: [(&str, SidecarKind); 34] = [
     ("tokenizer_config.json", SidecarKind::Tokenizer),
     ("vocab.json", SidecarKind::Tokenizer),
     ("vocab.txt", SidecarKind::Tokenizer),
+    ("word_pronunciation.json", SidecarKind::Tokenizer),
+    ("word_shape.json", SidecarKind::Tokenizer),
     ("chat_template.jinja", SidecarKind::ChatTemplate),
     ("chat_template.json", SidecarKind::ChatTemplate),
     ("generation_config.json", SidecarKind::Generation),
@@ -95,9 +108,9 @@ const NAMES: [(&str, SidecarKind); 34] = [
     ("processor_config.json", SidecarKind::Processor),
     ("video_preprocessor_config.json", SidecarKind::Processor),
     ("video_processor_config.json", SidecarKind::Processor),
-    ("config_sentence_transformers.json", SidecarKind::Other),
-    ("modules.json", SidecarKind::Other),
-    ("sentence_bert_config.json", SidecarKind::Other),
+    ("config_sentence_transformers.json", SidecarKind::Module),
+    ("modules.json", SidecarKind::Module),
+    ("sentence_bert_config.json", SidecarKind::Module),
 ];
 
 /// Vocabularies by the ending of their name: sentencepiece (`spiece.model`, `source.spm`) and tiktoken.
@@ -114,69 +127,155 @@ pub fn read_sidecar(path: &Path) -> Result<Vec<u8>, CheckpointError> {
     read_bounded(path, MAX_SIDECAR_BYTES, "file, in bytes")
 }
 
+/// What lies beside the weights of a folder.
+struct Beside {
+    /// What is carried, in name order: its name, its kind, and its path or why it cannot be read.
+    files: Vec<(String, SidecarKind, Result<PathBuf, CheckpointError>)>,
+    left_out: Vec<LeftOut>,
+}
+
 /// The sidecars of a folder, in name order. Links are followed within the folder and to the blobs of the Hub's cache,
 /// as its snapshots consist of them.
 pub(super) fn find_sidecars(
     folder: &Path,
     config: Option<&ModelConfig>,
 ) -> Result<Vec<Sidecar>, CheckpointError> {
-    let named = named(folder, config)?.into_iter();
-    let found = named.filter_map(|(name, kind)| {
-        let path = file_in(folder, &name).ok().flatten()?;
+    let found = Beside::of(folder, config)?.files.into_iter();
+    let found = found.filter_map(|(name, kind, path)| {
+        let path = path.ok()?;
         Some(Sidecar { name, path, kind })
     });
     Ok(found.collect())
 }
 
-/// What has the name of a sidecar and cannot be read as a file of the folder, in name order.
+/// What a loader would look for and cannot be read as a file of the folder, in name order.
 pub(super) fn unreadable(
     folder: &Path,
     config: Option<&ModelConfig>,
 ) -> Result<Vec<(SidecarKind, CheckpointError)>, CheckpointError> {
-    let named = named(folder, config)?.into_iter();
-    // A folder that is called LICENSES or x.model is something else.
-    let other = |name: &str| !is_known(name) && folder.join(name).is_dir();
-    let found = named.filter_map(|(name, kind)| {
-        let error = file_in(folder, &name).err()?;
-        (!other(&name)).then_some((kind, error))
-    });
-    Ok(found.collect())
+    let found = Beside::of(folder, config)?.files.into_iter();
+    Ok(found
+        .filter_map(|(_, kind, path)| Some((kind, path.err()?)))
+        .collect())
 }
 
-/// What has the name of a sidecar, in name order, whatever it is.
-fn named(
+/// What lies beside the weights and is not carried, in name order: without the weights themselves, hidden files, and
+/// what an output has of its own.
+pub(super) fn left_out(
     folder: &Path,
     config: Option<&ModelConfig>,
-) -> Result<Vec<(String, SidecarKind)>, CheckpointError> {
-    let names = file_names(folder)?;
-    let has_code = config.is_some_and(|config| config.get("auto_map").is_some())
-        || names.iter().any(|name| names_code(folder, name));
-    let mut found = Vec::new();
-    let mut add = |name: String, kind| found.push((name, kind));
-    for name in names {
-        if let Some(kind) = kind_of(&name, has_code) {
-            add(name, kind);
-        } else if name == TEMPLATES_DIR && folder.join(&name).is_dir() {
-            for template in file_names(&folder.join(&name))? {
-                if template.ends_with(".jinja") {
-                    add(format!("{name}/{template}"), SidecarKind::ChatTemplate);
-                }
-            }
-        } else if is_module_dir(&name) {
-            for file in file_names(&folder.join(&name))? {
-                add(format!("{name}/{file}"), SidecarKind::Other);
-            }
-        } else if has_code && !name.starts_with('.') && folder.join(&name).is_dir() {
-            // A package that the code imports.
-            for file in file_names(&folder.join(&name))? {
-                if file.ends_with(".py") {
-                    add(format!("{name}/{file}"), SidecarKind::Code);
+) -> Result<Vec<LeftOut>, CheckpointError> {
+    Ok(Beside::of(folder, config)?.left_out)
+}
+
+impl Beside {
+    fn of(folder: &Path, config: Option<&ModelConfig>) -> Result<Beside, CheckpointError> {
+        let names = file_names(folder)?;
+        let has_code = config.is_some_and(|config| config.get("auto_map").is_some())
+            || names.iter().any(|name| names_code(folder, name));
+        let modules = module_folders(folder);
+        let mut beside = Beside {
+            files: Vec::new(),
+            left_out: Vec::new(),
+        };
+        let mut entries = 0;
+        // The folders still to list: the start of their files' paths, the names in them, their depth.
+        let mut waiting = vec![(String::new(), names, 0)];
+        while let Some((before, names, depth)) = waiting.pop() {
+            entries += names.len();
+            let is_module = modules.iter().any(|module| before == format!("{module}/"));
+            for name in names {
+                let path = format!("{before}{name}");
+                let known = match before.as_str() {
+                    _ if is_module => Some(SidecarKind::Module),
+                    "" => kind_of(&name, has_code),
+                    _ if name.starts_with('.') => None,
+                    before if before == format!("{TEMPLATES_DIR}/") && name.ends_with(".jinja") => {
+                        Some(SidecarKind::ChatTemplate)
+                    }
+                    _ => (has_code && name.ends_with(".py")).then_some(SidecarKind::Code),
+                };
+                let is_dir = folder.join(&path).is_dir();
+                match known {
+                    // A folder that is called LICENSES or x.model is something else.
+                    Some(kind) if !is_dir || is_module || is_known(&name) => {
+                        beside.add(folder, path, kind)
+                    }
+                    _ if name.starts_with('.') || (before.is_empty() && is_of_output(&name)) => {}
+                    _ if !is_dir => beside.add_other(folder, path),
+                    _ => match enter(folder, &path, depth, entries, &modules) {
+                        Ok(inside) => waiting.push((path + "/", inside, depth + 1)),
+                        Err(why) => beside.leave(path + "/", why),
+                    },
                 }
             }
         }
+        beside.files.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+        beside.left_out.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(beside)
     }
-    found.sort_by(|(a, _), (b, _)| a.cmp(b));
-    Ok(found)
+
+    /// Adds a file that a loader may look for.
+    fn add(&mut self, folder: &Path, name: String, kind: SidecarKind) {
+        if let Some(path) = file_in(folder, &name).transpose() {
+            self.files.push((name, kind, path));
+        }
+    }
+
+    /// Adds a file that nothing here knows, unless a rule leaves it out.
+    fn add_other(&mut self, folder: &Path, name: String) {
+        let last = name.rsplit('/').next().unwrap_or_default();
+        // What the opening of the weights found has notes of its own.
+        let is_found = !name.contains('/') && is_weights(last) && !is_of_training(last);
+        let by_name = file_by_name(last);
+        match (by_name, file_in(folder, &name)) {
+            _ if is_found => {}
+            (Some(why), _) => self.leave(name, why),
+            (None, Ok(Some(path))) => match file_by_content(&path) {
+                Some(why) => self.leave(name, why),
+                None => self.files.push((name, SidecarKind::Other, Ok(path))),
+            },
+            (None, Ok(None)) => {}
+            (None, Err(_)) => self.leave(
+                name,
+                "links out of the folder or to nothing, pipes and devices",
+            ),
+        }
+    }
+
+    fn leave(&mut self, name: String, why: &'static str) {
+        self.left_out.push(LeftOut { name, why });
+    }
+}
+
+/// The names in a subfolder, or why it is left out.
+fn enter(
+    folder: &Path,
+    path: &str,
+    depth: usize,
+    entries: usize,
+    modules: &[String],
+) -> Result<BTreeSet<String>, &'static str> {
+    let inside = file_names(&folder.join(path)).map_err(|_| "folders that cannot be listed")?;
+    if modules.iter().any(|module| module == path) {
+        return Ok(inside);
+    }
+    let is_link = fs::symlink_metadata(folder.join(path)).is_ok_and(|found| found.is_symlink());
+    if is_link {
+        return Err("links to folders");
+    }
+    if depth == MAX_FOLDER_DEPTH || entries + inside.len() > MAX_CARRIED_ENTRIES {
+        return Err("folders with too many files, or too deep");
+    }
+    let name = path.rsplit('/').next().unwrap_or(path);
+    left_out::folder(name, &inside).map_or(Ok(inside), Err)
+}
+
+/// Whether the output has a file of that name that is made for it, or that goes with its weights.
+fn is_of_output(name: &str) -> bool {
+    let made = ["config.json", "README.md", "weldment.lock.json"];
+    let indexes = [Format::Safetensors, Format::Pickle].map(Format::index_end);
+    made.contains(&name) || indexes.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether a sidecar is known by its full name.
@@ -193,8 +292,7 @@ fn kind_of(name: &str, has_code: bool) -> Option<SidecarKind> {
     if let Some((_, kind)) = NAMES.iter().find(|(known, _)| *known == name) {
         return Some(*kind);
     }
-    let weights = Format::of(name) == Format::Pickle || name.ends_with(".safetensors");
-    if weights || other_format(name).is_some() {
+    if file_by_name(name).is_some() {
         return None;
     }
     let upper = name.to_ascii_uppercase();
@@ -221,13 +319,31 @@ fn names_code(folder: &Path, name: &str) -> bool {
     is_config && read().is_some_and(code)
 }
 
-/// `1_Pooling`: a module of a sentence-transformers model. `0_Transformer` is the model itself.
+/// The folders of a sentence-transformers model's modules: those that `modules.json` names, and those that are called
+/// as it calls them. `0_Transformer` is the model itself.
+fn module_folders(folder: &Path) -> Vec<String> {
+    let read = || {
+        let path = file_in(folder, "modules.json").ok().flatten()?;
+        let bytes = read_bounded(&path, MAX_CONFIG_BYTES, "modules, in bytes").ok()?;
+        let modules = parse_json(&bytes).ok()?;
+        let paths = modules.as_array()?.iter();
+        let paths = paths.filter_map(|module| module.get("path")?.as_str());
+        let plain =
+            |path: &&str| !path.is_empty() && !path.starts_with('.') && !path.contains(['/', '\\']);
+        Some(paths.filter(plain).map(str::to_owned).collect::<Vec<_>>())
+    };
+    let mut folders = read().unwrap_or_default();
+    let names = file_names(folder).unwrap_or_default().into_iter();
+    folders.extend(names.filter(|name| is_module_dir(name)));
+    folders.retain(|name| !name.ends_with("_Transformer"));
+    folders
+}
+
+/// `1_Pooling`: a module of a sentence-transformers model.
 fn is_module_dir(name: &str) -> bool {
     name.split_once('_').is_some_and(|(number, rest)| {
-        !number.is_empty()
-            && number.bytes().all(|b| b.is_ascii_digit())
-            && !rest.is_empty()
-            && rest != "Transformer"
+        let digits = number.bytes().all(|b| b.is_ascii_digit());
+        !number.is_empty() && digits && !rest.is_empty()
     })
 }
 
@@ -256,12 +372,15 @@ mod tests {
             "LICENSE.md",
             "NOTICE",
             "additional_chat_templates/tool.jinja",
+            "assets/voice.json",
             "bpe.codes",
             "chat_template.jinja",
             "colbert_linear.pt",
             "generation_config.json",
+            "media_io.py",
             "modules.json",
             "preprocessor_config.json",
+            "pronunciation.dict",
             "qwen.tiktoken",
             "sentencepiece.bpe.model",
             "tokenizer.json",
@@ -276,8 +395,16 @@ mod tests {
             "optimizer.pt",
             "rng_state_0.pth",
             "trainer_state.json",
-            "modeling_x.py",
-            "additional_chat_templates/x.py",
+            ".gitattributes",
+            "assets/.cache/x.json",
+            "checkpoint-500/tokenizer.json",
+            "finetuned/config.json",
+            "finetuned/model.safetensors",
+            "mergekit_config.yml",
+            "model.gguf",
+            "onnx/config.json",
+            "tool.exe",
+            "vocab.json.incomplete",
             "tokenizer_config.json/x",
             "LICENSE.bin",
             "original/tokenizer.model",
@@ -308,7 +435,12 @@ mod tests {
         let names: Vec<&str> = sidecars.iter().map(|file| file.name.as_str()).collect();
         assert_eq!(
             names,
-            ["parts/bpe.py", "tokenization_x.py", "tokenizer_config.json"]
+            [
+                "parts/bpe.py",
+                "parts/notes.txt",
+                "tokenization_x.py",
+                "tokenizer_config.json"
+            ]
         );
     }
 
@@ -329,9 +461,16 @@ mod tests {
         link("/dev/null", "vocab.txt");
         link("../secret", "LICENSE");
         let sidecars = find_sidecars(&folder, None).unwrap();
-        assert_eq!(sidecars.len(), 1);
-        assert_eq!(sidecars[0].name, "tokenizer.json");
-        assert_eq!(sidecars[0].kind, SidecarKind::Tokenizer);
+        let kinds: Vec<(&str, SidecarKind)> = sidecars
+            .iter()
+            .map(|file| (file.name.as_str(), file.kind))
+            .collect();
+        let expected = [
+            ("LICENSES/MIT", SidecarKind::Other),
+            ("blobs/1", SidecarKind::Other),
+            ("tokenizer.json", SidecarKind::Tokenizer),
+        ];
+        assert_eq!(kinds, expected);
         let problems = unreadable(&folder, None).unwrap();
         let messages: Vec<String> = problems
             .iter()
@@ -370,7 +509,7 @@ mod tests {
             "../../../blobs/1",
             &snapshot.join("text_encoder/vocab.json"),
         );
-        assert_eq!(find_sidecars(&snapshot, None).unwrap().len(), 1);
+        assert_eq!(find_sidecars(&snapshot, None).unwrap().len(), 2);
         assert_eq!(
             find_sidecars(&snapshot.join("text_encoder"), None)
                 .unwrap()

@@ -23,7 +23,7 @@ use super::reader::{Checkpoint, SidecarsFrom};
 use super::shard::FOLDER_NAMED_AS_A_FILE;
 use super::sidecars::is_carried;
 use super::unread::download_hint;
-use super::weight_names::other_format;
+use super::weight_names::{UNFINISHED, other_format};
 
 /// The result of opening a checkpoint file by file.
 #[derive(Debug)]
@@ -244,17 +244,6 @@ fn look_at_download(location: &Location) -> (Vec<CheckpointError>, Option<String
     });
     (Vec::new(), note)
 }
-
-/// How downloaders call what is not finished: aria2's control file, the others the file itself.
-const UNFINISHED: [&str; 7] = [
-    ".aria2",
-    ".crdownload",
-    ".download",
-    ".incomplete",
-    ".part",
-    ".partial",
-    ".!qB",
-];
 
 /// Weights, indexes, configs and vocabularies whose download is not finished.
 fn unfinished(folder: &Path) -> Result<Vec<CheckpointError>, CheckpointError> {

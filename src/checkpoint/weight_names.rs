@@ -5,6 +5,17 @@ use std::collections::BTreeSet;
 /// The names of a LoRA adapter's weights.
 pub(super) const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
+/// How downloaders call what is not finished: aria2's control file, the others the file itself.
+pub(super) const UNFINISHED: [&str; 7] = [
+    ".aria2",
+    ".crdownload",
+    ".download",
+    ".incomplete",
+    ".part",
+    ".partial",
+    ".!qB",
+];
+
 /// How many numbers of an incomplete set are named.
 const MISSING_SHOWN: usize = 3;
 

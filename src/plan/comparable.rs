@@ -254,7 +254,7 @@ fn side_configs(model: &Checkpoint) -> BTreeMap<String, Value> {
     // What cannot be read is reported where it is carried or checked.
     let files = model.sidecars().unwrap_or_default().into_iter();
     let files = files.filter(|file| {
-        let known = file.kind == SidecarKind::Processor || file.kind == SidecarKind::Other;
+        let known = file.kind == SidecarKind::Processor || file.kind == SidecarKind::Module;
         known && file.name.ends_with(".json")
     });
     files

@@ -267,7 +267,26 @@ impl Models {
                 self.label(self.donor)
             ));
         }
+        notes.extend(self.left_out());
         Some(files)
+    }
+
+    /// The note on what lies beside the donor's weights and the output does not get, by reason.
+    fn left_out(&self) -> Option<String> {
+        let left = self.donor().left_out().unwrap_or_default();
+        let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for file in &left {
+            by_reason.entry(file.why).or_default().push(&file.name);
+        }
+        let reason = |(why, names): (&str, Vec<&str>)| format!("{why} ({})", some_of(&names));
+        let reasons: Vec<String> = by_reason.into_iter().map(reason).collect();
+        (!reasons.is_empty()).then(|| {
+            let label = self.label(self.donor);
+            format!(
+                "not carried from the folder of `{label}`: {}",
+                reasons.join("; ")
+            )
+        })
     }
 
     /// Refuses what would be copied and is no file of its model's folder: it would be missing, or another's file.

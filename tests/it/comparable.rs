@@ -405,3 +405,46 @@ fn pooling_prompts_and_processors_that_differ_are_noted() {
         assert!(said.iter().any(|note| note == expected), "{said:?}");
     }
 }
+
+#[test]
+fn what_lies_beside_the_weights_is_carried_unless_a_rule_says_why_not() {
+    let bench = bench(json!({}), json!({}));
+    let carried = [
+        "settings.yaml",
+        "media_io.py",
+        "voices/one/a.json",
+        "NOTICE",
+    ];
+    let left = [
+        "trainer_state.json",
+        "model.gguf",
+        "onnx/config.json",
+        "x.exe",
+        "weldment.lock.json.sig",
+    ];
+    for name in carried.iter().chain(&left) {
+        bench.file(&format!("a/{name}"), "{}");
+    }
+    bench.file("a/renamed", std::str::from_utf8(b"\x7fELF").unwrap());
+    let said = notes(&bench, LINEAR);
+    let note = said.iter().find(|note| note.starts_with("not carried"));
+    let note = note.expect("a note");
+    for name in [
+        "trainer_state.json",
+        "model.gguf",
+        "onnx/",
+        "x.exe",
+        "renamed",
+    ] {
+        assert!(note.contains(&format!("`{name}`")), "{name}: {note}");
+    }
+    let out = bench.merge(LINEAR, &[]);
+    for name in carried {
+        assert!(out.join(name).exists(), "{name}");
+    }
+    for name in left.iter().chain(&["renamed"]) {
+        assert!(!out.join(name).exists(), "{name}");
+    }
+    std::fs::write(out.join("voices/one/a.json"), "[]").unwrap();
+    assert_eq!(bench.weld(&["verify", "out"]).code, Some(1));
+}

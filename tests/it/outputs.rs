@@ -340,18 +340,14 @@ fn files_beside_the_weights_are_carried_over_from_the_donor() {
         "generation_config.json",
         "preprocessor_config.json",
         "LICENSE",
+        "notes.txt",
     ];
     for model in ["a", "b"] {
         for name in carried {
             let vocabulary = json!({"model": {"vocab": {"x": 0}}, "of": model});
             bench.file(&format!("{model}/{name}"), vocabulary.to_string());
         }
-        for name in [
-            "README.md",
-            "training_args.bin",
-            "optimizer.pt",
-            "notes.txt",
-        ] {
+        for name in ["README.md", "training_args.bin", "optimizer.pt"] {
             bench.file(&format!("{model}/{name}"), "not of the checkpoint");
         }
     }
