@@ -91,6 +91,16 @@ pub fn is_observed_range(name: &str) -> bool {
         && observers.iter().any(|observer| module.contains(observer))
 }
 
+/// Whether the tensor bounds values or masks them, so that infinity is no damage: it means that there is no bound, or
+/// that nothing is seen there.
+pub fn may_be_infinite(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let parts = || last.split('_');
+    is_observed_range(name)
+        || last.contains('_') && parts().any(|part| matches!(part, "min" | "max"))
+        || parts().any(|part| part == "mask")
+}
+
 /// What the factors of low-rank updates are called: PEFT's, kohya's, LyCORIS'.
 const FACTORS: [&str; 9] = [
     "base_layer",
@@ -216,6 +226,25 @@ mod tests {
                 "model.lora_projector.weight",
                 "flora_A.weight",
                 "alpha",
+            ],
+        );
+        check(
+            may_be_infinite,
+            &[
+                "layers.0.feed_forward1.ffw_layer_1.input_max",
+                "layers.0.self_attn.post.output_min",
+                "model.clip_min",
+                "encoder.attn_mask",
+                "mask",
+                "fc.activation_post_process.min_val",
+            ],
+            &[
+                "",
+                "max",
+                "min_proj.weight",
+                "mask_decoder.weight",
+                "model.layers.0.mlp.up_proj.weight",
+                "maximum_bias",
             ],
         );
         check(

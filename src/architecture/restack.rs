@@ -138,6 +138,8 @@ pub struct Restack<'a> {
     pub from: &'a [usize],
     /// How many layers stand behind these that predict further tokens, and may have entries in lists.
     pub behind: usize,
+    /// Whether layers differ in the shapes of their tensors.
+    pub uneven: bool,
     /// How the fields begin that are about the other half of an encoder and decoder.
     pub other_half: Option<&'a str>,
 }
@@ -151,7 +153,33 @@ pub struct Inexpressible {
     pub value: String,
 }
 
+impl Inexpressible {
+    fn new(field: &str, value: &Value) -> Self {
+        Self {
+            field: field.to_owned(),
+            value: value.to_string().chars().take(80).collect(),
+        }
+    }
+}
+
 impl Restack<'_> {
+    /// Whether a field is about the other half of an encoder and decoder.
+    fn is_of_other_half(&self, name: &str) -> bool {
+        let Some(start) = self.other_half else {
+            return false;
+        };
+        // The window of Longformer's encoder, which its decoder does not have.
+        name.starts_with(start) || start == "encoder_" && name == "attention_window"
+    }
+
+    /// Whether a list that is not known has a size for each layer, as image models list the widths of their stages.
+    fn is_of_stages(&self, value: &Value) -> bool {
+        let sizes = value.as_array().filter(|list| list.len() == self.before);
+        sizes.is_some_and(|sizes| {
+            sizes.len() > 1 && sizes.iter().all(|size| size.as_u64() > Some(1))
+        })
+    }
+
     /// Rewrites all that a part of a config says of layers one by one.
     ///
     /// Returns the fields that may speak of layers by their numbers, and are not known: they stay as they are.
@@ -169,10 +197,7 @@ impl Restack<'_> {
             .iter()
             .partition(|field| matches!(field.meaning, Meaning::EveryBut(..)));
         for field in every_but.into_iter().chain(others) {
-            if self
-                .other_half
-                .is_some_and(|start| field.name.starts_with(start))
-            {
+            if self.is_of_other_half(field.name) {
                 continue;
             }
             // Where a list is read instead, or a field says that it is off, nothing depends on it.
@@ -187,17 +212,27 @@ impl Restack<'_> {
                 field.meaning
             };
             if self.field(config, field.name, meaning).is_none() && counts {
-                failed.push(Inexpressible {
-                    field: field.name.to_owned(),
-                    value: config[field.name].to_string().chars().take(80).collect(),
-                });
+                failed.push(Inexpressible::new(field.name, &config[field.name]));
             }
         }
         for (name, value) in config.iter_mut() {
             let known = FIELDS.iter().any(|field| field.name == name);
             let by_name = name.contains("layer") || name.contains("block");
             let listed = by_name || name.ends_with("_types");
-            if listed && !known && !self.each(value) && self.may_number(name, value) {
+            if known || self.is_of_other_half(name) {
+                continue;
+            }
+            if !listed && self.uneven && self.is_of_stages(value) {
+                failed.push(Inexpressible::new(name, value));
+            }
+            if let Some(sources) = self.sources(value).filter(|_| listed) {
+                match self.moved_sources(&sources) {
+                    Some(new) => *value = new,
+                    None => failed.push(Inexpressible::new(name, value)),
+                }
+                continue;
+            }
+            if listed && !self.each(value) && self.may_number(name, value) {
                 doubtful.push(name.clone());
             }
         }
@@ -295,6 +330,31 @@ impl Restack<'_> {
         let entries = self.from.iter().filter_map(|&layer| list.get(layer));
         *list = entries.chain(&list[self.before..]).cloned().collect();
         true
+    }
+
+    /// A list that names for each layer the one that it takes something from: itself, or an earlier layer that takes
+    /// it from itself; none if the list is another.
+    fn sources(&self, value: &Value) -> Option<Vec<usize>> {
+        let list = value.as_array().filter(|list| list.len() == self.before)?;
+        let of = |value: &Value| usize::try_from(value.as_u64()?).ok();
+        let sources: Vec<usize> = list.iter().map(of).collect::<Option<_>>()?;
+        let is_source = |(layer, &source): (usize, &usize)| {
+            source <= layer && sources.get(source) == Some(&source)
+        };
+        // Zeros and ones may be a switch.
+        let named = sources.iter().enumerate().all(is_source);
+        (named && sources.iter().max() > Some(&1)).then_some(sources)
+    }
+
+    /// The same of the new layers: each takes from the nearest that comes from its source; none if there is none.
+    fn moved_sources(&self, sources: &[usize]) -> Option<Value> {
+        let mut new = Vec::new();
+        for (place, &layer) in self.from.iter().enumerate() {
+            let source = sources.get(layer)?;
+            let nearest = self.from[..=place].iter().rposition(|from| from == source);
+            new.push(Value::from(nearest?));
+        }
+        Some(new.into())
     }
 
     /// A mapping from the numbers of layers; returns whether it is one.
@@ -465,6 +525,7 @@ mod tests {
             before,
             from,
             behind: 0,
+            uneven: false,
             other_half: None,
         };
         let done = restack.apply(&mut config);
@@ -500,6 +561,64 @@ mod tests {
     }
 
     #[test]
+    fn lists_that_name_earlier_layers_name_them_anew() {
+        let sources = |list: &[usize]| json!({"kv_source_layers": list});
+        becomes(
+            sources(&[0, 1, 2, 3]),
+            4,
+            &[0, 1, 2, 1, 2, 3],
+            sources(&[0, 1, 2, 3, 4, 5]),
+        );
+        becomes(
+            sources(&[0, 0, 2, 2]),
+            4,
+            &[0, 1, 0, 2, 3],
+            sources(&[0, 0, 2, 3, 3]),
+        );
+        // Its source is not taken, or comes later.
+        for from in [[1, 2], [3, 2]] {
+            is_refused(sources(&[0, 0, 2, 2]), 4, &from, "kv_source_layers");
+        }
+        // Switches stay switches.
+        becomes(
+            json!({"no_rope_layers": [0, 1, 1]}),
+            3,
+            &[2, 0],
+            json!({"no_rope_layers": [1, 0]}),
+        );
+    }
+
+    #[test]
+    fn sizes_of_stages_and_fields_of_the_other_half() {
+        let apply = |uneven, other_half, config: &mut Value| {
+            let restack = Restack {
+                before: 2,
+                from: &[0, 1, 1],
+                behind: 0,
+                uneven,
+                other_half,
+            };
+            restack.apply(config.as_object_mut().unwrap())
+        };
+        let stages = || json!({"depths": [2, 6], "ratios": [0.5, 0.25]});
+        let failed = apply(true, None, &mut stages()).unwrap_err();
+        assert_eq!(failed.len(), 1);
+        assert_eq!(failed[0].field, "depths");
+        assert_eq!(apply(false, None, &mut stages()), Ok(Vec::new()));
+        let longformer = || json!({"attention_window": [8, 16], "encoder_layer_types": ["a", "b"], "decoder_layer_types": ["c", "d"]});
+        let mut decoder = longformer();
+        apply(false, Some("encoder_"), &mut decoder).unwrap();
+        let expected = json!({"attention_window": [8, 16], "encoder_layer_types": ["a", "b"],
+            "decoder_layer_types": ["c", "d", "d"]});
+        assert_eq!(decoder, expected);
+        let mut encoder = longformer();
+        apply(false, Some("decoder_"), &mut encoder).unwrap();
+        let expected = json!({"attention_window": [8, 16, 16], "encoder_layer_types": ["a", "b", "b"],
+            "decoder_layer_types": ["c", "d"]});
+        assert_eq!(encoder, expected);
+    }
+
+    #[test]
     fn entries_behind_the_layers_stay_and_unknown_fields_are_told() {
         let mut config = json!({"layer_types": ["a", "b", "mtp"], "foo_layers": [1], "bar_block_interval": 2,
             "layer_norms": [0.5], "num_layer_groups": 3, "indexer_types": ["x", "y"], "layer_overrides": {"1": "z"}});
@@ -507,6 +626,7 @@ mod tests {
             before: 2,
             from: &[1, 1],
             behind: 1,
+            uneven: false,
             other_half: None,
         };
         let doubtful = restack.apply(config.as_object_mut().unwrap()).unwrap();

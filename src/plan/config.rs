@@ -1,5 +1,7 @@
 //! The output's `config.json`: the donor's, with the fields that the merge changed.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::PlannedTensor;
@@ -14,6 +16,14 @@ use numeric::FloatType;
 
 /// How configs of vision towers spell it.
 const VISION_COUNTS: [&str; 4] = ["depth", "num_hidden_layers", "n_layers", "num_layers"];
+/// What modules of images are called whose layers `vision_config` counts.
+const VISION_MODULES: [&str; 5] = [
+    "visual",
+    "vision_tower",
+    "vision_model",
+    "vision_encoder",
+    "image_tower",
+];
 /// Further spellings, where a config has none of the others.
 const OTHER_COUNTS: [&str; 5] = [
     "depth",
@@ -44,8 +54,16 @@ pub(super) fn edited(
     let mut value = config.value().clone();
     if let Some(object) = value.as_object_mut() {
         set_dtype(object, tensors, notes);
-        for map in layer_maps {
-            set_layers(object, map, donor, notes, problems);
+        // Stacks that one field counts are cut alike: it follows the first.
+        let counts = |map: &LayerMap| Counts::of(object, &map.prefix, map.before);
+        let counts: Vec<Counts> = layer_maps.iter().map(counts).collect();
+        for (index, map) in layer_maps.iter().enumerate() {
+            let counted = counts[..index]
+                .iter()
+                .any(|earlier| earlier.shared(&counts[index]).is_some());
+            if !counted {
+                set_layers(object, map, donor, notes, problems);
+            }
         }
     }
     set_mtp_layers(&mut value, tensors, notes);
@@ -174,11 +192,52 @@ fn set_dtype_of_parts(
     }
 }
 
+/// The fields of a config that count the layers of a stack.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// The part of the config that they stand in; none: its top.
+    part: Option<String>,
+    /// Their names, each once.
+    pub(super) fields: BTreeSet<&'static str>,
+}
+
+impl Counts {
+    /// Of a stack of so many layers.
+    pub(super) fn of(config: &Map<String, Value>, prefix: &str, layers: usize) -> Self {
+        let (part, names) = layer_counts(config, prefix, layers);
+        let object = match &part {
+            Some(part) => config.get(part).and_then(Value::as_object),
+            None => Some(config),
+        };
+        let counts = |name: &&'static str| {
+            let count = object.and_then(|object| object.get(*name));
+            count.and_then(Value::as_u64) == Some(layers as u64)
+        };
+        let fields = names.iter().chain(&OTHER_COUNTS).copied().filter(counts);
+        Self {
+            fields: fields.collect(),
+            part,
+        }
+    }
+
+    /// A field that both have.
+    pub(super) fn shared(&self, other: &Self) -> Option<&'static str> {
+        let mut shared = self.fields.intersection(&other.fields).copied();
+        shared.next().filter(|_| self.part == other.part)
+    }
+}
+
+/// Whether the stack is that of an encoder or a decoder by itself, as T5's are.
+fn is_coder(prefix: &str) -> bool {
+    prefix.starts_with("encoder.") || prefix.starts_with("decoder.")
+}
+
 /// Where the config counts the layers of a stack: the nested object, and the keys to look for in it.
 fn layer_counts(
     config: &Map<String, Value>,
     prefix: &str,
-) -> (Option<&'static str>, &'static [&'static str]) {
+    layers: usize,
+) -> (Option<String>, &'static [&'static str]) {
     let has = |key: &str, counts: &[&str]| {
         config
             .get(key)
@@ -186,22 +245,27 @@ fn layer_counts(
             .is_some_and(|nested| counts.iter().any(|count| nested.contains_key(*count)))
     };
     let two_stacks =
-        config.contains_key("decoder_layers") || config.contains_key("num_decoder_layers");
+        has_two_stacks(config) || is_coder(prefix) && config.contains_key("num_layers");
     let of = |part: &str| prefix.split('.').any(|found| found == part);
-    if ["visual", "vision_tower", "vision_model", "vision_encoder"]
-        .iter()
-        .any(|part| of(part))
-    {
-        if has("vision_config", &VISION_COUNTS) {
-            return (Some("vision_config"), &VISION_COUNTS);
-        }
-        return (None, &VISION_COUNTS);
+    let own = own_parts(config, prefix).into_iter().find(|(_, part)| {
+        let counts = |count: &&str| part.get(*count).and_then(Value::as_u64) == Some(layers as u64);
+        LAYER_COUNTS.iter().any(|count| counts(&count))
+    });
+    if let Some((own, _)) = own {
+        return (Some(own.to_owned()), &LAYER_COUNTS);
+    }
+    // An image becomes text: the encoder is the tower.
+    let images =
+        prefix.starts_with("encoder.") && !two_stacks && has("vision_config", &VISION_COUNTS);
+    if images || VISION_MODULES.iter().any(|part| of(part)) {
+        let nested = has("vision_config", &VISION_COUNTS).then(|| "vision_config".to_owned());
+        return (nested, &VISION_COUNTS);
     } else if ["audio_tower", "audio_model", "audio_encoder"]
         .iter()
         .any(|part| of(part))
     {
         if has("audio_config", &ENCODER_COUNTS) {
-            return (Some("audio_config"), &ENCODER_COUNTS);
+            return (Some("audio_config".to_owned()), &ENCODER_COUNTS);
         }
     } else if of("encoder") && two_stacks {
         return (None, &ENCODER_COUNTS);
@@ -209,7 +273,66 @@ fn layer_counts(
         return (None, &DECODER_COUNTS);
     }
     let nested = TEXT_PARTS.into_iter().find(|key| has(key, &LAYER_COUNTS));
-    (nested, &LAYER_COUNTS)
+    (nested.map(str::to_owned), &LAYER_COUNTS)
+}
+
+/// The parts of a config that are called as a module in the prefix is, by its first word: `detr_decoder_config`,
+/// `speech_config` of `speech_encoder_model`.
+fn own_parts<'c>(
+    config: &'c Map<String, Value>,
+    prefix: &str,
+) -> Vec<(&'c str, &'c Map<String, Value>)> {
+    let is_named = |stem: &str| {
+        let word = stem.split('_').next().unwrap_or(stem);
+        let first = |module: &str| {
+            let first = module.split('_').next().unwrap_or(module);
+            first == word
+                || word == "vision" && matches!(first, "visual" | "image" | "img" | "video")
+        };
+        let mut modules = prefix.split('.');
+        modules.any(|module| module == stem || word != "model" && first(module))
+    };
+    let parts = config.iter().filter_map(|(name, part)| {
+        let part = part.as_object()?;
+        let stem = name.strip_suffix("_config")?;
+        is_named(stem).then_some((name.as_str(), part))
+    });
+    let mut parts: Vec<_> = parts.collect();
+    // The whole name says more than its first word.
+    parts.sort_by_key(|(name, _)| {
+        let stem = name.strip_suffix("_config").unwrap_or(name);
+        !prefix.split('.').any(|module| module == stem)
+    });
+    parts
+}
+
+/// Whether a part of the config at any depth is called as a module of the run is, and as none of the stack.
+pub(super) fn has_part_of_its_own(config: &Map<String, Value>, run: &str, stack: &str) -> bool {
+    let of_stack = own_parts(config, stack);
+    let own = own_parts(config, run);
+    own.iter().any(|part| !of_stack.contains(part))
+        || config
+            .values()
+            .filter_map(Value::as_object)
+            .any(|part| has_part_of_its_own(part, run, stack))
+}
+
+/// Whether the config counts the layers of an encoder and of a decoder.
+fn has_two_stacks(config: &Map<String, Value>) -> bool {
+    config.contains_key("decoder_layers") || config.contains_key("num_decoder_layers")
+}
+
+/// How the fields begin that are about the other half of an encoder and decoder, if the stack is in one of them.
+fn other_half(config: &Map<String, Value>, prefix: &str) -> Option<&'static str> {
+    let of = |part: &str| prefix.split('.').any(|found| found == part);
+    if !has_two_stacks(config) && !is_coder(prefix) {
+        return None;
+    }
+    match (of("encoder"), of("decoder")) {
+        (true, false) => Some("decoder_"),
+        (false, true) => Some("encoder_"),
+        _ => None,
+    }
 }
 
 /// Sets the number of layers of a stack, and reorders what is listed by layer.
@@ -221,26 +344,22 @@ fn set_layers(
     problems: &mut Problems,
 ) {
     // T5's decoder has as many layers as its encoder, unless the config says otherwise.
-    let coder = map.prefix.starts_with("encoder.") || map.prefix.starts_with("decoder.");
-    if let (true, Some(both)) = (coder, config.get("num_layers").cloned())
+    if let (true, Some(both)) = (is_coder(&map.prefix), config.get("num_layers").cloned())
         && config.get("num_decoder_layers").is_none_or(Value::is_null)
     {
         config.insert("num_decoder_layers".into(), both);
     }
-    let (nested, keys) = layer_counts(config, &map.prefix);
-    let object = match nested {
-        Some(key) => config.get_mut(key).and_then(Value::as_object_mut),
+    let other_half = other_half(config, &map.prefix);
+    let counts = Counts::of(config, &map.prefix, map.before);
+    let object = match &counts.part {
+        Some(part) => config.get_mut(part).and_then(Value::as_object_mut),
         None => Some(config),
     };
     let Some(config) = object else { return };
-    let mut found = false;
-    for key in keys.iter().chain(&OTHER_COUNTS) {
-        let count = config.get_mut(*key);
-        if let Some(count) = count.filter(|count| count.as_u64() == Some(map.before as u64)) {
-            *count = map.from.len().into();
-            found = true;
-        }
+    for field in &counts.fields {
+        config.insert((*field).to_owned(), map.from.len().into());
     }
+    let found = !counts.fields.is_empty();
     if !found && map.from.len() != map.before {
         problems.add(
             None,
@@ -255,18 +374,15 @@ fn set_layers(
         );
         return;
     }
-    let unchanged = map.from.iter().copied().eq(0..map.before);
-    if unchanged {
+    if !map.is_changed() {
         return;
     }
     let restack = Restack {
         before: map.before,
         from: &map.from,
         behind: map.behind,
-        other_half: match coder && map.prefix.starts_with("encoder.") {
-            true => Some("decoder_"),
-            false => coder.then_some("encoder_"),
-        },
+        uneven: map.uneven,
+        other_half,
     };
     let failed = match restack.apply(config) {
         Ok(doubtful) if doubtful.is_empty() => return,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::around::{Around, is_sibling};
 use super::counterparts::{Counterparts, is_head};
 use super::models::Models;
 use super::modules::{assign, feeds_embeddings};
@@ -59,6 +60,15 @@ pub(super) struct LayerMap {
     pub(super) before: usize,
     /// Number of layers behind them that predict further tokens.
     pub(super) behind: usize,
+    /// Whether tensors of one name have other shapes in other layers of the donor.
+    pub(super) uneven: bool,
+}
+
+impl LayerMap {
+    /// Whether the layers are others than the donor's, or stand in another order.
+    pub(super) fn is_changed(&self) -> bool {
+        !self.from.iter().copied().eq(0..self.before)
+    }
 }
 
 /// Everything that a recipe asks for.
@@ -133,6 +143,19 @@ pub(super) fn layout<'r>(
             Inputs::Slices(listed) => part.slices(listed, notes, problems, &mut layout),
         }
     }
+    let tensors = names.iter().zip(models.donor().tensors());
+    let around = Around {
+        label: models.label(models.donor),
+        config: config.and_then(serde_json::Value::as_object),
+        runs: &runs,
+        tensors: tensors
+            .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))
+            .collect(),
+    };
+    for map in &mut layout.layer_maps {
+        map.uneven = around.is_uneven(&map.prefix);
+    }
+    around.check(&layout.layer_maps, problems);
     layout
 }
 
@@ -375,7 +398,10 @@ impl<'r> Part<'_, 'r> {
         let at = slices.first().map(|slice| slice.at);
         let label = self.models.label(self.models.donor);
         let by_layer = self.names.iter().find(|name| has_part_for_each_layer(name));
-        let beside = self.runs.iter().find(|run| is_beside(run, stack));
+        let beside = self.runs.iter().find(|run| {
+            let by_name = run.prefix.contains("layer");
+            is_sibling(run, &stack.prefix) && (run.layers == stack.layers || by_name)
+        });
         let message = match (by_layer, beside) {
             (Some(name), _) => format!(
                 "`{name}` of `{label}` has a part for each of the {} layers in one dimension, which slices do not cut",
@@ -465,6 +491,7 @@ impl<'r> Part<'_, 'r> {
             prefix: stack.prefix.clone(),
             from: Vec::new(),
             before: stack.layers,
+            uneven: false,
             behind: self
                 .names
                 .iter()
@@ -609,18 +636,6 @@ fn shown(stacks: &[&LayerStack]) -> Vec<String> {
         .iter()
         .map(|stack| format!("{}0..{}", stack.prefix, stack.layers))
         .collect()
-}
-
-/// Whether a run of modules lies beside the stack as if it held parts of the same layers: as many, or layers by name.
-fn is_beside(run: &LayerStack, stack: &LayerStack) -> bool {
-    let parent = |prefix: &str| {
-        let list = prefix.trim_end_matches('.');
-        list.rfind('.').map_or(0, |dot| dot + 1)
-    };
-    let at = parent(&stack.prefix);
-    let same = at == parent(&run.prefix) && run.prefix[..at] == stack.prefix[..at];
-    let list = run.prefix.get(at..).unwrap_or_default();
-    same && run.prefix != stack.prefix && (run.layers == stack.layers || list.contains("layer"))
 }
 
 /// The number behind the layers of the stack, and what follows it in the name, of a tensor of a layer that predicts

@@ -7,6 +7,7 @@
 //! This layer reads headers, configs and tokenizers, and writes nothing. Of weights it asks only whether tensors are
 //! equal to the byte (`copies`).
 
+mod around;
 mod comparable;
 mod comparisons;
 mod config;

@@ -18,7 +18,7 @@ use super::views::View;
 use super::vocabularies::different_vocabularies;
 use architecture::{
     LayerStack, is_derived_buffer, is_input_embedding, is_output_head, is_update_factor,
-    keeps_dtype, layer_stacks, without_mtp,
+    keeps_dtype, layer_stacks, may_be_infinite, without_mtp,
 };
 use checkpoint::{ModelConfig, TensorEntry, VocabularyComparison, compare_vocabularies};
 use errors::Refusal;
@@ -175,7 +175,8 @@ pub(super) fn resolve(
 /// Why a method cannot merge a tensor's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Unmergeable {
-    /// It has no elements: ZeRO-3 leaves empty tensors in place of weights that lie in other files.
+    /// It is an empty vector: ZeRO-3 leaves such in place of weights that lie in other files. A matrix of no rows or
+    /// columns is one that the config asks for.
     Empty,
     /// It is a factor of a low-rank update, or a weight that such an update applies to.
     Factor,
@@ -348,7 +349,7 @@ impl<'a> Resolver<'a> {
         let empty = sources
             .iter()
             .filter(float)
-            .find(|source| self.entry(**source).elements() == 0);
+            .find(|source| self.entry(**source).shape == [0]);
         let (source, why) = match empty {
             Some(source) => (*source, Unmergeable::Empty),
             None if sources.len() > 1 && is_update_factor(&wanted.name) => {
@@ -638,6 +639,29 @@ impl<'a> Resolver<'a> {
             ));
         };
         let widest = formats.iter().copied().reduce(FloatType::promote)?;
+        if self.is_infinite_alike(&wanted.name, &sources, formats[0]) {
+            let (copy, params) = (Operation::Copy, TensorParams::default());
+            return Some(planned(
+                first.dtype,
+                sources,
+                None,
+                Vec::new(),
+                copy,
+                params,
+            ));
+        }
+        if first.elements() == 0 {
+            let sources = vec![sources[0]];
+            let (copy, params) = (Operation::Copy, TensorParams::default());
+            return Some(planned(
+                first.dtype,
+                sources,
+                None,
+                Vec::new(),
+                copy,
+                params,
+            ));
+        }
         let output = self.output_format(&wanted.name, widest);
 
         let params = self.params(wanted, group)?;
@@ -690,6 +714,26 @@ impl<'a> Resolver<'a> {
                 None
             }
         }
+    }
+
+    /// Whether the tensor bounds or masks values, and is infinite in all sources alike: infinity means that there is no
+    /// bound, and has no mean with itself in every method.
+    fn is_infinite_alike(&self, name: &str, sources: &[SourceTensor], format: FloatType) -> bool {
+        let stored = |source: &SourceTensor| {
+            let bytes = self.models.checkpoints[source.model].bytes(source.tensor)?;
+            let dtype = self.entry(*source).dtype;
+            (bytes.len() <= MOST_COMPARED).then_some((dtype, bytes))
+        };
+        may_be_infinite(name)
+            && stored(&sources[0]).is_some_and(|first| {
+                let found = format.non_finite(first.1);
+                let alike = || {
+                    sources[1..]
+                        .iter()
+                        .all(|other| stored(other) == Some(first))
+                };
+                found.infinite > 0 && found.nan == 0 && alike()
+            })
     }
 
     /// The sources of integers or bools that are copied: all if they agree as far as they are compared here, the

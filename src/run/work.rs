@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::error::RunError;
+use architecture::may_be_infinite;
 use engine::{self, AnyProgram, Job, Names, Output, SourceName, Target};
 use numeric::{Elements, FloatType, Stored};
 use plan::{MergeResult, Operation, Plan, PlannedTensor, View};
@@ -219,7 +220,8 @@ fn computation<'a>(
             let sources = tensor.sources.iter().map(|source| plan.bytes(source));
             engine::Work::Copy {
                 sources: (sources.collect::<Option<_>>()).ok_or_else(|| unreadable(tensor))?,
-                format: FloatType::of(tensor.dtype),
+                format: FloatType::of(tensor.dtype)
+                    .filter(|&format| !is_bound(plan, tensor, format)),
                 output: match &target {
                     Target::Outputs(outputs) => outputs.first().map(|output| output.number),
                     Target::Decide(_) => None,
@@ -233,6 +235,12 @@ fn computation<'a>(
             target,
         },
     })
+}
+
+/// Whether a copy bounds or masks values, so that infinity in it is meant. NaN never is.
+fn is_bound(plan: &Plan, tensor: &PlannedTensor, format: FloatType) -> bool {
+    let bytes = tensor.sources.first().and_then(|first| plan.bytes(first));
+    may_be_infinite(&tensor.name) && bytes.is_some_and(|bytes| format.non_finite(bytes).nan == 0)
 }
 
 /// The values that a tensor is computed from.

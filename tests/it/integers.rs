@@ -70,7 +70,7 @@ fn integers_that_differ_are_refused_in_the_plan_with_the_reason() {
 fn the_range_of_an_observer_is_not_called_damaged() {
     let name = "model.fc.activation_post_process.min_val";
     let range = || floats(name, Dtype::F32, &[], [f64::INFINITY]);
-    let bench = bench(range(), range());
+    let bench = bench(range(), floats(name, Dtype::F32, &[], [1.0]));
     let message = bench.refused(LINEAR, &[]);
     assert!(
         message.contains("an observer that has seen no value"),
@@ -92,6 +92,38 @@ fn the_range_of_an_observer_is_not_called_damaged() {
         .find(|line| line.contains("values.infinite"))
         .unwrap();
     assert!(line.contains("note"), "{line}");
+}
+
+/// No bound, and nothing to be seen: infinite in every input alike.
+#[test]
+fn bounds_and_masks_that_are_infinite_in_every_input_are_copied() {
+    let dare = "merge_method: dare_ties\nbase_model: a\nmodels: [{model: b}]\nparameters: {weight: 0.5, density: 0.5}\n";
+    for (name, values) in [
+        ("model.layers.0.mlp.input_max", vec![f64::INFINITY]),
+        ("model.layers.0.mlp.output_min", vec![f64::NEG_INFINITY]),
+        ("model.attn_mask", vec![0.0, f64::NEG_INFINITY, 0.0, 0.0]),
+    ] {
+        let bound = || floats(name, Dtype::F32, &[values.len()], values.clone());
+        let bench = bench(bound(), bound());
+        for recipe in [LINEAR, dare] {
+            let out = bench.merge(recipe, &["--force"]);
+            assert_eq!(by_name(&out)[name].values(), values, "{recipe}");
+            let report = bench.weld(&["check", "out", "-q"]).stdout;
+            let mut lines = report
+                .lines()
+                .filter(|line| line.contains("values.infinite"));
+            assert!(lines.all(|line| line.contains("note")), "{report}");
+        }
+    }
+    // Damage is refused as before: infinity in a weight, NaN in a bound.
+    for (name, value) in [
+        ("model.layers.0.mlp.scale", f64::INFINITY),
+        ("model.layers.0.mlp.input_max", f64::NAN),
+    ] {
+        let damaged = || floats(name, Dtype::F32, &[1], [value]);
+        let message = bench(damaged(), damaged()).refused(LINEAR, &[]);
+        assert!(message.contains(name), "{message}");
+    }
 }
 
 #[test]

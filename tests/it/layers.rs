@@ -161,6 +161,88 @@ fn parts_for_each_layer_that_slices_do_not_cut_are_refused() {
     }
 }
 
+/// What stands outside of the stack and must follow its layers is named, wherever it is.
+#[test]
+fn stacks_and_entries_that_slices_leave_behind_are_refused() {
+    let stack = |prefix: &str, seed| -> Vec<Spec> {
+        let layer =
+            |layer: u64| matrix(&format!("{prefix}{layer}.q.weight"), seed + layer, &[4, 4]);
+        (0..4).map(layer).collect()
+    };
+    let cut = "{slices: [{sources: [{model: a, layer_range: [0, 4]}]}, {sources: [{model: a, layer_range: [2, 4]}]}]}";
+    let two = format!("modules:\n  low: {cut}\n  high: {{models: [{{model: a}}]}}\n");
+    let mut tables = stack("layers.", 1);
+    tables.extend((0..4).map(|at| matrix(&format!("mixing.queries.{at}"), 20 + at, &[3])));
+    let cases = [
+        (
+            [stack("low.layers.", 1), stack("high.layers.", 9)]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<Spec>>(),
+            two.clone(),
+            "counts the 4 layers",
+        ),
+        (
+            tables,
+            format!("modules:\n  layers: {cut}\n  mixing: {{models: [{{model: a}}]}}\n"),
+            "`mixing.queries`",
+        ),
+        (
+            [stack("layers.", 1), vec![matrix("layer_weights", 30, &[5])]]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<Spec>>(),
+            format!("modules:\n  layers: {cut}\n  layer_weights: {{models: [{{model: a}}]}}\n"),
+            "`layer_weights` of `a` has 5 entries",
+        ),
+        (
+            [
+                stack("layers.", 1),
+                vec![matrix("contacts.weight", 30, &[1, 8])],
+            ]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<Spec>>(),
+            format!("modules:\n  layers: {cut}\n  contacts: {{models: [{{model: a}}]}}\n"),
+            "a column for each attention head",
+        ),
+    ];
+    for (specs, modules, expected) in cases {
+        let bench = Bench::new();
+        bench.model(
+            "a",
+            &json!({"num_hidden_layers": 4, "num_attention_heads": 2}),
+            &specs,
+        );
+        let message = bench.refused(&format!("merge_method: passthrough\n{modules}"), &[]);
+        assert!(message.contains(expected), "{message}");
+    }
+    // Cut alike, both follow the one field; counted by parts of their own, each stands by itself.
+    let specs = [stack("low.layers.", 1), stack("high.layers.", 9)]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<Spec>>();
+    let alike = format!("merge_method: passthrough\nmodules:\n  low: {cut}\n  high: {cut}\n");
+    let bench = Bench::new();
+    bench.model("a", &json!({"num_hidden_layers": 4}), &specs);
+    let out = bench.merge(&alike, &[]);
+    assert_eq!(read_json(&out.join("config.json"))["num_hidden_layers"], 6);
+    let bench = Bench::new();
+    let four = json!({"num_hidden_layers": 4});
+    bench.model(
+        "a",
+        &json!({"low_config": four, "high_config": four}),
+        &specs,
+    );
+    let config = read_json(
+        &bench
+            .merge(&format!("merge_method: passthrough\n{two}"), &[])
+            .join("config.json"),
+    );
+    assert_eq!(config["low_config"]["num_hidden_layers"], 6);
+    assert_eq!(config["high_config"]["num_hidden_layers"], 4);
+}
+
 #[test]
 fn a_config_that_counts_no_layers_is_refused_and_unknown_fields_are_noted() {
     let bench = Bench::new();

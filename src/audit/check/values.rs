@@ -9,8 +9,8 @@ use crate::{
     exponent_of, statistics,
 };
 use architecture::{
-    LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_observed_range,
-    is_output_head, layer_stacks, may_hold_zeros,
+    LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_output_head, layer_stacks,
+    may_be_infinite, may_hold_zeros,
 };
 use checkpoint::Checkpoint;
 use engine::Observer;
@@ -247,6 +247,13 @@ impl Values<'_> {
         last.starts_with("weight_") && weight.is_some_and(same_shape)
     }
 
+    /// Whether the tensor is a bias, a gate or the like, of so few elements that they may be zeros by chance: these begin
+    /// with zeros, and methods that drop updates may drop all of theirs.
+    fn is_few(&self, at: usize) -> bool {
+        let few = self.found[at].elements < HOLE_ELEMENTS;
+        few && self.matrix(at).is_none() && !self.name(at).ends_with(".weight")
+    }
+
     fn is_router(&self, at: usize) -> bool {
         architecture::is_router(self.name(at))
     }
@@ -280,8 +287,8 @@ impl Values<'_> {
         }
         if found.infinite > 0 {
             let infinite = finding(&INFINITE, "finite values", of(found.infinite));
-            findings.push(match is_observed_range(&entry.name) {
-                // It has seen no value yet.
+            findings.push(match may_be_infinite(&entry.name) {
+                // There is no bound, or nothing was seen yet.
                 true => infinite.with_severity(Severity::Note),
                 false => infinite,
             });
@@ -293,7 +300,7 @@ impl Values<'_> {
                 findings.push(finding(&ZERO_ROUTER, "a row for each expert", text));
             } else if self.is_weight(at) || zeros.odd.contains(&at) {
                 let zero = finding(&ALL_ZERO, "weights", text);
-                findings.push(match zeros.habit.contains(&at) {
+                findings.push(match zeros.habit.contains(&at) || self.is_few(at) {
                     true => zero.with_severity(Severity::Note),
                     false => zero,
                 });
