@@ -106,7 +106,7 @@ fn bounds_and_masks_that_are_infinite_in_every_input_are_copied() {
         let bound = || floats(name, Dtype::F32, &[values.len()], values.clone());
         let bench = bench(bound(), bound());
         for recipe in [LINEAR, dare] {
-            let out = bench.merge(recipe, &["--force"]);
+            let out = bench.merge(recipe, &[]);
             assert_eq!(by_name(&out)[name].values(), values, "{recipe}");
             let report = bench.weld(&["check", "out", "-q"]).stdout;
             let mut lines = report
