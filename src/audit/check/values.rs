@@ -24,7 +24,7 @@ checks! {
         "merge or train again from sound inputs; `weld merge` refuses inputs with NaN";
     INFINITE = "values.infinite", Error,
         "A tensor holds infinite values",
-        "They come of an overflow, mostly of float16, and become NaN in the next layer.",
+        "They come of an overflow, mostly of float16, and become NaN in the next layer. In bounds and masks they are meant, and only noted.",
         "write the checkpoint in bfloat16 or float32 again";
     ALL_ZERO = "values.all-zero", Error,
         "A weight is all zeros",
