@@ -45,7 +45,7 @@ pub use names::{
 };
 pub use renames::{other_spelling, unwrapped};
 pub use restack::{Inexpressible, Restack};
-pub use rope::{ONE_SPELLING, RopeFields};
+pub use rope::{ONE_SPELLING, RopeFields, older_spelling};
 pub use rules::{Layers, Role};
 pub use stacks::{LayerStack, StackIndex, layer_lists, layer_stacks, numbered_runs};
 

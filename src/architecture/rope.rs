@@ -78,6 +78,27 @@ impl<'c> RopeFields<'c> {
     }
 }
 
+/// The fields of transformers 4 that a config lacks whose rotary positions are spelled for transformers 5 only. mlx-lm,
+/// among others, reads no other. None if the spelling has an object for each kind of layers, as 4 has no fields for that.
+pub fn older_spelling(config: &Value) -> Vec<(&'static str, Value)> {
+    let fields = Fields::new(config).and_then(RopeFields::of);
+    let (Ok(fields), None) = (&fields, config.get("rope_theta")) else {
+        return Vec::new();
+    };
+    let Some(new) = fields.new.filter(|_| fields.old.is_none()) else {
+        return Vec::new();
+    };
+    let mut lacking = Vec::new();
+    if let Some(theta) = new.get("rope_theta") {
+        let scaling = fields.scaling().map_or(Value::Null, Value::Object);
+        lacking.extend([("rope_theta", theta.clone()), ("rope_scaling", scaling)]);
+        let partial = new.get("partial_rotary_factor").cloned();
+        let partial = partial.filter(|_| config.get("partial_rotary_factor").is_none());
+        lacking.extend(partial.map(|partial| ("partial_rotary_factor", partial)));
+    }
+    lacking
+}
+
 /// The kind of rotary positions that a spelling names, `default` if it names none.
 fn rope_kind<'c>(fields: &Fields<'c>) -> &'c str {
     let named = |key| fields.get(key).and_then(Value::as_str);
@@ -114,6 +135,36 @@ mod tests {
         let plain = json!({"rope_theta": 5.0, "rope_scaling": null, "rope_parameters": {"rope_type": "default"}});
         assert_eq!(read(&plain).unwrap(), (Some(5.0), None));
         assert_eq!(read(&json!({"rope_scaling": {}})).unwrap(), (None, None));
+    }
+
+    #[test]
+    fn what_older_readers_lack_is_what_they_would_read() {
+        let yarn = json!({"rope_theta": 5.0, "rope_type": "yarn", "factor": 2.0, "partial_rotary_factor": 0.5});
+        let config = json!({ "rope_parameters": yarn });
+        let mut both = config.clone();
+        for (field, value) in older_spelling(&config) {
+            both[field] = value;
+        }
+        assert_eq!(
+            both["rope_scaling"],
+            json!({"factor": 2.0, "rope_type": "yarn"})
+        );
+        assert_eq!(both["partial_rotary_factor"], 0.5);
+        assert_eq!(read(&both).unwrap(), read(&config).unwrap());
+        let complete = [
+            both,
+            json!({"rope_theta": 5.0}),
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 6.0}}}),
+            json!({}),
+        ];
+        for config in complete {
+            assert_eq!(older_spelling(&config), [], "{config}");
+        }
+        let plain = json!({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}});
+        assert_eq!(
+            older_spelling(&plain),
+            [("rope_theta", json!(5.0)), ("rope_scaling", Value::Null)]
+        );
     }
 
     #[test]

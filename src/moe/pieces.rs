@@ -17,6 +17,7 @@ use recipe::Position;
 pub(super) const EXPERT: &str = "expert";
 const ROUTER: &str = "router";
 const ZEROS: &str = "zeros";
+const CONSTANT: &str = "constant";
 
 /// The models that pieces are cut from, and the dtypes that are written.
 pub(super) struct Pieces<'a> {
@@ -113,7 +114,8 @@ impl<'a> Pieces<'a> {
         let elements = shape.iter().map(|dim| *dim as u64).product();
         let operation = Operation::Compute {
             name: match what {
-                Synthesized::Zeros => ZEROS,
+                Synthesized::Constant(0.0) => ZEROS,
+                Synthesized::Constant(_) => CONSTANT,
                 Synthesized::Rows(_) | Synthesized::SharedGate(_) | Synthesized::Correction(_) => {
                     ROUTER
                 }

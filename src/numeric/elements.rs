@@ -56,18 +56,18 @@ impl Elements for Stored<'_> {
     }
 }
 
-/// A tensor of zeros.
+/// A tensor of one value.
 #[derive(Debug, Clone, Copy)]
-pub struct Zeros;
+pub struct Constant(pub f64);
 
-impl<R: Real> Fill<R> for Zeros {
+impl<R: Real> Fill<R> for Constant {
     fn fill(&self, _first: u64, out: &mut [R]) -> usize {
-        out.fill(R::ZERO);
+        out.fill(R::from_f64(self.0));
         0
     }
 }
 
-impl Elements for Zeros {
+impl Elements for Constant {
     fn format(&self) -> FloatType {
         FloatType::F32
     }

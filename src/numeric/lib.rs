@@ -37,7 +37,7 @@ pub use census::Census;
 pub use combine::{SumRule, weighted_sum};
 pub use digest::TreeDigest;
 pub use distance::{Distance, DistanceSums, TaskSums, distance, squares, squares_bf16, task_sums};
-pub use elements::{Elements, Fill, Stored, Zeros};
+pub use elements::{Constant, Elements, Fill, Stored};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};
 pub use low_rank::{Factor, Lengths, LowRank, Norms, Order};

@@ -9,7 +9,7 @@ use super::layers::LayerMap;
 use super::problems::{Problems, some_of};
 use architecture::{
     Inexpressible, LAYER_COUNTS, MTP_COUNTS, Restack, TEXT_PARTS, layer_stacks, mtp_layers_in,
-    without_mtp,
+    older_spelling, without_mtp,
 };
 use checkpoint::{Dtype, ModelConfig};
 use numeric::FloatType;
@@ -67,7 +67,20 @@ pub(super) fn edited(
         }
     }
     set_mtp_layers(&mut value, tensors, notes);
+    set_rope(&mut value);
     value
+}
+
+/// Spells rotary positions for transformers 4 too, in the config and in that of its text model.
+fn set_rope(config: &mut Value) {
+    for (field, value) in older_spelling(config) {
+        config[field] = value;
+    }
+    for part in TEXT_PARTS {
+        if let Some(part) = config.get_mut(part).filter(|part| part.is_object()) {
+            set_rope(part);
+        }
+    }
 }
 
 /// Sets the number of layers that predict further tokens to that of those that are written.

@@ -169,7 +169,7 @@ pub(crate) fn assert_equal(a: &Loaded, b: &Loaded) {
     assert_eq!((a.dtype, &a.shape, &a.bytes), (b.dtype, &b.shape, &b.bytes));
 }
 
-pub(crate) const PAIRS: [(&str, &str, &str); 21] = [
+pub(crate) const PAIRS: [(&str, &str, &str); 23] = [
     (
         "granite",
         "granitemoe",
@@ -220,6 +220,12 @@ pub(crate) const PAIRS: [(&str, &str, &str); 21] = [
     ("llama", "glm4_moe", "layers: \"1-\""),
     ("qwen3", "dots1", ""),
     ("llama", "granitemoe", ""),
+    ("qwen2", "granitemoe", ""),
+    (
+        "qwen2",
+        "granitemoeshared",
+        "shared_experts: [{source_model: dense, alpha: 0.3}]",
+    ),
     (
         "granite",
         "granitemoeshared",
@@ -695,7 +701,7 @@ fn any_number_of_threads_gives_the_same_bytes_and_verify_finds_a_flipped_bit() {
     for (name, seed) in [("base", 1), ("one", 2), ("two", 3)] {
         bench.dense(name, "qwen2", seed, json!({}));
     }
-    let recipe = "base_model: base\ngate_mode: hidden\nbackbone: {merge_method: ties, base_model: base, models: \
+    let recipe = "base_model: base\narchitecture: qwen2_moe\ngate_mode: hidden\nbackbone: {merge_method: ties, base_model: base, models: \
                   [{model: one, parameters: {weight: 1, density: 0.5}}, {model: two, parameters: {weight: 1, density: \
                   0.5}}]}\nexperts:\n- {source_model: one, positive_prompts: [abc], noise_scale: 0.01}\n\
                   - {source_model: two, positive_prompts: [de], residual_scale: 0.5}\n\

@@ -42,7 +42,7 @@ pub(super) const DECODER: Decoder = Decoder {
             title: "dots1",
             holds: &["qwen3"],
             fixed: r#"{"n_group": 1, "topk_group": 1, "norm_topk_prob": true, "routed_scaling_factor": 1.0,
-                       "sliding_window": null}"#,
+                       "scoring_func": "sigmoid", "sliding_window": null}"#,
         }),
     }),
     ..Decoder::LLAMA

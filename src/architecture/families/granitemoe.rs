@@ -28,7 +28,7 @@ pub(super) const DECODER: Decoder = Decoder {
         routing: RoutingRule::TopSoftmax,
         written: Some(Written {
             title: "Granite MoE",
-            holds: &["granite", "llama"],
+            holds: &["granite", "llama", "qwen2"],
             fixed: r#"{"output_router_logits": false, "router_aux_loss_coef": 0.001}"#,
         }),
     }),

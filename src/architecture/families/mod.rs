@@ -1,5 +1,6 @@
 //! One file for each family, and the list of them: those that experts are taken from, then those that hold experts,
-//! then the others. Of several targets that hold a family, `moe` takes the first unless it is told.
+//! then the others. Of several targets that hold a family, `moe` takes the first unless it is told: those that more
+//! runtimes compute right come first.
 
 use super::family::Family;
 
@@ -49,12 +50,12 @@ pub(super) static FAMILIES: &[&Family] = &[
     &ernie4_5::FAMILY,
     &hunyuan_v1_dense::FAMILY,
     &mixtral::FAMILY,
+    &granitemoe::FAMILY,
+    &granitemoeshared::FAMILY,
     &qwen2_moe::FAMILY,
     &qwen3_moe::FAMILY,
     &glm4_moe::FAMILY,
     &dots1::FAMILY,
-    &granitemoe::FAMILY,
-    &granitemoeshared::FAMILY,
     &flex_olmo::FAMILY,
     &ernie4_5_moe::FAMILY,
     &hunyuan_v1_moe::FAMILY,

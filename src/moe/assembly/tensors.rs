@@ -7,7 +7,7 @@ use super::super::router::Synthesized;
 use super::super::split::Cuts;
 use super::super::targets::Target;
 use architecture::{
-    Absent, Experts, Matrix, Names, SharedLayout, is_derived_buffer, is_output_head,
+    Absent, Bias, Experts, Matrix, Names, SharedLayout, is_derived_buffer, is_output_head,
 };
 use checkpoint::{Dtype, TensorEntry};
 use numeric::{NormalKey, Picks};
@@ -160,6 +160,20 @@ impl Assembly<'_> {
                 out.planned.push(head);
             }
         }
+        // A class that has all biases of attention or none gets one of zeros where the base has that of q, k and v only.
+        let target = self.target.decoder;
+        let bias = (name.strip_suffix(".self_attn.o_proj.weight"))
+            .filter(|_| dense.qkv_bias && !dense.o_bias)
+            .filter(|_| target.o_bias != Bias::None && target.o_bias == target.qkv_bias);
+        if let Some(prefix) = bias {
+            self.pieces.invent(
+                format!("{prefix}.self_attn.o_proj.bias"),
+                vec![dense.hidden],
+                self.pieces.main,
+                Synthesized::Constant(0.0),
+                out,
+            );
+        }
         let segment = Segment {
             scale: if embedding {
                 (dense.hidden as f64).sqrt()
@@ -297,7 +311,7 @@ impl Assembly<'_> {
                 format!("{prefix}{}", correction.name),
                 shape,
                 Dtype::F32,
-                Synthesized::Zeros,
+                Synthesized::Constant(0.0),
                 out,
             );
         }
@@ -330,7 +344,7 @@ impl Assembly<'_> {
                         format!("{prefix}{each}{}", matrix.name()),
                         shape,
                         dtype,
-                        Synthesized::Zeros,
+                        Synthesized::Constant(0.0),
                         out,
                     );
                 }
@@ -340,13 +354,13 @@ impl Assembly<'_> {
                     format!("{prefix}{gate}"),
                     vec![1, hidden],
                     dtype,
-                    Synthesized::Zeros,
+                    halving(dtype),
                     out,
                 );
             }
             return;
         };
-        // The sigmoid of a gate of zeros is one half, so it halves the result.
+        // A gate that halves the result.
         let share = match (shared.recipe.alpha, layout.gate) {
             (Some(alpha), Some(_)) => 2.0 * alpha,
             (Some(alpha), None) => alpha,
@@ -382,7 +396,7 @@ impl Assembly<'_> {
         }
         if let Some(gate) = layout.gate {
             let what = match shared.recipe.alpha {
-                Some(_) => Synthesized::Zeros,
+                Some(_) => halving(dtype),
                 None => Synthesized::SharedGate(out.routers.len() - 1),
             };
             self.pieces
@@ -531,4 +545,14 @@ fn shuffled(key: NormalKey, count: usize) -> Vec<u32> {
         draw(*a).total_cmp(&draw(*b)).then(a.cmp(b))
     });
     order
+}
+
+/// The row of a shared expert's gate whose sigmoid is one half, whatever the token. It is not zero, as llama.cpp divides
+/// by what comes of it; float16 has nothing so small, and gets its least value.
+fn halving(dtype: Dtype) -> Synthesized {
+    Synthesized::Constant(match dtype {
+        Dtype::F64 | Dtype::F32 | Dtype::BF16 => 1e-20,
+        Dtype::F16 => 2f64.powi(-24),
+        _ => 0.0,
+    })
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use checkpoint::{Checkpoint, CheckpointError, TensorEntry, TensorSource};
 use errors::Refusal;
-use numeric::{Elements, FloatType, Stored, Zeros};
+use numeric::{Constant, Elements, FloatType, Stored};
 use recipe::{GateMode, PromptTokens};
 
 use super::split::Splits;
@@ -28,8 +28,8 @@ pub(super) enum Synthesized {
     SharedGate(usize),
     /// The biases that are added to that layer's scores when experts are chosen.
     Correction(usize),
-    /// Zeros.
-    Zeros,
+    /// One value everywhere.
+    Constant(f64),
 }
 
 /// How rows are made.
@@ -170,7 +170,7 @@ impl TensorSource for Routers {
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
         let experts = self.recipe.experts * self.recipe.parts;
         match *self.tensors.get(index)? {
-            Synthesized::Zeros => Some(Box::new(Zeros)),
+            Synthesized::Constant(value) => Some(Box::new(Constant(value))),
             Synthesized::Correction(layer) => Some(Box::new(Stored {
                 bytes: self.made.get()?.corrections.get(layer)?,
                 format: FloatType::F32,
