@@ -16,7 +16,7 @@ pub(super) struct Around<'a> {
     pub(super) config: Option<&'a Map<String, Value>>,
     /// All its numbered runs of modules.
     pub(super) runs: &'a [LayerStack],
-    /// Its tensors with their shapes.
+    /// Its tensors of floats with their shapes.
     pub(super) tensors: Vec<(&'a str, &'a [usize])>,
 }
 

@@ -262,7 +262,7 @@ fn layer_counts(
     let of = |part: &str| prefix.split('.').any(|found| found == part);
     let own = own_parts(config, prefix).into_iter().find(|(_, part)| {
         let counts = |count: &&str| part.get(*count).and_then(Value::as_u64) == Some(layers as u64);
-        LAYER_COUNTS.iter().any(|count| counts(count))
+        LAYER_COUNTS.iter().any(counts)
     });
     if let Some((own, _)) = own {
         return (Some(own.to_owned()), &LAYER_COUNTS);

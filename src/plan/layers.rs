@@ -12,6 +12,7 @@ use architecture::{
     numbered_runs, without_mtp,
 };
 use checkpoint::{ModelConfig, ModelRef};
+use numeric::FloatType;
 use recipe::{Fallback, Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
 
 /// Sources that are merged with each other: all of `models:`, or those of one slice.
@@ -148,7 +149,9 @@ pub(super) fn layout<'r>(
         label: models.label(models.donor),
         config: config.and_then(serde_json::Value::as_object),
         runs: &runs,
+        // Lists of numbers, such as positions, have no entry for a layer.
         tensors: tensors
+            .filter(|(_, tensor)| FloatType::of(tensor.dtype).is_some())
             .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))
             .collect(),
     };

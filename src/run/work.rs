@@ -218,10 +218,12 @@ fn computation<'a>(
     Ok(match &tensor.operation {
         Operation::Copy => {
             let sources = tensor.sources.iter().map(|source| plan.bytes(source));
+            let sources: Vec<&[u8]> =
+                (sources.collect::<Option<_>>()).ok_or_else(|| unreadable(tensor))?;
             engine::Work::Copy {
-                sources: (sources.collect::<Option<_>>()).ok_or_else(|| unreadable(tensor))?,
                 format: FloatType::of(tensor.dtype)
-                    .filter(|&format| !is_bound(plan, tensor, format)),
+                    .filter(|&format| !is_bound(tensor, &sources, format)),
+                sources,
                 output: match &target {
                     Target::Outputs(outputs) => outputs.first().map(|output| output.number),
                     Target::Decide(_) => None,
@@ -238,9 +240,9 @@ fn computation<'a>(
 }
 
 /// Whether a copy bounds or masks values, so that infinity in it is meant. NaN never is.
-fn is_bound(plan: &Plan, tensor: &PlannedTensor, format: FloatType) -> bool {
-    let bytes = tensor.sources.first().and_then(|first| plan.bytes(first));
-    may_be_infinite(&tensor.name) && bytes.is_some_and(|bytes| format.non_finite(bytes).nan == 0)
+fn is_bound(tensor: &PlannedTensor, sources: &[&[u8]], format: FloatType) -> bool {
+    let mut sources = sources.iter();
+    may_be_infinite(&tensor.name) && sources.all(|bytes| format.non_finite(bytes).nan == 0)
 }
 
 /// The values that a tensor is computed from.
