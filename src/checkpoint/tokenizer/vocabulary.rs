@@ -1,6 +1,6 @@
 //! Whether the token ids of two checkpoints mean the same; averaging the rows of different tokens makes no sense.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -190,7 +190,11 @@ fn fill(file: &mut File, path: &Path, chunk: &mut [u8]) -> Result<usize, Checkpo
 
 /// The vocabulary of a folder, from the first of its files that has one.
 fn read_vocabulary(folder: &Path) -> Result<Option<ReadVocabulary>, CheckpointError> {
-    let names = file_names(folder)?;
+    // A model in memory has no folder.
+    let names = match folder.is_dir() {
+        true => file_names(folder)?,
+        false => BTreeSet::new(),
+    };
     let tiktoken = names.iter().filter(|name| name.ends_with(".tiktoken"));
     let mut readers: Vec<(&str, Reader)> = vec![
         ("tokenizer.json", from_tokenizer_json),
