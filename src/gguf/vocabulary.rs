@@ -25,7 +25,7 @@ const PRETOKENIZERS: &str = include_str!("pretokenizers.tsv");
 /// A text that is cut differently by each of them: the one whose tokens the digests are of.
 const PROBE: &str = include_str!("probe.txt");
 
-/// The names that [`PRETOKENIZERS`] knows.
+/// The names that `pretokenizers.tsv` knows.
 pub fn pretokenizers() -> Vec<&'static str> {
     let mut names: Vec<_> = known().map(|(name, _)| name).collect();
     names.dedup();
