@@ -72,7 +72,8 @@ def tokenizer(folder):
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    special = ["<|begin|>", "<|end|>", "<|pad|>"]
+    # Transformers loads the tokenizer of a qwen2 by a class that adds `<|endoftext|>` where it is not there.
+    special = ["<|begin|>", "<|end|>", "<|pad|>", "<|endoftext|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
