@@ -13,7 +13,7 @@ use super::output::{Failure, say};
 use super::signals;
 use checkpoint::{Checkpoint, ModelRef};
 use errors::{Refusal, printable};
-use gguf::{Cancelled, Encoding, Export, Options};
+use gguf::{Encoding, Export, Options, Unfinished};
 use run::destination::{Disk, DiskError, write_with};
 
 /// Write a checkpoint in another format
@@ -134,9 +134,9 @@ fn write(export: &Export<'_>, out: &Path, stop: &Arc<AtomicBool>) -> Result<(), 
         let mut goes_on = |_| !stop.load(Ordering::Relaxed);
         let written = export.write(file, &mut goes_on);
         written.map_err(|cancelled| match cancelled {
-            Cancelled::Stopped => Unwritten::User,
-            Cancelled::Values(refusal) => Unwritten::Values(refusal),
-            Cancelled::Write(error) => Unwritten::Disk(cannot_write(out, &error)),
+            Unfinished::Stopped => Unwritten::User,
+            Unfinished::Values(refusal) => Unwritten::Values(refusal),
+            Unfinished::Write(error) => Unwritten::Disk(cannot_write(out, &error)),
         })
     })
 }

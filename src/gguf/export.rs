@@ -37,9 +37,9 @@ pub struct Export<'c> {
     bytes: u64,
 }
 
-/// The caller did not want the rest.
+/// Why a file was not written to its end.
 #[derive(Debug)]
-pub enum Cancelled {
+pub enum Unfinished {
     /// It was stopped.
     Stopped,
     /// The bytes could not be written.
@@ -162,8 +162,8 @@ impl<'c> Export<'c> {
         &self,
         out: &mut dyn Write,
         goes_on: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<(), Cancelled> {
-        out.write_all(&self.header).map_err(Cancelled::Write)?;
+    ) -> Result<(), Unfinished> {
+        out.write_all(&self.header).map_err(Unfinished::Write)?;
         let mut values = vec![0f32; PIECE];
         let mut bytes = Vec::new();
         for output in &self.outputs {
@@ -174,20 +174,20 @@ impl<'c> Export<'c> {
                 let values = &mut values[..count];
                 bytes.clear();
                 self.piece(output, first, values, &mut bytes)
-                    .map_err(Cancelled::Values)?;
-                out.write_all(&bytes).map_err(Cancelled::Write)?;
+                    .map_err(Unfinished::Values)?;
+                out.write_all(&bytes).map_err(Unfinished::Write)?;
                 first += count as u64;
                 written += bytes.len() as u64;
                 if !goes_on(bytes.len() as u64) {
-                    return Err(Cancelled::Stopped);
+                    return Err(Unfinished::Stopped);
                 }
             }
             let padding = written.next_multiple_of(ALIGNMENT) - written;
             out.write_all(&[0; ALIGNMENT as usize][..padding as usize])
-                .map_err(Cancelled::Write)?;
+                .map_err(Unfinished::Write)?;
         }
         let unchanged = self.checkpoint.check_unchanged();
-        unchanged.map_err(|error| Cancelled::Values(Refusal::from(&error)))
+        unchanged.map_err(|error| Unfinished::Values(Refusal::from(&error)))
     }
 
     fn piece(

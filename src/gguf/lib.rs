@@ -15,5 +15,5 @@ mod vocabulary;
 
 pub use container::{ALIGNMENT, Metadata, TensorInfo, Value, header};
 pub use encoding::Encoding;
-pub use export::{Cancelled, Export, Options};
+pub use export::{Export, Options, Unfinished};
 pub use vocabulary::pretokenizers;

@@ -606,6 +606,10 @@ impl<'a> Resolver<'a> {
             params,
             rounding: None,
         };
+        let copied = |sources| {
+            let (copy, params) = (Operation::Copy, TensorParams::default());
+            planned(first.dtype, sources, None, Vec::new(), copy, params)
+        };
         let formats: Vec<Option<FloatType>> = sources
             .iter()
             .map(|&source| FloatType::of(self.entry(source).dtype))
@@ -629,38 +633,14 @@ impl<'a> Resolver<'a> {
                 return None;
             }
             let sources = self.equal_integers(wanted, group, sources)?;
-            return Some(planned(
-                first.dtype,
-                sources,
-                None,
-                Vec::new(),
-                Operation::Copy,
-                TensorParams::default(),
-            ));
+            return Some(copied(sources));
         };
         let widest = formats.iter().copied().reduce(FloatType::promote)?;
         if self.is_infinite_alike(&wanted.name, &sources, formats[0]) {
-            let (copy, params) = (Operation::Copy, TensorParams::default());
-            return Some(planned(
-                first.dtype,
-                sources,
-                None,
-                Vec::new(),
-                copy,
-                params,
-            ));
+            return Some(copied(sources));
         }
         if first.elements() == 0 {
-            let sources = vec![sources[0]];
-            let (copy, params) = (Operation::Copy, TensorParams::default());
-            return Some(planned(
-                first.dtype,
-                sources,
-                None,
-                Vec::new(),
-                copy,
-                params,
-            ));
+            return Some(copied(vec![sources[0]]));
         }
         let output = self.output_format(&wanted.name, widest);
 
