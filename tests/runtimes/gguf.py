@@ -1,4 +1,4 @@
-"""Compares `weld export gguf` with llama.cpp's converter, key by key and tensor by tensor.
+"""Compares `weld export gguf` with llama.cpp's converter, key by key and tensor by tensor, and runs both files.
 
     tests/runtimes/setup.sh FOLDER
     FOLDER/venv/bin/python tests/runtimes/gguf.py FOLDER [target/debug/weld] [FAMILY ...]
@@ -6,6 +6,8 @@
 Makes a small model of each family with random weights and a tokenizer trained here, converts it by both to F32, F16,
 BF16 and Q8_0, and prints what differs. The converter knows tokenizers by a digest, which no small one has: it is told
 the name, as weld is by --pre-tokenizer.
+The F32 files of both are run in llama.cpp, and the model in transformers. The last two columns are the largest
+difference of a logit over the largest logit: between the two files, and between ours and transformers.
 """
 
 import pathlib
@@ -19,9 +21,11 @@ CONVERTER = next(ROOT.glob("llama_cpp_python-*/vendor/llama.cpp"))
 sys.path.insert(0, str(CONVERTER / "gguf-py"))
 
 import gguf  # noqa: E402
+import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers as t  # noqa: E402
+t.utils.logging.disable_progress_bar()
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 
 VOCABULARY = 320
@@ -58,7 +62,11 @@ CASES = {
     "granite": ("Granite", dict(attention_multiplier=0.1, embedding_multiplier=3.0, logits_scaling=2.0)),
     "olmo2": ("Olmo2", {}),
     "mixtral": ("Mixtral", EXPERTS),
-    "qwen3_moe": ("Qwen3Moe", dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=32)),
+    # llama.cpp ignores `norm_topk_prob: false` of qwen3_moe, and `true` of qwen2_moe.
+    "qwen3_moe": (
+        "Qwen3Moe",
+        dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=32, norm_topk_prob=True),
+    ),
     "qwen2_moe": (
         "Qwen2Moe",
         dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=64),
@@ -104,20 +112,21 @@ def make(name, folder):
     tokenizer(folder)
 
 
+# All types in one process, as it takes seconds to start. The model is read once more for each.
 PATCHED = """
-import sys
-sys.argv = sys.argv[1:]
-sys.path[:0] = [{folder!r}, {folder!r} + "/gguf-py"]
+import runpy, sys
+folder, model, out = sys.argv[1:]
+sys.path[:0] = [folder, folder + "/gguf-py"]
 from conversion import base
 base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
-import runpy
-runpy.run_path({folder!r} + "/convert_hf_to_gguf.py", run_name="__main__")
+for kind in ["f32", "f16", "bf16", "q8_0"]:
+    sys.argv = ["convert", model, "--outfile", out + "/theirs-" + kind + ".gguf", "--outtype", kind]
+    runpy.run_path(folder + "/convert_hf_to_gguf.py", run_name="__main__")
 """
 
 
-def convert(folder, out, kind):
-    code = PATCHED.format(folder=str(CONVERTER))
-    command = [sys.executable, "-c", code, "convert", str(folder), "--outfile", str(out), "--outtype", kind]
+def convert(folder, out):
+    command = [sys.executable, "-c", PATCHED, str(CONVERTER), str(folder), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     return None if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
@@ -147,24 +156,46 @@ def differences(ours, theirs):
                 yield f"{what} {name}: weld {short[0]}, converter {short[1]}"
 
 
+def distance(one, other):
+    return float(np.abs(one - other).max() / np.abs(other).max())
+
+
+def run(folder, ours, theirs):
+    """How far our file is from the converter's in llama.cpp, and from the model in transformers."""
+    ids = np.random.default_rng(0).integers(3, VOCABULARY - 40, 24).tolist()
+    model = t.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        meant = model(torch.tensor([ids])).logits[0].numpy()
+    found, expected = (llama_cpp.logits(path, ids, ROOT / "lib-llama.cpp") for path in (ours, theirs))
+    return distance(found, expected), distance(found, meant)
+
+
 def main():
     wrong = 0
-    print("| model | f32 | f16 | bf16 | q8_0 |\n|---|---|---|---|---|")
+    print("| model | f32 | f16 | bf16 | q8_0 | converter | transformers |\n|---|---|---|---|---|---|---|")
     for name in sys.argv[3:] or CASES:
-        row, details = [], []
+        row, details, runs = [], [], ["", ""]
         with tempfile.TemporaryDirectory() as top:
             # One word, so that the converter takes nothing from the folder's name but the title.
             folder = pathlib.Path(top, "model")
             make(name, folder)
+            failed = convert(folder, top)
             for kind in ["f32", "f16", "bf16", "q8_0"]:
-                ours, theirs = pathlib.Path(top, "a.gguf"), pathlib.Path(top, "b.gguf")
-                ours.unlink(missing_ok=True)
-                failed = export(folder, ours, kind) or convert(folder, theirs, kind)
+                ours, theirs = (pathlib.Path(top, f"{whose}-{kind}.gguf") for whose in ("ours", "theirs"))
+                failed = failed or export(folder, ours, kind)
                 found = [failed] if failed else list(differences(read(ours), read(theirs)))
                 row.append("same" if not found else f"{len(found)} differ")
                 details += [f"  {kind}: {line}" for line in found[:8]]
+                if kind == "f32" and not failed:
+                    try:
+                        distances = run(folder, ours, theirs)
+                    except RuntimeError as error:
+                        distances = (1.0, 1.0)
+                        details.append(f"  llama.cpp: {error}")
+                    runs = [f"{x:.1e}" for x in distances]
+                    wrong += distances[0] != 0.0 or distances[1] > 1e-5
         wrong += bool(details)
-        print(f"| {name} | {' | '.join(row)} |", flush=True)
+        print(f"| {name} | {' | '.join(row + runs)} |", flush=True)
         print("\n".join(details), end="\n" if details else "", file=sys.stderr)
     sys.exit(1 if wrong else 0)
 
