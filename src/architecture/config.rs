@@ -16,3 +16,11 @@ pub fn field<'c>(config: &'c Value, key: &str) -> Option<&'c Value> {
         .filter_map(|part| part.get(key))
         .find(|value| !value.is_null())
 }
+
+/// A value; of a list that says the same for each layer, what it says.
+pub fn in_all_layers(value: &Value) -> &Value {
+    match value.as_array().map(Vec::as_slice) {
+        Some([first, others @ ..]) if others.iter().all(|other| other == first) => first,
+        _ => value,
+    }
+}

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::config::in_all_layers;
+
 /// The largest size that is believed; products of two fit in 64 bits.
 const MAX_SIZE: u64 = 1 << 31;
 /// How much of a wrong value a message repeats, in characters.
@@ -119,7 +121,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A size; none if it is absent.
+    /// A size, be it said once or the same for each layer in a list; none if it is absent.
     ///
     /// # Errors
     /// If it is no whole number, or larger than any size.
@@ -127,7 +129,8 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        let size = value.as_u64().filter(|&size| size <= MAX_SIZE);
+        let size = in_all_layers(value).as_u64();
+        let size = size.filter(|&size| size <= MAX_SIZE);
         match size.and_then(|size| usize::try_from(size).ok()) {
             Some(size) => Ok(Some(size)),
             None => Err(self.wrong(name, format!("a whole number up to {MAX_SIZE}"))),
@@ -216,4 +219,23 @@ fn shown(value: Option<&Value>) -> String {
         value => value.to_string(),
     };
     text.chars().take(SHOWN).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_size_may_be_said_for_each_layer_if_all_say_the_same() {
+        let config = json!({"once": 2, "all": [2, 2], "differ": [2, 3], "none": []});
+        let fields = Fields::new(&config).unwrap();
+        assert_eq!(fields.size("once").unwrap(), Some(2));
+        assert_eq!(fields.size("all").unwrap(), Some(2));
+        for name in ["differ", "none"] {
+            let told = fields.size(name).unwrap_err().to_string();
+            assert!(told.contains("a list of"), "{told}");
+        }
+    }
 }

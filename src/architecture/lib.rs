@@ -25,7 +25,7 @@ mod sizes;
 mod stacks;
 
 pub use announced::{Announced, announced};
-pub use config::{LAYER_COUNTS, TEXT_PARTS, field};
+pub use config::{LAYER_COUNTS, TEXT_PARTS, field, in_all_layers};
 pub use decoder::{Attention, Bias, Decoder, HeadDim, Norms, QueryNorms, WindowRule};
 pub use differences::{Difference, differences};
 pub use expected::{Expected, Presence, Rule, Size, SizeKind};
@@ -33,15 +33,15 @@ pub use family::{Body, Family, Head};
 pub use fields::{FieldError, Fields};
 pub use kept::keeps_dtype;
 pub use mixture::{
-    Absent, Correction, Counts, Experts, Matrix, Mixture, Names, RoutingRule, Shared, SharedLayout,
-    SharedWidth, Sparse, SparseLayers, Written,
+    Absent, Correction, Counts, Experts, Listed, Matrix, Mixture, Names, RoutingRule, Shared,
+    SharedLayout, SharedWidth, Sparse, SparseLayers, Written,
 };
 pub use mtp::{
     MTP_COUNTS, announced_mtp_layers, decoder_layers, is_mtp_module, mtp_layers_in, without_mtp,
 };
 pub use names::{
     has_part_for_each_layer, is_derived_buffer, is_input_embedding, is_number, is_observed_range,
-    is_output_head, is_router, is_update_factor, may_be_infinite, may_hold_zeros,
+    is_output_head, is_router, is_shared_expert, is_update_factor, may_be_infinite, may_hold_zeros,
 };
 pub use renames::{other_spelling, unwrapped};
 pub use restack::{Inexpressible, Restack};

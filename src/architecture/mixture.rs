@@ -144,9 +144,7 @@ pub enum SharedLayout {
 pub enum Absent {
     /// Nothing.
     Nothing,
-    /// One without width.
-    ZeroWidth,
-    /// One of zeros, as wide as an expert: the class always has it.
+    /// One of zeros, as wide as an expert: the class always has it, and few runtimes load one without width.
     Zeros,
 }
 
@@ -218,6 +216,19 @@ pub struct Written {
     pub holds: &'static [&'static str],
     /// Fields of its config with fixed values, as JSON.
     pub fixed: &'static str,
+    /// Fields of its config that have an entry for each layer.
+    pub listed: &'static [(&'static str, Listed)],
+}
+
+/// What a list in a mixture's config says for each layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    /// How many experts a token goes to.
+    PerToken,
+    /// How wide an expert is.
+    Width,
+    /// How many shared experts there are: one.
+    Shared,
 }
 
 /// Which layers of a config have experts.

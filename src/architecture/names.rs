@@ -1,6 +1,7 @@
 //! What a tensor's name says about its role, whatever the family: the field's habits.
 
 use super::family::Family;
+use super::mixture::SharedLayout;
 
 /// Modules whose weight has a row for each token.
 const EMBEDDINGS: [&str; 8] = [
@@ -138,6 +139,16 @@ pub fn is_router(name: &str) -> bool {
                 .into_iter()
                 .any(|held| of_family(mixture.names(held).router))
         })
+}
+
+/// Whether the tensor is a matrix of an expert that every token of its layer goes through.
+pub fn is_shared_expert(name: &str) -> bool {
+    let mixtures = Family::all().filter_map(Family::mixture);
+    let mut layouts = mixtures.filter_map(|mixture| Some(&mixture.shared.as_ref()?.layout));
+    layouts.any(|layout| match layout {
+        SharedLayout::Each(each) => name.contains(&format!(".{each}")),
+        SharedLayout::Fused(input, output) => name.ends_with(input) || name.ends_with(output),
+    })
 }
 
 /// Tensors outside of the layers that have a part for each of them, in one dimension: those of Gemma 3n and 4.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::config::field;
+use super::config::{field, in_all_layers};
 use super::decoder::{Decoder, HeadDim};
 use super::mixture::SharedWidth;
 
@@ -17,7 +17,8 @@ pub(super) struct Sizes<'c> {
 impl Sizes<'_> {
     /// The first of these fields that is a size.
     pub(super) fn any(&self, keys: &[&str]) -> Option<usize> {
-        let size = |key: &&str| usize::try_from(field(self.part, key)?.as_u64()?).ok();
+        let size =
+            |key: &&str| usize::try_from(in_all_layers(field(self.part, key)?).as_u64()?).ok();
         keys.iter().find_map(size)
     }
 

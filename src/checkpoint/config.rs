@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use architecture::{LAYER_COUNTS, TEXT_PARTS, field};
+use architecture::{LAYER_COUNTS, TEXT_PARTS, field, in_all_layers};
 use serde_json::Value;
 
 use super::bounded::read_bounded;
@@ -86,9 +86,9 @@ impl ModelConfig {
         field(&self.value, key)
     }
 
-    /// A whole number that is not negative.
+    /// A whole number that is not negative, be it said once or the same for each layer in a list.
     pub fn get_usize(&self, key: &str) -> Option<usize> {
-        usize::try_from(self.get(key)?.as_u64()?).ok()
+        usize::try_from(in_all_layers(self.get(key)?).as_u64()?).ok()
     }
 
     /// A bool.

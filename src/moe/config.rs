@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::family::{Dense, Window};
 use super::targets::Target;
-use architecture::{Bias, HeadDim, QueryNorms, SharedWidth, Sparse, WindowRule};
+use architecture::{Bias, HeadDim, Listed, QueryNorms, SharedWidth, Sparse, WindowRule};
 use checkpoint::ModelConfig;
 
 /// Fields of the base that every target has under the same name.
@@ -126,6 +126,14 @@ pub(super) fn config(config: &ModelConfig, assembled: &Assembled<'_>) -> Value {
         for (key, value) in fixed {
             set(&key, value);
         }
+    }
+    for (key, listed) in target.written.listed {
+        let entry = match listed {
+            Listed::PerToken => per_token,
+            Listed::Width => width,
+            Listed::Shared => 1,
+        };
+        set(key, json!(vec![entry; base.layers]));
     }
     set_dtype(&mut set, dtype);
     Value::Object(out)

@@ -47,7 +47,7 @@ pub(super) fn attempt(
         .and_then(serde_json::Value::as_f64);
     let beside = match &shared {
         Shared::Plain(layout, width) => Some((*layout, *width)),
-        Shared::None | Shared::Gated(_) => None,
+        Shared::None | Shared::Zeros | Shared::Gated(_) => None,
     };
     let width = chosen.len() * mixture.dense.width + beside.map_or(0, |(_, width)| width);
     let extraction = Extraction {
@@ -65,6 +65,12 @@ pub(super) fn attempt(
         notes.push(format!(
             "of the {width} neurons of each MLP, the last {shared} are the shared expert's"
         ));
+    }
+    if matches!(shared, Shared::Zeros) {
+        notes.push(
+            "the shared expert is zeros in every layer: it is left out, as it adds nothing"
+                .to_owned(),
+        );
     }
     let named = plan::dtype_name(extraction.pieces.main);
     let extracted = Dense {
@@ -97,6 +103,8 @@ enum Shared {
     None,
     /// Its layout and its width.
     Plain(&'static SharedLayout, usize),
+    /// It is zeros in every layer, as for a class that always has one: it adds nothing.
+    Zeros,
     /// Has a gate that depends on the token, which no dense MLP has; its width.
     Gated(usize),
 }
@@ -110,15 +118,24 @@ impl Shared {
             SharedLayout::Each(each) => format!("{each}{}", Matrix::Down.name()),
             SharedLayout::Fused(_, output) => (*output).to_owned(),
         };
-        let name = format!("model.layers.{}.{name}", mixture.layers[0]);
-        let found = model.find(&name);
+        let last_matrix = |layer: &usize| model.find(&format!("model.layers.{layer}.{name}"));
+        let found = last_matrix(&mixture.layers[0]);
         let width = found.and_then(|at| model.tensors()[at].shape.last().copied());
+        let is_zero = |layer| last_matrix(layer).is_some_and(|at| is_zero(model, at));
         match (width, shared.gate) {
             (None | Some(0), _) => Shared::None,
+            (Some(_), _) if mixture.layers.iter().all(is_zero) => Shared::Zeros,
             (Some(width), None) => Shared::Plain(&shared.layout, width),
             (Some(width), Some(_)) => Shared::Gated(width),
         }
     }
+}
+
+/// Whether the values of a tensor are stored, and all are zeros. Of one with weights, little more than a page is read.
+fn is_zero(model: &Checkpoint, tensor: usize) -> bool {
+    let size = model.tensors()[tensor].dtype.bitsize() / 8;
+    let stored = model.bytes(tensor);
+    size > 0 && stored.is_some_and(|bytes| numeric::all_zero(bytes, size))
 }
 
 /// The reasons why a dense model cannot compute what the mixture does with these experts alone.

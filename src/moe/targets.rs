@@ -54,13 +54,17 @@ impl Target {
         Target::all().filter(meant).collect()
     }
 
-    /// The default target for a family, if the recipe names none.
-    pub(super) fn of_family(family: &str, shared: bool) -> Option<Target> {
-        let mut fitting = Target::all().filter(|target| target.holds(family));
-        match shared {
-            true => fitting.find(|target| target.mixture.shared.is_some()),
-            false => fitting.next(),
-        }
+    /// The default target for a model, if the recipe names none: of those that hold its family, and a shared expert if
+    /// one is asked for, the first that `is_exact` accepts, or the first.
+    pub(super) fn by_default(
+        family: &str,
+        shared: bool,
+        is_exact: impl Fn(&Target) -> bool,
+    ) -> Option<Target> {
+        let holds = |target: &Target| target.holds(family);
+        let fits = |target: &Target| !shared || target.mixture.shared.is_some();
+        let fitting = || Target::all().filter(|target| holds(target) && fits(target));
+        fitting().find(is_exact).or_else(|| fitting().next())
     }
 }
 

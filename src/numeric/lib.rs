@@ -55,7 +55,7 @@ pub use strided::{Strided, Strides};
 pub use submatrix::{HConcat, Joined, Picks, Submatrix};
 pub use survival::Survival;
 pub use ulp_counts::{ULP_BOUNDS, UlpCounts};
-pub use zero_runs::ZeroRuns;
+pub use zero_runs::{ZeroRuns, all_zero};
 
 /// Elements per block: the unit in which tensors are decoded and sums are accumulated.
 ///

@@ -84,6 +84,15 @@ fn runs<const SIZE: usize>(bytes: &[u8], zeros: u64) -> ZeroRuns {
     }
 }
 
+/// Whether all little-endian elements, of so many bytes each, are zeros of either sign.
+pub fn all_zero(bytes: &[u8], size: usize) -> bool {
+    let zero = |element: &[u8]| match element.split_last() {
+        Some((sign, rest)) => sign & 0x7f == 0 && rest.iter().all(|&byte| byte == 0),
+        None => true,
+    };
+    bytes.chunks(size.max(1)).all(zero)
+}
+
 /// Whether an element is a zero of either sign.
 #[inline(always)]
 fn is_zero<const SIZE: usize>(raw: &[u8; SIZE]) -> bool {

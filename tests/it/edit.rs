@@ -628,3 +628,113 @@ fn sizes_that_no_model_has_are_refused() {
     let message = bench.moe_refused(&format!("base_model: mixture\nexperts: [{items}]\n"));
     assert!(message.contains("expected at most 1024 experts, found 1200"));
 }
+
+/// The class of these wants a shared expert, and the width is that of one expert.
+const ALWAYS_SHARED: [(&str, &str, &str, usize); 5] = [
+    ("llama", "qwen2_moe", "layers: \"1\"", crate::moe::WIDTH),
+    ("llama", "glm4_moe", "", crate::moe::WIDTH),
+    (
+        "qwen3",
+        "dots1",
+        "upcycle: {granularity: 2}",
+        crate::moe::WIDTH / 2,
+    ),
+    ("hunyuan_v1_dense", "hunyuan_v1_moe", "", crate::moe::WIDTH),
+    (
+        "hunyuan_v1_dense",
+        "hunyuan_v1_moe",
+        "upcycle: {granularity: 2}",
+        crate::moe::WIDTH / 2,
+    ),
+];
+
+#[test]
+fn a_shared_expert_of_zeros_has_the_width_of_an_expert_and_is_left_out_of_dense_models() {
+    for (family, target, extra, width) in ALWAYS_SHARED {
+        let bench = Bench::new();
+        bench.mixture("mixture", family, target, extra, &[]);
+        let mixture = by_name(&bench.path("mixture"));
+        let is_down =
+            |name: &&String| name.contains("shared") && name.ends_with("down_proj.weight");
+        let shared: Vec<&String> = mixture.keys().filter(is_down).collect();
+        assert!(!shared.is_empty(), "{target}");
+        for name in &shared {
+            assert_eq!(mixture[*name].shape, [HIDDEN, width], "{target}");
+            assert!(mixture[*name].bytes.iter().all(|byte| *byte == 0));
+        }
+        let config = read_json(&bench.path("mixture/config.json"));
+        match target {
+            "qwen2_moe" => assert_eq!(config["shared_expert_intermediate_size"], width),
+            "hunyuan_v1_moe" => assert_eq!(config["num_shared_expert"], json!(vec![1; LAYERS])),
+            _ => assert_eq!(config["n_shared_experts"], 1, "{target}"),
+        }
+        bench.passes(&["check", "mixture"]);
+        // The dense model of one expert has none of its neurons, with or without a gate.
+        if extra.is_empty() {
+            let out = bench.edit("base_model: mixture\nextract: 0\n", &[]);
+            let expert = &by_name(&bench.path("one"))["model.layers.1.mlp.down_proj.weight"];
+            assert_equal(&out["model.layers.1.mlp.down_proj.weight"], expert);
+        }
+    }
+    // Weights in any layer are no zeros.
+    let bench = Bench::new();
+    bench.mixture("mixture", "llama", "qwen2_moe", "", &[]);
+    bench.rewrite("mixture", |name, tensor| {
+        if name
+            == format!(
+                "model.layers.{}.mlp.shared_expert.down_proj.weight",
+                LAYERS - 1
+            )
+        {
+            *tensor.bytes.last_mut().unwrap() = 0x3f;
+        }
+    });
+    let told = bench.moe_refused("base_model: mixture\nextract: 0\n");
+    assert!(told.contains("has a shared expert of"), "{told}");
+}
+
+#[test]
+fn lists_with_an_entry_for_each_layer_are_read_edited_and_restacked() {
+    let bench = Bench::new();
+    bench.mixture("mixture", "hunyuan_v1_dense", "hunyuan_v1_moe", "", &[]);
+    let config = |name: &str| read_json(&bench.path(&format!("{name}/config.json")));
+    let lists = |name: &str| {
+        let config = config(name);
+        ["moe_topk", "moe_intermediate_size", "num_shared_expert"].map(|key| config[key].clone())
+    };
+    let of = |topk: usize, layers: usize| {
+        [topk, crate::moe::WIDTH, 1].map(|entry| json!(vec![entry; layers]))
+    };
+    assert_eq!(lists("mixture"), of(2, LAYERS));
+    bench.edit(
+        "base_model: mixture\nexperts_per_token: 1\nexperts: [{expert: \"1-\"}]\n",
+        &[],
+    );
+    assert_eq!(lists("out"), of(1, LAYERS));
+    assert_eq!(config("out")["num_experts"], 2);
+    // A number in place of each list, as transformers writes it, is the same model.
+    let mut plain = config("mixture");
+    plain["moe_topk"] = json!(2);
+    plain["num_experts"] = json!(vec![3; LAYERS]);
+    bench.file("mixture/config.json", plain.to_string());
+    bench.passes(&["check", "mixture"]);
+    let kept = bench.edit(
+        "base_model: mixture\nexperts: [{expert: 0}, {expert: 2}]\n",
+        &[],
+    );
+    assert!(!kept.is_empty());
+    assert_eq!(config("out")["num_experts"], json!(vec![2; LAYERS]));
+    bench.recipe("merge_method: passthrough\nslices:\n- sources: [{model: out, layer_range: [0, 2]}]\n- sources: [{model: out, layer_range: [0, 2]}]\n");
+    bench.passes(&["merge", "recipe.yml", "stack", "-q"]);
+    assert_eq!(config("stack")["num_experts"], json!(vec![2; 4]));
+    assert_eq!(lists("stack")[1..], of(2, 4)[1..]);
+    bench.passes(&["check", "stack"]);
+    // Of layers that differ, the one that wants the most experts counts.
+    plain["moe_topk"] = json!([1, 3, 2]);
+    bench.file("mixture/config.json", plain.to_string());
+    let told = bench.moe_refused("base_model: mixture\nexperts: [{expert: 0}, {expert: 2}]\n");
+    assert!(
+        told.contains("a token goes through 3 experts, and there are 2"),
+        "{told}"
+    );
+}

@@ -169,7 +169,7 @@ pub(crate) fn assert_equal(a: &Loaded, b: &Loaded) {
     assert_eq!((a.dtype, &a.shape, &a.bytes), (b.dtype, &b.shape, &b.bytes));
 }
 
-pub(crate) const PAIRS: [(&str, &str, &str); 23] = [
+pub(crate) const PAIRS: [(&str, &str, &str); 25] = [
     (
         "granite",
         "granitemoe",
@@ -233,6 +233,8 @@ pub(crate) const PAIRS: [(&str, &str, &str); 23] = [
     ),
     ("llama", "granitemoeshared", ""),
     ("olmo2", "flex_olmo", ""),
+    ("qwen3", "dots1", "upcycle: {granularity: 2}"),
+    ("llama", "qwen2_moe", "upcycle: {granularity: 2}"),
 ];
 
 #[test]
@@ -778,6 +780,41 @@ fn a_plan_shows_the_assembly_and_writes_nothing() {
 }
 
 #[test]
+fn the_default_target_holds_all_of_the_model() {
+    let bench = Bench::new();
+    let (mut config, mut specs) = dense("llama", 5);
+    config["attention_bias"] = json!(true);
+    for layer in 0..LAYERS {
+        for (matrix, rows) in [
+            ("q", HIDDEN),
+            ("k", HIDDEN / 2),
+            ("v", HIDDEN / 2),
+            ("o", HIDDEN),
+        ] {
+            let name = format!("model.layers.{layer}.self_attn.{matrix}_proj.bias");
+            specs.push(floats(&name, Dtype::F32, &[rows], noise(9, rows)));
+        }
+    }
+    bench.model("bias", &config, &specs);
+    bench.dense("plain", "llama", 1, json!({}));
+    for (base, target) in [("bias", "granitemoe"), ("plain", "mixtral")] {
+        bench.moe(
+            &format!(
+                "base_model: {base}\ngate_mode: random\nexperts: [{{source_model: {base}}}, {{source_model: {base}}}]\n"
+            ),
+            &[],
+        );
+        let config = read_json(&bench.path("out/config.json"));
+        assert_eq!(config["model_type"], target);
+        assert_same_logits(
+            &logits(&bench.path(base)),
+            &logits(&bench.path("out")),
+            base,
+        );
+    }
+}
+
+#[test]
 fn what_is_not_exact_is_refused_by_the_fields_name() {
     let bench = Bench::new();
     bench.dense("base", "llama", 1, json!({}));
@@ -858,7 +895,7 @@ fn what_is_not_exact_is_refused_by_the_fields_name() {
         (
             "bias",
             "bias",
-            "",
+            "architecture: mixtral",
             "has biases of q, k or v (`attention_bias`), and `mixtral` has none",
         ),
         (

@@ -22,7 +22,7 @@ pub(super) const DECODER: Decoder = Decoder {
         shared: Some(Shared {
             layout: SharedLayout::Each("mlp.shared_experts."),
             gate: None,
-            absent: Absent::ZeroWidth,
+            absent: Absent::Zeros,
             width: SharedWidth::Experts("n_shared_experts"),
         }),
         correction: Some(Correction {
@@ -43,6 +43,7 @@ pub(super) const DECODER: Decoder = Decoder {
             holds: &["qwen3"],
             fixed: r#"{"n_group": 1, "topk_group": 1, "norm_topk_prob": true, "routed_scaling_factor": 1.0,
                        "scoring_func": "sigmoid", "sliding_window": null}"#,
+            listed: &[],
         }),
     }),
     ..Decoder::LLAMA

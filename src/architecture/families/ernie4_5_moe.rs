@@ -45,6 +45,7 @@ pub(super) const DECODER: Decoder = Decoder {
             holds: &["ernie4_5"],
             fixed: r#"{"moe_layer_interval": 1, "moe_norm_min": 1e-12, "use_bias": false,
                        "output_router_logits": false, "router_aux_loss_coef": 0.001}"#,
+            listed: &[],
         }),
     }),
     ..super::ernie4_5::DECODER

@@ -26,6 +26,7 @@ pub(super) const DECODER: Decoder = Decoder {
             title: "FlexOlmo",
             holds: &["olmo2"],
             fixed: r#"{"norm_topk_prob": true, "output_router_logits": false, "router_aux_loss_coef": 0.01}"#,
+            listed: &[],
         }),
     }),
     ..super::olmo2::DECODER

@@ -21,7 +21,7 @@ pub(super) const DECODER: Decoder = Decoder {
         shared: Some(Shared {
             layout: SharedLayout::Each("mlp.shared_experts."),
             gate: None,
-            absent: Absent::ZeroWidth,
+            absent: Absent::Zeros,
             width: SharedWidth::Experts("n_shared_experts"),
         }),
         correction: Some(Correction {
@@ -42,6 +42,7 @@ pub(super) const DECODER: Decoder = Decoder {
             holds: &["llama", "qwen2", "qwen3"],
             fixed: r#"{"n_group": 1, "topk_group": 1, "norm_topk_prob": true, "routed_scaling_factor": 1.0,
                        "partial_rotary_factor": 1.0, "num_nextn_predict_layers": 0}"#,
+            listed: &[],
         }),
     }),
     ..Decoder::LLAMA

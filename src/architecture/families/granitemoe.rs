@@ -30,6 +30,7 @@ pub(super) const DECODER: Decoder = Decoder {
             title: "Granite MoE",
             holds: &["granite", "llama", "qwen2"],
             fixed: r#"{"output_router_logits": false, "router_aux_loss_coef": 0.001}"#,
+            listed: &[],
         }),
     }),
     ..Decoder::LLAMA

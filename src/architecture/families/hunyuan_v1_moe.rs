@@ -3,8 +3,8 @@
 use crate::decoder::Decoder;
 use crate::family::Family;
 use crate::mixture::{
-    Absent, Counts, Experts, Mixture, RoutingRule, Shared, SharedLayout, SharedWidth, Sparse,
-    Written,
+    Absent, Counts, Experts, Listed, Mixture, RoutingRule, Shared, SharedLayout, SharedWidth,
+    Sparse, Written,
 };
 
 pub(super) static FAMILY: Family =
@@ -33,6 +33,11 @@ pub(super) const DECODER: Decoder = Decoder {
             title: "HunYuan MoE",
             holds: &["hunyuan_v1_dense"],
             fixed: r#"{"output_router_logits": false}"#,
+            listed: &[
+                ("moe_topk", Listed::PerToken),
+                ("moe_intermediate_size", Listed::Width),
+                ("num_shared_expert", Listed::Shared),
+            ],
         }),
     }),
     ..super::hunyuan_v1_dense::DECODER

@@ -35,6 +35,7 @@ pub(super) const DECODER: Decoder = Decoder {
             title: "Mixtral",
             holds: &["llama", "mistral", "phi3", "gemma"],
             fixed: r#"{"router_jitter_noise": 0.0, "output_router_logits": false, "router_aux_loss_coef": 0.001}"#,
+            listed: &[],
         }),
     }),
     ..Decoder::LLAMA

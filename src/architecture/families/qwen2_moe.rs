@@ -24,7 +24,7 @@ pub(super) const DECODER: Decoder = Decoder {
         shared: Some(Shared {
             layout: SharedLayout::Each("mlp.shared_expert."),
             gate: Some("mlp.shared_expert_gate.weight"),
-            absent: Absent::ZeroWidth,
+            absent: Absent::Zeros,
             width: SharedWidth::Neurons("shared_expert_intermediate_size"),
         }),
         correction: None,
@@ -41,6 +41,7 @@ pub(super) const DECODER: Decoder = Decoder {
             holds: &["qwen2", "llama"],
             fixed: r#"{"decoder_sparse_step": 1, "norm_topk_prob": true, "output_router_logits": false,
                        "router_aux_loss_coef": 0.001, "use_sliding_window": false}"#,
+            listed: &[],
         }),
     }),
     ..Decoder::LLAMA

@@ -28,6 +28,7 @@ pub(super) const DECODER: Decoder = Decoder {
             holds: &["qwen3"],
             fixed: r#"{"decoder_sparse_step": 1, "norm_topk_prob": true, "output_router_logits": false,
                        "router_aux_loss_coef": 0.001, "use_sliding_window": false}"#,
+            listed: &[],
         }),
     }),
     ..Decoder::LLAMA

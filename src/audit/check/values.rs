@@ -9,12 +9,12 @@ use crate::{
     exponent_of, statistics,
 };
 use architecture::{
-    LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_output_head, layer_stacks,
-    may_be_infinite, may_hold_zeros,
+    LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_output_head,
+    is_shared_expert, layer_stacks, may_be_infinite, may_hold_zeros,
 };
 use checkpoint::Checkpoint;
 use engine::Observer;
-use numeric::FloatType;
+use numeric::{FloatType, all_zero};
 use run::{Digest, RunError};
 
 checks! {
@@ -192,10 +192,12 @@ impl Zeros {
                 let weight = few || values.name(*at).ends_with(".weight");
                 weight && !values.is_beside_weight(*at)
             };
+            // A shared expert of zeros is there because a class wants one.
+            let deliberate = |at: &usize| count > 1 || is_shared_expert(values.name(*at));
             if count < tensors.len() {
                 odd.extend(zeros().filter(weights));
-            } else if count > 1 {
-                habit.extend(zeros());
+            } else {
+                habit.extend(zeros().filter(deliberate));
             }
         }
         Zeros { odd, habit }
@@ -321,7 +323,7 @@ impl Values<'_> {
         if is_input_embedding(&entry.name) || is_output_head(&entry.name) {
             let rows = self.rows(at).count();
             let size = (entry.dtype.bitsize() / 8).max(1);
-            let dead = self.rows(at).filter(|row| is_zero(row, size)).count();
+            let dead = self.rows(at).filter(|row| all_zero(row, size)).count();
             if dead > 0 {
                 let text = format!("{dead} of {rows} rows are zeros");
                 let dead_rows = finding(&DEAD_ROWS, "a vector for each token", text);
@@ -351,7 +353,7 @@ impl Values<'_> {
         let size = (self.model.tensors()[at].dtype.bitsize() / 8).max(1);
         let mut first: HashMap<&[u8], usize> = HashMap::new();
         for (row, bytes) in self.rows(at).enumerate() {
-            if is_zero(bytes, size) {
+            if all_zero(bytes, size) {
                 let found = format!("row {row} is zeros");
                 let place = self.place(at);
                 return Some(Finding::new(
@@ -631,7 +633,7 @@ impl Values<'_> {
                 }
                 let zero = |&expert: &usize| {
                     let bytes = slice(at, expert);
-                    !bytes.is_empty() && is_zero(bytes, size)
+                    !bytes.is_empty() && all_zero(bytes, size)
                 };
                 if let Some(expert) = (0..count).find(zero) {
                     let found = format!("expert {expert} of {count} is zeros");
@@ -753,15 +755,6 @@ pub(super) fn is_norm(name: &str) -> bool {
     let module = name.rsplit_once('.').map_or("", |(module, _)| module);
     let last = module.rsplit('.').next().unwrap_or(module);
     last.contains("norm") || last.starts_with("ln")
-}
-
-/// Whether all elements of a row are zeros of either sign.
-fn is_zero(row: &[u8], size: usize) -> bool {
-    let zero = |element: &[u8]| match element.split_last() {
-        Some((sign, rest)) => sign & 0x7f == 0 && rest.iter().all(|&byte| byte == 0),
-        None => true,
-    };
-    row.chunks(size).all(zero)
 }
 
 /// The median of at least one number.

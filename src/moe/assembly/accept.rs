@@ -13,7 +13,8 @@ pub(super) fn target(recipe: &MoeRecipe, base: &Dense, problems: &mut Problems) 
     let family = base.family.name();
     let known = || -> Vec<&str> { Target::all().map(|target| target.model_type).collect() };
     let Some(asked) = &recipe.architecture else {
-        let target = Target::of_family(family, !recipe.shared_experts.is_empty());
+        let is_exact = |target: &Target| exact::of_base(base, *target, family).is_empty();
+        let target = Target::by_default(family, !recipe.shared_experts.is_empty(), is_exact);
         if target.is_none() {
             let message = format!("no target holds a `{family}` and a shared expert");
             problems.add(

@@ -51,10 +51,10 @@ pub(super) struct Assembly<'a> {
 impl Assembly<'_> {
     /// Decides the tensors. Tensors that are missing or have the wrong shape are added to `problems`.
     pub(super) fn tensors(&self, problems: &mut Problems) -> Tensors {
-        let mut out = Tensors::default();
-        if let Some(shared) = &self.shared {
-            out.shared_width = shared.dense.width;
-        }
+        let mut out = Tensors {
+            shared_width: self.shared_width(),
+            ..Tensors::default()
+        };
         let model = &self.pieces.models.checkpoints[self.base];
         let mut seen = vec![false; self.dense.layers];
         for (at, entry) in model.tensors().iter().enumerate() {
@@ -91,6 +91,16 @@ impl Assembly<'_> {
             .pieces
             .usages(&out.planned, self.dense.tied.then_some(self.base));
         out
+    }
+
+    /// Neurons of the shared expert, be it one of the recipe or one of zeros.
+    fn shared_width(&self) -> usize {
+        let absent = self.target.mixture.shared.as_ref();
+        match (&self.shared, absent.map(|shared| shared.absent)) {
+            (Some(shared), _) => shared.dense.width,
+            (None, Some(Absent::Zeros)) => self.dense.width / self.upcycle.granularity,
+            (None, Some(Absent::Nothing) | None) => 0,
+        }
     }
 
     /// A tensor outside of the MLPs: unchanged, or split and scaled as the target requires.
@@ -329,11 +339,10 @@ impl Assembly<'_> {
         };
         let (hidden, dtype) = (self.dense.hidden, self.pieces.main);
         let Some(shared) = &self.shared else {
-            let width = match layout.absent {
-                Absent::Nothing => return,
-                Absent::ZeroWidth => 0,
-                Absent::Zeros => self.dense.width,
-            };
+            let width = out.shared_width;
+            if width == 0 {
+                return;
+            }
             if let SharedLayout::Each(each) = &layout.layout {
                 for matrix in [Matrix::Gate, Matrix::Up, Matrix::Down] {
                     let shape = match matrix {

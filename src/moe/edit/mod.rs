@@ -19,7 +19,7 @@ use super::{
     Decided, Texts, check_vocabularies, file_of_rows, finish, has_states, open, prompts,
     report_misfits,
 };
-use checkpoint::Resolver;
+use checkpoint::{ModelConfig, Resolver};
 use numeric::FloatType;
 use plan::{self, Models, Plan, Problems, Results};
 use recipe::{EditRecipe, Edited, GateMode, Located, MAX_EXPERTS, Member, Position, Ranges, Which};
@@ -74,10 +74,11 @@ pub(super) fn attempt(
     let config = models.checkpoints[base].config().map(|config| {
         let mut config = config.value().clone();
         for key in counting(mixture.target, &config) {
-            config[key] = json!(count);
+            set_count(&mut config[key], count);
         }
         if let Some(per_token) = &edited.experts_per_token {
-            config[mixture.target.mixture.counts.per_token] = json!(per_token.value);
+            let field = &mut config[mixture.target.mixture.counts.per_token];
+            set_count(field, per_token.value);
         }
         if let Some(dtype) = dtype.and_then(|dtype| plan::dtype_name(dtype.dtype())) {
             config["dtype"] = json!(dtype);
@@ -276,6 +277,14 @@ fn counting(target: Target, config: &serde_json::Value) -> BTreeSet<&'static str
         .collect()
 }
 
+/// Changes a count in a config, in each entry of one that is a list.
+fn set_count(field: &mut serde_json::Value, count: usize) {
+    match field {
+        serde_json::Value::Array(entries) => entries.fill(json!(count)),
+        number => *number = json!(count),
+    }
+}
+
 /// Checks that the models fit each other.
 #[expect(
     clippy::too_many_arguments,
@@ -356,7 +365,7 @@ fn check_counts(
     let asked = edited.experts_per_token.as_ref();
     let per_token = asked
         .map(|asked| asked.value)
-        .or_else(|| field(mixture.target.mixture.counts.per_token));
+        .or_else(|| config.and_then(|config| most_per_token(mixture.target, config)));
     let at = asked
         .map(|asked| asked.at)
         .or(edited.members.first().map(|member| member.at));
@@ -373,6 +382,16 @@ fn check_counts(
         );
         problems.add(at, message, Some("keep a multiple of it".to_owned()));
     }
+}
+
+/// The largest number of experts for each token that a config says, once or layer by layer.
+fn most_per_token(target: Target, config: &ModelConfig) -> Option<usize> {
+    let said = config.get(target.mixture.counts.per_token)?;
+    let entries = said
+        .as_array()
+        .map_or(std::slice::from_ref(said), Vec::as_slice);
+    let largest = entries.iter().filter_map(serde_json::Value::as_u64).max()?;
+    usize::try_from(largest).ok()
 }
 
 /// How the rows of the added experts are made.
