@@ -164,10 +164,7 @@ fn as_text(
         text.push_str(&format!(", {} of own memory", ByteSize(peak)));
     }
     if let Some(update) = &summary.update {
-        text.push_str(&format!(
-            "\n{:.1} % of the update of the base survives the rounding",
-            100.0 * update.fraction
-        ));
+        text.push_str(&format!("\n{}", update.said()));
     }
     if summary.totals.saturated > 0 {
         text.push_str(&format!(

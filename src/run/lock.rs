@@ -186,8 +186,7 @@ impl Lock {
 
     /// Adds how much of the update of the base survives the rounding.
     pub(super) fn with_update(mut self, update: Option<&UpdateKept>) -> Lock {
-        let percent = |update: &UpdateKept| (1000.0 * update.fraction).round() / 10.0;
-        self.outputs.update_kept_percent = update.map(percent);
+        self.outputs.update_kept_percent = update.map(UpdateKept::percent);
         self
     }
 

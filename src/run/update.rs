@@ -10,6 +10,14 @@ use recipe::Rounding;
 /// The fraction below which the user is warned.
 const LEAST_KEPT: f64 = 0.9;
 
+/// The fraction from which on an update is not kept, but the rounding changes more than it does.
+const MOST_KEPT: f64 = 1.5;
+
+/// Whether what is written has lost much of an update.
+fn is_lost(kept: f64) -> bool {
+    !(LEAST_KEPT..MOST_KEPT).contains(&kept)
+}
+
 /// How much of the update of the base survives the rounding, measured in a sample of each tensor's elements.
 ///
 /// A fraction is the projection of what was kept on what was meant: the changes of the base that are written, along
@@ -24,13 +32,13 @@ pub struct UpdateKept {
     pub below: usize,
     /// How many tensors have an update.
     pub tensors: usize,
-    /// The widest dtype that loses more.
+    /// The widest dtype of those that lose much.
     narrow: Option<Dtype>,
 }
 
 impl UpdateKept {
     /// Sums up what was measured of each tensor of a plan, by number; `None` if no tensor has an update.
-    pub(super) fn of(plan: &Plan, found: &BTreeMap<usize, Survival>) -> Option<Self> {
+    pub fn of(plan: &Plan, found: &BTreeMap<usize, Survival>) -> Option<Self> {
         let mut sum = Survival::default();
         let mut tensors = Vec::new();
         for (number, survival) in found {
@@ -41,22 +49,43 @@ impl UpdateKept {
             }
         }
         let (least, fraction) = tensors.iter().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
-        let below = tensors.iter().filter(|(_, kept)| *kept < LEAST_KEPT);
+        let lost = tensors.iter().filter(|(_, kept)| is_lost(*kept));
         Some(Self {
             fraction: sum.fraction()?,
             least: (least.name.clone(), *fraction),
-            below: below.clone().count(),
+            below: lost.clone().filter(|(_, kept)| *kept < LEAST_KEPT).count(),
             tensors: tensors.len(),
-            narrow: below
+            narrow: lost
                 .map(|(tensor, _)| tensor.dtype)
                 .max_by_key(|dtype| dtype.bitsize()),
         })
     }
 
+    /// The fraction in percent, to one decimal.
+    pub fn percent(&self) -> f64 {
+        (1000.0 * self.fraction).round() / 10.0
+    }
+
+    /// How much survives, as a sentence without its full stop.
+    pub fn said(&self) -> String {
+        match self.is_drowned() {
+            true => "the rounding changes more than the update of the base does".to_owned(),
+            false => format!(
+                "{} of the update of the base survives the rounding",
+                percent(self.fraction)
+            ),
+        }
+    }
+
+    /// Whether what is written tells nothing of the update.
+    fn is_drowned(&self) -> bool {
+        !(0.0..MOST_KEPT).contains(&self.fraction)
+    }
+
     /// A warning if much is lost: of the whole update, or of most tensors.
     pub(super) fn warning(&self, plan: &Plan) -> Option<String> {
         let narrow = self.narrow?;
-        if self.fraction >= LEAST_KEPT && 2 * self.below <= self.tensors {
+        if !is_lost(self.fraction) && 2 * self.below <= self.tensors {
             return None;
         }
         let wider = match narrow.bitsize() < 32 {
@@ -69,6 +98,12 @@ impl UpdateKept {
         }
         if plan.rounding == Rounding::Nearest {
             remedies.push("`rounding: stochastic`, which keeps it in the mean".to_owned());
+        }
+        if self.is_drowned() {
+            return Some(format!(
+                "the rounding to {narrow:?} changes more than the update of the base does. Remedies: {}",
+                remedies.join(", or ")
+            ));
         }
         let (name, least) = &self.least;
         Some(format!(

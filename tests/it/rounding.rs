@@ -146,6 +146,44 @@ fn an_update_that_survives_is_no_reason_for_a_note() {
     assert_eq!(merged(&bench, linear, &[]).1["update_kept"], Value::Null);
 }
 
+/// Numbers so coarse that rounding the base alone changes more than the update.
+#[test]
+fn an_update_that_the_rounding_drowns_is_not_said_to_survive() {
+    let bench = bench(1e-5);
+    let (outcome, result) = merged(&bench, &recipe("dtype: float8_e4m3fn\n"), &[]);
+    let fraction = result["update_kept"]["fraction"].as_f64().unwrap();
+    assert!(!(0.0..1.5).contains(&fraction), "{fraction}");
+    let warning = "the rounding to F8_E4M3 changes more than the update of the base does";
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+    let text = bench.weld(&["merge", "recipe.yml", "text"]);
+    assert!(!text.stderr.contains("survives"), "{}", text.stderr);
+}
+
+#[test]
+fn what_a_lock_says_of_the_update_is_measured_again() {
+    let bench = bench(1e-5);
+    merged(&bench, &recipe("dtype: bfloat16\n"), &[]);
+    let path = bench.path("out/weldment.lock.json");
+    let lock = std::fs::read_to_string(&path).unwrap();
+    let field = "\"update_kept_percent\": ";
+    let (before, after) = lock.split_once(field).unwrap();
+    let (_, after) = after.split_once('\n').unwrap();
+    bench.passes(&["verify", "out", "--full"]);
+    let sample = bench.weld(&["verify", "out"]);
+    assert_eq!(sample.code, Some(0), "{}", sample.stdout);
+    assert!(
+        sample.stdout.contains("verify.update-kept") && sample.stdout.contains("--full"),
+        "{}",
+        sample.stdout
+    );
+    std::fs::write(&path, format!("{before}{field}99.9\n{after}")).unwrap();
+    let forged = bench.weld(&["verify", "out", "--full"]);
+    assert_eq!(forged.code, Some(1), "{}", forged.stdout);
+    for said in ["verify.update-kept", "found 99.9 %"] {
+        assert!(forged.stdout.contains(said), "{}", forged.stdout);
+    }
+}
+
 #[test]
 fn stochastic_rounding_is_computed_again_by_verify_and_depends_on_the_seed() {
     let bench = bench(1e-5);

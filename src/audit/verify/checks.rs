@@ -117,6 +117,11 @@ checks! {
         "The lock is not complete",
         "weld writes an entry for every tensor, file and input; what has none could have been changed unseen.",
         "get the lock again from where the checkpoint is from, or run the recipe again";
+    UPDATE_KEPT = "verify.update-kept", Error,
+        "The lock states another share of the update than survives",
+        "How much of the update of the base survives the rounding comes out otherwise when it is measured again: the \
+         number was changed afterwards.",
+        "get the lock again from where the checkpoint is from, or run the recipe again";
     NUMERICS = "verify.numerics", Warning,
         "The checkpoint was made with another version of the arithmetic, and is not equal",
         "Single roundings may differ between versions, so that equality can no longer be asked for.",

@@ -1,11 +1,12 @@
 //! Compares what the engine recomputes with what the checkpoint holds, instead of writing it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use engine::{Sink, Tile};
-use numeric::FloatType;
+use numeric::{FloatType, Survival};
 
 /// Elements per window that is kept for the diagnosis.
 const WINDOW: usize = 16_384;
@@ -45,6 +46,7 @@ pub(super) struct Comparison<'a> {
     differences: Vec<Mutex<Difference>>,
     compared: Vec<AtomicU64>,
     windows: AtomicUsize,
+    survived: Mutex<BTreeMap<usize, Survival>>,
 }
 
 impl<'a> Comparison<'a> {
@@ -54,7 +56,13 @@ impl<'a> Comparison<'a> {
             compared: tensors.iter().map(|_| AtomicU64::new(0)).collect(),
             tensors,
             windows: AtomicUsize::new(0),
+            survived: Mutex::default(),
         }
+    }
+
+    /// How much of each tensor's update survives the rounding, by number, of those that were computed whole.
+    pub(super) fn survived(&self) -> BTreeMap<usize, Survival> {
+        lock(&self.survived).clone()
     }
 
     /// For each tensor, the number of elements that were compared, and how they differ.
@@ -73,6 +81,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sink for Comparison<'_> {
+    fn survived(&self, tensor: usize, survival: Survival) {
+        lock(&self.survived).insert(tensor, survival);
+    }
+
     fn write(&self, tensor: usize, offset: u64, expected: Tile) -> io::Result<()> {
         let expected: &[u8] = &expected;
         let Some(there) = self.tensors.get(tensor) else {

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::outcome::{Outcome, Outcomes};
 use super::{Request, checks};
-use crate::{CheckInfo, Finding, Place, Report};
+use crate::{CheckInfo, Finding, Place, Report, Skipped};
 use checkpoint::Checkpoint;
 use engine::Observer;
-use numeric::NUMERICS;
+use numeric::{NUMERICS, Survival};
 use plan::Plan;
-use run::{self, Lock, LockedHub, LockedInput, RunError};
+use run::{self, Lock, LockedHub, LockedInput, RunError, UpdateKept};
 
 /// Compares the checkpoint's tensors with the digests in the lock of what was written. Returns for each tensor whether
 /// it is unchanged; `None` if the lock does not name it.
@@ -99,6 +99,37 @@ pub(super) fn numerics(lock: &Lock, outcomes: &Outcomes<'_>) -> Option<Finding> 
         )
     })
 }
+
+/// Compares how much of the update survives the rounding with what the lock says, after all of it was computed.
+///
+/// Another version of the arithmetic may round otherwise, and is not held to the number.
+pub(super) fn update(
+    lock: &Lock,
+    plan: &Plan,
+    survived: &BTreeMap<usize, Survival>,
+) -> Option<Finding> {
+    let stated = lock.outputs.update_kept_percent?;
+    let measured = UpdateKept::of(plan, survived).map(|update| update.percent());
+    let same = measured == Some(stated) || lock.tool.numerics != NUMERICS;
+    (!same).then(|| {
+        let place = Place::field(run::LOCK_FILE, UPDATE);
+        let expected = measured.map_or("no update".to_owned(), |kept| format!("{kept} %"));
+        Finding::new(&checks::UPDATE_KEPT, place, expected, format!("{stated} %"))
+    })
+}
+
+/// Says that a sample does not tell how much of the update survives, where the lock states it.
+pub(super) fn update_not_told(lock: &Lock) -> Option<Skipped> {
+    lock.outputs.update_kept_percent?;
+    Some(Skipped {
+        check: &checks::UPDATE_KEPT,
+        why: format!("`{UPDATE}` of the lock is measured again with --full only"),
+        needed: false,
+    })
+}
+
+/// The field of the lock that says how much of the update survives.
+const UPDATE: &str = "outputs.update_kept_percent";
 
 /// Compares the recipe and the inputs with those of the lock.
 pub(super) fn inputs(lock: &Lock, plan: &Plan, recipe_of_lock: bool) -> Vec<Finding> {

@@ -237,6 +237,7 @@ fn recompute<'a>(
         }
         Err(error) => return Err(error),
     };
+    let survived = comparison.survived();
     let mut differences = comparison.finish();
     let fits = numerics::fit(request, plan, &there, &mut differences, sample, observer)?;
     let mut judged = Vec::with_capacity(plan.tensors.len());
@@ -269,6 +270,12 @@ fn recompute<'a>(
             .lock
             .and_then(|lock| locked::numerics(lock, &outcomes)),
     );
+    if let Some(lock) = request.lock {
+        match sample {
+            None => report.extend(locked::update(lock, plan, &survived)),
+            Some(_) => report.skipped.extend(locked::update_not_told(lock)),
+        }
+    }
     report.skipped.extend(untold(plan, &outcomes));
     report.extend(numerics::finding(&outcomes));
     // Only a digest of every tensor tells of changes after the merge.
