@@ -102,17 +102,23 @@ pub fn may_be_infinite(name: &str) -> bool {
         || parts().any(|part| part == "mask")
 }
 
-/// What the factors of low-rank updates are called: PEFT's, kohya's, LyCORIS'.
-const FACTORS: [&str; 9] = [
+/// What the factors of updates are called: PEFT's, kohya's, LyCORIS', torchtune's and MLX's.
+const FACTORS: [&str; 15] = [
     "base_layer",
+    "boft_R",
     "dora_scale",
     "lora_A",
     "lora_B",
+    "lora_a",
+    "lora_b",
     "lora_down",
     "lora_embedding_A",
     "lora_embedding_B",
     "lora_magnitude_vector",
     "lora_up",
+    "oft_R",
+    "vera_lambda_b",
+    "vera_lambda_d",
 ];
 
 /// How the names of more such factors begin.
@@ -121,9 +127,17 @@ const FACTOR_STARTS: [&str; 4] = ["hada_w", "hada_t", "lokr_w", "lokr_t"];
 /// Whether the tensor is a part of an update to a weight, such as one factor of a product: a mean of such parts is
 /// no mean of what they stand for.
 pub fn is_update_factor(name: &str) -> bool {
-    name.split('.').any(|part| {
+    let is_factor = |part: &str| {
         FACTORS.contains(&part) || FACTOR_STARTS.iter().any(|start| part.starts_with(start))
-    })
+    };
+    // diffusers' `to_q_lora.down` and `lora.up`.
+    let parts = || name.split('.');
+    let mut pairs = parts().zip(parts().skip(1));
+    parts().any(is_factor)
+        || pairs.any(|(module, part)| {
+            let is_lora = module == "lora" || module.ends_with("_lora");
+            is_lora && matches!(part, "down" | "up")
+        })
 }
 
 /// Routers of families that no table has, and of those whose table lists their tensors.
@@ -230,6 +244,11 @@ mod tests {
                 "lora_te_layers_0_fc1.hada_w1_a",
                 "x.lokr_w2",
                 "x.dora_scale",
+                "layers.0.attn.q_proj.lora_a.weight",
+                "down_blocks.0.attn1.processor.to_q_lora.down.weight",
+                "unet.mid_block.proj_in.lora.up.weight",
+                "layers.0.q_proj.oft_R.default.weight",
+                "layers.0.q_proj.vera_lambda_d",
             ],
             &[
                 "",
@@ -237,6 +256,8 @@ mod tests {
                 "model.lora_projector.weight",
                 "flora_A.weight",
                 "alpha",
+                "model.layers.0.attn.w_lora.lora.0.weight",
+                "down_blocks.0.up.weight",
             ],
         );
         check(

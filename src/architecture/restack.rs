@@ -79,6 +79,7 @@ static FIELDS: &[LayerField] = &[
     field("activation_sparsity_pattern", Meaning::Each),
     field("attention_window", Meaning::Each),
     field("attn_type_list", Meaning::Each),
+    field("pruned_heads", Meaning::Each),
     field("mlp_only_layers", Meaning::Numbers),
     field("moe_layers", Meaning::Numbers),
     field("cross_attention_layers", Meaning::Numbers),
@@ -553,6 +554,16 @@ mod tests {
         let names: std::collections::BTreeSet<&str> =
             FIELDS.iter().map(|field| field.name).collect();
         assert_eq!(names.len(), FIELDS.len());
+    }
+
+    #[test]
+    fn entries_by_the_number_of_a_layer_follow_it() {
+        becomes(
+            json!({"pruned_heads": {"0": [1], "2": [0, 3]}, "id2label": {"0": "a", "1": "b"}}),
+            3,
+            &[0, 1, 2, 2],
+            json!({"pruned_heads": {"0": [1], "2": [0, 3], "3": [0, 3]}, "id2label": {"0": "a", "1": "b"}}),
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use errors::{Hint, Refusal, some_of};
+use errors::{Hint, Refusal, printable, some_of};
 use safetensors::Dtype;
 
 /// Why a checkpoint can't be found, opened, trusted or laid out.
@@ -188,6 +188,8 @@ pub enum CheckpointError {
     NoTensors {
         /// The folder or file.
         path: PathBuf,
+        /// Weights of another format beside it, which are not read.
+        beside: Option<String>,
     },
 
     /// The file is shorter than its header requires.
@@ -620,7 +622,17 @@ impl Hint for CheckpointError {
             | Self::PickleRefused { hint, .. }
             | Self::Quantised { hint, .. } => hint,
             Self::BadRevision { .. } => "give a branch, a tag, `refs/pr/N` or a full commit hash",
-            Self::NoTensors { .. } => "name another file or folder",
+            Self::NoTensors { beside: None, .. } => "name another file or folder",
+            Self::NoTensors {
+                beside: Some(beside),
+                ..
+            } => {
+                return Some(Cow::Owned(format!(
+                    "{} lies beside it and is not read, as safetensors come first: remove the empty file if those are \
+                     the weights",
+                    printable(beside)
+                )));
+            }
             Self::NoEntries { .. } => {
                 "a safetensors file has no entries: leave out the `#` and what follows it"
             }

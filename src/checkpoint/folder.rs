@@ -37,6 +37,8 @@ pub(super) struct FoundWeights {
     pub(super) left_aside: Vec<String>,
     /// An index that is not read because a whole file lies beside it; its shards are not among `left_aside`.
     pub(super) unread_index: Option<String>,
+    /// The first pickle of weights that is not read because there are safetensors.
+    pub(super) unread_pickle: Option<String>,
 }
 
 /// Finds the weights of a folder: safetensors if there are any, else pickles. After a problem it continues with the
@@ -46,7 +48,10 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
     for format in [Format::Safetensors, Format::Pickle] {
         if let Some(mut found) = find_format(location, &names, format) {
             if format == Format::Safetensors {
-                found.weights.notes.extend(unread_pickles(location, &names));
+                let unread = unread_pickles(&names);
+                let note = unread.map(|(first, more)| pickles_note(location, first, more));
+                found.weights.notes.extend(note);
+                found.unread_pickle = unread.map(|(first, _)| first.to_owned());
             }
             return Ok(found);
         }
@@ -54,21 +59,25 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
     Err(no_weights(location, &names))
 }
 
-/// The note on pickled weights that are ignored because the folder also has safetensors.
-fn unread_pickles(location: &Location, names: &BTreeSet<String>) -> Option<String> {
+/// Pickled weights that are ignored because the folder also has safetensors: the first, and how many more.
+fn unread_pickles(names: &BTreeSet<String>) -> Option<(&str, usize)> {
     let mut pickles = names
         .iter()
         .filter(|name| Format::of(name) == Format::Pickle)
         .filter(|name| !is_of_training(name) && !ADAPTERS.contains(&name.as_str()));
-    let first = pickles.next()?;
-    let more = match pickles.count() {
+    Some((pickles.next()?, pickles.count()))
+}
+
+/// The note on them.
+fn pickles_note(location: &Location, first: &str, more: usize) -> String {
+    let more = match more {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    Some(format!(
+    format!(
         "{}{more} not read: the safetensors files beside it are",
         location.path.join(first).display()
-    ))
+    )
 }
 
 /// Finds the weights of one format.
@@ -138,6 +147,7 @@ fn find_format(
     Some(FoundWeights {
         left_aside: left_aside.collect(),
         unread_index: unread_index.map(str::to_owned),
+        unread_pickle: None,
         weights: Weights {
             shards: chosen.iter().map(|name| folder.join(name)).collect(),
             notes: index_note

@@ -124,7 +124,10 @@ impl<'a> Codes<'a> {
     /// tensor.
     fn is_scale(&self, tensor: &TensorEntry) -> bool {
         let (module, last) = module_and_last(&tensor.name);
-        let Some(at) = last.find("scale").filter(|_| !is_narrow(tensor.dtype)) else {
+        let scale = ["scale", "scaling"]
+            .into_iter()
+            .find_map(|word| last.find(word));
+        let Some(at) = scale.filter(|_| !is_narrow(tensor.dtype)) else {
             return false;
         };
         let scaled = last[..at].trim_end_matches('_');
@@ -205,7 +208,7 @@ mod tests {
     fn quantised_checkpoints_are_refused_by_what_shows_it() {
         let plain: (&str, &str, &[usize]) = ("a.weight", "BF16", &[2, 2]);
         let gptq = r#"{"quantization_config": {"quant_method": "gptq"}}"#;
-        let cases: [(&str, Tensors, &str); 23] = [
+        let cases: [(&str, Tensors, &str); 24] = [
             (gptq, &[plain], "quant_method `gptq`"),
             (
                 r#"{"text_config": {"quantization_config": {"bits": 4}}}"#,
@@ -296,6 +299,15 @@ mod tests {
                     ("a._weight_scale_and_zero", "BF16", &[2]),
                 ],
                 "`a._weight_scale_and_zero`",
+            ),
+            // TensorRT-LLM.
+            (
+                "{}",
+                &[
+                    ("fc.weight", "F8_E4M3", &[4]),
+                    ("fc.weights_scaling_factor", "F32", &[1]),
+                ],
+                "`fc.weights_scaling_factor`",
             ),
             (
                 "{}",

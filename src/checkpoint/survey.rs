@@ -86,7 +86,8 @@ impl Survey {
             return Err(problem);
         }
         let path = location.path.clone();
-        let checkpoint = self.checkpoint.ok_or(CheckpointError::NoTensors { path })?;
+        let none = || CheckpointError::NoTensors { path, beside: None };
+        let checkpoint = self.checkpoint.ok_or_else(none)?;
         match &location.adapter {
             Some(adapter) => checkpoint.adapted(adapter),
             None => Ok(checkpoint),
@@ -109,6 +110,7 @@ impl Survey {
             mut problems,
             left_aside,
             unread_index,
+            unread_pickle,
         } = match is_dir {
             true => find_weights(location)?,
             false => FoundWeights {
@@ -116,6 +118,7 @@ impl Survey {
                 problems: Vec::new(),
                 left_aside: Vec::new(),
                 unread_index: None,
+                unread_pickle: None,
             },
         };
         let Weights {
@@ -155,7 +158,10 @@ impl Survey {
             }
         };
         if files.tensors.is_empty() && !partial {
-            problems.push(CheckpointError::NoTensors { path: path.clone() });
+            problems.push(CheckpointError::NoTensors {
+                path: path.clone(),
+                beside: unread_pickle,
+            });
         }
         let superseded = match &index {
             Some(index) => follow_index(location, index, &mut files),

@@ -80,7 +80,11 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
         *dtypes.entry(format!("{:?}", tensor.dtype)).or_default() += 1;
     }
     for (dtype, count) in &dtypes {
-        writeln!(out, "  {dtype} in {count} tensors")?;
+        let tensors = match count {
+            1 => "tensor",
+            _ => "tensors",
+        };
+        writeln!(out, "  {dtype} in {count} {tensors}")?;
     }
     for shard in model.shards() {
         let metadata: Vec<String> = shard

@@ -750,7 +750,7 @@ impl<'a> Resolver<'a> {
         );
         let message = match last {
             "d2t" | "t2d" => format!(
-                "`{}` maps the draft's vocabulary to the target's, and differs between `{first}` and `{other}`: their                  rows stand for different tokens",
+                "`{}` maps the draft's vocabulary to the target's, and differs between `{first}` and `{other}`: their rows stand for different tokens",
                 wanted.name
             ),
             _ => format!(

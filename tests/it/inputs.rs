@@ -355,6 +355,22 @@ fn weights_of_another_format_that_are_not_read_are_noted() {
     assert!(plan.contains(note), "{plan}");
 }
 
+/// ZeRO-3 leaves an empty file where the Trainer saves, and the weights in another format beside it.
+#[test]
+fn an_empty_file_beside_weights_of_another_format_is_an_error_that_names_them() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    bench.llama("b", 2, Dtype::F32);
+    bench.tensors("b/model.safetensors", &[]);
+    bench.file("b/pytorch_model.bin", "never read");
+    let message = bench.refused(&mean("a", "b"), &[]);
+    assert!(message.contains("b holds no tensors"), "{message}");
+    assert!(
+        message.contains("pytorch_model.bin lies beside it and is not read"),
+        "{message}"
+    );
+}
+
 #[test]
 fn factors_of_updates_are_no_weights() {
     let peft = [
@@ -372,7 +388,12 @@ fn factors_of_updates_are_no_weights() {
         "norm.weight",
     ];
     let lycoris = ["unet_q.hada_w1_a", "unet_q.hada_w1_b"];
-    for names in [&peft[..], &kohya, &wrapped, &lycoris] {
+    let mlx = ["q.lora_a", "q.lora_b"];
+    let diffusers = [
+        "attn1.processor.to_q_lora.down.weight",
+        "attn1.processor.to_q_lora.up.weight",
+    ];
+    for names in [&peft[..], &kohya, &wrapped, &lycoris, &mlx, &diffusers] {
         let bench = Bench::new();
         for (model, seed) in [("a", 1), ("b", 2)] {
             let specs = names

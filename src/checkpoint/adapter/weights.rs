@@ -52,7 +52,7 @@ pub(super) fn open(folder: &Path) -> Result<Weights, AdapterError> {
     let path = folder.join(FILE);
     let (shard, tensors) = Shard::open(&path).map_err(Box::new)?;
     if tensors.is_empty() {
-        return Err(Box::new(CheckpointError::NoTensors { path }).into());
+        return Err(Box::new(CheckpointError::NoTensors { path, beside: None }).into());
     }
     Ok(Weights {
         path,
