@@ -6,8 +6,9 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
+use serde_json::{Number, Value};
 
 use super::bounded::plain;
 
@@ -33,6 +34,18 @@ pub(crate) fn is_lfs_pointer(bytes: &[u8]) -> bool {
 /// # Errors
 /// What is malformed, safe for a terminal.
 pub fn parse_json(bytes: &[u8]) -> Result<Value, String> {
+    parse(bytes)
+}
+
+/// Looks whether bytes are JSON, Python's words included, and keeps nothing of it.
+///
+/// # Errors
+/// What is malformed, safe for a terminal.
+pub fn check_json(bytes: &[u8]) -> Result<(), String> {
+    parse::<IgnoredAny>(bytes).map(drop)
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     if is_lfs_pointer(bytes) {
         return Err(LFS_POINTER.to_owned());
     }
@@ -56,6 +69,28 @@ pub fn json_text(value: &Value, original: Option<&str>) -> String {
     write(value, raw, 0, &mut out);
     out.push('\n');
     replaced(&out, |(word, spelled)| (spelled, word)).into_owned()
+}
+
+/// A value in one line, with Python's words for numbers that JSON has not; those in objects aside.
+pub fn json_line(value: &Value) -> String {
+    match value {
+        Value::Number(number) => number_text(number),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(json_line).collect();
+            format!("[{}]", items.join(","))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A number as Python writes it.
+fn number_text(number: &Number) -> String {
+    match number.as_f64() {
+        Some(INFINITY) => "Infinity".to_owned(),
+        Some(value) if value == -INFINITY => "-Infinity".to_owned(),
+        Some(NAN) => "NaN".to_owned(),
+        _ => number.to_string(),
+    }
 }
 
 /// Replaces words in a text, except inside strings.
@@ -132,12 +167,7 @@ fn write(value: &Value, original: Option<&RawValue>, indent: usize, out: &mut St
             line(out, indent);
             out.push(']');
         }
-        Value::Number(number) => match number.as_f64() {
-            Some(INFINITY) => out.push_str("Infinity"),
-            Some(value) if value == -INFINITY => out.push_str("-Infinity"),
-            Some(NAN) => out.push_str("NaN"),
-            _ => out.push_str(&number.to_string()),
-        },
+        Value::Number(number) => out.push_str(&number_text(number)),
         other => out.push_str(&other.to_string()),
     }
 }

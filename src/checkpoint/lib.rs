@@ -54,7 +54,7 @@ pub use error::{CheckpointError, Stray};
 pub use file_state::FileState;
 pub use hub::HubSnapshot;
 pub use in_memory::{Bytes, InMemory, InMemoryError, map_parts};
-pub use json::{json_text, parse_json};
+pub use json::{check_json, json_line, json_text, parse_json};
 pub use layout::{ShardLayout, index_json, index_name, shard_layout, stem_of};
 pub use left_out::LeftOut;
 pub use limits::MAX_SIDECAR_BYTES;
@@ -72,6 +72,6 @@ pub use source::{TensorEntry, TensorSource};
 pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Tokenizer, TokenizerKind, VocabularyComparison, chat_template,
-    compare_vocabularies, settings, turn_end_beside, unknown_turn_tokens,
+    compare_vocabularies, settings, turn_end_beside, unknown_turn_end, unknown_turn_tokens,
 };
 pub use tree::{TreeEntry, TreeKind, tree};

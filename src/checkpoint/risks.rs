@@ -101,8 +101,13 @@ fn look_at(path: &Path, shown: String, risks: &mut FolderRisks) {
         && let Ok(config) = parse_json(&bytes)
         && let Some(code) = config.get("auto_map").and_then(Value::as_object)
     {
-        let classes = code.values().filter_map(Value::as_str);
-        let classes = classes.collect::<Vec<&str>>().join(", ");
+        // A tokenizer's entry is a list of two, the slow and the fast one; either may be null.
+        let classes = code.values().flat_map(|class| match class {
+            Value::Array(list) => list.as_slice(),
+            class => std::slice::from_ref(class),
+        });
+        let classes: Vec<&str> = classes.filter_map(Value::as_str).collect();
+        let classes = classes.join(", ");
         risks.code.push((shown, classes));
     }
 }

@@ -1,6 +1,7 @@
 //! Whether models of equal shapes mean the same by their weights: what their configs say, their labels, and the files
 //! beside them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
@@ -9,7 +10,8 @@ use super::models::Models;
 use super::planned::{Operation, PlannedTensor};
 use super::problems::{Problems, some_of};
 use architecture::{Difference, differences, is_number};
-use checkpoint::{Checkpoint, ModelConfig, SidecarKind, parse_json, read_sidecar};
+use checkpoint::{Checkpoint, ModelConfig, SidecarKind, json_line, parse_json, read_sidecar};
+use errors::printable;
 use recipe::Recipe;
 
 /// The most characters of a value that a message shows.
@@ -68,7 +70,7 @@ fn note(models: &Models, model: usize, found: &[Difference], notes: &mut Vec<Str
         .iter()
         .map(|found| {
             let [ours, theirs] = found.values.each_ref().map(shown);
-            format!("{} {theirs}, not {ours}", found.field.escape_debug())
+            format!("{}: {theirs}, not {ours}", found.field.escape_debug())
         })
         .collect();
     notes.push(format!(
@@ -114,17 +116,15 @@ fn refuse(models: &Models, model: usize, found: &[Difference], problems: &mut Pr
 /// A value as messages show it.
 fn shown(value: &Option<Value>) -> String {
     let Some(value) = value else {
-        return "nothing".to_owned();
+        return "none".to_owned();
     };
     let text = match value {
-        Value::String(text) => text.clone(),
-        value => value.to_string(),
+        Value::String(text) => Cow::Borrowed(text.as_str()),
+        value => Cow::Owned(json_line(value)),
     };
-    let mut short: String = text.escape_debug().take(SHOWN).collect();
-    if short.len() < text.len() {
-        short.push_str("...");
-    }
-    short
+    let shown: String = text.chars().take(SHOWN).collect();
+    let more = if shown.len() < text.len() { "..." } else { "" };
+    format!("{}{more}", printable(&shown))
 }
 
 /// The field of labels, as a recipe allows it.

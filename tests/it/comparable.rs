@@ -106,8 +106,8 @@ fn honest_differences_of_one_family_are_no_errors() {
     longer["max_position_embeddings"] = json!(8192);
     longer["sliding_window"] = json!(512);
     let said = notes(&bench(old, longer), LINEAR);
-    let expected = "the output gets the config of `a`; that of `b` says `max_position_embeddings 8192, not nothing`, \
-                    `sliding_window 512, not nothing`";
+    let expected = "the output gets the config of `a`; that of `b` says `max_position_embeddings: 8192, not none`, \
+                    `sliding_window: 512, not none`";
     assert!(said.iter().any(|note| note == expected), "{said:?}");
     let bench = bench(json!({}), json!({}));
     let said = notes(
@@ -311,6 +311,14 @@ fn generation_stops_where_the_template_ends_a_turn() {
     bench.file("a/chat_template.jinja", "{{ messages }}<|im_end|>");
     let found = findings(&bench, "a");
     assert!(found.contains("tokenizer.turn-end"), "{found}");
+    // And one that ends turns with what is no token there.
+    bench.file("a/chat_template.jinja", "{{ messages }}<|eot_id|>");
+    let found = findings(&bench, "a");
+    assert!(
+        found.contains("tokenizer.turn-end") && found.contains("`<|eot_id|>`"),
+        "{found}"
+    );
+    bench.file("a/chat_template.jinja", "{{ messages }}<|im_end|>");
     // With the template of a model, and no generation config: the config's token stays one.
     std::fs::remove_file(bench.path("a/generation_config.json")).unwrap();
     let out = bench.merge(&auto, &[]);
@@ -331,6 +339,45 @@ fn generation_stops_where_the_template_ends_a_turn() {
         read_json(&out.join("generation_config.json")),
         json!({"eos_token_id": 1})
     );
+}
+
+#[test]
+fn numbers_that_json_has_not_are_shown_as_python_writes_them() {
+    let bench = bench(json!({}), json!({}));
+    for (model, number) in [("a", "NaN"), ("b", "[0.0, -Infinity]")] {
+        let path = bench.path(&format!("{model}/config.json"));
+        let config = std::fs::read_to_string(&path).unwrap();
+        let config = config.trim_end().strip_suffix('}').unwrap();
+        std::fs::write(&path, format!("{config}, \"unheard_of\": {number}}}")).unwrap();
+    }
+    let said = notes(&bench, LINEAR);
+    let expected = "that of `b` says `unheard_of: [0.0,-Infinity], not NaN`";
+    assert!(said.iter().any(|note| note.contains(expected)), "{said:?}");
+}
+
+#[test]
+fn files_beside_the_weights_are_what_their_names_say() {
+    let bench = bench(json!({}), json!({}));
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    for file in ["vocab.txt", "code/helper.py", "preprocessor_config.json"] {
+        bench.file(&format!("a/{file}"), pointer);
+        let found = findings(&bench, "a");
+        let expected = ["container.stand-in", file, "git lfs pull"];
+        assert!(expected.iter().all(|part| found.contains(part)), "{found}");
+        std::fs::remove_file(bench.path(&format!("a/{file}"))).unwrap();
+    }
+    for (file, id) in [
+        ("processor_config.json", "config.malformed"),
+        ("modules.json", "config.malformed"),
+        ("vocab.json", "tokenizer.malformed"),
+    ] {
+        bench.file(&format!("a/{file}"), "{\"a\": 1,");
+        let found = findings(&bench, "a");
+        assert!(found.contains(id) && found.contains(file), "{found}");
+        bench.file(&format!("a/{file}"), "{\"a\": [Infinity]}");
+        assert!(!findings(&bench, "a").contains("malformed"));
+        std::fs::remove_file(bench.path(&format!("a/{file}"))).unwrap();
+    }
 }
 
 /// Two models whose template ends turns with the tokenizer's own end.
@@ -377,6 +424,8 @@ fn files_that_configs_name_must_be_there() {
     );
     let text = found(&bench);
     assert!(text.contains("parts/tokenization_x.py"), "{text}");
+    // What would be run is named, in lists too.
+    assert!(text.contains("parts.tokenization_x.T"), "{text}");
     bench.file("a/parts/tokenization_x.py", "pass");
     assert!(!found(&bench).contains("config.named-file-missing"));
 }

@@ -12,8 +12,8 @@ use numeric::FloatType;
 
 checks! {
     MALFORMED = "config.malformed", Error,
-        "config.json is malformed",
-        "Loaders need it to know what the tensors are.",
+        "A config is malformed",
+        "Loaders need config.json to know what the tensors are, and the configs beside it to prepare inputs.",
         "correct it, or download it again";
     MISSING = "config.missing", Warning,
         "The checkpoint has no config.json",

@@ -44,8 +44,8 @@ checks! {
         "It is damaged, or it holds more than tensors, which unpickling would execute.",
         "use the safetensors of the same model, or save its tensors alone";
     STAND_IN = "container.stand-in", Error,
-        "A file only stands for the weights",
-        "The weights were never fetched: it is a pointer of Git LFS, a web page, or what a server said instead.",
+        "A file only stands for the one that is meant",
+        "The file was never fetched: it is a pointer of Git LFS, a web page, or what a server said instead.",
         "fetch the file itself";
     NOT_A_FILE = "container.not-a-file", Error,
         "A weight file is no regular file",

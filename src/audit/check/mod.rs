@@ -2,6 +2,7 @@
 //!
 //! A broken part is a finding. Everything else is still checked.
 
+mod beside;
 pub(super) mod config;
 pub(super) mod container;
 pub(super) mod lock;
@@ -88,6 +89,7 @@ pub fn check(
     tokenizer::check_tokenizer(model, &mut report);
     report.checked.extend(tokenizer::CHECKS);
     config::check_config(&survey, model, &mut report);
+    beside::check_beside(model, &mut report);
     report.checked.extend(config::CHECKS);
     if survey.quantised.is_some() && !survey.quantised_by_config_only {
         let why = "the weights are quantised, so that shapes and values are not those of the architecture";

@@ -7,7 +7,8 @@ use serde_json::Value;
 use crate::{Finding, Place, Report, Severity};
 use architecture::is_input_embedding;
 use checkpoint::{
-    Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, settings, turn_end_beside,
+    Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, settings,
+    turn_end_beside, unknown_turn_end,
 };
 use plan::chat_template_parses;
 
@@ -56,12 +57,12 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
     // A model without tokens writes a vocabulary of one, and leaves the ids of its decoder's class in the config.
     let rows = rows(model).filter(|&rows| rows > 1);
     let malformed = |error: &CheckpointError, file: &str| {
-        Finding::new(
-            &MALFORMED,
-            Place::file(file),
-            "a sound file",
-            error.to_string(),
-        )
+        let found = match error {
+            // The finding names the file already.
+            CheckpointError::JsonMalformed { detail, .. } => detail.clone(),
+            error => error.to_string(),
+        };
+        Finding::new(&MALFORMED, Place::file(file), "a sound file", found)
     };
     let tokenizer = match Tokenizer::of(model) {
         Ok(TokenizerKind::Fast(tokenizer)) => Some(tokenizer),
@@ -139,6 +140,15 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             .into_iter()
             .filter_map(|id| u64::try_from(id).ok())
             .collect();
+        report.extend(unknown_turn_end(&template, tokenizer).map(|token| {
+            Finding::new(
+                &TURN_END,
+                Place::file("the chat template"),
+                format!("`{token}`, with which it ends turns, in the vocabulary"),
+                "no such token",
+            )
+            .with_remedy("add the token to the vocabulary, or take the template that fits it")
+        }));
         // Where nothing says what generation stops at, the caller does.
         let end = turn_end_beside(&template, tokenizer, &stops).filter(|_| !stops.is_empty());
         if let Some((token, id)) = end {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{config, container, structure, tokenizer};
+use super::{beside, config, container, structure, tokenizer};
 use crate::formats::clean::clean;
 use crate::{Command, Finding, Report, Severity};
 use checkpoint::{Checkpoint, CheckpointError, Location, Survey};
@@ -57,6 +57,7 @@ fn errors_of(location: &Location) -> Result<Vec<Finding>, CheckpointError> {
     if let Some(model) = &survey.checkpoint {
         tokenizer::check_tokenizer(model, &mut report);
         config::check_config(&survey, model, &mut report);
+        beside::check_beside(model, &mut report);
         if survey.quantised.is_none() || survey.quantised_by_config_only {
             structure::check_structure(&survey, model, false, &mut report);
         }

@@ -12,5 +12,5 @@ mod vocabulary;
 
 pub use file::{AddedToken, Tokenizer, TokenizerKind};
 pub use settings::{chat_template, settings};
-pub use turns::{turn_end_beside, unknown_turn_tokens};
+pub use turns::{turn_end_beside, unknown_turn_end, unknown_turn_tokens};
 pub use vocabulary::{VocabularyComparison, compare_vocabularies};

@@ -37,6 +37,17 @@ pub fn unknown_turn_tokens(template: &str, tokenizer: &Tokenizer) -> Vec<&'stati
     used.filter(|token| tokenizer.id(token).is_none()).collect()
 }
 
+/// The token that ends turns by a template, where neither it nor another that may do so is in the vocabulary: what the
+/// model writes then is text, at which nothing stops.
+pub fn unknown_turn_end(template: &str, tokenizer: &Tokenizer) -> Option<&'static str> {
+    if template.contains("eos_token") {
+        return None;
+    }
+    let used = || ENDS.into_iter().filter(|token| template.contains(token));
+    let known = used().any(|token| tokenizer.id(token).is_some());
+    used().next().filter(|_| !known)
+}
+
 /// The token that ends turns by a template, and its id, where generation stops at no such token.
 ///
 /// None where the template ends turns with the tokenizer's own end of sequence, or by no token that is known.

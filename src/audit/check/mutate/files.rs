@@ -390,6 +390,32 @@ pub(super) static DEFECTS: &[Defect] = &[
         },
     ),
     Defect::new(
+        "a pointer of Git LFS in place of a vocabulary",
+        &container::STAND_IN,
+        |draft| {
+            let name = "vocab-src.json";
+            draft.put(
+                name,
+                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            )?;
+            Ok(name.to_owned())
+        },
+    ),
+    Defect::new(
+        "a malformed config of a processor",
+        &config::MALFORMED,
+        |draft| {
+            let name = "video_processor_config.json";
+            draft.put(name, "{")?;
+            Ok(name.to_owned())
+        },
+    ),
+    Defect::new("a malformed vocabulary", &tokenizer::MALFORMED, |draft| {
+        let name = "vocab-tgt.json";
+        draft.put(name, "{")?;
+        Ok(name.to_owned())
+    }),
+    Defect::new(
         "a folder in the place of a vocabulary",
         &container::SIDE_FILE,
         |draft| {
