@@ -31,8 +31,14 @@ const HEADS_AT: [&str; 4] = [
     "cls.predictions.decoder.bias",
 ];
 
+/// The name within its part of the model: that of a pipeline's tensor begins with a folder, as `unet/conv_in.weight`.
+fn within_part(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
 /// Whether the tensor maps the last hidden state to the vocabulary.
 pub fn is_output_head(name: &str) -> bool {
+    let name = within_part(name);
     let module = name
         .strip_suffix(".weight")
         .or_else(|| name.strip_suffix(".bias"));
@@ -42,6 +48,7 @@ pub fn is_output_head(name: &str) -> bool {
 
 /// Whether the tensor maps tokens to hidden states: its first axis is the vocabulary.
 pub fn is_input_embedding(name: &str) -> bool {
+    let name = within_part(name);
     let Some(module) = name.strip_suffix(".weight") else {
         return false;
     };
@@ -53,7 +60,7 @@ pub fn is_input_embedding(name: &str) -> bool {
 ///
 /// Old checkpoints store these; new ones of the same model do not.
 pub fn is_derived_buffer(name: &str) -> bool {
-    let mut parts = name.rsplit('.');
+    let mut parts = within_part(name).rsplit('.');
     let last = parts.next().unwrap_or_default();
     let module = parts.next().unwrap_or_default();
     let parent = parts.next().unwrap_or_default();
@@ -95,7 +102,7 @@ pub fn is_observed_range(name: &str) -> bool {
 /// Whether the tensor bounds values or masks them, so that infinity is no damage: it means that there is no bound, or
 /// that nothing is seen there.
 pub fn may_be_infinite(name: &str) -> bool {
-    let last = name.rsplit('.').next().unwrap_or(name);
+    let last = within_part(name).rsplit('.').next().unwrap_or_default();
     let parts = || last.split('_');
     is_observed_range(name)
         || last.contains('_') && parts().any(|part| matches!(part, "min" | "max"))

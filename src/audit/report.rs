@@ -109,6 +109,18 @@ impl Place {
         Place::tensor(&tensor.name, place.map(|(shard, _)| shard.file_name()))
     }
 
+    /// The same place, of a part of a model whose tensors' names begin with `prefix` there and whose files are in the
+    /// folder of that name.
+    pub(super) fn of_part(mut self, prefix: &str) -> Place {
+        let within = |name: String| match name.starts_with(prefix) {
+            true => name,
+            false => format!("{prefix}{name}"),
+        };
+        self.file = self.file.map(within);
+        self.tensor = self.tensor.map(|name| format!("{prefix}{name}"));
+        self
+    }
+
     /// A field of a file.
     pub fn field(file: impl Into<String>, field: impl Into<String>) -> Place {
         Place {

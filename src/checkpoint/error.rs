@@ -97,6 +97,31 @@ pub enum CheckpointError {
         /// What to do about it.
         hint: String,
     },
+    /// The folder of a pipeline's component is not there.
+    #[error(
+        "{path} is not there: expected the folder of a component that model_index.json names",
+        path = .path.display()
+    )]
+    NoComponent {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file of torch would need tensors of several dtypes, or of one that it has no name for.
+    #[error("{path}: expected tensors of one float dtype to write, found {dtypes}", path = .path.display())]
+    NotOneStorage {
+        /// The file that would be written.
+        path: PathBuf,
+        /// The dtypes.
+        dtypes: String,
+    },
+    /// A file of a model names something that is not in the model's folder: it is not looked for.
+    #[error("{path} names `{name}`: expected a folder of the model", path = .path.display())]
+    NamesOutside {
+        /// The file.
+        path: PathBuf,
+        /// What it names.
+        name: String,
+    },
     /// A download that is not finished lies beside the weights.
     #[error("{path} is left of a download that is not finished, of {of}", path = .path.display())]
     Unfinished {
@@ -615,6 +640,13 @@ impl Hint for CheckpointError {
             | Self::ShardMissing { hint, .. } => hint,
             Self::Unfinished { .. } => {
                 "finish the download; if it is finished, remove what is left of it"
+            }
+            Self::NoComponent { .. } => {
+                "copy or download it again; a component that is meant to be left out is `[null, null]` there"
+            }
+            Self::NotOneStorage { .. } => "let `dtype` in the recipe give all of them one",
+            Self::NamesOutside { .. } => {
+                "put a copy of what is meant into the model's folder, and name that"
             }
             Self::NotAFile { hint, .. }
             | Self::StandIn { hint, .. }

@@ -11,7 +11,9 @@ use super::index::Index;
 use super::limits::{MAX_FOLDER_ENTRIES, MAX_SHARDS};
 use super::locate::Location;
 use super::unread::{download_hint, no_weights, not_one_set};
-use super::weight_names::{ADAPTERS, NumberedSet, is_of_training, numbered};
+use super::weight_names::{
+    ADAPTERS, NumberedSet, is_head_file, is_model, is_of_training, numbered,
+};
 
 /// The files that make up a checkpoint.
 #[derive(Debug)]
@@ -44,7 +46,14 @@ pub(super) struct FoundWeights {
 /// Finds the weights of a folder: safetensors if there are any, else pickles. After a problem it continues with the
 /// files that exist.
 pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, CheckpointError> {
-    let names = file_names(&location.path)?;
+    let mut names = file_names(&location.path)?;
+    // A head beside the weights is a part of its own, unless there is nothing else.
+    if names
+        .iter()
+        .any(|name| is_model(name) && !is_head_file(name))
+    {
+        names.retain(|name| !is_head_file(name));
+    }
     for format in [Format::Safetensors, Format::Pickle] {
         if let Some(mut found) = find_format(location, &names, format) {
             if format == Format::Safetensors {
@@ -277,14 +286,15 @@ fn choose_index<'a>(
     }
 }
 
-/// Without an index: `model.safetensors`, the only file, or the files of one complete set.
+/// Without an index: `model.safetensors` or what diffusers calls it, the only file, or the files of one complete set.
 fn choose_files(
     location: &Location,
     files: &BTreeSet<&str>,
     format: Format,
 ) -> Result<BTreeSet<String>, CheckpointError> {
-    if files.contains(format.single()) {
-        return Ok([format.single().to_owned()].into());
+    let singles = [format.single(), format.single_of_diffusers()];
+    if let Some(single) = singles.into_iter().find(|single| files.contains(single)) {
+        return Ok([single.to_owned()].into());
     }
     let mut sets: BTreeMap<Option<NumberedSet<'_>>, BTreeSet<usize>> = BTreeMap::new();
     for file in files {

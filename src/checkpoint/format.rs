@@ -1,5 +1,24 @@
 //! The two file formats of weights, and how file names tell them apart.
 
+/// The format of a weight file that is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WrittenAs {
+    /// Safetensors.
+    Safetensors,
+    /// What torch.save writes.
+    Torch,
+}
+
+impl WrittenAs {
+    /// The ending of its files' names.
+    pub fn end(self) -> &'static str {
+        match self {
+            WrittenAs::Safetensors => ".safetensors",
+            WrittenAs::Torch => ".pt",
+        }
+    }
+}
+
 /// The format of a checkpoint's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
@@ -34,6 +53,14 @@ impl Format {
         match self {
             Format::Safetensors => "model.safetensors",
             Format::Pickle => "pytorch_model.bin",
+        }
+    }
+
+    /// The same in the folder of a component of diffusers.
+    pub(super) fn single_of_diffusers(self) -> &'static str {
+        match self {
+            Format::Safetensors => "diffusion_pytorch_model.safetensors",
+            Format::Pickle => "diffusion_pytorch_model.bin",
         }
     }
 

@@ -19,6 +19,7 @@ use numeric::{Elements, FloatType, Stored};
 pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Tensors whose bytes are in memory.
+#[derive(Default)]
 pub struct InMemory {
     entries: Vec<TensorEntry>,
     bytes: Vec<Bytes>,

@@ -8,13 +8,15 @@ use serde_json::{Map, Value, json};
 
 use super::bounded::plain;
 use super::error::CheckpointError;
+use super::format::WrittenAs;
 use super::header::{LENGTH_BYTES, tensor_bytes};
 use super::limits::MAX_HEADER_BYTES;
+use super::torch_file::torch_layout;
 
 /// One file of the output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardLayout {
-    /// `model.safetensors`, or `model-00001-of-00003.safetensors`.
+    /// Its path from the folder of the output: `model.safetensors`, `unet/model-00001-of-00003.safetensors`.
     pub file_name: String,
     /// The start of the file: the header's length and the header, padded so that data begins at a page.
     pub header: Vec<u8>,
@@ -57,9 +59,27 @@ pub fn shard_layout(
     groups.into_iter().enumerate().map(layout).collect()
 }
 
+/// Puts tensors into a single file, whatever their size.
+///
+/// # Errors
+/// As [`shard_layout`]; and a file of torch takes tensors of one dtype only.
+pub fn single_file_layout(
+    tensors: &[(String, Dtype, Vec<usize>)],
+    stem: &str,
+    format: WrittenAs,
+) -> Result<ShardLayout, CheckpointError> {
+    let lens = checked_lens(tensors)?;
+    let file_name = format!("{stem}{}", format.end());
+    match format {
+        WrittenAs::Safetensors => lay_out(file_name, tensors, &lens, (0..tensors.len()).collect()),
+        WrittenAs::Torch => torch_layout(file_name, tensors, &lens),
+    }
+}
+
 /// The stem of the names of a model's weight files, as `model`: components of diffusers have one of their own.
 pub fn stem_of(file: &str) -> &str {
-    let stem = file.split('.').next().unwrap_or(file);
+    let name = file.rsplit('/').next().unwrap_or(file);
+    let stem = name.split('.').next().unwrap_or(name);
     let numbered = stem
         .split_once("-of-")
         .and_then(|(first, _)| first.rsplit_once('-'));
@@ -68,20 +88,25 @@ pub fn stem_of(file: &str) -> &str {
 
 /// The name of the index of these files.
 pub fn index_name(layouts: &[ShardLayout]) -> String {
-    let first = layouts
-        .first()
-        .map_or("model", |layout| stem_of(&layout.file_name));
-    format!("{first}.safetensors.index.json")
+    let first = layouts.first().map_or("model", |layout| &layout.file_name);
+    let folder = first.rfind('/').map_or("", |end| &first[..=end]);
+    format!("{folder}{}.safetensors.index.json", stem_of(first))
 }
 
-/// The text of the index, such as `model.safetensors.index.json`.
-pub fn index_json(layouts: &[ShardLayout], tensors: &[(String, Dtype, Vec<usize>)]) -> String {
+/// The text of the index, such as `model.safetensors.index.json`. It lies beside the files, and names them so.
+///
+/// `tensors` are those of these files alone, of which the first has the number `first` in the layouts.
+pub fn index_json(
+    layouts: &[ShardLayout],
+    first: usize,
+    tensors: &[(String, Dtype, Vec<usize>)],
+) -> String {
     let mut files = vec![None; tensors.len()];
     let mut total_size = 0;
     for layout in layouts {
         total_size += layout.file_size - layout.header.len() as u64;
         for (tensor, _) in &layout.tensors {
-            files[*tensor] = Some(layout.file_name.as_str());
+            files[*tensor - first] = layout.file_name.rsplit('/').next();
         }
     }
     let weight_map: Map<String, Value> = tensors
@@ -353,7 +378,7 @@ mod tests {
             file.resize(layout.file_size as usize, 7);
             write(&folder.path().join(&layout.file_name), &file);
         }
-        let index = index_json(&layouts, &list);
+        let index = index_json(&layouts, 0, &list);
         write(
             &folder.path().join("model.safetensors.index.json"),
             index.as_bytes(),

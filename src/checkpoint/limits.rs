@@ -30,6 +30,9 @@ pub(super) const MAX_TREE_BYTES: u64 = 64 << 20;
 /// The most shards of one checkpoint; `model-00001-of-99999` has five digits.
 pub(super) const MAX_SHARDS: usize = 100_000;
 
+/// The most parts of a model with weights of their own; the largest pipelines have about ten.
+pub(super) const MAX_PARTS: usize = 64;
+
 /// The most files looked at in a model's folder.
 pub(super) const MAX_FOLDER_ENTRIES: usize = 200_000;
 

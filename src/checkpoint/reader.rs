@@ -10,8 +10,11 @@ use super::behind::Reclaim;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::home::file_in;
+use super::joined::Joined;
+use super::layout::stem_of;
 use super::left_out::LeftOut;
 use super::locate::Location;
+use super::part::Part;
 use super::renamed::Renamed;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, SidecarKind, find_sidecars, left_out, unreadable};
@@ -22,7 +25,7 @@ use numeric::Elements;
 /// A model: the tensors of one source by name, its config, and the files beside them.
 ///
 /// All access to tensors goes through it, whatever their source; [`TensorSource`] says what an index means.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
     label: String,
     location: Location,
@@ -30,6 +33,8 @@ pub struct Checkpoint {
     beside: SidecarsFrom,
     by_name: HashMap<String, usize>,
     source: Arc<dyn TensorSource>,
+    parts: Vec<Part>,
+    stem: String,
     adapter: Option<Arc<Adapter>>,
     notes: Vec<String>,
 }
@@ -63,12 +68,72 @@ impl Checkpoint {
         Checkpoint {
             label: label.into(),
             location,
+            by_name,
+            parts: Vec::new(),
+            stem: stem_of_written(config.as_ref(), source.as_ref()),
             config,
             beside,
-            by_name,
             source,
             adapter: None,
             notes: Vec::new(),
+        }
+    }
+
+    /// A model of several parts, that of its folder's own weights first if it has any; [`Part::first`] is set here.
+    /// Messages call the model `label`, `location` is its folder, and `beside` are the files beside all weights.
+    pub fn joined(
+        label: &str,
+        location: Location,
+        beside: SidecarsFrom,
+        mut parts: Vec<Part>,
+    ) -> Checkpoint {
+        let mut end = 0;
+        for part in &mut parts {
+            part.first = end;
+            end += part.model.tensors().len();
+        }
+        let main = parts.first().filter(|part| part.prefix.is_empty());
+        let main = main.map(|part| Arc::clone(&part.model));
+        let config = main.as_ref().and_then(|main| main.config.clone());
+        let notes = parts.iter().flat_map(|part| part.model.notes());
+        let source = Arc::new(Joined::new(parts.clone()));
+        Checkpoint {
+            notes: notes.cloned().collect(),
+            adapter: main.and_then(|main| main.adapter.clone()),
+            parts,
+            ..Checkpoint::new(label, location, config, beside, source)
+        }
+    }
+
+    /// Its parts, if it has several: the weights of the folder itself first, if it has any.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The model without what lies apart from the weights of its folder. `None` if it has no weights of its own, as a
+    /// pipeline.
+    pub fn alone(&self) -> Option<&Checkpoint> {
+        match self.parts.first() {
+            None => Some(self),
+            Some(part) => part.prefix.is_empty().then_some(part.model.as_ref()),
+        }
+    }
+
+    /// Whether it is made of components alone, each a model of its own.
+    pub fn is_pipeline(&self) -> bool {
+        self.alone().is_none()
+    }
+
+    /// What the names of its weight files begin with where they are written: `model`, or what diffusers looks for.
+    pub fn stem(&self) -> &str {
+        &self.stem
+    }
+
+    /// The model with another [`stem`](Self::stem).
+    pub fn with_stem(self, stem: &str) -> Checkpoint {
+        Checkpoint {
+            stem: stem.into(),
+            ..self
         }
     }
 
@@ -77,11 +142,34 @@ impl Checkpoint {
         Checkpoint { notes, ..self }
     }
 
-    /// The model with a LoRA adapter applied, whatever the source of its tensors.
+    /// The model with a LoRA adapter applied, whatever the source of its tensors. Of a model of several parts, the
+    /// adapter is that of its own weights.
     ///
     /// # Errors
     /// If the adapter cannot be read, or does not fit the model.
     pub fn adapted(self, adapter: &Location) -> Result<Checkpoint, CheckpointError> {
+        if self.parts.is_empty() {
+            return self.adapted_alone(adapter);
+        }
+        let Some(main) = self.alone() else {
+            let why = Refusal::new("an adapter is for a model, and this is a pipeline of several");
+            return Err(CheckpointError::Adapter {
+                model: self.label.clone(),
+                source: why.with_hint("write the folder of the component in place of the pipeline: `pipeline/unet+adapter`"),
+            });
+        };
+        let mut parts = self.parts.clone();
+        let main = main.clone().adapted_alone(adapter)?;
+        parts[0].model = Arc::new(main);
+        Ok(Checkpoint::joined(
+            &self.label,
+            self.location,
+            self.beside,
+            parts,
+        ))
+    }
+
+    fn adapted_alone(self, adapter: &Location) -> Result<Checkpoint, CheckpointError> {
         let mut subject = Subject::new(
             self.source.entries().to_vec(),
             self.by_name,
@@ -104,21 +192,30 @@ impl Checkpoint {
         })
     }
 
-    /// The same model with other names for its tensors, in their order; names must be unique.
-    pub fn renamed(&self, names: Vec<String>) -> Checkpoint {
-        Checkpoint {
-            by_name: (0..)
-                .zip(&names)
-                .map(|(at, name)| (name.clone(), at))
-                .collect(),
-            source: Arc::new(Renamed::new(Arc::clone(&self.source), names)),
-            label: self.label.clone(),
-            location: self.location.clone(),
-            config: self.config.clone(),
-            beside: self.beside.clone(),
-            adapter: self.adapter.clone(),
-            notes: self.notes.clone(),
+    /// The same model with other names for its tensors, in their order; names must be unique. `None` if a tensor would be
+    /// of another part by its new name.
+    pub fn renamed(&self, names: Vec<String>) -> Option<Checkpoint> {
+        if self.parts.is_empty() {
+            let by_name = (0..).zip(&names).map(|(at, name)| (name.clone(), at));
+            return Some(Checkpoint {
+                by_name: by_name.collect(),
+                source: Arc::new(Renamed::new(Arc::clone(&self.source), names)),
+                ..self.clone()
+            });
         }
+        let mut names = names.into_iter();
+        let renamed = |part: &Part| {
+            let own = names.by_ref().take(part.model.tensors().len());
+            let own = own.map(|name| Some(name.strip_prefix(&part.prefix)?.to_owned()));
+            let own: Option<Vec<String>> = own.collect();
+            Some(Part {
+                model: Arc::new(part.model.renamed(own?)?),
+                ..part.clone()
+            })
+        };
+        let parts: Option<Vec<Part>> = self.parts.iter().map(renamed).collect();
+        let (location, beside) = (self.location.clone(), self.beside.clone());
+        Some(Checkpoint::joined(&self.label, location, beside, parts?))
     }
 
     /// The model's name in the recipe.
@@ -148,7 +245,11 @@ impl Checkpoint {
     pub fn sidecars(&self) -> Result<Vec<Sidecar>, CheckpointError> {
         match &self.beside {
             SidecarsFrom::Nothing => Ok(Vec::new()),
-            SidecarsFrom::Folder => find_sidecars(&self.location.path, self.config.as_ref()),
+            SidecarsFrom::Folder => {
+                let mut files = find_sidecars(&self.location.path, self.config.as_ref())?;
+                files.retain(|file| !self.has_file(&file.name));
+                Ok(files)
+            }
             SidecarsFrom::Files(files) => Ok(files.clone()),
         }
     }
@@ -173,9 +274,18 @@ impl Checkpoint {
     /// If its folder can't be read.
     pub fn left_out(&self) -> Result<Vec<LeftOut>, CheckpointError> {
         match &self.beside {
-            SidecarsFrom::Folder => left_out(&self.location.path, self.config.as_ref()),
+            SidecarsFrom::Folder => {
+                let mut left = left_out(&self.location.path, self.config.as_ref())?;
+                left.retain(|file| !self.has_file(&file.name));
+                Ok(left)
+            }
             SidecarsFrom::Nothing | SidecarsFrom::Files(_) => Ok(Vec::new()),
         }
+    }
+
+    /// Whether a file beside its folder's own weights belongs to the weights of one of its parts.
+    fn has_file(&self, name: &str) -> bool {
+        self.parts.iter().any(|part| part.has_file(name))
     }
 
     /// The path of a file of its folder, whatever it is for; `None` if there is none.
@@ -292,6 +402,16 @@ impl Checkpoint {
     /// If a file has changed in length or modification time, or is gone.
     pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
         self.source.check_unchanged()
+    }
+}
+
+/// The stem of the output's weight files. Components of diffusers keep that of their files.
+fn stem_of_written(config: Option<&ModelConfig>, source: &dyn TensorSource) -> String {
+    let is_component = config.is_some_and(|config| config.get("_class_name").is_some());
+    let first = source.shards().first().map(|shard| shard.file_name());
+    match first.filter(|_| is_component) {
+        Some(first) => stem_of(&first).to_owned(),
+        None => "model".to_owned(),
     }
 }
 

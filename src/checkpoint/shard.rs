@@ -30,6 +30,8 @@ pub struct Shard {
     pub header_len: u64,
     /// Its `__metadata__`; pickles have none.
     pub metadata: BTreeMap<String, String>,
+    /// The folder that it is in, from that of its model: `unet/`, or nothing.
+    folder: String,
     state: FileState,
     map: Mmap,
     behind: Behind,
@@ -88,6 +90,7 @@ impl Shard {
             file_size: map.len() as u64,
             header_len: 0,
             metadata: BTreeMap::new(),
+            folder: String::new(),
             state: FileState::of(&metadata),
             behind: Behind::new(map.len() as u64),
             map,
@@ -119,12 +122,15 @@ impl Shard {
         &self.map[offset as usize..]
     }
 
-    /// Its name without the folder.
+    /// Its path from the folder of its model: a plain name, but in the folder of a part of the model.
     pub fn file_name(&self) -> String {
-        self.path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default()
+        let name = self.path.file_name().unwrap_or_default();
+        format!("{}{}", self.folder, name.to_string_lossy())
+    }
+
+    /// Says that it is in this folder of its model.
+    pub(super) fn put_in(&mut self, folder: &str) {
+        self.folder = folder.to_owned();
     }
 
     /// The BLAKE3 digest of its header, length and padding included; pickles have none.

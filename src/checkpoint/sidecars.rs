@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::bounded::read_bounded;
+use super::composition::{components, named_modules};
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::file_names;
@@ -14,9 +15,9 @@ use super::home::file_in;
 use super::json::{is_lfs_pointer, parse_json};
 use super::left_out::{self, LeftOut, file_by_content, file_by_name, is_weights};
 use super::limits::{
-    MAX_CARRIED_ENTRIES, MAX_CONFIG_BYTES, MAX_FOLDER_DEPTH, MAX_SIDECAR_BYTES, MAX_TOKENIZER_BYTES,
+    MAX_CARRIED_ENTRIES, MAX_FOLDER_DEPTH, MAX_SIDECAR_BYTES, MAX_TOKENIZER_BYTES,
 };
-use super::weight_names::is_of_training;
+use super::weight_names::{is_model, is_of_training};
 
 /// A file that is copied to a checkpoint made from this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,7 +174,7 @@ impl Beside {
         let names = file_names(folder)?;
         let has_code = config.is_some_and(|config| config.get("auto_map").is_some())
             || names.iter().any(|name| names_code(folder, name));
-        let modules = module_folders(folder);
+        let parts = Inside::of(folder);
         let mut beside = Beside {
             files: Vec::new(),
             left_out: Vec::new(),
@@ -183,7 +184,10 @@ impl Beside {
         let mut waiting = vec![(String::new(), names, 0)];
         while let Some((before, names, depth)) = waiting.pop() {
             entries += names.len();
-            let is_module = modules.iter().any(|module| before == format!("{module}/"));
+            let is_module = parts
+                .modules
+                .iter()
+                .any(|module| before == format!("{module}/"));
             for name in names {
                 let path = format!("{before}{name}");
                 let known = match before.as_str() {
@@ -203,7 +207,7 @@ impl Beside {
                     }
                     _ if name.starts_with('.') || (before.is_empty() && is_of_output(&name)) => {}
                     _ if !is_dir => beside.add_other(folder, path),
-                    _ => match enter(folder, &path, depth, entries, &modules) {
+                    _ => match enter(folder, &path, depth, entries, &parts) {
                         Ok(inside) => waiting.push((path + "/", inside, depth + 1)),
                         Err(why) => beside.leave(path + "/", why),
                     },
@@ -254,10 +258,10 @@ fn enter(
     path: &str,
     depth: usize,
     entries: usize,
-    modules: &[String],
+    parts: &Inside,
 ) -> Result<BTreeSet<String>, &'static str> {
     let inside = file_names(&folder.join(path)).map_err(|_| "folders that cannot be listed")?;
-    if modules.iter().any(|module| module == path) {
+    if parts.holds(path) {
         return Ok(inside);
     }
     let is_link = fs::symlink_metadata(folder.join(path)).is_ok_and(|found| found.is_symlink());
@@ -319,32 +323,30 @@ fn names_code(folder: &Path, name: &str) -> bool {
     is_config && read().is_some_and(code)
 }
 
-/// The folders of a sentence-transformers model's modules: those that `modules.json` names, and those that are called
-/// as it calls them. `0_Transformer` is the model itself.
-fn module_folders(folder: &Path) -> Vec<String> {
-    let read = || {
-        let path = file_in(folder, "modules.json").ok().flatten()?;
-        let bytes = read_bounded(&path, MAX_CONFIG_BYTES, "modules, in bytes").ok()?;
-        let modules = parse_json(&bytes).ok()?;
-        let paths = modules.as_array()?.iter();
-        let paths = paths.filter_map(|module| module.get("path")?.as_str());
-        let plain =
-            |path: &&str| !path.is_empty() && !path.starts_with('.') && !path.contains(['/', '\\']);
-        Some(paths.filter(plain).map(str::to_owned).collect::<Vec<_>>())
-    };
-    let mut folders = read().unwrap_or_default();
-    let names = file_names(folder).unwrap_or_default().into_iter();
-    folders.extend(names.filter(|name| is_module_dir(name)));
-    folders.retain(|name| !name.ends_with("_Transformer"));
-    folders
+/// The folders that are looked into whatever they hold: those of modules, and of a pipeline's components.
+struct Inside {
+    modules: Vec<String>,
+    components: Vec<String>,
 }
 
-/// `1_Pooling`: a module of a sentence-transformers model.
-fn is_module_dir(name: &str) -> bool {
-    name.split_once('_').is_some_and(|(number, rest)| {
-        let digits = number.bytes().all(|b| b.is_ascii_digit());
-        !number.is_empty() && digits && !rest.is_empty()
-    })
+impl Inside {
+    fn of(folder: &Path) -> Inside {
+        let (mut modules, _) = named_modules(folder);
+        // `0_Transformer` is the model itself.
+        let names = file_names(folder).unwrap_or_default();
+        if names.iter().any(|name| is_model(name)) {
+            modules.retain(|name| !name.ends_with("_Transformer"));
+        }
+        Inside {
+            modules,
+            components: components(folder).unwrap_or_default(),
+        }
+    }
+
+    fn holds(&self, path: &str) -> bool {
+        let mut folders = self.modules.iter().chain(&self.components);
+        folders.any(|folder| folder == path)
+    }
 }
 
 #[cfg(test)]

@@ -10,23 +10,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bounded::plain;
+use super::composition::Composition;
 use super::config::ModelConfig;
 use super::error::{CheckpointError, Stray};
 use super::files::Files;
 use super::folder::{FoundWeights, Weights, check_link, file_names, find_weights};
-use super::format::Format;
+use super::format::{Format, WrittenAs};
 use super::hub::{listed_names, snapshot_of};
 use super::index::Index;
 use super::locate::Location;
+use super::part::Part;
 use super::quantised::{only_config_says, refuse_quantised};
 use super::reader::{Checkpoint, SidecarsFrom};
 use super::shard::FOLDER_NAMED_AS_A_FILE;
 use super::sidecars::is_carried;
 use super::unread::download_hint;
 use super::weight_names::{UNFINISHED, other_format};
+use numeric::FloatType;
+use safetensors::Dtype;
 
 /// The result of opening a checkpoint file by file.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Survey {
     /// The tensors of the valid files, if there are any.
     pub checkpoint: Option<Checkpoint>,
@@ -101,6 +105,92 @@ impl Survey {
     /// # Errors
     /// If there is nothing to open: the file or folder does not exist, or the folder has no weights.
     pub fn of(label: &str, location: &Location) -> Result<Survey, CheckpointError> {
+        let composition = Composition::of(location)?;
+        let mut whole = match composition.is_whole {
+            true => Survey::of_weights(label, location, "")?,
+            false => Survey::default(),
+        };
+        whole.problems.extend(composition.problems);
+        if composition.is_whole && composition.parts.is_empty() {
+            return Ok(whole);
+        }
+        let main = whole.checkpoint.take().map(|model| Part {
+            prefix: String::new(),
+            first: 0,
+            stem: model.stem().to_owned(),
+            format: WrittenAs::Safetensors,
+            model: Arc::new(model),
+        });
+        let mut parts: Vec<Part> = main.into_iter().collect();
+        let mut notes = composition.notes;
+        for place in composition.parts {
+            let name = place.prefix.trim_end_matches('/');
+            let label = format!("{label}/{name}");
+            let survey = Survey::of_weights(&label, &place.location, &place.folder);
+            if place.format == WrittenAs::Torch
+                && let Err(why) = can_be_rewritten(&survey)
+            {
+                notes.push(format!(
+                    "{} is carried as it is and not merged: {why}",
+                    place.location.path.display()
+                ));
+                continue;
+            }
+            match survey {
+                Ok(mut survey) => {
+                    let model = survey.checkpoint.take();
+                    parts.extend(model.map(|model| Part {
+                        stem: match place.folder.as_str() {
+                            "" => name.to_owned(),
+                            folder => format!("{folder}{}", model.stem()),
+                        },
+                        prefix: place.prefix.clone(),
+                        first: 0,
+                        format: place.format,
+                        model: Arc::new(model),
+                    }));
+                    whole.add(survey, &place.folder);
+                }
+                Err(problem) => {
+                    whole.problems.push(problem);
+                    whole.partial = true;
+                }
+            }
+        }
+        let joined = (!parts.is_empty())
+            .then(|| Checkpoint::joined(label, location.clone(), SidecarsFrom::Folder, parts));
+        if let Some(model) = &joined {
+            whole.problems.extend(twice(model));
+        }
+        whole.checkpoint = joined.map(|model| {
+            let notes = [model.notes(), &notes].concat();
+            model.with_notes(notes)
+        });
+        Ok(whole)
+    }
+
+    /// Adds what was found in the folder of a part.
+    fn add(&mut self, part: Survey, folder: &str) {
+        let inside = |name: String| format!("{folder}{name}");
+        self.problems.extend(part.problems);
+        self.partial |= part.partial;
+        self.left_aside
+            .extend(part.left_aside.into_iter().map(inside));
+        self.superseded.extend(part.superseded);
+        self.unread_index = self.unread_index.take().or(part.unread_index.map(inside));
+        self.total_size = self.total_size.take().or(part.total_size);
+        if self.quantised.is_none() {
+            self.quantised_by_config_only = part.quantised_by_config_only;
+            self.quantised = part.quantised;
+        }
+    }
+
+    /// Opens the weights of one folder, which is `folder` in that of its model, or of a single file.
+    fn of_weights(
+        label: &str,
+        location: &Location,
+        folder: &str,
+    ) -> Result<Survey, CheckpointError> {
         let path = &location.path;
         let is_dir = fs::metadata(path)
             .map_err(|source| CheckpointError::io("open", path, source))?
@@ -182,6 +272,9 @@ impl Survey {
             true => SidecarsFrom::Folder,
             false => SidecarsFrom::Nothing,
         };
+        for shard in &mut files.shards {
+            shard.put_in(folder);
+        }
         Ok(Survey {
             partial,
             left_aside,
@@ -198,6 +291,37 @@ impl Survey {
             }),
         })
     }
+}
+
+/// Whether a file of torch can be written anew: it is read whole, and its tensors have one float dtype.
+fn can_be_rewritten(survey: &Result<Survey, CheckpointError>) -> Result<(), String> {
+    let survey = survey.as_ref().map_err(ToString::to_string)?;
+    if let Some(problem) = survey.problems.first() {
+        return Err(problem.to_string());
+    }
+    let tensors = survey.checkpoint.iter().flat_map(Checkpoint::tensors);
+    let mut dtypes = tensors.map(|tensor| tensor.dtype);
+    let first = dtypes.next().unwrap_or(Dtype::F32);
+    match dtypes.all(|dtype| dtype == first) && FloatType::of(first).is_some() {
+        true => Ok(()),
+        false => Err("its tensors are not of one float dtype".to_owned()),
+    }
+}
+
+/// A problem if two parts have a tensor of the same name in the model.
+fn twice(model: &Checkpoint) -> Option<CheckpointError> {
+    let file = |at: usize| model.place(at).map(|(shard, _)| shard.file_name());
+    let tensors = model.tensors().iter().enumerate();
+    let mut twice = tensors.filter_map(|(at, tensor)| {
+        let first = model.find(&tensor.name).filter(|&first| first != at)?;
+        Some(CheckpointError::DuplicateTensor {
+            path: model.location().path.clone(),
+            tensor: tensor.name.clone(),
+            first: file(first)?,
+            second: file(at)?,
+        })
+    });
+    twice.next()
 }
 
 /// What is missing beside the weights of a folder: problems, and a note on other files that were not downloaded.

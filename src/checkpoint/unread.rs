@@ -5,10 +5,9 @@ use std::path::Path;
 
 use super::error::CheckpointError;
 use super::folder::file_names;
-use super::format::Format;
 use super::hub::snapshot_of;
 use super::locate::Location;
-use super::weight_names::{ADAPTERS, is_of_training, numbered, other_format};
+use super::weight_names::{ADAPTERS, is_model, numbered, other_format};
 
 /// The most subfolders that are searched for weights.
 const SUBFOLDERS: usize = 1_000;
@@ -107,7 +106,7 @@ fn no_weights_hint(location: &Location, names: &BTreeSet<String>) -> String {
             .into();
     }
     if names.contains("model_index.json") {
-        return "this is a pipeline, name the folder of one component".into();
+        return "this is a pipeline, and none of the components that model_index.json names has weights here".into();
     }
     if let Some(hint) = of_training_run(folder, names) {
         return hint;
@@ -118,7 +117,7 @@ fn no_weights_hint(location: &Location, names: &BTreeSet<String>) -> String {
             None => "this is the Hub's cache of a model: name one of its `snapshots`".into(),
         };
     }
-    if let Some(inside) = subfolder_with(&is_weights, folder, names) {
+    if let Some(inside) = subfolder_with(&is_model, folder, names) {
         return format!("its folder `{inside}` holds weights: name that one");
     }
     if let Some(inside) = subfolder_with(&|name| ADAPTERS.contains(&name), folder, names) {
@@ -175,11 +174,6 @@ fn subfolders<'n>(
     let dirs = names.iter().filter(|name| folder.join(name).is_dir());
     dirs.take(SUBFOLDERS)
         .filter_map(|name| Some((name, file_names(&folder.join(name)).ok()?)))
-}
-
-/// Whether a file has the name of a model's weights.
-fn is_weights(name: &str) -> bool {
-    Format::named(name).is_some() && !is_of_training(name) && !ADAPTERS.contains(&name)
 }
 
 /// Of the subfolders with such a file, the one whose name ends in the largest number: the last checkpoint of a training

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::format::{Format, WrittenAs};
+
 /// The names of a LoRA adapter's weights.
 pub(super) const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
@@ -31,6 +33,37 @@ pub(super) fn is_of_training(name: &str) -> bool {
         "training_args",
     ];
     starts.iter().any(|start| name.starts_with(start)) || name.contains("optim_states")
+}
+
+/// Heads that are kept in a file of their own beside the weights: the file's name, the endings that it may have, and the
+/// format in which loaders look for it.
+pub(super) const HEADS: [(&str, &[&str], WrittenAs); 3] = [
+    ("colbert_linear", &[".pt"], WrittenAs::Torch),
+    ("sparse_linear", &[".pt"], WrittenAs::Torch),
+    (
+        "value_head",
+        &[".safetensors", ".bin"],
+        WrittenAs::Safetensors,
+    ),
+];
+
+/// Whether a file has the name of a model's weights.
+pub(super) fn is_model(name: &str) -> bool {
+    Format::named(name).is_some() && !is_of_training(name) && !ADAPTERS.contains(&name)
+}
+
+/// Whether a file has the name of an index of weights, in the folder itself.
+pub(super) fn is_index(name: &str) -> bool {
+    let ends = [Format::Safetensors, Format::Pickle].map(Format::index_end);
+    !name.contains('/') && ends.iter().any(|end| name.ends_with(end))
+}
+
+/// Whether a file has the name of a head beside the weights.
+pub(super) fn is_head_file(name: &str) -> bool {
+    HEADS.iter().any(|(stem, ends, _)| {
+        let end = name.strip_prefix(stem);
+        end.is_some_and(|end| ends.contains(&end))
+    })
 }
 
 /// A set of shards by the names of its files.

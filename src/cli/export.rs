@@ -100,8 +100,13 @@ fn to_gguf(arguments: &GgufArguments) -> Result<(), Failure> {
         encoding: arguments.encoding.into(),
         pretokenizer: arguments.pre_tokenizer.as_deref(),
     };
-    let export = Export::plan(&checkpoint, options).map_err(in_model)?;
-    check_free(&arguments.out, arguments.force, &checkpoint)?;
+    // What lies apart from the weights of the folder has no place in such a file.
+    let checkpoint = checkpoint.alone().ok_or_else(|| {
+        let why = Refusal::new("this is a pipeline, and a GGUF file holds one model");
+        in_model(why.with_hint("name the folder of one of its components"))
+    })?;
+    let export = Export::plan(checkpoint, options).map_err(in_model)?;
+    check_free(&arguments.out, arguments.force, checkpoint)?;
     write(&export, &arguments.out, &stop).map_err(|why| match why {
         Unwritten::User => Failure::Stopped("stopped; nothing was written".into()),
         Unwritten::Disk(message) => Failure::tool(message),

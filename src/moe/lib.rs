@@ -235,6 +235,7 @@ fn finish(
         tensors: planned,
         equal,
         usages,
+        parts: Vec::new(),
         config: decided.config,
         sidecars,
         made: Vec::new(),
@@ -276,6 +277,7 @@ fn open(
     if !complete {
         return None;
     }
+    models.leave_parts(problems);
     models.donor = models.index(base?)?;
     models.base = Some(models.donor);
     let asked = options.plan.tokenizer_from.as_ref();

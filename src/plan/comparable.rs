@@ -23,9 +23,11 @@ const KEY: &str = "allow_config_differences";
 /// Compares the config of each merged model with the donor's, which the output will have.
 ///
 /// Returns whether all are of one architecture, or may differ in it: else nothing more can be said of their tensors.
+/// Fields that differ and are allowed to are added to `allowed`.
 pub(super) fn compare_configs(
     recipe: &Recipe,
     models: &Models,
+    allowed: &mut Vec<String>,
     notes: &mut Vec<String>,
     problems: &mut Problems,
 ) -> bool {
@@ -33,7 +35,6 @@ pub(super) fn compare_configs(
         return true;
     };
     let mut one_architecture = true;
-    let mut allowed = Vec::new();
     for model in (0..models.merged).filter(|&model| model != models.donor) {
         let Some(theirs) = models.checkpoints[model].config() else {
             continue;
@@ -49,6 +50,11 @@ pub(super) fn compare_configs(
         note(models, model, &others, notes);
         refuse(models, model, &refused, problems);
     }
+    one_architecture
+}
+
+/// Notes fields that the recipe allows to differ and in which no configs do.
+pub(super) fn unused_allowances(recipe: &Recipe, allowed: &[String], notes: &mut Vec<String>) {
     for field in &recipe.allowed {
         // Labels are compared once it is known which tensors are merged.
         if !allowed.contains(&field.value) && field.value != LABELS {
@@ -59,7 +65,6 @@ pub(super) fn compare_configs(
             ));
         }
     }
-    one_architecture
 }
 
 fn note(models: &Models, model: usize, found: &[Difference], notes: &mut Vec<String>) {
@@ -177,7 +182,7 @@ pub(super) fn compare_labels(
         let hint = format!(
             "{what}; `except: [{{tensors: '{}', action: copy}}]` keeps the first model's; if the labels mean the same, \
              add `{KEY}: [{LABELS}]` to the recipe",
-            rows.name
+            models.qualified(&rows.name)
         );
         problems.add(models.at[model], message, Some(hint));
     }

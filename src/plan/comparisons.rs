@@ -107,19 +107,20 @@ const NAMED: usize = 4;
 
 /// What `tensors:` of an `except` entry says to match all of these names: the only one, what they have in common, or a
 /// list of them; none for many that have nothing in common.
-pub(super) fn pattern_of(names: &[String]) -> Option<String> {
+pub(super) fn pattern_of<S: AsRef<str>>(names: &[S]) -> Option<String> {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
     let (first, others) = names.split_first()?;
     if others.is_empty() {
         return Some(format!("'{first}'"));
     }
-    let common = others.iter().fold(first.as_str(), |common, name| {
+    let common = others.iter().fold(*first, |common, name| {
         let same = common.bytes().zip(name.bytes());
         let len = same.take_while(|(ours, theirs)| ours == theirs).count();
         // They share these bytes, but the bytes may end within a character.
         common.get(..len).unwrap_or_default()
     });
-    if let Some(dot) = common.rfind('.') {
-        return Some(format!("'{}*'", &common[..=dot]));
+    if let Some(end) = common.rfind(['.', '/']) {
+        return Some(format!("'{}*'", &common[..=end]));
     }
     let listed = || {
         let quoted = names.iter().map(|name| format!("'{name}'"));
@@ -130,10 +131,11 @@ pub(super) fn pattern_of(names: &[String]) -> Option<String> {
 
 /// What to do about tensors that the model lacks, and its nearest name to the first of them.
 ///
-/// `rules` are those of `rename` by which it would have them.
+/// `prefix` is that of their part of the model, and `rules` are those of `rename` by which it would have them.
 pub(super) fn missing_hint(
     counterparts: &Counterparts,
     missing: &[String],
+    prefix: &str,
     rules: Option<String>,
 ) -> String {
     let nearest = match &counterparts.doubted {
@@ -148,7 +150,11 @@ pub(super) fn missing_hint(
         Some(rules) => format!("{nearest}; if it only names them otherwise, add `{rules}`"),
         None => nearest,
     };
-    match pattern_of(missing) {
+    let missing: Vec<String> = missing
+        .iter()
+        .map(|name| format!("{prefix}{name}"))
+        .collect();
+    match pattern_of(&missing) {
         Some(pattern) => format!(
             "{nearest}; `except: [{{tensors: {pattern}, action: drop}}]` leaves such tensors out of the merge"
         ),

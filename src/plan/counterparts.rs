@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::models::Models;
 use architecture::{
     LayerStack, is_input_embedding, is_number, is_output_head, other_spelling, unwrapped,
 };
@@ -33,10 +34,11 @@ impl Counterparts {
     /// A tensor that the recipe drops has no counterpart, whatever its name in other models.
     pub(super) fn new(
         recipe: &Recipe,
-        donor: &Checkpoint,
+        models: &Models,
         stacks: &[LayerStack],
         model: &Checkpoint,
     ) -> Self {
+        let donor = models.donor();
         let of_donor = unwrapped_names(donor);
         let donor_names: HashSet<&str> = of_donor.iter().map(String::as_str).collect();
         let mut names = unwrapped_names(model);
@@ -53,14 +55,14 @@ impl Counterparts {
         };
         let dropped: Vec<bool> = names
             .iter()
-            .map(|name| drops(recipe.named_exception(name)))
+            .map(|name| drops(recipe.named_exception(&models.qualified(name))))
             .collect();
         for _ in 0..ALIASES {
             let reference: Vec<(&str, &[usize])> = donor
                 .tensors()
                 .iter()
                 .zip(&of_donor)
-                .filter(|(_, name)| !drops(recipe.exception(name)))
+                .filter(|(_, name)| !drops(recipe.exception(&models.qualified(name))))
                 .map(|(tensor, name)| (name.as_str(), tensor.shape.as_slice()))
                 .collect();
             let other: Vec<(&str, &[usize])> = names

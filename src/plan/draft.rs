@@ -3,10 +3,11 @@
 use bytesize::ByteSize;
 
 use super::models::Models;
+use super::output_part::OutputPart;
 use super::problems::{Problems, count};
 use super::results::{all_of, held_by, made_once, reading};
 use super::{Options, Plan, PlannedTensor, Purpose, TensorUsage, VocabularySummary};
-use checkpoint::{Dtype, Sidecar, shard_layout, stem_of};
+use checkpoint::{CheckpointError, ShardLayout, Sidecar, shard_layout, single_file_layout};
 use engine::{Cost, Limits, Settings};
 use methods::MethodInfo;
 use numeric::BLOCK;
@@ -32,6 +33,8 @@ pub struct Draft {
     pub equal: Vec<(usize, usize, usize)>,
     /// What happens to each tensor of each model.
     pub usages: Vec<Vec<TensorUsage>>,
+    /// Its parts; none stands for one that is the whole.
+    pub parts: Vec<OutputPart>,
     /// The output's `config.json`.
     pub config: Option<serde_json::Value>,
     /// Files copied from the models: the model, and the file.
@@ -48,10 +51,15 @@ impl Draft {
     /// Completes the plan; `None` if it cannot be written, or does not fit into the memory allowed.
     pub fn finish(self, options: &Options, problems: &mut Problems) -> Option<Plan> {
         let Draft {
-            models, tensors, ..
+            models,
+            tensors,
+            mut parts,
+            ..
         } = self;
-        let stem = stem(&models, self.config.as_ref());
-        let shards = match shard_layout(&signatures(&tensors), options.shard_size, &stem) {
+        if parts.is_empty() {
+            parts = vec![OutputPart::whole(models.donor().stem(), tensors.len())];
+        }
+        let shards = match shards(&tensors, &mut parts, options.shard_size) {
             Ok(shards) => shards,
             Err(error) => {
                 problems.add_error(None, &error);
@@ -132,6 +140,7 @@ impl Draft {
             equal: self.equal,
             usages: self.usages,
             shards,
+            parts,
             config: self.config,
             sidecars: self.sidecars,
             made: self.made,
@@ -146,14 +155,29 @@ impl Draft {
     }
 }
 
-/// What the names of the output's weight files begin with: `model`, or what diffusers looks for.
-fn stem(models: &Models, config: Option<&serde_json::Value>) -> String {
-    let shards = models.donor().shards();
-    let is_component = config.is_some_and(|config| config.get("_class_name").is_some());
-    match shards.first().filter(|_| is_component) {
-        Some(shard) => stem_of(&shard.file_name()).to_owned(),
-        None => "model".to_owned(),
+/// Lays out the files of each part by itself, and says which they are.
+fn shards(
+    tensors: &[PlannedTensor],
+    parts: &mut [OutputPart],
+    shard_size: u64,
+) -> Result<Vec<ShardLayout>, CheckpointError> {
+    let mut shards = Vec::new();
+    for part in parts.iter_mut() {
+        let begin = shards.len();
+        // A part whose tensors are all dropped has no file.
+        if !part.tensors.is_empty() {
+            let signatures = part.signatures(tensors);
+            let mut files = match part.is_one_file() {
+                true => vec![single_file_layout(&signatures, &part.stem, part.format)?],
+                false => shard_layout(&signatures, shard_size, &part.stem)?,
+            };
+            let numbers = files.iter_mut().flat_map(|file| &mut file.tensors);
+            numbers.for_each(|(tensor, _)| *tensor += part.tensors.start);
+            shards.extend(files);
+        }
+        part.shards = begin..shards.len();
     }
+    Ok(shards)
 }
 
 /// The tensor that takes more memory than blocks usually do, and why: it is held whole, or its rows are, or its columns
@@ -181,17 +205,11 @@ fn held_whole(tensors: &[PlannedTensor]) -> Option<String> {
     ))
 }
 
-pub(super) fn signatures(tensors: &[PlannedTensor]) -> Vec<(String, Dtype, Vec<usize>)> {
-    tensors
-        .iter()
-        .map(|tensor| (tensor.name.clone(), tensor.dtype, tensor.shape.clone()))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Operation;
     use super::*;
+    use checkpoint::Dtype;
     use engine::{AnyProgram, Measured, Pass, Program};
     use numeric::Real;
 

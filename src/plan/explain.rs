@@ -201,10 +201,16 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
 /// The files that are written, and what they cost.
 fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
     writeln!(out)?;
-    let files = match &plan.shards[..] {
-        [shard] => shard.file_name.clone(),
-        shards => format!("{} shards", shards.len()),
-    };
+    let files = plan.parts.iter().filter_map(|part| {
+        let file = match &plan.shards[part.shards.clone()] {
+            [] => return None,
+            [shard] => shard.file_name.clone(),
+            shards if part.prefix.is_empty() => format!("{} shards", shards.len()),
+            shards => format!("{} shards of {}", shards.len(), part.stem),
+        };
+        Some(printable(&file).into_owned())
+    });
+    let files: Vec<String> = files.collect();
     let dtypes: Vec<String> = plan
         .dtypes()
         .into_iter()
@@ -212,9 +218,10 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
         .collect();
     writeln!(
         out,
-        "output   {} tensors ({}) in {files}",
+        "output   {} tensors ({}) in {}",
         plan.tensors.len(),
-        dtypes.join(", ")
+        dtypes.join(", "),
+        files.join(", ")
     )?;
     if !plan.sidecars.is_empty() || !plan.made.is_empty() {
         let made = plan.made.iter().map(|(name, _)| name.as_str());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::around::{Around, is_sibling};
 use super::counterparts::{Counterparts, is_head};
-use super::models::Models;
+use super::models::{Models, Modules};
 use super::modules::{assign, feeds_embeddings};
 use super::problems::{Problems, count, some_of};
 use architecture::{
@@ -49,6 +49,17 @@ pub(super) struct OutputTensor {
     pub(super) group: usize,
     /// For each source of the group, the tensor's name there (in the donor's spelling).
     pub(super) picks: Vec<String>,
+}
+
+impl OutputTensor {
+    /// The same by the names that its part's tensors have in the whole model.
+    pub(super) fn qualified(mut self, models: &Models) -> OutputTensor {
+        self.name = models.qualified(&self.name).into_owned();
+        for name in &mut self.picks {
+            *name = models.qualified(name).into_owned();
+        }
+        self
+    }
 }
 
 /// How the layers of a stack were restacked.
@@ -112,17 +123,23 @@ pub(super) fn layout<'r>(
         layer_maps: Vec::new(),
     };
     let names = &counterparts[models.donor].names;
-    let modules = assign(
-        &recipe.modules,
-        names,
-        models.label(models.donor),
-        notes,
-        problems,
-    );
+    let modules = match &models.modules {
+        Modules::Of(module) => vec![*module; names.len()],
+        Modules::ByName { elsewhere } => assign(
+            (&recipe.modules, elsewhere),
+            names,
+            models.label(models.donor),
+            notes,
+            problems,
+        ),
+    };
     if !problems.is_empty() {
         return layout;
     }
     for (index, module) in recipe.modules.iter().enumerate() {
+        if !models.modules.has(index) {
+            continue;
+        }
         let names: Vec<&String> = names
             .iter()
             .zip(&modules)
@@ -256,7 +273,7 @@ impl<'r> Part<'_, 'r> {
                 .filter(|name| donor.find(name).is_none() && !added.contains(name))
                 .filter(|name| !(is_derived_buffer(name) || donor.tied && is_head(name)))
                 .filter(|name| {
-                    let exception = self.recipe.exception(name);
+                    let exception = self.recipe.exception(&self.models.qualified(name));
                     exception.is_some_and(|exception| exception.fallback == Fallback::Copy)
                 })
                 .collect();

@@ -18,7 +18,10 @@ mod explain;
 mod layers;
 mod models;
 mod modules;
+mod output_part;
 mod outputs;
+mod parts;
+mod pipelines;
 mod planned;
 mod problems;
 mod renames;
@@ -33,6 +36,7 @@ use std::sync::Arc;
 
 pub use config::dtype_name;
 pub use explain::{Detail, json, text};
+pub use output_part::OutputPart;
 pub use planned::{Operation, PlannedTensor, SourceTensor};
 pub use problems::{count, warnings};
 pub use results::MergeResult;
@@ -42,12 +46,15 @@ pub use views::{ColumnRatio, Cut, LatePicks, Part, Rows, View};
 pub use vocabularies::check as check_vocabularies;
 
 use checkpoint::{
-    Checkpoint, Dtype, ModelConfig, ModelRef, Resolver, ShardLayout, Sidecar, json_text,
+    Checkpoint, ModelConfig, ModelRef, Resolver, ShardLayout, Sidecar, index_json, index_name,
+    json_text,
 };
 pub use draft::Draft;
 use engine::{Cost, Limits, Settings};
+use layers::OutputTensor;
 use methods::{self, MethodInfo};
 pub use models::Models;
+use parts::Whole;
 pub use problems::Problems;
 use recipe::{Located, Recipe, RecipeError, Rounding};
 pub use results::Results;
@@ -112,6 +119,8 @@ pub struct Plan {
     pub usages: Vec<Vec<TensorUsage>>,
     /// The output's weight files.
     pub shards: Vec<ShardLayout>,
+    /// The parts of the output whose weights lie apart: one, unless the donor has several.
+    pub parts: Vec<OutputPart>,
     /// The output's `config.json`, if the donor has one.
     pub config: Option<serde_json::Value>,
     /// Files copied from the models: the model, and the file.
@@ -152,9 +161,16 @@ pub enum TensorUsage {
 }
 
 impl Plan {
-    /// Names, dtypes and shapes of the output's tensors, in the form that header and index writers take.
-    pub fn signatures(&self) -> Vec<(String, Dtype, Vec<usize>)> {
-        draft::signatures(&self.tensors)
+    /// The indexes of the output's weight files: their paths from its folder, and their texts.
+    pub fn indexes(&self) -> Vec<(String, String)> {
+        let several = self.parts.iter().filter(|part| part.shards.len() > 1);
+        let index = |part: &OutputPart| {
+            let shards = &self.shards[part.shards.clone()];
+            let signatures = part.signatures(&self.tensors);
+            let text = index_json(shards, part.tensors.start, &signatures);
+            (index_name(shards), text)
+        };
+        several.map(index).collect()
     }
 
     /// The command that runs it: `merge`, if no other is named.
@@ -175,10 +191,32 @@ impl Plan {
 
     /// The text of the output's `config.json`, if the donor has one: what is as in the donor's keeps its text.
     pub fn config_text(&self) -> Option<String> {
-        let donor = self.models[self.donor].config();
-        let original = donor.and_then(ModelConfig::text);
+        let original = self.models[self.donor].config();
         let config = self.config.as_ref()?;
-        Some(json_text(config, original))
+        Some(json_text(config, original.and_then(ModelConfig::text)))
+    }
+
+    /// The output's configs: the path of each from the output's folder, what it says, and its text.
+    pub fn configs(&self) -> impl Iterator<Item = (String, &serde_json::Value, String)> {
+        self.parts.iter().filter_map(|part| {
+            let (value, text) = self.config_of(part)?;
+            Some((format!("{}config.json", part.folder()), value, text))
+        })
+    }
+
+    /// The config of a part of the output and its text, if it has one.
+    pub fn config_of<'p>(
+        &'p self,
+        part: &'p OutputPart,
+    ) -> Option<(&'p serde_json::Value, String)> {
+        if part.prefix.is_empty() {
+            return Some((self.config.as_ref()?, self.config_text()?));
+        }
+        let mut parts = self.models[self.donor].parts().iter();
+        let donor = parts.find(|donor| donor.prefix == part.prefix);
+        let original = donor.and_then(|donor| donor.model.config()?.text());
+        let config = part.config.as_ref()?;
+        Some((config, json_text(config, original)))
     }
 
     /// Bytes of the output's weight files.
@@ -325,62 +363,95 @@ fn attempt(
              than float32"
         ));
     }
-    if !comparable::compare_configs(recipe, &models, &mut notes, problems) {
-        return None;
-    }
-    comparable::compare_side_configs(&models, &mut notes);
-    let alignment = tokenizer::align(recipe, &models, &mut notes, problems);
-    if recipe.tokenizer.is_none() {
-        vocabularies::check(&models, &mut notes, problems);
-    } else if alignment.is_none() {
-        return None;
-    }
-
-    let merge = outputs::resolve(
-        recipe,
-        method,
-        &models,
-        alignment.as_ref(),
-        options.seed,
-        &mut notes,
-        problems,
-    );
+    refuse_texts_of_a_pipeline(recipe, tokenizer_from, &models, problems);
+    let parts = parts::parts(recipe, &models, &mut notes, problems);
     if !problems.is_empty() {
         return None;
     }
-    let outputs::Merge {
-        tensors,
-        equal,
-        usages,
-        layer_maps,
-    } = merge;
-    comparable::compare_labels(recipe, &models, &tensors, problems);
-    if tensors.is_empty() {
+    let mut allowed = Vec::new();
+    let mut one_architecture = true;
+    for part in parts.iter().filter(|part| part.is_merged) {
+        let (allowed, notes) = (&mut allowed, &mut notes);
+        one_architecture &=
+            comparable::compare_configs(recipe, &part.models, allowed, notes, problems);
+    }
+    comparable::unused_allowances(recipe, &allowed, &mut notes);
+    if !one_architecture {
+        return None;
+    }
+    comparable::compare_side_configs(&models, &mut notes);
+    // The vocabulary is that of the folder itself, if it has weights.
+    let main = parts.first().filter(|part| part.models.prefix.is_empty());
+    let main = main.map(|part| &part.models);
+    let alignment = main.and_then(|main| tokenizer::align(recipe, main, &mut notes, problems));
+    match main {
+        Some(main) if recipe.tokenizer.is_none() => {
+            vocabularies::check(main, &mut notes, problems);
+        }
+        Some(_) if alignment.is_none() => return None,
+        _ => {}
+    }
+
+    let mut whole = Whole::of(&models);
+    let mut wanted = Vec::new();
+    let mut config = None;
+    let mut alike: BTreeSet<usize> = (0..models.merged).collect();
+    for part in &parts {
+        let is_main = part.models.prefix.is_empty();
+        let mut merge = match part.is_merged {
+            true => outputs::resolve(
+                recipe,
+                method,
+                &part.models,
+                alignment.as_ref().filter(|_| is_main),
+                options.seed,
+                &mut notes,
+                problems,
+            ),
+            false => part.copied(recipe),
+        };
+        if !problems.is_empty() {
+            continue;
+        }
+        comparable::compare_labels(recipe, &part.models, &merge.tensors, problems);
+        alike.retain(|model| merge.alike.contains(model));
+        wanted.extend(
+            merge
+                .wanted
+                .drain(..)
+                .map(|wanted| wanted.qualified(&part.models)),
+        );
+        let edited = part.config().map(|donor| {
+            let label = part.models.donor().label();
+            let maps = &merge.layer_maps;
+            config::edited(donor, &merge.tensors, maps, label, &mut notes, problems)
+        });
+        if is_main {
+            config = edited.clone();
+        }
+        whole.add(part, merge, edited.filter(|_| !is_main));
+    }
+    if !problems.is_empty() {
+        return None;
+    }
+    pipelines::compare(recipe, &models, &whole.tensors, &mut notes, problems);
+    note_what_was_asked(recipe, &models, &wanted, &alike, &mut notes);
+    if whole.tensors.is_empty() {
         problems.add(None, "the recipe leaves no tensor to write", None);
         return None;
     }
 
-    let config = models
-        .donor()
-        .config()
-        .map(|config| {
-            let donor = models.donor().label();
-            config::edited(config, &tensors, &layer_maps, donor, &mut notes, problems)
-        })
-        .map(|mut config| {
-            let donor = models.donor().label();
-            let mut asked = recipe.architectures.iter();
-            if let Some((_, class)) = asked.find(|(model, _)| model.text() == donor) {
-                config["architectures"] = [class.as_str()].as_slice().into();
-            }
-            if let Some(alignment) = &alignment {
-                alignment.edit_config(&mut config, &mut notes);
-            }
-            config
-        });
-    if !problems.is_empty() {
-        return None;
-    }
+    let config = config.map(|mut config| {
+        let donor = models.donor().label();
+        let mut asked = recipe.architectures.iter();
+        if let Some((_, class)) = asked.find(|(model, _)| model.text() == donor) {
+            config["architectures"] = [class.as_str()].as_slice().into();
+        }
+        if let Some(alignment) = &alignment {
+            alignment.edit_config(&mut config, &mut notes);
+        }
+        config
+    });
     let mut sidecars = models.sidecars(&mut notes, problems)?;
     let made = made(
         recipe,
@@ -390,7 +461,12 @@ fn attempt(
         &mut notes,
         problems,
     )?;
-    sidecars.retain(|(_, file)| made.iter().all(|(name, _)| *name != file.name));
+    let with_config = whole.parts.iter().filter(|part| part.config.is_some());
+    let configs: Vec<String> = with_config
+        .map(|part| format!("{}config.json", part.folder()))
+        .collect();
+    let is_made = |name: &String| made.iter().any(|(made, _)| made == name);
+    sidecars.retain(|(_, file)| !is_made(&file.name) && !configs.contains(&file.name));
     let vocabulary = alignment.map(|alignment| alignment.summary(&mut notes));
     let draft = Draft {
         method: method.info(),
@@ -399,9 +475,10 @@ fn attempt(
         rounding: recipe.rounding,
         recipe: (path.to_owned(), recipe.text.clone()),
         models,
-        tensors,
-        equal,
-        usages,
+        tensors: whole.tensors,
+        equal: whole.equal,
+        usages: whole.usages,
+        parts: whole.parts,
         config,
         sidecars,
         made,
@@ -409,6 +486,59 @@ fn attempt(
         notes,
     };
     draft.finish(options, problems)
+}
+
+/// Refuses what a recipe says of a vocabulary where the model is a pipeline, whose parts may have several.
+fn refuse_texts_of_a_pipeline(
+    recipe: &Recipe,
+    tokenizer_from: Option<&ModelRef>,
+    models: &Models,
+    problems: &mut Problems,
+) {
+    let asked = [
+        (
+            "`tokenizer`",
+            recipe.tokenizer.as_ref().map(|key| Some(key.at)),
+        ),
+        (
+            "`chat_template`",
+            recipe.chat_template.as_ref().map(|key| Some(key.at)),
+        ),
+        ("`--tokenizer-from`", tokenizer_from.map(|_| None)),
+    ];
+    let asked = asked.into_iter().filter_map(|(key, at)| Some((key, at?)));
+    for (key, at) in asked.filter(|_| models.donor().is_pipeline()) {
+        let message = format!(
+            "{key} is for one model, and `{}` is a pipeline",
+            models.donor().label()
+        );
+        let hint = "leave it out; to change one component, merge its folders";
+        problems.add(at, message, Some(hint.to_owned()));
+    }
+}
+
+/// Notes what of the recipe fits no tensor, and models that are copies of the donor.
+fn note_what_was_asked(
+    recipe: &Recipe,
+    models: &Models,
+    wanted: &[OutputTensor],
+    alike: &BTreeSet<usize>,
+    notes: &mut Vec<String>,
+) {
+    let merged = models.checkpoints[..models.merged].iter();
+    let own: Vec<&str> = merged
+        .flat_map(|model| model.tensors())
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    comparisons::unused_filters(recipe, wanted, &own, notes);
+    comparisons::flat_gradients(recipe, wanted, notes);
+    for &model in alike.iter().filter(|&&model| model != models.donor) {
+        let (label, of) = (models.label(model), models.label(models.donor));
+        notes.push(format!(
+            "`{label}` has the bytes of `{of}` at the start, in the middle and at the end of every tensor: \
+             if it should differ, it was not saved as it was trained"
+        ));
+    }
 }
 
 /// The files that the merge generates for its vocabulary and its chat template.

@@ -1,5 +1,6 @@
 //! Opens the models that a recipe names, through a resolver or from another document.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use checkpoint::{Checkpoint, ModelRef, Resolver, Sidecar, SidecarKind};
 use recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
 
 /// The models of a recipe, opened.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Models {
     /// In order of first appearance; the tokenizer's donor comes last if the recipe does not merge it.
     pub checkpoints: Vec<Arc<Checkpoint>>,
@@ -27,7 +28,38 @@ pub struct Models {
     pub tokenizer_donor: usize,
     /// The models that are results of other merges.
     pub results: BTreeMap<usize, Arc<MergeResult>>,
+    /// What the names of their tensors begin with in the whole model, if these are a part of each: `unet/`.
+    pub prefix: String,
+    /// Which modules of the recipe the tensors belong to.
+    pub(super) modules: Modules,
     by_text: HashMap<String, usize>,
+}
+
+/// Which modules of a recipe the tensors of a part belong to.
+#[derive(Clone)]
+pub(super) enum Modules {
+    /// Their names say it; the modules `elsewhere` are those of other parts.
+    ByName { elsewhere: Vec<usize> },
+    /// All belong to this one.
+    Of(usize),
+}
+
+impl Default for Modules {
+    fn default() -> Self {
+        Modules::ByName {
+            elsewhere: Vec::new(),
+        }
+    }
+}
+
+impl Modules {
+    /// Whether a module may have some of the tensors.
+    pub(super) fn has(&self, module: usize) -> bool {
+        match self {
+            Modules::ByName { elsewhere } => !elsewhere.contains(&module),
+            Modules::Of(own) => *own == module,
+        }
+    }
 }
 
 /// Opens all models through the resolver, and reports each that cannot be opened.
@@ -149,6 +181,44 @@ impl Models {
     /// The model that gives names, order, config and files.
     pub fn donor(&self) -> &Checkpoint {
         &self.checkpoints[self.donor]
+    }
+
+    /// A part of each of the models, whose tensors' names begin with `prefix` there.
+    pub(super) fn with_parts(&self, prefix: &str, checkpoints: Vec<Arc<Checkpoint>>) -> Models {
+        Models {
+            checkpoints,
+            prefix: prefix.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The same models, all of whose tensors belong to these modules.
+    pub(super) fn with_modules(self, modules: Modules) -> Models {
+        Models { modules, ..self }
+    }
+
+    /// Leaves of each model the weights of its own folder, for plans that know no parts; what lies apart is carried
+    /// along with the donor's files. Reports pipelines, which have no other weights.
+    pub fn leave_parts(&mut self, problems: &mut Problems) {
+        for (model, at) in self.checkpoints.iter_mut().zip(&self.at) {
+            match model.alone() {
+                Some(alone) if !model.parts().is_empty() => *model = Arc::new(alone.clone()),
+                Some(_) => {}
+                None => {
+                    let message = format!("`{}` is a pipeline, not one model", model.label());
+                    let hint = "name the folder of one of its components".to_owned();
+                    problems.add(*at, message, Some(hint));
+                }
+            }
+        }
+    }
+
+    /// The name of a tensor in the whole model, as recipes see it.
+    pub fn qualified<'n>(&self, name: &'n str) -> Cow<'n, str> {
+        match self.prefix.is_empty() {
+            true => name.into(),
+            false => format!("{}{name}", self.prefix).into(),
+        }
     }
 
     /// The model's name in messages.

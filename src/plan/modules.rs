@@ -37,11 +37,11 @@ const KNOWN: [(&str, &[&str]); 5] = [
 /// Modules that take the remaining tensors, in order of preference.
 const REST: [&str; 4] = ["default", "text_decoder", "language_model", "decoder"];
 
-/// For each name, the module it belongs to.
+/// For each name, the module it belongs to. The modules `elsewhere` are those of other parts of the model.
 ///
 /// Every name must belong to a module, and every module must have a name.
 pub(super) fn assign(
-    modules: &[Module],
+    (modules, elsewhere): (&[Module], &[usize]),
     names: &[String],
     label: &str,
     notes: &mut Vec<String>,
@@ -55,14 +55,13 @@ pub(super) fn assign(
     if named.len() < modules.len() {
         return vec![0; names.len()];
     }
-    let rest = REST
-        .iter()
-        .find_map(|rest| named.iter().position(|module| module.value == *rest));
+    let rest = rest(modules);
     let claims: Vec<Option<usize>> = names
         .iter()
         .map(|name| {
             // The longest part wins: `visual.merger` before `visual`.
             (0..named.len())
+                .filter(|index| !elsewhere.contains(index))
                 .filter_map(|index| Some((claim(&named[index].value, name)?, index)))
                 .max_by_key(|&(length, index)| (length, std::cmp::Reverse(index)))
                 .map(|(_, index)| index)
@@ -106,7 +105,7 @@ pub(super) fn assign(
         .map(|claim| claim.or(rest).unwrap_or_default())
         .collect();
     for (index, module) in named.iter().enumerate() {
-        if !assigned.contains(&index) && problems.is_empty() {
+        if !assigned.contains(&index) && !elsewhere.contains(&index) && problems.is_empty() {
             let message = format!("`{label}` has no tensors in the module `{}`", module.value);
             let mut parts: Vec<&str> = names
                 .iter()
@@ -128,6 +127,14 @@ pub(super) fn feeds_embeddings(name: &str) -> bool {
     ["vision_tower", "audio_tower", "multi_modal_projector"]
         .iter()
         .any(|module| claim(module, name).is_some())
+}
+
+/// The module that takes what no other does.
+pub(super) fn rest(modules: &[Module]) -> Option<usize> {
+    let is =
+        |module: &Module, rest: &str| module.name.as_ref().is_some_and(|name| name.value == rest);
+    let mut names = REST.iter();
+    names.find_map(|rest| modules.iter().position(|module| is(module, rest)))
 }
 
 /// How many characters of the name the module matches, if it matches.

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::TensorUsage;
-use super::comparisons::{
-    different_depths, flat_gradients, missing_hint, pattern_of, unused_filters,
-};
+use super::comparisons::{different_depths, missing_hint, pattern_of};
 use super::copies::{copies, models_look_equal};
 use super::counterparts::{Counterparts, is_head, unwrapped_names};
 use super::layers::{Group, GroupSource, LayerMap, Layout, OutputTensor, layout};
@@ -35,6 +33,10 @@ pub(super) struct Merge {
     pub(super) equal: Vec<(usize, usize, usize)>,
     pub(super) usages: Vec<Vec<TensorUsage>>,
     pub(super) layer_maps: Vec<LayerMap>,
+    /// What the recipe asked for.
+    pub(super) wanted: Vec<OutputTensor>,
+    /// The models whose tensors look like the donor's.
+    pub(super) alike: Vec<usize>,
 }
 
 /// Resolves what the recipe asks for.
@@ -54,7 +56,7 @@ pub(super) fn resolve(
     let stacks: Vec<LayerStack> = without_mtp(layer_stacks(names()), config, names);
     let counterparts: Vec<Counterparts> = models.checkpoints[..models.merged]
         .iter()
-        .map(|model| Counterparts::new(recipe, donor, &stacks, model))
+        .map(|model| Counterparts::new(recipe, models, &stacks, model))
         .collect();
     for (model, names) in counterparts.iter().enumerate() {
         let own = models.checkpoints[model]
@@ -93,24 +95,14 @@ pub(super) fn resolve(
             equal: Vec::new(),
             usages: Vec::new(),
             layer_maps,
+            wanted,
+            alike: Vec::new(),
         };
     }
-    let own: Vec<&str> = models.checkpoints[..models.merged]
-        .iter()
-        .flat_map(|model| model.tensors())
-        .map(|tensor| tensor.name.as_str())
+    let others = (0..models.merged).filter(|&model| model != models.donor);
+    let alike = others
+        .filter(|&model| models_look_equal(models, &counterparts, model, models.donor))
         .collect();
-    unused_filters(recipe, &wanted, &own, notes);
-    flat_gradients(recipe, &wanted, notes);
-    for model in (0..models.merged).filter(|&model| model != models.donor) {
-        if models_look_equal(models, &counterparts, model, models.donor) {
-            let (label, of) = (models.label(model), models.label(models.donor));
-            notes.push(format!(
-                "`{label}` has the bytes of `{of}` at the start, in the middle and at the end of every tensor: \
-                 if it should differ, it was not saved as it was trained"
-            ));
-        }
-    }
     let stochastic = recipe.rounding == Rounding::Stochastic;
     let copies = match method.info().random || stochastic {
         true => copies(models, &counterparts, &groups, &wanted),
@@ -159,16 +151,19 @@ pub(super) fn resolve(
         .collect();
     for tensor in tensors.iter_mut().filter(|_| stochastic) {
         let name = resolver.copies.get(&tensor.name).unwrap_or(&tensor.name);
-        tensor.rounding = Some(RoundingKey::new(seed, name));
+        tensor.rounding = Some(RoundingKey::new(seed, &models.qualified(name)));
     }
     let usages = resolver.usages(&layer_maps);
     resolver.note_sensitive();
     resolver.report();
+    let equal = resolver.equal.into_iter().collect();
     Merge {
         tensors,
-        equal: resolver.equal.into_iter().collect(),
+        equal,
         usages,
         layer_maps,
+        wanted,
+        alike,
     }
 }
 
@@ -293,6 +288,10 @@ impl<'a> Resolver<'a> {
 
     /// The rules of `rename` by which a model would have these tensors of the donor.
     fn renames(&self, model: usize, missing: &[String]) -> Option<String> {
+        // Rules see the names of whole models.
+        if !self.models.prefix.is_empty() {
+            return None;
+        }
         let of = |model: usize| (&*self.models.checkpoints[model], &self.counterparts[model]);
         renames::proposed(of(self.models.donor), of(model), missing)
     }
@@ -368,10 +367,10 @@ impl<'a> Resolver<'a> {
         let of_source = |(source, name): (&GroupSource<'_>, &String)| {
             let tensor = self.counterparts[source.model].find(name)?;
             let own = &self.models.checkpoints[source.model].tensors()[tensor].name;
-            recipe.named_exception(own)
+            recipe.named_exception(&self.models.qualified(own))
         };
         recipe
-            .exception(&wanted.name)
+            .exception(&self.models.qualified(&wanted.name))
             .or_else(|| group.sources.iter().zip(&wanted.picks).find_map(of_source))
     }
 
@@ -551,7 +550,7 @@ impl<'a> Resolver<'a> {
         );
         let (message, hint) = match vocabulary {
             true => self.of_vocabularies(message, models),
-            false => (message, not_alike(&wanted.name)),
+            false => (message, not_alike(&self.models.qualified(&wanted.name))),
         };
         self.mismatched.push((group.sources[odd].at, message, hint));
         None
@@ -628,7 +627,7 @@ impl<'a> Resolver<'a> {
                     self.entry(sources[odd]).dtype,
                     self.models.label(sources[odd].model)
                 );
-                let hint = not_alike(&wanted.name);
+                let hint = not_alike(&self.models.qualified(&wanted.name));
                 self.mismatched.push((group.sources[odd].at, message, hint));
                 return None;
             }
@@ -645,8 +644,9 @@ impl<'a> Resolver<'a> {
         let output = self.output_format(&wanted.name, widest);
 
         let params = self.params(wanted, group)?;
+        let name = self.copies.get(&wanted.name).unwrap_or(&wanted.name);
         let tensor = Tensor {
-            name: self.copies.get(&wanted.name).unwrap_or(&wanted.name),
+            name: &self.models.qualified(name),
             shape: &shape,
             seed: self.seed,
             base: group.base,
@@ -758,13 +758,14 @@ impl<'a> Resolver<'a> {
                 wanted.name
             ),
         };
-        self.mismatched
-            .push((group.sources[odd].at, message, without_mean(&wanted.name)));
+        let hint = without_mean(&self.models.qualified(&wanted.name));
+        self.mismatched.push((group.sources[odd].at, message, hint));
         None
     }
 
     /// The effective parameter values of one tensor.
     fn params(&mut self, wanted: &OutputTensor, group: &Group<'_>) -> Option<TensorParams> {
+        let own = self.models.qualified(&wanted.name);
         let shared: Vec<&Parameters> = group
             .levels
             .iter()
@@ -778,7 +779,7 @@ impl<'a> Resolver<'a> {
         let mut complete = true;
         for info in self.method.info().params {
             if info.scope == ParamScope::Tensor {
-                let value = recipe::resolve(info, &shared, &wanted.name, wanted.depth);
+                let value = recipe::resolve(info, &shared, &own, wanted.depth);
                 complete &= self.accept(info, None, wanted, value, &mut params.tensor);
                 continue;
             }
@@ -791,7 +792,8 @@ impl<'a> Resolver<'a> {
                     .into_iter()
                     .chain(shared.iter().copied())
                     .collect();
-                let value = recipe::resolve(info, &levels, name, wanted.depth);
+                let name = self.models.qualified(name);
+                let value = recipe::resolve(info, &levels, &name, wanted.depth);
                 complete &= self.accept(
                     info,
                     Some((source.model, source.at)),
@@ -881,6 +883,10 @@ impl<'a> Resolver<'a> {
                     self.models.label(self.models.donor),
                     some_of(&extra)
                 );
+                let extra: Vec<_> = extra
+                    .iter()
+                    .map(|name| self.models.qualified(name))
+                    .collect();
                 let hint = match pattern_of(&extra) {
                     Some(pattern) => format!(
                         "`except: [{{tensors: {pattern}, action: drop}}]` leaves them out, `action: copy` takes them \
@@ -930,7 +936,7 @@ impl<'a> Resolver<'a> {
 
     /// Whether the recipe excludes tensors of that name from the merge.
     fn is_excepted(&self, name: &str) -> bool {
-        let exception = self.recipe.exception(name);
+        let exception = self.recipe.exception(&self.models.qualified(name));
         exception.is_some_and(|exception| {
             exception.fallback == Fallback::Drop || self.wanted.contains(name)
         })
@@ -1075,7 +1081,12 @@ impl<'a> Resolver<'a> {
                 some_of(&names)
             );
             let rules = self.renames(model, &names);
-            let hint = missing_hint(&self.counterparts[model], &names, rules);
+            let hint = missing_hint(
+                &self.counterparts[model],
+                &names,
+                &self.models.prefix,
+                rules,
+            );
             self.problems
                 .add(self.models.at[model], message, Some(hint));
         }

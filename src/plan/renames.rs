@@ -94,7 +94,17 @@ fn rename(
         count(renamed, "tensor"),
         checkpoint.label()
     ));
-    models.checkpoints[model] = Arc::new(checkpoint.renamed(names));
+    let Some(renamed) = checkpoint.renamed(names) else {
+        let message = format!(
+            "`rename` would move tensors of `{}` to another folder of it: `{old}` to `{new}`",
+            checkpoint.label()
+        );
+        let hint = "let names keep what stands before their last `/`".to_owned();
+        let at = rules.first().map(|(_, rule)| rule.at);
+        problems.add(at, message, Some(hint));
+        return;
+    };
+    models.checkpoints[model] = Arc::new(renamed);
 }
 
 /// The most rules that are proposed.

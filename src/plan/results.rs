@@ -10,10 +10,11 @@ use std::ptr;
 use std::sync::{Arc, OnceLock};
 
 use super::Plan;
+use super::output_part::OutputPart;
 use super::planned::{Operation, PlannedTensor, SourceTensor};
 use checkpoint::{
-    Bytes, Checkpoint, CheckpointError, InMemory, InMemoryError, ModelConfig, SidecarsFrom,
-    TensorEntry, TensorSource,
+    Bytes, Checkpoint, CheckpointError, InMemory, InMemoryError, ModelConfig, Part, SidecarsFrom,
+    TensorEntry, TensorSource, stem_of,
 };
 use engine::{Decided, Derived};
 use numeric::{Elements, FloatType};
@@ -97,37 +98,60 @@ impl MergeResult {
     /// The result as a model; messages call it `label`.
     pub fn checkpoint(self: &Arc<Self>, label: &str) -> Checkpoint {
         let plan = &self.plan;
-        let donor = &plan.models[plan.donor];
-        let config = plan
-            .config
-            .clone()
-            .map(|value| ModelConfig::made(donor.location().path.join("config.json"), value))
-            .map(|config| config.with_text(plan.config_text()));
-        let entries = plan.tensors.iter().map(|tensor| TensorEntry {
-            name: tensor.name.clone(),
-            dtype: tensor.dtype,
-            stored: tensor.dtype,
-            shape: tensor.shape.clone(),
-            len: tensor.elements() * (tensor.dtype.bitsize() / 8) as u64,
-        });
+        let location = plan.models[plan.tokenizer_donor].location().clone();
         let sidecars = plan.sidecars.iter().map(|(_, file)| file.clone());
-        Checkpoint::new(
-            label,
-            plan.models[plan.tokenizer_donor].location().clone(),
-            config,
-            SidecarsFrom::Files(sidecars.collect()),
-            Arc::new(ResultValues {
-                entries: entries.collect(),
-                result: Arc::clone(self),
-            }),
-        )
+        let sidecars = SidecarsFrom::Files(sidecars.collect());
+        if let [whole] = plan.parts.as_slice()
+            && whole.prefix.is_empty()
+        {
+            return self.part(label, whole, sidecars);
+        }
+        let parts = plan.parts.iter().map(|part| {
+            let label = format!("{label}/{}", part.prefix.trim_end_matches('/'));
+            let model = self.part(label.trim_end_matches('/'), part, SidecarsFrom::Nothing);
+            Part {
+                prefix: part.prefix.clone(),
+                first: 0,
+                stem: part.stem.clone(),
+                format: part.format,
+                model: Arc::new(model),
+            }
+        });
+        Checkpoint::joined(label, location, sidecars, parts.collect())
+    }
+
+    /// A part of the result as a model of its own.
+    fn part(self: &Arc<Self>, label: &str, part: &OutputPart, beside: SidecarsFrom) -> Checkpoint {
+        let plan = &self.plan;
+        let folder = &plan.models[plan.donor].location().path;
+        let config = plan.config_of(part).map(|(value, text)| {
+            let path = folder.join(part.folder()).join("config.json");
+            ModelConfig::made(path, value.clone()).with_text(Some(text))
+        });
+        let signatures = part.signatures(&plan.tensors).into_iter();
+        let entries = signatures.map(|(name, dtype, shape)| TensorEntry {
+            name,
+            dtype,
+            stored: dtype,
+            len: shape.iter().product::<usize>() as u64 * (dtype.bitsize() / 8) as u64,
+            shape,
+        });
+        let source = Arc::new(ResultValues {
+            entries: entries.collect(),
+            result: Arc::clone(self),
+            first: part.tensors.start,
+        });
+        let location = plan.models[plan.tokenizer_donor].location().clone();
+        Checkpoint::new(label, location, config, beside, source).with_stem(stem_of(&part.stem))
     }
 }
 
-/// The tensors of a result.
+/// The tensors of a part of a result.
 struct ResultValues {
     entries: Vec<TensorEntry>,
     result: Arc<MergeResult>,
+    /// The number of the first in the result.
+    first: usize,
 }
 
 impl fmt::Debug for ResultValues {
@@ -142,6 +166,7 @@ impl TensorSource for ResultValues {
     }
 
     fn bytes(&self, index: usize) -> Option<&[u8]> {
+        let index = self.first + index;
         if let Some((values, number)) = self.result.made(index) {
             return values.bytes(number);
         }
@@ -153,6 +178,7 @@ impl TensorSource for ResultValues {
     }
 
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        let index = self.first + index;
         if let Some((values, number)) = self.result.made(index) {
             return values.elements(number);
         }

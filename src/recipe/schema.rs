@@ -192,7 +192,8 @@ impl Recipe {
 }
 
 impl Inputs {
-    fn mentions(&self) -> Box<dyn Iterator<Item = &Located<ModelRef>> + '_> {
+    /// Every reference to a model, in the order of the recipe.
+    pub fn mentions(&self) -> Box<dyn Iterator<Item = &Located<ModelRef>> + '_> {
         match self {
             Self::Models(sources) => Box::new(sources.iter().map(|source| &source.model)),
             Self::Slices(slices) => Box::new(slices.iter().flat_map(|slice| {

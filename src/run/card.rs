@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::lock::Lock;
 use plan::Plan;
 
@@ -34,8 +36,8 @@ pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
         }
         card.push_str("base_model_relation: merge\n");
     }
-    if plan.config.is_some() {
-        card.push_str("library_name: transformers\n");
+    if let Some(library) = library(plan) {
+        card.push_str(&format!("library_name: {library}\n"));
     }
     card.push_str("tags:\n- merge\n");
     if let Some(purpose) = &plan.purpose {
@@ -75,6 +77,16 @@ pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
         lock.recipe.trim_end()
     ));
     card
+}
+
+/// The library that loads the output.
+fn library(plan: &Plan) -> Option<&'static str> {
+    let of_diffusers = |config: &Value| config.get("_class_name").is_some();
+    match &plan.config {
+        Some(config) if of_diffusers(config) => Some("diffusers"),
+        Some(_) => Some("transformers"),
+        None => plan.models[plan.donor].is_pipeline().then_some("diffusers"),
+    }
 }
 
 /// A YAML string; every JSON string is one.

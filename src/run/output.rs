@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use super::destination::{DiskError, Staged, Step};
 use super::error::RunError;
 use super::holes::Odd;
-use checkpoint::{MAX_SIDECAR_BYTES, Sidecar, index_json, index_name};
+use checkpoint::{MAX_SIDECAR_BYTES, Sidecar};
 use engine::{Observer, Sink, Tile};
 use numeric::{Oddities, Survival, TreeDigest};
 use plan::Plan;
@@ -129,14 +129,13 @@ impl<'a> SideFiles<'a> {
         }
     }
 
-    /// Writes the index, the config, and the generated and copied files.
+    /// Writes indexes, configs, and the generated and copied files.
     pub(super) fn write_all(&mut self, plan: &Plan) -> Result<(), RunError> {
-        if plan.shards.len() > 1 {
-            let index = index_json(&plan.shards, &plan.signatures());
-            self.write(&index_name(&plan.shards), index.into_bytes())?;
+        for (name, index) in plan.indexes() {
+            self.write(&name, index.into_bytes())?;
         }
-        if let Some(config) = plan.config_text() {
-            self.write("config.json", config.into_bytes())?;
+        for (name, _, text) in plan.configs() {
+            self.write(&name, text.into_bytes())?;
         }
         for (name, bytes) in &plan.made {
             self.write(name, bytes.clone())?;

@@ -36,6 +36,7 @@ mod mutate;
 mod numerics;
 mod outputs;
 mod pages;
+mod pipelines;
 mod recipes;
 mod refusals;
 mod renames;

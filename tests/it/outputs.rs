@@ -864,33 +864,6 @@ fn pointers_of_git_lfs_are_no_files() {
     }
 }
 
-#[test]
-fn weights_of_modules_are_copied_and_named() {
-    let bench = Bench::new();
-    for (model, seed) in [("a", 1), ("b", 2)] {
-        bench.llama(model, seed, Dtype::F32);
-        bench.file(&format!("{model}/modules.json"), "[]");
-        bench.tensors(
-            &format!("{model}/2_Dense/model.safetensors"),
-            &[floats("linear.weight", Dtype::F32, &[1], [seed as f64])],
-        );
-        bench.file(
-            &format!("{model}/sparse_linear.pt"),
-            format!("head of {model}"),
-        );
-    }
-    let mean =
-        "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: a}, {model: b}]\n";
-    let out = bench.merge(mean, &[]);
-    for file in ["2_Dense/model.safetensors", "sparse_linear.pt"] {
-        let read = |model: &Path| fs::read(model.join(file)).unwrap();
-        assert!(read(&out) == read(&bench.path("a")), "{file}");
-    }
-    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
-    let note = "copied from `a`, not merged: `2_Dense/model.safetensors`, `sparse_linear.pt`";
-    assert!(plan.contains(note), "{plan}");
-}
-
 /// Old pickles and FSDP store a tied embedding twice, under any names: a random mask may not part the two.
 #[test]
 fn copies_stay_copies_under_random_methods() {

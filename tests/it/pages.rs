@@ -45,7 +45,7 @@ fn the_examples_of_recipes_run_on_the_tiny_models() {
         .filter_map(|recipe| planned(recipe, "tests/peer/golden/models"))
         .collect();
     // One of vocabularies and one of adapters have made-up models.
-    assert_eq!((recipes.len(), plans.len()), (12, 10));
+    assert_eq!((recipes.len(), plans.len()), (13, 10));
     let shown = blocks(page, "text");
     assert_eq!(shown.len(), 1);
     assert!(

@@ -1129,7 +1129,6 @@ fn other_formats_are_named_with_a_way_out() {
         ("model.gguf", "use the safetensors it was made from"),
         ("model.onnx", "use the safetensors it was exported from"),
         ("adapter_model.safetensors", "write `model+adapter`"),
-        ("model_index.json", "name the folder of one component"),
     ] {
         let bench = Bench::new();
         bench.file(&format!("m/{file}"), "x");

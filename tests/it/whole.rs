@@ -137,6 +137,7 @@ fn planned(threads: usize, memory: u64) -> Result<Plan, Vec<String>> {
         PlannedTensor::plain(name, entry.dtype, shape, sources, operation)
     });
     let draft = Draft {
+        parts: Vec::new(),
         method: weldment::methods::find("linear").unwrap().info(),
         purpose: None,
         random: false,

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
+use super::parts::each_part;
 use crate::{Finding, Place, Report, Severity};
-use checkpoint::{Checkpoint, CheckpointError, Survey, parse_json, read_sidecar, settings};
+use checkpoint::{
+    Checkpoint, CheckpointError, Location, Survey, parse_json, read_sidecar, settings,
+};
 use errors::Hint;
 use numeric::FloatType;
 
@@ -37,30 +41,53 @@ checks! {
         "check the model that it was made from as well";
 }
 
-/// Checks config.json.
+/// Findings about configs that cannot be read or were not downloaded, and what names anything outside of the folder.
+pub(super) fn malformed(survey: &Survey, location: &Location) -> Vec<Finding> {
+    let file = |path: &Path| {
+        let within = path.strip_prefix(&location.path).unwrap_or(path);
+        Place::file(within.to_string_lossy())
+    };
+    let finding = |problem: &CheckpointError| {
+        let found = problem.to_string();
+        let remedy = problem.hint().unwrap_or_default();
+        Some(match problem {
+            CheckpointError::JsonMalformed { path, .. } => {
+                Finding::new(&MALFORMED, file(path), "a JSON object", found)
+            }
+            CheckpointError::NotDownloaded { file, .. } => {
+                let missing = Finding::new(&MISSING, Place::file(file), "the file", found);
+                missing.with_severity(Severity::Error).with_remedy(remedy)
+            }
+            CheckpointError::NoComponent { path } => {
+                let expected = "the folder, which model_index.json names";
+                Finding::new(&NAMED, file(path), expected, "none").with_remedy(remedy)
+            }
+            CheckpointError::NamesOutside { path, name } => {
+                let found = format!("`{name}`");
+                Finding::new(&NAMED, file(path), "a folder of the model", found).with_remedy(remedy)
+            }
+            _ => return None,
+        })
+    };
+    survey.problems.iter().filter_map(finding).collect()
+}
+
+/// Checks the configs of a model and of its parts.
 pub(super) fn check_config(survey: &Survey, model: &Checkpoint, report: &mut Report) {
     named_files(model, report);
-    let is_config =
-        |problem: &&CheckpointError| matches!(problem, CheckpointError::JsonMalformed { .. });
-    if let Some(problem) = survey.problems.iter().find(is_config) {
-        report.add(Finding::new(
-            &MALFORMED,
-            Place::file("config.json"),
-            "a JSON object",
-            problem.to_string(),
-        ));
-        return;
+    let is_reported = |problem: &CheckpointError| {
+        matches!(
+            problem,
+            CheckpointError::JsonMalformed { .. } | CheckpointError::NotDownloaded { .. }
+        )
+    };
+    if !survey.problems.iter().any(is_reported) {
+        each_part(model, report, |part, report| of_part(survey, part, report));
     }
-    let not_downloaded =
-        |problem: &&CheckpointError| matches!(problem, CheckpointError::NotDownloaded { .. });
-    if let Some(problem) = survey.problems.iter().find(not_downloaded) {
-        let place = Place::file("config.json");
-        let found = problem.to_string();
-        let missing = Finding::new(&MISSING, place, "the file", found);
-        let remedy = problem.hint().unwrap_or_default();
-        report.add(missing.with_severity(Severity::Error).with_remedy(remedy));
-        return;
-    }
+}
+
+/// Checks the config of a part of a model.
+fn of_part(survey: &Survey, model: &Checkpoint, report: &mut Report) {
     let Some(config) = model.config() else {
         if !model.is_single_file() {
             let place = Place::file("config.json");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::{CheckInfo, Finding, Place, Report, Severity};
-use checkpoint::{CheckpointError, CheckpointError as E, Stray, Survey};
+use checkpoint::{Checkpoint, CheckpointError, CheckpointError as E, Location, Stray, Survey};
 use errors::Hint;
 
 checks! {
@@ -130,7 +130,9 @@ checks! {
 const INDEXED: [&str; 3] = ["model", "pytorch_model", "diffusion_pytorch_model"];
 
 /// Adds the problems that were met when the files were opened.
-pub(super) fn check_container(survey: &Survey, report: &mut Report) {
+pub(super) fn check_container(survey: &Survey, location: &Location, report: &mut Report) {
+    let root = &location.path;
+    let finding = |problem: &CheckpointError| finding(problem, root);
     let model = survey.checkpoint.as_ref();
     let beside = model.and_then(|model| model.unreadable_sidecars().ok());
     let beside = beside.into_iter().flatten().map(|(_, problem)| problem);
@@ -178,27 +180,35 @@ pub(super) fn check_container(survey: &Survey, report: &mut Report) {
     }
 }
 
-/// The finding that shards have no index by which loaders would find them.
-fn no_index(survey: &Survey) -> Option<Finding> {
-    let model = survey
-        .checkpoint
-        .as_ref()
-        .filter(|model| !model.is_single_file())?;
+/// The findings that shards have no index by which loaders would find them.
+fn no_index(survey: &Survey) -> Vec<Finding> {
+    let Some(model) = &survey.checkpoint else {
+        return Vec::new();
+    };
+    let root = &model.location().path;
+    let of = |model: &Checkpoint| no_index_of(model, root, survey);
+    match model.parts() {
+        [] => of(model).into_iter().collect(),
+        parts => parts.iter().filter_map(|part| of(&part.model)).collect(),
+    }
+}
+
+/// The finding about the shards of one part; `root` is the folder of the model.
+fn no_index_of(model: &Checkpoint, root: &Path, survey: &Survey) -> Option<Finding> {
+    if model.is_single_file() {
+        return None;
+    }
     let shards = model.shards();
     let name = shards.first()?.file_name();
     // `model-00001-of-00002.safetensors` is found by `model.safetensors.index.json`.
     let (numbered, end) = name.rsplit_once('.')?;
     let (stem, _) = numbered.rsplit_once("-of-")?.0.rsplit_once('-')?;
     let index = format!("{stem}.{end}.index.json");
+    let stem = stem.rsplit('/').next().unwrap_or(stem);
     let missing = survey.problems.is_empty()
         && shards.len() > 1
         && INDEXED.contains(&stem)
-        && model
-            .location()
-            .path
-            .join(&index)
-            .symlink_metadata()
-            .is_err();
+        && root.join(&index).symlink_metadata().is_err();
     missing.then(|| Finding::new(&NO_INDEX, Place::file(index), "the index", "none"))
 }
 
@@ -222,6 +232,7 @@ fn adapter(survey: &Survey) -> Option<Finding> {
 
 /// The kind of a weight file that publishers put beside a checkpoint and that loaders take only by name.
 fn second_form(file: &str) -> Option<&'static str> {
+    let file = file.rsplit('/').next().unwrap_or(file);
     if file.starts_with("consolidated") {
         return Some(
             "a file by the name of the weights in the layout of their first authors; it was not compared with the \
@@ -232,7 +243,7 @@ fn second_form(file: &str) -> Option<&'static str> {
     // `model.fp16`, `model.fp16-00001-of-00002` and `model-00001-of-00002.fp16`.
     let (model, variant) = stem.split_once('.')?;
     let numbered = |name: &str| name.starts_with("model-") && name.contains("-of-");
-    let named = ["model", "pytorch_model"].contains(&model) || numbered(model);
+    let named = INDEXED.contains(&model) || numbered(model);
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     let fits = named && !variant.is_empty() && variant.chars().all(plain);
     fits.then_some(
@@ -241,11 +252,15 @@ fn second_form(file: &str) -> Option<&'static str> {
     )
 }
 
-fn name_of(path: &Path) -> String {
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned());
-    name.unwrap_or_else(|| path.display().to_string())
+/// The path of a file from the folder of its model.
+fn name_of(path: &Path, root: &Path) -> String {
+    let within = path.strip_prefix(root).ok();
+    let within = within.filter(|within| within.file_name().is_some());
+    let name = within.map_or(path.file_name(), |within| Some(within.as_os_str()));
+    name.map_or_else(
+        || path.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }
 
 /// Whether a problem is a link out of the folder, which `safety` reports.
@@ -256,13 +271,13 @@ fn is_link_outside(problem: &CheckpointError) -> bool {
 
 /// Turns a problem into a finding. A problem of config.json is reported by `config` instead, a link out of the folder by
 /// `safety`.
-fn finding(problem: &CheckpointError) -> Option<Finding> {
+fn finding(problem: &CheckpointError, root: &Path) -> Option<Finding> {
     if is_link_outside(problem) {
         return None;
     }
     let (expected, found) = expected_and_found(problem);
     let check = kind(problem)?;
-    let finding = Finding::new(check, place(problem), expected, found);
+    let finding = Finding::new(check, place(problem, root), expected, found);
     // What these kinds say in general, the problem knows better: what downloads the file, what converts it.
     let general = [
         &PICKLE,
@@ -281,7 +296,13 @@ fn finding(problem: &CheckpointError) -> Option<Finding> {
 
 /// Whether a problem is the system's and not the checkpoint's: something could not be read.
 pub(super) fn is_of_the_system(problem: &CheckpointError) -> bool {
-    let of_config = matches!(problem, E::JsonMalformed { .. } | E::NotDownloaded { .. });
+    let of_config = matches!(
+        problem,
+        E::JsonMalformed { .. }
+            | E::NotDownloaded { .. }
+            | E::NoComponent { .. }
+            | E::NamesOutside { .. }
+    );
     kind(problem).is_none() && !of_config
 }
 
@@ -320,6 +341,9 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
         E::Unindexed { .. } => &UNINDEXED,
         E::DuplicateTensor { .. } => &DUPLICATE,
         E::JsonMalformed { .. }
+        | E::NoComponent { .. }
+        | E::NamesOutside { .. }
+        | E::NotOneStorage { .. }
         | E::NotDownloaded { .. }
         | E::NoEntries { .. }
         | E::NotFound { .. }
@@ -333,7 +357,7 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
 }
 
 /// The place of a problem: a tensor, a file, or the checkpoint as a whole.
-fn place(problem: &CheckpointError) -> Place {
+fn place(problem: &CheckpointError, root: &Path) -> Place {
     match problem {
         E::Overlap { path, tensor, .. }
         | E::Hole { path, tensor, .. }
@@ -342,7 +366,7 @@ fn place(problem: &CheckpointError) -> Place {
         | E::ImpossibleShape { path, tensor, .. }
         | E::BadTensorName { path, tensor, .. }
         | E::DuplicateKey { path, tensor }
-        | E::IndexFileName { path, tensor, .. } => Place::tensor(tensor, Some(name_of(path))),
+        | E::IndexFileName { path, tensor, .. } => Place::tensor(tensor, Some(name_of(path, root))),
         E::NotInShard { tensor, shard, .. } | E::Unindexed { tensor, shard, .. } => {
             Place::tensor(tensor, Some(shard.clone()))
         }
@@ -366,7 +390,7 @@ fn place(problem: &CheckpointError) -> Place {
         | E::NotOfFolder { path, .. }
         | E::Unfinished { path, .. }
         | E::TooLarge { path, .. }
-        | E::IndexMalformed { path, .. } => Place::file(name_of(path)),
+        | E::IndexMalformed { path, .. } => Place::file(name_of(path, root)),
         E::ShardMissing { shard, .. } => Place::file(shard.clone()),
         _ => Place::default(),
     }

@@ -7,6 +7,7 @@ pub(super) mod config;
 pub(super) mod container;
 pub(super) mod lock;
 pub mod mutate;
+mod parts;
 pub(super) mod safety;
 pub(super) mod structure;
 pub(super) mod tokenizer;
@@ -20,6 +21,7 @@ use super::{CheckInfo, Command, Report, Skipped};
 use checkpoint::{CheckpointError, Location, Survey, TensorEntry};
 use engine::Observer;
 use errors::Hint;
+use parts::each_part;
 use run::RunError;
 pub use written::check_written;
 
@@ -71,7 +73,8 @@ pub fn check(
         return Err(survey.problems.swap_remove(at).into());
     }
     let mut report = Report::new(Command::Check, label);
-    container::check_container(&survey, &mut report);
+    container::check_container(&survey, location, &mut report);
+    report.extend(config::malformed(&survey, location));
     report.checked.extend(container::CHECKS);
     safety::check_safety(location, &mut report)?;
     report.checked.extend(safety::CHECKS);
@@ -86,8 +89,10 @@ pub fn check(
     report.say("tensors", tensors.len().to_string());
     let parameters: u64 = tensors.iter().map(TensorEntry::elements).sum();
     report.say("parameters", parameters.to_string());
-    tokenizer::check_tokenizer(model, &mut report);
-    report.checked.extend(tokenizer::CHECKS);
+    if let Some(alone) = model.alone() {
+        tokenizer::check_tokenizer(alone, &mut report);
+        report.checked.extend(tokenizer::CHECKS);
+    }
     config::check_config(&survey, model, &mut report);
     beside::check_beside(model, &mut report);
     report.checked.extend(config::CHECKS);
@@ -97,7 +102,9 @@ pub fn check(
         skip(&mut report, values::CHECKS, why);
         return Ok(report);
     }
-    structure::check_structure(&survey, model, true, &mut report);
+    each_part(model, &mut report, |part, report| {
+        structure::check_structure(&survey, part, true, report);
+    });
     report.checked.extend(structure::CHECKS);
     let digests = values::check_values(model, threads, observer, &mut report)?;
     report.checked.extend(values::CHECKS);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::parts::each_part;
 use super::{beside, config, container, structure, tokenizer};
 use crate::formats::clean::clean;
 use crate::{Command, Finding, Report, Severity};
@@ -53,13 +54,18 @@ fn errors_of(location: &Location) -> Result<Vec<Finding>, CheckpointError> {
         return Err(survey.problems.swap_remove(at));
     }
     let mut report = Report::new(Command::Check, "the output");
-    container::check_container(&survey, &mut report);
+    container::check_container(&survey, location, &mut report);
+    report.extend(config::malformed(&survey, location));
     if let Some(model) = &survey.checkpoint {
-        tokenizer::check_tokenizer(model, &mut report);
+        if let Some(alone) = model.alone() {
+            tokenizer::check_tokenizer(alone, &mut report);
+        }
         config::check_config(&survey, model, &mut report);
         beside::check_beside(model, &mut report);
         if survey.quantised.is_none() || survey.quantised_by_config_only {
-            structure::check_structure(&survey, model, false, &mut report);
+            each_part(model, &mut report, |part, report| {
+                structure::check_structure(&survey, part, false, report);
+            });
         }
     }
     let mut findings = report.findings;

@@ -10,8 +10,14 @@ use crate::{Finding, Place, Severity};
 use checkpoint::{Checkpoint, Sidecar, Tokenizer, TokenizerKind, parse_json, read_sidecar};
 use errors::some_of;
 
-/// Files that are compared field by field.
-const BY_FIELD: [&str; 2] = ["generation_config.json", "tokenizer_config.json"];
+/// Files that are compared field by field, in folders of parts too.
+const BY_FIELD: [&str; 5] = [
+    "config.json",
+    "generation_config.json",
+    "model_index.json",
+    "scheduler_config.json",
+    "tokenizer_config.json",
+];
 
 /// The most tokens that are named; the others are counted.
 const TOKENS_SHOWN: usize = 8;
@@ -65,7 +71,8 @@ fn file(name: &str, a: Option<&Sidecar>, b: Option<&Sidecar>) -> Vec<Finding> {
     let json = |bytes: &Option<Option<Vec<u8>>>| -> Option<Value> {
         parse_json(bytes.as_ref()?.as_ref()?).ok()
     };
-    if BY_FIELD.contains(&name)
+    let last = name.rsplit('/').next().unwrap_or(name);
+    if BY_FIELD.contains(&last)
         && let (Some(a), Some(b)) = (json(&a), json(&b))
     {
         return fields(name, &a, &b);

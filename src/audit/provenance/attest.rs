@@ -22,8 +22,8 @@ use super::keys::PrivateKey;
 use super::manifest::not_signed;
 use super::sign::{SignError, whole};
 use super::statement::Statement;
-use crate::verify::FolderListing;
-use checkpoint::{Checkpoint, HubSnapshot, tree};
+use crate::verify::{FolderListing, Weights};
+use checkpoint::{Checkpoint, HubSnapshot, Part, tree};
 use engine::Observer;
 use numeric::NUMERICS;
 use plan::Plan;
@@ -155,14 +155,10 @@ pub fn attest(
 
 /// The files of a checkpoint that a verification by this plan proves. The model card is for people and is not compared.
 fn proven(plan: &Plan, model: &Checkpoint) -> BTreeSet<String> {
-    let mut names: BTreeSet<String> = model.shards().iter().map(|s| s.file_name()).collect();
-    if names.len() > 1 {
-        // Opening the checkpoint compared the index with the shards.
-        names.insert("model.safetensors.index.json".to_owned());
-    }
-    if plan.config.is_some() {
-        names.insert("config.json".to_owned());
-    }
+    // Opening the checkpoint compared each index with its shards.
+    let weights = Weights::of(model);
+    let mut names: BTreeSet<String> = weights.iter().flat_map(Weights::files).collect();
+    names.extend(plan.configs().map(|(name, ..)| name));
     names.extend(plan.made.iter().map(|(name, _)| name.clone()));
     names.extend(plan.sidecars.iter().map(|(_, file)| file.name.clone()));
     names.insert(LOCK_FILE.to_owned());
@@ -223,12 +219,13 @@ fn dependencies(plan: &Plan, lock: &Lock) -> Vec<Dependency> {
             let path = adapter.path.join(name);
             files.insert(name.to_owned(), (path, adapter.hub.as_ref(), None));
         }
-        let config = location.path.join("config.json");
-        if !model.is_single_file() && config.is_file() {
-            files.insert(
-                "config.json".to_owned(),
-                (config, location.hub.as_ref(), None),
-            );
+        let parts = model.parts().iter().map(Part::folder);
+        for folder in parts.chain([""]).filter(|_| !model.is_single_file()) {
+            let name = format!("{folder}config.json");
+            let path = location.path.join(&name);
+            if path.is_file() {
+                files.insert(name, (path, location.hub.as_ref(), None));
+            }
         }
         for (_, file) in &plan.sidecars {
             if file.path.starts_with(&location.path) {

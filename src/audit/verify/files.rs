@@ -7,7 +7,7 @@ use std::path::Path;
 use super::checks;
 use crate::fields::{Field, differences, shown};
 use crate::{Finding, Place, Severity};
-use checkpoint::{Checkpoint, read_sidecar};
+use checkpoint::{Checkpoint, ModelConfig, read_sidecar};
 use plan::Plan;
 
 /// Fields that record which program wrote a config.
@@ -36,20 +36,25 @@ pub(super) fn compare(plan: &Plan, model: &Checkpoint, exact: bool) -> Compared 
         return compared;
     }
     let Compared { findings, names } = &mut compared;
-    if let Some(expected) = &plan.config {
-        names.insert("config.json".to_owned());
-        match model.config() {
+    let with_config = plan
+        .parts
+        .iter()
+        .filter(|part| plan.config_of(part).is_some());
+    for (part, (name, expected, _)) in with_config.zip(plan.configs()) {
+        match config_of(model, &part.prefix) {
             Some(found) => {
                 let fields = differences(expected, found.value());
-                findings.extend(fields.iter().filter_map(|found| field(found, exact)));
+                let of_field = |found| field(&name, found, exact);
+                findings.extend(fields.iter().filter_map(of_field));
             }
             None => findings.push(Finding::new(
                 &checks::CONFIG,
-                Place::file("config.json"),
+                Place::file(&name),
                 "a config",
                 "none",
             )),
         }
+        names.insert(name);
     }
     let made = plan
         .made
@@ -104,15 +109,24 @@ fn compare_file(folder: &Path, name: &str, expected: &[u8], exact: bool) -> Opti
     })
 }
 
-/// The finding about a config field that differs.
-fn field(field: &Field, exact: bool) -> Option<Finding> {
+/// The config of a part of a model, or of the model itself.
+fn config_of<'m>(model: &'m Checkpoint, prefix: &str) -> Option<&'m ModelConfig> {
+    let mut parts = model.parts().iter();
+    match parts.find(|part| part.prefix == prefix) {
+        Some(part) => part.model.config(),
+        None => model.config().filter(|_| prefix.is_empty()),
+    }
+}
+
+/// The finding about a field of a config that differs.
+fn field(file: &str, field: &Field, exact: bool) -> Option<Finding> {
     let name = field.path.rsplit('.').next().unwrap_or_default();
     if !exact && WRITER_FIELDS.contains(&name) {
         return None;
     }
     let finding = Finding::new(
         &checks::CONFIG,
-        Place::field("config.json", &field.path),
+        Place::field(file, &field.path),
         shown(field.first.as_ref()),
         shown(field.second.as_ref()),
     );

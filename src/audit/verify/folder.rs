@@ -10,7 +10,7 @@ use super::{Request, checks};
 use crate::loaders::{Role, is_apart, is_below, role_of};
 use crate::{CheckInfo, Finding, Place, Report, Skipped};
 use checkpoint::{
-    Checkpoint, CheckpointError, FileState, Location, TreeEntry, index_name, parse_json,
+    Checkpoint, CheckpointError, FileState, Location, Part, TreeEntry, WrittenAs, parse_json,
     read_bounded, read_sidecar, stem_of, tree,
 };
 use errors::some_of;
@@ -130,25 +130,30 @@ pub(super) fn judge(
     }
     let folder = request.folder;
     let exact = request.lock.is_some();
-    let mut known = weights(model, folder);
+    let weights = Weights::of(model);
+    let mut known: BTreeSet<String> = weights.iter().flat_map(Weights::files).collect();
+    known.retain(|name| folder.entries.contains_key(name));
     known.extend(compared.iter().cloned());
     let mut by_lock = Vec::new();
     if let Some(lock) = request.lock {
         known.insert(LOCK_FILE.to_owned());
         report.extend(lock_lacks(plan, lock));
+        let is_index = |name: &String| weights.iter().any(|weights| weights.index() == *name);
         let left = lock
             .outputs
             .files
             .iter()
-            .filter(|(name, _)| !known.contains(*name) && **name != index_of(model));
+            .filter(|(name, _)| !known.contains(*name) && !is_index(name));
         for (name, digest) in left {
             report.extend(held_to_digest(folder, name, digest));
             by_lock.push(name.clone());
         }
         known.extend(by_lock.iter().cloned());
     }
-    report.extend(missing_names(model, folder, exact));
-    report.extend(metadata(model, folder, exact));
+    for weights in &weights {
+        report.extend(weights.missing_name(folder, exact));
+        report.extend(weights.metadata(folder, exact));
+    }
     let mut others = Vec::new();
     let mut ignored = Vec::new();
     for (name, (entry, _)) in &folder.entries {
@@ -200,132 +205,152 @@ fn listed(what: &str, names: &[String]) -> String {
     }
 }
 
-/// What the names of weights begin with where loaders look for them: diffusers has a name of its own.
-fn stem(model: &Checkpoint) -> &'static str {
-    let shards = model.shards();
-    let first = shards.first().map(|shard| shard.file_name());
-    match first.as_deref().map(stem_of) {
-        Some(DIFFUSERS) => DIFFUSERS,
-        _ => "model",
-    }
+/// The weights of a checkpoint, or of a part of it that lies apart, and where loaders look for them.
+pub(crate) struct Weights<'m> {
+    model: &'m Checkpoint,
+    /// What the paths of their files begin with: diffusers has a name of its own.
+    stem: String,
+    /// The format in which loaders look for them.
+    format: WrittenAs,
 }
 
-/// The name of the index by which loaders find the weights.
-fn index_of(model: &Checkpoint) -> String {
-    format!("{}.safetensors.index.json", stem(model))
-}
-
-/// The files of weights that were read, and their index.
-fn weights(model: &Checkpoint, folder: &FolderListing) -> BTreeSet<String> {
-    let shards = model.shards();
-    let mut names: BTreeSet<String> = shards.iter().map(|shard| shard.file_name()).collect();
-    if shards.len() > 1 {
-        let index = match shards.iter().all(|shard| shard.header_len > 0) {
-            true => index_of(model),
-            false => "pytorch_model.bin.index.json".to_owned(),
-        };
-        names.extend(
-            [index]
-                .into_iter()
-                .filter(|name| folder.entries.contains_key(name)),
-        );
-    }
-    names
-}
-
-/// Findings about weights that loaders would not find: several files without an index, or one by another name.
-fn missing_names(model: &Checkpoint, folder: &FolderListing, exact: bool) -> Option<Finding> {
-    let shards = model.shards();
-    let safetensors = shards.iter().all(|shard| shard.header_len > 0);
-    let wanted = match shards.len() {
-        0 => return None,
-        1 => format!("{}.safetensors", stem(model)),
-        _ => index_of(model),
-    };
-    let needed = safetensors && (exact || shards.len() > 1);
-    (needed && !folder.entries.contains_key(&wanted)).then(|| {
-        let expected = "the file, by which loaders find the weights";
-        Finding::new(&checks::FILE, Place::file(wanted), expected, "none")
-    })
-}
-
-/// Findings about what the files of weights and the index say besides tensors. Other tools write what they like.
-fn metadata(model: &Checkpoint, folder: &FolderListing, exact: bool) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut find = |file: String, field: &str, expected: &str, found: String| {
-        let place = Place::field(file, field);
-        findings.push(Finding::new(&checks::METADATA, place, expected, found));
-    };
-    for shard in model
-        .shards()
-        .into_iter()
-        .filter(|shard| shard.header_len > 0)
-    {
-        let format = shard.metadata.get("format").map(String::as_str);
-        let others = shard.metadata.keys().filter(|key| *key != "format");
-        let others: Vec<String> = others.cloned().collect();
-        if exact && !others.is_empty() {
-            let found = listed("also", &others);
-            find(shard.file_name(), "__metadata__", "`format` alone", found);
-        }
-        if let Some(format) = format.filter(|format| *format != "pt") {
-            let found = format!("`{format}`");
-            find(shard.file_name(), "__metadata__.format", "`pt`", found);
-        }
-    }
-    let name = index_of(model);
-    let index = folder
-        .entries
-        .get(&name)
-        .filter(|_| exact && model.shards().len() > 1);
-    let index = index
-        .and_then(|(entry, _)| read_bounded(&entry.path, MAX_INDEX_BYTES, "index, in bytes").ok());
-    let index = index.and_then(|bytes| parse_json(&bytes).ok());
-    let Some(Value::Object(index)) = index else {
-        return findings;
-    };
-    let mut others: Vec<String> = Vec::new();
-    for (key, value) in &index {
-        match (key.as_str(), value) {
-            ("weight_map", _) => {}
-            ("metadata", Value::Object(entries)) => {
-                let unknown = entries
-                    .keys()
-                    .filter(|key| !INDEX_METADATA.contains(&key.as_str()));
-                others.extend(unknown.map(|key| format!("metadata.{key}")));
-                let bytes: u64 = model.tensors().iter().map(|tensor| tensor.len).sum();
-                let found = entries.get("total_size");
-                if found.and_then(Value::as_u64) != Some(bytes) {
-                    let found = found.map_or("none".to_owned(), Value::to_string);
-                    find(
-                        name.clone(),
-                        "metadata.total_size",
-                        &bytes.to_string(),
-                        found,
-                    );
-                }
+impl<'m> Weights<'m> {
+    /// Those of each part of a checkpoint.
+    pub(crate) fn of(model: &'m Checkpoint) -> Vec<Weights<'m>> {
+        let stem = |model: &Checkpoint| {
+            let shards = model.shards();
+            let first = shards.first().map(|shard| shard.file_name());
+            match first.as_deref().map(stem_of) {
+                Some(DIFFUSERS) => DIFFUSERS,
+                _ => "model",
             }
-            _ => others.push(key.clone()),
+        };
+        let of_part = |part: &'m Part| Weights {
+            model: &part.model,
+            stem: match part.model.is_single_file() {
+                true => part.stem.clone(),
+                false => format!("{}{}", part.folder(), stem(&part.model)),
+            },
+            format: part.format,
+        };
+        match model.parts() {
+            [] => vec![Weights {
+                model,
+                stem: stem(model).to_owned(),
+                format: WrittenAs::Safetensors,
+            }],
+            parts => parts.iter().map(of_part).collect(),
         }
     }
-    if !others.is_empty() {
-        let found = listed("also", &others);
-        find(name, "metadata", "`total_size` alone", found);
+
+    /// The path of the index by which loaders find safetensors.
+    fn index(&self) -> String {
+        format!("{}.safetensors.index.json", self.stem)
     }
-    findings
+
+    fn is_safetensors(&self) -> bool {
+        self.model.shards().iter().all(|shard| shard.header_len > 0)
+    }
+
+    /// The files that were read, and their index if there are several.
+    pub(crate) fn files(&self) -> BTreeSet<String> {
+        let shards = self.model.shards();
+        let mut names: BTreeSet<String> = shards.iter().map(|shard| shard.file_name()).collect();
+        if shards.len() > 1 {
+            let folder = self.stem.rfind('/').map_or("", |end| &self.stem[..=end]);
+            names.insert(match self.is_safetensors() {
+                true => self.index(),
+                false => format!("{folder}pytorch_model.bin.index.json"),
+            });
+        }
+        names
+    }
+
+    /// The finding that loaders would not find them: several files without an index, or one by another name.
+    fn missing_name(&self, folder: &FolderListing, exact: bool) -> Option<Finding> {
+        let wanted = match self.model.shards().len() {
+            0 => return None,
+            1 => format!("{}{}", self.stem, self.format.end()),
+            _ => self.index(),
+        };
+        let needed = self.is_safetensors() && (exact || self.model.shards().len() > 1);
+        (needed && !folder.entries.contains_key(&wanted)).then(|| {
+            let expected = "the file, by which loaders find the weights";
+            Finding::new(&checks::FILE, Place::file(wanted), expected, "none")
+        })
+    }
+
+    /// Findings about what the files of weights and the index say besides tensors. Other tools write what they like.
+    fn metadata(&self, folder: &FolderListing, exact: bool) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let mut find = |file: String, field: &str, expected: &str, found: String| {
+            let place = Place::field(file, field);
+            findings.push(Finding::new(&checks::METADATA, place, expected, found));
+        };
+        let shards = self.model.shards();
+        for shard in shards.iter().filter(|shard| shard.header_len > 0) {
+            let format = shard.metadata.get("format").map(String::as_str);
+            let others = shard.metadata.keys().filter(|key| *key != "format");
+            let others: Vec<String> = others.cloned().collect();
+            if exact && !others.is_empty() {
+                let found = listed("also", &others);
+                find(shard.file_name(), "__metadata__", "`format` alone", found);
+            }
+            if let Some(format) = format.filter(|format| *format != "pt") {
+                let found = format!("`{format}`");
+                find(shard.file_name(), "__metadata__.format", "`pt`", found);
+            }
+        }
+        let name = self.index();
+        let index = folder
+            .entries
+            .get(&name)
+            .filter(|_| exact && shards.len() > 1);
+        let index = index.and_then(|(entry, _)| {
+            read_bounded(&entry.path, MAX_INDEX_BYTES, "index, in bytes").ok()
+        });
+        let index = index.and_then(|bytes| parse_json(&bytes).ok());
+        let Some(Value::Object(index)) = index else {
+            return findings;
+        };
+        let mut others: Vec<String> = Vec::new();
+        for (key, value) in &index {
+            match (key.as_str(), value) {
+                ("weight_map", _) => {}
+                ("metadata", Value::Object(entries)) => {
+                    let unknown = entries
+                        .keys()
+                        .filter(|key| !INDEX_METADATA.contains(&key.as_str()));
+                    others.extend(unknown.map(|key| format!("metadata.{key}")));
+                    let bytes: u64 = self.model.tensors().iter().map(|tensor| tensor.len).sum();
+                    let found = entries.get("total_size");
+                    if found.and_then(Value::as_u64) != Some(bytes) {
+                        let found = found.map_or("none".to_owned(), Value::to_string);
+                        let (bytes, name) = (bytes.to_string(), name.clone());
+                        find(name, "metadata.total_size", &bytes, found);
+                    }
+                }
+                _ => others.push(key.clone()),
+            }
+        }
+        if !others.is_empty() {
+            let found = listed("also", &others);
+            find(name, "metadata", "`total_size` alone", found);
+        }
+        findings
+    }
 }
 
 /// The finding that a lock has no digest of files that the recipe writes.
 fn lock_lacks(plan: Option<&Plan>, lock: &Lock) -> Option<Finding> {
     let plan = plan?;
-    let config = plan.config.is_some().then_some("config.json");
-    let index = index_name(&plan.shards);
-    let index = (plan.shards.len() > 1).then_some(index.as_str());
-    let made = plan.made.iter().map(|(name, _)| name.as_str());
-    let copied = plan.sidecars.iter().map(|(_, file)| file.name.as_str());
-    let all = config.into_iter().chain(index).chain(made).chain(copied);
-    let lacking = all.filter(|name| !lock.outputs.files.contains_key(*name));
-    let lacking: Vec<String> = lacking.map(str::to_owned).collect();
+    let configs = plan.configs().map(|(name, ..)| name);
+    let indexes = plan.indexes().into_iter().map(|(name, _)| name);
+    let made = plan.made.iter().map(|(name, _)| name.clone());
+    let copied = plan.sidecars.iter().map(|(_, file)| file.name.clone());
+    let all = configs.chain(indexes).chain(made).chain(copied);
+    let lacking = all.filter(|name| !lock.outputs.files.contains_key(name));
+    let lacking: Vec<String> = lacking.collect();
     (!lacking.is_empty()).then(|| {
         let place = Place::field(LOCK_FILE, "outputs.files");
         let expected = "the digest of every file that the recipe writes";

@@ -24,6 +24,7 @@ use serde_json::json;
 
 pub(crate) use checks::CHECKS;
 pub use folder::FolderListing;
+pub(crate) use folder::Weights;
 pub use inputs::{Inputs, InputsError, no_plan};
 pub use mergekit::Profile;
 pub use numerics::Numerics;
@@ -79,7 +80,7 @@ impl<'a> Request<'a> {
         scratch: &'a Path,
     ) -> Self {
         Self {
-            model,
+            model: written(model, Some(plan), lock),
             folder,
             plan: Ok(plan),
             inputs: None,
@@ -91,6 +92,23 @@ impl<'a> Request<'a> {
             threads: plan.settings.threads,
             scratch,
         }
+    }
+}
+
+/// The checkpoint without weights that were carried along as files: files are judged as what they are. Assemblies of
+/// experts carry modules and heads so.
+fn written<'m>(model: &'m Checkpoint, plan: Option<&Plan>, lock: Option<&Lock>) -> &'m Checkpoint {
+    let carried = |file: &String| {
+        let sidecars = plan.into_iter().flat_map(|plan| &plan.sidecars);
+        let mut sidecars = sidecars.map(|(_, sidecar)| &sidecar.name);
+        let locked = lock.is_some_and(|lock| lock.outputs.files.contains_key(file));
+        sidecars.any(|name| name == file) || locked
+    };
+    let parts = model.parts().iter().filter(|part| !part.prefix.is_empty());
+    let mut files = parts.flat_map(|part| part.model.shards());
+    match files.any(|shard| carried(&shard.file_name())) {
+        true => model.alone().unwrap_or(model),
+        false => model,
     }
 }
 

@@ -167,7 +167,7 @@ impl Premises {
         coverage: Coverage,
     ) -> Request<'a> {
         Request {
-            model,
+            model: super::written(model, plan.as_ref().ok().copied(), self.lock.as_ref()),
             folder,
             plan,
             inputs: Some(inputs),

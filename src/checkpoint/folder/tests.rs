@@ -309,7 +309,7 @@ fn folders_of_training_runs_say_what_makes_weights_of_them() {
                 ("model_index.json", b"{}"),
                 ("unet/diffusion_pytorch_model.safetensors", &a),
             ],
-            "name the folder of one component",
+            "none of the components that model_index.json names",
         ),
         (
             &[("refs/main", b"x"), ("snapshots/x/model.safetensors", &a)],

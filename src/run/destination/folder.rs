@@ -44,8 +44,10 @@ impl Destination for Folder {
     fn begin(&self, layout: &Layout<'_>) -> Result<Box<dyn Staged>, RunError> {
         let stage = Stage::open(&self.disk, &self.out, self.force, layout)?;
         let mut files = Vec::new();
+        let mut subfolders = BTreeSet::new();
         for shard in layout.shards {
             let path = stage.path().join(&shard.file_name);
+            create_subfolders(&self.disk, stage.path(), &path, &mut subfolders)?;
             let file = NewFile::create(&self.disk, path, shard.file_size)?;
             file.write_header(&shard.header)?;
             files.push(file);
@@ -56,7 +58,7 @@ impl Destination for Folder {
         })?;
         Ok(Box::new(StagedFolder {
             writer: Some(writer),
-            subfolders: BTreeSet::new(),
+            subfolders,
             disk: self.disk.clone(),
             stage,
         }))
@@ -89,7 +91,7 @@ impl Staged for StagedFolder {
 
     fn side_file(&mut self, name: &str, chunks: &mut Chunks<'_>) -> Result<(), RunError> {
         let path = self.stage.path().join(name);
-        self.create_subfolders(&path)?;
+        create_subfolders(&self.disk, self.stage.path(), &path, &mut self.subfolders)?;
         let mut file = self
             .disk
             .step(Step::Create, &path, || File::create_new(&path))?;
@@ -133,19 +135,20 @@ impl Staged for StagedFolder {
     }
 }
 
-impl StagedFolder {
-    /// Creates the folders between the staged one and a file.
-    fn create_subfolders(&mut self, file: &Path) -> Result<(), DiskError> {
-        let parents = file.ancestors().skip(1);
-        let inside = parents.take_while(|folder| *folder != self.stage.path());
-        let new: Vec<&Path> = inside
-            .filter(|folder| !self.subfolders.contains(*folder))
-            .collect();
-        for folder in new.into_iter().rev() {
-            let create = || fs::create_dir(folder);
-            self.disk.step(Step::CreateFolder, folder, create)?;
-            self.subfolders.insert(folder.to_owned());
-        }
-        Ok(())
+/// Creates the folders between the staged one and a file, but those that were created before.
+fn create_subfolders(
+    disk: &Disk,
+    staged: &Path,
+    file: &Path,
+    created: &mut BTreeSet<PathBuf>,
+) -> Result<(), DiskError> {
+    let parents = file.ancestors().skip(1);
+    let inside = parents.take_while(|folder| *folder != staged);
+    let new: Vec<&Path> = inside.filter(|folder| !created.contains(*folder)).collect();
+    for folder in new.into_iter().rev() {
+        let create = || fs::create_dir(folder);
+        disk.step(Step::CreateFolder, folder, create)?;
+        created.insert(folder.to_owned());
     }
+    Ok(())
 }

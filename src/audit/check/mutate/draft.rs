@@ -185,7 +185,7 @@ fn lay_out(tensors: &[Tensor]) -> Result<(Vec<ShardLayout>, String), MutateError
         .collect();
     let shard = (total / 2 + 1) as u64;
     let shards = shard_layout(&listed, shard, "model").map_err(MutateError::Unreadable)?;
-    let index = index_json(&shards, &listed);
+    let index = index_json(&shards, 0, &listed);
     Ok((shards, index))
 }
 

@@ -217,9 +217,8 @@ fn mutate_by(
         label: label_of(),
         found: vec!["its files"],
     })?;
-    if model.is_single_file() {
-        return Err(MutateError::NotAFolder { label: label_of() });
-    }
+    let model = model.alone().filter(|model| !model.is_single_file());
+    let model = model.ok_or_else(|| MutateError::NotAFolder { label: label_of() })?;
     let original = Original::of(model)?;
     let looked = |folder: &Path| -> Result<Report, MutateError> {
         let location = Location::local(folder);
