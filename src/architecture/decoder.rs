@@ -17,6 +17,8 @@ pub struct Decoder {
     pub head_dim: HeadDim,
     /// Heads of keys and values where the config has no `num_key_value_heads`; none: as many as of queries.
     pub kv_heads: Option<usize>,
+    /// What other sizes are where the config does not say, by their fields.
+    pub absent_sizes: &'static [(&'static str, usize)],
     /// Biases of queries, keys and values.
     pub qkv_bias: Bias,
     /// The bias of the attention's output.
@@ -157,6 +159,7 @@ impl Decoder {
         attention: Attention::Separate,
         head_dim: HeadDim::Share,
         kv_heads: None,
+        absent_sizes: &[],
         qkv_bias: Bias::Flag("attention_bias", false),
         o_bias: Bias::Flag("attention_bias", false),
         mlp_bias: Bias::None,

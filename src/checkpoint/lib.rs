@@ -77,7 +77,8 @@ pub use sidecars::{Sidecar, SidecarKind, read_sidecar};
 pub use source::{TensorEntry, TensorSource};
 pub use survey::Survey;
 pub use tokenizer::{
-    AddedToken, Tokenizer, TokenizerKind, VocabularyComparison, chat_template,
-    compare_vocabularies, settings, turn_end_beside, unknown_turn_end, unknown_turn_tokens,
+    AddedToken, Piece, PieceKind, PieceModel, Tokenizer, TokenizerKind, VocabularyComparison,
+    chat_template, compare_vocabularies, settings, turn_end_beside, unknown_turn_end,
+    unknown_turn_tokens,
 };
 pub use tree::{TreeEntry, TreeKind, tree};

@@ -1,6 +1,5 @@
 //! `weld export`: a checkpoint in another format.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +10,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::environment;
 use super::output::{Failure, say};
 use super::signals;
-use checkpoint::{Checkpoint, ModelRef};
+use checkpoint::{Checkpoint, Location, ModelRef};
 use errors::{Refusal, printable};
-use gguf::{Encoding, Export, Options, Unfinished};
-use run::destination::{Disk, DiskError, write_with};
+use gguf::{Encoding, Export, Options};
+use plan::Plan;
+use run::destination::Disk;
+use run::{ExportError, write_gguf};
 
 /// Write a checkpoint in another format
 #[derive(Args)]
@@ -41,14 +42,8 @@ struct GgufArguments {
     /// The file to write
     out: PathBuf,
 
-    /// The type of matrices; norms, biases and routers are always F32
-    #[arg(long = "type", value_enum, default_value_t = Type::Bf16)]
-    encoding: Type,
-
-    /// How the tokenizer cuts text before it merges byte pairs, as llama.cpp names it (`llama-bpe`, `qwen2`, ...);
-    /// without this it is recognised, where llama.cpp's converter would recognise it
-    #[arg(long, value_name = "NAME")]
-    pre_tokenizer: Option<String>,
+    #[command(flatten)]
+    file: FileArguments,
 
     /// Replace OUT if it is there
     #[arg(long)]
@@ -57,6 +52,35 @@ struct GgufArguments {
     /// Print only errors
     #[arg(long, short)]
     quiet: bool,
+}
+
+/// What a GGUF file is to be.
+#[derive(Args)]
+struct FileArguments {
+    /// The type of matrices; norms, biases and routers are always F32
+    #[arg(long = "type", value_enum, default_value_t = Type::Bf16)]
+    encoding: Type,
+
+    /// How the tokenizer cuts text before it merges byte pairs, as llama.cpp names it (`llama-bpe`, `qwen2`, ...);
+    /// without this it is recognised, where llama.cpp's converter would recognise it
+    #[arg(long, value_name = "NAME")]
+    pre_tokenizer: Option<String>,
+}
+
+/// A GGUF file beside a checkpoint that is written.
+#[derive(Args)]
+pub(super) struct BesideArguments {
+    /// Write a GGUF file too, as `weld export gguf OUT FILE` does
+    #[arg(long, value_name = "FILE")]
+    pub(super) gguf: Option<PathBuf>,
+
+    /// The type of matrices in the GGUF file
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = Type::Bf16, requires = "gguf")]
+    gguf_type: Type,
+
+    /// How the tokenizer cuts text, for the GGUF file; see `weld export gguf --help`
+    #[arg(long, value_name = "NAME", requires = "gguf")]
+    pre_tokenizer: Option<String>,
 }
 
 /// The types that matrices may have.
@@ -95,59 +119,108 @@ fn to_gguf(arguments: &GgufArguments) -> Result<(), Failure> {
     let locator = environment::locator(None)?;
     let location = locator.locate(&arguments.model)?;
     let checkpoint = Checkpoint::open(&arguments.model.to_string(), &location)?;
-    let in_model = |refusal: Refusal| Failure::input(refusal.within(&arguments.model));
     let options = Options {
-        encoding: arguments.encoding.into(),
-        pretokenizer: arguments.pre_tokenizer.as_deref(),
+        encoding: arguments.file.encoding.into(),
+        pretokenizer: arguments.file.pre_tokenizer.as_deref(),
     };
-    // What lies apart from the weights of the folder has no place in such a file.
-    let checkpoint = checkpoint.alone().ok_or_else(|| {
-        let why = Refusal::new("this is a pipeline, and a GGUF file holds one model");
-        in_model(why.with_hint("name the folder of one of its components"))
-    })?;
-    let export = Export::plan(checkpoint, options).map_err(in_model)?;
-    check_free(&arguments.out, arguments.force, checkpoint)?;
-    write(&export, &arguments.out, &stop).map_err(|why| match why {
-        Unwritten::User => Failure::Stopped("stopped; nothing was written".into()),
-        Unwritten::Disk(message) => Failure::tool(message),
-        Unwritten::Values(refusal) => in_model(refusal),
-    })?;
-    if !arguments.quiet {
-        let out = arguments.out.display().to_string();
-        let size = ByteSize(export.bytes()).display().si();
-        let tensors = export.tensors();
-        say(&format!("{}: {tensors} tensors, {size}", printable(&out)));
-    }
-    Ok(())
-}
-
-/// Why no file was written.
-enum Unwritten {
-    User,
-    Disk(String),
-    Values(Refusal),
-}
-
-impl From<DiskError> for Unwritten {
-    fn from(error: DiskError) -> Self {
-        Self::Disk(error.to_string())
-    }
-}
-
-fn write(export: &Export<'_>, out: &Path, stop: &Arc<AtomicBool>) -> Result<(), Unwritten> {
-    write_with(&Disk::default(), out, |file| {
-        let mut goes_on = |_| !stop.load(Ordering::Relaxed);
-        let written = export.write(file, &mut goes_on);
-        written.map_err(|cancelled| match cancelled {
-            Unfinished::Stopped => Unwritten::User,
-            Unfinished::Values(refusal) => Unwritten::Values(refusal),
-            Unfinished::Write(error) => Unwritten::Disk(cannot_write(out, &error)),
-        })
+    let (out, force) = (&arguments.out, arguments.force);
+    let file = File {
+        out,
+        quiet: arguments.quiet,
+    };
+    let in_model = |refusal: Refusal| refusal.within(&arguments.model);
+    file.write(&checkpoint, options, &stop, in_model, || {
+        check_free(out, force, &checkpoint)
     })
 }
 
-fn cannot_write(out: &Path, error: &io::Error) -> String {
-    format!("cannot write {}: {error}", out.display())
+impl BesideArguments {
+    /// Finds out before the work what can be known of the file: that its place is free, and that the family is exported.
+    pub(super) fn check(&self, folder: &Path, force: bool, plan: &Plan) -> Result<(), Failure> {
+        let Some(out) = &self.gguf else {
+            return Ok(());
+        };
+        if out == folder {
+            let message = format!("{} is the folder of the checkpoint", out.display());
+            return Err(Failure::input(
+                Refusal::new(message).with_hint("name another path with --gguf"),
+            ));
+        }
+        for model in plan.stored_models() {
+            check_free(out, force, model)?;
+        }
+        let config = plan.config.as_ref();
+        let model_type = config.and_then(|config| config["model_type"].as_str());
+        gguf::check(model_type, self.pre_tokenizer.as_deref()).map_err(Failure::input)
+    }
+
+    /// Writes the file of a checkpoint that is complete.
+    pub(super) fn write(
+        &self,
+        folder: &Path,
+        quiet: bool,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<(), Failure> {
+        let Some(out) = &self.gguf else {
+            return Ok(());
+        };
+        let shown = folder.display().to_string();
+        let checkpoint = Checkpoint::open(&shown, &Location::local(folder))?;
+        let options = Options {
+            encoding: self.gguf_type.into(),
+            pretokenizer: self.pre_tokenizer.as_deref(),
+        };
+        let context = |refusal: Refusal| {
+            refusal.within(format!("{shown} is complete, but not {}", out.display()))
+        };
+        File { out, quiet }.write(&checkpoint, options, stop, context, || Ok(()))
+    }
+}
+
+/// A GGUF file that is written, and whether something is said of it.
+struct File<'a> {
+    out: &'a Path,
+    quiet: bool,
+}
+
+impl File<'_> {
+    /// Plans the file, looks at its place, and writes it. `context` adds to a refusal what it is about.
+    fn write(
+        &self,
+        checkpoint: &Checkpoint,
+        options: Options<'_>,
+        stop: &AtomicBool,
+        context: impl Fn(Refusal) -> Refusal,
+        place: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let refused = |refusal| Failure::input(context(refusal));
+        // What lies apart from the weights of the folder has no place in such a file.
+        let checkpoint = checkpoint.alone().ok_or_else(|| {
+            let why = Refusal::new("this is a pipeline, and a GGUF file holds one model");
+            refused(why.with_hint("name the folder of one of its components"))
+        })?;
+        let export = Export::plan(checkpoint, options).map_err(refused)?;
+        place()?;
+        let mut goes_on = |_| !stop.load(Ordering::Relaxed);
+        let written = write_gguf(&export, &Disk::default(), self.out, &mut goes_on);
+        written.map_err(|why| match why {
+            ExportError::Stopped => {
+                Failure::Stopped(format!("stopped; {} was not written", self.out.display()))
+            }
+            ExportError::Disk(error) => Failure::tool(context(error.to_string().into())),
+            ExportError::Values(refusal) => refused(refusal),
+        })?;
+        if !self.quiet {
+            for note in export.notes() {
+                say(&format!("note: {}", printable(note)));
+            }
+            let out = self.out.display().to_string();
+            let size = ByteSize(export.bytes()).display().si();
+            let tensors = export.tensors();
+            say(&format!("{}: {tensors} tensors, {size}", printable(&out)));
+        }
+        Ok(())
+    }
 }
 
 /// Refuses a path that holds something, or that the model is read from.

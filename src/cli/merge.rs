@@ -9,6 +9,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::arguments::{Format, PlanArguments};
+use super::export::BesideArguments;
 use super::memory::{PeakMemory, available};
 use super::output::{Failure, print_json, say};
 use super::progress::Progress;
@@ -59,6 +60,9 @@ pub(super) struct OutputArguments {
     #[arg(long)]
     no_check: bool,
 
+    #[command(flatten)]
+    beside: BesideArguments,
+
     /// Print only errors
     #[arg(long, short)]
     pub(super) quiet: bool,
@@ -72,13 +76,14 @@ impl OutputArguments {
     /// Runs a plan.
     pub(super) fn write(&self, plan: &Plan, stop: Arc<AtomicBool>) -> Result<(), Failure> {
         let quiet = self.quiet;
+        self.beside.check(&self.out, self.force, plan)?;
         if !quiet {
             for note in &plan.notes {
                 say(&format!("note: {}", printable(note)));
             }
         }
         let peak = PeakMemory::watch();
-        let progress = Progress::start(plan, quiet, stop);
+        let progress = Progress::start(plan, quiet, Arc::clone(&stop));
         let look = |folder: &Path| check_written(folder, plan);
         let look: &Look<'_> = &look;
         let done = run::run(
@@ -104,15 +109,19 @@ impl OutputArguments {
                 ));
             }
         }
+        let with_gguf = || self.beside.write(&self.out, quiet, &stop);
         match self.format {
-            Format::Json => print_json(&as_json(self, &summary, peak)),
-            Format::Text if quiet => Ok(()),
+            Format::Json => {
+                with_gguf()?;
+                print_json(&as_json(self, &summary, peak))
+            }
+            Format::Text if quiet => with_gguf(),
             Format::Text => {
                 say(&as_text(self, plan, &summary, peak));
                 if let Some(out) = word(&self.out) {
                     say(&format!("check it with: weld verify {out}"));
                 }
-                Ok(())
+                with_gguf()
             }
         }
     }
@@ -178,6 +187,7 @@ fn as_text(
 fn as_json(arguments: &OutputArguments, summary: &Summary, peak: Option<u64>) -> serde_json::Value {
     json!({
         "out": arguments.out.display().to_string(),
+        "gguf": arguments.beside.gguf.as_ref().map(|file| file.display().to_string()),
         "tensors": summary.tensors,
         "bytes_read": summary.totals.read,
         "bytes_written": summary.totals.written,

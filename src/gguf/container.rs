@@ -29,16 +29,21 @@ pub enum Value {
     I32s(Vec<i32>),
     /// Numbers.
     F32s(Vec<f32>),
+    /// Yes or no, several times.
+    Bools(Vec<bool>),
+    /// Bytes.
+    Bytes(Vec<u8>),
 }
 
 impl Value {
     /// The number of its type in a file; of a list, that of an element.
     fn kind(&self) -> u32 {
         match self {
+            Value::Bytes(_) => 0,
             Value::U32(_) => 4,
             Value::I32(_) | Value::I32s(_) => 5,
             Value::F32(_) | Value::F32s(_) => 6,
-            Value::Bool(_) => 7,
+            Value::Bool(_) | Value::Bools(_) => 7,
             Value::Text(_) | Value::Texts(_) => 8,
         }
     }
@@ -53,6 +58,8 @@ impl Value {
             Value::Texts(values) => list(out, values.len()),
             Value::I32s(values) => list(out, values.len()),
             Value::F32s(values) => list(out, values.len()),
+            Value::Bools(values) => list(out, values.len()),
+            Value::Bytes(values) => list(out, values.len()),
             _ => out.extend(self.kind().to_le_bytes()),
         }
         match self {
@@ -64,6 +71,8 @@ impl Value {
             Value::Texts(values) => values.iter().for_each(|value| put_text(value, out)),
             Value::I32s(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
             Value::F32s(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Value::Bools(values) => out.extend(values.iter().map(|&value| u8::from(value))),
+            Value::Bytes(values) => out.extend(values),
         }
     }
 }

@@ -12,6 +12,7 @@ use architecture::{Decoder, Family};
 use checkpoint::{Checkpoint, settings};
 use errors::Refusal;
 use numeric::NonFinite;
+use serde_json::Value as Json;
 
 /// Elements that are read and encoded at a time: a multiple of a block of Q8_0.
 const PIECE: usize = 1 << 18;
@@ -35,6 +36,7 @@ pub struct Export<'c> {
     header: Vec<u8>,
     outputs: Vec<Output>,
     bytes: u64,
+    notes: Vec<String>,
 }
 
 /// Why a file was not written to its end.
@@ -54,19 +56,12 @@ impl<'c> Export<'c> {
     /// # Errors
     /// A family, tokenizer, tensor or field that cannot be written as llama.cpp reads it.
     pub fn plan(checkpoint: &'c Checkpoint, options: Options<'_>) -> Result<Self, Refusal> {
-        if let Some(name) = options
-            .pretokenizer
-            .filter(|name| !pretokenizers().contains(name))
-        {
-            return Err(
-                Refusal::new(format!("llama.cpp has no pre-tokenizer `{name}`"))
-                    .with_hint(format!("it has {}", pretokenizers().join(", "))),
-            );
-        }
+        check_pretokenizer(options.pretokenizer)?;
         let config = checkpoint
             .config()
             .ok_or("there is no config.json beside the weights")?;
-        let (dialect, decoder) = family(config.model_type())?;
+        let known = family(config.model_type())?;
+        let (dialect, family, decoder) = known;
         let mut metadata = Metadata::default();
         metadata.set("general.architecture", Value::Text(dialect.name.into()));
         metadata.set("general.type", Value::Text("model".into()));
@@ -76,38 +71,43 @@ impl<'c> Export<'c> {
         }
         // In its place before the parameters; what it is follows from the tensors.
         metadata.set("general.size_label", Value::Text(String::new()));
+        let settings = of_decoder(config.value(), family);
         let sizes = parameters(
-            config.value(),
+            &settings,
             dialect,
             decoder,
             options.encoding,
             &mut metadata,
+            dialect.further_layers && has_further_layers(checkpoint),
         )?;
-        let mut collector = Collector::new(
-            checkpoint,
-            dialect,
-            decoder,
-            sizes.heads,
-            sizes.layers,
-            options.encoding,
-        );
-        if let Some(factors) = sizes.rope_factors {
-            collector.given("rope_freqs.weight", factors);
+        let tied = settings["tie_word_embeddings"].as_bool();
+        let tied = tied.unwrap_or(family.is_tied());
+        let mut collector = Collector::new(checkpoint, known, &sizes, options.encoding, tied);
+        for (name, factors) in sizes.rope_factors {
+            collector.given(name, factors);
         }
-        let outputs = collector.collect()?;
+        let (outputs, left_out) = collector.collect()?;
         check_embedding(&outputs, sizes.embedding)?;
         metadata.set("general.size_label", Value::Text(size_label(&outputs)));
         metadata.set(
             "general.quantization_version",
             Value::U32(QUANTIZATION_VERSION),
         );
-        vocabulary(
+        let tokenizer = vocabulary(
             checkpoint,
+            dialect,
             sizes.embedding[0],
             options.pretokenizer,
             &mut metadata,
         )?;
-        Self::laid_out(checkpoint, outputs, &metadata)
+        let mut export = Self::laid_out(checkpoint, outputs, &metadata)?;
+        if left_out > 0 {
+            export.notes.push(format!(
+                "the file has the language model alone: {left_out} tensors of other parts are left out"
+            ));
+        }
+        export.notes.extend(tokenizer.map(str::to_owned));
+        Ok(export)
     }
 
     fn laid_out(
@@ -141,7 +141,13 @@ impl<'c> Export<'c> {
             header,
             outputs,
             bytes,
+            notes: Vec::new(),
         })
+    }
+
+    /// What the file does not have, or llama.cpp does otherwise, for people to read.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The length of the file in bytes.
@@ -212,13 +218,37 @@ impl<'c> Export<'c> {
     }
 }
 
-fn family(model_type: Option<&str>) -> Result<(&'static Dialect, &'static Decoder), Refusal> {
+/// Refuses what can be refused before there is a checkpoint: a `model_type` that is not exported, the name of a
+/// pre-tokenizer that llama.cpp does not have.
+///
+/// # Errors
+/// It is so.
+pub fn check(model_type: Option<&str>, pretokenizer: Option<&str>) -> Result<(), Refusal> {
+    check_pretokenizer(pretokenizer)?;
+    family(model_type).map(|_| ())
+}
+
+fn check_pretokenizer(name: Option<&str>) -> Result<(), Refusal> {
+    let known = pretokenizers();
+    match name.filter(|name| !known.contains(name)) {
+        None => Ok(()),
+        Some(name) => Err(
+            Refusal::new(format!("llama.cpp has no pre-tokenizer `{name}`"))
+                .with_hint(format!("it has {}", known.join(", "))),
+        ),
+    }
+}
+
+/// What a `model_type` is in llama.cpp, and what it is whatever the format.
+type Known = (&'static Dialect, &'static Family, &'static Decoder);
+
+fn family(model_type: Option<&str>) -> Result<Known, Refusal> {
     let name = model_type.unwrap_or_default();
     let found = Family::of(name).and_then(|family| {
         let dialect = DIALECTS
             .iter()
             .find(|dialect| dialect.family == family.name())?;
-        Some((dialect, family.decoder.as_ref()?))
+        Some((dialect, family, family.decoder.as_ref()?))
     });
     found.ok_or_else(|| {
         let families: Vec<&str> = DIALECTS.iter().map(|dialect| dialect.family).collect();
@@ -230,6 +260,23 @@ fn family(model_type: Option<&str>) -> Result<(&'static Dialect, &'static Decode
             families.join(", ")
         ))
     })
+}
+
+/// The config of the decoder: that of the model, with what its part for text says.
+fn of_decoder(config: &Json, family: &Family) -> Json {
+    let body = family.bodies.iter().find(|body| body.is_decoder);
+    let part = body.and_then(|body| config.get(body.part?)?.as_object());
+    let mut joined = config.clone();
+    for (name, value) in part.into_iter().flatten() {
+        joined[name] = value.clone();
+    }
+    joined
+}
+
+/// Whether there are layers that predict further tokens, numbered behind the decoder's.
+fn has_further_layers(checkpoint: &Checkpoint) -> bool {
+    let mut tensors = checkpoint.tensors().iter();
+    tensors.any(|entry| entry.name.ends_with(".eh_proj.weight"))
 }
 
 /// What generation_config.json recommends.

@@ -1,6 +1,7 @@
 //! What each family is called in GGUF, and what its converter does beside renaming.
 //!
-//! Source: the converter of llama.cpp v0.5.0, `conversion/*.py` and `gguf-py/gguf/constants.py`.
+//! Source: the converter of llama.cpp v0.5.0, `conversion/*.py` and `gguf-py/gguf/constants.py`. What a family is
+//! whatever the format, `architecture` says.
 
 /// A family as llama.cpp names it.
 #[derive(Debug)]
@@ -13,8 +14,38 @@ pub(super) struct Dialect {
     pub permuted: bool,
     /// Whether the features of a head are written: where the class always knows them, or where the config does.
     pub head_size: HeadSize,
-    /// Whether `vocab_size` and the rotated features are written, as for Llama and what is converted like it.
-    pub like_llama: bool,
+    /// What the norm before the MLP is called, where it is `post_attention_layernorm`.
+    pub mlp_norm: &'static str,
+    /// Whether `vocab_size` is written, as for Llama and what is converted like it.
+    pub vocab_size: bool,
+    /// Whether the rotated features of a head are written.
+    pub rotated_size: bool,
+    /// What is written of rotary positions.
+    pub rope: Rope,
+    /// Fields that are written as they stand.
+    pub copied: &'static [Copied],
+    /// Every how many layers llama.cpp expects attention to all tokens, the others looking through a window.
+    pub window_period: Option<usize>,
+    /// Whether the output head is written.
+    pub head: Head,
+    /// The field that gives it biases, which llama.cpp does not load.
+    pub no_biases: Option<&'static str>,
+    /// Whether layers that predict further tokens are written.
+    pub further_layers: bool,
+    /// Whether llama.cpp does not load it without a shared expert.
+    pub needs_shared: bool,
+    /// Whether the width of shared experts is written beside their number.
+    pub shared_width: bool,
+    /// Whether `tokenizer.model` comes before `tokenizer.json`.
+    pub pieces_first: bool,
+    /// Whether tokens that are added to `tokenizer.model` are written as they stand, and those of `tokenizer.json` too.
+    pub added_verbatim: bool,
+    /// Whether a space is put before a text.
+    pub space_prefix: SpacePrefix,
+    /// Special tokens by their text, for those that nothing else tells.
+    pub special: &'static [(&'static str, &'static str)],
+    /// Special tokens by their id: keys behind `tokenizer.ggml.`.
+    pub special_ids: &'static [(&'static str, u32)],
 }
 
 /// When the features of a head are written.
@@ -28,20 +59,156 @@ pub(super) enum HeadSize {
     Never,
 }
 
-const LLAMA: Dialect = Dialect {
-    family: "llama",
-    name: "llama",
-    permuted: true,
-    head_size: HeadSize::Always,
-    like_llama: true,
-};
+/// What is written of rotary positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rope {
+    /// Base and scaling.
+    Written,
+    /// The same, with Llama 3's divisors as a tensor.
+    WithLlama3,
+    /// The same where they are not the base of 10000 without scaling that llama.cpp takes.
+    IfUnusual,
+    /// The same for layers that attend to all tokens, and the base of the others.
+    PerKind,
+    /// The same, where `dynamic` with an `alpha` is a larger base.
+    WithAlpha,
+    /// Base, and the divisors for short and long texts as tensors.
+    Long,
+}
+
+/// A field of config.json that is written as it stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Copied {
+    /// The field.
+    pub field: &'static str,
+    /// Its key behind the architecture's name.
+    pub key: &'static str,
+    /// What it is where it is absent; none: it is not written.
+    pub absent: Option<f64>,
+    /// Whether it is a number; otherwise a size.
+    pub is_number: bool,
+}
+
+/// Whether the output head is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Head {
+    /// If the checkpoint has one.
+    Kept,
+    /// If the config does not say that it is the embedding.
+    Untied,
+    /// Never: llama.cpp reads none.
+    Dropped,
+    /// Always: llama.cpp does not take the embedding in its place, so it is written twice.
+    Needed,
+}
+
+/// Whether a space is put before a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SpacePrefix {
+    /// As the tokenizer does.
+    ByTokenizer,
+    /// As `add_prefix_space` of tokenizer_config.json says, or the tokenizer does.
+    BySetting,
+    /// Never.
+    Never,
+}
 
 const QWEN2: Dialect = Dialect {
     family: "qwen2",
     name: "qwen2",
     permuted: false,
     head_size: HeadSize::IfWritten,
-    like_llama: false,
+    mlp_norm: "ffn_norm",
+    vocab_size: false,
+    rotated_size: false,
+    rope: Rope::Written,
+    copied: &[],
+    window_period: None,
+    head: Head::Kept,
+    no_biases: None,
+    further_layers: false,
+    needs_shared: false,
+    shared_width: false,
+    pieces_first: true,
+    added_verbatim: false,
+    space_prefix: SpacePrefix::ByTokenizer,
+    special: &[],
+    special_ids: &[],
+};
+
+const LLAMA: Dialect = Dialect {
+    family: "llama",
+    name: "llama",
+    permuted: true,
+    head_size: HeadSize::Always,
+    vocab_size: true,
+    rotated_size: true,
+    rope: Rope::WithLlama3,
+    space_prefix: SpacePrefix::BySetting,
+    ..QWEN2
+};
+
+const GRANITE: Dialect = Dialect {
+    family: "granite",
+    name: "granite",
+    head_size: HeadSize::Never,
+    rope: Rope::Written,
+    ..LLAMA
+};
+
+const GEMMA: Dialect = Dialect {
+    family: "gemma",
+    name: "gemma",
+    head_size: HeadSize::Always,
+    rope: Rope::IfUnusual,
+    head: Head::Dropped,
+    space_prefix: SpacePrefix::Never,
+    // CodeGemma's, which the converter writes for every Gemma.
+    special_ids: &[("eot_token_id", 107)],
+    ..QWEN2
+};
+
+const GEMMA2: Dialect = Dialect {
+    family: "gemma2",
+    name: "gemma2",
+    copied: &[
+        Copied::number(
+            "attn_logit_softcapping",
+            "attn_logit_softcapping",
+            Some(50.0),
+        ),
+        Copied::number(
+            "final_logit_softcapping",
+            "final_logit_softcapping",
+            Some(30.0),
+        ),
+        Copied::size("sliding_window", "attention.sliding_window", Some(4096.0)),
+    ],
+    window_period: Some(2),
+    special_ids: &[],
+    ..GEMMA
+};
+
+const GEMMA3: Dialect = Dialect {
+    family: "gemma3_text",
+    name: "gemma3",
+    rope: Rope::PerKind,
+    copied: &[
+        Copied::number("final_logit_softcapping", "final_logit_softcapping", None),
+        Copied::size("sliding_window", "attention.sliding_window", Some(4096.0)),
+    ],
+    window_period: Some(6),
+    head: Head::Kept,
+    ..GEMMA2
+};
+
+const HUNYUAN: Dialect = Dialect {
+    family: "hunyuan_v1_dense",
+    name: "hunyuan-dense",
+    rope: Rope::WithAlpha,
+    head: Head::Untied,
+    pieces_first: false,
+    ..QWEN2
 };
 
 /// Every family that can be exported.
@@ -56,23 +223,16 @@ pub(super) const DIALECTS: &[Dialect] = &[
         head_size: HeadSize::IfWritten,
         ..LLAMA
     },
-    Dialect {
-        family: "granite",
-        name: "granite",
-        head_size: HeadSize::Never,
-        ..LLAMA
-    },
+    GRANITE,
     Dialect {
         family: "granitemoe",
         name: "granitemoe",
-        head_size: HeadSize::Never,
-        ..LLAMA
+        ..GRANITE
     },
     Dialect {
         family: "granitemoeshared",
         name: "granitemoe",
-        head_size: HeadSize::Never,
-        ..LLAMA
+        ..GRANITE
     },
     QWEN2,
     Dialect {
@@ -84,36 +244,142 @@ pub(super) const DIALECTS: &[Dialect] = &[
     Dialect {
         family: "qwen2_moe",
         name: "qwen2moe",
+        needs_shared: true,
+        pieces_first: false,
         ..QWEN2
     },
     Dialect {
         family: "qwen3_moe",
         name: "qwen3moe",
+        pieces_first: false,
         ..QWEN2
     },
     Dialect {
         family: "olmo2",
         name: "olmo2",
+        pieces_first: false,
+        ..QWEN2
+    },
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    Dialect {
+        family: "gemma3",
+        ..GEMMA3
+    },
+    Dialect {
+        family: "phi3",
+        name: "phi3",
+        head_size: HeadSize::Never,
+        rotated_size: true,
+        rope: Rope::Long,
+        copied: &[Copied::size(
+            "sliding_window",
+            "attention.sliding_window",
+            Some(0.0),
+        )],
+        added_verbatim: true,
+        ..QWEN2
+    },
+    Dialect {
+        family: "ernie4_5",
+        name: "ernie4_5",
+        no_biases: Some("use_bias"),
+        head_size: HeadSize::Always,
+        space_prefix: SpacePrefix::BySetting,
+        ..QWEN2
+    },
+    Dialect {
+        family: "ernie4_5_moe",
+        name: "ernie4_5-moe",
+        no_biases: Some("use_bias"),
+        shared_width: true,
+        space_prefix: SpacePrefix::BySetting,
+        ..QWEN2
+    },
+    HUNYUAN,
+    Dialect {
+        family: "hunyuan_v1_moe",
+        name: "hunyuan-moe",
+        ..HUNYUAN
+    },
+    Dialect {
+        family: "glm4_moe",
+        name: "glm4moe",
+        further_layers: true,
+        needs_shared: true,
+        mlp_norm: "post_attention_norm",
+        rotated_size: true,
+        pieces_first: false,
+        special: &[
+            ("bos", "[gMASK]"),
+            ("eot", "<|user|>"),
+            ("unk", "<|endoftext|>"),
+            ("eom", "<|observation|>"),
+        ],
+        ..QWEN2
+    },
+    Dialect {
+        family: "dots1",
+        name: "dots1",
+        needs_shared: true,
+        head: Head::Needed,
+        pieces_first: false,
         ..QWEN2
     },
 ];
+
+impl Copied {
+    const fn number(field: &'static str, key: &'static str, absent: Option<f64>) -> Self {
+        Copied {
+            field,
+            key,
+            absent,
+            is_number: true,
+        }
+    }
+
+    const fn size(field: &'static str, key: &'static str, absent: Option<f64>) -> Self {
+        Copied {
+            is_number: false,
+            ..Copied::number(field, key, absent)
+        }
+    }
+}
 
 /// The part of a tensor's name in llama.cpp for a module of a layer, where all families agree.
 pub(super) const MODULES: &[(&str, &str)] = &[
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
+    ("self_attn.qkv_proj", "attn_qkv"),
     ("self_attn.o_proj", "attn_output"),
     ("self_attn.q_norm", "attn_q_norm"),
     ("self_attn.k_norm", "attn_k_norm"),
+    ("self_attn.query_layernorm", "attn_q_norm"),
+    ("self_attn.key_layernorm", "attn_k_norm"),
     ("input_layernorm", "attn_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
-    ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
-    ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
-    ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    // Gate and up one after the other, as llama.cpp has them for the families that store them so.
+    ("mlp.gate_up_proj", "ffn_up"),
     ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
     ("shared_mlp.output_linear", "ffn_down_shexp"),
+    // Of layers that predict further tokens.
+    ("eh_proj", "nextn.eh_proj"),
+    ("enorm", "nextn.enorm"),
+    ("hnorm", "nextn.hnorm"),
+    ("embed_tokens", "nextn.embed_tokens"),
+    ("shared_head.head", "nextn.shared_head_head"),
+    ("shared_head.norm", "nextn.shared_head_norm"),
+];
+
+/// What a matrix of a shared expert is called, behind its prefix.
+pub(super) const SHARED: &[(&str, &str)] = &[
+    ("gate_proj", "ffn_gate_shexp"),
+    ("up_proj", "ffn_up_shexp"),
+    ("down_proj", "ffn_down_shexp"),
 ];

@@ -8,12 +8,13 @@ mod container;
 mod encoding;
 mod export;
 mod families;
+mod mixture;
 mod parameters;
-mod special;
+mod rope;
 mod tensors;
 mod vocabulary;
 
 pub use container::{ALIGNMENT, Metadata, TensorInfo, Value, header};
 pub use encoding::Encoding;
-pub use export::{Export, Options, Unfinished};
+pub use export::{Export, Options, Unfinished, check};
 pub use vocabulary::pretokenizers;

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::encoding::Encoding;
-use super::families::{Dialect, MODULES};
-use architecture::{Decoder, Experts, Matrix, Norms};
+use super::families::{Dialect, Head, MODULES, SHARED};
+use super::parameters::Sizes;
+use architecture::{Decoder, Experts, Family, Matrix, Norms, SharedLayout, is_mtp_module};
 use checkpoint::Checkpoint;
 use errors::Refusal;
 use numeric::Fill;
@@ -20,10 +21,12 @@ pub(super) struct Output {
     pub encoding: Encoding,
     /// Its values.
     pub values: Values,
+    /// What is added to each value.
+    pub offset: f32,
 }
 
 /// Where the values of a tensor come from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Values {
     /// Elements of tensors of the checkpoint, one part after the other.
     Parts(Vec<Part>),
@@ -87,6 +90,9 @@ impl Output {
             Fill::<f32>::fill(&*elements, from, &mut out[done..done + count]);
             done += count;
         }
+        if self.offset != 0.0 {
+            out.iter_mut().for_each(|value| *value += self.offset);
+        }
         Ok(())
     }
 }
@@ -122,34 +128,49 @@ fn no_floats(checkpoint: &Checkpoint, tensor: usize) -> Refusal {
 pub(super) struct Collector<'c> {
     checkpoint: &'c Checkpoint,
     dialect: &'static Dialect,
+    family: &'static Family,
     decoder: &'static Decoder,
     /// Heads of queries and of keys.
     heads: [usize; 2],
-    layers: usize,
+    /// Layers of the decoder, and with those that predict further tokens.
+    layers: [usize; 2],
     encoding: Encoding,
+    /// Whether the output head is the embedding.
+    tied: bool,
+    /// What the names of the decoder's tensors begin with.
+    prefix: &'static str,
     outputs: Vec<Output>,
     /// The tensors of each output that is made of experts, by the number of the expert.
     experts: Vec<(usize, Vec<(usize, usize)>)>,
+    /// Tensors that the file does not have.
+    left_out: usize,
 }
 
 impl<'c> Collector<'c> {
     pub(super) fn new(
         checkpoint: &'c Checkpoint,
-        dialect: &'static Dialect,
-        decoder: &'static Decoder,
-        heads: [usize; 2],
-        layers: usize,
+        (dialect, family, decoder): (&'static Dialect, &'static Family, &'static Decoder),
+        sizes: &Sizes,
         encoding: Encoding,
+        tied: bool,
     ) -> Self {
+        let body = family.bodies.iter().find(|body| body.is_decoder);
+        let prefixes = body.map_or(&[""][..], |body| body.prefixes);
+        let names = checkpoint.tensors();
+        let begins = |prefix: &&&str| names.iter().any(|entry| entry.name.starts_with(**prefix));
         Collector {
             checkpoint,
             dialect,
+            family,
             decoder,
-            heads,
-            layers,
+            heads: sizes.heads,
+            layers: sizes.layers,
             encoding,
+            tied,
+            prefix: prefixes.iter().find(begins).copied().unwrap_or_default(),
             outputs: Vec::new(),
             experts: Vec::new(),
+            left_out: 0,
         }
     }
 
@@ -158,13 +179,15 @@ impl<'c> Collector<'c> {
         self.push(name.into(), vec![values.len()], Values::Given(values));
     }
 
-    /// All tensors of the checkpoint.
-    pub(super) fn collect(mut self) -> Result<Vec<Output>, Refusal> {
+    /// All tensors of the checkpoint, and how many are of towers and modules that the file does not have.
+    pub(super) fn collect(mut self) -> Result<(Vec<Output>, usize), Refusal> {
         for (index, entry) in self.checkpoint.tensors().iter().enumerate() {
             if entry.name.ends_with(".rotary_emb.inv_freq") {
                 continue;
             }
-            if !self.add(index)? {
+            if is_mtp_module(&entry.name) || self.is_of_tower(&entry.name) {
+                self.left_out += 1;
+            } else if !self.add(index)? {
                 let families = "the family has no such tensor in llama.cpp";
                 return Err(Refusal::new(format!("{}: {families}", entry.name))
                     .with_hint("`weld check` says which tensors config.json promises"));
@@ -172,18 +195,47 @@ impl<'c> Collector<'c> {
         }
         self.join_experts()?;
         self.check_layers()?;
-        Ok(self.outputs)
+        self.add_needed_head();
+        Ok((self.outputs, self.left_out))
+    }
+
+    /// Whether a tensor is of a body that is not the decoder, such as one that looks at images.
+    fn is_of_tower(&self, name: &str) -> bool {
+        let mut towers = self.family.bodies.iter().filter(|body| !body.is_decoder);
+        towers.any(|tower| tower.prefixes.iter().any(|prefix| name.starts_with(prefix)))
+    }
+
+    /// Writes the embedding as the output head too, where llama.cpp wants one.
+    fn add_needed_head(&mut self) {
+        let (head, embedding) = ("output.weight", "token_embd.weight");
+        let has = |name: &str| self.outputs.iter().position(|output| output.name == name);
+        if let (Head::Needed, None, Some(embedding)) =
+            (self.dialect.head, has(head), has(embedding))
+        {
+            let embedding = &self.outputs[embedding];
+            let (shape, values) = (embedding.shape.clone(), embedding.values.clone());
+            self.push(head.into(), shape, values);
+        }
     }
 
     /// Adds a tensor of the checkpoint; whether it is one of the family's.
     fn add(&mut self, index: usize) -> Result<bool, Refusal> {
         let checkpoint = self.checkpoint;
         let full = checkpoint.tensors()[index].name.as_str();
-        let name = full.strip_prefix("model.").unwrap_or(full);
+        let names = self.family.head.map_or(&[][..], |head| head.names);
+        if names.contains(&full) {
+            match (self.dialect.head, self.tied) {
+                (Head::Dropped, _) | (Head::Untied, true) => {}
+                _ => self.whole("output.weight".into(), index),
+            }
+            return Ok(true);
+        }
+        let Some(name) = full.strip_prefix(self.prefix) else {
+            return Ok(false);
+        };
         let top = match name {
             "embed_tokens.weight" => Some("token_embd.weight"),
             "norm.weight" => Some("output_norm.weight"),
-            "lm_head.weight" => Some("output.weight"),
             _ => None,
         };
         if let Some(top) = top {
@@ -199,11 +251,17 @@ impl<'c> Collector<'c> {
         let Some(number) = number
             .parse()
             .ok()
-            .filter(|&number: &usize| number < self.layers)
+            .filter(|&number: &usize| number < self.layers[1])
         else {
             return Ok(false);
         };
         if self.add_experts(number, rest, index)? {
+            return Ok(true);
+        }
+        let mixture = self.decoder.mixture.as_ref();
+        let correction = mixture.and_then(|mixture| mixture.correction);
+        if correction.is_some_and(|correction| correction.name == rest) {
+            self.whole(format!("blk.{number}.exp_probs_b.bias"), index);
             return Ok(true);
         }
         let Some((module, suffix)) = rest.rsplit_once('.') else {
@@ -229,9 +287,17 @@ impl<'c> Collector<'c> {
         }
         if module == "post_attention_layernorm" {
             return Some(match self.decoder.norms {
-                Norms::Before => "ffn_norm",
+                Norms::Before => self.dialect.mlp_norm,
                 Norms::After | Norms::Around => "post_attention_norm",
             });
+        }
+        if let Some(SharedLayout::Each(prefix)) = mixture
+            .and_then(|mixture| mixture.shared.as_ref())
+            .map(|shared| shared.layout)
+            && let Some(matrix) = module.strip_prefix(prefix)
+        {
+            let found = SHARED.iter().find(|(name, _)| *name == matrix);
+            return found.map(|(_, name)| *name);
         }
         let found = MODULES.iter().find(|(name, _)| *name == module);
         found.map(|(_, name)| *name)
@@ -334,14 +400,14 @@ impl<'c> Collector<'c> {
 
     /// Every layer that the config counts must have given something.
     fn check_layers(&self) -> Result<(), Refusal> {
-        for layer in 0..self.layers {
+        let layers = self.layers[0];
+        for layer in 0..layers {
             let prefix = format!("blk.{layer}.");
             if !self
                 .outputs
                 .iter()
                 .any(|output| output.name.starts_with(&prefix))
             {
-                let layers = self.layers;
                 return Err(Refusal::new(format!(
                     "config.json counts {layers} layers, and layer {layer} has no tensor"
                 ))
@@ -413,6 +479,10 @@ impl<'c> Collector<'c> {
     }
 
     fn push(&mut self, name: String, shape: Vec<usize>, values: Values) {
+        let offset = match name.ends_with("norm.weight") {
+            true => self.decoder.norm_offset as f32,
+            false => 0.0,
+        };
         let always_f32 = shape.len() <= 1
             || !name.ends_with(".weight")
             || name.ends_with("_norm.weight")
@@ -427,6 +497,7 @@ impl<'c> Collector<'c> {
             shape,
             encoding,
             values,
+            offset,
         });
     }
 }

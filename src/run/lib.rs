@@ -11,6 +11,7 @@ mod claims;
 pub mod destination;
 mod digests;
 mod error;
+mod gguf_file;
 mod holes;
 mod lock;
 mod look;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 pub use digests::{Digest, Seen, all_digests, digests, each_piece};
 pub use error::RunError;
+pub use gguf_file::{ExportError, write_gguf};
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
     input_places, locked_hub, locked_recipe,

@@ -2,12 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
+use weldment::checkpoint::{Checkpoint, Locator, ModelRef};
+use weldment::gguf::{Encoding, Export, Options};
+use weldment::run::destination::{Disk, Step, Watch};
+use weldment::run::{ExportError, write_gguf};
 
-use crate::fixtures::{Bench, Spec, floats, noise, with};
+use crate::fixtures::{Bench, Spec, floats, noise, with, without};
 
 /// A tensor of a file: its type, its shape as the file has it, its bytes.
 type Tensor = (u32, Vec<u64>, Vec<u8>);
@@ -42,6 +49,7 @@ impl Reader<'_> {
 
     fn value(&mut self, kind: u32) -> Value {
         match kind {
+            0 => self.take::<1>()[0].into(),
             4 => self.u32().into(),
             5 => i32::from_le_bytes(self.take()).into(),
             6 => f32::from_le_bytes(self.take()).into(),
@@ -133,6 +141,10 @@ fn specs() -> Vec<Spec> {
 
 fn model(bench: &Bench, config: &Value, specs: &[Spec]) {
     bench.model("m", config, specs);
+    tokenizer(bench, "m");
+}
+
+fn tokenizer(bench: &Bench, folder: &str) {
     let added = |id: u32, content: &str| {
         json!({
             "id": id, "content": content, "special": true, "normalized": false, "single_word": false,
@@ -151,9 +163,9 @@ fn model(bench: &Bench, config: &Value, specs: &[Spec]) {
             "special_tokens": {begin: {"id": begin, "ids": [3], "tokens": [begin]}},
         },
     });
-    bench.file("m/tokenizer.json", tokenizer.to_string());
+    bench.file(&format!("{folder}/tokenizer.json"), tokenizer.to_string());
     bench.file(
-        "m/tokenizer_config.json",
+        &format!("{folder}/tokenizer_config.json"),
         r#"{"bos_token": "<|begin|>", "chat_template": "{{ x }}"}"#,
     );
 }
@@ -299,13 +311,428 @@ fn experts_lie_one_after_the_other() {
     assert_eq!(tensors["blk.0.ffn_gate_inp.weight"].0, 0);
 }
 
+/// A config with these fields changed, and a null taken out.
+fn changed(changes: Value) -> Value {
+    let mut config = config();
+    for (name, value) in changes.as_object().unwrap() {
+        match value.is_null() {
+            true => _ = config.as_object_mut().unwrap().remove(name),
+            false => config[name] = value.clone(),
+        }
+    }
+    config
+}
+
+/// A message of protobuf: a piece of a SentencePiece model.
+fn piece(text: &str, score: f32, kind: u8) -> Vec<u8> {
+    let mut message = vec![0x0a, text.len() as u8];
+    message.extend(text.as_bytes());
+    message.push(0x15);
+    message.extend(score.to_le_bytes());
+    message.extend([0x18, kind]);
+    [&[0x0a, message.len() as u8], &message[..]].concat()
+}
+
+fn pieces() -> Vec<u8> {
+    let pieces = [
+        piece("<unk>", 0.0, 2),
+        piece("<s>", 0.0, 3),
+        piece("<0x0A>", 0.0, 6),
+        piece("\u{2581}a", -1.5, 1),
+    ];
+    // It merges, by field 3 of the second part.
+    [&pieces.concat()[..], &[0x12, 2, 0x18, 2]].concat()
+}
+
 #[test]
-fn what_cannot_be_written_is_refused_and_leaves_nothing() {
-    let changed = |key: &str, value: Value| {
-        let mut config = config();
-        config[key] = value;
+fn a_piece_model_is_written_as_it_stands() {
+    let bench = Bench::new();
+    model(&bench, &config(), &specs());
+    bench.file("m/tokenizer.model", pieces());
+    let settings = json!({
+        "add_bos_token": true, "bos_token": "<s>", "add_prefix_space": false,
+        "added_tokens_decoder": {
+            "4": {"content": "\u{2581}\u{2581}", "special": false}, "9": {"content": "far", "special": true},
+        },
+    });
+    bench.file("m/tokenizer_config.json", settings.to_string());
+    let (metadata, _) = exported(&bench, "f32");
+    for (key, value) in [
+        ("model", json!("llama")),
+        ("pre", json!("default")),
+        (
+            "tokens",
+            json!(["<unk>", "<s>", "<0x0A>", "\u{2581}a", "  ", "[PAD5]"]),
+        ),
+        ("scores", json!([0.0, 0.0, 0.0, -1.5, -1000.0, -10000.0])),
+        ("token_type", json!([2, 3, 6, 1, 4, 5])),
+        ("add_space_prefix", json!(false)),
+    ] {
+        let key = format!("tokenizer.ggml.{key}");
+        assert_eq!(metadata.get(&key), Some(&value), "{key}");
+    }
+    assert_eq!(metadata.get("tokenizer.ggml.merges"), None);
+    // A family whose converter reads tokenizer.json does so here.
+    bench.file(
+        "m/config.json",
+        changed(json!({"model_type": "olmo2"})).to_string(),
+    );
+    let (metadata, _) = exported(&bench, "f32");
+    assert_eq!(metadata["tokenizer.ggml.model"], "gpt2");
+}
+
+#[test]
+fn a_hostile_piece_model_is_refused_or_read() {
+    let bench = Bench::new();
+    model(&bench, &config(), &specs());
+    let whole = pieces();
+    let mut files: Vec<Vec<u8>> = (1..whole.len()).map(|cut| whole[..cut].to_vec()).collect();
+    for at in (0..whole.len()).step_by(3) {
+        for byte in [0x00, 0x7f, 0xff] {
+            let mut file = whole.clone();
+            file[at] = byte;
+            files.push(file);
+        }
+    }
+    // Lengths and numbers without an end.
+    files.extend([
+        vec![],
+        vec![0x0a; 3],
+        vec![0xff; 64],
+        [&[0x0a][..], &[0xff; 9], &[1]].concat(),
+    ]);
+    let mut refused = 0;
+    for file in files {
+        bench.file("m/tokenizer.model", &file);
+        let outcome = bench.weld(&[&EXPORT[..], &["--force"]].concat());
+        match outcome.code {
+            Some(0) => {}
+            Some(1) => {
+                refused += 1;
+                let said = &outcome.stderr;
+                assert!(said.contains("tokenizer.model is malformed"), "{said}");
+            }
+            other => panic!("{other:?} for {file:02x?}: {}", outcome.stderr),
+        }
+    }
+    assert!(refused > 60, "{refused}");
+}
+
+#[test]
+fn gemmas_norms_are_one_more_and_its_head_is_the_embedding() {
+    let bench = Bench::new();
+    let gemma = changed(json!({"model_type": "gemma", "head_dim": 8, "rope_theta": 10000.0}));
+    model(&bench, &gemma, &specs());
+    let (metadata, tensors) = exported(&bench, "f32");
+    let held = noise(6, 32).map(|value| half::bf16::from_f64(value).to_f32() + 1.0);
+    assert_eq!(
+        as_f32(&tensors["output_norm.weight"].2),
+        held.collect::<Vec<_>>()
+    );
+    assert!(!tensors.contains_key("output.weight"));
+    // What llama.cpp takes anyway is not written; another base is.
+    assert_eq!(metadata.get("gemma.rope.freq_base"), None);
+    bench.file(
+        "m/config.json",
+        changed(json!({"model_type": "gemma", "head_dim": 8, "rope_theta": 5000.0})).to_string(),
+    );
+    let (metadata, _) = exported(&bench, "f32");
+    assert_eq!(metadata["gemma.rope.freq_base"], 5000.0);
+}
+
+#[test]
+fn windows_are_written_where_llama_cpp_expects_others() {
+    let bench = Bench::new();
+    let sliding = |kinds: Value| {
+        changed(json!({
+            "model_type": "gemma3_text", "head_dim": 8, "sliding_window": 16, "layer_types": kinds, "rope_theta": null,
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+                "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+            },
+        }))
+    };
+    let key = "gemma3.attention.sliding_window_pattern";
+    model(&bench, &sliding(json!(["sliding_attention"])), &specs());
+    let (metadata, _) = exported(&bench, "f32");
+    assert_eq!(metadata.get(key), None);
+    for (name, value) in [
+        ("rope.freq_base", json!(1e6)),
+        ("rope.freq_base_swa", json!(1e4)),
+        ("rope.scaling.factor", json!(8.0)),
+        ("attention.sliding_window", json!(16)),
+    ] {
+        assert_eq!(
+            metadata.get(&format!("gemma3.{name}")),
+            Some(&value),
+            "{name}"
+        );
+    }
+    model(&bench, &sliding(json!(["full_attention"])), &specs());
+    let (metadata, _) = exported(&bench, "f32");
+    assert_eq!(metadata[key], json!([false]));
+}
+
+#[test]
+fn divisors_for_long_texts_are_tensors() {
+    let bench = Bench::new();
+    let (short, long) = ([1.0, 1.5, 2.0, 2.5], [3.0, 4.0, 5.0, 6.0]);
+    let config = changed(json!({
+        "model_type": "phi3", "max_position_embeddings": 256, "original_max_position_embeddings": 64,
+        "rope_scaling": {"type": "longrope", "short_factor": short, "long_factor": long},
+    }));
+    let specs = without(
+        without(specs(), "model.layers.0.self_attn.k_proj.weight"),
+        "model.layers.0.self_attn.q_proj.weight",
+    );
+    let specs = with(
+        specs,
+        spec("model.layers.0.self_attn.qkv_proj.weight", 5, &[64, 32]),
+    );
+    model(&bench, &config, &specs);
+    let (metadata, tensors) = exported(&bench, "q8_0");
+    for (name, expected) in [("short", short), ("long", long)] {
+        let (kind, _, bytes) = &tensors[&format!("rope_factors_{name}.weight")];
+        assert_eq!(
+            (*kind, as_f32(bytes)),
+            (0, expected.map(|x| x as f32).to_vec())
+        );
+    }
+    assert!(tensors.contains_key("blk.0.attn_qkv.weight"));
+    // sqrt(1 + ln(4) / ln(64)).
+    let expected = json!((1.0f64 + 4.0f64.ln() / 64.0f64.ln()).sqrt() as f32);
+    assert_eq!(metadata["phi3.rope.scaling.attn_factor"], expected);
+    assert_eq!(metadata["phi3.rope.dimension_count"], 8);
+    assert_eq!(metadata["phi3.attention.sliding_window"], 0);
+}
+
+#[test]
+fn experts_that_are_weighed_each_by_itself() {
+    let bench = Bench::new();
+    let dots = |more: Value| {
+        let mut config = changed(json!({
+            "model_type": "dots1", "n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32,
+            "n_shared_experts": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": true, "num_key_value_heads": 4,
+            "tie_word_embeddings": true,
+        }));
+        for (name, value) in more.as_object().unwrap() {
+            config[name] = value.clone();
+        }
         config
     };
+    let mut specs = without(specs(), "lm_head.weight");
+    for (name, shape) in [
+        ("gate.weight", &[2, 32][..]),
+        ("gate.e_score_correction_bias", &[2]),
+        ("shared_experts.up_proj.weight", &[32, 32]),
+        ("experts.0.up_proj.weight", &[32, 32]),
+        ("experts.1.up_proj.weight", &[32, 32]),
+    ] {
+        specs = with(
+            specs,
+            spec(&format!("model.layers.0.mlp.{name}"), 30, shape),
+        );
+    }
+    model(&bench, &dots(json!({})), &specs);
+    let (metadata, tensors) = exported(&bench, "bf16");
+    for (name, value) in [
+        ("expert_gating_func", json!(2)),
+        ("expert_weights_scale", json!(2.5)),
+        ("expert_weights_norm", json!(true)),
+        ("expert_shared_count", json!(1)),
+        ("expert_feed_forward_length", json!(32)),
+        ("leading_dense_block_count", json!(0)),
+    ] {
+        assert_eq!(
+            metadata.get(&format!("dots1.{name}")),
+            Some(&value),
+            "{name}"
+        );
+    }
+    assert_eq!(tensors["blk.0.exp_probs_b.bias"].0, 0);
+    assert_eq!(tensors["blk.0.ffn_up_shexp.weight"].1, [32, 32]);
+    assert_eq!(tensors["blk.0.ffn_up_exps.weight"].1, [32, 32, 2]);
+    // llama.cpp wants a head where the embedding is one.
+    assert_eq!(tensors["output.weight"], tensors["token_embd.weight"]);
+    for (change, named) in [
+        (json!({"n_shared_experts": 0}), "a shared expert"),
+        (
+            json!({"first_k_dense_replace": 0, "moe_layer_freq": 2, "num_hidden_layers": 2}),
+            "layer 1 has no experts",
+        ),
+        (json!({"moe_intermediate_size": [32, 64]}), "a list of 2"),
+    ] {
+        bench.file("m/config.json", dots(change).to_string());
+        let outcome = bench.weld(&[&EXPORT[..], &["--force"]].concat());
+        assert_eq!(outcome.code, Some(1), "{named}");
+        assert!(
+            outcome.stderr.contains(named),
+            "{named}: {}",
+            outcome.stderr
+        );
+    }
+}
+
+#[test]
+fn a_merge_writes_the_file_of_its_output_too() {
+    let bench = Bench::new();
+    for name in ["a", "b"] {
+        bench.model(name, &config(), &specs());
+        tokenizer(&bench, name);
+    }
+    bench.recipe(
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\ndtype: bfloat16\n",
+    );
+    let merge = ["merge", "recipe.yml", "out", "--gguf"];
+    let named = ["--pre-tokenizer", "llama-bpe", "--gguf-type", "q8_0"];
+    let with_file = |file| [&merge[..], &[file], &named[..]].concat();
+    // What can be known before the work is.
+    for (arguments, expected) in [
+        (
+            with_file("a/model.safetensors"),
+            "a file of the model itself",
+        ),
+        (with_file("out"), "the folder of the checkpoint"),
+        (
+            [&merge[..], &["m.gguf", "--pre-tokenizer", "none-such"]].concat(),
+            "none-such",
+        ),
+        (
+            vec!["merge", "recipe.yml", "out", "--gguf-type", "f16"],
+            "--gguf",
+        ),
+    ] {
+        let outcome = bench.weld(&arguments);
+        assert!(
+            outcome.stderr.contains(expected),
+            "{expected}: {}",
+            outcome.stderr
+        );
+        assert!(!bench.path("out").exists(), "{expected}");
+    }
+    let outcome = bench.weld(&with_file("m.gguf"));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("m.gguf: 6 tensors"),
+        "{}",
+        outcome.stderr
+    );
+    let merged = fs::read(bench.path("m.gguf")).unwrap();
+    bench.passes(&[
+        "export",
+        "gguf",
+        "out",
+        "again.gguf",
+        "--pre-tokenizer",
+        "llama-bpe",
+        "--type",
+        "q8_0",
+    ]);
+    assert!(merged == fs::read(bench.path("again.gguf")).unwrap());
+    // What the file cannot hold is told after the merge, which stays.
+    fs::remove_dir_all(bench.path("out")).unwrap();
+    let outcome = bench.weld(&[&merge[..], &["x.gguf"]].concat());
+    assert_eq!(outcome.code, Some(1));
+    assert!(
+        outcome.stderr.contains("out is complete, but not x.gguf"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(bench.path("out/model.safetensors").exists() && !bench.path("x.gguf").exists());
+    // A file within the folder is none of the lock's, and verify says so.
+    bench.passes(&[&with_file("out/m.gguf")[..], &["--force"]].concat());
+    let outcome = bench.weld(&["verify", "out", "--format", "json"]);
+    assert!(outcome.stdout.contains("m.gguf"), "{}", outcome.stdout);
+}
+
+#[test]
+fn every_step_of_an_export_fails_once() {
+    let bench = Bench::on_disk();
+    // Two pieces, so that it is written in several steps.
+    let wide = spec("model.layers.0.mlp.up_proj.weight", 9, &[1024, 512]);
+    model(&bench, &config(), &with(specs(), wide));
+    let locator = Locator {
+        working_dir: bench.path(""),
+        ..Locator::default()
+    };
+    let location = locator.locate(&ModelRef::parse("m").unwrap()).unwrap();
+    let checkpoint = Checkpoint::open("m", &location).unwrap();
+    let options = Options {
+        encoding: Encoding::Bf16,
+        pretokenizer: Some("llama-bpe"),
+    };
+    let export = Export::plan(&checkpoint, options).unwrap();
+    let out = bench.path("m.gguf");
+    let write = |fails: usize| {
+        let door = Arc::new(Count {
+            seen: AtomicUsize::new(0),
+            fails,
+        });
+        let disk = Disk::watched(Arc::clone(&door) as Arc<dyn Watch>);
+        let done = write_gguf(&export, &disk, &out, &mut |_| true);
+        (done, door.seen.load(SeqCst))
+    };
+    let names = || -> Vec<_> {
+        let mut names: Vec<_> = fs::read_dir(bench.path(""))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let (done, steps) = write(usize::MAX);
+    done.unwrap();
+    let whole = fs::read(&out).unwrap();
+    assert_eq!(whole.len() as u64, export.bytes());
+    assert!(steps > 8, "{steps}");
+    for old in [None, Some("old")] {
+        for step in 0..steps {
+            match old {
+                Some(old) => drop(bench.file("m.gguf", old)),
+                None => fs::remove_file(&out).unwrap_or_default(),
+            }
+            let before = names();
+            let (done, _) = write(step);
+            match done.unwrap_err() {
+                ExportError::Disk(error) => {
+                    let said = error.to_string();
+                    assert!(said.contains("m.gguf"), "step {step}: {said}");
+                }
+                other => panic!("step {step}: {other:?}"),
+            }
+            assert_eq!(names(), before, "step {step}");
+            assert_eq!(fs::read(&out).ok(), old.map(|old| old.as_bytes().to_vec()));
+        }
+        let (done, seen) = write(steps);
+        assert!(done.is_ok() && seen == steps);
+        assert!(fs::read(&out).unwrap() == whole);
+    }
+    // Stopped after the first piece, it leaves what was there.
+    bench.file("m.gguf", "old");
+    let stopped = write_gguf(&export, &Disk::default(), &out, &mut |_| false);
+    assert!(matches!(stopped, Err(ExportError::Stopped)));
+    assert_eq!(fs::read(&out).unwrap(), b"old");
+}
+
+/// Lets the step of one number fail.
+struct Count {
+    seen: AtomicUsize,
+    fails: usize,
+}
+
+impl Watch for Count {
+    fn before(&self, _: Step, _: &Path) -> io::Result<()> {
+        match self.seen.fetch_add(1, SeqCst) == self.fails {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_refused_and_leaves_nothing() {
+    let of_family = changed;
+    let changed = |key: &str, value: Value| of_family(json!({ key: value }));
     let nan = floats(
         "model.norm.weight",
         Dtype::F32,
@@ -350,6 +777,11 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing() {
             changed("rope_scaling", json!({"rope_type": "longrope"})),
             specs(),
             "rope_type",
+        ),
+        (
+            of_family(json!({"model_type": "ernie4_5", "use_bias": true})),
+            specs(),
+            "llama.cpp has no biases",
         ),
         (config(), with(specs(), nan), "NaN or infinite"),
         (config(), with(specs(), large), "too large for the type"),

@@ -9,6 +9,12 @@ pub(super) static FAMILY: Family = Family {
 };
 
 pub(super) const DECODER: Decoder = Decoder {
+    absent_sizes: &[
+        ("num_attention_heads", 8),
+        ("vocab_size", 262_208),
+        ("max_position_embeddings", 131_072),
+    ],
     query_norms: QueryNorms::Head,
+    theta: 1_000_000.0,
     ..super::gemma2::DECODER
 };

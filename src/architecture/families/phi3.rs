@@ -7,6 +7,7 @@ pub(super) static FAMILY: Family = Family::decoder(&["phi3"], "Phi3ForCausalLM",
 
 pub(super) const DECODER: Decoder = Decoder {
     attention: Attention::Fused,
+    absent_sizes: &[("original_max_position_embeddings", 4096)],
     qkv_bias: Bias::None,
     o_bias: Bias::None,
     norm_eps: 1e-5,

@@ -16,7 +16,7 @@ use super::super::home::file_in;
 use super::super::json::{LFS_POINTER, is_lfs_pointer};
 use super::super::limits::MAX_TOKENIZER_BYTES;
 use super::super::reader::Checkpoint;
-use super::sentencepiece::{is_sentencepiece, pieces};
+use super::sentencepiece::{PieceModel, is_sentencepiece};
 use super::tiktoken::{self, is_tiktoken};
 
 /// The result of comparing two vocabularies.
@@ -295,8 +295,9 @@ fn from_sentencepiece(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadErr
             false => Ok(Vocabulary::new()),
         };
     }
-    let pieces = pieces(bytes).map_err(ReadError::Format)?;
-    with_added_tokens(folder, (0..).zip(pieces).collect())
+    let model = PieceModel::parse(bytes).map_err(ReadError::Format)?;
+    let texts = model.pieces.into_iter().map(|piece| piece.text);
+    with_added_tokens(folder, (0..).zip(texts).collect())
 }
 
 fn from_tiktoken(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {

@@ -3,7 +3,8 @@
 //! Source: `SpecialVocab` of gguf-py in llama.cpp v0.5.0: `tokenizer.json` says what is put around a text,
 //! `tokenizer_config.json` what special tokens are called, and config.json ids that neither tells.
 
-use super::container::{Metadata, Value};
+use super::super::container::{Metadata, Value};
+use super::super::families::Dialect;
 use checkpoint::{Checkpoint, settings};
 use errors::Refusal;
 use serde_json::{Map, Value as Json};
@@ -15,10 +16,13 @@ const KINDS: [(&str, &str); 8] = [
     ("unk", "unknown_token_id"),
     ("sep", "seperator_token_id"),
     ("pad", "padding_token_id"),
-    ("cls", "cls_token_id"),
     ("mask", "mask_token_id"),
     ("eot", "eot_token_id"),
+    ("eom", "eom_token_id"),
 ];
+
+/// Those of them that no setting names.
+const UNNAMED: [&str; 2] = ["eot", "eom"];
 
 /// Special tokens of which llama.cpp reads whether they are added.
 const ADDED: [&str; 3] = ["bos", "eos", "sep"];
@@ -26,25 +30,36 @@ const ADDED: [&str; 3] = ["bos", "eos", "sep"];
 /// Sets the ids of special tokens below `size`, and what is added to a text.
 pub(super) fn special_tokens(
     checkpoint: &Checkpoint,
+    settings: Map<String, Json>,
+    dialect: &Dialect,
     tokenizer: &Json,
     size: usize,
     out: &mut Metadata,
 ) -> Result<(), Refusal> {
-    let found =
-        settings(checkpoint, "tokenizer_config.json").map_err(|error| Refusal::from(&error))?;
     let config = checkpoint.config().map(|config| config.value());
-    let mut around = Around::new(found.unwrap_or_default());
+    let mut around = Around::new(settings);
     around.read(tokenizer);
-    for (kind, key) in KINDS {
-        let named = around
-            .names
-            .get(kind)
-            .and_then(|name| id_of(tokenizer, name));
-        let written = || config?.get(format!("{kind}_token_id"))?.as_u64();
-        if let Some(id) = named.or_else(written).filter(|&id| id < size as u64) {
+    let mut put = |key: &str, id: Option<u64>| {
+        if let Some(id) = id.filter(|&id| id < size as u64) {
             out.set(format!("tokenizer.ggml.{key}"), Value::U32(id as u32));
         }
+    };
+    for (kind, key) in KINDS {
+        let name = around.names.get(kind);
+        let named = name.and_then(|name| id_of(tokenizer, name));
+        let written = || id_in(config?, &format!("{kind}_token_id"));
+        let written = match UNNAMED.contains(&kind) {
+            true => None,
+            false => written(),
+        };
+        let of_family = dialect.special.iter().find(|(of, _)| *of == kind);
+        let of_family = of_family.and_then(|(_, text)| id_of(tokenizer, &Json::from(*text)));
+        put(key, named.or(written).or(of_family));
     }
+    for (key, id) in dialect.special_ids {
+        put(key, Some(u64::from(*id)));
+    }
+    corrected(checkpoint, dialect, size, &mut put)?;
     for kind in ADDED {
         if let Some(Json::Bool(added)) = around.added.get(kind) {
             out.set(
@@ -53,10 +68,71 @@ pub(super) fn special_tokens(
             );
         }
     }
-    if let Some(Json::Bool(prefix)) = around.settings.get("add_prefix_space") {
-        out.set("tokenizer.ggml.add_space_prefix", Value::Bool(*prefix));
+    // Granite's small models, whose tokenizers are told by their size.
+    if dialect.vocab_size && size == 49_152 {
+        out.set("tokenizer.ggml.add_bos_token", Value::Bool(false));
+    }
+    for (name, changes) in normalised(&tokenizer["normalizer"]) {
+        let key = format!("tokenizer.ggml.normalizer.{name}");
+        out.set(key, Value::Bool(changes));
     }
     Ok(())
+}
+
+/// Ids that the converter takes from elsewhere: that of CodeLlama, told by its size, and those of HunYuan, whose
+/// settings name others.
+fn corrected(
+    checkpoint: &Checkpoint,
+    dialect: &Dialect,
+    size: usize,
+    put: &mut impl FnMut(&str, Option<u64>),
+) -> Result<(), Refusal> {
+    if dialect.vocab_size && size == 32_016 {
+        put("eot_token_id", Some(32_010));
+    }
+    if dialect.family == "hunyuan_v1_dense" {
+        let config = checkpoint.config().map(|config| config.value());
+        put(
+            "eos_token_id",
+            config.and_then(|config| id_in(config, "eod_token_id")),
+        );
+        let generation = settings(checkpoint, "generation_config.json");
+        let generation = generation.map_err(|error| Refusal::from(&error))?;
+        let ends = generation
+            .as_ref()
+            .and_then(|found| found.get("eos_token_id"));
+        if let Some([first, _, ..]) = ends.and_then(Json::as_array).map(Vec::as_slice) {
+            put("eot_token_id", first.as_u64());
+        }
+    }
+    Ok(())
+}
+
+/// An id that the config gives, or its part for text.
+fn id_in(config: &Json, field: &str) -> Option<u64> {
+    let found = config.get(field).filter(|id| !id.is_null());
+    found
+        .or_else(|| config.get("text_config")?.get(field))?
+        .as_u64()
+}
+
+/// What a normaliser does of what llama.cpp has settings for.
+fn normalised(normalizer: &Json) -> Vec<(&'static str, bool)> {
+    match normalizer["type"].as_str() {
+        Some("Lowercase") => vec![("lowercase", true)],
+        Some("StripAccents") => vec![("strip_accents", true)],
+        Some("BertNormalizer") => ["lowercase", "strip_accents"]
+            .into_iter()
+            .filter_map(|name| Some((name, normalizer[name].as_bool()?)))
+            .collect(),
+        Some("Sequence") => normalizer["normalizers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(normalised)
+            .collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// The id of an added token.
@@ -79,9 +155,9 @@ impl Around {
             Some(Json::Object(token)) => token.get("content").cloned(),
             token => token.filter(|token| token.is_string()).cloned(),
         };
-        let names = KINDS
-            .iter()
-            .filter_map(|(kind, _)| Some(((*kind).to_owned(), name(kind)?)));
+        let kinds = KINDS.iter().map(|(kind, _)| *kind).chain(["cls"]);
+        let named = kinds.filter(|kind| !UNNAMED.contains(kind));
+        let names = named.filter_map(|kind| Some((kind.to_owned(), name(kind)?)));
         Around {
             names: names.collect(),
             settings,
@@ -103,6 +179,15 @@ impl Around {
                 Some("ByteLevel") => {
                     self.added.entry("bos").or_insert(false.into());
                     self.added.entry("eos").or_insert(false.into());
+                }
+                Some("RobertaProcessing") => {
+                    for kind in ADDED {
+                        self.added.insert(kind.into(), true.into());
+                    }
+                    for (kind, name) in [("cls", "cls"), ("sep", "sep")] {
+                        let token = processor[name][0].clone();
+                        self.names.entry(kind).or_insert(token);
+                    }
                 }
                 Some("TemplateProcessing") => self.template(processor),
                 _ => {}
@@ -138,7 +223,11 @@ impl Around {
         if let Some(last) = &last {
             let before = self.names.insert("eos".into(), last.clone());
             if let Some(before) = before.filter(|before| before != last) {
-                self.names.insert("eot".into(), before);
+                let place = match self.names.contains_key("eot") {
+                    true => "eom",
+                    false => "eot",
+                };
+                self.names.insert(place.into(), before);
             }
             self.added.insert("eos".into(), true.into());
         }

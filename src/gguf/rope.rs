@@ -1,0 +1,232 @@
+//! Rotary positions as llama.cpp reads them: base, scaling, and divisors of frequencies.
+
+use super::container::Value;
+use super::families::Rope;
+use super::parameters::{Writer, refusal};
+use architecture::{Decoder, FieldError, Fields, RopeFields};
+use errors::Refusal;
+use serde_json::{Map, Value as Json};
+
+/// What llama.cpp takes for the base where no key says it.
+const USUAL_BASE: f64 = 10_000.0;
+
+/// The base of layers with a window, where the config has bases for each kind and none for these.
+const WINDOW_BASE: f64 = 10_000.0;
+
+/// How far HunYuan's larger base reaches, whatever its config says.
+const ALPHA_CONTEXT: usize = 256 * 1024;
+
+/// Tensors of divisors.
+type Factors = Vec<(&'static str, Vec<f32>)>;
+
+/// Sets what is said of positions, for heads of so many features.
+pub(super) fn positions(
+    writer: &mut Writer<'_>,
+    decoder: &Decoder,
+    head: usize,
+) -> Result<Factors, Refusal> {
+    let dialect = writer.dialect;
+    let whole = whole_texts(writer.fields, dialect.rope == Rope::PerKind);
+    let rope = RopeFields::of(Fields::of_part(&whole)).map_err(refusal)?;
+    let number = |name: &str| rope.number(name).map_err(refusal);
+    let theta = number("rope_theta")?.unwrap_or(decoder.theta);
+    let part = number("partial_rotary_factor")?.or(decoder.partial_rotary);
+    let part = part.unwrap_or(1.0).clamp(0.0, 1.0);
+    let rotated = (head as f64 * part) as usize;
+    if dialect.rotated_size {
+        writer.size("rope.dimension_count", rotated)?;
+    }
+    let scaling = rope.scaling().map(Json::Object);
+    let scaling = scaling.as_ref().map(Fields::of_part);
+    match dialect.rope {
+        Rope::IfUnusual if theta == USUAL_BASE => {}
+        _ => writer.number("rope.freq_base", theta),
+    }
+    if dialect.rope == Rope::PerKind {
+        let window = window_base(writer.fields).map_err(refusal)?;
+        writer.number("rope.freq_base_swa", window);
+    }
+    if dialect.rope == Rope::Long {
+        return long_factors(writer, scaling, rotated);
+    }
+    let Some(scaling) = scaling else {
+        return Ok(Vec::new());
+    };
+    match (scaling.text("rope_type").map_err(refusal)?, dialect.rope) {
+        (Some("linear"), _) => linear(writer, &scaling)?,
+        (Some("yarn"), _) => yarn(writer, &scaling)?,
+        (Some("llama3"), Rope::WithLlama3) => {
+            let factors = llama3_factors(&scaling, theta, rotated)?;
+            return Ok(vec![("rope_freqs.weight", factors)]);
+        }
+        (Some("llama3"), _) => {
+            return Err(Refusal::new(format!(
+                "config.json: llama.cpp does not apply rope_type `llama3` to {}",
+                dialect.family
+            )));
+        }
+        (Some("dynamic"), Rope::WithAlpha) if scaling.get("alpha").is_some() => {
+            let alpha = required(&scaling, "alpha")?;
+            let exponent = head as f64 / (head as f64 - 2.0);
+            writer.number("rope.freq_base", theta * libm::pow(alpha, exponent));
+            writer.set("rope.scaling.type", Value::Text("none".into()));
+            writer.number("rope.scaling.factor", 1.0);
+            writer.size("rope.scaling.original_context_length", ALPHA_CONTEXT)?;
+            writer.size("context_length", ALPHA_CONTEXT)?;
+        }
+        _ => {
+            return Err(refusal(scaling.wrong_with(
+                "rope_type",
+                "`default`, `linear`, `yarn` or `llama3`",
+                "llama.cpp's own converter may know this kind",
+            )));
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The config as it speaks of layers that attend to all tokens.
+fn whole_texts(fields: Fields<'_>, per_kind: bool) -> Json {
+    let mut config: Map<String, Json> = fields
+        .entries()
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    let whole = config
+        .get("rope_parameters")
+        .and_then(|rope| rope.get("full_attention"));
+    if let Some(whole) = whole.filter(|_| per_kind).cloned() {
+        config.insert("rope_parameters".into(), whole);
+    }
+    Json::Object(config)
+}
+
+/// The base of layers with a window.
+fn window_base(fields: Fields<'_>) -> Result<f64, FieldError> {
+    let kinds = fields.object("rope_parameters", "rope_parameters.")?;
+    let window = match kinds {
+        Some(kinds) => kinds.object("sliding_attention", "rope_parameters.sliding_attention.")?,
+        None => None,
+    };
+    let base = match window {
+        Some(window) => window.positive("rope_theta")?,
+        None => fields.positive("rope_local_base_freq")?,
+    };
+    Ok(base.unwrap_or(WINDOW_BASE))
+}
+
+fn required(scaling: &Fields<'_>, name: &str) -> Result<f64, Refusal> {
+    let missing = || refusal(scaling.wrong(name, "a positive number"));
+    scaling.positive(name).map_err(refusal)?.ok_or_else(missing)
+}
+
+fn linear(writer: &mut Writer<'_>, scaling: &Fields<'_>) -> Result<(), Refusal> {
+    let factor = required(scaling, "factor")?;
+    writer.set("rope.scaling.type", Value::Text("linear".into()));
+    writer.number("rope.scaling.factor", factor);
+    Ok(())
+}
+
+fn yarn(writer: &mut Writer<'_>, scaling: &Fields<'_>) -> Result<(), Refusal> {
+    let factor = required(scaling, "factor")?;
+    writer.set("rope.scaling.type", Value::Text("yarn".into()));
+    writer.number("rope.scaling.factor", factor);
+    let original = scaling.required("original_max_position_embeddings");
+    writer.size(
+        "rope.scaling.original_context_length",
+        original.map_err(refusal)?,
+    )?;
+    for (field, name) in [
+        ("extrapolation_factor", "yarn_ext_factor"),
+        ("attention_factor", "yarn_attn_factor"),
+        ("beta_fast", "yarn_beta_fast"),
+        ("beta_slow", "yarn_beta_slow"),
+    ] {
+        if let Some(value) = scaling.positive(field).map_err(refusal)? {
+            writer.number(&format!("rope.scaling.{name}"), value);
+        }
+    }
+    Ok(())
+}
+
+/// Phi-3's divisors for short and long texts, and what attention is scaled by.
+fn long_factors(
+    writer: &mut Writer<'_>,
+    scaling: Option<Fields<'_>>,
+    rotated: usize,
+) -> Result<Factors, Refusal> {
+    let fields = writer.fields;
+    let name = "original_max_position_embeddings";
+    let within = match &scaling {
+        Some(scaling) => scaling.size(name).map_err(refusal)?,
+        None => None,
+    };
+    let at_top = fields.size(name).map_err(refusal)?;
+    let original = match within.or(at_top) {
+        Some(original) => original,
+        None => writer.required(name)?,
+    };
+    writer.size("rope.scaling.original_context_length", original)?;
+    let Some(scaling) = scaling else {
+        return Ok(Vec::new());
+    };
+    let kind = scaling.text("rope_type").map_err(refusal)?;
+    if !matches!(kind, Some("longrope" | "su" | "yarn")) {
+        let expected = "`default` or `longrope`";
+        return Err(refusal(scaling.wrong("rope_type", expected)));
+    }
+    let divisors = |name: &str| -> Result<Vec<f32>, Refusal> {
+        let wrong = || refusal(scaling.wrong(name, format!("{} numbers", rotated / 2)));
+        let list = scaling.list(name).map_err(refusal)?.ok_or_else(wrong)?;
+        let numbers = list.iter().map(|number| number.as_f64().map(|n| n as f32));
+        let numbers: Option<Vec<f32>> = numbers.collect();
+        numbers
+            .filter(|numbers| numbers.len() == rotated / 2)
+            .ok_or_else(wrong)
+    };
+    let (long, short) = (divisors("long_factor")?, divisors("short_factor")?);
+    let longest = writer.required("max_position_embeddings")?;
+    let scale = longest as f64 / original as f64;
+    let attention = match scale > 1.0 && original > 1 {
+        true => (1.0 + libm::log(scale) / libm::log(original as f64)).sqrt(),
+        false => 1.0,
+    };
+    let written = scaling.positive("attention_factor").map_err(refusal)?;
+    writer.number("rope.scaling.attn_factor", written.unwrap_or(attention));
+    Ok(vec![
+        ("rope_factors_long.weight", long),
+        ("rope_factors_short.weight", short),
+    ])
+}
+
+/// What llama.cpp divides each rotary frequency by: 1 for short waves, the factor for long ones, between them a blend.
+///
+/// Source: `_compute_llama3_parameters` of transformers. It computes in f32 and multiplies with an inverse where a
+/// number is divided by a tensor, so the same is done here.
+fn llama3_factors(scaling: &Fields<'_>, theta: f64, head: usize) -> Result<Vec<f32>, Refusal> {
+    let number = |name: &str| required(scaling, name);
+    let (factor, low, high) = (
+        number("factor")?,
+        number("low_freq_factor")?,
+        number("high_freq_factor")?,
+    );
+    let context = number("original_max_position_embeddings")?;
+    if low >= high {
+        let larger = "a number larger than low_freq_factor";
+        return Err(refusal(scaling.wrong("high_freq_factor", larger)));
+    }
+    let factors = (0..head / 2).map(|pair| {
+        let exponent = (2 * pair) as f32 / head as f32;
+        let frequency = 1.0 / libm::pow(theta, f64::from(exponent)) as f32;
+        let wave = (1.0 / frequency) * std::f32::consts::TAU;
+        if f64::from(wave) < context / high {
+            1.0
+        } else if f64::from(wave) > context / low {
+            factor as f32
+        } else {
+            let turns = (1.0 / wave) * context as f32;
+            let smooth = (turns - low as f32) / (high - low) as f32;
+            1.0 / ((1.0 - smooth) / factor as f32 + smooth)
+        }
+    });
+    Ok(factors.collect())
+}
