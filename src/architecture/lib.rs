@@ -21,6 +21,7 @@ mod renames;
 mod restack;
 mod rope;
 mod rules;
+mod runtimes;
 mod sizes;
 mod stacks;
 
@@ -47,6 +48,7 @@ pub use renames::{other_spelling, unwrapped};
 pub use restack::{Inexpressible, Restack};
 pub use rope::{ONE_SPELLING, RopeFields, older_spelling};
 pub use rules::{Layers, Role};
+pub use runtimes::{Misreading, Outcome, Runtime, Served, Topic};
 pub use stacks::{LayerStack, StackIndex, layer_lists, layer_stacks, numbered_runs};
 
 #[cfg(test)]

@@ -90,13 +90,50 @@ pub fn older_spelling(config: &Value) -> Vec<(&'static str, Value)> {
     };
     let mut lacking = Vec::new();
     if let Some(theta) = new.get("rope_theta") {
-        let scaling = fields.scaling().map_or(Value::Null, Value::Object);
+        let scaling = fields
+            .scaling()
+            .map(|scaling| three_fields(scaling, config));
+        let scaling = scaling.map_or(Value::Null, Value::Object);
         lacking.extend([("rope_theta", theta.clone()), ("rope_scaling", scaling)]);
         let partial = new.get("partial_rotary_factor").cloned();
         let partial = partial.filter(|_| config.get("partial_rotary_factor").is_none());
         lacking.extend(partial.map(|partial| ("partial_rotary_factor", partial)));
     }
     lacking
+}
+
+/// The scaling as Phi-3's class in transformers 4 and mlx-lm read it, if it is longrope and nothing else is said: exactly
+/// the kind, under its old name, and the factors. The lengths stand at the top of the config.
+fn three_fields(scaling: Map<String, Value>, config: &Value) -> Map<String, Value> {
+    const FACTORS: [&str; 2] = ["short_factor", "long_factor"];
+    const BEFORE: &str = "original_max_position_embeddings";
+    let number = |value: Option<&Value>| value.and_then(Value::as_f64);
+    let (longest, before) = (
+        number(config.get("max_position_embeddings")),
+        number(config.get(BEFORE)),
+    );
+    let told_elsewhere = |(key, value): (&String, &Value)| match key.as_str() {
+        "rope_type" | "short_factor" | "long_factor" => true,
+        BEFORE => number(Some(value)) == before,
+        "factor" => {
+            longest
+                .zip(before)
+                .map(|(longest, before)| longest / before)
+                == number(Some(value))
+        }
+        _ => false,
+    };
+    let is_longrope = scaling.get("rope_type").and_then(Value::as_str) == Some("longrope");
+    let complete = FACTORS.iter().all(|factors| scaling.contains_key(*factors));
+    if !is_longrope || !complete || !scaling.iter().all(told_elsewhere) {
+        return scaling;
+    }
+    let mut three: Map<String, Value> = scaling
+        .into_iter()
+        .filter(|(key, _)| FACTORS.contains(&key.as_str()))
+        .collect();
+    three.insert("type".into(), "longrope".into());
+    three
 }
 
 /// The kind of rotary positions that a spelling names, `default` if it names none.
@@ -160,6 +197,16 @@ mod tests {
         for config in complete {
             assert_eq!(older_spelling(&config), [], "{config}");
         }
+        // Phi-3's class in transformers 4 takes three fields, if the others say nothing more.
+        let mut phi = json!({
+            "max_position_embeddings": 128, "original_max_position_embeddings": 32,
+            "rope_parameters": {"rope_theta": 5.0, "rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0],
+                                "original_max_position_embeddings": 32, "factor": 4.0}
+        });
+        let three = json!({"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]});
+        assert_eq!(older_spelling(&phi)[1], ("rope_scaling", three));
+        phi["rope_parameters"]["factor"] = json!(3.0);
+        assert_eq!(older_spelling(&phi)[1].1["factor"], 3.0);
         let plain = json!({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}});
         assert_eq!(
             older_spelling(&plain),

@@ -5,6 +5,7 @@ use super::{check, diff, provenance, verify};
 
 /// The checks of each module other than `check`, in the order of `docs/checks.md`.
 static GROUPS: &[&[&CheckInfo]] = &[
+    check::runtime::CHECKS,
     check::mutate::CHECKS,
     diff::CHECKS,
     verify::CHECKS,

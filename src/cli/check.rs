@@ -1,6 +1,8 @@
 //! `weld check`: finds defects in a checkpoint.
 
+use architecture::Runtime;
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 
 use super::arguments::Threads;
 use super::environment;
@@ -9,7 +11,7 @@ use super::progress::Progress;
 use super::report::ReportArguments;
 use super::signals;
 use audit::check::mutate::{MutateError, mutate};
-use audit::check::{CheckError, check};
+use audit::check::{CheckError, Runtimes, check};
 use audit::{Command, Report, checks_as_markdown};
 use checkpoint::{Checkpoint, ModelRef, Survey};
 use errors::Refusal;
@@ -31,6 +33,11 @@ pub(super) struct Arguments {
     /// models up to 64 MiB. Exit codes: 0 all found, 1 one not found, 3 one could not be planted
     #[arg(long, conflicts_with = "list")]
     mutate: bool,
+
+    /// Find too what these read otherwise than the checkpoint means it, or do not load: llama.cpp, mlx, vllm,
+    /// transformers
+    #[arg(long = "for", value_name = "RUNTIME", value_delimiter = ',', value_parser = runtime_names(), conflicts_with_all = ["list", "mutate"])]
+    runtimes: Vec<String>,
 
     #[command(flatten)]
     threads: Threads,
@@ -79,9 +86,22 @@ fn report(arguments: &Arguments, model: &ModelRef) -> Result<Report, Failure> {
         });
     }
     let progress = Progress::reading(&models, "checking", arguments.quiet, stop);
+    let asked =
+        |runtime: &&'static Runtime| arguments.runtimes.iter().any(|name| name == runtime.name);
+    let runtimes: Vec<&Runtime> = Runtime::all().filter(asked).collect();
+    let served = Runtimes::of(&survey, &runtimes);
     let report = check(&label, &location, survey, threads, &progress);
     progress.finish();
-    Ok(report?)
+    let mut report = report?;
+    if !runtimes.is_empty() {
+        served.add_to(&mut report);
+    }
+    Ok(report)
+}
+
+/// The names that `--for` takes.
+fn runtime_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Runtime::names())
 }
 
 impl From<CheckError> for Failure {

@@ -26,6 +26,7 @@ mod planned;
 mod problems;
 mod renames;
 mod results;
+mod served;
 mod tokenizer;
 mod views;
 mod vocabularies;
@@ -58,6 +59,7 @@ use parts::Whole;
 pub use problems::Problems;
 use recipe::{Located, Recipe, RecipeError, Rounding};
 pub use results::Results;
+pub use served::note_runtimes;
 
 /// What a plan depends on besides the recipe and the checkpoints.
 #[derive(Debug, Clone)]
@@ -260,6 +262,7 @@ pub fn plan(
     match plan {
         Some(mut plan) if problems.is_empty() => {
             plan.notes.splice(..0, notes);
+            note_runtimes(&mut plan);
             Ok(plan)
         }
         _ => Err(problems.into_error(path, &recipe.text)),

@@ -56,7 +56,7 @@ impl Bench {
     }
 }
 
-fn spec(name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Spec {
+pub(crate) fn spec(name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Spec {
     Spec {
         name: name.into(),
         dtype,

@@ -42,6 +42,7 @@ mod refusals;
 mod renames;
 mod report;
 mod rounding;
+mod runtimes;
 mod signing;
 mod sources;
 mod strays;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up llama.cpp's converter and its libraries for the CPU in a folder, from the registries: setup.sh FOLDER
+# Sets up runtimes in a folder, from the registries: llama.cpp and its converter, transformers, mlx-lm. setup.sh FOLDER
 set -euo pipefail
 folder=${1:?name a folder}
 mkdir -p "$folder"
@@ -16,3 +16,9 @@ tar xzf llama_cpp_python-0.3.36.tar.gz --wildcards '*/vendor/llama.cpp/convert_h
 npm pack --silent @node-llama-cpp/linux-x64@3.22.1
 mkdir -p lib-llama.cpp
 tar xzf node-llama-cpp-linux-x64-3.22.1.tgz --directory lib-llama.cpp --strip-components 3 package/bins/linux-x64
+
+# What matrix.py runs beside them: transformers 4, and mlx-lm on the CPU.
+python3 -m venv venv-transformers4
+venv-transformers4/bin/pip install --quiet torch transformers==4.57.6
+python3 -m venv venv-mlx
+venv-mlx/bin/pip install --quiet mlx-lm==0.32.2 "mlx[cpu]"

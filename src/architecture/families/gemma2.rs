@@ -1,6 +1,6 @@
 //! Gemma 2: norms around attention and MLP.
 
-use crate::decoder::{Decoder, Norms};
+use crate::decoder::{Decoder, Norms, WindowRule};
 use crate::family::{Family, Head};
 
 pub(super) static FAMILY: Family = Family {
@@ -11,6 +11,10 @@ pub(super) static FAMILY: Family = Family {
 pub(super) const DECODER: Decoder = Decoder {
     kv_heads: Some(4),
     norms: Norms::Around,
+    window: WindowRule::Listed {
+        switched: false,
+        from: None,
+    },
     runs: false,
     ..super::gemma::DECODER
 };

@@ -8,6 +8,7 @@ pub(super) mod container;
 pub(super) mod lock;
 pub mod mutate;
 mod parts;
+pub(super) mod runtime;
 pub(super) mod safety;
 pub(super) mod structure;
 pub(super) mod tokenizer;
@@ -23,6 +24,7 @@ use engine::Observer;
 use errors::Hint;
 use parts::each_part;
 use run::RunError;
+pub use runtime::Runtimes;
 pub use written::check_written;
 
 /// The kinds of findings about one checkpoint, in the order in which they are checked.
