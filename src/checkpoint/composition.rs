@@ -253,11 +253,13 @@ pub(super) fn components(folder: &Path) -> Result<Vec<String>, CheckpointError> 
     Ok(components)
 }
 
-/// The folders of a sentence-transformers model's modules: those that `modules.json` names, and those that are called
-/// as it calls them. Also what it names outside of the folder.
+/// The folders of a sentence-transformers model's modules: those that its `modules.json` names, and those that are
+/// called as it calls them. Also what it names outside of the folder.
 pub(super) fn named_modules(folder: &Path) -> (Vec<String>, Vec<CheckpointError>) {
+    let Some(path) = file_in(folder, MODULES).ok().flatten() else {
+        return (Vec::new(), Vec::new());
+    };
     let read = || {
-        let path = file_in(folder, MODULES).ok().flatten()?;
         let bytes = read_bounded(&path, MAX_CONFIG_BYTES, "modules, in bytes").ok()?;
         parse_json(&bytes).ok()
     };
@@ -272,7 +274,6 @@ pub(super) fn named_modules(folder: &Path) -> (Vec<String>, Vec<CheckpointError>
     let mut own: BTreeSet<String> = own.into_iter().map(str::to_owned).collect();
     let names = file_names(folder).unwrap_or_default().into_iter();
     own.extend(names.filter(|name| is_module_dir(name)));
-    let path = folder.join(MODULES);
     let strays = strays.into_iter().map(|name| outside(&path, name));
     (own.into_iter().collect(), strays.collect())
 }
@@ -293,8 +294,8 @@ fn is_plain(path: &str) -> bool {
         && !path.chars().any(char::is_control)
 }
 
-/// `1_Pooling`: a module of a sentence-transformers model.
-fn is_module_dir(name: &str) -> bool {
+/// Whether a folder is called as a module of a sentence-transformers model: `1_Pooling`.
+pub(super) fn is_module_dir(name: &str) -> bool {
     name.split_once('_').is_some_and(|(number, rest)| {
         let digits = number.bytes().all(|b| b.is_ascii_digit());
         !number.is_empty() && digits && !rest.is_empty()

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::bounded::read_bounded;
-use super::composition::{components, named_modules};
+use super::composition::{components, is_module_dir, named_modules};
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::file_names;
@@ -334,6 +334,7 @@ impl Inside {
         let (mut modules, _) = named_modules(folder);
         // `0_Transformer` is the model itself.
         let names = file_names(folder).unwrap_or_default();
+        modules.extend(names.iter().filter(|name| is_module_dir(name)).cloned());
         if names.iter().any(|name| is_model(name)) {
             modules.retain(|name| !name.ends_with("_Transformer"));
         }

@@ -108,7 +108,11 @@ impl MergeResult {
         }
         let parts = plan.parts.iter().map(|part| {
             let label = format!("{label}/{}", part.prefix.trim_end_matches('/'));
-            let model = self.part(label.trim_end_matches('/'), part, SidecarsFrom::Nothing);
+            let beside = match part.prefix.is_empty() {
+                true => sidecars.clone(),
+                false => SidecarsFrom::Nothing,
+            };
+            let model = self.part(label.trim_end_matches('/'), part, beside);
             Part {
                 prefix: part.prefix.clone(),
                 first: 0,
@@ -117,7 +121,8 @@ impl MergeResult {
                 model: Arc::new(model),
             }
         });
-        Checkpoint::joined(label, location, sidecars, parts.collect())
+        let parts = parts.collect();
+        Checkpoint::joined(label, location, sidecars, parts)
     }
 
     /// A part of the result as a model of its own.

@@ -596,6 +596,7 @@ fn modules_behind_the_base_of_a_mixture_are_carried() {
     for (model, seed) in [("a", 1), ("b", 2)] {
         let (config, specs) = crate::moe::dense("llama", seed);
         bench.model(model, &config, &specs);
+        bench.file(&format!("{model}/modules.json"), "[]");
         bench.file(&format!("{model}/2_Dense/config.json"), "{}");
         dense(&bench, model, seed);
     }
@@ -618,6 +619,47 @@ fn modules_behind_the_base_of_a_mixture_are_carried() {
         );
     }
     assert_eq!(bench.weld(&["verify", "out"]).code, Some(1));
+}
+
+/// A folder is a module only where `modules.json` says that there are modules.
+#[test]
+fn other_folders_with_weights_are_no_modules() {
+    let bench = Bench::new();
+    for (model, seed) in [("a", 1), ("b", 2)] {
+        bench.llama(model, seed, Dtype::F32);
+        bench.model(
+            &format!("{model}/2024_backup"),
+            &json!({}),
+            &crate::fixtures::llama(9, 2, Dtype::F32),
+        );
+    }
+    let out = bench.merge(MEAN, &[]);
+    let lock = read_json(&out.join("weldment.lock.json"));
+    let tensors = lock["outputs"]["tensors"].as_object().unwrap();
+    assert!(
+        tensors.keys().all(|name| !name.contains('/')),
+        "{tensors:?}"
+    );
+}
+
+/// The result of a document has the modules of what it is made from.
+#[test]
+fn documents_pass_modules_on() {
+    let bench = Bench::new();
+    embedder(&bench, "a", 1);
+    embedder(&bench, "b", 2);
+    let recipe = "
+name: half
+merge_method: linear
+parameters: {weight: 0.5}
+models: [{model: a}, {model: b}]
+---
+merge_method: passthrough
+models: [{model: half}]
+";
+    bench.merge(recipe, &[]);
+    is_mean(&bench, "2_Dense/model.safetensors");
+    bench.passes(&["verify", "out"]);
 }
 
 /// A name that the folder's own weights and a module would both have.

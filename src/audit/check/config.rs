@@ -145,11 +145,12 @@ const WITH_CODE: [&str; 5] = [
 ];
 
 /// Modules of sentence-transformers that need a config of their own, and whether they have weights.
-const MODULES: [(&str, bool); 5] = [
+const MODULES: [(&str, bool); 6] = [
     ("Pooling", false),
     ("Dense", true),
     ("CNN", true),
     ("LSTM", true),
+    ("LayerNorm", true),
     ("WeightedLayerPooling", true),
 ];
 
