@@ -230,10 +230,14 @@ impl<'r> Part<'_, 'r> {
             }
         }
         if self.runs.len() > 1 {
+            let runs = shown(&self.runs).into_iter();
+            let runs: Vec<String> = runs
+                .map(|run| self.models.qualified(&run).into_owned())
+                .collect();
             notes.push(format!(
                 "{} stacks of layers: {}; a gradient runs over each by itself",
-                self.runs.len(),
-                some_of(&shown(&self.runs))
+                runs.len(),
+                some_of(&runs)
             ));
         }
         let group = layout.groups.len();

@@ -438,6 +438,9 @@ fn attempt(
         return None;
     }
     pipelines::compare(recipe, &models, &whole.tensors, &mut notes, problems);
+    // What is said of every part is said once.
+    let mut said = BTreeSet::new();
+    notes.retain(|note| said.insert(note.clone()));
     note_what_was_asked(recipe, &models, &wanted, &alike, &mut notes);
     if whole.tensors.is_empty() {
         problems.add(None, "the recipe leaves no tensor to write", None);

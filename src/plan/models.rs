@@ -323,7 +323,10 @@ impl Models {
                 some_of(&weights)
             ));
         }
-        if self.donor().config().is_some()
+        let config = self.donor().config();
+        // Components of diffusers have none.
+        let config = config.filter(|config| config.get("_class_name").is_none());
+        if config.is_some()
             && !files
                 .iter()
                 .any(|(_, file)| file.kind == SidecarKind::Tokenizer)

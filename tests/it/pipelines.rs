@@ -297,6 +297,15 @@ fn schedulers_and_tokenizers_say_what_weights_mean() {
     ] {
         bench.merge(&(MEAN.to_owned() + more), &[]);
     }
+    bench.file("b/scheduler/scheduler_config.json", "{");
+    let report = bench.weld(&["check", "b"]);
+    assert!(
+        report
+            .stdout
+            .contains("scheduler/scheduler_config.json: expected JSON"),
+        "{}",
+        report.stdout
+    );
     bench.file("b/scheduler/scheduler_config.json", "{}");
     fs::remove_dir_all(bench.path("out")).unwrap();
     for (model, tokens) in [("a", ["x", "y"]), ("b", ["y", "x"])] {

@@ -38,6 +38,10 @@ fn finding(file: &Sidecar) -> Option<Finding> {
     let kind: &CheckInfo = match file.kind {
         SidecarKind::Processor | SidecarKind::Module => &config::MALFORMED,
         SidecarKind::Tokenizer => &tokenizer::MALFORMED,
+        // A pipeline's scheduler, tokenizer or feature extractor.
+        SidecarKind::Other if file.name.contains('/') && file.name.ends_with("_config.json") => {
+            &config::MALFORMED
+        }
         _ => return None,
     };
     let bytes = file
