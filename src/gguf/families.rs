@@ -24,6 +24,8 @@ pub(super) struct Dialect {
     pub rope: Rope,
     /// Fields that are written as they stand.
     pub copied: &'static [Copied],
+    /// Whether there may be fewer heads of keys than of queries.
+    pub grouped_heads: bool,
     /// Every how many layers llama.cpp expects attention to all tokens, the others looking through a window.
     pub window_period: Option<usize>,
     /// Whether the output head is written.
@@ -123,6 +125,7 @@ const QWEN2: Dialect = Dialect {
     rotated_size: false,
     rope: Rope::Written,
     copied: &[],
+    grouped_heads: true,
     window_period: None,
     head: Head::Kept,
     no_biases: None,
@@ -244,6 +247,7 @@ pub(super) const DIALECTS: &[Dialect] = &[
     Dialect {
         family: "qwen2_moe",
         name: "qwen2moe",
+        head: Head::Needed,
         needs_shared: true,
         pieces_first: false,
         ..QWEN2
@@ -257,6 +261,7 @@ pub(super) const DIALECTS: &[Dialect] = &[
     Dialect {
         family: "olmo2",
         name: "olmo2",
+        head: Head::Needed,
         pieces_first: false,
         ..QWEN2
     },
@@ -322,6 +327,7 @@ pub(super) const DIALECTS: &[Dialect] = &[
     Dialect {
         family: "dots1",
         name: "dots1",
+        grouped_heads: false,
         needs_shared: true,
         head: Head::Needed,
         pieces_first: false,

@@ -60,6 +60,11 @@ pub(super) fn parameters(
     let queries = writer.copy("num_attention_heads", "attention.head_count")?;
     let keys = fields.size("num_key_value_heads").map_err(refusal)?;
     let keys = keys.or(decoder.kv_heads).unwrap_or(queries);
+    if keys != queries && !dialect.grouped_heads {
+        let expected =
+            format!("{queries}, as llama.cpp has as many heads of keys as of queries here");
+        return Err(refusal(fields.wrong("num_key_value_heads", expected)));
+    }
     writer.size("attention.head_count_kv", keys)?;
     let epsilon = fields.positive("rms_norm_eps").map_err(refusal)?;
     writer.number(

@@ -556,6 +556,7 @@ fn experts_that_are_weighed_each_by_itself() {
     assert_eq!(tensors["output.weight"], tensors["token_embd.weight"]);
     for (change, named) in [
         (json!({"n_shared_experts": 0}), "a shared expert"),
+        (json!({"num_key_value_heads": 2}), "as many heads of keys"),
         (
             json!({"first_k_dense_replace": 0, "moe_layer_freq": 2, "num_hidden_layers": 2}),
             "layer 1 has no experts",

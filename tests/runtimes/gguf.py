@@ -143,6 +143,8 @@ CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 OTHERWISE = {
     # It gives all tokens the score -1000, so that llama.cpp merges them in the order of the text.
     "llama-fallback": {"key tokenizer.ggml.scores"},
+    # It knows this kind from encoders, of which llama.cpp ends each text.
+    "llama-unigram": {"key tokenizer.ggml.add_space_prefix", "key tokenizer.ggml.add_eos_token"},
     # It leaves out which layers have a window, and llama.cpp takes every sixth for one without.
     "gemma3-restacked": {"key gemma3.attention.sliding_window_pattern"},
 }
@@ -340,6 +342,11 @@ def distance(one, other):
     return float(np.abs(one - other).max() / np.abs(other).max())
 
 
+class Gelu(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+
+
 def run(folder, ours, theirs):
     """How far our file is from the converter's in llama.cpp, and from the model in transformers."""
     ids = np.random.default_rng(0).integers(3, VOCABULARY - 40, 24).tolist()
@@ -347,7 +354,7 @@ def run(folder, ours, theirs):
     for module in model.modules():
         # llama.cpp looks GELU up in a table of F16.
         if "gelu" in type(getattr(module, "act_fn", None)).__name__.lower():
-            module.act_fn = lambda x: torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+            module.act_fn = Gelu()
     with torch.no_grad():
         meant = model(torch.tensor([ids])).logits[0].numpy()
     found, expected = (llama_cpp.logits(path, ids, ROOT / "lib-llama.cpp") for path in (ours, theirs))

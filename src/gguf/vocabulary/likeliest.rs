@@ -44,6 +44,7 @@ pub(super) fn tokens(json: &Json, size: usize) -> Result<Tokens, Refusal> {
     }
     // The converter knows this kind from encoders, for which it counts types of tokens.
     tokens.further.push(("token_type_count", Value::U32(1)));
+    tokens.implied = &["eos"];
     tokens.adds_space = Some(prepends(json));
     normalised(&json["normalizer"], &mut tokens)?;
     Ok(tokens)
@@ -65,7 +66,6 @@ fn normalised(normalizer: &Json, tokens: &mut Tokens) -> Result<(), Refusal> {
                     let further = ("precompiled_charsmap", Value::Bytes(table));
                     tokens.further.push(further);
                 }
-                joins_spaces = true;
             }
             Some("Replace") if part["pattern"]["Regex"] == " {2,}" => joins_spaces = true,
             Some("Replace") if part["pattern"]["String"] == " " => {}
@@ -97,7 +97,10 @@ mod tests {
                 {"id": 0, "content": "<pad>", "special": true},
                 {"id": 1, "content": "<unk>", "special": true},
             ],
-            "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AQI="},
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Precompiled", "precompiled_charsmap": "AQI="},
+                {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+            ]},
             "pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always"},
         })
     }

@@ -73,9 +73,11 @@ pub(super) fn vocabulary(
         (SpacePrefix::BySetting, Some(setting)) => Some(setting),
         _ => tokens.adds_space,
     };
+    let implied = tokens.implied;
     tokens.set(out);
     let json = described.map_or(Json::Null, |described| described.json);
-    special::special_tokens(checkpoint, settings, dialect, &json, size, out)?;
+    let around = special::Around::read(settings, &json, implied);
+    special::special_tokens(checkpoint, &around, dialect, &json, size, out)?;
     let template = chat_template(checkpoint).map_err(|error| Refusal::from(&error))?;
     if let Some(template) = template.filter(|template| !template.is_empty()) {
         out.set("tokenizer.chat_template", Value::Text(template));

@@ -101,6 +101,7 @@ pub(super) fn of_merges(json: &Json, size: usize) -> Result<Tokens, Refusal> {
         tokens.put(id, text, kind, score)?;
     }
     tokens.put_added(json)?;
+    tokens.implied = &["bos"];
     if !prepends(json) {
         tokens.adds_space = Some(false);
     }

@@ -30,15 +30,13 @@ const ADDED: [&str; 3] = ["bos", "eos", "sep"];
 /// Sets the ids of special tokens below `size`, and what is added to a text.
 pub(super) fn special_tokens(
     checkpoint: &Checkpoint,
-    settings: Map<String, Json>,
+    around: &Around,
     dialect: &Dialect,
     tokenizer: &Json,
     size: usize,
     out: &mut Metadata,
 ) -> Result<(), Refusal> {
     let config = checkpoint.config().map(|config| config.value());
-    let mut around = Around::new(settings);
-    around.read(tokenizer);
     let mut put = |key: &str, id: Option<u64>| {
         if let Some(id) = id.filter(|&id| id < size as u64) {
             out.set(format!("tokenizer.ggml.{key}"), Value::U32(id as u32));
@@ -143,13 +141,23 @@ fn id_of(tokenizer: &Json, content: &Json) -> Option<u64> {
 }
 
 /// What is put around a text, and what special tokens are called.
-struct Around {
+pub(super) struct Around {
     settings: Map<String, Json>,
     names: Map<String, Json>,
     added: Map<String, Json>,
 }
 
 impl Around {
+    /// Of tokenizer_config.json and tokenizer.json. What is `implied` is not added unless one of them says so.
+    pub(super) fn read(settings: Map<String, Json>, tokenizer: &Json, implied: &[&str]) -> Self {
+        let mut around = Self::new(settings);
+        around.process(tokenizer);
+        for kind in implied {
+            around.added.entry(*kind).or_insert(false.into());
+        }
+        around
+    }
+
     fn new(settings: Map<String, Json>) -> Self {
         let name = |kind: &str| match settings.get(&format!("{kind}_token")) {
             Some(Json::Object(token)) => token.get("content").cloned(),
@@ -166,7 +174,7 @@ impl Around {
     }
 
     /// Reads the post-processors; what they say comes before the settings.
-    fn read(&mut self, tokenizer: &Json) {
+    fn process(&mut self, tokenizer: &Json) {
         for (kind, stand_in) in [("bos", "cls"), ("eos", "sep")] {
             if let (None, Some(name)) = (self.names.get(kind), self.names.get(stand_in).cloned()) {
                 self.names.insert(kind.into(), name);

@@ -32,6 +32,9 @@ pub(super) struct Tokens {
     pub merges: Option<Vec<String>>,
     /// Whether a space is put before a text; none: as llama.cpp has it for this kind.
     pub adds_space: Option<bool>,
+    /// Special tokens that llama.cpp puts around a text of this kind unless it is told otherwise, and a `tokenizer.json`
+    /// does not unless it says so.
+    pub implied: &'static [&'static str],
     /// Further keys, behind `tokenizer.ggml.`.
     pub further: Vec<(&'static str, Value)>,
 }
@@ -47,6 +50,7 @@ impl Tokens {
             scores: scored.then(|| vec![UNUSED_SCORE; size]),
             merges: None,
             adds_space: None,
+            implied: &[],
             further: Vec::new(),
         }
     }

@@ -25,6 +25,7 @@ pub(super) fn tokens(
         tokens.put(id, text, NORMAL, 0.0)?;
     }
     tokens.put_added(json)?;
+    tokens.implied = &["bos", "sep"];
     let goes_on = json["model"]["continuing_subword_prefix"].as_str();
     let goes_on = goes_on.unwrap_or("##");
     tokens.change_words(|text| match text.strip_prefix(goes_on) {
