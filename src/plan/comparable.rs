@@ -3,15 +3,18 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::models::Models;
 use super::planned::{Operation, PlannedTensor};
 use super::problems::{Problems, some_of};
+use super::views::{Rows, View};
 use architecture::{Difference, differences, is_number};
 use checkpoint::{Checkpoint, ModelConfig, SidecarKind, json_line, parse_json, read_sidecar};
 use errors::printable;
+use numeric::RowMap;
 use recipe::Recipe;
 
 /// The most characters of a value that a message shows.
@@ -135,14 +138,18 @@ fn shown(value: &Option<Value>) -> String {
 /// The field of labels, as a recipe allows it.
 const LABELS: &str = "id2label";
 
-/// Refuses classifiers whose rows stand for different labels, where rows of both are merged.
+/// Compares what rows of classifiers stand for, where rows of several models are merged. Where only their order differs,
+/// the rows are read in the order of the donor, whose labels the output has; else the merge is refused.
 pub(super) fn compare_labels(
     recipe: &Recipe,
     models: &Models,
-    tensors: &[PlannedTensor],
+    tensors: &mut [PlannedTensor],
+    notes: &mut Vec<String>,
     problems: &mut Problems,
 ) {
-    let Some(ours) = models.donor().config().and_then(labels) else {
+    let as_they_are = recipe.is_allowed(LABELS) || !recipe.rows_by_label;
+    let ours = models.donor().config().and_then(labels);
+    let Some(ours) = ours.filter(|_| !as_they_are) else {
         return;
     };
     for model in (0..models.merged).filter(|&model| model != models.donor) {
@@ -155,36 +162,81 @@ pub(super) fn compare_labels(
         let Some((id, label)) = differing.clone().next() else {
             continue;
         };
-        let rows = tensors
-            .iter()
-            .find(|tensor| is_by_label(tensor, ours.len(), [models.donor, model]));
-        let Some(rows) = rows.filter(|_| !recipe.allows(LABELS)) else {
+        let by_label =
+            |tensor: &&mut PlannedTensor| is_by_label(tensor, ours.len(), [models.donor, model]);
+        let mut heads: Vec<&mut PlannedTensor> = tensors.iter_mut().filter(by_label).collect();
+        let Some(first) = heads.first().map(|head| head.name.clone()) else {
             continue;
         };
-        let reordered = ours
-            .values()
-            .all(|label| theirs.values().any(|other| other == label));
+        let order = order_of(&ours, &theirs).map(Arc::new);
+        let order = order.filter(|_| heads.iter().all(|head| can_be_ordered(head, model)));
+        if let Some(order) = order {
+            for head in &mut heads {
+                put_in_order(head, model, &order);
+            }
+            notes.push(format!(
+                "the labels of `{}` are those of `{}` in another order: its rows of {} are merged by label",
+                models.label(model),
+                models.label(models.donor),
+                some_of(&heads.iter().map(|head| head.name.as_str()).collect::<Vec<_>>())
+            ));
+            continue;
+        }
+        if recipe.recorded {
+            continue;
+        }
         let message = format!(
-            "row {id} of `{}` stands for `{}` in `{}` and for `{}` in `{}`",
-            rows.name,
+            "row {id} of `{first}` stands for `{}` in `{}` and for `{}` in `{}`",
             label.escape_debug(),
             models.label(models.donor),
             theirs[id].escape_debug(),
             models.label(model)
         );
-        let what = match reordered {
-            true => {
-                "their labels are in another order: save one model with the rows of its classifier, `id2label` and \
-                     `label2id` in the order of the other"
-            }
-            false => "classifiers of other labels cannot be merged",
-        };
         let hint = format!(
-            "{what}; `except: [{{tensors: '{}', action: copy}}]` keeps the first model's; if the labels mean the same, \
-             add `{KEY}: [{LABELS}]` to the recipe",
-            models.qualified(&rows.name)
+            "classifiers of other labels cannot be merged; `except: [{{tensors: '{}', action: copy}}]` keeps the \
+             first model's; if the labels mean the same, add `{KEY}: [{LABELS}]` to the recipe",
+            models.qualified(&first)
         );
         problems.add(models.at[model], message, Some(hint));
+    }
+}
+
+/// Where each row of the donor's classifier is in another that has the same labels; none if it has others.
+fn order_of(ours: &BTreeMap<u64, String>, theirs: &BTreeMap<u64, String>) -> Option<RowMap> {
+    let by_label: BTreeMap<&String, u64> = theirs.iter().map(|(id, label)| (label, *id)).collect();
+    let all = 0..ours.len() as u64;
+    let whole = |labels: &BTreeMap<u64, String>| labels.keys().copied().eq(all.clone());
+    if !whole(ours) || !whole(theirs) || by_label.len() != ours.len() {
+        return None;
+    }
+    let mut map = RowMap::new();
+    for label in ours.values() {
+        map.push(&[(0, u32::try_from(*by_label.get(label)?).ok()?)]);
+    }
+    Some(map)
+}
+
+/// Whether only rows of a classifier are by label, and those of a model are read as they are.
+fn can_be_ordered(head: &PlannedTensor, model: usize) -> bool {
+    let labels = head.shape.first();
+    let others = head.shape.iter().skip(1);
+    let of_model = head.sources.iter().zip(0..);
+    let mut of_model = of_model.filter(|(source, _)| source.model == model);
+    let as_it_is = |at: usize| head.views.get(at).is_none_or(Option::is_none);
+    others.into_iter().all(|size| Some(size) != labels) && of_model.all(|(_, at)| as_it_is(at))
+}
+
+/// Reads the rows of a model's classifier in another order.
+fn put_in_order(head: &mut PlannedTensor, model: usize, order: &Arc<RowMap>) {
+    head.views.resize(head.sources.len(), None);
+    for (source, view) in head.sources.iter().zip(&mut head.views) {
+        if source.model == model {
+            *view = Some(View::Rows(Rows {
+                parts: vec![*source],
+                map: order.clone(),
+                width: head.shape.iter().skip(1).product(),
+            }));
+        }
     }
 }
 

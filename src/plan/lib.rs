@@ -416,7 +416,13 @@ fn attempt(
         if !problems.is_empty() {
             continue;
         }
-        comparable::compare_labels(recipe, &part.models, &merge.tensors, problems);
+        comparable::compare_labels(
+            recipe,
+            &part.models,
+            &mut merge.tensors,
+            &mut notes,
+            problems,
+        );
         alike.retain(|model| merge.alike.contains(model));
         wanted.extend(
             merge

@@ -47,6 +47,8 @@ pub struct Recipe {
     pub allowed: Vec<Located<String>>,
     /// Whether the merge was already made and is only computed again: what a new merge would be refused for is noted.
     pub recorded: bool,
+    /// Whether rows of classifiers go by their labels where models have the same in another order; mergekit's do not.
+    pub rows_by_label: bool,
     /// `override_architecture:` of models, which the config of their merge will name.
     pub architectures: Vec<(ModelRef, String)>,
     /// The named documents that this one uses, each after those it uses itself.
@@ -133,15 +135,22 @@ impl Recipe {
         slice.base_model.as_ref().or(self.base_model.as_ref())
     }
 
-    /// Marks it, and the documents that it uses, as of a merge that was already made.
-    pub fn mark_recorded(&mut self) {
+    /// Marks it, and the documents that it uses, as of a merge that was already made, by mergekit or by weld.
+    pub fn mark_recorded(&mut self, by_mergekit: bool) {
         self.recorded = true;
-        self.results.iter_mut().for_each(Recipe::mark_recorded);
+        self.rows_by_label &= !by_mergekit;
+        let results = self.results.iter_mut();
+        results.for_each(|result| result.mark_recorded(by_mergekit));
     }
 
     /// Whether a field of the config may mean something else in each model.
     pub fn allows(&self, field: &str) -> bool {
-        self.recorded || self.allowed.iter().any(|allowed| allowed.value == field)
+        self.recorded || self.is_allowed(field)
+    }
+
+    /// Whether the recipe itself says that a field of the config may mean something else in each model.
+    pub fn is_allowed(&self, field: &str) -> bool {
+        self.allowed.iter().any(|allowed| allowed.value == field)
     }
 
     /// Every reference to a model in the inputs, then the base; in the order of the recipe.

@@ -68,6 +68,7 @@ impl Walk<'_> {
             renames: parts.renames,
             allowed: parts.allowed,
             recorded: false,
+            rows_by_label: true,
             architectures: std::mem::take(&mut self.architectures),
             results: Vec::new(),
             warnings: Vec::new(),

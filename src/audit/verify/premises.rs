@@ -123,7 +123,7 @@ impl Premises {
             (None, None, None) => return Err(PremisesError::NoRecipe),
         };
         if let AnyRecipe::Merge(recipe) = &mut recipe {
-            recipe.mark_recorded();
+            recipe.mark_recorded(lock.is_none());
         }
         Ok(Premises {
             options: options(lock.as_ref(), asked)?,
