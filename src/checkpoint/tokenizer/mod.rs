@@ -6,6 +6,7 @@
 mod file;
 mod sentencepiece;
 mod settings;
+mod tekken;
 mod tiktoken;
 mod turns;
 mod vocabulary;

@@ -31,8 +31,13 @@ fn token(line: &[u8]) -> Option<(String, u64)> {
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
     let bytes = Base64::decode_vec(words.next()?).ok()?;
     let id = words.next()?.parse().ok()?;
-    let text = bytes.into_iter().map(letter).collect();
+    let text = letters(bytes);
     words.next().is_none().then_some((text, id))
+}
+
+/// What byte-level BPE writes for the bytes of a token.
+pub(super) fn letters(bytes: Vec<u8>) -> String {
+    bytes.into_iter().map(letter).collect()
 }
 
 /// The letter that byte-level BPE writes for a byte: that of Latin-1 where one can see it; else one from U+0100 on, in

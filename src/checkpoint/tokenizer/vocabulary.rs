@@ -17,6 +17,7 @@ use super::super::json::{LFS_POINTER, is_lfs_pointer};
 use super::super::limits::MAX_TOKENIZER_BYTES;
 use super::super::reader::Checkpoint;
 use super::sentencepiece::{PieceModel, is_sentencepiece};
+use super::tekken;
 use super::tiktoken::{self, is_tiktoken};
 
 /// The result of comparing two vocabularies.
@@ -200,6 +201,7 @@ fn read_vocabulary(folder: &Path) -> Result<Option<ReadVocabulary>, CheckpointEr
         ("tokenizer.json", from_tokenizer_json),
         ("vocab.json", from_vocab_json),
         ("vocab.txt", from_vocab_txt),
+        ("tekken.json", from_tekken),
     ];
     readers.extend(tiktoken.map(|name| (name.as_str(), from_tiktoken as Reader)));
     readers.extend([
@@ -233,7 +235,7 @@ type Reader = fn(&Path, &[u8]) -> Result<Vocabulary, ReadError>;
 /// An error in this file or in one beside it.
 enum ReadError {
     Json(serde_json::Error),
-    /// Why the file is no SentencePiece model or no vocabulary of tiktoken.
+    /// Why the file is no SentencePiece model, or no vocabulary of tiktoken or Mistral's.
     Format(String),
     Other(CheckpointError),
 }
@@ -303,6 +305,10 @@ fn from_sentencepiece(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadErr
 fn from_tiktoken(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
     let tokens = tiktoken::tokens(bytes).map_err(ReadError::Format)?;
     with_added_tokens(folder, tokens)
+}
+
+fn from_tekken(_: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
+    tekken::tokens(bytes).map_err(ReadError::Format)
 }
 
 fn from_vocab_json(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
@@ -583,6 +589,30 @@ mod tests {
         let message = errors::in_one_line(&broken.unwrap_err());
         assert!(message.contains("qwen.tiktoken is malformed"), "{message}");
         assert!(message.contains("line 2"), "{message}");
+    }
+
+    #[test]
+    fn a_vocabulary_of_mistral_is_compared_with_itself_and_with_byte_level_bpe() {
+        use VocabularyComparison::*;
+        let file = |tokens: [&str; 2]| {
+            format!(
+                r#"{{"config": {{"default_vocab_size": 3, "default_num_special_tokens": 1}},
+                    "vocab": [{{"rank": 0, "token_bytes": "{}"}}, {{"rank": 1, "token_bytes": "{}"}}],
+                    "special_tokens": [{{"rank": 0, "token_str": "<s>"}}]}}"#,
+                tokens[0], tokens[1]
+            )
+        };
+        let (one, swapped) = (file(["IQ==", "IHRoZQ=="]), file(["IHRoZQ==", "IQ=="]));
+        let found = |a: &str, b: (&str, &str)| compared(&[("tekken.json", a)], &[b]).unwrap();
+        assert_eq!(found(&one, ("tekken.json", &one)), Same);
+        let differing = found(&one, ("tekken.json", &swapped));
+        assert!(matches!(differing, Conflict { differing: 2, .. }));
+        let json = r#"{"model": {"type": "BPE", "vocab": {"!": 1, "\u0120the": 2}},
+                       "added_tokens": [{"id": 0, "content": "<s>"}]}"#;
+        assert_eq!(found(&one, ("tokenizer.json", json)), Same);
+        let broken = compared(&[("tekken.json", "{}")], &[("tekken.json", &one)]);
+        let message = errors::in_one_line(&broken.unwrap_err());
+        assert!(message.contains("tekken.json is malformed"), "{message}");
     }
 
     #[test]
