@@ -80,7 +80,7 @@ fn compare_file(folder: &Path, name: &str, expected: &[u8], exact: bool) -> Opti
         let finding = Finding::new(&checks::FILE, Place::file(name), "the file", "none");
         return Some(match exact {
             true => finding,
-            false => finding.with_severity(Severity::Warning),
+            false => finding.with_severity(Severity::Note),
         });
     }
     let found = match read_sidecar(&path) {
