@@ -2,7 +2,7 @@
 
 use std::io;
 
-use terminal_size::{Width, terminal_size_of};
+use terminal_size::{Height, Width, terminal_size_of};
 
 /// The narrowest terminal that text is fitted to.
 const MIN_WIDTH: usize = 30;
@@ -12,7 +12,16 @@ const MAX_LABEL: usize = 14;
 
 /// The text as stdout's terminal shows it best; unchanged if stdout is none.
 pub(super) fn to_stdout(text: &str) -> String {
-    match terminal_size_of(io::stdout()) {
+    fitted(text, terminal_size_of(io::stdout()))
+}
+
+/// The text as stderr's terminal shows it best; unchanged if stderr is none.
+pub(super) fn to_stderr(text: &str) -> String {
+    fitted(text, terminal_size_of(io::stderr()))
+}
+
+fn fitted(text: &str, terminal: Option<(Width, Height)>) -> String {
+    match terminal {
         Some((Width(width), _)) => wrapped(text, usize::from(width)),
         None => text.to_owned(),
     }

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::arguments::{Format, PlanArguments};
 use super::export::BesideArguments;
 use super::memory::{PeakMemory, available};
-use super::output::{Failure, print_json, say};
+use super::output::{Failure, print_json, say, say_unbroken};
 use super::progress::Progress;
 use super::record;
 use super::signals;
@@ -119,7 +119,7 @@ impl OutputArguments {
             Format::Text => {
                 say(&as_text(self, plan, &summary, peak));
                 if let Some(out) = word(&self.out) {
-                    say(&format!("check it with: weld verify {out}"));
+                    say_unbroken(&format!("check it with: weld verify {out}"));
                 }
                 with_gguf()
             }

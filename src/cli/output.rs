@@ -154,6 +154,11 @@ pub(super) fn print_usage(error: &clap::Error) {
 /// Prints a line, or several, on stderr. Unsafe characters are shown, so nothing steers the terminal or the log; what
 /// might hold a line break is to be made [`printable`] before.
 pub(super) fn say(text: &str) {
+    say_made(&fit::to_stderr(&printable_lines(text)));
+}
+
+/// Prints on stderr what loses its meaning if long lines are broken: commands to copy, and drawings.
+pub(super) fn say_unbroken(text: &str) {
     say_made(&printable_lines(text));
 }
 

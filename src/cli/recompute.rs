@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::arguments::{Threads, plan_any, seed, size};
 use super::environment;
-use super::output::{Failure, say};
+use super::output::{Failure, say_unbroken};
 use super::progress::Progress;
 use super::record;
 use super::report::ReportArguments;
@@ -187,7 +187,7 @@ impl From<PremisesError> for Failure {
             PremisesError::Lock(error) => error.into(),
             error => {
                 if let PremisesError::Recipe { error, .. } = &error {
-                    say(&recipe::render(error, false));
+                    say_unbroken(&recipe::render(error, false));
                 }
                 Self::tool(&error)
             }

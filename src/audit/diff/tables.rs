@@ -150,15 +150,7 @@ impl Row<'_> {
 }
 
 fn table(title: &str, of: &str, with_base: bool, rows: Vec<Vec<String>>) -> Table {
-    let mut columns = vec![
-        of,
-        "differ",
-        "max",
-        "mean",
-        "relative L2",
-        "cosine",
-        "steps",
-    ];
+    let mut columns = vec![of, "differ", "max", "mean", "relative L2", "cosine", "ULPs"];
     if with_base {
         columns.extend(["task cosine", "sign conflicts", "energy A", "energy B"]);
     }
