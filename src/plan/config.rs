@@ -348,6 +348,16 @@ fn other_half(config: &Map<String, Value>, prefix: &str) -> Option<&'static str>
     }
 }
 
+/// The list by whose length Nemotron-H counts its layers, without a number of them.
+const LIST_THAT_COUNTS: &str = "layers_block_type";
+
+/// Whether the layers of a stack are counted by a list with an entry for each, and by nothing else.
+fn is_counted_by_list(config: &Map<String, Value>, layers: usize) -> bool {
+    let number = |field: &&str| config.get(*field).is_some_and(|number| !number.is_null());
+    let list = config.get(LIST_THAT_COUNTS).and_then(Value::as_array);
+    !LAYER_COUNTS.iter().any(number) && list.is_some_and(|list| list.len() == layers)
+}
+
 /// Sets the number of layers of a stack, and reorders what is listed by layer.
 fn set_layers(
     config: &mut Map<String, Value>,
@@ -372,7 +382,7 @@ fn set_layers(
     for field in &counts.fields {
         config.insert((*field).to_owned(), map.from.len().into());
     }
-    let found = !counts.fields.is_empty();
+    let found = !counts.fields.is_empty() || is_counted_by_list(config, map.before);
     if !found && map.from.len() != map.before {
         problems.add(
             None,

@@ -268,6 +268,17 @@ fn a_config_that_counts_no_layers_is_refused_and_unknown_fields_are_noted() {
         read_json(&bench.merge(recipe, &[]).join("config.json"))["depth"],
         3
     );
+    // Nemotron-H counts its layers by the length of a list alone.
+    let fields = config.as_object_mut().unwrap();
+    fields.remove("depth");
+    fields.insert("layers_block_type".into(), json!(["mamba", "attention"]));
+    bench.model("a", &config, &llama(1, 2, Dtype::F32));
+    let written = read_json(&bench.merge(recipe, &[]).join("config.json"));
+    assert_eq!(
+        written["layers_block_type"],
+        json!(["mamba", "attention", "attention"])
+    );
+    assert_eq!(written.get("num_hidden_layers"), None);
 }
 
 /// A model of a family in no table, whose layers with a number in `experts` have some.
