@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::fixtures::{Bench, config_with, floats, llama, load, noise, read_json, with};
+use crate::fixtures::{Bench, by_name, config_with, floats, llama, load, noise, read_json, with};
 
 const LINEAR: &str =
     "merge_method: linear\nmodels:\n- model: a\n- model: b\nparameters: {weight: 0.5}\n";
@@ -144,12 +144,30 @@ fn classifiers(a: Value, b: Value) -> Bench {
 fn rows_of_classifiers_must_stand_for_the_same_labels() {
     let labels = |names: [&str; 2]| json!({"id2label": {"0": names[0], "1": names[1]}});
     let reversed = || classifiers(labels(["neg", "pos"]), labels(["pos", "neg"]));
-    let message = reversed().refused(LINEAR, &[]);
+    // In another order, rows are merged by label.
+    let bench = reversed();
+    let out = bench.merge(LINEAR, &[]);
+    let rows = |model: &str| by_name(&bench.path(model))["score.weight"].values();
+    let (ours, theirs) = (rows("a"), rows("b"));
+    let width = ours.len() / 2;
+    let theirs = [&theirs[width..], &theirs[..width]].concat();
+    let mean: Vec<f64> = ours
+        .iter()
+        .zip(&theirs)
+        .map(|(a, b)| 0.5 * a + 0.5 * b)
+        .collect();
+    for (found, mean) in rows("out").iter().zip(mean) {
+        assert!((found - mean).abs() < 1e-7, "{found} {mean}");
+    }
+    let config = read_json(&out.join("config.json"));
+    assert_eq!(config["id2label"], json!({"0": "neg", "1": "pos"}));
+    let said = notes(&bench, LINEAR);
     assert!(
-        message.contains("row 0 of `score.weight` stands for `neg` in `a` and for `pos` in `b`"),
-        "{message}"
+        said.iter()
+            .any(|note| note.contains("its rows of `score.weight` are merged by label")),
+        "{said:?}"
     );
-    assert!(message.contains("in another order"), "{message}");
+    bench.passes(&["verify", "out", "--full"]);
     let copied = format!("{LINEAR}except: [{{tensors: score.weight, action: copy}}]\n");
     let bench = reversed();
     bench.merge(&copied, &[]);
@@ -159,10 +177,10 @@ fn rows_of_classifiers_must_stand_for_the_same_labels() {
             .find(|(name, _)| name == "score.weight")
     };
     assert_eq!(score("out"), score("a"));
-    reversed().merge(
-        &format!("{LINEAR}allow_config_differences: [id2label]\n"),
-        &[],
-    );
+    let allowed = format!("{LINEAR}allow_config_differences: [id2label]\n");
+    let as_they_are = reversed();
+    let out = as_they_are.merge(&allowed, &[]);
+    assert!(by_name(&out)["score.weight"].values() != rows("out"));
     let others = classifiers(
         json!({"label2id": {"cat": 0, "dog": 1}}),
         labels(["cat", "cow"]),
@@ -318,6 +336,13 @@ fn generation_stops_where_the_template_ends_a_turn() {
         found.contains("tokenizer.turn-end") && found.contains("`<|eot_id|>`"),
         "{found}"
     );
+    // Not where the end of a text is written out, and the other token only cut off.
+    bench.file("a/special_tokens_map.json", r#"{"eos_token": "b"}"#);
+    let cut = "{{ messages | replace('<|eot_id|>', '') }}b";
+    bench.file("a/chat_template.jinja", cut);
+    let found = findings(&bench, "a");
+    assert!(!found.contains("tokenizer.turn-end"), "{found}");
+    std::fs::remove_file(bench.path("a/special_tokens_map.json")).unwrap();
     bench.file("a/chat_template.jinja", "{{ messages }}<|im_end|>");
     // With the template of a model, and no generation config: the config's token stays one.
     std::fs::remove_file(bench.path("a/generation_config.json")).unwrap();

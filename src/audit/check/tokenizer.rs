@@ -140,7 +140,14 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             .into_iter()
             .filter_map(|id| u64::try_from(id).ok())
             .collect();
-        report.extend(unknown_turn_end(&template, tokenizer).map(|token| {
+        // A template may write the end of a text out, and name other tokens to cut them off.
+        let named = ["tokenizer_config.json", "special_tokens_map.json"];
+        let named = named
+            .iter()
+            .filter_map(|name| files.get(name)?.get("eos_token"));
+        let ends_text = named.flat_map(texts).any(|end| template.contains(end));
+        let unknown = unknown_turn_end(&template, tokenizer).filter(|_| !ends_text);
+        report.extend(unknown.map(|token| {
             Finding::new(
                 &TURN_END,
                 Place::file("the chat template"),
