@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use serde_json::json;
 
-use crate::fixtures::{Bench, Spec, by_name, config_with, llama, read_json};
+use crate::fixtures::{Bench, Spec, by_name, config_with, floats, llama, noise, read_json};
 
 const MEAN: &str =
     "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: a}, {model: b}]\n";
@@ -153,4 +153,74 @@ fn names_may_change_places_and_exceptions_see_the_new_ones() {
     let mut plain = by_name(&bench.merge(&MEAN.replace("model: b", "model: plain"), &[]));
     plain.remove("model.norm.weight");
     assert_eq!(renamed, plain);
+}
+
+/// What makes a `b` of other names an `a` in these tests.
+const QUERY: &str =
+    "{model: b, from: \"*.attention.query.weight\", to: \"*.self_attn.q_proj.weight\"}";
+
+/// Merges by two recipes, of which the second knows no other names, and compares what comes out.
+#[track_caller]
+fn same_as_plain(bench: &Bench, recipe: &str, plain: &str) {
+    let renamed = by_name(&bench.merge(recipe, &[]));
+    bench.passes(&["verify", "--full", "out"]);
+    assert_eq!(renamed, by_name(&bench.merge(plain, &[])));
+}
+
+#[test]
+fn slices_are_cut_from_renamed_layers() {
+    let bench = bench(&[("self_attn.q_proj", "attention.query")]);
+    let slices = |model: &str| {
+        format!(
+            "merge_method: passthrough\nslices:\n- sources: [{{model: a, layer_range: [0, 2]}}]\n- sources: [{{model: \
+             {model}, layer_range: [1, 2]}}]\n"
+        )
+    };
+    let renamed = format!("{}rename: [{QUERY}]\n", slices("b"));
+    same_as_plain(&bench, &renamed, &slices("plain"));
+}
+
+#[test]
+fn results_of_other_documents_are_renamed_too() {
+    let bench = bench(&[("self_attn.q_proj", "attention.query")]);
+    let documents = |model: &str, rules: &str| {
+        format!(
+            "name: x\nmerge_method: passthrough\nmodels: [{{model: {model}, parameters: {{scale: 2}}}}]\n---\n\
+             merge_method: linear\nparameters: {{weight: 0.5}}\nmodels: [{{model: a}}, {{model: x}}]\n{rules}"
+        )
+    };
+    let of_result = QUERY.replace("model: b", "model: x");
+    let renamed = documents("b", &format!("rename: [{of_result}]\n"));
+    same_as_plain(&bench, &renamed, &documents("plain", ""));
+    // In the document that makes the result, its names are those that it has from then on.
+    let first = documents("b", "").replacen("---", &format!("rename: [{QUERY}]\n---"), 1);
+    same_as_plain(&bench, &first, &documents("plain", ""));
+}
+
+#[test]
+fn a_model_is_renamed_after_its_adapter_is_applied() {
+    let bench = bench(&[("self_attn.q_proj", "attention.query")]);
+    for (adapter, module) in [
+        ("lora-b", "attention.query"),
+        ("lora-plain", "self_attn.q_proj"),
+    ] {
+        let config =
+            json!({"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": [module]});
+        bench.file(
+            &format!("{adapter}/adapter_config.json"),
+            config.to_string(),
+        );
+        let factor = |name: &str, seed: u64, shape: [usize; 2]| {
+            let name = format!("base_model.model.model.layers.1.{module}.{name}.weight");
+            floats(&name, Dtype::F32, &shape, noise(seed, 8))
+        };
+        bench.tensors(
+            &format!("{adapter}/adapter_model.safetensors"),
+            &[factor("lora_A", 7, [1, 8]), factor("lora_B", 8, [8, 1])],
+        );
+    }
+    let with = |model: &str| MEAN.replace("model: b", &format!("model: {model}"));
+    let rules = QUERY.replace("model: b", "model: b+lora-b");
+    let renamed = format!("{}rename: [{rules}]\n", with("b+lora-b"));
+    same_as_plain(&bench, &renamed, &with("plain+lora-plain"));
 }
