@@ -4,7 +4,7 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::{Mutex, PoisonError};
 
 use checkpoint::Checkpoint;
-use engine::Observer;
+use engine::{EngineError, Observer};
 use numeric::{
     BLOCK, Census, Elements, Fill, FloatType, NonFinite, ZeroRuns, squares, squares_bf16,
 };
@@ -167,7 +167,8 @@ fn scattered(
         }
         let length = (total.elements - first).min(BLOCK as u64) as usize;
         let values = &mut values[..length];
-        observer.advance(Fill::<f64>::fill(elements, first, values) as u64);
+        let read = Fill::<f64>::fill(elements, first, values).map_err(EngineError::from)?;
+        observer.advance(read as u64);
         total.add(&doubles(values));
         count_exponents(&values[..length.min(SAMPLED)], exponents);
         first += length as u64;

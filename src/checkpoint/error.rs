@@ -697,6 +697,10 @@ impl Hint for CheckpointError {
             }
             Self::JsonMalformed { .. } => "correct it, or download it again",
             Self::Changed { .. } => "run again when nothing else writes to it",
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory => {
+                "the process has no address space left: raise the limit (`ulimit -v`, or that of the container); mapped \
+                 files count towards it with their whole length"
+            }
             Self::Io { .. } | Self::TooLarge { .. } => return None,
         };
         Some(Cow::Borrowed(hint))

@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(lens, [8, 2, 0]);
         assert_eq!(memory.bytes(0).unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
         let mut values = [0f32];
-        numeric::Fill::fill(&*memory.elements(1).unwrap(), 0, &mut values);
+        numeric::Fill::fill(&*memory.elements(1).unwrap(), 0, &mut values).unwrap();
         assert_eq!(values[0].to_bits(), 0x0100_0000);
         assert!(memory.shards().is_empty() && memory.place(0).is_none());
         memory.check_unchanged().unwrap();

@@ -281,7 +281,7 @@ mod tests {
 
     fn values(source: &dyn TensorSource, index: usize) -> Vec<f64> {
         let mut out = vec![0f64; source.entries()[index].elements() as usize];
-        numeric::Fill::fill(&*source.elements(index).unwrap(), 0, &mut out);
+        numeric::Fill::fill(&*source.elements(index).unwrap(), 0, &mut out).unwrap();
         out
     }
 

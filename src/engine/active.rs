@@ -11,12 +11,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::EngineError;
 use super::budget::{Limits, MEASURED_BLOCKS};
 use super::job::{Job, Names, Target, Work};
-use super::memory::{filled, resize};
 use super::program::{CarriedMask, Cost, Measured, Pass, Program};
 use super::tile::PAGE;
 use super::whole::Whole;
 use errors::Refusal;
-use numeric::{Narrowed, NonFinite, Oddities, Survival};
+use numeric::{Narrowed, NonFinite, Oddities, Survival, filled, resize};
 
 /// Columns that a worker sums at a time: its sums stay in the first-level cache, and it reads a few cache lines of
 /// each row. The sums do not depend on this number.

@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 
 use super::program::{AnyProgram, Apply, Block, Pass, Program};
-use numeric::{Elements, Fill, FloatType, NonFinite, Real, RoundingKey};
+use numeric::{Elements, Fill, FloatType, NoMemory, NonFinite, Real, RoundingKey, resize};
 
 /// The last pass of a program, decided after its measures.
 #[derive(Default)]
@@ -53,7 +53,7 @@ pub struct Derived<'a> {
 }
 
 impl<R: Real> Fill<R> for Derived<'_> {
-    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+    fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
         let single = || match Program::<f32>::next(self.program, &[]) {
             Pass::Apply(apply) => Some(apply),
             _ => None,
@@ -96,11 +96,11 @@ impl Derived<'_> {
         apply: Option<&dyn Apply<P>>,
         first: u64,
         out: &mut [R],
-    ) -> usize {
+    ) -> Result<usize, NoMemory> {
         let nan = R::from_f64(f64::NAN);
         let Some(apply) = apply else {
             out.fill(nan);
-            return 0;
+            return Ok(0);
         };
         let block_len = self.program.cost().block_len();
         let end = first + out.len() as u64;
@@ -113,13 +113,13 @@ impl Derived<'_> {
             let length = (block_len as u64).min(self.elements - start) as usize;
             let mut found = NonFinite::default();
             for (source, values) in self.sources.iter().zip(&mut sources) {
-                values.resize(length, P::ZERO);
-                read += P::fill(source.as_ref(), start, values);
+                resize(values, length, P::ZERO)?;
+                read += P::fill(source.as_ref(), start, values)?;
                 found += NonFinite::count(values);
             }
             let views: Vec<&[P]> = sources.iter().map(Vec::as_slice).collect();
             result.clear();
-            result.resize(length, P::ZERO);
+            resize(&mut result, length, P::ZERO)?;
             let block = Block {
                 index,
                 first: start,
@@ -127,13 +127,13 @@ impl Derived<'_> {
                 next: &[],
                 carried: None,
             };
-            apply.block(block, &mut result);
+            apply.block(block, &mut result)?;
             if let Some(rounding) = self.rounding {
                 rounding.round(self.output, start, &mut result);
             }
-            bytes.resize(length * self.output.size(), 0);
+            resize(&mut bytes, length * self.output.size(), 0)?;
             self.output.encode(&mut result, self.saturate, &mut bytes);
-            rounded.resize(length, R::ZERO);
+            resize(&mut rounded, length, R::ZERO)?;
             self.output.decode(&bytes, &mut rounded);
             if found.any() && !self.allow_non_finite {
                 rounded.fill(nan);
@@ -144,7 +144,7 @@ impl Derived<'_> {
                 .copy_from_slice(&rounded[(from - start) as usize..(to - start) as usize]);
             index += 1;
         }
-        read
+        Ok(read)
     }
 }
 

@@ -4,8 +4,7 @@
 
 use super::EngineError;
 use super::active::{ActiveJob, lock};
-use super::memory::resize;
-use numeric::{Elements, Narrowed, NonFinite, Oddities, Real};
+use numeric::{Elements, Narrowed, NonFinite, Oddities, Real, resize};
 
 /// One worker's buffers, kept for the whole execution.
 #[derive(Default)]
@@ -34,7 +33,7 @@ impl<R: Real> Lane<R> {
         let mut read = 0;
         for (source, values) in sources.iter().zip(&mut self.sources) {
             resize(values, length, R::ZERO)?;
-            read += R::fill(source.as_ref(), first, values);
+            read += R::fill(source.as_ref(), first, values)?;
         }
         Ok(read)
     }

@@ -15,7 +15,6 @@ mod filling;
 mod job;
 mod lane;
 mod matrices;
-mod memory;
 mod part;
 mod program;
 mod results;
@@ -40,7 +39,7 @@ pub use tile::{PAGE, Tile, Tiles};
 pub use whole::{Matrices, Whole};
 
 use errors::{Hint, Refusal};
-use numeric::{FloatType, NonFinite, Oddities, Survival};
+use numeric::{FloatType, NoMemory, NonFinite, Oddities, Survival};
 
 /// Where computed bytes go.
 pub trait Sink: Sync {
@@ -161,6 +160,12 @@ pub enum EngineError {
     /// The observer asked to stop.
     #[error("stopped")]
     Cancelled,
+}
+
+impl From<NoMemory> for EngineError {
+    fn from(NoMemory { bytes }: NoMemory) -> Self {
+        Self::Memory { bytes }
+    }
 }
 
 impl Hint for EngineError {

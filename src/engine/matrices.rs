@@ -10,11 +10,10 @@ use super::active::ActiveJob;
 use super::execute::Engine;
 use super::job::Work;
 use super::lane::non_finite;
-use super::memory::filled;
 use super::program::Measured;
 use super::whole::Matrices;
 use errors::Refusal;
-use numeric::{BLOCK, Elements, Fill, NonFinite};
+use numeric::{BLOCK, Elements, Fill, NonFinite, filled};
 
 /// The sources of a job at work, as a pass over whole matrices reads them.
 struct Sources<'a> {
@@ -46,9 +45,9 @@ impl Matrices for Sources<'_> {
         let clean = blocks.map(|(number, values)| {
             self.check_running()?;
             let first = first + (number * BLOCK) as u64;
-            let read = Fill::<f32>::fill(elements, first, values);
+            let read = Fill::<f32>::fill(elements, first, values)?;
             self.engine.count_read(read);
-            Ok(!non_finite(elements, first, values).any())
+            Ok::<bool, EngineError>(!non_finite(elements, first, values).any())
         });
         let clean = clean.try_reduce(|| true, |a, b| Ok(a && b))?;
         match clean || self.engine.settings.allow_non_finite {
@@ -80,7 +79,7 @@ impl Sources<'_> {
         for first in (0..end).step_by(BLOCK) {
             self.check_running()?;
             let values = &mut values[..(end - first).min(BLOCK as u64) as usize];
-            Fill::<f32>::fill(elements, first, values);
+            Fill::<f32>::fill(elements, first, values)?;
             found += non_finite(elements, first, values);
         }
         Ok(found)

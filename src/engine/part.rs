@@ -9,11 +9,10 @@ use super::execute::Engine;
 use super::filling::Filling;
 use super::job::{COPY_BLOCK, Output, Work};
 use super::lane::{Found, Lane, Scratch, views};
-use super::memory::{filled, resize};
 use super::program::{Block, MeasureColumns, Pass};
 use super::results::{Results, sampled_part};
 use super::tile::PAGE;
-use numeric::{Oddities, Real};
+use numeric::{Oddities, Real, filled, resize};
 
 impl<'a> Engine<'a> {
     pub(super) fn run_part(
@@ -134,7 +133,7 @@ impl<'a> Engine<'a> {
                     resize(counts, measure.counts(), 0)?;
                     let start = sums.len();
                     resize(&mut sums, start + measure.sums(), 0.0)?;
-                    measure.block(block, &mut sums[start..], counts);
+                    measure.block(block, &mut sums[start..], counts)?;
                 }
                 Pass::Apply(apply) => {
                     results.add(apply.as_ref(), block, &mut lane.outputs, &mut sums)?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::whole::Whole;
 use errors::Refusal;
-use numeric::{BLOCK, Real, prefetch};
+use numeric::{BLOCK, NoMemory, Real, prefetch};
 
 /// The elements of one block, decoded.
 #[derive(Debug, Clone, Copy)]
@@ -161,7 +161,15 @@ pub trait Measure<R>: Send + Sync {
     /// How many counts. They are integers, so the order does not matter.
     fn counts(&self) -> usize;
     /// Sets the block's `sums`, which are zero on entry, and adds to `counts`.
-    fn block(&self, block: Block<'_, R>, sums: &mut [f64], counts: &mut [u64]);
+    ///
+    /// # Errors
+    /// If there is no memory for what it holds.
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        sums: &mut [f64],
+        counts: &mut [u64],
+    ) -> Result<(), NoMemory>;
 }
 
 /// Collects sums over each column of a tensor.
@@ -179,12 +187,19 @@ pub trait MeasureColumns<R>: Send + Sync {
 /// Computes the output of a block.
 pub trait Apply<R>: Send + Sync {
     /// Sets every element of `out`, which has the block's length.
-    fn block(&self, block: Block<'_, R>, out: &mut [R]);
+    ///
+    /// # Errors
+    /// If there is no memory for what it holds.
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory>;
 
     /// Sets every element that the block computes of each of the job's outputs; for programs that have several.
-    fn outputs(&self, block: Block<'_, R>, outputs: &mut [Vec<R>]) {
-        if let [out, ..] = outputs {
-            self.block(block, out);
+    ///
+    /// # Errors
+    /// If there is no memory for what it holds.
+    fn outputs(&self, block: Block<'_, R>, outputs: &mut [Vec<R>]) -> Result<(), NoMemory> {
+        match outputs {
+            [out, ..] => self.block(block, out),
+            [] => Ok(()),
         }
     }
 }

@@ -5,9 +5,8 @@ use std::ops::Range;
 use super::EngineError;
 use super::filling::Filling;
 use super::job::{Output, Work};
-use super::memory::resize;
 use super::program::{Apply, Block};
-use numeric::{Narrowed, Real, Survival};
+use numeric::{Narrowed, Real, Survival, resize};
 
 /// Values that are rounded at a time.
 const STRIP: usize = 1024;
@@ -74,7 +73,7 @@ impl<'a> Results<'a> {
             let place = self.work.place(output, index..index + 1);
             resize(values, (place.end - place.start) as usize, R::ZERO)?;
         }
-        apply.outputs(block, computed);
+        apply.outputs(block, computed)?;
         let tiles = self.tiles.iter_mut().zip(&mut self.narrowed);
         for ((values, output), (tile, narrowed)) in computed.iter_mut().zip(self.outputs).zip(tiles)
         {

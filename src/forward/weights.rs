@@ -38,7 +38,8 @@ pub fn read(
         return Err(failed(format!("its dtype is {:?}", tensor.dtype)));
     };
     if !out.is_empty() {
-        Fill::<f32>::fill(&*elements, start as u64, out);
+        let read = Fill::<f32>::fill(&*elements, start as u64, out);
+        read.map_err(|error| failed(error.to_string()))?;
     }
     Ok(())
 }

@@ -87,7 +87,8 @@ impl Output {
             let elements = checkpoint
                 .elements(tensor)
                 .ok_or_else(|| no_floats(checkpoint, tensor))?;
-            Fill::<f32>::fill(&*elements, from, &mut out[done..done + count]);
+            let read = Fill::<f32>::fill(&*elements, from, &mut out[done..done + count]);
+            read.map_err(|error| Refusal::new(error.to_string()))?;
             done += count;
         }
         if self.offset != 0.0 {

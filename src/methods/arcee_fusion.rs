@@ -4,7 +4,7 @@ use super::order::{self, Keys, Order};
 use super::{Action, Arity, BaseRule, Method, MethodInfo, Tensor, TensorParams};
 use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
 use errors::Refusal;
-use numeric::Real;
+use numeric::{NoMemory, Real, filled, reserve};
 
 /// Takes elements with important changes from the fine-tune, all others from the base.
 pub(super) struct ArceeFusion;
@@ -135,12 +135,14 @@ impl<R: Real> Keys<R> for Importance {
         true
     }
 
-    fn fill(&self, block: &Block<'_, R>, _stream: usize, keys: &mut [u32]) {
+    fn fill(&self, block: &Block<'_, R>, _stream: usize, keys: &mut [u32]) -> Result<(), NoMemory> {
         let row = self.row.max(1);
         let rows = block.sources[self.other]
             .chunks(row)
             .zip(block.sources[self.base].chunks(row));
-        let (mut p, mut q) = (Vec::with_capacity(row), Vec::with_capacity(row));
+        let (mut p, mut q) = (Vec::new(), Vec::new());
+        reserve(&mut p, row)?;
+        reserve(&mut q, row)?;
         for (keys, (x, base)) in keys.chunks_mut(row).zip(rows) {
             softmax(x, &mut p);
             softmax(base, &mut q);
@@ -149,6 +151,7 @@ impl<R: Real> Keys<R> for Importance {
                 *key = ((x - base).abs().to_f64() * divergence).magnitude_key();
             }
         }
+        Ok(())
     }
 }
 
@@ -182,15 +185,16 @@ struct Fuse {
 }
 
 impl<R: Real> Apply<R> for Fuse {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        let mut keys = vec![0; out.len()];
-        self.importance.fill(&block, 0, &mut keys);
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
+        let mut keys = filled(out.len(), 0)?;
+        self.importance.fill(&block, 0, &mut keys)?;
         let pairs = block.sources[self.importance.other]
             .iter()
             .zip(block.sources[self.importance.base]);
         for ((out, key), (&x, &base)) in out.iter_mut().zip(keys).zip(pairs) {
             *out = if key >= self.from { x } else { base };
         }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@
 use super::weighted_sum::Combination;
 use engine::{AnyProgram, Apply, Block, Cost, Measure, MeasureColumns, Measured, Pass, Program};
 use errors::Refusal;
-use numeric::{PairProducts, Real, dot};
+use numeric::{NoMemory, PairProducts, Real, dot};
 
 /// Elements subtracted at a time, so that the differences stay in the first-level cache.
 const STRIP: usize = 1024;
@@ -301,8 +301,14 @@ impl<R: Real> Measure<R> for Products {
         0
     }
 
-    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        sums: &mut [f64],
+        _counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         self.0.measure(&block, sums);
+        Ok(())
     }
 }
 
@@ -337,7 +343,7 @@ struct EachRow {
 }
 
 impl<R: Real> Apply<R> for EachRow {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let vectors = &self.program.vectors;
         let mut room = Vec::new();
         for (index, out) in out.chunks_mut(self.row).enumerate() {
@@ -353,6 +359,7 @@ impl<R: Real> Apply<R> for EachRow {
                 .solved(&gram)
                 .combine(block.sources, start, out);
         }
+        Ok(())
     }
 }
 
@@ -394,7 +401,7 @@ impl<R: Real> EachColumn<R> {
 }
 
 impl<R: Real> Apply<R> for EachColumn<R> {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let first = (block.first % self.columns as u64) as usize;
         let columns = (first..self.columns).chain((0..self.columns).cycle());
         for ((index, out), column) in out.iter_mut().enumerate().zip(columns) {
@@ -425,6 +432,7 @@ impl<R: Real> Apply<R> for EachColumn<R> {
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
 };
 use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
 use errors::Refusal;
-use numeric::Real;
+use numeric::{NoMemory, Real};
 
 /// Takes the other model's elements where they are near the base.
 pub(super) struct Nearswap;
@@ -79,7 +79,7 @@ struct Step<R> {
 }
 
 impl<R: Real> Apply<R> for Step<R> {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let (base, other) = (block.sources[self.base], block.sources[1 - self.base]);
         for ((out, &base), &other) in out.iter_mut().zip(base).zip(other) {
             let difference = other - base;
@@ -94,5 +94,6 @@ impl<R: Real> Apply<R> for Step<R> {
                 difference
             };
         }
+        Ok(())
     }
 }

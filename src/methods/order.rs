@@ -12,7 +12,9 @@
 //! Both are exact and have the same result.
 
 use engine::{Block, Measure, Measured, Pass};
-use numeric::{HIGH_BINS, LOW_BINS, Rank, Real, high_bin, low_bin, rank_from_top, vectorised};
+use numeric::{
+    HIGH_BINS, LOW_BINS, NoMemory, Rank, Real, filled, high_bin, low_bin, rank_from_top, vectorised,
+};
 
 /// The most passes over the tensor that [`Order::cuts`] takes.
 pub(super) const CUTS: usize = 2;
@@ -30,7 +32,10 @@ const DEVIATIONS: f64 = 4.0;
 /// Computes the [magnitude keys](Real::magnitude_key) of a tensor's elements, in one or more streams.
 pub(super) trait Keys<R>: Clone + Send + Sync + 'static {
     /// Sets `keys`, one for each element of the block.
-    fn fill(&self, block: &Block<'_, R>, stream: usize, keys: &mut [u32]);
+    ///
+    /// # Errors
+    /// If there is no memory for what it holds.
+    fn fill(&self, block: &Block<'_, R>, stream: usize, keys: &mut [u32]) -> Result<(), NoMemory>;
 
     /// Whether a key depends on more than its element, so that keys can be computed for whole blocks only.
     fn need_blocks(&self) -> bool {
@@ -412,19 +417,25 @@ impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
             .sum()
     }
 
-    fn block(&self, block: Block<'_, R>, _sums: &mut [f64], counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        _sums: &mut [f64],
+        counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         let strip = match self.keys.need_blocks() {
             true => block.len(),
             false => STRIP.min(block.len()),
         };
-        let mut keys = vec![0; strip];
+        let mut keys = filled(strip, 0)?;
         let mut room = Vec::new();
         for start in (0..block.len()).step_by(strip.max(1)) {
             let places = start..block.len().min(start + strip);
             block.ahead(places.clone());
             let keys = &mut keys[..places.len()];
-            self.count(&block.part(places, &mut room), start, keys, counts);
+            self.count(&block.part(places, &mut room), start, keys, counts)?;
         }
+        Ok(())
     }
 }
 
@@ -436,14 +447,15 @@ impl<K> Counts<K> {
         start: usize,
         keys: &mut [u32],
         mut counts: &mut [u64],
-    ) where
+    ) -> Result<(), NoMemory>
+    where
         K: Keys<R>,
     {
-        let mut filled = None;
+        let mut held = None;
         for &(stream, target) in &self.targets {
-            if filled != Some(stream) {
-                self.keys.fill(part, stream, keys);
-                filled = Some(stream);
+            if held != Some(stream) {
+                self.keys.fill(part, stream, keys)?;
+                held = Some(stream);
             }
             let width = match target {
                 Target::Sampled { each } => {
@@ -476,6 +488,7 @@ impl<K> Counts<K> {
             };
             counts = &mut counts[width..];
         }
+        Ok(())
     }
 }
 
@@ -506,10 +519,16 @@ mod tests {
     struct Values;
 
     impl Keys<f32> for Values {
-        fn fill(&self, block: &Block<'_, f32>, stream: usize, keys: &mut [u32]) {
+        fn fill(
+            &self,
+            block: &Block<'_, f32>,
+            stream: usize,
+            keys: &mut [u32],
+        ) -> Result<(), NoMemory> {
             for (key, value) in keys.iter_mut().zip(block.sources[stream]) {
                 *key = value.magnitude_key();
             }
+            Ok(())
         }
     }
 
@@ -550,7 +569,7 @@ mod tests {
                     next: &[],
                     carried: None,
                 };
-                measure.block(block, &mut [], &mut counts);
+                measure.block(block, &mut [], &mut counts).unwrap();
             }
             let sums = Vec::new();
             measured.push(Measured {

@@ -8,7 +8,7 @@ use super::{
 };
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use errors::Refusal;
-use numeric::Real;
+use numeric::{NoMemory, Real};
 
 /// Keeps unique changes and averages shared ones.
 pub(super) struct Ram;
@@ -219,7 +219,12 @@ impl<R: Real> Measure<R> for Sharing {
         2 * self.0.members.len()
     }
 
-    fn block(&self, block: Block<'_, R>, _sums: &mut [f64], counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        _sums: &mut [f64],
+        counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         let epsilon = R::from_f64(self.0.epsilon);
         for place in 0..block.len() {
             let changed = self.0.at(&block, place, epsilon);
@@ -229,6 +234,7 @@ impl<R: Real> Measure<R> for Sharing {
                 counts[usize::from(unique)] += u64::from(changed);
             }
         }
+        Ok(())
     }
 }
 
@@ -240,7 +246,7 @@ struct AddUp<R> {
 }
 
 impl<R: Real> Apply<R> for AddUp<R> {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let epsilon = R::from_f64(self.changes.epsilon);
         let base = block.sources[self.changes.base];
         for (place, (out, &base)) in out.iter_mut().zip(base).enumerate() {
@@ -274,5 +280,6 @@ impl<R: Real> Apply<R> for AddUp<R> {
                 if raised >= high { high } else { raised }
             };
         }
+        Ok(())
     }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use engine::{AnyProgram, Block, Cost, Measure, Measured, Pass, Program};
 use errors::Refusal;
-use numeric::{BLOCK, Real, dot, vectorised};
+use numeric::{BLOCK, NoMemory, Real, dot, vectorised};
 
 /// Select, calculate, erase.
 pub(super) struct Sce;
@@ -180,14 +180,16 @@ struct Spread {
 }
 
 impl<R: Real> Keys<R> for Spread {
-    fn fill(&self, block: &Block<'_, R>, _stream: usize, keys: &mut [u32]) {
+    fn fill(&self, block: &Block<'_, R>, _stream: usize, keys: &mut [u32]) -> Result<(), NoMemory> {
         let Some((&first, others)) = self.sources.split_first() else {
-            return keys.fill(0);
+            keys.fill(0);
+            return Ok(());
         };
         let count = self.sources.len() as f64;
         let first = block.sources[first];
         if let [other] = *others {
-            return half_difference_keys(block.sources[other], first, keys);
+            half_difference_keys(block.sources[other], first, keys);
+            return Ok(());
         }
         let mut mean = [0f64; STRIP];
         let mut squares = [0f64; STRIP];
@@ -206,6 +208,7 @@ impl<R: Real> Keys<R> for Spread {
             }
             deviation_keys(squares, count, keys);
         }
+        Ok(())
     }
 }
 
@@ -272,7 +275,12 @@ impl<R: Real> Measure<R> for Energies {
         0
     }
 
-    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        sums: &mut [f64],
+        _counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         let mut room = Vec::new();
         let mut keys = [0; STRIP];
         let mut kept = [R::ZERO; STRIP];
@@ -287,7 +295,7 @@ impl<R: Real> Measure<R> for Energies {
             let keys = &mut keys[..strip.len()];
             let mut choose = Choose::ALL;
             if let Some((interval, spread)) = &mut common {
-                spread.fill(&part, 0, keys);
+                spread.fill(&part, 0, keys)?;
                 choose = Choose::given(interval.choose(keys));
             }
             let base = part.sources[self.base];
@@ -297,5 +305,6 @@ impl<R: Real> Measure<R> for Energies {
                 *sum += dot(kept, kept);
             }
         }
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The program of all methods that end in one linear combination of their sources.
 
 use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
-use numeric::{Real, SumRule, weighted_sum};
+use numeric::{NoMemory, Real, SumRule, weighted_sum};
 
 /// Elements combined at a time, so that they stay in the first-level cache.
 const STRIP: usize = 1024;
@@ -65,12 +65,13 @@ impl<R: Real> Combination<R> {
 }
 
 impl<R: Real> Apply<R> for Combination<R> {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         for (index, out) in out.chunks_mut(STRIP).enumerate() {
             let start = index * STRIP;
             block.ahead(start..start + out.len());
             self.combine(block.sources, start, out);
         }
+        Ok(())
     }
 }
 

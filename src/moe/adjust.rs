@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
-use numeric::{NormalKey, Real};
+use numeric::{NoMemory, NormalKey, Real};
 
 /// What is done to a run of elements.
 #[derive(Debug, Clone)]
@@ -143,9 +143,14 @@ impl<R: Real> Measure<R> for Adjust {
         0
     }
 
-    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        sums: &mut [f64],
+        _counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         let Some(values) = block.sources.first() else {
-            return;
+            return Ok(());
         };
         for (number, inner, place) in self.parts(block.first, values.len()) {
             let Some(redraw) = &self.0[number].redraw else {
@@ -161,6 +166,7 @@ impl<R: Real> Measure<R> for Adjust {
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -168,15 +174,16 @@ impl<R: Real> Measure<R> for Adjust {
 struct Adjusted(Adjust, Vec<Option<(f64, f64)>>);
 
 impl<R: Real> Apply<R> for Adjusted {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let Some(values) = block.sources.first() else {
-            return;
+            return Ok(());
         };
         let Adjusted(adjust, moments) = self;
         for (number, inner, place) in adjust.parts(block.first, values.len()) {
             let moments = moments.get(number).copied().flatten();
             adjust.0[number].apply(inner, moments, &values[place.clone()], &mut out[place]);
         }
+        Ok(())
     }
 }
 
@@ -243,7 +250,8 @@ mod tests {
                     next: &[],
                     carried: None,
                 };
-                Apply::<f64>::block(&Adjusted(program.clone(), Vec::new()), block, &mut out);
+                Apply::<f64>::block(&Adjusted(program.clone(), Vec::new()), block, &mut out)
+                    .unwrap();
                 assert_eq!(out, expected[first..end]);
             }
         }
@@ -285,7 +293,7 @@ mod tests {
                 next: &[],
                 carried: None,
             };
-            Measure::<f64>::block(&program, block, &mut sums, &mut []);
+            Measure::<f64>::block(&program, block, &mut sums, &mut []).unwrap();
         }
         let replaced = [
             values[503..1003].to_vec(),
@@ -314,7 +322,7 @@ mod tests {
             next: &[],
             carried: None,
         };
-        apply.block(block, &mut out);
+        apply.block(block, &mut out).unwrap();
         assert_eq!(out[..3], values[..3]);
         for at in 0..500 {
             assert_eq!(out[3 + at], 2.0 * values[3 + at]);

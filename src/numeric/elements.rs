@@ -1,6 +1,7 @@
 //! The values of a tensor, whether stored or computed as they are read.
 
 use super::format::FloatType;
+use super::memory::NoMemory;
 use super::real::Real;
 
 /// Values read by their place in a tensor.
@@ -10,7 +11,10 @@ pub trait Fill<R>: Send + Sync {
     /// Sets `out` to the elements from index `first` on; returns the bytes read for them.
     ///
     /// `first + out.len()` is at most the number of elements.
-    fn fill(&self, first: u64, out: &mut [R]) -> usize;
+    ///
+    /// # Errors
+    /// If there is no memory for what the values are made from.
+    fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory>;
 }
 
 /// The values of a tensor in both precisions; implement [`Fill<R>`] for every [`Real`].
@@ -37,10 +41,10 @@ pub struct Stored<'a> {
 }
 
 impl<R: Real> Fill<R> for Stored<'_> {
-    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+    fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
         let bytes = self.stored(first, out.len());
         self.format.decode(bytes, out);
-        bytes.len()
+        Ok(bytes.len())
     }
 }
 
@@ -61,9 +65,9 @@ impl Elements for Stored<'_> {
 pub struct Constant(pub f64);
 
 impl<R: Real> Fill<R> for Constant {
-    fn fill(&self, _first: u64, out: &mut [R]) -> usize {
+    fn fill(&self, _first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
         out.fill(R::from_f64(self.0));
-        0
+        Ok(0)
     }
 }
 

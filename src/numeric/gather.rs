@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::elements::{Elements, Fill};
 use super::format::FloatType;
+use super::memory::{NoMemory, filled};
 use super::real::Real;
 
 /// Where each row of a gathered matrix comes from.
@@ -100,20 +101,20 @@ impl<'a> Gather<'a> {
     }
 
     /// Sets `out` to the elements of one row from column `first` on; returns the bytes read.
-    fn row<R: Real>(&self, row: Row, first: usize, out: &mut [R]) -> usize {
-        match row {
-            Row::Copy { part, row } => self.copy(part, row, first, out),
+    fn row<R: Real>(&self, row: Row, first: usize, out: &mut [R]) -> Result<usize, NoMemory> {
+        Ok(match row {
+            Row::Copy { part, row } => self.copy(part, row, first, out)?,
             Row::Zero => {
                 out.fill(R::ZERO);
                 0
             }
             Row::Mean { start, len } => {
-                let mut sum = vec![0.0; out.len()];
-                let mut values = vec![0f64; out.len()];
+                let mut sum = filled(out.len(), 0.0)?;
+                let mut values = filled(out.len(), 0f64)?;
                 let mut read = 0;
                 let pairs = &self.map.means[start as usize..(start + len) as usize];
                 for &(part, row) in pairs {
-                    read += self.copy(part, row, first, &mut values);
+                    read += self.copy(part, row, first, &mut values)?;
                     add(&mut sum, &values);
                 }
                 set_mean(out, &sum, u64::from(len));
@@ -121,37 +122,47 @@ impl<'a> Gather<'a> {
             }
             Row::Average => {
                 let mut read = 0;
-                let average = self.average.get_or_init(|| {
-                    let (average, bytes) = self.average();
-                    read = bytes;
-                    average
-                });
+                let average = match self.average.get() {
+                    Some(average) => average,
+                    // Two threads may compute it; both find the same.
+                    None => {
+                        let (average, bytes) = self.average()?;
+                        read = bytes;
+                        self.average.get_or_init(|| average)
+                    }
+                };
                 for (value, mean) in out.iter_mut().zip(&average[first..]) {
                     *value = R::from_f64(*mean);
                 }
                 read
             }
-        }
+        })
     }
 
-    fn copy<R: Real>(&self, part: u32, row: u32, first: usize, out: &mut [R]) -> usize {
+    fn copy<R: Real>(
+        &self,
+        part: u32,
+        row: u32,
+        first: usize,
+        out: &mut [R],
+    ) -> Result<usize, NoMemory> {
         let first = u64::from(row) * self.width as u64 + first as u64;
         R::fill(self.parts[part as usize].as_ref(), first, out)
     }
 
     /// The mean of all other rows, summed in order; and the bytes read for it.
-    fn average(&self) -> (Vec<f64>, usize) {
-        let mut sum = vec![0.0; self.width];
-        let mut values = vec![0f64; self.width];
+    fn average(&self) -> Result<(Vec<f64>, usize), NoMemory> {
+        let mut sum = filled(self.width, 0.0)?;
+        let mut values = filled(self.width, 0f64)?;
         let (mut rows, mut read) = (0, 0);
         for &row in self.map.rows.iter().filter(|&&row| row != Row::Average) {
-            read += self.row(row, 0, &mut values);
+            read += self.row(row, 0, &mut values)?;
             add(&mut sum, &values);
             rows += 1;
         }
-        let mut mean = vec![0.0; self.width];
+        let mut mean = filled(self.width, 0.0)?;
         set_mean(&mut mean, &sum, rows);
-        (mean, read)
+        Ok((mean, read))
     }
 }
 
@@ -169,9 +180,9 @@ fn set_mean<R: Real>(out: &mut [R], sum: &[f64], count: u64) {
 }
 
 impl<R: Real> Fill<R> for Gather<'_> {
-    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+    fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
         if self.width == 0 {
-            return 0;
+            return Ok(0);
         }
         let mut row = (first / self.width as u64) as usize;
         let mut column = (first % self.width as u64) as usize;
@@ -180,10 +191,10 @@ impl<R: Real> Fill<R> for Gather<'_> {
         while !rest.is_empty() {
             let length = rest.len().min(self.width - column);
             let (here, after) = rest.split_at_mut(length);
-            read += self.row(self.map.rows[row], column, here);
+            read += self.row(self.map.rows[row], column, here)?;
             (row, column, rest) = (row + 1, 0, after);
         }
-        read
+        Ok(read)
     }
 }
 
@@ -292,8 +303,8 @@ mod tests {
             let to = (from + length).min(expected.len());
             let mut double = vec![f64::NAN; to - from];
             let mut single = vec![f32::NAN; to - from];
-            Fill::<f64>::fill(&gather, from as u64, &mut double);
-            Fill::<f32>::fill(&gather, from as u64, &mut single);
+            Fill::<f64>::fill(&gather, from as u64, &mut double).unwrap();
+            Fill::<f32>::fill(&gather, from as u64, &mut single).unwrap();
             prop_assert_eq!(&double, &expected[from..to]);
             let rounded: Vec<f32> = expected[from..to].iter().map(|value| *value as f32).collect();
             prop_assert_eq!(single, rounded);
@@ -326,12 +337,12 @@ mod tests {
         let gather = Gather::new(parts, Arc::new(map), 2);
         assert_eq!(gather.format(), FloatType::F32);
         let mut out = [0f64; 8];
-        let read = Fill::<f64>::fill(&gather, 0, &mut out);
+        let read = Fill::<f64>::fill(&gather, 0, &mut out).unwrap();
         let (first, second) = ((3.0 + 5.5) / 3.0, (4.0 + 11.0) / 3.0);
         assert_eq!(out, [3.0, 4.0, 5.5, 11.0, 0.0, 0.0, first, second]);
         // Rows of eight and four bytes: 8, 8 + 4, none; and all of them a second time for the average.
         assert_eq!(read, 40);
-        assert_eq!(Fill::<f64>::fill(&gather, 6, &mut out[..2]), 0);
+        assert_eq!(Fill::<f64>::fill(&gather, 6, &mut out[..2]), Ok(0));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::elements::{Elements, Fill, Stored};
 use super::format::FloatType;
+use super::memory::{NoMemory, filled, resize, resize_with};
 use super::real::Real;
 use super::reduce::dot;
 
@@ -142,68 +143,76 @@ impl Factor<'_> {
         ranks: (usize, usize),
         places: (usize, usize),
         out: &mut Vec<f64>,
-    ) {
+    ) -> Result<(), NoMemory> {
         let length = places.1 - places.0;
         let depth = ranks.1 - ranks.0;
-        out.resize(length * depth, 0.0);
+        resize(out, length * depth, 0.0)?;
         match self.order {
             Order::ByRank => {
                 let of_rank = self.values.bytes.len() / self.values.format.size() / rank;
                 for (run, number) in out.chunks_mut(length).zip(ranks.0..) {
-                    self.values.fill((number * of_rank + places.0) as u64, run);
+                    self.values
+                        .fill((number * of_rank + places.0) as u64, run)?;
                 }
             }
             Order::ByPlace => {
                 let mut vector = [0.0; RANKS];
                 for place in 0..length {
                     let first = (places.0 + place) * rank + ranks.0;
-                    self.values.fill(first as u64, &mut vector[..depth]);
+                    self.values.fill(first as u64, &mut vector[..depth])?;
                     for (run, value) in out.chunks_mut(length).zip(vector) {
                         run[place] = value;
                     }
                 }
             }
         }
+        Ok(())
     }
 }
 
 impl LowRank<'_> {
     /// Computes `scale * L R` for a tile into `scratch.tile`.
-    fn product(&self, part: Part, scratch: &mut Scratch) {
+    fn product(&self, part: Part, scratch: &mut Scratch) -> Result<(), NoMemory> {
         let Scratch {
             left, right, tile, ..
         } = scratch;
         tile.clear();
-        tile.resize(part.height() * part.width(), 0.0);
+        resize(tile, part.height() * part.width(), 0.0)?;
         for ranks in cuts((0, self.rank), RANKS) {
-            self.left.decode(self.rank, ranks, part.rows, left);
-            self.right.decode(self.rank, ranks, part.columns, right);
+            self.left.decode(self.rank, ranks, part.rows, left)?;
+            self.right.decode(self.rank, ranks, part.columns, right)?;
             for (row, sums) in tile.chunks_mut(part.width()).enumerate() {
                 let factor = |rank: usize| left[rank * part.height() + row];
                 add_ranks(ranks.1 - ranks.0, factor, right, sums);
             }
         }
         tile.iter_mut().for_each(|sum| *sum *= self.scale);
+        Ok(())
     }
 
     /// Computes `base + scale * L R` for a tile into `scratch.tile`; returns the bytes read from the base.
-    fn sum(&self, part: Part, scratch: &mut Scratch) -> usize {
-        self.product(part, scratch);
+    fn sum(&self, part: Part, scratch: &mut Scratch) -> Result<usize, NoMemory> {
+        self.product(part, scratch)?;
         let width = part.width();
-        scratch.base.resize(width, 0.0);
+        resize(&mut scratch.base, width, 0.0)?;
         let mut read = 0;
         for (row, sums) in (part.rows.0..).zip(scratch.tile.chunks_mut(width)) {
             let first = row * self.columns + part.columns.0;
-            read += Fill::<f64>::fill(self.base.as_ref(), first as u64, &mut scratch.base);
+            read += Fill::<f64>::fill(self.base.as_ref(), first as u64, &mut scratch.base)?;
             sums.iter_mut()
                 .zip(&scratch.base)
                 .for_each(|(sum, base)| *sum += base);
         }
-        read
+        Ok(read)
     }
 
     /// Measures the norms of rows that are not known yet.
-    fn row_norms(&self, rows: (usize, usize), known: &[AtomicU64], scratch: &mut Scratch) {
+    fn row_norms(
+        &self,
+        rows: (usize, usize),
+        known: &[AtomicU64],
+        scratch: &mut Scratch,
+    ) -> Result<(), NoMemory> {
         for rows in cuts(rows, ROWS) {
             let missing = |known: &AtomicU64| known.load(Relaxed) == UNKNOWN;
             if !known[rows.0..rows.1].iter().any(missing) {
@@ -212,7 +221,7 @@ impl LowRank<'_> {
             let mut squares = [0.0; ROWS];
             for columns in cuts((0, self.columns), COLUMNS) {
                 let part = Part { rows, columns };
-                self.sum(part, scratch);
+                self.sum(part, scratch)?;
                 for (square, row) in squares.iter_mut().zip(scratch.tile.chunks(part.width())) {
                     *square += dot(row, row);
                 }
@@ -222,17 +231,18 @@ impl LowRank<'_> {
                 known.store(square.sqrt().to_bits(), Relaxed);
             }
         }
+        Ok(())
     }
 
     /// Measures the norms of all columns.
-    fn column_norms(&self, scratch: &mut Scratch) -> Box<[f64]> {
-        let mut squares = vec![0.0; self.columns];
+    fn column_norms(&self, scratch: &mut Scratch) -> Result<Box<[f64]>, NoMemory> {
+        let mut squares = filled(self.columns, 0.0)?;
         let whole = Part {
             rows: (0, self.rows),
             columns: (0, self.columns),
         };
         for part in whole.tiles() {
-            self.sum(part, scratch);
+            self.sum(part, scratch)?;
             for row in scratch.tile.chunks(part.width()) {
                 squares[part.columns.0..part.columns.1]
                     .iter_mut()
@@ -243,35 +253,50 @@ impl LowRank<'_> {
         squares
             .iter_mut()
             .for_each(|square| *square = square.sqrt());
-        squares.into()
+        Ok(squares.into())
     }
 
     /// The factors that rescale a tile, one for each row or for each column; `None` if nothing is rescaled.
-    fn factors(&self, part: Part, scratch: &mut Scratch) -> Option<Factors> {
-        let Lengths { wanted, found } = self.lengths.as_ref()?;
+    fn factors(&self, part: Part, scratch: &mut Scratch) -> Result<Option<Factors>, NoMemory> {
+        let Some(Lengths { wanted, found }) = &self.lengths else {
+            return Ok(None);
+        };
         let (of_rows, places) = match found {
             Norms::Rows(_) => (true, part.rows),
             Norms::Columns(_) => (false, part.columns),
         };
-        let mut factors = vec![0.0; places.1 - places.0];
-        wanted.fill(places.0 as u64, &mut factors);
+        let mut factors = filled(places.1 - places.0, 0.0)?;
+        wanted.fill(places.0 as u64, &mut factors)?;
         match found {
             Norms::Rows(known) => {
-                let known =
-                    known.get_or_init(|| (0..self.rows).map(|_| AtomicU64::new(UNKNOWN)).collect());
-                self.row_norms(part.rows, known, scratch);
+                let known = match known.get() {
+                    Some(known) => known,
+                    None => {
+                        let mut none = Vec::new();
+                        resize_with(&mut none, self.rows, || AtomicU64::new(UNKNOWN))?;
+                        known.get_or_init(|| none.into())
+                    }
+                };
+                self.row_norms(part.rows, known, scratch)?;
                 for (factor, norm) in factors.iter_mut().zip(&known[places.0..places.1]) {
                     *factor /= f64::from_bits(norm.load(Relaxed));
                 }
             }
             Norms::Columns(known) => {
-                let known = known.get_or_init(|| self.column_norms(scratch));
+                let known = match known.get() {
+                    Some(known) => known,
+                    // Two threads may measure them; both find the same.
+                    None => {
+                        let norms = self.column_norms(scratch)?;
+                        known.get_or_init(|| norms)
+                    }
+                };
                 for (factor, norm) in factors.iter_mut().zip(&known[places.0..places.1]) {
                     *factor /= norm;
                 }
             }
         }
-        Some(Factors { factors, of_rows })
+        Ok(Some(Factors { factors, of_rows }))
     }
 }
 
@@ -342,7 +367,7 @@ fn parts(first: usize, length: usize, columns: usize) -> Vec<Part> {
 impl<R: Real> Fill<R> for LowRank<'_> {
     /// Only the bytes of the base are counted. The factors are read again for each tile, and the matrix
     /// once more where lengths are measured; these reads usually hit the cache.
-    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+    fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
         let mut scratch = Scratch::default();
         let mut read = 0;
         let start = first as usize;
@@ -350,8 +375,8 @@ impl<R: Real> Fill<R> for LowRank<'_> {
             .into_iter()
             .flat_map(Part::tiles)
         {
-            let factors = self.factors(part, &mut scratch);
-            read += self.sum(part, &mut scratch);
+            let factors = self.factors(part, &mut scratch)?;
+            read += self.sum(part, &mut scratch)?;
             for (row, sums) in scratch.tile.chunks(part.width()).enumerate() {
                 let place = (part.rows.0 + row) * self.columns + part.columns.0 - start;
                 let out = &mut out[place..place + sums.len()];
@@ -363,7 +388,7 @@ impl<R: Real> Fill<R> for LowRank<'_> {
                 }
             }
         }
-        read
+        Ok(read)
     }
 }
 
@@ -497,16 +522,16 @@ mod tests {
                 }),
             };
             let mut part = vec![f64::NAN; to - from];
-            let read = Fill::<f64>::fill(&elements, from as u64, &mut part);
+            let read = Fill::<f64>::fill(&elements, from as u64, &mut part).unwrap();
             prop_assert_eq!(read, (to - from) * case.base.size());
             let mut whole = vec![f64::NAN; rows * columns];
-            Fill::<f64>::fill(&elements, 0, &mut whole);
+            Fill::<f64>::fill(&elements, 0, &mut whole).unwrap();
             prop_assert_eq!(&whole[from..to], &part[..], "a range and the whole differ in their bits");
             for (found, twin) in whole.iter().zip(&twin) {
                 prop_assert!((found - twin).abs() <= 1e-13 * (rank as f64 + twin.abs()), "{} for {}", found, twin);
             }
             let mut single = vec![0f32; to - from];
-            Fill::<f32>::fill(&elements, from as u64, &mut single);
+            Fill::<f32>::fill(&elements, from as u64, &mut single).unwrap();
             prop_assert!(single.iter().zip(&part).all(|(single, double)| *single == *double as f32));
         }
     }
@@ -539,7 +564,7 @@ mod tests {
         };
         let values = |elements: &LowRank<'_>| {
             let mut out = [0f64; 4];
-            Fill::<f64>::fill(elements, 0, &mut out);
+            Fill::<f64>::fill(elements, 0, &mut out).unwrap();
             out
         };
         let sum = [6.0, 12.0, 13.0, 24.0];

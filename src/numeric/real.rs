@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 use super::elements::{Elements, Fill};
+use super::memory::NoMemory;
 
 /// `f32` or `f64`: sources are decoded to it, and kernels compute in it.
 ///
@@ -47,7 +48,10 @@ pub trait Real:
     fn times_plus(self, factor: Self, sum: Self) -> Self;
 
     /// [`Fill::fill`] in this precision.
-    fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> usize;
+    ///
+    /// # Errors
+    /// Those of [`Fill::fill`].
+    fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> Result<usize, NoMemory>;
 
     /// An integer below 2^31 that sorts as the magnitudes do: the bits of the magnitude rounded to `f32`.
     #[inline(always)]
@@ -88,7 +92,11 @@ macro_rules! real {
                 $times_plus(self, factor, sum)
             }
             #[inline(always)]
-            fn fill(elements: &dyn Elements, first: u64, out: &mut [Self]) -> usize {
+            fn fill(
+                elements: &dyn Elements,
+                first: u64,
+                out: &mut [Self],
+            ) -> Result<usize, NoMemory> {
                 Fill::<$float>::fill(elements, first, out)
             }
         }

@@ -2,6 +2,7 @@
 
 use super::elements::{Elements, Fill};
 use super::format::FloatType;
+use super::memory::{NoMemory, resize};
 use super::real::Real;
 
 /// Values of a matrix, each multiplied by the scale of the block that it lies in.
@@ -20,8 +21,8 @@ pub struct Scaled<'a> {
 
 impl<R: Real> Fill<R> for Scaled<'_> {
     /// Only the bytes of the values are counted.
-    fn fill(&self, first: u64, out: &mut [R]) -> usize {
-        let read = R::fill(self.values.as_ref(), first, out);
+    fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
+        let read = R::fill(self.values.as_ref(), first, out)?;
         let [height, width] = self.block;
         let blocks = self.columns.div_ceil(width);
         let mut scales = Vec::new();
@@ -31,9 +32,9 @@ impl<R: Real> Fill<R> for Scaled<'_> {
             let (run, after) = rest.split_at_mut(rest.len().min(self.columns - column));
             let block = column / width;
             let end = (column + run.len()).div_ceil(width);
-            scales.resize(end - block, R::ZERO);
+            resize(&mut scales, end - block, R::ZERO)?;
             let place = row / height * blocks + block;
-            R::fill(self.scales.as_ref(), place as u64, &mut scales);
+            R::fill(self.scales.as_ref(), place as u64, &mut scales)?;
             // The rest of the first block, then whole blocks, then the row's part of the last one.
             let (mut run, mut left) = (run, width - column % width);
             for scale in &scales {
@@ -43,7 +44,7 @@ impl<R: Real> Fill<R> for Scaled<'_> {
             }
             (rest, row, column) = (after, row + 1, 0);
         }
-        read
+        Ok(read)
     }
 }
 
@@ -79,7 +80,7 @@ mod tests {
             let scale_bytes: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
             let stored = Stored { bytes: &values, format: FloatType::F8E4m3 };
             let mut plain = vec![0f64; count];
-            stored.fill(0, &mut plain);
+            stored.fill(0, &mut plain).unwrap();
             let scaled = Scaled {
                 values: Box::new(stored),
                 scales: Box::new(Stored { bytes: &scale_bytes, format: FloatType::F32 }),
@@ -90,9 +91,9 @@ mod tests {
             let first = (from * count as f64) as usize;
             let length = (length * (count - first) as f64) as usize;
             let (mut double, mut single) = (vec![f64::NAN; length], vec![f32::NAN; length]);
-            let read = Fill::<f64>::fill(&scaled, first as u64, &mut double);
+            let read = Fill::<f64>::fill(&scaled, first as u64, &mut double).unwrap();
             prop_assert_eq!(read, length);
-            Fill::<f32>::fill(&scaled, first as u64, &mut single);
+            Fill::<f32>::fill(&scaled, first as u64, &mut single).unwrap();
             for (at, (double, single)) in (first..).zip(double.iter().zip(&single)) {
                 let scale = scales[at / columns / height * across + at % columns / width];
                 prop_assert_eq!(*double, plain[at] * f64::from(scale));

@@ -2,6 +2,7 @@
 
 use super::elements::{Elements, Fill};
 use super::format::FloatType;
+use super::memory::NoMemory;
 use super::real::Real;
 
 /// Values gathered at a time before they are decoded.
@@ -115,7 +116,7 @@ pub struct Strided<'a> {
 }
 
 impl<R: Real> Fill<R> for Strided<'_> {
-    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+    fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
         let size = self.format.size();
         let mut strip = [0; STRIP * WIDEST];
         let mut rest = &mut *out;
@@ -136,7 +137,7 @@ impl<R: Real> Fill<R> for Strided<'_> {
                 self.format.decode(strip, piece);
             }
         });
-        out.len() * size
+        Ok(out.len() * size)
     }
 }
 
@@ -183,7 +184,7 @@ mod tests {
             let from = cut.0 as usize % (expected.len() + 1);
             let len = cut.1 as usize % (expected.len() - from + 1);
             let mut out = vec![0f64; len];
-            strided.fill(from as u64, &mut out);
+            strided.fill(from as u64, &mut out).unwrap();
             let wanted: Vec<f64> = expected[from..from + len].iter().map(|&value| value.into()).collect();
             prop_assert_eq!(&out, &wanted);
             let gathered: Vec<u8> = expected.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -209,7 +210,8 @@ mod tests {
             format: FloatType::F32,
             strides: &view,
         }
-        .fill(0, &mut out);
+        .fill(0, &mut out)
+        .unwrap();
         let mut turned = matrix;
         turned.swap_axes(0, 1);
         assert!(turned.iter().eq(&out) && turned.len_of(Axis(0)) == 4);

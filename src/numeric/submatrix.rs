@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::elements::{Elements, Fill};
 use super::format::FloatType;
+use super::memory::{NoMemory, resize};
 use super::real::Real;
 
 /// A choice of rows, or of columns, of a matrix.
@@ -63,17 +64,23 @@ impl Submatrix<'_> {
     }
 
     /// Sets `out` to the elements of one row, from its column `first` on; returns the bytes read.
-    fn row<R: Real>(&self, row: usize, first: usize, out: &mut [R], scratch: &mut Vec<R>) -> usize {
+    fn row<R: Real>(
+        &self,
+        row: usize,
+        first: usize,
+        out: &mut [R],
+        scratch: &mut Vec<R>,
+    ) -> Result<usize, NoMemory> {
         let start = self.rows.get(row) as u64 * self.width as u64;
         let read = match &self.columns {
             Picks::Range(range) => R::fill(
                 self.matrix.as_ref(),
                 start + (range.start + first) as u64,
                 out,
-            ),
+            )?,
             Picks::List { picks, .. } => {
-                scratch.resize(self.width, R::ZERO);
-                let read = R::fill(self.matrix.as_ref(), start, scratch);
+                resize(scratch, self.width, R::ZERO)?;
+                let read = R::fill(self.matrix.as_ref(), start, scratch)?;
                 for (value, pick) in out.iter_mut().zip(&picks[first..]) {
                     *value = scratch[*pick as usize];
                 }
@@ -85,7 +92,7 @@ impl Submatrix<'_> {
                 *value = R::from_f64(value.to_f64() * factors[self.columns.get(first + index)]);
             }
         }
-        read
+        Ok(read)
     }
 
     /// Whether these are whole adjacent rows, unchanged.
@@ -94,7 +101,7 @@ impl Submatrix<'_> {
             && self.factors.is_none()
     }
 
-    fn fill_from<R: Real>(&self, first: u64, out: &mut [R]) -> usize {
+    fn fill_from<R: Real>(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
         if self.is_run() {
             let start = self.rows.get(0) as u64 * self.width as u64;
             return R::fill(self.matrix.as_ref(), start + first, out);
@@ -107,10 +114,10 @@ impl Submatrix<'_> {
         let (mut read, mut rest, mut scratch) = (0, out, Vec::new());
         while !rest.is_empty() {
             let (here, after) = rest.split_at_mut((columns - column).min(rest.len()));
-            read += self.row(row, column, here, &mut scratch);
+            read += self.row(row, column, here, &mut scratch)?;
             (rest, row, column) = (after, row + 1, 0);
         }
-        read
+        Ok(read)
     }
 }
 
@@ -140,7 +147,7 @@ impl<'a> Joined<'a> {
 }
 
 impl<R: Real> Fill<R> for Joined<'_> {
-    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+    fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
         let (mut first, mut rest, mut read) = (first, out, 0);
         // The last part that starts at or before the first element; empty parts come before it.
         let index = self.parts.partition_point(|(start, _)| *start <= first);
@@ -148,12 +155,12 @@ impl<R: Real> Fill<R> for Joined<'_> {
             let left = (start + part.elements()).saturating_sub(first);
             let (here, after) = rest.split_at_mut(rest.len().min(left as usize));
             if !here.is_empty() {
-                read += part.fill_from(first - start, here);
+                read += part.fill_from(first - start, here)?;
                 first += here.len() as u64;
             }
             rest = after;
         }
-        read
+        Ok(read)
     }
 }
 
@@ -193,25 +200,25 @@ impl<'a> HConcat<'a> {
 }
 
 impl<R: Real> Fill<R> for HConcat<'_> {
-    fn fill(&self, first: u64, out: &mut [R]) -> usize {
+    fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
         let width = self.width.max(1) as u64;
         let (mut row, mut column) = ((first / width) as usize, (first % width) as usize);
         let (mut read, mut rest, mut scratch) = (0, out, Vec::new());
         while !rest.is_empty() {
             let index = self.parts.partition_point(|(start, _)| *start <= column);
             let Some((start, part)) = self.parts.get(index.saturating_sub(1)) else {
-                return read;
+                return Ok(read);
             };
             let left = start + part.columns.len() - column;
             let (here, after) = rest.split_at_mut(rest.len().min(left));
-            read += part.row(row, column - start, here, &mut scratch);
+            read += part.row(row, column - start, here, &mut scratch)?;
             column += here.len();
             if column == self.width {
                 (row, column) = (row + 1, 0);
             }
             rest = after;
         }
-        read
+        Ok(read)
     }
 }
 
@@ -276,7 +283,7 @@ mod tests {
             let (start, end) = (window.0.min(whole.len()), window.1.min(whole.len()));
             let (start, end) = (start.min(end), start.max(end));
             let mut out = vec![-1.0f64; end - start];
-            Fill::<f64>::fill(&joined, start as u64, &mut out);
+            Fill::<f64>::fill(&joined, start as u64, &mut out).unwrap();
             prop_assert_eq!(out, &whole[start..end]);
         }
 
@@ -311,7 +318,7 @@ mod tests {
             let (start, end) = (window.0.min(whole.len()), window.1.min(whole.len()));
             let (start, end) = (start.min(end), start.max(end));
             let mut out = vec![-1.0f64; end - start];
-            Fill::<f64>::fill(&beside, start as u64, &mut out);
+            Fill::<f64>::fill(&beside, start as u64, &mut out).unwrap();
             prop_assert_eq!(out, &whole[start..end]);
         }
     }

@@ -240,7 +240,7 @@ impl Plan {
             .get(source.tensor)?;
         let mut values = vec![0.0; usize::try_from(entry.elements()).ok()?];
         let elements = self.elements(source)?;
-        numeric::Fill::<f64>::fill(elements.as_ref(), 0, &mut values);
+        numeric::Fill::<f64>::fill(elements.as_ref(), 0, &mut values).ok()?;
         Some(values)
     }
 }

@@ -48,7 +48,8 @@ fn source(plan: &Plan, tensor: &PlannedTensor, source: usize) -> Vec<f32> {
     let place = tensor.sources[source];
     let model = &plan.models[place.model];
     let mut values = vec![0f32; tensor.elements() as usize];
-    model.elements(place.tensor).unwrap().fill(0, &mut values);
+    let elements = model.elements(place.tensor).unwrap();
+    elements.fill(0, &mut values).unwrap();
     values
 }
 

@@ -10,7 +10,7 @@ use weldment::checkpoint::{ModelRef, Resolver};
 use weldment::engine::{
     AnyProgram, Apply, Block, Cost, EngineError, Matrices, Measured, Pass, Program, Settings, Whole,
 };
-use weldment::numeric::Real;
+use weldment::numeric::{NoMemory, Real};
 use weldment::plan::{
     self, Detail, Draft, Models, Operation, Options, Plan, PlannedTensor, Problems, Results,
     SourceTensor, TensorUsage,
@@ -87,11 +87,12 @@ impl Whole for Step {
 struct Added(Arc<Vec<f32>>);
 
 impl<R: Real> Apply<R> for Added {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let step = &self.0[block.first as usize..];
         for ((out, base), step) in out.iter_mut().zip(block.sources[0]).zip(step) {
             *out = R::from_f64(base.to_f64() + f64::from(*step));
         }
+        Ok(())
     }
 }
 

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use super::Request;
 use checkpoint::{Checkpoint, Reclaim};
-use engine::{Observer, Piece, pieces, scan};
+use engine::{EngineError, Observer, Piece, pieces, scan};
 use numeric::{
-    BLOCK, Distance, DistanceSums, Elements, FloatType, Real, TaskSums, ULP_BOUNDS, UlpCounts,
-    distance, task_sums,
+    BLOCK, Distance, DistanceSums, Elements, FloatType, NoMemory, Real, TaskSums, ULP_BOUNDS,
+    UlpCounts, distance, resize, task_sums,
 };
 use run::RunError;
 
@@ -149,7 +149,9 @@ pub(super) fn measure(
     let pieces = pieces(lengths, PIECE_BLOCKS * BLOCK as u64);
     let look = |lanes: &mut Lanes, Piece { of, range }: &Piece| {
         let triple = &triples[*of];
-        let part = lanes.piece(triple, range.start, range.end);
+        let part = lanes
+            .piece(triple, range.start, range.end)
+            .map_err(EngineError::from)?;
         triple.release(range.clone());
         observer.advance(2 * (range.end - range.start) * triple.size as u64);
         Ok::<_, RunError>(part)
@@ -170,23 +172,27 @@ struct Lanes {
 }
 
 impl Lanes {
-    fn piece(&mut self, triple: &Triple<'_>, first: u64, end: u64) -> Measured {
+    fn piece(&mut self, triple: &Triple<'_>, first: u64, end: u64) -> Result<Measured, NoMemory> {
         let mut sum = Measured::default();
         let mut at = first;
         while at < end {
             let length = (end - at).min(BLOCK as u64) as usize;
             let mut found = None;
             if !triple.wants_f64() {
-                found = block_bf16(triple, at, length)
-                    .or_else(|| Some(block(&mut self.single, triple, at, length)));
+                found = match block_bf16(triple, at, length) {
+                    None => Some(block(&mut self.single, triple, at, length)?),
+                    found => found,
+                };
             }
             // If squares leave the range of f32, the block is measured again in f64.
-            let found = found.filter(Measured::is_plain);
-            let found = found.unwrap_or_else(|| block(&mut self.double, triple, at, length));
+            let found = match found.filter(Measured::is_plain) {
+                None => block(&mut self.double, triple, at, length)?,
+                Some(found) => found,
+            };
             sum.add(&found);
             at += length as u64;
         }
-        sum
+        Ok(sum)
     }
 }
 
@@ -195,7 +201,7 @@ fn block<R: Real>(
     triple: &Triple<'_>,
     first: u64,
     length: usize,
-) -> Measured {
+) -> Result<Measured, NoMemory> {
     let mut found = Measured::default();
     let bytes = triple.bytes.map(|(a, b)| {
         let range = first as usize * triple.size..(first as usize + length) * triple.size;
@@ -220,20 +226,20 @@ fn block<R: Real>(
         }
     }
     let Some([a, b]) = &triple.values else {
-        return found;
+        return Ok(found);
     };
     let [of_a, of_b, of_base] = lanes;
     for (values, source) in [(&mut *of_a, a), (&mut *of_b, b)] {
-        values.resize(length, R::ZERO);
-        R::fill(source.as_ref(), first, values);
+        resize(values, length, R::ZERO)?;
+        R::fill(source.as_ref(), first, values)?;
     }
     if bytes.is_none() {
         found.differing = of_a.iter().zip(&*of_b).filter(|(a, b)| a != b).count() as u64;
         found.differs = found.differing > 0;
     }
     if let Some(base) = &triple.base {
-        of_base.resize(length, R::ZERO);
-        R::fill(base.as_ref(), first, of_base);
+        resize(of_base, length, R::ZERO)?;
+        R::fill(base.as_ref(), first, of_base)?;
     }
     let measured = |a: &[R], b: &[R], base: &[R]| {
         let tasks = match triple.base {
@@ -260,7 +266,7 @@ fn block<R: Real>(
     }
     found.distance = Some(apart);
     found.tasks = tasks;
-    found
+    Ok(found)
 }
 
 /// The fast path of [`block`], which decodes nothing: two contiguous bf16 tensors without a base. Returns `None` for

@@ -64,8 +64,8 @@ pub(super) fn cause(
 }
 
 fn values(elements: &dyn Elements, first: u64, count: usize) -> Option<Vec<f64>> {
-    let mut values = vec![0.0; count];
-    numeric::Fill::<f64>::fill(elements, first, &mut values);
+    let mut values = numeric::filled(count, 0.0).ok()?;
+    numeric::Fill::<f64>::fill(elements, first, &mut values).ok()?;
     Some(values)
 }
 

@@ -77,7 +77,7 @@ fn values(model: &Checkpoint, name: &str) -> Vec<f64> {
     let index = model.find(name).unwrap();
     let mut out = vec![0f64; model.tensors()[index].elements() as usize];
     let elements = model.elements(index).unwrap();
-    numeric::Fill::<f64>::fill(elements.as_ref(), 0, &mut out);
+    numeric::Fill::<f64>::fill(elements.as_ref(), 0, &mut out).unwrap();
     out
 }
 

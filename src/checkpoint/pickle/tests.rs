@@ -30,7 +30,7 @@ fn open_bytes(bytes: &[u8]) -> Result<Checkpoint, String> {
 fn values(checkpoint: &Checkpoint, at: usize) -> Vec<f64> {
     let elements = checkpoint.elements(at).unwrap();
     let mut out = vec![0.0; checkpoint.tensors()[at].elements() as usize];
-    Fill::<f64>::fill(elements.as_ref(), 0, &mut out);
+    Fill::<f64>::fill(elements.as_ref(), 0, &mut out).unwrap();
     out
 }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Mutex;
 
 use super::*;
-use numeric::{FloatType, NormalKey, Stored};
+use numeric::{Elements, Fill, FloatType, NoMemory, NormalKey, Real, Stored};
 
 /// Keeps outputs by number, and checks that each byte is shown and written once.
 #[derive(Default)]
@@ -136,10 +136,98 @@ impl AnyProgram for Mean {
 }
 
 impl<R: numeric::Real> Apply<R> for Mean {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         for (at, out) in out.iter_mut().enumerate() {
             let sum: f64 = block.sources.iter().map(|values| values[at].to_f64()).sum();
             *out = R::from_f64(sum / block.sources.len() as f64);
         }
+        Ok(())
+    }
+}
+
+/// A source that the system has no memory for.
+struct Refused;
+
+impl<R: Real> Fill<R> for Refused {
+    fn fill(&self, _first: u64, _out: &mut [R]) -> Result<usize, NoMemory> {
+        Err(NoMemory { bytes: 4711 })
+    }
+}
+
+impl Elements for Refused {
+    fn format(&self) -> FloatType {
+        FloatType::F32
+    }
+}
+
+/// A program that the system has no memory for.
+struct Greedy;
+
+impl<R: Real> Program<R> for Greedy {
+    fn next(&self, _measured: &[Measured]) -> Pass<R> {
+        Pass::Apply(Box::new(Greedy))
+    }
+}
+
+impl AnyProgram for Greedy {
+    fn cost(&self) -> Cost {
+        Cost::default()
+    }
+}
+
+impl<R: Real> Apply<R> for Greedy {
+    fn block(&self, _block: Block<'_, R>, _out: &mut [R]) -> Result<(), NoMemory> {
+        numeric::filled(usize::MAX / 16, 0u64).map(drop)
+    }
+}
+
+#[test]
+fn what_a_source_or_a_program_has_no_memory_for_is_an_error() {
+    let bytes = encode(FloatType::F32, &noise(1, 100));
+    let stored = || -> Box<dyn Elements + '_> {
+        Box::new(Stored {
+            bytes: &bytes,
+            format: FloatType::F32,
+        })
+    };
+    // What a program decided is its own.
+    let decided = [(); 2].map(|()| Decided::default());
+    let derived = |source, program, decided| Derived {
+        sources: vec![source],
+        elements: 100,
+        program,
+        output: FloatType::F32,
+        rounding: None,
+        decided,
+        allow_non_finite: false,
+        saturate: false,
+    };
+    let cases: [(Box<dyn Elements + '_>, &dyn AnyProgram); 4] = [
+        (Box::new(Refused), &Mean),
+        (stored(), &Greedy),
+        (
+            Box::new(derived(Box::new(Refused), &Mean, &decided[0])),
+            &Mean,
+        ),
+        (Box::new(derived(stored(), &Greedy, &decided[1])), &Mean),
+    ];
+    for (source, program) in cases {
+        let job = Job {
+            names: Box::new("w"),
+            work: Work::Compute {
+                sources: vec![source],
+                elements: 100,
+                program,
+                target: Target::values(0, FloatType::F32),
+            },
+            after_all: false,
+            sample: None,
+        };
+        let settings = settings(2, 1 << 30);
+        let limits = settings.limits(1, Cost::default()).unwrap();
+        let sink = Memory::default();
+        let error = execute(&[job], &settings, &limits, &sink, &Nobody).unwrap_err();
+        assert!(matches!(error, EngineError::Memory { .. }), "{error}");
+        assert!(error.hint().unwrap().contains("--memory"));
     }
 }

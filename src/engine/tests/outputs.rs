@@ -1,7 +1,7 @@
 //! A program with two outputs: values in eight bits, and a scale for each 128 x 128 of them.
 
 use super::*;
-use numeric::Real;
+use numeric::{NoMemory, Real};
 
 /// Rows and columns that share one scale.
 const SIDE: usize = 128;
@@ -50,15 +50,16 @@ impl AnyProgram for Scaled {
 }
 
 impl<R: Real> Apply<R> for Scaled {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         out.copy_from_slice(block.sources[0]);
+        Ok(())
     }
 
-    fn outputs(&self, block: Block<'_, R>, outputs: &mut [Vec<R>]) {
+    fn outputs(&self, block: Block<'_, R>, outputs: &mut [Vec<R>]) -> Result<(), NoMemory> {
         let [values, scales] = outputs else {
             panic!("two outputs");
         };
-        self.block(block, values);
+        self.block(block, values)?;
         let in_row = self.scales_in_row();
         for (rows, scales) in values
             .chunks_mut(SIDE * self.columns)
@@ -78,6 +79,7 @@ impl<R: Real> Apply<R> for Scaled {
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use nalgebra::DMatrix;
 use rayon::prelude::*;
 
 use super::*;
-use numeric::{Real, View, multiply};
+use numeric::{NoMemory, Real, View, multiply};
 
 const STEPS: usize = 40;
 /// Rows of a product that are computed together, whatever the number of threads.
@@ -135,11 +135,12 @@ impl Drop for Added {
 }
 
 impl<R: Real> Apply<R> for Added {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let factor = &self.factor[block.first as usize..];
         for ((out, base), factor) in out.iter_mut().zip(block.sources[0]).zip(factor) {
             *out = R::from_f64(base.to_f64() + f64::from(*factor));
         }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use super::ranks::Chances;
 use super::scheme::Sparsifier;
 use engine::{Block, Measured};
 use errors::Refusal;
-use numeric::{MaskKey, Real, keep_threshold};
+use numeric::{MaskKey, NoMemory, Real, keep_threshold};
 
 /// One fine-tune.
 #[derive(Debug, Clone)]
@@ -157,8 +157,9 @@ pub(super) struct Magnitudes {
 }
 
 impl<R: Real> Keys<R> for Magnitudes {
-    fn fill(&self, block: &Block<'_, R>, stream: usize, keys: &mut [u32]) {
+    fn fill(&self, block: &Block<'_, R>, stream: usize, keys: &mut [u32]) -> Result<(), NoMemory> {
         difference_keys(block.sources[stream], block.sources[self.base], keys);
+        Ok(())
     }
 }
 

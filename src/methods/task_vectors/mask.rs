@@ -8,7 +8,7 @@ use super::super::order::Keys;
 use super::ranks::{Chances, RankedRows, rank_rows};
 use super::scheme::STRIP;
 use engine::Block;
-use numeric::{MaskKey, Real, WORD, pack, unpack, vectorised};
+use numeric::{MaskKey, NoMemory, Real, WORD, filled, pack, reserve, resize, unpack, vectorised};
 
 /// Which elements of a task vector are kept.
 #[derive(Debug, Clone)]
@@ -209,7 +209,7 @@ impl Mask {
         magnitudes: impl Keys<R>,
         source: usize,
         known: Option<&'m [u64]>,
-    ) -> BlockMask<'m> {
+    ) -> Result<BlockMask<'m>, NoMemory> {
         let mut mask = BlockMask {
             mask: self,
             first: block.first,
@@ -229,19 +229,21 @@ impl Mask {
             Self::ByRank { key, bounds } => {
                 let keys =
                     |row: &Block<'_, R>, keys: &mut [u32]| magnitudes.fill(row, source, keys);
-                mask.kept = Some(Cow::Owned(keep_by_rank(*key, bounds, block, keys)));
+                mask.kept = Some(Cow::Owned(keep_by_rank(*key, bounds, block, keys)?));
             }
             Self::ByRankScaled { row, .. } => {
-                mask.ranks.resize(block.len(), 0);
-                magnitudes.fill(block, source, &mut mask.ranks);
-                rank_rows(&mut mask.ranks, *row);
+                resize(&mut mask.ranks, block.len(), 0)?;
+                magnitudes.fill(block, source, &mut mask.ranks)?;
+                rank_rows(&mut mask.ranks, *row)?;
             }
             Self::Random { .. } if self.is_remembered() && block.carried.is_some() => {
-                mask.drawn = Some(Vec::with_capacity(block.len().div_ceil(WORD)));
+                let mut drawn = Vec::new();
+                reserve(&mut drawn, block.len().div_ceil(WORD))?;
+                mask.drawn = Some(drawn);
             }
             Self::All | Self::Nothing | Self::Random { .. } => {}
         }
-        mask
+        Ok(mask)
     }
 }
 
@@ -250,23 +252,23 @@ fn keep_by_rank<R: Real>(
     key: MaskKey,
     bounds: &[u32],
     block: &Block<'_, R>,
-    fill: impl Fn(&Block<'_, R>, &mut [u32]),
-) -> Vec<u64> {
+    fill: impl Fn(&Block<'_, R>, &mut [u32]) -> Result<(), NoMemory>,
+) -> Result<Vec<u64>, NoMemory> {
     let row = bounds.len();
-    let mut kept = vec![0; block.len()];
-    let (mut keys, mut draws) = (vec![0; row], vec![0; row]);
+    let mut kept = filled(block.len(), 0)?;
+    let (mut keys, mut draws) = (filled(row, 0)?, filled(row, 0)?);
     let mut room = Vec::new();
-    let mut rows = RankedRows::new(bounds);
+    let mut rows = RankedRows::new(bounds)?;
     for (index, kept) in kept.chunks_mut(row).enumerate() {
         let places = index * row..index * row + kept.len();
         let part = block.part(places, &mut room);
         key.fill(part.first, &mut draws);
-        fill(&part, &mut keys);
-        rows.keep(&keys, &draws, kept);
+        fill(&part, &mut keys)?;
+        rows.keep(&keys, &draws, kept)?;
     }
-    let mut words = vec![0; kept.len().div_ceil(WORD)];
+    let mut words = filled(kept.len().div_ceil(WORD), 0)?;
     pack(&kept, &mut words);
-    words
+    Ok(words)
 }
 
 /// Packs flags into words: whether each draw is below the bound. At most [`STRIP`] draws.

@@ -5,7 +5,7 @@ use super::mask::{BlockMask, Masked};
 use super::scheme::STRIP;
 use super::sum::MaskedTerm;
 use engine::{Block, Measure};
-use numeric::{Real, abs_sum};
+use numeric::{NoMemory, Real, abs_sum, reserve};
 
 /// L1 norms below this are not rescaled; the value is mergekit's.
 const LEAST_NORM: f64 = 1e-7;
@@ -34,15 +34,18 @@ impl<R: Real> Measure<R> for Norms<R> {
         0
     }
 
-    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        sums: &mut [f64],
+        _counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         let [mut whole, mut kept] = [[R::ZERO; STRIP]; 2];
         let mut numbers = [0; STRIP];
         let magnitudes = Magnitudes { base: self.base };
-        let mut masks: Vec<_> = self
-            .terms
-            .iter()
-            .map(|term| term.mask.in_block(&block, magnitudes, term.source, None))
-            .collect();
+        let masks = self.terms.iter();
+        let masks = masks.map(|term| term.mask.in_block(&block, magnitudes, term.source, None));
+        let mut masks = masks.collect::<Result<Vec<_>, NoMemory>>()?;
         for start in (0..block.len()).step_by(STRIP) {
             let length = STRIP.min(block.len() - start);
             block.ahead(start..start + length);
@@ -61,8 +64,17 @@ impl<R: Real> Measure<R> for Norms<R> {
         // Passes masks that took long to compute on to the pass that applies them.
         if let Some(carried) = block.carried {
             let known = masks.iter().filter_map(BlockMask::known);
+            let words = masks
+                .iter()
+                .filter_map(BlockMask::known)
+                .map(<[u64]>::len)
+                .sum();
+            let mut all = Vec::new();
+            reserve(&mut all, words)?;
+            all.extend(known.flatten());
             // Each block is measured only once, so the cell is still empty.
-            let _ = carried.set(known.flatten().copied().collect());
+            let _ = carried.set(all.into());
         }
+        Ok(())
     }
 }

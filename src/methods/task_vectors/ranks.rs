@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::order::count_equal;
 use errors::Refusal;
-use numeric::{WORD, keep_threshold, pack, vectorised};
+use numeric::{NoMemory, WORD, filled, keep_threshold, pack, reserve, vectorised};
 
 /// The probability to keep an element, by its rank in the row: from `density - epsilon` for the smallest magnitude
 /// to `density + epsilon` for the largest.
@@ -80,23 +80,32 @@ const LOOKED_FOR: usize = 32;
 
 impl<'b> RankedRows<'b> {
     /// For rows of as many elements as there are bounds.
-    pub(super) fn new(bounds: &'b [u32]) -> Self {
+    ///
+    /// Fails if there is no memory for a row.
+    pub(super) fn new(bounds: &'b [u32]) -> Result<Self, NoMemory> {
         let row = bounds.len();
-        Self {
+        let mut keyed = Vec::new();
+        reserve(&mut keyed, row)?;
+        Ok(Self {
             bounds,
-            bins: vec![0; row],
+            bins: filled(row, 0)?,
             ends: [[0; 2]; BINS],
-            flags: vec![0; row],
-            words: vec![0; row.div_ceil(WORD)],
-            open: vec![0; row],
-            keyed: Vec::with_capacity(row),
-        }
+            flags: filled(row, 0)?,
+            words: filled(row.div_ceil(WORD), 0)?,
+            open: filled(row, 0)?,
+            keyed,
+        })
     }
 
     /// Sets `keep` for one row from its keys and draws: one if an element is kept, otherwise zero.
-    pub(super) fn keep(&mut self, keys: &[u32], draws: &[u32], keep: &mut [u8]) {
+    pub(super) fn keep(
+        &mut self,
+        keys: &[u32],
+        draws: &[u32],
+        keep: &mut [u8],
+    ) -> Result<(), NoMemory> {
         let (Some(&least), Some(&most)) = (self.bounds.first(), self.bounds.last()) else {
-            return;
+            return Ok(());
         };
         let row = keys.len().min(self.bounds.len());
         let (keys, draws, keep) = (&keys[..row], &draws[..row], &mut keep[..row]);
@@ -122,11 +131,16 @@ impl<'b> RankedRows<'b> {
         }
         self.rank(keys, open, |index, bound| {
             keep[index] = u8::from(draws[index] < bound)
-        });
+        })
     }
 
     /// Finds the ranks of the first `open` undecided elements, and calls `give` with the bound of each.
-    fn rank(&mut self, keys: &[u32], open: usize, mut give: impl FnMut(usize, u32)) {
+    fn rank(
+        &mut self,
+        keys: &[u32],
+        open: usize,
+        mut give: impl FnMut(usize, u32),
+    ) -> Result<(), NoMemory> {
         // Sorted, so that equal keys are adjacent and in index order.
         let keyed = |&index: &u32| u64::from(keys[index as usize]) << 32 | u64::from(index);
         self.keyed.clear();
@@ -134,13 +148,15 @@ impl<'b> RankedRows<'b> {
         self.keyed.sort_unstable();
         let groups = || self.keyed.chunk_by(|a, b| a >> 32 == b >> 32);
         if groups().count() > 1 + keys.len() / LOOKED_FOR {
-            let mut ranks = keys.to_vec();
-            rank_rows(&mut ranks, keys.len());
+            let mut ranks = Vec::new();
+            reserve(&mut ranks, keys.len())?;
+            ranks.extend_from_slice(keys);
+            rank_rows(&mut ranks, keys.len())?;
             for &index in &self.open[..open] {
                 let rank = ranks[index as usize];
                 give(index as usize, self.bounds[rank as usize]);
             }
-            return;
+            return Ok(());
         }
         for group in groups() {
             let mut ranked: Option<(usize, usize)> = None;
@@ -156,6 +172,7 @@ impl<'b> RankedRows<'b> {
                 give(index, self.bounds[rank]);
             }
         }
+        Ok(())
     }
 }
 
@@ -241,8 +258,11 @@ vectorised! {
 }
 
 /// Replaces keys by their ranks within their rows, 0 for the smallest. Ties are ranked by index.
-pub(super) fn rank_rows(keys: &mut [u32], row: usize) {
-    let mut order = Vec::with_capacity(row);
+///
+/// Fails if there is no memory for a row.
+pub(super) fn rank_rows(keys: &mut [u32], row: usize) -> Result<(), NoMemory> {
+    let mut order = Vec::new();
+    reserve(&mut order, row.min(keys.len()))?;
     for keys in keys.chunks_mut(row.max(1)) {
         order.clear();
         // A key has 31 bits; with the index below it, no two are equal.
@@ -256,6 +276,7 @@ pub(super) fn rank_rows(keys: &mut [u32], row: usize) {
             keys[(keyed & u64::from(u32::MAX)) as usize] = rank;
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -268,9 +289,9 @@ mod tests {
     #[test]
     fn ranks_by_hand() {
         let mut keys = [5, 1, 3, 9, 9, 9, 0];
-        rank_rows(&mut keys, 3);
+        rank_rows(&mut keys, 3).unwrap();
         assert_eq!(keys, [2, 0, 1, 0, 1, 2, 0]);
-        rank_rows(&mut [], 0);
+        rank_rows(&mut [], 0).unwrap();
     }
 
     #[test]
@@ -300,9 +321,9 @@ mod tests {
             let chances = Chances::new(density, epsilon).unwrap();
             let bounds = chances.bounds(row);
             let mut keep = vec![0; row];
-            RankedRows::new(&bounds).keep(&keys, &draws, &mut keep);
+            RankedRows::new(&bounds).unwrap().keep(&keys, &draws, &mut keep).unwrap();
             let mut ranks = keys;
-            rank_rows(&mut ranks, row);
+            rank_rows(&mut ranks, row).unwrap();
             let twin: Vec<u8> = ranks.iter().zip(draws).map(|(&rank, draw)| u8::from(draw < chances.bound(rank, row))).collect();
             prop_assert_eq!(keep, twin);
         }
@@ -312,7 +333,7 @@ mod tests {
             keys in prop::collection::vec(0u32..9, 0..80), row in 1usize..20,
         ) {
             let mut ranks = keys.clone();
-            rank_rows(&mut ranks, row);
+            rank_rows(&mut ranks, row).unwrap();
             for (keys, ranks) in keys.chunks(row).zip(ranks.chunks(row)) {
                 for (place, (&key, &rank)) in keys.iter().zip(ranks).enumerate() {
                     let smaller = keys.iter().filter(|&&other| other < key).count();

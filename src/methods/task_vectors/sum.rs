@@ -8,7 +8,7 @@ use crate::interval::{Bounds, KeyInterval, one_if};
 use crate::order::Keys;
 use engine::{Apply, Block};
 use errors::Refusal;
-use numeric::{Real, WORD, vectorised};
+use numeric::{NoMemory, Real, WORD, vectorised};
 
 /// A fine-tune whose mask is known.
 #[derive(Debug, Clone)]
@@ -127,8 +127,8 @@ const WHOLE: u8 = 8;
 const EVEN: u8 = 16;
 
 impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
-        let mut votes = self.votes(&block);
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
+        let mut votes = self.votes(&block)?;
         let mut common = self
             .common
             .as_ref()
@@ -145,9 +145,10 @@ impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
             let base = &block.sources[self.base][strip.clone()];
             let common = common.as_mut().map(|(interval, stream)| {
                 let keys = &mut numbers[..out.len()];
-                stream.fill(&block.part(strip, &mut room), 0, keys);
-                (Choose::given(interval.choose(keys)), &*keys)
+                stream.fill(&block.part(strip, &mut room), 0, keys)?;
+                Ok::<_, NoMemory>((Choose::given(interval.choose(keys)), &*keys))
             });
+            let common = common.transpose()?;
             if common.is_none() {
                 for vote in &mut votes {
                     vote.prepare(base, start);
@@ -168,6 +169,7 @@ impl<R: Real, K: Keys<R>> Apply<R> for AddUp<R, K> {
             }
             kernel(base, &strip, &votes, rule, out);
         }
+        Ok(())
     }
 }
 
@@ -481,7 +483,7 @@ vectorised! {
 }
 
 impl<R: Real, K> AddUp<R, K> {
-    fn votes<'b>(&'b self, block: &Block<'b, R>) -> Vec<Vote<'b, R>> {
+    fn votes<'b>(&'b self, block: &Block<'b, R>) -> Result<Vec<Vote<'b, R>>, NoMemory> {
         let magnitudes = Magnitudes { base: self.base };
         // Without an election, one divisor serves all elements, so votes add nothing to it.
         let divides = self.sum.normalize && self.sum.consensus != Consensus::None;
@@ -492,23 +494,25 @@ impl<R: Real, K> AddUp<R, K> {
             true => known.as_mut()?.next(),
             false => None,
         };
-        let vote = |term: &'b MaskedTerm<R>| Vote {
-            mask: term
-                .mask
-                .in_block(block, magnitudes, term.source, known(&term.mask)),
-            source: block.sources[term.source],
-            choose: Choose::ALL,
-            numbers: [0; STRIP],
-            divided: match term.mask.scales_each() {
-                true => vec![R::ZERO; STRIP],
-                false => Vec::new(),
-            },
-            ballot: match self.sum.consensus {
-                Consensus::Sign => R::ONE,
-                Consensus::None | Consensus::WeightedSign => term.scaled,
-            },
-            scaled: term.scaled,
-            weight: if divides { term.weight } else { R::ZERO },
+        let vote = |term: &'b MaskedTerm<R>| {
+            Ok(Vote {
+                mask: term
+                    .mask
+                    .in_block(block, magnitudes, term.source, known(&term.mask))?,
+                source: block.sources[term.source],
+                choose: Choose::ALL,
+                numbers: [0; STRIP],
+                divided: match term.mask.scales_each() {
+                    true => vec![R::ZERO; STRIP],
+                    false => Vec::new(),
+                },
+                ballot: match self.sum.consensus {
+                    Consensus::Sign => R::ONE,
+                    Consensus::None | Consensus::WeightedSign => term.scaled,
+                },
+                scaled: term.scaled,
+                weight: if divides { term.weight } else { R::ZERO },
+            })
         };
         self.terms.iter().map(vote).collect()
     }

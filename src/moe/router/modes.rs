@@ -4,7 +4,7 @@ use super::rows::{Rows, normalize};
 use super::{Recipe, directions, drawn, states};
 use checkpoint::Checkpoint;
 use errors::Refusal;
-use numeric::{Fill, dot};
+use numeric::{Fill, dot, filled};
 use recipe::GateMode;
 
 /// Makes the rows of each layer with experts.
@@ -115,8 +115,10 @@ fn values(model: &Checkpoint, name: &str) -> Result<Vec<f64>, String> {
     let Some((at, elements)) = found else {
         return Err(format!("`{}` has no floats `{name}`", model.label()));
     };
-    let mut values = vec![0.0; model.tensors()[at].elements() as usize];
-    Fill::<f64>::fill(elements.as_ref(), 0, &mut values);
+    let length = model.tensors()[at].elements() as usize;
+    let mut values = filled(length, 0.0).map_err(|error| error.to_string())?;
+    let read = Fill::<f64>::fill(elements.as_ref(), 0, &mut values);
+    read.map_err(|error| error.to_string())?;
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(values),
         false => Err(format!(
@@ -156,7 +158,8 @@ fn from_file(recipe: &Recipe, file: &Checkpoint, name: &str) -> Result<Rows, Ref
         return Err(format!("`{}` of `{}` holds no floats", entry.name, file.label()).into());
     };
     let mut rows = Rows::zero(recipe);
-    Fill::<f64>::fill(elements.as_ref(), 0, &mut rows.values);
+    let read = Fill::<f64>::fill(elements.as_ref(), 0, &mut rows.values);
+    read.map_err(|error| error.to_string())?;
     match rows.values.iter().all(|value| value.is_finite()) {
         true => Ok(rows),
         false => Err(format!(

@@ -9,7 +9,7 @@ use super::tasks::Tasks;
 use super::{Evidence, Replay};
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use methods::{Tensor, TensorParams};
-use numeric::{FloatType, Real};
+use numeric::{FloatType, NoMemory, Real};
 
 /// How many standard deviations the part of a norm that a mask keeps may be off its expectation.
 const STANDARD_DEVIATIONS: f64 = 8.0;
@@ -160,20 +160,26 @@ impl<R: Real> Measure<R> for Chances {
         0
     }
 
-    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        sums: &mut [f64],
+        _counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         for at in 0..block.len() {
             for (delta, sums) in self.deltas(block.sources, at).zip(sums.chunks_exact_mut(2)) {
                 sums[0] += delta.abs();
                 sums[1] += delta * delta;
             }
         }
+        Ok(())
     }
 }
 
 impl<R: Real> Apply<R> for Chances {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let Some(found) = block.sources.last() else {
-            return;
+            return Ok(());
         };
         for (at, out) in out.iter_mut().enumerate() {
             let [low, high] = self.bounds(block.sources, at);
@@ -185,6 +191,7 @@ impl<R: Real> Apply<R> for Chances {
                 R::from_f64(bound)
             };
         }
+        Ok(())
     }
 }
 

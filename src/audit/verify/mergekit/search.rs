@@ -11,7 +11,7 @@ use super::rounding::Profile;
 use super::{Evidence, Most, Replay, stored};
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use methods::{Tensor, TensorParams};
-use numeric::{FloatType, Real};
+use numeric::{FloatType, NoMemory, Real};
 
 /// How many float32 values around a recomputed cosine are tried, and how many around functions of it.
 #[derive(Debug, Clone, Copy)]
@@ -600,8 +600,14 @@ impl<R: Real> Measure<R> for Squares {
         0
     }
 
-    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        sums: &mut [f64],
+        _counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         self.0.squares(block.sources, 0..block.len(), sums);
+        Ok(())
     }
 }
 
@@ -620,11 +626,17 @@ impl<R: Real> Measure<R> for Products {
         0
     }
 
-    fn block(&self, block: Block<'_, R>, sums: &mut [f64], _counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        sums: &mut [f64],
+        _counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         let (products, sums) = sums.split_at_mut(self.kernel.pairs());
         self.kernel
             .products(&self.norms, block.sources, 0..block.len(), products);
         self.kernel.fit(block.sources, sums);
+        Ok(())
     }
 }
 
@@ -645,25 +657,32 @@ impl<R: Real> Measure<R> for Trial {
         self.numbers.len()
     }
 
-    fn block(&self, block: Block<'_, R>, _sums: &mut [f64], counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        _sums: &mut [f64],
+        counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         if self.most == ENOUGH && block.index >= SAMPLED[0] {
-            return;
+            return Ok(());
         }
         for (numbers, count) in self.numbers.iter().zip(counts) {
             *count += self
                 .kernel
                 .misses(&numbers.of, block.sources, 0..block.len(), self.most);
         }
+        Ok(())
     }
 }
 
 impl<R: Real> Apply<R> for Trial {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         for numbers in self.numbers.iter().take(1) {
             for (at, out) in out.iter_mut().enumerate() {
                 *out = self.kernel.element(&numbers.of, block.sources, at);
             }
         }
+        Ok(())
     }
 }
 
@@ -675,7 +694,7 @@ struct Rows {
 }
 
 impl<R: Real> Apply<R> for Rows {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         for (index, out) in out.chunks_mut(self.row).enumerate() {
             let first = index * self.row;
             let row = first..first + out.len();
@@ -710,5 +729,6 @@ impl<R: Real> Apply<R> for Rows {
                 *out = self.kernel.element(&chosen.of, block.sources, at);
             }
         }
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use super::rounding::{Profile, inner_sum, single};
 use super::{Evidence, Replay};
 use engine::{AnyProgram, Apply, Block, Cost, Measured, Pass, Program};
 use methods::{Tensor, TensorParams};
-use numeric::{Real, vectorised};
+use numeric::{NoMemory, Real, vectorised};
 
 /// A weighted sum in float32, fused, divided at the end and rounded to the dtype once.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ vectorised! {
 }
 
 impl<R: Real> Apply<R> for Linear {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         out.fill(R::ZERO);
         for (source, &weight) in block.sources.iter().zip(&self.weights) {
             add(out, source, weight, self.profile);
@@ -49,6 +49,7 @@ impl<R: Real> Apply<R> for Linear {
             }
             *value = self.profile.step(*value);
         }
+        Ok(())
     }
 }
 
@@ -85,15 +86,16 @@ impl Scaled {
 }
 
 impl<R: Real> Apply<R> for Scaled {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let Some(source) = block.sources.first() else {
-            return;
+            return Ok(());
         };
         for (out, value) in out.iter_mut().zip(*source) {
             *out = self
                 .profile
                 .step(self.profile.step(*value) * R::from_f32(self.scale));
         }
+        Ok(())
     }
 }
 

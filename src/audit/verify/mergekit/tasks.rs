@@ -8,7 +8,7 @@ use super::rounding::{Profile, inner_sum, single};
 use super::{Evidence, Most, Replay, stored};
 use engine::{AnyProgram, Apply, Block, Cost, Measure, Measured, Pass, Program};
 use methods::{Tensor, TensorParams};
-use numeric::{FloatType, HIGH_BINS, LOW_BINS, Real, high_bin, low_bin, rank_from_top};
+use numeric::{FloatType, HIGH_BINS, LOW_BINS, NoMemory, Real, high_bin, low_bin, rank_from_top};
 
 /// The most task vectors that may tie at one element, so that all choices can be tried.
 const MOST_TIED: usize = 10;
@@ -316,7 +316,12 @@ impl<R: Real> Measure<R> for Histogram {
         self.bins.iter().map(each).sum()
     }
 
-    fn block(&self, block: Block<'_, R>, _sums: &mut [f64], counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        _sums: &mut [f64],
+        counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         let mut rest = counts;
         for (&number, &bin) in self.terms.iter().zip(&self.bins) {
             let term = &self.tasks.terms[number];
@@ -332,6 +337,7 @@ impl<R: Real> Measure<R> for Histogram {
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -438,7 +444,12 @@ impl<R: Real> Measure<R> for Choices {
         1 + 2 * self.cuts.len()
     }
 
-    fn block(&self, block: Block<'_, R>, _sums: &mut [f64], counts: &mut [u64]) {
+    fn block(
+        &self,
+        block: Block<'_, R>,
+        _sums: &mut [f64],
+        counts: &mut [u64],
+    ) -> Result<(), NoMemory> {
         let mut room = Room::default();
         for at in 0..block.len() {
             let Seen { tied, kept, .. } = self.look(block.sources, at, &mut room);
@@ -453,11 +464,12 @@ impl<R: Real> Measure<R> for Choices {
                 kept[1] += u64::from(any >> number & 1);
             }
         }
+        Ok(())
     }
 }
 
 impl<R: Real> Apply<R> for Choices {
-    fn block(&self, block: Block<'_, R>, out: &mut [R]) {
+    fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         let mut room = Room::default();
         for (at, out) in out.iter_mut().enumerate() {
             let seen = self.look(block.sources, at, &mut room);
@@ -466,5 +478,6 @@ impl<R: Real> Apply<R> for Choices {
                 _ => seen.value,
             };
         }
+        Ok(())
     }
 }

@@ -31,13 +31,15 @@ fn run<R: Real>(
                     counts: vec![0; measure.counts()],
                     ..Measured::default()
                 };
-                measure.block(block, &mut found.sums, &mut found.counts);
+                measure
+                    .block(block, &mut found.sums, &mut found.counts)
+                    .unwrap();
                 measured.push(found);
                 assert!(measured.len() <= most);
             }
             Pass::Apply(apply) => {
                 let mut out = vec![R::ZERO; block.len()];
-                apply.block(block, &mut out);
+                apply.block(block, &mut out).unwrap();
                 return out.into_iter().map(Real::to_f32).collect();
             }
             _ => panic!("no such pass"),
