@@ -6,6 +6,7 @@ use super::container::{ALIGNMENT, Metadata, TensorInfo, Value, header};
 use super::encoding::Encoding;
 use super::families::{DIALECTS, Dialect};
 use super::parameters::parameters;
+use super::served::notes;
 use super::tensors::{Collector, Output};
 use super::vocabulary::{pretokenizers, vocabulary};
 use architecture::{Decoder, Family};
@@ -107,6 +108,9 @@ impl<'c> Export<'c> {
             ));
         }
         export.notes.extend(tokenizer.map(str::to_owned));
+        export
+            .notes
+            .extend(notes(checkpoint, config.value(), dialect));
         Ok(export)
     }
 

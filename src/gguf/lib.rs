@@ -11,6 +11,7 @@ mod families;
 mod mixture;
 mod parameters;
 mod rope;
+mod served;
 mod tensors;
 mod vocabulary;
 

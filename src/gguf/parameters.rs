@@ -11,6 +11,9 @@ use serde_json::Value as Json;
 /// The most features of a head that are believed; real heads have up to 512.
 const MAX_HEAD: usize = 1 << 16;
 
+/// The most layers that are believed; real models have up to 130.
+const MAX_LAYERS: usize = 1 << 14;
+
 /// What of the parameters decides tensors.
 #[derive(Debug)]
 pub(super) struct Sizes {
@@ -41,6 +44,10 @@ pub(super) fn parameters(
         out,
     };
     let layers = writer.required("num_hidden_layers")?;
+    if layers > MAX_LAYERS {
+        let expected = format!("at most {MAX_LAYERS} layers");
+        return Err(refusal(fields.wrong("num_hidden_layers", expected)));
+    }
     let announced = announced_mtp_layers(config).map_or(0, |(_, count)| count);
     let further = if further_layers { announced } else { 0 };
     if dialect.further_layers {

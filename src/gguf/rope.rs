@@ -68,7 +68,12 @@ pub(super) fn positions(
         (Some("dynamic"), Rope::WithAlpha) if scaling.get("alpha").is_some() => {
             let alpha = required(&scaling, "alpha")?;
             let exponent = head as f64 / (head as f64 - 2.0);
-            writer.number("rope.freq_base", theta * libm::pow(alpha, exponent));
+            let base = (theta * libm::pow(alpha, exponent)) as f32;
+            if !base.is_finite() {
+                let expected = "a number that leaves the base of rotary positions finite";
+                return Err(refusal(scaling.wrong("alpha", expected)));
+            }
+            writer.number("rope.freq_base", f64::from(base));
             writer.set("rope.scaling.type", Value::Text("none".into()));
             writer.number("rope.scaling.factor", 1.0);
             writer.size("rope.scaling.original_context_length", ALPHA_CONTEXT)?;

@@ -575,6 +575,40 @@ fn experts_that_are_weighed_each_by_itself() {
 }
 
 #[test]
+fn what_llama_cpp_reads_otherwise_is_said() {
+    let bench = Bench::new();
+    model(&bench, &config(), &specs());
+    let said = |changes: Value| {
+        bench.file("m/config.json", changed(changes).to_string());
+        let outcome = bench.weld(&[&EXPORT[..], &["--force"]].concat());
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let notes = outcome
+            .stderr
+            .lines()
+            .filter(|line| line.contains("note: "));
+        notes.collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(said(json!({})), "");
+    for (changes, named) in [
+        (
+            json!({"model_type": "mistral", "sliding_window": 16}),
+            "attends to all tokens",
+        ),
+        (json!({"hidden_act": "gelu"}), "`gelu`"),
+    ] {
+        let said = said(changes);
+        assert!(said.contains(named) && said.contains("llama.cpp"), "{said}");
+    }
+    // The file says which layers have windows.
+    let gemma = json!({
+        "model_type": "gemma2", "head_dim": 8, "sliding_window": 16, "layer_types": ["full_attention"],
+        "rope_theta": 10000.0, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "tie_word_embeddings": true,
+    });
+    assert_eq!(said(gemma), "");
+}
+
+#[test]
 fn a_merge_writes_the_file_of_its_output_too() {
     let bench = Bench::new();
     for name in ["a", "b"] {
@@ -758,6 +792,19 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing() {
             changed("head_dim", (1u64 << 30).into()),
             specs(),
             "features a head",
+        ),
+        (
+            changed("num_hidden_layers", (1u64 << 31).into()),
+            specs(),
+            "at most 16384 layers",
+        ),
+        (
+            of_family(json!({
+                "model_type": "hunyuan_v1_dense", "head_dim": 2,
+                "rope_scaling": {"type": "dynamic", "alpha": 1000.0},
+            })),
+            specs(),
+            "finite",
         ),
         (
             changed("vocab_size", u64::MAX.into()),

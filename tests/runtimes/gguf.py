@@ -139,6 +139,9 @@ CASES = {
 # Where a config has another name than the class.
 CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 
+# llama.cpp looks GELU up in a table of F16, so that a last bit may become a step of F16, and another in each layer.
+NEAR = {"gemma2": 1e-4, "gemma3": 1e-3, "gemma3-restacked": 1e-3}
+
 # What we write otherwise than the converter, on purpose.
 OTHERWISE = {
     # It gives all tokens the score -1000, so that llama.cpp merges them in the order of the text.
@@ -388,7 +391,7 @@ def main():
                     for text in TEXTS if cut else []:
                         if (ids := llama_cpp.tokens(ours, text, ROOT / "lib-llama.cpp")) != cut(text):
                             details.append(f"  {text!r} is cut into {ids}, and must be {cut(text)}")
-                    wrong += distances[0] != 0.0 or distances[1] > 1e-5
+                    wrong += name not in OTHERWISE and distances[0] != 0.0 or distances[1] > NEAR.get(name, 1e-5)
         wrong += bool(details)
         print(f"| {name} | {' | '.join(row + runs)} |", flush=True)
         print("\n".join(details), end="\n" if details else "", file=sys.stderr)

@@ -1,0 +1,43 @@
+//! Where llama.cpp computes something else from a file than the checkpoint means, by the tables in `architecture`.
+
+use super::families::Dialect;
+use architecture::{Misreading, Outcome, Runtime, Served, Topic};
+use checkpoint::Checkpoint;
+use numeric::all_zero;
+use serde_json::Value as Json;
+
+/// A note for each such place.
+pub(super) fn notes(checkpoint: &Checkpoint, config: &Json, dialect: &Dialect) -> Vec<String> {
+    let Some(runtime) = Runtime::all().find(|runtime| runtime.name == "llama.cpp") else {
+        return Vec::new();
+    };
+    let tensors = checkpoint.tensors();
+    let is_zero = |at: usize| {
+        let size = tensors[at].dtype.bitsize() / 8;
+        checkpoint
+            .stored(at)
+            .is_some_and(|bytes| all_zero(bytes, size))
+    };
+    let served = Served {
+        config,
+        names: tensors.iter().map(|entry| entry.name.as_str()).collect(),
+        is_zero: Some(&is_zero),
+    };
+    let found = runtime.misreadings(&served).into_iter();
+    let in_file = found.filter(|misreading| remains(misreading, dialect));
+    in_file
+        .map(|Misreading { means, does, .. }| {
+            format!("{} {does}, and the model means {means}", runtime.version)
+        })
+        .collect()
+}
+
+/// Whether the file leaves it so. What llama.cpp or its converter would not load is written so that it loads, or
+/// refused; layers with windows are named.
+fn remains(misreading: &Misreading, dialect: &Dialect) -> bool {
+    match (misreading.outcome, misreading.topic) {
+        (Outcome::Fails, _) | (_, Topic::Tokenizer) => false,
+        (_, Topic::Layers) => dialect.window_period.is_none(),
+        _ => true,
+    }
+}
