@@ -3,6 +3,7 @@
 //! A [`Family`] says which tensors a config promises and in which shapes, which layers have experts, what a class
 //! takes a field for that the config leaves out, and whether `forward` can run it or `moe` can write it. A new family
 //! is one file in `families/`.
+//! A [`Runtime`] says what llama.cpp, mlx-lm, vLLM and transformers read otherwise than a checkpoint means it.
 //! It knows configs as JSON and the names of tensors. It must not know files, recipes, methods or weights.
 
 mod announced;

@@ -191,6 +191,11 @@ impl Quirk {
                     _ => "does not scale rotary positions so",
                 };
                 let means = format!("rotary positions of the kind `{}`", shown(&kind));
+                // This kind begins to count where texts are longer than those of the training.
+                let outcome = match (kind.as_str(), outcome) {
+                    ("dynamic", Outcome::Silent) => Outcome::Slight,
+                    _ => outcome,
+                };
                 Some(told(means, does, outcome, OTHER_RUNTIME))
             }
             Quirk::OlderRope(base) => {

@@ -86,6 +86,12 @@ fn activations_and_rope_are_told_where_a_runtime_computes_others() {
     assert_eq!(found("llama.cpp", &mixtral(llama3.clone()), &[]), []);
     let unscaled = [(Topic::Rope, Outcome::Silent)];
     assert_eq!(found("mlx-lm", &mixtral(llama3.clone()), &[]), unscaled);
+    // It counts for texts only that are longer than those of the training.
+    let dynamic = mixtral(json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}));
+    assert_eq!(
+        found("llama.cpp", &dynamic, &[]),
+        [(Topic::Rope, Outcome::Slight)]
+    );
     let granite = config("granitemoe", "GraniteMoeForCausalLM", llama3.clone());
     assert_eq!(
         found("llama.cpp", &granite, &[]),
