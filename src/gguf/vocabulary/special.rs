@@ -192,8 +192,8 @@ impl Around {
                     for kind in ADDED {
                         self.added.insert(kind.into(), true.into());
                     }
-                    for (kind, name) in [("cls", "cls"), ("sep", "sep")] {
-                        let token = processor[name][0].clone();
+                    for kind in ["cls", "sep"] {
+                        let token = processor[kind][0].clone();
                         self.names.entry(kind).or_insert(token);
                     }
                 }
