@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::iter;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -139,7 +140,8 @@ fn shown(value: &Option<Value>) -> String {
 const LABELS: &str = "id2label";
 
 /// Compares what rows of classifiers stand for, where rows of several models are merged. Where only their order differs,
-/// the rows are read in the order of the donor, whose labels the output has; else the merge is refused.
+/// the rows are read in the order of the donor, whose labels the output has, or of the first model with labels where
+/// the donor has none; else the merge is refused.
 pub(super) fn compare_labels(
     recipe: &Recipe,
     models: &Models,
@@ -148,11 +150,12 @@ pub(super) fn compare_labels(
     problems: &mut Problems,
 ) {
     let as_they_are = recipe.is_allowed(LABELS) || !recipe.rows_by_label;
-    let ours = models.donor().config().and_then(labels);
-    let Some(ours) = ours.filter(|_| !as_they_are) else {
+    let labels_of = |model: usize| Some((model, labels(models.checkpoints[model].config()?)?));
+    let mut labelled = iter::once(models.donor).chain(0..models.merged);
+    let Some((first_of_all, ours)) = labelled.find_map(labels_of).filter(|_| !as_they_are) else {
         return;
     };
-    for model in (0..models.merged).filter(|&model| model != models.donor) {
+    for model in (0..models.merged).filter(|&model| model != first_of_all) {
         let Some(theirs) = models.checkpoints[model].config().and_then(labels) else {
             continue;
         };
@@ -163,7 +166,7 @@ pub(super) fn compare_labels(
             continue;
         };
         let by_label =
-            |tensor: &&mut PlannedTensor| is_by_label(tensor, ours.len(), [models.donor, model]);
+            |tensor: &&mut PlannedTensor| is_by_label(tensor, ours.len(), [first_of_all, model]);
         let mut heads: Vec<&mut PlannedTensor> = tensors.iter_mut().filter(by_label).collect();
         let Some(first) = heads.first().map(|head| head.name.clone()) else {
             continue;
@@ -177,7 +180,7 @@ pub(super) fn compare_labels(
             notes.push(format!(
                 "the labels of `{}` are those of `{}` in another order: its rows of {} are merged by label",
                 models.label(model),
-                models.label(models.donor),
+                models.label(first_of_all),
                 some_of(&heads.iter().map(|head| head.name.as_str()).collect::<Vec<_>>())
             ));
             continue;
@@ -188,7 +191,7 @@ pub(super) fn compare_labels(
         let message = format!(
             "row {id} of `{first}` stands for `{}` in `{}` and for `{}` in `{}`",
             label.escape_debug(),
-            models.label(models.donor),
+            models.label(first_of_all),
             theirs[id].escape_debug(),
             models.label(model)
         );
@@ -201,7 +204,7 @@ pub(super) fn compare_labels(
     }
 }
 
-/// Where each row of the donor's classifier is in another that has the same labels; none if it has others.
+/// Where each row of a classifier is in another that has the same labels; none if it has others.
 fn order_of(ours: &BTreeMap<u64, String>, theirs: &BTreeMap<u64, String>) -> Option<RowMap> {
     let by_label: BTreeMap<&String, u64> = theirs.iter().map(|(id, label)| (label, *id)).collect();
     let all = 0..ours.len() as u64;

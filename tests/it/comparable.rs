@@ -124,20 +124,23 @@ fn honest_differences_of_one_family_are_no_errors() {
 /// Two classifiers with these labels.
 fn classifiers(a: Value, b: Value) -> Bench {
     let bench = Bench::new();
-    for (name, seed, labels) in [("a", 1, a), ("b", 2, b)] {
-        let head = floats("score.weight", Dtype::F32, &[2, 8], noise(seed, 16));
-        let mut specs = with(llama(seed, 2, Dtype::F32), head);
-        // BERT has two types of tokens, and they are no labels.
-        let types = floats(
-            "bert.embeddings.token_type_embeddings.weight",
-            Dtype::F32,
-            &[2, 8],
-            noise(seed, 16),
-        );
-        specs.insert(0, types);
-        bench.model(name, &config_with(2, labels), &specs);
-    }
+    classifier(&bench, "a", 1, a);
+    classifier(&bench, "b", 2, b);
     bench
+}
+
+fn classifier(bench: &Bench, name: &str, seed: u64, labels: Value) {
+    let head = floats("score.weight", Dtype::F32, &[2, 8], noise(seed, 16));
+    let mut specs = with(llama(seed, 2, Dtype::F32), head);
+    // BERT has two types of tokens, and they are no labels.
+    let types = floats(
+        "bert.embeddings.token_type_embeddings.weight",
+        Dtype::F32,
+        &[2, 8],
+        noise(seed, 16),
+    );
+    specs.insert(0, types);
+    bench.model(name, &config_with(2, labels), &specs);
 }
 
 #[test]
@@ -190,6 +193,21 @@ fn rows_of_classifiers_must_stand_for_the_same_labels() {
         message.contains("row 1 of `score.weight` stands for `dog` in `a` and for `cow` in `b`"),
         "{message}"
     );
+    // Where the first model has no labels of its own, those of the others are compared with each other.
+    let three = classifiers(labels(["LABEL_0", "LABEL_1"]), labels(["neg", "pos"]));
+    classifier(&three, "c", 3, labels(["pos", "neg"]));
+    let recipe = "merge_method: linear\nmodels: [{model: a}, {model: b}, {model: c}]\nparameters: {weight: 1}\n";
+    let out = three.merge(recipe, &[]);
+    let rows = |model: &str| by_name(&three.path(model))["score.weight"].values();
+    let (a, b, c) = (rows("a"), rows("b"), rows("c"));
+    for (at, found) in by_name(&out)["score.weight"]
+        .values()
+        .into_iter()
+        .enumerate()
+    {
+        let mean = (a[at] + b[at] + c[(at + width) % (2 * width)]) / 3.0;
+        assert!((found - mean).abs() < 1e-7, "{found} {mean}");
+    }
     classifiers(labels(["NEG", "POS"]), labels(["neg", "pos"])).merge(LINEAR, &[]);
     classifiers(labels(["LABEL_0", "LABEL_1"]), labels(["neg", "pos"])).merge(LINEAR, &[]);
 }
