@@ -884,6 +884,7 @@ fn what_is_not_exact_is_refused_by_the_fields_name() {
         json!({"use_sliding_window": true, "sliding_window": 3}),
     );
     bench.dense("bert", "bert", 5, json!({}));
+    bench.dense("hunyuan", "hunyuan_v1_dense", 5, json!({}));
     bench.dense("words", "llama", 5, json!({}));
     let swapped = std::fs::read_to_string(bench.path("base/tokenizer.json")).unwrap();
     let swapped = swapped
@@ -961,6 +962,12 @@ fn what_is_not_exact_is_refused_by_the_fields_name() {
             "sometimes",
             "",
             "a window (`sliding_window`) in some layers only",
+        ),
+        (
+            "hunyuan",
+            "hunyuan",
+            "upcycle: {granularity: 2}\nshared_experts: [{source_model: hunyuan}]",
+            "`hunyuan_v1_moe` is as wide as each of the others, and `granularity`",
         ),
         (
             "bert",

@@ -4,7 +4,7 @@ use super::super::exact::{self, Misfit};
 use super::super::family::Dense;
 use super::super::targets::Target;
 use super::Inputs;
-use architecture::Sparse;
+use architecture::{SharedWidth, Sparse};
 use plan::Problems;
 use recipe::{MoeRecipe, Position, Upcycle};
 
@@ -113,6 +113,17 @@ pub(super) fn has_shared_expert(inputs: &Inputs<'_>, problems: &mut Problems) ->
         problems.add(Some(first.recipe.at), message, Some(hint.to_owned()));
         return false;
     };
+    let parts = recipe
+        .upcycle
+        .as_ref()
+        .map(|upcycle| upcycle.value.granularity);
+    if layout.width == SharedWidth::Fixed && parts.is_some_and(|parts| parts > 1) {
+        let message = format!(
+            "the shared expert of a `{name}` is as wide as each of the others, and `granularity` makes these narrower"
+        );
+        let hint = "leave `granularity` or the shared expert out";
+        problems.add(Some(first.recipe.at), message, Some(hint.to_owned()));
+    }
     let mode = recipe.gate_mode.value;
     let prompts = !first.recipe.positive_prompts.is_empty();
     if layout.gate.is_some() && first.recipe.alpha.is_none() && mode.needs_prompts() && !prompts {
