@@ -140,10 +140,11 @@ impl BesideArguments {
         let Some(out) = &self.gguf else {
             return Ok(());
         };
-        if out == folder {
-            let message = format!("{} is the folder of the checkpoint", out.display());
+        // The lock does not list it, so that `weld verify` would not pass the folder.
+        if absolute(out)?.starts_with(absolute(folder)?) {
+            let message = format!("{} is within {}", out.display(), folder.display());
             return Err(Failure::input(
-                Refusal::new(message).with_hint("name another path with --gguf"),
+                Refusal::new(message).with_hint("name a file beside the folder with --gguf"),
             ));
         }
         for model in plan.stored_models() {
@@ -221,6 +222,11 @@ impl File<'_> {
         }
         Ok(())
     }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    let whole = std::path::absolute(path);
+    whole.map_err(|error| Failure::tool(format!("{}: {error}", path.display())))
 }
 
 /// Refuses a path that holds something, or that the model is read from.
