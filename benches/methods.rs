@@ -10,7 +10,7 @@ use std::io;
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
-use weldment::engine::{self, Cost, Job, Observer, Settings, Sink, Target, Tile, Work};
+use weldment::engine::{self, Cost, Job, Observer, ResultUse, Settings, Sink, Tile, Work};
 use weldment::methods::{
     self, Action, BaseRule, Method, ParamScope, ParamValue, Tensor, TensorParams,
 };
@@ -66,7 +66,7 @@ fn tiles(bencher: Bencher<'_, '_>, name: &str) {
                 sources: sources.collect(),
                 elements: ELEMENTS,
                 program: program.as_ref(),
-                target: Target::values(0, FloatType::Bf16),
+                target: ResultUse::values(0, FloatType::Bf16),
             };
             (work, program.cost())
         }

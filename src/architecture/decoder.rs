@@ -30,7 +30,7 @@ pub struct Decoder {
     /// What those norms are called, behind `self_attn.`.
     pub query_norm_names: [&'static str; 2],
     /// Where the norms of a layer are.
-    pub norms: Norms,
+    pub norms: NormPlacement,
     /// What is added to the weight of each norm.
     pub norm_offset: f64,
     /// What norms add under the root where the config has no `rms_norm_eps`.
@@ -107,7 +107,7 @@ pub enum QueryNorms {
 
 /// Where the norms of a layer are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Norms {
+pub enum NormPlacement {
     /// Before the attention and before the MLP.
     Before,
     /// After each of them, before the residual is added.
@@ -165,7 +165,7 @@ impl Decoder {
         mlp_bias: Bias::None,
         query_norms: QueryNorms::None,
         query_norm_names: ["q_norm", "k_norm"],
-        norms: Norms::Before,
+        norms: NormPlacement::Before,
         norm_offset: 0.0,
         norm_eps: 1e-6,
         scaled_embedding: false,
@@ -184,18 +184,18 @@ impl Decoder {
     /// The norm whose result the MLP sees, behind a layer's prefix; none if it sees the state itself.
     pub fn mlp_norm(&self) -> Option<&'static str> {
         match self.norms {
-            Norms::Before => Some("post_attention_layernorm.weight"),
-            Norms::Around => Some("pre_feedforward_layernorm.weight"),
-            Norms::After => None,
+            NormPlacement::Before => Some("post_attention_layernorm.weight"),
+            NormPlacement::Around => Some("pre_feedforward_layernorm.weight"),
+            NormPlacement::After => None,
         }
     }
 
     /// What the norms of a layer are called, in the order in which they are used.
     pub fn layer_norms(&self) -> &'static [&'static str] {
         match self.norms {
-            Norms::Before => &["input_layernorm", "post_attention_layernorm"],
-            Norms::After => &["post_attention_layernorm", "post_feedforward_layernorm"],
-            Norms::Around => &[
+            NormPlacement::Before => &["input_layernorm", "post_attention_layernorm"],
+            NormPlacement::After => &["post_attention_layernorm", "post_feedforward_layernorm"],
+            NormPlacement::Around => &[
                 "input_layernorm",
                 "post_attention_layernorm",
                 "pre_feedforward_layernorm",

@@ -42,7 +42,7 @@ pub fn differences(a: &Value, b: &Value) -> Vec<Difference> {
     let (mut text_a, mut text_b) = (of_text(a), of_text(b));
     let decoders = [&text_a, &text_b].map(|text| {
         let kind = text.get("model_type").and_then(Value::as_str);
-        kind.and_then(Family::of)
+        kind.and_then(Family::named)
             .and_then(|family| family.decoder.as_ref())
     });
     compare("", [&mut text_a, &mut text_b], decoders, &mut found);

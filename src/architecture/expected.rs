@@ -76,7 +76,11 @@ pub enum Presence {
 
 impl<'c> Expected<'c> {
     /// What a config promises of the bodies of a family, for a checkpoint with these names.
-    pub fn of<'n, I>(family: &'static Family, config: &'c Value, names: impl Fn() -> I) -> Vec<Self>
+    pub fn new<'n, I>(
+        family: &'static Family,
+        config: &'c Value,
+        names: impl Fn() -> I,
+    ) -> Vec<Self>
     where
         I: Iterator<Item = &'n str>,
     {
@@ -128,7 +132,7 @@ impl<'c> Expected<'c> {
             experts,
             sparse: mixture.and_then(|mixture| mixture.sparse.layers(&fields).ok()),
             rules: lines
-                .map(|line| Rule::of(line, prefix, &fields, &sizes))
+                .map(|line| Rule::new(line, prefix, &fields, &sizes))
                 .collect(),
             layers_before,
         }
@@ -158,7 +162,7 @@ impl<'c> Expected<'c> {
 }
 
 impl Rule {
-    fn of(line: Line, prefix: &str, config: &Fields<'_>, sizes: &Sizes<'_>) -> Rule {
+    fn new(line: Line, prefix: &str, config: &Fields<'_>, sizes: &Sizes<'_>) -> Rule {
         let size = |letter: &String| Size {
             kind: match letter.as_str() {
                 "V" => SizeKind::Vocabulary,

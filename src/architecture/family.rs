@@ -114,7 +114,7 @@ impl Family {
     }
 
     /// The one of a `model_type`.
-    pub fn of(model_type: &str) -> Option<&'static Family> {
+    pub fn named(model_type: &str) -> Option<&'static Family> {
         Family::all().find(|family| family.types.contains(&model_type))
     }
 

@@ -28,7 +28,7 @@ mod stacks;
 
 pub use announced::{Announced, announced};
 pub use config::{LAYER_COUNTS, TEXT_PARTS, field, in_all_layers};
-pub use decoder::{Attention, Bias, Decoder, HeadDim, Norms, QueryNorms, WindowRule};
+pub use decoder::{Attention, Bias, Decoder, HeadDim, NormPlacement, QueryNorms, WindowRule};
 pub use differences::{Difference, differences};
 pub use expected::{Expected, Presence, Rule, Size, SizeKind};
 pub use family::{Body, Family, Head};

@@ -22,7 +22,7 @@ impl<'c> RopeFields<'c> {
     ///
     /// # Errors
     /// If a spelling is no object, or has an object for each kind of layers.
-    pub fn of(config: Fields<'c>) -> Result<Self, FieldError> {
+    pub fn read(config: Fields<'c>) -> Result<Self, FieldError> {
         let spelled = |name, within| -> Result<Option<Fields<'c>>, FieldError> {
             let Some(fields) = config.object(name, within)? else {
                 return Ok(None);
@@ -81,7 +81,7 @@ impl<'c> RopeFields<'c> {
 /// The fields of transformers 4 that a config lacks whose rotary positions are spelled for transformers 5 only. mlx-lm,
 /// among others, reads no other. None if the spelling has an object for each kind of layers, as 4 has no fields for that.
 pub fn older_spelling(config: &Value) -> Vec<(&'static str, Value)> {
-    let fields = Fields::new(config).and_then(RopeFields::of);
+    let fields = Fields::new(config).and_then(RopeFields::read);
     let (Ok(fields), None) = (&fields, config.get("rope_theta")) else {
         return Vec::new();
     };
@@ -154,7 +154,7 @@ mod tests {
     type Read = (Option<f64>, Option<Map<String, Value>>);
 
     fn read(config: &Value) -> Result<Read, FieldError> {
-        let fields = RopeFields::of(Fields::new(config)?)?;
+        let fields = RopeFields::read(Fields::new(config)?)?;
         Ok((fields.number("rope_theta")?, fields.scaling()))
     }
 

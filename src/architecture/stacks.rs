@@ -32,7 +32,7 @@ pub struct StackIndex<'s>(HashMap<&'s str, &'s LayerStack>);
 
 impl<'s> StackIndex<'s> {
     /// Of these stacks.
-    pub fn of(stacks: &'s [LayerStack]) -> Self {
+    pub fn new(stacks: &'s [LayerStack]) -> Self {
         let by_prefix = stacks.iter().map(|stack| (stack.prefix.as_str(), stack));
         Self(by_prefix.collect())
     }
@@ -356,7 +356,7 @@ mod tests {
         ] {
             assert_eq!(stack.split(name), expected, "{name}");
             let stacks = [stack.clone()];
-            let found = StackIndex::of(&stacks)
+            let found = StackIndex::new(&stacks)
                 .split(name)
                 .map(|(_, at, rest)| (at, rest));
             assert_eq!(found, expected, "{name}");

@@ -13,12 +13,12 @@ fn every_type_is_of_one_family() {
         assert!(!family.class.is_empty() && !family.bodies.is_empty());
         for kind in family.types {
             assert!(seen.insert(kind), "{kind} stands twice");
-            assert_eq!(Family::of(kind).unwrap().name(), family.name());
+            assert_eq!(Family::named(kind).unwrap().name(), family.name());
         }
         let decodes = family.bodies.iter().any(|body| body.is_decoder);
         assert_eq!(decodes, family.decoder.is_some(), "{}", family.name());
     }
-    assert!(Family::of("unheard_of").is_none());
+    assert!(Family::named("unheard_of").is_none());
 }
 
 /// A mixture that can be written is one that `check` knows: its tensors follow from the same entry.
@@ -34,7 +34,7 @@ fn every_target_has_a_table_and_dense_families_that_it_holds() {
         assert!(fixed.is_object(), "{}", family.name());
         assert!(!target.holds.is_empty(), "{}", family.name());
         for held in target.holds {
-            let held = Family::of(held).unwrap();
+            let held = Family::named(held).unwrap();
             assert!(
                 held.decoder.is_some() && held.mixture().is_none(),
                 "{}",
@@ -46,7 +46,7 @@ fn every_target_has_a_table_and_dense_families_that_it_holds() {
             assert!(is_router(&format!("model.layers.0.{}", names.router)));
         }
         let config = json!({"num_hidden_layers": 2});
-        let [body] = &Expected::of(family, &config, || [].into_iter())[..] else {
+        let [body] = &Expected::new(family, &config, || [].into_iter())[..] else {
             panic!("{} has one body", family.name());
         };
         let of = |role: Role| body.rules.iter().filter(|rule| rule.role == role).count();
@@ -76,7 +76,7 @@ fn every_size_of_every_line_is_known() {
         "position_embedding.weight",
     ];
     for family in Family::all() {
-        for body in Expected::of(family, &config, || [].into_iter()) {
+        for body in Expected::new(family, &config, || [].into_iter()) {
             assert!(!body.rules.is_empty(), "{}", family.name());
             for rule in &body.rules {
                 let known = rule.shape.iter().all(|size| size.size.is_some());
@@ -97,8 +97,8 @@ fn every_size_of_every_line_is_known() {
 }
 
 fn sparse(model_type: &str, config: Value) -> Vec<usize> {
-    let family = Family::of(model_type).unwrap();
-    let bodies = Expected::of(family, &config, || [].into_iter());
+    let family = Family::named(model_type).unwrap();
+    let bodies = Expected::new(family, &config, || [].into_iter());
     (0..8)
         .filter(|layer| bodies[0].is_sparse(*layer) == Some(true))
         .collect()
@@ -131,9 +131,9 @@ fn which_layers_have_experts_is_read_as_the_classes_read_it() {
 #[test]
 fn experts_are_looked_for_by_the_names_that_a_checkpoint_uses() {
     let rules = |names: &[&'static str]| -> Vec<String> {
-        let family = Family::of("mixtral").unwrap();
+        let family = Family::named("mixtral").unwrap();
         let config = json!({});
-        let bodies = Expected::of(family, &config, || names.iter().copied());
+        let bodies = Expected::new(family, &config, || names.iter().copied());
         let rules = bodies[0]
             .rules
             .iter()
@@ -161,8 +161,8 @@ fn experts_are_looked_for_by_the_names_that_a_checkpoint_uses() {
 #[test]
 fn conditions_of_lines_are_read() {
     let needed = |config: Value, end: &str| {
-        let family = Family::of(config["model_type"].as_str().unwrap()).unwrap();
-        let bodies = Expected::of(family, &config, || [].into_iter());
+        let family = Family::named(config["model_type"].as_str().unwrap()).unwrap();
+        let bodies = Expected::new(family, &config, || [].into_iter());
         let rule = bodies[0].rules.iter().find(|rule| rule.name.ends_with(end));
         rule.unwrap_or_else(|| panic!("no {end}")).presence
     };

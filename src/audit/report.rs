@@ -104,7 +104,7 @@ impl Place {
     }
 
     /// A tensor of a checkpoint, with its file.
-    pub(super) fn of(model: &Checkpoint, tensor: &TensorEntry) -> Place {
+    pub(super) fn entry(model: &Checkpoint, tensor: &TensorEntry) -> Place {
         let place = model.find(&tensor.name).and_then(|at| model.place(at));
         Place::tensor(&tensor.name, place.map(|(shard, _)| shard.file_name()))
     }
@@ -346,7 +346,7 @@ const MOST_CELLS: usize = 1 << 16;
 
 impl HeatMap {
     /// The map of a stack's tensors by their names; `None` if it would be empty or too large.
-    pub(super) fn of<'n>(
+    pub(super) fn new<'n>(
         title: &str,
         unit: &str,
         stack: &LayerStack,

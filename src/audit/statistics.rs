@@ -49,7 +49,7 @@ pub struct TensorStatistics {
 }
 
 impl TensorStatistics {
-    fn add(&mut self, part: &Part) {
+    fn add(&mut self, part: &PieceStatistics) {
         self.nan += part.non_finite.nan;
         self.infinite += part.non_finite.infinite;
         self.zeros += part.census.zeros;
@@ -81,7 +81,7 @@ pub fn exponent_of(bar: usize) -> i32 {
 
 /// Statistics of a piece.
 #[derive(Default)]
-struct Part {
+struct PieceStatistics {
     census: Census,
     non_finite: NonFinite,
     squares: f64,
@@ -107,7 +107,7 @@ pub fn statistics(
     let all: Vec<usize> = (0..tensors.len()).collect();
     let exponents = Mutex::new([0; EXPONENTS]);
     let look = |tensor: usize, piece: &[u8]| {
-        let format = FloatType::of(tensors[tensor].dtype);
+        let format = FloatType::from_dtype(tensors[tensor].dtype);
         format.map(|format| part(format, piece, &exponents))
     };
     let (digests, parts) = each_piece(model, &all, threads, PIECE, observer, look)?;
@@ -177,8 +177,8 @@ fn scattered(
 }
 
 /// Statistics of some values; values that are not finite are set to zero.
-fn doubles(values: &mut [f64]) -> Part {
-    let mut part = Part::default();
+fn doubles(values: &mut [f64]) -> PieceStatistics {
+    let mut part = PieceStatistics::default();
     for value in values.iter_mut() {
         part.census.zeros += u64::from(*value == 0.0);
         if !value.is_finite() {
@@ -204,18 +204,18 @@ fn count_exponents(values: &[f64], exponents: &Exponents) {
     }
 }
 
-fn part(format: FloatType, bytes: &[u8], exponents: &Exponents) -> Part {
-    let census = Census::of(format, bytes);
+fn part(format: FloatType, bytes: &[u8], exponents: &Exponents) -> PieceStatistics {
+    let census = Census::count(format, bytes);
     let finite = census.is_finite(format);
     let mut largest = [0f64];
     if finite {
         format.decode(&census.largest.to_le_bytes()[..format.size()], &mut largest);
     }
-    let mut part = Part {
+    let mut part = PieceStatistics {
         census,
         largest: largest[0],
-        zero_runs: ZeroRuns::of(format, bytes, census.zeros),
-        ..Part::default()
+        zero_runs: ZeroRuns::count(format, bytes, census.zeros),
+        ..PieceStatistics::default()
     };
     // Outside of this range, squares would leave the range of f32.
     let plain = finite && !format.wants_f64() && PLAIN.contains(&largest[0]);

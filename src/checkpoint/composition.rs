@@ -53,7 +53,7 @@ impl Composition {
     ///
     /// # Errors
     /// The folder cannot be listed.
-    pub(super) fn of(location: &Location) -> Result<Composition, CheckpointError> {
+    pub(super) fn find(location: &Location) -> Result<Composition, CheckpointError> {
         let mut found = Composition {
             is_whole: true,
             ..Composition::default()
@@ -179,7 +179,7 @@ impl Composition {
         }
         let outside = |path: PathBuf| {
             let real = fs::canonicalize(&path).ok()?;
-            let home = Home::of(&location.path).ok()?;
+            let home = Home::find(&location.path).ok()?;
             (!home.holds(&real)).then(|| CheckpointError::NotOfFolder {
                 path,
                 what: Stray::Outside(real),

@@ -25,10 +25,10 @@ impl FileState {
     /// # Errors
     /// Nothing is there, or it cannot be looked at.
     pub fn at(path: &Path) -> io::Result<FileState> {
-        fs::metadata(path).map(|metadata| FileState::of(&metadata))
+        fs::metadata(path).map(|metadata| FileState::new(&metadata))
     }
 
-    pub(super) fn of(metadata: &Metadata) -> FileState {
+    pub(super) fn new(metadata: &Metadata) -> FileState {
         FileState {
             device: metadata.dev(),
             inode: metadata.ino(),

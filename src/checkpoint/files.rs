@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::behind::Reclaim;
 use super::error::CheckpointError;
-use super::format::Format;
+use super::format::FileFormat;
 use super::limits::MAX_TENSORS;
 use super::pickle::Place;
 use super::shard::Shard;
@@ -41,12 +41,12 @@ impl Files {
     /// If the file cannot be read, or it has no such entry.
     pub(super) fn open(
         path: &Path,
-        format: Format,
+        format: FileFormat,
         entry: Option<&str>,
     ) -> Result<(Files, Vec<String>), CheckpointError> {
         let mut files = Files::default();
         let (shard, notes) = match format {
-            Format::Safetensors => {
+            FileFormat::Safetensors => {
                 if let Some(entry) = entry {
                     return Err(CheckpointError::NoEntries {
                         path: path.into(),
@@ -66,7 +66,7 @@ impl Files {
                 }
                 (shard, Vec::new())
             }
-            Format::Pickle => {
+            FileFormat::Pickle => {
                 let (shard, pickled) = Shard::open_pickle(path, entry)?;
                 for tensor in pickled.tensors {
                     let entry = TensorEntry {
@@ -139,7 +139,7 @@ impl TensorSource for Files {
     }
 
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
-        let format = FloatType::of(self.tensors[index].dtype)?;
+        let format = FloatType::from_dtype(self.tensors[index].dtype)?;
         let InFile { offset, place, .. } = &self.at[index];
         if let Place::Strided(strides) = place {
             return Some(Box::new(Strided {

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::error::CheckpointError;
-use super::format::Format;
+use super::format::FileFormat;
 use super::index::Index;
 use super::limits::{MAX_FOLDER_ENTRIES, MAX_SHARDS};
 use super::locate::Location;
@@ -17,13 +17,13 @@ use super::weight_names::{
 
 /// The files that make up a checkpoint.
 #[derive(Debug)]
-pub(super) struct Weights {
+pub(super) struct WeightFiles {
     /// In name order.
     pub(super) shards: Vec<PathBuf>,
     /// The index that names them, if one does.
     pub(super) index: Option<Index>,
     /// The format of the shards.
-    pub(super) format: Format,
+    pub(super) format: FileFormat,
     /// Notes on files that were ignored.
     pub(super) notes: Vec<String>,
 }
@@ -32,7 +32,7 @@ pub(super) struct Weights {
 #[derive(Debug)]
 pub(super) struct FoundWeights {
     /// The files that exist.
-    pub(super) weights: Weights,
+    pub(super) weights: WeightFiles,
     /// An index that cannot be read, and missing files.
     pub(super) problems: Vec<CheckpointError>,
     /// Weight files of the same format that are not part of the checkpoint.
@@ -54,9 +54,9 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
     {
         names.retain(|name| !is_head_file(name));
     }
-    for format in [Format::Safetensors, Format::Pickle] {
+    for format in [FileFormat::Safetensors, FileFormat::Pickle] {
         if let Some(mut found) = find_format(location, &names, format) {
-            if format == Format::Safetensors {
+            if format == FileFormat::Safetensors {
                 let unread = unread_pickles(&names);
                 let note = unread.map(|(first, more)| pickles_note(location, first, more));
                 found.weights.notes.extend(note);
@@ -72,7 +72,7 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
 fn unread_pickles(names: &BTreeSet<String>) -> Option<(&str, usize)> {
     let mut pickles = names
         .iter()
-        .filter(|name| Format::of(name) == Format::Pickle)
+        .filter(|name| FileFormat::from_name(name) == FileFormat::Pickle)
         .filter(|name| !is_of_training(name) && !ADAPTERS.contains(&name.as_str()));
     Some((pickles.next()?, pickles.count()))
 }
@@ -93,7 +93,7 @@ fn pickles_note(location: &Location, first: &str, more: usize) -> String {
 fn find_format(
     location: &Location,
     names: &BTreeSet<String>,
-    format: Format,
+    format: FileFormat,
 ) -> Option<FoundWeights> {
     let folder = &location.path;
     let (adapters, files): (BTreeSet<&str>, BTreeSet<&str>) = weight_files(names, format)
@@ -104,7 +104,7 @@ fn find_format(
         unread: unread_index,
         passed_over,
         mut problems,
-    } = IndexChoice::of(folder, names, &files, format);
+    } = IndexChoice::new(folder, names, &files, format);
     let mut chosen: BTreeSet<String> = BTreeSet::new();
     if let Some((name, index)) = &index {
         chosen = present_shards(location, names, format, (index, name), &mut problems);
@@ -157,7 +157,7 @@ fn find_format(
         left_aside: left_aside.collect(),
         unread_index: unread_index.map(str::to_owned),
         unread_pickle: None,
-        weights: Weights {
+        weights: WeightFiles {
             shards: chosen.iter().map(|name| folder.join(name)).collect(),
             notes: index_note
                 .into_iter()
@@ -183,11 +183,11 @@ struct IndexChoice<'n> {
 }
 
 impl<'n> IndexChoice<'n> {
-    fn of(
+    fn new(
         folder: &Path,
         names: &'n BTreeSet<String>,
         files: &BTreeSet<&str>,
-        format: Format,
+        format: FileFormat,
     ) -> Self {
         let mut choice = IndexChoice {
             index: None,
@@ -220,7 +220,7 @@ impl<'n> IndexChoice<'n> {
 fn present_shards(
     location: &Location,
     names: &BTreeSet<String>,
-    format: Format,
+    format: FileFormat,
     (index, name): (&Index, &str),
     problems: &mut Vec<CheckpointError>,
 ) -> BTreeSet<String> {
@@ -272,7 +272,7 @@ pub(super) fn file_names(folder: &Path) -> Result<BTreeSet<String>, CheckpointEr
 fn choose_index<'a>(
     names: &'a BTreeSet<String>,
     files: &BTreeSet<&str>,
-    format: Format,
+    format: FileFormat,
 ) -> Option<&'a str> {
     if let Some(name) = names.get(format.index()) {
         return Some(name);
@@ -290,7 +290,7 @@ fn choose_index<'a>(
 fn choose_files(
     location: &Location,
     files: &BTreeSet<&str>,
-    format: Format,
+    format: FileFormat,
 ) -> Result<BTreeSet<String>, CheckpointError> {
     let singles = [format.single(), format.single_of_diffusers()];
     if let Some(single) = singles.into_iter().find(|single| files.contains(single)) {
@@ -360,13 +360,13 @@ fn check_complete(
 fn stale_index_hint(
     location: &Location,
     names: &BTreeSet<String>,
-    format: Format,
+    format: FileFormat,
     (index, index_name): (&Index, &str),
 ) -> String {
     let download = download_hint(location);
     let named = index.shards().unwrap_or_default();
     let left = names.iter().any(|name| named.contains(name.as_str()));
-    let formats = [format, Format::Pickle];
+    let formats = [format, FileFormat::Pickle];
     // Pickles are read only if there are no safetensors.
     let formats = &formats[..if left { 1 } else { 2 }];
     let whole = formats.iter().find_map(|format| {
@@ -396,12 +396,12 @@ fn stale_index_hint(
 }
 
 /// The files with names of that format, without what trainers keep to resume from.
-fn weight_files(names: &BTreeSet<String>, format: Format) -> BTreeSet<&str> {
+fn weight_files(names: &BTreeSet<String>, format: FileFormat) -> BTreeSet<&str> {
     names
         .iter()
         .map(String::as_str)
         .filter(|name| format.ends().iter().any(|end| name.ends_with(end)))
-        .filter(|name| !is_of_training(name) || format == Format::Safetensors)
+        .filter(|name| !is_of_training(name) || format == FileFormat::Safetensors)
         .collect()
 }
 

@@ -21,62 +21,62 @@ impl WrittenAs {
 
 /// The format of a checkpoint's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum FileFormat {
     Safetensors,
     /// What torch.save writes.
     Pickle,
 }
 
-impl Format {
+impl FileFormat {
     /// The format that a file's name indicates, if it indicates one.
-    pub(super) fn named(name: &str) -> Option<Format> {
-        let formats = [Format::Safetensors, Format::Pickle];
+    pub(super) fn named(name: &str) -> Option<FileFormat> {
+        let formats = [FileFormat::Safetensors, FileFormat::Pickle];
         let mut formats = formats.into_iter();
         formats.find(|format| format.ends().iter().any(|end| name.ends_with(end)))
     }
 
     /// The format that a file's name indicates; safetensors if it indicates none.
-    pub(super) fn of(name: &str) -> Format {
-        Format::named(name).unwrap_or(Format::Safetensors)
+    pub(super) fn from_name(name: &str) -> FileFormat {
+        FileFormat::named(name).unwrap_or(FileFormat::Safetensors)
     }
 
     /// The endings of its files' names.
     pub(super) fn ends(self) -> &'static [&'static str] {
         match self {
-            Format::Safetensors => &[".safetensors"],
-            Format::Pickle => &[".bin", ".pt", ".pth", ".ckpt", ".pth.tar"],
+            FileFormat::Safetensors => &[".safetensors"],
+            FileFormat::Pickle => &[".bin", ".pt", ".pth", ".ckpt", ".pth.tar"],
         }
     }
 
     /// The name of the file if the checkpoint is a single file.
     pub(super) fn single(self) -> &'static str {
         match self {
-            Format::Safetensors => "model.safetensors",
-            Format::Pickle => "pytorch_model.bin",
+            FileFormat::Safetensors => "model.safetensors",
+            FileFormat::Pickle => "pytorch_model.bin",
         }
     }
 
     /// The same in the folder of a component of diffusers.
     pub(super) fn single_of_diffusers(self) -> &'static str {
         match self {
-            Format::Safetensors => "diffusion_pytorch_model.safetensors",
-            Format::Pickle => "diffusion_pytorch_model.bin",
+            FileFormat::Safetensors => "diffusion_pytorch_model.safetensors",
+            FileFormat::Pickle => "diffusion_pytorch_model.bin",
         }
     }
 
     /// The name that transformers gives the index of a checkpoint.
     pub(super) fn index(self) -> &'static str {
         match self {
-            Format::Safetensors => "model.safetensors.index.json",
-            Format::Pickle => "pytorch_model.bin.index.json",
+            FileFormat::Safetensors => "model.safetensors.index.json",
+            FileFormat::Pickle => "pytorch_model.bin.index.json",
         }
     }
 
     /// The ending of the name of any index.
     pub(super) fn index_end(self) -> &'static str {
         match self {
-            Format::Safetensors => ".safetensors.index.json",
-            Format::Pickle => ".bin.index.json",
+            FileFormat::Safetensors => ".safetensors.index.json",
+            FileFormat::Pickle => ".bin.index.json",
         }
     }
 }

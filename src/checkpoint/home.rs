@@ -17,7 +17,7 @@ pub(super) struct Home {
 
 impl Home {
     /// The home of a folder's files.
-    pub(super) fn of(folder: &Path) -> io::Result<Home> {
+    pub(super) fn find(folder: &Path) -> io::Result<Home> {
         let folder = fs::canonicalize(folder)?;
         let blobs = repository(&folder).map(|repository| repository.join("blobs"));
         // A link here would lead anywhere.
@@ -73,7 +73,7 @@ pub(super) fn file_in(folder: &Path, name: &str) -> Result<Option<PathBuf>, Chec
         return Err(error(Stray::ToNothing, hint(folder)));
     };
     let io = |source| CheckpointError::io("open", folder, source);
-    if !Home::of(folder).map_err(io)?.holds(&real) {
+    if !Home::find(folder).map_err(io)?.holds(&real) {
         let hint = "put a copy in the place of the link, if it is meant, or remove the link";
         return Err(error(Stray::Outside(real), hint.to_owned()));
     }

@@ -131,7 +131,7 @@ impl TensorSource for InMemory {
 
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
         Some(Box::new(Stored {
-            format: FloatType::of(self.entries[index].dtype)?,
+            format: FloatType::from_dtype(self.entries[index].dtype)?,
             bytes: self.bytes(index)?,
         }))
     }

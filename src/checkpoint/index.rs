@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::bounded::{plain, read_bounded};
 use super::error::CheckpointError;
 use super::files::Files;
-use super::format::Format;
+use super::format::FileFormat;
 use super::header::check_name;
 use super::limits::{MAX_FILE_NAME_BYTES, MAX_INDEX_BYTES, MAX_SHARDS};
 use super::shard::Shard;
@@ -20,7 +20,7 @@ use super::weight_names::{NumberedSet, numbered};
 #[derive(Debug)]
 pub(super) struct Index {
     path: PathBuf,
-    format: Format,
+    format: FileFormat,
     /// Tensor and file, in the index's order.
     weight_map: Vec<(String, String)>,
     total_size: Option<serde_json::Value>,
@@ -28,7 +28,7 @@ pub(super) struct Index {
 
 impl Index {
     /// Reads an index; refuses file names other than those of shards in the same folder.
-    pub(super) fn read(path: &Path, format: Format) -> Result<Index, CheckpointError> {
+    pub(super) fn read(path: &Path, format: FileFormat) -> Result<Index, CheckpointError> {
         let bytes = read_bounded(path, MAX_INDEX_BYTES, "index, in bytes")?;
         let malformed = |detail| CheckpointError::IndexMalformed {
             path: path.into(),
@@ -170,7 +170,7 @@ impl Index {
 }
 
 /// Whether this is a plain file name, which cannot lead out of the folder on any system.
-fn is_shard_name(file: &str, format: Format) -> bool {
+fn is_shard_name(file: &str, format: FileFormat) -> bool {
     let mut ends = format.ends().iter();
     file.len() <= MAX_FILE_NAME_BYTES
         && ends.any(|end| file.ends_with(end) && file.len() > end.len())

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use super::format::Format;
+use super::format::FileFormat;
 use super::limits::MAX_UNKNOWN_BYTES;
 use super::weight_names::{UNFINISHED, is_of_training, other_format};
 
@@ -215,5 +215,5 @@ pub(super) fn folder(name: &str, inside: &BTreeSet<String>) -> Option<&'static s
 
 /// Whether a file has the name of weights that torch or safetensors write.
 pub(super) fn is_weights(name: &str) -> bool {
-    Format::named(name).is_some()
+    FileFormat::named(name).is_some()
 }

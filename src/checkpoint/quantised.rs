@@ -60,7 +60,7 @@ pub(super) fn refuse_quantised(
     {
         return refuse(config.path().into(), seen, CONFIG_HINT);
     }
-    let codes = Codes::of(&files.tensors, by_name);
+    let codes = Codes::new(&files.tensors, by_name);
     for (at, tensor) in files.tensors.iter().enumerate() {
         if let Some(seen) = codes.in_tensor(tensor) {
             return refuse(files.shard_of(at).path.clone(), seen, HINT);
@@ -92,7 +92,7 @@ struct Codes<'a> {
 }
 
 impl<'a> Codes<'a> {
-    fn of(tensors: &'a [TensorEntry], by_name: &'a HashMap<String, usize>) -> Self {
+    fn new(tensors: &'a [TensorEntry], by_name: &'a HashMap<String, usize>) -> Self {
         let codes = tensors.iter().filter(|tensor| may_be_codes(tensor));
         Self {
             tensors,
@@ -147,7 +147,7 @@ fn module_and_last(name: &str) -> (&str, &str) {
 
 /// Whether only the config says that it is quantised: every tensor holds plain numbers.
 pub(super) fn only_config_says(tensors: &[TensorEntry], by_name: &HashMap<String, usize>) -> bool {
-    let codes = Codes::of(tensors, by_name);
+    let codes = Codes::new(tensors, by_name);
     let plain = |tensor: &TensorEntry| {
         codes.in_tensor(tensor).is_none() && !is_narrow(tensor.dtype) && tensor.dtype != Dtype::I32
     };

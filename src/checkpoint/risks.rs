@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::bounded::read_bounded;
 use super::error::CheckpointError;
 use super::folder::file_names;
-use super::format::Format;
+use super::format::FileFormat;
 use super::home::Home;
 use super::json::parse_json;
 use super::limits::{MAX_CONFIG_BYTES, MAX_FOLDER_DEPTH, MAX_FOLDER_ENTRIES};
@@ -43,7 +43,7 @@ pub fn folder_risks(location: &Location) -> Result<FolderRisks, CheckpointError>
         return Ok(risks);
     }
     let io = |source| CheckpointError::io("open", folder, source);
-    let home = Home::of(folder).map_err(io)?;
+    let home = Home::find(folder).map_err(io)?;
     // The folders still to scan, with the prefix of their files' names and their depth.
     let mut waiting: Vec<(PathBuf, String, usize)> = vec![(folder.clone(), String::new(), 0)];
     let mut entries = 0;
@@ -84,7 +84,7 @@ pub fn folder_risks(location: &Location) -> Result<FolderRisks, CheckpointError>
 /// Looks at one file, which the report calls `shown`.
 fn look_at(path: &Path, shown: String, risks: &mut FolderRisks) {
     let name = shown.to_ascii_lowercase();
-    let is_pickle = Format::of(&name) == Format::Pickle;
+    let is_pickle = FileFormat::from_name(&name) == FileFormat::Pickle;
     if is_pickle || OTHER_PICKLES.iter().any(|end| name.ends_with(end)) {
         let imports = match Shard::map_bytes(path) {
             Ok(bytes) => globals(path, &bytes),

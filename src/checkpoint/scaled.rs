@@ -42,7 +42,7 @@ pub enum ScaledError {
     #[error(
         "expected blocks of one row and column at least and a float type, found {block:?} and {dtype}"
     )]
-    Format {
+    FileFormat {
         /// Rows and columns of a block.
         block: [usize; 2],
         /// The type of the products.
@@ -93,8 +93,8 @@ impl Scaled {
             block,
             dtype,
         } = scales;
-        let format = FloatType::of(dtype).filter(|_| block[0] > 0 && block[1] > 0);
-        let format = format.ok_or(ScaledError::Format { block, dtype })?;
+        let format = FloatType::from_dtype(dtype).filter(|_| block[0] > 0 && block[1] > 0);
+        let format = format.ok_or(ScaledError::FileFormat { block, dtype })?;
         let all = base.entries();
         let by_name: HashMap<&str, usize> = (0..)
             .zip(all)
@@ -138,7 +138,7 @@ impl Scaled {
 /// Checks that there is one scale per block of a matrix.
 fn check(values: &TensorEntry, scales: &TensorEntry, block: [usize; 2]) -> Result<(), ScaledError> {
     let matrix = |entry: &TensorEntry| -> Result<[usize; 2], ScaledError> {
-        match (entry.shape.as_slice(), FloatType::of(entry.dtype)) {
+        match (entry.shape.as_slice(), FloatType::from_dtype(entry.dtype)) {
             (&[rows, columns], Some(_)) => Ok([rows, columns]),
             _ => Err(ScaledError::NoMatrix {
                 tensor: entry.name.clone(),

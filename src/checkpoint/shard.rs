@@ -91,7 +91,7 @@ impl Shard {
             header_len: 0,
             metadata: BTreeMap::new(),
             folder: String::new(),
-            state: FileState::of(&metadata),
+            state: FileState::new(&metadata),
             behind: Behind::new(map.len() as u64),
             map,
         })

@@ -10,7 +10,7 @@ use super::composition::{components, is_module_dir, named_modules};
 use super::config::ModelConfig;
 use super::error::CheckpointError;
 use super::folder::file_names;
-use super::format::Format;
+use super::format::FileFormat;
 use super::home::file_in;
 use super::json::{is_lfs_pointer, parse_json};
 use super::left_out::{self, LeftOut, file_by_content, file_by_name, is_weights};
@@ -141,7 +141,7 @@ pub(super) fn find_sidecars(
     folder: &Path,
     config: Option<&ModelConfig>,
 ) -> Result<Vec<Sidecar>, CheckpointError> {
-    let found = Beside::of(folder, config)?.files.into_iter();
+    let found = Beside::find(folder, config)?.files.into_iter();
     let found = found.filter_map(|(name, kind, path)| {
         let path = path.ok()?;
         Some(Sidecar { name, path, kind })
@@ -154,7 +154,7 @@ pub(super) fn unreadable(
     folder: &Path,
     config: Option<&ModelConfig>,
 ) -> Result<Vec<(SidecarKind, CheckpointError)>, CheckpointError> {
-    let found = Beside::of(folder, config)?.files.into_iter();
+    let found = Beside::find(folder, config)?.files.into_iter();
     Ok(found
         .filter_map(|(_, kind, path)| Some((kind, path.err()?)))
         .collect())
@@ -166,15 +166,15 @@ pub(super) fn left_out(
     folder: &Path,
     config: Option<&ModelConfig>,
 ) -> Result<Vec<LeftOut>, CheckpointError> {
-    Ok(Beside::of(folder, config)?.left_out)
+    Ok(Beside::find(folder, config)?.left_out)
 }
 
 impl Beside {
-    fn of(folder: &Path, config: Option<&ModelConfig>) -> Result<Beside, CheckpointError> {
+    fn find(folder: &Path, config: Option<&ModelConfig>) -> Result<Beside, CheckpointError> {
         let names = file_names(folder)?;
         let has_code = config.is_some_and(|config| config.get("auto_map").is_some())
             || names.iter().any(|name| names_code(folder, name));
-        let parts = Inside::of(folder);
+        let parts = Inside::list(folder);
         let mut beside = Beside {
             files: Vec::new(),
             left_out: Vec::new(),
@@ -278,7 +278,7 @@ fn enter(
 /// Whether the output has a file of that name that is made for it, or that goes with its weights.
 fn is_of_output(name: &str) -> bool {
     let made = ["config.json", "README.md", "weldment.lock.json"];
-    let indexes = [Format::Safetensors, Format::Pickle].map(Format::index_end);
+    let indexes = [FileFormat::Safetensors, FileFormat::Pickle].map(FileFormat::index_end);
     made.contains(&name) || indexes.iter().any(|end| name.ends_with(end))
 }
 
@@ -330,7 +330,7 @@ struct Inside {
 }
 
 impl Inside {
-    fn of(folder: &Path) -> Inside {
+    fn list(folder: &Path) -> Inside {
         let (mut modules, _) = named_modules(folder);
         // `0_Transformer` is the model itself.
         let names = file_names(folder).unwrap_or_default();

@@ -14,8 +14,8 @@ use super::composition::Composition;
 use super::config::ModelConfig;
 use super::error::{CheckpointError, Stray};
 use super::files::Files;
-use super::folder::{FoundWeights, Weights, check_link, file_names, find_weights};
-use super::format::{Format, WrittenAs};
+use super::folder::{FoundWeights, WeightFiles, check_link, file_names, find_weights};
+use super::format::{FileFormat, WrittenAs};
 use super::hub::{listed_names, snapshot_of};
 use super::index::Index;
 use super::locate::Location;
@@ -58,7 +58,7 @@ impl Checkpoint {
     /// # Errors
     /// The first problem of its files or of its adapter, or the model is quantised.
     pub fn open(label: &str, location: &Location) -> Result<Checkpoint, CheckpointError> {
-        let mut survey = Survey::of(label, location)?;
+        let mut survey = Survey::open(label, location)?;
         match survey.quantised.take() {
             Some(quantised) if survey.problems.is_empty() => Err(quantised),
             _ => survey.whole(location),
@@ -70,7 +70,7 @@ impl Checkpoint {
     /// # Errors
     /// The first problem of its files or of its adapter.
     pub fn open_to_list(label: &str, location: &Location) -> Result<Checkpoint, CheckpointError> {
-        let survey = Survey::of(label, location)?;
+        let survey = Survey::open(label, location)?;
         let quantised = survey.quantised.as_ref().map(ToString::to_string);
         let checkpoint = survey.whole(location)?;
         let notes = checkpoint
@@ -104,8 +104,8 @@ impl Survey {
     ///
     /// # Errors
     /// If there is nothing to open: the file or folder does not exist, or the folder has no weights.
-    pub fn of(label: &str, location: &Location) -> Result<Survey, CheckpointError> {
-        let composition = Composition::of(location)?;
+    pub fn open(label: &str, location: &Location) -> Result<Survey, CheckpointError> {
+        let composition = Composition::find(location)?;
         let mut whole = match composition.is_whole {
             true => Survey::of_weights(label, location, "")?,
             false => Survey::default(),
@@ -211,7 +211,7 @@ impl Survey {
                 unread_pickle: None,
             },
         };
-        let Weights {
+        let WeightFiles {
             shards,
             index,
             format,
@@ -226,7 +226,7 @@ impl Survey {
             });
             problems.extend(opened.err());
         }
-        if format == Format::Pickle {
+        if format == FileFormat::Pickle {
             notes.extend(read_as_pickles(&shards));
         }
         let partial = !problems.is_empty();
@@ -302,7 +302,7 @@ fn can_be_rewritten(survey: &Result<Survey, CheckpointError>) -> Result<(), Stri
     let tensors = survey.checkpoint.iter().flat_map(Checkpoint::tensors);
     let mut dtypes = tensors.map(|tensor| tensor.dtype);
     let first = dtypes.next().unwrap_or(Dtype::F32);
-    match dtypes.all(|dtype| dtype == first) && FloatType::of(first).is_some() {
+    match dtypes.all(|dtype| dtype == first) && FloatType::from_dtype(first).is_some() {
         true => Ok(()),
         false => Err("its tensors are not of one float dtype".to_owned()),
     }
@@ -334,7 +334,7 @@ fn look_at_download(location: &Location) -> (Vec<CheckpointError>, Option<String
     let has_config = |folder: &Path| folder.join(CONFIG).exists();
     let named_as_a_file = folder
         .file_name()
-        .and_then(|name| Format::named(name.to_str()?));
+        .and_then(|name| FileFormat::named(name.to_str()?));
     if named_as_a_file.is_some() && !has_config(folder) && folder.parent().is_some_and(has_config) {
         let problem = CheckpointError::NotAFile {
             path: folder.clone(),
@@ -380,7 +380,8 @@ fn unfinished(folder: &Path) -> Result<Vec<CheckpointError>, CheckpointError> {
     let names = file_names(folder)?;
     let of = |name: &String| {
         let stem = UNFINISHED.iter().find_map(|end| name.strip_suffix(end))?;
-        let weights = stem.ends_with(".safetensors") || Format::of(stem) == Format::Pickle;
+        let weights =
+            stem.ends_with(".safetensors") || FileFormat::from_name(stem) == FileFormat::Pickle;
         let known = weights || stem.ends_with(".json") || stem.ends_with(".model");
         known.then(|| CheckpointError::Unfinished {
             path: folder.join(name),
@@ -394,11 +395,11 @@ fn unfinished(folder: &Path) -> Result<Vec<CheckpointError>, CheckpointError> {
 const TORCH_STARTS: [&[u8]; 2] = [b"PK\x03\x04", b"\x80"];
 
 /// The weights of a single file: its format is that of its name, or else what its first bytes look like.
-fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
+fn single_file(path: &Path) -> Result<WeightFiles, CheckpointError> {
     let name = path.to_string_lossy();
-    let format = match Format::named(&name) {
+    let format = match FileFormat::named(&name) {
         Some(format) => format,
-        None if starts_like_torch(path)? => Format::Pickle,
+        None if starts_like_torch(path)? => FileFormat::Pickle,
         None => match other_format(&name) {
             Some((what, hint)) => {
                 return Err(CheckpointError::NotSafetensors {
@@ -407,10 +408,10 @@ fn single_file(path: &Path) -> Result<Weights, CheckpointError> {
                     hint,
                 });
             }
-            None => Format::Safetensors,
+            None => FileFormat::Safetensors,
         },
     };
-    Ok(Weights {
+    Ok(WeightFiles {
         shards: vec![path.into()],
         index: None,
         format,

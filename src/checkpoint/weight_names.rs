@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::format::{Format, WrittenAs};
+use super::format::{FileFormat, WrittenAs};
 
 /// The names of a LoRA adapter's weights.
 pub(super) const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
@@ -49,12 +49,12 @@ pub(super) const HEADS: [(&str, &[&str], WrittenAs); 3] = [
 
 /// Whether a file has the name of a model's weights.
 pub(super) fn is_model(name: &str) -> bool {
-    Format::named(name).is_some() && !is_of_training(name) && !ADAPTERS.contains(&name)
+    FileFormat::named(name).is_some() && !is_of_training(name) && !ADAPTERS.contains(&name)
 }
 
 /// Whether a file has the name of an index of weights, in the folder itself.
 pub(super) fn is_index(name: &str) -> bool {
-    let ends = [Format::Safetensors, Format::Pickle].map(Format::index_end);
+    let ends = [FileFormat::Safetensors, FileFormat::Pickle].map(FileFormat::index_end);
     !name.contains('/') && ends.iter().any(|end| name.ends_with(end))
 }
 

@@ -71,7 +71,7 @@ fn report(arguments: &Arguments, model: &ModelRef) -> Result<Report, Failure> {
     }
     let stop = signals::install(signals::Work::Reads)?;
     let label = model.to_string();
-    let survey = Survey::of(&label, &location).map_err(Failure::could_not_run)?;
+    let survey = Survey::open(&label, &location).map_err(Failure::could_not_run)?;
     let models: Vec<&Checkpoint> = survey.checkpoint.iter().collect();
     let threads = arguments.threads.count();
     if arguments.mutate {
@@ -89,7 +89,7 @@ fn report(arguments: &Arguments, model: &ModelRef) -> Result<Report, Failure> {
     let asked =
         |runtime: &&'static Runtime| arguments.runtimes.iter().any(|name| name == runtime.name);
     let runtimes: Vec<&Runtime> = Runtime::all().filter(asked).collect();
-    let served = Runtimes::of(&survey, &runtimes);
+    let served = Runtimes::new(&survey, &runtimes);
     let report = check(&label, &location, survey, threads, &progress);
     progress.finish();
     let mut report = report?;

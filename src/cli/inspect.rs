@@ -157,7 +157,7 @@ fn each(model: &Checkpoint) -> Vec<(String, String)> {
 fn collapsed(model: &Checkpoint) -> Vec<(String, String)> {
     let tensors = model.tensors();
     let stacks = layer_stacks(tensors.iter().map(|tensor| tensor.name.as_str()));
-    let stacks = StackIndex::of(&stacks);
+    let stacks = StackIndex::new(&stacks);
     let mut rows: Vec<(String, String, Vec<usize>)> = Vec::new();
     let mut places: BTreeMap<(String, String), usize> = BTreeMap::new();
     for (index, tensor) in tensors.iter().enumerate() {

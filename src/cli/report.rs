@@ -11,7 +11,7 @@ use clap::Args;
 use super::arguments::Suggesting;
 use super::fit;
 use super::output::{Failure, fail, print_made};
-use audit::formats::Format;
+use audit::formats::ReportFormat;
 use audit::policy::Policy;
 use audit::{Command, Report, Verdict};
 use errors::Refusal;
@@ -78,7 +78,7 @@ fn policy_text(path: &Path) -> Result<String, Refusal> {
 /// One format, and its file if it does not go to stdout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Output {
-    format: Format,
+    format: ReportFormat,
     file: Option<PathBuf>,
 }
 
@@ -88,7 +88,9 @@ fn output(text: &str) -> Result<Output, String> {
         Some((name, file)) => (name, Some(PathBuf::from(file))),
         None => (text, None),
     };
-    let format = Format::ALL.into_iter().find(|format| format.name() == name);
+    let format = ReportFormat::ALL
+        .into_iter()
+        .find(|format| format.name() == name);
     let format = format.ok_or_else(|| format!("expected one of {}", format_names().join(", ")))?;
     if let Some(file) = &file {
         if file.as_os_str().is_empty() || file.is_dir() {
@@ -103,7 +105,10 @@ fn output(text: &str) -> Result<Output, String> {
 }
 
 fn format_names() -> Vec<&'static str> {
-    Format::ALL.iter().map(|format| format.name()).collect()
+    ReportFormat::ALL
+        .iter()
+        .map(|format| format.name())
+        .collect()
 }
 
 impl Output {
@@ -116,7 +121,7 @@ impl Output {
         let text = self.format.write(report);
         let text = text.map_err(|error| Failure::tool(error.to_string()))?;
         match &self.file {
-            None if self.format == Format::Text => other(&fit::to_stdout(&text)),
+            None if self.format == ReportFormat::Text => other(&fit::to_stdout(&text)),
             None => other(&text),
             Some(file) => write(file, &text),
         }
@@ -161,7 +166,7 @@ impl ReportArguments {
         };
         // What cannot run is said on stderr in any case, which is enough for people.
         let said = |output: &&Output| {
-            made.is_err() && output.format == Format::Text && output.file.is_none()
+            made.is_err() && output.format == ReportFormat::Text && output.file.is_none()
         };
         let outputs = self.outputs.iter().filter(|output| !said(output));
         let written: Vec<Result<(), Failure>> =

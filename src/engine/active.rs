@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::EngineError;
 use super::budget::{Limits, MEASURED_BLOCKS};
-use super::job::{Job, Names, Target, Work};
+use super::job::{Job, Names, ResultUse, Work};
 use super::program::{CarriedMask, Cost, Measured, Pass, Program};
 use super::tile::PAGE;
 use super::whole::Whole;
@@ -240,7 +240,7 @@ impl<'a> ActiveJob<'a> {
             }
         };
         if let Work::Compute {
-            target: Target::Decide(decided),
+            target: ResultUse::Decide(decided),
             ..
         } = self.work
         {

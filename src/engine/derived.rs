@@ -1,6 +1,6 @@
 //! Values that a program computes as they are read: the result of one job as the source of another.
 //!
-//! A program that measures does so in its own job, [`Target::Decide`](super::Target::Decide), before the job that
+//! A program that measures does so in its own job, [`ResultUse::Decide`](super::ResultUse::Decide), before the job that
 //! reads its values. Values are rounded as if they had been written, so merging results equals merging files of
 //! them.
 

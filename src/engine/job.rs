@@ -89,12 +89,12 @@ pub enum Work<'a> {
         /// The computation.
         program: &'a dyn AnyProgram,
         /// What its result is used for.
-        target: Target<'a>,
+        target: ResultUse<'a>,
     },
 }
 
 /// What the result of a computation is used for.
-pub enum Target<'a> {
+pub enum ResultUse<'a> {
     /// It is written to these outputs, in the program's order.
     Outputs(Vec<Output>),
     /// Only its last pass is decided, for the [`Derived`](super::Derived) values of a later job.
@@ -139,17 +139,17 @@ pub struct Length {
     pub block: usize,
 }
 
-impl Target<'_> {
+impl ResultUse<'_> {
     /// One output, as long as the sources.
     pub fn values(number: usize, format: FloatType) -> Self {
-        Target::Outputs(vec![Output::new(number, format)])
+        ResultUse::Outputs(vec![Output::new(number, format)])
     }
 
     /// The outputs; empty if the program only decides.
     pub(super) fn outputs(&self) -> &[Output] {
         match self {
-            Target::Outputs(outputs) => outputs,
-            Target::Decide(_) => &[],
+            ResultUse::Outputs(outputs) => outputs,
+            ResultUse::Decide(_) => &[],
         }
     }
 }

@@ -30,7 +30,7 @@ use std::io;
 pub use budget::{BudgetError, Limits, Settings};
 pub use derived::{Decided, Derived};
 pub use execute::execute;
-pub use job::{Job, Length, Names, Output, SourceName, Target, Work};
+pub use job::{Job, Length, Names, Output, ResultUse, SourceName, Work};
 pub use program::{
     AnyProgram, Apply, Block, CarriedMask, Cost, Measure, MeasureColumns, Measured, Pass, Program,
 };

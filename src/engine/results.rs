@@ -144,7 +144,7 @@ fn round<R: Real>(
             let (meant, written) = (&meant[..places.len()], &mut written[..places.len()]);
             let size = format.size();
             format.decode(&bytes[places.start * size..places.end * size], written);
-            survival += Survival::of(meant, base, written);
+            survival += Survival::measure(meant, base, written);
         }
     }
     (narrowed, survival)

@@ -75,7 +75,7 @@ enum Kind {
 impl RopeSettings {
     /// Reads both spellings; they must agree where both are there.
     pub(super) fn read(config: &Fields, decoder: &Decoder) -> Result<Self, FieldError> {
-        let fields = RopeFields::of(*config)?;
+        let fields = RopeFields::read(*config)?;
         let theta = fields.number("rope_theta")?.unwrap_or(decoder.theta);
         let partial = fields.number("partial_rotary_factor")?;
         let mut kind = None;

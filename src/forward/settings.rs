@@ -3,8 +3,8 @@
 //! Defaults and rules follow transformers' configurations and modelling code, 4.57 and 5.23.
 
 use architecture::{
-    Absent, Bias, Decoder, Family, FieldError, Fields, HeadDim, Norms, QueryNorms, RoutingRule,
-    Shared as SharedRule, SharedLayout, SharedWidth, SparseLayers, WindowRule,
+    Absent, Bias, Decoder, Family, FieldError, Fields, HeadDim, NormPlacement, QueryNorms,
+    RoutingRule, Shared as SharedRule, SharedLayout, SharedWidth, SparseLayers, WindowRule,
 };
 use serde_json::Value;
 
@@ -141,10 +141,14 @@ impl Settings {
     /// Reads a config; no size in it is trusted until a tensor confirms it.
     pub(super) fn read(config: &Fields) -> Result<Settings, ForwardError> {
         let family = family(config)?;
-        Ok(Settings::of(config, family.decoder, family.tied)?)
+        Ok(Settings::for_decoder(config, family.decoder, family.tied)?)
     }
 
-    fn of(config: &Fields, decoder: &'static Decoder, tied: bool) -> Result<Settings, FieldError> {
+    fn for_decoder(
+        config: &Fields,
+        decoder: &'static Decoder,
+        tied: bool,
+    ) -> Result<Settings, FieldError> {
         refuse_others(config)?;
         let hidden = config.required("hidden_size")?;
         let heads = config.required("num_attention_heads")?;
@@ -179,7 +183,7 @@ impl Settings {
             rope: RopeSettings::read(config, decoder)?,
             windows: windows(config, decoder.window)?,
             norm_names: [attention_norm, mlp_norm],
-            norms_after: decoder.norms == Norms::After,
+            norms_after: decoder.norms == NormPlacement::After,
             query_norm: match decoder.query_norms {
                 QueryNorms::None => QueryNorm::None,
                 QueryNorms::Head => QueryNorm::Head,
@@ -220,7 +224,7 @@ struct Runnable {
 }
 
 impl Runnable {
-    fn of(family: &'static Family) -> Option<Runnable> {
+    fn find(family: &'static Family) -> Option<Runnable> {
         let decoder = family.decoder.as_ref().filter(|decoder| decoder.runs)?;
         let tied = family.is_tied();
         Some(Runnable { decoder, tied })
@@ -229,9 +233,9 @@ impl Runnable {
 
 fn family(config: &Fields) -> Result<Runnable, ForwardError> {
     let named = config.text("model_type")?.unwrap_or_default();
-    let found = Family::of(named).and_then(Runnable::of);
+    let found = Family::named(named).and_then(Runnable::find);
     found.ok_or_else(|| {
-        let all = Family::all().filter(|family| Runnable::of(family).is_some());
+        let all = Family::all().filter(|family| Runnable::find(family).is_some());
         let names: Vec<&str> = all.map(Family::name).collect();
         ForwardError::Family {
             found: named.chars().take(80).collect(),

@@ -248,7 +248,7 @@ type Known = (&'static Dialect, &'static Family, &'static Decoder);
 
 fn family(model_type: Option<&str>) -> Result<Known, Refusal> {
     let name = model_type.unwrap_or_default();
-    let found = Family::of(name).and_then(|family| {
+    let found = Family::named(name).and_then(|family| {
         let dialect = DIALECTS
             .iter()
             .find(|dialect| dialect.family == family.name())?;

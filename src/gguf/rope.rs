@@ -27,7 +27,7 @@ pub(super) fn positions(
 ) -> Result<Factors, Refusal> {
     let dialect = writer.dialect;
     let whole = whole_texts(writer.fields, dialect.rope == Rope::PerKind);
-    let rope = RopeFields::of(Fields::of_part(&whole)).map_err(refusal)?;
+    let rope = RopeFields::read(Fields::of_part(&whole)).map_err(refusal)?;
     let number = |name: &str| rope.number(name).map_err(refusal);
     let theta = number("rope_theta")?.unwrap_or(decoder.theta);
     let part = number("partial_rotary_factor")?.or(decoder.partial_rotary);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::encoding::Encoding;
 use super::families::{Dialect, Head, MODULES, SHARED};
 use super::parameters::Sizes;
-use architecture::{Decoder, Experts, Family, Matrix, Norms, SharedLayout, is_mtp_module};
+use architecture::{Decoder, Experts, Family, Matrix, NormPlacement, SharedLayout, is_mtp_module};
 use checkpoint::Checkpoint;
 use errors::Refusal;
 use numeric::Fill;
@@ -29,7 +29,7 @@ pub(super) struct Output {
 #[derive(Debug, Clone)]
 pub(super) enum Values {
     /// Elements of tensors of the checkpoint, one part after the other.
-    Parts(Vec<Part>),
+    Parts(Vec<ElementRange>),
     /// The rows of one tensor, each head's halves of rows interleaved.
     Interleaved {
         /// The tensor.
@@ -45,7 +45,7 @@ pub(super) enum Values {
 
 /// Some elements of a tensor of the checkpoint.
 #[derive(Debug, Clone)]
-pub(super) struct Part {
+pub(super) struct ElementRange {
     tensor: usize,
     elements: Range<u64>,
 }
@@ -105,7 +105,7 @@ fn interleaved(row: u64, head: u64) -> u64 {
 }
 
 /// The tensor that holds an element, its place there, and how many follow it in this part.
-fn piece(parts: &[Part], mut at: u64) -> (usize, u64, u64) {
+fn piece(parts: &[ElementRange], mut at: u64) -> (usize, u64, u64) {
     for part in parts {
         let len = part.elements.end - part.elements.start;
         if at < len {
@@ -288,8 +288,8 @@ impl<'c> Collector<'c> {
         }
         if module == "post_attention_layernorm" {
             return Some(match self.decoder.norms {
-                Norms::Before => self.dialect.mlp_norm,
-                Norms::After | Norms::Around => "post_attention_norm",
+                NormPlacement::Before => self.dialect.mlp_norm,
+                NormPlacement::After | NormPlacement::Around => "post_attention_norm",
             });
         }
         if let Some(SharedLayout::Each(prefix)) = mixture
@@ -388,7 +388,7 @@ impl<'c> Collector<'c> {
                         entry.name
                     )));
                 }
-                parts.push(Part {
+                parts.push(ElementRange {
                     tensor: index,
                     elements: 0..entry.elements(),
                 });
@@ -433,7 +433,7 @@ impl<'c> Collector<'c> {
         for (at, matrix) in ["gate", "up"].into_iter().enumerate() {
             let parts = (0..experts.unwrap_or(1) as u64).map(|expert| {
                 let start = (2 * expert + at as u64) * half;
-                Part {
+                ElementRange {
                     tensor: index,
                     elements: start..start + half,
                 }
@@ -472,7 +472,7 @@ impl<'c> Collector<'c> {
 
     fn whole(&mut self, name: String, index: usize) {
         let entry = &self.checkpoint.tensors()[index];
-        let part = Part {
+        let part = ElementRange {
             tensor: index,
             elements: 0..entry.elements(),
         };

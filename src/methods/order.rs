@@ -52,7 +52,7 @@ pub(super) struct Order<K> {
 
 /// The k-th largest key of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Cut {
+pub(super) struct KthLargest {
     pub(super) key: u32,
     /// How many elements of this key are among the k largest.
     pub(super) inside: u64,
@@ -62,7 +62,7 @@ pub(super) struct Cut {
 
 /// A cut and, for each block, how many elements have its key. The counts may be empty where they do not matter.
 pub(super) struct Found<'m> {
-    pub(super) cut: Cut,
+    pub(super) cut: KthLargest,
     pub(super) equal: &'m [u64],
 }
 
@@ -97,7 +97,7 @@ impl<K: Clone> Order<K> {
         ranks: &[(usize, u64)],
     ) -> Result<Vec<Found<'m>>, Counts<K>> {
         let cuts = self.cuts(measured, ranks)?;
-        let parted = |cut: &Cut| cut.inside < cut.held;
+        let parted = |cut: &KthLargest| cut.inside < cut.held;
         let keys: Vec<(usize, u32)> = ranks
             .iter()
             .zip(&cuts)
@@ -105,7 +105,7 @@ impl<K: Clone> Order<K> {
             .map(|(&(stream, _), cut)| (stream, cut.key))
             .collect();
         let mut counts = self.equal(measured, &keys)?.into_iter();
-        let mut equal = |cut: &Cut| parted(cut).then(|| counts.next()).flatten();
+        let mut equal = |cut: &KthLargest| parted(cut).then(|| counts.next()).flatten();
         Ok(cuts
             .into_iter()
             .map(|cut| Found {
@@ -140,7 +140,7 @@ impl<K: Clone> Order<K> {
         }
         let guesses = targets
             .iter()
-            .map(|&(stream, _, key)| (stream, Target::Guess { key }));
+            .map(|&(stream, _, key)| (stream, Counted::Guess { key }));
         let counted = self.counted(measured, guesses)?;
         let counts = counted.counts.chunks_exact(1 + self.blocks);
         let mut found: Vec<Option<Found<'m>>> = ranks.iter().map(|_| None).collect();
@@ -168,8 +168,8 @@ impl<K: Clone> Order<K> {
         // An estimate of the rank, from the sample.
         let zeros = zeros / sample.len().max(1) as f64 * self.elements as f64;
         let keys = candidates(sample, rank(zeros as u64).max(1), self.elements);
-        let guesses = keys.iter().map(|&key| Target::Guess { key });
-        let targets = std::iter::once(Target::Equal { key: 0 }).chain(guesses);
+        let guesses = keys.iter().map(|&key| Counted::Guess { key });
+        let targets = std::iter::once(Counted::Equal { key: 0 }).chain(guesses);
         let counted = self.counted(measured, targets.map(|target| (0, target)))?;
         let (zeros, counts) = counted.counts.split_at(self.blocks);
         let rank = rank(zeros.iter().sum());
@@ -192,7 +192,7 @@ impl<K: Clone> Order<K> {
         let each = SAMPLE.div_ceil(self.blocks.max(1));
         let sampled = streams
             .iter()
-            .map(|&stream| (stream, Target::Sampled { each }));
+            .map(|&stream| (stream, Counted::Sampled { each }));
         let sample = self.counted(measured, sampled)?;
         let recorded = sample.counts.chunks_exact((each * self.blocks).max(1));
         let keys = |recorded: &[u64]| {
@@ -212,14 +212,14 @@ impl<K: Clone> Order<K> {
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
         ranks: &[(usize, u64)],
-    ) -> Result<Vec<Cut>, Counts<K>> {
+    ) -> Result<Vec<KthLargest>, Counts<K>> {
         if ranks.is_empty() {
             return Ok(Vec::new());
         }
         let streams = streams(ranks);
         let high = self.counted(
             measured,
-            streams.iter().map(|&stream| (stream, Target::HighBins)),
+            streams.iter().map(|&stream| (stream, Counted::HighBins)),
         )?;
         let tops: Vec<_> = ranks
             .iter()
@@ -233,20 +233,20 @@ impl<K: Clone> Order<K> {
             measured,
             ranks.iter().zip(&tops).map(|(&(stream, _), top)| {
                 let bin = top.map_or(0, |top| top.bin);
-                (stream, Target::LowBins { bin })
+                (stream, Counted::LowBins { bin })
             }),
         )?;
         let cut = |(top, counts): (&Option<_>, &[u64])| {
             let top: Rank = (*top)?;
             let rank = rank_from_top(counts, top.wanted)?;
-            Some(Cut {
+            Some(KthLargest {
                 key: (top.bin * LOW_BINS + rank.bin) as u32,
                 inside: rank.wanted,
                 held: rank.held,
             })
         };
         // A rank beyond the last element cuts nothing off.
-        let all = Cut {
+        let all = KthLargest {
             key: 0,
             inside: 0,
             held: 0,
@@ -269,7 +269,7 @@ impl<K: Clone> Order<K> {
         }
         let targets = keys
             .iter()
-            .map(|&(stream, key)| (stream, Target::Equal { key }));
+            .map(|&(stream, key)| (stream, Counted::Equal { key }));
         let counted = self.counted(measured, targets)?;
         Ok(counted.counts.chunks_exact(self.blocks.max(1)).collect())
     }
@@ -278,7 +278,7 @@ impl<K: Clone> Order<K> {
     fn counted<'m>(
         &self,
         measured: &mut impl Iterator<Item = &'m Measured>,
-        targets: impl Iterator<Item = (usize, Target)>,
+        targets: impl Iterator<Item = (usize, Counted)>,
     ) -> Result<&'m Measured, Counts<K>> {
         measured.next().ok_or_else(|| Counts {
             keys: self.keys.clone(),
@@ -302,7 +302,7 @@ fn confirmed(counts: &[u64], key: u32, rank: u64) -> Option<Found<'_>> {
     let held = equal.iter().sum();
     let inside = rank.checked_sub(above)?;
     (1..=held).contains(&inside).then_some(Found {
-        cut: Cut { key, inside, held },
+        cut: KthLargest { key, inside, held },
         equal,
     })
 }
@@ -340,7 +340,7 @@ fn candidates(mut keys: Vec<u32>, rank: u64, elements: u64) -> Vec<u32> {
 
 /// What is counted of a stream's keys.
 #[derive(Debug, Clone, Copy)]
-enum Target {
+enum Counted {
     /// Nothing: records the keys themselves, plus one, of this many elements of each block.
     Sampled {
         each: usize,
@@ -363,7 +363,7 @@ enum Target {
 pub(super) struct Counts<K> {
     keys: K,
     blocks: usize,
-    targets: Vec<(usize, Target)>,
+    targets: Vec<(usize, Counted)>,
 }
 
 impl<K> Counts<K> {
@@ -373,7 +373,7 @@ impl<K> Counts<K> {
         K: Keys<R>,
     {
         match self.targets.first() {
-            Some(&(_, Target::Sampled { each })) => Pass::Sample(each, Box::new(self)),
+            Some(&(_, Counted::Sampled { each })) => Pass::Sample(each, Box::new(self)),
             _ => Pass::Measure(Box::new(self)),
         }
     }
@@ -408,11 +408,11 @@ impl<R: Real, K: Keys<R>> Measure<R> for Counts<K> {
         self.targets
             .iter()
             .map(|(_, target)| match target {
-                Target::Sampled { each } => each * self.blocks,
-                Target::Guess { .. } => 1 + self.blocks,
-                Target::HighBins => HIGH_BINS,
-                Target::LowBins { .. } => LOW_BINS,
-                Target::Equal { .. } => self.blocks,
+                Counted::Sampled { each } => each * self.blocks,
+                Counted::Guess { .. } => 1 + self.blocks,
+                Counted::HighBins => HIGH_BINS,
+                Counted::LowBins { .. } => LOW_BINS,
+                Counted::Equal { .. } => self.blocks,
             })
             .sum()
     }
@@ -458,30 +458,30 @@ impl<K> Counts<K> {
                 held = Some(stream);
             }
             let width = match target {
-                Target::Sampled { each } => {
+                Counted::Sampled { each } => {
                     let places = &mut counts[part.index * each + start..][..keys.len()];
                     for (place, &key) in places.iter_mut().zip(&*keys) {
                         *place = u64::from(key) + 1;
                     }
                     each * self.blocks
                 }
-                Target::Guess { key } => {
+                Counted::Guess { key } => {
                     let (above, equal) = count_above(keys, key);
                     counts[0] += above;
                     counts[1 + part.index] += equal;
                     1 + self.blocks
                 }
-                Target::HighBins => {
+                Counted::HighBins => {
                     keys.iter().for_each(|&key| counts[high_bin(key)] += 1);
                     HIGH_BINS
                 }
-                Target::LowBins { bin } => {
+                Counted::LowBins { bin } => {
                     keys.iter()
                         .filter(|&&key| high_bin(key) == bin)
                         .for_each(|&key| counts[low_bin(key)] += 1);
                     LOW_BINS
                 }
-                Target::Equal { key: wanted } => {
+                Counted::Equal { key: wanted } => {
                     counts[part.index] += count_equal(keys, wanted);
                     self.blocks
                 }
@@ -536,7 +536,7 @@ mod tests {
 
     /// Finds cuts as the engine would, with the first elements of each block as the sample; returns the number of
     /// passes too.
-    fn find(values: &[f32], ranks: &[u64]) -> (Vec<(Cut, Vec<u64>)>, usize) {
+    fn find(values: &[f32], ranks: &[u64]) -> (Vec<(KthLargest, Vec<u64>)>, usize) {
         let order = Order {
             keys: Values,
             elements: values.len() as u64,
@@ -581,14 +581,14 @@ mod tests {
     }
 
     /// The cut and its ties, by sorting.
-    fn twin(values: &[f32], rank: u64) -> (Cut, Vec<u64>) {
+    fn twin(values: &[f32], rank: u64) -> (KthLargest, Vec<u64>) {
         let keys: Vec<u32> = values.iter().map(|value| value.magnitude_key()).collect();
         let mut sorted = keys.clone();
         sorted.sort_unstable_by(|a, b| b.cmp(a));
         let key = sorted[rank as usize - 1];
         let above = sorted.iter().filter(|&&other| other > key).count() as u64;
         let equal = |keys: &[u32]| keys.iter().filter(|&&other| other == key).count() as u64;
-        let cut = Cut {
+        let cut = KthLargest {
             key,
             inside: rank - above,
             held: equal(&keys),

@@ -10,7 +10,7 @@ use ndarray::{Array1, Zip};
 use proptest::prelude::*;
 
 use super::{Action, ParamValue, Tensor, TensorParams, find};
-use engine::{self, Job, Limits, Observer, Settings, Sink, Target, Tile, Work};
+use engine::{self, Job, Limits, Observer, ResultUse, Settings, Sink, Tile, Work};
 use errors::in_one_line;
 use numeric::{FloatType, MaskKey, Stored, keep_threshold};
 
@@ -151,7 +151,7 @@ fn merged(
                 .collect(),
             elements,
             program: program.as_ref(),
-            target: Target::values(0, output),
+            target: ResultUse::values(0, output),
         },
         after_all: false,
         sample: None,

@@ -5,7 +5,7 @@ use super::config;
 use super::exact::Misfit;
 use super::family::{Dense, Window};
 use super::mixture::Mixture;
-use super::pieces::{Donor, EXPERT, Piece, Pieces, Tensors, layer_of};
+use super::pieces::{Donor, EXPERT, ExpertMatrix, Pieces, Tensors, layer_of};
 use super::{Decided, finish, open, report_misfits};
 use architecture::{Bias, Matrix, QueryNorms, SharedLayout};
 use checkpoint::{Checkpoint, ModelConfig, Resolver};
@@ -34,14 +34,14 @@ pub(super) fn attempt(
         .map_err(|refusal| problems.add_error(base_at, &refusal))
         .ok()?;
     let chosen = mixture.numbers(experts, model.label(), problems)?;
-    let shared = Shared::of(&mixture, model);
+    let shared = Shared::find(&mixture, model);
     let misfits = misfits(&mixture, config, &shared, model.label());
     let misfits = misfits
         .into_iter()
         .map(|misfit| (base_at, misfit))
         .collect();
     report_misfits(misfits, options.inexact, &mut notes, problems);
-    let dtype = recipe.dtype.and_then(FloatType::of);
+    let dtype = recipe.dtype.and_then(FloatType::from_dtype);
     let factor = config
         .get("routed_scaling_factor")
         .and_then(serde_json::Value::as_f64);
@@ -110,7 +110,7 @@ enum Shared {
 }
 
 impl Shared {
-    fn of(mixture: &Mixture, model: &Checkpoint) -> Shared {
+    fn find(mixture: &Mixture, model: &Checkpoint) -> Shared {
         let Some(shared) = &mixture.target.mixture.shared else {
             return Shared::None;
         };
@@ -284,7 +284,12 @@ impl Extraction<'_> {
     }
 
     /// Neurons of several MLPs as those of one: rows below each other, or columns beside each other.
-    fn side_by_side(&self, name: String, matrix: Matrix, mut pieces: Vec<Piece>) -> PlannedTensor {
+    fn side_by_side(
+        &self,
+        name: String,
+        matrix: Matrix,
+        mut pieces: Vec<ExpertMatrix>,
+    ) -> PlannedTensor {
         let hidden = self.mixture.dense.hidden;
         if pieces.len() == 1
             && let Some(piece) = pieces.pop()
@@ -315,7 +320,7 @@ impl Extraction<'_> {
         layer: usize,
         matrix: Matrix,
         problems: &mut Problems,
-    ) -> Option<Piece> {
+    ) -> Option<ExpertMatrix> {
         let (layout, width) = self.beside?;
         let hidden = self.mixture.dense.hidden;
         let (name, stored, rows) = match (layout, matrix) {

@@ -11,7 +11,7 @@ const LARGEST: usize = 1 << 31;
 
 /// The family, if it is one of dense models that can supply experts.
 fn donor(model_type: &str) -> Option<&'static Family> {
-    Family::of(model_type).filter(|family| family.gives_experts())
+    Family::named(model_type).filter(|family| family.gives_experts())
 }
 
 /// The names of all such families, for messages.
@@ -69,7 +69,7 @@ pub(super) struct Rope {
 impl Rope {
     /// Reads a config of transformers 4 or 5; `default` is the base where it says none.
     fn read(config: &ModelConfig, default: f64) -> Result<Rope, FieldError> {
-        let fields = RopeFields::of(Fields::new(config.value())?)?;
+        let fields = RopeFields::read(Fields::new(config.value())?)?;
         Ok(Rope {
             theta: fields.number("rope_theta")?.unwrap_or(default),
             scaling: fields.scaling(),
@@ -107,11 +107,11 @@ impl Dense {
             ))
             .with_hint("experts are taken from dense models of these families"));
         };
-        Dense::of(model, config, family, "intermediate_size")
+        Dense::for_family(model, config, family, "intermediate_size")
     }
 
     /// Reads a model as one of `family`, with the MLP's width in the given config field.
-    pub(super) fn of(
+    pub(super) fn for_family(
         model: &Checkpoint,
         config: &ModelConfig,
         family: &'static Family,

@@ -1,7 +1,7 @@
 //! Reads from a mixture's headers its layout, its experts, and the decoder around them.
 
 use super::family::{Dense, Window, no_config};
-use super::pieces::{Donor, Piece, Pieces, layer_of};
+use super::pieces::{Donor, ExpertMatrix, Pieces, layer_of};
 use super::targets::Target;
 use architecture::{Experts, Family, Fields, Matrix, Names, RopeFields, WindowRule};
 use checkpoint::{Checkpoint, ModelConfig};
@@ -74,7 +74,7 @@ impl Mixture {
         let around = around(target, model).ok_or_else(|| {
             format!("`{label}` is of the family `{model_type}`, which holds no dense family")
         })?;
-        let mut dense = Dense::of(model, config, around, target.mixture.counts.width)?;
+        let mut dense = Dense::for_family(model, config, around, target.mixture.counts.width)?;
         dense.window = window(target, config);
         if config.tie_word_embeddings().is_none() {
             dense.tied = model.find("lm_head.weight").is_none();
@@ -128,7 +128,7 @@ impl Mixture {
         expert: usize,
         matrix: Matrix,
         problems: &mut Problems,
-    ) -> Option<Piece> {
+    ) -> Option<ExpertMatrix> {
         let (hidden, width) = (self.dense.hidden, self.dense.width);
         let name = format!("model.layers.{layer}.{}", self.names.tensor(expert, matrix));
         let [rows, columns] = match matrix {
@@ -137,7 +137,7 @@ impl Mixture {
         };
         if let Experts::Each { .. } = self.names.experts {
             let source = pieces.find(donor, &name, &[rows, columns], problems)?;
-            return Some(Piece {
+            return Some(ExpertMatrix {
                 whole: true,
                 ..pieces.cut(source, 0..rows, columns)
             });
@@ -182,7 +182,7 @@ impl Mixture {
             let gate = self.names.tensor(0, Matrix::Gate);
             model.find(&format!("model.layers.{layer}.{gate}"))
         });
-        let stored = first.and_then(|gate| FloatType::of(model.tensors()[gate].dtype));
+        let stored = first.and_then(|gate| FloatType::from_dtype(model.tensors()[gate].dtype));
         Pieces {
             models,
             dtype,
@@ -194,7 +194,7 @@ impl Mixture {
 
 /// Whether a config states the base of the rotary frequencies, in the fields of transformers 4 or 5.
 fn says_theta(config: &ModelConfig) -> bool {
-    let fields = Fields::new(config.value()).and_then(RopeFields::of);
+    let fields = Fields::new(config.value()).and_then(RopeFields::read);
     // What is not understood is refused where it is read.
     fields.is_ok_and(|fields| !matches!(fields.number("rope_theta"), Ok(None)))
 }
@@ -221,7 +221,7 @@ fn around(target: Target, model: &Checkpoint) -> Option<&'static Family> {
         "glm4_moe" => "llama",
         _ => target.written.holds.first()?,
     };
-    Family::of(name)
+    Family::named(name)
 }
 
 /// The window of the mixture's attention.

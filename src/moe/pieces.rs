@@ -10,7 +10,9 @@ use super::router::{self, Synthesized};
 use architecture::{Matrix, is_derived_buffer, is_output_head};
 use checkpoint::{Checkpoint, Dtype, TensorEntry};
 use numeric::FloatType;
-use plan::{Models, Operation, Part, PlannedTensor, Problems, SourceTensor, TensorUsage, View};
+use plan::{
+    MatrixPart, Models, Operation, PlannedTensor, Problems, SourceTensor, TensorUsage, View,
+};
 use recipe::Position;
 
 /// The name of this operation in plans.
@@ -45,8 +47,8 @@ pub(super) struct Tensors {
 }
 
 /// A matrix of an expert: its place in the source, and what is done to it.
-pub(super) struct Piece {
-    pub(super) part: Part,
+pub(super) struct ExpertMatrix {
+    pub(super) part: MatrixPart,
     /// Rows and columns.
     pub(super) shape: [usize; 2],
     /// Whether it is a whole tensor, unchanged.
@@ -59,7 +61,7 @@ impl<'a> Pieces<'a> {
     pub(super) fn new(models: &'a Models, base: usize, dtype: Option<FloatType>) -> Self {
         let mut tensors = models.checkpoints[base].tensors().iter();
         let stored = tensors.find(|tensor| tensor.name.contains(".mlp."));
-        let stored = stored.and_then(|tensor| FloatType::of(tensor.dtype));
+        let stored = stored.and_then(|tensor| FloatType::from_dtype(tensor.dtype));
         Self {
             models,
             dtype,
@@ -77,7 +79,7 @@ impl<'a> Pieces<'a> {
         segment: Segment,
         what: &'static str,
     ) -> PlannedTensor {
-        let stored = FloatType::of(entry.dtype);
+        let stored = FloatType::from_dtype(entry.dtype);
         let output = self.dtype.filter(|_| stored.is_some()).or(stored);
         let bytes = self.models.checkpoints[source.model]
             .bytes(source.tensor)
@@ -133,7 +135,7 @@ impl<'a> Pieces<'a> {
         layer: usize,
         matrix: Matrix,
         problems: &mut Problems,
-    ) -> Option<Piece> {
+    ) -> Option<ExpertMatrix> {
         let Dense {
             width,
             hidden,
@@ -150,17 +152,22 @@ impl<'a> Pieces<'a> {
         let name = format!("model.layers.{layer}.mlp.{name}");
         let source = self.find(donor, &name, &stored, problems)?;
         let whole = rows.len() == stored[0];
-        Some(Piece {
+        Some(ExpertMatrix {
             whole,
             ..self.cut(source, rows, stored[1])
         })
     }
 
     /// Rows of a matrix, unchanged.
-    pub(super) fn cut(&self, source: SourceTensor, rows: Range<usize>, columns: usize) -> Piece {
+    pub(super) fn cut(
+        &self,
+        source: SourceTensor,
+        rows: Range<usize>,
+        columns: usize,
+    ) -> ExpertMatrix {
         let shape = [rows.len(), columns];
-        Piece {
-            part: Part {
+        ExpertMatrix {
+            part: MatrixPart {
                 source,
                 rows: rows.into(),
                 columns: (0..columns).into(),
@@ -174,9 +181,9 @@ impl<'a> Pieces<'a> {
     }
 
     /// A tensor that consists of one piece: copied, converted or computed.
-    pub(super) fn one(&self, name: String, piece: Piece) -> PlannedTensor {
+    pub(super) fn one(&self, name: String, piece: ExpertMatrix) -> PlannedTensor {
         let entry = self.entry(piece.part.source);
-        let stored = FloatType::of(entry.dtype);
+        let stored = FloatType::from_dtype(entry.dtype);
         let bytes =
             self.models.checkpoints[piece.part.source.model].bytes(piece.part.source.tensor);
         let same = stored.map(FloatType::dtype) == Some(self.main) && bytes.is_some();
@@ -196,7 +203,7 @@ impl<'a> Pieces<'a> {
     pub(super) fn join(
         &self,
         name: String,
-        pieces: Vec<Piece>,
+        pieces: Vec<ExpertMatrix>,
         shape: Vec<usize>,
     ) -> PlannedTensor {
         let shape = match shape.is_empty() {
@@ -206,7 +213,7 @@ impl<'a> Pieces<'a> {
             false => shape,
         };
         let segments: Vec<Segment> = pieces.iter().map(|piece| piece.segment.clone()).collect();
-        let parts: Vec<Part> = pieces.into_iter().map(|piece| piece.part).collect();
+        let parts: Vec<MatrixPart> = pieces.into_iter().map(|piece| piece.part).collect();
         let operation = Operation::Compute {
             name: EXPERT,
             program: Box::new(Adjust(segments.into())),
@@ -240,7 +247,7 @@ impl<'a> Pieces<'a> {
             self.has_shape(donor.model, donor.at, entry, shape, problems);
             return None;
         }
-        if FloatType::of(entry.dtype).is_none() {
+        if FloatType::from_dtype(entry.dtype).is_none() {
             let message = format!(
                 "`{name}` of `{}` holds {:?}, expected floats",
                 model.label(),

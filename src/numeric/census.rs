@@ -19,7 +19,7 @@ pub struct Census {
 
 impl Census {
     /// The census of the little-endian elements in `bytes`.
-    pub fn of(format: FloatType, bytes: &[u8]) -> Census {
+    pub fn count(format: FloatType, bytes: &[u8]) -> Census {
         let normal = format.least_normal();
         let mut census = Census::default();
         for strip in bytes.chunks(STRIP * format.size()) {
@@ -125,7 +125,7 @@ mod tests {
                 let bytes = &bytes[..bytes.len() / format.size() * format.size()];
                 let mut values = vec![0f64; bytes.len() / format.size()];
                 format.decode(bytes, &mut values);
-                let census = Census::of(format, bytes);
+                let census = Census::count(format, bytes);
                 let zeros = values.iter().filter(|value| **value == 0.0).count();
                 prop_assert_eq!(census.zeros, zeros as u64);
                 let small = |value: &&f64| **value != 0.0 && value.abs() < least_normal;

@@ -73,7 +73,7 @@ pub struct Narrowed {
 
 impl FloatType {
     /// The float format of a dtype; `None` for integers, bools and packed types.
-    pub fn of(dtype: Dtype) -> Option<Self> {
+    pub fn from_dtype(dtype: Dtype) -> Option<Self> {
         Some(match dtype {
             Dtype::F64 => Self::F64,
             Dtype::F32 => Self::F32,

@@ -96,12 +96,12 @@ const UNKNOWN: u64 = u64::MAX;
 
 /// A part of a matrix: half-open ranges of rows and columns.
 #[derive(Debug, Clone, Copy)]
-struct Part {
+struct MatrixRegion {
     rows: (usize, usize),
     columns: (usize, usize),
 }
 
-impl Part {
+impl MatrixRegion {
     fn height(self) -> usize {
         self.rows.1 - self.rows.0
     }
@@ -112,9 +112,9 @@ impl Part {
 
     /// Cuts the part into tiles, row by row; their columns start at multiples of [`COLUMNS`] from the part's first
     /// column.
-    fn tiles(self) -> impl Iterator<Item = Part> {
+    fn tiles(self) -> impl Iterator<Item = MatrixRegion> {
         cuts(self.rows, ROWS).flat_map(move |rows| {
-            cuts(self.columns, COLUMNS).map(move |columns| Part { rows, columns })
+            cuts(self.columns, COLUMNS).map(move |columns| MatrixRegion { rows, columns })
         })
     }
 }
@@ -172,7 +172,7 @@ impl Factor<'_> {
 
 impl LowRank<'_> {
     /// Computes `scale * L R` for a tile into `scratch.tile`.
-    fn product(&self, part: Part, scratch: &mut Scratch) -> Result<(), NoMemory> {
+    fn product(&self, part: MatrixRegion, scratch: &mut Scratch) -> Result<(), NoMemory> {
         let Scratch {
             left, right, tile, ..
         } = scratch;
@@ -191,7 +191,7 @@ impl LowRank<'_> {
     }
 
     /// Computes `base + scale * L R` for a tile into `scratch.tile`; returns the bytes read from the base.
-    fn sum(&self, part: Part, scratch: &mut Scratch) -> Result<usize, NoMemory> {
+    fn sum(&self, part: MatrixRegion, scratch: &mut Scratch) -> Result<usize, NoMemory> {
         self.product(part, scratch)?;
         let width = part.width();
         resize(&mut scratch.base, width, 0.0)?;
@@ -220,7 +220,7 @@ impl LowRank<'_> {
             }
             let mut squares = [0.0; ROWS];
             for columns in cuts((0, self.columns), COLUMNS) {
-                let part = Part { rows, columns };
+                let part = MatrixRegion { rows, columns };
                 self.sum(part, scratch)?;
                 for (square, row) in squares.iter_mut().zip(scratch.tile.chunks(part.width())) {
                     *square += dot(row, row);
@@ -237,7 +237,7 @@ impl LowRank<'_> {
     /// Measures the norms of all columns.
     fn column_norms(&self, scratch: &mut Scratch) -> Result<Box<[f64]>, NoMemory> {
         let mut squares = filled(self.columns, 0.0)?;
-        let whole = Part {
+        let whole = MatrixRegion {
             rows: (0, self.rows),
             columns: (0, self.columns),
         };
@@ -257,7 +257,11 @@ impl LowRank<'_> {
     }
 
     /// The factors that rescale a tile, one for each row or for each column; `None` if nothing is rescaled.
-    fn factors(&self, part: Part, scratch: &mut Scratch) -> Result<Option<Factors>, NoMemory> {
+    fn factors(
+        &self,
+        part: MatrixRegion,
+        scratch: &mut Scratch,
+    ) -> Result<Option<Factors>, NoMemory> {
         let Some(Lengths { wanted, found }) = &self.lengths else {
             return Ok(None);
         };
@@ -343,11 +347,11 @@ fn add_ranks(ranks: usize, factor: impl Fn(usize) -> f64, right: &[f64], sums: &
 }
 
 /// A range of elements as parts of the matrix: the end of a row, whole rows, the beginning of a row.
-fn parts(first: usize, length: usize, columns: usize) -> Vec<Part> {
+fn parts(first: usize, length: usize, columns: usize) -> Vec<MatrixRegion> {
     let end = first + length;
     let (first_row, last_row) = (first / columns, end / columns);
     let (from, to) = (first % columns, end % columns);
-    let part = |rows, columns| Part { rows, columns };
+    let part = |rows, columns| MatrixRegion { rows, columns };
     let mut parts = if first_row == last_row {
         vec![part((first_row, first_row + 1), (from, to))]
     } else {
@@ -373,7 +377,7 @@ impl<R: Real> Fill<R> for LowRank<'_> {
         let start = first as usize;
         for part in parts(start, out.len(), self.columns)
             .into_iter()
-            .flat_map(Part::tiles)
+            .flat_map(MatrixRegion::tiles)
         {
             let factors = self.factors(part, &mut scratch)?;
             read += self.sum(part, &mut scratch)?;

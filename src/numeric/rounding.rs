@@ -26,7 +26,7 @@ impl RoundingKey {
     ///
     /// NaN and magnitudes from the largest value of the format on stay as they are.
     pub fn round<R: Real>(self, format: FloatType, first: u64, values: &mut [R]) {
-        let Some(grid) = Grid::of(format) else {
+        let Some(grid) = Grid::new(format) else {
             return;
         };
         let mut draws = [0; STRIP];
@@ -51,7 +51,7 @@ struct Grid {
 
 impl Grid {
     /// The grid of a format; `None` for `F64`, which holds every value that is computed.
-    fn of(format: FloatType) -> Option<Self> {
+    fn new(format: FloatType) -> Option<Self> {
         let (mantissa, least): (u64, i64) = match format {
             FloatType::F64 => return None,
             FloatType::F32 => (23, -126),

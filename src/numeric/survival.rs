@@ -21,7 +21,7 @@ const LANES: usize = 8;
 
 impl Survival {
     /// The sums over a run of elements: computed values, those of the base, and those that were written.
-    pub fn of<R: Real>(computed: &[R], base: &[R], written: &[R]) -> Self {
+    pub fn measure<R: Real>(computed: &[R], base: &[R], written: &[R]) -> Self {
         let [mut kept, mut meant] = [[0.0; LANES]; 2];
         add(computed, base, written, &mut kept, &mut meant);
         Self {
@@ -67,10 +67,10 @@ mod tests {
     #[test]
     fn it_is_the_projection_of_what_was_kept_on_what_was_meant() {
         // Of three updates by one, one is kept, one lost, one doubled.
-        let sums = Survival::of(&[1f32, 2.0, 3.0], &[0.0, 1.0, 2.0], &[1.0, 1.0, 4.0]);
+        let sums = Survival::measure(&[1f32, 2.0, 3.0], &[0.0, 1.0, 2.0], &[1.0, 1.0, 4.0]);
         assert_eq!((sums.kept, sums.meant), (3.0, 3.0));
         assert_eq!(sums.fraction(), Some(1.0));
-        assert_eq!(Survival::of(&[1f64], &[1.0], &[1.0]).fraction(), None);
+        assert_eq!(Survival::measure(&[1f64], &[1.0], &[1.0]).fraction(), None);
         assert_eq!(Survival::default().fraction(), None);
     }
 
@@ -87,7 +87,7 @@ mod tests {
                 kept += (written[at] - base[at]) * (computed[at] - base[at]);
                 meant += (computed[at] - base[at]).powi(2);
             }
-            let sums = Survival::of(&computed, &base, &written);
+            let sums = Survival::measure(&computed, &base, &written);
             assert!((sums.kept - kept).abs() < 1e-9 * meant, "{count}");
             assert!((sums.meant - meant).abs() < 1e-9 * meant, "{count}");
         }
@@ -111,7 +111,7 @@ mod tests {
             .zip(&base)
             .map(|(i, base)| base + 1e-5 * update.draw(i));
         let computed: Vec<f64> = computed.collect();
-        let fraction = Survival::of(&computed, &base, &rounded(&computed))
+        let fraction = Survival::measure(&computed, &base, &rounded(&computed))
             .fraction()
             .unwrap();
         assert!((0.26..0.30).contains(&fraction), "{fraction}");

@@ -34,7 +34,7 @@ impl UlpCounts {
     }
 
     /// Counts the distances between two runs of elements of a format.
-    pub fn of(format: FloatType, a: &[u8], b: &[u8]) -> UlpCounts {
+    pub fn count(format: FloatType, a: &[u8], b: &[u8]) -> UlpCounts {
         match format.size() {
             8 => bits64::count(a, b),
             4 => bits32::count(a, b),
@@ -207,7 +207,7 @@ mod tests {
                         *count += u64::from(steps >= bound);
                     }
                 }
-                prop_assert_eq!(UlpCounts::of(format, a, b), expected, "{:?}", format);
+                prop_assert_eq!(UlpCounts::count(format, a, b), expected, "{:?}", format);
             }
         }
     }

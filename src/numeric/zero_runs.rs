@@ -21,7 +21,7 @@ const SHORTEST: u64 = 16;
 impl ZeroRuns {
     /// The runs in little-endian elements, of which `zeros` are zero. Runs of fewer than 16 elements may be passed over
     /// unless they lie at an end.
-    pub fn of(format: FloatType, bytes: &[u8], zeros: u64) -> Self {
+    pub fn count(format: FloatType, bytes: &[u8], zeros: u64) -> Self {
         match format.size() {
             8 => runs::<8>(bytes, zeros),
             4 => runs::<4>(bytes, zeros),
@@ -141,7 +141,7 @@ mod tests {
             for pair in cuts.windows(2) {
                 let zeros = values[pair[0]..pair[1]].iter().filter(|value| **value == 0.0).count();
                 let piece = &bytes[pair[0] * format.size()..pair[1] * format.size()];
-                whole.append(&ZeroRuns::of(format, piece, zeros as u64));
+                whole.append(&ZeroRuns::count(format, piece, zeros as u64));
             }
             let (found, expected) = (whole.longest(), longest(&values));
             // Short runs may be passed over.

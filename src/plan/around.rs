@@ -40,7 +40,7 @@ impl Around<'_> {
     fn left_behind(&self, map: &LayerMap, maps: &[LayerMap]) -> Option<(String, &'static str)> {
         let nothing = Map::new();
         let config = self.config.unwrap_or(&nothing);
-        let own = Counts::of(config, &map.prefix, map.before);
+        let own = Counts::count(config, &map.prefix, map.before);
         let follows = |run: &&LayerStack| {
             maps.iter()
                 .any(|other| other.prefix == run.prefix && other.from == map.from)
@@ -52,7 +52,7 @@ impl Around<'_> {
                 || has_part_of_its_own(config, &run.prefix, &map.prefix)
         };
         for run in others.filter(|run| !follows(run) && !is_other(run)) {
-            let counts = Counts::of(config, &run.prefix, run.layers);
+            let counts = Counts::count(config, &run.prefix, run.layers);
             let (stack, beside, label) = (&map.prefix, &run.prefix, self.label);
             if let Some(field) = own.shared(&counts) {
                 let message = format!(

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::models::Models;
 use super::planned::{Operation, PlannedTensor};
 use super::problems::{Problems, some_of};
-use super::views::{Rows, View};
+use super::views::{StackedRows, View};
 use architecture::{Difference, differences, is_number};
 use checkpoint::{Checkpoint, ModelConfig, SidecarKind, json_line, parse_json, read_sidecar};
 use errors::printable;
@@ -234,7 +234,7 @@ fn put_in_order(head: &mut PlannedTensor, model: usize, order: &Arc<RowMap>) {
     head.views.resize(head.sources.len(), None);
     for (source, view) in head.sources.iter().zip(&mut head.views) {
         if source.model == model {
-            *view = Some(View::Rows(Rows {
+            *view = Some(View::StackedRows(StackedRows {
                 parts: vec![*source],
                 map: order.clone(),
                 width: head.shape.iter().skip(1).product(),

@@ -55,7 +55,7 @@ pub(super) fn edited(
     if let Some(object) = value.as_object_mut() {
         set_dtype(object, tensors, notes);
         // Stacks that one field counts are cut alike: it follows the first.
-        let counts = |map: &LayerMap| Counts::of(object, &map.prefix, map.before);
+        let counts = |map: &LayerMap| Counts::count(object, &map.prefix, map.before);
         let counts: Vec<Counts> = layer_maps.iter().map(counts).collect();
         for (index, map) in layer_maps.iter().enumerate() {
             let counted = counts[..index]
@@ -128,7 +128,7 @@ pub fn dtype_name(dtype: Dtype) -> Option<&'static str> {
 /// The float dtypes of tensors, and how many elements have each.
 fn elements<'t>(tensors: impl Iterator<Item = &'t PlannedTensor>) -> Vec<(Dtype, u64)> {
     let mut elements: Vec<(Dtype, u64)> = Vec::new();
-    for tensor in tensors.filter(|tensor| FloatType::of(tensor.dtype).is_some()) {
+    for tensor in tensors.filter(|tensor| FloatType::from_dtype(tensor.dtype).is_some()) {
         let known = elements
             .iter_mut()
             .find(|(dtype, _)| *dtype == tensor.dtype);
@@ -216,7 +216,7 @@ pub(super) struct Counts {
 
 impl Counts {
     /// Of a stack of so many layers.
-    pub(super) fn of(config: &Map<String, Value>, prefix: &str, layers: usize) -> Self {
+    pub(super) fn count(config: &Map<String, Value>, prefix: &str, layers: usize) -> Self {
         let (part, names) = layer_counts(config, prefix, layers);
         let object = match &part {
             Some(part) => config.get(part).and_then(Value::as_object),
@@ -373,7 +373,7 @@ fn set_layers(
         config.insert("num_decoder_layers".into(), both);
     }
     let other_half = other_half(config, &map.prefix);
-    let counts = Counts::of(config, &map.prefix, map.before);
+    let counts = Counts::count(config, &map.prefix, map.before);
     let object = match &counts.part {
         Some(part) => config.get_mut(part).and_then(Value::as_object_mut),
         None => Some(config),

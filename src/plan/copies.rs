@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::mem::{Discriminant, discriminant};
 
 use super::counterparts::Counterparts;
-use super::layers::{Group, OutputTensor};
+use super::layers::{OutputTensor, SourceGroup};
 use super::models::Models;
 use super::planned::SourceTensor;
 use checkpoint::{Dtype, TensorEntry};
@@ -29,7 +29,7 @@ type Alike = Vec<(usize, Vec<SourceTensor>)>;
 pub(super) fn copies(
     models: &Models,
     counterparts: &[Counterparts],
-    groups: &[Group<'_>],
+    groups: &[SourceGroup<'_>],
     wanted: &[OutputTensor],
 ) -> HashMap<String, String> {
     let mut seen: HashMap<(usize, Start<'_>), Alike> = HashMap::new();

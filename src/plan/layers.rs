@@ -16,7 +16,7 @@ use numeric::FloatType;
 use recipe::{Fallback, Inputs, Located, Module, Parameters, Position, Recipe, Slice, Source};
 
 /// Sources that are merged with each other: all of `models:`, or those of one slice.
-pub(super) struct Group<'r> {
+pub(super) struct SourceGroup<'r> {
     pub(super) sources: Vec<GroupSource<'r>>,
     /// Which source is the base.
     pub(super) base: Option<usize>,
@@ -26,7 +26,7 @@ pub(super) struct Group<'r> {
     pub(super) levels: Vec<&'r Parameters>,
 }
 
-impl Group<'_> {
+impl SourceGroup<'_> {
     /// Whether the model is one of its sources.
     pub(super) fn has(&self, model: usize) -> bool {
         self.sources.iter().any(|source| source.model == model)
@@ -85,14 +85,14 @@ impl LayerMap {
 
 /// Everything that a recipe asks for.
 pub(super) struct Layout<'r> {
-    pub(super) groups: Vec<Group<'r>>,
+    pub(super) groups: Vec<SourceGroup<'r>>,
     pub(super) wanted: Vec<OutputTensor>,
     /// The stacks that slices cut.
     pub(super) layer_maps: Vec<LayerMap>,
 }
 
 /// A module of the recipe, and what is needed to list its tensors.
-struct Part<'a, 'r> {
+struct ModuleSources<'a, 'r> {
     recipe: &'r Recipe,
     module: &'r Module,
     /// The donor's names in the module, in order.
@@ -147,7 +147,7 @@ pub(super) fn layout<'r>(
             .map(|(name, _)| name)
             .collect();
         let holds = |stack: &&LayerStack| names.iter().any(|name| stack.split(name).is_some());
-        let part = Part {
+        let part = ModuleSources {
             recipe,
             module,
             models,
@@ -168,7 +168,7 @@ pub(super) fn layout<'r>(
         runs: &runs,
         // Lists of numbers, such as positions, have no entry for a layer.
         tensors: tensors
-            .filter(|(_, tensor)| FloatType::of(tensor.dtype).is_some())
+            .filter(|(_, tensor)| FloatType::from_dtype(tensor.dtype).is_some())
             .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))
             .collect(),
     };
@@ -209,7 +209,7 @@ fn placed<'r>(
     })
 }
 
-impl<'r> Part<'_, 'r> {
+impl<'r> ModuleSources<'_, 'r> {
     fn whole_models(&self, listed: &'r [Source], notes: &mut Vec<String>, layout: &mut Layout<'r>) {
         let mut sources: Vec<GroupSource<'r>> = listed
             .iter()
@@ -254,7 +254,7 @@ impl<'r> Part<'_, 'r> {
                 picks: vec![name.clone(); sources.len()],
             });
         layout.wanted.extend(wanted);
-        layout.groups.push(Group {
+        layout.groups.push(SourceGroup {
             sources,
             base,
             whole: true,
@@ -483,7 +483,7 @@ impl<'r> Part<'_, 'r> {
     }
 
     /// The sources of one slice.
-    fn group(&self, slice: &'r Slice) -> Group<'r> {
+    fn group(&self, slice: &'r Slice) -> SourceGroup<'r> {
         let base = self
             .recipe
             .base_of(slice)
@@ -493,7 +493,7 @@ impl<'r> Part<'_, 'r> {
             .iter()
             .filter_map(|source| placed(self.models, &source.model, &source.parameters))
             .collect();
-        Group {
+        SourceGroup {
             base: sources.iter().position(|source| Some(source.model) == base),
             sources,
             whole: false,

@@ -43,7 +43,7 @@ pub use problems::{count, warnings};
 pub use results::MergeResult;
 pub use tokenizer::chat_template_parses;
 pub use tokenizer::{Filled, VocabularySummary};
-pub use views::{ColumnRatio, Cut, LatePicks, Part, Rows, View};
+pub use views::{ColumnRatio, Cut, LatePicks, MatrixPart, StackedRows, View};
 pub use vocabularies::check as check_vocabularies;
 
 use checkpoint::{
@@ -395,7 +395,7 @@ fn attempt(
         _ => {}
     }
 
-    let mut whole = Whole::of(&models);
+    let mut whole = Whole::new(&models);
     let mut wanted = Vec::new();
     let mut config = None;
     let mut alike: BTreeSet<usize> = (0..models.merged).collect();

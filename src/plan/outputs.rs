@@ -6,7 +6,7 @@ use super::TensorUsage;
 use super::comparisons::{different_depths, missing_hint, pattern_of};
 use super::copies::{copies, models_look_equal};
 use super::counterparts::{Counterparts, is_head, unwrapped_names};
-use super::layers::{Group, GroupSource, LayerMap, Layout, OutputTensor, layout};
+use super::layers::{GroupSource, LayerMap, Layout, OutputTensor, SourceGroup, layout};
 use super::models::Models;
 use super::planned::{Operation, PlannedTensor, SourceTensor};
 use super::problems::{Problems, count, some_of};
@@ -216,7 +216,7 @@ struct Resolver<'a> {
     method: &'static dyn Method,
     models: &'a Models,
     counterparts: &'a [Counterparts],
-    groups: &'a [Group<'a>],
+    groups: &'a [SourceGroup<'a>],
     /// The names that the recipe asks for.
     wanted: HashSet<&'a str>,
     /// Copies of other output tensors, whose random draws they get.
@@ -344,7 +344,8 @@ impl<'a> Resolver<'a> {
 
     /// Whether a method can merge the values of these tensors.
     fn can_be_merged(&mut self, wanted: &OutputTensor, sources: &[SourceTensor]) -> Option<()> {
-        let float = |source: &&SourceTensor| FloatType::of(self.entry(**source).dtype).is_some();
+        let float =
+            |source: &&SourceTensor| FloatType::from_dtype(self.entry(**source).dtype).is_some();
         let empty = sources
             .iter()
             .filter(float)
@@ -362,7 +363,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// The `only` or `except` entry for the tensor, by its name in the output or else by its name in a source's file.
-    fn exception(&self, wanted: &OutputTensor, group: &Group<'_>) -> Option<&'a Exception> {
+    fn exception(&self, wanted: &OutputTensor, group: &SourceGroup<'_>) -> Option<&'a Exception> {
         let recipe = self.recipe;
         let of_source = |(source, name): (&GroupSource<'_>, &String)| {
             let tensor = self.counterparts[source.model].find(name)?;
@@ -375,7 +376,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// Whether every stored head of that name can be compared with an embedding, so that it can be left out as a copy.
-    fn is_copy_everywhere(&mut self, name: &str, group: &Group<'_>) -> bool {
+    fn is_copy_everywhere(&mut self, name: &str, group: &SourceGroup<'_>) -> bool {
         let alone = group
             .sources
             .iter()
@@ -403,7 +404,11 @@ impl<'a> Resolver<'a> {
     }
 
     /// How the sources are aligned by token, if they have rows for tokens; `None` if they cannot be aligned.
-    fn aligned(&mut self, wanted: &OutputTensor, group: &Group<'_>) -> Option<Option<Aligned>> {
+    fn aligned(
+        &mut self,
+        wanted: &OutputTensor,
+        group: &SourceGroup<'_>,
+    ) -> Option<Option<Aligned>> {
         let Some(alignment) = self.alignment else {
             return Some(None);
         };
@@ -490,7 +495,7 @@ impl<'a> Resolver<'a> {
     fn derived_buffer(
         &mut self,
         wanted: &OutputTensor,
-        group: &Group<'_>,
+        group: &SourceGroup<'_>,
     ) -> Option<PlannedTensor> {
         let source = group
             .sources
@@ -517,7 +522,7 @@ impl<'a> Resolver<'a> {
     fn same_shapes(
         &mut self,
         wanted: &OutputTensor,
-        group: &Group<'_>,
+        group: &SourceGroup<'_>,
         sources: &[SourceTensor],
     ) -> Option<()> {
         let first = self.entry(sources[0]);
@@ -576,7 +581,7 @@ impl<'a> Resolver<'a> {
     fn operate(
         &mut self,
         wanted: &OutputTensor,
-        group: &Group<'_>,
+        group: &SourceGroup<'_>,
         mut sources: Vec<SourceTensor>,
         aligned: Option<Aligned>,
     ) -> Option<PlannedTensor> {
@@ -611,7 +616,7 @@ impl<'a> Resolver<'a> {
         };
         let formats: Vec<Option<FloatType>> = sources
             .iter()
-            .map(|&source| FloatType::of(self.entry(source).dtype))
+            .map(|&source| FloatType::from_dtype(self.entry(source).dtype))
             .collect();
         let Some(formats) = formats.into_iter().collect::<Option<Vec<FloatType>>>() else {
             // Integers and bools are copied if all sources agree; the run compares them.
@@ -721,7 +726,7 @@ impl<'a> Resolver<'a> {
     fn equal_integers(
         &mut self,
         wanted: &OutputTensor,
-        group: &Group<'_>,
+        group: &SourceGroup<'_>,
         sources: Vec<SourceTensor>,
     ) -> Option<Vec<SourceTensor>> {
         let bytes = |source: &SourceTensor| {
@@ -764,7 +769,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// The effective parameter values of one tensor.
-    fn params(&mut self, wanted: &OutputTensor, group: &Group<'_>) -> Option<TensorParams> {
+    fn params(&mut self, wanted: &OutputTensor, group: &SourceGroup<'_>) -> Option<TensorParams> {
         let own = self.models.qualified(&wanted.name);
         let shared: Vec<&Parameters> = group
             .levels
@@ -947,7 +952,7 @@ impl<'a> Resolver<'a> {
         &mut self,
         exception: &Exception,
         wanted: &OutputTensor,
-        group: &Group<'_>,
+        group: &SourceGroup<'_>,
     ) -> Option<PlannedTensor> {
         let source = match exception.fallback {
             Fallback::Drop => return None,
@@ -993,7 +998,7 @@ impl<'a> Resolver<'a> {
             None => (entry.shape.clone(), Vec::new()),
         };
         let as_it_is = views.iter().all(Option::is_none);
-        let stored = FloatType::of(entry.dtype);
+        let stored = FloatType::from_dtype(entry.dtype);
         let output = stored.map(|stored| self.output_format(&wanted.name, stored));
         let bytes = self.models.checkpoints[model].bytes(tensor);
         Some(PlannedTensor {
@@ -1016,7 +1021,7 @@ impl<'a> Resolver<'a> {
     /// The format that the recipe asks for, else the widest that is stored, as for tensors that their model needs in it.
     fn output_format(&mut self, name: &str, widest: FloatType) -> FloatType {
         let asked = self.recipe.out_dtype.or(self.recipe.dtype);
-        let Some(asked) = asked.and_then(FloatType::of) else {
+        let Some(asked) = asked.and_then(FloatType::from_dtype) else {
             return widest;
         };
         let config = self.models.donor().config().map(ModelConfig::value);

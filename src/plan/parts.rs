@@ -45,7 +45,7 @@ pub(super) fn parts(
             stem: donor.stem(),
             format: WrittenAs::Safetensors,
         }],
-        parts => parts.iter().map(Place::of).collect(),
+        parts => parts.iter().map(Place::entry).collect(),
     };
     let mut copied: Vec<(String, &str)> = Vec::new();
     let mut found = Vec::new();
@@ -100,7 +100,7 @@ struct Place<'d> {
 }
 
 impl<'d> Place<'d> {
-    fn of(part: &'d Part) -> Place<'d> {
+    fn entry(part: &'d Part) -> Place<'d> {
         Place {
             prefix: &part.prefix,
             stem: &part.stem,
@@ -245,7 +245,8 @@ impl PartOf {
                 continue;
             }
             usages[models.donor][tensor] = TensorUsage::Used(1);
-            let as_it_is = donor.bytes(tensor).is_some() || FloatType::of(entry.dtype).is_none();
+            let as_it_is =
+                donor.bytes(tensor).is_some() || FloatType::from_dtype(entry.dtype).is_none();
             let source = SourceTensor {
                 model: models.donor,
                 tensor,
@@ -283,7 +284,7 @@ pub(super) struct Whole {
 
 impl Whole {
     /// Nothing yet, of these models.
-    pub(super) fn of(models: &Models) -> Whole {
+    pub(super) fn new(models: &Models) -> Whole {
         let merged = models.checkpoints[..models.merged].iter();
         let not_taken =
             |model: &Arc<Checkpoint>| vec![TensorUsage::NotTaken; model.tensors().len()];

@@ -189,7 +189,7 @@ impl TensorSource for ResultValues {
         }
         let plan = &self.result.plan;
         let tensor = plan.tensors.get(index)?;
-        let output = FloatType::of(tensor.dtype)?;
+        let output = FloatType::from_dtype(tensor.dtype)?;
         let Operation::Compute { program, .. } = &tensor.operation else {
             return plan.elements(tensor.sources.first()?);
         };

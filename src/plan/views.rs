@@ -11,16 +11,16 @@ use numeric::{Elements, FloatType, Gather, HConcat, Joined, Picks, RowMap, Subma
 #[derive(Debug, Clone)]
 pub enum View {
     /// Rows of several tensors, when tokens are aligned.
-    Rows(Rows),
+    StackedRows(StackedRows),
     /// Parts of matrices, one below the other.
-    Parts(Vec<Part>),
+    Parts(Vec<MatrixPart>),
     /// Parts of matrices with the same number of rows, side by side.
-    HConcat(Vec<Part>),
+    HConcat(Vec<MatrixPart>),
 }
 
 /// Rows of several tensors in place of one source.
 #[derive(Debug, Clone)]
-pub struct Rows {
+pub struct StackedRows {
     /// The tensors that the map refers to; the first is the source itself.
     pub parts: Vec<SourceTensor>,
     /// Where each row comes from.
@@ -31,7 +31,7 @@ pub struct Rows {
 
 /// Some rows and columns of a matrix.
 #[derive(Debug, Clone)]
-pub struct Part {
+pub struct MatrixPart {
     /// The matrix.
     pub source: SourceTensor,
     /// Which rows.
@@ -123,7 +123,7 @@ impl View {
     /// The tensors that it reads.
     pub fn inputs(&self) -> Vec<&SourceTensor> {
         match self {
-            View::Rows(rows) => rows.parts.iter().collect(),
+            View::StackedRows(rows) => rows.parts.iter().collect(),
             View::Parts(parts) | View::HConcat(parts) => {
                 let ratios = parts.iter().filter_map(|part| part.ratio.as_ref());
                 let vectors = ratios.flat_map(|ratio| [&ratio.over, &ratio.under]);
@@ -139,11 +139,11 @@ impl View {
     /// The most bytes that one pass over it reads.
     pub(super) fn bytes_read(&self, models: &[Arc<Checkpoint>]) -> u64 {
         let format = |part: &SourceTensor| {
-            FloatType::of(models[part.model].tensors()[part.tensor].dtype)
+            FloatType::from_dtype(models[part.model].tensors()[part.tensor].dtype)
                 .map_or(0, FloatType::size)
         };
         match self {
-            View::Rows(rows) => {
+            View::StackedRows(rows) => {
                 let widest = rows.parts.iter().map(format).max().unwrap_or(0);
                 rows.map.reads() * (rows.width * widest) as u64
             }
@@ -155,7 +155,7 @@ impl View {
     }
 }
 
-impl Part {
+impl MatrixPart {
     /// Elements that are read: the whole row if single columns are picked from it.
     fn elements_read(&self) -> u64 {
         let columns = match &self.columns {
@@ -184,7 +184,7 @@ impl Plan {
         let stored = tensor.sources.get(source)?;
         match tensor.views.get(source) {
             None | Some(None) => self.elements(stored),
-            Some(Some(View::Rows(rows))) => {
+            Some(Some(View::StackedRows(rows))) => {
                 let parts = rows.parts.iter().map(|part| self.elements(part));
                 let parts = parts.collect::<Option<Vec<_>>>()?;
                 Some(Box::new(Gather::new(
@@ -204,7 +204,7 @@ impl Plan {
         }
     }
 
-    fn part(&self, part: &Part) -> Option<Submatrix<'_>> {
+    fn part(&self, part: &MatrixPart) -> Option<Submatrix<'_>> {
         let SourceTensor { model, tensor } = part.source;
         let entry = self.models.get(model)?.tensors().get(tensor)?;
         let width = entry.shape.last().copied().unwrap_or(1);

@@ -10,7 +10,7 @@ use checkpoint::ModelRef;
 use methods::{Arity, BaseRule, MethodInfo, ParamScope};
 
 /// The inputs of one merge: all of `models:`, or those of one slice.
-struct Group<'a> {
+struct MergeInputs<'a> {
     inputs: Vec<Input<'a>>,
     /// The settings of its slice and its module.
     levels: Vec<&'a Parameters>,
@@ -19,7 +19,7 @@ struct Group<'a> {
     at: Position,
 }
 
-impl Group<'_> {
+impl MergeInputs<'_> {
     /// Whether the group has the base that the method requires or allows. Without it, the count of models is off by one
     /// anyway.
     fn has_its_base(&self, method: &MethodInfo) -> bool {
@@ -45,7 +45,7 @@ struct Input<'a> {
 /// Checks a recipe against its method's requirements.
 pub(super) fn check(walk: &mut Walk<'_>, recipe: &Recipe) {
     let method_at = recipe.method_at;
-    let groups: Vec<Group<'_>> = recipe
+    let groups: Vec<MergeInputs<'_>> = recipe
         .modules
         .iter()
         .flat_map(|module| match &module.inputs {
@@ -72,7 +72,11 @@ pub(super) fn check(walk: &mut Walk<'_>, recipe: &Recipe) {
     warn_of_joined_bases(walk, recipe.method, &groups);
 }
 
-fn models_group<'a>(recipe: &'a Recipe, module: &'a Module, sources: &'a [Source]) -> Group<'a> {
+fn models_group<'a>(
+    recipe: &'a Recipe,
+    module: &'a Module,
+    sources: &'a [Source],
+) -> MergeInputs<'a> {
     let mut inputs: Vec<Input<'a>> = sources
         .iter()
         .map(|source| Input {
@@ -88,7 +92,7 @@ fn models_group<'a>(recipe: &'a Recipe, module: &'a Module, sources: &'a [Source
             parameters: None,
         });
     }
-    Group {
+    MergeInputs {
         inputs,
         levels: vec![&module.parameters],
         base: recipe.base_model.as_ref().map(|base| &base.value),
@@ -96,12 +100,12 @@ fn models_group<'a>(recipe: &'a Recipe, module: &'a Module, sources: &'a [Source
     }
 }
 
-fn slice_group<'a>(recipe: &'a Recipe, module: &'a Module, slice: &'a Slice) -> Group<'a> {
+fn slice_group<'a>(recipe: &'a Recipe, module: &'a Module, slice: &'a Slice) -> MergeInputs<'a> {
     let inputs = slice.sources.iter().map(|source| Input {
         model: &source.model,
         parameters: Some(&source.parameters),
     });
-    Group {
+    MergeInputs {
         inputs: inputs.collect(),
         levels: vec![&slice.parameters, &module.parameters],
         base: recipe.base_of(slice).map(|base| &base.value),
@@ -149,7 +153,12 @@ fn duplicate(walk: &mut Walk<'_>, model: &Located<ModelRef>, place: &str) {
     );
 }
 
-fn check_base(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method_at: Position) {
+fn check_base(
+    walk: &mut Walk<'_>,
+    recipe: &Recipe,
+    groups: &[MergeInputs<'_>],
+    method_at: Position,
+) {
     let method = recipe.method;
     if method.base == BaseRule::OneOfModels {
         return;
@@ -179,7 +188,7 @@ fn check_base(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method
     }
 }
 
-fn check_count(walk: &mut Walk<'_>, method: &MethodInfo, group: &Group<'_>) {
+fn check_count(walk: &mut Walk<'_>, method: &MethodInfo, group: &MergeInputs<'_>) {
     let Arity { min, max } = method.models;
     // A base that the method does not require is not counted.
     let beside_base = method.base == BaseRule::Optional && group.lists_its_base();
@@ -214,7 +223,12 @@ fn check_count(walk: &mut Walk<'_>, method: &MethodInfo, group: &Group<'_>) {
     walk.refuse(ProblemKind::Invalid, group.at, message, Some(hint));
 }
 
-fn check_required(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], method_at: Position) {
+fn check_required(
+    walk: &mut Walk<'_>,
+    recipe: &Recipe,
+    groups: &[MergeInputs<'_>],
+    method_at: Position,
+) {
     let required = recipe.method.params.iter().filter(|info| info.required);
     for info in required {
         let set = |level: Option<&Parameters>| level.is_some_and(|p| p.get(info.name).is_some());
@@ -226,7 +240,7 @@ fn check_required(walk: &mut Walk<'_>, recipe: &Recipe, groups: &[Group<'_>], me
         if base_matters && walk.base_unread {
             continue;
         }
-        let unset: Vec<&Group<'_>> = groups
+        let unset: Vec<&MergeInputs<'_>> = groups
             .iter()
             .filter(|group| !group.levels.iter().any(|level| set(Some(level))))
             .collect();
@@ -277,7 +291,7 @@ fn missing_parameter(walk: &mut Walk<'_>, parameter: &str, input: &Input<'_>) {
 }
 
 /// mergekit's own examples give the base a weight that is never used.
-fn warn_of_base_settings(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Group<'_>]) {
+fn warn_of_base_settings(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[MergeInputs<'_>]) {
     for group in groups {
         for input in &group.inputs {
             let is_base = group.base == Some(&input.model.value);
@@ -304,7 +318,7 @@ fn warn_of_base_settings(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Gro
 }
 
 /// A base that is not listed is merged like the listed models; mergekit does so silently.
-fn warn_of_joined_bases(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Group<'_>]) {
+fn warn_of_joined_bases(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[MergeInputs<'_>]) {
     if method.base != BaseRule::OneOfModels {
         return;
     }

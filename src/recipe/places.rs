@@ -18,7 +18,7 @@ pub(super) struct Places<'a> {
 
 impl<'a> Places<'a> {
     /// Measures a text.
-    pub(super) fn of(text: &'a str) -> Places<'a> {
+    pub(super) fn new(text: &'a str) -> Places<'a> {
         let mut bytes = Vec::with_capacity(text.len() + 1);
         let mut lines = vec![0];
         for (char_index, (byte, c)) in text.char_indices().enumerate() {

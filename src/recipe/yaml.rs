@@ -71,7 +71,7 @@ impl Value {
 
 /// Parses the YAML documents of a file, without the empty ones. Only a syntax error stops it, at the first one.
 pub(super) fn read(text: &str) -> Result<Vec<Node>, Problem> {
-    let places = Places::of(text);
+    let places = Places::new(text);
     match serde_saphyr::from_multiple_with_options::<Spanned<Raw>>(text, options()) {
         Ok(documents) => Ok(documents.into_iter().map(|raw| places.node(raw)).collect()),
         Err(error) => Err(syntax_problem(&error, &places)),

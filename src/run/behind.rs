@@ -68,7 +68,10 @@ fn in_source(source: Dtype, output: Dtype, bytes: Range<u64>) -> Option<Range<u6
     if source == output {
         return Some(bytes);
     }
-    let (from, to) = (FloatType::of(source)?, FloatType::of(output)?);
+    let (from, to) = (
+        FloatType::from_dtype(source)?,
+        FloatType::from_dtype(output)?,
+    );
     let scaled = |bytes: u64| bytes / to.size() as u64 * from.size() as u64;
     Some(scaled(bytes.start)..scaled(bytes.end))
 }

@@ -39,7 +39,7 @@ use destination::{Destination, DiskError, Layout, Staged, Step};
 use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
 use errors::Refusal;
 use holes::Odd;
-use output::{SideFiles, Weights, side_bytes};
+use output::{SideFiles, WrittenWeights, side_bytes};
 use plan::Plan;
 pub use update::UpdateKept;
 use work::Work;
@@ -162,9 +162,9 @@ fn compute(
     let made = results::make(plan, &|| staged.scratch(), observer)?;
     ties::check(plan, observer)?;
     prepare(plan, observer)?;
-    let Work { jobs, .. } = Work::of(plan, None)?;
+    let Work { jobs, .. } = Work::new(plan, None)?;
     read_ahead(plan);
-    let weights = Weights::new(plan, staged);
+    let weights = WrittenWeights::new(plan, staged);
     let sink = DropBehind {
         plan,
         sink: &weights,
@@ -182,7 +182,7 @@ fn compute(
         }
     };
     check_complete(plan, totals)?;
-    let update = UpdateKept::of(plan, &weights.survived());
+    let update = UpdateKept::new(plan, &weights.survived());
     let odd = weights.odd();
     let digests = weights.digests()?;
     staged.finish()?;
@@ -231,7 +231,7 @@ pub fn replay(
     results::make(plan, &file, observer)?;
     ties::check(plan, observer)?;
     prepare(plan, observer)?;
-    let Work { jobs, .. } = Work::of(plan, sample)?;
+    let Work { jobs, .. } = Work::new(plan, sample)?;
     if sample.is_none() {
         read_ahead(plan);
     }

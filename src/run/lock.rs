@@ -140,7 +140,7 @@ impl Lock {
         inputs: Option<Vec<BTreeMap<String, String>>>,
     ) -> Lock {
         let models = plan.stored_models();
-        let short = Shortened::of(&models);
+        let short = Shortened::new(&models);
         let mut inputs = inputs.map(Vec::into_iter);
         let locked = |model: &&Checkpoint| LockedInput {
             model: short.apply(model.label()),
@@ -255,14 +255,14 @@ fn files_of(model: &Checkpoint) -> BTreeMap<String, LockedFile> {
 
 /// The text of a plan's recipe, as the lock stores it.
 pub fn locked_recipe(plan: &Plan) -> String {
-    Shortened::of(&plan.stored_models()).apply(&plan.recipe.1)
+    Shortened::new(&plan.stored_models()).apply(&plan.recipe.1)
 }
 
 /// Where the inputs of a plan are, as absolute paths by the names that its lock gives them. Those from the Hub's cache
 /// are left out, as they are found there again.
 pub fn input_places(plan: &Plan) -> Vec<(String, PathBuf)> {
     let models = plan.stored_models();
-    let short = Shortened::of(&models);
+    let short = Shortened::new(&models);
     let place = |name: &str, location: &Location| {
         let path = std::path::absolute(&location.path).ok()?;
         location.hub.is_none().then(|| (short.apply(name), path))
@@ -297,7 +297,7 @@ fn is_plain_text(name: &str) -> bool {
 struct Shortened(Vec<(String, String)>);
 
 impl Shortened {
-    fn of(models: &[&Checkpoint]) -> Shortened {
+    fn new(models: &[&Checkpoint]) -> Shortened {
         let mut paths: Vec<&str> = models
             .iter()
             .flat_map(|model| model.label().split('+'))

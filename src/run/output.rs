@@ -19,7 +19,7 @@ const COPY_BYTES: usize = 128 << 10;
 
 /// Where each tensor is written, and what is learned meanwhile: the digests of the written bytes, what survives of
 /// updates, and what is odd in sources.
-pub(super) struct Weights<'a> {
+pub(super) struct WrittenWeights<'a> {
     staged: &'a dyn Staged,
     /// For each tensor, its file and its offset there.
     places: Vec<(usize, u64)>,
@@ -28,7 +28,7 @@ pub(super) struct Weights<'a> {
     odd: Mutex<Vec<Odd>>,
 }
 
-impl<'a> Weights<'a> {
+impl<'a> WrittenWeights<'a> {
     pub(super) fn new(plan: &Plan, staged: &'a dyn Staged) -> Self {
         let lens = plan.lens();
         let mut places = vec![(0, 0); lens.len()];
@@ -69,7 +69,7 @@ impl<'a> Weights<'a> {
     }
 }
 
-impl Sink for Weights<'_> {
+impl Sink for WrittenWeights<'_> {
     fn start(&self, tensor: usize) -> u64 {
         self.places.get(tensor).map_or(0, |&(_, start)| start)
     }

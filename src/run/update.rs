@@ -38,7 +38,7 @@ pub struct UpdateKept {
 
 impl UpdateKept {
     /// Sums up what was measured of each tensor of a plan, by number; `None` if no tensor has an update.
-    pub fn of(plan: &Plan, found: &BTreeMap<usize, Survival>) -> Option<Self> {
+    pub fn new(plan: &Plan, found: &BTreeMap<usize, Survival>) -> Option<Self> {
         let mut sum = Survival::default();
         let mut tensors = Vec::new();
         for (number, survival) in found {

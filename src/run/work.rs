@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::error::RunError;
 use architecture::may_be_infinite;
-use engine::{self, AnyProgram, Job, Names, Output, SourceName, Target};
+use engine::{self, AnyProgram, Job, Names, Output, ResultUse, SourceName};
 use numeric::{Elements, FloatType, Stored};
 use plan::{MergeResult, Operation, Plan, PlannedTensor, View};
 
@@ -70,7 +70,7 @@ impl<'a> Work<'a> {
     ///
     /// With `sample`, only some blocks of the output's tensors: `sample` takes a tensor's number and its number of
     /// blocks, and returns the wanted ones.
-    pub(super) fn of(plan: &'a Plan, sample: Option<&Sample<'_>>) -> Result<Self, RunError> {
+    pub(super) fn new(plan: &'a Plan, sample: Option<&Sample<'_>>) -> Result<Self, RunError> {
         let mut work = Self::default();
         for (index, tensor) in plan.tensors.iter().enumerate() {
             let mut job = work.output(plan, index, tensor)?;
@@ -87,7 +87,7 @@ impl<'a> Work<'a> {
         index: usize,
         tensor: &'a PlannedTensor,
     ) -> Result<Job<'a>, RunError> {
-        let format = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
+        let format = FloatType::from_dtype(tensor.dtype).unwrap_or(FloatType::F32);
         let output = Output {
             rounding: tensor.rounding,
             base: tensor.base,
@@ -96,7 +96,7 @@ impl<'a> Work<'a> {
         Ok(Job {
             names: Box::new(Named(plan, tensor)),
             after_all: self.prepare(plan, tensor)?,
-            work: computation(plan, tensor, Target::Outputs(vec![output]))?,
+            work: computation(plan, tensor, ResultUse::Outputs(vec![output]))?,
             sample: None,
         })
     }
@@ -121,7 +121,7 @@ impl<'a> Work<'a> {
                     sources,
                     elements: tensor.elements(),
                     program: other.program,
-                    target: Target::values(other.tensor, other.found.format),
+                    target: ResultUse::values(other.tensor, other.found.format),
                 },
                 after_all: derived,
                 sample: None,
@@ -199,7 +199,7 @@ impl<'a> Work<'a> {
         if needed {
             let job = Job {
                 names: Box::new(Named(plan, made)),
-                work: computation(plan, made, Target::Decide(decided))?,
+                work: computation(plan, made, ResultUse::Decide(decided))?,
                 after_all: derived,
                 sample: None,
             };
@@ -213,7 +213,7 @@ impl<'a> Work<'a> {
 fn computation<'a>(
     plan: &'a Plan,
     tensor: &'a PlannedTensor,
-    target: Target<'a>,
+    target: ResultUse<'a>,
 ) -> Result<engine::Work<'a>, RunError> {
     Ok(match &tensor.operation {
         Operation::Copy => {
@@ -221,12 +221,12 @@ fn computation<'a>(
             let sources: Vec<&[u8]> =
                 (sources.collect::<Option<_>>()).ok_or_else(|| unreadable(tensor))?;
             engine::Work::Copy {
-                format: FloatType::of(tensor.dtype)
+                format: FloatType::from_dtype(tensor.dtype)
                     .filter(|&format| !is_bound(tensor, &sources, format)),
                 sources,
                 output: match &target {
-                    Target::Outputs(outputs) => outputs.first().map(|output| output.number),
-                    Target::Decide(_) => None,
+                    ResultUse::Outputs(outputs) => outputs.first().map(|output| output.number),
+                    ResultUse::Decide(_) => None,
                 },
             }
         }

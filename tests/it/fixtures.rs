@@ -48,7 +48,7 @@ pub(crate) fn floats(
     shape: &[usize],
     values: impl IntoIterator<Item = f64>,
 ) -> Spec {
-    let format = FloatType::of(dtype).expect("a float dtype");
+    let format = FloatType::from_dtype(dtype).expect("a float dtype");
     let mut values: Vec<f64> = values.into_iter().collect();
     assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
     let mut bytes = vec![0; values.len() * format.size()];
@@ -443,7 +443,7 @@ pub(crate) struct Loaded {
 impl Loaded {
     /// Its float values.
     pub(crate) fn values(&self) -> Vec<f64> {
-        let format = FloatType::of(self.dtype).expect("a float dtype");
+        let format = FloatType::from_dtype(self.dtype).expect("a float dtype");
         let mut values = vec![0.0; self.bytes.len() / format.size()];
         format.decode(&self.bytes, &mut values);
         values

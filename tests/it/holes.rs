@@ -25,7 +25,7 @@ fn specs(seed: u64, dtype: Dtype) -> Vec<Spec> {
 fn set(specs: &mut [Spec], layer: usize, range: std::ops::Range<usize>, value: f64) {
     let name = format!("model.layers.{layer}.mlp.wide_proj.weight");
     let spec = specs.iter_mut().find(|spec| spec.name == name).unwrap();
-    let format = weldment::numeric::FloatType::of(spec.dtype).unwrap();
+    let format = weldment::numeric::FloatType::from_dtype(spec.dtype).unwrap();
     let mut values = vec![0.0; spec.bytes.len() / format.size()];
     format.decode(&spec.bytes, &mut values);
     values[range].fill(value);

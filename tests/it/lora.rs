@@ -104,7 +104,7 @@ fn adapted(bench: &Bench, model: &str, adapter: &str, module: &str, scale: f64) 
 
 /// The values rounded once to a dtype.
 fn rounded(values: &Array2<f64>, dtype: Dtype) -> Vec<u8> {
-    let format = FloatType::of(dtype).unwrap();
+    let format = FloatType::from_dtype(dtype).unwrap();
     let mut values: Vec<f64> = values.iter().copied().collect();
     let mut bytes = vec![0; values.len() * format.size()];
     format.encode(&mut values, false, &mut bytes);

@@ -161,7 +161,7 @@ fn quantised(specs: Vec<Spec>) -> (Vec<Spec>, Vec<Spec>) {
 }
 
 pub(crate) fn values(spec: &Spec) -> Vec<f64> {
-    let format = FloatType::of(spec.dtype).unwrap();
+    let format = FloatType::from_dtype(spec.dtype).unwrap();
     let mut values = vec![0.0; spec.bytes.len() / format.size()];
     format.decode(&spec.bytes, &mut values);
     values

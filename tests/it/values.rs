@@ -58,7 +58,7 @@ fn found(specs: &[Spec], more: &[&str]) -> Vec<(String, String)> {
 /// Sets the values of one tensor.
 fn set(specs: &mut [Spec], name: &str, change: impl Fn(&mut Vec<f64>)) {
     let spec = specs.iter_mut().find(|spec| spec.name == name).expect(name);
-    let format = weldment::numeric::FloatType::of(spec.dtype).unwrap();
+    let format = weldment::numeric::FloatType::from_dtype(spec.dtype).unwrap();
     let mut values = vec![0.0; spec.bytes.len() / format.size()];
     format.decode(&spec.bytes, &mut values);
     change(&mut values);

@@ -1,6 +1,6 @@
 //! Gemma 2: norms around attention and MLP.
 
-use crate::decoder::{Decoder, Norms, WindowRule};
+use crate::decoder::{Decoder, NormPlacement, WindowRule};
 use crate::family::{Family, Head};
 
 pub(super) static FAMILY: Family = Family {
@@ -10,7 +10,7 @@ pub(super) static FAMILY: Family = Family {
 
 pub(super) const DECODER: Decoder = Decoder {
     kv_heads: Some(4),
-    norms: Norms::Around,
+    norms: NormPlacement::Around,
     window: WindowRule::Listed {
         switched: false,
         from: None,

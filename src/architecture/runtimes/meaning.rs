@@ -23,7 +23,7 @@ impl<'a> Meaning<'a> {
         Meaning {
             config,
             fields: Fields::of_part(config),
-            family: Family::of(family),
+            family: Family::named(family),
             served,
         }
     }
@@ -70,7 +70,7 @@ impl<'a> Meaning<'a> {
 
     /// The kind of rotary positions, if they are scaled.
     pub(super) fn rope(&self) -> Option<String> {
-        let scaling = RopeFields::of(self.fields).ok()?.scaling()?;
+        let scaling = RopeFields::read(self.fields).ok()?.scaling()?;
         Some(scaling.get("rope_type")?.as_str()?.to_owned())
     }
 

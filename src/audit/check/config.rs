@@ -116,7 +116,7 @@ fn of_part(survey: &Survey, model: &Checkpoint, report: &mut Report) {
     };
     let mut bytes: BTreeMap<&str, u64> = BTreeMap::new();
     for tensor in model.tensors() {
-        let name = match FloatType::of(tensor.dtype) {
+        let name = match FloatType::from_dtype(tensor.dtype) {
             Some(FloatType::F32) => "float32",
             Some(FloatType::F16) => "float16",
             Some(FloatType::Bf16) => "bfloat16",

@@ -63,7 +63,7 @@ pub(super) fn check_lock(model: &Checkpoint, digests: &[Digest], report: &mut Re
                 let expected = format!("BLAKE3 {written}");
                 report.add(Finding::new(
                     &TENSOR,
-                    Place::of(model, tensor),
+                    Place::entry(model, tensor),
                     expected,
                     found,
                 ));

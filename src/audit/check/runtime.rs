@@ -56,7 +56,7 @@ pub struct Runtimes(Option<Vec<Finding>>);
 
 impl Runtimes {
     /// Looks at a checkpoint for these runtimes.
-    pub fn of(survey: &Survey, runtimes: &[&Runtime]) -> Runtimes {
+    pub fn new(survey: &Survey, runtimes: &[&Runtime]) -> Runtimes {
         let model = survey.checkpoint.as_ref();
         Runtimes(model.and_then(|model| findings(model, runtimes)))
     }

@@ -99,7 +99,7 @@ pub(super) fn check_structure(
     if missing_is_known {
         report.extend(missing_mtp(model, config));
     }
-    let Some(family) = kind.and_then(Family::of) else {
+    let Some(family) = kind.and_then(Family::named) else {
         report.extend(layer_kinds(model, config));
         uneven_layers(&roles, model, missing_is_known, report);
         let unknown = Unknown {
@@ -119,7 +119,7 @@ pub(super) fn check_structure(
         return;
     };
     let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
-    let bodies = Expected::of(family, config.value(), names);
+    let bodies = Expected::new(family, config.value(), names);
     let structure = Structure {
         family,
         model,
@@ -198,7 +198,7 @@ struct Stored {
 }
 
 impl Stored {
-    fn of(model: &Checkpoint, body: &Expected<'_>) -> Stored {
+    fn new(model: &Checkpoint, body: &Expected<'_>) -> Stored {
         let mut stored = Stored {
             layers: BTreeSet::new(),
             experts: BTreeMap::new(),
@@ -228,7 +228,7 @@ impl Stored {
 impl Structure<'_> {
     /// Checks all tensors that a body should have, and collects their names in `expected`.
     fn check(&self, body: &Expected<'_>, expected: &mut HashSet<String>, report: &mut Report) {
-        let stored = Stored::of(self.model, body);
+        let stored = Stored::new(self.model, body);
         if !body.body.layers.is_empty() {
             self.layer_count(body, &stored.layers, report);
         }
@@ -403,7 +403,7 @@ impl Structure<'_> {
         };
         report.add(Finding::new(
             check,
-            Place::of(self.model, tensor),
+            Place::entry(self.model, tensor),
             shape_text(shape),
             format!("{:?}", tensor.shape),
         ));
@@ -448,7 +448,7 @@ impl Structure<'_> {
         if tied && differs {
             report.add(Finding::new(
                 &TIED_DIFFERS,
-                Place::of(self.model, tensor),
+                Place::entry(self.model, tensor),
                 "the bytes of the embedding",
                 "other bytes",
             ));
@@ -468,7 +468,7 @@ impl Structure<'_> {
             if !known && !name.contains(".experts.") {
                 report.add(Finding::new(
                     &UNEXPECTED,
-                    Place::of(self.model, tensor),
+                    Place::entry(self.model, tensor),
                     format!("a tensor of {}", self.family.types.join(" or ")),
                     format!("{:?}", tensor.shape),
                 ));
@@ -578,7 +578,7 @@ fn shape_text(shape: &[Size]) -> String {
 fn roles(model: &Checkpoint) -> Roles {
     let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
     let stacks = layer_stacks(names());
-    let index = StackIndex::of(&stacks);
+    let index = StackIndex::new(&stacks);
     let mut roles: Roles = BTreeMap::new();
     for (at, name) in names().enumerate() {
         if let Some((stack, layer, suffix)) = index.split(name) {
@@ -651,7 +651,7 @@ impl Unknown<'_> {
         let rows = |tensor: &TensorEntry| tensor.shape.first().copied().unwrap_or(0);
         let short = self.embeddings().filter(|tensor| rows(tensor) < expected);
         let finding = |tensor: &TensorEntry| {
-            let place = Place::of(self.model, tensor);
+            let place = Place::entry(self.model, tensor);
             let found = format!("{} rows", rows(tensor));
             Finding::new(&VOCAB, place, format!("{expected} rows"), found)
         };
@@ -680,7 +680,7 @@ impl Unknown<'_> {
         }
         Some(Finding::new(
             &SHAPE,
-            Place::of(self.model, embedding),
+            Place::entry(self.model, embedding),
             format!("{expected} columns, by `{field}` of config.json"),
             format!("{:?}, and no norm as wide", embedding.shape),
         ))
@@ -746,7 +746,7 @@ impl Unknown<'_> {
         };
         let head = (0..self.model.tensors().len()).find(same_kind)?;
         let differs = self.values && self.model.bytes(head) != self.model.bytes(embedding);
-        let place = Place::of(self.model, of(head));
+        let place = Place::entry(self.model, of(head));
         let finding = Finding::new(
             &TIED_DIFFERS,
             place,

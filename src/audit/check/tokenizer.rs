@@ -64,7 +64,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
         };
         Finding::new(&MALFORMED, Place::file(file), "a sound file", found)
     };
-    let tokenizer = match Tokenizer::of(model) {
+    let tokenizer = match Tokenizer::open(model) {
         Ok(TokenizerKind::Fast(tokenizer)) => Some(tokenizer),
         Ok(_) => None,
         // `container` reports what is no file.

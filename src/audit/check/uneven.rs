@@ -71,7 +71,7 @@ pub(super) fn uneven_layers(
             continue;
         }
         let is_explained = config.is_some_and(|config| {
-            let kinds = Kinds::of(config, layers);
+            let kinds = Kinds::read(config, layers);
             kinds.tell_apart(&without)
                 || kinds.vary && have_tensors_of_their_own(roles, prefix, &without)
         });
@@ -116,7 +116,7 @@ struct Kinds {
 }
 
 impl Kinds {
-    fn of(config: &Value, layers: usize) -> Kinds {
+    fn read(config: &Value, layers: usize) -> Kinds {
         let mut kinds = Kinds::default();
         kinds.collect(config, layers, DEPTH);
         kinds.vary |= !kinds.fields.is_empty();

@@ -138,7 +138,7 @@ pub(super) fn check_values(
     // A model has a few stacks, but a header may name any number.
     let mut stacks = layer_stacks(names());
     stacks.truncate(MOST_STACKS);
-    let index = StackIndex::of(&stacks);
+    let index = StackIndex::new(&stacks);
     let mut roles: Roles<'_> = BTreeMap::new();
     for (at, name) in names().enumerate() {
         if let Some((stack, layer, role)) = index.split(name) {
@@ -151,7 +151,7 @@ pub(super) fn check_values(
         found: &found,
         stacks: &stacks,
     };
-    let zeros = Zeros::of(&values, &roles);
+    let zeros = Zeros::find(&values, &roles);
     for at in 0..found.len() {
         report.extend(values.tensor(at, &zeros));
     }
@@ -181,7 +181,7 @@ struct Zeros {
 }
 
 impl Zeros {
-    fn of(values: &Values<'_>, roles: &Roles<'_>) -> Zeros {
+    fn find(values: &Values<'_>, roles: &Roles<'_>) -> Zeros {
         let (mut odd, mut habit) = (HashSet::new(), HashSet::new());
         for tensors in roles.values() {
             let is_zero = |at: usize| values.found[at].zeros == values.found[at].elements;
@@ -216,7 +216,7 @@ impl Values<'_> {
     }
 
     fn place(&self, at: usize) -> Place {
-        Place::of(self.model, &self.model.tensors()[at])
+        Place::entry(self.model, &self.model.tensors()[at])
     }
 
     /// Rows and columns; `None` for a vector, even one with several dimensions.
@@ -273,7 +273,7 @@ impl Values<'_> {
     /// The findings about one tensor by itself.
     fn tensor(&self, at: usize, zeros: &Zeros) -> Vec<Finding> {
         let (entry, found) = (&self.model.tensors()[at], &self.found[at]);
-        if FloatType::of(entry.dtype).is_none()
+        if FloatType::from_dtype(entry.dtype).is_none()
             || found.elements == 0
             || is_derived_buffer(&entry.name)
         {
@@ -438,7 +438,7 @@ impl Values<'_> {
     /// Filters of a convolution die one by one, and rows of zeros may be pruned where no other layer tells.
     fn severity_of_hole(&self, at: usize) -> Severity {
         let entry = &self.model.tensors()[at];
-        let index = StackIndex::of(self.stacks);
+        let index = StackIndex::new(self.stacks);
         match entry.shape.len() == 2 && index.split(&entry.name).is_some() {
             true => Severity::Error,
             false => Severity::Warning,
@@ -457,7 +457,7 @@ impl Values<'_> {
         };
         for at in (0..self.found.len()).filter(|&at| self.is_weight(at) && alone(at)) {
             let entry = &self.model.tensors()[at];
-            let Some(format) = FloatType::of(entry.dtype) else {
+            let Some(format) = FloatType::from_dtype(entry.dtype) else {
                 continue;
             };
             let buffer = is_derived_buffer(&entry.name) || may_hold_zeros(&entry.name);
@@ -573,7 +573,7 @@ impl Values<'_> {
 
     /// Layers without a matrix are left out.
     fn identical_layers(&self, order: &[usize]) -> Vec<Finding> {
-        let index = StackIndex::of(self.stacks);
+        let index = StackIndex::new(self.stacks);
         let layers = self.digests(order, |name| {
             let (stack, layer, role) = index.split(name)?;
             Some(((stack.prefix.as_str(), layer), role))
@@ -681,7 +681,7 @@ impl Values<'_> {
             .heat_maps
             .extend(self.stacks.first().and_then(|stack| {
                 let title = "Size of the weights by layer and role";
-                HeatMap::of(title, "log2 of the RMS", stack, sizes)
+                HeatMap::new(title, "log2 of the RMS", stack, sizes)
             }));
         let counted: Vec<(f64, f64, u64)> = exponents
             .iter()

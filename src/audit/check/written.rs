@@ -48,7 +48,7 @@ pub fn check_written(folder: &Path, plan: &Plan) -> Result<(), Refusal> {
 
 /// The errors that are found without a value.
 fn errors_of(location: &Location) -> Result<Vec<Finding>, CheckpointError> {
-    let mut survey = Survey::of("the output", location)?;
+    let mut survey = Survey::open("the output", location)?;
     let mut problems = survey.problems.iter();
     if let Some(at) = problems.position(container::is_of_the_system) {
         return Err(survey.problems.swap_remove(at));

@@ -96,7 +96,7 @@ fn file(name: &str, a: Option<&Sidecar>, b: Option<&Sidecar>) -> Vec<Finding> {
 /// Tokens with different ids or in only one of the two: one finding per kind.
 fn tokens(a: &Checkpoint, b: &Checkpoint) -> Vec<Finding> {
     let (Ok(TokenizerKind::Fast(a)), Ok(TokenizerKind::Fast(b))) =
-        (Tokenizer::of(a), Tokenizer::of(b))
+        (Tokenizer::open(a), Tokenizer::open(b))
     else {
         return Vec::new();
     };

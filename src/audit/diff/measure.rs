@@ -44,7 +44,7 @@ impl<'a> Triple<'a> {
             elements: first.elements(),
             bytes: request.a.bytes(a).zip(request.b.bytes(b)).filter(|_| same),
             size: (first.dtype.bitsize() / 8).max(1),
-            format: FloatType::of(first.dtype).filter(|_| same),
+            format: FloatType::from_dtype(first.dtype).filter(|_| same),
             values: (request.a.elements(a))
                 .zip(request.b.elements(b))
                 .map(|(a, b)| [a, b]),
@@ -212,7 +212,7 @@ fn block<R: Real>(
         match triple.format {
             Some(format) => {
                 let steps = match found.differs {
-                    true => UlpCounts::of(format, a, b),
+                    true => UlpCounts::count(format, a, b),
                     false => UlpCounts::default(),
                 };
                 found.differing = steps.at_least[0];
@@ -285,7 +285,7 @@ fn block_bf16(triple: &Triple<'_>, first: u64, length: usize) -> Option<Measured
         sums.add_bf16(a, b);
         if a != b {
             differs = true;
-            steps.add(&UlpCounts::of(FloatType::Bf16, a, b));
+            steps.add(&UlpCounts::count(FloatType::Bf16, a, b));
         }
     }
     let apart = sums.distance();

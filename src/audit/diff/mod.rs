@@ -78,7 +78,7 @@ pub fn diff(request: &Request<'_>, observer: &dyn Observer) -> Result<Report, Ru
         })
         .collect();
     let stacks = layer_stacks(pairs.iter().map(|pair| pair.a.name.as_str()));
-    let index = StackIndex::of(&stacks);
+    let index = StackIndex::new(&stacks);
     for pair in &pairs {
         report.extend(findings(pair, request.policy, &index));
     }

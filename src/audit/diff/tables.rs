@@ -22,12 +22,12 @@ pub(super) fn show(
 ) {
     let with_base = request.base.is_some();
     let mut total = Measured::default();
-    let mut roles: BTreeMap<&str, Group> = BTreeMap::new();
-    let mut layers: BTreeMap<(&str, usize), Group> = BTreeMap::new();
+    let mut roles: BTreeMap<&str, TensorGroup> = BTreeMap::new();
+    let mut layers: BTreeMap<(&str, usize), TensorGroup> = BTreeMap::new();
     // A tensor in no layer is a role by itself, under its own name.
     let mut alone = Vec::new();
     let mut tensors = Vec::new();
-    let index = StackIndex::of(stacks);
+    let index = StackIndex::new(stacks);
     for pair in pairs {
         let Some(measured) = &pair.measured else {
             continue;
@@ -106,12 +106,12 @@ const MOST_GROUPS: usize = 1 << 14;
 
 /// Tensors that are shown as one.
 #[derive(Clone, Default)]
-struct Group {
+struct TensorGroup {
     measured: Measured,
     elements: u64,
 }
 
-impl Group {
+impl TensorGroup {
     fn add(&mut self, measured: &Measured, elements: u64) {
         self.measured.add(measured);
         self.elements += elements;
@@ -218,7 +218,7 @@ fn heat_map(stacks: &[LayerStack], pairs: &[Pair<'_>]) -> Option<HeatMap> {
         let relative = distance.map(|distance| distance.relative());
         (pair.a.name.as_str(), relative)
     });
-    HeatMap::of(
+    HeatMap::new(
         "Difference by layer and role",
         "L2 of the difference / L2 of the first",
         stacks.first()?,

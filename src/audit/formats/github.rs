@@ -1,7 +1,7 @@
 //! A report as workflow commands, which GitHub's runner turns into annotations.
 
 use super::clean::clean;
-use super::groups::{Group, counts, error_lines, groups, path, skipped};
+use super::groups::{FindingGroup, counts, error_lines, groups, path, skipped};
 use crate::{Report, Severity, Verdict};
 
 /// The most annotations of one level that the runner accepts from a step.
@@ -17,7 +17,7 @@ pub fn github(report: &Report) -> String {
     }
     let mut out = String::new();
     for severity in [Severity::Error, Severity::Warning, Severity::Note] {
-        let of: Vec<Group<'_>> = groups(report)
+        let of: Vec<FindingGroup<'_>> = groups(report)
             .filter(|group| group.first.severity == severity)
             .collect();
         let not_made = not_made(report, severity);
@@ -60,7 +60,7 @@ fn not_made(report: &Report, severity: Severity) -> Vec<String> {
         .collect()
 }
 
-fn annotation(report: &Report, group: &Group<'_>) -> String {
+fn annotation(report: &Report, group: &FindingGroup<'_>) -> String {
     let first = group.first;
     let title = format!("{}: {}", first.check.id, first.check.title);
     let mut message = group.lines();

@@ -10,7 +10,7 @@ use plan::count;
 pub(super) const SHOWN: usize = 10;
 
 /// Findings of the same check and severity, adjacent in a sorted report.
-pub(super) struct Group<'r> {
+pub(super) struct FindingGroup<'r> {
     /// The first finding, whose title and remedy stand for all.
     pub(super) first: &'r Finding,
     /// All findings that were kept.
@@ -19,7 +19,7 @@ pub(super) struct Group<'r> {
     counted: usize,
 }
 
-impl<'r> Group<'r> {
+impl<'r> FindingGroup<'r> {
     /// The findings that are shown.
     pub(super) fn shown(&self) -> impl Iterator<Item = &'r Finding> {
         self.findings.iter().take(SHOWN)
@@ -107,7 +107,7 @@ pub(super) fn error_lines(error: &Refusal) -> Vec<String> {
 }
 
 /// The groups of a sorted report, worst first.
-pub(super) fn groups(report: &Report) -> impl Iterator<Item = Group<'_>> {
+pub(super) fn groups(report: &Report) -> impl Iterator<Item = FindingGroup<'_>> {
     report
         .findings
         .chunk_by(|a, b| a.check.id == b.check.id && a.severity == b.severity)
@@ -117,7 +117,7 @@ pub(super) fn groups(report: &Report) -> impl Iterator<Item = Group<'_>> {
                 |more: &&More| more.check.id == first.check.id && more.severity == first.severity;
             // A policy can merge findings of two severities into one group.
             let counted = report.more.iter().filter(same).map(|more| more.count).sum();
-            Some(Group {
+            Some(FindingGroup {
                 first,
                 findings,
                 counted,

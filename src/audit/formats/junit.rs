@@ -3,7 +3,7 @@
 use quick_junit::{NonSuccessKind, Property, SerializeError, TestCase, TestCaseStatus, TestSuite};
 
 use super::clean::clean;
-use super::groups::{Group, error_lines, groups};
+use super::groups::{FindingGroup, error_lines, groups};
 use crate::{CheckInfo, Report, Severity};
 
 /// The report as JUnit XML. A check with errors is a failed test; any other check passes, and its findings become the
@@ -21,7 +21,7 @@ pub fn junit(report: &Report) -> Result<String, SerializeError> {
     for change in &report.policy {
         suite.add_property(Property::new("policy", change.to_string()));
     }
-    let groups: Vec<Group<'_>> = groups(report).collect();
+    let groups: Vec<FindingGroup<'_>> = groups(report).collect();
     let is_skipped = |check: &CheckInfo| report.skipped.iter().any(|s| s.check.id == check.id);
     let mut checks: Vec<&CheckInfo> = Vec::new();
     let found = groups.iter().map(|group| group.first.check);
@@ -31,7 +31,7 @@ pub fn junit(report: &Report) -> Result<String, SerializeError> {
         }
     }
     for check in checks {
-        let of: Vec<&Group<'_>> = groups
+        let of: Vec<&FindingGroup<'_>> = groups
             .iter()
             .filter(|group| group.first.check.id == check.id)
             .collect();
@@ -68,8 +68,8 @@ pub fn junit(report: &Report) -> Result<String, SerializeError> {
 }
 
 /// The result of a check that was made.
-fn made(check: &CheckInfo, groups: &[&Group<'_>]) -> TestCaseStatus {
-    let error = |group: &&&Group<'_>| group.first.severity == Severity::Error;
+fn made(check: &CheckInfo, groups: &[&FindingGroup<'_>]) -> TestCaseStatus {
+    let error = |group: &&&FindingGroup<'_>| group.first.severity == Severity::Error;
     let Some(group) = groups.iter().find(error) else {
         return TestCaseStatus::success();
     };
@@ -84,7 +84,7 @@ fn case(
     report: &Report,
     check: &CheckInfo,
     status: TestCaseStatus,
-    groups: &[&Group<'_>],
+    groups: &[&FindingGroup<'_>],
 ) -> TestCase {
     let mut case = TestCase::new(check.id, status);
     case.set_classname(format!("weld.{}", report.command.name()));
@@ -98,7 +98,7 @@ fn case(
     case
 }
 
-fn said(group: &Group<'_>) -> String {
+fn said(group: &FindingGroup<'_>) -> String {
     let first = group.first;
     format!(
         "{}: {}\n{}\nhint: {}\n",

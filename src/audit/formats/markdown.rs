@@ -1,7 +1,7 @@
 //! A report as Markdown, for step summaries and comments on pull requests.
 
 use super::clean::clean;
-use super::groups::{Group, counts, error_lines, groups, skipped};
+use super::groups::{FindingGroup, counts, error_lines, groups, skipped};
 use crate::{Report, Severity, Table, Verdict};
 
 /// The most bytes in total: GitHub accepts comments of 65,536 characters.
@@ -93,7 +93,7 @@ fn findings(out: &mut String, report: &Report) {
     out.push_str("\n</details>\n");
 }
 
-fn what_to_do(group: &Group<'_>) -> String {
+fn what_to_do(group: &FindingGroup<'_>) -> String {
     let check = group.first.check;
     format!(
         "- **{}**: {}. {} What to do: {}.\n",

@@ -30,7 +30,7 @@ use errors::printable_json;
 
 /// A format for reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Format {
+pub enum ReportFormat {
     /// For people at a terminal.
     Text,
     /// For programs.
@@ -58,28 +58,28 @@ pub enum FormatError {
     Junit(#[from] quick_junit::SerializeError),
 }
 
-impl Format {
+impl ReportFormat {
     /// All formats.
-    pub const ALL: [Format; 7] = [
-        Format::Text,
-        Format::Json,
-        Format::Junit,
-        Format::Sarif,
-        Format::Github,
-        Format::Markdown,
-        Format::Html,
+    pub const ALL: [ReportFormat; 7] = [
+        ReportFormat::Text,
+        ReportFormat::Json,
+        ReportFormat::Junit,
+        ReportFormat::Sarif,
+        ReportFormat::Github,
+        ReportFormat::Markdown,
+        ReportFormat::Html,
     ];
 
     /// The format's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
-            Format::Text => "text",
-            Format::Json => "json",
-            Format::Junit => "junit",
-            Format::Sarif => "sarif",
-            Format::Github => "github",
-            Format::Markdown => "markdown",
-            Format::Html => "html",
+            ReportFormat::Text => "text",
+            ReportFormat::Json => "json",
+            ReportFormat::Junit => "junit",
+            ReportFormat::Sarif => "sarif",
+            ReportFormat::Github => "github",
+            ReportFormat::Markdown => "markdown",
+            ReportFormat::Html => "html",
         }
     }
 
@@ -89,13 +89,13 @@ impl Format {
     /// The crate that writes the format failed, which no report should cause.
     pub fn write(self, report: &Report) -> Result<String, FormatError> {
         Ok(match self {
-            Format::Text => text(report),
-            Format::Json => printable_json(&format!("{:#}\n", json(report))),
-            Format::Junit => junit(report)?,
-            Format::Sarif => printable_json(&format!("{:#}\n", sarif(report))),
-            Format::Github => github(report),
-            Format::Markdown => markdown(report),
-            Format::Html => html(report)?,
+            ReportFormat::Text => text(report),
+            ReportFormat::Json => printable_json(&format!("{:#}\n", json(report))),
+            ReportFormat::Junit => junit(report)?,
+            ReportFormat::Sarif => printable_json(&format!("{:#}\n", sarif(report))),
+            ReportFormat::Github => github(report),
+            ReportFormat::Markdown => markdown(report),
+            ReportFormat::Html => html(report)?,
         })
     }
 }

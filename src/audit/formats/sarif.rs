@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::clean::clean;
-use super::groups::{Group, error_lines, groups, path};
+use super::groups::{FindingGroup, error_lines, groups, path};
 use crate::{CheckInfo, Finding, Report};
 
 /// The report as SARIF: a rule for each check, and one result for each check and severity with findings. A result lists
@@ -78,7 +78,7 @@ fn rule(check: &CheckInfo) -> Value {
     })
 }
 
-fn result(report: &Report, group: &Group<'_>, rules: &[&CheckInfo]) -> Value {
+fn result(report: &Report, group: &FindingGroup<'_>, rules: &[&CheckInfo]) -> Value {
     let first = group.first;
     let mut locations: Vec<Value> = Vec::new();
     for finding in group.shown() {

@@ -6,7 +6,7 @@ use super::samples::{HOSTILE, hostile, realistic};
 use super::*;
 use crate::{Command, Verdict};
 
-fn written(format: Format, report: &Report) -> String {
+fn written(format: ReportFormat, report: &Report) -> String {
     let written = format.write(report);
     written.unwrap_or_else(|error| panic!("{}: {error}", format.name()))
 }
@@ -18,7 +18,7 @@ fn samples_to_look_at() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/report-samples");
     std::fs::create_dir_all(&folder).unwrap();
     for (name, report) in [("realistic", realistic()), ("hostile", hostile())] {
-        for format in Format::ALL {
+        for format in ReportFormat::ALL {
             let path = folder.join(format!("{name}.{}", format.name()));
             std::fs::write(path, written(format, &report)).unwrap();
         }
@@ -27,7 +27,7 @@ fn samples_to_look_at() {
 
 #[test]
 fn no_format_shows_what_cannot_be_seen() {
-    for format in Format::ALL {
+    for format in ReportFormat::ALL {
         let out = written(format, &hostile());
         let bad = out.chars().find(|c| {
             (c.is_control() && *c != '\n')
@@ -39,10 +39,10 @@ fn no_format_shows_what_cannot_be_seen() {
 
 #[test]
 fn no_line_is_a_command_to_a_runner_but_those_of_its_format() {
-    for format in Format::ALL {
+    for format in ReportFormat::ALL {
         for line in written(format, &hostile()).lines() {
             let line = line.trim_start();
-            let own = format == Format::Github
+            let own = format == ReportFormat::Github
                 && ["::error ", "::warning ", "::notice "]
                     .iter()
                     .any(|start| line.starts_with(start));
@@ -57,11 +57,11 @@ fn nothing_is_endless() {
     let mut report = hostile();
     report.details = serde_json::Value::Null;
     for format in [
-        Format::Text,
-        Format::Github,
-        Format::Sarif,
-        Format::Junit,
-        Format::Html,
+        ReportFormat::Text,
+        ReportFormat::Github,
+        ReportFormat::Sarif,
+        ReportFormat::Junit,
+        ReportFormat::Html,
     ] {
         let bytes = written(format, &report).len();
         assert!(bytes < 3_000_000, "{}: {bytes}", format.name());
@@ -70,7 +70,7 @@ fn nothing_is_endless() {
 
 #[test]
 fn annotations_are_few_and_each_is_a_line() {
-    let out = written(Format::Github, &realistic());
+    let out = written(ReportFormat::Github, &realistic());
     insta::assert_snapshot!(out);
     let mut many = realistic();
     let finding = many.findings[0].clone();
@@ -81,7 +81,7 @@ fn annotations_are_few_and_each_is_a_line() {
             ..finding.clone()
         })
         .collect();
-    let out = written(Format::Github, &many);
+    let out = written(ReportFormat::Github, &many);
     assert_eq!(out.matches("::error ").count(), 10, "{out}");
     assert!(out.contains("more kinds of findings"), "{out}");
 }
@@ -89,9 +89,9 @@ fn annotations_are_few_and_each_is_a_line() {
 #[test]
 fn markdown_is_short_and_holds_no_markup_of_strangers() {
     for report in [realistic(), hostile()] {
-        assert!(written(Format::Markdown, &report).len() < 64_000);
+        assert!(written(ReportFormat::Markdown, &report).len() < 64_000);
     }
-    let mut out = written(Format::Markdown, &hostile());
+    let mut out = written(ReportFormat::Markdown, &hostile());
     // What the checks say of themselves is ours, and may hold Markdown.
     for check in crate::all_checks() {
         for text in [check.title, check.why, check.remedy] {
@@ -117,12 +117,12 @@ fn markdown_is_short_and_holds_no_markup_of_strangers() {
             Some(columns) => assert_eq!(cells, columns, "{line}"),
         }
     }
-    insta::assert_snapshot!(written(Format::Markdown, &realistic()));
+    insta::assert_snapshot!(written(ReportFormat::Markdown, &realistic()));
 }
 
 #[test]
 fn the_page_is_whole_by_itself_and_holds_no_markup_of_strangers() {
-    let out = written(Format::Html, &hostile());
+    let out = written(ReportFormat::Html, &hostile());
     for bad in [
         "<script",
         "<img",
@@ -137,7 +137,7 @@ fn the_page_is_whole_by_itself_and_holds_no_markup_of_strangers() {
             out.matches(&format!("<{tag}>")).count() + out.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, out.matches(&format!("</{tag}>")).count(), "{tag}");
     }
-    let quiet = written(Format::Html, &realistic());
+    let quiet = written(ReportFormat::Html, &realistic());
     for bad in ["<script", "http:", "https:", "url(", "@import", "src="] {
         assert!(!quiet.contains(bad), "{bad}");
     }
@@ -147,8 +147,8 @@ fn the_page_is_whole_by_itself_and_holds_no_markup_of_strangers() {
 
 #[test]
 fn junit_has_a_case_for_each_check() {
-    insta::assert_snapshot!(written(Format::Junit, &realistic()));
-    let out = written(Format::Junit, &hostile());
+    insta::assert_snapshot!(written(ReportFormat::Junit, &realistic()));
+    let out = written(ReportFormat::Junit, &hostile());
     assert_eq!(out.matches("<testsuite ").count(), 1);
     // A check that the verdict needs must not be a skipped test, which CI shows as green.
     assert!(!out.contains("<skipped"), "{}", &out[..1000]);
@@ -158,7 +158,7 @@ fn junit_has_a_case_for_each_check() {
 #[test]
 fn sarif_has_a_result_for_each_check_and_a_place_for_each_result() {
     let report = realistic();
-    insta::assert_snapshot!(written(Format::Sarif, &report));
+    insta::assert_snapshot!(written(ReportFormat::Sarif, &report));
     for report in [report, hostile()] {
         let sarif = sarif(&report);
         let run = &sarif["runs"][0];
@@ -183,7 +183,7 @@ fn sarif_has_a_result_for_each_check_and_a_place_for_each_result() {
 
 #[test]
 fn text_says_what_a_person_needs() {
-    insta::assert_snapshot!(written(Format::Text, &realistic()));
+    insta::assert_snapshot!(written(ReportFormat::Text, &realistic()));
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn every_format_tells_why_a_command_could_not_run() {
     let report = Report::of_error(Command::Check, "<a>\x1b", error);
     assert_eq!(report.verdict(), Verdict::Error);
     assert_eq!(report.verdict().exit_code(), 2);
-    for format in Format::ALL {
+    for format in ReportFormat::ALL {
         let out = written(format, &report);
         assert!(
             out.contains("not found") && out.contains("hf download"),
@@ -205,12 +205,12 @@ fn every_format_tells_why_a_command_could_not_run() {
             format.name()
         );
     }
-    let github = written(Format::Github, &report);
+    let github = written(ReportFormat::Github, &report);
     assert!(
         github.starts_with("::error title=weld check could not run::"),
         "{github}"
     );
-    let junit = written(Format::Junit, &report);
+    let junit = written(ReportFormat::Junit, &report);
     assert!(
         junit.contains("errors=\"1\"") && junit.contains("<error "),
         "{junit}"
@@ -238,7 +238,7 @@ fn checks_that_were_skipped_for_one_reason_are_told_together() {
             needed: at == 6,
         });
     }
-    let text = written(Format::Text, &report);
+    let text = written(ReportFormat::Text, &report);
     let told: Vec<&str> = text
         .lines()
         .filter(|line| line.starts_with("skipped"))
@@ -254,7 +254,7 @@ fn checks_that_were_skipped_for_one_reason_are_told_together() {
         ]
     );
     // What a check looks for was not found: its title must not read as if it were.
-    let page = written(Format::Html, &report);
+    let page = written(ReportFormat::Html, &report);
     for check in checks {
         assert!(
             page.contains(check.id) && !page.contains(check.title),
@@ -269,7 +269,7 @@ fn checks_that_were_skipped_for_one_reason_are_told_together() {
 fn an_empty_report_can_be_written() {
     let report = Report::new(Command::Check, "");
     assert_eq!(report.verdict(), Verdict::Passed);
-    for format in Format::ALL {
+    for format in ReportFormat::ALL {
         assert!(!written(format, &report).is_empty(), "{}", format.name());
     }
 }

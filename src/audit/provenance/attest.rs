@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::bundle;
-use super::digest::{Algorithm, Piece, digests};
+use super::digest::{Algorithm, DigestedRange, digests};
 use super::keys::PrivateKey;
 use super::manifest::not_signed;
 use super::sign::{SignError, whole};
@@ -103,7 +103,7 @@ pub fn attest(
         .partition(|entry| entry.kind.bytes().is_some() && proven.contains(&entry.name));
     let lock = Lock::of_plan(plan);
     let dependencies = dependencies(plan, &lock);
-    let mut pieces: Vec<Piece> = subjects.iter().map(whole).collect();
+    let mut pieces: Vec<DigestedRange> = subjects.iter().map(whole).collect();
     for dependency in &dependencies {
         pieces.push(piece(&dependency.path)?);
     }
@@ -165,12 +165,12 @@ fn proven(plan: &Plan, model: &Checkpoint) -> BTreeSet<String> {
     names
 }
 
-fn piece(path: &Path) -> Result<Piece, SignError> {
+fn piece(path: &Path) -> Result<DigestedRange, SignError> {
     let unreadable = |source| SignError::Unreadable {
         path: path.into(),
         source,
     };
-    Ok(Piece {
+    Ok(DigestedRange {
         path: path.into(),
         first: 0,
         bytes: path.metadata().map_err(unreadable)?.len(),

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::attest::{BUILD_TYPE, PREDICATE, Predicate};
 use super::bundle::{self, Refused};
 use super::checks;
-use super::digest::{Algorithm, Piece, digests};
+use super::digest::{Algorithm, DigestedRange, digests};
 use super::keys::PublicKey;
 use super::manifest::not_signed;
 use super::short;
@@ -116,7 +116,7 @@ impl Attested {
         observer: &dyn Observer,
     ) -> Result<SignatureCheck, RunError> {
         let compared = std::mem::take(&mut self.compared);
-        let pieces: Vec<Piece> = compared.iter().map(|(entry, _)| whole(entry)).collect();
+        let pieces: Vec<DigestedRange> = compared.iter().map(|(entry, _)| whole(entry)).collect();
         let found = digests(&pieces, Algorithm::Sha256, threads, observer)?;
         let mut files = 0;
         for ((entry, sha256), found) in compared.into_iter().zip(found) {

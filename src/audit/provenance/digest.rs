@@ -21,7 +21,7 @@ pub(super) enum Algorithm {
 
 impl Algorithm {
     /// The algorithm with this name in a signature.
-    pub(super) fn of(name: &str) -> Option<Algorithm> {
+    pub(super) fn named(name: &str) -> Option<Algorithm> {
         [Algorithm::Sha256, Algorithm::Blake3]
             .into_iter()
             .find(|algorithm| algorithm.name() == name)
@@ -42,7 +42,7 @@ impl Algorithm {
 
 /// A range of bytes with a digest of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct DigestedRange {
     pub(super) path: PathBuf,
     pub(super) first: u64,
     pub(super) bytes: u64,
@@ -55,7 +55,7 @@ pub(super) struct Piece {
 /// # Errors
 /// The observer cancelled the work, or the threads could not be started.
 pub(super) fn digests(
-    pieces: &[Piece],
+    pieces: &[DigestedRange],
     algorithm: Algorithm,
     threads: usize,
     observer: &dyn Observer,
@@ -72,7 +72,11 @@ pub(super) fn digests(
     )
 }
 
-fn digest(piece: &Piece, algorithm: Algorithm, observer: &dyn Observer) -> io::Result<Vec<u8>> {
+fn digest(
+    piece: &DigestedRange,
+    algorithm: Algorithm,
+    observer: &dyn Observer,
+) -> io::Result<Vec<u8>> {
     let mut file = File::open(&piece.path)?;
     file.seek(SeekFrom::Start(piece.first))?;
     let digest = match algorithm {

@@ -113,7 +113,7 @@ impl Manifest {
             }
             _ => return Err(("method `files` or `shards`".to_owned(), short(&method))),
         };
-        let algorithm = Algorithm::of(&hash_type)
+        let algorithm = Algorithm::named(&hash_type)
             .ok_or_else(|| ("hash_type sha256 or blake3".to_owned(), short(&hash_type)))?;
         // The package's name of a hash in ranges.
         let in_ranges = shard.map(|size| format!("{hash_type}-sharded-{size}"));

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::bundle;
-use super::digest::{Algorithm, Piece, digests};
+use super::digest::{Algorithm, DigestedRange, digests};
 use super::keys::PrivateKey;
 use super::manifest::{Manifest, Resource, not_signed};
 use checkpoint::{CheckpointError, TreeEntry, TreeKind, tree};
@@ -177,7 +177,7 @@ impl ToSign {
         threads: usize,
         observer: &dyn Observer,
     ) -> Result<Signed, SignError> {
-        let pieces: Vec<Piece> = self.entries.iter().map(whole).collect();
+        let pieces: Vec<DigestedRange> = self.entries.iter().map(whole).collect();
         let digests = digests(&pieces, Algorithm::Sha256, threads, observer)?;
         let mut resources = BTreeMap::new();
         for (entry, digest) in self.entries.iter().zip(digests) {
@@ -202,8 +202,8 @@ impl ToSign {
 }
 
 /// A whole file as one piece.
-pub(super) fn whole(entry: &TreeEntry) -> Piece {
-    Piece {
+pub(super) fn whole(entry: &TreeEntry) -> DigestedRange {
+    DigestedRange {
         path: entry.path.clone(),
         first: 0,
         bytes: entry.kind.bytes().unwrap_or(0),

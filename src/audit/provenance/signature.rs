@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::bundle::{self, Refused};
 use super::checks;
-use super::digest::{Piece, digests};
+use super::digest::{DigestedRange, digests};
 use super::keys::PublicKey;
 use super::manifest::{Manifest, Resource};
 use super::short;
@@ -30,7 +30,7 @@ pub struct Signature {
 /// A range of bytes that must have a given digest.
 struct Compared {
     place: Place,
-    piece: Piece,
+    piece: DigestedRange,
     digest: Vec<u8>,
 }
 
@@ -189,7 +189,7 @@ impl Signature {
             };
             self.compared.push(Compared {
                 place: place.clone(),
-                piece: Piece {
+                piece: DigestedRange {
                     path: entry.path.clone(),
                     first,
                     bytes: last.saturating_sub(first),
@@ -221,7 +221,7 @@ impl Signature {
             expected,
             compared,
         } = self;
-        let pieces: Vec<Piece> = compared.iter().map(|one| one.piece.clone()).collect();
+        let pieces: Vec<DigestedRange> = compared.iter().map(|one| one.piece.clone()).collect();
         let mut files = BTreeSet::new();
         if let Some(manifest) = &expected {
             let algorithm = manifest.algorithm;

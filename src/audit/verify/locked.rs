@@ -47,7 +47,7 @@ pub(super) fn outputs(
         let same = *written == found;
         if !same {
             let expected = format!("BLAKE3 {written}");
-            let place = Place::of(model, tensor);
+            let place = Place::entry(model, tensor);
             report.add(Finding::new(&checks::LOCK_OUTPUT, place, expected, found));
         }
         intact.push(Some(same));
@@ -109,7 +109,7 @@ pub(super) fn update(
     survived: &BTreeMap<usize, Survival>,
 ) -> Option<Finding> {
     let stated = lock.outputs.update_kept_percent?;
-    let measured = UpdateKept::of(plan, survived).map(|update| update.percent());
+    let measured = UpdateKept::new(plan, survived).map(|update| update.percent());
     let same = measured == Some(stated) || lock.tool.numerics != NUMERICS;
     (!same).then(|| {
         let place = Place::field(run::LOCK_FILE, UPDATE);
@@ -178,7 +178,7 @@ pub(super) fn changed_tensors(
             if let (Some(before), Some(now)) = (before, digest)
                 && *before != now.to_string()
             {
-                let mut place = Place::of(model, tensor);
+                let mut place = Place::entry(model, tensor);
                 place.file = place.file.map(|file| format!("{}: {file}", model.label()));
                 findings.push(Finding::new(
                     &checks::INPUT_CHANGED,

@@ -340,7 +340,7 @@ fn there<'m>(tensor: &PlannedTensor, model: &'m Checkpoint) -> There<'m> {
     There {
         bytes,
         size,
-        format: FloatType::of(tensor.dtype),
+        format: FloatType::from_dtype(tensor.dtype),
     }
 }
 
@@ -368,7 +368,7 @@ fn accounting(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
         };
         findings.push(Finding::new(
             check,
-            Place::of(model, found),
+            Place::entry(model, found),
             text(tensor.dtype, &tensor.shape),
             text(found.dtype, &found.shape),
         ));
@@ -382,7 +382,7 @@ fn accounting(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
         if !planned.contains(found.name.as_str()) {
             findings.push(Finding::new(
                 &checks::UNACCOUNTED,
-                Place::of(model, found),
+                Place::entry(model, found),
                 "no such tensor",
                 text(found.dtype, &found.shape),
             ));
@@ -424,7 +424,7 @@ fn judge(
     }
     let share = difference.differing as f64 / (*compared).max(1) as f64;
     let how_much = format!("{}{}", how_much(*compared, difference), fit.by());
-    let place = Place::of(request.model, &request.model.tensors()[at]);
+    let place = Place::entry(request.model, &request.model.tensors()[at]);
     let changed_later = intact == Some(false);
     if difference.steps <= 1 && !changed_later {
         let mut finding = Finding::new(&checks::ROUNDING, place, "equal values", how_much);

@@ -166,8 +166,8 @@ fn profile(numerics: Numerics, plan: &Plan, tensor: &PlannedTensor) -> Option<Pr
         let formats = sources.map(|values| values.map(|values| values.format()));
         formats.reduce(|a, b| Some(a?.promote(b?))).flatten()
     };
-    Profile::of(match dtype {
-        Some(dtype) => FloatType::of(dtype)?,
+    Profile::computing_in(match dtype {
+        Some(dtype) => FloatType::from_dtype(dtype)?,
         None => of_inputs()?,
     })
 }

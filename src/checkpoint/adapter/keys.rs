@@ -4,11 +4,11 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Key {
     /// A part of a module's low-rank update.
-    Part {
+    FactorPart {
         /// The module, by its name in the adapted model.
         module: String,
         /// Which part.
-        part: Part,
+        part: FactorPart,
     },
     /// A whole tensor that replaces the model's tensor of that name.
     Whole {
@@ -19,7 +19,7 @@ pub(super) enum Key {
 
 /// The parts of a low-rank update; shapes are those of a linear map from `in` to `out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Part {
+pub(super) enum FactorPart {
     /// `[rank, in]`.
     A,
     /// `[out, rank]`.
@@ -63,17 +63,17 @@ pub(super) fn parse(key: &str) -> Result<Key, &'static str> {
     }
     // The adapter's name is a single word: PEFT refuses dots in it.
     let part = match rest {
-        ["lora_A", "weight"] | ["lora_A", _, "weight"] => Part::A,
-        ["lora_B", "weight"] | ["lora_B", _, "weight"] => Part::B,
-        ["lora_B", "bias"] | ["lora_B", _, "bias"] => Part::BiasOfB,
-        ["lora_embedding_A"] | ["lora_embedding_A", _] => Part::EmbeddingA,
-        ["lora_embedding_B"] | ["lora_embedding_B", _] => Part::EmbeddingB,
+        ["lora_A", "weight"] | ["lora_A", _, "weight"] => FactorPart::A,
+        ["lora_B", "weight"] | ["lora_B", _, "weight"] => FactorPart::B,
+        ["lora_B", "bias"] | ["lora_B", _, "bias"] => FactorPart::BiasOfB,
+        ["lora_embedding_A"] | ["lora_embedding_A", _] => FactorPart::EmbeddingA,
+        ["lora_embedding_B"] | ["lora_embedding_B", _] => FactorPart::EmbeddingB,
         ["lora_magnitude_vector"]
         | ["lora_magnitude_vector", _]
-        | ["lora_magnitude_vector", _, "weight"] => Part::Magnitude,
+        | ["lora_magnitude_vector", _, "weight"] => FactorPart::Magnitude,
         _ => return Err("is no part of a LoRA or DoRA module"),
     };
-    Ok(Key::Part {
+    Ok(Key::FactorPart {
         module: module.join("."),
         part,
     })
@@ -110,22 +110,25 @@ mod tests {
     fn names_are_read_as_peft_and_others_write_them() {
         let q = "model.layers.0.self_attn.q_proj";
         let parts = [
-            ("lora_A.weight", Part::A),
-            ("lora_A.default.weight", Part::A),
-            ("lora_A.my-adapter.weight", Part::A),
-            ("lora_B.weight", Part::B),
-            ("lora_B.bias", Part::BiasOfB),
-            ("lora_B.default.bias", Part::BiasOfB),
-            ("lora_embedding_A", Part::EmbeddingA),
-            ("lora_embedding_B.default", Part::EmbeddingB),
-            ("lora_magnitude_vector", Part::Magnitude),
-            ("lora_magnitude_vector.weight", Part::Magnitude),
-            ("lora_magnitude_vector.default.weight", Part::Magnitude),
+            ("lora_A.weight", FactorPart::A),
+            ("lora_A.default.weight", FactorPart::A),
+            ("lora_A.my-adapter.weight", FactorPart::A),
+            ("lora_B.weight", FactorPart::B),
+            ("lora_B.bias", FactorPart::BiasOfB),
+            ("lora_B.default.bias", FactorPart::BiasOfB),
+            ("lora_embedding_A", FactorPart::EmbeddingA),
+            ("lora_embedding_B.default", FactorPart::EmbeddingB),
+            ("lora_magnitude_vector", FactorPart::Magnitude),
+            ("lora_magnitude_vector.weight", FactorPart::Magnitude),
+            (
+                "lora_magnitude_vector.default.weight",
+                FactorPart::Magnitude,
+            ),
         ];
         for (end, part) in parts {
             for prefix in ["base_model.model.", ""] {
                 let module = q.to_owned();
-                let expected = Ok(Key::Part { module, part });
+                let expected = Ok(Key::FactorPart { module, part });
                 assert_eq!(parse(&format!("{prefix}{q}.{end}")), expected, "{end}");
             }
         }

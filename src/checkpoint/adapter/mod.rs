@@ -29,13 +29,13 @@ use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
 use config::AdapterConfig;
 use numeric::{Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Stored};
-use weights::Weights;
+use weights::AdapterWeights;
 
 /// An adapter applied to the tensors of any source.
 #[derive(Debug)]
 pub struct Adapter {
     location: Location,
-    weights: Weights,
+    weights: AdapterWeights,
     /// The source below it.
     base: Arc<dyn TensorSource>,
     /// The tensors with the adapter applied: those of the base, and a head that was untied.
@@ -188,7 +188,7 @@ impl TensorSource for Adapter {
         let Some(change) = self.changes.get(&index) else {
             return self.base.elements(self.from[index]);
         };
-        let format = FloatType::of(self.entries[index].dtype)?;
+        let format = FloatType::from_dtype(self.entries[index].dtype)?;
         let base = match change.whole {
             Some(whole) => Box::new(self.weights.stored(whole, format)),
             None => self.base.elements(self.from[index])?,

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::config::AdapterConfig;
 use super::error::AdapterError;
-use super::keys::{self, Key, Part};
+use super::keys::{self, FactorPart, Key};
 use super::subject::Subject;
 use super::targets::{ChangedTensor, Targets};
 use super::tied::{self, Copied, Embedding};
-use super::weights::Weights;
+use super::weights::AdapterWeights;
 use super::{Change, Side, Update};
 use crate::source::TensorEntry;
 use architecture::{is_derived_buffer, is_input_embedding, is_output_head};
@@ -24,7 +24,7 @@ const RESIZED: &str = "the adapter was trained after tokens were added: resize t
 
 /// What the adapter holds for one tensor of the model.
 #[derive(Debug, Clone, Copy)]
-enum Piece {
+enum TensorUpdate {
     /// The `A`, `B` and DoRA norms of a linear map or a convolution.
     Linear {
         a: usize,
@@ -49,7 +49,7 @@ struct Placed {
     module: String,
     /// The tensor's name in the model that the adapter was trained on.
     name: String,
-    piece: Piece,
+    piece: TensorUpdate,
 }
 
 /// How a matrix of the model is stored.
@@ -63,7 +63,7 @@ enum Lies {
 
 /// The changes that the adapter makes, by tensor of the model.
 pub(super) fn place(
-    weights: &Weights,
+    weights: &AdapterWeights,
     config: &AdapterConfig,
     model: &mut Subject,
 ) -> Result<BTreeMap<usize, Change>, AdapterError> {
@@ -99,13 +99,13 @@ pub(super) fn place(
             });
         };
         let entry = &model.tensors[tensor];
-        let whole = matches!(piece.piece, Piece::Whole { .. });
+        let whole = matches!(piece.piece, TensorUpdate::Whole { .. });
         if let Some(first) = keys.insert((tensor, whole), key) {
             return Err(twice(weights, first, key));
         }
         let change = changes.entry(tensor).or_default();
         match piece.piece {
-            Piece::Whole { tensor } => {
+            TensorUpdate::Whole { tensor } => {
                 check_whole(weights, tensor, entry)?;
                 change.whole = Some(tensor);
             }
@@ -115,25 +115,27 @@ pub(super) fn place(
     Ok(changes)
 }
 
-impl Piece {
+impl TensorUpdate {
     /// One of its adapter tensors, to name it by.
     fn key(self) -> usize {
         match self {
-            Piece::Linear { a, .. } | Piece::Embedding { a, .. } => a,
-            Piece::Bias { bias } => bias,
-            Piece::Whole { tensor } => tensor,
+            TensorUpdate::Linear { a, .. } | TensorUpdate::Embedding { a, .. } => a,
+            TensorUpdate::Bias { bias } => bias,
+            TensorUpdate::Whole { tensor } => tensor,
         }
     }
 }
 
 /// Parses every name and groups the parts.
-fn gather(weights: &Weights, config: &AdapterConfig) -> Result<Vec<Placed>, AdapterError> {
-    let mut modules: BTreeMap<String, BTreeMap<Part, usize>> = BTreeMap::new();
+fn gather(weights: &AdapterWeights, config: &AdapterConfig) -> Result<Vec<Placed>, AdapterError> {
+    let mut modules: BTreeMap<String, BTreeMap<FactorPart, usize>> = BTreeMap::new();
     let mut wholes: BTreeMap<String, usize> = BTreeMap::new();
     for (index, tensor) in weights.tensors.iter().enumerate() {
         let key = keys::parse(&tensor.name).map_err(|why| bad_key(weights, index, why))?;
         let before = match key {
-            Key::Part { module, part } => modules.entry(module).or_default().insert(part, index),
+            Key::FactorPart { module, part } => {
+                modules.entry(module).or_default().insert(part, index)
+            }
             Key::Whole { name } => wholes.insert(name, index),
         };
         if let Some(first) = before {
@@ -147,7 +149,7 @@ fn gather(weights: &Weights, config: &AdapterConfig) -> Result<Vec<Placed>, Adap
         }
         for piece in pieces(weights, config, &parts)? {
             let end = match piece {
-                Piece::Bias { .. } => "bias",
+                TensorUpdate::Bias { .. } => "bias",
                 _ => "weight",
             };
             placed.push(Placed {
@@ -160,26 +162,26 @@ fn gather(weights: &Weights, config: &AdapterConfig) -> Result<Vec<Placed>, Adap
     placed.extend(wholes.into_iter().map(|(name, tensor)| Placed {
         module: String::new(),
         name,
-        piece: Piece::Whole { tensor },
+        piece: TensorUpdate::Whole { tensor },
     }));
     Ok(placed)
 }
 
 /// The update of a module's weight, and that of its bias.
 fn pieces(
-    weights: &Weights,
+    weights: &AdapterWeights,
     config: &AdapterConfig,
-    parts: &BTreeMap<Part, usize>,
-) -> Result<Vec<Piece>, AdapterError> {
+    parts: &BTreeMap<FactorPart, usize>,
+) -> Result<Vec<TensorUpdate>, AdapterError> {
     let part = |part| parts.get(&part).copied();
     let half = |there: usize, missing| AdapterError::Half {
         path: weights.path.clone(),
         key: weights.key(there).into(),
         missing,
     };
-    let magnitude = part(Part::Magnitude);
-    let linear = (part(Part::A), part(Part::B));
-    let embedding = (part(Part::EmbeddingA), part(Part::EmbeddingB));
+    let magnitude = part(FactorPart::Magnitude);
+    let linear = (part(FactorPart::A), part(FactorPart::B));
+    let embedding = (part(FactorPart::EmbeddingA), part(FactorPart::EmbeddingB));
     let (a, b) = match (linear, embedding) {
         ((Some(a), Some(b)), (None, None)) | ((None, None), (Some(a), Some(b))) => (a, b),
         ((Some(a), None), _) => return Err(half(a, "lora_B")),
@@ -201,28 +203,28 @@ fn pieces(
         _ => {}
     }
     let mut pieces = vec![match linear {
-        (Some(_), _) => Piece::Linear { a, b, magnitude },
-        _ => Piece::Embedding { a, b, magnitude },
+        (Some(_), _) => TensorUpdate::Linear { a, b, magnitude },
+        _ => TensorUpdate::Embedding { a, b, magnitude },
     }];
-    pieces.extend(part(Part::BiasOfB).map(|bias| Piece::Bias { bias }));
+    pieces.extend(part(FactorPart::BiasOfB).map(|bias| TensorUpdate::Bias { bias }));
     Ok(pieces)
 }
 
 /// The tensor of the model that a piece needs.
-fn wanted<'a>(weights: &'a Weights, placed: &Placed) -> ChangedTensor<'a> {
+fn wanted<'a>(weights: &'a AdapterWeights, placed: &Placed) -> ChangedTensor<'a> {
     let piece = placed.piece;
     ChangedTensor {
         name: placed.name.clone(),
         key: weights.key(piece.key()),
         fits: Box::new(move |shape| match piece {
-            Piece::Linear { a, b, .. } => [Lies::OutIn, Lies::InOut]
+            TensorUpdate::Linear { a, b, .. } => [Lies::OutIn, Lies::InOut]
                 .into_iter()
                 .any(|lies| fits(shape, weights.shape(a), weights.shape(b), lies)),
-            Piece::Embedding { a, b, .. } => {
+            TensorUpdate::Embedding { a, b, .. } => {
                 fits(shape, weights.shape(a), weights.shape(b), Lies::InOut)
             }
-            Piece::Bias { bias } => shape == weights.shape(bias),
-            Piece::Whole { tensor } => shape == weights.shape(tensor),
+            TensorUpdate::Bias { bias } => shape == weights.shape(bias),
+            TensorUpdate::Whole { tensor } => shape == weights.shape(tensor),
         }),
     }
 }
@@ -242,13 +244,13 @@ fn fits(shape: &[usize], a: &[usize], b: &[usize], lies: Lies) -> bool {
 
 /// Checks the shapes of a piece and returns its update; none for a tensor without elements.
 fn update(
-    weights: &Weights,
+    weights: &AdapterWeights,
     config: &AdapterConfig,
     placed: &Placed,
     entry: &TensorEntry,
     conv1d: &Conv1d,
 ) -> Result<Option<Update>, AdapterError> {
-    if FloatType::of(entry.dtype).is_none() {
+    if FloatType::from_dtype(entry.dtype).is_none() {
         return Err(AdapterError::Type {
             path: weights.path.clone(),
             key: weights.key(placed.piece.key()).into(),
@@ -262,10 +264,10 @@ fn update(
     }
     let (rank, scale) = config.rank_and_scale(&placed.module);
     let (a, b, magnitude) = match placed.piece {
-        Piece::Linear { a, b, magnitude } | Piece::Embedding { a, b, magnitude } => {
+        TensorUpdate::Linear { a, b, magnitude } | TensorUpdate::Embedding { a, b, magnitude } => {
             (a, b, magnitude)
         }
-        Piece::Bias { bias } => {
+        TensorUpdate::Bias { bias } => {
             if entry.shape != weights.shape(bias) {
                 let expected = format!("{:?}, as `{}` has", entry.shape, entry.name);
                 return Err(weights.shape_error(bias, expected, OTHER_MODEL));
@@ -279,7 +281,7 @@ fn update(
                 lengths: None,
             }));
         }
-        Piece::Whole { .. } => return Ok(None),
+        TensorUpdate::Whole { .. } => return Ok(None),
     };
     if is_grouped(weights.shape(a), weights.shape(b), rank, &entry.shape) {
         let expected = format!(
@@ -289,7 +291,7 @@ fn update(
         return Err(weights.shape_error(b, expected, GROUPED));
     }
     check_ranks(weights, a, b, rank, &placed.module)?;
-    let embedding = matches!(placed.piece, Piece::Embedding { .. });
+    let embedding = matches!(placed.piece, TensorUpdate::Embedding { .. });
     let fitting = |lies| fits(&entry.shape, weights.shape(a), weights.shape(b), lies);
     let lies = match (fitting(Lies::OutIn) && !embedding, fitting(Lies::InOut)) {
         (true, true) => conv1d.lies(&placed.module),
@@ -347,7 +349,7 @@ fn is_grouped(a: &[usize], b: &[usize], rank: usize, kernel: &[usize]) -> bool {
 
 /// Checks that both factors have the rank from the config.
 fn check_ranks(
-    weights: &Weights,
+    weights: &AdapterWeights,
     a: usize,
     b: usize,
     rank: usize,
@@ -369,7 +371,7 @@ fn check_ranks(
 }
 
 /// The error for factors whose product has a different shape from the tensor.
-fn misfit(weights: &Weights, a: usize, b: usize, entry: &TensorEntry) -> AdapterError {
+fn misfit(weights: &AdapterWeights, a: usize, b: usize, entry: &TensorEntry) -> AdapterError {
     let vocabulary = is_input_embedding(&entry.name) || is_output_head(&entry.name);
     let hint = if vocabulary { RESIZED } else { OTHER_MODEL };
     let expected = format!(
@@ -382,7 +384,11 @@ fn misfit(weights: &Weights, a: usize, b: usize, entry: &TensorEntry) -> Adapter
 }
 
 /// Checks that a tensor of the adapter can replace one of the model.
-fn check_whole(weights: &Weights, whole: usize, entry: &TensorEntry) -> Result<(), AdapterError> {
+fn check_whole(
+    weights: &AdapterWeights,
+    whole: usize,
+    entry: &TensorEntry,
+) -> Result<(), AdapterError> {
     if weights.shape(whole) != entry.shape {
         let vocabulary = is_input_embedding(&entry.name) || is_output_head(&entry.name);
         let hint = if vocabulary { RESIZED } else { OTHER_MODEL };
@@ -390,7 +396,8 @@ fn check_whole(weights: &Weights, whole: usize, entry: &TensorEntry) -> Result<(
         return Err(weights.shape_error(whole, expected, hint));
     }
     let found = weights.tensors[whole].dtype;
-    let floats = FloatType::of(entry.dtype).is_some() && FloatType::of(found).is_some();
+    let floats =
+        FloatType::from_dtype(entry.dtype).is_some() && FloatType::from_dtype(found).is_some();
     // Tensors that are not computed with are copied as bytes.
     if found == entry.dtype || (floats && !is_derived_buffer(&entry.name)) {
         return Ok(());
@@ -406,7 +413,7 @@ fn check_whole(weights: &Weights, whole: usize, entry: &TensorEntry) -> Result<(
 
 /// Unties an output head from its embedding if the adapter changes one of them.
 fn untie(
-    weights: &Weights,
+    weights: &AdapterWeights,
     config: &AdapterConfig,
     placed: &mut Vec<Placed>,
     found: &mut Vec<Option<usize>>,
@@ -483,7 +490,7 @@ impl Conv1d {
     /// The config's `fan_in_fan_out` comes last: PEFT corrects it module by module during training, so it only
     /// describes the last module.
     fn new(
-        weights: &Weights,
+        weights: &AdapterWeights,
         config: &AdapterConfig,
         model: &Subject,
         placed: &[Placed],
@@ -492,7 +499,7 @@ impl Conv1d {
         let kind = model.config.as_ref().and_then(|config| config.model_type());
         let mut seen: Vec<Lies> = Vec::new();
         for (piece, found) in placed.iter().zip(found) {
-            let (Piece::Linear { a, b, .. }, Some(tensor)) = (piece.piece, *found) else {
+            let (TensorUpdate::Linear { a, b, .. }, Some(tensor)) = (piece.piece, *found) else {
                 continue;
             };
             let shape = &model.tensors[tensor].shape;
@@ -526,7 +533,7 @@ impl Conv1d {
     }
 }
 
-fn bad_key(weights: &Weights, tensor: usize, why: &'static str) -> AdapterError {
+fn bad_key(weights: &AdapterWeights, tensor: usize, why: &'static str) -> AdapterError {
     AdapterError::Key {
         path: weights.path.clone(),
         key: weights.key(tensor).into(),
@@ -534,7 +541,7 @@ fn bad_key(weights: &Weights, tensor: usize, why: &'static str) -> AdapterError 
     }
 }
 
-fn twice(weights: &Weights, first: usize, second: usize) -> AdapterError {
+fn twice(weights: &AdapterWeights, first: usize, second: usize) -> AdapterError {
     AdapterError::Twice {
         path: weights.path.clone(),
         first: weights.key(first).into(),

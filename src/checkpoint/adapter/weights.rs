@@ -15,7 +15,7 @@ const PICKLE: &str = "adapter_model.bin";
 
 /// The tensors of an adapter.
 #[derive(Debug)]
-pub(super) struct Weights {
+pub(super) struct AdapterWeights {
     /// The file.
     pub(super) path: PathBuf,
     /// By offset.
@@ -25,7 +25,7 @@ pub(super) struct Weights {
 }
 
 /// Maps the weight file of an adapter's folder.
-pub(super) fn open(folder: &Path) -> Result<Weights, AdapterError> {
+pub(super) fn open(folder: &Path) -> Result<AdapterWeights, AdapterError> {
     let there = |name: &str| fs::metadata(folder.join(name)).is_ok();
     let missing = |file, hint| AdapterError::FileMissing {
         path: folder.into(),
@@ -54,14 +54,14 @@ pub(super) fn open(folder: &Path) -> Result<Weights, AdapterError> {
     if tensors.is_empty() {
         return Err(Box::new(CheckpointError::NoTensors { path, beside: None }).into());
     }
-    Ok(Weights {
+    Ok(AdapterWeights {
         path,
         tensors,
         shard,
     })
 }
 
-impl Weights {
+impl AdapterWeights {
     /// The name of a tensor.
     pub(super) fn key(&self, tensor: usize) -> &str {
         &self.tensors[tensor].name
@@ -82,14 +82,14 @@ impl Weights {
     pub(super) fn stored(&self, tensor: usize, otherwise: FloatType) -> Stored<'_> {
         Stored {
             bytes: self.bytes(tensor),
-            format: FloatType::of(self.tensors[tensor].dtype).unwrap_or(otherwise),
+            format: FloatType::from_dtype(self.tensors[tensor].dtype).unwrap_or(otherwise),
         }
     }
 
     /// Checks that a tensor holds numbers to compute with.
     pub(super) fn check_float(&self, tensor: usize) -> Result<(), AdapterError> {
         let dtype = self.tensors[tensor].dtype;
-        if FloatType::of(dtype).is_some() {
+        if FloatType::from_dtype(dtype).is_some() {
             return Ok(());
         }
         Err(AdapterError::Type {

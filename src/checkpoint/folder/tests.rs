@@ -72,7 +72,7 @@ fn a_single_file_is_read_before_an_index_as_transformers_does() {
         assert_eq!(names(&found), ["new"]);
         let note = "were not read: model.safetensors beside it is what transformers reads";
         assert!(found.notes()[0].contains(note), "{:?}", found.notes());
-        let survey = Survey::of("m", &Location::local(folder.path())).unwrap();
+        let survey = Survey::open("m", &Location::local(folder.path())).unwrap();
         assert_eq!(survey.unread_index.as_deref(), Some(INDEX));
         assert!(survey.left_aside.is_empty());
     }

@@ -167,7 +167,8 @@ fn place<'a>(
                 file.len()
             )));
         }
-        if matches!(found.place, Place::Strided(_)) && FloatType::of(found.dtype).is_none() {
+        if matches!(found.place, Place::Strided(_)) && FloatType::from_dtype(found.dtype).is_none()
+        {
             return Err(CheckpointError::StridedView {
                 path: path.into(),
                 tensor: (*name).into(),
@@ -263,7 +264,7 @@ fn view(
     let small = gathered.saturating_add(len) <= MAX_GATHERED_BYTES;
     let place = if strides.is_contiguous() {
         Place::Contiguous
-    } else if FloatType::of(dtype).is_none() && small {
+    } else if FloatType::from_dtype(dtype).is_none() && small {
         *gathered += len;
         let from = offset as usize..storage.end;
         Place::Gathered(strides.gather(file.get(from).unwrap_or_default(), size as usize))

@@ -64,7 +64,7 @@ fn what_torch_saves_is_read_as_it_is() {
             if !apart {
                 assert_eq!(found.bytes(at), expected.bytes(other), "{name}");
             }
-            if numeric::FloatType::of(tensor.dtype).is_some() {
+            if numeric::FloatType::from_dtype(tensor.dtype).is_some() {
                 assert_eq!(values(&found, at), values(&expected, other), "{name}");
             }
         }

@@ -89,7 +89,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// If `tokenizer.json` is no file of the folder, too large, malformed, or ambiguous about an id.
-    pub fn of(checkpoint: &Checkpoint) -> Result<TokenizerKind, CheckpointError> {
+    pub fn open(checkpoint: &Checkpoint) -> Result<TokenizerKind, CheckpointError> {
         let kept = checkpoint.sidecars()?;
         let path = checkpoint.file_beside("tokenizer.json")?;
         if let Some(path) = path.filter(|_| kept.iter().any(|file| file.name == "tokenizer.json")) {

@@ -88,7 +88,7 @@ impl Piece {
                     text = Some(String::from_utf8(bytes.to_vec()).map_err(|error| plain(&error))?);
                 }
                 (2, Stored::Four(bytes)) => score = f32::from_le_bytes(bytes),
-                (3, Stored::Varint(number)) => kind = PieceKind::of(number),
+                (3, Stored::Varint(number)) => kind = PieceKind::from_number(number),
                 _ => {}
             }
         }
@@ -102,7 +102,7 @@ impl Piece {
 
 impl PieceKind {
     /// By its number; one that is not known is a normal piece, as readers of protobuf have it.
-    fn of(number: u64) -> Self {
+    fn from_number(number: u64) -> Self {
         match number {
             2 => PieceKind::Unknown,
             3 => PieceKind::Control,

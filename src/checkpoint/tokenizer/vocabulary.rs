@@ -236,7 +236,7 @@ type Reader = fn(&Path, &[u8]) -> Result<Vocabulary, ReadError>;
 enum ReadError {
     Json(serde_json::Error),
     /// Why the file is no SentencePiece model, or no vocabulary of tiktoken or Mistral's.
-    Format(String),
+    FileFormat(String),
     Other(CheckpointError),
 }
 
@@ -247,7 +247,7 @@ impl ReadError {
                 path,
                 detail: plain(&error),
             },
-            ReadError::Format(detail) => CheckpointError::JsonMalformed { path, detail },
+            ReadError::FileFormat(detail) => CheckpointError::JsonMalformed { path, detail },
             ReadError::Other(error) => error,
         }
     }
@@ -297,18 +297,18 @@ fn from_sentencepiece(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadErr
             false => Ok(Vocabulary::new()),
         };
     }
-    let model = PieceModel::parse(bytes).map_err(ReadError::Format)?;
+    let model = PieceModel::parse(bytes).map_err(ReadError::FileFormat)?;
     let texts = model.pieces.into_iter().map(|piece| piece.text);
     with_added_tokens(folder, (0..).zip(texts).collect())
 }
 
 fn from_tiktoken(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
-    let tokens = tiktoken::tokens(bytes).map_err(ReadError::Format)?;
+    let tokens = tiktoken::tokens(bytes).map_err(ReadError::FileFormat)?;
     with_added_tokens(folder, tokens)
 }
 
 fn from_tekken(_: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {
-    tekken::tokens(bytes).map_err(ReadError::Format)
+    tekken::tokens(bytes).map_err(ReadError::FileFormat)
 }
 
 fn from_vocab_json(folder: &Path, bytes: &[u8]) -> Result<Vocabulary, ReadError> {

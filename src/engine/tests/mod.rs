@@ -101,7 +101,7 @@ fn job<'a>(
     format: FloatType,
     sources: &'a [Vec<u8>],
     program: &'a dyn AnyProgram,
-    target: Target<'a>,
+    target: ResultUse<'a>,
 ) -> Job<'a> {
     let elements = (sources[0].len() / format.size()) as u64;
     let stored = sources
@@ -218,7 +218,7 @@ fn what_a_source_or_a_program_has_no_memory_for_is_an_error() {
                 sources: vec![source],
                 elements: 100,
                 program,
-                target: Target::values(0, FloatType::F32),
+                target: ResultUse::values(0, FloatType::F32),
             },
             after_all: false,
             sample: None,

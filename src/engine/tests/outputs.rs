@@ -19,7 +19,7 @@ impl Scaled {
         self.columns.div_ceil(SIDE)
     }
 
-    fn target(self) -> Target<'static> {
+    fn target(self) -> ResultUse<'static> {
         let rows = self.cost().block_len() / (SIDE * self.columns);
         let values = Output::new(1, FloatType::F8E4m3);
         let scales = Output {
@@ -29,7 +29,7 @@ impl Scaled {
             }),
             ..Output::new(2, FloatType::F32)
         };
-        Target::Outputs(vec![values, scales])
+        ResultUse::Outputs(vec![values, scales])
     }
 }
 
@@ -109,7 +109,7 @@ fn values_and_their_scales_come_of_one_pass() {
             for memory in [least(threads, 1, program.cost()), 256 << 20] {
                 let settings = settings(threads, memory);
                 let limits = settings.limits(1, program.cost()).unwrap();
-                let mean = || Target::values(0, FloatType::F32);
+                let mean = || ResultUse::values(0, FloatType::F32);
                 let jobs = [
                     job(FloatType::Bf16, &sources, &Mean, mean()),
                     job(FloatType::Bf16, &sources, &program, program.target()),

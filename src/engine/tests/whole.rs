@@ -179,7 +179,7 @@ fn polar_factors_are_the_same_at_any_threads_and_memory() {
                 // In between, as many jobs of another program.
                 let mut jobs = Vec::new();
                 for (number, (stored, program)) in stored.iter().zip(&programs).enumerate() {
-                    let target = |which| Target::values(2 * number + which, format);
+                    let target = |which| ResultUse::values(2 * number + which, format);
                     jobs.push(job(format, stored, &Mean, target(0)));
                     jobs.push(job(format, stored, program, target(1)));
                 }
@@ -217,7 +217,7 @@ fn one_matrix_is_held_at_a_time() {
         .iter()
         .enumerate()
         .map(|(number, stored)| {
-            let target = Target::values(number, FloatType::Bf16);
+            let target = ResultUse::values(number, FloatType::Bf16);
             job(FloatType::Bf16, stored, &program, target)
         })
         .collect();
@@ -234,7 +234,7 @@ fn what_is_not_finite_is_counted_before_anything_is_computed() {
     let last = stored[1].len() - 4;
     stored[1][last..].copy_from_slice(&f32::NAN.to_le_bytes());
     stored[1][..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
-    let target = Target::values(0, FloatType::F32);
+    let target = ResultUse::values(0, FloatType::F32);
     let jobs = [job(FloatType::F32, &stored, &program, target)];
     let settings = settings(2, 256 << 20);
     let limits = settings.limits(3, program.cost()).unwrap();
@@ -251,7 +251,7 @@ fn a_program_may_have_no_result() {
     let program = Polar::new(20, 10);
     let one = encode(FloatType::Bf16, &noise(1, 200));
     let stored = [one.clone(), one.clone(), one];
-    let target = Target::values(0, FloatType::Bf16);
+    let target = ResultUse::values(0, FloatType::Bf16);
     let jobs = [job(FloatType::Bf16, &stored, &program, target)];
     let settings = settings(2, 256 << 20);
     let limits = settings.limits(3, program.cost()).unwrap();
@@ -282,7 +282,7 @@ fn a_stop_is_heard_wherever_the_pass_is() {
     let limits = settings.limits(3, program.cost()).unwrap();
     let mut stopped = 0;
     for after in 0.. {
-        let target = Target::values(0, FloatType::Bf16);
+        let target = ResultUse::values(0, FloatType::Bf16);
         let jobs = [job(FloatType::Bf16, &stored, &program, target)];
         let observer = Stops(AtomicUsize::new(after));
         match execute(&jobs, &settings, &limits, &Memory::default(), &observer) {

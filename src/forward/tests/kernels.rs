@@ -211,7 +211,7 @@ fn rotation_is_that_of_complex_numbers() {
     let config = serde_json::json!({"rope_theta": 100.0, "partial_rotary_factor": 0.5});
     let fields = Fields::new(&config).unwrap();
     // Of a family that may turn a part of each head.
-    let decoder = Family::of("glm4_moe").unwrap().decoder.as_ref().unwrap();
+    let decoder = Family::named("glm4_moe").unwrap().decoder.as_ref().unwrap();
     let settings = RopeSettings::read(&fields, decoder).unwrap();
     let rope = Rope::new(&fields, &settings, 8).unwrap();
     let batch = Batch::new(&[vec![0; 2], vec![0; 5]], 1).unwrap();

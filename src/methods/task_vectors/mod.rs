@@ -19,7 +19,7 @@ mod sum;
 
 use self::choice::{Choice, Magnitudes, Term, masks};
 pub(super) use self::mask::{Choose, Mask, Masked};
-use self::norms::{Norms, l1_factor};
+use self::norms::{TaskVectorNorms, l1_factor};
 pub(super) use self::parameters::{
     DENSITY, INT8_MASK, LAMBDA, UNUSED_DENSITY, UNUSED_RESCALE, WEIGHT, normalize, rescale,
 };
@@ -205,7 +205,7 @@ impl<R: Real> Program<R> for TaskVectors {
                 .collect(),
             Rescale::L1 => {
                 let Some(norms) = measured.next() else {
-                    return Pass::Measure(Box::new(Norms {
+                    return Pass::Measure(Box::new(TaskVectorNorms {
                         base: self.base,
                         terms: masked,
                     }));

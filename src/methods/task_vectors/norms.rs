@@ -20,12 +20,12 @@ pub(super) fn l1_factor(before: f64, after: f64) -> f64 {
 }
 
 /// Measures the L1 norm of each task vector, before and after its mask.
-pub(super) struct Norms<R> {
+pub(super) struct TaskVectorNorms<R> {
     pub(super) base: usize,
     pub(super) terms: Vec<MaskedTerm<R>>,
 }
 
-impl<R: Real> Measure<R> for Norms<R> {
+impl<R: Real> Measure<R> for TaskVectorNorms<R> {
     fn sums(&self) -> usize {
         2 * self.terms.len()
     }

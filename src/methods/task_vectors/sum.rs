@@ -242,7 +242,7 @@ struct Cast<'v, R> {
 }
 
 impl<'v, R: Real> Cast<'v, R> {
-    fn of(vote: &'v Vote<'_, R>, strip: &Strip<'v, R>) -> Self {
+    fn new(vote: &'v Vote<'_, R>, strip: &Strip<'v, R>) -> Self {
         Self {
             masked: vote.masked(strip),
             ballot: vote.ballot,
@@ -459,7 +459,7 @@ fn add_votes<R: Real, const RULE: u8>(
     rule: Rule<R>,
     out: &mut [R],
 ) {
-    let cast = |vote| Cast::of(vote, strip);
+    let cast = |vote| Cast::new(vote, strip);
     match votes {
         [a] => add_some::<R, RULE, 1>(base, [a].map(cast), rule, out),
         [a, b] => add_some::<R, RULE, 2>(base, [a, b].map(cast), rule, out),

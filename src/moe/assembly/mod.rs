@@ -153,7 +153,7 @@ impl<'a> Inputs<'a> {
 
     fn assembly(&self, accepted: Accepted, options: &MoeOptions) -> Assembly<'a> {
         let (recipe, backbone) = (self.recipe, self.backbone);
-        let dtype = recipe.dtype.and_then(FloatType::of);
+        let dtype = recipe.dtype.and_then(FloatType::from_dtype);
         let shared = self.shared.first().filter(|_| accepted.shared);
         Assembly {
             pieces: Pieces::new(self.models, backbone, dtype),

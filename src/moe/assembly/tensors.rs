@@ -2,7 +2,7 @@
 
 use super::super::adjust::{Redraw, Segment};
 use super::super::family::Dense;
-use super::super::pieces::{Donor, EXPERT, Piece, Pieces, Tensors, layer_of};
+use super::super::pieces::{Donor, EXPERT, ExpertMatrix, Pieces, Tensors, layer_of};
 use super::super::router::Synthesized;
 use super::super::split::Cuts;
 use super::super::targets::Target;
@@ -272,7 +272,7 @@ impl Assembly<'_> {
                     ),
                     (output, &[Matrix::Down][..], self.dense.hidden, width),
                 ] {
-                    let pieces: Vec<Piece> = experts()
+                    let pieces: Vec<ExpertMatrix> = experts()
                         .flat_map(|(number, expert)| {
                             matrices.iter().map(move |matrix| (number, expert, *matrix))
                         })
@@ -422,7 +422,7 @@ impl Assembly<'_> {
         share: f64,
         (number, kind): (usize, &str),
         problems: &mut Problems,
-    ) -> Option<Piece> {
+    ) -> Option<ExpertMatrix> {
         let donor = Donor {
             model: expert.model,
             at: Some(expert.recipe.source.at),
@@ -447,7 +447,13 @@ impl Assembly<'_> {
     }
 
     /// One part of an expert's neurons: rows of the gate and up matrices, columns of the down matrix.
-    fn part(&self, mut piece: Piece, layer: usize, matrix: Matrix, number: usize) -> Piece {
+    fn part(
+        &self,
+        mut piece: ExpertMatrix,
+        layer: usize,
+        matrix: Matrix,
+        number: usize,
+    ) -> ExpertMatrix {
         let Upcycle {
             granularity, split, ..
         } = self.upcycle;
@@ -497,7 +503,13 @@ impl Assembly<'_> {
     }
 
     /// Redraws a share of a piece's neurons: the same neurons in all three matrices, different ones in each expert.
-    fn redrawn(&self, mut piece: Piece, layer: usize, matrix: Matrix, number: usize) -> Piece {
+    fn redrawn(
+        &self,
+        mut piece: ExpertMatrix,
+        layer: usize,
+        matrix: Matrix,
+        number: usize,
+    ) -> ExpertMatrix {
         let width = self.dense.width / self.upcycle.granularity;
         let dropped = (self.upcycle.drop * width as f64).round() as usize;
         if dropped == 0 {

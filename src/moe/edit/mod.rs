@@ -56,7 +56,7 @@ pub(super) fn attempt(
     if !problems.is_empty() {
         return None;
     }
-    let dtype = recipe.dtype.and_then(FloatType::of);
+    let dtype = recipe.dtype.and_then(FloatType::from_dtype);
     let editing = Editing {
         pieces: mixture.pieces(&models, base, dtype),
         base,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::super::adjust::Segment;
 use super::super::mixture::Mixture;
-use super::super::pieces::{Donor, Piece, Pieces, Tensors, layer_of};
+use super::super::pieces::{Donor, ExpertMatrix, Pieces, Tensors, layer_of};
 use super::super::router::{self, Synthesized};
 use super::{Matrices, Row, Taken};
 use architecture::Matrix;
@@ -139,7 +139,7 @@ impl Editing<'_> {
         &self,
         (name, shape, columns): (String, Vec<usize>, usize),
         made: Synthesized,
-        row: &dyn Fn(usize, &Mixture, usize) -> Option<Piece>,
+        row: &dyn Fn(usize, &Mixture, usize) -> Option<ExpertMatrix>,
         out: &mut Tensors,
     ) {
         let model = &self.pieces.models.checkpoints[self.base];
@@ -160,13 +160,18 @@ impl Editing<'_> {
             Row::Of(model, mixture, expert) => row(model, mixture, expert),
             Row::Made(number) => Some(self.pieces.cut(synthesized, number..number + 1, columns)),
         };
-        let Some(rows) = self.taken.iter().map(of).collect::<Option<Vec<Piece>>>() else {
+        let Some(rows) = self
+            .taken
+            .iter()
+            .map(of)
+            .collect::<Option<Vec<ExpertMatrix>>>()
+        else {
             return;
         };
         let stored = &model.tensors()[own];
         let exact =
             self.mixture.target.mixture.router_f32 || matches!(made, Synthesized::Correction(_));
-        let float = FloatType::of(stored.dtype).map(FloatType::dtype);
+        let float = FloatType::from_dtype(stored.dtype).map(FloatType::dtype);
         let dtype = match self.pieces.dtype.filter(|_| !exact) {
             Some(dtype) => dtype.dtype(),
             None => float.unwrap_or(Dtype::F32),
@@ -238,7 +243,7 @@ impl Editing<'_> {
         taken: &Taken<'_>,
         matrix: Matrix,
         problems: &mut Problems,
-    ) -> Option<Piece> {
+    ) -> Option<ExpertMatrix> {
         let at = Some(taken.at);
         let mut piece = match taken.matrices {
             Matrices::Mixture(model, mixture, expert) => {

@@ -143,7 +143,7 @@ impl Alignment<'_> {
         if self.source == self.models.donor {
             return None;
         }
-        let Ok(TokenizerKind::Fast(donor)) = Tokenizer::of(self.models.donor()) else {
+        let Ok(TokenizerKind::Fast(donor)) = Tokenizer::open(self.models.donor()) else {
             return None;
         };
         let new = |token: &str| self.vocabulary.id(token).map(u64::from);

@@ -234,7 +234,7 @@ fn read_all(
         let mut found = None;
         if *matters {
             let label = models.label(model);
-            match Tokenizer::of(&models.checkpoints[model]) {
+            match Tokenizer::open(&models.checkpoints[model]) {
                 Ok(TokenizerKind::Fast(mut tokenizer)) => {
                     if model != source {
                         tokenizer.keep_tokens_only();

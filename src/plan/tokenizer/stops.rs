@@ -43,7 +43,7 @@ pub(crate) fn stop_at_turns(
     };
     let own = match alignment {
         Some(_) => None,
-        None => match Tokenizer::of(source)? {
+        None => match Tokenizer::open(source)? {
             TokenizerKind::Fast(tokenizer) => Some(tokenizer),
             _ => None,
         },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::Alignment;
-use crate::{Rows, SourceTensor, View};
+use crate::{SourceTensor, StackedRows, View};
 use architecture::{is_input_embedding, is_output_head};
 use checkpoint::TensorEntry;
 use numeric::FloatType;
@@ -155,7 +155,7 @@ impl Alignment<'_> {
             }
             for part in &parts {
                 let of = entry((part.model, part.tensor));
-                if FloatType::of(of.dtype).is_none() {
+                if FloatType::from_dtype(of.dtype).is_none() {
                     return Err(format!(
                         "`{}` of `{}` holds {:?}, expected floats to align by token",
                         of.name,
@@ -164,7 +164,7 @@ impl Alignment<'_> {
                     ));
                 }
             }
-            aligned.push(Some(View::Rows(Rows {
+            aligned.push(Some(View::StackedRows(StackedRows {
                 parts,
                 map: Arc::clone(map),
                 width,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use weldment::audit::check::{check, check_written};
-use weldment::audit::formats::Format;
+use weldment::audit::formats::ReportFormat;
 use weldment::audit::verify::{Asked, Coverage, FolderListing, Premises, no_plan, verify};
 use weldment::audit::{Report, Severity, Verdict};
 use weldment::checkpoint::{Checkpoint, Locator, ModelRef, Survey};
@@ -83,7 +83,7 @@ pub(super) fn merge(bench: &Bench, recipe: &str) -> Result<(), String> {
 /// A report's verdict, once every format has been written, and its errors.
 fn told(mut report: Report) -> (Verdict, Vec<String>) {
     report.sort();
-    for format in Format::ALL {
+    for format in ReportFormat::ALL {
         format.write(&report).expect("a report can be written");
     }
     let errors = report.findings.iter();
@@ -99,7 +99,7 @@ fn told(mut report: Report) -> (Verdict, Vec<String>) {
 pub(super) fn checked(bench: &Bench, model: &str) -> Option<(Verdict, Vec<String>)> {
     let model = ModelRef::parse(model).expect("a name");
     let location = locator(bench).locate(&model).ok()?;
-    let survey = Survey::of(&model.to_string(), &location).ok()?;
+    let survey = Survey::open(&model.to_string(), &location).ok()?;
     let report = check(&model.to_string(), &location, survey, 1, &Silent);
     report.ok().map(told)
 }

@@ -41,7 +41,7 @@ impl Tensor {
 
     /// Its values; `None` if they are not floats.
     pub(super) fn values(&self) -> Option<Vec<f64>> {
-        let format = FloatType::of(self.dtype)?;
+        let format = FloatType::from_dtype(self.dtype)?;
         let mut values = vec![0.0; self.bytes.len() / format.size()];
         format.decode(&self.bytes, &mut values);
         Some(values)
@@ -49,7 +49,7 @@ impl Tensor {
 
     /// Sets its values, rounded to its dtype.
     pub(super) fn set(&mut self, mut values: Vec<f64>) {
-        if let Some(format) = FloatType::of(self.dtype) {
+        if let Some(format) = FloatType::from_dtype(self.dtype) {
             let mut bytes = vec![0; values.len() * format.size()];
             format.encode(&mut values, false, &mut bytes);
             self.bytes = Arc::new(bytes);
@@ -84,7 +84,7 @@ pub(super) struct Original {
 
 impl Original {
     /// Reads a checkpoint into memory.
-    pub(super) fn of(model: &Checkpoint) -> Result<Original, MutateError> {
+    pub(super) fn read(model: &Checkpoint) -> Result<Original, MutateError> {
         let mut left = MAX_MUTATED_BYTES;
         let mut take = |bytes: u64| {
             left = left.checked_sub(bytes)?;
@@ -357,7 +357,7 @@ impl<'a> Draft<'a> {
     /// Its tokenizer.json, if there is one that can be read.
     pub(super) fn tokenizer(&self) -> Result<Option<Tokenizer>, Obstacle> {
         let opened = Checkpoint::open("the copy", &Location::local(&self.folder));
-        let found = opened.and_then(|model| Tokenizer::of(&model));
+        let found = opened.and_then(|model| Tokenizer::open(&model));
         match found.map_err(|error| Obstacle::Model(error.to_string()))? {
             TokenizerKind::Fast(tokenizer) => Ok(Some(*tokenizer)),
             _ => Ok(None),

@@ -219,10 +219,10 @@ fn mutate_by(
     })?;
     let model = model.alone().filter(|model| !model.is_single_file());
     let model = model.ok_or_else(|| MutateError::NotAFolder { label: label_of() })?;
-    let original = Original::of(model)?;
+    let original = Original::read(model)?;
     let looked = |folder: &Path| -> Result<Report, MutateError> {
         let location = Location::local(folder);
-        let survey = Survey::of(label, &location).map_err(CheckError::Unreadable)?;
+        let survey = Survey::open(label, &location).map_err(CheckError::Unreadable)?;
         Ok(check(
             label,
             &location,
@@ -473,7 +473,7 @@ mod tests {
         let tensors = safetensors(&[("a", "F32", &[2, 2]), ("b", "F32", &[4, 2])]);
         write(&model.join("model.safetensors"), &tensors);
         write(&model.join("config.json"), b"{}");
-        let survey = Survey::of("m", &Location::local(&model)).unwrap();
+        let survey = Survey::open("m", &Location::local(&model)).unwrap();
         let report = |defects: &'static [Defect]| {
             let scratch = tempfile::tempdir().unwrap();
             mutate_by(

@@ -195,7 +195,7 @@ pub(super) static DEFECTS: &[Defect] = &[
                 .config
                 .get("model_type")
                 .and_then(Value::as_str);
-            let mixture = kind.and_then(Family::of).and_then(Family::mixture);
+            let mixture = kind.and_then(Family::named).and_then(Family::mixture);
             let fields =
                 mixture.map_or(&["num_local_experts"][..], |mixture| mixture.counts.experts);
             let (field, experts) = number(draft, fields)?;
@@ -297,7 +297,7 @@ pub(super) static DEFECTS: &[Defect] = &[
     }),
     Defect::new("a flipped bit of an exponent", &values::OUTLIER, |draft| {
         let (_, at) = in_the_middle(matrix_role(draft)?.1);
-        let format = FloatType::of(draft.original.tensors[at].dtype);
+        let format = FloatType::from_dtype(draft.original.tensors[at].dtype);
         let largest = format.map_or(0.0, FloatType::largest);
         set_one(draft, (largest / 2.0).min(1e30))
     }),
@@ -440,7 +440,7 @@ fn known(draft: &Draft<'_>) -> Result<(), Obstacle> {
         .get("model_type")
         .and_then(Value::as_str);
     match kind {
-        Some(kind) if Family::of(kind).is_some() => Ok(()),
+        Some(kind) if Family::named(kind).is_some() => Ok(()),
         Some(kind) => Err(Obstacle::Model(format!("no table has the family `{kind}`"))),
         None => Err(Obstacle::model("its config names no `model_type`")),
     }
@@ -514,7 +514,7 @@ fn matrix_role<'d>(draft: &'d Draft<'_>) -> Result<(&'d str, &'d Role), Obstacle
             let wide = tensor.shape.iter().filter(|&&dim| dim > 1).count();
             wide > 1
                 && tensor.shape[0] > 1
-                && FloatType::of(tensor.dtype).is_some()
+                && FloatType::from_dtype(tensor.dtype).is_some()
                 && tensor.rms() > 0.0
                 && !is_expert(tensor)
                 && !is_router(&tensor.name)
@@ -621,7 +621,7 @@ fn head_name(draft: &Draft<'_>) -> Result<String, Obstacle> {
         .config
         .get("model_type")
         .and_then(Value::as_str);
-    let head = kind.and_then(Family::of).and_then(|family| family.head);
+    let head = kind.and_then(Family::named).and_then(|family| family.head);
     let names = head.map_or(&[][..], |head| head.names);
     let stored = |name: &&&str| place_of(draft, name).is_ok();
     let name = names.iter().find(stored).or(names.first());
@@ -695,13 +695,13 @@ fn router(draft: &Draft<'_>) -> Result<usize, Obstacle> {
 }
 
 /// A range of a tensor's bytes.
-struct Piece {
+struct ByteRange {
     tensor: usize,
     first: usize,
     length: usize,
 }
 
-impl Piece {
+impl ByteRange {
     fn of<'t>(&self, tensors: &'t [Tensor]) -> &'t [u8] {
         &tensors[self.tensor].bytes[self.first..][..self.length]
     }
@@ -712,7 +712,7 @@ impl Piece {
 }
 
 /// The pieces of one expert in the first layer with experts, in the order of their names.
-fn expert(draft: &Draft<'_>, number: usize) -> Result<Vec<Piece>, Obstacle> {
+fn expert(draft: &Draft<'_>, number: usize) -> Result<Vec<ByteRange>, Obstacle> {
     let tensors = &draft.original.tensors;
     // The name of the expert's layer, and the expert's number or, for a fused tensor, the number of experts.
     let apart = |tensor: &'_ Tensor| {
@@ -724,13 +724,14 @@ fn expert(draft: &Draft<'_>, number: usize) -> Result<Vec<Piece>, Obstacle> {
         let (before, count) = fused(&tensor.name, &tensor.shape)?;
         Some((before.to_owned(), count))
     };
-    let is_weight =
-        |at: &usize| FloatType::of(tensors[*at].dtype).is_some() && tensors[*at].rms() > 0.0;
+    let is_weight = |at: &usize| {
+        FloatType::from_dtype(tensors[*at].dtype).is_some() && tensors[*at].rms() > 0.0
+    };
     let mut pieces = Vec::new();
     if let Some((layer, _)) = tensors.iter().find_map(apart) {
         let of = |at: &usize| apart(&tensors[*at]) == Some((layer.clone(), number));
         let places = (0..tensors.len()).filter(of).filter(is_weight);
-        pieces.extend(places.map(|tensor| Piece {
+        pieces.extend(places.map(|tensor| ByteRange {
             tensor,
             first: 0,
             length: tensors[tensor].bytes.len(),
@@ -738,7 +739,7 @@ fn expert(draft: &Draft<'_>, number: usize) -> Result<Vec<Piece>, Obstacle> {
     } else if let Some((layer, count)) = tensors.iter().find_map(together) {
         let of = |at: &usize| together(&tensors[*at]) == Some((layer.clone(), count));
         let places = (0..tensors.len()).filter(of).filter(is_weight);
-        pieces.extend(places.map(|tensor| Piece {
+        pieces.extend(places.map(|tensor| ByteRange {
             tensor,
             first: number * tensors[tensor].row(),
             length: tensors[tensor].row(),

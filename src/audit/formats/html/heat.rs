@@ -46,7 +46,7 @@ struct Swatch {
 }
 
 pub(super) fn heat(map: &HeatMap) -> Heat {
-    let scale = Scale::of(map);
+    let scale = Scale::new(map);
     let columns = map.layers.len().min(MAX_COLUMNS);
     let apart = columns.div_ceil(16).max(1);
     let layers = map.layers.iter().take(columns).enumerate();
@@ -82,7 +82,7 @@ struct Scale {
 }
 
 impl Scale {
-    fn of(map: &HeatMap) -> Scale {
+    fn new(map: &HeatMap) -> Scale {
         let numbers = || {
             let all = map.values.iter().flatten().copied().flatten();
             all.filter(|value| value.is_finite())

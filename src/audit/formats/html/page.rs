@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::formats::clean::clean;
-use crate::formats::groups::{Group, error_lines, groups, skipped};
+use crate::formats::groups::{FindingGroup, error_lines, groups, skipped};
 use crate::{Command, Finding, Report, Severity, Table, Verdict};
 
 /// The most findings of a group on the page; the rest is counted.
@@ -27,7 +27,7 @@ pub(super) struct Page {
     groups: Vec<Shown>,
     policy: Vec<String>,
     skipped: Vec<NotMade>,
-    tables: Vec<Rows>,
+    tables: Vec<TableRows>,
     checked: Vec<(&'static str, &'static str)>,
 }
 
@@ -66,7 +66,7 @@ struct NotMade {
 }
 
 #[derive(Serialize)]
-struct Rows {
+struct TableRows {
     title: String,
     columns: Vec<String>,
     rows: Vec<Vec<Cell>>,
@@ -128,7 +128,7 @@ pub(super) fn page(report: &Report) -> Page {
     }
 }
 
-fn shown(group: &Group<'_>) -> Shown {
+fn shown(group: &FindingGroup<'_>) -> Shown {
     let first = group.first;
     Shown {
         severity: first.severity.name(),
@@ -156,12 +156,12 @@ fn row(finding: &Finding) -> Row {
     }
 }
 
-fn rows(table: &Table) -> Rows {
+fn rows(table: &Table) -> TableRows {
     let cell = |text: &String| Cell {
         is_number: text.trim_end_matches(" %").parse::<f64>().is_ok(),
         text: clean(text),
     };
-    Rows {
+    TableRows {
         title: clean(&table.title),
         columns: table.columns.iter().map(|column| clean(column)).collect(),
         rows: table

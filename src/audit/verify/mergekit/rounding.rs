@@ -27,7 +27,7 @@ impl Profile {
     }
 
     /// The profile that computes in a dtype, if there is one.
-    pub fn of(format: FloatType) -> Option<Self> {
+    pub fn computing_in(format: FloatType) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|profile| profile.format() == format)

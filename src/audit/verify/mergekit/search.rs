@@ -502,7 +502,7 @@ impl<R: Real> Program<R> for Search {
         let kernel = self.kernel.clone();
         if let Some(row) = self.row {
             let shifted = self.shifted.clone();
-            return Pass::Apply(Box::new(Rows {
+            return Pass::Apply(Box::new(RowSearch {
                 kernel,
                 row,
                 shifted,
@@ -687,13 +687,13 @@ impl<R: Real> Apply<R> for Trial {
 }
 
 /// Finds and applies the numbers of each row.
-struct Rows {
+struct RowSearch {
     kernel: Kernel,
     row: usize,
     shifted: std::sync::Arc<Most>,
 }
 
-impl<R: Real> Apply<R> for Rows {
+impl<R: Real> Apply<R> for RowSearch {
     fn block(&self, block: Block<'_, R>, out: &mut [R]) -> Result<(), NoMemory> {
         for (index, out) in out.chunks_mut(self.row).enumerate() {
             let first = index * self.row;

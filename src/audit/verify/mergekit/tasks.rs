@@ -172,24 +172,24 @@ impl TaskReplay {
     }
 
     /// Which elements of each term are kept, from the histograms.
-    fn cuts(&self, high: &Measured, low: &Measured) -> Vec<Cut> {
+    fn cuts(&self, high: &Measured, low: &Measured) -> Vec<KeptElements> {
         let all = |term: &Term| match term.kept {
-            Some(0) => Cut::NONE,
-            _ => Cut::ALL,
+            Some(0) => KeptElements::NONE,
+            _ => KeptElements::ALL,
         };
-        let mut cuts: Vec<Cut> = self.tasks.terms.iter().map(all).collect();
+        let mut cuts: Vec<KeptElements> = self.tasks.terms.iter().map(all).collect();
         let high = high.counts.chunks_exact(HIGH_BINS);
         let low = low.counts.chunks_exact(LOW_BINS);
         for (((number, kept), high), low) in self.ranked().zip(high).zip(low) {
             let cut = rank_from_top(high, kept).and_then(|first| {
                 let second = rank_from_top(low, first.wanted)?;
-                Some(Cut {
+                Some(KeptElements {
                     threshold: ((first.bin as u32) << LOW_BITS) | second.bin as u32,
                     wanted: second.wanted,
                     open: second.wanted < second.held,
                 })
             });
-            cuts[number] = cut.unwrap_or(Cut::ALL);
+            cuts[number] = cut.unwrap_or(KeptElements::ALL);
         }
         cuts
     }
@@ -197,7 +197,7 @@ impl TaskReplay {
 
 /// Which elements of a task vector are kept.
 #[derive(Debug, Clone, Copy)]
-struct Cut {
+struct KeptElements {
     /// Elements with a larger key are kept, those with a smaller key are not.
     threshold: u32,
     /// How many of the elements with this key are kept.
@@ -206,15 +206,15 @@ struct Cut {
     open: bool,
 }
 
-impl Cut {
-    const ALL: Cut = Cut {
+impl KeptElements {
+    const ALL: KeptElements = KeptElements {
         threshold: 0,
         wanted: 0,
         open: false,
     };
-    const NONE: Cut = Cut {
+    const NONE: KeptElements = KeptElements {
         threshold: u32::MAX,
-        ..Cut::ALL
+        ..KeptElements::ALL
     };
 }
 
@@ -344,7 +344,7 @@ impl<R: Real> Measure<R> for Histogram {
 /// Computes the result; where elements tie, takes the checkpoint's values.
 struct Choices {
     tasks: Tasks,
-    cuts: Vec<Cut>,
+    cuts: Vec<KeptElements>,
     output: FloatType,
     /// Whether the checkpoint's values can keep exactly as many elements as they should.
     believed: bool,
