@@ -140,6 +140,21 @@ fn every_recipe_s_merge_passes_and_one_flipped_bit_does_not() {
     }
 }
 
+/// Other tools carry fewer files along than we do; that is their way, and no fault of the weights.
+#[test]
+fn a_file_that_another_tool_does_not_carry_is_a_note() {
+    let bench = merged(LINEAR, Dtype::BF16, &[]);
+    without_lock(&bench);
+    for model in ["base", "a", "b"] {
+        bench.file(&format!("{model}/notes.txt"), "of the model");
+    }
+    let (code, report) = verify(&bench, &["--recipe", "recipe.yml", "--full"]);
+    assert_eq!(code, Some(0), "{report:#}");
+    let missing = finding(&report, "verify.file");
+    assert_eq!(missing["severity"], "note");
+    assert_eq!(missing["file"], "notes.txt");
+}
+
 #[test]
 fn another_weight_is_found_and_named() {
     for dtype in [Dtype::BF16, Dtype::F32] {
