@@ -30,7 +30,7 @@ const LINEAR: &[&str] = &["linear_attn"];
 const CONVOLUTION: &[&str] = &["conv"];
 const RECURRENT: &[&str] = &["rg_lru"];
 const CROSS: &[&str] = &["cross_attn"];
-const EXPERTS: &[&str] = &["experts", "block_sparse_moe"];
+const EXPERTS: &[&str] = &["experts", "router"];
 
 /// What a part of a config says of so many layers.
 pub fn announced(config: &Map<String, Value>, layers: usize) -> Vec<Announced> {
@@ -275,6 +275,9 @@ mod tests {
         };
         assert!(of(EXPERTS).is_told_by("mlp.experts.3.up_proj.weight"));
         assert!(!of(EXPERTS).is_told_by("mlp.shared_experts.up_proj.weight"));
+        // Granite's are fused; Kimi's dense layers have a module of that name.
+        assert!(of(EXPERTS).is_told_by("block_sparse_moe.router.layer.weight"));
+        assert!(!of(EXPERTS).is_told_by("block_sparse_moe.down_proj.weight"));
         assert!(of(ATTENTION).is_told_by("self_attn.q_proj.weight"));
     }
 }

@@ -33,6 +33,7 @@ REASONS = [
     ("VLM_merge", "'NoneType' object is not iterable", "the Hub's GPT-2 and LLaVA with other names. | The names of the inputs"),
     ("truncat|takes_precedence", "unsafe-truncate-embeddings", "embeddings of different lengths are an error"),
     ("legacy_mode|do_not_truncate", "their vocabularies differ", "embeddings of different lengths are an error"),
+    ("template_chatml", "marks turns with", "beside a vocabulary that lacks its tokens"),
     ("source_union", "tokens beyond", "A token whose id lies beyond the embedding"),
 ]
 
