@@ -84,11 +84,13 @@ impl<'c> Export<'c> {
         let tied = settings["tie_word_embeddings"].as_bool();
         let tied = tied.unwrap_or(family.is_tied());
         let mut collector = Collector::new(checkpoint, known, &sizes, options.encoding, tied);
+        let shapes = sizes.shapes();
         for (name, factors) in sizes.rope_factors {
             collector.given(name, factors);
         }
         let (outputs, left_out) = collector.collect()?;
         check_embedding(&outputs, sizes.embedding)?;
+        check_shapes(&outputs, &shapes)?;
         metadata.set("general.size_label", Value::Text(size_label(&outputs)));
         metadata.set(
             "general.quantization_version",
@@ -393,6 +395,27 @@ fn check_embedding(outputs: &[Output], expected: [usize; 2]) -> Result<(), Refus
         .with_hint("correct config.json; `weld check` compares it with every tensor")),
         None => Err("the checkpoint has no input embedding, embed_tokens.weight".into()),
     }
+}
+
+/// The layers' matrices have the sizes that the file says, by which llama.cpp reads them.
+fn check_shapes(outputs: &[Output], shapes: &[(&str, &str, [usize; 2])]) -> Result<(), Refusal> {
+    for output in outputs {
+        let in_layer = output.name.strip_prefix("blk.");
+        let Some((_, name)) = in_layer.and_then(|rest| rest.split_once('.')) else {
+            continue;
+        };
+        let shape = shapes.iter().find(|(matrix, ..)| *matrix == name);
+        if let Some((_, fields, expected)) = shape
+            && output.shape != *expected
+        {
+            return Err(Refusal::new(format!(
+                "config.json: by {fields}, {} is {expected:?}, and it is {:?}",
+                output.name, output.shape
+            ))
+            .with_hint("correct config.json; `weld check` compares it with every tensor"));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -21,10 +21,48 @@ pub(super) struct Sizes {
     pub layers: [usize; 2],
     /// Heads of queries, and of keys and values.
     pub heads: [usize; 2],
+    /// Features of a head.
+    pub head: usize,
+    /// Neurons of a layer's MLP without experts.
+    pub width: usize,
     /// Rows of the embedding, and its columns.
     pub embedding: [usize; 2],
     /// Divisors of rotary frequencies: tensors that no checkpoint has.
     pub rope_factors: Vec<(&'static str, Vec<f32>)>,
+}
+
+impl Sizes {
+    /// Matrices of a layer whose shapes follow from the config: their names in the file, the fields, and the shapes.
+    pub(super) fn shapes(&self) -> [(&'static str, &'static str, [usize; 2]); 6] {
+        let [queries, keys] = self.heads.map(|heads| heads.saturating_mul(self.head));
+        let hidden = self.embedding[1];
+        let both = "num_attention_heads, num_key_value_heads and head_dim";
+        let fused = queries.saturating_add(keys.saturating_mul(2));
+        [
+            (
+                "attn_q.weight",
+                "num_attention_heads and head_dim",
+                [queries, hidden],
+            ),
+            (
+                "attn_k.weight",
+                "num_key_value_heads and head_dim",
+                [keys, hidden],
+            ),
+            (
+                "attn_v.weight",
+                "num_key_value_heads and head_dim",
+                [keys, hidden],
+            ),
+            ("attn_qkv.weight", both, [fused, hidden]),
+            (
+                "attn_output.weight",
+                "num_attention_heads and head_dim",
+                [hidden, queries],
+            ),
+            ("ffn_down.weight", "intermediate_size", [hidden, self.width]),
+        ]
+    }
 }
 
 /// Sets the parameters of a model. `further_layers`: it has layers that predict further tokens.
@@ -63,7 +101,7 @@ pub(super) fn parameters(
     }
     writer.copy("max_position_embeddings", "context_length")?;
     let hidden = writer.copy("hidden_size", "embedding_length")?;
-    writer.copy("intermediate_size", "feed_forward_length")?;
+    let width = writer.copy("intermediate_size", "feed_forward_length")?;
     let queries = writer.copy("num_attention_heads", "attention.head_count")?;
     let keys = fields.size("num_key_value_heads").map_err(refusal)?;
     let keys = keys.or(decoder.kv_heads).unwrap_or(queries);
@@ -98,6 +136,8 @@ pub(super) fn parameters(
     Ok(Sizes {
         layers: [layers, all_layers],
         heads: [queries, keys],
+        head,
+        width,
         embedding: [vocabulary, hidden],
         rope_factors,
     })

@@ -521,6 +521,10 @@ fn experts_that_are_weighed_each_by_itself() {
         config
     };
     let mut specs = without(specs(), "lm_head.weight");
+    specs = with(
+        specs,
+        spec("model.layers.0.self_attn.k_proj.weight", 4, &[32, 32]),
+    );
     for (name, shape) in [
         ("gate.weight", &[2, 32][..]),
         ("gate.e_score_correction_bias", &[2]),
@@ -891,4 +895,53 @@ fn a_tokenizer_that_is_not_known_is_refused_with_what_to_do() {
         "{}",
         outcome.stderr
     );
+    // `--force` replaces an earlier export, and nothing else.
+    let config = fs::read(bench.path("m/config.json")).unwrap();
+    for kept in ["m/config.json", "m.gguf"] {
+        let outcome = bench.weld(&[
+            "export",
+            "gguf",
+            "m",
+            kept,
+            "--pre-tokenizer",
+            "llama-bpe",
+            "--force",
+        ]);
+        assert!(
+            outcome
+                .stderr
+                .contains("is no GGUF file, and would be lost"),
+            "{}",
+            outcome.stderr
+        );
+    }
+    assert_eq!(fs::read(bench.path("m/config.json")).unwrap(), config);
+    bench.file("m.gguf", "GGUF of before");
+    bench.passes(&[&EXPORT[..], &["--force"]].concat());
+}
+
+/// llama.cpp reads matrices by the sizes that the file says.
+#[test]
+fn sizes_that_contradict_the_tensors_are_refused() {
+    let bench = Bench::new();
+    let down = spec("model.layers.0.mlp.down_proj.weight", 7, &[32, 48]);
+    model(&bench, &config(), &with(specs(), down));
+    bench.passes(&EXPORT);
+    fs::remove_file(bench.path("m.gguf")).unwrap();
+    for (field, value, tensor) in [
+        ("num_attention_heads", json!(1), "attn_"),
+        ("num_key_value_heads", Value::Null, "attn_"),
+        ("head_dim", json!(26), "attn_"),
+        ("intermediate_size", json!(143), "ffn_down"),
+    ] {
+        bench.file("m/config.json", changed(json!({field: value})).to_string());
+        let outcome = bench.weld(&EXPORT);
+        assert_eq!(outcome.code, Some(1), "{field}: {}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains(tensor),
+            "{field}: {}",
+            outcome.stderr
+        );
+        assert!(!bench.path("m.gguf").exists());
+    }
 }
