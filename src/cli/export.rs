@@ -1,5 +1,6 @@
 //! `weld export`: a checkpoint in another format.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -229,7 +230,7 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     whole.map_err(|error| Failure::tool(format!("{}: {error}", path.display())))
 }
 
-/// Refuses a path that holds something, or that the model is read from.
+/// Refuses a path that holds something, that the model is read from, or that would lose something but a GGUF file.
 fn check_free(out: &Path, force: bool, checkpoint: &Checkpoint) -> Result<(), Failure> {
     let shown = out.display();
     if out.is_dir() {
@@ -253,5 +254,18 @@ fn check_free(out: &Path, force: bool, checkpoint: &Checkpoint) -> Result<(), Fa
             Refusal::new(format!("{shown} is there already")).with_hint("--force replaces it"),
         ));
     }
+    if out.is_file() && !is_gguf_or_empty(out) {
+        return Err(Failure::input(
+            Refusal::new(format!("{shown} is no GGUF file, and would be lost"))
+                .with_hint("name another file, or remove this one"),
+        ));
+    }
     Ok(())
+}
+
+/// Whether a file has nothing to lose but an earlier export.
+fn is_gguf_or_empty(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(4).read_to_end(&mut start));
+    read.is_ok() && (start.is_empty() || start == b"GGUF")
 }

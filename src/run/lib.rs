@@ -202,10 +202,13 @@ fn compute(
 /// The files that the output must not replace: the recipe, and everything that it reads.
 fn files_read(plan: &Plan) -> Vec<PathBuf> {
     let models = plan.stored_models();
+    // The folders of weights that lie apart from the model's own are known by their files.
+    let weights = models.iter().flat_map(|model| model.shards());
+    let weights = weights.map(|shard| shard.path.as_path());
     let models = models.iter().flat_map(|model| model.location().paths());
     let side = plan.sidecars.iter().map(|(_, file)| file.path.as_path());
     let recipe = Path::new(&plan.recipe.0);
-    let all = models.chain(side).chain([recipe]);
+    let all = models.chain(weights).chain(side).chain([recipe]);
     all.map(Path::to_owned).collect()
 }
 

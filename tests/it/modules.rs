@@ -412,6 +412,30 @@ fn a_head_beside_the_weights_is_merged_in_a_file_of_its_own() {
     bench.passes(&["verify", "out"]);
 }
 
+/// What `weld check` calls dangerous is not carried into an output.
+#[test]
+fn a_head_that_would_run_code_is_refused() {
+    let bench = Bench::new();
+    for (model, seed) in [("a", 1), ("b", 2)] {
+        bench.llama(model, seed, Dtype::F32);
+        bench.file(
+            &format!("{model}/colbert_linear.pt"),
+            b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R.",
+        );
+    }
+    bench.file("recipe.yml", MEAN);
+    let outcome = bench.checked(&["merge", "recipe.yml", "out"]);
+    assert_ne!(outcome.code, Some(0));
+    for told in [
+        "colbert_linear.pt",
+        "safety.dangerous-pickle",
+        "posix.system",
+    ] {
+        assert!(outcome.stderr.contains(told), "{}", outcome.stderr);
+    }
+    assert!(!bench.path("out").exists());
+}
+
 /// Heads of BGE-M3: FlagEmbedding looks for files of torch.save.
 #[test]
 fn heads_of_torch_are_merged_and_stay_files_of_torch() {

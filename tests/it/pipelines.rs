@@ -553,3 +553,23 @@ fn renames_keep_tensors_in_their_component() {
     let message = bench.refused(&rename("vae/conv_first.weight"), &[]);
     assert!(message.contains("to another folder of it"), "{message}");
 }
+
+/// The folder of a component is as much an input as the pipeline's.
+#[test]
+fn a_component_of_an_input_is_no_place_for_the_output() {
+    let bench = Bench::new();
+    pipeline(&bench, "a", 1);
+    pipeline(&bench, "b", 100);
+    bench.file("recipe.yml", MEAN);
+    let before = tree(&bench.path("a"));
+    for out in ["a/unet", "a/text_encoder", "b/vae", "a"] {
+        let outcome = bench.weld(&["merge", "recipe.yml", out, "--force"]);
+        assert_ne!(outcome.code, Some(0), "{out}");
+        assert!(
+            outcome.stderr.contains("is or holds the input"),
+            "{}",
+            outcome.stderr
+        );
+    }
+    assert_eq!(tree(&bench.path("a")), before);
+}

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::parts::each_part;
-use super::{beside, config, container, structure, tokenizer};
+use super::{beside, config, container, safety, structure, tokenizer};
 use crate::formats::clean::clean;
 use crate::{Command, Finding, Report, Severity};
 use checkpoint::{Checkpoint, CheckpointError, Location, Survey};
 use errors::Refusal;
 use plan::Plan;
 
-/// Checks files, index, config, structure and tokenizer of a folder that is complete but for the values of its tensors.
+/// Checks files, pickles, index, config, structure and tokenizer of a folder that is complete but for the values of its tensors.
 ///
 /// # Errors
 /// The findings that are errors, in one message. It names the inputs of the plan that have the same.
@@ -56,6 +56,7 @@ fn errors_of(location: &Location) -> Result<Vec<Finding>, CheckpointError> {
     let mut report = Report::new(Command::Check, "the output");
     container::check_container(&survey, location, &mut report);
     report.extend(config::malformed(&survey, location));
+    safety::check_safety(location, &mut report)?;
     if let Some(model) = &survey.checkpoint {
         if let Some(alone) = model.alone() {
             tokenizer::check_tokenizer(alone, &mut report);
