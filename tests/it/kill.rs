@@ -14,8 +14,8 @@ use crate::fixtures::{Bench, files, llama_config, quick_bf16};
 /// The last shard of a merge of [`bench`]: when it is there, the weights are about to be read.
 const LAST: &str = "model-00006-of-00006.safetensors";
 
-/// How often a process is tried to be met on its way.
-const TRIES: usize = 30;
+/// How often a process is tried to be met on its way: on a busy machine, most are through before the signal.
+const TRIES: usize = 200;
 
 const RECIPE: &str = "merge_method: ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\n\
                       parameters: {weight: 0.5, density: 0.5}\n";
