@@ -86,11 +86,19 @@ pub fn stem_of(file: &str) -> &str {
     numbered.map_or(stem, |(stem, _)| stem)
 }
 
+/// The folder part of a path that is written with `/`: `unet/`, or nothing.
+pub fn folder_of(path: &str) -> &str {
+    path.rfind('/').map_or("", |end| &path[..=end])
+}
+
 /// The name of the index of these files.
 pub fn index_name(layouts: &[ShardLayout]) -> String {
     let first = layouts.first().map_or("model", |layout| &layout.file_name);
-    let folder = first.rfind('/').map_or("", |end| &first[..=end]);
-    format!("{folder}{}.safetensors.index.json", stem_of(first))
+    format!(
+        "{}{}.safetensors.index.json",
+        folder_of(first),
+        stem_of(first)
+    )
 }
 
 /// The text of the index, such as `model.safetensors.index.json`. It lies beside the files, and names them so.

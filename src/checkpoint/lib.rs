@@ -60,7 +60,9 @@ pub use format::WrittenAs;
 pub use hub::HubSnapshot;
 pub use in_memory::{Bytes, InMemory, InMemoryError, map_parts};
 pub use json::{check_json, json_line, json_text, parse_json};
-pub use layout::{ShardLayout, index_json, index_name, shard_layout, single_file_layout, stem_of};
+pub use layout::{
+    ShardLayout, folder_of, index_json, index_name, shard_layout, single_file_layout, stem_of,
+};
 pub use left_out::LeftOut;
 pub use limits::MAX_SIDECAR_BYTES;
 pub use locate::{Location, Locator};

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::format::WrittenAs;
+use super::layout::folder_of;
 use super::reader::Checkpoint;
 use super::weight_names::{is_index, is_model};
 
@@ -35,7 +36,7 @@ impl Part {
 
     /// The folder of its files, from that of the model: `unet/`, or nothing.
     pub fn folder(&self) -> &str {
-        self.stem.rfind('/').map_or("", |end| &self.stem[..=end])
+        folder_of(&self.stem)
     }
 
     /// Whether a file is of its weights by name; `name` is a path from the folder of the model.

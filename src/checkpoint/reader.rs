@@ -339,6 +339,14 @@ impl Checkpoint {
         self.source.bytes(index)
     }
 
+    /// Whether the values of a tensor are stored, and all are zeros. Of one with weights, little more than a page is
+    /// read.
+    pub fn is_zero(&self, index: usize) -> bool {
+        let size = self.tensors()[index].dtype.bitsize() / 8;
+        let stored = self.bytes(index);
+        size > 0 && stored.is_some_and(|bytes| numeric::all_zero(bytes, size))
+    }
+
     /// See [`TensorSource::stored`].
     pub fn stored(&self, index: usize) -> Option<&[u8]> {
         self.source.stored(index)

@@ -3,7 +3,6 @@
 use super::families::Dialect;
 use architecture::{Misreading, Outcome, Runtime, Served, Topic};
 use checkpoint::Checkpoint;
-use numeric::all_zero;
 use serde_json::Value as Json;
 
 /// A note for each such place.
@@ -12,12 +11,7 @@ pub(super) fn notes(checkpoint: &Checkpoint, config: &Json, dialect: &Dialect) -
         return Vec::new();
     };
     let tensors = checkpoint.tensors();
-    let is_zero = |at: usize| {
-        let size = tensors[at].dtype.bitsize() / 8;
-        checkpoint
-            .stored(at)
-            .is_some_and(|bytes| all_zero(bytes, size))
-    };
+    let is_zero = |at| checkpoint.is_zero(at);
     let served = Served {
         config,
         names: tensors.iter().map(|entry| entry.name.as_str()).collect(),

@@ -121,7 +121,7 @@ impl Shared {
         let last_matrix = |layer: &usize| model.find(&format!("model.layers.{layer}.{name}"));
         let found = last_matrix(&mixture.layers[0]);
         let width = found.and_then(|at| model.tensors()[at].shape.last().copied());
-        let is_zero = |layer| last_matrix(layer).is_some_and(|at| is_zero(model, at));
+        let is_zero = |layer| last_matrix(layer).is_some_and(|at| model.is_zero(at));
         match (width, shared.gate) {
             (None | Some(0), _) => Shared::None,
             (Some(_), _) if mixture.layers.iter().all(is_zero) => Shared::Zeros,
@@ -129,13 +129,6 @@ impl Shared {
             (Some(width), Some(_)) => Shared::Gated(width),
         }
     }
-}
-
-/// Whether the values of a tensor are stored, and all are zeros. Of one with weights, little more than a page is read.
-fn is_zero(model: &Checkpoint, tensor: usize) -> bool {
-    let size = model.tensors()[tensor].dtype.bitsize() / 8;
-    let stored = model.bytes(tensor);
-    size > 0 && stored.is_some_and(|bytes| numeric::all_zero(bytes, size))
 }
 
 /// The reasons why a dense model cannot compute what the mixture does with these experts alone.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::planned::PlannedTensor;
-use checkpoint::{Dtype, WrittenAs};
+use checkpoint::{Dtype, WrittenAs, folder_of};
 
 /// A part of the output whose weights lie apart from the others.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ impl OutputPart {
 
     /// The folder of its files, from that of the output: `unet/`, or nothing.
     pub fn folder(&self) -> &str {
-        self.stem.rfind('/').map_or("", |end| &self.stem[..=end])
+        folder_of(&self.stem)
     }
 
     /// Whether its weights are one file, whatever their size: a head beside the weights, which no loader looks for in

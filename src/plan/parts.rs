@@ -148,13 +148,18 @@ fn part_of(models: &Models, place: &Place<'_>) -> (PartOf, Vec<bool>) {
 
 /// The module of the recipe for a part: the one by its name, else the one that takes what no other does.
 fn module_of<'r>(recipe: &'r Recipe, prefix: &str) -> Option<(usize, &'r Module)> {
-    let own = prefix.trim_end_matches('/');
-    let named = |module: &Module| module.name.as_ref().is_some_and(|name| name.value == own);
+    let named = |module: &Module| is_named(module, prefix);
     let module = match recipe.modules.as_slice() {
         [module] if module.name.is_none() => Some(0),
         modules => modules.iter().position(named).or_else(|| rest(modules)),
     };
     module.map(|module| (module, &recipe.modules[module]))
+}
+
+/// Whether a module of the recipe has the name of a part.
+fn is_named(module: &Module, prefix: &str) -> bool {
+    let own = prefix.trim_end_matches('/');
+    module.name.as_ref().is_some_and(|name| name.value == own)
 }
 
 /// Which modules the tensors of a part belong to.
@@ -188,11 +193,7 @@ fn why_copied(recipe: &Recipe, models: &Models, prefix: &str, has: &[bool]) -> O
     let Some((_, module)) = module_of(recipe, prefix) else {
         return Some("no module of the recipe has its name".to_owned());
     };
-    let is_named = module
-        .name
-        .as_ref()
-        .is_some_and(|name| name.value == prefix.trim_end_matches('/'));
-    if matches!(module.inputs, Inputs::Slices(_)) && !is_named {
+    if matches!(module.inputs, Inputs::Slices(_)) && !is_named(module, prefix) {
         return Some("slices cut the layers of the model itself".to_owned());
     }
     let asked = module.inputs.mentions().chain(&recipe.base_model);

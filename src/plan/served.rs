@@ -56,13 +56,15 @@ fn note(runtime: &Runtime, donor: &Served<'_>, output: &Served<'_>) -> Option<St
         .filter(is_new)
         .collect();
     let any = |outcome| made.iter().any(|found| found.outcome == outcome);
-    let verdict = match () {
-        () if made.is_empty() => return None,
-        () if any(Outcome::Fails) => "does not load the output",
-        () if any(Outcome::Silent) => {
-            "computes something else than the output means, without a word"
-        }
-        () => "does not take all of the output as it is meant",
+    if made.is_empty() {
+        return None;
+    }
+    let verdict = if any(Outcome::Fails) {
+        "does not load the output"
+    } else if any(Outcome::Silent) {
+        "computes something else than the output means, without a word"
+    } else {
+        "does not take all of the output as it is meant"
     };
     let items: Vec<String> = made.iter().map(item).collect();
     Some(format!(

@@ -65,78 +65,52 @@ pub(super) enum Quirk {
     Tokenizer(&'static str, usize),
 }
 
-/// What a quirk tells, as far as it is not the same for all.
-struct Told {
-    topic: Topic,
-    field: Option<&'static str>,
-    means: String,
-    does: String,
-    outcome: Outcome,
-    remedy: &'static str,
-}
-
 const OTHER_RUNTIME: &str = "serve it with a runtime that reads it";
 
 impl Quirk {
     /// What it makes of a checkpoint, if that is not what the checkpoint means.
     pub(super) fn misreading(self, meaning: &Meaning<'_>) -> Option<Misreading> {
-        let told = match self {
-            Quirk::Activation(_) | Quirk::OnlyActivation(_) => self.activation(meaning)?,
+        match self {
+            Quirk::Activation(_) | Quirk::OnlyActivation(_) => self.activation(meaning),
             Quirk::Ropes(..)
             | Quirk::OlderRope(_)
             | Quirk::LongFactors(_)
-            | Quirk::RopeBases { .. } => self.rope(meaning)?,
-            Quirk::NoWindow | Quirk::NoWindowUnlessListed => self.window(meaning)?,
-            Quirk::Period(..) | Quirk::NoDenseLayers | Quirk::NoDenseEnd => self.layers(meaning)?,
+            | Quirk::RopeBases { .. } => self.rope(meaning),
+            Quirk::NoWindow | Quirk::NoWindowUnlessListed => self.window(meaning),
+            Quirk::Period(..) | Quirk::NoDenseLayers | Quirk::NoDenseEnd => self.layers(meaning),
             Quirk::SumsToOne(_)
             | Quirk::NoZeroWidth
             | Quirk::SharedWidthByHeads
             | Quirk::NoZeroGate
-            | Quirk::NoCorrection => self.experts(meaning)?,
+            | Quirk::NoCorrection => self.experts(meaning),
             Quirk::NoHeadDim | Quirk::NoGroupedHeads | Quirk::WantsBiases | Quirk::NoBiases => {
-                self.attention(meaning)?
+                self.attention(meaning)
             }
-            Quirk::NoTiedHead | Quirk::AlwaysTied(_) | Quirk::TiedUnlessSaid => self.head(meaning)?,
-            Quirk::NoHeldNames => meaning.has_held_names().then(|| Told {
+            Quirk::NoTiedHead | Quirk::AlwaysTied(_) | Quirk::TiedUnlessSaid => self.head(meaning),
+            Quirk::NoHeldNames => meaning.has_held_names().then(|| Misreading {
                 topic: Topic::Tensors,
                 field: None,
                 means: "all experts of a layer in two tensors".into(),
                 does: "reads experts each by itself only".into(),
                 outcome: Outcome::Fails,
                 remedy: "turn it into the Hub's layout: an edit by `weld moe` that keeps all experts",
-            })?,
-            Quirk::WantsFields(_) | Quirk::WantsLists(_) => self.config(meaning)?,
+            }),
+            Quirk::WantsFields(_) | Quirk::WantsLists(_) => self.config(meaning),
             Quirk::Tokenizer(whose, tokens) => {
                 let found = meaning.size("vocab_size").filter(|found| *found != tokens)?;
-                Told {
+                Some(Misreading {
                     topic: Topic::Tokenizer,
                     field: Some("vocab_size"),
                     means: format!("a tokenizer of {found} tokens"),
                     does: format!("converts no other tokenizer of this family than {whose}"),
                     outcome: Outcome::Slight,
                     remedy: "convert it with a tool that writes the tokenizer as it is",
-                }
+                })
             }
-        };
-        let Told {
-            topic,
-            field,
-            means,
-            does,
-            outcome,
-            remedy,
-        } = told;
-        Some(Misreading {
-            topic,
-            field,
-            means,
-            does,
-            outcome,
-            remedy,
-        })
+        }
     }
 
-    fn activation(self, meaning: &Meaning<'_>) -> Option<Told> {
+    fn activation(self, meaning: &Meaning<'_>) -> Option<Misreading> {
         let (computed, only) = match self {
             Quirk::Activation(computed) => (computed, false),
             Quirk::OnlyActivation(computed) => (computed, true),
@@ -151,7 +125,7 @@ impl Quirk {
             return None;
         }
         let near = named.starts_with("gelu") && computed.starts_with("gelu");
-        Some(Told {
+        Some(Misreading {
             topic: Topic::Activation,
             field: Some(field),
             means: format!("`{}`", shown(named)),
@@ -168,9 +142,9 @@ impl Quirk {
         })
     }
 
-    fn rope(self, meaning: &Meaning<'_>) -> Option<Told> {
+    fn rope(self, meaning: &Meaning<'_>) -> Option<Misreading> {
         const NEW: &str = "rope_parameters";
-        let told = |means: String, does: &str, outcome, remedy| Told {
+        let told = |means: String, does: &str, outcome, remedy| Misreading {
             topic: Topic::Rope,
             field: Some(match meaning.fields.get(NEW) {
                 Some(_) => NEW,
@@ -250,12 +224,12 @@ impl Quirk {
         }
     }
 
-    fn window(self, meaning: &Meaning<'_>) -> Option<Told> {
+    fn window(self, meaning: &Meaning<'_>) -> Option<Misreading> {
         let window = meaning.window()?;
         if matches!(self, Quirk::NoWindowUnlessListed) && meaning.full_layers().is_some() {
             return None;
         }
-        Some(Told {
+        Some(Misreading {
             topic: Topic::Window,
             field: Some("sliding_window"),
             means: format!("attention to the last {window} tokens"),
@@ -265,8 +239,8 @@ impl Quirk {
         })
     }
 
-    fn layers(self, meaning: &Meaning<'_>) -> Option<Told> {
-        let told = |field, means: String, does: String, outcome| Told {
+    fn layers(self, meaning: &Meaning<'_>) -> Option<Misreading> {
+        let told = |field, means: String, does: String, outcome| Misreading {
             topic: Topic::Layers,
             field,
             means,
@@ -316,8 +290,8 @@ impl Quirk {
         }
     }
 
-    fn experts(self, meaning: &Meaning<'_>) -> Option<Told> {
-        let told = |field, means: String, does: &str, outcome, remedy| Told {
+    fn experts(self, meaning: &Meaning<'_>) -> Option<Misreading> {
+        let told = |field, means: String, does: &str, outcome, remedy| Misreading {
             topic: Topic::Experts,
             field,
             means,
@@ -395,8 +369,8 @@ impl Quirk {
         }
     }
 
-    fn attention(self, meaning: &Meaning<'_>) -> Option<Told> {
-        let told = |field, means: String, does: &str| Told {
+    fn attention(self, meaning: &Meaning<'_>) -> Option<Misreading> {
+        let told = |field, means: String, does: &str| Misreading {
             topic: Topic::Attention,
             field,
             means,
@@ -439,9 +413,9 @@ impl Quirk {
         }
     }
 
-    fn head(self, meaning: &Meaning<'_>) -> Option<Told> {
+    fn head(self, meaning: &Meaning<'_>) -> Option<Misreading> {
         const FIELD: &str = "tie_word_embeddings";
-        let told = |means: &str, does: &str, outcome, remedy| Told {
+        let told = |means: &str, does: &str, outcome, remedy| Misreading {
             topic: Topic::Head,
             field: Some(FIELD),
             means: means.into(),
@@ -480,9 +454,9 @@ impl Quirk {
         }
     }
 
-    fn config(self, meaning: &Meaning<'_>) -> Option<Told> {
+    fn config(self, meaning: &Meaning<'_>) -> Option<Misreading> {
         let told = |fields: &[&'static str], means: &str| {
-            Some(Told {
+            Some(Misreading {
                 topic: Topic::Config,
                 field: fields.first().copied(),
                 means: format!("{means} {}", listed(fields)?),

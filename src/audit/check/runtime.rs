@@ -76,12 +76,7 @@ impl Runtimes {
 /// None if there is no config, by which runtimes go.
 fn findings(model: &Checkpoint, runtimes: &[&Runtime]) -> Option<Vec<Finding>> {
     let config = model.config()?;
-    let is_zero = |at: usize| {
-        let size = model.tensors()[at].dtype.bitsize() / 8;
-        model
-            .stored(at)
-            .is_some_and(|bytes| numeric::all_zero(bytes, size))
-    };
+    let is_zero = |at| model.is_zero(at);
     let names = model.tensors().iter();
     let served = Served {
         config: config.value(),

@@ -10,8 +10,8 @@ use super::{Request, checks};
 use crate::loaders::{Role, is_apart, is_below, role_of};
 use crate::{CheckInfo, Finding, Place, Report, Skipped};
 use checkpoint::{
-    Checkpoint, CheckpointError, FileState, Location, Part, TreeEntry, WrittenAs, parse_json,
-    read_bounded, read_sidecar, stem_of, tree,
+    Checkpoint, CheckpointError, FileState, Location, Part, TreeEntry, WrittenAs, folder_of,
+    parse_json, read_bounded, read_sidecar, stem_of, tree,
 };
 use errors::some_of;
 use plan::Plan;
@@ -257,7 +257,7 @@ impl<'m> Weights<'m> {
         let shards = self.model.shards();
         let mut names: BTreeSet<String> = shards.iter().map(|shard| shard.file_name()).collect();
         if shards.len() > 1 {
-            let folder = self.stem.rfind('/').map_or("", |end| &self.stem[..=end]);
+            let folder = folder_of(&self.stem);
             names.insert(match self.is_safetensors() {
                 true => self.index(),
                 false => format!("{folder}pytorch_model.bin.index.json"),
