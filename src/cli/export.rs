@@ -46,7 +46,7 @@ struct GgufArguments {
     #[command(flatten)]
     file: FileArguments,
 
-    /// Replace OUT if it is there
+    /// Replace OUT if it is an earlier export
     #[arg(long)]
     force: bool,
 
