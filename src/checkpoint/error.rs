@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use errors::{Hint, Refusal, printable, some_of};
+use errors::{About, Hint, Refusal, printable, some_of};
 use safetensors::Dtype;
 
 /// Why a checkpoint can't be found, opened, trusted or laid out.
@@ -704,6 +704,60 @@ impl Hint for CheckpointError {
             Self::Io { .. } | Self::TooLarge { .. } => return None,
         };
         Some(Cow::Borrowed(hint))
+    }
+
+    fn about(&self) -> About {
+        match self {
+            Self::NotFound { model, .. } | Self::BadRevision { model, .. } => {
+                About::default().model(model)
+            }
+            Self::Adapter { model, source } => Hint::about(source).model(model),
+            Self::AdapterNotFound { model, source } => source.about().model(model),
+            Self::Quantised { model, path, .. } => About::file(path).model(model),
+            Self::BadTensorName { path, tensor, .. }
+            | Self::DuplicateKey { path, tensor, .. }
+            | Self::ReversedOffsets { path, tensor, .. }
+            | Self::Overlap { path, tensor, .. }
+            | Self::Hole { path, tensor, .. }
+            | Self::SizeMismatch { path, tensor, .. }
+            | Self::ImpossibleShape { path, tensor, .. }
+            | Self::StridedView { path, tensor, .. }
+            | Self::PickledTensor { path, tensor, .. }
+            | Self::IndexFileName { path, tensor, .. }
+            | Self::NotInShard { path, tensor, .. }
+            | Self::Unindexed { path, tensor, .. }
+            | Self::DuplicateTensor { path, tensor, .. } => About::file(path).tensor(tensor),
+            Self::Io { path, .. }
+            | Self::NotAFile { path, .. }
+            | Self::BrokenLink { path, .. }
+            | Self::NotDownloaded { path, .. }
+            | Self::NotOfFolder { path, .. }
+            | Self::NoComponent { path, .. }
+            | Self::NotOneStorage { path, .. }
+            | Self::NamesOutside { path, .. }
+            | Self::Unfinished { path, .. }
+            | Self::TooLarge { path, .. }
+            | Self::NoWeights { path, .. }
+            | Self::NotSafetensors { path, .. }
+            | Self::StandIn { path, .. }
+            | Self::AmbiguousFolder { path, .. }
+            | Self::ShardMissing { path, .. }
+            | Self::NoTensors { path, .. }
+            | Self::Truncated { path, .. }
+            | Self::TrailingBytes { path, .. }
+            | Self::HeaderTooLarge { path, .. }
+            | Self::HeaderMalformed { path, .. }
+            | Self::PickleRefused { path, .. }
+            | Self::PickleMalformed { path, .. }
+            | Self::PickleTooLarge { path, .. }
+            | Self::ArchiveMalformed { path, .. }
+            | Self::NotStateDict { path, .. }
+            | Self::NoEntries { path, .. }
+            | Self::IndexMalformed { path, .. }
+            | Self::ShardsNotNamed { path, .. }
+            | Self::JsonMalformed { path, .. }
+            | Self::Changed { path, .. } => About::file(path),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use clap::{Arg, Args, Command, Error, ValueEnum};
 
 use super::environment;
 use super::mergekit::Mergekit;
-use super::output::{Failure, say};
+use super::output::Failure;
 use checkpoint::{Locator, ModelRef};
 use engine::Settings;
 use moe::MoeOptions;
@@ -86,7 +86,7 @@ impl PlanArguments {
     }
 
     /// Says what mergekit's options mean here, if some were given.
-    pub(super) fn say_mergekit(&self) {
+    pub(super) fn say_mergekit(&self, say: impl Fn(&str)) {
         for note in &self.mergekit.notes {
             say(&format!("note: {note}"));
         }

@@ -1,18 +1,17 @@
 //! `weld attest`: recomputes a checkpoint, and states where it comes from only if every byte is right.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 
+use super::caller::Caller;
 use super::keys;
 use super::output::{Failure, print_made, say, say_made};
 use super::progress::Progress;
 use super::recompute::{Arithmetic, Recomputation};
 use super::report::write;
 use super::sign::{failure, not_inside};
-use super::signals;
+use super::signals::Work;
 use audit::provenance::{PrivateKey, attest, check_inputs};
 use audit::verify::{Coverage, FolderListing, Proof, Verification};
 use audit::{Command, Report, Verdict};
@@ -41,9 +40,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::install(signals::Work::Reads)?;
+    let caller = Caller::terminal(Work::Reads, arguments.recomputation.quiet)?;
     let Recomputation { model, report, .. } = &arguments.recomputation;
-    let make = || recompute(arguments, stop.clone());
+    let make = || recompute(arguments, &caller);
     let other = match &arguments.output {
         Some(_) => print_made,
         None => |text: &str| {
@@ -52,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         },
     };
     let proven = report.finish_beside(Command::Verify, model, make, other)?;
-    state(arguments, proven, stop)
+    state(arguments, proven, &caller)
 }
 
 /// What a statement is made from.
@@ -67,7 +66,7 @@ struct Proven {
 }
 
 /// Recomputes the checkpoint.
-fn recompute(arguments: &Arguments, stop: Arc<AtomicBool>) -> Result<(Report, Proven), Failure> {
+fn recompute(arguments: &Arguments, caller: &Caller) -> Result<(Report, Proven), Failure> {
     let recomputation = &arguments.recomputation;
     let (locator, location) = recomputation.locate()?;
     if location.adapter.is_some() {
@@ -79,7 +78,7 @@ fn recompute(arguments: &Arguments, stop: Arc<AtomicBool>) -> Result<(Report, Pr
     let key = key(arguments, &location.path)?;
     let exact = Some(false);
     let own = Some(Arithmetic::Weldment);
-    let recomputed = recomputation.run(locator, &location, Coverage::Full, exact, own, stop)?;
+    let recomputed = recomputation.run(locator, &location, Coverage::Full, exact, own, caller)?;
     let Verification { mut report, proof } = recomputed.verification;
     let plan = recomputed.plan.filter(|_| proof == Proof::Exact);
     let inputs = plan.as_ref().map(|plan| Lock::of_plan(plan).inputs);
@@ -98,7 +97,7 @@ fn recompute(arguments: &Arguments, stop: Arc<AtomicBool>) -> Result<(Report, Pr
 }
 
 /// Makes the statement and writes it.
-fn state(arguments: &Arguments, proven: Proven, stop: Arc<AtomicBool>) -> Result<(), Failure> {
+fn state(arguments: &Arguments, proven: Proven, caller: &Caller) -> Result<(), Failure> {
     let recomputation = &arguments.recomputation;
     let (Some(plan), Some(lock)) = (proven.plan, proven.lock) else {
         // The report passed only because the policy or the checkpoint allows it.
@@ -112,7 +111,7 @@ fn state(arguments: &Arguments, proven: Proven, stop: Arc<AtomicBool>) -> Result
     };
     let threads = recomputation.threads.count();
     let quiet = recomputation.quiet;
-    let progress = Progress::hashing(plan.bytes_read, "attesting", quiet, stop);
+    let progress = Progress::hashing(plan.bytes_read, "attesting", caller);
     let attestation = attest(
         &plan,
         &lock,

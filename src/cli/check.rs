@@ -5,11 +5,12 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use super::arguments::Threads;
+use super::caller::Caller;
 use super::environment;
 use super::output::{Failure, print};
 use super::progress::Progress;
 use super::report::ReportArguments;
-use super::signals;
+use super::signals::Work;
 use audit::check::mutate::{MutateError, mutate};
 use audit::check::{CheckError, Runtimes, check};
 use audit::{Command, Report, checks_as_markdown};
@@ -54,12 +55,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Some(model) = &arguments.model else {
         return print(&checks_as_markdown());
     };
-    arguments
-        .report
-        .finish(Command::Check, model, || report(arguments, model))
+    arguments.report.finish(Command::Check, model, || {
+        let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
+        report(arguments, model, &caller)
+    })
 }
 
-fn report(arguments: &Arguments, model: &ModelRef) -> Result<Report, Failure> {
+/// Checks for a program.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
+    let Some(model) = &arguments.model else {
+        return Err(Failure::input("expected a model"));
+    };
+    arguments.report.made(|| report(arguments, model, caller))
+}
+
+fn report(arguments: &Arguments, model: &ModelRef, caller: &Caller) -> Result<Report, Failure> {
     let location = environment::locator(None)?
         .locate(model)
         .map_err(Failure::could_not_run)?;
@@ -69,7 +79,6 @@ fn report(arguments: &Arguments, model: &ModelRef) -> Result<Report, Failure> {
                 .with_hint("check the model by itself"),
         ));
     }
-    let stop = signals::install(signals::Work::Reads)?;
     let label = model.to_string();
     let survey = Survey::open(&label, &location).map_err(Failure::could_not_run)?;
     let models: Vec<&Checkpoint> = survey.checkpoint.iter().collect();
@@ -77,7 +86,7 @@ fn report(arguments: &Arguments, model: &ModelRef) -> Result<Report, Failure> {
     if arguments.mutate {
         let scratch = tempfile::tempdir()
             .map_err(|error| Failure::tool(format!("cannot make a temporary folder: {error}")))?;
-        let progress = Progress::reading(&models, "planting defects", arguments.quiet, stop);
+        let progress = Progress::reading(&models, "planting defects", caller);
         let report = mutate(&label, &survey, scratch.path(), threads, &progress);
         progress.finish();
         return report.map_err(|error| match error {
@@ -85,7 +94,7 @@ fn report(arguments: &Arguments, model: &ModelRef) -> Result<Report, Failure> {
             error => Failure::tool(&error),
         });
     }
-    let progress = Progress::reading(&models, "checking", arguments.quiet, stop);
+    let progress = Progress::reading(&models, "checking", caller);
     let asked =
         |runtime: &&'static Runtime| arguments.runtimes.iter().any(|name| name == runtime.name);
     let runtimes: Vec<&Runtime> = Runtime::all().filter(asked).collect();

@@ -3,11 +3,12 @@
 use clap::Args;
 
 use super::arguments::Threads;
+use super::caller::Caller;
 use super::environment;
 use super::output::Failure;
 use super::progress::Progress;
 use super::report::ReportArguments;
-use super::signals;
+use super::signals::Work;
 use audit::diff::{Request, diff};
 use audit::{Command, Report};
 use checkpoint::{Checkpoint, Locator, ModelRef};
@@ -47,13 +48,18 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let subject = format!("{} and {}", arguments.a, arguments.b);
-    arguments
-        .report
-        .finish(Command::Diff, &subject, || report(arguments))
+    arguments.report.finish(Command::Diff, &subject, || {
+        let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
+        report(arguments, &caller)
+    })
 }
 
-fn report(arguments: &Arguments) -> Result<Report, Failure> {
-    let stop = signals::install(signals::Work::Reads)?;
+/// Compares for a program.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
+    arguments.report.made(|| report(arguments, caller))
+}
+
+fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
     let locator = environment::locator(None)?;
     let a = open(&locator, &arguments.a)?;
     let b = open(&locator, &arguments.b)?;
@@ -70,7 +76,7 @@ fn report(arguments: &Arguments) -> Result<Report, Failure> {
         policy: arguments.report.policy()?.map(|policy| &policy.diff),
         threads: arguments.threads.count(),
     };
-    let progress = Progress::reading(&[&a, &b], "comparing", arguments.quiet, stop);
+    let progress = Progress::reading(&[&a, &b], "comparing", caller);
     let report = diff(&request, &progress);
     progress.finish();
     Ok(report?)

@@ -2,15 +2,14 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::caller::Caller;
 use super::environment;
-use super::output::{Failure, say};
-use super::signals;
+use super::output::Failure;
+use super::signals::Work;
 use checkpoint::{Checkpoint, Location, ModelRef};
 use errors::{Refusal, printable};
 use gguf::{Encoding, Export, Options};
@@ -116,7 +115,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn to_gguf(arguments: &GgufArguments) -> Result<(), Failure> {
-    let stop = signals::install(signals::Work::Writes)?;
+    let caller = Caller::terminal(Work::Writes, arguments.quiet)?;
     let locator = environment::locator(None)?;
     let location = locator.locate(&arguments.model)?;
     let checkpoint = Checkpoint::open(&arguments.model.to_string(), &location)?;
@@ -127,10 +126,10 @@ fn to_gguf(arguments: &GgufArguments) -> Result<(), Failure> {
     let (out, force) = (&arguments.out, arguments.force);
     let file = File {
         out,
-        quiet: arguments.quiet,
+        caller: &caller,
     };
     let in_model = |refusal: Refusal| refusal.within(&arguments.model);
-    file.write(&checkpoint, options, &stop, in_model, || {
+    file.write(&checkpoint, options, in_model, || {
         check_free(out, force, &checkpoint)
     })
 }
@@ -157,12 +156,7 @@ impl BesideArguments {
     }
 
     /// Writes the file of a checkpoint that is complete.
-    pub(super) fn write(
-        &self,
-        folder: &Path,
-        quiet: bool,
-        stop: &Arc<AtomicBool>,
-    ) -> Result<(), Failure> {
+    pub(super) fn write(&self, folder: &Path, caller: &Caller) -> Result<(), Failure> {
         let Some(out) = &self.gguf else {
             return Ok(());
         };
@@ -175,14 +169,14 @@ impl BesideArguments {
         let context = |refusal: Refusal| {
             refusal.within(format!("{shown} is complete, but not {}", out.display()))
         };
-        File { out, quiet }.write(&checkpoint, options, stop, context, || Ok(()))
+        File { out, caller }.write(&checkpoint, options, context, || Ok(()))
     }
 }
 
-/// A GGUF file that is written, and whether something is said of it.
+/// A GGUF file that is written, and for whom.
 struct File<'a> {
     out: &'a Path,
-    quiet: bool,
+    caller: &'a Caller,
 }
 
 impl File<'_> {
@@ -191,7 +185,6 @@ impl File<'_> {
         &self,
         checkpoint: &Checkpoint,
         options: Options<'_>,
-        stop: &AtomicBool,
         context: impl Fn(Refusal) -> Refusal,
         place: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
@@ -203,7 +196,7 @@ impl File<'_> {
         })?;
         let export = Export::plan(checkpoint, options).map_err(refused)?;
         place()?;
-        let mut goes_on = |_| !stop.load(Ordering::Relaxed);
+        let mut goes_on = |_| !self.caller.stopped();
         let written = write_gguf(&export, &Disk::default(), self.out, &mut goes_on);
         written.map_err(|why| match why {
             ExportError::Stopped => {
@@ -212,15 +205,14 @@ impl File<'_> {
             ExportError::Disk(error) => Failure::tool(context(error.to_string().into())),
             ExportError::Values(refusal) => refused(refusal),
         })?;
-        if !self.quiet {
-            for note in export.notes() {
-                say(&format!("note: {}", printable(note)));
-            }
-            let out = self.out.display().to_string();
-            let size = ByteSize(export.bytes()).display().si();
-            let tensors = export.tensors();
-            say(&format!("{}: {tensors} tensors, {size}", printable(&out)));
+        for note in export.notes() {
+            self.caller.say(&format!("note: {}", printable(note)));
         }
+        let out = self.out.display().to_string();
+        let size = ByteSize(export.bytes()).display().si();
+        let tensors = export.tensors();
+        let written = format!("{}: {tensors} tensors, {size}", printable(&out));
+        self.caller.say(&written);
         Ok(())
     }
 }

@@ -4,6 +4,8 @@
 
 mod arguments;
 mod attest;
+mod call;
+mod caller;
 mod check;
 mod completions;
 mod diff;
@@ -27,9 +29,13 @@ mod sign;
 mod signals;
 mod verify;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+pub use call::{Answer, CallError, OptionInfo, call, options};
+pub use caller::Listener;
 
 use output::{Failure, fail};
 
@@ -63,16 +69,17 @@ enum Command {
 
 /// Runs `weld` with the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    ExitCode::from(run(std::env::args_os()))
+}
+
+/// Runs `weld` with arguments, of which the first is the program's name; returns the exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to stdout and are not a failure.
             output::print_usage(&error);
-            return if error.use_stderr() {
-                ExitCode::from(2)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if error.use_stderr() { 2 } else { 0 };
         }
     };
     let done: Result<(), Failure> = match cli.command {
@@ -90,7 +97,7 @@ pub fn main() -> ExitCode {
         Command::Completions(arguments) => completions::run(&arguments),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => fail(&failure),
     }
 }

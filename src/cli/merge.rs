@@ -1,20 +1,19 @@
 //! `weld merge`: runs a recipe.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use bytesize::ByteSize;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::arguments::{Format, PlanArguments};
+use super::caller::Caller;
 use super::export::BesideArguments;
 use super::memory::{PeakMemory, available};
-use super::output::{Failure, print_json, say, say_unbroken};
+use super::output::{Failure, print_json};
 use super::progress::Progress;
 use super::record;
-use super::signals;
+use super::signals::Work;
 use audit::check::check_written;
 use errors::printable;
 use plan::Plan;
@@ -34,12 +33,16 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::install(signals::Work::Writes)?;
-    if !arguments.output.quiet {
-        arguments.plan.say_mergekit();
-    }
+    let caller = Caller::terminal(Work::Writes, arguments.output.quiet)?;
+    let made = call(arguments, &caller)?;
+    arguments.output.print(&made)
+}
+
+/// Merges; what was written is returned as JSON.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
+    arguments.plan.say_mergekit(|note| caller.say(note));
     let plan = arguments.plan.plan()?;
-    arguments.output.write(&plan, stop)
+    arguments.output.write(&plan, caller)
 }
 
 /// Where a checkpoint is written, and what is printed about it.
@@ -73,17 +76,14 @@ pub(super) struct OutputArguments {
 }
 
 impl OutputArguments {
-    /// Runs a plan.
-    pub(super) fn write(&self, plan: &Plan, stop: Arc<AtomicBool>) -> Result<(), Failure> {
-        let quiet = self.quiet;
+    /// Runs a plan; what was written is returned as JSON.
+    pub(super) fn write(&self, plan: &Plan, caller: &Caller) -> Result<Value, Failure> {
         self.beside.check(&self.out, self.force, plan)?;
-        if !quiet {
-            for note in &plan.notes {
-                say(&format!("note: {}", printable(note)));
-            }
+        for note in &plan.notes {
+            caller.say(&format!("note: {}", printable(note)));
         }
         let peak = PeakMemory::watch();
-        let progress = Progress::start(plan, quiet, Arc::clone(&stop));
+        let progress = Progress::start(plan, caller);
         let look = |folder: &Path| check_written(folder, plan);
         let look: &Look<'_> = &look;
         let done = run::run(
@@ -99,30 +99,29 @@ impl OutputArguments {
         progress.finish();
         let (summary, peak) = (done?, peak.stop());
         let recorded = record::write(summary.lock, &input_places(plan));
-        if !quiet {
-            for note in &summary.notes {
-                say(&format!("note: {}", printable(note)));
-            }
-            if let Err(error) = recorded {
-                say(&format!(
-                    "note: where the inputs are could not be recorded for `weld verify`: {error}"
-                ));
+        for note in &summary.notes {
+            caller.say(&format!("note: {}", printable(note)));
+        }
+        if let Err(error) = recorded {
+            caller.say(&format!(
+                "note: where the inputs are could not be recorded for `weld verify`: {error}"
+            ));
+        }
+        if self.format == Format::Text {
+            caller.say(&as_text(self, plan, &summary, peak));
+            if let Some(out) = word(&self.out) {
+                caller.say_unbroken(&format!("check it with: weld verify {out}"));
             }
         }
-        let with_gguf = || self.beside.write(&self.out, quiet, &stop);
+        self.beside.write(&self.out, caller)?;
+        Ok(as_json(self, &summary, peak))
+    }
+
+    /// Prints what was written, if it is asked for as JSON.
+    pub(super) fn print(&self, made: &Value) -> Result<(), Failure> {
         match self.format {
-            Format::Json => {
-                with_gguf()?;
-                print_json(&as_json(self, &summary, peak))
-            }
-            Format::Text if quiet => with_gguf(),
-            Format::Text => {
-                say(&as_text(self, plan, &summary, peak));
-                if let Some(out) = word(&self.out) {
-                    say_unbroken(&format!("check it with: weld verify {out}"));
-                }
-                with_gguf()
-            }
+            Format::Json => print_json(made),
+            Format::Text => Ok(()),
         }
     }
 }
@@ -184,7 +183,7 @@ fn as_text(
     text
 }
 
-fn as_json(arguments: &OutputArguments, summary: &Summary, peak: Option<u64>) -> serde_json::Value {
+fn as_json(arguments: &OutputArguments, summary: &Summary, peak: Option<u64>) -> Value {
     json!({
         "out": arguments.out.display().to_string(),
         "gguf": arguments.beside.gguf.as_ref().map(|file| file.display().to_string()),

@@ -1,15 +1,14 @@
 //! `weld moe`: assembles a mixture of experts.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
 use clap::Args;
+use serde_json::Value;
 
 use super::arguments::{MoeArguments, PlanArguments};
+use super::caller::Caller;
 use super::merge::OutputArguments;
-use super::output::{Failure, say};
+use super::output::Failure;
 use super::progress::Progress;
-use super::signals;
+use super::signals::Work;
 use audit::verify::{FolderListing, Request, verify};
 use audit::{Verdict, formats};
 use checkpoint::{Checkpoint, Location};
@@ -41,10 +40,22 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::install(signals::Work::Writes)?;
-    if !arguments.output.quiet {
-        arguments.plan.say_mergekit();
-    }
+    let caller = Caller::terminal(Work::Writes, arguments.output.quiet)?;
+    let (plan, made) = make(arguments, &caller)?;
+    arguments.output.print(&made)?;
+    recompute(arguments, &plan, &caller)
+}
+
+/// Assembles for a program.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
+    let (plan, made) = make(arguments, caller)?;
+    recompute(arguments, &plan, caller)?;
+    Ok(made)
+}
+
+/// Writes the mixture; what was written, as JSON, is returned with its plan.
+fn make(arguments: &Arguments, caller: &Caller) -> Result<(Plan, Value), Failure> {
+    arguments.plan.say_mergekit(|note| caller.say(note));
     let recipe = recipe::read_any(&arguments.plan.recipe)?;
     let assembly = match &recipe {
         AnyRecipe::Moe(assembly) => Some(assembly),
@@ -59,31 +70,29 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let plan = arguments.plan.plan_recipe(&recipe, &arguments.moe)?;
     if let Some(assembly) = assembly.filter(|_| arguments.check) {
-        prove(arguments, assembly)?;
+        prove(arguments, assembly, caller)?;
     }
-    arguments.output.write(&plan, Arc::clone(&stop))?;
-    if arguments.check {
-        recompute(arguments, &plan, stop)?;
-    }
-    Ok(())
+    let made = arguments.output.write(&plan, caller)?;
+    Ok((plan, made))
 }
 
 /// Checks that the target computes what the base does.
-fn prove(arguments: &Arguments, recipe: &MoeRecipe) -> Result<(), Failure> {
+fn prove(arguments: &Arguments, recipe: &MoeRecipe, caller: &Caller) -> Result<(), Failure> {
     let (locator, options) = arguments.plan.surroundings()?;
     let options = arguments.moe.options(options);
     let error = moe::prove_identity(recipe, &locator, &options).map_err(Failure::Input)?;
-    if !arguments.output.quiet {
-        say(&format!(
-            "checked: with `{}` as every expert, logits are its own within {error:.1e}",
-            printable(&recipe.base_model.value.to_string())
-        ));
-    }
+    caller.say(&format!(
+        "checked: with `{}` as every expert, logits are its own within {error:.1e}",
+        printable(&recipe.base_model.value.to_string())
+    ));
     Ok(())
 }
 
-/// Checks that every written byte is what the recipe says.
-fn recompute(arguments: &Arguments, plan: &Plan, stop: Arc<AtomicBool>) -> Result<(), Failure> {
+/// With `--check`, checks that every written byte is what the recipe says.
+fn recompute(arguments: &Arguments, plan: &Plan, caller: &Caller) -> Result<(), Failure> {
+    if !arguments.check {
+        return Ok(());
+    }
     let out = &arguments.output.out;
     let location = Location::local(out);
     let folder = FolderListing::look(&location, Vec::new())?;
@@ -91,20 +100,17 @@ fn recompute(arguments: &Arguments, plan: &Plan, stop: Arc<AtomicBool>) -> Resul
     let lock = Lock::read(&location.path)?;
     let scratch = std::env::temp_dir();
     let request = Request::of_written((&folder, &model), plan, lock.as_ref(), &scratch);
-    let quiet = arguments.output.quiet;
-    let progress = Progress::verifying(&model, Some(plan), quiet, stop);
+    let progress = Progress::verifying(&model, Some(plan), caller);
     let report = verify(&request, &progress);
     progress.finish();
     let report = report?.report;
     if report.verdict() != Verdict::Passed {
-        say(&formats::text(&report));
+        caller.show(&formats::text(&report));
         return Err(Failure::Verdict(report.verdict()));
     }
-    if !quiet {
-        let tensors = plan::count(model.tensors().len(), "tensor");
-        say(&format!(
-            "checked: {tensors} computed again, every byte as it should be"
-        ));
-    }
+    let tensors = plan::count(model.tensors().len(), "tensor");
+    caller.say(&format!(
+        "checked: {tensors} computed again, every byte as it should be"
+    ));
     Ok(())
 }

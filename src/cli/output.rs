@@ -3,7 +3,6 @@
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
-use std::process::ExitCode;
 
 use super::fit;
 use audit::Verdict;
@@ -86,9 +85,10 @@ impl From<RunError> for Failure {
         if matches!(error, RunError::Cancelled) {
             return Self::Stopped(text);
         }
+        let refusal = Refusal::new(text).about(error.about());
         let refusal = match error.hint() {
-            Some(hint) => Refusal::new(text).with_hint(hint),
-            None => Refusal::new(text),
+            Some(hint) => refusal.with_hint(hint),
+            None => refusal,
         };
         match error.is_users() {
             true => Self::Input(refusal),
@@ -107,10 +107,10 @@ impl From<io::Error> for Failure {
 }
 
 /// Reports a failure and returns its exit code.
-pub(super) fn fail(failure: &Failure) -> ExitCode {
+pub(super) fn fail(failure: &Failure) -> u8 {
     let (text, code) = match failure {
-        Failure::BrokenPipe => return ExitCode::SUCCESS,
-        Failure::Verdict(verdict) => return ExitCode::from(verdict.exit_code()),
+        Failure::BrokenPipe => return 0,
+        Failure::Verdict(verdict) => return verdict.exit_code(),
         Failure::Recipe(error) => {
             let code = if error.could_not_read() { 2 } else { 1 };
             (recipe::render(error, colored()), code)
@@ -121,7 +121,7 @@ pub(super) fn fail(failure: &Failure) -> ExitCode {
     };
     // These texts may be coloured; all that comes from files is printable already.
     say_made(&text);
-    ExitCode::from(code)
+    code
 }
 
 /// The message, and the hint on a line below.

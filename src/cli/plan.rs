@@ -3,8 +3,8 @@
 use clap::Args;
 
 use super::arguments::{Format, MoeArguments, PlanArguments};
-use super::output::{Failure, print, print_json};
-use plan::{self, Detail};
+use super::output::{Failure, print, print_json, say};
+use plan::{self, Detail, Plan};
 
 /// Show what a recipe would do: every tensor, its sources and values; computes nothing
 ///
@@ -28,9 +28,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    arguments.plan.say_mergekit();
-    let recipe = recipe::read_any(&arguments.plan.recipe)?;
-    let plan = arguments.plan.plan_recipe(&recipe, &arguments.moe)?;
+    arguments.plan.say_mergekit(say);
+    let plan = call(arguments)?;
     let detail = if arguments.all {
         Detail::All
     } else {
@@ -40,4 +39,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Format::Text => print(&plan::text(&plan, detail)),
         Format::Json => print_json(&plan::json(&plan)),
     }
+}
+
+/// Plans for a program.
+pub(super) fn call(arguments: &Arguments) -> Result<Plan, Failure> {
+    let recipe = recipe::read_any(&arguments.plan.recipe)?;
+    arguments.plan.plan_recipe(&recipe, &arguments.moe)
 }

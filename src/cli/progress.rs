@@ -1,6 +1,5 @@
-//! A bar on a terminal, otherwise a line at the start; and the flag by which the user stops a run.
+//! A bar on a terminal, otherwise a line at the start; or what a program hears.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytesize::ByteSize;
@@ -9,6 +8,7 @@ use std::io::{self, IsTerminal};
 
 use terminal_size::{Width, terminal_size_of};
 
+use super::caller::Caller;
 use super::output::say;
 use checkpoint::Checkpoint;
 use engine::Observer;
@@ -16,15 +16,15 @@ use plan::Plan;
 
 /// Shows the progress of a run.
 pub(super) struct Progress {
+    caller: Caller,
     bar: ProgressBar,
-    stop: Arc<AtomicBool>,
     /// The line that is printed when the work begins, if no bar shows it.
     line: String,
     announced: AtomicBool,
 }
 
 impl Progress {
-    pub(super) fn start(plan: &Plan, quiet: bool, stop: Arc<AtomicBool>) -> Self {
+    pub(super) fn start(plan: &Plan, caller: &Caller) -> Self {
         let line = format!(
             "{} {} tensors of {} models by {}",
             match plan.command() {
@@ -36,56 +36,41 @@ impl Progress {
             plan.method.name
         );
         let bytes = plan.bytes_read + plan.scratch_bytes() + plan.bytes_written();
-        Self::over(bytes, plan.method.name, line, quiet, stop)
+        Self::over(bytes, plan.method.name, line, caller)
     }
 
     /// For a checkpoint that is verified, with a plan if there is one.
-    pub(super) fn verifying(
-        model: &Checkpoint,
-        plan: Option<&Plan>,
-        quiet: bool,
-        stop: Arc<AtomicBool>,
-    ) -> Self {
+    pub(super) fn verifying(model: &Checkpoint, plan: Option<&Plan>, caller: &Caller) -> Self {
         let bytes = bytes_of(model) + plan.map_or(0, |plan| plan.bytes_read + plan.scratch_bytes());
         let line = format!("verifying {} tensors", model.tensors().len());
-        Self::over(bytes, "verifying", line, quiet, stop)
+        Self::over(bytes, "verifying", line, caller)
     }
 
     /// For checkpoints that are read once.
-    pub(super) fn reading(
-        models: &[&Checkpoint],
-        what: &'static str,
-        quiet: bool,
-        stop: Arc<AtomicBool>,
-    ) -> Self {
+    pub(super) fn reading(models: &[&Checkpoint], what: &'static str, caller: &Caller) -> Self {
         let bytes = models.iter().map(|model| bytes_of(model)).sum();
         let tensors: usize = models.iter().map(|model| model.tensors().len()).sum();
         let line = format!("{what} {tensors} tensors");
-        Self::over(bytes, what, line, quiet, stop)
+        Self::over(bytes, what, line, caller)
     }
 
     /// For files that are hashed whole.
-    pub(super) fn hashing(
-        bytes: u64,
-        what: &'static str,
-        quiet: bool,
-        stop: Arc<AtomicBool>,
-    ) -> Self {
+    pub(super) fn hashing(bytes: u64, what: &'static str, caller: &Caller) -> Self {
         let line = format!("{what}: {} to read", ByteSize(bytes).display().si());
-        Self::over(bytes, what, line, quiet, stop)
+        Self::over(bytes, what, line, caller)
     }
 
-    fn over(
-        bytes: u64,
-        message: &'static str,
-        line: String,
-        quiet: bool,
-        stop: Arc<AtomicBool>,
-    ) -> Self {
-        let target = if quiet {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr_with_hz(10)
+    fn over(bytes: u64, message: &'static str, line: String, caller: &Caller) -> Self {
+        let shown = match caller {
+            Caller::Terminal { quiet, .. } => !quiet,
+            Caller::Program(listener) => {
+                listener.begin(message, bytes);
+                false
+            }
+        };
+        let target = match shown {
+            true => ProgressDrawTarget::stderr_with_hz(10),
+            false => ProgressDrawTarget::hidden(),
         };
         let width = terminal_size_of(io::stderr()).map_or(80, |(Width(width), _)| width);
         let bar = ProgressBar::with_draw_target(Some(bytes), target);
@@ -93,10 +78,10 @@ impl Progress {
             bar.set_style(style);
         }
         bar.set_message(message);
-        let announced = quiet || io::stderr().is_terminal();
+        let announced = !shown || io::stderr().is_terminal();
         Self {
+            caller: caller.clone(),
             bar,
-            stop,
             line,
             announced: AtomicBool::new(announced),
         }
@@ -129,10 +114,13 @@ impl Observer for Progress {
         if !self.announced.swap(true, Relaxed) {
             say(&self.line);
         }
-        self.bar.inc(bytes);
+        match &self.caller {
+            Caller::Terminal { .. } => self.bar.inc(bytes),
+            Caller::Program(listener) => listener.advance(bytes),
+        }
     }
 
     fn cancelled(&self) -> bool {
-        self.stop.load(Relaxed)
+        self.caller.stopped()
     }
 }

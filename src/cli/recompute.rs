@@ -1,14 +1,13 @@
 //! Shared by `verify` and `attest`: locates the checkpoint, its recipe and its inputs, and computes it again.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 
 use super::arguments::{Threads, plan_any, seed, size};
+use super::caller::Caller;
 use super::environment;
-use super::output::{Failure, say_unbroken};
+use super::output::Failure;
 use super::progress::Progress;
 use super::record;
 use super::report::ReportArguments;
@@ -122,7 +121,7 @@ impl Recomputation {
         coverage: Coverage,
         allow_step: Option<bool>,
         arithmetic: Option<Arithmetic>,
-        stop: Arc<AtomicBool>,
+        caller: &Caller,
     ) -> Result<Recomputed, Failure> {
         let folder = FolderListing::look(location, self.ignored(location)?)?;
         let model = Checkpoint::open(&self.model.to_string(), location)?;
@@ -135,7 +134,11 @@ impl Recomputation {
             threads: self.threads.count(),
             scratch: std::env::temp_dir(),
         };
-        let premises = Premises::read(&model, &asked)?;
+        let premises = Premises::read(&model, &asked).inspect_err(|error| {
+            if let PremisesError::Recipe { error, .. } = error {
+                caller.show(&recipe::render(error, false));
+            }
+        })?;
         let recorded = premises.lock.as_ref().map(record::read).unwrap_or_default();
         let recipe_dir = locator.recipe_dir.clone();
         let inputs = premises.inputs(&model, &self.inputs, recorded, locator)?;
@@ -151,7 +154,7 @@ impl Recomputation {
         }
         let plan = planned.as_ref().map_err(Refusal::clone);
         let request = premises.request((&folder, &model), plan, &inputs, coverage);
-        let progress = Progress::verifying(&model, planned.as_ref().ok(), self.quiet, stop);
+        let progress = Progress::verifying(&model, planned.as_ref().ok(), caller);
         let verification = verify(&request, &progress);
         progress.finish();
         Ok(Recomputed {
@@ -185,12 +188,7 @@ impl From<PremisesError> for Failure {
     fn from(error: PremisesError) -> Self {
         match error {
             PremisesError::Lock(error) => error.into(),
-            error => {
-                if let PremisesError::Recipe { error, .. } = &error {
-                    say_unbroken(&recipe::render(error, false));
-                }
-                Self::tool(&error)
-            }
+            error => Self::tool(&error),
         }
     }
 }

@@ -153,9 +153,8 @@ impl ReportArguments {
         other: fn(&str) -> Result<(), Failure>,
     ) -> Result<T, Failure> {
         self.check()?;
-        let made = self.policy().and_then(|_| made());
-        let (report, made) = match made {
-            Ok((report, made)) => (self.judged(report)?, Ok(made)),
+        let (report, made) = match self.made_beside(made) {
+            Ok((report, made)) => (report, Ok(made)),
             Err(failure) => match failure.refusal() {
                 Some(refusal) => {
                     let report = Report::of_error(command, subject.to_string(), refusal);
@@ -184,6 +183,26 @@ impl ReportArguments {
                 Err(Failure::Verdict(verdict))
             }
         }
+    }
+
+    /// The report that a command makes, as the policy judges it.
+    pub(super) fn made(
+        &self,
+        made: impl FnOnce() -> Result<Report, Failure>,
+    ) -> Result<Report, Failure> {
+        let (report, ()) = self.made_beside(|| Ok((made()?, ())))?;
+        Ok(report)
+    }
+
+    /// The same for a command that makes more than a report.
+    fn made_beside<T>(
+        &self,
+        made: impl FnOnce() -> Result<(Report, T), Failure>,
+    ) -> Result<(Report, T), Failure> {
+        // A policy that cannot be read is told before the work.
+        self.policy()?;
+        let (report, made) = made()?;
+        Ok((self.judged(report)?, made))
     }
 
     /// The report as the policy judges it.

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::arguments::Threads;
+use super::caller::Caller;
 use super::environment;
 use super::keys;
-use super::output::{Failure, say};
+use super::output::Failure;
 use super::progress::Progress;
 use super::recompute::ignored;
 use super::report::write;
-use super::signals;
+use super::signals::Work;
 use audit::provenance::{SignError, ToSign, is_bundle};
 use checkpoint::{ModelRef, read_bounded};
 use errors::{Refusal, printable};
@@ -52,7 +53,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::install(signals::Work::Reads)?;
+    let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
     let location = environment::locator(None)?
         .locate(&arguments.model)
         .map_err(Failure::could_not_run)?;
@@ -70,20 +71,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let place = place.unwrap_or_else(|| keys::signature_of(&root));
     replaceable(&place)?;
     let listed = ToSign::list(&root, &place, ignored).map_err(failure)?;
-    let progress = Progress::hashing(listed.bytes(), "signing", arguments.quiet, stop);
+    let progress = Progress::hashing(listed.bytes(), "signing", &caller);
     let signed = listed.sign(&key, arguments.threads.count(), &progress);
     progress.finish();
     let signed = signed.map_err(failure)?;
     write(&place, &signed.bundle)?;
-    if !arguments.quiet {
-        say(&format!(
-            "signed {} files with the {} key {}: {}",
-            signed.files,
-            key.public().curve(),
-            key.public().fingerprint(),
-            printable(&place.display().to_string())
-        ));
-    }
+    caller.say(&format!(
+        "signed {} files with the {} key {}: {}",
+        signed.files,
+        key.public().curve(),
+        key.public().fingerprint(),
+        printable(&place.display().to_string())
+    ));
     Ok(())
 }
 

@@ -1,18 +1,17 @@
 //! `weld verify`: checks a checkpoint's signatures, recomputes it and compares.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 
 use super::arguments::seed;
+use super::caller::Caller;
 use super::environment;
 use super::keys;
 use super::output::Failure;
 use super::progress::Progress;
 use super::recompute::{Arithmetic, Recomputation};
-use super::signals;
+use super::signals::Work;
 use audit::policy::ProvenancePolicy;
 use audit::provenance::{Attested, PublicKey, Signature, SignatureCheck, check_inputs};
 use audit::verify::{Coverage, not_recomputed, not_trusted};
@@ -89,16 +88,24 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         report: outputs,
         ..
     } = &arguments.recomputation;
-    outputs.finish(Command::Verify, model, || report(arguments))
+    outputs.finish(Command::Verify, model, || {
+        let caller = Caller::terminal(Work::Reads, arguments.recomputation.quiet)?;
+        report(arguments, &caller)
+    })
 }
 
-fn report(arguments: &Arguments) -> Result<Report, Failure> {
-    let stop = signals::install(signals::Work::Reads)?;
+/// Verifies for a program.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
+    let outputs = &arguments.recomputation.report;
+    outputs.made(|| report(arguments, caller))
+}
+
+fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
     let recomputation = &arguments.recomputation;
     let (locator, location) = recomputation.locate()?;
     let policy = recomputation.report.policy()?;
     let provenance = policy.map_or_else(ProvenancePolicy::default, |p| p.provenance.clone());
-    let vouched = vouched(arguments, &provenance, &location, &stop)?;
+    let vouched = vouched(arguments, &provenance, &location, caller)?;
     let label = recomputation.model.to_string();
     let mut inputs = None;
     let mut report = if !vouched.iter().all(SignatureCheck::holds) {
@@ -112,7 +119,7 @@ fn report(arguments: &Arguments) -> Result<Report, Failure> {
         let allow_step = allow.or(policy.and_then(|policy| policy.allow_step));
         let coverage = arguments.coverage();
         let numerics = arguments.numerics;
-        let done = recomputation.run(locator, &location, coverage, allow_step, numerics, stop)?;
+        let done = recomputation.run(locator, &location, coverage, allow_step, numerics, caller)?;
         // The inputs that were read take precedence over those that the lock names.
         let plan = done.plan.as_ref().map(Lock::of_plan);
         inputs = plan.or(done.lock).map(|lock| lock.inputs);
@@ -154,11 +161,10 @@ fn vouched(
     arguments: &Arguments,
     policy: &ProvenancePolicy,
     location: &Location,
-    stop: &Arc<AtomicBool>,
+    caller: &Caller,
 ) -> Result<Vec<SignatureCheck>, Failure> {
     let root = location.path.as_path();
     let threads = arguments.recomputation.threads.count();
-    let quiet = arguments.recomputation.quiet;
     let ignored = arguments.recomputation.ignored(location)?;
     let mut vouched = Vec::new();
     let by_key_alone = arguments.key.is_some() && arguments.attestation.is_none();
@@ -172,7 +178,7 @@ fn vouched(
             let opened = Signature::open(root, place, &key, &ignored);
             let opened = opened.map_err(Failure::could_not_run)?;
             let what = "checking the signature";
-            let progress = Progress::hashing(opened.bytes(), what, quiet, stop.clone());
+            let progress = Progress::hashing(opened.bytes(), what, caller);
             let checked = opened.check(threads, &progress);
             progress.finish();
             vouched.push(checked?);
@@ -188,7 +194,7 @@ fn vouched(
             let opened = Attested::open(root, file, place, &key, &ignored);
             let opened = opened.map_err(Failure::could_not_run)?;
             let what = "checking the attestation";
-            let progress = Progress::hashing(opened.bytes(), what, quiet, stop.clone());
+            let progress = Progress::hashing(opened.bytes(), what, caller);
             let checked = opened.check(threads, &progress);
             progress.finish();
             vouched.push(checked?);

@@ -26,6 +26,7 @@ mod whole;
 
 use std::borrow::Cow;
 use std::io;
+use std::path::PathBuf;
 
 pub use budget::{BudgetError, Limits, Settings};
 pub use derived::{Decided, Derived};
@@ -38,7 +39,7 @@ pub use scan::{Piece, pieces, scan};
 pub use tile::{PAGE, Tile, Tiles};
 pub use whole::{Matrices, Whole};
 
-use errors::{Hint, Refusal};
+use errors::{About, Hint, Refusal};
 use numeric::{FloatType, NoMemory, NonFinite, Oddities, Survival};
 
 /// Where computed bytes go.
@@ -191,6 +192,26 @@ impl Hint for EngineError {
             Self::Write { .. } | Self::Cancelled => return None,
         };
         Some(Cow::Borrowed(hint))
+    }
+
+    fn about(&self) -> About {
+        match self {
+            Self::NonFinite { name, .. } | Self::NotIdentical { first: name, .. } => {
+                let SourceName {
+                    tensor,
+                    model,
+                    file,
+                } = name.as_ref();
+                let about = About::default().tensor(tensor).model(model);
+                let file = file.as_ref().map(PathBuf::from);
+                About { file, ..about }
+            }
+            Self::Overflow { tensor, .. }
+            | Self::NotANumber { tensor, .. }
+            | Self::Refused { tensor, .. }
+            | Self::Write { tensor, .. } => About::default().tensor(tensor),
+            Self::Memory { .. } | Self::Threads { .. } | Self::Cancelled => About::default(),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub use printable::{Printable, printable, printable_in_place, printable_json, pr
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
+use std::path::PathBuf;
 
 /// A list in a message: its first `most` entries, and how many more there are.
 pub fn some_of<T: fmt::Display>(
@@ -28,6 +29,52 @@ pub fn some_of<T: fmt::Display>(
 pub trait Hint: Error {
     /// What to do about it.
     fn hint(&self) -> Option<Cow<'_, str>>;
+
+    /// What it is about, for programs; its message names that too.
+    fn about(&self) -> About {
+        About::default()
+    }
+}
+
+/// What an error is about, as far as it knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct About {
+    /// The file or folder.
+    pub file: Option<PathBuf>,
+    /// The tensor's name.
+    pub tensor: Option<String>,
+    /// The model, as the user wrote it.
+    pub model: Option<String>,
+    /// The line of the file, from 1.
+    pub line: Option<usize>,
+}
+
+impl About {
+    /// A file or folder.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self {
+            file: Some(path.into()),
+            ..Self::default()
+        }
+    }
+
+    /// The same with a tensor.
+    #[must_use]
+    pub fn tensor(self, name: impl Into<String>) -> Self {
+        Self {
+            tensor: Some(name.into()),
+            ..self
+        }
+    }
+
+    /// The same with a model.
+    #[must_use]
+    pub fn model(self, model: impl Into<String>) -> Self {
+        Self {
+            model: Some(model.into()),
+            ..self
+        }
+    }
 }
 
 /// A message for the user and what to do about it, where nobody asks for the kind of error.
@@ -35,6 +82,7 @@ pub trait Hint: Error {
 pub struct Refusal {
     message: String,
     hint: Option<String>,
+    about: Box<About>,
 }
 
 impl Refusal {
@@ -43,6 +91,7 @@ impl Refusal {
         Self {
             message: message.into(),
             hint: None,
+            about: Box::default(),
         }
     }
 
@@ -51,6 +100,13 @@ impl Refusal {
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         let hint = Some(hint.into());
         Self { hint, ..self }
+    }
+
+    /// The same, knowing what it is about.
+    #[must_use]
+    pub fn about(self, about: About) -> Self {
+        let about = Box::new(about);
+        Self { about, ..self }
     }
 
     /// The same with the place, file or model before its message: `context: message`.
@@ -78,6 +134,10 @@ impl Hint for Refusal {
     fn hint(&self) -> Option<Cow<'_, str>> {
         self.hint.as_deref().map(Cow::Borrowed)
     }
+
+    fn about(&self) -> About {
+        (*self.about).clone()
+    }
 }
 
 impl From<String> for Refusal {
@@ -98,6 +158,7 @@ impl<E: Hint + ?Sized> From<&E> for Refusal {
         Self {
             message: error.to_string(),
             hint: error.hint().map(Cow::into_owned),
+            about: Box::new(error.about()),
         }
     }
 }
@@ -119,6 +180,14 @@ mod tests {
         assert_eq!(some_of(["a", "b"], 2), "a, b");
         assert_eq!(some_of(["a", "b", "c", "d"], 2), "a, b and 2 more");
         assert_eq!(some_of([0; 0], 2), "");
+    }
+
+    #[test]
+    fn a_message_for_people_keeps_what_it_is_about_for_programs() {
+        let about = About::file("a/model.safetensors").tensor("head.weight");
+        let refusal = Refusal::new("a hole").about(about.clone());
+        let passed_on = Refusal::from(&refusal).within("model `a`");
+        assert_eq!(Hint::about(&passed_on), about);
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Collects what is wrong with a merge, so that all of it is reported at once.
 
-use std::borrow::Cow;
-
 use checkpoint::CheckpointError;
 use errors::Hint;
 use recipe::{Position, Problem, ProblemKind, RecipeError};
@@ -25,7 +23,7 @@ impl Problems {
 
     /// Adds an error of a lower layer, with its hint.
     pub fn add_error(&mut self, at: Option<Position>, error: &dyn Hint) {
-        self.add(at, error.to_string(), error.hint().map(Cow::into_owned));
+        self.add_of_kind(ProblemKind::Invalid, at, error);
     }
 
     /// Adds the error of a model that could not be opened.
@@ -34,7 +32,11 @@ impl Problems {
             true => ProblemKind::Absent,
             false => ProblemKind::Invalid,
         };
-        let problem = Problem::new(kind, at, error.to_string());
+        self.add_of_kind(kind, at, error);
+    }
+
+    fn add_of_kind(&mut self, kind: ProblemKind, at: Option<Position>, error: &dyn Hint) {
+        let problem = Problem::new(kind, at, error.to_string()).about(error.about());
         self.0.push(match error.hint() {
             Some(hint) => problem.with_hint(hint),
             None => problem,

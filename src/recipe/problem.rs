@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use errors::printable;
+use errors::{About, printable};
 
 /// A position in a recipe's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +54,8 @@ pub struct Problem {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The model and tensor that it is about, if it knows them.
+    pub about: Box<About>,
 }
 
 impl Problem {
@@ -68,12 +70,19 @@ impl Problem {
             at: at.into(),
             message: printable(message.as_ref()).into_owned(),
             hint: None,
+            about: Box::default(),
         }
     }
 
     /// The same problem with a hint.
     pub fn with_hint(mut self, hint: impl AsRef<str>) -> Problem {
         self.hint = Some(printable(hint.as_ref()).into_owned());
+        self
+    }
+
+    /// The same problem, knowing what it is about.
+    pub fn about(mut self, about: About) -> Problem {
+        self.about = Box::new(about);
         self
     }
 }
@@ -110,6 +119,17 @@ impl RecipeError {
     pub fn could_not_read(&self) -> bool {
         let cannot = |kind| matches!(kind, ProblemKind::Unreadable | ProblemKind::Absent);
         self.problems.iter().any(|problem| cannot(problem.kind))
+    }
+
+    /// What the first problem is about: the recipe, its line, and perhaps a model and a tensor.
+    pub fn about(&self) -> About {
+        let first = self.problems.first();
+        let about = first.map_or_else(About::default, |problem| (*problem.about).clone());
+        About {
+            file: Some((&self.path).into()),
+            line: first.and_then(|problem| Some(problem.at?.line)),
+            ..about
+        }
     }
 }
 

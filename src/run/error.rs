@@ -7,7 +7,7 @@ use super::destination::DiskError;
 use architecture::is_observed_range;
 use checkpoint::CheckpointError;
 use engine::{BudgetError, EngineError};
-use errors::{Hint, Refusal};
+use errors::{About, Hint, Refusal};
 
 /// Why a run failed. The destination is unchanged.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +210,29 @@ impl Hint for RunError {
             Self::Disk(_) | Self::Cancelled => return None,
         };
         Some(Cow::Borrowed(hint))
+    }
+
+    fn about(&self) -> About {
+        match self {
+            Self::Engine(error) => error.about(),
+            Self::InputChanged { model, source } => source.about().model(model),
+            Self::NotPrepared(why) | Self::Unsound(why) => Hint::about(why),
+            Self::Disk(error) => About::file(&error.path),
+            Self::NotTied { model, head, .. } => About::default().tensor(head).model(model),
+            Self::OtherDigest { model, file, .. } => About::file(file).model(model),
+            Self::Damaged { file, .. } => About::file(file),
+            Self::OutputExists { path }
+            | Self::OutputIsFile { path }
+            | Self::OutputIsInput { path, .. }
+            | Self::OutputUnnamed { path }
+            | Self::OutputLocked { path }
+            | Self::DiskFull { path, .. }
+            | Self::StagingTaken { path, .. }
+            | Self::OutputIsMountPoint { path }
+            | Self::OutputFixed { path, .. }
+            | Self::SideFileTooLarge { path, .. } => About::file(path),
+            Self::Incomplete { .. } | Self::Memory(_) | Self::Cancelled => About::default(),
+        }
     }
 }
 

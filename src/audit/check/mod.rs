@@ -21,7 +21,7 @@ use std::borrow::Cow;
 use super::{CheckInfo, Command, Report, Skipped};
 use checkpoint::{CheckpointError, Location, Survey, TensorEntry};
 use engine::Observer;
-use errors::Hint;
+use errors::{About, Hint};
 use parts::each_part;
 use run::RunError;
 pub use runtime::Runtimes;
@@ -54,6 +54,13 @@ impl Hint for CheckError {
         match self {
             Self::Unreadable(source) => source.hint(),
             Self::Run(source) => source.hint(),
+        }
+    }
+
+    fn about(&self) -> About {
+        match self {
+            Self::Unreadable(source) => source.about(),
+            Self::Run(source) => source.about(),
         }
     }
 }

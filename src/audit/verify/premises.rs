@@ -12,7 +12,7 @@ use super::mergekit::Profile;
 use super::{Coverage, Numerics, Request};
 use checkpoint::{Checkpoint, CheckpointError, Locator, ModelRef};
 use engine::Settings;
-use errors::{Hint, Refusal};
+use errors::{About, Hint, Refusal};
 use moe::MoeOptions;
 use plan::{Options, Plan};
 use recipe::{AnyRecipe, RecipeError};
@@ -98,6 +98,14 @@ impl Hint for PremisesError {
             Self::Lock(source) => source.hint(),
             Self::NoRecipe => Some("give the recipe with --recipe FILE".into()),
             Self::Recipe { .. } | Self::TokenizerFrom(_) => None,
+        }
+    }
+
+    fn about(&self) -> About {
+        match self {
+            Self::Lock(source) => source.about(),
+            Self::Recipe { error, .. } => error.about(),
+            Self::NoRecipe | Self::TokenizerFrom(_) => About::default(),
         }
     }
 }

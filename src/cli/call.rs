@@ -1,0 +1,207 @@
+//! Commands as functions, for programs: the words of a command line go in, and what the command made comes out.
+//!
+//! The words are parsed as `weld` parses them, so that a function takes the options of its command, by their names.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use clap::{CommandFactory, Parser};
+use serde_json::Value;
+
+use super::caller::{Caller, Listener};
+use super::output::Failure;
+use super::{Cli, Command, check, diff, merge, moe, plan, verify};
+use audit::{Report, formats};
+use checkpoint::CheckpointError;
+use errors::{About, Hint, Refusal, printable_lines};
+use recipe::RecipeError;
+use run::RunError;
+
+/// What a command made.
+pub enum Answer {
+    /// What a recipe would do.
+    Plan(Box<::plan::Plan>),
+    /// What was written.
+    Written(Value),
+    /// What was found out.
+    Report(Box<Report>),
+}
+
+/// Why a command made nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallError {
+    /// All that the command line would print, without colours.
+    pub text: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// What it is about.
+    pub about: Box<About>,
+    /// The exit code of the command line: 1 the input is wrong, 2 it could not run, 130 stopped.
+    pub exit_code: u8,
+}
+
+/// An option or an argument of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionInfo {
+    /// Its name, without dashes.
+    pub name: String,
+    /// What it is for.
+    pub help: String,
+    /// Whether it stands for itself, without a name before it.
+    pub positional: bool,
+    /// Whether it takes a value.
+    pub takes_value: bool,
+    /// Whether it may be given several times.
+    pub repeats: bool,
+}
+
+/// Runs `plan`, `merge`, `moe`, `check`, `diff` or `verify`. The words are those after `weld` on the command line.
+///
+/// What is about printing (`--format`, `--quiet`, `--all`) changes nothing. No signal is handled: `listener` stops the
+/// work.
+///
+/// # Errors
+/// The words are wrong, or the command made nothing.
+pub fn call(
+    words: impl IntoIterator<Item = OsString>,
+    listener: Arc<dyn Listener>,
+) -> Result<Answer, CallError> {
+    let name = OsString::from("weld");
+    let cli =
+        Cli::try_parse_from([name].into_iter().chain(words)).map_err(|error| misused(&error))?;
+    let caller = Caller::Program(listener);
+    let written = |made: Value| Answer::Written(made);
+    let report = |made: Report| Answer::Report(Box::new(made));
+    Ok(match &cli.command {
+        Command::Plan(arguments) => Answer::Plan(Box::new(plan::call(arguments)?)),
+        Command::Merge(arguments) => merge::call(arguments, &caller).map(written)?,
+        Command::Moe(arguments) => moe::call(arguments, &caller).map(written)?,
+        Command::Check(arguments) => check::call(arguments, &caller).map(report)?,
+        Command::Diff(arguments) => diff::call(arguments, &caller).map(report)?,
+        Command::Verify(arguments) => verify::call(arguments, &caller).map(report)?,
+        _ => return Err(Failure::tool("this command cannot be called as a function").into()),
+    })
+}
+
+/// The options and arguments of a command, without those that are hidden or about printing; none if there is no such
+/// command.
+pub fn options(command: &str) -> Vec<OptionInfo> {
+    let all = Cli::command();
+    let found = all.find_subcommand(command);
+    let arguments = found.into_iter().flat_map(clap::Command::get_arguments);
+    let shown = arguments.filter(|argument| {
+        let name = argument.get_id().as_str();
+        !argument.is_hide_set() && !["help", "version", "quiet"].contains(&name)
+    });
+    let info = |argument: &clap::Arg| OptionInfo {
+        name: match argument.get_long() {
+            Some(long) => long.to_owned(),
+            None => argument.get_id().to_string(),
+        },
+        help: argument
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        positional: argument.is_positional(),
+        takes_value: argument.get_action().takes_values(),
+        repeats: matches!(argument.get_action(), clap::ArgAction::Append),
+    };
+    let about_printing = |option: &OptionInfo| ["format", "all", "list"].contains(&&*option.name);
+    shown
+        .map(info)
+        .filter(|option| !about_printing(option))
+        .collect()
+}
+
+impl Answer {
+    /// What the command line prints with `--format json`.
+    pub fn json(&self) -> Value {
+        match self {
+            Self::Plan(plan) => ::plan::json(plan),
+            Self::Written(made) => made.clone(),
+            Self::Report(report) => formats::json(report),
+        }
+    }
+}
+
+/// Words that the command line refuses.
+fn misused(error: &clap::Error) -> CallError {
+    let text = printable_lines(&error.to_string());
+    // What follows is about the command line: its usage, and where its help is.
+    let message = text.split("\n\n").next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(message).trim();
+    CallError {
+        text: message.to_owned(),
+        message: message.to_owned(),
+        hint: None,
+        about: Box::default(),
+        exit_code: 2,
+    }
+}
+
+impl CallError {
+    fn new(refusal: &Refusal, exit_code: u8) -> Self {
+        let message = printable_lines(&refusal.to_string());
+        let hint = refusal.hint().map(|hint| printable_lines(&hint));
+        Self {
+            text: match &hint {
+                Some(hint) => format!("{message}\n\nhint: {hint}"),
+                None => message.clone(),
+            },
+            message,
+            hint,
+            about: Box::new(Hint::about(refusal)),
+            exit_code,
+        }
+    }
+}
+
+impl From<Failure> for CallError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Recipe(error) => {
+                let message = |problem: &recipe::Problem| problem.message.clone();
+                let messages: Vec<String> = error.problems.iter().map(message).collect();
+                Self {
+                    text: recipe::render(&error, false),
+                    message: messages.join("\n"),
+                    hint: error
+                        .problems
+                        .iter()
+                        .find_map(|problem| problem.hint.clone()),
+                    about: Box::new(error.about()),
+                    exit_code: if error.could_not_read() { 2 } else { 1 },
+                }
+            }
+            Failure::Input(refusal) => Self::new(&refusal, 1),
+            Failure::Tool(refusal) => Self::new(&refusal, 2),
+            Failure::Stopped(message) => Self::new(&Refusal::new(message), 130),
+            Failure::Verdict(verdict) => {
+                let what = "what was written does not pass `weld verify`";
+                let refusal = Refusal::new(what).with_hint("verify it to see why");
+                Self::new(&refusal, verdict.exit_code())
+            }
+            Failure::BrokenPipe => Self::new(&Refusal::new("stdout is closed"), 2),
+        }
+    }
+}
+
+impl From<RecipeError> for CallError {
+    fn from(error: RecipeError) -> Self {
+        Failure::from(error).into()
+    }
+}
+
+impl From<CheckpointError> for CallError {
+    fn from(error: CheckpointError) -> Self {
+        Failure::from(error).into()
+    }
+}
+
+impl From<RunError> for CallError {
+    fn from(error: RunError) -> Self {
+        Failure::from(error).into()
+    }
+}

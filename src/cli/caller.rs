@@ -1,0 +1,75 @@
+//! Who a command works for: somebody at a terminal, or a program that calls it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use super::output::{Failure, say, say_unbroken};
+use super::signals::{self, Work};
+
+/// What a program that calls a command hears of it, and how it stops it.
+pub trait Listener: Send + Sync {
+    /// A part of the work begins: what it is, and the bytes that it will read and write.
+    fn begin(&self, what: &str, bytes: u64);
+
+    /// This many more bytes were read or written. Called from several threads.
+    fn advance(&self, bytes: u64);
+
+    /// Whether to stop; asked often, from several threads.
+    fn stopped(&self) -> bool;
+}
+
+/// Who a command works for.
+#[derive(Clone)]
+pub(super) enum Caller {
+    /// Somebody at a terminal, or a script that reads the output.
+    Terminal {
+        /// Whether nothing but the result is wanted.
+        quiet: bool,
+        /// Set when a signal asks to stop.
+        stop: Arc<AtomicBool>,
+    },
+    /// A program, which gets the result itself.
+    Program(Arc<dyn Listener>),
+}
+
+impl Caller {
+    /// Somebody at a terminal. From now on signals stop the work.
+    ///
+    /// # Errors
+    /// If the handlers of signals cannot be installed.
+    pub(super) fn terminal(work: Work, quiet: bool) -> Result<Self, Failure> {
+        Ok(Self::Terminal {
+            quiet,
+            stop: signals::install(work)?,
+        })
+    }
+
+    /// Says something that the result does not tell.
+    pub(super) fn say(&self, text: &str) {
+        if let Self::Terminal { quiet: false, .. } = self {
+            say(text);
+        }
+    }
+
+    /// Shows what is wrong, whether quiet or not, where the error of a command says only that something is.
+    pub(super) fn show(&self, text: &str) {
+        if let Self::Terminal { .. } = self {
+            say_unbroken(text);
+        }
+    }
+
+    /// The same as [`say`](Self::say) for what loses its meaning if long lines are broken.
+    pub(super) fn say_unbroken(&self, text: &str) {
+        if let Self::Terminal { quiet: false, .. } = self {
+            say_unbroken(text);
+        }
+    }
+
+    /// Whether the work is to stop.
+    pub(super) fn stopped(&self) -> bool {
+        match self {
+            Self::Terminal { stop, .. } => stop.load(Relaxed),
+            Self::Program(listener) => listener.stopped(),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Commands called as functions: they make what the command line prints as JSON, and say what errors are about.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use crate::fixtures::{Bench, floats};
+use weldment::cli::{Answer, CallError, Listener, call, options};
+
+const RECIPE: &str = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.6}}\n- {model: b, parameters: \
+                      {weight: 0.4}}\n";
+
+/// Counts bytes, and asks to stop after the first if it is told so.
+#[derive(Default)]
+struct Counting {
+    announced: AtomicU64,
+    bytes: AtomicU64,
+    stops: bool,
+}
+
+impl Listener for Counting {
+    fn begin(&self, _what: &str, bytes: u64) {
+        self.announced.fetch_add(bytes, Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    fn stopped(&self) -> bool {
+        self.stops
+    }
+}
+
+fn bench() -> Bench {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::BF16);
+    bench.llama("b", 2, Dtype::BF16);
+    bench.recipe(RECIPE);
+    bench
+}
+
+fn called(words: &[OsString], listener: Counting) -> (Result<Answer, CallError>, Arc<Counting>) {
+    let listener = Arc::new(listener);
+    let answer = call(
+        words.iter().cloned(),
+        Arc::clone(&listener) as Arc<dyn Listener>,
+    );
+    (answer, listener)
+}
+
+/// The words of a command, with the paths of a bench.
+fn words(bench: &Bench, command: &str, files: &[&str], more: &[&str]) -> Vec<OsString> {
+    let files = files.iter().map(|file| bench.path(file).into_os_string());
+    let more = more.iter().map(|word| OsString::from(*word));
+    [command.into()]
+        .into_iter()
+        .chain(files)
+        .chain(more)
+        .collect()
+}
+
+#[test]
+fn a_call_makes_what_the_command_line_prints() {
+    let bench = bench();
+    bench.merge(RECIPE, &[]);
+    for (command, files, more) in [
+        ("plan", &["recipe.yml"][..], &["--seed", "3"][..]),
+        ("check", &["out"], &[]),
+        ("diff", &["a", "b"], &["--threads", "1"]),
+        ("verify", &["out"], &["--sample-seed", "7", "--strict"]),
+    ] {
+        let mut words = words(&bench, command, files, more);
+        if command == "verify" {
+            // Where a merge found its inputs is recorded for the user, who is another one in tests of the command line.
+            words.extend(["--inputs".into(), bench.path("").into_os_string()]);
+        }
+        let (answer, listener) = called(&words, Counting::default());
+        let Ok(answer) = answer else {
+            panic!("{command}: {:?}", answer.err());
+        };
+        let printed: Vec<&str> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        let printed = bench.weld(&[&printed[..], &["--format", "json"]].concat());
+        let printed: Value = serde_json::from_str(&printed.stdout).unwrap();
+        assert_eq!(answer.json(), printed, "{command}");
+        if command != "plan" {
+            assert!(listener.announced.load(Relaxed) > 0, "{command}");
+            assert!(listener.bytes.load(Relaxed) > 0, "{command}");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_is_stopped_writes_nothing() {
+    let bench = bench();
+    let words = words(&bench, "merge", &["recipe.yml", "out"], &["--no-check"]);
+    let stops = Counting {
+        stops: true,
+        ..Counting::default()
+    };
+    let error = called(&words, stops).0.err().unwrap();
+    assert_eq!(error.exit_code, 130, "{error:?}");
+    assert!(!bench.path("out").exists() && !bench.staging().exists());
+}
+
+#[test]
+fn an_error_says_what_it_is_about() {
+    let bench = bench();
+    let error = |command: &str, files: &[&str], more: &[&str]| {
+        let words = words(&bench, command, files, more);
+        called(&words, Counting::default()).0.err().unwrap()
+    };
+
+    bench.recipe(&RECIPE.replace("model: b", "model: nowhere/at-all"));
+    let missing = error("plan", &["recipe.yml"], &[]);
+    assert_eq!(missing.about.file, Some(bench.path("recipe.yml")));
+    assert_eq!(missing.about.line, Some(4));
+    assert_eq!(missing.about.model.as_deref(), Some("nowhere/at-all"));
+    assert_eq!(missing.exit_code, 2);
+    assert!(missing.hint.is_some() && missing.text.contains(&missing.message));
+
+    bench.recipe(RECIPE);
+    bench.model(
+        "b",
+        &crate::fixtures::llama_config(2),
+        &[floats("head", Dtype::BF16, &[1], [f64::NAN])],
+    );
+    bench.model(
+        "a",
+        &crate::fixtures::llama_config(2),
+        &[floats("head", Dtype::BF16, &[1], [1.0])],
+    );
+    let words = words(&bench, "merge", &["recipe.yml", "out"], &["--no-check"]);
+    let nan = called(&words, Counting::default()).0.err().unwrap();
+    assert_eq!(nan.about.tensor.as_deref(), Some("head"), "{nan:?}");
+    assert_eq!(nan.about.model.as_deref(), Some("b"));
+    assert_eq!(nan.about.file, Some(PathBuf::from("model.safetensors")));
+    assert_eq!(nan.exit_code, 1);
+
+    bench.file("b/model.safetensors", b"short");
+    let broken = error("diff", &["a", "b"], &[]);
+    assert_eq!(broken.about.file, Some(bench.path("b/model.safetensors")));
+
+    let misspelt = error("plan", &["recipe.yml"], &["--sede", "1"]);
+    assert!(misspelt.message.contains("--sede"), "{misspelt:?}");
+    assert!(!misspelt.message.contains("Usage"), "{misspelt:?}");
+    assert_eq!(misspelt.exit_code, 2);
+}
+
+#[test]
+fn every_option_is_named_but_for_those_about_printing() {
+    let names = |command: &str| -> Vec<String> {
+        options(command)
+            .into_iter()
+            .map(|option| option.name)
+            .collect()
+    };
+    let merge = names("merge");
+    for name in ["recipe", "out", "force", "shard-size", "seed"] {
+        assert!(merge.iter().any(|known| known == name), "{name}: {merge:?}");
+    }
+    // mergekit's options are hidden, and printing is not for programs.
+    for name in ["lazy-unpickle", "format", "quiet", "help"] {
+        assert!(
+            !merge.iter().any(|known| known == name),
+            "{name}: {merge:?}"
+        );
+    }
+    assert!(names("nothing").is_empty());
+}
