@@ -23,11 +23,14 @@ mod in_memory;
 mod index;
 mod joined;
 mod json;
+mod known_licences;
 mod layout;
 mod left_out;
+mod licence;
 mod limits;
 mod locate;
 mod model_ref;
+mod nearby;
 mod part;
 mod pickle;
 mod quantised;
@@ -64,9 +67,11 @@ pub use layout::{
     ShardLayout, folder_of, index_json, index_name, shard_layout, single_file_layout, stem_of,
 };
 pub use left_out::LeftOut;
+pub use licence::{Licence, LicenceTerm};
 pub use limits::MAX_SIDECAR_BYTES;
 pub use locate::{Location, Locator};
 pub use model_ref::ModelRef;
+pub use nearby::nearest;
 pub use part::Part;
 pub use pickle::PickleImports;
 pub use reader::{Checkpoint, SidecarsFrom};

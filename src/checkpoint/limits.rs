@@ -21,6 +21,12 @@ pub(super) const MAX_UNKNOWN_BYTES: u64 = 256 << 20;
 /// The most files and folders beside the weights that are looked at to be copied; a model has a few dozen.
 pub(super) const MAX_CARRIED_ENTRIES: usize = 10_000;
 
+/// How much of a model's card is read for its front matter; evaluation results make some a few hundred KiB long.
+pub(super) const MAX_CARD_BYTES: u64 = 2 << 20;
+
+/// The most characters of a licence's id, name or link.
+pub(super) const MAX_LICENCE_CHARS: usize = 200;
+
 /// The largest file under `refs/` of the Hub cache: it holds one commit hash.
 pub(super) const MAX_REF_BYTES: u64 = 4 << 10;
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::error::CheckpointError;
 use super::hub::{self, HubSnapshot};
 use super::model_ref::ModelRef;
+use super::nearby::{path_like, repository_like};
 
 /// Where models are looked for. The command line fills it in, as the library reads no environment variables.
 #[derive(Debug, Clone, Default)]
@@ -168,17 +169,36 @@ impl Locator {
         {
             return format!("`{path}` is local and has no revisions, drop `@{revision}`");
         }
+        let near = self.near(path);
         if Path::new(path).is_absolute() || !hub::is_repo_id(path) {
-            return "check the path; a relative one is looked for from the working folder, \
+            return near.unwrap_or_else(|| {
+                "check the path; a relative one is looked for from the working folder, \
                     then from the recipe's"
-                .into();
+                    .into()
+            });
         }
-        match &model.revision {
-            Some(revision) => {
-                format!("check the path, or `hf download {path} --revision {revision}`")
-            }
-            None => format!("check the path, or `hf download {path}`"),
+        let download = match &model.revision {
+            Some(revision) => format!("`hf download {path} --revision {revision}`"),
+            None => format!("`hf download {path}`"),
+        };
+        match near {
+            Some(near) => format!("{near} If not: {download}"),
+            None => format!("check the path, or {download}"),
         }
+    }
+
+    /// The model there is whose name is most like this one, as a question.
+    fn near(&self, path: &str) -> Option<String> {
+        let mut folders = vec![self.working_dir.clone()];
+        folders.extend(self.recipe_dir.clone());
+        if let Some(near) = path_like(path, &folders) {
+            return Some(format!("did you mean `{near}`?"));
+        }
+        let cache = self.hub_cache.as_deref()?;
+        let near = repository_like(path, cache).filter(|_| hub::is_repo_id(path))?;
+        Some(format!(
+            "did you mean `{near}`, which is in the Hub's cache?"
+        ))
     }
 }
 

@@ -13,6 +13,7 @@ use super::home::file_in;
 use super::joined::Joined;
 use super::layout::stem_of;
 use super::left_out::LeftOut;
+use super::licence::Licence;
 use super::locate::Location;
 use super::part::Part;
 use super::renamed::Renamed;
@@ -296,6 +297,14 @@ impl Checkpoint {
         match self.is_single_file() {
             true => Ok(None),
             false => file_in(&self.location.path, name),
+        }
+    }
+
+    /// The licence that the files beside its tensors state; `None` if they say nothing.
+    pub fn licence(&self) -> Option<Licence> {
+        match self.is_single_file() {
+            true => None,
+            false => Licence::of_folder(&self.location.path),
         }
     }
 

@@ -161,7 +161,7 @@ impl CallError {
 impl From<Failure> for CallError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Recipe(error) => {
+            Failure::Recipe(error, exit_code) => {
                 let message = |problem: &recipe::Problem| problem.message.clone();
                 let messages: Vec<String> = error.problems.iter().map(message).collect();
                 Self {
@@ -172,7 +172,7 @@ impl From<Failure> for CallError {
                         .iter()
                         .find_map(|problem| problem.hint.clone()),
                     about: Box::new(error.about()),
-                    exit_code: if error.could_not_read() { 2 } else { 1 },
+                    exit_code,
                 }
             }
             Failure::Input(refusal) => Self::new(&refusal, 1),

@@ -16,8 +16,8 @@ use run::RunError;
 pub(super) enum Failure {
     /// The input is wrong: exit code 1.
     Input(Refusal),
-    /// A recipe, or something that it asks for, is wrong: exit code 1; or it is not there: exit code 2.
-    Recipe(Box<RecipeError>),
+    /// A recipe, or something that it asks for, is wrong or not there; and the exit code.
+    Recipe(Box<RecipeError>, u8),
     /// The tool could not run: exit code 2.
     Tool(Refusal),
     /// The user stopped it: exit code 130, as in shells.
@@ -38,13 +38,14 @@ impl Failure {
     pub(super) fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Input(refusal) | Self::Tool(refusal) => Some(refusal.clone()),
-            Self::Recipe(error) => {
-                let text = error.to_string();
-                let lines: Vec<&str> = text.lines().map(str::trim).collect();
-                Some(Refusal::new(lines.join("; ")))
-            }
+            Self::Recipe(error, _) => Some(in_one(error)),
             Self::Stopped(_) | Self::Verdict(_) | Self::BrokenPipe => None,
         }
+    }
+
+    /// For commands that judge checkpoints: one whose recipe cannot be read gets no verdict.
+    pub(super) fn no_recipe(error: RecipeError) -> Self {
+        Self::Recipe(Box::new(error), 2)
     }
 
     pub(super) fn input(refusal: impl Into<Refusal>) -> Self {
@@ -58,7 +59,8 @@ impl Failure {
 
 impl From<RecipeError> for Failure {
     fn from(error: RecipeError) -> Self {
-        Self::Recipe(Box::new(error))
+        let code = if error.could_not_read() { 2 } else { 1 };
+        Self::Recipe(Box::new(error), code)
     }
 }
 
@@ -106,15 +108,30 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// All that is wrong with a recipe as one refusal, with its hint if there is a single one.
+fn in_one(error: &RecipeError) -> Refusal {
+    let text = error.to_string();
+    let mut lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let hint = match error.problems.as_slice() {
+        [problem] => problem.hint.as_deref(),
+        _ => None,
+    };
+    if hint.is_some() {
+        lines.pop();
+    }
+    let refusal = Refusal::new(lines.join("; ")).about(error.about());
+    match hint {
+        Some(hint) => refusal.with_hint(hint),
+        None => refusal,
+    }
+}
+
 /// Reports a failure and returns its exit code.
 pub(super) fn fail(failure: &Failure) -> u8 {
     let (text, code) = match failure {
         Failure::BrokenPipe => return 0,
         Failure::Verdict(verdict) => return verdict.exit_code(),
-        Failure::Recipe(error) => {
-            let code = if error.could_not_read() { 2 } else { 1 };
-            (recipe::render(error, colored()), code)
-        }
+        Failure::Recipe(error, code) => (recipe::render(error, colored()), *code),
         Failure::Input(refusal) => (in_two_lines(refusal), 1),
         Failure::Tool(refusal) => (in_two_lines(refusal), 2),
         Failure::Stopped(message) => (printable(message).into_owned(), 130),

@@ -123,8 +123,10 @@ impl Recomputation {
         arithmetic: Option<Arithmetic>,
         caller: &Caller,
     ) -> Result<Recomputed, Failure> {
-        let folder = FolderListing::look(location, self.ignored(location)?)?;
-        let model = Checkpoint::open(&self.model.to_string(), location)?;
+        let folder = FolderListing::look(location, self.ignored(location)?);
+        let folder = folder.map_err(Failure::could_not_run)?;
+        let model = Checkpoint::open(&self.model.to_string(), location);
+        let model = model.map_err(Failure::could_not_run)?;
         let asked = Asked {
             recipe: self.recipe.clone(),
             seed: self.seed,
@@ -134,11 +136,7 @@ impl Recomputation {
             threads: self.threads.count(),
             scratch: std::env::temp_dir(),
         };
-        let premises = Premises::read(&model, &asked).inspect_err(|error| {
-            if let PremisesError::Recipe { error, .. } = error {
-                caller.show(&recipe::render(error, false));
-            }
-        })?;
+        let premises = Premises::read(&model, &asked)?;
         let recorded = premises.lock.as_ref().map(record::read).unwrap_or_default();
         let recipe_dir = locator.recipe_dir.clone();
         let inputs = premises.inputs(&model, &self.inputs, recorded, locator)?;
@@ -187,7 +185,8 @@ pub(super) fn ignored(given: &[String], location: &Location) -> Result<Vec<Strin
 impl From<PremisesError> for Failure {
     fn from(error: PremisesError) -> Self {
         match error {
-            PremisesError::Lock(error) => error.into(),
+            PremisesError::Lock(error) => Self::could_not_run(error),
+            PremisesError::Recipe { error, .. } => Self::no_recipe(error),
             error => Self::tool(&error),
         }
     }

@@ -168,10 +168,7 @@ fn with_results<'r>(
         attempt(&results, notes, &mut problems)
     });
     match plan {
-        Some(mut plan) if problems.is_empty() => {
-            plan::note_runtimes(&mut plan);
-            Ok(plan)
-        }
+        Some(plan) if problems.is_empty() => Ok(plan::looked_over(plan)),
         _ => Err(problems.into_error(recipe.0, recipe.1)),
     }
 }

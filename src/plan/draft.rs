@@ -145,6 +145,7 @@ impl Draft {
             sidecars: self.sidecars,
             made: self.made,
             vocabulary: self.vocabulary,
+            licences: Vec::new(),
             notes: self.notes,
             settings: options.settings,
             limits,

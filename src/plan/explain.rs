@@ -7,6 +7,7 @@ use std::ptr;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
+use super::licences;
 use super::problems::count;
 use super::{
     Filled, MergeResult, Operation, Plan, PlannedTensor, SourceTensor, TensorUsage,
@@ -234,6 +235,10 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
         names.sort_unstable();
         let names: Vec<_> = names.into_iter().map(printable).collect();
         writeln!(out, "files    {}", names.join(", "))?;
+    }
+    if !plan.licences.is_empty() {
+        let listed = licences::listed(&plan.licences);
+        writeln!(out, "licences {}", printable(&listed.join(", ")))?;
     }
     let matrix = match plan.cost.matrix {
         0 => String::new(),
@@ -517,6 +522,7 @@ fn json_with<'p>(plan: &'p Plan, shown_results: &mut Vec<&'p MergeResult>) -> Va
             let names = plan.models[model].tensors();
             json!({"model": plan.models[model].label(), "left_out": names[left_out].name, "kept": names[kept].name})
         }).collect::<Vec<_>>(),
+        "licenses": licences::as_json(&plan.licences),
         "bytes_read": plan.bytes_read,
         "scratch_bytes": plan.scratch_bytes(),
         "bytes_written": plan.bytes_written(),

@@ -16,6 +16,7 @@ mod counterparts;
 mod draft;
 mod explain;
 mod layers;
+mod licences;
 mod models;
 mod modules;
 mod output_part;
@@ -37,6 +38,7 @@ use std::sync::Arc;
 
 pub use config::dtype_name;
 pub use explain::{Detail, json, text};
+pub use licences::InputLicence;
 pub use output_part::OutputPart;
 pub use planned::{Operation, PlannedTensor, SourceTensor};
 pub use problems::{count, warnings};
@@ -47,8 +49,8 @@ pub use views::{ColumnRatio, Cut, LatePicks, MatrixPart, StackedRows, View};
 pub use vocabularies::check as check_vocabularies;
 
 use checkpoint::{
-    Checkpoint, ModelConfig, ModelRef, Resolver, ShardLayout, Sidecar, index_json, index_name,
-    json_text,
+    Checkpoint, Licence, ModelConfig, ModelRef, Resolver, ShardLayout, Sidecar, index_json,
+    index_name, json_text,
 };
 pub use draft::Draft;
 use engine::{Cost, Limits, Settings};
@@ -59,7 +61,6 @@ use parts::Whole;
 pub use problems::Problems;
 use recipe::{Located, Recipe, RecipeError, Rounding};
 pub use results::Results;
-pub use served::note_runtimes;
 
 /// What a plan depends on besides the recipe and the checkpoints.
 #[derive(Debug, Clone)]
@@ -131,6 +132,8 @@ pub struct Plan {
     pub made: Vec<(String, Vec<u8>)>,
     /// The vocabulary, if the recipe chooses one.
     pub vocabulary: Option<VocabularySummary>,
+    /// The licences that the inputs state, once it is [`looked_over`]; empty if none states any.
+    pub licences: Vec<InputLicence>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// The engine's arguments.
@@ -221,6 +224,11 @@ impl Plan {
         Some((config, json_text(config, original)))
     }
 
+    /// The licence that all inputs state, if it is one and the same, and weld knows it.
+    pub fn shared_licence(&self) -> Option<&Licence> {
+        licences::shared(&self.licences)
+    }
+
     /// Bytes of the output's weight files.
     pub fn bytes_written(&self) -> u64 {
         self.shards.iter().map(|shard| shard.file_size).sum()
@@ -262,11 +270,17 @@ pub fn plan(
     match plan {
         Some(mut plan) if problems.is_empty() => {
             plan.notes.splice(..0, notes);
-            note_runtimes(&mut plan);
-            Ok(plan)
+            Ok(looked_over(plan))
         }
         _ => Err(problems.into_error(path, &recipe.text)),
     }
+}
+
+/// The plan with notes on the whole of it: the licences of its inputs, and what runtimes make of its output.
+pub fn looked_over(mut plan: Plan) -> Plan {
+    licences::look(&mut plan);
+    served::note_runtimes(&mut plan);
+    plan
 }
 
 /// Plans the merges that others use, by name, and returns notes on them; `None` if one cannot be planned.

@@ -7,7 +7,7 @@ use super::Plan;
 
 /// Adds a note for each version of a runtime that reads the output otherwise, or does not load it, though it does not
 /// fail so with the model that the config is from.
-pub fn note_runtimes(plan: &mut Plan) {
+pub(super) fn note_runtimes(plan: &mut Plan) {
     let donor = origin(plan);
     let (Some(before), Some(config)) = (donor.config().map(ModelConfig::value), &plan.config)
     else {

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::lock::Lock;
-use plan::Plan;
+use super::lock::{Lock, Shortened};
+use checkpoint::Licence;
+use plan::{InputLicence, Plan};
 
 /// The card of the checkpoint at `out`, with names and recipe as the lock has them: without absolute paths.
 pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
@@ -39,6 +40,9 @@ pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
     if let Some(library) = library(plan) {
         card.push_str(&format!("library_name: {library}\n"));
     }
+    if let Some(licence) = plan.shared_licence() {
+        card.push_str(&licence_fields(licence));
+    }
     card.push_str("tags:\n- merge\n");
     if let Some(purpose) = &plan.purpose {
         card.push_str(&format!("- {}\n", purpose.command));
@@ -66,6 +70,7 @@ pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
         };
         card.push_str(&format!("- {}{role}\n", code(&locked.model)));
     }
+    card.push_str(&licences(plan));
     card.push_str("\n## Recipe\n\n");
     if plan.random {
         card.push_str(&format!("Run with `--seed {}`.\n\n", plan.seed));
@@ -77,6 +82,40 @@ pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
         lock.recipe.trim_end()
     ));
     card
+}
+
+/// The licence of all inputs, as the Hub reads it.
+fn licence_fields(licence: &Licence) -> String {
+    let fields = [
+        ("license", Some(&licence.id)),
+        ("license_name", licence.name.as_ref()),
+        ("license_link", licence.link.as_ref()),
+    ];
+    let line = |(key, value): (&str, Option<&String>)| Some(format!("{key}: {}\n", quoted(value?)));
+    fields.into_iter().filter_map(line).collect()
+}
+
+/// The section on what the inputs state of their licences; empty if none states any.
+fn licences(plan: &Plan) -> String {
+    if plan.licences.is_empty() {
+        return String::new();
+    }
+    let short = Shortened::new(&plan.stored_models());
+    let line = |input: &InputLicence| {
+        let stated = match &input.licence {
+            Some(licence) => {
+                let link = licence.link.as_ref();
+                let link = link.map_or(String::new(), |link| format!(", {}", code(link)));
+                format!("{}{link}", code(licence.label()))
+            }
+            None => "not stated".to_owned(),
+        };
+        format!("- {}: {stated}\n", code(&short.apply(&input.model)))
+    };
+    let lines: String = plan.licences.iter().map(line).collect();
+    let intro = "What the models' own files state. Check whether the terms go together before you use or publish this \
+                 model.";
+    format!("\n## Licences\n\n{intro}\n\n{lines}")
 }
 
 /// The library that loads the output.

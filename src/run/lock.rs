@@ -294,10 +294,10 @@ fn is_plain_text(name: &str) -> bool {
 }
 
 /// Absolute paths of models, and the replacement for each in a lock.
-struct Shortened(Vec<(String, String)>);
+pub(super) struct Shortened(Vec<(String, String)>);
 
 impl Shortened {
-    fn new(models: &[&Checkpoint]) -> Shortened {
+    pub(super) fn new(models: &[&Checkpoint]) -> Shortened {
         let mut paths: Vec<&str> = models
             .iter()
             .flat_map(|model| model.label().split('+'))
@@ -326,7 +326,7 @@ impl Shortened {
     }
 
     /// Replaces the paths in a text.
-    fn apply(&self, text: &str) -> String {
+    pub(super) fn apply(&self, text: &str) -> String {
         let replaced = |text: String, (path, short): &(String, String)| text.replace(path, short);
         self.0.iter().fold(text.to_owned(), replaced)
     }

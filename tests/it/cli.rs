@@ -136,6 +136,50 @@ fn what_is_not_there_is_exit_code_2_in_all_commands() {
 }
 
 #[test]
+fn a_misspelt_model_is_answered_with_the_nearest() {
+    let bench = Bench::new();
+    bench.llama("models/llama-base", 1, Dtype::F32);
+    bench.llama("recipes/family/cipher", 2, Dtype::F32);
+    bench.hub_model(
+        "org/some-model",
+        "main",
+        &"0".repeat(40),
+        &[integers("x", &[1])],
+    );
+    bench.file(
+        "recipes/r.yml",
+        "merge_method: passthrough\nmodels:\n- model: family/cihper\n",
+    );
+    for (words, near) in [
+        (
+            &["check", "models/lama-base"] as &[&str],
+            "`models/llama-base`?",
+        ),
+        (&["inspect", "model/llama-base"], "`models/llama-base`?"),
+        (
+            &["diff", "models/llama-base", "./models/lamma-base"],
+            "`./models/llama-base`?",
+        ),
+        (
+            &["inspect", "org/some-modle"],
+            "`org/some-model`, which is in the Hub's cache?",
+        ),
+        (&["plan", "recipes/r.yml"], "`family/cipher`?"),
+    ] {
+        let outcome = bench.weld(words);
+        assert_eq!(outcome.code, Some(2), "{words:?}");
+        let hint = format!("did you mean {near}");
+        assert!(
+            outcome.stderr.contains(&hint),
+            "{words:?}: {}",
+            outcome.stderr
+        );
+    }
+    let far = bench.weld(&["inspect", "something/else"]).stderr;
+    assert!(!far.contains("did you mean"), "{far}");
+}
+
+#[test]
 fn numbers_that_are_none_are_refused_with_what_is_expected() {
     let bench = Bench::new();
     for (words, expected) in [

@@ -29,6 +29,7 @@ mod inputs;
 mod integers;
 mod kill;
 mod layers;
+mod licences;
 mod lora;
 mod memory;
 mod modules;

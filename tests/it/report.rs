@@ -161,6 +161,11 @@ fn a_policy_that_is_no_file_of_a_policys_size_is_refused() {
 fn a_command_that_could_not_run_says_so_in_every_format() {
     let bench = merged();
     bench.file("policy.toml", "[verify]\nalow = 1\n");
+    bench.file("broken/model.safetensors", "cut");
+    bench.file("broken/weldment.lock.json", "{}");
+    let header = fs::read(bench.path("a/model.safetensors")).unwrap();
+    bench.file("no-lock/model.safetensors", header);
+    bench.file("no-lock/weldment.lock.json", "{");
     for words in [
         &["check", "nowhere"] as &[&str],
         &["check", "a", "--policy", "policy.toml"],
@@ -169,6 +174,10 @@ fn a_command_that_could_not_run_says_so_in_every_format() {
         &["verify", "nowhere"],
         &["verify", "out"],
         &["attest", "nowhere", "--output", "statement"],
+        &["diff", "a", "broken"],
+        &["verify", "broken"],
+        &["attest", "broken", "--output", "statement"],
+        &["verify", "no-lock"],
     ] {
         let mut all = words.to_vec();
         all.extend([
@@ -220,6 +229,73 @@ fn a_command_that_could_not_run_says_so_in_every_format() {
     let json = bench.weld(&["check", "nowhere", "--format", "json"]);
     let parsed: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
     assert!(parsed["error"]["hint"].is_string(), "{parsed}");
+}
+
+#[test]
+fn a_recipe_that_cannot_be_read_is_told_in_the_report_with_its_line() {
+    let bench = merged();
+    bench.file("syntax.yml", "merge_method: linear\nmodels: [\n");
+    bench.file("wrong.yml", "merge_method: liner\nmodels:\n- model: a\n");
+    let lock = fs::read_to_string(bench.path("out/weldment.lock.json")).unwrap();
+    let mut lock: serde_json::Value = serde_json::from_str(&lock).unwrap();
+    lock["recipe"] = "merge_method: [".into();
+    fs::create_dir(bench.path("locked")).unwrap();
+    for file in fs::read_dir(bench.path("out")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), bench.path("locked").join(file.file_name())).unwrap();
+    }
+    bench.file("locked/weldment.lock.json", lock.to_string());
+    for (words, parts) in [
+        (
+            &["verify", "out", "--recipe", "syntax.yml"] as &[&str],
+            &["syntax.yml:2:", "invalid YAML"],
+        ),
+        (
+            &["verify", "out", "--recipe", "wrong.yml"],
+            &["wrong.yml:1:15", "liner"],
+        ),
+        (
+            &["verify", "out", "--recipe", "none.yml"],
+            &["none.yml", "cannot read the recipe"],
+        ),
+        (
+            &["attest", "out", "--recipe", "syntax.yml", "--output", "s"],
+            &["syntax.yml:2:", "invalid YAML"],
+        ),
+        (
+            &["verify", "locked"],
+            &["weldment.lock.json:1:", "invalid YAML"],
+        ),
+    ] {
+        let formats = [
+            "--format",
+            "github",
+            "--format",
+            "junit=r.xml",
+            "--format",
+            "json=r.json",
+        ];
+        let outcome = bench.weld(&[words, &formats[..]].concat());
+        assert_eq!(outcome.code, Some(2), "{words:?}: {}", outcome.stderr);
+        assert_eq!(
+            outcome.stderr.matches("error: ").count(),
+            1,
+            "{}",
+            outcome.stderr
+        );
+        let json = read_json(&bench.path("r.json"));
+        let message = json["error"]["message"].as_str().unwrap();
+        let junit = fs::read_to_string(bench.path("r.xml")).unwrap();
+        for part in parts {
+            for text in [message, &outcome.stdout, &junit] {
+                assert!(text.contains(part), "{words:?}: {part}: {text}");
+            }
+        }
+    }
+    let hint = bench.weld(&["verify", "out", "--recipe", "wrong.yml", "--format", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&hint.stdout).unwrap();
+    let hint = json["error"]["hint"].as_str().unwrap();
+    assert!(hint.contains("did you mean `linear`?"), "{json}");
 }
 
 /// The blocks of a language in `docs/ci.md`.
