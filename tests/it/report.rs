@@ -301,10 +301,11 @@ fn a_recipe_that_cannot_be_read_is_told_in_the_report_with_its_line() {
 /// The blocks of a language in `docs/ci.md`.
 fn blocks(language: &str) -> Vec<String> {
     let text = include_str!("../../docs/ci.md");
-    let start = format!("```{language}\n");
+    let start = format!("```{language}");
     let after = text.split(&start).skip(1);
-    after
-        .map(|rest| rest.split("```").next().unwrap().to_owned())
+    let blocks = after.map(|rest| rest.split("```").next().unwrap());
+    blocks
+        .map(|block| block.split_once('\n').unwrap().1.to_owned())
         .collect()
 }
 
