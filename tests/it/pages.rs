@@ -261,7 +261,7 @@ fn without_times(line: &str) -> String {
             .map(|word| word.trim_end_matches([',', ')']));
         !matches!(
             unit,
-            Some("s" | "ms" | "kB/s" | "MB/s" | "GB/s" | "KiB" | "MiB")
+            Some("s" | "ms" | "kB/s" | "MB/s" | "GB/s" | "KiB" | "MiB" | "checks")
         )
     });
     kept.map(|(_, word)| format!("{word} ")).collect()
