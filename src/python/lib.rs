@@ -1,0 +1,68 @@
+//! The native half of the Python module `weldment`: commands as functions, and the command `weld`.
+//!
+//! It decides nothing that `cli` decides: words go in, parsed as those of a command line, and an answer comes out. What
+//! Python users see is in `weldment/*.py`.
+
+mod answer;
+mod error;
+mod watched;
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use pyo3::prelude::*;
+
+use answer::Answer;
+use watched::watched;
+
+/// The native half of the module.
+#[pymodule]
+mod _weldment {
+    #[pymodule_export]
+    use super::{Answer, call, main, options, version};
+}
+
+/// Runs `weld` with these arguments, of which the first is the program's name; returns the exit code.
+#[pyfunction]
+fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
+    py.detach(|| {
+        let code = cli::run(arguments);
+        // A library has no end of `main` at which the standard library would do it.
+        let _ = std::io::stdout().flush();
+        code
+    })
+}
+
+/// Runs a command for its answer. `progress` is called with what is done, the bytes so far, and all bytes.
+#[pyfunction]
+#[pyo3(signature = (words, progress=None))]
+fn call(py: Python<'_>, words: Vec<OsString>, progress: Option<Py<PyAny>>) -> PyResult<Answer> {
+    let answer = watched(py, progress.as_ref(), |listener| cli::call(words, listener))?;
+    match answer {
+        Ok(answer) => Ok(Answer(answer)),
+        Err(error) => Err(error::raised(py, &error)),
+    }
+}
+
+/// The options and arguments of a command: name, help, whether it is positional, takes a value, may be repeated.
+#[pyfunction]
+fn options(command: &str) -> Vec<(String, String, bool, bool, bool)> {
+    let all = cli::options(command).into_iter();
+    let row = |option: cli::OptionInfo| {
+        let cli::OptionInfo {
+            name,
+            help,
+            positional,
+            takes_value,
+            repeats,
+        } = option;
+        (name, help, positional, takes_value, repeats)
+    };
+    all.map(row).collect()
+}
+
+/// The version.
+#[pyfunction]
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}

@@ -1,0 +1,37 @@
+"""Merge model checkpoints, assemble mixtures of experts, and check, compare and verify checkpoints.
+
+Each function is a command of ``weld``, with the command's options by their names (``--shard-size`` is
+``shard_size``, ``--for`` is ``for_``), and returns what the command prints with ``--format json``:
+
+>>> import weldment
+>>> plan = weldment.plan("recipe.yml")
+>>> plan.method
+'linear'
+>>> made = weldment.merge("recipe.yml", "merged")
+>>> made.tensors == len(plan.tensors)
+True
+>>> weldment.verify("merged", full=True).passed
+True
+
+What goes wrong is an :class:`Error` that knows its file, tensor, model and line.
+"""
+
+from ._commands import check, diff, merge, moe, plan, verify
+from ._error import Error
+from ._results import Fields, Plan, Report, Written
+from ._weldment import version as _version
+
+__all__ = [
+    "Error",
+    "Fields",
+    "Plan",
+    "Report",
+    "Written",
+    "check",
+    "diff",
+    "merge",
+    "moe",
+    "plan",
+    "verify",
+]
+__version__ = _version()

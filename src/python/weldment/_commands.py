@@ -1,0 +1,151 @@
+"""Commands as functions. What options there are, the native half says."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import _weldment
+from ._results import Plan, Report, Written
+
+Progress = Callable[[str, int, int], object]
+
+
+def plan(recipe: Any, **options: Any) -> Plan:
+    """Shows what a recipe would do. Reads headers, computes nothing and writes nothing.
+
+    ``recipe`` is the path of a recipe; or the recipe itself, as a dictionary or as YAML of several lines: then
+    relative paths of models start in the working folder.
+    """
+    return Plan(_run("plan", [recipe_file(recipe)], options))
+
+
+def merge(recipe: Any, out: Any, *, progress: Progress | None = None, **options: Any) -> Written:
+    """Merges models by a recipe and writes a checkpoint folder: the whole of it, or nothing.
+
+    ``recipe`` is what :func:`plan` takes. ``progress`` is called some times a second with what is done, the bytes so
+    far, and all bytes.
+    """
+    return Written(_run("merge", [recipe_file(recipe), out], options, progress))
+
+
+def moe(recipe: Any, out: Any, *, progress: Progress | None = None, **options: Any) -> Written:
+    """Builds a mixture of experts from dense models, or edits one. The arguments are those of :func:`merge`."""
+    return Written(_run("moe", [recipe_file(recipe), out], options, progress))
+
+
+def check(model: Any, *, progress: Progress | None = None, **options: Any) -> Report:
+    """Finds defects in a checkpoint: files, config, structure, values, tokenizer, safety."""
+    return Report(_run("check", [model], options, progress))
+
+
+def diff(a: Any, b: Any, *, progress: Progress | None = None, **options: Any) -> Report:
+    """Compares two checkpoints: tensors, configs, tokenizers."""
+    return Report(_run("diff", [a, b], options, progress))
+
+
+def verify(model: Any, *, progress: Progress | None = None, **options: Any) -> Report:
+    """Computes a merged checkpoint again from its recipe and inputs, and compares; or checks its signature."""
+    return Report(_run("verify", [model], options, progress))
+
+
+class _Options:
+    """The options of a command, asked for once."""
+
+    _known: dict[str, dict[str, tuple[str, bool]]] = {}
+
+    @classmethod
+    def of(cls, command: str) -> dict[str, tuple[str, bool]]:
+        """The name of each as a Python name, with its help and whether it takes a value."""
+        if command not in cls._known:
+            rows = _weldment.options(command)
+            named = [row for row in rows if not row[2]]
+            cls._known[command] = {_python_name(row[0]): (row[1], row[3]) for row in named}
+        return cls._known[command]
+
+
+def _python_name(option: str) -> str:
+    return "for_" if option == "for" else option.replace("-", "_")
+
+
+def words(command: str, arguments: list[Any], options: Mapping[str, Any]) -> list[str]:
+    """The words of a command line."""
+    known = _Options.of(command)
+    line = [command]
+    for name, value in options.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            meant = f"; {near[0]!r} is meant?" if near else ""
+            raise TypeError(f"{command}() has no option {name!r}{meant}")
+        takes_value = known[name][1]
+        flag = "--" + name.rstrip("_").replace("_", "-")
+        if not takes_value:
+            if not isinstance(value, bool):
+                raise TypeError(f"{command}(): {name} is True or False, not {value!r}")
+            line += [flag] * value
+        elif isinstance(value, Mapping):
+            line += [f"{flag}={key}={_word(one)}" for key, one in value.items()]
+        elif isinstance(value, (list, tuple)):
+            line += [f"{flag}={_word(one)}" for one in value]
+        elif value is not None:
+            line.append(f"{flag}={_word(value)}")
+    return [*line, "--", *(_word(argument) for argument in arguments)]
+
+
+def _word(value: Any) -> str:
+    return os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value)
+
+
+class _Written:
+    """A recipe that is no file yet, in a file for as long as it is needed."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def recipe_file(recipe: Any) -> Any:
+    if isinstance(recipe, Mapping):
+        return _Written(json.dumps(recipe, indent=2))
+    if isinstance(recipe, str) and "\n" in recipe:
+        return _Written(recipe)
+    return recipe
+
+
+def _run(
+    command: str,
+    arguments: list[Any],
+    options: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> _weldment.Answer:
+    with tempfile.TemporaryDirectory(prefix="weldment-") as folder:
+        for at, argument in enumerate(arguments):
+            if isinstance(argument, _Written):
+                file = Path(folder, "recipe.yml")
+                file.write_text(argument.text, encoding="utf-8")
+                arguments[at] = file
+        return _weldment.call(words(command, arguments, options), progress)
+
+
+def _with_signature(function: Callable[..., Any]) -> None:
+    """Lets `help()` and editors show the options of a command."""
+    known = _Options.of(function.__name__)
+    own = inspect.signature(function)
+    fixed = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    more = [
+        inspect.Parameter(name, keyword, default=None if takes_value else False)
+        for name, (_, takes_value) in known.items()
+    ]
+    function.__signature__ = own.replace(parameters=[*fixed, *more])  # type: ignore[attr-defined]
+    lines = [f"    {name}: {help}" for name, (help, _) in known.items()]
+    function.__doc__ = "\n".join([function.__doc__ or "", "    Options:", *lines, ""])
+
+
+for _function in (plan, merge, moe, check, diff, verify):
+    _with_signature(_function)

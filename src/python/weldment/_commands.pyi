@@ -1,0 +1,116 @@
+# Written by tests/python/stubs.py from the options of the commands.
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, TypeAlias
+
+from ._results import Plan, Report, Written
+
+Path: TypeAlias = str | PathLike[str]
+Recipe: TypeAlias = Path | Mapping[str, Any]
+Value: TypeAlias = str | int | PathLike[str]
+Progress: TypeAlias = Callable[[str, int, int], object]
+
+def recipe_file(recipe: Any) -> Any: ...
+def words(command: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> list[str]: ...
+
+def plan(
+    recipe: Recipe,
+    *,
+    shard_size: Value | None = None,
+    tokenizer_from: Value | None = None,
+    seed: Value | None = None,
+    threads: Value | None = None,
+    memory: Value | None = None,
+    allow_nonfinite: bool = False,
+    saturate: bool = False,
+    inexact: bool = False,
+    fused: bool = False,
+) -> Plan: ...
+
+def merge(
+    recipe: Recipe,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    shard_size: Value | None = None,
+    tokenizer_from: Value | None = None,
+    seed: Value | None = None,
+    threads: Value | None = None,
+    memory: Value | None = None,
+    allow_nonfinite: bool = False,
+    saturate: bool = False,
+    force: bool = False,
+    hash_inputs: bool = False,
+    no_check: bool = False,
+    gguf: Value | None = None,
+    gguf_type: Value | None = None,
+    pre_tokenizer: Value | None = None,
+) -> Written: ...
+
+def moe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    shard_size: Value | None = None,
+    tokenizer_from: Value | None = None,
+    seed: Value | None = None,
+    threads: Value | None = None,
+    memory: Value | None = None,
+    allow_nonfinite: bool = False,
+    saturate: bool = False,
+    force: bool = False,
+    hash_inputs: bool = False,
+    no_check: bool = False,
+    gguf: Value | None = None,
+    gguf_type: Value | None = None,
+    pre_tokenizer: Value | None = None,
+    inexact: bool = False,
+    fused: bool = False,
+    check: bool = False,
+) -> Written: ...
+
+def check(
+    model: Path,
+    *,
+    progress: Progress | None = None,
+    mutate: bool = False,
+    for_: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    threads: Value | None = None,
+    policy: Value | None = None,
+    strict: bool = False,
+) -> Report: ...
+
+def diff(
+    a: Path,
+    b: Path,
+    *,
+    progress: Progress | None = None,
+    base: Value | None = None,
+    threads: Value | None = None,
+    policy: Value | None = None,
+    strict: bool = False,
+) -> Report: ...
+
+def verify(
+    model: Path,
+    *,
+    progress: Progress | None = None,
+    recipe: Value | None = None,
+    inputs: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    ignore: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    seed: Value | None = None,
+    threads: Value | None = None,
+    memory: Value | None = None,
+    policy: Value | None = None,
+    strict: bool = False,
+    signature: Value | None = None,
+    attestation: Value | None = None,
+    key: Value | None = None,
+    recompute: bool = False,
+    full: bool = False,
+    samples: Value | None = None,
+    sample_seed: Value | None = None,
+    allow: Value | None = None,
+    numerics: Value | None = None,
+) -> Report: ...

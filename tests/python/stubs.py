@@ -1,0 +1,56 @@
+"""Writes the types of the module's functions from the options of the commands: `python tests/python/stubs.py`."""
+
+from pathlib import Path
+
+from weldment import _weldment
+
+FILE = Path(__file__).resolve().parents[2] / "src/python/weldment/_commands.pyi"
+
+HEAD = '''\
+# Written by tests/python/stubs.py from the options of the commands.
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, TypeAlias
+
+from ._results import Plan, Report, Written
+
+Path: TypeAlias = str | PathLike[str]
+Recipe: TypeAlias = Path | Mapping[str, Any]
+Value: TypeAlias = str | int | PathLike[str]
+Progress: TypeAlias = Callable[[str, int, int], object]
+
+def recipe_file(recipe: Any) -> Any: ...
+def words(command: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> list[str]: ...
+'''
+
+RESULTS = {"plan": "Plan", "merge": "Written", "moe": "Written"}
+TYPES = {"recipe": "Recipe"}
+
+
+def text() -> str:
+    """What the file holds."""
+    return HEAD + "".join(_function(command) for command in _commands())
+
+
+def _commands() -> list[str]:
+    return ["plan", "merge", "moe", "check", "diff", "verify"]
+
+
+def _function(command: str) -> str:
+    rows = _weldment.options(command)
+    lines = [f"    {name}: {TYPES.get(name, 'Path')}," for name, _, positional, *_ in rows if positional]
+    lines.append("    *,")
+    if command != "plan":
+        lines.append("    progress: Progress | None = None,")
+    for name, _, positional, takes_value, repeats in rows:
+        if positional:
+            continue
+        name = "for_" if name == "for" else name.replace("-", "_")
+        kind = "Value | Sequence[Value] | Mapping[str, Path] | None" if repeats else "Value | None"
+        lines.append(f"    {name}: {kind} = None," if takes_value else f"    {name}: bool = False,")
+    result = RESULTS.get(command, "Report")
+    return f"\ndef {command}(\n" + "\n".join(lines) + f"\n) -> {result}: ...\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text())

@@ -1,0 +1,71 @@
+"""The module as a package: its documentation runs, its types are right, and the command is that of the wheel."""
+
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import stubs
+import weldment
+
+COMMANDS = ["plan", "merge", "moe", "check", "diff", "verify"]
+
+
+@pytest.mark.parametrize("name", ["", "._commands", "._error", "._results"])
+def test_examples_in_docstrings_run(name):
+    failed, tried = doctest.testmod(importlib.import_module(f"weldment{name}"))
+    assert failed == 0
+    assert tried > 0 or name == "._commands"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_function_takes_the_options_of_its_command(weld, command):
+    _, shown, _ = weld(command, "--help")
+    parameters = inspect.signature(getattr(weldment, command)).parameters
+    for name in set(parameters) - {"progress"}:
+        option = name.rstrip("_").replace("_", "-")
+        assert f"--{option}" in shown or f"{option.upper()}" in shown, name
+    assert "Options:" in getattr(weldment, command).__doc__
+
+
+def test_the_types_are_those_of_the_options():
+    written = stubs.FILE.read_text()
+    assert written == stubs.text(), f"run: {sys.executable} {stubs.__file__}"
+
+
+def test_the_command_is_there_under_each_of_its_names(weld):
+    code, out, err = weld("--version")
+    assert (code, err) == (0, "") and out.strip() == f"weld {weldment.__version__}"
+    by_module = subprocess.run(
+        [sys.executable, "-m", "weldment", "--version"], capture_output=True, text=True
+    )
+    assert by_module.stdout == out
+    assert weld("nonsense")[0] == 2
+    assert weld("check", "family/nothing")[0] == 2
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m weldment plan recipe.yml --format json | head -c 5"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_ends_the_command():
+    import os
+    import signal
+    import time
+
+    os.mkfifo("pipe")
+    waits = subprocess.Popen(
+        [sys.executable, "-m", "weldment", "sign", "family/sort", "--key", "pipe"],
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(1)
+    # The first asks to stop, which nothing hears that waits for a pipe; the second ends it.
+    for _ in range(2):
+        os.kill(waits.pid, signal.SIGINT)
+        time.sleep(0.3)
+    assert waits.wait(10) == 130
