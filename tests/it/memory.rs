@@ -83,8 +83,8 @@ fn own_memory_is_bounded_whatever_the_size() {
     for layers in [2, 12] {
         let bench = Bench::on_disk();
         for (salt, name) in ["base", "a", "b"].into_iter().enumerate() {
-            // 8 MiB in each layer: 16 MiB and 96 MiB for each model.
-            model(&bench, name, salt as u32, layers, 4 << 20);
+            // 4 MiB in each layer: 8 MiB and 48 MiB for each model.
+            model(&bench, name, salt as u32, layers, 2 << 20);
         }
         for recipe in recipes {
             let tight = peak(&bench, recipe, &["--memory", "48MiB"]);
