@@ -51,6 +51,8 @@ pub struct Decoder {
     pub longrope: bool,
     /// How far back attention looks.
     pub window: WindowRule,
+    /// The field by which every so many layers one attends to all tokens, where `layer_types` does not list them.
+    pub window_period: Option<&'static str>,
     /// Whether it has Granite's four multipliers.
     pub multipliers: bool,
     /// The experts of its layers.
@@ -176,6 +178,7 @@ impl Decoder {
         partial_rotary: None,
         longrope: false,
         window: WindowRule::None,
+        window_period: None,
         multipliers: false,
         mixture: None,
         runs: true,

@@ -6,6 +6,7 @@ use super::config::field;
 use super::family::{Body, Family};
 use super::fields::Fields;
 use super::mixture::SparseLayers;
+use super::names::module_index;
 use super::rules::{Condition, Layers, Line, Role};
 use super::sizes::Sizes;
 
@@ -146,7 +147,7 @@ impl<'c> Expected<'c> {
     /// The number of the layer that a tensor is of, and what follows it in the name.
     pub fn layer_of<'n>(&self, name: &'n str) -> Option<(usize, &'n str)> {
         let (number, rest) = name.strip_prefix(&self.layers_before)?.split_once('.')?;
-        Some((number.parse().ok()?, rest))
+        Some((module_index(number)?, rest))
     }
 
     /// Whether a layer has experts; none if the config does not say.

@@ -137,6 +137,25 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A size of at least one that goes by several names; none if all of them are absent.
+    ///
+    /// # Errors
+    /// If it is no such size, or not the same under all names that are there.
+    pub fn same_size(&self, names: &[&str]) -> Result<Option<usize>, FieldError> {
+        let mut found: Option<(&str, usize)> = None;
+        for name in names {
+            match (self.size(name)?, found) {
+                (Some(size), None) => found = Some((name, size)),
+                (Some(size), Some((first, other))) if size != other => {
+                    let hint = "keep the one that the model was trained with";
+                    return Err(self.wrong_with(name, format!("{other}, as `{first}` says"), hint));
+                }
+                _ => {}
+            }
+        }
+        Ok(found.map(|(_, size)| size))
+    }
+
     /// A size that must be there.
     ///
     /// # Errors
@@ -146,28 +165,45 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(name, "a whole number"))
     }
 
-    /// A finite number; none if it is absent.
+    /// A number that is finite in f32 too, in which models compute; none if it is absent.
     ///
     /// # Errors
-    /// If it is no finite number.
+    /// If it is no such number.
     pub fn number(&self, name: &str) -> Result<Option<f64>, FieldError> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        match value.as_f64().filter(|number| number.is_finite()) {
+        match value.as_f64().filter(|number| (*number as f32).is_finite()) {
             Some(number) => Ok(Some(number)),
-            None => Err(self.wrong(name, "a finite number")),
+            None => Err(self.wrong(name, "a number that is finite in float32")),
         }
     }
 
-    /// A number above zero; none if it is absent.
+    /// Numbers that are finite in f32 too; none if the list is absent.
     ///
     /// # Errors
-    /// If it is no finite number above zero.
+    /// If it is no list of such numbers.
+    pub fn numbers(&self, name: &str) -> Result<Option<Vec<f64>>, FieldError> {
+        let Some(list) = self.list(name)? else {
+            return Ok(None);
+        };
+        let numbers = list.iter().map(Value::as_f64);
+        let numbers = numbers.map(|number| number.filter(|number| (*number as f32).is_finite()));
+        match numbers.collect::<Option<Vec<f64>>>() {
+            Some(numbers) => Ok(Some(numbers)),
+            None => Err(self.wrong(name, "a list of numbers that are finite in float32")),
+        }
+    }
+
+    /// A number that is above zero in f32 too; none if it is absent.
+    ///
+    /// # Errors
+    /// If it is no such number.
     pub fn positive(&self, name: &str) -> Result<Option<f64>, FieldError> {
         match self.number(name)? {
-            Some(number) if number <= 0.0 => Err(self.wrong(name, "a number above zero")),
-            number => Ok(number),
+            Some(number) if number as f32 > 0.0 => Ok(Some(number)),
+            None => Ok(None),
+            Some(_) => Err(self.wrong(name, "a number that is above zero in float32")),
         }
     }
 
@@ -236,6 +272,37 @@ mod tests {
         for name in ["differ", "none"] {
             let told = fields.size(name).unwrap_err().to_string();
             assert!(told.contains("a list of"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_size_with_two_names_is_one_size() {
+        let config = json!({"a": 2, "b": 2, "c": 3, "none": null});
+        let fields = Fields::new(&config).unwrap();
+        assert_eq!(fields.same_size(&["none", "a", "b"]).unwrap(), Some(2));
+        assert_eq!(fields.same_size(&["none"]).unwrap(), None);
+        let told = fields.same_size(&["a", "c"]).unwrap_err().to_string();
+        assert_eq!(told, "`c`: expected 2, as `a` says, found 3");
+    }
+
+    #[test]
+    fn numbers_are_those_of_f32() {
+        let config = json!({"large": 1e300, "tiny": 1e-60, "good": 1e-30, "list": [1.0, -1e39], "all": [1, 2.5]});
+        let fields = Fields::new(&config).unwrap();
+        assert_eq!(fields.number("tiny").unwrap(), Some(1e-60));
+        assert_eq!(fields.positive("good").unwrap(), Some(1e-30));
+        assert_eq!(fields.numbers("all").unwrap(), Some(vec![1.0, 2.5]));
+        let told = [
+            fields.number("large").err(),
+            fields.positive("tiny").err(),
+            fields.numbers("list").err(),
+        ];
+        for (told, expected) in told.into_iter().zip([
+            "is finite in float32",
+            "above zero in float32",
+            "finite in float32",
+        ]) {
+            assert!(told.unwrap().to_string().contains(expected));
         }
     }
 }

@@ -44,6 +44,7 @@ pub use mtp::{
 pub use names::{
     has_part_for_each_layer, is_derived_buffer, is_input_embedding, is_number, is_observed_range,
     is_output_head, is_router, is_shared_expert, is_update_factor, may_be_infinite, may_hold_zeros,
+    module_index,
 };
 pub use renames::{other_spelling, unwrapped};
 pub use restack::{Inexpressible, Restack};

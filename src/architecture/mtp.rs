@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::config::{LAYER_COUNTS, field};
-use super::names::is_number;
+use super::names::{is_number, module_index};
 use super::stacks::LayerStack;
 
 /// The fields that count them.
@@ -130,7 +130,7 @@ fn numbered(name: &str) -> Option<(String, usize)> {
     let parts: Vec<&str> = name.split('.').collect();
     let module = parts.iter().position(|part| is_mtp_module(part))?;
     let at = parts.iter().skip(module).position(|part| is_number(part))? + module;
-    Some((parts[..at].join("."), parts[at].parse().ok()?))
+    Some((parts[..at].join("."), module_index(parts[at])?))
 }
 
 #[cfg(test)]

@@ -188,6 +188,13 @@ pub fn is_number(part: &str) -> bool {
     !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())
 }
 
+/// The position in a list of modules that a component of a name says. `07` and `+7` are none: names are made from
+/// integers, and nothing but `7` is what they make of seven.
+pub fn module_index(part: &str) -> Option<usize> {
+    let canonical = is_number(part) && (part == "0" || !part.starts_with('0'));
+    canonical.then(|| part.parse().ok()).flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,6 +205,15 @@ mod tests {
         }
         for name in no {
             assert!(!role(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_position_is_written_in_one_way() {
+        let read = |part| module_index(part);
+        assert_eq!(["0", "7", "10"].map(read), [Some(0), Some(7), Some(10)]);
+        for part in ["", "00", "07", "+7", "-0", "7a", "99999999999999999999"] {
+            assert_eq!(read(part), None, "{part}");
         }
     }
 

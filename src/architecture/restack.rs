@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
+use super::names::module_index;
+
 /// How a field speaks of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
@@ -364,7 +366,7 @@ impl Restack<'_> {
 
     /// A mapping from the numbers of layers; returns whether it is one.
     fn each_by_number(&self, by_number: &mut Map<String, Value>) -> bool {
-        let is_number = |key: &String| key.parse().is_ok_and(|layer: usize| layer < self.before);
+        let is_number = |key: &String| module_index(key).is_some_and(|layer| layer < self.before);
         if by_number.is_empty() || !by_number.keys().all(is_number) {
             return false;
         }

@@ -9,6 +9,12 @@ use super::fields::{FieldError, Fields};
 pub const ONE_SPELLING: &str =
     "transformers 4 and 5 would disagree; keep rope_scaling and rope_theta, or rope_parameters";
 
+/// The names of the field that names the kind, the one that counts first.
+const KIND: [&str; 2] = ["rope_type", "type"];
+
+/// The fields of a spelling that are no numbers of its scaling.
+const NO_SCALING: [&str; 4] = ["rope_theta", "partial_rotary_factor", "type", "rope_type"];
+
 /// The fields of a config that speak of rotary positions.
 #[derive(Debug, Clone, Copy)]
 pub struct RopeFields<'c> {
@@ -21,7 +27,7 @@ impl<'c> RopeFields<'c> {
     /// Of a config; an empty object says nothing.
     ///
     /// # Errors
-    /// If a spelling is no object, or has an object for each kind of layers.
+    /// If a spelling is no object, has an object for each kind of layers, or does not scale as the other one does.
     pub fn read(config: Fields<'c>) -> Result<Self, FieldError> {
         let spelled = |name, within| -> Result<Option<Fields<'c>>, FieldError> {
             let Some(fields) = config.object(name, within)? else {
@@ -32,10 +38,68 @@ impl<'c> RopeFields<'c> {
             }
             Ok(fields.entries().next().is_some().then_some(fields))
         };
-        Ok(RopeFields {
+        let fields = RopeFields {
             config,
             new: spelled("rope_parameters", "rope_parameters.")?,
             old: spelled("rope_scaling", "rope_scaling.")?,
+        };
+        fields.check_agreement()?;
+        Ok(fields)
+    }
+
+    /// Refuses spellings that scale in different ways, and one that names two kinds.
+    fn check_agreement(&self) -> Result<(), FieldError> {
+        for fields in self.spellings() {
+            let kinds = (fields.text("rope_type")?, fields.text("type")?);
+            if let (Some(kind), Some(other)) = kinds
+                && same_kind(kind) != same_kind(other)
+            {
+                let expected = format!("`{kind}`, as `rope_type` says");
+                return Err(fields.wrong_with("type", expected, "keep one of the two"));
+            }
+        }
+        let (Some(new), Some(old)) = (self.new, self.old) else {
+            return Ok(());
+        };
+        let differs = |name: &str| {
+            let expected = "the same as in `rope_parameters`";
+            Err(old.wrong_with(name, expected, ONE_SPELLING))
+        };
+        let kind = same_kind(rope_kind(&new));
+        if kind != same_kind(rope_kind(&old)) {
+            return differs(
+                KIND.iter()
+                    .find(|name| old.is_written(name))
+                    .unwrap_or(&KIND[0]),
+            );
+        }
+        if kind == "default" {
+            return Ok(());
+        }
+        for (name, _) in new.entries().chain(old.entries()) {
+            let value = |fields: &Fields<'c>| match fields.get(name) {
+                Some(value) => value.as_f64().map_or_else(|| value.clone(), Value::from),
+                None => self.implied(kind, name).unwrap_or_default(),
+            };
+            if !NO_SCALING.contains(&name.as_str()) && value(&new) != value(&old) {
+                return differs(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// What classes take for a field of a scaling that is left out; none if that is not one number.
+    fn implied(&self, kind: &str, name: &str) -> Option<Value> {
+        let at_top = |name: &str| self.config.get(name).and_then(Value::as_f64);
+        let longest = at_top("max_position_embeddings");
+        let before = at_top("original_max_position_embeddings").or(longest);
+        Some(match (kind, name) {
+            ("longrope" | "yarn", "factor") => (longest? / before?).into(),
+            (_, "original_max_position_embeddings") => before?.into(),
+            ("yarn", "beta_fast") => 32.0.into(),
+            ("yarn", "beta_slow") => 1.0.into(),
+            ("yarn", "truncate") => true.into(),
+            _ => return None,
         })
     }
 
@@ -67,8 +131,7 @@ impl<'c> RopeFields<'c> {
         let mut scaling = Map::new();
         let fields = self.spellings().next()?;
         for (key, value) in fields.entries() {
-            if !["rope_theta", "partial_rotary_factor", "type", "rope_type"].contains(&key.as_str())
-            {
+            if !NO_SCALING.contains(&key.as_str()) {
                 scaling.insert(key.clone(), value.clone());
             }
         }
@@ -138,10 +201,18 @@ fn three_fields(scaling: Map<String, Value>, config: &Value) -> Map<String, Valu
 
 /// The kind of rotary positions that a spelling names, `default` if it names none.
 fn rope_kind<'c>(fields: &Fields<'c>) -> &'c str {
-    let named = |key| fields.get(key).and_then(Value::as_str);
-    named("rope_type")
-        .or_else(|| named("type"))
-        .unwrap_or("default")
+    let named = |key: &&str| fields.get(key).and_then(Value::as_str);
+    KIND.iter().find_map(named).unwrap_or("default")
+}
+
+/// The name under which a kind is compared: one of those that mean the same.
+fn same_kind(kind: &str) -> &str {
+    match kind {
+        "su" => "longrope",
+        // Its sections are for images; the frequencies are those of the default.
+        "mrope" => "default",
+        kind => kind,
+    }
 }
 
 #[cfg(test)]
@@ -228,5 +299,69 @@ mod tests {
                 .contains("`rope_parameters`: expected numbers that are the same for all")
         );
         assert!(message(json!({"rope_scaling": 3})).contains("an object"));
+    }
+
+    #[test]
+    fn spellings_that_scale_differently_are_refused() {
+        let both = |new: Value, old: Value| {
+            let config = json!({
+                "max_position_embeddings": 128, "original_max_position_embeddings": 32,
+                "rope_parameters": new, "rope_scaling": old
+            });
+            read(&config).map_err(|error| error.field)
+        };
+        let field = |field: &str| Err(field.to_owned());
+        let linear = json!({"rope_type": "linear", "factor": 2.0});
+        for (new, old, expected) in [
+            (
+                json!({"rope_type": "default"}),
+                linear.clone(),
+                field("rope_scaling.rope_type"),
+            ),
+            (
+                json!({"rope_theta": 5.0}),
+                json!({"type": "linear", "factor": 2.0}),
+                field("rope_scaling.type"),
+            ),
+            (
+                linear.clone(),
+                json!({"factor": 2.0}),
+                field("rope_scaling.rope_type"),
+            ),
+            (
+                linear.clone(),
+                json!({"type": "linear", "factor": 4}),
+                field("rope_scaling.factor"),
+            ),
+            (
+                json!({"rope_type": "yarn", "type": "linear"}),
+                json!({}),
+                field("rope_parameters.type"),
+            ),
+            (
+                json!({"rope_type": "yarn", "factor": 4.0, "beta_fast": 16}),
+                json!({"rope_type": "yarn", "factor": 4.0}),
+                field("rope_scaling.beta_fast"),
+            ),
+        ] {
+            assert_eq!(both(new.clone(), old.clone()), expected, "{new} {old}");
+        }
+        for (new, old) in [
+            (linear, json!({"type": "linear", "factor": 2})),
+            (
+                json!({"rope_type": "yarn", "factor": 4.0, "beta_fast": 32, "original_max_position_embeddings": 32}),
+                json!({"type": "yarn"}),
+            ),
+            (
+                json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0], "factor": 4.0}),
+                json!({"type": "su", "short_factor": [1.0], "long_factor": [2.0]}),
+            ),
+            (
+                json!({"rope_type": "default"}),
+                json!({"type": "mrope", "mrope_section": [1, 2]}),
+            ),
+        ] {
+            assert!(both(new.clone(), old.clone()).is_ok(), "{new} {old}");
+        }
     }
 }

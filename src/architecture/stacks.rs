@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::names::is_number;
+use super::names::{is_number, module_index};
 
 /// A run of layers under one prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl LayerStack {
     /// The layer's number and what follows it, if the name is of this stack.
     pub fn split<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
         let (number, suffix) = name.strip_prefix(self.prefix.as_str())?.split_once('.')?;
-        let layer = layer_number(number)?;
+        let layer = module_index(number)?;
         (layer < self.layers && !suffix.is_empty()).then_some((layer, suffix))
     }
 }
@@ -117,17 +117,11 @@ fn split_outermost(name: &str) -> Option<(&str, usize, &str)> {
         let end = start + part.len();
         if is_number(part) {
             let suffix = name.get(end + 1..).filter(|suffix| !suffix.is_empty())?;
-            return Some((&name[..start], layer_number(part)?, suffix));
+            return Some((&name[..start], module_index(part)?, suffix));
         }
         start = end + 1;
     }
     None
-}
-
-/// `07` is no layer's number: names are made from integers.
-fn layer_number(part: &str) -> Option<usize> {
-    let canonical = is_number(part) && (part == "0" || !part.starts_with('0'));
-    canonical.then(|| part.parse().ok()).flatten()
 }
 
 /// A suffix with its numbers left out, so that 256 experts count as much as one linear map.

@@ -86,6 +86,6 @@ pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Piece, PieceKind, PieceModel, Tokenizer, TokenizerKind, VocabularyComparison,
     chat_template, compare_vocabularies, settings, turn_end_beside, unknown_turn_end,
-    unknown_turn_tokens,
+    unknown_turn_tokens, vocabulary_end,
 };
 pub use tree::{TreeEntry, TreeKind, tree};

@@ -80,12 +80,7 @@ impl RopeSettings {
         let partial = fields.number("partial_rotary_factor")?;
         let mut kind = None;
         for spelling in fields.spellings() {
-            let read = Kind::read(config, &spelling, decoder.longrope)?;
-            if kind.as_ref().is_some_and(|kind| *kind != read) {
-                let expected = "the same as in `rope_parameters`";
-                return Err(config.wrong_with("rope_scaling", expected, ONE_SPELLING));
-            }
-            kind = Some(read);
+            kind = Some(Kind::read(config, &spelling, decoder.longrope)?);
         }
         if theta <= 1.0 {
             return Err(config.wrong("rope_theta", "a number above one"));
@@ -195,12 +190,9 @@ impl Kind {
             return Err(fields.wrong("factor", "none: it follows from max_position_embeddings"));
         }
         let factors = |name: &str| -> Result<Vec<f64>, FieldError> {
-            let list = fields.list(name)?.unwrap_or_default();
-            let numbers = list
-                .iter()
-                .map(|value| value.as_f64().filter(|number| *number > 0.0));
-            let numbers: Option<Vec<f64>> = numbers.collect();
-            let numbers = numbers.filter(|numbers| !numbers.is_empty());
+            let numbers = fields.numbers(name)?.unwrap_or_default();
+            let above_zero = numbers.iter().all(|number| *number as f32 > 0.0);
+            let numbers = Some(numbers).filter(|numbers| above_zero && !numbers.is_empty());
             numbers.ok_or_else(|| fields.wrong(name, "a list of numbers above zero"))
         };
         // The field next to the factors is ignored: the class has a default for the one at the top.

@@ -383,7 +383,8 @@ impl Mixture {
         if !names.contains(&"num_local_experts") {
             names.push("num_local_experts");
         }
-        let experts = one_of(config, &names)?;
+        let experts = config.same_size(&names)?;
+        let experts = experts.ok_or_else(|| config.wrong(names[0], "a whole number"))?;
         let per_token = config.required(table.counts.per_token)?;
         if per_token > experts {
             let expected = format!("at most the number of experts, {experts}");
@@ -441,21 +442,6 @@ impl Shared {
             width,
         }))
     }
-}
-
-/// A size with several names, which must agree.
-fn one_of(config: &Fields, names: &[&str]) -> Result<usize, FieldError> {
-    let mut found = None;
-    for name in names {
-        let Some(size) = config.size(name)? else {
-            continue;
-        };
-        if found.is_some_and(|found| found != size) {
-            return Err(config.wrong(name, format!("the same as {}", names[0])));
-        }
-        found = Some(size);
-    }
-    found.ok_or_else(|| config.wrong(names[0], "a whole number"))
 }
 
 fn sigmoid(

@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use super::container::{ALIGNMENT, Metadata, TensorInfo, Value, header};
 use super::encoding::Encoding;
 use super::families::{DIALECTS, Dialect};
-use super::parameters::parameters;
+use super::parameters::{parameters, refusal};
 use super::served::notes;
 use super::tensors::{Collector, Output};
 use super::vocabulary::{pretokenizers, vocabulary};
-use architecture::{Decoder, Family};
+use architecture::{Decoder, Family, Fields};
 use checkpoint::{Checkpoint, settings};
 use errors::Refusal;
 use numeric::NonFinite;
@@ -20,6 +20,25 @@ const PIECE: usize = 1 << 18;
 
 /// The version of the block formats, which llama.cpp wants to know.
 const QUANTIZATION_VERSION: u32 = 2;
+
+/// Fields that decide what is computed: one at the top of a config must not contradict the part for text.
+const SAID_ONCE: [&str; 15] = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "sliding_window",
+    "layer_types",
+    "hidden_activation",
+];
 
 /// What a file is to be.
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +91,7 @@ impl<'c> Export<'c> {
         }
         // In its place before the parameters; what it is follows from the tensors.
         metadata.set("general.size_label", Value::Text(String::new()));
-        let settings = of_decoder(config.value(), family);
+        let settings = of_decoder(config.value(), family)?;
         let sizes = parameters(
             &settings,
             dialect,
@@ -109,7 +128,7 @@ impl<'c> Export<'c> {
                 "the file has the language model alone: {left_out} tensors of other parts are left out"
             ));
         }
-        export.notes.extend(tokenizer.map(str::to_owned));
+        export.notes.extend(tokenizer);
         export
             .notes
             .extend(notes(checkpoint, config.value(), dialect));
@@ -269,14 +288,21 @@ fn family(model_type: Option<&str>) -> Result<Known, Refusal> {
 }
 
 /// The config of the decoder: that of the model, with what its part for text says.
-fn of_decoder(config: &Json, family: &Family) -> Json {
+fn of_decoder(config: &Json, family: &Family) -> Result<Json, Refusal> {
     let body = family.bodies.iter().find(|body| body.is_decoder);
     let part = body.and_then(|body| config.get(body.part?)?.as_object());
     let mut joined = config.clone();
+    let fields = Fields::of_part(config);
     for (name, value) in part.into_iter().flatten() {
+        let at_top = fields.get(name).filter(|at_top| *at_top != value);
+        if at_top.is_some() && !value.is_null() && SAID_ONCE.contains(&name.as_str()) {
+            let expected = format!("{value}, as the part for text says");
+            let hint = "readers of the two places would disagree; keep the field in one of them";
+            return Err(refusal(fields.wrong_with(name, expected, hint)));
+        }
         joined[name] = value.clone();
     }
-    joined
+    Ok(joined)
 }
 
 /// Whether there are layers that predict further tokens, numbered behind the decoder's.
@@ -292,13 +318,14 @@ fn sampling(checkpoint: &Checkpoint, out: &mut Metadata) -> Result<(), Refusal> 
     let Some(found) = found else {
         return Ok(());
     };
+    let found = Json::Object(found);
+    let fields = Fields::of_part(&found);
     let whole = |name: &str| {
         found
             .get(name)?
             .as_i64()
             .and_then(|value| i32::try_from(value).ok())
     };
-    let number = |name: &str| found.get(name)?.as_f64().map(|value| value as f32);
     if let Some(top_k) = whole("top_k") {
         out.set("general.sampling.top_k", Value::I32(top_k));
     }
@@ -308,8 +335,12 @@ fn sampling(checkpoint: &Checkpoint, out: &mut Metadata) -> Result<(), Refusal> 
         ("temperature", "temp"),
         ("repetition_penalty", "penalty_repeat"),
     ] {
-        if let Some(value) = number(field) {
-            out.set(format!("general.sampling.{key}"), Value::F32(value));
+        let number = fields.number(field).map_err(|error| {
+            Refusal::new(format!("generation_config.json: {error}"))
+                .with_hint("correct generation_config.json, or remove the field")
+        })?;
+        if let Some(value) = number {
+            out.set(format!("general.sampling.{key}"), Value::F32(value as f32));
         }
     }
     Ok(())

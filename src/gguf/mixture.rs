@@ -19,12 +19,11 @@ pub(super) fn experts(
     };
     let counts = &mixture.counts;
     let fields = writer.fields;
-    let written = counts
-        .experts
-        .iter()
-        .find(|name| fields.get(name).is_some());
-    let field = written.or(counts.experts.first()).copied();
-    writer.copy(field.unwrap_or_default(), "expert_count")?;
+    let experts = match fields.same_size(counts.experts).map_err(refusal)? {
+        Some(experts) => experts,
+        None => writer.required(counts.experts.first().copied().unwrap_or_default())?,
+    };
+    writer.size("expert_count", experts)?;
     let used = writer.required(counts.per_token)?;
     writer.size("expert_used_count", used)?;
     let width = writer.required(counts.width)?;

@@ -131,7 +131,7 @@ pub(super) fn parameters(
     for copied in dialect.copied {
         writer.copied(copied)?;
     }
-    writer.windows(layers)?;
+    writer.windows(decoder, layers)?;
     let rope_factors = rope::positions(&mut writer, decoder, head)?;
     Ok(Sizes {
         layers: [layers, all_layers],
@@ -252,11 +252,8 @@ impl Writer<'_> {
     }
 
     /// Which layers look through a window, where that is not what llama.cpp expects. Its converter never says it.
-    fn windows(&mut self, layers: usize) -> Result<(), Refusal> {
-        let (Some(period), Some(kinds)) = (
-            self.dialect.window_period,
-            self.fields.list("layer_types").map_err(refusal)?,
-        ) else {
+    fn windows(&mut self, decoder: &Decoder, layers: usize) -> Result<(), Refusal> {
+        let Some(period) = self.dialect.window_period else {
             return Ok(());
         };
         let kind = |kind: &Json| match kind.as_str() {
@@ -264,8 +261,23 @@ impl Writer<'_> {
             Some("full_attention") => Some(false),
             _ => None,
         };
-        let windows: Option<Vec<bool>> = kinds.iter().map(kind).collect();
-        let Some(windows) = windows.filter(|windows| windows.len() == layers) else {
+        let own_period = match decoder.window_period {
+            Some(field) => self.fields.size(field).map_err(refusal)?,
+            None => None,
+        };
+        let windows = match (
+            self.fields.list("layer_types").map_err(refusal)?,
+            own_period,
+        ) {
+            (Some(kinds), _) => kinds.iter().map(kind).collect(),
+            (None, Some(period)) => Some(
+                (1..=layers)
+                    .map(|layer| !layer.is_multiple_of(period))
+                    .collect(),
+            ),
+            (None, None) => return Ok(()),
+        };
+        let Some(windows) = windows.filter(|windows: &Vec<bool>| windows.len() == layers) else {
             let expected = format!("{layers} of `sliding_attention` and `full_attention`");
             return Err(refusal(self.fields.wrong("layer_types", expected)));
         };

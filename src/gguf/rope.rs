@@ -3,7 +3,7 @@
 use super::container::Value;
 use super::families::Rope;
 use super::parameters::{Writer, refusal};
-use architecture::{Decoder, FieldError, Fields, RopeFields};
+use architecture::{Decoder, FieldError, Fields, ONE_SPELLING, RopeFields};
 use errors::Refusal;
 use serde_json::{Map, Value as Json};
 
@@ -12,6 +12,9 @@ const USUAL_BASE: f64 = 10_000.0;
 
 /// The base of layers with a window, where the config has bases for each kind and none for these.
 const WINDOW_BASE: f64 = 10_000.0;
+
+/// The field that says how long texts were before a scaling.
+const ORIGINAL: &str = "original_max_position_embeddings";
 
 /// How far HunYuan's larger base reaches, whatever its config says.
 const ALPHA_CONTEXT: usize = 256 * 1024;
@@ -30,6 +33,11 @@ pub(super) fn positions(
     let rope = RopeFields::read(Fields::of_part(&whole)).map_err(refusal)?;
     let number = |name: &str| rope.number(name).map_err(refusal);
     let theta = number("rope_theta")?.unwrap_or(decoder.theta);
+    if theta <= 1.0 {
+        return Err(refusal(
+            writer.fields.wrong("rope_theta", "a number above one"),
+        ));
+    }
     let part = number("partial_rotary_factor")?.or(decoder.partial_rotary);
     let part = part.unwrap_or(1.0).clamp(0.0, 1.0);
     let rotated = (head as f64 * part) as usize;
@@ -46,17 +54,19 @@ pub(super) fn positions(
         let window = window_base(writer.fields).map_err(refusal)?;
         writer.number("rope.freq_base_swa", window);
     }
+    let original = number(ORIGINAL)?;
     if dialect.rope == Rope::Long {
-        return long_factors(writer, scaling, rotated);
+        return long_factors(writer, scaling, original, rotated);
     }
     let Some(scaling) = scaling else {
         return Ok(Vec::new());
     };
     match (scaling.text("rope_type").map_err(refusal)?, dialect.rope) {
         (Some("linear"), _) => linear(writer, &scaling)?,
-        (Some("yarn"), _) => yarn(writer, &scaling)?,
+        (Some("yarn"), _) => yarn(writer, &scaling, length(&scaling, original)?)?,
         (Some("llama3"), Rope::WithLlama3) => {
-            let factors = llama3_factors(&scaling, theta, rotated)?;
+            let original = length(&scaling, original)?;
+            let factors = llama3_factors(&scaling, theta, original, rotated)?;
             return Ok(vec![("rope_freqs.weight", factors)]);
         }
         (Some("llama3"), _) => {
@@ -107,16 +117,38 @@ fn whole_texts(fields: Fields<'_>, per_kind: bool) -> Json {
 
 /// The base of layers with a window.
 fn window_base(fields: Fields<'_>) -> Result<f64, FieldError> {
+    const AT_TOP: &str = "rope_local_base_freq";
     let kinds = fields.object("rope_parameters", "rope_parameters.")?;
     let window = match kinds {
         Some(kinds) => kinds.object("sliding_attention", "rope_parameters.sliding_attention.")?,
         None => None,
     };
-    let base = match window {
-        Some(window) => window.positive("rope_theta")?,
-        None => fields.positive("rope_local_base_freq")?,
+    let at_top = fields.positive(AT_TOP)?;
+    let Some(window) = window else {
+        return Ok(at_top.unwrap_or(WINDOW_BASE));
     };
-    Ok(base.unwrap_or(WINDOW_BASE))
+    if window
+        .text("rope_type")?
+        .is_some_and(|kind| kind != "default")
+    {
+        let expected = "`default`, as llama.cpp scales layers without a window only";
+        return Err(window.wrong("rope_type", expected));
+    }
+    match (window.positive("rope_theta")?, at_top) {
+        (Some(base), Some(other)) if base != other => {
+            let expected = "the same as `rope_theta` of `sliding_attention`";
+            Err(fields.wrong_with(AT_TOP, expected, ONE_SPELLING))
+        }
+        (base, at_top) => Ok(base.or(at_top).unwrap_or(WINDOW_BASE)),
+    }
+}
+
+/// How long texts were before a scaling, which must be said.
+fn length(scaling: &Fields<'_>, said: Option<f64>) -> Result<usize, Refusal> {
+    let whole = said.filter(|length| *length >= 1.0 && length.fract() == 0.0);
+    whole
+        .map(|length| length as usize)
+        .ok_or_else(|| refusal(scaling.wrong(ORIGINAL, "a whole number")))
 }
 
 fn required(scaling: &Fields<'_>, name: &str) -> Result<f64, Refusal> {
@@ -131,15 +163,21 @@ fn linear(writer: &mut Writer<'_>, scaling: &Fields<'_>) -> Result<(), Refusal> 
     Ok(())
 }
 
-fn yarn(writer: &mut Writer<'_>, scaling: &Fields<'_>) -> Result<(), Refusal> {
+fn yarn(writer: &mut Writer<'_>, scaling: &Fields<'_>, original: usize) -> Result<(), Refusal> {
+    for field in ["mscale", "mscale_all_dim"] {
+        if scaling.get(field).is_some() {
+            let expected = "none, as llama.cpp does not read it for this family";
+            return Err(refusal(scaling.wrong(field, expected)));
+        }
+    }
+    if !scaling.flag("truncate", true).map_err(refusal)? {
+        let expected = "true, as llama.cpp rounds the bounds of the blend";
+        return Err(refusal(scaling.wrong("truncate", expected)));
+    }
     let factor = required(scaling, "factor")?;
     writer.set("rope.scaling.type", Value::Text("yarn".into()));
     writer.number("rope.scaling.factor", factor);
-    let original = scaling.required("original_max_position_embeddings");
-    writer.size(
-        "rope.scaling.original_context_length",
-        original.map_err(refusal)?,
-    )?;
+    writer.size("rope.scaling.original_context_length", original)?;
     for (field, name) in [
         ("extrapolation_factor", "yarn_ext_factor"),
         ("attention_factor", "yarn_attn_factor"),
@@ -157,18 +195,12 @@ fn yarn(writer: &mut Writer<'_>, scaling: &Fields<'_>) -> Result<(), Refusal> {
 fn long_factors(
     writer: &mut Writer<'_>,
     scaling: Option<Fields<'_>>,
+    original: Option<f64>,
     rotated: usize,
 ) -> Result<Factors, Refusal> {
-    let fields = writer.fields;
-    let name = "original_max_position_embeddings";
-    let within = match &scaling {
-        Some(scaling) => scaling.size(name).map_err(refusal)?,
-        None => None,
-    };
-    let at_top = fields.size(name).map_err(refusal)?;
-    let original = match within.or(at_top) {
-        Some(original) => original,
-        None => writer.required(name)?,
+    let original = match original {
+        Some(_) => length(&scaling.unwrap_or(writer.fields), original)?,
+        None => writer.required(ORIGINAL)?,
     };
     writer.size("rope.scaling.original_context_length", original)?;
     let Some(scaling) = scaling else {
@@ -181,12 +213,10 @@ fn long_factors(
     }
     let divisors = |name: &str| -> Result<Vec<f32>, Refusal> {
         let wrong = || refusal(scaling.wrong(name, format!("{} numbers", rotated / 2)));
-        let list = scaling.list(name).map_err(refusal)?.ok_or_else(wrong)?;
-        let numbers = list.iter().map(|number| number.as_f64().map(|n| n as f32));
-        let numbers: Option<Vec<f32>> = numbers.collect();
-        numbers
-            .filter(|numbers| numbers.len() == rotated / 2)
-            .ok_or_else(wrong)
+        let numbers = scaling.numbers(name).map_err(refusal)?;
+        let numbers = numbers.filter(|numbers| numbers.len() == rotated / 2);
+        let numbers = numbers.ok_or_else(wrong)?;
+        Ok(numbers.into_iter().map(|number| number as f32).collect())
     };
     let (long, short) = (divisors("long_factor")?, divisors("short_factor")?);
     let longest = writer.required("max_position_embeddings")?;
@@ -207,14 +237,19 @@ fn long_factors(
 ///
 /// Source: `_compute_llama3_parameters` of transformers. It computes in f32 and multiplies with an inverse where a
 /// number is divided by a tensor, so the same is done here.
-fn llama3_factors(scaling: &Fields<'_>, theta: f64, head: usize) -> Result<Vec<f32>, Refusal> {
+fn llama3_factors(
+    scaling: &Fields<'_>,
+    theta: f64,
+    original: usize,
+    head: usize,
+) -> Result<Vec<f32>, Refusal> {
     let number = |name: &str| required(scaling, name);
     let (factor, low, high) = (
         number("factor")?,
         number("low_freq_factor")?,
         number("high_freq_factor")?,
     );
-    let context = number("original_max_position_embeddings")?;
+    let context = original as f64;
     if low >= high {
         let larger = "a number larger than low_freq_factor";
         return Err(refusal(scaling.wrong("high_freq_factor", larger)));
@@ -233,5 +268,11 @@ fn llama3_factors(scaling: &Fields<'_>, theta: f64, head: usize) -> Result<Vec<f
             1.0 / ((1.0 - smooth) / factor as f32 + smooth)
         }
     });
-    Ok(factors.collect())
+    let factors: Vec<f32> = factors.collect();
+    match factors.iter().all(|factor| factor.is_finite()) {
+        true => Ok(factors),
+        false => Err(refusal(
+            scaling.wrong("factor", "a number that leaves all divisors finite"),
+        )),
+    }
 }

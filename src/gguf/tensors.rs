@@ -5,7 +5,9 @@ use std::ops::Range;
 use super::encoding::Encoding;
 use super::families::{Dialect, Head, MODULES, SHARED};
 use super::parameters::Sizes;
-use architecture::{Decoder, Experts, Family, Matrix, NormPlacement, SharedLayout, is_mtp_module};
+use architecture::{
+    Decoder, Experts, Family, Matrix, NormPlacement, SharedLayout, is_mtp_module, module_index,
+};
 use checkpoint::Checkpoint;
 use errors::Refusal;
 use numeric::Fill;
@@ -249,11 +251,7 @@ impl<'c> Collector<'c> {
         let Some((number, rest)) = layer else {
             return Ok(false);
         };
-        let Some(number) = number
-            .parse()
-            .ok()
-            .filter(|&number: &usize| number < self.layers[1])
-        else {
+        let Some(number) = module_index(number).filter(|&number| number < self.layers[1]) else {
             return Ok(false);
         };
         if self.add_experts(number, rest, index)? {
@@ -344,7 +342,7 @@ impl<'c> Collector<'c> {
                 };
                 let names = [(gate, Matrix::Gate), (up, Matrix::Up), (down, Matrix::Down)];
                 let found = names.into_iter().find(|(name, _)| *name == matrix);
-                let (Some((_, matrix)), Ok(expert)) = (found, expert.parse()) else {
+                let (Some((_, matrix)), Some(expert)) = (found, module_index(expert)) else {
                     return Ok(false);
                 };
                 self.expert(layer, matrix, expert, index);

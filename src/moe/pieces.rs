@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::adjust::{Adjust, Segment};
 use super::family::Dense;
 use super::router::{self, Synthesized};
-use architecture::{Matrix, is_derived_buffer, is_output_head};
+use architecture::{Matrix, is_derived_buffer, is_output_head, module_index};
 use checkpoint::{Checkpoint, Dtype, TensorEntry};
 use numeric::FloatType;
 use plan::{
@@ -343,5 +343,5 @@ pub(super) struct Donor<'a> {
 /// The layer's number in a tensor's name, and the part of the name that follows it.
 pub(super) fn layer_of(name: &str) -> Option<(usize, &str)> {
     let (number, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    Some((number.parse().ok()?, rest))
+    Some((module_index(number)?, rest))
 }

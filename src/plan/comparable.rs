@@ -150,13 +150,20 @@ pub(super) fn compare_labels(
     problems: &mut Problems,
 ) {
     let as_they_are = recipe.is_allowed(LABELS) || !recipe.rows_by_label;
-    let labels_of = |model: usize| Some((model, labels(models.checkpoints[model].config()?)?));
-    let mut labelled = iter::once(models.donor).chain(0..models.merged);
-    let Some((first_of_all, ours)) = labelled.find_map(labels_of).filter(|_| !as_they_are) else {
+    let labels_of = |model: usize| labels(models.checkpoints[model].config()?);
+    let labelled = iter::once(models.donor).chain(0..models.merged);
+    let labelled = labelled.filter_map(|model| Some((model, labels_of(model)?)));
+    // The numbers by which transformers names labels say less than names.
+    let first = labelled.min_by_key(|(_, labels)| is_numbered(labels));
+    let Some((first_of_all, ours)) = first.filter(|_| !as_they_are) else {
         return;
     };
     for model in (0..models.merged).filter(|&model| model != first_of_all) {
-        let Some(theirs) = models.checkpoints[model].config().and_then(labels) else {
+        let theirs = labels_of(model).filter(|theirs| is_numbered(theirs) == is_numbered(&ours));
+        let Some(theirs) = theirs else {
+            if !is_numbered(&ours) && !recipe.recorded {
+                note_unnamed(models, [first_of_all, model], ours.len(), tensors, notes);
+            }
             continue;
         };
         let differing = ours
@@ -243,28 +250,63 @@ fn put_in_order(head: &mut PlannedTensor, model: usize, order: &Arc<RowMap>) {
     }
 }
 
-/// The labels of a classifier by number, without those that only repeat it.
+/// The labels of a classifier by number, in small letters.
 fn labels(config: &ModelConfig) -> Option<BTreeMap<u64, String>> {
-    let of_ids = |map: &serde_json::Map<String, Value>| {
-        let entry =
-            |(id, label): (&String, &Value)| Some((id.parse().ok()?, label.as_str()?.to_owned()));
-        map.iter().filter_map(entry).collect()
+    let text = |label: &Value| match label {
+        Value::String(label) => label.to_lowercase(),
+        label => label.to_string(),
     };
-    let of_labels = |map: &serde_json::Map<String, Value>| {
-        let entry = |(label, id): (&String, &Value)| Some((id.as_u64()?, label.clone()));
-        map.iter().filter_map(entry).collect()
-    };
-    let read = |key: &str| config.get(key)?.as_object();
-    let found: BTreeMap<u64, String> = read(LABELS)
-        .map(of_ids)
-        .or_else(|| read("label2id").map(of_labels))?;
-    let named = found
+    // By number or in order; timm has `label_names`.
+    let by_number = [LABELS, "label_names", "labels"]
         .into_iter()
-        .map(|(id, label)| (id, label.to_lowercase()));
-    let named: BTreeMap<u64, String> = named
-        .filter(|(id, label)| *label != format!("label_{id}"))
-        .collect();
-    (!named.is_empty()).then_some(named)
+        .find_map(|field| {
+            Some(match config.get(field)? {
+                Value::Object(map) => {
+                    let entry =
+                        |(id, label): (&String, &Value)| Some((id.parse().ok()?, text(label)));
+                    map.iter().filter_map(entry).collect()
+                }
+                Value::Array(list) => (0..).zip(list.iter().map(text)).collect(),
+                _ => return None,
+            })
+        });
+    let by_label = || {
+        let map = config.get("label2id")?.as_object()?.iter();
+        Some(
+            map.filter_map(|(label, id)| Some((id.as_u64()?, label.to_lowercase())))
+                .collect(),
+        )
+    };
+    let found: BTreeMap<u64, String> = by_number.or_else(by_label)?;
+    (!found.is_empty()).then_some(found)
+}
+
+/// Whether labels are called by numbers alone, as transformers does where nobody names them.
+fn is_numbered(labels: &BTreeMap<u64, String>) -> bool {
+    let is_numbered = |label: &String| label.strip_prefix("label_").is_some_and(is_number);
+    labels.values().all(is_numbered)
+}
+
+/// Notes that rows of a classifier are merged in their order, as only the first of the two models names its labels.
+fn note_unnamed(
+    models: &Models,
+    pair: [usize; 2],
+    labels: usize,
+    tensors: &[PlannedTensor],
+    notes: &mut Vec<String>,
+) {
+    let heads = tensors
+        .iter()
+        .filter(|tensor| is_by_label(tensor, labels, pair));
+    let heads: Vec<&str> = heads.map(|head| head.name.as_str()).collect();
+    if !heads.is_empty() {
+        let [named, unnamed] = pair.map(|model| models.label(model));
+        notes.push(format!(
+            "`{named}` names its labels and `{unnamed}` does not: rows of {} are merged in their order; make sure that \
+             it is the same in both",
+            some_of(&heads)
+        ));
+    }
 }
 
 /// Whether a tensor is merged of these models and has a row for each label: one of a head, no embedding, no layer's.

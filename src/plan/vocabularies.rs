@@ -2,7 +2,8 @@
 
 use super::models::Models;
 use super::problems::Problems;
-use checkpoint::{VocabularyComparison, compare_vocabularies};
+use architecture::is_input_embedding;
+use checkpoint::{VocabularyComparison, compare_vocabularies, vocabulary_end};
 
 /// The share of ids that may mean a different token before models count as having different vocabularies.
 ///
@@ -17,6 +18,7 @@ pub fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Problems) 
         .config()
         .and_then(|config| config.vocab_size())
         .unwrap_or(0);
+    note_beyond(models, notes);
     for (model, checkpoint) in models.checkpoints.iter().enumerate() {
         if model == models.donor {
             continue;
@@ -51,6 +53,30 @@ pub fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Problems) 
                 }
             }
         }
+    }
+}
+
+/// Notes that the output's vocabulary has more ids than its embedding has rows. Of a `tokenizer.json`, `weld check` says
+/// it, and so what looks at an output before it is done.
+fn note_beyond(models: &Models, notes: &mut Vec<String>) {
+    let donor = models.donor();
+    let embeddings = donor
+        .tensors()
+        .iter()
+        .filter(|tensor| is_input_embedding(&tensor.name));
+    let rows = embeddings.filter_map(|tensor| tensor.shape.first()).max();
+    // What cannot be read is said where vocabularies are compared.
+    if let (Some(rows), Ok(Some((file, end)))) = (rows, vocabulary_end(donor))
+        && file != "tokenizer.json"
+        && end > *rows as u64
+    {
+        notes.push(format!(
+            "`{}` of `{}` has ids up to {}, and its embedding has {rows} rows: a text with one of the others crashes, or is \
+             read wrong",
+            file.escape_debug(),
+            models.label(models.donor),
+            end - 1
+        ));
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use architecture::{is_derived_buffer, is_input_embedding, is_output_head, may_hold_zeros};
+use architecture::{
+    is_derived_buffer, is_input_embedding, is_output_head, may_hold_zeros, module_index,
+};
 use numeric::Oddities;
 use plan::{Plan, PlannedTensor, count};
 
@@ -87,9 +89,9 @@ fn leave_out_habits(plan: &Plan, holes: &mut Vec<(usize, &str)>) {
 
 /// A tensor's name without the numbers of layer and expert.
 fn role(name: &str) -> String {
-    let parts = name.split('.').map(|part| match part.parse::<usize>() {
-        Ok(_) => "*",
-        Err(_) => part,
+    let parts = name.split('.').map(|part| match module_index(part) {
+        Some(_) => "*",
+        None => part,
     });
     parts.collect::<Vec<_>>().join(".")
 }

@@ -209,7 +209,53 @@ fn rows_of_classifiers_must_stand_for_the_same_labels() {
         assert!((found - mean).abs() < 1e-7, "{found} {mean}");
     }
     classifiers(labels(["NEG", "POS"]), labels(["neg", "pos"])).merge(LINEAR, &[]);
-    classifiers(labels(["LABEL_0", "LABEL_1"]), labels(["neg", "pos"])).merge(LINEAR, &[]);
+}
+
+#[test]
+fn labels_may_be_listed_or_numbered_or_not_named() {
+    let mapped = |names: [&str; 2]| json!({"id2label": {"0": names[0], "1": names[1]}});
+    let list = |names: [&str; 2]| json!({ "id2label": names });
+    let timm = |names: [&str; 2]| json!({ "label_names": names });
+    let by_label = "its rows of `score.weight` are merged by label";
+    let in_order = "rows of `score.weight` are merged in their order";
+    let numbered = mapped(["LABEL_0", "LABEL_1"]);
+    for (ours, theirs, expected) in [
+        (list(["neg", "pos"]), list(["pos", "neg"]), Some(by_label)),
+        (timm(["neg", "pos"]), mapped(["pos", "neg"]), Some(by_label)),
+        (
+            numbered.clone(),
+            mapped(["LABEL_1", "LABEL_0"]),
+            Some(by_label),
+        ),
+        (
+            mapped(["label_1", "label_0"]),
+            list(["LABEL_0", "LABEL_1"]),
+            Some(by_label),
+        ),
+        (numbered.clone(), mapped(["neg", "pos"]), Some(in_order)),
+        (list(["neg", "pos"]), json!({}), Some(in_order)),
+        (numbered.clone(), numbered.clone(), None),
+        (numbered, json!({}), None),
+        (list(["neg", "pos"]), timm(["NEG", "POS"]), None),
+    ] {
+        let bench = classifiers(ours.clone(), theirs.clone());
+        let said = notes(&bench, LINEAR);
+        let found: Vec<_> = [by_label, in_order]
+            .into_iter()
+            .filter(|part| said.iter().any(|note| note.contains(part)))
+            .collect();
+        assert_eq!(
+            found,
+            expected.into_iter().collect::<Vec<_>>(),
+            "{ours} {theirs} {said:?}"
+        );
+    }
+    let other = classifiers(list(["cat", "dog"]), list(["cat", "cow"]));
+    let message = other.refused(LINEAR, &[]);
+    assert!(
+        message.contains("row 1 of `score.weight` stands for `dog`"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -471,6 +471,12 @@ fn windows_are_written_where_llama_cpp_expects_others() {
     model(&bench, &sliding(json!(["full_attention"])), &specs());
     let (metadata, _) = exported(&bench, "f32");
     assert_eq!(metadata[key], json!([false]));
+    // The class reads a period where no list is there.
+    let mut period = sliding(json!(null));
+    period["sliding_window_pattern"] = json!(1);
+    model(&bench, &period, &specs());
+    let (metadata, _) = exported(&bench, "f32");
+    assert_eq!(metadata[key], json!([false]));
 }
 
 #[test]
@@ -583,7 +589,15 @@ fn what_llama_cpp_reads_otherwise_is_said() {
     let bench = Bench::new();
     model(&bench, &config(), &specs());
     let said = |changes: Value| {
-        bench.file("m/config.json", changed(changes).to_string());
+        let config = changed(changes);
+        // Fewer tokens than the vocabulary has: an embedding that is cut.
+        let rows = config["vocab_size"].as_u64().unwrap() as usize;
+        let specs = ["lm_head.weight", "model.embed_tokens.weight"]
+            .into_iter()
+            .fold(specs(), |specs, name| {
+                with(without(specs, name), spec(name, 1, &[rows, 32]))
+            });
+        model(&bench, &config, &specs);
         let outcome = bench.weld(&[&EXPORT[..], &["--force"]].concat());
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
         let notes = outcome
@@ -610,6 +624,17 @@ fn what_llama_cpp_reads_otherwise_is_said() {
         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "tie_word_embeddings": true,
     });
     assert_eq!(said(gemma), "");
+    bench.file("m/tokenizer.model", pieces());
+    bench.file(
+        "m/added_tokens.json",
+        json!({"far": 3, "farther": 9}).to_string(),
+    );
+    assert!(
+        said(json!({})).contains("have 1 ids from 6 on"),
+        "{}",
+        said(json!({}))
+    );
+    assert!(said(json!({"vocab_size": 3})).contains("have 2 ids from 3 on"));
 }
 
 #[test]
@@ -781,6 +806,14 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing() {
         (0..6 * 32).map(|_| 1e6),
     );
     let stray = spec("model.layers.0.self_attn.rel_pos.weight", 7, &[4]);
+    let norm = |layer: &str| {
+        spec(
+            &format!("model.layers.{layer}.input_layernorm.weight"),
+            8,
+            &[32],
+        )
+    };
+    let (padded, signed) = (norm("00"), norm("+0"));
     for (config, specs, named) in [
         (changed("model_type", "bert".into()), specs(), "bert"),
         (
@@ -812,6 +845,56 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing() {
             "vocab_size",
         ),
         (
+            changed("rms_norm_eps", 1e300.into()),
+            specs(),
+            "`rms_norm_eps`: expected a number that is finite in float32",
+        ),
+        (
+            changed("rope_theta", 1e-60.into()),
+            specs(),
+            "`rope_theta`: expected a number above one",
+        ),
+        (
+            of_family(json!({
+                "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            })),
+            specs(),
+            "`rope_scaling.rope_type`: expected the same as in `rope_parameters`",
+        ),
+        (
+            of_family(json!({
+                "original_max_position_embeddings": 16,
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+            })),
+            specs(),
+            "`original_max_position_embeddings`: expected the same wherever it is said",
+        ),
+        (
+            of_family(json!({
+                "model_type": "gemma3_text", "head_dim": 8, "rope_local_base_freq": 5e4,
+                "rope_parameters": {
+                    "full_attention": {"rope_theta": 500000.0}, "sliding_attention": {"rope_theta": 1e4},
+                },
+            })),
+            specs(),
+            "`rope_local_base_freq`: expected the same as `rope_theta`",
+        ),
+        (
+            of_family(json!({
+                "model_type": "gemma3", "head_dim": 8, "text_config": {"num_attention_heads": 8},
+            })),
+            specs(),
+            "`num_attention_heads`: expected 8, as the part for text says, found 4",
+        ),
+        (
+            of_family(json!({
+                "model_type": "qwen3_moe", "num_experts": 4, "num_local_experts": 8,
+            })),
+            specs(),
+            "`num_local_experts`: expected 4, as `num_experts` says, found 8",
+        ),
+        (
             changed("num_hidden_layers", 2.into()),
             specs(),
             "layer 1 has no tensor",
@@ -834,6 +917,16 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing() {
         (config(), with(specs(), nan), "NaN or infinite"),
         (config(), with(specs(), large), "too large for the type"),
         (config(), with(specs(), stray), "rel_pos.weight"),
+        (
+            config(),
+            with(specs(), padded),
+            "layers.00.input_layernorm.weight",
+        ),
+        (
+            config(),
+            with(specs(), signed),
+            "layers.+0.input_layernorm.weight",
+        ),
     ] {
         let bench = Bench::new();
         model(&bench, &config, &specs);

@@ -16,5 +16,6 @@ pub(super) const DECODER: Decoder = Decoder {
     ],
     query_norms: QueryNorms::Head,
     theta: 1_000_000.0,
+    window_period: Some("sliding_window_pattern"),
     ..super::gemma2::DECODER
 };

@@ -114,6 +114,15 @@ impl<'a> Meaning<'a> {
         )
     }
 
+    /// The layers that look back as far as they can, by `layer_types` or by a period; none if neither is there.
+    pub(super) fn unwindowed_layers(&self) -> Option<Vec<bool>> {
+        self.full_layers().or_else(|| {
+            let period = self.size(self.decoder()?.window_period?)?;
+            let layers = 1..=self.layers()?;
+            (period > 0).then(|| layers.map(|layer| layer.is_multiple_of(period)).collect())
+        })
+    }
+
     /// Whether heads are as wide as the hidden size over their number; if not, how wide they are.
     pub(super) fn odd_head_dim(&self) -> Option<usize> {
         let (hidden, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);

@@ -254,7 +254,7 @@ impl Quirk {
                     .and_then(|field| meaning.size(field))
                     .unwrap_or(period)
                     .max(1);
-                let full = meaning.full_layers()?;
+                let full = meaning.unwindowed_layers()?;
                 let is_full =
                     |(layer, full): (usize, &bool)| (layer + 1).is_multiple_of(period) == *full;
                 let odd = full.iter().enumerate().position(|layer| !is_full(layer))?;

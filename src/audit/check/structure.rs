@@ -10,7 +10,7 @@ use crate::{CheckInfo, Finding, Place, Report, Severity, Skipped};
 use architecture::{
     Expected, Family, LAYER_COUNTS, Layers, Presence, Role, Rule, Size, SizeKind, StackIndex,
     TEXT_PARTS, announced, announced_mtp_layers, is_derived_buffer, is_input_embedding,
-    is_output_head, layer_lists, layer_stacks, mtp_layers_in, without_mtp,
+    is_output_head, layer_lists, layer_stacks, module_index, mtp_layers_in, without_mtp,
 };
 use checkpoint::{Checkpoint, ModelConfig, Survey, TensorEntry};
 
@@ -218,7 +218,7 @@ impl Stored {
             let Some(of) = of_experts.iter().find_map(|start| rest.strip_prefix(start)) else {
                 continue;
             };
-            let number: Option<usize> = of.split('.').next().and_then(|part| part.parse().ok());
+            let number = of.split('.').next().and_then(module_index);
             stored.experts.entry(layer).or_default().extend(number);
         }
         stored

@@ -8,7 +8,7 @@ use crate::{Finding, Place, Report, Severity};
 use architecture::is_input_embedding;
 use checkpoint::{
     Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, settings,
-    turn_end_beside, unknown_turn_end,
+    turn_end_beside, unknown_turn_end, vocabulary_end,
 };
 use plan::chat_template_parses;
 
@@ -110,6 +110,9 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
             true => found.with_severity(Severity::Note),
             false => found,
         });
+    }
+    if let (None, Some(rows)) = (&tokenizer, rows) {
+        other_vocabulary(model, rows, report);
     }
     if let Some(tokenizer) = &tokenizer {
         let file = "special_tokens_map.json";
@@ -276,6 +279,26 @@ fn ids_of(value: &Value) -> Option<Vec<i64>> {
         value => Some(vec![value.as_i64()?]),
     }
     .filter(|ids| !ids.is_empty())
+}
+
+/// Checks a vocabulary without a `tokenizer.json`. Some tokenizers move its ids, so it is no error that there are more.
+fn other_vocabulary(model: &Checkpoint, rows: usize, report: &mut Report) {
+    // What cannot be read is found elsewhere, or no vocabulary.
+    let Ok(Some((file, end))) = vocabulary_end(model) else {
+        return;
+    };
+    let beyond = end.saturating_sub(rows as u64);
+    if beyond > 0 && file != "tokenizer.json" {
+        let expected = format!("ids below {rows}, the rows of the embedding");
+        let found = format!("ids up to {}", end - 1);
+        // One more is the padding token of a fine-tune that never trained it.
+        report.add(
+            Finding::new(&NO_ROW, Place::file(file), expected, found).with_severity(match beyond {
+                1 => Severity::Note,
+                _ => Severity::Warning,
+            }),
+        );
+    }
 }
 
 /// The number of rows of the largest token embedding.

@@ -10,7 +10,7 @@ use crate::{
 };
 use architecture::{
     LayerStack, StackIndex, is_derived_buffer, is_input_embedding, is_output_head,
-    is_shared_expert, layer_stacks, may_be_infinite, may_hold_zeros,
+    is_shared_expert, layer_stacks, may_be_infinite, may_hold_zeros, module_index,
 };
 use checkpoint::Checkpoint;
 use engine::Observer;
@@ -597,7 +597,7 @@ impl Values<'_> {
         let experts = self.digests(order, |name| {
             let (before, rest) = name.split_once("experts.")?;
             let (number, role) = rest.split_once('.')?;
-            Some(((before, number.parse().ok()?), role))
+            Some(((before, module_index(number)?), role))
         });
         let equal = equal(experts).into_iter();
         let finding = equal.map(|(before, number, other)| {

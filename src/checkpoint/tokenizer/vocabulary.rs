@@ -85,8 +85,25 @@ pub fn compare_vocabularies(
     Ok(compare(&ids_a, &ids_b))
 }
 
+/// The file from which a folder's vocabulary is read, and one more than its largest id; none if there is no vocabulary.
+///
+/// # Errors
+/// The file cannot be read, is too large, or is not a vocabulary.
+pub fn vocabulary_end(checkpoint: &Checkpoint) -> Result<Option<(String, u64)>, CheckpointError> {
+    if checkpoint.is_single_file() {
+        return Ok(None);
+    }
+    let found = read_vocabulary(&checkpoint.location().path)?;
+    Ok(found.and_then(|found| {
+        let (last, _) = found.ids.last_key_value()?;
+        Some((found.file, last.saturating_add(1)))
+    }))
+}
+
 /// A model's vocabulary, as a file has it.
 struct ReadVocabulary {
+    /// The name of the file.
+    file: String,
     ids: Vocabulary,
     /// Whether it is a SentencePiece model, of which tokenizers move the ids by a fixed number, or name tokens of their
     /// own before the others.
@@ -222,7 +239,12 @@ fn read_vocabulary(folder: &Path) -> Result<Option<ReadVocabulary>, CheckpointEr
             let ids = read(folder, &bytes).map_err(|e| e.at(path))?;
             if !ids.is_empty() {
                 let is_pieces = name.ends_with(".model") && is_sentencepiece(&bytes);
-                return Ok(Some(ReadVocabulary { ids, is_pieces }));
+                let file = name.to_owned();
+                return Ok(Some(ReadVocabulary {
+                    file,
+                    ids,
+                    is_pieces,
+                }));
             }
         }
     }

@@ -15,7 +15,10 @@ pub(super) fn tokens(json: &Json, size: usize) -> Result<Tokens, Refusal> {
     let mut tokens = Tokens::new("t5", "default".into(), size, true);
     for (place, token) in listed.iter().enumerate() {
         let id = place as u64;
-        let (Some(text), Some(score)) = (token[0].as_str(), token[1].as_f64()) else {
+        let score = token[1]
+            .as_f64()
+            .filter(|score| (*score as f32).is_finite());
+        let (Some(text), Some(score)) = (token[0].as_str(), score) else {
             return Err(format!("tokenizer.json: token {place} is no text with a score").into());
         };
         let kind = match is_byte(text) {

@@ -37,7 +37,7 @@ pub(super) fn vocabulary(
     size: usize,
     pretokenizer: Option<&str>,
     out: &mut Metadata,
-) -> Result<Option<&'static str>, Refusal> {
+) -> Result<Vec<String>, Refusal> {
     let described = described(checkpoint)?;
     let model = match dialect.pieces_first || described.is_none() {
         true => piece_model(checkpoint)?,
@@ -45,10 +45,19 @@ pub(super) fn vocabulary(
     };
     let unigram = model.as_ref().is_some_and(|model| model.is_unigram);
     let config = checkpoint.config().map(|config| config.value());
+    let mut notes = Vec::new();
     let mut tokens = match (model, &described) {
         (Some(model), _) => {
             let json = described.as_ref().map(|described| &described.json);
-            pieces::of_model(checkpoint, &model, size, dialect.added_verbatim, json)?
+            let (tokens, beyond) =
+                pieces::of_model(checkpoint, &model, size, dialect.added_verbatim, json)?;
+            if beyond > 0 {
+                notes.push(format!(
+                    "tokenizer.model and the tokens added to it have {beyond} ids from {size} on, for which the embedding \
+                     has no row: they are left out, as llama.cpp's converter has it; text that has them is cut otherwise"
+                ));
+            }
+            tokens
         }
         (None, Some(described)) => match kind(&described.json)? {
             Kind::ByteLevel => byte_pairs::tokens(described, size, pretokenizer)?,
@@ -82,10 +91,14 @@ pub(super) fn vocabulary(
     if let Some(template) = template.filter(|template| !template.is_empty()) {
         out.set("tokenizer.chat_template", Value::Text(template));
     }
-    Ok(unigram.then_some(
-        "tokenizer.model is a Unigram model, and llama.cpp reads it as one that merges pieces, as its converter has \
-         it; some text is cut otherwise",
-    ))
+    if unigram {
+        notes.push(
+            "tokenizer.model is a Unigram model, and llama.cpp reads it as one that merges pieces, as its converter has \
+             it; some text is cut otherwise"
+                .into(),
+        );
+    }
+    Ok(notes)
 }
 
 /// The `tokenizer.json` beside the weights, if there is one.

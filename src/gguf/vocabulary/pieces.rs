@@ -1,6 +1,6 @@
 //! Vocabularies of SentencePiece: pieces with scores, merged the best first; what is left becomes bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::byte_pairs::{Pair, pairs};
 use super::tokens::{
@@ -17,7 +17,8 @@ const MODEL: &str = "llama";
 /// The score of a token that no merge makes.
 const UNMERGED: f32 = -1e9;
 
-/// The pieces of a `tokenizer.model` and the tokens that other files add, as far as the model has ids for them.
+/// The pieces of a `tokenizer.model` and the tokens that other files add, as far as the model has ids for them; and how
+/// many tokens it has none for.
 /// `verbatim`: added tokens are written as they stand, those of `json`, a `tokenizer.json`, too.
 pub(super) fn of_model(
     checkpoint: &Checkpoint,
@@ -25,8 +26,16 @@ pub(super) fn of_model(
     size: usize,
     verbatim: bool,
     json: Option<&Json>,
-) -> Result<Tokens, Refusal> {
+) -> Result<(Tokens, usize), Refusal> {
     let mut tokens = Tokens::new(MODEL, "default".into(), size, true);
+    let mut added_beyond = BTreeSet::new();
+    let mut place = |id: Option<u64>| {
+        let place = usize::try_from(id?).ok()?;
+        if place >= size.max(model.pieces.len()) {
+            added_beyond.insert(place);
+        }
+        (place < size).then_some(place)
+    };
     for (place, piece) in model.pieces.iter().enumerate().take(size) {
         let kind = match piece.kind {
             PieceKind::Normal | PieceKind::UserDefined => NORMAL,
@@ -39,14 +48,14 @@ pub(super) fn of_model(
     }
     let read = |name: &str| settings(checkpoint, name).map_err(|error| Refusal::from(&error));
     for (text, id) in read("added_tokens.json")?.into_iter().flatten() {
-        if let Some(place) = place(id.as_u64(), size) {
+        if let Some(place) = place(id.as_u64()) {
             tokens.put_at(place, &text, USER_DEFINED, ADDED_SCORE);
         }
     }
     let config = read("tokenizer_config.json")?.unwrap_or_default();
     let listed = config.get("added_tokens_decoder").and_then(Json::as_object);
     for (id, token) in listed.into_iter().flatten() {
-        let place = place(id.parse().ok(), size);
+        let place = place(id.parse().ok());
         if let (Some(place), Some(text)) = (place, token["content"].as_str()) {
             let special = token["special"].as_bool().unwrap_or(false);
             let (text, kind) = match verbatim {
@@ -59,13 +68,14 @@ pub(super) fn of_model(
     let last = json.filter(|_| verbatim);
     let last = last.and_then(|json| json["added_tokens"].as_array());
     for token in last.into_iter().flatten() {
-        let place = place(token["id"].as_u64(), size);
+        let place = place(token["id"].as_u64());
         if let (Some(place), Some(text)) = (place, token["content"].as_str()) {
             let special = token["special"].as_bool().unwrap_or(false);
             tokens.put_at(place, text, kind_of(special), ADDED_SCORE);
         }
     }
-    Ok(tokens)
+    let beyond = model.pieces.len().saturating_sub(size) + added_beyond.len();
+    Ok((tokens, beyond))
 }
 
 fn kind_of(special: bool) -> i32 {
@@ -73,11 +83,6 @@ fn kind_of(special: bool) -> i32 {
         true => CONTROL,
         false => USER_DEFINED,
     }
-}
-
-fn place(id: Option<u64>, size: usize) -> Option<usize> {
-    let place = usize::try_from(id?).ok()?;
-    (place < size).then_some(place)
 }
 
 /// The tokens of a `tokenizer.json` that merges pairs of characters. A token's score is the place of the first merge

@@ -11,6 +11,7 @@ use crate::check::values::{fused, is_norm};
 use crate::check::{structure, values};
 use architecture::{
     Family, announced_mtp_layers, is_derived_buffer, is_output_head, is_router, layer_stacks,
+    module_index,
 };
 use checkpoint::Dtype;
 use numeric::FloatType;
@@ -718,7 +719,7 @@ fn expert(draft: &Draft<'_>, number: usize) -> Result<Vec<ByteRange>, Obstacle> 
     let apart = |tensor: &'_ Tensor| {
         let (before, rest) = tensor.name.split_once("experts.")?;
         let (of, _) = rest.split_once('.')?;
-        Some((before.to_owned(), of.parse::<usize>().ok()?))
+        Some((before.to_owned(), module_index(of)?))
     };
     let together = |tensor: &'_ Tensor| {
         let (before, count) = fused(&tensor.name, &tensor.shape)?;
