@@ -53,6 +53,20 @@ impl ModelConfig {
         ModelConfig { text, ..self }
     }
 
+    /// Whether diffusers reads the model, by the class that the config names; `false`: transformers does; none if it says
+    /// both or nothing.
+    pub fn is_of_diffusers(&self) -> Option<bool> {
+        let names = |key: &str| self.value.get(key).is_some_and(|value| !value.is_null());
+        match (
+            names("_class_name"),
+            names("model_type") || names("architectures"),
+        ) {
+            (true, false) => Some(true),
+            (false, true) => Some(false),
+            _ => None,
+        }
+    }
+
     /// Where it was read from.
     pub fn path(&self) -> &Path {
         &self.path

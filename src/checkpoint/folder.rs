@@ -5,14 +5,15 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::config::ModelConfig;
 use super::error::CheckpointError;
-use super::format::FileFormat;
+use super::format::{DIFFUSERS_STEM, FileFormat};
 use super::index::Index;
 use super::limits::{MAX_FOLDER_ENTRIES, MAX_SHARDS};
 use super::locate::Location;
 use super::unread::{download_hint, no_weights, not_one_set};
 use super::weight_names::{
-    ADAPTERS, NumberedSet, is_head_file, is_model, is_of_training, numbered,
+    ADAPTERS, NumberedSet, is_head_file, is_index, is_model, is_of_training, numbered,
 };
 
 /// The files that make up a checkpoint.
@@ -54,8 +55,18 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
     {
         names.retain(|name| !is_head_file(name));
     }
+    let passed_over = of_other_library(location, &names)?;
+    names.retain(|name| !passed_over.contains(name));
     for format in [FileFormat::Safetensors, FileFormat::Pickle] {
         if let Some(mut found) = find_format(location, &names, format) {
+            let weights = passed_over.into_iter().filter(|name| is_model(name));
+            for name in weights {
+                found.weights.notes.push(format!(
+                    "{} was not read: the library of the model, by its config.json, looks for another name",
+                    location.path.join(&name).display()
+                ));
+                found.left_aside.push(name);
+            }
             if format == FileFormat::Safetensors {
                 let unread = unread_pickles(&names);
                 let note = unread.map(|(first, more)| pickles_note(location, first, more));
@@ -66,6 +77,41 @@ pub(super) fn find_weights(location: &Location) -> Result<FoundWeights, Checkpoi
         }
     }
     Err(no_weights(location, &names))
+}
+
+/// The weights and indexes under the name by which the library of the model does not look for them, where there are some
+/// under each: transformers reads `model.safetensors`, diffusers `diffusion_pytorch_model.safetensors`.
+fn of_other_library(
+    location: &Location,
+    names: &BTreeSet<String>,
+) -> Result<BTreeSet<String>, CheckpointError> {
+    let called = |stems: &[&str]| -> BTreeSet<String> {
+        let is_called = |name: &&String| {
+            let rest = stems.iter().find_map(|stem| name.strip_prefix(stem));
+            let ends = [".safetensors", ".bin", ".index.json"];
+            rest.is_some_and(|rest| rest.starts_with(['.', '-']))
+                && ends.iter().any(|end| name.ends_with(end))
+                && (is_model(name) || is_index(name))
+        };
+        names.iter().filter(is_called).cloned().collect()
+    };
+    let transformers = called(&["model", "pytorch_model"]);
+    let diffusers = called(&[DIFFUSERS_STEM]);
+    if transformers.is_empty() || diffusers.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let config = ModelConfig::read(&location.path)?;
+    match config.and_then(|config| config.is_of_diffusers()) {
+        Some(true) => Ok(transformers),
+        Some(false) => Ok(diffusers),
+        None => Err(CheckpointError::AmbiguousFolder {
+            path: location.path.clone(),
+            files: transformers.into_iter().chain(diffusers).collect(),
+            hint: "transformers reads those of the first name and diffusers those of the other, and config.json does not \
+                   say which of them the model is for (`model_type` or `_class_name`): remove the others"
+                .into(),
+        }),
+    }
 }
 
 /// Pickled weights that are ignored because the folder also has safetensors: the first, and how many more.

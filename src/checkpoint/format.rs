@@ -19,6 +19,9 @@ impl WrittenAs {
     }
 }
 
+/// What the names of weight files begin with where diffusers reads them.
+pub(super) const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
+
 /// The format of a checkpoint's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileFormat {

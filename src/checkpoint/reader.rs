@@ -9,6 +9,7 @@ use super::adapter::{Adapter, Subject};
 use super::behind::Reclaim;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
+use super::format::DIFFUSERS_STEM;
 use super::home::file_in;
 use super::joined::Joined;
 use super::layout::stem_of;
@@ -422,13 +423,14 @@ impl Checkpoint {
     }
 }
 
-/// The stem of the output's weight files. Components of diffusers keep that of their files.
+/// The stem of the output's weight files: the one by which the library of the model looks for them.
 fn stem_of_written(config: Option<&ModelConfig>, source: &dyn TensorSource) -> String {
     let is_component = config.is_some_and(|config| config.get("_class_name").is_some());
     let first = source.shards().first().map(|shard| shard.file_name());
-    match first.filter(|_| is_component) {
-        Some(first) => stem_of(&first).to_owned(),
-        None => "model".to_owned(),
+    match (config.and_then(ModelConfig::is_of_diffusers), first) {
+        (Some(true), _) => DIFFUSERS_STEM.to_owned(),
+        (None, Some(first)) if is_component => stem_of(&first).to_owned(),
+        _ => "model".to_owned(),
     }
 }
 

@@ -14,7 +14,7 @@ use super::planned::{Operation, PlannedTensor, SourceTensor};
 use super::problems::{Problems, count, some_of};
 use checkpoint::{Checkpoint, InMemory, ModelConfig, Part, SidecarsFrom, WrittenAs};
 use numeric::FloatType;
-use recipe::{Fallback, Inputs, Module, Recipe};
+use recipe::{Fallback, Inputs, Module, Recipe, nearest};
 
 /// A part of the donor, and what becomes of it.
 pub(super) struct PartOf {
@@ -61,6 +61,10 @@ pub(super) fn parts(
         });
     }
     note_others(models, &places, notes);
+    unknown_modules(recipe, donor, &places, problems);
+    if !problems.is_empty() {
+        return Vec::new();
+    }
     if !found.iter().any(|part| part.is_merged) {
         let (why, _) = copied.swap_remove(0);
         let names: Vec<&str> = places.iter().map(Place::name).collect();
@@ -160,6 +164,43 @@ fn module_of<'r>(recipe: &'r Recipe, prefix: &str) -> Option<(usize, &'r Module)
 fn is_named(module: &Module, prefix: &str) -> bool {
     let own = prefix.trim_end_matches('/');
     module.name.as_ref().is_some_and(|name| name.value == own)
+}
+
+/// Refuses modules of the recipe that are no part of the donor, where all of its weights lie in parts.
+fn unknown_modules(
+    recipe: &Recipe,
+    donor: &Checkpoint,
+    places: &[Place<'_>],
+    problems: &mut Problems,
+) {
+    if places.iter().any(|place| place.prefix.is_empty()) {
+        // Modules of tensors are known by their names, which are compared later.
+        return;
+    }
+    let rest = rest(&recipe.modules);
+    for (index, module) in recipe.modules.iter().enumerate() {
+        let Some(name) = &module.name else {
+            continue;
+        };
+        if places.iter().any(|place| place.name() == name.value) || rest == Some(index) {
+            continue;
+        }
+        let nearest = nearest(&name.value, places.iter().map(Place::name));
+        let nearest = nearest.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+        let names: Vec<&str> = places.iter().map(Place::name).collect();
+        problems.add(
+            Some(name.at),
+            format!(
+                "`{}` has no part `{}`",
+                donor.label(),
+                name.value.escape_debug()
+            ),
+            Some(format!(
+                "{nearest}its parts are {}, and `default` stands for those that are not named",
+                some_of(&names)
+            )),
+        );
+    }
 }
 
 /// Which modules the tensors of a part belong to.

@@ -586,3 +586,34 @@ fn what_lies_beside_the_weights_is_carried_unless_a_rule_says_why_not() {
     std::fs::write(out.join("voices/one/a.json"), "[]").unwrap();
     assert_eq!(bench.weld(&["verify", "out"]).code, Some(1));
 }
+
+#[test]
+fn a_piece_model_with_more_pieces_than_rows_is_told() {
+    let bench = bench(json!({}), json!({}));
+    let rows = by_name(&bench.path("a"))["model.embed_tokens.weight"].shape[0];
+    let piece = |number: usize| {
+        let text = format!("t{number:04}");
+        [&[0x0a, 7, 0x0a, 5][..], text.as_bytes()].concat()
+    };
+    let pieces = |count: usize| (0..count).flat_map(piece).collect::<Vec<u8>>();
+    for (count, severity) in [
+        (rows, None),
+        (rows + 1, Some("note")),
+        (rows + 9, Some("warning")),
+    ] {
+        for model in ["a", "b"] {
+            bench.file(&format!("{model}/tokenizer.model"), pieces(count));
+        }
+        let said = notes(&bench, LINEAR);
+        let told = format!("`tokenizer.model` of `a` has ids up to {}", count - 1);
+        let is_told = said.iter().any(|note| note.contains(&told));
+        assert_eq!(is_told, severity.is_some(), "{said:?}");
+        let found: Value = serde_json::from_str(&findings(&bench, "a")).unwrap();
+        let mut found = found.as_array().unwrap().iter();
+        let found = found.find(|finding| finding["check"] == "tokenizer.id-without-row");
+        assert_eq!(
+            found.map(|finding| finding["severity"].as_str().unwrap()),
+            severity
+        );
+    }
+}

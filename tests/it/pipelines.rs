@@ -573,3 +573,120 @@ fn a_component_of_an_input_is_no_place_for_the_output() {
     }
     assert_eq!(tree(&bench.path("a")), before);
 }
+
+#[test]
+fn a_misspelt_component_of_a_recipe_is_refused() {
+    let bench = Bench::new();
+    pipeline(&bench, "a", 1);
+    pipeline(&bench, "b", 2);
+    let recipe = |names: &[&str]| {
+        let module = |name: &&str| {
+            format!(
+                " {name}: {{models: [{{model: a}}, {{model: b}}], parameters: {{weight: 0.5}}}}\n"
+            )
+        };
+        let modules: String = names.iter().map(module).collect();
+        format!("merge_method: linear\nmodules:\n{modules}")
+    };
+    let said = bench.refused(&recipe(&["unett", "default"]), &[]);
+    for part in [
+        "`a` has no part `unett`",
+        "did you mean `unet`?",
+        "text_encoder",
+        "recipe.yml:3:",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // Of two names for the rest, one counts.
+    let said = bench.refused(&recipe(&["unet", "default", "decoder"]), &[]);
+    assert!(said.contains("`a` has no part `decoder`"), "{said}");
+    bench.merge(&recipe(&["unet", "default"]), &[]);
+    is_mixed(&bench, "unet/diffusion_pytorch_model.safetensors", 0.5);
+}
+
+#[test]
+fn the_weights_that_the_components_library_reads_count() {
+    let other = weights(70);
+    let (of_diffusers, of_transformers) =
+        ("diffusion_pytorch_model.safetensors", "model.safetensors");
+    for (folder, own, stray) in [
+        ("unet", of_diffusers, of_transformers),
+        ("text_encoder", of_transformers, of_diffusers),
+    ] {
+        let bench = Bench::new();
+        pipeline(&bench, "a", 1);
+        pipeline(&bench, "b", 2);
+        bench.tensors(&format!("a/{folder}/{stray}"), &other);
+        bench.recipe(MEAN);
+        let outcome = bench.weld(&["merge", "recipe.yml", "out"]);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let note = format!("a/{folder}/{stray} was not read");
+        assert!(outcome.stderr.contains(&note), "{}", outcome.stderr);
+        is_mixed(&bench, &format!("{folder}/{own}"), 0.5);
+        bench.passes(&["verify", "out", "--full"]);
+        let checked = bench.weld(&["check", "a"]);
+        assert!(
+            checked.stdout.contains("index.orphan-file"),
+            "{}",
+            checked.stdout
+        );
+        fs::remove_dir_all(bench.path("out")).unwrap();
+        // A config that does not say whose it is decides nothing.
+        for config in ["{}", r#"{"_class_name": "X", "model_type": "x"}"#] {
+            bench.file(&format!("a/{folder}/config.json"), config);
+            let said = bench.refused(MEAN, &[]);
+            assert!(
+                said.contains(of_diffusers) && said.contains(of_transformers),
+                "{said}"
+            );
+            assert!(said.contains("`model_type` or `_class_name`"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn weights_by_a_name_that_no_loader_looks_for_do_not_verify() {
+    for (from, to) in [
+        (
+            "unet/diffusion_pytorch_model.safetensors",
+            "unet/model.safetensors",
+        ),
+        (
+            "text_encoder/model.safetensors",
+            "text_encoder/weights.safetensors",
+        ),
+    ] {
+        for lock in [true, false] {
+            let bench = Bench::new();
+            pipeline(&bench, "a", 1);
+            pipeline(&bench, "b", 2);
+            bench.merge(MEAN, &[]);
+            let args = match lock {
+                true => vec!["verify", "out", "--format", "json"],
+                false => vec![
+                    "verify",
+                    "out",
+                    "--recipe",
+                    "recipe.yml",
+                    "--format",
+                    "json",
+                ],
+            };
+            if !lock {
+                fs::remove_file(bench.path("out/weldment.lock.json")).unwrap();
+            }
+            bench.passes(&args);
+            fs::rename(
+                bench.path(&format!("out/{from}")),
+                bench.path(&format!("out/{to}")),
+            )
+            .unwrap();
+            let outcome = bench.weld(&args);
+            assert_eq!(outcome.code, Some(1), "{from} {lock} {}", outcome.stderr);
+            let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
+            let findings = report["findings"].as_array().unwrap();
+            let found = findings.iter().find(|finding| finding["file"] == from);
+            assert_eq!(found.unwrap()["check"], "verify.file", "{findings:?}");
+        }
+    }
+}

@@ -11,14 +11,11 @@ use crate::loaders::{Role, is_apart, is_below, role_of};
 use crate::{CheckInfo, Finding, Place, Report, Skipped};
 use checkpoint::{
     Checkpoint, CheckpointError, FileState, Location, Part, TreeEntry, WrittenAs, folder_of,
-    parse_json, read_bounded, read_sidecar, stem_of, tree,
+    parse_json, read_bounded, read_sidecar, tree,
 };
 use errors::some_of;
 use plan::Plan;
 use run::{LOCK_FILE, Lock};
-
-/// What diffusers begins the names of weights with.
-const DIFFUSERS: &str = "diffusion_pytorch_model";
 
 /// The largest index that is read; checked already when the checkpoint was opened.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -151,7 +148,7 @@ pub(super) fn judge(
         known.extend(by_lock.iter().cloned());
     }
     for weights in &weights {
-        report.extend(weights.missing_name(folder, exact));
+        report.extend(weights.missing_name(folder));
         report.extend(weights.metadata(folder, exact));
     }
     let mut others = Vec::new();
@@ -217,26 +214,15 @@ pub(crate) struct Weights<'m> {
 impl<'m> Weights<'m> {
     /// Those of each part of a checkpoint.
     pub(crate) fn of(model: &'m Checkpoint) -> Vec<Weights<'m>> {
-        let stem = |model: &Checkpoint| {
-            let shards = model.shards();
-            let first = shards.first().map(|shard| shard.file_name());
-            match first.as_deref().map(stem_of) {
-                Some(DIFFUSERS) => DIFFUSERS,
-                _ => "model",
-            }
-        };
         let of_part = |part: &'m Part| Weights {
             model: &part.model,
-            stem: match part.model.is_single_file() {
-                true => part.stem.clone(),
-                false => format!("{}{}", part.folder(), stem(&part.model)),
-            },
+            stem: part.stem.clone(),
             format: part.format,
         };
         match model.parts() {
             [] => vec![Weights {
                 model,
-                stem: stem(model).to_owned(),
+                stem: model.stem().to_owned(),
                 format: WrittenAs::Safetensors,
             }],
             parts => parts.iter().map(of_part).collect(),
@@ -267,14 +253,16 @@ impl<'m> Weights<'m> {
     }
 
     /// The finding that loaders would not find them: several files without an index, or one by another name.
-    fn missing_name(&self, folder: &FolderListing, exact: bool) -> Option<Finding> {
+    fn missing_name(&self, folder: &FolderListing) -> Option<Finding> {
+        let is_there = |name: &String| folder.entries.contains_key(name);
         let wanted = match self.model.shards().len() {
             0 => return None,
+            // Some tools write an index for one file too.
+            1 if is_there(&self.index()) => return None,
             1 => format!("{}{}", self.stem, self.format.end()),
             _ => self.index(),
         };
-        let needed = self.is_safetensors() && (exact || self.model.shards().len() > 1);
-        (needed && !folder.entries.contains_key(&wanted)).then(|| {
+        (self.is_safetensors() && !is_there(&wanted)).then(|| {
             let expected = "the file, by which loaders find the weights";
             Finding::new(&checks::FILE, Place::file(wanted), expected, "none")
         })
