@@ -3,8 +3,8 @@
     python3 -m venv target/envs/docs && target/envs/docs/bin/pip install -r docs/requirements.txt
     target/envs/docs/bin/python docs/site.py target/site
 
-README.md is its first page. A file of this repository that a page links to becomes a page too, so that the site needs no
-network.
+README.md is its first page. A file of this repository that a page links to becomes a page too, and nothing is loaded from
+elsewhere, so that the site needs no network.
 """
 
 import html.parser
@@ -39,7 +39,8 @@ def file_page(file):
 def stage(docs):
     """Puts the pages, their pictures and the files that they link to into a folder. Returns the links that lead nowhere."""
     names, dead, files = pages(), [], set()
-    shutil.copytree(ROOT / "docs/images", docs / "images")
+    shutil.copytree(ROOT / "docs/images", docs / "images", ignore=shutil.ignore_patterns("*.sh"))
+    shutil.copy(ROOT / "docs/iframe-worker.js", docs)
 
     def target(page, link):
         if urllib.parse.urlsplit(link).scheme:
@@ -76,11 +77,11 @@ def stage(docs):
 
 
 class Page(html.parser.HTMLParser):
-    """The anchors of a page, and what it links to."""
+    """The anchors of a page, what it links to, and what a browser loads with it."""
 
     def __init__(self, file):
         super().__init__()
-        self.anchors, self.links = set(), []
+        self.anchors, self.links, self.loads = set(), [], []
         self.feed(file.read_text())
 
     def handle_starttag(self, tag, attributes):
@@ -89,12 +90,17 @@ class Page(html.parser.HTMLParser):
                 self.anchors.add(value)
             elif name in ("href", "src") and value:
                 self.links.append(value)
+                if name == "src" or ("rel", "stylesheet") in attributes:
+                    self.loads.append(value)
 
 
 def dead_links(site):
-    """The links of a built site that lead to no file, or to no anchor of it."""
+    """The links of a built site that lead to no file, or to no anchor of it, and what it loads from elsewhere."""
     found = {file: Page(file) for file in sorted(site.rglob("*.html"))}
     for file, page in found.items():
+        for load in page.loads:
+            if urllib.parse.urlsplit(load).netloc:
+                yield f"{file.relative_to(site)}: {load}: it needs the network"
         for link in page.links:
             parts = urllib.parse.urlsplit(link)
             if parts.scheme or parts.netloc:

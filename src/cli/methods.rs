@@ -169,7 +169,7 @@ fn reference(all: &[&MethodInfo]) -> String {
             "\n## {}\n\n{}.\n\n```text\n{}\n```\n\nTakes {}.\n\nUse it for: {}.\n",
             info.name,
             capitalised(info.summary),
-            info.formula,
+            info.formula.replace("; ", "\n"),
             takes(info),
             info.when
         );
