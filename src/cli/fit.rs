@@ -7,8 +7,23 @@ use terminal_size::{Height, Width, terminal_size_of};
 /// The narrowest terminal that text is fitted to.
 const MIN_WIDTH: usize = 30;
 
+/// What stands at the end of a line where a word goes on in the next.
+const BROKEN: char = '…';
+
+/// The least room for words, however far a line is indented.
+const MIN_ROOM: usize = 12;
+
 /// The widest label: what a line has after its first word and two spaces or more is aligned, if it begins up to here.
-const MAX_LABEL: usize = 14;
+const MAX_LABEL: usize = 18;
+
+/// The widest help.
+pub(super) const MAX_HELP_WIDTH: usize = 100;
+
+/// How wide stdout's terminal is; none if stdout is no terminal.
+pub(super) fn stdout_width() -> Option<usize> {
+    let terminal = terminal_size_of(io::stdout());
+    terminal.map(|(Width(width), _)| usize::from(width).max(MIN_WIDTH))
+}
 
 /// The text as stdout's terminal shows it best; unchanged if stdout is none.
 pub(super) fn to_stdout(text: &str) -> String {
@@ -20,6 +35,14 @@ pub(super) fn to_stderr(text: &str) -> String {
     fitted(text, terminal_size_of(io::stderr()))
 }
 
+/// The text of a help as stdout's terminal shows it best; where there is none, as wide as clap's.
+pub(super) fn to_help(text: &str) -> String {
+    let columns = std::env::var("COLUMNS").ok();
+    let terminal = terminal_size_of(io::stdout()).map(|(Width(width), _)| usize::from(width));
+    let width = terminal.or_else(|| columns?.parse().ok());
+    wrapped(text, width.unwrap_or(MAX_HELP_WIDTH).min(MAX_HELP_WIDTH))
+}
+
 fn fitted(text: &str, terminal: Option<(Width, Height)>) -> String {
     match terminal {
         Some((Width(width), _)) => wrapped(text, usize::from(width)),
@@ -27,8 +50,8 @@ fn fitted(text: &str, terminal: Option<(Width, Height)>) -> String {
     }
 }
 
-/// The text with lines of at most `width` characters, as far as there are spaces to break them at.
-fn wrapped(text: &str, width: usize) -> String {
+/// The text with lines of at most `width` characters, broken at spaces; a word that is longer is broken with a sign.
+pub(super) fn wrapped(text: &str, width: usize) -> String {
     let width = width.max(MIN_WIDTH);
     let lines: Vec<String> = text
         .split('\n')
@@ -45,19 +68,56 @@ fn wrapped_line(line: &str, width: usize) -> String {
     let (mut out, mut column) = (String::new(), 0);
     // Each word with the spaces before it.
     for piece in pieces(line) {
-        let word = piece.trim_start_matches(' ');
+        let mut word = piece.trim_start_matches(' ');
         let length = piece.chars().count();
-        if column + length > width && column > indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', indent));
-            out.push_str(word);
-            column = indent + word.chars().count();
-        } else {
+        if column + length <= width {
             out.push_str(piece);
             column += length;
+            continue;
         }
+        match column > indent {
+            true => new_line(&mut out, indent),
+            // The line begins with spaces of its own.
+            false => out.extend(std::iter::repeat_n(' ', piece.len() - word.len())),
+        }
+        let own = if column > indent {
+            indent
+        } else {
+            column + piece.len() - word.len()
+        };
+        let mut room = width.saturating_sub(own).max(MIN_ROOM);
+        // A name that no line can hold.
+        while word.chars().count() > room {
+            let (head, rest) = broken(word, room - 1);
+            out.push_str(head);
+            out.push(BROKEN);
+            new_line(&mut out, indent);
+            word = rest;
+            room = width.saturating_sub(indent).max(MIN_ROOM);
+        }
+        out.push_str(word);
+        column = width.saturating_sub(room) + word.chars().count();
     }
     out
+}
+
+fn new_line(out: &mut String, indent: usize) {
+    out.push('\n');
+    out.extend(std::iter::repeat_n(' ', indent));
+}
+
+/// A word cut in two, of which the first has at most `most` characters: after a dot, a slash or an underscore if there is
+/// one in the second half of it.
+fn broken(word: &str, most: usize) -> (&str, &str) {
+    let end = word
+        .char_indices()
+        .nth(most)
+        .map_or(word.len(), |(at, _)| at);
+    let mark = word[..end]
+        .rfind(['.', '/', '_', ',', '-'])
+        .map(|at| at + 1);
+    let half = word.char_indices().nth(most / 2).map_or(0, |(at, _)| at);
+    word.split_at(mark.filter(|at| *at > half).unwrap_or(end))
 }
 
 /// The line cut before each run of spaces.
@@ -103,17 +163,18 @@ mod tests {
                         \x20 an indented line that goes on for\n\
                         \x20   longer than the terminal is wide\n\
                         short\n\
-                        a.name.without.a.space.that.is.longer.than.any.terminal.would.be\n\
+                        a.name.without.a.space.that.is.…\n\
+                        \x20 longer.than.any.terminal.would.be\n\
                         \x20 and more\n";
         assert_eq!(wrapped(text, 36), expected);
         assert_eq!(wrapped(text, 200), text);
         for width in 0..80 {
-            let words = |text: &str| {
-                text.split_whitespace()
-                    .map(str::to_owned)
-                    .collect::<Vec<_>>()
-            };
-            assert_eq!(words(&wrapped(text, width)), words(text), "{width}");
+            let letters = |text: &str| text.replace([' ', '\n', '…'], "");
+            let fitted = wrapped(text, width);
+            assert_eq!(letters(&fitted), letters(text), "{width}");
+            let most = width.max(MIN_WIDTH);
+            let is_short = |line: &str| line.chars().count() <= most;
+            assert!(fitted.lines().all(is_short), "{width}: {fitted}");
         }
     }
 }

@@ -9,8 +9,10 @@ use serde_json::json;
 
 use super::arguments::Format;
 use super::environment;
+use super::fit;
 use super::output::{Failure, print, print_json};
 use architecture::{StackIndex, layer_stacks};
+use audit::formats::columns;
 use checkpoint::{Checkpoint, Location, ModelRef, TensorEntry};
 use errors::printable;
 
@@ -36,19 +38,24 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let location = environment::locator(None)?.locate(&arguments.model)?;
     let model = Checkpoint::open_to_list(&arguments.model.to_string(), &location)?;
     match arguments.format {
-        Format::Text => print(&as_text(&model, arguments.all)),
+        Format::Text => print(&as_text(&model, arguments.all, fit::stdout_width())),
         Format::Json => print_json(&as_json(&model)),
     }
 }
 
-fn as_text(model: &Checkpoint, all: bool) -> String {
+fn as_text(model: &Checkpoint, all: bool, width: Option<usize>) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
-    let _ = write_text(&mut out, model, all);
+    let _ = write_text(&mut out, model, all, width);
     out
 }
 
-fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Result {
+fn write_text(
+    out: &mut String,
+    model: &Checkpoint,
+    all: bool,
+    width: Option<usize>,
+) -> std::fmt::Result {
     let tensors = model.tensors();
     let bytes: u64 = tensors.iter().map(|tensor| tensor.len).sum();
     let parameters: u64 = tensors.iter().map(TensorEntry::elements).sum();
@@ -102,16 +109,12 @@ fn write_text(out: &mut String, model: &Checkpoint, all: bool) -> std::fmt::Resu
     }
     writeln!(out)?;
     let rows = if all { each(model) } else { collapsed(model) };
-    let rows: Vec<_> = (rows.iter())
-        .map(|(name, signature)| (printable(name), signature))
+    let rows: Vec<Vec<String>> = rows
+        .into_iter()
+        .map(|(name, signature)| vec![printable(&name).into_owned(), signature])
         .collect();
-    let width = rows
-        .iter()
-        .map(|(name, _)| name.chars().count())
-        .max()
-        .unwrap_or(0);
-    for (name, signature) in rows {
-        writeln!(out, "{name:width$}  {signature}")?;
+    for line in columns(&rows, false, width) {
+        writeln!(out, "{line}")?;
     }
     for note in model.notes() {
         writeln!(out, "\nnote: {}", printable(note))?;

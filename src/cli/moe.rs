@@ -105,7 +105,7 @@ fn recompute(arguments: &Arguments, plan: &Plan, caller: &Caller) -> Result<(), 
     progress.finish();
     let report = report?.report;
     if report.verdict() != Verdict::Passed {
-        caller.show(&formats::text(&report));
+        caller.show(&formats::text(&report, None));
         return Err(Failure::Verdict(report.verdict()));
     }
     let tensors = plan::count(model.tensors().len(), "tensor");

@@ -1,9 +1,10 @@
 //! `weld plan`: shows what a merge would do.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use super::arguments::{Format, MoeArguments, PlanArguments};
-use super::output::{Failure, print, print_json, say};
+use super::arguments::{MoeArguments, PlanArguments};
+use super::output::{Failure, print, print_json, print_made, say};
+use audit::formats::plan_page;
 use plan::{self, Detail, Plan};
 
 /// Show what a recipe would do: every tensor, its sources and values; computes nothing
@@ -27,6 +28,17 @@ pub(super) struct Arguments {
     format: Format,
 }
 
+/// How a plan is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+    /// A page to look at
+    Html,
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.plan.say_mergekit(say);
     let plan = call(arguments)?;
@@ -38,6 +50,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match arguments.format {
         Format::Text => print(&plan::text(&plan, detail)),
         Format::Json => print_json(&plan::json(&plan)),
+        Format::Html => {
+            let page = plan_page(&plan);
+            print_made(
+                &page.map_err(|error| Failure::tool(format!("cannot write the page: {error}")))?,
+            )
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use clap::Args;
 use super::arguments::Suggesting;
 use super::fit;
 use super::output::{Failure, fail, print_made};
-use audit::formats::ReportFormat;
+use audit::formats::{self, ReportFormat};
 use audit::policy::Policy;
 use audit::{Command, Report, Verdict};
 use errors::Refusal;
@@ -118,10 +118,13 @@ impl Output {
         report: &Report,
         other: fn(&str) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
+        if self.file.is_none() && self.format == ReportFormat::Text {
+            let text = formats::text(report, fit::stdout_width());
+            return other(&fit::to_stdout(&text));
+        }
         let text = self.format.write(report);
         let text = text.map_err(|error| Failure::tool(error.to_string()))?;
         match &self.file {
-            None if self.format == ReportFormat::Text => other(&fit::to_stdout(&text)),
             None => other(&text),
             Some(file) => write(file, &text),
         }

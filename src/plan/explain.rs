@@ -130,7 +130,7 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
                 printable(&tensor.name),
                 tensor.dtype,
                 tensor.shape,
-                effective(tensor)
+                operation_text(tensor)
             )?;
             for (index, source) in tensor.sources.iter().enumerate() {
                 let model = &plan.models[source.model];
@@ -144,59 +144,61 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
             }
         }
     }
+    for (model, why, names) in left_out(plan) {
+        let most = if detail == Detail::All { usize::MAX } else { 2 };
+        let listed: Vec<_> = names
+            .iter()
+            .take(most)
+            .map(|name| printable(name))
+            .collect();
+        let more = if listed.len() < names.len() {
+            ", ..."
+        } else {
+            ""
+        };
+        writeln!(
+            out,
+            "{:>5}  of {} left out: {why}\n       {}{more}",
+            names.len(),
+            printable(model),
+            listed.join(", ")
+        )?;
+    }
+    Ok(())
+}
+
+/// The tensors of the inputs that go nowhere: the model, why, and their names.
+pub fn left_out(plan: &Plan) -> Vec<(&str, &'static str, Vec<&str>)> {
+    let reasons = [
+        (
+            TensorUsage::TiedCopy,
+            "the tied copy of an embedding (checked to be equal)",
+        ),
+        (TensorUsage::OutsideSlices, "no slice or module asks for it"),
+        (
+            TensorUsage::DerivedBuffer,
+            "computed from the config when the model is loaded",
+        ),
+        (TensorUsage::Excepted, "`only` or `except` says so"),
+        (
+            TensorUsage::NotTaken,
+            "not among what the assembly takes from it",
+        ),
+    ];
+    let mut left_out = Vec::new();
     for (model, usages) in plan.models.iter().zip(&plan.usages) {
-        for (usage, why) in [
-            (
-                TensorUsage::TiedCopy,
-                "left out: the tied copy of an embedding (checked to be equal)",
-            ),
-            (
-                TensorUsage::OutsideSlices,
-                "left out: no slice or module asks for it",
-            ),
-            (
-                TensorUsage::DerivedBuffer,
-                "left out: computed from the config when the model is loaded",
-            ),
-            (
-                TensorUsage::Excepted,
-                "left out: `only` or `except` says so",
-            ),
-            (
-                TensorUsage::NotTaken,
-                "left out: not among what the assembly takes from it",
-            ),
-        ] {
-            let names: Vec<&str> = model
-                .tensors()
-                .iter()
-                .zip(usages)
+        for (usage, why) in reasons {
+            let tensors = model.tensors().iter().zip(usages);
+            let names: Vec<&str> = tensors
                 .filter(|(_, found)| **found == usage)
                 .map(|(tensor, _)| tensor.name.as_str())
                 .collect();
             if !names.is_empty() {
-                let most = if detail == Detail::All { usize::MAX } else { 2 };
-                let listed: Vec<_> = names
-                    .iter()
-                    .take(most)
-                    .map(|name| printable(name))
-                    .collect();
-                let more = if listed.len() < names.len() {
-                    ", ..."
-                } else {
-                    ""
-                };
-                writeln!(
-                    out,
-                    "{:>5}  of {} {why}\n       {}{more}",
-                    names.len(),
-                    printable(model.label()),
-                    listed.join(", ")
-                )?;
+                left_out.push((model.label(), why, names));
             }
         }
     }
-    Ok(())
+    left_out
 }
 
 /// The files that are written, and what they cost.
@@ -237,7 +239,7 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
         writeln!(out, "files    {}", names.join(", "))?;
     }
     if !plan.licences.is_empty() {
-        let listed = licences::listed(&plan.licences);
+        let listed = licences::listed_licences(plan);
         writeln!(out, "licences {}", printable(&listed.join(", ")))?;
     }
     let matrix = match plan.cost.matrix {
@@ -393,7 +395,7 @@ fn alike(plan: &Plan) -> Vec<(Alike, Vec<&str>)> {
             )
         };
         let alike = Alike {
-            operation: effective(tensor),
+            operation: operation_text(tensor),
             sources: tensor.sources.iter().enumerate().map(source).collect(),
         };
         groups.entry(alike).or_default().push(&tensor.name);
@@ -404,7 +406,7 @@ fn alike(plan: &Plan) -> Vec<(Alike, Vec<&str>)> {
 }
 
 /// The operation and the parameters of the whole tensor.
-fn effective(tensor: &PlannedTensor) -> String {
+pub fn operation_text(tensor: &PlannedTensor) -> String {
     match &tensor.operation {
         Operation::Copy if tensor.sources.len() > 1 => "copy, if equal".to_owned(),
         Operation::Copy => "copy".to_owned(),
@@ -420,10 +422,18 @@ fn effective(tensor: &PlannedTensor) -> String {
     }
 }
 
-/// The parameters of one source of a tensor.
+/// The parameters of one source of a tensor, in brackets after a space; nothing if it has none.
 fn of_source(tensor: &PlannedTensor, source: usize) -> String {
+    match values_text(tensor, source) {
+        values if values.is_empty() => values,
+        values => format!(" ({values})"),
+    }
+}
+
+/// The parameters of one source of a tensor: `weight=0.5 density=0.8`, or `base`; empty if it has none.
+pub fn values_text(tensor: &PlannedTensor, source: usize) -> String {
     if tensor.base == Some(source) && tensor.params.sources.get(source).is_none_or(Vec::is_empty) {
-        return " (base)".to_owned();
+        return "base".to_owned();
     }
     let values = tensor
         .params
@@ -435,11 +445,7 @@ fn of_source(tensor: &PlannedTensor, source: usize) -> String {
         .iter()
         .map(|(name, value)| format!("{name}={}", value_text(*value)))
         .collect();
-    if values.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", values.join(" "))
-    }
+    values.join(" ")
 }
 
 fn value_text(value: ParamValue) -> String {

@@ -37,8 +37,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use config::dtype_name;
-pub use explain::{Detail, json, text};
-pub use licences::InputLicence;
+pub use explain::{Detail, json, left_out, operation_text, text, values_text};
+pub use licences::{InputLicence, listed_licences};
 pub use output_part::OutputPart;
 pub use planned::{Operation, PlannedTensor, SourceTensor};
 pub use problems::{count, warnings};

@@ -65,8 +65,8 @@ pub(super) fn shared(inputs: &[InputLicence]) -> Option<&Licence> {
 }
 
 /// The inputs by what they state, in their order: `apache-2.0 (a, b)`, `not stated (c)`.
-pub(super) fn listed(inputs: &[InputLicence]) -> Vec<String> {
-    by_licence(inputs)
+pub fn listed_licences(plan: &Plan) -> Vec<String> {
+    by_licence(&plan.licences)
         .into_iter()
         .map(|(licence, models)| {
             let models: Vec<&str> = models.iter().map(|input| input.model.as_str()).collect();

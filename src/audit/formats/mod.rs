@@ -4,6 +4,7 @@
 //! escape the result by their own rules. Only JSON keeps names whole, and escapes unsafe characters as `\\u001b`.
 
 pub(crate) mod clean;
+mod columns;
 mod github;
 mod groups;
 mod html;
@@ -17,8 +18,9 @@ mod sarif;
 mod tests;
 mod text;
 
+pub use columns::{columns, cut};
 pub use github::github;
-pub use html::html;
+pub use html::{html, plan_page};
 pub use json::json;
 pub use junit::junit;
 pub use markdown::markdown;
@@ -89,7 +91,7 @@ impl ReportFormat {
     /// The crate that writes the format failed, which no report should cause.
     pub fn write(self, report: &Report) -> Result<String, FormatError> {
         Ok(match self {
-            ReportFormat::Text => text(report),
+            ReportFormat::Text => text(report, None),
             ReportFormat::Json => printable_json(&format!("{:#}\n", json(report))),
             ReportFormat::Junit => junit(report)?,
             ReportFormat::Sarif => printable_json(&format!("{:#}\n", sarif(report))),

@@ -3,18 +3,23 @@
 use std::fmt::{self, Write};
 
 use super::clean::clean;
+use super::columns::columns;
 use super::groups::{counts, error_lines, groups, skipped};
 use crate::{Report, Table};
 
-/// The report as text: findings (worst first), tables, summary, verdict.
-pub fn text(report: &Report) -> String {
+/// What stands before each row of a table.
+const INDENT: &str = "  ";
+
+/// The report as text: findings (worst first), tables, summary, verdict. Tables have at most `width` columns of
+/// characters, if it is given.
+pub fn text(report: &Report, width: Option<usize>) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
-    let _ = write(&mut out, report);
+    let _ = write(&mut out, report, width);
     out
 }
 
-fn write(out: &mut String, report: &Report) -> fmt::Result {
+fn write(out: &mut String, report: &Report, width: Option<usize>) -> fmt::Result {
     for group in groups(report) {
         let first = group.first;
         writeln!(
@@ -28,7 +33,7 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
         writeln!(out, "  hint: {}\n", clean(first.remedy()))?;
     }
     for table in &report.tables {
-        write_table(out, table)?;
+        write_table(out, table, width)?;
     }
     for (name, value) in &report.summary {
         writeln!(out, "{:<10} {}", clean(name), clean(value))?;
@@ -52,24 +57,15 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     )
 }
 
-fn write_table(out: &mut String, table: &Table) -> fmt::Result {
+fn write_table(out: &mut String, table: &Table, width: Option<usize>) -> fmt::Result {
     writeln!(out, "{}", clean(&table.title))?;
     let rows = std::iter::once(&table.columns).chain(&table.rows);
     let rows: Vec<Vec<String>> = rows
         .map(|row| row.iter().map(|cell| clean(cell)).collect())
         .collect();
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..table.columns.len()).map(width).collect();
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        writeln!(out, "  {}", cells.join("  ").trim_end())?;
+    let width = width.map(|width| width.saturating_sub(INDENT.len()));
+    for line in columns(&rows, true, width) {
+        writeln!(out, "{INDENT}{line}")?;
     }
     writeln!(out)
 }

@@ -1,16 +1,18 @@
-//! A report as one HTML page without scripts and external resources, in light and dark.
+//! A report, or a plan, as one HTML page without scripts and external resources, in light and dark.
 //!
 //! The page is a template that escapes all its input. The positions in drawings are computed here.
 
 mod heat;
 mod histogram;
 mod page;
+mod plan;
 
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Error, syntax::SyntaxConfig};
 use serde::Serialize;
 
 use crate::Report;
+pub use plan::plan_page;
 
 /// The template's input.
 #[derive(Serialize)]
@@ -25,20 +27,31 @@ struct Context {
 /// # Errors
 /// The template failed, which no report should cause.
 pub fn html(report: &Report) -> Result<String, Error> {
-    let mut environment = Environment::new();
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    let mut syntax = SyntaxConfig::builder();
-    environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.add_template("page.css", include_str!("page.css"))?;
-    environment.add_template("page.html", include_str!("page.html"))?;
     let context = Context {
         page: page::page(report),
         heat_maps: report.heat_maps.iter().map(heat::heat).collect(),
         histograms: report.histograms.iter().map(histogram::histogram).collect(),
     };
-    environment
+    environment()?
         .get_template("page.html")?
         .render(Serde(context))
+}
+
+/// The templates of all pages, which escape all their input.
+fn environment() -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    let mut syntax = SyntaxConfig::builder();
+    environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
+    for (name, text) in [
+        ("page.css", include_str!("page.css")),
+        ("page.html", include_str!("page.html")),
+        ("plan.css", include_str!("plan.css")),
+        ("plan.html", include_str!("plan.html")),
+    ] {
+        environment.add_template(name, text)?;
+    }
+    Ok(environment)
 }
 
 /// A number with four significant digits, for people.
