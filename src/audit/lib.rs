@@ -21,7 +21,7 @@ mod registry;
 mod statistics;
 pub mod verify;
 
-pub use registry::{all_checks, checks_as_markdown, find_check};
+pub use registry::{all_checks, checks_as_markdown, command_of, examples_of, find_check};
 pub use report::{
     CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,
     Skipped, Table, Verdict,

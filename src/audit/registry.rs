@@ -3,19 +3,36 @@
 use super::report::CheckInfo;
 use super::{check, diff, provenance, verify};
 
-/// The checks of each module other than `check`, in the order of `docs/checks.md`.
-static GROUPS: &[&[&CheckInfo]] = &[
-    check::runtime::CHECKS,
-    check::mutate::CHECKS,
-    diff::CHECKS,
-    verify::CHECKS,
-    provenance::CHECKS,
+/// The checks of each module other than `check`, and the command that makes them, in the order of `docs/checks.md`.
+static GROUPS: &[(&str, &[&CheckInfo])] = &[
+    ("weld check MODEL --for RUNTIME", check::runtime::CHECKS),
+    ("weld check MODEL --mutate", check::mutate::CHECKS),
+    ("weld diff A B", diff::CHECKS),
+    ("weld verify MODEL", verify::CHECKS),
+    ("weld verify MODEL --key PUBLIC-KEY", provenance::CHECKS),
 ];
 
 /// All checks.
 pub fn all_checks() -> impl Iterator<Item = &'static CheckInfo> {
-    let groups = check::CHECKED.iter().chain(GROUPS).copied();
+    let others = GROUPS.iter().map(|(_, checks)| *checks);
+    let groups = check::CHECKED.iter().copied().chain(others);
     groups.flatten().copied()
+}
+
+/// The command that makes a check.
+pub fn command_of(check: &CheckInfo) -> &'static str {
+    let has =
+        |(_, checks): &&(&str, &[&CheckInfo])| checks.iter().any(|known| known.id == check.id);
+    let others = GROUPS.iter().find(has);
+    others.map_or("weld check MODEL", |(command, _)| command)
+}
+
+/// Defects that a check finds, in a few words each; none for what `weld check --mutate` does not plant.
+pub fn examples_of(check: &CheckInfo) -> impl Iterator<Item = &'static str> {
+    let of_check = |defect: &&check::mutate::Defect| defect.check.id == check.id;
+    check::mutate::defects()
+        .filter(of_check)
+        .map(|defect| defect.title)
 }
 
 /// Finds a check by its id.
@@ -26,8 +43,8 @@ pub fn find_check(id: &str) -> Option<&'static CheckInfo> {
 /// All checks as a Markdown page: `docs/checks.md`.
 pub fn checks_as_markdown() -> String {
     let mut out = String::from(
-        "# Checks\n\nEvery kind of finding of `weld check`, `weld diff` and `weld verify`. This page is written by \
-         `weld check --list`.\n",
+        "# Checks\n\nEvery kind of finding of `weld check`, `weld diff` and `weld verify`. `weld explain ID` shows one of \
+         them at the terminal. This page is written by `weld check --list`.\n",
     );
     let mut group = "";
     for check in all_checks() {
@@ -42,7 +59,12 @@ pub fn checks_as_markdown() -> String {
             why,
             remedy,
         } = check;
-        out += &format!("\n### `{id}` ({severity})\n\n{title}. {why}\n\nRemedy: {remedy}.\n");
+        out += &format!("\n### `{id}` ({severity})\n\n{title}. {why}\n\n");
+        let examples: Vec<&str> = examples_of(check).collect();
+        if !examples.is_empty() {
+            out += &format!("For example: {}.\n\n", examples.join("; "));
+        }
+        out += &format!("Remedy: {remedy}.\n");
     }
     out
 }

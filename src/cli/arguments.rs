@@ -206,6 +206,19 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Suggesting<T> {
     }
 }
 
+/// Any name, for [`Suggesting`]: one that is unknown is answered with the nearest.
+pub(super) fn any(name: &str) -> Result<String, String> {
+    Ok(name.to_owned())
+}
+
+/// The names of all merge methods.
+pub(super) fn method_names() -> Vec<&'static str> {
+    methods::all()
+        .iter()
+        .map(|method| method.info().name)
+        .collect()
+}
+
 /// Parses the size of a shard. mergekit writes billions as `5B`, and means bytes by it.
 pub(super) fn shard_size(text: &str) -> Result<u64, String> {
     let number = text.strip_suffix(['B', 'b']).unwrap_or_default();

@@ -10,8 +10,10 @@ mod check;
 mod completions;
 mod diff;
 mod environment;
+mod explain;
 mod export;
 mod fit;
+mod help;
 mod inspect;
 mod keys;
 mod memory;
@@ -19,6 +21,7 @@ mod merge;
 mod mergekit;
 mod methods;
 mod moe;
+mod new;
 mod output;
 mod plan;
 mod progress;
@@ -32,7 +35,7 @@ mod verify;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 
 pub use call::{Answer, CallError, OptionInfo, call, options};
 pub use caller::Listener;
@@ -42,10 +45,6 @@ use output::{Failure, fail};
 /// Merge fine-tuned model checkpoints with mergekit's recipes; check, compare and verify checkpoints
 #[derive(Parser)]
 #[command(name = "weld", version, max_term_width = 100, propagate_version = true)]
-#[command(
-    after_help = "Exit codes: 0 done or passed, 1 wrong input or failed check, 2 weld could not run, 3 inconclusive, 130 stopped.\n\
-                        Start with: weld plan recipes/ties.yml"
-)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -53,6 +52,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    New(new::Arguments),
     Merge(merge::Arguments),
     Moe(moe::Arguments),
     Plan(plan::Arguments),
@@ -64,6 +64,7 @@ enum Command {
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
+    Explain(explain::Arguments),
     Completions(completions::Arguments),
 }
 
@@ -74,7 +75,8 @@ pub fn main() -> ExitCode {
 
 /// Runs `weld` with arguments, of which the first is the program's name; returns the exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let cli = match Cli::try_parse_from(arguments) {
+    let parsed = help::command().try_get_matches_from(arguments);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to stdout and are not a failure.
@@ -83,6 +85,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     let done: Result<(), Failure> = match cli.command {
+        Command::New(arguments) => new::run(&arguments),
         Command::Merge(arguments) => merge::run(&arguments),
         Command::Moe(arguments) => moe::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
@@ -94,6 +97,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
     };
     match done {

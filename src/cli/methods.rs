@@ -5,7 +5,7 @@ use std::fmt::Write;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::arguments::Suggesting;
+use super::arguments::{Suggesting, any, method_names};
 use super::output::{Failure, print};
 use errors::Refusal;
 use methods::{self, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
@@ -31,18 +31,6 @@ enum Format {
     Json,
     /// The reference page, docs/methods.md
     Markdown,
-}
-
-/// Any name: one that is unknown is answered with the nearest.
-fn any(name: &str) -> Result<String, String> {
-    Ok(name.to_owned())
-}
-
-fn method_names() -> Vec<&'static str> {
-    methods::all()
-        .iter()
-        .map(|method| method.info().name)
-        .collect()
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -129,7 +117,8 @@ fn takes(info: &MethodInfo) -> String {
     }
 }
 
-fn page(info: &MethodInfo) -> String {
+/// What there is to know of a method, for people.
+pub(super) fn page(info: &MethodInfo) -> String {
     let mut out = format!("{}: {}\n\n", info.name, info.summary);
     let mut section = |title: &str, text: &str| {
         if !text.is_empty() {
@@ -204,7 +193,8 @@ fn capitalised(text: &str) -> String {
         .unwrap_or_default()
 }
 
-fn as_json(info: &MethodInfo) -> serde_json::Value {
+/// The same for programs.
+pub(super) fn as_json(info: &MethodInfo) -> serde_json::Value {
     let params: Vec<_> = info
         .params
         .iter()

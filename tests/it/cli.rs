@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::fixtures::{Bench, Spec, integers};
+use crate::fixtures::{Bench, Spec, integers, recipes};
 
 #[test]
 fn the_reference_of_methods_is_up_to_date() {
@@ -64,6 +64,123 @@ fn help_and_completions_name_every_command() {
         assert!(help.stdout.contains(command));
         assert!(completions.contains(command));
         assert_eq!(bench.weld(&[command, "--help"]).code, Some(0));
+    }
+}
+
+#[test]
+fn help_has_groups_examples_and_a_page_and_fits() {
+    let bench = Bench::new();
+    for width in ["60", "80", "120"] {
+        let help = |words: &[&str]| {
+            let output = bench.process(words).env("COLUMNS", width).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let all = help(&["--help"]);
+        for part in [
+            "Make a model:",
+            "Find out more:",
+            "Examples:",
+            "Exit codes: 0",
+        ] {
+            assert!(all.contains(part), "{part}: {all}");
+        }
+        let merge = help(&["merge", "-h"]);
+        for part in [
+            "\nOutput:\n",
+            "\nResources:\n",
+            "\nGGUF file:\n",
+            "Docs: docs/recipes.md",
+        ] {
+            assert!(merge.contains(part), "{part}: {merge}");
+        }
+        let commands = [
+            "new", "plan", "merge", "moe", "export", "inspect", "check", "diff", "verify",
+            "attest", "sign", "methods", "explain",
+        ];
+        let pages = commands.map(|command| help(&[command, "-h"]));
+        let most: usize = width.parse::<usize>().unwrap().min(100);
+        for page in pages.iter().chain([&all]) {
+            // What is to be copied is not broken.
+            let text = page.lines().filter(|line| !line.starts_with("  weld "));
+            for line in text.filter(|line| !line.starts_with("Usage:")) {
+                assert!(line.chars().count() <= most, "{width}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn findings_methods_and_runtimes_are_explained() {
+    let bench = Bench::new();
+    for check in weldment::audit::all_checks() {
+        let page = bench.weld(&["explain", check.id]);
+        assert_eq!(page.code, Some(0), "{}", check.id);
+        for part in [check.title, check.why, check.remedy, "found by weld "] {
+            assert!(page.stdout.contains(part), "{}: {}", check.id, page.stdout);
+        }
+    }
+    let page = bench
+        .weld(&["explain", "error[container.truncated]: A file ends"])
+        .stdout;
+    assert!(page.contains("example  bytes cut off the end\n"), "{page}");
+    assert!(page.contains("found by weld check MODEL\n"), "{page}");
+    assert_eq!(
+        bench.weld(&["explain", "ties"]).stdout,
+        bench.weld(&["methods", "ties"]).stdout
+    );
+    let runtime = bench.weld(&["explain", "llama.cpp"]).stdout;
+    assert!(runtime.contains("--for llama.cpp"), "{runtime}");
+    let group = bench.weld(&["explain", "tokenizer"]).stdout;
+    assert!(group.contains("tokenizer.malformed  "), "{group}");
+    assert!(!group.contains("config."), "{group}");
+    let all = bench.weld(&["explain", "--format", "json"]).stdout;
+    let all: Value = serde_json::from_str(&all).unwrap();
+    assert_eq!(
+        all.as_array().unwrap().len(),
+        weldment::audit::all_checks().count()
+    );
+    for (wrong, near) in [
+        ("container.trunkated", "container.truncated"),
+        ("tise", "ties"),
+    ] {
+        let unknown = bench.weld(&["explain", wrong]);
+        assert_eq!(unknown.code, Some(1));
+        let hint = format!("did you mean `{near}`?");
+        assert!(unknown.stderr.contains(&hint), "{}", unknown.stderr);
+    }
+}
+
+#[test]
+fn a_plan_is_a_page_without_scripts() {
+    let bench = Bench::new();
+    for recipe in recipes() {
+        let name = recipe.display().to_string();
+        let page = bench.weld(&["plan", &name, "--format", "html"]);
+        assert_eq!(page.code, Some(0), "{name}: {}", page.stderr);
+        let json = bench.weld(&["plan", &name, "--format", "json"]).stdout;
+        let json: Value = serde_json::from_str(&json).unwrap();
+        // A name may be broken after each dot.
+        let text = page.stdout.replace("<wbr>", "");
+        for model in json["models"].as_array().unwrap() {
+            let model = model["model"].as_str().unwrap().replace('/', "&#x2f;");
+            assert!(text.contains(&model), "{name}: {model}");
+        }
+        for bad in ["<script", "src=", "href=", "@import", "url("] {
+            assert!(!text.contains(bad), "{name}: {bad}");
+        }
+        let tensors: u64 = text
+            .split("<td><b>")
+            .skip(1)
+            .map(|row| row.split('<').next().unwrap().parse::<u64>().unwrap())
+            .sum();
+        let of_results = json["results"].as_array().unwrap().len();
+        if of_results == 0 {
+            assert_eq!(
+                tensors,
+                json["tensors"].as_array().unwrap().len() as u64,
+                "{name}"
+            );
+        }
     }
 }
 
@@ -248,20 +365,17 @@ fn files_of_checkpoints_are_told_from_recipes() {
 #[test]
 fn completions_know_methods_and_formats() {
     let bench = Bench::new();
-    // fish completes only the values of options.
-    for (shell, words) in [
-        (
-            "bash",
-            &["task_arithmetic", "breadcrumbs_ties", "junit", "sarif"] as &[&str],
-        ),
-        (
-            "zsh",
-            &["task_arithmetic", "breadcrumbs_ties", "junit", "sarif"],
-        ),
-        ("fish", &["junit", "sarif"]),
-    ] {
+    for shell in ["bash", "zsh", "fish"] {
         let script = bench.weld(&["completions", shell]).stdout;
-        for word in words {
+        for word in [
+            "task_arithmetic",
+            "breadcrumbs_ties",
+            "junit",
+            "sarif",
+            "llama.cpp",
+            "container.truncated",
+            "bfloat16",
+        ] {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }

@@ -35,6 +35,7 @@ mod memory;
 mod modules;
 mod moe;
 mod mutate;
+mod new;
 mod numerics;
 mod outputs;
 mod pages;

@@ -74,6 +74,7 @@ fn no_command_prints_names_that_steer() {
     let bench = Bench::new();
     hostile_model(&bench, "a", 1);
     hostile_model(&bench, "b", 2);
+    hostile_model(&bench, "a2", 1);
     bench.tensors("c/model.safetensors", &llama(3, 1, Dtype::F32));
     bench.recipe("merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.5}}\n- {model: b, parameters: {weight: 0.5}}\n\
                   tokenizer: {source: union}\n");
@@ -92,6 +93,8 @@ fn no_command_prints_names_that_steer() {
             "verify",
             "plan",
             "methods",
+            "explain",
+            "new",
             "completions",
             text,
         ] {
@@ -109,7 +112,10 @@ fn no_command_prints_names_that_steer() {
         &["plan", "recipe.yml", "--all"],
         &["plan", "same.yml", "--all"],
         &["plan", "same.yml", "--format", "json"],
+        &["plan", "same.yml", "--format", "html"],
         &["plan", "apart.yml"],
+        &["new", "a", "a2", "--out", "-"],
+        &["new", "a", "b", "--out", "-"],
         &["plan", "hostile.yml"],
         &["merge", "recipe.yml", "union"],
         &["check", "a"],
