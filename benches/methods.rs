@@ -12,7 +12,7 @@ use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use weldment::engine::{self, Cost, Job, Observer, ResultUse, Settings, Sink, Tile, Work};
 use weldment::methods::{
-    self, Action, BaseRule, Method, ParamScope, ParamValue, Tensor, TensorParams,
+    self, Action, BaseRule, Linear, Method, ParamScope, ParamValue, Tensor, TensorParams,
 };
 use weldment::numeric::{Elements, FloatType, NormalKey, Stored};
 
@@ -32,8 +32,16 @@ const VALUES: [(&str, f64); 4] = [
     ("select_topk", 0.5),
 ];
 
+/// The methods that go over blocks.
 fn names() -> impl Iterator<Item = &'static str> {
-    methods::all().iter().map(|method| method.info().name)
+    let of_blocks = methods::all().iter().filter(|method| !is_whole(**method));
+    of_blocks.map(|method| method.info().name)
+}
+
+/// Whether the method takes whole matrices.
+fn is_whole(method: &dyn Method) -> bool {
+    let mut params = method.info().params.iter();
+    params.any(|param| matches!(param.name, "others" | "merged"))
 }
 
 #[divan::bench(args = names())]
@@ -105,6 +113,7 @@ fn action(method: &dyn Method, sources: usize) -> Option<Action> {
         seed: 1,
         base: has_base(method).then_some(0),
         sources,
+        linear: Linear::new(&SHAPE, false),
     };
     method.action(&params(method, sources), &tensor).ok()
 }

@@ -15,6 +15,7 @@ mod families;
 mod family;
 mod fields;
 mod kept;
+mod linear;
 mod mixture;
 mod mtp;
 mod names;
@@ -34,6 +35,7 @@ pub use expected::{Expected, Presence, Rule, Size, SizeKind};
 pub use family::{Body, Family, Head};
 pub use fields::{FieldError, Fields};
 pub use kept::keeps_dtype;
+pub use linear::{WeightOrder, has_conv1d, is_conv1d_module, linear_weight};
 pub use mixture::{
     Absent, Correction, Counts, Experts, Listed, Matrix, Mixture, Names, RoutingRule, Shared,
     SharedLayout, SharedWidth, Sparse, SparseLayers, Written,

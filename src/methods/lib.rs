@@ -4,7 +4,8 @@
 //! [`Action`]. It knows no file, no layer, no thread. A new method is one file here and one line in the registry
 //! that [`all`] returns.
 //!
-//! Three programs serve most methods: `weighted_sum` (one linear combination), `gram` (measure inner products,
+//! Methods on whole matrices share the program in `whole`; each says only how task vectors become one update.
+//! Three programs serve most others: `weighted_sum` (one linear combination), `gram` (measure inner products,
 //! solve for the weights, then combine) and `task_vectors` (differences from a base: mask, elect a sign, add).
 
 mod arcee_fusion;
@@ -12,10 +13,12 @@ mod breadcrumbs;
 mod consensus;
 mod dare;
 mod della;
+mod geometric_median;
 mod gram;
 mod interval;
 mod karcher;
 mod linear;
+mod magmax;
 mod model_stock;
 mod multislerp;
 mod nearswap;
@@ -32,6 +35,7 @@ mod task_vectors;
 mod tests;
 mod ties;
 mod weighted_sum;
+mod whole;
 
 pub use params::{
     Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue, TensorParams,
@@ -65,6 +69,38 @@ pub struct Tensor<'a> {
     pub base: Option<usize>,
     /// The number of sources, including the base.
     pub sources: usize,
+    /// How its matrices lie, if it is the weight of a linear layer, or of one for each expert.
+    pub linear: Option<Linear>,
+}
+
+/// The weights of linear layers in one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    /// How many matrices: one, or one for each expert.
+    pub count: usize,
+    /// Rows of each, as it is stored.
+    pub rows: usize,
+    /// Columns of each, as it is stored.
+    pub columns: usize,
+    /// Whether a row belongs to an input of the layer, as in GPT-2's Conv1D, and not to an output.
+    pub in_out: bool,
+}
+
+impl Linear {
+    /// The matrices of a tensor of two dimensions, or of three of which the first counts them; `None` for others.
+    pub fn new(shape: &[usize], in_out: bool) -> Option<Self> {
+        let (count, rows, columns) = match *shape {
+            [rows, columns] => (1, rows, columns),
+            [count, rows, columns] => (count, rows, columns),
+            _ => return None,
+        };
+        Some(Self {
+            count,
+            rows,
+            columns,
+            in_out,
+        })
+    }
 }
 
 impl Tensor<'_> {
@@ -114,6 +150,18 @@ static REGISTRY: &[&dyn Method] = &[
     &nearswap::Nearswap,
     &ram::Ram,
     &ram::RamPlus,
+    &whole::TSVM,
+    &whole::ISO_C,
+    &whole::ISO_CTS,
+    &whole::CART,
+    &whole::STAR,
+    &whole::SUBSPACE_BOOSTING,
+    &whole::WUDI,
+    &whole::SWUDI_A,
+    &whole::ACTMAT,
+    &whole::Svc,
+    &magmax::Magmax,
+    &geometric_median::GeometricMedian,
     &passthrough::Passthrough,
 ];
 

@@ -144,6 +144,13 @@ impl TensorParams {
         self.optional_source_number(source, name).unwrap_or(0.0)
     }
 
+    /// The boolean `name` of one source; false if unset.
+    pub fn source_flag(&self, source: usize, name: &str) -> bool {
+        let values = self.sources.get(source);
+        let value = values.and_then(|values| lookup(values, name));
+        matches!(value, Some(ParamValue::Bool(true)))
+    }
+
     /// The number `name` of one source; `None` if unset.
     pub fn optional_source_number(&self, source: usize, name: &str) -> Option<f64> {
         self.sources

@@ -2,6 +2,7 @@
 
 mod geometric;
 mod sparse;
+mod whole;
 
 use std::io;
 use std::sync::Mutex;
@@ -9,7 +10,7 @@ use std::sync::Mutex;
 use ndarray::{Array1, Zip};
 use proptest::prelude::*;
 
-use super::{Action, ParamValue, Tensor, TensorParams, find};
+use super::{Action, Linear, ParamValue, Tensor, TensorParams, find};
 use engine::{self, Job, Limits, Observer, ResultUse, Settings, Sink, Tile, Work};
 use errors::in_one_line;
 use numeric::{FloatType, MaskKey, Stored, keep_threshold};
@@ -111,6 +112,7 @@ impl Case {
             seed: SEED,
             base: self.base,
             sources: sources.len(),
+            linear: Linear::new(shape, false),
         };
         merged(self.method, &self.params(), &tensor, format, sources)
     }

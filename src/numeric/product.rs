@@ -1,10 +1,12 @@
-//! Products of small f32 matrices, by the crate `gemm`.
+//! Products of matrices, by the crate `gemm`, by one thread.
+
+use super::real::Real;
 
 /// A matrix within a slice.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
+pub struct View<'a, T = f32> {
     /// The slice.
-    pub values: &'a [f32],
+    pub values: &'a [T],
     /// How many rows.
     pub rows: usize,
     /// How many columns.
@@ -15,15 +17,27 @@ pub struct View<'a> {
     pub beside: usize,
 }
 
-impl<'a> View<'a> {
+impl<'a, T> View<'a, T> {
     /// A matrix whose rows follow one another without gaps.
-    pub fn rows(values: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub fn rows(values: &'a [T], rows: usize, columns: usize) -> Self {
         View {
             values,
             rows,
             columns,
             down: columns,
             beside: 1,
+        }
+    }
+
+    /// The same elements with rows and columns exchanged.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        View {
+            values: self.values,
+            rows: self.columns,
+            columns: self.rows,
+            down: self.beside,
+            beside: self.down,
         }
     }
 
@@ -40,7 +54,7 @@ impl<'a> View<'a> {
 ///
 /// # Panics
 /// If the matrices do not fit together or into their slices: an error of the caller.
-pub fn multiply(out: &mut [f32], left: View, right: View) {
+pub fn multiply<T: Real>(out: &mut [T], left: View<T>, right: View<T>) {
     multiply_into(out, right.columns, left, right);
 }
 
@@ -48,7 +62,33 @@ pub fn multiply(out: &mut [f32], left: View, right: View) {
 ///
 /// # Panics
 /// If the matrices do not fit together or into their slices: an error of the caller.
-pub fn multiply_into(out: &mut [f32], stride: usize, left: View, right: View) {
+pub fn multiply_into<T: Real>(out: &mut [T], stride: usize, left: View<T>, right: View<T>) {
+    product(out, stride, None, left, right, T::ONE);
+}
+
+/// Adds `factor left right` to the first columns of `out`, whose rows are `stride` apart.
+///
+/// # Panics
+/// If the matrices do not fit together or into their slices: an error of the caller.
+pub fn add_product<T: Real>(
+    out: &mut [T],
+    stride: usize,
+    left: View<T>,
+    right: View<T>,
+    factor: T,
+) {
+    product(out, stride, Some(T::ONE), left, right, factor);
+}
+
+/// Sets `out` to `kept out + factor left right`; without `kept`, what `out` held is not read.
+fn product<T: Real>(
+    out: &mut [T],
+    stride: usize,
+    kept: Option<T>,
+    left: View<T>,
+    right: View<T>,
+    factor: T,
+) {
     let (rows, columns, inner) = (left.rows, right.columns, left.columns);
     assert!(inner == right.rows && columns <= stride);
     assert!(left.length() <= left.values.len() && right.length() <= right.values.len());
@@ -57,7 +97,7 @@ pub fn multiply_into(out: &mut [f32], stride: usize, left: View, right: View) {
     }
     assert!((rows - 1) * stride + columns <= out.len());
     // SAFETY: the asserts above checked that the matrices lie within their slices; `out` is borrowed exclusively;
-    // `gemm` supports f32.
+    // `gemm` supports f32 and f64, which are all that `Real` is implemented for.
     unsafe {
         gemm::gemm(
             rows,
@@ -66,19 +106,55 @@ pub fn multiply_into(out: &mut [f32], stride: usize, left: View, right: View) {
             out.as_mut_ptr(),
             1,
             stride as isize,
-            false,
+            kept.is_some(),
             left.values.as_ptr(),
             left.beside as isize,
             left.down as isize,
             right.values.as_ptr(),
             right.beside as isize,
             right.down as isize,
-            0.0,
-            1.0,
+            kept.unwrap_or(T::ZERO),
+            factor,
             false,
             false,
             false,
             gemm::Parallelism::None,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(seed: usize, length: usize) -> Vec<f64> {
+        (0..length)
+            .map(|at| ((at * 7 + seed * 13) % 11) as f64 - 5.0)
+            .collect()
+    }
+
+    #[test]
+    fn products_in_f64_are_set_or_added_with_either_factor_transposed() {
+        let (rows, inner, columns, stride) = (5, 7, 3, 4);
+        let (left, right) = (values(1, rows * inner), values(2, inner * columns));
+        let expected = |i: usize, j: usize| -> f64 {
+            (0..inner)
+                .map(|k| left[i * inner + k] * right[j * inner + k])
+                .sum()
+        };
+        let a = View::rows(&left, rows, inner);
+        let b = View::rows(&right, columns, inner).transposed();
+        let mut out = vec![9.0; rows * stride];
+        multiply_into(&mut out, stride, a, b);
+        add_product(&mut out, stride, a, b, -3.0);
+        for (at, found) in out.iter().enumerate() {
+            let (i, j) = (at / stride, at % stride);
+            let expected = if j < columns {
+                -2.0 * expected(i, j)
+            } else {
+                9.0
+            };
+            assert_eq!(*found, expected, "{i} {j}");
+        }
     }
 }

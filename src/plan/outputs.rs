@@ -15,12 +15,14 @@ use super::tokenizer::{Aligned, Alignment};
 use super::views::View;
 use super::vocabularies::different_vocabularies;
 use architecture::{
-    LayerStack, is_derived_buffer, is_input_embedding, is_output_head, is_update_factor,
-    keeps_dtype, layer_stacks, may_be_infinite, without_mtp,
+    LayerStack, WeightOrder, is_derived_buffer, is_input_embedding, is_output_head,
+    is_update_factor, keeps_dtype, layer_stacks, linear_weight, may_be_infinite, without_mtp,
 };
 use checkpoint::{ModelConfig, TensorEntry, VocabularyComparison, compare_vocabularies};
 use errors::Refusal;
-use methods::{self, Action, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams};
+use methods::{
+    self, Action, Linear, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams,
+};
 use numeric::{FloatType, RoundingKey};
 use recipe::{self, Exception, Fallback, Parameters, Position, Recipe, Rounding};
 
@@ -656,6 +658,7 @@ impl<'a> Resolver<'a> {
             seed: self.seed,
             base: group.base,
             sources: sources.len(),
+            linear: self.linear(&wanted.name, &shape),
         };
         match self.method.action(&params, &tensor) {
             Ok(Action::Copy(source)) => {
@@ -699,6 +702,13 @@ impl<'a> Resolver<'a> {
                 None
             }
         }
+    }
+
+    /// How its matrices lie, if the tensor is the weight of linear layers.
+    fn linear(&self, name: &str, shape: &[usize]) -> Option<Linear> {
+        let config = self.models.donor().config().map(ModelConfig::value);
+        let order = linear_weight(name, shape, config)?;
+        Linear::new(shape, order == WeightOrder::InOut)
     }
 
     /// Whether the tensor bounds or masks values, and is infinite in all sources alike: infinity means that there is no

@@ -220,7 +220,12 @@ fn recipe_of(info: &MethodInfo) -> String {
         ""
     };
     for model in ["a", "b", "c"].iter().take(count - usize::from(base)) {
-        let _ = writeln!(recipe, "- {{model: {model}{weight}}}");
+        // The model that svc calibrates.
+        let merged = match info.params.iter().any(|param| param.name == "merged") {
+            true if *model == "a" => ", parameters: {merged: true}",
+            _ => "",
+        };
+        let _ = writeln!(recipe, "- {{model: {model}{weight}{merged}}}");
     }
     if needs("t", false) {
         recipe += "parameters: {t: 0.5}\n";

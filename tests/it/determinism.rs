@@ -43,6 +43,54 @@ pub(crate) const RECIPES: &[(&str, &str)] = &[
         "merge_method: dare_ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.6, lambda: 0.8}\n",
     ),
     (
+        "tsvm",
+        "merge_method: tsvm\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {lambda: 0.9}\n",
+    ),
+    (
+        "iso_c",
+        "merge_method: iso_c\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {lambda: 1.1}\n",
+    ),
+    (
+        "iso_cts",
+        "merge_method: iso_cts\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {common_space_fraction: 0.6}\n",
+    ),
+    (
+        "cart",
+        "merge_method: cart\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {rank_ratio: 0.1, lambda: 0.7}\n",
+    ),
+    (
+        "star",
+        "merge_method: star\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {eta: 0.6}\n",
+    ),
+    (
+        "subspace_boosting",
+        "merge_method: subspace_boosting\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {beta: 0.1, lambda: 0.5}\n",
+    ),
+    (
+        "wudi",
+        "merge_method: wudi\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {time: 30, keep: 0.7}\n",
+    ),
+    (
+        "swudi_a",
+        "merge_method: swudi_a\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {rule: gavish_donoho}\n",
+    ),
+    (
+        "actmat",
+        "merge_method: actmat\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {lambda: 0.6}\n",
+    ),
+    (
+        "svc",
+        "merge_method: svc\nbase_model: base\nmodels: [{model: a, parameters: {merged: true}}, {model: b}]\nparameters: {alpha: 0.5}\n",
+    ),
+    (
+        "magmax",
+        "merge_method: magmax\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {lambda: 0.6}\n",
+    ),
+    (
+        "geometric_median",
+        "merge_method: geometric_median\nmodels: [{model: base}, {model: a}, {model: b}]\n",
+    ),
+    (
         "passthrough",
         "merge_method: passthrough\nmodels: [{model: a}]\n",
     ),

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 
+use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::fixtures::{Bench, Outcome, llama_config};
+use crate::fixtures::{Bench, Outcome, floats, llama_config, noise};
 
 /// Writes a model of one bf16 tensor per layer, straight to the file.
 fn model(bench: &Bench, name: &str, salt: u32, layers: usize, elements: usize) {
@@ -101,6 +102,43 @@ fn own_memory_is_bounded_whatever_the_size() {
     }
     let (small, large) = bounds.split_at(recipes.len());
     assert_eq!(small, large, "the bound grows with the model");
+}
+
+/// Methods on whole matrices hold what the plan states, and are refused where they may not.
+#[test]
+#[cfg(target_os = "linux")]
+fn matrices_are_held_within_what_the_plan_states() {
+    let bench = Bench::new();
+    for (seed, name) in [(1, "base"), (2, "a"), (3, "b")] {
+        let [wide, tall] = [[250, 500], [500, 250]];
+        let of = |name: &str, shape: [usize; 2]| {
+            floats(name, Dtype::BF16, &shape, noise(seed, shape[0] * shape[1]))
+        };
+        let tensors = [of("up.weight", wide), of("down.weight", tall)];
+        bench.tensors(&format!("{name}.safetensors"), &tensors);
+    }
+    for method in weldment::methods::all().iter().map(|method| method.info()) {
+        if !method.params.iter().any(|param| param.name == "others") {
+            continue;
+        }
+        let recipe = format!(
+            "merge_method: {}\nbase_model: base.safetensors\nmodels: [{{model: a.safetensors}}, {{model: b.safetensors}}]\n",
+            method.name
+        );
+        let held = peak(&bench, &recipe, &[]);
+        let bound = bound(&bench);
+        assert!(held <= bound, "{}: {held} bytes of {bound}", method.name);
+        let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+        assert!(plan.contains("of it for a whole matrix"), "{plan}");
+        let refused = bench.weld(&["merge", "recipe.yml", "out", "--force", "--memory", "36MiB"]);
+        assert_eq!(refused.code, Some(1));
+        assert!(
+            refused.stderr.contains("for all of `"),
+            "{}",
+            refused.stderr
+        );
+        assert!(refused.stderr.contains("--memory"), "{}", refused.stderr);
+    }
 }
 
 /// Runs `weld` with so many MiB of own memory and no more.

@@ -184,6 +184,7 @@ fn replay(
         seed: plan.seed,
         base: tensor.base,
         sources: tensor.sources.len(),
+        linear: None,
     };
     mergekit::replay(
         profile,

@@ -11,7 +11,9 @@ use super::tied::{self, Copied, Embedding};
 use super::weights::AdapterWeights;
 use super::{Change, Side, Update};
 use crate::source::TensorEntry;
-use architecture::{is_derived_buffer, is_input_embedding, is_output_head};
+use architecture::{
+    has_conv1d, is_conv1d_module, is_derived_buffer, is_input_embedding, is_output_head,
+};
 use numeric::{FloatType, Norms, Order};
 
 const OTHER_MODEL: &str = "name the model that the adapter was trained on";
@@ -473,19 +475,6 @@ struct Conv1d {
     otherwise: Lies,
 }
 
-/// Model types in transformers that use Conv1D, whose weights are `[in, out]`.
-const CONV1D_TYPES: [&str; 6] = [
-    "clvp_decoder",
-    "clvp_encoder",
-    "decision_transformer",
-    "gpt2",
-    "imagegpt",
-    "openai-gpt",
-];
-
-/// The modules that are Conv1D in those models.
-const CONV1D_MODULES: [&str; 4] = ["c_attn", "c_fc", "c_proj", "q_attn"];
-
 impl Conv1d {
     /// The config's `fan_in_fan_out` comes last: PEFT corrects it module by module during training, so it only
     /// describes the last module.
@@ -518,14 +507,14 @@ impl Conv1d {
             .first()
             .filter(|first| seen.iter().all(|lies| lies == *first));
         Self {
-            family: kind.is_some_and(|kind| CONV1D_TYPES.contains(&kind)),
+            family: kind.is_some_and(has_conv1d),
             otherwise: unanimous.copied().unwrap_or(said),
         }
     }
 
     fn lies(&self, module: &str) -> Lies {
         let last = module.rsplit('.').next().unwrap_or(module);
-        match (self.family, CONV1D_MODULES.contains(&last)) {
+        match (self.family, is_conv1d_module(last)) {
             (true, true) => Lies::InOut,
             (true, false) => Lies::OutIn,
             (false, _) => self.otherwise,

@@ -113,6 +113,7 @@ impl Merge {
             seed: self.seed,
             base: Some(0),
             sources: sources.len(),
+            linear: None,
         };
         let params = self.params(sources.len());
         merged(self.method, &params, &tensor, format, sources)

@@ -129,6 +129,7 @@ impl Case {
             seed: 0,
             base: self.base,
             sources: params.sources.len(),
+            linear: None,
         };
         replay(self.profile, self.method, &params, &tensor, FloatType::F32).expect("it is known")
     }
@@ -199,6 +200,7 @@ fn a_scale_is_a_float32_number() {
         seed: 0,
         base: None,
         sources: 1,
+        linear: None,
     };
     let of = |profile| replay(profile, "passthrough", &params, &tensor, FloatType::F32).unwrap();
     let sources: [&[f32]; 2] = [&[128.0], NOTHING];

@@ -1,0 +1,166 @@
+//! Every decomposition puts its matrix together again, and gives the same bits at any number of threads.
+
+use super::*;
+
+/// A matrix of some rank, whose singular values fall by two from one to the next.
+fn matrix(rows: usize, columns: usize, rank: usize) -> Matrix<f32> {
+    let mut out = Matrix::zeros(rows, columns).unwrap();
+    let wave = |a: usize, b: usize| {
+        (((a + 1) * (a + 1) * 37 + (b + 1) * 101 * (a + 3)) as f64 * 0.61).sin()
+    };
+    for (at, value) in out.values_mut().iter_mut().enumerate() {
+        let (row, column) = (at / columns, at % columns);
+        let terms = (0..rank).map(|k| 0.5f64.powi(k as i32) * wave(row, k) * wave(k + 7, column));
+        *value = terms.sum::<f64>() as f32;
+    }
+    out
+}
+
+fn threads<T: Send>(count: usize, work: impl FnOnce() -> T + Send) -> T {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(count);
+    pool.build().unwrap().install(work)
+}
+
+/// The largest difference between elements.
+fn distance(a: &Matrix<f32>, b: &Matrix<f32>) -> f32 {
+    assert_eq!((a.rows(), a.columns()), (b.rows(), b.columns()));
+    let pairs = a.values().iter().zip(b.values());
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn identity(size: usize) -> Matrix<f32> {
+    let mut out = Matrix::zeros(size, size).unwrap();
+    out.values_mut()
+        .iter_mut()
+        .step_by(size + 1)
+        .for_each(|one| *one = 1.0);
+    out
+}
+
+#[test]
+fn singular_vectors_put_the_matrix_together_whatever_its_shape_and_rank() {
+    for (rows, columns, rank) in [
+        (40, 23, 9),
+        (23, 40, 9),
+        (1, 5, 1),
+        (5, 1, 1),
+        (300, 290, 8),
+    ] {
+        let matrix = matrix(rows, columns, rank);
+        let found = singular_vectors(&matrix, usize::MAX).unwrap();
+        assert_eq!(found.values.len(), rank, "{rows} x {columns}");
+        assert!(found.values.is_sorted_by(|a, b| a >= b));
+        let orthonormal = found.left.transposed_times(&found.left).unwrap();
+        assert!(distance(&orthonormal, &identity(rank)) < 1e-4);
+        let orthonormal = found.right.transposed_times(&found.right).unwrap();
+        assert!(distance(&orthonormal, &identity(rank)) < 1e-5);
+        let mut scaled = found.left.clone();
+        scaled.scale_columns(&found.values);
+        let back = scaled.times_transposed(&found.right).unwrap();
+        assert!(distance(&back, &matrix) < 1e-5, "{rows} x {columns}");
+        let first = singular_vectors(&matrix, 1).unwrap();
+        assert_eq!((first.values.len(), first.right.columns()), (1, 1));
+    }
+}
+
+#[test]
+fn the_polar_factor_keeps_the_vectors_and_no_value() {
+    for (rows, columns) in [(30, 20), (20, 30)] {
+        let matrix = matrix(rows, columns, 6);
+        let found = singular_vectors(&matrix, usize::MAX).unwrap();
+        let expected = found.left.times_transposed(&found.right).unwrap();
+        let polar = polar(&matrix).unwrap();
+        assert!(distance(&polar.factor, &expected) < 1e-4);
+        assert_eq!(polar.values.len(), 6);
+        let pairs = polar.values.iter().zip(&found.values);
+        pairs.for_each(|(a, b)| assert!((a - b).abs() < 1e-6 * b, "{a} {b}"));
+    }
+}
+
+#[test]
+fn matrices_of_zeros_or_of_no_size_have_no_singular_vectors() {
+    for (rows, columns) in [(4, 3), (0, 3), (3, 0), (0, 0)] {
+        let zeros = Matrix::<f32>::zeros(rows, columns).unwrap();
+        assert!(singular_vectors(&zeros, 9).unwrap().values.is_empty());
+        let polar = polar(&zeros).unwrap();
+        assert!(polar.values.is_empty() && polar.factor.values().iter().all(|value| *value == 0.0));
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_refused() {
+    for value in [f32::NAN, f32::INFINITY] {
+        let mut matrix = matrix(5, 4, 3);
+        matrix.values_mut()[7] = value;
+        assert_eq!(
+            singular_vectors(&matrix, 4).unwrap_err(),
+            MatrixError::NotFinite
+        );
+        assert_eq!(polar(&matrix).unwrap_err(), MatrixError::NotFinite);
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    // Larger than what is done by one task.
+    let matrix = matrix(700, 300, 12);
+    let first = threads(1, || singular_vectors(&matrix, 40).unwrap());
+    let factor = threads(1, || polar(&matrix).unwrap());
+    for count in [2, 3, 5] {
+        let other = threads(count, || singular_vectors(&matrix, 40).unwrap());
+        assert!(other.left == first.left && other.right == first.right);
+        assert_eq!(other.values, first.values);
+        assert!(threads(count, || polar(&matrix).unwrap().factor == factor.factor));
+    }
+}
+
+#[test]
+fn an_eigenvector_is_a_row_and_the_largest_value_comes_first() {
+    let mut square = Matrix::zeros(2, 2).unwrap();
+    square
+        .values_mut()
+        .copy_from_slice(&[1.0, f64::NAN, 2.0, 1.0]);
+    assert_eq!(
+        Eigen::new(square.clone()).unwrap_err(),
+        MatrixError::NotFinite
+    );
+    square.values_mut()[1] = 2.0;
+    let eigen = Eigen::new(square).unwrap();
+    assert!((eigen.values[0] - 3.0).abs() < 1e-14 && (eigen.values[1] + 1.0).abs() < 1e-14);
+    let half = 0.5f64.sqrt();
+    let expected = [half, half, half, -half].map(f64::abs);
+    let found = eigen.vectors.values();
+    let pairs = found.iter().zip(expected);
+    pairs.for_each(|(found, expected)| assert!((found.abs() - expected).abs() < 1e-14));
+    assert!(found[0] * found[1] > 0.0 && found[2] * found[3] < 0.0);
+}
+
+#[test]
+fn products_of_either_orientation_agree_with_loops() {
+    let (a, b) = (matrix(300, 20, 5), matrix(20, 270, 5));
+    let product = a.times(&b).unwrap();
+    let turned = a.transposed().unwrap();
+    assert!(distance(&product, &turned.transposed_times(&b).unwrap()) < 1e-6);
+    let same = a.times_transposed(&b.transposed().unwrap()).unwrap();
+    assert!(distance(&product, &same) < 1e-6);
+    for (row, column) in [(0, 0), (299, 269), (257, 3)] {
+        let terms = (0..20).map(|k| a.values()[row * 20 + k] * b.values()[k * 270 + column]);
+        let expected: f32 = terms.sum();
+        assert!((product.values()[row * 270 + column] - expected).abs() < 1e-5);
+    }
+    let square = gram(&a).unwrap();
+    for (row, column) in [(0, 0), (3, 19), (19, 3)] {
+        let rows = a
+            .values()
+            .chunks(20)
+            .map(|values| f64::from(values[row]) * f64::from(values[column]));
+        assert!((square.values()[row * 20 + column] - rows.sum::<f64>()).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn memory_for_eigenvectors_is_stated_for_any_size() {
+    let square = 8 * 1024 * 1024;
+    assert!(eigen_bytes(1024) >= 4 * square && eigen_bytes(1024) < 6 * square);
+    assert_eq!(eigen_bytes(usize::MAX), u64::MAX);
+}

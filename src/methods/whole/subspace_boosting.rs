@@ -1,0 +1,83 @@
+//! `subspace_boosting`: the summed task vectors with their weak directions raised.
+
+use std::sync::Arc;
+
+use super::super::{Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
+use super::others::OTHERS;
+use super::{Failure, LAMBDA, Merger, Size, Tasks, WEIGHT, WholeMethod};
+use matrix::{Matrix, singular_vectors};
+
+static INFO: MethodInfo = MethodInfo {
+    name: "subspace_boosting",
+    summary: "the sum of the task vectors, with its weak singular values raised to a stronger one",
+    formula: "D = sum(w_i * (x_i - base)) = U diag(s) V^T; c the first index with sum(s_1 ... s_c) >= beta * sum(s); \
+              out = base + lambda * U diag(max(s, s_c)) V^T",
+    when: "many fine-tunes, whose sum has collapsed to few directions; lambda as for task_arithmetic, smaller the more \
+           models there are",
+    departs: "Singular values that are zero (below 1e-5 of the largest) stay zero, as their vectors are arbitrary. \
+              Attention is treated as all else; the paper raises some of its matrices less.",
+    source: "Skorobogat et al., Subspace-Boosted Model Merging, arXiv:2506.16506",
+    models: Arity { min: 1, max: None },
+    base: BaseRule::Required,
+    params: &[
+        WEIGHT,
+        LAMBDA,
+        ParamInfo {
+            name: "beta",
+            kind: ParamKind::Range { min: 0.0, max: 1.0 },
+            scope: ParamScope::Tensor,
+            default: Some(ParamValue::Number(0.01)),
+            required: false,
+            doc: "The share of the sum of the singular values at which the value is taken that weaker ones are raised \
+                  to; 0 raises all to the largest, 1 none.",
+        },
+        OTHERS,
+    ],
+    random: false,
+};
+
+/// Subspace boosting.
+pub(in super::super) static SUBSPACE_BOOSTING: WholeMethod = WholeMethod {
+    info: &INFO,
+    merger: |params| {
+        Ok(Arc::new(Boosting {
+            beta: params.number("beta"),
+        }))
+    },
+    keeps_one: false,
+};
+
+struct Boosting {
+    beta: f64,
+}
+
+/// The value that weaker ones are raised to; none for none.
+fn floor(values: &[f64], beta: f64) -> f64 {
+    let all: f64 = values.iter().sum();
+    let mut sum = 0.0;
+    let reached = values.iter().find(|value| {
+        sum += **value;
+        sum >= beta * all
+    });
+    reached.or(values.last()).copied().unwrap_or(0.0)
+}
+
+impl Merger for Boosting {
+    fn merge(&self, tasks: &Tasks<'_>) -> Result<Matrix<f32>, Failure> {
+        let sum = tasks.sum(1.0)?;
+        tasks.sources.check_running()?;
+        let mut found = singular_vectors(&sum, usize::MAX)?;
+        drop(sum);
+        let floor = floor(&found.values, self.beta);
+        let values: Vec<f64> = found.values.iter().map(|value| value.max(floor)).collect();
+        found.left.scale_columns(&values);
+        Ok(found.left.times_transposed(&found.right)?)
+    }
+
+    fn bytes(&self, size: Size) -> u64 {
+        // The sum and its left vectors, then these and the update.
+        let held = size.matrix().saturating_mul(2);
+        held.saturating_add(size.square())
+            .saturating_add(size.decomposition())
+    }
+}

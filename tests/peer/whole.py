@@ -1,0 +1,260 @@
+"""Holds the methods on whole matrices to the formulas of their papers in torch, tensor by tensor.
+
+    python tests/peer/whole.py --weld target/release/weld --work DIR
+    python tests/peer/whole.py --time 4096x4096,14336x4096 --models 4 --threads 2
+
+The first makes random matrices in F32 and BF16, merges them with `weld` (output in
+float64) and with the functions below in float64, and prints for each method the largest
+error, relative to the largest element of the update. Exits 1 if one is above the bound:
+weld holds matrices in float32, and what it decomposes in float64. The second prints how
+long torch takes for each method in float32, from matrices in memory to the update; `cargo
+bench --bench methods -- whole` times weld's.
+
+The functions follow the authors' code in their order of steps, with `torch.linalg.svd`
+where weld has eigenvectors of a square, and share nothing with weld.
+"""
+
+import argparse
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import yaml
+
+BOUND = 2e-5
+SHAPES = {"square": (48, 48), "tall": (96, 40), "wide": (40, 96)}
+
+
+def svd(matrix):
+    return torch.linalg.svd(matrix, full_matrices=False)
+
+
+def orthogonal(matrix):
+    u, _, v = svd(matrix)
+    return u @ v
+
+
+def tsvm(tasks):
+    rank = min(tasks[0].shape) // len(tasks)
+    parts = [svd(task) for task in tasks]
+    u = torch.cat([u[:, :rank] for u, _, _ in parts], 1)
+    s = torch.cat([s[:rank] for _, s, _ in parts])
+    v = torch.cat([v[:rank] for _, _, v in parts])
+    return torch.linalg.multi_dot((orthogonal(u), s.diag(), orthogonal(v)))
+
+
+def iso_c(tasks):
+    u, s, v = svd(sum(tasks))
+    return s.mean() * u @ v
+
+
+def iso_cts(tasks, common_space_fraction):
+    least = min(tasks[0].shape)
+    rest = least - int(least * common_space_fraction)
+    rest = round(rest / len(tasks)) * len(tasks)
+    common, each = least - rest, rest // len(tasks)
+    u, s, v = svd(sum(tasks))
+    uc, sc, vc = u[:, :common], s[:common], v[:common]
+    parts = [svd(task - uc @ uc.T @ task) for task in tasks]
+    u = torch.cat([u[:, :each] for u, _, _ in parts] + [uc], 1)
+    s = torch.cat([s[:each] for _, s, _ in parts] + [sc])
+    v = torch.cat([v[:each] for _, _, v in parts] + [vc])
+    return s.mean() * orthogonal(u) @ orthogonal(v)
+
+
+def cart(tasks, rank_ratio, scale=1.0):
+    mean = sum(tasks) / len(tasks)
+    rank = math.ceil(rank_ratio * min(mean.shape))
+    total = mean.clone()
+    for task in tasks:
+        u, s, v = svd(task - mean)
+        total += scale * (u[:, :rank] * s[:rank]) @ v[:rank]
+    return total
+
+
+def star(tasks, eta):
+    total = 0
+    for task in tasks:
+        u, s, v = svd(task)
+        rank = int((s.cumsum(0) < eta * s.sum()).sum()) + 1
+        factor = s.sum() / s[:rank].sum()
+        total = total + factor * (u[:, :rank] * s[:rank]) @ v[:rank]
+    return total / len(tasks)
+
+
+def subspace_boosting(tasks, beta):
+    u, s, v = svd(sum(tasks))
+    share = s.cumsum(0) / s.sum()
+    cut = int((share >= beta).nonzero()[0])
+    return (u * s.clamp(min=s[cut].item())) @ v
+
+
+def sums(tasks, normalised):
+    factors = [1 / task.square().sum() if normalised else 1 for task in tasks]
+    square = sum(f * task.T @ task for f, task in zip(factors, tasks))
+    right = sum(f * task @ (task.T @ task) for f, task in zip(factors, tasks))
+    return square, right, sum(tasks)
+
+
+def filtered(tasks, filter_of):
+    square, right, start = sums(tasks, True)
+    w, q = torch.linalg.eigh(square)
+    w = w.clamp(min=1e-8)
+    f = filter_of(w)
+    return start - (start @ q * f) @ q.T + (right @ q * (f / w)) @ q.T
+
+
+def strongest(w, count):
+    kept = torch.zeros_like(w)
+    kept[w.argsort(descending=True)[:count]] = 1
+    return kept
+
+
+def wudi(tasks, time, keep):
+    kept = math.ceil(keep * tasks[0].shape[1])
+    return filtered(tasks, lambda w: strongest(w, kept) * -torch.expm1(-w * time))
+
+
+def wudi_adam(tasks):
+    square, right, start = sums(tasks, True)
+    merged = torch.nn.Parameter(start.clone())
+    optimiser = torch.optim.Adam([merged], lr=1e-5)
+    for _ in range(300):
+        optimiser.zero_grad()
+        merged.grad = 2 * (merged.detach() @ square - right)
+        optimiser.step()
+    return merged.detach()
+
+
+def participation(w):
+    roots = w.sqrt()
+    return math.ceil((roots.sum().square() / w.sum()).item())
+
+
+def swudi_a(tasks):
+    rank = min(tasks[0].shape[1], sum(min(task.shape) for task in tasks))
+    return filtered(tasks, lambda w: strongest(w, min(participation(w), rank)))
+
+
+def actmat(tasks):
+    square, right, _ = sums(tasks, False)
+    return right @ torch.linalg.pinv(square, hermitian=True, rtol=1e-10)
+
+
+# method, its function, parameters of the recipe, the same for the function
+CASES = [
+    ("tsvm", tsvm, {}, {}),
+    ("iso_c", iso_c, {"lambda": 1.3}, {}),
+    ("iso_cts", iso_cts, {"common_space_fraction": 0.8}, None),
+    ("iso_cts", iso_cts, {"common_space_fraction": 0.3}, None),
+    ("cart", cart, {"rank_ratio": 0.04}, None),
+    ("cart", cart, {"rank_ratio": 0.3, "lambda": 0.5}, {"rank_ratio": 0.3, "scale": 0.5}),
+    ("star", star, {"eta": 0.4}, None),
+    ("subspace_boosting", subspace_boosting, {"beta": 0.2, "lambda": 0.3}, {"beta": 0.2}),
+    ("wudi", wudi, {"time": 300, "keep": 0.85}, None),
+    ("wudi", wudi_adam, {"form": "adam"}, {}),
+    ("swudi_a", swudi_a, {}, {}),
+    ("actmat", actmat, {"lambda": 0.75}, {}),
+]
+WEIGHTS = [1.0, 0.8, 1.3]
+
+
+def models(dtype):
+    """A base and three models whose updates share something, by tensor name."""
+    random = torch.Generator().manual_seed(3)
+    made = [{} for _ in range(4)]
+    for name, shape in SHAPES.items():
+        base = torch.randn(shape, generator=random) * 0.05
+        common = torch.randn(shape, generator=random) * 0.004
+        made[0][f"{name}.weight"] = base.to(dtype)
+        for model in made[1:]:
+            update = common + torch.randn(shape, generator=random) * 0.005
+            model[f"{name}.weight"] = (base + update).to(dtype)
+    return made
+
+
+def merged_by_weld(weld, folder, method, parameters, sources):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for index, model in enumerate(sources):
+        safetensors.torch.save_file(model, folder / f"m{index}.safetensors")
+    entries = [
+        {"model": f"m{index}.safetensors", "parameters": {"weight": weight}}
+        for index, weight in enumerate(WEIGHTS, 1)
+    ]
+    recipe = {
+        "merge_method": method,
+        "base_model": "m0.safetensors",
+        "models": entries,
+        "parameters": parameters,
+        "out_dtype": "float64",
+    }
+    (folder / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    subprocess.run([weld, "merge", "recipe.yml", "out", "-q"], cwd=folder, check=True)
+    return safetensors.torch.load_file(folder / "out/model.safetensors")
+
+
+def compare(weld, work):
+    bad = 0
+    print("| method | parameters | F32 | BF16 |\n| --- | --- | --- | --- |")
+    for number, (method, function, parameters, own) in enumerate(CASES):
+        cells = []
+        for dtype in (torch.float32, torch.bfloat16):
+            sources = models(dtype)
+            folder = work / f"{number}-{method}"
+            found = merged_by_weld(weld, folder, method, parameters, sources)
+            worst = 0.0
+            for name, base in sources[0].items():
+                base = base.double()
+                pairs = zip(WEIGHTS, sources[1:])
+                tasks = [weight * (model[name].double() - base) for weight, model in pairs]
+                scale = parameters.get("lambda", 1.0) if method != "cart" else 1.0
+                update = scale * function(tasks, **(parameters if own is None else own))
+                error = (found[name] - base - update).abs().max() / update.abs().max()
+                worst = max(worst, error.item() if error.isfinite() else float("inf"))
+            # Adam divides by gradients that are next to nothing where it has arrived.
+            bound = BOUND if function is not wudi_adam else 2e-3
+            bad += not worst <= bound
+            cells.append(f"{worst:.1e}" + ("" if worst <= bound else " **too far**"))
+        words = ", ".join(f"{key}: {value}" for key, value in parameters.items())
+        print(f"| {method} | {words} | {' | '.join(cells)} |", flush=True)
+    return 1 if bad else 0
+
+
+def times(shapes, count, threads, only):
+    torch.set_num_threads(threads)
+    for shape in shapes:
+        rows, columns = map(int, shape.split("x"))
+        random = torch.Generator().manual_seed(1)
+        tasks = [torch.randn(rows, columns, generator=random) * 4e-4 for _ in range(count)]
+        for method, function, parameters, own in CASES:
+            if function is wudi_adam or (only and method not in only):
+                continue
+            start = time.perf_counter()
+            function(tasks, **(parameters if own is None else own))
+            print(f"{shape} {method} {time.perf_counter() - start:.1f} s", flush=True)
+    return 0
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weld", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--time", help="shapes, with commas between")
+    parser.add_argument("--models", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", help="only these, with commas between")
+    arguments = parser.parse_args()
+    if arguments.time:
+        only = arguments.methods and arguments.methods.split(",")
+        return times(arguments.time.split(","), arguments.models, arguments.threads, only)
+    return compare(arguments.weld.resolve(), arguments.work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
