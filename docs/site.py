@@ -37,10 +37,13 @@ def file_page(file):
 
 
 def stage(docs):
-    """Puts the pages, their pictures and the files that they link to into a folder. Returns the links that lead nowhere."""
-    names, dead, files = pages(), [], set()
+    """Puts the pages, their pictures and the files that they link to into a folder. Returns what leads nowhere."""
+    names, files = pages(), set()
+    config = (ROOT / "docs/zensical.toml").read_text()
+    dead = [f"zensical.toml: {page}: its nav lacks this page" for page in names if f'"{names[page]}"' not in config]
     shutil.copytree(ROOT / "docs/images", docs / "images", ignore=shutil.ignore_patterns("*.sh"))
-    shutil.copy(ROOT / "docs/iframe-worker.js", docs)
+    for name in ["iframe-worker.js", "site.css"]:
+        shutil.copy(ROOT / "docs" / name, docs)
 
     def target(page, link):
         if urllib.parse.urlsplit(link).scheme:
@@ -125,7 +128,7 @@ def main(site):
             sys.exit(built.returncode)
         dead += dead_links(work / "site")
         if dead:
-            sys.exit("dead links:\n" + "\n".join(dead))
+            sys.exit("faults of the site:\n" + "\n".join(dead))
         shutil.rmtree(site, ignore_errors=True)
         shutil.copytree(work / "site", site)
     print(f"the site is in {site}")

@@ -29,6 +29,9 @@ terminal() {
 
 terminal plan 480 plan recipes/ties.yml
 
+"$weld" plan recipes/ties.yml --format html > page.html
+picture plan-page page.html 1000
+
 # A checkpoint whose config counts one layer too many.
 "$weld" merge recipes/ties.yml merged --quiet
 sed -i 's/"num_hidden_layers": 4/"num_hidden_layers": 5/' merged/config.json

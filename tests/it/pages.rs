@@ -135,6 +135,7 @@ impl Session {
             .current_dir(self.bench.path("."))
             .env_remove("HF_HUB_CACHE")
             .env_remove("HUGGINGFACE_HUB_CACHE")
+            .env("HOME", self.bench.path("home"))
             .env("HF_HOME", self.bench.path("no-hub"))
             .env("XDG_CACHE_HOME", self.bench.path("no-cache"))
             .env(
