@@ -30,7 +30,8 @@ pub(super) fn notes(checkpoint: &Checkpoint, config: &Json, dialect: &Dialect) -
 /// refused; layers with windows are named.
 fn remains(misreading: &Misreading, dialect: &Dialect) -> bool {
     match (misreading.outcome, misreading.topic) {
-        (Outcome::Fails, _) | (_, Topic::Tokenizer) => false,
+        // The file is written by `model_type`.
+        (Outcome::Fails, _) | (_, Topic::Tokenizer | Topic::Family) => false,
         (_, Topic::Layers) => dialect.window_period.is_none(),
         _ => true,
     }

@@ -14,6 +14,7 @@ mod vllm;
 use serde_json::Value;
 
 use super::config::TEXT_PARTS;
+use super::family::Family;
 use meaning::Meaning;
 use quirk::Quirk;
 
@@ -177,36 +178,70 @@ impl Runtime {
         fields.map(Quirk::WantsFields)
     }
 
-    /// That it does not have the family of a config.
+    /// That it does not have the family of a config, finds none there, or takes the model for one of another family.
     fn lacks_family(&self, config: &Value) -> Option<Misreading> {
-        let kind = config.get("model_type").and_then(Value::as_str)?;
-        let class = config
-            .get("architectures")
-            .and_then(|classes| classes.get(0));
-        let class = class.and_then(Value::as_str);
-        let (named, has) = match self.families {
+        let kind = config.get("model_type").and_then(Value::as_str);
+        let classes = config.get("architectures");
+        let class = classes.and_then(|classes| classes.get(0)?.as_str());
+        let own_code = self.name == "transformers" && config.get("auto_map").is_some();
+        let (field, named, has) = match self.families {
             Families::Types(list) => {
                 let mut types = list.lines().filter_map(|line| line.split(' ').next());
-                let own_code = self.name == "transformers" && config.get("auto_map").is_some();
-                (kind, own_code || types.any(|known| known == kind))
+                (
+                    "model_type",
+                    kind,
+                    own_code || types.any(|known| Some(known) == kind),
+                )
             }
-            Families::Classes(list) => (class?, list.lines().any(|known| Some(known) == class)),
+            Families::Classes(list) => {
+                let has = list.lines().any(|known| Some(known) == class);
+                ("architectures", class, has)
+            }
             Families::ClassesOrOthers(list) => {
                 let mut gone = list.lines().filter_map(|line| line.strip_prefix('-'));
-                (class?, !gone.any(|gone| Some(gone) == class))
+                let is_gone = gone.any(|gone| Some(gone) == class);
+                ("architectures", class, class.is_some() && !is_gone)
             }
         };
-        (!has).then(|| Misreading {
+        let told = |means: String, does: String, outcome, remedy| Misreading {
             topic: Topic::Family,
-            field: Some(match self.families {
-                Families::Types(_) => "model_type",
-                _ => "architectures",
-            }),
-            means: format!("a family that {} has", self.name),
-            does: format!("has no `{}`", shown(named)),
-            outcome: Outcome::Fails,
-            remedy: "serve it with another runtime, or see whether a newer version has the family",
-        })
+            field: Some(field),
+            means,
+            does,
+            outcome,
+            remedy,
+        };
+        match named {
+            None if !has => Some(told(
+                format!("a family, named by `{field}`"),
+                "knows a family by it alone, and it is not there".into(),
+                Outcome::Fails,
+                "write the field into config.json, as the model's makers have it",
+            )),
+            Some(named) if !has => Some(told(
+                format!("a family that {} has", self.name),
+                format!("has no `{}`", shown(named)),
+                Outcome::Fails,
+                "serve it with another runtime, or see whether a newer version has the family",
+            )),
+            _ if field == "model_type" => None,
+            _ => {
+                let (kind, class) = (kind?, class?);
+                let own = Family::named(kind)?;
+                let other = Family::all().find(|family| family.class == class)?;
+                (!std::ptr::eq(own, other)).then(|| {
+                    told(
+                        format!("a model of the family `{}`, by `model_type`", shown(kind)),
+                        format!(
+                            "goes by `architectures`, and takes it for `{}`",
+                            shown(class)
+                        ),
+                        Outcome::Silent,
+                        "make `model_type` and `architectures` name the same family",
+                    )
+                })
+            }
+        }
     }
 }
 

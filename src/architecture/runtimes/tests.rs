@@ -48,6 +48,42 @@ fn the_names_are_each_once() {
 }
 
 #[test]
+fn a_family_must_be_named_where_the_runtime_looks_for_it() {
+    let all = ["llama.cpp", "mlx-lm", "vLLM", "transformers 5"];
+    let of = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+        let mut config = config("llama", "LlamaForCausalLM", json!({"hidden_act": "silu"}));
+        change(config.as_object_mut().unwrap());
+        all.map(|runtime| found(runtime, &config, &[]).first().copied())
+    };
+    let fails = Some((Topic::Family, Outcome::Fails));
+    let silent = Some((Topic::Family, Outcome::Silent));
+    let remove = |field: &'static str| of(&move |config| drop(config.remove(field)));
+    assert_eq!(remove("model_type"), [None, fails, None, fails]);
+    assert_eq!(remove("architectures"), [fails, None, fails, None]);
+    for value in [
+        json!(null),
+        json!([]),
+        json!([3]),
+        json!("LlamaForCausalLM"),
+    ] {
+        let said = of(&|config| drop(config.insert("architectures".into(), value.clone())));
+        assert_eq!(said, [fails, None, fails, None], "{value}");
+    }
+    let class = |class: &str| {
+        let class = json!([class]);
+        of(&move |config| drop(config.insert("architectures".into(), class.clone())))
+    };
+    assert_eq!(class("Qwen2ForCausalLM"), [silent, None, silent, None]);
+    assert_eq!(class("LlamaModel"), [None; 4]);
+    // Code of its own says what it is.
+    let own = of(&|config| {
+        config.remove("model_type");
+        config.insert("auto_map".into(), json!({"AutoConfig": "x.Y"}));
+    });
+    assert_eq!(own, [None, fails, None, None]);
+}
+
+#[test]
 fn a_family_that_a_runtime_does_not_have_is_the_only_finding() {
     let flex = config(
         "flex_olmo",
