@@ -1,6 +1,6 @@
 //! `weld export`: a checkpoint in another format.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
@@ -11,7 +11,7 @@ use super::environment;
 use super::output::Failure;
 use super::signals::Work;
 use checkpoint::{Checkpoint, Location, ModelRef};
-use errors::{Refusal, printable};
+use errors::{Hint, Refusal, printable};
 use gguf::{Encoding, Export, Options};
 use plan::Plan;
 use run::destination::Disk;
@@ -131,7 +131,18 @@ fn to_gguf(arguments: &GgufArguments) -> Result<(), Failure> {
     let in_model = |refusal: Refusal| refusal.within(&arguments.model);
     file.write(&checkpoint, options, in_model, || {
         check_free(out, force, &checkpoint)
-    })
+    })?;
+    let (place, folder) = (absolute(out)?, absolute(&location.path)?);
+    if let Ok(inside) = place.strip_prefix(&folder) {
+        let note = format!(
+            "note: {} is no file of the merge, if the model is one: `weld verify` refuses a file there that loaders may \
+             take for the weights, unless `--ignore {}` names it",
+            printable(&out.display().to_string()),
+            printable(&inside.display().to_string())
+        );
+        caller.say(&note);
+    }
+    Ok(())
 }
 
 impl BesideArguments {
@@ -155,6 +166,27 @@ impl BesideArguments {
         gguf::check(model_type, self.pre_tokenizer.as_deref()).map_err(Failure::input)
     }
 
+    /// Finds out before the work whether the file of a checkpoint can be written whose values are not there yet.
+    pub(super) fn look(&self, folder: &Path) -> Result<(), Refusal> {
+        let Some(out) = &self.gguf else {
+            return Ok(());
+        };
+        let label = out.display().to_string();
+        let within = |refusal: Refusal| refusal.within(&label);
+        let checkpoint = Checkpoint::open(&label, &Location::local(folder))
+            .map_err(|error| Refusal::from(&error))?;
+        planned(&checkpoint, self.options())
+            .map(drop)
+            .map_err(within)
+    }
+
+    fn options(&self) -> Options<'_> {
+        Options {
+            encoding: self.gguf_type.into(),
+            pretokenizer: self.pre_tokenizer.as_deref(),
+        }
+    }
+
     /// Writes the file of a checkpoint that is complete.
     pub(super) fn write(&self, folder: &Path, caller: &Caller) -> Result<(), Failure> {
         let Some(out) = &self.gguf else {
@@ -162,14 +194,15 @@ impl BesideArguments {
         };
         let shown = folder.display().to_string();
         let checkpoint = Checkpoint::open(&shown, &Location::local(folder))?;
-        let options = Options {
-            encoding: self.gguf_type.into(),
-            pretokenizer: self.pre_tokenizer.as_deref(),
-        };
         let context = |refusal: Refusal| {
-            refusal.within(format!("{shown} is complete, but not {}", out.display()))
+            let refusal = refusal.within(format!("{shown} is complete, but not {}", out.display()));
+            let hint = refusal
+                .hint()
+                .map_or(String::new(), |hint| format!("{hint}; "));
+            let again = format!("{hint}`weld export gguf` makes the file of {shown}");
+            refusal.with_hint(again)
         };
-        File { out, caller }.write(&checkpoint, options, context, || Ok(()))
+        File { out, caller }.write(&checkpoint, self.options(), context, || Ok(()))
     }
 }
 
@@ -189,12 +222,7 @@ impl File<'_> {
         place: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let refused = |refusal| Failure::input(context(refusal));
-        // What lies apart from the weights of the folder has no place in such a file.
-        let checkpoint = checkpoint.alone().ok_or_else(|| {
-            let why = Refusal::new("this is a pipeline, and a GGUF file holds one model");
-            refused(why.with_hint("name the folder of one of its components"))
-        })?;
-        let export = Export::plan(checkpoint, options).map_err(refused)?;
+        let export = planned(checkpoint, options).map_err(refused)?;
         place()?;
         let mut goes_on = |_| !self.caller.stopped();
         let written = write_gguf(&export, &Disk::default(), self.out, &mut goes_on);
@@ -217,19 +245,46 @@ impl File<'_> {
     }
 }
 
+/// The file of a checkpoint. What lies apart from the weights of the folder has no place in it.
+fn planned<'c>(checkpoint: &'c Checkpoint, options: Options<'_>) -> Result<Export<'c>, Refusal> {
+    let alone = checkpoint.alone().ok_or_else(|| {
+        Refusal::new("this is a pipeline, and a GGUF file holds one model")
+            .with_hint("name the folder of one of its components")
+    })?;
+    Export::plan(alone, options)
+}
+
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     let whole = std::path::absolute(path);
     whole.map_err(|error| Failure::tool(format!("{}: {error}", path.display())))
 }
 
-/// Refuses a path that holds something, that the model is read from, or that would lose something but a GGUF file.
+/// Refuses a path where no file can be made, that holds something, that the model is read from, or that would lose
+/// something but a GGUF file.
 fn check_free(out: &Path, force: bool, checkpoint: &Checkpoint) -> Result<(), Failure> {
     let shown = out.display();
-    if out.is_dir() {
-        return Err(Failure::input(
-            Refusal::new(format!("{shown} is a folder"))
-                .with_hint("name a file, such as model.gguf in it"),
-        ));
+    let refused =
+        |message: String, hint: &str| Err(Failure::input(Refusal::new(message).with_hint(hint)));
+    let name = out.as_os_str().as_encoded_bytes();
+    if out.is_dir() || name.ends_with(b"/") || out.file_name().is_none() {
+        let hint = "name a file, such as model.gguf in it";
+        return refused(format!("{shown} is a folder"), hint);
+    }
+    let found = match out.symlink_metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return check_folder(out),
+        Err(error) => return Err(Failure::tool(format!("{shown}: {error}"))),
+        Ok(_) => out.metadata(),
+    };
+    let Ok(found) = found else {
+        let hint = "remove the link, or name another file";
+        return refused(format!("{shown} is a link to nothing"), hint);
+    };
+    if !found.is_file() {
+        let message = format!("{shown} is no file, but a pipe, a socket or a device");
+        return refused(
+            message,
+            "name a file; a GGUF file is put in its place when it is complete",
+        );
     }
     let place = out.canonicalize().ok();
     let is_read = checkpoint
@@ -237,22 +292,44 @@ fn check_free(out: &Path, force: bool, checkpoint: &Checkpoint) -> Result<(), Fa
         .iter()
         .any(|shard| shard.path.canonicalize().ok() == place);
     if place.is_some() && is_read {
-        return Err(Failure::input(format!(
-            "{shown} is a file of the model itself"
-        )));
+        return refused(
+            format!("{shown} is a file of the model itself"),
+            "name another file",
+        );
     }
-    if out.is_file() && !force {
-        return Err(Failure::input(
-            Refusal::new(format!("{shown} is there already")).with_hint("--force replaces it"),
-        ));
+    if !force {
+        return refused(format!("{shown} is there already"), "--force replaces it");
     }
-    if out.is_file() && !is_gguf_or_empty(out) {
-        return Err(Failure::input(
-            Refusal::new(format!("{shown} is no GGUF file, and would be lost"))
-                .with_hint("name another file, or remove this one"),
-        ));
+    if !is_gguf_or_empty(out) {
+        let message = format!("{shown} is no GGUF file, and would be lost");
+        return refused(message, "name another file, or remove this one");
     }
-    Ok(())
+    check_folder(out)
+}
+
+/// Refuses a path in whose folder no file can be made.
+fn check_folder(out: &Path) -> Result<(), Failure> {
+    // Where the file is a link, it is made beside the file that the link names.
+    let out = out.canonicalize().unwrap_or_else(|_| out.to_owned());
+    let folder = match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        let message = format!("{}: {} is no folder", out.display(), folder.display());
+        let hint = "make the folder first, or name a file in another one";
+        return Err(Failure::input(Refusal::new(message).with_hint(hint)));
+    }
+    match tempfile::tempfile_in(folder) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::tool(
+            Refusal::new(format!(
+                "no file can be made in {}: {error}",
+                folder.display()
+            ))
+            .with_hint("name a file in another folder"),
+        )),
+    }
 }
 
 /// Whether a file has nothing to lose but an earlier export.

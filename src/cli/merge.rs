@@ -84,7 +84,12 @@ impl OutputArguments {
         }
         let peak = PeakMemory::watch();
         let progress = Progress::start(plan, caller);
-        let look = |folder: &Path| check_written(folder, plan);
+        let look = |folder: &Path| {
+            if !self.no_check {
+                check_written(folder, plan)?;
+            }
+            self.beside.look(folder)
+        };
         let look: &Look<'_> = &look;
         let done = run::run(
             plan,
@@ -92,7 +97,7 @@ impl OutputArguments {
             RunOptions {
                 hash_inputs: self.hash_inputs,
                 drop_behind: available().is_some_and(|memory| input_bytes(plan) > memory),
-                look: (!self.no_check).then_some(look),
+                look: Some(look),
             },
             &progress,
         );

@@ -131,7 +131,7 @@ impl<'c> Export<'c> {
         export.notes.extend(tokenizer);
         export
             .notes
-            .extend(notes(checkpoint, config.value(), dialect));
+            .extend(notes(checkpoint, config.value(), (dialect, family)));
         Ok(export)
     }
 

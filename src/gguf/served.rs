@@ -1,19 +1,25 @@
 //! Where llama.cpp computes something else from a file than the checkpoint means, by the tables in `architecture`.
 
 use super::families::Dialect;
-use architecture::{Misreading, Outcome, Runtime, Served, Topic};
+use architecture::{Family, Misreading, Outcome, Runtime, Served, Topic};
 use checkpoint::Checkpoint;
 use serde_json::Value as Json;
 
-/// A note for each such place.
-pub(super) fn notes(checkpoint: &Checkpoint, config: &Json, dialect: &Dialect) -> Vec<String> {
+/// A note for each such place. The file is written by `model_type`, whatever class the config names.
+pub(super) fn notes(
+    checkpoint: &Checkpoint,
+    config: &Json,
+    (dialect, family): (&Dialect, &Family),
+) -> Vec<String> {
     let Some(runtime) = Runtime::all().find(|runtime| runtime.name == "llama.cpp") else {
         return Vec::new();
     };
     let tensors = checkpoint.tensors();
     let is_zero = |at| checkpoint.is_zero(at);
+    let mut config = config.clone();
+    config["architectures"] = Json::from(vec![family.class]);
     let served = Served {
-        config,
+        config: &config,
         names: tensors.iter().map(|entry| entry.name.as_str()).collect(),
         is_zero: Some(&is_zero),
     };
@@ -30,8 +36,7 @@ pub(super) fn notes(checkpoint: &Checkpoint, config: &Json, dialect: &Dialect) -
 /// refused; layers with windows are named.
 fn remains(misreading: &Misreading, dialect: &Dialect) -> bool {
     match (misreading.outcome, misreading.topic) {
-        // The file is written by `model_type`.
-        (Outcome::Fails, _) | (_, Topic::Tokenizer | Topic::Family) => false,
+        (Outcome::Fails, _) | (_, Topic::Tokenizer) => false,
         (_, Topic::Layers) => dialect.window_period.is_none(),
         _ => true,
     }

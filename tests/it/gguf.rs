@@ -693,16 +693,126 @@ fn a_merge_writes_the_file_of_its_output_too() {
         "q8_0",
     ]);
     assert!(merged == fs::read(bench.path("again.gguf")).unwrap());
-    // What the file cannot hold is told after the merge, which stays.
+    // So is what needs no value: a folder that is not there, a tokenizer that is not known, a tensor without a place.
     fs::remove_dir_all(bench.path("out")).unwrap();
-    let outcome = bench.weld(&[&merge[..], &["x.gguf"]].concat());
+    for (more, expected) in [
+        (
+            &["none/x.gguf", "--pre-tokenizer", "qwen2"][..],
+            "none is no folder",
+        ),
+        (&["x.gguf"], "say it with --pre-tokenizer"),
+    ] {
+        let outcome = bench.weld(&[&merge[..], more].concat());
+        assert_eq!(outcome.code, Some(1), "{expected}: {}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains(expected),
+            "{expected}: {}",
+            outcome.stderr
+        );
+        assert!(!bench.path("out").exists() && !bench.path("x.gguf").exists());
+    }
+    // What only values tell is told after the merge, which stays.
+    for name in ["a", "b"] {
+        let large = floats(
+            "lm_head.weight",
+            Dtype::BF16,
+            &[6, 32],
+            (0..6 * 32).map(|_| 1e6),
+        );
+        bench.model(name, &config(), &with(specs(), large));
+        tokenizer(&bench, name);
+    }
+    let types = [
+        "x.gguf",
+        "--pre-tokenizer",
+        "llama-bpe",
+        "--gguf-type",
+        "f16",
+    ];
+    let outcome = bench.weld(&[&merge[..], &types].concat());
     assert_eq!(outcome.code, Some(1));
+    for part in [
+        "out is complete, but not x.gguf",
+        "`weld export gguf` makes the file of out",
+    ] {
+        assert!(outcome.stderr.contains(part), "{part}: {}", outcome.stderr);
+    }
+    assert!(bench.path("out/model.safetensors").exists() && !bench.path("x.gguf").exists());
+}
+
+#[test]
+#[cfg(unix)]
+fn a_place_where_no_file_can_be_made_is_refused_and_left_alone() {
+    use std::os::unix::fs::symlink;
+    let bench = Bench::new();
+    model(&bench, &config(), &specs());
+    fs::create_dir(bench.path("folder")).unwrap();
+    symlink("nowhere", bench.path("dangling")).unwrap();
+    symlink("/dev/null", bench.path("device")).unwrap();
+    symlink("m/model.safetensors", bench.path("weights")).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(bench.path("pipe"))
+        .status();
+    assert!(made.unwrap().success());
+    for (out, expected) in [
+        ("folder", "folder is a folder"),
+        ("new/", "new/ is a folder"),
+        ("..", "is a folder"),
+        ("none/x.gguf", "none is no folder"),
+        ("m/config.json/x.gguf", "Not a directory"),
+        ("dangling", "dangling is a link to nothing"),
+        (
+            "device",
+            "device is no file, but a pipe, a socket or a device",
+        ),
+        ("pipe", "pipe is no file"),
+        ("weights", "a file of the model itself"),
+    ] {
+        let mut arguments = EXPORT;
+        arguments[3] = out;
+        let outcome = bench.weld(&[&arguments[..], &["--force"]].concat());
+        assert_ne!(outcome.code, Some(0), "{out}");
+        assert!(
+            outcome.stderr.contains(expected),
+            "{out}: {}",
+            outcome.stderr
+        );
+    }
+    assert!(bench.path("dangling").is_symlink() && !bench.path("nowhere").exists());
+    // A link to an earlier export stays a link.
+    let mut arguments = EXPORT;
+    arguments[3] = "folder/x.gguf";
+    bench.passes(&arguments);
+    symlink("folder/x.gguf", bench.path("link")).unwrap();
+    arguments[3] = "link";
+    bench.passes(&[&arguments[..], &["--force"]].concat());
+    assert!(bench.path("link").is_symlink() && !bench.path("folder/x.gguf").is_symlink());
+    // A file within the model's own folder is one that `verify` does not know.
+    arguments[3] = "m/x.gguf";
+    let outcome = bench.weld(&arguments);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert!(
-        outcome.stderr.contains("out is complete, but not x.gguf"),
+        outcome.stderr.contains("--ignore x.gguf"),
         "{}",
         outcome.stderr
     );
-    assert!(bench.path("out/model.safetensors").exists() && !bench.path("x.gguf").exists());
+}
+
+#[test]
+fn what_a_killed_export_left_is_removed_by_the_next_and_a_running_one_is_not() {
+    let bench = Bench::on_disk();
+    model(&bench, &config(), &specs());
+    bench.file(".weld-staged-killed", "GGUF");
+    bench.file(".weld-staged-running", "GGUF");
+    fs::create_dir(bench.path(".weld-staged-folder")).unwrap();
+    let running = fs::File::open(bench.path(".weld-staged-running")).unwrap();
+    running.try_lock().unwrap();
+    bench.passes(&EXPORT);
+    let is_there = |name: &str| bench.path(&format!(".weld-staged-{name}")).exists();
+    assert_eq!(
+        ["killed", "running", "folder"].map(is_there),
+        [false, true, true]
+    );
 }
 
 #[test]

@@ -1,11 +1,23 @@
 //! Writes a single file whole or not at all: signatures, attestations, reports, GGUF files.
+//!
+//! What a killed process leaves beside the file is removed when another file is written there: it is told by its name, and
+//! by its lock whether somebody still writes it.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+use tempfile::NamedTempFile;
+
 use super::disk::{Disk, DiskError, Step};
+
+/// How the name of a file begins that is being written.
+const STAGED: &str = ".weld-staged-";
+
+/// How often a file is made again that another process took for what is left of a killed one.
+const TRIES: usize = 10;
 
 /// Writes a file whole or not at all: beside its path, then renamed. A pipe or other special file is written directly.
 ///
@@ -38,11 +50,8 @@ pub fn write_with<E: From<DiskError>>(
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".weld-staged-");
-    // The mode of any new file; the umask applies.
-    builder.permissions(Permissions::from_mode(0o666));
-    let mut staged = disk.step(Step::Create, path, || builder.tempfile_in(folder))?;
+    remove_left(folder);
+    let mut staged = disk.step(Step::Create, path, || staged_in(folder))?;
     fill(&mut Steps {
         disk,
         path,
@@ -53,6 +62,42 @@ pub fn write_with<E: From<DiskError>>(
         staged.persist(path).map_err(|error| error.error)
     })?;
     Ok(())
+}
+
+/// A new file in the folder, locked as long as it is open, where the file system has locks.
+fn staged_in(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(STAGED);
+    // The mode of any new file; the umask applies.
+    builder.permissions(Permissions::from_mode(0o666));
+    let mut staged = builder.tempfile_in(folder)?;
+    for _ in 0..TRIES {
+        let _ = staged.as_file().try_lock();
+        // Before it was locked, another process may have removed it.
+        if staged.as_file().metadata()?.nlink() > 0 {
+            break;
+        }
+        staged = builder.tempfile_in(folder)?;
+    }
+    Ok(staged)
+}
+
+/// Removes files that killed processes left in the folder. What cannot be removed does no harm.
+fn remove_left(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_staged = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(STAGED.as_bytes());
+    for entry in entries.filter(|entry| is_staged(&entry.file_name())) {
+        let mut options = OpenOptions::new();
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        options.read(true).custom_flags(flags.bits() as i32);
+        let Ok(file) = options.open(entry.path()) else {
+            continue;
+        };
+        let is_file = file.metadata().is_ok_and(|found| found.is_file());
+        if is_file && file.try_lock().is_ok() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// A file each of whose writes is a step.
