@@ -1,6 +1,7 @@
 //! Reports in files, policies, and what `docs/ci.md` shows.
 
 use std::fs;
+use std::path::Path;
 
 use safetensors::Dtype;
 
@@ -310,8 +311,10 @@ fn the_examples_of_ci_are_yaml_and_call_weld_as_it_is() {
     let bench = merged();
     let hooks = include_str!("../../.pre-commit-hooks.yaml").to_owned();
     let yaml = blocks("yaml");
-    assert_eq!(yaml.len(), 3);
-    for text in yaml.iter().chain([&hooks]) {
+    assert_eq!(yaml.len(), 4);
+    let action = include_str!("../../action.yml").to_owned();
+    let release = include_str!("../../.github/workflows/release.yml").to_owned();
+    for text in yaml.iter().chain([&hooks, &action, &release]) {
         let parsed: Result<serde_json::Value, _> = serde_saphyr::from_str(text);
         assert!(
             parsed.is_ok_and(|value| value.is_object() || value.is_array()),
@@ -323,7 +326,8 @@ fn the_examples_of_ci_are_yaml_and_call_weld_as_it_is() {
     let mut seen = 0;
     for text in &yaml {
         let joined = text.replace("\\\n", " ");
-        for line in joined.lines().filter(|line| line.contains("weld verify ")) {
+        let starts = "weld verify models/merged";
+        for line in joined.lines().filter(|line| line.contains(starts)) {
             seen += 1;
             let (_, arguments) = line.split_once("weld verify ").unwrap();
             let mut words = vec!["verify"];
@@ -338,8 +342,63 @@ fn the_examples_of_ci_are_yaml_and_call_weld_as_it_is() {
             assert_eq!(outcome.code, Some(1), "{words:?}: {}", outcome.stderr);
         }
     }
-    assert_eq!(seen, 2);
-    for file in ["summary.md", "report.html", "report.sarif", "report.xml"] {
+    assert_eq!(seen, 1);
+    for file in ["report.html", "report.xml"] {
         assert!(bench.path(file).is_file(), "{file}");
     }
+}
+
+/// What action.yml runs, with the inputs of the job in docs/ci.md.
+#[test]
+fn the_action_reports_and_ends_with_the_code_of_the_command() {
+    let bench = merged();
+    bench.file("policy.toml", &blocks("toml")[0]);
+    let job: serde_json::Value = serde_saphyr::from_str(&blocks("yaml")[0]).unwrap();
+    let with = &job["jobs"]["verify"]["steps"][1]["with"];
+    let arguments = with["arguments"].as_str().unwrap().replace("models", ".");
+    assert_eq!(with["model"], "models/merged");
+    let weld = Path::new(env!("CARGO_BIN_EXE_weld")).parent().unwrap();
+    let path = format!("{}:{}", weld.display(), std::env::var("PATH").unwrap());
+    let run = |command: &str, model: &str, arguments: &str| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/.ci/action");
+        let mut action = std::process::Command::new("bash");
+        action
+            .arg(script)
+            .current_dir(bench.path(""))
+            .env("PATH", &path);
+        action.env("XDG_CACHE_HOME", bench.path("cache"));
+        action.env("COMMAND", command).env("MODEL", model);
+        action
+            .env("ARGUMENTS", arguments)
+            .env("REPORTS", "weldment");
+        for file in ["GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"] {
+            action.env(file, bench.file(file, ""));
+        }
+        let ended = action.output().unwrap();
+        (
+            ended.status.code(),
+            String::from_utf8(ended.stdout).unwrap(),
+        )
+    };
+    let read = |name: &str| fs::read_to_string(bench.path(name)).unwrap();
+
+    let (code, out) = run(
+        "verify",
+        "out",
+        &format!("{arguments} --recipe 'recipe.yml'"),
+    );
+    // The policy asks for a lock.
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("::error"), "{out}");
+    assert!(read("GITHUB_STEP_SUMMARY").contains("failed"));
+    assert_eq!(read("GITHUB_OUTPUT"), "exit-code=1\nreports=weldment\n");
+    for file in ["report.html", "report.sarif", "report.xml", "report.json"] {
+        assert!(bench.path("weldment").join(file).is_file(), "{file}");
+    }
+    assert_eq!(run("diff", "a a", "").0, Some(0));
+    // What the words hold is neither expanded nor run.
+    let (code, _) = run("check", "'a b' $(touch ran)", "; touch ran");
+    assert_eq!(code, Some(2));
+    assert!(!bench.path("ran").exists());
+    assert_eq!(run("merge", "recipe.yml x", "").0, Some(2));
 }
