@@ -2,6 +2,7 @@
 //!
 //! The words are parsed as `weld` parses them, so that a function takes the options of its command, by their names.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 
@@ -10,9 +11,9 @@ use serde_json::Value;
 
 use super::caller::{Caller, Listener};
 use super::output::Failure;
-use super::{Cli, Command, check, diff, merge, moe, plan, verify};
+use super::{Cli, Command, check, diff, environment, merge, moe, plan, verify};
 use audit::{Report, formats};
-use checkpoint::CheckpointError;
+use checkpoint::{Checkpoint, CheckpointError, ModelRef};
 use errors::{About, Hint, Refusal, printable_lines};
 use recipe::RecipeError;
 use run::RunError;
@@ -68,9 +69,7 @@ pub fn call(
     words: impl IntoIterator<Item = OsString>,
     listener: Arc<dyn Listener>,
 ) -> Result<Answer, CallError> {
-    let name = OsString::from("weld");
-    let cli =
-        Cli::try_parse_from([name].into_iter().chain(words)).map_err(|error| misused(&error))?;
+    let cli = parsed(words)?;
     let caller = Caller::Program(listener);
     let written = |made: Value| Answer::Written(made);
     let report = |made: Report| Answer::Report(Box::new(made));
@@ -83,6 +82,36 @@ pub fn call(
         Command::Verify(arguments) => verify::call(arguments, &caller).map(report)?,
         _ => return Err(Failure::tool("this command cannot be called as a function").into()),
     })
+}
+
+/// Plans a merge as [`call`] does with `plan`, for a program that holds some of the models, by their names in the recipe.
+///
+/// # Errors
+/// As of [`call`]; or the recipe names no such model.
+pub fn plan_with(
+    words: impl IntoIterator<Item = OsString>,
+    models: BTreeMap<String, Arc<Checkpoint>>,
+) -> Result<::plan::Plan, CallError> {
+    match parsed(words)?.command {
+        Command::Plan(arguments) => Ok(plan::call_with(&arguments, models)?),
+        _ => Err(Failure::tool("expected the command `plan`").into()),
+    }
+}
+
+/// Opens a model as commands open it: from a folder, a file or the Hub's cache.
+///
+/// # Errors
+/// There is no such model, or it cannot be read.
+pub fn open(model: &str) -> Result<Checkpoint, CallError> {
+    let reference = ModelRef::parse(model).map_err(Failure::input)?;
+    let location = environment::locator(None)?.locate(&reference)?;
+    Ok(Checkpoint::open(model, &location)?)
+}
+
+fn parsed(words: impl IntoIterator<Item = OsString>) -> Result<Cli, CallError> {
+    let name = OsString::from("weld");
+    let words = [name].into_iter().chain(words);
+    Cli::try_parse_from(words).map_err(|error| misused(&error))
 }
 
 /// The options and arguments of a command, without those that are hidden or about printing; none if there is no such
@@ -185,6 +214,12 @@ impl From<Failure> for CallError {
             }
             Failure::BrokenPipe => Self::new(&Refusal::new("stdout is closed"), 2),
         }
+    }
+}
+
+impl From<Refusal> for CallError {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(&refusal, 1)
     }
 }
 

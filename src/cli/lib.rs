@@ -13,6 +13,7 @@ mod environment;
 mod explain;
 mod export;
 mod fit;
+mod held;
 mod help;
 mod inspect;
 mod keys;
@@ -37,7 +38,7 @@ use std::process::ExitCode;
 
 use clap::{FromArgMatches, Parser, Subcommand};
 
-pub use call::{Answer, CallError, OptionInfo, call, options};
+pub use call::{Answer, CallError, OptionInfo, call, open, options, plan_with};
 pub use caller::Listener;
 
 use output::{Failure, fail};

@@ -1,10 +1,15 @@
 //! `weld plan`: shows what a merge would do.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use clap::{Args, ValueEnum};
 
 use super::arguments::{MoeArguments, PlanArguments};
+use super::held::Held;
 use super::output::{Failure, print, print_json, print_made, say};
 use audit::formats::plan_page;
+use checkpoint::Checkpoint;
 use plan::{self, Detail, Plan};
 
 /// Show what a recipe would do: every tensor, its sources and values; computes nothing
@@ -57,6 +62,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             )
         }
     }
+}
+
+/// Plans a merge for a program that holds some of its models.
+pub(super) fn call_with(
+    arguments: &Arguments,
+    models: BTreeMap<String, Arc<Checkpoint>>,
+) -> Result<Plan, Failure> {
+    let recipe = recipe::read(&arguments.plan.recipe)?;
+    let (locator, options) = arguments.plan.surroundings()?;
+    let held = Held::new(models, locator);
+    let path = arguments.plan.recipe.display().to_string();
+    let plan = plan::plan(&recipe, &path, &held, &options)?;
+    held.check_used()?;
+    Ok(plan)
 }
 
 /// Plans for a program.

@@ -1,6 +1,6 @@
 //! What a command made, in the formats that Python asks for.
 
-use audit::formats::ReportFormat;
+use audit::formats::{ReportFormat, plan_page};
 use errors::{printable_json, printable_lines};
 use plan::Detail;
 use pyo3::exceptions::PyValueError;
@@ -33,7 +33,11 @@ impl Answer {
             cli::Answer::Plan(plan) => match format {
                 "text" => Ok(printable_lines(&plan::text(plan, Detail::Summary))),
                 "json" => Ok(self.json()),
-                _ => Err(PyValueError::new_err("expected one of text, json")),
+                "html" => {
+                    let page = plan_page(plan);
+                    page.map_err(|error| PyValueError::new_err(error.to_string()))
+                }
+                _ => Err(PyValueError::new_err("expected one of text, json, html")),
             },
             cli::Answer::Written(_) => match format {
                 "json" => Ok(self.json()),

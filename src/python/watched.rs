@@ -11,10 +11,10 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 /// How often progress is told, and signals are looked for.
-const INTERVAL: Duration = Duration::from_millis(50);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(50);
 
 /// The stack of a thread that works: that of a process's first thread.
-const STACK: usize = 8 << 20;
+pub(crate) const STACK: usize = 8 << 20;
 
 /// How far the work is, and whether it is to stop.
 #[derive(Default)]
@@ -107,7 +107,7 @@ pub(crate) fn watched<T: Send>(
 }
 
 /// Runs the handlers of signals that have come, and tells progress.
-fn heed(py: Python<'_>, state: &State, progress: Option<&Py<PyAny>>) -> PyResult<()> {
+pub(crate) fn heed(py: Python<'_>, state: &State, progress: Option<&Py<PyAny>>) -> PyResult<()> {
     py.check_signals()?;
     progress.map_or(Ok(()), |progress| state.tell(py, progress))
 }

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::fixtures::{Bench, floats};
-use weldment::cli::{Answer, CallError, Listener, call, options};
+use crate::fixtures::{Bench, floats, llama};
+use crate::sources::{in_memory, model};
+use weldment::cli::{Answer, CallError, Listener, call, options, plan_with};
 
 const RECIPE: &str = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.6}}\n- {model: b, parameters: \
                       {weight: 0.4}}\n";
@@ -171,4 +172,32 @@ fn every_option_is_named_but_for_those_about_printing() {
         );
     }
     assert!(names("nothing").is_empty());
+}
+
+#[test]
+fn a_merge_is_planned_of_models_that_a_program_holds() {
+    let bench = bench();
+    let on_disk = called(
+        &words(&bench, "plan", &["recipe.yml"], &[]),
+        Counting::default(),
+    );
+    let on_disk = on_disk.0.ok().unwrap().json();
+    let held = |names: [&str; 2]| {
+        let seeds = names.into_iter().zip([1, 2]);
+        let held = seeds.map(|(name, seed)| {
+            let tensors = in_memory(llama(seed, 2, Dtype::BF16));
+            (name.to_owned(), Arc::new(model(name, tensors)))
+        });
+        plan_with(words(&bench, "plan", &["recipe.yml"], &[]), held.collect())
+    };
+    std::fs::remove_dir_all(bench.path("b")).unwrap();
+    let plan = held(["a", "b"]).ok().unwrap();
+    assert_eq!(weldment::plan::json(&plan)["tensors"], on_disk["tensors"]);
+
+    bench.llama("b", 2, Dtype::BF16);
+    let idle = held(["a", "c"]).err().unwrap();
+    assert!(
+        idle.message.contains("`c`") && idle.hint.is_some(),
+        "{idle:?}"
+    );
 }

@@ -9,6 +9,7 @@ FILE = Path(__file__).resolve().parents[2] / "src/python/weldment/_commands.pyi"
 HEAD = '''\
 # Written by tests/python/stubs.py from the options of the commands.
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ Recipe: TypeAlias = Path | Mapping[str, Any]
 Value: TypeAlias = str | int | PathLike[str]
 Progress: TypeAlias = Callable[[str, int, int], object]
 
-def recipe_file(recipe: Any) -> Any: ...
+def recipe_in_a_file(recipe: Any) -> AbstractContextManager[Any]: ...
 def words(command: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> list[str]: ...
 '''
 

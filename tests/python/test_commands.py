@@ -88,9 +88,11 @@ def test_a_policy_judges(folder):
         weldment.diff("family/sort", "family/add", policy="policy.toml")
 
 
-def test_notebooks_show_plans_and_reports():
+def test_notebooks_show_plans_and_reports(weld):
     plan = weldment.plan("recipe.yml")
-    assert "linear" in plan._repr_html_() and str(plan) == plan.to_text()
+    assert "srcdoc=" in plan._repr_html_() and "linear" in plan._repr_html_()
+    assert plan.to_html().rstrip() == weld("plan", "recipe.yml", "--format", "html")[1].rstrip()
+    assert str(plan).rstrip() == weld("plan", "recipe.yml")[1].rstrip()
     report = weldment.check("family/sort")
     assert "srcdoc=" in report._repr_html_() and "<script" not in report._repr_html_()
     assert repr(report) == "<Report of check: passed, 0 findings>"

@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import inspect
+import re
+import shutil
 import subprocess
 import sys
 
@@ -10,12 +12,15 @@ import pytest
 
 import stubs
 import weldment
+from conftest import ROOT
 
 COMMANDS = ["plan", "merge", "moe", "check", "diff", "verify"]
 
 
-@pytest.mark.parametrize("name", ["", "._commands", "._error", "._results"])
+@pytest.mark.parametrize("name", ["", "._commands", "._error", "._models", "._results"])
 def test_examples_in_docstrings_run(name):
+    if name == "._models":
+        pytest.importorskip("numpy")
     failed, tried = doctest.testmod(importlib.import_module(f"weldment{name}"))
     assert failed == 0
     assert tried > 0 or name == "._commands"
@@ -29,6 +34,20 @@ def test_a_function_takes_the_options_of_its_command(weld, command):
         option = name.rstrip("_").replace("_", "-")
         assert f"--{option}" in shown or f"{option.upper()}" in shown, name
     assert "Options:" in getattr(weldment, command).__doc__
+
+
+def test_the_examples_of_the_documentation_run(folder):
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    text = (ROOT / "docs" / "python.md").read_text()
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    assert len(blocks) == 4
+    for block in blocks[:2]:
+        exec(compile(block, "docs/python.md", "exec"), {"weldment": weldment})
+    # The others need models in memory: that they are Python and name what there is.
+    for block in blocks[2:]:
+        for name in set(re.findall(r"weldment\.(\w+)", block)):
+            assert hasattr(weldment, name), name
+        compile(block, "docs/python.md", "exec")
 
 
 def test_the_types_are_those_of_the_options():

@@ -13,24 +13,30 @@ True
 >>> weldment.verify("merged", full=True).passed
 True
 
-What goes wrong is an :class:`Error` that knows its file, tensor, model and line.
+Tensors in memory are merged by :func:`merge_state_dicts` and :func:`merge_tensors`, and those of a model are read by
+:func:`open`. What goes wrong is an :class:`Error` that knows its file, tensor, model and line.
 """
 
 from ._commands import check, diff, merge, moe, plan, verify
 from ._error import Error
+from ._models import Model, merge_state_dicts, merge_tensors, open
 from ._results import Fields, Plan, Report, Written
 from ._weldment import version as _version
 
 __all__ = [
     "Error",
     "Fields",
+    "Model",
     "Plan",
     "Report",
     "Written",
     "check",
     "diff",
     "merge",
+    "merge_state_dicts",
+    "merge_tensors",
     "moe",
+    "open",
     "plan",
     "verify",
 ]

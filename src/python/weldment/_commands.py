@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def plan(recipe: Any, **options: Any) -> Plan:
     ``recipe`` is the path of a recipe; or the recipe itself, as a dictionary or as YAML of several lines: then
     relative paths of models start in the working folder.
     """
-    return Plan(_run("plan", [recipe_file(recipe)], options))
+    with recipe_in_a_file(recipe) as file:
+        return Plan(_run("plan", [file], options))
 
 
 def merge(recipe: Any, out: Any, *, progress: Progress | None = None, **options: Any) -> Written:
@@ -32,12 +34,14 @@ def merge(recipe: Any, out: Any, *, progress: Progress | None = None, **options:
     ``recipe`` is what :func:`plan` takes. ``progress`` is called some times a second with what is done, the bytes so
     far, and all bytes.
     """
-    return Written(_run("merge", [recipe_file(recipe), out], options, progress))
+    with recipe_in_a_file(recipe) as file:
+        return Written(_run("merge", [file, out], options, progress))
 
 
 def moe(recipe: Any, out: Any, *, progress: Progress | None = None, **options: Any) -> Written:
     """Builds a mixture of experts from dense models, or edits one. The arguments are those of :func:`merge`."""
-    return Written(_run("moe", [recipe_file(recipe), out], options, progress))
+    with recipe_in_a_file(recipe) as file:
+        return Written(_run("moe", [file, out], options, progress))
 
 
 def check(model: Any, *, progress: Progress | None = None, **options: Any) -> Report:
@@ -102,19 +106,17 @@ def _word(value: Any) -> str:
     return os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value)
 
 
-class _Written:
-    """A recipe that is no file yet, in a file for as long as it is needed."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
-def recipe_file(recipe: Any) -> Any:
-    if isinstance(recipe, Mapping):
-        return _Written(json.dumps(recipe, indent=2))
-    if isinstance(recipe, str) and "\n" in recipe:
-        return _Written(recipe)
-    return recipe
+@contextlib.contextmanager
+def recipe_in_a_file(recipe: Any) -> Iterator[Any]:
+    """The path of a recipe, which is written to a file for as long as it is needed if it is none."""
+    text = json.dumps(recipe, indent=2) if isinstance(recipe, Mapping) else recipe
+    if not isinstance(text, str) or (text is recipe and "\n" not in text):
+        yield recipe
+        return
+    with tempfile.TemporaryDirectory(prefix="weldment-") as folder:
+        file = Path(folder, "recipe.yml")
+        file.write_text(text, encoding="utf-8")
+        yield file
 
 
 def _run(
@@ -123,13 +125,7 @@ def _run(
     options: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> _weldment.Answer:
-    with tempfile.TemporaryDirectory(prefix="weldment-") as folder:
-        for at, argument in enumerate(arguments):
-            if isinstance(argument, _Written):
-                file = Path(folder, "recipe.yml")
-                file.write_text(argument.text, encoding="utf-8")
-                arguments[at] = file
-        return _weldment.call(words(command, arguments, options), progress)
+    return _weldment.call(words(command, arguments, options), progress)
 
 
 def _with_signature(function: Callable[..., Any]) -> None:

@@ -26,6 +26,11 @@ class Fields(dict):
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(key for key in self if key.isidentifier())]
 
+    @staticmethod
+    def of_json(text: str) -> Any:
+        """JSON whose objects are fields."""
+        return json.loads(text, object_hook=Fields)
+
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries and lists."""
         return json.loads(json.dumps(self))
@@ -37,12 +42,18 @@ class _Result(Fields):
     __slots__ = ("_answer",)
 
     def __init__(self, answer: Answer) -> None:
-        super().__init__(json.loads(answer.json(), object_hook=Fields))
+        super().__init__(self.of_json(answer.json()))
         self._answer = answer
 
     def __reduce__(self) -> Any:
         # What is sent to another process are the fields.
         return (Fields, (dict(self),))
+
+
+def _frame(page: str) -> str:
+    """A page within a notebook's, so that neither's style reaches the other."""
+    page = html.escape(page, quote=True)
+    return f'<iframe srcdoc="{page}" style="width:100%;height:480px;border:0"></iframe>'
 
 
 class Plan(_Result):
@@ -54,6 +65,10 @@ class Plan(_Result):
         """The plan as ``weld plan`` prints it."""
         return self._answer.written("text")
 
+    def to_html(self) -> str:
+        """The plan as a page: layers by model, values, cost."""
+        return self._answer.written("html")
+
     def __str__(self) -> str:
         return self.to_text()
 
@@ -61,7 +76,7 @@ class Plan(_Result):
         return f"<Plan: {len(self['tensors'])} tensors by {self['method']}>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(self.to_text())}</pre>"
+        return _frame(self.to_html())
 
 
 class Written(_Result):
@@ -102,6 +117,4 @@ class Report(_Result):
         return f"<Report of {self['command']}: {self['verdict']}, {len(self['findings'])} findings>"
 
     def _repr_html_(self) -> str:
-        # A page of its own within the notebook's, so that neither's style reaches the other.
-        page = html.escape(self.to_html(), quote=True)
-        return f'<iframe srcdoc="{page}" style="width:100%;height:480px;border:0"></iframe>'
+        return _frame(self.to_html())
