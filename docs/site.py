@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ELSEWHERE = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "recipes/family/README.md": "family.md"}
 LANGUAGES = {".rs": "rust", ".py": "python", ".yml": "yaml", ".yaml": "yaml", ".toml": "toml", ".sh": "sh"}
 FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
+LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)((?: \"[^\"]*\")?\))")
 
 
 def pages():

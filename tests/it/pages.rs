@@ -21,6 +21,9 @@ use crate::fixtures::Bench;
 /// Where recipes find their models: as a reader of the page has them, and the tiny ones of the tests.
 const FOLDERS: [&str; 3] = [".", "recipes", "tests/peer/golden/models"];
 
+/// How code begins that is in no fence of backticks, and would not be run.
+const OTHER_CODE: [&str; 3] = ["    ", "~~~", "<pre"];
+
 /// A page, by its path in this repository.
 struct Page {
     path: String,
@@ -89,10 +92,10 @@ fn blocks(page: &str) -> Vec<Block> {
             });
         } else if let Some(comment) = line.strip_prefix("<!-- ") {
             comments.push(comment.trim_end_matches("-->").trim().to_owned());
-        } else if line.starts_with("    ") && after_blank {
+        } else if after_blank && OTHER_CODE.iter().any(|start| line.starts_with(start)) {
             blocks.push(Block {
                 line: number,
-                language: "indented".into(),
+                language: "no fence of backticks".into(),
                 ..Block::default()
             });
         } else if !line.is_empty() {
@@ -343,6 +346,7 @@ fn a_block_that_is_wrong_is_told() {
         .contains("densty")
     );
     assert!(told("Text:\n\n    false\n").contains("nobody knows"));
+    assert!(told("Text:\n\n~~~sh\nfalse\n~~~\n").contains("nobody knows"));
     assert!(told("```rust\nlet x = 1;\n```\n").contains("nobody knows"));
     assert!(told("```yaml\non: push\n```\n").contains("error"));
 }
