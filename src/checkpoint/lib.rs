@@ -71,7 +71,7 @@ pub use licence::{Licence, LicenceTerm};
 pub use limits::MAX_SIDECAR_BYTES;
 pub use locate::{Location, Locator};
 pub use model_ref::ModelRef;
-pub use nearby::nearest;
+pub use nearby::{file_like, nearest};
 pub use part::Part;
 pub use pickle::PickleImports;
 pub use reader::{Checkpoint, SidecarsFrom};

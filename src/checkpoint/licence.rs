@@ -70,7 +70,7 @@ fn of_card(folder: &Path) -> Option<Licence> {
     let yaml = front_matter(&text)?;
     let fields: Value = serde_saphyr::from_str_with_options(yaml, options()).ok()?;
     let field = |name: &str| fields.get(name).and_then(one_text);
-    let id = field("license")?;
+    let id = field("license")?.to_lowercase();
     let is_other = id == "other";
     Some(Licence {
         name: field("license_name").filter(|_| is_other),

@@ -31,14 +31,23 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 
 /// A path below one of the folders that is like `text` and leads to a model, as a user would write it.
 pub(super) fn path_like(text: &str, folders: &[PathBuf]) -> Option<String> {
-    let similar = |folder: &PathBuf| similar(Path::new(text), folder);
+    let similar = |folder: &PathBuf| similar(Path::new(text), folder, &holds_model);
     let found = folders.iter().find_map(similar);
     let found = found.or_else(|| folders.iter().find_map(|folder| end_of(text, folder)))?;
     found.to_str().map(str::to_owned)
 }
 
-/// The path with each part that is not there replaced by the most similar one that is.
-fn similar(text: &Path, folder: &Path) -> Option<PathBuf> {
+/// A file that is like `path`, from the working folder on, and whose name has one of these endings.
+pub fn file_like(path: &Path, ends: &[&str]) -> Option<PathBuf> {
+    let fits = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        path.is_file() && name.is_some_and(|name| ends.iter().any(|end| name.ends_with(end)))
+    };
+    similar(path, Path::new(""), &fits)
+}
+
+/// The path with each part that is not there replaced by the most similar one that is, if it leads to what is wanted.
+fn similar(text: &Path, folder: &Path, wanted: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
     let mut parts = text.components().peekable();
     let mut path = PathBuf::new();
     while let Some(part) = parts.next() {
@@ -49,7 +58,7 @@ fn similar(text: &Path, folder: &Path) -> Option<PathBuf> {
         };
         let place = folder.join(&path);
         let fits = |path: &Path| match is_last {
-            true => holds_model(path),
+            true => wanted(path),
             false => path.is_dir(),
         };
         if !fits(&place.join(name)) {
@@ -61,7 +70,7 @@ fn similar(text: &Path, folder: &Path) -> Option<PathBuf> {
             path.push(name);
         }
     }
-    (path != text && holds_model(&folder.join(&path))).then_some(path)
+    (path != text && wanted(&folder.join(&path))).then_some(path)
 }
 
 /// The end of the path, if that is there: `models/a` where the working folder is `models`.
@@ -94,8 +103,12 @@ pub(super) fn repository_like(id: &str, cache: &Path) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// The names of a folder's entries that are text.
+/// The names of a folder's entries that are text; of the working folder, if the path is empty.
 fn names(folder: &Path) -> impl Iterator<Item = String> {
+    let folder = match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.take(MAX_ENTRIES).map(|entry| entry.file_name());
     names.map(OsString::into_string).filter_map(Result::ok)
@@ -173,6 +186,23 @@ mod tests {
         let absolute = folders[0].join("models/lama-base");
         let near = folders[0].join("models/llama-base");
         check(absolute.to_str().unwrap(), near.to_str());
+    }
+
+    #[test]
+    fn misspelt_files_lead_to_files_of_their_kind() {
+        let root = tempfile::tempdir().unwrap();
+        for file in ["recipes/ties.yml", "recipes/tides.md", "recipes/dare.yaml"] {
+            write(&root.path().join(file), b"x");
+        }
+        let check = |text: &str, expected: Option<&str>| {
+            let found = file_like(&root.path().join(text), &[".yml", ".yaml"]);
+            assert_eq!(found, expected.map(|near| root.path().join(near)), "{text}");
+        };
+        check("recipes/tiess.yml", Some("recipes/ties.yml"));
+        check("recipies/ties.yaml", Some("recipes/ties.yml"));
+        check("recipes/dare.yml", Some("recipes/dare.yaml"));
+        check("recipes/slerp.yml", None);
+        check("other/ties.yml", None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A bar on a terminal, otherwise a line at the start; or what a program hears.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
 
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -21,6 +21,8 @@ pub(super) struct Progress {
     /// The line that is printed when the work begins, if no bar shows it.
     line: String,
     announced: AtomicBool,
+    /// The width of the terminal that the bar was made for.
+    width: AtomicU16,
 }
 
 impl Progress {
@@ -72,18 +74,27 @@ impl Progress {
             true => ProgressDrawTarget::stderr_with_hz(10),
             false => ProgressDrawTarget::hidden(),
         };
-        let width = terminal_size_of(io::stderr()).map_or(80, |(Width(width), _)| width);
         let bar = ProgressBar::with_draw_target(Some(bytes), target);
-        if let Ok(style) = ProgressStyle::with_template(template(width)) {
-            bar.set_style(style);
-        }
         bar.set_message(message);
         let announced = !shown || io::stderr().is_terminal();
-        Self {
+        let progress = Self {
             caller: caller.clone(),
             bar,
             line,
             announced: AtomicBool::new(announced),
+            width: AtomicU16::new(0),
+        };
+        progress.fit();
+        progress
+    }
+
+    /// Makes the bar fit the terminal, which may have become narrower or wider.
+    fn fit(&self) {
+        let width = terminal_size_of(io::stderr()).map_or(80, |(Width(width), _)| width);
+        if self.width.swap(width, Relaxed) != width
+            && let Ok(style) = ProgressStyle::with_template(template(width))
+        {
+            self.bar.set_style(style);
         }
     }
 
@@ -97,7 +108,7 @@ impl Progress {
 fn template(width: u16) -> &'static str {
     match width {
         ..50 => "{wide_bar} {percent:>3}%",
-        50..96 => "{wide_bar} {percent:>3}%  {decimal_bytes_per_sec}  {eta} left",
+        50..110 => "{wide_bar} {percent:>3}%  {decimal_bytes_per_sec}  {eta} left",
         _ => {
             "{bar:30} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}"
         }
@@ -115,12 +126,52 @@ impl Observer for Progress {
             say(&self.line);
         }
         match &self.caller {
-            Caller::Terminal { .. } => self.bar.inc(bytes),
+            Caller::Terminal { .. } => {
+                self.fit();
+                self.bar.inc(bytes);
+            }
             Caller::Program(listener) => listener.advance(bytes),
         }
     }
 
     fn cancelled(&self) -> bool {
         self.caller.stopped()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bar is as wide as what is left: what stands beside it must fit, and leave it some room.
+    #[test]
+    fn the_line_fits_the_narrowest_terminal_of_its_template() {
+        let longest = [
+            ("{percent:>3}", "100"),
+            ("{decimal_bytes_per_sec}", "999.99 MB/s"),
+            ("{decimal_bytes}", "999.99 GB"),
+            ("{decimal_total_bytes}", "999.99 GB"),
+            ("{eta}", "59m"),
+            ("{msg}", "checking the attestation"),
+            ("{bar:30}", &"#".repeat(30)),
+            ("{wide_bar}", ""),
+        ];
+        for (narrowest, room) in [
+            (30, 20),
+            (40, 20),
+            (45, 20),
+            (50, 20),
+            (60, 20),
+            (80, 20),
+            (110, 0),
+        ] {
+            let line = longest
+                .iter()
+                .fold(template(narrowest).to_owned(), |line, (key, text)| {
+                    line.replace(key, text)
+                });
+            let length = line.chars().count() + room;
+            assert!(length <= usize::from(narrowest), "{narrowest}: {line}");
+        }
     }
 }

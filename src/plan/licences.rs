@@ -115,7 +115,7 @@ fn of_term(term: &LicenceTerm, licence: &Licence, group: &Group<'_>) -> Option<S
             "licence of {who}: changed versions may not be published; check before you publish the result"
         )),
         LicenceTerm::Name(start) => Some(format!(
-            "licence of {who}: the result's name is to begin with `{start}` where it is published; check the terms"
+            "licence of {who}: it asks for a name that begins with `{start}` for what is published; check the terms"
         )),
         LicenceTerm::NonCommercial | LicenceTerm::ShareAlike | LicenceTerm::OwnConditions => None,
     }
@@ -306,7 +306,7 @@ mod tests {
         check(
             &[("a", "llama3.1"), ("b", "llama3.1")],
             &[
-                "licence of `a`, `b` (llama3.1, README.md): the result's name is to begin with `Llama`",
+                "licence of `a`, `b` (llama3.1, README.md): it asks for a name that begins with `Llama`",
             ],
         );
         check(

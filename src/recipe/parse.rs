@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::documents::{link, link_models};
 use super::edit::{EditRecipe, is_edit};
@@ -11,7 +11,7 @@ use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, sort}
 use super::schema::Recipe;
 use super::walk::Walk;
 use super::yaml::{self, Node, Value};
-use checkpoint::ModelRef;
+use checkpoint::{ModelRef, file_like};
 use methods::{self, MethodInfo};
 
 /// The largest recipe; one with a slice for each of a thousand layers has about 200 KB.
@@ -286,7 +286,10 @@ fn of_a_checkpoint(root: &Node) -> Option<Problem> {
 fn read_text(path: &Path) -> Result<String, Problem> {
     let unreadable = |message: String| Problem::new(ProblemKind::Unreadable, None, message);
     let cannot = |error: std::io::Error| unreadable(format!("cannot read the recipe: {error}"));
-    let file = File::open(path).map_err(cannot)?;
+    let file = File::open(path).map_err(|error| match near(path, &error) {
+        Some(near) => cannot(error).with_hint(format!("did you mean `{}`?", near.display())),
+        None => cannot(error),
+    })?;
     if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
         return Err(unreadable("expected a recipe, found a folder".into())
             .with_hint("a recipe is a YAML file, such as `recipe.yml`"));
@@ -305,6 +308,12 @@ fn read_text(path: &Path) -> Result<String, Problem> {
         unreadable(format!("the recipe is not UTF-8 text: see line {line}"))
             .with_hint("save the file as UTF-8")
     })
+}
+
+/// The recipe that is meant by a path where there is none.
+fn near(path: &Path, error: &std::io::Error) -> Option<PathBuf> {
+    let is_absent = error.kind() == std::io::ErrorKind::NotFound;
+    is_absent.then(|| file_like(path, &[".yml", ".yaml"]))?
 }
 
 fn too_large() -> Problem {

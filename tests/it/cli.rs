@@ -282,6 +282,7 @@ fn a_misspelt_model_is_answered_with_the_nearest() {
             "`org/some-model`, which is in the Hub's cache?",
         ),
         (&["plan", "recipes/r.yml"], "`family/cipher`?"),
+        (&["plan", "recipe/r.yaml"], "`recipes/r.yml`?"),
     ] {
         let outcome = bench.weld(words);
         assert_eq!(outcome.code, Some(2), "{words:?}");

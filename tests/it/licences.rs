@@ -94,7 +94,7 @@ fn licences_that_may_not_go_together_are_listed_and_noted() {
 fn one_licence_of_all_inputs_is_that_of_the_card() {
     let apache = "Apache License\nVersion 2.0, January 2004\n";
     let bench = bench(&[
-        ("a/README.md", "---\nlicense: apache-2.0\n---\n"),
+        ("a/README.md", "---\nlicense: Apache-2.0\n---\n"),
         ("b/LICENSE", apache),
     ]);
     let (text, json) = plan(&bench);
@@ -125,7 +125,7 @@ fn inputs_that_state_nothing_are_noted_where_others_do_and_only_there() {
         line(&text, "licences"),
         Some("licences llama3.1 (a), not stated (b)")
     );
-    for part in ["`b` states none", "begin with `Llama`"] {
+    for part in ["`b` states none", "begins with `Llama`"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let card = card(&one);

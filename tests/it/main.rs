@@ -6,7 +6,6 @@ mod calls;
 mod check;
 mod cli;
 mod comparable;
-mod consoles;
 mod defects;
 mod destination;
 mod determinism;

@@ -122,7 +122,7 @@ impl<'a> Draft<'a> {
             (None, _, Some(_)) if self.method.base == BaseRule::Required => remarks.push(
                 "No base is known, so the first model stands in its place.".to_owned(),
             ),
-            (None, _, None) => remarks.push(
+            (None, _, None) if found.members.len() > 1 => remarks.push(
                 "No base is known. If the models are fine-tunes of one, name it with `weld new --base`: \
                  more methods are possible then."
                     .to_owned(),

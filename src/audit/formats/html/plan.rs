@@ -13,7 +13,8 @@ use architecture::{LayerStack, StackIndex, layer_stacks};
 use checkpoint::Checkpoint;
 use methods::ParamValue;
 use plan::{
-    Operation, Plan, PlannedTensor, left_out, listed_licences, operation_text, values_text,
+    MergeResult, Operation, Plan, PlannedTensor, left_out, listed_licences, operation_text,
+    values_text,
 };
 
 /// The most rows of a merge's table; the rest is counted.
@@ -97,15 +98,17 @@ struct Row {
 /// # Errors
 /// The template failed, which no plan should cause.
 pub fn plan_page(plan: &Plan) -> Result<String, Error> {
-    let mut merges: Vec<Merge> = Vec::new();
-    for result in plan.all_results() {
-        merges.push(merge(&result.plan, "A merge whose result is used below"));
-    }
+    let mut known = Vec::new();
+    results(plan, &mut known);
+    let mut merges: Vec<Merge> = known
+        .into_iter()
+        .map(|(name, result)| merge(&result.plan, format!("First `{}`", clean(name))))
+        .collect();
     let title = match merges.is_empty() {
         true => "What is made",
-        false => "What is written",
+        false => "Then what is written",
     };
-    merges.push(merge(plan, title));
+    merges.push(merge(plan, title.to_owned()));
     let page = Page {
         command: plan.command(),
         recipe: clean(&plan.recipe.0),
@@ -118,6 +121,18 @@ pub fn plan_page(plan: &Plan) -> Result<String, Error> {
     environment()?
         .get_template("plan.html")?
         .render(Serde(page))
+}
+
+/// The results that a plan is made from, by name, each once and after those that it is made from itself.
+fn results<'p>(plan: &'p Plan, known: &mut Vec<(&'p str, &'p MergeResult)>) {
+    for (model, result) in &plan.results {
+        let is_same = |(_, other): &(&str, &MergeResult)| std::ptr::eq(*other, result.as_ref());
+        if known.iter().any(is_same) {
+            continue;
+        }
+        results(&result.plan, known);
+        known.push((plan.models[*model].label(), result));
+    }
 }
 
 fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
@@ -187,7 +202,7 @@ fn files(plan: &Plan) -> Vec<(String, String)> {
     shards.chain(made).chain(copied).take(MAX_ROWS).collect()
 }
 
-fn merge(plan: &Plan, title: &str) -> Merge {
+fn merge(plan: &Plan, title: String) -> Merge {
     let layout = Layout::new(plan);
     let (rows, more) = layout.rows();
     let summary = match &plan.purpose {
@@ -195,7 +210,7 @@ fn merge(plan: &Plan, title: &str) -> Merge {
         None => plan.method.summary.to_owned(),
     };
     Merge {
-        title: title.to_owned(),
+        title,
         method: plan.method.name,
         summary,
         models: models(plan),
