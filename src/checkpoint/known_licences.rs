@@ -40,6 +40,8 @@ const fn known(
 #[rustfmt::skip]
 static KNOWN: &[Known] = &[
     known("apache-2.0", &[], &["apache license", "version 2.0"]),
+    known("modified-mit", &[OwnConditions], &["modified mit license"]),
+    known("bsl-1.0", &[], &["boost software license - version 1.0"]),
     known("mit", &[], &["permission is hereby granted, free of charge"]),
     known("bsd-3-clause", &[], &["redistribution and use in source and binary forms", "neither the name"]),
     known("bsd-2-clause", &[], &["redistribution and use in source and binary forms"]),
@@ -94,7 +96,6 @@ static KNOWN: &[Known] = &[
     known("h-research", &[NonCommercial, OwnConditions], &[]),
     known("deepfloyd-if-license", &[NonCommercial, OwnConditions], &[]),
     known("nvidia-open-model-license*", &[OwnConditions], &["nvidia open model license"]),
-    known("modified-mit", &[OwnConditions], &["modified mit license"]),
     known("c-uda", &[OwnConditions], &[]),
     known("*openrail*", &[OwnConditions], &[]),
     known("*rail-1.0*", &[OwnConditions], &[]),
@@ -108,7 +109,6 @@ static KNOWN: &[Known] = &[
     known("wtfpl", &[], &[]),
     known("postgresql", &[], &[]),
     known("ncsa", &[], &[]),
-    known("bsl-1.0", &[], &["boost software license - version 1.0"]),
     known("afl-3.0", &[], &[]),
     known("artistic-2.0", &[], &[]),
     known("ecl-2.0", &[], &[]),
@@ -214,6 +214,11 @@ mod tests {
         let lgpl = "GNU LESSER GENERAL PUBLIC LICENSE\nVersion 3, 29 June 2007\n\
                     the terms of version 3 of the GNU General Public License";
         assert_eq!(by_text(lgpl), Some("lgpl-3.0"));
+        let grant = "Permission is hereby granted, free of charge, to any person";
+        let modified = format!("Modified MIT License\nCopyright (c) 2025\n{grant}");
+        assert_eq!(by_text(&modified), Some("modified-mit"));
+        let mit = format!("MIT License\nCopyright (c) 2025\n{grant}");
+        assert_eq!(by_text(&mit), Some("mit"));
         let llama3 = "META LLAMA 3 COMMUNITY LICENSE AGREEMENT\nMeta Llama 3 Version Release Date";
         assert_eq!(by_text(llama3), Some("llama3"));
     }

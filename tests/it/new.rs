@@ -115,7 +115,8 @@ fn every_method_has_a_recipe() {
                 has(&outcome.stderr, &["error: ", "hint: "]);
             }
         }
-        assert!(made > 0, "{name}");
+        // What calibrates a merge cannot tell which of the models that is.
+        assert_eq!(made > 0, name != "svc", "{name}");
     }
 }
 
