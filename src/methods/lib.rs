@@ -34,12 +34,15 @@ mod task_vectors;
 #[cfg(test)]
 mod tests;
 mod ties;
+mod usual;
 mod weighted_sum;
 mod whole;
 
 pub use params::{
     Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue, TensorParams,
 };
+
+pub use usual::{Usual, usual};
 
 use engine::AnyProgram;
 use errors::Refusal;

@@ -46,7 +46,7 @@ pub use memory::{NoMemory, filled, reserve, resize};
 pub use normal::NormalKey;
 pub use oddities::Oddities;
 pub use prefetch::prefetch;
-pub use product::{View, add_product, multiply, multiply_into};
+pub use product::{View, add_product, multiply, multiply_into, product_instructions};
 pub use random::{MaskKey, keep_threshold};
 pub use real::Real;
 pub use reduce::{PairProducts, abs_sum, dot};

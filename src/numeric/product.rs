@@ -123,6 +123,22 @@ fn product<T: Real>(
     }
 }
 
+/// The instructions that products are computed with: the width of their vectors decides the order in which products are
+/// summed, and so the last bits of a result.
+pub fn product_instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    let found = match () {
+        () if is_x86_feature_detected!("avx512f") => "x86-64 with AVX-512",
+        () if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") => {
+            "x86-64 with AVX2"
+        }
+        () => "x86-64",
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let found = std::env::consts::ARCH;
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

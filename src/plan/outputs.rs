@@ -21,7 +21,8 @@ use architecture::{
 use checkpoint::{ModelConfig, TensorEntry, VocabularyComparison, compare_vocabularies};
 use errors::Refusal;
 use methods::{
-    self, Action, Linear, Method, ParamInfo, ParamScope, ParamValue, Tensor, TensorParams,
+    self, Action, BaseRule, Linear, Method, ParamInfo, ParamScope, ParamValue, Tensor,
+    TensorParams, Usual,
 };
 use numeric::{FloatType, RoundingKey};
 use recipe::{self, Exception, Fallback, Parameters, Position, Recipe, Rounding};
@@ -134,6 +135,8 @@ pub(super) fn resolve(
         headless: BTreeSet::new(),
         unset: BTreeSet::new(),
         rejected: BTreeMap::new(),
+        heaviest: None,
+        unusual: BTreeMap::new(),
         mismatched: Vec::new(),
         reshaped: Vec::new(),
         counters: Vec::new(),
@@ -157,6 +160,7 @@ pub(super) fn resolve(
     }
     let usages = resolver.usages(&layer_maps);
     resolver.note_sensitive();
+    resolver.note_values();
     resolver.report();
     let equal = resolver.equal.into_iter().collect();
     Merge {
@@ -213,6 +217,9 @@ fn without_mean(name: &str) -> String {
 /// The most bytes of integers that are compared while a merge is planned; the run compares the rest.
 const MOST_COMPARED: usize = 1 << 20;
 
+/// Weights of task vectors that add up to more than this, with nothing to divide them, tend to overshoot.
+const MOST_WEIGHT: f64 = 1.5;
+
 struct Resolver<'a> {
     recipe: &'a Recipe,
     method: &'static dyn Method,
@@ -235,6 +242,10 @@ struct Resolver<'a> {
     unset: BTreeSet<(&'static str, usize)>,
     /// Parameter values that the method rejected: the first tensor, and how many.
     rejected: BTreeMap<Refusal, (String, usize)>,
+    /// The tensor whose task vectors' weights add up to the most, if that is more than [`MOST_WEIGHT`], and the sum.
+    heaviest: Option<(f64, String)>,
+    /// Values of parameters that no source recommends, and the first tensor that has one.
+    unusual: BTreeMap<&'static str, (f64, &'static Usual, String)>,
     /// Tensors that differ where they must not: position, message and hint.
     mismatched: Vec<(Position, String, String)>,
     /// Tensors whose shapes differ by dimensions of one alone.
@@ -651,6 +662,7 @@ impl<'a> Resolver<'a> {
         let output = self.output_format(&wanted.name, widest);
 
         let params = self.params(wanted, group)?;
+        self.weigh(&wanted.name, &params);
         let name = self.copies.get(&wanted.name).unwrap_or(&wanted.name);
         let tensor = Tensor {
             name: &self.models.qualified(name),
@@ -701,6 +713,59 @@ impl<'a> Resolver<'a> {
                 entry.1 += 1;
                 None
             }
+        }
+    }
+
+    /// Notes the first tensor at which a parameter has a value that no source recommends.
+    fn look_at_value(&mut self, info: &'static ParamInfo, value: ParamValue, name: &str) {
+        let usual = methods::usual(self.method.info().name, info.name);
+        if let (ParamValue::Number(value), Some(usual)) = (value, usual)
+            && usual.excludes(value)
+        {
+            let first = || (value, usual, name.to_owned());
+            self.unusual.entry(info.name).or_insert_with(first);
+        }
+    }
+
+    /// Notes the tensor if its task vectors' weights add up to more than those of any before it.
+    fn weigh(&mut self, name: &str, params: &TensorParams) {
+        let info = self.method.info();
+        let normalize = info.params.iter().any(|param| param.name == "normalize");
+        if info.base != BaseRule::Required || !normalize || params.flag("normalize") {
+            return;
+        }
+        let models = 0..params.sources.len();
+        let sum: f64 = models
+            .map(|model| params.source_number(model, "weight"))
+            .sum();
+        let lambda = params.tensor.iter().find(|(name, _)| *name == "lambda");
+        let total = sum * lambda.map_or(1.0, |_| params.number("lambda"));
+        if total
+            > self
+                .heaviest
+                .as_ref()
+                .map_or(MOST_WEIGHT, |(most, _)| *most)
+        {
+            self.heaviest = Some((total, name.to_owned()));
+        }
+    }
+
+    /// Says that weights may be too much, and that values are none that sources recommend.
+    fn note_values(&mut self) {
+        for (param, (value, usual, name)) in &self.unusual {
+            let Usual {
+                min, max, source, ..
+            } = usual;
+            self.notes.push(format!(
+                "`{param}` is {value} at `{name}`; values from {min} to {max} are usual ({source})"
+            ));
+        }
+        if let Some((total, name)) = &self.heaviest {
+            self.notes.push(format!(
+                "the weights of task vectors, times lambda, add up to {} at `{name}`, and nothing divides them: more than \
+                 about {MOST_WEIGHT} tends to overshoot; lower them, or set `normalize: true`",
+                (total * 100.0).round() / 100.0
+            ));
         }
     }
 
@@ -831,6 +896,7 @@ impl<'a> Resolver<'a> {
         values: &mut Vec<(&'static str, ParamValue)>,
     ) -> bool {
         if let Some(value) = value {
+            self.look_at_value(info, value, &wanted.name);
             values.push((info.name, value));
             return true;
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::output::Written;
 use super::update::UpdateKept;
 use checkpoint::{Checkpoint, CheckpointError, Location, ModelRef, read_bounded};
-use numeric::NUMERICS;
+use numeric::{NUMERICS, product_instructions};
 use plan::Plan;
 
 /// The lock's file name.
@@ -53,6 +53,9 @@ pub struct Tool {
     pub version: String,
     /// The version of its arithmetic; see [`NUMERICS`].
     pub numerics: u32,
+    /// The instructions that matrix products were computed with, if the last bits of the result depend on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<String>,
 }
 
 /// The options of the command that the result depends on.
@@ -155,6 +158,7 @@ impl Lock {
                 name: "weldment".to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 numerics: NUMERICS,
+                instructions: (plan.cost.matrix > 0).then(|| product_instructions().to_owned()),
             },
             command: plan.command().to_owned(),
             recipe: short.apply(&plan.recipe.1),

@@ -301,6 +301,52 @@ fn tampering_is_found_by_the_lock_and_by_the_values() {
     refused(&bench, &["--recipe", "recipe.yml"], &["verify.tampered"]);
 }
 
+/// What another processor may make of whole matrices: the next value, and next to zero many ULPs but next to nothing.
+#[test]
+fn last_bits_of_whole_matrices_are_judged_by_a_bound_and_the_lock_says_what_made_them() {
+    let recipe = TASKS.replace("task_arithmetic", "tsvm");
+    let of_layer = "model.layers.0.mlp.up_proj.weight";
+    let change = |bench: &Bench, name: &str, beyond: f32| {
+        rewrite(bench, |spec| {
+            if spec.name == name {
+                let places = spec.bytes.as_chunks_mut::<4>().0;
+                let least = places.iter_mut().min_by(|a, b| {
+                    let [a, b] = [a, b].map(|bytes| f32::from_le_bytes(**bytes).abs());
+                    a.total_cmp(&b)
+                });
+                let bytes = least.unwrap();
+                *bytes = (f32::from_le_bytes(*bytes) + beyond).to_le_bytes();
+            }
+        });
+    };
+    for (beyond, name, expected) in [
+        (2e-8, of_layer, "verify.rounding"),
+        (1e-5, of_layer, "verify.tampered"),
+        // The mean is the same on every processor.
+        (2e-8, "lm_head.weight", "verify.tampered"),
+    ] {
+        let bench = merged(&recipe, Dtype::F32, &[]);
+        let (code, report) = verify(&bench, &["--full"]);
+        assert_eq!(code, Some(0), "{report:#}");
+        let lock = bench.path("out/weldment.lock.json");
+        let mut made = read_json(&lock);
+        assert!(made["tool"]["instructions"].is_string());
+        without_lock(&bench);
+        change(&bench, name, beyond);
+        refused(&bench, &["--recipe", "recipe.yml"], &[expected]);
+        if expected == "verify.rounding" {
+            made["tool"]["instructions"] = "another".into();
+            fs::write(&lock, made.to_string()).unwrap();
+            let (_, report) = verify(&bench, &[]);
+            let found = finding(&report, "verify.numerics");
+            assert_eq!(found["found"], "another");
+        }
+    }
+    // Where no matrix is held whole, the lock says nothing of it.
+    let bench = merged(TASKS, Dtype::F32, &[]);
+    assert!(read_json(&bench.path("out/weldment.lock.json"))["tool"]["instructions"].is_null());
+}
+
 #[test]
 fn without_inputs_nothing_is_called_right() {
     let bench = merged(LINEAR, Dtype::BF16, &[]);

@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 import yaml
 
-BOUND = 2e-5
+BOUND = 1e-5
 SHAPES = {"square": (48, 48), "tall": (96, 40), "wide": (40, 96)}
 
 
@@ -217,10 +217,8 @@ def compare(weld, work):
                 update = scale * function(tasks, **(parameters if own is None else own))
                 error = (found[name] - base - update).abs().max() / update.abs().max()
                 worst = max(worst, error.item() if error.isfinite() else float("inf"))
-            # Adam divides by gradients that are next to nothing where it has arrived.
-            bound = BOUND if function is not wudi_adam else 2e-3
-            bad += not worst <= bound
-            cells.append(f"{worst:.1e}" + ("" if worst <= bound else " **too far**"))
+            bad += not worst <= BOUND
+            cells.append(f"{worst:.1e}" + ("" if worst <= BOUND else " **too far**"))
         words = ", ".join(f"{key}: {value}" for key, value in parameters.items())
         print(f"| {method} | {words} | {' | '.join(cells)} |", flush=True)
     return 1 if bad else 0

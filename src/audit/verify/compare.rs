@@ -34,6 +34,10 @@ pub(super) struct Difference {
     pub(super) differing: u64,
     /// The largest distance between two elements in ULPs; `u64::MAX` if one is NaN or not a float.
     pub(super) steps: u64,
+    /// The largest difference of two elements that are more than one ULP apart; infinite if one is NaN or not a float.
+    pub(super) beyond: f64,
+    /// The largest magnitude of an expected element in the blocks that differ.
+    pub(super) largest: f64,
     /// The places of the first differing elements, ascending.
     pub(super) places: Vec<u64>,
     /// A block of expected elements that differs from the checkpoint's: its first element, its bytes.
@@ -76,6 +80,13 @@ impl<'a> Comparison<'a> {
     }
 }
 
+/// One element's value.
+fn value(format: FloatType, bytes: &[u8]) -> f64 {
+    let mut value = [0.0f64];
+    format.decode(bytes, &mut value);
+    value[0]
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -114,12 +125,29 @@ impl Sink for Comparison<'_> {
                 .format
                 .map_or(u64::MAX, |format| format.ulps_between(expected, found));
             part.steps = part.steps.max(steps);
+            if steps > 1 {
+                let apart = there.format.map_or(f64::INFINITY, |format| {
+                    let [a, b] = [expected, found].map(|bytes| value(format, bytes));
+                    let apart = (a - b).abs();
+                    if apart.is_nan() { f64::INFINITY } else { apart }
+                });
+                part.beyond = part.beyond.max(apart);
+            }
             if part.places.len() < PLACES {
                 part.places.push(first + index as u64);
             }
         }
+        if part.steps > 1
+            && let Some(format) = there.format
+        {
+            let values = expected.chunks_exact(there.size);
+            let largest = values.map(|bytes| value(format, bytes).abs());
+            part.largest = largest.fold(0.0, f64::max);
+        }
         let mut total = lock(&self.differences[tensor]);
         total.differing += part.differing;
+        total.beyond = total.beyond.max(part.beyond);
+        total.largest = total.largest.max(part.largest);
         total.steps = total.steps.max(part.steps);
         let places = &mut total.places;
         places.extend(&part.places);

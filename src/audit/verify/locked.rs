@@ -7,7 +7,7 @@ use super::{Request, checks};
 use crate::{CheckInfo, Finding, Place, Report, Skipped};
 use checkpoint::Checkpoint;
 use engine::Observer;
-use numeric::{NUMERICS, Survival};
+use numeric::{NUMERICS, Survival, product_instructions};
 use plan::Plan;
 use run::{self, Lock, LockedHub, LockedInput, RunError, UpdateKept};
 
@@ -90,14 +90,22 @@ pub(super) fn outputs(
 /// The finding that another version of the arithmetic made the checkpoint, if that can explain why it is not equal.
 pub(super) fn numerics(lock: &Lock, outcomes: &Outcomes<'_>) -> Option<Finding> {
     let differs = outcomes.any(Outcome::Wrong) || outcomes.any(Outcome::WithinStep);
-    (differs && lock.tool.numerics != NUMERICS).then(|| {
-        Finding::new(
-            &checks::NUMERICS,
-            Place::field(run::LOCK_FILE, "tool.numerics"),
-            NUMERICS.to_string(),
-            lock.tool.numerics.to_string(),
-        )
-    })
+    if !differs {
+        return None;
+    }
+    let finding = |field, expected: String, found: String| {
+        let place = Place::field(run::LOCK_FILE, field);
+        Some(Finding::new(&checks::NUMERICS, place, expected, found))
+    };
+    let here = product_instructions();
+    match &lock.tool.instructions {
+        _ if lock.tool.numerics != NUMERICS => {
+            let (expected, found) = (NUMERICS.to_string(), lock.tool.numerics.to_string());
+            finding("tool.numerics", expected, found)
+        }
+        Some(there) if there != here => finding("tool.instructions", here.into(), there.clone()),
+        _ => None,
+    }
 }
 
 /// Compares how much of the update survives the rounding with what the lock says, after all of it was computed.
