@@ -18,7 +18,7 @@ use super::unread::no_weights;
 use super::weight_names::{HEADS, is_head_file, is_index, is_model};
 
 /// Names the components of a pipeline.
-const PIPELINE: &str = "model_index.json";
+pub(super) const PIPELINE: &str = "model_index.json";
 
 /// Names the modules of a sentence-transformers model.
 const MODULES: &str = "modules.json";
@@ -215,6 +215,7 @@ fn part_of(location: &Location) -> Location {
         path: PathBuf::new(),
         entry: None,
         hub: location.hub.clone(),
+        headers_only: location.headers_only,
         adapter: None,
     }
 }

@@ -20,6 +20,16 @@ pub enum CheckpointError {
         looked_in: Vec<String>,
         /// What to do about it.
         hint: String,
+        /// The command that fetches it, if it can be a repository of the Hub.
+        download: Option<String>,
+    },
+    /// A model of the Hub could not be fetched.
+    #[error("model `{model}` is not here: {source}")]
+    NotFetched {
+        /// The model as written.
+        model: String,
+        /// Why not.
+        source: Refusal,
     },
     /// An adapter can't be read, or does not fit its model.
     #[error("model `{model}`: {source}")]
@@ -628,7 +638,9 @@ impl fmt::Display for Stray {
 impl Hint for CheckpointError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let hint: &str = match self {
-            Self::Adapter { source, .. } => return source.hint(),
+            Self::Adapter { source, .. } | Self::NotFetched { source, .. } => {
+                return source.hint();
+            }
             Self::AdapterNotFound { source, .. } => return source.hint(),
             Self::NotFound { hint, .. }
             | Self::NoWeights { hint, .. }
@@ -711,7 +723,9 @@ impl Hint for CheckpointError {
             Self::NotFound { model, .. } | Self::BadRevision { model, .. } => {
                 About::default().model(model)
             }
-            Self::Adapter { model, source } => Hint::about(source).model(model),
+            Self::Adapter { model, source } | Self::NotFetched { model, source } => {
+                Hint::about(source).model(model)
+            }
             Self::AdapterNotFound { model, source } => source.about().model(model),
             Self::Quantised { model, path, .. } => About::file(path).model(model),
             Self::BadTensorName { path, tensor, .. }
@@ -764,7 +778,10 @@ impl Hint for CheckpointError {
 impl CheckpointError {
     /// Whether there is no such model or adapter.
     pub fn is_absent(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::AdapterNotFound { .. })
+        matches!(
+            self,
+            Self::NotFound { .. } | Self::NotFetched { .. } | Self::AdapterNotFound { .. }
+        )
     }
 
     /// A [`CheckpointError::Io`].

@@ -33,7 +33,7 @@ const TREE_FORMAT: u64 = 1;
 const SNAPSHOTS_SHOWN: usize = 3;
 
 /// Whether the text can be `name` or `org/name` on the Hub, by huggingface_hub's own rules.
-pub(super) fn is_repo_id(text: &str) -> bool {
+pub fn is_repo_id(text: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
             && part

@@ -1,7 +1,7 @@
 //! The limits on what a hostile file may claim: every limit of the layer, with its reason.
 
 /// The largest safetensors header: the safetensors crate's own limit.
-pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
+pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The largest `*.safetensors.index.json`: a tensor takes about 130 bytes of it.
 pub(super) const MAX_INDEX_BYTES: u64 = 64 << 20;

@@ -1,13 +1,53 @@
-//! Finds a model on disk from its reference: local paths first, then the Hub cache; never the network.
+//! Finds a model on disk from its reference: local paths first, then the Hub cache, then what the caller gives to fetch
+//! models with.
 
+use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::CheckpointError;
+use super::format::FileFormat;
 use super::hub::{self, HubSnapshot};
 use super::model_ref::ModelRef;
 use super::nearby::{path_like, repository_like};
+use errors::{Hint, Refusal};
+
+/// Fetches models from the Hub.
+pub trait Fetch: fmt::Debug + Send + Sync {
+    /// Fetches what is missing of a repository, `org/name`, at a revision: a branch, a tag or a commit. `cached` is the
+    /// snapshot that the cache has of it.
+    ///
+    /// # Errors
+    /// There is no such repository or revision, it cannot be reached, or what came is not what the Hub lists.
+    fn fetch(
+        &self,
+        repo: &str,
+        revision: &str,
+        cached: Option<HubFolder>,
+    ) -> Result<HubFolder, FetchError>;
+}
+
+/// Why a repository was not fetched.
+#[derive(Debug)]
+pub struct FetchError {
+    /// What is wrong, and what to do.
+    pub refusal: Refusal,
+    /// Whether another name may be meant: there is no such repository, or nobody can be asked.
+    pub may_be_misspelt: bool,
+}
+
+/// The folder of a repository of the Hub at a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubFolder {
+    /// The folder.
+    pub path: PathBuf,
+    /// The commit.
+    pub commit: String,
+    /// Whether of weight files only the headers are there.
+    pub headers_only: bool,
+}
 
 /// Where models are looked for. The command line fills it in, as the library reads no environment variables.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +60,10 @@ pub struct Locator {
     pub hub_cache: Option<PathBuf>,
     /// Models that have moved: the reference in the recipe, without adapter, and the actual path.
     pub elsewhere: Vec<(String, PathBuf)>,
+    /// The commits of models on the Hub that must not be other ones: the reference in the recipe, and the commit.
+    pub pinned: Vec<(String, String)>,
+    /// What fetches models that are not here.
+    pub fetch: Option<Arc<dyn Fetch>>,
 }
 
 /// Where a model is.
@@ -29,8 +73,10 @@ pub struct Location {
     pub path: PathBuf,
     /// The entry of the file, or of the folder's pickles, that holds the tensors: its keys, joined by dots.
     pub entry: Option<String>,
-    /// The snapshot, if the model was found in the Hub cache.
+    /// The snapshot, if the model was found in the Hub cache, or fetched.
     pub hub: Option<HubSnapshot>,
+    /// Whether of weight files only the headers are there: values read as zeros.
+    pub headers_only: bool,
     /// The folder of the adapter that is applied to it.
     pub adapter: Option<Box<Location>>,
 }
@@ -42,6 +88,7 @@ impl Location {
             path: path.into(),
             entry: None,
             hub: None,
+            headers_only: false,
             adapter: None,
         }
     }
@@ -92,30 +139,83 @@ impl Locator {
                 revision: revision.into(),
             });
         }
-        if let Some(cache) = &self.hub_cache
-            && hub::is_repo_id(&model.path)
+        if self.can_be_on_hub(&model.path)
+            && let Some(location) = self.on_hub(model, revision, &mut looked_in)?
         {
-            match hub::find(cache, &model.path, revision) {
-                Ok((path, commit)) => {
-                    return Ok(Location {
-                        path,
-                        entry: None,
-                        hub: Some(HubSnapshot {
-                            repo: model.path.clone(),
-                            revision: revision.into(),
-                            commit,
-                        }),
-                        adapter: None,
-                    });
-                }
-                Err(place) => looked_in.push(place),
-            }
+            return Ok(location);
         }
         Err(CheckpointError::NotFound {
             model: model.to_string(),
             looked_in,
             hint: self.hint(model),
+            download: download(model),
         })
+    }
+
+    /// Whether a name can be that of a repository: what ends as a file of weights does is not asked for.
+    fn can_be_on_hub(&self, path: &str) -> bool {
+        let is_file = FileFormat::named(path).is_some();
+        hub::is_repo_id(path) && !(is_file && self.fetch.is_some())
+    }
+
+    /// Finds a repository of the Hub in the cache, and fetches what is missing of it.
+    fn on_hub(
+        &self,
+        model: &ModelRef,
+        revision: &str,
+        looked_in: &mut Vec<String>,
+    ) -> Result<Option<Location>, CheckpointError> {
+        let repo = &model.path;
+        let mut find = |revision: &str| {
+            let found = hub::find(self.hub_cache.as_ref()?, repo, revision);
+            let (path, commit) = found.map_err(|place| looked_in.push(place)).ok()?;
+            Some(HubFolder {
+                path,
+                commit,
+                headers_only: false,
+            })
+        };
+        if model.revision.is_some() && self.find_local(repo, &mut Vec::new()).is_some() {
+            return Ok(None);
+        }
+        let pin = self.pinned.iter().find(|(text, _)| text == model.text());
+        let wanted = pin.map_or(revision, |(_, commit)| commit);
+        let found = match (find(wanted), &self.fetch) {
+            (cached, Some(fetch)) => {
+                let fetched = fetch.fetch(repo, wanted, cached);
+                Some(fetched.map_err(|error| self.not_fetched(model, error))?)
+            }
+            // Another commit than the one that is meant is better than nothing: whoever pins it compares it.
+            (None, None) if pin.is_some() => find(revision),
+            (cached, None) => cached,
+        };
+        Ok(found.map(|found| Location {
+            headers_only: found.headers_only,
+            hub: Some(HubSnapshot {
+                repo: repo.clone(),
+                revision: revision.into(),
+                commit: found.commit,
+            }),
+            ..Location::local(found.path)
+        }))
+    }
+
+    /// The error of a model that was not fetched, with the name that may be meant.
+    fn not_fetched(&self, model: &ModelRef, error: FetchError) -> CheckpointError {
+        let FetchError {
+            refusal,
+            may_be_misspelt,
+        } = error;
+        let near = self.near(&model.path).filter(|_| may_be_misspelt);
+        let source = match (near, refusal.hint().map(|hint| hint.into_owned())) {
+            (Some(near), Some(hint)) => refusal.with_hint(format!("{near} If not: {hint}")),
+            (Some(near), None) => refusal.with_hint(near),
+            (None, _) => refusal,
+        };
+        CheckpointError::NotFetched {
+            model: model.to_string(),
+            source,
+        }
     }
 
     /// Finds a model and its adapter, both in the way a model is found.
@@ -177,10 +277,9 @@ impl Locator {
                     .into()
             });
         }
-        let download = match &model.revision {
-            Some(revision) => format!("`hf download {path} --revision {revision}`"),
-            None => format!("`hf download {path}`"),
-        };
+        let download = download(model).unwrap_or_default();
+        let download =
+            format!("`{download}`, which the weld of `pip install weldment` does itself");
         match near {
             Some(near) => format!("{near} If not: {download}"),
             None => format!("check the path, or {download}"),
@@ -202,6 +301,15 @@ impl Locator {
     }
 }
 
+/// The command that fetches a model, if it can be a repository of the Hub.
+fn download(model: &ModelRef) -> Option<String> {
+    let path = hub::is_repo_id(&model.path).then_some(&model.path)?;
+    Some(match &model.revision {
+        Some(revision) => format!("hf download {path} --revision {revision}"),
+        None => format!("hf download {path}"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::{safetensors, write};
@@ -216,7 +324,7 @@ mod tests {
             working_dir: root.join("work"),
             recipe_dir: Some(root.join("recipes")),
             hub_cache: Some(root.join("hub")),
-            elsewhere: Vec::new(),
+            ..Locator::default()
         }
     }
 

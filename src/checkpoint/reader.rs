@@ -346,7 +346,10 @@ impl Checkpoint {
 
     /// See [`TensorSource::bytes`].
     pub fn bytes(&self, index: usize) -> Option<&[u8]> {
-        self.source.bytes(index)
+        match self.location.headers_only {
+            true => None,
+            false => self.source.bytes(index),
+        }
     }
 
     /// Whether the values of a tensor are stored, and all are zeros. Of one with weights, little more than a page is

@@ -21,6 +21,16 @@ pub trait Resolver {
 impl Resolver for Locator {
     fn resolve(&self, model: &ModelRef) -> Result<Arc<Checkpoint>, CheckpointError> {
         let location = self.locate(model)?;
-        Checkpoint::open(&model.to_string(), &location).map(Arc::new)
+        let mut model = Checkpoint::open(&model.to_string(), &location)?;
+        if location.headers_only {
+            let note = format!(
+                "of `{}` only the headers were fetched: whether tensors of it are copies of each other shows when the \
+                 plan is run",
+                model.label()
+            );
+            let notes = [model.notes(), &[note]].concat();
+            model = model.with_notes(notes);
+        }
+        Ok(Arc::new(model))
     }
 }

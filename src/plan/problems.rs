@@ -9,13 +9,17 @@ const SHOWN: usize = 4;
 
 /// What is wrong, in the order it was found.
 #[derive(Default)]
-pub struct Problems(Vec<Problem>);
+pub struct Problems {
+    list: Vec<Problem>,
+    /// The commands that fetch the models that are not there.
+    downloads: Vec<String>,
+}
 
 impl Problems {
     /// Adds a problem found at this position of the recipe.
     pub fn add(&mut self, at: Option<Position>, message: impl Into<String>, hint: Option<String>) {
         let problem = Problem::new(ProblemKind::Invalid, at, message.into());
-        self.0.push(match hint {
+        self.list.push(match hint {
             Some(hint) => problem.with_hint(hint),
             None => problem,
         });
@@ -33,11 +37,18 @@ impl Problems {
             false => ProblemKind::Invalid,
         };
         self.add_of_kind(kind, at, error);
+        if let CheckpointError::NotFound {
+            download: Some(download),
+            ..
+        } = error
+        {
+            self.downloads.push(download.clone());
+        }
     }
 
     fn add_of_kind(&mut self, kind: ProblemKind, at: Option<Position>, error: &dyn Hint) {
         let problem = Problem::new(kind, at, error.to_string()).about(error.about());
-        self.0.push(match error.hint() {
+        self.list.push(match error.hint() {
             Some(hint) => problem.with_hint(hint),
             None => problem,
         });
@@ -45,27 +56,43 @@ impl Problems {
 
     /// How many problems there are.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.list.len()
     }
 
     /// Whether there are no problems.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 
     /// Adds all problems of another list.
     pub fn append(&mut self, mut others: Problems) {
-        self.0.append(&mut others.0);
+        self.list.append(&mut others.list);
+        self.downloads.append(&mut others.downloads);
     }
 
     /// The messages, without positions and hints.
     pub fn into_messages(self) -> Vec<String> {
-        self.0.into_iter().map(|problem| problem.message).collect()
+        self.list
+            .into_iter()
+            .map(|problem| problem.message)
+            .collect()
     }
 
     /// The error that shows all problems in the recipe's text.
-    pub fn into_error(self, path: &str, text: &str) -> RecipeError {
-        RecipeError::new(path, text, self.0)
+    pub fn into_error(mut self, path: &str, text: &str) -> RecipeError {
+        self.downloads.dedup();
+        if self.downloads.len() > 1
+            && let Some(hint) = self.list.iter_mut().rev().find_map(|last| {
+                let hint = last.hint.as_mut()?;
+                hint.contains("hf download").then_some(hint)
+            })
+        {
+            hint.push_str(&format!(
+                "; or all at once: `{}`",
+                self.downloads.join(" && ")
+            ));
+        }
+        RecipeError::new(path, text, self.list)
     }
 }
 

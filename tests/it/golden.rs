@@ -26,7 +26,7 @@ fn planned(recipe_path: &Path) -> Plan {
         working_dir: golden(),
         recipe_dir: recipe_path.parent().map(Path::to_owned),
         hub_cache: None,
-        elsewhere: Vec::new(),
+        ..Locator::default()
     };
     let settings = Settings {
         threads: 1,

@@ -602,7 +602,7 @@ fn messages_about_recipes_read_well() {
     3 | - {model: nowhere, parameters: {weight: 1}}
       |           ^^^^^^^
       |
-      = hint: check the path, or `hf download nowhere`
+      = hint: check the path, or `hf download nowhere`, which the weld of `pip install weldment` does itself
     ");
     insta::assert_snapshot!(planned(&bench, "merge_method: ties\nmodels: [{model: a}]\nparameters: {weight: 1}\n"), @r"
     error: `ties` needs a `base_model`
@@ -620,7 +620,7 @@ fn messages_about_recipes_read_well() {
     2 | base_model: gone
       |             ^^^^
       |
-      = hint: check the path, or `hf download gone`
+      = hint: check the path, or `hf download gone`, which the weld of `pip install weldment` does itself
     ");
     insta::assert_snapshot!(planned(&bench, &list("- {model: a, parameters: {weight: 1}}\n- {model: b}\n")), @r"
     error: missing required parameter `weight` for the model `b`

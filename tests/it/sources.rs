@@ -29,6 +29,7 @@ impl Resolver for Held {
             model: model.to_string(),
             looked_in: vec!["memory".to_owned()],
             hint: "hold it".to_owned(),
+            download: None,
         })
     }
 }

@@ -571,7 +571,15 @@ fn inputs_of_the_hub_are_those_of_the_lock() {
         &[],
     );
     assert_eq!(verify(&bench, &["--full"]).0, Some(0));
-    // The branch moved on, and the weights are the same.
+    // The branch moved on: the commit of the lock is read, if it is there.
+    cached(&bench, &second, &other, &fine_tune(2, Dtype::BF16));
+    let (code, report) = verify(&bench, &["--full"]);
+    assert_eq!((code, errors(&report)), (Some(0), vec![]), "{report:#}");
+    let read = &report["details"]["inputs"][0]["hub"];
+    assert_eq!(read["commit"], first.as_str(), "{report:#}");
+    // It is not there, and the weights are the same.
+    let snapshot = format!("no-hub/hub/models--org--x/snapshots/{first}");
+    fs::remove_dir_all(bench.path(&snapshot)).unwrap();
     cached(&bench, &second, &one, &fine_tune(1, Dtype::BF16));
     let (code, report) = verify(&bench, &["--full"]);
     assert_eq!((code, errors(&report)), (Some(0), vec![]), "{report:#}");

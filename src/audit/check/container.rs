@@ -347,6 +347,7 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
         | E::NotDownloaded { .. }
         | E::NoEntries { .. }
         | E::NotFound { .. }
+        | E::NotFetched { .. }
         | E::Adapter { .. }
         | E::AdapterNotFound { .. }
         | E::BadRevision { .. }

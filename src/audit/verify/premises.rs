@@ -16,7 +16,7 @@ use errors::{About, Hint, Refusal};
 use moe::MoeOptions;
 use plan::{Options, Plan};
 use recipe::{AnyRecipe, RecipeError};
-use run::Lock;
+use run::{Lock, LockedHub};
 
 /// The file in which mergekit stores the recipe of a merge.
 const MERGEKIT_RECIPE: &str = "mergekit_config.yml";
@@ -162,8 +162,38 @@ impl Premises {
             true => recorded,
             false => Vec::new(),
         };
+        let locator = Locator {
+            pinned: self.pinned(),
+            ..locator
+        };
         let donor = self.options.plan.tokenizer_from.as_ref();
         Inputs::new(&self.recipe, donor, model, given, recorded, locator)
+    }
+
+    /// The commits of the inputs from the Hub, by their names in the recipe, as the lock has them.
+    fn pinned(&self) -> Vec<(String, String)> {
+        let of_lock = self.lock.as_ref().filter(|_| self.recipe_of_lock);
+        let inputs = of_lock.map_or(&[][..], |lock| &lock.inputs);
+        let pins = inputs.iter().flat_map(|input| {
+            let model = ModelRef::parse(&input.model).ok();
+            let parts = model.map(|model| match model.base_and_adapter() {
+                Some((base, adapter)) => (base, Some(adapter)),
+                None => (model, None),
+            });
+            let (model, adapter) =
+                parts.map_or((None, None), |(model, adapter)| (Some(model), adapter));
+            [(model, &input.hub), (adapter, &input.adapter_hub)]
+        });
+        let pin = |(model, hub): (Option<ModelRef>, &Option<LockedHub>)| {
+            let (model, hub) = (model?, hub.as_ref()?);
+            let whole = model.entry.as_ref().and_then(|entry| {
+                let text = model.text().strip_suffix(entry.as_str())?;
+                text.strip_suffix('#')
+            });
+            let text = whole.unwrap_or(model.text()).to_owned();
+            (hub.repo == model.path).then(|| (text, hub.commit.clone()))
+        };
+        pins.filter_map(pin).collect()
     }
 
     /// The request to verify the checkpoint against a plan of the recipe.

@@ -35,7 +35,7 @@ fn locator(bench: &Bench) -> Locator {
         working_dir: bench.path(""),
         recipe_dir: None,
         hub_cache: Some(bench.path("no-hub")),
-        elsewhere: Vec::new(),
+        ..Locator::default()
     }
 }
 
