@@ -1,0 +1,89 @@
+//! Models from the Hugging Face Hub, and back.
+//!
+//! [`Hub::snapshot`] fetches what a merge reads of a repository into the cache that huggingface_hub uses too;
+//! [`Hub::headers`] fetches, of weight files, only the headers; [`Hub::push`] uploads a folder in one commit.
+//!
+//! Repositories, commits and their Xet uploads go through the crate hf-hub. Files that come down do not: it neither
+//! resumes a transfer nor compares what came with a digest. So [`transfer`] does.
+//!
+//! What a server says is not believed: names must stay within the snapshot, lengths are held to the list of files, and
+//! every file to its SHA-256, or its git hash if it is small.
+
+mod cache;
+mod error;
+mod headers;
+mod http;
+mod listing;
+mod push;
+mod snapshot;
+mod transfer;
+mod wanted;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use error::HubError;
+pub use push::{Push, Pushed, Upload};
+pub use snapshot::Snapshot;
+
+use http::Http;
+
+/// The address of the Hub itself.
+pub const ENDPOINT: &str = "https://huggingface.co";
+
+/// Where the Hub is, and who asks.
+#[derive(Clone)]
+pub struct Settings {
+    /// The address: [`ENDPOINT`], or a mirror's.
+    pub endpoint: String,
+    /// The token of the user, if there is one.
+    pub token: Option<String>,
+    /// The cache folder, which holds a folder for each repository.
+    pub cache: PathBuf,
+    /// How long to wait after the first failure of a request; each further failure doubles it.
+    pub pause: Duration,
+}
+
+/// Follows transfers. All methods may be called by several threads.
+pub trait Observer: Send + Sync {
+    /// A transfer of so many bytes begins; `what` is the repository.
+    fn begin(&self, what: &str, bytes: u64);
+    /// So many bytes more have come or gone.
+    fn advance(&self, bytes: u64);
+    /// The transfer is over, done or not.
+    fn finish(&self);
+    /// Whether the user wants to stop.
+    fn stopped(&self) -> bool;
+}
+
+/// A client of the Hub.
+pub struct Hub {
+    settings: Settings,
+    http: Http,
+}
+
+impl std::fmt::Debug for Hub {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub")
+            .field("endpoint", &self.settings.endpoint)
+            .field("cache", &self.settings.cache)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// A client with these settings. Nothing is asked for yet.
+    ///
+    /// # Errors
+    /// The address is none, or the system gives no secure connection.
+    pub fn new(settings: Settings) -> Result<Hub, HubError> {
+        Ok(Hub {
+            http: Http::new(&settings)?,
+            settings,
+        })
+    }
+}

@@ -1,0 +1,270 @@
+//! Which files of a repository a merge reads: one set of weights, and what lies beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::listing::Entry;
+
+/// Safetensors, and the endings of pickles.
+const SAFETENSORS: &str = ".safetensors";
+const PICKLES: [&str; 5] = [".bin", ".pt", ".pth", ".ckpt", ".pth.tar"];
+
+/// Endings of what is beside weights: configs, vocabularies, templates, code, texts.
+const BESIDE: [&str; 15] = [
+    ".json",
+    ".jinja",
+    ".txt",
+    ".model",
+    ".spm",
+    ".tiktoken",
+    ".py",
+    ".md",
+    ".yml",
+    ".yaml",
+    ".toml",
+    ".codes",
+    ".bpe",
+    ".tokenizer",
+    ".cff",
+];
+
+/// Starts of legal texts, which often have no ending.
+const LEGAL: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
+
+/// The largest file beside weights that is fetched.
+const MAX_BESIDE_BYTES: u64 = 512 << 20;
+
+/// Folders with the same weights for other programs, or with those of an unfinished training.
+const OTHER_FOLDERS: [&str; 9] = [
+    "onnx", "openvino", "coreml", "tflite", "gguf", "original", "metal", "flax", "runs",
+];
+
+/// What says that subfolders hold parts of the model.
+const PARTS: [&str; 2] = ["model_index.json", "modules.json"];
+
+/// What trainers keep to resume from.
+const TRAINING: [&str; 7] = [
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "sampler",
+    "rng_state",
+    "random_states",
+    "training_args",
+];
+
+/// Small heads that lie beside the weights, whatever their format.
+const HEADS: [&str; 3] = ["colbert_linear.pt", "sparse_linear.pt", "value_head.bin"];
+
+/// Whether a file holds weights in a format that is read.
+pub(crate) fn is_weights(name: &str) -> bool {
+    is_safetensors(name) || is_pickle(name)
+}
+
+/// Whether a file holds weights whose header comes first.
+pub(crate) fn is_safetensors(name: &str) -> bool {
+    name.ends_with(SAFETENSORS)
+}
+
+fn is_pickle(name: &str) -> bool {
+    PICKLES.iter().any(|end| name.ends_with(end))
+}
+
+/// The files that a merge reads, in the order of the list.
+pub(crate) fn wanted(entries: &[Entry]) -> Vec<&Entry> {
+    let has_parts = entries
+        .iter()
+        .any(|entry| PARTS.contains(&entry.name.as_str()));
+    let mut folders: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+    for entry in entries {
+        let (folder, _) = entry.name.rsplit_once('/').unwrap_or(("", &entry.name));
+        folders.entry(folder).or_default().push(entry);
+    }
+    let mut chosen = BTreeSet::new();
+    for (folder, files) in folders {
+        let is_other = folder.split('/').any(is_other_folder);
+        if is_other {
+            continue;
+        }
+        let beside = files.iter().filter(|entry| is_beside(entry));
+        chosen.extend(beside.map(|entry| entry.name.as_str()));
+        if folder.is_empty() || has_parts {
+            chosen.extend(weights(&files));
+        }
+    }
+    let is_chosen = |entry: &&Entry| chosen.contains(entry.name.as_str());
+    entries.iter().filter(is_chosen).collect()
+}
+
+fn is_other_folder(folder: &str) -> bool {
+    OTHER_FOLDERS.contains(&folder) || folder.starts_with('.') || folder.starts_with("checkpoint-")
+}
+
+fn is_beside(entry: &Entry) -> bool {
+    let name = file_name(entry);
+    let upper = name.to_ascii_uppercase();
+    entry.size <= MAX_BESIDE_BYTES
+        && !name.starts_with('.')
+        && !TRAINING.iter().any(|start| name.starts_with(start))
+        && (BESIDE.iter().any(|end| name.ends_with(end))
+            || LEGAL.iter().any(|start| upper.starts_with(start)))
+}
+
+fn file_name(entry: &Entry) -> &str {
+    entry.name.rsplit('/').next().unwrap_or(&entry.name)
+}
+
+/// The weights of one folder: safetensors if there are any, else pickles; without what is there in another form too.
+fn weights<'e>(files: &[&'e Entry]) -> Vec<&'e str> {
+    let of = |is: &dyn Fn(&str) -> bool| -> Vec<&'e Entry> {
+        let is_model = |entry: &&&Entry| {
+            let name = file_name(entry);
+            is(name) && !TRAINING.iter().any(|start| name.starts_with(start))
+        };
+        files.iter().filter(is_model).copied().collect()
+    };
+    let heads = of(&|name| HEADS.contains(&name));
+    let pickles = || of(&|name| is_pickle(name) && !HEADS.contains(&name));
+    let mut chosen = of(&is_safetensors);
+    let is_head = |entry: &&Entry| file_name(entry).starts_with("value_head.");
+    if chosen.iter().all(|entry| is_head(entry)) {
+        chosen.extend(pickles());
+    }
+    let names: BTreeSet<&str> = chosen.iter().map(|entry| file_name(entry)).collect();
+    let is_double = |entry: &&Entry| {
+        let name = file_name(entry);
+        let is_original = name.starts_with("consolidated.");
+        (is_original
+            && names
+                .iter()
+                .any(|other| !other.starts_with("consolidated.")))
+            || is_variant(name, &names)
+    };
+    chosen.retain(|entry| !is_double(entry));
+    chosen.extend(heads);
+    chosen.iter().map(|entry| entry.name.as_str()).collect()
+}
+
+/// Whether a file is a variant of another: `model.fp16.safetensors` beside `model.safetensors`, and shards alike.
+fn is_variant(name: &str, names: &BTreeSet<&str>) -> bool {
+    let Some((stem, end)) = name.rsplit_once('.') else {
+        return false;
+    };
+    let Some((plain, _)) = stem.split_once('.') else {
+        return false;
+    };
+    let sharded = format!("{plain}-00001-of-");
+    names.contains(format!("{plain}.{end}").as_str())
+        || names
+            .iter()
+            .any(|other| other.starts_with(&sharded) && other.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(names: &[&str]) -> Vec<String> {
+        let entries: Vec<Entry> = names
+            .iter()
+            .map(|name| Entry {
+                name: (*name).to_owned(),
+                size: 1,
+                blob_id: "0".repeat(40),
+                sha256: None,
+                xet_hash: None,
+            })
+            .collect();
+        wanted(&entries)
+            .into_iter()
+            .map(|entry| entry.name.clone())
+            .collect()
+    }
+
+    #[test]
+    fn one_set_of_weights_is_chosen_and_what_lies_beside_it() {
+        let cases: [(&[&str], &[&str]); 8] = [
+            (
+                &[
+                    "config.json",
+                    "model.safetensors",
+                    "pytorch_model.bin",
+                    "tf_model.h5",
+                    ".gitattributes",
+                ],
+                &["config.json", "model.safetensors"],
+            ),
+            (
+                &[
+                    "config.json",
+                    "pytorch_model.bin",
+                    "optimizer.pt",
+                    "training_args.bin",
+                ],
+                &["config.json", "pytorch_model.bin"],
+            ),
+            (
+                &[
+                    "consolidated.safetensors",
+                    "model-00001-of-00001.safetensors",
+                    "model.safetensors.index.json",
+                ],
+                &[
+                    "model-00001-of-00001.safetensors",
+                    "model.safetensors.index.json",
+                ],
+            ),
+            (
+                &["consolidated.safetensors", "params.json"],
+                &["consolidated.safetensors", "params.json"],
+            ),
+            (
+                &[
+                    "model_index.json",
+                    "unet/config.json",
+                    "unet/diffusion_pytorch_model.safetensors",
+                    "unet/diffusion_pytorch_model.fp16.safetensors",
+                    "unet/diffusion_pytorch_model.bin",
+                ],
+                &[
+                    "model_index.json",
+                    "unet/config.json",
+                    "unet/diffusion_pytorch_model.safetensors",
+                ],
+            ),
+            (
+                &[
+                    "adapter_config.json",
+                    "adapter_model.safetensors",
+                    "checkpoint-10/adapter_model.safetensors",
+                ],
+                &["adapter_config.json", "adapter_model.safetensors"],
+            ),
+            (
+                &[
+                    "LICENSE",
+                    "original/consolidated.00.pth",
+                    "onnx/model.onnx",
+                    "model.safetensors",
+                    "a.gguf",
+                ],
+                &["LICENSE", "model.safetensors"],
+            ),
+            (
+                &[
+                    "model.safetensors",
+                    "colbert_linear.pt",
+                    "additional_chat_templates/x.jinja",
+                    "fp16/model.safetensors",
+                ],
+                &[
+                    "model.safetensors",
+                    "colbert_linear.pt",
+                    "additional_chat_templates/x.jinja",
+                ],
+            ),
+        ];
+        for (names, expected) in cases {
+            assert_eq!(chosen(names), expected, "{names:?}");
+        }
+    }
+}
