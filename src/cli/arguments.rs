@@ -10,8 +10,9 @@ use bytesize::ByteSize;
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, Args, Command, Error, ValueEnum};
 
-use super::environment;
+use super::caller::Caller;
 use super::mergekit::Mergekit;
+use super::network::{Needs, Network};
 use super::output::Failure;
 use checkpoint::{Locator, ModelRef};
 use engine::Settings;
@@ -62,16 +63,20 @@ pub(super) struct PlanArguments {
     saturate: bool,
 
     #[command(flatten)]
+    network: Network,
+
+    #[command(flatten)]
     mergekit: Mergekit,
 }
 
 impl PlanArguments {
     /// Reads the recipe of a merge and plans it.
-    pub(super) fn plan(&self) -> Result<Plan, Failure> {
+    pub(super) fn plan(&self, caller: &Caller) -> Result<Plan, Failure> {
         let recipe = recipe::read(&self.recipe)?;
-        let (locator, options) = self.surroundings()?;
+        let (locator, options) = self.surroundings(Needs::Weights, caller)?;
         let path = self.recipe.display().to_string();
-        Ok(plan::plan(&recipe, &path, &locator, &options)?)
+        let plan = plan::plan(&recipe, &path, &locator, &options);
+        plan.map_err(|error| caller.failure(error.into()))
     }
 
     /// Plans a recipe of any kind.
@@ -79,10 +84,13 @@ impl PlanArguments {
         &self,
         recipe: &AnyRecipe,
         moe: &MoeArguments,
+        needs: Needs,
+        caller: &Caller,
     ) -> Result<Plan, Failure> {
-        let (locator, options) = self.surroundings()?;
+        let (locator, options) = self.surroundings(needs, caller)?;
         let path = self.recipe.display().to_string();
-        Ok(plan_any(recipe, &path, &locator, &moe.options(options))?)
+        let plan = plan_any(recipe, &path, &locator, &moe.options(options));
+        plan.map_err(|error| caller.failure(error.into()))
     }
 
     /// Says what mergekit's options mean here, if some were given.
@@ -93,8 +101,12 @@ impl PlanArguments {
     }
 
     /// The locator for models, and the plan's options.
-    pub(super) fn surroundings(&self) -> Result<(Locator, Options), Failure> {
-        let locator = environment::locator(self.recipe.parent())?;
+    pub(super) fn surroundings(
+        &self,
+        needs: Needs,
+        caller: &Caller,
+    ) -> Result<(Locator, Options), Failure> {
+        let locator = self.network.locator(self.recipe.parent(), needs, caller)?;
         let options = Options {
             settings: Settings {
                 threads: (self.mergekit.threads).map_or_else(|| self.threads.count(), usize::from),

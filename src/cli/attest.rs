@@ -68,7 +68,7 @@ struct Proven {
 /// Recomputes the checkpoint.
 fn recompute(arguments: &Arguments, caller: &Caller) -> Result<(Report, Proven), Failure> {
     let recomputation = &arguments.recomputation;
-    let (locator, location) = recomputation.locate()?;
+    let (locator, location) = recomputation.locate(caller)?;
     if location.adapter.is_some() {
         return Err(Failure::tool(
             Refusal::new("a model with an adapter is not one checkpoint")

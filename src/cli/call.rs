@@ -10,8 +10,9 @@ use clap::{CommandFactory, Parser};
 use serde_json::Value;
 
 use super::caller::{Caller, Listener};
+use super::network::{Needs, Network};
 use super::output::Failure;
-use super::{Cli, Command, check, diff, environment, merge, moe, plan, verify};
+use super::{Cli, Command, check, diff, merge, moe, plan, verify};
 use audit::{Report, formats};
 use checkpoint::{Checkpoint, CheckpointError, ModelRef};
 use errors::{About, Hint, Refusal, printable_lines};
@@ -74,7 +75,7 @@ pub fn call(
     let written = |made: Value| Answer::Written(made);
     let report = |made: Report| Answer::Report(Box::new(made));
     Ok(match &cli.command {
-        Command::Plan(arguments) => Answer::Plan(Box::new(plan::call(arguments)?)),
+        Command::Plan(arguments) => Answer::Plan(Box::new(plan::call(arguments, &caller)?)),
         Command::Merge(arguments) => merge::call(arguments, &caller).map(written)?,
         Command::Moe(arguments) => moe::call(arguments, &caller).map(written)?,
         Command::Check(arguments) => check::call(arguments, &caller).map(report)?,
@@ -93,18 +94,24 @@ pub fn plan_with(
     models: BTreeMap<String, Arc<Checkpoint>>,
 ) -> Result<::plan::Plan, CallError> {
     match parsed(words)?.command {
-        Command::Plan(arguments) => Ok(plan::call_with(&arguments, models)?),
+        Command::Plan(arguments) => Ok(plan::call_with(
+            &arguments,
+            models,
+            &Caller::unguarded(true),
+        )?),
         _ => Err(Failure::tool("expected the command `plan`").into()),
     }
 }
 
-/// Opens a model as commands open it: from a folder, a file or the Hub's cache.
+/// Opens a model as commands open it: from a folder, a file, the Hub's cache or the Hub.
 ///
 /// # Errors
 /// There is no such model, or it cannot be read.
 pub fn open(model: &str) -> Result<Checkpoint, CallError> {
     let reference = ModelRef::parse(model).map_err(Failure::input)?;
-    let location = environment::locator(None)?.locate(&reference)?;
+    let network = Network { offline: false };
+    let locator = network.locator(None, Needs::Weights, &Caller::unguarded(true))?;
+    let location = locator.locate(&reference)?;
     Ok(Checkpoint::open(model, &location)?)
 }
 

@@ -1,5 +1,6 @@
 //! Who a command works for: somebody at a terminal, or a program that calls it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -32,6 +33,15 @@ pub(super) enum Caller {
     Program(Arc<dyn Listener>),
 }
 
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Terminal { .. } => "Terminal",
+            Self::Program(_) => "Program",
+        })
+    }
+}
+
 impl Caller {
     /// Somebody at a terminal. From now on signals stop the work.
     ///
@@ -42,6 +52,23 @@ impl Caller {
             quiet,
             stop: signals::install(work)?,
         })
+    }
+
+    /// Somebody who waits for a plan, or for a model to be opened: signals end the process, as nothing has to be
+    /// cleaned up.
+    pub(super) fn unguarded(quiet: bool) -> Self {
+        Self::Terminal {
+            quiet,
+            stop: Arc::default(),
+        }
+    }
+
+    /// A failure, or that the work was stopped, if that is why it failed.
+    pub(super) fn failure(&self, failure: Failure) -> Failure {
+        match self.stopped() {
+            true => Failure::Stopped("stopped".to_owned()),
+            false => failure,
+        }
     }
 
     /// Says something that the result does not tell.

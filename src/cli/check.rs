@@ -6,7 +6,7 @@ use clap::builder::PossibleValuesParser;
 
 use super::arguments::Threads;
 use super::caller::Caller;
-use super::environment;
+use super::network::{Needs, Network};
 use super::output::{Failure, print};
 use super::progress::Progress;
 use super::report::ReportArguments;
@@ -22,7 +22,7 @@ use errors::Refusal;
 /// Needs no other model to compare with. Exit codes: 0 no defect, 1 defects, 2 could not run, 3 inconclusive.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A folder, a weight file, or a Hub id in the local cache (org/name@revision)
+    /// A folder, a weight file, or a model's id on the Hub (org/name@revision)
     #[arg(value_parser = ModelRef::parse, required_unless_present = "list")]
     model: Option<ModelRef>,
 
@@ -39,6 +39,9 @@ pub(super) struct Arguments {
     /// transformers
     #[arg(long = "for", value_name = "RUNTIME", value_delimiter = ',', value_parser = runtime_names(), conflicts_with_all = ["list", "mutate"])]
     runtimes: Vec<String>,
+
+    #[command(flatten)]
+    network: Network,
 
     #[command(flatten)]
     threads: Threads,
@@ -70,9 +73,10 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Fai
 }
 
 fn report(arguments: &Arguments, model: &ModelRef, caller: &Caller) -> Result<Report, Failure> {
-    let location = environment::locator(None)?
+    let locator = arguments.network.locator(None, Needs::Weights, caller)?;
+    let location = locator
         .locate(model)
-        .map_err(Failure::could_not_run)?;
+        .map_err(|error| caller.failure(Failure::could_not_run(error)))?;
     if location.adapter.is_some() {
         return Err(Failure::tool(
             Refusal::new("a model with an adapter is not one checkpoint")

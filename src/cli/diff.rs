@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::arguments::Threads;
 use super::caller::Caller;
-use super::environment;
+use super::network::{Needs, Network};
 use super::output::Failure;
 use super::progress::Progress;
 use super::report::ReportArguments;
@@ -19,7 +19,7 @@ use checkpoint::{Checkpoint, Locator, ModelRef};
 /// that model. Exit codes: 0 equal, or within the limits of --policy; 1 different; 2 could not run.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The first model: a folder, a file, or a Hub id in the local cache; `+ADAPTER` adds a LoRA adapter
+    /// The first model: a folder, a file, or an id on the Hub; `+ADAPTER` adds a LoRA adapter
     #[arg(value_parser = ModelRef::parse)]
     a: ModelRef,
 
@@ -34,6 +34,9 @@ pub(super) struct Arguments {
     /// Show every tensor, role and layer, not only those that differ most
     #[arg(long)]
     all: bool,
+
+    #[command(flatten)]
+    network: Network,
 
     #[command(flatten)]
     threads: Threads,
@@ -60,7 +63,7 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Fai
 }
 
 fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
-    let locator = environment::locator(None)?;
+    let locator = arguments.network.locator(None, Needs::Weights, caller)?;
     let a = open(&locator, &arguments.a)?;
     let b = open(&locator, &arguments.b)?;
     let base = arguments

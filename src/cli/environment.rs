@@ -17,7 +17,7 @@ pub(super) fn locator(recipe_dir: Option<&Path>) -> Result<Locator, Failure> {
         working_dir,
         recipe_dir,
         hub_cache: hub_cache(),
-        elsewhere: Vec::new(),
+        ..Locator::default()
     })
 }
 
@@ -28,6 +28,41 @@ pub(super) fn cache() -> Option<PathBuf> {
     let set = set.filter(|path| path.is_absolute());
     let home = || env::home_dir().filter(|home| home.is_absolute());
     set.or_else(|| home().map(|home| home.join(".cache")))
+}
+
+/// A variable that is set to some text.
+#[cfg(feature = "hub")]
+pub(super) fn text(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.trim().is_empty())
+}
+
+/// Whether the environment says not to use the network, as huggingface_hub reads it.
+#[cfg(feature = "hub")]
+pub(super) fn is_offline() -> bool {
+    is_on("HF_HUB_OFFLINE") || is_on("TRANSFORMERS_OFFLINE")
+}
+
+#[cfg(feature = "hub")]
+fn is_on(name: &str) -> bool {
+    let words = ["1", "ON", "YES", "TRUE"];
+    text(name).is_some_and(|value| words.contains(&value.trim().to_uppercase().as_str()))
+}
+
+/// The user's token for the Hub: a variable's, or the one that `hf auth login` keeps.
+#[cfg(feature = "hub")]
+pub(super) fn token() -> Option<String> {
+    /// The most bytes of a file with a token.
+    const MAX_BYTES: u64 = 4 << 10;
+    if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+        return None;
+    }
+    let of_file = || {
+        let path = path("HF_TOKEN_PATH").or_else(|| Some(hf_home()?.join("token")))?;
+        String::from_utf8(checkpoint::read_bounded(&path, MAX_BYTES, "token, in bytes").ok()?).ok()
+    };
+    let token = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
+    let token = token.or_else(of_file)?.trim().to_owned();
+    (!token.is_empty()).then_some(token)
 }
 
 /// An unpredictable number below 2^53, which every reader of JSON keeps exactly.
@@ -70,16 +105,23 @@ fn expanded(value: OsString) -> PathBuf {
     path.into()
 }
 
+/// The path that a variable names.
+fn path(name: &str) -> Option<PathBuf> {
+    env::var_os(name)
+        .filter(|value| !value.is_empty())
+        .map(expanded)
+}
+
+/// The folder of huggingface_hub, found as it finds it.
+fn hf_home() -> Option<PathBuf> {
+    path("HF_HOME")
+        .or_else(|| path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
+        .or_else(|| env::home_dir().map(|home| home.join(".cache/huggingface")))
+}
+
 /// The cache folder, found as huggingface_hub finds it.
 fn hub_cache() -> Option<PathBuf> {
-    let set = |name: &str| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(expanded)
-    };
-    set("HF_HUB_CACHE")
-        .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
-        .or_else(|| set("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
-        .or_else(|| env::home_dir().map(|home| home.join(".cache/huggingface/hub")))
+    path("HF_HUB_CACHE")
+        .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| hf_home().map(|home| home.join("hub")))
 }

@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::caller::Caller;
-use super::environment;
+use super::network::{Needs, Network};
 use super::output::Failure;
 use super::signals::Work;
 use checkpoint::{Checkpoint, Location, ModelRef};
@@ -35,7 +35,7 @@ enum Format {
 /// or not at all. One piece of a tensor is held at a time. docs/export.md lists the families.
 #[derive(Args)]
 struct GgufArguments {
-    /// The model: a folder, or a Hub id in the local cache; `+ADAPTER` adds a LoRA adapter
+    /// The model: a folder, or an id on the Hub; `+ADAPTER` adds a LoRA adapter
     #[arg(value_parser = ModelRef::parse)]
     model: ModelRef,
 
@@ -44,6 +44,9 @@ struct GgufArguments {
 
     #[command(flatten)]
     file: FileArguments,
+
+    #[command(flatten)]
+    network: Network,
 
     /// Replace OUT if it is an earlier export
     #[arg(long)]
@@ -116,7 +119,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn to_gguf(arguments: &GgufArguments) -> Result<(), Failure> {
     let caller = Caller::terminal(Work::Writes, arguments.quiet)?;
-    let locator = environment::locator(None)?;
+    let locator = arguments.network.locator(None, Needs::Weights, &caller)?;
     let location = locator.locate(&arguments.model)?;
     let checkpoint = Checkpoint::open(&arguments.model.to_string(), &location)?;
     let options = Options {

@@ -9,7 +9,18 @@ use super::{Cli, fit};
 
 /// The commands, in groups.
 const COMMANDS: [(&str, &[&str]); 4] = [
-    ("Make a model", &["new", "plan", "merge", "moe", "export"]),
+    (
+        "Make a model",
+        &[
+            "new",
+            "plan",
+            "merge",
+            "moe",
+            "export",
+            #[cfg(feature = "hub")]
+            "push",
+        ],
+    ),
     ("Look at models", &["inspect", "check", "diff"]),
     (
         "Prove what a model is made of",
@@ -66,7 +77,7 @@ struct Examples {
     page: &'static str,
 }
 
-const EXAMPLES: [Examples; 13] = [
+const EXAMPLES: &[Examples] = &[
     Examples {
         command: "new",
         lines: &[
@@ -106,6 +117,15 @@ const EXAMPLES: [Examples; 13] = [
         command: "export",
         lines: &["weld export gguf merged merged.gguf --type q8_0"],
         page: "docs/export.md",
+    },
+    #[cfg(feature = "hub")]
+    Examples {
+        command: "push",
+        lines: &[
+            "weld push merged org/name --dry-run",
+            "weld push merged org/name",
+        ],
+        page: "docs/hub.md",
     },
     Examples {
         command: "inspect",

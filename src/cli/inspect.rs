@@ -8,8 +8,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::arguments::Format;
-use super::environment;
+use super::caller::Caller;
 use super::fit;
+use super::network::{Needs, Network};
 use super::output::{Failure, print, print_json};
 use architecture::{StackIndex, layer_stacks};
 use audit::formats::columns;
@@ -21,9 +22,12 @@ use errors::printable;
 /// Reads only headers. Layers with the same tensors are shown as one.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A folder, a weight file, or a Hub id in the local cache (org/name@revision); `+ADAPTER` adds a LoRA adapter
+    /// A folder, a weight file, or a model's id on the Hub (org/name@revision); `+ADAPTER` adds a LoRA adapter
     #[arg(value_parser = ModelRef::parse)]
     model: ModelRef,
+
+    #[command(flatten)]
+    network: Network,
 
     /// List every tensor of every layer
     #[arg(long)]
@@ -35,7 +39,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let location = environment::locator(None)?.locate(&arguments.model)?;
+    let locator = arguments
+        .network
+        .locator(None, Needs::Headers, &Caller::unguarded(false))?;
+    let location = locator.locate(&arguments.model)?;
     let model = Checkpoint::open_to_list(&arguments.model.to_string(), &location)?;
     match arguments.format {
         Format::Text => print(&as_text(&model, arguments.all, fit::stdout_width())),

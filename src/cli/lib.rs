@@ -22,10 +22,13 @@ mod merge;
 mod mergekit;
 mod methods;
 mod moe;
+mod network;
 mod new;
 mod output;
 mod plan;
 mod progress;
+#[cfg(feature = "hub")]
+mod push;
 mod recompute;
 mod record;
 mod report;
@@ -62,6 +65,8 @@ enum Command {
     Sign(sign::Arguments),
     Attest(Box<attest::Arguments>),
     Export(export::Arguments),
+    #[cfg(feature = "hub")]
+    Push(push::Arguments),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
@@ -95,6 +100,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Sign(arguments) => sign::run(&arguments),
         Command::Attest(arguments) => attest::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
+        #[cfg(feature = "hub")]
+        Command::Push(arguments) => push::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),

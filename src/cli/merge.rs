@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// Merges; what was written is returned as JSON.
 pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
     arguments.plan.say_mergekit(|note| caller.say(note));
-    let plan = arguments.plan.plan()?;
+    let plan = arguments.plan.plan(caller)?;
     arguments.output.write(&plan, caller)
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::arguments::{MoeArguments, PlanArguments};
 use super::caller::Caller;
 use super::merge::OutputArguments;
+use super::network::Needs;
 use super::output::Failure;
 use super::progress::Progress;
 use super::signals::Work;
@@ -68,7 +69,9 @@ fn make(arguments: &Arguments, caller: &Caller) -> Result<(Plan, Value), Failure
             return Err(merge.error(vec![problem]).into());
         }
     };
-    let plan = arguments.plan.plan_recipe(&recipe, &arguments.moe)?;
+    let plan = arguments
+        .plan
+        .plan_recipe(&recipe, &arguments.moe, Needs::Weights, caller)?;
     if let Some(assembly) = assembly.filter(|_| arguments.check) {
         prove(arguments, assembly, caller)?;
     }
@@ -78,7 +81,7 @@ fn make(arguments: &Arguments, caller: &Caller) -> Result<(Plan, Value), Failure
 
 /// Checks that the target computes what the base does.
 fn prove(arguments: &Arguments, recipe: &MoeRecipe, caller: &Caller) -> Result<(), Failure> {
-    let (locator, options) = arguments.plan.surroundings()?;
+    let (locator, options) = arguments.plan.surroundings(Needs::Weights, caller)?;
     let options = arguments.moe.options(options);
     let error = moe::prove_identity(recipe, &locator, &options).map_err(Failure::Input)?;
     caller.say(&format!(

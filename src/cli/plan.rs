@@ -6,7 +6,9 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use super::arguments::{MoeArguments, PlanArguments};
+use super::caller::Caller;
 use super::held::Held;
+use super::network::Needs;
 use super::output::{Failure, print, print_json, print_made, say};
 use audit::formats::plan_page;
 use checkpoint::Checkpoint;
@@ -46,7 +48,7 @@ enum Format {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.plan.say_mergekit(say);
-    let plan = call(arguments)?;
+    let plan = call(arguments, &Caller::unguarded(false))?;
     let detail = if arguments.all {
         Detail::All
     } else {
@@ -68,9 +70,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 pub(super) fn call_with(
     arguments: &Arguments,
     models: BTreeMap<String, Arc<Checkpoint>>,
+    caller: &Caller,
 ) -> Result<Plan, Failure> {
     let recipe = recipe::read(&arguments.plan.recipe)?;
-    let (locator, options) = arguments.plan.surroundings()?;
+    let (locator, options) = arguments.plan.surroundings(Needs::Weights, caller)?;
     let held = Held::new(models, locator);
     let path = arguments.plan.recipe.display().to_string();
     let plan = plan::plan(&recipe, &path, &held, &options)?;
@@ -79,7 +82,8 @@ pub(super) fn call_with(
 }
 
 /// Plans for a program.
-pub(super) fn call(arguments: &Arguments) -> Result<Plan, Failure> {
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Plan, Failure> {
     let recipe = recipe::read_any(&arguments.plan.recipe)?;
-    arguments.plan.plan_recipe(&recipe, &arguments.moe)
+    let (moe, needs) = (&arguments.moe, Needs::Headers);
+    arguments.plan.plan_recipe(&recipe, moe, needs, caller)
 }

@@ -62,7 +62,14 @@ impl Progress {
         Self::over(bytes, what, line, caller)
     }
 
-    fn over(bytes: u64, message: &'static str, line: String, caller: &Caller) -> Self {
+    /// For files that come from the Hub, or go there.
+    #[cfg(feature = "hub")]
+    pub(super) fn transfer(what: &str, bytes: u64, caller: &Caller) -> Self {
+        let line = format!("{what}: {}", ByteSize(bytes).display().si());
+        Self::over(bytes, what, line, caller)
+    }
+
+    fn over(bytes: u64, message: &str, line: String, caller: &Caller) -> Self {
         let shown = match caller {
             Caller::Terminal { quiet, .. } => !quiet,
             Caller::Program(listener) => {
@@ -75,7 +82,7 @@ impl Progress {
             false => ProgressDrawTarget::hidden(),
         };
         let bar = ProgressBar::with_draw_target(Some(bytes), target);
-        bar.set_message(message);
+        bar.set_message(message.to_owned());
         let announced = !shown || io::stderr().is_terminal();
         let progress = Self {
             caller: caller.clone(),

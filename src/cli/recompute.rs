@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::arguments::{Threads, plan_any, seed, size};
 use super::caller::Caller;
-use super::environment;
+use super::network::{Needs, Network};
 use super::output::Failure;
 use super::progress::Progress;
 use super::record;
@@ -24,7 +24,7 @@ use run::Lock;
 /// What is computed again, and from what.
 #[derive(Args)]
 pub(super) struct Recomputation {
-    /// The checkpoint: a folder, a file, or a Hub id in the local cache
+    /// The checkpoint: a folder, a file, or an id on the Hub
     #[arg(value_parser = ModelRef::parse)]
     pub(super) model: ModelRef,
 
@@ -45,6 +45,9 @@ pub(super) struct Recomputation {
     /// Seed of the random masks, if there is no lock to tell it
     #[arg(long, value_parser = seed, allow_negative_numbers = true)]
     seed: Option<u64>,
+
+    #[command(flatten)]
+    network: Network,
 
     #[command(flatten)]
     pub(super) threads: Threads,
@@ -100,11 +103,12 @@ pub(super) struct Recomputed {
 
 impl Recomputation {
     /// Locates the checkpoint, and the places for its inputs.
-    pub(super) fn locate(&self) -> Result<(Locator, Location), Failure> {
+    pub(super) fn locate(&self, caller: &Caller) -> Result<(Locator, Location), Failure> {
         let folder = self.recipe.as_deref().and_then(|path| path.parent());
-        let locator = environment::locator(folder)?;
+        let locator = self.network.locator(folder, Needs::Weights, caller)?;
         let location = locator.locate(&self.model);
-        Ok((locator, location.map_err(Failure::could_not_run)?))
+        let location = location.map_err(|error| caller.failure(Failure::could_not_run(error)))?;
+        Ok((locator, location))
     }
 
     /// The paths of `--ignore`, from the checkpoint's folder.

@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::arguments::Threads;
 use super::caller::Caller;
-use super::environment;
 use super::keys;
+use super::network::{Needs, Network};
 use super::output::Failure;
 use super::progress::Progress;
 use super::recompute::ignored;
@@ -27,7 +27,7 @@ const MAX_OLD_BYTES: u64 = 128 << 20;
 /// git's and itself. The same files and key give the same signature.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The checkpoint: a folder, a file, or a Hub id in the local cache
+    /// The checkpoint: a folder, a file, or an id on the Hub
     #[arg(value_parser = ModelRef::parse)]
     model: ModelRef,
 
@@ -45,6 +45,9 @@ pub(super) struct Arguments {
     ignore: Vec<String>,
 
     #[command(flatten)]
+    network: Network,
+
+    #[command(flatten)]
     threads: Threads,
 
     /// Print only errors
@@ -54,7 +57,8 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
-    let location = environment::locator(None)?
+    let locator = arguments.network.locator(None, Needs::Weights, &caller)?;
+    let location = locator
         .locate(&arguments.model)
         .map_err(Failure::could_not_run)?;
     if location.adapter.is_some() {

@@ -102,7 +102,7 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Fai
 
 fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
     let recomputation = &arguments.recomputation;
-    let (locator, location) = recomputation.locate()?;
+    let (locator, location) = recomputation.locate(caller)?;
     let policy = recomputation.report.policy()?;
     let provenance = policy.map_or_else(ProvenancePolicy::default, |p| p.provenance.clone());
     let vouched = vouched(arguments, &provenance, &location, caller)?;

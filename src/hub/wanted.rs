@@ -126,7 +126,7 @@ fn weights<'e>(files: &[&'e Entry]) -> Vec<&'e str> {
     let pickles = || of(&|name| is_pickle(name) && !HEADS.contains(&name));
     let mut chosen = of(&is_safetensors);
     let is_head = |entry: &&Entry| file_name(entry).starts_with("value_head.");
-    if chosen.iter().all(|entry| is_head(entry)) {
+    if chosen.iter().all(is_head) {
         chosen.extend(pickles());
     }
     let names: BTreeSet<&str> = chosen.iter().map(|entry| file_name(entry)).collect();

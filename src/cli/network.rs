@@ -1,0 +1,241 @@
+//! Whether models may be fetched, and what finds them: folders, the Hub's cache, and the Hub where weld is built with it.
+
+use std::path::Path;
+
+use clap::Args;
+
+use super::caller::Caller;
+use super::environment;
+use super::output::Failure;
+use checkpoint::Locator;
+
+/// Whether the network may be used.
+#[derive(Args, Clone, Copy)]
+pub(super) struct Network {
+    /// Do not use the network: models come from folders and the Hub's cache, as with HF_HUB_OFFLINE=1
+    #[arg(long)]
+    pub(super) offline: bool,
+}
+
+/// What a command reads of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Headers, and what lies beside weights.
+    Headers,
+    /// Weights too.
+    Weights,
+}
+
+impl Network {
+    /// The places for models: the working folder, the recipe's folder, the Hub's cache, and the Hub.
+    pub(super) fn locator(
+        self,
+        recipe_dir: Option<&Path>,
+        needs: Needs,
+        caller: &Caller,
+    ) -> Result<Locator, Failure> {
+        let locator = environment::locator(recipe_dir)?;
+        let fetch = match &locator.hub_cache {
+            Some(cache) => fetch::from_hub(cache, self.offline, needs, caller)?,
+            None => None,
+        };
+        Ok(Locator { fetch, ..locator })
+    }
+}
+
+#[cfg(not(feature = "hub"))]
+mod fetch {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::{Caller, Failure, Needs};
+    use checkpoint::Fetch;
+
+    /// Without the crate `hub` nothing is fetched.
+    #[expect(clippy::unnecessary_wraps, reason = "as with the crate `hub`")]
+    pub(super) fn from_hub(
+        _cache: &Path,
+        _offline: bool,
+        _needs: Needs,
+        _caller: &Caller,
+    ) -> Result<Option<Arc<dyn Fetch>>, Failure> {
+        Ok(None)
+    }
+}
+
+#[cfg(feature = "hub")]
+pub(super) mod fetch {
+    use std::path::{Path, PathBuf};
+    use std::sync::{Arc, Mutex, PoisonError};
+    use std::time::Duration;
+
+    use super::super::environment;
+    use super::super::progress::Progress;
+    use super::{Caller, Failure, Needs};
+    use checkpoint::{Fetch, FetchError, HubFolder, is_complete};
+    use engine::Observer as _;
+    use errors::{Refusal, printable};
+    use hub::{ENDPOINT, Hub, HubError, Observer, Settings, Snapshot};
+    use tempfile::TempDir;
+
+    /// How long to wait after the first failure of a request.
+    const PAUSE: Duration = Duration::from_millis(500);
+
+    /// A client of the Hub that the environment names.
+    pub(in super::super) fn client(cache: &Path) -> Result<Hub, Failure> {
+        let settings = Settings {
+            endpoint: environment::text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()),
+            token: environment::token(),
+            cache: cache.to_owned(),
+            pause: PAUSE,
+        };
+        Hub::new(settings).map_err(|error| Failure::tool(&error))
+    }
+
+    /// What fetches models from the Hub.
+    pub(super) fn from_hub(
+        cache: &Path,
+        offline: bool,
+        needs: Needs,
+        caller: &Caller,
+    ) -> Result<Option<Arc<dyn Fetch>>, Failure> {
+        let offline = offline || environment::is_offline();
+        Ok(Some(Arc::new(FromHub {
+            hub: if offline { None } else { Some(client(cache)?) },
+            needs,
+            caller: caller.clone(),
+            headers: Mutex::new(None),
+        })))
+    }
+
+    /// Fetches models from the Hub, unless the network is not to be used.
+    #[derive(Debug)]
+    struct FromHub {
+        hub: Option<Hub>,
+        needs: Needs,
+        caller: Caller,
+        /// The folder for models of which only the headers are fetched. It goes with this.
+        headers: Mutex<Option<TempDir>>,
+    }
+
+    impl FromHub {
+        fn fetched(&self, repo: &str, revision: &str) -> Result<HubFolder, HubError> {
+            let Some(hub) = &self.hub else {
+                return Err(HubError::Offline {
+                    repo: repo.to_owned(),
+                    revision: revision.to_owned(),
+                });
+            };
+            let watched = Transfer::new(&self.caller);
+            let headers_only = self.needs == Needs::Headers;
+            let done = match headers_only {
+                true => hub.headers(repo, revision, &self.folder()?, &watched),
+                false => hub.snapshot(repo, revision, &watched),
+            };
+            let Snapshot { folder, commit } = done?;
+            Ok(HubFolder {
+                path: folder,
+                commit,
+                headers_only,
+            })
+        }
+
+        fn folder(&self) -> Result<PathBuf, HubError> {
+            let mut headers = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(folder) = headers.as_ref() {
+                return Ok(folder.path().to_owned());
+            }
+            let made = tempfile::tempdir().map_err(|source| HubError::Io {
+                action: "make a folder in",
+                path: std::env::temp_dir(),
+                source,
+            })?;
+            Ok(headers.insert(made).path().to_owned())
+        }
+    }
+
+    impl Fetch for FromHub {
+        fn fetch(
+            &self,
+            repo: &str,
+            revision: &str,
+            cached: Option<HubFolder>,
+        ) -> Result<HubFolder, FetchError> {
+            let Some(cached) = cached else {
+                return self.fetched(repo, revision).map_err(|error| FetchError {
+                    may_be_misspelt: matches!(
+                        error,
+                        HubError::NoRepository { .. }
+                            | HubError::Unauthorized { known: false, .. }
+                            | HubError::Offline { .. }
+                            | HubError::Unreachable { .. }
+                    ),
+                    refusal: Refusal::from(&error),
+                });
+            };
+            if is_complete(&cached.path) {
+                return Ok(cached);
+            }
+            // Of the commit that is there: what a name points to does not change between two runs.
+            match self.fetched(repo, &cached.commit) {
+                Ok(folder) => Ok(folder),
+                Err(_) if self.caller.stopped() => Ok(cached),
+                Err(error) => {
+                    if self.hub.is_some() {
+                        self.caller.say(&format!(
+                            "note: {}: what is in the cache is taken, which seems incomplete: {}",
+                            printable(repo),
+                            printable(&error.to_string())
+                        ));
+                    }
+                    Ok(cached)
+                }
+            }
+        }
+    }
+
+    /// Shows how much of a model has come or gone.
+    pub(in super::super) struct Transfer {
+        caller: Caller,
+        shown: Mutex<Option<Progress>>,
+    }
+
+    impl Transfer {
+        pub(in super::super) fn new(caller: &Caller) -> Transfer {
+            Transfer {
+                caller: caller.clone(),
+                shown: Mutex::new(None),
+            }
+        }
+
+        fn with(&self, what: impl FnOnce(&mut Option<Progress>)) {
+            what(&mut self.shown.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    impl Observer for Transfer {
+        fn begin(&self, what: &str, bytes: u64) {
+            self.with(|shown| *shown = Some(Progress::transfer(what, bytes, &self.caller)));
+        }
+
+        fn advance(&self, bytes: u64) {
+            self.with(|shown| {
+                if let Some(shown) = shown {
+                    shown.advance(bytes);
+                }
+            });
+        }
+
+        fn finish(&self) {
+            self.with(|shown| {
+                if let Some(shown) = shown.take() {
+                    shown.finish();
+                }
+            });
+        }
+
+        fn stopped(&self) -> bool {
+            self.caller.stopped()
+        }
+    }
+}
