@@ -128,7 +128,8 @@ impl Drop for Stream {
 
 /// Computes all tensors of a plan.
 fn work(plan: &Plan, state: &State, give: SyncSender<(usize, Vec<u8>)>) -> Result<(), CallError> {
-    state.begin(plan.method.name, plan.bytes_read + plan.scratch_bytes());
+    let bytes = plan.bytes_read + plan.scratch_bytes() + plan.bytes_written();
+    state.begin(plan.method.name, bytes);
     let sink = Gathered::new(plan, give);
     sink.give_empty()
         .map_err(|_| CallError::from(run::RunError::Cancelled))?;

@@ -203,6 +203,8 @@ def test_what_is_wrong_is_said():
         weldment.open("family/sort", framework="jax")
     with pytest.raises(ValueError, match="configs"):
         weldment.merge_state_dicts(pair(), {"a": one, "b": one}, configs={"x": {}})
+    with pytest.raises(TypeError, match="a config is"):
+        weldment.merge_state_dicts(pair(), {"a": one, "b": one}, configs={"a": "llama"})
     with pytest.raises(weldment.Error) as raised:
         weldment.open("nowhere/at-all")
     assert raised.value.model == "nowhere/at-all"

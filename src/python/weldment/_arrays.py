@@ -135,7 +135,11 @@ def config_text(config: Any) -> str | None:
     """A model's config as JSON: of a dictionary, or of what transformers calls a config."""
     if config is None:
         return None
-    return json.dumps(config if isinstance(config, Mapping) else config.to_dict())
+    if not isinstance(config, Mapping):
+        if not hasattr(config, "to_dict"):
+            raise TypeError(f"a config is a dictionary or one of transformers, not {config!r}")
+        config = config.to_dict()
+    return json.dumps(config)
 
 
 def tensors_of(stream: Any, framework: str) -> Iterator[tuple[str, Any]]:
