@@ -162,6 +162,7 @@ static REGISTRY: &[&dyn Method] = &[
     &whole::WUDI,
     &whole::SWUDI_A,
     &whole::ACTMAT,
+    &whole::RESMERGE,
     &whole::Svc,
     &magmax::Magmax,
     &geometric_median::GeometricMedian,

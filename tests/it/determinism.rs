@@ -79,6 +79,10 @@ pub(crate) const RECIPES: &[(&str, &str)] = &[
         "merge_method: actmat\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {lambda: 0.6}\n",
     ),
     (
+        "resmerge",
+        "merge_method: resmerge\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {rank: 2, head_budget: 0.3}\n",
+    ),
+    (
         "svc",
         "merge_method: svc\nbase_model: base\nmodels: [{model: a, parameters: {merged: true}}, {model: b}]\nparameters: {alpha: 0.5}\n",
     ),

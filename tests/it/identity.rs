@@ -65,6 +65,7 @@ const RECIPES: &[&str] = &[
     "merge_method: swudi_a\nbase_model: base\nmodels: [{model: a}]\n",
     "merge_method: actmat\nbase_model: a\nmodels: [{model: b}, {model: c}]\nparameters: {lambda: 0.6}\n",
     "merge_method: actmat\nbase_model: base\nmodels: [{model: a}]\n",
+    "merge_method: resmerge\nbase_model: a\nmodels: [{model: b}, {model: c}]\n",
     "merge_method: svc\nbase_model: a\nmodels: [{model: b, parameters: {merged: true}}, {model: c}]\n",
     "merge_method: magmax\nbase_model: base\nmodels: [{model: a}, {model: b}]\n",
     "merge_method: geometric_median\nmodels: [{model: a}, {model: b}, {model: c}]\n",

@@ -146,6 +146,30 @@ def actmat(tasks):
     return right @ torch.linalg.pinv(square, hermitian=True, rtol=1e-10)
 
 
+def resmerge(tasks, head_budget):
+    heads = []
+    for task in tasks:
+        u, s, v = svd(task)
+        heads.append(s[0] * torch.outer(u[:, 0], v[0]))
+    rests = [(task - head).flatten() for task, head in zip(tasks, heads)]
+    heads = [head.flatten() for head in heads]
+    pairs = [(i, j) for i in range(len(tasks)) for j in range(i)]
+    cosine = lambda a, b: torch.dot(a, b) / a.norm() / b.norm()
+    q = sum(rest / rest.norm() for rest in rests)
+    c = sum(cosine(rest, q) for rest in rests) / len(rests)
+    if c <= 1 / math.sqrt(len(rests)):
+        backbone = sum(rests) / len(rests)
+    else:
+        s = sum(cosine(rests[i], rests[j]) for i, j in pairs) / len(pairs)
+        beta = 1 - 0.3 * ((s + 1) / 2 + (c + 1) / 2) / 2
+        size = sum(rest.norm() for rest in rests) / len(rests)
+        backbone = c**beta * size * q / q.norm()
+    agreement = sum(cosine(heads[i], heads[j]).clamp(min=0) for i, j in pairs) / len(pairs)
+    head = sum(heads)
+    merged = backbone + head / head.norm() * head_budget * agreement * backbone.norm()
+    return merged.reshape(tasks[0].shape)
+
+
 # method, its function, parameters of the recipe, the same for the function
 CASES = [
     ("tsvm", tsvm, {}, {}),
@@ -160,6 +184,7 @@ CASES = [
     ("wudi", wudi_adam, {"form": "adam"}, {}),
     ("swudi_a", swudi_a, {}, {}),
     ("actmat", actmat, {"lambda": 0.75}, {}),
+    ("resmerge", resmerge, {"head_budget": 0.3}, None),
 ]
 WEIGHTS = [1.0, 0.8, 1.3]
 
