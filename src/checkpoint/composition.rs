@@ -12,7 +12,7 @@ use super::folder::file_names;
 use super::format::WrittenAs;
 use super::home::{Home, file_in};
 use super::json::parse_json;
-use super::limits::{MAX_CONFIG_BYTES, MAX_FOLDER_DEPTH, MAX_PARTS};
+use super::limits::{MAX_CONFIG_BYTES, MAX_FOLDER_DEPTH, MAX_NAMED_FOLDERS, MAX_PARTS};
 use super::locate::Location;
 use super::unread::no_weights;
 use super::weight_names::{HEADS, is_head_file, is_index, is_model};
@@ -251,7 +251,10 @@ pub(super) fn components(folder: &Path) -> Result<Vec<String>, CheckpointError> 
         }
         components.push(name.clone());
     }
-    Ok(components)
+    match too_many(&path, components.len()) {
+        Some(problem) => Err(problem),
+        None => Ok(components),
+    }
 }
 
 /// The folders of a sentence-transformers model's modules: those that its `modules.json` names, and those that are
@@ -266,6 +269,9 @@ pub(super) fn named_modules(folder: &Path) -> (Vec<String>, Vec<CheckpointError>
     };
     let modules = read();
     let modules = modules.as_ref().and_then(Value::as_array);
+    if let Some(problem) = too_many(&path, modules.map_or(0, Vec::len)) {
+        return (Vec::new(), vec![problem]);
+    }
     let named = modules.into_iter().flatten();
     let named = named.filter_map(|module| module.get("path")?.as_str());
     // The first module is often the folder itself.
@@ -277,6 +283,16 @@ pub(super) fn named_modules(folder: &Path) -> (Vec<String>, Vec<CheckpointError>
     own.extend(names.filter(|name| is_module_dir(name)));
     let strays = strays.into_iter().map(|name| outside(&path, name));
     (own.into_iter().collect(), strays.collect())
+}
+
+/// The error that a file names more folders than any model has: each is looked for.
+fn too_many(path: &Path, found: usize) -> Option<CheckpointError> {
+    (found > MAX_NAMED_FOLDERS).then(|| CheckpointError::TooLarge {
+        path: path.to_owned(),
+        what: "number of folders that it names",
+        limit: MAX_NAMED_FOLDERS as u64,
+        found: found as u64,
+    })
 }
 
 fn outside(path: &Path, name: &str) -> CheckpointError {

@@ -713,7 +713,16 @@ impl Hint for CheckpointError {
                 "the process has no address space left: raise the limit (`ulimit -v`, or that of the container); mapped \
                  files count towards it with their whole length"
             }
-            Self::Io { .. } | Self::TooLarge { .. } => return None,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "give yourself the right to read it, or run as its owner"
+            }
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                "it was there before: run again when nothing else writes to it"
+            }
+            Self::Io { .. } => "look whether the disk or the network is in order, and run again",
+            Self::TooLarge { .. } => {
+                "no real model has so much: find out what wrote the file, or download it again"
+            }
         };
         Some(Cow::Borrowed(hint))
     }

@@ -70,7 +70,7 @@ pub use layout::{
 };
 pub use left_out::LeftOut;
 pub use licence::{Licence, LicenceTerm};
-pub use limits::{MAX_HEADER_BYTES, MAX_SIDECAR_BYTES};
+pub use limits::{MAX_HEADER_BYTES, MAX_NAMED_FOLDERS, MAX_SIDECAR_BYTES};
 pub use locate::{Fetch, FetchError, HubFolder, Location, Locator};
 pub use model_ref::ModelRef;
 pub use nearby::{file_like, nearest};

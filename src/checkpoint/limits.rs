@@ -39,6 +39,9 @@ pub(super) const MAX_SHARDS: usize = 100_000;
 /// The most parts of a model with weights of their own; the largest pipelines have about ten.
 pub(super) const MAX_PARTS: usize = 64;
 
+/// The most folders that `modules.json` or `model_index.json` names; the largest pipelines have about twenty.
+pub const MAX_NAMED_FOLDERS: usize = 1000;
+
 /// The most files looked at in a model's folder.
 pub(super) const MAX_FOLDER_ENTRIES: usize = 200_000;
 

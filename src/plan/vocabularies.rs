@@ -34,7 +34,7 @@ pub fn check(models: &Models, notes: &mut Vec<String>, problems: &mut Problems) 
             )),
             Ok(VocabularyComparison::Conflict { differing, examples }) => {
                 let examples: Vec<String> =
-                    examples.iter().map(|(id, a, b)| format!("{id} is {a:?} in one and {b:?} in the other")).collect();
+                    examples.iter().map(|(id, a, b)| format!("{id} is \"{a}\" in one and \"{b}\" in the other")).collect();
                 let examples = examples.join(", ");
                 if differing as f64 <= RENAMED * rows as f64 {
                     notes.push(format!(

@@ -463,6 +463,9 @@ fn files_beside_the_weights_are_what_their_names_say() {
         bench.file(&format!("a/{file}"), "{\"a\": 1,");
         let found = findings(&bench, "a");
         assert!(found.contains(id) && found.contains(file), "{found}");
+        // The folder is where the user said.
+        let folder = bench.path("a").display().to_string();
+        assert!(!found.contains(&folder), "{found}");
         bench.file(&format!("a/{file}"), "{\"a\": [Infinity]}");
         assert!(!findings(&bench, "a").contains("malformed"));
         std::fs::remove_file(bench.path(&format!("a/{file}"))).unwrap();

@@ -61,6 +61,43 @@ fn config(bench: &Bench) -> Value {
 }
 
 #[test]
+fn more_modules_than_any_model_has_are_refused_before_they_are_looked_for() {
+    let bench = Bench::new();
+    for model in ["a", "b"] {
+        bench.model(
+            model,
+            &json!({"model_type": "bert"}),
+            &crate::fixtures::llama(1, 1, Dtype::F32),
+        );
+    }
+    let module = |at: usize| json!({"idx": at, "path": format!("{at}_Dense"), "type": "sentence_transformers.models.Dense"});
+    let modules: Vec<_> = (0..200_000).map(module).collect();
+    bench.file("a/modules.json", json!(modules).to_string());
+    let checked = bench.weld(&["check", "a"]);
+    assert_eq!(checked.code, Some(1));
+    assert!(
+        checked.stdout.contains("number of folders that it names"),
+        "{}",
+        checked.stdout
+    );
+    assert!(!checked.stdout.contains("1_Dense"));
+    let index: serde_json::Map<String, serde_json::Value> = (0..200_000)
+        .map(|at| (format!("part{at}"), json!(["diffusers", "X"])))
+        .collect();
+    bench.file(
+        "b/model_index.json",
+        serde_json::Value::Object(index).to_string(),
+    );
+    let checked = bench.weld(&["check", "b"]);
+    assert!(
+        checked.stdout.contains("number of folders that it names"),
+        "{}",
+        checked.stdout
+    );
+    assert!(!checked.stdout.contains("part1"));
+}
+
+#[test]
 fn each_tower_is_merged_from_its_own_inputs() {
     let bench = Bench::new();
     vision_language(&bench, "a", 1, 3, 4);

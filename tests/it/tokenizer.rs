@@ -877,6 +877,8 @@ fn what_cannot_be_aligned_is_refused() {
       |
     2 | models: [{model: base}, {model: a}]
       |                                 ^
+      |
+      = hint: no real model has so much: find out what wrote the file, or download it again
     ");
 }
 

@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::parts::each_part;
 use crate::{Finding, Place, Report, Severity};
 use checkpoint::{
-    Checkpoint, CheckpointError, Location, Survey, parse_json, read_sidecar, settings,
+    Checkpoint, CheckpointError, Location, MAX_NAMED_FOLDERS, Survey, parse_json, read_sidecar,
+    settings,
 };
 use errors::Hint;
 use numeric::FloatType;
@@ -51,8 +52,9 @@ pub(super) fn malformed(survey: &Survey, location: &Location) -> Vec<Finding> {
         let found = problem.to_string();
         let remedy = problem.hint().unwrap_or_default();
         Some(match problem {
-            CheckpointError::JsonMalformed { path, .. } => {
-                Finding::new(&MALFORMED, file(path), "a JSON object", found)
+            // The finding names the file already.
+            CheckpointError::JsonMalformed { path, detail } => {
+                Finding::new(&MALFORMED, file(path), "a JSON object", detail.clone())
             }
             CheckpointError::NotDownloaded { file, .. } => {
                 let missing = Finding::new(&MISSING, Place::file(file), "the file", found);
@@ -188,9 +190,12 @@ fn named_files(model: &Checkpoint, report: &mut Report) {
     }
     let modules = read_sidecar(&model.location().path.join("modules.json")).ok();
     let modules = modules.and_then(|bytes| parse_json(&bytes).ok());
+    // More is an error of its own.
+    let few = |modules: &&Vec<Value>| modules.len() <= MAX_NAMED_FOLDERS;
     for module in modules
         .as_ref()
         .and_then(Value::as_array)
+        .filter(few)
         .into_iter()
         .flatten()
     {
