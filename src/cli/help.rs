@@ -16,6 +16,7 @@ const COMMANDS: [(&str, &[&str]); 4] = [
             "plan",
             "merge",
             "moe",
+            "extract-lora",
             "export",
             #[cfg(feature = "hub")]
             "push",
@@ -126,6 +127,14 @@ const EXAMPLES: &[Examples] = &[
             "weld push merged org/name",
         ],
         page: "docs/hub.md",
+    },
+    Examples {
+        command: "extract-lora",
+        lines: &[
+            "weld extract-lora base finetune adapter --rank 32",
+            "weld extract-lora base finetune adapter --energy 0.99 --max-rank 128 --save embed_tokens",
+        ],
+        page: "docs/lora.md",
     },
     Examples {
         command: "inspect",

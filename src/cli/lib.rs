@@ -12,6 +12,7 @@ mod diff;
 mod environment;
 mod explain;
 mod export;
+mod extract_lora;
 mod fit;
 mod held;
 mod help;
@@ -65,6 +66,7 @@ enum Command {
     Sign(sign::Arguments),
     Attest(Box<attest::Arguments>),
     Export(export::Arguments),
+    ExtractLora(Box<extract_lora::Arguments>),
     #[cfg(feature = "hub")]
     Push(push::Arguments),
     Check(check::Arguments),
@@ -100,6 +102,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Sign(arguments) => sign::run(&arguments),
         Command::Attest(arguments) => attest::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
+        Command::ExtractLora(arguments) => extract_lora::run(&arguments),
         #[cfg(feature = "hub")]
         Command::Push(arguments) => push::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),

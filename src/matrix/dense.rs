@@ -233,6 +233,34 @@ fn product<T: Real>(left: View<'_, T>, right: View<'_, T>) -> Result<Matrix<T>, 
     Ok(out)
 }
 
+/// The sum of the squares of `matrix - left right'`.
+///
+/// # Errors
+/// If there is no memory.
+///
+/// # Panics
+/// If the matrices do not fit together: an error of the caller.
+pub fn squared_residual<T: Real>(
+    matrix: &Matrix<T>,
+    left: &Matrix<T>,
+    right: &Matrix<T>,
+) -> Result<f64, NoMemory> {
+    let columns = matrix.columns.max(1);
+    let bands = matrix.values.par_chunks(BAND * columns).enumerate();
+    let sums = bands.map(|(number, values)| {
+        let mut product = filled(values.len(), T::ZERO)?;
+        let left = band(left.view(), number * BAND, values.len() / columns);
+        multiply(&mut product, left, right.view().transposed());
+        let squares = values.iter().zip(&product).map(|(value, product)| {
+            let difference = value.to_f64() - product.to_f64();
+            difference * difference
+        });
+        Ok(squares.sum())
+    });
+    let sums: Vec<f64> = sums.collect::<Result<_, NoMemory>>()?;
+    Ok(sums.iter().sum())
+}
+
 /// `matrix' matrix`, in f64.
 ///
 /// # Errors

@@ -11,12 +11,14 @@
 
 mod dense;
 mod eigen;
+mod leading;
 mod singular;
 #[cfg(test)]
 mod tests;
 
-pub use dense::{Matrix, add_gram, gram};
+pub use dense::{Matrix, add_gram, gram, squared_residual};
 pub use eigen::{Eigen, eigen_bytes};
+pub use leading::{leading_bytes, leading_singular_vectors};
 pub use singular::{Polar, RANK, Singular, polar, singular_vectors};
 
 use numeric::NoMemory;

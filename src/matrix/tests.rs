@@ -164,3 +164,74 @@ fn memory_for_eigenvectors_is_stated_for_any_size() {
     assert!(eigen_bytes(1024) >= 4 * square && eigen_bytes(1024) < 6 * square);
     assert_eq!(eigen_bytes(usize::MAX), u64::MAX);
 }
+
+/// A matrix whose singular values fall slowly: nothing tells where to cut.
+fn noisy(rows: usize, columns: usize) -> Matrix<f32> {
+    let key = numeric::NormalKey::new(1, "noisy", 0);
+    let mut out = Matrix::zeros(rows, columns).unwrap();
+    for (place, value) in out.values_mut().iter_mut().enumerate() {
+        *value = key.draw(place as u64) as f32;
+    }
+    out
+}
+
+/// The square of what the first singular vectors leave out.
+fn left_out(matrix: &Matrix<f32>, found: &Singular) -> f64 {
+    let mut scaled = found.left.clone();
+    scaled.scale_columns(&found.values);
+    let left_out = squared_residual(matrix, &scaled, &found.right).unwrap();
+    let back = scaled.times_transposed(&found.right).unwrap();
+    let mut by_hand = matrix.clone();
+    by_hand.add(&back, -1.0);
+    let by_hand = by_hand.squared_norm();
+    assert!((left_out - by_hand).abs() <= 1e-5 * by_hand.max(1e-9));
+    left_out
+}
+
+#[test]
+fn leading_vectors_leave_out_hardly_more_than_the_best_do() {
+    for (rows, columns, most) in [(300, 500, 8), (640, 200, 20)] {
+        for matrix in [noisy(rows, columns), matrix(rows, columns, 30)] {
+            let draws = numeric::NormalKey::new(0, "draws", 0);
+            let draw = |place| draws.uniform(place);
+            let of = |count| {
+                threads(count, || {
+                    leading_singular_vectors(&matrix, most, draw).unwrap()
+                })
+            };
+            let (found, best) = (of(2), singular_vectors(&matrix, most).unwrap());
+            assert!(found.values.len() <= most);
+            let (found_out, best_out) = (left_out(&matrix, &found), left_out(&matrix, &best));
+            let rounding = 1e-8 * matrix.squared_norm();
+            assert!(
+                found_out <= 1.01 * best_out + rounding,
+                "{found_out} {best_out}"
+            );
+            let other = of(3);
+            assert_eq!((found.left, found.right), (other.left, other.right));
+            assert!(
+                found
+                    .values
+                    .iter()
+                    .zip(&other.values)
+                    .all(|(a, b)| a.to_bits() == b.to_bits())
+            );
+        }
+    }
+}
+
+#[test]
+fn leading_vectors_of_a_matrix_of_low_rank_are_all_that_it_has() {
+    let draws = numeric::NormalKey::new(0, "draws", 0);
+    let low = matrix(400, 300, 5);
+    let found = leading_singular_vectors(&low, 20, |place| draws.uniform(place)).unwrap();
+    assert_eq!(found.values.len(), 5);
+    assert!(left_out(&low, &found) <= 1e-12 * low.squared_norm());
+    let nothing = Matrix::<f32>::zeros(400, 300).unwrap();
+    let found = leading_singular_vectors(&nothing, 20, |place| draws.uniform(place)).unwrap();
+    assert_eq!(found.values.len(), 0);
+    let mut broken = low;
+    broken.values_mut()[7] = f32::NAN;
+    let found = leading_singular_vectors(&broken, 20, |place| draws.uniform(place));
+    assert_eq!(found.unwrap_err(), MatrixError::NotFinite);
+}

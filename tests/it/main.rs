@@ -14,6 +14,7 @@ mod documents;
 mod edit;
 mod examples;
 mod exceptions;
+mod extract;
 mod faults;
 mod fixtures;
 mod folders;

@@ -1,0 +1,247 @@
+//! `weld extract-lora`: what a fine-tune changed, as a LoRA adapter.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::{ArgGroup, Args, ValueEnum};
+use serde_json::Value;
+
+use super::arguments::{Format, Threads};
+use super::caller::Caller;
+use super::environment;
+use super::memory::PeakMemory;
+use super::output::{Failure, print_json};
+use super::progress::Progress;
+use super::signals::Work;
+use checkpoint::{Checkpoint, Locator, ModelRef};
+use errors::{printable, some_of};
+use lora::{ExtractError, Extraction, Patterns, Rank, Report, Request};
+use numeric::FloatType;
+use run::destination::Folder;
+
+/// How many tensors that stay out of the adapter are named.
+const LEFT_OUT_SHOWN: usize = 5;
+
+/// Write what a fine-tune changed as a LoRA adapter
+///
+/// The adapter is a folder as PEFT writes it: BASE with it is FINETUNE, up to the error that is printed. Matrices are
+/// read and decomposed one at a time. OUT appears when it is complete, or not at all.
+#[derive(Args)]
+#[command(group = ArgGroup::new("size").required(true).args(["rank", "energy"]))]
+pub(super) struct Arguments {
+    /// The base: a folder, a file, or a Hub id in the local cache
+    #[arg(value_parser = ModelRef::parse)]
+    base: ModelRef,
+
+    /// The fine-tune of that base
+    #[arg(value_parser = ModelRef::parse)]
+    finetune: ModelRef,
+
+    /// The folder to write
+    out: PathBuf,
+
+    /// The rank of each matrix; lower where its change has a lower one
+    #[arg(long, value_name = "R", value_parser = rank)]
+    rank: Option<usize>,
+
+    /// The share of each matrix's change to keep, in squares: as many ranks as that takes
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    energy: Option<f64>,
+
+    /// With --energy: the highest rank
+    #[arg(long, value_name = "R", value_parser = rank, conflicts_with = "rank")]
+    max_rank: Option<usize>,
+
+    /// Adapt only these modules: a name, the end of one (`q_proj`), or a pattern with `*`; may be repeated
+    #[arg(long, value_name = "MODULE")]
+    module: Vec<String>,
+
+    /// Leave these modules out of the adapter; may be repeated
+    #[arg(long, value_name = "MODULE")]
+    exclude: Vec<String>,
+
+    /// Save these modules whole, as PEFT's `modules_to_save`: embeddings, the head, norms; may be repeated
+    #[arg(long, value_name = "MODULE")]
+    save: Vec<String>,
+
+    /// The dtype of the factors
+    #[arg(long, value_enum, default_value_t = FactorType::Float32)]
+    dtype: FactorType,
+
+    /// Replace OUT if it is not empty
+    #[arg(long)]
+    force: bool,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// Print only errors
+    #[arg(long, short)]
+    quiet: bool,
+
+    /// What to print at the end: a summary on stderr, or a JSON object on stdout
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+/// The dtypes that factors may have.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FactorType {
+    /// IEEE 754 single precision
+    Float32,
+    /// The top half of a float32
+    Bfloat16,
+    /// IEEE 754 half precision
+    Float16,
+}
+
+impl From<FactorType> for FloatType {
+    fn from(dtype: FactorType) -> Self {
+        match dtype {
+            FactorType::Float32 => Self::F32,
+            FactorType::Bfloat16 => Self::Bf16,
+            FactorType::Float16 => Self::F16,
+        }
+    }
+}
+
+impl From<ExtractError> for Failure {
+    fn from(error: ExtractError) -> Self {
+        match error {
+            ExtractError::Refused(refusal) => Self::input(refusal),
+            ExtractError::Run(error) => error.into(),
+            // The enum may grow.
+            error => Self::tool(&error),
+        }
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let caller = Caller::terminal(Work::Writes, arguments.quiet)?;
+    let made = extract(arguments, &caller)?;
+    match arguments.format {
+        Format::Json => print_json(&made),
+        Format::Text => Ok(()),
+    }
+}
+
+/// What was written, as JSON.
+fn extract(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
+    let locator = environment::locator(None)?;
+    let base = open(&locator, &arguments.base)?;
+    let tuned = open(&locator, &arguments.finetune)?;
+    let base_name = arguments.base.to_string();
+    let patterns = |texts: &[String]| Patterns::parse(texts).map_err(Failure::input);
+    let extraction = Extraction::plan(Request {
+        base: &base,
+        tuned: &tuned,
+        base_name: &base_name,
+        rank: match (arguments.rank, arguments.energy) {
+            (_, Some(share)) => Rank::Energy {
+                share,
+                most: arguments.max_rank,
+            },
+            (rank, None) => Rank::Fixed(rank.unwrap_or(usize::MAX)),
+        },
+        only: patterns(&arguments.module)?,
+        except: patterns(&arguments.exclude)?,
+        save: patterns(&arguments.save)?,
+        format: arguments.dtype.into(),
+        threads: arguments.threads.count(),
+    });
+    let extraction = extraction.map_err(Failure::input)?;
+    let peak = PeakMemory::watch();
+    let progress = Progress::reading(&[&base, &tuned], "extracting from", caller);
+    let started = std::time::Instant::now();
+    let done = extraction.run(&Folder::new(&arguments.out, arguments.force), &progress);
+    progress.finish();
+    let (report, peak) = (done?, peak.stop());
+    let seconds = started.elapsed().as_secs_f64();
+    if arguments.format == Format::Text {
+        caller.say(&as_text(arguments, &report, seconds, peak));
+    }
+    let mut made = report.json();
+    made["out"] = arguments.out.display().to_string().into();
+    made["seconds"] = seconds.into();
+    made["peak_memory"] = peak.into();
+    Ok(made)
+}
+
+fn open(locator: &Locator, model: &ModelRef) -> Result<Checkpoint, Failure> {
+    let location = locator.locate(model)?;
+    Ok(Checkpoint::open(&model.to_string(), &location)?)
+}
+
+fn as_text(arguments: &Arguments, report: &Report, seconds: f64, peak: Option<u64>) -> String {
+    let mut text = format!(
+        "{}: {} modules of rank {}, {} in {seconds:.2} s",
+        printable(&arguments.out.display().to_string()),
+        report.fits.len(),
+        report.rank,
+        ByteSize(report.bytes).display().si(),
+    );
+    if let Some(peak) = peak {
+        text += &format!(", {} of own memory", ByteSize(peak));
+    }
+    text += &format!(
+        "\nrelative error {:.3e}, of the whole change {:.3e}",
+        report.error(),
+        report.whole_error()
+    );
+    let roles = report.roles();
+    let width = roles.iter().map(|role| role.name.chars().count()).max();
+    let width = width.unwrap_or(0);
+    for role in &roles {
+        let ranks = match role.ranks {
+            (least, largest) if least == largest => format!("{least}"),
+            (least, largest) => format!("{least} to {largest}"),
+        };
+        let name = printable(&role.name);
+        text += &format!("\n  {name:width$}  rank {ranks}  error {:.3e}", role.error);
+    }
+    let layers = report.layers();
+    let worst = layers.iter().max_by(|a, b| a.error.total_cmp(&b.error));
+    if let Some(worst) = worst.filter(|_| layers.len() > 1) {
+        text += &format!(
+            "\nlargest error of a layer: {:.3e}, {}",
+            worst.error,
+            printable(&worst.name)
+        );
+    }
+    if !report.left_out.is_empty() {
+        let left = report.left_out.iter().map(|tensor| {
+            let change = tensor.relative();
+            let change = change.map_or(String::new(), |change| {
+                format!(", changed by {:.2} %", 100.0 * change)
+            });
+            format!(
+                "{} ({}{change})",
+                printable(&tensor.tensor),
+                printable(&tensor.why)
+            )
+        });
+        text += &format!(
+            "\nnot in the adapter, though it differs: {}",
+            some_of(left.collect::<Vec<String>>(), LEFT_OUT_SHOWN)
+        );
+    }
+    text
+}
+
+/// Parses a rank. PEFT has no higher one than a matrix has sides.
+fn rank(text: &str) -> Result<usize, String> {
+    let rank = text
+        .parse()
+        .ok()
+        .filter(|rank| (1..=1 << 20).contains(rank));
+    rank.ok_or_else(|| "expected a whole number from 1 to 1048576".to_owned())
+}
+
+/// Parses a share.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text
+        .parse()
+        .ok()
+        .filter(|share| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| "expected a number above 0 and up to 1, such as 0.99".to_owned())
+}
