@@ -21,6 +21,9 @@ use super::patterns::module_of;
 use super::report::{Fit, LeftOut, Report};
 use super::request::{Rank, Request};
 
+/// What transformers calls the head of decoders, where it is the embedding.
+const HEAD: &str = "lm_head.weight";
+
 /// An adapter before it is computed.
 pub struct Extraction<'a> {
     request: Request<'a>,
@@ -376,18 +379,25 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Writes a tensor of the fine-tune as it is.
+    /// Writes a tensor of the fine-tune as it is; an embedding that is the head too, under both names, as PEFT reads it.
     fn save(&mut self, entry: &TensorEntry, tensor: &Tensor) -> Result<(), ExtractError> {
-        let tuned = self.extraction.request.tuned;
-        let of_tuned = &tuned.tensors()[tensor.tuned];
-        let name = format!("base_model.model.{}", self.options.named(&entry.name));
-        self.weights
-            .begin(name, of_tuned.dtype, of_tuned.shape.clone());
         self.report.saved.push(entry.name.clone());
+        self.whole(&self.options.named(&entry.name), tensor)?;
+        match self.options.ties && is_input_embedding(&entry.name) {
+            true => self.whole(HEAD, tensor),
+            false => Ok(()),
+        }
+    }
+
+    fn whole(&mut self, name: &str, tensor: &Tensor) -> Result<(), ExtractError> {
+        let tuned = self.extraction.request.tuned;
+        let entry = &tuned.tensors()[tensor.tuned];
+        let key = format!("base_model.model.{name}");
+        self.weights.begin(key, entry.dtype, entry.shape.clone());
         if let Some(bytes) = tuned.bytes(tensor.tuned) {
             return Ok(self.weights.push(bytes)?);
         }
-        let format = FloatType::from_dtype(of_tuned.dtype);
+        let format = FloatType::from_dtype(entry.dtype);
         let Some((values, format)) = tuned.elements(tensor.tuned).zip(format) else {
             let why = format!(
                 "`{}` of {} cannot be saved: its values are not stored",
@@ -396,7 +406,7 @@ impl Work<'_> {
             );
             return Err(Refusal::new(why).with_hint("save fewer modules").into());
         };
-        self.encode(values.as_ref(), format, of_tuned.elements())
+        self.encode(values.as_ref(), format, entry.elements())
     }
 
     fn encode(

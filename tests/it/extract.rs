@@ -453,6 +453,10 @@ fn a_tied_embedding_is_left_out_or_saved_for_both() {
     let written = read_json(&bench.path("adapter/adapter_config.json"));
     assert_eq!(written["modules_to_save"], json!([EMBEDDING]));
     assert_eq!(written["ensure_weight_tying"], true);
+    // PEFT reads the embedding by both names.
+    let adapter = by_name(&bench.path("adapter"));
+    let whole = |name: &str| &adapter[&format!("base_model.model.{name}.weight")];
+    assert_eq!(whole("lm_head"), whole(EMBEDDING));
     // Not all layers' are adapted, so that their common name would not do.
     assert_eq!(written["target_modules"], json!([UP]));
     let (merged, tuned) = (merged(&bench), by_name(&bench.path("tuned")));
@@ -634,7 +638,7 @@ fn every_step_fails_once_and_a_run_is_stopped_at_every_moment() {
     let (shape, values) = tensors.get_mut(&format!("{Q}.weight")).unwrap();
     update(values, shape, 2, 5);
     write(&bench, "tuned", &config(), Dtype::F32, &tensors);
-    let open = |name: &str| Checkpoint::open(name, &Location::local(&bench.path(name))).unwrap();
+    let open = |name: &str| Checkpoint::open(name, &Location::local(bench.path(name))).unwrap();
     let (base, tuned) = (open("base"), open("tuned"));
     let extraction = Extraction::plan(Request {
         base: &base,
