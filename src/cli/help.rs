@@ -243,12 +243,14 @@ fn template(command: &Command) -> StyledStr {
     let styles = Styles::default();
     let (header, literal) = (styles.get_header(), styles.get_literal());
     let mut text = String::from("{about-with-newline}\n{usage-heading} {usage}\n");
+    let names = COMMANDS.iter().flat_map(|(_, names)| *names);
+    let longest = names.map(|name| name.len()).max().unwrap_or(0);
     for (group, names) in COMMANDS {
         let _ = write!(text, "\n{header}{group}:{header:#}\n");
         for name in names {
             let about = command.find_subcommand(name).and_then(Command::get_about);
             let about = about.map(ToString::to_string).unwrap_or_default();
-            let line = fit::to_help(&format!("  {name:<11}  {about}"));
+            let line = fit::to_help(&format!("  {name:<longest$}  {about}"));
             let styled = format!("{literal}{name}{literal:#}");
             text.push_str(&line.replacen(name, &styled, 1));
             text.push('\n');
