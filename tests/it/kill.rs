@@ -9,6 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::fixtures::{Bench, files, llama_config, quick_bf16};
 
 /// The last shard of a merge of [`bench`]: when it is there, the weights are about to be read.
@@ -24,7 +26,7 @@ const RECIPE: &str = "merge_method: ties\nbase_model: base\nmodels: [{model: a},
 fn bench() -> Bench {
     let bench = Bench::on_disk();
     for (seed, name) in ["base", "a", "b"].into_iter().enumerate() {
-        let count = 256 * 1024;
+        let count = 512 * 1024;
         let specs: Vec<_> = (0..6)
             .map(|layer| {
                 let name = format!("model.layers.{layer}.w");
@@ -44,7 +46,7 @@ const MERGE: [&str; 7] = [
     "-q",
     "--no-check",
     "--shard-size",
-    "1MB",
+    "2MB",
 ];
 
 fn start(bench: &Bench, more: &[&str]) -> Child {
@@ -103,9 +105,9 @@ fn until(child: &mut Child, reached: impl Fn() -> bool) -> bool {
     true
 }
 
-fn send(child: &Child, signal: &str) {
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").args([signal, &pid]).status().is_ok());
+/// Sends the signal at once: starting `kill` takes longer than the merge.
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
 }
 
 fn stderr(output: &Output) -> String {
@@ -185,7 +187,7 @@ fn a_replacement_killed_about_its_last_step_is_the_old_or_the_new() {
 fn a_stopped_replacement_leaves_the_old_and_says_so() {
     let bench = bench();
     let old = [("old".to_owned(), b"old".to_vec())];
-    for signal in ["-INT", "-TERM", "-HUP"] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let stopped = (0..TRIES).any(|_| {
             let _ = fs::remove_dir_all(bench.path("out"));
             bench.file("out/old", "old");
@@ -197,12 +199,12 @@ fn a_stopped_replacement_leaves_the_old_and_says_so() {
             if output.status.success() {
                 return false;
             }
-            assert_eq!(output.status.code(), Some(130), "{signal}: {output:?}");
+            assert_eq!(output.status.code(), Some(130), "{signal:?}: {output:?}");
             assert_eq!(output.stderr, b"stopped; nothing was written\n");
             assert_eq!(files(&bench.path("out")), old);
             true
         });
-        assert!(stopped, "no run met {signal} in time");
+        assert!(stopped, "no run met {signal:?} in time");
     }
 }
 
@@ -213,7 +215,7 @@ fn a_merge_that_aborts_leaves_nothing() {
         let _ = fs::remove_dir_all(bench.path("out"));
         let mut child = start(&bench, &[]);
         until(&mut child, || bench.staging().join(LAST).exists());
-        send(&child, "-ABRT");
+        send(&child, Signal::ABORT);
         let output = child.wait_with_output().unwrap();
         assert!(left_over(&bench).is_empty(), "{:?}", left_over(&bench));
         // The signal is still what ends the process.
@@ -227,7 +229,7 @@ fn nohup_goes_on_when_the_terminal_is_closed() {
     let bench = bench();
     let mut child = in_shell(&bench, "trap '' HUP");
     until(&mut child, || bench.staging().join(LAST).exists());
-    send(&child, "-HUP");
+    send(&child, Signal::HUP);
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
