@@ -38,7 +38,8 @@ def models():
         ["--save", "embed_tokens"]
     yield "qwen2", Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, tie_word_embeddings=False, **SMALL)), \
         ["--save", "lm_head"]
-    yield "gpt2", GPT2LMHeadModel(GPT2Config(n_embd=128, n_layer=2, n_head=4, vocab_size=64)), []
+    gpt2 = GPT2Config(n_embd=128, n_layer=2, n_head=4, vocab_size=64, bos_token_id=1, eos_token_id=2)
+    yield "gpt2", GPT2LMHeadModel(gpt2), []
 
 
 def tuned(model, seed, scale=0.02):
@@ -165,7 +166,8 @@ def main():
     command = given.weld.resolve()
     if given.what == "logits":
         logits(command)
-    race(command, given.mergekit.resolve(), given.where, given.layers, given.rank)
+    else:
+        race(command, given.mergekit.resolve(), given.where, given.layers, given.rank)
 
 
 if __name__ == "__main__":
