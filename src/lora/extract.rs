@@ -9,8 +9,8 @@ use errors::{About, Refusal};
 use matrix::{Matrix, MatrixError};
 use numeric::{BLOCK, Elements, FloatType, NoMemory, filled};
 use rayon::ThreadPool;
-use run::RunError;
 use run::destination::{Destination, Layout};
+use run::{RunError, check_unchanged};
 
 use super::difference::{Pair, Sums};
 use super::error::ExtractError;
@@ -141,14 +141,7 @@ impl<'a> Extraction<'a> {
         }
         report.bytes = weights.finish(staged.as_mut())?;
         report.rank = options.write(staged.as_mut(), &report.fits)?;
-        for model in [request.base, request.tuned] {
-            model
-                .check_unchanged()
-                .map_err(|source| RunError::InputChanged {
-                    model: model.label().to_owned(),
-                    source: Box::new(source),
-                })?;
-        }
+        check_unchanged([request.base, request.tuned])?;
         staged.finish()?;
         staged.commit()?;
         Ok(report)

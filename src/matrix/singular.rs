@@ -1,5 +1,7 @@
 //! Singular vectors and polar factors, from the eigenvectors of a square.
 
+use numeric::NoMemory;
+
 use super::{Eigen, Matrix, MatrixError, gram};
 
 /// A singular value below this share of the largest counts as zero: the rounding of f32 matrices lies there.
@@ -14,6 +16,17 @@ pub struct Singular {
     pub values: Vec<f64>,
     /// The right singular vectors, as columns.
     pub right: Matrix<f32>,
+}
+
+impl Singular {
+    /// The matrix that has these vectors, and these values in place of its own, one for each.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn with_values(mut self, values: &[f64]) -> Result<Matrix<f32>, NoMemory> {
+        self.left.scale_columns(values);
+        self.left.times_transposed(&self.right)
+    }
 }
 
 /// The polar factor of a matrix, and what it left out.

@@ -116,7 +116,7 @@ pub fn run(
         true => Some(input_digests(plan, observer)?),
         false => None,
     };
-    check_unchanged(plan)?;
+    check_unchanged(plan.models.iter().map(|model| &**model))?;
     let mut side_files = SideFiles::new(staged.as_mut(), observer, written);
     let lock = Lock::new(plan, &digests, &side_files.written, inputs);
     let lock = lock.with_update(update.as_ref());
@@ -239,7 +239,7 @@ pub fn replay(
         read_ahead(plan);
     }
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)?;
-    check_unchanged(plan)?;
+    check_unchanged(plan.models.iter().map(|model| &**model))?;
     Ok(totals)
 }
 
@@ -307,9 +307,14 @@ impl Sink for NoOutput {
     }
 }
 
-/// Checks that no input was written to during the run.
-fn check_unchanged(plan: &Plan) -> Result<(), RunError> {
-    for model in &plan.models {
+/// Checks that none of these models was written to since it was opened.
+///
+/// # Errors
+/// One was; says which.
+pub fn check_unchanged<'m>(
+    models: impl IntoIterator<Item = &'m Checkpoint>,
+) -> Result<(), RunError> {
+    for model in models {
         model
             .check_unchanged()
             .map_err(|source| RunError::InputChanged {

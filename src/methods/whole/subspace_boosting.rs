@@ -66,12 +66,11 @@ impl Merger for Boosting {
     fn merge(&self, tasks: &Tasks<'_>) -> Result<Matrix<f32>, Failure> {
         let sum = tasks.sum(1.0)?;
         tasks.sources.check_running()?;
-        let mut found = singular_vectors(&sum, usize::MAX)?;
+        let found = singular_vectors(&sum, usize::MAX)?;
         drop(sum);
         let floor = floor(&found.values, self.beta);
         let values: Vec<f64> = found.values.iter().map(|value| value.max(floor)).collect();
-        found.left.scale_columns(&values);
-        Ok(found.left.times_transposed(&found.right)?)
+        Ok(found.with_values(&values)?)
     }
 
     fn bytes(&self, size: Size) -> u64 {

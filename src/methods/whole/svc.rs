@@ -98,7 +98,7 @@ impl Merger for Calibration {
     fn merge(&self, tasks: &Tasks<'_>) -> Result<Matrix<f32>, Failure> {
         let merged = tasks.read(0)?;
         tasks.sources.check_running()?;
-        let mut found = singular_vectors(&merged, usize::MAX)?;
+        let found = singular_vectors(&merged, usize::MAX)?;
         drop(merged);
         let right = found.right.transposed()?;
         let columns = right.columns().max(1);
@@ -121,8 +121,7 @@ impl Merger for Calibration {
         let count = (tasks.count() - 1) as f64;
         let pairs = found.values.iter().zip(&sums);
         let values: Vec<f64> = pairs.map(|(value, sum)| value * count / sum).collect();
-        found.left.scale_columns(&values);
-        Ok(found.left.times_transposed(&found.right)?)
+        Ok(found.with_values(&values)?)
     }
 
     fn bytes(&self, size: Size) -> u64 {

@@ -44,6 +44,8 @@ fn environment() -> Result<Environment<'static>, Error> {
     let mut syntax = SyntaxConfig::builder();
     environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
     for (name, text) in [
+        ("broken.html", include_str!("broken.html")),
+        ("head.html", include_str!("head.html")),
         ("page.css", include_str!("page.css")),
         ("page.html", include_str!("page.html")),
         ("plan.css", include_str!("plan.css")),
