@@ -13,7 +13,7 @@ use std::io;
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use matrix::Matrix;
-use weldment::engine::{self, Cost, Job, Observer, ResultUse, Settings, Sink, Tile, Work};
+use weldment::engine::{self, Budget, Cost, Job, Observer, ResultUse, Settings, Sink, Tile, Work};
 use weldment::methods::{
     self, Action, BaseRule, Linear, Method, ParamScope, ParamValue, Tensor, TensorParams,
 };
@@ -90,7 +90,7 @@ fn tiles(bencher: Bencher<'_, '_>, name: &str) {
     }];
     let settings = Settings {
         threads: 1,
-        memory: 256 << 20,
+        memory: Budget::Limit(256 << 20),
         allow_non_finite: false,
         saturate: false,
     };
@@ -155,7 +155,7 @@ fn matrices(bencher: Bencher<'_, '_>, case: &str) {
     }];
     let settings = Settings {
         threads: 2,
-        memory: 64 << 30,
+        memory: Budget::Limit(64 << 30),
         allow_non_finite: false,
         saturate: false,
     };

@@ -11,11 +11,12 @@ use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, Args, Command, Error, ValueEnum};
 
 use super::caller::Caller;
+use super::memory::available;
 use super::mergekit::Mergekit;
 use super::network::{Needs, Network};
 use super::output::Failure;
 use checkpoint::{Locator, ModelRef};
-use engine::Settings;
+use engine::{Budget, Settings};
 use moe::MoeOptions;
 use plan::{self, Options, Plan};
 use recipe::{self, AnyRecipe, RecipeError};
@@ -50,9 +51,8 @@ pub(super) struct PlanArguments {
     #[command(flatten)]
     threads: Threads,
 
-    /// Limit for weld's own memory; memory-mapped model files do not count
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
-    memory: u64,
+    #[command(flatten)]
+    memory: Memory,
 
     /// Keep NaN and infinity from the inputs; without this they are an error
     #[arg(long)]
@@ -110,7 +110,7 @@ impl PlanArguments {
         let options = Options {
             settings: Settings {
                 threads: (self.mergekit.threads).map_or_else(|| self.threads.count(), usize::from),
-                memory: self.memory,
+                memory: self.memory.budget(),
                 allow_non_finite: self.allow_nonfinite,
                 saturate: self.saturate,
             },
@@ -175,6 +175,23 @@ impl Threads {
             || available_parallelism().map_or(1, usize::from),
             usize::from,
         )
+    }
+}
+
+/// The memory that may be used.
+#[derive(Args)]
+pub(super) struct Memory {
+    /// Limit for weld's own memory; memory-mapped model files do not count [default: 256MiB, and what a method needs
+    /// that holds whole matrices]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+}
+
+impl Memory {
+    /// The limit that was given, or one that grows up to what the machine has free.
+    pub(super) fn budget(&self) -> Budget {
+        let growing = || Budget::growing(available().unwrap_or(u64::MAX));
+        self.memory.map_or_else(growing, Budget::Limit)
     }
 }
 

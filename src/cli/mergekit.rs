@@ -51,7 +51,9 @@ const fn with_short(short: char, option: Foreign) -> Foreign {
 const ON_CPU: Meaning = Nothing("weld computes on the CPU");
 const ALWAYS: Meaning = Nothing("weld always does so");
 const DEFAULT: Meaning = Nothing("this is the default");
-const MEMORY: Meaning = Nothing("--memory limits weld's own memory, to 256MiB by default");
+const MEMORY: Meaning = Nothing(
+    "--memory limits weld's own memory, which is 256MiB unless a method holds whole matrices",
+);
 const LAYERS: Meaning = Nothing("a layer can be used any number of times");
 const PICKLES: Meaning = Nothing("pickles are read in place, and their code is never run");
 const WRITES: Meaning = Nothing("weld always writes while it computes");

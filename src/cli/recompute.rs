@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::arguments::{Threads, plan_any, seed, size};
+use super::arguments::{Memory, Threads, plan_any, seed};
 use super::caller::Caller;
 use super::network::{Needs, Network};
 use super::output::Failure;
@@ -52,9 +52,8 @@ pub(super) struct Recomputation {
     #[command(flatten)]
     pub(super) threads: Threads,
 
-    /// Limit for weld's own memory; memory-mapped model files do not count
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
-    memory: u64,
+    #[command(flatten)]
+    memory: Memory,
 
     /// Print only the report
     #[arg(long, short)]
@@ -136,7 +135,7 @@ impl Recomputation {
             seed: self.seed,
             allow_step,
             arithmetic: arithmetic.map(Into::into),
-            memory: self.memory,
+            memory: self.memory.budget(),
             threads: self.threads.count(),
             scratch: std::env::temp_dir(),
         };

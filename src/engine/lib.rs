@@ -28,7 +28,7 @@ use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
-pub use budget::{BudgetError, Limits, Settings};
+pub use budget::{Budget, BudgetError, Limits, Settings};
 pub use derived::{Decided, Derived};
 pub use execute::execute;
 pub use job::{Job, Length, Names, Output, ResultUse, SourceName, Work};

@@ -11,7 +11,7 @@ use ndarray::{Array1, Zip};
 use proptest::prelude::*;
 
 use super::{Action, Linear, ParamValue, Tensor, TensorParams, find};
-use engine::{self, Job, Limits, Observer, ResultUse, Settings, Sink, Tile, Work};
+use engine::{self, Budget, Job, Limits, Observer, ResultUse, Settings, Sink, Tile, Work};
 use errors::in_one_line;
 use numeric::{FloatType, MaskKey, Stored, keep_threshold};
 
@@ -138,7 +138,7 @@ fn merged(
     };
     let settings = Settings {
         threads: 2,
-        memory: 256 << 20,
+        memory: Budget::Limit(256 << 20),
         allow_non_finite: false,
         saturate: false,
     };

@@ -348,7 +348,7 @@ fn has_states(model: &Checkpoint, at: Option<Position>, problems: &mut Problems)
 fn most_tokens(dense: &Dense, options: &MoeOptions) -> usize {
     // Per token: the state, what is read from it, queries, keys, values, and the inner features of an MLP.
     let per_token = size_of::<f32>() * (6 * dense.hidden + 2 * dense.width);
-    (options.plan.settings.memory / 2) as usize / per_token
+    (options.plan.settings.memory.usual() / 2) as usize / per_token
 }
 
 /// The prompts of an expert.

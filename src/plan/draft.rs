@@ -4,11 +4,12 @@ use bytesize::ByteSize;
 
 use super::models::Models;
 use super::output_part::OutputPart;
-use super::problems::{Problems, count};
+use super::problems::Problems;
 use super::results::{all_of, held_by, made_once, reading};
 use super::{Options, Plan, PlannedTensor, Purpose, TensorUsage, VocabularySummary};
 use checkpoint::{CheckpointError, ShardLayout, Sidecar, shard_layout, single_file_layout};
 use engine::{Cost, Limits, Settings};
+use errors::Hint;
 use methods::MethodInfo;
 use numeric::BLOCK;
 use recipe::Rounding;
@@ -88,7 +89,7 @@ impl Draft {
         let inner = inner.map(|result| held_by(&result.plan.models));
         let held = held_by(&models.checkpoints) + inner.sum::<u64>();
         let settings = Settings {
-            memory: options.settings.memory.saturating_sub(held),
+            memory: options.settings.memory.without(held),
             ..options.settings
         };
         let limits = match settings.limits(widest, cost) {
@@ -97,16 +98,16 @@ impl Draft {
                 ..limits
             },
             Err(error) => {
-                let message = format!(
-                    "{} and {} need at least {} of memory, and the budget is {}",
-                    count(error.threads, "thread"),
-                    count(error.sources, "source"),
-                    ByteSize(error.needed + held),
-                    ByteSize(options.settings.memory)
-                );
-                let why = held_whole(&tensors).unwrap_or_default();
-                let hint = "raise --memory, or lower --threads".to_owned();
-                problems.add(None, message + &why, Some(hint));
+                let error = error.beside(held);
+                let mut hint = error.hint().unwrap_or_default().into_owned();
+                let mut message = error.to_string();
+                if let Some((why, name)) = held_whole(&tensors) {
+                    message += &why;
+                    hint += &format!(
+                        "; or leave `{name}` out of the merge: `except: [{{tensors: \"{name}\", action: base}}]`"
+                    );
+                }
+                problems.add(None, message, Some(hint));
                 return None;
             }
         };
@@ -181,9 +182,9 @@ fn shards(
     Ok(shards)
 }
 
-/// The tensor that takes more memory than blocks usually do, and why: it is held whole, or its rows are, or its columns
-/// are summed.
-fn held_whole(tensors: &[PlannedTensor]) -> Option<String> {
+/// Why a tensor takes more memory than blocks usually do, and its name: it is held whole, or its rows are, or its
+/// columns are summed.
+fn held_whole(tensors: &[PlannedTensor]) -> Option<(String, &str)> {
     let need = |tensor: &&PlannedTensor| {
         let cost = tensor.cost();
         let others = cost.row.max(cost.column_sums) as u64;
@@ -201,9 +202,8 @@ fn held_whole(tensors: &[PlannedTensor]) -> Option<String> {
         return None;
     };
     let (name, shape) = (&tensor.name, &tensor.shape);
-    Some(format!(
-        ": the method {held} `{name}`, whose shape is {shape:?}"
-    ))
+    let why = format!(": the method {held} `{name}`, whose shape is {shape:?}");
+    Some((why, name))
 }
 
 #[cfg(test)]
@@ -247,8 +247,12 @@ mod tests {
             planned("b", operation(Box::new(Whole))),
         ];
         assert_eq!(
-            held_whole(&tensors).as_deref(),
-            Some(": the method holds 192.0 MiB for all of `b`, whose shape is [4096, 4096]")
+            held_whole(&tensors),
+            Some((
+                ": the method holds 192.0 MiB for all of `b`, whose shape is [4096, 4096]"
+                    .to_owned(),
+                "b"
+            ))
         );
         assert_eq!(held_whole(&tensors[..1]), None);
     }

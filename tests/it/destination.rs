@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use safetensors::Dtype;
 use weldment::audit::provenance::{PrivateKey, ToSign};
 use weldment::checkpoint::{Locator, MAX_SIDECAR_BYTES};
-use weldment::engine::{Observer, Settings};
+use weldment::engine::{Budget, Observer, Settings};
 use weldment::errors::in_one_line;
 use weldment::moe;
 use weldment::plan::{self, Options, Plan};
@@ -110,7 +110,7 @@ fn planned(bench: &Bench, shard_size: u64) -> Plan {
     };
     let settings = Settings {
         threads: 2,
-        memory: 256 << 20,
+        memory: Budget::Limit(256 << 20),
         allow_non_finite: false,
         saturate: false,
     };

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use weldment::checkpoint::Locator;
-use weldment::engine::Settings;
+use weldment::engine::{Budget, Settings};
 use weldment::plan::{Options, Plan, PlannedTensor, plan};
 use weldment::recipe;
 
@@ -30,7 +30,7 @@ fn planned(recipe_path: &Path) -> Plan {
     };
     let settings = Settings {
         threads: 1,
-        memory: 256 << 20,
+        memory: Budget::Limit(256 << 20),
         allow_non_finite: false,
         saturate: false,
     };

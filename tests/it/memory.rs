@@ -141,6 +141,42 @@ fn matrices_are_held_within_what_the_plan_states() {
     }
 }
 
+/// A matrix that needs more than the usual memory is merged without a word; a limit is kept to, and each remedy that
+/// the refusal names works.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_grows_to_what_a_matrix_needs_unless_it_is_limited() {
+    const USUAL: u64 = 256 << 20;
+    let bench = Bench::new();
+    for (seed, name) in [(1, "base"), (2, "a"), (3, "b")] {
+        let shape = [6000, 750];
+        let values = noise(seed, shape[0] * shape[1]).map(|value| value / 64.0);
+        let tensors = [
+            floats("h.up.weight", Dtype::BF16, &shape, values),
+            floats("h.norm.weight", Dtype::BF16, &[750], noise(seed, 750)),
+        ];
+        bench.tensors(&format!("{name}.safetensors"), &tensors);
+    }
+    let recipe = "merge_method: actmat\nbase_model: base.safetensors\nmodels: [{model: a.safetensors}, {model: b.safetensors}]\n";
+    let held = peak(&bench, recipe, &[]);
+    let stated = bound(&bench);
+    assert!(stated > USUAL && held <= stated, "{held} bytes of {stated}");
+    let merge = ["merge", "recipe.yml", "out", "--force", "--threads", "2"];
+    let limited = bench.weld(&[&merge[..], &["--memory", "256MiB"]].concat());
+    assert_eq!(limited.code, Some(1), "{}", limited.stderr);
+    let told = limited.stderr.replace('\n', " ");
+    assert!(told.contains("for all of `h.up.weight`"), "{told}");
+    // It is said whether the limit or the machine is too small.
+    assert!(told.contains("the limit is 256.0 MiB"), "{told}");
+    let memory = told.split("--memory ").nth(1).unwrap();
+    let memory = memory.split(',').next().unwrap();
+    let held = peak(&bench, recipe, &["--memory", memory]);
+    assert!(held <= stated, "{held} bytes of {stated}");
+    let (_, except) = told.split_once("`except: ").unwrap();
+    let except = format!("{recipe}except: {}\n", except.split('`').next().unwrap());
+    peak(&bench, &except, &["--memory", "256MiB"]);
+}
+
 /// Runs `weld` with so many MiB of own memory and no more.
 fn limited(bench: &Bench, mib: usize, arguments: &[&str]) -> Outcome {
     let script = format!("ulimit -d {}; exec \"$0\" \"$@\"", mib << 10);

@@ -11,7 +11,7 @@ use weldment::checkpoint::{
     Bytes, Checkpoint, CheckpointError, InMemory, Location, ModelConfig, ModelRef, Resolver,
     Scaled, Scales, SidecarsFrom, TensorSource,
 };
-use weldment::engine::{Observer, Settings};
+use weldment::engine::{Budget, Observer, Settings};
 use weldment::numeric::FloatType;
 use weldment::plan::{self, Options};
 use weldment::recipe;
@@ -84,7 +84,7 @@ pub(crate) fn options() -> Options {
     Options {
         settings: Settings {
             threads: 2,
-            memory: 256 << 20,
+            memory: Budget::Limit(256 << 20),
             allow_non_finite: false,
             saturate: false,
         },

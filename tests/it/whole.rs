@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use weldment::checkpoint::{ModelRef, Resolver};
 use weldment::engine::{
-    AnyProgram, Apply, Block, Cost, EngineError, Matrices, Measured, Pass, Program, Settings, Whole,
+    AnyProgram, Apply, Block, Budget, Cost, EngineError, Matrices, Measured, Pass, Program,
+    Settings, Whole,
 };
 use weldment::numeric::{NoMemory, Real};
 use weldment::plan::{
@@ -157,7 +158,7 @@ fn planned(threads: usize, memory: u64) -> Result<Plan, Vec<String>> {
     let options = Options {
         settings: Settings {
             threads,
-            memory,
+            memory: Budget::Limit(memory),
             allow_non_finite: false,
             saturate: false,
         },

@@ -11,7 +11,7 @@ use super::inputs::{Inputs, InputsError};
 use super::mergekit::Profile;
 use super::{Coverage, Numerics, Request};
 use checkpoint::{Checkpoint, CheckpointError, Locator, ModelRef};
-use engine::Settings;
+use engine::{Budget, Settings};
 use errors::{About, Hint, Refusal};
 use moe::MoeOptions;
 use plan::{Options, Plan};
@@ -32,8 +32,8 @@ pub struct Asked {
     pub allow_step: Option<bool>,
     /// The arithmetic to compare with.
     pub arithmetic: Option<Arithmetic>,
-    /// The memory limit in bytes.
-    pub memory: u64,
+    /// How much memory may be used.
+    pub memory: Budget,
     /// Number of worker threads.
     pub threads: usize,
     /// A folder for results that several documents read.

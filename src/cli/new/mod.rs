@@ -17,7 +17,7 @@ use super::report::write;
 use ask::Answers;
 use checkpoint::{Locator, ModelRef};
 use draft::Draft;
-use engine::Settings;
+use engine::{Budget, Settings};
 use errors::{Refusal, printable};
 use methods::MethodInfo;
 use models::Found;
@@ -154,7 +154,7 @@ fn planned(text: &str, locator: &Locator) -> Result<(), Failure> {
         plan: Options {
             settings: Settings {
                 threads: 1,
-                memory: 1 << 30,
+                memory: Budget::growing(u64::MAX),
                 allow_non_finite: false,
                 saturate: false,
             },

@@ -67,7 +67,7 @@ impl Observer for Nobody {
 fn settings(threads: usize, memory: u64) -> Settings {
     Settings {
         threads,
-        memory,
+        memory: Budget::Limit(memory),
         allow_non_finite: false,
         saturate: false,
     }

@@ -8,7 +8,7 @@ use weldment::audit::formats::ReportFormat;
 use weldment::audit::verify::{Asked, Coverage, FolderListing, Premises, no_plan, verify};
 use weldment::audit::{Report, Severity, Verdict};
 use weldment::checkpoint::{Checkpoint, Locator, ModelRef, Survey};
-use weldment::engine::{Observer, Settings};
+use weldment::engine::{Budget, Observer, Settings};
 use weldment::errors::Hint;
 use weldment::moe::{self, MoeOptions};
 use weldment::plan::{self, Options, Plan};
@@ -57,7 +57,7 @@ pub(super) fn merge(bench: &Bench, recipe: &str) -> Result<(), String> {
     let options = Options {
         settings: Settings {
             threads: 1,
-            memory: MEMORY,
+            memory: Budget::Limit(MEMORY),
             allow_non_finite: false,
             saturate: false,
         },
@@ -115,7 +115,7 @@ pub(super) fn verified(bench: &Bench, model: &str) -> Option<(Verdict, Vec<Strin
         seed: None,
         allow_step: None,
         arithmetic: None,
-        memory: MEMORY,
+        memory: Budget::Limit(MEMORY),
         threads: 1,
         scratch: bench.path(""),
     };
