@@ -14,10 +14,10 @@ pub(super) struct GeometricMedian;
 
 static INFO: MethodInfo = MethodInfo {
     name: "geometric_median",
-    summary: "the point whose distances to the models have the least sum",
+    summary: "the point with the smallest sum of distances to the models",
     formula: "out = the m with the least sum(w_i * |x_i - m|), tensor by tensor; with `base_model` the x_i are \
               differences from it, which changes rounding alone",
-    when: "several models of which one may be far off: it draws the result less than it draws a mean",
+    when: "several models, if one of them may be far off: it pulls the result less than it would pull a mean",
     departs: "",
     source: "Weiszfeld, 1937; Vardi and Zhang, The multivariate L1-median, 2000; sd-mecha",
     models: Arity { min: 1, max: None },
@@ -40,7 +40,8 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(1000.0)),
             required: false,
-            doc: "The largest number of steps; it ends before that where no model's share changes by more than `tol`.",
+            doc: "The largest number of steps; the iteration ends earlier if no model's share changes by more than \
+                  `tol`.",
         },
         ParamInfo {
             name: "tol",
@@ -48,7 +49,7 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(1e-9)),
             required: false,
-            doc: "The change of a model's share by which the iteration is done.",
+            doc: "The iteration ends when no model's share changes by more than this.",
         },
     ],
     random: false,

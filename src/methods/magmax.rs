@@ -16,7 +16,7 @@ static INFO: MethodInfo = MethodInfo {
     summary: "the base plus, for each element, the largest of the fine-tunes' changes",
     formula: "out = base + lambda * d_k, where d_i = w_i * (x_i - base) and k is the i with the largest |d_i|, the last \
               of equal ones",
-    when: "fine-tunes that followed one another, each from the last; of independent ones lambda is about 0.6",
+    when: "fine-tunes trained one after the other, each from the last; for independent ones, lambda is about 0.6",
     departs: "",
     source: "Marczak et al., MagMax, arXiv:2407.06322",
     models: Arity { min: 1, max: None },

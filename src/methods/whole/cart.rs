@@ -12,8 +12,8 @@ static INFO: MethodInfo = MethodInfo {
     summary: "the mean of the models, plus the strongest directions in which each differs from it",
     formula: "D_i = w_i * (x_i - base); A = mean(D_i); k = ceil(rank_ratio * min(rows, columns)); out = base + A + \
               lambda * sum(the first k singular triplets of D_i - A)",
-    when: "many fine-tunes of one base; lambda and rank_ratio are tuned in the paper, ranks of 0.04 to 0.32",
-    departs: "Lambda multiplies the low-rank parts alone, as in the paper, and not the mean that other tensors take.",
+    when: "many fine-tunes of one base; the paper tunes lambda and rank_ratio (0.04 to 0.32)",
+    departs: "As in the paper, lambda multiplies the low-rank parts alone, not the mean that other tensors take.",
     source: "Choi et al., Revisiting Weight Averaging for Model Merging, arXiv:2412.12153",
     models: Arity { min: 1, max: None },
     base: BaseRule::Required,

@@ -11,9 +11,9 @@ static INFO: MethodInfo = MethodInfo {
     name: "iso_c",
     summary: "the sum of the task vectors with all its singular values made equal to their mean",
     formula: "D = sum(w_i * (x_i - base)) = U diag(s) V^T; out = base + lambda * mean(s) * U V^T",
-    when: "fine-tunes that share much of what they changed; tune lambda, 1 to 1.5 in the paper",
-    departs: "Singular values that are zero (below 1e-5 of the largest) stay zero and do not count in the mean, as \
-              their vectors are arbitrary: sums of LoRA updates keep their rank.",
+    when: "fine-tunes that share much of what they changed; tune lambda (1 to 1.5 in the paper)",
+    departs: "Singular values that are zero (below 1e-5 of the largest) stay zero and do not count in the mean, \
+              because their vectors are arbitrary. So sums of LoRA updates keep their rank.",
     source: "Marczak et al., No Task Left Behind, arXiv:2502.04959",
     models: Arity { min: 1, max: None },
     base: BaseRule::Required,

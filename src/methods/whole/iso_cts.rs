@@ -9,12 +9,12 @@ use matrix::{Matrix, polar, singular_vectors};
 
 static INFO: MethodInfo = MethodInfo {
     name: "iso_cts",
-    summary: "as iso_c, where some of the directions are those that each task vector has beside the common ones",
+    summary: "like iso_c, but some of the directions are those that each task vector has beside the common ones",
     formula: "D_i = w_i * (x_i - base), of T models; n = min(rows, columns); q = round((n - floor(n * \
               common_space_fraction)) / T); c = n - q * T; U_c, s_c, V_c the first c singular triplets of sum(D_i); \
               U_i, s_i, V_i the first q of D_i - U_c U_c^T D_i; U', V' the polar factors of [U_1 ... U_T U_c], [V_1 \
               ... V_T V_c]; out = base + lambda * mean(s) * U' V'^T",
-    when: "many fine-tunes, of which iso_c loses those that have little in common with the others",
+    when: "many fine-tunes, if iso_c loses those that have little in common with the others",
     departs: "Singular values that are zero (below 1e-5 of the largest) and their vectors are left out.",
     source: "Marczak et al., No Task Left Behind, arXiv:2502.04959",
     models: Arity { min: 1, max: None },

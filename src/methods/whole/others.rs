@@ -20,8 +20,8 @@ pub(super) const OTHERS: ParamInfo = ParamInfo {
     default: Some(ParamValue::Word("mean")),
     required: false,
     doc: "What happens to tensors that are no matrices of linear layers (embeddings, the head, norms, biases, \
-          convolutions): `mean` adds the mean of the task vectors, times lambda; `base` leaves them as the base's; a \
-          method's name merges them by that method at its defaults, with the models' weights and lambda.",
+          convolutions): `mean` adds the mean of the task vectors, times lambda; `base` takes the base's; a method's \
+          name merges them by that method at its defaults, with the models' weights and lambda.",
 };
 
 /// How a tensor that is no matrix of a linear layer is computed; also one with a single task vector that comes out as

@@ -17,8 +17,8 @@ static INFO: MethodInfo = MethodInfo {
               + 1)) / 4; A = c^b * mean(|R_i|) * q / |q|, or mean(R_i) where c <= 1 / sqrt(T); a the mean over pairs of \
               max(0, cos(H_i, H_j)); out = base + lambda * (A + head_budget * a * |A| * H / |H|), H = mean(H_i)",
     when: "fine-tunes by reinforcement learning, whose strongest directions disagree",
-    departs: "All weights of linear layers are treated as those of attention and MLPs are in the authors' code. A weak part \
-              that is rounding (below 1e-5 of its task vector) is zero.",
+    departs: "All weights of linear layers are treated as the authors' code treats those of attention and MLPs. A \
+              weak part that is only rounding (below 1e-5 of its task vector) is zero.",
     source: "ResMerge, arXiv:2606.02252, with the authors' code",
     models: Arity { min: 1, max: None },
     base: BaseRule::Required,
@@ -31,7 +31,7 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(1.0)),
             required: false,
-            doc: "How many singular triplets are the strong part; a whole number.",
+            doc: "How many singular triplets make the strong part; a whole number.",
         },
         ParamInfo {
             name: "beta_min",
@@ -42,7 +42,7 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(0.7)),
             required: false,
-            doc: "The exponent of the agreement of weak parts where they agree wholly.",
+            doc: "The exponent of the agreement if the weak parts agree fully.",
         },
         ParamInfo {
             name: "beta_max",
@@ -53,7 +53,7 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(1.0)),
             required: false,
-            doc: "The exponent where they do not agree at all.",
+            doc: "The exponent if they do not agree at all.",
         },
         ParamInfo {
             name: "head_budget",
@@ -64,7 +64,7 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(0.2)),
             required: false,
-            doc: "The most of strong parts, as a share of the norm of the weak ones.",
+            doc: "How much of the strong parts is added at most, as a share of the norm of the weak ones.",
         },
         OTHERS,
     ],

@@ -12,8 +12,8 @@ static INFO: MethodInfo = MethodInfo {
     summary: "the mean of the task vectors, each cut to its strongest directions and scaled to its nuclear norm",
     formula: "w_i * (x_i - base) = U diag(s) V^T; r the least number with sum(s_1 ... s_r) >= eta * sum(s); D_i = \
               sum(s) / sum(s_1 ... s_r) * the first r singular triplets; out = base + lambda * mean(D_i)",
-    when: "fine-tunes whose weaker directions get into each other's way",
-    departs: "Eta is a share; the paper has it in percent (40).",
+    when: "fine-tunes whose weaker directions get in each other's way",
+    departs: "Eta is a share; the paper gives it in percent (40).",
     source: "Lee et al., STAR: Spectral Truncation and Rescale for Model Merging, arXiv:2502.10339",
     models: Arity { min: 1, max: None },
     base: BaseRule::Required,

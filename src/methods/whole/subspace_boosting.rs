@@ -12,10 +12,10 @@ static INFO: MethodInfo = MethodInfo {
     summary: "the sum of the task vectors, with its weak singular values raised to a stronger one",
     formula: "D = sum(w_i * (x_i - base)) = U diag(s) V^T; c the first index with sum(s_1 ... s_c) >= beta * sum(s); \
               out = base + lambda * U diag(max(s, s_c)) V^T",
-    when: "many fine-tunes, whose sum has collapsed to few directions; lambda as for task_arithmetic, smaller the more \
-           models there are",
-    departs: "Singular values that are zero (below 1e-5 of the largest) stay zero, as their vectors are arbitrary. \
-              Attention is treated as all else; the paper raises some of its matrices less.",
+    when: "many fine-tunes whose sum has collapsed to few directions; lambda as for task_arithmetic, and smaller if \
+           there are more models",
+    departs: "Singular values that are zero (below 1e-5 of the largest) stay zero, because their vectors are \
+              arbitrary. Attention is treated like everything else; the paper raises some of its matrices less.",
     source: "Skorobogat et al., Subspace-Boosted Model Merging, arXiv:2506.16506",
     models: Arity { min: 1, max: None },
     base: BaseRule::Required,
@@ -28,8 +28,8 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(0.01)),
             required: false,
-            doc: "The share of the sum of the singular values at which the value is taken that weaker ones are raised \
-                  to; 0 raises all to the largest, 1 none.",
+            doc: "Weaker singular values are raised to the one at which this share of the sum of all is reached; 0 \
+                  raises all to the largest, 1 raises none.",
         },
         OTHERS,
     ],

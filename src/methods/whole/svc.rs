@@ -19,9 +19,9 @@ static INFO: MethodInfo = MethodInfo {
     formula: "M = merged - base = U diag(s) V^T; D_i = x_i - base, of T models; a_r = u_r^T M, b_ri = u_r^T D_i; p_ri = \
               <a_r, b_ri> / |b_ri|^2; g_r = T / sum over i of max(alpha, p_ri); out = base + U diag(g * s) V^T",
     when: "after any other method: a second document whose models are the result of the first, marked `merged: true`, \
-           and the fine-tunes that it was made of",
+           and the fine-tunes that it was made from",
     departs: "A fine-tune that has nothing along a direction counts there with alpha. Tensors that are no weights of \
-              linear layers are the merged model's.",
+              linear layers stay as they are in the merged model.",
     source: "Singular value calibration, arXiv:2602.05536",
     models: Arity { min: 3, max: None },
     base: BaseRule::Required,
@@ -32,7 +32,7 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::EachButBase,
             default: Some(ParamValue::Bool(false)),
             required: false,
-            doc: "Whether the model is the merged one; one is.",
+            doc: "Marks the merged model; one model must be marked.",
         },
         ParamInfo {
             name: "alpha",
@@ -43,8 +43,8 @@ static INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(1.0)),
             required: false,
-            doc: "The least that a fine-tune counts along a direction, so that none is raised by more than 1/alpha: 1 \
-                  only weakens; the paper takes 0.1 for some sums, which overshoots easily.",
+            doc: "The least that a fine-tune counts along a direction, so that none is raised by more than 1/alpha. 1 \
+                  only weakens. The paper takes 0.1 for some sums, which easily goes too far.",
         },
     ],
     random: false,

@@ -13,8 +13,8 @@ static INFO: MethodInfo = MethodInfo {
     formula: "D_i = w_i * (x_i - base), of T models; r = floor(min(rows, columns) / T); U_i, s_i, V_i the first r \
               singular triplets of D_i; U = [U_1 ... U_T], V = [V_1 ... V_T], s likewise; U', V' their polar factors; \
               out = base + lambda * U' diag(s) V'^T",
-    when: "fine-tunes with a skill of their own each, of one base; a good first choice where their number is small \
-           against the width of the layers",
+    when: "fine-tunes of one base, each with a skill of its own; a good first choice if there are few of them \
+           compared with the width of the layers",
     departs: "Singular vectors whose value is zero (below 1e-5 of the largest, in f32) are left out; the authors' code \
               fills their places with arbitrary directions. A matrix with fewer rows or columns than there are models \
               is merged as `others` says. One model comes out as it is, times lambda.",

@@ -18,9 +18,9 @@ static WUDI_INFO: MethodInfo = MethodInfo {
     formula: "a_i = 1 / |D_i|^2 and f_k = 1 - exp(-time * w_k) for the `keep` largest w_k, else 0, in: D_i = w_i * (x_i \
               - base); C = sum(a_i * D_i^T D_i) = Q diag(w) Q^T, R = sum(a_i * D_i D_i^T D_i), S = sum(D_i); out = base \
               + lambda * (S + (R Q diag(f / w) - S Q diag(f)) Q^T)",
-    when: "full fine-tunes with a skill of their own each; try lambda below 1 too",
-    departs: "The paper's loop of 300 steps of Adam is `form: adam`; the default is the closed form of the later paper, \
-              which a gradient flow reaches at `time`. One model comes out as it is, times lambda.",
+    when: "full fine-tunes, each with a skill of its own; also try lambda below 1",
+    departs: "The default is the closed form of the later paper, which a gradient flow reaches at `time`. `form: \
+              adam` is the loop of the first paper, 300 steps of Adam. One model comes out as it is, times lambda.",
     source: "Cheng et al., Whoever Started the Interference Should End It, arXiv:2503.08099; SWUDI, arXiv:2606.07289",
     models: Arity { min: 1, max: None },
     base: BaseRule::Required,
@@ -44,7 +44,7 @@ static WUDI_INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Number(0.85)),
             required: false,
-            doc: "The share of the eigenvectors of C, the strongest first, along which the sum is moved: 0.85 for full \
+            doc: "The sum is moved along this share of the eigenvectors of C, the strongest first: 0.85 for full \
                   fine-tunes of language models, 0.65 for CLIP.",
         },
         ParamInfo {
@@ -56,8 +56,8 @@ static WUDI_INFO: MethodInfo = MethodInfo {
             scope: ParamScope::Tensor,
             default: Some(ParamValue::Word("spectral")),
             required: false,
-            doc: "`spectral` for the closed form, `adam` for 300 steps of Adam from the sum, at a rate of 1e-5; the \
-                  latter takes no `time` and no `keep`, and 300 matrix products.",
+            doc: "`spectral` is the closed form. `adam` takes 300 steps of Adam from the sum, at a rate of 1e-5. It \
+                  has no `time` and no `keep`, and needs 300 matrix products.",
         },
         OTHERS,
     ],
@@ -66,11 +66,11 @@ static WUDI_INFO: MethodInfo = MethodInfo {
 
 static SWUDI_A_INFO: MethodInfo = MethodInfo {
     name: "swudi_a",
-    summary: "as wudi, all the way along as many eigenvectors as a rule finds to matter",
+    summary: "like wudi, but moved all the way along the eigenvectors that matter by a rule",
     formula: "a_i = 1 / |D_i|^2 and f_k = 1 for the K largest w_k, else 0, in: D_i = w_i * (x_i - base); C = sum(a_i * \
               D_i^T D_i) = Q diag(w) Q^T, R = sum(a_i * D_i D_i^T D_i), S = sum(D_i); out = base + lambda * (S + (R Q \
               diag(f / w) - S Q diag(f)) Q^T); K = ceil(sum(sqrt(w))^2 / sum(w)) by `participation`",
-    when: "as wudi, without its `time` and `keep`",
+    when: "the same as wudi, without its `time` and `keep`",
     departs: "One model comes out as it is, times lambda.",
     source: "SWUDI, arXiv:2606.07289",
     models: Arity { min: 1, max: None },
@@ -88,7 +88,7 @@ static SWUDI_A_INFO: MethodInfo = MethodInfo {
             default: Some(ParamValue::Word("participation")),
             required: false,
             doc: "How many eigenvectors matter: `participation` counts them by how evenly sqrt(w) is spread, \
-                  `gavish_donoho` takes those whose sqrt(w) stands out from noise.",
+                  `gavish_donoho` counts those whose sqrt(w) stands out from noise.",
         },
         OTHERS,
     ],
@@ -97,9 +97,9 @@ static SWUDI_A_INFO: MethodInfo = MethodInfo {
 
 static ACTMAT_INFO: MethodInfo = MethodInfo {
     name: "actmat",
-    summary: "the update that gives each task vector's own inputs what that task vector gives them, in least squares",
+    summary: "the update that, in least squares, does to each task vector's own inputs what that task vector does",
     formula: "D_i = w_i * (x_i - base); out = base + lambda * sum(D_i D_i^T D_i) * pinv(sum(D_i^T D_i))",
-    when: "as regmean, where there is no data: the task vectors stand for their inputs",
+    when: "the same as regmean, if there is no data: the task vectors stand for their inputs",
     departs: "Eigenvalues below 1e-10 of the largest count as zero in the inverse. One model comes out as it is, times \
               lambda.",
     source: "ACTMat, arXiv:2604.01329",
