@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::thread::available_parallelism;
 
@@ -17,9 +17,10 @@ use super::network::{Needs, Network};
 use super::output::Failure;
 use checkpoint::{Locator, ModelRef};
 use engine::{Budget, Settings};
+use errors::Refusal;
 use moe::MoeOptions;
 use plan::{self, Options, Plan};
-use recipe::{self, AnyRecipe, RecipeError};
+use recipe::{self, AnyRecipe, Assignment, Recipe, RecipeError};
 
 /// The output format on stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -33,8 +34,11 @@ pub(super) enum Format {
 /// What a plan depends on.
 #[derive(Args)]
 pub(super) struct PlanArguments {
-    /// The recipe, a YAML file as for mergekit
+    /// The recipe, a YAML file as for mergekit; `-` reads it from standard input
     pub(super) recipe: PathBuf,
+
+    #[command(flatten)]
+    set: SetArguments,
 
     /// Maximum size of a shard, in bytes of tensors (5GB, 500MB, 2GiB)
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = shard_size)]
@@ -70,11 +74,28 @@ pub(super) struct PlanArguments {
 }
 
 impl PlanArguments {
+    /// What messages call the recipe.
+    pub(super) fn name(&self) -> String {
+        recipe_name(&self.recipe)
+    }
+
+    /// Reads the recipe, of any kind, with the values of `--set`.
+    pub(super) fn read(&self) -> Result<AnyRecipe, Failure> {
+        let text = self.set.text(&self.recipe)?;
+        Ok(recipe::parse_any(&self.name(), &text)?)
+    }
+
+    /// Reads the recipe of a merge, with the values of `--set`.
+    pub(super) fn merge(&self) -> Result<Recipe, Failure> {
+        let text = self.set.text(&self.recipe)?;
+        Ok(recipe::parse_with_registry(&self.name(), &text)?)
+    }
+
     /// Reads the recipe of a merge and plans it.
     pub(super) fn plan(&self, caller: &Caller) -> Result<Plan, Failure> {
-        let recipe = recipe::read(&self.recipe)?;
+        let recipe = self.merge()?;
         let (locator, options) = self.surroundings(Needs::Weights, caller)?;
-        let path = self.recipe.display().to_string();
+        let path = self.name();
         let plan = plan::plan(&recipe, &path, &locator, &options);
         plan.map_err(|error| caller.failure(error.into()))
     }
@@ -88,7 +109,7 @@ impl PlanArguments {
         caller: &Caller,
     ) -> Result<Plan, Failure> {
         let (locator, options) = self.surroundings(needs, caller)?;
-        let path = self.recipe.display().to_string();
+        let path = self.name();
         let plan = plan_any(recipe, &path, &locator, &moe.options(options));
         plan.map_err(|error| caller.failure(error.into()))
     }
@@ -119,6 +140,59 @@ impl PlanArguments {
             tokenizer_from: self.tokenizer_from.clone(),
         };
         Ok((locator, options))
+    }
+}
+
+/// Values of the recipe that are set on the command line.
+#[derive(Args)]
+pub(super) struct SetArguments {
+    /// Set a value of the recipe, by its path: parameters.density=0.3, models[0].parameters.weight=0.7, or with `[*]` for
+    /// all models. Can be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Assignment::parse)]
+    set: Vec<Assignment>,
+}
+
+/// The path that stands for standard input.
+const STANDARD_INPUT: &str = "-";
+
+/// What messages call a recipe.
+pub(super) fn recipe_name(path: &Path) -> String {
+    match path.to_str() {
+        Some(STANDARD_INPUT) => "standard input".into(),
+        _ => path.display().to_string(),
+    }
+}
+
+impl SetArguments {
+    /// Checks that no value is set where there is no recipe to set it in.
+    ///
+    /// # Errors
+    /// One is.
+    pub(super) fn check_unused(&self) -> Result<(), Failure> {
+        match self.set.first() {
+            None => Ok(()),
+            Some(first) => {
+                let what = format!(
+                    "--set {first}: the lock holds the recipe with the values that were set"
+                );
+                Err(Failure::tool(Refusal::new(what).with_hint(
+                    "leave --set out, or give the recipe with --recipe FILE",
+                )))
+            }
+        }
+    }
+
+    /// The recipe's text with these values.
+    ///
+    /// # Errors
+    /// It cannot be read, or has no place for one of them.
+    pub(super) fn text(&self, path: &Path) -> Result<String, RecipeError> {
+        let name = recipe_name(path);
+        let text = match path.to_str() {
+            Some(STANDARD_INPUT) => recipe::text_from(&name, std::io::stdin().lock())?,
+            _ => recipe::read_text(path)?,
+        };
+        recipe::assign(&name, &text, &self.set)
     }
 }
 

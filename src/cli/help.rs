@@ -49,6 +49,7 @@ const OPTIONS: [(&str, &[&str]); 7] = [
         "What is computed",
         &[
             "recipe",
+            "set",
             "inputs",
             "ignore",
             "seed",
@@ -101,6 +102,7 @@ const EXAMPLES: &[Examples] = &[
         command: "merge",
         lines: &[
             "weld merge recipe.yml merged",
+            "weld merge recipe.yml merged --set parameters.density=0.3",
             "weld merge recipe.yml merged --force --memory 1GiB",
             "weld merge recipe.yml merged --gguf merged.gguf",
         ],

@@ -15,7 +15,7 @@ use audit::{Verdict, formats};
 use checkpoint::{Checkpoint, Location};
 use errors::printable;
 use plan::{self, Plan};
-use recipe::{self, AnyRecipe, MoeRecipe, Problem, ProblemKind};
+use recipe::{AnyRecipe, MoeRecipe, Problem, ProblemKind};
 use run::Lock;
 
 /// Build a mixture of experts from dense models, with mergekit-moe's recipes; or edit a mixture
@@ -57,7 +57,7 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Fail
 /// Writes the mixture; what was written, as JSON, is returned with its plan.
 fn make(arguments: &Arguments, caller: &Caller) -> Result<(Plan, Value), Failure> {
     arguments.plan.say_mergekit(|note| caller.say(note));
-    let recipe = recipe::read_any(&arguments.plan.recipe)?;
+    let recipe = arguments.plan.read()?;
     let assembly = match &recipe {
         AnyRecipe::Moe(assembly) => Some(assembly),
         // An edited mixture has no dense model to compare with: its bytes are recomputed afterwards.

@@ -72,18 +72,17 @@ pub(super) fn call_with(
     models: BTreeMap<String, Arc<Checkpoint>>,
     caller: &Caller,
 ) -> Result<Plan, Failure> {
-    let recipe = recipe::read(&arguments.plan.recipe)?;
+    let recipe = arguments.plan.merge()?;
     let (locator, options) = arguments.plan.surroundings(Needs::Weights, caller)?;
     let held = Held::new(models, locator);
-    let path = arguments.plan.recipe.display().to_string();
-    let plan = plan::plan(&recipe, &path, &held, &options)?;
+    let plan = plan::plan(&recipe, &arguments.plan.name(), &held, &options)?;
     held.check_used()?;
     Ok(plan)
 }
 
 /// Plans for a program.
 pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Plan, Failure> {
-    let recipe = recipe::read_any(&arguments.plan.recipe)?;
+    let recipe = arguments.plan.read()?;
     let (moe, needs) = (&arguments.moe, Needs::Headers);
     arguments.plan.plan_recipe(&recipe, moe, needs, caller)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::arguments::{Memory, Threads, plan_any, seed};
+use super::arguments::{Memory, SetArguments, Threads, plan_any, recipe_name, seed};
 use super::caller::Caller;
 use super::network::{Needs, Network};
 use super::output::Failure;
@@ -13,8 +13,8 @@ use super::record;
 use super::report::ReportArguments;
 use audit::provenance::path_in_folder;
 use audit::verify::{
-    self, Asked, Coverage, FolderListing, InputsError, Premises, PremisesError, Profile,
-    Verification, no_plan, verify,
+    self, Asked, Coverage, FolderListing, GivenRecipe, InputsError, Premises, PremisesError,
+    Profile, Verification, no_plan, verify,
 };
 use checkpoint::{Checkpoint, Location, Locator, ModelRef};
 use errors::Refusal;
@@ -28,9 +28,12 @@ pub(super) struct Recomputation {
     #[arg(value_parser = ModelRef::parse)]
     pub(super) model: ModelRef,
 
-    /// The recipe that the checkpoint was made with [default: the one in its lock]
+    /// The recipe that the checkpoint was made with; `-` reads it from standard input [default: the one in its lock]
     #[arg(long, value_name = "FILE")]
     pub(super) recipe: Option<PathBuf>,
+
+    #[command(flatten)]
+    set: SetArguments,
 
     /// Where the inputs are: NAME=PATH for one model, by its name in the recipe; or the folder where relative paths
     /// start. Can be repeated
@@ -110,6 +113,18 @@ impl Recomputation {
         Ok((locator, location))
     }
 
+    /// The recipe of `--recipe`, with the values of `--set`.
+    fn given(&self) -> Result<Option<GivenRecipe>, Failure> {
+        let Some(path) = &self.recipe else {
+            self.set.check_unused()?;
+            return Ok(None);
+        };
+        Ok(Some(GivenRecipe {
+            name: recipe_name(path),
+            text: self.set.text(path).map_err(Failure::no_recipe)?,
+        }))
+    }
+
     /// The paths of `--ignore`, from the checkpoint's folder.
     pub(super) fn ignored(&self, location: &Location) -> Result<Vec<String>, Failure> {
         ignored(&self.ignore, location)
@@ -131,7 +146,7 @@ impl Recomputation {
         let model = Checkpoint::open(&self.model.to_string(), location);
         let model = model.map_err(Failure::could_not_run)?;
         let asked = Asked {
-            recipe: self.recipe.clone(),
+            recipe: self.given()?,
             seed: self.seed,
             allow_step,
             arithmetic: arithmetic.map(Into::into),

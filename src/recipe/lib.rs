@@ -6,6 +6,7 @@
 //! Whether models exist, how many layers they have and which tensors they hold is for the plan, which reports its
 //! findings as problems of the same recipe.
 
+mod assign;
 mod contract;
 mod documents;
 mod edit;
@@ -30,15 +31,20 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub use assign::{Assignment, assign};
 pub use edit::{Change, EditRecipe, Edited, Member, Which};
 pub use exceptions::{Exception, Fallback};
 pub use moe::MAX_EXPERTS;
 pub use moe::{Expert, GateMode, MoeRecipe, PromptTokens, Ranges, RouterRecipe, Split, Upcycle};
 pub use nearest::nearest;
-pub use parse::{AnyRecipe, parse, parse_any, parse_with_registry, read, read_any, read_recorded};
+pub use parse::{
+    AnyRecipe, parse, parse_any, parse_with_registry, read, read_any, read_recorded, read_text,
+    text_from,
+};
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
 pub use renames::{Rename, RenameRule};
 pub use render::render;
 pub use schema::{Inputs, Module, Recipe, Rounding, Slice, SliceSource, Source};
 pub use setting::{Parameters, Setting, resolve};
 pub use tokenizer::{RowSource, TokenName, TokenRule, Tokenizer, VocabularySource};
+pub use yaml::{Entry, Node, Value, read as read_yaml};

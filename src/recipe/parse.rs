@@ -45,10 +45,7 @@ pub fn read(path: &Path) -> Result<Recipe, RecipeError> {
 /// The file cannot be read; else as [`parse_any`].
 pub fn read_any(path: &Path) -> Result<AnyRecipe, RecipeError> {
     let name = path.display().to_string();
-    match read_text(path) {
-        Ok(text) => parse_any(&name, &text),
-        Err(problem) => Err(RecipeError::new(name, "", vec![problem])),
-    }
+    parse_any(&name, &read_text(path)?)
 }
 
 /// Reads the recipe of a merge from its text, with the registry's methods. Errors call it `name`.
@@ -75,10 +72,7 @@ pub fn parse_any(name: &str, text: &str) -> Result<AnyRecipe, RecipeError> {
 /// As [`parse_any`], but for unknown keys and parameters.
 pub fn read_recorded(path: &Path) -> Result<AnyRecipe, RecipeError> {
     let name = path.display().to_string();
-    match read_text(path) {
-        Ok(text) => parse_documents(&name, &text, &registry(), true),
-        Err(problem) => Err(RecipeError::new(name, "", vec![problem])),
-    }
+    parse_documents(&name, &read_text(path)?, &registry(), true)
 }
 
 fn registry() -> Vec<&'static MethodInfo> {
@@ -283,9 +277,32 @@ fn of_a_checkpoint(root: &Node) -> Option<Problem> {
     Some(problem.with_hint("name a recipe: a YAML file with `merge_method:` and `models:`"))
 }
 
-fn read_text(path: &Path) -> Result<String, Problem> {
-    let unreadable = |message: String| Problem::new(ProblemKind::Unreadable, None, message);
-    let cannot = |error: std::io::Error| unreadable(format!("cannot read the recipe: {error}"));
+/// The text of a recipe's file.
+///
+/// # Errors
+/// The file cannot be read, is too large, or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String, RecipeError> {
+    let text = opened(path).and_then(text_of);
+    text.map_err(|problem| RecipeError::new(path.display().to_string(), "", vec![problem]))
+}
+
+/// The text of a recipe that does not come from a file of its own, such as standard input. Errors call it `name`.
+///
+/// # Errors
+/// It cannot be read, is too large, or is not UTF-8.
+pub fn text_from(name: &str, reader: impl Read) -> Result<String, RecipeError> {
+    text_of(reader).map_err(|problem| RecipeError::new(name, "", vec![problem]))
+}
+
+fn unreadable(message: String) -> Problem {
+    Problem::new(ProblemKind::Unreadable, None, message)
+}
+
+fn cannot(error: std::io::Error) -> Problem {
+    unreadable(format!("cannot read the recipe: {error}"))
+}
+
+fn opened(path: &Path) -> Result<File, Problem> {
     let file = File::open(path).map_err(|error| match near(path, &error) {
         Some(near) => cannot(error).with_hint(format!("did you mean `{}`?", near.display())),
         None => cannot(error),
@@ -294,9 +311,13 @@ fn read_text(path: &Path) -> Result<String, Problem> {
         return Err(unreadable("expected a recipe, found a folder".into())
             .with_hint("a recipe is a YAML file, such as `recipe.yml`"));
     }
+    Ok(file)
+}
+
+fn text_of(reader: impl Read) -> Result<String, Problem> {
     let mut bytes = Vec::new();
     // Not by the file's length, because it may be a pipe.
-    let mut limited = file.take(MAX_RECIPE_BYTES + 1);
+    let mut limited = reader.take(MAX_RECIPE_BYTES + 1);
     limited.read_to_end(&mut bytes).map_err(cannot)?;
     if MAX_RECIPE_BYTES < bytes.len() as u64 {
         return Err(too_large());

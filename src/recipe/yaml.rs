@@ -21,41 +21,54 @@ const MAX_NODES: usize = 200_000;
 const MAX_ALIASED: usize = 200_000;
 
 /// A value and its position.
-#[derive(Debug)]
-pub(super) struct Node {
-    pub(super) value: Value,
-    pub(super) at: Position,
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The value.
+    pub value: Value,
+    /// Its position; that of its key if it is absent.
+    pub at: Position,
 }
 
-#[derive(Debug)]
-pub(super) enum Value {
+/// A YAML value.
+#[derive(Debug, Clone)]
+pub enum Value {
+    /// No value: `key:`, `~` or `null`.
     Null,
+    /// `true` or `false`.
     Bool(bool),
+    /// A whole number.
     Int(i64),
+    /// Any other number.
     Float(f64),
+    /// Text.
     Text(String),
+    /// A list.
     List(Vec<Node>),
+    /// A mapping, in the order of the file; no key stands twice.
     Map(Vec<Entry>),
 }
 
 /// A key of a mapping with its value.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) key_at: Position,
-    pub(super) node: Node,
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// Its position.
+    pub key_at: Position,
+    /// The value.
+    pub node: Node,
 }
 
 impl Node {
     /// Whether there is no value: `key:`, `~` or `null`.
-    pub(super) fn is_null(&self) -> bool {
+    pub fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
     }
 }
 
 impl Value {
     /// Describes the value for a message.
-    pub(super) fn found(&self) -> String {
+    pub fn found(&self) -> String {
         match self {
             Value::Null => "nothing".into(),
             Value::Bool(value) => format!("`{value}`"),
@@ -69,8 +82,11 @@ impl Value {
     }
 }
 
-/// Parses the YAML documents of a file, without the empty ones. Only a syntax error stops it, at the first one.
-pub(super) fn read(text: &str) -> Result<Vec<Node>, Problem> {
+/// Parses the YAML documents of a text, without the empty ones.
+///
+/// # Errors
+/// The first error of syntax, or what is too large or too deeply nested.
+pub fn read(text: &str) -> Result<Vec<Node>, Problem> {
     let places = Places::new(text);
     match serde_saphyr::from_multiple_with_options::<Spanned<Raw>>(text, options()) {
         Ok(documents) => Ok(documents.into_iter().map(|raw| places.node(raw)).collect()),

@@ -46,6 +46,7 @@ mod renames;
 mod report;
 mod rounding;
 mod runtimes;
+mod set;
 mod signing;
 mod sources;
 mod strays;

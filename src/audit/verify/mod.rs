@@ -28,7 +28,7 @@ pub(crate) use folder::Weights;
 pub use inputs::{Inputs, InputsError, no_plan};
 pub use mergekit::Profile;
 pub use numerics::Numerics;
-pub use premises::{Arithmetic, Asked, Premises, PremisesError};
+pub use premises::{Arithmetic, Asked, GivenRecipe, Premises, PremisesError};
 pub use sample::Coverage;
 
 use super::{Command, Finding, Place, Report, Severity, Skipped, Verdict};

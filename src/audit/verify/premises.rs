@@ -2,7 +2,7 @@
 //! recipe, the options and the arithmetic.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytesize::ByteSize;
 
@@ -25,7 +25,7 @@ const MERGEKIT_RECIPE: &str = "mergekit_config.yml";
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// A recipe to use instead of the lock's or mergekit's.
-    pub recipe: Option<PathBuf>,
+    pub recipe: Option<GivenRecipe>,
     /// The seed of random masks, instead of the lock's.
     pub seed: Option<u64>,
     /// Whether values that are one ULP of their dtype off are accepted.
@@ -38,6 +38,15 @@ pub struct Asked {
     pub threads: usize,
     /// A folder for results that several documents read.
     pub scratch: PathBuf,
+}
+
+/// A recipe that the caller gives.
+#[derive(Debug, Clone)]
+pub struct GivenRecipe {
+    /// Its name in messages.
+    pub name: String,
+    /// Its text.
+    pub text: String,
 }
 
 /// The arithmetic that a checkpoint is compared with.
@@ -125,8 +134,13 @@ impl Premises {
         let by_mergekit = by_mergekit.is_file().then_some(by_mergekit);
         let allow_step = lock.is_none() && by_mergekit.is_some();
         let (mut recipe, name) = match (&asked.recipe, &lock, &by_mergekit) {
-            (Some(path), ..) => from_file(path, recipe::read_any)?,
-            (None, None, Some(path)) => from_file(path, recipe::read_recorded)?,
+            (Some(given), ..) => {
+                let name = given.name.clone();
+                named(recipe::parse_any(&name, &given.text), name)?
+            }
+            (None, None, Some(path)) => {
+                named(recipe::read_recorded(path), path.display().to_string())?
+            }
             (None, Some(lock), _) => from_lock(lock)?,
             (None, None, None) => return Err(PremisesError::NoRecipe),
         };
@@ -220,13 +234,12 @@ impl Premises {
     }
 }
 
-/// A recipe from a file, by one of the ways to read it.
-fn from_file(
-    path: &Path,
-    read: fn(&Path) -> Result<AnyRecipe, RecipeError>,
+/// A recipe that was read, and its name.
+fn named(
+    read: Result<AnyRecipe, RecipeError>,
+    name: String,
 ) -> Result<(AnyRecipe, String), PremisesError> {
-    let name = path.display().to_string();
-    match read(path) {
+    match read {
         Ok(recipe) => Ok((recipe, name)),
         Err(error) => Err(PremisesError::Recipe { name, error }),
     }
