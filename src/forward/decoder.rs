@@ -41,7 +41,7 @@ pub trait Observer {
 /// A decoder with a valid config and all of its tensors, in the right shapes.
 pub struct Decoder<'w> {
     weights: &'w Checkpoint,
-    settings: Settings,
+    pub(super) settings: Settings,
     embedding: Matrix,
     layers: Vec<Layer>,
     rope: Rope,
@@ -161,60 +161,12 @@ impl<'w> Decoder<'w> {
         Ok(logits)
     }
 
-    /// The natural logarithm of the probability of each token but the first, given the tokens before it.
-    ///
-    /// Logits are not stored: they are summed as they are computed, a tile of the head at a time.
-    ///
-    /// # Errors
-    /// As for [`logits`](Self::logits).
-    pub fn log_probabilities(
-        &self,
-        prompts: &[Vec<u32>],
-        threads: usize,
-    ) -> Result<Vec<Vec<f64>>, ForwardError> {
-        let batch = Batch::new(prompts, self.settings.vocabulary)?;
-        let pool = pool(threads)?;
-        let head = pool.install(|| self.head())?;
-        let asked = batch.prompts.iter();
-        let asked: Vec<usize> = asked.flat_map(|range| range.start..range.end - 1).collect();
-        let mut given = Vec::new();
-        if !asked.is_empty() {
-            let states = self.last_states(&batch, &pool)?;
-            let states = self.normed(&head.norm, &states.select(&asked)?)?;
-            let followers: Vec<usize> = asked
-                .iter()
-                .map(|&token| batch.tokens[token + 1] as usize)
-                .collect();
-            let mut sums = vec![LogSum::default(); asked.len()];
-            let measure = |first: usize, tile: Vec<f32>| {
-                let mut sums = vec![LogSum::default(); states.tokens];
-                for (row, token) in tile.chunks_exact(states.tokens).zip(first..) {
-                    for ((sum, &logit), &follower) in sums.iter_mut().zip(row).zip(&followers) {
-                        sum.add(f64::from(logit), token == follower);
-                    }
-                }
-                Ok(sums)
-            };
-            pool.install(|| {
-                self.by_tiles(&head.matrix, &states, measure, |tile| {
-                    for (sum, tile) in sums.iter_mut().zip(tile) {
-                        sum.fold(tile);
-                    }
-                })
-            })?;
-            given = sums.iter().map(LogSum::log_probability).collect();
-        }
-        let mut rest = given.as_slice();
-        let parts = batch.prompts.iter().map(|range| {
-            let (of_prompt, others) = rest.split_at(range.len() - 1);
-            rest = others;
-            of_prompt.to_vec()
-        });
-        Ok(parts.collect())
-    }
-
     /// The output states of the last layer.
-    fn last_states(&self, batch: &Batch, pool: &ThreadPool) -> Result<States, ForwardError> {
+    pub(super) fn last_states(
+        &self,
+        batch: &Batch,
+        pool: &ThreadPool,
+    ) -> Result<States, ForwardError> {
         let table = self.rope.table(batch)?;
         let mut states = self.embed(batch)?;
         for (number, layer) in self.layers.iter().enumerate() {
@@ -244,7 +196,7 @@ impl<'w> Decoder<'w> {
         Ok(states)
     }
 
-    fn normed(&self, norm: &Vector, states: &States) -> Result<States, ForwardError> {
+    pub(super) fn normed(&self, norm: &Vector, states: &States) -> Result<States, ForwardError> {
         let mut normed = States::zeros(states.rows, states.tokens)?;
         normed.values.copy_from_slice(&states.values);
         self.norm(norm, &mut normed)?;
@@ -330,7 +282,7 @@ impl<'w> Decoder<'w> {
     }
 
     /// The tensors of the head; a head that is tied and also stored must equal the embedding.
-    fn head(&self) -> Result<Head, ForwardError> {
+    pub(super) fn head(&self) -> Result<Head, ForwardError> {
         let tensors = Tensors::new(self.weights);
         let matrix = tensors.head(&self.settings)?;
         if let Some(stored) = tensors.tied_head(&self.settings)? {
@@ -354,7 +306,7 @@ impl<'w> Decoder<'w> {
 
     /// Multiplies the head by states, a tile at a time. Each tile's results, with the token it starts at, are folded in
     /// order.
-    fn by_tiles<T: Send>(
+    pub(super) fn by_tiles<T: Send>(
         &self,
         head: &Matrix,
         states: &States,
@@ -384,56 +336,12 @@ impl<'w> Decoder<'w> {
 }
 
 /// The tensors after the last layer.
-struct Head {
-    norm: Vector,
-    matrix: Matrix,
+pub(super) struct Head {
+    pub(super) norm: Vector,
+    pub(super) matrix: Matrix,
 }
 
-/// The logarithm of a sum of powers, and one of its terms.
-#[derive(Debug, Clone, Copy)]
-struct LogSum {
-    largest: f64,
-    /// The sum of powers, divided by the largest power.
-    sum: f64,
-    /// The logit of the wanted token, once its tile has been read.
-    wanted: f64,
-}
-
-impl Default for LogSum {
-    fn default() -> Self {
-        LogSum {
-            largest: f64::NEG_INFINITY,
-            sum: 0.0,
-            wanted: f64::NEG_INFINITY,
-        }
-    }
-}
-
-impl LogSum {
-    fn add(&mut self, logit: f64, wanted: bool) {
-        self.fold(LogSum {
-            largest: logit,
-            sum: 1.0,
-            wanted: if wanted { logit } else { f64::NEG_INFINITY },
-        });
-    }
-
-    fn fold(&mut self, other: LogSum) {
-        self.wanted = self.wanted.max(other.wanted);
-        if other.largest <= self.largest {
-            self.sum += other.sum * (other.largest - self.largest).exp();
-        } else {
-            self.sum = other.sum + self.sum * (self.largest - other.largest).exp();
-            self.largest = other.largest;
-        }
-    }
-
-    fn log_probability(&self) -> f64 {
-        self.wanted - self.largest - self.sum.ln()
-    }
-}
-
-fn pool(threads: usize) -> Result<ThreadPool, ForwardError> {
+pub(super) fn pool(threads: usize) -> Result<ThreadPool, ForwardError> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("weld-{index}"))

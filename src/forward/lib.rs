@@ -19,6 +19,7 @@ mod layout;
 mod norm;
 mod product;
 mod rope;
+mod scores;
 mod settings;
 mod states;
 mod tokenizer;
@@ -29,5 +30,6 @@ mod tests;
 
 pub use decoder::{Decoder, Observer};
 pub use error::ForwardError;
+pub use scores::{Continued, TokenScore};
 pub use tokenizer::Tokenizer;
 pub use weights::read;

@@ -49,7 +49,25 @@ impl Tokenizer {
             return Err(wrong(&path, detail.into(), hint));
         }
         let bytes = read_bounded(&path, MAX_BYTES, "tokenizer, in bytes")?;
-        let read = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes));
+        Self::parse(path, &bytes, beginning(checkpoint)?)
+    }
+
+    /// Reads a `tokenizer.json` from its bytes; `beginning` is the text of the token that begins every text, and messages
+    /// call the file `path`.
+    ///
+    /// # Errors
+    /// If the file is malformed, or has no such token.
+    pub fn parse(
+        path: PathBuf,
+        bytes: &[u8],
+        beginning: Option<String>,
+    ) -> Result<Tokenizer, ForwardError> {
+        let wrong = |path: &Path, detail: String, hint| ForwardError::Tokenizer {
+            path: path.into(),
+            detail,
+            hint,
+        };
+        let read = guarded(|| tokenizers::Tokenizer::from_bytes(bytes));
         let mut cutter = read.map_err(|detail| {
             wrong(
                 &path,
@@ -62,13 +80,16 @@ impl Tokenizer {
         let untruncated = cutter.with_truncation(None).map(drop);
         untruncated
             .map_err(|error| wrong(&path, shortened(&error.to_string()), "download it again"))?;
-        let beginning = beginning(checkpoint)?;
         if let Some(token) = &beginning
             && cutter.token_to_id(token).is_none()
         {
             let detail = format!("bos_token `{}` is not in tokenizer.json", shortened(token));
             let hint = "the two files are not of one tokenizer: download them again";
-            return Err(wrong(&folder.join("tokenizer_config.json"), detail, hint));
+            return Err(wrong(
+                &path.with_file_name("tokenizer_config.json"),
+                detail,
+                hint,
+            ));
         }
         Ok(Tokenizer {
             path,
@@ -100,6 +121,62 @@ impl Tokenizer {
                 hint: "take another text, or a tokenizer with a token for what is unknown",
             }),
         }
+    }
+
+    /// The tokens that the file itself puts before a text, as transformers does where it is not told otherwise: mostly the
+    /// beginning token, or none.
+    ///
+    /// # Errors
+    /// If the file's rules contradict each other.
+    pub fn before_text(&self) -> Result<Vec<u32>, ForwardError> {
+        let encoded = guarded(|| self.cutter.encode("", true));
+        let encoding = encoded.map_err(|detail| ForwardError::Tokenizer {
+            path: self.path.clone(),
+            detail,
+            hint: "download it again",
+        })?;
+        // Of what is added to an empty text, that which comes before one is found by a text that is not empty.
+        let alone = encoding.get_ids();
+        let mark = guarded(|| self.cutter.encode("a", true));
+        let Ok(marked) = mark else {
+            return Ok(Vec::new());
+        };
+        let added = marked.get_special_tokens_mask().iter();
+        let count = added.take_while(|&&special| special == 1).count();
+        Ok(marked.get_ids()[..count.min(alone.len())].to_vec())
+    }
+
+    /// The token of that text.
+    pub fn token(&self, text: &str) -> Option<u32> {
+        self.cutter.token_to_id(text)
+    }
+
+    /// The tokens whose text begins with one of these, in the order of the vocabulary.
+    ///
+    /// # Errors
+    /// As of [`decode`](Self::decode).
+    pub fn tokens_that_begin_with(&self, texts: &[String]) -> Result<Vec<u32>, ForwardError> {
+        let count = self.cutter.get_vocab_size(true) as u32;
+        let mut tokens = Vec::new();
+        for token in 0..count {
+            let text = self.decode(&[token])?;
+            if texts.iter().any(|start| text.starts_with(start.as_str())) {
+                tokens.push(token);
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// The text of tokens, without special ones.
+    ///
+    /// # Errors
+    /// If the file's rules contradict each other.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, ForwardError> {
+        guarded(|| self.cutter.decode(tokens, true)).map_err(|detail| ForwardError::Tokenizer {
+            path: self.path.clone(),
+            detail,
+            hint: "download it again",
+        })
     }
 }
 

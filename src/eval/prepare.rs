@@ -1,0 +1,354 @@
+//! Items as tokens: what is run, and what of it is judged.
+
+use std::collections::BTreeMap;
+
+use crate::error::EvalError;
+use crate::split::{Digest, Split};
+use crate::surroundings::Surroundings;
+use crate::task::{Content, Input, Item, Kind, Task, Tasks};
+use errors::Refusal;
+use forward::Continued;
+
+/// Which items are scored, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The part of each task that is scored.
+    pub split: Split,
+    /// The seed of the split, and of which items a limit leaves.
+    pub seed: u64,
+    /// The most items of each task; those of a smaller limit are among those of a larger one.
+    pub limit: Option<usize>,
+    /// Worker threads; 0 means one per processor. Scores do not depend on it.
+    pub threads: usize,
+    /// The most bytes that the states of a batch take. A batch of another size may change the last bits of a
+    /// log-likelihood.
+    pub memory: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            split: Split::All,
+            seed: 0,
+            limit: None,
+            threads: 0,
+            memory: 256 << 20,
+        }
+    }
+}
+
+/// Tasks as tokens of one vocabulary, for any model that shares it.
+pub struct Prepared {
+    pub(crate) options: Options,
+    pub(crate) tasks: Vec<PreparedTask>,
+}
+
+pub(crate) struct PreparedTask {
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) items: Vec<PreparedItem>,
+}
+
+pub(crate) struct PreparedItem {
+    pub(crate) line: usize,
+    pub(crate) digest: Digest,
+    /// What the model is run on; several for a long text.
+    pub(crate) runs: Vec<Continued>,
+    pub(crate) judged: Judged,
+}
+
+/// What of a run is judged.
+pub(crate) enum Judged {
+    /// The last token of each continuation stands for any of the ends.
+    Answer {
+        /// The tokens that may follow an answer.
+        ends: Vec<u32>,
+    },
+    Choices {
+        right: usize,
+        /// The length of each choice, in characters, or tokens where choices are tokens.
+        lengths: Vec<usize>,
+    },
+    Text {
+        /// Bytes of the text; none if it is given as tokens.
+        bytes: Option<usize>,
+    },
+}
+
+impl Prepared {
+    /// Chooses the items, and cuts them into tokens.
+    ///
+    /// # Errors
+    /// The split leaves no item of a task; text has to be cut and there is no tokenizer; an item is longer than the model
+    /// takes; an answer has no end.
+    pub fn new(
+        surroundings: &Surroundings,
+        tasks: &Tasks,
+        options: &Options,
+    ) -> Result<Prepared, EvalError> {
+        let tasks = tasks.tasks.iter().map(|task| {
+            let mut cut = Cut {
+                surroundings,
+                task,
+                stops: BTreeMap::new(),
+            };
+            let chosen = chosen(task, options)?.into_iter();
+            let items = chosen.map(|item| cut.item(item));
+            Ok(PreparedTask {
+                name: task.name.clone(),
+                kind: task.kind,
+                items: items.collect::<Result<_, EvalError>>()?,
+            })
+        });
+        Ok(Prepared {
+            options: options.clone(),
+            tasks: tasks.collect::<Result<_, EvalError>>()?,
+        })
+    }
+
+    /// How many items are scored.
+    pub fn items(&self) -> usize {
+        self.tasks.iter().map(|task| task.items.len()).sum()
+    }
+}
+
+/// The items of a split, in the order of the file.
+fn chosen<'t>(task: &'t Task, options: &Options) -> Result<Vec<&'t Item>, EvalError> {
+    let Options {
+        split, seed, limit, ..
+    } = *options;
+    let items = task.items.iter();
+    let mut items: Vec<&Item> = items.filter(|item| split.has(item.shown, seed)).collect();
+    if let Some(limit) = limit.filter(|limit| *limit < items.len()) {
+        items.sort_by_cached_key(|item| (item.shown.drawn(seed, "limit"), item.line));
+        items.truncate(limit);
+        items.sort_by_key(|item| item.line);
+    }
+    if items.is_empty() {
+        let why = format!(
+            "task `{}`: none of its {} items is of the split `{}`",
+            task.name,
+            task.items.len(),
+            split.name()
+        );
+        let why = Refusal::new(why).with_hint("score all items, or give the task more");
+        return Err(why.into());
+    }
+    Ok(items)
+}
+
+/// Cuts the items of a task.
+struct Cut<'c> {
+    surroundings: &'c Surroundings,
+    task: &'c Task,
+    /// The tokens that begin with one of some stop texts: finding them takes a look at the whole vocabulary.
+    stops: BTreeMap<&'c [String], Vec<u32>>,
+}
+
+impl<'c> Cut<'c> {
+    fn item(&mut self, item: &'c Item) -> Result<PreparedItem, EvalError> {
+        let (runs, judged) = match &item.content {
+            Content::Answer {
+                prompt,
+                answers,
+                stop,
+            } => {
+                let ends = self.ends(item, stop)?;
+                let mut run = self.continued(item, prompt, answers)?;
+                for answer in &mut run.continuations {
+                    answer.push(ends[0]);
+                }
+                (vec![run], Judged::Answer { ends })
+            }
+            Content::Choices {
+                prompt,
+                choices,
+                right,
+            } => {
+                let lengths = choices.iter().map(Input::length).collect();
+                // As in lm-eval, spaces at the end of a prompt belong to the choices.
+                let (prompt, choices) = moved_spaces(prompt, choices);
+                let run = self.continued(item, &prompt, &choices)?;
+                let judged = Judged::Choices {
+                    right: *right,
+                    lengths,
+                };
+                (vec![run], judged)
+            }
+            Content::Text(text) => self.text(item, text)?,
+        };
+        self.check_lengths(item, &runs)?;
+        Ok(PreparedItem {
+            line: item.line,
+            digest: item.digest,
+            runs,
+            judged,
+        })
+    }
+
+    fn wrong(&self, item: &Item, why: Refusal) -> EvalError {
+        EvalError::Line {
+            path: self.task.file.clone(),
+            line: item.line,
+            why,
+        }
+    }
+
+    fn check_lengths(&self, item: &Item, runs: &[Continued]) -> Result<(), EvalError> {
+        let Some(longest) = self.surroundings.longest else {
+            return Ok(());
+        };
+        let lengths = runs.iter().flat_map(|run| {
+            let each = run.continuations.iter();
+            // What follows the last token is not asked.
+            each.map(|continuation| run.prompt.len() + continuation.len() - 1)
+        });
+        let found = lengths.max().unwrap_or(0);
+        if found <= longest {
+            return Ok(());
+        }
+        Err(self.wrong(
+            item,
+            Refusal::new(format!(
+                "the item has {found} tokens, expected at most {longest} (max_position_embeddings)"
+            ))
+            .with_hint("shorten it"),
+        ))
+    }
+
+    /// A prompt and what follows it, cut together, so that the cut at their border is that of the whole text.
+    fn continued(
+        &self,
+        item: &Item,
+        prompt: &Input,
+        continuations: &[Input],
+    ) -> Result<Continued, EvalError> {
+        let before = match prompt {
+            Input::Tokens(tokens) => tokens.clone(),
+            Input::Text(text) => self.with_beginning(text)?,
+        };
+        if before.is_empty() {
+            return Err(self.wrong(
+                item,
+                Refusal::new("the prompt has no tokens").with_hint("give it a text"),
+            ));
+        }
+        let each = continuations.iter().map(|continuation| {
+            let tokens = match (prompt, continuation) {
+                (_, Input::Tokens(tokens)) => tokens.clone(),
+                (Input::Tokens(_), Input::Text(text)) => self.encode(text)?,
+                (Input::Text(prompt), Input::Text(text)) => {
+                    let mut whole = self.with_beginning(&format!("{prompt}{text}"))?;
+                    whole.split_off(before.len().min(whole.len()))
+                }
+            };
+            match tokens.is_empty() {
+                true => Err(self.wrong(
+                    item,
+                    Refusal::new("what follows the prompt has no tokens of its own").with_hint(
+                        "the tokenizer joins it with the prompt: end the prompt elsewhere",
+                    ),
+                )),
+                false => Ok(tokens),
+            }
+        });
+        Ok(Continued {
+            continuations: each.collect::<Result<_, EvalError>>()?,
+            prompt: before,
+        })
+    }
+
+    fn text(&self, item: &Item, text: &Input) -> Result<(Vec<Continued>, Judged), EvalError> {
+        let (tokens, bytes) = match text {
+            Input::Tokens(tokens) => (tokens.clone(), None),
+            Input::Text(text) => {
+                let Some(beginning) = self.surroundings.beginning else {
+                    return Err(self.wrong(
+                        item,
+                        Refusal::new("the model has no token that begins a text")
+                            .with_hint("set bos_token or eos_token in tokenizer_config.json"),
+                    ));
+                };
+                let mut tokens = vec![beginning];
+                tokens.extend(self.encode(text)?);
+                (tokens, Some(text.len()))
+            }
+        };
+        if tokens.len() < 2 {
+            let why = Refusal::new("the text has fewer than two tokens");
+            return Err(self.wrong(item, why.with_hint("the first is not scored: give more")));
+        }
+        // As in lm-eval, a text that is too long is cut into pieces, each after the last token of the piece before.
+        let longest = self.surroundings.longest.unwrap_or(tokens.len()).max(1);
+        let firsts = (0..tokens.len() - 1).step_by(longest);
+        let runs = firsts.map(|first| Continued {
+            prompt: vec![tokens[first]],
+            continuations: vec![tokens[first + 1..tokens.len().min(first + 1 + longest)].to_vec()],
+        });
+        Ok((runs.collect(), Judged::Text { bytes }))
+    }
+
+    /// The tokens that may end an answer.
+    fn ends(&mut self, item: &Item, stop: &'c [String]) -> Result<Vec<u32>, EvalError> {
+        let ends = match (stop, self.stops.get(stop)) {
+            ([], _) => self.surroundings.ends.clone(),
+            (_, Some(known)) => known.clone(),
+            (texts, None) => {
+                let tokenizer = self.surroundings.tokenizer()?;
+                let begin = tokenizer.tokens_that_begin_with(texts);
+                let begin = begin.map_err(|error| self.surroundings.failed(error))?;
+                self.stops.insert(texts, begin.clone());
+                begin
+            }
+        };
+        match ends.is_empty() {
+            false => Ok(ends),
+            true if stop.is_empty() => Err(self.wrong(
+                item,
+                Refusal::new("no file of the model says which token ends an answer").with_hint(
+                    "give the item a `stop`, or set eos_token_id in generation_config.json",
+                ),
+            )),
+            true => Err(self.wrong(
+                item,
+                Refusal::new("no token of the model begins with its `stop`")
+                    .with_hint("give the text that follows an answer, such as a line's end"),
+            )),
+        }
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError> {
+        let encoded = self.surroundings.tokenizer()?.encode(text, false);
+        encoded.map_err(|error| self.surroundings.failed(error))
+    }
+
+    /// The tokens of a text after those that the tokenizer puts before it.
+    fn with_beginning(&self, text: &str) -> Result<Vec<u32>, EvalError> {
+        let mut tokens = self.surroundings.before.clone();
+        tokens.extend(self.encode(text)?);
+        Ok(tokens)
+    }
+}
+
+impl Input {
+    /// Its length in characters, or in tokens.
+    fn length(&self) -> usize {
+        match self {
+            Input::Text(text) => text.chars().count(),
+            Input::Tokens(tokens) => tokens.len(),
+        }
+    }
+}
+
+/// Moves the white space at the end of a prompt to the beginning of each text that follows it.
+fn moved_spaces(prompt: &Input, continuations: &[Input]) -> (Input, Vec<Input>) {
+    let Input::Text(text) = prompt else {
+        return (prompt.clone(), continuations.to_vec());
+    };
+    let (kept, moved) = text.split_at(text.trim_end().len());
+    let each = continuations.iter().map(|continuation| match continuation {
+        Input::Text(text) => Input::Text(format!("{moved}{text}")),
+        Input::Tokens(tokens) => Input::Tokens(tokens.clone()),
+    });
+    (Input::Text(kept.to_owned()), each.collect())
+}

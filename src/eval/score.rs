@@ -1,0 +1,173 @@
+//! Runs a model over prepared items, a batch at a time.
+
+use crate::error::EvalError;
+use crate::prepare::{Judged, Options, Prepared, PreparedItem};
+use crate::scores::{ItemScore, Scores, TaskScores};
+use crate::surroundings::Surroundings;
+use crate::task::Tasks;
+use checkpoint::Checkpoint;
+use errors::Refusal;
+use forward::{Continued, Decoder, TokenScore};
+
+/// The scores of the runs of items: by run, continuation and token.
+type Runs<'s> = &'s [Vec<Vec<TokenScore>>];
+
+/// Hears how far scoring has come, and may stop it.
+pub trait Listener {
+    /// So many of all items are done.
+    fn scored(&self, items: usize, all: usize);
+
+    /// Whether to stop.
+    fn is_stopped(&self) -> bool;
+}
+
+/// Hears nothing.
+impl Listener for () {
+    fn scored(&self, _items: usize, _all: usize) {}
+
+    fn is_stopped(&self) -> bool {
+        false
+    }
+}
+
+/// Scores a model on tasks, with the tokenizer beside its weights.
+///
+/// # Errors
+/// As of [`Prepared::new`] and [`Prepared::score`].
+pub fn score(
+    model: &Checkpoint,
+    tasks: &Tasks,
+    options: &Options,
+    listener: &dyn Listener,
+) -> Result<Scores, EvalError> {
+    let surroundings = Surroundings::of_checkpoint(model)?;
+    Prepared::new(&surroundings, tasks, options)?.score(model, listener)
+}
+
+impl Prepared {
+    /// Scores a model whose vocabulary is that of the items.
+    ///
+    /// # Errors
+    /// The model cannot be run, a token is none of its, or the listener asks to stop.
+    pub fn score(&self, model: &Checkpoint, listener: &dyn Listener) -> Result<Scores, EvalError> {
+        let label = model.label();
+        let failed = EvalError::forward(label);
+        let Some(config) = model.config() else {
+            let why = Refusal::new(format!("model `{label}`: there is no config.json"));
+            return Err(why.with_hint("name the model's folder").into());
+        };
+        let decoder = Decoder::new(config.value(), model).map_err(failed)?;
+        let items: Vec<&PreparedItem> = self.tasks.iter().flat_map(|task| &task.items).collect();
+        let most = self.options.memory / decoder.bytes_per_token().max(1);
+        let mut scored = Vec::with_capacity(items.len());
+        for batch in batches(&items, usize::try_from(most).unwrap_or(usize::MAX)) {
+            if listener.is_stopped() {
+                return Err(EvalError::Stopped);
+            }
+            let runs: Vec<Continued> = batch.iter().flat_map(|item| item.runs.clone()).collect();
+            let scores = decoder.score(&runs, self.options.threads);
+            let mut scores = scores.map_err(failed)?.into_iter();
+            for item in batch {
+                let of_item: Vec<_> = scores.by_ref().take(item.runs.len()).collect();
+                scored.push(item.judge(&of_item));
+            }
+            listener.scored(scored.len(), items.len());
+        }
+        let mut scored = scored.into_iter();
+        let tasks = self.tasks.iter().map(|task| TaskScores {
+            task: task.name.clone(),
+            kind: task.kind,
+            items: scored.by_ref().take(task.items.len()).collect(),
+        });
+        Ok(Scores {
+            model: label.to_owned(),
+            split: self.options.split,
+            seed: self.options.seed,
+            limit: self.options.limit,
+            tasks: tasks.collect(),
+        })
+    }
+}
+
+/// Cuts items into runs of at most so many tokens; an item that has more is a batch of its own.
+fn batches<'i, 'p>(items: &'i [&'p PreparedItem], most: usize) -> Vec<&'i [&'p PreparedItem]> {
+    let mut batches = Vec::new();
+    let (mut start, mut tokens) = (0, 0);
+    for (at, item) in items.iter().enumerate() {
+        let more: usize = item.runs.iter().map(Continued::tokens).sum();
+        if at > start && tokens + more > most {
+            batches.push(&items[start..at]);
+            (start, tokens) = (at, 0);
+        }
+        tokens += more;
+    }
+    batches.push(&items[start..]);
+    batches
+}
+
+impl PreparedItem {
+    fn judge(&self, runs: Runs<'_>) -> ItemScore {
+        let sum = |scores: &[TokenScore]| -> f64 {
+            scores.iter().map(|score| score.log_probability).sum()
+        };
+        let mut score = ItemScore {
+            item: self.digest,
+            line: self.line,
+            correct: None,
+            correct_normalised: None,
+            log_likelihood: 0.0,
+            tokens: 0,
+            bytes: None,
+            choices: Vec::new(),
+        };
+        match &self.judged {
+            Judged::Answer { ends } => {
+                let written = self.runs[0].continuations.iter().zip(&runs[0]);
+                let mut best: Option<(f64, usize)> = None;
+                let mut correct = false;
+                for (tokens, scores) in written {
+                    // The last token stands for any end.
+                    let length = tokens.len() - 1;
+                    let same = tokens[..length].iter().zip(scores);
+                    let mut same = same.map(|(token, score)| *token == score.likeliest);
+                    correct |= same.all(|same| same) && ends.contains(&scores[length].likeliest);
+                    let likelihood = sum(&scores[..length]);
+                    if best.is_none_or(|(best, _)| likelihood > best) {
+                        best = Some((likelihood, length));
+                    }
+                }
+                score.correct = Some(correct);
+                (score.log_likelihood, score.tokens) = best.unwrap_or_default();
+            }
+            Judged::Choices { right, lengths } => {
+                score.choices = runs[0].iter().map(|scores| sum(scores)).collect();
+                let normalised = score.choices.iter().zip(lengths);
+                let normalised: Vec<f64> = normalised
+                    .map(|(likelihood, length)| likelihood / *length as f64)
+                    .collect();
+                score.correct = Some(first_largest(&score.choices) == *right);
+                score.correct_normalised = Some(first_largest(&normalised) == *right);
+                score.log_likelihood = score.choices[*right];
+                score.tokens = runs[0][*right].len();
+            }
+            Judged::Text { bytes } => {
+                let pieces = runs.iter().flatten();
+                score.log_likelihood = pieces.clone().map(|piece| sum(piece)).sum();
+                score.tokens = pieces.map(Vec::len).sum();
+                score.bytes = *bytes;
+            }
+        }
+        score
+    }
+}
+
+/// The place of the largest value; of equal ones, the first.
+fn first_largest(values: &[f64]) -> usize {
+    let mut best = 0;
+    for (at, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = at;
+        }
+    }
+    best
+}
