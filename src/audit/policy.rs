@@ -11,8 +11,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use checkpoint::Glob;
 use errors::Hint;
-use globset::GlobMatcher;
 
 use super::report::{CheckInfo, PolicyChange, Report, Severity, Skipped};
 
@@ -39,7 +39,7 @@ pub struct ProvenancePolicy {
     /// The public key of the required attester.
     pub attested_by: Option<PathBuf>,
     /// Patterns of allowed inputs; `None` allows all.
-    inputs: Option<Vec<GlobMatcher>>,
+    inputs: Option<Vec<Glob>>,
 }
 
 impl ProvenancePolicy {
@@ -63,7 +63,7 @@ pub struct DiffPolicy {
     /// Thresholds for all tensors.
     pub all: Thresholds,
     /// Thresholds for roles that match a pattern, in the order of the file.
-    roles: Vec<(GlobMatcher, Thresholds)>,
+    roles: Vec<(Glob, Thresholds)>,
 }
 
 /// How much two tensors may differ. `None` sets no limit.

@@ -1,16 +1,10 @@
 //! Names of modules, and patterns of them.
 
-use globset::{GlobBuilder, GlobMatcher};
+use checkpoint::Glob;
 
 /// Patterns, of which each stands for the modules that it matches.
 #[derive(Debug, Clone, Default)]
-pub struct Patterns(Vec<Pattern>);
-
-#[derive(Debug, Clone)]
-struct Pattern {
-    text: String,
-    glob: GlobMatcher,
-}
+pub struct Patterns(Vec<Glob>);
 
 impl Patterns {
     /// Reads globs, where `*` stands for any characters.
@@ -19,12 +13,7 @@ impl Patterns {
     /// If one is no glob; says which, and why.
     pub fn parse<'t>(texts: impl IntoIterator<Item = &'t String>) -> Result<Self, String> {
         let pattern = |text: &String| {
-            let glob = GlobBuilder::new(text).literal_separator(false).build();
-            let glob = glob.map_err(|error| format!("`{text}` is no pattern: {}", error.kind()))?;
-            Ok(Pattern {
-                text: text.clone(),
-                glob: glob.compile_matcher(),
-            })
+            Glob::parse(text).map_err(|why| format!("`{text}` is no pattern: {why}"))
         };
         texts
             .into_iter()
@@ -40,7 +29,7 @@ impl Patterns {
 
     /// Whether one matches a module: its whole name, or what follows one of its dots, as PEFT's `target_modules` do.
     pub(super) fn matches(&self, module: &str) -> bool {
-        self.0.iter().any(|pattern| pattern.matches(module))
+        self.0.iter().any(|pattern| is_module(pattern, module))
     }
 
     /// The first that matches none of these modules.
@@ -48,21 +37,17 @@ impl Patterns {
         &self,
         modules: impl Iterator<Item = &'m str> + Clone,
     ) -> Option<&str> {
-        let is_unused = |pattern: &&Pattern| !modules.clone().any(|module| pattern.matches(module));
-        self.0
-            .iter()
-            .find(is_unused)
-            .map(|pattern| pattern.text.as_str())
+        let is_unused = |pattern: &&Glob| !modules.clone().any(|module| is_module(pattern, module));
+        self.0.iter().find(is_unused).map(Glob::text)
     }
 }
 
-impl Pattern {
-    fn matches(&self, module: &str) -> bool {
-        let ends = module.match_indices('.').map(|(dot, _)| &module[dot + 1..]);
-        std::iter::once(module)
-            .chain(ends)
-            .any(|end| self.glob.is_match(end))
-    }
+/// Whether a pattern stands for a module's whole name, or for what follows one of its dots.
+fn is_module(pattern: &Glob, module: &str) -> bool {
+    let ends = module.match_indices('.').map(|(dot, _)| &module[dot + 1..]);
+    std::iter::once(module)
+        .chain(ends)
+        .any(|end| pattern.is_match(end))
 }
 
 /// The module of a tensor.

@@ -90,7 +90,7 @@ pub(super) fn attempt(
         tensors,
         router: None,
         config: Some(config::dense(config, &extracted, named)),
-        recipe: (path.to_owned(), recipe.text.clone()),
+        recipe: (path.to_owned(), recipe.text.resolved.clone()),
     };
     if !problems.is_empty() {
         return None;

@@ -98,7 +98,7 @@ pub fn plan(
 ) -> Result<Plan, RecipeError> {
     with_results(
         (&recipe.results, &recipe.warnings, &mut recipe.mentions()),
-        (path, &recipe.text),
+        (path, &recipe.text.read),
         resolver,
         options,
         |results, notes, problems| {
@@ -121,7 +121,7 @@ pub fn plan_edit(
     let around = (path, resolver, options);
     with_results(
         (&recipe.results, &recipe.warnings, &mut recipe.mentions()),
-        (path, &recipe.text),
+        (path, &recipe.text.read),
         resolver,
         options,
         |results, notes, problems| match &recipe.change {

@@ -264,7 +264,7 @@ pub fn plan(
         &mut problems,
     );
     let Some((results, notes)) = results else {
-        return Err(problems.into_error(path, &recipe.text));
+        return Err(problems.into_error(path, &recipe.text.read));
     };
     let plan = attempt(recipe, path, resolver, options, &results, &mut problems);
     match plan {
@@ -272,7 +272,7 @@ pub fn plan(
             plan.notes.splice(..0, notes);
             Ok(looked_over(plan))
         }
-        _ => Err(problems.into_error(path, &recipe.text)),
+        _ => Err(problems.into_error(path, &recipe.text.read)),
     }
 }
 
@@ -499,7 +499,7 @@ fn attempt(
         purpose: None,
         random: method.info().random || recipe.rounding == Rounding::Stochastic,
         rounding: recipe.rounding,
-        recipe: (path.to_owned(), recipe.text.clone()),
+        recipe: (path.to_owned(), recipe.text.resolved.clone()),
         models,
         tensors: whole.tensors,
         equal: whole.equal,

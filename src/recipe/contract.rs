@@ -260,6 +260,7 @@ fn check_required(
         }
         // A model may lack it in each of a hundred slices: reported once.
         let mut said = HashSet::new();
+        let mut said_of = HashSet::new();
         for group in unset {
             if base_matters && recipe.method.base == BaseRule::Required && group.base.is_none() {
                 continue;
@@ -267,12 +268,28 @@ fn check_required(
             for input in &group.inputs {
                 let is_base = group.base == Some(&input.model.value);
                 let needs = info.scope == ParamScope::EachModel || !is_base;
-                if needs && !set(input.parameters) && said.insert(&input.model.value) {
-                    missing_parameter(walk, info.name, input);
+                if !needs || set(input.parameters) || !said.insert(&input.model.value) {
+                    continue;
+                }
+                match walk.is_found(input.model.at) {
+                    // Once for all models of a pattern.
+                    true if !said_of.insert(input.model.at) => {}
+                    true => missing_schedule(walk, info.name, input.model.at),
+                    false => missing_parameter(walk, info.name, input),
                 }
             }
         }
     }
+}
+
+fn missing_schedule(walk: &mut Walk<'_>, parameter: &str, at: Position) {
+    let message = format!("missing required parameter `{parameter}` for these models");
+    let hint = match parameter {
+        "weight" => "say how much each counts: `schedule: mean`, or a `weight` in the `parameters` of the recipe"
+            .to_owned(),
+        _ => format!("add `{parameter}` to the `parameters` of the recipe"),
+    };
+    walk.refuse(ProblemKind::Missing, at, message, Some(&hint));
 }
 
 fn missing_parameter(walk: &mut Walk<'_>, parameter: &str, input: &Input<'_>) {

@@ -5,7 +5,7 @@ use safetensors::Dtype;
 use super::keys::Place;
 use super::moe::{GateMode, Ranges, RouterRecipe};
 use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, quoted};
-use super::schema::Recipe;
+use super::schema::{Recipe, RecipeText};
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
 use checkpoint::ModelRef;
@@ -27,8 +27,8 @@ pub struct EditRecipe {
     pub warnings: Vec<Problem>,
     /// The recipe's path, as the user gave it.
     pub path: String,
-    /// The text as read; positions refer to it.
-    pub text: String,
+    /// The text.
+    pub text: RecipeText,
 }
 
 /// The result of the edit.
@@ -105,7 +105,7 @@ impl EditRecipe {
 
     /// The error for problems that later layers found, which know the models.
     pub fn error(&self, problems: Vec<Problem>) -> RecipeError {
-        RecipeError::new(self.path.clone(), self.text.clone(), problems)
+        RecipeError::new(self.path.clone(), self.text.read.clone(), problems)
     }
 }
 
@@ -242,7 +242,7 @@ impl Walk<'_> {
             results: Vec::new(),
             warnings: Vec::new(),
             path: String::new(),
-            text: String::new(),
+            text: RecipeText::default(),
         })
     }
 

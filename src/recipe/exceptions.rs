@@ -1,12 +1,11 @@
 //! `only:` and `except:`: the tensors that are not merged, and what happens to them instead.
 
-use globset::{GlobBuilder, GlobMatcher};
-
 use super::keys::Place;
 use super::nearest::suggestion;
 use super::problem::{Located, ProblemKind, quoted};
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
+use checkpoint::Glob;
 
 /// What happens to a tensor that is not merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub struct Exception {
 #[derive(Debug)]
 struct Pattern {
     text: Located<String>,
-    matcher: GlobMatcher,
+    glob: Glob,
 }
 
 const FALLBACKS: [(&str, Fallback); 3] = [
@@ -64,14 +63,14 @@ impl Exception {
 
     fn matches(&self, tensor: &str) -> bool {
         let mut patterns = self.patterns.iter();
-        patterns.any(|pattern| pattern.matcher.is_match(tensor))
+        patterns.any(|pattern| pattern.glob.is_match(tensor))
     }
 
     /// The patterns that match none of these names.
     pub fn idle<'a>(&'a self, names: &[&str]) -> impl Iterator<Item = &'a Located<String>> {
         self.patterns
             .iter()
-            .filter(|pattern| !names.iter().any(|name| pattern.matcher.is_match(name)))
+            .filter(|pattern| !names.iter().any(|name| pattern.glob.is_match(name)))
             .map(|pattern| &pattern.text)
     }
 }
@@ -139,16 +138,16 @@ impl Walk<'_> {
             self.refuse(ProblemKind::Invalid, node.at, message, Some(hint));
             return None;
         };
-        match GlobBuilder::new(text).literal_separator(false).build() {
+        match Glob::parse(text) {
             Ok(glob) => Some(Pattern {
                 text: Located {
                     value: text.clone(),
                     at: node.at,
                 },
-                matcher: glob.compile_matcher(),
+                glob,
             }),
-            Err(error) => {
-                let message = format!("{} is no pattern: {}", quoted(text), error.kind());
+            Err(why) => {
+                let message = format!("{} is no pattern: {why}", quoted(text));
                 self.problem(ProblemKind::Invalid, node.at, message);
                 None
             }

@@ -2,15 +2,17 @@
 //!
 //! The grammar is mergekit's, without its leniency: an unknown key, an unknown parameter or a value of the wrong type
 //! is a [`Problem`] with a position, and all problems of a recipe are reported at once. What a method accepts comes
-//! from its [`MethodInfo`](methods::MethodInfo); no method is known by name. This layer opens no file but the recipe.
-//! Whether models exist, how many layers they have and which tensors they hold is for the plan, which reports its
-//! findings as problems of the same recipe.
+//! from its [`MethodInfo`](methods::MethodInfo); no method is known by name. This layer opens no file but the recipe,
+//! and lists folders only where a recipe names models by a pattern. Whether models exist, how many layers they have and
+//! which tensors they hold is for the plan, which reports its findings as problems of the same recipe.
 
 mod assign;
+mod checkpoints;
 mod contract;
 mod documents;
 mod edit;
 mod exceptions;
+mod found;
 mod keys;
 mod model;
 mod moe;
@@ -44,7 +46,7 @@ pub use parse::{
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
 pub use renames::{Rename, RenameRule};
 pub use render::render;
-pub use schema::{Inputs, Module, Recipe, Rounding, Slice, SliceSource, Source};
+pub use schema::{Inputs, Module, Recipe, RecipeText, Rounding, Slice, SliceSource, Source};
 pub use setting::{Parameters, Setting, resolve};
 pub use tokenizer::{RowSource, TokenName, TokenRule, Tokenizer, VocabularySource};
 pub use yaml::{Entry, Node, Value, read as read_yaml};

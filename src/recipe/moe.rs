@@ -5,7 +5,7 @@ use safetensors::Dtype;
 use super::keys::Place;
 use super::nearest::suggestion;
 use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, quoted};
-use super::schema::Recipe;
+use super::schema::{Recipe, RecipeText};
 use super::walk::Walk;
 use super::yaml::{Entry, Node, Value};
 use checkpoint::ModelRef;
@@ -49,8 +49,8 @@ pub struct MoeRecipe {
     pub warnings: Vec<Problem>,
     /// The recipe's path, as the user gave it.
     pub path: String,
-    /// The text as read; positions refer to it.
-    pub text: String,
+    /// The text.
+    pub text: RecipeText,
 }
 
 /// One expert.
@@ -299,7 +299,7 @@ impl MoeRecipe {
 
     /// The error for problems that later layers found, which know the models.
     pub fn error(&self, problems: Vec<Problem>) -> RecipeError {
-        RecipeError::new(self.path.clone(), self.text.clone(), problems)
+        RecipeError::new(self.path.clone(), self.text.read.clone(), problems)
     }
 }
 
@@ -429,7 +429,7 @@ impl Walk<'_> {
             results: Vec::new(),
             warnings: Vec::new(),
             path: String::new(),
-            text: String::new(),
+            text: RecipeText::default(),
         };
         if self.problems.len() == before {
             self.check_moe(&recipe);
@@ -634,7 +634,9 @@ impl Walk<'_> {
         }
         let mut walk = Walk::new(self.methods);
         walk.outer_base = base.cloned();
+        walk.recipe_dir.clone_from(&self.recipe_dir);
         let merge = walk.recipe(node);
+        self.found_models.append(&mut walk.found_models);
         self.problems.append(&mut walk.problems);
         self.warnings.append(&mut walk.warnings);
         let at = node.at;

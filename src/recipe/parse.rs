@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::documents::{link, link_models};
 use super::edit::{EditRecipe, is_edit};
+use super::found::resolved;
 use super::moe::{MoeRecipe, is_moe};
 use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, sort};
-use super::schema::Recipe;
+use super::schema::{Recipe, RecipeText};
 use super::walk::Walk;
 use super::yaml::{self, Node, Value};
 use checkpoint::{ModelRef, file_like};
@@ -29,6 +30,28 @@ pub enum AnyRecipe {
     Moe(Box<MoeRecipe>),
     /// Turns a mixture of experts into another mixture, or into a dense model.
     Edit(Box<EditRecipe>),
+}
+
+impl AnyRecipe {
+    /// The text that is recorded.
+    fn text(&self) -> &str {
+        match self {
+            Self::Merge(recipe) => &recipe.text.resolved,
+            Self::Moe(recipe) => &recipe.text.resolved,
+            Self::Edit(recipe) => &recipe.text.resolved,
+        }
+    }
+
+    /// The models that it mentions, those of other documents too.
+    fn mentions(&self) -> impl Iterator<Item = &ModelRef> {
+        let (own, results): (Box<dyn Iterator<Item = &Located<ModelRef>>>, _) = match self {
+            Self::Merge(recipe) => (Box::new(recipe.mentions()), &recipe.results),
+            Self::Moe(recipe) => (Box::new(recipe.mentions()), &recipe.results),
+            Self::Edit(recipe) => (Box::new(recipe.mentions()), &recipe.results),
+        };
+        own.chain(results.iter().flat_map(Recipe::mentions))
+            .map(|model| &model.value)
+    }
 }
 
 /// Reads the recipe of a merge from a file, with the registry's methods.
@@ -141,10 +164,13 @@ fn parse_documents(
         problems.push(Problem::new(ProblemKind::Invalid, None, message));
         return Err(RecipeError::new(name, text, problems));
     }
+    let recipe_dir = Path::new(name).parent();
+    let mut found_models = Vec::new();
     for root in &roots {
         let mut walk = Walk::new(methods);
         walk.text = text;
         walk.recorded = recorded;
+        walk.recipe_dir = recipe_dir.map(Path::to_owned);
         if is_moe(root) && is_edit(root) {
             assemblies.extend(
                 walk.edit(root)
@@ -160,8 +186,14 @@ fn parse_documents(
         }
         problems.append(&mut walk.problems);
         warnings.append(&mut walk.warnings);
+        found_models.append(&mut walk.found_models);
     }
     sort(&mut warnings);
+    let has_found = !found_models.is_empty();
+    let recipe_text = RecipeText {
+        read: text.to_owned(),
+        resolved: resolved(text, found_models),
+    };
     let recipe = match assemblies.pop() {
         // A document that could not be read does not say what the others are used for.
         None if roots.iter().any(is_moe) => None,
@@ -175,7 +207,7 @@ fn parse_documents(
                 AnyRecipe::Merge(Box::new(Recipe {
                     warnings,
                     path: name.into(),
-                    text: text.into(),
+                    text: recipe_text.clone(),
                     ..recipe
                 }))
             })
@@ -188,14 +220,14 @@ fn parse_documents(
                     results,
                     warnings,
                     path: name.into(),
-                    text: text.into(),
+                    text: recipe_text.clone(),
                     ..*recipe
                 })),
                 Assembly::Edit(recipe) => AnyRecipe::Edit(Box::new(EditRecipe {
                     results,
                     warnings,
                     path: name.into(),
-                    text: text.into(),
+                    text: recipe_text.clone(),
                     ..*recipe
                 })),
             })
@@ -207,6 +239,17 @@ fn parse_documents(
             None
         }
     };
+    let is_recorded = |recipe: &AnyRecipe| {
+        let again = parse_documents("", recipe.text(), methods, recorded);
+        again.is_ok_and(|again| again.mentions().eq(recipe.mentions()))
+    };
+    if let Some(recipe) = recipe.as_ref().filter(|_| has_found && problems.is_empty())
+        && !is_recorded(recipe)
+    {
+        let message = "the models that a `glob` found can't be put into the text of the recipe, which is recorded";
+        let hint = "write `models: {glob: ...}` on a line of its own, without anchors and aliases, or take fewer models";
+        problems.push(Problem::new(ProblemKind::Invalid, None, message).with_hint(hint));
+    }
     match recipe {
         Some(recipe) if problems.is_empty() => Ok(recipe),
         _ => Err(RecipeError::new(name, text, problems)),

@@ -69,6 +69,28 @@ impl<'a> Places<'a> {
         self.text.get(at.start..)?.chars().next()
     }
 
+    /// The byte past the closing bracket of a flow list or mapping, whose last value ends at `end`; `end` if it has no
+    /// brackets.
+    pub(super) fn past_bracket(&self, at: Position, end: usize) -> usize {
+        if !matches!(self.char_at(at), Some('[' | '{')) {
+            return end;
+        }
+        let rest = self.text.get(end..).unwrap_or_default();
+        let mut in_comment = false;
+        for (place, c) in rest.char_indices() {
+            match c {
+                '\n' => in_comment = false,
+                _ if in_comment => {}
+                '#' => in_comment = true,
+                ']' | '}' => return end + place + 1,
+                ',' => {}
+                _ if c.is_whitespace() => {}
+                _ => break,
+            }
+        }
+        end
+    }
+
     /// Extends the position of a flow list or mapping to its closing bracket.
     pub(super) fn close_bracket(&self, at: &mut Position) {
         let rest = |from: usize| self.text.get(from..).unwrap_or_default();

@@ -57,8 +57,17 @@ pub struct Recipe {
     pub warnings: Vec<Problem>,
     /// The recipe's path, as the user gave it.
     pub path: String,
-    /// The text as read (without a byte order mark); positions refer to it.
-    pub text: String,
+    /// The text.
+    pub text: RecipeText,
+}
+
+/// The text of a recipe.
+#[derive(Debug, Clone, Default)]
+pub struct RecipeText {
+    /// As read, without a byte order mark; positions refer to it.
+    pub read: String,
+    /// With the models that a `glob` found in its place, so that it means the same later: the text for records.
+    pub resolved: String,
 }
 
 /// How computed values become values of the output's dtype.
@@ -196,7 +205,7 @@ impl Recipe {
 
     /// The error for problems that later layers found, which know the models.
     pub fn error(&self, problems: Vec<Problem>) -> RecipeError {
-        RecipeError::new(self.path.clone(), self.text.clone(), problems)
+        RecipeError::new(self.path.clone(), self.text.read.clone(), problems)
     }
 }
 

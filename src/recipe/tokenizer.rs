@@ -169,6 +169,7 @@ impl Walk<'_> {
                 let node = Node {
                     value: Value::Text(path.to_owned()),
                     at: node.at,
+                    end: node.end,
                 };
                 self.model(&node).map(VocabularySource::Model)
             }

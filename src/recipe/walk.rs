@@ -1,7 +1,9 @@
 //! The walk that types the tree: its state, and the problems that it collects instead of stopping at the first.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
+use super::found::FoundModels;
 use super::keys::Place;
 use super::problem::{Located, Position, Problem, ProblemKind};
 use super::yaml::{Entry, Node, Value};
@@ -29,6 +31,10 @@ pub(super) struct Walk<'a> {
     /// The base for a merge inside a mixture's recipe, if its method requires one and it names none: the mixture's
     /// base.
     pub(super) outer_base: Option<Located<ModelRef>>,
+    /// The folder of the recipe, where models are looked for too.
+    pub(super) recipe_dir: Option<PathBuf>,
+    /// The models that patterns stand for.
+    pub(super) found_models: Vec<FoundModels>,
 }
 
 /// The parameters that are given, but with problems: reporting them as missing too would be wrong.
@@ -62,6 +68,8 @@ impl<'a> Walk<'a> {
             text: "",
             recorded: false,
             outer_base: None,
+            recipe_dir: None,
+            found_models: Vec::new(),
         }
     }
 

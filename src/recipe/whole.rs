@@ -7,7 +7,7 @@ use super::nearest::nearest;
 use super::parameters::Level;
 use super::problem::{Located, Position, Problem, ProblemKind, listed, quoted};
 use super::renames::Rename;
-use super::schema::{Inputs, Module, Recipe, Rounding, Slice, SliceSource, Source};
+use super::schema::{Inputs, Module, Recipe, RecipeText, Rounding, Slice, SliceSource, Source};
 use super::setting::Parameters;
 use super::tokenizer::Tokenizer;
 use super::walk::Walk;
@@ -73,7 +73,7 @@ impl Walk<'_> {
             results: Vec::new(),
             warnings: Vec::new(),
             path: String::new(),
-            text: String::new(),
+            text: RecipeText::default(),
         };
         contract::check(self, &recipe);
         Some(recipe)
@@ -304,6 +304,9 @@ impl Walk<'_> {
     }
 
     fn models(&mut self, entry: &Entry) -> Option<Vec<Source>> {
+        if let Some(found) = self.checkpoints(entry) {
+            return found;
+        }
         let items = self.items(entry, "models")?;
         let mut sources = Vec::with_capacity(items.len());
         for item in items {

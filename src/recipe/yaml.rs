@@ -27,6 +27,8 @@ pub struct Node {
     pub value: Value,
     /// Its position; that of its key if it is absent.
     pub at: Position,
+    /// The byte past its last, which `at` does not go to if that is on another line.
+    pub end: usize,
 }
 
 /// A YAML value.
@@ -309,10 +311,18 @@ impl Places<'_> {
             }
         };
         let mut at = self.position(from, to);
+        // What an alias brings stands where the alias does, which need not be last.
+        let inner = match &value {
+            Value::List(items) => items.iter().map(|item| item.end).max(),
+            Value::Map(entries) => entries.iter().map(|entry| entry.node.end).max(),
+            _ => None,
+        };
+        let mut end = inner.unwrap_or(self.position(to, to).end);
         if matches!(value, Value::List(_) | Value::Map(_)) {
             self.close_bracket(&mut at);
+            end = self.past_bracket(at, end);
         }
-        (Node { value, at }, to)
+        (Node { value, at, end }, to)
     }
 }
 

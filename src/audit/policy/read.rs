@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use globset::{GlobBuilder, GlobMatcher};
+use checkpoint::Glob;
 use recipe::nearest;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -193,12 +193,12 @@ impl Lines<'_> {
         })
     }
 
-    fn pattern(&self, text: &Spanned<String>) -> Result<GlobMatcher, PolicyError> {
-        let glob = GlobBuilder::new(text.get_ref())
-            .literal_separator(false)
-            .build();
-        let glob = glob.map_err(|error| self.error(text.span(), error.to_string()))?;
-        Ok(glob.compile_matcher())
+    fn pattern(&self, text: &Spanned<String>) -> Result<Glob, PolicyError> {
+        let glob = Glob::parse(text.get_ref());
+        glob.map_err(|why| {
+            let message = format!("{:?} is no pattern: {why}", text.get_ref());
+            self.error(text.span(), message)
+        })
     }
 }
 

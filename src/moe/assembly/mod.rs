@@ -54,7 +54,7 @@ pub(super) fn attempt(
         router: Some(inputs.router(&assembly, &tensors, options, problems)?),
         config: inputs.config(&assembly, &tensors),
         tensors,
-        recipe: (path.to_owned(), recipe.text.clone()),
+        recipe: (path.to_owned(), recipe.text.resolved.clone()),
     };
     let base = inputs.base;
     finish(decided, models, base, notes, options, problems)

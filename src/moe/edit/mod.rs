@@ -110,7 +110,7 @@ pub(super) fn attempt(
         tensors,
         router,
         config,
-        recipe: (path.to_owned(), recipe.text.clone()),
+        recipe: (path.to_owned(), recipe.text.resolved.clone()),
     };
     finish(decided, models, base, notes, options, problems)
 }

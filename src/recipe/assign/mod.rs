@@ -72,6 +72,7 @@ fn null() -> Node {
     Node {
         value: Value::Null,
         at: nowhere,
+        end: 0,
     }
 }
 
