@@ -32,6 +32,24 @@ impl<T: Real> Matrix<T> {
         })
     }
 
+    /// The matrix of what a function says of each row and column.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn from_fn(
+        rows: usize,
+        columns: usize,
+        of: impl Fn(usize, usize) -> T,
+    ) -> Result<Self, NoMemory> {
+        let mut out = Self::zeros(rows, columns)?;
+        for (row, values) in out.values.chunks_mut(columns.max(1)).enumerate() {
+            for (column, value) in values.iter_mut().enumerate() {
+                *value = of(row, column);
+            }
+        }
+        Ok(out)
+    }
+
     /// How many rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -40,6 +58,15 @@ impl<T: Real> Matrix<T> {
     /// How many columns.
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// One element.
+    ///
+    /// # Panics
+    /// If there is no such row or column: an error of the caller.
+    pub fn at(&self, row: usize, column: usize) -> T {
+        assert!(column < self.columns);
+        self.values[row * self.columns + column]
     }
 
     /// The elements, row by row.

@@ -13,13 +13,13 @@
 use std::sync::Arc;
 
 use errors::Refusal;
-use nalgebra::{DMatrix, SymmetricEigen};
 
 use super::Recipe;
 use super::rows::{Rows, normalize, project_out};
 use architecture::Decoder;
 use checkpoint::Checkpoint;
 use engine::scan;
+use matrix::{Eigen, Matrix, MatrixError};
 use numeric::{NormalKey, View, dot, multiply};
 
 /// Vectors iterated together. Convergence then depends on the gap to the ninth singular value, not to the second.
@@ -139,6 +139,20 @@ impl<'a> Change<'a> {
         })
     }
 
+    /// Why there is no direction.
+    fn without_direction(&self, error: MatrixError) -> Refusal {
+        let (expert, base) = (self.expert.model.label(), self.base.model.label());
+        let layer = self.layer;
+        Refusal::from(match error {
+            MatrixError::NotFinite => {
+                format!("`{expert}` or `{base}` holds NaN or infinity in the MLP of layer {layer}")
+            }
+            error => {
+                format!("`{expert}` and `{base}`, in the MLP of layer {layer}: {error}")
+            }
+        })
+    }
+
     /// The first right singular vector; `None` if the matrices are equal.
     fn direction(
         &self,
@@ -158,18 +172,9 @@ impl<'a> Change<'a> {
             }
             let image = self.gram_times(&basis)?;
             let best = project(&basis, &image.products, hidden);
-            if !best.value.is_finite() {
-                return Err(format!(
-                    "`{}` or `{}` holds NaN or infinity in the MLP of layer {}",
-                    self.expert.model.label(),
-                    self.base.model.label(),
-                    self.layer
-                )
-                .into());
-            }
-            if best.value <= 0.0 {
+            let Some(best) = best.map_err(|error| self.without_direction(error))? else {
                 break;
-            }
+            };
             if step == STEPS || best.value - explained <= SETTLED * best.value {
                 let mut row = combine(&basis, &best.vector, hidden);
                 if dot(&image.opened, &best.vector) < 0.0 {
@@ -282,37 +287,24 @@ struct Best {
     vector: Vec<f64>,
 }
 
-/// The direction in the span of an orthonormal basis along which the difference is largest. `products` are `D^T D v` of
-/// the basis.
-fn project(basis: &[f64], products: &[f64], hidden: usize) -> Best {
-    let without = |value| Best {
-        value,
-        vector: Vec::new(),
-    };
+/// The direction in the span of an orthonormal basis along which the difference is largest; none if there is no
+/// difference. `products` are `D^T D v` of the basis.
+fn project(basis: &[f64], products: &[f64], hidden: usize) -> Result<Option<Best>, MatrixError> {
     let count = basis.len() / hidden;
-    if count == 0 {
-        return without(0.0);
-    }
-    let inner = DMatrix::from_fn(count, count, |a, b| {
+    let of = |a: usize, b: usize| {
         dot(
             &basis[a * hidden..][..hidden],
             &products[b * hidden..][..hidden],
         )
-    });
-    if !inner.iter().all(|value| value.is_finite()) {
-        return without(f64::NAN);
-    }
+    };
     // The matrix is symmetric except for rounding.
-    let symmetric = (&inner + inner.transpose()) / 2.0;
-    let eigen = SymmetricEigen::new(symmetric);
-    let values = eigen.eigenvalues.iter().enumerate();
-    match values.max_by(|(_, a), (_, b)| a.total_cmp(b)) {
-        Some((at, value)) => Best {
-            value: *value,
-            vector: eigen.eigenvectors.column(at).iter().copied().collect(),
-        },
-        None => without(0.0),
-    }
+    let inner = Matrix::from_fn(count, count, |a, b| f64::midpoint(of(a, b), of(b, a)))?;
+    let Eigen { values, vectors } = Eigen::new(inner)?;
+    let largest = values.first().filter(|value| **value > 0.0);
+    Ok(largest.map(|value| Best {
+        value: *value,
+        vector: vectors.values()[..count].to_vec(),
+    }))
 }
 
 /// The weighted sum of a basis's vectors.
@@ -370,11 +362,12 @@ mod tests {
         // A Gram matrix with eigenvalues 9, 4 and 1 along the axes, and the axes as basis.
         let basis = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
         let products = [4.0, 0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 1.0];
-        let best = project(&basis, &products, 3);
+        let best = project(&basis, &products, 3).unwrap().unwrap();
         assert!((best.value - 9.0).abs() < 1e-12);
         let row = combine(&basis, &best.vector, 3);
         assert!((row[1].abs() - 1.0).abs() < 1e-12, "{row:?}");
-        assert_eq!(project(&[], &[], 3).value, 0.0);
-        assert!(project(&basis, &[f64::NAN; 9], 3).value.is_nan());
+        assert!(project(&[], &[], 3).unwrap().is_none());
+        assert!(project(&basis, &[0.0; 9], 3).unwrap().is_none());
+        assert!(project(&basis, &[f64::NAN; 9], 3).is_err());
     }
 }

@@ -195,7 +195,7 @@ impl TensorSource for Routers {
         let notes = match self.recipe.mode {
             // Rows of zeros are equal on purpose, so there is nothing to report.
             GateMode::Zero => Vec::new(),
-            _ => report::notes(&layers, &self.recipe),
+            _ => report::notes(&layers, &self.recipe).map_err(|error| error.to_string())?,
         };
         let Recipe { experts, parts, .. } = self.recipe;
         let bytes = |rows: Rows| {

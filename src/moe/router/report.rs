@@ -1,10 +1,9 @@
 //! Notes on finished rows: which layers can hardly tell their experts apart.
 
-use nalgebra::DMatrix;
-
 use super::Recipe;
 use super::rows::Rows;
-use numeric::dot;
+use matrix::{Eigen, Matrix, MatrixError};
+use numeric::{NoMemory, dot};
 
 /// A layer is reported if its rows have a larger condition number; the threshold is mergekit's.
 const CONDITION: f64 = 5.0;
@@ -16,12 +15,17 @@ const COINCIDE: f64 = 0.98;
 const PAIRS: usize = 3;
 
 /// Notes on the rows of all layers.
-pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Vec<String> {
+///
+/// # Errors
+/// If there is no memory for the inner products of a layer's rows, or if they hold NaN or infinity.
+pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Result<Vec<String>, MatrixError> {
     let (names, experts) = (&recipe.names, recipe.experts);
     // Centred rows sum to zero, so their rank is one less.
     let spare = usize::from(recipe.center);
-    let grams: Vec<DMatrix<f64>> = layers.iter().map(gram).collect();
-    let conditions: Vec<f64> = grams.iter().map(|gram| condition(gram, spare)).collect();
+    let grams = layers.iter().map(gram);
+    let grams = grams.collect::<Result<Vec<Matrix<f64>>, NoMemory>>()?;
+    let conditions = grams.iter().map(|gram| condition(gram, spare));
+    let conditions = conditions.collect::<Result<Vec<f64>, MatrixError>>()?;
     let worst = (0..layers.len()).max_by(|a, b| conditions[*a].total_cmp(&conditions[*b]));
     let bad = conditions
         .iter()
@@ -50,8 +54,8 @@ pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Vec<String> {
     for a in 0..experts {
         for b in a + 1..experts {
             // A row of length zero has no direction.
-            let alike = |gram: &&DMatrix<f64>| {
-                gram[(a, b)] > COINCIDE * (gram[(a, a)] * gram[(b, b)]).sqrt()
+            let alike = |gram: &&Matrix<f64>| {
+                gram.at(a, b) > COINCIDE * (gram.at(a, a) * gram.at(b, b)).sqrt()
             };
             let count = grams.iter().filter(alike).count();
             if count > 0 {
@@ -69,26 +73,25 @@ pub(super) fn notes(layers: &[Rows], recipe: &Recipe) -> Vec<String> {
     if pairs.len() > PAIRS {
         notes.push(format!("so do those of {} more pairs", pairs.len() - PAIRS));
     }
-    notes
+    Ok(notes)
 }
 
 /// The inner products of the rows of a layer.
-fn gram(rows: &Rows) -> DMatrix<f64> {
+fn gram(rows: &Rows) -> Result<Matrix<f64>, NoMemory> {
     let count = rows.values.len() / rows.hidden;
-    DMatrix::from_fn(count, count, |a, b| dot(rows.row(a), rows.row(b)))
+    Matrix::from_fn(count, count, |a, b| dot(rows.row(a), rows.row(b)))
 }
 
 /// The condition number of rows, from their inner products: the largest singular value over the smallest one, without
 /// the `spare` smallest.
-fn condition(gram: &DMatrix<f64>, spare: usize) -> f64 {
-    let mut values: Vec<f64> = gram.symmetric_eigenvalues().iter().copied().collect();
-    values.sort_by(f64::total_cmp);
-    match (values.get(spare), values.last()) {
+fn condition(gram: &Matrix<f64>, spare: usize) -> Result<f64, MatrixError> {
+    let values = Eigen::new(gram.clone())?.values;
+    Ok(match (values.first(), values.iter().nth_back(spare)) {
         // Too few rows to depend on each other.
         (None, _) | (_, None) => 1.0,
-        (Some(least), Some(most)) if *least > most * f64::EPSILON => (most / least).sqrt(),
+        (Some(most), Some(least)) if *least > most * f64::EPSILON => (most / least).sqrt(),
         _ => f64::INFINITY,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -128,7 +131,7 @@ mod tests {
     }
 
     fn condition_of(values: &[f64], hidden: usize, spare: usize) -> f64 {
-        condition(&gram(&rows(values, hidden)), spare)
+        condition(&gram(&rows(values, hidden)).unwrap(), spare).unwrap()
     }
 
     #[test]
@@ -143,8 +146,12 @@ mod tests {
     fn experts_that_are_alike_are_named() {
         let apart = rows(&[1.0, 0.0, 0.0, 1.0], 2);
         let alike = rows(&[1.0, 0.0, 0.999, 0.01], 2);
-        assert!(notes(&[apart.clone(), apart.clone()], &recipe(false)).is_empty());
-        let found = notes(&[apart, alike], &recipe(false));
+        assert!(
+            notes(&[apart.clone(), apart.clone()], &recipe(false))
+                .unwrap()
+                .is_empty()
+        );
+        let found = notes(&[apart, alike], &recipe(false)).unwrap();
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(
             found[0].contains("1 of 2 routers") && found[0].contains("`b`"),
@@ -152,6 +159,10 @@ mod tests {
         );
         assert!(found[1].contains("experts 0 and 1"), "{found:?}");
         let opposite = rows(&[1.0, 0.0, -1.0, 0.0], 2);
-        assert!(notes(&[opposite.clone(), opposite], &recipe(true)).is_empty());
+        assert!(
+            notes(&[opposite.clone(), opposite], &recipe(true))
+                .unwrap()
+                .is_empty()
+        );
     }
 }
