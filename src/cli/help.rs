@@ -8,7 +8,7 @@ use clap::{Command, CommandFactory};
 use super::{Cli, fit};
 
 /// The commands, in groups.
-const COMMANDS: [(&str, &[&str]); 4] = [
+const COMMANDS: [(&str, &[&str]); 5] = [
     (
         "Make a model",
         &[
@@ -22,6 +22,7 @@ const COMMANDS: [(&str, &[&str]); 4] = [
             "push",
         ],
     ),
+    ("Find a better recipe", &["study"]),
     ("Look at models", &["inspect", "check", "diff"]),
     (
         "Prove what a model is made of",
@@ -137,6 +138,15 @@ const EXAMPLES: &[Examples] = &[
             "weld extract-lora base finetune adapter --energy 0.99 --max-rank 128 --save embed_tokens",
         ],
         page: "docs/lora.md",
+    },
+    Examples {
+        command: "study",
+        lines: &[
+            "weld study study.yml found",
+            "weld study report found --format html > report.html",
+            "weld study best found merged",
+        ],
+        page: "docs/study.md",
     },
     Examples {
         command: "inspect",

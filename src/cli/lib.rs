@@ -35,6 +35,7 @@ mod record;
 mod report;
 mod sign;
 mod signals;
+mod study;
 mod verify;
 
 use std::ffi::OsString;
@@ -69,6 +70,7 @@ enum Command {
     ExtractLora(Box<extract_lora::Arguments>),
     #[cfg(feature = "hub")]
     Push(push::Arguments),
+    Study(Box<study::Arguments>),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Methods(methods::Arguments),
@@ -105,6 +107,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::ExtractLora(arguments) => extract_lora::run(&arguments),
         #[cfg(feature = "hub")]
         Command::Push(arguments) => push::run(&arguments),
+        Command::Study(arguments) => study::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Methods(arguments) => methods::run(&arguments),

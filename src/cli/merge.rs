@@ -78,6 +78,16 @@ pub(super) struct OutputArguments {
 impl OutputArguments {
     /// Runs a plan; what was written is returned as JSON.
     pub(super) fn write(&self, plan: &Plan, caller: &Caller) -> Result<Value, Failure> {
+        self.write_found(plan, None, caller)
+    }
+
+    /// The same for a recipe that was searched for; the model card says how it was found.
+    pub(super) fn write_found(
+        &self,
+        plan: &Plan,
+        found: Option<&str>,
+        caller: &Caller,
+    ) -> Result<Value, Failure> {
         self.beside.check(&self.out, self.force, plan)?;
         for note in &plan.notes {
             caller.say(&format!("note: {}", printable(note)));
@@ -98,6 +108,7 @@ impl OutputArguments {
                 hash_inputs: self.hash_inputs,
                 drop_behind: available().is_some_and(|memory| input_bytes(plan) > memory),
                 look: Some(look),
+                found,
             },
             &progress,
         );
@@ -132,7 +143,7 @@ impl OutputArguments {
 }
 
 /// A path as a word of a shell's command; none if it cannot be written in one line.
-fn word(path: &Path) -> Option<String> {
+pub(super) fn word(path: &Path) -> Option<String> {
     let text = path
         .to_str()
         .filter(|text| !text.chars().any(char::is_control))?;

@@ -9,8 +9,9 @@ use super::lock::{Lock, Shortened};
 use checkpoint::Licence;
 use plan::{InputLicence, Plan};
 
-/// The card of the checkpoint at `out`, with names and recipe as the lock has them: without absolute paths.
-pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
+/// The card of the checkpoint at `out`, with names and recipe as the lock has them: without absolute paths. `found` says
+/// how the recipe was found, in Markdown.
+pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path, found: Option<&str>) -> String {
     let name = out.file_name().map_or_else(
         || "merge".into(),
         |name| name.to_string_lossy().into_owned(),
@@ -81,6 +82,9 @@ pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path) -> String {
         "{fence}yaml\n{}\n{fence}\n",
         lock.recipe.trim_end()
     ));
+    if let Some(found) = found {
+        card.push_str(&format!("\n## How the values were found\n\n{found}\n"));
+    }
     card
 }
 

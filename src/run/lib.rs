@@ -13,6 +13,7 @@ mod digests;
 mod error;
 mod gguf_file;
 mod holes;
+mod in_memory;
 mod lock;
 mod look;
 mod output;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 pub use digests::{Digest, Seen, all_digests, digests, each_piece};
 pub use error::RunError;
 pub use gguf_file::{ExportError, write_gguf};
+pub use in_memory::{Merged, in_memory};
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
     input_places, locked_hub, locked_recipe,
@@ -71,6 +73,8 @@ pub struct RunOptions<'a> {
     pub drop_behind: bool,
     /// Looks at what is to be written, before anything is computed. Only folders are looked at.
     pub look: Option<&'a Look<'a>>,
+    /// How the recipe was found, in Markdown, for the model card.
+    pub found: Option<&'a str>,
 }
 
 /// Looks at a folder that holds everything but the values of the tensors; an error stops the run.
@@ -121,7 +125,7 @@ pub fn run(
     let lock = Lock::new(plan, &digests, &side_files.written, inputs);
     let lock = lock.with_update(update.as_ref());
     side_files.write(LOCK_FILE, lock.text().into_bytes())?;
-    let card = card::text(plan, &lock, destination.path());
+    let card = card::text(plan, &lock, destination.path(), options.found);
     side_files.write("README.md", card.into_bytes())?;
     let written = side_files.written;
     look::look(plan, staged.as_ref(), &written)?;

@@ -22,7 +22,8 @@ use weldment::recipe::{self, AnyRecipe};
 use weldment::run::destination::{Destination, Disk, Folder, Memory, Step, Watch, write_whole};
 use weldment::run::{self, LOCK_FILE, RunError, RunOptions, Summary};
 
-use crate::fixtures::{Bench, files};
+use crate::fixtures::{Bench, files, load};
+use crate::sources::Silent;
 
 const LINEAR: &str =
     "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
@@ -566,6 +567,36 @@ fn memory_holds_the_files_that_a_folder_gets() {
     run_to(&job.plan, &memory).unwrap();
     let files: Vec<_> = memory.into_files().into_iter().collect();
     assert!(Some(files) == job.whole);
+}
+
+/// What is merged in memory to be read at once is what would be written.
+#[test]
+fn a_model_in_memory_is_the_one_that_is_written() {
+    let job = Job::new(bench(), false, false);
+    let scratch = job.bench.path("");
+    let merged = run::in_memory(&job.plan, "merged", &scratch, &Silent).unwrap();
+    let written = load(&job.out());
+    assert_eq!(merged.model.tensors().len(), written.len());
+    for (name, tensor) in &written {
+        let index = merged.model.find(name).unwrap();
+        let entry = &merged.model.tensors()[index];
+        assert_eq!(
+            (entry.dtype, &entry.shape),
+            (tensor.dtype, &tensor.shape),
+            "{name}"
+        );
+        assert_eq!(merged.model.bytes(index), Some(&tensor.bytes[..]), "{name}");
+    }
+    let whole = job.whole.unwrap();
+    for (name, bytes) in &merged.files {
+        assert!(
+            whole
+                .iter()
+                .any(|(file, found)| file == name && found == bytes),
+            "{name}"
+        );
+    }
+    assert!(merged.files.contains_key("config.json"));
 }
 
 #[test]

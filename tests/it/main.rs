@@ -52,6 +52,7 @@ mod signing;
 mod sources;
 mod strays;
 mod structure;
+mod study;
 mod tables;
 mod terminal;
 mod tokenizer;

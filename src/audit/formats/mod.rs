@@ -20,7 +20,7 @@ mod text;
 
 pub use columns::{columns, cut};
 pub use github::github;
-pub use html::{html, plan_page};
+pub use html::{PageError, html, page_of, plan_page};
 pub use json::json;
 pub use junit::junit;
 pub use markdown::markdown;

@@ -7,6 +7,7 @@ mod histogram;
 mod page;
 mod plan;
 
+pub use minijinja::Error as PageError;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Error, syntax::SyntaxConfig};
 use serde::Serialize;
@@ -35,6 +36,14 @@ pub fn html(report: &Report) -> Result<String, Error> {
     environment()?
         .get_template("page.html")?
         .render(Serde(context))
+}
+
+/// A page by a template of its own, which may include `head.html` and `page.css`.
+///
+/// # Errors
+/// The template failed.
+pub fn page_of(template: &str, context: &impl Serialize) -> Result<String, PageError> {
+    environment()?.render_str(template, Serde(context))
 }
 
 /// The templates of all pages, which escape all their input.

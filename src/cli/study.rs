@@ -1,0 +1,278 @@
+//! `weld study`: searches for the values of a recipe that score best, reports what it found, writes the winner.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::arguments::{Memory, Threads};
+use super::caller::Caller;
+use super::merge::OutputArguments;
+use super::network::{Needs, Network};
+use super::output::{Failure, print, print_json, print_made};
+use super::signals::Work;
+use bytesize::ByteSize;
+use checkpoint::Locator;
+use engine::Settings;
+use errors::printable;
+use plan::Options;
+use study::{Chosen, Event, Folder, Listener, Means, Report, StudyError, Trial};
+
+/// What is said of a study that was stopped.
+const GO_ON: &str = "stopped: run the same command again to go on";
+
+/// Search for the values of a recipe whose merge scores best on files of tasks
+///
+/// Every trial is merged in memory and scored; nothing but the trials is written to DIR. A study that was stopped goes on
+/// where it was, and several processes may work on one DIR. Trials are compared on the validation split alone; the chosen
+/// ones are scored on the test split at the end.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
+
+    /// The study, a YAML file: recipe, space, tasks, strategy, budget
+    #[arg(required = true)]
+    study: Option<PathBuf>,
+
+    /// The folder that keeps the trials
+    #[arg(required = true)]
+    dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    means: MeansArguments,
+
+    /// Print only errors
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Show what a study found: leaderboard with intervals, scores by task, values
+    Report(ReportArguments),
+    /// Merge by the values that scored best on the validation split
+    Best(Box<BestArguments>),
+}
+
+/// What trials are merged and scored with.
+#[derive(Args)]
+struct MeansArguments {
+    #[command(flatten)]
+    threads: Threads,
+
+    #[command(flatten)]
+    memory: Memory,
+
+    #[command(flatten)]
+    network: Network,
+}
+
+impl MeansArguments {
+    fn options(&self) -> Options {
+        Options {
+            settings: Settings {
+                threads: self.threads.count(),
+                memory: self.memory.budget(),
+                allow_non_finite: false,
+                saturate: false,
+            },
+            seed: 0,
+            shard_size: ByteSize::gb(5).as_u64(),
+            tokenizer_from: None,
+        }
+    }
+
+    fn locator(&self, folder: Option<&Path>, caller: &Caller) -> Result<Locator, Failure> {
+        self.network.locator(folder, Needs::Weights, caller)
+    }
+}
+
+#[derive(Args)]
+struct ReportArguments {
+    /// The study's folder
+    dir: PathBuf,
+
+    /// What is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+/// A format of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For pages and pull requests
+    Markdown,
+    /// All trials, one a line
+    Csv,
+    /// For programs
+    Json,
+    /// A page with plots
+    Html,
+}
+
+#[derive(Args)]
+struct BestArguments {
+    /// The study's folder
+    dir: PathBuf,
+
+    #[command(flatten)]
+    output: OutputArguments,
+
+    /// The best trial of this search [default: of all searches]
+    #[arg(long, value_name = "NAME")]
+    search: Option<String>,
+
+    /// This trial in place of the best one
+    #[arg(long, value_name = "N")]
+    number: Option<usize>,
+
+    #[command(flatten)]
+    means: MeansArguments,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    match (&arguments.action, &arguments.study, &arguments.dir) {
+        (Some(Action::Report(arguments)), ..) => report(arguments),
+        (Some(Action::Best(arguments)), ..) => best(arguments),
+        (None, Some(study), Some(dir)) => search(arguments, study, dir),
+        (None, ..) => Err(Failure::tool("expected a study and a folder")),
+    }
+}
+
+fn search(arguments: &Arguments, file: &Path, dir: &Path) -> Result<(), Failure> {
+    let study = study::read(file)?;
+    let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
+    let means = Means {
+        locator: arguments.means.locator(None, &caller)?,
+        options: arguments.means.options(),
+        scratch: std::env::temp_dir(),
+    };
+    study::run(&study, dir, means, &Told(&caller)).map_err(|error| match caller.stopped() {
+        true => Failure::Stopped(GO_ON.to_owned()),
+        false => error.into(),
+    })?;
+    if !arguments.quiet {
+        print(&study::text(&Report::new(&Folder::open(dir)?)?))?;
+    }
+    if let Some(dir) = super::merge::word(dir) {
+        caller.say_unbroken(&format!(
+            "look at it with: weld study report {dir} --format html > study.html\n\
+             merge by its values with: weld study best {dir} OUT"
+        ));
+    }
+    Ok(())
+}
+
+fn report(arguments: &ReportArguments) -> Result<(), Failure> {
+    let report = Report::new(&Folder::open(&arguments.dir)?)?;
+    match arguments.format {
+        Format::Text => print(&study::text(&report)),
+        Format::Markdown => print_made(&errors::printable_lines(&study::markdown(&report))),
+        Format::Csv => print_made(&study::csv(&report)),
+        Format::Json => print_json(&study::json(&report)),
+        Format::Html => {
+            let page = study::html(&report);
+            print_made(
+                &page.map_err(|error| Failure::tool(format!("cannot write the page: {error}")))?,
+            )
+        }
+    }
+}
+
+fn best(arguments: &BestArguments) -> Result<(), Failure> {
+    let caller = Caller::terminal(Work::Writes, arguments.output.quiet)?;
+    let folder = Folder::open(&arguments.dir)?;
+    let chosen = Chosen::new(&folder, arguments.search.as_deref(), arguments.number)?;
+    caller.say(&format!("merging by {}", printable(&chosen.name)));
+    let recipe = recipe::parse_with_registry(&chosen.name, &chosen.text)?;
+    let locator = arguments.means.locator(Some(&chosen.folder), &caller)?;
+    let plan = plan::plan(&recipe, &chosen.name, &locator, &arguments.means.options());
+    let plan = plan.map_err(|error| caller.failure(error.into()))?;
+    let made = arguments
+        .output
+        .write_found(&plan, Some(&chosen.found), &caller)?;
+    arguments.output.print(&made)
+}
+
+impl From<StudyError> for Failure {
+    fn from(error: StudyError) -> Self {
+        if error.is_stopped() {
+            return Failure::Stopped(GO_ON.to_owned());
+        }
+        match error {
+            StudyError::Recipe(error) => (*error).into(),
+            StudyError::Run(error) => error.into(),
+            StudyError::File { .. } => Failure::tool(&error),
+            StudyError::Checkpoint(error) => Failure::tool(&error),
+            error => Failure::input(&error),
+        }
+    }
+}
+
+/// Says on the terminal what happens.
+struct Told<'a>(&'a Caller);
+
+impl Listener for Told<'_> {
+    fn hear(&self, event: &Event<'_>) {
+        match event {
+            Event::Search { name, done, all } => {
+                let before = match done {
+                    0 => String::new(),
+                    done => format!(", of which {done} are there already"),
+                };
+                self.0
+                    .say(&format!("{}: {all} trials{before}", printable(name)));
+            }
+            Event::Trial {
+                trial,
+                best,
+                done,
+                all,
+            } => {
+                let best = best
+                    .and_then(|best| Some(format!(", best {} ({})", shown(best)?, best.number)));
+                let score = shown(trial).unwrap_or_else(|| "failed".to_owned());
+                self.0.say(&format!(
+                    "[{done}/{all}] trial {}: {score}{}",
+                    trial.number,
+                    best.unwrap_or_default()
+                ));
+                if let Some(error) = &trial.error {
+                    self.0.say(&format!(
+                        "note: trial {} failed: {}",
+                        trial.number,
+                        printable(error)
+                    ));
+                }
+            }
+            Event::Reference(reference) => self
+                .0
+                .say(&format!("scored {}", printable(&reference.model))),
+            Event::Tested(tested) => {
+                self.0.say(&format!(
+                    "tested trial {} of {}",
+                    tested.number,
+                    printable(&tested.search)
+                ));
+            }
+            Event::Note(note) => self.0.say(&format!("note: {}", printable(note))),
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.0.stopped()
+    }
+}
+
+/// A trial's score in a line of the search.
+fn shown(trial: &Trial) -> Option<String> {
+    let early = if trial.is_complete() {
+        ""
+    } else {
+        ", given up early"
+    };
+    Some(format!("{:.4}{early}", trial.score?))
+}

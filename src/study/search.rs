@@ -1,0 +1,541 @@
+//! The search itself: trial by trial, until the budget is used up; then the references, and the test of the chosen ones.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value as Json};
+
+use super::bench::{Bench, Means};
+use super::error::StudyError;
+use super::file::{Search, Study};
+use super::folder::{Claim, Folder, Locked, Record, Settings};
+use super::strategy::{Proposal, Seen, Strategy};
+use super::trial::{Reference, Status, TaskResult, Tested, Trial, results, score};
+use super::values::json;
+use eval::{Split, Tasks};
+use numeric::{NUMERICS, product_instructions};
+use plan::Plan;
+use recipe::{Assignment, Problem, ProblemKind};
+use run::Merged;
+
+/// How often it is looked whether another process has ended its trial.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Trials that are scored on all items before any is given up.
+const BEFORE_HALVING: usize = 4;
+
+/// Hears what happens in a study, and may stop it.
+pub trait Listener: Sync {
+    /// Something happened.
+    fn hear(&self, event: &Event<'_>);
+
+    /// Whether to stop; asked often.
+    fn is_stopped(&self) -> bool;
+}
+
+/// What happens in a study.
+#[derive(Debug)]
+pub enum Event<'e> {
+    /// A search begins, or goes on.
+    Search {
+        /// Its name.
+        name: &'e str,
+        /// Trials that were recorded before.
+        done: usize,
+        /// All trials.
+        all: usize,
+    },
+    /// A trial was recorded.
+    Trial {
+        /// The trial.
+        trial: &'e Trial,
+        /// The best complete one of its search so far.
+        best: Option<&'e Trial>,
+        /// Trials of its search that are recorded.
+        done: usize,
+        /// All trials of its search.
+        all: usize,
+    },
+    /// A model that merges are compared with was scored.
+    Reference(&'e Reference),
+    /// A chosen trial was scored on the test split.
+    Tested(&'e Tested),
+    /// Something that the user should know.
+    Note(String),
+}
+
+/// A search with all that its trials have in common.
+struct Prepared<'s> {
+    search: &'s Search,
+    file: PathBuf,
+    /// The recipe with the values that are the same in all trials.
+    text: String,
+}
+
+/// Goes on with a study in a folder until it is done, beside other processes that may work on it too.
+///
+/// # Errors
+/// The study, a recipe or a model is wrong, the folder holds another study, the system refuses, or it was stopped. What
+/// was recorded stays, and the study goes on from there when it is run again.
+pub fn run(
+    study: &Study,
+    folder: &Path,
+    means: Means,
+    listener: &dyn Listener,
+) -> Result<Record, StudyError> {
+    let files: Vec<PathBuf> = study.tasks.iter().map(|file| study.located(file)).collect();
+    let tasks = Tasks::read(&files)?;
+    let mut bench = Bench::new(means, &tasks, study.split_seed, listener);
+    let mut searches = Vec::new();
+    let mut plans = Vec::new();
+    let mut models: Vec<(String, String)> = Vec::new();
+    for search in &study.searches {
+        let file = study.located(&search.recipe);
+        let text = recipe::assign(
+            &file.display().to_string(),
+            &recipe::read_text(&file)?,
+            &search.set,
+        )?;
+        let prepared = Prepared { search, file, text };
+        // What is wrong with the recipe, its models or the space shows before anything is computed.
+        let middle = vec![0.5; search.space.dimensions().len()];
+        let plan = bench.plan(&prepared.file, &prepared.recipe(study, &middle)?.0)?;
+        for input in bench.inputs(&plan)? {
+            if !models.contains(&input) {
+                models.push(input);
+            }
+        }
+        searches.push(prepared);
+        plans.push(plan);
+    }
+    let texts: Vec<String> = searches.iter().map(|search| search.text.clone()).collect();
+    let settings = Settings::new(study, &texts, digests_of(&tasks), models);
+    let folder = Folder::open_for(folder, &settings)?;
+    let mut record = folder.record()?;
+    let mut work = Work {
+        study,
+        bench,
+        folder: &folder,
+        settings: &settings,
+        listener,
+    };
+    for prepared in &searches {
+        work.search(prepared, &mut record)?;
+    }
+    work.references(&plans, &mut record)?;
+    for prepared in &searches {
+        work.test(prepared, &mut record)?;
+    }
+    Ok(record)
+}
+
+/// The names of tasks, and the digests of their items.
+fn digests_of(tasks: &Tasks) -> Vec<(String, String)> {
+    let digest = |task: &eval::Task| {
+        let mut hasher = blake3::Hasher::new();
+        for item in &task.items {
+            let digest = serde_json::to_string(&item.digest).unwrap_or_default();
+            hasher.update(digest.as_bytes());
+        }
+        (task.name.clone(), hasher.finalize().to_string())
+    };
+    tasks.tasks.iter().map(digest).collect()
+}
+
+impl Prepared<'_> {
+    /// The recipe at a point, and the values that stand for it.
+    fn recipe(
+        &self,
+        study: &Study,
+        point: &[f64],
+    ) -> Result<(String, Map<String, Json>), StudyError> {
+        let mut assignments = Vec::new();
+        let mut values = Map::new();
+        for (path, value) in self.search.space.values(point) {
+            let read = recipe::read_yaml(&value).unwrap_or_default();
+            values.insert(
+                path.clone(),
+                read.first().map_or(Json::Null, |node| json(&node.value)),
+            );
+            assignments.push(Assignment::new(&path, &value).map_err(|why| {
+                let message = format!("cannot set `{path}` to `{value}`: {why}");
+                study.error(Problem::new(ProblemKind::Invalid, self.search.at, message))
+            })?);
+        }
+        let text = recipe::assign(&self.file.display().to_string(), &self.text, &assignments)?;
+        Ok((text, values))
+    }
+}
+
+/// What the search does next.
+enum Next {
+    /// This trial, at this point.
+    Try(usize, Vec<f64>, Claim),
+    /// Nothing until another process has ended its trial.
+    Wait,
+    /// All trials are recorded.
+    Done,
+}
+
+struct Work<'a> {
+    study: &'a Study,
+    bench: Bench<'a>,
+    folder: &'a Folder,
+    settings: &'a Settings,
+    listener: &'a dyn Listener,
+}
+
+impl Work<'_> {
+    /// All trials of a search.
+    fn search(&mut self, prepared: &Prepared<'_>, record: &mut Record) -> Result<(), StudyError> {
+        let name = prepared.search.name.as_str();
+        let all = self.trials(prepared);
+        self.listener.hear(&Event::Search {
+            name,
+            done: record.of_search(name).count(),
+            all,
+        });
+        loop {
+            if self.listener.is_stopped() {
+                return Err(StudyError::Stopped);
+            }
+            let next = self.next(prepared, all, record)?;
+            let (number, point, claim) = match next {
+                Next::Try(number, point, claim) => (number, point, claim),
+                Next::Wait => {
+                    thread::sleep(PATIENCE);
+                    continue;
+                }
+                Next::Done => return Ok(()),
+            };
+            let trial = self.trial(prepared, number, point, record)?;
+            let locked = self.folder.lock()?;
+            locked.update(record)?;
+            if record.trial(name, number).is_none() {
+                locked.add_trial(record, &trial)?;
+            }
+            drop((locked, claim));
+            self.listener.hear(&Event::Trial {
+                trial: &trial,
+                best: record.best(name, 1).first().copied(),
+                done: record.of_search(name).count(),
+                all,
+            });
+        }
+    }
+
+    /// The number of trials of a search.
+    fn trials(&self, prepared: &Prepared<'_>) -> usize {
+        let mut counts = prepared
+            .search
+            .space
+            .dimensions()
+            .into_iter()
+            .map(|one| one.count());
+        let combinations = counts.try_fold(1_usize, |product, count| {
+            Some(product.saturating_mul(count?))
+        });
+        match (self.study.strategy, combinations) {
+            (Strategy::Grid, Some(combinations)) => self.study.trials.min(combinations),
+            // There is only one merge where nothing is searched.
+            _ if prepared.search.space.parameters.is_empty() => 1,
+            _ => self.study.trials,
+        }
+    }
+
+    /// Claims the next trial.
+    fn next(
+        &self,
+        prepared: &Prepared<'_>,
+        all: usize,
+        record: &mut Record,
+    ) -> Result<Next, StudyError> {
+        let name = prepared.search.name.as_str();
+        let locked = self.folder.lock()?;
+        locked.update(record)?;
+        let used: f64 = record.of_search(name).map(|trial| trial.seconds).sum();
+        if self
+            .study
+            .time
+            .is_some_and(|time| used >= time.as_secs_f64())
+        {
+            return Ok(Next::Done);
+        }
+        let mut missing = false;
+        for number in (0..all).filter(|&number| record.trial(name, number).is_none()) {
+            missing = true;
+            let Some(claim) = locked.claim(&format!("{name}-{number}"))? else {
+                continue;
+            };
+            let seen: Vec<Seen> = record.of_search(name).map(seen).collect();
+            let dimensions = prepared.search.space.dimensions();
+            match self
+                .study
+                .strategy
+                .propose(&dimensions, self.study.seed, number, &seen)
+            {
+                Proposal::Point(point) => return Ok(Next::Try(number, point, claim)),
+                Proposal::Wait => return Ok(Next::Wait),
+                Proposal::End => return Ok(Next::Done),
+            }
+        }
+        Ok(if missing { Next::Wait } else { Next::Done })
+    }
+
+    /// Merges and scores a trial.
+    fn trial(
+        &mut self,
+        prepared: &Prepared<'_>,
+        number: usize,
+        point: Vec<f64>,
+        record: &Record,
+    ) -> Result<Trial, StudyError> {
+        let started = Instant::now();
+        let name = prepared.search.name.as_str();
+        let (text, values) = prepared.recipe(self.study, &point)?;
+        let mut trial = Trial {
+            search: name.to_owned(),
+            number,
+            status: Status::Complete,
+            score: None,
+            standard_error: None,
+            values,
+            point,
+            rungs: Vec::new(),
+            tasks: Vec::new(),
+            key: String::new(),
+            same_as: None,
+            error: None,
+            seconds: 0.0,
+        };
+        let made = self.bench.plan(&prepared.file, &text).and_then(|plan| {
+            trial.key = self.key(&plan)?;
+            match record.of_key(&trial.key) {
+                Some(earlier) => {
+                    copy(earlier, &mut trial);
+                    Ok(())
+                }
+                None => self.score(&plan, &mut trial, record),
+            }
+        });
+        trial.seconds = (started.elapsed().as_secs_f64() * 1e4).round() / 1e4;
+        match made {
+            Ok(()) => Ok(trial),
+            // If even the first trial fails, something is wrong with all of them.
+            Err(error) if error.is_of_trial() && number > 0 => {
+                trial.status = Status::Failed;
+                trial.error = Some(error.to_string());
+                Ok(trial)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Merges a plan, and scores it as far as it is worth it.
+    fn score(&mut self, plan: &Plan, trial: &mut Trial, record: &Record) -> Result<(), StudyError> {
+        let merged = self
+            .bench
+            .merge(plan, &format!("{} {}", trial.search, trial.number))?;
+        if let Some(halving) = self.study.halving {
+            let mut items = halving.items;
+            while self.bench.is_limit(&merged, items)? {
+                let scores = self.bench.score(&merged, Split::Validation, Some(items))?;
+                self.set(trial, results(self.study.objective, &scores)?);
+                trial.rungs.extend(trial.score);
+                if !goes_on(trial, record, halving.factor) {
+                    trial.status = Status::Stopped;
+                    return Ok(());
+                }
+                items = items.saturating_mul(halving.factor);
+            }
+        }
+        let scores = self.bench.score(&merged, Split::Validation, None)?;
+        self.set(trial, results(self.study.objective, &scores)?);
+        Ok(())
+    }
+
+    fn set(&self, trial: &mut Trial, tasks: Vec<TaskResult>) {
+        let all = score(&tasks);
+        (trial.score, trial.standard_error) = (Some(all.value), all.error);
+        trial.tasks = tasks;
+    }
+
+    /// The digest of all that the scores of a merge depend on.
+    fn key(&mut self, plan: &Plan) -> Result<String, StudyError> {
+        let mut hasher = blake3::Hasher::new();
+        let mut feed = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        feed(env!("CARGO_PKG_VERSION"));
+        feed(&NUMERICS.to_string());
+        feed(product_instructions());
+        feed(&plan.recipe.1);
+        feed(&plan.seed.to_string());
+        for (name, digest) in self.bench.inputs(plan)?.iter().chain(&self.settings.tasks) {
+            feed(name);
+            feed(digest);
+        }
+        let Settings {
+            score,
+            split_seed,
+            halving,
+            ..
+        } = self.settings;
+        feed(&format!("{} {split_seed} {halving:?}", score.name()));
+        Ok(hasher.finalize().to_string())
+    }
+
+    /// Scores the models that merges are compared with, on both splits: nothing is chosen by it.
+    fn references(&mut self, plans: &[Plan], record: &mut Record) -> Result<(), StudyError> {
+        let mut labels: Vec<(String, usize)> = Vec::new();
+        for (at, plan) in plans.iter().enumerate() {
+            for model in plan.models.iter().filter(|model| model.is_stored()) {
+                if !labels.iter().any(|(label, _)| label == model.label()) {
+                    labels.push((model.label().to_owned(), at));
+                }
+            }
+        }
+        for (at, (label, plan)) in labels.into_iter().enumerate() {
+            let Some(model) = plans.get(plan).and_then(|plan| Bench::model(plan, &label)) else {
+                continue;
+            };
+            let is_known = |record: &Record| record.references.iter().any(|one| one.model == label);
+            let claim_name = format!("reference {at}");
+            let Some(claim) = self.claim_when(record, &claim_name, is_known)? else {
+                continue;
+            };
+            let scored =
+                self.bench
+                    .score_stored(&model, Split::Validation)
+                    .and_then(|validation| {
+                        Ok((validation, self.bench.score_stored(&model, Split::Test)?))
+                    });
+            let (validation, test) = match scored {
+                Ok(scored) => scored,
+                Err(error) if error.is_stopped() => return Err(error),
+                Err(error) => {
+                    let note = format!("`{label}` could not be scored for comparison: {error}");
+                    self.listener.hear(&Event::Note(note));
+                    continue;
+                }
+            };
+            let reference = Reference {
+                model: label,
+                validation: results(self.study.objective, &validation)?,
+                test: results(self.study.objective, &test)?,
+            };
+            let locked = self.folder.lock()?;
+            locked.update(record)?;
+            locked.add_reference(record, &reference)?;
+            drop((locked, claim));
+            self.listener.hear(&Event::Reference(&reference));
+        }
+        Ok(())
+    }
+
+    /// Claims a piece of work; none if it is done, by whomever.
+    fn claim_when(
+        &self,
+        record: &mut Record,
+        name: &str,
+        is_done: impl Fn(&Record) -> bool,
+    ) -> Result<Option<Claim>, StudyError> {
+        loop {
+            if self.listener.is_stopped() {
+                return Err(StudyError::Stopped);
+            }
+            let locked: Locked<'_> = self.folder.lock()?;
+            locked.update(record)?;
+            if is_done(record) {
+                return Ok(None);
+            }
+            if let Some(claim) = locked.claim(name)? {
+                return Ok(Some(claim));
+            }
+            drop(locked);
+            thread::sleep(PATIENCE);
+        }
+    }
+
+    /// Scores the best trials of a search on the test split, each once.
+    fn test(&mut self, prepared: &Prepared<'_>, record: &mut Record) -> Result<(), StudyError> {
+        let name = prepared.search.name.as_str();
+        let chosen: Vec<Trial> = record
+            .best(name, self.study.finalists)
+            .into_iter()
+            .cloned()
+            .collect();
+        for trial in chosen {
+            let is_tested = |record: &Record| record.tested.iter().any(|one| one.key == trial.key);
+            let Some(claim) = self.claim_when(record, &format!("test {}", trial.key), is_tested)?
+            else {
+                continue;
+            };
+            let (text, _) = prepared.recipe(self.study, &trial.point)?;
+            let plan = self.bench.plan(&prepared.file, &text)?;
+            let merged: Merged = self
+                .bench
+                .merge(&plan, &format!("{name} {}", trial.number))?;
+            let scores = self.bench.score(&merged, Split::Test, None)?;
+            let tasks = results(self.study.objective, &scores)?;
+            let all = score(&tasks);
+            let tested = Tested {
+                search: name.to_owned(),
+                number: trial.number,
+                key: trial.key.clone(),
+                score: all.value,
+                standard_error: all.error,
+                tasks,
+            };
+            let locked = self.folder.lock()?;
+            locked.update(record)?;
+            locked.add_tested(record, &tested)?;
+            drop((locked, claim));
+            self.listener.hear(&Event::Tested(&tested));
+        }
+        Ok(())
+    }
+}
+
+/// What a strategy sees of a trial.
+fn seen(trial: &Trial) -> Seen {
+    Seen {
+        number: trial.number,
+        point: trial.point.clone(),
+        score: match trial.status {
+            Status::Failed => f64::NEG_INFINITY,
+            Status::Complete | Status::Stopped => trial.score.unwrap_or(f64::NEG_INFINITY),
+        },
+    }
+}
+
+/// Gives a trial what an earlier one with the same key scored.
+fn copy(earlier: &Trial, trial: &mut Trial) {
+    let first = (earlier.search.clone(), earlier.number);
+    trial.same_as = Some(earlier.same_as.clone().unwrap_or(first));
+    trial.status = earlier.status;
+    trial.score = earlier.score;
+    trial.standard_error = earlier.standard_error;
+    trial.rungs = earlier.rungs.clone();
+    trial.tasks = earlier.tasks.clone();
+    trial.error = earlier.error.clone();
+}
+
+/// Whether a trial is among the best of those that were scored on the same items before it: one in `factor` goes on.
+fn goes_on(trial: &Trial, record: &Record, factor: usize) -> bool {
+    let Some(at) = trial.rungs.len().checked_sub(1) else {
+        return true;
+    };
+    let before = record
+        .of_search(&trial.search)
+        .filter(|other| other.number < trial.number);
+    let scores: Vec<f64> = before
+        .filter_map(|other| other.rungs.get(at).copied())
+        .collect();
+    let better = scores
+        .iter()
+        .filter(|&&score| score > trial.rungs[at])
+        .count();
+    scores.len() < BEFORE_HALVING || better < (scores.len() + 1).div_ceil(factor)
+}

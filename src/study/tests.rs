@@ -1,0 +1,109 @@
+use super::*;
+
+fn refused(text: &str) -> String {
+    parse("study.yml", text)
+        .map(|study| format!("{study:?}"))
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn a_study_is_read() {
+    let study = parse(
+        "dir/study.yml",
+        "
+recipe: ../ties.yml
+set: {dtype: float32}
+tasks: [a.jsonl, b.jsonl]
+space:
+  parameters.density: {uniform: [0.1, 0.9]}
+  models[0].parameters.weight: {log: [1e-3, 1], layers: 4}
+  weights: {simplex: [\"models[1].parameters.weight\", \"models[2].parameters.weight\"], total: 2}
+  merge_method: {choice: [ties, dare_ties]}
+trials: 200
+time: 1.5min
+halving: {items: 50}
+",
+    )
+    .unwrap();
+    assert_eq!(study.searches[0].name, "ties");
+    assert_eq!(study.searches[0].space.dimensions().len(), 1 + 4 + 2 + 1);
+    assert_eq!(study.time, Some(std::time::Duration::from_secs(90)));
+    assert_eq!(
+        study.halving,
+        Some(Halving {
+            items: 50,
+            factor: 2
+        })
+    );
+    assert_eq!(
+        (study.strategy, study.objective),
+        (Strategy::Tpe, Objective::Accuracy)
+    );
+    assert_eq!(
+        study.located(&study.searches[0].recipe),
+        std::path::Path::new("dir/../ties.yml")
+    );
+}
+
+#[test]
+fn all_that_is_wrong_with_a_study_is_told_at_once() {
+    insta::assert_snapshot!(refused("
+recipe: r.yml
+taks: [a.jsonl]
+space:
+  parameters.density: {uniform: [0.9, 0.1]}
+  parameters.weight: {log: [0, 1]}
+  parameters[: {grid: [1]}
+  parameters.lambda: {unifrom: [0, 1]}
+  x: {simplex: [a]}
+strategy: bayes
+"), @r"
+    study.yml:2:1: missing `tasks`
+      hint: `tasks: [FILE.jsonl]` says what merges are scored on
+    study.yml:2:1: missing `trials`
+      hint: `trials: 100` says how many there are of each search
+    study.yml:3:1: unknown key `taks` in a study
+      hint: did you mean `tasks`?
+    study.yml:5:33: the least value, 0.9, is more than the largest, 0.1
+      hint: as in `[0.1, 0.9]`
+    study.yml:6:28: expected values of more than 0
+      hint: as in `[0.1, 0.9]`
+    study.yml:7:3: `parameters[` is no path into a recipe: `[` has no `]`
+    study.yml:8:22: expected one of `grid`, `choice`, `uniform`, `log` and `simplex` for `parameters.lambda`, found 0
+      hint: as in `parameters.density: {uniform: [0.1, 0.9]}`
+    study.yml:8:23: unknown key `unifrom` in a searched value
+      hint: did you mean `uniform`?
+    study.yml:9:16: expected two paths at least on a simplex
+      hint: each is a path to a weight
+    study.yml:10:11: expected one of `grid`, `random`, `tpe`, `cma-es` as `strategy`, found `bayes`
+    ");
+    let twice = "searches: [{recipe: a.yml}, {recipe: b/a.yml}]\ntasks: [t]\ntrials: 0\n";
+    insta::assert_snapshot!(refused(twice), @r"
+    study.yml:1:29: two searches have the name `a`
+      hint: give each a `name:`
+    study.yml:3:9: expected a whole number from 1 to 1000000 as `trials`, found `0`
+    ");
+    let study = |rest: &str| refused(&format!("recipe: r.yml\ntasks: [t]\n{rest}"));
+    let choice = "trials: 3\nstrategy: cma-es\nspace: {a: {choice: [x, y]}}\n";
+    insta::assert_snapshot!(study(choice), @r"
+    study.yml:1:1: `strategy: cma-es` takes `uniform`, `log` and `simplex`, and `a` is a list of values
+      hint: `tpe` and `random` take all of them
+    ");
+    insta::assert_snapshot!(study("strategy: grid\nspace: {a: {uniform: [0, 1]}}\n"), @r"
+    study.yml:1:1: `strategy: grid` takes `grid` and `choice`, and `a` is any number
+      hint: `tpe` and `random` take all of them
+    ");
+    insta::assert_snapshot!(refused(""), @r"
+    study.yml: expected a study, found 0 YAML documents
+      hint: docs/study.md shows one
+    ");
+    insta::assert_snapshot!(refused("recipe: [\n"), @r"study.yml:1:9: invalid YAML: unclosed bracket '['");
+}
+
+#[test]
+fn a_grid_has_as_many_trials_as_combinations() {
+    let space = "space: {a: {grid: [1, 2, 3]}, b: {choice: [x, y]}}";
+    let text = format!("recipe: r.yml\ntasks: [t]\nstrategy: grid\n{space}\n");
+    assert_eq!(parse("s.yml", &text).unwrap().trials, 6);
+}
