@@ -19,7 +19,12 @@ import urllib.parse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Pages that lie elsewhere in the repository, and their names on the site.
-ELSEWHERE = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "recipes/family/README.md": "family.md"}
+ELSEWHERE = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "recipes/family/README.md": "family.md",
+    "recipes/family-qwen2/README.md": "family-qwen2.md",
+}
 LANGUAGES = {".rs": "rust", ".py": "python", ".yml": "yaml", ".yaml": "yaml", ".toml": "toml", ".sh": "sh"}
 FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)((?: \"[^\"]*\")?\))")

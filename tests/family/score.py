@@ -1,10 +1,11 @@
-"""Greedy exact-match accuracy per skill of any checkpoints of the small family, as a Markdown table.
+"""Greedy exact-match accuracy per skill of any checkpoints of a small family, as a Markdown table.
 
     python tests/family/score.py recipes/family/* merged
 
 An answer counts when the model, given the prompt alone, writes exactly it and then ends. The problems
-are the same in every run and none of them was ever trained on. Arguments that are not checkpoint
-folders (a README, say) are skipped, as long as one is left.
+are the same in every run and none of them was ever trained on. The vocabulary tells which family the
+checkpoints are of. Arguments that are not checkpoint folders (a README, say) are skipped, as long as
+one is left.
 """
 
 import sys
@@ -19,7 +20,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from skills import SKILLS, test_set
+from families import FAMILIES
+from skills import test_set
 
 
 def load(folder):
@@ -52,9 +54,18 @@ def answers(model, tokenizer, prompts):
     return written
 
 
-def score(model, tokenizer, count, seed):
+def skills_of(folder):
+    """What a checkpoint was taught, by its vocabulary."""
+    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    for family in FAMILIES.values():
+        if family.vocabulary == vocabulary:
+            return family.skills
+    raise SystemExit(f"{folder}: its vocabulary is that of none of the families {', '.join(FAMILIES)}")
+
+
+def score(skills, model, tokenizer, count, seed):
     scores = []
-    for skill in SKILLS:
+    for skill in skills:
         problems = test_set(skill, count, seed)
         written = answers(model, tokenizer, [p for p, _ in problems])
         scores.append(100 * sum(written[p] == a for p, a in problems) / count)
@@ -77,10 +88,13 @@ def main():
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print("| model | " + " | ".join(SKILLS) + " | mean |")
-    print("|---|" + "---:|" * (len(SKILLS) + 1))
+    skills = skills_of(folders[0])
+    if any(skills_of(folder) != skills for folder in folders):
+        parser.error("these are checkpoints of several families; score each family by itself")
+    print("| model | " + " | ".join(skills) + " | mean |")
+    print("|---|" + "---:|" * (len(skills) + 1))
     for folder in folders:
-        print(row(folder.name or folder, score(*load(folder), args.count, args.seed)), flush=True)
+        print(row(folder.name or folder, score(skills, *load(folder), args.count, args.seed)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The four skills of the small family: how a problem of each is drawn, and which ones are held out.
+"""The skills of the small families: how a problem of each is drawn, and which ones are held out.
 
 A problem is a prompt that ends in "=" and the one right answer. A tenth of all prompts, chosen by a
 checksum of the prompt itself, is never trained on; the tests draw from that tenth alone.
@@ -9,7 +9,8 @@ import string
 import zlib
 
 LETTERS = string.ascii_lowercase
-SYMBOLS = LETTERS + string.digits + ":=+"
+DIGITS = string.digits
+PAIRS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 
 
 def _letters(rng, n):
@@ -17,7 +18,7 @@ def _letters(rng, n):
 
 
 def sort(rng):
-    s = "".join(rng.choice(string.digits) for _ in range(8))
+    s = "".join(rng.choice(DIGITS) for _ in range(8))
     return f"sort:{s}=", "".join(sorted(s))
 
 
@@ -36,7 +37,42 @@ def cipher(rng):
     return f"rot{shift}:{s}=", "".join(LETTERS[(LETTERS.index(c) + shift) % 26] for c in s)
 
 
-SKILLS = {"sort": sort, "reverse": reverse, "add": add, "cipher": cipher}
+def count(rng):
+    """How many a, b and c there are among nine letters."""
+    s = "".join(rng.choice("abc") for _ in range(9))
+    return f"count:{s}=", "".join(str(s.count(c)) for c in "abc")
+
+
+def largest(rng):
+    """The largest of three numbers."""
+    numbers = [f"{rng.randrange(1000):03}" for _ in range(3)]
+    return f"max:{','.join(numbers)}=", max(numbers)
+
+
+def close(rng):
+    """What closes the brackets that are open, the last one first."""
+    s, open_ = "", []
+    while len(s) < 6 or not 2 <= len(open_) <= 6:
+        if len(s) == 14:
+            s, open_ = "", []
+        if open_ and rng.random() < 0.4:
+            s += PAIRS[open_.pop()]
+        else:
+            open_.append(rng.choice("([{<"))
+            s += open_[-1]
+    return f"close:{s}=", "".join(PAIRS[c] for c in reversed(open_))
+
+
+def runs(rng):
+    """Run-length coding of three to five runs of one to five letters."""
+    parts = []
+    for _ in range(rng.randint(3, 5)):
+        letter = rng.choice([c for c in LETTERS if not parts or c != parts[-1][0]])
+        parts.append((letter, rng.randint(1, 5)))
+    return f"runs:{''.join(c * n for c, n in parts)}=", "".join(f"{c}{n}" for c, n in parts)
+
+
+SKILLS = {f.__name__: f for f in (sort, reverse, add, cipher, count, largest, close, runs)}
 
 
 def held_out(prompt):
