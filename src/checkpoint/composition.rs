@@ -215,7 +215,7 @@ fn part_of(location: &Location) -> Location {
         path: PathBuf::new(),
         entry: None,
         hub: location.hub.clone(),
-        headers_only: location.headers_only,
+        remote: location.remote.clone(),
         adapter: None,
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::behind::Reclaim;
 use super::error::CheckpointError;
 use super::part::Part;
+use super::remote::RemotePlace;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
 use errors::Refusal;
@@ -78,6 +79,11 @@ impl TensorSource for Joined {
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
         let (source, index) = self.at(index);
         source.place(index)
+    }
+
+    fn remote(&self, index: usize) -> Vec<RemotePlace> {
+        let (source, index) = self.at(index);
+        source.remote(index)
     }
 
     fn read_ahead(&self) {

@@ -37,6 +37,7 @@ mod part;
 mod pickle;
 mod quantised;
 mod reader;
+mod remote;
 mod renamed;
 mod resolve;
 mod risks;
@@ -79,6 +80,7 @@ pub use nearby::{file_like, nearest};
 pub use part::Part;
 pub use pickle::PickleImports;
 pub use reader::{Checkpoint, SidecarsFrom};
+pub use remote::{RemoteFile, RemoteFiles, RemotePlace};
 pub use resolve::Resolver;
 pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
@@ -93,3 +95,4 @@ pub use tokenizer::{
     unknown_turn_tokens, vocabulary_end,
 };
 pub use tree::{TreeEntry, TreeKind, tree};
+pub use weight_names::{is_head_file, is_of_training};

@@ -12,6 +12,7 @@ use super::format::FileFormat;
 use super::hub::{self, HubSnapshot};
 use super::model_ref::ModelRef;
 use super::nearby::{path_like, repository_like};
+use super::remote::RemoteFiles;
 use errors::{Hint, Refusal};
 
 /// Fetches models from the Hub.
@@ -45,8 +46,8 @@ pub struct HubFolder {
     pub path: PathBuf,
     /// The commit.
     pub commit: String,
-    /// Whether of weight files only the headers are there.
-    pub headers_only: bool,
+    /// The weight files of which only the headers are there.
+    pub remote: RemoteFiles,
 }
 
 /// Where models are looked for. The command line fills it in, as the library reads no environment variables.
@@ -75,8 +76,8 @@ pub struct Location {
     pub entry: Option<String>,
     /// The snapshot, if the model was found in the Hub cache, or fetched.
     pub hub: Option<HubSnapshot>,
-    /// Whether of weight files only the headers are there: values read as zeros.
-    pub headers_only: bool,
+    /// The weight files of which only the headers are there: what is not fetched reads as zeros.
+    pub remote: RemoteFiles,
     /// The folder of the adapter that is applied to it.
     pub adapter: Option<Box<Location>>,
 }
@@ -88,7 +89,7 @@ impl Location {
             path: path.into(),
             entry: None,
             hub: None,
-            headers_only: false,
+            remote: RemoteFiles::default(),
             adapter: None,
         }
     }
@@ -172,7 +173,7 @@ impl Locator {
             Some(HubFolder {
                 path,
                 commit,
-                headers_only: false,
+                remote: RemoteFiles::default(),
             })
         };
         if model.revision.is_some() && self.find_local(repo, &mut Vec::new()).is_some() {
@@ -190,7 +191,7 @@ impl Locator {
             (cached, None) => cached,
         };
         Ok(found.map(|found| Location {
-            headers_only: found.headers_only,
+            remote: found.remote,
             hub: Some(HubSnapshot {
                 repo: repo.clone(),
                 revision: revision.into(),

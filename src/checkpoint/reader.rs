@@ -17,6 +17,7 @@ use super::left_out::LeftOut;
 use super::licence::Licence;
 use super::locate::Location;
 use super::part::Part;
+use super::remote::{RemoteFile, RemotePlace};
 use super::renamed::Renamed;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, SidecarKind, find_sidecars, left_out, unreadable};
@@ -40,6 +41,9 @@ pub struct Checkpoint {
     adapter: Option<Arc<Adapter>>,
     notes: Vec<String>,
 }
+
+/// A file that lies elsewhere, and what is wanted of it.
+type WantedOf = (Arc<dyn RemoteFile>, Vec<Range<u64>>);
 
 /// The files beside the tensors.
 #[derive(Debug, Clone)]
@@ -345,18 +349,49 @@ impl Checkpoint {
     }
 
     /// See [`TensorSource::bytes`].
+    ///
+    /// A planner that wants their values and not only where they lie asks [`peek`](Self::peek).
     pub fn bytes(&self, index: usize) -> Option<&[u8]> {
-        match self.location.headers_only {
-            true => None,
-            false => self.source.bytes(index),
+        self.source.bytes(index)
+    }
+
+    /// Some of the bytes of a tensor, if a file holds them contiguously; what is elsewhere is fetched. A plan looks at
+    /// a few bytes of a tensor this way. `None` if they cannot be known now.
+    pub fn peek(&self, index: usize, bytes: Range<usize>) -> Option<&[u8]> {
+        let found = self.source.bytes(index)?.get(bytes.clone())?;
+        self.peek_all(&[(index, bytes)]).then_some(found)
+    }
+
+    /// Fetches some bytes of many tensors at once, for those who [`peek`](Self::peek) then. Returns whether they are
+    /// here.
+    pub fn peek_all(&self, wanted: &[(usize, Range<usize>)]) -> bool {
+        let mut files: Vec<WantedOf> = Vec::new();
+        for (index, bytes) in wanted {
+            for RemotePlace { file, offset } in self.source.remote(*index) {
+                let range = offset + bytes.start as u64..offset + bytes.end as u64;
+                match files
+                    .iter_mut()
+                    .find(|(known, _)| Arc::ptr_eq(known, &file))
+                {
+                    Some((_, ranges)) => ranges.push(range),
+                    None => files.push((file, vec![range])),
+                }
+            }
         }
+        files.iter().all(|(file, ranges)| file.peek(ranges).is_ok())
+    }
+
+    /// See [`TensorSource::remote`].
+    pub fn remote(&self, index: usize) -> Vec<RemotePlace> {
+        self.source.remote(index)
     }
 
     /// Whether the values of a tensor are stored, and all are zeros. Of one with weights, little more than a page is
     /// read.
     pub fn is_zero(&self, index: usize) -> bool {
         let size = self.tensors()[index].dtype.bitsize() / 8;
-        let stored = self.bytes(index);
+        let is_here = self.source.remote(index).is_empty();
+        let stored = self.bytes(index).filter(|_| is_here);
         size > 0 && stored.is_some_and(|bytes| numeric::all_zero(bytes, size))
     }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::behind::Reclaim;
+use super::remote::RemotePlace;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
 use numeric::Elements;
@@ -57,6 +58,10 @@ impl TensorSource for Renamed {
 
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
         self.base.place(index)
+    }
+
+    fn remote(&self, index: usize) -> Vec<RemotePlace> {
+        self.base.remote(index)
     }
 
     fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {

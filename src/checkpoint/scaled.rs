@@ -9,6 +9,7 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 use super::behind::Reclaim;
+use super::remote::RemotePlace;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
 use numeric::{Elements, FloatType};
@@ -211,6 +212,17 @@ impl TensorSource for Scaled {
 
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
         self.base.place(self.parts[index].0)
+    }
+
+    fn remote(&self, index: usize) -> Vec<RemotePlace> {
+        let (values, scales) = self.parts[index];
+        let mut places = self.base.remote(values);
+        places.extend(
+            scales
+                .into_iter()
+                .flat_map(|scales| self.base.remote(scales)),
+        );
+        places
     }
 
     /// For values with scales, `bytes` is a range of the codes.

@@ -175,6 +175,7 @@ pub(super) fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: the map is only ever read, as bytes, for which every value is valid. What can't be ruled out
     // is that somebody else writes to the file or truncates it meanwhile: lengths and times are compared
     // before a run is believed (`check_unchanged`), and the command line turns the SIGBUS of a truncated
-    // map into an error.
+    // map into an error. Files that are fetched while they are used are written and cut short by us, when
+    // nothing reads them (`remote.rs`, `run/feed.rs`).
     unsafe { Mmap::map(file) }
 }

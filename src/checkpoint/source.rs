@@ -10,6 +10,7 @@ use safetensors::Dtype;
 
 use super::behind::Reclaim;
 use super::error::CheckpointError;
+use super::remote::RemotePlace;
 use super::shard::Shard;
 use errors::Refusal;
 use numeric::Elements;
@@ -76,6 +77,12 @@ pub trait TensorSource: Debug + Send + Sync {
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
         let _ = index;
         None
+    }
+
+    /// The files that must be fetched before the tensor is read: none if it is here.
+    fn remote(&self, index: usize) -> Vec<RemotePlace> {
+        let _ = index;
+        Vec::new()
     }
 
     /// Announces that all of it will be read.

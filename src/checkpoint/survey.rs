@@ -22,8 +22,10 @@ use super::locate::Location;
 use super::part::Part;
 use super::quantised::{only_config_says, refuse_quantised};
 use super::reader::{Checkpoint, SidecarsFrom};
+use super::remote::Remote;
 use super::shard::FOLDER_NAMED_AS_A_FILE;
 use super::sidecars::is_carried;
+use super::source::TensorSource;
 use super::unread::download_hint;
 use super::weight_names::{UNFINISHED, other_format};
 use numeric::FloatType;
@@ -286,8 +288,11 @@ impl Survey {
             quantised,
             problems,
             checkpoint: (!files.tensors.is_empty()).then(|| {
-                Checkpoint::new(label, location.clone(), config, beside, Arc::new(files))
-                    .with_notes(notes)
+                let source: Arc<dyn TensorSource> = match location.remote.is_empty() {
+                    true => Arc::new(files),
+                    false => Arc::new(Remote::new(files, &location.remote)),
+                };
+                Checkpoint::new(label, location.clone(), config, beside, source).with_notes(notes)
             }),
         })
     }

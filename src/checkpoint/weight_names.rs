@@ -22,7 +22,7 @@ pub(super) const UNFINISHED: [&str; 7] = [
 const MISSING_SHOWN: usize = 3;
 
 /// Whether a trainer keeps the file to resume from: it ends like a pickle, but holds no weights.
-pub(super) fn is_of_training(name: &str) -> bool {
+pub fn is_of_training(name: &str) -> bool {
     let starts = [
         "optimizer",
         "scheduler",
@@ -59,7 +59,7 @@ pub(super) fn is_index(name: &str) -> bool {
 }
 
 /// Whether a file has the name of a head beside the weights.
-pub(super) fn is_head_file(name: &str) -> bool {
+pub fn is_head_file(name: &str) -> bool {
     HEADS.iter().any(|(stem, ends, _)| {
         let end = name.strip_prefix(stem);
         end.is_some_and(|end| ends.contains(&end))

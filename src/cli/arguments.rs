@@ -92,9 +92,9 @@ impl PlanArguments {
     }
 
     /// Reads the recipe of a merge and plans it.
-    pub(super) fn plan(&self, caller: &Caller) -> Result<Plan, Failure> {
+    pub(super) fn plan(&self, needs: Needs, caller: &Caller) -> Result<Plan, Failure> {
         let recipe = self.merge()?;
-        let (locator, options) = self.surroundings(Needs::Weights, caller)?;
+        let (locator, options) = self.surroundings(needs, caller)?;
         let path = self.name();
         let plan = plan::plan(&recipe, &path, &locator, &options);
         plan.map_err(|error| caller.failure(error.into()))

@@ -10,6 +10,7 @@ use super::arguments::{Format, PlanArguments};
 use super::caller::Caller;
 use super::export::BesideArguments;
 use super::memory::{PeakMemory, available};
+use super::network::{Needs, Scratch};
 use super::output::{Failure, print_json};
 use super::progress::Progress;
 use super::record;
@@ -30,6 +31,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     output: OutputArguments,
+
+    #[command(flatten)]
+    scratch: Scratch,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -41,8 +45,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// Merges; what was written is returned as JSON.
 pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
     arguments.plan.say_mergekit(|note| caller.say(note));
-    let plan = arguments.plan.plan(caller)?;
-    arguments.output.write(&plan, caller)
+    let needs = arguments.scratch.or(Needs::Weights);
+    let mut plan = arguments.plan.plan(needs, caller)?;
+    let limit = arguments.scratch.limit;
+    if let Some(fetches) = run::fetches(&plan, limit)? {
+        plan.notes.push(fetches.to_string());
+    }
+    arguments.output.write(&plan, limit, caller)
 }
 
 /// Where a checkpoint is written, and what is printed about it.
@@ -77,14 +86,31 @@ pub(super) struct OutputArguments {
 
 impl OutputArguments {
     /// Runs a plan; what was written is returned as JSON.
-    pub(super) fn write(&self, plan: &Plan, caller: &Caller) -> Result<Value, Failure> {
-        self.write_found(plan, None, caller)
+    ///
+    /// Weights on the Hub that are fetched while they are used take no more than `scratch_limit` at once.
+    pub(super) fn write(
+        &self,
+        plan: &Plan,
+        scratch_limit: Option<u64>,
+        caller: &Caller,
+    ) -> Result<Value, Failure> {
+        self.write_as(plan, scratch_limit, None, caller)
     }
 
     /// The same for a recipe that was searched for; the model card says how it was found.
     pub(super) fn write_found(
         &self,
         plan: &Plan,
+        found: &str,
+        caller: &Caller,
+    ) -> Result<Value, Failure> {
+        self.write_as(plan, None, Some(found), caller)
+    }
+
+    fn write_as(
+        &self,
+        plan: &Plan,
+        scratch_limit: Option<u64>,
         found: Option<&str>,
         caller: &Caller,
     ) -> Result<Value, Failure> {
@@ -107,6 +133,7 @@ impl OutputArguments {
             RunOptions {
                 hash_inputs: self.hash_inputs,
                 drop_behind: available().is_some_and(|memory| input_bytes(plan) > memory),
+                scratch_limit,
                 look: Some(look),
                 found,
             },

@@ -75,7 +75,7 @@ fn make(arguments: &Arguments, caller: &Caller) -> Result<(Plan, Value), Failure
     if let Some(assembly) = assembly.filter(|_| arguments.check) {
         prove(arguments, assembly, caller)?;
     }
-    let made = arguments.output.write(&plan, caller)?;
+    let made = arguments.output.write(&plan, None, caller)?;
     Ok((plan, made))
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 
+use super::arguments::size;
 use super::caller::Caller;
 use super::environment;
 use super::output::Failure;
@@ -17,6 +18,25 @@ pub(super) struct Network {
     pub(super) offline: bool,
 }
 
+/// How much room weights from the Hub may take.
+#[derive(Args, Clone, Copy)]
+pub(super) struct Scratch {
+    /// Weights on the Hub that are not in the cache: fetch them file by file while they are used, drop them after, and hold
+    /// no more than this at once (50GB); the cache does not grow by them
+    #[arg(long = "scratch-limit", value_name = "SIZE", value_parser = size)]
+    pub(super) limit: Option<u64>,
+}
+
+impl Scratch {
+    /// What a command reads of models under this limit, if there is one.
+    pub(super) fn or(self, needs: Needs) -> Needs {
+        match self.limit {
+            Some(_) => Needs::Scratch,
+            None => needs,
+        }
+    }
+}
+
 /// What a command reads of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
@@ -24,6 +44,8 @@ pub(super) enum Needs {
     Headers,
     /// Weights too.
     Weights,
+    /// Weights too, but those on the Hub are fetched while they are used, and dropped.
+    Scratch,
 }
 
 impl Network {
@@ -65,6 +87,7 @@ mod fetch {
 
 #[cfg(feature = "hub")]
 pub(super) mod fetch {
+    use std::collections::HashMap;
     use std::path::{Path, PathBuf};
     use std::sync::{Arc, Mutex, PoisonError};
     use std::time::Duration;
@@ -75,7 +98,7 @@ pub(super) mod fetch {
     use checkpoint::{Fetch, FetchError, HubFolder, is_complete};
     use engine::Observer as _;
     use errors::{Refusal, printable};
-    use hub::{ENDPOINT, Hub, HubError, Observer, Settings, Snapshot};
+    use hub::{ENDPOINT, Hub, HubError, Later, Observer, ScratchFolder, Settings, Snapshot};
     use tempfile::TempDir;
 
     /// How long to wait after the first failure of a request.
@@ -104,7 +127,10 @@ pub(super) mod fetch {
             hub: if offline { None } else { Some(client(cache)?) },
             needs,
             caller: caller.clone(),
-            headers: Mutex::new(None),
+            cache: cache.to_owned(),
+            headers: Mutex::default(),
+            scratch: Mutex::default(),
+            fetched: Mutex::default(),
         })))
     }
 
@@ -114,8 +140,28 @@ pub(super) mod fetch {
         hub: Option<Hub>,
         needs: Needs,
         caller: Caller,
+        cache: PathBuf,
         /// The folder for models of which only the headers are fetched. It goes with this.
         headers: Mutex<Option<TempDir>>,
+        /// The folder for models that are fetched while they are used.
+        scratch: Mutex<Option<Arc<ScratchFolder>>>,
+        /// Those models, by repository and revision.
+        fetched: Mutex<HashMap<(String, String), HubFolder>>,
+    }
+
+    /// Says nothing of transfers while a merge runs, whose own progress is shown.
+    struct Quiet(Caller);
+
+    impl Observer for Quiet {
+        fn begin(&self, _: &str, _: u64) {}
+
+        fn advance(&self, _: u64) {}
+
+        fn finish(&self) {}
+
+        fn stopped(&self) -> bool {
+            self.0.stopped()
+        }
     }
 
     impl FromHub {
@@ -126,18 +172,41 @@ pub(super) mod fetch {
                     revision: revision.to_owned(),
                 });
             };
+            let key = (repo.to_owned(), revision.to_owned());
+            let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(known) = fetched.get(&key) {
+                return Ok(known.clone());
+            }
             let watched = Transfer::new(&self.caller);
-            let headers_only = self.needs == Needs::Headers;
-            let done = match headers_only {
-                true => hub.headers(repo, revision, &self.folder()?, &watched),
-                false => hub.snapshot(repo, revision, &watched),
+            let later = match self.needs {
+                Needs::Weights => None,
+                Needs::Headers => Some(Later::Never),
+                Needs::Scratch => {
+                    let quiet = Arc::new(Quiet(self.caller.clone()));
+                    Some(Later::Fetched(quiet, self.scratch()?))
+                }
             };
-            let Snapshot { folder, commit } = done?;
-            Ok(HubFolder {
+            let done = match later {
+                Some(later) => {
+                    let folder = match &later {
+                        Later::Fetched(_, scratch) => scratch.path().to_owned(),
+                        Later::Never => self.folder()?,
+                    };
+                    hub.headers(repo, revision, &folder, &later, &watched)
+                }
+                None => hub.snapshot(repo, revision, &watched),
+            };
+            let Snapshot {
+                folder,
+                commit,
+                remote,
+            } = done?;
+            let folder = HubFolder {
                 path: folder,
                 commit,
-                headers_only,
-            })
+                remote,
+            };
+            Ok(fetched.entry(key).or_insert(folder).clone())
         }
 
         fn folder(&self) -> Result<PathBuf, HubError> {
@@ -151,6 +220,15 @@ pub(super) mod fetch {
                 source,
             })?;
             Ok(headers.insert(made).path().to_owned())
+        }
+
+        fn scratch(&self) -> Result<Arc<ScratchFolder>, HubError> {
+            let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(folder) = scratch.as_ref() {
+                return Ok(Arc::clone(folder));
+            }
+            let made = Arc::new(ScratchFolder::new(&self.cache)?);
+            Ok(Arc::clone(scratch.insert(made)))
         }
     }
 

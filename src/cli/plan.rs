@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::arguments::{MoeArguments, PlanArguments};
 use super::caller::Caller;
 use super::held::Held;
-use super::network::Needs;
+use super::network::{Needs, Scratch};
 use super::output::{Failure, print, print_json, print_made, say};
 use audit::formats::plan_page;
 use checkpoint::Checkpoint;
@@ -29,6 +29,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     moe: MoeArguments,
+
+    #[command(flatten)]
+    scratch: Scratch,
 
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -84,5 +87,11 @@ pub(super) fn call_with(
 pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Plan, Failure> {
     let recipe = arguments.plan.read()?;
     let (moe, needs) = (&arguments.moe, Needs::Headers);
-    arguments.plan.plan_recipe(&recipe, moe, needs, caller)
+    let mut plan = arguments.plan.plan_recipe(&recipe, moe, needs, caller)?;
+    if let Some(limit) = arguments.scratch.limit
+        && let Some(fetches) = run::fetches(&plan, Some(limit))?
+    {
+        plan.notes.push(fetches.to_string());
+    }
+    Ok(plan)
 }

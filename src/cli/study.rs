@@ -193,7 +193,7 @@ fn best(arguments: &BestArguments) -> Result<(), Failure> {
     let plan = plan.map_err(|error| caller.failure(error.into()))?;
     let made = arguments
         .output
-        .write_found(&plan, Some(&chosen.found), &caller)?;
+        .write_found(&plan, &chosen.found, &caller)?;
     arguments.output.print(&made)
 }
 

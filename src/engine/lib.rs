@@ -241,3 +241,11 @@ pub struct Totals {
     /// Values that were saturated.
     pub saturated: u64,
 }
+
+impl std::ops::AddAssign for Totals {
+    fn add_assign(&mut self, other: Totals) {
+        self.read += other.read;
+        self.written += other.written;
+        self.saturated += other.saturated;
+    }
+}

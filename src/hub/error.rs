@@ -292,7 +292,7 @@ impl Hint for HubError {
             }
             Self::NoWeights { .. } => "name the repository with its safetensors".into(),
             Self::PickledHeaders { repo, .. } => format!(
-                "run `weld merge`, which fetches it all, or `hf download {repo}` first"
+                "run `hf download {repo}` first, or `weld merge` without --scratch-limit, which fetches it all"
             )
             .into(),
             Self::Header { .. } => "the file is no safetensors file: tell its owner".into(),

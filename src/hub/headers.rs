@@ -4,27 +4,35 @@
 //! header: the rest are holes, which take no room.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use super::cache::{Repository, create};
 use super::error::HubError;
 use super::listing::Entry;
+use super::scratch::{Later, ScratchFile};
 use super::snapshot::{Snapshot, check_weights};
 use super::transfer::range_start;
 use super::wanted::{is_safetensors, is_weights, wanted};
 use super::{Hub, Observer};
-use checkpoint::MAX_HEADER_BYTES;
+use checkpoint::{MAX_HEADER_BYTES, RemoteFile};
 
 /// The length of the number that a safetensors file begins with: that of its header.
 const LENGTH_BYTES: u64 = 8;
+
+/// What tells an adapter.
+const ADAPTER: &str = "adapter_config.json";
 
 /// How much is asked for first: most headers are shorter.
 const FIRST: u64 = 128 << 10;
 
 impl Hub {
     /// Fetches the headers of a model's weights, and what lies beside them. The small files go to the cache as always;
-    /// what a plan reads is made in `folder`, laid out as a cache.
+    /// what a plan reads is made in `folder`, laid out as a cache. Weights that the cache has are linked there. An adapter
+    /// whose weights are to be used is fetched whole: it is small.
     ///
     /// # Errors
     /// As [`Hub::snapshot`]; and of pickles there are no headers.
@@ -33,15 +41,26 @@ impl Hub {
         repo: &str,
         revision: &str,
         folder: &Path,
+        later: &Later,
         observer: &dyn Observer,
     ) -> Result<Snapshot, HubError> {
         let commit = self.commit(repo, revision, observer)?;
         let entries = self.files(repo, &commit, observer)?;
         let wanted = wanted(&entries);
         check_weights(repo, &entries, &wanted)?;
+        let cache = Repository::new(&self.settings.cache, repo);
+        let is_adapter = wanted.iter().any(|entry| entry.name == ADAPTER);
+        let comes_later = |entry: &&&Entry| is_weights(&entry.name) && !cache.has(entry);
+        if !wanted.iter().any(|entry| comes_later(&entry))
+            || is_adapter && matches!(later, Later::Fetched(..))
+        {
+            self.fetch(repo, &commit, &wanted, observer)?;
+            return self.keep(repo, revision, commit, &entries);
+        }
         let (weights, beside): (Vec<_>, Vec<_>) = wanted
             .into_iter()
             .partition(|entry| is_weights(&entry.name));
+        let (weights, here): (Vec<_>, Vec<_>) = weights.into_iter().partition(|e| comes_later(&e));
         if let Some(pickle) = weights.iter().find(|entry| !is_safetensors(&entry.name)) {
             return Err(HubError::PickledHeaders {
                 repo: repo.to_owned(),
@@ -56,20 +75,43 @@ impl Hub {
             create(to.parent().unwrap_or(&to))?;
             fs::copy(&from, &to).map_err(|source| HubError::io("copy", &to, source))?;
         }
+        for entry in here {
+            let path = snapshot.join(&entry.name);
+            create(path.parent().unwrap_or(&path))?;
+            let link = || symlink(std::path::absolute(cache.blob(entry))?, &path);
+            link().map_err(|source| HubError::io("link", &path, source))?;
+        }
+        let mut remote: Vec<(PathBuf, Arc<dyn RemoteFile>)> = Vec::new();
         for entry in weights {
             let path = snapshot.join(&entry.name);
             create(path.parent().unwrap_or(&path))?;
             let header = self.header(repo, &cached.commit, entry, observer)?;
             let write = || {
-                let mut file = File::create(&path)?;
+                // The same model may be here already, under another name of its commit: its file stays with it.
+                let _ = fs::remove_file(&path);
+                let mut options = File::options();
+                let mut file = (options.read(true).write(true).create_new(true)).open(&path)?;
                 file.write_all(&header)?;
-                file.set_len(entry.size)
+                file.set_len(entry.size)?;
+                Ok(file)
             };
-            write().map_err(|source| HubError::io("write", &path, source))?;
+            let file = ScratchFile {
+                hub: self.clone(),
+                repo: repo.to_owned(),
+                commit: cached.commit.clone(),
+                entry: entry.clone(),
+                file: write().map_err(|source| HubError::io("write", &path, source))?,
+                header: header.len() as u64,
+                later: later.clone(),
+                state: Mutex::default(),
+                path: path.clone(),
+            };
+            remote.push((path, Arc::new(file)));
         }
         Ok(Snapshot {
             folder: snapshot,
             commit: cached.commit,
+            remote: remote.into_iter().collect(),
         })
     }
 
@@ -82,14 +124,8 @@ impl Hub {
         observer: &dyn Observer,
     ) -> Result<Vec<u8>, HubError> {
         let mut header = Vec::new();
-        self.read_to(
-            repo,
-            commit,
-            entry,
-            FIRST.min(entry.size),
-            &mut header,
-            observer,
-        )?;
+        let first = 0..FIRST.min(entry.size);
+        self.read_range(repo, commit, entry, first, &mut header, observer)?;
         let stated = header
             .first_chunk()
             .map_or(0, |length| u64::from_le_bytes(*length));
@@ -102,33 +138,36 @@ impl Hub {
                 size: entry.size,
             });
         }
-        self.read_to(repo, commit, entry, end, &mut header, observer)?;
+        self.read_range(repo, commit, entry, 0..end, &mut header, observer)?;
         header.truncate(end as usize);
         Ok(header)
     }
 
-    /// Reads on until the first `end` bytes of a file are there. What breaks is asked for again.
-    fn read_to(
+    /// Reads on until all bytes of a range of a file are there. What breaks is asked for again.
+    pub(crate) fn read_range(
         &self,
         repo: &str,
         commit: &str,
         entry: &Entry,
-        end: u64,
+        wanted: Range<u64>,
         bytes: &mut Vec<u8>,
         observer: &dyn Observer,
     ) -> Result<(), HubError> {
         let mut failures = 0;
-        while (bytes.len() as u64) < end {
-            let from = bytes.len() as u64;
-            let range = Some((from, Some(end)));
-            let response = self.open_range(repo, commit, entry, range, observer)?;
+        while (bytes.len() as u64) < wanted.end - wanted.start {
+            let had = bytes.len() as u64;
+            let from = wanted.start + had;
+            let range = Some((from, Some(wanted.end)));
+            let mut response = self.open_range(repo, commit, entry, range, observer)?;
+            let mut skipped = Ok(0);
             if range_start(&response) != Some(from) {
-                // All of it comes: its beginning is what is wanted.
+                // All of it comes.
                 bytes.clear();
+                skipped = io::copy(&mut response.by_ref().take(wanted.start), &mut io::sink());
             }
-            let rest = end - bytes.len() as u64;
-            let read = response.take(rest).read_to_end(bytes);
-            if bytes.len() as u64 > from {
+            let rest = wanted.end - wanted.start - bytes.len() as u64;
+            let read = skipped.and_then(|_| response.take(rest).read_to_end(bytes));
+            if bytes.len() as u64 > had {
                 failures = 0;
                 continue;
             }
@@ -136,7 +175,7 @@ impl Hub {
             if failures == super::http::ATTEMPTS {
                 return Err(HubError::Unreachable {
                     endpoint: self.settings.endpoint.clone(),
-                    what: format!("the header of {} of `{repo}`", entry.name),
+                    what: format!("{} of `{repo}`", entry.name),
                     reason: match read {
                         Err(error) => super::http::reason(&error),
                         Ok(_) => "the connection ended early".into(),

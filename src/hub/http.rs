@@ -34,6 +34,7 @@ const MAX_ANSWER_BYTES: u64 = 64 << 20;
 const MAX_MESSAGE_BYTES: u64 = 64 << 10;
 
 /// Sends requests to one Hub.
+#[derive(Clone)]
 pub(crate) struct Http {
     client: Client,
     pub(crate) endpoint: Url,

@@ -1,7 +1,8 @@
 //! Models from the Hugging Face Hub, and back.
 //!
 //! [`Hub::snapshot`] fetches what a merge reads of a repository into the cache that huggingface_hub uses too;
-//! [`Hub::headers`] fetches, of weight files, only the headers; [`Hub::push`] uploads a folder in one commit.
+//! [`Hub::headers`] fetches, of weight files, only the headers, and if it is asked to, the rest piece by piece while a
+//! merge runs; [`Hub::push`] uploads a folder in one commit.
 //!
 //! Repositories, commits and their Xet uploads go through the crate hf-hub. Files that come down do not: it neither
 //! resumes a transfer nor compares what came with a digest. So [`transfer`] does.
@@ -15,6 +16,7 @@ mod headers;
 mod http;
 mod listing;
 mod push;
+mod scratch;
 mod snapshot;
 mod transfer;
 mod wanted;
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 pub use error::HubError;
 pub use push::{Push, Pushed, Upload};
+pub use scratch::{Later, ScratchFolder};
 pub use snapshot::Snapshot;
 
 use http::Http;
@@ -59,7 +62,8 @@ pub trait Observer: Send + Sync {
     fn stopped(&self) -> bool;
 }
 
-/// A client of the Hub.
+/// A client of the Hub. Its copies share their connections.
+#[derive(Clone)]
 pub struct Hub {
     settings: Settings,
     http: Http,

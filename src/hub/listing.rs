@@ -59,7 +59,7 @@ impl Hub {
         let parts = ["api", "models"].into_iter().chain(repo.split('/'));
         let url = self.http.url(parts.chain(["revision", revision]));
         let response = self.http.get(&url, None, Known::Not, observer);
-        let response = response.map_err(|failed| self.failed(failed, repo, Some(revision)))?;
+        let response = response.map_err(|failed| self.failed(failed, repo, revision, None))?;
         self.json(response, repo)
     }
 
@@ -96,7 +96,7 @@ impl Hub {
         let mut pages = BTreeSet::new();
         loop {
             let response = self.http.get(&url, None, Known::Answered, observer);
-            let response = response.map_err(|failed| self.failed(failed, repo, Some(commit)))?;
+            let response = response.map_err(|failed| self.failed(failed, repo, commit, None))?;
             let next = next_page(&response, &url);
             let page = self.json(response, repo)?;
             for value in page.as_array().ok_or_else(|| malformed(repo))? {
@@ -126,9 +126,18 @@ impl Hub {
         })
     }
 
-    /// The error of a request about a model.
-    pub(crate) fn failed(&self, failed: Failed, repo: &str, revision: Option<&str>) -> HubError {
-        let what = format!("`{repo}`");
+    /// The error of a request about a model at a revision, or for a file of it.
+    pub(crate) fn failed(
+        &self,
+        failed: Failed,
+        repo: &str,
+        revision: &str,
+        file: Option<&Entry>,
+    ) -> HubError {
+        let what = match file {
+            Some(file) => format!("{} of `{repo}`", file.name),
+            None => format!("`{repo}`"),
+        };
         let endpoint = self.settings.endpoint.clone();
         match failed {
             Failed::Stopped => HubError::Stopped,
@@ -137,7 +146,16 @@ impl Hub {
                 what,
                 reason,
             },
-            Failed::Refused(refused) => self.refused(refused, repo, revision),
+            // The repository was listed, so only this file is missing.
+            Failed::Refused(refused) if file.is_some() && !matches!(refused.status, 401 | 403) => {
+                HubError::Status {
+                    endpoint,
+                    status: refused.status,
+                    what,
+                    message: refused.message,
+                }
+            }
+            Failed::Refused(refused) => self.refused(refused, repo, Some(revision)),
         }
     }
 

@@ -12,9 +12,10 @@ use super::error::HubError;
 use super::listing::Entry;
 use super::wanted::{is_weights, wanted};
 use super::{Hub, Observer};
+use checkpoint::RemoteFiles;
 
 /// How many files come at a time.
-const AT_A_TIME: usize = 8;
+pub(crate) const AT_A_TIME: usize = 8;
 
 /// A model's files on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Snapshot {
     pub folder: PathBuf,
     /// The commit that they are of.
     pub commit: String,
+    /// The weight files of which only the headers are there.
+    pub remote: RemoteFiles,
 }
 
 impl Hub {
@@ -59,6 +62,7 @@ impl Hub {
         Ok(Snapshot {
             folder: cache.snapshot(&commit),
             commit,
+            remote: RemoteFiles::default(),
         })
     }
 

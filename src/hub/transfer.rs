@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::cache::Repository;
 use super::error::HubError;
-use super::http::{ATTEMPTS, Failed, Known};
+use super::http::{ATTEMPTS, Known};
 use super::listing::Entry;
 use super::{Hub, Observer};
 
@@ -51,9 +51,12 @@ impl Running {
 }
 
 /// A file that is being fetched.
-struct Partial {
+pub(crate) struct Partial {
     file: File,
+    /// How much has come.
     len: u64,
+    /// Whether the file has its full length from the start.
+    in_place: bool,
     digest: Running,
 }
 
@@ -70,6 +73,7 @@ impl Partial {
         let mut partial = Partial {
             len: file.metadata()?.len(),
             digest: Running::new(entry),
+            in_place: false,
             file: file.try_clone()?,
         };
         if partial.len > entry.size {
@@ -85,8 +89,22 @@ impl Partial {
         }
     }
 
+    /// A file that has its full length already, to be fetched from the start.
+    pub(crate) fn in_place(file: &File, entry: &Entry) -> io::Result<Partial> {
+        let mut partial = Partial {
+            file: file.try_clone()?,
+            len: 0,
+            in_place: true,
+            digest: Running::new(entry),
+        };
+        partial.restart(entry)?;
+        Ok(partial)
+    }
+
     fn restart(&mut self, entry: &Entry) -> io::Result<()> {
-        self.file.set_len(0)?;
+        if !self.in_place {
+            self.file.set_len(0)?;
+        }
         self.file.seek(SeekFrom::Start(0))?;
         self.digest = Running::new(entry);
         self.len = 0;
@@ -127,19 +145,38 @@ impl Hub {
         let path = cache.incomplete(entry);
         let io = |source| HubError::io("write", &path, source);
         let mut partial = Partial::open(&path, entry).map_err(io)?;
+        observer.advance(partial.len);
+        let done = self.complete(repo, commit, entry, &mut partial, &path, observer);
+        if let Err(HubError::Digest { .. }) = done {
+            // What is wrong once is not gone on with.
+            let _ = fs::remove_file(&path);
+        }
+        done?;
+        partial.file.sync_data().map_err(io)?;
+        fs::rename(&path, &blob).map_err(|source| HubError::io("write", &blob, source))?;
+        cache.link(commit, entry)
+    }
+
+    /// Fetches what is missing of a file until it has the listed digest. Messages call it `path`.
+    pub(crate) fn complete(
+        &self,
+        repo: &str,
+        commit: &str,
+        entry: &Entry,
+        partial: &mut Partial,
+        path: &Path,
+        observer: &dyn Observer,
+    ) -> Result<(), HubError> {
         // What an earlier run left may be of another file, or have been damaged: then once more from the start.
         let mut is_fresh = partial.len == 0;
-        observer.advance(partial.len);
         loop {
-            self.fill(repo, commit, entry, &mut partial, &path, observer)?;
+            self.fill(repo, commit, entry, partial, path, observer)?;
             let digest = std::mem::replace(&mut partial.digest, Running::new(entry));
             let found = digest.finish();
             if found == entry.digest() {
-                break;
+                return Ok(());
             }
             if is_fresh {
-                // What is wrong once is not gone on with.
-                let _ = fs::remove_file(&path);
                 return Err(HubError::Digest {
                     repo: repo.to_owned(),
                     file: entry.name.clone(),
@@ -147,12 +184,10 @@ impl Hub {
                     found,
                 });
             }
-            partial.restart(entry).map_err(io)?;
+            let restarted = partial.restart(entry);
+            restarted.map_err(|source| HubError::io("write", path, source))?;
             is_fresh = true;
         }
-        partial.file.sync_data().map_err(io)?;
-        fs::rename(&path, &blob).map_err(|source| HubError::io("write", &blob, source))?;
-        cache.link(commit, entry)
     }
 
     /// Fetches what is missing of a file. A connection that breaks is made anew as long as something comes.
@@ -215,28 +250,7 @@ impl Hub {
         let parts = repo.split('/').chain(["resolve", commit]);
         let url = self.http.url(parts.chain(entry.name.split('/')));
         let response = self.http.get(&url, range, Known::Answered, observer);
-        response.map_err(|failed| {
-            let what = format!("{} of `{repo}`", entry.name);
-            let endpoint = self.settings.endpoint.clone();
-            match failed {
-                Failed::Stopped => HubError::Stopped,
-                Failed::Unreachable(reason) => HubError::Unreachable {
-                    endpoint,
-                    what,
-                    reason,
-                },
-                // The repository was listed, so only this file is missing.
-                Failed::Refused(refused) if matches!(refused.status, 401 | 403) => {
-                    self.refused(refused, repo, Some(commit))
-                }
-                Failed::Refused(refused) => HubError::Status {
-                    endpoint,
-                    status: refused.status,
-                    what,
-                    message: refused.message,
-                },
-            }
-        })
+        response.map_err(|failed| self.failed(failed, repo, commit, Some(entry)))
     }
 
     /// Reads an answer to its end into the file, and no further than the file is long.

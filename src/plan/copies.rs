@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::mem::{Discriminant, discriminant};
+use std::ops::Range;
 
 use super::counterparts::Counterparts;
-use super::layers::{OutputTensor, SourceGroup};
+use super::layers::{GroupSource, OutputTensor, SourceGroup};
 use super::models::Models;
 use super::planned::SourceTensor;
 use checkpoint::{Dtype, TensorEntry};
@@ -22,6 +23,20 @@ type Start<'m> = (Discriminant<Dtype>, &'m [usize], &'m [u8]);
 /// Output tensors with the same start in their first source: their indices, and all their sources.
 type Alike = Vec<(usize, Vec<SourceTensor>)>;
 
+/// Fetches the starts that are compared first, of tensors that lie elsewhere, all at once.
+fn fetch_starts<'s>(models: &Models, sources: impl Iterator<Item = &'s Vec<SourceTensor>>) {
+    let firsts: Vec<&SourceTensor> = sources.filter_map(|sources| sources.first()).collect();
+    for (model, checkpoint) in models.checkpoints.iter().enumerate() {
+        let of_model = firsts.iter().filter(|source| source.model == model);
+        let wanted = of_model.map(|source| {
+            let probe = first_probe(&checkpoint.tensors()[source.tensor]);
+            (source.tensor, probe)
+        });
+        // What cannot be fetched is not peeked at.
+        let _ = checkpoint.peek_all(&wanted.collect::<Vec<_>>());
+    }
+}
+
 /// The output tensors that are copies of an earlier one in every model, each with the name of that one.
 ///
 /// Files of FSDP and old pickles store a tied embedding twice, under various names. Copies get one random mask. Two
@@ -34,17 +49,20 @@ pub(super) fn copies(
 ) -> HashMap<String, String> {
     let mut seen: HashMap<(usize, Start<'_>), Alike> = HashMap::new();
     let mut copies = HashMap::new();
-    for (at, tensor) in wanted.iter().enumerate() {
+    let sources = wanted.iter().map(|tensor| {
         let sources = groups[tensor.group].sources.iter().zip(&tensor.picks);
-        let sources: Option<Vec<SourceTensor>> = sources
-            .map(|(source, name)| {
-                let tensor = counterparts[source.model].find_or_tied(name)?;
-                Some(SourceTensor {
-                    model: source.model,
-                    tensor,
-                })
+        let source = |(source, name): (&GroupSource<'_>, &String)| {
+            let tensor = counterparts[source.model].find_or_tied(name)?;
+            Some(SourceTensor {
+                model: source.model,
+                tensor,
             })
-            .collect();
+        };
+        sources.map(source).collect::<Option<Vec<SourceTensor>>>()
+    });
+    let sources: Vec<Option<Vec<SourceTensor>>> = sources.collect();
+    fetch_starts(models, sources.iter().flatten());
+    for (at, (tensor, sources)) in wanted.iter().zip(sources).enumerate() {
         let Some(sources) = sources else { continue };
         let start = sources.first().and_then(|&source| start(models, source));
         let Some(start) = start else { continue };
@@ -86,35 +104,49 @@ pub(super) fn models_look_equal(
 
 /// Whether two tensors agree wherever they are compared. Tensors that no file holds contiguously never do.
 fn look_equal(models: &Models, ours: SourceTensor, theirs: SourceTensor) -> bool {
-    let (Some(ours), Some(theirs)) = (stored(models, ours), stored(models, theirs)) else {
+    let (Some(our_entry), Some(their_entry)) = (stored(models, ours), stored(models, theirs))
+    else {
         return false;
     };
-    kind(ours.0) == kind(theirs.0)
-        && ours.1.len() == theirs.1.len()
-        && probes(ours.1).eq(probes(theirs.1))
+    // Each is read when the one before it agrees.
+    let mut probes = probes(our_entry.len as usize);
+    kind(our_entry) == kind(their_entry)
+        && our_entry.len == their_entry.len
+        && probes.all(|probe| {
+            let peek = |source: SourceTensor| {
+                models.checkpoints[source.model].peek(source.tensor, probe.clone())
+            };
+            peek(ours).is_some_and(|ours| peek(theirs) == Some(ours))
+        })
 }
 
-/// The bytes at the start, in the middle and at the end, each read when it is asked for.
-fn probes(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let last = bytes.len().saturating_sub(PROBE);
+/// What is compared of so many bytes: some at the start, in the middle and at the end.
+fn probes(len: usize) -> impl Iterator<Item = Range<usize>> {
+    let last = len.saturating_sub(PROBE);
     [0, last / 2, last]
         .into_iter()
-        .map(|at| &bytes[at..bytes.len().min(at + PROBE)])
+        .map(move |at| at..len.min(at + PROBE))
+}
+
+/// The probe at the start of a tensor.
+fn first_probe(entry: &TensorEntry) -> Range<usize> {
+    0..(entry.len as usize).min(PROBE)
 }
 
 fn start(models: &Models, source: SourceTensor) -> Option<Start<'_>> {
-    let (entry, bytes) = stored(models, source)?;
+    let entry = stored(models, source)?;
     let (dtype, shape) = kind(entry);
-    Some((dtype, shape, &bytes[..bytes.len().min(PROBE)]))
+    let bytes = models.checkpoints[source.model].peek(source.tensor, first_probe(entry))?;
+    Some((dtype, shape, bytes))
 }
 
 fn kind(entry: &TensorEntry) -> (Discriminant<Dtype>, &[usize]) {
     (discriminant(&entry.dtype), &entry.shape)
 }
 
-/// A tensor and its bytes, if a file holds them contiguously.
-fn stored(models: &Models, source: SourceTensor) -> Option<(&TensorEntry, &[u8])> {
+/// A tensor, if a file holds its bytes contiguously.
+fn stored(models: &Models, source: SourceTensor) -> Option<&TensorEntry> {
     let checkpoint = &models.checkpoints[source.model];
-    let bytes = checkpoint.bytes(source.tensor)?;
-    Some((&checkpoint.tensors()[source.tensor], bytes))
+    checkpoint.bytes(source.tensor)?;
+    Some(&checkpoint.tensors()[source.tensor])
 }

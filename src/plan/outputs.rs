@@ -780,9 +780,12 @@ impl<'a> Resolver<'a> {
     /// bound, and has no mean with itself in every method.
     fn is_infinite_alike(&self, name: &str, sources: &[SourceTensor], format: FloatType) -> bool {
         let stored = |source: &SourceTensor| {
-            let bytes = self.models.checkpoints[source.model].bytes(source.tensor)?;
-            let dtype = self.entry(*source).dtype;
-            (bytes.len() <= MOST_COMPARED).then_some((dtype, bytes))
+            let TensorEntry { dtype, len, .. } = *self.entry(*source);
+            let len = usize::try_from(len)
+                .ok()
+                .filter(|&len| len <= MOST_COMPARED)?;
+            let model = &self.models.checkpoints[source.model];
+            Some((dtype, model.peek(source.tensor, 0..len)?))
         };
         may_be_infinite(name)
             && stored(&sources[0]).is_some_and(|first| {
@@ -805,8 +808,9 @@ impl<'a> Resolver<'a> {
         sources: Vec<SourceTensor>,
     ) -> Option<Vec<SourceTensor>> {
         let bytes = |source: &SourceTensor| {
-            let bytes = self.models.checkpoints[source.model].bytes(source.tensor)?;
-            Some(&bytes[..bytes.len().min(MOST_COMPARED)])
+            let compared = self.entry(*source).len.min(MOST_COMPARED as u64);
+            let model = &self.models.checkpoints[source.model];
+            model.peek(source.tensor, 0..compared as usize)
         };
         let first = bytes(&sources[0]);
         let differs = |source: &SourceTensor| {

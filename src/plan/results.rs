@@ -13,8 +13,8 @@ use super::Plan;
 use super::output_part::OutputPart;
 use super::planned::{Operation, PlannedTensor, SourceTensor};
 use checkpoint::{
-    Bytes, Checkpoint, CheckpointError, InMemory, InMemoryError, ModelConfig, Part, SidecarsFrom,
-    TensorEntry, TensorSource, stem_of,
+    Bytes, Checkpoint, CheckpointError, InMemory, InMemoryError, ModelConfig, Part, RemotePlace,
+    SidecarsFrom, TensorEntry, TensorSource, stem_of,
 };
 use engine::{Decided, Derived};
 use numeric::{Elements, FloatType};
@@ -206,6 +206,15 @@ impl TensorSource for ResultValues {
         }))
     }
 
+    /// Those of what it is computed from, unless it is made before.
+    fn remote(&self, index: usize) -> Vec<RemotePlace> {
+        let plan = &self.result.plan;
+        let tensor = plan.tensors.get(self.first + index);
+        let tensor = tensor
+            .filter(|tensor| !self.result.once || matches!(tensor.operation, Operation::Copy));
+        tensor.map_or(Vec::new(), |tensor| plan.remote(tensor))
+    }
+
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
         let plan = &self.result.plan;
         let results = plan.all_results().into_iter();
@@ -224,11 +233,11 @@ impl Plan {
         all_of(&self.results)
     }
 
-    /// The results that are computed where they are read, each once: those that have not been made and are reached
-    /// without passing through one that has.
+    /// The results that are computed where they are read, each once: those that are not made before and are reached
+    /// without passing through one that is.
     pub fn computed_results(&self) -> Vec<&MergeResult> {
         let mut found = Vec::new();
-        collect(&self.results, &|result| !result.is_made(), &mut found);
+        collect(&self.results, &|result| !result.once, &mut found);
         found
     }
 
@@ -256,6 +265,15 @@ impl Plan {
             }
         }
         models
+    }
+
+    /// The files that must be fetched before a tensor is computed.
+    pub fn remote(&self, tensor: &PlannedTensor) -> Vec<RemotePlace> {
+        let models = tensor.inputs().filter_map(|input| {
+            let model = self.models.get(input.model)?;
+            Some(model.remote(input.tensor))
+        });
+        models.flatten().collect()
     }
 
     /// The bytes of a source, if a file holds them unchanged.

@@ -3,11 +3,13 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
+
 use super::destination::DiskError;
 use architecture::is_observed_range;
 use checkpoint::CheckpointError;
 use engine::{BudgetError, EngineError};
-use errors::{About, Hint, Refusal};
+use errors::{About, Hint, Refusal, printable};
 
 /// Why a run failed. The destination is unchanged.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +157,42 @@ pub enum RunError {
         /// Which file, and how.
         source: Box<CheckpointError>,
     },
+    /// The room for weights that are fetched while they are used is too little for one tensor.
+    #[error(
+        "`{}` needs {} at once ({}), more than the limit of {}",
+        printable(.tensor),
+        ByteSize(*.needed).display().si(),
+        errors::some_of(.files, 4),
+        ByteSize(*.limit).display().si()
+    )]
+    ScratchTooSmall {
+        /// The tensor.
+        tensor: String,
+        /// The files that hold what it is computed from.
+        files: Vec<String>,
+        /// Their bytes.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The disk has too little room for weights that are fetched while they are used.
+    #[error(
+        "weights that are fetched may take {} at once, and where the Hub's cache is there are {} left",
+        ByteSize(*.wanted).display().si(),
+        ByteSize(*.free).display().si()
+    )]
+    NoScratch {
+        /// The room that they may take.
+        wanted: u64,
+        /// The room that is there.
+        free: u64,
+    },
+    /// Weights that lie elsewhere did not come.
+    #[error("{0}")]
+    NotFetched(Refusal),
+    /// The digests of inputs are asked for, which are dropped while they are used.
+    #[error("digests of inputs cannot be taken: the inputs are dropped as they are used")]
+    NotHashed,
     /// Something that the output needs besides its inputs could not be computed.
     #[error("{0}")]
     NotPrepared(Refusal),
@@ -181,7 +219,18 @@ impl Hint for RunError {
             }
             Self::Engine(error) => return error.hint(),
             Self::InputChanged { source, .. } => return source.hint(),
-            Self::NotPrepared(why) | Self::Unsound(why) => return why.hint(),
+            Self::NotPrepared(why) | Self::Unsound(why) | Self::NotFetched(why) => {
+                return why.hint();
+            }
+            Self::ScratchTooSmall { needed, .. } => {
+                // Rounded up, so that it is enough.
+                let needed = needed.div_ceil(1_000_000);
+                return Some(format!("give at least --scratch-limit {needed}MB").into());
+            }
+            Self::NoScratch { .. } => {
+                "give a lower --scratch-limit, or set HF_HUB_CACHE to a folder on a larger disk"
+            }
+            Self::NotHashed => "leave out --hash-inputs or --scratch-limit",
             Self::Memory(source) => return source.hint(),
             Self::OtherDigest { .. } => {
                 "the file was damaged or replaced: delete it from the cache and download it again"
@@ -216,7 +265,8 @@ impl Hint for RunError {
         match self {
             Self::Engine(error) => error.about(),
             Self::InputChanged { model, source } => source.about().model(model),
-            Self::NotPrepared(why) | Self::Unsound(why) => Hint::about(why),
+            Self::NotPrepared(why) | Self::Unsound(why) | Self::NotFetched(why) => Hint::about(why),
+            Self::ScratchTooSmall { tensor, .. } => About::default().tensor(tensor),
             Self::Disk(error) => About::file(&error.path),
             Self::NotTied { model, head, .. } => About::default().tensor(head).model(model),
             Self::OtherDigest { model, file, .. } => About::file(file).model(model),
@@ -231,7 +281,11 @@ impl Hint for RunError {
             | Self::OutputIsMountPoint { path }
             | Self::OutputFixed { path, .. }
             | Self::SideFileTooLarge { path, .. } => About::file(path),
-            Self::Incomplete { .. } | Self::Memory(_) | Self::Cancelled => About::default(),
+            Self::Incomplete { .. }
+            | Self::Memory(_)
+            | Self::NoScratch { .. }
+            | Self::NotHashed
+            | Self::Cancelled => About::default(),
         }
     }
 }
@@ -247,6 +301,8 @@ impl RunError {
             | Self::StagingTaken { .. }
             | Self::Incomplete { .. }
             | Self::Cancelled
+            | Self::NoScratch { .. }
+            | Self::NotFetched(_)
             | Self::InputChanged { .. }
             | Self::DiskFull { .. } => false,
             _ => true,

@@ -11,6 +11,7 @@ mod claims;
 pub mod destination;
 mod digests;
 mod error;
+mod feed;
 mod gguf_file;
 mod holes;
 mod in_memory;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 
 pub use digests::{Digest, Seen, all_digests, digests, each_piece};
 pub use error::RunError;
+pub use feed::{Fetches, fetches};
 pub use gguf_file::{ExportError, write_gguf};
 pub use in_memory::{Merged, in_memory};
 pub use lock::{
@@ -40,6 +42,7 @@ use checkpoint::{Checkpoint, Reclaim};
 use destination::{Destination, DiskError, Layout, Staged, Step};
 use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
 use errors::Refusal;
+use feed::{Feed, in_steps};
 use holes::Odd;
 use output::{SideFiles, WrittenWeights, side_bytes};
 use plan::Plan;
@@ -71,6 +74,8 @@ pub struct RunOptions<'a> {
     pub hash_inputs: bool,
     /// Drop inputs from the page cache as soon as they are read, because they do not fit into memory.
     pub drop_behind: bool,
+    /// The most bytes that weights which lie on the Hub may take while they are used; all that there are, if not given.
+    pub scratch_limit: Option<u64>,
     /// Looks at what is to be written, before anything is computed. Only folders are looked at.
     pub look: Option<&'a Look<'a>>,
     /// How the recipe was found, in Markdown, for the model card.
@@ -95,6 +100,10 @@ pub fn run(
     observer: &dyn Observer,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
+    let feed = Feed::new(plan, options.scratch_limit)?;
+    if feed.is_some() && options.hash_inputs {
+        return Err(RunError::NotHashed);
+    }
     let mut staged = destination.begin(&Layout {
         shards: &plan.shards,
         side_bytes: side_bytes(plan)? + plan.scratch_bytes(),
@@ -115,7 +124,12 @@ pub fn run(
         digests,
         update,
         odd,
-    } = compute(plan, staged.as_mut(), reclaim, observer)?;
+    } = match &feed {
+        Some(feed) => feed.run(observer, || {
+            compute(plan, Some(feed), staged.as_mut(), reclaim, observer)
+        })?,
+        None => compute(plan, None, staged.as_mut(), reclaim, observer)?,
+    };
     let inputs = match options.hash_inputs {
         true => Some(input_digests(plan, observer)?),
         false => None,
@@ -159,14 +173,14 @@ struct Computed {
 /// Computes and writes the weights.
 fn compute(
     plan: &Plan,
+    feed: Option<&Feed>,
     staged: &mut dyn Staged,
     reclaim: Reclaim,
     observer: &dyn Observer,
 ) -> Result<Computed, RunError> {
-    let made = results::make(plan, &|| staged.scratch(), observer)?;
-    ties::check(plan, observer)?;
+    let made = results::make(plan, &|| staged.scratch(), feed, observer)?;
+    ties::check(plan, feed, observer)?;
     prepare(plan, observer)?;
-    let Work { jobs, .. } = Work::new(plan, None)?;
     read_ahead(plan);
     let weights = WrittenWeights::new(plan, staged);
     let sink = DropBehind {
@@ -174,17 +188,20 @@ fn compute(
         sink: &weights,
         reclaim,
     };
-    let totals = match engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer) {
-        Ok(totals) => totals,
-        Err(error) => {
-            drop(weights);
-            if let EngineError::Write { .. } = error {
-                // The engine knows no files.
-                staged.finish()?;
-            }
-            return Err(error.into());
+    let (mut work, mut totals) = (Work::default(), Totals::default());
+    let done = in_steps(feed, plan.tensors.len(), observer, |items| {
+        let jobs = work.outputs(plan, items, None)?;
+        totals += engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer)?;
+        Ok(())
+    });
+    if let Err(error) = done {
+        drop(weights);
+        if let RunError::Engine(EngineError::Write { .. }) = error {
+            // The engine knows no files.
+            staged.finish()?;
         }
-    };
+        return Err(error);
+    }
     check_complete(plan, totals)?;
     let update = UpdateKept::new(plan, &weights.survived());
     let odd = weights.odd();
@@ -235,10 +252,10 @@ pub fn replay(
         let file = tempfile::tempfile_in(scratch);
         Ok(file.map_err(DiskError::at(Step::Create, scratch))?)
     };
-    results::make(plan, &file, observer)?;
-    ties::check(plan, observer)?;
+    results::make(plan, &file, None, observer)?;
+    ties::check(plan, None, observer)?;
     prepare(plan, observer)?;
-    let Work { jobs, .. } = Work::new(plan, sample)?;
+    let jobs = Work::default().outputs(plan, 0..plan.tensors.len(), sample)?;
     if sample.is_none() {
         read_ahead(plan);
     }

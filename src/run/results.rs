@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::destination::{DiskError, Step};
 use super::error::RunError;
+use super::feed::{Feed, in_steps};
 use super::ties;
 use super::work::Work;
 use checkpoint::map_parts;
@@ -24,19 +25,25 @@ use plan::{MergeResult, Plan};
 pub(super) fn make(
     plan: &Plan,
     file: &dyn Fn() -> Result<File, RunError>,
+    feed: Option<&Feed>,
     observer: &dyn Observer,
 ) -> Result<Totals, RunError> {
     let mut totals = Totals::default();
     let results = plan.results_made_once().into_iter();
     for result in results.filter(|result| !result.is_made()) {
-        let of_result = make_one(result, file()?, observer)?;
+        let of_result = make_one(result, file()?, feed, observer)?;
         totals.read += of_result.read;
         totals.saturated += of_result.saturated;
     }
     Ok(totals)
 }
 
-fn make_one(result: &MergeResult, file: File, observer: &dyn Observer) -> Result<Totals, RunError> {
+fn make_one(
+    result: &MergeResult,
+    file: File,
+    feed: Option<&Feed>,
+    observer: &dyn Observer,
+) -> Result<Totals, RunError> {
     let mut starts = vec![0; result.plan.tensors.len()];
     let mut parts = Vec::new();
     let mut end = 0;
@@ -50,17 +57,17 @@ fn make_one(result: &MergeResult, file: File, observer: &dyn Observer) -> Result
         .map_err(DiskError::at(Step::Allocate, place))?;
     let sink = Scratch { file, starts };
     let plan = &result.plan;
-    ties::check(plan, observer)?;
-    let Work { jobs, .. } = Work::of_result(result)?;
-    let totals =
-        engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer).map_err(|error| {
-            match error {
-                EngineError::Write { source, .. } => {
-                    DiskError::at(Step::Write, place)(source).into()
-                }
-                error => RunError::from(error),
-            }
+    ties::check(plan, feed, observer)?;
+    let (mut work, mut totals) = (Work::default(), Totals::default());
+    in_steps(feed, plan.tensors.len(), observer, |items| {
+        let jobs = work.of_result(result, items)?;
+        let done = engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer);
+        totals += done.map_err(|error| match error {
+            EngineError::Write { source, .. } => DiskError::at(Step::Write, place)(source).into(),
+            error => RunError::from(error),
         })?;
+        Ok(())
+    })?;
     let expected: u64 = parts.iter().map(|part| part.end - part.start).sum();
     if totals.written != expected {
         return Err(RunError::Incomplete {

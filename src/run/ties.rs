@@ -1,6 +1,8 @@
 //! Tied tensors that a plan leaves out: each must be a copy of the one that is kept.
 
 use super::error::RunError;
+use super::feed::{Feed, in_steps};
+use checkpoint::Checkpoint;
 use engine::{Observer, Piece, pieces, scan};
 use plan::Plan;
 
@@ -14,14 +16,32 @@ const PIECE: u64 = 1 << 20;
 ///
 /// # Errors
 /// Two differ, the observer stopped it, or the threads could not be started.
-pub(super) fn check(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
+pub(super) fn check(
+    plan: &Plan,
+    feed: Option<&Feed>,
+    observer: &dyn Observer,
+) -> Result<(), RunError> {
+    let pairs = pairs(plan);
+    in_steps(feed, pairs.len(), observer, |items| {
+        compare(&pairs[items], plan.settings.threads, observer)
+    })
+}
+
+/// A model, a tensor of it that is left out, and the one that is kept.
+type Pair<'p> = (&'p Checkpoint, usize, usize);
+
+/// The pairs that are compared, in order.
+pub(super) fn pairs(plan: &Plan) -> Vec<Pair<'_>> {
     let results = plan.computed_results().into_iter();
-    let plans: Vec<&Plan> = results.map(|result| &result.plan).chain([plan]).collect();
-    let pairs = plans.iter().flat_map(|plan| {
+    let plans = results.map(|result| &result.plan).chain([plan]);
+    let pairs = plans.flat_map(|plan| {
         let pairs = plan.equal.iter();
-        pairs.map(|&(model, left_out, kept)| (&plan.models[model], left_out, kept))
+        pairs.map(|&(model, left_out, kept)| (plan.models[model].as_ref(), left_out, kept))
     });
-    let pairs: Vec<_> = pairs.collect();
+    pairs.collect()
+}
+
+fn compare(pairs: &[Pair<'_>], threads: usize, observer: &dyn Observer) -> Result<(), RunError> {
     let lengths = pairs
         .iter()
         .map(|(model, left_out, _)| model.tensors()[*left_out].len);
@@ -40,11 +60,6 @@ pub(super) fn check(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError
         }
     };
     let stopped = || observer.cancelled();
-    scan(
-        &pieces(lengths, PIECE),
-        plan.settings.threads,
-        &stopped,
-        same,
-    )?;
+    scan(&pieces(lengths, PIECE), threads, &stopped, same)?;
     Ok(())
 }

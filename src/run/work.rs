@@ -1,6 +1,8 @@
 //! The engine's jobs for a plan, in order.
 
 use std::collections::HashSet;
+use std::mem;
+use std::ops::Range;
 
 use super::error::RunError;
 use architecture::may_be_infinite;
@@ -57,7 +59,7 @@ impl Names for Named<'_> {
     }
 }
 
-/// The engine's jobs, in order.
+/// The engine's jobs, in order. A part of them may be taken at a time: what was decided for one is not decided again.
 #[derive(Default)]
 pub(super) struct Work<'a> {
     pub(super) jobs: Vec<Job<'a>>,
@@ -66,18 +68,22 @@ pub(super) struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// The output's tensors, each after those it is computed from.
+    /// The jobs of some of the output's tensors, each after those it is computed from.
     ///
     /// With `sample`, only some blocks of the output's tensors: `sample` takes a tensor's number and its number of
     /// blocks, and returns the wanted ones.
-    pub(super) fn new(plan: &'a Plan, sample: Option<&Sample<'_>>) -> Result<Self, RunError> {
-        let mut work = Self::default();
-        for (index, tensor) in plan.tensors.iter().enumerate() {
-            let mut job = work.output(plan, index, tensor)?;
+    pub(super) fn outputs(
+        &mut self,
+        plan: &'a Plan,
+        tensors: Range<usize>,
+        sample: Option<&Sample<'_>>,
+    ) -> Result<Vec<Job<'a>>, RunError> {
+        for index in tensors {
+            let mut job = self.output(plan, index, &plan.tensors[index])?;
             job.sample = sample.map(|sample| sample(index, job.blocks()));
-            work.jobs.push(job);
+            self.jobs.push(job);
         }
-        Ok(work)
+        Ok(mem::take(&mut self.jobs))
     }
 
     /// The job that computes a tensor, after those that its sources need.
@@ -132,20 +138,24 @@ impl<'a> Work<'a> {
         Ok(work)
     }
 
-    /// The jobs that compute the tensors of a result; tensors that are copies are only checked.
-    pub(super) fn of_result(result: &'a MergeResult) -> Result<Self, RunError> {
-        let mut work = Self::default();
+    /// The jobs that compute some tensors of a result; tensors that are copies are only checked.
+    pub(super) fn of_result(
+        &mut self,
+        result: &'a MergeResult,
+        tensors: Range<usize>,
+    ) -> Result<Vec<Job<'a>>, RunError> {
         let plan = &result.plan;
-        for (index, tensor) in plan.tensors.iter().enumerate() {
+        for index in tensors {
+            let tensor = &plan.tensors[index];
             match tensor.operation {
-                Operation::Copy => work.decide(plan, tensor, &result.decided[index])?,
+                Operation::Copy => self.decide(plan, tensor, &result.decided[index])?,
                 Operation::Compute { .. } => {
-                    let job = work.output(plan, index, tensor)?;
-                    work.jobs.push(job);
+                    let job = self.output(plan, index, tensor)?;
+                    self.jobs.push(job);
                 }
             }
         }
-        Ok(work)
+        Ok(mem::take(&mut self.jobs))
     }
 
     /// The jobs that all results need before their values can be read; they write no output.

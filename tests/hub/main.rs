@@ -5,6 +5,8 @@
 #[path = "../../src/hub/tests/server.rs"]
 mod server;
 
+mod scratch;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +48,11 @@ impl Bench {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("recipes/family")
             .join(model);
+        self.upload_folder(repo, &folder)
+    }
+
+    /// Puts the files of a folder on the server. Returns the commit.
+    fn upload_folder(&self, repo: &str, folder: &Path) -> String {
         let files: Vec<(String, Vec<u8>)> = fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap())

@@ -25,6 +25,7 @@ pub(super) use subject::Subject;
 use super::behind::Reclaim;
 use super::error::CheckpointError;
 use super::locate::Location;
+use super::remote::RemotePlace;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
 use config::AdapterConfig;
@@ -229,6 +230,11 @@ impl TensorSource for Adapter {
 
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
         self.base.place(self.from[index])
+    }
+
+    /// Those of the tensor before it is changed: an adapter itself is here.
+    fn remote(&self, index: usize) -> Vec<RemotePlace> {
+        self.base.remote(self.from[index])
     }
 
     fn read_ahead(&self) {

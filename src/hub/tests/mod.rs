@@ -3,6 +3,7 @@
 mod server;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -12,7 +13,7 @@ use checkpoint::{Checkpoint, Dtype, Location, is_complete};
 use errors::Hint;
 use safetensors::tensor::{TensorView, serialize};
 
-use super::{Hub, HubError, Observer, Settings, Upload};
+use super::{Hub, HubError, Later, Observer, ScratchFolder, Settings, Upload};
 use server::{Server, TOKEN};
 
 const REPO: &str = "acme/tiny";
@@ -398,17 +399,26 @@ fn a_plan_needs_only_headers() {
     bench.server.state().faults.cuts = vec![3];
     let hub = bench.hub_of(None);
     let headers = hub
-        .headers(REPO, "main", folder.path(), &Counted::default())
+        .headers(
+            REPO,
+            "main",
+            folder.path(),
+            &Later::Never,
+            &Counted::default(),
+        )
         .unwrap();
     assert_eq!(headers.commit, commit);
     let location = Location {
-        headers_only: true,
+        remote: headers.remote.clone(),
         ..Location::local(&headers.folder)
     };
     let model = Checkpoint::open("tiny", &location).unwrap();
     assert_eq!(model.tensors()[0].shape, [1 << 20]);
     assert_eq!(model.config().unwrap().model_type(), Some("llama"));
-    assert_eq!(model.bytes(0), None);
+    // Where its values lie is known, and they are not.
+    assert_eq!(model.bytes(0).unwrap().len(), 2 << 20);
+    assert_eq!(model.peek(0, 0..8), None);
+    assert!(model.remote(0)[0].file.begin().is_err());
     let state = bench.server.state();
     let ranges = state.log.iter().filter(|asked| asked.path.contains("cdn"));
     for asked in ranges {
@@ -433,6 +443,89 @@ fn a_plan_needs_only_headers() {
 }
 
 #[test]
+fn weights_are_fetched_into_their_place_and_dropped() {
+    let (bench, _) = Bench::with_model();
+    let scratch = ScratchFolder::new(bench.cache.path()).unwrap();
+    let path = scratch.path().to_owned();
+    let later = Later::Fetched(Arc::new(Counted::default()), Arc::new(scratch));
+    let hub = bench.hub_of(None);
+    let headers = hub
+        .headers(REPO, "main", &path, &later, &Counted::default())
+        .unwrap();
+    let path = headers.folder.join("model.safetensors");
+    let location = Location {
+        remote: headers.remote.clone(),
+        ..Location::local(&headers.folder)
+    };
+    let model = Checkpoint::open("tiny", &location).unwrap();
+    let expected: Vec<u8> = (0..2 << 20).map(|at| (at * 31 % 251) as u8).collect();
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);
+    // Some bytes come alone, from a server that heeds ranges and from one that does not.
+    for (ignores, range) in [(false, 1_000_000..1_000_256), (true, 1_500_000..1_500_256)] {
+        bench.server.state().faults.ignores_ranges = ignores;
+        assert!(is_zero(&model.bytes(0).unwrap()[range.clone()]));
+        assert_eq!(model.peek(0, range.clone()), Some(&expected[range.clone()]));
+        let before = bench.asked("cdn");
+        assert!(model.peek(0, range).is_some());
+        assert_eq!(bench.asked("cdn"), before);
+    }
+    bench.server.state().faults.ignores_ranges = false;
+    let file = Arc::clone(&model.remote(0)[0].file);
+    let room = || fs::metadata(file_of(&path)).map(|found| found.blocks() * 512);
+    assert!(room().unwrap() < 600_000);
+    file.begin().unwrap();
+    // Nothing is left of it but a name that leads nowhere, and tells the digest.
+    assert!(!path.exists());
+    let blob = fs::read_link(&path).unwrap();
+    assert_eq!(blob.file_name().unwrap().len(), 64);
+    for _ in 0..2 {
+        bench.server.state().faults.cuts = vec![10, 700_000];
+        file.fetch(&|| false).unwrap();
+        assert!(model.bytes(0).unwrap() == expected);
+        model.check_unchanged().unwrap();
+        file.drop_content().unwrap();
+        assert!(is_zero(model.bytes(0).unwrap()));
+    }
+    bench.server.state().faults.corrupts = true;
+    let error = file.fetch(&|| false).unwrap_err();
+    assert!(error.to_string().contains("as the Hub lists it"), "{error}");
+    assert!(
+        !bench
+            .repository()
+            .join("blobs")
+            .join(blob.file_name().unwrap())
+            .exists()
+    );
+    // The folder stays as long as something of it is used.
+    let folder = headers.folder.clone();
+    drop((later, location, headers));
+    assert!(folder.exists());
+    drop((model, file));
+    assert!(!folder.exists());
+}
+
+/// The file that a path leads to.
+fn file_of(path: &Path) -> std::path::PathBuf {
+    fs::canonicalize(path).unwrap()
+}
+
+#[test]
+fn folders_of_killed_processes_go_and_those_in_use_stay() {
+    let cache = tempfile::tempdir().unwrap();
+    let used = ScratchFolder::new(cache.path()).unwrap();
+    let left = cache.path().join(".weldment-scratch-left");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("lock"), "").unwrap();
+    let new = cache.path().join(".weldment-scratch-new");
+    fs::create_dir(&new).unwrap();
+    let another = ScratchFolder::new(cache.path()).unwrap();
+    assert!(used.path().exists() && another.path().exists());
+    assert!(!left.exists());
+    // It may be about to be locked.
+    assert!(new.exists());
+}
+
+#[test]
 fn headers_that_lie_and_pickles_have_none() {
     let bench = Bench::new();
     let huge = (1_u64 << 60).to_le_bytes();
@@ -452,9 +545,13 @@ fn headers_that_lie_and_pickles_have_none() {
             .state()
             .commit(REPO, &[("config.json", b"{}"), (name, bytes)]);
         let folder = tempfile::tempdir().unwrap();
-        let error = bench
-            .hub_of(None)
-            .headers(REPO, "main", folder.path(), &Counted::default());
+        let error = bench.hub_of(None).headers(
+            REPO,
+            "main",
+            folder.path(),
+            &Later::Never,
+            &Counted::default(),
+        );
         let message = said(&error.unwrap_err());
         assert!(message.contains(expected), "{message}");
     }

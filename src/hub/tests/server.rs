@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use base64ct::{Base64, Encoding};
 use serde_json::{Value, json};
@@ -38,6 +39,8 @@ pub(crate) struct Faults {
     pub(crate) corrupts: bool,
     /// Names that the list has besides.
     pub(crate) lists_names: Vec<String>,
+    /// How long every large file takes to begin.
+    pub(crate) slow: Duration,
     /// Whether a list says that there is more of it, at its own address.
     pub(crate) lists_forever: bool,
 }
@@ -142,7 +145,11 @@ impl Server {
         let mut state = self.state();
         state.log.push(asked.clone());
         let answer = state.answer(&asked, &body, &self.endpoint);
+        let slow = state.faults.slow;
         drop(state);
+        if asked.path.starts_with("/cdn/") && asked.range.is_none() {
+            thread::sleep(slow);
+        }
         answer.send(stream)
     }
 }
