@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::listing::Entry;
+use checkpoint::{is_head_file, is_of_training};
 
 /// Safetensors, and the endings of pickles.
 const SAFETENSORS: &str = ".safetensors";
@@ -40,20 +41,6 @@ const OTHER_FOLDERS: [&str; 9] = [
 
 /// What says that subfolders hold parts of the model.
 const PARTS: [&str; 2] = ["model_index.json", "modules.json"];
-
-/// What trainers keep to resume from.
-const TRAINING: [&str; 7] = [
-    "optimizer",
-    "scheduler",
-    "scaler",
-    "sampler",
-    "rng_state",
-    "random_states",
-    "training_args",
-];
-
-/// Small heads that lie beside the weights, whatever their format.
-const HEADS: [&str; 3] = ["colbert_linear.pt", "sparse_linear.pt", "value_head.bin"];
 
 /// Whether a file holds weights in a format that is read.
 pub(crate) fn is_weights(name: &str) -> bool {
@@ -104,7 +91,7 @@ fn is_beside(entry: &Entry) -> bool {
     let upper = name.to_ascii_uppercase();
     entry.size <= MAX_BESIDE_BYTES
         && !name.starts_with('.')
-        && !TRAINING.iter().any(|start| name.starts_with(start))
+        && !is_of_training(name)
         && (BESIDE.iter().any(|end| name.ends_with(end))
             || LEGAL.iter().any(|start| upper.starts_with(start)))
 }
@@ -118,16 +105,15 @@ fn weights<'e>(files: &[&'e Entry]) -> Vec<&'e str> {
     let of = |is: &dyn Fn(&str) -> bool| -> Vec<&'e Entry> {
         let is_model = |entry: &&&Entry| {
             let name = file_name(entry);
-            is(name) && !TRAINING.iter().any(|start| name.starts_with(start))
+            is(name) && !is_of_training(name)
         };
         files.iter().filter(is_model).copied().collect()
     };
-    let heads = of(&|name| HEADS.contains(&name));
-    let pickles = || of(&|name| is_pickle(name) && !HEADS.contains(&name));
-    let mut chosen = of(&is_safetensors);
-    let is_head = |entry: &&Entry| file_name(entry).starts_with("value_head.");
-    if chosen.iter().all(is_head) {
-        chosen.extend(pickles());
+    // Heads come whatever their format.
+    let heads = of(&is_head_file);
+    let mut chosen = of(&|name| is_safetensors(name) && !is_head_file(name));
+    if chosen.is_empty() {
+        chosen = of(&|name| is_pickle(name) && !is_head_file(name));
     }
     let names: BTreeSet<&str> = chosen.iter().map(|entry| file_name(entry)).collect();
     let is_double = |entry: &&Entry| {
@@ -182,7 +168,7 @@ mod tests {
 
     #[test]
     fn one_set_of_weights_is_chosen_and_what_lies_beside_it() {
-        let cases: [(&[&str], &[&str]); 8] = [
+        let cases: [(&[&str], &[&str]); 10] = [
             (
                 &[
                     "config.json",
@@ -201,6 +187,26 @@ mod tests {
                     "training_args.bin",
                 ],
                 &["config.json", "pytorch_model.bin"],
+            ),
+            (
+                &[
+                    "pytorch_model.bin",
+                    "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+                    "zero_pp_rank_0_mp_rank_00_optim_states.json",
+                ],
+                &["pytorch_model.bin"],
+            ),
+            (
+                &[
+                    "value_head.safetensors",
+                    "value_head.bin",
+                    "pytorch_model.bin",
+                ],
+                &[
+                    "value_head.safetensors",
+                    "value_head.bin",
+                    "pytorch_model.bin",
+                ],
             ),
             (
                 &[
