@@ -124,6 +124,11 @@ def main():
             weld(folder, "one", mirror, "plan", "recipe.yml")
             weld(folder, "one", mirror, "merge", "recipe.yml", "merged")
             read_by_huggingface_hub(folder / "one")
+            # With less room: the same weights, and the cache does not keep those that it was made from.
+            weld(folder, "less", mirror, "merge", "recipe.yml", "less-room", "--scratch-limit", "1200KB")
+            made, again = (folder / out / "model.safetensors" for out in ("merged", "less-room"))
+            assert made.read_bytes() == again.read_bytes()
+            assert not list((folder / "less").glob("models--*/blobs/" + "?" * 64))
             weld(folder, "one", server, "push", "merged", "acme/merged", HF_TOKEN="hf_good")
             # The models go on; what counts is the lock.
             repository(mirrors, "sort", "reverse")
