@@ -10,9 +10,10 @@ use clap::{CommandFactory, Parser};
 use serde_json::Value;
 
 use super::caller::{Caller, Listener};
+use super::keywords::as_keywords;
 use super::network::{Needs, Network};
 use super::output::Failure;
-use super::{Cli, Command, check, diff, merge, moe, plan, verify};
+use super::{Cli, Command, check, diff, extract_lora, merge, moe, plan, verify};
 use audit::{Report, formats};
 use checkpoint::{Checkpoint, CheckpointError, ModelRef};
 use errors::{About, Hint, Refusal, printable_lines};
@@ -59,10 +60,10 @@ pub struct OptionInfo {
     pub repeats: bool,
 }
 
-/// Runs `plan`, `merge`, `moe`, `check`, `diff` or `verify`. The words are those after `weld` on the command line.
+/// Runs `plan`, `merge`, `moe`, `extract-lora`, `check`, `diff` or `verify`. The words are those after `weld` on the command line.
 ///
 /// What is about printing (`--format`, `--quiet`, `--all`) changes nothing. No signal is handled: `listener` stops the
-/// work.
+/// work. Errors name options as keywords of a function: `memory=` and not `--memory`.
 ///
 /// # Errors
 /// The words are wrong, or the command made nothing.
@@ -70,6 +71,12 @@ pub fn call(
     words: impl IntoIterator<Item = OsString>,
     listener: Arc<dyn Listener>,
 ) -> Result<Answer, CallError> {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let command = words.first().cloned().unwrap_or_default();
+    answer(words, listener).map_err(|error| error.in_keywords(&command.to_string_lossy()))
+}
+
+fn answer(words: Vec<OsString>, listener: Arc<dyn Listener>) -> Result<Answer, CallError> {
     let cli = parsed(words)?;
     let caller = Caller::Program(listener);
     let written = |made: Value| Answer::Written(made);
@@ -78,6 +85,7 @@ pub fn call(
         Command::Plan(arguments) => Answer::Plan(Box::new(plan::call(arguments, &caller)?)),
         Command::Merge(arguments) => merge::call(arguments, &caller).map(written)?,
         Command::Moe(arguments) => moe::call(arguments, &caller).map(written)?,
+        Command::ExtractLora(arguments) => extract_lora::call(arguments, &caller).map(written)?,
         Command::Check(arguments) => check::call(arguments, &caller).map(report)?,
         Command::Diff(arguments) => diff::call(arguments, &caller).map(report)?,
         Command::Verify(arguments) => verify::call(arguments, &caller).map(report)?,
@@ -93,14 +101,15 @@ pub fn plan_with(
     words: impl IntoIterator<Item = OsString>,
     models: BTreeMap<String, Arc<Checkpoint>>,
 ) -> Result<::plan::Plan, CallError> {
-    match parsed(words)?.command {
+    let planned = || match parsed(words)?.command {
         Command::Plan(arguments) => Ok(plan::call_with(
             &arguments,
             models,
             &Caller::unguarded(true),
         )?),
         _ => Err(Failure::tool("expected the command `plan`").into()),
-    }
+    };
+    planned().map_err(|error: CallError| error.in_keywords("plan"))
 }
 
 /// Opens a model as commands open it: from a folder, a file, the Hub's cache or the Hub.
@@ -178,6 +187,18 @@ fn misused(error: &clap::Error) -> CallError {
 }
 
 impl CallError {
+    /// The same with the options of a command as keywords of its function.
+    fn in_keywords(self, command: &str) -> Self {
+        let options = options(command);
+        let rewritten = |text: String| as_keywords(&text, &options);
+        Self {
+            text: rewritten(self.text),
+            message: rewritten(self.message),
+            hint: self.hint.map(rewritten),
+            ..self
+        }
+    }
+
     fn new(refusal: &Refusal, exit_code: u8) -> Self {
         let message = printable_lines(&refusal.to_string());
         let hint = refusal.hint().map(|hint| printable_lines(&hint));

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::arguments::{Format, Threads};
 use super::caller::Caller;
-use super::environment;
 use super::memory::PeakMemory;
+use super::network::{Needs, Network};
 use super::output::{Failure, print_json};
 use super::progress::Progress;
 use super::signals::Work;
@@ -29,7 +29,7 @@ const LEFT_OUT_SHOWN: usize = 5;
 #[derive(Args)]
 #[command(group = ArgGroup::new("size").required(true).args(["rank", "energy"]))]
 pub(super) struct Arguments {
-    /// The base: a folder, a file, or a Hub id in the local cache
+    /// The base: a folder, a file, or a Hub id
     #[arg(value_parser = ModelRef::parse)]
     base: ModelRef,
 
@@ -75,6 +75,9 @@ pub(super) struct Arguments {
     #[command(flatten)]
     threads: Threads,
 
+    #[command(flatten)]
+    network: Network,
+
     /// Print only errors
     #[arg(long, short)]
     quiet: bool,
@@ -118,16 +121,16 @@ impl From<ExtractError> for Failure {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let caller = Caller::terminal(Work::Writes, arguments.quiet)?;
-    let made = extract(arguments, &caller)?;
+    let made = call(arguments, &caller)?;
     match arguments.format {
         Format::Json => print_json(&made),
         Format::Text => Ok(()),
     }
 }
 
-/// What was written, as JSON.
-fn extract(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
-    let locator = environment::locator(None)?;
+/// Extracts; what was written is returned as JSON.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
+    let locator = (arguments.network).locator(None, Needs::Weights, caller)?;
     let base = open(&locator, &arguments.base)?;
     let tuned = open(&locator, &arguments.finetune)?;
     let base_name = arguments.base.to_string();

@@ -18,6 +18,7 @@ mod held;
 mod help;
 mod inspect;
 mod keys;
+mod keywords;
 mod memory;
 mod merge;
 mod mergekit;

@@ -24,7 +24,7 @@ def recipe_in_a_file(recipe: Any) -> AbstractContextManager[Any]: ...
 def words(command: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> list[str]: ...
 '''
 
-RESULTS = {"plan": "Plan", "merge": "Written", "moe": "Written"}
+RESULTS = {"plan": "Plan", "merge": "Written", "moe": "Written", "extract-lora": "Written"}
 TYPES = {"recipe": "Recipe"}
 
 
@@ -34,7 +34,7 @@ def text() -> str:
 
 
 def _commands() -> list[str]:
-    return ["plan", "merge", "moe", "check", "diff", "verify"]
+    return ["plan", "merge", "moe", "extract-lora", "check", "diff", "verify"]
 
 
 def _function(command: str) -> str:
@@ -50,7 +50,7 @@ def _function(command: str) -> str:
         kind = "Value | Sequence[Value] | Mapping[str, Path] | None" if repeats else "Value | None"
         lines.append(f"    {name}: {kind} = None," if takes_value else f"    {name}: bool = False,")
     result = RESULTS.get(command, "Report")
-    return f"\ndef {command}(\n" + "\n".join(lines) + f"\n) -> {result}: ...\n"
+    return f"\ndef {command.replace('-', '_')}(\n" + "\n".join(lines) + f"\n) -> {result}: ...\n"
 
 
 if __name__ == "__main__":

@@ -50,6 +50,21 @@ def test_other_options_reach_the_command(weld):
     assert len(list(files("merged"))) > 8 and made.gguf == "m.gguf"
 
 
+def test_an_adapter_is_that_of_the_command(weld):
+    pair = "family/base", "family/sort"
+    options = {"module": ["q_proj", "v_proj"], "rank": 2, "dtype": "bfloat16"}
+    made = weldment.extract_lora(*pair, "adapter", **options)
+    by_python = files("adapter")
+    words = ["--module", "q_proj", "--module", "v_proj", "--rank", "2", "--dtype", "bfloat16"]
+    code, out, err = weld("extract-lora", *pair, "adapter", *words, "--force", "--format", "json")
+    assert code == 0, err
+    assert by_python == files("adapter")
+    kept = lambda fields: {key: fields[key] for key in fields if key not in MEASURED}
+    assert kept(made) == kept(json.loads(out))
+    adapted = {"model": "family/base+adapter", "parameters": {"weight": 1}}
+    assert weldment.merge({"merge_method": "linear", "models": [adapted]}, "m").out == "m"
+
+
 def test_reports_and_plans_are_those_of_the_command(printed):
     weldment.merge("recipe.yml", "merged")
     assert weldment.plan("recipe.yml", seed=3) == printed("plan", "recipe.yml", "--seed", "3")
@@ -134,6 +149,30 @@ def test_errors_say_what_they_are_about(weld, folder):
     assert code == error.exit_code and err.strip() == str(error).strip()
     copy = pickle.loads(pickle.dumps(error))
     assert vars(copy) == vars(error) and str(copy) == str(error)
+
+
+def test_hints_name_keywords_and_recipes_that_are_no_files(monkeypatch):
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    with pytest.raises(weldment.Error) as raised:
+        weldment.merge("recipe.yml", "taken")
+    assert "force=True" in raised.value.hint and "--force" not in str(raised.value)
+    with pytest.raises(weldment.Error) as raised:
+        weldment.plan("recipe.yml", memory="1KB")
+    assert "memory=" in raised.value.hint and "--memory" not in str(raised.value)
+    with pytest.raises(weldment.Error, match="'seed='") as raised:
+        weldment.plan("recipe.yml", seed="many")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = {"model": "family/sotr", "parameters": {"weight": 1}}
+    recipe = {"merge_method": "linear", "models": [model]}
+    for given, name in [(recipe, "<dict>"), (RECIPE.replace("family/sort", "family/sotr"), "<text>")]:
+        tensors = lambda it: list(weldment.merge_tensors(it))
+        for call in [weldment.plan, lambda it: weldment.merge(it, "m"), tensors]:
+            with pytest.raises(weldment.Error) as raised:
+                call(given)
+            error = raised.value
+            assert error.file is None and error.line and error.model == "family/sotr"
+            assert f"{name}:{error.line}" in str(error) and "weldment-" not in str(error)
 
 
 def test_options_that_are_not_there_are_type_errors():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _weldment
+from ._error import Error
 from ._results import Plan, Report, Written
 
 Progress = Callable[[str, int, int], object]
@@ -59,6 +60,13 @@ def verify(model: Any, *, progress: Progress | None = None, **options: Any) -> R
     return Report(_run("verify", [model], options, progress))
 
 
+def extract_lora(
+    base: Any, finetune: Any, out: Any, *, progress: Progress | None = None, **options: Any
+) -> Written:
+    """Writes what a fine-tune changed in its base as a LoRA adapter, a folder that PEFT loads."""
+    return Written(_run("extract-lora", [base, finetune, out], options, progress))
+
+
 class _Options:
     """The options of a command, asked for once."""
 
@@ -81,17 +89,18 @@ def _python_name(option: str) -> str:
 def words(command: str, arguments: list[Any], options: Mapping[str, Any]) -> list[str]:
     """The words of a command line."""
     known = _Options.of(command)
+    function = command.replace("-", "_")
     line = [command]
     for name, value in options.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             meant = f"; {near[0]!r} is meant?" if near else ""
-            raise TypeError(f"{command}() has no option {name!r}{meant}")
+            raise TypeError(f"{function}() has no option {name!r}{meant}")
         takes_value = known[name][1]
         flag = "--" + name.rstrip("_").replace("_", "-")
         if not takes_value:
             if not isinstance(value, bool):
-                raise TypeError(f"{command}(): {name} is True or False, not {value!r}")
+                raise TypeError(f"{function}(): {name} is True or False, not {value!r}")
             line += [flag] * value
         elif isinstance(value, Mapping):
             line += [f"{flag}={key}={_word(one)}" for key, one in value.items()]
@@ -116,7 +125,10 @@ def recipe_in_a_file(recipe: Any) -> Iterator[Any]:
     with tempfile.TemporaryDirectory(prefix="weldment-") as folder:
         file = Path(folder, "recipe.yml")
         file.write_text(text, encoding="utf-8")
-        yield file
+        try:
+            yield file
+        except Error as error:
+            raise error.of_recipe(str(file), "<dict>" if text is not recipe else "<text>") from None
 
 
 def _run(
@@ -130,7 +142,7 @@ def _run(
 
 def _with_signature(function: Callable[..., Any]) -> None:
     """Lets `help()` and editors show the options of a command."""
-    known = _Options.of(function.__name__)
+    known = _Options.of(function.__name__.replace("_", "-"))
     own = inspect.signature(function)
     fixed = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -143,5 +155,5 @@ def _with_signature(function: Callable[..., Any]) -> None:
     function.__doc__ = "\n".join([function.__doc__ or "", "    Options:", *lines, ""])
 
 
-for _function in (plan, merge, moe, check, diff, verify):
+for _function in (plan, merge, moe, extract_lora, check, diff, verify):
     _with_signature(_function)

@@ -28,6 +28,7 @@ def plan(
     offline: bool = False,
     inexact: bool = False,
     fused: bool = False,
+    scratch_limit: Value | None = None,
 ) -> Plan: ...
 
 def merge(
@@ -50,6 +51,7 @@ def merge(
     gguf: Value | None = None,
     gguf_type: Value | None = None,
     pre_tokenizer: Value | None = None,
+    scratch_limit: Value | None = None,
 ) -> Written: ...
 
 def moe(
@@ -75,6 +77,24 @@ def moe(
     inexact: bool = False,
     fused: bool = False,
     check: bool = False,
+) -> Written: ...
+
+def extract_lora(
+    base: Path,
+    finetune: Path,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    rank: Value | None = None,
+    energy: Value | None = None,
+    max_rank: Value | None = None,
+    module: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    exclude: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    save: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    dtype: Value | None = None,
+    force: bool = False,
+    threads: Value | None = None,
+    offline: bool = False,
 ) -> Written: ...
 
 def check(

@@ -50,5 +50,13 @@ class Error(Exception):
         self.line = line
         self.exit_code = exit_code
 
+    def of_recipe(self, file: str, name: str) -> Error:
+        """The same, about a recipe that lies in no file of the user's."""
+        text, message, hint = (
+            part and part.replace(file, name) for part in (str(self), self.message, self.hint)
+        )
+        about = None if self.file == file else self.file
+        return Error(text, message, hint, about, self.tensor, self.model, self.line, self.exit_code)
+
     def __str__(self) -> str:
         return self.args[0]
