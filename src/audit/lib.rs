@@ -10,6 +10,7 @@
 #[macro_use]
 mod report;
 
+pub mod analyse;
 pub mod check;
 pub mod diff;
 mod fields;

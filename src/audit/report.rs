@@ -206,6 +206,8 @@ pub enum Command {
     Diff,
     /// `weld verify`: compares a checkpoint with its recipe and inputs.
     Verify,
+    /// `weld analyse`: looks at fine-tunes of one base side by side.
+    Analyse,
 }
 
 impl Command {
@@ -215,6 +217,7 @@ impl Command {
             Command::Check => "check",
             Command::Diff => "diff",
             Command::Verify => "verify",
+            Command::Analyse => "analyse",
         }
     }
 }

@@ -23,7 +23,7 @@ const COMMANDS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("Find a better recipe", &["study"]),
-    ("Look at models", &["inspect", "check", "diff"]),
+    ("Look at models", &["inspect", "check", "diff", "analyse"]),
     (
         "Prove what a model is made of",
         &["verify", "attest", "sign"],
@@ -167,6 +167,14 @@ const EXAMPLES: &[Examples] = &[
         command: "diff",
         lines: &["weld diff a b", "weld diff a b --base base"],
         page: "docs/ci.md",
+    },
+    Examples {
+        command: "analyse",
+        lines: &[
+            "weld analyse a b c --base base",
+            "weld analyse a b c --base base --format html=analysis.html",
+        ],
+        page: "docs/choosing.md",
     },
     Examples {
         command: "verify",

@@ -2,6 +2,7 @@
 //!
 //! Data goes to stdout, everything else to stderr. Only this layer prints and reads the environment.
 
+mod analyse;
 mod arguments;
 mod attest;
 mod call;
@@ -64,6 +65,7 @@ enum Command {
     Moe(moe::Arguments),
     Plan(plan::Arguments),
     Diff(Box<diff::Arguments>),
+    Analyse(Box<analyse::Arguments>),
     Verify(Box<verify::Arguments>),
     Sign(sign::Arguments),
     Attest(Box<attest::Arguments>),
@@ -101,6 +103,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Moe(arguments) => moe::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
+        Command::Analyse(arguments) => analyse::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Sign(arguments) => sign::run(&arguments),
         Command::Attest(arguments) => attest::run(&arguments),

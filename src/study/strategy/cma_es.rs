@@ -3,10 +3,9 @@
 //! The distribution is computed from the trials of all generations before, which are proposed together. A draw out of the
 //! cube is repeated, and at last moved to its edge.
 
-use nalgebra::{DMatrix, DVector, SymmetricEigen};
-
 use super::{Proposal, Seen};
 use crate::draw::Draw;
+use matrix::{Eigen, Matrix};
 
 /// The standard deviation at the start, in a cube of side 1.
 const WIDTH: f64 = 0.25;
@@ -47,15 +46,30 @@ struct State {
     /// Weights of the better half, best first.
     weights: Vec<f64>,
     mu_eff: f64,
-    mean: DVector<f64>,
+    mean: Vec<f64>,
     sigma: f64,
-    covariance: DMatrix<f64>,
-    /// Eigenvectors of the covariance, and the roots of its eigenvalues.
-    axes: DMatrix<f64>,
-    lengths: DVector<f64>,
-    path_sigma: DVector<f64>,
-    path_c: DVector<f64>,
+    /// Row by row.
+    covariance: Vec<Vec<f64>>,
+    /// Eigenvectors of the covariance, each with the root of its eigenvalue.
+    axes: Vec<(Vec<f64>, f64)>,
+    path_sigma: Vec<f64>,
+    path_c: Vec<f64>,
     generations: i32,
+}
+
+/// The vectors of the axes of a cube.
+fn identity(dimensions: usize) -> Vec<Vec<f64>> {
+    let row = |row| (0..dimensions).map(move |column| f64::from(u8::from(row == column)));
+    (0..dimensions).map(|at| row(at).collect()).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// `a` times one vector plus `b` times another.
+fn sum(a: f64, x: &[f64], b: f64, y: &[f64]) -> Vec<f64> {
+    x.iter().zip(y).map(|(x, y)| a * x + b * y).collect()
 }
 
 impl State {
@@ -63,19 +77,20 @@ impl State {
         let half = size / 2;
         let weight = |rank: usize| libm::log((size as f64 + 1.0) / 2.0) - libm::log(rank as f64);
         let weights: Vec<f64> = (1..=half).map(weight).collect();
-        let sum: f64 = weights.iter().sum();
-        let weights: Vec<f64> = weights.iter().map(|weight| weight / sum).collect();
-        let squares: f64 = weights.iter().map(|weight| weight * weight).sum();
+        let total: f64 = weights.iter().sum();
+        let weights: Vec<f64> = weights.iter().map(|weight| weight / total).collect();
         State {
+            mu_eff: 1.0 / dot(&weights, &weights),
             weights,
-            mu_eff: 1.0 / squares,
-            mean: DVector::repeat(dimensions, 0.5),
+            mean: vec![0.5; dimensions],
             sigma: WIDTH,
-            covariance: DMatrix::identity(dimensions, dimensions),
-            axes: DMatrix::identity(dimensions, dimensions),
-            lengths: DVector::repeat(dimensions, 1.0),
-            path_sigma: DVector::zeros(dimensions),
-            path_c: DVector::zeros(dimensions),
+            covariance: identity(dimensions),
+            axes: identity(dimensions)
+                .into_iter()
+                .map(|axis| (axis, 1.0))
+                .collect(),
+            path_sigma: vec![0.0; dimensions],
+            path_c: vec![0.0; dimensions],
             generations: 0,
         }
     }
@@ -84,10 +99,10 @@ impl State {
         let mut draw = Draw::new(seed, number, "cma-es");
         let mut point = Vec::new();
         for _ in 0..TRIES {
-            let z = DVector::from_fn(self.mean.len(), |_, _| draw.normal());
-            let step = &self.axes * z.component_mul(&self.lengths);
-            let x = &self.mean + self.sigma * step;
-            point = x.iter().copied().collect();
+            point = self.mean.clone();
+            for (axis, length) in &self.axes {
+                point = sum(1.0, &point, self.sigma * length * draw.normal(), axis);
+            }
             if point.iter().all(|value| (0.0..=1.0).contains(value)) {
                 return point;
             }
@@ -108,41 +123,60 @@ impl State {
         // The expected length of a normal vector.
         let chi = libm::sqrt(n) * (1.0 - 1.0 / (4.0 * n) + 1.0 / (21.0 * n * n));
 
-        let steps: Vec<DVector<f64>> = results
+        let steps: Vec<Vec<f64>> = results
             .iter()
             .take(self.weights.len())
-            .map(|one| (DVector::from_column_slice(&one.point) - &self.mean) / self.sigma)
+            .map(|one| sum(1.0 / self.sigma, &one.point, -1.0 / self.sigma, &self.mean))
             .collect();
-        let mut step = DVector::zeros(self.mean.len());
+        let mut step = vec![0.0; self.mean.len()];
         for (weight, y) in self.weights.iter().zip(&steps) {
-            step += *weight * y;
+            step = sum(1.0, &step, *weight, y);
         }
-        self.mean += self.sigma * &step;
+        self.mean = sum(1.0, &self.mean, self.sigma, &step);
         self.generations += 1;
 
-        let along = self.axes.transpose() * &step;
-        let whitened = &self.axes * along.component_div(&self.lengths);
-        self.path_sigma = (1.0 - c_sigma) * &self.path_sigma
-            + libm::sqrt(c_sigma * (2.0 - c_sigma) * mu_eff) * whitened;
-        let length = self.path_sigma.norm();
+        let mut whitened = vec![0.0; self.mean.len()];
+        for (axis, length) in &self.axes {
+            whitened = sum(1.0, &whitened, dot(axis, &step) / length, axis);
+        }
+        let gain = libm::sqrt(c_sigma * (2.0 - c_sigma) * mu_eff);
+        self.path_sigma = sum(1.0 - c_sigma, &self.path_sigma, gain, &whitened);
+        let length = libm::sqrt(dot(&self.path_sigma, &self.path_sigma));
         let decay = 1.0 - libm::pow(1.0 - c_sigma, f64::from(2 * self.generations));
         let steady = length / libm::sqrt(decay) < (1.4 + 2.0 / (n + 1.0)) * chi;
         let steady = f64::from(u8::from(steady));
-        self.path_c =
-            (1.0 - c_c) * &self.path_c + steady * libm::sqrt(c_c * (2.0 - c_c) * mu_eff) * &step;
+        let gain = steady * libm::sqrt(c_c * (2.0 - c_c) * mu_eff);
+        self.path_c = sum(1.0 - c_c, &self.path_c, gain, &step);
 
-        let lost = (1.0 - steady) * c_c * (2.0 - c_c);
-        let mut covariance = (1.0 + c_1 * lost - c_1 - c_mu) * &self.covariance
-            + c_1 * &self.path_c * self.path_c.transpose();
-        for (weight, y) in self.weights.iter().zip(&steps) {
-            covariance += c_mu * *weight * y * y.transpose();
+        let kept = 1.0 + c_1 * (1.0 - steady) * c_c * (2.0 - c_c) - c_1 - c_mu;
+        for (row, values) in self.covariance.iter_mut().enumerate() {
+            for (column, value) in values.iter_mut().enumerate() {
+                let of_steps = self
+                    .weights
+                    .iter()
+                    .zip(&steps)
+                    .map(|(weight, y)| weight * (y[row] * y[column]));
+                *value = kept * *value
+                    + c_1 * (self.path_c[row] * self.path_c[column])
+                    + c_mu * of_steps.sum::<f64>();
+            }
         }
         let faster = libm::exp((c_sigma / d_sigma) * (length / chi - 1.0));
         self.sigma = (self.sigma * faster).clamp(LEAST_WIDTH, 1.0);
-        // Symmetric to the last bit.
-        self.covariance = 0.5 * (&covariance + covariance.transpose());
-        let parts = SymmetricEigen::new(self.covariance.clone());
-        self.axes = parts.eigenvectors;
-        self.lengths = parts.eigenvalues.map(|value| libm::sqrt(value.max(1e-20)));
+        self.find_axes();
+    }
+
+    /// The axes of the covariance. If they cannot be found, those before stay.
+    fn find_axes(&mut self) {
+        let n = self.mean.len();
+        let square = Matrix::from_fn(n, n, |row, column| self.covariance[row][column]);
+        let Ok(parts) = square.map_err(Into::into).and_then(Eigen::new) else {
+            return;
+        };
+        let axis = |(row, value): (usize, &f64)| {
+            let axis = (0..n).map(|column| parts.vectors.at(row, column)).collect();
+            (axis, libm::sqrt(value.max(1e-20)))
+        };
+        self.axes = parts.values.iter().enumerate().map(axis).collect();
     }
 }

@@ -91,6 +91,7 @@ pub(super) fn page(report: &Report) -> Page {
             Verdict::Passed if report.command == Command::Diff => {
                 "The checkpoints are equal, or differ within the limits."
             }
+            Verdict::Passed if report.command == Command::Analyse => "The models were measured.",
             Verdict::Passed => "Nothing is wrong in what was looked at.",
             Verdict::Failed if report.command == Command::Diff => "The checkpoints differ.",
             Verdict::Failed => "Something is wrong.",
