@@ -1,7 +1,7 @@
 //! Searches for the values of a recipe whose merge scores best on files of tasks.
 //!
-//! A [`Study`] says which values of which recipes are searched, by which strategy, and what merges are scored on. [`run`]
-//! merges each trial in memory, from models that stay open, and scores it; a [`Folder`] keeps every trial, so that a study
+//! A [`Study`] says which values of which recipes are searched, by which strategy, and what merges are scored on.
+//! [`run()`] merges each trial in memory, from models that stay open, and scores it; a [`Folder`] keeps every trial, so that a study
 //! that was killed goes on where it was, and several processes may share the work. Trials are compared on the validation
 //! split alone; the chosen ones are scored on the test split at the end.
 //!
