@@ -59,7 +59,13 @@ fn pages() -> Vec<Page> {
     let docs = names
         .filter(|name| name.ends_with(".md"))
         .map(|name| format!("docs/{name}"));
-    let others = ["README.md", "CHANGELOG.md", "recipes/family/README.md"].map(str::to_owned);
+    let others = [
+        "README.md",
+        "CHANGELOG.md",
+        "recipes/family/README.md",
+        "recipes/family-qwen2/README.md",
+    ]
+    .map(str::to_owned);
     docs.chain(others)
         .map(|path| {
             let text = fs::read_to_string(root().join(&path)).unwrap();

@@ -1,5 +1,6 @@
 //! Tasks that are read, split and scored.
 
+mod families;
 mod read;
 mod scored;
 
