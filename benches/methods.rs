@@ -15,7 +15,8 @@ use divan::{Bencher, black_box};
 use matrix::Matrix;
 use weldment::engine::{self, Budget, Cost, Job, Observer, ResultUse, Settings, Sink, Tile, Work};
 use weldment::methods::{
-    self, Action, BaseRule, Linear, Method, ParamScope, ParamValue, Tensor, TensorParams,
+    self, Action, BaseRule, Context, Linear, Method, ParamScope, ParamValue, Shared, Tensor,
+    TensorParams,
 };
 use weldment::numeric::{Elements, FloatType, NormalKey, Stored};
 
@@ -28,7 +29,8 @@ const SHAPE: [usize; 2] = [2048, 2048];
 const ELEMENTS: u64 = 2048 * 2048;
 
 /// Values of parameters that have no default, or whose default does nothing.
-const VALUES: [(&str, f64); 4] = [
+const VALUES: [(&str, f64); 5] = [
+    ("alpha", 0.4),
     ("weight", 0.5),
     ("density", 0.5),
     ("t", 0.4),
@@ -95,6 +97,7 @@ fn tiles(bencher: Bencher<'_, '_>, name: &str) {
         saturate: false,
     };
     let limits = settings.limits(stored.len(), cost).expect("room enough");
+    engine::survey(&jobs, &settings, &Nobody).expect("it is measured");
     let bytes: usize = stored.iter().map(Vec::len).sum();
     bencher.counter(BytesCount::new(bytes)).bench_local(|| {
         engine::execute(black_box(&jobs), &settings, &limits, &Nowhere, &Nobody)
@@ -130,6 +133,7 @@ fn matrices(bencher: Bencher<'_, '_>, case: &str) {
         base: Some(0),
         sources: 5,
         linear: Linear::new(&shape, false),
+        context: Context::default(),
     };
     let program = match method.action(&params(method, 5), &tensor) {
         Ok(Action::Compute(program)) => program,
@@ -212,6 +216,10 @@ fn action(method: &dyn Method, sources: usize) -> Option<Action> {
         base: has_base(method).then_some(0),
         sources,
         linear: Linear::new(&SHAPE, false),
+        context: Context {
+            shared: Some(&Shared::default()),
+            ..Context::default()
+        },
     };
     method.action(&params(method, sources), &tensor).ok()
 }

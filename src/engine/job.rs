@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::derived::Decided;
-use super::program::AnyProgram;
+use super::program::{AnyProgram, Survey};
 use numeric::{BLOCK, Elements, FloatType, RoundingKey};
 
 /// One tensor's work.
@@ -162,6 +162,14 @@ impl Work<'_> {
             Work::Compute { sources, .. } => {
                 sources.iter().any(|source| source.format().wants_f64())
             }
+        }
+    }
+
+    /// What the program must know of all tensors first.
+    pub(super) fn survey(&self) -> Option<&dyn Survey> {
+        match self {
+            Work::Copy { .. } => None,
+            Work::Compute { program, .. } => program.survey(),
         }
     }
 

@@ -19,6 +19,7 @@ mod part;
 mod program;
 mod results;
 mod scan;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -34,8 +35,10 @@ pub use execute::execute;
 pub use job::{Job, Length, Names, Output, ResultUse, SourceName, Work};
 pub use program::{
     AnyProgram, Apply, Block, CarriedMask, Cost, Measure, MeasureColumns, Measured, Pass, Program,
+    Survey,
 };
 pub use scan::{Piece, pieces, scan};
+pub use survey::survey;
 pub use tile::{PAGE, Tile, Tiles};
 pub use whole::{Matrices, Whole};
 

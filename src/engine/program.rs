@@ -73,7 +73,7 @@ impl<'a, R> Block<'a, R> {
 /// The computation of one tensor: passes that measure, then one that applies.
 ///
 /// [`next`](Self::next) is the serial decision between two passes: which pass follows, given all that was measured
-/// so far. It must depend on nothing else.
+/// so far. It must depend on nothing else, but for what a [survey](AnyProgram::survey) decided.
 pub trait Program<R: Real>: Send + Sync {
     /// The pass that follows those whose results are `measured`, in order.
     fn next(&self, measured: &[Measured]) -> Pass<R>;
@@ -83,6 +83,23 @@ pub trait Program<R: Real>: Send + Sync {
 pub trait AnyProgram: Program<f32> + Program<f64> {
     /// An upper bound on what it needs.
     fn cost(&self) -> Cost;
+
+    /// What must be known of all tensors of the model before its first pass; most programs need nothing. Until it is
+    /// known, the first pass is the one that counts for it. Its passes over the tensors are among
+    /// [`Cost::measures`].
+    fn survey(&self) -> Option<&dyn Survey> {
+        None
+    }
+}
+
+/// Counts over all tensors of a model, and what is decided by them. The programs of these tensors share it; see
+/// [`AnyProgram::survey`].
+pub trait Survey: Send + Sync {
+    /// How many counts the next pass over all tensors has; `None` once everything is decided.
+    fn counts(&self) -> Option<usize>;
+
+    /// Ends a pass: takes its counts, added up over all tensors.
+    fn decide(&self, counts: &[u64]);
 }
 
 /// An upper bound on what a program needs from the engine.

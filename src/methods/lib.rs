@@ -18,6 +18,8 @@ mod gram;
 mod interval;
 mod karcher;
 mod linear;
+mod lines;
+mod localize_stitch;
 mod magmax;
 mod model_stock;
 mod multislerp;
@@ -38,6 +40,7 @@ mod usual;
 mod weighted_sum;
 mod whole;
 
+pub use localize_stitch::Shared;
 pub use params::{
     Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue, TensorParams,
 };
@@ -74,6 +77,19 @@ pub struct Tensor<'a> {
     pub sources: usize,
     /// How its matrices lie, if it is the weight of a linear layer, or of one for each expert.
     pub linear: Option<Linear>,
+    /// Where it stands in the merge.
+    pub context: Context<'a>,
+}
+
+/// Where a tensor stands in the merge, for methods that look beyond one tensor.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Context<'a> {
+    /// Its depth: 0 in the first layer of its stack or slice, 1 in the last; 0 outside the layers.
+    pub depth: f64,
+    /// For each source, the number of its model in the plan.
+    pub models: &'a [usize],
+    /// What all tensors of the merge share; `None` if there are no others.
+    pub shared: Option<&'a Shared>,
 }
 
 /// The weights of linear layers in one tensor.
@@ -164,7 +180,9 @@ static REGISTRY: &[&dyn Method] = &[
     &whole::ACTMAT,
     &whole::RESMERGE,
     &whole::Svc,
+    &lines::Lines,
     &magmax::Magmax,
+    &localize_stitch::LocalizeStitch,
     &geometric_median::GeometricMedian,
     &passthrough::Passthrough,
 ];

@@ -121,6 +121,33 @@ pub struct TensorParams {
 }
 
 impl TensorParams {
+    /// The values of a method for this many sources: those that `set` gives, by the parameter's name and the source
+    /// (`None` for what is one for all models), else its defaults.
+    pub(super) fn of_method(
+        info: &MethodInfo,
+        sources: usize,
+        set: impl Fn(&str, Option<usize>) -> Option<ParamValue>,
+    ) -> Self {
+        let mut params = Self {
+            tensor: Vec::new(),
+            sources: vec![Vec::new(); sources],
+        };
+        for param in info.params {
+            let value = |source| {
+                let value = set(param.name, source).or(param.default);
+                value.map(|value| (param.name, value))
+            };
+            match param.scope {
+                ParamScope::Tensor => params.tensor.extend(value(None)),
+                ParamScope::EachModel | ParamScope::EachButBase => {
+                    let all = params.sources.iter_mut().enumerate();
+                    all.for_each(|(source, values)| values.extend(value(Some(source))));
+                }
+            }
+        }
+        params
+    }
+
     /// The number `name`, one for all models; 0 if unset.
     pub fn number(&self, name: &str) -> f64 {
         number(&self.tensor, name).unwrap_or(0.0)

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use ndarray::{Array1, Zip};
 use proptest::prelude::*;
 
-use super::{Action, Linear, ParamValue, Tensor, TensorParams, find};
+use super::{Action, Context, Linear, ParamValue, Shared, Tensor, TensorParams, find};
 use engine::{self, Budget, Job, Limits, Observer, ResultUse, Settings, Sink, Tile, Work};
 use errors::in_one_line;
 use numeric::{FloatType, MaskKey, Stored, keep_threshold};
@@ -113,6 +113,10 @@ impl Case {
             base: self.base,
             sources: sources.len(),
             linear: Linear::new(shape, false),
+            context: Context {
+                shared: Some(&Shared::default()),
+                ..Context::default()
+            },
         };
         merged(self.method, &self.params(), &tensor, format, sources)
     }
@@ -159,6 +163,7 @@ fn merged(
         sample: None,
     }];
     let run = |limits: &Limits| -> Result<Vec<u8>, String> {
+        engine::survey(&jobs, &settings, &Nobody).map_err(|error| in_one_line(&error))?;
         let memory = Memory(Mutex::new(vec![0; elements as usize * output.size()]));
         engine::execute(&jobs, &settings, limits, &memory, &Nobody)
             .map_err(|error| in_one_line(&error))?;

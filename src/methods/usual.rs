@@ -66,6 +66,13 @@ static USUAL: &[Usual] = &[
         source: "about 0.01 in the paper",
     },
     Usual {
+        methods: &["localize_stitch"],
+        param: "sparsity",
+        min: 0.01,
+        max: 0.5,
+        source: "0.05 in the paper, 0.1 in MergeBench",
+    },
+    Usual {
         methods: &["svc"],
         param: "alpha",
         min: 0.05,

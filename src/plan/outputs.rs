@@ -21,8 +21,8 @@ use architecture::{
 use checkpoint::{ModelConfig, TensorEntry, VocabularyComparison, compare_vocabularies};
 use errors::Refusal;
 use methods::{
-    self, Action, BaseRule, Linear, Method, ParamInfo, ParamScope, ParamValue, Tensor,
-    TensorParams, Usual,
+    self, Action, BaseRule, Context, Linear, Method, ParamInfo, ParamScope, ParamValue, Shared,
+    Tensor, TensorParams, Usual,
 };
 use numeric::{FloatType, RoundingKey};
 use recipe::{self, Exception, Fallback, Parameters, Position, Recipe, Rounding};
@@ -129,6 +129,7 @@ pub(super) fn resolve(
         copies,
         alignment,
         seed,
+        shared: Shared::default(),
         problems,
         notes,
         missing: BTreeMap::new(),
@@ -230,6 +231,8 @@ struct Resolver<'a> {
     wanted: HashSet<&'a str>,
     /// Copies of other output tensors, whose random draws they get.
     copies: HashMap<String, String>,
+    /// What the tensors share.
+    shared: Shared,
     alignment: Option<&'a Alignment<'a>>,
     seed: u64,
     problems: &'a mut Problems,
@@ -671,6 +674,14 @@ impl<'a> Resolver<'a> {
             base: group.base,
             sources: sources.len(),
             linear: self.linear(&wanted.name, &shape),
+            context: Context {
+                depth: wanted.depth,
+                models: &sources
+                    .iter()
+                    .map(|source| source.model)
+                    .collect::<Vec<_>>(),
+                shared: Some(&self.shared),
+            },
         };
         match self.method.action(&params, &tensor) {
             Ok(Action::Copy(source)) => {

@@ -46,8 +46,9 @@ impl MergeResult {
     pub fn new(plan: Plan, several: bool) -> Self {
         Self {
             decided: plan.tensors.iter().map(|_| Decided::default()).collect(),
-            // Computing a whole matrix again for every block read from it would take too long.
-            once: several || plan.cost.matrix > 0,
+            // Computing a whole matrix again for every block read from it would take too long; and what is to be
+            // known of the whole model is found out before it is made.
+            once: several || plan.cost.matrix > 0 || plan.is_surveyed(),
             plan,
             made: OnceLock::new(),
         }
@@ -244,6 +245,14 @@ impl Plan {
     /// The results that are made once, each after those that it is made from.
     pub fn results_made_once(&self) -> Vec<&MergeResult> {
         made_once(&self.results)
+    }
+
+    /// Whether programs must know of the whole model before they compute its first tensor.
+    pub fn is_surveyed(&self) -> bool {
+        self.tensors.iter().any(|tensor| match &tensor.operation {
+            Operation::Copy => false,
+            Operation::Compute { program, .. } => program.survey().is_some(),
+        })
     }
 
     /// Bytes of the results that are made once; a run keeps them in files of its own.

@@ -125,6 +125,17 @@ impl Needs {
         self.parts.push(items);
     }
 
+    /// A part of the run that looks at all tensors before it computes the first, if there is such a part: it needs all
+    /// files at once.
+    fn add_survey(&mut self, plan: &Plan) {
+        if plan.is_surveyed() {
+            let places = plan.tensors.iter().flat_map(|tensor| plan.remote(tensor));
+            let files = places.map(|place| self.number(place.file)).collect();
+            let name = plan.tensors.first().map(|tensor| tensor.name.clone());
+            self.parts.push(vec![(name.unwrap_or_default(), files)]);
+        }
+    }
+
     /// A part of the run that computes tensors.
     fn add_tensors<'p>(&mut self, plan: &Plan, tensors: impl Iterator<Item = &'p PlannedTensor>) {
         let items = tensors.map(|tensor| {
@@ -154,9 +165,11 @@ impl Feed {
         {
             let MergeResult { plan, .. } = result;
             needs.add_ties(plan);
+            needs.add_survey(plan);
             needs.add_tensors(plan, plan.tensors.iter());
         }
         needs.add_ties(plan);
+        needs.add_survey(plan);
         needs.add_tensors(plan, plan.tensors.iter());
         let limit = limit.unwrap_or(u64::MAX);
         let sizes: Vec<u64> = needs.files.iter().map(|file| file.size()).collect();

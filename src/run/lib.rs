@@ -181,6 +181,7 @@ fn compute(
     let made = results::make(plan, &|| staged.scratch(), feed, observer)?;
     ties::check(plan, feed, observer)?;
     prepare(plan, observer)?;
+    let surveyed = survey(plan, feed, observer)?;
     read_ahead(plan);
     let weights = WrittenWeights::new(plan, staged);
     let sink = DropBehind {
@@ -208,7 +209,7 @@ fn compute(
     let digests = weights.digests()?;
     staged.finish()?;
     let totals = Totals {
-        read: totals.read + made.read,
+        read: totals.read + made.read + surveyed,
         saturated: totals.saturated + made.saturated,
         ..totals
     };
@@ -255,6 +256,7 @@ pub fn replay(
     results::make(plan, &file, None, observer)?;
     ties::check(plan, None, observer)?;
     prepare(plan, observer)?;
+    survey(plan, None, observer)?;
     let jobs = Work::default().outputs(plan, 0..plan.tensors.len(), sample)?;
     if sample.is_none() {
         read_ahead(plan);
@@ -293,6 +295,22 @@ pub fn replay_others(
     let limits = settings.limits(widest.max().unwrap_or(0), cost)?;
     let Work { jobs, .. } = Work::of_others(plan, others, sample)?;
     Ok(engine::execute(&jobs, &settings, &limits, sink, observer)?)
+}
+
+/// Finds out what programs must know of the whole model before they compute its first tensor. Returns the bytes read.
+fn survey(plan: &Plan, feed: Option<&Feed>, observer: &dyn Observer) -> Result<u64, RunError> {
+    let mut read = 0;
+    if plan.is_surveyed() {
+        in_steps(feed, 1, observer, |_| {
+            let Work { jobs, .. } = Work::of_results(plan)?;
+            let decided =
+                engine::execute(&jobs, &plan.settings, &plan.limits, &NoOutput, observer)?;
+            let jobs = Work::default().outputs(plan, 0..plan.tensors.len(), None)?;
+            read = decided.read + engine::survey(&jobs, &plan.settings, observer)?;
+            Ok(())
+        })?;
+    }
+    Ok(read)
 }
 
 /// Tells the system that all models will be read from start to end.

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::destination::{DiskError, Step};
 use super::error::RunError;
 use super::feed::{Feed, in_steps};
+use super::survey;
 use super::ties;
 use super::work::Work;
 use checkpoint::map_parts;
@@ -58,6 +59,7 @@ fn make_one(
     let sink = Scratch { file, starts };
     let plan = &result.plan;
     ties::check(plan, feed, observer)?;
+    survey(plan, feed, observer)?;
     let (mut work, mut totals) = (Work::default(), Totals::default());
     in_steps(feed, plan.tensors.len(), observer, |items| {
         let jobs = work.of_result(result, items)?;

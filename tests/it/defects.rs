@@ -230,6 +230,9 @@ fn recipe_of(info: &MethodInfo) -> String {
     if needs("t", false) {
         recipe += "parameters: {t: 0.5}\n";
     }
+    if needs("beta", false) && needs("alpha", false) {
+        recipe += "parameters: {alpha: 0.5, beta: 0.3}\n";
+    }
     recipe
 }
 

@@ -87,6 +87,14 @@ pub(crate) const RECIPES: &[(&str, &str)] = &[
         "merge_method: svc\nbase_model: base\nmodels: [{model: a, parameters: {merged: true}}, {model: b}]\nparameters: {alpha: 0.5}\n",
     ),
     (
+        "lines",
+        "merge_method: lines\nbase_model: base\nmodels: [{model: a}]\nparameters: {alpha: 0.4, beta: 0.3}\n",
+    ),
+    (
+        "localize_stitch",
+        "merge_method: localize_stitch\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {sparsity: 0.23}\n",
+    ),
+    (
         "magmax",
         "merge_method: magmax\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {lambda: 0.6}\n",
     ),

@@ -31,6 +31,7 @@ mod integers;
 mod kill;
 mod layers;
 mod licences;
+mod localize_stitch;
 mod lora;
 mod memory;
 mod modules;

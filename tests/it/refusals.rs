@@ -593,7 +593,7 @@ fn messages_about_recipes_read_well() {
     1 | merge_method: tise
       |               ^^^^
       |
-      = hint: did you mean `ties`? the methods are `linear`, `slerp`, `nuslerp`, `multislerp`, `karcher`, `task_arithmetic`, `ties`, `dare_linear`, `dare_ties`, `della`, `della_linear`, `breadcrumbs`, `breadcrumbs_ties`, `consensus_ta`, `consensus_ties`, `sce`, `arcee_fusion`, `model_stock`, `nearswap`, `ram`, `ramplus_tl`, `tsvm`, `iso_c`, `iso_cts`, `cart`, `star`, `subspace_boosting`, `wudi`, `swudi_a`, `actmat`, `resmerge`, `svc`, `magmax`, `geometric_median`, `passthrough`
+      = hint: did you mean `ties`? the methods are `linear`, `slerp`, `nuslerp`, `multislerp`, `karcher`, `task_arithmetic`, `ties`, `dare_linear`, `dare_ties`, `della`, `della_linear`, `breadcrumbs`, `breadcrumbs_ties`, `consensus_ta`, `consensus_ties`, `sce`, `arcee_fusion`, `model_stock`, `nearswap`, `ram`, `ramplus_tl`, `tsvm`, `iso_c`, `iso_cts`, `cart`, `star`, `subspace_boosting`, `wudi`, `swudi_a`, `actmat`, `resmerge`, `svc`, `lines`, `magmax`, `localize_stitch`, `geometric_median`, `passthrough`
     ");
     insta::assert_snapshot!(planned(&bench, &list("- {model: nowhere, parameters: {weight: 1}}\n")), @r"
     error: model `nowhere` not found; looked in BENCH/nowhere, BENCH/no-hub/hub/models--nowhere

@@ -189,6 +189,58 @@ CASES = [
 WEIGHTS = [1.0, 0.8, 1.3]
 
 
+def lines(base, models, alpha, beta):
+    """Of one model, by the name of each tensor."""
+    (model,) = models
+    merged = {}
+    for name, weight in base.items():
+        layer = name.split(".")[2] if ".layers." in name else 0
+        scale = alpha + beta * int(layer) / (LAYERS - 1)
+        merged[name] = weight + scale * (model[name] - weight)
+    return merged
+
+
+def localize_stitch(base, models, sparsity):
+    """Without data: the authors' mask, but that it keeps what is as large as the threshold."""
+    updates = [{name: model[name] - base[name] for name in base} for model in models]
+    masks = []
+    for update in updates:
+        flat = torch.cat([update[name].abs().flatten() for name in base])
+        threshold = torch.topk(flat, int(sparsity * flat.numel())).values[-1]
+        masks.append({name: (update[name].abs() >= threshold) & (update[name] != 0) for name in base})
+    merged = {}
+    for name, weight in base.items():
+        count = sum(mask[name] for mask in masks).clamp(min=1)
+        parts = zip(WEIGHTS, masks, updates)
+        merged[name] = weight + sum(w * mask[name] * update[name] for w, mask, update in parts) / count
+    return merged
+
+
+LAYERS = 5
+# Method, function of the whole models, parameters, how many models it takes.
+WHOLE_MODELS = [
+    ("lines", lines, {"alpha": 0.4, "beta": 0.35}, 1),
+    ("localize_stitch", localize_stitch, {"sparsity": 0.1}, 3),
+    ("localize_stitch", localize_stitch, {"sparsity": 0.45}, 3),
+]
+
+
+def layered(dtype):
+    """A base and three models of several layers, whose updates grow with depth."""
+    random = torch.Generator().manual_seed(4)
+    made = [{} for _ in range(4)]
+    names = [("model.embed_tokens.weight", 0)]
+    names += [(f"model.layers.{layer}.mlp.up_proj.weight", layer) for layer in range(LAYERS)]
+    for name, layer in names:
+        base = torch.randn((24, 40), generator=random) * 0.05
+        made[0][name] = base.to(dtype)
+        for model in made[1:]:
+            size = 0.002 * (layer + 1)
+            update = torch.randn(base.shape, generator=random) * size
+            model[name] = (base + update).to(dtype)
+    return made
+
+
 def models(dtype):
     """A base and three models whose updates share something, by tensor name."""
     random = torch.Generator().manual_seed(3)
@@ -203,14 +255,16 @@ def models(dtype):
     return made
 
 
-def merged_by_weld(weld, folder, method, parameters, sources):
+def merged_by_weld(weld, folder, method, parameters, sources, weights=None):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for index, model in enumerate(sources):
         safetensors.torch.save_file(model, folder / f"m{index}.safetensors")
+    weights = WEIGHTS if weights is None else weights
     entries = [
-        {"model": f"m{index}.safetensors", "parameters": {"weight": weight}}
-        for index, weight in enumerate(WEIGHTS, 1)
+        {"model": f"m{index}.safetensors"}
+        | ({} if weight is None else {"parameters": {"weight": weight}})
+        for index, weight in enumerate(weights, 1)
     ]
     recipe = {
         "merge_method": method,
@@ -242,6 +296,23 @@ def compare(weld, work):
                 update = scale * function(tasks, **(parameters if own is None else own))
                 error = (found[name] - base - update).abs().max() / update.abs().max()
                 worst = max(worst, error.item() if error.isfinite() else float("inf"))
+            bad += not worst <= BOUND
+            cells.append(f"{worst:.1e}" + ("" if worst <= BOUND else " **too far**"))
+        words = ", ".join(f"{key}: {value}" for key, value in parameters.items())
+        print(f"| {method} | {words} | {' | '.join(cells)} |", flush=True)
+    for number, (method, function, parameters, count) in enumerate(WHOLE_MODELS):
+        cells = []
+        for dtype in (torch.float32, torch.bfloat16):
+            sources = layered(dtype)[: 1 + count]
+            # `lines` has no weights.
+            weights = WEIGHTS[:count] if count > 1 else [None]
+            folder = work / f"whole-{number}-{method}"
+            found = merged_by_weld(weld, folder, method, parameters, sources, weights)
+            base, *tuned = [{k: v.double() for k, v in model.items()} for model in sources]
+            expected = function(base, tuned, **parameters)
+            updates = [(expected[name] - base[name]).abs().max() for name in base]
+            errors = [(found[name] - expected[name]).abs().max() for name in base]
+            worst = (max(errors) / max(updates)).item()
             bad += not worst <= BOUND
             cells.append(f"{worst:.1e}" + ("" if worst <= BOUND else " **too far**"))
         words = ", ".join(f"{key}: {value}" for key, value in parameters.items())

@@ -11,7 +11,7 @@ use super::{FEW, Request};
 use crate::{Finding, Place};
 use checkpoint::Dtype;
 use engine::Observer;
-use methods::Tensor;
+use methods::{Context, Tensor};
 use numeric::{FloatType, Stored};
 use plan::{Operation, Plan, PlannedTensor};
 use run::{self, RunError};
@@ -185,6 +185,7 @@ fn replay(
         base: tensor.base,
         sources: tensor.sources.len(),
         linear: None,
+        context: Context::default(),
     };
     mergekit::replay(
         profile,

@@ -210,6 +210,8 @@ fn usual(method: &str, param: &str) -> Option<&'static str> {
         ("dare_linear" | "dare_ties" | "della" | "della_linear", "density") => Some("0.5"),
         ("sce", "select_topk") => Some("0.5"),
         ("slerp", "t") => Some("0.5"),
+        ("lines", "alpha") => Some("0.8"),
+        ("lines", "beta") => Some("0.2"),
         ("nearswap", "t") => Some("0.001"),
         _ => None,
     }

@@ -114,6 +114,7 @@ impl Merge {
             base: Some(0),
             sources: sources.len(),
             linear: None,
+            context: Context::default(),
         };
         let params = self.params(sources.len());
         merged(self.method, &params, &tensor, format, sources)

@@ -476,6 +476,7 @@ fn a_weight_that_lies_the_other_way_round_is_turned_where_it_matters() {
         base: Some(0),
         sources: 3,
         linear: Linear::new(&[6, 10], true),
+        context: Context::default(),
     };
     let found = merged("iso_cts", &case.params(), &tensor, FloatType::F32, &turned).unwrap();
     let found: Vec<f64> = Wide::from_row_slice(6, 10, &found)
@@ -570,6 +571,7 @@ fn memory_grows_with_the_matrix_and_is_stated_for_any_size() {
                 base: Some(0),
                 sources: 4,
                 linear: Linear::new(&shape, false),
+                context: Context::default(),
             };
             let params = case(method, own, &[1.0; 3]).params();
             match find(method).unwrap().action(&params, &tensor).unwrap() {
@@ -663,6 +665,7 @@ fn calibrated(alpha: f64, shape: &[usize], sources: &[Vec<f64>]) -> Vec<f64> {
         base: Some(0),
         sources: sources.len(),
         linear: Linear::new(shape, false),
+        context: Context::default(),
     };
     merged("svc", &params, &tensor, FloatType::F32, sources).unwrap()
 }
@@ -734,6 +737,7 @@ fn svc_wants_one_merged_model() {
             base: Some(0),
             sources: 3,
             linear: None,
+            context: Context::default(),
         };
         let error = merged(
             "svc",
@@ -747,6 +751,58 @@ fn svc_wants_one_merged_model() {
             error.contains("expected one model with `merged: true`, found"),
             "{error}"
         );
+    }
+}
+
+#[test]
+fn localize_stitch_keeps_the_largest_changes_and_takes_the_mean_where_they_meet() {
+    let sources = [
+        vec![1.0, 1.0, 1.0, 1.0, 1.0],
+        vec![5.0, 0.0, 3.0, 1.0, 1.0],
+        vec![3.0, 1.0, 1.0, -1.0, 2.0],
+    ];
+    let kept = |weights: &[f64], sparsity| {
+        let case = Case::new("localize_stitch", Some(0), weights);
+        let case = case.set("sparsity", ParamValue::Number(sparsity));
+        case.run(FloatType::F32, &sources).unwrap()
+    };
+    // Two of five each: changes of 4 and 2, and of 2 and -2. The first elements meet: the mean of 4 and 2.
+    assert_eq!(kept(&[0.0, 1.0, 1.0], 0.4), [4.0, 1.0, 3.0, -1.0, 1.0]);
+    // One each; of those as large as the second model's threshold, both stay.
+    assert_eq!(kept(&[0.0, 1.0, 1.0], 0.2), [4.0, 1.0, 1.0, -1.0, 1.0]);
+    // All; what is unchanged does not count where another has changed.
+    assert_eq!(kept(&[0.0, 1.0, 1.0], 1.0), [4.0, 0.0, 3.0, -1.0, 2.0]);
+    assert_eq!(kept(&[0.0, 0.5, 1.0], 0.4), [3.0, 1.0, 2.0, -1.0, 1.0]);
+    // A model without weight does not count.
+    assert_eq!(kept(&[0.0, 0.0, 1.0], 0.4), [3.0, 1.0, 1.0, -1.0, 1.0]);
+    // At least one element is kept.
+    assert_eq!(kept(&[0.0, 1.0, 0.0], 0.0), [5.0, 1.0, 1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn lines_by_hand() {
+    let params = TensorParams {
+        tensor: [("alpha", 0.25), ("beta", 0.5)]
+            .map(|(name, value)| (name, ParamValue::Number(value)))
+            .to_vec(),
+        sources: vec![Vec::new(); 2],
+    };
+    let sources = [vec![1.0, 2.0], vec![5.0, -2.0]];
+    for (depth, expected) in [(0.0, [2.0, 1.0]), (0.5, [3.0, 0.0]), (1.0, [4.0, -1.0])] {
+        let tensor = Tensor {
+            name: NAME,
+            shape: &[2],
+            seed: SEED,
+            base: Some(0),
+            sources: 2,
+            linear: None,
+            context: Context {
+                depth,
+                ..Context::default()
+            },
+        };
+        let found = merged("lines", &params, &tensor, FloatType::F32, &sources);
+        assert_eq!(found.unwrap(), expected);
     }
 }
 

@@ -48,30 +48,13 @@ pub(super) fn action(
         let task = tasks.iter().find(|task| task.source == source);
         task.map_or(0.0, |task| task.weight * share)
     };
-    let mut inner = TensorParams {
-        tensor: Vec::new(),
-        sources: vec![Vec::new(); tensor.sources],
-    };
-    for info in method.info().params {
-        match info.scope {
-            ParamScope::Tensor if info.name == "lambda" => {
-                inner.tensor.push(("lambda", ParamValue::Number(lambda)));
-            }
-            ParamScope::Tensor => {
-                inner
-                    .tensor
-                    .extend(info.default.map(|value| (info.name, value)));
-            }
-            ParamScope::EachModel | ParamScope::EachButBase => {
-                for (source, values) in inner.sources.iter_mut().enumerate() {
-                    let value = match info.name {
-                        "weight" => Some(ParamValue::Number(weight(source))),
-                        _ => info.default,
-                    };
-                    values.extend(value.map(|value| (info.name, value)));
-                }
-            }
-        }
-    }
+    let inner = TensorParams::of_method(method.info(), tensor.sources, |name, source| {
+        let value = match (name, source) {
+            ("lambda", None) => lambda,
+            ("weight", Some(source)) => weight(source),
+            _ => return None,
+        };
+        Some(ParamValue::Number(value))
+    });
     method.action(&inner, tensor)
 }

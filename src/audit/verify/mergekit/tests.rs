@@ -2,7 +2,7 @@
 
 use super::*;
 use engine::{Block, Measured, Pass};
-use methods::ParamValue;
+use methods::{Context, ParamValue};
 
 /// The result of a replay, for sources that fit into one block and the values of a checkpoint.
 fn run<R: Real>(
@@ -130,6 +130,7 @@ impl Case {
             base: self.base,
             sources: params.sources.len(),
             linear: None,
+            context: Context::default(),
         };
         replay(self.profile, self.method, &params, &tensor, FloatType::F32).expect("it is known")
     }
@@ -201,6 +202,7 @@ fn a_scale_is_a_float32_number() {
         base: None,
         sources: 1,
         linear: None,
+        context: Context::default(),
     };
     let of = |profile| replay(profile, "passthrough", &params, &tensor, FloatType::F32).unwrap();
     let sources: [&[f32]; 2] = [&[128.0], NOTHING];
