@@ -55,7 +55,7 @@ mod weight_names;
 #[cfg(test)]
 pub(crate) mod fixtures;
 
-pub use adapter::{Adapter, AdapterError};
+pub use adapter::{Adapter, AdapterError, AdapterProduct};
 pub use aliases::{AliasSearch, PrefixAlias, find_alias};
 pub use behind::Reclaim;
 pub use bounded::read_bounded;

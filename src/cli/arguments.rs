@@ -91,12 +91,16 @@ impl PlanArguments {
         Ok(recipe::parse_with_registry(&self.name(), &text)?)
     }
 
-    /// Reads the recipe of a merge and plans it.
-    pub(super) fn plan(&self, needs: Needs, caller: &Caller) -> Result<Plan, Failure> {
-        let recipe = self.merge()?;
+    /// Plans the recipe of a merge.
+    pub(super) fn plan(
+        &self,
+        recipe: &Recipe,
+        needs: Needs,
+        caller: &Caller,
+    ) -> Result<Plan, Failure> {
         let (locator, options) = self.surroundings(needs, caller)?;
         let path = self.name();
-        let plan = plan::plan(&recipe, &path, &locator, &options);
+        let plan = plan::plan(recipe, &path, &locator, &options);
         plan.map_err(|error| caller.failure(error.into()))
     }
 

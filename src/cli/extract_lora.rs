@@ -151,6 +151,7 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Fail
         save: patterns(&arguments.save)?,
         format: arguments.dtype.into(),
         threads: arguments.threads.count(),
+        also_reads: Vec::new(),
     });
     let extraction = extraction.map_err(Failure::input)?;
     let peak = PeakMemory::watch();

@@ -22,6 +22,7 @@ mod keys;
 mod keywords;
 mod memory;
 mod merge;
+mod merge_adapter;
 mod mergekit;
 mod methods;
 mod moe;

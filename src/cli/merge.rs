@@ -10,6 +10,7 @@ use super::arguments::{Format, PlanArguments};
 use super::caller::Caller;
 use super::export::BesideArguments;
 use super::memory::{PeakMemory, available};
+use super::merge_adapter;
 use super::network::{Needs, Scratch};
 use super::output::{Failure, print_json};
 use super::progress::Progress;
@@ -45,8 +46,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// Merges; what was written is returned as JSON.
 pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
     arguments.plan.say_mergekit(|note| caller.say(note));
+    let recipe = arguments.plan.merge()?;
+    if recipe.output.is_some() {
+        arguments.scratch.refuse("an adapter")?;
+        return merge_adapter::write(&arguments.plan, &arguments.output, recipe, caller);
+    }
     let needs = arguments.scratch.or(Needs::Weights);
-    let mut plan = arguments.plan.plan(needs, caller)?;
+    let mut plan = arguments.plan.plan(&recipe, needs, caller)?;
     let limit = arguments.scratch.limit;
     if let Some(fetches) = run::fetches(&plan, limit)? {
         plan.notes.push(fetches.to_string());
@@ -62,7 +68,7 @@ pub(super) struct OutputArguments {
 
     /// Replace OUT if it is not empty
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
 
     /// Add the digest of every input tensor to the lock; this reads the inputs once more
     #[arg(long)]
@@ -81,7 +87,7 @@ pub(super) struct OutputArguments {
 
     /// What to print at the end: a summary on stderr, or a JSON object on stdout
     #[arg(long, value_enum, default_value_t = Format::Text)]
-    format: Format,
+    pub(super) format: Format,
 }
 
 impl OutputArguments {

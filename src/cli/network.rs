@@ -9,6 +9,7 @@ use super::caller::Caller;
 use super::environment;
 use super::output::Failure;
 use checkpoint::Locator;
+use errors::Refusal;
 
 /// Whether the network may be used.
 #[derive(Args, Clone, Copy)]
@@ -33,6 +34,19 @@ impl Scratch {
         match self.limit {
             Some(_) => Needs::Scratch,
             None => needs,
+        }
+    }
+
+    /// Refuses the limit where the recipe's output needs all weights at once.
+    pub(super) fn refuse(self, output: &str) -> Result<(), Failure> {
+        match self.limit {
+            None => Ok(()),
+            Some(_) => Err(Failure::input(
+                Refusal::new(format!(
+                    "--scratch-limit is for merges into a model, and the output of this recipe is {output}"
+                ))
+                .with_hint("leave it out"),
+            )),
         }
     }
 }

@@ -8,11 +8,14 @@ use clap::{Args, ValueEnum};
 use super::arguments::{MoeArguments, PlanArguments};
 use super::caller::Caller;
 use super::held::Held;
+use super::merge_adapter;
 use super::network::{Needs, Scratch};
 use super::output::{Failure, print, print_json, print_made, say};
 use audit::formats::plan_page;
 use checkpoint::Checkpoint;
+use errors::Refusal;
 use plan::{self, Detail, Plan};
+use recipe::AnyRecipe;
 
 /// Show what a recipe would do: every tensor, its sources and values; computes nothing
 ///
@@ -51,12 +54,28 @@ enum Format {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.plan.say_mergekit(say);
-    let plan = call(arguments, &Caller::unguarded(false))?;
+    let caller = Caller::unguarded(false);
+    let recipe = arguments.plan.read()?;
     let detail = if arguments.all {
         Detail::All
     } else {
         Detail::Summary
     };
+    let recipe = match recipe {
+        AnyRecipe::Merge(recipe) if recipe.output.is_some() => {
+            let merge = merge_adapter::plan(&arguments.plan, *recipe, &caller)?;
+            return match arguments.format {
+                Format::Text => print(&merge.text(detail)),
+                Format::Json => print_json(&merge.json()),
+                Format::Html => Err(Failure::input(
+                    Refusal::new("there is no page of a recipe whose `output` is an adapter")
+                        .with_hint("leave `--format html` out"),
+                )),
+            };
+        }
+        recipe => recipe,
+    };
+    let plan = planned(arguments, &recipe, &caller)?;
     match arguments.format {
         Format::Text => print(&plan::text(&plan, detail)),
         Format::Json => print_json(&plan::json(&plan)),
@@ -85,9 +104,12 @@ pub(super) fn call_with(
 
 /// Plans for a program.
 pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Plan, Failure> {
-    let recipe = arguments.plan.read()?;
+    planned(arguments, &arguments.plan.read()?, caller)
+}
+
+fn planned(arguments: &Arguments, recipe: &AnyRecipe, caller: &Caller) -> Result<Plan, Failure> {
     let (moe, needs) = (&arguments.moe, Needs::Headers);
-    let mut plan = arguments.plan.plan_recipe(&recipe, moe, needs, caller)?;
+    let mut plan = arguments.plan.plan_recipe(recipe, moe, needs, caller)?;
     if let Some(limit) = arguments.scratch.limit
         && let Some(fetches) = run::fetches(&plan, Some(limit))?
     {

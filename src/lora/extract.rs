@@ -6,7 +6,7 @@ use architecture::{WeightOrder, is_input_embedding};
 use checkpoint::{Reclaim, TensorEntry};
 use engine::{EngineError, Observer};
 use errors::{About, Refusal};
-use matrix::{Matrix, MatrixError};
+use matrix::MatrixError;
 use numeric::{BLOCK, Elements, FloatType, NoMemory, filled};
 use rayon::ThreadPool;
 use run::destination::{Destination, Layout};
@@ -153,7 +153,11 @@ impl<'a> Extraction<'a> {
         let files = models.iter().flat_map(|model| model.shards());
         let files = files.map(|shard| shard.path.clone());
         let folders = models.iter().flat_map(|model| model.location().paths());
-        files.chain(folders.map(ToOwned::to_owned)).collect()
+        let others = self.request.also_reads.iter().cloned();
+        files
+            .chain(folders.map(ToOwned::to_owned))
+            .chain(others)
+            .collect()
     }
 
     /// Says that a tensor of both models is not needed again; returns how many bytes were read.
@@ -332,7 +336,7 @@ impl Work<'_> {
             left,
             right,
             left_out,
-        } = found.map_err(|error| failed(entry, error))?;
+        } = found.map_err(|error| failed(&entry.name, error))?;
         drop(matrix);
         let (a, b) = match order {
             WeightOrder::OutIn => (right, left),
@@ -341,8 +345,8 @@ impl Work<'_> {
         let module = self.options.named(module_of(&entry.name));
         let rank = a.columns();
         let a = a.transposed().map_err(EngineError::from)?;
-        self.factor(&module, "lora_A", a)?;
-        self.factor(&module, "lora_B", b)?;
+        self.weights.factor(&module, "lora_A", a, request.format)?;
+        self.weights.factor(&module, "lora_B", b, request.format)?;
         self.report.fits.push(Fit {
             tensor: entry.name.clone(),
             module,
@@ -351,24 +355,6 @@ impl Work<'_> {
             change: sums.change,
             left_out,
         });
-        Ok(())
-    }
-
-    fn factor(
-        &mut self,
-        module: &str,
-        part: &str,
-        mut factor: Matrix<f32>,
-    ) -> Result<(), ExtractError> {
-        let format = self.extraction.request.format;
-        let name = format!("base_model.model.{module}.{part}.weight");
-        let shape = vec![factor.rows(), factor.columns()];
-        self.weights.begin(name, format.dtype(), shape);
-        for values in factor.values_mut().chunks_mut(BLOCK) {
-            let mut bytes = vec![0; values.len() * format.size()];
-            format.encode(values, true, &mut bytes);
-            self.weights.push(&bytes)?;
-        }
         Ok(())
     }
 
@@ -422,16 +408,13 @@ impl Work<'_> {
     }
 }
 
-fn failed(entry: &TensorEntry, error: MatrixError) -> ExtractError {
+pub(super) fn failed(tensor: &str, error: MatrixError) -> ExtractError {
     match error {
         MatrixError::Memory(error) => EngineError::from(error).into(),
         error => {
-            let why = format!(
-                "the change of `{}` has no singular values: {error}",
-                entry.name
-            );
-            let hint = format!("leave it out with --exclude {}", module_of(&entry.name));
-            let about = About::default().tensor(&entry.name);
+            let why = format!("the change of `{tensor}` has no singular values: {error}");
+            let hint = format!("leave it out with --exclude {}", module_of(tensor));
+            let about = About::default().tensor(tensor);
             Refusal::new(why).with_hint(hint).about(about).into()
         }
     }

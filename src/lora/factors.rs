@@ -84,7 +84,7 @@ fn count_for(values: &[f64], wanted: f64) -> usize {
 }
 
 /// The values as they are read again from a file of this format.
-fn round(factor: &mut Matrix<f32>, format: FloatType) -> Result<(), NoMemory> {
+pub(super) fn round(factor: &mut Matrix<f32>, format: FloatType) -> Result<(), NoMemory> {
     if format == FloatType::F32 {
         return Ok(());
     }

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use checkpoint::{Checkpoint, Dtype, WrittenAs, single_file_layout};
 use errors::Refusal;
+use matrix::Matrix;
+use numeric::{BLOCK, FloatType};
 use run::RunError;
 use run::destination::{DiskError, Staged, Step};
 use serde_json::{Map, Value, json};
@@ -54,6 +56,25 @@ impl Weights {
         let written = self.file.write_all(bytes);
         written.map_err(|error| failed(Step::Write, error))?;
         self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Adds a factor of a module, as PEFT names it.
+    pub(super) fn factor(
+        &mut self,
+        module: &str,
+        part: &str,
+        mut factor: Matrix<f32>,
+        format: FloatType,
+    ) -> Result<(), RunError> {
+        let name = format!("base_model.model.{module}.{part}.weight");
+        let shape = vec![factor.rows(), factor.columns()];
+        self.begin(name, format.dtype(), shape);
+        for values in factor.values_mut().chunks_mut(BLOCK) {
+            let mut bytes = vec![0; values.len() * format.size()];
+            format.encode(values, true, &mut bytes);
+            self.push(&bytes)?;
+        }
         Ok(())
     }
 

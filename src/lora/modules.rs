@@ -204,7 +204,7 @@ fn is_tied(model: &Checkpoint) -> bool {
 }
 
 /// What a body's names begin with in a class with a head, where it was saved alone: GPT-2's `transformer.`.
-fn prefix(base: &Checkpoint) -> &'static str {
+pub(super) fn prefix(base: &Checkpoint) -> &'static str {
     let Some(config) = base.config() else {
         return "";
     };

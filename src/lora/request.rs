@@ -1,5 +1,7 @@
 //! What is asked for.
 
+use std::path::PathBuf;
+
 use checkpoint::Checkpoint;
 use numeric::FloatType;
 
@@ -39,4 +41,6 @@ pub struct Request<'a> {
     pub format: FloatType,
     /// The number of threads.
     pub threads: usize,
+    /// Files and folders besides those of the two models that the adapter must not replace.
+    pub also_reads: Vec<PathBuf>,
 }

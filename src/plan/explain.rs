@@ -35,6 +35,14 @@ pub fn text(plan: &Plan, detail: Detail) -> String {
     out
 }
 
+/// What a plan merges, and how, for people: [`text`] without the files that are written.
+pub fn merged_text(plan: &Plan, detail: Detail) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_merge(&mut out, plan, detail);
+    out
+}
+
 fn write_text(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Result {
     for (model, result) in &plan.results {
         writeln!(

@@ -37,7 +37,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use config::dtype_name;
-pub use explain::{Detail, json, left_out, operation_text, text, values_text};
+pub use explain::{Detail, json, left_out, merged_text, operation_text, text, values_text};
 pub use licences::{InputLicence, listed_licences};
 pub use output_part::OutputPart;
 pub use planned::{Operation, PlannedTensor, SourceTensor};
@@ -255,6 +255,12 @@ pub fn plan(
     options: &Options,
 ) -> Result<Plan, RecipeError> {
     let mut problems = Problems::default();
+    let documents = recipe.results.iter().chain([recipe]);
+    for output in documents.filter_map(|document| document.output.as_ref()) {
+        let message = "`output` makes an adapter, which only `weld merge` of one document writes";
+        let hint = "leave it out: `weld extract-lora` makes an adapter of a finished merge";
+        problems.add(Some(output.at), message, Some(hint.to_owned()));
+    }
     let results = results_of(
         &recipe.results,
         &mut recipe.mentions(),

@@ -23,6 +23,7 @@ pub(super) const RECIPE: Place = Place {
         "parameters",
         "dtype",
         "out_dtype",
+        "output",
         "rounding",
         "keep_dtype",
         "only",

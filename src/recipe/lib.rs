@@ -17,6 +17,7 @@ mod keys;
 mod model;
 mod moe;
 mod nearest;
+mod output;
 mod parameters;
 mod parse;
 mod places;
@@ -39,6 +40,7 @@ pub use exceptions::{Exception, Fallback};
 pub use moe::MAX_EXPERTS;
 pub use moe::{Expert, GateMode, MoeRecipe, PromptTokens, Ranges, RouterRecipe, Split, Upcycle};
 pub use nearest::nearest;
+pub use output::{AdapterOutput, AdapterWay};
 pub use parse::{
     AnyRecipe, parse, parse_any, parse_with_registry, read, read_any, read_recorded, read_text,
     text_from,

@@ -5,6 +5,7 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::exceptions::Exception;
+use super::output::AdapterOutput;
 use super::problem::{Located, Position, Problem, RecipeError};
 use super::renames::Rename;
 use super::setting::Parameters;
@@ -29,6 +30,8 @@ pub struct Recipe {
     pub dtype: Option<Dtype>,
     /// `out_dtype:`.
     pub out_dtype: Option<Dtype>,
+    /// `output:`: the adapter that the merge becomes; none for a model.
+    pub output: Option<Located<AdapterOutput>>,
     /// `keep_dtype:`: whether tensors that their model needs in the dtype they are stored in keep it.
     pub keep_dtype: bool,
     /// `rounding:`.

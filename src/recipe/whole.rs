@@ -4,6 +4,7 @@ use super::contract;
 use super::exceptions::Exception;
 use super::keys::{MODEL, MODULE, RECIPE, SLICE, SOURCE};
 use super::nearest::nearest;
+use super::output::AdapterOutput;
 use super::parameters::Level;
 use super::problem::{Located, Position, Problem, ProblemKind, listed, quoted};
 use super::renames::Rename;
@@ -58,6 +59,7 @@ impl Walk<'_> {
             },
             dtype: parts.dtype,
             out_dtype: parts.out_dtype,
+            output: parts.output,
             // mergekit rounds every tensor.
             keep_dtype: parts.keep_dtype.unwrap_or(!self.recorded),
             rounding: parts.rounding,
@@ -91,6 +93,7 @@ impl Walk<'_> {
             | "base_model"
             | "dtype"
             | "out_dtype"
+            | "output"
             | "rounding"
             | "keep_dtype"
             | "only"
@@ -117,6 +120,7 @@ impl Walk<'_> {
             "base_model" => parts.base_model = self.base_model(node),
             "dtype" => parts.dtype = self.dtype(entry),
             "out_dtype" => parts.out_dtype = self.dtype(entry),
+            "output" => parts.output = self.output(entry),
             "rounding" => parts.rounding = self.rounding(entry),
             "keep_dtype" => parts.keep_dtype = self.flag(entry),
             "parameters" => parts.parameters = self.parameters(node, Level::Recipe),
@@ -506,6 +510,7 @@ struct Parts {
     base_model: Option<Located<ModelRef>>,
     dtype: Option<Dtype>,
     out_dtype: Option<Dtype>,
+    output: Option<Located<AdapterOutput>>,
     rounding: Rounding,
     keep_dtype: Option<bool>,
     /// Which of `tokenizer` and `tokenizer_source` came first.

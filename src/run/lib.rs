@@ -45,7 +45,7 @@ use errors::Refusal;
 use feed::{Feed, in_steps};
 use holes::Odd;
 use output::{SideFiles, WrittenWeights, side_bytes};
-use plan::Plan;
+use plan::{MergeResult, Plan};
 pub use update::UpdateKept;
 use work::Work;
 pub use work::{Other, Sample};
@@ -264,6 +264,34 @@ pub fn replay(
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)?;
     check_unchanged(plan.models.iter().map(|model| &**model))?;
     Ok(totals)
+}
+
+/// Does what must be done before the values of a merge are read one by one, as those of a model: measuring passes, or,
+/// where the merge takes whole matrices, the merge itself, into an unnamed file in `scratch`.
+///
+/// # Errors
+/// Problems that only the weights show, and failures of the disk that holds the file.
+pub fn prepare_result(
+    result: &MergeResult,
+    scratch: &Path,
+    observer: &dyn Observer,
+) -> Result<(), RunError> {
+    let file = || {
+        let file = tempfile::tempfile_in(scratch);
+        Ok(file.map_err(DiskError::at(Step::Create, scratch))?)
+    };
+    let plan = &result.plan;
+    results::make(plan, &file, None, observer)?;
+    if result.is_made_once() {
+        prepare(plan, observer)?;
+        results::make_one(result, file()?, None, observer)?;
+        return Ok(());
+    }
+    ties::check(plan, None, observer)?;
+    prepare(plan, observer)?;
+    let Work { jobs, .. } = Work::before(result)?;
+    engine::execute(&jobs, &plan.settings, &plan.limits, &NoOutput, observer)?;
+    Ok(())
 }
 
 /// Computes some tensors of a plan with other programs, which get the checkpoint's own tensor as an additional source.

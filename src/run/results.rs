@@ -39,7 +39,7 @@ pub(super) fn make(
     Ok(totals)
 }
 
-fn make_one(
+pub(super) fn make_one(
     result: &MergeResult,
     file: File,
     feed: Option<&Feed>,

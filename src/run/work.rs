@@ -161,14 +161,26 @@ impl<'a> Work<'a> {
     /// The jobs that all results need before their values can be read; they write no output.
     pub(super) fn of_results(plan: &'a Plan) -> Result<Self, RunError> {
         let mut work = Self::default();
-        // Treats a tensor of each result like a source of one of the plan's tensors.
         for result in plan.computed_results() {
-            let made = result.plan.tensors.iter().zip(&result.decided);
-            for (tensor, decided) in made {
-                work.decide(&result.plan, tensor, decided)?;
-            }
+            work.decide_all(result)?;
         }
         Ok(work)
+    }
+
+    /// The jobs that a result needs before its values can be read; they write no output.
+    pub(super) fn before(result: &'a MergeResult) -> Result<Self, RunError> {
+        let mut work = Self::default();
+        work.decide_all(result)?;
+        Ok(work)
+    }
+
+    /// Treats each tensor of a result like a source of one of a plan's tensors.
+    fn decide_all(&mut self, result: &'a MergeResult) -> Result<(), RunError> {
+        let made = result.plan.tensors.iter().zip(&result.decided);
+        for (tensor, decided) in made {
+            self.decide(&result.plan, tensor, decided)?;
+        }
+        Ok(())
     }
 
     /// Adds the jobs that a tensor's sources need if they are results; returns whether any source is one.

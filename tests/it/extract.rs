@@ -650,6 +650,7 @@ fn every_step_fails_once_and_a_run_is_stopped_at_every_moment() {
         save: Patterns::default(),
         format: FloatType::F32,
         threads: 2,
+        also_reads: Vec::new(),
     })
     .unwrap();
     let out = bench.path("adapter");

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod adapters;
 mod averages;
 mod calls;
 mod check;

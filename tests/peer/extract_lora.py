@@ -97,7 +97,7 @@ def logits(command):
 
 
 def timed(words, where):
-    """Seconds and the most resident memory in bytes of a command."""
+    """Seconds, the most resident memory in bytes, and seconds of processor time of a command."""
     start = time.time()
     child = subprocess.Popen(list(map(str, words)), cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                              text=True)
@@ -105,7 +105,11 @@ def timed(words, where):
     _, status, usage = __import__("os").wait4(child.pid, 0)
     if status:
         sys.exit(f"{words}: {said}")
-    return time.time() - start, usage.ru_maxrss * 1024
+    return time.time() - start, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
+
+
+def said(run):
+    return f"{run[0]:.1f} s, {run[2]:.1f} s of processor time, {run[1] / 1e9:.2f} GB"
 
 
 def error(where, adapter):
@@ -142,11 +146,11 @@ def race(command, mergekit, where, layers, rank):
     matrices = "{q,k,v,o,gate,up,down}_proj"
     ours = timed([command, "extract-lora", "base", "tuned", "ours", "--force", "--rank", rank, "--module", matrices],
                  where)
-    print(f"weld: {ours[0]:.1f} s, {ours[1] / 1e9:.2f} GB, error {error(where, 'ours'):.5f}", flush=True)
+    print(f"weld: {said(ours)}, error {error(where, 'ours'):.5f}", flush=True)
     theirs = timed([mergekit, "--model", "tuned", "--base-model", "base", "--out-path", "theirs",
                     "--max-rank", rank, "--exclude-regex", "(lm_head|embed_tokens|norm)"], where)
-    print(f"mergekit: {theirs[0]:.1f} s, {theirs[1] / 1e9:.2f} GB, error {error(where, 'theirs'):.5f}")
-    print(f"time {theirs[0] / ours[0]:.1f}, memory {theirs[1] / ours[1]:.1f}")
+    print(f"mergekit: {said(theirs)}, error {error(where, 'theirs'):.5f}")
+    print(f"time {theirs[0] / ours[0]:.1f}, processor time {theirs[2] / ours[2]:.1f}, memory {theirs[1] / ours[1]:.1f}")
     for folder in ("base", "tuned", "ours", "theirs"):
         shutil.rmtree(where / folder)
 

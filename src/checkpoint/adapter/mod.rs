@@ -68,6 +68,19 @@ struct Update {
     lengths: Option<(usize, Norms)>,
 }
 
+/// What an adapter adds to a matrix: `scale * left right'`.
+#[derive(Debug, Clone, Copy)]
+pub struct AdapterProduct<'a> {
+    /// A vector of length `rank` for each row of the matrix as it is stored.
+    pub left: Factor<'a>,
+    /// A vector of length `rank` for each of its columns.
+    pub right: Factor<'a>,
+    /// The rank.
+    pub rank: usize,
+    /// What the product is multiplied with.
+    pub scale: f64,
+}
+
 /// A factor of an update.
 #[derive(Debug, Clone, Copy)]
 enum Side {
@@ -130,6 +143,26 @@ impl Adapter {
     /// Whether it changes a tensor.
     pub fn changes(&self, tensor: usize) -> bool {
         self.changes.contains_key(&tensor)
+    }
+
+    /// What it adds to a tensor that it changes; `None` where it does more than add a product of two factors to a matrix
+    /// (DoRA, a tensor that is replaced, a vector, a stack of matrices).
+    pub fn product(&self, index: usize) -> Option<AdapterProduct<'_>> {
+        let change = self.changes.get(&index)?;
+        let update = change.update.as_ref()?;
+        let is_plain = change.whole.is_none() && update.lengths.is_none();
+        let shape = &self.entries[index].shape;
+        if !is_plain || shape.len() != 2 || shape[1] != update.columns {
+            return None;
+        }
+        let base = self.base.elements(self.from[index])?;
+        let LowRank { left, right, .. } = self.updated(index, update, base);
+        Some(AdapterProduct {
+            left,
+            right,
+            rank: update.rank,
+            scale: update.scale,
+        })
     }
 
     fn updates(&self) -> impl Iterator<Item = &Update> {
