@@ -6,6 +6,8 @@
 //!
 //! This layer knows checkpoints and [`forward`]; it must not know recipes, how a score is printed, or what it is for.
 
+mod compare;
+mod draw;
 mod error;
 mod prepare;
 mod read;
@@ -15,14 +17,17 @@ mod split;
 mod statistics;
 mod surroundings;
 mod task;
+mod write;
 
 #[cfg(test)]
 mod tests;
 
+pub use compare::{Comparison, TaskComparison};
 pub use error::EvalError;
 pub use prepare::{Options, Prepared};
 pub use score::{Listener, score};
 pub use scores::{ItemScore, Metric, MetricName, Scores, TaskScores};
 pub use split::Split;
+pub use statistics::Interval;
 pub use surroundings::Surroundings;
 pub use task::{Content, Input, Item, Kind, Task, Tasks};

@@ -1,13 +1,14 @@
 //! Items as tokens: what is run, and what of it is judged.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::error::EvalError;
 use crate::split::{Digest, Split};
 use crate::surroundings::Surroundings;
 use crate::task::{Content, Input, Item, Kind, Task, Tasks};
 use errors::Refusal;
-use forward::Continued;
+use forward::{Continued, Tokenizer};
 
 /// Which items are scored, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Options {
     pub seed: u64,
     /// The most items of each task; those of a smaller limit are among those of a larger one.
     pub limit: Option<usize>,
+    /// Whether the model writes its answers, token by token, at most so many tokens; otherwise each is judged in one pass.
+    pub generate: Option<usize>,
     /// Worker threads; 0 means one per processor. Scores do not depend on it.
     pub threads: usize,
     /// The most bytes that the states of a batch take. A batch of another size may change the last bits of a
@@ -31,6 +34,7 @@ impl Default for Options {
             split: Split::All,
             seed: 0,
             limit: None,
+            generate: None,
             threads: 0,
             memory: 256 << 20,
         }
@@ -40,6 +44,8 @@ impl Default for Options {
 /// Tasks as tokens of one vocabulary, for any model that shares it.
 pub struct Prepared {
     pub(crate) options: Options,
+    /// Reads what a model writes.
+    pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     pub(crate) tasks: Vec<PreparedTask>,
 }
 
@@ -63,6 +69,12 @@ pub(crate) enum Judged {
     Answer {
         /// The tokens that may follow an answer.
         ends: Vec<u32>,
+        /// Those of them that are the model's own.
+        own_ends: Vec<u32>,
+        /// Texts that end an answer.
+        stop: Vec<String>,
+        /// The right answers, as they are written in the file.
+        answers: Vec<Input>,
     },
     Choices {
         right: usize,
@@ -90,6 +102,7 @@ impl Prepared {
             let mut cut = Cut {
                 surroundings,
                 task,
+                generate: options.generate,
                 stops: BTreeMap::new(),
             };
             let chosen = chosen(task, options)?.into_iter();
@@ -102,6 +115,7 @@ impl Prepared {
         });
         Ok(Prepared {
             options: options.clone(),
+            tokenizer: surroundings.tokenizer().ok().cloned(),
             tasks: tasks.collect::<Result<_, EvalError>>()?,
         })
     }
@@ -141,8 +155,9 @@ fn chosen<'t>(task: &'t Task, options: &Options) -> Result<Vec<&'t Item>, EvalEr
 struct Cut<'c> {
     surroundings: &'c Surroundings,
     task: &'c Task,
-    /// The tokens that begin with one of some stop texts: finding them takes a look at the whole vocabulary.
-    stops: BTreeMap<&'c [String], Vec<u32>>,
+    generate: Option<usize>,
+    /// The tokens that begin with a stop text: finding them takes a look at the whole vocabulary.
+    stops: BTreeMap<&'c str, Vec<u32>>,
 }
 
 impl<'c> Cut<'c> {
@@ -156,9 +171,16 @@ impl<'c> Cut<'c> {
                 let ends = self.ends(item, stop)?;
                 let mut run = self.continued(item, prompt, answers)?;
                 for answer in &mut run.continuations {
-                    answer.push(ends[0]);
+                    // Of a `stop` that no token begins with there is none; then the model writes, and this is not judged.
+                    answer.push(ends.first().copied().unwrap_or_default());
                 }
-                (vec![run], Judged::Answer { ends })
+                let judged = Judged::Answer {
+                    ends,
+                    own_ends: self.surroundings.ends.clone(),
+                    stop: stop.clone(),
+                    answers: answers.clone(),
+                };
+                (vec![run], judged)
             }
             Content::Choices {
                 prompt,
@@ -278,41 +300,45 @@ impl<'c> Cut<'c> {
             let why = Refusal::new("the text has fewer than two tokens");
             return Err(self.wrong(item, why.with_hint("the first is not scored: give more")));
         }
-        // As in lm-eval, a text that is too long is cut into pieces, each after the last token of the piece before.
+        // As in lm-eval, a text that is too long is cut into pieces, each after as many of the tokens before as fit.
         let longest = self.surroundings.longest.unwrap_or(tokens.len()).max(1);
-        let firsts = (0..tokens.len() - 1).step_by(longest);
-        let runs = firsts.map(|first| Continued {
-            prompt: vec![tokens[first]],
-            continuations: vec![tokens[first + 1..tokens.len().min(first + 1 + longest)].to_vec()],
+        let firsts = (1..tokens.len()).step_by(longest);
+        let runs = firsts.map(|first| {
+            let end = tokens.len().min(first + longest);
+            Continued {
+                prompt: tokens[(end - 1).saturating_sub(longest)..first].to_vec(),
+                continuations: vec![tokens[first..end].to_vec()],
+            }
         });
         Ok((runs.collect(), Judged::Text { bytes }))
     }
 
     /// The tokens that may end an answer.
     fn ends(&mut self, item: &Item, stop: &'c [String]) -> Result<Vec<u32>, EvalError> {
-        let ends = match (stop, self.stops.get(stop)) {
-            ([], _) => self.surroundings.ends.clone(),
-            (_, Some(known)) => known.clone(),
-            (texts, None) => {
+        let mut ends = self.surroundings.ends.clone();
+        for stop in stop {
+            if !self.stops.contains_key(stop.as_str()) {
                 let tokenizer = self.surroundings.tokenizer()?;
-                let begin = tokenizer.tokens_that_begin_with(texts);
+                let begin = tokenizer.tokens_that_begin_with(stop);
                 let begin = begin.map_err(|error| self.surroundings.failed(error))?;
-                self.stops.insert(texts, begin.clone());
-                begin
+                self.stops.insert(stop, begin);
             }
-        };
-        match ends.is_empty() {
+            let begin = &self.stops[stop.as_str()];
+            if begin.is_empty() && self.generate.is_none() {
+                let why = format!("no token of the model begins with the `stop` {stop:?}");
+                let hint = "give the text that follows an answer, such as a line's end; or let the model write, with \
+                            --generate";
+                return Err(self.wrong(item, Refusal::new(why).with_hint(hint)));
+            }
+            ends.extend(begin);
+        }
+        match ends.is_empty() && stop.is_empty() {
             false => Ok(ends),
-            true if stop.is_empty() => Err(self.wrong(
+            true => Err(self.wrong(
                 item,
                 Refusal::new("no file of the model says which token ends an answer").with_hint(
                     "give the item a `stop`, or set eos_token_id in generation_config.json",
                 ),
-            )),
-            true => Err(self.wrong(
-                item,
-                Refusal::new("no token of the model begins with its `stop`")
-                    .with_hint("give the text that follows an answer, such as a line's end"),
             )),
         }
     }

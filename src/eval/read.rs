@@ -40,12 +40,13 @@ impl Tasks {
         let mut names = BTreeSet::new();
         for file in files {
             let mut task = read(file.as_ref())?;
-            if names.contains(&task.name) {
-                task.name = printable(&task.file.display().to_string()).into_owned();
+            let path = printable(&task.file.display().to_string()).into_owned();
+            if tasks.iter().any(|known: &Task| known.file == task.file) {
+                let why = Refusal::new(format!("{path} was given twice"));
+                return Err(why.with_hint("name it once").into());
             }
             if !names.insert(task.name.clone()) {
-                let why = format!("{} was given twice", task.name);
-                return Err(Refusal::new(why).with_hint("name it once").into());
+                task.name = path;
             }
             tasks.push(task);
         }

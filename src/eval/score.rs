@@ -58,9 +58,15 @@ impl Prepared {
         };
         let decoder = Decoder::new(config.value(), model).map_err(failed)?;
         let items: Vec<&PreparedItem> = self.tasks.iter().flat_map(|task| &task.items).collect();
-        let most = self.options.memory / decoder.bytes_per_token().max(1);
+        let of_token = match self.options.generate {
+            Some(_) => decoder.bytes_per_token() + decoder.cached_bytes_per_token(),
+            None => decoder.bytes_per_token(),
+        };
+        let most = self.options.memory / of_token.max(1);
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let more = self.options.generate.unwrap_or(0);
         let mut scored = Vec::with_capacity(items.len());
-        for batch in batches(&items, usize::try_from(most).unwrap_or(usize::MAX)) {
+        for batch in batches(&items, most, more) {
             if listener.is_stopped() {
                 return Err(EvalError::Stopped);
             }
@@ -70,6 +76,11 @@ impl Prepared {
             for item in batch {
                 let of_item: Vec<_> = scores.by_ref().take(item.runs.len()).collect();
                 scored.push(item.judge(&of_item));
+            }
+            if let Some(most) = self.options.generate {
+                let first = scored.len() - batch.len();
+                self.write(&decoder, batch, &mut scored[first..], most)
+                    .map_err(failed)?;
             }
             listener.scored(scored.len(), items.len());
         }
@@ -89,12 +100,17 @@ impl Prepared {
     }
 }
 
-/// Cuts items into runs of at most so many tokens; an item that has more is a batch of its own.
-fn batches<'i, 'p>(items: &'i [&'p PreparedItem], most: usize) -> Vec<&'i [&'p PreparedItem]> {
+/// Cuts items into runs of at most so many tokens, of which each item writes `written`; an item that has more is a batch of
+/// its own.
+fn batches<'i, 'p>(
+    items: &'i [&'p PreparedItem],
+    most: usize,
+    written: usize,
+) -> Vec<&'i [&'p PreparedItem]> {
     let mut batches = Vec::new();
     let (mut start, mut tokens) = (0, 0);
     for (at, item) in items.iter().enumerate() {
-        let more: usize = item.runs.iter().map(Continued::tokens).sum();
+        let more = written + item.runs.iter().map(Continued::tokens).sum::<usize>();
         if at > start && tokens + more > most {
             batches.push(&items[start..at]);
             (start, tokens) = (at, 0);
@@ -118,10 +134,11 @@ impl PreparedItem {
             log_likelihood: 0.0,
             tokens: 0,
             bytes: None,
+            written: None,
             choices: Vec::new(),
         };
         match &self.judged {
-            Judged::Answer { ends } => {
+            Judged::Answer { ends, .. } => {
                 let written = self.runs[0].continuations.iter().zip(&runs[0]);
                 let mut best: Option<(f64, usize)> = None;
                 let mut correct = false;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::split::{Digest, Split};
-use crate::statistics::{Mean, ratio};
+use crate::statistics::{Interval, Mean, bootstrap, ratio, wilson};
 use crate::task::Kind;
 
 /// The scores of a model.
@@ -54,6 +54,9 @@ pub struct ItemScore {
     /// The bytes of a text that was not given as tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<usize>,
+    /// What the model wrote, if it was asked to write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<String>,
     /// The log-likelihood of each choice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<f64>,
@@ -113,8 +116,10 @@ impl TaskScores {
             standard_error,
         };
         let share = |of: fn(&ItemScore) -> Option<bool>| {
-            let verdicts = self.items.iter().filter_map(of);
-            Mean::of(verdicts.map(|is| f64::from(u8::from(is)))).parts()
+            let verdicts = self.items.iter().map(|item| of(item) == Some(true));
+            let right = verdicts.clone().filter(|is| *is).count();
+            let (_, error) = Mean::of(verdicts.map(|is| f64::from(u8::from(is)))).parts();
+            (right as f64 / self.items.len() as f64, error)
         };
         let likelihood = || Mean::of(self.items.iter().map(|item| item.log_likelihood)).parts();
         let mut metrics = Vec::new();
@@ -145,6 +150,38 @@ impl TaskScores {
         }
         metrics.push(metric(MetricName::LogLikelihood, likelihood()));
         metrics
+    }
+
+    /// The interval of a metric: Wilson's of a share, else by drawing items anew.
+    pub fn interval(&self, metric: MetricName) -> Interval {
+        let seed = self.items.len() as u64;
+        let share = |of: fn(&ItemScore) -> Option<bool>| {
+            let right = self.items.iter().filter(|item| of(item) == Some(true));
+            wilson(right.count(), self.items.len())
+        };
+        let rows = |of: fn(&ItemScore) -> [f64; 2]| -> Vec<[f64; 2]> {
+            self.items.iter().map(of).collect()
+        };
+        match metric {
+            MetricName::Accuracy => share(|item| item.correct),
+            MetricName::AccuracyNormalised => share(|item| item.correct_normalised),
+            MetricName::LogLikelihood => {
+                bootstrap(&rows(|item| [item.log_likelihood, 1.0]), seed, |[a, b]| {
+                    a / b
+                })
+            }
+            MetricName::Perplexity => {
+                let losses = rows(|item| [-item.log_likelihood, item.tokens as f64]);
+                bootstrap(&losses, seed, |[a, b]| (a / b).exp())
+            }
+            MetricName::BitsPerByte => {
+                let bits = rows(|item| {
+                    let bits = -item.log_likelihood / std::f64::consts::LN_2;
+                    [bits, item.bytes.unwrap_or(0) as f64]
+                });
+                bootstrap(&bits, seed, |[a, b]| a / b)
+            }
+        }
     }
 
     /// The metric by which models are compared: accuracy, or of texts perplexity.

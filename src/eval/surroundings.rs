@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -17,7 +18,7 @@ const MAX_BYTES: u64 = 512 << 20;
 pub struct Surroundings {
     /// The model, as messages call it.
     pub(crate) label: String,
-    tokenizer: Result<Tokenizer, Refusal>,
+    tokenizer: Result<Arc<Tokenizer>, Refusal>,
     /// What the tokenizer puts before a text.
     pub(crate) before: Vec<u32>,
     /// The tokens that end what the model writes.
@@ -62,7 +63,7 @@ impl Surroundings {
         let tokenizer = match files.bytes("tokenizer.json")? {
             Some((path, bytes)) => {
                 let read = Tokenizer::parse(path, &bytes, special("bos_token"));
-                Ok(read.map_err(EvalError::forward(label))?)
+                Ok(Arc::new(read.map_err(EvalError::forward(label))?))
             }
             None => Err(Refusal::new(format!(
                 "model `{label}`: there is no tokenizer.json, and the tasks hold text"
@@ -104,7 +105,7 @@ impl Surroundings {
     }
 
     /// The tokenizer.
-    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, EvalError> {
+    pub(crate) fn tokenizer(&self) -> Result<&Arc<Tokenizer>, EvalError> {
         self.tokenizer
             .as_ref()
             .map_err(|why| EvalError::Refused(why.clone()))

@@ -71,7 +71,7 @@ pub enum Content {
         prompt: Input,
         /// Any of these is right; at least one.
         answers: Vec<Input>,
-        /// Texts that end an answer, instead of the model's own end tokens; empty: only those.
+        /// Texts that end an answer, beside the model's own end tokens.
         stop: Vec<String>,
     },
     /// A prompt and the choices of what follows.

@@ -1,11 +1,11 @@
-//! Causal attention, one prompt at a time, a block of queries at a time.
+//! Causal attention, one sequence at a time, a block of queries at a time.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::states::{Batch, States};
-use numeric::{View, multiply_into};
+use super::states::{Sequence, States};
+use numeric::{View, add_product, multiply_into};
 
 /// Queries whose scores each thread holds at a time.
 const QUERIES: usize = 64;
@@ -25,86 +25,120 @@ pub(super) struct Attention {
 
 impl Attention {
     /// Computes `softmax(q k) v` for each head, and overwrites the queries with it.
-    pub(super) fn apply(&self, query: &mut States, key: &States, value: &States, batch: &Batch) {
+    pub(super) fn apply(
+        &self,
+        query: &mut States,
+        key: &States,
+        value: &States,
+        sequences: &[Sequence],
+    ) {
         let tokens = query.tokens;
-        let size = self.head_dim * tokens;
+        let size = self.head_dim * key.tokens;
         let group = self.heads / self.key_heads;
-        let heads = query.values.par_chunks_exact_mut(size).enumerate();
-        heads.for_each_init(Vec::new, |scores, (head, queries)| {
-            let first = head / group * size;
-            let mut head = Head {
-                queries,
-                keys: &key.values[first..][..size],
-                values: &value.values[first..][..size],
-                tokens,
-            };
-            for prompt in &batch.prompts {
-                for start in prompt.clone().step_by(QUERIES) {
-                    let block = start..prompt.end.min(start + QUERIES);
-                    self.block(&mut head, prompt.start, block, scores);
+        let heads = query.values.par_chunks_exact_mut(self.head_dim * tokens);
+        heads
+            .enumerate()
+            .for_each_init(Vec::new, |scores, (head, queries)| {
+                let first = head / group * size;
+                let mut head = Head {
+                    queries,
+                    tokens,
+                    keys: &key.values[first..][..size],
+                    values: &value.values[first..][..size],
+                    slots: key.tokens,
+                };
+                for sequence in sequences {
+                    for start in sequence.tokens.clone().step_by(QUERIES) {
+                        let block = start..sequence.tokens.end.min(start + QUERIES);
+                        self.block(&mut head, sequence, block, scores);
+                    }
                 }
-            }
-        });
+            });
     }
 
-    /// Computes a block of queries of the prompt that starts at token `prompt`.
-    fn block(&self, head: &mut Head, prompt: usize, block: Range<usize>, scores: &mut Vec<f32>) {
-        // The first key that the first query sees.
+    /// Computes a block of queries of a sequence.
+    fn block(
+        &self,
+        head: &mut Head,
+        sequence: &Sequence,
+        block: Range<usize>,
+        scores: &mut Vec<f32>,
+    ) {
+        // The position of the first query, and of the first key that it sees.
+        let position = sequence.position() + block.start - sequence.tokens.start;
         let first = match self.window {
-            Some(window) => (block.start + 1).saturating_sub(window).max(prompt),
-            None => prompt,
+            Some(window) => (position + 1).saturating_sub(window),
+            None => 0,
         };
-        let (count, seen) = (block.len(), block.end - first);
+        let hidden = first.min(sequence.shared.len());
+        let shared = sequence.shared.start + hidden..sequence.shared.end;
+        let own = sequence.own.start + (first - hidden)
+            ..sequence.own.end - (sequence.tokens.end - block.end);
+        let (count, seen) = (block.len(), shared.len() + own.len());
         // Queries x keys.
         scores.resize(count * seen, 0.0);
-        let left = View {
+        let queries = View {
             values: &head.queries[block.start..],
             rows: count,
             columns: self.head_dim,
             down: 1,
             beside: head.tokens,
         };
-        let right = View {
-            values: &head.keys[first..],
-            rows: self.head_dim,
-            columns: seen,
-            down: head.tokens,
-            beside: 1,
-        };
-        multiply_into(scores, seen, left, right);
-        for (row, token) in scores.chunks_exact_mut(seen).zip(block.clone()) {
+        if !shared.is_empty() {
+            multiply_into(
+                scores,
+                seen,
+                queries,
+                self.part(head.keys, head.slots, &shared),
+            );
+        }
+        let keys = self.part(head.keys, head.slots, &own);
+        multiply_into(&mut scores[shared.len()..], seen, queries, keys);
+        for (row, position) in scores.chunks_exact_mut(seen).zip(position..) {
             let from = match self.window {
-                Some(window) => (token + 1).saturating_sub(window).max(first),
+                Some(window) => (position + 1).saturating_sub(window).max(first),
                 None => first,
             };
-            softmax(row, from - first..token + 1 - first, self.scale);
+            softmax(row, from - first..position + 1 - first, self.scale);
         }
         // Values are features x keys, scores queries x keys; the result is features x queries.
-        let left = View {
-            values: &head.values[first..],
-            rows: self.head_dim,
-            columns: seen,
-            down: head.tokens,
-            beside: 1,
-        };
-        let right = View {
-            values: scores,
-            rows: seen,
+        let weights = |from: usize, keys: usize| View {
+            values: &scores[from..],
+            rows: keys,
             columns: count,
             down: 1,
             beside: seen,
         };
-        multiply_into(&mut head.queries[block.start..], head.tokens, left, right);
+        let values = self.part(head.values, head.slots, &own);
+        let out = &mut head.queries[block.start..];
+        multiply_into(out, head.tokens, values, weights(shared.len(), own.len()));
+        if !shared.is_empty() {
+            let values = self.part(head.values, head.slots, &shared);
+            add_product(out, head.tokens, values, weights(0, shared.len()), 1.0);
+        }
+    }
+
+    /// The keys or values of a head in those slots: features x keys.
+    fn part<'h>(&self, values: &'h [f32], slots: usize, keys: &Range<usize>) -> View<'h> {
+        View {
+            values: &values[keys.start..],
+            rows: self.head_dim,
+            columns: keys.len(),
+            down: slots,
+            beside: 1,
+        }
     }
 }
 
-/// The data of one head: features x tokens each.
+/// The data of one head.
 struct Head<'a> {
-    /// Overwritten by the result, block by block.
+    /// Features x tokens; overwritten by the result, block by block.
     queries: &'a mut [f32],
+    tokens: usize,
+    /// Features x slots.
     keys: &'a [f32],
     values: &'a [f32],
-    tokens: usize,
+    slots: usize,
 }
 
 /// Turns scores into probabilities: `exp(scale * score)` over their sum where they are visible, zero elsewhere.

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::attention::Attention;
+use super::cache::Cache;
 use super::error::ForwardError;
 use super::layout::{Layer, Matrix, Mlp, Tensors, Vector};
 use super::norm::rms_norm;
@@ -40,11 +41,11 @@ pub trait Observer {
 
 /// A decoder with a valid config and all of its tensors, in the right shapes.
 pub struct Decoder<'w> {
-    weights: &'w Checkpoint,
+    pub(super) weights: &'w Checkpoint,
     pub(super) settings: Settings,
     embedding: Matrix,
-    layers: Vec<Layer>,
-    rope: Rope,
+    pub(super) layers: Vec<Layer>,
+    pub(super) rope: Rope,
 }
 
 impl<'w> Decoder<'w> {
@@ -106,21 +107,22 @@ impl<'w> Decoder<'w> {
         let batch = Batch::new(prompts, self.settings.vocabulary)?;
         let pool = pool(threads)?;
         let table = self.rope.table(&batch)?;
+        let prompts = batch.ranges();
         let mut states = self.embed(&batch)?;
         let mut by_token = Vec::new();
         for (number, layer) in self.layers.iter().enumerate().take(last + 1) {
             states.check(|| format!("that enter layer {number}"))?;
             states.by_token(&mut by_token);
-            observer.layer_input(number, &by_token, &batch.prompts);
+            observer.layer_input(number, &by_token, &prompts);
             if number == last && !observer.wants_gate_inputs() {
                 break;
             }
-            pool.install(|| self.attend(number, layer, &mut states, &batch, &table))?;
+            pool.install(|| self.attend(number, layer, &mut states, &batch, &table, None))?;
             let input = self.mlp_input(layer, &states)?;
             if observer.wants_gate_inputs() {
                 input.check(|| format!("before the MLP of layer {number}"))?;
                 input.by_token(&mut by_token);
-                observer.gate_input(number, &by_token, &batch.prompts);
+                observer.gate_input(number, &by_token, &prompts);
             }
             if number < last {
                 pool.install(|| self.feed(layer, &input, &mut states))?;
@@ -141,8 +143,8 @@ impl<'w> Decoder<'w> {
         let batch = Batch::new(prompts, self.settings.vocabulary)?;
         let pool = pool(threads)?;
         let head = pool.install(|| self.head())?;
-        let states = self.last_states(&batch, &pool)?;
-        let states = self.normed(&head.norm, &states.select(&batch.last_tokens())?)?;
+        let states = pool.install(|| self.last_states(&batch, &batch.last_tokens(), None))?;
+        let states = self.normed(&head.norm, &states)?;
         let mut logits = vec![Vec::new(); prompts.len()];
         pool.install(|| {
             self.by_tiles(
@@ -161,21 +163,25 @@ impl<'w> Decoder<'w> {
         Ok(logits)
     }
 
-    /// The output states of the last layer.
+    /// The states of some of the tokens after the last layer. With a cache, keys and values go into it, and sequences see
+    /// those that are there.
     pub(super) fn last_states(
         &self,
         batch: &Batch,
-        pool: &ThreadPool,
+        wanted: &[usize],
+        mut cache: Option<&mut Cache>,
     ) -> Result<States, ForwardError> {
         let table = self.rope.table(batch)?;
         let mut states = self.embed(batch)?;
         for (number, layer) in self.layers.iter().enumerate() {
             states.check(|| format!("that enter layer {number}"))?;
-            pool.install(|| {
-                self.attend(number, layer, &mut states, batch, &table)?;
-                let input = self.mlp_input(layer, &states)?;
-                self.feed(layer, &input, &mut states)
-            })?;
+            let cache = cache.as_deref_mut();
+            self.attend(number, layer, &mut states, batch, &table, cache)?;
+            if number + 1 == self.layers.len() {
+                states = states.select(wanted)?;
+            }
+            let input = self.mlp_input(layer, &states)?;
+            self.feed(layer, &input, &mut states)?;
         }
         states.check(|| "that leave the last layer".into())?;
         Ok(states)
@@ -218,6 +224,7 @@ impl<'w> Decoder<'w> {
         states: &mut States,
         batch: &Batch,
         table: &Table,
+        cache: Option<&mut Cache>,
     ) -> Result<(), ForwardError> {
         let settings = &self.settings;
         let (mut query, mut key, value) = {
@@ -245,7 +252,13 @@ impl<'w> Decoder<'w> {
             scale: settings.attention_scale,
             window: settings.windows.of_layer(number),
         };
-        attention.apply(&mut query, &key, &value, batch);
+        match cache {
+            None => attention.apply(&mut query, &key, &value, &batch.sequences),
+            Some(cache) => {
+                let (keys, values) = cache.keep(number, &key, &value, batch);
+                attention.apply(&mut query, keys, values, &batch.sequences);
+            }
+        }
         drop((key, value));
         let mut out = layer.output.apply(self.weights, &query)?;
         if settings.norms_after {

@@ -12,9 +12,11 @@
 
 mod activation;
 mod attention;
+mod cache;
 mod decoder;
 mod error;
 mod experts;
+mod generate;
 mod layout;
 mod norm;
 mod product;
@@ -30,6 +32,7 @@ mod tests;
 
 pub use decoder::{Decoder, Observer};
 pub use error::ForwardError;
+pub use generate::Until;
 pub use scores::{Continued, TokenScore};
 pub use tokenizer::Tokenizer;
 pub use weights::read;

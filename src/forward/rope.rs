@@ -333,28 +333,36 @@ impl Rope {
         Ok(rope)
     }
 
+    /// Whether the first tokens of a sequence are turned alike whether or not others follow, up to that length.
+    pub(super) fn may_share(&self, first: usize, length: usize) -> bool {
+        let long = self.long.as_ref();
+        long.is_none_or(|(original, _)| (first > *original) == (length > *original))
+    }
+
     /// The cosines and sines of all tokens: pairs x tokens.
     pub(super) fn table(&self, batch: &Batch) -> Result<Table, ForwardError> {
         let pairs = self.frequencies.len();
         let mut cos = States::zeros(pairs, batch.tokens.len())?;
         let mut sin = States::zeros(pairs, batch.tokens.len())?;
-        for (prompt, range) in batch.prompts.iter().enumerate() {
-            if let Some(limit) = self.limit.filter(|limit| range.len() > *limit) {
+        for (prompt, sequence) in batch.sequences.iter().enumerate() {
+            let length = sequence.length();
+            if let Some(limit) = self.limit.filter(|limit| length > *limit) {
                 return Err(ForwardError::TooLong {
                     prompt,
                     limit,
-                    found: range.len(),
+                    found: length,
                     why: "dynamic rope and max_position_embeddings",
                 });
             }
             let long = self.long.as_ref();
-            let frequencies = match long.filter(|(original, _)| range.len() > *original) {
+            let frequencies = match long.filter(|(original, _)| length > *original) {
                 Some((_, long)) => long,
                 None => &self.frequencies,
             };
             for (pair, frequency) in frequencies.iter().enumerate() {
                 let row = pair * cos.tokens;
-                for (position, token) in range.clone().enumerate() {
+                let positions = sequence.position()..;
+                for (position, token) in positions.zip(sequence.tokens.clone()) {
                     // The product is in f32, as in training.
                     let (s, c) = f64::from(position as f32 * frequency).sin_cos();
                     cos.values[row + token] = (c * self.scale) as f32;

@@ -74,12 +74,34 @@ impl States {
     }
 }
 
-/// Prompts, one after the other.
-#[derive(Debug)]
+/// Tokens of a batch that follow one another, and the keys that they see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sequence {
+    /// Its tokens in the batch; none is empty.
+    pub(super) tokens: Range<usize>,
+    /// The keys of what comes before it and is shared with other sequences; may be empty.
+    pub(super) shared: Range<usize>,
+    /// The keys of its own: at the end those of its tokens, before them those of earlier runs.
+    pub(super) own: Range<usize>,
+}
+
+impl Sequence {
+    /// The position of its first token.
+    pub(super) fn position(&self) -> usize {
+        self.length() - self.tokens.len()
+    }
+
+    /// How many tokens the last of its tokens sees, itself among them.
+    pub(super) fn length(&self) -> usize {
+        self.shared.len() + self.own.len()
+    }
+}
+
+/// Tokens that are run together, one sequence after the other.
+#[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) tokens: Vec<u32>,
-    /// The range of tokens of each prompt; none is empty.
-    pub(super) prompts: Vec<Range<usize>>,
+    pub(super) sequences: Vec<Sequence>,
 }
 
 impl Batch {
@@ -88,34 +110,57 @@ impl Batch {
         if prompts.is_empty() {
             return Err(ForwardError::NoPrompt);
         }
-        let mut tokens: Vec<u32> = Vec::new();
-        let mut ranges = Vec::new();
-        for (prompt, of_prompt) in prompts.iter().enumerate() {
-            if of_prompt.is_empty() {
-                return Err(ForwardError::EmptyPrompt { prompt });
-            }
-            if let Some(&token) = of_prompt
-                .iter()
-                .find(|&&token| token as usize >= vocabulary)
-            {
-                return Err(ForwardError::Token {
-                    prompt,
-                    token,
-                    vocabulary,
-                });
-            }
-            let start = tokens.len();
-            tokens.extend(of_prompt);
-            ranges.push(start..tokens.len());
+        let mut batch = Batch::default();
+        for (prompt, tokens) in prompts.iter().enumerate() {
+            batch.add(prompt, tokens, 0..0, vocabulary)?;
         }
-        Ok(Batch {
-            tokens,
-            prompts: ranges,
-        })
+        Ok(batch)
     }
 
-    /// The index of the last token of each prompt.
+    /// Adds the tokens of a prompt that follow those of the range `shared`; messages call it by its number.
+    pub(super) fn add(
+        &mut self,
+        prompt: usize,
+        tokens: &[u32],
+        shared: Range<usize>,
+        vocabulary: usize,
+    ) -> Result<Range<usize>, ForwardError> {
+        if tokens.is_empty() {
+            return Err(ForwardError::EmptyPrompt { prompt });
+        }
+        check(prompt, tokens, vocabulary)?;
+        let range = self.tokens.len()..self.tokens.len() + tokens.len();
+        self.tokens.extend(tokens);
+        self.sequences.push(Sequence {
+            tokens: range.clone(),
+            shared,
+            own: range.clone(),
+        });
+        Ok(range)
+    }
+
+    /// The range of tokens of each sequence.
+    pub(super) fn ranges(&self) -> Vec<Range<usize>> {
+        let sequences = self.sequences.iter();
+        sequences.map(|sequence| sequence.tokens.clone()).collect()
+    }
+
+    /// The index of the last token of each sequence.
     pub(super) fn last_tokens(&self) -> Vec<usize> {
-        self.prompts.iter().map(|range| range.end - 1).collect()
+        let sequences = self.sequences.iter();
+        sequences.map(|sequence| sequence.tokens.end - 1).collect()
+    }
+}
+
+/// Checks that the tokens of a prompt are below `vocabulary`.
+pub(super) fn check(prompt: usize, tokens: &[u32], vocabulary: usize) -> Result<(), ForwardError> {
+    let unknown = tokens.iter().find(|&&token| token as usize >= vocabulary);
+    match unknown {
+        None => Ok(()),
+        Some(&token) => Err(ForwardError::Token {
+            prompt,
+            token,
+            vocabulary,
+        }),
     }
 }

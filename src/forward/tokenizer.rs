@@ -151,16 +151,15 @@ impl Tokenizer {
         self.cutter.token_to_id(text)
     }
 
-    /// The tokens whose text begins with one of these, in the order of the vocabulary.
+    /// The tokens whose text begins with this, in the order of the vocabulary.
     ///
     /// # Errors
     /// As of [`decode`](Self::decode).
-    pub fn tokens_that_begin_with(&self, texts: &[String]) -> Result<Vec<u32>, ForwardError> {
+    pub fn tokens_that_begin_with(&self, start: &str) -> Result<Vec<u32>, ForwardError> {
         let count = self.cutter.get_vocab_size(true) as u32;
         let mut tokens = Vec::new();
         for token in 0..count {
-            let text = self.decode(&[token])?;
-            if texts.iter().any(|start| text.starts_with(start.as_str())) {
+            if self.decode(&[token])?.starts_with(start) {
                 tokens.push(token);
             }
         }

@@ -242,6 +242,7 @@ impl<'a> Bench<'a> {
             limit,
             threads: settings.threads,
             memory: settings.memory.usual(),
+            ..eval::Options::default()
         }
     }
 

@@ -52,7 +52,7 @@ fn an_answer_is_right_if_it_is_written_exactly_and_then_ends() {
 }
 
 #[test]
-fn a_stop_text_takes_the_place_of_the_end() {
+fn a_stop_text_ends_an_answer_too() {
     let line = r#"{"prompt": "rev:weldment=", "answer": "tnem", "stop": ["d", "x"]}
 {"prompt": "rev:weldment=", "answer": "tnem", "stop": "l"}"#;
     let read = tasks(&[("stops.jsonl", line)]).unwrap();
@@ -103,13 +103,14 @@ fn a_text_is_scored_from_its_first_token_on_in_pieces_that_the_model_takes() {
     let all = likelihoods("add:37+45=082");
     assert_near(items[0].log_likelihood, all.iter().sum());
     assert_eq!((items[0].tokens, items[0].bytes), (13, Some(13)));
-    // The model takes 64 tokens: the rest follows the last of them alone.
+    // The model takes 64 tokens: what is left, 24, follows the 41 before it.
     let tokenizer = forward::Tokenizer::open(&model("reverse")).unwrap();
     let tokens = tokenizer.encode(&long, true).unwrap();
     let reverse = model("reverse");
     let decoder = Decoder::new(reverse.config().unwrap().value(), &reverse).unwrap();
-    let pieces = [tokens[..65].to_vec(), tokens[64..].to_vec()];
-    let pieces = decoder.log_probabilities(&pieces, 1).unwrap();
+    let pieces = [tokens[..65].to_vec(), tokens[24..].to_vec()];
+    let mut pieces = decoder.log_probabilities(&pieces, 1).unwrap();
+    pieces[1].drain(..40);
     assert_near(items[1].log_likelihood, pieces.concat().iter().sum());
     assert_eq!(items[1].tokens, 88);
     let main = scores.tasks[0].main();
@@ -216,4 +217,87 @@ fn scores_are_read_back_as_they_were_saved() {
         read.tasks[1].items[0].content,
         Content::Text(Input::Text(_))
     ));
+}
+
+/// Problems of all skills, of which `base` solves about half.
+fn mixed() -> String {
+    let mut lines = String::new();
+    for at in 0..30u32 {
+        let (a, b) = (at * 3 % 100, at * 7 % 100);
+        lines += &format!(
+            "{{\"prompt\": \"add:{a:02}+{b:02}=\", \"answer\": \"{:03}\"}}\n",
+            a + b
+        );
+        let mut digits: Vec<u32> = (0..8)
+            .map(|place| (at * 13 + place * place * 7) % 10)
+            .collect();
+        let text = |digits: &[u32]| digits.iter().map(u32::to_string).collect::<String>();
+        let prompt = text(&digits);
+        digits.sort_unstable();
+        lines += &format!(
+            "{{\"prompt\": \"sort:{prompt}=\", \"answer\": \"{}\"}}\n",
+            text(&digits)
+        );
+    }
+    lines
+}
+
+#[test]
+fn what_is_written_token_by_token_has_the_verdict_of_one_pass() {
+    let read = tasks(&[("mixed.jsonl", &mixed())]).unwrap();
+    let base = model("base");
+    let once = score(&base, &read, &Options::default(), &()).unwrap();
+    let written = Options {
+        generate: Some(16),
+        memory: 4 << 20,
+        ..Options::default()
+    };
+    let written = score(&base, &read, &written, &()).unwrap();
+    let (once, written) = (&once.tasks[0].items, &written.tasks[0].items);
+    assert_eq!((once.len(), written.len()), (60, 60));
+    for (once, written) in once.iter().zip(written) {
+        assert_eq!(
+            once.correct, written.correct,
+            "line {}: {:?}",
+            once.line, written.written
+        );
+        assert!((once.log_likelihood - written.log_likelihood).abs() < 1e-4);
+    }
+    let right = once
+        .iter()
+        .filter(|item| item.correct == Some(true))
+        .count();
+    assert!((10..55).contains(&right), "{right}");
+    let short = Options {
+        generate: Some(2),
+        ..Options::default()
+    };
+    let short = score(&base, &read, &short, &()).unwrap();
+    assert!(
+        short.tasks[0]
+            .items
+            .iter()
+            .all(|item| item.correct == Some(false))
+    );
+}
+
+#[test]
+fn a_stop_text_of_several_tokens_ends_what_the_model_writes() {
+    let line = r#"{"prompt": "rev:weldment=", "answer": "tnem", "stop": ["dl", "x"]}"#;
+    let read = tasks(&[("stops.jsonl", line)]).unwrap();
+    let reverse = model("reverse");
+    let error = score(&reverse, &read, &Options::default(), &()).unwrap_err();
+    let error = errors::in_one_line(&error);
+    assert!(
+        error.contains("begins with the `stop` \"dl\"; hint: "),
+        "{error}"
+    );
+    let options = Options {
+        generate: Some(16),
+        ..Options::default()
+    };
+    let scores = score(&reverse, &read, &options, &()).unwrap();
+    let item = &scores.tasks[0].items[0];
+    assert_eq!(item.written.as_deref(), Some("tnem"));
+    assert_eq!(item.correct, Some(true));
 }

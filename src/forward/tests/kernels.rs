@@ -174,7 +174,7 @@ fn attention_agrees_with_loops() {
         let mut twin = vec![0f64; query.values.len()];
         for head in 0..heads {
             let of_keys = head / (heads / key_heads);
-            for prompt in &batch.prompts {
+            for prompt in &batch.ranges() {
                 for token in prompt.clone() {
                     let first = window.map_or(0, |window| (token + 1).saturating_sub(window));
                     let seen = first.max(prompt.start)..token + 1;
@@ -201,7 +201,7 @@ fn attention_agrees_with_loops() {
             window,
         };
         let mut found = query.clone();
-        attention.apply(&mut found, &key, &value, &batch);
+        attention.apply(&mut found, &key, &value, &batch.sequences);
         assert_near(&found.values, &twin, 1e-5);
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
-use super::super::{Decoder, ForwardError, Observer};
+use super::super::{Continued, Decoder, ForwardError, Observer, Until};
 use super::twin::Twin;
 use super::{Held, Kept, assert_near, random};
 
@@ -134,6 +134,89 @@ fn threads_change_no_bit() {
     for threads in [0, 2, 5] {
         assert_eq!(one, run(threads));
     }
+}
+
+/// The place of the largest logit.
+fn likeliest(logits: &[f32]) -> u32 {
+    let largest = |best: usize, at: usize| if logits[at] > logits[best] { at } else { best };
+    (0..logits.len()).fold(0, largest) as u32
+}
+
+/// Prompts and continuations shorter and longer than a block of queries and than the window.
+#[test]
+fn continuations_of_a_prompt_score_as_whole_prompts_do() {
+    let (config, held, prompts) = (config(), held(), prompts());
+    let model = held.model();
+    let decoder = Decoder::new(&config, &model).unwrap();
+    let follow = [&prompts[0], &prompts[1], &prompts[2], &prompts[3]].map(Clone::clone);
+    let item = |prompt: &Vec<u32>, count: usize| Continued {
+        prompt: prompt.clone(),
+        continuations: follow[4 - count..].to_vec(),
+    };
+    let items = [
+        item(&prompts[1], 4),
+        item(&prompts[3], 4),
+        item(&prompts[0], 1),
+    ];
+    assert_eq!(items[0].tokens(), 7 + 6 + 1 + 69);
+    let scores = decoder.score(&items, 2).unwrap();
+    assert_eq!(scores, decoder.score(&items, 1).unwrap());
+    for (item, scores) in items.iter().zip(&scores) {
+        for (tokens, scores) in item.continuations.iter().zip(scores) {
+            assert_eq!(tokens.len(), scores.len());
+            let whole = [&item.prompt[..], tokens].concat();
+            let expected = decoder
+                .log_probabilities(std::slice::from_ref(&whole), 1)
+                .unwrap()
+                .remove(0);
+            for (at, score) in scores.iter().enumerate() {
+                let end = item.prompt.len() + at;
+                assert!((score.log_probability - expected[end - 1]).abs() < 1e-4);
+                let logits = decoder.logits(&[whole[..end].to_vec()], 1).unwrap();
+                assert_eq!(score.likeliest, likeliest(&logits[0]));
+            }
+        }
+    }
+    let error = |prompt: &[u32], token| {
+        let item = Continued {
+            prompt: prompt.to_vec(),
+            continuations: vec![vec![1], vec![token]],
+        };
+        decoder
+            .score(&[items[2].clone(), item], 1)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(error(&[], 1).starts_with("prompt 1 has no tokens"));
+    assert!(error(&[1], 2100).starts_with("token 2100 of prompt 1"));
+}
+
+/// Ends what follows the first prompt after two tokens.
+struct Early;
+
+impl Until for Early {
+    fn is_complete(&self, prompt: usize, tokens: &[u32]) -> bool {
+        prompt == 0 && tokens.len() == 2
+    }
+}
+
+#[test]
+fn what_is_written_token_by_token_is_the_likeliest_each_time() {
+    let (config, held, prompts) = (config(), held(), prompts());
+    let model = held.model();
+    let decoder = Decoder::new(&config, &model).unwrap();
+    let written = decoder.generate(&prompts, 5, &Early, 2).unwrap();
+    for (number, (prompt, written)) in prompts.iter().zip(&written).enumerate() {
+        assert_eq!(written.len(), if number == 0 { 2 } else { 5 });
+        let mut whole = prompt.clone();
+        for token in written {
+            let logits = decoder.logits(std::slice::from_ref(&whole), 1).unwrap();
+            assert_eq!(*token, likeliest(&logits[0]), "prompt {number}");
+            whole.push(*token);
+        }
+    }
+    let none = decoder.generate(&prompts, 0, &Early, 1).unwrap();
+    assert!(none.len() == 4 && none.iter().all(Vec::is_empty));
 }
 
 /// Wants no gates.
