@@ -7,12 +7,12 @@
 //! ```
 //!
 //! Each layer is a crate and may use those listed after it, never those before:
-//! [`cli`], [`study`], [`audit`], [`lora`], [`run`], [`moe`], [`plan`], [`recipe`], [`methods`], [`engine`], [`forward`],
-//! [`gguf`], [`checkpoint`], [`architecture`], [`numeric`]; [`errors`] is what the errors of all have in common.
+//! [`cli`], [`study`], [`audit`], [`lora`], [`run`], [`moe`], [`plan`], [`recipe`], [`methods`], [`engine`], [`eval`],
+//! [`forward`], [`gguf`], [`checkpoint`], [`architecture`], [`numeric`]; [`errors`] is what the errors of all have in common.
 //! The library never prints and never reads the environment; [`cli`] does.
 //! `docs/architecture.md` is the map.
 
 pub use {
-    architecture, audit, checkpoint, cli, engine, errors, forward, gguf, lora, methods, moe,
+    architecture, audit, checkpoint, cli, engine, errors, eval, forward, gguf, lora, methods, moe,
     numeric, plan, recipe, run, study,
 };

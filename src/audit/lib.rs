@@ -1,4 +1,4 @@
-//! Finds out whether a checkpoint is right: `check`, `diff`, `verify`, and their reports.
+//! Finds out whether a checkpoint is right: `check`, `diff`, `verify`, scores, and their reports.
 //!
 //! A command reads checkpoints and makes a [`Report`]. It consists of findings, each of a kind ([`CheckInfo`]) from the
 //! registry, and of the numbers and tables that go with them. [`formats`] writes the report. Formats do not know
@@ -13,6 +13,7 @@ mod report;
 pub mod analyse;
 pub mod check;
 pub mod diff;
+mod evaluation;
 mod fields;
 pub mod formats;
 mod loaders;
@@ -22,6 +23,7 @@ mod registry;
 mod statistics;
 pub mod verify;
 
+pub use evaluation::evaluation;
 pub use registry::{all_checks, checks_as_markdown, command_of, examples_of, find_check};
 pub use report::{
     CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,

@@ -29,6 +29,31 @@ pub struct Policy {
     pub allow_step: Option<bool>,
     /// Who must have signed or attested a checkpoint, and which inputs are allowed.
     pub provenance: ProvenancePolicy,
+    /// How much worse than a baseline `weld eval` may find a model.
+    pub eval: EvalPolicy,
+}
+
+/// How much worse than a baseline a model may be: accuracy lost, or of texts nats a token more.
+#[derive(Debug, Clone, Default)]
+pub struct EvalPolicy {
+    /// The bound for all tasks.
+    pub all: Option<f64>,
+    /// Bounds for tasks that match a pattern, in the order of the file.
+    tasks: Vec<(Glob, f64)>,
+}
+
+impl EvalPolicy {
+    /// The bound of a task. If several patterns match, the later one takes precedence.
+    pub fn max_drop(&self, task: &str) -> Option<f64> {
+        let mut matching = self.tasks.iter().rev();
+        let own = matching.find(|(pattern, _)| pattern.is_match(task));
+        own.map(|(_, bound)| *bound).or(self.all)
+    }
+
+    /// Whether there is no bound.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_none() && self.tasks.is_empty()
+    }
 }
 
 /// Who must have signed or attested a checkpoint, and which inputs are allowed.

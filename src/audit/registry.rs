@@ -1,7 +1,7 @@
 //! The list of all kinds of findings, for docs, help, policies and tests.
 
 use super::report::CheckInfo;
-use super::{check, diff, provenance, verify};
+use super::{check, diff, evaluation, provenance, verify};
 
 /// The checks of each module other than `check`, and the command that makes them, in the order of `docs/checks.md`.
 static GROUPS: &[(&str, &[&CheckInfo])] = &[
@@ -10,6 +10,10 @@ static GROUPS: &[(&str, &[&CheckInfo])] = &[
     ("weld diff A B", diff::CHECKS),
     ("weld verify MODEL", verify::CHECKS),
     ("weld verify MODEL --key PUBLIC-KEY", provenance::CHECKS),
+    (
+        "weld eval MODEL --tasks FILE --baseline MODEL --max-drop 0.01",
+        evaluation::CHECKS,
+    ),
 ];
 
 /// All checks.
@@ -43,7 +47,7 @@ pub fn find_check(id: &str) -> Option<&'static CheckInfo> {
 /// All checks as a Markdown page: `docs/checks.md`.
 pub fn checks_as_markdown() -> String {
     let mut out = String::from(
-        "# Checks\n\nEvery kind of finding of `weld check`, `weld diff` and `weld verify`. `weld explain ID` shows one of \
+        "# Checks\n\nEvery kind of finding of `weld check`, `weld diff`, `weld verify` and `weld eval`. `weld explain ID` shows one of \
          them at the terminal. This page is written by `weld check --list`.\n",
     );
     let mut group = "";

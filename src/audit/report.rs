@@ -208,6 +208,8 @@ pub enum Command {
     Verify,
     /// `weld analyse`: looks at fine-tunes of one base side by side.
     Analyse,
+    /// `weld eval`: scores a model on tasks.
+    Eval,
 }
 
 impl Command {
@@ -218,6 +220,7 @@ impl Command {
             Command::Diff => "diff",
             Command::Verify => "verify",
             Command::Analyse => "analyse",
+            Command::Eval => "eval",
         }
     }
 }

@@ -13,7 +13,7 @@ use super::caller::{Caller, Listener};
 use super::keywords::as_keywords;
 use super::network::{Needs, Network};
 use super::output::Failure;
-use super::{Cli, Command, check, diff, extract_lora, merge, moe, plan, verify};
+use super::{Cli, Command, check, diff, eval, extract_lora, merge, moe, plan, verify};
 use audit::{Report, formats};
 use checkpoint::{Checkpoint, CheckpointError, ModelRef};
 use errors::{About, Hint, Refusal, printable_lines};
@@ -60,7 +60,7 @@ pub struct OptionInfo {
     pub repeats: bool,
 }
 
-/// Runs `plan`, `merge`, `moe`, `extract-lora`, `check`, `diff` or `verify`. The words are those after `weld` on the command line.
+/// Runs `plan`, `merge`, `moe`, `extract-lora`, `check`, `diff`, `eval` or `verify`. The words are those after `weld` on the command line.
 ///
 /// What is about printing (`--format`, `--quiet`, `--all`) changes nothing. No signal is handled: `listener` stops the
 /// work. Errors name options as keywords of a function: `memory=` and not `--memory`.
@@ -88,6 +88,7 @@ fn answer(words: Vec<OsString>, listener: Arc<dyn Listener>) -> Result<Answer, C
         Command::ExtractLora(arguments) => extract_lora::call(arguments, &caller).map(written)?,
         Command::Check(arguments) => check::call(arguments, &caller).map(report)?,
         Command::Diff(arguments) => diff::call(arguments, &caller).map(report)?,
+        Command::Eval(arguments) => eval::call(arguments, &caller).map(report)?,
         Command::Verify(arguments) => verify::call(arguments, &caller).map(report)?,
         _ => return Err(Failure::tool("this command cannot be called as a function").into()),
     })

@@ -23,7 +23,10 @@ const COMMANDS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("Find a better recipe", &["study"]),
-    ("Look at models", &["inspect", "check", "diff", "analyse"]),
+    (
+        "Look at models",
+        &["inspect", "check", "diff", "analyse", "eval"],
+    ),
     (
         "Prove what a model is made of",
         &["verify", "attest", "sign"],
@@ -35,7 +38,7 @@ const COMMANDS: [(&str, &[&str]); 5] = [
 ];
 
 /// The options of all commands by their group; the others come first, under `Options`.
-const OPTIONS: [(&str, &[&str]); 7] = [
+const OPTIONS: [(&str, &[&str]); 9] = [
     (
         "Output",
         &[
@@ -54,6 +57,7 @@ const OPTIONS: [(&str, &[&str]); 7] = [
             "inputs",
             "ignore",
             "seed",
+            "merge_seed",
             "full",
             "samples",
             "sample_seed",
@@ -63,6 +67,11 @@ const OPTIONS: [(&str, &[&str]); 7] = [
             "saturate",
         ],
     ),
+    (
+        "Tasks",
+        &["tasks", "split", "limit", "generate", "max_tokens"],
+    ),
+    ("Comparison", &["baseline", "max_drop"]),
     (
         "Signatures",
         &["signature", "attestation", "key", "recompute"],
@@ -184,6 +193,15 @@ const EXAMPLES: &[Examples] = &[
             "weld verify merged --key pub.pem",
         ],
         page: "docs/verification.md",
+    },
+    Examples {
+        command: "eval",
+        lines: &[
+            "weld eval merged --tasks problems.jsonl",
+            "weld eval recipe.yml --tasks a.jsonl b.jsonl --split validation",
+            "weld eval merged --tasks a.jsonl --baseline before.json --max-drop 0.01",
+        ],
+        page: "docs/eval.md",
     },
     Examples {
         command: "attest",

@@ -11,6 +11,7 @@ mod check;
 mod completions;
 mod diff;
 mod environment;
+mod eval;
 mod explain;
 mod export;
 mod extract_lora;
@@ -67,6 +68,7 @@ enum Command {
     Plan(plan::Arguments),
     Diff(Box<diff::Arguments>),
     Analyse(Box<analyse::Arguments>),
+    Eval(Box<eval::Arguments>),
     Verify(Box<verify::Arguments>),
     Sign(sign::Arguments),
     Attest(Box<attest::Arguments>),
@@ -105,6 +107,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Analyse(arguments) => analyse::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Sign(arguments) => sign::run(&arguments),
         Command::Attest(arguments) => attest::run(&arguments),

@@ -14,6 +14,7 @@ mod determinism;
 mod diff;
 mod documents;
 mod edit;
+mod eval;
 mod examples;
 mod exceptions;
 mod extract;

@@ -311,7 +311,7 @@ fn the_examples_of_ci_are_yaml_and_call_weld_as_it_is() {
     let bench = merged();
     let hooks = include_str!("../../.pre-commit-hooks.yaml").to_owned();
     let yaml = blocks("yaml");
-    assert_eq!(yaml.len(), 4);
+    assert_eq!(yaml.len(), 5);
     let action = include_str!("../../action.yml").to_owned();
     let release = include_str!("../../.github/workflows/release.yml").to_owned();
     for text in yaml.iter().chain([&hooks, &action, &release]) {

@@ -25,7 +25,7 @@ def words(command: str, arguments: Sequence[Any], options: Mapping[str, Any]) ->
 '''
 
 RESULTS = {"plan": "Plan", "merge": "Written", "moe": "Written", "extract-lora": "Written"}
-TYPES = {"recipe": "Recipe"}
+TYPES = {"recipe": "Recipe", "eval.model": "Recipe"}
 
 
 def text() -> str:
@@ -34,12 +34,13 @@ def text() -> str:
 
 
 def _commands() -> list[str]:
-    return ["plan", "merge", "moe", "extract-lora", "check", "diff", "verify"]
+    return ["plan", "merge", "moe", "extract-lora", "check", "diff", "eval", "verify"]
 
 
 def _function(command: str) -> str:
     rows = _weldment.options(command)
-    lines = [f"    {name}: {TYPES.get(name, 'Path')}," for name, _, positional, *_ in rows if positional]
+    typed = lambda name: TYPES.get(f"{command}.{name}", TYPES.get(name, "Path"))
+    lines = [f"    {name}: {typed(name)}," for name, _, positional, *_ in rows if positional]
     lines.append("    *,")
     if command != "plan":
         lines.append("    progress: Progress | None = None,")

@@ -248,3 +248,20 @@ def big(folder):
     text = "merge_method: della\nbase_model: base\nparameters: {density: 0.5, epsilon: 0.1, weight: 1}\n"
     (folder / "big.yml").write_text(text + "models: [{model: tuned}]\n")
     return "big.yml"
+
+
+def test_a_model_and_a_recipe_are_scored(folder):
+    sums = [(a, 7 * a % 100) for a in range(30)]
+    lines = [json.dumps({"prompt": f"add:{a:02}+{b:02}=", "answer": f"{a + b:03}"}) for a, b in sums]
+    tasks = folder / "sums.jsonl"
+    tasks.write_text("\n".join(lines))
+    before = files(folder)
+    accuracy = lambda report: report["details"]["metrics"][0]["metrics"][0]["value"]
+    add = weldment.eval("family/add", tasks=[tasks])
+    assert accuracy(add) > 0.6 and add.passed
+    models = [{"model": "family/base", "parameters": {"weight": 1.0}}]
+    base = weldment.eval({"merge_method": "linear", "models": models, "dtype": "bfloat16"}, tasks=tasks)
+    assert accuracy(base) == accuracy(weldment.eval("family/base", tasks=tasks))
+    worse = weldment.eval("family/base", tasks=tasks, baseline="family/add", max_drop=0.01)
+    assert not worse.passed and worse["findings"][0]["check"] == "eval.drop"
+    assert files(folder) == before

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use toml::de::Error;
 use toml::{Spanned, Value};
 
-use super::{DiffPolicy, Policy, PolicyError, ProvenancePolicy, Thresholds};
+use super::{DiffPolicy, EvalPolicy, Policy, PolicyError, ProvenancePolicy, Thresholds};
 use crate::{Severity, all_checks, find_check};
 
 /// The check that `require_lock` turns into an error.
@@ -28,6 +28,23 @@ struct Document {
     diff: Diff,
     verify: Verify,
     provenance: Provenance,
+    eval: Eval,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+struct Eval {
+    #[serde(deserialize_with = "norm")]
+    max_drop: Option<f64>,
+    tasks: Vec<Task>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table under [[eval.tasks]]")]
+struct Task {
+    r#match: Spanned<String>,
+    #[serde(deserialize_with = "bound")]
+    max_drop: f64,
 }
 
 #[derive(Deserialize, Default)]
@@ -82,6 +99,7 @@ pub(super) fn policy(text: &str) -> Result<Policy, PolicyError> {
         diff: lines.diff(document.diff)?,
         allow_step: document.verify.allow,
         provenance: lines.provenance(document.provenance)?,
+        eval: lines.eval(document.eval)?,
     };
     let required = document.verify.require_lock;
     if let Some(required) = required.filter(|required| *required.get_ref()) {
@@ -193,6 +211,14 @@ impl Lines<'_> {
         })
     }
 
+    fn eval(&self, eval: Eval) -> Result<EvalPolicy, PolicyError> {
+        let task = |task: Task| Ok((self.pattern(&task.r#match)?, task.max_drop));
+        Ok(EvalPolicy {
+            all: eval.max_drop,
+            tasks: eval.tasks.into_iter().map(task).collect::<Result<_, _>>()?,
+        })
+    }
+
     fn pattern(&self, text: &Spanned<String>) -> Result<Glob, PolicyError> {
         let glob = Glob::parse(text.get_ref());
         glob.map_err(|why| {
@@ -212,8 +238,12 @@ fn allow_step<'de, D: Deserializer<'de>>(value: D) -> Result<Option<bool>, D::Er
 }
 
 fn norm<'de, D: Deserializer<'de>>(value: D) -> Result<Option<f64>, D::Error> {
-    let norm = |value: &Value| number(value).filter(|norm| (0.0..=f64::MAX).contains(norm));
-    read(value, "a number of 0 or more", norm).map(Some)
+    bound(value).map(Some)
+}
+
+fn bound<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
+    let bound = |value: &Value| number(value).filter(|bound| (0.0..=f64::MAX).contains(bound));
+    read(value, "a number of 0 or more", bound)
 }
 
 fn cosine<'de, D: Deserializer<'de>>(value: D) -> Result<Option<f64>, D::Error> {

@@ -17,7 +17,7 @@ Tensors in memory are merged by :func:`merge_state_dicts` and :func:`merge_tenso
 :func:`open`. What goes wrong is an :class:`Error` that knows its file, tensor, model and line.
 """
 
-from ._commands import check, diff, extract_lora, merge, moe, plan, verify
+from ._commands import check, diff, eval, extract_lora, merge, moe, plan, verify
 from ._error import Error
 from ._models import Model, merge_state_dicts, merge_tensors, open
 from ._results import Fields, Plan, Report, Written
@@ -32,6 +32,7 @@ __all__ = [
     "Written",
     "check",
     "diff",
+    "eval",
     "extract_lora",
     "merge",
     "merge_state_dicts",

@@ -55,6 +55,15 @@ def diff(a: Any, b: Any, *, progress: Progress | None = None, **options: Any) ->
     return Report(_run("diff", [a, b], options, progress))
 
 
+def eval(model: Any, *, progress: Progress | None = None, **options: Any) -> Report:
+    """Scores a model on files of tasks: ``tasks`` is one or a list of them.
+
+    ``model`` may be a recipe, as :func:`plan` takes it: then it is merged in memory, and nothing is written.
+    """
+    with recipe_in_a_file(model) as file:
+        return Report(_run("eval", [file], options, progress))
+
+
 def verify(model: Any, *, progress: Progress | None = None, **options: Any) -> Report:
     """Computes a merged checkpoint again from its recipe and inputs, and compares; or checks its signature."""
     return Report(_run("verify", [model], options, progress))
@@ -155,5 +164,5 @@ def _with_signature(function: Callable[..., Any]) -> None:
     function.__doc__ = "\n".join([function.__doc__ or "", "    Options:", *lines, ""])
 
 
-for _function in (plan, merge, moe, extract_lora, check, diff, verify):
+for _function in (plan, merge, moe, extract_lora, check, diff, eval, verify):
     _with_signature(_function)

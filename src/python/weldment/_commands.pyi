@@ -121,6 +121,28 @@ def diff(
     strict: bool = False,
 ) -> Report: ...
 
+def eval(
+    model: Recipe,
+    *,
+    progress: Progress | None = None,
+    tasks: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    split: Value | None = None,
+    seed: Value | None = None,
+    limit: Value | None = None,
+    generate: bool = False,
+    max_tokens: Value | None = None,
+    items: Value | None = None,
+    baseline: Value | None = None,
+    max_drop: Value | None = None,
+    set: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    merge_seed: Value | None = None,
+    offline: bool = False,
+    threads: Value | None = None,
+    memory: Value | None = None,
+    policy: Value | None = None,
+    strict: bool = False,
+) -> Report: ...
+
 def verify(
     model: Path,
     *,

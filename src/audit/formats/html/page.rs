@@ -92,6 +92,12 @@ pub(super) fn page(report: &Report) -> Page {
                 "The checkpoints are equal, or differ within the limits."
             }
             Verdict::Passed if report.command == Command::Analyse => "The models were measured.",
+            Verdict::Passed if report.command == Command::Eval => {
+                "The scores are within the bounds, if there are any."
+            }
+            Verdict::Failed if report.command == Command::Eval => {
+                "The model is worse than the baseline by more than it may be."
+            }
             Verdict::Passed => "Nothing is wrong in what was looked at.",
             Verdict::Failed if report.command == Command::Diff => "The checkpoints differ.",
             Verdict::Failed => "Something is wrong.",

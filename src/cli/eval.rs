@@ -1,0 +1,340 @@
+//! `weld eval`: scores a model on files of tasks.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use super::arguments::{Memory, SetArguments, Threads, plan_any, recipe_name, seed};
+use super::caller::Caller;
+use super::network::{Needs, Network};
+use super::output::Failure;
+use super::progress::Progress;
+use super::report::{ReportArguments, write};
+use super::signals::Work;
+use ::eval::{EvalError, Options, Prepared, Scores, Split, Surroundings, Tasks};
+use audit::policy::EvalPolicy;
+use audit::{Command, Report, evaluation};
+use checkpoint::{Checkpoint, ModelRef};
+use engine::Settings;
+use errors::{Refusal, printable_json};
+use moe::MoeOptions;
+
+/// The largest result of an earlier run that is read.
+const MAX_RESULT_BYTES: u64 = 1 << 30;
+
+/// Score a model, or what a recipe would give, on files of tasks
+///
+/// A task is a file of JSON lines: {"prompt", "answer"}, {"prompt", "choices", "answer"} or {"text"}. A recipe is merged in
+/// memory and nothing is written. Exit codes: 0 scored, and within the bounds; 1 worse than --baseline by more than
+/// --max-drop; 2 could not run; 3 a policy bounds the drop, and there is no baseline.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// A folder, a file, or an id on the Hub; `+ADAPTER` adds a LoRA adapter; or a recipe (.yml, `-` for standard input)
+    #[arg(value_parser = Subject::parse)]
+    model: Subject,
+
+    /// Files of tasks, one task each. Can be repeated
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    tasks: Vec<PathBuf>,
+
+    /// The items to score: half of them to choose a model by, the other half to judge the chosen one by, or all
+    #[arg(long, value_enum, default_value_t = Part::All)]
+    split: Part,
+
+    /// Seed of the split, and of the items that --limit takes
+    #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    seed: u64,
+
+    /// The most items of each task, taken at random
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+
+    /// Let the model write its answers, token by token, and compare texts. Without this an answer is judged in one pass:
+    /// each of its tokens, and then an end, must be the likeliest
+    #[arg(long)]
+    generate: bool,
+
+    /// The most tokens that it writes
+    #[arg(long, value_name = "N", default_value_t = 256, requires = "generate", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    max_tokens: u32,
+
+    /// Write the result of each item to a file, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    items: Option<PathBuf>,
+
+    /// Compare item by item with another model or recipe, or with the JSON report of an earlier run (.json)
+    #[arg(long, value_name = "MODEL", value_parser = Subject::parse)]
+    baseline: Option<Subject>,
+
+    /// Fail if the model is worse than the baseline by more: accuracy lost (0.01 is one item of a hundred), or of texts
+    /// nats a token (0.01 is 1 % of perplexity). For every task
+    #[arg(long, value_name = "DROP", requires = "baseline", value_parser = bound)]
+    max_drop: Option<f64>,
+
+    #[command(flatten)]
+    set: SetArguments,
+
+    /// Recipes: seed of random masks (dare_*, della*), stochastic rounding, and what is random in a mixture of experts
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    merge_seed: u64,
+
+    #[command(flatten)]
+    network: Network,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    #[command(flatten)]
+    memory: Memory,
+
+    /// Print only the report
+    #[arg(long, short)]
+    quiet: bool,
+
+    #[command(flatten)]
+    report: ReportArguments,
+}
+
+/// The part of the items that is scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// To choose by
+    Validation,
+    /// To judge by
+    Test,
+    /// All
+    All,
+}
+
+/// What is scored.
+#[derive(Clone)]
+enum Subject {
+    Model(ModelRef),
+    Recipe(PathBuf),
+    /// The report of an earlier run; only a baseline may be one.
+    Result(PathBuf),
+}
+
+impl Subject {
+    fn parse(text: &str) -> Result<Subject, String> {
+        let path = Path::new(text);
+        let ends = |endings: &[&str]| {
+            let ending = path.extension().and_then(|ending| ending.to_str());
+            ending.is_some_and(|ending| endings.contains(&ending)) && !path.is_dir()
+        };
+        match text {
+            "-" => Ok(Subject::Recipe(path.into())),
+            _ if ends(&["yml", "yaml"]) => Ok(Subject::Recipe(path.into())),
+            _ if ends(&["json"]) => Ok(Subject::Result(path.into())),
+            _ => ModelRef::parse(text).map(Subject::Model),
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::Model(model) => fmt::Display::fmt(model, f),
+            Subject::Recipe(path) => f.write_str(&recipe_name(path)),
+            Subject::Result(path) => fmt::Display::fmt(&path.display(), f),
+        }
+    }
+}
+
+/// Parses the bound of a drop.
+fn bound(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok();
+    let number = number.filter(|bound| (0.0..=f64::MAX).contains(bound));
+    number.ok_or_else(|| "expected a number of 0 or more, such as 0.01".into())
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    arguments
+        .report
+        .finish(Command::Eval, &arguments.model, || {
+            let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
+            report(arguments, &caller)
+        })
+}
+
+/// Scores for a program.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
+    arguments.report.made(|| report(arguments, caller))
+}
+
+fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
+    let tasks = Tasks::read(&arguments.tasks)?;
+    // An earlier result that cannot be read is told before the work.
+    let earlier = match &arguments.baseline {
+        Some(Subject::Result(path)) => Some(earlier(path)?),
+        _ => None,
+    };
+    let scores = scored(arguments, &arguments.model, &tasks, caller)?;
+    if let Some(file) = &arguments.items {
+        write(file, &lines(&scores))?;
+    }
+    let before = match (&arguments.baseline, earlier) {
+        (_, Some(earlier)) => Some(earlier),
+        (Some(baseline), None) => Some(scored(arguments, baseline, &tasks, caller)?),
+        (None, None) => None,
+    };
+    let compared = before.map(|before| scores.compare(&before)).transpose()?;
+    let mut policy = match arguments.report.policy()? {
+        Some(policy) => policy.eval.clone(),
+        None => EvalPolicy::default(),
+    };
+    policy.all = arguments.max_drop.or(policy.all);
+    Ok(evaluation(&scores, compared.as_ref(), &policy))
+}
+
+/// The scores of a model, or of what a recipe gives.
+fn scored(
+    arguments: &Arguments,
+    subject: &Subject,
+    tasks: &Tasks,
+    caller: &Caller,
+) -> Result<Scores, Failure> {
+    let label = subject.to_string();
+    let (model, surroundings) = match subject {
+        Subject::Model(model) => {
+            let locator = arguments.network.locator(None, Needs::Weights, caller)?;
+            let opened = locator
+                .locate(model)
+                .and_then(|location| Checkpoint::open(&label, &location));
+            let model = opened.map_err(|error| caller.failure(Failure::could_not_run(error)))?;
+            let surroundings = Surroundings::of_checkpoint(&model)?;
+            (model, surroundings)
+        }
+        Subject::Recipe(path) => merged(arguments, path, &label, caller)?,
+        Subject::Result(path) => {
+            let why = format!("{}: expected a model or a recipe", path.display());
+            return Err(Failure::tool(
+                Refusal::new(why).with_hint("an earlier result goes behind --baseline"),
+            ));
+        }
+    };
+    let options = Options {
+        split: match arguments.split {
+            Part::Validation => Split::Validation,
+            Part::Test => Split::Test,
+            Part::All => Split::All,
+        },
+        seed: arguments.seed,
+        limit: arguments.limit.map(|limit| limit as usize),
+        generate: arguments.generate.then_some(arguments.max_tokens as usize),
+        threads: arguments.threads.count(),
+        memory: arguments.memory.budget().usual(),
+    };
+    let prepared = Prepared::new(&surroundings, tasks, &options)?;
+    caller.say(&format!("scoring {} items", prepared.items()));
+    let scores = prepared.score(&model, &Stops(caller));
+    scores.map_err(|error| caller.failure(error.into()))
+}
+
+/// What a recipe gives, in memory.
+fn merged(
+    arguments: &Arguments,
+    path: &Path,
+    label: &str,
+    caller: &Caller,
+) -> Result<(Checkpoint, Surroundings), Failure> {
+    let text = arguments.set.text(path).map_err(Failure::no_recipe)?;
+    let recipe = recipe::parse_any(label, &text).map_err(Failure::no_recipe)?;
+    let locator = arguments
+        .network
+        .locator(path.parent(), Needs::Weights, caller)?;
+    let options = MoeOptions {
+        plan: plan::Options {
+            settings: Settings {
+                threads: arguments.threads.count(),
+                memory: arguments.memory.budget(),
+                allow_non_finite: false,
+                saturate: false,
+            },
+            seed: arguments.merge_seed,
+            // Nothing is cut into files.
+            shard_size: u64::MAX,
+            tokenizer_from: None,
+        },
+        inexact: false,
+        fused: false,
+    };
+    let plan = plan_any(&recipe, label, &locator, &options);
+    let plan = plan.map_err(|error| caller.failure(Failure::no_recipe(error)))?;
+    let progress = Progress::start(&plan, caller);
+    let merged = run::in_memory(&plan, label, &std::env::temp_dir(), &progress);
+    progress.finish();
+    // What cannot be merged gets no verdict.
+    let merged = merged.map_err(|error| match Failure::from(error) {
+        Failure::Input(refusal) => Failure::Tool(refusal),
+        failure => failure,
+    })?;
+    let surroundings = Surroundings::of_files(label, &merged.files)?;
+    Ok((merged.model, surroundings))
+}
+
+/// The scores in the JSON report of an earlier run.
+fn earlier(path: &Path) -> Result<Scores, Failure> {
+    let wrong = |why: &dyn fmt::Display| {
+        let why = format!("--baseline {}: {why}", path.display());
+        Failure::tool(Refusal::new(why).with_hint("make it with: weld eval ... --format json=FILE"))
+    };
+    let mut text = String::new();
+    let is_file = path.metadata().map_err(|error| wrong(&error))?.is_file();
+    if !is_file {
+        return Err(wrong(&"it is no file"));
+    }
+    let file = File::open(path).map_err(|error| wrong(&error))?;
+    let read = file.take(MAX_RESULT_BYTES + 1).read_to_string(&mut text);
+    let read = read.map_err(|error| wrong(&error))?;
+    if read as u64 > MAX_RESULT_BYTES {
+        return Err(wrong(&format!("expected at most {MAX_RESULT_BYTES} bytes")));
+    }
+    let report: Value = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
+    let scores = report.pointer("/details/scores").cloned();
+    let scores = scores.ok_or_else(|| wrong(&"it holds no scores"))?;
+    serde_json::from_value(scores).map_err(|error| wrong(&error))
+}
+
+/// The result of each item, a line each.
+fn lines(scores: &Scores) -> String {
+    let mut out = String::new();
+    for task in &scores.tasks {
+        for item in &task.items {
+            let mut line = serde_json::json!({"task": task.task});
+            if let (Some(line), Ok(Value::Object(item))) =
+                (line.as_object_mut(), serde_json::to_value(item))
+            {
+                line.extend(item);
+            }
+            out += &printable_json(&line.to_string());
+            out.push('\n');
+        }
+    }
+    out
+}
+
+/// Passes on that the work is to stop.
+struct Stops<'a>(&'a Caller);
+
+impl ::eval::Listener for Stops<'_> {
+    fn scored(&self, _items: usize, _all: usize) {}
+
+    fn is_stopped(&self) -> bool {
+        self.0.stopped()
+    }
+}
+
+/// Tasks or models that cannot be scored get no verdict: exit code 2.
+impl From<EvalError> for Failure {
+    fn from(error: EvalError) -> Failure {
+        match error {
+            EvalError::Stopped => Failure::Stopped("stopped".to_owned()),
+            error => Failure::tool(&error),
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! `weld eval`: scores of the small family, recipes in memory, baselines and bounds, and the job of `docs/ci.md`.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::fixtures::{Bench, read_json};
+
+/// Sums, of which the fine-tune `add` has most right and the base about a third.
+fn sums() -> String {
+    let sums = (0..80u32).map(|at| {
+        let (a, b) = (at * 29 % 100, at * 53 % 100);
+        format!(
+            "{{\"prompt\": \"add:{a:02}+{b:02}=\", \"answer\": \"{:03}\"}}\n",
+            a + b
+        )
+    });
+    sums.collect()
+}
+
+/// A folder with the family and tasks.
+fn bench() -> Bench {
+    let bench = Bench::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    symlink(root.join("recipes/family"), bench.path("family")).unwrap();
+    bench.file("sums.jsonl", sums());
+    bench.file(
+        "choices.jsonl",
+        "{\"prompt\": \"add:37+45=\", \"choices\": [\"081\", \"082\"], \"answer\": \"082\"}\n",
+    );
+    bench.file("texts.jsonl", "{\"text\": \"sort:31425926=12234569\"}\n");
+    bench
+}
+
+/// Runs `weld eval` with `-q`; the exit code, stdout and stderr.
+fn eval(bench: &Bench, words: &[&str]) -> (Option<i32>, String, String) {
+    let outcome = bench.weld(&[&["eval", "-q"], words].concat());
+    (outcome.code, outcome.stdout, outcome.stderr)
+}
+
+/// The JSON report.
+fn json(bench: &Bench, words: &[&str]) -> Value {
+    let (code, stdout, stderr) = eval(bench, &[words, &["--format", "json"]].concat());
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+fn accuracy(report: &Value) -> f64 {
+    report["details"]["metrics"][0]["metrics"][0]["value"]
+        .as_f64()
+        .unwrap()
+}
+
+#[test]
+fn tasks_of_all_kinds_are_scored_at_once() {
+    let bench = bench();
+    let tasks = [
+        "--tasks",
+        "sums.jsonl",
+        "choices.jsonl",
+        "--tasks",
+        "texts.jsonl",
+    ];
+    let words = [&["family/add"], &tasks[..], &["--items", "items.jsonl"]].concat();
+    let (code, stdout, stderr) = eval(&bench, &words);
+    assert_eq!(code, Some(0), "{stderr}");
+    for part in [
+        "accuracy_normalised",
+        "perplexity",
+        "bits_per_byte",
+        "passed",
+        "82 of 3 tasks",
+    ] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    let items = fs::read_to_string(bench.path("items.jsonl")).unwrap();
+    let items = items
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let items: Vec<Value> = items.collect();
+    assert_eq!(items.len(), 82);
+    let right = items[..80]
+        .iter()
+        .filter(|item| item["correct"] == true)
+        .count();
+    assert!(right > 50, "{right} of 80");
+    assert_eq!(items[80]["choices"].as_array().unwrap().len(), 2);
+    let report = json(&bench, &words);
+    assert_eq!(accuracy(&report), right as f64 / 80.0);
+    assert_eq!(
+        report["details"]["scores"]["tasks"][2]["items"][0]["bytes"],
+        22
+    );
+    // Threads and batches change no verdict, and threads no bit.
+    let once = json(&bench, &[&words[..], &["--threads", "1"]].concat());
+    assert_eq!(once["details"], report["details"]);
+    let small = json(&bench, &[&words[..], &["--memory", "1MB"]].concat());
+    assert_eq!(accuracy(&small), accuracy(&report));
+    for format in ["junit", "markdown", "html"] {
+        let words = [&words[..], &["--format", format]].concat();
+        let (code, stdout, _) = eval(&bench, &words);
+        assert_eq!(code, Some(0));
+        assert!(
+            stdout.contains("perplexity") || format == "junit",
+            "{format}: {stdout}"
+        );
+    }
+}
+
+#[test]
+fn a_recipe_is_scored_as_the_merge_it_writes() {
+    let bench = bench();
+    bench.recipe(
+        "merge_method: task_arithmetic\nbase_model: family/base\nmodels:\n- {model: family/add, parameters: {weight: 0.6}}\n\
+         - {model: family/sort, parameters: {weight: 0.3}}\ndtype: bfloat16\n",
+    );
+    let names = || {
+        let entries = fs::read_dir(bench.path(".")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let tasks = ["--tasks", "sums.jsonl"];
+    let in_memory = json(&bench, &[&["recipe.yml"], &tasks[..]].concat());
+    assert_eq!(names(), before, "something was written");
+    bench.passes(&["merge", "recipe.yml", "out", "-q"]);
+    let written = json(&bench, &[&["out"], &tasks[..]].concat());
+    let items = |report: &Value| report["details"]["scores"]["tasks"].clone();
+    assert_eq!(items(&in_memory), items(&written));
+    let set = ["--set", "models[0].parameters.weight=0.0"];
+    let other = json(&bench, &[&["recipe.yml"], &tasks[..], &set].concat());
+    assert!(accuracy(&other) < accuracy(&in_memory));
+}
+
+#[test]
+fn a_model_that_loses_more_than_its_bound_fails() {
+    let bench = bench();
+    let tasks = ["--tasks", "sums.jsonl"];
+    let (code, _, stderr) = eval(
+        &bench,
+        &[
+            &["family/add"],
+            &tasks[..],
+            &["--format", "json=before.json"],
+        ]
+        .concat(),
+    );
+    assert_eq!(code, Some(0), "{stderr}");
+    let worse = [&["family/base"], &tasks[..]].concat();
+    for baseline in ["before.json", "family/add"] {
+        let bound = ["--baseline", baseline, "--max-drop", "0.01"];
+        let junit = ["--format", "text", "--format", "junit=eval.xml"];
+        let (code, stdout, stderr) = eval(&bench, &[&worse[..], &bound, &junit].concat());
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stdout.contains("error[eval.drop]"), "{stdout}");
+        assert!(stdout.contains("a drop of at most 0.0100"), "{stdout}");
+        let xml = fs::read_to_string(bench.path("eval.xml")).unwrap();
+        assert!(xml.contains("failures=\"1\""), "{xml}");
+    }
+    let better = ["--baseline", "family/base", "--max-drop", "0"];
+    let report = json(&bench, &[&["family/add"], &tasks[..], &better].concat());
+    let compared = &report["details"]["comparison"]["tasks"][0];
+    assert!(compared["drop"].as_f64().unwrap() < 0.0, "{compared}");
+    assert!(compared["p_value"].as_f64().unwrap() < 1e-4, "{compared}");
+    // Without a bound, a comparison fails nothing.
+    let (code, stdout, _) = eval(
+        &bench,
+        &[&worse[..], &["--baseline", "before.json"]].concat(),
+    );
+    assert_eq!(code, Some(0), "{stdout}");
+}
+
+#[test]
+fn a_policy_holds_bounds_by_task() {
+    let bench = bench();
+    let worse = [
+        "family/base",
+        "--tasks",
+        "sums.jsonl",
+        "--policy",
+        "policy.toml",
+    ];
+    let code = |policy: &str, more: &[&str]| {
+        bench.file("policy.toml", policy);
+        eval(&bench, &[&worse[..], more].concat()).0
+    };
+    let beside = ["--baseline", "family/add"];
+    assert_eq!(code("[eval]\nmax_drop = 0.01\n", &beside), Some(1));
+    assert_eq!(code("[eval]\nmax_drop = 0.99\n", &beside), Some(0));
+    let of_task = "[eval]\nmax_drop = 0.01\n[[eval.tasks]]\nmatch = \"sum*\"\nmax_drop = 0.99\n";
+    assert_eq!(code(of_task, &beside), Some(0));
+    assert_eq!(code("[eval]\nmax_drop = 0.01\n", &[]), Some(3));
+    assert_eq!(code("[eval]\nmax_dorp = 0.01\n", &[]), Some(2));
+}
+
+#[test]
+fn what_cannot_be_scored_ends_with_2_and_says_why() {
+    let bench = bench();
+    bench.file(
+        "wrong.jsonl",
+        "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"prompt\": \"a\"}\n",
+    );
+    bench.file("none.json", "{}");
+    for (words, part) in [
+        (
+            &["family/add", "--tasks", "wrong.jsonl"][..],
+            "wrong.jsonl:2: expected {\"prompt\", \"answer\"}",
+        ),
+        (&["family/add", "--tasks", "nowhere.jsonl"], "nowhere.jsonl"),
+        (&["family/nobody", "--tasks", "sums.jsonl"], "family/nobody"),
+        (&["nowhere.yml", "--tasks", "sums.jsonl"], "nowhere.yml"),
+        (
+            &["none.json", "--tasks", "sums.jsonl"],
+            "expected a model or a recipe",
+        ),
+        (
+            &[
+                "family/add",
+                "--tasks",
+                "sums.jsonl",
+                "--baseline",
+                "none.json",
+            ],
+            "it holds no scores",
+        ),
+        (
+            &["family/add", "--tasks", "sums.jsonl", "--max-drop", "0.1"],
+            "--baseline",
+        ),
+        (
+            &["family/add", "--tasks", "sums.jsonl", "sums.jsonl"],
+            "was given twice",
+        ),
+        (&["family/add"], "--tasks"),
+    ] {
+        let (code, stdout, stderr) = eval(&bench, words);
+        assert_eq!(code, Some(2), "{words:?}: {stdout}{stderr}");
+        assert!(stderr.contains(part), "{words:?}: {stderr}");
+    }
+    let other = [
+        "family/add",
+        "--tasks",
+        "texts.jsonl",
+        "--baseline",
+        "before.json",
+    ];
+    eval(
+        &bench,
+        &[
+            "family/add",
+            "--tasks",
+            "sums.jsonl",
+            "--format",
+            "json=before.json",
+        ],
+    );
+    let (code, _, stderr) = eval(&bench, &other);
+    assert_eq!(code, Some(2));
+    assert!(
+        stderr.contains("was not scored on task `texts`"),
+        "{stderr}"
+    );
+}
+
+/// The step that `docs/ci.md` shows, on a model that has lost a skill and on one that has not.
+#[test]
+fn the_job_of_ci_refuses_a_merge_that_loses_too_much() {
+    let bench = bench();
+    let page = include_str!("../../docs/ci.md");
+    let start = "- run: weld eval models/merged";
+    let line = page.lines().find(|line| line.contains(start)).unwrap();
+    let (_, words) = line.split_once("weld ").unwrap();
+    fs::create_dir(bench.path("models")).unwrap();
+    fs::create_dir(bench.path("tasks")).unwrap();
+    fs::copy(bench.path("sums.jsonl"), bench.path("tasks/sums.jsonl")).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/family");
+    symlink(root.join("add"), bench.path("models/before")).unwrap();
+    for (merged, expected) in [("base", 1), ("add", 0)] {
+        symlink(root.join(merged), bench.path("models/merged")).unwrap();
+        let words = words.split_whitespace().map(|word| match word {
+            "tasks/*.jsonl" => "tasks/sums.jsonl",
+            word => word,
+        });
+        let outcome = bench.weld(&words.collect::<Vec<&str>>());
+        assert_eq!(
+            outcome.code,
+            Some(expected),
+            "{}{}",
+            outcome.stdout,
+            outcome.stderr
+        );
+        let summary = fs::read_to_string(bench.path("summary.md")).unwrap();
+        assert_eq!(summary.contains("eval.drop"), expected == 1, "{summary}");
+        assert!(bench.path("eval.xml").is_file());
+        fs::remove_file(bench.path("models/merged")).unwrap();
+    }
+}
+
+#[test]
+fn splits_are_told_and_limits_kept() {
+    let bench = bench();
+    let of = |split: &str, limit: &str| {
+        let words = [
+            "family/add",
+            "--tasks",
+            "sums.jsonl",
+            "--split",
+            split,
+            "--limit",
+            limit,
+        ];
+        let report = json(&bench, &words);
+        let items = report["details"]["scores"]["tasks"][0]["items"]
+            .as_array()
+            .unwrap();
+        items
+            .iter()
+            .map(|item| item["line"].as_u64().unwrap())
+            .collect::<Vec<u64>>()
+    };
+    let (validation, test) = (of("validation", "100"), of("test", "100"));
+    assert_eq!(validation.len() + test.len(), 80);
+    assert!(validation.iter().all(|line| !test.contains(line)));
+    assert_eq!(of("test", "5").len(), 5);
+    let path = bench.path("report.json");
+    eval(
+        &bench,
+        &[
+            "family/add",
+            "--tasks",
+            "sums.jsonl",
+            "--split",
+            "test",
+            "--seed",
+            "7",
+            "--format",
+            "json=report.json",
+        ],
+    );
+    assert_eq!(read_json(&path)["summary"]["split"], "test, seed 7");
+}
