@@ -7,8 +7,9 @@ The first makes random matrices in F32 and BF16, merges them with `weld` (output
 float64) and with the functions below in float64, and prints for each method the largest
 error, relative to the largest element of the update. Exits 1 if one is above the bound:
 weld holds matrices in float32, and what it decomposes in float64. The second prints how
-long torch takes for each method in float32, from matrices in memory to the update; `cargo
-bench --bench methods -- whole` times weld's.
+long torch takes for each method in float32, from matrices in memory to the update, and
+with `--weld` and `--work` how long `weld merge` takes, from BF16 files to a file. `cargo
+bench --bench methods -- matrices` times weld without files.
 
 The functions follow the authors' code in their order of steps, with `torch.linalg.svd`
 where weld has eigenvectors of a square, and share nothing with weld.
@@ -16,6 +17,7 @@ where weld has eigenvectors of a square, and share nothing with weld.
 
 import argparse
 import math
+import resource
 import shutil
 import subprocess
 import sys
@@ -320,18 +322,36 @@ def compare(weld, work):
     return 1 if bad else 0
 
 
-def times(shapes, count, threads, only):
+def processor(who):
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def times(shapes, count, threads, only, weld, work):
+    """Wall and processor seconds of torch, and of `weld` on the same models if it is given."""
     torch.set_num_threads(threads)
     for shape in shapes:
         rows, columns = map(int, shape.split("x"))
         random = torch.Generator().manual_seed(1)
-        tasks = [torch.randn(rows, columns, generator=random) * 4e-4 for _ in range(count)]
+        base = torch.randn(rows, columns, generator=random) * 0.02
+        tasks = [torch.randn(rows, columns, generator=random) * 1e-3 for _ in range(count)]
+        models = [base] + [base + task for task in tasks]
+        models = [{"up.weight": model.bfloat16()} for model in models]
         for method, function, parameters, own in CASES:
             if function is wudi_adam or (only and method not in only):
                 continue
-            start = time.perf_counter()
+            start, before = time.perf_counter(), processor(resource.RUSAGE_SELF)
             function(tasks, **(parameters if own is None else own))
-            print(f"{shape} {method} {time.perf_counter() - start:.1f} s", flush=True)
+            wall, used = time.perf_counter() - start, processor(resource.RUSAGE_SELF) - before
+            line = f"{shape} {method}: torch {wall:.1f} s, {used:.1f} s of processor time"
+            if weld:
+                before = processor(resource.RUSAGE_CHILDREN)
+                start = time.perf_counter()
+                merged_by_weld(weld, work / method, method, parameters, models, [1.0] * count)
+                wall = time.perf_counter() - start
+                used = processor(resource.RUSAGE_CHILDREN) - before
+                line += f"; weld {wall:.1f} s, {used:.1f} s"
+            print(line, flush=True)
     return 0
 
 
@@ -346,7 +366,9 @@ def main():
     arguments = parser.parse_args()
     if arguments.time:
         only = arguments.methods and arguments.methods.split(",")
-        return times(arguments.time.split(","), arguments.models, arguments.threads, only)
+        shapes = arguments.time.split(",")
+        weld = arguments.weld and arguments.weld.resolve()
+        return times(shapes, arguments.models, arguments.threads, only, weld, arguments.work)
     return compare(arguments.weld.resolve(), arguments.work)
 
 
