@@ -91,7 +91,7 @@ pub use source::{TensorEntry, TensorSource};
 pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Piece, PieceKind, PieceModel, Tokenizer, TokenizerKind, VocabularyComparison,
-    chat_template, compare_vocabularies, settings, turn_end_beside, unknown_turn_end,
+    byte_letter, chat_template, compare_vocabularies, settings, turn_end_beside, unknown_turn_end,
     unknown_turn_tokens, vocabulary_end,
 };
 pub use tree::{TreeEntry, TreeKind, tree};

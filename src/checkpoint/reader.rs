@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::adapter::{Adapter, Subject};
@@ -40,6 +40,7 @@ pub struct Checkpoint {
     stem: String,
     adapter: Option<Arc<Adapter>>,
     notes: Vec<String>,
+    vocabulary: Option<PathBuf>,
 }
 
 /// A file that lies elsewhere, and what is wanted of it.
@@ -82,6 +83,7 @@ impl Checkpoint {
             source,
             adapter: None,
             notes: Vec::new(),
+            vocabulary: None,
         }
     }
 
@@ -232,6 +234,19 @@ impl Checkpoint {
     /// Where the model is, or the files beside its tensors are.
     pub fn location(&self) -> &Location {
         &self.location
+    }
+
+    /// The model as one whose token ids mean what the files in the folder of `other` say, whatever its own files say.
+    pub fn with_vocabulary_of(self, other: &Checkpoint) -> Checkpoint {
+        Checkpoint {
+            vocabulary: Some(other.vocabulary_folder().to_owned()),
+            ..self
+        }
+    }
+
+    /// The folder whose files say what its token ids mean.
+    pub(super) fn vocabulary_folder(&self) -> &Path {
+        self.vocabulary.as_deref().unwrap_or(&self.location.path)
     }
 
     /// Its `config.json`; none for a single file, or a folder without one.

@@ -17,6 +17,7 @@ const COMMANDS: [(&str, &[&str]); 5] = [
             "merge",
             "moe",
             "extract-lora",
+            "transplant",
             "export",
             #[cfg(feature = "hub")]
             "push",
@@ -139,6 +140,14 @@ const EXAMPLES: &[Examples] = &[
             "weld push merged org/name",
         ],
         page: "docs/hub.md",
+    },
+    Examples {
+        command: "transplant",
+        lines: &[
+            "weld transplant model donor out",
+            "weld transplant model donor out --method subword",
+        ],
+        page: "docs/transplant.md",
     },
     Examples {
         command: "extract-lora",

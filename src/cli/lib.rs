@@ -40,6 +40,7 @@ mod report;
 mod sign;
 mod signals;
 mod study;
+mod transplant;
 mod verify;
 
 use std::ffi::OsString;
@@ -74,6 +75,7 @@ enum Command {
     Attest(Box<attest::Arguments>),
     Export(export::Arguments),
     ExtractLora(Box<extract_lora::Arguments>),
+    Transplant(Box<transplant::Arguments>),
     #[cfg(feature = "hub")]
     Push(push::Arguments),
     Study(Box<study::Arguments>),
@@ -113,6 +115,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Attest(arguments) => attest::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::ExtractLora(arguments) => extract_lora::run(&arguments),
+        Command::Transplant(arguments) => transplant::run(&arguments),
         #[cfg(feature = "hub")]
         Command::Push(arguments) => push::run(&arguments),
         Command::Study(arguments) => study::run(&arguments),

@@ -158,7 +158,8 @@ impl OutputArguments {
         }
         if self.format == Format::Text {
             caller.say(&as_text(self, plan, &summary, peak));
-            if let Some(out) = word(&self.out) {
+            // Nothing but a recipe is computed again.
+            if let Some(out) = word(&self.out).filter(|_| plan.command() != "transplant") {
                 caller.say_unbroken(&format!("check it with: weld verify {out}"));
             }
         }

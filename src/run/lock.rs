@@ -31,7 +31,7 @@ pub struct Lock {
     pub format: String,
     /// The tool that made the checkpoint.
     pub tool: Tool,
-    /// The command that made it: `merge` or `moe`.
+    /// The command that made it: `merge`, `moe` or `transplant`.
     pub command: String,
     /// The recipe, word for word, except that absolute paths of models are shortened to their last component.
     pub recipe: String,

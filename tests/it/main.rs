@@ -59,6 +59,7 @@ mod study;
 mod tables;
 mod terminal;
 mod tokenizer;
+mod transplant;
 mod values;
 mod verify;
 mod verify_folder;

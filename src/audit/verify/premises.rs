@@ -21,6 +21,9 @@ use run::{Lock, LockedHub};
 /// The file in which mergekit stores the recipe of a merge.
 const MERGEKIT_RECIPE: &str = "mergekit_config.yml";
 
+/// The command of a lock whose recipe says only what was copied.
+const TRANSPLANT: &str = "transplant";
+
 /// The caller's choices.
 #[derive(Debug, Clone)]
 pub struct Asked {
@@ -96,6 +99,12 @@ pub enum PremisesError {
         "the checkpoint has no weldment.lock.json and no mergekit_config.yml, so its recipe is unknown"
     )]
     NoRecipe,
+    /// The checkpoint is no merge.
+    #[error("`weld {command}` made the checkpoint, which is not computed again")]
+    NoMerge {
+        /// The command.
+        command: String,
+    },
     /// The lock names a model that cannot exist.
     #[error("options.tokenizer_from of the lock: {0}")]
     TokenizerFrom(String),
@@ -106,6 +115,10 @@ impl Hint for PremisesError {
         match self {
             Self::Lock(source) => source.hint(),
             Self::NoRecipe => Some("give the recipe with --recipe FILE".into()),
+            Self::NoMerge { .. } => Some(
+                "run the command once more and compare the two with `weld diff`; `weld check` looks for defects"
+                    .into(),
+            ),
             Self::Recipe { .. } | Self::TokenizerFrom(_) => None,
         }
     }
@@ -114,7 +127,7 @@ impl Hint for PremisesError {
         match self {
             Self::Lock(source) => source.about(),
             Self::Recipe { error, .. } => error.about(),
-            Self::NoRecipe | Self::TokenizerFrom(_) => About::default(),
+            Self::NoRecipe | Self::NoMerge { .. } | Self::TokenizerFrom(_) => About::default(),
         }
     }
 }
@@ -130,6 +143,12 @@ impl Premises {
             true => None,
             false => Lock::read(folder)?,
         };
+        if let Some(lock) = lock.as_ref().filter(|lock| lock.command == TRANSPLANT)
+            && asked.recipe.is_none()
+        {
+            let command = lock.command.clone();
+            return Err(PremisesError::NoMerge { command });
+        }
         let by_mergekit = folder.join(MERGEKIT_RECIPE);
         let by_mergekit = by_mergekit.is_file().then_some(by_mergekit);
         let allow_step = lock.is_none() && by_mergekit.is_some();

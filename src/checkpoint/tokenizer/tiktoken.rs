@@ -42,7 +42,7 @@ pub(super) fn letters(bytes: Vec<u8>) -> String {
 
 /// The letter that byte-level BPE writes for a byte: that of Latin-1 where one can see it; else one from U+0100 on, in
 /// the order of the bytes.
-fn letter(byte: u8) -> char {
+pub fn letter(byte: u8) -> char {
     let beyond = match byte {
         0..=32 => u32::from(byte),
         127..=160 => u32::from(byte) - 127 + 33,

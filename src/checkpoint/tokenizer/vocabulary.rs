@@ -63,16 +63,13 @@ pub fn compare_vocabularies(
     if a.is_single_file() || b.is_single_file() {
         return Ok(VocabularyComparison::Unknown);
     }
-    let files = (
-        a.file_beside("tokenizer.json")?,
-        b.file_beside("tokenizer.json")?,
-    );
+    let (a, b) = (a.vocabulary_folder(), b.vocabulary_folder());
+    let files = (file_in(a, "tokenizer.json")?, file_in(b, "tokenizer.json")?);
     if let (Some(a), Some(b)) = files
         && same_bytes(&a, &b)?
     {
         return Ok(VocabularyComparison::Same);
     }
-    let (a, b) = (&a.location().path, &b.location().path);
     let (Some(a), Some(b)) = (read_vocabulary(a)?, read_vocabulary(b)?) else {
         return Ok(VocabularyComparison::Unknown);
     };
@@ -93,7 +90,7 @@ pub fn vocabulary_end(checkpoint: &Checkpoint) -> Result<Option<(String, u64)>, 
     if checkpoint.is_single_file() {
         return Ok(None);
     }
-    let found = read_vocabulary(&checkpoint.location().path)?;
+    let found = read_vocabulary(checkpoint.vocabulary_folder())?;
     Ok(found.and_then(|found| {
         let (last, _) = found.ids.last_key_value()?;
         Some((found.file, last.saturating_add(1)))
