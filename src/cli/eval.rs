@@ -133,6 +133,14 @@ impl Subject {
             _ => ModelRef::parse(text).map(Subject::Model),
         }
     }
+
+    /// Where it is, if it is no id.
+    fn path(&self) -> PathBuf {
+        match self {
+            Subject::Model(model) => PathBuf::from(&model.path),
+            Subject::Recipe(path) | Subject::Result(path) => path.clone(),
+        }
+    }
 }
 
 impl fmt::Display for Subject {
@@ -142,6 +150,36 @@ impl fmt::Display for Subject {
             Subject::Recipe(path) => f.write_str(&recipe_name(path)),
             Subject::Result(path) => fmt::Display::fmt(&path.display(), f),
         }
+    }
+}
+
+impl Arguments {
+    /// Checks that the results of items are not written over something that is read.
+    ///
+    /// # Errors
+    /// They would be.
+    fn check_items(&self) -> Result<(), Failure> {
+        let Some(target) = self
+            .items
+            .as_ref()
+            .and_then(|file| file.canonicalize().ok())
+        else {
+            return Ok(());
+        };
+        let subjects = std::iter::once(&self.model).chain(&self.baseline);
+        let read = subjects
+            .map(Subject::path)
+            .chain(self.tasks.iter().cloned());
+        for path in read {
+            let path = path.canonicalize().ok();
+            if path.is_some_and(|path| target.starts_with(path)) {
+                let why = format!("--items {}: this is read as an input", target.display());
+                return Err(Failure::tool(
+                    Refusal::new(why).with_hint("name another file"),
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -167,6 +205,7 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Fai
 }
 
 fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
+    arguments.check_items()?;
     let tasks = Tasks::read(&arguments.tasks)?;
     // An earlier result that cannot be read is told before the work.
     let earlier = match &arguments.baseline {

@@ -144,11 +144,15 @@ fn content(line: &[u8]) -> Result<Content, Refusal> {
     let (prompt, answer, choices) = (take("prompt"), take("answer"), take("choices"));
     let (text, stop) = (take("text"), take("stop"));
     match (prompt, answer, choices, text) {
-        (Some(prompt), Some(answer), None, None) => Ok(Content::Answer {
-            prompt: input("prompt", prompt)?,
-            answers: answers(answer)?,
-            stop: stops(stop)?,
-        }),
+        (Some(prompt), Some(answer), None, None) => {
+            let (answers, stop) = (answers(answer)?, stops(stop)?);
+            check_reachable(&answers, &stop)?;
+            Ok(Content::Answer {
+                prompt: input("prompt", prompt)?,
+                answers,
+                stop,
+            })
+        }
         (Some(prompt), Some(answer), Some(choices), None) if stop.is_none() => {
             of_choices(input("prompt", prompt)?, choices, &answer)
         }
@@ -261,6 +265,21 @@ fn stops(stop: Option<Value>) -> Result<Vec<String>, Refusal> {
         ))
         .with_hint("write \"stop\": \"\\n\"")
     })
+}
+
+/// Checks that no answer holds a text that ends it: it could never be written.
+fn check_reachable(answers: &[Input], stops: &[String]) -> Result<(), Refusal> {
+    for answer in answers {
+        if let Input::Text(answer) = answer
+            && let Some(stop) = stops.iter().find(|stop| answer.contains(stop.as_str()))
+        {
+            return Err(Refusal::new(format!(
+                "the `answer` holds the `stop` {stop:?}, which ends an answer"
+            ))
+            .with_hint("take it out of the answer, or choose another `stop`"));
+        }
+    }
+    Ok(())
 }
 
 /// A text, or tokens.

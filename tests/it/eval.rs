@@ -54,6 +54,20 @@ fn accuracy(report: &Value) -> f64 {
 }
 
 #[test]
+fn results_of_items_are_not_written_over_what_is_read() {
+    let bench = bench();
+    let kept = |file: &str| fs::read(bench.path(file)).unwrap();
+    for file in ["sums.jsonl", "./sums.jsonl", "family/add/config.json"] {
+        let before = kept(file);
+        let words = ["family/add", "--tasks", "sums.jsonl", "--items", file];
+        let (code, _, stderr) = eval(&bench, &words);
+        assert_eq!(code, Some(2), "{file}");
+        assert!(stderr.contains("this is read as an input"), "{stderr}");
+        assert_eq!(kept(file), before, "{file}");
+    }
+}
+
+#[test]
 fn tasks_of_all_kinds_are_scored_at_once() {
     let bench = bench();
     let tasks = [

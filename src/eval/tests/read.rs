@@ -106,6 +106,10 @@ fn what_is_no_item_is_refused_with_its_line() {
             "`stop`: expected a text",
         ),
         (
+            r#"{"prompt": "a", "answer": ["c", "b\nc"], "stop": ["d", "\n"]}"#,
+            "the `answer` holds the `stop`",
+        ),
+        (
             r#"{"prompt": "a", "answer": "b", "stop": ""}"#,
             "`stop`: expected a text",
         ),

@@ -4,6 +4,9 @@ use std::fmt;
 use std::iter::Peekable;
 use std::str::CharIndices;
 
+/// The most steps of a path: no recipe is as deep.
+const MAX_STEPS: usize = 64;
+
 /// A path to a value, or to several where it holds `[*]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct KeyPath {
@@ -36,7 +39,8 @@ impl KeyPath {
     /// Parses a path.
     ///
     /// # Errors
-    /// A key is empty, a bracket is not closed, or it holds neither a number, `*` nor a key in quotes.
+    /// A key is empty, a bracket is not closed, or it holds neither a number, `*` nor a key in quotes; or there are too
+    /// many steps.
     pub(super) fn parse(text: &str) -> Result<KeyPath, String> {
         let (document, path) = match outside_brackets(text, ':') {
             Some(colon) => (text.get(..colon), text.get(colon + 1..).unwrap_or_default()),
@@ -73,6 +77,9 @@ fn steps(path: &str) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     let mut chars = path.char_indices().peekable();
     while let Some(&(at, c)) = chars.peek() {
+        if steps.len() == MAX_STEPS {
+            return Err(format!("expected at most {MAX_STEPS} keys and brackets"));
+        }
         if c == '[' {
             chars.next();
             steps.push(bracket(path, &mut chars)?);
@@ -202,6 +209,11 @@ mod tests {
             "skills:",
         ] {
             assert!(KeyPath::parse(text).is_err(), "{text}");
+        }
+        // Values are walked along a path one call deeper for each step.
+        for step in [".a", "[0]", "[*]"] {
+            assert!(KeyPath::parse(&format!("a{}", step.repeat(MAX_STEPS - 1))).is_ok());
+            assert!(KeyPath::parse(&format!("a{}", step.repeat(30_000))).is_err());
         }
     }
 }
