@@ -62,6 +62,30 @@ pub trait Observer: Send + Sync {
     fn stopped(&self) -> bool;
 }
 
+/// An observer that also stops when somebody else says so.
+struct Until<'a> {
+    observer: &'a dyn Observer,
+    stopped: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Observer for Until<'_> {
+    fn begin(&self, what: &str, bytes: u64) {
+        self.observer.begin(what, bytes);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.observer.advance(bytes);
+    }
+
+    fn finish(&self) {
+        self.observer.finish();
+    }
+
+    fn stopped(&self) -> bool {
+        (self.stopped)() || self.observer.stopped()
+    }
+}
+
 /// A client of the Hub. Its copies share their connections.
 #[derive(Clone)]
 pub struct Hub {

@@ -23,7 +23,7 @@ use super::error::HubError;
 use super::listing::Entry;
 use super::snapshot::AT_A_TIME;
 use super::transfer::Partial;
-use super::{Hub, Observer};
+use super::{Hub, Observer, Until};
 use checkpoint::RemoteFile;
 use errors::Refusal;
 
@@ -261,29 +261,5 @@ impl RemoteFile for ScratchFile {
     fn room(&self) -> Option<u64> {
         let disk = statvfs(&self.hub.settings.cache).ok()?;
         Some(disk.f_bavail.saturating_mul(disk.f_frsize))
-    }
-}
-
-/// An observer that also stops when somebody else says so.
-struct Until<'a> {
-    observer: &'a dyn Observer,
-    stopped: &'a (dyn Fn() -> bool + Sync),
-}
-
-impl Observer for Until<'_> {
-    fn begin(&self, what: &str, bytes: u64) {
-        self.observer.begin(what, bytes);
-    }
-
-    fn advance(&self, bytes: u64) {
-        self.observer.advance(bytes);
-    }
-
-    fn finish(&self) {
-        self.observer.finish();
-    }
-
-    fn stopped(&self) -> bool {
-        (self.stopped)() || self.observer.stopped()
     }
 }

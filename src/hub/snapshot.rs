@@ -11,7 +11,7 @@ use super::cache::{self, Repository};
 use super::error::HubError;
 use super::listing::Entry;
 use super::wanted::{is_weights, wanted};
-use super::{Hub, Observer};
+use super::{Hub, Observer, Until};
 use checkpoint::RemoteFiles;
 
 /// How many files come at a time.
@@ -102,9 +102,10 @@ impl Hub {
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
         let first = Mutex::new(None);
-        let observer = Stopping {
+        let has_failed = || failed.load(SeqCst);
+        let observer = Until {
             observer,
-            failed: &failed,
+            stopped: &has_failed,
         };
         let work = || {
             while !failed.load(SeqCst)
@@ -166,29 +167,5 @@ pub(crate) fn check_weights(
             })
         }
         _ => Ok(()),
-    }
-}
-
-/// An observer that also stops when another transfer has failed.
-struct Stopping<'a> {
-    observer: &'a dyn Observer,
-    failed: &'a AtomicBool,
-}
-
-impl Observer for Stopping<'_> {
-    fn begin(&self, what: &str, bytes: u64) {
-        self.observer.begin(what, bytes);
-    }
-
-    fn advance(&self, bytes: u64) {
-        self.observer.advance(bytes);
-    }
-
-    fn finish(&self) {
-        self.observer.finish();
-    }
-
-    fn stopped(&self) -> bool {
-        self.failed.load(SeqCst) || self.observer.stopped()
     }
 }
