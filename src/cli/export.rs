@@ -14,7 +14,7 @@ use checkpoint::{Checkpoint, Location, ModelRef};
 use errors::{Hint, Refusal, printable};
 use gguf::{Encoding, Export, Options};
 use plan::Plan;
-use run::destination::Disk;
+use run::destination::{Disk, folder_of};
 use run::{ExportError, write_gguf};
 
 /// Write a checkpoint in another format
@@ -314,10 +314,7 @@ fn check_free(out: &Path, force: bool, checkpoint: &Checkpoint) -> Result<(), Fa
 fn check_folder(out: &Path) -> Result<(), Failure> {
     // Where the file is a link, it is made beside the file that the link names.
     let out = out.canonicalize().unwrap_or_else(|_| out.to_owned());
-    let folder = match out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(&out);
     if !folder.is_dir() {
         let message = format!("{}: {} is no folder", out.display(), folder.display());
         let hint = "make the folder first, or name a file in another one";

@@ -1,7 +1,5 @@
 //! `weld merge` of a recipe with `output: adapter`.
 
-use std::path::Path;
-
 use bytesize::ByteSize;
 use serde_json::Value;
 
@@ -15,7 +13,7 @@ use super::progress::Progress;
 use errors::printable;
 use lora::AdapterMerge;
 use recipe::Recipe;
-use run::destination::Folder;
+use run::destination::{Folder, folder_of};
 
 /// Plans a recipe whose result is an adapter.
 pub(super) fn plan(
@@ -43,13 +41,9 @@ pub(super) fn write(
     let models: Vec<_> = merge.models().collect();
     let progress = Progress::reading(&models, "merging the adapters of", caller);
     let started = std::time::Instant::now();
-    let beside = output
-        .out
-        .parent()
-        .filter(|parent| *parent != Path::new(""));
     let done = merge.run(
         &Folder::new(&output.out, output.force),
-        beside.unwrap_or(Path::new(".")),
+        folder_of(&output.out),
         &progress,
     );
     progress.finish();

@@ -15,7 +15,7 @@ use audit::formats::{self, ReportFormat};
 use audit::policy::Policy;
 use audit::{Command, Report, Verdict};
 use errors::Refusal;
-use run::destination::{Disk, write_whole};
+use run::destination::{Disk, folder_of, write_whole};
 
 /// The largest policy that is read.
 const MAX_POLICY_BYTES: u64 = 1 << 20;
@@ -49,7 +49,7 @@ fn policy(path: &str) -> Result<Result<Policy, Refusal>, Infallible> {
         .and_then(|text| Policy::parse(&text).map_err(|error| Refusal::from(&error)));
     Ok(match parsed {
         Ok(mut policy) => {
-            policy.in_folder(folder(Path::new(path)));
+            policy.in_folder(folder_of(Path::new(path)));
             Ok(policy)
         }
         Err(refusal) => Err(refusal.within(format_args!("the policy {path}"))),
@@ -96,7 +96,7 @@ fn output(text: &str) -> Result<Output, String> {
         if file.as_os_str().is_empty() || file.is_dir() {
             return Err("expected the name of a file after `=`".to_owned());
         }
-        let folder = folder(file);
+        let folder = folder_of(file);
         if !folder.is_dir() {
             return Err(format!("there is no folder {}", folder.display()));
         }
@@ -238,14 +238,6 @@ impl ReportArguments {
             }
         }
         Ok(())
-    }
-}
-
-/// The folder that contains a file.
-fn folder(file: &Path) -> &Path {
-    match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }
 

@@ -1,7 +1,6 @@
 //! `weld transplant`: a model with the vocabulary of another.
 
 use std::num::NonZero;
-use std::path::Path;
 
 use clap::{Args, ValueEnum};
 
@@ -16,6 +15,7 @@ use checkpoint::{ModelRef, Resolver};
 use engine::{Budget, Settings};
 use errors::{printable, some_of};
 use plan::Options;
+use run::destination::folder_of;
 use serde_json::Value;
 use transplant::{Method, Report, Request, TableReport, Transplant};
 
@@ -93,10 +93,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
     let output = &arguments.output;
     let locator = environment::locator(None)?;
-    let beside = output
-        .out
-        .parent()
-        .filter(|parent| *parent != Path::new(""));
     let request = Request {
         model: &arguments.model,
         donor: &arguments.donor,
@@ -118,7 +114,7 @@ fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
             shard_size: arguments.shard_size,
             tokenizer_from: None,
         },
-        scratch: beside.unwrap_or(Path::new(".")),
+        scratch: folder_of(&output.out),
     };
     let donor = locator.resolve(&arguments.donor)?;
     let progress = Progress::reading(&[&donor], "approximating rows by those of", caller);

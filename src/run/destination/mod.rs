@@ -18,7 +18,7 @@ pub use disk::{Disk, DiskError, Step, Watch};
 pub use folder::Folder;
 pub use memory::Memory;
 pub use noted::remove_staged;
-pub use single::{write_whole, write_with};
+pub use single::{folder_of, write_whole, write_with};
 
 use super::error::RunError;
 use checkpoint::ShardLayout;

@@ -46,10 +46,7 @@ pub fn write_with<E: From<DiskError>>(
         let mut file = disk.step(Step::Write, path, open)?;
         return fill(&mut file);
     }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     remove_left(folder);
     let mut staged = disk.step(Step::Create, path, || staged_in(folder))?;
     fill(&mut Steps {
@@ -62,6 +59,14 @@ pub fn write_with<E: From<DiskError>>(
         staged.persist(path).map_err(|error| error.error)
     })?;
     Ok(())
+}
+
+/// The folder that contains a file.
+pub fn folder_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// A new file in the folder, locked as long as it is open, where the file system has locks.
