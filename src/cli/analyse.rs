@@ -4,14 +4,14 @@ use clap::Args;
 
 use super::arguments::Threads;
 use super::caller::Caller;
-use super::network::{Needs, Network};
+use super::network::{Needs, Network, open};
 use super::output::Failure;
 use super::progress::Progress;
 use super::report::ReportArguments;
 use super::signals::Work;
 use audit::analyse::{Request, analyse};
 use audit::{Command, Report};
-use checkpoint::{Checkpoint, Locator, ModelRef};
+use checkpoint::{Checkpoint, ModelRef};
 
 /// The most models: each pair is compared element by element.
 const MAX_MODELS: usize = 64;
@@ -74,12 +74,4 @@ fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
     let report = analyse(&request, &progress);
     progress.finish();
     Ok(report?)
-}
-
-/// A model that cannot be opened cannot be analysed: exit code 2.
-fn open(locator: &Locator, model: &ModelRef) -> Result<Checkpoint, Failure> {
-    let opened = locator
-        .locate(model)
-        .and_then(|location| Checkpoint::open(&model.to_string(), &location));
-    opened.map_err(Failure::could_not_run)
 }

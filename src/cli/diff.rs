@@ -4,14 +4,14 @@ use clap::Args;
 
 use super::arguments::Threads;
 use super::caller::Caller;
-use super::network::{Needs, Network};
+use super::network::{Needs, Network, open};
 use super::output::Failure;
 use super::progress::Progress;
 use super::report::ReportArguments;
 use super::signals::Work;
 use audit::diff::{Request, diff};
 use audit::{Command, Report};
-use checkpoint::{Checkpoint, Locator, ModelRef};
+use checkpoint::ModelRef;
 
 /// Compare two checkpoints: tensors, configs, tokenizers
 ///
@@ -83,12 +83,4 @@ fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
     let report = diff(&request, &progress);
     progress.finish();
     Ok(report?)
-}
-
-/// A model that cannot be opened cannot be compared: exit code 2.
-fn open(locator: &Locator, model: &ModelRef) -> Result<Checkpoint, Failure> {
-    let opened = locator
-        .locate(model)
-        .and_then(|location| Checkpoint::open(&model.to_string(), &location));
-    opened.map_err(Failure::could_not_run)
 }

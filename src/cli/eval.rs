@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::arguments::{Memory, SetArguments, Threads, plan_any, recipe_name, seed};
 use super::caller::Caller;
-use super::network::{Needs, Network};
+use super::network::{Needs, Network, open};
 use super::output::Failure;
 use super::progress::Progress;
 use super::report::{ReportArguments, write};
@@ -241,10 +241,7 @@ fn scored(
     let (model, surroundings) = match subject {
         Subject::Model(model) => {
             let locator = arguments.network.locator(None, Needs::Weights, caller)?;
-            let opened = locator
-                .locate(model)
-                .and_then(|location| Checkpoint::open(&label, &location));
-            let model = opened.map_err(|error| caller.failure(Failure::could_not_run(error)))?;
+            let model = open(&locator, model).map_err(|failure| caller.failure(failure))?;
             let surroundings = Surroundings::of_checkpoint(&model)?;
             (model, surroundings)
         }

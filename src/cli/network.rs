@@ -8,7 +8,7 @@ use super::arguments::size;
 use super::caller::Caller;
 use super::environment;
 use super::output::Failure;
-use checkpoint::Locator;
+use checkpoint::{Checkpoint, Locator, ModelRef};
 use errors::Refusal;
 
 /// Whether the network may be used.
@@ -77,6 +77,14 @@ impl Network {
         };
         Ok(Locator { fetch, ..locator })
     }
+}
+
+/// Opens a model that is only read: without it there is nothing to judge, exit code 2.
+pub(super) fn open(locator: &Locator, model: &ModelRef) -> Result<Checkpoint, Failure> {
+    let opened = locator
+        .locate(model)
+        .and_then(|location| Checkpoint::open(&model.to_string(), &location));
+    opened.map_err(Failure::could_not_run)
 }
 
 #[cfg(not(feature = "hub"))]
