@@ -38,7 +38,7 @@ pub fn html(report: &Report) -> Result<String, Error> {
         .render(Serde(context))
 }
 
-/// A page by a template of its own, which may include `head.html` and `page.css`.
+/// A page by a template of its own, which may include `head.html`, `page.css`, and `facts.html` with `facts.css`.
 ///
 /// # Errors
 /// The template failed.
@@ -54,6 +54,8 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
     for (name, text) in [
         ("broken.html", include_str!("broken.html")),
+        ("facts.css", include_str!("facts.css")),
+        ("facts.html", include_str!("facts.html")),
         ("head.html", include_str!("head.html")),
         ("page.css", include_str!("page.css")),
         ("page.html", include_str!("page.html")),
