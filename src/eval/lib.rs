@@ -28,6 +28,6 @@ pub use prepare::{Options, Prepared};
 pub use score::{Listener, score};
 pub use scores::{ItemScore, Metric, MetricName, Scores, TaskScores};
 pub use split::Split;
-pub use statistics::Interval;
+pub use statistics::{Interval, TWO_SIDED_95};
 pub use surroundings::Surroundings;
 pub use task::{Content, Input, Item, Kind, Task, Tasks};

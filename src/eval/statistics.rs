@@ -52,7 +52,7 @@ pub(crate) fn ratio(pairs: impl Iterator<Item = (f64, f64)> + Clone) -> (f64, Op
 }
 
 /// The quantile of the normal distribution that leaves 2.5 % on either side.
-const TWO_SIDED_95: f64 = 1.959_963_984_540_054;
+pub const TWO_SIDED_95: f64 = 1.959_963_984_540_054;
 
 /// How often a sample is drawn anew for an interval.
 const RESAMPLES: usize = 1000;

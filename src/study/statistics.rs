@@ -1,9 +1,7 @@
 //! Means, differences, and how far they may be off by the choice of items.
 
 use super::trial::TaskResult;
-
-/// The quantile of the normal distribution that leaves 2.5 % on either side.
-const TWO_SIDED_95: f64 = 1.959_963_984_540_054;
+use eval::TWO_SIDED_95;
 
 /// A number and its standard error over the items as a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
