@@ -6,17 +6,19 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, ValueEnum};
 use serde_json::Value;
 
 use super::caller::{Caller, Listener};
 use super::keywords::as_keywords;
 use super::network::{Needs, Network};
 use super::output::Failure;
-use super::{Cli, Command, check, diff, eval, extract_lora, merge, moe, plan, verify};
-use audit::{Report, formats};
+use super::{Cli, Command, check, diff, eval, extract_lora, merge, moe, plan, study, verify};
+use ::plan::Detail;
+use audit::Report;
+use audit::formats::{self, ReportFormat, plan_page};
 use checkpoint::{Checkpoint, CheckpointError, ModelRef};
-use errors::{About, Hint, Refusal, printable_lines};
+use errors::{About, Hint, Refusal, printable_json, printable_lines};
 use recipe::RecipeError;
 use run::RunError;
 
@@ -28,6 +30,8 @@ pub enum Answer {
     Written(Value),
     /// What was found out.
     Report(Box<Report>),
+    /// What a study found.
+    Study(Box<::study::Report>),
 }
 
 /// Why a command made nothing.
@@ -60,7 +64,7 @@ pub struct OptionInfo {
     pub repeats: bool,
 }
 
-/// Runs `plan`, `merge`, `moe`, `extract-lora`, `check`, `diff`, `eval` or `verify`. The words are those after `weld` on the command line.
+/// Runs `plan`, `merge`, `moe`, `extract-lora`, `check`, `diff`, `eval`, `verify` or `study`. The words are those after `weld` on the command line.
 ///
 /// What is about printing (`--format`, `--quiet`, `--all`) changes nothing. No signal is handled: `listener` stops the
 /// work. Errors name options as keywords of a function: `memory=` and not `--memory`.
@@ -72,8 +76,10 @@ pub fn call(
     listener: Arc<dyn Listener>,
 ) -> Result<Answer, CallError> {
     let words: Vec<OsString> = words.into_iter().collect();
-    let command = words.first().cloned().unwrap_or_default();
-    answer(words, listener).map_err(|error| error.in_keywords(&command.to_string_lossy()))
+    let named = words.iter().map(|word| word.to_string_lossy());
+    let named: Vec<_> = named.take_while(|word| !word.starts_with('-')).collect();
+    let command = named.join(" ");
+    answer(words, listener).map_err(|error| error.in_keywords(&command))
 }
 
 fn answer(words: Vec<OsString>, listener: Arc<dyn Listener>) -> Result<Answer, CallError> {
@@ -90,6 +96,7 @@ fn answer(words: Vec<OsString>, listener: Arc<dyn Listener>) -> Result<Answer, C
         Command::Diff(arguments) => diff::call(arguments, &caller).map(report)?,
         Command::Eval(arguments) => eval::call(arguments, &caller).map(report)?,
         Command::Verify(arguments) => verify::call(arguments, &caller).map(report)?,
+        Command::Study(arguments) => study::call(arguments, &caller)?,
         _ => return Err(Failure::tool("this command cannot be called as a function").into()),
     })
 }
@@ -131,12 +138,19 @@ fn parsed(words: impl IntoIterator<Item = OsString>) -> Result<Cli, CallError> {
     Cli::try_parse_from(words).map_err(|error| misused(&error))
 }
 
-/// The options and arguments of a command, without those that are hidden or about printing; none if there is no such
-/// command.
+/// The options and arguments of a command (`merge`, `study best`), without those that are hidden or about printing; none if
+/// there is no such command.
 pub fn options(command: &str) -> Vec<OptionInfo> {
     let all = Cli::command();
-    let found = all.find_subcommand(command);
-    let arguments = found.into_iter().flat_map(clap::Command::get_arguments);
+    let mut found = &all;
+    // After the command's words may come those of its arguments.
+    for word in command.split(' ') {
+        match found.find_subcommand(word) {
+            Some(below) => found = below,
+            None => break,
+        }
+    }
+    let arguments = found.get_arguments();
     let shown = arguments.filter(|argument| {
         let name = argument.get_id().as_str();
         !argument.is_hide_set() && !["help", "version", "quiet"].contains(&name)
@@ -168,6 +182,41 @@ impl Answer {
             Self::Plan(plan) => ::plan::json(plan),
             Self::Written(made) => made.clone(),
             Self::Report(report) => formats::json(report),
+            Self::Study(report) => ::study::json(report),
+        }
+    }
+
+    /// What the command line prints with `--format FORMAT`.
+    ///
+    /// # Errors
+    /// It has no such format, or the format cannot be written: the message says which.
+    pub fn written(&self, format: &str) -> Result<String, String> {
+        let json = || printable_json(&self.json().to_string());
+        let expected = |names: &[&str]| format!("expected one of {}", names.join(", "));
+        match self {
+            Self::Report(report) => {
+                let mut formats = ReportFormat::ALL.into_iter();
+                let wanted = formats.find(|one| one.name() == format);
+                let wanted =
+                    wanted.ok_or_else(|| expected(&ReportFormat::ALL.map(ReportFormat::name)))?;
+                wanted.write(report).map_err(|error| error.to_string())
+            }
+            Self::Study(report) => match study::Format::from_str(format, false) {
+                Ok(format) => format
+                    .write(report)
+                    .map_err(|error| CallError::from(error).text),
+                Err(_) => Err(expected(&["text", "markdown", "csv", "json", "html"])),
+            },
+            Self::Plan(plan) => match format {
+                "text" => Ok(printable_lines(&::plan::text(plan, Detail::Summary))),
+                "json" => Ok(json()),
+                "html" => plan_page(plan).map_err(|error| error.to_string()),
+                _ => Err(expected(&["text", "json", "html"])),
+            },
+            Self::Written(_) => match format {
+                "json" => Ok(json()),
+                _ => Err("expected json".to_owned()),
+            },
         }
     }
 }

@@ -9,11 +9,12 @@ use super::signals::{self, Work};
 
 /// What a program that calls a command hears of it, and how it stops it.
 pub trait Listener: Send + Sync {
-    /// A part of the work begins: what it is, and the bytes that it will read and write.
-    fn begin(&self, what: &str, bytes: u64);
+    /// A part of the work begins: what it is, and how much there is of it: bytes to read and write, items to score, trials
+    /// of a study.
+    fn begin(&self, what: &str, all: u64);
 
-    /// This many more bytes were read or written. Called from several threads.
-    fn advance(&self, bytes: u64);
+    /// This much more of it is done. Called from several threads.
+    fn advance(&self, done: u64);
 
     /// Whether to stop; asked often, from several threads.
     fn stopped(&self) -> bool;
@@ -89,6 +90,20 @@ impl Caller {
     pub(super) fn say_unbroken(&self, text: &str) {
         if let Self::Terminal { quiet: false, .. } = self {
             say_unbroken(text);
+        }
+    }
+
+    /// A program hears that a part of the work begins, and how much there is of it: items, or trials.
+    pub(super) fn begin(&self, what: &str, all: usize) {
+        if let Self::Program(listener) = self {
+            listener.begin(what, all as u64);
+        }
+    }
+
+    /// A program hears that this much more of it is done.
+    pub(super) fn advance(&self, done: usize) {
+        if let Self::Program(listener) = self {
+            listener.advance(done as u64);
         }
     }
 

@@ -1,5 +1,6 @@
 //! `weld eval`: scores a model on files of tasks.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -267,7 +268,8 @@ fn scored(
     };
     let prepared = Prepared::new(&surroundings, tasks, &options)?;
     caller.say(&format!("scoring {} items", prepared.items()));
-    let scores = prepared.score(&model, &Stops(caller));
+    caller.begin("scoring", prepared.items());
+    let scores = prepared.score(&model, &Scoring::new(caller));
     scores.map_err(|error| caller.failure(error.into()))
 }
 
@@ -354,14 +356,29 @@ fn lines(scores: &Scores) -> String {
     out
 }
 
-/// Passes on that the work is to stop.
-struct Stops<'a>(&'a Caller);
+/// Passes on how many items are scored, and that the work is to stop.
+struct Scoring<'a> {
+    caller: &'a Caller,
+    told: Cell<usize>,
+}
 
-impl ::eval::Listener for Stops<'_> {
-    fn scored(&self, _items: usize, _all: usize) {}
+impl<'a> Scoring<'a> {
+    fn new(caller: &'a Caller) -> Self {
+        Scoring {
+            caller,
+            told: Cell::new(0),
+        }
+    }
+}
+
+impl ::eval::Listener for Scoring<'_> {
+    fn scored(&self, items: usize, _all: usize) {
+        let before = self.told.replace(items);
+        self.caller.advance(items.saturating_sub(before));
+    }
 
     fn is_stopped(&self) -> bool {
-        self.0.stopped()
+        self.caller.stopped()
     }
 }
 

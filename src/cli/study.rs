@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::arguments::{Memory, Threads};
+use super::call::Answer;
 use super::caller::Caller;
 use super::merge::OutputArguments;
 use super::network::{Needs, Network};
-use super::output::{Failure, print, print_json, print_made};
+use super::output::{Failure, print, print_made};
 use super::signals::Work;
 use bytesize::ByteSize;
 use checkpoint::Locator;
 use engine::Settings;
-use errors::printable;
+use errors::{printable, printable_json, printable_lines};
 use plan::Options;
+use serde_json::Value;
 use study::{Chosen, Event, Folder, Listener, Means, Report, StudyError, Trial};
 
 /// What is said of a study that was stopped.
@@ -100,7 +102,7 @@ struct ReportArguments {
 
 /// A format of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     /// For people
     Text,
     /// For pages and pull requests
@@ -137,25 +139,54 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match (&arguments.action, &arguments.study, &arguments.dir) {
         (Some(Action::Report(arguments)), ..) => report(arguments),
         (Some(Action::Best(arguments)), ..) => best(arguments),
-        (None, Some(study), Some(dir)) => search(arguments, study, dir),
-        (None, ..) => Err(Failure::tool("expected a study and a folder")),
+        (None, Some(study), Some(dir)) => search_and_report(arguments, study, dir),
+        (None, ..) => Err(nothing_named()),
     }
 }
 
-fn search(arguments: &Arguments, file: &Path, dir: &Path) -> Result<(), Failure> {
+fn nothing_named() -> Failure {
+    Failure::tool("expected a study and a folder")
+}
+
+/// Searches, reports or merges for a program.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Answer, Failure> {
+    let report = |report: Report| Answer::Study(Box::new(report));
+    match (&arguments.action, &arguments.study, &arguments.dir) {
+        (Some(Action::Report(arguments)), ..) => found(&arguments.dir).map(report),
+        (Some(Action::Best(arguments)), ..) => merge_best(arguments, caller).map(Answer::Written),
+        (None, Some(study), Some(dir)) => {
+            search(arguments, study, dir, caller)?;
+            found(dir).map(report)
+        }
+        (None, ..) => Err(nothing_named()),
+    }
+}
+
+/// What the folder of a study holds.
+fn found(dir: &Path) -> Result<Report, Failure> {
+    Ok(Report::new(&Folder::open(dir)?)?)
+}
+
+fn search(arguments: &Arguments, file: &Path, dir: &Path, caller: &Caller) -> Result<(), Failure> {
     let study = study::read(file)?;
-    let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
     let means = Means {
-        locator: arguments.means.locator(None, &caller)?,
+        locator: arguments.means.locator(None, caller)?,
         options: arguments.means.options(),
         scratch: std::env::temp_dir(),
     };
-    study::run(&study, dir, means, &Told(&caller)).map_err(|error| match caller.stopped() {
+    let searched = study::run(&study, dir, means, &Told(caller));
+    searched.map_err(|error| match caller.stopped() {
         true => Failure::Stopped(GO_ON.to_owned()),
         false => error.into(),
     })?;
+    Ok(())
+}
+
+fn search_and_report(arguments: &Arguments, file: &Path, dir: &Path) -> Result<(), Failure> {
+    let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
+    search(arguments, file, dir, &caller)?;
     if !arguments.quiet {
-        print(&study::text(&Report::new(&Folder::open(dir)?)?))?;
+        print(&study::text(&found(dir)?))?;
     }
     if let Some(dir) = super::merge::word(dir) {
         caller.say_unbroken(&format!(
@@ -167,34 +198,43 @@ fn search(arguments: &Arguments, file: &Path, dir: &Path) -> Result<(), Failure>
 }
 
 fn report(arguments: &ReportArguments) -> Result<(), Failure> {
-    let report = Report::new(&Folder::open(&arguments.dir)?)?;
+    let report = found(&arguments.dir)?;
     match arguments.format {
         Format::Text => print(&study::text(&report)),
-        Format::Markdown => print_made(&errors::printable_lines(&study::markdown(&report))),
-        Format::Csv => print_made(&study::csv(&report)),
-        Format::Json => print_json(&study::json(&report)),
-        Format::Html => {
-            let page = study::html(&report);
-            print_made(
-                &page.map_err(|error| Failure::tool(format!("cannot write the page: {error}")))?,
-            )
-        }
+        format => print_made(&format.write(&report)?),
+    }
+}
+
+impl Format {
+    /// Writes a report; what could steer a terminal is shown.
+    pub(super) fn write(self, report: &Report) -> Result<String, Failure> {
+        Ok(match self {
+            Format::Text => printable_lines(&study::text(report)),
+            Format::Markdown => printable_lines(&study::markdown(report)),
+            Format::Csv => study::csv(report),
+            Format::Json => printable_json(&format!("{:#}", study::json(report))),
+            Format::Html => study::html(report)
+                .map_err(|error| Failure::tool(format!("cannot write the page: {error}")))?,
+        })
     }
 }
 
 fn best(arguments: &BestArguments) -> Result<(), Failure> {
     let caller = Caller::terminal(Work::Writes, arguments.output.quiet)?;
+    let made = merge_best(arguments, &caller)?;
+    arguments.output.print(&made)
+}
+
+/// Merges by the values of a trial; what was written is returned as JSON.
+fn merge_best(arguments: &BestArguments, caller: &Caller) -> Result<Value, Failure> {
     let folder = Folder::open(&arguments.dir)?;
     let chosen = Chosen::new(&folder, arguments.search.as_deref(), arguments.number)?;
     caller.say(&format!("merging by {}", printable(&chosen.name)));
     let recipe = recipe::parse_with_registry(&chosen.name, &chosen.text)?;
-    let locator = arguments.means.locator(Some(&chosen.folder), &caller)?;
+    let locator = arguments.means.locator(Some(&chosen.folder), caller)?;
     let plan = plan::plan(&recipe, &chosen.name, &locator, &arguments.means.options());
     let plan = plan.map_err(|error| caller.failure(error.into()))?;
-    let made = arguments
-        .output
-        .write_found(&plan, &chosen.found, &caller)?;
-    arguments.output.print(&made)
+    arguments.output.write_found(&plan, &chosen.found, caller)
 }
 
 impl From<StudyError> for Failure {
@@ -219,6 +259,8 @@ impl Listener for Told<'_> {
     fn hear(&self, event: &Event<'_>) {
         match event {
             Event::Search { name, done, all } => {
+                self.0.begin(name, *all);
+                self.0.advance(*done);
                 let before = match done {
                     0 => String::new(),
                     done => format!(", of which {done} are there already"),
@@ -232,6 +274,7 @@ impl Listener for Told<'_> {
                 done,
                 all,
             } => {
+                self.0.advance(1);
                 let best = best
                     .and_then(|best| Some(format!(", best {} ({})", shown(best)?, best.number)));
                 let score = shown(trial).unwrap_or_else(|| "failed".to_owned());

@@ -41,7 +41,7 @@ fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
     })
 }
 
-/// Runs a command for its answer. `progress` is called with what is done, the bytes so far, and all bytes.
+/// Runs a command for its answer. `progress` is called with what is done, how much of it so far, and in all.
 #[pyfunction]
 #[pyo3(signature = (words, progress=None))]
 fn call(py: Python<'_>, words: Vec<OsString>, progress: Option<Py<PyAny>>) -> PyResult<Answer> {

@@ -31,7 +31,7 @@ impl State {
         self.stop.store(true, Relaxed);
     }
 
-    /// Tells a Python function what is done, the bytes so far, and all bytes.
+    /// Tells a Python function what is done, how much of it so far, and in all.
     fn tell(&self, py: Python<'_>, progress: &Py<PyAny>) -> PyResult<()> {
         let what = self.what.lock().unwrap_or_else(PoisonError::into_inner);
         let what = what.clone();
@@ -46,15 +46,15 @@ impl State {
 }
 
 impl Listener for State {
-    fn begin(&self, what: &str, bytes: u64) {
+    fn begin(&self, what: &str, all: u64) {
         let mut now = self.what.lock().unwrap_or_else(PoisonError::into_inner);
         what.clone_into(&mut now);
         self.done.store(0, Relaxed);
-        self.total.store(bytes, Relaxed);
+        self.total.store(all, Relaxed);
     }
 
-    fn advance(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Relaxed);
+    fn advance(&self, done: u64) {
+        self.done.fetch_add(done, Relaxed);
     }
 
     fn stopped(&self) -> bool {

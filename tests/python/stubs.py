@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any, TypeAlias
 
-from ._results import Plan, Report, Written
+from ._results import Plan, Report, StudyReport, Written
 
 Path: TypeAlias = str | PathLike[str]
 Recipe: TypeAlias = Path | Mapping[str, Any]
@@ -24,8 +24,18 @@ def recipe_in_a_file(recipe: Any) -> AbstractContextManager[Any]: ...
 def words(command: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> list[str]: ...
 '''
 
-RESULTS = {"plan": "Plan", "merge": "Written", "moe": "Written", "extract-lora": "Written"}
-TYPES = {"recipe": "Recipe", "eval.model": "Recipe"}
+RESULTS = {
+    "plan": "Plan",
+    "merge": "Written",
+    "moe": "Written",
+    "extract-lora": "Written",
+    "study": "StudyReport",
+    "study report": "StudyReport",
+    "study best": "Written",
+}
+TYPES = {"recipe": "Recipe", "eval.model": "Recipe", "study.study": "Recipe"}
+# These have nothing to tell while they work.
+WITHOUT_PROGRESS = {"plan", "study report"}
 
 
 def text() -> str:
@@ -34,15 +44,17 @@ def text() -> str:
 
 
 def _commands() -> list[str]:
-    return ["plan", "merge", "moe", "extract-lora", "check", "diff", "eval", "verify"]
+    commands = ["plan", "merge", "moe", "extract-lora", "check", "diff", "eval", "verify"]
+    return [*commands, "study", "study report", "study best"]
 
 
 def _function(command: str) -> str:
     rows = _weldment.options(command)
     typed = lambda name: TYPES.get(f"{command}.{name}", TYPES.get(name, "Path"))
     lines = [f"    {name}: {typed(name)}," for name, _, positional, *_ in rows if positional]
-    lines.append("    *,")
-    if command != "plan":
+    if command != "study report":
+        lines.append("    *,")
+    if command not in WITHOUT_PROGRESS:
         lines.append("    progress: Progress | None = None,")
     for name, _, positional, takes_value, repeats in rows:
         if positional:
@@ -51,7 +63,8 @@ def _function(command: str) -> str:
         kind = "Value | Sequence[Value] | Mapping[str, Path] | None" if repeats else "Value | None"
         lines.append(f"    {name}: {kind} = None," if takes_value else f"    {name}: bool = False,")
     result = RESULTS.get(command, "Report")
-    return f"\ndef {command.replace('-', '_')}(\n" + "\n".join(lines) + f"\n) -> {result}: ...\n"
+    name = command.replace("-", "_").replace(" ", "_")
+    return f"\ndef {name}(\n" + "\n".join(lines) + f"\n) -> {result}: ...\n"
 
 
 if __name__ == "__main__":

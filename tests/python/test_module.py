@@ -14,7 +14,7 @@ import stubs
 import weldment
 from conftest import ROOT
 
-COMMANDS = ["plan", "merge", "moe", "extract_lora", "check", "diff", "verify"]
+COMMANDS = ["plan", "merge", "moe", "extract_lora", "check", "diff", "eval", "verify", "study", "study_best"]
 
 
 @pytest.mark.parametrize("name", ["", "._commands", "._error", "._models", "._results"])
@@ -28,7 +28,8 @@ def test_examples_in_docstrings_run(name):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_function_takes_the_options_of_its_command(weld, command):
-    _, shown, _ = weld(command.replace("_", "-"), "--help")
+    command_line = command.split("_") if command == "study_best" else [command.replace("_", "-")]
+    _, shown, _ = weld(*command_line, "--help")
     parameters = inspect.signature(getattr(weldment, command)).parameters
     for name in set(parameters) - {"progress"}:
         option = name.rstrip("_").replace("_", "-")
@@ -40,7 +41,7 @@ def test_the_examples_of_the_documentation_run(folder):
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     text = (ROOT / "docs" / "python.md").read_text()
     blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     numpy, loaded = pytest.importorskip("numpy"), {}
 
     class Held:
@@ -57,7 +58,7 @@ def test_the_examples_of_the_documentation_run(folder):
 
     names = {"weldment": weldment, "base": Held(0), "tuned": Held(1), "running": Held(0)}
     if importlib.util.find_spec("torch") is None:
-        blocks[3] = blocks[3].replace('framework="torch"', 'framework="numpy"')
+        blocks[4] = blocks[4].replace('framework="torch"', 'framework="numpy"')
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
     assert list(loaded) == ["w"] and names["merged"].keys() == {"w"}

@@ -17,10 +17,22 @@ Tensors in memory are merged by :func:`merge_state_dicts` and :func:`merge_tenso
 :func:`open`. What goes wrong is an :class:`Error` that knows its file, tensor, model and line.
 """
 
-from ._commands import check, diff, eval, extract_lora, merge, moe, plan, verify
+from ._commands import (
+    check,
+    diff,
+    eval,
+    extract_lora,
+    merge,
+    moe,
+    plan,
+    study,
+    study_best,
+    study_report,
+    verify,
+)
 from ._error import Error
 from ._models import Model, merge_state_dicts, merge_tensors, open
-from ._results import Fields, Plan, Report, Written
+from ._results import Fields, Plan, Report, StudyReport, Written
 from ._weldment import version as _version
 
 __all__ = [
@@ -29,6 +41,7 @@ __all__ = [
     "Model",
     "Plan",
     "Report",
+    "StudyReport",
     "Written",
     "check",
     "diff",
@@ -40,6 +53,9 @@ __all__ = [
     "moe",
     "open",
     "plan",
+    "study",
+    "study_best",
+    "study_report",
     "verify",
 ]
 __version__ = _version()

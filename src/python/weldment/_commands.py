@@ -14,7 +14,7 @@ from typing import Any
 
 from . import _weldment
 from ._error import Error
-from ._results import Plan, Report, Written
+from ._results import Plan, Report, StudyReport, Written
 
 Progress = Callable[[str, int, int], object]
 
@@ -33,7 +33,7 @@ def merge(recipe: Any, out: Any, *, progress: Progress | None = None, **options:
     """Merges models by a recipe and writes a checkpoint folder: the whole of it, or nothing.
 
     ``recipe`` is what :func:`plan` takes. ``progress`` is called some times a second with what is done, the bytes so
-    far, and all bytes.
+    far, and all bytes; by :func:`eval` with items as they are scored, by :func:`study` with trials.
     """
     with recipe_in_a_file(recipe) as file:
         return Written(_run("merge", [file, out], options, progress))
@@ -76,6 +76,39 @@ def extract_lora(
     return Written(_run("extract-lora", [base, finetune, out], options, progress))
 
 
+def study(study: Any, dir: Any, *, progress: Progress | None = None, **options: Any) -> StudyReport:
+    """Searches for the values of a recipe whose merge scores best, and returns what the folder's report says.
+
+    ``study`` is the path of a study; or the study itself, as a dictionary: then relative paths of its recipes and tasks
+    start in the working folder. If it is stopped, the same call goes on where it was.
+    """
+    with recipe_in_a_file(_in_this_folder(study) if isinstance(study, Mapping) else study) as file:
+        return StudyReport(_run("study", [file, dir], options, progress))
+
+
+def study_report(dir: Any) -> StudyReport:
+    """Reads what a study found, or has found so far."""
+    return StudyReport(_run("study report", [dir], {}))
+
+
+def study_best(dir: Any, out: Any, *, progress: Progress | None = None, **options: Any) -> Written:
+    """Merges by the values that scored best on the validation split, and writes a checkpoint folder."""
+    return Written(_run("study best", [dir, out], options, progress))
+
+
+def _in_this_folder(study: Mapping[str, Any]) -> dict[str, Any]:
+    """A study whose paths do not depend on where its file lies."""
+    study = dict(study)
+    absolute = lambda path: os.path.abspath(os.fsdecode(path))
+    if "recipe" in study:
+        study["recipe"] = absolute(study["recipe"])
+    if "tasks" in study:
+        study["tasks"] = [absolute(file) for file in study["tasks"]]
+    if "searches" in study:
+        study["searches"] = [_in_this_folder(search) for search in study["searches"]]
+    return study
+
+
 class _Options:
     """The options of a command, asked for once."""
 
@@ -92,14 +125,14 @@ class _Options:
 
 
 def _python_name(option: str) -> str:
-    return "for_" if option == "for" else option.replace("-", "_")
+    return "for_" if option == "for" else option.replace("-", "_").replace(" ", "_")
 
 
 def words(command: str, arguments: list[Any], options: Mapping[str, Any]) -> list[str]:
     """The words of a command line."""
     known = _Options.of(command)
-    function = command.replace("-", "_")
-    line = [command]
+    function = _python_name(command)
+    line = command.split()
     for name, value in options.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -149,9 +182,9 @@ def _run(
     return _weldment.call(words(command, arguments, options), progress)
 
 
-def _with_signature(function: Callable[..., Any]) -> None:
+def _with_signature(command: str, function: Callable[..., Any]) -> None:
     """Lets `help()` and editors show the options of a command."""
-    known = _Options.of(function.__name__.replace("_", "-"))
+    known = _Options.of(command)
     own = inspect.signature(function)
     fixed = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -164,5 +197,16 @@ def _with_signature(function: Callable[..., Any]) -> None:
     function.__doc__ = "\n".join([function.__doc__ or "", "    Options:", *lines, ""])
 
 
-for _function in (plan, merge, moe, extract_lora, check, diff, eval, verify):
-    _with_signature(_function)
+for _command, _function in {
+    "plan": plan,
+    "merge": merge,
+    "moe": moe,
+    "extract-lora": extract_lora,
+    "check": check,
+    "diff": diff,
+    "eval": eval,
+    "verify": verify,
+    "study": study,
+    "study best": study_best,
+}.items():
+    _with_signature(_command, _function)

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any, TypeAlias
 
-from ._results import Plan, Report, Written
+from ._results import Plan, Report, StudyReport, Written
 
 Path: TypeAlias = str | PathLike[str]
 Recipe: TypeAlias = Path | Mapping[str, Any]
@@ -167,3 +167,35 @@ def verify(
     allow: Value | None = None,
     numerics: Value | None = None,
 ) -> Report: ...
+
+def study(
+    study: Recipe,
+    dir: Path,
+    *,
+    progress: Progress | None = None,
+    threads: Value | None = None,
+    memory: Value | None = None,
+    offline: bool = False,
+) -> StudyReport: ...
+
+def study_report(
+    dir: Path,
+) -> StudyReport: ...
+
+def study_best(
+    dir: Path,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    force: bool = False,
+    hash_inputs: bool = False,
+    no_check: bool = False,
+    gguf: Value | None = None,
+    gguf_type: Value | None = None,
+    pre_tokenizer: Value | None = None,
+    search: Value | None = None,
+    number: Value | None = None,
+    threads: Value | None = None,
+    memory: Value | None = None,
+    offline: bool = False,
+) -> Written: ...

@@ -88,18 +88,13 @@ class Written(_Result):
         return f"<Written: {self['tensors']} tensors to {self['out']}>"
 
 
-class Report(_Result):
-    """What was found out about a checkpoint."""
+class _Formats(_Result):
+    """A report in the formats of ``--format``."""
 
     __slots__ = ()
 
-    @property
-    def passed(self) -> bool:
-        """Whether the verdict is ``passed``: the exit code would be 0."""
-        return self["verdict"] == "passed"
-
     def to(self, format: str) -> str:
-        """The report in a format of ``--format``: text, json, junit, sarif, github, markdown or html."""
+        """The report in a format of ``--format``; a wrong one is a ``ValueError`` that lists them."""
         return self._answer.written(format)
 
     def to_text(self) -> str:
@@ -113,8 +108,30 @@ class Report(_Result):
     def __str__(self) -> str:
         return self.to_text()
 
+    def _repr_html_(self) -> str:
+        return _frame(self.to_html())
+
+
+class Report(_Formats):
+    """What was found out about a checkpoint."""
+
+    __slots__ = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the verdict is ``passed``: the exit code would be 0."""
+        return self["verdict"] == "passed"
+
     def __repr__(self) -> str:
         return f"<Report of {self['command']}: {self['verdict']}, {len(self['findings'])} findings>"
 
-    def _repr_html_(self) -> str:
-        return _frame(self.to_html())
+
+class StudyReport(_Formats):
+    """What a study found: the leaderboard, the models that were merged, searches, scores by task."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        complete = sum(search["complete"] for search in self["searches"])
+        best = [row["validation"]["value"] for row in self["leaderboard"][:1]]
+        return f"<StudyReport: {complete} trials scored" + "".join(f", best {one:.4f}" for one in best) + ">"
