@@ -58,7 +58,7 @@ pub(crate) mod fixtures;
 pub use adapter::{Adapter, AdapterError, AdapterProduct};
 pub use aliases::{AliasSearch, PrefixAlias, find_alias};
 pub use behind::Reclaim;
-pub use bounded::read_bounded;
+pub use bounded::{open_no_link, open_regular, read_bounded};
 pub use complete::is_complete;
 pub use config::ModelConfig;
 pub use error::{CheckpointError, Stray};

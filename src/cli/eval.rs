@@ -2,8 +2,6 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -19,7 +17,7 @@ use super::signals::Work;
 use ::eval::{EvalError, Options, Prepared, Scores, Split, Surroundings, Tasks};
 use audit::policy::EvalPolicy;
 use audit::{Command, Report, evaluation};
-use checkpoint::{Checkpoint, ModelRef};
+use checkpoint::{Checkpoint, ModelRef, read_bounded};
 use engine::Settings;
 use errors::{Refusal, printable_json};
 use moe::MoeOptions;
@@ -321,18 +319,9 @@ fn earlier(path: &Path) -> Result<Scores, Failure> {
         let why = format!("--baseline {}: {why}", path.display());
         Failure::tool(Refusal::new(why).with_hint("make it with: weld eval ... --format json=FILE"))
     };
-    let mut text = String::new();
-    let is_file = path.metadata().map_err(|error| wrong(&error))?.is_file();
-    if !is_file {
-        return Err(wrong(&"it is no file"));
-    }
-    let file = File::open(path).map_err(|error| wrong(&error))?;
-    let read = file.take(MAX_RESULT_BYTES + 1).read_to_string(&mut text);
-    let read = read.map_err(|error| wrong(&error))?;
-    if read as u64 > MAX_RESULT_BYTES {
-        return Err(wrong(&format!("expected at most {MAX_RESULT_BYTES} bytes")));
-    }
-    let report: Value = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
+    let bytes = read_bounded(path, MAX_RESULT_BYTES, "result, in bytes");
+    let bytes = bytes.map_err(|error| wrong(&error))?;
+    let report: Value = serde_json::from_slice(&bytes).map_err(|error| wrong(&error))?;
     let scores = report.pointer("/details/scores").cloned();
     let scores = scores.ok_or_else(|| wrong(&"it holds no scores"))?;
     serde_json::from_value(scores).map_err(|error| wrong(&error))

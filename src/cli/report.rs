@@ -2,8 +2,6 @@
 
 use std::convert::Infallible;
 use std::fmt::Display;
-use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -14,6 +12,7 @@ use super::output::{Failure, fail, print_made};
 use audit::formats::{self, ReportFormat};
 use audit::policy::Policy;
 use audit::{Command, Report, Verdict};
+use checkpoint::{CheckpointError, read_bounded};
 use errors::Refusal;
 use run::destination::{Disk, folder_of, write_whole};
 
@@ -58,20 +57,15 @@ fn policy(path: &str) -> Result<Result<Policy, Refusal>, Infallible> {
 
 fn policy_text(path: &Path) -> Result<String, Refusal> {
     let cannot = |error: &dyn Display| Refusal::new(format!("cannot read it: {error}"));
-    let metadata = fs::metadata(path).map_err(|error| cannot(&error))?;
-    // Looked at before it is opened, as opening a pipe would wait.
-    if !metadata.is_file() {
-        return Err(Refusal::new("expected a TOML file, found none"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_POLICY_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| cannot(&error))?;
-    if bytes.len() as u64 > MAX_POLICY_BYTES {
-        return Err(Refusal::new(format!(
-            "too large: expected at most {MAX_POLICY_BYTES} bytes"
-        )));
-    }
+    let bytes = read_bounded(path, MAX_POLICY_BYTES, "policy, in bytes");
+    let bytes = bytes.map_err(|error| match error {
+        CheckpointError::NotAFile { .. } => Refusal::new("expected a TOML file, found none"),
+        CheckpointError::TooLarge { limit, .. } => {
+            Refusal::new(format!("too large: expected at most {limit} bytes"))
+        }
+        CheckpointError::Io { source, .. } => cannot(&source),
+        other => Refusal::from(&other),
+    })?;
     String::from_utf8(bytes).map_err(|error| cannot(&error))
 }
 

@@ -9,11 +9,11 @@ use super::call::Answer;
 use super::caller::Caller;
 use super::merge::OutputArguments;
 use super::network::{Needs, Network};
-use super::output::{Failure, print, print_made};
+use super::output::{Failure, print, print_made, say};
 use super::signals::Work;
 use bytesize::ByteSize;
 use checkpoint::Locator;
-use engine::Settings;
+use engine::{Budget, Settings};
 use errors::{printable, printable_json, printable_lines};
 use plan::Options;
 use serde_json::Value;
@@ -70,19 +70,24 @@ struct MeansArguments {
     network: Network,
 }
 
+/// How trials are merged.
+fn options(threads: usize, memory: Budget) -> Options {
+    Options {
+        settings: Settings {
+            threads,
+            memory,
+            allow_non_finite: false,
+            saturate: false,
+        },
+        seed: 0,
+        shard_size: ByteSize::gb(5).as_u64(),
+        tokenizer_from: None,
+    }
+}
+
 impl MeansArguments {
     fn options(&self) -> Options {
-        Options {
-            settings: Settings {
-                threads: self.threads.count(),
-                memory: self.memory.budget(),
-                allow_non_finite: false,
-                saturate: false,
-            },
-            seed: 0,
-            shard_size: ByteSize::gb(5).as_u64(),
-            tokenizer_from: None,
-        }
+        options(self.threads.count(), self.memory.budget())
     }
 
     fn locator(&self, folder: Option<&Path>, caller: &Caller) -> Result<Locator, Failure> {
@@ -162,9 +167,19 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Answer, Fai
     }
 }
 
-/// What the folder of a study holds.
+/// What the folder of a study holds, with notes on what has changed since its trials were scored. Nothing is fetched for
+/// them.
 fn found(dir: &Path) -> Result<Report, Failure> {
-    Ok(Report::new(&Folder::open(dir)?)?)
+    let folder = Folder::open(dir)?;
+    let report = Report::new(&folder)?;
+    let caller = Caller::unguarded(true);
+    let network = Network { offline: true };
+    let means = Means {
+        locator: network.locator(None, Needs::Headers, &caller)?,
+        options: options(0, Budget::growing(u64::MAX)),
+        scratch: std::env::temp_dir(),
+    };
+    Ok(report.with_changes(&folder, means, &Told(&caller)))
 }
 
 fn search(arguments: &Arguments, file: &Path, dir: &Path, caller: &Caller) -> Result<(), Failure> {
@@ -199,6 +214,12 @@ fn search_and_report(arguments: &Arguments, file: &Path, dir: &Path) -> Result<(
 
 fn report(arguments: &ReportArguments) -> Result<(), Failure> {
     let report = found(&arguments.dir)?;
+    // A table for programs has no place for them.
+    if arguments.format == Format::Csv {
+        for note in &report.notes {
+            say(&format!("note: {}", printable(note)));
+        }
+    }
     match arguments.format {
         Format::Text => print(&study::text(&report)),
         format => print_made(&format.write(&report)?),
@@ -232,8 +253,14 @@ fn merge_best(arguments: &BestArguments, caller: &Caller) -> Result<Value, Failu
     caller.say(&format!("merging by {}", printable(&chosen.name)));
     let recipe = recipe::parse_with_registry(&chosen.name, &chosen.text)?;
     let locator = arguments.means.locator(Some(&chosen.folder), caller)?;
-    let plan = plan::plan(&recipe, &chosen.name, &locator, &arguments.means.options());
+    let options = arguments.means.options();
+    let plan = plan::plan(&recipe, &chosen.name, &locator, &options);
     let plan = plan.map_err(|error| caller.failure(error.into()))?;
+    let threads = options.settings.threads;
+    let note = chosen.check(&folder, &plan, threads, &Told(caller));
+    if let Some(note) = note.map_err(|error| caller.failure(error.into()))? {
+        caller.say(&format!("note: {note}"));
+    }
     arguments.output.write_found(&plan, &chosen.found, caller)
 }
 
@@ -245,7 +272,7 @@ impl From<StudyError> for Failure {
         match error {
             StudyError::Recipe(error) => (*error).into(),
             StudyError::Run(error) => error.into(),
-            StudyError::File { .. } => Failure::tool(&error),
+            StudyError::File { .. } | StudyError::Absent(_) => Failure::tool(&error),
             StudyError::Checkpoint(error) => Failure::tool(&error),
             error => Failure::input(&error),
         }

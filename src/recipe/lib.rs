@@ -42,8 +42,8 @@ pub use moe::{Expert, GateMode, MoeRecipe, PromptTokens, Ranges, RouterRecipe, S
 pub use nearest::nearest;
 pub use output::{AdapterOutput, AdapterWay};
 pub use parse::{
-    AnyRecipe, parse, parse_any, parse_with_registry, read, read_any, read_recorded, read_text,
-    text_from,
+    AnyRecipe, parse, parse_any, parse_with_registry, read, read_any, read_recorded,
+    read_regular_text, read_text, text_from,
 };
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
 pub use renames::{Rename, RenameRule};

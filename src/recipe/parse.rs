@@ -1,6 +1,6 @@
 //! The entry point: from a recipe's file or text to a recipe, or to all of its problems.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::problem::{Located, Position, Problem, ProblemKind, RecipeError, sort}
 use super::schema::{Recipe, RecipeText};
 use super::walk::Walk;
 use super::yaml::{self, Node, Value};
-use checkpoint::{ModelRef, file_like};
+use checkpoint::{CheckpointError, ModelRef, file_like, open_regular};
 use methods::{self, MethodInfo};
 
 /// The largest recipe; one with a slice for each of a thousand layers has about 200 KB.
@@ -327,6 +327,22 @@ fn of_a_checkpoint(root: &Node) -> Option<Problem> {
 pub fn read_text(path: &Path) -> Result<String, RecipeError> {
     let text = opened(path).and_then(text_of);
     text.map_err(|problem| RecipeError::new(path.display().to_string(), "", vec![problem]))
+}
+
+/// The same of a regular file alone, which may be read again: opening it never waits, as that of a pipe would.
+///
+/// # Errors
+/// As of [`read_text`], or it is a pipe or a device.
+pub fn read_regular_text(path: &Path) -> Result<String, RecipeError> {
+    let regular = match open_regular(path, OpenOptions::new().read(true)) {
+        Err(CheckpointError::NotAFile { .. }) if !path.is_dir() => {
+            let found = "expected a recipe, found a pipe or a device";
+            Err(unreadable(found.into()).with_hint("a recipe is a YAML file, such as `recipe.yml`"))
+        }
+        Ok(file) => text_of(file),
+        Err(_) => opened(path).and_then(text_of),
+    };
+    regular.map_err(|problem| RecipeError::new(path.display().to_string(), "", vec![problem]))
 }
 
 /// The text of a recipe that does not come from a file of its own, such as standard input. Errors call it `name`.

@@ -70,7 +70,10 @@ pub fn in_memory(
 }
 
 /// The files that a plan writes beside the weights, by name.
-fn files_beside(plan: &Plan) -> Result<BTreeMap<String, Vec<u8>>, RunError> {
+///
+/// # Errors
+/// A file of a model cannot be read.
+pub fn files_beside(plan: &Plan) -> Result<BTreeMap<String, Vec<u8>>, RunError> {
     let configs = plan
         .configs()
         .map(|(name, _, text)| (name, text.into_bytes()));

@@ -31,7 +31,7 @@ pub use digests::{Digest, Seen, all_digests, digests, each_piece};
 pub use error::RunError;
 pub use feed::{Fetches, fetches};
 pub use gguf_file::{ExportError, write_gguf};
-pub use in_memory::{Merged, in_memory};
+pub use in_memory::{Merged, files_beside, in_memory};
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
     input_places, locked_hub, locked_recipe,

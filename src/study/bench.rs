@@ -1,11 +1,11 @@
 //! Where trials are merged and scored: models stay open, and items stay cut into tokens, from one trial to the next.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::StudyError;
+use super::inputs::{Input, Inputs};
 use super::search::Listener;
 use checkpoint::{Checkpoint, CheckpointError, Location, Locator, ModelRef, Resolver};
 use engine::Observer;
@@ -49,11 +49,51 @@ impl Resolver for Kept<'_> {
     }
 }
 
-/// Models, tasks, and what is known of both.
-pub(crate) struct Bench<'a> {
+/// Models, which are opened once and stay open.
+pub(crate) struct Models {
     means: Means,
     open: Mutex<Open>,
-    digests: Vec<(Arc<Checkpoint>, String)>,
+    inputs: Inputs,
+}
+
+impl Models {
+    pub(crate) fn new(means: Means) -> Models {
+        Models {
+            means,
+            open: Mutex::default(),
+            inputs: Inputs::default(),
+        }
+    }
+
+    /// Plans a merge; the recipe's file is where relative paths of models begin.
+    pub(crate) fn plan(&self, file: &Path, text: &str) -> Result<Plan, StudyError> {
+        let name = file.display().to_string();
+        let recipe = recipe::parse_with_registry(&name, text)?;
+        let kept = Kept {
+            locator: Locator {
+                recipe_dir: file.parent().map(Path::to_owned),
+                ..self.means.locator.clone()
+            },
+            open: &self.open,
+        };
+        Ok(plan::plan(&recipe, &name, &kept, &self.means.options)?)
+    }
+
+    /// The parts of the models that a plan reads, with their digests; tensors in a state of `before` are not read.
+    pub(crate) fn inputs(
+        &mut self,
+        plan: &Plan,
+        before: &[Input],
+        listener: &dyn Listener,
+    ) -> Result<Vec<Input>, StudyError> {
+        let threads = self.means.options.settings.threads;
+        self.inputs.of(plan, before, threads, &Stops(listener))
+    }
+}
+
+/// Models, tasks, and what is known of both.
+pub(crate) struct Bench<'a> {
+    models: Models,
     tasks: &'a Tasks,
     split_seed: u64,
     prepared: Cut,
@@ -69,7 +109,7 @@ struct Cut {
 }
 
 /// Passes on that the work is to stop, and nothing else.
-struct Stops<'a>(&'a dyn Listener);
+pub(crate) struct Stops<'a>(pub(crate) &'a dyn Listener);
 
 impl Observer for Stops<'_> {
     fn advance(&self, _bytes: u64) {}
@@ -95,9 +135,7 @@ impl<'a> Bench<'a> {
         listener: &'a dyn Listener,
     ) -> Self {
         Bench {
-            means,
-            open: Mutex::default(),
-            digests: Vec::new(),
+            models: Models::new(means),
             tasks,
             split_seed,
             prepared: Cut::default(),
@@ -107,16 +145,7 @@ impl<'a> Bench<'a> {
 
     /// Plans a merge; the recipe's file is where relative paths of models begin.
     pub(crate) fn plan(&self, file: &Path, text: &str) -> Result<Plan, StudyError> {
-        let name = file.display().to_string();
-        let recipe = recipe::parse_with_registry(&name, text)?;
-        let kept = Kept {
-            locator: Locator {
-                recipe_dir: file.parent().map(Path::to_owned),
-                ..self.means.locator.clone()
-            },
-            open: &self.open,
-        };
-        Ok(plan::plan(&recipe, &name, &kept, &self.means.options)?)
+        self.models.plan(file, text)
     }
 
     /// Merges in memory.
@@ -124,56 +153,14 @@ impl<'a> Bench<'a> {
         Ok(run::in_memory(
             plan,
             label,
-            &self.means.scratch,
+            &self.models.means.scratch,
             &Stops(self.listener),
         )?)
     }
 
-    /// The models that a plan reads, each with the digest of all that it holds.
-    pub(crate) fn inputs(&mut self, plan: &Plan) -> Result<Vec<(String, String)>, StudyError> {
-        let mut inputs = Vec::new();
-        for model in plan.models.iter().filter(|model| model.is_stored()) {
-            let known = self
-                .digests
-                .iter()
-                .find(|(known, _)| Arc::ptr_eq(known, model));
-            let digest = match known {
-                Some((_, digest)) => digest.clone(),
-                None => {
-                    let digest = self.digest(model)?;
-                    self.digests.push((Arc::clone(model), digest.clone()));
-                    digest
-                }
-            };
-            inputs.push((model.label().to_owned(), digest));
-        }
-        Ok(inputs)
-    }
-
-    fn digest(&self, model: &Checkpoint) -> Result<String, StudyError> {
-        let digests = run::all_digests(
-            model,
-            self.means.options.settings.threads,
-            &Stops(self.listener),
-        )?;
-        let mut hasher = blake3::Hasher::new();
-        for (tensor, digest) in model.tensors().iter().zip(digests) {
-            let digest = digest.map(|digest| digest.to_string()).unwrap_or_default();
-            hasher.update(
-                format!(
-                    "{:?} {:?} {:?} {digest}\n",
-                    tensor.name, tensor.dtype, tensor.shape
-                )
-                .as_bytes(),
-            );
-        }
-        if let Some(config) = model.config() {
-            hasher.update(config.value().to_string().as_bytes());
-        }
-        if let Some(adapter) = &model.location().adapter {
-            hash_folder(&adapter.path, &mut hasher)?;
-        }
-        Ok(hasher.finalize().to_string())
+    /// The parts of the models that a plan reads, with their digests.
+    pub(crate) fn inputs(&mut self, plan: &Plan) -> Result<Vec<Input>, StudyError> {
+        self.models.inputs(plan, &[], self.listener)
     }
 
     /// The model of a plan that has this label.
@@ -235,7 +222,7 @@ impl<'a> Bench<'a> {
     }
 
     fn options(&self, split: Split, limit: Option<usize>) -> eval::Options {
-        let settings = &self.means.options.settings;
+        let settings = &self.models.means.options.settings;
         eval::Options {
             split,
             seed: self.split_seed,
@@ -269,31 +256,4 @@ fn digest_of_files(files: &BTreeMap<String, Vec<u8>>) -> blake3::Hash {
         hasher.update(blake3::hash(bytes).as_bytes());
     }
     hasher.finalize()
-}
-
-/// The names and bytes of the files of an adapter.
-fn hash_folder(folder: &Path, hasher: &mut blake3::Hasher) -> Result<(), StudyError> {
-    let failed = || StudyError::file("read", folder);
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed())? {
-        let path = entry.map_err(failed())?.path();
-        if path.is_file() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    for path in files {
-        let failed = || StudyError::file("read", &path);
-        hasher.update(
-            path.file_name()
-                .map(|name| name.as_encoded_bytes())
-                .unwrap_or_default(),
-        );
-        let mut of_file = blake3::Hasher::new();
-        of_file
-            .update_reader(File::open(&path).map_err(failed())?)
-            .map_err(failed())?;
-        hasher.update(of_file.finalize().as_bytes());
-    }
-    Ok(())
 }

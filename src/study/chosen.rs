@@ -1,13 +1,17 @@
 //! The trial that a study chose, as a recipe to merge by.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::bench::Stops;
 use super::error::StudyError;
 use super::folder::{Folder, Record, Settings};
+use super::inputs::{Inputs, MadeWith, changed, changed_beside_models, key};
 use super::report::Report;
+use super::search::Listener;
 use super::trial::Trial;
 use super::values::yaml;
 use errors::{About, Refusal};
+use plan::Plan;
 use recipe::Assignment;
 
 /// The recipe of a trial, and how it was found.
@@ -21,6 +25,8 @@ pub struct Chosen {
     pub folder: PathBuf,
     /// How it was found: sentences for the model card.
     pub found: String,
+    /// The key of the trial: the digest of all that its scores depend on.
+    key: String,
 }
 
 impl Chosen {
@@ -33,7 +39,7 @@ impl Chosen {
         search: Option<&str>,
         number: Option<usize>,
     ) -> Result<Chosen, StudyError> {
-        let (settings, record) = (folder.settings()?, folder.record()?);
+        let (settings, record) = (folder.settings(), folder.record()?);
         let refused = |why: String, hint: String| {
             let why = format!("{}: {why}", folder.path().display());
             StudyError::from(
@@ -71,15 +77,11 @@ impl Chosen {
             let hint = "`weld study report` lists the trials; go on with: weld study STUDY.yml DIR";
             return Err(refused("no such trial is complete".into(), hint.into()));
         };
-        Self::of(folder, &settings, &record, trial)
+        Self::of(folder, &record, trial)
     }
 
-    fn of(
-        folder: &Folder,
-        settings: &Settings,
-        record: &Record,
-        trial: &Trial,
-    ) -> Result<Chosen, StudyError> {
+    fn of(folder: &Folder, record: &Record, trial: &Trial) -> Result<Chosen, StudyError> {
+        let settings = folder.settings();
         let name = format!("trial {} of {}", trial.number, trial.search);
         let Some(search) = settings
             .searches
@@ -104,10 +106,34 @@ impl Chosen {
             .collect::<Result<_, _>>()?;
         Ok(Chosen {
             text: recipe::assign(&name, &search.recipe, &assignments)?,
-            folder: search.folder.clone(),
+            folder: search.file.parent().map(Path::to_owned).unwrap_or_default(),
             found: found(settings, record, trial),
+            key: trial.key.clone(),
             name,
         })
+    }
+
+    /// Checks that a plan of the recipe gives the merge that was scored: reads all that its scores depend on. Gives a note
+    /// where another machine may have scored it.
+    ///
+    /// # Errors
+    /// What has changed since the trial was scored; a file cannot be read, or the listener asked to stop.
+    pub fn check(
+        &self,
+        folder: &Folder,
+        plan: &Plan,
+        threads: usize,
+        listener: &dyn Listener,
+    ) -> Result<Option<String>, StudyError> {
+        let settings = folder.settings();
+        let inputs = Inputs::default().of(plan, &[], threads, &Stops(listener))?;
+        let mut changes = changed_beside_models(settings);
+        changes.extend(changed(&settings.models, &inputs));
+        if changes.is_empty() && key(settings, plan, &inputs)? != self.key {
+            changes.push("what study.json or trials.jsonl says".to_owned());
+        }
+        folder.refuse_changes(&changes)?;
+        Ok(settings.made_with.note(&MadeWith::now()))
     }
 }
 
@@ -136,7 +162,7 @@ fn found(settings: &Settings, record: &Record, trial: &Trial) -> String {
     let tasks: Vec<String> = settings
         .tasks
         .iter()
-        .map(|(name, _)| format!("`{}`", name.replace('`', "'")))
+        .map(|task| format!("`{}`", task.name.replace('`', "'")))
         .collect();
     text.push_str(&format!(
         " Scores are {}; the tasks are {}.",

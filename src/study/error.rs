@@ -36,6 +36,9 @@ pub enum StudyError {
         /// The system's answer.
         source: io::Error,
     },
+    /// There is no study where one was to be.
+    #[error("{0}")]
+    Absent(Refusal),
     /// Anything else that is wrong with what was given.
     #[error("{0}")]
     Refused(Refusal),
@@ -60,7 +63,11 @@ impl StudyError {
             Self::Recipe(error) => !error.could_not_read(),
             Self::Run(error) => error.is_users() && !matches!(error, RunError::Cancelled),
             Self::Eval(error) => matches!(error, EvalError::Forward { .. }),
-            Self::Checkpoint(_) | Self::File { .. } | Self::Refused(_) | Self::Stopped => false,
+            Self::Checkpoint(_)
+            | Self::File { .. }
+            | Self::Absent(_)
+            | Self::Refused(_)
+            | Self::Stopped => false,
         }
     }
 
@@ -70,6 +77,12 @@ impl StudyError {
             self,
             Self::Stopped | Self::Run(RunError::Cancelled) | Self::Eval(EvalError::Stopped)
         )
+    }
+}
+
+impl From<CheckpointError> for StudyError {
+    fn from(error: CheckpointError) -> Self {
+        Self::Checkpoint(error)
     }
 }
 
@@ -100,7 +113,7 @@ impl Hint for StudyError {
             Self::Run(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Eval(error) => error.hint(),
-            Self::Refused(why) => why.hint(),
+            Self::Absent(why) | Self::Refused(why) => why.hint(),
             Self::Recipe(_) | Self::File { .. } | Self::Stopped => None,
         }
     }
@@ -112,7 +125,7 @@ impl Hint for StudyError {
             Self::Checkpoint(error) => error.about(),
             Self::Eval(error) => error.about(),
             Self::File { path, .. } => About::file(path),
-            Self::Refused(why) => Hint::about(why),
+            Self::Absent(why) | Self::Refused(why) => Hint::about(why),
             Self::Stopped => About::default(),
         }
     }

@@ -12,9 +12,9 @@ use recipe::{
 };
 
 /// The most trials of a search.
-const MAX_TRIALS: usize = 1_000_000;
+pub(crate) const MAX_TRIALS: usize = 1_000_000;
 /// The most coordinates of a search's points.
-const MAX_DIMENSIONS: usize = 512;
+pub(crate) const MAX_DIMENSIONS: usize = 512;
 
 /// A study: searches whose trials are scored alike.
 #[derive(Debug, Clone)]
@@ -87,7 +87,7 @@ impl Study {
 /// # Errors
 /// The file cannot be read, or as [`parse`].
 pub fn read(path: &Path) -> Result<Study, RecipeError> {
-    let text = recipe::read_text(path).map_err(|mut error| {
+    let text = recipe::read_regular_text(path).map_err(|mut error| {
         for problem in &mut error.problems {
             problem.message = problem.message.replace("recipe", "study");
             problem.hint = problem
@@ -333,7 +333,7 @@ impl Reader {
                 "keep one of the two",
             );
         }
-        if space.dimensions().len() > MAX_DIMENSIONS {
+        if space.count().is_none_or(|count| count > MAX_DIMENSIONS) {
             self.refuse(
                 node,
                 &format!("a search has at most {MAX_DIMENSIONS} values"),

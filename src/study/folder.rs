@@ -4,25 +4,41 @@
 //! - `trials.jsonl`, `references.jsonl`, `test.jsonl`: records.
 //! - `lock`: held while any of these is read or written.
 //! - `claims/`: a file for each trial that is being made, locked by the process that makes it. A killed process holds none.
+//!
+//! None of them may be a link, a pipe or a device, and no record is believed that contradicts itself or the study.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::checks;
 use super::error::StudyError;
-use super::file::{Search, Study};
-use super::journal::{Journal, sync_folder};
+use super::file::{MAX_DIMENSIONS, Search, Study};
+use super::inputs::{Input, MadeWith, changed, digest, digest_of};
+use super::journal::{End, Journal, sync_folder};
+use super::space::{Domain, Space};
 use super::strategy::Strategy;
 use super::trial::{Objective, Reference, Tested, Trial};
+use checkpoint::open_no_link;
 use errors::{About, Refusal};
+use eval::{Split, Tasks};
 
 /// The version of the folder's format.
-const FORMAT: &str = "weldment-study/1";
+const FORMAT: &str = "weldment-study/2";
+/// The largest `study.json` that is read.
+const MAX_SETTINGS_BYTES: u64 = 64 << 20;
+/// How long the lock is waited for: it is held while a line is read or written.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// How often the lock is tried.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// What all trials of a folder have in common.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The version of this format.
@@ -41,49 +57,85 @@ pub struct Settings {
     pub finalists: usize,
     /// The searches, in order.
     pub searches: Vec<SearchSettings>,
-    /// The names of the tasks and the digests of their items.
-    pub tasks: Vec<(String, String)>,
-    /// The models that recipes name, and the digests of their tensors.
-    pub models: Vec<(String, String)>,
+    /// The tasks.
+    pub tasks: Vec<TaskSettings>,
+    /// The models that recipes name, part by part.
+    pub models: Vec<Input>,
+    /// What computed.
+    pub made_with: MadeWith,
 }
 
 /// What all trials of a search have in common.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SearchSettings {
     /// Its name.
     pub name: String,
     /// The recipe with the values that are the same in all trials.
     pub recipe: String,
-    /// The space: the paths of each parameter, and its domain in words.
-    pub space: Vec<(String, String)>,
-    /// Where the recipe lies: relative paths of models begin there.
-    pub folder: PathBuf,
+    /// What is searched.
+    pub space: Space,
+    /// The recipe's file; relative paths of models begin in its folder.
+    pub file: PathBuf,
+    /// The digest of that file.
+    pub digest: String,
+}
+
+/// A task, as all trials of a folder are scored on it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskSettings {
+    /// Its name.
+    pub name: String,
+    /// The digest of its items.
+    pub digest: String,
+    /// How many items there are to choose by.
+    pub validation: usize,
+    /// How many items there are to judge the chosen ones by.
+    pub test: usize,
+    /// The file.
+    pub file: PathBuf,
+}
+
+impl TaskSettings {
+    /// Of all tasks.
+    pub(crate) fn of(tasks: &Tasks, seed: u64) -> Vec<TaskSettings> {
+        let of = |task: &eval::Task| {
+            let count = |split: Split| {
+                let items = task.items.iter();
+                items.filter(|item| split.has(item.shown, seed)).count()
+            };
+            TaskSettings {
+                name: task.name.clone(),
+                digest: digest_of(task),
+                validation: count(Split::Validation),
+                test: count(Split::Test),
+                file: absolute(&task.file),
+            }
+        };
+        tasks.tasks.iter().map(of).collect()
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 impl Settings {
-    /// The settings of a study; `recipes` are the texts of its searches' recipes.
+    /// The settings of a study; `recipes` are the texts of its searches' recipes, as they stand in their files and with the
+    /// values that are the same in all trials.
     pub(crate) fn new(
         study: &Study,
-        recipes: &[String],
-        tasks: Vec<(String, String)>,
-        models: Vec<(String, String)>,
+        recipes: &[(String, String)],
+        tasks: Vec<TaskSettings>,
+        models: Vec<Input>,
     ) -> Settings {
-        let folder = |search: &Search| {
-            let recipe = study.located(&search.recipe);
-            let recipe = std::path::absolute(&recipe).unwrap_or(recipe);
-            recipe.parent().map(Path::to_owned).unwrap_or_default()
-        };
-        let search = |(search, recipe): (&Search, &String)| SearchSettings {
-            folder: folder(search),
+        let search = |(search, (in_file, recipe)): (&Search, &(String, String))| SearchSettings {
             name: search.name.clone(),
             recipe: recipe.clone(),
-            space: search
-                .space
-                .parameters
-                .iter()
-                .map(|one| (one.paths.join(" "), one.in_words()))
-                .collect(),
+            space: search.space.clone(),
+            file: absolute(&study.located(&search.recipe)),
+            digest: digest(in_file),
         };
         Settings {
             format: FORMAT.into(),
@@ -96,35 +148,70 @@ impl Settings {
             searches: study.searches.iter().zip(recipes).map(search).collect(),
             tasks,
             models,
+            made_with: MadeWith::now(),
         }
     }
 
-    /// The first setting in which another study differs; none if it may go on in the same folder.
+    /// What of the study's file is another in a study that is to go on in the same folder.
     fn differs(&self, other: &Settings) -> Option<&'static str> {
         let same = [
-            ("format", self.format == other.format),
-            ("strategy", self.strategy == other.strategy),
-            ("score", self.score == other.score),
-            ("seed", self.seed == other.seed),
-            ("split_seed", self.split_seed == other.split_seed),
-            ("halving", self.halving == other.halving),
+            ("`strategy`", self.strategy == other.strategy),
+            ("`score`", self.score == other.score),
+            ("`seed`", self.seed == other.seed),
+            ("`split_seed`", self.split_seed == other.split_seed),
+            ("`halving`", self.halving == other.halving),
             (
                 "searches, their recipes and spaces",
                 same_searches(&self.searches, &other.searches),
             ),
-            ("tasks", self.tasks == other.tasks),
-            ("models", self.models == other.models),
         ];
         same.into_iter()
             .find(|(_, same)| !same)
             .map(|(what, _)| what)
+    }
+
+    /// What the scores depend on, and is another now.
+    fn changes(&self, now: &Settings) -> Vec<String> {
+        let mut changes = self.made_with.changes(&now.made_with);
+        let same =
+            |(a, b): (&TaskSettings, &TaskSettings)| (&a.name, &a.digest) == (&b.name, &b.digest);
+        let zipped = self.tasks.iter().zip(&now.tasks);
+        match self.tasks.len() == now.tasks.len() {
+            true => {
+                let other = zipped.filter(|both| !same(*both));
+                changes.extend(other.map(|(task, _)| format!("the task `{}`", task.name)));
+            }
+            false => changes.push("the number of tasks".to_owned()),
+        }
+        changes.extend(changed(&self.models, &now.models));
+        changes
+    }
+
+    /// Checks sizes, as the file may be anybody's.
+    fn check(&self) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!("its format is {:?}", self.format));
+        }
+        for search in &self.searches {
+            let values = |domain: &Domain| match domain {
+                Domain::Grid(values) | Domain::Choice(values) => !values.is_empty(),
+                _ => true,
+            };
+            let space = &search.space;
+            let fits = space.count().is_some_and(|count| count <= MAX_DIMENSIONS)
+                && space.parameters.iter().all(|one| values(&one.domain));
+            if !fits {
+                return Err(format!("the space of `{}` is none", search.name));
+            }
+        }
+        Ok(())
     }
 }
 
 /// Whether searches are the same, wherever their recipes lie.
 fn same_searches(a: &[SearchSettings], b: &[SearchSettings]) -> bool {
     let same = |(a, b): (&SearchSettings, &SearchSettings)| {
-        (&a.name, &a.recipe, &a.space) == (&b.name, &b.recipe, &b.space)
+        (&a.name, &a.recipe) == (&b.name, &b.recipe) && a.space.in_words() == b.space.in_words()
     };
     a.len() == b.len() && a.iter().zip(b).all(same)
 }
@@ -138,7 +225,7 @@ pub struct Record {
     pub references: Vec<Reference>,
     /// The looks at the test split.
     pub tested: Vec<Tested>,
-    ends: [u64; 3],
+    ends: [End; 3],
     /// The trials by search and number, and by key those that were scored.
     by_number: HashMap<(String, usize), usize>,
     by_key: HashMap<String, usize>,
@@ -177,6 +264,11 @@ impl Record {
         self.trials.get(*self.by_key.get(key)?)
     }
 
+    /// The model that trials are compared with.
+    pub(crate) fn reference(&self, model: &str) -> Option<&Reference> {
+        self.references.iter().find(|one| one.model == model)
+    }
+
     fn push(&mut self, trial: Trial) {
         let at = self.trials.len();
         self.by_number
@@ -191,6 +283,7 @@ impl Record {
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    settings: Settings,
 }
 
 /// The lock of a folder, until it is dropped.
@@ -216,10 +309,11 @@ impl Folder {
     /// The folder of a study, which is created if it is not there.
     ///
     /// # Errors
-    /// It holds another study or something else, or cannot be written.
+    /// It holds another study or something else, what its scores depend on has changed, or it cannot be written.
     pub(crate) fn open_for(path: &Path, settings: &Settings) -> Result<Folder, StudyError> {
-        let folder = Folder {
+        let mut folder = Folder {
             path: path.to_owned(),
+            settings: settings.clone(),
         };
         let file = folder.file("study.json");
         if !file.exists() && is_in_use(path) {
@@ -227,34 +321,30 @@ impl Folder {
                 "{}: the folder is not empty, and holds no study",
                 path.display()
             );
-            let hint = "name a folder that does not exist yet";
-            return Err(Refusal::new(why)
-                .with_hint(hint)
-                .about(About::file(path))
-                .into());
+            return Err(folder.refused(why, "name a folder that does not exist yet"));
         }
         let claims = folder.file("claims");
         fs::create_dir_all(&claims).map_err(StudyError::file("create", &claims))?;
-        let _lock = folder.lock()?;
+        let lock = folder.lock()?;
         if !file.exists() {
             folder.write_settings(settings)?;
+            drop(lock);
             return Ok(folder);
         }
-        let found = folder.settings()?;
-        match found.differs(settings) {
-            None => Ok(folder),
-            Some(what) => {
-                let why = format!(
-                    "{}: the folder holds another study: {what} differ",
-                    path.display()
-                );
-                let hint = "give a changed study a folder of its own; only `trials`, `time` and `finalists` may change";
-                Err(Refusal::new(why)
-                    .with_hint(hint)
-                    .about(About::file(path))
-                    .into())
-            }
+        drop(lock);
+        let found = read_settings(&file)?;
+        if let Some(what) = found.differs(settings) {
+            let why = format!(
+                "{}: the folder holds another study: {what} differ",
+                path.display()
+            );
+            let hint = "give a changed study a folder of its own; only `trials`, `time` and `finalists` may change";
+            return Err(folder.refused(why, hint));
         }
+        let changes = found.changes(settings);
+        folder.settings = found;
+        folder.refuse_changes(&changes)?;
+        Ok(folder)
     }
 
     /// The folder of a study that was begun.
@@ -262,20 +352,42 @@ impl Folder {
     /// # Errors
     /// It holds none.
     pub fn open(path: &Path) -> Result<Folder, StudyError> {
-        let folder = Folder {
-            path: path.to_owned(),
-        };
-        match folder.file("study.json").is_file() {
-            true => Ok(folder),
-            false => {
-                let why = format!("{}: there is no study in this folder", path.display());
-                let hint = "begin one with: weld study STUDY.yml DIR";
-                Err(Refusal::new(why)
-                    .with_hint(hint)
-                    .about(About::file(path))
-                    .into())
-            }
+        let file = path.join("study.json");
+        if !file.exists() {
+            let why = format!("{}: there is no study in this folder", path.display());
+            let why = Refusal::new(why)
+                .with_hint("begin one with: weld study STUDY.yml DIR")
+                .about(About::file(path));
+            return Err(StudyError::Absent(why));
         }
+        Ok(Folder {
+            path: path.to_owned(),
+            settings: read_settings(&file)?,
+        })
+    }
+
+    fn refused(&self, why: String, hint: &str) -> StudyError {
+        Refusal::new(why)
+            .with_hint(hint)
+            .about(About::file(&self.path))
+            .into()
+    }
+
+    /// Refuses to go on if anything has changed.
+    ///
+    /// # Errors
+    /// There are changes.
+    pub(crate) fn refuse_changes(&self, changes: &[String]) -> Result<(), StudyError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let why = format!(
+            "{}: the scores of this study are no longer those of what is here. Changed since it was begun: {}",
+            self.path.display(),
+            errors::some_of(changes, 10)
+        );
+        let hint = "put back what was changed; or begin the study again in a new folder: weld study STUDY.yml DIR";
+        Err(self.refused(why, hint))
     }
 
     /// Where it is.
@@ -288,19 +400,8 @@ impl Folder {
     }
 
     /// What all its trials have in common.
-    ///
-    /// # Errors
-    /// It cannot be read, or is no study of this version.
-    pub fn settings(&self) -> Result<Settings, StudyError> {
-        let path = self.file("study.json");
-        let bytes = fs::read(&path).map_err(StudyError::file("read", &path))?;
-        serde_json::from_slice(&bytes).map_err(|error| {
-            let why = format!("{}: this is no study of {FORMAT}: {error}", path.display());
-            Refusal::new(why)
-                .with_hint("begin the study again in another folder")
-                .about(About::file(&path))
-                .into()
-        })
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Writes the settings whole: beside their place, then renamed.
@@ -308,10 +409,11 @@ impl Folder {
         let (path, beside) = (self.file("study.json"), self.file("study.json.new"));
         let text = serde_json::to_string_pretty(settings).unwrap_or_default() + "\n";
         let failed = || StudyError::file("write", &path);
-        fs::write(&beside, text).map_err(failed())?;
-        File::open(&beside)
-            .and_then(|file| file.sync_all())
-            .map_err(failed())?;
+        // Another process may have left one, or anything else, when it was killed.
+        let _ = fs::remove_file(&beside);
+        let mut file = File::create_new(&beside).map_err(failed())?;
+        file.write_all(text.as_bytes()).map_err(failed())?;
+        file.sync_all().map_err(failed())?;
         fs::rename(&beside, &path).map_err(failed())?;
         sync_folder(&self.path)
     }
@@ -327,21 +429,55 @@ impl Folder {
     }
 
     /// Waits for the lock.
+    ///
+    /// # Errors
+    /// Another process has it for too long, or the system refuses.
     pub(crate) fn lock(&self) -> Result<Locked<'_>, StudyError> {
         let path = self.file("lock");
-        let failed = || StudyError::file("lock", &path);
-        let options = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path);
-        let file = options.map_err(failed())?;
-        file.lock().map_err(failed())?;
-        Ok(Locked {
-            folder: self,
-            _lock: file,
-        })
+        let file = open_no_link(&path, OpenOptions::new().create(true).write(true))?;
+        let began = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => {
+                    return Ok(Locked {
+                        folder: self,
+                        _lock: file,
+                    });
+                }
+                Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_PATIENCE => {
+                    thread::sleep(LOCK_PAUSE);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let why = format!(
+                        "{}: another process has held this lock for {} seconds",
+                        path.display(),
+                        LOCK_PATIENCE.as_secs()
+                    );
+                    return Err(self.refused(why, "let the other process go on, or end it"));
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(StudyError::file("lock", &path)(error));
+                }
+            }
+        }
     }
+}
+
+fn read_settings(path: &Path) -> Result<Settings, StudyError> {
+    let file = open_no_link(path, OpenOptions::new().read(true))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_SETTINGS_BYTES)
+        .read_to_end(&mut bytes)
+        .map_err(StudyError::file("read", path))?;
+    let read = serde_json::from_slice::<Settings>(&bytes).map_err(|error| error.to_string());
+    read.and_then(|settings| settings.check().map(|()| settings))
+        .map_err(|why| {
+            let why = format!("{}: this is no study of {FORMAT}: {why}", path.display());
+            Refusal::new(why)
+                .with_hint("begin the study again in another folder")
+                .about(About::file(path))
+                .into()
+        })
 }
 
 impl Locked<'_> {
@@ -360,17 +496,26 @@ impl Locked<'_> {
     /// Adds what was recorded since a record was read.
     ///
     /// # Errors
-    /// A file cannot be read, or a line is no record.
+    /// A file cannot be read, a line is no record, or contradicts itself, the study or an earlier line.
     pub(crate) fn update(&self, record: &mut Record) -> Result<(), StudyError> {
-        let (trials, end) = self.trials().read(record.ends[0])?;
-        trials.into_iter().for_each(|trial| record.push(trial));
-        record.ends[0] = end;
-        let (references, end) = self.references().read(record.ends[1])?;
-        record.references.extend(references);
-        record.ends[1] = end;
-        let (tested, end) = self.tested().read(record.ends[2])?;
-        record.tested.extend(tested);
-        record.ends[2] = end;
+        let settings = &self.folder.settings;
+        let mut ends = record.ends;
+        self.trials().read(&mut ends[0], |trial| {
+            checks::trial(settings, record, &trial)?;
+            record.push(trial);
+            Ok(())
+        })?;
+        self.references().read(&mut ends[1], |one| {
+            checks::reference(settings, record, &one)?;
+            record.references.push(one);
+            Ok(())
+        })?;
+        self.tested().read(&mut ends[2], |one| {
+            checks::tested(settings, record, &one)?;
+            record.tested.push(one);
+            Ok(())
+        })?;
+        record.ends = ends;
         Ok(())
     }
 
@@ -380,9 +525,8 @@ impl Locked<'_> {
     /// # Errors
     /// The system refuses.
     pub(crate) fn add_trial(&self, record: &mut Record, trial: &Trial) -> Result<(), StudyError> {
-        let (trial, end) = self.trials().append(trial, record.ends[0])?;
+        let trial = self.trials().append(trial, &mut record.ends[0])?;
         record.push(trial);
-        record.ends[0] = end;
         Ok(())
     }
 
@@ -395,9 +539,8 @@ impl Locked<'_> {
         record: &mut Record,
         one: &Reference,
     ) -> Result<(), StudyError> {
-        let (one, end) = self.references().append(one, record.ends[1])?;
+        let one = self.references().append(one, &mut record.ends[1])?;
         record.references.push(one);
-        record.ends[1] = end;
         Ok(())
     }
 
@@ -406,9 +549,8 @@ impl Locked<'_> {
     /// # Errors
     /// The system refuses.
     pub(crate) fn add_tested(&self, record: &mut Record, one: &Tested) -> Result<(), StudyError> {
-        let (one, end) = self.tested().append(one, record.ends[2])?;
+        let one = self.tested().append(one, &mut record.ends[2])?;
         record.tested.push(one);
-        record.ends[2] = end;
         Ok(())
     }
 
@@ -419,12 +561,7 @@ impl Locked<'_> {
     pub(crate) fn claim(&self, name: &str) -> Result<Option<Claim>, StudyError> {
         let path = self.folder.file("claims").join(name);
         let failed = || StudyError::file("lock", &path);
-        let options = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path);
-        let file = options.map_err(failed())?;
+        let file = open_no_link(&path, OpenOptions::new().create(true).write(true))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Claim { path, _lock: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -458,8 +595,14 @@ mod tests {
         let study = crate::parse("study.yml", study).unwrap();
         Settings::new(
             &study,
-            &["a: 1\n".to_owned()],
-            vec![("t".into(), "d".into())],
+            &[("a: 1\n".to_owned(), "a: 1\n".to_owned())],
+            vec![TaskSettings {
+                name: "t".into(),
+                digest: "d".into(),
+                validation: 1,
+                test: 1,
+                file: "t.jsonl".into(),
+            }],
             Vec::new(),
         )
     }
@@ -476,7 +619,7 @@ mod tests {
                 .to_string()
         };
         assert!(
-            refused(&format!("{STUDY}seed: 1\n")).ends_with("holds another study: seed differ")
+            refused(&format!("{STUDY}seed: 1\n")).ends_with("holds another study: `seed` differ")
         );
         assert!(refused(&STUDY.replace("[0, 1]", "[0, 2]")).contains("spaces differ"));
         let other = dir.path().join("other");

@@ -3,7 +3,7 @@
 //! All of this happens under the lock of the study's folder.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -11,10 +11,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::StudyError;
+use checkpoint::{CheckpointError, open_no_link};
 use errors::{About, Refusal};
 
 /// The largest file that is read.
 const MAX_BYTES: u64 = 4 << 30;
+
+/// Where whole records end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct End {
+    bytes: u64,
+    lines: usize,
+}
 
 /// A file of records.
 pub(crate) struct Journal<T> {
@@ -30,84 +38,75 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         }
     }
 
-    /// Its records from byte `start` on, and where they end. A last line without an end was torn when its process died:
-    /// it is no record.
+    /// Hands its records after `end` to `take`, which may refuse one, and moves `end` to where they end. A last line
+    /// without an end was torn when its process died: it is no record.
     ///
     /// # Errors
-    /// The file cannot be read, or a line of it is no record.
-    pub(crate) fn read(&self, start: u64) -> Result<(Vec<T>, u64), StudyError> {
+    /// The file cannot be read, or a line of it is no record or was refused.
+    pub(crate) fn read(
+        &self,
+        end: &mut End,
+        mut take: impl FnMut(T) -> Result<(), String>,
+    ) -> Result<(), StudyError> {
         let failed = || StudyError::file("read", &self.path);
-        let mut file = match File::open(&self.path) {
+        let mut file = match open_no_link(&self.path, OpenOptions::new().read(true)) {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok((Vec::new(), start));
+            Err(CheckpointError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(());
             }
-            Err(error) => return Err(failed()(error)),
+            Err(error) => return Err(error.into()),
         };
-        file.seek(SeekFrom::Start(start)).map_err(failed())?;
+        file.seek(SeekFrom::Start(end.bytes)).map_err(failed())?;
         let mut bytes = Vec::new();
         file.take(MAX_BYTES)
             .read_to_end(&mut bytes)
             .map_err(failed())?;
-        let whole = bytes
-            .iter()
-            .rposition(|&byte| byte == b'\n')
-            .map_or(0, |last| last + 1);
-        bytes.truncate(whole);
-        let mut records = Vec::new();
-        let lines = bytes.split_inclusive(|&byte| byte == b'\n').enumerate();
-        for (at, line) in lines {
-            let record = serde_json::from_slice(line);
-            records.push(record.map_err(|error| self.malformed(start, at, &error))?);
+        let last = bytes.iter().rposition(|&byte| byte == b'\n');
+        bytes.truncate(last.map_or(0, |last| last + 1));
+        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+            end.lines += 1;
+            let record = serde_json::from_slice(line)
+                .map_err(|error| format!("this line is no record of a study: {error}"));
+            record
+                .and_then(&mut take)
+                .map_err(|why| self.refused(end.lines, &why))?;
+            end.bytes += line.len() as u64;
         }
-        Ok((records, start + whole as u64))
+        Ok(())
     }
 
-    /// Appends a record after byte `end`, where the whole records end; whatever was torn there is cut off. When this
-    /// returns, the record survives a crash of the system. The record is returned as it will be read.
+    /// Appends a record after `end`, where the whole records end, and moves it; whatever was torn there is cut off. When
+    /// this returns, the record survives a crash of the system. The record is returned as it will be read.
     ///
     /// # Errors
     /// The system refuses.
-    pub(crate) fn append(&self, record: &T, end: u64) -> Result<(T, u64), StudyError> {
-        let mut line =
-            serde_json::to_vec(record).map_err(|error| self.malformed(end, 0, &error))?;
+    pub(crate) fn append(&self, record: &T, end: &mut End) -> Result<T, StudyError> {
+        let number = end.lines + 1;
+        let unwritable = |error: serde_json::Error| self.refused(number, &error.to_string());
+        let mut line = serde_json::to_vec(record).map_err(unwritable)?;
         line.push(b'\n');
         let failed = || StudyError::file("write", &self.path);
-        let options = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&self.path);
-        let mut file = options.map_err(failed())?;
-        file.set_len(end).map_err(failed())?;
-        file.seek(SeekFrom::Start(end)).map_err(failed())?;
+        let mut file = open_no_link(&self.path, OpenOptions::new().create(true).write(true))?;
+        file.set_len(end.bytes).map_err(failed())?;
+        file.seek(SeekFrom::Start(end.bytes)).map_err(failed())?;
         file.write_all(&line).map_err(failed())?;
         file.sync_all().map_err(failed())?;
-        if let (0, Some(folder)) = (end, self.path.parent()) {
+        if let (0, Some(folder)) = (end.bytes, self.path.parent()) {
             // The file itself is new.
             sync_folder(folder)?;
         }
-        let read = serde_json::from_slice(&line).map_err(|error| self.malformed(end, 0, &error))?;
-        Ok((read, end + line.len() as u64))
+        let read = serde_json::from_slice(&line).map_err(unwritable)?;
+        end.bytes += line.len() as u64;
+        end.lines = number;
+        Ok(read)
     }
 
-    fn malformed(&self, start: u64, line: usize, error: &serde_json::Error) -> StudyError {
-        let before = std::fs::read(&self.path).unwrap_or_default();
-        let before = before
-            .iter()
-            .take(start as usize)
-            .filter(|&&byte| byte == b'\n')
-            .count();
-        let line = before + line + 1;
-        let why = format!(
-            "{}:{line}: this line is no record of a study: {error}",
-            self.path.display()
-        );
+    fn refused(&self, line: usize, why: &str) -> StudyError {
         let about = About {
             line: Some(line),
             ..About::file(&self.path)
         };
-        Refusal::new(why)
+        Refusal::new(format!("{}:{line}: {why}", self.path.display()))
             .with_hint("remove the line; what it held is done again")
             .about(about)
             .into()
@@ -127,35 +126,59 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), StudyError> {
 mod tests {
     use super::*;
 
+    fn read(
+        journal: &Journal<(usize, String)>,
+        mut end: End,
+    ) -> Result<(Vec<(usize, String)>, End), StudyError> {
+        let mut records = Vec::new();
+        journal.read(&mut end, |record| {
+            records.push(record);
+            Ok(())
+        })?;
+        Ok((records, end))
+    }
+
     #[test]
     fn a_torn_line_is_cut_off_and_a_wrong_one_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("records.jsonl");
         let journal = Journal::<(usize, String)>::new(path.clone());
-        assert_eq!(journal.read(0).unwrap(), (Vec::new(), 0));
+        assert_eq!(
+            read(&journal, End::default()).unwrap(),
+            (Vec::new(), End::default())
+        );
         let one = (1, "a\nb".to_owned());
-        let (read, end) = journal.append(&one, 0).unwrap();
-        assert_eq!(read, one);
+        let mut end = End::default();
+        assert_eq!(journal.append(&one, &mut end).unwrap(), one);
         // Whatever is left of a line at any byte of it is no record, and the next record takes its place.
         let line = b"[2,\"whole\"]\n";
         for torn in 0..line.len() {
             let mut file = OpenOptions::new().append(true).open(&path).unwrap();
             file.write_all(&line[..torn]).unwrap();
-            assert_eq!(journal.read(0).unwrap(), (vec![one.clone()], end), "{torn}");
-            let (_, after) = journal.append(&(3, "c".into()), end).unwrap();
-            assert_eq!(journal.read(end).unwrap(), (vec![(3, "c".into())], after));
+            assert_eq!(
+                read(&journal, End::default()).unwrap(),
+                (vec![one.clone()], end),
+                "{torn}"
+            );
+            let mut after = end;
+            journal.append(&(3, "c".into()), &mut after).unwrap();
+            assert_eq!(read(&journal, end).unwrap(), (vec![(3, "c".into())], after));
             OpenOptions::new()
                 .write(true)
                 .open(&path)
                 .unwrap()
-                .set_len(end)
+                .set_len(end.bytes)
                 .unwrap();
         }
         std::fs::write(&path, "[1,\"a\"]\n{}\n").unwrap();
-        let error = journal.read(0).unwrap_err().to_string();
+        let refused = |error: StudyError| error.to_string();
+        let error = refused(read(&journal, End::default()).unwrap_err());
         assert!(
             error.contains("records.jsonl:2: this line is no record"),
             "{error}"
         );
+        let no = journal.read(&mut End::default(), |_| Err("no".to_owned()));
+        let error = refused(no.unwrap_err());
+        assert!(error.ends_with("records.jsonl:1: no"), "{error}");
     }
 }

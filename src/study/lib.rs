@@ -8,11 +8,14 @@
 //! A strategy is a function of the seed and of the trials before: nothing else is kept, so nothing can be lost.
 
 mod bench;
+mod changes;
+mod checks;
 mod chosen;
 mod draw;
 mod error;
 mod file;
 mod folder;
+mod inputs;
 mod journal;
 mod report;
 mod search;
@@ -29,7 +32,8 @@ pub use bench::Means;
 pub use chosen::Chosen;
 pub use error::StudyError;
 pub use file::{Halving, Search, Study, parse, read};
-pub use folder::{Folder, Record, SearchSettings, Settings};
+pub use folder::{Folder, Record, SearchSettings, Settings, TaskSettings};
+pub use inputs::{Input, MadeWith};
 pub use report::{Interval, Report, Row, SearchSummary, Skill, csv, html, json, markdown, text};
 pub use search::{Event, Listener, run};
 pub use space::{Dimension, Domain, Parameter, Space};

@@ -9,12 +9,12 @@ use serde_json::{Map, Value as Json};
 use super::bench::{Bench, Means};
 use super::error::StudyError;
 use super::file::{Search, Study};
-use super::folder::{Claim, Folder, Locked, Record, Settings};
+use super::folder::{Claim, Folder, Locked, Record, Settings, TaskSettings};
+use super::inputs::{Input, MadeWith, key};
 use super::strategy::{Proposal, Seen, Strategy};
 use super::trial::{Reference, Status, TaskResult, Tested, Trial, results, score};
 use super::values::json;
 use eval::{Split, Tasks};
-use numeric::{NUMERICS, product_instructions};
 use plan::Plan;
 use recipe::{Assignment, Problem, ProblemKind};
 use run::Merged;
@@ -68,6 +68,8 @@ pub enum Event<'e> {
 struct Prepared<'s> {
     search: &'s Search,
     file: PathBuf,
+    /// The recipe as it stands in its file.
+    in_file: String,
     /// The recipe with the values that are the same in all trials.
     text: String,
 }
@@ -88,15 +90,17 @@ pub fn run(
     let mut bench = Bench::new(means, &tasks, study.split_seed, listener);
     let mut searches = Vec::new();
     let mut plans = Vec::new();
-    let mut models: Vec<(String, String)> = Vec::new();
+    let mut models: Vec<Input> = Vec::new();
     for search in &study.searches {
         let file = study.located(&search.recipe);
-        let text = recipe::assign(
-            &file.display().to_string(),
-            &recipe::read_text(&file)?,
-            &search.set,
-        )?;
-        let prepared = Prepared { search, file, text };
+        let in_file = recipe::read_regular_text(&file)?;
+        let text = recipe::assign(&file.display().to_string(), &in_file, &search.set)?;
+        let prepared = Prepared {
+            search,
+            file,
+            in_file,
+            text,
+        };
         // What is wrong with the recipe, its models or the space shows before anything is computed.
         let middle = vec![0.5; search.space.dimensions().len()];
         let plan = bench.plan(&prepared.file, &prepared.recipe(study, &middle)?.0)?;
@@ -108,15 +112,21 @@ pub fn run(
         searches.push(prepared);
         plans.push(plan);
     }
-    let texts: Vec<String> = searches.iter().map(|search| search.text.clone()).collect();
-    let settings = Settings::new(study, &texts, digests_of(&tasks), models);
+    let texts: Vec<(String, String)> = searches
+        .iter()
+        .map(|search| (search.in_file.clone(), search.text.clone()))
+        .collect();
+    let tasks_of = TaskSettings::of(&tasks, study.split_seed);
+    let settings = Settings::new(study, &texts, tasks_of, models);
     let folder = Folder::open_for(folder, &settings)?;
     let mut record = folder.record()?;
+    if let Some(note) = folder.settings().made_with.note(&MadeWith::now()) {
+        listener.hear(&Event::Note(note));
+    }
     let mut work = Work {
         study,
         bench,
         folder: &folder,
-        settings: &settings,
         listener,
     };
     for prepared in &searches {
@@ -127,19 +137,6 @@ pub fn run(
         work.test(prepared, &mut record)?;
     }
     Ok(record)
-}
-
-/// The names of tasks, and the digests of their items.
-fn digests_of(tasks: &Tasks) -> Vec<(String, String)> {
-    let digest = |task: &eval::Task| {
-        let mut hasher = blake3::Hasher::new();
-        for item in &task.items {
-            let digest = serde_json::to_string(&item.digest).unwrap_or_default();
-            hasher.update(digest.as_bytes());
-        }
-        (task.name.clone(), hasher.finalize().to_string())
-    };
-    tasks.tasks.iter().map(digest).collect()
 }
 
 impl Prepared<'_> {
@@ -181,7 +178,6 @@ struct Work<'a> {
     study: &'a Study,
     bench: Bench<'a>,
     folder: &'a Folder,
-    settings: &'a Settings,
     listener: &'a dyn Listener,
 }
 
@@ -309,7 +305,8 @@ impl Work<'_> {
             seconds: 0.0,
         };
         let made = self.bench.plan(&prepared.file, &text).and_then(|plan| {
-            trial.key = self.key(&plan)?;
+            let inputs = self.bench.inputs(&plan)?;
+            trial.key = key(self.folder.settings(), &plan, &inputs)?;
             match record.of_key(&trial.key) {
                 Some(earlier) => {
                     copy(earlier, &mut trial);
@@ -325,6 +322,9 @@ impl Work<'_> {
             Err(error) if error.is_of_trial() && number > 0 => {
                 trial.status = Status::Failed;
                 trial.error = Some(error.to_string());
+                (trial.score, trial.standard_error) = (None, None);
+                trial.tasks.clear();
+                trial.rungs.clear();
                 Ok(trial)
             }
             Err(error) => Err(error),
@@ -360,32 +360,6 @@ impl Work<'_> {
         trial.tasks = tasks;
     }
 
-    /// The digest of all that the scores of a merge depend on.
-    fn key(&mut self, plan: &Plan) -> Result<String, StudyError> {
-        let mut hasher = blake3::Hasher::new();
-        let mut feed = |text: &str| {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
-        };
-        feed(env!("CARGO_PKG_VERSION"));
-        feed(&NUMERICS.to_string());
-        feed(product_instructions());
-        feed(&plan.recipe.1);
-        feed(&plan.seed.to_string());
-        for (name, digest) in self.bench.inputs(plan)?.iter().chain(&self.settings.tasks) {
-            feed(name);
-            feed(digest);
-        }
-        let Settings {
-            score,
-            split_seed,
-            halving,
-            ..
-        } = self.settings;
-        feed(&format!("{} {split_seed} {halving:?}", score.name()));
-        Ok(hasher.finalize().to_string())
-    }
-
     /// Scores the models that merges are compared with, on both splits: nothing is chosen by it.
     fn references(&mut self, plans: &[Plan], record: &mut Record) -> Result<(), StudyError> {
         let mut labels: Vec<(String, usize)> = Vec::new();
@@ -400,7 +374,7 @@ impl Work<'_> {
             let Some(model) = plans.get(plan).and_then(|plan| Bench::model(plan, &label)) else {
                 continue;
             };
-            let is_known = |record: &Record| record.references.iter().any(|one| one.model == label);
+            let is_known = |record: &Record| record.reference(&label).is_some();
             let claim_name = format!("reference {at}");
             let Some(claim) = self.claim_when(record, &claim_name, is_known)? else {
                 continue;

@@ -1,16 +1,21 @@
 //! What is searched: values of a recipe, and the points of a unit cube that stand for them.
 
 use recipe::Value;
+use serde::{Deserialize, Serialize};
+
+use super::values;
 
 /// The values that are searched, in the order of the study's file.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Space {
     /// The parameters.
     pub parameters: Vec<Parameter>,
 }
 
 /// A value of the recipe, or several weights of one sum.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Parameter {
     /// Its key in the study's file.
     pub name: String,
@@ -19,15 +24,19 @@ pub struct Parameter {
     /// What values it may have.
     pub domain: Domain,
     /// Number of values over the depth of the model; none for one value for all layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<usize>,
 }
 
 /// The values that a parameter may have.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Domain {
     /// These, in an order that means something.
+    #[serde(with = "values::list")]
     Grid(Vec<Value>),
     /// These, in no order.
+    #[serde(with = "values::list")]
     Choice(Vec<Value>),
     /// Any number between two.
     Uniform {
@@ -84,6 +93,25 @@ impl Space {
             vec![dimension; each * parameter.layers.unwrap_or(1)]
         };
         self.parameters.iter().flat_map(of).collect()
+    }
+
+    /// What is searched: the paths of each value, and its domain in words.
+    pub fn in_words(&self) -> Vec<(String, String)> {
+        let words = |one: &Parameter| (one.paths.join(" "), one.in_words());
+        self.parameters.iter().map(words).collect()
+    }
+
+    /// How many values there are to search; none if it does not fit into a number.
+    pub(crate) fn count(&self) -> Option<usize> {
+        let each = self.parameters.iter().map(|parameter| {
+            let one = match parameter.domain {
+                Domain::Simplex { .. } => parameter.paths.len(),
+                _ => 1,
+            };
+            one.checked_mul(parameter.layers.unwrap_or(1))
+        });
+        each.into_iter()
+            .try_fold(0_usize, |all, each| all.checked_add(each?))
     }
 
     /// The values that a point stands for: a path into the recipe, and the value in YAML.

@@ -206,7 +206,7 @@ fn result(objective: Objective, task: &TaskScores) -> Result<TaskResult, StudyEr
 }
 
 /// The largest part of a score.
-const LARGEST: f64 = 1e9;
+pub(crate) const LARGEST: f64 = 1e9;
 
 /// A number with six digits after the point: what is written is what is compared.
 fn short(value: f64) -> f64 {

@@ -42,6 +42,35 @@ pub(crate) fn yaml(value: &Json) -> String {
     }
 }
 
+/// A JSON value as it is read from YAML.
+fn read(value: &Json) -> Value {
+    let read = recipe::read_yaml(&yaml(value)).unwrap_or_default();
+    read.into_iter()
+        .next()
+        .map_or(Value::Null, |node| node.value)
+}
+
+/// Lists of values in JSON files.
+pub(crate) mod list {
+    use recipe::Value;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(
+        values: &[Value],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let values: Vec<serde_json::Value> = values.iter().map(super::json).collect();
+        values.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Value>, D::Error> {
+        let values = Vec::<serde_json::Value>::deserialize(deserializer)?;
+        Ok(values.iter().map(super::read).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

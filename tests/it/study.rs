@@ -293,10 +293,327 @@ fn what_cannot_be_searched_is_refused() {
         "did you mean `strategy`?",
     );
     let other = bench.weld(&["study", "report", "family"]);
-    assert_eq!(other.code, Some(1), "{}", other.stderr);
+    assert_eq!(other.code, Some(2), "{}", other.stderr);
     assert!(
         other.stderr.contains("there is no study in this folder"),
         "{}",
         other.stderr
     );
+}
+
+/// A bench whose models are copies that may be changed, and a study that has been run.
+fn studied(lines: &str) -> Bench {
+    let bench = bench(lines);
+    fs::remove_file(bench.path("family")).unwrap();
+    let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/family");
+    for model in ["base", "sort", "reverse"] {
+        let to = bench.path("family").join(model);
+        fs::create_dir_all(&to).unwrap();
+        for file in fs::read_dir(family.join(model)).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+    finished(&bench, "study");
+    bench
+}
+
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<&str>>().join(" ")
+}
+
+/// Whatever the scores depend on and has changed since is named: the winner is not written, the study does not go on,
+/// and the report says it in every format. Put back, all goes on.
+#[test]
+fn what_has_changed_since_is_named() {
+    let bench = studied("strategy: random\ntrials: 2\n");
+    let flipped = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        let last = bytes.len() - 1;
+        bytes[last - 16] ^= 1;
+        bytes
+    };
+    let replaced = |from: &'static str, to: &'static str| {
+        move |bytes: &[u8]| {
+            let text = String::from_utf8(bytes.to_vec()).unwrap();
+            assert!(text.contains(from));
+            text.replace(from, to).into_bytes()
+        }
+    };
+    let added =
+        |bytes: &[u8]| [bytes, b"{\"prompt\": \"sort:21=\", \"answer\": \"12\"}\n"].concat();
+    let spaced = |bytes: &[u8]| [b" ", bytes].concat();
+    type Change<'c> = &'c dyn Fn(&[u8]) -> Vec<u8>;
+    let changes: [(&str, Change<'_>, &str); 7] = [
+        (
+            "family/sort/model.safetensors",
+            &flipped,
+            "the tensors of `family/sort`",
+        ),
+        (
+            "family/base/model.safetensors",
+            &flipped,
+            "the tensors of `family/base`",
+        ),
+        (
+            "family/base/tokenizer.json",
+            &spaced,
+            "tokenizer.json of `family/base`",
+        ),
+        (
+            "recipe.yml",
+            &replaced("weight: 0.5", "weight: 0.25"),
+            "recipe.yml",
+        ),
+        ("reverse.jsonl", &added, "reverse.jsonl"),
+        (
+            "study/study.json",
+            &replaced("\"numerics\": ", "\"numerics\": 9"),
+            "the version of the arithmetic",
+        ),
+        (
+            "study/study.json",
+            &replaced("\"split_seed\": 0", "\"split_seed\": 1"),
+            "study.json",
+        ),
+    ];
+    let trials = fs::read(bench.path("study/trials.jsonl")).unwrap();
+    for (file, change, expected) in changes {
+        let before = fs::read(bench.path(file)).unwrap();
+        fs::write(bench.path(file), change(&before)).unwrap();
+        let best = bench.weld(&["study", "best", "study", "out"]);
+        assert_eq!(best.code, Some(1), "{file}: {}", best.stderr);
+        assert!(
+            words(&best.stderr).contains(expected),
+            "{file}: {}",
+            best.stderr
+        );
+        assert!(
+            best.stderr.contains("put back what was changed"),
+            "{file}: {}",
+            best.stderr
+        );
+        assert!(!bench.path("out").exists(), "{file}");
+        // That a split was another shows in the number of its items already.
+        if !expected.ends_with("study.json") {
+            for format in ["text", "markdown", "json", "html", "csv"] {
+                let report = bench.weld(&["study", "report", "study", "--format", format]);
+                assert_eq!(report.code, Some(0), "{file}: {}", report.stderr);
+                let text = if format == "csv" {
+                    report.stderr
+                } else {
+                    report.stdout
+                };
+                let text = words(&text.replace("&#x2f;", "/"));
+                assert!(text.contains("Changed since: "), "{file}, {format}: {text}");
+                assert!(text.contains(expected), "{file}, {format}: {text}");
+            }
+        }
+        if file != "recipe.yml" {
+            let again = bench.weld(&["study", "study.yml", "study"]);
+            assert_eq!(again.code, Some(1), "{file}: {}", again.stderr);
+            let named = expected.replace("reverse.jsonl", "the task `reverse`");
+            let named = named.replace("study.json", "`split_seed` differ");
+            assert!(
+                words(&again.stderr).contains(&named),
+                "{file}: {}",
+                again.stderr
+            );
+        }
+        fs::write(bench.path(file), before).unwrap();
+        assert_eq!(
+            fs::read(bench.path("study/trials.jsonl")).unwrap(),
+            trials,
+            "{file}"
+        );
+    }
+    let report = bench.weld(&["study", "report", "study"]);
+    assert!(!report.stdout.contains("Note"), "{}", report.stdout);
+    finished(&bench, "study");
+    let best = bench.weld(&["study", "best", "study", "out"]);
+    assert_eq!(best.code, Some(0), "{}", best.stderr);
+    // A study can be looked at where its models are not.
+    fs::rename(bench.path("family"), bench.path("elsewhere")).unwrap();
+    let report = bench.weld(&["study", "report", "study"]);
+    assert_eq!(report.code, Some(0), "{}", report.stderr);
+    assert!(
+        words(&report.stdout).contains("was not checked"),
+        "{}",
+        report.stdout
+    );
+}
+
+/// A line that contradicts itself, the study or another line is refused with its number, by all that read it.
+#[test]
+fn a_record_that_contradicts_itself_is_refused() {
+    let bench = studied("strategy: random\ntrials: 5\nhalving: {items: 4}\n");
+    let file = bench.path("study/trials.jsonl");
+    let before = fs::read_to_string(&file).unwrap();
+    let lines: Vec<&str> = before.lines().collect();
+    let refused = |text: String, expected: &str| {
+        fs::write(&file, text).unwrap();
+        let report = ["study", "report", "study"];
+        let best = ["study", "best", "study", "out"];
+        let on = ["study", "study.yml", "study"];
+        for command in [&report[..], &best, &on] {
+            let outcome = bench.weld(command);
+            assert_eq!(outcome.code, Some(1), "{expected}: {}", outcome.stderr);
+            let text = words(&outcome.stderr);
+            assert!(
+                text.contains("study/trials.jsonl:2: "),
+                "{command:?}: {text}"
+            );
+            assert!(text.contains(expected), "{command:?}, {expected}: {text}");
+        }
+        assert!(!bench.path("out").exists(), "{expected}");
+    };
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut trial: Value = serde_json::from_str(lines[1]).unwrap();
+        change(&mut trial);
+        format!("{}\n{trial}\n", lines[0])
+    };
+    type Change<'c> = &'c dyn Fn(&mut Value);
+    let cases: [(Change<'_>, &str); 14] = [
+        (&|one| one["score"] = 9.0.into(), "expected score"),
+        (
+            &|one| one["standard_error"] = Value::Null,
+            "expected standard_error",
+        ),
+        (
+            &|one| one["number"] = 1_000_000_000_000_000_u64.into(),
+            "below 1000000",
+        ),
+        (&|one| one["number"] = 0.into(), "stands on an earlier line"),
+        (&|one| one["search"] = "other".into(), "no search `other`"),
+        (
+            &|one| one["point"] = serde_json::json!([0.5]),
+            "2 numbers from 0 to 1",
+        ),
+        (&|one| one["point"][1] = 1.5.into(), "2 numbers from 0 to 1"),
+        (
+            &|one| one["point"][1] = 0.5.into(),
+            "those that the `point` stands for",
+        ),
+        (
+            &|one| one["tasks"][0]["values"] = serde_json::json!([-1.0]),
+            "task `sort`: expected",
+        ),
+        (
+            &|one| one["tasks"][0]["values"][0] = (-1.0).into(),
+            "task `sort`: expected score",
+        ),
+        (
+            &|one| one["tasks"][1]["task"] = "sort".into(),
+            "results of the tasks sort, reverse",
+        ),
+        (
+            &|one| one["rungs"] = serde_json::json!([0.5, 0.5, 0.5, 0.5, 0.5]),
+            "`rungs`",
+        ),
+        (
+            &|one| one["seconds"] = (-1.0).into(),
+            "cannot take -1 seconds",
+        ),
+        (
+            &|one| one["same_as"] = serde_json::json!(["recipe", 0]),
+            "as `same_as` says",
+        ),
+    ];
+    for (change, expected) in cases {
+        refused(with(change), expected);
+    }
+    refused(
+        format!("{}\n{}\n", lines[0], lines[0]),
+        "stands on an earlier line",
+    );
+    refused(
+        format!("{}\n{{\"search\": 1}}\n", lines[0]),
+        "no record of a study",
+    );
+    fs::write(&file, &before).unwrap();
+    // What is no score of the study cannot be its test or its comparison either.
+    for (name, number) in [("test.jsonl", 2), ("references.jsonl", 4)] {
+        let path = bench.path("study").join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        let line = text.lines().next().unwrap();
+        fs::write(&path, format!("{text}{line}\n")).unwrap();
+        let report = bench.weld(&["study", "report", "study"]);
+        assert_eq!(report.code, Some(1), "{name}: {}", report.stderr);
+        let expected = format!("{name}:{number}: ");
+        assert!(report.stderr.contains(&expected), "{}", report.stderr);
+        fs::write(&path, text).unwrap();
+    }
+    finished(&bench, "study");
+}
+
+/// What stands in the place of a study's file is not waited for, and a link leads nowhere.
+#[test]
+fn only_files_are_read_and_written() {
+    let bench = studied("strategy: random\ntrials: 1\n");
+    bench.file("precious", "not to be touched");
+    for name in [
+        "study.json",
+        "trials.jsonl",
+        "test.jsonl",
+        "references.jsonl",
+        "lock",
+    ] {
+        let path = bench.path("study").join(name);
+        let kept = bench.path("kept");
+        fs::rename(&path, &kept).unwrap();
+        let pipe = || {
+            assert!(
+                Command::new("mkfifo")
+                    .arg(&path)
+                    .status()
+                    .unwrap()
+                    .success()
+            )
+        };
+        let folder = || fs::create_dir(&path).unwrap();
+        let device = || std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let link = || std::os::unix::fs::symlink("../precious", &path).unwrap();
+        let puts: [&dyn Fn(); 4] = [&pipe, &folder, &device, &link];
+        for (at, put) in puts.into_iter().enumerate() {
+            put();
+            let report = ["study", "report", "study"];
+            let best = ["study", "best", "study", "out"];
+            let on = ["study", "study.yml", "study"];
+            for command in [&report[..], &best, &on] {
+                let outcome = bench.weld(command);
+                assert_eq!(outcome.code, Some(2), "{name} {at}: {}", outcome.stderr);
+                assert!(
+                    outcome.stderr.contains(name),
+                    "{name} {at}: {}",
+                    outcome.stderr
+                );
+            }
+            if path.is_dir() && !path.is_symlink() {
+                fs::remove_dir(&path).unwrap();
+            } else {
+                fs::remove_file(&path).unwrap();
+            }
+        }
+        fs::rename(&kept, &path).unwrap();
+    }
+    let precious = fs::read_to_string(bench.path("precious")).unwrap();
+    assert_eq!(precious, "not to be touched");
+    for name in ["study.yml", "sort.jsonl", "recipe.yml"] {
+        fs::remove_file(bench.path(name)).unwrap();
+        let made = Command::new("mkfifo")
+            .arg(bench.path(name))
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let outcome = bench.weld(&["study", "study.yml", "study"]);
+        assert_eq!(outcome.code, Some(2), "{name}: {}", outcome.stderr);
+        fs::remove_file(bench.path(name)).unwrap();
+        // What comes next in order is looked at.
+        let text = match name {
+            "study.yml" => "recipe: recipe.yml\ntasks: [sort.jsonl]\ntrials: 1\n".to_owned(),
+            "sort.jsonl" => "{\"prompt\": \"a\", \"answer\": \"a\"}\n".to_owned(),
+            _ => RECIPE.to_owned(),
+        };
+        bench.file(name, text);
+    }
 }

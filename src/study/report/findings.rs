@@ -3,8 +3,11 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::bench::Means;
+use crate::changes::changes;
 use crate::error::StudyError;
 use crate::folder::{Folder, Record, Settings};
+use crate::search::Listener;
 use crate::statistics::{Estimate, difference};
 use crate::trial::{Objective, Reference, Status, TaskResult, Tested, Trial, score};
 
@@ -36,6 +39,8 @@ pub struct Report {
     pub references: Vec<Row>,
     /// The trials than which no other is better in one task and at least as good in all: search and number.
     pub pareto: Vec<Row>,
+    /// What a reader should know: what has changed since the trials were scored.
+    pub notes: Vec<String>,
     #[serde(skip)]
     pub(crate) trials: Vec<Trial>,
 }
@@ -125,8 +130,18 @@ impl Report {
     /// # Errors
     /// The folder cannot be read.
     pub fn new(folder: &Folder) -> Result<Report, StudyError> {
-        let (settings, record) = (folder.settings()?, folder.record()?);
-        Ok(Self::of(&settings, &record))
+        Ok(Self::of(folder.settings(), &folder.record()?))
+    }
+
+    /// The same report, which notes what has changed since the trials were scored.
+    pub fn with_changes(
+        mut self,
+        folder: &Folder,
+        means: Means,
+        listener: &dyn Listener,
+    ) -> Report {
+        self.notes = changes(folder, means, listener);
+        self
     }
 
     pub(crate) fn of(settings: &Settings, record: &Record) -> Report {
@@ -167,7 +182,7 @@ impl Report {
             tasks: settings
                 .tasks
                 .iter()
-                .map(|(name, _)| name.clone())
+                .map(|task| task.name.clone())
                 .collect(),
             validation_items: best.as_ref().map_or(0, |best| items(&best.results)),
             test_items: record.tested.first().map_or(0, |one| items(&one.tasks)),
@@ -175,11 +190,12 @@ impl Report {
             searches: settings
                 .searches
                 .iter()
-                .map(|search| summary(&search.name, &search.space, record))
+                .map(|search| summary(&search.name, search.space.in_words(), record))
                 .collect(),
             leaderboard,
             references,
             pareto,
+            notes: Vec::new(),
             trials: record.trials.clone(),
         }
     }
@@ -217,7 +233,7 @@ fn sort(rows: &mut [Row]) {
     rows.sort_by(|a, b| b.validation.value.total_cmp(&a.validation.value));
 }
 
-fn summary(name: &str, space: &[(String, String)], record: &Record) -> SearchSummary {
+fn summary(name: &str, space: Vec<(String, String)>, record: &Record) -> SearchSummary {
     let count = |status: Status| {
         record
             .of_search(name)
@@ -226,7 +242,7 @@ fn summary(name: &str, space: &[(String, String)], record: &Record) -> SearchSum
     };
     SearchSummary {
         name: name.to_owned(),
-        space: space.to_vec(),
+        space,
         complete: count(Status::Complete),
         stopped: count(Status::Stopped),
         failed: count(Status::Failed),

@@ -20,6 +20,7 @@ struct Page {
     searches: Vec<SearchPart>,
     pareto: Vec<(String, String, String)>,
     looks: usize,
+    notes: Vec<String>,
 }
 
 /// What the page shows of a search.
@@ -93,6 +94,7 @@ pub fn html(report: &Report) -> Result<String, PageError> {
             })
             .collect(),
         looks: report.looks_at_test,
+        notes: report.notes.clone(),
     };
     page_of(include_str!("study.html"), &page)
 }

@@ -238,6 +238,9 @@ fn opening(report: &Report) -> String {
     if failed > 0 {
         out.push_str(&format!("{failed} failed.\n"));
     }
+    for note in &report.notes {
+        out.push_str(&format!("Note: {note}.\n"));
+    }
     out.push_str("± is half of a 95 % interval over the items; differences are item by item, on the same items.\n");
     out
 }

@@ -1,7 +1,8 @@
 use serde_json::{Map, json};
 
 use super::*;
-use crate::folder::{Folder, Settings};
+use crate::folder::{Folder, Settings, TaskSettings};
+use crate::inputs::Input;
 use crate::trial::{Objective, Reference, Status, TaskResult, Tested, Trial, score};
 
 fn task(name: &str, verdicts: &str) -> TaskResult {
@@ -21,6 +22,10 @@ fn tasks(a: &str, b: &str) -> Vec<TaskResult> {
     vec![task("add", a), task("sort", b)]
 }
 
+fn key(search: &str, number: usize) -> String {
+    blake3::hash(format!("{search} {number}").as_bytes()).to_string()
+}
+
 fn trial(search: &str, number: usize, tasks: Vec<TaskResult>, weight: f64) -> Trial {
     let all = score(&tasks);
     Trial {
@@ -33,7 +38,7 @@ fn trial(search: &str, number: usize, tasks: Vec<TaskResult>, weight: f64) -> Tr
         point: vec![weight],
         rungs: Vec::new(),
         tasks,
-        key: format!("{search} {number}"),
+        key: key(search, number),
         same_as: None,
         error: None,
         seconds: 0.5,
@@ -50,12 +55,21 @@ tasks: [t.jsonl]
 trials: 3
 ";
     let study = crate::parse("study.yml", study).unwrap();
-    let recipes = ["a: 1\n", "b: 1\n"].map(str::to_owned);
-    let names = vec![
-        ("add".to_owned(), String::new()),
-        ("sort".to_owned(), String::new()),
-    ];
-    let settings = Settings::new(&study, &recipes, names, Vec::new());
+    let recipes = ["a: 1\n", "b: 1\n"].map(|text| (text.to_owned(), text.to_owned()));
+    let names = ["add", "sort"].map(|name| TaskSettings {
+        name: name.to_owned(),
+        digest: String::new(),
+        validation: 8,
+        test: 8,
+        file: "t.jsonl".into(),
+    });
+    let models = ["one", "two"].map(|model| Input {
+        model: model.to_owned(),
+        part: "tensors".to_owned(),
+        digest: String::new(),
+        state: None,
+    });
+    let settings = Settings::new(&study, &recipes, names.to_vec(), models.to_vec());
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::open_for(&dir.path().join("study"), &settings).unwrap();
     let mut record = folder.record().unwrap();
@@ -65,7 +79,7 @@ trials: 3
         (failed.status, failed.score, failed.error) = (Status::Failed, None, Some("NaN".into()));
         let repeated = Trial {
             same_as: Some(("ties".into(), 1)),
-            key: "ties 1".into(),
+            key: key("ties", 1),
             ..trial("ties", 3, tasks("11110000", "11111111"), 0.4)
         };
         for trial in [
@@ -85,13 +99,14 @@ trials: 3
             };
             locked.add_reference(&mut record, &reference).unwrap();
         }
+        let test = tasks("11110000", "11111100");
         let tested = Tested {
             search: "ties".into(),
             number: 1,
-            key: "ties 1".into(),
+            key: key("ties", 1),
             score: 0.625,
-            standard_error: Some(0.1),
-            tasks: tasks("11110000", "11111100"),
+            standard_error: score(&test).error,
+            tasks: test,
         };
         locked.add_tested(&mut record, &tested).unwrap();
     }
