@@ -29,6 +29,9 @@ pub struct ShardLayout {
 /// The alignment of data: a page, so that whole pages of tensors can be written and mapped.
 const ALIGNMENT: u64 = 4096;
 
+/// The metadata of models' files: transformers loads none without it.
+const OF_MODELS: (&str, &str) = ("format", "pt");
+
 /// The bytes of a tensor's header entry besides its name and shape: keys, dtype, two offsets.
 const ENTRY_BYTES: u64 = 128;
 
@@ -54,7 +57,7 @@ pub fn shard_layout(
             1 => format!("{stem}.safetensors"),
             _ => format!("{stem}-{:05}-of-{count:05}.safetensors", at + 1),
         };
-        lay_out(file_name, tensors, &lens, group)
+        lay_out(file_name, tensors, &lens, group, OF_MODELS)
     };
     groups.into_iter().enumerate().map(layout).collect()
 }
@@ -71,9 +74,26 @@ pub fn single_file_layout(
     let lens = checked_lens(tensors)?;
     let file_name = format!("{stem}{}", format.end());
     match format {
-        WrittenAs::Safetensors => lay_out(file_name, tensors, &lens, (0..tensors.len()).collect()),
+        WrittenAs::Safetensors => {
+            let all = (0..tensors.len()).collect();
+            lay_out(file_name, tensors, &lens, all, OF_MODELS)
+        }
         WrittenAs::Torch => torch_layout(file_name, tensors, &lens),
     }
+}
+
+/// Puts tensors into a single file of safetensors whose metadata is one entry.
+///
+/// # Errors
+/// As [`shard_layout`].
+pub fn annotated_layout(
+    tensors: &[(String, Dtype, Vec<usize>)],
+    file_name: &str,
+    metadata: (&str, &str),
+) -> Result<ShardLayout, CheckpointError> {
+    let lens = checked_lens(tensors)?;
+    let all = (0..tensors.len()).collect();
+    lay_out(file_name.to_owned(), tensors, &lens, all, metadata)
 }
 
 /// The stem of the names of a model's weight files, as `model`: components of diffusers have one of their own.
@@ -188,6 +208,7 @@ fn lay_out(
     tensors: &[(String, Dtype, Vec<usize>)],
     lens: &[u64],
     mut group: Vec<usize>,
+    metadata: (&str, &str),
 ) -> Result<ShardLayout, CheckpointError> {
     if !is_aligned(tensors, lens, &group) {
         // Widest first keeps every offset a multiple of its tensor's width; tensors of equal width keep their order.
@@ -206,7 +227,7 @@ fn lay_out(
         };
         infos.push((name.clone(), info));
     }
-    let header = header(&file_name, infos)?;
+    let header = header(&file_name, infos, metadata)?;
     let mut offset = header.len() as u64;
     let mut placed = Vec::with_capacity(group.len());
     for at in group {
@@ -230,12 +251,16 @@ fn is_aligned(tensors: &[(String, Dtype, Vec<usize>)], lens: &[u64], group: &[us
     })
 }
 
-fn header(file_name: &str, infos: Vec<(String, TensorInfo)>) -> Result<Vec<u8>, CheckpointError> {
+fn header(
+    file_name: &str,
+    infos: Vec<(String, TensorInfo)>,
+    (key, value): (&str, &str),
+) -> Result<Vec<u8>, CheckpointError> {
     let malformed = |detail: &dyn std::fmt::Display| CheckpointError::HeaderMalformed {
         path: file_name.into(),
         detail: plain(detail),
     };
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = HashMap::from([(key.to_owned(), value.to_owned())]);
     let metadata = Metadata::new(Some(metadata), infos).map_err(|e| malformed(&e))?;
     let mut json = serde_json::to_vec(&metadata).map_err(|e| malformed(&e))?;
     let padded = (LENGTH_BYTES + json.len() as u64).next_multiple_of(ALIGNMENT) - LENGTH_BYTES;

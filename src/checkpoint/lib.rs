@@ -15,6 +15,7 @@ mod config;
 mod error;
 mod file_state;
 mod files;
+mod fingerprint;
 mod folder;
 mod format;
 mod glob;
@@ -45,6 +46,7 @@ mod scaled;
 mod shard;
 mod sidecars;
 mod source;
+mod statistics;
 mod survey;
 mod tokenizer;
 mod torch_file;
@@ -69,7 +71,8 @@ pub use hub::{HubSnapshot, is_repo_id};
 pub use in_memory::{Bytes, InMemory, InMemoryError, map_parts};
 pub use json::{check_json, json_line, json_text, parse_json};
 pub use layout::{
-    ShardLayout, folder_of, index_json, index_name, shard_layout, single_file_layout, stem_of,
+    ShardLayout, annotated_layout, folder_of, index_json, index_name, shard_layout,
+    single_file_layout, stem_of,
 };
 pub use left_out::LeftOut;
 pub use licence::{Licence, LicenceTerm};
@@ -88,6 +91,7 @@ pub use scaled::{Scaled, ScaledError, Scales};
 pub use shard::Shard;
 pub use sidecars::{Sidecar, SidecarKind, read_sidecar};
 pub use source::{TensorEntry, TensorSource};
+pub use statistics::{Statistic, Statistics, StatisticsInfo};
 pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Piece, PieceKind, PieceModel, Tokenizer, TokenizerKind, VocabularyComparison,

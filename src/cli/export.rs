@@ -1,6 +1,6 @@
 //! `weld export`: a checkpoint in another format.
 
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
@@ -10,11 +10,12 @@ use super::caller::Caller;
 use super::network::{Needs, Network};
 use super::output::Failure;
 use super::signals::Work;
+use super::single_file::FileKind;
 use checkpoint::{Checkpoint, Location, ModelRef};
 use errors::{Hint, Refusal, printable};
 use gguf::{Encoding, Export, Options};
 use plan::Plan;
-use run::destination::{Disk, folder_of};
+use run::destination::Disk;
 use run::{ExportError, write_gguf};
 
 /// Write a checkpoint in another format
@@ -133,7 +134,7 @@ fn to_gguf(arguments: &GgufArguments) -> Result<(), Failure> {
     };
     let in_model = |refusal: Refusal| refusal.within(&arguments.model);
     file.write(&checkpoint, options, in_model, || {
-        check_free(out, force, &checkpoint)
+        GGUF.check_free(out, force, &checkpoint)
     })?;
     let (place, folder) = (absolute(out)?, absolute(&location.path)?);
     if let Ok(inside) = place.strip_prefix(&folder) {
@@ -162,7 +163,7 @@ impl BesideArguments {
             ));
         }
         for model in plan.stored_models() {
-            check_free(out, force, model)?;
+            GGUF.check_free(out, force, model)?;
         }
         let config = plan.config.as_ref();
         let model_type = config.and_then(|config| config["model_type"].as_str());
@@ -262,75 +263,12 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     whole.map_err(|error| Failure::tool(format!("{}: {error}", path.display())))
 }
 
-/// Refuses a path where no file can be made, that holds something, that the model is read from, or that would lose
-/// something but a GGUF file.
-fn check_free(out: &Path, force: bool, checkpoint: &Checkpoint) -> Result<(), Failure> {
-    let shown = out.display();
-    let refused =
-        |message: String, hint: &str| Err(Failure::input(Refusal::new(message).with_hint(hint)));
-    let name = out.as_os_str().as_encoded_bytes();
-    if out.is_dir() || name.ends_with(b"/") || out.file_name().is_none() {
-        let hint = "name a file, such as model.gguf in it";
-        return refused(format!("{shown} is a folder"), hint);
-    }
-    let found = match out.symlink_metadata() {
-        Err(error) if error.kind() == ErrorKind::NotFound => return check_folder(out),
-        Err(error) => return Err(Failure::tool(format!("{shown}: {error}"))),
-        Ok(_) => out.metadata(),
-    };
-    let Ok(found) = found else {
-        let hint = "remove the link, or name another file";
-        return refused(format!("{shown} is a link to nothing"), hint);
-    };
-    if !found.is_file() {
-        let message = format!("{shown} is no file, but a pipe, a socket or a device");
-        return refused(
-            message,
-            "name a file; a GGUF file is put in its place when it is complete",
-        );
-    }
-    let place = out.canonicalize().ok();
-    let is_read = checkpoint
-        .shards()
-        .iter()
-        .any(|shard| shard.path.canonicalize().ok() == place);
-    if place.is_some() && is_read {
-        return refused(
-            format!("{shown} is a file of the model itself"),
-            "name another file",
-        );
-    }
-    if !force {
-        return refused(format!("{shown} is there already"), "--force replaces it");
-    }
-    if !is_gguf_or_empty(out) {
-        let message = format!("{shown} is no GGUF file, and would be lost");
-        return refused(message, "name another file, or remove this one");
-    }
-    check_folder(out)
-}
-
-/// Refuses a path in whose folder no file can be made.
-fn check_folder(out: &Path) -> Result<(), Failure> {
-    // Where the file is a link, it is made beside the file that the link names.
-    let out = out.canonicalize().unwrap_or_else(|_| out.to_owned());
-    let folder = folder_of(&out);
-    if !folder.is_dir() {
-        let message = format!("{}: {} is no folder", out.display(), folder.display());
-        let hint = "make the folder first, or name a file in another one";
-        return Err(Failure::input(Refusal::new(message).with_hint(hint)));
-    }
-    match tempfile::tempfile_in(folder) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::tool(
-            Refusal::new(format!(
-                "no file can be made in {}: {error}",
-                folder.display()
-            ))
-            .with_hint("name a file in another folder"),
-        )),
-    }
-}
+/// A GGUF file.
+const GGUF: FileKind = FileKind {
+    name: "GGUF file",
+    example: "model.gguf",
+    may_be_lost: is_gguf_or_empty,
+};
 
 /// Whether a file has nothing to lose but an earlier export.
 fn is_gguf_or_empty(path: &Path) -> bool {

@@ -26,7 +26,7 @@ const COMMANDS: [(&str, &[&str]); 5] = [
     ("Find a better recipe", &["study"]),
     (
         "Look at models",
-        &["inspect", "check", "diff", "analyse", "eval"],
+        &["inspect", "check", "diff", "analyse", "eval", "stats"],
     ),
     (
         "Prove what a model is made of",
@@ -156,6 +156,14 @@ const EXAMPLES: &[Examples] = &[
             "weld extract-lora base finetune adapter --energy 0.99 --max-rank 128 --save embed_tokens",
         ],
         page: "docs/lora.md",
+    },
+    Examples {
+        command: "stats",
+        lines: &[
+            "weld stats tuned --data texts.jsonl --keep gram --out tuned-gram.safetensors",
+            "weld stats base --data texts.jsonl --keep magnitude --out base-magnitude.safetensors",
+        ],
+        page: "docs/statistics.md",
     },
     Examples {
         command: "study",

@@ -39,6 +39,8 @@ mod record;
 mod report;
 mod sign;
 mod signals;
+mod single_file;
+mod stats;
 mod study;
 mod transplant;
 mod verify;
@@ -78,6 +80,7 @@ enum Command {
     Transplant(Box<transplant::Arguments>),
     #[cfg(feature = "hub")]
     Push(push::Arguments),
+    Stats(Box<stats::Arguments>),
     Study(Box<study::Arguments>),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
@@ -118,6 +121,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Transplant(arguments) => transplant::run(&arguments),
         #[cfg(feature = "hub")]
         Command::Push(arguments) => push::run(&arguments),
+        Command::Stats(arguments) => stats::run(&arguments),
         Command::Study(arguments) => study::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

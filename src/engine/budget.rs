@@ -67,7 +67,7 @@ impl Budget {
     }
 
     /// The most bytes.
-    fn most(self) -> u64 {
+    pub fn most(self) -> u64 {
         match self {
             Budget::Limit(bytes) => bytes,
             Budget::Grows { free, .. } => free,

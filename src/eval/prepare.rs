@@ -120,6 +120,27 @@ impl Prepared {
         })
     }
 
+    /// The tokens that a model reads when these items are scored, with the right answer of each; a text that is longer
+    /// than the model takes gives several.
+    pub fn sequences(&self) -> Vec<Vec<u32>> {
+        let items = self.tasks.iter().flat_map(|task| &task.items);
+        let sequence = |run: &Continued, right: usize| {
+            let continuation = &run.continuations[right];
+            // What follows the last token is not asked, so it is not read.
+            let read = &continuation[..continuation.len() - 1];
+            [&run.prompt, read].concat()
+        };
+        items
+            .flat_map(|item| {
+                let right = match &item.judged {
+                    Judged::Choices { right, .. } => *right,
+                    Judged::Answer { .. } | Judged::Text { .. } => 0,
+                };
+                item.runs.iter().map(move |run| sequence(run, right))
+            })
+            .collect()
+    }
+
     /// How many items are scored.
     pub fn items(&self) -> usize {
         self.tasks.iter().map(|task| task.items.len()).sum()

@@ -15,6 +15,7 @@ use super::norm::rms_norm;
 use super::rope::{Rope, Table};
 use super::settings::Settings;
 use super::states::{Batch, States};
+use super::taps::{self, Taps};
 use super::weights::read;
 use checkpoint::Checkpoint;
 use numeric::{View, multiply};
@@ -117,7 +118,15 @@ impl<'w> Decoder<'w> {
             if number == last && !observer.wants_gate_inputs() {
                 break;
             }
-            pool.install(|| self.attend(number, layer, &mut states, &batch, &table, None))?;
+            pool.install(|| {
+                let run = Run {
+                    batch: &batch,
+                    table: &table,
+                    cache: None,
+                    taps: &mut (),
+                };
+                self.attend(number, layer, &mut states, run)
+            })?;
             let input = self.mlp_input(layer, &states)?;
             if observer.wants_gate_inputs() {
                 input.check(|| format!("before the MLP of layer {number}"))?;
@@ -125,7 +134,7 @@ impl<'w> Decoder<'w> {
                 observer.gate_input(number, &by_token, &prompts);
             }
             if number < last {
-                pool.install(|| self.feed(layer, &input, &mut states))?;
+                pool.install(|| self.feed(layer, &input, &mut states, &mut ()))?;
             }
         }
         Ok(())
@@ -175,20 +184,25 @@ impl<'w> Decoder<'w> {
         let mut states = self.embed(batch)?;
         for (number, layer) in self.layers.iter().enumerate() {
             states.check(|| format!("that enter layer {number}"))?;
-            let cache = cache.as_deref_mut();
-            self.attend(number, layer, &mut states, batch, &table, cache)?;
+            let run = Run {
+                batch,
+                table: &table,
+                cache: cache.as_deref_mut(),
+                taps: &mut (),
+            };
+            self.attend(number, layer, &mut states, run)?;
             if number + 1 == self.layers.len() {
                 states = states.select(wanted)?;
             }
             let input = self.mlp_input(layer, &states)?;
-            self.feed(layer, &input, &mut states)?;
+            self.feed(layer, &input, &mut states, &mut ())?;
         }
         states.check(|| "that leave the last layer".into())?;
         Ok(states)
     }
 
     /// The rows of the embedding, one per token.
-    fn embed(&self, batch: &Batch) -> Result<States, ForwardError> {
+    pub(super) fn embed(&self, batch: &Batch) -> Result<States, ForwardError> {
         let (hidden, tokens) = (self.settings.hidden, batch.tokens.len());
         let mut states = States::zeros(hidden, tokens)?;
         let mut row = vec![0.0; hidden];
@@ -217,22 +231,22 @@ impl<'w> Decoder<'w> {
     }
 
     /// Adds the output of a layer's attention to the residual stream.
-    fn attend(
+    pub(super) fn attend(
         &self,
         number: usize,
         layer: &Layer,
         states: &mut States,
-        batch: &Batch,
-        table: &Table,
-        cache: Option<&mut Cache>,
+        run: Run<'_>,
     ) -> Result<(), ForwardError> {
         let settings = &self.settings;
+        let Run { batch, table, .. } = run;
         let (mut query, mut key, value) = {
             let normed = match settings.norms_after {
                 false => Some(self.normed(&layer.attention_norm, states)?),
                 true => None,
             };
             let input = normed.as_ref().unwrap_or(states);
+            run.taps.input(taps::ATTENTION, input);
             (
                 layer.query.apply(self.weights, input)?,
                 layer.key.apply(self.weights, input)?,
@@ -252,7 +266,7 @@ impl<'w> Decoder<'w> {
             scale: settings.attention_scale,
             window: settings.windows.of_layer(number),
         };
-        match cache {
+        match run.cache {
             None => attention.apply(&mut query, &key, &value, &batch.sequences),
             Some(cache) => {
                 let (keys, values) = cache.keep(number, &key, &value, batch);
@@ -260,6 +274,7 @@ impl<'w> Decoder<'w> {
             }
         }
         drop((key, value));
+        run.taps.input(taps::ATTENTION_OUTPUT, &query);
         let mut out = layer.output.apply(self.weights, &query)?;
         if settings.norms_after {
             self.norm(&layer.attention_norm, &mut out)?;
@@ -269,7 +284,7 @@ impl<'w> Decoder<'w> {
     }
 
     /// The input of a layer's MLP.
-    fn mlp_input(&self, layer: &Layer, states: &States) -> Result<States, ForwardError> {
+    pub(super) fn mlp_input(&self, layer: &Layer, states: &States) -> Result<States, ForwardError> {
         match self.settings.norms_after {
             false => self.normed(&layer.mlp_norm, states),
             true => {
@@ -281,11 +296,22 @@ impl<'w> Decoder<'w> {
     }
 
     /// Adds the output of a layer's MLP to the residual stream.
-    fn feed(&self, layer: &Layer, input: &States, states: &mut States) -> Result<(), ForwardError> {
+    pub(super) fn feed(
+        &self,
+        layer: &Layer,
+        input: &States,
+        states: &mut States,
+        taps: &mut dyn Taps,
+    ) -> Result<(), ForwardError> {
         let activation = self.settings.activation;
+        taps.input(taps::MLP, input);
         let mut out = match &layer.mlp {
-            Mlp::Dense(gated) => gated.apply(self.weights, activation, input)?,
-            Mlp::Experts(experts) => experts.apply(self.weights, activation, input)?,
+            Mlp::Dense(gated) => {
+                let inner = gated.inner(self.weights, activation, input)?;
+                taps.input(taps::DENSE_OUTPUT, &inner);
+                gated.down.apply(self.weights, &inner)?
+            }
+            Mlp::Experts(experts) => experts.apply(self.weights, activation, input, taps)?,
         };
         if self.settings.norms_after {
             self.norm(&layer.mlp_norm, &mut out)?;
@@ -346,6 +372,16 @@ impl<'w> Decoder<'w> {
         }
         Ok(())
     }
+}
+
+/// What the attention of a layer needs besides states.
+pub(super) struct Run<'r> {
+    pub(super) batch: &'r Batch,
+    pub(super) table: &'r Table,
+    /// Takes keys and values, and has those of earlier runs.
+    pub(super) cache: Option<&'r mut Cache>,
+    /// Sees what enters linear layers.
+    pub(super) taps: &'r mut dyn Taps,
 }
 
 /// The tensors after the last layer.

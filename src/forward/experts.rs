@@ -5,6 +5,7 @@ use super::error::ForwardError;
 use super::layout::Experts;
 use super::settings::Routing;
 use super::states::States;
+use super::taps::{Taps, expert_input, expert_output};
 use checkpoint::Checkpoint;
 
 impl Experts {
@@ -14,6 +15,7 @@ impl Experts {
         weights: &Checkpoint,
         activation: Activation,
         x: &States,
+        taps: &mut dyn Taps,
     ) -> Result<States, ForwardError> {
         let logits = self.router.apply(weights, x)?;
         let correction = match &self.correction {
@@ -31,11 +33,16 @@ impl Experts {
             }
         }
         let mut sum = States::zeros(x.rows, x.tokens)?;
-        for (expert, (tokens, factors)) in self.experts.iter().zip(&assigned) {
+        let experts = self.experts.iter().zip(&assigned).enumerate();
+        for (number, (expert, (tokens, factors))) in experts {
             if tokens.is_empty() {
                 continue;
             }
-            let out = expert.apply(weights, activation, &x.select(tokens)?)?;
+            let selected = x.select(tokens)?;
+            taps.input(expert_input(number), &selected);
+            let inner = expert.inner(weights, activation, &selected)?;
+            taps.input(expert_output(number), &inner);
+            let out = expert.down.apply(weights, &inner)?;
             let rows = out.values.chunks_exact(tokens.len());
             for (sum, row) in sum.values.chunks_exact_mut(x.tokens).zip(rows) {
                 for ((value, &token), factor) in row.iter().zip(tokens).zip(factors) {
@@ -44,7 +51,9 @@ impl Experts {
             }
         }
         if let Some(shared) = &self.shared {
-            let mut out = shared.apply(weights, activation, x)?;
+            let inner = shared.inner(weights, activation, x)?;
+            taps.input(expert_output(self.experts.len()), &inner);
+            let mut out = shared.down.apply(weights, &inner)?;
             if let Some(gate) = &self.shared_gate {
                 let gates = gate.apply(weights, x)?;
                 for row in out.values.chunks_exact_mut(x.tokens) {

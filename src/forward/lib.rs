@@ -24,6 +24,7 @@ mod rope;
 mod scores;
 mod settings;
 mod states;
+mod taps;
 mod tokenizer;
 mod weights;
 
@@ -34,5 +35,6 @@ pub use decoder::{Decoder, Observer};
 pub use error::ForwardError;
 pub use generate::Until;
 pub use scores::{Continued, TokenScore};
+pub use taps::{InputObserver, LinearInput, LinearWeight};
 pub use tokenizer::Tokenizer;
 pub use weights::read;

@@ -81,8 +81,8 @@ impl Linear {
 }
 
 impl Gated {
-    /// `W_down (activation(W_gate x) * W_up x)` for each token.
-    pub(super) fn apply(
+    /// `activation(W_gate x) * W_up x` for each token: what enters `W_down`.
+    pub(super) fn inner(
         &self,
         weights: &Checkpoint,
         activation: Activation,
@@ -100,6 +100,6 @@ impl Gated {
             activation.gate(gates, ups);
             Ok::<(), ForwardError>(())
         })?;
-        self.down.apply(weights, &inner)
+        Ok(inner)
     }
 }

@@ -32,6 +32,19 @@ impl<T: Real> Matrix<T> {
         })
     }
 
+    /// The matrix of these elements, row by row.
+    ///
+    /// # Panics
+    /// If they are not as many: an error of the caller.
+    pub fn from_values(rows: usize, columns: usize, values: Vec<T>) -> Self {
+        assert_eq!(Some(values.len()), rows.checked_mul(columns));
+        Self {
+            values,
+            rows,
+            columns,
+        }
+    }
+
     /// The matrix of what a function says of each row and column.
     ///
     /// # Errors
@@ -310,6 +323,57 @@ pub fn add_gram<T: Real>(
     matrix: &Matrix<T>,
     factor: f64,
 ) -> Result<(), NoMemory> {
+    add_below(square, matrix, factor)?;
+    mirror(square);
+    Ok(())
+}
+
+/// A sum of `matrix' matrix` over matrices that come one after the other.
+#[derive(Debug)]
+pub struct GramSum(Matrix<f64>);
+
+impl GramSum {
+    /// An empty sum, for matrices of that many columns.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn new(columns: usize) -> Result<Self, NoMemory> {
+        Ok(Self(Matrix::zeros(columns, columns)?))
+    }
+
+    /// Adds `matrix' matrix`.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    ///
+    /// # Panics
+    /// If the matrix has another number of columns: an error of the caller.
+    pub fn add<T: Real>(&mut self, matrix: &Matrix<T>) -> Result<(), NoMemory> {
+        add_below(&mut self.0, matrix, 1.0)
+    }
+
+    /// The sum.
+    pub fn finish(mut self) -> Matrix<f64> {
+        mirror(&mut self.0);
+        self.0
+    }
+
+    /// Bytes that a sum holds, and the most that adding to it takes beside it and the matrix.
+    pub fn bytes(columns: usize) -> (u64, u64) {
+        let row = (columns as u64).saturating_mul(8);
+        (
+            row.saturating_mul(columns as u64),
+            row.saturating_mul(PANEL as u64),
+        )
+    }
+}
+
+/// Adds `factor matrix' matrix` on the diagonal and below it; what lies above it is then of no use.
+fn add_below<T: Real>(
+    square: &mut Matrix<f64>,
+    matrix: &Matrix<T>,
+    factor: f64,
+) -> Result<(), NoMemory> {
     let size = matrix.columns;
     assert!(square.rows == size && square.columns == size);
     if size == 0 {
@@ -333,7 +397,6 @@ pub fn add_gram<T: Real>(
             add_product(out, size, left, right, factor);
         });
     }
-    mirror(square);
     Ok(())
 }
 

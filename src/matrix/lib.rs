@@ -16,7 +16,7 @@ mod singular;
 #[cfg(test)]
 mod tests;
 
-pub use dense::{Matrix, add_gram, gram, squared_residual};
+pub use dense::{GramSum, Matrix, add_gram, gram, squared_residual};
 pub use eigen::{Eigen, eigen_bytes};
 pub use leading::{leading_bytes, leading_singular_vectors};
 pub use singular::{Polar, RANK, Singular, polar, singular_vectors};

@@ -53,6 +53,7 @@ mod runtimes;
 mod set;
 mod signing;
 mod sources;
+mod stats;
 mod strays;
 mod structure;
 mod study;

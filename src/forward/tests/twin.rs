@@ -1,5 +1,8 @@
 //! A decoder in f64 made of a few loops: one token at a time, no tiles, no batches.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use super::Held;
 
 /// The sizes of the twin's model: a Qwen3-MoE, its even layers dense, with a window.
@@ -15,12 +18,16 @@ pub(super) struct Twin<'a> {
     pub(super) experts: usize,
     pub(super) per_token: usize,
     pub(super) eps: f64,
+    /// What each matrix was multiplied with, by its name.
+    pub(super) seen: RefCell<BTreeMap<String, Vec<Vector>>>,
 }
 
 type Vector = Vec<f64>;
 
 impl Twin<'_> {
     fn times(&self, name: &str, x: &[f64]) -> Vector {
+        let mut seen = self.seen.borrow_mut();
+        seen.entry(name.to_owned()).or_default().push(x.to_vec());
         let weights = self.held.values(name);
         weights
             .chunks(x.len())

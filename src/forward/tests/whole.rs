@@ -1,10 +1,11 @@
 //! The whole decoder compared with its twin, and the guarantees of a run.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde_json::{Value, json};
 
-use super::super::{Continued, Decoder, ForwardError, Observer, Until};
+use super::super::{Continued, Decoder, ForwardError, InputObserver, Observer, Until};
 use super::twin::Twin;
 use super::{Held, Kept, assert_near, random};
 
@@ -67,11 +68,9 @@ fn prompts() -> Vec<Vec<u32>> {
         .into()
 }
 
-#[test]
-fn states_logits_and_probabilities_are_those_of_the_twin() {
-    let (config, held, prompts) = (config(), held(), prompts());
-    let twin = Twin {
-        held: &held,
+fn twin(held: &Held) -> Twin<'_> {
+    Twin {
+        held,
         hidden: 12,
         heads: 4,
         key_heads: 2,
@@ -82,7 +81,98 @@ fn states_logits_and_probabilities_are_those_of_the_twin() {
         experts: 3,
         per_token: 2,
         eps: 1e-6,
+        seen: Default::default(),
+    }
+}
+
+/// Keeps what enters linear layers.
+#[derive(Default, PartialEq, Debug)]
+struct Entered {
+    inputs: BTreeMap<usize, Vec<f32>>,
+    layers: Vec<usize>,
+    /// The layer at which it stops.
+    until: Option<usize>,
+}
+
+impl InputObserver for Entered {
+    type Error = ForwardError;
+
+    fn input(&mut self, number: usize, values: Vec<f32>) -> Result<(), ForwardError> {
+        self.inputs.entry(number).or_default().extend(values);
+        Ok(())
+    }
+
+    fn layer_done(&mut self, layer: usize) -> Result<(), ForwardError> {
+        self.layers.push(layer);
+        match self.until == Some(layer) {
+            true => Err(ForwardError::NoPrompt),
+            false => Ok(()),
+        }
+    }
+}
+
+/// All linear layers, those of the last MLP and of each expert among them.
+#[test]
+fn what_enters_linear_layers_is_what_the_twin_multiplies_them_with() {
+    let (config, held, prompts) = (config(), held(), prompts());
+    let twin = twin(&held);
+    prompts.iter().for_each(|tokens| drop(twin.run(tokens)));
+    let model = held.model();
+    let decoder = Decoder::new(&config, &model).unwrap();
+    let inputs = decoder.linear_inputs();
+    let mut entered = Entered::default();
+    decoder.observe_inputs(&prompts, 2, &mut entered).unwrap();
+    assert_eq!(entered.layers, [0, 1, 2]);
+    let mut seen = twin.seen.take();
+    for (number, input) in inputs.iter().enumerate() {
+        let found = entered.inputs.get(&number).map_or(&[][..], Vec::as_slice);
+        for weight in &input.weights {
+            assert_eq!(weight.matrix, None);
+            let twin = seen.remove(&weight.tensor).unwrap_or_default().concat();
+            assert_eq!(twin.len() % input.features, 0);
+            assert_near(found, &twin, 1e-5);
+        }
+    }
+    assert!(seen.is_empty(), "{:?}", seen.keys());
+    let shared = |number: usize| inputs[number].weights.len();
+    // Queries, keys and values; the output; gate and up; down.
+    assert_eq!([0, 1, 2, 3].map(shared), [3, 1, 2, 1]);
+    for threads in [1, 5] {
+        let mut again = Entered::default();
+        decoder
+            .observe_inputs(&prompts, threads, &mut again)
+            .unwrap();
+        assert_eq!(again, entered);
+    }
+    let tokens = 80;
+    assert!(decoder.inputs_bytes(&prompts) > tokens * 12 * 4);
+}
+
+#[test]
+fn an_observer_of_inputs_may_stop_and_bad_sequences_are_refused() {
+    let (config, held, prompts) = (config(), held(), prompts());
+    let model = held.model();
+    let decoder = Decoder::new(&config, &model).unwrap();
+    let mut entered = Entered {
+        until: Some(1),
+        ..Entered::default()
     };
+    let stopped = decoder.observe_inputs(&prompts, 1, &mut entered);
+    assert!(matches!(stopped, Err(ForwardError::NoPrompt)));
+    assert_eq!(entered.layers, [0, 1]);
+    let refused = |sequences: &[Vec<u32>]| {
+        let refused = decoder.observe_inputs(sequences, 1, &mut Entered::default());
+        refused.unwrap_err().to_string()
+    };
+    assert!(refused(&[]).starts_with("no prompt was given"));
+    assert!(refused(&[vec![]]).contains("has no tokens"));
+    assert!(refused(&[vec![5, 2100]]).starts_with("token 2100"));
+}
+
+#[test]
+fn states_logits_and_probabilities_are_those_of_the_twin() {
+    let (config, held, prompts) = (config(), held(), prompts());
+    let twin = twin(&held);
     let model = held.model();
     let decoder = Decoder::new(&config, &model).unwrap();
     let mut kept = Kept::default();

@@ -37,7 +37,7 @@ pub fn write_whole(disk: &Disk, path: &Path, bytes: &[u8]) -> Result<(), DiskErr
 pub fn write_with<E: From<DiskError>>(
     disk: &Disk,
     path: &Path,
-    fill: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    fill: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), E>,
 ) -> Result<(), E> {
     // A link stays a link.
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
