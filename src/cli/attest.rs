@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// What a statement is made from.
 struct Proven {
     proof: Proof,
-    /// None unless every tensor is exact.
+    /// None unless every tensor is exact, and of adapters.
     plan: Option<Plan>,
     lock: Option<Lock>,
     folder: FolderListing,
@@ -81,7 +81,7 @@ fn recompute(arguments: &Arguments, caller: &Caller) -> Result<(Report, Proven),
     let recomputed = recomputation.run(locator, &location, Coverage::Full, exact, own, caller)?;
     let Verification { mut report, proof } = recomputed.verification;
     let plan = recomputed.plan.filter(|_| proof == Proof::Exact);
-    let inputs = plan.as_ref().map(|plan| Lock::of_plan(plan).inputs);
+    let inputs = recomputed.inputs.filter(|_| proof == Proof::Exact);
     if let Some(policy) = recomputation.report.policy()? {
         check_inputs(&policy.provenance, inputs.as_deref(), &mut report);
     }
@@ -105,7 +105,11 @@ fn state(arguments: &Arguments, proven: Proven, caller: &Caller) -> Result<(), F
             Proof::NoLock => {
                 "nothing is attested: there is no weldment.lock.json\n\nhint: merge with weld, which writes it"
             }
-            Proof::Exact | Proof::Open => "nothing is attested: not every tensor is exact",
+            Proof::Exact => {
+                "nothing is attested: every tensor is exact, but an attestation is of a model, not of an adapter\n\nhint: \
+                 sign the adapter with `weld sign`"
+            }
+            Proof::Open => "nothing is attested: not every tensor is exact",
         });
         return Err(Failure::Verdict(Verdict::Failed));
     };

@@ -170,6 +170,21 @@ impl BesideArguments {
         gguf::check(model_type, self.pre_tokenizer.as_deref()).map_err(Failure::input)
     }
 
+    /// Refuses a file beside what is no model.
+    pub(super) fn refuse(&self, output: &str) -> Result<(), Failure> {
+        match self.gguf {
+            None => Ok(()),
+            Some(_) => Err(Failure::input(
+                Refusal::new(format!(
+                    "--gguf is for merges into a model, and the output of this recipe is {output}"
+                ))
+                .with_hint(
+                    "leave it out; `weld export BASE+OUT` writes the model with the adapter",
+                ),
+            )),
+        }
+    }
+
     /// Finds out before the work whether the file of a checkpoint can be written whose values are not there yet.
     pub(super) fn look(&self, folder: &Path) -> Result<(), Refusal> {
         let Some(out) = &self.gguf else {

@@ -9,14 +9,15 @@ use serde_json::Value;
 use super::arguments::{Format, Threads};
 use super::caller::Caller;
 use super::memory::PeakMemory;
+use super::merge::{record_places, say_how_to_verify};
 use super::network::{Needs, Network};
 use super::output::{Failure, print_json};
 use super::progress::Progress;
 use super::signals::Work;
 use checkpoint::{Checkpoint, Locator, ModelRef};
 use errors::{printable, some_of};
-use lora::{ExtractError, Extraction, Patterns, Rank, Report, Request};
-use numeric::FloatType;
+use lora::{ExtractError, Extraction, ExtractionRecipe, Report};
+use run::AdapterOrigin;
 use run::destination::Folder;
 
 /// How many tensors that stay out of the adapter are named.
@@ -25,7 +26,8 @@ const LEFT_OUT_SHOWN: usize = 5;
 /// Write what a fine-tune changed as a LoRA adapter
 ///
 /// The adapter is a folder as PEFT writes it: BASE with it is FINETUNE, up to the error that is printed. Matrices are
-/// read and decomposed one at a time. OUT appears when it is complete, or not at all.
+/// read and decomposed one at a time. OUT appears when it is complete, or not at all. `weld verify OUT` extracts it again
+/// and compares.
 #[derive(Args)]
 #[command(group = ArgGroup::new("size").required(true).args(["rank", "energy"]))]
 pub(super) struct Arguments {
@@ -72,6 +74,10 @@ pub(super) struct Arguments {
     #[arg(long)]
     force: bool,
 
+    /// Add the digest of every input tensor to the lock; this reads the inputs once more
+    #[arg(long)]
+    hash_inputs: bool,
+
     #[command(flatten)]
     threads: Threads,
 
@@ -98,12 +104,13 @@ enum FactorType {
     Float16,
 }
 
-impl From<FactorType> for FloatType {
-    fn from(dtype: FactorType) -> Self {
-        match dtype {
-            FactorType::Float32 => Self::F32,
-            FactorType::Bfloat16 => Self::Bf16,
-            FactorType::Float16 => Self::F16,
+impl FactorType {
+    /// The name in recipes.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+            Self::Float16 => "float16",
         }
     }
 }
@@ -133,42 +140,56 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Fail
     let locator = (arguments.network).locator(None, Needs::Weights, caller)?;
     let base = open(&locator, &arguments.base)?;
     let tuned = open(&locator, &arguments.finetune)?;
-    let base_name = arguments.base.to_string();
-    let patterns = |texts: &[String]| Patterns::parse(texts).map_err(Failure::input);
-    let extraction = Extraction::plan(Request {
-        base: &base,
-        tuned: &tuned,
-        base_name: &base_name,
-        rank: match (arguments.rank, arguments.energy) {
-            (_, Some(share)) => Rank::Energy {
-                share,
-                most: arguments.max_rank,
-            },
-            (rank, None) => Rank::Fixed(rank.unwrap_or(usize::MAX)),
-        },
-        only: patterns(&arguments.module)?,
-        except: patterns(&arguments.exclude)?,
-        save: patterns(&arguments.save)?,
-        format: arguments.dtype.into(),
-        threads: arguments.threads.count(),
-        also_reads: Vec::new(),
-    });
-    let extraction = extraction.map_err(Failure::input)?;
+    let recipe = arguments.recipe();
+    let threads = arguments.threads.count();
+    let request = recipe.request(&base, &tuned, threads);
+    let extraction = Extraction::plan(request.map_err(Failure::input)?).map_err(Failure::input)?;
+    for note in extraction.notes() {
+        caller.say(&format!("note: {}", printable(&note)));
+    }
+    let origin = AdapterOrigin {
+        hash_inputs: arguments.hash_inputs,
+        ..recipe.origin(&base, &tuned, threads)
+    };
     let peak = PeakMemory::watch();
     let progress = Progress::reading(&[&base, &tuned], "extracting from", caller);
     let started = std::time::Instant::now();
-    let done = extraction.run(&Folder::new(&arguments.out, arguments.force), &progress);
+    let folder = Folder::new(&arguments.out, arguments.force);
+    let done = extraction.run(origin, &folder, &progress);
     progress.finish();
-    let (report, peak) = (done?, peak.stop());
+    let (made, peak) = (done?, peak.stop());
+    let report = &made.report;
     let seconds = started.elapsed().as_secs_f64();
+    record_places(made.recorded.lock, &[&base, &tuned], caller);
+    for note in &made.recorded.notes {
+        caller.say(&format!("note: {}", printable(note)));
+    }
     if arguments.format == Format::Text {
-        caller.say(&as_text(arguments, &report, seconds, peak));
+        caller.say(&as_text(arguments, report, seconds, peak));
+        say_how_to_verify(&arguments.out, caller);
     }
     let mut made = report.json();
     made["out"] = arguments.out.display().to_string().into();
     made["seconds"] = seconds.into();
     made["peak_memory"] = peak.into();
     Ok(made)
+}
+
+impl Arguments {
+    /// What is asked for, as the lock keeps it.
+    fn recipe(&self) -> ExtractionRecipe {
+        ExtractionRecipe {
+            base: self.base.to_string(),
+            finetune: self.finetune.to_string(),
+            rank: self.rank,
+            energy: self.energy,
+            max_rank: self.max_rank,
+            modules: self.module.clone(),
+            exclude: self.exclude.clone(),
+            save: self.save.clone(),
+            dtype: self.dtype.name().to_owned(),
+        }
+    }
 }
 
 fn open(locator: &Locator, model: &ModelRef) -> Result<Checkpoint, Failure> {

@@ -35,6 +35,7 @@ mod progress;
 #[cfg(feature = "hub")]
 mod push;
 mod recompute;
+mod recompute_adapter;
 mod record;
 mod report;
 mod sign;

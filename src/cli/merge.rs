@@ -17,6 +17,7 @@ use super::progress::Progress;
 use super::record;
 use super::signals::Work;
 use audit::check::check_written;
+use checkpoint::Checkpoint;
 use errors::printable;
 use plan::Plan;
 use run::destination::Folder;
@@ -72,14 +73,14 @@ pub(super) struct OutputArguments {
 
     /// Add the digest of every input tensor to the lock; this reads the inputs once more
     #[arg(long)]
-    hash_inputs: bool,
+    pub(super) hash_inputs: bool,
 
     /// Write the output though `weld check` would find errors in its files, config, structure or tokenizer
     #[arg(long)]
     no_check: bool,
 
     #[command(flatten)]
-    beside: BesideArguments,
+    pub(super) beside: BesideArguments,
 
     /// Print only errors
     #[arg(long, short)]
@@ -147,21 +148,13 @@ impl OutputArguments {
         );
         progress.finish();
         let (summary, peak) = (done?, peak.stop());
-        let recorded = record::write(summary.lock, &input_places(plan));
         for note in &summary.notes {
             caller.say(&format!("note: {}", printable(note)));
         }
-        if let Err(error) = recorded {
-            caller.say(&format!(
-                "note: where the inputs are could not be recorded for `weld verify`: {error}"
-            ));
-        }
+        record_places(summary.lock, &plan.stored_models(), caller);
         if self.format == Format::Text {
             caller.say(&as_text(self, plan, &summary, peak));
-            // Nothing but a recipe is computed again.
-            if let Some(out) = word(&self.out).filter(|_| plan.command() != "transplant") {
-                caller.say_unbroken(&format!("check it with: weld verify {out}"));
-            }
+            say_how_to_verify(&self.out, caller);
         }
         self.beside.write(&self.out, caller)?;
         Ok(as_json(self, &summary, peak))
@@ -173,6 +166,22 @@ impl OutputArguments {
             Format::Json => print_json(made),
             Format::Text => Ok(()),
         }
+    }
+}
+
+/// Records where the inputs of what was written are, for `weld verify` on this machine.
+pub(super) fn record_places(lock: blake3::Hash, models: &[&Checkpoint], caller: &Caller) {
+    if let Err(error) = record::write(lock, &input_places(models)) {
+        caller.say(&format!(
+            "note: where the inputs are could not be recorded for `weld verify`: {error}"
+        ));
+    }
+}
+
+/// Says the command that verifies what was written.
+pub(super) fn say_how_to_verify(out: &Path, caller: &Caller) {
+    if let Some(out) = word(out) {
+        caller.say_unbroken(&format!("check it with: weld verify {out}"));
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::arguments::{Format, PlanArguments};
 use super::caller::Caller;
 use super::memory::PeakMemory;
-use super::merge::OutputArguments;
+use super::merge::{OutputArguments, record_places, say_how_to_verify};
 use super::network::Needs;
 use super::output::Failure;
 use super::progress::Progress;
@@ -33,21 +33,28 @@ pub(super) fn write(
     recipe: Recipe,
     caller: &Caller,
 ) -> Result<Value, Failure> {
+    output.beside.refuse("an adapter")?;
     let merge = plan(arguments, recipe, caller)?;
     for note in merge.notes() {
         caller.say(&format!("note: {}", printable(note)));
     }
     let peak = PeakMemory::watch();
-    let models: Vec<_> = merge.models().collect();
+    let models = merge.models();
     let progress = Progress::reading(&models, "merging the adapters of", caller);
     let started = std::time::Instant::now();
     let done = merge.run(
         &Folder::new(&output.out, output.force),
         folder_of(&output.out),
+        output.hash_inputs,
         &progress,
     );
     progress.finish();
-    let (report, peak) = (done?, peak.stop());
+    let (made, peak) = (done?, peak.stop());
+    let report = &made.report;
+    record_places(made.recorded.lock, &models, caller);
+    for note in &made.recorded.notes {
+        caller.say(&format!("note: {}", printable(note)));
+    }
     let seconds = started.elapsed().as_secs_f64();
     if output.format == Format::Text {
         let mut text = format!(
@@ -65,6 +72,7 @@ pub(super) fn write(
             report.error()
         );
         caller.say(&text);
+        say_how_to_verify(&output.out, caller);
     }
     let mut made = report.json();
     made["out"] = output.out.display().to_string().into();

@@ -9,17 +9,19 @@ use super::caller::Caller;
 use super::network::{Needs, Network};
 use super::output::Failure;
 use super::progress::Progress;
+use super::recompute_adapter::{self, adapter_weights};
 use super::record;
 use super::report::ReportArguments;
 use audit::provenance::path_in_folder;
 use audit::verify::{
-    self, Asked, Coverage, FolderListing, GivenRecipe, InputsError, Premises, PremisesError,
-    Profile, Verification, no_plan, verify,
+    self, Asked, Coverage, FolderListing, GivenRecipe, InputsError, Origin, Premises,
+    PremisesError, Profile, Verification, no_plan, verify,
 };
 use checkpoint::{Checkpoint, Location, Locator, ModelRef};
 use errors::Refusal;
-use plan::Plan;
-use run::Lock;
+use plan::{Options, Plan};
+use run::{LOCK_FILE, Lock, LockedInput, RunError};
+use transplant::{Request, Transplant, TransplantRecipe};
 
 /// What is computed again, and from what.
 #[derive(Args)]
@@ -99,7 +101,9 @@ pub(super) struct Recomputed {
     pub(super) folder: FolderListing,
     pub(super) model: Checkpoint,
     pub(super) lock: Option<Lock>,
-    /// None if the recipe and the inputs cannot be planned; the report says why.
+    /// The inputs that were read, as a lock has them.
+    pub(super) inputs: Option<Vec<LockedInput>>,
+    /// None for adapters, and if the recipe and the inputs cannot be planned; the report says why.
     pub(super) plan: Option<Plan>,
 }
 
@@ -141,10 +145,6 @@ impl Recomputation {
         arithmetic: Option<Arithmetic>,
         caller: &Caller,
     ) -> Result<Recomputed, Failure> {
-        let folder = FolderListing::look(location, self.ignored(location)?);
-        let folder = folder.map_err(Failure::could_not_run)?;
-        let model = Checkpoint::open(&self.model.to_string(), location);
-        let model = model.map_err(Failure::could_not_run)?;
         let asked = Asked {
             recipe: self.given()?,
             seed: self.seed,
@@ -154,19 +154,25 @@ impl Recomputation {
             threads: self.threads.count(),
             scratch: std::env::temp_dir(),
         };
-        let premises = Premises::read(&model, &asked)?;
+        let opened = Checkpoint::open(&self.model.to_string(), location);
+        let is_made = asked.recipe.is_some() || location.path.join(LOCK_FILE).is_file();
+        if opened.is_err()
+            && is_made
+            && let Some(weights) = adapter_weights(location)
+        {
+            return recompute_adapter::verify(self, locator, (location, &weights), &asked, caller);
+        }
+        let folder = FolderListing::look(location, self.ignored(location)?);
+        let folder = folder.map_err(Failure::could_not_run)?;
+        let model = opened.map_err(Failure::could_not_run)?;
+        let premises = Premises::read(location, &asked)?;
         let recorded = premises.lock.as_ref().map(record::read).unwrap_or_default();
         let recipe_dir = locator.recipe_dir.clone();
-        let inputs = premises.inputs(&model, &self.inputs, recorded, locator)?;
-        let planned = plan_any(
-            &premises.recipe,
-            &premises.name,
-            &inputs.locator(&model, recipe_dir),
-            &premises.options,
-        );
-        let planned = planned.map_err(|error| no_plan(&error));
+        let inputs = premises.inputs(location, &self.inputs, recorded, locator)?;
+        let found = inputs.locator(location, recipe_dir);
+        let planned = self.plan(&premises, &found, caller)?;
         if let Ok(plan) = &planned {
-            inputs.check_used(plan)?;
+            inputs.check_used(&plan.stored_models())?;
         }
         let plan = planned.as_ref().map_err(Refusal::clone);
         let request = premises.request((&folder, &model), plan, &inputs, coverage);
@@ -178,8 +184,69 @@ impl Recomputation {
             folder,
             model,
             lock: premises.lock,
+            inputs: (planned.as_ref().ok()).map(|plan| run::locked_inputs(&plan.stored_models())),
             plan: planned.ok(),
         })
+    }
+
+    /// The plan of what made a model, or why there is none.
+    fn plan(
+        &self,
+        premises: &Premises,
+        locator: &Locator,
+        caller: &Caller,
+    ) -> Result<Result<Plan, Refusal>, Failure> {
+        let options = &premises.options;
+        match &premises.origin {
+            origin if origin.is_adapter() => {
+                let why = format!(
+                    "the recipe makes an adapter, and `{}` is a model",
+                    self.model
+                );
+                Err(Failure::tool(
+                    Refusal::new(why).with_hint("name the recipe of the model with --recipe"),
+                ))
+            }
+            Origin::Recipe(recipe) => {
+                let planned = plan_any(recipe, &premises.name, locator, options);
+                Ok(planned.map_err(|error| no_plan(&error)))
+            }
+            Origin::Transplant(recipe) => transplanted(recipe, &options.plan, locator, caller),
+            Origin::Extraction(_) => Ok(Err(Refusal::new("the recipe makes an adapter"))),
+        }
+    }
+}
+
+/// The plan of a transplant, whose new rows are made again.
+fn transplanted(
+    recipe: &TransplantRecipe,
+    options: &Options,
+    locator: &Locator,
+    caller: &Caller,
+) -> Result<Result<Plan, Refusal>, Failure> {
+    let asked = recipe
+        .models()
+        .and_then(|models| Ok((models, recipe.method()?)));
+    let ([model, donor], method) = match asked {
+        Ok(asked) => asked,
+        Err(why) => return Ok(Err(why)),
+    };
+    let request = Request {
+        model: &model,
+        donor: &donor,
+        method,
+        resolver: locator,
+        options: options.clone(),
+        scratch: &std::env::temp_dir(),
+    };
+    let progress = Progress::reading(&[], "approximating rows again", caller);
+    let made = Transplant::new(&request, &progress);
+    progress.finish();
+    match made {
+        Ok(made) => Ok(Ok(made.plan)),
+        Err(_) if caller.stopped() => Err(RunError::Cancelled.into()),
+        Err(transplant::Failure::Refused(why)) => Ok(Err(why)),
+        Err(transplant::Failure::Plan(error)) => Ok(Err(no_plan(&error))),
     }
 }
 

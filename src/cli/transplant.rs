@@ -4,15 +4,15 @@ use std::num::NonZero;
 
 use clap::{Args, ValueEnum};
 
-use super::arguments::{Format, Threads, shard_size, size};
+use super::arguments::{Format, Memory, Threads, shard_size};
 use super::caller::Caller;
-use super::environment;
 use super::merge::OutputArguments;
+use super::network::{Needs, Network};
 use super::output::Failure;
 use super::progress::Progress;
 use super::signals::Work;
 use checkpoint::{ModelRef, Resolver};
-use engine::{Budget, Settings};
+use engine::Settings;
 use errors::{printable, some_of};
 use plan::Options;
 use run::destination::folder_of;
@@ -26,10 +26,10 @@ const IN_JSON: usize = 100;
 /// Give a model the vocabulary of another
 ///
 /// OUT is MODEL with DONOR's tokenizer. Rows of tokens that both have are copied; the others are approximated, and the
-/// summary says how well. All other weights are MODEL's, byte for byte.
+/// summary says how well. All other weights are MODEL's, byte for byte. `weld verify OUT` makes it again and compares.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The model: a folder, or a Hub id in the local cache
+    /// The model: a folder, or a Hub id
     #[arg(value_parser = ModelRef::parse)]
     model: ModelRef,
 
@@ -52,12 +52,14 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = shard_size)]
     shard_size: u64,
 
-    /// Limit for the memory of what copies the other weights; that of the new rows is stated in the docs
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
-    memory: u64,
+    #[command(flatten)]
+    memory: Memory,
 
     #[command(flatten)]
     threads: Threads,
+
+    #[command(flatten)]
+    network: Network,
 }
 
 /// The methods by their names.
@@ -92,7 +94,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// What was written, as JSON.
 fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
     let output = &arguments.output;
-    let locator = environment::locator(None)?;
+    let locator = arguments.network.locator(None, Needs::Weights, caller)?;
     let request = Request {
         model: &arguments.model,
         donor: &arguments.donor,
@@ -106,7 +108,7 @@ fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
         options: Options {
             settings: Settings {
                 threads: arguments.threads.count(),
-                memory: Budget::Limit(arguments.memory),
+                memory: arguments.memory.budget(),
                 allow_non_finite: false,
                 saturate: false,
             },
@@ -116,10 +118,13 @@ fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
         },
         scratch: folder_of(&output.out),
     };
-    let donor = locator.resolve(&arguments.donor)?;
+    let donor = locator
+        .resolve(&arguments.donor)
+        .map_err(|error| caller.failure(error.into()))?;
     let progress = Progress::reading(&[&donor], "approximating rows by those of", caller);
     let made = Transplant::new(&request, &progress);
     progress.finish();
+    let made = made.map_err(|failure| caller.failure(failure.into()));
     let Transplant { plan, report } = made?;
     if output.format == Format::Text {
         caller.say(&as_text(&report));

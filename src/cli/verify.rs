@@ -18,7 +18,6 @@ use audit::verify::{Coverage, not_recomputed, not_trusted};
 use audit::{Command, Report};
 use checkpoint::Location;
 use errors::Refusal;
-use run::Lock;
 
 /// Recompute a merged checkpoint from its recipe and inputs, and compare; or check its signature
 ///
@@ -121,8 +120,7 @@ fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
         let numerics = arguments.numerics;
         let done = recomputation.run(locator, &location, coverage, allow_step, numerics, caller)?;
         // The inputs that were read take precedence over those that the lock names.
-        let plan = done.plan.as_ref().map(Lock::of_plan);
-        inputs = plan.or(done.lock).map(|lock| lock.inputs);
+        inputs = done.inputs.or(done.lock.map(|lock| lock.inputs));
         done.verification.report
     };
     let trusted = vouched.iter().all(SignatureCheck::holds);

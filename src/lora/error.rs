@@ -18,6 +18,16 @@ pub enum ExtractError {
     Run(#[from] RunError),
 }
 
+impl ExtractError {
+    /// Whether the user's files or words are to blame, not the machine.
+    pub fn is_users(&self) -> bool {
+        match self {
+            Self::Refused(_) => true,
+            Self::Run(error) => error.is_users(),
+        }
+    }
+}
+
 impl From<Refusal> for ExtractError {
     fn from(why: Refusal) -> Self {
         Self::Refused(why)

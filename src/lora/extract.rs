@@ -8,9 +8,10 @@ use engine::{EngineError, Observer};
 use errors::{About, Refusal};
 use matrix::MatrixError;
 use numeric::{BLOCK, Elements, FloatType, NoMemory, filled};
+use plan::{licence_notes, licences_of};
 use rayon::ThreadPool;
 use run::destination::{Destination, Layout};
-use run::{RunError, check_unchanged};
+use run::{AdapterFiles, AdapterOrigin, RunError};
 
 use super::difference::{Pair, Sums};
 use super::error::ExtractError;
@@ -18,7 +19,7 @@ use super::factors::{self, Factors};
 use super::files::{Options, Weights};
 use super::modules::{Selection, Tensor, Treatment, select};
 use super::patterns::module_of;
-use super::report::{Fit, LeftOut, Report};
+use super::report::{Fit, LeftOut, Made, Report};
 use super::request::{Rank, Request};
 
 /// What transformers calls the head of decoders, where it is the embedding.
@@ -88,25 +89,32 @@ impl<'a> Extraction<'a> {
             .saturating_mul(2)
     }
 
-    /// Computes the adapter and writes it.
+    /// Notes on the licences of the two models.
+    pub fn notes(&self) -> Vec<String> {
+        licence_notes(&licences_of(&[self.request.base, self.request.tuned]))
+    }
+
+    /// Computes the adapter and writes it, with a lock and a card that say what it is made from.
     ///
     /// # Errors
     /// If the models do not differ, hold NaN or infinity, or if something cannot be read, computed or written. The
     /// destination is unchanged.
     pub fn run(
         &self,
+        origin: AdapterOrigin<'_>,
         destination: &dyn Destination,
         observer: &dyn Observer,
-    ) -> Result<Report, ExtractError> {
+    ) -> Result<Made, ExtractError> {
         let request = &self.request;
         let threads = request.threads;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|source| EngineError::Threads { threads, source })?;
-        let mut staged = destination.begin(&Layout {
+        let staged = destination.begin(&Layout {
             shards: &[],
             side_bytes: self.bytes_written(),
             reads: self.reads(),
         })?;
+        let mut files = AdapterFiles::new(staged, observer);
         for model in [request.base, request.tuned] {
             let prepared = model.prepare(threads, &|| observer.cancelled());
             prepared.map_err(RunError::NotPrepared)?;
@@ -116,7 +124,7 @@ impl<'a> Extraction<'a> {
             extraction: self,
             options: self.options(),
             pool,
-            weights: Weights::new(staged.as_ref())?,
+            weights: Weights::new(&files)?,
             report: Report {
                 left_out: self.selection.left_out.clone(),
                 memory: self.memory(),
@@ -139,12 +147,10 @@ impl<'a> Extraction<'a> {
         if report.fits.is_empty() {
             return Err(self.nothing(&report).into());
         }
-        report.bytes = weights.finish(staged.as_mut())?;
-        report.rank = options.write(staged.as_mut(), &report.fits)?;
-        check_unchanged([request.base, request.tuned])?;
-        staged.finish()?;
-        staged.commit()?;
-        Ok(report)
+        report.bytes = weights.finish(&mut files)?;
+        report.rank = options.write(&mut files, &report.fits)?;
+        let recorded = files.commit(origin, destination.path())?;
+        Ok(Made { report, recorded })
     }
 
     /// What the adapter must not replace.

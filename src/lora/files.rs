@@ -10,8 +10,8 @@ use checkpoint::{Checkpoint, Dtype, WrittenAs, single_file_layout};
 use errors::Refusal;
 use matrix::Matrix;
 use numeric::{BLOCK, FloatType};
-use run::RunError;
-use run::destination::{DiskError, Staged, Step};
+use run::destination::{DiskError, Step};
+use run::{AdapterFiles, RunError};
 use serde_json::{Map, Value, json};
 
 use super::error::ExtractError;
@@ -34,25 +34,41 @@ pub(super) struct Weights {
     tensors: Vec<(String, Dtype, Vec<usize>)>,
     /// Where each begins in the file.
     starts: Vec<u64>,
+    /// The digests of those that are whole.
+    digests: Vec<blake3::Hash>,
+    /// The last one's, so far.
+    hasher: blake3::Hasher,
 }
 
 impl Weights {
-    pub(super) fn new(staged: &dyn Staged) -> Result<Self, RunError> {
+    pub(super) fn new(files: &AdapterFiles<'_>) -> Result<Self, RunError> {
         Ok(Self {
-            file: staged.scratch()?,
+            file: files.scratch()?,
             end: 0,
             tensors: Vec::new(),
             starts: Vec::new(),
+            digests: Vec::new(),
+            hasher: blake3::Hasher::new(),
         })
     }
 
     /// Begins a tensor, whose bytes are [pushed](Self::push) next.
     pub(super) fn begin(&mut self, name: String, dtype: Dtype, shape: Vec<usize>) {
+        self.end_tensor();
         self.tensors.push((name, dtype, shape));
         self.starts.push(self.end);
     }
 
+    /// Takes the digest of the last tensor.
+    fn end_tensor(&mut self) {
+        if self.digests.len() < self.tensors.len() {
+            self.digests.push(self.hasher.finalize());
+            self.hasher.reset();
+        }
+    }
+
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), RunError> {
+        self.hasher.update(bytes);
         let written = self.file.write_all(bytes);
         written.map_err(|error| failed(Step::Write, error))?;
         self.end += bytes.len() as u64;
@@ -79,7 +95,8 @@ impl Weights {
     }
 
     /// Writes the file with all of them; returns its length.
-    pub(super) fn finish(self, staged: &mut dyn Staged) -> Result<u64, ExtractError> {
+    pub(super) fn finish(mut self, files: &mut AdapterFiles<'_>) -> Result<u64, ExtractError> {
+        self.end_tensor();
         let layout = single_file_layout(&self.tensors, STEM, WrittenAs::Safetensors);
         let layout = layout.map_err(|error| Refusal::from(&error))?;
         let mut ends = self.starts.clone();
@@ -90,15 +107,19 @@ impl Weights {
                 .step_by(CHUNK as usize)
                 .map(move |at| (at, (end - at).min(CHUNK)))
         });
-        let chunks = tensors.map(|(at, length)| {
+        let chunks: Vec<(u64, u64)> = tensors.collect();
+        let chunks = chunks.into_iter().map(|(at, length)| {
             let mut bytes = vec![0; length as usize];
             let read = self.file.read_exact_at(&mut bytes, at);
             read.map_err(|error| failed(Step::Read, error))?;
             Ok(bytes)
         });
         let header = std::iter::once(Ok(layout.header.clone()));
-        staged.side_file(WEIGHTS, &mut header.chain(chunks))?;
-        Ok(layout.file_size)
+        let names = self.tensors.iter().map(|(name, ..)| name.clone());
+        let digests = names.zip(self.digests.iter().copied()).collect();
+        let bytes = layout.file_size;
+        files.weights(layout, digests, &mut header.chain(chunks))?;
+        Ok(bytes)
     }
 }
 
@@ -127,7 +148,11 @@ pub(super) struct Options<'a> {
 
 impl Options<'_> {
     /// Writes the config; returns its `r`, the rank of most modules.
-    pub(super) fn write(&self, staged: &mut dyn Staged, fits: &[Fit]) -> Result<usize, RunError> {
+    pub(super) fn write(
+        &self,
+        files: &mut AdapterFiles<'_>,
+        fits: &[Fit],
+    ) -> Result<usize, RunError> {
         let rank = usual_rank(fits);
         let patterns = rank_pattern(fits, rank);
         let alphas = patterns.clone();
@@ -154,7 +179,7 @@ impl Options<'_> {
             config["ensure_weight_tying"] = Value::Bool(true);
         }
         let text = format!("{config:#}\n");
-        staged.side_file(CONFIG, &mut std::iter::once(Ok(text.into_bytes())))?;
+        files.write(CONFIG, text.into_bytes())?;
         Ok(rank)
     }
 

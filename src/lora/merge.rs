@@ -18,13 +18,13 @@ use engine::{EngineError, Observer, Sink, Tile};
 use errors::{Hint, Refusal};
 use matrix::{Matrix, MatrixError};
 use numeric::FloatType;
-use plan::{Detail, MergeResult, Options as PlanOptions, Plan};
+use plan::{Detail, MergeResult, Options as PlanOptions, Plan, licence_notes, licences_of};
 use recipe::{
     AdapterOutput, AdapterWay, Located, Position, Problem, ProblemKind, Recipe, RecipeError,
     Rounding,
 };
-use run::check_unchanged;
 use run::destination::{Destination, Layout};
+use run::{AdapterFiles, AdapterOrigin};
 use serde_json::{Value, json};
 
 use super::error::ExtractError;
@@ -33,7 +33,7 @@ use super::factors::round;
 use super::files::{Options, Weights};
 use super::modules::prefix;
 use super::patterns::{Patterns, module_of};
-use super::report::{Fit, Report};
+use super::report::{Fit, Made, Report};
 use super::request::{Rank, Request};
 use super::space::{Cores, Space, Update};
 
@@ -43,7 +43,7 @@ pub struct AdapterMerge {
     output: AdapterOutput,
     base: Arc<Checkpoint>,
     base_name: String,
-    /// The models of the recipe.
+    /// The models of the recipe; with `svd` those of the plan are.
     models: Vec<Arc<Checkpoint>>,
     /// The weights that their adapters change; none with `svd`.
     weights: Vec<Weight>,
@@ -121,7 +121,7 @@ impl AdapterMerge {
         if output.way == AdapterWay::Svd {
             let plan = plan::plan(&recipe, path, resolver, options)?;
             return Ok(Self {
-                models: plan.models.clone(),
+                models: Vec::new(),
                 merge: Arc::new(MergeResult::new(plan, false)),
                 output,
                 base,
@@ -165,7 +165,10 @@ impl AdapterMerge {
             models: in_memory.collect(),
             otherwise: resolver,
         };
-        let plan = plan::plan(&recipe, path, &resolver, options)?;
+        let mut plan = plan::plan(&recipe, path, &resolver, options)?;
+        let files: Vec<&Checkpoint> = models.iter().chain([&base]).map(|model| &**model).collect();
+        plan.licences = licences_of(&files);
+        plan.notes.extend(licence_notes(&plan.licences));
         Ok(Self {
             merge: Arc::new(MergeResult::new(plan, false)),
             output,
@@ -182,9 +185,41 @@ impl AdapterMerge {
         &self.base
     }
 
-    /// The models that are merged.
-    pub fn models(&self) -> impl Iterator<Item = &Checkpoint> {
-        self.models.iter().map(|model| &**model)
+    /// The models that are read, each once: the base first.
+    pub fn models(&self) -> Vec<&Checkpoint> {
+        let mut models = vec![self.base()];
+        let of_plan = self.merge.plan.stored_models();
+        for model in of_plan
+            .into_iter()
+            .chain(self.models.iter().map(|model| &**model))
+        {
+            if !models.iter().any(|known| known.label() == model.label()) {
+                models.push(model);
+            }
+        }
+        models
+    }
+
+    /// What the adapter's lock and card say.
+    pub fn origin(&self, hash_inputs: bool) -> AdapterOrigin<'_> {
+        let plan = &self.merge.plan;
+        let models = self.models();
+        AdapterOrigin {
+            command: "merge",
+            recipe: plan.recipe.1.clone(),
+            options: AdapterOrigin::options_of(plan, &models),
+            seed: plan.random.then_some(plan.seed),
+            models,
+            made: format!(
+                "A LoRA adapter, merged with Weldment {} by the `{}` method ({}), as `{}`.",
+                env!("CARGO_PKG_VERSION"),
+                plan.method.name,
+                plan.method.source,
+                self.output.way.name()
+            ),
+            hash_inputs,
+            threads: self.threads(),
+        }
     }
 
     /// The notes of the plan.
@@ -225,8 +260,8 @@ impl AdapterMerge {
         json
     }
 
-    /// Computes the adapter and writes it. A result that takes whole matrices lies in an unnamed file in `scratch`
-    /// meanwhile.
+    /// Computes the adapter and writes it, with a lock and a card. A result that takes whole matrices lies in an unnamed
+    /// file in `scratch` meanwhile. With `hash_inputs` the lock gets the digests of the models' tensors.
     ///
     /// # Errors
     /// If something cannot be read, computed or written; then the destination is unchanged.
@@ -234,20 +269,22 @@ impl AdapterMerge {
         &self,
         destination: &dyn Destination,
         scratch: &Path,
+        hash_inputs: bool,
         observer: &dyn Observer,
-    ) -> Result<Report, ExtractError> {
+    ) -> Result<Made, ExtractError> {
+        let origin = self.origin(hash_inputs);
         match self.output.way {
-            AdapterWay::Svd => self.decompose(destination, scratch, observer),
-            _ => self.expand(destination, scratch, observer),
+            AdapterWay::Svd => self.decompose(origin, destination, scratch, observer),
+            _ => self.expand(origin, destination, scratch, observer),
         }
     }
 
     /// What the adapter must not replace.
     fn reads(&self) -> Vec<PathBuf> {
-        let models = || self.models.iter().chain([&self.base]);
-        let files = models().flat_map(|model| model.shards());
+        let models = self.models();
+        let files = models.iter().flat_map(|model| model.shards());
         let files = files.map(|shard| shard.path.clone());
-        let folders = models().flat_map(|model| model.location().paths());
+        let folders = models.iter().flat_map(|model| model.location().paths());
         let recipe = PathBuf::from(&self.merge.plan.recipe.0);
         files
             .chain(folders.map(ToOwned::to_owned))
@@ -262,10 +299,11 @@ impl AdapterMerge {
     /// Decomposes the merge of the models.
     fn decompose(
         &self,
+        origin: AdapterOrigin<'_>,
         destination: &dyn Destination,
         scratch: &Path,
         observer: &dyn Observer,
-    ) -> Result<Report, ExtractError> {
+    ) -> Result<Made, ExtractError> {
         run::prepare_result(&self.merge, scratch, observer)?;
         let merged = self.merge.checkpoint("the merge");
         let extraction = Extraction::plan(Request {
@@ -280,16 +318,17 @@ impl AdapterMerge {
             threads: self.threads(),
             also_reads: self.reads(),
         })?;
-        extraction.run(destination, observer)
+        extraction.run(origin, destination, observer)
     }
 
     /// Merges the small matrices, and makes factors of what comes out.
     fn expand(
         &self,
+        origin: AdapterOrigin<'_>,
         destination: &dyn Destination,
         scratch: &Path,
         observer: &dyn Observer,
-    ) -> Result<Report, ExtractError> {
+    ) -> Result<Made, ExtractError> {
         let plan = &self.merge.plan;
         let sink = Collected::new(plan);
         run::replay(plan, None, scratch, &sink, observer)?;
@@ -299,11 +338,12 @@ impl AdapterMerge {
         let pool = pool.map_err(|source| EngineError::Threads { threads, source })?;
         let stored = self.models.iter().map(|model| model.shards());
         let stored = stored.flatten().map(|shard| shard.file_size).sum();
-        let mut staged = destination.begin(&Layout {
+        let staged = destination.begin(&Layout {
             shards: &[],
             side_bytes: stored,
             reads: self.reads(),
         })?;
+        let mut files = AdapterFiles::new(staged, observer);
         let options = Options {
             base: &self.base,
             base_name: &self.base_name,
@@ -315,7 +355,7 @@ impl AdapterMerge {
                 .all(|weight| weight.order == WeightOrder::InOut),
             prefix: prefix(&self.base),
         };
-        let mut weights = Weights::new(staged.as_ref())?;
+        let mut weights = Weights::new(&files)?;
         let mut report = Report::default();
         for (tensor, bytes) in plan.tensors.iter().zip(&merged) {
             let Some(weight) = self
@@ -351,12 +391,10 @@ impl AdapterMerge {
                 .with_hint("look at the weights: `weld plan` shows them")
                 .into());
         }
-        report.bytes = weights.finish(staged.as_mut())?;
-        report.rank = options.write(staged.as_mut(), &report.fits)?;
-        check_unchanged(self.models().chain([self.base()]))?;
-        staged.finish()?;
-        staged.commit()?;
-        Ok(report)
+        report.bytes = weights.finish(&mut files)?;
+        report.rank = options.write(&mut files, &report.fits)?;
+        let recorded = files.commit(origin, destination.path())?;
+        Ok(Made { report, recorded })
     }
 
     /// The factors of a weight, the square of its change, and of what they leave out of it.

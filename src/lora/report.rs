@@ -1,6 +1,7 @@
 //! What an adapter holds of a fine-tune, and what it does not.
 
 use architecture::{StackIndex, layer_stacks};
+use run::Recorded;
 use serde_json::{Value, json};
 
 use super::patterns::module_of;
@@ -79,6 +80,15 @@ pub struct Report {
     pub bytes: u64,
     /// Bytes that are held at the most for one matrix.
     pub memory: u64,
+}
+
+/// An adapter that was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Made {
+    /// What it holds, and what it does not.
+    pub report: Report,
+    /// Its lock, and notes for the user.
+    pub recorded: Recorded,
 }
 
 impl Report {

@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 pub use config::dtype_name;
 pub use explain::{Detail, json, left_out, merged_text, operation_text, text, values_text};
-pub use licences::{InputLicence, listed_licences};
+pub use licences::{InputLicence, licence_notes, licences_of, listed_licences, shared_licence};
 pub use output_part::OutputPart;
 pub use planned::{Operation, PlannedTensor, SourceTensor};
 pub use problems::{count, warnings};
@@ -49,8 +49,8 @@ pub use views::{ColumnRatio, Cut, LatePicks, MatrixPart, StackedRows, View};
 pub use vocabularies::check as check_vocabularies;
 
 use checkpoint::{
-    Checkpoint, Licence, ModelConfig, ModelRef, Resolver, ShardLayout, Sidecar, index_json,
-    index_name, json_text,
+    Checkpoint, ModelConfig, ModelRef, Resolver, ShardLayout, Sidecar, index_json, index_name,
+    json_text,
 };
 pub use draft::Draft;
 use engine::{Cost, Limits, Settings};
@@ -222,11 +222,6 @@ impl Plan {
         let original = donor.and_then(|donor| donor.model.config()?.text());
         let config = part.config.as_ref()?;
         Some((config, json_text(config, original)))
-    }
-
-    /// The licence that all inputs state, if it is one and the same, and weld knows it.
-    pub fn shared_licence(&self) -> Option<&Licence> {
-        licences::shared(&self.licences)
     }
 
     /// Bytes of the output's weight files.

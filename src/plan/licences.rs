@@ -18,14 +18,14 @@ pub struct InputLicence {
 
 /// Looks up the licences of the inputs, and notes what needs a look by a person.
 pub(super) fn look(plan: &mut Plan) {
-    plan.licences = of_inputs(plan);
-    plan.notes.extend(notes(&plan.licences));
+    plan.licences = licences_of(&plan.stored_models());
+    plan.notes.extend(licence_notes(&plan.licences));
 }
 
-/// The licences of all models and adapters, each once; empty if no input states any.
-fn of_inputs(plan: &Plan) -> Vec<InputLicence> {
+/// The licences of models and their adapters, each once; empty if none states any.
+pub fn licences_of(models: &[&Checkpoint]) -> Vec<InputLicence> {
     let mut inputs: Vec<InputLicence> = Vec::new();
-    for model in plan.stored_models() {
+    for model in models {
         for (model, licence) in of_model(model) {
             if !inputs.iter().any(|known| known.model == model) {
                 inputs.push(InputLicence { model, licence });
@@ -56,7 +56,7 @@ fn of_model(model: &Checkpoint) -> Vec<(String, Option<Licence>)> {
 }
 
 /// The licence that all inputs state, if it is one and the same.
-pub(super) fn shared(inputs: &[InputLicence]) -> Option<&Licence> {
+pub fn shared_licence(inputs: &[InputLicence]) -> Option<&Licence> {
     let first = inputs.first()?.licence.as_ref()?;
     let key = |licence: &Licence| (licence.id.clone(), licence.name.clone());
     let same = |input: &InputLicence| input.licence.as_ref().map(key) == Some(key(first));
@@ -91,7 +91,8 @@ fn by_licence(inputs: &[InputLicence]) -> Vec<Group<'_>> {
     groups
 }
 
-fn notes(inputs: &[InputLicence]) -> Vec<String> {
+/// Notes on what needs a look by a person.
+pub fn licence_notes(inputs: &[InputLicence]) -> Vec<String> {
     let groups = by_licence(inputs);
     let together = together(&groups);
     let unknown = unknown(&groups);
@@ -259,7 +260,11 @@ mod tests {
             &[("a", "gemma")],
             &[],
         ] {
-            assert_eq!(notes(&inputs(stated)), Vec::<String>::new(), "{stated:?}");
+            assert_eq!(
+                licence_notes(&inputs(stated)),
+                Vec::<String>::new(),
+                "{stated:?}"
+            );
         }
     }
 
@@ -287,7 +292,7 @@ mod tests {
                 "limits commercial use",
             ),
         ] {
-            let notes = notes(&inputs(&stated));
+            let notes = licence_notes(&inputs(&stated));
             assert_eq!(notes.len(), 1, "{notes:?}");
             assert!(notes[0].contains("may not go together"), "{notes:?}");
             assert!(notes[0].contains(part), "{notes:?}");
@@ -297,7 +302,7 @@ mod tests {
     #[test]
     fn names_derivatives_and_what_is_not_known_are_noted() {
         let check = |stated: &[(&str, &str)], parts: &[&str]| {
-            let notes = notes(&inputs(stated));
+            let notes = licence_notes(&inputs(stated));
             assert_eq!(notes.len(), parts.len(), "{notes:?}");
             for (note, part) in notes.iter().zip(parts) {
                 assert!(note.contains(part), "{note}");
@@ -323,7 +328,7 @@ mod tests {
     fn one_licence_of_all_is_the_shared_one() {
         let label = |stated: &[(&str, &str)]| {
             let inputs = inputs(stated);
-            shared(&inputs).map(|licence| licence.label().to_owned())
+            shared_licence(&inputs).map(|licence| licence.label().to_owned())
         };
         assert_eq!(label(&[("a", "mit"), ("b", "mit")]).as_deref(), Some("mit"));
         for stated in [

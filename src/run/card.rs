@@ -6,86 +6,133 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::lock::{Lock, Shortened};
-use checkpoint::Licence;
-use plan::{InputLicence, Plan};
+use checkpoint::{Checkpoint, Licence};
+use plan::{InputLicence, Plan, shared_licence};
 
-/// The card of the checkpoint at `out`, with names and recipe as the lock has them: without absolute paths. `found` says
-/// how the recipe was found, in Markdown.
-pub(super) fn text(plan: &Plan, lock: &Lock, out: &Path, found: Option<&str>) -> String {
-    let name = out.file_name().map_or_else(
-        || "merge".into(),
-        |name| name.to_string_lossy().into_owned(),
-    );
-    let models = plan.stored_models();
-    let mut hub: Vec<&str> = models
-        .iter()
-        .flat_map(|model| {
-            let location = model.location();
-            let adapter = location.adapter.as_deref();
-            std::iter::once(location).chain(adapter)
-        })
+/// The card's file name.
+pub(super) const CARD_FILE: &str = "README.md";
+
+/// What a card says.
+pub(super) struct Card<'a> {
+    /// What the output is called.
+    pub(super) out: &'a Path,
+    /// The repositories that the Hub shows as its models.
+    pub(super) hub: Vec<&'a str>,
+    /// What it is to them: `merge` or `adapter`.
+    pub(super) relation: &'static str,
+    /// The library that loads it.
+    pub(super) library: Option<&'static str>,
+    pub(super) tags: Vec<&'a str>,
+    /// What was done, in a sentence.
+    pub(super) made: String,
+    /// The model that is called the base.
+    pub(super) base: Option<&'a str>,
+    pub(super) models: Vec<&'a Checkpoint>,
+    pub(super) licences: &'a [InputLicence],
+    /// The seed, if the result depends on it.
+    pub(super) seed: Option<u64>,
+    /// How the recipe was found, in Markdown.
+    pub(super) found: Option<&'a str>,
+}
+
+/// The repositories of models and their adapters.
+pub(super) fn repositories<'a>(models: impl Iterator<Item = &'a Checkpoint>) -> Vec<&'a str> {
+    let locations = models.flat_map(|model| {
+        let location = model.location();
+        std::iter::once(location).chain(location.adapter.as_deref())
+    });
+    let mut hub: Vec<&str> = locations
         .filter_map(|location| location.hub.as_ref())
         .map(|hub| hub.repo.as_str())
         .collect();
     // The recipe may name a repository at several revisions.
     let mut seen = HashSet::new();
     hub.retain(|repo| seen.insert(*repo));
-    let mut card = String::from("---\n");
-    if !hub.is_empty() {
-        card.push_str("base_model:\n");
-        for repo in hub {
-            card.push_str(&format!("- {}\n", quoted(repo)));
+    hub
+}
+
+impl<'a> Card<'a> {
+    /// The card of the checkpoint that a plan writes to `out`. `found` says how the recipe was found, in Markdown.
+    pub(super) fn of_plan(plan: &'a Plan, out: &'a Path, found: Option<&'a str>) -> Self {
+        let version = env!("CARGO_PKG_VERSION");
+        let models = plan.stored_models();
+        let purpose = plan.purpose.as_ref();
+        let of_command = purpose.map(|purpose| purpose.command);
+        Self {
+            out,
+            hub: repositories(models.iter().copied()),
+            relation: "merge",
+            library: library(plan),
+            tags: std::iter::once("merge").chain(of_command).collect(),
+            made: match purpose {
+                Some(purpose) => format!(
+                    "Assembled with Weldment {version}: {}.",
+                    purpose.description
+                ),
+                None => format!(
+                    "Merged with Weldment {version} by the `{}` method ({}).",
+                    plan.method.name, plan.method.source
+                ),
+            },
+            base: plan.base.map(|base| plan.models[base].label()),
+            models,
+            licences: &plan.licences,
+            seed: plan.random.then_some(plan.seed),
+            found,
         }
-        card.push_str("base_model_relation: merge\n");
     }
-    if let Some(library) = library(plan) {
-        card.push_str(&format!("library_name: {library}\n"));
+
+    /// Its text, with names and recipe as the lock has them: without absolute paths.
+    pub(super) fn text(&self, lock: &Lock) -> String {
+        let name = self.out.file_name().map_or_else(
+            || "merge".into(),
+            |name| name.to_string_lossy().into_owned(),
+        );
+        let mut card = String::from("---\n");
+        if !self.hub.is_empty() {
+            card.push_str("base_model:\n");
+            for repo in &self.hub {
+                card.push_str(&format!("- {}\n", quoted(repo)));
+            }
+            card.push_str(&format!("base_model_relation: {}\n", self.relation));
+        }
+        if let Some(library) = self.library {
+            card.push_str(&format!("library_name: {library}\n"));
+        }
+        if let Some(licence) = shared_licence(self.licences) {
+            card.push_str(&licence_fields(licence));
+        }
+        card.push_str("tags:\n");
+        for tag in &self.tags {
+            card.push_str(&format!("- {tag}\n"));
+        }
+        card.push_str("- weldment\n---\n");
+        card.push_str(&format!("# {}\n\n{}", escaped(&name), self.made));
+        card.push_str("\n\n## Models\n\n");
+        for (model, locked) in self.models.iter().zip(&lock.inputs) {
+            let role = if self.base == Some(model.label()) {
+                " (base)"
+            } else {
+                ""
+            };
+            card.push_str(&format!("- {}{role}\n", code(&locked.model)));
+        }
+        card.push_str(&licences(self.licences, &self.models));
+        card.push_str("\n## Recipe\n\n");
+        if let Some(seed) = self.seed {
+            card.push_str(&format!("Run with `--seed {seed}`.\n\n"));
+        }
+        // A fence longer than any run of backticks in the recipe cannot be closed by the recipe.
+        let fence = "`".repeat(longest_run(&lock.recipe).max(2) + 1);
+        card.push_str(&format!(
+            "{fence}yaml\n{}\n{fence}\n",
+            lock.recipe.trim_end()
+        ));
+        if let Some(found) = self.found {
+            card.push_str(&format!("\n## How the values were found\n\n{found}\n"));
+        }
+        card
     }
-    if let Some(licence) = plan.shared_licence() {
-        card.push_str(&licence_fields(licence));
-    }
-    card.push_str("tags:\n- merge\n");
-    if let Some(purpose) = &plan.purpose {
-        card.push_str(&format!("- {}\n", purpose.command));
-    }
-    card.push_str("- weldment\n---\n");
-    card.push_str(&format!("# {}\n\n", escaped(&name)));
-    let version = env!("CARGO_PKG_VERSION");
-    card.push_str(&match &plan.purpose {
-        Some(purpose) => format!(
-            "Assembled with Weldment {version}: {}.",
-            purpose.description
-        ),
-        None => format!(
-            "Merged with Weldment {version} by the `{}` method ({}).",
-            plan.method.name, plan.method.source
-        ),
-    });
-    card.push_str("\n\n## Models\n\n");
-    let base = plan.base.map(|base| plan.models[base].label());
-    for (model, locked) in models.iter().zip(&lock.inputs) {
-        let role = if base == Some(model.label()) {
-            " (base)"
-        } else {
-            ""
-        };
-        card.push_str(&format!("- {}{role}\n", code(&locked.model)));
-    }
-    card.push_str(&licences(plan));
-    card.push_str("\n## Recipe\n\n");
-    if plan.random {
-        card.push_str(&format!("Run with `--seed {}`.\n\n", plan.seed));
-    }
-    // A fence longer than any run of backticks in the recipe cannot be closed by the recipe.
-    let fence = "`".repeat(longest_run(&lock.recipe).max(2) + 1);
-    card.push_str(&format!(
-        "{fence}yaml\n{}\n{fence}\n",
-        lock.recipe.trim_end()
-    ));
-    if let Some(found) = found {
-        card.push_str(&format!("\n## How the values were found\n\n{found}\n"));
-    }
-    card
 }
 
 /// The licence of all inputs, as the Hub reads it.
@@ -100,11 +147,11 @@ fn licence_fields(licence: &Licence) -> String {
 }
 
 /// The section on what the inputs state of their licences; empty if none states any.
-fn licences(plan: &Plan) -> String {
-    if plan.licences.is_empty() {
+fn licences(licences: &[InputLicence], models: &[&Checkpoint]) -> String {
+    if licences.is_empty() {
         return String::new();
     }
-    let short = Shortened::new(&plan.stored_models());
+    let short = Shortened::new(models);
     let line = |input: &InputLicence| {
         let stated = match &input.licence {
             Some(licence) => {
@@ -116,7 +163,7 @@ fn licences(plan: &Plan) -> String {
         };
         format!("- {}: {stated}\n", code(&short.apply(&input.model)))
     };
-    let lines: String = plan.licences.iter().map(line).collect();
+    let lines: String = licences.iter().map(line).collect();
     let intro = "What the models' own files state. Check whether the terms go together before you use or publish this \
                  model.";
     format!("\n## Licences\n\n{intro}\n\n{lines}")

@@ -7,19 +7,21 @@ use sha2::{Digest, Sha256};
 
 use super::destination::{DiskError, Step};
 use super::error::RunError;
-use checkpoint::Shard;
+use checkpoint::{Checkpoint, Shard};
 use engine::{Observer, scan};
-use plan::Plan;
 
 /// Bytes that a worker reads at a time.
 const BUFFER: usize = 1 << 20;
 
-/// Checks every claim about the files of a plan's models.
+/// Checks every claim about the files of models.
 ///
 /// # Errors
 /// A file has another SHA-256 or cannot be read, or the observer cancelled.
-pub(super) fn check(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError> {
-    let models = plan.stored_models();
+pub(super) fn check(
+    models: &[&Checkpoint],
+    threads: usize,
+    observer: &dyn Observer,
+) -> Result<(), RunError> {
     let claims = models.iter().flat_map(|model| {
         let shards = model.shards().into_iter();
         shards.filter_map(|shard| Some((model.label(), shard, shard.hub_sha256()?)))
@@ -38,7 +40,7 @@ pub(super) fn check(plan: &Plan, observer: &dyn Observer) -> Result<(), RunError
             }),
         }
     };
-    scan(&claims, plan.settings.threads, &stopped, look).map(drop)
+    scan(&claims, threads, &stopped, look).map(drop)
 }
 
 /// The SHA-256 of a file, in hex.

@@ -5,6 +5,7 @@
 //!
 //! This layer decides nothing: the plan says what is computed.
 
+mod adapter;
 mod behind;
 mod card;
 mod claims;
@@ -27,6 +28,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use adapter::{AdapterFiles, AdapterOrigin, Recorded};
 pub use digests::{Digest, Seen, all_digests, digests, each_piece};
 pub use error::RunError;
 pub use feed::{Fetches, fetches};
@@ -34,10 +36,11 @@ pub use gguf_file::{ExportError, write_gguf};
 pub use in_memory::{Merged, files_beside, in_memory};
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
-    input_places, locked_hub, locked_recipe,
+    input_places, locked_hub, locked_inputs, locked_recipe,
 };
 
 use behind::DropBehind;
+use card::{CARD_FILE, Card};
 use checkpoint::{Checkpoint, Reclaim};
 use destination::{Destination, DiskError, Layout, Staged, Step};
 use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
@@ -131,7 +134,11 @@ pub fn run(
         None => compute(plan, None, staged.as_mut(), reclaim, observer)?,
     };
     let inputs = match options.hash_inputs {
-        true => Some(input_digests(plan, observer)?),
+        true => Some(input_digests(
+            &plan.stored_models(),
+            plan.settings.threads,
+            observer,
+        )?),
         false => None,
     };
     check_unchanged(plan.models.iter().map(|model| &**model))?;
@@ -139,8 +146,8 @@ pub fn run(
     let lock = Lock::new(plan, &digests, &side_files.written, inputs);
     let lock = lock.with_update(update.as_ref());
     side_files.write(LOCK_FILE, lock.text().into_bytes())?;
-    let card = card::text(plan, &lock, destination.path(), options.found);
-    side_files.write("README.md", card.into_bytes())?;
+    let card = Card::of_plan(plan, destination.path(), options.found).text(&lock);
+    side_files.write(CARD_FILE, card.into_bytes())?;
     let written = side_files.written;
     look::look(plan, staged.as_ref(), &written)?;
     if observer.cancelled() {
@@ -392,15 +399,15 @@ pub fn check_unchanged<'m>(
     Ok(())
 }
 
-/// The digests of the tensors of every model that was read, by tensor name.
+/// The digests of the tensors of every model, by tensor name.
 fn input_digests(
-    plan: &Plan,
+    models: &[&Checkpoint],
+    threads: usize,
     observer: &dyn Observer,
 ) -> Result<Vec<BTreeMap<String, String>>, RunError> {
-    claims::check(plan, observer)?;
-    let models = plan.stored_models();
+    claims::check(models, threads, observer)?;
     let of = |model: &&Checkpoint| {
-        let digests = all_digests(model, plan.settings.threads, observer)?;
+        let digests = all_digests(model, threads, observer)?;
         let tensors = model.tensors().iter().zip(digests);
         let named =
             tensors.filter_map(|(tensor, digest)| Some((tensor.name.clone(), digest?.to_string())));

@@ -31,9 +31,10 @@ pub struct Lock {
     pub format: String,
     /// The tool that made the checkpoint.
     pub tool: Tool,
-    /// The command that made it: `merge`, `moe` or `transplant`.
+    /// The command that made it: `merge`, `moe`, `transplant` or `extract-lora`.
     pub command: String,
-    /// The recipe, word for word, except that absolute paths of models are shortened to their last component.
+    /// The recipe, word for word, except that absolute paths of models are shortened to their last component. For
+    /// `transplant` and `extract-lora` it is what was asked for, as JSON.
     pub recipe: String,
     /// The options that the result depends on.
     pub options: LockedOptions,
@@ -59,7 +60,7 @@ pub struct Tool {
 }
 
 /// The options of the command that the result depends on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedOptions {
     /// The seed of random masks.
@@ -142,50 +143,16 @@ impl Lock {
         files: &BTreeMap<String, Written>,
         inputs: Option<Vec<BTreeMap<String, String>>>,
     ) -> Lock {
-        let models = plan.stored_models();
-        let short = Shortened::new(&models);
-        let mut inputs = inputs.map(Vec::into_iter);
-        let locked = |model: &&Checkpoint| LockedInput {
-            model: short.apply(model.label()),
-            hub: locked_hub(model.location()),
-            adapter_hub: model.location().adapter.as_deref().and_then(locked_hub),
-            files: files_of(model),
-            tensors: inputs.as_mut().and_then(Iterator::next),
+        let short = Shortened::new(&plan.stored_models());
+        let subject = Subject {
+            command: plan.command(),
+            recipe: &plan.recipe.1,
+            options: LockedOptions::of_plan(plan, &short),
+            models: plan.stored_models(),
+            has_products: plan.cost.matrix > 0 || plan.has_switch("products"),
         };
-        Lock {
-            format: FORMAT.to_owned(),
-            tool: Tool {
-                name: "weldment".to_owned(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                numerics: NUMERICS,
-                instructions: (plan.cost.matrix > 0).then(|| product_instructions().to_owned()),
-            },
-            command: plan.command().to_owned(),
-            recipe: short.apply(&plan.recipe.1),
-            options: LockedOptions {
-                seed: plan.seed,
-                shard_size: plan.shard_size,
-                tokenizer_from: plan.tokenizer_from.as_deref().map(|text| short.apply(text)),
-                allow_nonfinite: plan.settings.allow_non_finite,
-                saturate: plan.settings.saturate,
-                inexact: plan.has_switch("inexact"),
-                fused: plan.has_switch("fused"),
-            },
-            inputs: models.iter().map(locked).collect(),
-            outputs: LockedOutputs {
-                files: files
-                    .iter()
-                    .map(|(name, file)| (name.clone(), file.digest.to_string()))
-                    .collect(),
-                tensors: plan
-                    .tensors
-                    .iter()
-                    .zip(tensors)
-                    .map(|(tensor, digest)| (tensor.name.clone(), digest.to_string()))
-                    .collect(),
-                update_kept_percent: None,
-            },
-        }
+        let names = plan.tensors.iter().map(|tensor| tensor.name.as_str());
+        subject.lock(names.zip(tensors), files, inputs)
     }
 
     /// Adds how much of the update of the base survives the rounding.
@@ -236,6 +203,85 @@ impl Lock {
     }
 }
 
+/// What a lock says of an output, but for the digests of what was read and written.
+pub(super) struct Subject<'a> {
+    /// The command that made it.
+    pub(super) command: &'a str,
+    /// The recipe, with the models' names as they were given.
+    pub(super) recipe: &'a str,
+    pub(super) options: LockedOptions,
+    /// The models that were read.
+    pub(super) models: Vec<&'a Checkpoint>,
+    /// Whether its last bits depend on the instructions that products were computed with.
+    pub(super) has_products: bool,
+}
+
+impl Subject<'_> {
+    /// The lock with the digests of tensors by name, of files, and, if they were computed, of the models' tensors.
+    pub(super) fn lock<'t>(
+        self,
+        tensors: impl Iterator<Item = (&'t str, &'t blake3::Hash)>,
+        files: &BTreeMap<String, Written>,
+        inputs: Option<Vec<BTreeMap<String, String>>>,
+    ) -> Lock {
+        let short = Shortened::new(&self.models);
+        let mut locked = locked_inputs(&self.models);
+        for (input, digests) in locked.iter_mut().zip(inputs.into_iter().flatten()) {
+            input.tensors = Some(digests);
+        }
+        Lock {
+            format: FORMAT.to_owned(),
+            tool: Tool {
+                name: "weldment".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                numerics: NUMERICS,
+                instructions: self.has_products.then(|| product_instructions().to_owned()),
+            },
+            command: self.command.to_owned(),
+            recipe: short.apply(self.recipe),
+            options: self.options,
+            inputs: locked,
+            outputs: LockedOutputs {
+                files: files
+                    .iter()
+                    .map(|(name, file)| (name.clone(), file.digest.to_string()))
+                    .collect(),
+                tensors: tensors
+                    .map(|(name, digest)| (name.to_owned(), digest.to_string()))
+                    .collect(),
+                update_kept_percent: None,
+            },
+        }
+    }
+}
+
+impl LockedOptions {
+    pub(super) fn of_plan(plan: &Plan, short: &Shortened) -> Self {
+        Self {
+            seed: plan.seed,
+            shard_size: plan.shard_size,
+            tokenizer_from: plan.tokenizer_from.as_deref().map(|text| short.apply(text)),
+            allow_nonfinite: plan.settings.allow_non_finite,
+            saturate: plan.settings.saturate,
+            inexact: plan.has_switch("inexact"),
+            fused: plan.has_switch("fused"),
+        }
+    }
+}
+
+/// What a lock says of models, without digests of their tensors.
+pub fn locked_inputs(models: &[&Checkpoint]) -> Vec<LockedInput> {
+    let short = Shortened::new(models);
+    let locked = |model: &&Checkpoint| LockedInput {
+        model: short.apply(model.label()),
+        hub: locked_hub(model.location()),
+        adapter_hub: model.location().adapter.as_deref().and_then(locked_hub),
+        files: files_of(model),
+        tensors: None,
+    };
+    models.iter().map(locked).collect()
+}
+
 /// The repository and commit of a location in the Hub's cache.
 pub fn locked_hub(location: &Location) -> Option<LockedHub> {
     location.hub.as_ref().map(|hub| LockedHub {
@@ -257,16 +303,15 @@ fn files_of(model: &Checkpoint) -> BTreeMap<String, LockedFile> {
     files.collect()
 }
 
-/// The text of a plan's recipe, as the lock stores it.
-pub fn locked_recipe(plan: &Plan) -> String {
-    Shortened::new(&plan.stored_models()).apply(&plan.recipe.1)
+/// The text of a recipe of these models, as the lock stores it.
+pub fn locked_recipe(recipe: &str, models: &[&Checkpoint]) -> String {
+    Shortened::new(models).apply(recipe)
 }
 
-/// Where the inputs of a plan are, as absolute paths by the names that its lock gives them. Those from the Hub's cache
-/// are left out, as they are found there again.
-pub fn input_places(plan: &Plan) -> Vec<(String, PathBuf)> {
-    let models = plan.stored_models();
-    let short = Shortened::new(&models);
+/// Where models are, as absolute paths by the names that a lock gives them. Those from the Hub's cache are left out, as
+/// they are found there again.
+pub fn input_places(models: &[&Checkpoint]) -> Vec<(String, PathBuf)> {
+    let short = Shortened::new(models);
     let place = |name: &str, location: &Location| {
         let path = std::path::absolute(&location.path).ok()?;
         location.hub.is_none().then(|| (short.apply(name), path))

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::destination::Staged;
 use super::error::RunError;
 use super::output::Written;
+use checkpoint::ShardLayout;
 use plan::Plan;
 
 /// Checks every file.
@@ -18,28 +19,28 @@ pub(super) fn look(
     staged: &dyn Staged,
     written: &BTreeMap<String, Written>,
 ) -> Result<(), RunError> {
-    check_weights(plan, staged)?;
+    plan.shards
+        .iter()
+        .try_for_each(|shard| check_weights(shard, staged))?;
     check_side_files(staged, written)
 }
 
-/// Checks that each weight file has its length and begins with its header.
-fn check_weights(plan: &Plan, staged: &dyn Staged) -> Result<(), RunError> {
-    for shard in &plan.shards {
-        let (header, len) = staged.read(&shard.file_name, shard.header.len() as u64)?;
-        check_len(&shard.file_name, shard.file_size, len)?;
-        if header != shard.header {
-            return Err(RunError::Damaged {
-                file: shard.file_name.clone(),
-                expected: "the header that was planned".to_owned(),
-                found: "another".to_owned(),
-            });
-        }
+/// Checks that a weight file has its length and begins with its header.
+pub(super) fn check_weights(shard: &ShardLayout, staged: &dyn Staged) -> Result<(), RunError> {
+    let (header, len) = staged.read(&shard.file_name, shard.header.len() as u64)?;
+    check_len(&shard.file_name, shard.file_size, len)?;
+    match header == shard.header {
+        true => Ok(()),
+        false => Err(RunError::Damaged {
+            file: shard.file_name.clone(),
+            expected: "the header that was planned".to_owned(),
+            found: "another".to_owned(),
+        }),
     }
-    Ok(())
 }
 
 /// Checks that each other file has its length.
-fn check_side_files(
+pub(super) fn check_side_files(
     staged: &dyn Staged,
     written: &BTreeMap<String, Written>,
 ) -> Result<(), RunError> {

@@ -5,11 +5,13 @@
 
 mod overlay;
 mod pursuit;
+mod recipe;
 mod report;
 mod rows;
 mod tokens;
 mod transplant;
 
+pub use recipe::TransplantRecipe;
 pub use report::{Approximation, Report, TableReport};
 pub use rows::Method;
 pub use transplant::{Failure, Request, Transplant};

@@ -17,6 +17,7 @@ use recipe::RecipeError;
 use serde_json::{Map, Value};
 
 use super::overlay::Overlay;
+use super::recipe::TransplantRecipe;
 use super::report::Report;
 use super::rows::{self, Method, Table, Vocabularies};
 use super::tokens::Vocabulary;
@@ -312,8 +313,13 @@ fn plan(
     plan.purpose = Some(Purpose {
         command: "transplant",
         description: format!("{label} with the vocabulary of {}", donor.label()),
-        switches: Vec::new(),
+        // Which points a pursuit chooses may hang on the last bits of products.
+        switches: match request.method {
+            Method::Pursuit(_) => vec!["products"],
+            _ => Vec::new(),
+        },
     });
+    plan.recipe.1 = TransplantRecipe::new(request.model, request.donor, request.method).text();
     generation(&mut plan, model, donor, &ids)?;
     plan.notes.extend(other_ids(config.value()));
     Ok(plan)

@@ -6,18 +6,31 @@ use ndarray::Array2;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use weldment::checkpoint::Locator;
+use weldment::engine::{Budget, Settings};
+use weldment::lora::AdapterMerge;
+use weldment::plan::Options;
+use weldment::recipe::{self, AnyRecipe};
+
+use crate::extract::fail_at_every_step;
 use crate::fixtures::{Bench, Loaded, Spec, by_name, files, floats, noise, read_json};
 
-const UP: (&str, usize, usize) = ("model.layers.0.mlp.up_proj", 12, 8);
-const DOWN: (&str, usize, usize) = ("model.layers.1.mlp.down_proj", 8, 12);
-const Q: (&str, usize, usize) = ("model.layers.1.self_attn.q_proj", 8, 8);
+pub(crate) const UP: (&str, usize, usize) = ("model.layers.0.mlp.up_proj", 12, 8);
+pub(crate) const DOWN: (&str, usize, usize) = ("model.layers.1.mlp.down_proj", 8, 12);
+pub(crate) const Q: (&str, usize, usize) = ("model.layers.1.self_attn.q_proj", 8, 8);
 
 fn key(module: &str, part: &str) -> String {
     format!("base_model.model.{module}.{part}.weight")
 }
 
 /// Writes an adapter of rank 2 and scale 2 for some modules.
-fn adapter(bench: &Bench, name: &str, seed: u64, modules: &[(&str, usize, usize)], more: Value) {
+pub(crate) fn adapter(
+    bench: &Bench,
+    name: &str,
+    seed: u64,
+    modules: &[(&str, usize, usize)],
+    more: Value,
+) {
     let mut specs = Vec::new();
     for (index, &(module, outputs, inputs)) in modules.iter().enumerate() {
         let seed = seed * 100 + index as u64;
@@ -48,7 +61,7 @@ fn write(bench: &Bench, name: &str, modules: &[(&str, usize, usize)], more: Valu
 }
 
 /// A base, and two adapters of it that share one module.
-fn bench() -> Bench {
+pub(crate) fn bench() -> Bench {
     let bench = Bench::new();
     bench.llama("base", 1, Dtype::F32);
     adapter(&bench, "x", 3, &[UP, DOWN], json!({}));
@@ -96,7 +109,7 @@ fn weighted(bench: &Bench) -> BTreeMap<String, Array2<f64>> {
     sums
 }
 
-const SUM: &str = "merge_method: task_arithmetic\nbase_model: base\nmodels:\n\
+pub(crate) const SUM: &str = "merge_method: task_arithmetic\nbase_model: base\nmodels:\n\
                    - {model: base+x, parameters: {weight: 0.6}}\n\
                    - {model: base+y, parameters: {weight: 0.4}}\n";
 
@@ -298,6 +311,40 @@ fn what_makes_no_adapter_is_refused() {
     );
     let refused = bench.refused(&documents, &[]);
     assert!(refused.contains("of one document"), "{refused}");
+}
+
+#[test]
+fn every_step_of_an_adapter_of_adapters_fails_once() {
+    let bench = Bench::on_disk();
+    bench.llama("base", 1, Dtype::F32);
+    adapter(&bench, "x", 3, &[UP, DOWN], json!({}));
+    adapter(&bench, "y", 4, &[DOWN, Q], json!({}));
+    for (output, replaces) in [("core_space", false), ("svd, rank: 2", true)] {
+        let path = bench.recipe(&format!("{SUM}output: {{adapter: {output}}}\n"));
+        let locator = Locator {
+            working_dir: bench.path(""),
+            ..Locator::default()
+        };
+        let options = Options {
+            settings: Settings {
+                threads: 2,
+                memory: Budget::Limit(64 << 20),
+                allow_non_finite: false,
+                saturate: false,
+            },
+            seed: 0,
+            shard_size: 1 << 30,
+            tokenizer_from: None,
+        };
+        let AnyRecipe::Merge(recipe) = recipe::read_any(&path).unwrap() else {
+            panic!("a merge");
+        };
+        let name = path.display().to_string();
+        let merge = AdapterMerge::plan(*recipe, &name, &locator, &options).unwrap();
+        fail_at_every_step(&bench, replaces, &|destination, observer| {
+            merge.run(destination, &bench.path(""), false, observer)
+        });
+    }
 }
 
 #[test]

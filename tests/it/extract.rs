@@ -13,9 +13,8 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use weldment::checkpoint::{Checkpoint, Location};
 use weldment::engine::Observer;
-use weldment::lora::{Extraction, Patterns, Rank, Request};
-use weldment::numeric::FloatType;
-use weldment::run::destination::{Disk, Folder, Step, Watch};
+use weldment::lora::{ExtractError, Extraction, ExtractionRecipe, Made};
+use weldment::run::destination::{Destination, Disk, Folder, Step, Watch};
 
 use crate::fixtures::{
     Bench, Loaded, Spec, by_name, files, floats, llama_config, noise, read_json,
@@ -314,7 +313,7 @@ fn the_bytes_do_not_depend_on_threads() {
     };
     for more in [["--rank", "8"], ["--rank", "100"], ["--energy", "0.5"]] {
         let one = of("1", &more);
-        assert_eq!(one.len(), 2);
+        assert_eq!(one.len(), 4);
         assert!(
             ["2", "5"].iter().all(|threads| of(threads, &more) == one),
             "{more:?}"
@@ -630,6 +629,78 @@ impl Observer for Stop {
     }
 }
 
+/// Makes an adapter at a destination.
+type Run<'r> = dyn Fn(&dyn Destination, &dyn Observer) -> Result<Made, ExtractError> + 'r;
+
+/// Runs what makes an adapter at `out`: every step fails once, and it is stopped at every moment. Each time the place is
+/// as it was, and at the end the adapter is there. Some old folder is there before, if the run may replace it.
+pub(crate) fn fail_at_every_step(bench: &Bench, replaces: bool, run: &Run<'_>) {
+    let out = bench.path("adapter");
+    let reset = || {
+        let _ = fs::remove_dir_all(&out);
+        if replaces {
+            bench.file("adapter/old", "old");
+        }
+    };
+    let left = || {
+        let names = fs::read_dir(bench.path("")).unwrap();
+        let mut names: Vec<String> = names
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        let old = fs::read(bench.path("adapter/old")).is_ok();
+        (
+            names,
+            old,
+            bench.path("adapter/adapter_config.json").exists(),
+        )
+    };
+    reset();
+    let before = left();
+    let never = || Stop(AtomicUsize::new(usize::MAX));
+    let mut failed = 0;
+    loop {
+        reset();
+        let door = Arc::new(Door {
+            fails: failed,
+            steps: AtomicUsize::new(0),
+        });
+        let disk = Disk::watched(Arc::clone(&door) as Arc<dyn Watch>);
+        let done = run(&Folder::on(disk, &out, replaces), &never());
+        if door.steps.load(SeqCst) <= failed {
+            done.unwrap();
+            break;
+        }
+        match done {
+            // It was in place already; only the old one could not be removed, and a note says so.
+            Ok(made) => assert!(replaces && !made.recorded.notes.is_empty(), "step {failed}"),
+            Err(_) => assert_eq!(left(), before, "step {failed}"),
+        }
+        failed += 1;
+    }
+    assert!(failed > 20, "{failed}");
+    let written = files(&out);
+    let mut names: Vec<&str> = written.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    let expected = [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "weldment.lock.json",
+    ];
+    assert_eq!(names, expected);
+    for call in 0.. {
+        reset();
+        let done = run(&Folder::new(&out, replaces), &Stop(AtomicUsize::new(call)));
+        if done.is_ok() {
+            assert!(call > 1, "{call}");
+            assert!(files(&out) == written);
+            break;
+        }
+        assert_eq!(left(), before, "call {call}");
+    }
+}
+
 #[test]
 fn every_step_fails_once_and_a_run_is_stopped_at_every_moment() {
     let bench = Bench::on_disk();
@@ -640,54 +711,24 @@ fn every_step_fails_once_and_a_run_is_stopped_at_every_moment() {
     write(&bench, "tuned", &config(), Dtype::F32, &tensors);
     let open = |name: &str| Checkpoint::open(name, &Location::local(bench.path(name))).unwrap();
     let (base, tuned) = (open("base"), open("tuned"));
-    let extraction = Extraction::plan(Request {
-        base: &base,
-        tuned: &tuned,
-        base_name: "base",
-        rank: Rank::Fixed(2),
-        only: Patterns::default(),
-        except: Patterns::default(),
-        save: Patterns::default(),
-        format: FloatType::F32,
-        threads: 2,
-        also_reads: Vec::new(),
-    })
-    .unwrap();
-    let out = bench.path("adapter");
-    let left = || {
-        let names = fs::read_dir(bench.path("")).unwrap();
-        let mut names: Vec<String> = names
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort_unstable();
-        names
+    let recipe = ExtractionRecipe {
+        base: "base".to_owned(),
+        finetune: "tuned".to_owned(),
+        rank: Some(2),
+        energy: None,
+        max_rank: None,
+        modules: Vec::new(),
+        exclude: Vec::new(),
+        save: Vec::new(),
+        dtype: "float32".to_owned(),
     };
-    let before = left();
-    let never = || Stop(AtomicUsize::new(usize::MAX));
-    let mut failed = 0;
-    loop {
-        let door = Arc::new(Door {
-            fails: failed,
-            steps: AtomicUsize::new(0),
+    let extraction = Extraction::plan(recipe.request(&base, &tuned, 2).unwrap()).unwrap();
+    for replaces in [false, true] {
+        fail_at_every_step(&bench, replaces, &|destination, observer| {
+            let origin = recipe.origin(&base, &tuned, 2);
+            let made = extraction.run(origin, destination, observer)?;
+            assert_eq!(made.report.fits.len(), 1);
+            Ok(made)
         });
-        let disk = Disk::watched(Arc::clone(&door) as Arc<dyn Watch>);
-        let done = extraction.run(&Folder::on(disk, &out, false), &never());
-        if door.steps.load(SeqCst) <= failed {
-            assert_eq!(done.unwrap().fits.len(), 1);
-            break;
-        }
-        assert!(done.is_err(), "step {failed}");
-        assert_eq!(left(), before, "step {failed}");
-        failed += 1;
-    }
-    assert!(failed > 10, "{failed}");
-    fs::remove_dir_all(&out).unwrap();
-    for call in 0.. {
-        let done = extraction.run(&Folder::new(&out, false), &Stop(AtomicUsize::new(call)));
-        if done.is_ok() {
-            assert!(call > 5);
-            break;
-        }
-        assert_eq!(left(), before, "call {call}");
     }
 }

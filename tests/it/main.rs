@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod adapters;
+mod adapters_verify;
 mod averages;
 mod calls;
 mod check;

@@ -11,18 +11,18 @@ Needs torch, transformers and peft; `race` needs the command mergekit-extract-lo
 import argparse
 import json
 import pathlib
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config
 from transformers import Qwen2ForCausalLM
+
+from timed import timed
 
 SMALL = dict(hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
 # TinyLlama 1.1B, but for the number of layers.
@@ -96,20 +96,8 @@ def logits(command):
     sys.exit(failed > 0)
 
 
-def timed(words, where):
-    """Seconds, the most resident memory in bytes, and seconds of processor time of a command."""
-    start = time.time()
-    child = subprocess.Popen(list(map(str, words)), cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             text=True)
-    said = child.stdout.read()
-    _, status, usage = __import__("os").wait4(child.pid, 0)
-    if status:
-        sys.exit(f"{words}: {said}")
-    return time.time() - start, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
-
-
 def said(run):
-    return f"{run[0]:.1f} s, {run[2]:.1f} s of processor time, {run[1] / 1e9:.2f} GB"
+    return f"{run[0]:.1f} s, {run[1]:.1f} s of processor time, {run[2] / 1e9:.2f} GB"
 
 
 def error(where, adapter):
@@ -133,7 +121,7 @@ def error(where, adapter):
 
 
 def race(command, mergekit, where, layers, rank):
-    where = pathlib.Path(where)
+    where = pathlib.Path(where).resolve()
     where.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(num_hidden_layers=layers, tie_word_embeddings=False, **TINY_LLAMA)
     model = LlamaForCausalLM(config).to(torch.bfloat16)
@@ -147,10 +135,11 @@ def race(command, mergekit, where, layers, rank):
     ours = timed([command, "extract-lora", "base", "tuned", "ours", "--force", "--rank", rank, "--module", matrices],
                  where)
     print(f"weld: {said(ours)}, error {error(where, 'ours'):.5f}", flush=True)
-    theirs = timed([mergekit, "--model", "tuned", "--base-model", "base", "--out-path", "theirs",
+    # Of a path that may be a repository, mergekit asks the Hub.
+    theirs = timed([mergekit, "--model", where / "tuned", "--base-model", where / "base", "--out-path", "theirs",
                     "--max-rank", rank, "--exclude-regex", "(lm_head|embed_tokens|norm)"], where)
     print(f"mergekit: {said(theirs)}, error {error(where, 'theirs'):.5f}")
-    print(f"time {theirs[0] / ours[0]:.1f}, processor time {theirs[2] / ours[2]:.1f}, memory {theirs[1] / ours[1]:.1f}")
+    print(f"time {theirs[0] / ours[0]:.1f}, processor time {theirs[1] / ours[1]:.1f}, memory {theirs[2] / ours[2]:.1f}")
     for folder in ("base", "tuned", "ours", "theirs"):
         shutil.rmtree(where / folder)
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::adapter::{ADAPTER_CONFIG, AdapterRequest};
 use super::{Request, checks};
 use crate::loaders::{Role, is_apart, is_below, role_of};
 use crate::{CheckInfo, Finding, Place, Report, Skipped};
@@ -100,10 +101,30 @@ impl FolderListing {
     }
 
     /// The bytes of a file, if it is there and can be read.
-    fn read(&self, name: &str) -> Option<Result<Vec<u8>, CheckpointError>> {
+    pub(super) fn read(&self, name: &str) -> Option<Result<Vec<u8>, CheckpointError>> {
         let (entry, _) = self.entries.get(name)?;
         Some(read_sidecar(&entry.path))
     }
+}
+
+/// Judges every file of an adapter's folder beside its weights: those that the lock has by their digests.
+pub(super) fn judge_files(request: &AdapterRequest<'_>, weights: &str, report: &mut Report) {
+    let folder = request.folder;
+    let exact = request.lock.is_some();
+    let mut known = BTreeSet::from([weights.to_owned()]);
+    if let Some(lock) = request.lock {
+        known.insert(LOCK_FILE.to_owned());
+        for (name, digest) in &lock.outputs.files {
+            report.extend(held_to_digest(folder, name, digest));
+            known.insert(name.clone());
+        }
+    } else {
+        known.insert(ADAPTER_CONFIG.to_owned());
+    }
+    for weights in Weights::of(request.weights) {
+        report.extend(weights.metadata(folder, exact));
+    }
+    judge_others(folder, &known, exact, report);
 }
 
 /// Judges every file of the folder. `compared` are the files beside the weights that were compared with those of the
@@ -151,6 +172,26 @@ pub(super) fn judge(
         report.extend(weights.missing_name(folder));
         report.extend(weights.metadata(folder, exact));
     }
+    judge_others(folder, &known, exact, report);
+    if plan.is_some() && !by_lock.is_empty() {
+        report.skipped.push(Skipped {
+            check: &checks::FILE,
+            why: listed(
+                "no input has what only the lock's digest was compared with",
+                &by_lock,
+            ),
+            needed: true,
+        });
+    }
+}
+
+/// Judges the files that are not `known` to be of the merge.
+fn judge_others(
+    folder: &FolderListing,
+    known: &BTreeSet<String>,
+    exact: bool,
+    report: &mut Report,
+) {
     let mut others = Vec::new();
     let mut ignored = Vec::new();
     for (name, (entry, _)) in &folder.entries {
@@ -183,16 +224,6 @@ pub(super) fn judge(
     report.say("files", line);
     report.details["files"] =
         json!({"of_merge": covered, "not_covered": others, "ignored": ignored});
-    if plan.is_some() && !by_lock.is_empty() {
-        report.skipped.push(Skipped {
-            check: &checks::FILE,
-            why: listed(
-                "no input has what only the lock's digest was compared with",
-                &by_lock,
-            ),
-            needed: true,
-        });
-    }
 }
 
 fn listed(what: &str, names: &[String]) -> String {

@@ -14,7 +14,6 @@ use super::checks;
 use crate::{Finding, Place, Report, Table};
 use checkpoint::{Checkpoint, FileState, Location, Locator, ModelRef};
 use errors::{Hint, Refusal, some_of};
-use plan::Plan;
 use recipe::{AnyRecipe, Recipe, Tokenizer, nearest};
 
 /// The most names of models that a message lists.
@@ -139,24 +138,23 @@ struct Found {
 }
 
 impl Inputs {
-    /// Places for the models of a recipe: `given` are the caller's arguments, each `NAME=PATH` or the folder where
+    /// Places for the models of these names, of the checkpoint at a location: `given` are the caller's arguments, each `NAME=PATH` or the folder where
     /// relative paths start; `recorded` are the paths that the merge recorded, by the lock's names.
     ///
     /// # Errors
     /// An argument names no model, no folder, or nothing that exists.
     pub(super) fn new(
-        recipe: &AnyRecipe,
-        tokenizer_from: Option<&ModelRef>,
-        model: &Checkpoint,
+        names: Vec<String>,
+        location: &Location,
         given: &[String],
         recorded: Vec<(String, PathBuf)>,
         locator: Locator,
     ) -> Result<Inputs, InputsError> {
-        let around = locator.working_dir.join(&model.location().path);
+        let around = locator.working_dir.join(&location.path);
         let around = fs::canonicalize(&around).unwrap_or(around);
         let around = around.parent().map(Path::to_owned);
         let mut inputs = Inputs {
-            names: names(recipe, tokenizer_from),
+            names,
             named: Vec::new(),
             folder: None,
             recorded: Vec::new(),
@@ -219,8 +217,8 @@ impl Inputs {
         })
     }
 
-    /// The locator that a planner resolves models with.
-    pub fn locator(&self, model: &Checkpoint, recipe_dir: Option<PathBuf>) -> Locator {
+    /// The locator that a planner resolves the models of the checkpoint at a location with.
+    pub fn locator(&self, location: &Location, recipe_dir: Option<PathBuf>) -> Locator {
         let named = self.named.iter().chain(&self.recorded).cloned();
         let locator = Locator {
             elsewhere: named.collect(),
@@ -236,7 +234,7 @@ impl Inputs {
             None => Locator {
                 // Merges are often kept beside what they were made from.
                 recipe_dir: recipe_dir.or_else(|| {
-                    let model = locator.working_dir.join(&model.location().path);
+                    let model = locator.working_dir.join(&location.path);
                     model.parent().map(Into::into)
                 }),
                 ..locator
@@ -248,11 +246,10 @@ impl Inputs {
     ///
     /// # Errors
     /// It holds none: the inputs were found elsewhere.
-    pub fn check_used(&self, plan: &Plan) -> Result<(), InputsError> {
+    pub fn check_used(&self, models: &[&Checkpoint]) -> Result<(), InputsError> {
         let Some((given, folder)) = &self.folder else {
             return Ok(());
         };
-        let models = plan.stored_models();
         let mut parts = models.iter().flat_map(|model| model.location().paths());
         match parts.any(|path| is_in(path, folder)) {
             true => Ok(()),
@@ -310,11 +307,10 @@ impl Inputs {
     }
 
     /// Says in the report where each input was found, and which lay beside the checkpoint though nobody named them.
-    pub(super) fn report(&self, plan: &Plan, report: &mut Report) {
-        let base = plan.base.map(|base| plan.models[base].label());
+    pub(super) fn report(&self, models: &[&Checkpoint], base: Option<&str>, report: &mut Report) {
         let mut rows = Vec::new();
         let mut details = Vec::new();
-        for model in plan.stored_models() {
+        for model in models {
             let role = if base == Some(model.label()) {
                 "base"
             } else {
@@ -382,20 +378,23 @@ fn is_in(path: &Path, folder: &Path) -> bool {
     path.starts_with(folder) || real.is_some_and(|(path, folder)| path.starts_with(folder))
 }
 
-/// The models that a recipe names, each once, and each adapter and the model below it by themselves.
-fn names(recipe: &AnyRecipe, tokenizer_from: Option<&ModelRef>) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    let mut add = |model: &ModelRef| {
-        let parts = model.base_and_adapter();
-        let parts = parts
-            .into_iter()
-            .flat_map(|(base, adapter)| [base, adapter]);
-        for model in std::iter::once(model.clone()).chain(parts) {
-            if !names.iter().any(|known| known == model.text()) {
-                names.push(model.text().to_owned());
-            }
+/// Adds a model's name, unless it is there, and an adapter and the model below it by themselves.
+pub(super) fn add_names(model: &ModelRef, names: &mut Vec<String>) {
+    let parts = model.base_and_adapter();
+    let parts = parts
+        .into_iter()
+        .flat_map(|(base, adapter)| [base, adapter]);
+    for model in std::iter::once(model.clone()).chain(parts) {
+        if !names.iter().any(|known| known == model.text()) {
+            names.push(model.text().to_owned());
         }
-    };
+    }
+}
+
+/// The models that a recipe names, each once, and each adapter and the model below it by themselves.
+pub(super) fn names(recipe: &AnyRecipe, tokenizer_from: Option<&ModelRef>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    let mut add = |model: &ModelRef| add_names(model, &mut names);
     let of_merge = |recipe: &Recipe, add: &mut dyn FnMut(&ModelRef)| {
         let tokenizer = recipe.tokenizer.iter().flat_map(Tokenizer::mentions);
         recipe
@@ -432,7 +431,7 @@ fn names(recipe: &AnyRecipe, tokenizer_from: Option<&ModelRef>) -> Vec<String> {
 }
 
 /// The finding that an input is the checkpoint itself, for each input that is.
-pub(super) fn own(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
+pub(super) fn own(models: &[&Checkpoint], model: &Checkpoint) -> Vec<Finding> {
     let states = |model: &Checkpoint| -> Vec<FileState> {
         let shards = model.shards().into_iter();
         shards
@@ -448,7 +447,6 @@ pub(super) fn own(plan: &Plan, model: &Checkpoint) -> Vec<Finding> {
         let other_commit = hub(model).zip(hub(input)).is_some_and(|(a, b)| a != b);
         !other_commit && states(input).iter().any(is_of_checkpoint)
     };
-    let models = plan.stored_models();
     let found = models
         .iter()
         .copied()

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use super::adapter::AdapterRequest;
 use super::outcome::{Outcome, Outcomes};
 use super::{Request, checks};
 use crate::{CheckInfo, Finding, Place, Report, Skipped};
@@ -87,12 +88,61 @@ pub(super) fn outputs(
     Ok(intact)
 }
 
+/// Compares an adapter's tensors, and what it was made from, with the lock. Returns whether every tensor is as it was
+/// written.
+pub(super) fn adapter(
+    request: &AdapterRequest<'_>,
+    lock: &Lock,
+    report: &mut Report,
+    observer: &dyn Observer,
+) -> Result<bool, RunError> {
+    let weights = request.weights;
+    let digests = run::all_digests(weights, request.threads, observer)?;
+    let mut same = 0;
+    for (tensor, digest) in weights.tensors().iter().zip(digests) {
+        let found = digest.map_or_else(String::new, |digest| digest.to_string());
+        let place = Place::entry(weights, tensor);
+        match lock.outputs.tensors.get(&tensor.name) {
+            Some(written) if *written == found => same += 1,
+            Some(written) => {
+                let expected = format!("BLAKE3 {written}");
+                report.add(Finding::new(&checks::LOCK_OUTPUT, place, expected, found));
+            }
+            None => report.add(Finding::new(
+                &checks::LOCK_INCOMPLETE,
+                Place::field(run::LOCK_FILE, "outputs.tensors"),
+                "a digest of every tensor",
+                format!("none of `{}`", tensor.name),
+            )),
+        }
+    }
+    let written = lock.outputs.tensors.keys();
+    let gone = written.filter(|name| weights.find(name).is_none());
+    report.extend(gone.map(|name| {
+        let place = Place::tensor(name, None);
+        let expected = "the tensor that was written";
+        Finding::new(&checks::LOCK_OUTPUT, place, expected, "none")
+    }));
+    let count = weights.tensors().len();
+    report.say(
+        "lock",
+        format!("{same} of {count} tensors are as they were written"),
+    );
+    report.extend(inputs(lock, request.recipe.as_deref(), request.models));
+    Ok(same == count && same == lock.outputs.tensors.len())
+}
+
 /// The finding that another version of the arithmetic made the checkpoint, if that can explain why it is not equal.
 pub(super) fn numerics(lock: &Lock, outcomes: &Outcomes<'_>) -> Option<Finding> {
     let differs = outcomes.any(Outcome::Wrong) || outcomes.any(Outcome::WithinStep);
-    if !differs {
-        return None;
+    match differs {
+        true => other_arithmetic(lock),
+        false => None,
     }
+}
+
+/// The finding that the lock names another version of the arithmetic, or other instructions, than are here.
+pub(super) fn other_arithmetic(lock: &Lock) -> Option<Finding> {
     let finding = |field, expected: String, found: String| {
         let place = Place::field(run::LOCK_FILE, field);
         Some(Finding::new(&checks::NUMERICS, place, expected, found))
@@ -139,11 +189,11 @@ pub(super) fn update_not_told(lock: &Lock) -> Option<Skipped> {
 /// The field of the lock that says how much of the update survives.
 const UPDATE: &str = "outputs.update_kept_percent";
 
-/// Compares the recipe and the inputs with those of the lock.
-pub(super) fn inputs(lock: &Lock, plan: &Plan, recipe_of_lock: bool) -> Vec<Finding> {
+/// Compares the recipe and the inputs with those of the lock. `recipe` is the text that was given, if it is not the
+/// lock's own.
+pub(super) fn inputs(lock: &Lock, recipe: Option<&str>, models: &[&Checkpoint]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let given = run::locked_recipe(plan);
-    if !recipe_of_lock && lock.recipe.trim_end() != given.trim_end() {
+    if recipe.is_some_and(|given| lock.recipe.trim_end() != given.trim_end()) {
         findings.push(Finding::new(
             &checks::LOCK_RECIPE,
             Place::field(run::LOCK_FILE, "recipe"),
@@ -151,10 +201,10 @@ pub(super) fn inputs(lock: &Lock, plan: &Plan, recipe_of_lock: bool) -> Vec<Find
             "another",
         ));
     }
-    for (model, now) in plan.stored_models().iter().zip(Lock::of_plan(plan).inputs) {
+    for (model, now) in models.iter().zip(run::locked_inputs(models)) {
         let Some(locked) = lock.inputs.iter().find(|locked| locked.model == now.model) else {
             // Another recipe may name other models.
-            findings.extend(recipe_of_lock.then(|| {
+            findings.extend(recipe.is_none().then(|| {
                 let place = Place::field(run::LOCK_FILE, "inputs");
                 let expected = format!("an entry for {}", now.model);
                 Finding::new(&checks::LOCK_INCOMPLETE, place, expected, "none")
@@ -170,12 +220,12 @@ pub(super) fn inputs(lock: &Lock, plan: &Plan, recipe_of_lock: bool) -> Vec<Find
 /// The input tensors that have changed since the lock was written, where the lock has their digests.
 pub(super) fn changed_tensors(
     lock: &Lock,
-    plan: &Plan,
+    models: &[&Checkpoint],
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Vec<Finding>, RunError> {
     let mut findings = Vec::new();
-    for (model, now) in plan.stored_models().iter().zip(Lock::of_plan(plan).inputs) {
+    for (model, now) in models.iter().zip(run::locked_inputs(models)) {
         let locked = lock.inputs.iter().find(|locked| locked.model == now.model);
         let Some(tensors) = locked.and_then(|locked| locked.tensors.as_ref()) else {
             continue;

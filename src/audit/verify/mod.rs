@@ -3,6 +3,7 @@
 //! Every tensor is accounted for: recomputed, copied, or reported. Whether it is right is decided by equality of bytes;
 //! fits only name the cause of a difference.
 
+mod adapter;
 mod checks;
 mod compare;
 mod diagnose;
@@ -22,13 +23,14 @@ use std::path::Path;
 use bytesize::ByteSize;
 use serde_json::json;
 
+pub use adapter::{ADAPTER_WEIGHTS, AdapterRequest, verify_adapter};
 pub(crate) use checks::CHECKS;
 pub use folder::FolderListing;
 pub(crate) use folder::Weights;
 pub use inputs::{Inputs, InputsError, no_plan};
 pub use mergekit::Profile;
 pub use numerics::Numerics;
-pub use premises::{Arithmetic, Asked, GivenRecipe, Premises, PremisesError};
+pub use premises::{Arithmetic, Asked, GivenRecipe, Origin, Premises, PremisesError};
 pub use sample::Coverage;
 
 use super::{Command, Finding, Place, Report, Severity, Skipped, Verdict};
@@ -222,9 +224,12 @@ fn recompute<'a>(
 ) -> Result<Option<Outcomes<'a>>, RunError> {
     let model = request.model;
     if let Some(lock) = request.lock {
-        report.extend(locked::inputs(lock, plan, request.recipe_of_lock));
+        let models = plan.stored_models();
+        let given = run::locked_recipe(&plan.recipe.1, &models);
+        let given = (!request.recipe_of_lock).then_some(given.as_str());
+        report.extend(locked::inputs(lock, given, &models));
     }
-    report.extend(inputs::own(plan, model));
+    report.extend(inputs::own(&plan.stored_models(), model));
     report.extend(accounting(plan, model));
     let files = files::compare(plan, model, request.lock.is_some());
     report.extend(files.findings);
@@ -280,7 +285,8 @@ fn recompute<'a>(
     if let Some(lock) = request.lock
         && outcomes.any(Outcome::Wrong)
     {
-        let changed = locked::changed_tensors(lock, plan, request.threads, observer)?;
+        let changed =
+            locked::changed_tensors(lock, &plan.stored_models(), request.threads, observer)?;
         report.extend(changed);
     }
     report.extend(
@@ -545,6 +551,7 @@ fn summarise(
     }
     report.detail(outcomes.tensors.iter().map(Judged::details));
     if let Some(inputs) = request.inputs {
-        inputs.report(plan, report);
+        let base = plan.base.map(|base| plan.models[base].label());
+        inputs.report(&plan.stored_models(), base, report);
     }
 }

@@ -7,22 +7,25 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 
 use super::folder::FolderListing;
-use super::inputs::{Inputs, InputsError};
+use super::inputs::{self, Inputs, InputsError};
 use super::mergekit::Profile;
 use super::{Coverage, Numerics, Request};
-use checkpoint::{Checkpoint, CheckpointError, Locator, ModelRef};
+use checkpoint::{Checkpoint, CheckpointError, Location, Locator, ModelRef};
 use engine::{Budget, Settings};
 use errors::{About, Hint, Refusal};
+use lora::ExtractionRecipe;
 use moe::MoeOptions;
 use plan::{Options, Plan};
 use recipe::{AnyRecipe, RecipeError};
 use run::{Lock, LockedHub};
+use transplant::TransplantRecipe;
 
 /// The file in which mergekit stores the recipe of a merge.
 const MERGEKIT_RECIPE: &str = "mergekit_config.yml";
 
-/// The command of a lock whose recipe says only what was copied.
+/// The commands of locks whose recipe is what they were asked for.
 const TRANSPLANT: &str = "transplant";
+const EXTRACT_LORA: &str = "extract-lora";
 
 /// The caller's choices.
 #[derive(Debug, Clone)]
@@ -69,7 +72,7 @@ pub struct Premises {
     /// Its lock, if it has one.
     pub lock: Option<Lock>,
     /// Its recipe.
-    pub recipe: AnyRecipe,
+    pub origin: Origin,
     /// The name of the recipe in messages.
     pub name: String,
     /// The options that a plan depends on besides the recipe.
@@ -78,6 +81,44 @@ pub struct Premises {
     allow_step: bool,
     numerics: Numerics,
     scratch: PathBuf,
+}
+
+/// What a checkpoint was made by.
+#[derive(Debug)]
+pub enum Origin {
+    /// A recipe, for a model or for an adapter.
+    Recipe(Box<AnyRecipe>),
+    /// `weld transplant`.
+    Transplant(TransplantRecipe),
+    /// `weld extract-lora`.
+    Extraction(ExtractionRecipe),
+}
+
+impl Origin {
+    /// Whether it makes an adapter.
+    pub fn is_adapter(&self) -> bool {
+        match self {
+            Self::Recipe(recipe) => {
+                matches!(&**recipe, AnyRecipe::Merge(recipe) if recipe.output.is_some())
+            }
+            Self::Transplant(_) => false,
+            Self::Extraction(_) => true,
+        }
+    }
+
+    /// The names of its models.
+    fn names(&self, tokenizer_from: Option<&ModelRef>) -> Vec<String> {
+        let models = match self {
+            Self::Recipe(recipe) => return inputs::names(recipe, tokenizer_from),
+            Self::Transplant(recipe) => recipe.models(),
+            Self::Extraction(recipe) => recipe.models(),
+        };
+        let mut names = Vec::new();
+        for model in models.iter().flatten() {
+            inputs::add_names(model, &mut names);
+        }
+        names
+    }
 }
 
 /// Why it is unknown what a checkpoint should be.
@@ -99,12 +140,9 @@ pub enum PremisesError {
         "the checkpoint has no weldment.lock.json and no mergekit_config.yml, so its recipe is unknown"
     )]
     NoRecipe,
-    /// The checkpoint is no merge.
-    #[error("`weld {command}` made the checkpoint, which is not computed again")]
-    NoMerge {
-        /// The command.
-        command: String,
-    },
+    /// What the lock says that a command was asked for cannot be.
+    #[error("recipe of the lock: {0}")]
+    Command(Refusal),
     /// The lock names a model that cannot exist.
     #[error("options.tokenizer_from of the lock: {0}")]
     TokenizerFrom(String),
@@ -115,10 +153,7 @@ impl Hint for PremisesError {
         match self {
             Self::Lock(source) => source.hint(),
             Self::NoRecipe => Some("give the recipe with --recipe FILE".into()),
-            Self::NoMerge { .. } => Some(
-                "run the command once more and compare the two with `weld diff`; `weld check` looks for defects"
-                    .into(),
-            ),
+            Self::Command(why) => why.hint(),
             Self::Recipe { .. } | Self::TokenizerFrom(_) => None,
         }
     }
@@ -127,32 +162,26 @@ impl Hint for PremisesError {
         match self {
             Self::Lock(source) => source.about(),
             Self::Recipe { error, .. } => error.about(),
-            Self::NoRecipe | Self::NoMerge { .. } | Self::TokenizerFrom(_) => About::default(),
+            Self::NoRecipe | Self::Command(_) | Self::TokenizerFrom(_) => About::default(),
         }
     }
 }
 
 impl Premises {
-    /// Reads what a checkpoint is verified against.
+    /// Reads what the checkpoint at a location is verified against.
     ///
     /// # Errors
     /// Its lock or its recipe cannot be read, or it has no recipe.
-    pub fn read(model: &Checkpoint, asked: &Asked) -> Result<Premises, PremisesError> {
-        let folder = &model.location().path;
-        let lock = match model.is_single_file() {
-            true => None,
-            false => Lock::read(folder)?,
+    pub fn read(location: &Location, asked: &Asked) -> Result<Premises, PremisesError> {
+        let folder = &location.path;
+        let lock = match folder.is_dir() {
+            true => Lock::read(folder)?,
+            false => None,
         };
-        if let Some(lock) = lock.as_ref().filter(|lock| lock.command == TRANSPLANT)
-            && asked.recipe.is_none()
-        {
-            let command = lock.command.clone();
-            return Err(PremisesError::NoMerge { command });
-        }
         let by_mergekit = folder.join(MERGEKIT_RECIPE);
         let by_mergekit = by_mergekit.is_file().then_some(by_mergekit);
         let allow_step = lock.is_none() && by_mergekit.is_some();
-        let (mut recipe, name) = match (&asked.recipe, &lock, &by_mergekit) {
+        let (mut origin, name) = match (&asked.recipe, &lock, &by_mergekit) {
             (Some(given), ..) => {
                 let name = given.name.clone();
                 named(recipe::parse_any(&name, &given.text), name)?
@@ -163,17 +192,19 @@ impl Premises {
             (None, Some(lock), _) => from_lock(lock)?,
             (None, None, None) => return Err(PremisesError::NoRecipe),
         };
-        if let AnyRecipe::Merge(recipe) = &mut recipe {
+        if let Origin::Recipe(recipe) = &mut origin
+            && let AnyRecipe::Merge(recipe) = &mut **recipe
+        {
             recipe.mark_recorded(lock.is_none());
         }
         Ok(Premises {
             options: options(lock.as_ref(), asked)?,
             recipe_of_lock: asked.recipe.is_none(),
             allow_step: asked.allow_step.unwrap_or(allow_step),
-            numerics: numerics(asked.arithmetic, lock.as_ref(), &recipe),
+            numerics: numerics(asked.arithmetic, lock.as_ref(), &origin),
             scratch: asked.scratch.clone(),
             lock,
-            recipe,
+            origin,
             name,
         })
     }
@@ -185,7 +216,7 @@ impl Premises {
     /// An argument names no model, no folder, or nothing that exists.
     pub fn inputs(
         &self,
-        model: &Checkpoint,
+        location: &Location,
         given: &[String],
         recorded: Vec<(String, PathBuf)>,
         locator: Locator,
@@ -200,7 +231,8 @@ impl Premises {
             ..locator
         };
         let donor = self.options.plan.tokenizer_from.as_ref();
-        Inputs::new(&self.recipe, donor, model, given, recorded, locator)
+        let names = self.origin.names(donor);
+        Inputs::new(names, location, given, recorded, locator)
     }
 
     /// The commits of the inputs from the Hub, by their names in the recipe, as the lock has them.
@@ -227,6 +259,16 @@ impl Premises {
             (hub.repo == model.path).then(|| (text, hub.commit.clone()))
         };
         pins.filter_map(pin).collect()
+    }
+
+    /// Whether the recipe is the lock's own.
+    pub fn is_of_lock(&self) -> bool {
+        self.recipe_of_lock
+    }
+
+    /// Whether differences of a single ULP are accepted.
+    pub fn allows_step(&self) -> bool {
+        self.allow_step
     }
 
     /// The request to verify the checkpoint against a plan of the recipe.
@@ -257,22 +299,30 @@ impl Premises {
 fn named(
     read: Result<AnyRecipe, RecipeError>,
     name: String,
-) -> Result<(AnyRecipe, String), PremisesError> {
+) -> Result<(Origin, String), PremisesError> {
     match read {
-        Ok(recipe) => Ok((recipe, name)),
+        Ok(recipe) => Ok((Origin::Recipe(Box::new(recipe)), name)),
         Err(error) => Err(PremisesError::Recipe { name, error }),
     }
 }
 
-fn from_lock(lock: &Lock) -> Result<(AnyRecipe, String), PremisesError> {
-    let name = run::LOCK_FILE;
-    match recipe::parse_any(name, &lock.recipe) {
-        Ok(recipe) => Ok((recipe, name.to_owned())),
-        Err(error) => Err(PremisesError::Recipe {
-            name: format!("in {name}"),
-            error,
-        }),
-    }
+fn from_lock(lock: &Lock) -> Result<(Origin, String), PremisesError> {
+    let name = run::LOCK_FILE.to_owned();
+    let text = &lock.recipe;
+    let origin = match lock.command.as_str() {
+        TRANSPLANT => TransplantRecipe::parse(text).map(Origin::Transplant),
+        EXTRACT_LORA => ExtractionRecipe::parse(text).map(Origin::Extraction),
+        _ => {
+            return match recipe::parse_any(&name, text) {
+                Ok(recipe) => Ok((Origin::Recipe(Box::new(recipe)), name)),
+                Err(error) => Err(PremisesError::Recipe {
+                    name: format!("in {name}"),
+                    error,
+                }),
+            };
+        }
+    };
+    Ok((origin.map_err(PremisesError::Command)?, name))
 }
 
 /// The options of the lock. Those that it does not have are as in a merge without options.
@@ -303,12 +353,19 @@ fn options(lock: Option<&Lock>, asked: &Asked) -> Result<MoeOptions, PremisesErr
 
 /// The arithmetic that was asked for. Otherwise it is weldment's if the lock says that weld made the checkpoint, or if
 /// only weld can read the recipe.
-fn numerics(asked: Option<Arithmetic>, lock: Option<&Lock>, recipe: &AnyRecipe) -> Numerics {
+fn numerics(asked: Option<Arithmetic>, lock: Option<&Lock>, origin: &Origin) -> Numerics {
+    let merge = match origin {
+        Origin::Recipe(recipe) => match &**recipe {
+            AnyRecipe::Merge(recipe) => Some(recipe),
+            AnyRecipe::Moe(_) | AnyRecipe::Edit(_) => None,
+        },
+        Origin::Transplant(_) | Origin::Extraction(_) => None,
+    };
     match asked {
         None if lock.is_some() => Numerics::Weldment,
-        None | Some(Arithmetic::Auto) => match recipe {
-            AnyRecipe::Merge(recipe) => Numerics::Auto(recipe.dtype),
-            AnyRecipe::Moe(_) | AnyRecipe::Edit(_) => Numerics::Weldment,
+        None | Some(Arithmetic::Auto) => match merge {
+            Some(recipe) => Numerics::Auto(recipe.dtype),
+            None => Numerics::Weldment,
         },
         Some(Arithmetic::Weldment) => Numerics::Weldment,
         Some(Arithmetic::Mergekit(profile)) => Numerics::Mergekit(profile),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use weldment::audit::check::{check, check_written};
 use weldment::audit::formats::ReportFormat;
-use weldment::audit::verify::{Asked, Coverage, FolderListing, Premises, no_plan, verify};
+use weldment::audit::verify::{Asked, Coverage, FolderListing, Origin, Premises, no_plan, verify};
 use weldment::audit::{Report, Severity, Verdict};
 use weldment::checkpoint::{Checkpoint, Locator, ModelRef, Survey};
 use weldment::engine::{Budget, Observer, Settings};
@@ -119,14 +119,17 @@ pub(super) fn verified(bench: &Bench, model: &str) -> Option<(Verdict, Vec<Strin
         threads: 1,
         scratch: bench.path(""),
     };
-    let premises = Premises::read(&model, &asked).ok()?;
-    let inputs = premises.inputs(&model, &[], Vec::new(), locator(bench));
+    let premises = Premises::read(&location, &asked).ok()?;
+    let inputs = premises.inputs(&location, &[], Vec::new(), locator(bench));
     let inputs = inputs.ok()?;
-    let (recipe, options) = (&premises.recipe, &premises.options);
+    let Origin::Recipe(recipe) = &premises.origin else {
+        return None;
+    };
+    let options = &premises.options;
     let plan = planned(
         recipe,
         &premises.name,
-        &inputs.locator(&model, None),
+        &inputs.locator(&location, None),
         options,
     );
     let plan = plan.as_ref().map_err(no_plan);
