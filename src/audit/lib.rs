@@ -17,6 +17,7 @@ mod evaluation;
 mod fields;
 pub mod formats;
 mod loaders;
+mod measured;
 pub mod policy;
 pub mod provenance;
 mod registry;
@@ -24,6 +25,7 @@ mod statistics;
 pub mod verify;
 
 pub use evaluation::evaluation;
+pub use measured::measurements;
 pub use registry::{all_checks, checks_as_markdown, command_of, examples_of, find_check};
 pub use report::{
     CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,

@@ -5,8 +5,10 @@ use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
+use super::memory::available;
 use super::output::Failure;
 use checkpoint::Locator;
+use run::ScratchRoots;
 
 /// The places for models: the working folder, the recipe's folder, the local Hugging Face cache.
 pub(super) fn locator(recipe_dir: Option<&Path>) -> Result<Locator, Failure> {
@@ -28,6 +30,31 @@ pub(super) fn cache() -> Option<PathBuf> {
     let set = set.filter(|path| path.is_absolute());
     let home = || env::home_dir().filter(|home| home.is_absolute());
     set.or_else(|| home().map(|home| home.join(".cache")))
+}
+
+/// Where a merge may be written that is scored and then goes: in memory, up to half of what is free, or in the folder for
+/// temporary files.
+pub(super) fn scratch_roots(chosen: Option<PathBuf>) -> ScratchRoots {
+    let in_memory = Path::new("/dev/shm");
+    let free = available().filter(|_| cfg!(target_os = "linux") && in_memory.is_dir());
+    ScratchRoots {
+        chosen,
+        memory: free.map(|free| (in_memory.to_owned(), free / 2)),
+        usual: env::temp_dir(),
+    }
+}
+
+/// Values of variables that may be passwords, by their names; longest first, as one may be part of another.
+pub(super) fn secrets() -> Vec<String> {
+    /// Shorter values would hide words that mean nothing.
+    const SHORTEST: usize = 8;
+    const NAMES: [&str; 5] = ["TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL"];
+    let is_secret = |name: &str| NAMES.iter().any(|part| name.to_uppercase().contains(part));
+    let named = env::vars_os().filter(|(name, _)| is_secret(&name.to_string_lossy()));
+    let values = named.filter_map(|(_, value)| value.into_string().ok());
+    let mut values: Vec<String> = values.filter(|value| value.len() >= SHORTEST).collect();
+    values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    values
 }
 
 /// A variable that is set to some text.

@@ -9,18 +9,20 @@ use serde_json::Value;
 
 use super::arguments::{Memory, SetArguments, Threads, plan_any, recipe_name, seed};
 use super::caller::Caller;
+use super::eval_command::{CommandArguments, Scored};
 use super::network::{Needs, Network, open};
 use super::output::Failure;
 use super::progress::Progress;
 use super::report::{ReportArguments, write};
 use super::signals::Work;
-use ::eval::{EvalError, Options, Prepared, Scores, Split, Surroundings, Tasks};
+use ::eval::{EvalError, Evaluator, Options, Prepared, Scores, Split, Surroundings, Tasks};
 use audit::policy::EvalPolicy;
-use audit::{Command, Report, evaluation};
+use audit::{Command, Report, evaluation, measurements};
 use checkpoint::{Checkpoint, ModelRef, read_bounded};
 use engine::Settings;
 use errors::{Refusal, printable_json};
 use moe::MoeOptions;
+use plan::Plan;
 
 /// The largest result of an earlier run that is read.
 const MAX_RESULT_BYTES: u64 = 1 << 30;
@@ -37,8 +39,11 @@ pub(super) struct Arguments {
     model: Subject,
 
     /// Files of tasks, one task each. Can be repeated
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    #[arg(long, value_name = "FILE", required_unless_present = "command", num_args = 1..)]
     tasks: Vec<PathBuf>,
+
+    #[command(flatten)]
+    command: CommandArguments,
 
     /// The items to score: half of them to choose a model by, the other half to judge the chosen one by, or all
     #[arg(long, value_enum, default_value_t = Part::All)]
@@ -107,6 +112,16 @@ enum Part {
     Test,
     /// All
     All,
+}
+
+impl Part {
+    fn split(self) -> Split {
+        match self {
+            Part::Validation => Split::Validation,
+            Part::Test => Split::Test,
+            Part::All => Split::All,
+        }
+    }
 }
 
 /// What is scored.
@@ -204,6 +219,10 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Fai
 }
 
 fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
+    let split = arguments.split.split();
+    if let Some(evaluator) = arguments.command.evaluator(split)? {
+        return measured(arguments, &evaluator, split, caller);
+    }
     arguments.check_items()?;
     let tasks = Tasks::read(&arguments.tasks)?;
     // An earlier result that cannot be read is told before the work.
@@ -239,25 +258,15 @@ fn scored(
     let label = subject.to_string();
     let (model, surroundings) = match subject {
         Subject::Model(model) => {
-            let locator = arguments.network.locator(None, Needs::Weights, caller)?;
-            let model = open(&locator, model).map_err(|failure| caller.failure(failure))?;
+            let model = opened(arguments, model, caller)?;
             let surroundings = Surroundings::of_checkpoint(&model)?;
             (model, surroundings)
         }
         Subject::Recipe(path) => merged(arguments, path, &label, caller)?,
-        Subject::Result(path) => {
-            let why = format!("{}: expected a model or a recipe", path.display());
-            return Err(Failure::tool(
-                Refusal::new(why).with_hint("an earlier result goes behind --baseline"),
-            ));
-        }
+        Subject::Result(path) => return Err(no_subject(path)),
     };
     let options = Options {
-        split: match arguments.split {
-            Part::Validation => Split::Validation,
-            Part::Test => Split::Test,
-            Part::All => Split::All,
-        },
+        split: arguments.split.split(),
         seed: arguments.seed,
         limit: arguments.limit.map(|limit| limit as usize),
         generate: arguments.generate.then_some(arguments.max_tokens as usize),
@@ -271,6 +280,40 @@ fn scored(
     scores.map_err(|error| caller.failure(error.into()))
 }
 
+fn no_subject(path: &Path) -> Failure {
+    let why = format!("{}: expected a model or a recipe", path.display());
+    Failure::tool(Refusal::new(why).with_hint("an earlier result goes behind --baseline"))
+}
+
+/// What a command measures of a model, or of what a recipe gives.
+fn measured(
+    arguments: &Arguments,
+    evaluator: &Evaluator,
+    split: Split,
+    caller: &Caller,
+) -> Result<Report, Failure> {
+    let label = arguments.model.to_string();
+    let scored = match &arguments.model {
+        Subject::Model(model) => Scored::Model(Box::new(opened(arguments, model, caller)?)),
+        Subject::Recipe(path) => Scored::Merge(Box::new(planned(arguments, path, &label, caller)?)),
+        Subject::Result(path) => return Err(no_subject(path)),
+    };
+    let measured = arguments
+        .command
+        .measure(evaluator, &scored, split, caller)?;
+    Ok(measurements(
+        &label,
+        evaluator.line.program(),
+        split,
+        &measured,
+    ))
+}
+
+fn opened(arguments: &Arguments, model: &ModelRef, caller: &Caller) -> Result<Checkpoint, Failure> {
+    let locator = arguments.network.locator(None, Needs::Weights, caller)?;
+    open(&locator, model).map_err(|failure| caller.failure(failure))
+}
+
 /// What a recipe gives, in memory.
 fn merged(
     arguments: &Arguments,
@@ -278,6 +321,26 @@ fn merged(
     label: &str,
     caller: &Caller,
 ) -> Result<(Checkpoint, Surroundings), Failure> {
+    let plan = planned(arguments, path, label, caller)?;
+    let progress = Progress::start(&plan, caller);
+    let merged = run::in_memory(&plan, label, &std::env::temp_dir(), &progress);
+    progress.finish();
+    // What cannot be merged gets no verdict.
+    let merged = merged.map_err(|error| match Failure::from(error) {
+        Failure::Input(refusal) => Failure::Tool(refusal),
+        failure => failure,
+    })?;
+    let surroundings = Surroundings::of_files(label, &merged.files)?;
+    Ok((merged.model, surroundings))
+}
+
+/// Plans the recipe that is scored.
+fn planned(
+    arguments: &Arguments,
+    path: &Path,
+    label: &str,
+    caller: &Caller,
+) -> Result<Plan, Failure> {
     let text = arguments.set.text(path).map_err(Failure::no_recipe)?;
     let recipe = recipe::parse_any(label, &text).map_err(Failure::no_recipe)?;
     let locator = arguments
@@ -300,17 +363,7 @@ fn merged(
         fused: false,
     };
     let plan = plan_any(&recipe, label, &locator, &options);
-    let plan = plan.map_err(|error| caller.failure(Failure::no_recipe(error)))?;
-    let progress = Progress::start(&plan, caller);
-    let merged = run::in_memory(&plan, label, &std::env::temp_dir(), &progress);
-    progress.finish();
-    // What cannot be merged gets no verdict.
-    let merged = merged.map_err(|error| match Failure::from(error) {
-        Failure::Input(refusal) => Failure::Tool(refusal),
-        failure => failure,
-    })?;
-    let surroundings = Surroundings::of_files(label, &merged.files)?;
-    Ok((merged.model, surroundings))
+    plan.map_err(|error| caller.failure(Failure::no_recipe(error)))
 }
 
 /// The scores in the JSON report of an earlier run.

@@ -12,6 +12,7 @@ mod completions;
 mod diff;
 mod environment;
 mod eval;
+mod eval_command;
 mod explain;
 mod export;
 mod extract_lora;

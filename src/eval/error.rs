@@ -35,6 +35,14 @@ pub enum EvalError {
         /// Why.
         source: Box<ForwardError>,
     },
+    /// A command that was to score a model.
+    #[error("the command `{program}`: {why}")]
+    Command {
+        /// Its program: the other words may be secret.
+        program: String,
+        /// What is wrong, and what to do about it.
+        why: Refusal,
+    },
     /// The listener asked to stop.
     #[error("stopped")]
     Stopped,
@@ -58,7 +66,7 @@ impl From<Refusal> for EvalError {
 impl Hint for EvalError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Line { why, .. } | Self::Refused(why) => why.hint(),
+            Self::Line { why, .. } | Self::Command { why, .. } | Self::Refused(why) => why.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Forward { source, .. } => source.hint(),
             Self::Stopped => None,
@@ -71,7 +79,7 @@ impl Hint for EvalError {
                 line: Some(*line),
                 ..About::file(path)
             },
-            Self::Refused(why) => Hint::about(why),
+            Self::Refused(why) | Self::Command { why, .. } => Hint::about(why),
             Self::Checkpoint(error) => error.about(),
             Self::Forward { model, .. } => About::default().model(model),
             Self::Stopped => About::default(),

@@ -508,17 +508,10 @@ impl Reader {
         let seconds = match &node.value {
             Value::Int(seconds) => Some(*seconds as f64),
             Value::Float(seconds) => Some(*seconds),
-            Value::Text(text) => [("s", 1.0), ("min", 60.0), ("m", 60.0), ("h", 3600.0)]
-                .iter()
-                .find_map(|(unit, seconds)| {
-                    let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
-                    Some(number * seconds)
-                }),
+            Value::Text(text) => seconds_of(text),
             _ => None,
         };
-        let duration = seconds
-            .filter(|&seconds| seconds > 0.0)
-            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let duration = seconds.and_then(of_seconds);
         if duration.is_none() {
             self.refuse(
                 node,
@@ -677,6 +670,24 @@ impl Reader {
         let problem = Problem::new(ProblemKind::Invalid, node.at, message);
         self.problems.push(problem.with_hint(hint));
     }
+}
+
+/// A time such as `90s`, `10min` or `2h`; none if it is no such time, or no time at all.
+pub fn duration(text: &str) -> Option<Duration> {
+    seconds_of(text).and_then(of_seconds)
+}
+
+fn seconds_of(text: &str) -> Option<f64> {
+    let units = [("s", 1.0), ("min", 60.0), ("m", 60.0), ("h", 3600.0)];
+    units.iter().find_map(|(unit, seconds)| {
+        let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+        Some(number * seconds)
+    })
+}
+
+fn of_seconds(seconds: f64) -> Option<Duration> {
+    let seconds = Some(seconds).filter(|&seconds| seconds > 0.0)?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// The number of combinations of a space, if it is finite.

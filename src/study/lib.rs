@@ -31,7 +31,7 @@ mod tests;
 pub use bench::Means;
 pub use chosen::Chosen;
 pub use error::StudyError;
-pub use file::{Halving, Search, Study, parse, read};
+pub use file::{Halving, Search, Study, duration, parse, read};
 pub use folder::{Folder, Record, SearchSettings, Settings, TaskSettings};
 pub use inputs::{Input, MadeWith};
 pub use report::{Interval, Report, Row, SearchSummary, Skill, csv, html, json, markdown, text};

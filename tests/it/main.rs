@@ -16,6 +16,7 @@ mod diff;
 mod documents;
 mod edit;
 mod eval;
+mod eval_command;
 mod examples;
 mod exceptions;
 mod extract;
