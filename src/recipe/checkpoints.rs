@@ -7,10 +7,12 @@ use super::problem::{Located, Position, Problem, ProblemKind, quoted};
 use super::schema::Source;
 use super::setting::{Choice, Curve, Parameters, Setting};
 use super::walk::Walk;
-use super::yaml::{Entry, Value};
+use super::yaml::{self, Value};
 use checkpoint::{ModelRef, paths_matching};
 use errors::Refusal;
 use methods::ParamValue;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 
 /// The most models that a pattern may find: those of the longest recipe would not fit into one.
@@ -77,7 +79,7 @@ impl Walk<'_> {
     }
 
     /// The models that `models: {glob: ...}` stands for; `None` if it is no such mapping.
-    pub(super) fn checkpoints(&mut self, entry: &Entry) -> Option<Option<Vec<Source>>> {
+    pub(super) fn checkpoints(&mut self, entry: &yaml::Entry) -> Option<Option<Vec<Source>>> {
         let Value::Map(entries) = &entry.node.value else {
             return None;
         };
@@ -90,7 +92,7 @@ impl Walk<'_> {
         Some(sources)
     }
 
-    fn checkpoint_keys(&mut self, entries: &[Entry]) -> Keys {
+    fn checkpoint_keys(&mut self, entries: &[yaml::Entry]) -> Keys {
         let mut keys = Keys::default();
         for entry in entries {
             let at = entry.node.at;
@@ -117,7 +119,7 @@ impl Walk<'_> {
         keys
     }
 
-    fn schedule(&mut self, entry: &Entry) -> Option<Located<Schedule>> {
+    fn schedule(&mut self, entry: &yaml::Entry) -> Option<Located<Schedule>> {
         let text = self.text(entry)?;
         let at = entry.node.at;
         if let Some((_, value)) = SCHEDULES.iter().find(|(word, _)| *word == text) {
@@ -130,7 +132,7 @@ impl Walk<'_> {
         None
     }
 
-    fn sources_found(&mut self, entry: &Entry, keys: Keys) -> Option<Vec<Source>> {
+    fn sources_found(&mut self, entry: &yaml::Entry, keys: Keys) -> Option<Vec<Source>> {
         let glob = keys.glob.as_ref()?;
         let mut found = match self.found(&glob.value) {
             Ok(found) => found,
@@ -140,6 +142,7 @@ impl Walk<'_> {
                 return None;
             }
         };
+        self.take_once(&mut found, glob.at);
         if let Some(last) = &keys.last {
             if found.len() < last.value {
                 let message = format!(
@@ -175,10 +178,47 @@ impl Walk<'_> {
         self.listed_as(entry, found.into_iter().zip(weights))
     }
 
+    /// Leaves out links to models that are found by their own names, or by a link before.
+    fn take_once(&mut self, found: &mut Vec<String>, at: Position) {
+        let folders = self.folders();
+        // Of a model with an adapter, the adapter was found.
+        let path = |model: &str| {
+            let path = model.rsplit('+').next().unwrap_or(model);
+            let mut places = folders.iter().map(|folder| folder.join(path));
+            places.find(|place| place.exists())
+        };
+        let place = |model: &str| path(model)?.canonicalize().ok();
+        let is_link = |model: &str| path(model).is_some_and(|path| path.is_symlink());
+        let (links, own): (Vec<String>, Vec<String>) =
+            found.iter().cloned().partition(|model| is_link(model));
+        let mut known: HashMap<PathBuf, String> = HashMap::new();
+        let mut again = Vec::new();
+        for model in own.into_iter().chain(links) {
+            let Some(place) = place(&model) else { continue };
+            match known.entry(place) {
+                Entry::Occupied(first) => again.push((model, first.get().clone())),
+                Entry::Vacant(free) => {
+                    free.insert(model);
+                }
+            }
+        }
+        for (model, first) in again {
+            found.retain(|one| *one != model);
+            let (model, first) = (quoted(&model), quoted(&first));
+            let message = format!("{model} is {first} by another name: it is taken once");
+            self.warn(Problem::new(ProblemKind::Invalid, at, message));
+        }
+    }
+
+    /// Where a pattern is looked for.
+    fn folders(&self) -> Vec<PathBuf> {
+        let folders = [Some(PathBuf::new()), self.recipe_dir.clone()];
+        folders.into_iter().flatten().collect()
+    }
+
     /// The models of a pattern, the oldest first. It may stand for the adapters of a run, after a base and a `+`.
     fn found(&self, pattern: &str) -> Result<Vec<String>, Refusal> {
-        let folders = [Some(PathBuf::new()), self.recipe_dir.clone()];
-        let folders: Vec<PathBuf> = folders.into_iter().flatten().collect();
+        let folders = self.folders();
         let whole = paths_matching(pattern, &folders)?;
         if !whole.is_empty() {
             return Ok(whole);
@@ -216,7 +256,7 @@ impl Walk<'_> {
     /// The models as the entries of a list, which takes the pattern's place in the recipe that is recorded.
     fn listed_as(
         &mut self,
-        entry: &Entry,
+        entry: &yaml::Entry,
         found: impl Iterator<Item = (String, Option<(&'static str, f64)>)>,
     ) -> Option<Vec<Source>> {
         let at = entry.node.at;

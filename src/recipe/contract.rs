@@ -70,6 +70,7 @@ pub(super) fn check(walk: &mut Walk<'_>, recipe: &Recipe) {
     check_required(walk, recipe, &groups, method_at);
     warn_of_base_settings(walk, recipe.method, &groups);
     warn_of_joined_bases(walk, recipe.method, &groups);
+    warn_of_schedules(walk, recipe);
 }
 
 fn models_group<'a>(
@@ -329,6 +330,27 @@ fn warn_of_base_settings(walk: &mut Walk<'_>, method: &MethodInfo, groups: &[Mer
                         Problem::new(ProblemKind::Invalid, setting.at(), message).with_hint(hint),
                     );
                 }
+            }
+        }
+    }
+}
+
+/// A schedule gives each model a weight of its own, which hides one for all.
+fn warn_of_schedules(walk: &mut Walk<'_>, recipe: &Recipe) {
+    for module in &recipe.modules {
+        let Inputs::Models(sources) = &module.inputs else {
+            continue;
+        };
+        for (name, setting) in module.parameters.iter().chain(recipe.parameters.iter()) {
+            let of_source = |source: &Source| {
+                let own = source.parameters.get(name)?.at();
+                Some(own).filter(|own| walk.is_found(*own))
+            };
+            if sources.iter().any(|source| of_source(source).is_some()) {
+                let message =
+                    format!("`{name}` has no effect: `schedule` gives each model one of its own");
+                let problem = Problem::new(ProblemKind::Invalid, setting.at(), message);
+                walk.warn(problem.with_hint(format!("remove `{name}`, or `schedule`")));
             }
         }
     }

@@ -127,3 +127,50 @@ fn sixty_checkpoints_are_merged_with_few_open_files_and_little_memory() {
         assert!((value - mean).abs() <= mean.abs() / 256.0 + 1e-7, "{index}");
     }
 }
+
+/// A link to a checkpoint that is found by its own name adds no second one.
+#[test]
+fn a_checkpoint_is_taken_once() {
+    let bench = Bench::new();
+    run(&bench, 3);
+    let recipe = "merge_method: linear\nmodels: {glob: \"run/*\", schedule: mean}\n";
+    let out = bench.merge(recipe, &[]);
+    let before = files(&out);
+    std::os::unix::fs::symlink("checkpoint-300", bench.path("run/latest")).unwrap();
+    std::os::unix::fs::symlink("../run/checkpoint-100", bench.path("run/best")).unwrap();
+    let plan = bench.checked(&["plan", bench.recipe(recipe).to_str().unwrap()]);
+    let said = plan.stdout + &plan.stderr;
+    for expected in [
+        "`run/latest` is `run/checkpoint-300` by another name: it is taken once",
+        "`run/best` is `run/checkpoint-100` by another name: it is taken once",
+        "weight=0.333333",
+    ] {
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(expected), "{said}");
+    }
+    assert_eq!(files(&bench.merge(recipe, &[])), before);
+    // Of links alone, the first stands for the model.
+    let links = recipe.replace("run/*", "run/{latest,best,again}");
+    std::os::unix::fs::symlink("checkpoint-300", bench.path("run/again")).unwrap();
+    let plan = bench.checked(&["plan", bench.recipe(&links).to_str().unwrap()]);
+    assert!(plan.stdout.contains("weight=0.5"), "{}", plan.stdout);
+}
+
+/// A weight for all models has no effect beside a schedule: a warning says so.
+#[test]
+fn a_weight_beside_a_schedule_is_told() {
+    let bench = Bench::new();
+    run(&bench, 2);
+    let told = "`weight` has no effect: `schedule` gives each model one of its own";
+    let said = |recipe: &str| {
+        let plan = bench.checked(&["plan", bench.recipe(recipe).to_str().unwrap()]);
+        let said = plan.stdout + &plan.stderr;
+        said.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let whole = "merge_method: linear\nmodels: {glob: \"run/*\", schedule: mean}\n";
+    assert!(!said(whole).contains(told));
+    let with = said(&format!("{whole}parameters: {{weight: 2}}\n"));
+    assert!(with.contains(told), "{with}");
+    let listed = whole.replace(", schedule: mean", "");
+    assert!(!said(&format!("{listed}parameters: {{weight: 2}}\n")).contains(told));
+}
