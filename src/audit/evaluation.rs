@@ -2,8 +2,10 @@
 
 use serde_json::json;
 
+use crate::CheckInfo;
 use crate::policy::EvalPolicy;
 use crate::report::{Command, Finding, Place, Report, Skipped, Table};
+use errors::some_of;
 use eval::{Comparison, Interval, Kind, Metric, Scores, TaskComparison, TaskScores};
 
 checks! {
@@ -15,7 +17,22 @@ checks! {
         "The items are too few to say that the bound is kept",
         "The drop that was found is within the bound, but the 95 % interval of it is not.",
         "score more items";
+    REPEATED = "eval.repeated", Note,
+        "Items stand in a task more than once",
+        "Each time counts, so the result leans towards them, and errors and intervals, which take items as independent, are too small.",
+        "remove the lines that repeat others, unless they are meant to count so often";
+    UNKNOWN = "eval.unknown", Note,
+        "The tokenizer has no token for some of the text",
+        "What it does not know becomes one token for everything unknown, so the model does not see what was asked.",
+        "write the items in characters that the tokenizer knows, or leave them out";
 }
+
+/// The checks of every result; the others are those of a bound.
+static OF_ITEMS: &[&CheckInfo] = &[&REPEATED, &UNKNOWN];
+/// The checks of a bound.
+static OF_BOUNDS: &[&CheckInfo] = &[&DROP, &UNCERTAIN];
+/// The most lines that a finding names.
+const MOST_LINES: usize = 5;
 
 /// Makes the report of scores, perhaps beside a baseline's.
 pub fn evaluation(scores: &Scores, compared: Option<&Comparison>, policy: &EvalPolicy) -> Report {
@@ -27,12 +44,17 @@ pub fn evaluation(scores: &Scores, compared: Option<&Comparison>, policy: &EvalP
     if let Some(mean) = scores.mean_accuracy().filter(|_| scores.tasks.len() > 1) {
         report.say("mean", metric_text(mean, 100.0, " %"));
     }
+    report.checked.extend(OF_ITEMS);
+    for task in &scores.tasks {
+        report.extend(repeated(task));
+        report.extend(unknown(task));
+    }
     match compared {
         Some(compared) => {
             report.tables.push(comparison_table(compared));
             report.say("baseline", compared.baseline.clone());
             if !policy.is_empty() {
-                report.checked.extend(CHECKS);
+                report.checked.extend(OF_BOUNDS);
             }
             for task in &compared.tasks {
                 report.extend(judged(task, policy));
@@ -52,6 +74,39 @@ pub fn evaluation(scores: &Scores, compared: Option<&Comparison>, policy: &EvalP
         "comparison": compared,
     });
     report
+}
+
+/// Items that stand in a task more than once.
+fn repeated(task: &TaskScores) -> Option<Finding> {
+    let repeated = task.repeated();
+    let lines = repeated.iter();
+    let lines = lines.map(|(line, first)| format!("line {line} repeats line {first}"));
+    let lines: Vec<String> = lines.collect();
+    (!repeated.is_empty()).then(|| {
+        let (count, all) = (repeated.len(), task.items.len());
+        let lines = some_of(lines, MOST_LINES);
+        Finding::new(
+            &REPEATED,
+            Place::field(task.task.clone(), "items"),
+            "every item once",
+            format!("{count} of {all} repeat another: {lines}"),
+        )
+    })
+}
+
+/// Items with text that the tokenizer does not know.
+fn unknown(task: &TaskScores) -> Option<Finding> {
+    let lines = task.unknown();
+    (!lines.is_empty()).then(|| {
+        let (count, all) = (lines.len(), task.items.len());
+        let lines = some_of(lines, MOST_LINES);
+        Finding::new(
+            &UNKNOWN,
+            Place::field(task.task.clone(), "items"),
+            "text that the tokenizer knows",
+            format!("{count} of {all} hold some that it does not: lines {lines}"),
+        )
+    })
 }
 
 /// What breaks the bound of a task, or may.

@@ -717,7 +717,10 @@ impl Hint for CheckpointError {
                 "give yourself the right to read it, or run as its owner"
             }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                "it was there before: run again when nothing else writes to it"
+                "look whether the path is right; if it was there before, run again when nothing else writes to it"
+            }
+            Self::Io { source, .. } if source.raw_os_error() == Some(libc::ELOOP) => {
+                "the links lead in a circle: put the file itself there"
             }
             Self::Io { .. } => "look whether the disk or the network is in order, and run again",
             Self::TooLarge { .. } => {

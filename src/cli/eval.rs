@@ -273,10 +273,11 @@ fn scored(
         threads: arguments.threads.count(),
         memory: arguments.memory.budget().usual(),
     };
-    let prepared = Prepared::new(&surroundings, tasks, &options)?;
+    let listener = Scoring::new(caller);
+    let prepared = Prepared::new(&surroundings, tasks, &options, &listener)?;
     caller.say(&format!("scoring {} items", prepared.items()));
     caller.begin("scoring", prepared.items());
-    let scores = prepared.score(&model, &Scoring::new(caller));
+    let scores = prepared.score(&model, &listener);
     scores.map_err(|error| caller.failure(error.into()))
 }
 

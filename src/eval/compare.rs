@@ -188,6 +188,7 @@ mod tests {
                 log_likelihood,
                 tokens: 2,
                 bytes: None,
+                unknown: 0,
                 written: None,
                 choices: Vec::new(),
             });

@@ -1,14 +1,24 @@
 //! Items as tokens: what is run, and what of it is judged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
 
 use crate::error::EvalError;
+use crate::score::Listener;
 use crate::split::{Digest, Split};
 use crate::surroundings::Surroundings;
 use crate::task::{Content, Input, Item, Kind, Task, Tasks};
 use errors::Refusal;
-use forward::{Continued, Tokenizer};
+use forward::{Continued, ForwardError, Tokenizer};
+
+/// Bytes of text that are cut at once: longer ones are looked at piece by piece, and may be stopped.
+const SHORT: usize = 1 << 16;
+/// How often it is asked whether to stop while a long text is cut.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Which items are scored, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,18 +56,23 @@ pub struct Prepared {
     pub(crate) options: Options,
     /// Reads what a model writes.
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
+    /// Those of all tasks, each once, however often it stands in the files.
+    pub(crate) items: Vec<PreparedItem>,
     pub(crate) tasks: Vec<PreparedTask>,
 }
 
 pub(crate) struct PreparedTask {
     pub(crate) name: String,
     pub(crate) kind: Kind,
-    pub(crate) items: Vec<PreparedItem>,
+    pub(crate) file: PathBuf,
+    /// The line of each item, and its place among the prepared ones.
+    pub(crate) items: Vec<(usize, usize)>,
 }
 
 pub(crate) struct PreparedItem {
-    pub(crate) line: usize,
     pub(crate) digest: Digest,
+    /// How many tokens of its text stand for something that the vocabulary has no token for.
+    pub(crate) unknown: usize,
     /// What the model is run on; several for a long text.
     pub(crate) runs: Vec<Continued>,
     pub(crate) judged: Judged,
@@ -92,31 +107,47 @@ impl Prepared {
     ///
     /// # Errors
     /// The split leaves no item of a task; text has to be cut and there is no tokenizer; an item is longer than the model
-    /// takes; an answer has no end.
+    /// takes; an answer has no end; the listener asks to stop.
     pub fn new(
         surroundings: &Surroundings,
         tasks: &Tasks,
         options: &Options,
+        listener: &dyn Listener,
     ) -> Result<Prepared, EvalError> {
+        let mut items = Vec::new();
+        let mut places: HashMap<Digest, usize> = HashMap::new();
         let tasks = tasks.tasks.iter().map(|task| {
             let mut cut = Cut {
                 surroundings,
                 task,
                 generate: options.generate,
                 stops: BTreeMap::new(),
+                listener,
             };
-            let chosen = chosen(task, options)?.into_iter();
-            let items = chosen.map(|item| cut.item(item));
+            let placed = chosen(task, options)?.into_iter().map(|item| {
+                if let Some(&place) = places.get(&item.digest) {
+                    return Ok((item.line, place));
+                }
+                if listener.is_stopped() {
+                    return Err(EvalError::Stopped);
+                }
+                items.push(cut.item(item)?);
+                places.insert(item.digest, items.len() - 1);
+                Ok((item.line, items.len() - 1))
+            });
             Ok(PreparedTask {
                 name: task.name.clone(),
                 kind: task.kind,
-                items: items.collect::<Result<_, EvalError>>()?,
+                file: task.file.clone(),
+                items: placed.collect::<Result<_, EvalError>>()?,
             })
         });
+        let tasks = tasks.collect::<Result<_, EvalError>>()?;
         Ok(Prepared {
             options: options.clone(),
             tokenizer: surroundings.tokenizer().ok().cloned(),
-            tasks: tasks.collect::<Result<_, EvalError>>()?,
+            items,
+            tasks,
         })
     }
 
@@ -179,6 +210,7 @@ struct Cut<'c> {
     generate: Option<usize>,
     /// The tokens that begin with a stop text: finding them takes a look at the whole vocabulary.
     stops: BTreeMap<&'c str, Vec<u32>>,
+    listener: &'c dyn Listener,
 }
 
 impl<'c> Cut<'c> {
@@ -222,8 +254,8 @@ impl<'c> Cut<'c> {
         };
         self.check_lengths(item, &runs)?;
         Ok(PreparedItem {
-            line: item.line,
             digest: item.digest,
+            unknown: self.unknown(&item.content, &runs),
             runs,
             judged,
         })
@@ -235,6 +267,38 @@ impl<'c> Cut<'c> {
             line: item.line,
             why,
         }
+    }
+
+    /// Counts the tokens that stand for something unknown, where the item is text.
+    fn unknown(&self, content: &Content, runs: &[Continued]) -> usize {
+        let (prompt, others) = match content {
+            Content::Answer {
+                prompt, answers, ..
+            } => (prompt, answers.as_slice()),
+            Content::Choices {
+                prompt, choices, ..
+            } => (prompt, choices.as_slice()),
+            Content::Text(text) => (text, std::slice::from_ref(text)),
+        };
+        let tokenizer = self.surroundings.tokenizer().ok();
+        let Some(unknown) = tokenizer.and_then(|tokenizer| tokenizer.unknown()) else {
+            return 0;
+        };
+        let count = |tokens: &[u32]| tokens.iter().filter(|&&token| token == unknown).count();
+        let is_text = |input: &Input| matches!(input, Input::Text(_));
+        let mut found = 0;
+        for (at, run) in runs.iter().enumerate() {
+            // The pieces of a text repeat what stands before them.
+            if at == 0 && is_text(prompt) {
+                found += count(&run.prompt);
+            }
+            for (continuation, input) in run.continuations.iter().zip(others) {
+                if is_text(input) {
+                    found += count(continuation);
+                }
+            }
+        }
+        found
     }
 
     fn check_lengths(&self, item: &Item, runs: &[Continued]) -> Result<(), EvalError> {
@@ -268,7 +332,10 @@ impl<'c> Cut<'c> {
     ) -> Result<Continued, EvalError> {
         let before = match prompt {
             Input::Tokens(tokens) => tokens.clone(),
-            Input::Text(text) => self.with_beginning(text)?,
+            Input::Text(text) => {
+                self.check_length(item, text)?;
+                self.with_beginning(text)?
+            }
         };
         if before.is_empty() {
             return Err(self.wrong(
@@ -279,8 +346,12 @@ impl<'c> Cut<'c> {
         let each = continuations.iter().map(|continuation| {
             let tokens = match (prompt, continuation) {
                 (_, Input::Tokens(tokens)) => tokens.clone(),
-                (Input::Tokens(_), Input::Text(text)) => self.encode(text)?,
+                (Input::Tokens(_), Input::Text(text)) => {
+                    self.check_length(item, text)?;
+                    self.encode(text)?
+                }
                 (Input::Text(prompt), Input::Text(text)) => {
+                    self.check_length(item, text)?;
                     let mut whole = self.with_beginning(&format!("{prompt}{text}"))?;
                     whole.split_off(before.len().min(whole.len()))
                 }
@@ -364,9 +435,64 @@ impl<'c> Cut<'c> {
         }
     }
 
+    /// Checks a long text by its beginning, so that one that is far too long is not cut whole.
+    ///
+    /// How many bytes a token stands for has no bound: a tokenizer may drop spaces, or take a run of unknown characters for
+    /// one. So beginnings are cut, each twice as long as the one before. Where a beginning is cut is a token that the whole
+    /// may not have; twice the length that the model takes leaves room for far more of them.
+    fn check_length(&self, item: &Item, text: &str) -> Result<(), EvalError> {
+        let Some(longest) = self.surroundings.longest else {
+            return Ok(());
+        };
+        let mut length = SHORT;
+        while length < text.len() {
+            let beginning = &text[..text.floor_char_boundary(length)];
+            if self.encode(beginning)?.len() > longest.saturating_mul(2) {
+                let why = format!(
+                    "the item has more than {} tokens, expected at most {longest} (max_position_embeddings)",
+                    longest.saturating_mul(2)
+                );
+                return Err(self.wrong(item, Refusal::new(why).with_hint("shorten it")));
+            }
+            length = length.saturating_mul(2);
+        }
+        Ok(())
+    }
+
     fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError> {
-        let encoded = self.surroundings.tokenizer()?.encode(text, false);
+        let tokenizer = self.surroundings.tokenizer()?;
+        let encoded = match text.len() <= SHORT {
+            true => tokenizer.encode(text, false),
+            false => self.encoded_aside(tokenizer, text)?,
+        };
         encoded.map_err(|error| self.surroundings.failed(error))
+    }
+
+    /// Cuts a long text on a thread of its own, which cannot be asked to stop: if this is, nobody waits for it.
+    fn encoded_aside(
+        &self,
+        tokenizer: &Arc<Tokenizer>,
+        text: &str,
+    ) -> Result<Result<Vec<u32>, ForwardError>, EvalError> {
+        let (send, receive) = channel();
+        let (tokenizer, text) = (Arc::clone(tokenizer), text.to_owned());
+        thread::spawn(move || {
+            // Whoever has stopped does not listen.
+            let _ = send.send(tokenizer.encode(&text, false));
+        });
+        loop {
+            match receive.recv_timeout(PATIENCE) {
+                Ok(encoded) => return Ok(encoded),
+                Err(RecvTimeoutError::Timeout) if self.listener.is_stopped() => {
+                    return Err(EvalError::Stopped);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let why = Refusal::new("a text was not cut into tokens: its thread has ended");
+                    return Err(why.with_hint("run it again").into());
+                }
+            }
+        }
     }
 
     /// The tokens of a text after those that the tokenizer puts before it.

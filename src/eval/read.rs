@@ -1,14 +1,16 @@
 //! Reads files of tasks, strictly: what is not understood is refused with its line.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::error::EvalError;
 use crate::split::Digest;
 use crate::task::{Content, Input, Item, Task, Tasks};
-use checkpoint::{nearest, read_bounded};
+use checkpoint::{FileState, nearest, read_bounded};
 use errors::{Refusal, printable, some_of};
 
 /// The largest file of a task.
@@ -30,7 +32,8 @@ impl Tasks {
     /// skipped.
     ///
     /// # Errors
-    /// There are no files, one cannot be read, or a line is no item or of another kind than the first.
+    /// There are no files, one is given twice, by whatever names, or cannot be read, or a line is no item or of another kind
+    /// than the first.
     pub fn read<P: AsRef<Path>>(files: &[P]) -> Result<Tasks, EvalError> {
         if files.is_empty() {
             let why = Refusal::new("no file of tasks was given");
@@ -38,12 +41,22 @@ impl Tasks {
         }
         let mut tasks = Vec::new();
         let mut names = BTreeSet::new();
+        let mut states: Vec<(FileState, String)> = Vec::new();
         for file in files {
             let mut task = read(file.as_ref())?;
             let path = printable(&task.file.display().to_string()).into_owned();
-            if tasks.iter().any(|known: &Task| known.file == task.file) {
-                let why = Refusal::new(format!("{path} was given twice"));
-                return Err(why.with_hint("name it once").into());
+            if let Ok(state) = FileState::at(&task.file) {
+                let known = states
+                    .iter()
+                    .find(|(known, _)| known.is_of_same_file(&state));
+                if let Some((_, known)) = known {
+                    let why = match *known == path {
+                        true => format!("{path} was given twice"),
+                        false => format!("{known} and {path} are the same file"),
+                    };
+                    return Err(Refusal::new(why).with_hint("name it once").into());
+                }
+                states.push((state, path.clone()));
             }
             if !names.insert(task.name.clone()) {
                 task.name = path;
@@ -64,6 +77,8 @@ fn read(file: &Path) -> Result<Task, EvalError> {
 /// The task that a file's bytes hold.
 pub(crate) fn task(name: String, file: PathBuf, bytes: &[u8]) -> Result<Task, EvalError> {
     let mut items: Vec<Item> = Vec::new();
+    // Editors of Windows write a mark at the beginning.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     for (at, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -118,10 +133,41 @@ pub(crate) fn task(name: String, file: PathBuf, bytes: &[u8]) -> Result<Task, Ev
     }
 }
 
+/// The names and values of a JSON object, in order; a name may stand twice.
+struct Entries(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Listing;
+
+        impl<'de> Visitor<'de> for Listing {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Listing)
+    }
+}
+
 fn content(line: &[u8]) -> Result<Content, Refusal> {
-    let value: Value = serde_json::from_slice(line).map_err(|error| {
+    let Entries(listed) = serde_json::from_slice(line).map_err(|error| {
         // The parser counts lines from this one on; only its column is of use.
         let what = match error.classify() {
+            serde_json::error::Category::Data => {
+                return Refusal::new("expected a JSON object, found another value")
+                    .with_hint("write {\"prompt\": ..., \"answer\": ...}");
+            }
             serde_json::error::Category::Eof => "it ends too early",
             _ => "it is malformed",
         };
@@ -131,10 +177,14 @@ fn content(line: &[u8]) -> Result<Content, Refusal> {
         ))
         .with_hint("write one JSON object a line")
     })?;
-    let Value::Object(mut entries) = value else {
-        return Err(Refusal::new("expected a JSON object, found another value")
-            .with_hint("write {\"prompt\": ..., \"answer\": ...}"));
-    };
+    let mut entries = BTreeMap::new();
+    for (name, value) in listed {
+        if entries.contains_key(&name) {
+            let why = format!("`{}` stands twice", printable(&shortened(&name)));
+            return Err(Refusal::new(why).with_hint("keep one of the two"));
+        }
+        entries.insert(name, value);
+    }
     for name in entries.keys() {
         if !NAMES.contains(&name.as_str()) {
             return Err(unknown(name));
@@ -289,6 +339,10 @@ fn input(name: &str, value: Value) -> Result<Input, Refusal> {
             .with_hint("tokens are whole numbers from 0 on: [1, 15, 7]")
     };
     match value {
+        Value::Number(_) | Value::Bool(_) => {
+            let why = format!("`{name}`: expected a text, or a list of tokens, found {value}");
+            Err(Refusal::new(why).with_hint(format!("put it in quotes: \"{value}\"")))
+        }
         Value::String(text) => Ok(Input::Text(text)),
         Value::Array(tokens) => {
             let tokens = tokens.iter().map(|token| {

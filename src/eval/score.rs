@@ -41,7 +41,7 @@ pub fn score(
     listener: &dyn Listener,
 ) -> Result<Scores, EvalError> {
     let surroundings = Surroundings::of_checkpoint(model)?;
-    Prepared::new(&surroundings, tasks, options)?.score(model, listener)
+    Prepared::new(&surroundings, tasks, options, listener)?.score(model, listener)
 }
 
 impl Prepared {
@@ -57,7 +57,8 @@ impl Prepared {
             return Err(why.with_hint("name the model's folder").into());
         };
         let decoder = Decoder::new(config.value(), model).map_err(failed)?;
-        let items: Vec<&PreparedItem> = self.tasks.iter().flat_map(|task| &task.items).collect();
+        self.check_tokens(decoder.vocabulary())?;
+        let items: Vec<&PreparedItem> = self.items.iter().collect();
         let of_token = match self.options.generate {
             Some(_) => decoder.bytes_per_token() + decoder.cached_bytes_per_token(),
             None => decoder.bytes_per_token(),
@@ -67,12 +68,17 @@ impl Prepared {
         let more = self.options.generate.unwrap_or(0);
         let mut scored = Vec::with_capacity(items.len());
         for batch in batches(&items, most, more) {
-            if listener.is_stopped() {
-                return Err(EvalError::Stopped);
-            }
             let runs: Vec<Continued> = batch.iter().flat_map(|item| item.runs.clone()).collect();
-            let scores = decoder.score(&runs, self.options.threads);
-            let mut scores = scores.map_err(failed)?.into_iter();
+            let mut scores = Vec::with_capacity(runs.len());
+            // A long text is more runs than one batch takes.
+            for runs in chunks(&runs, most) {
+                if listener.is_stopped() {
+                    return Err(EvalError::Stopped);
+                }
+                let some = decoder.score(runs, self.options.threads).map_err(failed)?;
+                scores.extend(some);
+            }
+            let mut scores = scores.into_iter();
             for item in batch {
                 let of_item: Vec<_> = scores.by_ref().take(item.runs.len()).collect();
                 scored.push(item.judge(&of_item));
@@ -84,11 +90,16 @@ impl Prepared {
             }
             listener.scored(scored.len(), items.len());
         }
-        let mut scored = scored.into_iter();
-        let tasks = self.tasks.iter().map(|task| TaskScores {
-            task: task.name.clone(),
-            kind: task.kind,
-            items: scored.by_ref().take(task.items.len()).collect(),
+        let tasks = self.tasks.iter().map(|task| {
+            let items = task.items.iter().map(|&(line, item)| ItemScore {
+                line,
+                ..scored[item].clone()
+            });
+            TaskScores {
+                task: task.name.clone(),
+                kind: task.kind,
+                items: items.collect(),
+            }
         });
         Ok(Scores {
             model: label.to_owned(),
@@ -98,6 +109,47 @@ impl Prepared {
             tasks: tasks.collect(),
         })
     }
+}
+
+impl Prepared {
+    /// Checks that every token is one of the model's.
+    fn check_tokens(&self, vocabulary: usize) -> Result<(), EvalError> {
+        for task in &self.tasks {
+            for &(line, item) in &task.items {
+                let Some(token) = self.items[item].largest_token() else {
+                    continue;
+                };
+                if token as usize >= vocabulary {
+                    let why = format!(
+                        "expected tokens below {vocabulary}, as many as the model has, found {token}"
+                    );
+                    let why = Refusal::new(why)
+                        .with_hint("take the tokens of this model's vocabulary, or give text");
+                    return Err(EvalError::Line {
+                        path: task.file.clone(),
+                        line,
+                        why,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Cuts runs into parts of at most so many tokens; a run that has more is a part of its own.
+fn chunks(runs: &[Continued], most: usize) -> Vec<&[Continued]> {
+    let mut chunks = Vec::new();
+    let (mut start, mut tokens) = (0, 0);
+    for (at, run) in runs.iter().enumerate() {
+        if at > start && tokens + run.tokens() > most {
+            chunks.push(&runs[start..at]);
+            (start, tokens) = (at, 0);
+        }
+        tokens += run.tokens();
+    }
+    chunks.push(&runs[start..]);
+    chunks
 }
 
 /// Cuts items into runs of at most so many tokens, of which each item writes `written`; an item that has more is a batch of
@@ -122,18 +174,27 @@ fn batches<'i, 'p>(
 }
 
 impl PreparedItem {
+    fn largest_token(&self) -> Option<u32> {
+        let of_run = |run: &Continued| {
+            let continued = run.continuations.iter().flatten();
+            continued.chain(&run.prompt).copied().max()
+        };
+        self.runs.iter().filter_map(of_run).max()
+    }
+
     fn judge(&self, runs: Runs<'_>) -> ItemScore {
         let sum = |scores: &[TokenScore]| -> f64 {
             scores.iter().map(|score| score.log_probability).sum()
         };
         let mut score = ItemScore {
             item: self.digest,
-            line: self.line,
+            line: 0,
             correct: None,
             correct_normalised: None,
             log_likelihood: 0.0,
             tokens: 0,
             bytes: None,
+            unknown: self.unknown,
             written: None,
             choices: Vec::new(),
         };

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::split::{Digest, Split};
 use crate::statistics::{Interval, Mean, bootstrap, ratio, wilson};
-use crate::task::Kind;
+use crate::task::{Kind, repeated};
 
 /// The scores of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,12 +54,20 @@ pub struct ItemScore {
     /// The bytes of a text that was not given as tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<usize>,
+    /// How many tokens of the item's text stand for something that the vocabulary has no token for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unknown: usize,
     /// What the model wrote, if it was asked to write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<String>,
     /// The log-likelihood of each choice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<f64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// What is measured of a task.
@@ -108,6 +116,20 @@ pub struct Metric {
 }
 
 impl TaskScores {
+    /// Items that stand in the file before: the line of each, and that of the first that is equal. They count each time.
+    pub fn repeated(&self) -> Vec<(usize, usize)> {
+        repeated(self.items.iter().map(|item| (item.item, item.line)))
+    }
+
+    /// The lines of items with text that the vocabulary has no token for.
+    pub fn unknown(&self) -> Vec<usize> {
+        let items = self.items.iter();
+        items
+            .filter(|item| item.unknown > 0)
+            .map(|item| item.line)
+            .collect()
+    }
+
     /// The metrics of the task; the first is the one by which models are compared.
     pub fn metrics(&self) -> Vec<Metric> {
         let metric = |name, (value, standard_error)| Metric {

@@ -1,5 +1,7 @@
 //! Tasks: files of items, each item with what is right.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -94,6 +96,27 @@ pub enum Input {
     Text(String),
     /// Tokens, taken as they are.
     Tokens(Vec<u32>),
+}
+
+impl Task {
+    /// Items that stand in the file before: the line of each, and that of the first that is equal.
+    pub fn repeated(&self) -> Vec<(usize, usize)> {
+        let items = self.items.iter();
+        repeated(items.map(|item| (item.digest, item.line)))
+    }
+}
+
+/// Of items by digest and line: the line of each that stands before, and that of the first that is equal.
+pub(crate) fn repeated(items: impl Iterator<Item = (Digest, usize)>) -> Vec<(usize, usize)> {
+    let mut first = HashMap::new();
+    let again = items.filter_map(|(digest, line)| match first.entry(digest) {
+        Entry::Occupied(first) => Some((line, *first.get())),
+        Entry::Vacant(place) => {
+            place.insert(line);
+            None
+        }
+    });
+    again.collect()
 }
 
 impl Content {

@@ -140,6 +140,11 @@ impl<'w> Decoder<'w> {
         Ok(())
     }
 
+    /// The number of tokens that it knows: each token is below.
+    pub fn vocabulary(&self) -> usize {
+        self.settings.vocabulary
+    }
+
     /// The logits of the token that follows each prompt, one per token of the vocabulary.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::ForwardError;
@@ -19,6 +20,8 @@ pub struct Tokenizer {
     cutter: tokenizers::Tokenizer,
     /// The text of the token that begins every text, if the model has one.
     beginning: Option<String>,
+    /// The token of what the vocabulary has no other for, if there is one.
+    unknown: Option<u32>,
 }
 
 impl Tokenizer {
@@ -91,16 +94,23 @@ impl Tokenizer {
                 hint,
             ));
         }
+        let unknown = unknown(bytes, &cutter);
         Ok(Tokenizer {
             path,
             cutter,
             beginning,
+            unknown,
         })
     }
 
     /// The text of the token that begins every text; none if the model has none.
     pub fn beginning(&self) -> Option<&str> {
         self.beginning.as_deref()
+    }
+
+    /// The token of what the vocabulary has no other for; none if it has one for everything, or refuses.
+    pub fn unknown(&self) -> Option<u32> {
+        self.unknown
     }
 
     /// The tokens of a text, without those that the tokenizer would add on its own.
@@ -177,6 +187,26 @@ impl Tokenizer {
             hint: "download it again",
         })
     }
+}
+
+/// The parts of a `tokenizer.json` that name the token of what is unknown: by its text, or of Unigram by its number.
+#[derive(Deserialize)]
+struct Named {
+    model: NamedModel,
+}
+
+#[derive(Deserialize)]
+struct NamedModel {
+    #[serde(default)]
+    unk_token: Option<String>,
+    #[serde(default)]
+    unk_id: Option<u32>,
+}
+
+fn unknown(bytes: &[u8], cutter: &tokenizers::Tokenizer) -> Option<u32> {
+    let Named { model } = serde_json::from_slice(bytes).ok()?;
+    let by_text = |text: String| cutter.token_to_id(&text);
+    model.unk_token.and_then(by_text).or(model.unk_id)
 }
 
 /// Catches panics that a hostile file may cause: the tokenizers crate trusts the tables in it.

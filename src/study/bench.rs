@@ -212,8 +212,9 @@ impl<'a> Bench<'a> {
             Some(at) => at,
             None => {
                 let surroundings = Surroundings::of_files(merged.model.label(), &merged.files)?;
-                let prepared =
-                    Prepared::new(&surroundings, self.tasks, &self.options(split, limit))?;
+                let options = self.options(split, limit);
+                let stops = Stops(self.listener);
+                let prepared = Prepared::new(&surroundings, self.tasks, &options, &stops)?;
                 self.prepared.items.push(((split, limit), prepared));
                 self.prepared.items.len() - 1
             }

@@ -356,3 +356,49 @@ fn splits_are_told_and_limits_kept() {
     );
     assert_eq!(read_json(&path)["summary"]["split"], "test, seed 7");
 }
+
+/// Lines that repeat others, and text that the tokenizer does not know, are told; neither changes the verdict.
+#[test]
+fn items_that_say_less_than_they_seem_to_are_told() {
+    let bench = bench();
+    bench.file(
+        "odd.jsonl",
+        "{\"prompt\": \"add:37+45=\", \"answer\": \"082\"}\n\
+         {\"prompt\": \"add:37+46=\", \"answer\": \"083\"}\n\
+         {\"answer\": \"082\", \"prompt\": \"add:37+45=\", \"id\": 7}\n\
+         {\"prompt\": \"ADD:37+45=\", \"answer\": \"082\"}\n",
+    );
+    let report = json(
+        &bench,
+        &["family/add", "--tasks", "odd.jsonl", "sums.jsonl"],
+    );
+    let findings = report["findings"].as_array().unwrap();
+    let found: Vec<(&str, &str)> = findings
+        .iter()
+        .map(|finding| {
+            let text = |key: &str| finding[key].as_str().unwrap();
+            (text("check"), text("found"))
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (
+                "eval.repeated",
+                "1 of 4 repeat another: line 3 repeats line 1"
+            ),
+            ("eval.unknown", "1 of 4 hold some that it does not: lines 4"),
+        ]
+    );
+    // Each line counts.
+    assert_eq!(report["details"]["metrics"][0]["items"], 4);
+    assert_eq!(report["verdict"], "passed");
+    fs::hard_link(bench.path("odd.jsonl"), bench.path("same.jsonl")).unwrap();
+    let words = ["family/add", "--tasks", "odd.jsonl", "same.jsonl"];
+    let (code, _, stderr) = eval(&bench, &words);
+    assert_eq!(code, Some(2));
+    assert!(
+        stderr.contains("odd.jsonl and same.jsonl are the same file"),
+        "{stderr}"
+    );
+}

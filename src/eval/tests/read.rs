@@ -129,6 +129,22 @@ fn what_is_no_item_is_refused_with_its_line() {
             r#"{"prompt": "a", "choices": ["b", "b"], "answer": "b"}"#,
             "`answer`: expected the number",
         ),
+        (
+            r#"{"prompt": "a", "answer": "b", "answer": "c"}"#,
+            "`answer` stands twice",
+        ),
+        (
+            r#"{"text": "a", "meta": 1, "meta": 2}"#,
+            "`meta` stands twice",
+        ),
+        (
+            r#"{"prompt": "a", "answer": 82}"#,
+            "`answer`: expected a text, or a list of tokens, found 82; hint: put it in quotes: \"82\"",
+        ),
+        (
+            r#"{"prompt": "a", "answer": ["b", true]}"#,
+            "`answer`: expected a text, or a list of tokens, found true; hint: put it in quotes",
+        ),
         ("{\"prompt\": \"a\", \"ans\\u001b[31m\": \"b\"}", "`ans"),
     ] {
         let lines = format!("{{\"prompt\": \"a\", \"answer\": \"b\"}}\n{line}");
@@ -182,4 +198,43 @@ fn the_same_prompt_is_on_one_side_whatever_else_differs() {
         read.tasks[0].items.iter().any(moved),
         "the seed changes nothing"
     );
+}
+
+/// Editors of Windows begin a file with a mark.
+#[test]
+fn a_mark_at_the_beginning_is_no_text() {
+    let marked = "\u{feff}{\"text\": \"a b\"}\n";
+    assert_eq!(only(marked).unwrap(), Content::Text(text("a b")));
+    let twice = format!("{{\"text\": \"a b\"}}\n{marked}");
+    let error = tasks(&[("t.jsonl", &twice)]).map(|_| ()).unwrap_err();
+    assert!(error.starts_with("t.jsonl:2: "), "{error}");
+}
+
+/// A file is one task, by whatever names it is given.
+#[test]
+fn a_file_is_given_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("t.jsonl"), "{\"text\": \"a b\"}").unwrap();
+    std::fs::copy(path("t.jsonl"), path("copy.jsonl")).unwrap();
+    std::os::unix::fs::symlink("t.jsonl", path("link.jsonl")).unwrap();
+    std::fs::hard_link(path("t.jsonl"), path("hard.jsonl")).unwrap();
+    for other in ["t.jsonl", "./t.jsonl", "link.jsonl", "hard.jsonl"] {
+        let error = Tasks::read(&[path("t.jsonl"), path(other)]).unwrap_err();
+        let text = errors::in_one_line(&error);
+        assert!(
+            text.contains("same file") || text.contains("given twice"),
+            "{other}: {text}"
+        );
+    }
+    assert!(Tasks::read(&[path("t.jsonl"), path("copy.jsonl")]).is_ok());
+    std::os::unix::fs::symlink("loop.jsonl", path("loop.jsonl")).unwrap();
+    for (name, hint) in [
+        ("loop.jsonl", "links lead in a circle"),
+        ("nowhere.jsonl", "look whether the path is right"),
+    ] {
+        let error = Tasks::read(&[path(name)]).unwrap_err();
+        let text = errors::in_one_line(&error);
+        assert!(text.contains(name) && text.contains(hint), "{text}");
+    }
 }

@@ -1,7 +1,11 @@
 //! Scores of the small family, held to what the decoder says of whole prompts.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
 use super::super::{
-    Content, Input, Kind, MetricName, Options, Prepared, Scores, Split, Surroundings, score,
+    Content, EvalError, Input, Kind, Listener, MetricName, Options, Prepared, Scores, Split,
+    Surroundings, score,
 };
 use super::{model, tasks};
 use forward::Decoder;
@@ -184,7 +188,10 @@ fn what_cannot_be_scored_is_refused_by_line() {
     let error = refused(r#"{"text": [3]}"#);
     assert!(error.contains("fewer than two tokens"), "{error}");
     let error = refused(r#"{"prompt": [99], "answer": "a"}"#);
-    assert!(error.starts_with("model `base`: token 99"), "{error}");
+    assert!(
+        error.contains("t.jsonl:1: expected tokens below 43"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -200,7 +207,7 @@ fn scores_are_read_back_as_they_were_saved() {
         limit: Some(3),
         ..Options::default()
     };
-    let prepared = Prepared::new(&surroundings, &read, &options).unwrap();
+    let prepared = Prepared::new(&surroundings, &read, &options, &()).unwrap();
     assert_eq!(prepared.items(), 4);
     let scores = prepared.score(&base, &()).unwrap();
     let text = serde_json::to_string(&scores).unwrap();
@@ -300,4 +307,129 @@ fn a_stop_text_of_several_tokens_ends_what_the_model_writes() {
     let item = &scores.tasks[0].items[0];
     assert_eq!(item.written.as_deref(), Some("tnem"));
     assert_eq!(item.correct, Some(true));
+}
+
+/// Items that are equal are run once, and count as often as they stand in the files.
+#[test]
+fn equal_items_are_run_once_and_count_each_time() {
+    struct Counts(AtomicUsize);
+
+    impl Listener for Counts {
+        fn scored(&self, items: usize, _all: usize) {
+            self.0.store(items, Relaxed);
+        }
+
+        fn is_stopped(&self) -> bool {
+            false
+        }
+    }
+
+    let right = r#"{"prompt": "rev:abcdefgh=", "answer": "hgfedcba"}"#;
+    let wrong = r#"{"prompt": "rev:abcdefgh=", "answer": "h"}"#;
+    let many = [wrong, right, right, right].join("\n");
+    let read = tasks(&[("many.jsonl", &many), ("one.jsonl", right)]).unwrap();
+    assert_eq!(read.tasks[0].repeated(), [(3, 2), (4, 2)]);
+    let counts = Counts(AtomicUsize::new(0));
+    let scores = score(&model("reverse"), &read, &Options::default(), &counts).unwrap();
+    assert_eq!(counts.0.load(Relaxed), 2);
+    let task = &scores.tasks[0];
+    let lines: Vec<usize> = task.items.iter().map(|item| item.line).collect();
+    assert_eq!(lines, [1, 2, 3, 4]);
+    assert_eq!(task.main().value, 0.75);
+    assert_eq!(task.repeated(), [(3, 2), (4, 2)]);
+    let alone = &scores.tasks[1];
+    assert_eq!((alone.main().value, alone.items[0].line), (1.0, 1));
+    assert!(alone.repeated().is_empty());
+}
+
+/// A text that is far too long is told by its beginning; one that may be long is stopped while it is cut.
+#[test]
+fn long_texts_are_told_soon() {
+    struct Stopped;
+
+    impl Listener for Stopped {
+        fn scored(&self, _items: usize, _all: usize) {}
+
+        fn is_stopped(&self) -> bool {
+            true
+        }
+    }
+
+    let long = "ab1+".repeat(500_000);
+    let lines = [
+        format!(r#"{{"prompt": "{long}", "answer": "1"}}"#),
+        format!(r#"{{"prompt": "1", "answer": "{long}"}}"#),
+        format!(r#"{{"prompt": "1", "choices": ["{long}", "1"], "answer": 1}}"#),
+        format!(r#"{{"prompt": [1], "choices": ["1", "{long}"], "answer": 1}}"#),
+    ];
+    let begun = Instant::now();
+    for line in lines {
+        let read = tasks(&[("long.jsonl", &line)]).unwrap();
+        let error = score(&model("base"), &read, &Options::default(), &()).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("long.jsonl:1: the item has more than 128 tokens, expected at most 64"),
+            "{text}"
+        );
+    }
+    let text = format!(r#"{{"text": "{long}"}}"#);
+    let read = tasks(&[("text.jsonl", &text)]).unwrap();
+    let error = score(&model("base"), &read, &Options::default(), &Stopped).unwrap_err();
+    assert!(matches!(error, EvalError::Stopped), "{error}");
+    // Cutting them whole takes several times as long on any machine.
+    let whole = Instant::now();
+    let tokenizer = forward::Tokenizer::open(&model("base")).unwrap();
+    assert_eq!(tokenizer.encode(&long, false).unwrap().len(), long.len());
+    assert!(begun.elapsed() < whole.elapsed() * 5);
+}
+
+/// Runs of a text that do not fit into a batch together are run one after the other, with the same scores.
+#[test]
+fn a_text_of_many_pieces_is_run_in_batches() {
+    let text = format!(r#"{{"text": "{}"}}"#, "sort:31425926=12234569".repeat(80));
+    let read = tasks(&[("text.jsonl", &text)]).unwrap();
+    let whole = score(&model("base"), &read, &Options::default(), &()).unwrap();
+    let narrow = Options {
+        memory: 1,
+        ..Options::default()
+    };
+    let pieces = score(&model("base"), &read, &narrow, &()).unwrap();
+    let of = |scores: &Scores| scores.tasks[0].items[0].clone();
+    assert_eq!(of(&whole).tokens, of(&pieces).tokens);
+    assert_near(of(&whole).log_likelihood, of(&pieces).log_likelihood);
+}
+
+#[test]
+fn tokens_that_are_not_of_the_model_are_named_with_their_line() {
+    for line in [
+        r#"{"prompt": [1, 99999], "answer": "1"}"#,
+        r#"{"prompt": "1", "choices": [[1], [70000]], "answer": 0}"#,
+        r#"{"text": [1, 2, 4294967295]}"#,
+    ] {
+        let good = match line.contains("text") {
+            true => r#"{"text": "sort"}"#,
+            false if line.contains("choices") => {
+                r#"{"prompt": "1", "choices": ["1", "2"], "answer": 0}"#
+            }
+            false => r#"{"prompt": "1", "answer": "1"}"#,
+        };
+        let read = tasks(&[("tokens.jsonl", &format!("{good}\n{line}"))]).unwrap();
+        let error = score(&model("base"), &read, &Options::default(), &()).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("tokens.jsonl:2: expected tokens below 43"),
+            "{text}"
+        );
+    }
+}
+
+/// What the vocabulary has no token for is counted, in prompts and in what follows; tokens that are given are not text.
+#[test]
+fn unknown_text_is_counted() {
+    let lines = r#"{"prompt": "rev:abc=", "answer": "cba"}
+{"prompt": "rev:\u00e4b=", "answer": "b\u00e4"}
+{"prompt": [3, 3], "answer": "b"}"#;
+    let read = tasks(&[("lines.jsonl", lines)]).unwrap();
+    let scores = score(&model("base"), &read, &Options::default(), &()).unwrap();
+    assert_eq!(scores.tasks[0].unknown(), [2]);
 }
