@@ -33,7 +33,8 @@ pub(super) struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
 
-    /// The study, a YAML file: recipe, space, tasks, strategy, budget
+    /// The study, a YAML file: recipe, space, tasks, strategy, budget (`trials`, `time`, or both: the first that is used up
+    /// ends a search)
     #[arg(required = true)]
     study: Option<PathBuf>,
 
@@ -286,14 +287,17 @@ impl Listener for Told<'_> {
     fn hear(&self, event: &Event<'_>) {
         match event {
             Event::Search { name, done, all } => {
-                self.0.begin(name, *all);
+                self.0.begin(name, all.unwrap_or(0));
                 self.0.advance(*done);
                 let before = match done {
                     0 => String::new(),
                     done => format!(", of which {done} are there already"),
                 };
-                self.0
-                    .say(&format!("{}: {all} trials{before}", printable(name)));
+                let all = match all {
+                    Some(all) => format!("{all} trials"),
+                    None => "as many trials as there is time for".to_owned(),
+                };
+                self.0.say(&format!("{}: {all}{before}", printable(name)));
             }
             Event::Trial {
                 trial,
@@ -305,8 +309,9 @@ impl Listener for Told<'_> {
                 let best = best
                     .and_then(|best| Some(format!(", best {} ({})", shown(best)?, best.number)));
                 let score = shown(trial).unwrap_or_else(|| "failed".to_owned());
+                let of_all = all.map_or(String::new(), |all| format!("/{all}"));
                 self.0.say(&format!(
-                    "[{done}/{all}] trial {}: {score}{}",
+                    "[{done}{of_all}] trial {}: {score}{}",
                     trial.number,
                     best.unwrap_or_default()
                 ));

@@ -229,11 +229,12 @@ impl Reader {
                 .whole(node, "trials", 1, MAX_TRIALS as u64)
                 .unwrap_or(1) as usize,
             (None, Strategy::Grid) => combinations.unwrap_or(MAX_TRIALS).min(MAX_TRIALS),
+            (None, _) if get("time").is_some() => MAX_TRIALS,
             (None, _) => {
                 self.missing(
                     root,
                     "trials",
-                    "`trials: 100` says how many there are of each search",
+                    "`trials: 100` says how many there are of each search, `time: 10min` how long each goes on",
                 );
                 0
             }
@@ -281,7 +282,7 @@ impl Reader {
                 .find(|entry| entry.key == key)
                 .map(|entry| &entry.node)
         };
-        let name = get("name").map(|name| self.text(name, "a name"));
+        let name = get("name").map(|name| Some((self.text(name, "a name")?, name.at)));
         self.search_of(
             get("recipe"),
             get("set"),
@@ -296,7 +297,7 @@ impl Reader {
         recipe: Option<&Node>,
         set: Option<&Node>,
         space: Option<&Node>,
-        name: Option<String>,
+        name: Option<(String, Position)>,
         node: &Node,
     ) -> Option<Search> {
         let Some(recipe) = recipe else {
@@ -307,39 +308,31 @@ impl Reader {
             );
             return None;
         };
+        let name_at = name.as_ref().map_or(recipe.at, |(_, at)| *at);
         let recipe = PathBuf::from(self.text(recipe, "the file of a recipe")?);
         let stem = recipe
             .file_stem()
             .map(|stem| stem.to_string_lossy().into_owned());
-        let name = name.or(stem).unwrap_or_default();
+        let name = name.map(|(name, _)| name).or(stem).unwrap_or_default();
         if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
-            self.refuse(
-                node,
+            self.refuse_at(
+                name_at,
                 &format!("`{name}` cannot name a search"),
                 "letters, digits, `-` and `_` can",
             );
             return None;
         }
         let set = set.map(|set| self.set(set)).unwrap_or_default();
+        let space_at = space.map_or(node.at, |space| space.at);
         let space = Space {
             parameters: space.map(|space| self.space(space)).unwrap_or_default(),
         };
-        let mut paths = HashSet::new();
-        let all = space.parameters.iter().flat_map(|one| &one.paths);
-        if let Some(twice) = all.into_iter().find(|path| !paths.insert(path.as_str())) {
-            self.refuse(
-                node,
-                &format!("`{twice}` is searched twice"),
-                "keep one of the two",
-            );
+        if space.count() > MAX_DIMENSIONS {
+            let message = format!("a search has at most {MAX_DIMENSIONS} values");
+            self.refuse_at(space_at, &message, "search fewer at a time");
+            return None;
         }
-        if space.count().is_none_or(|count| count > MAX_DIMENSIONS) {
-            self.refuse(
-                node,
-                &format!("a search has at most {MAX_DIMENSIONS} values"),
-                "search fewer at a time",
-            );
-        }
+        self.check_overlaps(&space, &set);
         Some(Search {
             name,
             recipe,
@@ -349,11 +342,39 @@ impl Reader {
         })
     }
 
+    /// Refuses values of which one is a part of another, or is set beside the search.
+    fn check_overlaps(&mut self, space: &Space, set: &[Assignment]) {
+        let mut known: Vec<(&str, Assignment)> = Vec::new();
+        for parameter in &space.parameters {
+            for path in &parameter.paths {
+                // What is no path was refused before.
+                let Ok(assignment) = Assignment::new(path, "0") else {
+                    continue;
+                };
+                let mut others = known.iter();
+                let at = parameter.at;
+                if let Some((other, _)) = others.find(|(_, other)| other.overlaps(&assignment)) {
+                    let message = match *other == path.as_str() {
+                        true => format!("`{path}` is searched twice"),
+                        false => format!("`{path}` and `{other}` set the same value of the recipe"),
+                    };
+                    self.refuse_at(at, &message, "keep one of the two");
+                }
+                let mut set = set.iter();
+                if let Some(set) = set.find(|set| set.overlaps(&assignment)) {
+                    let message = format!("`{path}` is searched, and `set` has `{}`", set.path());
+                    self.refuse_at(at, &message, "keep one of the two");
+                }
+                known.push((path, assignment));
+            }
+        }
+    }
+
     fn set(&mut self, node: &Node) -> Vec<Assignment> {
         let entries = self.mapping(node, "`set`").unwrap_or_default();
         let assignment =
             |entry: &Entry| match Assignment::new(&entry.key, &entry.node.value.in_one_line()) {
-                Ok(assignment) => Some(assignment),
+                Ok(assignment) => Some(assignment.of_file()),
                 Err(why) => {
                     self.problems
                         .push(Problem::new(ProblemKind::Invalid, entry.key_at, why));
@@ -406,6 +427,20 @@ impl Reader {
                     .iter()
                     .map(|item| item.value.clone())
                     .collect();
+                for (at, value) in values.iter().enumerate() {
+                    if let Some(same) = values[..at].iter().find(|one| is_same(one, value)) {
+                        let (value, same) = (value.in_one_line(), same.in_one_line());
+                        let message = match value == same {
+                            true => format!("{value} stands twice"),
+                            false => format!("{value} and {same} are the same value"),
+                        };
+                        self.refuse(node, &message, "keep one of the two");
+                    }
+                    if matches!(value, Value::Float(value) if !value.is_finite()) {
+                        let message = format!("expected a number, found {}", value.in_one_line());
+                        self.refuse(node, &message, "remove it");
+                    }
+                }
                 match kind {
                     "grid" => Domain::Grid(values),
                     _ => Domain::Choice(values),
@@ -433,7 +468,7 @@ impl Reader {
                     );
                     return None;
                 }
-                let total = get("total").map_or(Some(1.0), |node| self.number(node, "total"))?;
+                let total = get("total").map_or(Some(1.0), |node| self.total(node))?;
                 Domain::Simplex { total }
             }
         };
@@ -454,6 +489,7 @@ impl Reader {
             layers: get("layers")
                 .and_then(|node| self.whole(node, "layers", 2, 256))
                 .map(|layers| layers as usize),
+            at: Some(entry.key_at),
         })
     }
 
@@ -476,9 +512,25 @@ impl Reader {
             strategy.name(),
             parameter.name
         );
-        let problem = Problem::new(ProblemKind::Invalid, search.at, message);
-        self.problems
-            .push(problem.with_hint("`tpe` and `random` take all of them"));
+        self.refuse_at(
+            parameter.at,
+            &message,
+            "`tpe` and `random` take all of them",
+        );
+    }
+
+    fn total(&mut self, node: &Node) -> Option<f64> {
+        let total = self.number(node, "total")?;
+        if total <= 0.0 {
+            let message = format!("expected a sum of more than 0 as total, found {total}");
+            self.refuse(
+                node,
+                &message,
+                "weights on a simplex are shares of their sum",
+            );
+            return None;
+        }
+        Some(total)
     }
 
     fn halving(&mut self, node: &Node) -> Option<Halving> {
@@ -536,15 +588,29 @@ impl Reader {
             self.number(low, "the least value")?,
             self.number(high, "the largest value")?,
         );
-        if low > high || low < least {
-            let message = match low < least {
-                true => "expected values of more than 0".to_owned(),
-                false => format!("the least value, {low}, is more than the largest, {high}"),
-            };
-            self.refuse(node, &message, "as in `[0.1, 0.9]`");
-            return None;
-        }
-        Some((low, high))
+        let (message, hint) = match () {
+            () if low < least => (
+                "expected values of more than 0".to_owned(),
+                "as in `[0.1, 0.9]`",
+            ),
+            () if low > high => (
+                format!("the least value, {low}, is more than the largest, {high}"),
+                "as in `[0.1, 0.9]`",
+            ),
+            () if low == high => (
+                format!(
+                    "the least value and the largest are both {low}: there is nothing to search"
+                ),
+                "write it into `set`",
+            ),
+            () if !(high - low).is_finite() => (
+                "the range is wider than numbers go".to_owned(),
+                "search orders of magnitude: `{log: [1e-3, 1e3]}`",
+            ),
+            () => return Some((low, high)),
+        };
+        self.refuse(node, &message, hint);
+        None
     }
 
     fn number(&mut self, node: &Node, what: &str) -> Option<f64> {
@@ -667,7 +733,11 @@ impl Reader {
     }
 
     fn refuse(&mut self, node: &Node, message: &str, hint: &str) {
-        let problem = Problem::new(ProblemKind::Invalid, node.at, message);
+        self.refuse_at(node.at, message, hint);
+    }
+
+    fn refuse_at(&mut self, at: impl Into<Option<Position>>, message: &str, hint: &str) {
+        let problem = Problem::new(ProblemKind::Invalid, at, message);
         self.problems.push(problem.with_hint(hint));
     }
 }
@@ -688,6 +758,19 @@ fn seconds_of(text: &str) -> Option<f64> {
 fn of_seconds(seconds: f64) -> Option<Duration> {
     let seconds = Some(seconds).filter(|&seconds| seconds > 0.0)?;
     Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// Whether two values are the same to a recipe, however they are written.
+fn is_same(a: &Value, b: &Value) -> bool {
+    let number = |value: &Value| match value {
+        Value::Int(number) => Some(*number as f64),
+        Value::Float(number) => Some(*number),
+        _ => None,
+    };
+    match (number(a), number(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => a.in_one_line() == b.in_one_line(),
+    }
 }
 
 /// The number of combinations of a space, if it is finite.

@@ -93,6 +93,8 @@ pub struct TaskSettings {
     pub validation: usize,
     /// How many items there are to judge the chosen ones by.
     pub test: usize,
+    /// How many items repeat another. Each counts, so errors are too small.
+    pub repeated: usize,
     /// The file.
     pub file: PathBuf,
 }
@@ -110,10 +112,21 @@ impl TaskSettings {
                 digest: digest_of(task),
                 validation: count(Split::Validation),
                 test: count(Split::Test),
+                repeated: task.repeated().len(),
                 file: absolute(&task.file),
             }
         };
         tasks.tasks.iter().map(of).collect()
+    }
+
+    /// What a reader of scores should know of the task.
+    pub(crate) fn note(&self) -> Option<String> {
+        (self.repeated > 0).then(|| {
+            let TaskSettings { name, repeated, .. } = self;
+            format!(
+                "items of the task `{name}` repeat others ({repeated}): each counts, so intervals are too narrow"
+            )
+        })
     }
 }
 
@@ -198,7 +211,7 @@ impl Settings {
                 _ => true,
             };
             let space = &search.space;
-            let fits = space.count().is_some_and(|count| count <= MAX_DIMENSIONS)
+            let fits = space.count() <= MAX_DIMENSIONS
                 && space.parameters.iter().all(|one| values(&one.domain));
             if !fits {
                 return Err(format!("the space of `{}` is none", search.name));
@@ -601,6 +614,7 @@ mod tests {
                 digest: "d".into(),
                 validation: 1,
                 test: 1,
+                repeated: 0,
                 file: "t.jsonl".into(),
             }],
             Vec::new(),

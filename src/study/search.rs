@@ -8,15 +8,16 @@ use serde_json::{Map, Value as Json};
 
 use super::bench::{Bench, Means};
 use super::error::StudyError;
-use super::file::{Search, Study};
+use super::file::{MAX_TRIALS, Search, Study};
 use super::folder::{Claim, Folder, Locked, Record, Settings, TaskSettings};
 use super::inputs::{Input, MadeWith, key};
+use super::space::{Domain, Parameter};
 use super::strategy::{Proposal, Seen, Strategy};
 use super::trial::{Reference, Status, TaskResult, Tested, Trial, results, score};
 use super::values::json;
 use eval::{Split, Tasks};
 use plan::Plan;
-use recipe::{Assignment, Problem, ProblemKind};
+use recipe::{Assignment, Position, Problem, ProblemKind, RecipeError};
 use run::Merged;
 
 /// How often it is looked whether another process has ended its trial.
@@ -42,8 +43,8 @@ pub enum Event<'e> {
         name: &'e str,
         /// Trials that were recorded before.
         done: usize,
-        /// All trials.
-        all: usize,
+        /// All trials; none if only time bounds them.
+        all: Option<usize>,
     },
     /// A trial was recorded.
     Trial {
@@ -53,8 +54,8 @@ pub enum Event<'e> {
         best: Option<&'e Trial>,
         /// Trials of its search that are recorded.
         done: usize,
-        /// All trials of its search.
-        all: usize,
+        /// All trials of its search; none if only time bounds them.
+        all: Option<usize>,
     },
     /// A model that merges are compared with was scored.
     Reference(&'e Reference),
@@ -94,7 +95,8 @@ pub fn run(
     for search in &study.searches {
         let file = study.located(&search.recipe);
         let in_file = recipe::read_regular_text(&file)?;
-        let text = recipe::assign(&file.display().to_string(), &in_file, &search.set)?;
+        let text = recipe::assign(&file.display().to_string(), &in_file, &search.set)
+            .map_err(|error| of_study(study, search.at, "`set`", &error))?;
         let prepared = Prepared {
             search,
             file,
@@ -102,6 +104,7 @@ pub fn run(
             text,
         };
         // What is wrong with the recipe, its models or the space shows before anything is computed.
+        prepared.check_space(study)?;
         let middle = vec![0.5; search.space.dimensions().len()];
         let plan = bench.plan(&prepared.file, &prepared.recipe(study, &middle)?.0)?;
         for input in bench.inputs(&plan)? {
@@ -120,7 +123,12 @@ pub fn run(
     let settings = Settings::new(study, &texts, tasks_of, models);
     let folder = Folder::open_for(folder, &settings)?;
     let mut record = folder.record()?;
-    if let Some(note) = folder.settings().made_with.note(&MadeWith::now()) {
+    let notes = folder
+        .settings()
+        .tasks
+        .iter()
+        .filter_map(TaskSettings::note);
+    for note in notes.chain(folder.settings().made_with.note(&MadeWith::now())) {
         listener.hear(&Event::Note(note));
     }
     let mut work = Work {
@@ -139,6 +147,28 @@ pub fn run(
     Ok(record)
 }
 
+/// A recipe's error as one of the study's file, which sets what the recipe cannot take.
+fn of_study(
+    study: &Study,
+    at: impl Into<Option<Position>>,
+    what: &str,
+    error: &RecipeError,
+) -> StudyError {
+    let Some(first) = error.problems.first() else {
+        return error.clone().into();
+    };
+    let message = match first.message.starts_with('`') && first.message.contains("`: ") {
+        true => first.message.clone(),
+        false => format!("{what}: {}", first.message),
+    };
+    let problem = Problem::new(first.kind, at, message);
+    let problem = match &first.hint {
+        Some(hint) => problem.with_hint(hint),
+        None => problem,
+    };
+    study.error(problem).into()
+}
+
 impl Prepared<'_> {
     /// The recipe at a point, and the values that stand for it.
     fn recipe(
@@ -146,21 +176,83 @@ impl Prepared<'_> {
         study: &Study,
         point: &[f64],
     ) -> Result<(String, Map<String, Json>), StudyError> {
-        let mut assignments = Vec::new();
+        let mut text = self.text.clone();
         let mut values = Map::new();
-        for (path, value) in self.search.space.values(point) {
-            let read = recipe::read_yaml(&value).unwrap_or_default();
-            values.insert(
-                path.clone(),
-                read.first().map_or(Json::Null, |node| json(&node.value)),
-            );
-            assignments.push(Assignment::new(&path, &value).map_err(|why| {
-                let message = format!("cannot set `{path}` to `{value}`: {why}");
-                study.error(Problem::new(ProblemKind::Invalid, self.search.at, message))
-            })?);
+        let name = self.file.display().to_string();
+        for (parameter, share) in self.search.space.shares() {
+            for (path, value) in parameter.values_at(&point[share]) {
+                let assignment = Assignment::new(&path, &value).map_err(|why| {
+                    let message = format!("cannot set `{path}` to `{value}`: {why}");
+                    study.error(Problem::new(ProblemKind::Invalid, parameter.at, message))
+                })?;
+                text = recipe::assign(&name, &text, &[assignment.of_file()])
+                    .map_err(|error| of_study(study, parameter.at, &path, &error))?;
+                let read = recipe::read_yaml(&value).unwrap_or_default();
+                let read = read.first().map_or(Json::Null, |node| json(&node.value));
+                values.insert(path, read);
+            }
         }
-        let text = recipe::assign(&self.file.display().to_string(), &self.text, &assignments)?;
         Ok((text, values))
+    }
+
+    /// The parameter without which a recipe that is refused would be taken, or which alone makes it one that is refused.
+    fn culprit(&self, point: &[f64]) -> Option<&Parameter> {
+        let name = self.file.display().to_string();
+        let is_taken = |with: &dyn Fn(usize) -> bool| {
+            let shares = self.search.space.shares().enumerate();
+            let chosen = shares.filter(|(at, _)| with(*at));
+            let values = chosen.flat_map(|(_, (one, share))| one.values_at(&point[share]));
+            let assignments =
+                values.filter_map(|(path, value)| Assignment::new(&path, &value).ok());
+            let assignments: Vec<Assignment> = assignments.collect();
+            recipe::assign(&name, &self.text, &assignments)
+                .and_then(|text| recipe::parse_with_registry(&name, &text))
+                .is_ok()
+        };
+        let is_sound = is_taken(&|_| false);
+        let parameters = self.search.space.parameters.iter().enumerate();
+        let mut parameters = parameters.filter(|&(own, _)| {
+            is_taken(&|at| at != own) || is_sound && !is_taken(&|at| at == own)
+        });
+        parameters.next().map(|(_, parameter)| parameter)
+    }
+
+    /// Checks that the recipe takes the middle of the space and the ends of each range.
+    ///
+    /// # Errors
+    /// The place of the space that the recipe does not take.
+    fn check_space(&self, study: &Study) -> Result<(), StudyError> {
+        let space = &self.search.space;
+        let middle = vec![0.5; space.count()];
+        let name = self.file.display().to_string();
+        let read = |point: &[f64]| -> Result<Result<(), RecipeError>, StudyError> {
+            let (text, _) = self.recipe(study, point)?;
+            Ok(recipe::parse_with_registry(&name, &text).map(drop))
+        };
+        if let Err(error) = read(&middle)? {
+            return Err(match self.culprit(&middle) {
+                Some(parameter) => {
+                    let what = format!("`{}`", parameter.name);
+                    of_study(study, parameter.at, &what, &error)
+                }
+                None => error.into(),
+            });
+        }
+        for (parameter, share) in space.shares() {
+            let (low, high) = match parameter.domain {
+                Domain::Uniform { low, high } | Domain::Log { low, high } => (low, high),
+                _ => continue,
+            };
+            for (end, value) in [(0.0, low), (1.0, high)] {
+                let mut point = middle.clone();
+                point[share.clone()].fill(end);
+                if let Err(error) = read(&point)? {
+                    let what = format!("`{}` at {value}", parameter.name);
+                    return Err(of_study(study, parameter.at, &what, &error));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -186,10 +278,11 @@ impl Work<'_> {
     fn search(&mut self, prepared: &Prepared<'_>, record: &mut Record) -> Result<(), StudyError> {
         let name = prepared.search.name.as_str();
         let all = self.trials(prepared);
+        let bound = Some(all).filter(|&all| all < MAX_TRIALS);
         self.listener.hear(&Event::Search {
             name,
             done: record.of_search(name).count(),
-            all,
+            all: bound,
         });
         loop {
             if self.listener.is_stopped() {
@@ -215,7 +308,7 @@ impl Work<'_> {
                 trial: &trial,
                 best: record.best(name, 1).first().copied(),
                 done: record.of_search(name).count(),
-                all,
+                all: bound,
             });
         }
     }

@@ -1,6 +1,8 @@
 //! What is searched: values of a recipe, and the points of a unit cube that stand for them.
 
-use recipe::Value;
+use std::ops::Range;
+
+use recipe::{Position, Value};
 use serde::{Deserialize, Serialize};
 
 use super::values;
@@ -26,6 +28,9 @@ pub struct Parameter {
     /// Number of values over the depth of the model; none for one value for all layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<usize>,
+    /// The position of its key.
+    #[serde(skip)]
+    pub at: Option<Position>,
 }
 
 /// The values that a parameter may have.
@@ -84,13 +89,12 @@ impl Space {
     /// The coordinates of a point, in order.
     pub fn dimensions(&self) -> Vec<Dimension> {
         let of = |parameter: &Parameter| {
-            let (dimension, each) = match &parameter.domain {
-                Domain::Grid(values) => (Dimension::Ordered(values.len()), 1),
-                Domain::Choice(values) => (Dimension::Unordered(values.len()), 1),
-                Domain::Uniform { .. } | Domain::Log { .. } => (Dimension::Continuous, 1),
-                Domain::Simplex { .. } => (Dimension::Continuous, parameter.paths.len()),
+            let dimension = match &parameter.domain {
+                Domain::Grid(values) => Dimension::Ordered(values.len()),
+                Domain::Choice(values) => Dimension::Unordered(values.len()),
+                _ => Dimension::Continuous,
             };
-            vec![dimension; each * parameter.layers.unwrap_or(1)]
+            vec![dimension; parameter.dimensions()]
         };
         self.parameters.iter().flat_map(of).collect()
     }
@@ -101,17 +105,21 @@ impl Space {
         self.parameters.iter().map(words).collect()
     }
 
-    /// How many values there are to search; none if it does not fit into a number.
-    pub(crate) fn count(&self) -> Option<usize> {
-        let each = self.parameters.iter().map(|parameter| {
-            let one = match parameter.domain {
-                Domain::Simplex { .. } => parameter.paths.len(),
-                _ => 1,
-            };
-            one.checked_mul(parameter.layers.unwrap_or(1))
-        });
-        each.into_iter()
-            .try_fold(0_usize, |all, each| all.checked_add(each?))
+    /// How many values there are to search.
+    pub(crate) fn count(&self) -> usize {
+        let each = self.parameters.iter().map(Parameter::dimensions);
+        each.fold(0, usize::saturating_add)
+    }
+
+    /// Each parameter with its share of the coordinates.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = (&Parameter, Range<usize>)> {
+        let mut start = 0;
+        self.parameters.iter().map(move |parameter| {
+            let end = start + parameter.dimensions();
+            let share = start..end;
+            start = end;
+            (parameter, share)
+        })
     }
 
     /// The values that a point stands for: a path into the recipe, and the value in YAML.
@@ -126,6 +134,15 @@ impl Space {
 }
 
 impl Parameter {
+    /// How many coordinates stand for it.
+    fn dimensions(&self) -> usize {
+        let each = match self.domain {
+            Domain::Simplex { .. } => self.paths.len(),
+            _ => 1,
+        };
+        each.saturating_mul(self.layers.unwrap_or(1))
+    }
+
     /// What is searched, in words.
     pub fn in_words(&self) -> String {
         let list = |values: &[Value]| {
@@ -143,6 +160,13 @@ impl Parameter {
             Some(layers) => format!("{words}, for {layers} groups of layers"),
             None => words,
         }
+    }
+
+    /// The values that its coordinates stand for, by path.
+    pub(crate) fn values_at(&self, units: &[f64]) -> Vec<(String, String)> {
+        let mut values = Vec::new();
+        self.values(&mut units.iter().copied(), &mut values);
+        values
     }
 
     fn values(&self, point: &mut impl Iterator<Item = f64>, values: &mut Vec<(String, String)>) {
@@ -251,6 +275,7 @@ mod tests {
             paths: paths.iter().map(|&path| path.to_owned()).collect(),
             domain,
             layers,
+            at: None,
         }
     }
 

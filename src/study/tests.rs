@@ -62,7 +62,7 @@ strategy: bayes
     study.yml:2:1: missing `tasks`
       hint: `tasks: [FILE.jsonl]` says what merges are scored on
     study.yml:2:1: missing `trials`
-      hint: `trials: 100` says how many there are of each search
+      hint: `trials: 100` says how many there are of each search, `time: 10min` how long each goes on
     study.yml:3:1: unknown key `taks` in a study
       hint: did you mean `tasks`?
     study.yml:5:33: the least value, 0.9, is more than the largest, 0.1
@@ -87,11 +87,11 @@ strategy: bayes
     let study = |rest: &str| refused(&format!("recipe: r.yml\ntasks: [t]\n{rest}"));
     let choice = "trials: 3\nstrategy: cma-es\nspace: {a: {choice: [x, y]}}\n";
     insta::assert_snapshot!(study(choice), @r"
-    study.yml:1:1: `strategy: cma-es` takes `uniform`, `log` and `simplex`, and `a` is a list of values
+    study.yml:5:9: `strategy: cma-es` takes `uniform`, `log` and `simplex`, and `a` is a list of values
       hint: `tpe` and `random` take all of them
     ");
     insta::assert_snapshot!(study("strategy: grid\nspace: {a: {uniform: [0, 1]}}\n"), @r"
-    study.yml:1:1: `strategy: grid` takes `grid` and `choice`, and `a` is any number
+    study.yml:4:9: `strategy: grid` takes `grid` and `choice`, and `a` is any number
       hint: `tpe` and `random` take all of them
     ");
     insta::assert_snapshot!(refused(""), @r"
@@ -106,4 +106,85 @@ fn a_grid_has_as_many_trials_as_combinations() {
     let space = "space: {a: {grid: [1, 2, 3]}, b: {choice: [x, y]}}";
     let text = format!("recipe: r.yml\ntasks: [t]\nstrategy: grid\n{space}\n");
     assert_eq!(parse("s.yml", &text).unwrap().trials, 6);
+}
+
+/// Each is told where it stands, with what to do.
+#[test]
+fn spaces_that_search_nothing_or_a_value_twice_are_refused() {
+    let space = |lines: &str| {
+        refused(&format!(
+            "recipe: r.yml\ntasks: [t]\ntrials: 3\nspace:\n{lines}"
+        ))
+    };
+    insta::assert_snapshot!(space("
+  models[0].parameters: {choice: [{weight: 1}, {weight: 2}]}
+  models[0].parameters.weight: {uniform: [0, 1]}
+  models[*].parameters.density: {uniform: [0, 1]}
+  models[1].parameters[\"density\"]: {uniform: [0, 1]}
+"), @r#"
+    study.yml:7:3: `models[0].parameters.weight` and `models[0].parameters` set the same value of the recipe
+      hint: keep one of the two
+    study.yml:8:3: `models[*].parameters.density` and `models[0].parameters` set the same value of the recipe
+      hint: keep one of the two
+    study.yml:9:3: `models[1].parameters["density"]` and `models[*].parameters.density` set the same value of the recipe
+      hint: keep one of the two
+    "#);
+    insta::assert_snapshot!(space("
+  a: {simplex: [b, c], total: -1}
+  d: {simplex: [e, f], total: 0}
+  g: {simplex: [h, i], total: .nan}
+  j: {uniform: [-1.7e308, 1.7e308]}
+  k: {uniform: [0.5, 0.5]}
+  l: {log: [0, 1]}
+  m: {log: [-1, 1]}
+  n: {log: [.nan, 1]}
+  o: {grid: [1, 1, 1.0]}
+  p: {choice: [ties, .inf, ties]}
+  q: {uniform: [0, .inf]}
+"), @r#"
+    study.yml:6:31: expected a sum of more than 0 as total, found -1
+      hint: weights on a simplex are shares of their sum
+    study.yml:7:31: expected a sum of more than 0 as total, found 0
+      hint: weights on a simplex are shares of their sum
+    study.yml:8:31: expected a number as total, found `NaN`
+      hint: as in `0.3`
+    study.yml:9:16: the range is wider than numbers go
+      hint: search orders of magnitude: `{log: [1e-3, 1e3]}`
+    study.yml:10:16: the least value and the largest are both 0.5: there is nothing to search
+      hint: write it into `set`
+    study.yml:11:12: expected values of more than 0
+      hint: as in `[0.1, 0.9]`
+    study.yml:12:12: expected values of more than 0
+      hint: as in `[0.1, 0.9]`
+    study.yml:13:13: expected a number as the least value, found `NaN`
+      hint: as in `0.3`
+    study.yml:14:13: 1 stands twice
+      hint: keep one of the two
+    study.yml:14:13: 1.0 and 1 are the same value
+      hint: keep one of the two
+    study.yml:15:15: expected a number, found .inf
+      hint: remove it
+    study.yml:15:15: ties stands twice
+      hint: keep one of the two
+    study.yml:16:20: expected a number as the largest value, found `inf`
+      hint: as in `0.3`
+    "#);
+    let study = "recipe: r.yml\nset: {parameters.density: 0.5}\ntasks: [t]\ntrials: 3\nspace: {parameters: {choice: [{density: 1}]}}\n";
+    insta::assert_snapshot!(refused(study), @r#"
+    study.yml:5:9: `parameters` is searched, and `set` has `parameters.density`
+      hint: keep one of the two
+    "#);
+    let named = "searches: [{recipe: a.yml, name: a/b}]\ntasks: [t]\ntrials: 1\n";
+    insta::assert_snapshot!(refused(named), @r#"
+    study.yml:1:34: `a/b` cannot name a search
+      hint: letters, digits, `-` and `_` can
+    "#);
+}
+
+#[test]
+fn time_alone_bounds_a_study() {
+    let study = "recipe: r.yml\ntasks: [t]\ntime: 2h\nspace: {a: {uniform: [0, 1]}}\n";
+    let study = parse("s.yml", study).unwrap();
+    assert_eq!(study.time, Some(std::time::Duration::from_secs(7200)));
+    assert_eq!(study.trials, 1_000_000);
 }

@@ -275,7 +275,34 @@ fn what_cannot_be_searched_is_refused() {
     refused(
         &study.replace("models[1]", "models[2]"),
         1,
-        "`models` has 2 entries, [0] to [1], and no [2]",
+        "`models[2].parameters.weight`: `models` has 2 entries, [0] to [1], and no [2]",
+    );
+    refused(&study.replace("models[1]", "models[2]"), 1, "wrong.yml:5:3");
+    // What the recipe refuses of a range or a word is told at its line of the study.
+    let space = |line: &str| study.replace("score: ", &format!("  {line}\nscore: "));
+    refused(
+        &space("dtype: {choice: [bfloat61, floaty]}"),
+        1,
+        "wrong.yml:6:3",
+    );
+    refused(
+        &space("merge_method: {choice: [ties_, tiess]}"),
+        1,
+        "`merge_method`: unknown",
+    );
+    let dare = "recipe: dare.yml\ntasks: [sort.jsonl]\ntrials: 2\nspace:\n  parameters.density: {uniform: [0.5, 1.4]}\n";
+    bench.file(
+        "dare.yml",
+        RECIPE
+            .replace("task_arithmetic", "dare_linear")
+            .replace("weight: 0.5", "weight: 0.5, density: 0.5"),
+    );
+    refused(dare, 1, "wrong.yml:5:3");
+    refused(dare, 1, "`parameters.density` at 1.4: ");
+    refused(
+        &study.replace("strategy:", "set: {models[7].model: x}\nstrategy:"),
+        1,
+        "`models[7].model`: `models` has 2 entries",
     );
     refused(
         &study.replace("recipe.yml", "nowhere.yml"),
@@ -616,4 +643,13 @@ fn only_files_are_read_and_written() {
         };
         bench.file(name, text);
     }
+}
+
+/// A recipe that is whole only with its searched values is searched.
+#[test]
+fn a_recipe_may_leave_out_what_is_searched() {
+    let bench = bench("strategy: random\ntrials: 1\n");
+    bench.recipe(&RECIPE.replace("parameters: {weight: 0.5}\n", ""));
+    finished(&bench, "study");
+    assert_eq!(records(&bench, "study/trials.jsonl").len(), 1);
 }

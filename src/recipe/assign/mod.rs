@@ -56,6 +56,18 @@ impl Assignment {
         Ok(Assignment { path, value })
     }
 
+    /// The same, set by a file: messages name no flag.
+    #[must_use]
+    pub fn of_file(mut self) -> Assignment {
+        self.path.flag = "";
+        self
+    }
+
+    /// Whether one of two sets what the other sets a part of.
+    pub fn overlaps(&self, other: &Assignment) -> bool {
+        self.path.overlaps(&other.path)
+    }
+
     /// The place that it sets, as the user wrote it.
     pub fn path(&self) -> impl fmt::Display + '_ {
         &self.path
@@ -144,7 +156,8 @@ fn document(documents: &[Node], path: &KeyPath) -> Result<Option<usize>, Problem
         let found = names.iter().position(|name| name.as_ref() == Some(wanted));
         return found.map(Some).ok_or_else(|| {
             let message = format!(
-                "`--set {path}`: no document has the name {}",
+                "{}: no document has the name {}",
+                path.given(),
                 quoted(wanted)
             );
             let problem = Problem::new(ProblemKind::Unknown, None, message);
@@ -164,7 +177,8 @@ fn document(documents: &[Node], path: &KeyPath) -> Result<Option<usize>, Problem
         [only] => Ok(Some(only)),
         _ => {
             let message = format!(
-                "`--set {path}`: the recipe has {} documents",
+                "{}: the recipe has {} documents",
+                path.given(),
                 documents.len()
             );
             let problem = Problem::new(ProblemKind::Missing, None, message);
@@ -313,7 +327,7 @@ impl Search<'_> {
             true => "the recipe".to_owned(),
             false => quoted(&shown(reached)),
         };
-        let message = format!("`--set {}`: {what} {found}", self.path);
+        let message = format!("{}: {what} {found}", self.path.given());
         Problem::new(ProblemKind::Invalid, node.at, message).with_hint(hint)
     }
 }

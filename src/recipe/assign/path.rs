@@ -12,6 +12,8 @@ const MAX_STEPS: usize = 64;
 pub(super) struct KeyPath {
     /// As the user wrote it.
     text: String,
+    /// Where the user wrote it: behind a flag, or in a file.
+    pub(super) flag: &'static str,
     /// The document that it begins in, by its `name:`; none is the one whose result is written.
     pub(super) document: Option<String>,
     /// Never empty.
@@ -36,6 +38,20 @@ impl fmt::Display for KeyPath {
 }
 
 impl KeyPath {
+    /// Whether a value at one of two paths lies in what the other sets.
+    pub(super) fn overlaps(&self, other: &KeyPath) -> bool {
+        let same = |(a, b): (&Step, &Step)| match (a, b) {
+            (Step::All, Step::Item(_)) | (Step::Item(_), Step::All) => true,
+            (a, b) => a == b,
+        };
+        self.document == other.document && self.steps.iter().zip(&other.steps).all(same)
+    }
+
+    /// What messages call it.
+    pub(super) fn given(&self) -> String {
+        format!("`{}{}`", self.flag, self.text)
+    }
+
     /// Parses a path.
     ///
     /// # Errors
@@ -48,6 +64,7 @@ impl KeyPath {
         };
         Ok(KeyPath {
             text: text.to_owned(),
+            flag: "--set ",
             document: document.map(str::to_owned),
             steps: steps(path)?,
         })

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::bench::Means;
 use crate::changes::changes;
 use crate::error::StudyError;
-use crate::folder::{Folder, Record, Settings};
+use crate::folder::{Folder, Record, Settings, TaskSettings};
 use crate::search::Listener;
 use crate::statistics::{Estimate, difference};
 use crate::trial::{Objective, Reference, Status, TaskResult, Tested, Trial, score};
@@ -39,7 +39,7 @@ pub struct Report {
     pub references: Vec<Row>,
     /// The trials than which no other is better in one task and at least as good in all: search and number.
     pub pareto: Vec<Row>,
-    /// What a reader should know: what has changed since the trials were scored.
+    /// What a reader should know: of the tasks, and what has changed since the trials were scored.
     pub notes: Vec<String>,
     #[serde(skip)]
     pub(crate) trials: Vec<Trial>,
@@ -140,7 +140,7 @@ impl Report {
         means: Means,
         listener: &dyn Listener,
     ) -> Report {
-        self.notes = changes(folder, means, listener);
+        self.notes.extend(changes(folder, means, listener));
         self
     }
 
@@ -195,7 +195,11 @@ impl Report {
             leaderboard,
             references,
             pareto,
-            notes: Vec::new(),
+            notes: settings
+                .tasks
+                .iter()
+                .filter_map(TaskSettings::note)
+                .collect(),
             trials: record.trials.clone(),
         }
     }

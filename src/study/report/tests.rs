@@ -61,6 +61,7 @@ trials: 3
         digest: String::new(),
         validation: 8,
         test: 8,
+        repeated: usize::from(name == "sort"),
         file: "t.jsonl".into(),
     });
     let models = ["one", "two"].map(|model| Input {
@@ -151,6 +152,7 @@ fn a_report_is_text_markdown_and_csv() {
     5 trials in 2 searches by tpe, 2.5 s of merging and scoring. Chosen by 16 validation items.
     One merge was scored on the test split, once, on 16 items.
     1 failed.
+    Note: items of the task `sort` repeat others (1): each counts, so intervals are too narrow.
     ± is half of a 95 % interval over the items; differences are item by item, on the same items.
 
     Leaderboard (percent of items that are right, mean over tasks)
@@ -185,6 +187,8 @@ fn a_report_is_text_markdown_and_csv() {
     One merge was scored on the test split, once, on 16 items.
 
     1 failed.
+
+    Note: items of the task `sort` repeat others (1): each counts, so intervals are too narrow.
 
     ± is half of a 95 % interval over the items; differences are item by item, on the same items.
 
@@ -243,5 +247,6 @@ fn a_page_holds_no_markup_of_names() {
         page.contains("=lin&lt;b&gt;") && !page.contains("<b>"),
         "{page}"
     );
+    assert!(page.contains("items of the task `sort` repeat others"));
     assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
 }
