@@ -71,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         ..Options::default()
     };
     let surroundings = Surroundings::of_checkpoint(&model)?;
-    let prepared = Prepared::new(&surroundings, &Tasks::read(&[tasks])?, &options)?;
+    let prepared = Prepared::new(&surroundings, &Tasks::read(&[tasks])?, &options, &())?;
     let pool = rayon::ThreadPoolBuilder::new();
     let pool = pool.num_threads(arguments.threads).build()?;
     let (mut scoring, mut products) = (Vec::new(), Vec::new());

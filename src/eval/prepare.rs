@@ -154,7 +154,8 @@ impl Prepared {
     /// The tokens that a model reads when these items are scored, with the right answer of each; a text that is longer
     /// than the model takes gives several.
     pub fn sequences(&self) -> Vec<Vec<u32>> {
-        let items = self.tasks.iter().flat_map(|task| &task.items);
+        let places = self.tasks.iter().flat_map(|task| &task.items);
+        let items = places.map(|&(_, place)| &self.items[place]);
         let sequence = |run: &Continued, right: usize| {
             let continuation = &run.continuations[right];
             // What follows the last token is not asked, so it is not read.

@@ -83,7 +83,7 @@ impl<'a> Collection<'a> {
         let decoder = Decoder::new(config.value(), model);
         let decoder = decoder.map_err(|source| of_model(model, source))?;
         let surroundings = Surroundings::of_checkpoint(model)?;
-        let prepared = Prepared::new(&surroundings, request.texts, request.options)?;
+        let prepared = Prepared::new(&surroundings, request.texts, request.options, &())?;
         let sequences = prepared.sequences();
         let inputs = decoder.linear_inputs();
         let info = info(model, &sequences, &inputs);
