@@ -8,7 +8,9 @@ use serde_json::json;
 use super::arguments::{Suggesting, any, method_names};
 use super::output::{Failure, print};
 use errors::Refusal;
-use methods::{self, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue};
+use methods::{
+    self, BaseRule, MethodInfo, NeedOf, ParamInfo, ParamKind, ParamScope, ParamValue, Statistic,
+};
 use recipe::nearest;
 
 /// List the merge methods, or explain one
@@ -117,6 +119,23 @@ fn takes(info: &MethodInfo) -> String {
     }
 }
 
+/// The files of statistics that a method reads; empty if it reads none.
+fn statistics(info: &MethodInfo) -> String {
+    let Some(need) = info.statistics else {
+        return String::new();
+    };
+    let of = match need.of {
+        NeedOf::EachModel => "each model: `statistics` beside `model`",
+        NeedOf::Base => "the base: `statistics` beside `base_model`",
+    };
+    let made = match need.kind {
+        Statistic::Gram => "`weld stats --keep gram` makes it",
+        Statistic::Magnitude => "`weld stats --keep magnitude` makes it",
+        Statistic::Fisher => "docs/statistics.md has a script that makes it",
+    };
+    format!("a file of statistics of {of}; {made}")
+}
+
 /// What there is to know of a method, for people.
 pub(super) fn page(info: &MethodInfo) -> String {
     let mut out = format!("{}: {}\n\n", info.name, info.summary);
@@ -127,6 +146,7 @@ pub(super) fn page(info: &MethodInfo) -> String {
     };
     section("formula", info.formula);
     section("takes", &takes(info));
+    section("reads", &statistics(info));
     section("when", info.when);
     section("departs", info.departs);
     section("source", info.source);
@@ -171,6 +191,13 @@ fn reference(all: &[&MethodInfo]) -> String {
             takes(info),
             info.when
         );
+        if info.statistics.is_some() {
+            let _ = write!(
+                out,
+                "\nReads {}; see [statistics from data](statistics.md).\n",
+                statistics(info)
+            );
+        }
         if !info.departs.is_empty() {
             let _ = write!(out, "\n{}\n", info.departs);
         }
@@ -231,6 +258,7 @@ pub(super) fn as_json(info: &MethodInfo) -> serde_json::Value {
         "departs": info.departs,
         "source": info.source,
         "random": info.random,
+        "statistics": info.statistics.map(|_| statistics(info)),
         "parameters": params,
     })
 }

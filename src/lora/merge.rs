@@ -110,6 +110,16 @@ impl AdapterMerge {
             let problem = Problem::new(ProblemKind::Missing, None, message);
             return Err(recipe.error(vec![problem.with_hint("say `output: adapter`")]));
         };
+        if recipe.method.statistics.is_some() && output.way != AdapterWay::Svd {
+            let message = format!(
+                "`{}` reads statistics of whole layers, and merges no adapters in a space of their own",
+                recipe.method.name
+            );
+            let problem = Problem::new(ProblemKind::Invalid, recipe.method_at, message);
+            return Err(recipe.error(vec![
+                problem.with_hint("say `output: {adapter: svd, rank: 32}`"),
+            ]));
+        }
         let format = factor_format(&recipe, at)?;
         // The result is rounded once, when its factors are.
         recipe.dtype = Some(Dtype::F32);

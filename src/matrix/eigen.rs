@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{Matrix, MatrixError};
 
 /// The number of tasks that work is cut into. It is fixed, so that results do not depend on the number of threads.
-const TASKS: usize = 8;
+pub(super) const TASKS: usize = 8;
 
 /// Eigenvalues with their eigenvectors.
 #[derive(Debug)]

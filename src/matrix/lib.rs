@@ -13,6 +13,7 @@ mod dense;
 mod eigen;
 mod leading;
 mod singular;
+mod solve;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ pub use dense::{GramSum, Matrix, add_gram, gram, squared_residual};
 pub use eigen::{Eigen, eigen_bytes};
 pub use leading::{leading_bytes, leading_singular_vectors};
 pub use singular::{Polar, RANK, Singular, polar, singular_vectors};
+pub use solve::{solve_bytes, solve_on_the_right};
 
 use numeric::NoMemory;
 
@@ -33,6 +35,9 @@ pub enum MatrixError {
     /// It holds NaN or infinity, or squares of its values do.
     #[error("it holds NaN or infinity")]
     NotFinite,
+    /// It has no inverse, within the rounding of f32 values that it is made of.
+    #[error("it has no inverse")]
+    Singular,
     /// The iteration for its eigenvalues did not end.
     #[error("its eigenvalues do not converge")]
     NotConverged,

@@ -235,3 +235,43 @@ fn leading_vectors_of_a_matrix_of_low_rank_are_all_that_it_has() {
     let found = leading_singular_vectors(&broken, 20, |place| draws.uniform(place));
     assert_eq!(found.unwrap_err(), MatrixError::NotFinite);
 }
+
+#[test]
+fn equations_are_solved_and_singular_ones_refused() {
+    for (rows, size) in [(7, 5), (3, 130), (40, 257)] {
+        let factor = matrix(size + 3, size, 40);
+        let mut square = gram(&factor).unwrap();
+        (0..size).for_each(|at| square.values_mut()[at * size + at] += 1.0);
+        let wanted = Matrix::from_fn(rows, size, |a, b| ((a * 31 + b * 7) as f64).sin()).unwrap();
+        let product = wanted.times(&square).unwrap();
+        let solved = |count| {
+            let mut right = product.clone();
+            threads(count, || solve_on_the_right(square.clone(), &mut right)).unwrap();
+            right
+        };
+        let found = solved(2);
+        for (found, wanted) in found.values().iter().zip(wanted.values()) {
+            assert!((found - wanted).abs() < 1e-9, "{size}");
+        }
+        assert!(
+            [1, 5].map(solved).iter().all(|again| *again == found),
+            "{size}"
+        );
+        assert!(solve_bytes(size) < 64 * (size as u64 + 64));
+        // Of less than full rank.
+        let singular = gram(&matrix(size, size, 2)).unwrap();
+        let refused = solve_on_the_right(singular, &mut product.clone());
+        assert_eq!(refused, Err(MatrixError::Singular), "{size}");
+        square.values_mut()[0] = f64::NAN;
+        let refused = solve_on_the_right(square, &mut product.clone());
+        assert_eq!(refused, Err(MatrixError::NotFinite));
+    }
+    let mut nothing = Matrix::zeros(2, 0).unwrap();
+    assert_eq!(
+        solve_on_the_right(Matrix::zeros(0, 0).unwrap(), &mut nothing),
+        Ok(())
+    );
+    let mut zero = Matrix::zeros(1, 1).unwrap();
+    let refused = solve_on_the_right(Matrix::zeros(1, 1).unwrap(), &mut zero);
+    assert_eq!(refused, Err(MatrixError::Singular));
+}

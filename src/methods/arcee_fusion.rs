@@ -31,6 +31,7 @@ static INFO: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: &[],
     random: false,
+    statistics: None,
 };
 
 impl Method for ArceeFusion {

@@ -44,6 +44,7 @@ static PLAIN: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: PARAMS,
     random: false,
+    statistics: None,
 };
 
 static TIES: MethodInfo = MethodInfo {
@@ -61,6 +62,7 @@ static TIES: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: PARAMS,
     random: false,
+    statistics: None,
 };
 
 /// Drops the small and the outlying elements of task vectors and adds the rest.

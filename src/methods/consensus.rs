@@ -53,6 +53,7 @@ static TA: MethodInfo = MethodInfo {
         task_vectors::UNUSED_RESCALE,
     ),
     random: false,
+    statistics: None,
 };
 
 static TIES: MethodInfo = MethodInfo {
@@ -69,6 +70,7 @@ static TIES: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: &params(task_vectors::DENSITY, true, task_vectors::rescale("false")),
     random: false,
+    statistics: None,
 };
 
 /// Adds task vectors; keeps the sum where enough of them agree with it.

@@ -31,6 +31,7 @@ static LINEAR: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: PARAMS,
     random: true,
+    statistics: None,
 };
 
 static TIES: MethodInfo = MethodInfo {
@@ -46,6 +47,7 @@ static TIES: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: PARAMS,
     random: true,
+    statistics: None,
 };
 
 /// Thins task vectors at random and adds them.

@@ -54,6 +54,7 @@ static ELECTED: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: &params(true),
     random: true,
+    statistics: None,
 };
 
 static LINEAR: MethodInfo = MethodInfo {
@@ -69,6 +70,7 @@ static LINEAR: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: &params(false),
     random: true,
+    statistics: None,
 };
 
 /// Thins task vectors by magnitude and chance, elects a sign for each element, and adds those that agree.

@@ -53,6 +53,7 @@ static INFO: MethodInfo = MethodInfo {
         },
     ],
     random: false,
+    statistics: None,
 };
 
 impl Method for GeometricMedian {

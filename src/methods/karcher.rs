@@ -49,6 +49,7 @@ static INFO: MethodInfo = MethodInfo {
         },
     ],
     random: false,
+    statistics: None,
 };
 
 impl Method for Karcher {

@@ -8,11 +8,13 @@
 //! Three programs serve most others: `weighted_sum` (one linear combination), `gram` (measure inner products,
 //! solve for the weights, then combine) and `task_vectors` (differences from a base: mask, elect a sign, add).
 
+mod aim;
 mod arcee_fusion;
 mod breadcrumbs;
 mod consensus;
 mod dare;
 mod della;
+mod fisher;
 mod geometric_median;
 mod gram;
 mod interval;
@@ -31,6 +33,7 @@ mod passthrough;
 mod ram;
 mod sce;
 mod slerp;
+mod statistics;
 mod task_arithmetic;
 mod task_vectors;
 #[cfg(test)]
@@ -42,10 +45,14 @@ mod whole;
 
 pub use localize_stitch::Shared;
 pub use params::{
-    Arity, BaseRule, MethodInfo, ParamInfo, ParamKind, ParamScope, ParamValue, TensorParams,
+    Arity, BaseRule, MethodInfo, Need, NeedOf, ParamInfo, ParamKind, ParamScope, ParamValue,
+    Statistic, TensorParams,
 };
+pub use statistics::TensorStatistics;
 
 pub use usual::{Usual, usual};
+
+use std::sync::Arc;
 
 use engine::AnyProgram;
 use errors::Refusal;
@@ -90,6 +97,9 @@ pub struct Context<'a> {
     pub models: &'a [usize],
     /// What all tensors of the merge share; `None` if there are no others.
     pub shared: Option<&'a Shared>,
+    /// For each source, the statistics of its model for this tensor, of the kind that the method needs, where there are
+    /// some; empty if there are none.
+    pub statistics: &'a [Option<Arc<dyn TensorStatistics>>],
 }
 
 /// The weights of linear layers in one tensor.
@@ -122,7 +132,22 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// The number of inputs of the layer.
+    pub fn inputs(&self) -> usize {
+        match self.in_out {
+            true => self.rows,
+            false => self.columns,
+        }
+    }
+}
+
 impl Tensor<'_> {
+    /// The statistics of a source, if there are some.
+    fn statistics(&self, source: usize) -> Option<&Arc<dyn TensorStatistics>> {
+        self.context.statistics.get(source)?.as_ref()
+    }
+
     /// The number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&dim| dim as u64).product()
@@ -180,7 +205,10 @@ static REGISTRY: &[&dyn Method] = &[
     &whole::ACTMAT,
     &whole::RESMERGE,
     &whole::Svc,
+    &whole::Regmean,
+    &fisher::Fisher,
     &lines::Lines,
+    &aim::Aim,
     &magmax::Magmax,
     &localize_stitch::LocalizeStitch,
     &geometric_median::GeometricMedian,

@@ -40,6 +40,7 @@ static INFO: MethodInfo = MethodInfo {
         },
     ],
     random: false,
+    statistics: None,
 };
 
 impl Method for Linear {

@@ -30,6 +30,7 @@ static INFO: MethodInfo = MethodInfo {
         LAMBDA,
     ],
     random: false,
+    statistics: None,
 };
 
 impl Method for Magmax {

@@ -33,6 +33,7 @@ static INFO: MethodInfo = MethodInfo {
         doc: "One t for each row W[i, :] instead of one for the tensor.",
     }],
     random: false,
+    statistics: None,
 };
 
 impl Method for ModelStock {

@@ -36,6 +36,7 @@ static INFO: MethodInfo = MethodInfo {
         doc: "How far an element may move, in units of the weights; 0 returns the base.",
     }],
     random: false,
+    statistics: None,
 };
 
 impl Method for Nearswap {

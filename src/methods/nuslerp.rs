@@ -62,6 +62,7 @@ static INFO: MethodInfo = MethodInfo {
         },
     ],
     random: false,
+    statistics: None,
 };
 
 impl Method for Nuslerp {

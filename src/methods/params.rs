@@ -23,6 +23,37 @@ pub struct MethodInfo {
     pub params: &'static [ParamInfo],
     /// Whether the result depends on `--seed`.
     pub random: bool,
+    /// The statistics from data that it needs, if any.
+    pub statistics: Option<Need>,
+}
+
+/// Statistics from data that a method needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// What is needed.
+    pub kind: Statistic,
+    /// Of which models.
+    pub of: NeedOf,
+}
+
+/// The models of which statistics are needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeedOf {
+    /// Of each model that is merged: `statistics` of its entry.
+    EachModel,
+    /// Of the base: `statistics` of the recipe.
+    Base,
+}
+
+/// A kind of statistic from data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistic {
+    /// The Gram matrix of the input of a linear layer, `[in, in]`: the sum of x' x over tokens.
+    Gram,
+    /// The mean magnitude of each feature of the input of a linear layer, `[in]`.
+    Magnitude,
+    /// The diagonal of the Fisher information of a weight, in its shape.
+    Fisher,
 }
 
 /// How many models a method takes.

@@ -31,6 +31,7 @@ static INFO: MethodInfo = MethodInfo {
         doc: "Multiplies each element; if unset, the bytes are copied.",
     }],
     random: false,
+    statistics: None,
 };
 
 impl Method for Passthrough {

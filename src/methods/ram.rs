@@ -43,6 +43,7 @@ static RAM: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: &[EPSILON],
     random: false,
+    statistics: None,
 };
 
 static RAM_PLUS: MethodInfo = MethodInfo {
@@ -77,6 +78,7 @@ static RAM_PLUS: MethodInfo = MethodInfo {
         EPSILON,
     ],
     random: false,
+    statistics: None,
 };
 
 impl Method for Ram {

@@ -45,6 +45,7 @@ static INFO: MethodInfo = MethodInfo {
         task_vectors::INT8_MASK,
     ],
     random: false,
+    statistics: None,
 };
 
 impl Method for Sce {

@@ -40,6 +40,7 @@ static INFO: MethodInfo = MethodInfo {
         doc: "The position between the models: 0 is the base, 1 the other model.",
     }],
     random: false,
+    statistics: None,
 };
 
 impl Method for Slerp {

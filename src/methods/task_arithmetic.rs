@@ -21,6 +21,7 @@ static INFO: MethodInfo = MethodInfo {
         task_vectors::INT8_MASK,
     ],
     random: false,
+    statistics: None,
 };
 
 /// The base plus weighted differences from it.

@@ -1,5 +1,6 @@
 //! Every method on the real engine, compared with a case worked by hand and with its slow f64 twin.
 
+mod data;
 mod geometric;
 mod sparse;
 mod whole;

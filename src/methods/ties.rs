@@ -26,6 +26,7 @@ static INFO: MethodInfo = MethodInfo {
         task_vectors::INT8_MASK,
     ],
     random: false,
+    statistics: None,
 };
 
 /// Trims task vectors to their largest elements, elects a sign for each element, and adds those that agree.

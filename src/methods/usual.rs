@@ -66,6 +66,20 @@ static USUAL: &[Usual] = &[
         source: "about 0.01 in the paper",
     },
     Usual {
+        methods: &["regmean"],
+        param: "reduction",
+        min: 0.1,
+        max: 0.99,
+        source: "0.1 to 0.9 in the paper",
+    },
+    Usual {
+        methods: &["aim"],
+        param: "omega",
+        min: 0.1,
+        max: 1.0,
+        source: "0.2 to 0.6 in the paper",
+    },
+    Usual {
         methods: &["localize_stitch"],
         param: "sparsity",
         min: 0.01,

@@ -49,6 +49,7 @@ static MOE: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: &[],
     random: false,
+    statistics: None,
 };
 
 /// The name in messages of the source of tensors that no model has.

@@ -38,6 +38,8 @@ pub(super) struct GroupSource<'r> {
     pub(super) model: usize,
     /// None for a base that the recipe does not list as a source.
     pub(super) parameters: Option<&'r Parameters>,
+    /// The file of its statistics.
+    pub(super) statistics: Option<&'r Located<ModelRef>>,
     pub(super) at: Position,
 }
 
@@ -201,10 +203,12 @@ fn placed<'r>(
     models: &Models,
     named: &'r Located<ModelRef>,
     parameters: &'r Parameters,
+    statistics: &'r Option<Located<ModelRef>>,
 ) -> Option<GroupSource<'r>> {
     Some(GroupSource {
         model: models.index(&named.value)?,
         parameters: Some(parameters),
+        statistics: statistics.as_ref(),
         at: named.at,
     })
 }
@@ -213,7 +217,14 @@ impl<'r> ModuleSources<'_, 'r> {
     fn whole_models(&self, listed: &'r [Source], notes: &mut Vec<String>, layout: &mut Layout<'r>) {
         let mut sources: Vec<GroupSource<'r>> = listed
             .iter()
-            .filter_map(|source| placed(self.models, &source.model, &source.parameters))
+            .filter_map(|source| {
+                placed(
+                    self.models,
+                    &source.model,
+                    &source.parameters,
+                    &source.statistics,
+                )
+            })
             .collect();
         let mut base = None;
         if let (Some(model), Some(named)) = (self.models.base, &self.recipe.base_model) {
@@ -225,6 +236,7 @@ impl<'r> ModuleSources<'_, 'r> {
                 sources.push(GroupSource {
                     model,
                     parameters: None,
+                    statistics: None,
                     at: named.at,
                 });
             }
@@ -491,7 +503,14 @@ impl<'r> ModuleSources<'_, 'r> {
         let sources: Vec<GroupSource<'r>> = slice
             .sources
             .iter()
-            .filter_map(|source| placed(self.models, &source.model, &source.parameters))
+            .filter_map(|source| {
+                placed(
+                    self.models,
+                    &source.model,
+                    &source.parameters,
+                    &source.statistics,
+                )
+            })
             .collect();
         SourceGroup {
             base: sources.iter().position(|source| Some(source.model) == base),

@@ -28,6 +28,7 @@ mod problems;
 mod renames;
 mod results;
 mod served;
+mod statistics;
 mod tokenizer;
 mod views;
 mod vocabularies;
@@ -368,6 +369,7 @@ fn attempt(
     let tokenizer_from = options.tokenizer_from.as_ref();
     let mut models = models::open(recipe, resolver, tokenizer_from, results, problems)?;
     let mut notes: Vec<String> = warnings(&recipe.warnings);
+    statistics::check(recipe, &models, &mut notes, problems);
     renames::apply(recipe, &mut models, &mut notes, problems);
     if !problems.is_empty() {
         return None;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::problems::{Problems, some_of};
 use super::results::{MergeResult, Results};
-use checkpoint::{Checkpoint, ModelRef, Resolver, Sidecar, SidecarKind};
+use super::statistics;
+use checkpoint::{Checkpoint, ModelRef, Resolver, Sidecar, SidecarKind, Statistics};
 use recipe::{Located, Position, Recipe, Tokenizer, VocabularySource};
 
 /// The models of a recipe, opened.
@@ -26,6 +27,10 @@ pub struct Models {
     pub base: Option<usize>,
     /// The model that gives the tokenizer's files.
     pub tokenizer_donor: usize,
+    /// The files of statistics among the checkpoints, by their number.
+    pub statistics: BTreeMap<usize, Arc<Statistics>>,
+    /// The names that tensors have in their own files, by model, if the recipe renames some and there are statistics.
+    pub(super) own_names: BTreeMap<usize, Vec<String>>,
     /// The models that are results of other merges.
     pub results: BTreeMap<usize, Arc<MergeResult>>,
     /// What the names of their tensors begin with in the whole model, if these are a part of each: `unet/`.
@@ -76,6 +81,7 @@ pub(super) fn open(
         complete &= models.add(value, Some(*at), resolver, results, problems);
     }
     models.merged = models.checkpoints.len();
+    complete &= statistics::open(recipe, &mut models, resolver, problems);
     for Located { value, at } in recipe.tokenizer.iter().flat_map(Tokenizer::mentions) {
         complete &= models.add(value, Some(*at), resolver, results, problems);
     }

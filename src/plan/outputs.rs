@@ -1,6 +1,7 @@
 //! Resolves every output tensor (its sources, dtype, parameter values and operation), and what happens to every input.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use super::TensorUsage;
 use super::comparisons::{different_depths, missing_hint, pattern_of};
@@ -11,6 +12,7 @@ use super::models::Models;
 use super::planned::{Operation, PlannedTensor, SourceTensor};
 use super::problems::{Problems, count, some_of};
 use super::renames;
+use super::statistics::{self, Missing};
 use super::tokenizer::{Aligned, Alignment};
 use super::views::View;
 use super::vocabularies::different_vocabularies;
@@ -21,8 +23,8 @@ use architecture::{
 use checkpoint::{ModelConfig, TensorEntry, VocabularyComparison, compare_vocabularies};
 use errors::Refusal;
 use methods::{
-    self, Action, BaseRule, Context, Linear, Method, ParamInfo, ParamScope, ParamValue, Shared,
-    Tensor, TensorParams, Usual,
+    self, Action, BaseRule, Context, Linear, Method, NeedOf, ParamInfo, ParamScope, ParamValue,
+    Shared, Statistic, Tensor, TensorParams, TensorStatistics, Usual,
 };
 use numeric::{FloatType, RoundingKey};
 use recipe::{self, Exception, Fallback, Parameters, Position, Recipe, Rounding};
@@ -149,6 +151,7 @@ pub(super) fn resolve(
             .map(|model| vec![0; model.tensors().len()])
             .collect(),
         sensitive: Vec::new(),
+        without_statistics: Missing::default(),
     };
     resolver.check_heads();
     let mut tensors: Vec<PlannedTensor> = wanted
@@ -162,6 +165,8 @@ pub(super) fn resolve(
     let usages = resolver.usages(&layer_maps);
     resolver.note_sensitive();
     resolver.note_values();
+    let missing = std::mem::take(&mut resolver.without_statistics);
+    missing.report(method.info(), resolver.notes, resolver.problems);
     resolver.report();
     let equal = resolver.equal.into_iter().collect();
     Merge {
@@ -262,6 +267,8 @@ struct Resolver<'a> {
     used: Vec<Vec<usize>>,
     /// Tensors that their model needs in the dtype that they are stored in, and whose dtype the recipe narrows.
     sensitive: Vec<String>,
+    /// Tensors for which statistics are missing.
+    without_statistics: Missing,
 }
 
 impl<'a> Resolver<'a> {
@@ -665,6 +672,8 @@ impl<'a> Resolver<'a> {
         let output = self.output_format(&wanted.name, widest);
 
         let params = self.params(wanted, group)?;
+        let linear = self.linear(&wanted.name, &shape);
+        let statistics = self.statistics(group, &sources, linear)?;
         self.weigh(&wanted.name, &params);
         let name = self.copies.get(&wanted.name).unwrap_or(&wanted.name);
         let tensor = Tensor {
@@ -673,7 +682,7 @@ impl<'a> Resolver<'a> {
             seed: self.seed,
             base: group.base,
             sources: sources.len(),
-            linear: self.linear(&wanted.name, &shape),
+            linear,
             context: Context {
                 depth: wanted.depth,
                 models: &sources
@@ -681,6 +690,7 @@ impl<'a> Resolver<'a> {
                     .map(|source| source.model)
                     .collect::<Vec<_>>(),
                 shared: Some(&self.shared),
+                statistics: &statistics,
             },
         };
         match self.method.action(&params, &tensor) {
@@ -778,6 +788,58 @@ impl<'a> Resolver<'a> {
                 (total * 100.0).round() / 100.0
             ));
         }
+    }
+
+    /// The statistics of each source for a tensor, of the kind that the method needs.
+    fn statistics(
+        &mut self,
+        group: &SourceGroup<'_>,
+        sources: &[SourceTensor],
+        linear: Option<Linear>,
+    ) -> Option<Vec<Option<Arc<dyn TensorStatistics>>>> {
+        let Some(need) = self.method.info().statistics else {
+            return Some(Vec::new());
+        };
+        let of_source = |(at, source): (usize, &SourceTensor)| {
+            let file = match need.of {
+                NeedOf::EachModel => group.sources[at].statistics,
+                NeedOf::Base if group.base == Some(at) => self.recipe.statistics.as_ref(),
+                NeedOf::Base => None,
+            };
+            let Some(file) = file else {
+                return Ok(None);
+            };
+            let file = self.models.index(&file.value);
+            let file = file.and_then(|file| self.models.statistics.get(&file));
+            let Some(file) = file else {
+                return Ok(None);
+            };
+            let entry = self.entry(*source);
+            let own = statistics::own_name(self.models, *source);
+            statistics::of_tensor(file, need.kind, own.unwrap_or(&entry.name), entry, linear)
+        };
+        let found: Result<Vec<_>, Refusal> = sources.iter().enumerate().map(of_source).collect();
+        let found = match found {
+            Ok(found) => found,
+            Err(refusal) => {
+                let (message, hint) = refusal.into_parts();
+                self.problems.add(None, message, hint);
+                return None;
+            }
+        };
+        let count = found.iter().flatten().count();
+        let wanted = match need.of {
+            NeedOf::EachModel => found.len(),
+            NeedOf::Base => 1,
+        };
+        let entry = self.entry(sources[0]);
+        let name = self.models.qualified(&entry.name).into_owned();
+        if count == 0 && (linear.is_some() || need.kind == Statistic::Fisher) {
+            self.without_statistics.none.push(name);
+        } else if count > 0 && count < wanted {
+            self.without_statistics.some.push(name);
+        }
+        Some(found)
     }
 
     /// How its matrices lie, if the tensor is the weight of linear layers.

@@ -17,6 +17,14 @@ pub(super) fn apply(
     problems: &mut Problems,
 ) {
     let rules = &recipe.renames;
+    if !rules.is_empty() && !models.statistics.is_empty() {
+        let names = |model: &Arc<Checkpoint>| {
+            let tensors = model.tensors().iter();
+            tensors.map(|tensor| tensor.name.clone()).collect()
+        };
+        let merged = models.checkpoints[..models.merged].iter().map(names);
+        models.own_names = merged.enumerate().collect();
+    }
     let mut used = vec![false; rules.len()];
     for (rule, used) in rules.iter().zip(&mut used) {
         if let Some(model) = &rule.model

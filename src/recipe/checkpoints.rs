@@ -284,7 +284,11 @@ impl Walk<'_> {
                 }
                 None => format!("{{model: '{quoted}'}}"),
             });
-            sources.push(Source { model, parameters });
+            sources.push(Source {
+                model,
+                parameters,
+                statistics: None,
+            });
         }
         let indent = " ".repeat(entry.key_at.column + 1);
         let between = format!(",\n{indent}  ");

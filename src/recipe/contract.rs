@@ -7,7 +7,7 @@ use super::schema::{Inputs, Module, Recipe, Slice, Source};
 use super::setting::Parameters;
 use super::walk::Walk;
 use checkpoint::ModelRef;
-use methods::{Arity, BaseRule, MethodInfo, ParamScope};
+use methods::{Arity, BaseRule, MethodInfo, NeedOf, ParamScope, Statistic};
 
 /// The inputs of one merge: all of `models:`, or those of one slice.
 struct MergeInputs<'a> {
@@ -40,6 +40,7 @@ struct Input<'a> {
     model: &'a Located<ModelRef>,
     /// `None` for a base that `models:` does not list.
     parameters: Option<&'a Parameters>,
+    statistics: Option<&'a Located<ModelRef>>,
 }
 
 /// Checks a recipe against its method's requirements.
@@ -68,6 +69,7 @@ pub(super) fn check(walk: &mut Walk<'_>, recipe: &Recipe) {
         }
     }
     check_required(walk, recipe, &groups, method_at);
+    check_statistics(walk, recipe, &groups, method_at);
     warn_of_base_settings(walk, recipe.method, &groups);
     warn_of_joined_bases(walk, recipe.method, &groups);
     warn_of_schedules(walk, recipe);
@@ -83,6 +85,7 @@ fn models_group<'a>(
         .map(|source| Input {
             model: &source.model,
             parameters: Some(&source.parameters),
+            statistics: source.statistics.as_ref(),
         })
         .collect();
     if let Some(base) = &recipe.base_model
@@ -91,6 +94,7 @@ fn models_group<'a>(
         inputs.push(Input {
             model: base,
             parameters: None,
+            statistics: None,
         });
     }
     MergeInputs {
@@ -105,6 +109,7 @@ fn slice_group<'a>(recipe: &'a Recipe, module: &'a Module, slice: &'a Slice) -> 
     let inputs = slice.sources.iter().map(|source| Input {
         model: &source.model,
         parameters: Some(&source.parameters),
+        statistics: source.statistics.as_ref(),
     });
     MergeInputs {
         inputs: inputs.collect(),
@@ -281,6 +286,77 @@ fn check_required(
             }
         }
     }
+}
+
+/// Files of statistics stand where the method reads them, and nowhere else.
+fn check_statistics(
+    walk: &mut Walk<'_>,
+    recipe: &Recipe,
+    groups: &[MergeInputs<'_>],
+    method_at: Position,
+) {
+    if walk.incomplete {
+        return;
+    }
+    let method = recipe.method;
+    let wanted = |of| method.statistics.filter(|need| need.of == of);
+    let inputs = || groups.iter().flat_map(|group| &group.inputs);
+    let (each, base) = (wanted(NeedOf::EachModel), wanted(NeedOf::Base));
+    match (base, &recipe.statistics) {
+        (Some(need), None) => {
+            let message = format!("`{}` needs `statistics` of the base", method.name);
+            let base = recipe.base_model.as_ref().map(|base| name(&base.value));
+            let hint = made_by(need.kind, base.as_deref().unwrap_or("BASE"));
+            walk.refuse(ProblemKind::Missing, method_at, message, Some(&hint));
+        }
+        (None, Some(file)) => {
+            let message = format!("`{}` reads no statistics of the base", method.name);
+            let hint = match each {
+                Some(_) => "it reads those of each model: put `statistics` beside `model`",
+                None => "remove `statistics`",
+            };
+            walk.refuse(ProblemKind::Invalid, file.at, message, Some(hint));
+        }
+        _ => {}
+    }
+    let mut said = HashSet::new();
+    for input in inputs() {
+        match (each, input.statistics) {
+            (Some(need), None) if said.insert(&input.model.value) => {
+                let model = name(&input.model.value);
+                let message = format!("`{}` needs `statistics` of the model {model}", method.name);
+                let hint = made_by(need.kind, &model);
+                walk.refuse(ProblemKind::Missing, input.model.at, message, Some(&hint));
+            }
+            (None, Some(file)) => {
+                let message = format!("`{}` reads no statistics of its models", method.name);
+                let hint = match base {
+                    Some(_) => "it reads those of the base: put `statistics` beside `base_model`",
+                    None => "remove `statistics`",
+                };
+                walk.refuse(ProblemKind::Invalid, file.at, message, Some(hint));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// How statistics are made, and where the recipe names them.
+fn made_by(kind: Statistic, model: &str) -> String {
+    let made = match kind {
+        Statistic::Fisher => "docs/statistics.md has a script that makes them".to_owned(),
+        Statistic::Gram | Statistic::Magnitude => {
+            let kind = match kind {
+                Statistic::Gram => "gram",
+                _ => "magnitude",
+            };
+            format!(
+                "`weld stats {} --data TEXTS.jsonl --keep {kind} --out FILE` makes them",
+                model.trim_matches('`')
+            )
+        }
+    };
+    format!("{made}; name the file: `statistics: FILE`")
 }
 
 fn missing_schedule(walk: &mut Walk<'_>, parameter: &str, at: Position) {

@@ -20,6 +20,7 @@ pub(super) const RECIPE: Place = Place {
         "slices",
         "modules",
         "base_model",
+        "statistics",
         "parameters",
         "dtype",
         "out_dtype",
@@ -43,7 +44,7 @@ pub(super) const MODULE: Place = Place {
 
 pub(super) const MODEL: Place = Place {
     name: "an entry of `models`",
-    keys: &["model", "parameters"],
+    keys: &["model", "parameters", "statistics"],
 };
 
 pub(super) const SLICE: Place = Place {
@@ -53,7 +54,7 @@ pub(super) const SLICE: Place = Place {
 
 pub(super) const SOURCE: Place = Place {
     name: "a source of a slice",
-    keys: &["model", "layer_range", "parameters"],
+    keys: &["model", "layer_range", "parameters", "statistics"],
 };
 
 impl Walk<'_> {

@@ -26,6 +26,8 @@ pub struct Recipe {
     pub modules: Vec<Module>,
     /// The base of every slice that names none of its own.
     pub base_model: Option<Located<ModelRef>>,
+    /// `statistics:`: the file of statistics of the base.
+    pub statistics: Option<Located<ModelRef>>,
     /// `dtype:`.
     pub dtype: Option<Dtype>,
     /// `out_dtype:`.
@@ -112,6 +114,8 @@ pub struct Source {
     pub model: Located<ModelRef>,
     /// Its own settings.
     pub parameters: Parameters,
+    /// The file of its statistics.
+    pub statistics: Option<Located<ModelRef>>,
 }
 
 /// One of `slices:`: layers of the output, and the models that they are merged from.
@@ -139,6 +143,8 @@ pub struct SliceSource {
     pub layer_range_at: Position,
     /// The settings for this model in this slice.
     pub parameters: Parameters,
+    /// The file of the model's statistics.
+    pub statistics: Option<Located<ModelRef>>,
 }
 
 impl Recipe {
@@ -171,6 +177,14 @@ impl Recipe {
             .iter()
             .flat_map(|module| module.inputs.mentions())
             .chain(&self.base_model)
+    }
+
+    /// Every model with the file of its statistics, in the order of the recipe; the base last. A model is named as often
+    /// as its file is.
+    pub fn statistics(&self) -> impl Iterator<Item = (&Located<ModelRef>, &Located<ModelRef>)> {
+        let base = self.base_model.as_ref().zip(self.statistics.as_ref());
+        let inputs = self.modules.iter().map(|module| &module.inputs);
+        inputs.flat_map(Inputs::statistics).chain(base)
     }
 
     /// The settings at every level.
@@ -213,6 +227,24 @@ impl Recipe {
 }
 
 impl Inputs {
+    /// Every model with the file of its statistics.
+    fn statistics(&self) -> Vec<(&Located<ModelRef>, &Located<ModelRef>)> {
+        match self {
+            Inputs::Models(sources) => {
+                let sources = sources.iter();
+                sources
+                    .filter_map(|source| Some((&source.model, source.statistics.as_ref()?)))
+                    .collect()
+            }
+            Inputs::Slices(slices) => {
+                let sources = slices.iter().flat_map(|slice| &slice.sources);
+                sources
+                    .filter_map(|source| Some((&source.model, source.statistics.as_ref()?)))
+                    .collect()
+            }
+        }
+    }
+
     /// Every reference to a model, in the order of the recipe.
     pub fn mentions(&self) -> Box<dyn Iterator<Item = &Located<ModelRef>> + '_> {
         match self {

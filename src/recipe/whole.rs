@@ -53,6 +53,7 @@ impl Walk<'_> {
             method: self.method?,
             method_at,
             modules: parts.modules?,
+            statistics: parts.statistics,
             base_model: match self.method?.base {
                 BaseRule::Required => parts.base_model.or_else(|| self.outer_base.take()),
                 BaseRule::OneOfModels | BaseRule::Optional => parts.base_model,
@@ -91,6 +92,7 @@ impl Walk<'_> {
             | "slices"
             | "modules"
             | "base_model"
+            | "statistics"
             | "dtype"
             | "out_dtype"
             | "output"
@@ -118,6 +120,7 @@ impl Walk<'_> {
                 parts.modules = self.modules(entry);
             }
             "base_model" => parts.base_model = self.base_model(node),
+            "statistics" => parts.statistics = self.statistics(entry),
             "dtype" => parts.dtype = self.dtype(entry),
             "out_dtype" => parts.out_dtype = self.dtype(entry),
             "output" => parts.output = self.output(entry),
@@ -326,10 +329,13 @@ impl Walk<'_> {
         let entries = self.entries(node, &MODEL)?;
         let mut model = None;
         let mut parameters = Parameters::default();
+        let mut statistics = None;
         for entry in entries {
             match entry.key.as_str() {
                 "model" => model = Some(self.model(&entry.node)),
                 "parameters" => parameters = self.parameters(&entry.node, Level::Model),
+                "statistics" if entry.node.is_null() => {}
+                "statistics" => statistics = self.statistics(entry),
                 _ => self.other_key(&MODEL, entry),
             }
         }
@@ -339,7 +345,15 @@ impl Walk<'_> {
         Some(Source {
             model: model??,
             parameters,
+            statistics,
         })
+    }
+
+    /// The file of a model's statistics.
+    fn statistics(&mut self, entry: &Entry) -> Option<Located<ModelRef>> {
+        let file = self.model(&entry.node);
+        self.incomplete |= file.is_none();
+        file
     }
 
     fn slices(&mut self, entry: &Entry) -> Option<Vec<Slice>> {
@@ -419,6 +433,7 @@ impl Walk<'_> {
         let mut model = None;
         let mut layer_range = None;
         let mut parameters = Parameters::default();
+        let mut statistics = None;
         for entry in entries {
             match entry.key.as_str() {
                 "model" => model = Some(self.model(&entry.node)),
@@ -426,6 +441,8 @@ impl Walk<'_> {
                     layer_range = Some((self.layer_range(&entry.node), entry.node.at));
                 }
                 "parameters" => parameters = self.parameters(&entry.node, Level::Source),
+                "statistics" if entry.node.is_null() => {}
+                "statistics" => statistics = self.statistics(entry),
                 _ => self.other_key(&SOURCE, entry),
             }
         }
@@ -441,6 +458,7 @@ impl Walk<'_> {
             layer_range: layer_range?,
             layer_range_at,
             parameters,
+            statistics,
         })
     }
 
@@ -508,6 +526,7 @@ struct Parts {
     inputs_at: Vec<Position>,
     modules: Option<Vec<Module>>,
     base_model: Option<Located<ModelRef>>,
+    statistics: Option<Located<ModelRef>>,
     dtype: Option<Dtype>,
     out_dtype: Option<Dtype>,
     output: Option<Located<AdapterOutput>>,

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use weldment::methods::{self, BaseRule, MethodInfo, ParamScope};
+use weldment::methods::{self, BaseRule, MethodInfo, NeedOf, ParamScope};
 
 use crate::fixtures::{
     Bench, Loaded, Spec, bools, by_name, config_with, floats, integers, llama, llama_config, load,
@@ -213,6 +213,10 @@ fn recipe_of(info: &MethodInfo) -> String {
     if base {
         recipe += "base_model: base\n";
     }
+    let reads = |of| info.statistics.is_some_and(|need| need.of == of);
+    if reads(NeedOf::Base) {
+        recipe += "statistics: base.stats\n";
+    }
     recipe += "models:\n";
     let weight = if needs("weight", true) {
         ", parameters: {weight: 1}"
@@ -225,7 +229,11 @@ fn recipe_of(info: &MethodInfo) -> String {
             true if *model == "a" => ", parameters: {merged: true}",
             _ => "",
         };
-        let _ = writeln!(recipe, "- {{model: {model}{weight}{merged}}}");
+        let statistics = match reads(NeedOf::EachModel) {
+            true => format!(", statistics: {model}.stats"),
+            false => String::new(),
+        };
+        let _ = writeln!(recipe, "- {{model: {model}{weight}{merged}{statistics}}}");
     }
     if needs("t", false) {
         recipe += "parameters: {t: 0.5}\n";
@@ -242,6 +250,7 @@ fn the_dtype_of_the_recipe_is_ignored_by_some_methods() {
     let bench = Bench::new();
     for (name, seed) in [("base", 9), ("a", 1), ("b", 2), ("c", 3)] {
         bench.llama(name, seed, Dtype::F32);
+        bench.statistics(name, seed);
     }
     for method in methods::all() {
         let recipe = recipe_of(method.info());

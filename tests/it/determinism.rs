@@ -43,6 +43,18 @@ pub(crate) const RECIPES: &[(&str, &str)] = &[
         "merge_method: dare_ties\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5, density: 0.6, lambda: 0.8}\n",
     ),
     (
+        "regmean",
+        "merge_method: regmean\nmodels:\n- {model: a, statistics: a.stats}\n- {model: b, statistics: b.stats, parameters: {weight: 0.8}}\nparameters: {reduction: 0.7}\n",
+    ),
+    (
+        "fisher",
+        "merge_method: fisher\nmodels:\n- {model: a, statistics: a.stats}\n- {model: b, statistics: b.stats, parameters: {weight: 0.8}}\nparameters: {normalize: true}\n",
+    ),
+    (
+        "aim",
+        "merge_method: aim\nbase_model: base\nstatistics: base.stats\nmodels: [{model: a}]\nparameters: {omega: 0.3}\n",
+    ),
+    (
         "tsvm",
         "merge_method: tsvm\nbase_model: base\nmodels: [{model: a}, {model: b, parameters: {weight: 0.8}}]\nparameters: {lambda: 0.9}\n",
     ),
@@ -229,6 +241,7 @@ pub(crate) fn bench(dtype: Dtype) -> Bench {
             floats("model.scale", dtype, &[], noise(seed + 40, 1)),
         ];
         bench.model(name, &llama_config(2), &specs);
+        bench.statistics(name, seed + 60);
     }
     bench
 }
@@ -250,8 +263,8 @@ fn bytes_do_not_depend_on_threads_memory_or_shards(dtype: Dtype) {
         for more in [
             ["--threads", "2", "--memory", "256MiB"],
             ["--threads", "5", "--memory", "256MiB"],
-            ["--threads", "1", "--memory", "48MiB"],
-            ["--threads", "3", "--memory", "64MiB"],
+            ["--threads", "1", "--memory", "64MiB"],
+            ["--threads", "3", "--memory", "96MiB"],
         ] {
             assert!(
                 files(&bench.merge(recipe, &more)) == whole,

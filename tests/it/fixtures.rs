@@ -223,6 +223,91 @@ impl Bench {
         self.model(name, &llama_config(2), &llama(seed, 2, dtype))
     }
 
+    /// Writes statistics for the tensors of a model, made up, as `MODEL.stats`: Gram matrices and magnitudes for matrices,
+    /// Fisher information for all.
+    pub(crate) fn statistics(&self, model: &str, seed: u64) -> PathBuf {
+        let mut specs = Vec::new();
+        for (at, (name, tensor)) in (0..).zip(by_name(&self.path(model))) {
+            let values = |more: u64, count: usize| noise(seed * 1000 + at * 10 + more, count);
+            let mut add = |kind: &str, shape: &[usize], values: Vec<f64>| {
+                specs.push(floats(&format!("{kind}/{name}"), Dtype::F32, shape, values));
+            };
+            let elements = tensor.shape.iter().product();
+            add(
+                "fisher",
+                &tensor.shape,
+                values(1, elements).map(|x| x * x).collect(),
+            );
+            if let [_, size] = tensor.shape[..] {
+                let factors: Vec<f64> = values(2, 3 * size).collect();
+                let element = |at: usize| -> f64 {
+                    let (a, b) = (at / size, at % size);
+                    let product = |row: &[f64]| row[a] * row[b];
+                    factors.chunks(size).map(product).sum::<f64>() + f64::from(u8::from(a == b))
+                };
+                add(
+                    "gram",
+                    &[size, size],
+                    (0..size * size).map(element).collect(),
+                );
+                add(
+                    "magnitude",
+                    &[size],
+                    values(3, size).map(f64::abs).collect(),
+                );
+            }
+        }
+        self.tensors(&format!("{model}.stats"), &specs)
+    }
+
+    /// A bench in which a recipe that ships can be run: the family, and the statistics that it names.
+    pub(crate) fn of_shipped(recipe: &Path) -> Self {
+        let bench = Self::new();
+        let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/family");
+        std::os::unix::fs::symlink(family, bench.path("family")).expect("link");
+        let text = fs::read_to_string(recipe).expect("recipe");
+        let lines = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'));
+        let files = lines.filter_map(|line| Some(line.split_once("statistics: ")?.1.trim()));
+        let texts = (0..60u32).map(|at| {
+            let tokens: Vec<u32> = (0..12)
+                .map(|place| 3 + (at * 7 + place * place) % 40)
+                .collect();
+            format!("{{\"text\": {tokens:?}}}\n")
+        });
+        bench.file("texts.jsonl", texts.collect::<String>());
+        for file in files {
+            let (model, kind) = file
+                .strip_suffix(".safetensors")
+                .and_then(|stem| stem.rsplit_once('-'))
+                .expect("MODEL-KIND.safetensors");
+            let model = format!("family/{model}");
+            if kind == "fisher" {
+                let folder = by_name(&bench.path(&model)).into_iter().zip(1..);
+                let of = |((name, tensor), seed): ((String, Loaded), u64)| {
+                    let count = tensor.shape.iter().product();
+                    let values = noise(seed, count).map(|x| x * x);
+                    floats(&format!("fisher/{name}"), Dtype::F32, &tensor.shape, values)
+                };
+                bench.tensors(file, &folder.map(of).collect::<Vec<Spec>>());
+            } else {
+                let words = [
+                    "stats",
+                    &model,
+                    "--data",
+                    "texts.jsonl",
+                    "--keep",
+                    kind,
+                    "--out",
+                    file,
+                ];
+                bench.passes(&words);
+            }
+        }
+        bench
+    }
+
     /// Writes `recipe.yml`.
     pub(crate) fn recipe(&self, text: &str) -> PathBuf {
         self.file("recipe.yml", text)

@@ -71,6 +71,13 @@ const RECIPES: &[&str] = &[
     "merge_method: lines\nbase_model: a\nmodels: [{model: b}]\nparameters: {alpha: 0.3, beta: 0.2}\n",
     "merge_method: localize_stitch\nbase_model: a\nmodels: [{model: b}, {model: c}]\n",
     "merge_method: localize_stitch\nbase_model: base\nmodels: [{model: a}, {model: b}, {model: c}]\nparameters: {sparsity: 1}\n",
+    "merge_method: regmean\nmodels:\n- {model: a, statistics: a.stats, parameters: {weight: 0.1}}\n- {model: b, statistics: b.stats}\n- {model: c, statistics: c.stats}\n",
+    "merge_method: regmean\nmodels: [{model: a, statistics: a.stats}]\n",
+    "merge_method: regmean\nmodels:\n- {model: base, statistics: base.stats, parameters: {weight: 0}}\n- {model: b, statistics: b.stats}\n",
+    "merge_method: fisher\nmodels:\n- {model: a, statistics: a.stats, parameters: {weight: 0.1}}\n- {model: b, statistics: b.stats}\n- {model: c, statistics: c.stats}\n",
+    "merge_method: fisher\nmodels: [{model: a, statistics: a.stats}]\n",
+    "merge_method: aim\nbase_model: base\nstatistics: base.stats\nmodels: [{model: a}]\nparameters: {omega: 1}\n",
+    "merge_method: aim\nbase_model: a\nstatistics: a.stats\nmodels: [{model: b}]\n",
     "merge_method: magmax\nbase_model: base\nmodels: [{model: a}, {model: b}]\n",
     "merge_method: geometric_median\nmodels: [{model: a}, {model: b}, {model: c}]\n",
     "merge_method: geometric_median\nbase_model: base\nmodels: [{model: a}, {model: b}, {model: c}]\n",
@@ -99,6 +106,7 @@ fn copies_return_the_model() {
                 floats("model.layers.1.w", dtype, &[3], [1e-30, -0.0, 1.0]),
                 floats("model.tiny", dtype, &[2], [1e-20, -1e-20]),
                 floats("model.matrix", dtype, &[20, 700], noise(8, 14_000)),
+                floats("model.linear.weight", dtype, &[20, 30], noise(11, 600)),
             ]
         };
         for name in ["a", "b", "c"] {
@@ -119,8 +127,12 @@ fn copies_return_the_model() {
                 &[20, 700],
                 noise(10, 14_000).map(|value| value + 1.0),
             ),
+            floats("model.linear.weight", dtype, &[20, 30], noise(12, 600)),
         ];
         bench.model("base", &llama_config(2), &base);
+        for (seed, name) in [(1, "a"), (2, "b"), (3, "c"), (4, "base")] {
+            bench.statistics(name, seed);
+        }
         let model = load(&bench.path("a"));
         for recipe in RECIPES {
             assert!(

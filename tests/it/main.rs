@@ -5,6 +5,7 @@
 mod adapters;
 mod adapters_verify;
 mod averages;
+mod by_data;
 mod calls;
 mod check;
 mod cli;

@@ -117,14 +117,17 @@ fn matrices_are_held_within_what_the_plan_states() {
         let tensors = [of("up.weight", wide), of("down.weight", tall)];
         bench.tensors(&format!("{name}.safetensors"), &tensors);
     }
+    for (seed, name) in [(1, "a.safetensors"), (2, "b.safetensors")] {
+        bench.statistics(name, seed);
+    }
     for method in weldment::methods::all().iter().map(|method| method.info()) {
-        if !method.params.iter().any(|param| param.name == "others") {
-            continue;
-        }
-        let recipe = format!(
-            "merge_method: {}\nbase_model: base.safetensors\nmodels: [{{model: a.safetensors}}, {{model: b.safetensors}}]\n",
-            method.name
-        );
+        let recipe = match method.name {
+            "regmean" => "merge_method: regmean\nmodels:\n- {model: a.safetensors, statistics: a.safetensors.stats}\n- {model: b.safetensors, statistics: b.safetensors.stats}\n".to_owned(),
+            _ if !method.params.iter().any(|param| param.name == "others") => continue,
+            name => format!(
+                "merge_method: {name}\nbase_model: base.safetensors\nmodels: [{{model: a.safetensors}}, {{model: b.safetensors}}]\n"
+            ),
+        };
         let held = peak(&bench, &recipe, &[]);
         let bound = bound(&bench);
         assert!(held <= bound, "{}: {held} bytes of {bound}", method.name);

@@ -115,8 +115,9 @@ fn every_method_has_a_recipe() {
                 has(&outcome.stderr, &["error: ", "hint: "]);
             }
         }
-        // What calibrates a merge cannot tell which of the models that is.
-        assert_eq!(made > 0, name != "svc", "{name}");
+        // What calibrates a merge cannot tell which of the models that is; files of statistics nobody can guess.
+        let fits = name != "svc" && method.info().statistics.is_none();
+        assert_eq!(made > 0, fits, "{name}");
     }
 }
 

@@ -573,7 +573,7 @@ fn messages_about_recipes_read_well() {
     2 | modles:
       | ^^^^^^
       |
-      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `output`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
+      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
 
     2 problems in recipe.yml
     ");
@@ -593,7 +593,7 @@ fn messages_about_recipes_read_well() {
     1 | merge_method: tise
       |               ^^^^
       |
-      = hint: did you mean `ties`? the methods are `linear`, `slerp`, `nuslerp`, `multislerp`, `karcher`, `task_arithmetic`, `ties`, `dare_linear`, `dare_ties`, `della`, `della_linear`, `breadcrumbs`, `breadcrumbs_ties`, `consensus_ta`, `consensus_ties`, `sce`, `arcee_fusion`, `model_stock`, `nearswap`, `ram`, `ramplus_tl`, `tsvm`, `iso_c`, `iso_cts`, `cart`, `star`, `subspace_boosting`, `wudi`, `swudi_a`, `actmat`, `resmerge`, `svc`, `lines`, `magmax`, `localize_stitch`, `geometric_median`, `passthrough`
+      = hint: did you mean `ties`? the methods are `linear`, `slerp`, `nuslerp`, `multislerp`, `karcher`, `task_arithmetic`, `ties`, `dare_linear`, `dare_ties`, `della`, `della_linear`, `breadcrumbs`, `breadcrumbs_ties`, `consensus_ta`, `consensus_ties`, `sce`, `arcee_fusion`, `model_stock`, `nearswap`, `ram`, `ramplus_tl`, `tsvm`, `iso_c`, `iso_cts`, `cart`, `star`, `subspace_boosting`, `wudi`, `swudi_a`, `actmat`, `resmerge`, `svc`, `regmean`, `fisher`, `lines`, `aim`, `magmax`, `localize_stitch`, `geometric_median`, `passthrough`
     ");
     insta::assert_snapshot!(planned(&bench, &list("- {model: nowhere, parameters: {weight: 1}}\n")), @r"
     error: model `nowhere` not found; looked in BENCH/nowhere, BENCH/no-hub/hub/models--nowhere
@@ -1153,7 +1153,7 @@ fn all_that_is_wrong_is_said_at_once_on_each_level() {
     3 | modls: 3
       | ^^^^^
       |
-      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `parameters`, `dtype`, `out_dtype`, `output`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
+      = hint: did you mean `models`? the keys are `name`, `merge_method`, `models`, `slices`, `modules`, `base_model`, `statistics`, `parameters`, `dtype`, `out_dtype`, `output`, `rounding`, `keep_dtype`, `only`, `except`, `rename`, `allow_config_differences`, `tokenizer`, `tokenizer_source`, `chat_template`
 
     error: expected `density` between 0 and 1, found `2`
      --> recipe.yml:6:36

@@ -1,7 +1,6 @@
 //! `weld verify`: merges pass, faults are named, and what cannot be told is not called right.
 
 use std::fs;
-use std::path::Path;
 
 use safetensors::Dtype;
 use serde_json::Value;
@@ -111,10 +110,10 @@ pub(crate) fn without_lock(bench: &Bench) {
 
 #[test]
 fn every_recipe_s_merge_passes_and_one_flipped_bit_does_not() {
-    let inputs = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
-    let inputs = inputs.to_str().unwrap();
     for (number, recipe) in recipes().into_iter().enumerate() {
-        let bench = Bench::new();
+        let bench = Bench::of_shipped(&recipe);
+        let inputs = bench.path(".");
+        let inputs = inputs.to_str().unwrap();
         let outcome = bench.weld(&["merge", recipe.to_str().unwrap(), "out", "-q"]);
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
         for more in [&["--full"][..], &["--samples", "1"]] {

@@ -400,6 +400,7 @@ pub(super) fn names(recipe: &AnyRecipe, tokenizer_from: Option<&ModelRef>) -> Ve
         recipe
             .mentions()
             .chain(tokenizer)
+            .chain(recipe.statistics().map(|(_, file)| file))
             .for_each(|model| add(&model.value));
     };
     let results = match recipe {

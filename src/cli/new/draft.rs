@@ -30,6 +30,17 @@ impl<'a> Draft<'a> {
     ) -> Result<Draft<'a>, Failure> {
         let method = method.or_else(|| suggested(found));
         let method = method.ok_or_else(|| Failure::tool("no method suits these models"))?;
+        if method.statistics.is_some() {
+            let name = method.name;
+            return Err(Failure::input(
+                Refusal::new(format!(
+                    "{name} reads files of statistics, which only you can name"
+                ))
+                .with_hint(format!(
+                    "begin with recipes/{name}.yml; `weld explain {name}` says which files it needs"
+                )),
+            ));
+        }
         let base = fitting_base(found, method)?;
         Ok(Draft {
             found,

@@ -34,6 +34,7 @@ static INFO: MethodInfo = MethodInfo {
         OTHERS,
     ],
     random: false,
+    statistics: None,
 };
 
 /// Centred low-rank parts on the mean.

@@ -19,6 +19,7 @@ static INFO: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: &[WEIGHT, LAMBDA, OTHERS],
     random: false,
+    statistics: None,
 };
 
 /// Isotropic merging in the common space.

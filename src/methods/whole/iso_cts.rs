@@ -33,6 +33,7 @@ static INFO: MethodInfo = MethodInfo {
         OTHERS,
     ],
     random: false,
+    statistics: None,
 };
 
 /// Isotropic merging in the common space and those of the tasks.

@@ -7,6 +7,7 @@ mod cart;
 mod iso_c;
 mod iso_cts;
 mod others;
+mod regmean;
 mod resmerge;
 mod star;
 mod subspace_boosting;
@@ -18,6 +19,7 @@ mod wudi;
 pub(super) use self::cart::CART;
 pub(super) use self::iso_c::ISO_C;
 pub(super) use self::iso_cts::ISO_CTS;
+pub(super) use self::regmean::Regmean;
 pub(super) use self::resmerge::RESMERGE;
 pub(super) use self::star::STAR;
 pub(super) use self::subspace_boosting::SUBSPACE_BOOSTING;
@@ -146,6 +148,8 @@ impl Size {
 enum Failure {
     Engine(EngineError),
     Matrix(MatrixError),
+    /// In words of the method.
+    Refused(Refusal),
 }
 
 impl From<EngineError> for Failure {
@@ -170,6 +174,7 @@ impl Failure {
     fn told(self, sources: &dyn Matrices) -> EngineError {
         match self {
             Failure::Engine(error) => error,
+            Failure::Refused(refusal) => sources.refusal(refusal),
             Failure::Matrix(MatrixError::Memory(error)) => error.into(),
             Failure::Matrix(error) => sources.refusal(
                 Refusal::new(format!(

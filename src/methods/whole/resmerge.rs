@@ -69,6 +69,7 @@ static INFO: MethodInfo = MethodInfo {
         OTHERS,
     ],
     random: false,
+    statistics: None,
 };
 
 /// Residual merging.

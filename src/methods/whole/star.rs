@@ -31,6 +31,7 @@ static INFO: MethodInfo = MethodInfo {
         OTHERS,
     ],
     random: false,
+    statistics: None,
 };
 
 /// Spectral truncation and rescaling.

@@ -48,6 +48,7 @@ static INFO: MethodInfo = MethodInfo {
         },
     ],
     random: false,
+    statistics: None,
 };
 
 impl Method for Svc {

@@ -42,6 +42,11 @@ impl Tasks<'_> {
         self.tasks.len()
     }
 
+    /// The number of the matrix among those that the tensor stacks.
+    pub(super) fn matrix(&self) -> usize {
+        self.first_row / self.shape.0.max(1)
+    }
+
     /// Rows and columns of each.
     pub(super) fn shape(&self) -> (usize, usize) {
         let (rows, columns) = self.shape;

@@ -23,6 +23,7 @@ static INFO: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: &[WEIGHT, LAMBDA, OTHERS],
     random: false,
+    statistics: None,
 };
 
 /// Task singular vectors, merged.

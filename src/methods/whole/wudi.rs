@@ -62,6 +62,7 @@ static WUDI_INFO: MethodInfo = MethodInfo {
         OTHERS,
     ],
     random: false,
+    statistics: None,
 };
 
 static SWUDI_A_INFO: MethodInfo = MethodInfo {
@@ -93,6 +94,7 @@ static SWUDI_A_INFO: MethodInfo = MethodInfo {
         OTHERS,
     ],
     random: false,
+    statistics: None,
 };
 
 static ACTMAT_INFO: MethodInfo = MethodInfo {
@@ -107,6 +109,7 @@ static ACTMAT_INFO: MethodInfo = MethodInfo {
     base: BaseRule::Required,
     params: &[WEIGHT, LAMBDA, OTHERS],
     random: false,
+    statistics: None,
 };
 
 /// Gradient flow, in closed form or by Adam.
