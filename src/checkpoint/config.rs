@@ -95,6 +95,22 @@ impl ModelConfig {
         }
     }
 
+    /// The config of the same model with plain weights: without these entries, at the top and in its parts.
+    pub(super) fn without(mut self, keys: &[&str]) -> ModelConfig {
+        let parts = TEXT_PARTS.iter().copied().map(Some);
+        for part in parts.chain([None]) {
+            let object = match part {
+                Some(part) => self.value.get_mut(part).and_then(Value::as_object_mut),
+                None => self.value.as_object_mut(),
+            };
+            if let Some(object) = object {
+                object.retain(|key, _| !keys.contains(&key.as_str()));
+            }
+        }
+        self.text = None;
+        self
+    }
+
     /// The value of a key at the top, or else in the language model's part; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
         field(&self.value, key)

@@ -599,6 +599,21 @@ pub enum CheckpointError {
         /// What to do about it.
         hint: &'static str,
     },
+    /// Codes, scales and the config of a quantised model that do not fit together.
+    #[error(
+        "{path}: `{tensor}`: expected {expected}, found {found}",
+        path = .path.display()
+    )]
+    Codes {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
     /// A mapped file was written to, or replaced, after it was opened.
     #[error(
         "{path} changed while it was read: expected {expected}, found {found}",
@@ -708,6 +723,10 @@ impl Hint for CheckpointError {
                 "the files are not of one checkpoint: fetch it again into an empty folder"
             }
             Self::JsonMalformed { .. } => "correct it, or download it again",
+            Self::Codes { .. } => {
+                "weights and config.json are not of one quantised model that weld reads: download both again, or name the \
+                 model it was made from"
+            }
             Self::Changed { .. } => "run again when nothing else writes to it",
             Self::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory => {
                 "the process has no address space left: raise the limit (`ulimit -v`, or that of the container); mapped \
@@ -749,6 +768,7 @@ impl Hint for CheckpointError {
             | Self::ImpossibleShape { path, tensor, .. }
             | Self::StridedView { path, tensor, .. }
             | Self::PickledTensor { path, tensor, .. }
+            | Self::Codes { path, tensor, .. }
             | Self::IndexFileName { path, tensor, .. }
             | Self::NotInShard { path, tensor, .. }
             | Self::Unindexed { path, tensor, .. }

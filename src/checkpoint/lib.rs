@@ -1,6 +1,6 @@
 //! Checkpoints: headers, maps, shards, indexes, sidecar files. The only layer that opens model files.
 //!
-//! It finds a model on disk, refuses malformed and quantised files, and provides named tensors as mapped bytes. It also
+//! It finds a model on disk, refuses malformed files, decodes quantised ones, and provides named tensors as mapped bytes. It also
 //! interprets names, configs and tokenizers, and lays out output shards.
 //! Everything read here is treated as hostile until checked, and every limit is a named constant.
 //! It must not know recipes, methods or plans; it reads no environment variables and prints nothing.
@@ -42,7 +42,6 @@ mod remote;
 mod renamed;
 mod resolve;
 mod risks;
-mod scaled;
 mod shard;
 mod sidecars;
 mod source;
@@ -87,7 +86,6 @@ pub use remote::{RemoteFile, RemoteFiles, RemotePlace};
 pub use resolve::Resolver;
 pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
-pub use scaled::{Scaled, ScaledError, Scales};
 pub use shard::Shard;
 pub use sidecars::{Sidecar, SidecarKind, read_sidecar};
 pub use source::{TensorEntry, TensorSource};

@@ -20,7 +20,7 @@ use super::hub::{listed_names, snapshot_of};
 use super::index::Index;
 use super::locate::Location;
 use super::part::Part;
-use super::quantised::{only_config_says, refuse_quantised};
+use super::quantised::{CONFIG_KEYS, Decoder, Found, only_config_says};
 use super::reader::{Checkpoint, SidecarsFrom};
 use super::remote::Remote;
 use super::shard::FOLDER_NAMED_AS_A_FILE;
@@ -48,7 +48,9 @@ pub struct Survey {
     pub superseded: Vec<CheckpointError>,
     /// What is wrong with the `total_size` of the index.
     pub total_size: Option<String>,
-    /// The evidence that its weights are quantised.
+    /// How its weights are stored, in words, if they are quantised in a way that is read.
+    pub scheme: Option<String>,
+    /// The evidence that its weights are quantised in a way that is not read.
     pub quantised: Option<CheckpointError>,
     /// Whether the evidence is config.json alone, and all weights are plain numbers.
     pub quantised_by_config_only: bool,
@@ -82,6 +84,37 @@ impl Checkpoint {
             .chain(quantised)
             .collect();
         Ok(checkpoint.with_notes(notes))
+    }
+}
+
+impl Checkpoint {
+    /// A model whose tensors a program holds, without files beside them; messages call it `label`.
+    ///
+    /// # Errors
+    /// Its tensors are codes and scales that do not fit together, or in a storage that is not known.
+    pub fn in_memory(
+        label: &str,
+        config: Option<ModelConfig>,
+        source: Arc<dyn TensorSource>,
+    ) -> Result<Checkpoint, CheckpointError> {
+        let names = source.entries().iter().map(|entry| entry.name.clone());
+        let by_name: HashMap<String, usize> = names.zip(0..).collect();
+        let found = Decoder::find(label, config.as_ref(), source.as_ref(), &by_name, true);
+        let (source, config, notes) = match found {
+            Found::Plain => (source, config, Vec::new()),
+            Found::Unknown(error) | Found::Malformed(error) => return Err(error),
+            Found::Known(decoder, problems) => {
+                if let Some(problem) = problems.into_iter().next() {
+                    return Err(problem);
+                }
+                let note = format!("{label}: {}", decoder.said());
+                let config = config.map(|config| config.without(&CONFIG_KEYS));
+                (decoder.source(source), config, vec![note])
+            }
+        };
+        let beside = SidecarsFrom::Files(Vec::new());
+        let location = Location::local(label);
+        Ok(Checkpoint::new(label, location, config, beside, source).with_notes(notes))
     }
 }
 
@@ -181,6 +214,7 @@ impl Survey {
         self.superseded.extend(part.superseded);
         self.unread_index = self.unread_index.take().or(part.unread_index.map(inside));
         self.total_size = self.total_size.take().or(part.total_size);
+        self.scheme = self.scheme.take().or(part.scheme);
         if self.quantised.is_none() {
             self.quantised_by_config_only = part.quantised_by_config_only;
             self.quantised = part.quantised;
@@ -269,7 +303,27 @@ impl Survey {
         let total_size = index.as_ref().filter(|_| !partial);
         let total_size = total_size.and_then(|index| index.total_size_note(&files.tensors));
         notes.extend(total_size.clone());
-        let quantised = refuse_quantised(label, config.as_ref(), &files, &by_name).err();
+        let is_here = location.remote.is_empty();
+        let (mut decoder, mut quantised) = (None, None);
+        match Decoder::find(label, config.as_ref(), &files, &by_name, is_here) {
+            Found::Plain => {}
+            Found::Known(found, wrong) => {
+                problems.extend(wrong);
+                decoder = Some(found);
+            }
+            Found::Unknown(error) => quantised = Some(error),
+            Found::Malformed(error) => problems.push(error),
+        }
+        let scheme = decoder.as_ref().map(Decoder::said);
+        notes.extend(
+            scheme
+                .iter()
+                .map(|scheme| format!("{}: {scheme}", path.display())),
+        );
+        let config = match &decoder {
+            Some(_) => config.map(|config| config.without(&CONFIG_KEYS)),
+            None => config,
+        };
         let beside = match is_dir {
             true => SidecarsFrom::Folder,
             false => SidecarsFrom::Nothing,
@@ -286,11 +340,16 @@ impl Survey {
             quantised_by_config_only: quantised.is_some()
                 && only_config_says(&files.tensors, &by_name),
             quantised,
+            scheme,
             problems,
             checkpoint: (!files.tensors.is_empty()).then(|| {
                 let source: Arc<dyn TensorSource> = match location.remote.is_empty() {
                     true => Arc::new(files),
                     false => Arc::new(Remote::new(files, &location.remote)),
+                };
+                let source = match decoder {
+                    Some(decoder) => decoder.source(source),
+                    None => source,
                 };
                 Checkpoint::new(label, location.clone(), config, beside, source).with_notes(notes)
             }),

@@ -5,6 +5,7 @@
 
 mod bits;
 mod census;
+mod coded;
 mod combine;
 mod digest;
 mod distance;
@@ -35,6 +36,7 @@ mod zero_runs;
 
 pub use bits::{WORD, pack, unpack};
 pub use census::Census;
+pub use coded::{Coded, Codes, Grid, Meaning, Packing, Powers, Quotient, Shifted, Zeros};
 pub use combine::{SumRule, weighted_sum};
 pub use digest::TreeDigest;
 pub use distance::{Distance, DistanceSums, TaskSums, distance, squares, squares_bf16, task_sums};

@@ -1,16 +1,18 @@
-//! A matrix times a scale for each of its blocks, computed as it is read: how 8-bit weights are stored.
+//! Matrices times a scale for each of their blocks, computed as it is read: how 8-bit weights are stored.
 
 use super::elements::{Elements, Fill};
 use super::format::FloatType;
 use super::memory::{NoMemory, resize};
 use super::real::Real;
 
-/// Values of a matrix, each multiplied by the scale of the block that it lies in.
+/// Values of matrices, each multiplied by the scale of the block that it lies in.
 pub struct Scaled<'a> {
-    /// The values as stored: `[rows, columns]`, in row order.
+    /// The values as stored: matrices of `[rows, columns]`, in row order.
     pub values: Box<dyn Elements + 'a>,
-    /// One scale for each block: `[rows / block[0], columns / block[1]]`, both rounded up, in row order.
+    /// One scale for each block: for each matrix `[rows / block[0], columns / block[1]]`, both rounded up, in row order.
     pub scales: Box<dyn Elements + 'a>,
+    /// Rows of a matrix, at least one.
+    pub rows: usize,
     /// Elements per row, at least one.
     pub columns: usize,
     /// Rows and columns of a block, at least one each; blocks at the edges may be smaller.
@@ -33,7 +35,8 @@ impl<R: Real> Fill<R> for Scaled<'_> {
             let block = column / width;
             let end = (column + run.len()).div_ceil(width);
             resize(&mut scales, end - block, R::ZERO)?;
-            let place = row / height * blocks + block;
+            let (matrix, within) = (row / self.rows, row % self.rows);
+            let place = (matrix * self.rows.div_ceil(height) + within / height) * blocks + block;
             R::fill(self.scales.as_ref(), place as u64, &mut scales)?;
             // The rest of the first block, then whole blocks, then the row's part of the last one.
             let (mut run, mut left) = (run, width - column % width);
@@ -62,9 +65,10 @@ mod tests {
     use crate::Stored;
 
     proptest! {
-        /// Any part of any matrix equals each element times the scale of its block; edge blocks are ragged.
+        /// Any part of any matrices equals each element times the scale of its block; edge blocks are ragged.
         #[test]
         fn any_range_is_that_of_each_element_by_itself(
+            matrices in 1usize..4,
             rows in 1usize..9,
             columns in 1usize..40,
             height in 1usize..5,
@@ -72,11 +76,11 @@ mod tests {
             from in 0.0..1.0,
             length in 0.0..1.0,
         ) {
-            let count = rows * columns;
+            let count = matrices * rows * columns;
             let (down, across) = (rows.div_ceil(height), columns.div_ceil(width));
             // E4M3 bytes of finite numbers, and scales that are not powers of two.
             let values: Vec<u8> = (0..count).map(|at| (at * 37 % 120) as u8 | (at as u8 & 1) << 7).collect();
-            let scales: Vec<f32> = (0..down * across).map(|at| 0.37 + at as f32 * 1.3).collect();
+            let scales: Vec<f32> = (0..matrices * down * across).map(|at| 0.37 + at as f32 * 1.3).collect();
             let scale_bytes: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
             let stored = Stored { bytes: &values, format: FloatType::F8E4m3 };
             let mut plain = vec![0f64; count];
@@ -84,6 +88,7 @@ mod tests {
             let scaled = Scaled {
                 values: Box::new(stored),
                 scales: Box::new(Stored { bytes: &scale_bytes, format: FloatType::F32 }),
+                rows,
                 columns,
                 block: [height, width],
                 format: FloatType::Bf16,
@@ -95,7 +100,9 @@ mod tests {
             prop_assert_eq!(read, length);
             Fill::<f32>::fill(&scaled, first as u64, &mut single).unwrap();
             for (at, (double, single)) in (first..).zip(double.iter().zip(&single)) {
-                let scale = scales[at / columns / height * across + at % columns / width];
+                let (row, column) = (at / columns, at % columns);
+                let down_to = row / rows * down + row % rows / height;
+                let scale = scales[down_to * across + column / width];
                 prop_assert_eq!(*double, plain[at] * f64::from(scale));
                 prop_assert_eq!(*single, plain[at] as f32 * scale);
             }

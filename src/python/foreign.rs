@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use checkpoint::{Bytes, Checkpoint, InMemory, Location, ModelConfig, SidecarsFrom};
+use checkpoint::{Bytes, Checkpoint, InMemory, ModelConfig};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use safetensors::Dtype;
@@ -57,11 +57,7 @@ pub(crate) fn model(
     let config = config.map(serde_json::from_str).transpose();
     let config = config.map_err(|error| wrong(format!("its config: {error}")))?;
     let place = PathBuf::from(format!("{name}/config.json"));
-    Ok(Checkpoint::new(
-        name,
-        Location::local(name),
-        config.map(|value| ModelConfig::made(place, value)),
-        SidecarsFrom::Files(Vec::new()),
-        Arc::new(held),
-    ))
+    let config = config.map(|value| ModelConfig::made(place, value));
+    Checkpoint::in_memory(name, config, Arc::new(held))
+        .map_err(|error| wrong(errors::in_one_line(&error)))
 }

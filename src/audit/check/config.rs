@@ -38,7 +38,8 @@ checks! {
         "remove `quantization_config` from config.json";
     QUANTISED = "config.quantised", Note,
         "The weights are quantised",
-        "Their structure and values are not those of the architecture, and are not looked at.",
+        "The stored numbers are codes and scales. Where weld knows the format, the values that they make are looked at; \
+         otherwise nothing is said of structure and values.",
         "check the model that it was made from as well";
 }
 
@@ -108,6 +109,15 @@ fn of_part(survey: &Survey, model: &Checkpoint, report: &mut Report) {
         };
         let found = quantised.to_string();
         report.add(Finding::new(check, place, "plain weights", found));
+    }
+    if let Some(scheme) = &survey.scheme {
+        let found = scheme.clone();
+        report.add(Finding::new(
+            &QUANTISED,
+            Place::default(),
+            "plain weights",
+            found,
+        ));
     }
     let field = ["dtype", "torch_dtype"];
     let stated = field

@@ -75,6 +75,10 @@ checks! {
         "Several weight files, and nothing that says how they belong together",
         "Loaders would take one of them, or none.",
         "remove what does not belong there, or write an index";
+    CODES = "container.codes", Error,
+        "Codes, scales and config of a quantised model do not fit together",
+        "The values of the tensor can't be told, or are not those that the quantiser meant.",
+        "download weights and config.json again, or name the model it was made from";
     INDEX_MALFORMED = "index.malformed", Error,
         "The index is malformed",
         "Loaders find the shards by it, so the checkpoint does not load.",
@@ -325,6 +329,7 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
         | E::NotStateDict { .. }
         | E::StridedView { .. }
         | E::PickledTensor { .. } => &PICKLE,
+        E::Codes { .. } => &CODES,
         E::StandIn { .. } => &STAND_IN,
         E::NotAFile { .. } | E::BrokenLink { .. } => &NOT_A_FILE,
         E::NotOfFolder { .. } => &SIDE_FILE,
@@ -367,6 +372,7 @@ fn place(problem: &CheckpointError, root: &Path) -> Place {
         | E::ImpossibleShape { path, tensor, .. }
         | E::BadTensorName { path, tensor, .. }
         | E::DuplicateKey { path, tensor }
+        | E::Codes { path, tensor, .. }
         | E::IndexFileName { path, tensor, .. } => Place::tensor(tensor, Some(name_of(path, root))),
         E::NotInShard { tensor, shard, .. } | E::Unindexed { tensor, shard, .. } => {
             Place::tensor(tensor, Some(shard.clone()))
@@ -406,6 +412,9 @@ fn expected_and_found(problem: &CheckpointError) -> (String, String) {
         | E::TrailingBytes {
             expected, found, ..
         } => (format!("{expected} bytes"), format!("{found} bytes")),
+        E::Codes {
+            expected, found, ..
+        } => (expected.clone(), found.clone()),
         E::Overlap {
             expected, found, ..
         }
