@@ -157,18 +157,19 @@ pub enum RunError {
         /// Which file, and how.
         source: Box<CheckpointError>,
     },
-    /// The room for weights that are fetched while they are used is too little for one tensor.
+    /// The room for weights that are fetched while they are used is too little for one tensor, or for a look at the whole
+    /// model.
     #[error(
-        "`{}` needs {} at once ({}), more than the limit of {}",
-        printable(.tensor),
+        "{} {} at once ({}), more than the limit of {}",
+        wants_room(.tensor.as_deref()),
         ByteSize(*.needed).display().si(),
         errors::some_of(.files, 4),
         ByteSize(*.limit).display().si()
     )]
     ScratchTooSmall {
-        /// The tensor.
-        tensor: String,
-        /// The files that hold what it is computed from.
+        /// The tensor; none if the method looks at the whole model before it computes the first.
+        tensor: Option<String>,
+        /// The files that hold what is read.
         files: Vec<String>,
         /// Their bytes.
         needed: u64,
@@ -205,6 +206,17 @@ pub enum RunError {
     /// The user cancelled the run.
     #[error("stopped; nothing was written")]
     Cancelled,
+}
+
+/// What needs room for weights: a tensor, or a method that looks at all of them first.
+fn wants_room(tensor: Option<&str>) -> String {
+    match tensor {
+        Some(tensor) => format!("`{}` needs", printable(tensor)),
+        None => {
+            "the method looks at the whole model before it computes the first tensor, and needs"
+                .to_owned()
+        }
+    }
 }
 
 impl Hint for RunError {
@@ -266,7 +278,10 @@ impl Hint for RunError {
             Self::Engine(error) => error.about(),
             Self::InputChanged { model, source } => source.about().model(model),
             Self::NotPrepared(why) | Self::Unsound(why) | Self::NotFetched(why) => Hint::about(why),
-            Self::ScratchTooSmall { tensor, .. } => About::default().tensor(tensor),
+            Self::ScratchTooSmall { tensor, .. } => match tensor {
+                Some(tensor) => About::default().tensor(tensor),
+                None => About::default(),
+            },
             Self::Disk(error) => About::file(&error.path),
             Self::NotTied { model, head, .. } => About::default().tensor(head).model(model),
             Self::OtherDigest { model, file, .. } => About::file(file).model(model),

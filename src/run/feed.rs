@@ -93,8 +93,9 @@ struct Now {
 #[derive(Default)]
 struct Needs {
     files: Vec<Arc<dyn RemoteFile>>,
-    /// For each part of the run, for each item, its name and its files in ascending order.
-    parts: Vec<Vec<(String, BTreeSet<usize>)>>,
+    /// For each part of the run, for each item, its files in ascending order, and its tensor: none of a look at the
+    /// whole model.
+    parts: Vec<Vec<(Option<String>, BTreeSet<usize>)>>,
 }
 
 impl Needs {
@@ -119,7 +120,10 @@ impl Needs {
                     .into_iter()
                     .flatten()
                     .map(|place| self.number(place.file));
-                (model.tensors()[left_out].name.clone(), files.collect())
+                (
+                    Some(model.tensors()[left_out].name.clone()),
+                    files.collect(),
+                )
             });
         let items = items.collect();
         self.parts.push(items);
@@ -131,8 +135,7 @@ impl Needs {
         if plan.is_surveyed() {
             let places = plan.tensors.iter().flat_map(|tensor| plan.remote(tensor));
             let files = places.map(|place| self.number(place.file)).collect();
-            let name = plan.tensors.first().map(|tensor| tensor.name.clone());
-            self.parts.push(vec![(name.unwrap_or_default(), files)]);
+            self.parts.push(vec![(None, files)]);
         }
     }
 
@@ -141,7 +144,7 @@ impl Needs {
         let items = tensors.map(|tensor| {
             let places = plan.remote(tensor).into_iter();
             let files = places.map(|place| self.number(place.file)).collect();
-            (tensor.name.clone(), files)
+            (Some(tensor.name.clone()), files)
         });
         let items = items.collect();
         self.parts.push(items);
@@ -152,7 +155,7 @@ impl Feed {
     /// Plans what is fetched, if anything is: first for the results that are made once, then for the output.
     ///
     /// # Errors
-    /// Some tensor needs more room than `limit`.
+    /// A tensor, or a look at the whole model, needs more room than `limit`.
     pub(super) fn new(plan: &Plan, limit: Option<u64>) -> Result<Option<Feed>, RunError> {
         if (plan.stored_models().iter()).all(|model| model.location().remote.is_empty()) {
             return Ok(None);

@@ -25,6 +25,10 @@ const DOCUMENTS: &str = "name: mean\nmerge_method: linear\nmodels:\n- {model: ac
                          mean\nmodels: [{model: mean}, {model: acme/base}]\nparameters: {t: 0.3}\n---\nmerge_method: linear\nmodels:\n- \
                          {model: mean, parameters: {weight: 1}}\n- {model: other, parameters: {weight: 1}}\n";
 
+/// A threshold over the whole model.
+const STITCH: &str = "merge_method: localize_stitch\nbase_model: acme/base\nmodels:\n- {model: acme/sort, parameters: \
+                      {weight: 1}}\n- {model: acme/add, parameters: {weight: 1}}\nparameters: {sparsity: 0.2}\n";
+
 /// The first layer comes back at the end.
 const BACK: &str = "merge_method: passthrough\nslices:\n- sources: [{model: acme/sort, layer_range: [0, 4]}]\n- sources: \
                     [{model: acme/sort, layer_range: [0, 1]}]\n- sources: [{model: acme/sort, layer_range: [3, 4]}]\n- \
@@ -52,6 +56,7 @@ impl Bench {
             ("dare.yml", DARE),
             ("documents.yml", DOCUMENTS),
             ("back.yml", BACK),
+            ("stitch.yml", STITCH),
         ] {
             fs::write(bench.path(name), text).unwrap();
         }
@@ -207,6 +212,31 @@ fn a_limit_that_is_too_small_is_refused_before_anything_comes() {
         .weld("a", &words)
         .fails(1, &["digests of inputs", "--hash-inputs"]);
     assert!(!bench.path("b").exists());
+}
+
+#[test]
+fn a_look_at_the_whole_model_needs_all_of_it_at_once_and_says_so() {
+    let bench = Bench::sharded();
+    bench
+        .weld("full", &["merge", "stitch.yml", "merged", "-q"])
+        .ok();
+    let plain = files(&bench.path("merged"));
+    fs::remove_dir_all(bench.path("merged")).unwrap();
+    bench.server.state().log.clear();
+    let words = ["merge", "stitch.yml", "merged", "--scratch-limit", "700KB"];
+    let ran = bench.weld("scratch", &words);
+    ran.fails(1, &["looks at the whole model", "limit of 700.0 kB"]);
+    assert!(!ran.err.contains("`model."), "{}", ran.err);
+    assert_eq!(bench.fetched(), BTreeMap::new());
+    let hint = ran.err.split_once("give at least --scratch-limit ");
+    let size = hint.unwrap().1.split_whitespace().next().unwrap();
+    let words = ["merge", "stitch.yml", "merged", "--scratch-limit", size];
+    bench.weld("scratch", &words).ok();
+    assert!(plain == files(&bench.path("merged")));
+    let times = bench.fetched();
+    assert_eq!(times.len(), bench.shards());
+    assert!(times.values().all(|&times| times == 1), "{times:?}");
+    assert_clean(&bench.path("scratch"));
 }
 
 #[test]
