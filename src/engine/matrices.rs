@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::EngineError;
 use super::active::ActiveJob;
@@ -13,7 +13,7 @@ use super::lane::non_finite;
 use super::program::Measured;
 use super::whole::Matrices;
 use errors::Refusal;
-use numeric::{BLOCK, Elements, Fill, NonFinite, filled};
+use numeric::{BLOCK, Elements, Fill, NonFinite, Product, filled};
 
 /// The sources of a job at work, as a pass over whole matrices reads them.
 struct Sources<'a> {
@@ -56,6 +56,22 @@ impl Matrices for Sources<'_> {
                 .job
                 .non_finite(source, self.count_non_finite(elements)?)),
         }
+    }
+
+    fn product(&self, source: usize, base: usize) -> Result<Option<Product<'_>>, EngineError> {
+        self.check_running()?;
+        let count = self.rows * self.columns;
+        let (source, base) = (self.sources[source].as_ref(), self.sources[base].as_ref());
+        let (below, product) = source.product().unwrap_or((source, Product::NOTHING));
+        let [bytes, other] = [below, base].map(|elements| elements.stored(0, count));
+        // Opened twice, a base lies at two places. What is stored is compared fast.
+        let blocks = bytes.par_chunks(BLOCK).zip(other.par_chunks(BLOCK));
+        let same = below.format() == base.format()
+            && !bytes.is_empty()
+            && bytes.len() == other.len()
+            && blocks.all(|(bytes, other)| bytes == other);
+        self.engine.count_read(bytes.len());
+        Ok(same.then_some(product))
     }
 
     fn check_running(&self) -> Result<(), EngineError> {

@@ -4,6 +4,7 @@
 
 use super::EngineError;
 use errors::Refusal;
+use numeric::Product;
 
 /// Computes a matrix from whole matrices.
 ///
@@ -39,6 +40,13 @@ pub trait Matrices: Sync {
     /// # Panics
     /// If there is no such source, or it has no such rows: an error of the caller.
     fn read(&self, source: usize, first: usize, rows: &mut [f32]) -> Result<(), EngineError>;
+
+    /// What a source adds to another, if that is known to be a product of two thin matrices; of rank zero if they are
+    /// equal. Neither is read as numbers.
+    ///
+    /// # Errors
+    /// If the work should stop.
+    fn product(&self, source: usize, base: usize) -> Result<Option<Product<'_>>, EngineError>;
 
     /// Checks that the work should go on; call it about every second.
     ///

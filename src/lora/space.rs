@@ -1,8 +1,8 @@
 //! Small matrices that stand for what adapters add to a weight, so that any method can merge them.
 
 use checkpoint::AdapterProduct;
-use matrix::{Matrix, MatrixError, Singular, polar, singular_vectors};
-use numeric::{Factor, Fill, NoMemory, Order};
+use matrix::{Matrix, MatrixError, Singular, beside, factor_matrix, orthonormal, singular_vectors};
+use numeric::NoMemory;
 use recipe::AdapterWay;
 
 /// What an adapter adds to a weight: `left right'`, with the scale in `left`.
@@ -26,28 +26,14 @@ impl Update {
             rank,
             scale,
         } = *product;
-        let of_rows = columns_of(left, rows, rank)?;
-        let of_columns = columns_of(right, columns, rank)?;
+        let of_rows = factor_matrix(left, rows, rank)?;
+        let of_columns = factor_matrix(right, columns, rank)?;
         let (mut left, right) = match turned {
             true => (of_columns, of_rows),
             false => (of_rows, of_columns),
         };
         left.scale(scale);
         Ok(Self { left, right })
-    }
-}
-
-/// A factor with a row for each place and a column for each rank.
-fn columns_of(factor: Factor<'_>, places: usize, rank: usize) -> Result<Matrix<f32>, NoMemory> {
-    let (rows, columns) = match factor.order {
-        Order::ByPlace => (places, rank),
-        Order::ByRank => (rank, places),
-    };
-    let mut matrix = Matrix::zeros(rows, columns)?;
-    factor.values.fill(0, matrix.values_mut())?;
-    match factor.order {
-        Order::ByPlace => Ok(matrix),
-        Order::ByRank => matrix.transposed(),
     }
 }
 
@@ -247,31 +233,4 @@ fn shares(merged: &Matrix<f32>, starts: &[usize]) -> Option<Vec<f64>> {
         (value(side, column) - sum).abs() <= 1e-5 * size
     };
     (0..side).all(is_sum).then_some(shares)
-}
-
-/// Matrices with as many rows, one beside the other.
-fn beside<'m>(
-    matrices: impl IntoIterator<Item = &'m Matrix<f32>, IntoIter: Clone>,
-) -> Result<Matrix<f32>, NoMemory> {
-    let matrices = matrices.into_iter();
-    let rows = matrices.clone().next().map_or(0, Matrix::rows);
-    let columns = matrices.clone().map(Matrix::columns).sum();
-    let mut all = Matrix::zeros(rows, columns)?;
-    let mut first = 0;
-    for matrix in matrices {
-        all.place(first, matrix);
-        first += matrix.columns();
-    }
-    Ok(all)
-}
-
-/// The left singular vectors of a matrix: columns of length one, at right angles, that span what its columns do. Which
-/// ones they are matters to methods that choose elements.
-fn orthonormal(matrix: &Matrix<f32>) -> Result<Matrix<f32>, MatrixError> {
-    let vectors = singular_vectors(matrix, usize::MAX)?.left;
-    if vectors.columns() == 0 {
-        return Ok(vectors);
-    }
-    // The angles of those with the smallest values are rounded: the nearest columns at right angles.
-    Ok(polar(&vectors)?.factor)
 }

@@ -11,6 +11,7 @@
 
 mod dense;
 mod eigen;
+mod factor;
 mod leading;
 mod singular;
 mod solve;
@@ -19,6 +20,7 @@ mod tests;
 
 pub use dense::{GramSum, Matrix, add_gram, gram, squared_residual};
 pub use eigen::{Eigen, eigen_bytes};
+pub use factor::{beside, factor_matrix, orthonormal};
 pub use leading::{leading_bytes, leading_singular_vectors};
 pub use singular::{Polar, RANK, Singular, polar, singular_vectors};
 pub use solve::{solve_bytes, solve_on_the_right};

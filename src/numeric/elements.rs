@@ -29,6 +29,11 @@ pub trait Elements: Fill<f32> + Fill<f64> {
         let _ = (first, count);
         &[]
     }
+
+    /// The values as others plus a product of two thin matrices, if they are made so.
+    fn product(&self) -> Option<(&dyn Elements, Product<'_>)> {
+        None
+    }
 }
 
 /// Little-endian values in order; they need not be aligned.
@@ -75,4 +80,55 @@ impl Elements for Constant {
     fn format(&self) -> FloatType {
         FloatType::F32
     }
+}
+
+/// `scale * L R`.
+#[derive(Debug, Clone, Copy)]
+pub struct Product<'a> {
+    /// `L`: one vector of length `rank` for each row.
+    pub left: Factor<'a>,
+    /// `R`: one vector of length `rank` for each column.
+    pub right: Factor<'a>,
+    /// The rank.
+    pub rank: usize,
+    /// The factor of the product.
+    pub scale: f64,
+}
+
+impl Product<'_> {
+    /// The product of rank zero, which adds nothing.
+    pub const NOTHING: Product<'static> = {
+        let values = Stored {
+            bytes: &[],
+            format: FloatType::F32,
+        };
+        let none = Factor {
+            values,
+            order: Order::ByPlace,
+        };
+        Product {
+            left: none,
+            right: none,
+            rank: 0,
+            scale: 1.0,
+        }
+    };
+}
+
+/// One vector of length `rank` for each row, or for each column, of a matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Factor<'a> {
+    /// The numbers.
+    pub values: Stored<'a>,
+    /// Their order.
+    pub order: Order,
+}
+
+/// How the numbers of a [`Factor`] are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// `[rank, rows]` or `[rank, columns]`.
+    ByRank,
+    /// `[rows, rank]` or `[columns, rank]`.
+    ByPlace,
 }

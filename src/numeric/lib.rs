@@ -40,10 +40,10 @@ pub use coded::{Coded, Codes, Grid, Meaning, Packing, Powers, Quotient, Shifted,
 pub use combine::{SumRule, weighted_sum};
 pub use digest::TreeDigest;
 pub use distance::{Distance, DistanceSums, TaskSums, distance, squares, squares_bf16, task_sums};
-pub use elements::{Constant, Elements, Fill, Stored};
+pub use elements::{Constant, Elements, Factor, Fill, Order, Product, Stored};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};
-pub use low_rank::{Factor, Lengths, LowRank, Norms, Order};
+pub use low_rank::{Lengths, LowRank, Norms};
 pub use memory::{NoMemory, filled, reserve, resize};
 pub use normal::NormalKey;
 pub use oddities::Oddities;

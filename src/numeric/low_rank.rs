@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::elements::{Elements, Fill, Stored};
+use super::elements::{Elements, Factor, Fill, Order, Product, Stored};
 use super::format::FloatType;
 use super::memory::{NoMemory, filled, resize, resize_with};
 use super::real::Real;
@@ -39,24 +39,6 @@ pub struct LowRank<'a> {
     pub scale: f64,
     /// The lengths that the rows or columns of the sum are rescaled to, if any.
     pub lengths: Option<Lengths<'a>>,
-}
-
-/// One vector of length `rank` for each row, or for each column, of a matrix.
-#[derive(Debug, Clone, Copy)]
-pub struct Factor<'a> {
-    /// The numbers.
-    pub values: Stored<'a>,
-    /// Their order.
-    pub order: Order,
-}
-
-/// How the numbers of a [`Factor`] are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// `[rank, rows]` or `[rank, columns]`.
-    ByRank,
-    /// `[rows, rank]` or `[columns, rank]`.
-    ByPlace,
 }
 
 /// New lengths (2-norms) for the rows or columns of a matrix.
@@ -400,6 +382,20 @@ impl Elements for LowRank<'_> {
     /// The format of the base, since the result takes its place.
     fn format(&self) -> FloatType {
         self.base.format()
+    }
+
+    fn product(&self) -> Option<(&dyn Elements, Product<'_>)> {
+        let product = Product {
+            left: self.left,
+            right: self.right,
+            rank: self.rank,
+            scale: self.scale,
+        };
+        match self.lengths {
+            None => Some((self.base.as_ref(), product)),
+            // Rescaled rows are no sum of the base and a thin product.
+            Some(_) => None,
+        }
     }
 }
 

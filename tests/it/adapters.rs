@@ -356,3 +356,37 @@ fn an_adapter_never_replaces_what_it_is_made_of() {
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     assert!(files(&bench.path("x")) == before);
 }
+
+#[test]
+fn methods_on_whole_matrices_take_adapters_as_the_models_that_they_make() {
+    let bench = bench();
+    for name in ["x", "y"] {
+        bench.recipe(&format!(
+            "merge_method: passthrough\nmodels: [{{model: base+{name}}}]\nout_dtype: float64\n"
+        ));
+        let folder = format!("whole-{name}");
+        let outcome = bench.weld(&["merge", "recipe.yml", &folder, "-q"]);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    }
+    let base = by_name(&bench.path("base"));
+    for method in ["tsvm", "iso_c", "cart", "star"] {
+        let of = |models: [&str; 2], out: &str| {
+            let [x, y] = models;
+            bench.recipe(&format!(
+                "merge_method: {method}\nbase_model: base\nmodels:\n- {{model: {x}, parameters: {{weight: 0.7}}}}\n\
+                 - {{model: {y}}}\nout_dtype: float64\n"
+            ));
+            let outcome = bench.weld(&["merge", "recipe.yml", out, "-q", "--force"]);
+            assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+            by_name(&bench.path(out))
+        };
+        let found = of(["base+x", "base+y"], "found");
+        let expected = of(["whole-x", "whole-y"], "expected");
+        for (module, _, _) in [UP, DOWN, Q] {
+            let name = format!("{module}.weight");
+            let base = matrix(&base[&name]);
+            let [found, expected] = [&found, &expected].map(|model| matrix(&model[&name]) - &base);
+            assert!(close(&found, &expected, 2e-5), "{method} {name}");
+        }
+    }
+}

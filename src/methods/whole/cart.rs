@@ -72,6 +72,10 @@ impl Merger for Cart {
         Ok(update)
     }
 
+    fn works_on_directions(&self) -> bool {
+        true
+    }
+
     fn bytes(&self, size: Size) -> u64 {
         // The mean, the update, a difference, its left vectors and its low-rank part.
         let held = size.matrix().saturating_mul(5);

@@ -42,6 +42,10 @@ impl Merger for IsoC {
         Ok(update)
     }
 
+    fn works_on_directions(&self) -> bool {
+        true
+    }
+
     fn bytes(&self, size: Size) -> u64 {
         // The sum and the factor; two bases and the square that turns the one into the other.
         let held = size.matrix().saturating_mul(2);

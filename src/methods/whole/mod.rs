@@ -4,6 +4,7 @@
 //! All other tensors take the mean of the task vectors, or what `others` says.
 
 mod cart;
+mod core;
 mod iso_c;
 mod iso_cts;
 mod others;
@@ -17,6 +18,7 @@ mod tsvm;
 mod wudi;
 
 pub(super) use self::cart::CART;
+use self::core::Core;
 pub(super) use self::iso_c::ISO_C;
 pub(super) use self::iso_cts::ISO_CTS;
 pub(super) use self::regmean::Regmean;
@@ -85,6 +87,13 @@ trait Merger: Send + Sync {
     /// How matrices are handed over.
     fn turn(&self) -> Turn {
         Turn::Tall
+    }
+
+    /// Whether the update of matrices between some directions is what it makes of them there: whether it looks at
+    /// singular vectors and values alone, and not at where rows and columns lie. [`Tasks::shape`] stays that of the
+    /// whole matrices.
+    fn works_on_directions(&self) -> bool {
+        false
     }
 
     /// The least of its two sizes that a matrix must have to be merged so; smaller ones are merged as all others.
@@ -284,6 +293,20 @@ impl Update {
     }
 }
 
+impl Update {
+    /// What the task vectors of a matrix become.
+    fn merged(&self, tasks: &mut Tasks<'_>) -> Result<Matrix<f32>, Failure> {
+        if self.merger.works_on_directions() && self.linear.count == 1 {
+            tasks.core = Core::new(tasks)?;
+        }
+        let merged = self.merger.merge(tasks)?;
+        match &tasks.core {
+            Some(core) => Ok(core.expanded(&merged)?),
+            None => Ok(merged),
+        }
+    }
+}
+
 /// The pass that merges the matrices.
 struct Merge(Arc<Update>);
 
@@ -293,7 +316,8 @@ impl Whole for Merge {
         let Linear { rows, columns, .. } = update.linear;
         for (number, out) in result.chunks_mut(rows * columns).enumerate() {
             sources.check_running()?;
-            let tasks = Tasks {
+            let mut tasks = Tasks {
+                core: None,
                 sources,
                 base: update.base,
                 tasks: &update.tasks,
@@ -301,7 +325,7 @@ impl Whole for Merge {
                 shape: (rows, columns),
                 is_turned: update.is_turned(),
             };
-            let merged = update.merger.merge(&tasks);
+            let merged = update.merged(&mut tasks);
             let merged = merged.map_err(|failure| failure.told(sources))?;
             let lambda = update.lambda as f32;
             let rows = out.par_chunks_mut(columns).enumerate();

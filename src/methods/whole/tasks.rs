@@ -1,6 +1,7 @@
 //! The task vectors of one matrix, read when they are needed.
 
 use super::super::Linear;
+use super::core::Core;
 use engine::{EngineError, Matrices};
 use matrix::Matrix;
 use numeric::{Real, filled};
@@ -34,6 +35,8 @@ pub(super) struct Tasks<'a> {
     pub(super) shape: (usize, usize),
     /// Whether rows and columns are exchanged when they are handed over.
     pub(super) is_turned: bool,
+    /// The task vectors between the directions that they use, where these stand for the whole ones.
+    pub(super) core: Option<Core>,
 }
 
 impl Tasks<'_> {
@@ -56,9 +59,14 @@ impl Tasks<'_> {
         }
     }
 
+    /// Rows and columns of what is [read](Self::read): fewer, where small matrices stand for the whole ones.
+    pub(super) fn held(&self) -> (usize, usize) {
+        self.core.as_ref().map_or(self.shape(), Core::shape)
+    }
+
     /// One of them.
     pub(super) fn read<R: Real>(&self, task: usize) -> Result<Matrix<R>, EngineError> {
-        let (rows, columns) = self.shape();
+        let (rows, columns) = self.held();
         let mut out = Matrix::zeros(rows, columns)?;
         self.add(&mut out, task, 1.0)?;
         Ok(out)
@@ -66,7 +74,7 @@ impl Tasks<'_> {
 
     /// Their sum, times a factor.
     pub(super) fn sum<R: Real>(&self, factor: f64) -> Result<Matrix<R>, EngineError> {
-        let (rows, columns) = self.shape();
+        let (rows, columns) = self.held();
         let mut out = Matrix::zeros(rows, columns)?;
         for task in 0..self.count() {
             self.add(&mut out, task, factor)?;
@@ -83,6 +91,12 @@ impl Tasks<'_> {
     ) -> Result<(), EngineError> {
         self.sources.check_running()?;
         let Task { source, weight } = self.tasks[task];
+        if let Some(core) = &self.core {
+            let pairs = out.values_mut().iter_mut().zip(core.task(task).values());
+            let factor = R::from_f64(factor);
+            pairs.for_each(|(out, value)| *out += factor * R::from_f32(*value));
+            return Ok(());
+        }
         let weight = R::from_f64(weight * factor);
         let (rows, columns) = self.shape;
         let at_once = (BAND / columns.max(1)).clamp(1, rows.max(1));

@@ -39,6 +39,8 @@ impl Merger for Tsvm {
     fn merge(&self, tasks: &Tasks<'_>) -> Result<Matrix<f32>, Failure> {
         let (rows, columns) = tasks.shape();
         let share = rows.min(columns) / tasks.count();
+        let (rows, columns) = tasks.held();
+        let share = share.min(rows).min(columns);
         let mut left = Matrix::zeros(rows, share * tasks.count())?;
         let mut right = Matrix::zeros(columns, share * tasks.count())?;
         let mut values = Vec::with_capacity(share * tasks.count());
@@ -67,5 +69,9 @@ impl Merger for Tsvm {
 
     fn least(&self, tasks: usize) -> usize {
         tasks
+    }
+
+    fn works_on_directions(&self) -> bool {
+        true
     }
 }

@@ -233,11 +233,12 @@ struct Sums {
     start: Matrix<f64>,
 }
 
-/// The sums, while each task vector is given to `square` with its factor, for C.
+/// The sums, while each task vector is given to `square` with its factor, for C; it may give back the square of the task
+/// vector, if it has it.
 fn sums(
     tasks: &Tasks<'_>,
     is_normalised: bool,
-    mut square: impl FnMut(usize, &Matrix<f64>, f64) -> Result<(), Failure>,
+    mut square: impl FnMut(usize, &Matrix<f64>, f64) -> Result<Option<Matrix<f64>>, Failure>,
 ) -> Result<Sums, Failure> {
     let (rows, columns) = tasks.shape();
     let mut sums = Sums {
@@ -252,18 +253,34 @@ fn sums(
         }
         let factor = if is_normalised { 1.0 / norm } else { 1.0 };
         sums.start.add(&difference, 1.0);
-        square(task, &difference, factor)?;
+        let known = square(task, &difference, factor)?;
         tasks.sources.check_running()?;
         // By the smaller of the two squares.
-        let cubed = match rows < columns {
-            true => difference
+        let cubed = match known {
+            Some(square) => difference.times(&square)?,
+            None if rows < columns => difference
                 .times_transposed(&difference)?
                 .times(&difference)?,
-            false => difference.times(&difference.transposed_times(&difference)?)?,
+            None => difference.times(&gram(&difference)?)?,
         };
         sums.right.add(&cubed, factor);
     }
     Ok(sums)
+}
+
+/// Adds the square of a task vector, times a factor, and gives it back where it is the smaller of the two.
+fn add_square(
+    sum: &mut Matrix<f64>,
+    difference: &Matrix<f64>,
+    factor: f64,
+) -> Result<Option<Matrix<f64>>, Failure> {
+    if difference.rows() < difference.columns() {
+        add_gram(sum, difference, factor)?;
+        return Ok(None);
+    }
+    let square = gram(difference)?;
+    sum.add(&square, factor);
+    Ok(Some(square))
 }
 
 /// The sums, and the eigenvalues of C, descending, with the first eigenvectors as columns: as many as `wanted` says.
@@ -276,7 +293,7 @@ fn decomposed(
     if !is_low(rows, columns, tasks.count()) {
         let mut square = Matrix::zeros(columns, columns)?;
         let sums = sums(tasks, is_normalised, |_, difference, factor| {
-            Ok(add_gram(&mut square, difference, factor)?)
+            add_square(&mut square, difference, factor)
         })?;
         tasks.sources.check_running()?;
         let eigen = Eigen::new(square)?;
@@ -289,7 +306,7 @@ fn decomposed(
         let mut turned = difference.transposed()?;
         turned.scale(factor.sqrt());
         stack.place(task * rows, &turned);
-        Ok(())
+        Ok(None)
     })?;
     tasks.sources.check_running()?;
     let Eigen {
@@ -387,7 +404,7 @@ impl Merger for Adam {
         let (rows, columns) = tasks.shape();
         let mut square = Matrix::zeros(columns, columns)?;
         let sums = sums(tasks, true, |_, difference, factor| {
-            Ok(add_gram(&mut square, difference, factor)?)
+            add_square(&mut square, difference, factor)
         })?;
         let square = square.narrowed()?;
         let right = sums.right.narrowed()?;
