@@ -142,7 +142,7 @@ impl Shown<'_> {
     fn what(&self) -> &'static str {
         match self.0.kind {
             Kind::Text => "nats a token",
-            Kind::Answer | Kind::Choices => "accuracy",
+            Kind::Answer | Kind::Choices => self.0.metric.name(),
         }
     }
 

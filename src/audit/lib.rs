@@ -25,6 +25,7 @@ mod statistics;
 pub mod verify;
 
 pub use evaluation::evaluation;
+pub use loaders::is_of_checkpoint;
 pub use measured::measurements;
 pub use registry::{all_checks, checks_as_markdown, command_of, examples_of, find_check};
 pub use report::{

@@ -148,6 +148,17 @@ pub(crate) fn role_of(path: &str) -> Option<Role> {
     }
 }
 
+/// Whether a file of this name belongs to a checkpoint, where one is: loaders read it, or it says what the model is, what it
+/// was made from, or by whom.
+pub fn is_of_checkpoint(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    let is_text = ["README", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
+    let ends = [".SIG", ".INTOTO.JSON", ".LOCK.JSON", ".YML", ".YAML"];
+    role_of(name).is_some()
+        || is_text.iter().any(|start| upper.starts_with(start))
+        || ends.iter().any(|end| upper.ends_with(end))
+}
+
 /// Whether tools left what is at a path, and no loader reads it.
 pub(crate) fn is_apart(path: &str) -> bool {
     APART.iter().any(|apart| is_below(path, apart))

@@ -38,6 +38,8 @@ pub struct Policy {
 pub struct EvalPolicy {
     /// The bound for all tasks.
     pub all: Option<f64>,
+    /// Whether choices are compared by log-likelihoods that are divided by the length of each.
+    pub normalised: Option<bool>,
     /// Bounds for tasks that match a pattern, in the order of the file.
     tasks: Vec<(Glob, f64)>,
 }

@@ -1,5 +1,7 @@
 //! `weld analyse`: fine-tunes of one base side by side, before they are merged.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::arguments::Threads;
@@ -45,9 +47,11 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let subject: Vec<String> = arguments.models.iter().map(ToString::to_string).collect();
+    let models = arguments.models.iter().chain([&arguments.base]);
+    let read: Vec<PathBuf> = models.map(|model| PathBuf::from(&model.path)).collect();
     arguments
         .report
-        .finish(Command::Analyse, &subject.join(", "), || {
+        .finish(Command::Analyse, &subject.join(", "), &read, || {
             let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
             report(arguments, &caller)
         })

@@ -39,6 +39,14 @@ pub(super) struct Arguments {
     key: Option<PathBuf>,
 }
 
+impl Arguments {
+    /// The files that it reads, as far as they are named.
+    fn read(&self) -> Vec<PathBuf> {
+        let read = self.recomputation.read();
+        read.into_iter().chain(self.key.clone()).collect()
+    }
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let caller = Caller::terminal(Work::Reads, arguments.recomputation.quiet)?;
     let Recomputation { model, report, .. } = &arguments.recomputation;
@@ -50,7 +58,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Ok(())
         },
     };
-    let proven = report.finish_beside(Command::Verify, model, make, other)?;
+    let proven = report.finish_beside(Command::Verify, model, &arguments.read(), make, other)?;
     state(arguments, proven, &caller)
 }
 

@@ -1,6 +1,8 @@
 //! `weld check`: finds defects in a checkpoint.
 
 use architecture::Runtime;
+use std::path::PathBuf;
+
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
@@ -58,7 +60,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Some(model) = &arguments.model else {
         return print(&checks_as_markdown());
     };
-    arguments.report.finish(Command::Check, model, || {
+    let read = [PathBuf::from(&model.path)];
+    arguments.report.finish(Command::Check, model, &read, || {
         let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
         report(arguments, model, &caller)
     })

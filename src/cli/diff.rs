@@ -1,5 +1,7 @@
 //! `weld diff`: compares two checkpoints.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::arguments::Threads;
@@ -51,7 +53,11 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let subject = format!("{} and {}", arguments.a, arguments.b);
-    arguments.report.finish(Command::Diff, &subject, || {
+    let models = [&arguments.a, &arguments.b]
+        .into_iter()
+        .chain(&arguments.base);
+    let read: Vec<PathBuf> = models.map(|model| PathBuf::from(&model.path)).collect();
+    arguments.report.finish(Command::Diff, &subject, &read, || {
         let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
         report(arguments, &caller)
     })

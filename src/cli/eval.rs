@@ -15,11 +15,13 @@ use super::output::Failure;
 use super::progress::Progress;
 use super::report::{ReportArguments, write};
 use super::signals::Work;
-use ::eval::{EvalError, Evaluator, Options, Prepared, Scores, Split, Surroundings, Tasks};
+use ::eval::{
+    EvalError, Evaluator, Kind, Options, Prepared, Scores, Split, Surroundings, TaskScores, Tasks,
+};
 use audit::policy::EvalPolicy;
 use audit::{Command, Report, evaluation, measurements};
 use checkpoint::{Checkpoint, ModelRef, read_bounded};
-use engine::Settings;
+use engine::{Observer, Settings};
 use errors::{Refusal, printable_json};
 use moe::MoeOptions;
 use plan::Plan;
@@ -79,6 +81,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DROP", requires = "baseline", value_parser = bound)]
     max_drop: Option<f64>,
 
+    /// What choices are compared with the baseline by: accuracy, or accuracy_normalised, which divides the log-likelihood
+    /// of each choice by its length [default: the policy's, or accuracy]
+    #[arg(long, value_enum, requires = "baseline")]
+    compare_by: Option<ChoiceMetric>,
+
     #[command(flatten)]
     set: SetArguments,
 
@@ -112,6 +119,16 @@ enum Part {
     Test,
     /// All
     All,
+}
+
+/// What choices are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum ChoiceMetric {
+    /// By log-likelihood
+    Accuracy,
+    /// By log-likelihood over length
+    AccuracyNormalised,
 }
 
 impl Part {
@@ -168,32 +185,27 @@ impl fmt::Display for Subject {
 }
 
 impl Arguments {
-    /// Checks that the results of items are not written over something that is read.
+    /// The files that it reads, as far as they are named.
+    fn read(&self) -> Vec<PathBuf> {
+        let subjects = std::iter::once(&self.model).chain(&self.baseline);
+        let subjects = subjects.map(Subject::path);
+        subjects.chain(self.tasks.iter().cloned()).collect()
+    }
+
+    /// Checks that the results of items are not written over something else.
     ///
     /// # Errors
     /// They would be.
     fn check_items(&self) -> Result<(), Failure> {
-        let Some(target) = self
-            .items
-            .as_ref()
-            .and_then(|file| file.canonicalize().ok())
-        else {
+        let Some(file) = &self.items else {
             return Ok(());
         };
-        let subjects = std::iter::once(&self.model).chain(&self.baseline);
-        let read = subjects
-            .map(Subject::path)
-            .chain(self.tasks.iter().cloned());
-        for path in read {
-            let path = path.canonicalize().ok();
-            if path.is_some_and(|path| target.starts_with(path)) {
-                let why = format!("--items {}: this is read as an input", target.display());
-                return Err(Failure::tool(
-                    Refusal::new(why).with_hint("name another file"),
-                ));
-            }
+        let option = format!("--items {}", file.display());
+        if self.report.files().any(|other| other == file) {
+            let why = Refusal::new(format!("{option}: the report goes there"));
+            return Err(Failure::tool(why.with_hint("name another file")));
         }
-        Ok(())
+        self.report.spare(&option, file, &self.read())
     }
 }
 
@@ -205,9 +217,11 @@ fn bound(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    arguments.check_items()?;
+    let read = arguments.read();
     arguments
         .report
-        .finish(Command::Eval, &arguments.model, || {
+        .finish(Command::Eval, &arguments.model, &read, || {
             let caller = Caller::terminal(Work::Reads, arguments.quiet)?;
             report(arguments, &caller)
         })
@@ -215,6 +229,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// Scores for a program.
 pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
+    arguments.check_items()?;
     arguments.report.made(|| report(arguments, caller))
 }
 
@@ -223,7 +238,6 @@ fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
     if let Some(evaluator) = arguments.command.evaluator(split)? {
         return measured(arguments, &evaluator, split, caller);
     }
-    arguments.check_items()?;
     let tasks = Tasks::read(&arguments.tasks)?;
     // An earlier result that cannot be read is told before the work.
     let earlier = match &arguments.baseline {
@@ -239,11 +253,22 @@ fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
         (Some(baseline), None) => Some(scored(arguments, baseline, &tasks, caller)?),
         (None, None) => None,
     };
-    let compared = before.map(|before| scores.compare(&before)).transpose()?;
     let mut policy = match arguments.report.policy()? {
         Some(policy) => policy.eval.clone(),
         None => EvalPolicy::default(),
     };
+    let metric = arguments.compare_by;
+    let normalised = metric.map(|metric| metric == ChoiceMetric::AccuracyNormalised);
+    let normalised = normalised.or(policy.normalised).unwrap_or(false);
+    let has_choices = |task: &TaskScores| task.kind == Kind::Choices;
+    if metric == Some(ChoiceMetric::AccuracyNormalised) && !scores.tasks.iter().any(has_choices) {
+        let why = "--compare-by accuracy_normalised: no task has choices, and only these have it";
+        return Err(Failure::tool(
+            Refusal::new(why).with_hint("leave --compare-by out"),
+        ));
+    }
+    let compared = before.map(|before| scores.compare(&before, normalised));
+    let compared = compared.transpose()?;
     policy.all = arguments.max_drop.or(policy.all);
     Ok(evaluation(&scores, compared.as_ref(), &policy))
 }
@@ -273,11 +298,10 @@ fn scored(
         threads: arguments.threads.count(),
         memory: arguments.memory.budget().usual(),
     };
-    let listener = Scoring::new(caller);
-    let prepared = Prepared::new(&surroundings, tasks, &options, &listener)?;
-    caller.say(&format!("scoring {} items", prepared.items()));
-    caller.begin("scoring", prepared.items());
-    let scores = prepared.score(&model, &listener);
+    let prepared = Prepared::new(&surroundings, tasks, &options, &Stops(caller))?;
+    let scoring = Scoring::new(&prepared, caller);
+    let scores = prepared.score(&model, &scoring);
+    scoring.progress.finish();
     scores.map_err(|error| caller.failure(error.into()))
 }
 
@@ -399,29 +423,41 @@ fn lines(scores: &Scores) -> String {
     out
 }
 
-/// Passes on how many items are scored, and that the work is to stop.
-struct Scoring<'a> {
-    caller: &'a Caller,
+/// Passes on that the work is to stop.
+struct Stops<'a>(&'a Caller);
+
+impl ::eval::Listener for Stops<'_> {
+    fn scored(&self, _items: usize, _all: usize) {}
+
+    fn is_stopped(&self) -> bool {
+        self.0.stopped()
+    }
+}
+
+/// Shows how many items are scored.
+struct Scoring {
+    progress: Progress,
     told: Cell<usize>,
 }
 
-impl<'a> Scoring<'a> {
-    fn new(caller: &'a Caller) -> Self {
+impl Scoring {
+    fn new(prepared: &Prepared, caller: &Caller) -> Self {
+        let line = format!("scoring {} items", prepared.items());
         Scoring {
-            caller,
+            progress: Progress::counting(prepared.distinct(), "scoring", line, caller),
             told: Cell::new(0),
         }
     }
 }
 
-impl ::eval::Listener for Scoring<'_> {
+impl ::eval::Listener for Scoring {
     fn scored(&self, items: usize, _all: usize) {
         let before = self.told.replace(items);
-        self.caller.advance(items.saturating_sub(before));
+        self.progress.advance(items.saturating_sub(before) as u64);
     }
 
     fn is_stopped(&self) -> bool {
-        self.caller.stopped()
+        self.progress.cancelled()
     }
 }
 

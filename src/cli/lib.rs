@@ -42,6 +42,7 @@ mod report;
 mod sign;
 mod signals;
 mod single_file;
+mod spared;
 mod stats;
 mod study;
 mod transplant;

@@ -23,6 +23,8 @@ pub(super) struct Progress {
     announced: AtomicBool,
     /// The width of the terminal that the bar was made for.
     width: AtomicU16,
+    /// Whether it counts things, not bytes.
+    counts: bool,
 }
 
 impl Progress {
@@ -69,6 +71,15 @@ impl Progress {
         Self::over(bytes, what, line, caller)
     }
 
+    /// For things that are done one by one.
+    pub(super) fn counting(things: usize, message: &str, line: String, caller: &Caller) -> Self {
+        let mut progress = Self::over(things as u64, message, line, caller);
+        progress.counts = true;
+        progress.width.store(0, Relaxed);
+        progress.fit();
+        progress
+    }
+
     fn over(bytes: u64, message: &str, line: String, caller: &Caller) -> Self {
         let shown = match caller {
             Caller::Terminal { quiet, .. } => !quiet,
@@ -90,6 +101,7 @@ impl Progress {
             line,
             announced: AtomicBool::new(announced),
             width: AtomicU16::new(0),
+            counts: false,
         };
         progress.fit();
         progress
@@ -99,7 +111,7 @@ impl Progress {
     fn fit(&self) {
         let width = terminal_size_of(io::stderr()).map_or(80, |(Width(width), _)| width);
         if self.width.swap(width, Relaxed) != width
-            && let Ok(style) = ProgressStyle::with_template(template(width))
+            && let Ok(style) = ProgressStyle::with_template(template(width, self.counts))
         {
             self.bar.set_style(style);
         }
@@ -112,9 +124,11 @@ impl Progress {
 }
 
 /// What the bar shows, on one line of the terminal.
-fn template(width: u16) -> &'static str {
+fn template(width: u16, counts: bool) -> &'static str {
     match width {
         ..50 => "{wide_bar} {percent:>3}%",
+        50..110 if counts => "{wide_bar} {percent:>3}%  {pos} done  {eta} left",
+        _ if counts => "{bar:30} {percent:>3}%  {pos} of {len}  {eta} left  {msg}",
         50..110 => "{wide_bar} {percent:>3}%  {decimal_bytes_per_sec}  {eta} left",
         _ => {
             "{bar:30} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}"
@@ -162,6 +176,8 @@ mod tests {
             ("{msg}", "checking the attestation"),
             ("{bar:30}", &"#".repeat(30)),
             ("{wide_bar}", ""),
+            ("{pos}", "10000000"),
+            ("{len}", "10000000"),
         ];
         for (narrowest, room) in [
             (30, 20),
@@ -172,13 +188,14 @@ mod tests {
             (80, 20),
             (110, 0),
         ] {
-            let line = longest
-                .iter()
-                .fold(template(narrowest).to_owned(), |line, (key, text)| {
-                    line.replace(key, text)
-                });
-            let length = line.chars().count() + room;
-            assert!(length <= usize::from(narrowest), "{narrowest}: {line}");
+            for counts in [false, true] {
+                let template = template(narrowest, counts).to_owned();
+                let line = longest
+                    .iter()
+                    .fold(template, |line, (key, text)| line.replace(key, text));
+                let length = line.chars().count() + room;
+                assert!(length <= usize::from(narrowest), "{narrowest}: {line}");
+            }
         }
     }
 }

@@ -68,6 +68,14 @@ pub(super) struct Recomputation {
     pub(super) report: ReportArguments,
 }
 
+impl Recomputation {
+    /// The files that it reads, as far as they are named.
+    pub(super) fn read(&self) -> Vec<PathBuf> {
+        let model = PathBuf::from(&self.model.path);
+        [model].into_iter().chain(self.recipe.clone()).collect()
+    }
+}
+
 /// The arithmetic that a checkpoint is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Arithmetic {

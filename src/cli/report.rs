@@ -9,6 +9,7 @@ use clap::Args;
 use super::arguments::Suggesting;
 use super::fit;
 use super::output::{Failure, fail, print_made};
+use super::spared;
 use audit::formats::{self, ReportFormat};
 use audit::policy::Policy;
 use audit::{Command, Report, Verdict};
@@ -35,24 +36,28 @@ pub(super) struct ReportArguments {
 
     /// A policy (TOML): the severities of checks, limits, required signatures
     #[arg(long, value_name = "FILE", value_parser = policy)]
-    policy: Option<Result<Policy, Refusal>>,
+    policy: Option<NamedPolicy>,
 
     /// Fail on warnings too
     #[arg(long)]
     strict: bool,
 }
 
+/// A policy, or why it cannot be read, and its file.
+type NamedPolicy = (PathBuf, Result<Policy, Refusal>);
+
 /// Reads a policy. One that cannot be read is no wrong argument: the report says why nothing was done.
-fn policy(path: &str) -> Result<Result<Policy, Refusal>, Infallible> {
+fn policy(path: &str) -> Result<NamedPolicy, Infallible> {
     let parsed = policy_text(Path::new(path))
         .and_then(|text| Policy::parse(&text).map_err(|error| Refusal::from(&error)));
-    Ok(match parsed {
+    let parsed = match parsed {
         Ok(mut policy) => {
             policy.in_folder(folder_of(Path::new(path)));
             Ok(policy)
         }
         Err(refusal) => Err(refusal.within(format_args!("the policy {path}"))),
-    })
+    };
+    Ok((PathBuf::from(path), parsed))
 }
 
 fn policy_text(path: &Path) -> Result<String, Refusal> {
@@ -127,15 +132,16 @@ impl Output {
 
 impl ReportArguments {
     /// Writes the report that a command made, or that it could not run; returns the exit code as a failure if the
-    /// report does not pass.
+    /// report does not pass. `read` are the files that the command reads, as far as its arguments name them.
     pub(super) fn finish(
         &self,
         command: Command,
         subject: &dyn Display,
+        read: &[PathBuf],
         made: impl FnOnce() -> Result<Report, Failure>,
     ) -> Result<(), Failure> {
         let made = || Ok((made()?, ()));
-        self.finish_beside(command, subject, made, print_made)
+        self.finish_beside(command, subject, read, made, print_made)
     }
 
     /// The same for a command that makes more than a report, and gives it if the report passes. What goes to stdout
@@ -146,10 +152,11 @@ impl ReportArguments {
         &self,
         command: Command,
         subject: &dyn Display,
+        read: &[PathBuf],
         made: impl FnOnce() -> Result<(Report, T), Failure>,
         other: fn(&str) -> Result<(), Failure>,
     ) -> Result<T, Failure> {
-        self.check()?;
+        self.check(read)?;
         let (report, made) = match self.made_beside(made) {
             Ok((report, made)) => (report, Ok(made)),
             Err(failure) => match failure.refusal() {
@@ -213,15 +220,43 @@ impl ReportArguments {
         Ok(report)
     }
 
-    /// The policy, if there is one.
-    pub(super) fn policy(&self) -> Result<Option<&Policy>, Failure> {
-        let policy = self.policy.as_ref().map(Result::as_ref).transpose();
-        policy.map_err(|refusal| Failure::Tool(refusal.clone()))
+    /// Checks that an output is not written over what a command reads, the policy included. `option` is how it was named.
+    ///
+    /// # Errors
+    /// It would be.
+    pub(super) fn spare(
+        &self,
+        option: &str,
+        output: &Path,
+        read: &[PathBuf],
+    ) -> Result<(), Failure> {
+        let policy = self.policy.iter().map(|(path, _)| path.clone());
+        let read: Vec<PathBuf> = read.iter().cloned().chain(policy).collect();
+        spared::check(option, output, &read)
     }
 
-    /// Checks that no two outputs go to the same place.
-    fn check(&self) -> Result<(), Failure> {
+    /// The files that reports go to.
+    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.outputs
+            .iter()
+            .filter_map(|output| output.file.as_ref())
+    }
+
+    /// The policy, if there is one.
+    pub(super) fn policy(&self) -> Result<Option<&Policy>, Failure> {
+        let policy = self.policy.as_ref().map(|(_, policy)| policy.as_ref());
+        policy
+            .transpose()
+            .map_err(|refusal| Failure::Tool(refusal.clone()))
+    }
+
+    /// Checks that no two outputs go to the same place, and none to where something is read.
+    fn check(&self, read: &[PathBuf]) -> Result<(), Failure> {
         for (at, output) in self.outputs.iter().enumerate() {
+            if let Some(file) = &output.file {
+                let option = format!("--format {}={}", output.format.name(), file.display());
+                self.spare(&option, file, read)?;
+            }
             let same = |other: &&Output| other.file == output.file;
             if self.outputs.iter().take(at).any(|other| same(&other)) {
                 return Err(Failure::tool(match &output.file {

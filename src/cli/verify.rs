@@ -81,13 +81,24 @@ enum Allow {
     Step,
 }
 
+impl Arguments {
+    /// The files that it reads, as far as they are named.
+    fn read(&self) -> Vec<PathBuf> {
+        let named = [&self.signature, &self.attestation, &self.key];
+        let read = self.recomputation.read();
+        read.into_iter()
+            .chain(named.into_iter().flatten().cloned())
+            .collect()
+    }
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Recomputation {
         model,
         report: outputs,
         ..
     } = &arguments.recomputation;
-    outputs.finish(Command::Verify, model, || {
+    outputs.finish(Command::Verify, model, &arguments.read(), || {
         let caller = Caller::terminal(Work::Reads, arguments.recomputation.quiet)?;
         report(arguments, &caller)
     })

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::EvalError;
-use crate::scores::{ItemScore, Scores, TaskScores};
+use crate::scores::{ItemScore, MetricName, Scores, TaskScores};
 use crate::split::Digest;
 use crate::statistics::{Interval, bootstrap, mcnemar};
 use crate::task::Kind;
@@ -27,9 +27,11 @@ pub struct TaskComparison {
     pub task: String,
     /// What its items ask for.
     pub kind: Kind,
+    /// What is compared; of texts, the mean negative log-likelihood of a token stands for their perplexity.
+    pub metric: MetricName,
     /// How many items both were scored on: all of the task.
     pub items: usize,
-    /// The baseline's accuracy; of texts, its mean negative log-likelihood of a token, in nats.
+    /// The baseline's accuracy, by that metric; of texts, its mean negative log-likelihood of a token, in nats.
     pub before: f64,
     /// The same of the model.
     pub now: f64,
@@ -50,11 +52,12 @@ pub struct TaskComparison {
 }
 
 impl Scores {
-    /// Compares with a baseline, item by item.
+    /// Compares with a baseline, item by item; items with choices by accuracy, or where `normalised` by log-likelihoods that
+    /// are divided by the length of each choice.
     ///
     /// # Errors
     /// The baseline has no score of one of the items.
-    pub fn compare(&self, baseline: &Scores) -> Result<Comparison, EvalError> {
+    pub fn compare(&self, baseline: &Scores, normalised: bool) -> Result<Comparison, EvalError> {
         let tasks = self.tasks.iter().map(|task| {
             let before = baseline
                 .tasks
@@ -68,7 +71,7 @@ impl Scores {
                 let why = Refusal::new(why).with_hint("score the baseline on the same files");
                 return Err(why.into());
             };
-            compare(task, &paired(task, before, &baseline.model)?)
+            compare(task, &paired(task, before, &baseline.model)?, normalised)
         });
         Ok(Comparison {
             baseline: baseline.model.clone(),
@@ -105,7 +108,16 @@ fn paired<'b>(
     Ok(pairs.into_iter().flatten().collect())
 }
 
-fn compare(task: &TaskScores, before: &[&ItemScore]) -> Result<TaskComparison, EvalError> {
+fn compare(
+    task: &TaskScores,
+    before: &[&ItemScore],
+    normalised: bool,
+) -> Result<TaskComparison, EvalError> {
+    let metric = match task.kind {
+        Kind::Text => MetricName::Perplexity,
+        Kind::Choices if normalised => MetricName::AccuracyNormalised,
+        Kind::Answer | Kind::Choices => MetricName::Accuracy,
+    };
     let count = task.items.len() as f64;
     let seed = task.items.len() as u64;
     let pairs = || before.iter().copied().zip(&task.items);
@@ -115,6 +127,7 @@ fn compare(task: &TaskScores, before: &[&ItemScore]) -> Result<TaskComparison, E
     let mut compared = TaskComparison {
         task: task.task.clone(),
         kind: task.kind,
+        metric,
         items: task.items.len(),
         before: 0.0,
         now: 0.0,
@@ -151,7 +164,10 @@ fn compare(task: &TaskScores, before: &[&ItemScore]) -> Result<TaskComparison, E
         compared.interval = bootstrap(&rows, seed, |[before, now, tokens]| (now - before) / tokens);
         return Ok(compared);
     }
-    let is_right = |item: &ItemScore| item.correct == Some(true);
+    let is_right = |item: &ItemScore| match metric {
+        MetricName::AccuracyNormalised => item.correct_normalised == Some(true),
+        _ => item.correct == Some(true),
+    };
     let rows: Vec<[f64; 1]> = pairs()
         .map(|(before, now)| {
             let lost = i8::from(is_right(before)) - i8::from(is_right(now));
@@ -206,6 +222,33 @@ mod tests {
         }
     }
 
+    /// Choices are compared by what is asked for: here each model has by one metric what it has not by the other.
+    #[test]
+    fn choices_are_compared_by_the_metric() {
+        let scored = |model: &str, right: [bool; 2]| {
+            let mut scores = scores(
+                model,
+                Kind::Choices,
+                &[("a", right[0], -1.0), ("b", right[0], -1.0)],
+            );
+            for item in &mut scores.tasks[0].items {
+                item.correct_normalised = Some(right[1]);
+            }
+            scores
+        };
+        let (before, now) = (
+            scored("before", [true, false]),
+            scored("now", [false, true]),
+        );
+        let drop = |normalised: bool| {
+            let compared = now.compare(&before, normalised).unwrap();
+            let task = &compared.tasks[0];
+            (task.metric, task.drop, task.lost, task.won)
+        };
+        assert_eq!(drop(false), (MetricName::Accuracy, 1.0, 2, 0));
+        assert_eq!(drop(true), (MetricName::AccuracyNormalised, -1.0, 0, 2));
+    }
+
     #[test]
     fn verdicts_are_compared_item_by_item_whatever_their_order() {
         let before = [
@@ -226,7 +269,7 @@ mod tests {
             scores("x", Kind::Answer, &before),
             scores("y", Kind::Answer, &now),
         );
-        let compared = now.compare(&before).unwrap();
+        let compared = now.compare(&before, false).unwrap();
         assert_eq!(compared.baseline, "x");
         let task = &compared.tasks[0];
         assert_eq!((task.lost, task.won, task.items), (2, 1, 5));
@@ -235,7 +278,9 @@ mod tests {
         assert_eq!(task.p_value, Some(1.0));
         assert!((task.log_likelihood + 1.0 / 5.0).abs() < 1e-12, "{task:?}");
         assert!(task.interval.low <= task.drop && task.drop <= task.interval.high);
-        let same = now.compare(&now).unwrap();
+        // Answers have no choices: they are compared as before.
+        assert_eq!(now.compare(&before, true).unwrap(), compared);
+        let same = now.compare(&now, false).unwrap();
         assert_eq!(
             same.tasks[0].interval,
             Interval {
@@ -249,7 +294,7 @@ mod tests {
     fn texts_are_compared_by_nats_a_token() {
         let before = scores("x", Kind::Text, &[("a", false, -2.0), ("b", false, -4.0)]);
         let now = scores("y", Kind::Text, &[("a", false, -3.0), ("b", false, -5.0)]);
-        let task = &now.compare(&before).unwrap().tasks[0];
+        let task = &now.compare(&before, false).unwrap().tasks[0];
         assert_eq!((task.before, task.now, task.drop), (1.5, 2.0, 0.5));
         assert_eq!(
             task.interval,
@@ -265,14 +310,14 @@ mod tests {
     fn other_items_are_refused() {
         let before = scores("x", Kind::Answer, &[("a", true, -1.0)]);
         let twice = scores("y", Kind::Answer, &[("a", true, -1.0), ("a", true, -1.0)]);
-        let error = errors::in_one_line(&twice.compare(&before).unwrap_err());
+        let error = errors::in_one_line(&twice.compare(&before, false).unwrap_err());
         assert!(
             error.contains("`x` was not scored on 1 of 2 items; hint: score it"),
             "{error}"
         );
         let mut other = before.clone();
         other.tasks[0].task = "u".into();
-        let error = errors::in_one_line(&other.compare(&before).unwrap_err());
+        let error = errors::in_one_line(&other.compare(&before, false).unwrap_err());
         assert!(error.contains("`x` was not scored on task `u`"), "{error}");
     }
 }

@@ -173,6 +173,11 @@ impl Prepared {
             .collect()
     }
 
+    /// How many different items are run.
+    pub fn distinct(&self) -> usize {
+        self.items.len()
+    }
+
     /// How many items are scored.
     pub fn items(&self) -> usize {
         self.tasks.iter().map(|task| task.items.len()).sum()

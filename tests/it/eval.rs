@@ -53,18 +53,149 @@ fn accuracy(report: &Value) -> f64 {
         .unwrap()
 }
 
+/// Neither reports nor results of items are written over what a command reads, or over a file of a model.
 #[test]
-fn results_of_items_are_not_written_over_what_is_read() {
+fn reports_are_not_written_over_what_is_read() {
     let bench = bench();
-    let kept = |file: &str| fs::read(bench.path(file)).unwrap();
-    for file in ["sums.jsonl", "./sums.jsonl", "family/add/config.json"] {
-        let before = kept(file);
-        let words = ["family/add", "--tasks", "sums.jsonl", "--items", file];
-        let (code, _, stderr) = eval(&bench, &words);
-        assert_eq!(code, Some(2), "{file}");
-        assert!(stderr.contains("this is read as an input"), "{stderr}");
-        assert_eq!(kept(file), before, "{file}");
+    for model in ["add", "base"] {
+        let to = bench.path("models").join(model);
+        fs::create_dir_all(&to).unwrap();
+        for file in fs::read_dir(bench.path("family").join(model)).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
     }
+    bench.file("policy.toml", "[eval]\nmax_drop = 0.5\n");
+    bench.file(
+        "recipe.yml",
+        "merge_method: linear\nmodels: [{model: models/add, parameters: {weight: 1}}]\n",
+    );
+    symlink("models/add/config.json", bench.path("link.json")).unwrap();
+    let kept = |file: &str| fs::read(bench.path(file)).unwrap();
+    let targets = [
+        "sums.jsonl",
+        "./sums.jsonl",
+        "policy.toml",
+        "recipe.yml",
+        "link.json",
+        "models/add/config.json",
+        "models/base/tokenizer.json",
+        "models/base/model.safetensors",
+    ];
+    let eval = [
+        "eval",
+        "recipe.yml",
+        "--tasks",
+        "sums.jsonl",
+        "--policy",
+        "policy.toml",
+    ];
+    for file in targets {
+        let before = kept(file);
+        let json = format!("json={file}");
+        let of_model = file.starts_with("models");
+        let mut commands = vec![
+            [&eval[..], &["--items", file]].concat(),
+            [&eval[..], &["--format", &json]].concat(),
+        ];
+        if of_model || file == "policy.toml" || file == "link.json" {
+            let policy = ["--policy", "policy.toml", "--format", &json];
+            commands.push([&["check", "models/add"], &policy[..]].concat());
+            commands.push([&["diff", "models/add", "models/base"], &policy[..]].concat());
+            commands.push([&["verify", "models/add"], &policy[..]].concat());
+            let analyse = ["analyse", "models/add", "--base", "models/base"];
+            commands.push([&analyse[..], &policy].concat());
+        }
+        for command in commands {
+            let outcome = bench.weld(&command);
+            assert_eq!(outcome.code, Some(2), "{command:?}: {}", outcome.stderr);
+            let text = outcome
+                .stderr
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ");
+            assert!(
+                text.contains("this is read as an input")
+                    || text.contains("this is a file of a model"),
+                "{command:?}: {text}"
+            );
+            assert_eq!(kept(file), before, "{command:?}");
+        }
+    }
+    // Other files may be written again and again, beside a model too.
+    for _ in 0..2 {
+        let words = [
+            "check",
+            "models/add",
+            "--format",
+            "json=models/add/report.json",
+        ];
+        assert_eq!(bench.weld(&words).code, Some(0));
+        let items = [
+            "eval",
+            "models/add",
+            "--tasks",
+            "sums.jsonl",
+            "--items",
+            "items.jsonl",
+        ];
+        assert_eq!(bench.weld(&items).code, Some(0));
+    }
+    let same = [
+        "eval",
+        "models/add",
+        "--tasks",
+        "sums.jsonl",
+        "--items",
+        "x",
+        "--format",
+        "json=x",
+    ];
+    let outcome = bench.weld(&same);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    assert!(!bench.path("x").exists());
+}
+
+/// A gate on choices may be by length: of these choices the base has by one metric what it has not by the other.
+#[test]
+fn a_gate_names_its_metric() {
+    let bench = bench();
+    let words = [
+        "family/base",
+        "--tasks",
+        "choices.jsonl",
+        "--baseline",
+        "family/add",
+    ];
+    let metric = |more: &[&str]| {
+        let outcome = eval(&bench, &[&words[..], more, &["--format", "json"]].concat());
+        let report: Value = serde_json::from_str(&outcome.1).unwrap();
+        report["details"]["comparison"]["tasks"][0]["metric"].clone()
+    };
+    assert_eq!(metric(&[]), "accuracy");
+    assert_eq!(
+        metric(&["--compare-by", "accuracy_normalised"]),
+        "accuracy_normalised"
+    );
+    bench.file("policy.toml", "[eval]\nmetric = \"accuracy_normalised\"\n");
+    let policy = ["--policy", "policy.toml"];
+    assert_eq!(metric(&policy), "accuracy_normalised");
+    let command_line = [&policy[..], &["--compare-by", "accuracy"]].concat();
+    assert_eq!(metric(&command_line), "accuracy");
+    let (code, _, stderr) = eval(
+        &bench,
+        &[
+            "family/base",
+            "--tasks",
+            "sums.jsonl",
+            "--baseline",
+            "family/add",
+            "--compare-by",
+            "accuracy_normalised",
+        ],
+    );
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("no task has choices"), "{stderr}");
 }
 
 #[test]

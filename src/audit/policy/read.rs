@@ -36,7 +36,16 @@ struct Document {
 struct Eval {
     #[serde(deserialize_with = "norm")]
     max_drop: Option<f64>,
+    metric: Option<ChoiceMetric>,
     tasks: Vec<Task>,
+}
+
+/// What choices are compared by.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+enum ChoiceMetric {
+    Accuracy,
+    AccuracyNormalised,
 }
 
 #[derive(Deserialize)]
@@ -215,6 +224,9 @@ impl Lines<'_> {
         let task = |task: Task| Ok((self.pattern(&task.r#match)?, task.max_drop));
         Ok(EvalPolicy {
             all: eval.max_drop,
+            normalised: eval
+                .metric
+                .map(|metric| metric == ChoiceMetric::AccuracyNormalised),
             tasks: eval.tasks.into_iter().map(task).collect::<Result<_, _>>()?,
         })
     }

@@ -56,6 +56,10 @@ fn what_is_not_known_is_an_error_with_its_line() {
     check("[[diff.roles]]\nmax_steps = 1", &["line 1: ", "`match`"]);
     check("[[diff.roles]]\nmatch = \"[\"", &["line 2: "]);
     check("[eval]\nmax_drop = -0.1", &["line 2: ", "0 or more"]);
+    check(
+        "[eval]\nmetric = \"perplexity\"",
+        &["line 2: ", "`accuracy_normalised`"],
+    );
     check("[eval]\nmax_dorp = 0.1", &["line 2: ", "`max_drop`"]);
     check("[[eval.tasks]]\nmatch = \"a\"", &["line 1: ", "`max_drop`"]);
     check("[verify]\nallow = \"steps\"", &["line 2: ", "\"step\""]);
@@ -186,11 +190,12 @@ fn what_the_command_made_milder_stays_so_and_what_is_needed_stays_needed() {
 
 #[test]
 fn the_last_pattern_that_matches_a_task_bounds_it() {
-    let text = "[eval]\nmax_drop = 0.01\n[[eval.tasks]]\nmatch = \"arc*\"\nmax_drop = 0.02\n\
+    let text = "[eval]\nmax_drop = 0.01\nmetric = \"accuracy_normalised\"\n[[eval.tasks]]\nmatch = \"arc*\"\nmax_drop = 0.02\n\
                 [[eval.tasks]]\nmatch = \"*easy\"\nmax_drop = 0\n";
     let policy = Policy::parse(text).unwrap().eval;
     for (task, bound) in [("gsm8k", 0.01), ("arc", 0.02), ("arc_easy", 0.0)] {
         assert_eq!(policy.max_drop(task), Some(bound), "{task}");
     }
+    assert_eq!(policy.normalised, Some(true));
     assert!(Policy::parse("").unwrap().eval.is_empty());
 }

@@ -134,6 +134,7 @@ def eval(
     items: Value | None = None,
     baseline: Value | None = None,
     max_drop: Value | None = None,
+    compare_by: Value | None = None,
     set: Value | Sequence[Value] | Mapping[str, Path] | None = None,
     merge_seed: Value | None = None,
     offline: bool = False,
