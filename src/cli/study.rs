@@ -235,8 +235,11 @@ impl Format {
             Format::Markdown => printable_lines(&study::markdown(report)),
             Format::Csv => study::csv(report),
             Format::Json => printable_json(&format!("{:#}", study::json(report))),
-            Format::Html => study::html(report)
-                .map_err(|error| Failure::tool(format!("cannot write the page: {error}")))?,
+            Format::Html => {
+                let page = study::html(report);
+                let cannot = |error| Failure::tool(format!("cannot write the page: {error}"));
+                printable_lines(&page.map_err(cannot)?)
+            }
         })
     }
 }
@@ -254,7 +257,10 @@ fn merge_best(arguments: &BestArguments, caller: &Caller) -> Result<Value, Failu
     caller.say(&format!("merging by {}", printable(&chosen.name)));
     let recipe = recipe::parse_with_registry(&chosen.name, &chosen.text)?;
     let locator = arguments.means.locator(Some(&chosen.folder), caller)?;
-    let options = arguments.means.options();
+    let options = Options {
+        seed: chosen.seed,
+        ..arguments.means.options()
+    };
     let plan = plan::plan(&recipe, &chosen.name, &locator, &options);
     let plan = plan.map_err(|error| caller.failure(error.into()))?;
     let threads = options.settings.threads;

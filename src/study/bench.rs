@@ -65,8 +65,8 @@ impl Models {
         }
     }
 
-    /// Plans a merge; the recipe's file is where relative paths of models begin.
-    pub(crate) fn plan(&self, file: &Path, text: &str) -> Result<Plan, StudyError> {
+    /// Plans a merge whose random masks have this seed; the recipe's file is where relative paths of models begin.
+    pub(crate) fn plan(&self, file: &Path, text: &str, seed: u64) -> Result<Plan, StudyError> {
         let name = file.display().to_string();
         let recipe = recipe::parse_with_registry(&name, text)?;
         let kept = Kept {
@@ -76,7 +76,11 @@ impl Models {
             },
             open: &self.open,
         };
-        Ok(plan::plan(&recipe, &name, &kept, &self.means.options)?)
+        let options = plan::Options {
+            seed,
+            ..self.means.options.clone()
+        };
+        Ok(plan::plan(&recipe, &name, &kept, &options)?)
     }
 
     /// The parts of the models that a plan reads, with their digests; tensors in a state of `before` are not read.
@@ -143,9 +147,9 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Plans a merge; the recipe's file is where relative paths of models begin.
-    pub(crate) fn plan(&self, file: &Path, text: &str) -> Result<Plan, StudyError> {
-        self.models.plan(file, text)
+    /// Plans a merge whose random masks have this seed; the recipe's file is where relative paths of models begin.
+    pub(crate) fn plan(&self, file: &Path, text: &str, seed: u64) -> Result<Plan, StudyError> {
+        self.models.plan(file, text, seed)
     }
 
     /// Merges in memory.

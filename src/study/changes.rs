@@ -5,6 +5,7 @@ use super::error::StudyError;
 use super::folder::{Folder, SearchSettings, Settings};
 use super::inputs::{MadeWith, changed, changed_beside_models};
 use super::search::Listener;
+use super::space::SEED;
 use recipe::Assignment;
 
 /// Notes for the readers of a report. Tensors are read only where their files were written to since, so that a report
@@ -44,11 +45,12 @@ fn of_models(
 ) -> Result<Vec<String>, StudyError> {
     let middle = vec![0.5; search.space.dimensions().len()];
     let values = search.space.values(&middle).into_iter();
+    let values = values.filter(|(path, _)| path != SEED);
     let assignments = values.filter_map(|(path, value)| Assignment::new(&path, &value).ok());
     let assignments: Vec<Assignment> = assignments.collect();
     let name = search.file.display().to_string();
     let text = recipe::assign(&name, &search.recipe, &assignments)?;
-    let plan = models.plan(&search.file, &text)?;
+    let plan = models.plan(&search.file, &text, search.seed)?;
     let inputs = models.inputs(&plan, &settings.models, listener)?;
     Ok(changed(&settings.models, &inputs))
 }

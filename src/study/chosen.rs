@@ -8,6 +8,7 @@ use super::folder::{Folder, Record, Settings};
 use super::inputs::{Inputs, MadeWith, changed, changed_beside_models, key};
 use super::report::Report;
 use super::search::Listener;
+use super::space::SEED;
 use super::trial::Trial;
 use super::values::yaml;
 use errors::{About, Refusal};
@@ -23,6 +24,8 @@ pub struct Chosen {
     pub text: String,
     /// Where relative paths of its models begin.
     pub folder: PathBuf,
+    /// The seed of its random masks.
+    pub seed: u64,
     /// How it was found: sentences for the model card.
     pub found: String,
     /// The key of the trial: the digest of all that its scores depend on.
@@ -99,14 +102,17 @@ impl Chosen {
             Assignment::new(path, &yaml(value))
                 .map_err(|why| StudyError::from(Refusal::new(format!("{name}: {path}: {why}"))))
         };
+        let seed = trial.values.get(SEED).and_then(serde_json::Value::as_u64);
         let assignments: Vec<Assignment> = trial
             .values
             .iter()
+            .filter(|(path, _)| *path != SEED)
             .map(assignment)
             .collect::<Result<_, _>>()?;
         Ok(Chosen {
             text: recipe::assign(&name, &search.recipe, &assignments)?,
             folder: search.file.parent().map(Path::to_owned).unwrap_or_default(),
+            seed: seed.unwrap_or(search.seed),
             found: found(settings, record, trial),
             key: trial.key.clone(),
             name,

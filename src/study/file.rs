@@ -4,15 +4,18 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::space::{Domain, Parameter, Space};
+use super::space::{Domain, Parameter, SEED, Space};
 use super::strategy::Strategy;
 use super::trial::Objective;
+use errors::printable;
 use recipe::{
     Assignment, Entry, Node, Position, Problem, ProblemKind, RecipeError, Value, nearest,
 };
 
 /// The most trials of a search.
 pub(crate) const MAX_TRIALS: usize = 1_000_000;
+/// The longest name of a search.
+const MAX_NAME_BYTES: usize = 100;
 /// The most coordinates of a search's points.
 pub(crate) const MAX_DIMENSIONS: usize = 512;
 
@@ -56,6 +59,8 @@ pub struct Search {
     pub set: Vec<Assignment>,
     /// What is searched.
     pub space: Space,
+    /// The seed of random masks, where it is not searched.
+    pub seed: u64,
     /// Its position.
     pub at: Position,
 }
@@ -314,15 +319,18 @@ impl Reader {
             .file_stem()
             .map(|stem| stem.to_string_lossy().into_owned());
         let name = name.map(|(name, _)| name).or(stem).unwrap_or_default();
-        if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+        // Files of the study's folder have its name.
+        let is_plain = !name.contains('/') && !name.starts_with('.') && printable(&name) == name;
+        if name.is_empty() || name.len() > MAX_NAME_BYTES || !is_plain {
+            let shown: String = name.chars().take(60).collect();
             self.refuse_at(
                 name_at,
-                &format!("`{name}` cannot name a search"),
-                "letters, digits, `-` and `_` can",
+                &format!("`{shown}` cannot name a search"),
+                "letters, digits, `-` and `_` can, up to 100",
             );
             return None;
         }
-        let set = set.map(|set| self.set(set)).unwrap_or_default();
+        let (set, seed) = set.map(|set| self.set(set)).unwrap_or_default();
         let space_at = space.map_or(node.at, |space| space.at);
         let space = Space {
             parameters: space.map(|space| self.space(space)).unwrap_or_default(),
@@ -332,18 +340,19 @@ impl Reader {
             self.refuse_at(space_at, &message, "search fewer at a time");
             return None;
         }
-        self.check_overlaps(&space, &set);
+        self.check_overlaps(&space, &set, seed.is_some());
         Some(Search {
             name,
             recipe,
             set,
             space,
+            seed: seed.unwrap_or(0),
             at: node.at,
         })
     }
 
     /// Refuses values of which one is a part of another, or is set beside the search.
-    fn check_overlaps(&mut self, space: &Space, set: &[Assignment]) {
+    fn check_overlaps(&mut self, space: &Space, set: &[Assignment], has_seed: bool) {
         let mut known: Vec<(&str, Assignment)> = Vec::new();
         for parameter in &space.parameters {
             for path in &parameter.paths {
@@ -365,23 +374,32 @@ impl Reader {
                     let message = format!("`{path}` is searched, and `set` has `{}`", set.path());
                     self.refuse_at(at, &message, "keep one of the two");
                 }
+                if has_seed && path == SEED {
+                    let message = format!("`{SEED}` is searched, and `set` has it too");
+                    self.refuse_at(at, &message, "keep one of the two");
+                }
                 known.push((path, assignment));
             }
         }
     }
 
-    fn set(&mut self, node: &Node) -> Vec<Assignment> {
-        let entries = self.mapping(node, "`set`").unwrap_or_default();
-        let assignment =
-            |entry: &Entry| match Assignment::new(&entry.key, &entry.node.value.in_one_line()) {
-                Ok(assignment) => Some(assignment.of_file()),
+    /// The values of all trials, and the seed of their random masks if there is one.
+    fn set(&mut self, node: &Node) -> (Vec<Assignment>, Option<u64>) {
+        let (mut set, mut seed) = (Vec::new(), None);
+        for entry in self.mapping(node, "`set`").unwrap_or_default() {
+            if entry.key == SEED {
+                seed = self.whole(&entry.node, SEED, 0, i64::MAX as u64);
+                continue;
+            }
+            match Assignment::new(&entry.key, &entry.node.value.in_one_line()) {
+                Ok(assignment) => set.push(assignment.of_file()),
                 Err(why) => {
                     self.problems
-                        .push(Problem::new(ProblemKind::Invalid, entry.key_at, why));
-                    None
+                        .push(Problem::new(ProblemKind::Invalid, entry.key_at, why))
                 }
-            };
-        entries.iter().filter_map(assignment).collect()
+            }
+        }
+        (set, seed)
     }
 
     fn space(&mut self, node: &Node) -> Vec<Parameter> {
@@ -474,6 +492,16 @@ impl Reader {
         };
         if let (Some(total), false) = (get("total"), kind == "simplex") {
             self.refuse(total, "`total` is of a simplex", "remove it");
+        }
+        let is_seed = |value: &Value| matches!(value, Value::Int(0..));
+        let are_seeds = match &domain {
+            Domain::Grid(values) | Domain::Choice(values) => values.iter().all(is_seed),
+            _ => false,
+        };
+        if paths.iter().any(|path| path == SEED) && (!are_seeds || get("layers").is_some()) {
+            let message = format!("expected a `grid` or `choice` of whole numbers for `{SEED}`");
+            self.refuse(&entry.node, &message, "as in `{choice: [0, 1, 2]}`");
+            return None;
         }
         for path in &paths {
             if let Err(why) = Assignment::new(path, "0") {

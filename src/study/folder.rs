@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use super::journal::{End, Journal, sync_folder};
 use super::space::{Domain, Space};
 use super::strategy::Strategy;
 use super::trial::{Objective, Reference, Tested, Trial};
-use checkpoint::open_no_link;
+use checkpoint::{CheckpointError, open_no_link};
 use errors::{About, Refusal};
 use eval::{Split, Tasks};
 
@@ -75,6 +75,8 @@ pub struct SearchSettings {
     pub recipe: String,
     /// What is searched.
     pub space: Space,
+    /// The seed of random masks, where it is not searched.
+    pub seed: u64,
     /// The recipe's file; relative paths of models begin in its folder.
     pub file: PathBuf,
     /// The digest of that file.
@@ -147,6 +149,7 @@ impl Settings {
             name: search.name.clone(),
             recipe: recipe.clone(),
             space: search.space.clone(),
+            seed: search.seed,
             file: absolute(&study.located(&search.recipe)),
             digest: digest(in_file),
         };
@@ -224,7 +227,8 @@ impl Settings {
 /// Whether searches are the same, wherever their recipes lie.
 fn same_searches(a: &[SearchSettings], b: &[SearchSettings]) -> bool {
     let same = |(a, b): (&SearchSettings, &SearchSettings)| {
-        (&a.name, &a.recipe) == (&b.name, &b.recipe) && a.space.in_words() == b.space.in_words()
+        (&a.name, &a.recipe, a.seed) == (&b.name, &b.recipe, b.seed)
+            && a.space.in_words() == b.space.in_words()
     };
     a.len() == b.len() && a.iter().zip(b).all(same)
 }
@@ -302,7 +306,7 @@ pub struct Folder {
 /// The lock of a folder, until it is dropped.
 pub(crate) struct Locked<'f> {
     folder: &'f Folder,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 /// A trial that this process makes, until it is dropped.
@@ -437,7 +441,15 @@ impl Folder {
     /// A file cannot be read, or a line is no record.
     pub fn record(&self) -> Result<Record, StudyError> {
         let mut record = Record::default();
-        self.lock()?.update(&mut record)?;
+        let locked = match self.lock() {
+            // A folder that may only be read has no writers that could be waited for.
+            Err(StudyError::Checkpoint(error)) if is_read_only(&error) => Locked {
+                folder: self,
+                _lock: None,
+            },
+            locked => locked?,
+        };
+        locked.update(&mut record)?;
         Ok(record)
     }
 
@@ -454,7 +466,7 @@ impl Folder {
                 Ok(()) => {
                     return Ok(Locked {
                         folder: self,
-                        _lock: file,
+                        _lock: Some(file),
                     });
                 }
                 Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_PATIENCE => {
@@ -474,6 +486,11 @@ impl Folder {
             }
         }
     }
+}
+
+fn is_read_only(error: &CheckpointError) -> bool {
+    let kinds = [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem];
+    matches!(error, CheckpointError::Io { source, .. } if kinds.contains(&source.kind()))
 }
 
 fn read_settings(path: &Path) -> Result<Settings, StudyError> {

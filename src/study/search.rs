@@ -11,7 +11,7 @@ use super::error::StudyError;
 use super::file::{MAX_TRIALS, Search, Study};
 use super::folder::{Claim, Folder, Locked, Record, Settings, TaskSettings};
 use super::inputs::{Input, MadeWith, key};
-use super::space::{Domain, Parameter};
+use super::space::{Domain, Parameter, SEED};
 use super::strategy::{Proposal, Seen, Strategy};
 use super::trial::{Reference, Status, TaskResult, Tested, Trial, results, score};
 use super::values::json;
@@ -106,7 +106,12 @@ pub fn run(
         // What is wrong with the recipe, its models or the space shows before anything is computed.
         prepared.check_space(study)?;
         let middle = vec![0.5; search.space.dimensions().len()];
-        let plan = bench.plan(&prepared.file, &prepared.recipe(study, &middle)?.0)?;
+        let (text, _, seed) = prepared.recipe(study, &middle)?;
+        let name = prepared.file.display().to_string();
+        for warning in recipe::parse_with_registry(&name, &text)?.warnings {
+            listener.hear(&Event::Note(format!("{name}: {}", warning.message)));
+        }
+        let plan = bench.plan(&prepared.file, &text, seed)?;
         for input in bench.inputs(&plan)? {
             if !models.contains(&input) {
                 models.push(input);
@@ -170,29 +175,34 @@ fn of_study(
 }
 
 impl Prepared<'_> {
-    /// The recipe at a point, and the values that stand for it.
+    /// The recipe at a point, the values that stand for it, and the seed of its random masks.
     fn recipe(
         &self,
         study: &Study,
         point: &[f64],
-    ) -> Result<(String, Map<String, Json>), StudyError> {
+    ) -> Result<(String, Map<String, Json>, u64), StudyError> {
         let mut text = self.text.clone();
+        let mut seed = self.search.seed;
         let mut values = Map::new();
         let name = self.file.display().to_string();
         for (parameter, share) in self.search.space.shares() {
             for (path, value) in parameter.values_at(&point[share]) {
+                let read = recipe::read_yaml(&value).unwrap_or_default();
+                let read = read.first().map_or(Json::Null, |node| json(&node.value));
+                values.insert(path.clone(), read.clone());
+                if path == SEED {
+                    seed = read.as_u64().unwrap_or(seed);
+                    continue;
+                }
                 let assignment = Assignment::new(&path, &value).map_err(|why| {
                     let message = format!("cannot set `{path}` to `{value}`: {why}");
                     study.error(Problem::new(ProblemKind::Invalid, parameter.at, message))
                 })?;
                 text = recipe::assign(&name, &text, &[assignment.of_file()])
                     .map_err(|error| of_study(study, parameter.at, &path, &error))?;
-                let read = recipe::read_yaml(&value).unwrap_or_default();
-                let read = read.first().map_or(Json::Null, |node| json(&node.value));
-                values.insert(path, read);
             }
         }
-        Ok((text, values))
+        Ok((text, values, seed))
     }
 
     /// The parameter without which a recipe that is refused would be taken, or which alone makes it one that is refused.
@@ -202,6 +212,7 @@ impl Prepared<'_> {
             let shares = self.search.space.shares().enumerate();
             let chosen = shares.filter(|(at, _)| with(*at));
             let values = chosen.flat_map(|(_, (one, share))| one.values_at(&point[share]));
+            let values = values.filter(|(path, _)| path != SEED);
             let assignments =
                 values.filter_map(|(path, value)| Assignment::new(&path, &value).ok());
             let assignments: Vec<Assignment> = assignments.collect();
@@ -226,7 +237,7 @@ impl Prepared<'_> {
         let middle = vec![0.5; space.count()];
         let name = self.file.display().to_string();
         let read = |point: &[f64]| -> Result<Result<(), RecipeError>, StudyError> {
-            let (text, _) = self.recipe(study, point)?;
+            let (text, ..) = self.recipe(study, point)?;
             Ok(recipe::parse_with_registry(&name, &text).map(drop))
         };
         if let Err(error) = read(&middle)? {
@@ -356,7 +367,7 @@ impl Work<'_> {
             let Some(claim) = locked.claim(&format!("{name}-{number}"))? else {
                 continue;
             };
-            let seen: Vec<Seen> = record.of_search(name).map(seen).collect();
+            let seen = seen(record.of_search(name));
             let dimensions = prepared.search.space.dimensions();
             match self
                 .study
@@ -381,7 +392,7 @@ impl Work<'_> {
     ) -> Result<Trial, StudyError> {
         let started = Instant::now();
         let name = prepared.search.name.as_str();
-        let (text, values) = prepared.recipe(self.study, &point)?;
+        let (text, values, seed) = prepared.recipe(self.study, &point)?;
         let mut trial = Trial {
             search: name.to_owned(),
             number,
@@ -397,17 +408,20 @@ impl Work<'_> {
             error: None,
             seconds: 0.0,
         };
-        let made = self.bench.plan(&prepared.file, &text).and_then(|plan| {
-            let inputs = self.bench.inputs(&plan)?;
-            trial.key = key(self.folder.settings(), &plan, &inputs)?;
-            match record.of_key(&trial.key) {
-                Some(earlier) => {
-                    copy(earlier, &mut trial);
-                    Ok(())
+        let made = self
+            .bench
+            .plan(&prepared.file, &text, seed)
+            .and_then(|plan| {
+                let inputs = self.bench.inputs(&plan)?;
+                trial.key = key(self.folder.settings(), &plan, &inputs)?;
+                match record.of_key(&trial.key) {
+                    Some(earlier) => {
+                        copy(earlier, &mut trial);
+                        Ok(())
+                    }
+                    None => self.score(&plan, &mut trial, record),
                 }
-                None => self.score(&plan, &mut trial, record),
-            }
-        });
+            });
         trial.seconds = (started.elapsed().as_secs_f64() * 1e4).round() / 1e4;
         match made {
             Ok(()) => Ok(trial),
@@ -539,8 +553,8 @@ impl Work<'_> {
             else {
                 continue;
             };
-            let (text, _) = prepared.recipe(self.study, &trial.point)?;
-            let plan = self.bench.plan(&prepared.file, &text)?;
+            let (text, _, seed) = prepared.recipe(self.study, &trial.point)?;
+            let plan = self.bench.plan(&prepared.file, &text, seed)?;
             let merged: Merged = self
                 .bench
                 .merge(&plan, &format!("{name} {}", trial.number))?;
@@ -565,16 +579,34 @@ impl Work<'_> {
     }
 }
 
-/// What a strategy sees of a trial.
-fn seen(trial: &Trial) -> Seen {
-    Seen {
-        number: trial.number,
-        point: trial.point.clone(),
-        score: match trial.status {
-            Status::Failed => f64::NEG_INFINITY,
-            Status::Complete | Status::Stopped => trial.score.unwrap_or(f64::NEG_INFINITY),
-        },
-    }
+/// What a strategy sees of trials. Those that were given up were scored on fewer items, so their scores cannot be compared
+/// with those of others: they come after all that went further, and among themselves in the order of their scores.
+fn seen<'r>(trials: impl Iterator<Item = &'r Trial> + Clone) -> Vec<Seen> {
+    let scores = trials.clone().filter_map(|trial| trial.score);
+    let (low, high) = scores.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), score| {
+        (low.min(score), high.max(score))
+    });
+    let step = (high - low).max(0.0) + 1.0;
+    let most = trials
+        .clone()
+        .map(|trial| trial.rungs.len())
+        .max()
+        .unwrap_or(0);
+    let score = |trial: &Trial| match (trial.status, trial.score) {
+        (Status::Complete, Some(score)) => score,
+        (Status::Stopped, Some(score)) => {
+            let missing = 1 + most.saturating_sub(trial.rungs.len());
+            score - step * missing as f64
+        }
+        _ => f64::NEG_INFINITY,
+    };
+    trials
+        .map(|trial| Seen {
+            number: trial.number,
+            point: trial.point.clone(),
+            score: score(trial),
+        })
+        .collect()
 }
 
 /// Gives a trial what an earlier one with the same key scored.
@@ -605,4 +637,45 @@ fn goes_on(trial: &Trial, record: &Record, factor: usize) -> bool {
         .filter(|&&score| score > trial.rungs[at])
         .count();
     scores.len() < BEFORE_HALVING || better < (scores.len() + 1).div_ceil(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(number: usize, status: Status, score: f64, rungs: &[f64]) -> Trial {
+        Trial {
+            search: "s".into(),
+            number,
+            status,
+            score: Some(score).filter(|_| status != Status::Failed),
+            standard_error: None,
+            values: Map::new(),
+            point: Vec::new(),
+            rungs: rungs.to_vec(),
+            tasks: Vec::new(),
+            key: String::new(),
+            same_as: None,
+            error: None,
+            seconds: 0.0,
+        }
+    }
+
+    /// A trial that had luck with the first few items comes after those that were scored on all.
+    #[test]
+    fn trials_that_were_given_up_come_after_those_that_went_further() {
+        let trials = [
+            trial(0, Status::Stopped, 0.9, &[0.9]),
+            trial(1, Status::Complete, 0.5, &[0.9, 0.6]),
+            trial(2, Status::Failed, 0.0, &[]),
+            trial(3, Status::Stopped, 0.8, &[1.0, 0.8]),
+            trial(4, Status::Complete, 0.7, &[0.7, 0.7]),
+            trial(5, Status::Stopped, 0.4, &[0.4]),
+        ];
+        let mut seen = seen(trials.iter());
+        seen.sort_by(|a, b| b.score.total_cmp(&a.score));
+        let order: Vec<usize> = seen.iter().map(|one| one.number).collect();
+        assert_eq!(order, [4, 1, 3, 0, 5, 2]);
+        assert_eq!(seen[0].score, 0.7);
+    }
 }

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::values;
 
+/// The path that stands for the seed of random masks, which is no value of a recipe.
+pub(crate) const SEED: &str = "random_seed";
+
 /// The values that are searched, in the order of the study's file.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(transparent)]

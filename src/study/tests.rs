@@ -177,8 +177,54 @@ fn spaces_that_search_nothing_or_a_value_twice_are_refused() {
     let named = "searches: [{recipe: a.yml, name: a/b}]\ntasks: [t]\ntrials: 1\n";
     insta::assert_snapshot!(refused(named), @r#"
     study.yml:1:34: `a/b` cannot name a search
-      hint: letters, digits, `-` and `_` can
+      hint: letters, digits, `-` and `_` can, up to 100
     "#);
+}
+
+#[test]
+fn the_seed_of_masks_is_set_or_searched() {
+    let study = |lines: &str| format!("recipe: r.yml\ntasks: [t]\ntrials: 3\n{lines}");
+    let set = parse("s.yml", &study("set: {random_seed: 7}\n")).unwrap();
+    assert_eq!((set.searches[0].seed, set.searches[0].set.len()), (7, 0));
+    let searched = study("space: {random_seed: {choice: [0, 5]}}\n");
+    assert_eq!(parse("s.yml", &searched).unwrap().searches[0].seed, 0);
+    for wrong in [
+        "space: {random_seed: {uniform: [0, 5]}}\n",
+        "space: {random_seed: {choice: [0, -5]}}\n",
+        "space: {random_seed: {grid: [1, 2.5]}}\n",
+        "space: {random_seed: {grid: [1, 2], layers: 2}}\n",
+    ] {
+        let error = refused(&study(wrong));
+        assert!(error.contains("whole numbers for `random_seed`"), "{error}");
+    }
+    let both = "set: {random_seed: 7}\nspace: {random_seed: {choice: [0, 5]}}\n";
+    assert!(refused(&study(both)).contains("`set` has it too"));
+    assert!(refused(&study("set: {random_seed: x}\n")).contains("as `random_seed`"));
+}
+
+#[test]
+fn names_of_searches_can_be_names_of_files() {
+    let named = |name: &str| {
+        let name = serde_json::to_string(name).unwrap();
+        parse(
+            "s.yml",
+            &format!("searches: [{{recipe: a.yml, name: {name}}}]\ntasks: [t]\ntrials: 1\n"),
+        )
+    };
+    assert!(named("dare, 0.9 <b>").is_ok());
+    let long = "x".repeat(101);
+    for name in [
+        "a/b",
+        ".a",
+        "a\nb",
+        "a\u{202e}b",
+        "a\u{1b}[31mb",
+        long.as_str(),
+    ] {
+        let error = named(name).unwrap_err().to_string();
+        assert!(error.contains("cannot name a search"), "{error}");
+        assert!(error.len() < 300 && !error.contains('\u{202e}'), "{error}");
+    }
 }
 
 #[test]

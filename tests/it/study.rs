@@ -300,7 +300,7 @@ fn what_cannot_be_searched_is_refused() {
     refused(dare, 1, "wrong.yml:5:3");
     refused(dare, 1, "`parameters.density` at 1.4: ");
     refused(
-        &study.replace("strategy:", "set: {models[7].model: x}\nstrategy:"),
+        &study.replace("strategy:", "set: {\"models[7].model\": x}\nstrategy:"),
         1,
         "`models[7].model`: `models` has 2 entries",
     );
@@ -652,4 +652,44 @@ fn a_recipe_may_leave_out_what_is_searched() {
     bench.recipe(&RECIPE.replace("parameters: {weight: 0.5}\n", ""));
     finished(&bench, "study");
     assert_eq!(records(&bench, "study/trials.jsonl").len(), 1);
+}
+
+/// The seed of random masks is searched like any value, and the winner is merged with that of its trial.
+#[test]
+fn seeds_of_masks_are_searched() {
+    let bench = bench("strategy: grid\n");
+    bench.recipe(
+        &RECIPE
+            .replace("task_arithmetic", "dare_linear")
+            .replace("weight: 0.5", "weight: 0.5, density: 0.5"),
+    );
+    let study = fs::read_to_string(bench.path("study.yml")).unwrap();
+    let space = study.find("space:").unwrap()..study.find("score:").unwrap();
+    let mut searched = study.clone();
+    searched.replace_range(space, "space: {random_seed: {grid: [1, 2, 3]}}\n");
+    bench.file("study.yml", searched);
+    finished(&bench, "study");
+    let trials = records(&bench, "study/trials.jsonl");
+    let scores: Vec<f64> = trials
+        .iter()
+        .filter_map(|one| one["score"].as_f64())
+        .collect();
+    assert_eq!(scores.len(), 3);
+    assert!(
+        scores[0] != scores[1] && scores[1] != scores[2],
+        "{scores:?}"
+    );
+    for (number, seed) in [("0", "1"), ("2", "3")] {
+        let out = format!("out{number}");
+        let best = bench.weld(&["study", "best", "study", &out, "--number", number]);
+        assert_eq!(best.code, Some(0), "{}", best.stderr);
+        let again = format!("again{number}");
+        let merged = bench.weld(&["merge", "recipe.yml", &again, "--seed", seed]);
+        assert_eq!(merged.code, Some(0), "{}", merged.stderr);
+        assert_eq!(
+            load(&bench.path(&out)),
+            load(&bench.path(&again)),
+            "{number}"
+        );
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::findings::{Interval, Report, Row};
 use crate::trial::Trial;
+use errors::printable;
 
 /// A table: the head, and rows of as many cells.
 struct Table {
@@ -193,6 +194,7 @@ fn cells(trial: &Trial, tasks: &[String], paths: &[&String]) -> impl Iterator<It
 /// A line of CSV (RFC 4180). What a spreadsheet would take for a formula is made text.
 fn record(cells: impl Iterator<Item = String>) -> String {
     let cell = |cell: String| {
+        let cell = printable(&cell).into_owned();
         let formula = cell.starts_with(['=', '+', '@', '\t', '\r'])
             || cell.starts_with('-') && cell.parse::<f64>().is_err();
         let cell = if formula { format!("'{cell}") } else { cell };
