@@ -16,8 +16,8 @@ use super::single_file::FileKind;
 use ::eval::{Options, Split, Tasks};
 use ::stats::{Collection, Keep, Request, StatsError};
 use checkpoint::{Checkpoint, Location, ModelRef, Statistics};
-use errors::printable;
-use run::destination::Disk;
+use errors::{Refusal, printable};
+use run::destination::{Disk, folder_of};
 
 /// Write statistics of a model's activations, for methods that need data
 ///
@@ -110,6 +110,23 @@ fn is_statistics_or_empty(path: &Path) -> bool {
     opened.is_ok_and(|file| Statistics::new(file.into()).is_ok())
 }
 
+/// Refuses a file in the model's own folder, where it would be taken for weights.
+fn check_apart(out: &Path, model: &Checkpoint) -> Result<(), Failure> {
+    let folder = folder_of(out).canonicalize().ok();
+    let own = model.location().path.canonicalize().ok();
+    let within = own.filter(|own| own.is_dir()).zip(folder);
+    if within.is_none_or(|(own, folder)| !folder.starts_with(own)) {
+        return Ok(());
+    }
+    let why = format!(
+        "{} is in the folder of the model, where it would be taken for weights",
+        out.display()
+    );
+    Err(Failure::input(
+        Refusal::new(why).with_hint("name a file beside the folder with --out"),
+    ))
+}
+
 impl From<StatsError> for Failure {
     fn from(error: StatsError) -> Failure {
         match error {
@@ -136,6 +153,7 @@ fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
     let locator = arguments.network.locator(None, Needs::Weights, caller)?;
     let model = open(&locator, &arguments.model)?;
     STATISTICS.check_free(&arguments.out, arguments.force, &model)?;
+    check_apart(&arguments.out, &model)?;
     let keep = |kind| arguments.keep.contains(&kind);
     let options = Options {
         split: match arguments.split {

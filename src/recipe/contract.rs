@@ -317,7 +317,24 @@ fn check_statistics(
             };
             walk.refuse(ProblemKind::Invalid, file.at, message, Some(hint));
         }
-        _ => {}
+        (Some(_), Some(file)) => {
+            let of_recipe = recipe.base_model.as_ref().map(|base| &base.value);
+            let other = groups
+                .iter()
+                .find(|group| group.base.is_some() && group.base != of_recipe);
+            if let Some(group) = other {
+                let message =
+                    "this slice has another base than the recipe, of which `statistics` are";
+                let hint = "name one `base_model` for the whole recipe, and none in slices";
+                let at = if of_recipe.is_some() {
+                    group.at
+                } else {
+                    file.at
+                };
+                walk.refuse(ProblemKind::Invalid, at, message, Some(hint));
+            }
+        }
+        (None, None) => {}
     }
     let mut said = HashSet::new();
     for input in inputs() {

@@ -14,6 +14,11 @@ use run::destination::{Disk, DiskError, Step, write_with};
 use super::error::StatsError;
 use super::sums::Sums;
 
+/// What is held besides states and sums, in bytes: buffers of the file and of the texts; and for each thread, tiles of two
+/// matrices in f32 and what a product packs.
+const ALWAYS: u64 = 32 << 20;
+const OF_THREAD: u64 = 24 << 20;
+
 /// Values that are encoded at a time.
 const PIECE: usize = 1 << 16;
 
@@ -91,7 +96,8 @@ impl<'a> Collection<'a> {
         let layout = annotated_layout(&tensors(&inputs, keep), "statistics", (key, &text))?;
         let memory = decoder
             .inputs_bytes(&sequences)
-            .saturating_add(held(&inputs, keep));
+            .saturating_add(held(&inputs, keep))
+            .saturating_add(ALWAYS + OF_THREAD * threads(request.options.threads));
         if memory > request.memory {
             let tokens: usize = sequences.iter().map(Vec::len).sum();
             let why = refused(format!(
@@ -179,6 +185,12 @@ fn of_model(model: &Checkpoint, source: ForwardError) -> StatsError {
         model: model.label().to_owned(),
         source: Box::new(source),
     })
+}
+
+/// How many threads there are; 0 stands for one for each processor.
+fn threads(asked: usize) -> u64 {
+    let all = || std::thread::available_parallelism().map_or(1, |all| all.get());
+    (if asked == 0 { all() } else { asked }) as u64
 }
 
 /// What the file says of itself.

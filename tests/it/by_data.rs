@@ -218,6 +218,10 @@ fn what_is_wrong_with_statistics_is_told_before_work() {
         "merge_method: aim\nbase_model: family/base\nmodels: [{model: family/sort, statistics: sort.safetensors}]\n",
         &["beside `base_model`"],
     );
+    refused(
+        "merge_method: aim\nstatistics: base.safetensors\nslices:\n- base_model: family/base\n  sources:\n  - {model: family/base, layer_range: [0, 4]}\n  - {model: family/sort, layer_range: [0, 4]}\n",
+        &["another base than the recipe"],
+    );
     let documents = "name: x\nmerge_method: linear\nmodels: [{model: family/sort}]\nparameters: {weight: 1}\n---\nmerge_method: regmean\nmodels:\n- {model: x, statistics: sort.safetensors}\n- {model: family/add, statistics: add.safetensors}\n";
     refused(documents, &["`x` is the result of another document"]);
 }

@@ -116,7 +116,7 @@ fn the_first_inputs_are_summed_up_as_a_hand_does_it() {
 #[test]
 fn the_same_bytes_at_any_number_of_threads() {
     let bench = bench();
-    for (threads, memory) in [("1", "1GB"), ("2", "64MB"), ("5", "1GB")] {
+    for (threads, memory) in [("1", "1GB"), ("2", "256MB"), ("5", "1GB")] {
         let out = format!("{threads}.safetensors");
         stats(
             &bench,
@@ -223,6 +223,10 @@ fn what_cannot_be_done_is_refused_before_work() {
         "broken.jsonl:1",
     );
     refused(
+        &[&base[..], &["family/base/stats.safetensors"]].concat(),
+        "is in the folder of the model",
+    );
+    refused(
         &["family", "--data", "texts.jsonl", "--out", "out"],
         "family",
     );
@@ -242,4 +246,37 @@ fn what_cannot_be_done_is_refused_before_work() {
         "can't run model_type `strange`",
     );
     assert_eq!(fs::read(bench.path("taken")).unwrap(), b"text");
+}
+
+/// What is stated before the work is what is held, and what is printed in the end.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_is_held_within_what_is_stated() {
+    let bench = bench();
+    let words = [
+        "stats",
+        "family/sort",
+        "--data",
+        "texts.jsonl",
+        "--out",
+        "out.safetensors",
+    ];
+    let outcome = bench.weld(&[&words[..], &["--format", "json", "--threads", "2"]].concat());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let made: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let number = |key: &str| made[key].as_u64().unwrap();
+    assert!(number("peak_memory") <= number("memory"), "{made}");
+    assert_eq!(
+        (number("tokens"), number("inputs"), number("unreached")),
+        (320, 16, 0)
+    );
+    let length = fs::metadata(bench.path("out.safetensors")).unwrap().len();
+    assert_eq!(number("bytes"), length);
+    // The limit is kept to, to the byte.
+    let stated = number("memory");
+    for (memory, code) in [(stated, 0), (stated - 1, 1)] {
+        let memory = format!("{memory}");
+        let more = ["--threads", "2", "--force", "--memory", &memory];
+        assert_eq!(bench.weld(&[&words[..], &more].concat()).code, Some(code));
+    }
 }

@@ -164,6 +164,16 @@ fn regmean_by_hand() {
     );
     // Equal Gram matrices give the mean.
     close(&of(&[1.0, 1.0], &singular, 0.9), &[2.0, 4.0], 1e-6);
+    let mixed = [
+        held(&[&[1.0, 0.0, 0.0, 1.0]], None),
+        held(&[&[1.0, 0.0, 0.0, 1.0]], Some(5)),
+    ];
+    let refused = run(&regmean(&[1.0, 1.0], 0.9), &[1, 2], false, &mixed, &sources);
+    assert!(
+        refused
+            .unwrap_err()
+            .contains("only some files of statistics")
+    );
     let zero = run(
         &regmean(&[0.0, 0.0], 0.9),
         &[1, 2],

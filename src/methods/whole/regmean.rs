@@ -90,6 +90,11 @@ impl Method for Regmean {
                 fused: true,
             })));
         };
+        let counted = grams.iter().filter(|gram| gram.source.tokens(0).is_some());
+        if ![0, grams.len()].contains(&counted.count()) {
+            let why = "only some files of statistics say how many tokens they were made of (`tokens/...`)";
+            return Err(Refusal::new(why).with_hint("make all of them by `weld stats`"));
+        }
         let task = |&source: &usize| Task {
             source,
             weight: 1.0,
@@ -114,7 +119,7 @@ struct Gram {
 }
 
 impl Gram {
-    /// The Gram matrix, times the model's weight and by token.
+    /// The Gram matrix, times the model's weight and by token; as it is where no file says how many there were.
     fn read(&self, matrix: usize, size: usize, reduction: f64) -> Result<Matrix<f64>, Failure> {
         let mut out = Matrix::zeros(size, size)?;
         self.source.read(matrix, 0, out.values_mut())?;
