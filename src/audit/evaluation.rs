@@ -41,6 +41,9 @@ pub fn evaluation(scores: &Scores, compared: Option<&Comparison>, policy: &EvalP
     let items: usize = scores.tasks.iter().map(|task| task.items.len()).sum();
     report.say("items", format!("{items} of {} tasks", scores.tasks.len()));
     report.say("split", split_text(scores));
+    if scores.chat_template {
+        report.say("prompts", "written by the model's chat template".to_owned());
+    }
     if let Some(mean) = scores.mean_accuracy().filter(|_| scores.tasks.len() > 1) {
         report.say("mean", metric_text(mean, 100.0, " %"));
     }

@@ -93,8 +93,8 @@ pub use statistics::{Statistic, Statistics, StatisticsInfo};
 pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Piece, PieceKind, PieceModel, Tokenizer, TokenizerKind, VocabularyComparison,
-    byte_letter, chat_template, compare_vocabularies, settings, turn_end_beside, unknown_turn_end,
-    unknown_turn_tokens, vocabulary_end,
+    byte_letter, chat_template, compare_vocabularies, default_template, settings, turn_end_beside,
+    unknown_turn_end, unknown_turn_tokens, vocabulary_end,
 };
 pub use tree::{TreeEntry, TreeKind, tree};
 pub use weight_names::{is_head_file, is_of_training};

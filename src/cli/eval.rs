@@ -59,6 +59,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
 
+    /// Show each prompt as what a user says in a chat, written by the model's own template; texts and tokens stay as they are
+    #[arg(long)]
+    chat_template: bool,
+
     /// Let the model write its answers, token by token, and compare texts. Without this an answer is judged in one pass:
     /// each of its tokens, and then an end, must be the likeliest
     #[arg(long)]
@@ -294,6 +298,7 @@ fn scored(
         split: arguments.split.split(),
         seed: arguments.seed,
         limit: arguments.limit.map(|limit| limit as usize),
+        chat_template: arguments.chat_template,
         generate: arguments.generate.then_some(arguments.max_tokens as usize),
         threads: arguments.threads.count(),
         memory: arguments.memory.budget().usual(),

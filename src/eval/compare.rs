@@ -56,8 +56,25 @@ impl Scores {
     /// are divided by the length of each choice.
     ///
     /// # Errors
-    /// The baseline has no score of one of the items.
+    /// The baseline has no score of one of the items, or was shown them in another form.
     pub fn compare(&self, baseline: &Scores, normalised: bool) -> Result<Comparison, EvalError> {
+        if self.chat_template != baseline.chat_template {
+            let why = format!(
+                "`{}` was scored with --chat-template, and `{}` without it",
+                if self.chat_template {
+                    &self.model
+                } else {
+                    &baseline.model
+                },
+                if self.chat_template {
+                    &baseline.model
+                } else {
+                    &self.model
+                },
+            );
+            let why = Refusal::new(why).with_hint("score both with it, or both without");
+            return Err(why.into());
+        }
         let tasks = self.tasks.iter().map(|task| {
             let before = baseline
                 .tasks
@@ -214,6 +231,7 @@ mod tests {
             split: Split::All,
             seed: 0,
             limit: None,
+            chat_template: false,
             tasks: vec![TaskScores {
                 task: "t".into(),
                 kind,

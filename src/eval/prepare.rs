@@ -12,6 +12,7 @@ use crate::score::Listener;
 use crate::split::{Digest, Split};
 use crate::surroundings::Surroundings;
 use crate::task::{Content, Input, Item, Kind, Task, Tasks};
+use chat::ChatTemplate;
 use errors::Refusal;
 use forward::{Continued, ForwardError, Tokenizer};
 
@@ -33,6 +34,8 @@ pub struct Options {
     pub generate: Option<usize>,
     /// Worker threads; 0 means one per processor. Scores do not depend on it.
     pub threads: usize,
+    /// Whether each prompt is what a user says in a chat, which the model's own template writes.
+    pub chat_template: bool,
     /// The most bytes that the states of a batch take. A batch of another size may change the last bits of a
     /// log-likelihood.
     pub memory: u64,
@@ -45,6 +48,7 @@ impl Default for Options {
             seed: 0,
             limit: None,
             generate: None,
+            chat_template: false,
             threads: 0,
             memory: 256 << 20,
         }
@@ -107,7 +111,8 @@ impl Prepared {
     ///
     /// # Errors
     /// The split leaves no item of a task; text has to be cut and there is no tokenizer; an item is longer than the model
-    /// takes; an answer has no end; the listener asks to stop.
+    /// takes; an answer has no end; prompts are to be written by a chat template, and there is none or it refuses one; the
+    /// listener asks to stop.
     pub fn new(
         surroundings: &Surroundings,
         tasks: &Tasks,
@@ -116,10 +121,15 @@ impl Prepared {
     ) -> Result<Prepared, EvalError> {
         let mut items = Vec::new();
         let mut places: HashMap<Digest, usize> = HashMap::new();
+        let chat = match options.chat_template {
+            true => Some(surroundings.chat_template()?),
+            false => None,
+        };
         let tasks = tasks.tasks.iter().map(|task| {
             let mut cut = Cut {
                 surroundings,
                 task,
+                chat: chat.as_ref(),
                 generate: options.generate,
                 stops: BTreeMap::new(),
                 listener,
@@ -213,6 +223,7 @@ fn chosen<'t>(task: &'t Task, options: &Options) -> Result<Vec<&'t Item>, EvalEr
 struct Cut<'c> {
     surroundings: &'c Surroundings,
     task: &'c Task,
+    chat: Option<&'c ChatTemplate>,
     generate: Option<usize>,
     /// The tokens that begin with a stop text: finding them takes a look at the whole vocabulary.
     stops: BTreeMap<&'c str, Vec<u32>>,
@@ -228,7 +239,8 @@ impl<'c> Cut<'c> {
                 stop,
             } => {
                 let ends = self.ends(item, stop)?;
-                let mut run = self.continued(item, prompt, answers)?;
+                let prompt = self.written(item, prompt)?;
+                let mut run = self.continued(item, &prompt, answers)?;
                 for answer in &mut run.continuations {
                     // Of a `stop` that no token begins with there is none; then the model writes, and this is not judged.
                     answer.push(ends.first().copied().unwrap_or_default());
@@ -248,7 +260,7 @@ impl<'c> Cut<'c> {
             } => {
                 let lengths = choices.iter().map(Input::length).collect();
                 // As in lm-eval, spaces at the end of a prompt belong to the choices.
-                let (prompt, choices) = moved_spaces(prompt, choices);
+                let (prompt, choices) = moved_spaces(&self.written(item, prompt)?, choices);
                 let run = self.continued(item, &prompt, &choices)?;
                 let judged = Judged::Choices {
                     right: *right,
@@ -327,6 +339,21 @@ impl<'c> Cut<'c> {
             ))
             .with_hint("shorten it"),
         ))
+    }
+
+    /// A prompt as the model is shown it: in the words of its chat template, if that is asked for. Tokens stay as they are.
+    fn written(&self, item: &Item, prompt: &Input) -> Result<Input, EvalError> {
+        let (Some(chat), Input::Text(text)) = (self.chat, prompt) else {
+            return Ok(prompt.clone());
+        };
+        let written = chat.prompt(text);
+        written.map(Input::Text).map_err(|why| {
+            let why = format!("the model's chat template does not write this prompt: {why}");
+            self.wrong(
+                item,
+                Refusal::new(why).with_hint("leave out --chat-template"),
+            )
+        })
     }
 
     /// A prompt and what follows it, cut together, so that the cut at their border is that of the whole text.
@@ -501,9 +528,12 @@ impl<'c> Cut<'c> {
         }
     }
 
-    /// The tokens of a text after those that the tokenizer puts before it.
+    /// The tokens of a text after those that the tokenizer puts before it. A chat template writes these itself.
     fn with_beginning(&self, text: &str) -> Result<Vec<u32>, EvalError> {
-        let mut tokens = self.surroundings.before.clone();
+        let mut tokens = match self.chat {
+            Some(_) => Vec::new(),
+            None => self.surroundings.before.clone(),
+        };
         tokens.extend(self.encode(text)?);
         Ok(tokens)
     }

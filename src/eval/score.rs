@@ -106,6 +106,7 @@ impl Prepared {
             split: self.options.split,
             seed: self.options.seed,
             limit: self.options.limit,
+            chat_template: self.options.chat_template,
             tasks: tasks.collect(),
         })
     }

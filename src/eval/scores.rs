@@ -17,6 +17,9 @@ pub struct Scores {
     pub seed: u64,
     /// The most items of each task, if there was a limit.
     pub limit: Option<usize>,
+    /// Whether the model's chat template wrote the prompts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chat_template: bool,
     /// By task, in the order of the files.
     pub tasks: Vec<TaskScores>,
 }

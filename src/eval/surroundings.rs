@@ -7,7 +7,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::error::EvalError;
-use checkpoint::{Checkpoint, CheckpointError, parse_json, read_bounded};
+use chat::ChatTemplate;
+use checkpoint::{Checkpoint, CheckpointError, default_template, parse_json, read_bounded};
 use errors::Refusal;
 use forward::{ForwardError, Tokenizer};
 
@@ -27,6 +28,10 @@ pub struct Surroundings {
     pub(crate) beginning: Option<u32>,
     /// The most tokens of a prompt and what follows it.
     pub(crate) longest: Option<usize>,
+    /// The chat template, as it is written.
+    template: Result<Option<String>, Refusal>,
+    /// The texts of special tokens, by their names in the tokenizer's config.
+    special: BTreeMap<String, String>,
 }
 
 /// Where the files beside a model are.
@@ -91,6 +96,10 @@ impl Surroundings {
             Ok(tokenizer) => tokenizer.before_text().map_err(EvalError::forward(label))?,
             Err(_) => Vec::new(),
         };
+        let special = of_tokenizer.iter().filter_map(|(name, value)| {
+            let text = text_of(Some(value)).filter(|_| name.ends_with("_token"))?;
+            Some((name.clone(), text))
+        });
         let longest = config
             .get("max_position_embeddings")
             .and_then(Value::as_u64);
@@ -101,6 +110,33 @@ impl Surroundings {
             ends,
             beginning,
             longest: longest.and_then(|longest| usize::try_from(longest).ok()),
+            special: special.collect(),
+            template: files.template(&of_tokenizer),
+        })
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub(crate) fn chat_template(&self) -> Result<ChatTemplate, EvalError> {
+        let label = &self.label;
+        let text = match &self.template {
+            Err(why) => return Err(why.clone().into()),
+            Ok(None) => {
+                let why = format!("model `{label}`: there is no chat template beside it");
+                let hint = "leave out --chat-template, or put chat_template.jinja beside the weights (in a recipe, \
+                            `chat_template: chatml`)";
+                return Err(Refusal::new(why).with_hint(hint).into());
+            }
+            Ok(Some(text)) => text,
+        };
+        let template = ChatTemplate::new(text, self.special.clone());
+        template.map_err(|why| {
+            let why = format!("model `{label}`: its chat template is not sound Jinja: {why}");
+            Refusal::new(why)
+                .with_hint("mend chat_template.jinja")
+                .into()
         })
     }
 
@@ -129,6 +165,26 @@ impl Files<'_> {
             Files::Memory(files) => {
                 let found = files.get(name);
                 Ok(found.map(|bytes| (PathBuf::from(name), bytes.clone())))
+            }
+        }
+    }
+
+    /// The chat template: a file of its own goes before the entries of others, as for transformers.
+    fn template(&self, of_tokenizer: &Map<String, Value>) -> Result<Option<String>, Refusal> {
+        let read = |error: EvalError| Refusal::from(&error);
+        if let Some((path, bytes)) = self.bytes("chat_template.jinja").map_err(read)? {
+            let text = String::from_utf8(bytes);
+            return text
+                .map(Some)
+                .map_err(|error| Refusal::new(format!("{}: {error}", path.display())));
+        }
+        let entry =
+            |entries: &Map<String, Value>| default_template(entries.get("chat_template").cloned()?);
+        match entry(of_tokenizer) {
+            Some(text) => Ok(Some(text)),
+            None => {
+                let beside = self.object("chat_template.json").map_err(read)?;
+                Ok(beside.as_ref().and_then(entry))
             }
         }
     }

@@ -44,7 +44,6 @@ pub use output_part::OutputPart;
 pub use planned::{Operation, PlannedTensor, SourceTensor};
 pub use problems::{count, warnings};
 pub use results::MergeResult;
-pub use tokenizer::chat_template_parses;
 pub use tokenizer::{Filled, VocabularySummary};
 pub use views::{ColumnRatio, Cut, LatePicks, MatrixPart, StackedRows, View};
 pub use vocabularies::check as check_vocabularies;

@@ -533,3 +533,105 @@ fn items_that_say_less_than_they_seem_to_are_told() {
         "{stderr}"
     );
 }
+
+/// Prompts that the model's template writes. The log-likelihoods are those of transformers: `apply_chat_template` with
+/// `add_generation_prompt`, in float32.
+#[test]
+fn a_chat_template_writes_the_prompts() {
+    const TEMPLATE: &str = "{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}
+        {{- 'add:' + message['content'].strip() }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '=' }}
+{%- endif %}
+";
+    let bench = bench();
+    let items = [
+        (" 37+45 ", "082"),
+        ("15+37", "052"),
+        ("99+11", "110"),
+        ("08+77", "084"),
+    ];
+    let line = |(prompt, answer)| format!("{{\"prompt\": {prompt:?}, \"answer\": {answer:?}}}\n");
+    bench.file("chats.jsonl", items.map(line).concat());
+    let words = |model| [model, "--tasks", "chats.jsonl", "--chat-template"];
+    // None of the family has a template.
+    let (code, _, stderr) = eval(&bench, &words("family/add"));
+    assert_eq!(code, Some(2));
+    assert!(
+        stderr.contains("model `family/add`: there is no chat template beside it"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("chat_template.jinja"), "{stderr}");
+    fs::create_dir(bench.path("chat")).unwrap();
+    for entry in fs::read_dir(bench.path("family/add")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), bench.path("chat").join(entry.file_name())).unwrap();
+    }
+    let file = bench.file("chat/chat_template.jinja", TEMPLATE);
+    let report = json(&bench, &words("chat"));
+    let scores = &report["details"]["scores"];
+    assert_eq!(scores["chat_template"], true);
+    let expected = [
+        -0.223_772_363,
+        -0.291_162_096,
+        -0.716_973_334,
+        -1.146_719_057,
+    ];
+    for (item, expected) in scores["tasks"][0]["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(expected)
+    {
+        let found = item["log_likelihood"].as_f64().unwrap();
+        assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+    }
+    // A recipe's merge has the template of its tokenizer's model, and the entry of a config is as good as a file.
+    fs::remove_file(&file).unwrap();
+    let mut config = read_json(&bench.path("chat/tokenizer_config.json"));
+    config["chat_template"] = TEMPLATE.into();
+    bench.file("chat/tokenizer_config.json", config.to_string());
+    bench.recipe(
+        "merge_method: linear\nmodels: [{model: chat, parameters: {weight: 1}}]\ndtype: bfloat16\n",
+    );
+    let merged = json(&bench, &words("recipe.yml"));
+    assert_eq!(merged["details"]["scores"]["tasks"], scores["tasks"]);
+    // Without it the prompt is another, and the two are not compared.
+    let plain = [
+        "chat",
+        "--tasks",
+        "chats.jsonl",
+        "--format",
+        "json=plain.json",
+    ];
+    eval(&bench, &plain);
+    let (code, _, stderr) = eval(
+        &bench,
+        &[&words("chat")[..], &["--baseline", "plain.json"]].concat(),
+    );
+    assert_eq!(code, Some(2));
+    assert!(
+        stderr.contains("scored with --chat-template, and `chat` without it"),
+        "{stderr}"
+    );
+    for (template, why) in [
+        (
+            "{{ raise_exception('tools only') }}",
+            "chats.jsonl:1: the model's chat template does not write this prompt: tools only",
+        ),
+        ("{% for", "its chat template is not sound Jinja"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "more than 200000 steps",
+        ),
+    ] {
+        fs::write(&file, template).unwrap();
+        let (code, _, stderr) = eval(&bench, &words("chat"));
+        assert_eq!(code, Some(2));
+        assert!(stderr.contains(why), "{stderr}");
+    }
+}

@@ -4,7 +4,8 @@
 
 Takes the problems that tests/family/score.py asks, choices and texts of the same symbols, has weld score models of the
 small family, and computes the same with transformers in float32: the verdict of greedy decoding, the log-likelihood
-of each answer, choice and text. Any other verdict is a failure, and so is a log-likelihood more than 1e-4 off.
+of each answer, choice and text. Any other verdict is a failure, and so is a log-likelihood more than 1e-4 off. The same again with `--chat-template`, by
+a template of the family's symbols.
 `--lm-eval` is a Python that has lm-eval: it scores the same files, by tasks of its own, and its verdicts, acc,
 acc_norm and bits per byte must be the same. `--time` prints how long both take for the problems.
 """
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -87,6 +89,57 @@ def likelihoods(model, rows, size=64):
             row, first = rows[at]
             found[at] = sum(logits[place, index - 1, row[index]].item() for index in range(first, len(row)))
     return found
+
+
+CHAT = """{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}
+        {{- message['content'].rstrip('=') }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '=' }}
+{%- endif %}
+"""
+
+
+def chat_model(folder, work):
+    """A model of the family with a chat template."""
+    copy = work / f"chat-{folder.name}"
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    (copy / "chat_template.jinja").write_text(CHAT)
+    return copy
+
+
+def chats_of_transformers(folder, items):
+    """The log-likelihood of each answer, or choice, after the prompt that the model's template writes."""
+    from score import load
+
+    model, tokenizer = load(folder)
+    rows = []
+    for item in items:
+        turn = [{"role": "user", "content": item["prompt"]}]
+        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        first = tokenizer.apply_chat_template(turn, tokenize=True, add_generation_prompt=True, return_dict=False)
+        for answer in item.get("choices", [item["answer"]]):
+            rows.append((tokenizer(prompt + answer, add_special_tokens=False)["input_ids"], len(first)))
+    return likelihoods(model, rows)
+
+
+def compare_chats(outcome, args, tasks, paths, work):
+    """Prompts by a chat template: log-likelihoods of transformers, and of lm-eval if it is there."""
+    folder = chat_model(ROOT / "recipes/family/add", work)
+    names = ("add", "choices")
+    found, _ = weld(args.weld, folder, [paths[name] for name in names], work, "--chat-template")
+    for name in names:
+        expected = iter(chats_of_transformers(folder, tasks[name]))
+        for item in found[name]:
+            for one in item.get("choices", [item["log_likelihood"]]):
+                outcome.near(f"chat {name}:{item['line']}", one, next(expected))
+    if args.lm_eval:
+        chosen = {name: paths[name] for name in names}
+        samples = with_lm_eval(args.lm_eval, folder, chosen, work, "--apply_chat_template")
+        compare_lm_eval(outcome, "chat", found, samples)
 
 
 def with_transformers(folder, tasks):
@@ -165,7 +218,7 @@ metric_list: [{metric: exact_match}]
 }
 
 
-def with_lm_eval(python, folder, paths, work):
+def with_lm_eval(python, folder, paths, work, *options):
     """lm-eval's samples, by task."""
     definitions, out = work / "lm-eval-tasks", work / "lm-eval-out"
     definitions.mkdir(exist_ok=True)
@@ -174,10 +227,12 @@ def with_lm_eval(python, folder, paths, work):
         (definitions / f"{name}.yaml").write_text(text)
     environment = os.environ | {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf")}
     # Of a tokenizer that begins texts with a token, lm-eval scores that token too, after itself, unless it is told not to.
-    for names, more in ([name for name in paths if name != "texts"], ""), (["texts"], ",add_bos_token=False"):
+    for names, more in ([name for name in paths if name != "texts"], ""), (["texts"] if "texts" in paths else [], ",add_bos_token=False"):
+        if not names:
+            continue
         command = [python, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "64"]
         command += ["--model_args", f"pretrained={folder},dtype=float32{more}", "--include_path", str(definitions)]
-        command += ["--tasks", ",".join(f"weld_{name}" for name in names), "--output_path", str(out), "--log_samples"]
+        command += ["--tasks", ",".join(f"weld_{name}" for name in names), "--output_path", str(out), "--log_samples", *options]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     samples = {}
     for name in paths:
@@ -271,6 +326,7 @@ def main():
                   f"with --generate {token:.2f} s ({seconds / token:.1f})")
         if args.lm_eval and name == args.models[0]:
             compare_lm_eval(outcome, name, found, with_lm_eval(args.lm_eval, folder, paths, work))
+    compare_chats(outcome, args, tasks, paths, work)
     print(f"{outcome.compared} compared, {outcome.failed} differ; log-likelihoods at most {outcome.worst:.1e} off")
     return 1 if outcome.failed else 0
 

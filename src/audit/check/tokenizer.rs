@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use crate::{Finding, Place, Report, Severity};
 use architecture::is_input_embedding;
+use chat::parses;
 use checkpoint::{
     Checkpoint, CheckpointError, Tokenizer, TokenizerKind, chat_template, settings,
     turn_end_beside, unknown_turn_end, vocabulary_end,
 };
-use plan::chat_template_parses;
 
 checks! {
     MALFORMED = "tokenizer.malformed", Error,
@@ -223,7 +223,7 @@ pub(super) fn check_tokenizer(model: &Checkpoint, report: &mut Report) {
 fn template(model: &Checkpoint, report: &mut Report) -> Option<String> {
     match chat_template(model) {
         Ok(None) => {}
-        Ok(Some(text)) => match chat_template_parses(&text) {
+        Ok(Some(text)) => match parses(&text) {
             Ok(()) => {
                 report.extend(second_template(model, &text));
                 return Some(text);

@@ -13,7 +13,7 @@ mod vocabulary;
 
 pub use file::{AddedToken, Tokenizer, TokenizerKind};
 pub use sentencepiece::{Piece, PieceKind, PieceModel};
-pub use settings::{chat_template, settings};
+pub use settings::{chat_template, default_template, settings};
 pub use tiktoken::letter as byte_letter;
 pub use turns::{turn_end_beside, unknown_turn_end, unknown_turn_tokens};
 pub use vocabulary::{VocabularyComparison, compare_vocabularies, vocabulary_end};

@@ -54,7 +54,7 @@ pub fn chat_template(checkpoint: &Checkpoint) -> Result<Option<String>, Checkpoi
 }
 
 /// A template, or the one named `default` in a list or mapping of templates.
-fn default_template(value: Value) -> Option<String> {
+pub fn default_template(value: Value) -> Option<String> {
     let text = |value: Value| match value {
         Value::String(text) => Some(text),
         _ => None,

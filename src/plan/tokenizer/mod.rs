@@ -6,7 +6,6 @@
 mod chat;
 mod files;
 mod ids;
-mod limits;
 mod rows;
 mod stops;
 mod tensors;
@@ -16,7 +15,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 pub(super) use chat::chat_template;
-pub use chat::parses as chat_template_parses;
 pub(super) use files::{made_files, with_template};
 pub use rows::Filled;
 pub(super) use stops::stop_at_turns;
