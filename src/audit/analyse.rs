@@ -1,5 +1,7 @@
 //! `weld analyse`: fine-tunes of one base side by side, before they are merged: how their task vectors lie to each other.
 
+mod subspaces;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -10,6 +12,7 @@ use checkpoint::{Checkpoint, Reclaim};
 use engine::{EngineError, Observer, Piece, pieces, scan};
 use numeric::{BLOCK, Elements, NoMemory, Real, resize};
 use run::RunError;
+use subspaces::Subspaces;
 
 /// Blocks per piece, the unit of a worker's task.
 const PIECE_BLOCKS: u64 = 64;
@@ -24,6 +27,9 @@ pub struct Request<'a> {
     pub base: &'a Checkpoint,
     /// Number of worker threads.
     pub threads: usize,
+    /// Also measures how far the subspaces of so many leading singular vectors overlap: this decomposes every weight of a
+    /// linear layer of every model.
+    pub subspaces: Option<usize>,
 }
 
 /// A tensor that all models have.
@@ -115,6 +121,7 @@ pub fn analyse(request: &Request<'_>, observer: &dyn Observer) -> Result<Report,
         models,
         base,
         threads,
+        subspaces,
     } = request;
     let tensors = tensors(models, base);
     models
@@ -122,6 +129,10 @@ pub fn analyse(request: &Request<'_>, observer: &dyn Observer) -> Result<Report,
         .chain([*base])
         .for_each(Checkpoint::read_ahead);
     let measured = measure(&tensors, models.len(), *threads, observer)?;
+    let subspaces = subspaces.filter(|_| models.len() > 1);
+    let subspaces = subspaces
+        .map(|rank| Subspaces::measure(&tensors, rank, *threads, observer))
+        .transpose()?;
     run::check_unchanged(models.iter().chain([*base]))?;
     let labels: Vec<&str> = models.iter().map(Checkpoint::label).collect();
     let mut total = Sums::new(models.len());
@@ -172,8 +183,19 @@ pub fn analyse(request: &Request<'_>, observer: &dyn Observer) -> Result<Report,
         ));
     }
     let stacks = layer_stacks(tensors.iter().map(|tensor| tensor.name));
+    let index = StackIndex::new(&stacks);
+    let overlaps = subspaces
+        .as_ref()
+        .map(|one| one.report(&labels, &tensors, &index));
     let roles = by_role(&tensors, &measured, &stacks, models.len());
     report.tables.push(energy(&labels, &roles, &total));
+    if let (Some(subspaces), Some((tables, _))) = (&subspaces, &overlaps) {
+        report.tables.extend(tables.iter().cloned());
+        if subspaces.left_out > 0 {
+            let why = format!("{} matrices without singular values", subspaces.left_out);
+            report.say("subspaces left out", why);
+        }
+    }
     for stack in &stacks {
         let values = || tensors.iter().zip(&measured);
         let size = values().map(|(tensor, sums)| (tensor.name, relative(sums, models.len())));
@@ -193,8 +215,20 @@ pub fn analyse(request: &Request<'_>, observer: &dyn Observer) -> Result<Report,
                 cosine,
             ));
         }
+        if let Some(subspaces) = &subspaces {
+            let overlaps = tensors.iter().zip(subspaces.by_tensor());
+            report.heat_maps.extend(HeatMap::new(
+                "Subspace overlap of the task vectors",
+                "mean over pairs and both sides",
+                stack,
+                overlaps.map(|(tensor, overlap)| (tensor.name, overlap)),
+            ));
+        }
     }
     report.details = details(base, &labels, &total, &roles);
+    if let Some((_, numbers)) = overlaps {
+        report.details["subspaces"] = numbers;
+    }
     Ok(report)
 }
 
@@ -445,7 +479,7 @@ mod tests {
 
     use super::*;
 
-    struct Silent;
+    pub(super) struct Silent;
 
     impl Observer for Silent {
         fn advance(&self, _bytes: u64) {}
@@ -478,6 +512,30 @@ mod tests {
         )
     }
 
+    /// A model with a single matrix.
+    pub(super) fn matrix_model(
+        name: &str,
+        tensor: &str,
+        shape: [usize; 2],
+        values: &[f32],
+    ) -> Checkpoint {
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        let bytes = Box::new(bytes) as checkpoint::Bytes;
+        let tensors = [(tensor.to_owned(), Dtype::F32, shape.to_vec(), bytes)];
+        let source = InMemory::new(tensors).unwrap();
+        let location = Location::local(name);
+        Checkpoint::new(
+            name,
+            location,
+            None,
+            SidecarsFrom::Nothing,
+            Arc::new(source),
+        )
+    }
+
     /// Task vectors (1, 1, 0), (1, -1, 0) and (2, 2, 0), by hand; what is NaN somewhere does not count, and a tensor that
     /// one lacks neither.
     #[test]
@@ -492,6 +550,7 @@ mod tests {
             models: &models,
             base: &base,
             threads: 2,
+            subspaces: None,
         };
         let report = analyse(&request, &Silent).unwrap();
         let details = &report.details;
@@ -520,6 +579,7 @@ mod tests {
             models: &[model("same", &[("w", &[1.0, 2.0, 3.0, 4.0])])],
             base: &base,
             threads: 1,
+            subspaces: None,
         };
         assert_eq!(analyse(&none, &Silent).unwrap().tables.len(), 2);
     }

@@ -31,6 +31,12 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "MODEL", value_parser = ModelRef::parse)]
     base: ModelRef,
 
+    /// Also measure, for each pair and weight of a linear layer, how far the subspaces of the leading RANK singular vectors
+    /// overlap: ||U_a' U_b||^2 / RANK, 1 the same, 0 at right angles. Decomposes every weight of every model, which takes
+    /// far longer than the rest [default: 16]
+    #[arg(long, value_name = "RANK", num_args = 0..=1, require_equals = true, default_missing_value = "16", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    subspaces: Option<u32>,
+
     #[command(flatten)]
     network: Network,
 
@@ -74,6 +80,7 @@ fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
         models: &models,
         base: &base,
         threads: arguments.threads.count(),
+        subspaces: arguments.subspaces.map(|rank| rank as usize),
     };
     let report = analyse(&request, &progress);
     progress.finish();
