@@ -4,14 +4,15 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::{Mutex, PoisonError};
 
 use checkpoint::Checkpoint;
-use engine::{EngineError, Observer};
-use numeric::{
-    BLOCK, Census, Elements, Fill, FloatType, NonFinite, ZeroRuns, squares, squares_bf16,
-};
+use engine::{EngineError, Observer, Piece, pieces, scan};
+use numeric::{BLOCK, Census, Fill, FloatType, NonFinite, ZeroRuns, squares, squares_bf16};
 use run::{RunError, each_piece};
 
 /// Bytes per piece of work. A piece stays in the worker's cache between hashing and the statistics.
 const PIECE: u64 = 256 << 10;
+
+/// Values per piece of work, where they are made as they are read.
+const VALUES: u64 = 8 * BLOCK as u64;
 
 /// Elements of each piece whose exponents are counted.
 const SAMPLED: usize = 1024;
@@ -46,6 +47,9 @@ pub struct TensorStatistics {
     pub zero_run: Range<u64>,
     /// The BLAKE3 digest of the stored bytes; `None` if they are not contiguous.
     pub digest: Option<blake3::Hash>,
+    /// Equal for two tensors of equal values: the digest, or where there is none, that of the values as they are read.
+    /// `None` for integers and bools without a digest.
+    pub values: Option<blake3::Hash>,
 }
 
 impl TensorStatistics {
@@ -124,6 +128,7 @@ pub fn statistics(
             largest: 0.0,
             zero_run: 0..0,
             digest,
+            values: digest,
         })
         .collect();
     let mut runs = vec![ZeroRuns::default(); found.len()];
@@ -136,13 +141,7 @@ pub fn statistics(
     for (total, runs) in found.iter_mut().zip(runs) {
         total.zero_run = runs.longest();
     }
-    for (at, total) in found.iter_mut().enumerate() {
-        if model.stored(at).is_none()
-            && let Some(elements) = model.elements(at)
-        {
-            scattered(elements.as_ref(), total, &exponents, observer)?;
-        }
-    }
+    read_values(model, &mut found, threads, &exponents, observer)?;
     let exponents = exponents
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
@@ -152,26 +151,46 @@ pub fn statistics(
     })
 }
 
-/// Reads a tensor whose bytes are not contiguous, such as a view in a pickle, which is rare.
-fn scattered(
-    elements: &dyn Elements,
-    total: &mut TensorStatistics,
+/// Reads the tensors whose values do not lie in the file as they are: codes with scales, views in a pickle.
+fn read_values(
+    model: &Checkpoint,
+    found: &mut [TensorStatistics],
+    threads: usize,
     exponents: &Exponents,
     observer: &dyn Observer,
 ) -> Result<(), RunError> {
-    let mut values = vec![0f64; BLOCK];
-    let mut first = 0;
-    while first < total.elements {
-        if observer.cancelled() {
-            return Err(RunError::Cancelled);
+    let apart = (0..found.len()).filter(|&at| model.stored(at).is_none());
+    let apart: Vec<usize> = apart.filter(|&at| model.elements(at).is_some()).collect();
+    let lengths = apart.iter().map(|&at| found[at].elements);
+    let look = |(values, bytes): &mut (Vec<f64>, Vec<u8>), Piece { of, range }: &Piece| {
+        let mut parts = Vec::new();
+        let mut hasher = blake3::Hasher::new();
+        let Some(elements) = model.elements(apart[*of]) else {
+            return Ok((apart[*of], parts, hasher.finalize()));
+        };
+        for first in range.clone().step_by(BLOCK) {
+            values.resize((range.end - first).min(BLOCK as u64) as usize, 0.0);
+            let read = Fill::<f64>::fill(&*elements, first, values).map_err(EngineError::from)?;
+            observer.advance(read as u64);
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            hasher.update(bytes);
+            parts.push(doubles(values));
+            if first == range.start {
+                count_exponents(&values[..values.len().min(SAMPLED)], exponents);
+            }
         }
-        let length = (total.elements - first).min(BLOCK as u64) as usize;
-        let values = &mut values[..length];
-        let read = Fill::<f64>::fill(elements, first, values).map_err(EngineError::from)?;
-        observer.advance(read as u64);
-        total.add(&doubles(values));
-        count_exponents(&values[..length.min(SAMPLED)], exponents);
-        first += length as u64;
+        Ok::<_, RunError>((apart[*of], parts, hasher.finalize()))
+    };
+    let stopped = || observer.cancelled();
+    let seen = scan(&pieces(lengths, VALUES), threads, &stopped, look)?;
+    let mut hashers = vec![blake3::Hasher::new(); found.len()];
+    for (at, parts, digest) in seen {
+        parts.iter().for_each(|part| found[at].add(part));
+        hashers[at].update(digest.as_bytes());
+    }
+    for at in apart {
+        found[at].values = Some(hashers[at].finalize());
     }
     Ok(())
 }

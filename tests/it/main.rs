@@ -47,6 +47,7 @@ mod numerics;
 mod outputs;
 mod pages;
 mod pipelines;
+mod quantised;
 mod recipes;
 mod refusals;
 mod renames;

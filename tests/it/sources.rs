@@ -127,7 +127,7 @@ fn models_in_memory_give_the_bytes_of_models_in_files() {
 }
 
 /// Matrices as E4M3 codes with a scale for each block of 3 x 5, and what they stand for.
-fn quantised(specs: Vec<Spec>) -> (Vec<Spec>, Vec<Spec>) {
+pub(crate) fn quantised(specs: Vec<Spec>) -> (Vec<Spec>, Vec<Spec>) {
     let (mut codes, mut plain) = (Vec::new(), Vec::new());
     for spec in specs {
         let &[rows, columns] = spec.shape.as_slice() else {

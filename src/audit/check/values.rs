@@ -555,7 +555,7 @@ impl Values<'_> {
             }
         };
         for &at in order {
-            let (Some((key, role)), Some(digest)) = (key(self.name(at)), self.found[at].digest)
+            let (Some((key, role)), Some(digest)) = (key(self.name(at)), self.found[at].values)
             else {
                 continue;
             };
