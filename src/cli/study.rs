@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::arguments::{Memory, Threads};
 use super::call::Answer;
 use super::caller::Caller;
+use super::environment::{scratch_roots, secrets};
 use super::merge::OutputArguments;
 use super::network::{Needs, Network};
 use super::output::{Failure, print, print_made, say};
@@ -17,7 +18,7 @@ use engine::{Budget, Settings};
 use errors::{printable, printable_json, printable_lines};
 use plan::Options;
 use serde_json::Value;
-use study::{Chosen, Event, Folder, Listener, Means, Report, StudyError, Trial};
+use study::{Chosen, Commands, Event, Folder, Listener, Means, Report, StudyError, Trial};
 
 /// What is said of a study that was stopped.
 const GO_ON: &str = "stopped: run the same command again to go on";
@@ -41,6 +42,10 @@ pub(super) struct Arguments {
     /// The folder that keeps the trials
     #[arg(required = true)]
     dir: Option<PathBuf>,
+
+    /// Let the study run its `command`, as you on this machine. Without this, it is shown and refused
+    #[arg(long)]
+    run_commands: bool,
 
     #[command(flatten)]
     means: MeansArguments,
@@ -179,6 +184,7 @@ fn found(dir: &Path) -> Result<Report, Failure> {
         locator: network.locator(None, Needs::Headers, &caller)?,
         options: options(0, Budget::growing(u64::MAX)),
         scratch: std::env::temp_dir(),
+        commands: None,
     };
     Ok(report.with_changes(&folder, means, &Told(&caller)))
 }
@@ -189,6 +195,10 @@ fn search(arguments: &Arguments, file: &Path, dir: &Path, caller: &Caller) -> Re
         locator: arguments.means.locator(None, caller)?,
         options: arguments.means.options(),
         scratch: std::env::temp_dir(),
+        commands: arguments.run_commands.then(|| Commands {
+            roots: scratch_roots(None),
+            secrets: secrets(),
+        }),
     };
     let searched = study::run(&study, dir, means, &Told(caller));
     searched.map_err(|error| match caller.stopped() {

@@ -25,7 +25,9 @@ mod tests;
 
 pub use compare::{Comparison, TaskComparison};
 pub use error::EvalError;
-pub use external::{CommandLine, Evaluator, Measured, MetricPlace, Run, plain_folder};
+pub use external::{
+    CommandLine, Evaluator, Measured, MetricPlace, Run, digest_of_command, plain_folder,
+};
 pub use prepare::{Options, Prepared};
 pub use score::{Listener, score};
 pub use scores::{ItemScore, Metric, MetricName, Scores, TaskScores};

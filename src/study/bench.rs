@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::command::Commands;
 use super::error::StudyError;
 use super::inputs::{Input, Inputs};
 use super::search::Listener;
@@ -22,6 +23,8 @@ pub struct Means {
     pub options: plan::Options,
     /// A folder for results that several documents of a recipe read.
     pub scratch: PathBuf,
+    /// That a study may run commands; none if it may not.
+    pub commands: Option<Commands>,
 }
 
 /// The models that are open: the name in the recipe, where it was found, the model.
@@ -53,7 +56,7 @@ impl Resolver for Kept<'_> {
 pub(crate) struct Models {
     means: Means,
     open: Mutex<Open>,
-    inputs: Inputs,
+    inputs: Mutex<Inputs>,
 }
 
 impl Models {
@@ -61,7 +64,7 @@ impl Models {
         Models {
             means,
             open: Mutex::default(),
-            inputs: Inputs::default(),
+            inputs: Mutex::default(),
         }
     }
 
@@ -85,19 +88,20 @@ impl Models {
 
     /// The parts of the models that a plan reads, with their digests; tensors in a state of `before` are not read.
     pub(crate) fn inputs(
-        &mut self,
+        &self,
         plan: &Plan,
         before: &[Input],
         listener: &dyn Listener,
     ) -> Result<Vec<Input>, StudyError> {
         let threads = self.means.options.settings.threads;
-        self.inputs.of(plan, before, threads, &Stops(listener))
+        let mut inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        inputs.of(plan, before, threads, &Stops(listener))
     }
 }
 
 /// Models, tasks, and what is known of both.
 pub(crate) struct Bench<'a> {
-    models: Models,
+    models: Arc<Models>,
     tasks: &'a Tasks,
     split_seed: u64,
     prepared: Cut,
@@ -139,9 +143,20 @@ impl<'a> Bench<'a> {
         listener: &'a dyn Listener,
     ) -> Self {
         Bench {
-            models: Models::new(means),
+            models: Arc::new(Models::new(means)),
             tasks,
             split_seed,
+            prepared: Cut::default(),
+            listener,
+        }
+    }
+
+    /// Another with the same models, whose listener may be another.
+    pub(crate) fn beside<'b>(&'b self, listener: &'b dyn Listener) -> Bench<'b> {
+        Bench {
+            models: Arc::clone(&self.models),
+            tasks: self.tasks,
+            split_seed: self.split_seed,
             prepared: Cut::default(),
             listener,
         }

@@ -14,9 +14,9 @@ pub(crate) fn changes(folder: &Folder, means: Means, listener: &dyn Listener) ->
     let settings = folder.settings();
     let mut changes = changed_beside_models(settings);
     let mut notes = Vec::new();
-    let mut models = Models::new(means);
+    let models = Models::new(means);
     for search in &settings.searches {
-        match of_models(settings, search, &mut models, listener) {
+        match of_models(settings, search, &models, listener) {
             Ok(found) => changes.extend(found),
             Err(error) => notes.push(format!(
                 "whether the models of `{}` have changed since was not checked: {error}",
@@ -40,7 +40,7 @@ pub(crate) fn changes(folder: &Folder, means: Means, listener: &dyn Listener) ->
 fn of_models(
     settings: &Settings,
     search: &SearchSettings,
-    models: &mut Models,
+    models: &Models,
     listener: &dyn Listener,
 ) -> Result<Vec<String>, StudyError> {
     let middle = vec![0.5; search.space.dimensions().len()];

@@ -186,6 +186,9 @@ fn results(
     results: &[TaskResult],
     items: impl Fn(&TaskSettings) -> usize,
 ) -> Result<(), String> {
+    if settings.command.is_some() {
+        return measured(results);
+    }
     let names = settings.tasks.iter().map(|task| task.name.as_str());
     if !names.eq(results.iter().map(|result| result.task.as_str())) {
         let names: Vec<&str> = settings
@@ -208,6 +211,21 @@ fn results(
     Ok(())
 }
 
+/// Checks what a command measured.
+fn measured(results: &[TaskResult]) -> Result<(), String> {
+    for result in results {
+        let error = result.standard_error.unwrap_or(0.0);
+        let has_items = !result.verdicts.is_empty() || !result.values.is_empty();
+        if !result.score.is_finite() || !(0.0..f64::INFINITY).contains(&error) || has_items {
+            return Err(format!(
+                "metric `{}`: expected a number and its error",
+                result.task
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn of_items(objective: Objective, result: &TaskResult, items: usize) -> Result<(), String> {
     let TaskResult {
         verdicts, values, ..
@@ -220,7 +238,7 @@ fn of_items(objective: Objective, result: &TaskResult, items: usize) -> Result<(
             let right = |byte| matches!(byte, b'0' | b'1');
             verdicts.len() == items && values.is_empty() && verdicts.bytes().all(right)
         }
-        Objective::LogLikelihood => {
+        Objective::LogLikelihood | Objective::Metric => {
             values.len() == items
                 && verdicts.is_empty()
                 && values.iter().all(|value| value.abs() <= LARGEST)
@@ -228,7 +246,7 @@ fn of_items(objective: Objective, result: &TaskResult, items: usize) -> Result<(
     };
     let what = match objective {
         Objective::Accuracy => "`verdicts`, each 0 or 1",
-        Objective::LogLikelihood => "`values`",
+        Objective::LogLikelihood | Objective::Metric => "`values`",
     };
     match fits {
         true => Ok(()),

@@ -9,7 +9,7 @@ use super::inputs::{Inputs, MadeWith, changed, changed_beside_models, key};
 use super::report::Report;
 use super::search::Listener;
 use super::space::SEED;
-use super::trial::Trial;
+use super::trial::{TaskResult, Trial};
 use super::values::yaml;
 use errors::{About, Refusal};
 use plan::Plan;
@@ -147,28 +147,35 @@ impl Chosen {
 fn found(settings: &Settings, record: &Record, trial: &Trial) -> String {
     let report = Report::of(settings, record);
     let trials = record.of_search(&trial.search).count();
-    let items: usize = trial.tasks.iter().map(|task| task.items).sum();
+    let on = |tasks: &[TaskResult], split: &str| {
+        let items: usize = tasks.iter().map(|task| task.items).sum();
+        match items {
+            0 => format!("what a command measures ({split})"),
+            items => format!("{items} {split} items"),
+        }
+    };
     let score =
         |value: f64, error: Option<f64>| report.shown_with(super::Estimate { value, error }.into());
     let mut text = format!(
-        "`weld study` found these values: trial {} of {trials} by `{}` with the seed {}. On the {items} \
-         validation items, by which it was chosen, it scores {}.",
+        "`weld study` found these values: trial {} of {trials} by `{}` with the seed {}. On {}, by which \
+         it was chosen, it scores {}.",
         trial.number,
         settings.strategy.name(),
         settings.seed,
+        on(&trial.tasks, "validation"),
         score(trial.score.unwrap_or(f64::NAN), trial.standard_error),
     );
     if let Some(tested) = record.tested.iter().find(|one| one.key == trial.key) {
-        let items: usize = tested.tasks.iter().map(|task| task.items).sum();
         text.push_str(&format!(
-            " On {items} test items it scores {}.",
+            " On {} it scores {}.",
+            on(&tested.tasks, "test"),
             score(tested.score, tested.standard_error)
         ));
     }
-    let tasks: Vec<String> = settings
+    let tasks: Vec<String> = trial
         .tasks
         .iter()
-        .map(|task| format!("`{}`", task.name.replace('`', "'")))
+        .map(|task| format!("`{}`", task.task.replace('`', "'")))
         .collect();
     text.push_str(&format!(
         " Scores are {}; the tasks are {}.",

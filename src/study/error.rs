@@ -62,7 +62,9 @@ impl StudyError {
         match self {
             Self::Recipe(error) => !error.could_not_read(),
             Self::Run(error) => error.is_users() && !matches!(error, RunError::Cancelled),
-            Self::Eval(error) => matches!(error, EvalError::Forward { .. }),
+            Self::Eval(error) => {
+                matches!(error, EvalError::Forward { .. } | EvalError::Command { .. })
+            }
             Self::Checkpoint(_)
             | Self::File { .. }
             | Self::Absent(_)

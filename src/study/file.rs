@@ -1,9 +1,12 @@
 //! The study's file: typed strictly, with line and column in every error.
 
+mod command;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::command::Command;
 use super::space::{Domain, Parameter, SEED, Space};
 use super::strategy::Strategy;
 use super::trial::Objective;
@@ -26,6 +29,8 @@ pub struct Study {
     pub searches: Vec<Search>,
     /// The files of tasks; relative ones begin in the study's folder.
     pub tasks: Vec<PathBuf>,
+    /// What scores trials in place of tasks.
+    pub command: Option<Command>,
     /// How points are proposed.
     pub strategy: Strategy,
     /// What of the scores is searched for.
@@ -143,6 +148,13 @@ const STUDY: &[&str] = &[
     "split_seed",
     "halving",
     "finalists",
+    "command",
+    "metrics",
+    "time_limit",
+    "retries",
+    "slots",
+    "gpus",
+    "scratch",
 ];
 const SEARCH: &[&str] = &["name", "recipe", "set", "space"];
 const HALVING: &[&str] = &["items", "factor"];
@@ -208,13 +220,18 @@ impl Reader {
             Some(node) => self.word(node, "score", &Objective::ALL.map(|one| (one.name(), one))),
             None => None,
         };
-        let objective = objective.unwrap_or(Objective::Accuracy);
+        let command = self.command(entries);
+        let objective = match command {
+            Some(_) => Objective::Metric,
+            None => objective.unwrap_or(Objective::Accuracy),
+        };
         let tasks = match get("tasks") {
             Some(node) => self
                 .list(node, "tasks")
                 .iter()
                 .filter_map(|item| self.text(item, "a file of tasks").map(PathBuf::from))
                 .collect(),
+            None if get("command").is_some() => Vec::new(),
             None => {
                 self.missing(
                     root,
@@ -250,6 +267,7 @@ impl Reader {
         Some(Study {
             searches,
             tasks,
+            command,
             strategy,
             objective,
             trials,

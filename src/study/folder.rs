@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::checks;
+use super::command::Command;
 use super::error::StudyError;
 use super::file::{MAX_DIMENSIONS, Search, Study};
 use super::inputs::{Input, MadeWith, changed, digest, digest_of};
@@ -59,6 +60,9 @@ pub struct Settings {
     pub searches: Vec<SearchSettings>,
     /// The tasks.
     pub tasks: Vec<TaskSettings>,
+    /// The digest of the command that scores trials, with the places of its metrics, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
     /// The models that recipes name, part by part.
     pub models: Vec<Input>,
     /// What computed.
@@ -164,6 +168,7 @@ impl Settings {
             searches: study.searches.iter().zip(recipes).map(search).collect(),
             tasks,
             models,
+            command: study.command.as_ref().map(Command::digest),
             made_with: MadeWith::now(),
         }
     }
@@ -176,6 +181,7 @@ impl Settings {
             ("`seed`", self.seed == other.seed),
             ("`split_seed`", self.split_seed == other.split_seed),
             ("`halving`", self.halving == other.halving),
+            ("`command` or `metrics`", self.command == other.command),
             (
                 "searches, their recipes and spaces",
                 same_searches(&self.searches, &other.searches),
@@ -355,7 +361,7 @@ impl Folder {
                 "{}: the folder holds another study: {what} differ",
                 path.display()
             );
-            let hint = "give a changed study a folder of its own; only `trials`, `time` and `finalists` may change";
+            let hint = "give a changed study a folder of its own; only `trials`, `time`, `finalists`, and how a command is run may change";
             return Err(folder.refused(why, hint));
         }
         let changes = found.changes(settings);

@@ -325,6 +325,9 @@ pub(crate) fn key(
         feed(&task.name);
         feed(&task.digest);
     }
+    if let Some(command) = &settings.command {
+        feed(command);
+    }
     let Settings {
         score,
         split_seed,

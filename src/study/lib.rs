@@ -11,8 +11,10 @@ mod bench;
 mod changes;
 mod checks;
 mod chosen;
+mod command;
 mod draw;
 mod error;
+mod external;
 mod file;
 mod folder;
 mod inputs;
@@ -30,6 +32,7 @@ mod tests;
 
 pub use bench::Means;
 pub use chosen::Chosen;
+pub use command::{Command, Commands};
 pub use error::StudyError;
 pub use file::{Halving, Search, Study, duration, parse, read};
 pub use folder::{Folder, Record, SearchSettings, Settings, TaskSettings};

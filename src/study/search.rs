@@ -1,6 +1,8 @@
 //! The search itself: trial by trial, until the budget is used up; then the references, and the test of the chosen ones.
 
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,6 +10,7 @@ use serde_json::{Map, Value as Json};
 
 use super::bench::{Bench, Means};
 use super::error::StudyError;
+use super::external::External;
 use super::file::{MAX_TRIALS, Search, Study};
 use super::folder::{Claim, Folder, Locked, Record, Settings, TaskSettings};
 use super::inputs::{Input, MadeWith, key};
@@ -15,6 +18,8 @@ use super::space::{Domain, Parameter, SEED};
 use super::strategy::{Proposal, Seen, Strategy};
 use super::trial::{Reference, Status, TaskResult, Tested, Trial, results, score};
 use super::values::json;
+use checkpoint::Checkpoint;
+use errors::Refusal;
 use eval::{Split, Tasks};
 use plan::Plan;
 use recipe::{Assignment, Position, Problem, ProblemKind, RecipeError};
@@ -87,7 +92,15 @@ pub fn run(
     listener: &dyn Listener,
 ) -> Result<Record, StudyError> {
     let files: Vec<PathBuf> = study.tasks.iter().map(|file| study.located(file)).collect();
-    let tasks = Tasks::read(&files)?;
+    let external = study.command.as_ref().map(|command| {
+        let folder = study.located(Path::new("."));
+        External::new(command, folder, means.commands.as_ref())
+    });
+    let external = external.transpose()?;
+    let tasks = match external {
+        Some(_) => Tasks { tasks: Vec::new() },
+        None => Tasks::read(&files)?,
+    };
     let mut bench = Bench::new(means, &tasks, study.split_seed, listener);
     let mut searches = Vec::new();
     let mut plans = Vec::new();
@@ -139,6 +152,8 @@ pub fn run(
     let mut work = Work {
         study,
         bench,
+        external: external.as_ref(),
+        slot: 0,
         folder: &folder,
         listener,
     };
@@ -280,6 +295,9 @@ enum Next {
 struct Work<'a> {
     study: &'a Study,
     bench: Bench<'a>,
+    /// The command that scores, if one does, and the slot that is worked in.
+    external: Option<&'a External>,
+    slot: usize,
     folder: &'a Folder,
     listener: &'a dyn Listener,
 }
@@ -289,12 +307,79 @@ impl Work<'_> {
     fn search(&mut self, prepared: &Prepared<'_>, record: &mut Record) -> Result<(), StudyError> {
         let name = prepared.search.name.as_str();
         let all = self.trials(prepared);
-        let bound = Some(all).filter(|&all| all < MAX_TRIALS);
         self.listener.hear(&Event::Search {
             name,
             done: record.of_search(name).count(),
-            all: bound,
+            all: bound(all),
         });
+        match self.external.map_or(1, |external| external.slots) {
+            1 => self.trials_of(prepared, all, record),
+            slots => self.in_slots(slots, prepared, all, record),
+        }
+    }
+
+    /// Works on a search in several slots at once, as several processes would.
+    fn in_slots(
+        &mut self,
+        slots: usize,
+        prepared: &Prepared<'_>,
+        all: usize,
+        record: &mut Record,
+    ) -> Result<(), StudyError> {
+        let shared = Shared {
+            listener: self.listener,
+            has_failed: AtomicBool::new(false),
+        };
+        let ended = thread::scope(|scope| {
+            let (shared, known) = (&shared, &*record);
+            let workers: Vec<_> = (0..slots)
+                .map(|slot| {
+                    let mut work = self.in_slot(slot, shared);
+                    let mut record = known.clone();
+                    let work = move || {
+                        let done = work.trials_of(prepared, all, &mut record);
+                        shared.has_failed.fetch_or(done.is_err(), Relaxed);
+                        done
+                    };
+                    let name = format!("weld-slot-{slot}");
+                    thread::Builder::new().name(name).spawn_scoped(scope, work)
+                })
+                .collect();
+            let ended = workers.into_iter().map(|worker| match worker {
+                Ok(worker) => worker.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(error) => {
+                    Err(Refusal::new(format!("a slot cannot be started: {error}")).into())
+                }
+            });
+            ended.collect::<Vec<Result<(), StudyError>>>()
+        });
+        self.folder.lock()?.update(record)?;
+        // One that fails stops the others.
+        let mut failed: Vec<StudyError> = ended.into_iter().filter_map(Result::err).collect();
+        failed.sort_by_key(StudyError::is_stopped);
+        failed.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// The same work in another slot.
+    fn in_slot<'b>(&'b self, slot: usize, listener: &'b dyn Listener) -> Work<'b> {
+        Work {
+            study: self.study,
+            bench: self.bench.beside(listener),
+            external: self.external,
+            slot,
+            folder: self.folder,
+            listener,
+        }
+    }
+
+    /// Makes trials of a search until all are recorded.
+    fn trials_of(
+        &mut self,
+        prepared: &Prepared<'_>,
+        all: usize,
+        record: &mut Record,
+    ) -> Result<(), StudyError> {
+        let name = prepared.search.name.as_str();
         loop {
             if self.listener.is_stopped() {
                 return Err(StudyError::Stopped);
@@ -319,7 +404,7 @@ impl Work<'_> {
                 trial: &trial,
                 best: record.best(name, 1).first().copied(),
                 done: record.of_search(name).count(),
-                all: bound,
+                all: bound(all),
             });
         }
     }
@@ -440,6 +525,12 @@ impl Work<'_> {
 
     /// Merges a plan, and scores it as far as it is worth it.
     fn score(&mut self, plan: &Plan, trial: &mut Trial, record: &Record) -> Result<(), StudyError> {
+        if let Some(external) = self.external {
+            let split = external.validation();
+            let tasks = external.score_merge(plan, split, self.slot, self.listener)?;
+            self.set(trial, tasks);
+            return Ok(());
+        }
         let merged = self
             .bench
             .merge(plan, &format!("{} {}", trial.search, trial.number))?;
@@ -486,13 +577,7 @@ impl Work<'_> {
             let Some(claim) = self.claim_when(record, &claim_name, is_known)? else {
                 continue;
             };
-            let scored =
-                self.bench
-                    .score_stored(&model, Split::Validation)
-                    .and_then(|validation| {
-                        Ok((validation, self.bench.score_stored(&model, Split::Test)?))
-                    });
-            let (validation, test) = match scored {
+            let (validation, test) = match self.score_stored(&model) {
                 Ok(scored) => scored,
                 Err(error) if error.is_stopped() => return Err(error),
                 Err(error) => {
@@ -503,8 +588,8 @@ impl Work<'_> {
             };
             let reference = Reference {
                 model: label,
-                validation: results(self.study.objective, &validation)?,
-                test: results(self.study.objective, &test)?,
+                validation,
+                test,
             };
             let locked = self.folder.lock()?;
             locked.update(record)?;
@@ -513,6 +598,27 @@ impl Work<'_> {
             self.listener.hear(&Event::Reference(&reference));
         }
         Ok(())
+    }
+
+    /// Scores a model as it is stored, on the validation and the test items.
+    fn score_stored(
+        &self,
+        model: &Checkpoint,
+    ) -> Result<(Vec<TaskResult>, Vec<TaskResult>), StudyError> {
+        if let Some(external) = self.external {
+            let score = |split| external.score_stored(model, split, self.listener);
+            let validation = score(external.validation())?;
+            let test = match external.has_test() {
+                true => score(Split::Test)?,
+                false => Vec::new(),
+            };
+            return Ok((validation, test));
+        }
+        let score = |split| {
+            let scores = self.bench.score_stored(model, split)?;
+            results(self.study.objective, &scores)
+        };
+        Ok((score(Split::Validation)?, score(Split::Test)?))
     }
 
     /// Claims a piece of work; none if it is done, by whomever.
@@ -541,6 +647,9 @@ impl Work<'_> {
 
     /// Scores the best trials of a search on the test split, each once.
     fn test(&mut self, prepared: &Prepared<'_>, record: &mut Record) -> Result<(), StudyError> {
+        if self.external.is_some_and(|external| !external.has_test()) {
+            return Ok(());
+        }
         let name = prepared.search.name.as_str();
         let chosen: Vec<Trial> = record
             .best(name, self.study.finalists)
@@ -555,11 +664,17 @@ impl Work<'_> {
             };
             let (text, _, seed) = prepared.recipe(self.study, &trial.point)?;
             let plan = self.bench.plan(&prepared.file, &text, seed)?;
-            let merged: Merged = self
-                .bench
-                .merge(&plan, &format!("{name} {}", trial.number))?;
-            let scores = self.bench.score(&merged, Split::Test, None)?;
-            let tasks = results(self.study.objective, &scores)?;
+            let tasks = match self.external {
+                Some(external) => {
+                    external.score_merge(&plan, Split::Test, self.slot, self.listener)?
+                }
+                None => {
+                    let label = format!("{name} {}", trial.number);
+                    let merged: Merged = self.bench.merge(&plan, &label)?;
+                    let scores = self.bench.score(&merged, Split::Test, None)?;
+                    results(self.study.objective, &scores)?
+                }
+            };
             let all = score(&tasks);
             let tested = Tested {
                 search: name.to_owned(),
@@ -576,6 +691,27 @@ impl Work<'_> {
             self.listener.hear(&Event::Tested(&tested));
         }
         Ok(())
+    }
+}
+
+/// How many trials there are, if anything but time bounds them.
+fn bound(all: usize) -> Option<usize> {
+    Some(all).filter(|&all| all < MAX_TRIALS)
+}
+
+/// What slots share: when one fails, the others stop.
+struct Shared<'a> {
+    listener: &'a dyn Listener,
+    has_failed: AtomicBool,
+}
+
+impl Listener for Shared<'_> {
+    fn hear(&self, event: &Event<'_>) {
+        self.listener.hear(event);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.has_failed.load(Relaxed) || self.listener.is_stopped()
     }
 }
 

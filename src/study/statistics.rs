@@ -60,11 +60,23 @@ pub(crate) fn difference(a: &[TaskResult], b: &[TaskResult]) -> Option<Estimate>
         .map(|(a, b)| {
             let same = a.task == b.task && a.items == b.items;
             let (x, y) = (a.by_item(), b.by_item());
+            if same && x.is_empty() && y.is_empty() {
+                return Some(apart(a, b));
+            }
             let paired: Vec<f64> = x.iter().zip(&y).map(|(x, y)| x - y).collect();
             (same && x.len() == y.len()).then(|| Estimate::of(&paired))
         })
         .collect();
     Some(mean_of_tasks(tasks?.into_iter()))
+}
+
+/// The difference of two scores whose items are not known: as if they were other items, which is less sure than it is.
+fn apart(a: &TaskResult, b: &TaskResult) -> Estimate {
+    let errors = a.standard_error.zip(b.standard_error);
+    Estimate {
+        value: a.score - b.score,
+        error: errors.map(|(a, b)| (a * a + b * b).sqrt()),
+    }
 }
 
 #[cfg(test)]

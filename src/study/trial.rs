@@ -16,10 +16,12 @@ pub enum Objective {
     Accuracy,
     /// The mean over tasks of the mean log-likelihood of what is right: of an item; of texts, of a token.
     LogLikelihood,
+    /// The mean of what a command measures; of a metric of which lower is better, the negative.
+    Metric,
 }
 
 impl Objective {
-    /// All objectives.
+    /// Those that a study with tasks may ask for.
     pub const ALL: [Objective; 2] = [Self::Accuracy, Self::LogLikelihood];
 
     /// Its name in files.
@@ -27,6 +29,7 @@ impl Objective {
         match self {
             Objective::Accuracy => "accuracy",
             Objective::LogLikelihood => "log_likelihood",
+            Objective::Metric => "metric",
         }
     }
 }
@@ -81,7 +84,7 @@ pub struct Trial {
 pub struct TaskResult {
     /// The task's name.
     pub task: String,
-    /// How many items were scored.
+    /// How many items were scored; 0 if a command does not say.
     pub items: usize,
     /// The task's part of the score.
     pub score: f64,
@@ -182,7 +185,7 @@ fn result(objective: Objective, task: &TaskScores) -> Result<TaskResult, StudyEr
             let verdict = |item: &ItemScore| if item.correct == Some(true) { '1' } else { '0' };
             result.verdicts = task.items.iter().map(verdict).collect();
         }
-        (Objective::LogLikelihood, Kind::Text) => {
+        (Objective::LogLikelihood | Objective::Metric, Kind::Text) => {
             // Texts of many tokens count more, so that the mean is that of a token.
             let tokens: usize = task.items.iter().map(|item| item.tokens).sum();
             let mean = tokens as f64 / task.items.len().max(1) as f64;
@@ -192,7 +195,7 @@ fn result(objective: Objective, task: &TaskScores) -> Result<TaskResult, StudyEr
                 .map(|item| short(item.log_likelihood / mean.max(1.0)))
                 .collect();
         }
-        (Objective::LogLikelihood, _) => {
+        (Objective::LogLikelihood | Objective::Metric, _) => {
             result.values = task
                 .items
                 .iter()

@@ -61,6 +61,7 @@ mod stats;
 mod strays;
 mod structure;
 mod study;
+mod study_command;
 mod tables;
 mod terminal;
 mod tokenizer;

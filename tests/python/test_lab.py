@@ -148,6 +148,22 @@ def test_ctrl_c_stops_scores_and_studies_and_the_study_goes_on(folder):
     assert records("stopped/trials.jsonl")[: len(stopped)] == stopped
 
 
+def test_a_command_scores_as_from_the_command_line(folder, lab, printed):
+    (lab / "score").write_text("echo \"{\\\"size\\\": $(wc -c < $1/config.json)}\"")
+    command = f"sh {lab}/score {{model}}"
+    report = weldment.eval(RECIPE, command=command, metric={"size": "/size"}, scratch=folder)
+    by_command = printed("eval", "lab/recipe.yml", "--command", command, "--metric", "size=/size")
+    assert report.details == by_command["details"] and report.details.metrics[0].value > 100
+    study = {key: value for key, value in STUDY.items() if key != "tasks"}
+    study |= {"command": command, "metrics": {"size": "/size"}}
+    with pytest.raises(weldment.Error, match="run_commands=True") as refused:
+        weldment.study(study, "found")
+    assert "sh " in refused.value.message
+    found = weldment.study(study, "found", run_commands=True)
+    assert found.leaderboard[0].validation.value == report.details.metrics[0].value
+    assert not list(folder.glob("weldment-scratch-*"))
+
+
 def test_pandas_reads_trials_in_one_line(lab):
     pandas = pytest.importorskip("pandas")
     weldment.study("lab/study.yml", "found")

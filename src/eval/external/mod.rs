@@ -60,19 +60,6 @@ pub struct Run<'r> {
 }
 
 impl Evaluator {
-    /// The digest of what the metrics depend on: the command and the places. Neither stands in it in plain words.
-    pub fn digest(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
-        for part in [
-            format!("{:?}", self.line.words()),
-            format!("{:?}", self.metrics),
-        ] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part.as_bytes());
-        }
-        hasher.finalize().to_string()
-    }
-
     /// Runs the command on a model, again if it fails and that is allowed.
     ///
     /// # Errors
@@ -200,6 +187,16 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
+}
+
+/// The digest of a command and the places of its metrics. Neither stands in it in plain words.
+pub fn digest_of_command(line: &CommandLine, metrics: &[MetricPlace]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in [format!("{:?}", line.words()), format!("{metrics:?}")] {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize().to_string()
 }
 
 /// The folder of a model that lies there as other programs read it: no single file, no adapter over it.

@@ -80,7 +80,8 @@ def study(study: Any, dir: Any, *, progress: Progress | None = None, **options: 
     """Searches for the values of a recipe whose merge scores best, and returns what the folder's report says.
 
     ``study`` is the path of a study; or the study itself, as a dictionary: then relative paths of its recipes and tasks
-    start in the working folder. If it is stopped, the same call goes on where it was.
+    start in the working folder. Its command is run in a temporary folder, so name files in it by whole paths. If
+    it is stopped, the same call goes on where it was.
     """
     with recipe_in_a_file(_in_this_folder(study) if isinstance(study, Mapping) else study) as file:
         return StudyReport(_run("study", [file, dir], options, progress))

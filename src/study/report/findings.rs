@@ -179,11 +179,14 @@ impl Report {
         Report {
             objective: settings.score,
             strategy: settings.strategy.name(),
-            tasks: settings
-                .tasks
-                .iter()
-                .map(|task| task.name.clone())
-                .collect(),
+            tasks: match settings.command {
+                Some(_) => names_of(leaderboard.iter().chain(&references)),
+                None => settings
+                    .tasks
+                    .iter()
+                    .map(|task| task.name.clone())
+                    .collect(),
+            },
             validation_items: best.as_ref().map_or(0, |best| items(&best.results)),
             test_items: record.tested.first().map_or(0, |one| items(&one.tasks)),
             looks_at_test: record.tested.len(),
@@ -208,7 +211,7 @@ impl Report {
     pub(crate) fn shown(&self, value: f64) -> String {
         match self.objective {
             Objective::Accuracy => format!("{:.1}", 100.0 * value),
-            Objective::LogLikelihood => format!("{value:.4}"),
+            Objective::LogLikelihood | Objective::Metric => format!("{value:.4}"),
         }
     }
 
@@ -224,13 +227,39 @@ impl Report {
         }
     }
 
+    /// What trials were chosen by, in words.
+    pub(crate) fn chosen_by(&self) -> String {
+        match (self.objective, self.validation_items) {
+            (Objective::Metric, 0) => "the metrics of a command".to_owned(),
+            (_, items) => format!("{items} validation items"),
+        }
+    }
+
+    /// On how many test items merges were judged, if that is known.
+    pub(crate) fn on_test_items(&self) -> String {
+        match (self.objective, self.test_items) {
+            (Objective::Metric, 0) => String::new(),
+            (_, items) => format!(", on {items} items"),
+        }
+    }
+
     /// What the scores are, in words.
     pub(crate) fn unit(&self) -> &'static str {
         match self.objective {
             Objective::Accuracy => "percent of items that are right, mean over tasks",
             Objective::LogLikelihood => "log-likelihood of what is right, mean over tasks",
+            Objective::Metric => {
+                "what the command measures, mean over metrics; the negative where lower is better"
+            }
         }
     }
+}
+
+/// The names of the metrics of the first model that has some.
+fn names_of<'r>(mut rows: impl Iterator<Item = &'r Row>) -> Vec<String> {
+    let first = rows.find(|row| !row.results.is_empty());
+    let results = first.into_iter().flat_map(|row| &row.results);
+    results.map(|result| result.task.clone()).collect()
 }
 
 fn sort(rows: &mut [Row]) {

@@ -52,7 +52,7 @@ pub fn html(report: &Report) -> Result<String, PageError> {
             ("Trials", trials.to_string()),
             ("Strategy", report.strategy.to_owned()),
             ("Merging and scoring", format!("{seconds:.1} s")),
-            ("Validation items", report.validation_items.to_string()),
+            ("Chosen by", report.chosen_by()),
             ("Merges scored on test", report.looks_at_test.to_string()),
         ],
         unit: report.unit(),

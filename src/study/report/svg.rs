@@ -150,7 +150,7 @@ fn tick_text(report: &Report, axis: &Axis, tick: f64) -> String {
     match report.objective {
         Objective::Accuracy if axis.high - axis.low > 0.04 => format!("{:.0}", 100.0 * tick),
         Objective::Accuracy => format!("{:.1}", 100.0 * tick),
-        Objective::LogLikelihood => trimmed(tick),
+        Objective::LogLikelihood | Objective::Metric => trimmed(tick),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The report as text, Markdown and CSV.
 
 use super::findings::{Interval, Report, Row};
-use crate::trial::Trial;
+use crate::trial::{Objective, Trial};
 use errors::printable;
 
 /// A table: the head, and rows of as many cells.
@@ -218,18 +218,19 @@ fn opening(report: &Report) -> String {
         several => format!(" in {several} searches"),
     };
     let mut out = format!(
-        "{trials} trials{searches} by {}, {seconds:.1} s of merging and scoring. Chosen by {} validation items.\n",
-        report.strategy, report.validation_items
+        "{trials} trials{searches} by {}, {seconds:.1} s of merging and scoring. Chosen by {}.\n",
+        report.strategy,
+        report.chosen_by()
     );
     out.push_str(&match report.looks_at_test {
         0 => "No merge has been scored on the test split.\n".to_owned(),
         1 => format!(
-            "One merge was scored on the test split, once, on {} items.\n",
-            report.test_items
+            "One merge was scored on the test split, once{}.\n",
+            report.on_test_items()
         ),
         looks => format!(
-            "{looks} merges were scored on the test split, each once, on {} items.\n",
-            report.test_items
+            "{looks} merges were scored on the test split, each once{}.\n",
+            report.on_test_items()
         ),
     });
     let stopped: usize = report.searches.iter().map(|one| one.stopped).sum();
@@ -243,7 +244,15 @@ fn opening(report: &Report) -> String {
     for note in &report.notes {
         out.push_str(&format!("Note: {note}.\n"));
     }
-    out.push_str("± is half of a 95 % interval over the items; differences are item by item, on the same items.\n");
+    out.push_str(match report.objective {
+        Objective::Metric => {
+            "± is half of a 95 % interval by the errors that the command gives; those of differences are too wide, as \
+             the items are the same.\n"
+        }
+        _ => {
+            "± is half of a 95 % interval over the items; differences are item by item, on the same items.\n"
+        }
+    });
     out
 }
 
