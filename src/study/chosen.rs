@@ -136,7 +136,9 @@ impl Chosen {
         let mut changes = changed_beside_models(settings);
         changes.extend(changed(&settings.models, &inputs));
         if changes.is_empty() && key(settings, plan, &inputs)? != self.key {
-            changes.push("what study.json or trials.jsonl says".to_owned());
+            let what =
+                "the models that the recipe of this trial names, or study.json or trials.jsonl";
+            changes.push(what.to_owned());
         }
         folder.refuse_changes(&changes)?;
         Ok(settings.made_with.note(&MadeWith::now()))

@@ -347,6 +347,10 @@ impl Folder {
             return Err(folder.refused(why, "name a folder that does not exist yet"));
         }
         let claims = folder.file("claims");
+        if claims.is_symlink() {
+            let why = format!("{}: expected a folder, found a link", claims.display());
+            return Err(folder.refused(why, "remove the link"));
+        }
         fs::create_dir_all(&claims).map_err(StudyError::file("create", &claims))?;
         let lock = folder.lock()?;
         if !file.exists() {

@@ -239,14 +239,14 @@ fn hash_folder(folder: &Path, hasher: &mut blake3::Hasher) -> Result<(), StudyEr
     Ok(())
 }
 
-/// The parts that are others now, or that are no longer read.
+/// The parts that are others now. Of those that only some trials read nothing is known here.
 pub(crate) fn changed(before: &[Input], now: &[Input]) -> Vec<String> {
     let digest = |inputs: &[Input], wanted: &Input| {
         let mut inputs = inputs.iter();
         let same = |one: &&Input| (&one.model, &one.part) == (&wanted.model, &wanted.part);
         inputs.find(same).map(|one| one.digest.clone())
     };
-    let is_changed = |now: &&Input| digest(before, now).is_none_or(|then| then != now.digest);
+    let is_changed = |now: &&Input| digest(before, now).is_some_and(|then| then != now.digest);
     now.iter()
         .filter(is_changed)
         .map(ToString::to_string)

@@ -562,7 +562,10 @@ impl Work<'_> {
     fn references(&mut self, plans: &[Plan], record: &mut Record) -> Result<(), StudyError> {
         let mut labels: Vec<(String, usize)> = Vec::new();
         for (at, plan) in plans.iter().enumerate() {
-            for model in plan.models.iter().filter(|model| model.is_stored()) {
+            // A file without a config is no model: statistics of one, say.
+            let is_model = |model: &Checkpoint| !model.is_single_file() || model.config().is_some();
+            let stored = plan.models.iter().filter(|model| model.is_stored());
+            for model in stored.filter(|model| is_model(model)) {
                 if !labels.iter().any(|(label, _)| label == model.label()) {
                     labels.push((model.label().to_owned(), at));
                 }

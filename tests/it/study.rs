@@ -693,3 +693,47 @@ fn seeds_of_masks_are_searched() {
         );
     }
 }
+
+/// A model is searched like any value: each winner is merged, and one that has changed since is refused, also where only
+/// some trials read it.
+#[test]
+fn models_are_searched() {
+    let bench = bench("strategy: grid\n");
+    fs::remove_file(bench.path("family")).unwrap();
+    let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/family");
+    for model in ["base", "sort", "reverse", "add"] {
+        let to = bench.path("family").join(model);
+        fs::create_dir_all(&to).unwrap();
+        for file in fs::read_dir(family.join(model)).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+    let study = fs::read_to_string(bench.path("study.yml")).unwrap();
+    let space = study.find("space:").unwrap()..study.find("score:").unwrap();
+    let mut searched = study.clone();
+    let models = "space: {\"models[0].model\": {grid: [family/sort, family/add]}}\n";
+    searched.replace_range(space, models);
+    bench.file("study.yml", searched);
+    finished(&bench, "study");
+    for number in ["0", "1"] {
+        let out = format!("out{number}");
+        let best = bench.weld(&["study", "best", "study", &out, "--number", number]);
+        assert_eq!(best.code, Some(0), "{}", best.stderr);
+    }
+    for (number, model) in [("0", "sort"), ("1", "add")] {
+        let weights = format!("family/{model}/model.safetensors");
+        let before = fs::read(bench.path(&weights)).unwrap();
+        let mut flipped = before.clone();
+        flipped[before.len() - 17] ^= 1;
+        fs::write(bench.path(&weights), flipped).unwrap();
+        let best = bench.weld(&["study", "best", "study", "again", "--number", number]);
+        assert_eq!(best.code, Some(1), "{model}: {}", best.stderr);
+        assert!(
+            best.stderr.contains("put back what was changed"),
+            "{}",
+            best.stderr
+        );
+        fs::write(bench.path(&weights), before).unwrap();
+    }
+}
