@@ -386,7 +386,7 @@ fn weld_stopped_or_killed_in_mid_run_leaves_no_merge() {
     ]));
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert_eq!(left(&bench), kept);
-    kill_process(Pid::from_child(&lives), Signal::INT).unwrap();
+    kill_process(Pid::from_child(&lives), Signal::TERM).unwrap();
     lives.wait().unwrap();
     for pid in of_killed {
         if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
