@@ -105,8 +105,10 @@ pub fn check(
     config::check_config(&survey, model, &mut report);
     beside::check_beside(model, &mut report);
     report.checked.extend(config::CHECKS);
-    if survey.quantised.is_some() && !survey.quantised_by_config_only {
-        let why = "the weights are quantised, so that shapes and values are not those of the architecture";
+    let misfit = |problem: &CheckpointError| matches!(problem, CheckpointError::Codes { .. });
+    let unknown = survey.quantised.is_some() && !survey.quantised_by_config_only;
+    if unknown || survey.problems.iter().any(misfit) {
+        let why = "the weights are quantised and cannot be decoded, so that shapes and values are not those of the architecture";
         skip(&mut report, structure::CHECKS, why);
         skip(&mut report, values::CHECKS, why);
         return Ok(report);

@@ -1,13 +1,14 @@
 //! Defects in files: weights, index, config.json, tokenizer, and other files of the folder.
 
 use std::fs;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::draft::{CONFIG, Draft, INDEX};
 use super::{Defect, Obstacle};
 use crate::check::{config, container, lock, safety, tokenizer};
-use checkpoint::AddedToken;
+use checkpoint::{AddedToken, Dtype};
 use run::LOCK_FILE;
 
 type Planted = Result<String, Obstacle>;
@@ -318,6 +319,29 @@ pub(super) static DEFECTS: &[Defect] = &[
         &config::QUANTISATION,
         |draft| draft.set_config("quantization_config", json!({"quant_method": "gptq"})),
     ),
+    Defect::new(
+        "a scale that is for no weight",
+        &container::CODES,
+        |draft| {
+            let role = draft.original.roles.values().flatten().next();
+            let &(_, at) = role.ok_or_else(|| Obstacle::model("it has no layers"))?;
+            let name = format!("{}_scale_inv", draft.original.tensors[at].name);
+            draft.rewrite(|tensors| {
+                let elements: usize = tensors[at].shape.iter().product();
+                let mut scales = tensors[at].clone();
+                scales.name.clone_from(&name);
+                scales.dtype = Dtype::F32;
+                scales.shape = vec![3, 1, 1, 1];
+                scales.bytes = Arc::new(vec![0; 12]);
+                tensors[at].dtype = Dtype::F8_E4M3;
+                tensors[at].bytes = Arc::new(vec![0x38; elements]);
+                tensors.push(scales);
+                Ok(())
+            })?;
+            Ok(name)
+        },
+    )
+    .with(&[&config::QUANTISED]),
     Defect::new("packed weights", &config::QUANTISED, |draft| {
         let role = draft.original.roles.values().flatten().next();
         let &(_, at) = role.ok_or_else(|| Obstacle::model("it has no layers"))?;
