@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::*;
 
 fn refused(text: &str) -> String {
@@ -233,4 +235,12 @@ fn time_alone_bounds_a_study() {
     let study = parse("s.yml", study).unwrap();
     assert_eq!(study.time, Some(std::time::Duration::from_secs(7200)));
     assert_eq!(study.trials, 1_000_000);
+}
+
+/// The study of docs/leaderboard.md: what `read` refuses anew must not refuse it.
+#[test]
+fn the_committed_study_is_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/studies/family.yml");
+    let study = crate::file::read(&path).unwrap();
+    assert!(study.searches.len() > 30, "{}", study.searches.len());
 }

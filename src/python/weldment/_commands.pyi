@@ -93,6 +93,7 @@ def extract_lora(
     save: Value | Sequence[Value] | Mapping[str, Path] | None = None,
     dtype: Value | None = None,
     force: bool = False,
+    hash_inputs: bool = False,
     threads: Value | None = None,
     offline: bool = False,
 ) -> Written: ...
