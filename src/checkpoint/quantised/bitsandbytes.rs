@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::bytes::{json, table};
 use super::dequantised::{CodedTensor, Scales, Stands, Storage, StoredCodes};
 use super::look::{Contradiction, Look, Reading, Said, float_named};
+use super::settings::MAX_BLOCK;
 use numeric::{Grid, Packing};
 
 /// Endings of the tensor that says how a weight is stored, and what the storage is called.
@@ -15,9 +16,6 @@ const STATES: [(&str, &str); 2] = [
     (".quant_state.bitsandbytes__nf4", "NF4"),
     (".quant_state.bitsandbytes__fp4", "FP4"),
 ];
-
-/// The largest block that is believed.
-const MAX_BLOCK: u64 = 1 << 16;
 
 pub(super) fn read(look: &Look<'_>, at: usize) -> Said {
     let name = &look.source.entries()[at].name;
@@ -58,22 +56,22 @@ fn four_bits(
         .and_then(float_named);
     let dtype = dtype.ok_or_else(|| of_state("a `dtype` of floats"))?;
     let elements: usize = shape.iter().product();
+    let (map, values) = part(look, at, "quant_map", 16)?;
     let codes = StoredCodes {
         tensor: at,
         bits: 4,
         packing: Packing::HighFirst,
         shape: [1, 1, elements],
-        meaning: Stands::Table(part(look, at, "quant_map", 16)?.1),
+        meaning: Stands::Table(values),
     };
-    let is_bytes = entry.dtype == Dtype::U8;
-    let stored = look.source.bytes(at).filter(|_| is_bytes);
-    if !stored.is_some_and(|bytes| bytes.len() == elements.div_ceil(2) && codes.fits(bytes)) {
+    let is_whole = entry.dtype == Dtype::U8 && entry.len == elements.div_ceil(2) as u64;
+    if !is_whole || !look.holds(&codes) {
         return Err(malformed(
             at,
             &format!("U8, two codes in a byte, for {shape:?}"),
         ));
     }
-    let mut beside = vec![state, part(look, at, "quant_map", 16)?.0];
+    let mut beside = vec![state, map];
     let blocks = (elements as u64).div_ceil(block);
     let scales = absmax(look, at, &said, blocks, &mut beside)?;
     Ok(Reading {
@@ -101,14 +99,7 @@ fn absmax(
     beside: &mut Vec<usize>,
 ) -> Result<Scales, Contradiction> {
     let name = &look.source.entries()[at].name;
-    let find = |end: &str| {
-        let name = format!("{name}.{end}");
-        look.tensor(&name).ok_or_else(|| Contradiction {
-            tensor: at,
-            expected: format!("`{name}` beside it"),
-            found: "none".into(),
-        })
-    };
+    let find = |end: &str| look.needed(at, &format!("{name}.{end}"));
     let (absmax, entry) = find("absmax")?;
     if entry.elements() != blocks {
         return Err(look.contradiction(absmax, format!("{blocks} magnitudes, one for each block")));
@@ -138,11 +129,7 @@ fn absmax(
                 shape: [1, 1, blocks as usize],
                 meaning: Stands::Table(table),
             };
-            if !look
-                .source
-                .bytes(absmax)
-                .is_some_and(|bytes| codes.fits(bytes))
-            {
+            if !look.holds(&codes) {
                 return Err(look.contradiction(absmax, "codes that lie one after the other"));
             }
             Ok(Scales::Nested(
@@ -179,11 +166,7 @@ fn part(
     length: usize,
 ) -> Result<(usize, Vec<f32>), Contradiction> {
     let name = format!("{}.{end}", look.source.entries()[at].name);
-    let (number, _) = look.tensor(&name).ok_or_else(|| Contradiction {
-        tensor: at,
-        expected: format!("`{name}` beside it"),
-        found: "none".into(),
-    })?;
+    let (number, _) = look.needed(at, &name)?;
     let values = table(look.source, number, length);
     let values =
         values.ok_or_else(|| look.contradiction(number, format!("{length} numbers in F32")));

@@ -81,7 +81,6 @@ fn scales_of(look: &Look<'_>, name: &str) -> Vec<(usize, &'static [&'static str]
 /// A tensor and its scales.
 fn scaled(look: &Look<'_>, at: usize, scale: usize) -> Result<Reading, Contradiction> {
     let (entry, of_scale) = (&look.source.entries()[at], &look.source.entries()[scale]);
-    let block = look.settings.block().unwrap_or_default();
     let is_fp4 = entry.dtype == Dtype::I8 && look.settings.method().as_deref() == Some("fp8");
     let mut shape = entry.shape.clone();
     if let Some(columns) = shape.last_mut().filter(|_| is_fp4) {
@@ -107,9 +106,14 @@ fn scaled(look: &Look<'_>, at: usize, scale: usize) -> Result<Reading, Contradic
         of_values: shape.len(),
     };
     let width = is_fp4.then_some([1, FP4_GROUP]);
-    let Some((grid, grouped)) = groups.grid(&of_scale.shape, width.or(block), group_size(look))
+    let group_size = look
+        .settings
+        .of_groups("group_size")
+        .next()
+        .filter(|&size| size > 0);
+    let Some((grid, grouped)) = groups.grid(&of_scale.shape, width.or(look.block), group_size)
     else {
-        let expected = match width.or(block) {
+        let expected = match width.or(look.block) {
             Some([height, width]) => format!(
                 "a scale for each {height} x {width} values of `{}`, which is {}",
                 entry.name,
@@ -128,7 +132,7 @@ fn scaled(look: &Look<'_>, at: usize, scale: usize) -> Result<Reading, Contradic
     let scales = scales(look, at, scale, of_scale)?;
     let mut beside = Vec::new();
     comfy(look, name, &mut beside)?;
-    let zeros = zeros(look, name, of_scale, &groups, &grid)?;
+    let zeros = zeros(look, entry, of_scale, &groups, &grid)?;
     let storage = if is_float8(entry.dtype) {
         let whole = matches!(grouped, Grouped::Tensor);
         Storage::Scaled {
@@ -149,7 +153,7 @@ fn scaled(look: &Look<'_>, at: usize, scale: usize) -> Result<Reading, Contradic
             shape: [matrices, rows, columns],
             meaning: if is_fp4 { Stands::E2m1 } else { Stands::Signed },
         };
-        if !look.source.bytes(at).is_some_and(|bytes| codes.fits(bytes)) {
+        if !look.holds(&codes) {
             return Err(look.contradiction(at, "codes that lie one after the other"));
         }
         beside.extend(name.strip_suffix(".weight").and_then(|module| {
@@ -229,23 +233,22 @@ fn comfy(look: &Look<'_>, name: &str, beside: &mut Vec<usize>) -> Result<(), Con
 /// The zeros of INT8 weights whose smallest value is no mirror of the largest.
 fn zeros(
     look: &Look<'_>,
-    name: &str,
+    entry: &TensorEntry,
     of_scale: &TensorEntry,
     groups: &Groups,
     grid: &Grid,
 ) -> Result<Option<(StoredCodes, bool)>, Contradiction> {
+    let name = entry.name.as_str();
     let module = name.strip_suffix(".weight").unwrap_or(name);
-    let Some((at, entry)) = look.tensor(&format!("{module}.weight_zero_point")) else {
+    let Some((at, of_zeros)) = look.tensor(&format!("{module}.weight_zero_point")) else {
         return Ok(None);
     };
     let expected = format!(
         "I8 of shape {:?}, as the scales of `{name}`",
         of_scale.shape
     );
-    let is_int8 = look
-        .tensor(name)
-        .is_some_and(|(_, values)| values.dtype == Dtype::I8);
-    if entry.dtype != Dtype::I8 || entry.shape != of_scale.shape || !is_int8 {
+    let is_int8 = entry.dtype == Dtype::I8 && of_zeros.dtype == Dtype::I8;
+    if !is_int8 || of_zeros.shape != of_scale.shape {
         return Err(look.contradiction(at, expected));
     }
     let rows = groups.rows.div_ceil(side(grid.height));
@@ -259,20 +262,10 @@ fn zeros(
         shape: [groups.matrices, rows, columns],
         meaning: Stands::Signed,
     };
-    let fits = look.source.bytes(at).is_some_and(|bytes| codes.fits(bytes));
-    match fits {
+    match look.holds(&codes) {
         true => Ok(Some((codes, false))),
         false => Err(look.contradiction(at, expected)),
     }
-}
-
-/// The columns that share a scale, as compressed-tensors says it.
-fn group_size(look: &Look<'_>) -> Option<u64> {
-    let size = |group: &serde_json::Value| group.get("group_size")?.as_u64();
-    look.settings
-        .groups()
-        .find_map(size)
-        .filter(|&size| size > 0)
 }
 
 fn side(side: u64) -> usize {

@@ -11,7 +11,7 @@ use super::super::source::{TensorEntry, TensorSource};
 use super::dequantised::{Decoded, Dequantised, Storage, is_float8};
 use super::evidence::Evidence;
 use super::look::{Contradiction, Look, Reading, float_named};
-use super::settings::Settings;
+use super::settings::{MAX_BLOCK, Settings};
 use super::{bitsandbytes, eight_bits, microscaling, packed};
 use numeric::FloatType;
 
@@ -80,10 +80,24 @@ impl Decoder {
         by_name: &HashMap<String, usize>,
         is_here: bool,
     ) -> Found {
+        let settings = Settings::of(config);
+        let block = match settings.block() {
+            Ok(block) => block,
+            Err(found) => {
+                return Found::Malformed(CheckpointError::JsonMalformed {
+                    path: config.map_or_else(PathBuf::new, |config| config.path().into()),
+                    detail: format!(
+                        "expected the sides of a block of weights that share a scale, two numbers from 1 to {MAX_BLOCK}, \
+                         found {found}"
+                    ),
+                });
+            }
+        };
         let look = Look {
             source,
             by_name,
-            settings: Settings::of(config),
+            settings,
+            block,
             is_here,
         };
         let path_of = |at: usize| match source.place(at) {
@@ -99,14 +113,6 @@ impl Decoder {
                 hint,
             })
         };
-        if let Some((config, found)) = config.zip(look.settings.block().err()) {
-            return Found::Malformed(CheckpointError::JsonMalformed {
-                path: config.path().into(),
-                detail: format!(
-                    "expected the sides of a block of weights that share a scale, two numbers from 1 to 65536, found {found}"
-                ),
-            });
-        }
         let readers = [
             bitsandbytes::read,
             packed::compressed,

@@ -6,7 +6,7 @@ use safetensors::Dtype;
 
 use super::super::source::{TensorEntry, TensorSource};
 use super::bytes::words;
-use super::dequantised::Storage;
+use super::dequantised::{Storage, StoredCodes};
 use super::settings::Settings;
 use numeric::FloatType;
 
@@ -39,6 +39,8 @@ pub(super) struct Look<'a> {
     pub(super) source: &'a dyn TensorSource,
     pub(super) by_name: &'a HashMap<String, usize>,
     pub(super) settings: Settings,
+    /// Rows and columns that share a scale, if the config names a block.
+    pub(super) block: Option<[u64; 2]>,
     /// Whether the weights are here; otherwise only headers are.
     pub(super) is_here: bool,
 }
@@ -48,6 +50,25 @@ impl<'a> Look<'a> {
     pub(super) fn tensor(&self, name: &str) -> Option<(usize, &'a TensorEntry)> {
         let at = *self.by_name.get(name)?;
         Some((at, &self.source.entries()[at]))
+    }
+
+    /// A tensor that must stand beside another, and its number.
+    pub(super) fn needed(
+        &self,
+        beside: usize,
+        name: &str,
+    ) -> Result<(usize, &'a TensorEntry), Contradiction> {
+        self.tensor(name).ok_or_else(|| Contradiction {
+            tensor: beside,
+            expected: format!("`{name}` beside it"),
+            found: "none".into(),
+        })
+    }
+
+    /// Whether a tensor's bytes lie one after the other and hold its codes.
+    pub(super) fn holds(&self, codes: &StoredCodes) -> bool {
+        let bytes = self.source.bytes(codes.tensor);
+        bytes.is_some_and(|bytes| codes.fits(bytes))
     }
 
     /// A contradiction: the tensor is not what it should be.

@@ -59,7 +59,7 @@ fn experts_of(
         shape: [experts, inputs, outputs],
         meaning: Stands::E2m1,
     };
-    if !look.source.bytes(at).is_some_and(|bytes| codes.fits(bytes)) {
+    if !look.holds(&codes) {
         return Err(look.contradiction(at, "codes that lie one after the other"));
     }
     Ok(Reading {

@@ -30,19 +30,6 @@ pub(super) fn compressed(look: &Look<'_>, at: usize) -> Said {
     Some(look.is_of(at, &["compressed-tensors"]).and_then(read))
 }
 
-/// A tensor of a module, which must be there.
-fn needed<'a>(
-    look: &Look<'a>,
-    at: usize,
-    name: &str,
-) -> Result<(usize, &'a TensorEntry), Contradiction> {
-    look.tensor(name).ok_or_else(|| Contradiction {
-        tensor: at,
-        expected: format!("`{name}` beside it"),
-        found: "none".into(),
-    })
-}
-
 /// The two sides of a matrix.
 fn matrix(look: &Look<'_>, at: usize, dtype: Dtype) -> Result<[u64; 2], Contradiction> {
     let entry = &look.source.entries()[at];
@@ -69,8 +56,7 @@ fn float_scales(
 
 /// Codes that must lie in the bytes of their tensor.
 fn fitting(look: &Look<'_>, codes: StoredCodes) -> Result<StoredCodes, Contradiction> {
-    let bytes = look.source.bytes(codes.tensor);
-    match bytes.is_some_and(|bytes| codes.fits(bytes)) {
+    match look.holds(&codes) {
         true => Ok(codes),
         false => {
             let [_, rows, columns] = codes.shape;
@@ -129,18 +115,13 @@ fn groups(
 
 /// A matrix of values of which the config and shapes say how many columns share a scale.
 fn width_of(look: &Look<'_>, columns: u64, groups: u64, stated: Option<u64>) -> Option<u64> {
-    let of_groups = || {
-        let size = |group: &serde_json::Value| group.get("group_size")?.as_u64();
-        look.settings
-            .groups()
-            .filter_map(size)
-            .find(|&size| size > 0 && columns.div_ceil(size) == groups)
-    };
+    let fits = |&size: &u64| size > 0 && columns.div_ceil(size) == groups;
+    let of_groups = || look.settings.of_groups("group_size").find(fits);
     match groups {
         0 => None,
         1 => Some(columns.max(1)),
         _ => stated
-            .filter(|&size| size > 0 && columns.div_ceil(size) == groups)
+            .filter(fits)
             .or_else(of_groups)
             .or_else(|| columns.is_multiple_of(groups).then(|| columns / groups)),
     }
@@ -149,7 +130,7 @@ fn width_of(look: &Look<'_>, columns: u64, groups: u64, stated: Option<u64>) -> 
 /// Whole numbers in words of 32 bits: `pack-quantized`.
 fn integers(look: &Look<'_>, at: usize, module: &str) -> Result<Reading, Contradiction> {
     let [rows, words] = matrix(look, at, Dtype::I32)?;
-    let (shape_at, _) = needed(look, at, &format!("{module}.weight_shape"))?;
+    let (shape_at, _) = look.needed(at, &format!("{module}.weight_shape"))?;
     if !look.is_here {
         return Err(look.not_here(shape_at));
     }
@@ -163,11 +144,7 @@ fn integers(look: &Look<'_>, at: usize, module: &str) -> Result<Reading, Contrad
             });
         }
     };
-    let of_groups: Vec<u64> = look
-        .settings
-        .groups()
-        .filter_map(|group| group.get("num_bits")?.as_u64())
-        .collect();
+    let of_groups: Vec<u64> = look.settings.of_groups("num_bits").collect();
     let fits = |bits: &u64| {
         let needed = columns.checked_mul(*bits).map(|bits| bits.div_ceil(WORD));
         needed == Some(words) && (of_groups.is_empty() || of_groups.contains(bits))
@@ -180,7 +157,7 @@ fn integers(look: &Look<'_>, at: usize, module: &str) -> Result<Reading, Contrad
             ),
         ));
     };
-    let (scale, of_scale) = needed(look, at, &format!("{module}.weight_scale"))?;
+    let (scale, of_scale) = look.needed(at, &format!("{module}.weight_scale"))?;
     let across = of_scale.shape.get(1).map_or(1, |&across| across as u64);
     let scales = float_scales(look, scale, of_scale, [rows, across])?;
     let Some(width) = width_of(look, columns, across, None) else {
@@ -216,26 +193,40 @@ fn integers(look: &Look<'_>, at: usize, module: &str) -> Result<Reading, Contrad
         shape: [1, rows as usize, columns as usize],
         meaning: Stands::Plus(half),
     };
-    Ok(Reading {
+    let grid = groups_of_rows(width, across);
+    let coded = CodedTensor {
+        codes: fitting(look, codes)?,
+        scales,
+        grid,
+        zeros,
+        groups,
+    };
+    let scheme = scheme(bits, width, "compressed-tensors");
+    Ok(weight_of(module, coded, beside, scheme))
+}
+
+/// A scale for each so many values of a row, `across` for each row.
+fn groups_of_rows(width: u64, across: u64) -> Grid {
+    Grid {
+        height: 1,
+        width,
+        row_step: across,
+        column_step: 1,
+        matrix_step: 0,
+    }
+}
+
+/// The weight of a module: one matrix of codes.
+fn weight_of(module: &str, coded: CodedTensor, beside: Vec<usize>, scheme: String) -> Reading {
+    let [_, rows, columns] = coded.codes.shape;
+    Reading {
         name: format!("{module}.weight"),
-        shape: vec![rows as usize, columns as usize],
+        shape: vec![rows, columns],
         dtype: None,
-        storage: Storage::Coded(Box::new(CodedTensor {
-            codes: fitting(look, codes)?,
-            scales,
-            grid: Grid {
-                height: 1,
-                width,
-                row_step: across,
-                column_step: 1,
-                matrix_step: 0,
-            },
-            zeros,
-            groups,
-        })),
+        storage: Storage::Coded(Box::new(coded)),
         beside,
-        scheme: scheme(bits, width, "compressed-tensors"),
-    })
+        scheme,
+    }
 }
 
 fn scheme(bits: u64, width: u64, of: &str) -> String {
@@ -246,7 +237,7 @@ fn scheme(bits: u64, width: u64, of: &str) -> String {
 fn four_bit_floats(look: &Look<'_>, at: usize, module: &str) -> Result<Reading, Contradiction> {
     let [rows, half] = matrix(look, at, Dtype::U8)?;
     let columns = half.saturating_mul(2);
-    let (scale, of_scale) = needed(look, at, &format!("{module}.weight_scale"))?;
+    let (scale, of_scale) = look.needed(at, &format!("{module}.weight_scale"))?;
     let global = look.tensor(&format!("{module}.weight_global_scale"));
     let (width, what) = match (of_scale.dtype, global) {
         (Dtype::F8_E4M3, Some(_)) => (NVFP4_GROUP, "NVFP4"),
@@ -280,26 +271,15 @@ fn four_bit_floats(look: &Look<'_>, at: usize, module: &str) -> Result<Reading, 
         shape: [1, rows as usize, columns as usize],
         meaning: Stands::E2m1,
     };
-    Ok(Reading {
-        name: format!("{module}.weight"),
-        shape: vec![rows as usize, columns as usize],
-        dtype: None,
-        storage: Storage::Coded(Box::new(CodedTensor {
-            codes: fitting(look, codes)?,
-            scales,
-            grid: Grid {
-                height: 1,
-                width,
-                row_step: shape[1],
-                column_step: 1,
-                matrix_step: 0,
-            },
-            zeros: None,
-            groups: None,
-        })),
-        beside: Vec::new(),
-        scheme: format!("{what} (compressed-tensors)"),
-    })
+    let coded = CodedTensor {
+        codes: fitting(look, codes)?,
+        scales,
+        grid: groups_of_rows(width, shape[1]),
+        zeros: None,
+        groups: None,
+    };
+    let scheme = format!("{what} (compressed-tensors)");
+    Ok(weight_of(module, coded, Vec::new(), scheme))
 }
 
 /// The sizes of a matrix of GPTQ or AWQ: the tensors beside `qweight`, and how many columns share a scale.
@@ -322,8 +302,8 @@ fn beside_qweight<'a>(
     module: &'a str,
     [rows, columns]: [u64; 2],
 ) -> Result<Packed<'a>, Contradiction> {
-    let (zeros, _) = needed(look, at, &format!("{module}.qzeros"))?;
-    let (scale, of_scale) = needed(look, at, &format!("{module}.scales"))?;
+    let (zeros, _) = look.needed(at, &format!("{module}.qzeros"))?;
+    let (scale, of_scale) = look.needed(at, &format!("{module}.scales"))?;
     let groups = of_scale.shape.first().map_or(0, |&groups| groups as u64);
     let scales = float_scales(look, scale, of_scale, [groups, rows])?;
     let stated = look.settings.number("group_size");
@@ -365,26 +345,21 @@ impl Packed<'_> {
         )?;
         let bits = u64::from(codes.bits);
         let (zeros, by_group) = zeros;
-        Ok(Reading {
-            name: format!("{}.weight", self.module),
-            shape: vec![self.rows as usize, self.columns as usize],
-            dtype: None,
-            storage: Storage::Coded(Box::new(CodedTensor {
-                codes: fitting(look, codes)?,
-                scales: self.scales,
-                grid: Grid {
-                    height: 1,
-                    width: self.width,
-                    row_step: 1,
-                    column_step: self.rows,
-                    matrix_step: 0,
-                },
-                zeros: Some((fitting(look, zeros)?, by_group)),
-                groups,
-            })),
-            beside,
-            scheme: scheme(bits, self.width, name),
-        })
+        let coded = CodedTensor {
+            codes: fitting(look, codes)?,
+            scales: self.scales,
+            grid: Grid {
+                height: 1,
+                width: self.width,
+                row_step: 1,
+                column_step: self.rows,
+                matrix_step: 0,
+            },
+            zeros: Some((fitting(look, zeros)?, by_group)),
+            groups,
+        };
+        let scheme = scheme(bits, self.width, name);
+        Ok(weight_of(self.module, coded, beside, scheme))
     }
 }
 

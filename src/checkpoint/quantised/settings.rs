@@ -10,7 +10,7 @@ pub(crate) const CONFIG_KEYS: [&str; 3] =
     ["quantization_config", "compression_config", "quantization"];
 
 /// The largest side of a block that is believed.
-const MAX_BLOCK: u64 = 1 << 16;
+pub(super) const MAX_BLOCK: u64 = 1 << 16;
 
 /// The block of `quant_method: fp8` where the config does not name one.
 const FP8_BLOCK: [u64; 2] = [128, 128];
@@ -96,9 +96,15 @@ impl Settings {
     }
 
     /// What the groups of compressed-tensors say of weights.
-    pub(super) fn groups(&self) -> impl Iterator<Item = &Value> {
+    fn groups(&self) -> impl Iterator<Item = &Value> {
         let groups = self.value.get("config_groups").and_then(Value::as_object);
         let groups = groups.into_iter().flat_map(|groups| groups.values());
         groups.filter_map(|group| group.get("weights"))
+    }
+
+    /// A whole number that each of these groups may say.
+    pub(super) fn of_groups(&self, key: &str) -> impl Iterator<Item = u64> {
+        self.groups()
+            .filter_map(move |group| group.get(key)?.as_u64())
     }
 }
