@@ -18,9 +18,32 @@ use super::output::Failure;
 use checkpoint::{Locator, ModelRef};
 use engine::{Budget, Settings};
 use errors::Refusal;
+use eval::Split;
 use moe::MoeOptions;
 use plan::{self, Options, Plan};
 use recipe::{self, AnyRecipe, Assignment, Recipe, RecipeError};
+
+/// The half of the items of a task that is taken, or all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Part {
+    /// To choose by
+    Validation,
+    /// To judge by
+    Test,
+    /// All
+    All,
+}
+
+impl Part {
+    /// The split that it means.
+    pub(super) fn split(self) -> Split {
+        match self {
+            Part::Validation => Split::Validation,
+            Part::Test => Split::Test,
+            Part::All => Split::All,
+        }
+    }
+}
 
 /// The output format on stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

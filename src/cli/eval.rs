@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use super::arguments::{Memory, SetArguments, Threads, plan_any, recipe_name, seed};
+use super::arguments::{Memory, Part, SetArguments, Threads, plan_any, recipe_name, seed};
 use super::caller::Caller;
 use super::eval_command::{CommandArguments, Scored};
 use super::network::{Needs, Network, open};
@@ -114,17 +114,6 @@ pub(super) struct Arguments {
     report: ReportArguments,
 }
 
-/// The part of the items that is scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Part {
-    /// To choose by
-    Validation,
-    /// To judge by
-    Test,
-    /// All
-    All,
-}
-
 /// What choices are compared by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -133,16 +122,6 @@ enum ChoiceMetric {
     Accuracy,
     /// By log-likelihood over length
     AccuracyNormalised,
-}
-
-impl Part {
-    fn split(self) -> Split {
-        match self {
-            Part::Validation => Split::Validation,
-            Part::Test => Split::Test,
-            Part::All => Split::All,
-        }
-    }
 }
 
 /// What is scored.

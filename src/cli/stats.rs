@@ -6,14 +6,14 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::arguments::{Format, Memory, Threads, seed};
+use super::arguments::{Format, Memory, Part, Threads, seed};
 use super::caller::Caller;
 use super::memory::PeakMemory;
 use super::network::{Needs, Network, open};
 use super::output::{Failure, print_json};
 use super::signals::Work;
 use super::single_file::FileKind;
-use ::eval::{Options, Split, Tasks};
+use ::eval::{Options, Tasks};
 use ::stats::{Collection, Keep, Request, StatsError};
 use checkpoint::{Checkpoint, Location, ModelRef, Statistics};
 use errors::{Refusal, printable};
@@ -84,17 +84,6 @@ enum Kind {
     Magnitude,
 }
 
-/// The part of the texts that is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Part {
-    /// To choose by
-    Validation,
-    /// To judge by
-    Test,
-    /// All
-    All,
-}
-
 /// A file of statistics.
 const STATISTICS: FileKind = FileKind {
     name: "file of statistics",
@@ -156,11 +145,7 @@ fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
     check_apart(&arguments.out, &model)?;
     let keep = |kind| arguments.keep.contains(&kind);
     let options = Options {
-        split: match arguments.split {
-            Part::Validation => Split::Validation,
-            Part::Test => Split::Test,
-            Part::All => Split::All,
-        },
+        split: arguments.split.split(),
         seed: arguments.seed,
         limit: arguments.limit.map(|limit| limit as usize),
         threads: arguments.threads.count(),

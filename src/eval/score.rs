@@ -7,7 +7,7 @@ use crate::surroundings::Surroundings;
 use crate::task::Tasks;
 use checkpoint::Checkpoint;
 use errors::Refusal;
-use forward::{Continued, Decoder, TokenScore};
+use forward::{Continued, Decoder, TokenScore, batches};
 
 /// The scores of the runs of items: by run, continuation and token.
 type Runs<'s> = &'s [Vec<Vec<TokenScore>>];
@@ -67,11 +67,13 @@ impl Prepared {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         let more = self.options.generate.unwrap_or(0);
         let mut scored = Vec::with_capacity(items.len());
-        for batch in batches(&items, most, more) {
+        let tokens =
+            |item: &&PreparedItem| more + item.runs.iter().map(Continued::tokens).sum::<usize>();
+        for batch in batches(&items, most, tokens) {
             let runs: Vec<Continued> = batch.iter().flat_map(|item| item.runs.clone()).collect();
             let mut scores = Vec::with_capacity(runs.len());
             // A long text is more runs than one batch takes.
-            for runs in chunks(&runs, most) {
+            for runs in batches(&runs, most, Continued::tokens) {
                 if listener.is_stopped() {
                     return Err(EvalError::Stopped);
                 }
@@ -136,42 +138,6 @@ impl Prepared {
         }
         Ok(())
     }
-}
-
-/// Cuts runs into parts of at most so many tokens; a run that has more is a part of its own.
-fn chunks(runs: &[Continued], most: usize) -> Vec<&[Continued]> {
-    let mut chunks = Vec::new();
-    let (mut start, mut tokens) = (0, 0);
-    for (at, run) in runs.iter().enumerate() {
-        if at > start && tokens + run.tokens() > most {
-            chunks.push(&runs[start..at]);
-            (start, tokens) = (at, 0);
-        }
-        tokens += run.tokens();
-    }
-    chunks.push(&runs[start..]);
-    chunks
-}
-
-/// Cuts items into runs of at most so many tokens, of which each item writes `written`; an item that has more is a batch of
-/// its own.
-fn batches<'i, 'p>(
-    items: &'i [&'p PreparedItem],
-    most: usize,
-    written: usize,
-) -> Vec<&'i [&'p PreparedItem]> {
-    let mut batches = Vec::new();
-    let (mut start, mut tokens) = (0, 0);
-    for (at, item) in items.iter().enumerate() {
-        let more = written + item.runs.iter().map(Continued::tokens).sum::<usize>();
-        if at > start && tokens + more > most {
-            batches.push(&items[start..at]);
-            (start, tokens) = (at, 0);
-        }
-        tokens += more;
-    }
-    batches.push(&items[start..]);
-    batches
 }
 
 impl PreparedItem {

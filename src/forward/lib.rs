@@ -12,6 +12,7 @@
 
 mod activation;
 mod attention;
+mod batches;
 mod cache;
 mod decoder;
 mod error;
@@ -31,6 +32,7 @@ mod weights;
 #[cfg(test)]
 mod tests;
 
+pub use batches::batches;
 pub use decoder::{Decoder, Observer};
 pub use error::ForwardError;
 pub use generate::Until;

@@ -3,6 +3,7 @@
 //! Layers that get one and the same input share it: queries, keys and values; gate and up; a router, the gate of a shared
 //! expert, and its gate and up. Each expert has inputs of its own, those of the tokens that are routed to it.
 
+use super::batches::batches;
 use super::decoder::{Decoder, Run, pool};
 use super::error::ForwardError;
 use super::layout::{Layer, Linear, Mlp};
@@ -150,7 +151,7 @@ impl Decoder<'_> {
     /// tokens, what a run of some of them holds, and the piece that the observer is given.
     pub fn inputs_bytes(&self, sequences: &[Vec<u32>]) -> u64 {
         let tokens: u64 = sequences.iter().map(|tokens| tokens.len() as u64).sum();
-        let batches = batches(sequences);
+        let batches = batches(sequences, BATCH, Vec::len);
         let largest = batches
             .iter()
             .map(|batch| batch.iter().map(Vec::len).sum::<usize>());
@@ -174,7 +175,7 @@ impl Decoder<'_> {
         observer: &mut O,
     ) -> Result<(), O::Error> {
         let pool = pool(threads)?;
-        let mut batches = batches(sequences)
+        let mut batches = batches(sequences, BATCH, Vec::len)
             .into_iter()
             .map(|sequences| {
                 let batch = Batch::new(sequences, self.settings.vocabulary)?;
@@ -253,21 +254,4 @@ impl<O: InputObserver> Taps for Pieces<'_, O> {
         states.by_token(&mut values);
         self.failed = self.observer.input(self.first + number, values).err();
     }
-}
-
-/// Cuts sequences into runs of at most [`BATCH`] tokens, of which each has at least one sequence.
-fn batches(sequences: &[Vec<u32>]) -> Vec<&[Vec<u32>]> {
-    let mut batches = Vec::new();
-    let (mut start, mut tokens) = (0, 0);
-    for (at, sequence) in sequences.iter().enumerate() {
-        if at > start && tokens + sequence.len() > BATCH {
-            batches.push(&sequences[start..at]);
-            (start, tokens) = (at, 0);
-        }
-        tokens += sequence.len();
-    }
-    if start < sequences.len() {
-        batches.push(&sequences[start..]);
-    }
-    batches
 }

@@ -168,15 +168,16 @@ struct Reader {
     problems: Vec<Problem>,
 }
 
+/// The value of a key.
+fn node_of<'e>(entries: &'e [Entry], key: &str) -> Option<&'e Node> {
+    let entry = entries.iter().find(|entry| entry.key == key)?;
+    Some(&entry.node)
+}
+
 impl Reader {
     fn study(&mut self, root: &Node) -> Option<Study> {
         let entries = self.entries(root, "a study", STUDY)?;
-        let get = |key: &str| {
-            entries
-                .iter()
-                .find(|entry| entry.key == key)
-                .map(|entry| &entry.node)
-        };
+        let get = |key: &str| node_of(entries, key);
         let searches = match get("searches") {
             Some(node) => {
                 let also = ["recipe", "set", "space"]
@@ -288,23 +289,13 @@ impl Reader {
     }
 
     fn one_search(&mut self, entries: &[Entry], root: &Node) -> Option<Search> {
-        let get = |key: &str| {
-            entries
-                .iter()
-                .find(|entry| entry.key == key)
-                .map(|entry| &entry.node)
-        };
+        let get = |key: &str| node_of(entries, key);
         self.search_of(get("recipe"), get("set"), get("space"), None, root)
     }
 
     fn search(&mut self, node: &Node) -> Option<Search> {
         let entries = self.entries(node, "a search", SEARCH)?;
-        let get = |key: &str| {
-            entries
-                .iter()
-                .find(|entry| entry.key == key)
-                .map(|entry| &entry.node)
-        };
+        let get = |key: &str| node_of(entries, key);
         let name = get("name").map(|name| Some((self.text(name, "a name")?, name.at)));
         self.search_of(
             get("recipe"),
@@ -430,12 +421,7 @@ impl Reader {
 
     fn parameter(&mut self, entry: &Entry) -> Option<Parameter> {
         let entries = self.entries(&entry.node, "a searched value", PARAMETER)?;
-        let get = |key: &str| {
-            entries
-                .iter()
-                .find(|entry| entry.key == key)
-                .map(|entry| &entry.node)
-        };
+        let get = |key: &str| node_of(entries, key);
         let kinds = ["grid", "choice", "uniform", "log", "simplex"];
         let given: Vec<&str> = kinds
             .into_iter()
@@ -581,12 +567,7 @@ impl Reader {
 
     fn halving(&mut self, node: &Node) -> Option<Halving> {
         let entries = self.entries(node, "`halving`", HALVING)?;
-        let get = |key: &str| {
-            entries
-                .iter()
-                .find(|entry| entry.key == key)
-                .map(|entry| &entry.node)
-        };
+        let get = |key: &str| node_of(entries, key);
         let Some(items) = get("items") else {
             self.missing(
                 node,

@@ -138,8 +138,9 @@ struct Found {
 }
 
 impl Inputs {
-    /// Places for the models of these names, of the checkpoint at a location: `given` are the caller's arguments, each `NAME=PATH` or the folder where
-    /// relative paths start; `recorded` are the paths that the merge recorded, by the lock's names.
+    /// Places for the models of these names, of the checkpoint at a location: `given` are the caller's arguments, each
+    /// `NAME=PATH` or the folder where relative paths start; `recorded` are the paths that the merge recorded, by the
+    /// lock's names.
     ///
     /// # Errors
     /// An argument names no model, no folder, or nothing that exists.

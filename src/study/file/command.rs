@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Reader;
+use super::{Reader, node_of};
 use crate::command::Command;
 use eval::{CommandLine, MetricPlace};
 use recipe::{Entry, Node, Value};
@@ -25,12 +25,7 @@ const MAX_SLOTS: u64 = 64;
 impl Reader {
     /// The command of a study, if it has one.
     pub(super) fn command(&mut self, entries: &[Entry]) -> Option<Command> {
-        let get = |key: &str| {
-            entries
-                .iter()
-                .find(|entry| entry.key == key)
-                .map(|entry| &entry.node)
-        };
+        let get = |key: &str| node_of(entries, key);
         let Some(node) = get("command") else {
             for key in OF_COMMAND {
                 if let Some(node) = get(key) {
@@ -132,12 +127,7 @@ impl Reader {
             });
         };
         let entries = self.entries(node, "a metric", METRIC)?;
-        let get = |key: &str| {
-            entries
-                .iter()
-                .find(|entry| entry.key == key)
-                .map(|entry| &entry.node)
-        };
+        let get = |key: &str| node_of(entries, key);
         let Some(pointer) = get("pointer") else {
             self.missing(
                 node,
