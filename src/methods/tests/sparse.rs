@@ -695,9 +695,19 @@ fn weighted_twin(merge: &Merge, sources: &[Array1<f64>]) -> Array1<f64> {
         "della" | "breadcrumbs_ties" | "consensus_ties"
     );
     let agreeing = merge.method.starts_with("consensus");
+    // Votes divided by their chances may cancel but for rounding, which then elects; NaN stands for that.
+    let inexact = matches!(
+        merge.value("rescale"),
+        Some(ParamValue::Word("expectation"))
+    );
     let mut out = base.clone();
     for place in 0..base.len() {
         let ballot: f64 = votes.iter().map(|(_, vote)| vote[place]).sum();
+        let cast: f64 = votes.iter().map(|(_, vote)| vote[place].abs()).sum();
+        if inexact && elected && cast > 0.0 && ballot.abs() <= 1e-12 * cast {
+            out[place] = f64::NAN;
+            continue;
+        }
         let agrees = |vote: f64| !elected || (vote != 0.0 && (vote > 0.0) == (ballot >= 0.0));
         let added = votes.iter().filter(|(_, vote)| agrees(vote[place]));
         let total: f64 = added.clone().map(|(_, vote)| vote[place]).sum();
