@@ -217,17 +217,54 @@ fn a_plan_downloads_no_weight() {
 #[test]
 fn every_command_fetches_what_it_reads() {
     let bench = Bench::new();
-    bench.weld("a", &["check", "acme/sort"]).ok();
+    fs::write(
+        bench.path("tasks.jsonl"),
+        "{\"prompt\": \"ab\", \"answer\": \"c\"}\n",
+    )
+    .unwrap();
+    let mixture = "base_model: acme/sort\ngate_mode: random\nexperts: [{source_model: acme/sort}, {source_model: acme/add}]\n";
+    fs::write(bench.path("moe.yml"), mixture).unwrap();
+    let commands: [&[&str]; 10] = [
+        &["check", "acme/sort"],
+        &["eval", "acme/sort", "--tasks", "tasks.jsonl"],
+        &["eval", "recipe.yml", "--tasks", "tasks.jsonl"],
+        &[
+            "stats",
+            "acme/sort",
+            "--data",
+            "tasks.jsonl",
+            "--out",
+            "stats.safetensors",
+        ],
+        &["analyse", "acme/add", "--base", "acme/sort"],
+        &[
+            "extract-lora",
+            "acme/sort",
+            "acme/add",
+            "adapter",
+            "--rank",
+            "2",
+        ],
+        &["transplant", "acme/sort", "acme/add", "transplanted"],
+        &[
+            "export",
+            "gguf",
+            "acme/sort",
+            "sort.gguf",
+            "--pre-tokenizer",
+            "llama-bpe",
+        ],
+        &["moe", "moe.yml", "mixture"],
+        &["verify", "adapter"],
+    ];
+    for (place, words) in commands.iter().enumerate() {
+        bench.weld(&format!("cache-{place}"), words).ok();
+    }
     let diff = bench.weld("b", &["diff", "acme/sort", "acme/add"]);
     assert_eq!(diff.code, 1, "{}", diff.err);
-    let gguf = bench.weld(
-        "c",
-        &[
-            "inspect",
-            "acme/sort@0000000000000000000000000000000000000000",
-        ],
-    );
-    gguf.fails(2, &["no revision", "/acme/sort/commits"]);
+    let unknown = "acme/sort@0000000000000000000000000000000000000000";
+    let inspect = bench.weld("c", &["inspect", unknown]);
+    inspect.fails(2, &["no revision", "/acme/sort/commits"]);
 }
 
 #[test]
