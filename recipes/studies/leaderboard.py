@@ -29,6 +29,8 @@ python recipes/studies/leaderboard.py
 How the models were made, and what training on all skills together reaches: [the family](../recipes/family/README.md).
 It is one small family of light fine-tunes. [Run a study](study.md) on yours before you believe a rank. `slerp`, `nuslerp`,
 `nearswap`, `karcher`, `model_stock`, `ram`, `ramplus_tl` and `arcee_fusion` merge fewer than four of the models here.
+`regmean`, `fisher` and `aim` know more than the weights: [statistics](../recipes/statistics/README.md) of problems that the
+models were trained on, none of them a problem of the tasks.
 
 """
 START, END = "<!-- leaderboard -->\n", "<!-- end of leaderboard -->\n"

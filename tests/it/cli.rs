@@ -153,7 +153,7 @@ fn findings_methods_and_runtimes_are_explained() {
 #[test]
 fn a_plan_is_a_page_without_scripts() {
     for recipe in recipes() {
-        let bench = Bench::of_shipped(&recipe);
+        let bench = Bench::of_shipped();
         let name = recipe.display().to_string();
         let page = bench.weld(&["plan", &name, "--format", "html"]);
         assert_eq!(page.code, Some(0), "{name}: {}", page.stderr);

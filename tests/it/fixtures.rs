@@ -260,50 +260,12 @@ impl Bench {
         self.tensors(&format!("{model}.stats"), &specs)
     }
 
-    /// A bench in which a recipe that ships can be run: the family, and the statistics that it names.
-    pub(crate) fn of_shipped(recipe: &Path) -> Self {
+    /// A bench in which the recipes that ship can be run: the family, and its statistics.
+    pub(crate) fn of_shipped() -> Self {
         let bench = Self::new();
-        let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/family");
-        std::os::unix::fs::symlink(family, bench.path("family")).expect("link");
-        let text = fs::read_to_string(recipe).expect("recipe");
-        let lines = text
-            .lines()
-            .filter(|line| !line.trim_start().starts_with('#'));
-        let files = lines.filter_map(|line| Some(line.split_once("statistics: ")?.1.trim()));
-        let texts = (0..60u32).map(|at| {
-            let tokens: Vec<u32> = (0..12)
-                .map(|place| 3 + (at * 7 + place * place) % 40)
-                .collect();
-            format!("{{\"text\": {tokens:?}}}\n")
-        });
-        bench.file("texts.jsonl", texts.collect::<String>());
-        for file in files {
-            let (model, kind) = file
-                .strip_suffix(".safetensors")
-                .and_then(|stem| stem.rsplit_once('-'))
-                .expect("MODEL-KIND.safetensors");
-            let model = format!("family/{model}");
-            if kind == "fisher" {
-                let folder = by_name(&bench.path(&model)).into_iter().zip(1..);
-                let of = |((name, tensor), seed): ((String, Loaded), u64)| {
-                    let count = tensor.shape.iter().product();
-                    let values = noise(seed, count).map(|x| x * x);
-                    floats(&format!("fisher/{name}"), Dtype::F32, &tensor.shape, values)
-                };
-                bench.tensors(file, &folder.map(of).collect::<Vec<Spec>>());
-            } else {
-                let words = [
-                    "stats",
-                    &model,
-                    "--data",
-                    "texts.jsonl",
-                    "--keep",
-                    kind,
-                    "--out",
-                    file,
-                ];
-                bench.passes(&words);
-            }
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+        for folder in ["family", "statistics"] {
+            std::os::unix::fs::symlink(recipes.join(folder), bench.path(folder)).expect("link");
         }
         bench
     }

@@ -26,7 +26,7 @@ fn every_recipe_merges_the_family() {
         .map(|name| load(&family.join(name)))
         .into();
     for recipe in recipes() {
-        let bench = Bench::of_shipped(&recipe);
+        let bench = Bench::of_shipped();
         let outcome = bench.weld(&["merge", recipe.to_str().unwrap(), "out"]);
         assert_eq!(
             outcome.code,

@@ -1,6 +1,6 @@
 //! `weld stats`: what enters linear layers, held to what a few loops make of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -278,5 +278,65 @@ fn memory_is_held_within_what_is_stated() {
         let memory = format!("{memory}");
         let more = ["--threads", "2", "--force", "--memory", &memory];
         assert_eq!(bench.weld(&[&words[..], &more].concat()).code, Some(code));
+    }
+}
+
+/// The files of `recipes/statistics` are what its README says.
+#[test]
+fn the_committed_statistics_are_made_of_problems_that_no_task_has() {
+    let bench = bench();
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    symlink(recipes.join("statistics"), bench.path("statistics")).unwrap();
+    let prompts = |file: &Path| {
+        let text = fs::read_to_string(file).unwrap();
+        let prompt = |line: &str| {
+            let item: Value = serde_json::from_str(line).unwrap();
+            item["prompt"].as_str().unwrap().to_owned()
+        };
+        text.lines().map(prompt).collect::<BTreeSet<String>>()
+    };
+    let skills = ["sort", "reverse", "add", "cipher"];
+    for skill in skills {
+        let file = format!("{skill}.jsonl");
+        let trained = prompts(&recipes.join("statistics").join(&file));
+        let tasks = prompts(&recipes.join("studies/tasks").join(&file));
+        assert_eq!(trained.len(), 400);
+        assert!(trained.is_disjoint(&tasks), "{skill}");
+    }
+    let made = |model: &str, kind: &str, skills: &[&str]| {
+        let texts = skills
+            .iter()
+            .map(|skill| format!("statistics/{skill}.jsonl"));
+        let texts: Vec<String> = texts.collect();
+        let mut words = vec![
+            "stats",
+            model,
+            "--keep",
+            kind,
+            "--out",
+            "made.safetensors",
+            "--force",
+        ];
+        words.push("--data");
+        words.extend(texts.iter().map(String::as_str));
+        bench.passes(&words);
+        by_name(&bench.path("made.safetensors"))
+    };
+    let add = made("family/add", "gram", &["add"]);
+    let base = made("family/base", "magnitude", &skills);
+    for (made, file) in [(add, "add-gram"), (base, "base-magnitude")] {
+        let committed = by_name(&recipes.join(format!("statistics/{file}.safetensors")));
+        assert!(made.keys().eq(committed.keys()));
+        for (name, made) in &made {
+            if name.starts_with("tokens/") {
+                assert_eq!(made.bytes, committed[name].bytes);
+                continue;
+            }
+            let committed = committed[name].values();
+            let largest = committed.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+            for (a, b) in made.values().iter().zip(committed) {
+                assert!((a - b).abs() <= 1e-5 * largest, "{file} {name}: {a} {b}");
+            }
+        }
     }
 }

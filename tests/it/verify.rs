@@ -111,7 +111,7 @@ pub(crate) fn without_lock(bench: &Bench) {
 #[test]
 fn every_recipe_s_merge_passes_and_one_flipped_bit_does_not() {
     for (number, recipe) in recipes().into_iter().enumerate() {
-        let bench = Bench::of_shipped(&recipe);
+        let bench = Bench::of_shipped();
         let inputs = bench.path(".");
         let inputs = inputs.to_str().unwrap();
         let outcome = bench.weld(&["merge", recipe.to_str().unwrap(), "out", "-q"]);

@@ -15,8 +15,9 @@ RECIPE = (ROOT / "recipes" / "linear.yml").read_text()
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A working folder with the models of `recipes/family` and a recipe, and a cache of its own."""
-    shutil.copytree(ROOT / "recipes" / "family", tmp_path / "family")
+    """A working folder with the models of `recipes/family` and their statistics, a recipe, and a cache of its own."""
+    for name in ("family", "statistics"):
+        shutil.copytree(ROOT / "recipes" / name, tmp_path / name)
     (tmp_path / "recipe.yml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
