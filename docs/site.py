@@ -24,6 +24,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "recipes/family/README.md": "family.md",
     "recipes/family-qwen2/README.md": "family-qwen2.md",
+    "recipes/statistics/README.md": "family-statistics.md",
 }
 LANGUAGES = {".rs": "rust", ".py": "python", ".yml": "yaml", ".yaml": "yaml", ".toml": "toml", ".sh": "sh"}
 FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
