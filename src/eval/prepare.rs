@@ -351,7 +351,7 @@ impl<'c> Cut<'c> {
             let why = format!("the model's chat template does not write this prompt: {why}");
             self.wrong(
                 item,
-                Refusal::new(why).with_hint("leave out --chat-template"),
+                Refusal::new(why).with_hint("score without a chat template"),
             )
         })
     }

@@ -125,7 +125,7 @@ impl Surroundings {
             Err(why) => return Err(why.clone().into()),
             Ok(None) => {
                 let why = format!("model `{label}`: there is no chat template beside it");
-                let hint = "leave out --chat-template, or put chat_template.jinja beside the weights (in a recipe, \
+                let hint = "score without a chat template, or put chat_template.jinja beside the weights (in a recipe, \
                             `chat_template: chatml`)";
                 return Err(Refusal::new(why).with_hint(hint).into());
             }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::command::Commands;
 use super::error::StudyError;
+use super::file::Study;
 use super::inputs::{Input, Inputs};
 use super::search::Listener;
 use checkpoint::{Checkpoint, CheckpointError, Location, Locator, ModelRef, Resolver};
@@ -60,11 +61,12 @@ pub(crate) struct Models {
 }
 
 impl Models {
-    pub(crate) fn new(means: Means) -> Models {
+    /// Of a study whose prompts may be written by chat templates.
+    pub(crate) fn new(means: Means, chat_template: bool) -> Models {
         Models {
             means,
             open: Mutex::default(),
-            inputs: Mutex::default(),
+            inputs: Mutex::new(Inputs::new(chat_template)),
         }
     }
 
@@ -104,6 +106,7 @@ pub(crate) struct Bench<'a> {
     models: Arc<Models>,
     tasks: &'a Tasks,
     split_seed: u64,
+    chat_template: bool,
     prepared: Cut,
     listener: &'a dyn Listener,
 }
@@ -139,13 +142,14 @@ impl<'a> Bench<'a> {
     pub(crate) fn new(
         means: Means,
         tasks: &'a Tasks,
-        split_seed: u64,
+        study: &Study,
         listener: &'a dyn Listener,
     ) -> Self {
         Bench {
-            models: Arc::new(Models::new(means)),
+            models: Arc::new(Models::new(means, study.chat_template)),
             tasks,
-            split_seed,
+            split_seed: study.split_seed,
+            chat_template: study.chat_template,
             prepared: Cut::default(),
             listener,
         }
@@ -157,6 +161,7 @@ impl<'a> Bench<'a> {
             models: Arc::clone(&self.models),
             tasks: self.tasks,
             split_seed: self.split_seed,
+            chat_template: self.chat_template,
             prepared: Cut::default(),
             listener,
         }
@@ -247,6 +252,7 @@ impl<'a> Bench<'a> {
             split,
             seed: self.split_seed,
             limit,
+            chat_template: self.chat_template,
             threads: settings.threads,
             memory: settings.memory.usual(),
             ..eval::Options::default()

@@ -14,7 +14,7 @@ pub(crate) fn changes(folder: &Folder, means: Means, listener: &dyn Listener) ->
     let settings = folder.settings();
     let mut changes = changed_beside_models(settings);
     let mut notes = Vec::new();
-    let models = Models::new(means);
+    let models = Models::new(means, settings.chat_template);
     for search in &settings.searches {
         match of_models(settings, search, &models, listener) {
             Ok(found) => changes.extend(found),

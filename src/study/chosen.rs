@@ -132,7 +132,8 @@ impl Chosen {
         listener: &dyn Listener,
     ) -> Result<Option<String>, StudyError> {
         let settings = folder.settings();
-        let inputs = Inputs::default().of(plan, &[], threads, &Stops(listener))?;
+        let inputs =
+            Inputs::new(settings.chat_template).of(plan, &[], threads, &Stops(listener))?;
         let mut changes = changed_beside_models(settings);
         changes.extend(changed(&settings.models, &inputs));
         if changes.is_empty() && key(settings, plan, &inputs)? != self.key {

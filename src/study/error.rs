@@ -17,7 +17,7 @@ pub enum StudyError {
     /// The study's file or a recipe is wrong, or a model that it names is not there.
     #[error(transparent)]
     Recipe(Box<RecipeError>),
-    /// The merge of a search's first trial failed.
+    /// A merge failed that is not one of many to try.
     #[error(transparent)]
     Run(#[from] RunError),
     /// A file of tasks, or one beside a model, cannot be read.

@@ -35,6 +35,8 @@ pub struct Study {
     pub strategy: Strategy,
     /// What of the scores is searched for.
     pub objective: Objective,
+    /// Whether prompts are shown as the model's chat template writes them.
+    pub chat_template: bool,
     /// The most trials of each search.
     pub trials: usize,
     /// The most time that the trials of each search take together.
@@ -142,6 +144,7 @@ const STUDY: &[&str] = &[
     "tasks",
     "strategy",
     "score",
+    "chat_template",
     "trials",
     "time",
     "seed",
@@ -271,6 +274,9 @@ impl Reader {
             command,
             strategy,
             objective,
+            chat_template: get("chat_template")
+                .and_then(|node| self.truth(node, "chat_template"))
+                .unwrap_or(false),
             trials,
             time: get("time").and_then(|node| self.time(node)),
             seed: get("seed")
@@ -674,6 +680,19 @@ impl Reader {
                 .push(Problem::new(ProblemKind::Invalid, node.at, message));
         }
         number
+    }
+
+    fn truth(&mut self, node: &Node, what: &str) -> Option<bool> {
+        if let Value::Bool(truth) = node.value {
+            return Some(truth);
+        }
+        let message = format!(
+            "expected true or false as `{what}`, found {}",
+            node.value.found()
+        );
+        self.problems
+            .push(Problem::new(ProblemKind::Invalid, node.at, message));
+        None
     }
 
     fn word<T: Copy>(&mut self, node: &Node, what: &str, words: &[(&str, T)]) -> Option<T> {

@@ -48,6 +48,9 @@ pub struct Settings {
     pub strategy: Strategy,
     /// What is searched for.
     pub score: Objective,
+    /// Whether prompts are shown as the model's chat template writes them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chat_template: bool,
     /// The seed of the strategy.
     pub seed: u64,
     /// The seed of the split.
@@ -161,6 +164,7 @@ impl Settings {
             format: FORMAT.into(),
             strategy: study.strategy,
             score: study.objective,
+            chat_template: study.chat_template,
             seed: study.seed,
             split_seed: study.split_seed,
             halving: study.halving.map(|halving| (halving.items, halving.factor)),
@@ -178,6 +182,7 @@ impl Settings {
         let same = [
             ("`strategy`", self.strategy == other.strategy),
             ("`score`", self.score == other.score),
+            ("`chat_template`", self.chat_template == other.chat_template),
             ("`seed`", self.seed == other.seed),
             ("`split_seed`", self.split_seed == other.split_seed),
             ("`halving`", self.halving == other.halving),

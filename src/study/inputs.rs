@@ -22,6 +22,8 @@ const FILES: [&str; 4] = [
     "tokenizer.json",
     "tokenizer_config.json",
 ];
+/// Those that scores depend on where prompts are written by a chat template.
+const OF_CHAT: [&str; 2] = ["chat_template.jinja", "chat_template.json"];
 /// The largest of them that is read.
 const MAX_FILE_BYTES: u64 = 512 << 20;
 
@@ -99,13 +101,27 @@ impl MadeWith {
     }
 }
 
+/// The files beside weights that scores depend on.
+fn files(chat_template: bool) -> impl Iterator<Item = &'static str> {
+    let of_chat = OF_CHAT.into_iter().filter(move |_| chat_template);
+    FILES.into_iter().chain(of_chat)
+}
+
 /// Reads the parts of models, each once.
-#[derive(Default)]
 pub(crate) struct Inputs {
+    chat_template: bool,
     known: Vec<(Arc<Checkpoint>, Vec<Input>)>,
 }
 
 impl Inputs {
+    /// Of a study whose prompts may be written by chat templates.
+    pub(crate) fn new(chat_template: bool) -> Inputs {
+        Inputs {
+            chat_template,
+            known: Vec::new(),
+        }
+    }
+
     /// The parts of the models that a plan reads. Tensors whose files are in a state of `before` are not read: they have
     /// the digest that they had.
     ///
@@ -126,7 +142,8 @@ impl Inputs {
                 inputs.extend(parts.iter().cloned());
                 continue;
             }
-            let parts = parts(model, before, threads, observer)?;
+            let files = files(self.chat_template);
+            let parts = parts(model, files, before, threads, observer)?;
             inputs.extend(parts.iter().cloned());
             self.known.push((Arc::clone(model), parts));
         }
@@ -136,6 +153,7 @@ impl Inputs {
 
 fn parts(
     model: &Checkpoint,
+    files: impl Iterator<Item = &'static str>,
     before: &[Input],
     threads: usize,
     observer: &dyn Observer,
@@ -160,7 +178,7 @@ fn parts(
         state,
         ..input("tensors", digest)
     }];
-    for name in FILES {
+    for name in files {
         let digest = match (name, model.config()) {
             // Its layout does not count.
             ("config.json", Some(config)) => {
@@ -316,7 +334,7 @@ pub(crate) fn key(
     }
     // What the merge has beside its weights may come from elsewhere than its models.
     for (name, bytes) in run::files_beside(plan)? {
-        if FILES.contains(&name.as_str()) {
+        if files(settings.chat_template).any(|file| file == name) {
             feed(&name);
             feed(&blake3::hash(&bytes).to_string());
         }
@@ -330,10 +348,14 @@ pub(crate) fn key(
     }
     let Settings {
         score,
+        chat_template,
         split_seed,
         halving,
         ..
     } = settings;
     feed(&format!("{} {split_seed} {halving:?}", score.name()));
+    if *chat_template {
+        feed("chat_template");
+    }
     Ok(hasher.finalize().to_string())
 }

@@ -29,6 +29,8 @@ use run::Merged;
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Trials that are scored on all items before any is given up.
 const BEFORE_HALVING: usize = 4;
+/// A search is given up where so many trials failed and none was scored: something is wrong with all of them.
+const BEFORE_GIVING_UP: usize = 3;
 
 /// Hears what happens in a study, and may stop it.
 pub trait Listener: Sync {
@@ -101,7 +103,7 @@ pub fn run(
         Some(_) => Tasks { tasks: Vec::new() },
         None => Tasks::read(&files)?,
     };
-    let mut bench = Bench::new(means, &tasks, study.split_seed, listener);
+    let mut bench = Bench::new(means, &tasks, study, listener);
     let mut searches = Vec::new();
     let mut plans = Vec::new();
     let mut models: Vec<Input> = Vec::new();
@@ -160,6 +162,7 @@ pub fn run(
     for prepared in &searches {
         work.search(prepared, &mut record)?;
     }
+    check_scored(&folder, &record)?;
     work.references(&plans, &mut record)?;
     for prepared in &searches {
         work.test(prepared, &mut record)?;
@@ -313,9 +316,14 @@ impl Work<'_> {
             all: bound(all),
         });
         match self.external.map_or(1, |external| external.slots) {
-            1 => self.trials_of(prepared, all, record),
-            slots => self.in_slots(slots, prepared, all, record),
+            1 => self.trials_of(prepared, all, record)?,
+            slots => self.in_slots(slots, prepared, all, record)?,
         }
+        if let Some(failed @ 1..) = failures(record, name) {
+            let note = format!("`{name}` is given up: {failed} trials failed, and none was scored");
+            self.listener.hear(&Event::Note(note));
+        }
+        Ok(())
     }
 
     /// Works on a search in several slots at once, as several processes would.
@@ -354,7 +362,7 @@ impl Work<'_> {
             ended.collect::<Vec<Result<(), StudyError>>>()
         });
         self.folder.lock()?.update(record)?;
-        // One that fails stops the others.
+        // A slot that fails stops the others.
         let mut failed: Vec<StudyError> = ended.into_iter().filter_map(Result::err).collect();
         failed.sort_by_key(StudyError::is_stopped);
         failed.into_iter().next().map_or(Ok(()), Err)
@@ -380,9 +388,13 @@ impl Work<'_> {
         record: &mut Record,
     ) -> Result<(), StudyError> {
         let name = prepared.search.name.as_str();
+        let failed_before = failures(record, name).unwrap_or(0);
         loop {
             if self.listener.is_stopped() {
                 return Err(StudyError::Stopped);
+            }
+            if failures(record, name).is_some_and(|all| all >= failed_before + BEFORE_GIVING_UP) {
+                return Ok(());
             }
             let next = self.next(prepared, all, record)?;
             let (number, point, claim) = match next {
@@ -510,8 +522,7 @@ impl Work<'_> {
         trial.seconds = (started.elapsed().as_secs_f64() * 1e4).round() / 1e4;
         match made {
             Ok(()) => Ok(trial),
-            // If even the first trial fails, something is wrong with all of them.
-            Err(error) if error.is_of_trial() && number > 0 => {
+            Err(error) if error.is_of_trial() => {
                 trial.status = Status::Failed;
                 trial.error = Some(error.to_string());
                 (trial.score, trial.standard_error) = (None, None);
@@ -695,6 +706,36 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// How many trials of a search failed; none if any was scored.
+fn failures(record: &Record, search: &str) -> Option<usize> {
+    let trials = record.of_search(search);
+    let all_failed = trials.clone().all(|trial| trial.status == Status::Failed);
+    all_failed.then(|| trials.count())
+}
+
+/// Checks that not every trial of a study failed.
+fn check_scored(folder: &Folder, record: &Record) -> Result<(), StudyError> {
+    let is_failed = |trial: &Trial| trial.status == Status::Failed;
+    let Some(last) = record.trials.last() else {
+        return Ok(());
+    };
+    if !record.trials.iter().all(is_failed) {
+        return Ok(());
+    }
+    let Trial { search, number, .. } = last;
+    let why = last.error.as_deref().unwrap_or_default();
+    let why = format!(
+        "all {} trials failed; the last, trial {number} of `{search}`: {why}",
+        record.trials.len()
+    );
+    let trials = folder.path().join("trials.jsonl");
+    let hint = format!(
+        "mend it, remove {}, and run the same command again",
+        trials.display()
+    );
+    Err(Refusal::new(why).with_hint(hint).into())
 }
 
 /// How many trials there are, if anything but time bounds them.

@@ -328,8 +328,8 @@ fn what_cannot_be_searched_is_refused() {
     );
 }
 
-/// A bench whose models are copies that may be changed, and a study that has been run.
-fn studied(lines: &str) -> Bench {
+/// A bench whose models are copies that may be changed.
+fn copied(lines: &str) -> Bench {
     let bench = bench(lines);
     fs::remove_file(bench.path("family")).unwrap();
     let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/family");
@@ -341,6 +341,12 @@ fn studied(lines: &str) -> Bench {
             fs::copy(file.path(), to.join(file.file_name())).unwrap();
         }
     }
+    bench
+}
+
+/// A bench of copies, and a study that has been run.
+fn studied(lines: &str) -> Bench {
+    let bench = copied(lines);
     finished(&bench, "study");
     bench
 }
@@ -643,6 +649,70 @@ fn only_files_are_read_and_written() {
         };
         bench.file(name, text);
     }
+}
+
+/// Trials are scored as `weld eval --chat-template` scores the same merge, and the template is part of what scores depend on.
+#[test]
+fn a_chat_template_writes_the_prompts_of_all_trials() {
+    let bench = copied("strategy: random\ntrials: 1\nchat_template: true\n");
+    for model in ["base", "sort", "reverse"] {
+        let file = format!("family/{model}/chat_template.jinja");
+        bench.file(&file, "{{ bos_token }}add:{{ messages[0].content }}");
+    }
+    finished(&bench, "study");
+    let trial = records(&bench, "study/trials.jsonl").remove(0);
+    let set = trial["values"].as_object().unwrap().iter();
+    let set: Vec<String> = set
+        .flat_map(|(path, value)| ["--set".to_owned(), format!("{path}={value}")])
+        .collect();
+    let score = |file: &str, more: &[&str]| {
+        let mut words = vec![
+            "eval",
+            "recipe.yml",
+            "--tasks",
+            file,
+            "--split",
+            "validation",
+        ];
+        words.extend(set.iter().map(String::as_str));
+        words.extend(["--format", "json", "-q"]);
+        words.extend(more);
+        let report: Value = serde_json::from_str(&bench.weld(&words).stdout).unwrap();
+        let metrics = report["details"]["metrics"][0]["metrics"]
+            .as_array()
+            .unwrap();
+        let metric = metrics.iter().find(|one| one["name"] == "log_likelihood");
+        metric.unwrap()["value"].as_f64().unwrap()
+    };
+    for task in trial["tasks"].as_array().unwrap() {
+        let file = format!("{}.jsonl", task["task"].as_str().unwrap());
+        let found = task["score"].as_f64().unwrap();
+        let written = score(&file, &["--chat-template"]);
+        assert!((found - written).abs() < 1e-5, "{file}: {found} {written}");
+        assert!((found - score(&file, &[])).abs() > 1e-3, "{file}");
+    }
+    assert_eq!(records(&bench, "study/references.jsonl").len(), 3);
+    let report = bench.weld(&["study", "report", "study"]).stdout;
+    assert!(
+        words(&report).contains("prompts by the model's chat template"),
+        "{report}"
+    );
+    bench.file(
+        "family/base/chat_template.jinja",
+        "{{ messages[0].content }}",
+    );
+    let best = bench.weld(&["study", "best", "study", "out"]);
+    let changed = "chat_template.jinja of `family/base`";
+    assert!(words(&best.stderr).contains(changed), "{}", best.stderr);
+    // Without the key it is another study.
+    let text = fs::read_to_string(bench.path("study.yml")).unwrap();
+    bench.file("study.yml", text.replace("chat_template: true\n", ""));
+    let other = bench.weld(&["study", "study.yml", "study"]);
+    assert!(
+        other.stderr.contains("`chat_template` differ"),
+        "{}",
+        other.stderr
+    );
 }
 
 /// A recipe that is whole only with its searched values is searched.

@@ -199,11 +199,11 @@ fn a_split_is_for_the_command_to_make() {
 
 #[test]
 fn a_trial_that_gives_no_number_is_recorded_with_its_reason() {
-    // Every trial but the first gives something else.
+    // Every trial but the second and the last gives something else.
     let script = r#"echo x >> runs
 case $(( $(wc -l < runs) )) in
-    1) echo '{"a": 0.25}' ;;
-    2) printf 'broken \033[31m\n' >&2; exit 4 ;;
+    1) printf 'broken \033[31m\n' >&2; exit 4 ;;
+    2) echo '{"a": 0.25}' ;;
     3) echo '{"a": NaN}' ;;
     4) echo '{"a": "0.9"}' ;;
     5) awk 'BEGIN {for (i = 0; i < 100000; i++) printf "["}' ;;
@@ -216,7 +216,7 @@ esac"#;
     let found = trials(&bench, "found");
     for (number, why) in [
         (
-            1,
+            0,
             "ended with exit status: 4; the end of its output: broken",
         ),
         (2, "found null (or NaN)"),
@@ -231,9 +231,14 @@ esac"#;
         assert!(error.contains(why) && !error.contains('\x1b'), "{error}");
     }
     let score = |number: usize| found[number]["score"].as_f64();
-    assert_eq!((score(0), score(6)), (Some(0.25), Some(0.5)));
-    // If even the first trial fails, something is wrong with the command, and the study says so at once.
-    bench.file("lab/score", "exit 5");
+    assert_eq!((score(1), score(6)), (Some(0.25), Some(0.5)));
+}
+
+/// Where no trial can be scored the study stops soon, and says why; mended, it begins again.
+#[test]
+fn a_study_whose_trials_all_fail_says_so() {
+    let lines = "command: sh score {model}\nmetrics: {a: /a}\ntrials: 7\n";
+    let bench = bench(lines, "exit 5");
     let outcome = study(&bench, "other");
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(
@@ -243,7 +248,41 @@ esac"#;
         "{}",
         outcome.stderr
     );
-    assert!(trials(&bench, "other").is_empty() && left(&bench) == 0);
+    assert_eq!((trials(&bench, "other").len(), left(&bench)), (3, 0));
+    // Run again, it tries others; all of few trials may fail too.
+    let again = study(&bench, "other");
+    assert_eq!(again.code, Some(1), "{again:?}");
+    assert_eq!(trials(&bench, "other").len(), 6);
+    let last = study(&bench, "other");
+    assert!(last.stderr.contains("all 7 trials failed"), "{last:?}");
+    let remedy = "remove other/trials.jsonl, and run the same command again";
+    assert!(last.stderr.contains(remedy), "{last:?}");
+    fs::remove_file(bench.path("other/trials.jsonl")).unwrap();
+    bench.file("lab/score", "echo '{\"a\": 0.5}'");
+    passes(&bench, "other");
+    assert_eq!(trials(&bench, "other").len(), 7);
+}
+
+/// A search that cannot be scored does not stop the others.
+#[test]
+fn a_search_whose_trials_all_fail_is_given_up() {
+    let script = "case $(cat \"$1/README.md\") in *linear*) exit 5;; esac; echo '{\"a\": 0.5}'";
+    let bench = bench("", script);
+    let linear = "merge_method: linear\nmodels: [{model: ../family/sort}, {model: ../family/add}]\nparameters: {weight: 1}\n";
+    bench.file("lab/linear.yml", linear);
+    let space = "space: {\"models[0].parameters.weight\": {uniform: [0.1, 1]}}";
+    let study_file = format!(
+        "searches:\n- {{recipe: linear.yml, {space}}}\n- {{recipe: recipe.yml, {space}}}
+strategy: random\ntrials: 4\nscratch: scratch\ncommand: sh score {{model}}\nmetrics: {{a: /a}}\n"
+    );
+    bench.file("lab/study.yml", study_file);
+    let outcome = study(&bench, "found");
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let note = "`linear` is given up: 3 trials failed, and none was scored";
+    assert!(outcome.stderr.contains(note), "{outcome:?}");
+    let found = trials(&bench, "found");
+    let complete = |trial: &&Value| trial["status"] == "complete";
+    assert_eq!((found.len(), found.iter().filter(complete).count()), (7, 4));
 }
 
 #[test]
@@ -340,6 +379,14 @@ fn what_cannot_be_meant_is_refused() {
         (
             "command: sh score {model}\nscore: accuracy\ntrials: 1\n",
             "`command` and `score` exclude each other",
+        ),
+        (
+            "command: sh score {model}\nchat_template: true\ntrials: 1\n",
+            "`command` and `chat_template` exclude each other",
+        ),
+        (
+            "tasks: [a.jsonl]\nchat_template: chatml\ntrials: 1\n",
+            "expected true or false as `chat_template`",
         ),
         (
             "command: sh score {model}\nhalving: {items: 5}\ntrials: 1\n",

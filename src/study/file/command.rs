@@ -17,7 +17,7 @@ pub(super) const OF_COMMAND: [&str; 6] = [
     "scratch",
 ];
 /// Those that it does not have.
-const NOT_OF_COMMAND: [&str; 4] = ["tasks", "score", "halving", "split_seed"];
+const NOT_OF_COMMAND: [&str; 5] = ["tasks", "score", "chat_template", "halving", "split_seed"];
 const METRIC: &[&str] = &["pointer", "error", "better"];
 /// The most trials that are scored at once.
 const MAX_SLOTS: u64 = 64;

@@ -21,6 +21,8 @@ const MAX_COMPARED: usize = 5000;
 pub struct Report {
     /// What is searched for.
     pub objective: Objective,
+    /// Whether prompts were shown as the model's chat template writes them.
+    pub chat_template: bool,
     /// The strategy.
     pub strategy: &'static str,
     /// Names of the tasks.
@@ -178,6 +180,7 @@ impl Report {
         let items = |tasks: &[TaskResult]| tasks.iter().map(|task| task.items).sum();
         Report {
             objective: settings.score,
+            chat_template: settings.chat_template,
             strategy: settings.strategy.name(),
             tasks: match settings.command {
                 Some(_) => names_of(leaderboard.iter().chain(&references)),
@@ -231,6 +234,9 @@ impl Report {
     pub(crate) fn chosen_by(&self) -> String {
         match (self.objective, self.validation_items) {
             (Objective::Metric, 0) => "the metrics of a command".to_owned(),
+            (_, items) if self.chat_template => {
+                format!("{items} validation items, prompts by the model's chat template")
+            }
             (_, items) => format!("{items} validation items"),
         }
     }
