@@ -37,8 +37,8 @@ pub use fields::{FieldError, Fields};
 pub use kept::keeps_dtype;
 pub use linear::{WeightOrder, has_conv1d, is_conv1d_module, linear_weight};
 pub use mixture::{
-    Absent, Correction, Counts, Experts, Listed, Matrix, Mixture, Names, RoutingRule, Shared,
-    SharedLayout, SharedWidth, Sparse, SparseLayers, Written,
+    Absent, Correction, Counts, ExpertLayouts, Experts, Listed, Matrix, Mixture, Names,
+    RoutingRule, Shared, SharedLayout, SharedWidth, Sparse, SparseLayers, Written, expert_layouts,
 };
 pub use mtp::{
     MTP_COUNTS, announced_mtp_layers, decoder_layers, is_mtp_module, mtp_layers_in, without_mtp,

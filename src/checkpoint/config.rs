@@ -95,6 +95,23 @@ impl ModelConfig {
         }
     }
 
+    /// Says that the embeddings have another number of rows, wherever the config says how many there are.
+    pub(super) fn set_vocabulary(&mut self, before: usize, rows: usize) {
+        const KEY: &str = "vocab_size";
+        let parts = TEXT_PARTS.iter().copied().map(Some);
+        for part in parts.chain([None]) {
+            let object = match part {
+                Some(part) => self.value.get_mut(part),
+                None => Some(&mut self.value),
+            };
+            if let Some(size) = object.and_then(|object| object.get_mut(KEY))
+                && size.as_u64() == Some(before as u64)
+            {
+                *size = rows.into();
+            }
+        }
+    }
+
     /// The config of the same model with plain weights: without these entries, at the top and in its parts.
     pub(super) fn without(mut self, keys: &[&str]) -> ModelConfig {
         let parts = TEXT_PARTS.iter().copied().map(Some);

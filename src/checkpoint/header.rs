@@ -43,13 +43,6 @@ pub(super) struct HeaderTensor {
     pub(super) len: u64,
 }
 
-impl HeaderTensor {
-    /// Number of elements; the header check made sure that it does not overflow.
-    pub(super) fn elements(&self) -> u64 {
-        self.shape.iter().map(|&dim| dim as u64).product()
-    }
-}
-
 /// Reads and checks the header of a whole mapped file.
 pub(super) fn read(path: &Path, file: &[u8]) -> Result<Header, CheckpointError> {
     let json = header_text(path, file)?;

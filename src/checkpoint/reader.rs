@@ -20,7 +20,7 @@ use super::part::Part;
 use super::remote::{RemoteFile, RemotePlace};
 use super::renamed::Renamed;
 use super::shard::Shard;
-use super::sidecars::{Sidecar, SidecarKind, find_sidecars, left_out, unreadable};
+use super::sidecars::{Sidecar, SidecarKind, find_sidecars, kind_of, left_out, unreadable};
 use super::source::{TensorEntry, TensorSource};
 use errors::Refusal;
 use numeric::Elements;
@@ -53,6 +53,8 @@ pub enum SidecarsFrom {
     Nothing,
     /// Those of the model's folder that belong to it.
     Folder,
+    /// The same, but for the tokenizer, which is that of another folder: an adapter's that has more tokens.
+    FolderAndTokenizer(PathBuf),
     /// These.
     Files(Vec<Sidecar>),
 }
@@ -168,13 +170,16 @@ impl Checkpoint {
         };
         let mut parts = self.parts.clone();
         let main = main.clone().adapted_alone(adapter)?;
+        let beside = match &main.beside {
+            other @ SidecarsFrom::FolderAndTokenizer(_) => other.clone(),
+            _ => self.beside,
+        };
+        let vocabulary = main.vocabulary.clone();
         parts[0].model = Arc::new(main);
-        Ok(Checkpoint::joined(
-            &self.label,
-            self.location,
-            self.beside,
-            parts,
-        ))
+        Ok(Checkpoint {
+            vocabulary,
+            ..Checkpoint::joined(&self.label, self.location, beside, parts)
+        })
     }
 
     fn adapted_alone(self, adapter: &Location) -> Result<Checkpoint, CheckpointError> {
@@ -190,14 +195,44 @@ impl Checkpoint {
             source: Refusal::from(&source),
         })?;
         let adapter = Arc::new(attached);
-        Ok(Checkpoint {
+        let mut adapted = Checkpoint {
             by_name: subject.by_name,
             config: subject.config,
             notes: subject.notes,
             source: Arc::clone(&adapter) as Arc<dyn TensorSource>,
             adapter: Some(adapter),
             ..self
-        })
+        };
+        if let Some((before, after)) = subject.rows {
+            adapted.take_tokenizer(before, after)?;
+        }
+        Ok(adapted)
+    }
+
+    /// Takes the tokenizer of the adapter's folder, as its tokens have the embedding's rows.
+    fn take_tokenizer(&mut self, before: usize, after: usize) -> Result<(), CheckpointError> {
+        let Some(adapter) = &self.adapter else {
+            return Ok(());
+        };
+        let folder = adapter.location().path.clone();
+        let rows = format!(
+            "{} gives the embedding {after} rows, where the model has {before}",
+            folder.display()
+        );
+        let files = find_sidecars(&folder, None)?;
+        let has_tokenizer = files.iter().any(|file| file.kind == SidecarKind::Tokenizer);
+        let is_folder = matches!(self.beside, SidecarsFrom::Folder);
+        self.notes.push(match has_tokenizer && is_folder {
+            true => format!("{rows}; the tokenizer is the adapter's too"),
+            false => format!(
+                "{rows}; no tokenizer is beside it, and the model's does not name new tokens"
+            ),
+        });
+        if has_tokenizer && is_folder {
+            self.beside = SidecarsFrom::FolderAndTokenizer(folder.clone());
+            self.vocabulary = Some(folder);
+        }
+        Ok(())
     }
 
     /// The same model with other names for its tensors, in their order; names must be unique. `None` if a tensor would be
@@ -271,6 +306,28 @@ impl Checkpoint {
                 files.retain(|file| !self.has_file(&file.name));
                 Ok(files)
             }
+            SidecarsFrom::FolderAndTokenizer(folder) => {
+                let of_tokenizer = |file: &Sidecar| {
+                    matches!(
+                        file.kind,
+                        SidecarKind::Tokenizer | SidecarKind::ChatTemplate
+                    )
+                };
+                let mut other = find_sidecars(folder, None)?;
+                other.retain(of_tokenizer);
+                let templates = other
+                    .iter()
+                    .any(|file| file.kind == SidecarKind::ChatTemplate);
+                let mut files = find_sidecars(&self.location.path, self.config.as_ref())?;
+                files.retain(|file| {
+                    let replaced = file.kind == SidecarKind::ChatTemplate && templates
+                        || file.kind == SidecarKind::Tokenizer;
+                    !replaced && !self.has_file(&file.name)
+                });
+                files.extend(other);
+                files.sort_by(|one, other| one.name.cmp(&other.name));
+                Ok(files)
+            }
             SidecarsFrom::Files(files) => Ok(files.clone()),
         }
     }
@@ -283,7 +340,9 @@ impl Checkpoint {
         &self,
     ) -> Result<Vec<(SidecarKind, CheckpointError)>, CheckpointError> {
         match &self.beside {
-            SidecarsFrom::Folder => unreadable(&self.location.path, self.config.as_ref()),
+            SidecarsFrom::Folder | SidecarsFrom::FolderAndTokenizer(_) => {
+                unreadable(&self.location.path, self.config.as_ref())
+            }
             SidecarsFrom::Nothing | SidecarsFrom::Files(_) => Ok(Vec::new()),
         }
     }
@@ -295,7 +354,7 @@ impl Checkpoint {
     /// If its folder can't be read.
     pub fn left_out(&self) -> Result<Vec<LeftOut>, CheckpointError> {
         match &self.beside {
-            SidecarsFrom::Folder => {
+            SidecarsFrom::Folder | SidecarsFrom::FolderAndTokenizer(_) => {
                 let mut left = left_out(&self.location.path, self.config.as_ref())?;
                 left.retain(|file| !self.has_file(&file.name));
                 Ok(left)
@@ -314,9 +373,19 @@ impl Checkpoint {
     /// # Errors
     /// It is a link to nothing or out of the folder, or no regular file.
     pub fn file_beside(&self, name: &str) -> Result<Option<PathBuf>, CheckpointError> {
-        match self.is_single_file() {
-            true => Ok(None),
-            false => file_in(&self.location.path, name),
+        let own = || file_in(&self.location.path, name);
+        match (&self.beside, kind_of(name, false)) {
+            (SidecarsFrom::Nothing, _) => Ok(None),
+            (SidecarsFrom::FolderAndTokenizer(folder), Some(SidecarKind::Tokenizer)) => {
+                file_in(folder, name)
+            }
+            (SidecarsFrom::FolderAndTokenizer(folder), Some(SidecarKind::ChatTemplate)) => {
+                match file_in(folder, name)? {
+                    None => own(),
+                    found => Ok(found),
+                }
+            }
+            _ => own(),
         }
     }
 

@@ -292,7 +292,8 @@ pub(super) fn is_carried(name: &str) -> bool {
     kind_of(name, false).is_some_and(|kind| kind != SidecarKind::Licence)
 }
 
-fn kind_of(name: &str, has_code: bool) -> Option<SidecarKind> {
+/// What a file of that name is for, of those that are carried wherever they are.
+pub(super) fn kind_of(name: &str, has_code: bool) -> Option<SidecarKind> {
     if let Some((_, kind)) = NAMES.iter().find(|(known, _)| *known == name) {
         return Some(*kind);
     }

@@ -13,15 +13,23 @@ pub fn factor_matrix(
     places: usize,
     rank: usize,
 ) -> Result<Matrix<f32>, NoMemory> {
-    let (rows, columns) = match factor.order {
-        Order::ByPlace => (places, rank),
-        Order::ByRank => (rank, places),
+    let read = |rows, columns| {
+        let mut matrix = Matrix::zeros(rows, columns)?;
+        factor.values.fill(0, matrix.values_mut())?;
+        Ok(matrix)
     };
-    let mut matrix = Matrix::zeros(rows, columns)?;
-    factor.values.fill(0, matrix.values_mut())?;
     match factor.order {
-        Order::ByPlace => Ok(matrix),
-        Order::ByRank => matrix.transposed(),
+        Order::ByPlace => read(places, rank),
+        Order::ByRank => read(rank, places)?.transposed(),
+        Order::Strided(strides) => {
+            let mut matrix = Matrix::zeros(places, rank)?;
+            for (index, value) in matrix.values_mut().iter_mut().enumerate() {
+                let (place, number) = (index / rank, index % rank);
+                let at = strides.first + place * strides.place + number * strides.rank;
+                factor.values.fill(at as u64, std::slice::from_mut(value))?;
+            }
+            Ok(matrix)
+        }
     }
 }
 

@@ -131,4 +131,36 @@ pub enum Order {
     ByRank,
     /// `[rows, rank]` or `[columns, rank]`.
     ByPlace,
+    /// A part of a larger tensor.
+    Strided(FactorStrides),
+}
+
+/// Where the numbers of a [`Factor`] lie that is a part of a larger tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FactorStrides {
+    /// The index of its first number.
+    pub first: usize,
+    /// The distance from a row or column to the next.
+    pub place: usize,
+    /// The distance from a rank to the next.
+    pub rank: usize,
+}
+
+impl Factor<'_> {
+    /// Where its numbers lie; `rank` is that of the product.
+    pub fn strides(&self, rank: usize) -> FactorStrides {
+        match self.order {
+            Order::ByRank => FactorStrides {
+                first: 0,
+                place: 1,
+                rank: self.values.bytes.len() / self.values.format.size() / rank.max(1),
+            },
+            Order::ByPlace => FactorStrides {
+                first: 0,
+                place: rank,
+                rank: 1,
+            },
+            Order::Strided(strides) => strides,
+        }
+    }
 }

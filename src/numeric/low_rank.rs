@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::elements::{Elements, Factor, Fill, Order, Product, Stored};
+use super::elements::{Elements, Factor, Fill, Product, Stored};
 use super::format::FloatType;
 use super::memory::{NoMemory, filled, resize, resize_with};
 use super::real::Real;
@@ -129,23 +129,28 @@ impl Factor<'_> {
         let length = places.1 - places.0;
         let depth = ranks.1 - ranks.0;
         resize(out, length * depth, 0.0)?;
-        match self.order {
-            Order::ByRank => {
-                let of_rank = self.values.bytes.len() / self.values.format.size() / rank;
-                for (run, number) in out.chunks_mut(length).zip(ranks.0..) {
-                    self.values
-                        .fill((number * of_rank + places.0) as u64, run)?;
+        let strides = self.strides(rank);
+        if strides.place == 1 {
+            for (run, number) in out.chunks_mut(length).zip(ranks.0..) {
+                let first = strides.first + number * strides.rank + places.0;
+                self.values.fill(first as u64, run)?;
+            }
+            return Ok(());
+        }
+        let mut vector = [0.0; RANKS];
+        for place in 0..length {
+            let first = strides.first + (places.0 + place) * strides.place;
+            if strides.rank == 1 {
+                self.values
+                    .fill((first + ranks.0) as u64, &mut vector[..depth])?;
+            } else {
+                for (value, number) in vector[..depth].iter_mut().zip(ranks.0..) {
+                    let at = first + number * strides.rank;
+                    self.values.fill(at as u64, std::slice::from_mut(value))?;
                 }
             }
-            Order::ByPlace => {
-                let mut vector = [0.0; RANKS];
-                for place in 0..length {
-                    let first = (places.0 + place) * rank + ranks.0;
-                    self.values.fill(first as u64, &mut vector[..depth])?;
-                    for (run, value) in out.chunks_mut(length).zip(vector) {
-                        run[place] = value;
-                    }
-                }
+            for (run, value) in out.chunks_mut(length).zip(vector) {
+                run[place] = value;
             }
         }
         Ok(())
@@ -404,6 +409,7 @@ mod tests {
     use ndarray::{Array1, Array2, Axis};
     use proptest::prelude::*;
 
+    use super::super::elements::{FactorStrides, Order};
     use super::*;
 
     /// Values encoded in a format: the bytes, and the values as they were rounded.
@@ -495,9 +501,9 @@ mod tests {
             let scale = 0.75;
 
             // The slow twin: whole matrices in f64.
-            let matrix = |order, values: &[f64], places| match order {
-                Order::ByPlace => Array2::from_shape_vec((places, rank), values.to_vec()).unwrap(),
-                Order::ByRank => Array2::from_shape_vec((rank, places), values.to_vec()).unwrap().reversed_axes(),
+            let matrix = |order, values: &[f64], places| match order == Order::ByPlace {
+                true => Array2::from_shape_vec((places, rank), values.to_vec()).unwrap(),
+                false => Array2::from_shape_vec((rank, places), values.to_vec()).unwrap().reversed_axes(),
             };
             let product = matrix(case.left, &left, rows).dot(&matrix(case.right, &right, columns).t());
             let mut twin = Array2::from_shape_vec((rows, columns), base).unwrap() + product * scale;
@@ -583,5 +589,41 @@ mod tests {
             found: &norms[1],
         });
         assert_eq!(values(&elements), [a * 6.0, b * 12.0, a * 13.0, b * 24.0]);
+    }
+    /// The second of two experts: `A` is `[experts * rank, columns]`, and `B` `[rows, rank * experts]` with the expert's
+    /// number last, as PEFT stores them.
+    #[test]
+    fn a_factor_may_be_a_part_of_a_larger_tensor() {
+        let f32s = |values: &[f64]| stored(FloatType::F32, values).0;
+        let a = f32s(&[9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let b = f32s(&[9.0, 1.0, 9.0, 2.0, 9.0, 3.0, 9.0, 4.0]);
+        let base = f32s(&[0.0; 6]);
+        let part = |bytes, first, place, rank| Factor {
+            values: Stored {
+                bytes,
+                format: FloatType::F32,
+            },
+            order: Order::Strided(FactorStrides { first, place, rank }),
+        };
+        let elements = LowRank {
+            base: Box::new(Stored {
+                bytes: &base,
+                format: FloatType::F32,
+            }),
+            rows: 2,
+            columns: 3,
+            left: part(&b, 1, 4, 2),
+            right: part(&a, 6, 1, 3),
+            rank: 2,
+            scale: 1.0,
+            lengths: None,
+        };
+        // [[1, 2], [3, 4]] [[1, 2, 3], [4, 5, 6]]
+        let mut out = [0f64; 6];
+        Fill::<f64>::fill(&elements, 0, &mut out).unwrap();
+        assert_eq!(out, [9.0, 12.0, 15.0, 19.0, 26.0, 33.0]);
+        let mut end = [0f64; 4];
+        Fill::<f64>::fill(&elements, 2, &mut end).unwrap();
+        assert_eq!(end, out[2..]);
     }
 }

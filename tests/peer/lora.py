@@ -68,6 +68,16 @@ def mixtral():
     return tf.MixtralForCausalLM(config)
 
 
+def qwen3_moe(**over):
+    sizes = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=40, head_dim=12)
+    return tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(**LLAMA, **sizes | over, tie_word_embeddings=False))
+
+
+def gpt_oss():
+    config = tf.GptOssConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2, head_dim=12, tie_word_embeddings=False)
+    return tf.GptOssForCausalLM(config)
+
+
 def vit():
     config = tf.ViTConfig(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
@@ -86,6 +96,10 @@ class Case:
     measure: str = "merge"
     # What weld must say, if it is to refuse.
     refused: str = ""
+    # How many tokens the model has once some were added, before it was adapted.
+    tokens: int = 0
+    # The adapter as torch.save writes it.
+    pickled: bool = False
 
 
 CASES = {
@@ -137,8 +151,43 @@ CASES = {
     ),
     "llama-token-rows": Case(
         llama,
-        dict(r=8, lora_alpha=16, target_modules=MIXERS, trainable_token_indices=[1, 2]),
-        refused="trainable_token_indices",
+        dict(r=8, lora_alpha=16, target_modules=MIXERS, trainable_token_indices=[7, 2]),
+    ),
+    "llama-token-rows-of-both": Case(
+        llama,
+        dict(
+            r=8, lora_alpha=16, target_modules=MIXERS,
+            trainable_token_indices={"embed_tokens": [7, 2], "lm_head": [3]},
+        ),
+    ),
+    "qwen2-tied-token-rows": Case(
+        qwen2,
+        dict(r=8, lora_alpha=16, target_modules=MIXERS, trainable_token_indices=[7, 2]),
+        measure="logits",
+    ),
+    "llama-new-tokens": Case(
+        llama,
+        dict(r=8, lora_alpha=16, target_modules=MIXERS, modules_to_save=["embed_tokens", "lm_head"]),
+        tokens=167,
+    ),
+    "llama-fewer-tokens": Case(
+        llama,
+        dict(r=8, lora_alpha=16, target_modules=MIXERS, modules_to_save=["embed_tokens", "lm_head"]),
+        tokens=151,
+    ),
+    "llama-new-tokens-adapted": Case(
+        llama, dict(r=8, lora_alpha=16, target_modules=["embed_tokens", "lm_head", "q_proj"]), tokens=167
+    ),
+    "qwen2-tied-new-tokens": Case(
+        qwen2,
+        dict(
+            r=8, lora_alpha=16, target_modules=MIXERS, modules_to_save=["embed_tokens"], ensure_weight_tying=True
+        ),
+        measure="logits",
+        tokens=167,
+    ),
+    "llama-pickled": Case(
+        llama, dict(r=8, lora_alpha=16, target_modules=MIXERS, modules_to_save=["lm_head"]), pickled=True
     ),
     "gpt2": Case(gpt2, dict(r=8, lora_alpha=16, target_modules=["c_attn", "c_proj", "c_fc"])),
     "gpt2-square-only": Case(gpt2, dict(r=8, lora_alpha=16, target_modules=["attn.c_proj"])),
@@ -187,8 +236,28 @@ CASES = {
     "mixtral-experts": Case(
         mixtral,
         dict(r=8, lora_alpha=16, target_modules=["w1", "w2", "w3", "q_proj", "gate"]),
-        refused="target_parameters" if FUSED else "",
     ),
+    "mixtral-some-experts": Case(mixtral, dict(r=8, lora_alpha=16, target_modules=["w2", "q_proj"])),
+    **({
+        "qwen3-moe-parameters": Case(
+            qwen3_moe,
+            dict(
+                r=4, lora_alpha=16, target_modules=["q_proj"], rank_pattern={r".*\.down_proj": 3},
+                target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"],
+            ),
+        ),
+        "qwen3-moe-square": Case(
+            lambda: qwen3_moe(moe_intermediate_size=48),
+            dict(r=4, lora_alpha=16, target_modules=[], target_parameters=["experts.down_proj"]),
+        ),
+        "gpt-oss-parameters": Case(
+            gpt_oss,
+            dict(
+                r=4, lora_alpha=16, target_modules=["q_proj"],
+                target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+            ),
+        ),
+    } if FUSED else {}),
     "vit-convolution": Case(
         vit, dict(r=8, lora_alpha=16, target_modules=["projection", "classifier"])
     ),
@@ -221,11 +290,14 @@ def make(case, name, folder):
     for dtype, torch_dtype in DTYPES.items():
         other = copy.deepcopy(model).to(torch_dtype)
         other.save_pretrained(folder / dtype / "model")
+    if case.tokens:
+        model.resize_token_embeddings(case.tokens, mean_resizing=False)
+        randomise(model, name + "/resized", lambda key: "embed_tokens" in key or "lm_head" in key)
     adapted = peft.get_peft_model(model, peft.LoraConfig(**case.adapter))
     # Tied adapters (`ensure_weight_tying`) share their parameters, which named_parameters gives once.
     trained = {key for key, parameter in adapted.named_parameters() if parameter.requires_grad}
     randomise(adapted, name + "/adapter", trained.__contains__)
-    adapted.save_pretrained(folder / "adapter")
+    adapted.save_pretrained(folder / "adapter", safe_serialization=not case.pickled)
     return adapted
 
 
@@ -234,9 +306,17 @@ def load(case, folder, dtype):
     return type(case.build()).from_pretrained(folder).to(dtype)
 
 
+def load_base(case, folder, dtype):
+    """The model that the adapter was trained on: with rows for the tokens that were added."""
+    model = load(case, folder, dtype)
+    if case.tokens:
+        model.resize_token_embeddings(case.tokens, mean_resizing=False)
+    return model
+
+
 def merged(case, folder, adapter, dtype, stored):
     """PEFT's merge in a dtype, as its tensors by name; rounded once to what is stored."""
-    base = load(case, folder, dtype)
+    base = load_base(case, folder, dtype)
     model = peft.PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False).to(dtype)
     # Saved, as transformers 5 has other names in memory than in files.
     out = folder.parent / "peft"
@@ -335,7 +415,7 @@ def main():
             out = folder / dtype / "weld"
             found = tensors_of(out)
             if case.measure == "logits":
-                base = load(case, folder / dtype / "model", torch.float32)
+                base = load_base(case, folder / dtype / "model", torch.float32)
                 reference = peft.PeftModel.from_pretrained(base, folder / "adapter")
                 wanted = logits(reference, case)
                 ours = logits(load(case, out, torch.float32), case)

@@ -1,5 +1,6 @@
 //! `adapter_config.json`: every option that changes the merged weights is either applied or refused by name.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -26,6 +27,12 @@ pub(super) struct AdapterConfig {
     pub(super) dora: bool,
     /// Whether weights are stored as `[in, out]`; shapes take precedence over it.
     pub(super) fan_in_fan_out: bool,
+    /// The parameters that are adapted by their own names, or by the ends of these.
+    target_parameters: Vec<String>,
+    /// Whether stacks of experts were taken for `[experts, in, out]`, whatever they are: PEFT before 0.19.
+    pub(super) stacks_as_in_out: bool,
+    /// The tokens whose rows are replaced, by the module or the end of its name; without one, those of the embedding.
+    token_indices: TokenIndices,
     /// Whether a tied head was trained as a copy of the embedding.
     pub(super) ensure_weight_tying: bool,
     /// The model that the adapter was trained on.
@@ -34,9 +41,12 @@ pub(super) struct AdapterConfig {
     pub(super) notes: Vec<String>,
 }
 
+/// Tokens, by the module or the end of its name; without one, by the embedding.
+type TokenIndices = Vec<(Option<String>, Vec<usize>)>;
+
 /// Options about training or loading the adapter. They select modules (the weight file names them), draw initial values
 /// (the file has the final ones), or drop out activations: the merged weights do not depend on them.
-const NO_MATTER: [&str; 26] = [
+const NO_MATTER: [&str; 25] = [
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
@@ -53,7 +63,6 @@ const NO_MATTER: [&str; 26] = [
     "megatron_core",
     "modules_to_save",
     "parent_library",
-    "peft_version",
     "qalora_group_size",
     "revision",
     "runtime_config",
@@ -68,19 +77,22 @@ const NO_MATTER: [&str; 26] = [
 ];
 
 /// Options that are applied.
-const HONOURED: [&str; 8] = [
+const HONOURED: [&str; 11] = [
     "alpha_pattern",
     "ensure_weight_tying",
     "fan_in_fan_out",
     "lora_alpha",
+    "peft_version",
     "r",
     "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
     "use_dora",
     "use_rslora",
 ];
 
 /// Options that are refused if they are set, and why.
-const REFUSED: [(&str, &str); 9] = [
+const REFUSED: [(&str, &str); 7] = [
     (
         "alora_invocation_tokens",
         "(aLoRA) adapts some tokens and not others, so that no merged weights do the same",
@@ -100,14 +112,6 @@ const REFUSED: [(&str, &str); 9] = [
     (
         "monteclora_config",
         "(MonteCLoRA) samples its weights, which is not supported",
-    ),
-    (
-        "target_parameters",
-        "adapts parameters that are no module's `weight`, which is not supported",
-    ),
-    (
-        "trainable_token_indices",
-        "replaces single rows of an embedding, which is not supported",
     ),
     (
         "use_bdlora",
@@ -158,10 +162,47 @@ impl AdapterConfig {
         (rank, alpha / divisor)
     }
 
+    /// The parameters of a module that are adapted by their own names.
+    pub(super) fn parameters_of(&self, module: &str) -> Vec<String> {
+        let parameter = |target: &String| {
+            let last = target.rsplit('.').next().unwrap_or(target);
+            let name = format!("{module}.{last}");
+            ends_in(&name, target).then_some(name)
+        };
+        let mut names: Vec<String> = self
+            .target_parameters
+            .iter()
+            .filter_map(parameter)
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Whether a tensor is adapted by its own name.
+    pub(super) fn is_target(&self, name: &str) -> bool {
+        self.target_parameters
+            .iter()
+            .any(|target| ends_in(name, target))
+    }
+
+    /// The tokens whose rows in a module are replaced, in the order of the rows.
+    pub(super) fn tokens_of(&self, module: &str) -> Option<&[usize]> {
+        let fits = |name: &Option<String>| name.as_ref().is_none_or(|name| ends_in(module, name));
+        let (_, tokens) = self.token_indices.iter().find(|(name, _)| fits(name))?;
+        Some(tokens)
+    }
+
     /// Where it was read from.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Whether a name is this one, or ends in it after a dot.
+fn ends_in(name: &str, end: &str) -> bool {
+    let before = name.strip_suffix(end);
+    before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
 /// The value of the first pattern that matches, in file order.
@@ -193,6 +234,9 @@ fn parse(path: PathBuf, options: &Options) -> Result<AdapterConfig, AdapterError
         dora: reader.flag("use_dora")?,
         fan_in_fan_out: reader.flag("fan_in_fan_out")?,
         ensure_weight_tying: reader.flag("ensure_weight_tying")?,
+        target_parameters: reader.target_parameters()?,
+        stacks_as_in_out: reader.is_before(0, 19),
+        token_indices: reader.token_indices()?,
         base_model: options
             .get("base_model_name_or_path")
             .and_then(Value::as_str)
@@ -265,6 +309,67 @@ impl Reader<'_> {
                 WITH_PEFT,
             ),
         })
+    }
+
+    /// The names in `target_parameters`. Unsloth's adapters have them too, and order the factors otherwise.
+    fn target_parameters(&self) -> Result<Vec<String>, AdapterError> {
+        const OPTION: &str = "target_parameters";
+        let names = match self.options.get(OPTION) {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Array(names)) => names,
+            other => return Err(self.wrong(OPTION, "a list of names", other)),
+        };
+        let by_unsloth = self.options.get("auto_mapping");
+        if by_unsloth.is_some_and(|mapping| mapping["unsloth_fixed"] == true) && !names.is_empty() {
+            return Err(self.unsupported(
+                format!("`{OPTION}`"),
+                "was trained by Unsloth, which orders the factors of experts in another way than PEFT",
+                "merge the adapter with Unsloth (`save_pretrained_merged`) and name the result",
+            ));
+        }
+        let name = |name: &Value| match name {
+            Value::String(name) if !name.is_empty() => Ok(name.clone()),
+            other => Err(self.wrong(OPTION, "a list of names", Some(other))),
+        };
+        names.iter().map(name).collect()
+    }
+
+    /// Whether it was written by a version of PEFT before this one; 0.18 and later say which they are.
+    fn is_before(&self, major: u64, minor: u64) -> bool {
+        let text = self.options.get("peft_version").and_then(Value::as_str);
+        let mut numbers = text.unwrap_or_default().split('.').map(str::parse::<u64>);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(found)), Some(Ok(lesser))) => (found, lesser) < (major, minor),
+            _ => true,
+        }
+    }
+
+    /// The tokens of `trainable_token_indices`: a list, or one for each module.
+    fn token_indices(&self) -> Result<TokenIndices, AdapterError> {
+        const OPTION: &str = "trainable_token_indices";
+        const EXPECTED: &str = "a list of different tokens, or one for each module";
+        let list = |value: &Value| {
+            let wrong = || self.wrong(OPTION, EXPECTED, Some(value));
+            let token = |value: &Value| {
+                let token = value.as_u64().and_then(|token| usize::try_from(token).ok());
+                token.ok_or_else(wrong)
+            };
+            let tokens = value.as_array().ok_or_else(wrong)?;
+            let tokens: Vec<usize> = tokens.iter().map(token).collect::<Result<_, _>>()?;
+            let different: HashSet<&usize> = tokens.iter().collect();
+            match different.len() == tokens.len() {
+                true => Ok(tokens),
+                false => Err(wrong()),
+            }
+        };
+        match self.options.get(OPTION) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Object(modules)) => modules
+                .iter()
+                .map(|(module, tokens)| Ok((Some(module.clone()), list(tokens)?)))
+                .collect(),
+            Some(tokens) => Ok(vec![(None, list(tokens)?)]),
+        }
     }
 
     fn flag(&self, option: &str) -> Result<bool, AdapterError> {
@@ -426,10 +531,18 @@ mod tests {
                 json!({"layer_replication": [[0, 4]]}),
                 "`layer_replication`",
             ),
-            (json!({"target_parameters": ["x"]}), "`target_parameters`"),
+            (json!({"target_parameters": "x"}), "a list of names"),
             (
-                json!({"trainable_token_indices": [1]}),
-                "`trainable_token_indices`",
+                json!({"target_parameters": ["x"], "auto_mapping": {"unsloth_fixed": true}}),
+                "was trained by Unsloth",
+            ),
+            (
+                json!({"trainable_token_indices": [1, 1]}),
+                "a list of different tokens",
+            ),
+            (
+                json!({"trainable_token_indices": {"wte": [-1]}}),
+                "a list of different tokens",
             ),
             (json!({"kasa_config": {"beta": 1}}), "`kasa_config`"),
             (
@@ -460,6 +573,35 @@ mod tests {
     }
 
     #[test]
+    fn parameters_and_tokens_are_found_by_the_ends_of_their_names() {
+        let read = config(json!({
+            "target_parameters": ["mlp.experts.gate_up_proj", "down_proj", "gate.weight"],
+            "trainable_token_indices": {"embed_tokens": [5, 1]}, "peft_version": "0.18.1",
+        }))
+        .unwrap();
+        assert_eq!(
+            read.parameters_of("model.layers.0.mlp.experts"),
+            [
+                "model.layers.0.mlp.experts.down_proj",
+                "model.layers.0.mlp.experts.gate_up_proj"
+            ]
+        );
+        assert!(read.is_target("layers.0.gate.weight"));
+        assert!(!read.is_target("layers.0.a_gate.weight"));
+        assert_eq!(read.tokens_of("model.embed_tokens"), Some(&[5, 1][..]));
+        assert_eq!(read.tokens_of("lm_head"), None);
+        assert!(read.stacks_as_in_out);
+        for (version, before) in [("0.19.0", false), ("0.17.1.dev0", true), ("1.0", false)] {
+            let options = json!({"peft_version": version});
+            assert_eq!(
+                config(options).unwrap().stacks_as_in_out,
+                before,
+                "{version}"
+            );
+        }
+    }
+
+    #[test]
     fn many_names_are_taken_and_many_expressions_are_not() {
         let many = |pattern: &dyn Fn(usize) -> String| {
             let entries = (0..1000).map(|at| (pattern(at), json!(2)));
@@ -476,7 +618,7 @@ mod tests {
         let quiet = json!({
             "lora_dropout": 0.1, "bias": "none", "target_modules": ["q"], "use_qalora": false,
             "layer_replication": null, "init_lora_weights": "gaussian", "trainable_token_indices": null,
-            "eva_config": {"rho": 2.0}, "qalora_group_size": 16, "new": false, "newer": null,
+            "eva_config": {"rho": 2.0}, "peft_version": "0.21.2", "target_parameters": [], "qalora_group_size": 16, "new": false, "newer": null,
         });
         assert!(config(quiet).unwrap().notes.is_empty());
         let notes = config(json!({"use_novelty": true})).unwrap().notes;

@@ -7,6 +7,8 @@ pub(super) enum Key {
     FactorPart {
         /// The module, by its name in the adapted model.
         module: String,
+        /// How many other adapted parameters of the same module lie below this one: PEFT wraps one in the other.
+        depth: usize,
         /// Which part.
         part: FactorPart,
     },
@@ -14,6 +16,16 @@ pub(super) enum Key {
     Whole {
         /// Its name in the adapted model.
         name: String,
+    },
+    /// The model's own tensor that a saved module replaces; some trainers save it too.
+    Original {
+        /// Its name in the adapted model.
+        name: String,
+    },
+    /// New rows for some tokens.
+    TokenRows {
+        /// The embedding, by its name in the adapted model.
+        module: String,
     },
 }
 
@@ -37,6 +49,9 @@ pub(super) enum FactorPart {
 /// The prefix that PEFT adds to every name of the model that it wraps.
 const PREFIX: &str = "base_model.model.";
 
+/// What PEFT calls the module that it wrapped.
+const BELOW: &str = "base_layer";
+
 /// PEFT's default name of an adapter.
 const DEFAULT_NAME: &str = "default";
 
@@ -46,20 +61,21 @@ const DEFAULT_NAME: &str = "default";
 pub(super) fn parse(key: &str) -> Result<Key, &'static str> {
     let name = key.strip_prefix(PREFIX).unwrap_or(key);
     let words: Vec<&str> = name.split('.').collect();
-    if words.contains(&"token_adapter") {
-        return Err("belongs to `trainable_token_indices`, which is not supported");
+    if let Some(place) = words.iter().position(|word| *word == "token_adapter") {
+        return token_rows(&words[..place], &words[place + 1..]);
     }
     let Some(place) = words.iter().position(|word| word.starts_with("lora_")) else {
         return whole(&words);
     };
     let (module, rest) = words.split_at(place);
+    let depth = module
+        .iter()
+        .rev()
+        .take_while(|word| **word == BELOW)
+        .count();
+    let module = &module[..module.len() - depth];
     if module.is_empty() {
         return Err("names no module");
-    }
-    if module.last() == Some(&"base_layer") {
-        return Err(
-            "adapts one of several parameters of a module (`target_parameters`), which is not supported",
-        );
     }
     // The adapter's name is a single word: PEFT refuses dots in it.
     let part = match rest {
@@ -75,19 +91,34 @@ pub(super) fn parse(key: &str) -> Result<Key, &'static str> {
     };
     Ok(Key::FactorPart {
         module: module.join("."),
+        depth,
         part,
     })
 }
 
-fn whole(words: &[&str]) -> Result<Key, &'static str> {
-    if words.contains(&"original_module") {
-        return Err("is the model's own tensor that `modules_to_save` replaces");
+fn token_rows(module: &[&str], rest: &[&str]) -> Result<Key, &'static str> {
+    let module: Vec<&str> = module
+        .iter()
+        .copied()
+        .filter(|word| *word != BELOW)
+        .collect();
+    match rest {
+        ["trainable_tokens_delta"] | ["trainable_tokens_delta", _] if !module.is_empty() => {
+            Ok(Key::TokenRows {
+                module: module.join("."),
+            })
+        }
+        _ => Err("is no part of rows for tokens"),
     }
+}
+
+fn whole(words: &[&str]) -> Result<Key, &'static str> {
+    let is_original = words.contains(&"original_module");
     let mut name: Vec<&str> = Vec::with_capacity(words.len());
     let mut words = words.iter().copied().peekable();
     while let Some(word) = words.next() {
         match word {
-            "base_layer" => {}
+            BELOW | "original_module" => {}
             "modules_to_save" => {
                 words.next_if_eq(&DEFAULT_NAME);
             }
@@ -97,8 +128,10 @@ fn whole(words: &[&str]) -> Result<Key, &'static str> {
     if name.is_empty() || name.contains(&"") {
         return Err("names no tensor");
     }
-    Ok(Key::Whole {
-        name: name.join("."),
+    let name = name.join(".");
+    Ok(match is_original {
+        true => Key::Original { name },
+        false => Key::Whole { name },
     })
 }
 
@@ -128,7 +161,12 @@ mod tests {
         for (end, part) in parts {
             for prefix in ["base_model.model.", ""] {
                 let module = q.to_owned();
-                let expected = Ok(Key::FactorPart { module, part });
+                let depth = 0;
+                let expected = Ok(Key::FactorPart {
+                    module,
+                    depth,
+                    part,
+                });
                 assert_eq!(parse(&format!("{prefix}{q}.{end}")), expected, "{end}");
             }
         }
@@ -156,18 +194,44 @@ mod tests {
     }
 
     #[test]
+    fn further_names_of_peft() {
+        let key = |name: &str| parse(&format!("base_model.model.{name}")).unwrap();
+        let below = key("mlp.experts.base_layer.base_layer.lora_A.weight");
+        let module = "mlp.experts".to_owned();
+        let (depth, part) = (2, FactorPart::A);
+        assert_eq!(
+            below,
+            Key::FactorPart {
+                module,
+                depth,
+                part
+            }
+        );
+        let module = "embed_tokens".to_owned();
+        for rows in [
+            "embed_tokens.token_adapter.trainable_tokens_delta",
+            "embed_tokens.base_layer.token_adapter.trainable_tokens_delta.default",
+        ] {
+            let module = module.clone();
+            assert_eq!(key(rows), Key::TokenRows { module });
+        }
+        let name = "score.weight".to_owned();
+        assert_eq!(key("score.original_module.weight"), Key::Original { name });
+    }
+
+    #[test]
     fn what_is_no_lora_is_refused() {
         for key in [
             "base_model.model.lora_A.weight",
             "lora_A.weight",
             "base_model.model.q.lora_E",
+            "base_model.model.base_layer.lora_A.weight",
+            "base_model.model.embed_tokens.token_adapter.other",
+            "base_model.model.token_adapter.trainable_tokens_delta",
             "base_model.model.q.lora_diag",
             "base_model.model.q.lora_A",
             "base_model.model.q.lora_A.a.b.weight",
             "base_model.model.q.lora_A.bias",
-            "base_model.model.experts.base_layer.lora_A.weight",
-            "base_model.model.embed_tokens.token_adapter.trainable_tokens_delta",
-            "base_model.model.score.original_module.weight",
             "base_model.model.",
             "",
             "a..b",

@@ -4,15 +4,20 @@
 //! adapter must match a tensor of the model, or it is an error. This module must not know recipes or methods.
 
 mod config;
+mod conv1d;
+mod cuts;
 mod error;
+mod experts;
 mod keys;
 mod modules;
 mod pattern;
+mod pieces;
 mod subject;
 mod targets;
 #[cfg(test)]
 mod tests;
 mod tied;
+mod vocabulary;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -29,7 +34,9 @@ use super::remote::RemotePlace;
 use super::shard::Shard;
 use super::source::{TensorEntry, TensorSource};
 use config::AdapterConfig;
-use numeric::{Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Stored};
+use numeric::{
+    Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Patch, Patched, Stored, Tail,
+};
 use weights::AdapterWeights;
 
 /// An adapter applied to the tensors of any source.
@@ -47,23 +54,31 @@ pub struct Adapter {
     changes: BTreeMap<usize, Change>,
 }
 
-/// How a tensor changes: it is replaced, updated, or first replaced and then updated.
+/// How a tensor changes: it is replaced, whole or by rows, or updated, or first replaced and then updated.
 #[derive(Debug, Default)]
 struct Change {
     /// The adapter's tensor that replaces it.
     whole: Option<usize>,
-    update: Option<Update>,
+    /// The adapter's tensor whose rows replace some of its rows, and which these are, in the same order.
+    rows: Option<(usize, Vec<usize>)>,
+    /// In the order of what they are for, without overlaps.
+    updates: Vec<Update>,
 }
 
-/// A low-rank update; see [`LowRank`].
+/// A low-rank update of a tensor, or of some of its rows; see [`LowRank`].
 #[derive(Debug)]
 struct Update {
+    /// One of the adapter's tensors, to name it by.
+    key: usize,
+    /// The first element that it changes.
+    first: u64,
+    /// How many rows, of so many elements.
+    rows: usize,
+    columns: usize,
     left: Side,
     right: Side,
     rank: usize,
     scale: f64,
-    /// The length of a row of the tensor.
-    columns: usize,
     /// DoRA's norms: the adapter's tensor, and the computed norms.
     lengths: Option<(usize, Norms)>,
 }
@@ -88,6 +103,13 @@ enum Side {
     Tensor(usize, Order),
     /// The number one, as a factor of rank one: makes an added vector an update.
     One,
+}
+
+impl Update {
+    /// The end of what it changes.
+    fn end(&self) -> u64 {
+        self.first + self.rows as u64 * self.columns as u64
+    }
 }
 
 /// The number one as an F64.
@@ -149,14 +171,15 @@ impl Adapter {
     /// (DoRA, a tensor that is replaced, a vector, a stack of matrices).
     pub fn product(&self, index: usize) -> Option<AdapterProduct<'_>> {
         let change = self.changes.get(&index)?;
-        let update = change.update.as_ref()?;
-        let is_plain = change.whole.is_none() && update.lengths.is_none();
-        let shape = &self.entries[index].shape;
-        if !is_plain || shape.len() != 2 || shape[1] != update.columns {
+        let [update] = change.updates.as_slice() else {
+            return None;
+        };
+        let is_plain = change.whole.is_none() && change.rows.is_none() && update.lengths.is_none();
+        if !is_plain || self.entries[index].shape != [update.rows, update.columns] {
             return None;
         }
         let base = self.base.elements(self.from[index])?;
-        let LowRank { left, right, .. } = self.updated(index, update, base);
+        let LowRank { left, right, .. } = self.updated(update, base);
         Some(AdapterProduct {
             left,
             right,
@@ -166,18 +189,62 @@ impl Adapter {
     }
 
     fn updates(&self) -> impl Iterator<Item = &Update> {
-        self.changes
-            .values()
-            .filter_map(|change| change.update.as_ref())
+        self.changes.values().flat_map(|change| &change.updates)
     }
 
-    /// The low-rank update of a tensor, on top of its start.
-    fn updated<'a>(
+    /// A tensor some rows of which are replaced.
+    fn with_rows<'a>(
         &'a self,
         index: usize,
-        update: &'a Update,
+        (tensor, rows): &'a (usize, Vec<usize>),
         base: Box<dyn Elements + 'a>,
-    ) -> LowRank<'a> {
+    ) -> Box<dyn Elements + 'a> {
+        let width: usize = self.entries[index].shape[1..].iter().product();
+        let new: Arc<dyn Elements + 'a> = Arc::new(self.weights.stored(*tensor, base.format()));
+        let patch = |(at, &row): (usize, &usize)| Patch {
+            range: (row * width) as u64..((row + 1) * width) as u64,
+            values: Box::new(Tail {
+                base: Arc::clone(&new),
+                first: (at * width) as u64,
+            }),
+        };
+        let patches = rows.iter().enumerate().map(patch).collect();
+        Box::new(Patched::new(Arc::from(base), patches))
+    }
+
+    /// A tensor with its updates.
+    fn with_updates<'a>(
+        &'a self,
+        index: usize,
+        updates: &'a [Update],
+        base: Box<dyn Elements + 'a>,
+    ) -> Box<dyn Elements + 'a> {
+        let elements = self.entries[index].elements();
+        match updates {
+            [] => base,
+            [update] if update.first == 0 && update.end() == elements => {
+                Box::new(self.updated(update, base))
+            }
+            updates => {
+                let base: Arc<dyn Elements + 'a> = Arc::from(base);
+                let patch = |update: &'a Update| Patch {
+                    range: update.first..update.end(),
+                    values: Box::new(self.updated(
+                        update,
+                        Box::new(Tail {
+                            base: Arc::clone(&base),
+                            first: update.first,
+                        }),
+                    )),
+                };
+                let patches = updates.iter().map(patch).collect();
+                Box::new(Patched::new(base, patches))
+            }
+        }
+    }
+
+    /// A low-rank update, on top of what it changes.
+    fn updated<'a>(&'a self, update: &'a Update, base: Box<dyn Elements + 'a>) -> LowRank<'a> {
         let otherwise = base.format();
         let own = |index| self.weights.stored(index, otherwise);
         let factor = |side| match side {
@@ -194,7 +261,7 @@ impl Adapter {
             },
         };
         LowRank {
-            rows: (self.entries[index].elements() / update.columns as u64) as usize,
+            rows: update.rows,
             columns: update.columns,
             left: factor(update.left),
             right: factor(update.right),
@@ -227,10 +294,11 @@ impl TensorSource for Adapter {
             Some(whole) => Box::new(self.weights.stored(whole, format)),
             None => self.base.elements(self.from[index])?,
         };
-        Some(match &change.update {
-            Some(update) => Box::new(self.updated(index, update, base)),
+        let base = match &change.rows {
+            Some(rows) => self.with_rows(index, rows, base),
             None => base,
-        })
+        };
+        Some(self.with_updates(index, &change.updates, base))
     }
 
     /// The bytes of the adapter's own tensor, if it replaces the model's and has the same dtype.
@@ -239,25 +307,29 @@ impl TensorSource for Adapter {
             return self.base.bytes(self.from[index]);
         };
         let whole = change.whole?;
-        let alike = self.weights.tensors[whole].dtype == self.entries[index].dtype;
-        (alike && change.update.is_none()).then(|| self.weights.bytes(whole))
+        let alike = self.weights.tensors()[whole].dtype == self.entries[index].dtype;
+        let is_all = change.updates.is_empty() && change.rows.is_none();
+        (alike && is_all).then(|| self.weights.bytes(whole))
     }
 
+    /// `None` for an embedding that got another number of rows.
     fn stored(&self, index: usize) -> Option<&[u8]> {
-        self.base.stored(self.from[index])
+        let from = self.from[index];
+        let same = self.base.entries()[from].shape == self.entries[index].shape;
+        same.then(|| self.base.stored(from))?
     }
 
     /// Without the factors.
     fn bytes_read(&self, index: usize) -> u64 {
         match self.changes.get(&index).and_then(|change| change.whole) {
-            Some(whole) => self.weights.tensors[whole].len,
+            Some(whole) => self.weights.tensors()[whole].len,
             None => self.base.bytes_read(self.from[index]),
         }
     }
 
     fn shards(&self) -> Vec<&Shard> {
         let mut shards = self.base.shards();
-        shards.push(&self.weights.shard);
+        shards.extend(self.weights.files.shards());
         shards
     }
 
@@ -272,7 +344,7 @@ impl TensorSource for Adapter {
 
     fn read_ahead(&self) {
         self.base.read_ahead();
-        self.weights.shard.read_ahead();
+        self.weights.files.read_ahead();
     }
 
     fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
@@ -282,14 +354,15 @@ impl TensorSource for Adapter {
     /// In addition to the base: a number for each row or column with a new norm.
     fn held(&self) -> u64 {
         let lengths = self.updates().filter_map(|update| update.lengths.as_ref());
-        let own = lengths
-            .map(|(wanted, _)| self.weights.tensors[*wanted].elements() * size_of::<f64>() as u64);
+        let own = lengths.map(|(wanted, _)| {
+            self.weights.tensors()[*wanted].elements() * size_of::<f64>() as u64
+        });
         self.base.held() + own.sum::<u64>()
     }
 
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
         self.base.check_unchanged()?;
-        self.weights.shard.check_unchanged()
+        self.weights.files.check_unchanged()
     }
 }
 

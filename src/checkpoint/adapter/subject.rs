@@ -18,6 +18,10 @@ pub(crate) struct Subject {
     pub(crate) config: Option<ModelConfig>,
     /// Notes on what was odd but harmless.
     pub(crate) notes: Vec<String>,
+    /// How many rows its embeddings had and have, if the adapter gave them another number.
+    pub(crate) rows: Option<(usize, usize)>,
+    /// The tensors that start as copies of others.
+    pub(crate) copied: Vec<usize>,
 }
 
 impl Subject {
@@ -34,6 +38,8 @@ impl Subject {
             by_name,
             config,
             notes,
+            rows: None,
+            copied: Vec::new(),
         }
     }
 
@@ -44,7 +50,7 @@ impl Subject {
             ..self.tensors[tensor].clone()
         };
         let from = self.from[tensor];
-        match self.by_name.get(name) {
+        let index = match self.by_name.get(name) {
             Some(&index) => {
                 self.tensors[index] = entry;
                 self.from[index] = from;
@@ -57,6 +63,8 @@ impl Subject {
                 self.by_name.insert(name.into(), index);
                 index
             }
-        }
+        };
+        self.copied.push(index);
+        index
     }
 }

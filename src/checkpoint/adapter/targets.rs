@@ -110,6 +110,18 @@ impl Targets<'_> {
         Ok((found, notes))
     }
 
+    /// The tensor of that name, or the only one whose name ends so from some part of the stack's prefix on.
+    pub(super) fn lookup(&self, name: &str) -> Option<usize> {
+        if let Some(&tensor) = self.by_name.get(name) {
+            return Some(tensor);
+        }
+        let only = |cut: usize| {
+            let mut fitting = self.ending_in(&name[cut..]);
+            fitting.next().filter(|_| fitting.next().is_none())
+        };
+        cuts(stack_of(name)?).find_map(only)
+    }
+
     fn renamed(&self, renaming: &Renaming, wanted: &ChangedTensor<'_>) -> Option<usize> {
         let tensor = *self.by_name.get(&renaming.apply(&wanted.name)?)?;
         (wanted.fits)(&self.tensors[tensor].shape).then_some(tensor)

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use super::config;
 use super::error::AdapterError;
 use crate::error::CheckpointError;
-use crate::header::HeaderTensor;
-use crate::shard::Shard;
+use crate::files::Files;
+use crate::format::FileFormat;
+use crate::source::{TensorEntry, TensorSource};
 use numeric::{FloatType, Stored};
 
 const FILE: &str = "adapter_model.safetensors";
@@ -18,10 +19,8 @@ const PICKLE: &str = "adapter_model.bin";
 pub(super) struct AdapterWeights {
     /// The file.
     pub(super) path: PathBuf,
-    /// By offset.
-    pub(super) tensors: Vec<HeaderTensor>,
-    /// The file, mapped.
-    pub(super) shard: Shard,
+    /// The file, mapped; the bytes of every tensor lie one after the other.
+    pub(super) files: Files,
 }
 
 /// Maps the weight file of an adapter's folder.
@@ -39,56 +38,74 @@ pub(super) fn open(folder: &Path) -> Result<AdapterWeights, AdapterError> {
         };
         return Err(missing(config::FILE, hint));
     }
-    if !there(FILE) {
-        let hint = match there(PICKLE) {
-            true => {
-                "adapter_model.bin is a pickle, which is not read: load the adapter with PEFT and save it again, \
-                 which writes safetensors"
-            }
-            false => "the adapter is incomplete, copy or download it again",
-        };
-        return Err(missing(FILE, hint));
-    }
-    let path = folder.join(FILE);
-    let (shard, tensors) = Shard::open(&path).map_err(Box::new)?;
-    if tensors.is_empty() {
+    let (file, format) = match (there(FILE), there(PICKLE)) {
+        (true, _) => (FILE, FileFormat::Safetensors),
+        (false, true) => (PICKLE, FileFormat::Pickle),
+        (false, false) => {
+            let hint = "the adapter is incomplete, copy or download it again";
+            return Err(missing(FILE, hint));
+        }
+    };
+    read(folder.join(file), format)
+}
+
+/// Maps a weight file.
+fn read(path: PathBuf, format: FileFormat) -> Result<AdapterWeights, AdapterError> {
+    let (files, _) = Files::open(&path, format, None).map_err(Box::new)?;
+    if files.tensors.is_empty() {
         return Err(Box::new(CheckpointError::NoTensors { path, beside: None }).into());
     }
-    Ok(AdapterWeights {
-        path,
-        tensors,
-        shard,
-    })
+    if let Some(tensor) = (0..files.tensors.len()).find(|&tensor| files.bytes(tensor).is_none()) {
+        return Err(Box::new(CheckpointError::StridedView {
+            tensor: files.tensors[tensor].name.clone(),
+            why: "and those of adapters are read as they lie".into(),
+            path,
+        })
+        .into());
+    }
+    Ok(AdapterWeights { path, files })
 }
 
 impl AdapterWeights {
+    /// Its tensors.
+    pub(super) fn tensors(&self) -> &[TensorEntry] {
+        &self.files.tensors
+    }
+
     /// The name of a tensor.
     pub(super) fn key(&self, tensor: usize) -> &str {
-        &self.tensors[tensor].name
+        &self.tensors()[tensor].name
     }
 
     /// The shape of a tensor.
     pub(super) fn shape(&self, tensor: usize) -> &[usize] {
-        &self.tensors[tensor].shape
+        &self.tensors()[tensor].shape
     }
 
     /// The bytes of a tensor.
     pub(super) fn bytes(&self, tensor: usize) -> &[u8] {
-        let tensor = &self.tensors[tensor];
-        self.shard.slice(tensor.offset, tensor.len)
+        self.files.bytes(tensor).unwrap_or_default()
+    }
+
+    /// Whether two tensors are the same to the byte.
+    pub(super) fn are_equal(&self, one: usize, other: usize) -> bool {
+        let (first, second) = (&self.tensors()[one], &self.tensors()[other]);
+        first.dtype == second.dtype
+            && first.shape == second.shape
+            && self.bytes(one) == self.bytes(other)
     }
 
     /// The values of a tensor; every tensor used as numbers has been checked to be of a float type.
     pub(super) fn stored(&self, tensor: usize, otherwise: FloatType) -> Stored<'_> {
         Stored {
             bytes: self.bytes(tensor),
-            format: FloatType::from_dtype(self.tensors[tensor].dtype).unwrap_or(otherwise),
+            format: FloatType::from_dtype(self.tensors()[tensor].dtype).unwrap_or(otherwise),
         }
     }
 
     /// Checks that a tensor holds numbers to compute with.
     pub(super) fn check_float(&self, tensor: usize) -> Result<(), AdapterError> {
-        let dtype = self.tensors[tensor].dtype;
+        let dtype = self.tensors()[tensor].dtype;
         if FloatType::from_dtype(dtype).is_some() {
             return Ok(());
         }

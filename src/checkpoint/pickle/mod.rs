@@ -282,4 +282,4 @@ fn view(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

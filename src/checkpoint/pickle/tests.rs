@@ -207,6 +207,29 @@ fn dict(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     out
 }
 
+/// What torch.save writes of a dict of one F32 matrix.
+///
+/// The storage that [`tensor`] names has six elements.
+pub(crate) fn saved(key: &str, shape: [u8; 2], values: &[f32; 6]) -> Vec<u8> {
+    let whole = tensor(
+        b"K\x00",
+        &[b'K', shape[0], b'K', shape[1]],
+        &[b'K', shape[1], b'K', 1],
+    );
+    let value = &whole[b"\x80\x02}X\x01\0\0\0w".len()..whole.len() - 2];
+    let pickle = [
+        b"\x80\x02".to_vec(),
+        dict(&[(key, value.to_vec())]),
+        b".".to_vec(),
+    ]
+    .concat();
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    archive(&[("a/data.pkl", &pickle), ("a/data/0", &bytes)])
+}
+
 /// A trainer's checkpoint: three state dicts of one tensor `w`, and what lies beside them.
 fn of_trainer() -> Vec<u8> {
     let whole = tensor(b"K\x00", b"K\x02K\x03", b"K\x03K\x01");
