@@ -18,6 +18,19 @@ pub struct ModelConfig {
     value: Value,
     /// The text as read; none if the config was generated.
     text: Option<String>,
+    /// What it said of how weights are quantised, before that was taken out.
+    quantization: Option<Quantization>,
+}
+
+/// The entry of a config that says how weights are quantised.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantization {
+    /// The part of the config that it stands in; none: its top.
+    pub part: Option<&'static str>,
+    /// Its key.
+    pub key: String,
+    /// What it says.
+    pub value: Value,
 }
 
 impl ModelConfig {
@@ -36,7 +49,12 @@ impl ModelConfig {
             return Err(malformed("expected an object".into()));
         }
         let text = String::from_utf8(bytes).ok();
-        Ok(Some(ModelConfig { path, value, text }))
+        Ok(Some(ModelConfig {
+            path,
+            value,
+            text,
+            quantization: None,
+        }))
     }
 
     /// A config that was generated, not read; `path` is where it would be.
@@ -45,6 +63,7 @@ impl ModelConfig {
             path,
             value,
             text: None,
+            quantization: None,
         }
     }
 
@@ -115,17 +134,47 @@ impl ModelConfig {
     /// The config of the same model with plain weights: without these entries, at the top and in its parts.
     pub(super) fn without(mut self, keys: &[&str]) -> ModelConfig {
         let parts = TEXT_PARTS.iter().copied().map(Some);
-        for part in parts.chain([None]) {
+        for part in [None].into_iter().chain(parts) {
             let object = match part {
                 Some(part) => self.value.get_mut(part).and_then(Value::as_object_mut),
                 None => self.value.as_object_mut(),
             };
+            for key in keys {
+                let found = object.as_ref().and_then(|object| object.get(*key)).cloned();
+                if let (None, Some(value)) = (&self.quantization, found) {
+                    self.quantization = Some(Quantization {
+                        part,
+                        key: (*key).to_owned(),
+                        value,
+                    });
+                }
+            }
             if let Some(object) = object {
                 object.retain(|key, _| !keys.contains(&key.as_str()));
             }
         }
         self.text = None;
         self
+    }
+
+    /// The config with what it said of how weights are quantised.
+    pub(super) fn as_read(&self) -> ModelConfig {
+        let mut config = self.clone();
+        if let Some(Quantization { part, key, value }) = config.quantization.take() {
+            let object = match part {
+                Some(part) => config.value.get_mut(part).and_then(Value::as_object_mut),
+                None => config.value.as_object_mut(),
+            };
+            if let Some(object) = object {
+                object.insert(key, value);
+            }
+        }
+        config
+    }
+
+    /// What it said of how weights are quantised, if it is the config of a model whose codes are decoded.
+    pub fn quantization(&self) -> Option<&Quantization> {
+        self.quantization.as_ref()
     }
 
     /// The value of a key at the top, or else in the language model's part; null counts as absent.

@@ -7,7 +7,7 @@ use super::error::CheckpointError;
 use super::part::Part;
 use super::remote::RemotePlace;
 use super::shard::Shard;
-use super::source::{TensorEntry, TensorSource};
+use super::source::{EncodedTensor, TensorEntry, TensorSource};
 use errors::Refusal;
 use numeric::Elements;
 
@@ -65,6 +65,15 @@ impl TensorSource for Joined {
     fn stored(&self, index: usize) -> Option<&[u8]> {
         let (source, index) = self.at(index);
         source.stored(index)
+    }
+
+    fn encoded(&self, index: usize) -> Option<EncodedTensor<'_>> {
+        let (source, index) = self.at(index);
+        source.encoded(index)
+    }
+
+    fn left_out(&self) -> usize {
+        self.sources().map(TensorSource::left_out).sum()
     }
 
     fn bytes_read(&self, index: usize) -> u64 {

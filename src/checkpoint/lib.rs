@@ -61,7 +61,7 @@ pub use aliases::{AliasSearch, PrefixAlias, find_alias};
 pub use behind::Reclaim;
 pub use bounded::{open_no_link, open_regular, read_bounded};
 pub use complete::is_complete;
-pub use config::ModelConfig;
+pub use config::{ModelConfig, Quantization};
 pub use error::{CheckpointError, Stray};
 pub use file_state::FileState;
 pub use format::WrittenAs;
@@ -88,7 +88,7 @@ pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
 pub use shard::Shard;
 pub use sidecars::{Sidecar, SidecarKind, read_sidecar};
-pub use source::{TensorEntry, TensorSource};
+pub use source::{EncodedTensor, StoredPart, TensorEntry, TensorSource};
 pub use statistics::{Statistic, Statistics, StatisticsInfo};
 pub use survey::Survey;
 pub use tokenizer::{

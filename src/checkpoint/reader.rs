@@ -21,7 +21,7 @@ use super::remote::{RemoteFile, RemotePlace};
 use super::renamed::Renamed;
 use super::shard::Shard;
 use super::sidecars::{Sidecar, SidecarKind, find_sidecars, kind_of, left_out, unreadable};
-use super::source::{TensorEntry, TensorSource};
+use super::source::{EncodedTensor, TensorEntry, TensorSource};
 use errors::Refusal;
 use numeric::Elements;
 
@@ -482,6 +482,39 @@ impl Checkpoint {
     /// See [`TensorSource::stored`].
     pub fn stored(&self, index: usize) -> Option<&[u8]> {
         self.source.stored(index)
+    }
+
+    /// See [`TensorSource::encoded`].
+    pub fn encoded(&self, index: usize) -> Option<EncodedTensor<'_>> {
+        self.source.encoded(index)
+    }
+
+    /// The same model with its tensors as they are stored: codes and scales in place of the values that they make.
+    pub fn as_stored(&self) -> Checkpoint {
+        if self.parts.is_empty() {
+            let Some(source) = self.source.as_stored() else {
+                return self.clone();
+            };
+            let names = source.entries().iter().map(|entry| entry.name.clone());
+            return Checkpoint {
+                by_name: names.zip(0..).collect(),
+                config: self.config.as_ref().map(ModelConfig::as_read),
+                source,
+                ..self.clone()
+            };
+        }
+        let part = |part: &Part| Part {
+            model: Arc::new(part.model.as_stored()),
+            ..part.clone()
+        };
+        let parts = self.parts.iter().map(part).collect();
+        let (location, beside) = (self.location.clone(), self.beside.clone());
+        Checkpoint::joined(&self.label, location, beside, parts)
+    }
+
+    /// See [`TensorSource::left_out`].
+    pub fn left_out_tensors(&self) -> usize {
+        self.source.left_out()
     }
 
     /// See [`TensorSource::bytes_read`].

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::behind::Reclaim;
 use super::remote::RemotePlace;
 use super::shard::Shard;
-use super::source::{TensorEntry, TensorSource};
+use super::source::{EncodedTensor, TensorEntry, TensorSource};
 use numeric::Elements;
 
 /// The tensors of a source under other names, in the same order.
@@ -50,6 +50,10 @@ impl TensorSource for Renamed {
 
     fn stored(&self, index: usize) -> Option<&[u8]> {
         self.base.stored(index)
+    }
+
+    fn encoded(&self, index: usize) -> Option<EncodedTensor<'_>> {
+        self.base.encoded(index)
     }
 
     fn bytes_read(&self, index: usize) -> u64 {

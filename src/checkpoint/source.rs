@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use safetensors::Dtype;
 
@@ -37,6 +38,32 @@ impl TensorEntry {
     }
 }
 
+/// A tensor whose values are made of codes and scales: how it is stored.
+#[derive(Debug, Clone)]
+pub struct EncodedTensor<'a> {
+    /// The name of the values in their file; a source above may have another.
+    pub name: &'a str,
+    /// How they are stored, in words: `FP8 (E4M3) with a scale for each 128 x 128 values`.
+    pub scheme: &'a str,
+    /// Whether it is FP8 in blocks as `quant_method: fp8` has it, with scales in floats.
+    pub is_fp8_block: bool,
+    /// The stored tensors, in the order of their file.
+    pub parts: Vec<StoredPart<'a>>,
+}
+
+/// A stored tensor that others are made of.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredPart<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// Its bytes, if they lie one after the other.
+    pub bytes: Option<&'a [u8]>,
+}
+
 /// A source of tensors.
 ///
 /// Tensors are numbered as in [`entries`](Self::entries). Every method that takes such a number may panic if there is
@@ -61,6 +88,22 @@ pub trait TensorSource: Debug + Send + Sync {
     /// The bytes of a tensor before an adapter changed it.
     fn stored(&self, index: usize) -> Option<&[u8]> {
         self.bytes(index)
+    }
+
+    /// How a tensor is stored, if its values are made of codes and scales that nothing changes.
+    fn encoded(&self, index: usize) -> Option<EncodedTensor<'_>> {
+        let _ = index;
+        None
+    }
+
+    /// The stored tensors, if this source makes its values of codes and scales.
+    fn as_stored(&self) -> Option<Arc<dyn TensorSource>> {
+        None
+    }
+
+    /// How many stored tensors no value depends on: scales of activations.
+    fn left_out(&self) -> usize {
+        self.base().map_or(0, |base| base.left_out())
     }
 
     /// The number of bytes read in one pass over a tensor.

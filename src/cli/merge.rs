@@ -233,6 +233,9 @@ fn as_text(
     if let Some(update) = &summary.update {
         text.push_str(&format!("\n{}", update.said()));
     }
+    if let Some(error) = &summary.quantization_error {
+        text.push_str(&format!("\n{}", error.said()));
+    }
     if summary.totals.saturated > 0 {
         text.push_str(&format!(
             "\n{} values were too large and were clamped",
@@ -256,6 +259,13 @@ fn as_json(arguments: &OutputArguments, summary: &Summary, peak: Option<u64>) ->
                 "tensors": update.tensors,
                 "below_90_percent": update.below,
                 "least": {"tensor": update.least.0, "fraction": update.least.1},
+            })
+        }),
+        "quantization_error": summary.quantization_error.as_ref().map(|error| {
+            json!({
+                "relative": error.relative,
+                "tensors": error.tensors,
+                "largest": {"tensor": error.largest.0, "relative": error.largest.1},
             })
         }),
         "notes": summary.notes,

@@ -172,7 +172,8 @@ impl Recomputation {
         }
         let folder = FolderListing::look(location, self.ignored(location)?);
         let folder = folder.map_err(Failure::could_not_run)?;
-        let model = opened.map_err(Failure::could_not_run)?;
+        // What was written are codes and scales, not the values that they stand for.
+        let model = opened.map_err(Failure::could_not_run)?.as_stored();
         let premises = Premises::read(location, &asked)?;
         let recorded = premises.lock.as_ref().map(record::read).unwrap_or_default();
         let recipe_dir = locator.recipe_dir.clone();

@@ -10,12 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::EngineError;
 use super::budget::{Limits, MEASURED_BLOCKS};
-use super::job::{Job, Names, ResultUse, Work};
+use super::job::{Encoded, Job, Names, ResultUse, Work};
 use super::program::{CarriedMask, Cost, Measured, Pass, Program};
 use super::tile::PAGE;
 use super::whole::Whole;
 use errors::Refusal;
-use numeric::{Narrowed, NonFinite, Oddities, Survival, filled, resize};
+use numeric::{Encoding, EncodingError, Narrowed, NonFinite, Oddities, Survival, filled, resize};
 
 /// Columns that a worker sums at a time: its sums stay in the first-level cache, and it reads a few cache lines of
 /// each row. The sums do not depend on this number.
@@ -37,6 +37,8 @@ pub(super) struct ActiveJob<'a> {
     pub(super) seen: Mutex<Seen>,
     /// For each output with a base, how much of its update survives the rounding, after the last pass.
     pub(super) survived: Vec<(usize, Survival)>,
+    /// How far the codes of an encoded output are from its values, after the last pass.
+    pub(super) encoding_error: Option<(usize, EncodingError)>,
 }
 
 /// The pass that a job makes in the current round.
@@ -194,6 +196,7 @@ impl<'a> ActiveJob<'a> {
                 ..Seen::default()
             }),
             survived: Vec::new(),
+            encoding_error: None,
         };
         // A tensor without elements needs no pass.
         if work.blocks() > 0 {
@@ -257,7 +260,7 @@ impl<'a> ActiveJob<'a> {
     pub(super) fn finish_round(&mut self) -> Result<(), EngineError> {
         let Some(width) = self.stage.sums() else {
             if self.stage.is_last() {
-                self.survived = self.survived();
+                self.sum_up();
             }
             self.stage = Stage::Done;
             return Ok(());
@@ -294,19 +297,36 @@ impl<'a> ActiveJob<'a> {
             .collect()
     }
 
-    /// How much of each update survives the rounding, from what the last pass summed.
-    fn survived(&self) -> Vec<(usize, Survival)> {
+    /// Takes what the last pass summed: how much of each update survives the rounding, then how far codes are from values.
+    fn sum_up(&mut self) {
         let sums = std::mem::take(&mut lock(&self.pending).sums);
-        let outputs = self.work.outputs().iter();
-        let updates = outputs.filter(|output| output.base.is_some());
-        let pairs = sums.as_chunks::<2>().0.iter();
-        updates
-            .zip(pairs)
-            .map(|(output, &[kept, meant])| (output.number, Survival { kept, meant }))
-            .collect()
+        let mut pairs = sums.as_chunks::<2>().0.iter();
+        for output in self.work.outputs() {
+            if output.base.is_some()
+                && let Some(&[kept, meant]) = pairs.next()
+            {
+                let survival = Survival { kept, meant };
+                self.survived.push((output.number, survival));
+            }
+            if output.encoded.is_some()
+                && let Some(&[differences, values]) = pairs.next()
+            {
+                let error = EncodingError {
+                    differences,
+                    values,
+                };
+                self.encoding_error = Some((output.number, error));
+            }
+        }
     }
 
-    /// How many blocks a worker takes at a time: in the last pass, as many as a tile of output holds.
+    /// How the output is encoded, if the pass writes it so.
+    pub(super) fn encoded(&self) -> Option<&'a Encoded> {
+        self.work.encoded().filter(|_| self.stage.is_last())
+    }
+
+    /// How many blocks a worker takes at a time, or bands that it encodes: in the last pass, as many as a tile of output
+    /// holds.
     pub(super) fn tile_blocks(&self, limits: &Limits) -> usize {
         match self.stage.is_last() {
             true => tile_blocks(self.work, limits),
@@ -314,8 +334,34 @@ impl<'a> ActiveJob<'a> {
         }
     }
 
-    /// How many parts the workers can claim in this round: bands of columns, or tiles.
+    /// The bands that a part encodes; a single one if only a sample is wanted.
+    pub(super) fn bands(
+        &self,
+        part: usize,
+        tile_bands: usize,
+        encoding: &Encoding,
+    ) -> Range<usize> {
+        let all = encoding.bands();
+        match self.sample() {
+            Some(sample) => sample
+                .get(part)
+                .map_or(0..0, |&band| band.min(all)..all.min(band + 1)),
+            None => {
+                let first = part.saturating_mul(tile_bands);
+                first..all.min(first + tile_bands)
+            }
+        }
+    }
+
+    /// How many parts the workers can claim in this round: bands of columns, or tiles of `tile_blocks` blocks, or bands
+    /// that are encoded.
     pub(super) fn parts(&self, tile_blocks: usize) -> usize {
+        if let Some(encoded) = self.encoded() {
+            return match self.sample() {
+                Some(sample) => sample.len(),
+                None => encoded.encoding.bands().div_ceil(tile_blocks),
+            };
+        }
         match (&self.stage, self.stage.columns(), self.sample()) {
             (Stage::Done, ..) => 0,
             (_, Some(columns), _) => columns.div_ceil(BAND),
@@ -349,9 +395,14 @@ impl<'a> ActiveJob<'a> {
     }
 }
 
-/// How many blocks fill a tile of output; if there are several outputs, of the one with the most bytes per block.
+/// How many blocks fill a tile of output, or bands that are encoded; if there are several outputs, of the one with the
+/// most bytes per block.
 pub(super) fn tile_blocks(work: &Work<'_>, limits: &Limits) -> usize {
-    ((limits.tile - PAGE) / work.block_bytes().max(1)).max(1)
+    let bytes = match work.encoded() {
+        Some(encoded) => encoded.encoding.longest(),
+        None => work.block_bytes(),
+    };
+    ((limits.tile - PAGE) / bytes.max(1)).max(1)
 }
 
 /// Joins the sums of all bands: for each kind of sum, all columns in order.

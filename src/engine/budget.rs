@@ -264,10 +264,12 @@ impl Need {
         let outputs = 1 + cost.more_outputs as u64;
         // Blocks of sources and outputs in both precisions, and what the passes hold. The sums of measured blocks
         // are kept until it is their turn to be folded.
+        let band = cost.band as u64;
         let worker = longest * ((sources as u64 + outputs) * (4 + 8) + cost.scratch as u64)
-            + (MEASURED_BLOCKS * 2 * 8 * cost.sums) as u64;
-        // A block of the widest format, wherever in a page it begins.
-        let least = (longest * 8 + PAGE as u64).next_multiple_of(PAGE as u64);
+            + (MEASURED_BLOCKS * 2 * 8 * cost.sums) as u64
+            + band.saturating_mul(8);
+        // A block of the widest format or the codes of a band, wherever in a page they begin.
+        let least = (band.max(longest * 8) + PAGE as u64).next_multiple_of(PAGE as u64);
         let neediest = statistics(cost, threads as usize);
         let fixed = (OVERHEAD + threads * worker + neediest).saturating_add(cost.matrix);
         // A worker may hold one tile of every output and must never wait for a tile; otherwise all could wait for
@@ -325,6 +327,7 @@ mod tests {
                         more_outputs: sources % 3,
                         matrix: (sources as u64 - 1) << 22,
                         carried: (sources as u64 - 1) << 26,
+                        band: 3_000_000 * (threads - 1),
                     };
                     if let Ok(limits) = settings(memory, threads).limits(sources, cost) {
                         assert!(

@@ -109,10 +109,7 @@ impl<'a> Engine<'a> {
             if end > start && (full || alone || job.after_all || (cost.measures > 0) != measures) {
                 break;
             }
-            tiles += job
-                .work
-                .blocks()
-                .div_ceil(tile_blocks(&job.work, self.limits));
+            tiles += job.pieces().div_ceil(tile_blocks(&job.work, self.limits));
             end += 1;
         }
         start..end
@@ -144,6 +141,8 @@ impl<'a> Engine<'a> {
             if queue.is_empty() {
                 let survived = active.iter().flat_map(|job| &job.survived);
                 survived.for_each(|&(output, survival)| self.sink.survived(output, survival));
+                let errors = active.iter().filter_map(|job| job.encoding_error);
+                errors.for_each(|(output, error)| self.sink.encoded(output, error));
                 for (output, source, found) in active.iter().flat_map(ActiveJob::odd) {
                     self.sink.odd(output, source, found);
                 }

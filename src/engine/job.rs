@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::derived::Decided;
 use super::program::{AnyProgram, Survey};
-use numeric::{BLOCK, Elements, FloatType, RoundingKey};
+use numeric::{BLOCK, Elements, Encoding, FloatType, RoundingKey};
 
 /// One tensor's work.
 pub struct Job<'a> {
@@ -14,15 +14,18 @@ pub struct Job<'a> {
     pub work: Work<'a>,
     /// Whether all jobs before this one must finish first, because its sources are derived from what they decide.
     pub after_all: bool,
-    /// The blocks to compute, ascending; `None` for all. For checking samples of an existing result. Passes that
-    /// measure still read all blocks, since the result depends on them.
+    /// The [pieces](Self::pieces) to compute, ascending; `None` for all. For checking samples of an existing result.
+    /// Passes that measure still read all blocks, since the result depends on them.
     pub sample: Option<Vec<usize>>,
 }
 
 impl Job<'_> {
-    /// The number of blocks.
-    pub fn blocks(&self) -> usize {
-        self.work.blocks()
+    /// How many pieces a [`sample`](Self::sample) chooses from: blocks, or bands if the output is encoded band by band.
+    pub fn pieces(&self) -> usize {
+        match self.work.encoded() {
+            Some(encoded) => encoded.encoding.bands(),
+            None => self.work.blocks(),
+        }
     }
 }
 
@@ -114,6 +117,18 @@ pub struct Output {
     pub rounding: Option<RoundingKey>,
     /// The source whose update the output is, if how much of it survives the rounding is to be measured.
     pub base: Option<usize>,
+    /// How values become codes and scales; without it, each is rounded to the format. The format is that of the codes.
+    /// Such an output is the only one, and has no length of its own.
+    pub encoded: Option<Encoded>,
+}
+
+/// Codes in place of values, and where their scales go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoded {
+    /// How values are encoded.
+    pub encoding: Encoding,
+    /// The sink's number for the scales.
+    pub scales: usize,
 }
 
 impl Output {
@@ -125,6 +140,7 @@ impl Output {
             length: None,
             rounding: None,
             base: None,
+            encoded: None,
         }
     }
 }
@@ -179,6 +195,11 @@ impl Work<'_> {
             Work::Copy { .. } => &[],
             Work::Compute { target, .. } => target.outputs(),
         }
+    }
+
+    /// How the output is encoded, if its values become codes and scales.
+    pub(super) fn encoded(&self) -> Option<&Encoded> {
+        self.outputs().first()?.encoded.as_ref()
     }
 
     /// The number of blocks. For a copy, a block is [`COPY_BLOCK`] bytes.

@@ -13,11 +13,13 @@ pub(super) struct Scratch {
     pub(super) double: Lane<f64>,
 }
 
-/// Decoded blocks of every source, and a block of every output.
+/// Decoded blocks of every source, a block of every output, and a band of one that is encoded.
 #[derive(Default)]
 pub(super) struct Lane<R> {
     pub(super) sources: Vec<Vec<R>>,
     pub(super) outputs: Vec<Vec<R>>,
+    /// The values of a band until they are encoded.
+    pub(super) band: Vec<R>,
 }
 
 impl<R: Real> Lane<R> {

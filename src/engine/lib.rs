@@ -10,6 +10,7 @@
 mod active;
 mod budget;
 mod derived;
+mod encoded;
 mod execute;
 mod filling;
 mod job;
@@ -32,7 +33,7 @@ use std::path::PathBuf;
 pub use budget::{Budget, BudgetError, Limits, Settings};
 pub use derived::{Decided, Derived};
 pub use execute::execute;
-pub use job::{Job, Length, Names, Output, ResultUse, SourceName, Work};
+pub use job::{Encoded, Job, Length, Names, Output, ResultUse, SourceName, Work};
 pub use program::{
     AnyProgram, Apply, Block, CarriedMask, Cost, Measure, MeasureColumns, Measured, Pass, Program,
     Survey,
@@ -43,7 +44,7 @@ pub use tile::{PAGE, Tile, Tiles};
 pub use whole::{Matrices, Whole};
 
 use errors::{About, Hint, Refusal};
-use numeric::{FloatType, NoMemory, NonFinite, Oddities, Survival};
+use numeric::{EncodingError, FloatType, NoMemory, NonFinite, Oddities, Survival};
 
 /// Where computed bytes go.
 pub trait Sink: Sync {
@@ -71,6 +72,10 @@ pub trait Sink: Sync {
     /// Called once for an output with a [base](Output::base), when it is complete: how much of the update survives
     /// the rounding, by a sample of its elements.
     fn survived(&self, _output: usize, _survival: Survival) {}
+
+    /// Called once for an output that is [encoded](Output::encoded), when it is complete: how far the codes and scales are
+    /// from the values, by a sample of its elements.
+    fn encoded(&self, _output: usize, _error: EncodingError) {}
 
     /// Called once for each source of an output in which something odd was seen, when the output is complete. Sources
     /// are numbered as in the job.

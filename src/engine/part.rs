@@ -25,6 +25,10 @@ impl<'a> Engine<'a> {
         if self.observer.cancelled() {
             return Err(EngineError::Cancelled);
         }
+        if let Some(encoded) = job.encoded() {
+            self.encode_part(job, encoded, part, scratch)?;
+            return self.finish_part(job);
+        }
         let blocks = job.tile(part, job.tile_blocks(self.limits));
         let Scratch { single, double } = scratch;
         match &job.stage {
@@ -39,10 +43,15 @@ impl<'a> Engine<'a> {
             Stage::Double(pass) => self.compute_tile(job, pass, blocks, double, counts)?,
             Stage::Done => {}
         }
-        if job.parts_left.fetch_sub(1, Relaxed) == 1 {
-            self.judge(job)?;
+        self.finish_part(job)
+    }
+
+    /// After the last part of a pass, judges what was seen in it.
+    fn finish_part(&self, job: &ActiveJob<'_>) -> Result<(), EngineError> {
+        match job.parts_left.fetch_sub(1, Relaxed) {
+            1 => self.judge(job),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn copy_tile(&self, job: &ActiveJob<'_>, blocks: Range<usize>) -> Result<(), EngineError> {
@@ -214,7 +223,7 @@ impl<'a> Engine<'a> {
     }
 
     /// A tile for `len` bytes of an output.
-    fn tile(
+    pub(super) fn tile(
         &self,
         job: &ActiveJob<'_>,
         number: usize,
@@ -228,7 +237,11 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn write(&self, job: &ActiveJob<'_>, filled: Filling<'_>) -> Result<(), EngineError> {
+    pub(super) fn write(
+        &self,
+        job: &ActiveJob<'_>,
+        filled: Filling<'_>,
+    ) -> Result<(), EngineError> {
         let (number, offset) = (filled.number, filled.offset);
         let tile = filled.finish();
         let len = tile.len();

@@ -124,6 +124,8 @@ pub struct Cost {
     pub matrix: u64,
     /// Bytes of all carried masks of the tensor; useful, but not required.
     pub carried: u64,
+    /// Elements that a worker holds until they can be encoded together; see [`Encoded`](super::Encoded).
+    pub band: usize,
 }
 
 impl Cost {
@@ -150,6 +152,7 @@ impl Cost {
             more_outputs: self.more_outputs.max(other.more_outputs),
             matrix: self.matrix.max(other.matrix),
             carried: self.carried.max(other.carried),
+            band: self.band.max(other.band),
         }
     }
 }

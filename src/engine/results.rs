@@ -26,6 +26,11 @@ pub(super) fn sampled_part(index: usize, length: usize, sampled: usize) -> Range
     start..start + sampled
 }
 
+/// In how many elements of each block it is measured what is lost by rounding.
+pub(super) fn measured_in_block(work: &Work<'_>) -> usize {
+    MEASURED.div_ceil(work.blocks().max(1)).max(LEAST_MEASURED)
+}
+
 /// The tiles of all outputs of a computation while they are filled.
 pub(super) struct Results<'a> {
     work: &'a Work<'a>,
@@ -47,14 +52,13 @@ impl<'a> Results<'a> {
         saturate: bool,
         whole: bool,
     ) -> Self {
-        let of_block = MEASURED.div_ceil(work.blocks().max(1)).max(LEAST_MEASURED);
         Self {
             work,
             outputs,
             tiles,
             narrowed: vec![Narrowed::default(); outputs.len()],
             saturate,
-            measured: if whole { of_block } else { 0 },
+            measured: if whole { measured_in_block(work) } else { 0 },
         }
     }
 

@@ -145,6 +145,7 @@ impl Draft {
             config: self.config,
             sidecars: self.sidecars,
             made: self.made,
+            quantization: None,
             vocabulary: self.vocabulary,
             licences: Vec::new(),
             notes: self.notes,

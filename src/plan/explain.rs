@@ -234,6 +234,15 @@ fn write_output(out: &mut String, plan: &Plan) -> std::fmt::Result {
         dtypes.join(", "),
         files.join(", ")
     )?;
+    if let Some(quantized) = &plan.quantization {
+        writeln!(
+            out,
+            "weights  {}: {} encoded, {} keep codes and scales",
+            quantized.asked.name(),
+            quantized.encoded,
+            quantized.kept
+        )?;
+    }
     if !plan.sidecars.is_empty() || !plan.made.is_empty() {
         let made = plan.made.iter().map(|(name, _)| name.as_str());
         let mut names: Vec<&str> = plan
@@ -418,6 +427,7 @@ pub fn operation_text(tensor: &PlannedTensor) -> String {
     match &tensor.operation {
         Operation::Copy if tensor.sources.len() > 1 => "copy, if equal".to_owned(),
         Operation::Copy => "copy".to_owned(),
+        Operation::Scales => "scales".to_owned(),
         Operation::Compute { name, .. } => {
             let values: Vec<String> = tensor
                 .params
@@ -425,7 +435,14 @@ pub fn operation_text(tensor: &PlannedTensor) -> String {
                 .iter()
                 .map(|(name, value)| format!(" {name}={}", value_text(*value)))
                 .collect();
-            format!("{name}{}", values.concat())
+            let encoded = match tensor.encoding {
+                None => String::new(),
+                Some(encoding) => {
+                    let [rows, columns] = encoding.block;
+                    format!(", to FP8 with a scale for each {rows} x {columns} values")
+                }
+            };
+            format!("{name}{}{encoded}", values.concat())
         }
     }
 }
@@ -526,6 +543,11 @@ fn json_with<'p>(plan: &'p Plan, shown_results: &mut Vec<&'p MergeResult>) -> Va
             Rounding::Nearest => "nearest",
             Rounding::Stochastic => "stochastic",
         },
+        "quantization": plan.quantization.map(|quantized| json!({
+            "asked": quantized.asked.name(),
+            "encoded": quantized.encoded,
+            "kept": quantized.kept,
+        })),
         "models": models,
         "tensors": tensors,
         "shards": shards,
@@ -567,7 +589,11 @@ fn tensor_json(plan: &Plan, tensor: &PlannedTensor) -> Value {
         "name": tensor.name,
         "dtype": format!("{:?}", tensor.dtype),
         "shape": tensor.shape,
-        "operation": match tensor.operation { Operation::Copy => "copy", Operation::Compute { name, .. } => name },
+        "operation": match tensor.operation {
+            Operation::Copy => "copy",
+            Operation::Scales => "scales",
+            Operation::Compute { name, .. } => name,
+        },
         "parameters": values_json(values),
         "sources": sources,
     })

@@ -25,6 +25,7 @@ mod parts;
 mod pipelines;
 mod planned;
 mod problems;
+mod quantise;
 mod renames;
 mod results;
 mod served;
@@ -43,6 +44,7 @@ pub use licences::{InputLicence, licence_notes, licences_of, listed_licences, sh
 pub use output_part::OutputPart;
 pub use planned::{Operation, PlannedTensor, SourceTensor};
 pub use problems::{count, warnings};
+pub use quantise::Quantized;
 pub use results::MergeResult;
 pub use tokenizer::{Filled, VocabularySummary};
 pub use views::{ColumnRatio, Cut, LatePicks, MatrixPart, StackedRows, View};
@@ -130,6 +132,8 @@ pub struct Plan {
     pub sidecars: Vec<(usize, Sidecar)>,
     /// Generated files: name and bytes.
     pub made: Vec<(String, Vec<u8>)>,
+    /// How weights are stored, if the recipe says so.
+    pub quantization: Option<Quantized>,
     /// The vocabulary, if the recipe chooses one.
     pub vocabulary: Option<VocabularySummary>,
     /// The licences that the inputs state, once it is [`looked_over`]; empty if none states any.
@@ -345,6 +349,10 @@ fn refuse_files_of_a_result(document: &Recipe, problems: &mut Problems) {
             "chat_template",
             document.chat_template.as_ref().map(|template| template.at),
         ),
+        (
+            "quantization",
+            document.quantization.as_ref().map(|key| key.at),
+        ),
     ];
     for (key, at) in asked {
         if at.is_some() {
@@ -469,7 +477,7 @@ fn attempt(
         return None;
     }
 
-    let config = config.map(|mut config| {
+    let mut config = config.map(|mut config| {
         let donor = models.donor().label();
         let mut asked = recipe.architectures.iter();
         if let Some((_, class)) = asked.find(|(model, _)| model.text() == donor) {
@@ -480,6 +488,14 @@ fn attempt(
         }
         config
     });
+    let quantization = quantise::apply(
+        recipe,
+        &models,
+        &mut whole,
+        &mut config,
+        &mut notes,
+        problems,
+    );
     let mut sidecars = models.sidecars(&mut notes, problems)?;
     let made = made(
         recipe,
@@ -513,7 +529,11 @@ fn attempt(
         vocabulary,
         notes,
     };
-    draft.finish(options, problems)
+    let plan = draft.finish(options, problems)?;
+    Some(Plan {
+        quantization,
+        ..plan
+    })
 }
 
 /// Refuses what a recipe says of a vocabulary where the model is a pipeline, whose parts may have several.

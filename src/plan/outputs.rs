@@ -632,6 +632,7 @@ impl<'a> Resolver<'a> {
             operation,
             params,
             rounding: None,
+            encoding: None,
         };
         let copied = |sources| {
             let (copy, params) = (Operation::Copy, TensorParams::default());
@@ -1168,6 +1169,7 @@ impl<'a> Resolver<'a> {
             },
             params: TensorParams::default(),
             rounding: None,
+            encoding: None,
         })
     }
 

@@ -4,7 +4,7 @@ use super::views::View;
 use checkpoint::Dtype;
 use engine::{AnyProgram, Cost};
 use methods::{self, TensorParams};
-use numeric::RoundingKey;
+use numeric::{Encoding, RoundingKey};
 
 /// One tensor of the output.
 pub struct PlannedTensor {
@@ -26,6 +26,8 @@ pub struct PlannedTensor {
     pub params: TensorParams,
     /// The draws by which computed values are rounded; `None` to round to the nearest.
     pub rounding: Option<RoundingKey>,
+    /// How computed values become codes; their scales are the next tensor of the plan.
+    pub encoding: Option<Encoding>,
 }
 
 /// A tensor of a model.
@@ -48,6 +50,8 @@ pub enum Operation {
         /// What is computed.
         program: Box<dyn AnyProgram>,
     },
+    /// The scales of the tensor before it, which are written with its codes.
+    Scales,
 }
 
 impl Operation {
@@ -79,6 +83,7 @@ impl PlannedTensor {
             operation,
             params: TensorParams::default(),
             rounding: None,
+            encoding: None,
         }
     }
 
@@ -94,9 +99,17 @@ impl PlannedTensor {
 
     /// What its operation costs the engine.
     pub fn cost(&self) -> Cost {
-        match &self.operation {
-            Operation::Copy => Cost::default(),
-            Operation::Compute { program, .. } => program.cost(),
+        let Operation::Compute { program, .. } = &self.operation else {
+            return Cost::default();
+        };
+        let cost = program.cost();
+        match &self.encoding {
+            None => cost,
+            Some(encoding) => Cost {
+                band: encoding.longest(),
+                more_outputs: cost.more_outputs + 1,
+                ..cost
+            },
         }
     }
 }

@@ -179,7 +179,7 @@ impl TensorSource for ResultValues {
         let tensor = self.result.plan.tensors.get(index)?;
         match tensor.operation {
             Operation::Copy => self.result.plan.bytes(tensor.sources.first()?),
-            Operation::Compute { .. } => None,
+            Operation::Compute { .. } | Operation::Scales => None,
         }
     }
 
@@ -250,7 +250,7 @@ impl Plan {
     /// Whether programs must know of the whole model before they compute its first tensor.
     pub fn is_surveyed(&self) -> bool {
         self.tensors.iter().any(|tensor| match &tensor.operation {
-            Operation::Copy => false,
+            Operation::Copy | Operation::Scales => false,
             Operation::Compute { program, .. } => program.survey().is_some(),
         })
     }
@@ -370,7 +370,7 @@ pub(super) fn reading(
     let mut sum = Reading::default();
     for (index, source) in tensor.sources.iter().enumerate() {
         if let Some(Some(view)) = tensor.views.get(index) {
-            sum.once += view.bytes_read(models);
+            sum.once += view.bytes_read(*source, models);
             sum.held += 1;
             for part in view.inputs() {
                 if let Some(result) = results.get(&part.model).filter(|result| !result.once) {

@@ -16,6 +16,8 @@ pub enum View {
     Parts(Vec<MatrixPart>),
     /// Parts of matrices with the same number of rows, side by side.
     HConcat(Vec<MatrixPart>),
+    /// One of the stored tensors that the source's values are made of, by its number: codes or scales, which are copied.
+    Stored(usize),
 }
 
 /// Rows of several tensors in place of one source.
@@ -120,9 +122,10 @@ pub struct ColumnRatio {
 }
 
 impl View {
-    /// The tensors that it reads.
+    /// The tensors that it reads in place of the source.
     pub fn inputs(&self) -> Vec<&SourceTensor> {
         match self {
+            View::Stored(_) => Vec::new(),
             View::StackedRows(rows) => rows.parts.iter().collect(),
             View::Parts(parts) | View::HConcat(parts) => {
                 let ratios = parts.iter().filter_map(|part| part.ratio.as_ref());
@@ -136,13 +139,18 @@ impl View {
         }
     }
 
-    /// The most bytes that one pass over it reads.
-    pub(super) fn bytes_read(&self, models: &[Arc<Checkpoint>]) -> u64 {
+    /// The most bytes that one pass over it reads in place of a source.
+    pub(super) fn bytes_read(&self, source: SourceTensor, models: &[Arc<Checkpoint>]) -> u64 {
         let format = |part: &SourceTensor| {
             FloatType::from_dtype(models[part.model].tensors()[part.tensor].dtype)
                 .map_or(0, FloatType::size)
         };
         match self {
+            View::Stored(part) => {
+                let stored = models[source.model].encoded(source.tensor);
+                let bytes = stored.and_then(|stored| stored.parts.get(*part)?.bytes);
+                bytes.map_or(0, |bytes| bytes.len() as u64)
+            }
             View::StackedRows(rows) => {
                 let widest = rows.parts.iter().map(format).max().unwrap_or(0);
                 rows.map.reads() * (rows.width * widest) as u64
@@ -184,6 +192,8 @@ impl Plan {
         let stored = tensor.sources.get(source)?;
         match tensor.views.get(source) {
             None | Some(None) => self.elements(stored),
+            // Codes are copied, and no method computes with them.
+            Some(Some(View::Stored(_))) => None,
             Some(Some(View::StackedRows(rows))) => {
                 let parts = rows.parts.iter().map(|part| self.elements(part));
                 let parts = parts.collect::<Option<Vec<_>>>()?;
@@ -201,6 +211,19 @@ impl Plan {
                 let parts = parts.iter().map(|part| self.part(part));
                 Some(Box::new(HConcat::new(parts.collect::<Option<Vec<_>>>()?)))
             }
+        }
+    }
+
+    /// The bytes of a source that is copied: its tensor, or what is read in its place.
+    pub fn copied(&self, tensor: &PlannedTensor, source: usize) -> Option<&[u8]> {
+        let of = tensor.sources.get(source)?;
+        match tensor.views.get(source) {
+            None | Some(None) => self.bytes(of),
+            Some(Some(View::Stored(part))) => {
+                let stored = self.models.get(of.model)?.encoded(of.tensor)?;
+                stored.parts.get(*part)?.bytes
+            }
+            Some(Some(_)) => None,
         }
     }
 

@@ -25,6 +25,7 @@ pub(super) const RECIPE: Place = Place {
         "dtype",
         "out_dtype",
         "output",
+        "quantization",
         "rounding",
         "keep_dtype",
         "only",

@@ -22,6 +22,7 @@ mod parameters;
 mod parse;
 mod places;
 mod problem;
+mod quantization;
 mod renames;
 mod render;
 mod schema;
@@ -46,6 +47,7 @@ pub use parse::{
     read_regular_text, read_text, text_from,
 };
 pub use problem::{Located, Position, Problem, ProblemKind, RecipeError};
+pub use quantization::Quantization;
 pub use renames::{Rename, RenameRule};
 pub use render::render;
 pub use schema::{Inputs, Module, Recipe, RecipeText, Rounding, Slice, SliceSource, Source};

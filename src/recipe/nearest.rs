@@ -4,7 +4,7 @@ use super::problem::listed;
 pub use checkpoint::nearest;
 
 /// The most names that a hint lists in full.
-const MAX_LISTED: usize = 20;
+const MAX_LISTED: usize = 24;
 
 /// A hint for an unknown name: the most similar known one, and the whole list if it is short. `whose` precedes the
 /// list: "the parameters of `ties` are".

@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use super::exceptions::Exception;
 use super::output::AdapterOutput;
 use super::problem::{Located, Position, Problem, RecipeError};
+use super::quantization::Quantization;
 use super::renames::Rename;
 use super::setting::Parameters;
 use super::tokenizer::Tokenizer;
@@ -34,6 +35,8 @@ pub struct Recipe {
     pub out_dtype: Option<Dtype>,
     /// `output:`: the adapter that the merge becomes; none for a model.
     pub output: Option<Located<AdapterOutput>>,
+    /// `quantization:`: how weights are stored; none for plain floats.
+    pub quantization: Option<Located<Quantization>>,
     /// `keep_dtype:`: whether tensors that their model needs in the dtype they are stored in keep it.
     pub keep_dtype: bool,
     /// `rounding:`.

@@ -7,6 +7,7 @@ use super::nearest::nearest;
 use super::output::AdapterOutput;
 use super::parameters::Level;
 use super::problem::{Located, Position, Problem, ProblemKind, listed, quoted};
+use super::quantization::Quantization;
 use super::renames::Rename;
 use super::schema::{Inputs, Module, Recipe, RecipeText, Rounding, Slice, SliceSource, Source};
 use super::setting::Parameters;
@@ -61,6 +62,7 @@ impl Walk<'_> {
             dtype: parts.dtype,
             out_dtype: parts.out_dtype,
             output: parts.output,
+            quantization: parts.quantization,
             // mergekit rounds every tensor.
             keep_dtype: parts.keep_dtype.unwrap_or(!self.recorded),
             rounding: parts.rounding,
@@ -96,6 +98,7 @@ impl Walk<'_> {
             | "dtype"
             | "out_dtype"
             | "output"
+            | "quantization"
             | "rounding"
             | "keep_dtype"
             | "only"
@@ -124,6 +127,7 @@ impl Walk<'_> {
             "dtype" => parts.dtype = self.dtype(entry),
             "out_dtype" => parts.out_dtype = self.dtype(entry),
             "output" => parts.output = self.output(entry),
+            "quantization" => parts.quantization = self.quantization(entry),
             "rounding" => parts.rounding = self.rounding(entry),
             "keep_dtype" => parts.keep_dtype = self.flag(entry),
             "parameters" => parts.parameters = self.parameters(node, Level::Recipe),
@@ -530,6 +534,7 @@ struct Parts {
     dtype: Option<Dtype>,
     out_dtype: Option<Dtype>,
     output: Option<Located<AdapterOutput>>,
+    quantization: Option<Located<Quantization>>,
     rounding: Rounding,
     keep_dtype: Option<bool>,
     /// Which of `tokenizer` and `tokenizer_source` came first.

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use checkpoint::{Dtype, Reclaim};
 use engine::{Sink, Tile};
-use numeric::{FloatType, Oddities, Survival};
-use plan::{Plan, PlannedTensor};
+use numeric::{EncodingError, FloatType, Oddities, Survival};
+use plan::{Plan, PlannedTensor, View};
 
 /// Passes the output on, and releases the memory of the inputs.
 ///
@@ -40,6 +40,10 @@ impl Sink for DropBehind<'_> {
         self.sink.survived(output, survival);
     }
 
+    fn encoded(&self, output: usize, error: EncodingError) {
+        self.sink.encoded(output, error);
+    }
+
     fn odd(&self, output: usize, source: usize, found: Oddities) {
         self.sink.odd(output, source, found);
     }
@@ -49,7 +53,11 @@ impl DropBehind<'_> {
     /// Releases the source elements of a part of the output, for sources that are read in their own order.
     fn release(&self, tensor: &PlannedTensor, offset: u64, len: u64) {
         for (place, source) in tensor.sources.iter().enumerate() {
-            let as_it_is = matches!(tensor.views.get(place), None | Some(None));
+            // The first of the stored tensors holds the values, and scales are few.
+            let as_it_is = matches!(
+                tensor.views.get(place),
+                None | Some(None | Some(View::Stored(0)))
+            );
             let Some(model) = self.plan.models.get(source.model).filter(|_| as_it_is) else {
                 continue;
             };

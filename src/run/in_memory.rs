@@ -57,15 +57,21 @@ pub fn in_memory(
     });
     let source = InMemory::new(tensors)
         .map_err(|error| RunError::NotPrepared(Refusal::new(error.to_string())))?;
-    let config = plan.config.clone();
     let place = PathBuf::from(format!("{label}/config.json"));
-    let model = Checkpoint::new(
-        label,
-        Location::local(label),
-        config.map(|value| ModelConfig::made(place, value)),
-        SidecarsFrom::Nothing,
-        Arc::new(source),
-    );
+    let config = plan.config.clone();
+    let config = config.map(|value| ModelConfig::made(place, value));
+    let model = match plan.quantization {
+        None => Checkpoint::new(
+            label,
+            Location::local(label),
+            config,
+            SidecarsFrom::Nothing,
+            Arc::new(source),
+        ),
+        // Codes and scales, which are decoded where they are read.
+        Some(_) => Checkpoint::in_memory(label, config, Arc::new(source))
+            .map_err(|error| RunError::NotPrepared(Refusal::from(&error)))?,
+    };
     Ok(Merged { model, files })
 }
 

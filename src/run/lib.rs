@@ -11,6 +11,7 @@ mod card;
 mod claims;
 pub mod destination;
 mod digests;
+mod encoded;
 mod error;
 mod feed;
 mod gguf_file;
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use adapter::{AdapterFiles, AdapterOrigin, Recorded};
 pub use digests::{Digest, Seen, all_digests, digests, each_piece};
+pub use encoded::QuantizationError;
 pub use error::RunError;
 pub use feed::{Fetches, fetches};
 pub use gguf_file::{ExportError, write_gguf};
@@ -66,6 +68,8 @@ pub struct Summary {
     pub elapsed: Duration,
     /// How much of the update of the base survives the rounding, if there is a base.
     pub update: Option<UpdateKept>,
+    /// How far encoded weights are from the computed ones, if any were encoded.
+    pub quantization_error: Option<QuantizationError>,
     /// Notes for the user that depend on the weights.
     pub notes: Vec<String>,
     /// The digest of the lock that was written.
@@ -128,6 +132,7 @@ pub fn run(
         totals,
         digests,
         update,
+        quantization_error,
         odd,
     } = match &feed {
         Some(feed) => feed.run(observer, || {
@@ -147,6 +152,7 @@ pub fn run(
     let mut side_files = SideFiles::new(staged.as_mut(), observer, written);
     let lock = Lock::new(plan, &digests, &side_files.written, inputs);
     let lock = lock.with_update(update.as_ref());
+    let lock = lock.with_quantization_error(quantization_error.as_ref());
     side_files.write(LOCK_FILE, lock.text().into_bytes())?;
     let card = Card::of_plan(plan, destination.path(), options.found).text(&lock);
     side_files.write(CARD_FILE, card.into_bytes())?;
@@ -164,6 +170,7 @@ pub fn run(
         totals,
         elapsed: started.elapsed(),
         update,
+        quantization_error,
         notes,
         lock: lock.digest(),
     })
@@ -175,6 +182,7 @@ struct Computed {
     /// The digest of each tensor.
     digests: Vec<blake3::Hash>,
     update: Option<UpdateKept>,
+    quantization_error: Option<QuantizationError>,
     /// What looks damaged in the inputs.
     odd: Vec<Odd>,
 }
@@ -214,6 +222,7 @@ fn compute(
     }
     check_complete(plan, totals)?;
     let update = UpdateKept::new(plan, &weights.survived());
+    let quantization_error = QuantizationError::new(plan, &weights.errors());
     let odd = weights.odd();
     let digests = weights.digests()?;
     staged.finish()?;
@@ -226,6 +235,7 @@ fn compute(
         totals,
         digests,
         update,
+        quantization_error,
         odd,
     })
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::encoded::QuantizationError;
 use super::output::Written;
 use super::update::UpdateKept;
 use checkpoint::{Checkpoint, CheckpointError, Location, ModelRef, read_bounded};
@@ -132,6 +133,9 @@ pub struct LockedOutputs {
     /// The fraction of the update of the base that survives the rounding, in percent, to one decimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_kept_percent: Option<f64>,
+    /// How far encoded weights are from the computed ones, relative, in percent to three decimals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization_error_percent: Option<f64>,
 }
 
 impl Lock {
@@ -158,6 +162,12 @@ impl Lock {
     /// Adds how much of the update of the base survives the rounding.
     pub(super) fn with_update(mut self, update: Option<&UpdateKept>) -> Lock {
         self.outputs.update_kept_percent = update.map(UpdateKept::percent);
+        self
+    }
+
+    /// Adds how far encoded weights are from the computed ones.
+    pub(super) fn with_quantization_error(mut self, error: Option<&QuantizationError>) -> Lock {
+        self.outputs.quantization_error_percent = error.map(QuantizationError::percent);
         self
     }
 
@@ -250,6 +260,7 @@ impl Subject<'_> {
                     .map(|(name, digest)| (name.to_owned(), digest.to_string()))
                     .collect(),
                 update_kept_percent: None,
+                quantization_error_percent: None,
             },
         }
     }

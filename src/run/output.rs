@@ -11,20 +11,21 @@ use super::error::RunError;
 use super::holes::Odd;
 use checkpoint::{MAX_SIDECAR_BYTES, Sidecar};
 use engine::{Observer, Sink, Tile};
-use numeric::{Oddities, Survival, TreeDigest};
+use numeric::{EncodingError, Oddities, Survival, TreeDigest};
 use plan::Plan;
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 128 << 10;
 
 /// Where each tensor is written, and what is learned meanwhile: the digests of the written bytes, what survives of
-/// updates, and what is odd in sources.
+/// updates, how exact codes are, and what is odd in sources.
 pub(super) struct WrittenWeights<'a> {
     staged: &'a dyn Staged,
     /// For each tensor, its file and its offset there.
     places: Vec<(usize, u64)>,
     digests: Vec<TreeDigest>,
     survived: Mutex<BTreeMap<usize, Survival>>,
+    errors: Mutex<BTreeMap<usize, EncodingError>>,
     odd: Mutex<Vec<Odd>>,
 }
 
@@ -42,6 +43,7 @@ impl<'a> WrittenWeights<'a> {
             places,
             digests: lens.into_iter().map(TreeDigest::new).collect(),
             survived: Mutex::default(),
+            errors: Mutex::default(),
             odd: Mutex::default(),
         }
     }
@@ -50,6 +52,12 @@ impl<'a> WrittenWeights<'a> {
     pub(super) fn survived(&self) -> BTreeMap<usize, Survival> {
         let survived = self.survived.lock();
         survived.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How far the codes of each encoded tensor are from its values, by the tensor's number.
+    pub(super) fn errors(&self) -> BTreeMap<usize, EncodingError> {
+        let errors = self.errors.lock();
+        errors.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What was odd in the sources.
@@ -91,6 +99,12 @@ impl Sink for WrittenWeights<'_> {
         let survived = self.survived.lock();
         let mut survived = survived.unwrap_or_else(PoisonError::into_inner);
         survived.insert(tensor, survival);
+    }
+
+    fn encoded(&self, tensor: usize, error: EncodingError) {
+        let errors = self.errors.lock();
+        let mut errors = errors.unwrap_or_else(PoisonError::into_inner);
+        errors.insert(tensor, error);
     }
 
     fn odd(&self, tensor: usize, source: usize, found: Oddities) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::error::RunError;
 use architecture::may_be_infinite;
-use engine::{self, AnyProgram, Job, Names, Output, ResultUse, SourceName};
+use engine::{self, AnyProgram, Encoded, Job, Names, Output, ResultUse, SourceName};
 use numeric::{Elements, FloatType, Stored};
 use plan::{MergeResult, Operation, Plan, PlannedTensor, View};
 
@@ -79,8 +79,12 @@ impl<'a> Work<'a> {
         sample: Option<&Sample<'_>>,
     ) -> Result<Vec<Job<'a>>, RunError> {
         for index in tensors {
+            // Scales are an output of the job before.
+            if matches!(plan.tensors[index].operation, Operation::Scales) {
+                continue;
+            }
             let mut job = self.output(plan, index, &plan.tensors[index])?;
-            job.sample = sample.map(|sample| sample(index, job.blocks()));
+            job.sample = sample.map(|sample| sample(index, job.pieces()));
             self.jobs.push(job);
         }
         Ok(mem::take(&mut self.jobs))
@@ -97,6 +101,10 @@ impl<'a> Work<'a> {
         let output = Output {
             rounding: tensor.rounding,
             base: tensor.base,
+            encoded: tensor.encoding.map(|encoding| Encoded {
+                encoding,
+                scales: index + 1,
+            }),
             ..Output::new(index, format)
         };
         Ok(Job {
@@ -132,7 +140,7 @@ impl<'a> Work<'a> {
                 after_all: derived,
                 sample: None,
             };
-            job.sample = sample.map(|sample| sample(other.tensor, job.blocks()));
+            job.sample = sample.map(|sample| sample(other.tensor, job.pieces()));
             work.jobs.push(job);
         }
         Ok(work)
@@ -153,6 +161,7 @@ impl<'a> Work<'a> {
                     let job = self.output(plan, index, tensor)?;
                     self.jobs.push(job);
                 }
+                Operation::Scales => {}
             }
         }
         Ok(mem::take(&mut self.jobs))
@@ -239,7 +248,7 @@ fn computation<'a>(
 ) -> Result<engine::Work<'a>, RunError> {
     Ok(match &tensor.operation {
         Operation::Copy => {
-            let sources = tensor.sources.iter().map(|source| plan.bytes(source));
+            let sources = (0..tensor.sources.len()).map(|source| plan.copied(tensor, source));
             let sources: Vec<&[u8]> =
                 (sources.collect::<Option<_>>()).ok_or_else(|| unreadable(tensor))?;
             engine::Work::Copy {
@@ -258,6 +267,7 @@ fn computation<'a>(
             program: program.as_ref(),
             target,
         },
+        Operation::Scales => return Err(unreadable(tensor)),
     })
 }
 

@@ -48,6 +48,7 @@ mod outputs;
 mod pages;
 mod pipelines;
 mod quantised;
+mod quantised_outputs;
 mod recipes;
 mod refusals;
 mod renames;

@@ -425,14 +425,14 @@ fn judge(
     if difference.differing == 0 {
         return match tensor.operation {
             Operation::Copy => Outcome::Copied,
-            Operation::Compute { .. } => Outcome::Exact,
+            Operation::Compute { .. } | Operation::Scales => Outcome::Exact,
         };
     }
     let share = difference.differing as f64 / (*compared).max(1) as f64;
     let how_much = format!("{}{}", how_much(*compared, difference), fit.by());
     let place = Place::entry(request.model, &request.model.tensors()[at]);
     let changed_later = intact == Some(false);
-    let within = difference.steps <= 1 || is_within_bound(tensor, difference);
+    let within = difference.steps <= 1 || is_within_bound(plan, tensor, difference);
     if within && !changed_later {
         let mut finding = Finding::new(&checks::ROUNDING, place, "equal values", how_much);
         if request.allow_step {
@@ -466,8 +466,13 @@ fn judge(
 const MATRIX_BOUND: f64 = 1.0 / (1 << 20) as f64;
 
 /// Whether the tensor's last bits depend on the processor, and no more than these differ.
-fn is_within_bound(tensor: &PlannedTensor, difference: &Difference) -> bool {
-    tensor.cost().matrix > 0 && difference.beyond <= MATRIX_BOUND * difference.largest
+fn is_within_bound(plan: &Plan, tensor: &PlannedTensor, difference: &Difference) -> bool {
+    // Scales are as exact as the values that they are made from.
+    let cost = match tensor.operation {
+        Operation::Scales => plan.cost,
+        _ => tensor.cost(),
+    };
+    cost.matrix > 0 && difference.beyond <= MATRIX_BOUND * difference.largest
 }
 
 /// Describes how many elements differ, by how much, and where.

@@ -32,7 +32,7 @@ use super::error::CheckpointError;
 use super::locate::Location;
 use super::remote::RemotePlace;
 use super::shard::Shard;
-use super::source::{TensorEntry, TensorSource};
+use super::source::{EncodedTensor, TensorEntry, TensorSource};
 use config::AdapterConfig;
 use numeric::{
     Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Patch, Patched, Stored, Tail,
@@ -317,6 +317,13 @@ impl TensorSource for Adapter {
         let from = self.from[index];
         let same = self.base.entries()[from].shape == self.entries[index].shape;
         same.then(|| self.base.stored(from))?
+    }
+
+    fn encoded(&self, index: usize) -> Option<EncodedTensor<'_>> {
+        match self.changes.contains_key(&index) {
+            true => None,
+            false => self.base.encoded(self.from[index]),
+        }
     }
 
     /// Without the factors.

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use super::super::behind::Reclaim;
 use super::super::remote::RemotePlace;
 use super::super::shard::Shard;
-use super::super::source::{TensorEntry, TensorSource};
+use super::super::source::{EncodedTensor, StoredPart, TensorEntry, TensorSource};
 use numeric::{
     Coded, Codes, Constant, Elements, FloatType, Grid, Meaning, Packing, Powers, Quotient, Scaled,
     Shifted, Zeros,
@@ -24,6 +24,10 @@ const E2M1: [f32; 16] = [
 pub(super) struct Decoded {
     pub(super) entry: TensorEntry,
     pub(super) storage: Storage,
+    /// Tensors that only say how others are stored.
+    pub(super) beside: Vec<usize>,
+    /// How it is stored, in words; empty if as it is.
+    pub(super) scheme: String,
 }
 
 /// How the values of a tensor are stored.
@@ -205,24 +209,65 @@ impl Storage {
 pub(super) struct Dequantised {
     base: Arc<dyn TensorSource>,
     entries: Vec<TensorEntry>,
-    storage: Vec<Storage>,
+    stored: Vec<HowStored>,
+    left_out: usize,
+}
+
+/// How a tensor is stored; see [`Decoded`].
+#[derive(Debug)]
+struct HowStored {
+    storage: Storage,
+    beside: Vec<usize>,
+    scheme: String,
 }
 
 impl Dequantised {
-    /// The values of `base` that its tensors make.
-    pub(super) fn new(base: Arc<dyn TensorSource>, decoded: Vec<Decoded>) -> Dequantised {
-        let tensors = decoded.into_iter();
-        let (entries, storage) = tensors.map(|one| (one.entry, one.storage)).unzip();
+    /// The values of `base` that its tensors make, but for `left_out` of them.
+    pub(super) fn new(
+        base: Arc<dyn TensorSource>,
+        decoded: Vec<Decoded>,
+        left_out: usize,
+    ) -> Dequantised {
+        let tensors = decoded.into_iter().map(|one| {
+            let stored = HowStored {
+                storage: one.storage,
+                beside: one.beside,
+                scheme: one.scheme,
+            };
+            (one.entry, stored)
+        });
+        let (entries, stored) = tensors.unzip();
         Dequantised {
             base,
             entries,
-            storage,
+            stored,
+            left_out,
         }
+    }
+
+    fn storage(&self, index: usize) -> &Storage {
+        &self.stored[index].storage
+    }
+
+    /// Whether this is FP8 in blocks, with scales in floats.
+    fn is_fp8_block(&self, storage: &Storage) -> bool {
+        let Storage::Scaled {
+            values,
+            scales: Scales::Floats(scales),
+            ..
+        } = storage
+        else {
+            return false;
+        };
+        let [values, scales] = [values, scales].map(|at| &self.base.entries()[*at]);
+        scales.name.ends_with("_scale_inv")
+            && scales.shape.len() == values.shape.len()
+            && values.dtype == Dtype::F8_E4M3
     }
 
     /// The stored tensor, if its values are stored as they are.
     fn plain(&self, index: usize) -> Option<usize> {
-        match self.storage[index] {
+        match *self.storage(index) {
             Storage::Plain(at) => Some(at),
             _ => None,
         }
@@ -244,7 +289,7 @@ impl TensorSource for Dequantised {
 
     fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
         let base = self.base.as_ref();
-        Some(match &self.storage[index] {
+        Some(match self.storage(index) {
             Storage::Plain(at) => base.elements(*at)?,
             Storage::Scaled {
                 values,
@@ -272,17 +317,55 @@ impl TensorSource for Dequantised {
         self.base.stored(self.plain(index)?)
     }
 
+    fn encoded(&self, index: usize) -> Option<EncodedTensor<'_>> {
+        if self.plain(index).is_some() {
+            return None;
+        }
+        let HowStored {
+            storage,
+            beside,
+            scheme,
+        } = &self.stored[index];
+        let mut tensors = storage.tensors();
+        tensors.extend(beside);
+        tensors.sort_unstable();
+        tensors.dedup();
+        let part = |at: usize| {
+            let entry = &self.base.entries()[at];
+            StoredPart {
+                name: &entry.name,
+                dtype: entry.dtype,
+                shape: &entry.shape,
+                bytes: self.base.bytes(at),
+            }
+        };
+        Some(EncodedTensor {
+            name: &self.entries[index].name,
+            scheme,
+            is_fp8_block: self.is_fp8_block(storage),
+            parts: tensors.into_iter().map(part).collect(),
+        })
+    }
+
+    fn as_stored(&self) -> Option<Arc<dyn TensorSource>> {
+        Some(Arc::clone(&self.base))
+    }
+
+    fn left_out(&self) -> usize {
+        self.left_out
+    }
+
     fn bytes_read(&self, index: usize) -> u64 {
-        let tensors = self.storage[index].tensors().into_iter();
+        let tensors = self.storage(index).tensors().into_iter();
         tensors.map(|tensor| self.base.bytes_read(tensor)).sum()
     }
 
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
-        self.base.place(self.storage[index].first())
+        self.base.place(self.storage(index).first())
     }
 
     fn remote(&self, index: usize) -> Vec<RemotePlace> {
-        let tensors = self.storage[index].tensors().into_iter();
+        let tensors = self.storage(index).tensors().into_iter();
         tensors
             .flat_map(|tensor| self.base.remote(tensor))
             .collect()
@@ -290,7 +373,7 @@ impl TensorSource for Dequantised {
 
     /// Of values with scales, `bytes` is a range of the 8-bit floats; codes stay where they are.
     fn release(&self, index: usize, bytes: Range<u64>, reclaim: Reclaim) {
-        match &self.storage[index] {
+        match self.storage(index) {
             Storage::Plain(at) | Storage::Scaled { values: at, .. } => {
                 self.base.release(*at, bytes, reclaim);
             }

@@ -217,6 +217,8 @@ impl Decoder {
                     decoder.decoded.push(Decoded {
                         entry: entry.clone(),
                         storage: Storage::Plain(at),
+                        beside: Vec::new(),
+                        scheme: String::new(),
                     });
                 }
             }
@@ -244,6 +246,8 @@ impl Decoder {
                     len,
                 },
                 storage: reading.storage,
+                beside: reading.beside,
+                scheme: reading.scheme,
             }),
             Err(why) => problems.push(Contradiction {
                 tensor: at,
@@ -273,7 +277,7 @@ impl Decoder {
 
     /// The values that the codes and scales of `base` make, the source that was looked at.
     pub(crate) fn source(self, base: Arc<dyn TensorSource>) -> Arc<dyn TensorSource> {
-        Arc::new(Dequantised::new(base, self.decoded))
+        Arc::new(Dequantised::new(base, self.decoded, self.left_out))
     }
 
     /// How the weights are stored, in words, and what they are read as.

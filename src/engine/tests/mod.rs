@@ -1,5 +1,6 @@
 //! Programs that no method needs yet, on the real engine: several outputs, whole matrices.
 
+mod encoded;
 mod outputs;
 mod whole;
 

@@ -1,0 +1,641 @@
+//! `quantization:`: which tensors of the output become codes and scales, which keep those of a model, and what the config
+//! says of it.
+//!
+//! What is only copied from a model that stores it in the same way keeps its codes and scales byte for byte. Everything
+//! else is computed as it would be for plain floats, and encoded on the way out.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use serde_json::{Map, Value, json};
+
+use super::models::Models;
+use super::parts::Whole;
+use super::planned::{Operation, PlannedTensor, SourceTensor};
+use super::problems::{Problems, count, some_of};
+use super::views::View;
+use architecture::{WeightOrder, is_router, linear_weight};
+use checkpoint::{Checkpoint, Dtype, EncodedTensor, ModelConfig};
+use numeric::{Encoding, FloatType};
+use recipe::{Located, Quantization, Recipe};
+
+/// Rows and columns that share a scale, as DeepSeek's models have it.
+const BLOCK: [usize; 2] = [128, 128];
+
+/// The keys that list the modules whose matrices stay plain, as runtimes read them.
+const LISTS: [&str; 2] = ["modules_to_not_convert", "ignored_layers"];
+
+/// Parts of names of towers whose matrices runtimes do not expect in FP8.
+const TOWERS: [&str; 6] = [
+    "visual",
+    "vision",
+    "image",
+    "audio",
+    "video",
+    "multi_modal_projector",
+];
+
+/// How the weights of the output are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quantized {
+    /// What the recipe asks for.
+    pub asked: Quantization,
+    /// Weights that are computed and encoded.
+    pub encoded: usize,
+    /// Weights that keep their codes and scales.
+    pub kept: usize,
+}
+
+/// What is asked for, as it is done.
+struct Scheme<'a> {
+    asked: &'a Located<Quantization>,
+    models: &'a Models,
+    /// How values are encoded; `None` if there are only codes to keep.
+    fp8: Option<Fp8>,
+    /// What the donor's config says of its codes.
+    of_donor: Option<&'a Value>,
+}
+
+/// FP8 in blocks.
+#[derive(Debug, Clone, Copy)]
+struct Fp8 {
+    block: [usize; 2],
+    powers: bool,
+}
+
+/// What becomes of a tensor.
+enum Fate {
+    Plain,
+    /// The codes and scales of this source are copied.
+    Kept(SourceTensor),
+    Encoded(Encoding),
+}
+
+/// Gives the output its codes and scales, and its config what says so. `None` if the recipe asks for plain floats, or
+/// something is wrong.
+pub(super) fn apply(
+    recipe: &Recipe,
+    models: &Models,
+    whole: &mut Whole,
+    config: &mut Option<Value>,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) -> Option<Quantized> {
+    let asked = recipe.quantization.as_ref()?;
+    let scheme = Scheme::new(asked, models, config.as_ref(), problems)?;
+    let own = whole
+        .parts
+        .first()
+        .map_or(0..0, |part| part.tensors.clone());
+    let fates = scheme.fates(&whole.tensors[own.clone()], config.as_ref(), problems)?;
+    let mut quantized = Quantized {
+        asked: asked.value,
+        encoded: 0,
+        kept: 0,
+    };
+    let mut modules = Modules::default();
+    let mut tensors: Vec<PlannedTensor> = Vec::with_capacity(whole.tensors.len());
+    let mut rest = whole.tensors.drain(..);
+    for (tensor, fate) in rest.by_ref().take(own.len()).zip(fates) {
+        modules.add(&tensor, !matches!(fate, Fate::Plain), config.as_ref());
+        match fate {
+            Fate::Plain => tensors.push(tensor),
+            Fate::Kept(source) => {
+                quantized.kept += 1;
+                tensors.extend(kept(models, tensor, source));
+            }
+            Fate::Encoded(encoding) => {
+                quantized.encoded += 1;
+                tensors.extend(encoded(tensor, encoding));
+            }
+        }
+    }
+    let more = tensors.len() - own.len();
+    tensors.extend(rest);
+    whole.tensors = tensors;
+    for (index, part) in whole.parts.iter_mut().enumerate() {
+        let before = if index == 0 { 0 } else { more };
+        part.tensors = part.tensors.start + before..part.tensors.end + more;
+    }
+    if quantized.encoded + quantized.kept == 0 {
+        let message = format!(
+            "`quantization: {}` leaves every tensor plain: none is the matrix of a linear layer whose sides are multiples \
+             of {}",
+            asked.value.name(),
+            BLOCK[0]
+        );
+        problems.add(Some(asked.at), message, Some("leave it out".to_owned()));
+        return None;
+    }
+    if let Some(config) = config {
+        scheme.edit_config(config, &modules);
+    }
+    if asked.value != Quantization::Keep {
+        modules.note(notes);
+    }
+    Some(quantized)
+}
+
+impl<'a> Scheme<'a> {
+    fn new(
+        asked: &'a Located<Quantization>,
+        models: &'a Models,
+        config: Option<&Value>,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let donor = models.donor();
+        let name = asked.value.name();
+        let mut refuse = |message: String, hint: &str| {
+            problems.add(Some(asked.at), message, Some(hint.to_owned()));
+            None
+        };
+        if donor.is_pipeline() {
+            let message = format!(
+                "`quantization: {name}` is for one model, and `{}` is a pipeline",
+                donor.label()
+            );
+            return refuse(message, "merge the folder of the component by itself");
+        }
+        if config.is_none() {
+            let message = format!(
+                "`{}` has no config.json, and only a config tells runtimes that weights are quantised",
+                donor.label()
+            );
+            return refuse(message, "name the folder of a model, not its file");
+        }
+        let of_donor = donor.config().and_then(ModelConfig::quantization);
+        let of_donor = of_donor.map(|found| &found.value);
+        let fp8 = match asked.value {
+            Quantization::Fp8Block => Some(Fp8 {
+                block: BLOCK,
+                powers: false,
+            }),
+            Quantization::Keep => {
+                let Some(found) = of_donor else {
+                    let message = format!(
+                        "`quantization: keep` is the scheme of `{}`, whose weights are plain",
+                        donor.label()
+                    );
+                    return refuse(
+                        message,
+                        "name a quantised model as base or first one, or a scheme: `quantization: fp8_block`",
+                    );
+                };
+                if donor.left_out_tensors() > 0 {
+                    let message = format!(
+                        "`{}` has {} of activations, which belong to its weights and not to others",
+                        donor.label(),
+                        count(donor.left_out_tensors(), "scale")
+                    );
+                    return refuse(message, "name a scheme: `quantization: fp8_block`");
+                }
+                Fp8::of_config(found)
+            }
+        };
+        Some(Self {
+            asked,
+            models,
+            fp8,
+            of_donor,
+        })
+    }
+
+    /// What becomes of each tensor; `None` if one cannot be written so.
+    fn fates(
+        &self,
+        tensors: &[PlannedTensor],
+        config: Option<&Value>,
+        problems: &mut Problems,
+    ) -> Option<Vec<Fate>> {
+        let ragged = match self.asked.value {
+            Quantization::Keep => HashSet::new(),
+            _ => self.ragged(tensors, config),
+        };
+        let mut impossible: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        let mut fates = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            if !self.is_quantized(tensor, config, &ragged) {
+                fates.push(Fate::Plain);
+                continue;
+            }
+            if let Some(source) = only_source(tensor).filter(|source| self.is_kept(source)) {
+                fates.push(Fate::Kept(source));
+                continue;
+            }
+            match self.encoding(tensor) {
+                Ok(encoding) => fates.push(Fate::Encoded(encoding)),
+                Err(scheme) => {
+                    impossible.entry(scheme).or_default().push(&tensor.name);
+                    fates.push(Fate::Plain);
+                }
+            }
+        }
+        for (scheme, names) in &impossible {
+            let message = format!(
+                "`quantization: keep` can only copy weights that are stored as {scheme}, and these are computed: {}",
+                some_of(names)
+            );
+            let hint = "name a scheme that is written: `quantization: fp8_block`; or leave the key out for plain weights";
+            problems.add(Some(self.asked.at), message, Some(hint.to_owned()));
+        }
+        impossible.is_empty().then_some(fates)
+    }
+
+    /// Whether a tensor becomes codes and scales.
+    fn is_quantized(
+        &self,
+        tensor: &PlannedTensor,
+        config: Option<&Value>,
+        ragged: &HashSet<&str>,
+    ) -> bool {
+        if FloatType::from_dtype(tensor.dtype).is_none() || tensor.elements() == 0 {
+            return false;
+        }
+        let of_sources = || {
+            tensor
+                .sources
+                .iter()
+                .any(|source| self.stored(source).is_some())
+        };
+        match self.asked.value {
+            // As the donor stores it, or else as its other source does.
+            Quantization::Keep => {
+                let donor = self.models.donor();
+                let mut sources = tensor.sources.iter();
+                let own = sources.find(|source| source.model == self.models.donor);
+                let own = own
+                    .map(|source| source.tensor)
+                    .or_else(|| donor.find(&tensor.name));
+                match own {
+                    Some(own) => donor.encoded(own).is_some(),
+                    None => of_sources() || is_matrix(tensor, config),
+                }
+            }
+            Quantization::Fp8Block => {
+                is_matrix(tensor, config)
+                    && (of_sources() || !ragged.contains(parent(&tensor.name)))
+            }
+        }
+    }
+
+    /// The modules that have a matrix whose sides are no multiples of a block: runtimes that join matrices of a module
+    /// need all of them alike.
+    fn ragged<'t>(&self, tensors: &'t [PlannedTensor], config: Option<&Value>) -> HashSet<&'t str> {
+        let is_ragged = |tensor: &&PlannedTensor| {
+            let sides = tensor.shape.iter().rev().zip(BLOCK);
+            is_matrix(tensor, config) && sides.into_iter().any(|(side, of)| side % of != 0)
+        };
+        let ragged = tensors.iter().filter(is_ragged);
+        ragged.map(|tensor| parent(&tensor.name)).collect()
+    }
+
+    fn stored(&self, source: &SourceTensor) -> Option<EncodedTensor<'_>> {
+        self.models
+            .checkpoints
+            .get(source.model)?
+            .encoded(source.tensor)
+    }
+
+    /// Whether the codes and scales of a source are those that the output has for it.
+    fn is_kept(&self, source: &SourceTensor) -> bool {
+        let Some(stored) = self.stored(source) else {
+            return false;
+        };
+        if stored.parts.iter().any(|part| part.bytes.is_none()) {
+            return false;
+        }
+        let config = self.models.checkpoints[source.model].config();
+        let said = config
+            .and_then(ModelConfig::quantization)
+            .map(|found| &found.value);
+        match self.asked.value {
+            Quantization::Keep => {
+                source.model == self.models.donor
+                    || said
+                        .zip(self.of_donor)
+                        .is_some_and(|(own, donor)| alike(own, donor))
+            }
+            Quantization::Fp8Block => {
+                let block = said.and_then(Fp8::of_config);
+                stored.is_fp8_block && block.is_some_and(|fp8| fp8.block == BLOCK && !fp8.powers)
+            }
+        }
+    }
+
+    /// How a tensor that is computed is encoded; else how it is stored in words, if that is not written.
+    fn encoding(&self, tensor: &PlannedTensor) -> Result<Encoding, String> {
+        let stored = tensor.sources.iter().find_map(|source| self.stored(source));
+        let is_other = self.asked.value == Quantization::Keep
+            && stored.as_ref().is_some_and(|stored| !stored.is_fp8_block);
+        let (Some(fp8), [matrices @ .., rows, columns], false) =
+            (self.fp8, tensor.shape.as_slice(), is_other)
+        else {
+            let scheme = stored.map(|stored| stored.scheme.to_owned());
+            return Err(scheme.unwrap_or_else(|| "those of the model are".to_owned()));
+        };
+        Ok(Encoding {
+            rows: *rows,
+            columns: *columns,
+            matrices: matrices.iter().product(),
+            block: fp8.block,
+            powers: fp8.powers,
+        })
+    }
+
+    /// Says in the config how the weights are stored, and which modules are plain.
+    fn edit_config(&self, config: &mut Value, modules: &Modules) {
+        let of_donor = self
+            .models
+            .donor()
+            .config()
+            .and_then(ModelConfig::quantization);
+        let (part, key, mut value) = match (self.asked.value, of_donor) {
+            (Quantization::Keep, Some(found)) => {
+                (found.part, found.key.as_str(), found.value.clone())
+            }
+            _ => {
+                let value = json!({
+                    "activation_scheme": "dynamic",
+                    "fmt": "e4m3",
+                    "quant_method": "fp8",
+                    "weight_block_size": BLOCK,
+                });
+                (None, "quantization_config", value)
+            }
+        };
+        if let (Some(said), true) = (value.as_object_mut(), self.fp8.is_some()) {
+            let donor = self.models.donor();
+            let is_plain_there = |module: &str| {
+                let stored = donor.find(&format!("{module}.weight"));
+                stored.is_some_and(|at| donor.encoded(at).is_none())
+            };
+            let is_told = self.asked.value == Quantization::Keep
+                && LISTS
+                    .iter()
+                    .all(|list| said.get(*list).is_none_or(Value::is_null))
+                && modules.plain.iter().all(|module| is_plain_there(module));
+            // Where nothing is listed, runtimes know which modules of the model are plain.
+            if !is_told {
+                modules.list(said);
+            }
+        }
+        let object = match part {
+            Some(part) => config.get_mut(part).and_then(Value::as_object_mut),
+            None => config.as_object_mut(),
+        };
+        if let Some(object) = object {
+            object.insert(key.to_owned(), value);
+        }
+    }
+}
+
+impl Fp8 {
+    /// What the config of an FP8 model says of its blocks, if it has some.
+    fn of_config(said: &Value) -> Option<Fp8> {
+        let method = said.get("quant_method")?.as_str()?;
+        if !method.eq_ignore_ascii_case("fp8") {
+            return None;
+        }
+        let block = match said.get("weight_block_size") {
+            None => BLOCK,
+            Some(sides) => {
+                let side = |at: usize| {
+                    usize::try_from(sides.get(at)?.as_u64()?)
+                        .ok()
+                        .filter(|&side| side > 0)
+                };
+                [side(0)?, side(1)?]
+            }
+        };
+        let powers = said.get("scale_fmt").and_then(Value::as_str) == Some("ue8m0");
+        Some(Fp8 { block, powers })
+    }
+}
+
+/// Whether two configs say the same of how weights are stored; the modules that they list may differ.
+fn alike(one: &Value, other: &Value) -> bool {
+    let rest = |said: &Value| {
+        let mut said = said.as_object().cloned().unwrap_or_default();
+        said.retain(|key, _| !LISTS.contains(&key.as_str()) && key != "ignore");
+        said
+    };
+    rest(one) == rest(other)
+}
+
+/// The source whose values the tensor has unchanged, if there is one.
+fn only_source(tensor: &PlannedTensor) -> Option<SourceTensor> {
+    if tensor.views.iter().any(Option::is_some) {
+        return None;
+    }
+    match (&tensor.operation, tensor.sources.as_slice()) {
+        (
+            Operation::Compute {
+                name: "convert", ..
+            }
+            | Operation::Copy,
+            [source],
+        ) => Some(*source),
+        (Operation::Compute { name: "linear", .. }, sources) => {
+            let weight = |at: usize| tensor.params.source_number(at, "weight");
+            let mut weighed = (0..sources.len()).filter(|&at| weight(at) != 0.0);
+            let (Some(only), None) = (weighed.next(), weighed.next()) else {
+                return None;
+            };
+            let is_whole = weight(only) == 1.0 || tensor.params.flag("normalize");
+            is_whole.then_some(sources[only])
+        }
+        _ => None,
+    }
+}
+
+/// Whether a tensor is the matrix of a linear layer that runtimes read in FP8: no router, and no part of a tower.
+fn is_matrix(tensor: &PlannedTensor, config: Option<&Value>) -> bool {
+    let name = &tensor.name;
+    let order = linear_weight(name, &tensor.shape, config);
+    let is_tower = name
+        .split('.')
+        .any(|part| TOWERS.iter().any(|tower| part.contains(tower)));
+    let is_numbered = name.split('.').any(|part| part.parse::<usize>().is_ok());
+    order == Some(WeightOrder::OutIn) && is_numbered && !is_tower && !is_router(name)
+}
+
+/// The module of a matrix: `model.layers.0.mlp.up_proj`.
+fn module(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(module, _)| module)
+}
+
+/// The module around that of a matrix: `model.layers.0.mlp`.
+fn parent(name: &str) -> &str {
+    module(module(name))
+}
+
+/// The tensor as codes, and its scales.
+fn encoded(mut tensor: PlannedTensor, encoding: Encoding) -> [PlannedTensor; 2] {
+    if matches!(tensor.operation, Operation::Copy) {
+        tensor.operation = Operation::convert();
+    }
+    tensor.dtype = Encoding::CODES.dtype();
+    tensor.encoding = Some(encoding);
+    let name = match tensor.name.strip_suffix(".weight") {
+        Some(module) => format!("{module}.weight_scale_inv"),
+        None => format!("{}_scale_inv", tensor.name),
+    };
+    let shape = encoding.scales(&tensor.shape);
+    let scales = PlannedTensor::plain(name, Dtype::F32, shape, Vec::new(), Operation::Scales);
+    [tensor, scales]
+}
+
+/// The stored tensors of a source, under the names that they have beside the tensor's own.
+fn kept(models: &Models, tensor: PlannedTensor, source: SourceTensor) -> Vec<PlannedTensor> {
+    let model: &Checkpoint = &models.checkpoints[source.model];
+    let Some(stored) = model.encoded(source.tensor) else {
+        return vec![tensor];
+    };
+    let part = |(at, part): (usize, &checkpoint::StoredPart<'_>)| PlannedTensor {
+        views: vec![Some(View::Stored(at))],
+        ..PlannedTensor::plain(
+            renamed(part.name, stored.name, &tensor.name),
+            part.dtype,
+            part.shape.to_vec(),
+            vec![source],
+            Operation::Copy,
+        )
+    };
+    stored.parts.iter().enumerate().map(part).collect()
+}
+
+/// The name of a stored tensor beside values that are called otherwise than in their file.
+fn renamed(part: &str, values: &str, now: &str) -> String {
+    let shared = part.chars().zip(values.chars()).take_while(|(a, b)| a == b);
+    let shared: usize = shared.map(|(a, _)| a.len_utf8()).sum();
+    let stem = now.strip_suffix(&values[shared..]).unwrap_or(now);
+    format!("{stem}{}", &part[shared..])
+}
+
+/// The modules of an output that have matrices.
+#[derive(Default)]
+struct Modules {
+    /// Those of linear layers that are plain.
+    plain: Vec<String>,
+    quantized: BTreeSet<String>,
+    /// Matrices in layers that could be quantised but for their sides.
+    ragged: Vec<String>,
+}
+
+impl Modules {
+    fn add(&mut self, tensor: &PlannedTensor, is_quantized: bool, config: Option<&Value>) {
+        let module = module(&tensor.name);
+        if is_quantized {
+            self.quantized.insert(module.to_owned());
+            return;
+        }
+        let is_head = tensor.shape.len() == 2 && tensor.name.ends_with("head.weight");
+        if is_head || linear_weight(&tensor.name, &tensor.shape, config).is_some() {
+            self.plain.push(module.to_owned());
+        }
+        if is_matrix(tensor, config) {
+            self.ragged.push(tensor.name.clone());
+        }
+    }
+
+    /// Lists the plain modules, beside what is listed and fits no quantised one.
+    fn list(&self, said: &mut Map<String, Value>) {
+        let key = LISTS
+            .into_iter()
+            .find(|key| said.get(*key).is_some_and(Value::is_array));
+        let key = key.unwrap_or(LISTS[0]);
+        let fits = |pattern: &str, module: &str| {
+            let within = module
+                .strip_prefix(pattern)
+                .is_some_and(|rest| rest.starts_with('.'));
+            within || module.ends_with(pattern)
+        };
+        let known = said
+            .get(key)
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        let known = known.iter().filter_map(Value::as_str);
+        let known =
+            known.filter(|pattern| !self.quantized.iter().any(|module| fits(pattern, module)));
+        let mut list: Vec<String> = known.map(str::to_owned).collect();
+        let has_head = self.plain.iter().any(|module| module.ends_with("lm_head"));
+        // A head that is the embedding has no tensor of its own, and is a linear layer nevertheless.
+        let tied = (!has_head).then(|| "lm_head".to_owned());
+        for module in self.plain.iter().cloned().chain(tied) {
+            if !list.iter().any(|pattern| fits(pattern, &module)) {
+                list.push(module);
+            }
+        }
+        said.insert(key.to_owned(), list.into());
+    }
+
+    fn note(&self, notes: &mut Vec<String>) {
+        if !self.ragged.is_empty() {
+            notes.push(format!(
+                "{} of linear layers stay plain, as the sides of matrices in their module are no multiples of {}: {}",
+                count(self.ragged.len(), "weight"),
+                BLOCK[0],
+                some_of(&self.ragged)
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_tensors_follow_the_name_of_their_values() {
+        let cases = [
+            (
+                "a.0.q.weight_scale_inv",
+                "a.0.q.weight",
+                "a.7.q.weight",
+                "a.7.q.weight_scale_inv",
+            ),
+            (
+                "a.0.q.weight",
+                "a.0.q.weight",
+                "a.7.q.weight",
+                "a.7.q.weight",
+            ),
+            (
+                "a.0.q.qweight",
+                "a.0.q.weight",
+                "b.1.q.weight",
+                "b.1.q.qweight",
+            ),
+            (
+                "e.up_proj_blocks",
+                "e.up_proj",
+                "m.e.up_proj",
+                "m.e.up_proj_blocks",
+            ),
+            ("a.weight.absmax", "a.weight", "b.weight", "b.weight.absmax"),
+        ];
+        for (part, values, now, expected) in cases {
+            assert_eq!(renamed(part, values, now), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_listed_as_plain_is_what_stays_plain() {
+        let modules = Modules {
+            plain: ["l.0.mlp.gate", "l.1.mlp.gate", "l.1.attn.q"]
+                .map(str::to_owned)
+                .into(),
+            quantized: ["l.0.attn.q", "l.0.mlp.gate_proj"]
+                .map(str::to_owned)
+                .into(),
+            ragged: Vec::new(),
+        };
+        let mut said = json!({"ignored_layers": ["mlp.gate", "l.0.attn", "visual"]});
+        let said = said.as_object_mut().unwrap();
+        modules.list(said);
+        assert_eq!(
+            said["ignored_layers"],
+            json!(["mlp.gate", "visual", "l.1.attn.q", "lm_head"])
+        );
+    }
+}

@@ -1,0 +1,568 @@
+//! `quantization:`: outputs whose weights are codes and scales. How values become codes is tried where they are encoded.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use weldment::numeric::Encoding;
+
+use crate::fixtures::{Bench, Loaded, Spec, by_name, config_with, floats, load, noise, read_json};
+
+const LINEAR: &str =
+    "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
+
+/// Sides of matrices: of the model, of its MLP. Blocks are whole where the third is, and ragged in the keys' rows if not.
+type Sides = [usize; 3];
+const WHOLE: Sides = [128, 256, 128];
+const RAGGED: Sides = [128, 256, 64];
+
+/// The tensors of a small mixture: attention, two experts, a router, and a head.
+fn mixture(seed: u64, layers: usize, [hidden, inner, keys]: Sides) -> Vec<Spec> {
+    let mut shapes: Vec<(String, Vec<usize>)> =
+        vec![("model.embed_tokens.weight".into(), vec![16, hidden])];
+    for layer in 0..layers {
+        let own = |name: &str, shape: &[usize]| {
+            (
+                format!("model.layers.{layer}.{name}.weight"),
+                shape.to_vec(),
+            )
+        };
+        shapes.extend([
+            own("input_layernorm", &[hidden]),
+            own("mlp.experts.0.down_proj", &[hidden, inner]),
+            own("mlp.experts.0.up_proj", &[inner, hidden]),
+            own("mlp.experts.1.down_proj", &[hidden, inner]),
+            own("mlp.experts.1.up_proj", &[inner, hidden]),
+            own("mlp.gate", &[2, hidden]),
+            own("self_attn.k_proj", &[keys, hidden]),
+            own("self_attn.q_proj", &[hidden, hidden]),
+        ]);
+    }
+    shapes.extend([
+        ("model.norm.weight".into(), vec![hidden]),
+        ("lm_head.weight".into(), vec![16, hidden]),
+    ]);
+    let tensors = shapes.into_iter().zip(0..);
+    tensors
+        .map(|((name, shape), at)| {
+            // Magnitudes differ from block to block.
+            let columns = *shape.last().unwrap();
+            let values = noise(seed * 1000 + at, shape.iter().product()).enumerate();
+            let values = values.map(|(at, value)| {
+                value * 2f64.powi((at / columns / 100 + at % columns / 100) as i32)
+            });
+            floats(&name, Dtype::BF16, &shape, values)
+        })
+        .collect()
+}
+
+fn config(layers: usize, [hidden, inner, _]: Sides, more: Value) -> Value {
+    let mut config = config_with(layers, more);
+    let fields = json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "bfloat16",
+        "hidden_size": hidden, "moe_intermediate_size": inner, "num_experts": 2, "num_experts_per_tok": 1,
+    });
+    config
+        .as_object_mut()
+        .unwrap()
+        .extend(fields.as_object().unwrap().clone());
+    config
+}
+
+fn fp8_config(layers: usize, sides: Sides, more: Value) -> Value {
+    let mut said = json!({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]});
+    said.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    config(layers, sides, json!({"quantization_config": said}))
+}
+
+fn is_encoded(name: &str) -> bool {
+    name.ends_with("_proj.weight")
+}
+
+fn encoding(shape: &[usize], powers: bool) -> Encoding {
+    Encoding {
+        rows: shape[0],
+        columns: shape[1],
+        matrices: 1,
+        block: [128, 128],
+        powers,
+    }
+}
+
+/// Codes and scales of values, encoded by themselves.
+fn codes_of(name: &str, shape: &[usize], values: &[f32], powers: bool) -> [Spec; 2] {
+    let encoding = encoding(shape, powers);
+    let mut codes = vec![0; values.len()];
+    let mut scales = vec![0; 4 * encoding.bands() * encoding.across()];
+    for (band, scales) in scales.chunks_mut(4 * encoding.across()).enumerate() {
+        let places = encoding.elements(band..band + 1);
+        let places = places.start as usize..(places.end as usize).min(values.len());
+        encoding.encode(
+            &values[places.clone()],
+            0,
+            None,
+            false,
+            &mut codes[places],
+            scales,
+        );
+    }
+    let scale = format!("{name}_scale_inv");
+    [
+        Spec {
+            name: name.into(),
+            dtype: Dtype::F8_E4M3,
+            shape: shape.into(),
+            bytes: codes,
+        },
+        Spec {
+            name: scale,
+            dtype: Dtype::F32,
+            shape: encoding.scales(shape),
+            bytes: scales,
+        },
+    ]
+}
+
+fn singles(spec: &Spec) -> Vec<f32> {
+    crate::sources::values(spec)
+        .into_iter()
+        .map(|value| value as f32)
+        .collect()
+}
+
+/// A model's matrices as codes and scales.
+fn fp8(specs: Vec<Spec>) -> Vec<Spec> {
+    let of = |spec: Spec| match is_encoded(&spec.name) {
+        true => codes_of(&spec.name, &spec.shape, &singles(&spec), false).into(),
+        false => vec![spec],
+    };
+    specs.into_iter().flat_map(of).collect()
+}
+
+/// Two plain models, and two in FP8.
+fn bench(sides: Sides) -> Bench {
+    let bench = Bench::new();
+    for (name, seed) in [("a", 1), ("b", 2)] {
+        bench.model(name, &config(2, sides, json!({})), &mixture(seed, 2, sides));
+        let codes = fp8(mixture(seed, 2, sides));
+        bench.model(
+            &format!("{name}8"),
+            &fp8_config(2, sides, json!({})),
+            &codes,
+        );
+    }
+    bench
+}
+
+fn with(recipe: &str, key: &str) -> String {
+    format!("{recipe}{key}\n")
+}
+
+/// Compares a quantised output with the same merge in float32.
+#[track_caller]
+fn is_encoded_merge(
+    plain: &BTreeMap<String, Loaded>,
+    found: &BTreeMap<String, Loaded>,
+    powers: bool,
+) {
+    let mut encoded = 0;
+    for (name, tensor) in plain.iter().filter(|(name, _)| is_encoded(name)) {
+        let values: Vec<f32> = tensor
+            .values()
+            .into_iter()
+            .map(|value| value as f32)
+            .collect();
+        for expected in codes_of(name, &tensor.shape, &values, powers) {
+            let found = &found[&expected.name];
+            assert_eq!(
+                (found.dtype, &found.shape),
+                (expected.dtype, &expected.shape),
+                "{name}"
+            );
+            assert_eq!(found.bytes, expected.bytes, "{}", expected.name);
+        }
+        encoded += 1;
+    }
+    assert_eq!(found.len(), plain.len() + encoded);
+    assert_eq!(encoded, 12);
+}
+
+#[test]
+fn what_is_written_is_the_merge_encoded_once() {
+    let bench = bench(WHOLE);
+    let plain = by_name(&bench.merge(&with(LINEAR, "out_dtype: float32"), &[]));
+    let bf16 = by_name(&bench.merge(LINEAR, &[]));
+    let recipe = with(LINEAR, "quantization: fp8_block");
+    let out = bench.merge(&recipe, &[]);
+    let found = by_name(&out);
+    is_encoded_merge(&plain, &found, false);
+    // What is no matrix of a linear layer is as it would be, and so are routers.
+    for (name, tensor) in bf16.iter().filter(|(name, _)| !is_encoded(name)) {
+        assert_eq!(found[name], *tensor, "{name}");
+    }
+    // Scales follow their weight in the file.
+    let order: Vec<String> = load(&out).into_iter().map(|(name, _)| name).collect();
+    let at = order
+        .iter()
+        .position(|name| name.ends_with("0.down_proj.weight_scale_inv"));
+    assert!(at.is_some(), "{order:?}");
+    assert_eq!(
+        read_json(&out.join("config.json"))["quantization_config"],
+        json!({
+            "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
+            "modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate", "model.layers.1.mlp.gate"],
+        })
+    );
+    assert_eq!(read_json(&out.join("config.json"))["dtype"], "bfloat16");
+    let percent =
+        read_json(&out.join("weldment.lock.json"))["outputs"]["quantization_error_percent"]
+            .as_f64();
+    assert!(
+        percent.is_some_and(|percent| (1.0..4.0).contains(&percent)),
+        "{percent:?}"
+    );
+    // Neither threads, memory nor shards change a byte.
+    for more in [
+        ["--threads", "1"],
+        ["--memory", "64MiB"],
+        ["--shard-size", "100KB"],
+    ] {
+        assert_eq!(by_name(&bench.merge(&recipe, &more)), found, "{more:?}");
+    }
+    let index = read_json(&out.join("model.safetensors.index.json"));
+    let map = index["weight_map"].as_object().unwrap();
+    assert!(map.contains_key("model.layers.1.self_attn.q_proj.weight_scale_inv"));
+}
+
+#[test]
+fn an_output_is_read_checked_and_proven() {
+    let bench = bench(WHOLE);
+    bench.recipe(&with(LINEAR, "quantization: fp8_block"));
+    let made = bench.weld(&["merge", "recipe.yml", "out"]);
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let said = "12 tensors were encoded with a relative error of 2.";
+    assert!(
+        made.stderr.contains(said) || made.stdout.contains(said),
+        "{}{}",
+        made.stdout,
+        made.stderr
+    );
+    bench.passes(&["verify", "out", "--full"]);
+    bench.passes(&["verify", "out", "--samples", "2"]);
+    bench.passes(&["verify", "out", "--recipe", "recipe.yml"]);
+    let listed = bench.weld(&["inspect", "out"]).stdout;
+    assert!(
+        listed
+            .contains("12 weights are stored as FP8 (E4M3) with a scale for each 128 x 128 values"),
+        "{listed}"
+    );
+    let checked = bench.weld(&["check", "out"]).stdout;
+    assert!(!checked.contains("container.codes"), "{checked}");
+    // It differs from the merge in bfloat16 by its rounding alone.
+    fs::rename(bench.path("out"), bench.path("codes")).unwrap();
+    bench.merge(LINEAR, &[]);
+    let diff = bench.weld(&["diff", "codes", "out"]).stdout;
+    assert!(diff.contains("cosine     0.999"), "{diff}");
+    // Another scale is found.
+    bench.recipe(&with(LINEAR, "quantization: fp8_block"));
+    fs::rename(bench.path("codes"), bench.path("changed")).unwrap();
+    let file = bench.path("changed").join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let scale =
+        &by_name(&bench.path("changed"))["model.layers.1.mlp.experts.1.up_proj.weight_scale_inv"]
+            .bytes;
+    let places: Vec<usize> = (0..bytes.len() - scale.len())
+        .filter(|&at| bytes[at..].starts_with(scale))
+        .collect();
+    let [place] = places[..] else {
+        panic!("{places:?}")
+    };
+    bytes[place + 2] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    for coverage in ["--full", "--samples=3"] {
+        let verified = bench.weld(&["verify", "changed", "--recipe", "recipe.yml", coverage]);
+        assert_eq!(verified.code, Some(1), "{}", verified.stdout);
+        assert!(
+            verified.stdout.contains("1.up_proj.weight_scale_inv"),
+            "{}",
+            verified.stdout
+        );
+    }
+}
+
+#[test]
+fn the_plan_says_what_is_encoded() {
+    let bench = bench(WHOLE);
+    bench.recipe(&with(LINEAR, "quantization: fp8_block"));
+    let text = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(
+        text.contains("weights  fp8_block: 12 encoded, 0 keep codes and scales"),
+        "{text}"
+    );
+    assert!(
+        text.contains("linear normalize=true, to FP8 with a scale for each 128 x 128 values"),
+        "{text}"
+    );
+    let json: Value = serde_json::from_str(
+        &bench
+            .weld(&["plan", "recipe.yml", "--format", "json"])
+            .stdout,
+    )
+    .unwrap();
+    assert_eq!(
+        json["quantization"],
+        json!({"asked": "fp8_block", "encoded": 12, "kept": 0})
+    );
+    let scales =
+        crate::fixtures::of_plan(&json, "model.layers.0.self_attn.q_proj.weight_scale_inv");
+    assert_eq!(
+        (&scales["operation"], &scales["shape"]),
+        (&json!("scales"), &json!([1, 1]))
+    );
+}
+
+#[test]
+fn every_kind_of_program_is_encoded() {
+    let bench = bench(WHOLE);
+    let recipes = [
+        "merge_method: ties\nbase_model: a\nmodels: [{model: b}]\nparameters: {weight: 0.7, density: 0.4}\n",
+        "merge_method: della\nbase_model: a\nmodels: [{model: b}]\nparameters: {weight: 0.7, density: 0.4, epsilon: 0.1}\n",
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\nparameters: {t: 0.3}\n",
+        "merge_method: tsvm\nbase_model: a\nmodels: [{model: b}]\n",
+        "merge_method: passthrough\nmodels: [{model: a}]\n",
+    ];
+    for recipe in recipes {
+        let plain = by_name(&bench.merge(&with(recipe, "out_dtype: float32"), &[]));
+        let found = by_name(&bench.merge(&with(recipe, "quantization: fp8_block"), &[]));
+        is_encoded_merge(&plain, &found, false);
+        bench.passes(&["verify", "out", "--full"]);
+    }
+    // Draws round codes up or down, and are made again.
+    let recipe = with(recipes[0], "rounding: stochastic\nquantization: fp8_block");
+    bench.merge(&recipe, &[]);
+    bench.passes(&["verify", "out", "--full"]);
+}
+
+#[test]
+fn a_copy_keeps_the_bytes_of_its_codes() {
+    let bench = bench(RAGGED);
+    let given = by_name(&bench.path("a8"));
+    let out = bench.merge(
+        "merge_method: passthrough\nmodels: [{model: a8}]\nquantization: keep\n",
+        &[],
+    );
+    assert_eq!(by_name(&out), given);
+    let [own, theirs] =
+        [&out, &bench.path("a8")].map(|folder| read_json(&folder.join("config.json")));
+    assert_eq!(own["quantization_config"], theirs["quantization_config"]);
+    bench.passes(&["verify", "out", "--full"]);
+    assert!(
+        read_json(&out.join("weldment.lock.json"))["outputs"]
+            .get("quantization_error_percent")
+            .is_none()
+    );
+    // The experts of one, and the rest of the other.
+    let chimera = "merge_method: linear\nmodels:\n\
+        - {model: a8, parameters: {weight: [{filter: experts, value: 0}, {value: 1}]}}\n\
+        - {model: b8, parameters: {weight: [{filter: experts, value: 1}, {value: 0}]}}\nquantization: keep\n";
+    bench.recipe(chimera);
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(
+        plan.contains("weights  keep: 0 encoded, 12 keep codes and scales"),
+        "{plan}"
+    );
+    let found = by_name(&bench.merge(chimera, &[]));
+    let other = by_name(&bench.path("b8"));
+    for (name, tensor) in &found {
+        let from = if name.contains("experts") {
+            &other
+        } else {
+            &given
+        };
+        assert_eq!(*tensor, from[name], "{name}");
+    }
+    bench.passes(&["verify", "out", "--full"]);
+    // `except` copies too; and layers that move take their scales along.
+    let stacked = "merge_method: passthrough\nslices:\n- sources: [{model: a8, layer_range: [0, 2]}]\n\
+        - sources: [{model: b8, layer_range: [1, 2]}]\nquantization: keep\n";
+    let found = by_name(&bench.merge(stacked, &[]));
+    let name =
+        |layer: usize| format!("model.layers.{layer}.mlp.experts.0.up_proj.weight_scale_inv");
+    assert_eq!(found[&name(2)], other[&name(1)]);
+    assert_eq!(found[&name(1)], given[&name(1)]);
+    bench.passes(&["verify", "out", "--full"]);
+}
+
+#[test]
+fn what_is_computed_is_encoded_as_the_model_has_it() {
+    let bench = bench(RAGGED);
+    let recipe =
+        "merge_method: linear\nmodels: [{model: a8}, {model: b}]\nparameters: {weight: 0.5}\n";
+    let plain = by_name(&bench.merge(&with(recipe, "out_dtype: float32"), &[]));
+    let out = bench.merge(&with(recipe, "quantization: keep"), &[]);
+    is_encoded_merge(&plain, &by_name(&out), false);
+    bench.passes(&["verify", "out", "--full"]);
+    // Scales that are powers of two stay such.
+    bench.model(
+        "p8",
+        &fp8_config(2, RAGGED, json!({"scale_fmt": "ue8m0"})),
+        &fp8(mixture(3, 2, RAGGED)),
+    );
+    let recipe =
+        "merge_method: linear\nmodels: [{model: p8}, {model: b}]\nparameters: {weight: 0.5}\n";
+    let plain = by_name(&bench.merge(&with(recipe, "out_dtype: float32"), &[]));
+    let out = bench.merge(&with(recipe, "quantization: keep"), &[]);
+    is_encoded_merge(&plain, &by_name(&out), true);
+    // Codes with other scales are no copies of the donor's.
+    let copied = "merge_method: linear\nmodels: [{model: p8, parameters: {weight: 0}}, {model: b8, parameters: {weight: 1}}]\nquantization: keep\n";
+    bench.recipe(copied);
+    let plan = bench.weld(&["plan", "recipe.yml"]).stdout;
+    assert!(plan.contains("keep: 12 encoded, 0 keep"), "{plan}");
+    // What the model stores plain stays plain, and is listed.
+    let specs = fp8(mixture(1, 2, RAGGED))
+        .into_iter()
+        .filter(|spec| !spec.name.contains("self_attn.q_proj"));
+    let plain_q = mixture(1, 2, RAGGED)
+        .into_iter()
+        .filter(|spec| spec.name.contains("self_attn.q_proj"));
+    let listed = json!({"modules_to_not_convert": ["lm_head", "gate", "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]});
+    bench.model(
+        "q8",
+        &fp8_config(2, RAGGED, listed.clone()),
+        &specs.chain(plain_q).collect::<Vec<_>>(),
+    );
+    let recipe = "merge_method: linear\nmodels: [{model: q8}, {model: b8}]\nparameters: {weight: 0.5}\nquantization: keep\n";
+    let out = bench.merge(recipe, &[]);
+    assert_eq!(
+        by_name(&out)["model.layers.1.self_attn.q_proj.weight"].dtype,
+        Dtype::BF16
+    );
+    let said = &read_json(&out.join("config.json"))["quantization_config"];
+    assert_eq!(
+        said["modules_to_not_convert"],
+        listed["modules_to_not_convert"]
+    );
+}
+
+#[test]
+fn a_module_whose_blocks_are_ragged_stays_plain() {
+    let bench = bench(RAGGED);
+    let out = bench.merge(&with(LINEAR, "quantization: fp8_block"), &[]);
+    let found = by_name(&out);
+    assert_eq!(
+        found["model.layers.0.self_attn.q_proj.weight"].dtype,
+        Dtype::BF16
+    );
+    assert_eq!(
+        found["model.layers.0.mlp.experts.1.up_proj.weight"].dtype,
+        Dtype::F8_E4M3
+    );
+    let said =
+        &read_json(&out.join("config.json"))["quantization_config"]["modules_to_not_convert"];
+    assert!(
+        said.as_array()
+            .unwrap()
+            .contains(&json!("model.layers.0.self_attn.q_proj")),
+        "{said}"
+    );
+    bench.recipe(&with(LINEAR, "quantization: fp8_block"));
+    let plan = bench.weld(&["plan", "recipe.yml"]);
+    let note = "4 weights of linear layers stay plain, as the sides of matrices in their module are no multiples of 128";
+    assert!(
+        plan.stdout.contains(note) || plan.stderr.contains(note),
+        "{}",
+        plan.stdout
+    );
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_a_remedy() {
+    let bench = bench(WHOLE);
+    for (key, expected) in [
+        ("quantization: fp8_blok", "did you mean `fp8_block`?"),
+        ("quantization: [fp8_block]", "quantization"),
+        ("quantization: keep", "whose weights are plain"),
+    ] {
+        let message = bench.refused(&with(LINEAR, key), &[]);
+        assert!(
+            message.contains(expected) && message.contains("recipe.yml:4"),
+            "{message}"
+        );
+    }
+    // As if the key were not there.
+    for key in ["quantization: none", "quantization:", "quantization: null"] {
+        let out = bench.merge(&with(LINEAR, key), &[]);
+        assert!(
+            by_name(&out)
+                .values()
+                .all(|tensor| tensor.dtype == Dtype::BF16)
+        );
+        fs::remove_dir_all(out).unwrap();
+    }
+    // No config tells what the codes are.
+    let file = "merge_method: passthrough\nmodels: [{model: a/model.safetensors}]\nquantization: fp8_block\n";
+    let message = bench.refused(file, &[]);
+    assert!(message.contains("has no config.json"), "{message}");
+    // Sides that no block fits.
+    bench.llama("small", 1, Dtype::BF16);
+    let small = "merge_method: passthrough\nmodels: [{model: small}]\nquantization: fp8_block\n";
+    let message = bench.refused(small, &[]);
+    assert!(message.contains("leaves every tensor plain"), "{message}");
+    // Scales of activations belong to one model's weights.
+    let mut codes = fp8(mixture(1, 2, WHOLE));
+    codes.push(floats(
+        "model.layers.0.self_attn.q_proj.input_scale",
+        Dtype::F32,
+        &[1],
+        [0.5],
+    ));
+    bench.model("static", &fp8_config(2, WHOLE, json!({})), &codes);
+    let recipe = "merge_method: passthrough\nmodels: [{model: static}]\nquantization: keep\n";
+    let message = bench.refused(recipe, &[]);
+    assert!(message.contains("1 scale of activations"), "{message}");
+    // A document that others are made from is not written.
+    let two = "name: mean\nmerge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\nquantization: fp8_block\n---\n\
+        merge_method: passthrough\nmodels: [{model: mean}]\n";
+    let message = bench.refused(two, &[]);
+    assert!(
+        message.contains("`quantization` has no place in a document"),
+        "{message}"
+    );
+}
+
+#[test]
+fn values_that_no_code_stands_for_are_refused() {
+    let bench = Bench::new();
+    let mut specs = mixture(1, 2, WHOLE);
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let place = specs.iter().position(|spec| spec.name == name).unwrap();
+    let recipe = "merge_method: passthrough\nmodels: [{model: a}]\nquantization: fp8_block\n";
+    for (bits, is_number) in [
+        (0x7fc0u16, false),
+        (0xff80, false),
+        (0x7f7f, true),
+        (1, true),
+    ] {
+        specs[place].bytes.fill(0);
+        specs[place].bytes[100..102].copy_from_slice(&bits.to_le_bytes());
+        bench.model("a", &config(2, WHOLE, json!({})), &specs);
+        if !is_number {
+            let message = bench.refused(recipe, &[]);
+            assert!(
+                message.contains(name) && message.contains("--allow-nonfinite"),
+                "{message}"
+            );
+            continue;
+        }
+        // The largest and the smallest numbers of bfloat16.
+        let out = bench.merge(recipe, &[]);
+        let found = by_name(&out);
+        assert!(found[&format!("{name}_scale_inv")].values()[0].is_normal());
+        let codes = &found[name].bytes;
+        assert_eq!(codes.iter().filter(|code| **code != 0).count(), 1);
+        fs::remove_dir_all(out).unwrap();
+    }
+}
