@@ -163,9 +163,15 @@ fn row(finding: &Finding) -> Row {
     }
 }
 
+/// Whether a cell is a number or an interval, which no line break may cut: `97.2 %`, `0.1 to 0.4`, `below 0.0001`.
+fn is_number(text: &str) -> bool {
+    let is_part = |word: &str| word.parse::<f64>().is_ok() || ["to", "below", "%"].contains(&word);
+    text.contains(|digit: char| digit.is_ascii_digit()) && text.split(' ').all(is_part)
+}
+
 fn rows(table: &Table) -> TableRows {
     let cell = |text: &String| Cell {
-        is_number: text.trim_end_matches(" %").parse::<f64>().is_ok(),
+        is_number: is_number(text),
         text: clean(text),
     };
     TableRows {
@@ -179,5 +185,27 @@ fn rows(table: &Table) -> TableRows {
             .collect(),
         more: table.rows.len().saturating_sub(MAX_ROWS),
         open: table.rows.len() <= 12,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_intervals_are_not_broken() {
+        for text in [
+            "0.5",
+            "-1e-3",
+            "97.2 %",
+            "-0.1 to 0.4",
+            "below 0.0001",
+            "12",
+        ] {
+            assert!(is_number(text), "{text}");
+        }
+        for text in ["", "to", "model.layers.0", "2 of 3", "v0.1", "-"] {
+            assert!(!is_number(text), "{text}");
+        }
     }
 }
