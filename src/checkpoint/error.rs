@@ -20,8 +20,20 @@ pub enum CheckpointError {
         looked_in: Vec<String>,
         /// What to do about it.
         hint: String,
+        /// What is there and has a similar name, as a question.
+        near: Option<String>,
         /// The command that fetches it, if it can be a repository of the Hub.
         download: Option<String>,
+    },
+    /// No file has the name of a file of statistics.
+    #[error("file of statistics `{file}` not found; looked in {}", Listed(.looked_in))]
+    StatisticsNotFound {
+        /// The file as written.
+        file: String,
+        /// Every place that was searched, and the problem there.
+        looked_in: Vec<String>,
+        /// What to do about it.
+        hint: String,
     },
     /// A model of the Hub could not be fetched.
     #[error("model `{model}` is not here: {source}")]
@@ -658,6 +670,7 @@ impl Hint for CheckpointError {
             }
             Self::AdapterNotFound { source, .. } => return source.hint(),
             Self::NotFound { hint, .. }
+            | Self::StatisticsNotFound { hint, .. }
             | Self::NoWeights { hint, .. }
             | Self::AmbiguousFolder { hint, .. }
             | Self::BrokenLink { hint, .. }
@@ -754,6 +767,7 @@ impl Hint for CheckpointError {
             Self::NotFound { model, .. } | Self::BadRevision { model, .. } => {
                 About::default().model(model)
             }
+            Self::StatisticsNotFound { file, .. } => About::file(Path::new(file)),
             Self::Adapter { model, source } | Self::NotFetched { model, source } => {
                 Hint::about(source).model(model)
             }
@@ -812,8 +826,31 @@ impl CheckpointError {
     pub fn is_absent(&self) -> bool {
         matches!(
             self,
-            Self::NotFound { .. } | Self::NotFetched { .. } | Self::AdapterNotFound { .. }
+            Self::NotFound { .. }
+                | Self::StatisticsNotFound { .. }
+                | Self::NotFetched { .. }
+                | Self::AdapterNotFound { .. }
         )
+    }
+
+    /// The same where what is missing is a file of statistics, which is made as `how` says.
+    pub fn of_statistics(self, how: &str) -> Self {
+        match self {
+            Self::NotFound {
+                model,
+                looked_in,
+                near,
+                ..
+            } => Self::StatisticsNotFound {
+                file: model,
+                looked_in,
+                hint: match near {
+                    Some(near) => format!("{near} If not: {how}"),
+                    None => format!("check the path, or {how}"),
+                },
+            },
+            error => error,
+        }
     }
 
     /// A [`CheckpointError::Io`].

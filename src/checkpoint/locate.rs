@@ -149,6 +149,7 @@ impl Locator {
             model: model.to_string(),
             looked_in,
             hint: self.hint(model),
+            near: self.near(&model.path),
             download: download(model),
         })
     }

@@ -7,7 +7,7 @@ use super::models::Models;
 use super::planned::SourceTensor;
 use super::problems::{Problems, count, some_of};
 use super::results::Results;
-use checkpoint::{Resolver, Statistics, TensorEntry};
+use checkpoint::{Checkpoint, CheckpointError, ModelRef, Resolver, Statistics, TensorEntry};
 use errors::Refusal;
 use methods::{Linear, MethodInfo, Need, Statistic, TensorStatistics};
 use numeric::{Fill, FloatType, NoMemory};
@@ -22,6 +22,30 @@ fn kind(kind: Statistic) -> checkpoint::Statistic {
     }
 }
 
+/// How a file of statistics of a model is made.
+fn how(needed: Statistic, model: &ModelRef, file: &ModelRef) -> String {
+    let kind = match needed {
+        Statistic::Fisher => {
+            return "make it with the script in docs/statistics.md".to_owned();
+        }
+        needed => kind(needed).name(),
+    };
+    format!("make it with: weld stats {model} --data TEXTS.jsonl --keep {kind} --out {file}")
+}
+
+/// Opens files of statistics: one that is missing is called what it is.
+struct OfStatistics<'r> {
+    resolver: &'r dyn Resolver,
+    how: String,
+}
+
+impl Resolver for OfStatistics<'_> {
+    fn resolve(&self, file: &ModelRef) -> Result<Arc<Checkpoint>, CheckpointError> {
+        let found = self.resolver.resolve(file);
+        found.map_err(|error| error.of_statistics(&self.how))
+    }
+}
+
 /// Opens the files of statistics that a recipe names, after the models that are merged; whether all could be.
 pub(super) fn open(
     recipe: &Recipe,
@@ -30,9 +54,16 @@ pub(super) fn open(
     problems: &mut Problems,
 ) -> bool {
     let mut complete = true;
-    for (_, file) in recipe.statistics() {
+    let Some(Need { kind: needed, .. }) = recipe.method.statistics else {
+        return complete;
+    };
+    for (model, file) in recipe.statistics() {
         let at = Some(file.at);
-        if !models.add(&file.value, at, resolver, &Results::new(), problems) {
+        let resolver = OfStatistics {
+            resolver,
+            how: how(needed, &model.value, &file.value),
+        };
+        if !models.add(&file.value, at, &resolver, &Results::new(), problems) {
             complete = false;
             continue;
         }

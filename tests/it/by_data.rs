@@ -170,6 +170,26 @@ fn what_is_wrong_with_statistics_is_told_before_work() {
     };
     let with = |from: &str, to: &str| REGMEAN.replace(from, to);
     refused(
+        &with("sort.safetensors", "nowhere.safetensors"),
+        &[
+            "file of statistics `nowhere.safetensors` not found; looked in",
+            "make it with: weld stats family/sort --data TEXTS.jsonl --keep gram --out nowhere.safetensors",
+        ],
+    );
+    refused(
+        &with("sort.safetensors", "srt.safetensors"),
+        &["did you mean `sort.safetensors`? If not: make it with: weld stats"],
+    );
+    let fisher =
+        "merge_method: fisher\nmodels: [{model: family/sort, statistics: f.safetensors}]\n";
+    refused(
+        fisher,
+        &[
+            "file of statistics `f.safetensors` not found",
+            "the script in docs/statistics.md",
+        ],
+    );
+    refused(
         &with("sort.safetensors", "add.safetensors"),
         &["`add.safetensors` has statistics of `family/add`, not of `family/sort`"],
     );

@@ -28,6 +28,7 @@ impl Resolver for Held {
             model: model.to_string(),
             looked_in: vec!["memory".to_owned()],
             hint: "hold it".to_owned(),
+            near: None,
             download: None,
         })
     }

@@ -352,6 +352,7 @@ fn kind(problem: &CheckpointError) -> Option<&'static CheckInfo> {
         | E::NotDownloaded { .. }
         | E::NoEntries { .. }
         | E::NotFound { .. }
+        | E::StatisticsNotFound { .. }
         | E::NotFetched { .. }
         | E::Adapter { .. }
         | E::AdapterNotFound { .. }
