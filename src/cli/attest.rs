@@ -12,13 +12,17 @@ use super::recompute::{Arithmetic, Recomputation};
 use super::report::write;
 use super::sign::{failure, not_inside};
 use super::signals::Work;
-use audit::provenance::{PrivateKey, attest, check_inputs};
+use audit::provenance::{PrivateKey, attest, check_inputs, is_bundle, is_statement};
 use audit::verify::{Coverage, FolderListing, Proof, Verification};
 use audit::{Command, Report, Verdict};
-use checkpoint::Checkpoint;
+use checkpoint::{Checkpoint, read_bounded};
 use errors::{Refusal, printable, printable_json};
 use plan::Plan;
 use run::Lock;
+use run::destination::folder_of;
+
+/// The largest file at the place of an attestation that is read to see whether it is one.
+const MAX_OLD_BYTES: u64 = 128 << 20;
 
 /// Recompute every byte of a checkpoint, and state what it was made from (in-toto, SLSA provenance v1)
 ///
@@ -48,6 +52,9 @@ impl Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(output) = &arguments.output {
+        check_output(output)?;
+    }
     let caller = Caller::terminal(Work::Reads, arguments.recomputation.quiet)?;
     let Recomputation { model, report, .. } = &arguments.recomputation;
     let make = || recompute(arguments, &caller);
@@ -60,6 +67,35 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let proven = report.finish_beside(Command::Verify, model, &arguments.read(), make, other)?;
     state(arguments, proven, &caller)
+}
+
+/// An attestation may only replace an attestation or an empty file, so that a mistyped path costs nothing else.
+fn check_output(output: &Path) -> Result<(), Failure> {
+    let shown = output.display();
+    let refused = |why: String| {
+        Err(Failure::tool(
+            Refusal::new(why).with_hint("name another file"),
+        ))
+    };
+    let Ok(found) = output.metadata() else {
+        return match folder_of(output).is_dir() {
+            true => Ok(()),
+            false => refused(format!("--output {shown}: there is no such folder")),
+        };
+    };
+    if found.is_dir() {
+        return refused(format!("--output {shown} is a folder"));
+    }
+    if !found.is_file() || found.len() == 0 {
+        return Ok(());
+    }
+    let old = read_bounded(output, MAX_OLD_BYTES, "attestation, in bytes");
+    match old.is_ok_and(|old| is_bundle(&old) || is_statement(&old)) {
+        true => Ok(()),
+        false => refused(format!(
+            "--output {shown} is there and is no attestation, so it is not replaced"
+        )),
+    }
 }
 
 /// What a statement is made from.

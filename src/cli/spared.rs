@@ -1,5 +1,7 @@
 //! What a report must not be written over: files of models, and whatever else a command reads.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::output::Failure;
@@ -10,6 +12,8 @@ use run::destination::folder_of;
 
 /// The most entries of a folder that are looked at to see whether it holds a model.
 const MAX_ENTRIES: usize = 10_000;
+/// Bytes of a file that tell whether it is a report.
+const START: u64 = 256;
 
 /// Checks that a file may be written: that it is none of those that are read, and no file of a model, whether that is
 /// read or not. `option` is how it was named.
@@ -40,10 +44,19 @@ pub(super) fn check(option: &str, target: &Path, read: &[PathBuf]) -> Result<(),
         .any(|name| is_of_checkpoint(&name));
     let folder = folder_of(&place);
     let mut folders = [Some(folder), folder.parent()].into_iter().flatten();
-    if is_named_so && (is_weights(&place) || folders.any(holds_model)) {
+    let mut is_model_file = || is_weights(&place) || folders.any(holds_model);
+    if is_named_so && !is_report(&place) && is_model_file() {
         return refused("this is a file of a model");
     }
     Ok(())
+}
+
+/// Whether a file is a JSON report of weld's, by its beginning: a report may be written again.
+fn is_report(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(START).read_to_end(&mut start));
+    start.retain(|byte| !byte.is_ascii_whitespace());
+    read.is_ok() && start.starts_with(br#"{"tool":{"name":"weldment","#)
 }
 
 /// Whether a file with this name is there, and is one of weights.

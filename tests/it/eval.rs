@@ -122,8 +122,15 @@ fn reports_are_not_written_over_what_is_read() {
             assert_eq!(kept(file), before, "{command:?}");
         }
     }
-    // Other files may be written again and again, beside a model too.
+    // Other files may be written again and again, beside a model too; so may reports, whatever their names.
+    let report = bench
+        .weld(&["check", "models/add", "--format", "json"])
+        .stdout;
+    bench.file("models/add/config-report.json", report);
     for _ in 0..2 {
+        let named = "json=models/add/config-report.json";
+        let words = ["check", "models/add", "--format", named];
+        assert_eq!(bench.weld(&words).code, Some(0));
         let words = [
             "check",
             "models/add",

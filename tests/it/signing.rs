@@ -702,6 +702,24 @@ fn an_attestation_is_of_what_was_recomputed_and_the_same_every_time() {
     let text = fs::read_to_string(bench.path("out.intoto.json")).unwrap();
     assert_eq!(text, first.stdout);
     assert!(!text.contains(bench.path("").to_str().unwrap()), "{text}");
+    // It may be written again, and over nothing else.
+    assert_eq!(bench.weld(&written).code, Some(0));
+    let lock = fs::read(bench.path("out/weldment.lock.json")).unwrap();
+    for (name, why) in [
+        ("out/notes.txt", "is no attestation"),
+        ("out/weldment.lock.json", "is no attestation"),
+        ("out", "is a folder"),
+        ("nowhere/a.json", "there is no such folder"),
+    ] {
+        let refused = bench.weld(&["attest", "out", "-o", name]);
+        assert_eq!(refused.code, Some(2), "{name}: {}", refused.stderr);
+        assert!(refused.stderr.contains(why), "{name}: {}", refused.stderr);
+    }
+    assert_eq!(fs::read(bench.path("out/notes.txt")).unwrap(), b"mine");
+    assert_eq!(
+        fs::read(bench.path("out/weldment.lock.json")).unwrap(),
+        lock
+    );
 
     let statement: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(statement["_type"], "https://in-toto.io/Statement/v1");

@@ -29,6 +29,7 @@ pub use keys::{KeyError, KeyHalf, PrivateKey, PublicKey};
 pub use sign::{SignError, Signed, ToSign};
 pub use signature::Signature;
 pub use signature_check::SignatureCheck;
+pub use statement::is_statement;
 
 /// The path of a file or folder to leave out, as signatures have it: from the model's folder, with plain names. `given`
 /// starts there too, or is absolute. `None` if it leads elsewhere.

@@ -11,6 +11,11 @@ use super::short;
 /// The statement's type.
 const TYPE: &str = "https://in-toto.io/Statement/v1";
 
+/// Whether the bytes are a statement, whatever it says.
+pub fn is_statement(bytes: &[u8]) -> bool {
+    Statement::read(bytes).is_ok()
+}
+
 /// A parsed statement; its predicate is still raw JSON.
 #[derive(Debug)]
 pub(super) struct Statement {
