@@ -63,6 +63,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         })
 }
 
+/// Compares for a program.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
+    arguments.report.made(|| report(arguments, caller))
+}
+
 fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
     if arguments.models.len() > MAX_MODELS {
         let found = arguments.models.len();

@@ -13,7 +13,9 @@ use super::caller::{Caller, Listener};
 use super::keywords::as_keywords;
 use super::network::{Needs, Network};
 use super::output::Failure;
-use super::{Cli, Command, check, diff, eval, extract_lora, merge, moe, plan, study, verify};
+use super::{
+    Cli, Command, analyse, check, diff, eval, extract_lora, merge, moe, plan, stats, study, verify,
+};
 use ::plan::Detail;
 use audit::Report;
 use audit::formats::{self, ReportFormat, plan_page};
@@ -64,7 +66,8 @@ pub struct OptionInfo {
     pub repeats: bool,
 }
 
-/// Runs `plan`, `merge`, `moe`, `extract-lora`, `check`, `diff`, `eval`, `verify` or `study`. The words are those after `weld` on the command line.
+/// Runs `plan`, `merge`, `moe`, `extract-lora`, `check`, `diff`, `analyse`, `eval`, `stats`, `verify` or `study`. The words
+/// are those after `weld` on the command line.
 ///
 /// What is about printing (`--format`, `--quiet`, `--all`) changes nothing. No signal is handled: `listener` stops the
 /// work. Errors name options as keywords of a function: `memory=` and not `--memory`.
@@ -94,6 +97,8 @@ fn answer(words: Vec<OsString>, listener: Arc<dyn Listener>) -> Result<Answer, C
         Command::ExtractLora(arguments) => extract_lora::call(arguments, &caller).map(written)?,
         Command::Check(arguments) => check::call(arguments, &caller).map(report)?,
         Command::Diff(arguments) => diff::call(arguments, &caller).map(report)?,
+        Command::Analyse(arguments) => analyse::call(arguments, &caller).map(report)?,
+        Command::Stats(arguments) => stats::call(arguments, &caller).map(written)?,
         Command::Eval(arguments) => eval::call(arguments, &caller).map(report)?,
         Command::Verify(arguments) => verify::call(arguments, &caller).map(report)?,
         Command::Study(arguments) => study::call(arguments, &caller)?,

@@ -408,7 +408,7 @@ fn lines(scores: &Scores) -> String {
 }
 
 /// Passes on that the work is to stop.
-struct Stops<'a>(&'a Caller);
+pub(super) struct Stops<'a>(pub(super) &'a Caller);
 
 impl ::eval::Listener for Stops<'_> {
     fn scored(&self, _items: usize, _all: usize) {}

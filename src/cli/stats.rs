@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::arguments::{Format, Memory, Part, Threads, seed};
 use super::caller::Caller;
+use super::eval::Stops;
 use super::memory::PeakMemory;
 use super::network::{Needs, Network, open};
 use super::output::{Failure, print_json};
@@ -121,7 +122,7 @@ impl From<StatsError> for Failure {
         match error {
             StatsError::Stopped => Failure::Stopped("stopped".to_owned()),
             StatsError::Refused(refusal) => Failure::input(refusal),
-            StatsError::Changed(error) => error.into(),
+            StatsError::Run(error) => error.into(),
             error => Failure::tool(&error),
         }
     }
@@ -129,11 +130,16 @@ impl From<StatsError> for Failure {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let caller = Caller::terminal(Work::Writes, arguments.quiet)?;
-    let made = write(arguments, &caller).map_err(|failure| caller.failure(failure))?;
+    let made = call(arguments, &caller)?;
     match arguments.format {
         Format::Json => print_json(&made),
         Format::Text => Ok(()),
     }
+}
+
+/// Writes the file for a program.
+pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
+    write(arguments, caller).map_err(|failure| caller.failure(failure))
 }
 
 /// Writes the file; what was written is returned as JSON.
@@ -151,7 +157,7 @@ fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
         threads: arguments.threads.count(),
         ..Options::default()
     };
-    let collection = Collection::plan(&Request {
+    let request = Request {
         model: &model,
         texts: &texts,
         options: &options,
@@ -160,7 +166,8 @@ fn write(arguments: &Arguments, caller: &Caller) -> Result<Value, Failure> {
             magnitude: keep(Kind::Magnitude),
         },
         memory: arguments.memory.budget().most(),
-    })?;
+    };
+    let collection = Collection::plan(&request, &Stops(caller))?;
     caller.say(&format!(
         "running {} tokens, with {} of memory; the file will have {}",
         collection.tokens(),

@@ -6,10 +6,10 @@ use std::path::Path;
 use bytesize::ByteSize;
 use checkpoint::{Checkpoint, Dtype, ShardLayout, Statistic, StatisticsInfo, annotated_layout};
 use errors::{About, Refusal};
-use eval::{EvalError, Prepared, Surroundings, Tasks};
+use eval::{EvalError, Listener, Prepared, Surroundings, Tasks};
 use forward::{Decoder, ForwardError, InputObserver, LinearInput};
 use run::check_unchanged;
-use run::destination::{Disk, DiskError, Step, write_with};
+use run::destination::{Disk, DiskError, Step, check_space, folder_of, write_with};
 
 use super::error::StatsError;
 use super::sums::Sums;
@@ -75,8 +75,8 @@ impl<'a> Collection<'a> {
     /// Cuts the texts into tokens and finds the inputs of linear layers; no weight is read but for its fingerprint.
     ///
     /// # Errors
-    /// The model cannot be run, the texts cannot be cut, or the memory does not suffice.
-    pub fn plan(request: &Request<'a>) -> Result<Self, StatsError> {
+    /// The model cannot be run, the texts cannot be cut, the memory does not suffice, or the listener asks to stop.
+    pub fn plan(request: &Request<'a>, listener: &dyn Listener) -> Result<Self, StatsError> {
         let Request { model, keep, .. } = *request;
         let about = || About::default().model(model.label());
         let refused =
@@ -88,7 +88,7 @@ impl<'a> Collection<'a> {
         let decoder = Decoder::new(config.value(), model);
         let decoder = decoder.map_err(|source| of_model(model, source))?;
         let surroundings = Surroundings::of_checkpoint(model)?;
-        let prepared = Prepared::new(&surroundings, request.texts, request.options, &())?;
+        let prepared = Prepared::new(&surroundings, request.texts, request.options, listener)?;
         let sequences = prepared.sequences();
         let inputs = decoder.linear_inputs();
         let info = info(model, &sequences, &inputs);
@@ -138,13 +138,16 @@ impl<'a> Collection<'a> {
     /// Runs the model and writes the file, whole or not at all. `goes_on` is asked between layers and says whether to.
     ///
     /// # Errors
-    /// The model cannot be run, the file cannot be written, or it is to stop. What was in its place is still there.
+    /// The model cannot be run, there is no room for the file, it cannot be written, or the work is to stop. What was in its
+    /// place is still there.
     pub fn write(
         &self,
         disk: &Disk,
         path: &Path,
         goes_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<Written, StatsError> {
+        let place = path.canonicalize();
+        check_space(folder_of(place.as_deref().unwrap_or(path)), self.bytes())?;
         let mut unreached = 0;
         write_with(disk, path, |out| {
             let mut layers = Layers {

@@ -19,7 +19,7 @@ pub enum StatsError {
     Refused(Refusal),
     /// The texts cannot be cut into tokens, or the model cannot be run on them.
     #[error(transparent)]
-    Texts(#[from] EvalError),
+    Texts(EvalError),
     /// The model cannot be run; which one is not said.
     #[error(transparent)]
     Forward(#[from] ForwardError),
@@ -29,15 +29,24 @@ pub enum StatsError {
     /// The file cannot be written.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The model was written to meanwhile.
+    /// The model was written to meanwhile, or there is no room for the file.
     #[error(transparent)]
-    Changed(#[from] RunError),
+    Run(#[from] RunError),
     /// There is no memory for the sums of a layer.
     #[error(transparent)]
     Memory(#[from] NoMemory),
     /// It was asked to stop.
     #[error("stopped")]
     Stopped,
+}
+
+impl From<EvalError> for StatsError {
+    fn from(error: EvalError) -> Self {
+        match error {
+            EvalError::Stopped => Self::Stopped,
+            error => Self::Texts(error),
+        }
+    }
 }
 
 impl From<Refusal> for StatsError {
@@ -53,7 +62,7 @@ impl Hint for StatsError {
             Self::Texts(error) => error.hint(),
             Self::Forward(error) => error.hint(),
             Self::Layout(error) => error.hint(),
-            Self::Changed(error) => error.hint(),
+            Self::Run(error) => error.hint(),
             Self::Disk(_) | Self::Memory(_) | Self::Stopped => None,
         }
     }
@@ -63,7 +72,7 @@ impl Hint for StatsError {
             Self::Refused(why) => Hint::about(why),
             Self::Texts(error) => error.about(),
             Self::Layout(error) => error.about(),
-            Self::Changed(error) => error.about(),
+            Self::Run(error) => error.about(),
             Self::Disk(error) => About::file(&error.path),
             Self::Forward(_) | Self::Memory(_) | Self::Stopped => About::default(),
         }

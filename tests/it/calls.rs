@@ -95,6 +95,54 @@ fn a_call_makes_what_the_command_line_prints() {
     }
 }
 
+/// Statistics and what fine-tunes have in common, for programs.
+#[test]
+fn texts_and_task_vectors_are_measured_by_calls() {
+    let bench = bench();
+    bench.file("texts.jsonl", "{\"text\": [1, 4, 5]}\n{\"text\": [2, 6]}\n");
+    let path = |name: &str| bench.path(name).to_str().unwrap().to_owned();
+    let family = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/family");
+    let (a, b) = (format!("{family}/base"), format!("{family}/sort"));
+    let texts = path("texts.jsonl");
+    let (by_call, printed) = (path("call.safetensors"), path("printed.safetensors"));
+    let words = ["stats", &a, "--data", &texts, "--keep", "gram"];
+    let call = [&words[..], &["--out", &by_call]].concat();
+    let call: Vec<OsString> = call.iter().map(OsString::from).collect();
+    let made = called(&call, Counting::default()).0;
+    let made = made.unwrap_or_else(|error| panic!("{error:?}")).json();
+    assert_eq!(
+        (&made["inputs"], &made["out"]),
+        (&16.into(), &by_call.clone().into())
+    );
+    bench.passes(&[&words[..], &["--out", &printed, "-q"]].concat());
+    let read = |file: &str| std::fs::read(file).unwrap();
+    assert!(read(&by_call) == read(&printed));
+    let words = ["analyse", &b, "--base", &a];
+    let (answer, listener) = called(&words.map(OsString::from), Counting::default());
+    let answer = answer.unwrap_or_else(|error| panic!("{error:?}"));
+    let printed = bench.weld(&[&words[..], &["--format", "json"]].concat());
+    let printed: Value = serde_json::from_str(&printed.stdout).unwrap();
+    assert_eq!(answer.json(), printed);
+    assert!(listener.bytes.load(Relaxed) > 0);
+    // It stops while texts are cut, before anything else is looked at.
+    let words = [
+        "stats",
+        &a,
+        "--data",
+        &texts,
+        "--memory",
+        "1MB",
+        "--out",
+        &path("none"),
+    ];
+    let stops = Counting {
+        stops: true,
+        ..Counting::default()
+    };
+    let error = called(&words.map(OsString::from), stops).0.err().unwrap();
+    assert_eq!(error.exit_code, 130, "{error:?}");
+}
+
 #[test]
 fn a_call_that_is_stopped_writes_nothing() {
     let bench = bench();

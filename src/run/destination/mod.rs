@@ -19,6 +19,7 @@ pub use folder::Folder;
 pub use memory::Memory;
 pub use noted::remove_staged;
 pub use single::{folder_of, write_whole, write_with};
+pub use stage::check_space;
 
 use super::error::RunError;
 use checkpoint::ShardLayout;

@@ -94,7 +94,11 @@ impl Stage {
         // Another run may have finished while this one waited for the lock.
         check_free(&stage.out, force)?;
         stage.check_replaceable()?;
-        check_space(&parent, layout)?;
+        let weights = layout.shards.iter().map(|shard| shard.file_size);
+        check_space(
+            &parent,
+            weights.fold(layout.side_bytes, u64::saturating_add),
+        )?;
         stage.take_mode()?;
         Ok(stage)
     }
@@ -377,13 +381,15 @@ fn is_absent(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-fn check_space(folder: &Path, layout: &Layout<'_>) -> Result<(), RunError> {
+/// Checks that so many bytes can be written to a folder.
+///
+/// # Errors
+/// There is less free space.
+pub fn check_space(folder: &Path, needed: u64) -> Result<(), RunError> {
     // If the file system reports no free space, the run tries.
     let Ok(stat) = statvfs(folder) else {
         return Ok(());
     };
-    let weights = layout.shards.iter().map(|shard| shard.file_size);
-    let needed = weights.fold(layout.side_bytes, u64::saturating_add);
     let available = stat.f_bavail.saturating_mul(stat.f_frsize);
     if needed > available {
         return Err(RunError::DiskFull {
@@ -507,5 +513,24 @@ fn fixed(out: &Path, why: &'static str) -> RunError {
     RunError::OutputFixed {
         path: out.to_owned(),
         why,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_disk_has_room_for_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        check_space(folder.path(), 0).unwrap();
+        let error = check_space(folder.path(), u64::MAX).unwrap_err();
+        assert!(matches!(
+            error,
+            RunError::DiskFull {
+                needed: u64::MAX,
+                ..
+            }
+        ));
     }
 }
