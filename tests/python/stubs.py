@@ -29,13 +29,19 @@ RESULTS = {
     "merge": "Written",
     "moe": "Written",
     "extract-lora": "Written",
+    "stats": "Written",
     "study": "StudyReport",
     "study report": "StudyReport",
     "study best": "Written",
 }
-TYPES = {"recipe": "Recipe", "eval.model": "Recipe", "study.study": "Recipe"}
+TYPES = {
+    "recipe": "Recipe",
+    "eval.model": "Recipe",
+    "study.study": "Recipe",
+    "analyse.models": "Path | Sequence[Path]",
+}
 # These have nothing to tell while they work.
-WITHOUT_PROGRESS = {"plan", "study report"}
+WITHOUT_PROGRESS = {"plan", "stats", "study report"}
 
 
 def text() -> str:
@@ -44,8 +50,8 @@ def text() -> str:
 
 
 def _commands() -> list[str]:
-    commands = ["plan", "merge", "moe", "extract-lora", "check", "diff", "eval", "verify"]
-    return [*commands, "study", "study report", "study best"]
+    commands = ["plan", "merge", "moe", "extract-lora", "check", "diff", "analyse", "stats"]
+    return [*commands, "eval", "verify", "study", "study report", "study best"]
 
 
 def _function(command: str) -> str:

@@ -55,6 +55,18 @@ def without_times(report):
     return report
 
 
+def test_statistics_and_task_vectors_are_those_of_the_command(printed, folder):
+    words = ["--data", "statistics/sort.jsonl", "--limit", "20", "--keep", "gram"]
+    made = weldment.stats("family/sort", data=["statistics/sort.jsonl"], limit=20, keep="gram", out="made.safetensors")
+    written = printed("stats", "family/sort", *words, "--out", "written.safetensors")
+    assert (folder / "made.safetensors").read_bytes() == (folder / "written.safetensors").read_bytes()
+    assert made.inputs == written["inputs"] == 16 and made.tokens == written["tokens"]
+    tunes = ["family/sort", "family/add"]
+    report = weldment.analyse(tunes, base="family/base")
+    assert report.passed and report.to_dict() == printed("analyse", *tunes, "--base", "family/base")
+    assert report.details.cosines[0][1] == report.details.cosines[1][0]
+
+
 @pytest.mark.parametrize("subject", ["family/add", "lab/recipe.yml"])
 def test_scores_are_those_of_the_command(printed, weld, subject):
     tasks = ["lab/sort.jsonl", "lab/add.jsonl"]

@@ -14,7 +14,8 @@ import stubs
 import weldment
 from conftest import ROOT
 
-COMMANDS = ["plan", "merge", "moe", "extract_lora", "check", "diff", "eval", "verify", "study", "study_best"]
+COMMANDS = ["plan", "merge", "moe", "extract_lora", "check", "diff", "analyse", "stats", "eval", "verify"]
+COMMANDS += ["study", "study_best"]
 
 
 @pytest.mark.parametrize("name", ["", "._commands", "._error", "._models", "._results"])
@@ -41,7 +42,7 @@ def test_the_examples_of_the_documentation_run(folder):
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     text = (ROOT / "docs" / "python.md").read_text()
     blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     numpy, loaded = pytest.importorskip("numpy"), {}
 
     class Held:
@@ -58,7 +59,7 @@ def test_the_examples_of_the_documentation_run(folder):
 
     names = {"weldment": weldment, "base": Held(0), "tuned": Held(1), "running": Held(0)}
     if importlib.util.find_spec("torch") is None:
-        blocks[4] = blocks[4].replace('framework="torch"', 'framework="numpy"')
+        blocks[5] = blocks[5].replace('framework="torch"', 'framework="numpy"')
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
     assert list(loaded) == ["w"] and names["merged"].keys() == {"w"}

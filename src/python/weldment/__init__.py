@@ -18,6 +18,7 @@ Tensors in memory are merged by :func:`merge_state_dicts` and :func:`merge_tenso
 """
 
 from ._commands import (
+    analyse,
     check,
     diff,
     eval,
@@ -25,6 +26,7 @@ from ._commands import (
     merge,
     moe,
     plan,
+    stats,
     study,
     study_best,
     study_report,
@@ -43,6 +45,7 @@ __all__ = [
     "Report",
     "StudyReport",
     "Written",
+    "analyse",
     "check",
     "diff",
     "eval",
@@ -53,6 +56,7 @@ __all__ = [
     "moe",
     "open",
     "plan",
+    "stats",
     "study",
     "study_best",
     "study_report",

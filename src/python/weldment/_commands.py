@@ -55,6 +55,17 @@ def diff(a: Any, b: Any, *, progress: Progress | None = None, **options: Any) ->
     return Report(_run("diff", [a, b], options, progress))
 
 
+def analyse(models: Any, *, progress: Progress | None = None, **options: Any) -> Report:
+    """Compares fine-tunes of one base before they are merged: ``models`` is a list of them, ``base`` the base."""
+    models = [models] if isinstance(models, (str, bytes, os.PathLike)) else list(models)
+    return Report(_run("analyse", models, options, progress))
+
+
+def stats(model: Any, **options: Any) -> Written:
+    """Writes statistics of a model's activations: ``data`` is a file of texts or a list of them, ``out`` the file to write."""
+    return Written(_run("stats", [model], options))
+
+
 def eval(model: Any, *, progress: Progress | None = None, **options: Any) -> Report:
     """Scores a model on files of tasks: ``tasks`` is one or a list of them.
 
@@ -205,6 +216,8 @@ for _command, _function in {
     "extract-lora": extract_lora,
     "check": check,
     "diff": diff,
+    "analyse": analyse,
+    "stats": stats,
     "eval": eval,
     "verify": verify,
     "study": study,

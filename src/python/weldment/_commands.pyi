@@ -122,6 +122,33 @@ def diff(
     strict: bool = False,
 ) -> Report: ...
 
+def analyse(
+    models: Path | Sequence[Path],
+    *,
+    progress: Progress | None = None,
+    base: Value | None = None,
+    subspaces: Value | None = None,
+    offline: bool = False,
+    threads: Value | None = None,
+    policy: Value | None = None,
+    strict: bool = False,
+) -> Report: ...
+
+def stats(
+    model: Path,
+    *,
+    data: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    out: Value | None = None,
+    keep: Value | Sequence[Value] | Mapping[str, Path] | None = None,
+    split: Value | None = None,
+    seed: Value | None = None,
+    limit: Value | None = None,
+    force: bool = False,
+    offline: bool = False,
+    threads: Value | None = None,
+    memory: Value | None = None,
+) -> Written: ...
+
 def eval(
     model: Recipe,
     *,
