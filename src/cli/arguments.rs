@@ -307,7 +307,11 @@ pub(super) fn threads(text: &str) -> Result<u16, String> {
 }
 
 /// Parses a whole number within bounds, inclusive.
-fn whole<T: FromStr + PartialOrd + Display>(text: &str, least: T, most: T) -> Result<T, String> {
+pub(super) fn whole<T: FromStr + PartialOrd + Display>(
+    text: &str,
+    least: T,
+    most: T,
+) -> Result<T, String> {
     let parsed = text.parse().ok().filter(|n| (&least..=&most).contains(&n));
     parsed.ok_or_else(|| format!("expected a whole number from {least} to {most}"))
 }

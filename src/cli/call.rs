@@ -14,7 +14,8 @@ use super::keywords::as_keywords;
 use super::network::{Needs, Network};
 use super::output::Failure;
 use super::{
-    Cli, Command, analyse, check, diff, eval, extract_lora, merge, moe, plan, stats, study, verify,
+    Cli, Command, analyse, check, diff, eval, extract_lora, join, merge, moe, plan, stats, study,
+    verify,
 };
 use ::plan::Detail;
 use audit::Report;
@@ -66,8 +67,8 @@ pub struct OptionInfo {
     pub repeats: bool,
 }
 
-/// Runs `plan`, `merge`, `moe`, `extract-lora`, `check`, `diff`, `analyse`, `eval`, `stats`, `verify` or `study`. The words
-/// are those after `weld` on the command line.
+/// Runs `plan`, `merge`, `moe`, `join`, `extract-lora`, `check`, `diff`, `analyse`, `eval`, `stats`, `verify` or `study`.
+/// The words are those after `weld` on the command line.
 ///
 /// What is about printing (`--format`, `--quiet`, `--all`) changes nothing. No signal is handled: `listener` stops the
 /// work. Errors name options as keywords of a function: `memory=` and not `--memory`.
@@ -94,6 +95,7 @@ fn answer(words: Vec<OsString>, listener: Arc<dyn Listener>) -> Result<Answer, C
         Command::Plan(arguments) => Answer::Plan(Box::new(plan::call(arguments, &caller)?)),
         Command::Merge(arguments) => merge::call(arguments, &caller).map(written)?,
         Command::Moe(arguments) => moe::call(arguments, &caller).map(written)?,
+        Command::Join(arguments) => join::call(arguments, &caller).map(written)?,
         Command::ExtractLora(arguments) => extract_lora::call(arguments, &caller).map(written)?,
         Command::Check(arguments) => check::call(arguments, &caller).map(report)?,
         Command::Diff(arguments) => diff::call(arguments, &caller).map(report)?,
@@ -173,7 +175,8 @@ pub fn options(command: &str) -> Vec<OptionInfo> {
         takes_value: argument.get_action().takes_values(),
         repeats: matches!(argument.get_action(), clap::ArgAction::Append),
     };
-    let about_printing = |option: &OptionInfo| ["format", "all", "list"].contains(&&*option.name);
+    let about_printing =
+        |option: &OptionInfo| ["format", "all", "list", "parts"].contains(&&*option.name);
     shown
         .map(info)
         .filter(|option| !about_printing(option))

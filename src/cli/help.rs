@@ -16,6 +16,7 @@ const COMMANDS: [(&str, &[&str]); 5] = [
             "plan",
             "merge",
             "moe",
+            "join",
             "extract-lora",
             "transplant",
             "export",
@@ -48,6 +49,8 @@ const OPTIONS: [(&str, &[&str]); 9] = [
             "tokenizer_from",
             "hash_inputs",
             "no_check",
+            "part",
+            "resume",
         ],
     ),
     (
@@ -126,6 +129,15 @@ const EXAMPLES: &[Examples] = &[
             "weld moe recipe.yml mixture --check",
         ],
         page: "docs/moe.md",
+    },
+    Examples {
+        command: "join",
+        lines: &[
+            "weld merge recipe.yml merged --part 1/2",
+            "weld merge recipe.yml merged --part 2/2",
+            "weld join merged",
+        ],
+        page: "docs/parts.md",
     },
     Examples {
         command: "export",

@@ -20,6 +20,7 @@ mod fit;
 mod held;
 mod help;
 mod inspect;
+mod join;
 mod keys;
 mod keywords;
 mod memory;
@@ -31,6 +32,7 @@ mod moe;
 mod network;
 mod new;
 mod output;
+mod part;
 mod plan;
 mod progress;
 #[cfg(feature = "hub")]
@@ -71,6 +73,7 @@ enum Command {
     New(new::Arguments),
     Merge(merge::Arguments),
     Moe(moe::Arguments),
+    Join(join::Arguments),
     Plan(plan::Arguments),
     Diff(Box<diff::Arguments>),
     Analyse(Box<analyse::Arguments>),
@@ -112,6 +115,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::New(arguments) => new::run(&arguments),
         Command::Merge(arguments) => merge::run(&arguments),
         Command::Moe(arguments) => moe::run(&arguments),
+        Command::Join(arguments) => join::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Analyse(arguments) => analyse::run(&arguments),

@@ -13,6 +13,7 @@ use super::memory::{PeakMemory, available};
 use super::merge_adapter;
 use super::network::{Needs, Scratch};
 use super::output::{Failure, print_json};
+use super::part::{self, PartArguments};
 use super::progress::Progress;
 use super::record;
 use super::signals::Work;
@@ -80,6 +81,9 @@ pub(super) struct OutputArguments {
     no_check: bool,
 
     #[command(flatten)]
+    pub(super) parts: PartArguments,
+
+    #[command(flatten)]
     pub(super) beside: BesideArguments,
 
     /// Print only errors
@@ -126,26 +130,41 @@ impl OutputArguments {
             caller.say(&format!("note: {}", printable(note)));
         }
         let peak = PeakMemory::watch();
-        let progress = Progress::start(plan, caller);
+        let progress = match self.parts.part {
+            Some(part) => Progress::start_part(plan, &run::share(plan, part)?, caller),
+            None => Progress::start(plan, caller),
+        };
         let look = |folder: &Path| {
             if !self.no_check {
-                check_written(folder, plan)?;
+                check_written(folder, &plan.stored_models())?;
             }
             self.beside.look(folder)
         };
         let look: &Look<'_> = &look;
-        let done = run::run(
-            plan,
-            &Folder::new(&self.out, self.force),
-            RunOptions {
-                hash_inputs: self.hash_inputs,
-                drop_behind: available().is_some_and(|memory| input_bytes(plan) > memory),
-                scratch_limit,
-                look: Some(look),
-                found,
-            },
-            &progress,
-        );
+        let options = RunOptions {
+            hash_inputs: self.hash_inputs,
+            drop_behind: available().is_some_and(|memory| input_bytes(plan) > memory),
+            scratch_limit,
+            look: Some(look),
+            found,
+        };
+        if let Some(part) = self.parts.part {
+            let done = run::run_part(plan, part, &self.out, self.force, options, &progress);
+            progress.finish();
+            let (done, peak) = (done?, peak.stop());
+            if self.format == Format::Text {
+                caller.say(&part::as_text(&self.out, part, &done, peak));
+                part::say_how_to_join(&self.out, part, caller);
+            }
+            return Ok(part::as_json(&self.out, part, &done, peak));
+        }
+        let done = match self.parts.resume {
+            true => run::run_resumed(plan, &self.out, self.force, options, &progress),
+            false => {
+                let folder = Folder::new(&self.out, self.force);
+                run::run(plan, &folder, options, &progress)
+            }
+        };
         progress.finish();
         let (summary, peak) = (done?, peak.stop());
         for note in &summary.notes {

@@ -34,6 +34,7 @@ pub(super) fn write(
     caller: &Caller,
 ) -> Result<Value, Failure> {
     output.beside.refuse("an adapter")?;
+    output.parts.refuse("an adapter")?;
     let merge = plan(arguments, recipe, caller)?;
     for note in merge.notes() {
         caller.say(&format!("note: {}", printable(note)));

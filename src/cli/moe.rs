@@ -36,7 +36,7 @@ pub(super) struct Arguments {
 
     /// Prove the result: before writing, that identical experts give the base's logits; afterwards, recompute every
     /// byte
-    #[arg(long)]
+    #[arg(long, conflicts_with = "part")]
     check: bool,
 }
 

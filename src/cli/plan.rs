@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 
-use super::arguments::{MoeArguments, PlanArguments};
+use super::arguments::{MoeArguments, PlanArguments, whole};
 use super::caller::Caller;
 use super::held::Held;
 use super::merge_adapter;
@@ -14,8 +16,9 @@ use super::output::{Failure, print, print_json, print_made, say};
 use audit::formats::plan_page;
 use checkpoint::Checkpoint;
 use errors::Refusal;
-use plan::{self, Detail, Plan};
+use plan::{self, Detail, Plan, count};
 use recipe::AnyRecipe;
+use run::{MAX_PARTS, Share};
 
 /// Show what a recipe would do: every tensor, its sources and values; computes nothing
 ///
@@ -32,6 +35,10 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     moe: MoeArguments,
+
+    /// Show how the work is cut into so many parts, for `weld merge --part`
+    #[arg(long, value_name = "N", value_parser = parts)]
+    parts: Option<usize>,
 
     #[command(flatten)]
     scratch: Scratch,
@@ -76,9 +83,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         recipe => recipe,
     };
     let plan = planned(arguments, &recipe, &caller)?;
+    let shares = match arguments.parts {
+        Some(parts) => run::shares(&plan, parts)?,
+        None => Vec::new(),
+    };
     match arguments.format {
-        Format::Text => print(&plan::text(&plan, detail)),
-        Format::Json => print_json(&plan::json(&plan)),
+        Format::Text => print(&(plan::text(&plan, detail) + &shares_text(&shares))),
+        Format::Json => {
+            let mut shown = plan::json(&plan);
+            if arguments.parts.is_some() {
+                shown["shares"] = shares_json(&plan, &shares);
+            }
+            print_json(&shown)
+        }
         Format::Html => {
             let page = plan_page(&plan);
             print_made(
@@ -86,6 +103,42 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             )
         }
     }
+}
+
+/// Parses a number of parts.
+fn parts(text: &str) -> Result<usize, String> {
+    whole(text, 1, MAX_PARTS)
+}
+
+/// A line for each part.
+fn shares_text(shares: &[Share]) -> String {
+    let size = |bytes: u64| ByteSize(bytes).display().si().to_string();
+    let lines = (1..).zip(shares).map(|(number, share)| {
+        format!(
+            "part     {number}/{}: {}, {}, reads {}, writes {}\n",
+            shares.len(),
+            count(share.shards.len(), "weight file"),
+            count(share.tensors.len(), "tensor"),
+            size(share.read),
+            size(share.written),
+        )
+    });
+    lines.collect()
+}
+
+/// The parts for programs.
+fn shares_json(plan: &Plan, shares: &[Share]) -> Value {
+    let share = |(number, share): (usize, &Share)| {
+        let files = plan.shards[share.shards.clone()].iter();
+        json!({
+            "part": format!("{number}/{}", shares.len()),
+            "files": files.map(|file| file.file_name.as_str()).collect::<Vec<_>>(),
+            "tensors": share.tensors.len(),
+            "bytes_read": share.read,
+            "bytes_written": share.written,
+        })
+    };
+    (1..).zip(shares).map(share).collect()
 }
 
 /// Plans a merge for a program that holds some of its models.

@@ -13,6 +13,7 @@ use super::output::say;
 use checkpoint::Checkpoint;
 use engine::Observer;
 use plan::Plan;
+use run::Share;
 
 /// Shows the progress of a run.
 pub(super) struct Progress {
@@ -29,17 +30,15 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn start(plan: &Plan, caller: &Caller) -> Self {
-        let line = format!(
-            "{} {} tensors of {} models by {}",
-            match plan.command() {
-                "moe" => "assembling",
-                _ => "merging",
-            },
-            plan.tensors.len(),
-            plan.stored_models().len(),
-            plan.method.name
-        );
+        let line = line(plan, plan.tensors.len());
         let bytes = plan.bytes_read + plan.scratch_bytes() + plan.bytes_written();
+        Self::over(bytes, plan.method.name, line, caller)
+    }
+
+    /// For a part of a plan.
+    pub(super) fn start_part(plan: &Plan, share: &Share, caller: &Caller) -> Self {
+        let line = line(plan, share.tensors.len());
+        let bytes = share.read + plan.scratch_bytes() + share.written;
         Self::over(bytes, plan.method.name, line, caller)
     }
 
@@ -158,6 +157,19 @@ impl Observer for Progress {
     fn cancelled(&self) -> bool {
         self.caller.stopped()
     }
+}
+
+/// What is said when a plan, or a part of it, begins to run.
+fn line(plan: &Plan, tensors: usize) -> String {
+    format!(
+        "{} {tensors} tensors of {} models by {}",
+        match plan.command() {
+            "moe" => "assembling",
+            _ => "merging",
+        },
+        plan.stored_models().len(),
+        plan.method.name
+    )
 }
 
 #[cfg(test)]

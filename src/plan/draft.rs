@@ -114,9 +114,7 @@ impl Draft {
         let read_itself: u64 = tensors
             .iter()
             .zip(&readings)
-            .map(|(tensor, reading)| {
-                reading.before + reading.once * (tensor.cost().measures as u64 + 1)
-            })
+            .map(|(tensor, reading)| reading.bytes(tensor))
             .sum();
         let made = made_once(&models.results).into_iter();
         let bytes_read = read_itself + made.map(|result| result.plan.read_itself).sum::<u64>();

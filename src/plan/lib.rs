@@ -193,6 +193,13 @@ impl Plan {
         purpose.is_some_and(|purpose| purpose.switches.contains(&name))
     }
 
+    /// The most bytes that a tensor of the output reads, over all passes, without those of results that are made once.
+    pub fn reads_of(&self, tensor: usize) -> u64 {
+        (self.tensors.get(tensor)).map_or(0, |tensor| {
+            results::reading(tensor, &self.models, &self.results).bytes(tensor)
+        })
+    }
+
     /// Bytes of each tensor of the output.
     pub fn lens(&self) -> Vec<u64> {
         self.tensors.iter().map(PlannedTensor::bytes).collect()

@@ -361,6 +361,13 @@ pub(super) struct Reading {
     pub(super) held: usize,
 }
 
+impl Reading {
+    /// Bytes read over all passes over a tensor.
+    pub(super) fn bytes(&self, tensor: &PlannedTensor) -> u64 {
+        self.before + self.once * (tensor.cost().measures as u64 + 1)
+    }
+}
+
 /// The cost of one pass over a tensor.
 pub(super) fn reading(
     tensor: &PlannedTensor,

@@ -2,8 +2,43 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use numeric::EncodingError;
 use plan::Plan;
+
+/// What was measured of an encoded tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MeasuredError {
+    /// Its number in the output.
+    pub(super) number: usize,
+    tensor: String,
+    differences: f64,
+    values: f64,
+}
+
+impl MeasuredError {
+    fn error(&self) -> EncodingError {
+        EncodingError {
+            differences: self.differences,
+            values: self.values,
+        }
+    }
+}
+
+/// What was measured of each encoded tensor of a plan, by number.
+pub(super) fn measured(plan: &Plan, found: &BTreeMap<usize, EncodingError>) -> Vec<MeasuredError> {
+    let measured = |(&number, error): (&usize, &EncodingError)| {
+        Some(MeasuredError {
+            number,
+            tensor: plan.tensors.get(number)?.name.clone(),
+            differences: error.differences,
+            values: error.values,
+        })
+    };
+    found.iter().filter_map(measured).collect()
+}
 
 /// How far encoded weights are from the computed ones, measured in a sample of each tensor's elements.
 ///
@@ -22,11 +57,16 @@ pub struct QuantizationError {
 impl QuantizationError {
     /// Sums up what was measured of each tensor of a plan, by number; `None` if none was encoded.
     pub fn new(plan: &Plan, found: &BTreeMap<usize, EncodingError>) -> Option<Self> {
+        Self::of(&measured(plan, found))
+    }
+
+    /// Sums up what was measured of tensors, in the order of the output; `None` if none was encoded.
+    pub(super) fn of(tensors: &[MeasuredError]) -> Option<Self> {
         let mut sum = EncodingError::default();
         let mut largest: Option<(&str, f64)> = None;
-        for (number, error) in found {
-            sum += *error;
-            let name = plan.tensors.get(*number)?.name.as_str();
+        for tensor in tensors {
+            let (name, error) = (tensor.tensor.as_str(), tensor.error());
+            sum += error;
             if largest.is_none_or(|(_, most)| error.relative() > most) {
                 largest = Some((name, error.relative()));
             }
@@ -35,7 +75,7 @@ impl QuantizationError {
         Some(Self {
             relative: sum.relative(),
             largest: (name.to_owned(), most),
-            tensors: found.len(),
+            tensors: tensors.len(),
         })
     }
 

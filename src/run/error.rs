@@ -191,9 +191,22 @@ pub enum RunError {
     /// Weights that lie elsewhere did not come.
     #[error("{0}")]
     NotFetched(Refusal),
-    /// The digests of inputs are asked for, which are dropped while they are used.
-    #[error("digests of inputs cannot be taken: the inputs are dropped as they are used")]
+    /// The digests of inputs are asked for, which are dropped while they are used, or read in parts.
+    #[error(
+        "digests of inputs cannot be taken of inputs that are read in parts, or dropped as they are used"
+    )]
     NotHashed,
+    /// A plan has too few weight files for so many parts.
+    #[error("the output has too few weight files for {parts} parts: it can be cut into {most}")]
+    TooManyParts {
+        /// The parts that were asked for.
+        parts: usize,
+        /// The most parts that there can be.
+        most: usize,
+    },
+    /// The parts of a plan cannot be used or joined.
+    #[error("{0}")]
+    NotJoined(Refusal),
     /// Something that the output needs besides its inputs could not be computed.
     #[error("{0}")]
     NotPrepared(Refusal),
@@ -231,7 +244,10 @@ impl Hint for RunError {
             }
             Self::Engine(error) => return error.hint(),
             Self::InputChanged { source, .. } => return source.hint(),
-            Self::NotPrepared(why) | Self::Unsound(why) | Self::NotFetched(why) => {
+            Self::NotPrepared(why)
+            | Self::Unsound(why)
+            | Self::NotFetched(why)
+            | Self::NotJoined(why) => {
                 return why.hint();
             }
             Self::ScratchTooSmall { needed, .. } => {
@@ -242,7 +258,8 @@ impl Hint for RunError {
             Self::NoScratch { .. } => {
                 "give a lower --scratch-limit, or set HF_HUB_CACHE to a folder on a larger disk"
             }
-            Self::NotHashed => "leave out --hash-inputs or --scratch-limit",
+            Self::NotHashed => "leave out --hash-inputs, or --scratch-limit, --part and --resume",
+            Self::TooManyParts { .. } => "ask for fewer parts, or give a lower --shard-size",
             Self::Memory(source) => return source.hint(),
             Self::OtherDigest { .. } => {
                 "the file was damaged or replaced: delete it from the cache and download it again"
@@ -277,7 +294,10 @@ impl Hint for RunError {
         match self {
             Self::Engine(error) => error.about(),
             Self::InputChanged { model, source } => source.about().model(model),
-            Self::NotPrepared(why) | Self::Unsound(why) | Self::NotFetched(why) => Hint::about(why),
+            Self::NotPrepared(why)
+            | Self::Unsound(why)
+            | Self::NotFetched(why)
+            | Self::NotJoined(why) => Hint::about(why),
             Self::ScratchTooSmall { tensor, .. } => match tensor {
                 Some(tensor) => About::default().tensor(tensor),
                 None => About::default(),
@@ -300,6 +320,7 @@ impl Hint for RunError {
             | Self::Memory(_)
             | Self::NoScratch { .. }
             | Self::NotHashed
+            | Self::TooManyParts { .. }
             | Self::Cancelled => About::default(),
         }
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::error::RunError;
+use super::share::Share;
 use super::ties;
 use checkpoint::RemoteFile;
 use engine::Observer;
@@ -46,7 +47,7 @@ pub struct Fetches {
 /// # Errors
 /// The room is too little for some tensor.
 pub fn fetches(plan: &Plan, limit: Option<u64>) -> Result<Option<Fetches>, RunError> {
-    Ok(Feed::new(plan, limit)?.map(|feed| feed.fetches()))
+    Ok(Feed::new(plan, &Share::whole(plan), limit)?.map(|feed| feed.fetches()))
 }
 
 /// Some tensors that are computed together, and the files that they need.
@@ -156,7 +157,11 @@ impl Feed {
     ///
     /// # Errors
     /// A tensor, or a look at the whole model, needs more room than `limit`.
-    pub(super) fn new(plan: &Plan, limit: Option<u64>) -> Result<Option<Feed>, RunError> {
+    pub(super) fn new(
+        plan: &Plan,
+        share: &Share,
+        limit: Option<u64>,
+    ) -> Result<Option<Feed>, RunError> {
         if (plan.stored_models().iter()).all(|model| model.location().remote.is_empty()) {
             return Ok(None);
         }
@@ -171,9 +176,12 @@ impl Feed {
             needs.add_survey(plan);
             needs.add_tensors(plan, plan.tensors.iter());
         }
-        needs.add_ties(plan);
+        if share.is_first() {
+            needs.add_ties(plan);
+        }
         needs.add_survey(plan);
-        needs.add_tensors(plan, plan.tensors.iter());
+        let tensors = share.tensors.iter().map(|&tensor| &plan.tensors[tensor]);
+        needs.add_tensors(plan, tensors);
         let limit = limit.unwrap_or(u64::MAX);
         let sizes: Vec<u64> = needs.files.iter().map(|file| file.size()).collect();
         let room_of = |files: &BTreeSet<usize>| files.iter().map(|&file| sizes[file]).sum::<u64>();

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use architecture::{
     is_derived_buffer, is_input_embedding, is_output_head, may_hold_zeros, module_index,
 };
@@ -14,9 +16,31 @@ const SHOWN: usize = 3;
 /// What was odd in a source of an output tensor: their numbers, and what it was.
 pub(super) type Odd = (usize, usize, Oddities);
 
-/// The notes on each model, from what a run saw in the sources of its output.
-pub(super) fn notes(plan: &Plan, odd: &[Odd]) -> Vec<String> {
-    let (mut holes, mut absurd) = (Vec::new(), Vec::new());
+/// A tensor of a model that looks damaged.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Suspect {
+    /// The model's place among the plan's.
+    model: usize,
+    /// What the model is called.
+    label: String,
+    /// The output's tensor that is made of it.
+    tensor: String,
+}
+
+/// What looks damaged in the sources of some of the output's tensors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Suspects {
+    /// Tensors with runs of zeros.
+    holes: Vec<Suspect>,
+    /// Tensors with values that no weight has.
+    absurd: Vec<Suspect>,
+}
+
+/// What looks damaged, from what a run saw in the sources of its output.
+pub(super) fn suspects(plan: &Plan, odd: &[Odd]) -> Suspects {
+    let mut suspects = Suspects::default();
     let whole: BTreeSet<(usize, usize)> = odd
         .iter()
         .filter(|(.., found)| found.zero_pieces == found.pieces)
@@ -30,8 +54,16 @@ pub(super) fn notes(plan: &Plan, odd: &[Odd]) -> Vec<String> {
         let Some(of) = tensor.sources.get(source).filter(|_| unchanged) else {
             continue;
         };
+        let suspect = || {
+            let label = plan.models.get(of.model)?.label().to_owned();
+            Some(Suspect {
+                model: of.model,
+                label,
+                tensor: tensor.name.clone(),
+            })
+        };
         if found.absurd > 0 {
-            absurd.push((of.model, tensor.name.as_str()));
+            suspects.absurd.extend(suspect());
         }
         let tokens = is_input_embedding(&tensor.name) || is_output_head(&tensor.name);
         let mut sources = 0..tensor.sources.len();
@@ -42,10 +74,26 @@ pub(super) fn notes(plan: &Plan, odd: &[Odd]) -> Vec<String> {
             false => found.zero_pieces > 0 && !tokens,
         };
         if is_hole {
-            holes.push((of.model, tensor.name.as_str()));
+            suspects.holes.extend(suspect());
         }
     }
-    leave_out_habits(plan, &mut holes);
+    suspects
+}
+
+impl Suspects {
+    /// Adds those of other tensors of the same output.
+    pub(super) fn extend(&mut self, others: Suspects) {
+        self.holes.extend(others.holes);
+        self.absurd.extend(others.absurd);
+    }
+}
+
+/// The notes on each model. `tensors` are the names of all tensors of the output.
+pub(super) fn notes<'t>(
+    mut suspects: Suspects,
+    tensors: impl Iterator<Item = &'t str>,
+) -> Vec<String> {
+    leave_out_habits(tensors, &mut suspects.holes);
     let hole = |model: &str, names: String| {
         format!(
             "`{model}` has runs of zeros where other layers or models have weights, in {names}: a part of its file may \
@@ -57,8 +105,8 @@ pub(super) fn notes(plan: &Plan, odd: &[Odd]) -> Vec<String> {
             "`{model}` has values far beyond those of any weight, in {names}; `weld check` looks closer"
         )
     };
-    let mut notes = by_model(plan, &holes, &hole);
-    notes.extend(by_model(plan, &absurd, &value));
+    let mut notes = by_model(&suspects.holes, &hole);
+    notes.extend(by_model(&suspects.absurd, &value));
     notes
 }
 
@@ -70,19 +118,19 @@ fn is_weight(tensor: &PlannedTensor) -> bool {
 }
 
 /// Leaves out holes that most layers of a model have: they are padded or pruned so.
-fn leave_out_habits(plan: &Plan, holes: &mut Vec<(usize, &str)>) {
+fn leave_out_habits<'t>(tensors: impl Iterator<Item = &'t str>, holes: &mut Vec<Suspect>) {
     let mut layers: BTreeMap<String, usize> = BTreeMap::new();
-    for tensor in &plan.tensors {
-        *layers.entry(role(&tensor.name)).or_default() += 1;
+    for tensor in tensors {
+        *layers.entry(role(tensor)).or_default() += 1;
     }
     let mut found: BTreeMap<(usize, String), usize> = BTreeMap::new();
-    for (model, name) in holes.iter() {
-        *found.entry((*model, role(name))).or_default() += 1;
+    for hole in holes.iter() {
+        *found.entry((hole.model, role(&hole.tensor))).or_default() += 1;
     }
-    holes.retain(|(model, name)| {
-        let role = role(name);
+    holes.retain(|hole| {
+        let role = role(&hole.tensor);
         let all = layers.get(&role).copied().unwrap_or(1);
-        let holes = found.get(&(*model, role)).copied().unwrap_or(0);
+        let holes = found.get(&(hole.model, role)).copied().unwrap_or(0);
         all == 1 || 2 * holes <= all
     });
 }
@@ -97,16 +145,13 @@ fn role(name: &str) -> String {
 }
 
 /// A note for each model with such tensors.
-fn by_model(
-    plan: &Plan,
-    found: &[(usize, &str)],
-    note: &dyn Fn(&str, String) -> String,
-) -> Vec<String> {
-    let mut models: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-    for (model, name) in found {
-        models.entry(*model).or_default().push(name);
+fn by_model(found: &[Suspect], note: &dyn Fn(&str, String) -> String) -> Vec<String> {
+    let mut models: BTreeMap<(usize, &str), Vec<&str>> = BTreeMap::new();
+    for suspect in found {
+        let names = models.entry((suspect.model, &suspect.label)).or_default();
+        names.push(&suspect.tensor);
     }
-    let note = |(model, names): (usize, Vec<&str>)| {
+    let note = |((_, label), names): ((usize, &str), Vec<&str>)| {
         let shown: Vec<String> = names
             .iter()
             .take(SHOWN)
@@ -116,8 +161,7 @@ fn by_model(
             0 => String::new(),
             more => format!(" and {}", count(more, "more tensor")),
         };
-        let label = plan.models.get(model)?.label();
-        Some(note(label, format!("{}{more}", shown.join(", "))))
+        note(label, format!("{}{more}", shown.join(", ")))
     };
-    models.into_iter().filter_map(note).collect()
+    models.into_iter().map(note).collect()
 }

@@ -17,11 +17,14 @@ mod feed;
 mod gguf_file;
 mod holes;
 mod in_memory;
+mod join;
 mod lock;
 mod look;
 mod output;
+mod part;
 mod results;
 mod scratch;
+mod share;
 mod ties;
 mod update;
 mod work;
@@ -50,9 +53,13 @@ use engine::{self, EngineError, Observer, Settings, Sink, Tile, Totals};
 use errors::Refusal;
 use feed::{Feed, in_steps};
 use holes::Odd;
+pub use join::{Joined, join, join_at, run_resumed};
+use numeric::{EncodingError, Survival};
 use output::{SideFiles, WrittenWeights, side_bytes};
+pub use part::{PartRun, parts_folder, run_part};
 use plan::{MergeResult, Plan};
 pub use scratch::{Scratch, ScratchRoots};
+pub use share::{MAX_PARTS, Part, Share, share, shares};
 pub use update::UpdateKept;
 use work::Work;
 pub use work::{Other, Sample};
@@ -109,7 +116,8 @@ pub fn run(
     observer: &dyn Observer,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
-    let feed = Feed::new(plan, options.scratch_limit)?;
+    let share = Share::whole(plan);
+    let feed = Feed::new(plan, &share, options.scratch_limit)?;
     if feed.is_some() && options.hash_inputs {
         return Err(RunError::NotHashed);
     }
@@ -124,22 +132,14 @@ pub fn run(
     if let (Some(look), Some(folder)) = (options.look, staged.folder()) {
         look(folder).map_err(RunError::Unsound)?;
     }
-    let reclaim = match options.drop_behind {
-        true => Reclaim::Cache,
-        false => Reclaim::Map,
-    };
-    let Computed {
-        totals,
-        digests,
-        update,
-        quantization_error,
-        odd,
-    } = match &feed {
-        Some(feed) => feed.run(observer, || {
-            compute(plan, Some(feed), staged.as_mut(), reclaim, observer)
-        })?,
-        None => compute(plan, None, staged.as_mut(), reclaim, observer)?,
-    };
+    let computed = computed(
+        plan,
+        &share,
+        feed.as_ref(),
+        staged.as_mut(),
+        options,
+        observer,
+    )?;
     let inputs = match options.hash_inputs {
         true => Some(input_digests(
             &plan.stored_models(),
@@ -150,7 +150,9 @@ pub fn run(
     };
     check_unchanged(plan.models.iter().map(|model| &**model))?;
     let mut side_files = SideFiles::new(staged.as_mut(), observer, written);
-    let lock = Lock::new(plan, &digests, &side_files.written, inputs);
+    let update = UpdateKept::new(plan, &computed.survived);
+    let quantization_error = QuantizationError::new(plan, &computed.errors);
+    let lock = Lock::new(plan, &computed.digests, &side_files.written, inputs);
     let lock = lock.with_update(update.as_ref());
     let lock = lock.with_quantization_error(quantization_error.as_ref());
     side_files.write(LOCK_FILE, lock.text().into_bytes())?;
@@ -162,12 +164,14 @@ pub fn run(
         return Err(RunError::Cancelled);
     }
     let mut notes: Vec<String> = plan.models.iter().flat_map(|model| model.said()).collect();
-    notes.extend(update.as_ref().and_then(|update| update.warning(plan)));
-    notes.extend(holes::notes(plan, &odd));
+    let warning = (update.as_ref()).and_then(|update| update.warning(&update::remedies(plan)));
+    notes.extend(warning);
+    let names = plan.tensors.iter().map(|tensor| tensor.name.as_str());
+    notes.extend(holes::notes(holes::suspects(plan, &computed.odd), names));
     notes.extend(staged.commit()?);
     Ok(Summary {
         tensors: plan.tensors.len(),
-        totals,
+        totals: computed.totals,
         elapsed: started.elapsed(),
         update,
         quantization_error,
@@ -179,36 +183,65 @@ pub fn run(
 /// The written weights.
 struct Computed {
     totals: Totals,
-    /// The digest of each tensor.
-    digests: Vec<blake3::Hash>,
-    update: Option<UpdateKept>,
-    quantization_error: Option<QuantizationError>,
+    /// The digest of each tensor, by its number.
+    digests: BTreeMap<usize, blake3::Hash>,
+    /// What survives of each tensor's update, by its number.
+    survived: BTreeMap<usize, Survival>,
+    /// How far the codes of each encoded tensor are from its values, by its number.
+    errors: BTreeMap<usize, EncodingError>,
     /// What looks damaged in the inputs.
     odd: Vec<Odd>,
 }
 
-/// Computes and writes the weights.
+/// Computes and writes the weights of a share, as their files come, if they are fetched.
+fn computed(
+    plan: &Plan,
+    share: &Share,
+    feed: Option<&Feed>,
+    staged: &mut dyn Staged,
+    options: RunOptions<'_>,
+    observer: &dyn Observer,
+) -> Result<Computed, RunError> {
+    let reclaim = match options.drop_behind {
+        true => Reclaim::Cache,
+        false => Reclaim::Map,
+    };
+    match feed {
+        Some(fetched) => fetched.run(observer, || {
+            compute(plan, share, feed, staged, reclaim, observer)
+        }),
+        None => compute(plan, share, None, staged, reclaim, observer),
+    }
+}
+
+/// Computes and writes the weights of a share.
 fn compute(
     plan: &Plan,
+    share: &Share,
     feed: Option<&Feed>,
     staged: &mut dyn Staged,
     reclaim: Reclaim,
     observer: &dyn Observer,
 ) -> Result<Computed, RunError> {
     let made = results::make(plan, &|| staged.scratch(), feed, observer)?;
-    ties::check(plan, feed, observer)?;
+    if share.is_first() {
+        ties::check(plan, feed, observer)?;
+    }
     prepare(plan, observer)?;
     let surveyed = survey(plan, feed, observer)?;
-    read_ahead(plan);
-    let weights = WrittenWeights::new(plan, staged);
+    if share.tensors.len() == plan.tensors.len() {
+        read_ahead(plan);
+    }
+    let weights = WrittenWeights::new(plan, share, staged);
     let sink = DropBehind {
         plan,
         sink: &weights,
         reclaim,
     };
     let (mut work, mut totals) = (Work::default(), Totals::default());
-    let done = in_steps(feed, plan.tensors.len(), observer, |items| {
-        let jobs = work.outputs(plan, items, None)?;
+    let done = in_steps(feed, share.tensors.len(), observer, |items| {
+        let tensors = share.tensors[items].iter().copied();
+        let jobs = work.outputs(plan, tensors, None)?;
         totals += engine::execute(&jobs, &plan.settings, &plan.limits, &sink, observer)?;
         Ok(())
     });
@@ -220,9 +253,9 @@ fn compute(
         }
         return Err(error);
     }
-    check_complete(plan, totals)?;
-    let update = UpdateKept::new(plan, &weights.survived());
-    let quantization_error = QuantizationError::new(plan, &weights.errors());
+    check_complete(plan, share, totals)?;
+    let survived = weights.survived();
+    let errors = weights.errors();
     let odd = weights.odd();
     let digests = weights.digests()?;
     staged.finish()?;
@@ -234,8 +267,8 @@ fn compute(
     Ok(Computed {
         totals,
         digests,
-        update,
-        quantization_error,
+        survived,
+        errors,
         odd,
     })
 }
@@ -428,14 +461,12 @@ fn input_digests(
     models.iter().map(of).collect()
 }
 
-/// Checks that every byte of every tensor was computed, before the folder is put in its place.
-fn check_complete(plan: &Plan, totals: Totals) -> Result<(), RunError> {
-    let headers: u64 = plan
-        .shards
-        .iter()
-        .map(|shard| shard.header.len() as u64)
+/// Checks that every byte of every tensor of a share was computed, before the folder is put in its place.
+fn check_complete(plan: &Plan, share: &Share, totals: Totals) -> Result<(), RunError> {
+    let files = plan.shards[share.shards.clone()].iter();
+    let expected: u64 = files
+        .map(|shard| shard.file_size - shard.header.len() as u64)
         .sum();
-    let expected = plan.bytes_written() - headers;
     if totals.written == expected {
         return Ok(());
     }

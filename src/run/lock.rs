@@ -139,11 +139,11 @@ pub struct LockedOutputs {
 }
 
 impl Lock {
-    /// The lock of a finished plan: with the digests of its tensors in the plan's order, of its files, and, if they
+    /// The lock of a finished plan: with the digests of its tensors by number, of its files, and, if they
     /// were computed, of the tensors of [`Plan::stored_models`].
     pub(super) fn new(
         plan: &Plan,
-        tensors: &[blake3::Hash],
+        tensors: &BTreeMap<usize, blake3::Hash>,
         files: &BTreeMap<String, Written>,
         inputs: Option<Vec<BTreeMap<String, String>>>,
     ) -> Lock {
@@ -155,8 +155,11 @@ impl Lock {
             models: plan.stored_models(),
             has_products: plan.cost.matrix > 0 || plan.has_switch("products"),
         };
-        let names = plan.tensors.iter().map(|tensor| tensor.name.as_str());
-        subject.lock(names.zip(tensors), files, inputs)
+        let tensors = tensors.iter();
+        let named = tensors.filter_map(|(&number, digest)| {
+            Some((plan.tensors.get(number)?.name.as_str(), digest))
+        });
+        subject.lock(named, files, inputs)
     }
 
     /// Adds how much of the update of the base survives the rounding.
@@ -173,7 +176,7 @@ impl Lock {
 
     /// The lock of a plan before it is run: everything but the outputs.
     pub fn of_plan(plan: &Plan) -> Lock {
-        Lock::new(plan, &[], &BTreeMap::new(), None)
+        Lock::new(plan, &BTreeMap::new(), &BTreeMap::new(), None)
     }
 
     /// Reads the lock of a checkpoint's folder, if there is one.

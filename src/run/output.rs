@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use super::destination::{DiskError, Staged, Step};
 use super::error::RunError;
 use super::holes::Odd;
+use super::share::Share;
 use checkpoint::{MAX_SIDECAR_BYTES, Sidecar};
 use engine::{Observer, Sink, Tile};
 use numeric::{EncodingError, Oddities, Survival, TreeDigest};
@@ -21,27 +22,35 @@ const COPY_BYTES: usize = 128 << 10;
 /// updates, how exact codes are, and what is odd in sources.
 pub(super) struct WrittenWeights<'a> {
     staged: &'a dyn Staged,
-    /// For each tensor, its file and its offset there.
-    places: Vec<(usize, u64)>,
-    digests: Vec<TreeDigest>,
+    /// The tensors by number.
+    weights: BTreeMap<usize, Weight>,
     survived: Mutex<BTreeMap<usize, Survival>>,
     errors: Mutex<BTreeMap<usize, EncodingError>>,
     odd: Mutex<Vec<Odd>>,
 }
 
+/// A tensor that is written.
+struct Weight {
+    /// Its file, and its offset there.
+    place: (usize, u64),
+    digest: TreeDigest,
+}
+
 impl<'a> WrittenWeights<'a> {
-    pub(super) fn new(plan: &Plan, staged: &'a dyn Staged) -> Self {
-        let lens = plan.lens();
-        let mut places = vec![(0, 0); lens.len()];
-        for (number, shard) in plan.shards.iter().enumerate() {
-            for &(tensor, offset) in &shard.tensors {
-                places[tensor] = (number, offset);
-            }
-        }
+    /// The weights of a share of a plan, whose files the stage holds.
+    pub(super) fn new(plan: &Plan, share: &Share, staged: &'a dyn Staged) -> Self {
+        let files = plan.shards[share.shards.clone()].iter().enumerate();
+        let tensors = files.flat_map(|(number, file)| {
+            let tensors = file.tensors.iter();
+            tensors.map(move |&(tensor, offset)| (tensor, (number, offset)))
+        });
+        let weights = tensors.map(|(tensor, place)| {
+            let digest = TreeDigest::new(plan.tensors[tensor].bytes());
+            (tensor, Weight { place, digest })
+        });
         Self {
             staged,
-            places,
-            digests: lens.into_iter().map(TreeDigest::new).collect(),
+            weights: weights.collect(),
             survived: Mutex::default(),
             errors: Mutex::default(),
             odd: Mutex::default(),
@@ -66,9 +75,12 @@ impl<'a> WrittenWeights<'a> {
         odd.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Each tensor's digest.
-    pub(super) fn digests(self) -> Result<Vec<blake3::Hash>, RunError> {
-        let digests: Option<Vec<_>> = self.digests.into_iter().map(TreeDigest::finish).collect();
+    /// Each tensor's digest, by its number.
+    pub(super) fn digests(self) -> Result<BTreeMap<usize, blake3::Hash>, RunError> {
+        let weights = self.weights.into_iter();
+        let digests: Option<BTreeMap<_, _>> = weights
+            .map(|(tensor, weight)| Some((tensor, weight.digest.finish()?)))
+            .collect();
         // An earlier check made sure that all bytes were written.
         digests.ok_or(RunError::Incomplete {
             expected: 0,
@@ -79,19 +91,20 @@ impl<'a> WrittenWeights<'a> {
 
 impl Sink for WrittenWeights<'_> {
     fn start(&self, tensor: usize) -> u64 {
-        self.places.get(tensor).map_or(0, |&(_, start)| start)
+        self.weights.get(&tensor).map_or(0, |weight| weight.place.1)
     }
 
     fn look(&self, tensor: usize, offset: u64, bytes: &[u8]) {
-        if let Some(digest) = self.digests.get(tensor) {
-            digest.update(offset, bytes);
+        if let Some(weight) = self.weights.get(&tensor) {
+            weight.digest.update(offset, bytes);
         }
     }
 
     fn write(&self, tensor: usize, offset: u64, bytes: Tile) -> io::Result<()> {
-        let Some(&(file, start)) = self.places.get(tensor) else {
+        let Some(weight) = self.weights.get(&tensor) else {
             return Err(io::Error::other("no place is planned for these bytes"));
         };
+        let (file, start) = weight.place;
         self.staged.write(file, start + offset, bytes)
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use checkpoint::Dtype;
 use numeric::Survival;
 use plan::Plan;
@@ -36,15 +38,69 @@ pub struct UpdateKept {
     narrow: Option<Dtype>,
 }
 
+/// What survives of a tensor's update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Survivor {
+    /// Its number in the output.
+    pub(super) number: usize,
+    tensor: String,
+    dtype: Dtype,
+    kept: f64,
+    meant: f64,
+}
+
+impl Survivor {
+    fn survival(&self) -> Survival {
+        Survival {
+            kept: self.kept,
+            meant: self.meant,
+        }
+    }
+}
+
+/// What survives of each tensor of a plan that has an update, from what was measured, by number.
+pub(super) fn survivors(plan: &Plan, found: &BTreeMap<usize, Survival>) -> Vec<Survivor> {
+    let changed = (found.iter()).filter(|(_, survival)| survival.fraction().is_some());
+    let survivor = |(&number, survival): (&usize, &Survival)| {
+        let tensor = plan.tensors.get(number)?;
+        Some(Survivor {
+            number,
+            tensor: tensor.name.clone(),
+            dtype: tensor.dtype,
+            kept: survival.kept,
+            meant: survival.meant,
+        })
+    };
+    changed.filter_map(survivor).collect()
+}
+
+/// What a plan could say otherwise so that more of an update survives, but for a wider dtype.
+pub(super) fn remedies(plan: &Plan) -> Vec<String> {
+    let mut remedies = Vec::new();
+    if plan.method.params.iter().any(|info| info.name == "lambda") {
+        remedies.push("a larger `lambda`".to_owned());
+    }
+    if plan.rounding == Rounding::Nearest {
+        remedies.push("`rounding: stochastic`, which keeps it in the mean".to_owned());
+    }
+    remedies
+}
+
 impl UpdateKept {
     /// Sums up what was measured of each tensor of a plan, by number; `None` if no tensor has an update.
     pub fn new(plan: &Plan, found: &BTreeMap<usize, Survival>) -> Option<Self> {
+        Self::of(&survivors(plan, found))
+    }
+
+    /// Sums up what was measured of tensors, in the order of the output; `None` if none has an update.
+    pub(super) fn of(survivors: &[Survivor]) -> Option<Self> {
         let mut sum = Survival::default();
         let mut tensors = Vec::new();
-        for (number, survival) in found {
-            if let (Some(tensor), Some(fraction)) = (plan.tensors.get(*number), survival.fraction())
-            {
-                sum += *survival;
+        for tensor in survivors {
+            let survival = tensor.survival();
+            if let Some(fraction) = survival.fraction() {
+                sum += survival;
                 tensors.push((tensor, fraction));
             }
         }
@@ -52,7 +108,7 @@ impl UpdateKept {
         let lost = tensors.iter().filter(|(_, kept)| is_lost(*kept));
         Some(Self {
             fraction: sum.fraction()?,
-            least: (least.name.clone(), *fraction),
+            least: (least.tensor.clone(), *fraction),
             below: lost.clone().filter(|(_, kept)| *kept < LEAST_KEPT).count(),
             tensors: tensors.len(),
             narrow: lost
@@ -82,8 +138,8 @@ impl UpdateKept {
         !(0.0..MOST_KEPT).contains(&self.fraction)
     }
 
-    /// A warning if much is lost: of the whole update, or of most tensors.
-    pub(super) fn warning(&self, plan: &Plan) -> Option<String> {
+    /// A warning if much is lost: of the whole update, or of most tensors. `remedies` are those beside a wider dtype.
+    pub(super) fn warning(&self, remedies: &[String]) -> Option<String> {
         let narrow = self.narrow?;
         if !is_lost(self.fraction) && 2 * self.below <= self.tensors {
             return None;
@@ -92,13 +148,7 @@ impl UpdateKept {
             true => "float32",
             false => "float64",
         };
-        let mut remedies = vec![format!("`out_dtype: {wider}`")];
-        if plan.method.params.iter().any(|info| info.name == "lambda") {
-            remedies.push("a larger `lambda`".to_owned());
-        }
-        if plan.rounding == Rounding::Nearest {
-            remedies.push("`rounding: stochastic`, which keeps it in the mean".to_owned());
-        }
+        let remedies = [&[format!("`out_dtype: {wider}`")], remedies].concat();
         if self.is_drowned() {
             return Some(format!(
                 "the rounding to {narrow:?} changes more than the update of the base does. Remedies: {}",

@@ -75,7 +75,7 @@ impl<'a> Work<'a> {
     pub(super) fn outputs(
         &mut self,
         plan: &'a Plan,
-        tensors: Range<usize>,
+        tensors: impl IntoIterator<Item = usize>,
         sample: Option<&Sample<'_>>,
     ) -> Result<Vec<Job<'a>>, RunError> {
         for index in tensors {

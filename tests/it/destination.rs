@@ -35,7 +35,7 @@ const SHARD: u64 = 2000;
 const MANY: usize = 2000;
 
 /// Lets steps pass, or makes them fail, and knows them all.
-struct Door {
+pub(crate) struct Door {
     seen: Mutex<Vec<(Step, PathBuf)>>,
     rule: Rule,
 }
@@ -44,7 +44,7 @@ struct Door {
 type Rule = Box<dyn Fn(usize, Step, &Path) -> Option<Errno> + Send + Sync>;
 
 impl Door {
-    fn new(
+    pub(crate) fn new(
         rule: impl Fn(usize, Step, &Path) -> Option<Errno> + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -53,7 +53,7 @@ impl Door {
         })
     }
 
-    fn seen(&self) -> Vec<(Step, PathBuf)> {
+    pub(crate) fn seen(&self) -> Vec<(Step, PathBuf)> {
         self.seen.lock().unwrap().clone()
     }
 }
@@ -93,7 +93,7 @@ fn at<F: Fn(usize) -> bool + Sync>(asked: F) -> At<F> {
 }
 
 /// Two models with files beside the weights, one of them in a folder.
-fn bench() -> Bench {
+pub(crate) fn bench() -> Bench {
     let bench = Bench::on_disk();
     bench.llama("a", 1, Dtype::F32);
     bench.llama("b", 2, Dtype::F32);
@@ -103,7 +103,7 @@ fn bench() -> Bench {
     bench
 }
 
-fn planned(bench: &Bench, shard_size: u64) -> Plan {
+pub(crate) fn planned(bench: &Bench, shard_size: u64) -> Plan {
     let path = bench.path("recipe.yml");
     let locator = Locator {
         working_dir: bench.path(""),
@@ -143,7 +143,7 @@ fn run_to(plan: &Plan, destination: &dyn Destination) -> Result<Summary, RunErro
 }
 
 /// What is at a place: files with their folders, by name.
-fn tree(path: &Path) -> Option<Vec<(String, Vec<u8>)>> {
+pub(crate) fn tree(path: &Path) -> Option<Vec<(String, Vec<u8>)>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(path).ok()? {
         let path = entry.unwrap().path();

@@ -31,6 +31,7 @@ mod gguf;
 mod golden;
 mod holes;
 mod identity;
+mod in_parts;
 mod inputs;
 mod integers;
 mod kill;

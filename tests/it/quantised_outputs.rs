@@ -9,12 +9,12 @@ use weldment::numeric::Encoding;
 
 use crate::fixtures::{Bench, Loaded, Spec, by_name, config_with, floats, load, noise, read_json};
 
-const LINEAR: &str =
+pub(crate) const LINEAR: &str =
     "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
 
 /// Sides of matrices: of the model, of its MLP. Blocks are whole where the third is, and ragged in the keys' rows if not.
 type Sides = [usize; 3];
-const WHOLE: Sides = [128, 256, 128];
+pub(crate) const WHOLE: Sides = [128, 256, 128];
 const RAGGED: Sides = [128, 256, 64];
 
 /// The tensors of a small mixture: attention, two experts, a router, and a head.
@@ -143,7 +143,7 @@ fn fp8(specs: Vec<Spec>) -> Vec<Spec> {
 }
 
 /// Two plain models, and two in FP8.
-fn bench(sides: Sides) -> Bench {
+pub(crate) fn bench(sides: Sides) -> Bench {
     let bench = Bench::new();
     for (name, seed) in [("a", 1), ("b", 2)] {
         bench.model(name, &config(2, sides, json!({})), &mixture(seed, 2, sides));
@@ -157,7 +157,7 @@ fn bench(sides: Sides) -> Bench {
     bench
 }
 
-fn with(recipe: &str, key: &str) -> String {
+pub(crate) fn with(recipe: &str, key: &str) -> String {
     format!("{recipe}{key}\n")
 }
 

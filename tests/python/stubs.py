@@ -28,6 +28,7 @@ RESULTS = {
     "plan": "Plan",
     "merge": "Written",
     "moe": "Written",
+    "join": "Written",
     "extract-lora": "Written",
     "stats": "Written",
     "study": "StudyReport",
@@ -50,8 +51,8 @@ def text() -> str:
 
 
 def _commands() -> list[str]:
-    commands = ["plan", "merge", "moe", "extract-lora", "check", "diff", "analyse", "stats"]
-    return [*commands, "eval", "verify", "study", "study report", "study best"]
+    commands = ["plan", "merge", "moe", "extract-lora", "join", "check", "diff", "analyse"]
+    return [*commands, "stats", "eval", "verify", "study", "study report", "study best"]
 
 
 def _function(command: str) -> str:

@@ -8,13 +8,12 @@ use crate::formats::clean::clean;
 use crate::{Command, Finding, Report, Severity};
 use checkpoint::{Checkpoint, CheckpointError, Location, Survey};
 use errors::Refusal;
-use plan::Plan;
 
 /// Checks files, pickles, index, config, structure and tokenizer of a folder that is complete but for the values of its tensors.
 ///
 /// # Errors
 /// The findings that are errors, in one message. It names the inputs of the plan that have the same.
-pub fn check_written(folder: &Path, plan: &Plan) -> Result<(), Refusal> {
+pub fn check_written(folder: &Path, inputs: &[&Checkpoint]) -> Result<(), Refusal> {
     let errors = errors_of(&Location::local(folder)).map_err(|error| Refusal::from(&error))?;
     let Some(first) = errors.first() else {
         return Ok(());
@@ -34,7 +33,7 @@ pub fn check_written(folder: &Path, plan: &Plan) -> Result<(), Refusal> {
         message.push_str(&format!("; and {} more", errors.len() - 1));
     }
     let remedy = first.remedy();
-    let same = inputs_with(first, plan);
+    let same = inputs_with(first, inputs);
     if same.is_empty() {
         let hint = format!("{remedy}; --no-check writes it as it is");
         return Err(Refusal::new(message).with_hint(hint));
@@ -75,7 +74,7 @@ fn errors_of(location: &Location) -> Result<Vec<Finding>, CheckpointError> {
 }
 
 /// The inputs that have the same error as the output.
-fn inputs_with<'p>(error: &Finding, plan: &'p Plan) -> Vec<&'p str> {
+fn inputs_with<'p>(error: &Finding, inputs: &[&'p Checkpoint]) -> Vec<&'p str> {
     let same = |found: &Finding| {
         let (one, other) = (&found.place, &error.place);
         // Tensors lie in other files there.
@@ -88,6 +87,6 @@ fn inputs_with<'p>(error: &Finding, plan: &'p Plan) -> Vec<&'p str> {
         let errors = errors_of(model.location());
         errors.is_ok_and(|errors| errors.iter().any(same))
     };
-    let models = plan.stored_models().into_iter().filter(has);
+    let models = inputs.iter().copied().filter(has);
     models.map(Checkpoint::label).collect()
 }

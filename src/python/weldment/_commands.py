@@ -45,6 +45,11 @@ def moe(recipe: Any, out: Any, *, progress: Progress | None = None, **options: A
         return Written(_run("moe", [file, out], options, progress))
 
 
+def join(out: Any, *, progress: Progress | None = None, **options: Any) -> Written:
+    """Makes a checkpoint of the parts that :func:`merge` wrote with ``part``."""
+    return Written(_run("join", [out], options, progress))
+
+
 def check(model: Any, *, progress: Progress | None = None, **options: Any) -> Report:
     """Finds defects in a checkpoint: files, config, structure, values, tokenizer, safety."""
     return Report(_run("check", [model], options, progress))
@@ -213,6 +218,7 @@ for _command, _function in {
     "plan": plan,
     "merge": merge,
     "moe": moe,
+    "join": join,
     "extract-lora": extract_lora,
     "check": check,
     "diff": diff,

@@ -48,6 +48,8 @@ def merge(
     force: bool = False,
     hash_inputs: bool = False,
     no_check: bool = False,
+    part: Value | None = None,
+    resume: bool = False,
     gguf: Value | None = None,
     gguf_type: Value | None = None,
     pre_tokenizer: Value | None = None,
@@ -71,6 +73,8 @@ def moe(
     force: bool = False,
     hash_inputs: bool = False,
     no_check: bool = False,
+    part: Value | None = None,
+    resume: bool = False,
     gguf: Value | None = None,
     gguf_type: Value | None = None,
     pre_tokenizer: Value | None = None,
@@ -96,6 +100,14 @@ def extract_lora(
     hash_inputs: bool = False,
     threads: Value | None = None,
     offline: bool = False,
+) -> Written: ...
+
+def join(
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    force: bool = False,
+    no_check: bool = False,
 ) -> Written: ...
 
 def check(
@@ -228,6 +240,8 @@ def study_best(
     force: bool = False,
     hash_inputs: bool = False,
     no_check: bool = False,
+    part: Value | None = None,
+    resume: bool = False,
     gguf: Value | None = None,
     gguf_type: Value | None = None,
     pre_tokenizer: Value | None = None,

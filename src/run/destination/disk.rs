@@ -22,6 +22,8 @@ pub enum Step {
     Allocate,
     /// Writes bytes.
     Write,
+    /// Gives a file a second name.
+    Link,
     /// Forces written data to the disk.
     Sync,
     /// Reads a file.
@@ -46,6 +48,7 @@ impl Step {
             Self::Create => "create",
             Self::Allocate => "make room for",
             Self::Write => "write",
+            Self::Link => "link",
             Self::Sync => "sync",
             Self::Read => "read",
             Self::SetMode => "set the mode of",

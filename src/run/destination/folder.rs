@@ -104,6 +104,20 @@ impl Staged for StagedFolder {
         Ok(())
     }
 
+    fn adopt(&mut self, name: &str, file: &Path) -> Result<(), RunError> {
+        let path = self.stage.path().join(name);
+        create_subfolders(&self.disk, self.stage.path(), &path, &mut self.subfolders)?;
+        let link = || fs::hard_link(file, &path);
+        // Not every file system has links; what else is wrong shows when it is copied.
+        if self.disk.step(Step::Link, &path, link).is_ok() {
+            return Ok(());
+        }
+        let copy = || fs::copy(file, &path);
+        self.disk.step(Step::Write, &path, copy)?;
+        let sync = || File::open(&path)?.sync_all();
+        Ok(self.disk.step(Step::Sync, &path, sync)?)
+    }
+
     fn read(&self, name: &str, limit: u64) -> Result<(Vec<u8>, u64), RunError> {
         let path = self.stage.path().join(name);
         let read = || {

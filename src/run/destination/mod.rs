@@ -19,7 +19,7 @@ pub use folder::Folder;
 pub use memory::Memory;
 pub use noted::remove_staged;
 pub use single::{folder_of, write_whole, write_with};
-pub use stage::check_space;
+pub use stage::{check_place, check_space};
 
 use super::error::RunError;
 use checkpoint::ShardLayout;
@@ -67,6 +67,12 @@ pub trait Staged: Sync {
     /// # Errors
     /// A chunk could not be read or written.
     fn side_file(&mut self, name: &str, chunks: &mut Chunks<'_>) -> Result<(), RunError>;
+
+    /// Takes a finished file, which is synced and stays where it is: by a link where that is possible, else by a copy.
+    ///
+    /// # Errors
+    /// It could not be linked, and neither read nor written.
+    fn adopt(&mut self, name: &str, file: &Path) -> Result<(), RunError>;
 
     /// The first bytes of a written file, at most `limit`, and its length.
     ///

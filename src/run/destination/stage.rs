@@ -341,6 +341,17 @@ fn beside(out: &Path, ending: &str) -> PathBuf {
     parent_of(out).join(name)
 }
 
+/// Checks, before the work, a folder that is filled later: it holds nothing that is read, and is free, if `force` does not
+/// allow it to be replaced.
+///
+/// # Errors
+/// It holds an input, or is taken.
+pub fn check_place(out: &Path, reads: &[PathBuf], force: bool) -> Result<(), RunError> {
+    let out = resolve(out)?;
+    check_reads(&out, reads)?;
+    check_free(&out, force)
+}
+
 fn check_reads(out: &Path, reads: &[PathBuf]) -> Result<(), RunError> {
     for input in reads {
         if fs::canonicalize(input).is_ok_and(|input| input.starts_with(out)) {

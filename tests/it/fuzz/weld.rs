@@ -70,7 +70,7 @@ pub(super) fn merge(bench: &Bench, recipe: &str) -> Result<(), String> {
     let plan = planned(&parsed, "recipe.yml", &locator(bench), &options.into());
     let plan = plan.map_err(|error| shown(&error))?;
     let out = Folder::new(&bench.path("out"), false);
-    let look = |folder: &Path| check_written(folder, &plan);
+    let look = |folder: &Path| check_written(folder, &plan.stored_models());
     let options = RunOptions {
         look: Some(&look),
         ..RunOptions::default()

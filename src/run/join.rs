@@ -1,0 +1,378 @@
+//! Joins the parts of a plan to the checkpoint that one run writes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::time::Instant;
+
+use super::destination::{Destination, DiskError, Folder, Layout, Staged, Step, check_place};
+use super::encoded::{MeasuredError, QuantizationError};
+use super::error::RunError;
+use super::holes::{self, Suspects};
+use super::lock::{LOCK_FILE, Lock};
+use super::output::SideFiles;
+use super::part::{
+    MANIFEST_FILE, Manifest, PartRun, WeightFile, part_folder, parts_folder, run_part,
+    single_files, unreadable,
+};
+use super::share::{MAX_PARTS, Part, whole};
+use super::update::{Survivor, UpdateKept};
+use super::{Look, RunOptions, Summary, files_read};
+use engine::{Observer, Totals};
+use errors::{Refusal, printable, some_of};
+use plan::{self, Plan};
+
+/// How many missing parts a message names.
+const SHOWN: usize = 8;
+
+/// What was joined.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Joined {
+    /// How many parts there were.
+    pub parts: usize,
+    /// How many tensors they hold.
+    pub tensors: usize,
+    /// Bytes of the weight files.
+    pub bytes: u64,
+    /// Values that were clamped.
+    pub saturated: u64,
+    /// How much of the update of the base survives the rounding, if there is a base.
+    pub update: Option<UpdateKept>,
+    /// How far encoded weights are from the computed ones, if any were encoded.
+    pub quantization_error: Option<QuantizationError>,
+    /// Notes for the user.
+    pub notes: Vec<String>,
+    /// The digest of the lock that was written.
+    pub lock: blake3::Hash,
+}
+
+/// Joins the parts of the output `out`, and puts the checkpoint in its place. The parts are removed then.
+///
+/// Nothing is computed or read again: what a part has written is known by the digests of its manifest, and files are
+/// linked where the file system can. `look` looks at the checkpoint before it is put in place.
+///
+/// # Errors
+/// A part is missing, damaged, or of another plan; the destination is taken; the look found errors; failures of the disk.
+/// The parts stay as they are, and so does the destination.
+pub fn join(
+    out: &Path,
+    force: bool,
+    look: Option<&Look<'_>>,
+    observer: &dyn Observer,
+) -> Result<Joined, RunError> {
+    join_at(&Folder::new(out, force), look, observer)
+}
+
+/// The same at any destination in the local file system.
+///
+/// # Errors
+/// As of [`join`].
+pub fn join_at(
+    destination: &dyn Destination,
+    look: Option<&Look<'_>>,
+    observer: &dyn Observer,
+) -> Result<Joined, RunError> {
+    let out = destination.path();
+    let parts = complete(out)?;
+    let all = Whole::of(&parts)?;
+    let mut staged = destination.begin(&Layout {
+        shards: &[],
+        side_bytes: 0,
+        reads: Vec::new(),
+    })?;
+    for (folder, manifest) in &parts {
+        for (name, file) in &manifest.weights {
+            adopt(staged.as_mut(), folder, name, file.bytes)?;
+            check_header(staged.as_ref(), name, file)?;
+        }
+        for (name, bytes) in &manifest.files {
+            adopt(staged.as_mut(), folder, name, *bytes)?;
+        }
+        if observer.cancelled() {
+            return Err(RunError::Cancelled);
+        }
+    }
+    let update = UpdateKept::of(&all.survivors);
+    let quantization_error = QuantizationError::of(&all.errors);
+    let lock = all.lock.with_update(update.as_ref());
+    let lock = lock.with_quantization_error(quantization_error.as_ref());
+    let mut side_files = SideFiles::new(staged.as_mut(), observer, BTreeMap::new());
+    side_files.write(LOCK_FILE, lock.text().into_bytes())?;
+    if let (Some(look), Some(folder)) = (look, staged.folder()) {
+        look(folder).map_err(RunError::Unsound)?;
+    }
+    if observer.cancelled() {
+        return Err(RunError::Cancelled);
+    }
+    let warning = update
+        .as_ref()
+        .and_then(|update| update.warning(&all.remedies));
+    let mut notes: Vec<String> = warning.into_iter().collect();
+    let names = lock.outputs.tensors.keys().map(String::as_str);
+    notes.extend(holes::notes(all.suspects, names));
+    notes.extend(staged.commit()?);
+    let left = parts_folder(out);
+    if let Err(error) = fs::remove_dir_all(&left) {
+        let error = DiskError::at(Step::Remove, &left)(error);
+        notes.push(format!("{error}: the parts, which nobody needs any more"));
+    }
+    Ok(Joined {
+        parts: parts.len(),
+        tensors: lock.outputs.tensors.len(),
+        bytes: all.bytes,
+        saturated: all.saturated,
+        update,
+        quantization_error,
+        notes,
+        lock: lock.digest(),
+    })
+}
+
+/// Runs a plan file by file and joins them, so that a run that is stopped can be gone on with: each weight file is a part,
+/// and those that an earlier run of the same plan has finished are not computed again.
+///
+/// # Errors
+/// As of [`run_part`] and [`join`]. What is finished stays beside the destination.
+pub fn run_resumed(
+    plan: &Plan,
+    out: &Path,
+    force: bool,
+    options: RunOptions<'_>,
+    observer: &dyn Observer,
+) -> Result<Summary, RunError> {
+    let started = Instant::now();
+    check_place(out, &files_read(plan), force)?;
+    let (mut found, mut totals) = (0, Totals::default());
+    for (part, share) in single_files(plan) {
+        match run_part(plan, part, out, false, options, observer)? {
+            PartRun::Found => {
+                found += 1;
+                observer.advance(share.read.saturating_add(share.written));
+            }
+            PartRun::Made { totals: made, .. } => totals += made,
+        }
+    }
+    let mut joined = join(out, force, options.look, observer)?;
+    if found > 0 {
+        let (found, all) = (found, plan::count(joined.parts, "weight file"));
+        joined
+            .notes
+            .insert(0, format!("{found} of {all} had been finished before"));
+    }
+    Ok(Summary {
+        tensors: joined.tensors,
+        totals: Totals {
+            saturated: joined.saturated,
+            ..totals
+        },
+        elapsed: started.elapsed(),
+        update: joined.update,
+        quantization_error: joined.quantization_error,
+        notes: joined.notes,
+        lock: joined.lock,
+    })
+}
+
+/// The parts of an output, in order, once all are there and of one plan.
+fn complete(out: &Path) -> Result<Vec<(PathBuf, Manifest)>, RunError> {
+    let folder = parts_folder(out);
+    let listed = listed(&folder)?;
+    let counts: BTreeSet<usize> = listed.iter().map(|part| part.count).collect();
+    let mut counts = counts.into_iter();
+    let (Some(count), None) = (counts.next(), counts.next()) else {
+        let message = match listed.is_empty() {
+            true => format!("there are no parts in {}", folder.display()),
+            false => format!("{} has parts of several cuts", folder.display()),
+        };
+        let hint = match listed.is_empty() {
+            true => "make them with `weld merge RECIPE OUT --part 1/2` and so on",
+            false => "remove those of the cut that is not meant",
+        };
+        return Err(refused(message, hint));
+    };
+    let missing = (1..=count).filter(|number| {
+        !listed.contains(&Part {
+            number: *number,
+            count,
+        })
+    });
+    let missing: Vec<String> = missing.map(|number| format!("{number}/{count}")).collect();
+    if let Some(first) = missing.first() {
+        let message = format!(
+            "{} of {count} parts are missing in {}: {}",
+            missing.len(),
+            folder.display(),
+            some_of(&missing, SHOWN)
+        );
+        let hint = format!("make them with --part {first} and so on");
+        return Err(refused(message, &hint));
+    }
+    let mut parts: Vec<(PathBuf, Manifest)> = Vec::new();
+    for number in 1..=count {
+        let part = Part { number, count };
+        let folder = part_folder(out, part);
+        let manifest = Manifest::read(&folder, part).map_err(|error| unreadable(&error))?;
+        let again = format!("make it again with --part {part} --force");
+        let Some(manifest) = manifest else {
+            let message = format!("{} has no {MANIFEST_FILE}", folder.display());
+            return Err(refused(message, &again));
+        };
+        if let Some((_, first)) = parts
+            .first()
+            .filter(|(_, first)| first.plan != manifest.plan)
+        {
+            let message = format!(
+                "part {part} is of another plan than part 1/{count}: they differ in {}",
+                difference(&first.lock, &manifest.lock)
+            );
+            return Err(refused(
+                message,
+                "make the parts again that are not meant, with --force",
+            ));
+        }
+        parts.push((folder, manifest));
+    }
+    Ok(parts)
+}
+
+/// The parts whose folders there are.
+fn listed(folder: &Path) -> Result<BTreeSet<Part>, RunError> {
+    let look = |error| DiskError::at(Step::Look, folder)(error);
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(look(error).into()),
+    };
+    let mut parts = BTreeSet::new();
+    for entry in entries {
+        let name = entry.map_err(look)?.file_name();
+        let numbers = name.to_str().and_then(|name| name.split_once("-of-"));
+        let numbers = numbers.and_then(|(number, count)| Some((whole(number)?, whole(count)?)));
+        if let Some((number, count)) = numbers
+            && (1..=count).contains(&number)
+            && count <= MAX_PARTS
+        {
+            parts.insert(Part { number, count });
+        }
+    }
+    Ok(parts)
+}
+
+/// What two locks differ in, in words.
+fn difference(one: &Lock, other: &Lock) -> String {
+    let differ = [
+        ("the version of weld", one.tool != other.tool),
+        ("the command", one.command != other.command),
+        ("the recipe", one.recipe != other.recipe),
+        ("the options", one.options != other.options),
+        ("the inputs", one.inputs != other.inputs),
+    ];
+    let differ = differ.into_iter().filter(|(_, differ)| *differ);
+    let differ: Vec<&str> = differ.map(|(what, _)| what).collect();
+    match differ.is_empty() {
+        true => "the layout of the output".to_owned(),
+        false => differ.join(" and "),
+    }
+}
+
+/// What all parts have together.
+struct Whole {
+    lock: Lock,
+    survivors: Vec<Survivor>,
+    errors: Vec<MeasuredError>,
+    remedies: Vec<String>,
+    suspects: Suspects,
+    saturated: u64,
+    bytes: u64,
+}
+
+impl Whole {
+    /// Of complete parts. No file and no tensor may be in two.
+    fn of(parts: &[(PathBuf, Manifest)]) -> Result<Self, RunError> {
+        let none = || refused("there are no parts".to_owned(), "make them with --part");
+        let (_, first) = parts.first().ok_or_else(none)?;
+        let mut all = Self {
+            lock: first.lock.clone(),
+            survivors: Vec::new(),
+            errors: Vec::new(),
+            remedies: first.remedies.clone(),
+            suspects: Suspects::default(),
+            saturated: 0,
+            bytes: 0,
+        };
+        all.lock.outputs.tensors.clear();
+        let mut files = BTreeSet::new();
+        for (folder, manifest) in parts {
+            let twice = |what: &str| {
+                let message = format!(
+                    "{}: `{}` is in another part too",
+                    folder.display(),
+                    printable(what)
+                );
+                refused(message, "make the parts again with --force")
+            };
+            for name in manifest.weights.keys().chain(manifest.files.keys()) {
+                if !files.insert(name) {
+                    return Err(twice(name));
+                }
+            }
+            for (name, digest) in &manifest.lock.outputs.tensors {
+                let tensors = &mut all.lock.outputs.tensors;
+                if tensors.insert(name.clone(), digest.clone()).is_some() {
+                    return Err(twice(name));
+                }
+            }
+            all.survivors.extend(manifest.survivors.iter().cloned());
+            all.errors.extend(manifest.errors.iter().cloned());
+            all.suspects.extend(manifest.suspects.clone());
+            all.saturated = all.saturated.saturating_add(manifest.saturated);
+            for file in manifest.weights.values() {
+                all.bytes = all.bytes.saturating_add(file.bytes);
+            }
+        }
+        all.survivors.sort_by_key(|survivor| survivor.number);
+        all.errors.sort_by_key(|error| error.number);
+        Ok(all)
+    }
+}
+
+/// Takes a file of a part.
+fn adopt(staged: &mut dyn Staged, folder: &Path, name: &str, bytes: u64) -> Result<(), RunError> {
+    let path = folder.join(name);
+    let again = "make that part again with --force";
+    let parts = Path::new(name).components();
+    let mut parts = parts.map(|part| matches!(part, Component::Normal(_)));
+    if name.is_empty() || !parts.all(|is_plain| is_plain) {
+        let message = format!(
+            "{}: `{}` does not lie in the part's folder",
+            folder.display(),
+            printable(name)
+        );
+        return Err(refused(message, again));
+    }
+    let meta = fs::symlink_metadata(&path).map_err(DiskError::at(Step::Look, &path))?;
+    let found = match meta.is_file() {
+        true if meta.len() == bytes => return staged.adopt(name, &path),
+        true => format!("{} bytes", meta.len()),
+        false => "no file".to_owned(),
+    };
+    let message = format!("{}: expected {bytes} bytes, found {found}", path.display());
+    Err(refused(message, again))
+}
+
+/// Checks that a weight file begins as it was planned.
+fn check_header(staged: &dyn Staged, name: &str, file: &WeightFile) -> Result<(), RunError> {
+    let (header, _) = staged.read(name, file.header_bytes.min(file.bytes))?;
+    match blake3::hash(&header).to_string() == file.header {
+        true => Ok(()),
+        false => Err(RunError::Damaged {
+            file: name.to_owned(),
+            expected: "the header that was planned".to_owned(),
+            found: "another".to_owned(),
+        }),
+    }
+}
+
+fn refused(message: String, hint: &str) -> RunError {
+    RunError::NotJoined(Refusal::new(message).with_hint(hint))
+}

@@ -1,0 +1,296 @@
+//! Runs one part of a plan: its weight files go to a folder of their own beside the output, with a manifest.
+//!
+//! `OUT.weld-parts/3-of-16` holds the weight files of part 3; that of the first part also holds the files beside the
+//! weights. The manifest says what [`join`](super::join()) needs to know of the plan, so that nobody opens the inputs again.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::card::{CARD_FILE, Card};
+use super::destination::{Destination, DiskError, Folder, Layout, Step, check_place};
+use super::encoded::{MeasuredError, measured};
+use super::error::RunError;
+use super::feed::Feed;
+use super::holes::{Suspects, suspects};
+use super::lock::Lock;
+use super::look::{check_side_files, check_weights};
+use super::output::{SideFiles, side_bytes};
+use super::share::{Part, Share, most_parts, share, shares};
+use super::update::{Survivor, remedies, survivors};
+use super::{RunOptions, Totals, check_unchanged, computed, files_read};
+use checkpoint::{CheckpointError, ShardLayout, read_bounded};
+use engine::Observer;
+use errors::Refusal;
+use plan::Plan;
+
+/// The manifest's file name.
+pub(super) const MANIFEST_FILE: &str = "weldment.part.json";
+
+/// The version of the manifest's format.
+const FORMAT: &str = "weldment-part/1";
+
+/// The ending of the folder of an output's parts.
+const ENDING: &str = ".weld-parts";
+
+/// The largest manifest that is read: a lock, and a line for each tensor.
+const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+
+/// What a part holds, and what plan it is of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    format: String,
+    /// The number of the part, from 1, and how many there are.
+    part: [usize; 2],
+    /// The digest of all that the output depends on: see [`plan_digest`].
+    pub(super) plan: String,
+    /// The lock of the checkpoint, with those outputs that the part has written.
+    pub(super) lock: Lock,
+    /// Its weight files.
+    pub(super) weights: BTreeMap<String, WeightFile>,
+    /// The lengths of its other files.
+    pub(super) files: BTreeMap<String, u64>,
+    /// What survives of the updates of its tensors.
+    pub(super) survivors: Vec<Survivor>,
+    /// How far the codes of its encoded tensors are from their values.
+    pub(super) errors: Vec<MeasuredError>,
+    /// What more of the updates would survive by.
+    pub(super) remedies: Vec<String>,
+    /// What looks damaged in the sources of its tensors.
+    pub(super) suspects: Suspects,
+    /// Values that were clamped.
+    pub(super) saturated: u64,
+}
+
+/// A weight file of a part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WeightFile {
+    /// Its length.
+    pub(super) bytes: u64,
+    /// The length of its header, with what comes before and after it.
+    pub(super) header_bytes: u64,
+    /// The BLAKE3 digest of its header.
+    pub(super) header: String,
+}
+
+impl WeightFile {
+    fn new(shard: &ShardLayout) -> Self {
+        Self {
+            bytes: shard.file_size,
+            header_bytes: shard.header.len() as u64,
+            header: blake3::hash(&shard.header).to_string(),
+        }
+    }
+}
+
+impl Manifest {
+    /// Reads the manifest of a part's folder, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read, is of another version, or of another part than the folder's name says.
+    pub(super) fn read(folder: &Path, part: Part) -> Result<Option<Self>, CheckpointError> {
+        let path = folder.join(MANIFEST_FILE);
+        if path.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let malformed = |detail: String| CheckpointError::JsonMalformed {
+            path: path.clone(),
+            detail,
+        };
+        let bytes = read_bounded(&path, MAX_MANIFEST_BYTES, "manifest of a part, in bytes")?;
+        let manifest: Self =
+            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        if manifest.format != FORMAT {
+            return Err(malformed(format!(
+                "expected the form `{FORMAT}`, found `{}`",
+                manifest.format.escape_debug()
+            )));
+        }
+        if manifest.part != [part.number, part.count] {
+            let [number, count] = manifest.part;
+            return Err(malformed(format!(
+                "expected part {part}, found {number}/{count}"
+            )));
+        }
+        Ok(Some(manifest))
+    }
+}
+
+/// The folder of an output's parts, beside it.
+pub fn parts_folder(out: &Path) -> PathBuf {
+    let mut name = OsString::from(out.file_name().unwrap_or_default());
+    name.push(ENDING);
+    out.with_file_name(name)
+}
+
+/// The folder of a part.
+pub(super) fn part_folder(out: &Path, part: Part) -> PathBuf {
+    parts_folder(out).join(format!("{}-of-{}", part.number, part.count))
+}
+
+/// The digest of all that an output depends on, but for the values of the inputs: versions, recipe, options, inputs by
+/// size and header, and the layout of every weight file.
+fn plan_digest(plan: &Plan) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    add(Lock::of_plan(plan).text().as_bytes());
+    for shard in &plan.shards {
+        add(shard.file_name.as_bytes());
+        add(&shard.header);
+    }
+    hasher.finalize().to_string()
+}
+
+/// What a run of a part has done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PartRun {
+    /// An earlier run had done the part already.
+    Found,
+    /// The part was done.
+    Made {
+        /// Tensors written.
+        tensors: usize,
+        /// Bytes of tensors read and written.
+        totals: Totals,
+        /// How long it took, in seconds.
+        seconds: f64,
+    },
+}
+
+/// Computes a part of a plan for the output `out`, unless an earlier run of the same plan has. With `force`, a part that
+/// is there is replaced.
+///
+/// # Errors
+/// As of [`run`](super::run()); or there are fewer weight files than parts, or a part of another plan is there.
+pub fn run_part(
+    plan: &Plan,
+    part: Part,
+    out: &Path,
+    force: bool,
+    options: RunOptions<'_>,
+    observer: &dyn Observer,
+) -> Result<PartRun, RunError> {
+    let started = Instant::now();
+    if options.hash_inputs {
+        return Err(RunError::NotHashed);
+    }
+    let share = share(plan, part)?;
+    let folder = part_folder(out, part);
+    let digest = plan_digest(plan);
+    if !force && let Some(found) = found(&folder, part)? {
+        return match found.plan == digest {
+            true => Ok(PartRun::Found),
+            false => Err(of_another_plan(&folder)),
+        };
+    }
+    let reads = files_read(plan);
+    // Whether it may be replaced is asked when the parts are joined.
+    check_place(out, &reads, true)?;
+    let feed = Feed::new(plan, &share, options.scratch_limit)?;
+    let side_files = match share.is_first() {
+        true => side_bytes(plan)?,
+        false => 0,
+    };
+    let shards = &plan.shards[share.shards.clone()];
+    let mut staged = Folder::new(&folder, force).begin(&Layout {
+        shards,
+        side_bytes: side_files + plan.scratch_bytes(),
+        reads,
+    })?;
+    let mut side_files = SideFiles::new(staged.as_mut(), observer, BTreeMap::new());
+    if share.is_first() {
+        side_files.write_all(plan)?;
+    }
+    let written = side_files.written;
+    let computed = computed(
+        plan,
+        &share,
+        feed.as_ref(),
+        staged.as_mut(),
+        options,
+        observer,
+    )?;
+    check_unchanged(plan.models.iter().map(|model| &**model))?;
+    let mut side_files = SideFiles::new(staged.as_mut(), observer, written);
+    let lock = Lock::new(plan, &computed.digests, &side_files.written, None);
+    if share.is_first() {
+        let card = Card::of_plan(plan, out, options.found).text(&lock);
+        side_files.write(CARD_FILE, card.into_bytes())?;
+    }
+    let lengths = side_files.written.iter();
+    let manifest = Manifest {
+        format: FORMAT.to_owned(),
+        part: [part.number, part.count],
+        plan: digest,
+        lock,
+        weights: (shards.iter())
+            .map(|shard| (shard.file_name.clone(), WeightFile::new(shard)))
+            .collect(),
+        files: lengths
+            .map(|(name, file)| (name.clone(), file.bytes))
+            .collect(),
+        survivors: survivors(plan, &computed.survived),
+        errors: measured(plan, &computed.errors),
+        remedies: remedies(plan),
+        suspects: suspects(plan, &computed.odd),
+        saturated: computed.totals.saturated,
+    };
+    let text = serde_json::to_string_pretty(&manifest).unwrap_or_default() + "\n";
+    side_files.write(MANIFEST_FILE, text.into_bytes())?;
+    let written = side_files.written;
+    (shards.iter()).try_for_each(|shard| check_weights(shard, staged.as_ref()))?;
+    check_side_files(staged.as_ref(), &written)?;
+    if observer.cancelled() {
+        return Err(RunError::Cancelled);
+    }
+    staged.commit()?;
+    Ok(PartRun::Made {
+        tensors: share.tensors.len(),
+        totals: computed.totals,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// The manifest of the part that is in a folder; none if there is no folder, or an empty one.
+fn found(folder: &Path, part: Part) -> Result<Option<Manifest>, RunError> {
+    let is_there = match fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(DiskError::at(Step::Look, folder)(error).into()),
+    };
+    if !is_there {
+        return Ok(None);
+    }
+    let manifest = Manifest::read(folder, part).map_err(|error| unreadable(&error))?;
+    manifest.map(Some).ok_or_else(|| of_another_plan(folder))
+}
+
+pub(super) fn unreadable(error: &CheckpointError) -> RunError {
+    RunError::NotJoined(Refusal::from(error))
+}
+
+fn of_another_plan(folder: &Path) -> RunError {
+    let message = format!(
+        "{} holds something else than this part of this plan",
+        folder.display()
+    );
+    let hint =
+        "it may be of another recipe, version or input: remove it, or replace it with --force";
+    RunError::NotJoined(Refusal::new(message).with_hint(hint))
+}
+
+/// The smallest parts of a plan: a weight file each, where no other belongs to it.
+pub(super) fn single_files(plan: &Plan) -> impl Iterator<Item = (Part, Share)> + '_ {
+    let count = most_parts(plan);
+    let shares = shares(plan, count).unwrap_or_default();
+    (1..).map(move |number| Part { number, count }).zip(shares)
+}

@@ -1,0 +1,238 @@
+//! Which weight files and tensors of a plan are one worker's.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use super::error::RunError;
+use plan::{Operation, Plan};
+
+/// The most parts that a plan is cut into.
+pub const MAX_PARTS: usize = 100_000;
+
+/// Which part of a plan is meant: its number, from 1, and how many parts there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    /// Its number, from 1.
+    pub number: usize,
+    /// How many parts there are.
+    pub count: usize,
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/');
+        let numbers = numbers.and_then(|(number, count)| Some((whole(number)?, whole(count)?)));
+        match numbers {
+            Some((number, count)) if (1..=count).contains(&number) && count <= MAX_PARTS => {
+                Ok(Self { number, count })
+            }
+            _ => Err(format!(
+                "expected a part and how many there are, such as 3/16, of at most {MAX_PARTS}"
+            )),
+        }
+    }
+}
+
+/// A number in plain digits.
+pub(super) fn whole(text: &str) -> Option<usize> {
+    let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_plain)
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.count)
+    }
+}
+
+/// What one worker computes and writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Its weight files, as a range of [`Plan::shards`].
+    pub shards: Range<usize>,
+    /// The tensors in them, by number, ascending.
+    pub tensors: Vec<usize>,
+    /// The most bytes that it reads, over all passes, without those of results that are made once.
+    pub read: u64,
+    /// The bytes of its weight files.
+    pub written: u64,
+}
+
+impl Share {
+    /// All of a plan.
+    pub fn whole(plan: &Plan) -> Self {
+        Self::of(plan, 0..plan.shards.len())
+    }
+
+    /// Whether it has the first weight file. What concerns the whole output, and no tensor of it, is done with that.
+    pub(super) fn is_first(&self) -> bool {
+        self.shards.start == 0
+    }
+
+    /// The tensors of some weight files.
+    fn of(plan: &Plan, shards: Range<usize>) -> Self {
+        let files = &plan.shards[shards.clone()];
+        let tensors = files.iter().flat_map(|file| &file.tensors);
+        let mut tensors: Vec<usize> = tensors.map(|(tensor, _)| *tensor).collect();
+        tensors.sort_unstable();
+        Self {
+            shards,
+            read: tensors.iter().map(|&tensor| plan.reads_of(tensor)).sum(),
+            written: files.iter().map(|file| file.file_size).sum(),
+            tensors,
+        }
+    }
+}
+
+/// Cuts a plan into so many parts: consecutive weight files each, so that the part that reads and writes most does so as
+/// little as possible. The same plan is cut alike everywhere.
+///
+/// # Errors
+/// There are too few weight files for so many parts.
+pub fn shares(plan: &Plan, count: usize) -> Result<Vec<Share>, RunError> {
+    let units = units(plan);
+    if !(1..=units.len()).contains(&count) {
+        return Err(RunError::TooManyParts {
+            parts: count,
+            most: units.len(),
+        });
+    }
+    let costs: Vec<u64> = units
+        .iter()
+        .map(|files| Share::of(plan, files.clone()))
+        .map(|share| share.read.saturating_add(share.written))
+        .collect();
+    let shares = cut(&costs, count).into_iter();
+    let shares = shares.map(|run| Share::of(plan, units[run.start].start..units[run.end - 1].end));
+    Ok(shares.collect())
+}
+
+/// The most parts that a plan can be cut into.
+pub(super) fn most_parts(plan: &Plan) -> usize {
+    units(plan).len()
+}
+
+/// The runs of weight files that one worker must write. Codes and their scales are computed together, and may lie in two
+/// files.
+fn units(plan: &Plan) -> Vec<Range<usize>> {
+    let mut units: Vec<Range<usize>> = Vec::new();
+    for (number, file) in plan.shards.iter().enumerate() {
+        // A file holds tensors whose numbers follow each other.
+        let first = file.tensors.iter().map(|(tensor, _)| *tensor).min();
+        let torn = first.is_some_and(|first| {
+            matches!(plan.tensors[first].operation, Operation::Scales) && first > 0
+        });
+        match units.last_mut() {
+            Some(unit) if torn => unit.end = number + 1,
+            _ => units.push(number..number + 1),
+        }
+    }
+    units
+}
+
+/// The share of one part.
+///
+/// # Errors
+/// As of [`shares`].
+pub fn share(plan: &Plan, part: Part) -> Result<Share, RunError> {
+    Ok(shares(plan, part.count)?.swap_remove(part.number - 1))
+}
+
+/// Cuts costs into so many runs, none empty, of which the largest is as small as it can be.
+fn cut(costs: &[u64], count: usize) -> Vec<Range<usize>> {
+    let total = costs
+        .iter()
+        .fold(0, |sum: u64, cost| sum.saturating_add(*cost));
+    let (mut least, mut most) = (costs.iter().copied().max().unwrap_or(0), total);
+    while least < most {
+        let middle = least + (most - least) / 2;
+        match runs(costs, count, middle).len() <= count {
+            true => most = middle,
+            false => least = middle + 1,
+        }
+    }
+    runs(costs, count, least)
+}
+
+/// Runs of at most `limit`, as long as they can be while each of `count` runs gets something.
+fn runs(costs: &[u64], count: usize, limit: u64) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut sum = 0;
+    for (at, &cost) in costs.iter().enumerate() {
+        let grown = cost.saturating_add(sum);
+        // As many runs are still to come as there are items.
+        let must_begin = runs.len() < count && costs.len() - at <= count - runs.len();
+        match runs.last_mut() {
+            Some(run) if grown <= limit && !must_begin => {
+                run.end = at + 1;
+                sum = grown;
+            }
+            _ => {
+                runs.push(at..at + 1);
+                sum = cost;
+            }
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_part_is_a_number_of_a_count() {
+        let part = |text: &str| text.parse::<Part>();
+        assert_eq!(part("3/16").unwrap().to_string(), "3/16");
+        for wrong in [
+            "0/4", "5/4", "1", "/", "1/", "+1/4", "1/100001", "1/0", "a/b", "1/4/4",
+        ] {
+            assert!(part(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_cut_is_even() {
+        assert_eq!(cut(&[1, 1, 1, 1], 2), [0..2, 2..4]);
+        assert_eq!(cut(&[5, 1, 1, 1], 2), [0..1, 1..4]);
+        assert_eq!(cut(&[0, 0, 0, 9], 3), [0..2, 2..3, 3..4]);
+        assert_eq!(cut(&[u64::MAX, u64::MAX], 2), [0..1, 1..2]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_item_is_in_one_run_and_no_cut_is_better(
+            costs in prop::collection::vec(0u64..50, 1..9),
+            count in 1usize..9,
+        ) {
+            let count = count.min(costs.len());
+            let found = cut(&costs, count);
+            prop_assert_eq!(found.len(), count);
+            let items: Vec<usize> = found.iter().cloned().flatten().collect();
+            prop_assert_eq!(items, (0..costs.len()).collect::<Vec<_>>());
+            prop_assert!(found.iter().all(|run| !run.is_empty()));
+            let largest = |runs: &[Range<usize>]| {
+                runs.iter().map(|run| costs[run.clone()].iter().sum::<u64>()).max()
+            };
+            // All other cuts, by the bits of a number: a bit for each gap.
+            for gaps in 0u32..1 << (costs.len() - 1) {
+                if gaps.count_ones() as usize != count - 1 {
+                    continue;
+                }
+                let mut other: Vec<Range<usize>> = Vec::new();
+                for at in 0..costs.len() {
+                    match other.last_mut() {
+                        Some(run) if gaps >> (at - 1) & 1 == 0 => run.end = at + 1,
+                        _ => other.push(at..at + 1),
+                    }
+                }
+                prop_assert!(largest(&found) <= largest(&other));
+            }
+        }
+    }
+}
