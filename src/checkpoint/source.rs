@@ -45,9 +45,9 @@ pub struct EncodedTensor<'a> {
     pub name: &'a str,
     /// How they are stored, in words: `FP8 (E4M3) with a scale for each 128 x 128 values`.
     pub scheme: &'a str,
-    /// Whether it is FP8 in blocks as `quant_method: fp8` has it, with scales in floats.
-    pub is_fp8_block: bool,
-    /// The stored tensors, in the order of their file.
+    /// Whether its codes are FP8 (E4M3) and its scales floats.
+    pub is_fp8: bool,
+    /// The stored tensors, in the order of their file; none if a source above changes the values.
     pub parts: Vec<StoredPart<'a>>,
 }
 
@@ -90,7 +90,7 @@ pub trait TensorSource: Debug + Send + Sync {
         self.bytes(index)
     }
 
-    /// How a tensor is stored, if its values are made of codes and scales that nothing changes.
+    /// How a tensor is stored, if its values are made of codes and scales.
     fn encoded(&self, index: usize) -> Option<EncodedTensor<'_>> {
         let _ = index;
         None

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::EngineError;
@@ -39,6 +39,10 @@ pub(super) struct ActiveJob<'a> {
     pub(super) survived: Vec<(usize, Survival)>,
     /// How far the codes of an encoded output are from its values, after the last pass.
     pub(super) encoding_error: Option<(usize, EncodingError)>,
+    /// The largest magnitude of an output with one scale for all, as the bits of an `f64`, while a pass looks for it.
+    pub(super) most: AtomicU64,
+    /// The same, once it is known.
+    pub(super) largest: Option<f64>,
 }
 
 /// The pass that a job makes in the current round.
@@ -197,6 +201,8 @@ impl<'a> ActiveJob<'a> {
             }),
             survived: Vec::new(),
             encoding_error: None,
+            most: AtomicU64::new(0),
+            largest: None,
         };
         // A tensor without elements needs no pass.
         if work.blocks() > 0 {
@@ -259,6 +265,11 @@ impl<'a> ActiveJob<'a> {
     /// for the folded sums.
     pub(super) fn finish_round(&mut self) -> Result<(), EngineError> {
         let Some(width) = self.stage.sums() else {
+            if self.looks_for_scale() {
+                self.largest = Some(f64::from_bits(*self.most.get_mut()));
+                self.looked = true;
+                return Ok(());
+            }
             if self.stage.is_last() {
                 self.sum_up();
             }
@@ -318,6 +329,12 @@ impl<'a> ActiveJob<'a> {
                 self.encoding_error = Some((output.number, error));
             }
         }
+    }
+
+    /// Whether the pass computes the output to find its largest magnitude, and writes nothing.
+    pub(super) fn looks_for_scale(&self) -> bool {
+        let whole = self.encoded().is_some_and(|encoded| encoded.encoding.whole);
+        whole && self.largest.is_none()
     }
 
     /// How the output is encoded, if the pass writes it so.
@@ -386,7 +403,8 @@ impl<'a> ActiveJob<'a> {
 
     /// The blocks that the current pass should compute, if not all.
     pub(super) fn sample(&self) -> Option<&'a [usize]> {
-        self.sample.filter(|_| self.stage.is_last())
+        let is_written = self.stage.is_last() && !self.looks_for_scale();
+        self.sample.filter(|_| is_written)
     }
 
     /// Whether this is the first pass over all elements, which counts NaN and infinity.
@@ -399,7 +417,7 @@ impl<'a> ActiveJob<'a> {
 /// most bytes per block.
 pub(super) fn tile_blocks(work: &Work<'_>, limits: &Limits) -> usize {
     let bytes = match work.encoded() {
-        Some(encoded) => encoded.encoding.longest(),
+        Some(Encoded { encoding, .. }) => encoding.longest().max(encoding.scale_bytes()),
         None => work.block_bytes(),
     };
     ((limits.tile - PAGE) / bytes.max(1)).max(1)

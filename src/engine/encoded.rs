@@ -1,10 +1,13 @@
 //! The last pass of a job whose output is encoded: values are held until a band of them is complete, then become codes
 //! and scales.
 //!
-//! A band is the rows whose scales lie side by side. Blocks are those of every other pass, so what is encoded does not
+//! A band is the rows whose scales lie side by side. Where all bands share one scale, a pass before computes everything
+//! once for the largest magnitude.
+//! Blocks are those of every other pass, so what is encoded does not
 //! depend on how; a block that lies in the bands of two workers is computed by both.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::EngineError;
 use super::active::{ActiveJob, Stage, lock};
@@ -14,7 +17,7 @@ use super::job::{Encoded, Output, Work};
 use super::lane::{Found, Lane, Scratch, views};
 use super::program::{Apply, Block, Pass};
 use super::results::{measured_in_block, sampled_part};
-use numeric::{EncodingError, Fill, FloatType, Narrowed, NoMemory, Real, Survival, resize};
+use numeric::{Coding, Encoding, EncodingError, Fill, Narrowed, NoMemory, Real, Survival, resize};
 
 impl<'a> Engine<'a> {
     /// Computes and encodes a part of the output: as many bands as fit into a tile.
@@ -50,6 +53,9 @@ impl<'a> Engine<'a> {
         let (Work::Compute { sources, .. }, [output]) = (work, work.outputs()) else {
             return Ok(());
         };
+        if job.looks_for_scale() {
+            return self.look_for_scale(job, encoded, apply, bands, lane);
+        }
         let mut values = std::mem::take(&mut lane.band);
         let mut band = self.band(job, encoded, output, bands.clone(), &mut values)?;
         let whole = encoded.encoding.elements(bands);
@@ -94,8 +100,52 @@ impl<'a> Engine<'a> {
             lock(&job.pending).take(first, sums, width)?;
         }
         self.write(job, codes)?;
-        self.write(job, scales)?;
+        if let Some(scales) = scales {
+            self.write(job, scales)?;
+        }
         lane.band = values;
+        Ok(())
+    }
+
+    /// Computes the blocks that begin in some bands, for the largest magnitude of all.
+    fn look_for_scale<R: Real>(
+        &self,
+        job: &ActiveJob<'_>,
+        encoded: &Encoded,
+        apply: &dyn Apply<R>,
+        bands: Range<usize>,
+        lane: &mut Lane<R>,
+    ) -> Result<(), EngineError> {
+        let Work::Compute { sources, .. } = job.work else {
+            return Ok(());
+        };
+        let whole = encoded.encoding.elements(bands);
+        let block_len = job.work.block_len() as u64;
+        let mut found = Found::new(sources.len());
+        let (mut read, mut most) = (0, 0f64);
+        lane.outputs
+            .resize_with(lane.outputs.len().max(1), Vec::new);
+        for index in whole.start.div_ceil(block_len)..whole.end.div_ceil(block_len) {
+            let (first, length) = job.work.block(index as usize);
+            read += lane.fill(sources, first, length)?;
+            let views = views(&lane.sources, sources.len());
+            found.look(job, sources, first, &views);
+            let block = Block {
+                index: index as usize,
+                first,
+                sources: &views,
+                next: &[],
+                carried: job.carried.get(index as usize),
+            };
+            let results = &mut lane.outputs[0];
+            resize(results, length, R::ZERO)?;
+            apply.block(block, results)?;
+            most = most.max(Encoding::largest_of(results));
+        }
+        // Magnitudes are in the order of their bits.
+        job.most.fetch_max(most.to_bits(), Relaxed);
+        found.tell(job, &[]);
+        self.count_read(read);
         Ok(())
     }
 
@@ -116,13 +166,23 @@ impl<'a> Engine<'a> {
         let of_codes = encoding.elements(bands.clone());
         let len = (of_codes.end - of_codes.start) as usize;
         let codes = self.tile(job, output.number, of_codes.start, len)?;
-        let of_band = encoding.across() * FloatType::F32.size();
-        let start = (bands.start * of_band) as u64;
-        let scales = self.tile(job, encoded.scales, start, bands.len() * of_band)?;
+        let of_band = encoding.scale_bytes();
+        let scales = match (encoding.whole, bands.start) {
+            (false, start) => Some(((start * of_band) as u64, bands.len() * of_band)),
+            // The one scale is written with the first band.
+            (true, 0) => Some((0, encoding.scales.size())),
+            (true, _) => None,
+        };
+        let scales = scales.map(|(start, len)| self.tile(job, encoded.scales, start, len));
+        let scales = scales.transpose()?;
         Ok(Band {
             encoded,
             output,
-            saturate: self.settings.saturate,
+            coding: Coding {
+                rounding: output.rounding,
+                saturate: self.settings.saturate,
+                largest: job.largest.unwrap_or_default(),
+            },
             measured: match job.sample() {
                 None => measured_in_block(job.work),
                 Some(_) => 0,
@@ -132,6 +192,7 @@ impl<'a> Engine<'a> {
             values,
             codes,
             scales,
+            of_band: vec![0; of_band],
             samples: Vec::new(),
             narrowed: Narrowed::default(),
             sums: Vec::new(),
@@ -144,7 +205,7 @@ impl<'a> Engine<'a> {
 struct Band<'a, R> {
     encoded: &'a Encoded,
     output: &'a Output,
-    saturate: bool,
+    coding: Coding,
     /// In how many elements of each block it is measured what is lost.
     measured: usize,
     number: usize,
@@ -152,7 +213,9 @@ struct Band<'a, R> {
     last: usize,
     values: &'a mut [R],
     codes: Filling<'a>,
-    scales: Filling<'a>,
+    scales: Option<Filling<'a>>,
+    /// The scales of the band.
+    of_band: Vec<u8>,
     samples: Vec<Sample<R>>,
     narrowed: Narrowed,
     /// For each block that begins in these bands, the sums of a [`Survival`] if there is a base, and of an
@@ -226,41 +289,47 @@ impl<R: Real> Band<'_, R> {
         let places = self.places();
         let encoding = self.encoded.encoding;
         let len = (places.end - places.start) as usize;
-        let of_scales = encoding.across() * FloatType::F32.size();
         let Self {
             codes,
             scales,
+            of_band,
             values,
             samples,
             narrowed,
             sums,
+            coding,
             ..
         } = self;
-        let (rounding, saturate) = (self.output.rounding, self.saturate);
         let values = &values[..len];
         codes.set(len, |codes| {
-            scales.set(of_scales, |scales| {
-                let found =
-                    encoding.encode(values, places.start, rounding, saturate, codes, scales);
-                narrowed.overflowed += found.overflowed;
-                narrowed.non_finite += found.non_finite;
-                let decoded = encoding.decoded(len / encoding.columns, codes, scales);
-                let mut written = Vec::new();
-                for Sample { places: of, base } in samples.iter() {
-                    let start = (of.start - places.start) as usize;
-                    let meant = &values[start..start + (of.end - of.start) as usize];
-                    resize(&mut written, meant.len(), R::ZERO)?;
-                    decoded.fill(start as u64, &mut written)?;
-                    if base.len() == meant.len() {
-                        let Survival { kept, meant } = Survival::measure(meant, base, &written);
-                        sums.extend([kept, meant]);
-                    }
-                    let error = EncodingError::measure(meant, &written);
-                    sums.extend([error.differences, error.values]);
+            let found = encoding.encode(values, places.start, *coding, codes, of_band);
+            narrowed.overflowed += found.overflowed;
+            narrowed.non_finite += found.non_finite;
+            let decoded = encoding.decoded(len / encoding.columns, codes, of_band);
+            let mut written = Vec::new();
+            for Sample { places: of, base } in samples.iter() {
+                let start = (of.start - places.start) as usize;
+                let meant = &values[start..start + (of.end - of.start) as usize];
+                resize(&mut written, meant.len(), R::ZERO)?;
+                decoded.fill(start as u64, &mut written)?;
+                if base.len() == meant.len() {
+                    let Survival { kept, meant } = Survival::measure(meant, base, &written);
+                    sums.extend([kept, meant]);
                 }
-                Ok(())
-            })
+                let error = EncodingError::measure(meant, &written);
+                sums.extend([error.differences, error.values]);
+            }
+            Ok(())
         })?;
+        if let Some(scales) = scales
+            && (!encoding.whole || self.number == 0)
+        {
+            let len = match encoding.whole {
+                true => encoding.scales.size(),
+                false => of_band.len(),
+            };
+            scales.set(len, |bytes| bytes.copy_from_slice(&of_band[..len]));
+        }
         self.sampled += self.samples.len();
         self.samples.clear();
         self.number += 1;

@@ -15,10 +15,7 @@ use super::vector::vectorised;
 /// Values that are divided and rounded at a time.
 const STRIP: usize = 1024;
 
-/// The format of scales.
-const SCALES: FloatType = FloatType::F32;
-
-/// How the matrices of a tensor are written: as 8-bit floats, with an F32 scale for each block.
+/// How the matrices of a tensor are written: as 8-bit floats, with a scale for each block or one for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encoding {
     /// Rows of a matrix; at least one.
@@ -29,8 +26,23 @@ pub struct Encoding {
     pub matrices: usize,
     /// Rows and columns of a block, at least one each; blocks at the edges may be smaller.
     pub block: [usize; 2],
+    /// Whether all blocks share one scale. They are written band by band nevertheless.
+    pub whole: bool,
     /// Whether scales are powers of two, rounded up.
     pub powers: bool,
+    /// The format of scales: F32 or BF16.
+    pub scales: FloatType,
+}
+
+/// How values are rounded to codes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Coding {
+    /// The draws by which they are rounded up or down; without them, they are rounded to the nearest.
+    pub rounding: Option<RoundingKey>,
+    /// Whether values out of range become the largest code.
+    pub saturate: bool,
+    /// The largest magnitude of the tensor, if all blocks share one scale.
+    pub largest: f64,
 }
 
 impl Encoding {
@@ -67,55 +79,60 @@ impl Encoding {
     }
 
     /// The shape of the scales of a tensor of this shape, whose last two dimensions are those of a matrix.
-    pub fn scales(&self, shape: &[usize]) -> Vec<usize> {
+    pub fn scale_shape(&self, shape: &[usize]) -> Vec<usize> {
         let mut scales = shape.to_vec();
-        if let [.., rows, columns] = scales.as_mut_slice() {
-            (*rows, *columns) = (self.bands_of_one(), self.across());
+        match scales.as_mut_slice() {
+            _ if self.whole => return vec![1],
+            [.., rows, columns] => (*rows, *columns) = (self.bands_of_one(), self.across()),
+            _ => {}
         }
         scales
     }
 
-    /// Writes the values of a band as codes, a byte each, and as scales, four bytes each. `first` is the place of the
-    /// first value in the tensor, for `rounding`, the draws by which it is rounded up or down.
+    /// Bytes of the scales of a band.
+    pub fn scale_bytes(&self) -> usize {
+        self.across() * self.scales.size()
+    }
+
+    /// Writes the values of a band as codes, a byte each, and as [scales](Self::scale_bytes). `first` is the place of the
+    /// first value in the tensor.
     ///
     /// Values that are not finite have no part in a scale. NaN becomes NaN, and so does infinity unless `saturate` is set.
     pub fn encode<R: Real>(
         &self,
         values: &[R],
         first: u64,
-        rounding: Option<RoundingKey>,
-        saturate: bool,
+        coding: Coding,
         codes: &mut [u8],
         scales: &mut [u8],
     ) -> Narrowed {
         let (width, format) = (self.block[1], Self::CODES);
-        let mut of_blocks = vec![R::ZERO; self.across()];
-        for row in values.chunks(self.columns) {
-            largest(row, width, &mut of_blocks);
+        let mut of_blocks = vec![R::from_f64(coding.largest); self.across()];
+        if !self.whole {
+            of_blocks.fill(R::ZERO);
+            for row in values.chunks(self.columns) {
+                largest(row, width, &mut of_blocks);
+            }
         }
-        for (scale, bytes) in of_blocks
-            .iter_mut()
-            .zip(scales.chunks_exact_mut(SCALES.size()))
-        {
-            let stored = self.scale(scale.to_f64());
-            bytes.copy_from_slice(&stored.to_le_bytes());
-            *scale = R::from_f32(stored);
+        for scale in &mut of_blocks {
+            *scale = R::from_f32(self.scale(scale.to_f64()));
         }
+        self.scales.encode(&mut of_blocks, false, scales);
+        self.scales.decode(scales, &mut of_blocks);
         let mut narrowed = Narrowed::default();
         let mut strip = [R::ZERO; STRIP];
-        let rows = values
-            .chunks(self.columns)
-            .zip(codes.chunks_mut(self.columns));
+        let rows = values.chunks(self.columns);
+        let rows = rows.zip(codes.chunks_mut(self.columns));
         let mut place = first;
         for (row, codes) in rows {
             let mut column = 0;
             for (values, codes) in row.chunks(STRIP).zip(codes.chunks_mut(STRIP)) {
                 let strip = &mut strip[..values.len()];
                 divide(values, column, width, &of_blocks, strip);
-                if let Some(rounding) = rounding {
+                if let Some(rounding) = coding.rounding {
                     rounding.round(format, place, strip);
                 }
-                let found = format.encode(strip, saturate, codes);
+                let found = format.encode(strip, coding.saturate, codes);
                 narrowed.overflowed += found.overflowed;
                 narrowed.non_finite += found.non_finite;
                 column += values.len();
@@ -125,12 +142,19 @@ impl Encoding {
         narrowed
     }
 
+    /// The largest finite magnitude of some values.
+    pub fn largest_of<R: Real>(values: &[R]) -> f64 {
+        let mut most = [R::ZERO];
+        largest(values, values.len().max(1), &mut most);
+        most[0].to_f64()
+    }
+
     /// The values that the codes and scales of a band stand for; `rows` are how many the band has.
     pub fn decoded<'a>(&self, rows: usize, codes: &'a [u8], scales: &'a [u8]) -> Scaled<'a> {
         let stored = |bytes, format| Box::new(Stored { bytes, format });
         Scaled {
             values: stored(codes, Self::CODES),
-            scales: stored(scales, SCALES),
+            scales: stored(scales, self.scales),
             rows,
             columns: self.columns,
             block: self.block,
@@ -144,7 +168,7 @@ impl Encoding {
             return 1.0;
         }
         let scale = (largest / Self::CODES.largest()) as f32;
-        let scale = scale.clamp(f32::MIN_POSITIVE, f32::MAX);
+        let scale = scale.clamp(f32::MIN_POSITIVE, self.scales.largest() as f32);
         match self.powers {
             false => scale,
             // The next power of two, unless it is one.
@@ -246,7 +270,9 @@ mod tests {
             columns,
             matrices: 1,
             block,
+            whole: false,
             powers,
+            scales: FloatType::F32,
         }
     }
 
@@ -262,11 +288,14 @@ mod tests {
         for (band, scales) in scales.chunks_mut(4 * encoding.across()).enumerate() {
             let place = encoding.elements(band..band + 1);
             let places = place.start as usize..place.end.min(values.len() as u64) as usize;
+            let coding = Coding {
+                saturate,
+                ..Coding::default()
+            };
             let found = encoding.encode(
                 &values[places.clone()],
                 place.start,
-                None,
-                saturate,
+                coding,
                 &mut codes[places],
                 scales,
             );
@@ -396,6 +425,33 @@ mod tests {
     }
 
     #[test]
+    fn one_scale_may_be_that_of_all_and_scales_may_be_bfloat16() {
+        let whole = Encoding {
+            whole: true,
+            scales: FloatType::Bf16,
+            ..encoding(2, 2, [1, 2], false)
+        };
+        let coding = Coding {
+            largest: 1000.0,
+            ..Coding::default()
+        };
+        let (mut codes, mut scale) = ([0; 2], [0; 2]);
+        let narrowed = whole.encode(&[1000f32, -2.25], 0, coding, &mut codes, &mut scale);
+        // 1000 / 448 is 2.232, in bfloat16 2.234375, by which 1000 is 447.55 and -2.25 is -1.007.
+        assert_eq!(
+            (scale, codes, narrowed),
+            ([0x0f, 0x40], [0x7e, 0xb8], Narrowed::default())
+        );
+        assert_eq!(whole.scale_shape(&[2, 2]), [1]);
+        assert_eq!(
+            Encoding::largest_of(&[1f32, -3.0, f32::NAN, f32::NEG_INFINITY]),
+            3.0
+        );
+        let none: [f64; 0] = [];
+        assert_eq!(Encoding::largest_of(&none), 0.0);
+    }
+
+    #[test]
     fn bands_end_with_their_matrix() {
         let encoding = Encoding {
             matrices: 2,
@@ -405,7 +461,7 @@ mod tests {
             .map(|band| encoding.elements(band..band + 1))
             .collect();
         assert_eq!(places, [0..6, 6..12, 12..15, 15..21, 21..27, 27..30]);
-        assert_eq!(encoding.scales(&[2, 5, 3]), [2, 3, 2]);
+        assert_eq!(encoding.scale_shape(&[2, 5, 3]), [2, 3, 2]);
         assert_eq!(encoding.longest(), 6);
     }
 }

@@ -43,7 +43,7 @@ pub use combine::{SumRule, weighted_sum};
 pub use digest::TreeDigest;
 pub use distance::{Distance, DistanceSums, TaskSums, distance, squares, squares_bf16, task_sums};
 pub use elements::{Constant, Elements, Factor, FactorStrides, Fill, Order, Product, Stored};
-pub use encoding::{Encoding, EncodingError};
+pub use encoding::{Coding, Encoding, EncodingError};
 pub use format::{FloatType, Narrowed, NonFinite};
 pub use gather::{Gather, RowMap};
 pub use low_rank::{Lengths, LowRank, Norms};

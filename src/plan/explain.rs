@@ -437,6 +437,10 @@ pub fn operation_text(tensor: &PlannedTensor) -> String {
                 .collect();
             let encoded = match tensor.encoding {
                 None => String::new(),
+                Some(encoding) if encoding.whole => ", to FP8 with one scale".to_owned(),
+                Some(encoding) if encoding.block == [1, encoding.columns] => {
+                    ", to FP8 with a scale for each row".to_owned()
+                }
                 Some(encoding) => {
                     let [rows, columns] = encoding.block;
                     format!(", to FP8 with a scale for each {rows} x {columns} values")

@@ -106,6 +106,8 @@ impl PlannedTensor {
         match &self.encoding {
             None => cost,
             Some(encoding) => Cost {
+                // One scale for all is found in a pass of its own.
+                measures: cost.measures + usize::from(encoding.whole),
                 band: encoding.longest(),
                 more_outputs: cost.more_outputs + 1,
                 ..cost

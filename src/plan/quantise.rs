@@ -14,7 +14,7 @@ use super::planned::{Operation, PlannedTensor, SourceTensor};
 use super::problems::{Problems, count, some_of};
 use super::views::View;
 use architecture::{WeightOrder, is_router, linear_weight};
-use checkpoint::{Checkpoint, Dtype, EncodedTensor, ModelConfig};
+use checkpoint::{Checkpoint, EncodedTensor, ModelConfig};
 use numeric::{Encoding, FloatType};
 use recipe::{Located, Quantization, Recipe};
 
@@ -22,7 +22,7 @@ use recipe::{Located, Quantization, Recipe};
 const BLOCK: [usize; 2] = [128, 128];
 
 /// The keys that list the modules whose matrices stay plain, as runtimes read them.
-const LISTS: [&str; 2] = ["modules_to_not_convert", "ignored_layers"];
+const LISTS: [&str; 3] = ["modules_to_not_convert", "ignored_layers", "ignore"];
 
 /// Parts of names of towers whose matrices runtimes do not expect in FP8.
 const TOWERS: [&str; 6] = [
@@ -55,11 +55,20 @@ struct Scheme<'a> {
     of_donor: Option<&'a Value>,
 }
 
-/// FP8 in blocks.
-#[derive(Debug, Clone, Copy)]
+/// FP8 with scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Fp8 {
-    block: [usize; 2],
+    shared: Shared,
+    /// Whether scales are powers of two.
     powers: bool,
+}
+
+/// What shares a scale, and with it who reads it: blocks are DeepSeek's, the others compressed-tensors'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shared {
+    Block([usize; 2]),
+    Row,
+    Tensor,
 }
 
 /// What becomes of a tensor.
@@ -105,7 +114,7 @@ pub(super) fn apply(
             }
             Fate::Encoded(encoding) => {
                 quantized.encoded += 1;
-                tensors.extend(encoded(tensor, encoding));
+                tensors.extend(encoded(tensor, encoding, scheme.end()));
             }
         }
     }
@@ -118,10 +127,13 @@ pub(super) fn apply(
     }
     if quantized.encoded + quantized.kept == 0 {
         let message = format!(
-            "`quantization: {}` leaves every tensor plain: none is the matrix of a linear layer whose sides are multiples \
-             of {}",
+            "`quantization: {}` leaves every tensor plain: none is the matrix of a linear layer in a layer of the model{}",
             asked.value.name(),
-            BLOCK[0]
+            match asked.value {
+                Quantization::Fp8Block =>
+                    format!(", with sides that are multiples of {}", BLOCK[0]),
+                _ => String::new(),
+            }
         );
         problems.add(Some(asked.at), message, Some("leave it out".to_owned()));
         return None;
@@ -129,7 +141,7 @@ pub(super) fn apply(
     if let Some(config) = config {
         scheme.edit_config(config, &modules);
     }
-    if asked.value != Quantization::Keep {
+    if asked.value == Quantization::Fp8Block {
         modules.note(notes);
     }
     Some(quantized)
@@ -165,10 +177,9 @@ impl<'a> Scheme<'a> {
         let of_donor = donor.config().and_then(ModelConfig::quantization);
         let of_donor = of_donor.map(|found| &found.value);
         let fp8 = match asked.value {
-            Quantization::Fp8Block => Some(Fp8 {
-                block: BLOCK,
-                powers: false,
-            }),
+            Quantization::Fp8Block => Some(Fp8::of(Shared::Block(BLOCK))),
+            Quantization::Fp8Channel => Some(Fp8::of(Shared::Row)),
+            Quantization::Fp8Tensor => Some(Fp8::of(Shared::Tensor)),
             Quantization::Keep => {
                 let Some(found) = of_donor else {
                     let message = format!(
@@ -207,8 +218,8 @@ impl<'a> Scheme<'a> {
         problems: &mut Problems,
     ) -> Option<Vec<Fate>> {
         let ragged = match self.asked.value {
-            Quantization::Keep => HashSet::new(),
-            _ => self.ragged(tensors, config),
+            Quantization::Fp8Block => self.ragged(tensors, config),
+            _ => HashSet::new(),
         };
         let mut impossible: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         let mut fates = Vec::with_capacity(tensors.len());
@@ -274,6 +285,10 @@ impl<'a> Scheme<'a> {
                 is_matrix(tensor, config)
                     && (of_sources() || !ragged.contains(parent(&tensor.name)))
             }
+            // compressed-tensors knows linear layers alone.
+            Quantization::Fp8Channel | Quantization::Fp8Tensor => {
+                tensor.shape.len() == 2 && is_matrix(tensor, config)
+            }
         }
     }
 
@@ -300,7 +315,8 @@ impl<'a> Scheme<'a> {
         let Some(stored) = self.stored(source) else {
             return false;
         };
-        if stored.parts.iter().any(|part| part.bytes.is_none()) {
+        let is_here = stored.parts.iter().all(|part| part.bytes.is_some());
+        if stored.parts.is_empty() || !is_here {
             return false;
         }
         let config = self.models.checkpoints[source.model].config();
@@ -314,10 +330,7 @@ impl<'a> Scheme<'a> {
                         .zip(self.of_donor)
                         .is_some_and(|(own, donor)| alike(own, donor))
             }
-            Quantization::Fp8Block => {
-                let block = said.and_then(Fp8::of_config);
-                stored.is_fp8_block && block.is_some_and(|fp8| fp8.block == BLOCK && !fp8.powers)
-            }
+            _ => stored.is_fp8 && said.and_then(Fp8::of_config) == self.fp8,
         }
     }
 
@@ -325,19 +338,71 @@ impl<'a> Scheme<'a> {
     fn encoding(&self, tensor: &PlannedTensor) -> Result<Encoding, String> {
         let stored = tensor.sources.iter().find_map(|source| self.stored(source));
         let is_other = self.asked.value == Quantization::Keep
-            && stored.as_ref().is_some_and(|stored| !stored.is_fp8_block);
+            && stored.as_ref().is_some_and(|stored| !stored.is_fp8);
         let (Some(fp8), [matrices @ .., rows, columns], false) =
             (self.fp8, tensor.shape.as_slice(), is_other)
         else {
             let scheme = stored.map(|stored| stored.scheme.to_owned());
             return Err(scheme.unwrap_or_else(|| "those of the model are".to_owned()));
         };
+        let (block, scales) = match fp8.shared {
+            Shared::Block(block) => (block, FloatType::F32),
+            Shared::Row | Shared::Tensor => ([1, *columns], FloatType::Bf16),
+        };
         Ok(Encoding {
             rows: *rows,
             columns: *columns,
             matrices: matrices.iter().product(),
-            block: fp8.block,
+            block,
+            whole: fp8.shared == Shared::Tensor,
             powers: fp8.powers,
+            scales,
+        })
+    }
+
+    /// How the names of scales end.
+    fn end(&self) -> &'static str {
+        match self.fp8.map(|fp8| fp8.shared) {
+            Some(Shared::Row | Shared::Tensor) => "_scale",
+            _ => "_scale_inv",
+        }
+    }
+
+    /// What configs say of a scheme that the recipe names.
+    fn said(&self) -> Value {
+        let strategy = match self.asked.value {
+            Quantization::Fp8Channel => "channel",
+            Quantization::Fp8Tensor => "tensor",
+            Quantization::Fp8Block | Quantization::Keep => {
+                return json!({
+                    "activation_scheme": "dynamic",
+                    "fmt": "e4m3",
+                    "quant_method": "fp8",
+                    "weight_block_size": BLOCK,
+                });
+            }
+        };
+        let float8 = |strategy: &str, dynamic: bool| {
+            json!({
+                "dynamic": dynamic,
+                "num_bits": 8,
+                "strategy": strategy,
+                "symmetric": true,
+                "type": "float",
+            })
+        };
+        json!({
+            "config_groups": {"group_0": {
+                "format": "float-quantized",
+                "input_activations": float8("token", true),
+                "output_activations": null,
+                "targets": ["Linear"],
+                "weights": float8(strategy, false),
+            }},
+            "format": "float-quantized",
+            "ignore": [],
+            "quant_method": "compressed-tensors",
+            "quantization_status": "compressed",
         })
     }
 
@@ -352,15 +417,7 @@ impl<'a> Scheme<'a> {
             (Quantization::Keep, Some(found)) => {
                 (found.part, found.key.as_str(), found.value.clone())
             }
-            _ => {
-                let value = json!({
-                    "activation_scheme": "dynamic",
-                    "fmt": "e4m3",
-                    "quant_method": "fp8",
-                    "weight_block_size": BLOCK,
-                });
-                (None, "quantization_config", value)
-            }
+            _ => (None, "quantization_config", self.said()),
         };
         if let (Some(said), true) = (value.as_object_mut(), self.fp8.is_some()) {
             let donor = self.models.donor();
@@ -389,25 +446,57 @@ impl<'a> Scheme<'a> {
 }
 
 impl Fp8 {
-    /// What the config of an FP8 model says of its blocks, if it has some.
-    fn of_config(said: &Value) -> Option<Fp8> {
-        let method = said.get("quant_method")?.as_str()?;
-        if !method.eq_ignore_ascii_case("fp8") {
-            return None;
+    fn of(shared: Shared) -> Fp8 {
+        Fp8 {
+            shared,
+            powers: false,
         }
+    }
+
+    /// What the config of an FP8 model says of its scales, if they are written so.
+    fn of_config(said: &Value) -> Option<Fp8> {
+        match said.get("quant_method")?.as_str()? {
+            "fp8" => Fp8::of_blocks(said),
+            "compressed-tensors" => Fp8::of_groups(said),
+            _ => None,
+        }
+    }
+
+    /// DeepSeek's, of blocks.
+    fn of_blocks(said: &Value) -> Option<Fp8> {
         let block = match said.get("weight_block_size") {
             None => BLOCK,
             Some(sides) => {
                 let side = |at: usize| {
-                    usize::try_from(sides.get(at)?.as_u64()?)
-                        .ok()
-                        .filter(|&side| side > 0)
+                    let side = usize::try_from(sides.get(at)?.as_u64()?).ok();
+                    side.filter(|&side| side > 0)
                 };
                 [side(0)?, side(1)?]
             }
         };
         let powers = said.get("scale_fmt").and_then(Value::as_str) == Some("ue8m0");
-        Some(Fp8 { block, powers })
+        Some(Fp8 {
+            shared: Shared::Block(block),
+            powers,
+        })
+    }
+
+    /// Those of compressed-tensors, where one group is all.
+    fn of_groups(said: &Value) -> Option<Fp8> {
+        let groups: Vec<&Value> = said.get("config_groups")?.as_object()?.values().collect();
+        let [group] = groups.as_slice() else {
+            return None;
+        };
+        let weights = group.get("weights")?;
+        let is = |key: &str, value: Value| weights.get(key) == Some(&value);
+        let is_fp8 = is("type", "float".into()) && is("num_bits", 8.into());
+        let is_plain = said.get("format")? == "float-quantized" && is("symmetric", true.into());
+        let shared = match weights.get("strategy")?.as_str()? {
+            "channel" => Shared::Row,
+            "tensor" => Shared::Tensor,
+            _ => return None,
+        };
+        (is_fp8 && is_plain).then(|| Fp8::of(shared))
     }
 }
 
@@ -415,7 +504,7 @@ impl Fp8 {
 fn alike(one: &Value, other: &Value) -> bool {
     let rest = |said: &Value| {
         let mut said = said.as_object().cloned().unwrap_or_default();
-        said.retain(|key, _| !LISTS.contains(&key.as_str()) && key != "ignore");
+        said.retain(|key, _| !LISTS.contains(&key.as_str()));
         said
     };
     rest(one) == rest(other)
@@ -468,19 +557,19 @@ fn parent(name: &str) -> &str {
     module(module(name))
 }
 
-/// The tensor as codes, and its scales.
-fn encoded(mut tensor: PlannedTensor, encoding: Encoding) -> [PlannedTensor; 2] {
+/// The tensor as codes, and its scales, whose name is that of the tensor with this end.
+fn encoded(mut tensor: PlannedTensor, encoding: Encoding, end: &str) -> [PlannedTensor; 2] {
     if matches!(tensor.operation, Operation::Copy) {
         tensor.operation = Operation::convert();
     }
     tensor.dtype = Encoding::CODES.dtype();
     tensor.encoding = Some(encoding);
-    let name = match tensor.name.strip_suffix(".weight") {
-        Some(module) => format!("{module}.weight_scale_inv"),
-        None => format!("{}_scale_inv", tensor.name),
-    };
-    let shape = encoding.scales(&tensor.shape);
-    let scales = PlannedTensor::plain(name, Dtype::F32, shape, Vec::new(), Operation::Scales);
+    let (name, shape) = (
+        format!("{}{end}", tensor.name),
+        encoding.scale_shape(&tensor.shape),
+    );
+    let dtype = encoding.scales.dtype();
+    let scales = PlannedTensor::plain(name, dtype, shape, Vec::new(), Operation::Scales);
     [tensor, scales]
 }
 
@@ -543,6 +632,7 @@ impl Modules {
             .into_iter()
             .find(|key| said.get(*key).is_some_and(Value::is_array));
         let key = key.unwrap_or(LISTS[0]);
+        // A regular expression is taken at its word.
         let fits = |pattern: &str, module: &str| {
             let within = module
                 .strip_prefix(pattern)

@@ -12,13 +12,19 @@ pub enum Quantization {
     Keep,
     /// 8-bit floats with a scale for each 128 x 128 values: DeepSeek's `quant_method: fp8`.
     Fp8Block,
+    /// 8-bit floats with a scale for each row: `float-quantized` of compressed-tensors.
+    Fp8Channel,
+    /// 8-bit floats with one scale for a tensor: the same.
+    Fp8Tensor,
 }
 
 /// The names in recipes; `none` stands for plain floats.
-const NAMES: [(&str, Option<Quantization>); 3] = [
+const NAMES: [(&str, Option<Quantization>); 5] = [
     ("none", None),
     ("keep", Some(Quantization::Keep)),
     ("fp8_block", Some(Quantization::Fp8Block)),
+    ("fp8_channel", Some(Quantization::Fp8Channel)),
+    ("fp8_tensor", Some(Quantization::Fp8Tensor)),
 ];
 
 impl Quantization {

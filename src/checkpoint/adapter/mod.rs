@@ -320,10 +320,11 @@ impl TensorSource for Adapter {
     }
 
     fn encoded(&self, index: usize) -> Option<EncodedTensor<'_>> {
-        match self.changes.contains_key(&index) {
-            true => None,
-            false => self.base.encoded(self.from[index]),
+        let mut encoded = self.base.encoded(self.from[index])?;
+        if self.changes.contains_key(&index) {
+            encoded.parts.clear();
         }
+        Some(encoded)
     }
 
     /// Without the factors.

@@ -249,20 +249,16 @@ impl Dequantised {
         &self.stored[index].storage
     }
 
-    /// Whether this is FP8 in blocks, with scales in floats.
-    fn is_fp8_block(&self, storage: &Storage) -> bool {
-        let Storage::Scaled {
-            values,
-            scales: Scales::Floats(scales),
-            ..
-        } = storage
-        else {
-            return false;
-        };
-        let [values, scales] = [values, scales].map(|at| &self.base.entries()[*at]);
-        scales.name.ends_with("_scale_inv")
-            && scales.shape.len() == values.shape.len()
-            && values.dtype == Dtype::F8_E4M3
+    /// Whether these are FP8 with scales in floats.
+    fn is_fp8(&self, storage: &Storage) -> bool {
+        match storage {
+            Storage::Scaled {
+                values,
+                scales: Scales::Floats(_),
+                ..
+            } => self.base.entries()[*values].dtype == Dtype::F8_E4M3,
+            _ => false,
+        }
     }
 
     /// The stored tensor, if its values are stored as they are.
@@ -342,7 +338,7 @@ impl TensorSource for Dequantised {
         Some(EncodedTensor {
             name: &self.entries[index].name,
             scheme,
-            is_fp8_block: self.is_fp8_block(storage),
+            is_fp8: self.is_fp8(storage),
             parts: tensors.into_iter().map(part).collect(),
         })
     }

@@ -1,7 +1,7 @@
 //! Outputs that become codes and scales, band by band.
 
 use super::*;
-use numeric::{BLOCK, Encoding, EncodingError, Oddities, Survival};
+use numeric::{BLOCK, Coding, Encoding, EncodingError, Oddities, Survival};
 
 /// Keeps what is told beside the bytes.
 #[derive(Default)]
@@ -68,19 +68,26 @@ fn expected(encoding: Encoding, sources: &[Vec<u8>]) -> (Vec<f32>, [Vec<u8>; 2])
     let mean: Vec<f32> = pairs
         .map(|(a, b)| ((f64::from(*a) + f64::from(*b)) / 2.0) as f32)
         .collect();
+    let largest = Encoding::largest_of(&mean);
     let mut codes = vec![0; mean.len()];
     let mut scales = vec![0; 4 * encoding.bands() * encoding.across()];
     for (band, scales) in scales.chunks_mut(4 * encoding.across()).enumerate() {
         let places = encoding.elements(band..band + 1);
         let places = places.start as usize..places.end as usize;
+        let coding = Coding {
+            largest,
+            ..Coding::default()
+        };
         encoding.encode(
             &mean[places.clone()],
             places.start as u64,
-            None,
-            false,
+            coding,
             &mut codes[places],
             scales,
         );
+    }
+    if encoding.whole {
+        scales.truncate(4);
     }
     (mean, [codes, scales])
 }
@@ -92,7 +99,9 @@ fn codes_and_scales_are_those_of_the_values_by_themselves() {
         columns,
         matrices,
         block,
+        whole: false,
         powers: false,
+        scales: FloatType::F32,
     };
     let cases = [
         // Bands of whole blocks of the engine, of parts of them, and several in one.
@@ -105,6 +114,11 @@ fn codes_and_scales_are_those_of_the_values_by_themselves() {
         encoding(2, 3, BLOCK + 77, [2, 128]),
         // A scale for each row.
         encoding(1, 40, 900, [1, 900]),
+        // One scale for all, which takes a pass of its own.
+        Encoding {
+            whole: true,
+            ..encoding(1, 400, 900, [1, 900])
+        },
     ];
     for encoding in cases {
         let rows = encoding.matrices * encoding.rows;
@@ -137,7 +151,8 @@ fn codes_and_scales_are_those_of_the_values_by_themselves() {
                     totals.written,
                     found.iter().map(|bytes| bytes.len() as u64).sum::<u64>()
                 );
-                assert_eq!(totals.read, 4 * sources[0].len() as u64);
+                let passes = if encoding.whole { 6 } else { 4 };
+                assert_eq!(totals.read, passes * sources[0].len() as u64);
                 assert!(told.odd.into_inner().unwrap().is_empty());
                 // What is told depends on neither threads nor memory.
                 let said = (
@@ -160,7 +175,8 @@ fn codes_and_scales_are_those_of_the_values_by_themselves() {
                 let (row, column) = (at / encoding.columns, at % encoding.columns);
                 let band = row / encoding.rows * encoding.rows.div_ceil(height)
                     + row % encoding.rows / height;
-                let scale = f32::from_le_bytes(scales[band * encoding.across() + column / width]);
+                let place = band * encoding.across() + column / width;
+                let scale = f32::from_le_bytes(scales[if encoding.whole { 0 } else { place }]);
                 ((f64::from(scale) * code) as f32, *value)
             });
         let (written, meant): (Vec<f32>, Vec<f32>) = pairs.unzip();
@@ -181,7 +197,9 @@ fn a_sample_is_of_whole_bands() {
         columns: 300,
         matrices: 1,
         block: [128, 128],
+        whole: false,
         powers: false,
+        scales: FloatType::F32,
     };
     let sources = [1, 2].map(|seed| weights(seed, 700, 300));
     let (_, bytes) = expected(encoding, &sources);
