@@ -1,6 +1,6 @@
 //! Tensors in memory: those that a program holds itself, and those that a run keeps in a file of its own.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -23,6 +23,7 @@ pub type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 pub struct InMemory {
     entries: Vec<TensorEntry>,
     bytes: Vec<Bytes>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// Why tensors cannot be taken from memory.
@@ -72,10 +73,7 @@ impl InMemory {
     pub fn new(
         tensors: impl IntoIterator<Item = (String, Dtype, Vec<usize>, Bytes)>,
     ) -> Result<InMemory, InMemoryError> {
-        let mut memory = InMemory {
-            entries: Vec::new(),
-            bytes: Vec::new(),
-        };
+        let mut memory = InMemory::default();
         let mut names = HashSet::new();
         for (name, dtype, shape, bytes) in tensors {
             let found = (*bytes).as_ref().len() as u64;
@@ -113,6 +111,12 @@ impl InMemory {
         }
         Ok(memory)
     }
+
+    /// The same with what a file of them would say of itself.
+    #[must_use]
+    pub fn with_metadata(self, metadata: BTreeMap<String, String>) -> InMemory {
+        InMemory { metadata, ..self }
+    }
 }
 
 impl fmt::Debug for InMemory {
@@ -138,6 +142,10 @@ impl TensorSource for InMemory {
 
     fn bytes(&self, index: usize) -> Option<&[u8]> {
         Some((*self.bytes[index]).as_ref())
+    }
+
+    fn metadata(&self, key: &str) -> Option<String> {
+        self.metadata.get(key).cloned()
     }
 }
 

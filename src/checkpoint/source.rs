@@ -116,6 +116,14 @@ pub trait TensorSource: Debug + Send + Sync {
         self.base().map_or(Vec::new(), |base| base.shards())
     }
 
+    /// What its files say of themselves under a key.
+    fn metadata(&self, key: &str) -> Option<String> {
+        let shards = self.shards();
+        shards
+            .iter()
+            .find_map(|shard| shard.metadata.get(key).cloned())
+    }
+
     /// The file that holds a tensor, and the offset of its first element there.
     fn place(&self, index: usize) -> Option<(&Shard, u64)> {
         let _ = index;

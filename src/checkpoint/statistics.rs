@@ -61,6 +61,9 @@ pub struct StatisticsInfo {
     /// How many tokens these are.
     #[serde(default)]
     pub tokens: Option<u64>,
+    /// Of statistics that were made [together](Self::together): the digest of all files' models and data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<String>,
     /// For each weight, the names of its inputs: one, or one for each of the matrices that it stacks.
     #[serde(default)]
     pub inputs: BTreeMap<String, Vec<String>>,
@@ -73,6 +76,19 @@ impl StatisticsInfo {
             format: FORMAT.to_owned(),
             ..Self::default()
         }
+    }
+
+    /// The digest of models and data of several files, in their order. Files that each layer of a merge was run for have
+    /// it: what they say of one model depends on the others.
+    pub fn together<'i>(all: impl Iterator<Item = &'i StatisticsInfo>) -> Option<String> {
+        let mut digest = blake3::Hasher::new();
+        for info in all {
+            for part in [&info.fingerprint, &info.data] {
+                digest.update(part.as_ref()?.as_bytes());
+                digest.update(b"\n");
+            }
+        }
+        Some(digest.finalize().to_string())
     }
 
     /// The metadata of a file: a key and its value.
@@ -111,11 +127,9 @@ impl Statistics {
                 "holds no statistics: no tensor is called `gram/...`, `magnitude/...` or `fisher/...`".into(),
             ));
         }
-        let shards = file.shards();
-        let text = shards.iter().find_map(|shard| shard.metadata.get(KEY));
-        let info = match text {
+        let info = match file.source().metadata(KEY) {
             None => StatisticsInfo::new(),
-            Some(text) => serde_json::from_str(text).map_err(|error| {
+            Some(text) => serde_json::from_str(&text).map_err(|error| {
                 wrong(format!(
                     "has metadata that are not understood: {}",
                     printable(&error.to_string())
@@ -129,7 +143,6 @@ impl Statistics {
                 "has statistics of the form `{found}`, expected `{FORMAT}`"
             )));
         }
-        drop(shards);
         Ok(Self { file, info })
     }
 

@@ -174,6 +174,7 @@ const EXAMPLES: &[Examples] = &[
         lines: &[
             "weld stats tuned --data texts.jsonl --keep gram --out tuned-gram.safetensors",
             "weld stats base --data texts.jsonl --keep magnitude --out base-magnitude.safetensors",
+            "weld stats regmean.yml --data a.jsonl b.jsonl",
         ],
         page: "docs/statistics.md",
     },

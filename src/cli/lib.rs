@@ -46,6 +46,7 @@ mod signals;
 mod single_file;
 mod spared;
 mod stats;
+mod stats_of_merge;
 mod study;
 mod transplant;
 mod verify;

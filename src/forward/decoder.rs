@@ -44,7 +44,7 @@ pub trait Observer {
 pub struct Decoder<'w> {
     pub(super) weights: &'w Checkpoint,
     pub(super) settings: Settings,
-    embedding: Matrix,
+    pub(super) embedding: Matrix,
     pub(super) layers: Vec<Layer>,
     pub(super) rope: Rope,
 }

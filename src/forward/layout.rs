@@ -1,5 +1,7 @@
 //! The tensors of a model: finds every name and checks every shape before anything is computed.
 
+use std::collections::BTreeSet;
+
 use architecture::{Experts as ExpertNames, Matrix as ExpertMatrix, SharedLayout};
 
 use super::error::ForwardError;
@@ -81,6 +83,46 @@ pub(super) struct Layer {
     pub(super) query_norms: Option<(Vector, Vector)>,
     pub(super) mlp_norm: Vector,
     pub(super) mlp: Mlp,
+}
+
+impl Linear {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let bias = self.bias.iter().map(|bias| bias.tensor.as_str());
+        bias.chain([self.matrix.tensor.as_str()])
+    }
+}
+
+impl Gated {
+    fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+}
+
+impl Layer {
+    /// The names of its tensors.
+    pub(super) fn names(&self) -> BTreeSet<&str> {
+        let mut linears = vec![&self.query, &self.key, &self.value, &self.output];
+        let mut vectors = vec![&self.attention_norm, &self.mlp_norm];
+        vectors.extend(
+            self.query_norms
+                .iter()
+                .flat_map(|(query, key)| [query, key]),
+        );
+        match &self.mlp {
+            Mlp::Dense(gated) => linears.extend(gated.linears()),
+            Mlp::Experts(experts) => {
+                let gated = experts.experts.iter().chain(&experts.shared);
+                linears.push(&experts.router);
+                linears.extend(gated.flat_map(Gated::linears));
+                linears.extend(&experts.shared_gate);
+                vectors.extend(&experts.correction);
+            }
+        }
+        let vectors = vectors.into_iter().map(|vector| vector.tensor.as_str());
+        vectors
+            .chain(linears.into_iter().flat_map(Linear::names))
+            .collect()
+    }
 }
 
 /// Finds the tensors of a model.

@@ -37,6 +37,6 @@ pub use decoder::{Decoder, Observer};
 pub use error::ForwardError;
 pub use generate::Until;
 pub use scores::{Continued, TokenScore};
-pub use taps::{InputObserver, LinearInput, LinearWeight};
+pub use taps::{InputObserver, LinearInput, LinearWeight, Passage};
 pub use tokenizer::Tokenizer;
 pub use weights::read;

@@ -98,7 +98,7 @@ impl Sequence {
 }
 
 /// Tokens that are run together, one sequence after the other.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Batch {
     pub(super) tokens: Vec<u32>,
     pub(super) sequences: Vec<Sequence>,

@@ -3,6 +3,8 @@
 //! Layers that get one and the same input share it: queries, keys and values; gate and up; a router, the gate of a shared
 //! expert, and its gate and up. Each expert has inputs of its own, those of the tokens that are routed to it.
 
+use std::collections::BTreeSet;
+
 use super::batches::batches;
 use super::decoder::{Decoder, Run, pool};
 use super::error::ForwardError;
@@ -34,6 +36,11 @@ pub(super) fn expert_output(expert: usize) -> usize {
 pub(super) trait Taps: Send {
     /// What enters at a place.
     fn input(&mut self, place: usize, states: &States);
+
+    /// Whether it wants no more.
+    fn is_done(&self) -> bool {
+        false
+    }
 }
 
 /// Nobody listens.
@@ -63,7 +70,7 @@ pub struct LinearWeight {
     pub matrix: Option<usize>,
 }
 
-/// Receives what enters the linear layers, layer by layer.
+/// Receives what enters the linear layers of a layer.
 pub trait InputObserver: Send {
     /// Why it may stop the run.
     type Error: From<ForwardError> + Send;
@@ -74,13 +81,11 @@ pub trait InputObserver: Send {
     /// # Errors
     /// The run is to stop.
     fn input(&mut self, number: usize, values: Vec<f32>) -> Result<(), Self::Error>;
-
-    /// All inputs of a layer have been received.
-    ///
-    /// # Errors
-    /// The run is to stop.
-    fn layer_done(&mut self, layer: usize) -> Result<(), Self::Error>;
 }
+
+/// Sequences of tokens on their way through the layers of a decoder: the states of all of them.
+#[derive(Debug, Clone)]
+pub struct Passage(Vec<(Batch, States)>);
 
 impl Decoder<'_> {
     /// What enters the linear layers of all layers, in order; the head and the embedding are none.
@@ -147,10 +152,15 @@ impl Decoder<'_> {
         }
     }
 
-    /// Bytes that [`observe_inputs`](Self::observe_inputs) holds at the most for these sequences, about: the states of all
-    /// tokens, what a run of some of them holds, and the piece that the observer is given.
-    pub fn inputs_bytes(&self, sequences: &[Vec<u32>]) -> u64 {
+    /// Bytes that a [`Passage`] of these sequences takes.
+    pub fn passage_bytes(&self, sequences: &[Vec<u32>]) -> u64 {
         let tokens: u64 = sequences.iter().map(|tokens| tokens.len() as u64).sum();
+        tokens * 4 * self.settings.hidden as u64
+    }
+
+    /// Bytes that running a layer holds at the most beside the passage of these sequences, about: what a run of some of
+    /// them holds, and the piece that an observer is given.
+    pub fn layer_bytes(&self, sequences: &[Vec<u32>]) -> u64 {
         let batches = batches(sequences, BATCH, Vec::len);
         let largest = batches
             .iter()
@@ -158,61 +168,110 @@ impl Decoder<'_> {
         let largest = largest.max().unwrap_or(0) as u64;
         let features = self.linear_inputs().into_iter().map(|input| input.features);
         let piece = 4 * features.max().unwrap_or(0) as u64;
-        let state = 4 * self.settings.hidden as u64;
-        tokens * state + largest * (self.bytes_per_token() + piece)
+        largest * (self.bytes_per_token() + piece)
     }
 
-    /// Runs sequences of tokens, each by itself, and passes what enters the linear layers to the observer, all of a layer
-    /// before anything of the next. The states of all tokens are held meanwhile. What the observer gets does not depend on
-    /// `threads`; 0 means one for each processor.
+    /// The name of the embedding.
+    pub fn embedding_name(&self) -> &str {
+        &self.embedding.tensor
+    }
+
+    /// The names of the tensors that running a layer reads.
+    ///
+    /// # Panics
+    /// If there is no such layer: an error of the caller.
+    pub fn layer_names(&self, number: usize) -> BTreeSet<&str> {
+        self.layers[number].names()
+    }
+
+    /// Sequences of tokens, each by itself, before the first layer.
     ///
     /// # Errors
-    /// As for [`run`](Self::run), and those of the observer.
-    pub fn observe_inputs<O: InputObserver>(
+    /// There is no sequence, one has no tokens or a token without an embedding, or the embedding cannot be read.
+    pub fn embedded(&self, sequences: &[Vec<u32>]) -> Result<Passage, ForwardError> {
+        if sequences.is_empty() {
+            return Err(ForwardError::NoPrompt);
+        }
+        let batches = batches(sequences, BATCH, Vec::len).into_iter();
+        let batches = batches.map(|sequences| {
+            let batch = Batch::new(sequences, self.settings.vocabulary)?;
+            let states = self.embed(&batch)?;
+            Ok((batch, states))
+        });
+        Ok(Passage(batches.collect::<Result<_, ForwardError>>()?))
+    }
+
+    /// Runs a layer on sequences that are before it.
+    ///
+    /// # Errors
+    /// A weight cannot be read, or states are or become NaN or infinite, or do not fit into memory.
+    ///
+    /// # Panics
+    /// If there is no such layer: an error of the caller.
+    pub fn run_layer(
         &self,
-        sequences: &[Vec<u32>],
+        number: usize,
+        passage: &mut Passage,
+        threads: usize,
+    ) -> Result<(), ForwardError> {
+        self.pass(number, passage, threads, &mut ())
+    }
+
+    /// The same; what enters the linear layers is passed to the observer. It does not depend on `threads`; 0 means one for
+    /// each processor.
+    ///
+    /// # Errors
+    /// As for [`run_layer`](Self::run_layer), and those of the observer.
+    ///
+    /// # Panics
+    /// If there is no such layer: an error of the caller.
+    pub fn observe_layer<O: InputObserver>(
+        &self,
+        number: usize,
+        passage: &mut Passage,
         threads: usize,
         observer: &mut O,
     ) -> Result<(), O::Error> {
+        let inputs = self.inputs_of(number, &self.layers[number]);
+        let before = self.layers[..number].iter().enumerate();
+        let before = before.map(|(number, layer)| self.inputs_of(number, layer).len());
+        let mut taps = Pieces {
+            inputs: &inputs,
+            first: before.sum(),
+            observer,
+            failed: None,
+        };
+        let done = self.pass(number, passage, threads, &mut taps);
+        match taps.failed {
+            Some(error) => Err(error),
+            None => Ok(done?),
+        }
+    }
+
+    fn pass(
+        &self,
+        number: usize,
+        passage: &mut Passage,
+        threads: usize,
+        taps: &mut dyn Taps,
+    ) -> Result<(), ForwardError> {
         let pool = pool(threads)?;
-        let mut batches = batches(sequences, BATCH, Vec::len)
-            .into_iter()
-            .map(|sequences| {
-                let batch = Batch::new(sequences, self.settings.vocabulary)?;
-                let states = self.embed(&batch)?;
-                Ok((batch, states))
-            })
-            .collect::<Result<Vec<(Batch, States)>, ForwardError>>()?;
-        if batches.is_empty() {
-            return Err(ForwardError::NoPrompt.into());
-        }
-        let mut first = 0;
-        for (number, layer) in self.layers.iter().enumerate() {
-            let inputs = self.inputs_of(number, layer);
-            for (batch, states) in &mut batches {
-                states.check(|| format!("that enter layer {number}"))?;
-                let mut taps = Pieces {
-                    inputs: &inputs,
-                    first,
-                    observer,
-                    failed: None,
-                };
-                let done = pool.install(|| self.tapped(number, layer, batch, states, &mut taps));
-                match taps.failed {
-                    Some(error) => return Err(error),
-                    None => done?,
-                }
+        let layer = &self.layers[number];
+        for (batch, states) in &mut passage.0 {
+            states.check(|| format!("that enter layer {number}"))?;
+            pool.install(|| self.tapped(number, layer, batch, states, taps))?;
+            if taps.is_done() {
+                return Ok(());
             }
-            pool.install(|| observer.layer_done(number))?;
-            first += inputs.len();
         }
-        for (_, states) in &batches {
-            states.check(|| "that leave the last layer".into())?;
+        if number + 1 == self.layers.len() {
+            let mut batches = passage.0.iter();
+            batches
+                .try_for_each(|(_, states)| states.check(|| "that leave the last layer".into()))?;
         }
         Ok(())
     }
 
-    /// Runs a layer.
     fn tapped(
         &self,
         number: usize,
@@ -253,5 +312,9 @@ impl<O: InputObserver> Taps for Pieces<'_, O> {
         let mut values = Vec::new();
         states.by_token(&mut values);
         self.failed = self.observer.input(self.first + number, values).err();
+    }
+
+    fn is_done(&self) -> bool {
+        self.failed.is_some()
     }
 }

@@ -7,7 +7,9 @@ use super::models::Models;
 use super::planned::SourceTensor;
 use super::problems::{Problems, count, some_of};
 use super::results::Results;
-use checkpoint::{Checkpoint, CheckpointError, ModelRef, Resolver, Statistics, TensorEntry};
+use checkpoint::{
+    Checkpoint, CheckpointError, ModelRef, Resolver, Statistics, StatisticsInfo, TensorEntry,
+};
 use errors::Refusal;
 use methods::{Linear, MethodInfo, Need, Statistic, TensorStatistics};
 use numeric::{Fill, FloatType, NoMemory};
@@ -97,6 +99,7 @@ pub(super) fn check(
     let Some(Need { kind: needed, .. }) = recipe.method.statistics else {
         return;
     };
+    check_together(recipe, models, problems);
     for (model, file) in recipe.statistics() {
         let found = models.index(&file.value);
         let statistics = found.and_then(|index| models.statistics.get(&index));
@@ -145,6 +148,34 @@ pub(super) fn check(
             )),
         }
     }
+}
+
+/// Sees that files that were made together are all here, in their order, and no others.
+fn check_together(recipe: &Recipe, models: &Models, problems: &mut Problems) {
+    let found = recipe.statistics().filter_map(|(_, file)| {
+        let index = models.index(&file.value)?;
+        Some((file, models.statistics.get(&index)?.info()))
+    });
+    let found: Vec<_> = found.collect();
+    let expected = StatisticsInfo::together(found.iter().map(|(_, info)| *info));
+    if found.iter().all(|(_, info)| info.together.is_none()) {
+        return;
+    }
+    let Some((file, info)) = found.iter().find(|(_, info)| info.together != expected) else {
+        return;
+    };
+    let name = &file.value;
+    let message = match info.together {
+        None => format!("`{name}` was not made together with the other files of this recipe"),
+        Some(_) => format!(
+            "`{name}` was made together with other files than those of this recipe, or in another order"
+        ),
+    };
+    let hint = format!(
+        "make all of them again: weld stats {} --force --data ...",
+        recipe.path
+    );
+    problems.add(Some(file.at), message, Some(hint));
 }
 
 /// The name that a tensor has in its own file, if the recipe renames tensors.

@@ -1,20 +1,21 @@
 //! A plan's output as a model in memory: for scores, and for whatever reads it at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::destination::{DiskError, Step};
 use super::error::RunError;
-use super::replay;
+use super::{replay, replay_some};
 use checkpoint::{
     Bytes, Checkpoint, InMemory, Location, MAX_SIDECAR_BYTES, ModelConfig, SidecarsFrom,
-    read_bounded,
+    TensorEntry, TensorSource, read_bounded,
 };
 use engine::{Observer, Sink, Tile};
 use errors::Refusal;
-use plan::Plan;
+use numeric::{Elements, FloatType, Stored};
+use plan::{Plan, PlannedTensor};
 
 /// A merged model, of which nothing was written.
 pub struct Merged {
@@ -73,6 +74,89 @@ pub fn in_memory(
             .map_err(|error| RunError::NotPrepared(Refusal::from(&error)))?,
     };
     Ok(Merged { model, files })
+}
+
+/// Computes some tensors of a plan's output into memory. The model has all tensors, and the values of those whose names
+/// are `wanted`.
+///
+/// # Errors
+/// As of [`in_memory`].
+pub fn some_in_memory(
+    plan: &Plan,
+    wanted: &BTreeSet<&str>,
+    label: &str,
+    scratch: &Path,
+    observer: &dyn Observer,
+) -> Result<Checkpoint, RunError> {
+    let tensors = plan.tensors.iter();
+    let is_wanted = |tensor: &PlannedTensor| wanted.contains(tensor.name.as_str());
+    let numbers: Vec<usize> = (0..plan.tensors.len())
+        .filter(|&number| is_wanted(&plan.tensors[number]))
+        .collect();
+    let sink = Tensors {
+        bytes: tensors
+            .clone()
+            .map(|tensor| match is_wanted(tensor) {
+                true => allocated(&tensor.name, tensor.bytes()),
+                false => Ok(Mutex::default()),
+            })
+            .collect::<Result<_, _>>()?,
+    };
+    if !numbers.is_empty() {
+        replay_some(plan, &numbers, scratch, &sink, observer)?;
+    }
+    let bytes = sink.bytes.into_iter();
+    let bytes = bytes.map(|bytes| bytes.into_inner().unwrap_or_else(PoisonError::into_inner));
+    let values = tensors.clone().zip(bytes);
+    let source = SomeValues {
+        values: values
+            .map(|(tensor, bytes)| is_wanted(tensor).then_some(bytes))
+            .collect(),
+        entries: tensors.map(entry).collect(),
+    };
+    let config = plan.config.clone();
+    let place = PathBuf::from(format!("{label}/config.json"));
+    Ok(Checkpoint::new(
+        label,
+        Location::local(label),
+        config.map(|value| ModelConfig::made(place, value)),
+        SidecarsFrom::Nothing,
+        Arc::new(source),
+    ))
+}
+
+fn entry(tensor: &PlannedTensor) -> TensorEntry {
+    TensorEntry {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype,
+        stored: tensor.dtype,
+        shape: tensor.shape.clone(),
+        len: tensor.bytes(),
+    }
+}
+
+/// Tensors of which some have values.
+#[derive(Debug)]
+struct SomeValues {
+    entries: Vec<TensorEntry>,
+    values: Vec<Option<Vec<u8>>>,
+}
+
+impl TensorSource for SomeValues {
+    fn entries(&self) -> &[TensorEntry] {
+        &self.entries
+    }
+
+    fn elements(&self, index: usize) -> Option<Box<dyn Elements + '_>> {
+        Some(Box::new(Stored {
+            format: FloatType::from_dtype(self.entries[index].dtype)?,
+            bytes: self.bytes(index)?,
+        }))
+    }
+
+    fn bytes(&self, index: usize) -> Option<&[u8]> {
+        self.values[index].as_deref()
+    }
 }
 
 /// The files that a plan writes beside the weights, by name.

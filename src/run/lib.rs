@@ -39,7 +39,7 @@ pub use encoded::QuantizationError;
 pub use error::RunError;
 pub use feed::{Fetches, fetches};
 pub use gguf_file::{ExportError, write_gguf};
-pub use in_memory::{Merged, files_beside, in_memory};
+pub use in_memory::{Merged, files_beside, in_memory, some_in_memory};
 pub use lock::{
     LOCK_FILE, Lock, LockedFile, LockedHub, LockedInput, LockedOptions, LockedOutputs, Tool,
     input_places, locked_hub, locked_inputs, locked_recipe,
@@ -316,6 +316,26 @@ pub fn replay(
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)?;
     check_unchanged(plan.models.iter().map(|model| &**model))?;
     Ok(totals)
+}
+
+/// Computes some tensors of a plan, by number, and passes them to a sink; nothing else of the models is looked at.
+fn replay_some(
+    plan: &Plan,
+    tensors: &[usize],
+    scratch: &Path,
+    sink: &dyn Sink,
+    observer: &dyn Observer,
+) -> Result<(), RunError> {
+    let file = || {
+        let file = tempfile::tempfile_in(scratch);
+        Ok(file.map_err(DiskError::at(Step::Create, scratch))?)
+    };
+    results::make(plan, &file, None, observer)?;
+    prepare(plan, observer)?;
+    survey(plan, None, observer)?;
+    let jobs = Work::default().outputs(plan, tensors.iter().copied(), None)?;
+    engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)?;
+    check_unchanged(plan.models.iter().map(|model| &**model))
 }
 
 /// Does what must be done before the values of a merge are read one by one, as those of a model: measuring passes, or,

@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use checkpoint::{Checkpoint, Dtype, ShardLayout, Statistic, StatisticsInfo, annotated_layout};
 use errors::{About, Refusal};
 use eval::{EvalError, Listener, Prepared, Surroundings, Tasks};
-use forward::{Decoder, ForwardError, InputObserver, LinearInput};
+use forward::{Decoder, ForwardError, InputObserver, LinearInput, Passage};
 use run::check_unchanged;
 use run::destination::{Disk, DiskError, Step, check_space, folder_of, write_with};
 
@@ -16,11 +16,8 @@ use super::sums::Sums;
 
 /// What is held besides states and sums, in bytes: buffers of the file and of the texts; and for each thread, tiles of two
 /// matrices in f32 and what a product packs.
-const ALWAYS: u64 = 32 << 20;
-const OF_THREAD: u64 = 24 << 20;
-
-/// Values that are encoded at a time.
-const PIECE: usize = 1 << 16;
+pub(super) const ALWAYS: u64 = 32 << 20;
+pub(super) const OF_THREAD: u64 = 24 << 20;
 
 /// What is kept of each input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,13 +45,14 @@ pub struct Request<'a> {
 
 /// Statistics before they are collected.
 pub struct Collection<'a> {
-    model: &'a Checkpoint,
-    decoder: Decoder<'a>,
-    threads: usize,
-    sequences: Vec<Vec<u32>>,
-    inputs: Vec<LinearInput>,
+    pub(super) model: &'a Checkpoint,
+    pub(super) decoder: Decoder<'a>,
+    pub(super) threads: usize,
+    pub(super) sequences: Vec<Vec<u32>>,
+    pub(super) inputs: Vec<LinearInput>,
     keep: Keep,
-    layout: ShardLayout,
+    pub(super) info: StatisticsInfo,
+    pub(super) layout: ShardLayout,
     memory: u64,
 }
 
@@ -92,22 +90,16 @@ impl<'a> Collection<'a> {
         let sequences = prepared.sequences();
         let inputs = decoder.linear_inputs();
         let info = info(model, &sequences, &inputs);
-        let (key, text) = info.metadata();
-        let layout = annotated_layout(&tensors(&inputs, keep), "statistics", (key, &text))?;
+        let layout = layout(&info, &inputs, keep)?;
         let memory = decoder
-            .inputs_bytes(&sequences)
+            .passage_bytes(&sequences)
+            .saturating_add(decoder.layer_bytes(&sequences))
             .saturating_add(held(&inputs, keep))
             .saturating_add(ALWAYS + OF_THREAD * threads(request.options.threads));
-        if memory > request.memory {
-            let tokens: usize = sequences.iter().map(Vec::len).sum();
-            let why = refused(format!(
-                "statistics of {tokens} tokens need {} of memory, and {} may be used",
-                ByteSize(memory),
-                ByteSize(request.memory)
-            ));
+        check_memory(memory, request.memory, &sequences).map_err(|why| {
             let hint = "allow more with --memory, take fewer texts with --limit, or only what the method needs with --keep";
-            return Err(why.with_hint(hint).into());
-        }
+            why.within(format!("model `{}`", model.label())).about(about()).with_hint(hint)
+        })?;
         Ok(Self {
             model,
             decoder,
@@ -115,6 +107,7 @@ impl<'a> Collection<'a> {
             sequences,
             inputs,
             keep,
+            info,
             layout,
             memory,
         })
@@ -146,44 +139,120 @@ impl<'a> Collection<'a> {
         path: &Path,
         goes_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<Written, StatsError> {
-        let place = path.canonicalize();
-        check_space(folder_of(place.as_deref().unwrap_or(path)), self.bytes())?;
+        self.check_space(path)?;
         let mut unreached = 0;
         write_with(disk, path, |out| {
-            let mut layers = Layers {
-                collection: self,
-                path,
-                out,
-                goes_on,
-                next: 0,
-                sums: Vec::new(),
-                unreached: 0,
-            };
-            let prepared = self.model.prepare(self.threads, &|| !goes_on());
-            prepared.map_err(StatsError::Refused)?;
-            layers.put(&self.layout.header)?;
-            layers.begin()?;
-            let done = self
-                .decoder
-                .observe_inputs(&self.sequences, self.threads, &mut layers);
-            done.map_err(|error| match error {
-                StatsError::Forward(source) => of_model(self.model, source),
-                error => error,
-            })?;
-            unreached = layers.unreached;
+            self.prepare(goes_on)?;
+            let mut put = into(out, path);
+            put(&self.layout.header)?;
+            let passage = self.decoder.embedded(&self.sequences);
+            let mut passage = passage.map_err(|source| of_model(self.model, source))?;
+            for layer in 0..self.decoder.layers() {
+                check_running(goes_on)?;
+                for sums in self.sums(layer, &mut passage)? {
+                    unreached += usize::from(sums.tokens == 0);
+                    sums.write(&mut put)?;
+                }
+            }
             Ok::<(), StatsError>(check_unchanged([self.model])?)
         })?;
-        Ok(Written {
+        Ok(self.written(unreached))
+    }
+
+    /// Checks that there is room for the file.
+    pub(super) fn check_space(&self, path: &Path) -> Result<(), StatsError> {
+        let place = path.canonicalize();
+        let folder = folder_of(place.as_deref().unwrap_or(path));
+        Ok(check_space(folder, self.bytes())?)
+    }
+
+    /// What was written when all is done.
+    pub(super) fn written(&self, unreached: usize) -> Written {
+        Written {
             tokens: self.tokens() as u64,
             inputs: self.inputs.len(),
             unreached,
             bytes: self.bytes(),
+        }
+    }
+
+    /// Prepares the model to be read.
+    pub(super) fn prepare(&self, goes_on: &(dyn Fn() -> bool + Sync)) -> Result<(), StatsError> {
+        let prepared = self.model.prepare(self.threads, &|| !goes_on());
+        prepared.map_err(StatsError::Refused)
+    }
+
+    /// The inputs of a layer.
+    pub(super) fn inputs_of(&self, layer: usize) -> &[LinearInput] {
+        let first = self.inputs.partition_point(|input| input.layer < layer);
+        let end = self.inputs.partition_point(|input| input.layer <= layer);
+        &self.inputs[first..end]
+    }
+
+    /// Runs a layer on what is before it, and sums up its inputs.
+    pub(super) fn sums(
+        &self,
+        layer: usize,
+        passage: &mut Passage,
+    ) -> Result<Vec<Sums>, StatsError> {
+        let sums = self.inputs_of(layer).iter();
+        let sums = sums.map(|input| Sums::new(input.features, self.keep));
+        let mut sums = LayerSums {
+            first: self.inputs.partition_point(|input| input.layer < layer),
+            sums: sums.collect::<Result<_, _>>()?,
+        };
+        let done = self
+            .decoder
+            .observe_layer(layer, passage, self.threads, &mut sums);
+        done.map_err(|error| match error {
+            StatsError::Forward(source) => of_model(self.model, source),
+            error => error,
+        })?;
+        Ok(sums.sums)
+    }
+}
+
+/// Refuses work that needs more memory than may be used.
+pub(super) fn check_memory(
+    needed: u64,
+    allowed: u64,
+    sequences: &[Vec<u32>],
+) -> Result<(), Refusal> {
+    if needed <= allowed {
+        return Ok(());
+    }
+    let tokens: usize = sequences.iter().map(Vec::len).sum();
+    Err(Refusal::new(format!(
+        "statistics of {tokens} tokens need {} of memory, and {} may be used",
+        ByteSize(needed),
+        ByteSize(allowed)
+    )))
+}
+
+/// Stops if it is to.
+pub(super) fn check_running(goes_on: &(dyn Fn() -> bool + Sync)) -> Result<(), StatsError> {
+    match goes_on() {
+        true => Ok(()),
+        false => Err(StatsError::Stopped),
+    }
+}
+
+/// Writes bytes to a file.
+pub(super) fn into<'o>(
+    out: &'o mut (dyn Write + Send),
+    path: &'o Path,
+) -> impl FnMut(&[u8]) -> Result<(), StatsError> + 'o {
+    move |bytes| {
+        let written = out.write_all(bytes);
+        written.map_err(|source| {
+            let (step, path) = (Step::Write, path.to_owned());
+            DiskError { step, path, source }.into()
         })
     }
 }
 
 /// An error of a model's run, with the model.
-fn of_model(model: &Checkpoint, source: ForwardError) -> StatsError {
+pub(super) fn of_model(model: &Checkpoint, source: ForwardError) -> StatsError {
     StatsError::Texts(EvalError::Forward {
         model: model.label().to_owned(),
         source: Box::new(source),
@@ -191,7 +260,7 @@ fn of_model(model: &Checkpoint, source: ForwardError) -> StatsError {
 }
 
 /// How many threads there are; 0 stands for one for each processor.
-fn threads(asked: usize) -> u64 {
+pub(super) fn threads(asked: usize) -> u64 {
     let all = || std::thread::available_parallelism().map_or(1, |all| all.get());
     (if asked == 0 { all() } else { asked }) as u64
 }
@@ -229,6 +298,23 @@ fn info(model: &Checkpoint, sequences: &[Vec<u32>], inputs: &[LinearInput]) -> S
     info
 }
 
+/// The file with that said of itself.
+pub(super) fn layout(
+    info: &StatisticsInfo,
+    inputs: &[LinearInput],
+    keep: Keep,
+) -> Result<ShardLayout, StatsError> {
+    let (key, text) = info.metadata();
+    let tensors: Vec<Entry> = inputs
+        .iter()
+        .flat_map(|input| tensors(input, keep))
+        .collect();
+    Ok(annotated_layout(&tensors, "statistics", (key, &text))?)
+}
+
+/// A tensor of the file: its name, dtype and shape.
+pub(super) type Entry = (String, Dtype, Vec<usize>);
+
 /// The name of an input: that of its first weight, and the number of the matrix in it.
 fn name(input: &LinearInput) -> String {
     let first = &input.weights[0];
@@ -238,22 +324,19 @@ fn name(input: &LinearInput) -> String {
     }
 }
 
-/// The tensors of the file, in the order in which they are written.
-fn tensors(inputs: &[LinearInput], keep: Keep) -> Vec<(String, Dtype, Vec<usize>)> {
-    let of_input = |input: &LinearInput| {
-        let (name, features) = (name(input), input.features);
-        let tensor = |kind: &str, dtype, shape| (format!("{kind}/{name}"), dtype, shape);
-        let gram = || tensor(Statistic::Gram.name(), Dtype::F32, vec![features, features]);
-        let magnitude = || tensor(Statistic::Magnitude.name(), Dtype::F32, vec![features]);
-        let kept = [keep.gram.then(gram), keep.magnitude.then(magnitude)];
-        let tokens = tensor("tokens", Dtype::I32, vec![1]);
-        kept.into_iter().flatten().chain([tokens])
-    };
-    inputs.iter().flat_map(of_input).collect()
+/// The tensors of an input, in the order in which they are written.
+pub(super) fn tensors(input: &LinearInput, keep: Keep) -> Vec<Entry> {
+    let (name, features) = (name(input), input.features);
+    let tensor = |kind: &str, dtype, shape| (format!("{kind}/{name}"), dtype, shape);
+    let gram = || tensor(Statistic::Gram.name(), Dtype::F32, vec![features, features]);
+    let magnitude = || tensor(Statistic::Magnitude.name(), Dtype::F32, vec![features]);
+    let kept = [keep.gram.then(gram), keep.magnitude.then(magnitude)];
+    let tokens = tensor("tokens", Dtype::I32, vec![1]);
+    kept.into_iter().flatten().chain([tokens]).collect()
 }
 
 /// Bytes that the sums of a layer take at the most, and adding to them.
-fn held(inputs: &[LinearInput], keep: Keep) -> u64 {
+pub(super) fn held(inputs: &[LinearInput], keep: Keep) -> u64 {
     let layers = inputs.chunk_by(|a, b| a.layer == b.layer);
     let of_layer = |layer: &[LinearInput]| {
         let bytes = layer.iter().map(|input| Sums::bytes(input.features, keep));
@@ -264,76 +347,17 @@ fn held(inputs: &[LinearInput], keep: Keep) -> u64 {
     layers.map(of_layer).max().unwrap_or(0)
 }
 
-/// Sums up the inputs of a layer, and writes what is kept of them.
-struct Layers<'l> {
-    collection: &'l Collection<'l>,
-    path: &'l Path,
-    out: &'l mut (dyn Write + Send),
-    goes_on: &'l (dyn Fn() -> bool + Sync),
-    /// The number of the first input of the layer.
-    next: usize,
-    /// The sums of its inputs.
+/// Sums up the inputs of a layer.
+struct LayerSums {
+    /// The number of the first of them.
+    first: usize,
     sums: Vec<Sums>,
-    unreached: usize,
 }
 
-impl Layers<'_> {
-    /// Begins the layer that the next input is of.
-    fn begin(&mut self) -> Result<(), StatsError> {
-        if !(self.goes_on)() {
-            return Err(StatsError::Stopped);
-        }
-        let Collection { inputs, keep, .. } = self.collection;
-        let rest = &inputs[self.next..];
-        let layer = rest.chunk_by(|a, b| a.layer == b.layer).next();
-        let sums = layer.unwrap_or_default().iter();
-        let sums = sums.map(|input| Sums::new(input.features, *keep));
-        self.sums = sums.collect::<Result<_, _>>()?;
-        Ok(())
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), StatsError> {
-        let written = self.out.write_all(bytes);
-        written.map_err(|source| {
-            let (step, path) = (Step::Write, self.path.to_owned());
-            DiskError { step, path, source }.into()
-        })
-    }
-
-    fn put_values(&mut self, values: &[f64]) -> Result<(), StatsError> {
-        for piece in values.chunks(PIECE) {
-            let bytes: Vec<u8> = piece
-                .iter()
-                .flat_map(|value| (*value as f32).to_le_bytes())
-                .collect();
-            self.put(&bytes)?;
-        }
-        Ok(())
-    }
-}
-
-impl InputObserver for Layers<'_> {
+impl InputObserver for LayerSums {
     type Error = StatsError;
 
     fn input(&mut self, number: usize, values: Vec<f32>) -> Result<(), StatsError> {
-        Ok(self.sums[number - self.next].add(values)?)
-    }
-
-    fn layer_done(&mut self, _layer: usize) -> Result<(), StatsError> {
-        for sums in std::mem::take(&mut self.sums) {
-            // The states of more tokens fit into no memory.
-            let tokens = i32::try_from(sums.tokens).unwrap_or(i32::MAX);
-            self.unreached += usize::from(tokens == 0);
-            self.next += 1;
-            let (gram, magnitudes) = sums.finish();
-            if let Some(gram) = gram {
-                self.put_values(gram.values())?;
-            }
-            if let Some(magnitudes) = magnitudes {
-                self.put_values(&magnitudes)?;
-            }
-            self.put(&tokens.to_le_bytes())?;
-        }
-        self.begin()
+        Ok(self.sums[number - self.first].add(values)?)
     }
 }

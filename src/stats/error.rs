@@ -29,7 +29,7 @@ pub enum StatsError {
     /// The file cannot be written.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The model was written to meanwhile, or there is no room for the file.
+    /// The model was written to meanwhile, there is no room for the file, or a layer of the models cannot be merged.
     #[error(transparent)]
     Run(#[from] RunError),
     /// There is no memory for the sums of a layer.

@@ -4,6 +4,10 @@ use matrix::{GramSum, Matrix};
 use numeric::NoMemory;
 
 use super::collection::Keep;
+use super::error::StatsError;
+
+/// Values that are encoded at a time.
+const PIECE: usize = 1 << 16;
 
 /// The sums of one input.
 #[derive(Debug)]
@@ -51,8 +55,26 @@ impl Sums {
         }
     }
 
+    /// Writes what is kept, in the order of the file.
+    pub(super) fn write(
+        self,
+        put: &mut dyn FnMut(&[u8]) -> Result<(), StatsError>,
+    ) -> Result<(), StatsError> {
+        // The states of more tokens fit into no memory.
+        let tokens = i32::try_from(self.tokens).unwrap_or(i32::MAX);
+        let (gram, magnitudes) = self.finish();
+        let gram = gram.as_ref().map(Matrix::values);
+        for values in [gram, magnitudes.as_deref()].into_iter().flatten() {
+            for piece in values.chunks(PIECE) {
+                let bytes = piece.iter().flat_map(|value| (*value as f32).to_le_bytes());
+                put(&bytes.collect::<Vec<u8>>())?;
+            }
+        }
+        put(&tokens.to_le_bytes())
+    }
+
     /// The Gram matrix, and the mean magnitude of each feature; zeros if there were no tokens.
-    pub(super) fn finish(self) -> (Option<Matrix<f64>>, Option<Vec<f64>>) {
+    fn finish(self) -> (Option<Matrix<f64>>, Option<Vec<f64>>) {
         let count = self.tokens.max(1) as f64;
         let mean = |sums: Vec<f64>| sums.into_iter().map(|sum| sum / count).collect();
         (self.gram.map(GramSum::finish), self.magnitudes.map(mean))

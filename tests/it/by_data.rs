@@ -7,7 +7,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::fixtures::{Bench, by_name, floats, llama_config, load, noise, read_json};
+use crate::fixtures::{Bench, Loaded, Spec, by_name, floats, llama_config, load, noise, read_json};
 
 const REGMEAN: &str = "merge_method: regmean
 models:
@@ -96,6 +96,193 @@ fn regmean_loses_less_of_each_layer_s_outputs_than_the_mean() {
     for name in ["model.embed_tokens.weight", "model.norm.weight"] {
         assert!(ours[name] == theirs[name], "{name}");
     }
+}
+
+/// Makes the files of a recipe together, and merges by them; the merged model as a folder.
+fn together(bench: &Bench, recipe: &str, texts: &[&str], out: &str) -> std::path::PathBuf {
+    bench.recipe(recipe);
+    bench.passes(&[&["stats", "recipe.yml", "--force", "--data"], texts].concat());
+    let merged = bench.merge(recipe, &["--threads", "2"]);
+    let kept = bench.path(out);
+    fs::rename(merged, &kept).unwrap();
+    kept
+}
+
+/// The sums of a layer's inputs are those of the model's own layer, on what the merged layers before it give: so of a model
+/// that has the merged layers before it, and its own from there on, `weld stats` finds the same.
+#[test]
+fn statistics_of_a_recipe_are_those_of_the_merged_layers_before() {
+    let bench = bench();
+    for recipe in [
+        format!("{REGMEAN}dtype: float32\n"),
+        // Weights, parts of it by other means, and rounded.
+        format!(
+            "{REGMEAN}parameters: {{weight: [{{filter: mlp, value: [0.2, 1]}}, {{value: 1}}], reduction: 0.5}}\nexcept: [{{tensors: '*.1.*.o_proj.weight', action: copy}}]\ndtype: bfloat16\n"
+        ),
+    ] {
+        let merged = together(&bench, &recipe, &["sort.jsonl", "add.jsonl"], "kept");
+        let (all, merged_values) = (by_name(&bench.path("add.safetensors")), by_name(&merged));
+        for layer in [1, 3] {
+            // The model with its first layers, and the embedding, from the merge.
+            let before = |name: &str| {
+                let number = name
+                    .strip_prefix("model.layers.")
+                    .and_then(|rest| rest.split('.').next());
+                name.contains("embed_tokens")
+                    || number.is_some_and(|at| at.parse::<usize>().unwrap() < layer)
+            };
+            let mut mixed = Vec::new();
+            for (name, own) in by_name(&bench.path("family/add")) {
+                let tensor = if before(&name) {
+                    &merged_values[&name]
+                } else {
+                    &own
+                };
+                let Loaded {
+                    dtype,
+                    shape,
+                    bytes,
+                } = tensor.clone();
+                mixed.push(Spec {
+                    name,
+                    dtype,
+                    shape,
+                    bytes,
+                });
+            }
+            let config = read_json(&bench.path("family/add/config.json"));
+            bench.model("mixed", &config, &mixed);
+            for file in ["tokenizer.json", "tokenizer_config.json"] {
+                fs::copy(
+                    bench.path("family/add").join(file),
+                    bench.path("mixed").join(file),
+                )
+                .unwrap();
+            }
+            stats(&bench, "mixed", "add.jsonl", "mixed.safetensors");
+            let alone = by_name(&bench.path("mixed.safetensors"));
+            let mut compared = 0;
+            for (name, tensor) in &all {
+                if name.contains(&format!("layers.{layer}.")) {
+                    assert!(*tensor == alone[name], "{name} of {recipe}");
+                    compared += 1;
+                }
+            }
+            assert_eq!(compared, 8);
+        }
+        bench.passes(&["verify", "kept", "--full"]);
+        fs::remove_dir_all(merged).unwrap();
+    }
+}
+
+/// The same bytes at any number of threads; files that belong together are not mixed with others.
+#[test]
+fn files_that_are_made_together_stay_together() {
+    let bench = bench();
+    let texts = ["sort.jsonl", "add.jsonl"];
+    bench.recipe(REGMEAN);
+    let make = |threads: &str| {
+        bench.passes(&[
+            "stats",
+            "recipe.yml",
+            "--force",
+            "--threads",
+            threads,
+            "--data",
+            texts[0],
+            texts[1],
+        ]);
+        ["sort", "add"].map(|name| fs::read(bench.path(&format!("{name}.safetensors"))).unwrap())
+    };
+    let once = make("1");
+    assert!(make("3") == once);
+    let words = [
+        "stats",
+        "recipe.yml",
+        "--force",
+        "--format",
+        "json",
+        "--data",
+        texts[0],
+        texts[1],
+    ];
+    let made: Value = serde_json::from_str(&bench.weld(&words).stdout).unwrap();
+    if cfg!(target_os = "linux") {
+        assert!(
+            made["peak_memory"].as_u64() <= made["memory"].as_u64(),
+            "{made}"
+        );
+    }
+    bench.passes(&["plan", "recipe.yml"]);
+    stats(&bench, "family/add", "add.jsonl", "alone.safetensors");
+    stats(&bench, "family/base", "add.jsonl", "base.safetensors");
+    let one = "{model: family/sort, statistics: sort.safetensors}";
+    let two = "{model: family/add, statistics: add.safetensors}";
+    let third = "{model: family/base, statistics: base.safetensors}";
+    let alone = "{model: family/add, statistics: alone.safetensors}";
+    let others = "was made together with other files than those of this recipe";
+    for (models, expected) in [
+        (
+            format!("{one}, {alone}"),
+            "`alone.safetensors` was not made together with the other",
+        ),
+        (format!("{one}, {two}, {third}"), others),
+        (one.to_owned(), others),
+        (format!("{two}, {one}"), others),
+    ] {
+        let recipe = format!("merge_method: regmean\nmodels: [{models}]\n");
+        let message = bench.refused(&recipe, &[]);
+        assert!(message.contains(expected), "{message}");
+        assert!(
+            message.contains("weld stats recipe.yml --force"),
+            "{message}"
+        );
+    }
+    // Their own refusals.
+    let refused = |words: &[&str], expected: &str| {
+        let outcome = bench.weld(&[&["stats"], words].concat());
+        assert!(matches!(outcome.code, Some(1 | 2)), "{words:?}");
+        let told: Vec<&str> = outcome.stderr.split_whitespace().collect();
+        assert!(told.join(" ").contains(expected), "{}", outcome.stderr);
+    };
+    bench.recipe(REGMEAN);
+    refused(
+        &["recipe.yml", "--data", "sort.jsonl", "add.jsonl"],
+        "sort.safetensors is there already",
+    );
+    let data = ["recipe.yml", "--force", "--data", "sort.jsonl", "add.jsonl"];
+    refused(&data[..4], "in this order: family/sort, family/add");
+    refused(&[&data[..], &["--out", "x"]].concat(), "leave --out out");
+    refused(
+        &[&data[..], &["--keep", "magnitude"]].concat(),
+        "leave --keep out",
+    );
+    refused(
+        &[&data[..], &["--memory", "1MB"]].concat(),
+        "of memory, and 976.6 KiB may be used",
+    );
+    refused(&["family/sort", "--data", "sort.jsonl"], "--out is missing");
+    bench.recipe(&REGMEAN.replace("add.safetensors", "sort.safetensors"));
+    refused(&data, "two models have the statistics `sort.safetensors`");
+    bench.recipe("merge_method: linear\nmodels: [{model: family/sort}, {model: family/add}]\nparameters: {weight: 1}\n");
+    refused(&data, "a recipe of `linear`, not of `regmean`");
+    bench.recipe("merge_method: regmean\nslices:\n- sources:\n  - {model: family/sort, layer_range: [0, 2], statistics: sort.safetensors}\n  - {model: family/add, layer_range: [0, 2], statistics: add.safetensors}\n");
+    refused(&data, "a recipe of slices");
+    // Files of a recipe elsewhere lie where a merge finds them: beside it.
+    fs::create_dir_all(bench.path("recipes/sums")).unwrap();
+    let elsewhere = REGMEAN.replace("statistics: ", "statistics: sums/");
+    bench.file("recipes/recipe.yml", &elsewhere);
+    bench.passes(&[
+        "stats",
+        "recipes/recipe.yml",
+        "--data",
+        "sort.jsonl",
+        "add.jsonl",
+    ]);
+    assert!(bench.path("recipes/sums/add.safetensors").exists());
+    bench.passes(&["plan", "recipes/recipe.yml"]);
+    // What was there is still there.
+    assert!(fs::read(bench.path("sort.safetensors")).unwrap() == once[0]);
 }
 
 /// The lock has the files; verify finds them again, and tells others.

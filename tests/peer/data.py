@@ -5,7 +5,7 @@
 First `weld stats` runs the small models of this repository, and each Gram matrix and mean magnitude is compared with
 what forward hooks of transformers see at the linear layer, summed in float64. Then random matrices are merged by
 `regmean`, `fisher` and `aim`, and compared with the functions below, which follow the papers and share nothing with
-weld. Last the script of `docs/statistics.md` makes Fisher information, and a merge reads it. Prints the largest error
+weld. Then statistics of a recipe are made together, and the merge compared with RegMean++ in torch. Last the script of `docs/statistics.md` makes Fisher information, and a merge reads it. Prints the largest error
 of each, relative to the largest element, and exits with 1 if one is above its bound.
 """
 
@@ -173,6 +173,56 @@ def methods(weld, work):
     return worst <= BOUND_OF_METHODS
 
 
+def together(weld, work):
+    """`weld stats RECIPE` and the merge by its files, beside RegMean++ by whole forward passes of transformers: each
+    model's own layer behind the merged embedding and the merged layers before it."""
+    family, reduction = ROOT / "recipes/family", 0.5
+    names = ("sort", "add", "cipher")
+    texts = sequences(len(json.loads((family / "base/tokenizer.json").read_text())["model"]["vocab"]))
+    texts = {name: [tokens[at:] + tokens[:at] for tokens in texts] for at, name in enumerate(names)}
+    entries = ""
+    for name in names:
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[name])
+        (work / f"{name}.jsonl").write_text(lines)
+        entries += f"- {{model: {family / name}, statistics: {name}-gram.safetensors}}\n"
+    (work / "recipe.yml").write_text(
+        f"merge_method: regmean\nmodels:\n{entries}parameters: {{reduction: {reduction}}}\ndtype: float32\n"
+    )
+    data = [f"{name}.jsonl" for name in names]
+    subprocess.run([weld, "stats", "recipe.yml", "--force", "-q", "--data", *data], check=True, cwd=work)
+    subprocess.run([weld, "merge", "recipe.yml", "out", "--force", "-q"], check=True, cwd=work)
+    found = safetensors.torch.load_file(work / "out/model.safetensors")
+
+    models = [
+        AutoModelForCausalLM.from_pretrained(family / name, dtype=torch.float32, attn_implementation="eager").eval()
+        for name in names
+    ]
+    own = [{name: value.double().clone() for name, value in model.named_parameters()} for model in models]
+    merged = {name: sum(values[name] for values in own) / len(own) for name in own[0]}
+
+    def take(model, is_taken):
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if is_taken(name):
+                    value.copy_(merged[name])
+
+    for model in models:
+        take(model, lambda name: "embed_tokens" in name)
+    for layer in range(models[0].config.num_hidden_layers):
+        start = f"model.layers.{layer}."
+        seen = [observed(model, texts[name]) for model, name in zip(models, names)]
+        for name in [name for name in seen[0] if name.startswith(start)]:
+            grams, _, tokens = zip(*(entries[name] for entries in seen))
+            weights = [values[name] for values in own]
+            merged[name] = regmean(weights, grams, tokens, [1.0] * len(names), reduction)
+        for model in models:
+            take(model, lambda name: name.startswith(start))
+    # The update's error is that of states in f32, which the inverse enlarges.
+    worst = max(error(found[name], merged[name]) for name in found)
+    print(f"statistics made together, {len(found)} tensors: largest error {worst:.1e}")
+    return worst <= BOUND_OF_STATS
+
+
 def script(weld, work):
     """The script of the page, on two models of the family."""
     page = (ROOT / "docs/statistics.md").read_text()
@@ -209,7 +259,7 @@ def main():
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     weld, work = arguments.weld.resolve(), arguments.work.resolve()
-    fine = [statistics(weld, work), methods(weld, work), script(weld, work)]
+    fine = [statistics(weld, work), methods(weld, work), together(weld, work), script(weld, work)]
     sys.exit(0 if all(fine) else 1)
 
 

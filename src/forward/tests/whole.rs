@@ -1,6 +1,6 @@
 //! The whole decoder compared with its twin, and the guarantees of a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde_json::{Value, json};
@@ -89,8 +89,7 @@ fn twin(held: &Held) -> Twin<'_> {
 #[derive(Default, PartialEq, Debug)]
 struct Entered {
     inputs: BTreeMap<usize, Vec<f32>>,
-    layers: Vec<usize>,
-    /// The layer at which it stops.
+    /// The number of the input at which it stops.
     until: Option<usize>,
 }
 
@@ -99,16 +98,23 @@ impl InputObserver for Entered {
 
     fn input(&mut self, number: usize, values: Vec<f32>) -> Result<(), ForwardError> {
         self.inputs.entry(number).or_default().extend(values);
-        Ok(())
-    }
-
-    fn layer_done(&mut self, layer: usize) -> Result<(), ForwardError> {
-        self.layers.push(layer);
-        match self.until == Some(layer) {
+        match self.until == Some(number) {
             true => Err(ForwardError::NoPrompt),
             false => Ok(()),
         }
     }
+}
+
+/// Passes what enters all layers to an observer.
+fn observe(
+    decoder: &Decoder<'_>,
+    sequences: &[Vec<u32>],
+    threads: usize,
+    entered: &mut Entered,
+) -> Result<(), ForwardError> {
+    let mut passage = decoder.embedded(sequences)?;
+    (0..decoder.layers())
+        .try_for_each(|layer| decoder.observe_layer(layer, &mut passage, threads, entered))
 }
 
 /// All linear layers, those of the last MLP and of each expert among them.
@@ -121,8 +127,7 @@ fn what_enters_linear_layers_is_what_the_twin_multiplies_them_with() {
     let decoder = Decoder::new(&config, &model).unwrap();
     let inputs = decoder.linear_inputs();
     let mut entered = Entered::default();
-    decoder.observe_inputs(&prompts, 2, &mut entered).unwrap();
-    assert_eq!(entered.layers, [0, 1, 2]);
+    observe(&decoder, &prompts, 2, &mut entered).unwrap();
     let mut seen = twin.seen.take();
     for (number, input) in inputs.iter().enumerate() {
         let found = entered.inputs.get(&number).map_or(&[][..], Vec::as_slice);
@@ -139,13 +144,41 @@ fn what_enters_linear_layers_is_what_the_twin_multiplies_them_with() {
     assert_eq!([0, 1, 2, 3].map(shared), [3, 1, 2, 1]);
     for threads in [1, 5] {
         let mut again = Entered::default();
-        decoder
-            .observe_inputs(&prompts, threads, &mut again)
-            .unwrap();
+        observe(&decoder, &prompts, threads, &mut again).unwrap();
         assert_eq!(again, entered);
     }
     let tokens = 80;
-    assert!(decoder.inputs_bytes(&prompts) > tokens * 12 * 4);
+    assert_eq!(decoder.passage_bytes(&prompts), tokens * 12 * 4);
+    assert!(decoder.layer_bytes(&prompts) > tokens * 12 * 4);
+}
+
+/// A layer needs the tensors that it names and no others; running it does to states what observing it does.
+#[test]
+fn a_layer_needs_its_own_tensors() {
+    let (config, held, prompts) = (config(), held(), prompts());
+    let model = held.model();
+    let decoder = Decoder::new(&config, &model).unwrap();
+    let mut passage = decoder.embedded(&prompts).unwrap();
+    let mut observed = passage.clone();
+    let mut all: BTreeSet<&str> = [decoder.embedding_name()].into();
+    for layer in 0..decoder.layers() {
+        let names = decoder.layer_names(layer);
+        assert!(
+            names
+                .iter()
+                .all(|name| name.contains(&format!("layers.{layer}.")))
+        );
+        all.extend(names);
+        decoder.run_layer(layer, &mut passage, 2).unwrap();
+        let mut entered = Entered::default();
+        decoder
+            .observe_layer(layer, &mut observed, 1, &mut entered)
+            .unwrap();
+        assert_eq!(format!("{passage:?}"), format!("{observed:?}"));
+    }
+    let tensors = model.tensors().iter().map(|tensor| tensor.name.as_str());
+    let left: Vec<&str> = tensors.filter(|name| !all.contains(name)).collect();
+    assert_eq!(left, ["lm_head.weight", "model.norm.weight"]);
 }
 
 #[test]
@@ -154,14 +187,14 @@ fn an_observer_of_inputs_may_stop_and_bad_sequences_are_refused() {
     let model = held.model();
     let decoder = Decoder::new(&config, &model).unwrap();
     let mut entered = Entered {
-        until: Some(1),
+        until: Some(5),
         ..Entered::default()
     };
-    let stopped = decoder.observe_inputs(&prompts, 1, &mut entered);
+    let stopped = observe(&decoder, &prompts, 1, &mut entered);
     assert!(matches!(stopped, Err(ForwardError::NoPrompt)));
-    assert_eq!(entered.layers, [0, 1]);
+    assert!(entered.inputs.keys().eq(&[0, 1, 2, 3, 4, 5]));
     let refused = |sequences: &[Vec<u32>]| {
-        let refused = decoder.observe_inputs(sequences, 1, &mut Entered::default());
+        let refused = observe(&decoder, sequences, 1, &mut Entered::default());
         refused.unwrap_err().to_string()
     };
     assert!(refused(&[]).starts_with("no prompt was given"));

@@ -20,11 +20,14 @@ static INFO: MethodInfo = MethodInfo {
     formula: "G_i = w_i * (r * X_i^T X_i + (1 - r) * diag(X_i^T X_i)) / tokens_i; out = (sum of x_i G_i) (sum of G_i)^-1, in \
               linear layers, whose weights are [out, in]; elsewhere out = sum(w_i * x_i) / sum(w_i)",
     when: "fine-tunes with some hundred texts of the kind that each was made for: `weld stats` writes the Gram matrices \
-           X_i^T X_i of each, and needs no gradients and no answers",
+           X_i^T X_i of each, and needs no gradients and no answers; given this recipe, it makes them layer by layer \
+           through the merged model (RegMean++)",
     departs: "The authors' code fails where a feature is zero in all models; here its column takes the mean. A \
               linear layer for which no model has statistics takes the mean too. The sums are f64, and what is added to the \
               first model is rounded to float32.",
-    source: "Jin et al., Dataless Knowledge Fusion by Merging Weights of Language Models, arXiv:2212.09849",
+    source: "Jin et al., Dataless Knowledge Fusion by Merging Weights of Language Models, arXiv:2212.09849; \
+             Nguyen et al., RegMean++: Enhancing Effectiveness and Generalization of Regression Mean for Model Merging, \
+             arXiv:2508.03121",
     models: Arity { min: 1, max: None },
     base: BaseRule::OneOfModels,
     params: &[
