@@ -15,6 +15,7 @@ mod families;
 mod family;
 mod fields;
 mod kept;
+mod layouts;
 mod linear;
 mod mixture;
 mod mtp;
@@ -35,10 +36,11 @@ pub use expected::{Expected, Presence, Rule, Size, SizeKind};
 pub use family::{Body, Family, Head};
 pub use fields::{FieldError, Fields};
 pub use kept::keeps_dtype;
+pub use layouts::{ExpertLayouts, expert_layouts};
 pub use linear::{WeightOrder, has_conv1d, is_conv1d_module, linear_weight};
 pub use mixture::{
-    Absent, Correction, Counts, ExpertLayouts, Experts, Listed, Matrix, Mixture, Names,
-    RoutingRule, Shared, SharedLayout, SharedWidth, Sparse, SparseLayers, Written, expert_layouts,
+    Absent, Correction, Counts, Experts, Listed, Matrix, Mixture, Names, RoutingRule, Shared,
+    SharedLayout, SharedWidth, Sparse, SparseLayers, Written,
 };
 pub use mtp::{
     MTP_COUNTS, announced_mtp_layers, decoder_layers, is_mtp_module, mtp_layers_in, without_mtp,

@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::family::Family;
 use super::fields::{FieldError, Fields};
 use super::rules::{Condition, Layers, Line, Role};
 
@@ -113,43 +112,10 @@ impl Names {
 }
 
 /// What transformers 5 holds in memory, writes for checkpoints that it read so, and reads.
-static HELD: Experts = Experts::Fused {
+pub(super) static HELD: Experts = Experts::Fused {
     input: "mlp.experts.gate_up_proj",
     output: "mlp.experts.down_proj",
 };
-
-/// The two ways in which checkpoints store the experts of a family.
-#[derive(Debug, Clone, Copy)]
-pub struct ExpertLayouts {
-    /// Each by itself.
-    pub each: Names,
-    /// All in two tensors.
-    pub fused: Names,
-}
-
-/// The layouts of a family's experts, by its `model_type`; of a family that is not known, those that most have.
-pub fn expert_layouts(model_type: Option<&str>) -> ExpertLayouts {
-    static EACH: Experts = Experts::EACH;
-    let family = model_type.and_then(Family::named);
-    let mixture = family.and_then(Family::mixture);
-    let each = mixture.filter(|mixture| matches!(mixture.experts, Experts::Each { .. }));
-    match each {
-        Some(mixture) => ExpertLayouts {
-            each: mixture.names(false),
-            fused: mixture.names(true),
-        },
-        None => ExpertLayouts {
-            each: Names {
-                router: "mlp.gate.weight",
-                experts: &EACH,
-            },
-            fused: Names {
-                router: "mlp.gate.weight",
-                experts: &HELD,
-            },
-        },
-    }
-}
 
 /// The expert that every token goes through.
 #[derive(Debug)]

@@ -216,7 +216,7 @@ fn part_of(location: &Location) -> Location {
         entry: None,
         hub: location.hub.clone(),
         remote: location.remote.clone(),
-        adapter: None,
+        adapters: Vec::new(),
     }
 }
 

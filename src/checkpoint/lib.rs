@@ -56,7 +56,7 @@ mod weight_names;
 #[cfg(test)]
 pub(crate) mod fixtures;
 
-pub use adapter::{Adapter, AdapterError, AdapterProduct};
+pub use adapter::{Adapter, AdapterError, AdapterProduct, AppliedAdapter};
 pub use aliases::{AliasSearch, PrefixAlias, find_alias};
 pub use behind::Reclaim;
 pub use bounded::{open_no_link, open_regular, read_bounded};
@@ -76,8 +76,8 @@ pub use layout::{
 pub use left_out::LeftOut;
 pub use licence::{Licence, LicenceTerm};
 pub use limits::{MAX_HEADER_BYTES, MAX_NAMED_FOLDERS, MAX_SIDECAR_BYTES};
-pub use locate::{Fetch, FetchError, HubFolder, Location, Locator};
-pub use model_ref::ModelRef;
+pub use locate::{AdapterLocation, Fetch, FetchError, HubFolder, Location, Locator};
+pub use model_ref::{AdapterRef, ModelRef};
 pub use nearby::{file_like, nearest};
 pub use part::Part;
 pub use pickle::PickleImports;

@@ -68,7 +68,7 @@ pub struct Locator {
 }
 
 /// Where a model is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Location {
     /// A folder, or a single file of weights.
     pub path: PathBuf,
@@ -78,8 +78,17 @@ pub struct Location {
     pub hub: Option<HubSnapshot>,
     /// The weight files of which only the headers are there: what is not fetched reads as zeros.
     pub remote: RemoteFiles,
-    /// The folder of the adapter that is applied to it.
-    pub adapter: Option<Box<Location>>,
+    /// The adapters that are applied to it, one after the other.
+    pub adapters: Vec<AdapterLocation>,
+}
+
+/// Where an adapter is, and how much of it is applied.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterLocation {
+    /// Its folder, or its file.
+    pub location: Location,
+    /// What its update is multiplied with.
+    pub weight: f64,
 }
 
 impl Location {
@@ -90,14 +99,28 @@ impl Location {
             entry: None,
             hub: None,
             remote: RemoteFiles::default(),
-            adapter: None,
+            adapters: Vec::new(),
         }
     }
 
     /// The folders and files that make up the model.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        let adapter = self.adapter.iter().map(|adapter| adapter.path.as_path());
-        std::iter::once(self.path.as_path()).chain(adapter)
+        self.parts().map(|part| part.path.as_path())
+    }
+
+    /// The model and its adapters, each by itself.
+    pub fn parts(&self) -> impl Iterator<Item = &Location> {
+        let adapters = self.adapters.iter().map(|adapter| &adapter.location);
+        std::iter::once(self).chain(adapters)
+    }
+
+    /// The model without its adapters.
+    #[must_use]
+    pub fn without_adapters(&self) -> Location {
+        Location {
+            adapters: Vec::new(),
+            ..self.clone()
+        }
     }
 }
 
@@ -125,8 +148,8 @@ impl Locator {
         if let Some(path) = self.find_local(model.text(), &mut looked_in) {
             return Ok(Location::local(path));
         }
-        if let Some((base, adapter)) = model.base_and_adapter() {
-            return self.locate_both(model, &base, &adapter);
+        if let Some(base) = model.base() {
+            return self.with_adapters(model, &base);
         }
         if let Some((whole, entry)) = model.whole_and_entry() {
             let location = self.locate(&whole)?;
@@ -220,21 +243,24 @@ impl Locator {
         }
     }
 
-    /// Finds a model and its adapter, both in the way a model is found.
-    fn locate_both(
+    /// Finds a model and its adapters, each in the way a model is found.
+    fn with_adapters(
         &self,
         model: &ModelRef,
         base: &ModelRef,
-        adapter: &ModelRef,
     ) -> Result<Location, CheckpointError> {
         let mut location = self.locate(base)?;
-        let adapter = self
-            .locate(adapter)
-            .map_err(|source| CheckpointError::AdapterNotFound {
+        for adapter in &model.adapters {
+            let found = self.locate(&adapter.reference());
+            let found = found.map_err(|source| CheckpointError::AdapterNotFound {
                 model: model.to_string(),
                 source: Box::new(source),
             })?;
-        location.adapter = Some(Box::new(adapter));
+            location.adapters.push(AdapterLocation {
+                location: found,
+                weight: adapter.weight(),
+            });
+        }
         Ok(location)
     }
 
@@ -476,12 +502,12 @@ mod tests {
         for (text, commit, adapter) in cases {
             let location = locate(root.path(), text).unwrap();
             assert_eq!(location.path, repo.join("snapshots").join(commit));
-            assert_eq!(location.adapter.as_ref().unwrap().path, adapter);
+            assert_eq!(location.adapters[0].location.path, adapter);
             assert_eq!(location.paths().count(), 2);
         }
         // A folder with exactly that name is not a model with an adapter.
         fs::create_dir_all(root.path().join("work/a+b")).unwrap();
-        assert_eq!(locate(root.path(), "a+b").unwrap().adapter, None);
+        assert_eq!(locate(root.path(), "a+b").unwrap().adapters, []);
     }
 
     #[test]

@@ -13,9 +13,39 @@ pub struct ModelRef {
     pub revision: Option<String>,
     /// The part after `#`: the entry of a file of torch.save that holds the tensors, its keys joined by dots.
     pub entry: Option<String>,
-    /// The part after `+`: a LoRA adapter, with its own `@revision` if it has one.
-    pub adapter: Option<String>,
+    /// The parts after a `+`: LoRA adapters.
+    pub adapters: Vec<AdapterRef>,
     text: String,
+}
+
+/// An adapter as a recipe writes it: `path`, `org/name@revision`, and `@0.7` at its end for its weight.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterRef {
+    path: String,
+    revision: Option<String>,
+    /// The weight as it is written.
+    weight: Option<String>,
+    /// All but the weight, as it is written.
+    text: String,
+}
+
+impl AdapterRef {
+    /// What its update is multiplied with: one, if it is not said.
+    pub fn weight(&self) -> f64 {
+        let weight = self.weight.as_ref().and_then(|text| text.parse().ok());
+        weight.unwrap_or(1.0)
+    }
+
+    /// The adapter as a reference by itself, without its weight.
+    pub fn reference(&self) -> ModelRef {
+        ModelRef {
+            path: self.path.clone(),
+            revision: self.revision.clone(),
+            entry: None,
+            adapters: Vec::new(),
+            text: self.text.clone(),
+        }
+    }
 }
 
 impl ModelRef {
@@ -45,7 +75,7 @@ impl ModelRef {
                 path: parts.path.into(),
                 revision: parts.revision.map(Into::into),
                 entry: parts.entry.map(Into::into),
-                adapter: parts.adapter.map(Into::into),
+                adapters: parts.adapters,
                 text: text.into(),
             }),
             // Text that can only be a path may contain any number of these characters.
@@ -53,33 +83,31 @@ impl ModelRef {
                 path: text.into(),
                 revision: None,
                 entry: None,
-                adapter: None,
+                adapters: Vec::new(),
                 text: text.into(),
             }),
             Err(reason) => Err(reason),
         }
     }
 
-    /// The model without its adapter, and the adapter, if it has one.
-    pub fn base_and_adapter(&self) -> Option<(ModelRef, ModelRef)> {
-        let adapter = self.adapter.as_deref()?;
-        // Both parts were checked when the whole reference was parsed.
-        let (adapter_path, adapter_revision) = split_revision(adapter, "an adapter").ok()?;
-        let (base, _) = self.text.split_once('+')?;
-        Some((
-            ModelRef {
-                adapter: None,
-                text: base.into(),
-                ..self.clone()
-            },
-            ModelRef {
-                path: adapter_path.into(),
-                revision: adapter_revision.map(Into::into),
-                entry: None,
-                adapter: None,
-                text: adapter.into(),
-            },
-        ))
+    /// The model without its adapters, if it has any.
+    pub fn base(&self) -> Option<ModelRef> {
+        let (base, _) = self
+            .text
+            .split_once('+')
+            .filter(|_| !self.adapters.is_empty())?;
+        Some(ModelRef {
+            adapters: Vec::new(),
+            text: base.into(),
+            ..self.clone()
+        })
+    }
+
+    /// What it is made of, each by itself: the model, and its adapters without their weights.
+    pub fn parts(&self) -> Vec<ModelRef> {
+        let base = self.base().unwrap_or_else(|| self.clone());
+        let adapters = self.adapters.iter().map(AdapterRef::reference);
+        std::iter::once(base).chain(adapters).collect()
     }
 
     /// The model without its entry, and the entry, if it has one; without an adapter.
@@ -111,27 +139,19 @@ struct Parts<'a> {
     path: &'a str,
     revision: Option<&'a str>,
     entry: Option<&'a str>,
-    adapter: Option<&'a str>,
+    adapters: Vec<AdapterRef>,
 }
 
 fn split(text: &str) -> Result<Parts<'_>, String> {
-    let (model, adapter) = match text.split_once('+') {
-        None => (text, None),
-        Some((_, rest)) if rest.contains('+') => {
-            return Err(format!(
-                "expected `model+adapter`, found more than one `+` in `{text}`"
-            ));
-        }
-        Some((_, "")) => {
-            return Err(format!(
-                "expected an adapter after the `+` of `{text}`, found nothing"
-            ));
-        }
-        Some((model, adapter)) => (model, Some(adapter)),
+    let mut parts = text.split('+');
+    let model = parts.next().unwrap_or_default();
+    let adapter = |part: &str| match part {
+        "" => Err(format!(
+            "expected an adapter after the `+` of `{text}`, found nothing"
+        )),
+        part => split_weight(part),
     };
-    if let Some(adapter) = adapter {
-        split_revision(adapter, "an adapter")?;
-    }
+    let adapters: Vec<AdapterRef> = parts.map(adapter).collect::<Result<_, _>>()?;
     // A `#` at the end is a part of the name.
     let (whole, entry) = match model.rsplit_once('#') {
         Some((whole, entry)) if !whole.is_empty() && !entry.is_empty() => (whole, Some(entry)),
@@ -142,9 +162,36 @@ fn split(text: &str) -> Result<Parts<'_>, String> {
         path,
         revision,
         entry,
-        adapter,
+        adapters,
     })
 }
+
+/// An adapter and its weight: a number after the last `@`. A revision that is a number is followed by a weight.
+fn split_weight(text: &str) -> Result<AdapterRef, String> {
+    let (name, weight) = match text.rsplit_once('@') {
+        Some((name, last)) if is_weight(last) => (name, Some(last.to_owned())),
+        _ => (text, None),
+    };
+    let (path, revision) = split_revision(name, "an adapter")?;
+    Ok(AdapterRef {
+        path: path.into(),
+        revision: revision.map(Into::into),
+        weight,
+        text: name.into(),
+    })
+}
+
+/// Whether a text is a decimal number: `0.7`, `-1`, `.5`. Commits have more digits.
+fn is_weight(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let plain = |byte: u8| byte.is_ascii_digit() || byte == b'.';
+    digits.len() <= MAX_WEIGHT_BYTES
+        && digits.bytes().all(plain)
+        && digits.parse::<f64>().is_ok_and(f64::is_finite)
+}
+
+/// The longest weight; revisions of digits alone are longer, or are told by a weight behind them.
+const MAX_WEIGHT_BYTES: usize = 24;
 
 fn split_revision<'a>(text: &'a str, what: &str) -> Result<(&'a str, Option<&'a str>), String> {
     let (path, revision) = match text.split_once('@') {
@@ -184,7 +231,8 @@ mod tests {
             let model = ModelRef::parse(text).unwrap();
             assert_eq!(model.path, path);
             assert_eq!(model.revision.as_deref(), revision);
-            assert_eq!(model.adapter.as_deref(), adapter);
+            let found = model.adapters.first().map(|adapter| adapter.text.as_str());
+            assert_eq!(found, adapter);
             assert_eq!(model.entry, None);
             assert_eq!(model.to_string(), text);
         };
@@ -193,7 +241,7 @@ mod tests {
         check("org/name@refs/pr/1", "org/name", Some("refs/pr/1"), None);
         check("./a+b", "./a", None, Some("b"));
         check("a@x+b@y", "a", Some("x"), Some("b@y"));
-        check("/data/a+b+c@d@e", "/data/a+b+c@d@e", None, None);
+        check("/data/a+b@c@d@e", "/data/a+b@c@d@e", None, None);
         check("with space", "with space", None, None);
     }
 
@@ -211,13 +259,51 @@ mod tests {
         check("m.pt#net+lora@x", "m.pt", None, Some("net"));
         check("C#", "C#", None, None);
         check("#x", "#x", None, None);
-        let (base, adapter) = ModelRef::parse("m.pt#net+lora@x")
-            .unwrap()
-            .base_and_adapter()
-            .unwrap();
-        assert_eq!((base.text(), adapter.text()), ("m.pt#net", "lora@x"));
+        let parts = ModelRef::parse("m.pt#net+lora@x").unwrap().parts();
+        let base = &parts[0];
+        assert_eq!((base.text(), parts[1].text()), ("m.pt#net", "lora@x"));
         let (whole, entry) = base.whole_and_entry().unwrap();
         assert_eq!((whole.text(), entry.as_str()), ("m.pt", "net"));
+    }
+
+    #[test]
+    fn adapters_have_weights_and_there_may_be_several() {
+        let of = |text: &str| -> Vec<(String, Option<String>, f64)> {
+            let model = ModelRef::parse(text).unwrap();
+            assert_eq!((model.path.as_str(), model.text()), ("m", text));
+            let part = |adapter: &AdapterRef| {
+                let reference = adapter.reference();
+                (reference.path, reference.revision, adapter.weight())
+            };
+            model.adapters.iter().map(part).collect()
+        };
+        let part = |path: &str, revision: Option<&str>, weight| {
+            (path.to_owned(), revision.map(str::to_owned), weight)
+        };
+        assert_eq!(
+            of("m@v1+a@0.7+org/b@v2@-.25+c"),
+            [
+                part("a", None, 0.7),
+                part("org/b", Some("v2"), -0.25),
+                part("c", None, 1.0)
+            ]
+        );
+        // A revision that is a number needs a weight behind it.
+        assert_eq!(of("m+a@2"), [part("a", None, 2.0)]);
+        assert_eq!(of("m+a@2.0@1"), [part("a", Some("2.0"), 1.0)]);
+        for revision in [
+            "v0.7",
+            "1e5",
+            "0x1",
+            "inf",
+            "1.2.3",
+            "0123456789012345678901234567890123456789",
+        ] {
+            assert_eq!(
+                of(&format!("m+a@{revision}")),
+                [part("a", Some(revision), 1.0)]
+            );
+        }
     }
 
     #[test]
@@ -244,7 +330,8 @@ mod tests {
         for text in [
             "",
             "  ",
-            "a+b+c",
+            "a++c",
+            "a+b@c@d",
             "a@b@c",
             "@main",
             "a@",

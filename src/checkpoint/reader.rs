@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::adapter::{Adapter, Subject};
+use super::adapter::{Adapter, AdapterError, AdapterFiles, AppliedAdapter, AttachedTo, Subject};
 use super::behind::Reclaim;
 use super::config::ModelConfig;
 use super::error::CheckpointError;
@@ -38,7 +38,7 @@ pub struct Checkpoint {
     source: Arc<dyn TensorSource>,
     parts: Vec<Part>,
     stem: String,
-    adapter: Option<Arc<Adapter>>,
+    adapters: Vec<AppliedAdapter>,
     notes: Vec<String>,
     vocabulary: Option<PathBuf>,
 }
@@ -83,7 +83,7 @@ impl Checkpoint {
             config,
             beside,
             source,
-            adapter: None,
+            adapters: Vec::new(),
             notes: Vec::new(),
             vocabulary: None,
         }
@@ -106,10 +106,17 @@ impl Checkpoint {
         let main = main.map(|part| Arc::clone(&part.model));
         let config = main.as_ref().and_then(|main| main.config.clone());
         let notes = parts.iter().flat_map(|part| part.model.notes());
+        let adapters = parts.iter().flat_map(|part| {
+            let own = part.model.adapters.iter();
+            own.map(|applied| AppliedAdapter {
+                first: part.first + applied.first,
+                adapter: Arc::clone(&applied.adapter),
+            })
+        });
         let source = Arc::new(Joined::new(parts.clone()));
         Checkpoint {
             notes: notes.cloned().collect(),
-            adapter: main.and_then(|main| main.adapter.clone()),
+            adapters: adapters.collect(),
             parts,
             ..Checkpoint::new(label, location, config, beside, source)
         }
@@ -152,69 +159,105 @@ impl Checkpoint {
         Checkpoint { notes, ..self }
     }
 
-    /// The model with a LoRA adapter applied, whatever the source of its tensors. Of a model of several parts, the
-    /// adapter is that of its own weights.
+    /// The model with a LoRA adapter applied, times a weight, whatever the source of its tensors. A folder of PEFT is for
+    /// the model's own weights, a file for any of its parts.
     ///
     /// # Errors
     /// If the adapter cannot be read, or does not fit the model.
-    pub fn adapted(self, adapter: &Location) -> Result<Checkpoint, CheckpointError> {
+    pub fn adapted(self, adapter: &Location, weight: f64) -> Result<Checkpoint, CheckpointError> {
+        let label = self.label.clone();
+        let refused = |source| CheckpointError::Adapter {
+            model: label.clone(),
+            source,
+        };
+        let files = AdapterFiles::open(adapter, &self.source.shards());
+        let files = files.map_err(|source| refused(Refusal::from(&source)))?;
+        let mut used = files.unused();
         if self.parts.is_empty() {
-            return self.adapted_alone(adapter);
+            let adapted = self.adapted_part(&files, "", weight, &mut used);
+            return adapted
+                .and_then(|adapted| files.check_used(&used).map(|()| adapted))
+                .map_err(|source| refused(Refusal::from(&source)));
         }
-        let Some(main) = self.alone() else {
-            let why = Refusal::new("an adapter is for a model, and this is a pipeline of several");
-            return Err(CheckpointError::Adapter {
-                model: self.label.clone(),
-                source: why.with_hint("write the folder of the component in place of the pipeline: `pipeline/unet+adapter`"),
-            });
-        };
         let mut parts = self.parts.clone();
-        let main = main.clone().adapted_alone(adapter)?;
-        let beside = match &main.beside {
-            other @ SidecarsFrom::FolderAndTokenizer(_) => other.clone(),
-            _ => self.beside,
-        };
-        let vocabulary = main.vocabulary.clone();
-        parts[0].model = Arc::new(main);
+        let (mut vocabulary, mut beside) = (self.vocabulary.clone(), self.beside.clone());
+        if files.is_folder() {
+            let Some(main) = self.alone() else {
+                let why =
+                    Refusal::new("an adapter is for a model, and this is a pipeline of several");
+                return Err(refused(why.with_hint("write the folder of the component in place of the pipeline: `pipeline/unet+adapter`")));
+            };
+            let main = main.clone().adapted_part(&files, "", weight, &mut used);
+            let main = main.map_err(|source| refused(Refusal::from(&source)))?;
+            if let other @ SidecarsFrom::FolderAndTokenizer(_) = &main.beside {
+                (vocabulary, beside) = (main.vocabulary.clone(), other.clone());
+            }
+            parts[0].model = Arc::new(main);
+        } else {
+            for part in &mut parts {
+                let model = part.model.as_ref().clone();
+                let adapted = model.adapted_part(&files, &part.prefix, weight, &mut used);
+                let adapted = adapted.map_err(|source| refused(Refusal::from(&source)))?;
+                part.model = Arc::new(adapted);
+            }
+        }
+        let checked = files.check_used(&used);
+        checked.map_err(|source| refused(Refusal::from(&source)))?;
         Ok(Checkpoint {
             vocabulary,
             ..Checkpoint::joined(&self.label, self.location, beside, parts)
         })
     }
 
-    fn adapted_alone(self, adapter: &Location) -> Result<Checkpoint, CheckpointError> {
+    /// One part with what the adapter has for it, which is marked in `used`.
+    fn adapted_part(
+        self,
+        files: &AdapterFiles,
+        part: &str,
+        weight: f64,
+        used: &mut [bool],
+    ) -> Result<Checkpoint, AdapterError> {
         let mut subject = Subject::new(
             self.source.entries().to_vec(),
-            self.by_name,
-            self.config,
-            self.notes,
+            self.by_name.clone(),
+            self.config.clone(),
+            self.notes.clone(),
         );
-        let attached = Adapter::attach(adapter, &self.location, &mut subject, self.source);
-        let attached = attached.map_err(|source| CheckpointError::Adapter {
-            model: self.label.clone(),
-            source: Refusal::from(&source),
-        })?;
-        let adapter = Arc::new(attached);
+        let base = Arc::clone(&self.source);
+        let on = AttachedTo {
+            location: &self.location,
+            part,
+            below: &self.adapters,
+        };
+        let Some(adapter) = files.attach(&on, &mut subject, base, weight, used)? else {
+            return Ok(self);
+        };
+        let adapter = Arc::new(adapter);
+        let mut adapters = self.adapters;
+        adapters.push(AppliedAdapter {
+            first: 0,
+            adapter: Arc::clone(&adapter),
+        });
         let mut adapted = Checkpoint {
             by_name: subject.by_name,
             config: subject.config,
             notes: subject.notes,
-            source: Arc::clone(&adapter) as Arc<dyn TensorSource>,
-            adapter: Some(adapter),
+            source: adapter,
+            adapters,
             ..self
         };
         if let Some((before, after)) = subject.rows {
-            adapted.take_tokenizer(before, after)?;
+            adapted.take_tokenizer(before, after).map_err(Box::new)?;
         }
         Ok(adapted)
     }
 
     /// Takes the tokenizer of the adapter's folder, as its tokens have the embedding's rows.
     fn take_tokenizer(&mut self, before: usize, after: usize) -> Result<(), CheckpointError> {
-        let Some(adapter) = &self.adapter else {
+        let Some(applied) = self.adapters.last() else {
             return Ok(());
         };
-        let folder = adapter.location().path.clone();
+        let folder = applied.adapter.location().path.clone();
         let rows = format!(
             "{} gives the embedding {after} rows, where the model has {before}",
             folder.display()
@@ -397,9 +440,25 @@ impl Checkpoint {
         }
     }
 
-    /// The adapter that is applied to it.
-    pub fn adapter(&self) -> Option<&Adapter> {
-        self.adapter.as_deref()
+    /// The adapters that are applied to it and to its parts, in their order.
+    pub fn adapters(&self) -> &[AppliedAdapter] {
+        &self.adapters
+    }
+
+    /// The adapter that is applied to its own weights, if that is the only one.
+    pub fn only_adapter(&self) -> Option<&Adapter> {
+        match self.adapters.as_slice() {
+            [only] if only.first == 0 => Some(&only.adapter),
+            _ => None,
+        }
+    }
+
+    /// Whether an adapter changes a tensor.
+    pub fn is_adapted(&self, index: usize) -> bool {
+        self.adapters.iter().any(|applied| {
+            let of_part = index.checked_sub(applied.first);
+            of_part.is_some_and(|index| applied.adapter.changes(index))
+        })
     }
 
     /// Notes on what was odd but harmless: ignored files, a wrong total in an index.

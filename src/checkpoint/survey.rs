@@ -127,10 +127,12 @@ impl Survey {
         let path = location.path.clone();
         let none = || CheckpointError::NoTensors { path, beside: None };
         let checkpoint = self.checkpoint.ok_or_else(none)?;
-        match &location.adapter {
-            Some(adapter) => checkpoint.adapted(adapter),
-            None => Ok(checkpoint),
+        let adapters = location.adapters.iter();
+        let mut checkpoint = checkpoint;
+        for adapter in adapters {
+            checkpoint = checkpoint.adapted(&adapter.location, adapter.weight)?;
         }
+        Ok(checkpoint)
     }
 }
 

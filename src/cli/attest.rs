@@ -113,7 +113,7 @@ struct Proven {
 fn recompute(arguments: &Arguments, caller: &Caller) -> Result<(Report, Proven), Failure> {
     let recomputation = &arguments.recomputation;
     let (locator, location) = recomputation.locate(caller)?;
-    if location.adapter.is_some() {
+    if !location.adapters.is_empty() {
         return Err(Failure::tool(
             Refusal::new("a model with an adapter is not one checkpoint")
                 .with_hint("attest the model that was merged"),

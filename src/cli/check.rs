@@ -80,7 +80,7 @@ fn report(arguments: &Arguments, model: &ModelRef, caller: &Caller) -> Result<Re
     let location = locator
         .locate(model)
         .map_err(|error| caller.failure(Failure::could_not_run(error)))?;
-    if location.adapter.is_some() {
+    if !location.adapters.is_empty() {
         return Err(Failure::tool(
             Refusal::new("a model with an adapter is not one checkpoint")
                 .with_hint("check the model by itself"),

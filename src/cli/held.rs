@@ -63,15 +63,14 @@ impl Resolver for Held {
         if let Some(held) = self.find(model) {
             return Ok(held);
         }
-        let Some((base, adapter)) = model.base_and_adapter() else {
+        let Some(held) = model.base().and_then(|base| self.find(&base)) else {
             return self.locator.resolve(model);
         };
-        match self.find(&base) {
-            None => self.locator.resolve(model),
-            Some(held) => {
-                let adapter = self.locator.locate(&adapter)?;
-                Ok(Arc::new(held.as_ref().clone().adapted(&adapter)?))
-            }
+        let mut adapted = held.as_ref().clone();
+        for adapter in &model.adapters {
+            let location = self.locator.locate(&adapter.reference())?;
+            adapted = adapted.adapted(&location, adapter.weight())?;
         }
+        Ok(Arc::new(adapted))
     }
 }

@@ -70,9 +70,13 @@ fn write_text(
     if let Some(hub) = &model.location().hub {
         writeln!(out, "{} at {}", printable(&hub.repo), hub.commit)?;
     }
-    if let Some(adapter) = model.adapter() {
-        let location = adapter.location();
-        writeln!(out, "+ {}", path(location))?;
+    for adapter in &model.location().adapters {
+        let location = &adapter.location;
+        let weight = match adapter.weight {
+            1.0 => String::new(),
+            weight => format!(" times {weight}"),
+        };
+        writeln!(out, "+ {}{weight}", path(location))?;
         if let Some(hub) = &location.hub {
             writeln!(out, "+ {} at {}", printable(&hub.repo), hub.commit)?;
         }
@@ -146,9 +150,7 @@ fn clip(text: &str) -> String {
 
 fn signature(model: &Checkpoint, index: usize) -> String {
     let tensor = &model.tensors()[index];
-    let adapted = model
-        .adapter()
-        .is_some_and(|adapter| adapter.changes(index));
+    let adapted = model.is_adapted(index);
     format!(
         "{:<5} {:?}{}",
         format!("{:?}", tensor.dtype),
@@ -244,7 +246,7 @@ fn as_json(model: &Checkpoint) -> serde_json::Value {
                 "bytes": tensor.len,
                 "file": place.map(|(shard, _)| shard.file_name()),
                 "offset": place.map(|(_, offset)| offset),
-                "adapted": model.adapter().is_some_and(|adapter| adapter.changes(index)),
+                "adapted": model.is_adapted(index),
             })
         })
         .collect();
@@ -253,11 +255,16 @@ fn as_json(model: &Checkpoint) -> serde_json::Value {
         .iter()
         .map(|shard| json!({"file": shard.file_name(), "bytes": shard.file_size, "metadata": shard.metadata}))
         .collect();
+    let adapters = &model.location().adapters;
     json!({
         "model": model.label(),
         "path": model.location().path.display().to_string(),
         "commit": model.location().hub.as_ref().map(|hub| hub.commit.clone()),
-        "adapter": model.adapter().map(|adapter| adapter.location().path.display().to_string()),
+        "adapter": adapters.first().map(|adapter| adapter.location.path.display().to_string()),
+        "adapters": adapters.iter().map(|adapter| json!({
+            "path": adapter.location.path.display().to_string(),
+            "weight": adapter.weight,
+        })).collect::<Vec<_>>(),
         "model_type": model.config().and_then(|config| config.model_type()),
         "architectures": model.config().map(|config| config.architectures()).unwrap_or_default(),
         "parameters": model.tensors().iter().map(TensorEntry::elements).sum::<u64>(),

@@ -33,7 +33,7 @@ const MODEL: &str = "the recipe makes a model";
 /// The weights of the adapter at a location, if it is an adapter alone.
 pub(super) fn adapter_weights(location: &Location) -> Option<Location> {
     let path = location.path.join(ADAPTER_WEIGHTS);
-    let is_alone = location.adapter.is_none() && path.is_file();
+    let is_alone = location.adapters.is_empty() && path.is_file();
     is_alone.then(|| Location {
         path,
         ..location.clone()

@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let location = locator
         .locate(&arguments.model)
         .map_err(Failure::could_not_run)?;
-    if location.adapter.is_some() {
+    if !location.adapters.is_empty() {
         return Err(Failure::tool(
             Refusal::new("a model with an adapter is not one checkpoint")
                 .with_hint("sign each by itself"),

@@ -209,8 +209,8 @@ fn vouched(
             vouched.push(checked?);
         }
     }
-    match (&location.adapter, vouched.is_empty()) {
-        (Some(_), false) => Err(Failure::tool(
+    match (location.adapters.is_empty(), vouched.is_empty()) {
+        (false, false) => Err(Failure::tool(
             Refusal::new("a model with an adapter is not one checkpoint")
                 .with_hint("verify the signature of each by itself"),
         )),

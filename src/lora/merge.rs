@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use architecture::{WeightOrder, is_output_head, linear_weight};
 use checkpoint::{
-    Bytes, Checkpoint, CheckpointError, Dtype, InMemory, Location, ModelConfig, ModelRef, Resolver,
+    Bytes, Checkpoint, CheckpointError, Dtype, InMemory, ModelConfig, ModelRef, Resolver,
     SidecarsFrom,
 };
 use engine::{EngineError, Observer, Sink, Tile};
@@ -75,7 +75,7 @@ impl Weight {
         models: &[Arc<Checkpoint>],
     ) -> Result<Option<Cores>, MatrixError> {
         let update = |(model, at): (&Arc<Checkpoint>, &Option<usize>)| {
-            let product = at.and_then(|at| model.adapter()?.product(at));
+            let product = at.and_then(|at| model.only_adapter()?.product(at));
             let turned = self.order == WeightOrder::InOut;
             let read = product.map(|product| Update::read(&product, self.shape, turned));
             read.transpose()
@@ -150,7 +150,7 @@ impl AdapterMerge {
         let mut models = Vec::new();
         for name in &names {
             let model = open(&recipe, &name.value, name.at, resolver)?;
-            if without_adapter(model.location()) != without_adapter(base.location()) {
+            if model.location().without_adapters() != base.location().without_adapters() {
                 let message = format!("`{}` is no adapter of `{base_name}`", name.value);
                 let hint = "each model is `BASE+ADAPTER`, of one base; `output: {adapter: svd, rank: 32}` takes any";
                 let problem = Problem::new(ProblemKind::Invalid, name.at, message);
@@ -166,7 +166,7 @@ impl AdapterMerge {
             cores(output.way, &weights, &models).map_err(|refusal| told((Some(at), refusal)))?;
         let in_memory = names.iter().zip(cores).map(|(name, tensors)| {
             let text = name.value.to_string();
-            let location = without_adapter(base.location());
+            let location = base.location().without_adapters();
             let (beside, source) = (SidecarsFrom::Nothing, Arc::new(tensors));
             let model = Checkpoint::new(&text, location, None, beside, source);
             (text, Arc::new(model))
@@ -466,12 +466,12 @@ fn shared_base(recipe: &Recipe, at: Position) -> Result<ModelRef, RecipeError> {
     if let Some(base) = recipe
         .base_model
         .as_ref()
-        .filter(|base| base.value.adapter.is_none())
+        .filter(|base| base.value.adapters.is_empty())
     {
         return Ok(base.value.clone());
     }
-    let base = |model: &Located<ModelRef>| match model.value.base_and_adapter() {
-        Some((base, _)) => base,
+    let base = |model: &Located<ModelRef>| match model.value.base() {
+        Some(base) => base,
         None => model.value.clone(),
     };
     let mut bases = recipe.mentions().map(base);
@@ -544,13 +544,6 @@ fn refuse_parts(recipe: &Recipe, options: &PlanOptions) -> Result<(), RecipeErro
     }
 }
 
-fn without_adapter(location: &Location) -> Location {
-    Location {
-        adapter: None,
-        ..location.clone()
-    }
-}
-
 /// The weights that the adapters of the models change, in the base's order.
 fn adapted(
     base: &Checkpoint,
@@ -560,7 +553,12 @@ fn adapted(
     let config = base.config().map(ModelConfig::value);
     let mut weights: BTreeMap<usize, Weight> = BTreeMap::new();
     for (number, model) in models.iter().enumerate() {
-        let Some(adapter) = model.adapter() else {
+        if model.adapters().len() > 1 {
+            let why = format!("`{}` has several adapters", model.label());
+            let hint = "name each as a model of its own: `BASE+ADAPTER`, with its weight";
+            return Err((Some(names[number].at), Refusal::new(why).with_hint(hint)));
+        }
+        let Some(adapter) = model.only_adapter() else {
             continue;
         };
         for at in adapter.changed() {

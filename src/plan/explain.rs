@@ -13,7 +13,7 @@ use super::{
     Filled, MergeResult, Operation, Plan, PlannedTensor, SourceTensor, TensorUsage,
     VocabularySummary, shown,
 };
-use checkpoint::{Adapter, Checkpoint};
+use checkpoint::{Adapter, AppliedAdapter, Checkpoint};
 use errors::printable;
 use methods::{ParamValue, TensorParams};
 use recipe::Rounding;
@@ -110,8 +110,8 @@ fn write_merge(out: &mut String, plan: &Plan, detail: Detail) -> std::fmt::Resul
             model.tensors().len(),
             size(bytes)
         )?;
-        if let Some(adapter) = model.adapter() {
-            writeln!(out, "           {}", adapter_text(adapter))?;
+        for adapter in model.adapters() {
+            writeln!(out, "           {}", adapter_text(&adapter.adapter))?;
         }
     }
     if let Some(vocabulary) = &plan.vocabulary {
@@ -294,25 +294,30 @@ fn adapter_text(adapter: &Adapter) -> String {
         None => String::new(),
     };
     let tensors = count(adapter.changed().len(), "tensor");
-    format!("{kind}{ranks}, {tensors} adapted while read")
+    let weight = match adapter.weight() {
+        1.0 => String::new(),
+        weight => format!(" times {weight}"),
+    };
+    format!("{kind}{ranks}{weight}, {tensors} adapted while read")
 }
 
-/// The adapter of a model for programs.
-fn adapter_json(model: &Checkpoint) -> Option<Value> {
-    let adapter = model.adapter()?;
+/// An adapter of a model for programs.
+fn adapter_json(model: &Checkpoint, applied: &AppliedAdapter) -> Value {
+    let adapter = &applied.adapter;
     let location = adapter.location();
-    let names: Vec<&str> = adapter
+    let names: Vec<&str> = applied
         .changed()
         .map(|tensor| model.tensors()[tensor].name.as_str())
         .collect();
-    Some(json!({
+    json!({
         "path": shown(&location.path),
         "commit": location.hub.as_ref().map(|hub| hub.commit.clone()),
         "dora": adapter.is_dora(),
         "least_rank": adapter.ranks().map(|(least, _)| least),
         "largest_rank": adapter.ranks().map(|(_, largest)| largest),
+        "weight": adapter.weight(),
         "tensors": names,
-    }))
+    })
 }
 
 /// The numbers of tokens and rows, and how many rows of each model come from elsewhere.
@@ -520,11 +525,16 @@ fn json_with<'p>(plan: &'p Plan, shown_results: &mut Vec<&'p MergeResult>) -> Va
                 .zip(plan.usages.get(index).into_iter().flatten())
                 .map(|(tensor, usage)| (tensor.name.clone(), usage_json(*usage)))
                 .collect();
+            let adapters = model.adapters().iter();
+            let adapters: Vec<Value> = adapters
+                .map(|adapter| adapter_json(model, adapter))
+                .collect();
             json!({
                 "model": model.label(),
                 "path": shown(&location.path),
                 "commit": location.hub.as_ref().map(|hub| hub.commit.clone()),
-                "adapter": adapter_json(model),
+                "adapter": adapters.first(),
+                "adapters": adapters,
                 "base": plan.base == Some(index),
                 "donor": plan.donor == index,
                 "tensors": usages,

@@ -38,21 +38,22 @@ pub fn licences_of(models: &[&Checkpoint]) -> Vec<InputLicence> {
     }
 }
 
-/// The licences of a model and of its adapter, by their names.
+/// The licences of a model and of its adapters, by their names.
 fn of_model(model: &Checkpoint) -> Vec<(String, Option<Licence>)> {
     let label = model.label();
-    let parts = ModelRef::parse(label).ok();
-    let parts = parts.and_then(|model| model.base_and_adapter());
-    match (&model.location().adapter, parts) {
-        (Some(location), Some((own, adapter))) => {
-            let of_adapter = Licence::of_folder(&location.path);
-            vec![
-                (own.text().to_owned(), model.licence()),
-                (adapter.text().to_owned(), of_adapter),
-            ]
-        }
-        _ => vec![(label.to_owned(), model.licence())],
+    let named = ModelRef::parse(label).map(|model| model.parts());
+    let named = named.unwrap_or_default();
+    let adapters = &model.location().adapters;
+    if adapters.is_empty() || named.len() != adapters.len() + 1 {
+        return vec![(label.to_owned(), model.licence())];
     }
+    let of_adapters = adapters.iter().map(|adapter| {
+        let path = &adapter.location.path;
+        path.is_dir().then(|| Licence::of_folder(path)).flatten()
+    });
+    let licences = std::iter::once(model.licence()).chain(of_adapters);
+    let names = named.iter().map(|part| part.text().to_owned());
+    names.zip(licences).collect()
 }
 
 /// The licence that all inputs state, if it is one and the same.

@@ -503,8 +503,8 @@ impl<'a> Resolver<'a> {
     }
 
     fn is_adapted(&self, model: usize, tensors: &[usize]) -> bool {
-        let adapter = self.models.checkpoints[model].adapter();
-        adapter.is_some_and(|adapter| tensors.iter().any(|&tensor| adapter.changes(tensor)))
+        let model = &self.models.checkpoints[model];
+        tensors.iter().any(|&tensor| model.is_adapted(tensor))
     }
 
     /// The first of two tensors whose bytes do not lie contiguously in a file.

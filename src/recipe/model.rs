@@ -40,6 +40,11 @@ const MODEL_FORM: Place = Place {
     keys: &["model", "lora", "override_architecture"],
 };
 
+const ADAPTER_FORM: Place = Place {
+    name: "an adapter",
+    keys: &["path", "revision", "weight"],
+};
+
 const PATH_FORM: Place = Place {
     name: "a model's path",
     keys: &["path", "revision"],
@@ -86,14 +91,14 @@ impl Walk<'_> {
     /// `{model: ..., lora: ..., override_architecture: ...}`, mergekit's long form.
     fn model_form(&mut self, node: &Node, entries: &[Entry]) -> Option<Located<ModelRef>> {
         let mut model = None;
-        let mut lora = None;
+        let mut lora = String::new();
         let mut architecture = None;
         let before = self.problems.len();
         for entry in entries {
             match entry.key.as_str() {
                 "model" => model = Some(self.path(&entry.node, "a model")),
                 "lora" | "override_architecture" if entry.node.is_null() => {}
-                "lora" => lora = self.path(&entry.node, "an adapter"),
+                "lora" => lora = self.adapters(&entry.node),
                 "override_architecture" => architecture = self.text(entry),
                 _ => self.other_key(&MODEL_FORM, entry),
             }
@@ -105,15 +110,87 @@ impl Walk<'_> {
             self.problem(ProblemKind::Missing, node.at, "missing `model`");
             return None;
         };
-        let text = match (model?, lora) {
-            (model, Some(lora)) => format!("{model}+{lora}"),
-            (model, None) => model,
-        };
-        let model = self.parsed(node, &text)?;
+        let model = self.parsed(node, &format!("{}{lora}", model?))?;
         if let Some(architecture) = architecture {
             self.architectures.push((model.value.clone(), architecture));
         }
         Some(model)
+    }
+
+    /// One adapter or a list of several, each as a name or in the long form; as they follow a model's name.
+    fn adapters(&mut self, node: &Node) -> String {
+        let each = match &node.value {
+            Value::List(each) => each.as_slice(),
+            _ => std::slice::from_ref(node),
+        };
+        let mut text = String::new();
+        for node in each {
+            let adapter = match &node.value {
+                Value::Map(entries) => self.adapter_form(node, entries),
+                _ => self.path(node, "an adapter"),
+            };
+            if let Some(adapter) = adapter {
+                text.push('+');
+                text.push_str(&adapter);
+            }
+        }
+        text
+    }
+
+    /// `{path: ..., revision: ..., weight: ...}`.
+    fn adapter_form(&mut self, node: &Node, entries: &[Entry]) -> Option<String> {
+        let mut weight = None;
+        let before = self.problems.len();
+        let mut path = None;
+        let mut revision = None;
+        for entry in entries {
+            match entry.key.as_str() {
+                "path" => path = self.text(entry),
+                "revision" | "weight" if entry.node.is_null() => {}
+                "revision" => revision = self.text(entry),
+                "weight" => weight = self.weight(entry),
+                _ => self.other_key(&ADAPTER_FORM, entry),
+            }
+        }
+        if self.problems.len() != before {
+            return None;
+        }
+        let Some(path) = path else {
+            self.problem(ProblemKind::Missing, node.at, "missing `path`");
+            return None;
+        };
+        // A weight behind a revision that is a number tells which is which.
+        let is_number = revision
+            .as_ref()
+            .is_some_and(|revision| revision.parse::<f64>().is_ok());
+        let weight = weight.or(is_number.then_some(1.0));
+        let revision = revision.map(|revision| format!("@{revision}"));
+        let weight = weight.map(|weight| format!("@{weight}"));
+        Some(format!(
+            "{path}{}{}",
+            revision.unwrap_or_default(),
+            weight.unwrap_or_default()
+        ))
+    }
+
+    /// The weight of an adapter.
+    fn weight(&mut self, entry: &Entry) -> Option<f64> {
+        /// Smaller ones are no decimal numbers of a few digits, and change nothing.
+        const LEAST: f64 = 1e-9;
+        let weight = match entry.node.value {
+            Value::Int(weight) => Some(weight as f64),
+            Value::Float(weight) => Some(weight),
+            _ => None,
+        };
+        let is_usual = |weight: &f64| *weight == 0.0 || (LEAST..1e9).contains(&weight.abs());
+        if let Some(weight) = weight.filter(is_usual) {
+            return Some(weight);
+        }
+        let found = entry.node.value.found();
+        let message =
+            format!("expected a number such as 0.7 as the weight of an adapter, found {found}");
+        self.problem(ProblemKind::Invalid, entry.node.at, message);
+        None
     }
 
     /// A path as a string or in the long form.

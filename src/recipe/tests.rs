@@ -839,10 +839,21 @@ parameters: {weight: 1}
 models:
 - model: {model: {path: org/a, revision: main}, lora: {path: org/l, revision: v2}}
 - model: {model: b, lora: null, override_architecture: MistralForCausalLM}
+- model: {model: c, lora: [{path: l, weight: 0.7}, org/m@v2, {path: n, revision: '2.0'}, {path: o, revision: v1, weight: -1}]}
 ",
     );
     let models: Vec<&str> = recipe.mentions().map(|model| model.value.text()).collect();
-    assert_eq!(models, ["org/a@main+org/l@v2", "b"]);
+    assert_eq!(
+        models,
+        [
+            "org/a@main+org/l@v2",
+            "b",
+            "c+l@0.7+org/m@v2+n@2.0@1+o@v1@-1"
+        ]
+    );
+    let weights = recipe.mentions().last().unwrap().value.adapters.iter();
+    let weights: Vec<f64> = weights.map(|adapter| adapter.weight()).collect();
+    assert_eq!(weights, [0.7, 1.0, 1.0, -1.0]);
     assert_eq!(recipe.architectures[0].0.text(), "b");
     assert_eq!(recipe.architectures[0].1, "MistralForCausalLM");
 }

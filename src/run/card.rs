@@ -37,10 +37,7 @@ pub(super) struct Card<'a> {
 
 /// The repositories of models and their adapters.
 pub(super) fn repositories<'a>(models: impl Iterator<Item = &'a Checkpoint>) -> Vec<&'a str> {
-    let locations = models.flat_map(|model| {
-        let location = model.location();
-        std::iter::once(location).chain(location.adapter.as_deref())
-    });
+    let locations = models.flat_map(|model| model.location().parts());
     let mut hub: Vec<&str> = locations
         .filter_map(|location| location.hub.as_ref())
         .map(|hub| hub.repo.as_str())

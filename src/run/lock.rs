@@ -92,10 +92,26 @@ pub struct LockedInput {
     pub hub: Option<LockedHub>,
     /// The repository and commit of its adapter, if that came from the Hub's cache.
     pub adapter_hub: Option<LockedHub>,
-    /// Its weight files by name, an adapter's included.
+    /// The same of further adapters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_adapter_hubs: Vec<Option<LockedHub>>,
+    /// Its weight files by name, those of adapters included.
     pub files: BTreeMap<String, LockedFile>,
     /// The BLAKE3 digest of each tensor's bytes, if digests of the inputs were asked for.
     pub tensors: Option<BTreeMap<String, String>>,
+}
+
+impl LockedInput {
+    /// The repositories and commits of its parts: the model's own, and those of its adapters, by their names in the
+    /// recipe.
+    pub fn parts(&self) -> Vec<(ModelRef, Option<&LockedHub>)> {
+        let Ok(model) = ModelRef::parse(&self.model) else {
+            return Vec::new();
+        };
+        let further = self.further_adapter_hubs.iter().map(Option::as_ref);
+        let hubs = [self.hub.as_ref(), self.adapter_hub.as_ref()].into_iter();
+        model.parts().into_iter().zip(hubs.chain(further)).collect()
+    }
 }
 
 /// A repository at a commit.
@@ -286,12 +302,19 @@ impl LockedOptions {
 /// What a lock says of models, without digests of their tensors.
 pub fn locked_inputs(models: &[&Checkpoint]) -> Vec<LockedInput> {
     let short = Shortened::new(models);
-    let locked = |model: &&Checkpoint| LockedInput {
-        model: short.apply(model.label()),
-        hub: locked_hub(model.location()),
-        adapter_hub: model.location().adapter.as_deref().and_then(locked_hub),
-        files: files_of(model),
-        tensors: None,
+    let locked = |model: &&Checkpoint| {
+        let adapters = model.location().adapters.iter();
+        let hubs: Vec<_> = adapters
+            .map(|adapter| locked_hub(&adapter.location))
+            .collect();
+        LockedInput {
+            model: short.apply(model.label()),
+            hub: locked_hub(model.location()),
+            adapter_hub: hubs.first().cloned().flatten(),
+            further_adapter_hubs: hubs.into_iter().skip(1).collect(),
+            files: files_of(model),
+            tensors: None,
+        }
     };
     models.iter().map(locked).collect()
 }
@@ -331,16 +354,14 @@ pub fn input_places(models: &[&Checkpoint]) -> Vec<(String, PathBuf)> {
         location.hub.is_none().then(|| (short.apply(name), path))
     };
     let places = models.iter().flat_map(|model| {
-        let location = model.location();
-        let parts = ModelRef::parse(model.label())
-            .ok()
-            .and_then(|model| model.base_and_adapter());
-        match (&location.adapter, parts) {
-            (Some(adapter), Some((base, of_adapter))) => [
-                place(base.text(), location),
-                place(of_adapter.text(), adapter),
-            ],
-            _ => [place(model.label(), location), None],
+        let named = ModelRef::parse(model.label()).map(|model| model.parts());
+        let named = named.unwrap_or_default();
+        let parts: Vec<&Location> = model.location().parts().collect();
+        match named.len() == parts.len() {
+            true => (named.iter().zip(parts))
+                .map(|(model, location)| place(model.text(), location))
+                .collect(),
+            false => vec![place(model.label(), model.location())],
         }
     });
     places.flatten().collect()
@@ -356,14 +377,29 @@ fn is_plain_text(name: &str) -> bool {
         && !words.contains(&name.to_ascii_lowercase().as_str())
 }
 
+/// The names of a model and of its adapters, as a label has them.
+fn parts_of(label: &str) -> Vec<String> {
+    match ModelRef::parse(label) {
+        Ok(model) => model
+            .parts()
+            .iter()
+            .map(|part| part.text().to_owned())
+            .collect(),
+        Err(_) => vec![label.to_owned()],
+    }
+}
+
 /// Absolute paths of models, and the replacement for each in a lock.
 pub(super) struct Shortened(Vec<(String, String)>);
 
 impl Shortened {
     pub(super) fn new(models: &[&Checkpoint]) -> Shortened {
-        let mut paths: Vec<&str> = models
+        let named: Vec<String> = models
             .iter()
-            .flat_map(|model| model.label().split('+'))
+            .flat_map(|model| parts_of(model.label()))
+            .collect();
+        let mut paths: Vec<&str> = named
+            .iter()
             .filter(|part| part.starts_with('/'))
             .map(|part| part.trim_end_matches('/'))
             .filter(|part| !part.is_empty())
@@ -371,14 +407,13 @@ impl Shortened {
         // The longest first, because one path may begin with another.
         paths.sort_by_key(|path| (std::cmp::Reverse(path.len()), *path));
         paths.dedup();
-        let labels = || models.iter().flat_map(|model| model.label().split('+'));
         let short = |(number, path): (usize, &&str)| {
             let name = path.rsplit('/').next().unwrap_or_default();
             let alike = |other: &&&str| other.rsplit('/').next() == Some(name);
             // No other model may have the short name, whether it was shortened to it or is called so.
             let usable = is_plain_text(name)
                 && paths.iter().filter(alike).count() == 1
-                && !labels().any(|label| label == name);
+                && !named.iter().any(|label| label == name);
             let short = match usable {
                 true => name.to_owned(),
                 false => format!("input-{}", number + 1),

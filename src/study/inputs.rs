@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StudyError;
 use super::folder::Settings;
-use checkpoint::{Checkpoint, FileState, read_bounded};
+use checkpoint::{Checkpoint, FileState, Location, read_bounded};
 use engine::Observer;
 use eval::Tasks;
 use numeric::{NUMERICS, product_instructions};
@@ -196,9 +196,12 @@ fn parts(
         let digest = digest.map(|digest| digest.to_string());
         parts.push(input(name, digest.unwrap_or_default()));
     }
-    if let Some(adapter) = &model.location().adapter {
+    let adapters: Vec<&Location> = model.location().parts().skip(1).collect();
+    if !adapters.is_empty() {
         let mut hasher = blake3::Hasher::new();
-        hash_folder(&adapter.path, &mut hasher)?;
+        for adapter in adapters {
+            hash_adapter(&adapter.path, &mut hasher)?;
+        }
         parts.push(input("adapter", hasher.finalize().to_string()));
     }
     Ok(parts)
@@ -230,15 +233,19 @@ fn digest_of_tensors(
     Ok(hasher.finalize().to_string())
 }
 
-/// The names and bytes of the files of an adapter.
-fn hash_folder(folder: &Path, hasher: &mut blake3::Hasher) -> Result<(), StudyError> {
-    let failed = || StudyError::file("read", folder);
+/// The names and bytes of the files of an adapter: a folder, or a file.
+fn hash_adapter(path: &Path, hasher: &mut blake3::Hasher) -> Result<(), StudyError> {
+    let failed = || StudyError::file("read", path);
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed())? {
-        let path = entry.map_err(failed())?.path();
-        if path.is_file() {
-            files.push(path);
+    if path.is_dir() {
+        for entry in fs::read_dir(path).map_err(failed())? {
+            let path = entry.map_err(failed())?.path();
+            if path.is_file() {
+                files.push(path);
+            }
         }
+    } else {
+        files.push(path.to_owned());
     }
     files.sort();
     for path in files {

@@ -180,6 +180,45 @@ fn adapted_models_merge_like_any_others() {
     }
 }
 
+#[test]
+fn several_adapters_lie_on_one_model_each_with_its_weight() {
+    let bench = Bench::new();
+    bench.llama("a", 1, Dtype::F32);
+    adapter(&bench, "lora", 1, 1.0, json!({}), vec![]);
+    adapter(&bench, "other", 2, 1.0, json!({}), vec![]);
+    let name = format!("{UP}.weight");
+    let base = matrix(&by_name(&bench.path("a"))[&name]);
+    let update = |adapter: &str| adapted(&bench, "a", adapter, UP, 2.0) - &base;
+    let twin = &base + update("lora") * 0.7 - update("other") * 0.25;
+    let in_short = "merge_method: passthrough\nmodels: [{model: a+lora@0.7+other@-0.25}]\n";
+    let in_full = "merge_method: passthrough\nmodels:\n- model:\n    model: a\n    \
+                   lora: [{path: lora, weight: 0.7}, {path: other, weight: -0.25}]\n";
+    let mut outputs = Vec::new();
+    for recipe in [in_short, in_full] {
+        let out = bench.merge(recipe, &[]);
+        for (found, twin) in by_name(&out)[&name].values().iter().zip(&twin) {
+            assert!((found - twin).abs() <= 1e-7, "{found} for {twin}");
+        }
+        outputs.push(load(&out));
+        // The lock tells the two apart, and the merge is proven from it.
+        let lock = read_json(&out.join("weldment.lock.json"));
+        let files = lock["inputs"][0]["files"].as_object().unwrap();
+        assert!(files.contains_key("adapter_model.safetensors"), "{files:?}");
+        assert!(
+            files.contains_key("+2/adapter_model.safetensors"),
+            "{files:?}"
+        );
+        bench.passes(&["verify", "out", "--full"]);
+    }
+    assert_eq!(outputs[0], outputs[1]);
+    let shown = bench.weld(&["inspect", "a+lora@0.7+other"]).stdout;
+    assert!(shown.contains("lora times 0.7"), "{shown}");
+    // One of the two has changed since.
+    adapter(&bench, "other", 3, 1.0, json!({}), vec![]);
+    let outcome = bench.weld(&["verify", "out", "--full"]);
+    assert_ne!(outcome.code, Some(0), "{}", outcome.stdout);
+}
+
 /// Models with tensors of several blocks, and adapters whose rows do not end where blocks do.
 fn large(dtype: Dtype) -> Bench {
     let bench = Bench::new();

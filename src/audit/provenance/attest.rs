@@ -207,17 +207,27 @@ fn dependencies(plan: &Plan, lock: &Lock) -> Vec<Dependency> {
         let location = model.location();
         type Used<'a> = (PathBuf, Option<&'a HubSnapshot>, Option<String>);
         let mut files: BTreeMap<String, Used<'_>> = BTreeMap::new();
-        let adapter = location.adapter.as_deref();
+        let adapters = || location.parts().skip(1);
+        let origin = |path: &Path| {
+            let part = adapters().find(|adapter| path.starts_with(&adapter.path));
+            part.unwrap_or(location).hub.as_ref()
+        };
         for shard in model.shards() {
-            let of_adapter = adapter.filter(|adapter| shard.path.starts_with(&adapter.path));
-            let hub = of_adapter.map_or(location.hub.as_ref(), |adapter| adapter.hub.as_ref());
+            let hub = origin(&shard.path);
             let used = (shard.path.clone(), hub, shard.hub_sha256());
             files.insert(shard.file_name(), used);
         }
-        if let Some(adapter) = adapter {
-            let name = "adapter_config.json";
-            let path = adapter.path.join(name);
-            files.insert(name.to_owned(), (path, adapter.hub.as_ref(), None));
+        for (number, adapter) in adapters().enumerate() {
+            let path = adapter.path.join("adapter_config.json");
+            if path.is_file() {
+                let folder = if number == 0 {
+                    String::new()
+                } else {
+                    format!("+{}/", number + 1)
+                };
+                let name = format!("{folder}adapter_config.json");
+                files.insert(name, (path, adapter.hub.as_ref(), None));
+            }
         }
         let parts = model.parts().iter().map(Part::folder);
         for folder in parts.chain([""]).filter(|_| !model.is_single_file()) {
@@ -228,8 +238,8 @@ fn dependencies(plan: &Plan, lock: &Lock) -> Vec<Dependency> {
             }
         }
         for (_, file) in &plan.sidecars {
-            if file.path.starts_with(&location.path) {
-                let from = (file.path.clone(), location.hub.as_ref(), None);
+            if location.paths().any(|path| file.path.starts_with(path)) {
+                let from = (file.path.clone(), origin(&file.path), None);
                 files.insert(file.name.clone(), from);
             }
         }

@@ -29,14 +29,13 @@ pub fn check_inputs(
     };
     report.checked.push(&checks::INPUT);
     for input in inputs {
-        let (model, adapter) = match input.model.split_once('+') {
-            Some((model, adapter)) => (model, Some(adapter)),
-            None => (input.model.as_str(), None),
-        };
-        let parts = std::iter::once((model, &input.hub))
-            .chain(adapter.map(|adapter| (adapter, &input.adapter_hub)));
-        for (name, hub) in parts {
-            let names = names(name, hub.as_ref());
+        let parts = input.parts().into_iter();
+        let mut parts: Vec<_> = parts.map(|(part, hub)| (part.to_string(), hub)).collect();
+        if parts.is_empty() {
+            parts.push((input.model.clone(), input.hub.as_ref()));
+        }
+        for (name, hub) in &parts {
+            let names = names(name, *hub);
             if !names.iter().any(|name| policy.allows(name)) {
                 report.findings.push(Finding::new(
                     &checks::INPUT,

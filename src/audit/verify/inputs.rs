@@ -288,11 +288,8 @@ impl Inputs {
 
     fn found(&self, model: &Checkpoint, role: &'static str) -> Vec<Found> {
         let location = model.location();
-        let adapter = location
-            .adapter
-            .as_deref()
-            .map(|adapter| (adapter, "adapter"));
-        let parts = [(location, role)].into_iter().chain(adapter);
+        let adapters = location.parts().skip(1).map(|adapter| (adapter, "adapter"));
+        let parts = [(location, role)].into_iter().chain(adapters);
         let part = |(location, role): (&Location, &'static str)| Found {
             model: model.label().to_owned(),
             role,
@@ -379,13 +376,9 @@ fn is_in(path: &Path, folder: &Path) -> bool {
     path.starts_with(folder) || real.is_some_and(|(path, folder)| path.starts_with(folder))
 }
 
-/// Adds a model's name, unless it is there, and an adapter and the model below it by themselves.
+/// Adds a model's name, unless it is there, and adapters and the model below them by themselves.
 pub(super) fn add_names(model: &ModelRef, names: &mut Vec<String>) {
-    let parts = model.base_and_adapter();
-    let parts = parts
-        .into_iter()
-        .flat_map(|(base, adapter)| [base, adapter]);
-    for model in std::iter::once(model.clone()).chain(parts) {
+    for model in std::iter::once(model.clone()).chain(model.parts()) {
         if !names.iter().any(|known| known == model.text()) {
             names.push(model.text().to_owned());
         }

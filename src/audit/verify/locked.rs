@@ -250,14 +250,13 @@ pub(super) fn changed_tensors(
     Ok(findings)
 }
 
-/// Compares the commits of a model and its adapter with those of the lock, if both came from the Hub's cache.
+/// Compares the commits of a model and its adapters with those of the lock, if both came from the Hub's cache.
 fn commits(model: &Checkpoint, locked: &LockedInput) -> Vec<Finding> {
-    let location = model.location();
-    let adapter = location.adapter.as_deref();
-    let pairs = [
-        (run::locked_hub(location), &locked.hub),
-        (adapter.and_then(run::locked_hub), &locked.adapter_hub),
-    ];
+    let found = model.location().parts().map(run::locked_hub);
+    let further = locked.further_adapter_hubs.iter();
+    let expected = [&locked.hub, &locked.adapter_hub]
+        .into_iter()
+        .chain(further);
     let finding = |(found, expected): (Option<LockedHub>, &Option<LockedHub>)| {
         let (found, expected) = (found?, expected.as_ref()?);
         let text = |hub: &LockedHub| format!("{}@{}", hub.repo, hub.commit);
@@ -265,7 +264,7 @@ fn commits(model: &Checkpoint, locked: &LockedInput) -> Vec<Finding> {
         (found != *expected)
             .then(|| Finding::new(&checks::INPUT_COMMIT, place(), text(expected), text(&found)))
     };
-    pairs.into_iter().filter_map(finding).collect()
+    found.zip(expected).filter_map(finding).collect()
 }
 
 fn compare(

@@ -17,7 +17,7 @@ use lora::ExtractionRecipe;
 use moe::MoeOptions;
 use plan::{Options, Plan};
 use recipe::{AnyRecipe, RecipeError};
-use run::{Lock, LockedHub};
+use run::{Lock, LockedHub, LockedInput};
 use transplant::TransplantRecipe;
 
 /// The file in which mergekit stores the recipe of a merge.
@@ -239,18 +239,9 @@ impl Premises {
     fn pinned(&self) -> Vec<(String, String)> {
         let of_lock = self.lock.as_ref().filter(|_| self.recipe_of_lock);
         let inputs = of_lock.map_or(&[][..], |lock| &lock.inputs);
-        let pins = inputs.iter().flat_map(|input| {
-            let model = ModelRef::parse(&input.model).ok();
-            let parts = model.map(|model| match model.base_and_adapter() {
-                Some((base, adapter)) => (base, Some(adapter)),
-                None => (model, None),
-            });
-            let (model, adapter) =
-                parts.map_or((None, None), |(model, adapter)| (Some(model), adapter));
-            [(model, &input.hub), (adapter, &input.adapter_hub)]
-        });
-        let pin = |(model, hub): (Option<ModelRef>, &Option<LockedHub>)| {
-            let (model, hub) = (model?, hub.as_ref()?);
+        let pins = inputs.iter().flat_map(LockedInput::parts);
+        let pin = |(model, hub): (ModelRef, Option<&LockedHub>)| {
+            let hub = hub?;
             let whole = model.entry.as_ref().and_then(|entry| {
                 let text = model.text().strip_suffix(entry.as_str())?;
                 text.strip_suffix('#')

@@ -151,6 +151,26 @@ impl AdapterConfig {
         parse(path, &options)
     }
 
+    /// The config of a file that has none.
+    pub(super) fn none(path: &Path) -> AdapterConfig {
+        AdapterConfig {
+            path: path.into(),
+            rank: 1,
+            alpha: 1.0,
+            ranks: Vec::new(),
+            alphas: Vec::new(),
+            rank_stabilised: false,
+            dora: false,
+            fan_in_fan_out: false,
+            target_parameters: Vec::new(),
+            stacks_as_in_out: false,
+            token_indices: Vec::new(),
+            ensure_weight_tying: false,
+            base_model: None,
+            notes: Vec::new(),
+        }
+    }
+
     /// The rank of a module, and the factor of its product.
     pub(super) fn rank_and_scale(&self, module: &str) -> (usize, f64) {
         let rank = first_fit(&self.ranks, module).unwrap_or(self.rank);
@@ -215,7 +235,8 @@ fn first_fit<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
 
 type Options = serde_json::Map<String, Value>;
 
-fn parse(path: PathBuf, options: &Options) -> Result<AdapterConfig, AdapterError> {
+/// Reads a config's options.
+pub(super) fn parse(path: PathBuf, options: &Options) -> Result<AdapterConfig, AdapterError> {
     let reader = Reader {
         path: &path,
         options,

@@ -28,16 +28,27 @@ pub(super) enum Rows {
         /// How many there are.
         of: usize,
     },
+    /// Some of so many.
+    Range {
+        /// Which.
+        range: Range<usize>,
+        /// How many rows there must be.
+        of: usize,
+    },
 }
 
 impl Rows {
     /// These rows of a matrix that has so many.
     fn of(&self, count: usize) -> Option<Range<usize>> {
-        match *self {
+        match self {
             Rows::All => Some(0..count),
             Rows::Part { index, of } => {
-                let each = count.checked_div(of)?;
+                let each = count.checked_div(*of)?;
                 (each * of == count && index < of).then(|| index * each..(index + 1) * each)
+            }
+            Rows::Range { range, of } => {
+                let is_within = range.start <= range.end && range.end <= count;
+                (count == *of && is_within).then(|| range.clone())
             }
         }
     }

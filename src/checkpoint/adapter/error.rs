@@ -101,6 +101,18 @@ pub enum AdapterError {
         /// The most similar name, or what else to do.
         hint: String,
     },
+    /// Modules of the adapter are none of the model's.
+    #[error("{path}: `{key}`{} names no module of the model", and_more(*.further, *.of), path = .path.display())]
+    NoModule {
+        /// The weight file.
+        path: PathBuf,
+        /// A tensor of the first of them.
+        key: String,
+        /// How many there are beside it.
+        further: usize,
+        /// How many modules the adapter is for.
+        of: usize,
+    },
     /// A tensor of the adapter could be for several tensors of the model.
     #[error("{path}: `{key}` could be for {first} or {second}", path = .path.display())]
     Ambiguous {
@@ -153,6 +165,14 @@ pub enum AdapterError {
     },
 }
 
+/// How many of the modules are meant beside the one that is named.
+fn and_more(further: usize, of: usize) -> String {
+    match further {
+        0 => String::new(),
+        further => format!(" (and {further} more of {of} modules)"),
+    }
+}
+
 impl Hint for AdapterError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let hint: &str = match self {
@@ -169,6 +189,10 @@ impl Hint for AdapterError {
             }
             Self::Twice { .. } => "the file holds several adapters, save each by itself",
             Self::Half { .. } => "the adapter is incomplete, copy or download it again",
+            Self::NoModule { .. } => {
+                "name the model that it was trained on: its pipeline, the component, or the single file; if it is for text \
+                 encoders too, these must be in it"
+            }
             Self::Ambiguous { .. } => "name the model that the adapter was trained on",
             Self::Tied { .. } => {
                 "merge the adapter with PEFT (`merge_and_unload`) and compare what the result computes"

@@ -12,6 +12,7 @@ mod keys;
 mod modules;
 mod pattern;
 mod pieces;
+mod single;
 mod subject;
 mod targets;
 #[cfg(test)]
@@ -37,13 +38,16 @@ use config::AdapterConfig;
 use numeric::{
     Elements, Factor, FloatType, Lengths, LowRank, Norms, Order, Patch, Patched, Stored, Tail,
 };
+use single::SingleFile;
 use weights::AdapterWeights;
 
 /// An adapter applied to the tensors of any source.
 #[derive(Debug)]
 pub struct Adapter {
     location: Location,
-    weights: AdapterWeights,
+    weights: Arc<AdapterWeights>,
+    /// What its updates are multiplied with.
+    weight: f64,
     /// The source below it.
     base: Arc<dyn TensorSource>,
     /// The tensors with the adapter applied: those of the base, and a head that was untied.
@@ -52,6 +56,22 @@ pub struct Adapter {
     from: Vec<usize>,
     /// The changes, by index of the tensor.
     changes: BTreeMap<usize, Change>,
+}
+
+/// An adapter that is applied to a model, or to a part of it.
+#[derive(Debug, Clone)]
+pub struct AppliedAdapter {
+    /// The index of the part's first tensor in the model.
+    pub first: usize,
+    /// The adapter.
+    pub adapter: Arc<Adapter>,
+}
+
+impl AppliedAdapter {
+    /// The model's tensors that it changes, as indexes, in order.
+    pub fn changed(&self) -> impl Iterator<Item = usize> {
+        self.adapter.changed().map(|index| self.first + index)
+    }
 }
 
 /// How a tensor changes: it is replaced, whole or by rows, or updated, or first replaced and then updated.
@@ -112,38 +132,178 @@ impl Update {
     }
 }
 
+/// What to do about adapters that do not add up.
+const ONE_BY_ONE: &str = "merge the model with one of the two first (`merge_method: passthrough`), and name the result with the other";
+
 /// The number one as an F64.
 static ONE: [u8; 8] = 1f64.to_le_bytes();
 
-impl Adapter {
-    /// Reads an adapter's config and header, and finds the tensors of the model that it changes.
+/// The files of an adapter, before it is put on a model.
+#[derive(Debug)]
+pub(super) struct AdapterFiles {
+    location: Location,
+    weights: Arc<AdapterWeights>,
+    kind: Kind,
+}
+
+/// How an adapter says what it changes.
+#[derive(Debug)]
+enum Kind {
+    /// By PEFT's config and names.
+    Peft(Box<AdapterConfig>),
+    /// By the names in one file.
+    Single(SingleFile),
+}
+
+/// What an adapter is put on.
+pub(super) struct AttachedTo<'a> {
+    /// Where the model is.
+    pub(super) location: &'a Location,
+    /// The folder of the part of a pipeline; empty for a model by itself.
+    pub(super) part: &'a str,
+    /// The adapters that are on it.
+    pub(super) below: &'a [AppliedAdapter],
+}
+
+impl AdapterFiles {
+    /// Reads an adapter's config and header. `others` are the files of the model.
+    pub(super) fn open(location: &Location, others: &[&Shard]) -> Result<Self, AdapterError> {
+        let mut weights = weights::open(&location.path)?;
+        weights.name_apart(others);
+        let kind = match weights.is_single {
+            true => Kind::Single(SingleFile::read(&weights)?),
+            false => Kind::Peft(Box::new(AdapterConfig::read(&location.path)?)),
+        };
+        Ok(Self {
+            location: location.clone(),
+            weights: Arc::new(weights),
+            kind,
+        })
+    }
+
+    /// Whether it is for one model, and not for the parts of a pipeline.
+    pub(super) fn is_folder(&self) -> bool {
+        matches!(self.kind, Kind::Peft(_))
+    }
+
+    /// For each of its modules whether it was used: none yet.
+    pub(super) fn unused(&self) -> Vec<bool> {
+        match &self.kind {
+            Kind::Peft(_) => Vec::new(),
+            Kind::Single(file) => vec![false; file.len()],
+        }
+    }
+
+    /// Checks that all of its modules were used.
+    pub(super) fn check_used(&self, used: &[bool]) -> Result<(), AdapterError> {
+        match &self.kind {
+            Kind::Peft(_) => Ok(()),
+            Kind::Single(file) => file.check_used(&self.weights, used),
+        }
+    }
+
+    /// Finds the tensors of a model, or of a part of one, that it changes; `None` if it changes none.
     ///
     /// `model` becomes the model with the adapter applied: if the adapter unties a head from its embedding, the head
     /// becomes a tensor, and the config says so.
     pub(super) fn attach(
-        location: &Location,
-        on: &Location,
+        &self,
+        on: &AttachedTo<'_>,
         model: &mut Subject,
         base: Arc<dyn TensorSource>,
-    ) -> Result<Adapter, AdapterError> {
-        let weights = weights::open(&location.path)?;
-        let config = AdapterConfig::read(&location.path)?;
-        let changes = modules::place(&weights, &config, model)?;
-        model.notes.extend(config.notes.iter().cloned());
-        model.notes.extend(other_base(&config, on));
-        Ok(Adapter {
-            location: location.clone(),
-            weights,
+        weight: f64,
+        used: &mut [bool],
+    ) -> Result<Option<Adapter>, AdapterError> {
+        let weights = &self.weights;
+        let mut changes = match &self.kind {
+            Kind::Peft(config) => {
+                let placed = pieces::gather(weights, config, model)?;
+                let changes = modules::place(weights, config, placed, model)?;
+                model.notes.extend(config.notes.iter().cloned());
+                model.notes.extend(other_base(config, on.location));
+                changes
+            }
+            Kind::Single(file) => {
+                let placed = file.gather(weights, on.part, model, used)?;
+                if placed.is_empty() {
+                    return Ok(None);
+                }
+                let config = AdapterConfig::none(&weights.path);
+                modules::place(weights, &config, placed, model)?
+            }
+        };
+        for update in changes.values_mut().flat_map(|change| &mut change.updates) {
+            update.scale *= weight;
+        }
+        let adapter = Adapter {
+            location: self.location.clone(),
+            weights: Arc::clone(weights),
+            weight,
             base,
             entries: model.tensors.clone(),
             from: model.from.clone(),
             changes,
-        })
+        };
+        adapter.check_sum(on.below)?;
+        Ok(Some(adapter))
     }
+}
 
+impl Adapter {
     /// Where it is.
     pub fn location(&self) -> &Location {
         &self.location
+    }
+
+    /// What its update is multiplied with.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    /// Checks that it can be weighed and added to others: it adds products, and replaces nothing that others change.
+    fn check_sum(&self, below: &[AppliedAdapter]) -> Result<(), AdapterError> {
+        let refused = |key: usize, why, hint| AdapterError::Unsupported {
+            path: self.weights.path.clone(),
+            what: format!("`{}`", self.weights.key(key)),
+            why,
+            hint,
+        };
+        for (index, change) in &self.changes {
+            let replaced = change.whole.or(change.rows.as_ref().map(|(key, _)| *key));
+            let mut lengths = change
+                .updates
+                .iter()
+                .filter_map(|update| update.lengths.as_ref());
+            let measured = lengths.next().map(|(key, _)| *key);
+            let is_changed = || below.iter().any(|other| other.adapter.changes(*index));
+            match (replaced, measured) {
+                (Some(key), _) | (None, Some(key)) if self.weight != 1.0 => {
+                    let why = "sets values and adds none, so that it has no weight";
+                    return Err(refused(key, why, "leave the weight of this adapter out"));
+                }
+                (Some(key), _) | (None, Some(key)) if is_changed() => {
+                    let why = "sets values that another adapter of the model changes too";
+                    return Err(refused(key, why, ONE_BY_ONE));
+                }
+                _ => {}
+            }
+        }
+        let of_dora = |other: &&AppliedAdapter| {
+            let mut both = other.adapter.changes.iter();
+            let changed = both.find(|(index, change)| {
+                let dora = change.updates.iter().any(|update| update.lengths.is_some());
+                dora && self.changes.contains_key(index)
+            });
+            changed.is_some()
+        };
+        match (below.iter().find(of_dora), self.changes.values().next()) {
+            (Some(_), Some(change)) => {
+                let key = change.updates.first().map_or(0, |update| update.key);
+                let why = "is added to a weight to which another adapter gives new lengths (DoRA)";
+                Err(refused(key, why, ONE_BY_ONE))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The smallest and the largest rank; none if it only replaces tensors.

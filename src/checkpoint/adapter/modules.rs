@@ -6,7 +6,7 @@ use super::config::AdapterConfig;
 use super::conv1d::Conv1d;
 use super::cuts::{Lies, Placement, placement};
 use super::error::AdapterError;
-use super::pieces::{self, Placed, ProductPiece, TensorUpdate, twice};
+use super::pieces::{Placed, ProductPiece, TensorUpdate, twice};
 use super::subject::Subject;
 use super::targets::{ChangedTensor, Targets};
 use super::tied::{self, Copied, Embedding};
@@ -29,9 +29,9 @@ pub(super) const RESIZED: &str = "the adapter was trained after tokens were adde
 pub(super) fn place(
     weights: &AdapterWeights,
     config: &AdapterConfig,
+    mut placed: Vec<Placed>,
     model: &mut Subject,
 ) -> Result<BTreeMap<usize, Change>, AdapterError> {
-    let mut placed = pieces::gather(weights, config, model)?;
     let mut found = {
         let targets = Targets {
             tensors: &model.tensors,
@@ -273,16 +273,24 @@ fn check_ranks(
     let ProductPiece { a, b, rank, .. } = *piece;
     let (shape_a, shape_b) = (weights.shape(a), weights.shape(b));
     let ranks = rank.saturating_mul(piece.cut.experts());
+    let (why, hint) = match weights.is_single {
+        true => (
+            format!("the rank of `{}`", weights.key(a)),
+            "copy or download the file again",
+        ),
+        false => (
+            format!("as adapter_config.json gives `{module}` rank {rank}"),
+            OTHER_CONFIG,
+        ),
+    };
     if shape_a.len() < 2 || shape_a[0] != ranks {
-        let expected =
-            format!("[{ranks}, ...], as adapter_config.json gives `{module}` rank {rank}");
-        return Err(weights.shape_error(a, expected, OTHER_CONFIG));
+        let expected = format!("[{ranks}, ...], {why}");
+        return Err(weights.shape_error(a, expected, hint));
     }
     let ones = shape_b.get(2..).unwrap_or_default();
     if shape_b.len() < 2 || shape_b[1] != ranks || ones.iter().any(|&dim| dim != 1) {
-        let expected =
-            format!("[..., {ranks}], as adapter_config.json gives `{module}` rank {rank}");
-        return Err(weights.shape_error(b, expected, OTHER_CONFIG));
+        let expected = format!("[..., {ranks}], {why}");
+        return Err(weights.shape_error(b, expected, hint));
     }
     Ok(())
 }

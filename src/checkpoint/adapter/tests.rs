@@ -60,15 +60,19 @@ fn folder(model: &[Spec<'_>], config: &Value, adapter: &[Spec<'_>], options: &Va
 }
 
 fn open(folder: &Path) -> Result<Checkpoint, String> {
+    open_as(folder, "model+adapter")
+}
+
+fn open_as(folder: &Path, name: &str) -> Result<Checkpoint, String> {
     let locator = Locator {
         working_dir: folder.into(),
         ..Locator::default()
     };
-    let model = ModelRef::parse("model+adapter").unwrap();
+    let model = ModelRef::parse(name).unwrap();
     let location = locator
         .locate(&model)
         .map_err(|e| errors::in_one_line(&e))?;
-    Checkpoint::open("model+adapter", &location).map_err(|e| errors::in_one_line(&e))
+    Checkpoint::open(name, &location).map_err(|e| errors::in_one_line(&e))
 }
 
 fn attach(adapter: &[Spec<'_>], options: Value) -> Result<Checkpoint, String> {
@@ -91,7 +95,7 @@ fn what_is_adapted_has_values_and_no_bytes() {
     assert!(model.bytes(up).is_none());
     assert!(model.bytes(q).is_some());
     assert_eq!(model.stored(up).map(<[u8]>::len), Some(96));
-    let adapter = model.adapter().unwrap();
+    let adapter = model.only_adapter().unwrap();
     assert_eq!(adapter.changed().collect::<Vec<_>>(), [up]);
     assert_eq!(
         (adapter.ranks(), adapter.is_dora(), model.held()),
@@ -106,7 +110,7 @@ fn a_model_without_the_adapter_is_as_it_was() {
     let folder = folder(&MODEL, &json!({}), &UP, &lora());
     let location = Location::local(folder.path().join("model"));
     let model = Checkpoint::open("model", &location).unwrap();
-    assert!(model.adapter().is_none());
+    assert!(model.only_adapter().is_none());
     assert_eq!(model.shards().len(), 1);
     assert!((0..5).all(|tensor| model.bytes(tensor).is_some()));
 }
@@ -426,7 +430,7 @@ fn replaced_tensors_keep_the_models_type() {
     // The fixture's bytes count up from zero in each file.
     let expected: Vec<u8> = (0..112).collect();
     assert_eq!(model.bytes(index), Some(expected.as_slice()));
-    assert_eq!(model.adapter().unwrap().ranks(), None);
+    assert_eq!(model.only_adapter().unwrap().ranks(), None);
 
     let model = attach(&[(head, "BF16", &[7, 4])], lora()).unwrap();
     let index = model.find("lm_head.weight").unwrap();
@@ -473,7 +477,7 @@ fn a_tied_pair_of_which_one_is_adapted_is_untied() {
     let changed = |adapter: &[Spec<'_>], config: Value, options: Value| {
         let folder = folder(&TIED, &config, adapter, &options);
         let model = open(folder.path()).unwrap();
-        let names: Vec<String> = (model.adapter().unwrap().changed())
+        let names: Vec<String> = (model.only_adapter().unwrap().changed())
             .map(|tensor| model.tensors()[tensor].name.clone())
             .collect();
         let tie = model.config().unwrap().tie_word_embeddings();
@@ -685,4 +689,65 @@ fn updates_of_grouped_convolutions_are_refused_as_what_they_are() {
         }
         assert!(!message.contains("download"), "{message}");
     }
+}
+
+#[test]
+fn adapters_add_up_by_their_weights_and_what_sets_values_does_not() {
+    let up = "model.layers.0.up.weight";
+    let folder = folder(&MODEL, &json!({"model_type": "llama"}), &UP, &lora());
+    let copy = |more: Value, extra: &[Spec<'_>]| {
+        let tensors: Vec<Spec<'_>> = UP.iter().chain(extra).copied().collect();
+        let put = |name: &str, bytes: &[u8]| write(&folder.path().join("other").join(name), bytes);
+        put("adapter_model.safetensors", &safetensors(&tensors));
+        put(
+            "adapter_config.json",
+            with(lora(), more).to_string().as_bytes(),
+        );
+    };
+    copy(json!({}), &[]);
+    let of = |name: &str| open_as(folder.path(), name);
+    let base = values(&of("model").unwrap(), up);
+    let whole = values(&of("model+adapter").unwrap(), up);
+    let both = of("model+adapter@0.5+other@-2").unwrap();
+    let wanted: Vec<f64> = base
+        .iter()
+        .zip(&whole)
+        .map(|(base, whole)| base - 1.5 * (whole - base))
+        .collect();
+    for (found, wanted) in values(&both, up).iter().zip(&wanted) {
+        assert!(
+            (found - wanted).abs() <= 1e-12 * wanted.abs(),
+            "{found} for {wanted}"
+        );
+    }
+    assert_eq!(
+        (both.adapters().len(), both.only_adapter().is_none()),
+        (2, true)
+    );
+    assert_eq!(values(&of("model+adapter@0").unwrap(), up), base);
+
+    let refused = |name: &str, part: &str| {
+        let message = of(name).unwrap_err();
+        assert!(message.contains(part), "expected {part:?} in: {message}");
+    };
+    let dora = (
+        "base_model.model.model.layers.0.up.lora_magnitude_vector",
+        "F32",
+        &[6][..],
+    );
+    copy(json!({"use_dora": true}), &[dora]);
+    refused("model+other@0.5", "sets values and adds none");
+    refused("model+adapter+other", "sets values that another adapter");
+    refused(
+        "model+other+adapter",
+        "to which another adapter gives new lengths",
+    );
+    let bias = ("base_model.model.model.layers.0.up.bias", "F32", &[6][..]);
+    copy(json!({}), &[bias]);
+    assert!(of("model+other").is_ok() && of("model+adapter+other").is_ok());
+    refused("model+other@2", "up.bias` sets values and adds none");
+    refused(
+        "model+other+other",
+        "up.bias` sets values that another adapter",
+    );
 }

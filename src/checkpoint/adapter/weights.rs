@@ -1,5 +1,6 @@
 //! An adapter's weight file: its header, and the names of its tensors.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,11 +9,14 @@ use super::error::AdapterError;
 use crate::error::CheckpointError;
 use crate::files::Files;
 use crate::format::FileFormat;
+use crate::shard::Shard;
 use crate::source::{TensorEntry, TensorSource};
 use numeric::{FloatType, Stored};
 
 const FILE: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
+/// What diffusers writes where no other name is asked for.
+const OF_DIFFUSERS: &str = "pytorch_lora_weights.safetensors";
 
 /// The tensors of an adapter.
 #[derive(Debug)]
@@ -21,19 +25,33 @@ pub(super) struct AdapterWeights {
     pub(super) path: PathBuf,
     /// The file, mapped; the bytes of every tensor lie one after the other.
     pub(super) files: Files,
+    /// Whether there is no config beside it.
+    pub(super) is_single: bool,
 }
 
-/// Maps the weight file of an adapter's folder.
-pub(super) fn open(folder: &Path) -> Result<AdapterWeights, AdapterError> {
-    let there = |name: &str| fs::metadata(folder.join(name)).is_ok();
+/// Maps the weight file of an adapter: a folder of PEFT, or a file of factors without a config.
+pub(super) fn open(path: &Path) -> Result<AdapterWeights, AdapterError> {
+    let there = |name: &str| fs::metadata(path.join(name)).is_ok();
     let missing = |file, hint| AdapterError::FileMissing {
-        path: folder.into(),
+        path: path.into(),
         file,
         hint,
     };
+    if let Some(format) = single_file(path) {
+        if fs::metadata(path.with_file_name(config::FILE)).is_ok() {
+            let hint = "its config lies beside it: name the adapter's folder, not the file";
+            return Err(missing("folder of an adapter", hint));
+        }
+        return read(path.into(), format, true);
+    }
     if !there(config::FILE) {
-        let hint = match folder.is_dir() {
-            true => "an adapter is a folder as PEFT's `save_pretrained` writes it",
+        if there(OF_DIFFUSERS) {
+            return read(path.join(OF_DIFFUSERS), FileFormat::Safetensors, true);
+        }
+        let hint = match path.is_dir() {
+            true => {
+                "an adapter is a folder as PEFT's `save_pretrained` writes it, or a `.safetensors` file"
+            }
             false => "name the adapter's folder, not a file in it",
         };
         return Err(missing(config::FILE, hint));
@@ -46,11 +64,21 @@ pub(super) fn open(folder: &Path) -> Result<AdapterWeights, AdapterError> {
             return Err(missing(FILE, hint));
         }
     };
-    read(folder.join(file), format)
+    read(path.join(file), format, false)
+}
+
+/// The format of a file that is an adapter by itself.
+fn single_file(path: &Path) -> Option<FileFormat> {
+    let name = path.file_name()?.to_str()?;
+    FileFormat::named(name).filter(|_| path.is_file())
 }
 
 /// Maps a weight file.
-fn read(path: PathBuf, format: FileFormat) -> Result<AdapterWeights, AdapterError> {
+fn read(
+    path: PathBuf,
+    format: FileFormat,
+    is_single: bool,
+) -> Result<AdapterWeights, AdapterError> {
     let (files, _) = Files::open(&path, format, None).map_err(Box::new)?;
     if files.tensors.is_empty() {
         return Err(Box::new(CheckpointError::NoTensors { path, beside: None }).into());
@@ -63,10 +91,33 @@ fn read(path: PathBuf, format: FileFormat) -> Result<AdapterWeights, AdapterErro
         })
         .into());
     }
-    Ok(AdapterWeights { path, files })
+    Ok(AdapterWeights {
+        path,
+        files,
+        is_single,
+    })
 }
 
 impl AdapterWeights {
+    /// What the file's header says beside its tensors.
+    pub(super) fn metadata(&self) -> Option<&BTreeMap<String, String>> {
+        self.files.shards.first().map(|shard| &shard.metadata)
+    }
+
+    /// Gives the file another name among those of a model: no two may have one.
+    pub(super) fn name_apart(&mut self, others: &[&Shard]) {
+        for shard in &mut self.files.shards {
+            let mut number = 1;
+            while others
+                .iter()
+                .any(|other| other.file_name() == shard.file_name())
+            {
+                number += 1;
+                shard.put_in(&format!("+{number}/"));
+            }
+        }
+    }
+
     /// Its tensors.
     pub(super) fn tensors(&self) -> &[TensorEntry] {
         &self.files.tensors

@@ -530,7 +530,7 @@ fn an_adapter_lies_on_decoded_values_as_on_any() {
         SidecarsFrom::Nothing,
         source,
     );
-    let model = model.adapted(&Location::local(folder.path())).unwrap();
+    let model = model.adapted(&Location::local(folder.path()), 1.0).unwrap();
     assert_eq!(model.bytes(0), None);
     let entry = &model.tensors()[0];
     assert_eq!((entry.dtype, entry.stored), (Dtype::BF16, Dtype::F8_E4M3));

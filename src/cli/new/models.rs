@@ -167,7 +167,7 @@ fn on_a_model(
 /// The model that an adapter names, if the location is that of an adapter without a model.
 fn adapter(location: &Location) -> Result<Option<Option<String>>, Failure> {
     let config = location.path.join("adapter_config.json");
-    if location.adapter.is_some()
+    if !location.adapters.is_empty()
         || !config.is_file()
         || location.path.join("config.json").is_file()
     {

@@ -202,6 +202,7 @@ pub fn digest_of_command(line: &CommandLine, metrics: &[MetricPlace]) -> String 
 /// The folder of a model that lies there as other programs read it: no single file, no adapter over it.
 pub fn plain_folder(model: &Checkpoint) -> Option<PathBuf> {
     let location = model.location();
-    let is_plain = location.path.is_dir() && location.entry.is_none() && location.adapter.is_none();
+    let is_plain =
+        location.path.is_dir() && location.entry.is_none() && location.adapters.is_empty();
     is_plain.then(|| std::path::absolute(&location.path).ok())?
 }

@@ -229,7 +229,7 @@ fn models(plan: &Plan) -> Vec<Model> {
         let roles = [
             (plan.base == Some(index), "base"),
             (plan.donor == index, "gives names, config and files"),
-            (model.adapter().is_some(), "with its adapter"),
+            (!model.adapters().is_empty(), "with its adapter"),
             (plan.results.contains_key(&index), "a result"),
         ];
         let bytes = model.tensors().iter().map(|tensor| tensor.len).sum();

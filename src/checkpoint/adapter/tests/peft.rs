@@ -237,7 +237,7 @@ fn experts_are_adapted_in_either_layout_by_adapters_of_either() {
                 let wanted: Vec<f64> = parts.iter().flat_map(Part::adapted).collect();
                 assert_eq!(values(&model, &name), wanted, "{config} {options} {name}");
             }
-            assert_eq!(model.adapter().unwrap().changed().len(), 2);
+            assert_eq!(model.only_adapter().unwrap().changed().len(), 2);
         }
     }
 }
