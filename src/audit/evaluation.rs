@@ -30,7 +30,7 @@ checks! {
 /// The checks of every result; the others are those of a bound.
 static OF_ITEMS: &[&CheckInfo] = &[&REPEATED, &UNKNOWN];
 /// The checks of a bound.
-static OF_BOUNDS: &[&CheckInfo] = &[&DROP, &UNCERTAIN];
+pub(crate) static OF_BOUNDS: &[&CheckInfo] = &[&DROP, &UNCERTAIN];
 /// The most lines that a finding names.
 const MOST_LINES: usize = 5;
 
@@ -63,12 +63,7 @@ pub fn evaluation(scores: &Scores, compared: Option<&Comparison>, policy: &EvalP
                 report.extend(judged(task, policy));
             }
         }
-        None if !policy.is_empty() => report.skipped.push(Skipped {
-            check: &DROP,
-            why: "the policy has a max_drop, and there is no --baseline".to_owned(),
-            needed: true,
-        }),
-        None => {}
+        None => report.skipped.extend(no_baseline(policy)),
     }
     report.details = json!({
         "scores": scores,
@@ -77,6 +72,15 @@ pub fn evaluation(scores: &Scores, compared: Option<&Comparison>, policy: &EvalP
         "comparison": compared,
     });
     report
+}
+
+/// That a policy bounds the drop from a baseline that is not there.
+pub(crate) fn no_baseline(policy: &EvalPolicy) -> Option<Skipped> {
+    (!policy.is_empty()).then(|| Skipped {
+        check: &DROP,
+        why: "the policy has a max_drop, and there is no --baseline".to_owned(),
+        needed: true,
+    })
 }
 
 /// Items that stand in a task more than once.

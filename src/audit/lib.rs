@@ -26,7 +26,7 @@ pub mod verify;
 
 pub use evaluation::evaluation;
 pub use loaders::is_of_checkpoint;
-pub use measured::measurements;
+pub use measured::{MeasuredBaseline, measurements};
 pub use registry::{all_checks, checks_as_markdown, command_of, examples_of, find_check};
 pub use report::{
     CheckInfo, Command, Finding, HeatMap, Histogram, Place, PolicyChange, Report, Severity,

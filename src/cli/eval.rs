@@ -16,10 +16,11 @@ use super::progress::Progress;
 use super::report::{ReportArguments, write};
 use super::signals::Work;
 use ::eval::{
-    EvalError, Evaluator, Kind, Options, Prepared, Scores, Split, Surroundings, TaskScores, Tasks,
+    EvalError, Evaluator, Kind, Measured, Options, Prepared, Scores, Split, Surroundings,
+    TaskScores, Tasks,
 };
 use audit::policy::EvalPolicy;
-use audit::{Command, Report, evaluation, measurements};
+use audit::{Command, MeasuredBaseline, Report, evaluation, measurements};
 use checkpoint::{Checkpoint, ModelRef, read_bounded};
 use engine::{Observer, Settings};
 use errors::{Refusal, printable_json};
@@ -236,10 +237,7 @@ fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
         (Some(baseline), None) => Some(scored(arguments, baseline, &tasks, caller)?),
         (None, None) => None,
     };
-    let mut policy = match arguments.report.policy()? {
-        Some(policy) => policy.eval.clone(),
-        None => EvalPolicy::default(),
-    };
+    let policy = bounds(arguments)?;
     let metric = arguments.compare_by;
     let normalised = metric.map(|metric| metric == ChoiceMetric::AccuracyNormalised);
     let normalised = normalised.or(policy.normalised).unwrap_or(false);
@@ -252,8 +250,17 @@ fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
     }
     let compared = before.map(|before| scores.compare(&before, normalised));
     let compared = compared.transpose()?;
-    policy.all = arguments.max_drop.or(policy.all);
     Ok(evaluation(&scores, compared.as_ref(), &policy))
+}
+
+/// How much worse than the baseline the model may be.
+fn bounds(arguments: &Arguments) -> Result<EvalPolicy, Failure> {
+    let mut policy = match arguments.report.policy()? {
+        Some(policy) => policy.eval.clone(),
+        None => EvalPolicy::default(),
+    };
+    policy.all = arguments.max_drop.or(policy.all);
+    Ok(policy)
 }
 
 /// The scores of a model, or of what a recipe gives.
@@ -294,28 +301,56 @@ fn no_subject(path: &Path) -> Failure {
     Failure::tool(Refusal::new(why).with_hint("an earlier result goes behind --baseline"))
 }
 
-/// What a command measures of a model, or of what a recipe gives.
+/// The report of what a command measures, perhaps beside what it measures of a baseline.
 fn measured(
     arguments: &Arguments,
     evaluator: &Evaluator,
     split: Split,
     caller: &Caller,
 ) -> Result<Report, Failure> {
-    let label = arguments.model.to_string();
-    let scored = match &arguments.model {
+    let policy = bounds(arguments)?;
+    // An earlier result that cannot be read is told before the work.
+    let earlier = match &arguments.baseline {
+        Some(Subject::Result(path)) => Some(earlier_metrics(path, split)?),
+        _ => None,
+    };
+    let metrics = measure(arguments, &arguments.model, evaluator, split, caller)?;
+    let before = match (&arguments.baseline, earlier) {
+        (Some(_), Some(earlier)) => Some(earlier),
+        (Some(baseline), None) => Some(measure(arguments, baseline, evaluator, split, caller)?),
+        (None, _) => None,
+    };
+    let baseline = arguments.baseline.as_ref().zip(before);
+    let baseline = baseline.map(|(subject, metrics)| MeasuredBaseline {
+        name: subject.to_string(),
+        metrics,
+    });
+    let report = measurements(
+        &arguments.model.to_string(),
+        evaluator.line.program(),
+        split,
+        &metrics,
+        baseline.as_ref(),
+        &policy,
+    );
+    report.map_err(Failure::tool)
+}
+
+/// What a command measures of a model, or of what a recipe gives.
+fn measure(
+    arguments: &Arguments,
+    subject: &Subject,
+    evaluator: &Evaluator,
+    split: Split,
+    caller: &Caller,
+) -> Result<Vec<Measured>, Failure> {
+    let label = subject.to_string();
+    let scored = match subject {
         Subject::Model(model) => Scored::Model(Box::new(opened(arguments, model, caller)?)),
         Subject::Recipe(path) => Scored::Merge(Box::new(planned(arguments, path, &label, caller)?)),
         Subject::Result(path) => return Err(no_subject(path)),
     };
-    let measured = arguments
-        .command
-        .measure(evaluator, &scored, split, caller)?;
-    Ok(measurements(
-        &label,
-        evaluator.line.program(),
-        split,
-        &measured,
-    ))
+    arguments.command.measure(evaluator, &scored, split, caller)
 }
 
 fn opened(arguments: &Arguments, model: &ModelRef, caller: &Caller) -> Result<Checkpoint, Failure> {
@@ -377,16 +412,41 @@ fn planned(
 
 /// The scores in the JSON report of an earlier run.
 fn earlier(path: &Path) -> Result<Scores, Failure> {
-    let wrong = |why: &dyn fmt::Display| {
-        let why = format!("--baseline {}: {why}", path.display());
-        Failure::tool(Refusal::new(why).with_hint("make it with: weld eval ... --format json=FILE"))
-    };
-    let bytes = read_bounded(path, MAX_RESULT_BYTES, "result, in bytes");
-    let bytes = bytes.map_err(|error| wrong(&error))?;
-    let report: Value = serde_json::from_slice(&bytes).map_err(|error| wrong(&error))?;
+    let report = earlier_report(path)?;
     let scores = report.pointer("/details/scores").cloned();
-    let scores = scores.ok_or_else(|| wrong(&"it holds no scores"))?;
-    serde_json::from_value(scores).map_err(|error| wrong(&error))
+    let scores = scores.ok_or_else(|| no_baseline(path, &"it holds no scores"))?;
+    serde_json::from_value(scores).map_err(|error| no_baseline(path, &error))
+}
+
+/// The metrics in the JSON report of an earlier run with a command, of the same split.
+fn earlier_metrics(path: &Path, split: Split) -> Result<Vec<Measured>, Failure> {
+    let report = earlier_report(path)?;
+    let details = report.get("details").unwrap_or(&Value::Null);
+    if details.get("program").is_none() {
+        return Err(no_baseline(path, &"it holds no metrics of a command"));
+    }
+    let own = details.get("split").and_then(Value::as_str);
+    if own != Some(split.name()) {
+        let why = format!(
+            "expected metrics of the split {}, found {}",
+            split.name(),
+            own.unwrap_or("none")
+        );
+        return Err(no_baseline(path, &why));
+    }
+    let metrics = details.get("metrics").cloned().unwrap_or_default();
+    serde_json::from_value(metrics).map_err(|error| no_baseline(path, &error))
+}
+
+fn earlier_report(path: &Path) -> Result<Value, Failure> {
+    let bytes = read_bounded(path, MAX_RESULT_BYTES, "result, in bytes");
+    let bytes = bytes.map_err(|error| no_baseline(path, &error))?;
+    serde_json::from_slice(&bytes).map_err(|error| no_baseline(path, &error))
+}
+
+fn no_baseline(path: &Path, why: &dyn fmt::Display) -> Failure {
+    let why = format!("--baseline {}: {why}", path.display());
+    Failure::tool(Refusal::new(why).with_hint("make it with: weld eval ... --format json=FILE"))
 }
 
 /// The result of each item, a line each.

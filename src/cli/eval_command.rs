@@ -25,7 +25,7 @@ pub(super) struct CommandArguments {
         long,
         value_name = "COMMAND",
         value_parser = CommandLine::parse,
-        conflicts_with_all = ["tasks", "limit", "chat_template", "generate", "items", "baseline", "policy"],
+        conflicts_with_all = ["tasks", "limit", "chat_template", "generate", "items", "compare_by"],
     )]
     command: Option<CommandLine>,
 

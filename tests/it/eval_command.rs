@@ -242,7 +242,14 @@ fn what_cannot_be_meant_is_refused_before_anything_runs() {
             "cannot be used with",
         ),
         (
-            &[command[0], command[1], "--baseline", "family/add"],
+            &[
+                command[0],
+                command[1],
+                "--baseline",
+                "family/add",
+                "--compare-by",
+                "accuracy",
+            ],
             "cannot be used with",
         ),
         (
@@ -262,6 +269,97 @@ fn what_cannot_be_meant_is_refused_before_anything_runs() {
         "{outcome:?}"
     );
     assert!(!bench.path("ran").exists());
+}
+
+/// What a command measures is held to a baseline, each metric in its own direction.
+#[test]
+fn a_gate_holds_metrics_to_a_baseline() {
+    let script = r#"case "$1" in */family/base) acc=0.75; loss=1.5;; *) acc=0.7; loss=1.25;; esac
+        echo "{\"acc\": $acc, \"err\": 0.01, \"loss\": $loss}""#;
+    let bench = bench(script);
+    let command = [
+        "--command",
+        "sh score {model}",
+        "--metric",
+        "acc=/acc",
+        "--metric-error",
+        "acc=/err",
+        "--metric",
+        "loss=/loss",
+        "--lower-is-better",
+        "loss",
+    ];
+    let run = |more: &[&str]| {
+        let outcome = bench.weld(&words(
+            &[&command[..], more, &["--format", "json"]].concat(),
+        ));
+        let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        (outcome.code, report)
+    };
+    let base = ["--baseline", "family/base"];
+    let (code, report) = run(&base);
+    assert_eq!(code, Some(0));
+    let compared = report["details"]["comparison"]["metrics"]
+        .as_array()
+        .unwrap();
+    let near = |value: &Value, expected: f64| (value.as_f64().unwrap() - expected).abs() < 1e-9;
+    assert!(
+        near(&compared[0]["drop"], 0.05) && near(&compared[1]["drop"], -0.25),
+        "{report}"
+    );
+    assert!(
+        near(
+            &compared[0]["half_width"],
+            1.959963984540054 * 2f64.sqrt() * 0.01
+        ),
+        "{report}"
+    );
+    assert!(compared[1]["half_width"].is_null());
+    // Lost 0.05, within 0.06, which the errors leave open.
+    for (bound, expected, check) in [("0.06", 0, "eval.uncertain"), ("0.04", 1, "eval.drop")] {
+        let (code, report) = run(&[&base[..], &["--max-drop", bound]].concat());
+        assert_eq!(code, Some(expected), "{report}");
+        let findings = report["findings"].as_array().unwrap();
+        assert_eq!(findings.len(), 1, "{report}");
+        assert_eq!(
+            (&findings[0]["check"], &findings[0]["field"]),
+            (&check.into(), &"value".into())
+        );
+    }
+    // An earlier result, and a policy; without a baseline the policy cannot be kept.
+    let file = ["eval", "family/base", "-q", "--format", "json=before.json"];
+    assert_eq!(bench.weld(&[&file[..], &command].concat()).code, Some(0));
+    bench.file("policy.toml", "[eval]\nmax_drop = 0.04\n");
+    let policy = ["--policy", "policy.toml"];
+    let (code, report) = run(&[&["--baseline", "before.json"][..], &policy].concat());
+    assert_eq!(
+        (code, &report["findings"][0]["check"]),
+        (Some(1), &"eval.drop".into())
+    );
+    assert_eq!(run(&policy).0, Some(3));
+    // Scores of weld's own are no metrics of a command.
+    bench.file(
+        "t.jsonl",
+        "{\"prompt\": \"add:37+45=\", \"answer\": \"082\"}\n",
+    );
+    let own = [
+        "eval",
+        "family/base",
+        "--tasks",
+        "t.jsonl",
+        "-q",
+        "--format",
+        "json=own.json",
+    ];
+    bench.passes(&own);
+    let outcome = bench.weld(&words(
+        &[&command[..], &["--baseline", "own.json"]].concat(),
+    ));
+    assert_eq!(outcome.code, Some(2));
+    assert!(
+        outcome.stderr.contains("holds no metrics of a command"),
+        "{outcome:?}"
+    );
 }
 
 #[test]
