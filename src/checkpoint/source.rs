@@ -96,9 +96,9 @@ pub trait TensorSource: Debug + Send + Sync {
         None
     }
 
-    /// The stored tensors, if this source makes its values of codes and scales.
+    /// The stored tensors, if this source or one below makes its values of codes and scales.
     fn as_stored(&self) -> Option<Arc<dyn TensorSource>> {
-        None
+        self.base()?.as_stored()
     }
 
     /// How many stored tensors no value depends on: scales of activations.

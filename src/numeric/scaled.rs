@@ -4,6 +4,7 @@ use super::elements::{Elements, Fill};
 use super::format::FloatType;
 use super::memory::{NoMemory, resize};
 use super::real::Real;
+use super::vector::vectorised;
 
 /// Values of matrices, each multiplied by the scale of the block that it lies in.
 pub struct Scaled<'a> {
@@ -24,12 +25,12 @@ pub struct Scaled<'a> {
 impl<R: Real> Fill<R> for Scaled<'_> {
     /// Only the bytes of the values are counted.
     fn fill(&self, first: u64, out: &mut [R]) -> Result<usize, NoMemory> {
-        let read = R::fill(self.values.as_ref(), first, out)?;
+        let mut read = 0;
         let [height, width] = self.block;
         let blocks = self.columns.div_ceil(width);
         let mut scales = Vec::new();
         let (mut row, mut column) = (first as usize / self.columns, first as usize % self.columns);
-        let mut rest = out;
+        let (mut rest, mut at) = (out, first);
         while !rest.is_empty() {
             let (run, after) = rest.split_at_mut(rest.len().min(self.columns - column));
             let block = column / width;
@@ -38,16 +39,27 @@ impl<R: Real> Fill<R> for Scaled<'_> {
             let (matrix, within) = (row / self.rows, row % self.rows);
             let place = (matrix * self.rows.div_ceil(height) + within / height) * blocks + block;
             R::fill(self.scales.as_ref(), place as u64, &mut scales)?;
-            // The rest of the first block, then whole blocks, then the row's part of the last one.
-            let (mut run, mut left) = (run, width - column % width);
-            for scale in &scales {
-                let (here, next) = run.split_at_mut(run.len().min(left));
-                here.iter_mut().for_each(|value| *value = *value * *scale);
-                (run, left) = (next, width);
-            }
+            // Row by row, so that what is multiplied is still in the first-level cache.
+            read += R::fill(self.values.as_ref(), at, run)?;
+            at += run.len() as u64;
+            multiply(run, width - column % width, width, &scales);
             (rest, row, column) = (after, row + 1, 0);
         }
         Ok(read)
+    }
+}
+
+vectorised! {
+    /// Multiplies part of a row by the scales of its blocks: the first `left` values by the first, then `width` by each.
+    fn multiply<R: Real>(values: &mut [R], left: usize, width: usize, scales: &[R]) {
+        let (mut rest, mut left) = (values, left);
+        for scale in scales {
+            let (here, next) = rest.split_at_mut(rest.len().min(left));
+            for value in here {
+                *value = *value * *scale;
+            }
+            (rest, left) = (next, width);
+        }
     }
 }
 

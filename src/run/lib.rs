@@ -464,7 +464,7 @@ pub fn check_unchanged<'m>(
     Ok(())
 }
 
-/// The digests of the tensors of every model, by tensor name.
+/// The digests of the stored tensors of every model, by tensor name.
 fn input_digests(
     models: &[&Checkpoint],
     threads: usize,
@@ -472,7 +472,8 @@ fn input_digests(
 ) -> Result<Vec<BTreeMap<String, String>>, RunError> {
     claims::check(models, threads, observer)?;
     let of = |model: &&Checkpoint| {
-        let digests = all_digests(model, threads, observer)?;
+        let model = model.as_stored();
+        let digests = all_digests(&model, threads, observer)?;
         let tensors = model.tensors().iter().zip(digests);
         let named =
             tensors.filter_map(|(tensor, digest)| Some((tensor.name.clone(), digest?.to_string())));

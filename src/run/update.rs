@@ -144,11 +144,13 @@ impl UpdateKept {
         if !is_lost(self.fraction) && 2 * self.below <= self.tensors {
             return None;
         }
-        let wider = match narrow.bitsize() < 32 {
-            true => "float32",
-            false => "float64",
+        let wider = match narrow.bitsize() {
+            // Codes have the dtype of their scheme, whatever `out_dtype` says.
+            8 => "`out_dtype: float32`, without `quantization`",
+            16 => "`out_dtype: float32`",
+            _ => "`out_dtype: float64`",
         };
-        let remedies = [&[format!("`out_dtype: {wider}`")], remedies].concat();
+        let remedies = [&[wider.to_owned()], remedies].concat();
         if self.is_drowned() {
             return Some(format!(
                 "the rounding to {narrow:?} changes more than the update of the base does. Remedies: {}",

@@ -5,9 +5,13 @@ use std::fs;
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
+use weldment::checkpoint::{Checkpoint, Location};
 use weldment::numeric::{Coding, Encoding, FloatType};
+use weldment::run;
 
+use crate::destination::planned;
 use crate::fixtures::{Bench, Loaded, Spec, by_name, config_with, floats, load, noise, read_json};
+use crate::sources::Silent;
 
 pub(crate) const LINEAR: &str =
     "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
@@ -328,6 +332,45 @@ fn an_output_is_read_checked_and_proven() {
 }
 
 #[test]
+fn a_model_in_memory_has_the_values_of_its_codes() {
+    let bench = bench(WHOLE);
+    let out = bench.merge(
+        &with(LINEAR, "quantization: fp8_block"),
+        &["--shard-size", "100KB"],
+    );
+    let plan = planned(&bench, 100_000);
+    let scratch = std::env::temp_dir();
+    let merged = run::in_memory(&plan, "merged", &scratch, &Silent).unwrap();
+    let written = Checkpoint::open("out", &Location::local(&out)).unwrap();
+    assert_eq!(merged.model.tensors().len(), 19);
+    for (at, entry) in merged.model.tensors().iter().enumerate() {
+        let there = written.find(&entry.name).unwrap();
+        let count = entry.elements() as usize;
+        let (mut one, mut other) = (vec![0f32; count], vec![0f32; count]);
+        merged
+            .model
+            .elements(at)
+            .unwrap()
+            .fill(0, &mut one[..])
+            .unwrap();
+        written
+            .elements(there)
+            .unwrap()
+            .fill(0, &mut other[..])
+            .unwrap();
+        assert!(one == other, "{}", entry.name);
+    }
+    // A merge in parts is the same, wherever codes and scales lie.
+    let parts = bench.merge(
+        &with(LINEAR, "quantization: fp8_block"),
+        &["--shard-size", "100KB", "--resume"],
+    );
+    bench.passes(&["verify", "out", "--full"]);
+    let lock = read_json(&parts.join("weldment.lock.json"));
+    assert!(lock["outputs"]["quantization_error_percent"].is_number());
+}
+
+#[test]
 fn the_plan_says_what_is_encoded() {
     let bench = bench(WHOLE);
     bench.recipe(&with(LINEAR, "quantization: fp8_block"));
@@ -511,6 +554,70 @@ fn a_copy_keeps_the_bytes_of_its_codes() {
     assert_eq!(found[&name(2)], other[&name(1)]);
     assert_eq!(found[&name(1)], given[&name(1)]);
     bench.passes(&["verify", "out", "--full"]);
+}
+
+#[test]
+fn other_schemes_are_copied_and_never_computed() {
+    let bench = Bench::new();
+    let said = json!({
+        "quant_method": "compressed-tensors", "format": "int-quantized", "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}},
+    });
+    let int8 = |seed| -> Vec<Spec> {
+        let of = |spec: Spec| match is_encoded(&spec.name) {
+            false => vec![spec],
+            true => {
+                let shape = spec.shape.clone();
+                let rows = noise(seed, shape[0]);
+                let scale = floats(
+                    &format!("{}_scale", spec.name),
+                    Dtype::BF16,
+                    &[shape[0], 1],
+                    rows,
+                );
+                let (dtype, count) = (Dtype::I8, shape.iter().product());
+                let bytes = spec.bytes.into_iter().take(count).collect();
+                let name = spec.name;
+                vec![
+                    Spec {
+                        name,
+                        dtype,
+                        shape,
+                        bytes,
+                    },
+                    scale,
+                ]
+            }
+        };
+        mixture(seed, 2, RAGGED).into_iter().flat_map(of).collect()
+    };
+    let config = config(2, RAGGED, json!({"quantization_config": said}));
+    bench.model("a", &config, &int8(1));
+    bench.model("b", &config, &int8(2));
+    let stacked = "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n\
+        - sources: [{model: b, layer_range: [0, 2]}]\nquantization: keep\n";
+    let out = bench.merge(stacked, &[]);
+    let (found, other) = (by_name(&out), by_name(&bench.path("b")));
+    for part in ["weight", "weight_scale"] {
+        let name = |layer| format!("model.layers.{layer}.self_attn.q_proj.{part}");
+        assert!(found[&name(2)] == other[&name(1)], "{part}");
+    }
+    assert_eq!(
+        read_json(&out.join("config.json"))["quantization_config"],
+        said
+    );
+    bench.passes(&["verify", "out", "--full"]);
+    fs::remove_dir_all(out).unwrap();
+    let message = bench.refused(&with(LINEAR, "quantization: keep"), &[]);
+    let expected = "can only copy weights that are stored as INT8 with a scale for each row, and these are computed";
+    assert!(
+        message.contains(expected) && message.contains("down_proj"),
+        "{message}"
+    );
+    // A scheme by name writes them anew.
+    let plain = by_name(&bench.merge(&with(LINEAR, "out_dtype: float32"), &[]));
+    let found = by_name(&bench.merge(&with(LINEAR, "quantization: fp8_channel"), &[]));
+    is_encoded_merge(&plain, &found, CHANNEL);
 }
 
 #[test]

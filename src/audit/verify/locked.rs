@@ -230,13 +230,14 @@ pub(super) fn changed_tensors(
         let Some(tensors) = locked.and_then(|locked| locked.tensors.as_ref()) else {
             continue;
         };
-        let digests = run::all_digests(model, threads, observer)?;
+        let model = model.as_stored();
+        let digests = run::all_digests(&model, threads, observer)?;
         for (tensor, digest) in model.tensors().iter().zip(digests) {
             let before = tensors.get(&tensor.name);
             if let (Some(before), Some(now)) = (before, digest)
                 && *before != now.to_string()
             {
-                let mut place = Place::entry(model, tensor);
+                let mut place = Place::entry(&model, tensor);
                 place.file = place.file.map(|file| format!("{}: {file}", model.label()));
                 findings.push(Finding::new(
                     &checks::INPUT_CHANGED,
