@@ -1,14 +1,15 @@
 """Holds the methods on whole matrices to the formulas of their papers in torch, tensor by tensor.
 
     python tests/peer/whole.py --weld target/release/weld --work DIR
-    python tests/peer/whole.py --time 4096x4096,14336x4096 --models 4 --threads 2
+    python tests/peer/whole.py --time 4096x4096,14336x4096 --models 4
 
 The first makes random matrices in F32 and BF16, merges them with `weld` (output in
 float64) and with the functions below in float64, and prints for each method the largest
 error, relative to the largest element of the update. Exits 1 if one is above the bound:
 weld holds matrices in float32, and what it decomposes in float64. The second prints how
 long torch takes for each method in float32, from matrices in memory to the update, and
-with `--weld` and `--work` how long `weld merge` takes, from BF16 files to a file. `cargo
+with `--weld` and `--work` how long `weld merge` takes, from BF16 files to a file. Both have
+one thread, as those of torch that wait for others count as busy. `cargo
 bench --bench methods -- matrices` times weld without files.
 
 The functions follow the authors' code in their order of steps, with `torch.linalg.svd`
@@ -257,7 +258,7 @@ def models(dtype):
     return made
 
 
-def merged_by_weld(weld, folder, method, parameters, sources, weights=None):
+def merged_by_weld(weld, folder, method, parameters, sources, weights=None, more=()):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for index, model in enumerate(sources):
@@ -276,7 +277,7 @@ def merged_by_weld(weld, folder, method, parameters, sources, weights=None):
         "out_dtype": "float64",
     }
     (folder / "recipe.yml").write_text(yaml.safe_dump(recipe))
-    subprocess.run([weld, "merge", "recipe.yml", "out", "-q"], cwd=folder, check=True)
+    subprocess.run([weld, "merge", "recipe.yml", "out", "-q", *more], cwd=folder, check=True)
     return safetensors.torch.load_file(folder / "out/model.safetensors")
 
 
@@ -347,7 +348,9 @@ def times(shapes, count, threads, only, weld, work):
             if weld:
                 before = processor(resource.RUSAGE_CHILDREN)
                 start = time.perf_counter()
-                merged_by_weld(weld, work / method, method, parameters, models, [1.0] * count)
+                merged_by_weld(
+                    weld, work / method, method, parameters, models, [1.0] * count, ["--threads", str(threads)]
+                )
                 wall = time.perf_counter() - start
                 used = processor(resource.RUSAGE_CHILDREN) - before
                 line += f"; weld {wall:.1f} s, {used:.1f} s"
@@ -361,7 +364,7 @@ def main():
     parser.add_argument("--work", type=Path)
     parser.add_argument("--time", help="shapes, with commas between")
     parser.add_argument("--models", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", help="only these, with commas between")
     arguments = parser.parse_args()
     if arguments.time:
