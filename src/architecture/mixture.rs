@@ -109,6 +109,29 @@ impl Names {
             (Experts::Fused { input, .. }, _) => (*input).to_owned(),
         }
     }
+
+    /// What stands before a layer's names, and the number of the expert whose matrix a tensor is; `None` if it is none,
+    /// or experts are fused.
+    pub fn expert_of<'n>(&self, name: &'n str, matrix: Matrix) -> Option<(&'n str, usize)> {
+        let Experts::Each {
+            prefix,
+            gate,
+            up,
+            down,
+        } = self.experts
+        else {
+            return None;
+        };
+        let suffix = match matrix {
+            Matrix::Gate => gate,
+            Matrix::Up => up,
+            Matrix::Down => down,
+        };
+        let before = name.strip_suffix(*suffix)?.strip_suffix('.')?;
+        let (before, number) = before.rsplit_once('.')?;
+        let layer = format!("{before}.").strip_suffix(*prefix)?.len();
+        Some((&name[..layer], number.parse().ok()?))
+    }
 }
 
 /// What transformers 5 holds in memory, writes for checkpoints that it read so, and reads.

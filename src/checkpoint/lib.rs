@@ -38,6 +38,7 @@ mod part;
 mod pickle;
 mod quantised;
 mod reader;
+mod relaid;
 mod remote;
 mod renamed;
 mod resolve;

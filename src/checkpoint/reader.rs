@@ -17,6 +17,7 @@ use super::left_out::LeftOut;
 use super::licence::Licence;
 use super::locate::Location;
 use super::part::Part;
+use super::relaid::Relaid;
 use super::remote::{RemoteFile, RemotePlace};
 use super::renamed::Renamed;
 use super::shard::Shard;
@@ -170,6 +171,13 @@ impl Checkpoint {
             model: label.clone(),
             source,
         };
+        let is_for_one = AdapterFiles::are_for_one_model(adapter);
+        if is_for_one && self.is_pipeline() {
+            let why = Refusal::new("an adapter is for a model, and this is a pipeline of several");
+            return Err(refused(why.with_hint(
+                "write the folder of the component in place of the pipeline: `pipeline/unet+adapter`",
+            )));
+        }
         let files = AdapterFiles::open(adapter, &self.source.shards());
         let files = files.map_err(|source| refused(Refusal::from(&source)))?;
         let mut used = files.unused();
@@ -181,12 +189,7 @@ impl Checkpoint {
         }
         let mut parts = self.parts.clone();
         let (mut vocabulary, mut beside) = (self.vocabulary.clone(), self.beside.clone());
-        if files.is_folder() {
-            let Some(main) = self.alone() else {
-                let why =
-                    Refusal::new("an adapter is for a model, and this is a pipeline of several");
-                return Err(refused(why.with_hint("write the folder of the component in place of the pipeline: `pipeline/unet+adapter`")));
-            };
+        if let Some(main) = self.alone().filter(|_| is_for_one) {
             let main = main.clone().adapted_part(&files, "", weight, &mut used);
             let main = main.map_err(|source| refused(Refusal::from(&source)))?;
             if let other @ SidecarsFrom::FolderAndTokenizer(_) = &main.beside {
@@ -302,6 +305,20 @@ impl Checkpoint {
         let parts: Option<Vec<Part>> = self.parts.iter().map(renamed).collect();
         let (location, beside) = (self.location.clone(), self.beside.clone());
         Some(Checkpoint::joined(&self.label, location, beside, parts?))
+    }
+
+    /// The same mixture with its experts as `other` stores them, each by itself or all in two tensors; `None` if it has
+    /// them so already, or cannot have.
+    pub fn laid_as(&self, other: &Checkpoint) -> Option<Checkpoint> {
+        let kind = other.config.as_ref().and_then(|config| config.model_type());
+        let source = Relaid::find(&self.source, self.config.as_ref(), other.tensors(), kind)?;
+        let names = source.entries().iter().map(|entry| entry.name.clone());
+        Some(Checkpoint {
+            by_name: names.zip(0..).collect(),
+            source: Arc::new(source),
+            adapters: Vec::new(),
+            ..self.clone()
+        })
     }
 
     /// The model's name in the recipe.

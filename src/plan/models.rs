@@ -112,6 +112,7 @@ pub(super) fn open(
         .or(of_key)
         .and_then(|model| models.index(model))
         .unwrap_or(models.donor);
+    models.lay_experts_alike();
     Some(models)
 }
 
@@ -174,6 +175,20 @@ impl Models {
         self.results.insert(index, Arc::clone(result));
         self.at.push(at);
         true
+    }
+
+    /// Gives every mixture the layout of the donor's experts.
+    fn lay_experts_alike(&mut self) {
+        let donor = Arc::clone(&self.checkpoints[self.donor]);
+        for (index, model) in self.checkpoints.iter_mut().enumerate() {
+            let is_whole = model.parts().is_empty() && model.adapters().is_empty();
+            if index == self.donor || self.results.contains_key(&index) || !is_whole {
+                continue;
+            }
+            if let Some(relaid) = model.laid_as(&donor) {
+                *model = Arc::new(relaid);
+            }
+        }
     }
 
     /// The model's index among the checkpoints.

@@ -10,7 +10,7 @@ use weldment::checkpoint::{Checkpoint, Locator, ModelRef};
 use weldment::forward::Decoder;
 
 use crate::fixtures::{
-    Bench, Loaded, Spec, by_name, files, floats, noise, read_json, refusal_code,
+    Bench, Loaded, Spec, by_name, files, floats, load, noise, read_json, refusal_code,
 };
 
 pub(crate) const HIDDEN: usize = 16;
@@ -1399,4 +1399,97 @@ fn a_recipe_with_everything_runs() {
         message.contains("expected `exact` for `scale`, found `cube`"),
         "{message}"
     );
+}
+
+/// A mixture of two layers with three experts, each by itself or all in two tensors; the same values in both.
+fn mixture_in(bench: &Bench, name: &str, seed: u64, fused: bool) {
+    let (hidden, width, experts) = (6, 4, 3);
+    let values = |kind: u64, layer: u64, expert: u64, count: usize| -> Vec<f64> {
+        noise(seed * 1000 + layer * 100 + kind * 10 + expert, count).collect()
+    };
+    let mut specs = vec![floats(
+        "model.embed_tokens.weight",
+        Dtype::BF16,
+        &[8, hidden],
+        noise(seed, 8 * hidden),
+    )];
+    for layer in 0..2 {
+        let count = hidden * width;
+        let prefix = format!("model.layers.{layer}.mlp");
+        let router = noise(seed + layer, experts as usize * hidden);
+        specs.push(floats(
+            &format!("{prefix}.gate.weight"),
+            Dtype::BF16,
+            &[experts as usize, hidden],
+            router,
+        ));
+        let all = |kinds: &[u64]| -> Vec<f64> {
+            (0..experts)
+                .flat_map(|expert| {
+                    kinds
+                        .iter()
+                        .flat_map(move |&kind| values(kind, layer, expert, count))
+                })
+                .collect()
+        };
+        if fused {
+            let shape = [experts as usize, 2 * width, hidden];
+            specs.push(floats(
+                &format!("{prefix}.experts.gate_up_proj"),
+                Dtype::BF16,
+                &shape,
+                all(&[1, 2]),
+            ));
+            let shape = [experts as usize, hidden, width];
+            specs.push(floats(
+                &format!("{prefix}.experts.down_proj"),
+                Dtype::BF16,
+                &shape,
+                all(&[3]),
+            ));
+            continue;
+        }
+        for expert in 0..experts {
+            for (kind, part) in [(1, "gate_proj"), (2, "up_proj"), (3, "down_proj")] {
+                let shape = if kind == 3 {
+                    [hidden, width]
+                } else {
+                    [width, hidden]
+                };
+                let name = format!("{prefix}.experts.{expert}.{part}.weight");
+                specs.push(floats(
+                    &name,
+                    Dtype::BF16,
+                    &shape,
+                    values(kind, layer, expert, count),
+                ));
+            }
+        }
+    }
+    bench.tensors(&format!("{name}/model.safetensors"), &specs);
+}
+
+#[test]
+fn mixtures_in_two_layouts_merge_in_that_of_the_base() {
+    let bench = Bench::new();
+    for (name, seed) in [("a", 1), ("b", 2)] {
+        mixture_in(&bench, &format!("{name}-each"), seed, false);
+        mixture_in(&bench, &format!("{name}-fused"), seed, true);
+    }
+    for (first, method) in [
+        ("{model: A, parameters: {weight: 0.25}}, ", "linear"),
+        ("", "task_arithmetic\nbase_model: A"),
+    ] {
+        for (layout, other) in [("each", "fused"), ("fused", "each")] {
+            let merged = |of_b: &str| {
+                let recipe = format!(
+                    "merge_method: {method}\nmodels: [{first}{{model: b-{of_b}, parameters: {{weight: 0.75}}}}]\n"
+                );
+                load(&bench.merge(&recipe.replace('A', &format!("a-{layout}")), &[]))
+            };
+            assert_eq!(merged(other), merged(layout), "{method} {layout}");
+        }
+    }
+    // The merge is proven from the files as they are.
+    bench.passes(&["verify", "out", "--full"]);
 }

@@ -10,9 +10,7 @@ use super::pieces::{Placed, ProductPiece, TensorUpdate};
 use super::subject::Subject;
 use super::targets::Targets;
 use super::weights::AdapterWeights;
-use architecture::{
-    ExpertLayouts, Experts, Matrix, Names, WeightOrder, expert_layouts, linear_weight,
-};
+use architecture::{ExpertLayouts, Experts, Matrix, WeightOrder, expert_layouts, linear_weight};
 
 const OTHER_PARAMETERS: &str = "name the model that the adapter was trained on, or merge the adapter with PEFT \
                                 (`merge_and_unload`) and name the result";
@@ -227,7 +225,7 @@ impl<'a> ModelExperts<'a> {
             }
         }
         Matrix::ALL.into_iter().find_map(|matrix| {
-            let (layer, expert) = expert_of(name, each, matrix)?;
+            let (layer, expert) = each.expert_of(name, matrix)?;
             let name = format!("{layer}{}", fused.tensor(expert, matrix));
             let tensor = self.targets().lookup(&name)?;
             let into_rows = match matrix {
@@ -243,28 +241,4 @@ impl<'a> ModelExperts<'a> {
             Some((self.model.tensors[tensor].name.clone(), cut))
         })
     }
-}
-
-/// The layer's prefix and the number of the expert whose matrix has this name.
-fn expert_of<'n>(name: &'n str, each: &Names, matrix: Matrix) -> Option<(&'n str, usize)> {
-    let Experts::Each {
-        prefix,
-        gate,
-        up,
-        down,
-    } = each.experts
-    else {
-        return None;
-    };
-    let suffix = match matrix {
-        Matrix::Gate => gate,
-        Matrix::Up => up,
-        Matrix::Down => down,
-    };
-    let (before, number) = name
-        .strip_suffix(*suffix)?
-        .strip_suffix('.')?
-        .rsplit_once('.')?;
-    let layer = format!("{before}.").strip_suffix(*prefix)?.len();
-    Some((&name[..layer], number.parse().ok()?))
 }

@@ -181,9 +181,9 @@ impl AdapterFiles {
         })
     }
 
-    /// Whether it is for one model, and not for the parts of a pipeline.
-    pub(super) fn is_folder(&self) -> bool {
-        matches!(self.kind, Kind::Peft(_))
+    /// Whether the adapter there is for one model, and not for the parts of a pipeline.
+    pub(super) fn are_for_one_model(location: &Location) -> bool {
+        weights::is_for_one_model(&location.path)
     }
 
     /// For each of its modules whether it was used: none yet.

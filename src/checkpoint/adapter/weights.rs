@@ -67,6 +67,12 @@ pub(super) fn open(path: &Path) -> Result<AdapterWeights, AdapterError> {
     read(path.join(file), format, false)
 }
 
+/// Whether an adapter can be for one model only, and not for the parts of a pipeline: all but files by themselves.
+pub(super) fn is_for_one_model(path: &Path) -> bool {
+    let there = |name: &str| fs::metadata(path.join(name)).is_ok();
+    path.is_dir() && (there(config::FILE) || !there(OF_DIFFUSERS))
+}
+
 /// The format of a file that is an adapter by itself.
 fn single_file(path: &Path) -> Option<FileFormat> {
     let name = path.file_name()?.to_str()?;

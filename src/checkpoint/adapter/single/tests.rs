@@ -334,6 +334,13 @@ fn the_parts_of_a_pipeline_each_get_what_is_theirs() {
         .flat_map(|applied| applied.changed())
         .collect();
     assert!(changed.iter().all(|&index| adapted.is_adapted(index)) && changed.len() == 2);
+    // A folder of PEFT is for one of them.
+    std::fs::create_dir(folder.path().join("peft")).unwrap();
+    let message = open(folder.path(), "pipe+peft").unwrap_err();
+    assert!(
+        message.contains("this is a pipeline of several"),
+        "{message}"
+    );
     // An older name, and a component by itself, which lacks the text encoder.
     let old = to_q.replace("to_q", "processor.to_q_lora");
     let adapter = [

@@ -483,3 +483,61 @@ fn a_pickled_adapter_is_read_in_place() {
     let adapted = open(folder.path()).unwrap();
     assert_eq!(values(&adapted, HEAD), as_f64(&head));
 }
+
+#[test]
+fn adapters_add_up_by_their_weights_and_what_sets_values_does_not() {
+    let up = "up.weight";
+    let model = [tensor(up, &[6, 4]), tensor("up.bias", &[6])];
+    let factors = [
+        key("up.lora_A.weight", &[2, 4]),
+        key("up.lora_B.weight", &[6, 2]),
+    ];
+    let folder = bench(&model, &json!({}), &factors, &lora());
+    let other = |more: Value, extra: Option<Tensor>| {
+        let tensors: Vec<Tensor> = factors.iter().cloned().chain(extra).collect();
+        let put = |name: &str, bytes: &[u8]| write(&folder.path().join("other").join(name), bytes);
+        put("adapter_model.safetensors", &bytes(&tensors));
+        put(
+            "adapter_config.json",
+            with(lora(), more).to_string().as_bytes(),
+        );
+    };
+    other(json!({}), None);
+    let of = |name: &str| open_as(folder.path(), name);
+    let base = values(&of("model").unwrap(), up);
+    let whole = values(&of("model+adapter").unwrap(), up);
+    let both = of("model+adapter@0.5+other@-2").unwrap();
+    let wanted = base
+        .iter()
+        .zip(&whole)
+        .map(|(base, whole)| base - 1.5 * (whole - base));
+    assert_eq!(values(&both, up), wanted.collect::<Vec<f64>>());
+    assert_ne!(base, whole);
+    assert_eq!(
+        (both.adapters().len(), both.only_adapter().is_none()),
+        (2, true)
+    );
+    assert_eq!(values(&of("model+adapter@0").unwrap(), up), base);
+
+    let refused = |name: &str, part: &str| {
+        let message = of(name).unwrap_err();
+        assert!(message.contains(part), "expected {part:?} in: {message}");
+    };
+    other(
+        json!({"use_dora": true}),
+        Some(key("up.lora_magnitude_vector", &[6])),
+    );
+    refused("model+other@0.5", "sets values and adds none");
+    refused("model+adapter+other", "sets values that another adapter");
+    refused(
+        "model+other+adapter",
+        "to which another adapter gives new lengths",
+    );
+    other(json!({}), Some(key("up.bias", &[6])));
+    assert!(of("model+other").is_ok() && of("model+adapter+other").is_ok());
+    refused("model+other@2", "up.bias` sets values and adds none");
+    refused(
+        "model+other+other",
+        "up.bias` sets values that another adapter",
+    );
+}
