@@ -291,6 +291,21 @@ fn an_output_is_read_checked_and_proven() {
     bench.passes(&["verify", "out", "--full"]);
     bench.passes(&["verify", "out", "--samples", "2"]);
     bench.passes(&["verify", "out", "--recipe", "recipe.yml"]);
+    // The error that the lock states is measured again.
+    let lock = bench.path("out/weldment.lock.json");
+    let own = fs::read_to_string(&lock).unwrap();
+    let stated = read_json(&lock)["outputs"]["quantization_error_percent"].clone();
+    let changed = own.replace(&format!("percent\": {stated}"), "percent\": 0.5");
+    assert_ne!(changed, own);
+    fs::write(&lock, changed).unwrap();
+    let verified = bench.weld(&["verify", "out", "--full"]);
+    assert_eq!(verified.code, Some(1), "{}", verified.stdout);
+    assert!(
+        verified.stdout.contains("verify.quantization-error"),
+        "{}",
+        verified.stdout
+    );
+    fs::write(&lock, own).unwrap();
     let listed = bench.weld(&["inspect", "out"]).stdout;
     assert!(
         listed

@@ -122,6 +122,11 @@ checks! {
         "How much of the update of the base survives the rounding comes out otherwise when it is measured again: the \
          number was changed afterwards.",
         "get the lock again from where the checkpoint is from, or run the recipe again";
+    QUANTIZATION_ERROR = "verify.quantization-error", Error,
+        "The lock states another error of the encoded weights than there is",
+        "How far codes and scales are from the computed weights comes out otherwise when it is measured again: the number \
+         was changed afterwards.",
+        "get the lock again from where the checkpoint is from, or run the recipe again";
     NUMERICS = "verify.numerics", Warning,
         "The checkpoint was made with another version of the arithmetic, and is not equal",
         "Single roundings may differ between versions, so that equality can no longer be asked for.",

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use engine::{Sink, Tile};
-use numeric::{FloatType, Survival};
+use numeric::{EncodingError, FloatType, Survival};
 
 /// Elements per window that is kept for the diagnosis.
 const WINDOW: usize = 16_384;
@@ -51,6 +51,7 @@ pub(super) struct Comparison<'a> {
     compared: Vec<AtomicU64>,
     windows: AtomicUsize,
     survived: Mutex<BTreeMap<usize, Survival>>,
+    errors: Mutex<BTreeMap<usize, EncodingError>>,
 }
 
 impl<'a> Comparison<'a> {
@@ -61,12 +62,18 @@ impl<'a> Comparison<'a> {
             tensors,
             windows: AtomicUsize::new(0),
             survived: Mutex::default(),
+            errors: Mutex::default(),
         }
     }
 
     /// How much of each tensor's update survives the rounding, by number, of those that were computed whole.
     pub(super) fn survived(&self) -> BTreeMap<usize, Survival> {
         lock(&self.survived).clone()
+    }
+
+    /// How far the codes of each encoded tensor are from its values, by number, of those that were computed whole.
+    pub(super) fn errors(&self) -> BTreeMap<usize, EncodingError> {
+        lock(&self.errors).clone()
     }
 
     /// For each tensor, the number of elements that were compared, and how they differ.
@@ -94,6 +101,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Sink for Comparison<'_> {
     fn survived(&self, tensor: usize, survival: Survival) {
         lock(&self.survived).insert(tensor, survival);
+    }
+
+    fn encoded(&self, tensor: usize, error: EncodingError) {
+        lock(&self.errors).insert(tensor, error);
     }
 
     fn write(&self, tensor: usize, offset: u64, expected: Tile) -> io::Result<()> {

@@ -8,9 +8,9 @@ use super::{Request, checks};
 use crate::{CheckInfo, Finding, Place, Report, Skipped};
 use checkpoint::Checkpoint;
 use engine::Observer;
-use numeric::{NUMERICS, Survival, product_instructions};
+use numeric::{EncodingError, NUMERICS, Survival, product_instructions};
 use plan::Plan;
-use run::{self, Lock, LockedHub, LockedInput, RunError, UpdateKept};
+use run::{self, Lock, LockedHub, LockedInput, QuantizationError, RunError, UpdateKept};
 
 /// Compares the checkpoint's tensors with the digests in the lock of what was written. Returns for each tensor whether
 /// it is unchanged; `None` if the lock does not name it.
@@ -173,6 +173,28 @@ pub(super) fn update(
         let place = Place::field(run::LOCK_FILE, UPDATE);
         let expected = measured.map_or("no update".to_owned(), |kept| format!("{kept} %"));
         Finding::new(&checks::UPDATE_KEPT, place, expected, format!("{stated} %"))
+    })
+}
+
+/// Compares how far encoded weights are from the computed ones with what the lock says, after all of them were computed.
+pub(super) fn quantization_error(
+    lock: &Lock,
+    plan: &Plan,
+    errors: &BTreeMap<usize, EncodingError>,
+) -> Option<Finding> {
+    let stated = lock.outputs.quantization_error_percent?;
+    let measured = QuantizationError::new(plan, errors).map(|error| error.percent());
+    let same = measured == Some(stated) || lock.tool.numerics != NUMERICS;
+    (!same).then(|| {
+        let place = Place::field(run::LOCK_FILE, "outputs.quantization_error_percent");
+        let expected =
+            measured.map_or("no encoded weight".to_owned(), |error| format!("{error} %"));
+        Finding::new(
+            &checks::QUANTIZATION_ERROR,
+            place,
+            expected,
+            format!("{stated} %"),
+        )
     })
 }
 

@@ -260,7 +260,7 @@ fn recompute<'a>(
         }
         Err(error) => return Err(error),
     };
-    let survived = comparison.survived();
+    let (survived, errors) = (comparison.survived(), comparison.errors());
     let mut differences = comparison.finish();
     let fits = numerics::fit(request, plan, &there, &mut differences, sample, observer)?;
     let mut judged = Vec::with_capacity(plan.tensors.len());
@@ -296,7 +296,10 @@ fn recompute<'a>(
     );
     if let Some(lock) = request.lock {
         match sample {
-            None => report.extend(locked::update(lock, plan, &survived)),
+            None => {
+                report.extend(locked::update(lock, plan, &survived));
+                report.extend(locked::quantization_error(lock, plan, &errors));
+            }
             Some(_) => report.skipped.extend(locked::update_not_told(lock)),
         }
     }
