@@ -288,6 +288,12 @@ fn an_output_is_read_checked_and_proven() {
         made.stdout,
         made.stderr
     );
+    let check = bench.weld(&["check", "out"]).stdout;
+    assert!(!check.contains("error[lock."), "{check}");
+    assert!(
+        check.contains("tensors are as they were written"),
+        "{check}"
+    );
     bench.passes(&["verify", "out", "--full"]);
     bench.passes(&["verify", "out", "--samples", "2"]);
     bench.passes(&["verify", "out", "--recipe", "recipe.yml"]);

@@ -119,7 +119,15 @@ pub fn check(
     report.checked.extend(structure::CHECKS);
     let digests = values::check_values(model, threads, observer, &mut report)?;
     report.checked.extend(values::CHECKS);
-    lock::check_lock(model, &digests, &mut report);
+    // The lock has what is stored: of quantised weights, codes and scales.
+    let stored = model.as_stored();
+    match stored.tensors().len() == tensors.len() {
+        true => lock::check_lock(model, &digests, &mut report),
+        false => {
+            let digests = run::all_digests(&stored, threads, observer)?;
+            lock::check_lock(&stored, &digests, &mut report);
+        }
+    }
     Ok(report)
 }
 
