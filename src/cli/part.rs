@@ -23,7 +23,7 @@ pub(super) struct PartArguments {
 
     /// Keep finished weight files in OUT.weld-parts if the run is stopped, and go on from those that an earlier run
     /// has finished
-    #[arg(long, conflicts_with = "hash_inputs")]
+    #[arg(long, conflicts_with_all = ["hash_inputs", "gguf"])]
     pub(super) resume: bool,
 }
 

@@ -12,10 +12,10 @@ use super::holes::{self, Suspects};
 use super::lock::{LOCK_FILE, Lock};
 use super::output::SideFiles;
 use super::part::{
-    MANIFEST_FILE, Manifest, PartRun, WeightFile, part_folder, parts_folder, run_part,
-    single_files, unreadable,
+    Found, MANIFEST_FILE, Manifest, PartRun, WeightFile, found, of_another_plan, part_folder,
+    parts_folder, plan_digest, run_part, single_files,
 };
-use super::share::{MAX_PARTS, Part, whole};
+use super::share::{MAX_PARTS, Part, Share, whole};
 use super::update::{Survivor, UpdateKept};
 use super::{Look, RunOptions, Summary, files_read};
 use engine::{Observer, Totals};
@@ -111,11 +111,7 @@ pub fn join_at(
     let names = lock.outputs.tensors.keys().map(String::as_str);
     notes.extend(holes::notes(all.suspects, names));
     notes.extend(staged.commit()?);
-    let left = parts_folder(out);
-    if let Err(error) = fs::remove_dir_all(&left) {
-        let error = DiskError::at(Step::Remove, &left)(error);
-        notes.push(format!("{error}: the parts, which nobody needs any more"));
-    }
+    notes.extend(remove_parts(out, &parts));
     Ok(Joined {
         parts: parts.len(),
         tensors: lock.outputs.tensors.len(),
@@ -142,22 +138,46 @@ pub fn run_resumed(
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
     check_place(out, &files_read(plan), force)?;
-    let (mut found, mut totals) = (0, Totals::default());
-    for (part, share) in single_files(plan) {
-        match run_part(plan, part, out, false, options, observer)? {
+    let (mut before, mut totals) = (0, Totals::default());
+    let shares: Vec<(Part, Share)> = single_files(plan).collect();
+    let other = listed(&parts_folder(out))?;
+    if let Some(other) = other.iter().find(|other| other.count != shares.len()) {
+        let message = format!(
+            "{} has part {other}, and this run has {} weight files",
+            parts_folder(out).display(),
+            shares.len()
+        );
+        return Err(refused(
+            message,
+            "join the parts that are there, or remove them",
+        ));
+    }
+    let digest = plan_digest(plan)?;
+    let mut foreign = BTreeSet::new();
+    for (part, _) in &shares {
+        let folder = part_folder(out, *part);
+        if found(&folder, *part, &digest)? == Found::Foreign {
+            if !force {
+                return Err(of_another_plan(&folder));
+            }
+            foreign.insert(*part);
+        }
+    }
+    for (part, share) in shares {
+        match run_part(plan, part, out, foreign.contains(&part), options, observer)? {
             PartRun::Found => {
-                found += 1;
+                before += 1;
                 observer.advance(share.read.saturating_add(share.written));
             }
             PartRun::Made { totals: made, .. } => totals += made,
         }
     }
     let mut joined = join(out, force, options.look, observer)?;
-    if found > 0 {
-        let (found, all) = (found, plan::count(joined.parts, "weight file"));
+    if before > 0 {
+        let all = plan::count(joined.parts, "weight file");
         joined
             .notes
-            .insert(0, format!("{found} of {all} had been finished before"));
+            .insert(0, format!("{before} of {all} had been finished before"));
     }
     Ok(Summary {
         tensors: joined.tensors,
@@ -211,15 +231,16 @@ fn complete(out: &Path) -> Result<Vec<(PathBuf, Manifest)>, RunError> {
     for number in 1..=count {
         let part = Part { number, count };
         let folder = part_folder(out, part);
-        let manifest = Manifest::read(&folder, part).map_err(|error| unreadable(&error))?;
         let again = format!("make it again with --part {part} --force");
+        let manifest =
+            Manifest::read(&folder, part).map_err(|error| refused(error.to_string(), &again))?;
         let Some(manifest) = manifest else {
             let message = format!("{} has no {MANIFEST_FILE}", folder.display());
             return Err(refused(message, &again));
         };
         if let Some((_, first)) = parts
             .first()
-            .filter(|(_, first)| first.plan != manifest.plan)
+            .filter(|(_, first)| !have_one_origin(first, &manifest))
         {
             let message = format!(
                 "part {part} is of another plan than part 1/{count}: they differ in {}",
@@ -258,6 +279,29 @@ fn listed(folder: &Path) -> Result<BTreeSet<Part>, RunError> {
     Ok(parts)
 }
 
+/// Removes parts that are joined, and their folder if it holds nothing else; says what is left.
+fn remove_parts(out: &Path, parts: &[(PathBuf, Manifest)]) -> Option<String> {
+    let removed = parts.iter().try_for_each(|(folder, _)| {
+        fs::remove_dir_all(folder).map_err(DiskError::at(Step::Remove, folder))
+    });
+    let all = parts_folder(out);
+    let removed =
+        removed.and_then(|()| fs::remove_dir(&all).map_err(DiskError::at(Step::Remove, &all)));
+    let error = removed.err()?;
+    Some(format!(
+        "{error}; the parts that were there are joined, and nobody needs them any more"
+    ))
+}
+
+/// Whether two parts are of one plan: the same recipe, options, inputs, version and layout.
+fn have_one_origin(one: &Manifest, other: &Manifest) -> bool {
+    let (first, second) = (&one.lock, &other.lock);
+    one.plan == other.plan
+        && (&first.tool, &first.command) == (&second.tool, &second.command)
+        && (&first.recipe, &first.options) == (&second.recipe, &second.options)
+        && first.inputs == second.inputs
+}
+
 /// What two locks differ in, in words.
 fn difference(one: &Lock, other: &Lock) -> String {
     let differ = [
@@ -270,7 +314,10 @@ fn difference(one: &Lock, other: &Lock) -> String {
     let differ = differ.into_iter().filter(|(_, differ)| *differ);
     let differ: Vec<&str> = differ.map(|(what, _)| what).collect();
     match differ.is_empty() {
-        true => "the layout of the output".to_owned(),
+        true => {
+            "the files beside the weights, the settings of an adapter, or the layout of the output"
+                .to_owned()
+        }
         false => differ.join(" and "),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -90,6 +90,16 @@ impl WeightFile {
 }
 
 impl Manifest {
+    /// Whether each of its files is there, with its length.
+    fn has_its_files(&self, folder: &Path) -> bool {
+        let weights = self.weights.iter().map(|(name, file)| (name, file.bytes));
+        let files = self.files.iter().map(|(name, bytes)| (name, *bytes));
+        weights.chain(files).all(|(name, bytes)| {
+            let found = fs::symlink_metadata(folder.join(name));
+            found.is_ok_and(|found| found.is_file() && found.len() == bytes)
+        })
+    }
+
     /// Reads the manifest of a part's folder, if there is one.
     ///
     /// # Errors
@@ -124,6 +134,12 @@ impl Manifest {
 
 /// The folder of an output's parts, beside it.
 pub fn parts_folder(out: &Path) -> PathBuf {
+    // The working folder may be called `.`.
+    let absolute = match out.file_name() {
+        Some(_) => None,
+        None => std::path::absolute(out).ok(),
+    };
+    let out = absolute.as_deref().unwrap_or(out);
     let mut name = OsString::from(out.file_name().unwrap_or_default());
     name.push(ENDING);
     out.with_file_name(name)
@@ -135,8 +151,11 @@ pub(super) fn part_folder(out: &Path, part: Part) -> PathBuf {
 }
 
 /// The digest of all that an output depends on, but for the values of the inputs: versions, recipe, options, inputs by
-/// size and header, and the layout of every weight file.
-fn plan_digest(plan: &Plan) -> String {
+/// size and header, settings of adapters, the layout of every weight file, and every other file.
+///
+/// # Errors
+/// A file beside the weights cannot be read.
+pub(super) fn plan_digest(plan: &Plan) -> Result<String, RunError> {
     let mut hasher = blake3::Hasher::new();
     let mut add = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -147,7 +166,29 @@ fn plan_digest(plan: &Plan) -> String {
         add(shard.file_name.as_bytes());
         add(&shard.header);
     }
-    hasher.finalize().to_string()
+    for (name, _, text) in plan.configs() {
+        add(name.as_bytes());
+        add(text.as_bytes());
+    }
+    for (name, bytes) in &plan.made {
+        add(name.as_bytes());
+        add(bytes);
+    }
+    let models = plan.stored_models();
+    let folders = models.iter().flat_map(|model| model.location().paths());
+    let adapters = folders.map(|folder| folder.join("adapter_config.json"));
+    let adapters = adapters.filter(|file| file.is_file());
+    let side = plan.sidecars.iter().map(|(_, file)| file.path.clone());
+    for path in side.chain(adapters) {
+        let unreadable = |error| DiskError::at(Step::Read, &path)(error);
+        let file = File::open(&path).map_err(unreadable)?;
+        let mut digest = blake3::Hasher::new();
+        digest
+            .update_reader(file)
+            .map_err(|error| DiskError::at(Step::Read, &path)(error))?;
+        add(digest.finalize().as_bytes());
+    }
+    Ok(hasher.finalize().to_string())
 }
 
 /// What a run of a part has done.
@@ -185,13 +226,13 @@ pub fn run_part(
     }
     let share = share(plan, part)?;
     let folder = part_folder(out, part);
-    let digest = plan_digest(plan);
-    if !force && let Some(found) = found(&folder, part)? {
-        return match found.plan == digest {
-            true => Ok(PartRun::Found),
-            false => Err(of_another_plan(&folder)),
-        };
-    }
+    let digest = plan_digest(plan)?;
+    let replace = match (found(&folder, part, &digest)?, force) {
+        (Found::Done, false) => return Ok(PartRun::Found),
+        (Found::Foreign, false) => return Err(of_another_plan(&folder)),
+        (Found::Nothing, _) => false,
+        (Found::Done | Found::Foreign | Found::Broken, _) => true,
+    };
     let reads = files_read(plan);
     // Whether it may be replaced is asked when the parts are joined.
     check_place(out, &reads, true)?;
@@ -201,7 +242,7 @@ pub fn run_part(
         false => 0,
     };
     let shards = &plan.shards[share.shards.clone()];
-    let mut staged = Folder::new(&folder, force).begin(&Layout {
+    let mut staged = Folder::new(&folder, replace).begin(&Layout {
         shards,
         side_bytes: side_files + plan.scratch_bytes(),
         reads,
@@ -260,25 +301,49 @@ pub fn run_part(
     })
 }
 
-/// The manifest of the part that is in a folder; none if there is no folder, or an empty one.
-fn found(folder: &Path, part: Part) -> Result<Option<Manifest>, RunError> {
-    let is_there = match fs::read_dir(folder) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(DiskError::at(Step::Look, folder)(error).into()),
-    };
-    if !is_there {
-        return Ok(None);
+/// What is where a part goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing, or an empty folder.
+    Nothing,
+    /// The part, with files of their lengths.
+    Done,
+    /// The part, of which a file is missing or has another length.
+    Broken,
+    /// Something else.
+    Foreign,
+}
+
+/// Looks at the folder of a part of the plan with this digest.
+///
+/// # Errors
+/// It is no folder, or cannot be looked at.
+pub(super) fn found(folder: &Path, part: Part, digest: &str) -> Result<Found, RunError> {
+    let look = |error| DiskError::at(Step::Look, folder)(error);
+    match fs::symlink_metadata(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(look(error).into()),
+        Ok(meta) if !meta.is_dir() => {
+            let message = format!("{} is no folder", folder.display());
+            return Err(RunError::NotJoined(
+                Refusal::new(message).with_hint("see what it is, and remove it"),
+            ));
+        }
+        Ok(_) => {}
     }
-    let manifest = Manifest::read(folder, part).map_err(|error| unreadable(&error))?;
-    manifest.map(Some).ok_or_else(|| of_another_plan(folder))
+    if fs::read_dir(folder).map_err(look)?.next().is_none() {
+        return Ok(Found::Nothing);
+    }
+    Ok(match Manifest::read(folder, part) {
+        Ok(Some(manifest)) if manifest.plan == digest => match manifest.has_its_files(folder) {
+            true => Found::Done,
+            false => Found::Broken,
+        },
+        _ => Found::Foreign,
+    })
 }
 
-pub(super) fn unreadable(error: &CheckpointError) -> RunError {
-    RunError::NotJoined(Refusal::from(error))
-}
-
-fn of_another_plan(folder: &Path) -> RunError {
+pub(super) fn of_another_plan(folder: &Path) -> RunError {
     let message = format!(
         "{} holds something else than this part of this plan",
         folder.display()

@@ -15,7 +15,7 @@ use weldment::run::{
 
 use crate::destination::{Door, bench as bench_on_disk, planned, tree};
 use crate::determinism::RECIPES;
-use crate::fixtures::{Bench, files, read_json};
+use crate::fixtures::{Bench, files, floats, noise, read_json};
 use crate::quantised_outputs;
 use crate::sources::Silent;
 
@@ -348,6 +348,108 @@ fn a_run_goes_on_where_it_was_stopped() {
     let taken = bench.weld(&words);
     assert!(taken.stderr.contains("is not empty"), "{taken:?}");
     assert!(!bench.path("again.weld-parts").exists());
+}
+
+#[test]
+fn a_damaged_part_is_made_again_and_a_foreign_one_only_by_force() {
+    let bench = bench();
+    let plan = planned(&bench, SHARD);
+    let out = bench.path("merged");
+    let all = plan.shards.len();
+    for number in 1..=all {
+        make(&plan, number, all, &out).unwrap();
+    }
+    let parts = parts_folder(&out);
+    let first = parts.join(format!("1-of-{all}"));
+    let cut = |path: &Path| {
+        fs::File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_len(3)
+            .unwrap()
+    };
+    cut(&first.join(&plan.shards[0].file_name));
+    let again = make(&plan, 1, all, &out).unwrap();
+    assert!(matches!(again, PartRun::Made { .. }), "{again:?}");
+
+    // Another recipe is refused before anything is computed, and by force it replaces what is there.
+    bench.recipe(&TIES.replace("0.4", "0.7"));
+    let other = planned(&bench, SHARD);
+    let before = tree(&parts);
+    let resumed = |force| run_resumed(&other, &out, force, RunOptions::default(), &Silent);
+    let error = resumed(false).unwrap_err().to_string();
+    assert!(error.contains("something else than this part"), "{error}");
+    assert!(tree(&parts) == before);
+    // What is not ours stays, and is told.
+    fs::create_dir(parts.join("mine")).unwrap();
+    fs::write(parts.join("mine/notes"), "mine").unwrap();
+    let done = resumed(true).unwrap();
+    assert!(
+        done.notes.concat().contains("cannot remove"),
+        "{:?}",
+        done.notes
+    );
+    assert_eq!(
+        tree(&parts).unwrap(),
+        [("mine/notes".to_owned(), b"mine".to_vec())]
+    );
+    bench.passes(&["verify", "merged", "--full"]);
+
+    // A part's folder that leads elsewhere is not followed.
+    let far = bench.path("far");
+    fs::create_dir(&far).unwrap();
+    std::os::unix::fs::symlink(&far, parts.join("1-of-2")).unwrap();
+    let part = Part {
+        number: 1,
+        count: 2,
+    };
+    let error = run_part(&other, part, &out, true, RunOptions::default(), &Silent).unwrap_err();
+    assert!(error.to_string().contains("is no folder"), "{error}");
+    assert!(tree(&far).unwrap().is_empty());
+}
+
+#[test]
+fn files_beside_the_weights_and_settings_of_adapters_are_of_the_plan() {
+    let bench = bench();
+    let out = bench.path("merged");
+    let plan = planned(&bench, SHARD);
+    make(&plan, 1, 2, &out).unwrap();
+    bench.file("base/notes.json", "{}");
+    make(&planned(&bench, SHARD), 2, 2, &out).unwrap();
+    let error = join(&out, false, None, &Silent).unwrap_err().to_string();
+    assert!(
+        error.contains("they differ in the files beside the weights"),
+        "{error}"
+    );
+
+    bench.recipe(
+        "merge_method: linear\nmodels: [{model: a+lora}, {model: b}]\nparameters: {weight: 0.5}\n",
+    );
+    let settings = |alpha: u32| {
+        let config = format!(r#"{{"peft_type": "LORA", "r": 1, "lora_alpha": {alpha}}}"#);
+        bench.file("lora/adapter_config.json", config);
+    };
+    settings(1);
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora";
+    let factor = |letter: &str, shape: &[usize]| {
+        floats(
+            &format!("{name}_{letter}.weight"),
+            Dtype::F32,
+            shape,
+            noise(7, 8),
+        )
+    };
+    bench.tensors(
+        "lora/adapter_model.safetensors",
+        &[factor("A", &[1, 8]), factor("B", &[8, 1])],
+    );
+    let out = bench.path("adapted");
+    make(&planned(&bench, SHARD), 1, 2, &out).unwrap();
+    settings(2);
+    make(&planned(&bench, SHARD), 2, 2, &out).unwrap();
+    let error = join(&out, false, None, &Silent).unwrap_err().to_string();
+    assert!(error.contains("the settings of an adapter"), "{error}");
 }
 
 #[test]
