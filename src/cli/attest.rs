@@ -8,7 +8,7 @@ use super::caller::Caller;
 use super::keys;
 use super::output::{Failure, print_made, say, say_made};
 use super::progress::Progress;
-use super::recompute::{Arithmetic, Recomputation};
+use super::recompute::{Arithmetic, Recomputation, Thoroughness};
 use super::report::write;
 use super::sign::{failure, not_inside};
 use super::signals::Work;
@@ -120,9 +120,13 @@ fn recompute(arguments: &Arguments, caller: &Caller) -> Result<(Report, Proven),
         ));
     }
     let key = key(arguments, &location.path)?;
-    let exact = Some(false);
-    let own = Some(Arithmetic::Weldment);
-    let recomputed = recomputation.run(locator, &location, Coverage::Full, exact, own, caller)?;
+    let how = Thoroughness {
+        coverage: Coverage::Full,
+        allow_step: Some(false),
+        arithmetic: Some(Arithmetic::Weldment),
+        part: None,
+    };
+    let recomputed = recomputation.run(locator, &location, how, caller)?;
     let Verification { mut report, proof } = recomputed.verification;
     let plan = recomputed.plan.filter(|_| proof == Proof::Exact);
     let inputs = recomputed.inputs.filter(|_| proof == Proof::Exact);

@@ -20,7 +20,7 @@ use audit::verify::{
 use checkpoint::{Checkpoint, Location, Locator, ModelRef};
 use errors::Refusal;
 use plan::{Options, Plan};
-use run::{LOCK_FILE, Lock, LockedInput, RunError};
+use run::{LOCK_FILE, Lock, LockedInput, Part, RunError};
 use transplant::{Request, Transplant, TransplantRecipe};
 
 /// What is computed again, and from what.
@@ -103,6 +103,17 @@ impl From<Arithmetic> for verify::Arithmetic {
     }
 }
 
+/// How much of a checkpoint is computed again, and how it is compared.
+pub(super) struct Thoroughness {
+    pub(super) coverage: Coverage,
+    /// Whether differences of a single ULP are accepted, if it is said.
+    pub(super) allow_step: Option<bool>,
+    /// The arithmetic to compare with, if it is said.
+    pub(super) arithmetic: Option<Arithmetic>,
+    /// The part of the plan; `None` for all of it.
+    pub(super) part: Option<Part>,
+}
+
 /// The result of computing a checkpoint again.
 pub(super) struct Recomputed {
     pub(super) verification: Verification,
@@ -142,22 +153,19 @@ impl Recomputation {
         ignored(&self.ignore, location)
     }
 
-    /// Computes the checkpoint again. `allow_step` says whether differences of a single ULP are accepted, and
-    /// `arithmetic` which arithmetic to use, if it is given.
+    /// Computes the checkpoint again.
     pub(super) fn run(
         &self,
         locator: Locator,
         location: &Location,
-        coverage: Coverage,
-        allow_step: Option<bool>,
-        arithmetic: Option<Arithmetic>,
+        how: Thoroughness,
         caller: &Caller,
     ) -> Result<Recomputed, Failure> {
         let asked = Asked {
             recipe: self.given()?,
             seed: self.seed,
-            allow_step,
-            arithmetic: arithmetic.map(Into::into),
+            allow_step: how.allow_step,
+            arithmetic: how.arithmetic.map(Into::into),
             memory: self.memory.budget(),
             threads: self.threads.count(),
             scratch: std::env::temp_dir(),
@@ -168,6 +176,11 @@ impl Recomputation {
             && is_made
             && let Some(weights) = adapter_weights(location)
         {
+            if how.part.is_some() {
+                let message = "an adapter is not verified in parts";
+                let refusal = Refusal::new(message).with_hint("leave --part out");
+                return Err(Failure::tool(refusal));
+            }
             return recompute_adapter::verify(self, locator, (location, &weights), &asked, caller);
         }
         let folder = FolderListing::look(location, self.ignored(location)?);
@@ -183,8 +196,13 @@ impl Recomputation {
         if let Ok(plan) = &planned {
             inputs.check_used(&plan.stored_models())?;
         }
+        if let (Ok(plan), Some(part)) = (&planned, how.part) {
+            // The checkpoint may be right; the question is not.
+            run::share(plan, part).map_err(|error| Failure::tool(&error))?;
+        }
         let plan = planned.as_ref().map_err(Refusal::clone);
-        let request = premises.request((&folder, &model), plan, &inputs, coverage);
+        let mut request = premises.request((&folder, &model), plan, &inputs, how.coverage);
+        request.part = how.part;
         let progress = Progress::verifying(&model, planned.as_ref().ok(), caller);
         let verification = verify(&request, &progress);
         progress.finish();

@@ -10,7 +10,7 @@ use super::environment;
 use super::keys;
 use super::output::Failure;
 use super::progress::Progress;
-use super::recompute::{Arithmetic, Recomputation};
+use super::recompute::{Arithmetic, Recomputation, Thoroughness};
 use super::signals::Work;
 use audit::policy::ProvenancePolicy;
 use audit::provenance::{Attested, PublicKey, Signature, SignatureCheck, check_inputs};
@@ -18,6 +18,7 @@ use audit::verify::{Coverage, not_recomputed, not_trusted};
 use audit::{Command, Report};
 use checkpoint::Location;
 use errors::Refusal;
+use run::Part;
 
 /// Recompute a merged checkpoint from its recipe and inputs, and compare; or check its signature
 ///
@@ -53,6 +54,11 @@ pub(super) struct Arguments {
     /// Recompute every byte, not a sample
     #[arg(long, conflicts_with = "samples")]
     full: bool,
+
+    /// Verify only this part of the checkpoint, such as 3/16, cut as `weld merge --part` cuts it: one run of 16. Config,
+    /// index and side files are looked at by each
+    #[arg(long, value_name = "K/N")]
+    part: Option<Part>,
 
     /// Number of blocks of 16,384 elements to recompute in each tensor
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
@@ -127,9 +133,13 @@ fn report(arguments: &Arguments, caller: &Caller) -> Result<Report, Failure> {
     } else {
         let allow = arguments.allow.map(|allow| allow == Allow::Step);
         let allow_step = allow.or(policy.and_then(|policy| policy.allow_step));
-        let coverage = arguments.coverage();
-        let numerics = arguments.numerics;
-        let done = recomputation.run(locator, &location, coverage, allow_step, numerics, caller)?;
+        let how = Thoroughness {
+            coverage: arguments.coverage(),
+            allow_step,
+            arithmetic: arguments.numerics,
+            part: arguments.part,
+        };
+        let done = recomputation.run(locator, &location, how, caller)?;
         // The inputs that were read take precedence over those that the lock names.
         inputs = done.inputs.or(done.lock.map(|lock| lock.inputs));
         done.verification.report
@@ -148,8 +158,11 @@ impl Arguments {
     /// Whether only signatures were asked for.
     fn only_vouched(&self) -> bool {
         let more = &self.recomputation;
-        let recompute =
-            self.recompute || self.full || more.recipe.is_some() || !more.inputs.is_empty();
+        let recompute = self.recompute
+            || self.full
+            || self.part.is_some()
+            || more.recipe.is_some()
+            || !more.inputs.is_empty();
         let vouched = self.signature.is_some() || self.attestation.is_some() || self.key.is_some();
         vouched && !recompute
     }

@@ -341,7 +341,7 @@ impl AdapterMerge {
     ) -> Result<Made, ExtractError> {
         let plan = &self.merge.plan;
         let sink = Collected::new(plan);
-        run::replay(plan, None, scratch, &sink, observer)?;
+        run::replay(plan, None, None, scratch, &sink, observer)?;
         let merged = sink.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         let threads = self.threads();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

@@ -133,7 +133,14 @@ fn work(plan: &Plan, state: &State, give: SyncSender<(usize, Vec<u8>)>) -> Resul
     let sink = Gathered::new(plan, give);
     sink.give_empty()
         .map_err(|_| CallError::from(run::RunError::Cancelled))?;
-    run::replay(plan, None, &std::env::temp_dir(), &sink, &Watched(state))?;
+    run::replay(
+        plan,
+        None,
+        None,
+        &std::env::temp_dir(),
+        &sink,
+        &Watched(state),
+    )?;
     Ok(())
 }
 

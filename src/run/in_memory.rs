@@ -45,7 +45,7 @@ pub fn in_memory(
             .map(|tensor| allocated(&tensor.name, tensor.bytes()))
             .collect::<Result<_, _>>()?,
     };
-    replay(plan, None, scratch, &sink, observer)?;
+    replay(plan, None, None, scratch, &sink, observer)?;
     let tensors = plan.tensors.iter().zip(sink.bytes).map(|(tensor, bytes)| {
         let bytes = bytes.into_inner().unwrap_or_else(PoisonError::into_inner);
         let bytes: Bytes = Box::new(bytes);

@@ -289,14 +289,15 @@ fn files_read(plan: &Plan) -> Vec<PathBuf> {
 /// Computes what a plan would write and passes it to a sink, which gets the number of each output tensor.
 ///
 /// With `sample`, only some blocks of each tensor are computed: `sample` takes a tensor's number and its number of
-/// blocks, and returns the wanted blocks in ascending order. Results that several documents of the recipe read are
-/// kept in an unnamed file in `scratch`.
+/// blocks, and returns the wanted blocks in ascending order. With `share`, only the tensors of that share. Results that
+/// several documents of the recipe read are kept in an unnamed file in `scratch`.
 ///
 /// # Errors
 /// Problems that only the weights show (NaN, overflow, copies that differ), and failures of the sink.
 pub fn replay(
     plan: &Plan,
     sample: Option<&Sample<'_>>,
+    share: Option<&Share>,
     scratch: &Path,
     sink: &dyn Sink,
     observer: &dyn Observer,
@@ -309,8 +310,11 @@ pub fn replay(
     ties::check(plan, None, observer)?;
     prepare(plan, observer)?;
     survey(plan, None, observer)?;
-    let jobs = Work::default().outputs(plan, 0..plan.tensors.len(), sample)?;
-    if sample.is_none() {
+    let jobs = match share {
+        Some(share) => Work::default().outputs(plan, share.tensors.iter().copied(), sample)?,
+        None => Work::default().outputs(plan, 0..plan.tensors.len(), sample)?,
+    };
+    if sample.is_none() && share.is_none() {
         read_ahead(plan);
     }
     let totals = engine::execute(&jobs, &plan.settings, &plan.limits, sink, observer)?;

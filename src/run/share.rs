@@ -72,6 +72,11 @@ impl Share {
         self.shards.start == 0
     }
 
+    /// Whether a tensor, by its number in the plan, is in one of its weight files.
+    pub fn has(&self, tensor: usize) -> bool {
+        self.tensors.binary_search(&tensor).is_ok()
+    }
+
     /// The tensors of some weight files.
     fn of(plan: &Plan, shards: Range<usize>) -> Self {
         let files = &plan.shards[shards.clone()];

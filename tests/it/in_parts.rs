@@ -15,7 +15,7 @@ use weldment::run::{
 
 use crate::destination::{Door, bench as bench_on_disk, planned, tree};
 use crate::determinism::RECIPES;
-use crate::fixtures::{Bench, files, floats, noise, read_json};
+use crate::fixtures::{Bench, Outcome, files, floats, noise, read_json};
 use crate::quantised_outputs;
 use crate::sources::Silent;
 
@@ -101,6 +101,50 @@ fn cut_by_command(bench: &Bench, command: &str, recipe: &str, shard_size: &str) 
         fs::read(bench.path("whole/weldment.lock.json")).unwrap()
     );
     bench.passes(&["verify", "merged", "--full"]);
+}
+
+#[test]
+fn a_part_of_a_checkpoint_is_verified_by_itself() {
+    let bench = bench();
+    bench.passes(&["merge", "recipe.yml", "merged", "--shard-size", "300", "-q"]);
+    let parts = ["1/3", "2/3", "3/3"];
+    let verified = |part: &str, how: &[&str]| {
+        let words = ["verify", "merged", "--part", part, "--format", "json"];
+        bench.weld(&[&words[..], how].concat())
+    };
+    let elements = |report: &Outcome, field: &str| -> u64 {
+        assert_eq!(report.code, Some(0), "{}", report.stderr);
+        let report: serde_json::Value = serde_json::from_str(&report.stdout).unwrap();
+        report["details"][field].as_u64().unwrap()
+    };
+    let mut compared = 0;
+    for part in parts {
+        assert_eq!(verified(part, &["--samples", "3"]).code, Some(0), "{part}");
+        let report = verified(part, &["--full"]);
+        let own = elements(&report, "compared");
+        assert!(own > 0 && own == elements(&report, "elements"), "{part}");
+        compared += own;
+    }
+    let whole = bench.weld(&["verify", "merged", "--full", "--format", "json"]);
+    assert_eq!(compared, elements(&whole, "elements"));
+
+    // One changed value is found by the part that has it, and by no other; a changed config by all.
+    let plan = planned(&bench, SHARD);
+    let second = &plan.shards[shares(&plan, 3).unwrap()[1].shards.start];
+    let file = bench.path("merged").join(&second.file_name);
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    for (part, code) in parts.into_iter().zip([0, 1, 0]) {
+        assert_eq!(verified(part, &["--full"]).code, Some(code), "{part}");
+    }
+    fs::write(bench.path("merged/config.json"), "{}").unwrap();
+    for part in parts {
+        assert_eq!(verified(part, &[]).code, Some(1), "{part}");
+    }
+    let wrong = verified("1/1000", &[]);
+    assert_eq!(wrong.code, Some(2));
+    assert!(wrong.stderr.contains("weight files"), "{}", wrong.stderr);
 }
 
 #[test]

@@ -384,6 +384,7 @@ fn a_checkpoint_that_changes_meanwhile_has_no_verdict() {
             coverage: Coverage::Full,
             allow_step: false,
             numerics: Numerics::Weldment,
+            part: None,
             threads: 1,
             scratch: &scratch,
         };

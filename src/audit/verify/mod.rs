@@ -42,7 +42,7 @@ use numeric::FloatType;
 use numerics::Fit;
 use outcome::{Judged, Outcome, Outcomes};
 use plan::{Operation, Plan, PlannedTensor};
-use run::{self, Lock, RunError};
+use run::{self, Lock, Part, RunError, Share};
 
 /// If a smaller share of a tensor's elements differs, the difference counts as one of single elements.
 const FEW: f64 = 1e-3;
@@ -67,6 +67,8 @@ pub struct Request<'a> {
     pub allow_step: bool,
     /// The arithmetic to compare with.
     pub numerics: Numerics,
+    /// The part of the plan to verify; `None` for all of it.
+    pub part: Option<Part>,
     /// Number of worker threads.
     pub threads: usize,
     /// A folder for results that several documents of the recipe read.
@@ -91,6 +93,7 @@ impl<'a> Request<'a> {
             coverage: Coverage::Full,
             allow_step: false,
             numerics: Numerics::Weldment,
+            part: None,
             threads: plan.settings.threads,
             scratch,
         }
@@ -140,8 +143,26 @@ pub enum Proof {
 /// The work was cancelled, or the machine failed. Anything wrong with the checkpoint or its inputs is a finding.
 pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Verification, RunError> {
     let mut report = Report::new(Command::Verify, request.model.label());
+    let share = match (&request.plan, request.part) {
+        (Ok(plan), Some(part)) => {
+            report.say(
+                "part",
+                format!("{part}: nothing is said of the weights of other parts"),
+            );
+            report.details["part"] = part.to_string().into();
+            Some(run::share(plan, part)?)
+        }
+        _ => None,
+    };
+    let share = share.as_ref();
     let intact = match request.lock {
-        Some(lock) => Some(locked::outputs(request, lock, &mut report, observer)?),
+        Some(lock) => Some(locked::outputs(
+            request,
+            lock,
+            share,
+            &mut report,
+            observer,
+        )?),
         None => None,
     };
     report.extend(no_lock(request.lock));
@@ -149,7 +170,14 @@ pub fn verify(request: &Request<'_>, observer: &dyn Observer) -> Result<Verifica
     match &request.plan {
         Ok(plan) => {
             report.checked = CHECKS.to_vec();
-            let outcomes = recompute(request, plan, intact.as_deref(), &mut report, observer)?;
+            let outcomes = recompute(
+                request,
+                plan,
+                share,
+                intact.as_deref(),
+                &mut report,
+                observer,
+            )?;
             exact = outcomes.is_some_and(|outcomes| outcomes.are_exact());
         }
         Err(why) => {
@@ -218,6 +246,7 @@ fn no_lock(lock: Option<&Lock>) -> Option<Finding> {
 fn recompute<'a>(
     request: &Request<'_>,
     plan: &'a Plan,
+    share: Option<&Share>,
     intact: Option<&[Option<bool>]>,
     report: &mut Report,
     observer: &dyn Observer,
@@ -247,7 +276,7 @@ fn recompute<'a>(
         }
     };
     let sample = sample.as_ref().map(|sample| sample as &run::Sample<'_>);
-    let totals = match run::replay(plan, sample, request.scratch, &comparison, observer) {
+    let totals = match run::replay(plan, sample, share, request.scratch, &comparison, observer) {
         Ok(totals) => totals,
         Err(error) if error.is_users() => {
             report.add(Finding::new(
@@ -262,10 +291,22 @@ fn recompute<'a>(
     };
     let (survived, errors) = (comparison.survived(), comparison.errors());
     let mut differences = comparison.finish();
-    let fits = numerics::fit(request, plan, &there, &mut differences, sample, observer)?;
+    let fits = numerics::fit(
+        request,
+        plan,
+        &there,
+        share,
+        &mut differences,
+        sample,
+        observer,
+    )?;
     let mut judged = Vec::with_capacity(plan.tensors.len());
     let tensors = plan.tensors.iter().zip(&there).zip(&differences);
-    for (((tensor, there), compared), fit) in tensors.zip(&fits) {
+    for (number, (((tensor, there), compared), fit)) in tensors.zip(&fits).enumerate() {
+        if share.is_some_and(|share| !share.has(number)) {
+            judged.push(Judged::of_another_part(tensor));
+            continue;
+        }
         let intact = model
             .find(&tensor.name)
             .and_then(|at| intact.and_then(|intact| intact[at]));
@@ -296,11 +337,11 @@ fn recompute<'a>(
     );
     if let Some(lock) = request.lock {
         match sample {
-            None => {
+            None if share.is_none() => {
                 report.extend(locked::update(lock, plan, &survived));
                 report.extend(locked::quantization_error(lock, plan, &errors));
             }
-            Some(_) => report.skipped.extend(locked::update_not_told(lock)),
+            _ => report.skipped.extend(locked::update_not_told(lock)),
         }
     }
     report.skipped.extend(untold(plan, &outcomes));

@@ -14,7 +14,7 @@ use engine::Observer;
 use methods::{Context, Tensor};
 use numeric::{FloatType, Stored};
 use plan::{Operation, Plan, PlannedTensor};
-use run::{self, RunError};
+use run::{self, RunError, Share};
 
 /// This many differing elements count as single ones, however small their tensor is.
 const SINGLE: u64 = 4;
@@ -82,6 +82,7 @@ pub(super) fn fit(
     request: &Request<'_>,
     plan: &Plan,
     there: &[There<'_>],
+    share: Option<&Share>,
     differences: &mut [(u64, Difference)],
     sample: Option<&run::Sample<'_>>,
     observer: &dyn Observer,
@@ -93,9 +94,10 @@ pub(super) fn fit(
     }
     let alone = matches!(request.numerics, Numerics::Mergekit(_));
     let computed = |tensor: &PlannedTensor| matches!(tensor.operation, Operation::Compute { name, .. } if name == plan.method.name);
-    let tensors = plan.tensors.iter().zip(differences.iter());
-    let made = tensors.filter(|(tensor, _)| computed(tensor));
-    let equal = made.map(|(_, (_, difference))| difference.differing == 0);
+    let asked = |number: usize| share.is_none_or(|share| share.has(number));
+    let tensors = plan.tensors.iter().zip(differences.iter()).enumerate();
+    let made = tensors.filter(|(number, (tensor, _))| asked(*number) && computed(tensor));
+    let equal = made.map(|(_, (_, (_, difference)))| difference.differing == 0);
     let (equal, others): (Vec<bool>, Vec<bool>) = equal.partition(|equal| *equal);
     // With masks of another seed, few tensors would be equal. Most are, so the seed is right and the others are wrong.
     if !alone && plan.random && equal.len() > others.len() {
@@ -103,7 +105,8 @@ pub(super) fn fit(
     }
     let mut replays: Vec<(usize, Profile, Box<dyn Replay>)> = Vec::new();
     for (index, (tensor, there)) in plan.tensors.iter().zip(there).enumerate() {
-        if !computed(tensor)
+        if !asked(index)
+            || !computed(tensor)
             || there.bytes.is_none()
             || !alone && differences[index].1.differing == 0
         {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::numerics::Fit;
+use plan::PlannedTensor;
 
 /// The result of comparing a tensor with the recomputed one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,16 +20,19 @@ pub(super) enum Outcome {
     NotTold,
     /// It could not be compared.
     NotCompared,
+    /// It is of another part of the plan than the one that was asked for.
+    OtherPart,
 }
 
 impl Outcome {
-    const ALL: [Outcome; 6] = [
+    const ALL: [Outcome; 7] = [
         Outcome::Exact,
         Outcome::Copied,
         Outcome::WithinStep,
         Outcome::Wrong,
         Outcome::NotTold,
         Outcome::NotCompared,
+        Outcome::OtherPart,
     ];
 
     /// The name in reports.
@@ -40,6 +44,7 @@ impl Outcome {
             Outcome::Wrong => "wrong",
             Outcome::NotTold => "not told",
             Outcome::NotCompared => "not compared",
+            Outcome::OtherPart => "of other parts",
         }
     }
 }
@@ -63,7 +68,20 @@ pub(super) struct Judged<'a> {
     pub(super) steps: u64,
 }
 
-impl Judged<'_> {
+impl<'a> Judged<'a> {
+    /// A tensor that was not asked for.
+    pub(super) fn of_another_part(tensor: &'a PlannedTensor) -> Self {
+        Self {
+            name: &tensor.name,
+            outcome: Outcome::OtherPart,
+            fit: Fit::Weldment,
+            elements: tensor.elements(),
+            compared: 0,
+            differing: 0,
+            steps: 0,
+        }
+    }
+
     /// The result as JSON, for programs.
     pub(super) fn details(&self) -> Value {
         json!({
@@ -92,9 +110,11 @@ impl Outcomes<'_> {
         })
     }
 
-    /// Number of elements in all tensors.
+    /// Number of elements in all tensors that were asked for.
     pub(super) fn elements(&self) -> u64 {
-        self.tensors.iter().map(|judged| judged.elements).sum()
+        let tensors = self.tensors.iter();
+        let asked = tensors.filter(|judged| judged.outcome != Outcome::OtherPart);
+        asked.map(|judged| judged.elements).sum()
     }
 
     /// Number of elements that were compared.
@@ -142,6 +162,7 @@ mod tests {
             judged(Outcome::Wrong, 7),
             judged(Outcome::NotTold, 7),
             judged(Outcome::NotCompared, 0),
+            judged(Outcome::OtherPart, 0),
             judged(Outcome::Exact, 6),
         ] {
             outcomes.tensors[99_999] = other;

@@ -280,6 +280,7 @@ impl Premises {
             coverage,
             allow_step: self.allow_step,
             numerics: self.numerics,
+            part: None,
             threads: self.options.plan.settings.threads,
             scratch: &self.scratch,
         }
