@@ -128,7 +128,7 @@ fn product<T: Real>(
 pub fn product_instructions() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     let found = match () {
-        () if is_x86_feature_detected!("avx512f") => "x86-64 with AVX-512",
+        () if is_x86_feature_detected!("avx512f") => "x86-64 with AVX-512F",
         () if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") => {
             "x86-64 with AVX2"
         }
