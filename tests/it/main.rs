@@ -9,6 +9,7 @@ mod by_data;
 mod calls;
 mod check;
 mod cli;
+mod cluster;
 mod comparable;
 mod defects;
 mod destination;
