@@ -214,6 +214,7 @@ fn part_of(location: &Location) -> Location {
     Location {
         path: PathBuf::new(),
         entry: None,
+        store: location.store.clone(),
         hub: location.hub.clone(),
         remote: location.remote.clone(),
         adapters: Vec::new(),

@@ -43,15 +43,19 @@ mod remote;
 mod renamed;
 mod resolve;
 mod risks;
+mod scratch_file;
+mod scratch_folder;
 mod shard;
 mod sidecars;
 mod source;
 mod statistics;
+mod stores;
 mod survey;
 mod tokenizer;
 mod torch_file;
 mod tree;
 mod unread;
+mod wanted;
 mod weight_names;
 
 #[cfg(test)]
@@ -83,14 +87,19 @@ pub use nearby::{file_like, nearest};
 pub use part::Part;
 pub use pickle::PickleImports;
 pub use reader::{Checkpoint, SidecarsFrom};
-pub use remote::{RemoteFile, RemoteFiles, RemotePlace};
+pub use remote::{RemoteFile, RemoteFiles, RemotePlace, Transfer};
 pub use resolve::Resolver;
 pub use risks::{FolderRisks, folder_risks};
 pub use safetensors::Dtype;
+pub use scratch_file::{Origin, ScratchFile, ScratchUse};
+pub use scratch_folder::ScratchFolder;
 pub use shard::Shard;
 pub use sidecars::{Sidecar, SidecarKind, read_sidecar};
 pub use source::{EncodedTensor, StoredPart, TensorEntry, TensorSource};
 pub use statistics::{Statistic, Statistics, StatisticsInfo};
+pub use stores::{
+    StoreFolder, StoredModel, StoredObject, Stores, is_store_address, without_secrets,
+};
 pub use survey::Survey;
 pub use tokenizer::{
     AddedToken, Piece, PieceKind, PieceModel, Tokenizer, TokenizerKind, VocabularyComparison,
@@ -98,4 +107,5 @@ pub use tokenizer::{
     unknown_turn_end, unknown_turn_tokens, vocabulary_end,
 };
 pub use tree::{TreeEntry, TreeKind, tree};
+pub use wanted::{ListedFile, is_path_within, is_safetensors, is_weights, wanted};
 pub use weight_names::{is_head_file, is_of_training};

@@ -13,6 +13,7 @@ use super::hub::{self, HubSnapshot};
 use super::model_ref::ModelRef;
 use super::nearby::{path_like, repository_like};
 use super::remote::RemoteFiles;
+use super::stores::{StoredModel, Stores, is_store_address, without_secrets};
 use errors::{Hint, Refusal};
 
 /// Fetches models from the Hub.
@@ -65,6 +66,8 @@ pub struct Locator {
     pub pinned: Vec<(String, String)>,
     /// What fetches models that are not here.
     pub fetch: Option<Arc<dyn Fetch>>,
+    /// What fetches models from object stores.
+    pub stores: Option<Arc<dyn Stores>>,
 }
 
 /// Where a model is.
@@ -76,6 +79,8 @@ pub struct Location {
     pub entry: Option<String>,
     /// The snapshot, if the model was found in the Hub cache, or fetched.
     pub hub: Option<HubSnapshot>,
+    /// What lies in the object store, if the model came from one.
+    pub store: Option<StoredModel>,
     /// The weight files of which only the headers are there: what is not fetched reads as zeros.
     pub remote: RemoteFiles,
     /// The adapters that are applied to it, one after the other.
@@ -98,6 +103,7 @@ impl Location {
             path: path.into(),
             entry: None,
             hub: None,
+            store: None,
             remote: RemoteFiles::default(),
             adapters: Vec::new(),
         }
@@ -156,6 +162,9 @@ impl Locator {
             let entry = Some(entry);
             return Ok(Location { entry, ..location });
         }
+        if is_store_address(model.text()) {
+            return self.in_store(model);
+        }
         let revision = model.revision.as_deref().unwrap_or(hub::DEFAULT_REVISION);
         if !hub::is_revision(revision) {
             return Err(CheckpointError::BadRevision {
@@ -174,6 +183,25 @@ impl Locator {
             hint: self.hint(model),
             near: self.near(&model.path),
             download: download(model),
+        })
+    }
+
+    /// Fetches a model from an object store.
+    fn in_store(&self, model: &ModelRef) -> Result<Location, CheckpointError> {
+        let found = match &self.stores {
+            Some(stores) => stores.fetch(model.text()),
+            None => Err(Refusal::new("this weld is built without object stores").with_hint(
+                "use the weld of `pip install weldment`, build it with `--features store`, or copy the model to a folder",
+            )),
+        };
+        let found = found.map_err(|source| CheckpointError::NotFetched {
+            model: without_secrets(model.text()),
+            source,
+        })?;
+        Ok(Location {
+            store: Some(found.model),
+            remote: found.remote,
+            ..Location::local(found.path)
         })
     }
 

@@ -14,6 +14,18 @@ use super::source::{TensorEntry, TensorSource};
 use errors::Refusal;
 use numeric::Elements;
 
+/// Follows transfers. All methods may be called by several threads.
+pub trait Transfer: Send + Sync {
+    /// A transfer of so many bytes begins; `what` is the repository or the address.
+    fn begin(&self, what: &str, bytes: u64);
+    /// So many bytes more have come or gone.
+    fn advance(&self, bytes: u64);
+    /// The transfer is over, done or not.
+    fn finish(&self);
+    /// Whether the user wants to stop.
+    fn stopped(&self) -> bool;
+}
+
 /// A weight file that lies elsewhere. Here is a file of its length that holds its header and reads as zeros after it.
 pub trait RemoteFile: Debug + Send + Sync {
     /// Its name, and that of the repository, for messages.

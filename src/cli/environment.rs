@@ -58,18 +58,18 @@ pub(super) fn secrets() -> Vec<String> {
 }
 
 /// A variable that is set to some text.
-#[cfg(feature = "hub")]
+#[cfg(any(feature = "hub", feature = "store"))]
 pub(super) fn text(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
 /// Whether the environment says not to use the network, as huggingface_hub reads it.
-#[cfg(feature = "hub")]
+#[cfg(any(feature = "hub", feature = "store"))]
 pub(super) fn is_offline() -> bool {
     is_on("HF_HUB_OFFLINE") || is_on("TRANSFORMERS_OFFLINE")
 }
 
-#[cfg(feature = "hub")]
+#[cfg(any(feature = "hub", feature = "store"))]
 fn is_on(name: &str) -> bool {
     let words = ["1", "ON", "YES", "TRUE"];
     text(name).is_some_and(|value| words.contains(&value.trim().to_uppercase().as_str()))
@@ -90,6 +90,39 @@ pub(super) fn token() -> Option<String> {
     let token = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
     let token = token.or_else(of_file)?.trim().to_owned();
     (!token.is_empty()).then_some(token)
+}
+
+/// What the environment and the files of the AWS command line say of object stores.
+#[cfg(feature = "store")]
+pub(super) fn store_settings() -> store::Settings {
+    use std::time::Duration;
+
+    /// How long to wait after the first failure of a request.
+    const PAUSE: Duration = Duration::from_millis(500);
+    /// The most bytes of a file of the AWS command line.
+    const MAX_BYTES: u64 = 1 << 20;
+    let named = env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?.to_ascii_lowercase();
+        let is_meant = ["aws_", "google_", "azure_"]
+            .iter()
+            .any(|start| name.starts_with(start));
+        is_meant.then(|| Some((name, value.into_string().ok()?)))?
+    });
+    let aws_file = |variable: &str, name: &str| {
+        let usual = || Some(env::home_dir()?.join(".aws").join(name));
+        let bytes =
+            checkpoint::read_bounded(&path(variable).or_else(usual)?, MAX_BYTES, "file, in bytes");
+        String::from_utf8(bytes.ok()?).ok()
+    };
+    store::Settings {
+        options: named.collect(),
+        aws: store::AwsFiles {
+            credentials: aws_file("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
+            config: aws_file("AWS_CONFIG_FILE", "config"),
+            profile: text("AWS_PROFILE"),
+        },
+        pause: PAUSE,
+    }
 }
 
 /// An unpredictable number below 2^53, which every reader of JSON keeps exactly.

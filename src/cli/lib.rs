@@ -47,7 +47,10 @@ mod single_file;
 mod spared;
 mod stats;
 mod stats_of_merge;
+mod stores;
 mod study;
+#[cfg(any(feature = "hub", feature = "store"))]
+mod transfers;
 mod transplant;
 mod verify;
 

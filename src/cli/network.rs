@@ -8,6 +8,8 @@ use super::arguments::size;
 use super::caller::Caller;
 use super::environment;
 use super::output::Failure;
+use super::stores;
+pub(super) use super::stores::Needs;
 use checkpoint::{Checkpoint, Locator, ModelRef};
 use errors::Refusal;
 
@@ -51,17 +53,6 @@ impl Scratch {
     }
 }
 
-/// What a command reads of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Needs {
-    /// Headers, and what lies beside weights.
-    Headers,
-    /// Weights too.
-    Weights,
-    /// Weights too, but those on the Hub are fetched while they are used, and dropped.
-    Scratch,
-}
-
 impl Network {
     /// The places for models: the working folder, the recipe's folder, the Hub's cache, and the Hub.
     pub(super) fn locator(
@@ -75,7 +66,12 @@ impl Network {
             Some(cache) => fetch::from_hub(cache, self.offline, needs, caller)?,
             None => None,
         };
-        Ok(Locator { fetch, ..locator })
+        let stores = stores::stores(self.offline, needs, caller);
+        Ok(Locator {
+            fetch,
+            stores,
+            ..locator
+        })
     }
 }
 
@@ -115,12 +111,11 @@ pub(super) mod fetch {
     use std::time::Duration;
 
     use super::super::environment;
-    use super::super::progress::Progress;
+    use super::super::transfers::{Quiet, Transfer};
     use super::{Caller, Failure, Needs};
-    use checkpoint::{Fetch, FetchError, HubFolder, is_complete};
-    use engine::Observer as _;
+    use checkpoint::{Fetch, FetchError, HubFolder, ScratchFolder, is_complete};
     use errors::{Refusal, printable};
-    use hub::{ENDPOINT, Hub, HubError, Later, Observer, ScratchFolder, Settings, Snapshot};
+    use hub::{ENDPOINT, Hub, HubError, Later, Settings, Snapshot};
     use tempfile::TempDir;
 
     /// How long to wait after the first failure of a request.
@@ -169,21 +164,6 @@ pub(super) mod fetch {
         scratch: Mutex<Option<Arc<ScratchFolder>>>,
         /// Those models, by repository and revision.
         fetched: Mutex<HashMap<(String, String), HubFolder>>,
-    }
-
-    /// Says nothing of transfers while a merge runs, whose own progress is shown.
-    struct Quiet(Caller);
-
-    impl Observer for Quiet {
-        fn begin(&self, _: &str, _: u64) {}
-
-        fn advance(&self, _: u64) {}
-
-        fn finish(&self) {}
-
-        fn stopped(&self) -> bool {
-            self.0.stopped()
-        }
     }
 
     impl FromHub {
@@ -249,7 +229,12 @@ pub(super) mod fetch {
             if let Some(folder) = scratch.as_ref() {
                 return Ok(Arc::clone(folder));
             }
-            let made = Arc::new(ScratchFolder::new(&self.cache)?);
+            let made = ScratchFolder::new(&self.cache).map_err(|source| HubError::Io {
+                action: "make a folder in",
+                path: self.cache.clone(),
+                source,
+            })?;
+            let made = Arc::new(made);
             Ok(Arc::clone(scratch.insert(made)))
         }
     }
@@ -291,51 +276,6 @@ pub(super) mod fetch {
                     Ok(cached)
                 }
             }
-        }
-    }
-
-    /// Shows how much of a model has come or gone.
-    pub(in super::super) struct Transfer {
-        caller: Caller,
-        shown: Mutex<Option<Progress>>,
-    }
-
-    impl Transfer {
-        pub(in super::super) fn new(caller: &Caller) -> Transfer {
-            Transfer {
-                caller: caller.clone(),
-                shown: Mutex::new(None),
-            }
-        }
-
-        fn with(&self, what: impl FnOnce(&mut Option<Progress>)) {
-            what(&mut self.shown.lock().unwrap_or_else(PoisonError::into_inner));
-        }
-    }
-
-    impl Observer for Transfer {
-        fn begin(&self, what: &str, bytes: u64) {
-            self.with(|shown| *shown = Some(Progress::transfer(what, bytes, &self.caller)));
-        }
-
-        fn advance(&self, bytes: u64) {
-            self.with(|shown| {
-                if let Some(shown) = shown {
-                    shown.advance(bytes);
-                }
-            });
-        }
-
-        fn finish(&self) {
-            self.with(|shown| {
-                if let Some(shown) = shown.take() {
-                    shown.finish();
-                }
-            });
-        }
-
-        fn stopped(&self) -> bool {
-            self.caller.stopped()
         }
     }
 }

@@ -3,22 +3,21 @@
 //! The folder that holds them looks like a snapshot. Its weight files have their full length and no content but the
 //! header: the rest are holes, which take no room.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::cache::{Repository, create};
 use super::error::HubError;
 use super::listing::Entry;
-use super::scratch::{Later, ScratchFile};
+use super::scratch::{Later, OnHub};
 use super::snapshot::{Snapshot, check_weights};
 use super::transfer::range_start;
-use super::wanted::{is_safetensors, is_weights, wanted};
 use super::{Hub, Observer};
-use checkpoint::{MAX_HEADER_BYTES, RemoteFile};
+use checkpoint::{MAX_HEADER_BYTES, RemoteFile, ScratchFile, is_safetensors, is_weights, wanted};
 
 /// The length of the number that a safetensors file begins with: that of its header.
 const LENGTH_BYTES: u64 = 8;
@@ -84,28 +83,16 @@ impl Hub {
         let mut remote: Vec<(PathBuf, Arc<dyn RemoteFile>)> = Vec::new();
         for entry in weights {
             let path = snapshot.join(&entry.name);
-            create(path.parent().unwrap_or(&path))?;
             let header = self.header(repo, &cached.commit, entry, observer)?;
-            let write = || {
-                // The same model may be here already, under another name of its commit: its file stays with it.
-                let _ = fs::remove_file(&path);
-                let mut options = File::options();
-                let mut file = (options.read(true).write(true).create_new(true)).open(&path)?;
-                file.write_all(&header)?;
-                file.set_len(entry.size)?;
-                Ok(file)
-            };
-            let file = ScratchFile {
+            let origin = OnHub {
                 hub: self.clone(),
                 repo: repo.to_owned(),
                 commit: cached.commit.clone(),
                 entry: entry.clone(),
-                file: write().map_err(|source| HubError::io("write", &path, source))?,
-                header: header.len() as u64,
                 later: later.clone(),
-                state: Mutex::default(),
-                path: path.clone(),
             };
+            let made = ScratchFile::new(path.clone(), &header, Box::new(origin), later.used());
+            let file = made.map_err(|source| HubError::io("write", &path, source))?;
             remote.push((path, Arc::new(file)));
         }
         Ok(Snapshot {

@@ -19,7 +19,6 @@ mod push;
 mod scratch;
 mod snapshot;
 mod transfer;
-mod wanted;
 
 #[cfg(test)]
 mod tests;
@@ -27,9 +26,10 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use checkpoint::Transfer as Observer;
 pub use error::HubError;
 pub use push::{Push, Pushed, Upload};
-pub use scratch::{Later, ScratchFolder};
+pub use scratch::Later;
 pub use snapshot::Snapshot;
 
 use http::Http;
@@ -48,18 +48,6 @@ pub struct Settings {
     pub cache: PathBuf,
     /// How long to wait after the first failure of a request; each further failure doubles it.
     pub pause: Duration,
-}
-
-/// Follows transfers. All methods may be called by several threads.
-pub trait Observer: Send + Sync {
-    /// A transfer of so many bytes begins; `what` is the repository.
-    fn begin(&self, what: &str, bytes: u64);
-    /// So many bytes more have come or gone.
-    fn advance(&self, bytes: u64);
-    /// The transfer is over, done or not.
-    fn finish(&self);
-    /// Whether the user wants to stop.
-    fn stopped(&self) -> bool;
 }
 
 /// An observer that also stops when somebody else says so.

@@ -10,16 +10,10 @@ use serde_json::Value;
 use super::error::HubError;
 use super::http::{Failed, Known, Refused};
 use super::{Hub, Observer};
+use checkpoint::{ListedFile, is_path_within};
 
 /// The most files that a repository may have.
 const MAX_FILES: usize = 100_000;
-
-/// The longest path of a file, and the most folders it may lie in.
-const MAX_PATH_BYTES: usize = 1024;
-const MAX_DEPTH: usize = 16;
-
-/// The longest name of a file or folder, as file systems have it.
-const MAX_NAME_BYTES: usize = 255;
 
 /// A file as the Hub lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +28,16 @@ pub(crate) struct Entry {
     pub(crate) sha256: Option<String>,
     /// Its hash in Xet, which is only kept for others that read the cache.
     pub(crate) xet_hash: Option<String>,
+}
+
+impl ListedFile for Entry {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
 }
 
 impl Entry {
@@ -215,26 +219,13 @@ fn entry(value: &Value, repo: &str) -> Result<Entry, HubError> {
         })
     };
     let entry = read().ok_or_else(|| malformed(repo))?;
-    match is_path(&entry.name) {
+    match is_path_within(&entry.name) {
         true => Ok(entry),
         false => Err(HubError::BadName {
             repo: repo.to_owned(),
             name: entry.name,
         }),
     }
-}
-
-/// Whether a name leads to a file within a folder, on every system.
-fn is_path(name: &str) -> bool {
-    let is_name = |part: &str| {
-        !matches!(part, "" | "." | "..")
-            && part.len() <= MAX_NAME_BYTES
-            && !part.contains(['\\', ':', '\0'])
-            && !part.chars().any(char::is_control)
-    };
-    name.len() <= MAX_PATH_BYTES
-        && name.split('/').count() <= MAX_DEPTH
-        && name.split('/').all(is_name)
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {
@@ -252,35 +243,4 @@ fn next_page(response: &Response, url: &Url) -> Option<Url> {
     url.join(next)
         .ok()
         .filter(|next| next.origin() == url.origin())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_stay_within_a_folder() {
-        for name in ["config.json", "unet/model.safetensors", "a b.json", "…"] {
-            assert!(is_path(name), "{name}");
-        }
-        let long = "x".repeat(256);
-        let deep = ["x"; 17].join("/");
-        for name in [
-            "",
-            "/etc/passwd",
-            "../x",
-            "a/../b",
-            "a//b",
-            "a/",
-            "./a",
-            "C:x",
-            "a\\b",
-            "a\nb",
-            "\u{1b}[31m",
-            &long,
-            &deep,
-        ] {
-            assert!(!is_path(name), "{name:?}");
-        }
-    }
 }

@@ -12,9 +12,8 @@ use serde_json::Value;
 
 use super::error::HubError;
 use super::http::{Refused, reason};
-use super::wanted::is_weights;
 use super::{Hub, Observer};
-use checkpoint::{TreeKind, tree};
+use checkpoint::{TreeKind, is_weights, tree};
 
 /// The branch that is pushed to.
 const BRANCH: &str = "main";

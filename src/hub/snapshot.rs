@@ -10,9 +10,8 @@ use rustix::fs::statvfs;
 use super::cache::{self, Repository};
 use super::error::HubError;
 use super::listing::Entry;
-use super::wanted::{is_weights, wanted};
 use super::{Hub, Observer, Until};
-use checkpoint::RemoteFiles;
+use checkpoint::{RemoteFiles, is_weights, wanted};
 
 /// How many files come at a time.
 pub(crate) const AT_A_TIME: usize = 8;

@@ -351,7 +351,8 @@ pub fn input_places(models: &[&Checkpoint]) -> Vec<(String, PathBuf)> {
     let short = Shortened::new(models);
     let place = |name: &str, location: &Location| {
         let path = std::path::absolute(&location.path).ok()?;
-        location.hub.is_none().then(|| (short.apply(name), path))
+        let is_here = location.hub.is_none() && location.store.is_none();
+        is_here.then(|| (short.apply(name), path))
     };
     let places = models.iter().flat_map(|model| {
         let named = ModelRef::parse(model.label()).map(|model| model.parts());

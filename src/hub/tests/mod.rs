@@ -13,7 +13,8 @@ use checkpoint::{Checkpoint, Dtype, Location, is_complete};
 use errors::Hint;
 use safetensors::tensor::{TensorView, serialize};
 
-use super::{Hub, HubError, Later, Observer, ScratchFolder, Settings, Upload};
+use super::{Hub, HubError, Later, Observer, Settings, Upload};
+use checkpoint::ScratchFolder;
 use server::{Server, TOKEN};
 
 const REPO: &str = "acme/tiny";

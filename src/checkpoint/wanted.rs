@@ -1,9 +1,24 @@
-//! Which files of a repository a merge reads: one set of weights, and what lies beside it.
+//! Which files of a repository, or of a folder in a store, a merge reads: one set of weights, and what lies beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::listing::Entry;
-use checkpoint::{is_head_file, is_of_training};
+use super::weight_names::{is_head_file, is_of_training};
+
+/// A file of a list: one that lies elsewhere.
+pub trait ListedFile {
+    /// Its path from the folder of the model, with slashes.
+    fn name(&self) -> &str;
+
+    /// Its length in bytes.
+    fn size(&self) -> u64;
+}
+
+/// The longest path of a file, and the most folders it may lie in.
+const MAX_PATH_BYTES: usize = 1024;
+const MAX_DEPTH: usize = 16;
+
+/// The longest name of a file or folder, as file systems have it.
+const MAX_NAME_BYTES: usize = 255;
 
 /// Safetensors, and the endings of pickles.
 const SAFETENSORS: &str = ".safetensors";
@@ -42,13 +57,26 @@ const OTHER_FOLDERS: [&str; 9] = [
 /// What says that subfolders hold parts of the model.
 const PARTS: [&str; 2] = ["model_index.json", "modules.json"];
 
+/// Whether a name leads to a file within a folder, on every system.
+pub fn is_path_within(name: &str) -> bool {
+    let is_name = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part.len() <= MAX_NAME_BYTES
+            && !part.contains(['\\', ':', '\0'])
+            && !part.chars().any(char::is_control)
+    };
+    name.len() <= MAX_PATH_BYTES
+        && name.split('/').count() <= MAX_DEPTH
+        && name.split('/').all(is_name)
+}
+
 /// Whether a file holds weights in a format that is read.
-pub(crate) fn is_weights(name: &str) -> bool {
+pub fn is_weights(name: &str) -> bool {
     is_safetensors(name) || is_pickle(name)
 }
 
 /// Whether a file holds weights whose header comes first.
-pub(crate) fn is_safetensors(name: &str) -> bool {
+pub fn is_safetensors(name: &str) -> bool {
     name.ends_with(SAFETENSORS)
 }
 
@@ -57,13 +85,11 @@ fn is_pickle(name: &str) -> bool {
 }
 
 /// The files that a merge reads, in the order of the list.
-pub(crate) fn wanted(entries: &[Entry]) -> Vec<&Entry> {
-    let has_parts = entries
-        .iter()
-        .any(|entry| PARTS.contains(&entry.name.as_str()));
-    let mut folders: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+pub fn wanted<E: ListedFile>(entries: &[E]) -> Vec<&E> {
+    let has_parts = entries.iter().any(|entry| PARTS.contains(&entry.name()));
+    let mut folders: BTreeMap<&str, Vec<&E>> = BTreeMap::new();
     for entry in entries {
-        let (folder, _) = entry.name.rsplit_once('/').unwrap_or(("", &entry.name));
+        let (folder, _) = entry.name().rsplit_once('/').unwrap_or(("", entry.name()));
         folders.entry(folder).or_default().push(entry);
     }
     let mut chosen = BTreeSet::new();
@@ -72,13 +98,13 @@ pub(crate) fn wanted(entries: &[Entry]) -> Vec<&Entry> {
         if is_other {
             continue;
         }
-        let beside = files.iter().filter(|entry| is_beside(entry));
-        chosen.extend(beside.map(|entry| entry.name.as_str()));
+        let beside = files.iter().filter(|entry| is_beside(**entry));
+        chosen.extend(beside.map(|entry| entry.name()));
         if folder.is_empty() || has_parts {
             chosen.extend(weights(&files));
         }
     }
-    let is_chosen = |entry: &&Entry| chosen.contains(entry.name.as_str());
+    let is_chosen = |entry: &&E| chosen.contains(entry.name());
     entries.iter().filter(is_chosen).collect()
 }
 
@@ -86,25 +112,25 @@ fn is_other_folder(folder: &str) -> bool {
     OTHER_FOLDERS.contains(&folder) || folder.starts_with('.') || folder.starts_with("checkpoint-")
 }
 
-fn is_beside(entry: &Entry) -> bool {
+fn is_beside(entry: &impl ListedFile) -> bool {
     let name = file_name(entry);
     let upper = name.to_ascii_uppercase();
-    entry.size <= MAX_BESIDE_BYTES
+    entry.size() <= MAX_BESIDE_BYTES
         && !name.starts_with('.')
         && !is_of_training(name)
         && (BESIDE.iter().any(|end| name.ends_with(end))
             || LEGAL.iter().any(|start| upper.starts_with(start)))
 }
 
-fn file_name(entry: &Entry) -> &str {
-    entry.name.rsplit('/').next().unwrap_or(&entry.name)
+fn file_name(entry: &impl ListedFile) -> &str {
+    entry.name().rsplit('/').next().unwrap_or(entry.name())
 }
 
 /// The weights of one folder: safetensors if there are any, else pickles; without what is there in another form too.
-fn weights<'e>(files: &[&'e Entry]) -> Vec<&'e str> {
-    let of = |is: &dyn Fn(&str) -> bool| -> Vec<&'e Entry> {
-        let is_model = |entry: &&&Entry| {
-            let name = file_name(entry);
+fn weights<'e, E: ListedFile>(files: &[&'e E]) -> Vec<&'e str> {
+    let of = |is: &dyn Fn(&str) -> bool| -> Vec<&'e E> {
+        let is_model = |entry: &&&E| {
+            let name = file_name(**entry);
             is(name) && !is_of_training(name)
         };
         files.iter().filter(is_model).copied().collect()
@@ -115,9 +141,9 @@ fn weights<'e>(files: &[&'e Entry]) -> Vec<&'e str> {
     if chosen.is_empty() {
         chosen = of(&|name| is_pickle(name) && !is_head_file(name));
     }
-    let names: BTreeSet<&str> = chosen.iter().map(|entry| file_name(entry)).collect();
-    let is_double = |entry: &&Entry| {
-        let name = file_name(entry);
+    let names: BTreeSet<&str> = chosen.iter().map(|entry| file_name(*entry)).collect();
+    let is_double = |entry: &&E| {
+        let name = file_name(*entry);
         let is_original = name.starts_with("consolidated.");
         (is_original
             && names
@@ -127,7 +153,7 @@ fn weights<'e>(files: &[&'e Entry]) -> Vec<&'e str> {
     };
     chosen.retain(|entry| !is_double(entry));
     chosen.extend(heads);
-    chosen.iter().map(|entry| entry.name.as_str()).collect()
+    chosen.iter().map(|entry| entry.name()).collect()
 }
 
 /// Whether a file is a variant of another: `model.fp16.safetensors` beside `model.safetensors`, and shards alike.
@@ -149,21 +175,18 @@ fn is_variant(name: &str, names: &BTreeSet<&str>) -> bool {
 mod tests {
     use super::*;
 
-    fn chosen(names: &[&str]) -> Vec<String> {
-        let entries: Vec<Entry> = names
-            .iter()
-            .map(|name| Entry {
-                name: (*name).to_owned(),
-                size: 1,
-                blob_id: "0".repeat(40),
-                sha256: None,
-                xet_hash: None,
-            })
-            .collect();
-        wanted(&entries)
-            .into_iter()
-            .map(|entry| entry.name.clone())
-            .collect()
+    impl ListedFile for &str {
+        fn name(&self) -> &str {
+            self
+        }
+
+        fn size(&self) -> u64 {
+            1
+        }
+    }
+
+    fn chosen<'n>(names: &[&'n str]) -> Vec<&'n str> {
+        wanted(names).into_iter().copied().collect()
     }
 
     #[test]
@@ -271,6 +294,32 @@ mod tests {
         ];
         for (names, expected) in cases {
             assert_eq!(chosen(names), expected, "{names:?}");
+        }
+    }
+
+    #[test]
+    fn names_stay_within_a_folder() {
+        for name in ["config.json", "unet/model.safetensors", "a b.json", "…"] {
+            assert!(is_path_within(name), "{name}");
+        }
+        let long = "x".repeat(256);
+        let deep = ["x"; 17].join("/");
+        for name in [
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../b",
+            "a//b",
+            "a/",
+            "./a",
+            "C:x",
+            "a\\b",
+            "a\nb",
+            "\u{1b}[31m",
+            &long,
+            &deep,
+        ] {
+            assert!(!is_path_within(name), "{name:?}");
         }
     }
 }

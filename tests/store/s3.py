@@ -1,0 +1,94 @@
+"""Reads models from an S3 server that is not ours, moto: plans, merges, verifies, and takes what is wrong.
+
+    pip install 'moto[server]' boto3
+    cargo build --features hub,store
+    python tests/store/s3.py --weld target/debug/weld
+
+Uploads the models of recipes/family, merges them from `s3://`, and compares with the merge of the folders, byte by byte.
+"""
+
+import argparse
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["base", "sort", "add"]
+RECIPE = """merge_method: ties
+base_model: {at}base
+models:
+  - {{model: {at}sort, parameters: {{weight: 0.6, density: 0.5}}}}
+  - {{model: {at}add, parameters: {{weight: 0.4, density: 0.5}}}}
+dtype: bfloat16
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weld", type=Path, required=True)
+    weld = parser.parse_args().weld.resolve()
+    work = Path(tempfile.mkdtemp())
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    keys = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "geheim-geheim", "AWS_REGION": "us-east-1"}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment = plain | keys | {"AWS_ENDPOINT_URL": endpoint, "XDG_CACHE_HOME": str(work / "cache"), "HOME": str(work)}
+    s3 = boto3.client("s3", endpoint_url=endpoint, aws_access_key_id="someone", aws_secret_access_key="x", region_name="us-east-1")
+    s3.create_bucket(Bucket="models")
+    for name in NAMES:
+        folder = ROOT / "recipes/family" / name
+        for file in folder.rglob("*"):
+            if file.is_file():
+                s3.upload_file(str(file), "models", f"family/{name}/{file.relative_to(folder)}")
+
+    def run(*words, code=0, **more):
+        done = subprocess.run([weld, *words], cwd=work, env=environment | more, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        assert done.returncode == code, (words, done.returncode, said)
+        assert "geheim" not in said, said
+        return said
+
+    (work / "local.yml").write_text(RECIPE.format(at=f"{ROOT}/recipes/family/"))
+    (work / "recipe.yml").write_text(RECIPE.format(at="s3://models/family/"))
+    run("merge", "local.yml", "local", "-q")
+    print(run("plan", "recipe.yml").splitlines()[0])
+    for limit in [[], ["--scratch-limit", "2MB"]]:
+        run("merge", "recipe.yml", "merged", "--force", "-q", *limit)
+        for name in ["model.safetensors", "config.json", "tokenizer.json"]:
+            assert filecmp.cmp(work / "local" / name, work / "merged" / name, shallow=False), name
+        assert run("verify", "merged", "--full").count("passed")
+    run("inspect", "s3://models/family/sort")
+    run("inspect", "s3://models/family/sort/model.safetensors")
+    run("check", "s3://models/family/sort")
+    run("diff", "s3://models/family/sort", f"{ROOT}/recipes/family/sort")
+
+    # What lies in the store is another model now: verify says so.
+    s3.upload_file(str(ROOT / "recipes/family/cipher/model.safetensors"), "models", "family/sort/model.safetensors")
+    assert "wrong" in run("verify", "merged", "--full", code=1)
+
+    # What is wrong has a message, and nothing is left.
+    for words, said in [
+        (["inspect", "s3://models/none"], "there is nothing at"),
+        (["inspect", "s3://nobucket/x"], "NoSuchBucket"),
+        (["inspect", "s3://models/family/sort", "--offline"], "network is not to be used"),
+        (["inspect", "s3://someone:geheim-geheim@models/x"], "user's name or a password"),
+    ]:
+        assert said in run(*words, code=2), (words, said, run(*words, code=2))
+    left = [path for path in (work / "cache").rglob("*") if path.is_file() and "places" not in str(path)]
+    assert not any("model" in path.name for path in left), left
+    server.stop()
+    shutil.rmtree(work)
+    print("passed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
