@@ -323,7 +323,13 @@ impl Locator {
         if let Some(revision) = &model.revision
             && self.find_local(path, &mut Vec::new()).is_some()
         {
-            return format!("`{path}` is local and has no revisions, drop `@{revision}`");
+            return match revision.parse::<f64>() {
+                // A weight of an adapter, but for how it is written.
+                Ok(weight) if weight.is_finite() => {
+                    format!("write the weight in plain digits: `{path}@{weight}`")
+                }
+                _ => format!("`{path}` is local and has no revisions, drop `@{revision}`"),
+            };
         }
         let near = self.near(path);
         if Path::new(path).is_absolute() || !hub::is_repo_id(path) {

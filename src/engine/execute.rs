@@ -213,11 +213,11 @@ impl<'a> Engine<'a> {
                     count: results.non_finite.nan,
                 });
             }
-            // Infinity in the output is allowed if the input had it; if all inputs were finite, it is an overflow.
-            let infinite = if allowed {
-                0
-            } else {
-                results.non_finite.infinite
+            // Infinity in the output is allowed if the input had it, and the format has it; if all inputs were finite, it
+            // is an overflow.
+            let infinite = match allowed && format.has_infinity() {
+                true => 0,
+                false => results.non_finite.infinite,
             };
             let count = results.overflowed + infinite;
             if count > 0 && !self.settings.saturate {

@@ -120,6 +120,11 @@ impl AdapterMerge {
                 problem.with_hint("say `output: {adapter: svd, rank: 32}`"),
             ]));
         }
+        if let Some(quantization) = &recipe.quantization {
+            let message = "an adapter is not quantised";
+            let problem = Problem::new(ProblemKind::Invalid, Some(quantization.at), message);
+            return Err(recipe.error(vec![problem.with_hint("leave `quantization` out")]));
+        }
         let format = factor_format(&recipe, at)?;
         // The result is rounded once, when its factors are.
         recipe.dtype = Some(Dtype::F32);

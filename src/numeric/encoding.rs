@@ -184,6 +184,10 @@ pub struct EncodingError {
     pub differences: f64,
     /// Of the squares of the computed values.
     pub values: f64,
+    /// How many computed values are not zero.
+    pub nonzero: f64,
+    /// How many of these became zero: a much larger value shares their scale.
+    pub flushed: f64,
 }
 
 impl EncodingError {
@@ -196,6 +200,8 @@ impl EncodingError {
             if apart.is_finite() {
                 sum.differences += apart * apart;
                 sum.values += meant * meant;
+                sum.nonzero += f64::from(meant != 0.0);
+                sum.flushed += f64::from(meant != 0.0 && written == 0.0);
             }
         }
         sum
@@ -208,12 +214,19 @@ impl EncodingError {
             false => 0.0,
         }
     }
+
+    /// The share of the values that are not zero and became zero.
+    pub fn flushed_share(&self) -> f64 {
+        self.flushed / self.nonzero.max(1.0)
+    }
 }
 
 impl std::ops::AddAssign for EncodingError {
     fn add_assign(&mut self, other: Self) {
         self.differences += other.differences;
         self.values += other.values;
+        self.nonzero += other.nonzero;
+        self.flushed += other.flushed;
     }
 }
 

@@ -72,6 +72,11 @@ pub struct Narrowed {
 }
 
 impl FloatType {
+    /// Whether it can say infinity. In a format that cannot, it becomes NaN.
+    pub fn has_infinity(self) -> bool {
+        self != FloatType::F8E4m3
+    }
+
     /// The float format of a dtype; `None` for integers, bools and packed types.
     pub fn from_dtype(dtype: Dtype) -> Option<Self> {
         Some(match dtype {

@@ -258,8 +258,14 @@ impl Models {
                 let real = |path: &Path| fs::canonicalize(path).ok();
                 model.location().paths().map(real).collect()
             };
-            let paths = paths_of(model);
-            let same = |other: &&Arc<Checkpoint>| other.is_stored() && paths_of(other) == paths;
+            let weights_of = |model: &Checkpoint| -> Vec<f64> {
+                let adapters = model.location().adapters.iter();
+                adapters.map(|adapter| adapter.weight).collect()
+            };
+            let (paths, weights) = (paths_of(model), weights_of(model));
+            let same = |other: &&Arc<Checkpoint>| {
+                other.is_stored() && paths_of(other) == paths && weights_of(other) == weights
+            };
             if let Some(other) = self.checkpoints[..index].iter().find(same) {
                 notes.push(format!(
                     "`{}` and `{}` are the same model: {}",

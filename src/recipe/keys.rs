@@ -124,6 +124,12 @@ impl Walk<'_> {
                 "`{key}` is a parameter of other methods: put it under `parameters:`, or remove it"
             ));
         }
+        if key == "quantization" && place.name.starts_with("a recipe ") {
+            return Some(
+                "make the mixture first, then merge it alone by `passthrough` with `quantization`"
+                    .to_owned(),
+            );
+        }
         let elsewhere = [SOURCE, SLICE, MODEL, RECIPE]
             .into_iter()
             .find(|other| other.name != place.name && other.keys.contains(&key));

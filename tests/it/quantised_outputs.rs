@@ -811,3 +811,72 @@ fn values_that_no_code_stands_for_are_refused() {
         fs::remove_dir_all(out).unwrap();
     }
 }
+
+#[test]
+fn infinity_has_no_code_and_what_a_far_larger_value_makes_zero_is_told() {
+    let bench = Bench::new();
+    let mut specs = mixture(1, 1, WHOLE);
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let place = specs.iter().position(|spec| spec.name == name).unwrap();
+    let mut with = |bits: u16| {
+        specs[place].bytes[100..102].copy_from_slice(&bits.to_le_bytes());
+        bench.model("a", &config(1, WHOLE, json!({})), &specs);
+    };
+    let recipe = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n";
+    let encoded = format!("{recipe}quantization: fp8_block\n");
+
+    with(0x7f80);
+    let message = bench.refused(&encoded, &["--allow-nonfinite"]);
+    assert!(
+        message.contains(name) && message.contains("--saturate"),
+        "{message}"
+    );
+    let plain = format!("{recipe}dtype: float8_e4m3fn\n");
+    let message = bench.refused(&plain, &["--allow-nonfinite"]);
+    assert!(
+        message.contains(name) && message.contains("--saturate"),
+        "{message}"
+    );
+    // As the largest value of its block.
+    let out = bench.merge(&encoded, &["--allow-nonfinite", "--saturate"]);
+    assert_eq!(by_name(&out)[name].bytes[50], 0x7e);
+    fs::remove_dir_all(out).unwrap();
+
+    bench.recipe(&encoded);
+    let told = |folder: &str| {
+        let done = bench.weld(&["merge", "recipe.yml", folder]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        done.stderr + &done.stdout
+    };
+    with(0x3f80);
+    let usual = told("usual");
+    assert!(
+        usual.contains("relative error of 2.") && !usual.contains("became zero"),
+        "{usual}"
+    );
+    with(0x7f00);
+    let huge = told("huge");
+    let said = format!("of `{name}`, 100 % of the values that are not zero became zero");
+    assert!(huge.contains(&said), "{huge}");
+}
+
+#[test]
+fn recipes_that_make_no_quantised_model_say_so() {
+    let bench = Bench::new();
+    bench.model("a", &config(1, WHOLE, json!({})), &mixture(1, 1, WHOLE));
+    let of_moe = "base_model: a\ngate_mode: random\nquantization: fp8_block\nexperts: [{source_model: a}, {source_model: a}]\n";
+    bench.recipe(of_moe);
+    let done = bench.weld(&["moe", "recipe.yml", "out"]);
+    assert!(
+        done.stderr.contains("then merge it alone by `passthrough`"),
+        "{}",
+        done.stderr
+    );
+    for output in ["adapter", "{adapter: svd, rank: 2}"] {
+        let message = bench.refused(
+            &format!("{LINEAR}output: {output}\nquantization: keep\n"),
+            &[],
+        );
+        assert!(message.contains("an adapter is not quantised"), "{message}");
+    }
+}
