@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::thread::available_parallelism;
 
 use bytesize::ByteSize;
-use clap::builder::{PossibleValue, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValue, TypedValueParser};
 use clap::{Arg, Args, Command, Error, ValueEnum};
 
 use super::caller::Caller;
@@ -15,7 +15,7 @@ use super::memory::available;
 use super::mergekit::Mergekit;
 use super::network::{Needs, Network};
 use super::output::Failure;
-use checkpoint::{Locator, ModelRef};
+use checkpoint::{Locator, ModelRef, is_store_address};
 use engine::{Budget, Settings};
 use errors::Refusal;
 use eval::Split;
@@ -52,6 +52,17 @@ pub(super) enum Format {
     Text,
     /// For programs
     Json,
+}
+
+/// Reads where something is written: a place on this machine, and no address of a store.
+pub(super) fn place() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.to_str() {
+        Some(text) if is_store_address(text) => Err(
+            "models are read from stores and not written there: write to a folder, and copy that"
+                .to_owned(),
+        ),
+        _ => Ok(path),
+    })
 }
 
 /// What a plan depends on.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::arguments::place;
 use super::caller::Caller;
 use super::network::{Needs, Network};
 use super::output::Failure;
@@ -41,6 +42,7 @@ struct GgufArguments {
     model: ModelRef,
 
     /// The file to write
+    #[arg(value_parser = place())]
     out: PathBuf,
 
     #[command(flatten)]

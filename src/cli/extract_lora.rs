@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::Value;
 
-use super::arguments::{Format, Threads};
+use super::arguments::{Format, Threads, place};
 use super::caller::Caller;
 use super::memory::PeakMemory;
 use super::merge::{record_places, say_how_to_verify};
@@ -40,6 +40,7 @@ pub(super) struct Arguments {
     finetune: ModelRef,
 
     /// The folder to write
+    #[arg(value_parser = place())]
     out: PathBuf,
 
     /// The rank of each matrix; lower where its change has a lower one

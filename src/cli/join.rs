@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::arguments::Format;
+use super::arguments::{Format, place};
 use super::caller::Caller;
 use super::merge::say_how_to_verify;
 use super::output::{Failure, print_json};
@@ -25,6 +25,7 @@ use run::{Joined, join};
 #[derive(Args)]
 pub(super) struct Arguments {
     /// The folder to write, as it was named for the parts
+    #[arg(value_parser = place())]
     out: PathBuf,
 
     /// Replace OUT if it is not empty

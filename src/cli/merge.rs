@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::arguments::{Format, PlanArguments};
+use super::arguments::{Format, PlanArguments, place};
 use super::caller::Caller;
 use super::export::BesideArguments;
 use super::memory::{PeakMemory, available};
@@ -66,6 +66,7 @@ pub(super) fn call(arguments: &Arguments, caller: &Caller) -> Result<Value, Fail
 #[derive(Args)]
 pub(super) struct OutputArguments {
     /// The folder to write
+    #[arg(value_parser = place())]
     pub(super) out: PathBuf,
 
     /// Replace OUT if it is not empty

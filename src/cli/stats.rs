@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::arguments::{Format, Memory, Part, Threads, seed};
+use super::arguments::{Format, Memory, Part, Threads, place, seed};
 use super::caller::Caller;
 use super::eval::Stops;
 use super::memory::PeakMemory;
@@ -41,7 +41,7 @@ pub(super) struct Arguments {
     pub(super) data: Vec<PathBuf>,
 
     /// The file to write; for a recipe, these are the files that it names
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = place())]
     out: Option<PathBuf>,
 
     /// What to keep of each input [default: gram,magnitude; for a recipe gram]

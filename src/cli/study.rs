@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::arguments::{Memory, Threads};
+use super::arguments::{Memory, Threads, place};
 use super::call::Answer;
 use super::caller::Caller;
 use super::environment::{scratch_roots, secrets};
@@ -40,7 +40,7 @@ pub(super) struct Arguments {
     study: Option<PathBuf>,
 
     /// The folder that keeps the trials
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = place())]
     dir: Option<PathBuf>,
 
     /// Let the study run its `command`, as you on this machine. Without this, it is shown and refused
@@ -104,6 +104,7 @@ impl MeansArguments {
 #[derive(Args)]
 struct ReportArguments {
     /// The study's folder
+    #[arg(value_parser = place())]
     dir: PathBuf,
 
     /// What is printed
@@ -129,6 +130,7 @@ pub(super) enum Format {
 #[derive(Args)]
 struct BestArguments {
     /// The study's folder
+    #[arg(value_parser = place())]
     dir: PathBuf,
 
     #[command(flatten)]

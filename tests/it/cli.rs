@@ -626,3 +626,30 @@ fn a_reader_that_goes_away_is_no_error() {
         (Some(0), b"" as &[u8])
     );
 }
+
+/// A folder called `s3:` would be made otherwise.
+#[test]
+fn nothing_is_written_to_an_address() {
+    let bench = Bench::new();
+    let out = "s3://bucket/out";
+    for words in [
+        &["merge", "recipe.yml", out][..],
+        &["moe", "recipe.yml", out],
+        &["join", out],
+        &["transplant", "a", "b", out],
+        &["extract-lora", "a", "b", out],
+        &["export", "gguf", "a", out],
+        &["stats", "a", "--data", "x", "--out", out],
+        &["study", "study.yml", out],
+        &["study", "best", "dir", out],
+    ] {
+        let done = bench.weld(words);
+        assert_eq!(done.code, Some(2), "{words:?}");
+        assert!(
+            done.stderr.contains("not written there"),
+            "{words:?}: {}",
+            done.stderr
+        );
+    }
+    assert!(!bench.path("s3:").exists());
+}
