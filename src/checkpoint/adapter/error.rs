@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use errors::Hint;
+use errors::{Hint, Refusal};
 
 use crate::error::CheckpointError;
 
@@ -13,6 +13,9 @@ pub enum AdapterError {
     /// One of its files cannot be opened or trusted.
     #[error(transparent)]
     File(#[from] Box<CheckpointError>),
+    /// It lies elsewhere, and cannot be fetched.
+    #[error(transparent)]
+    Fetch(Refusal),
     /// The folder lacks one of the two files that an adapter is made of.
     #[error("no {file} in {path}", path = .path.display())]
     FileMissing {
@@ -177,6 +180,7 @@ impl Hint for AdapterError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let hint: &str = match self {
             Self::File(source) => return source.hint(),
+            Self::Fetch(refusal) => return refusal.hint(),
             Self::NoTensor { hint, .. } => hint,
             Self::FileMissing { hint, .. }
             | Self::Unsupported { hint, .. }

@@ -168,6 +168,11 @@ pub(super) struct AttachedTo<'a> {
 impl AdapterFiles {
     /// Reads an adapter's config and header. `others` are the files of the model.
     pub(super) fn open(location: &Location, others: &[&Shard]) -> Result<Self, AdapterError> {
+        // The engine fetches what models have elsewhere, and nothing of adapters, which are small.
+        let elsewhere = location.remote.iter().filter(|file| !file.is_header_only());
+        for file in elsewhere {
+            file.fetch(&|| false).map_err(AdapterError::Fetch)?;
+        }
         let mut weights = weights::open(&location.path)?;
         weights.name_apart(others);
         let kind = match weights.is_single {
@@ -544,9 +549,10 @@ fn other_base(config: &AdapterConfig, model: &Location) -> Option<String> {
             .unwrap_or(name)
             .to_lowercase()
     };
-    let used = match &model.hub {
-        Some(hub) => hub.repo.clone(),
-        None => model.path.display().to_string(),
+    let used = match (&model.hub, &model.store) {
+        (Some(hub), _) => hub.repo.clone(),
+        (None, Some(store)) => store.address.clone(),
+        (None, None) => model.path.display().to_string(),
     };
     (last(trained) != last(&used)).then(|| {
         format!(
