@@ -66,6 +66,21 @@ def main():
         for name in ["model.safetensors", "config.json", "tokenizer.json"]:
             assert filecmp.cmp(work / "local" / name, work / "merged" / name, shallow=False), name
         assert run("verify", "merged", "--full").count("passed")
+    # Adapters too, in turn and in parts.
+    run("extract-lora", "s3://models/family/base", "s3://models/family/cipher", "lora", "--rank", "4", "-q")
+    for file in (work / "lora").iterdir():
+        s3.upload_file(str(file), "models", f"family/lora/{file.name}")
+    adapted = "merge_method: linear\nmodels: [{{model: {0}base+{1}@0.5, parameters: {{weight: 1}}}}]\n"
+    (work / "local-lora.yml").write_text(adapted.format(f"{ROOT}/recipes/family/", "lora"))
+    (work / "lora.yml").write_text(adapted.format("s3://models/family/", "s3://models/family/lora"))
+    run("merge", "local-lora.yml", "local-lora", "-q")
+    run("merge", "lora.yml", "lora-in-turn", "--scratch-limit", "2MB", "-q")
+    run("merge", "lora.yml", "lora-in-parts", "--part", "1/1", "--scratch-limit", "2MB", "-q")
+    run("join", "lora-in-parts", "-q")
+    for name in ["lora-in-turn", "lora-in-parts"]:
+        assert filecmp.cmp(work / "local-lora/model.safetensors", work / name / "model.safetensors", shallow=False), name
+        run("verify", name, "--full")
+
     run("inspect", "s3://models/family/sort")
     run("inspect", "s3://models/family/sort/model.safetensors")
     run("check", "s3://models/family/sort")

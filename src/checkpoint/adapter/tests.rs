@@ -1,5 +1,10 @@
-use std::path::Path;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use errors::Refusal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -7,6 +12,9 @@ use super::super::fixtures::{safetensors, write};
 use super::super::locate::{Location, Locator};
 use super::super::model_ref::ModelRef;
 use super::super::reader::Checkpoint;
+use super::super::remote::RemoteFile;
+use super::super::scratch_file::{Origin, ScratchFile, ScratchUse};
+use super::super::scratch_folder::ScratchFolder;
 
 mod peft;
 
@@ -689,4 +697,56 @@ fn updates_of_grouped_convolutions_are_refused_as_what_they_are() {
         }
         assert!(!message.contains("download"), "{message}");
     }
+}
+
+/// Where the bytes of a file are that is fetched later.
+#[derive(Debug)]
+struct Elsewhere(Vec<u8>);
+
+impl Origin for Elsewhere {
+    fn name(&self) -> String {
+        "the adapter".to_owned()
+    }
+
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Vec<u8>, Refusal> {
+        Ok(self.0[range.start as usize..range.end as usize].to_vec())
+    }
+
+    fn fetch(&self, file: &File, _: &Path, _: &(dyn Fn() -> bool + Sync)) -> Result<(), Refusal> {
+        file.write_all_at(&self.0, 0)
+            .map_err(|error| Refusal::new(error.to_string()))
+    }
+}
+
+/// Only models are fetched while they are used: of an adapter the header alone would be read, and zeros.
+#[test]
+fn an_adapter_that_lies_elsewhere_is_fetched_before_it_is_read() {
+    let folder = folder(&MODEL, &json!({"model_type": "llama"}), &UP, &lora());
+    let name = "model.layers.0.up.weight";
+    let bits = |model: &Checkpoint| -> Vec<u64> {
+        values(model, name).into_iter().map(f64::to_bits).collect()
+    };
+    let expected = bits(&open(folder.path()).unwrap());
+    let weights = folder.path().join("adapter/adapter_model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+
+    let locator = Locator {
+        working_dir: folder.path().into(),
+        ..Locator::default()
+    };
+    let model = ModelRef::parse("model+adapter").unwrap();
+    let mut location = locator.locate(&model).unwrap();
+    let scratch = Arc::new(ScratchFolder::new(folder.path()).unwrap());
+    let origin = Box::new(Elsewhere(bytes.clone()));
+    let used = ScratchUse::Fetched(scratch);
+    let file = ScratchFile::new(weights.clone(), &bytes[..header], origin, used).unwrap();
+    let remote: Vec<(PathBuf, Arc<dyn RemoteFile>)> = vec![(weights, Arc::new(file))];
+    location.adapters[0].location.remote = remote.into_iter().collect();
+    let opened = Checkpoint::open("model+adapter", &location).unwrap();
+    assert_eq!(bits(&opened), expected);
 }
